@@ -1,0 +1,62 @@
+//! The client's side of a connection: lazy, with keep-alives, over TLS or over any byte stream.
+
+use std::{io, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+/// How long to wait for TCP and TLS.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A peer that is silent for this long is pinged, and given up when it does not answer.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
+
+fn endpoint() -> Endpoint {
+    // The address is the connector's business; the scheme must not be https, which would make
+    // tonic look for TLS of its own.
+    Endpoint::from_static("http://pve-sandbox.internal")
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_ANSWER)
+        .keep_alive_while_idle(true)
+}
+
+/// Connects to `address` (`host:port`) when first used, and again whenever the connection is lost.
+/// `server_name` must be in the peer's certificate.
+///
+/// # Errors
+/// When `server_name` is neither a DNS name nor an IP address.
+pub fn tls(address: &str, server_name: &str, config: Arc<ClientConfig>) -> io::Result<Channel> {
+    let name = ServerName::try_from(server_name.to_owned()).map_err(io::Error::other)?;
+    let (address, connector) = (address.to_owned(), TlsConnector::from(config));
+    Ok(endpoint().connect_with_connector_lazy(service_fn(move |_| {
+        let (address, name, connector) = (address.clone(), name.clone(), connector.clone());
+        async move {
+            let tcp = TcpStream::connect(&address).await?;
+            tcp.set_nodelay(true)?;
+            connector.connect(name, tcp).await.map(TokioIo::new)
+        }
+    })))
+}
+
+/// Connects over whatever `dial` returns: an in-memory stream, or a connection that a peer behind
+/// NAT has made to us.
+pub fn over<D, F, S>(dial: D) -> Channel
+where
+    D: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = io::Result<S>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    endpoint().connect_with_connector_lazy(service_fn(move |_| {
+        let stream = dial();
+        async move { stream.await.map(TokioIo::new) }
+    }))
+}

@@ -1,0 +1,58 @@
+//! One TOML file a daemon, read once at the start.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+/// The file could not be read or does not say what it must.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not readable.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not what it must be; the source shows line and column.
+    #[error("{} is not a valid configuration", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: toml::de::Error,
+    },
+}
+
+/// Reads a configuration. Types use `deny_unknown_fields`, so that a misspelt key is an error.
+///
+/// # Errors
+/// When the file cannot be read or parsed.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|source| Error::Parse { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code, reason = "only parsed")]
+    struct Sample {
+        listen: String,
+    }
+
+    #[test]
+    fn a_misspelt_key_is_shown_with_its_line() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "listen = \"a\"\nlitsen = 1\n").expect("write");
+        let error = load::<Sample>(&path).expect_err("unknown key");
+        let text = crate::chain::Chain(&error).to_string();
+        assert!(text.contains("c.toml") && text.contains("line 2") && text.contains("litsen"), "{text}");
+    }
+}

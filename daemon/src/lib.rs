@@ -1,0 +1,12 @@
+//! What a program needs to be a daemon of ours, whatever it does: configuration, logs, TLS,
+//! listening, stopping, and the form of its errors on the wire. No domain.
+
+pub mod chain;
+pub mod channel;
+pub mod config;
+pub mod listen;
+pub mod logs;
+pub mod peer;
+pub mod status;
+pub mod stop;
+pub mod tls;

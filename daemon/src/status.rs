@@ -1,0 +1,121 @@
+//! The form of every error on the wire: a gRPC code, a sentence, and `google.rpc.ErrorInfo` with a
+//! constant reason that callers branch on. Each crate has one table that makes these.
+
+use std::{collections::HashMap, time::Duration};
+
+use proto::{
+    id::Invalid,
+    reason::{self, DOMAIN},
+};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// An error on its way to the wire.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// gRPC code.
+    pub code: Code,
+    /// One of `proto::reason`.
+    pub reason: String,
+    /// A sentence that says what is wrong and, where it can, what to do.
+    pub message: String,
+    /// Field of the request that is wrong.
+    pub field: Option<&'static str>,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+    /// More for programs, such as `node`.
+    pub metadata: HashMap<String, String>,
+}
+
+impl Refusal {
+    /// With a code, a reason of `proto::reason` and a sentence.
+    pub fn new(code: Code, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason: reason.into(),
+            message: message.into(),
+            field: None,
+            retry_after: None,
+            metadata: HashMap::new(),
+        }
+    }
+
+    /// With a hint when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    /// With one more pair for programs.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.to_owned(), value.into());
+        self
+    }
+}
+
+impl From<Invalid> for Refusal {
+    fn from(invalid: Invalid) -> Self {
+        let mut refusal =
+            Self::new(Code::InvalidArgument, reason::FIELD_INVALID, invalid.to_string());
+        refusal.field = Some(invalid.what);
+        refusal
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let mut details = ErrorDetails::new();
+        details.set_error_info(refusal.reason, DOMAIN, refusal.metadata);
+        if let Some(field) = refusal.field {
+            details.add_bad_request_violation(field, refusal.message.clone());
+        }
+        if let Some(delay) = refusal.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Self::with_error_details(refusal.code, refusal.message, details)
+    }
+}
+
+/// Reason and metadata of an error of ours; `None` for a status that something else made.
+pub fn info(status: &Status) -> Option<(String, HashMap<String, String>)> {
+    let info = status.get_details_error_info()?;
+    (info.domain == DOMAIN).then_some((info.reason, info.metadata))
+}
+
+/// Reason of an error of ours.
+pub fn reason(status: &Status) -> Option<String> {
+    info(status).map(|(reason, _)| reason)
+}
+
+/// When to try again, if the status says.
+pub fn retry_after(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info()?.retry_delay
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_the_wire_comes_back() {
+        let refusal = Refusal::new(Code::ResourceExhausted, reason::NO_CAPACITY, "full")
+            .retry_after(Duration::from_millis(1500))
+            .with("node", "n1");
+        let status = Status::from(refusal);
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "full"));
+        let (why, metadata) = info(&status).expect("ours");
+        assert_eq!((why.as_str(), metadata["node"].as_str()), (reason::NO_CAPACITY, "n1"));
+        assert_eq!(retry_after(&status), Some(Duration::from_millis(1500)));
+        assert_eq!(reason(&Status::internal("x")), None);
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let status = Status::from(Refusal::from(Invalid::new("request_id", "must be short")));
+        let bad = status.get_details_bad_request().expect("bad request");
+        assert_eq!(bad.field_violations[0].field, "request_id");
+        assert_eq!(reason(&status).as_deref(), Some(reason::FIELD_INVALID));
+    }
+}

@@ -1,0 +1,19 @@
+//! Compiles the two packages with protox (no protoc needed) and keeps the descriptor set for
+//! gRPC reflection.
+
+use std::{env, fs, path::PathBuf};
+
+use prost::Message;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = ["sandbox/v1/sandbox.proto", "agent/v1/agent.proto"];
+    for file in files {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(files, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    // Bytes keep exec output from being copied; BTreeMap keeps iteration order the same everywhere.
+    tonic_prost_build::configure().btree_map(".").bytes(".sandbox.v1").compile_fds(descriptors)?;
+    Ok(())
+}

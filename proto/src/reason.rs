@@ -1,0 +1,82 @@
+//! Constants of `google.rpc.ErrorInfo.reason`: what a caller can branch on. docs/errors.md lists
+//! each with its gRPC code and what to do.
+
+/// `ErrorInfo.domain` of every error of ours.
+pub const DOMAIN: &str = "pve-sandbox";
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $($(#[$doc])* pub const $name: &str = stringify!($name);)*
+        /// Every reason, for the test that compares them with the documentation.
+        pub const ALL: &[&str] = &[$($name),*];
+    };
+}
+
+reasons! {
+    /// INVALID_ARGUMENT: a field is wrong; BadRequest names it.
+    FIELD_INVALID;
+    /// UNAUTHENTICATED: no token, or one that is not known.
+    TOKEN_INVALID;
+    /// PERMISSION_DENIED: the token or certificate may not do this.
+    SCOPE_MISSING;
+    /// NOT_FOUND: no such sandbox in this team.
+    SANDBOX_NOT_FOUND;
+    /// NOT_FOUND: no node knows this snapshot.
+    SNAPSHOT_NOT_FOUND;
+    /// NOT_FOUND: no service of this name.
+    SERVICE_NOT_FOUND;
+    /// NOT_FOUND: no node of this name.
+    NODE_NOT_FOUND;
+    /// ALREADY_EXISTS: the request_id was used with another body.
+    REQUEST_ID_REUSED;
+    /// ALREADY_EXISTS: the name is taken by another port.
+    SERVICE_EXISTS;
+    /// FAILED_PRECONDITION: the sandbox is not running.
+    SANDBOX_NOT_RUNNING;
+    /// FAILED_PRECONDITION: the sandbox is being deleted or is deleted.
+    SANDBOX_DELETED;
+    /// FAILED_PRECONDITION: another operation on this sandbox is under way.
+    SANDBOX_BUSY;
+    /// FAILED_PRECONDITION: the creation was called off.
+    CREATE_CANCELLED;
+    /// FAILED_PRECONDITION: the container is not ours, or not as our journal says.
+    NOT_OURS;
+    /// RESOURCE_EXHAUSTED: no node has room now; NodeVerdicts say why.
+    NO_CAPACITY;
+    /// RESOURCE_EXHAUSTED: the storage is full.
+    STORAGE_FULL;
+    /// RESOURCE_EXHAUSTED: too many creations wait on this node.
+    QUEUE_FULL;
+    /// RESOURCE_EXHAUSTED: the node has no vmid left in its range.
+    VMIDS_EXHAUSTED;
+    /// RESOURCE_EXHAUSTED: the node has no address left in its pool.
+    ADDRESSES_EXHAUSTED;
+    /// RESOURCE_EXHAUSTED: too many calls at once.
+    TOO_MANY_CALLS;
+    /// RESOURCE_EXHAUSTED: a message or an output was larger than is taken.
+    TOO_LARGE;
+    /// ABORTED: a controller with a higher epoch is in charge.
+    STALE_EPOCH;
+    /// ABORTED: the sandbox was changed in between.
+    REVISION_CONFLICT;
+    /// UNAVAILABLE: the node or its agent does not answer.
+    NODE_UNREACHABLE;
+    /// UNAVAILABLE: the cluster has no quorum on that node.
+    NO_QUORUM;
+    /// UNAVAILABLE: PVE holds a lock on the container.
+    CONTAINER_LOCKED;
+    /// UNAVAILABLE: the daemon is stopping.
+    SHUTTING_DOWN;
+    /// DEADLINE_EXCEEDED: the outcome is not known yet; ask again with the same request_id.
+    OUTCOME_UNKNOWN;
+    /// DEADLINE_EXCEEDED: the sandbox did not answer its probe in time.
+    PROBE_TIMEOUT;
+    /// INTERNAL: pct failed; the message has its last line.
+    PCT_FAILED;
+    /// INTERNAL: exec could not be started or was lost.
+    EXEC_FAILED;
+    /// INTERNAL: the journal or the store failed.
+    STORE_FAILED;
+    /// INTERNAL: something that must hold did not.
+    INVARIANT;
+}

@@ -1,0 +1,245 @@
+//! What a caller may ask for, after every field has been checked. Controller and agent both go
+//! through this, so nothing unchecked reaches a PVE config, an argv or an environment.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::Invalid,
+    name::{NodeName, Port, RequestId, ServiceName, SnapshotId},
+    sandbox::v1 as wire,
+};
+
+/// Bounds of what is asked for; the proto comments tell callers the same.
+pub mod limit {
+    /// Cores of one sandbox.
+    pub const CORES_MAX: u32 = 64;
+    /// Memory of one sandbox, MiB.
+    pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=524_288;
+    /// Metadata entries.
+    pub const METADATA_MAX: usize = 32;
+    /// Bytes of a metadata key.
+    pub const METADATA_KEY_BYTES_MAX: usize = 63;
+    /// Bytes of a metadata value.
+    pub const METADATA_VALUE_BYTES_MAX: usize = 1024;
+    /// Environment variables of a sandbox or of one command.
+    pub const ENV_MAX: usize = 64;
+    /// Bytes of an environment in all.
+    pub const ENV_BYTES_MAX: usize = 32 * 1024;
+    /// Open ports of one sandbox.
+    pub const SERVICES_MAX: usize = 32;
+}
+
+/// Compute given to a sandbox; 0 where the snapshot decides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Cores.
+    pub cpu_cores: u32,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+}
+
+impl Size {
+    /// This size, with what it leaves open taken from `default`.
+    #[must_use]
+    pub fn or(self, default: Self) -> Self {
+        let pick = |own, other| if own == 0 { other } else { own };
+        Self {
+            cpu_cores: pick(self.cpu_cores, default.cpu_cores),
+            memory_mib: pick(self.memory_mib, default.memory_mib),
+        }
+    }
+}
+
+impl From<Size> for wire::Size {
+    fn from(size: Size) -> Self {
+        Self { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib }
+    }
+}
+
+/// How a sandbox gets its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// Leased from the node's pool.
+    Static,
+    /// Asked from a DHCP server on the bridge.
+    Dhcp,
+}
+
+/// A checked creation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Idempotency key.
+    pub request_id: RequestId,
+    /// What to create from.
+    pub snapshot: SnapshotId,
+    /// Compute; 0 where the snapshot decides.
+    pub size: Size,
+    /// The caller's own pairs.
+    pub metadata: BTreeMap<String, String>,
+    /// Environment of every command.
+    pub env: BTreeMap<String, String>,
+    /// How it gets its address.
+    pub network: Network,
+    /// Ports open from the start.
+    pub services: BTreeMap<ServiceName, Port>,
+    /// Node that it must be on.
+    pub node: Option<NodeName>,
+}
+
+impl TryFrom<&wire::CreateSandboxRequest> for Spec {
+    type Error = Invalid;
+
+    fn try_from(request: &wire::CreateSandboxRequest) -> Result<Self, Invalid> {
+        let size = request.size.unwrap_or_default();
+        if size.cpu_cores > limit::CORES_MAX {
+            return Err(Invalid::new("size.cpu_cores", "must be 1 to 64, or 0 for the snapshot's"));
+        }
+        if size.memory_mib != 0 && !limit::MEMORY_MIB.contains(&size.memory_mib) {
+            return Err(Invalid::new(
+                "size.memory_mib",
+                "must be 64 to 524288, or 0 for the snapshot's",
+            ));
+        }
+        check_metadata(&request.metadata)?;
+        check_env(&request.env)?;
+        let network = match request.network() {
+            wire::NetworkMode::Unspecified | wire::NetworkMode::Static => Network::Static,
+            wire::NetworkMode::Dhcp => Network::Dhcp,
+        };
+        if wire::NetworkMode::try_from(request.network).is_err() {
+            return Err(Invalid::new("network", "must be STATIC or DHCP"));
+        }
+        Ok(Self {
+            request_id: request.request_id.parse()?,
+            snapshot: request.snapshot_id.parse()?,
+            size: Size { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib },
+            metadata: request.metadata.clone(),
+            env: request.env.clone(),
+            network,
+            services: services(&request.services)?,
+            node: (!request.node.is_empty()).then(|| request.node.parse()).transpose()?,
+        })
+    }
+}
+
+/// A service with its name, which is `port-{port}` unless given.
+///
+/// # Errors
+/// When the name or the port does not have the form that it must have.
+pub fn service(name: &str, port: u32) -> Result<(ServiceName, Port), Invalid> {
+    let port = Port::try_from(port)?;
+    let name = if name.is_empty() { format!("port-{port}") } else { name.to_owned() };
+    Ok((name.parse()?, port))
+}
+
+fn services(list: &[wire::HttpService]) -> Result<BTreeMap<ServiceName, Port>, Invalid> {
+    if list.len() > limit::SERVICES_MAX {
+        return Err(Invalid::new("services", "must be at most 32"));
+    }
+    let mut services = BTreeMap::new();
+    for entry in list {
+        let (name, port) = service(&entry.name, entry.port)?;
+        if services.insert(name, port).is_some() {
+            return Err(Invalid::new("services.name", "must not be given twice"));
+        }
+    }
+    Ok(services)
+}
+
+fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    if metadata.len() > limit::METADATA_MAX {
+        return Err(Invalid::new("metadata", "must be at most 32 pairs"));
+    }
+    for (key, value) in metadata {
+        let plain = key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
+        if key.is_empty() || key.len() > limit::METADATA_KEY_BYTES_MAX || !plain {
+            return Err(Invalid::new(
+                "metadata.key",
+                "must be 1 to 63 characters of A-Z a-z 0-9 . _ - /",
+            ));
+        }
+        if value.len() > limit::METADATA_VALUE_BYTES_MAX || value.chars().any(char::is_control) {
+            return Err(Invalid::new(
+                "metadata.value",
+                "must be at most 1024 bytes without control characters",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks an environment: names of the shell's alphabet, values without NUL, both bounded.
+///
+/// # Errors
+/// Names the rule that does not hold.
+pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    let bytes: usize = env.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
+    if env.len() > limit::ENV_MAX || bytes > limit::ENV_BYTES_MAX {
+        return Err(Invalid::new("env", "must be at most 64 variables and 32 KiB in all"));
+    }
+    for (key, value) in env {
+        let plain = key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if key.is_empty() || !plain || key.starts_with(|c: char| c.is_ascii_digit()) {
+            return Err(Invalid::new(
+                "env.key",
+                "must be letters, digits and underscores and not start with a digit",
+            ));
+        }
+        if value.contains('\0') {
+            return Err(Invalid::new("env.value", "must not hold a NUL"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> wire::CreateSandboxRequest {
+        wire::CreateSandboxRequest {
+            request_id: "r-1".into(),
+            snapshot_id: "pvelxc_1vcpu_512mb_2gb_v1".into(),
+            ..Default::default()
+        }
+    }
+
+    #[track_caller]
+    fn refused(field: &str, change: impl FnOnce(&mut wire::CreateSandboxRequest)) {
+        let mut request = request();
+        change(&mut request);
+        let error = Spec::try_from(&request).expect_err(field);
+        assert_eq!(error.what, field);
+    }
+
+    #[test]
+    fn a_plain_request_is_taken() {
+        let spec = Spec::try_from(&request()).expect("valid");
+        assert_eq!((spec.network, spec.node), (Network::Static, None));
+    }
+
+    #[test]
+    fn what_is_out_of_bounds_is_named() {
+        refused("request_id", |r| r.request_id = String::new());
+        refused("request_id", |r| r.request_id = "a\nb".into());
+        refused("request_id", |r| r.request_id = "x".repeat(65));
+        refused("snapshot_id", |r| r.snapshot_id = "--force".into());
+        refused("size.cpu_cores", |r| r.size = Some(wire::Size { cpu_cores: 65, memory_mib: 0 }));
+        refused("size.memory_mib", |r| r.size = Some(wire::Size { cpu_cores: 1, memory_mib: 63 }));
+        refused("metadata.key", |r| drop(r.metadata.insert("a b".into(), String::new())));
+        refused("metadata.value", |r| drop(r.metadata.insert("a".into(), "x\ny".into())));
+        refused("env.key", |r| drop(r.env.insert("A=B".into(), String::new())));
+        refused("env.value", |r| drop(r.env.insert("A".into(), "\0".into())));
+        refused("env", |r| drop(r.env.insert("A".into(), "x".repeat(40_000))));
+        refused("network", |r| r.network = 9);
+        refused("node", |r| r.node = "a/../b".into());
+        refused("port", |r| r.services.push(wire::HttpService { port: 0, ..Default::default() }));
+        refused("services.name", |r| {
+            r.services =
+                vec![wire::HttpService { name: "A".into(), port: 80, ..Default::default() }];
+        });
+    }
+}
