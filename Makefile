@@ -1,0 +1,66 @@
+# `make lab` and `make test` are the two commands that matter; `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export LAB_DIR ?= $(CURDIR)/target/lab
+CARGO_BUILD := cargo build --release --locked
+NEXTEST := cargo nextest run --release --locked
+LAB := target/release/lab
+SEEDS ?= 200
+
+.PHONY: help packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
+	sim bench deb test-deb clients
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -ts $$'\t'
+
+packages: ## Installs what the machine lacks (Debian packages, cargo-nextest); nothing is started
+	@tests/lab/install-packages.sh
+
+build: packages ## Builds the daemons, sandboxctl, the lab and the stand-in for pct
+	$(CARGO_BUILD) -p agent -p controller -p cli -p lab -p standin
+
+lab: build ## Starts three nodes with agents and a controller, and runs the main job before your eyes
+	$(LAB) up
+	$(LAB) demo
+
+lab-down: ## Stops the lab and takes away all that it made, its cache apart
+	@if [ -x $(LAB) ]; then $(LAB) down; else echo "no lab was built"; fi
+
+test: build lint test-fast test-ingress test-lab test-client ## Everything but what is on demand
+
+test-fast: ## Unit tests, the simulation, the contract suite over the fake, golden transcripts
+	$(NEXTEST) --workspace -E 'not (binary(lxc) | binary(ingress) | binary(deb))'
+
+test-ingress: packages ## Real Caddy with the agent's ingress
+	$(NEXTEST) -p tests --test ingress
+
+test-lab: build ## Real LXC: the contract suite inside a node, and the end-to-end tests
+	tests/lab/with-lab.sh $(NEXTEST) -p tests --test contract --test lxc
+
+test-client: build clients ## gRPC and gRPC-Web from Node, against the lab's controller
+	tests/lab/with-lab.sh clients/node-smoke/run.sh
+
+lint: packages clients ## rustfmt, clippy, buf, cargo-deny
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --release --locked -- -D warnings
+	cd clients && npx --no-install buf lint ../proto
+	cargo deny --all-features check bans licenses sources
+
+clients: ## Installs what the Node scripts and buf need
+	cd clients && npm ci --no-audit --no-fund --silent
+
+sim: ## The simulation: make sim SEEDS=n, or make sim SEED=s to see one again
+	PVE_SANDBOX_SIM_SEEDS=$(SEEDS) PVE_SANDBOX_SIM_SEED=$(SEED) $(NEXTEST) -p tests --test sim --no-capture
+
+bench: build ## Measures; writes target/bench/results.json
+	$(CARGO_BUILD) -p tests --bin bench
+	tests/lab/with-lab.sh target/release/bench
+
+deb: build ## Builds the three Debian packages into target/debian
+	packaging/build-debs.sh
+
+test-deb: deb ## Installs, starts and removes each package in a Debian 12 root
+	PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) -p tests --test deb

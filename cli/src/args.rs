@@ -1,0 +1,492 @@
+//! What can be typed. The help texts here are also the man pages.
+
+use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args as Group, Parser, Subcommand};
+
+/// Sandboxes on a Proxmox VE cluster: start them, run commands in them, open their ports.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sandboxctl",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = EXAMPLES,
+    after_long_help = EXAMPLES_AND_CODES
+)]
+pub struct Args {
+    /// What every verb takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The verb.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  id=$(sandboxctl create)                       a sandbox; its id on stdout
+  sandboxctl exec $id -- uname -a               run a command in it
+  sandboxctl exec -it $id -- bash               a shell on a terminal
+  sandboxctl expose $id 8080                    open a port; prints the address
+  sandboxctl ls                                 what there is
+  sandboxctl explain $id                        why it is on that node
+  sandboxctl rm $id                             delete it, for good";
+
+const EXAMPLES_AND_CODES: &str = "\
+Examples:
+  id=$(sandboxctl create)                       a sandbox; its id on stdout
+  sandboxctl exec $id -- uname -a               run a command in it
+  sandboxctl exec -it $id -- bash               a shell on a terminal
+  sandboxctl expose $id 8080                    open a port; prints the address
+  sandboxctl ls                                 what there is
+  sandboxctl explain $id                        why it is on that node
+  sandboxctl rm $id                             delete it, for good
+
+Configuration, the first that is there wins:
+  flag                  --endpoint, --token, --token-file, --ca
+  environment           SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN, SANDBOXCTL_TOKEN_FILE, SANDBOXCTL_CA
+  file                  ~/.config/sandboxctl/config.toml: endpoint, token, token_file, ca
+
+Exit codes:
+  0    done
+  1    refused, failed, or fsck found something
+  2    wrong usage or configuration
+  3    no such sandbox, snapshot, service or node
+  4    not now: no room, or something does not answer; the same call may work later
+  125  exec: the command could not be run, or its outcome was lost
+       (every other code of exec is the command's own)
+  130  interrupted
+  141  whoever read our output went away";
+
+/// What every verb takes.
+#[derive(Debug, Clone, Default, Group)]
+pub struct Global {
+    /// Where the controller listens, such as https://controller:7443
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_ENDPOINT",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Connection"
+    )]
+    pub endpoint: Option<String>,
+    /// Bearer token. Others on this machine can read arguments: prefer the environment or a file
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        help_heading = "Connection"
+    )]
+    pub token: Option<String>,
+    /// File that holds the bearer token
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_TOKEN_FILE",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
+    pub token_file: Option<PathBuf>,
+    /// CA of the controller's certificate, PEM
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_CA",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
+    pub ca: Option<PathBuf>,
+    /// Configuration file [default: ~/.config/sandboxctl/config.toml]
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
+    pub config: Option<PathBuf>,
+    /// Print JSON: one object, or a list; ids are under `id`. Errors are JSON on stderr
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Create a sandbox and wait until it answers
+    Create(Create),
+    /// List sandboxes
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Show one sandbox
+    Get(One),
+    /// Run a command in a sandbox
+    Exec(Exec),
+    /// Boot stopped sandboxes
+    Start(Many),
+    /// Stop sandboxes; their disks are kept
+    Stop(Many),
+    /// Delete sandboxes, for good
+    #[command(visible_alias = "delete")]
+    Rm(Many),
+    /// Open a port of a sandbox to HTTP and print its address
+    Expose(Expose),
+    /// Close a port again, at once
+    Hide(Hide),
+    /// Print the address of an open port, or of all of them
+    Url(Url),
+    /// Snapshots that sandboxes are created from
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// List the nodes and their load
+    Nodes,
+    /// Say why a sandbox is where it is, or where one would go now
+    Explain(Explain),
+    /// Check that nothing is lost, leaked or doubled; exit 1 if something is
+    Fsck,
+    /// Print every change of a sandbox until it is gone
+    Watch(One),
+    /// Print the versions of this program and of the controller
+    Version,
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Examples:\n  sandboxctl completion bash > /etc/bash_completion.d/sandboxctl\n  source <(sandboxctl completion zsh)"
+    )]
+    Completion {
+        /// Shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages to a folder, or the main one to stdout
+    Man {
+        /// Folder; created if it is not there
+        dir: Option<PathBuf>,
+    },
+}
+
+/// One sandbox.
+#[derive(Debug, Group)]
+pub struct One {
+    /// `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
+    pub id: String,
+}
+
+/// One sandbox or several.
+#[derive(Debug, Group)]
+pub struct Many {
+    /// Each `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Do not wait for the end of what takes longer than a call
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// What to create.
+#[derive(Debug, Default, PartialEq, Eq, Group)]
+pub struct Wanted {
+    /// Snapshot to create from; may be left out where there is only one
+    #[arg(long, value_name = "ID")]
+    pub snapshot: Option<String>,
+    /// Cores [default: as the snapshot says]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub cpus: u32,
+    /// Memory in MiB [default: as the snapshot says]
+    #[arg(long, value_name = "MiB", default_value_t = 0, hide_default_value = true)]
+    pub memory: u32,
+    /// Variable for every command that is run in it; may be given often
+    #[arg(long, value_name = "K=V")]
+    pub env: Vec<Pair>,
+    /// Key and value of your own to find it by; may be given often
+    #[arg(long, value_name = "K=V")]
+    pub meta: Vec<Pair>,
+    /// Port to open as soon as it runs: NAME=PORT, or PORT; may be given often
+    #[arg(long, value_name = "NAME=PORT")]
+    pub expose: Vec<Service>,
+    /// Node that it must be on
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+    /// Ask a DHCP server on the node's bridge for the address
+    #[arg(long)]
+    pub dhcp: bool,
+}
+
+/// `create`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl create --snapshot pvelxc_4vcpu_6gb_32gb_v1 --cpus 2 --memory 2048
+  sandboxctl create --expose web=8080 --env RUST_LOG=debug --meta user=ada
+  sandboxctl create --count 6
+  sandboxctl create --request-id build-117      run it twice: still one sandbox")]
+pub struct Create {
+    /// What to create.
+    #[command(flatten)]
+    pub wanted: Wanted,
+    /// Idempotency key: the same key and the same wishes are the same sandbox [default: random]
+    #[arg(long, value_name = "KEY")]
+    pub request_id: Option<String>,
+    /// Print the id as soon as the creation is recorded
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How many, at once; with --request-id the keys are KEY-1, KEY-2 and so on
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub count: u32,
+    /// How long to wait for it to run before giving up watching
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub wait: Duration,
+}
+
+/// `ls`.
+#[derive(Debug, Group)]
+pub struct Ls {
+    /// Also those that are deleted or whose creation failed
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print the ids only, one a line
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `exec`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl exec ID -- ls -l /
+  sandboxctl exec ID --shell 'cd /srv && git status | head'
+  sandboxctl exec -i ID -- tar x -C /srv < files.tar
+  sandboxctl exec -it ID -- bash
+  sandboxctl exec --timeout 30s --user 1000 --cwd /srv ID -- make
+
+The exit code is the command's own: 128 + n when signal n ended it, 124 when its time was over,
+125 when it could not be run or its outcome was lost.")]
+pub struct Exec {
+    /// Send our stdin to the command
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Run it on a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Working directory [default: the user's home]
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Variable for the command; may be given often
+    #[arg(long, value_name = "K=V")]
+    pub env: Vec<Pair>,
+    /// User by name or number [default: root]
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Kill the command and all it started after this time, such as 30s or 2h [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// A line for `bash -c`, in place of CMD
+    #[arg(long, value_name = "LINE", conflicts_with = "command")]
+    pub shell: Option<String>,
+    /// `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
+    pub id: String,
+    /// Program and arguments, passed on as they are
+    #[arg(last = true, required_unless_present = "shell", value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `expose`.
+#[derive(Debug, Group)]
+pub struct Expose {
+    /// Sandbox
+    pub id: String,
+    /// TCP port inside it
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=65535))]
+    pub port: u32,
+    /// Name of the service [default: port-PORT]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// `hide`.
+#[derive(Debug, Group)]
+pub struct Hide {
+    /// Sandbox
+    pub id: String,
+    /// Name of the service, or its port
+    pub name: String,
+}
+
+/// `url`.
+#[derive(Debug, Group)]
+pub struct Url {
+    /// Sandbox
+    pub id: String,
+    /// Port or name [default: all that are open]
+    #[arg(value_name = "PORT|NAME")]
+    pub service: Option<String>,
+}
+
+/// `snapshot`.
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// List the snapshots and the nodes that hold them
+    #[command(visible_alias = "list")]
+    Ls,
+}
+
+/// `explain`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl explain ID
+  sandboxctl explain --dry-run --cpus 8")]
+pub struct Explain {
+    /// Sandbox whose recorded decision to show
+    #[arg(required_unless_present = "dry_run", conflicts_with = "dry_run")]
+    pub id: Option<String>,
+    /// Decide now for a sandbox like this, and create nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What would be created.
+    #[command(flatten)]
+    pub wanted: Wanted,
+}
+
+/// `K=V`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// Before the first `=`.
+    pub key: String,
+    /// After it.
+    pub value: String,
+}
+
+impl FromStr for Pair {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => {
+                Ok(Self { key: key.to_owned(), value: value.to_owned() })
+            }
+            _ => Err("must be KEY=VALUE".into()),
+        }
+    }
+}
+
+/// `NAME=PORT` or `PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Empty: the controller names it after the port.
+    pub name: String,
+    /// Port inside the sandbox.
+    pub port: u32,
+}
+
+impl FromStr for Service {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, port) = text.split_once('=').unwrap_or(("", text));
+        let port = port.parse().ok().filter(|port| (1..=65535).contains(port));
+        let port = port.ok_or("must be NAME=PORT or PORT, with a port of 1 to 65535")?;
+        Ok(Self { name: name.to_owned(), port })
+    }
+}
+
+/// `30`, `30s`, `5m`, `2h`, `500ms`: seconds unless a unit is given.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let (number, unit) = (digits.parse::<u64>(), &text[digits.len()..]);
+    let ms = match unit {
+        "ms" => Some(1),
+        "" | "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    number
+        .ok()
+        .zip(ms)
+        .and_then(|(number, ms)| number.checked_mul(ms))
+        .filter(|&ms| ms > 0)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "must be a time such as 500ms, 30s, 5m or 2h".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[track_caller]
+    fn parse(line: &str) -> Verb {
+        Args::try_parse_from(line.split(' ')).expect(line).verb
+    }
+
+    #[track_caller]
+    fn refused(line: &str) {
+        assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
+    }
+
+    #[test]
+    fn exec_passes_its_command_on_as_it_is() {
+        let Verb::Exec(exec) =
+            parse("sandboxctl exec -it --timeout 2h 100001 -- ls --json -t -- x")
+        else {
+            panic!("not exec")
+        };
+        assert!(exec.interactive && exec.tty);
+        assert_eq!(exec.timeout, Some(Duration::from_secs(7200)));
+        assert_eq!(exec.command, ["ls", "--json", "-t", "--", "x"]);
+        let Verb::Exec(exec) = parse("sandboxctl exec 100001 --shell true") else {
+            panic!("not exec")
+        };
+        assert_eq!(exec.shell.as_deref(), Some("true"));
+        refused("sandboxctl exec 100001");
+        refused("sandboxctl exec 100001 --shell true -- ls");
+        refused("sandboxctl exec 100001 ls");
+    }
+
+    #[test]
+    fn create_takes_pairs_and_services() {
+        let line =
+            "sandboxctl create --env A=b=c --meta user=ada --expose web=8080 --expose 81 --dhcp";
+        let Verb::Create(create) = parse(line) else { panic!("not create") };
+        let wanted = create.wanted;
+        assert_eq!(wanted.env, [Pair { key: "A".into(), value: "b=c".into() }]);
+        assert_eq!(wanted.expose[0], Service { name: "web".into(), port: 8080 });
+        assert_eq!(wanted.expose[1], Service { name: String::new(), port: 81 });
+        assert_eq!((create.count, create.wait), (1, Duration::from_secs(300)));
+        for wrong in ["--env A", "--env =b", "--expose web=0", "--expose x=y", "--expose 65536"] {
+            refused(&format!("sandboxctl create {wrong}"));
+        }
+        refused("sandboxctl create --count 0");
+        refused("sandboxctl create --wait 5d");
+    }
+
+    #[test]
+    fn explain_wants_a_sandbox_or_a_dry_run() {
+        parse("sandboxctl explain 100001");
+        parse("sandboxctl explain --dry-run --snapshot s --cpus 2");
+        refused("sandboxctl explain");
+        refused("sandboxctl explain 100001 --dry-run");
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        for wrong in ["", "s", "0", "-1s", "1x", "99999999999999999h"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

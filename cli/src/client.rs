@@ -1,0 +1,156 @@
+//! Calls the controller: TLS with its CA, the bearer token on every call, a deadline on every wait.
+
+use std::time::Duration;
+
+use proto::sandbox::v1::{
+    Phase, Sandbox, WatchSandboxRequest, operator_service_client::OperatorServiceClient,
+    sandbox_service_client::SandboxServiceClient,
+};
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::{
+    Request, Response, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
+
+use crate::{failure::Failure, settings::Settings};
+
+/// A call answers within 20 s by the API's own rule; the rest is the way.
+const CALL: Duration = Duration::from_secs(30);
+/// Pause before a broken watch is taken up again.
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
+
+/// Puts the token on every call.
+#[derive(Debug, Clone)]
+pub struct Bearer(MetadataValue<Ascii>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+type Authorized = InterceptedService<Channel, Bearer>;
+
+/// The controller, connected when first asked.
+#[derive(Debug, Clone)]
+pub struct Controller {
+    /// Sandboxes of our team.
+    pub sandboxes: SandboxServiceClient<Authorized>,
+    /// What an operator asks.
+    pub operator: OperatorServiceClient<Authorized>,
+}
+
+impl Controller {
+    /// Prepares the connection.
+    ///
+    /// # Errors
+    /// When the CA or the name of the controller cannot be used.
+    pub fn new(settings: &Settings) -> Result<Self, Failure> {
+        let unusable = |error: &dyn std::error::Error| {
+            let message = daemon::chain::Chain(error).to_string();
+            Failure::usage(message, "SANDBOXCTL_CA must name the PEM file of the controller's CA")
+        };
+        let tls = daemon::tls::client_with_roots(&settings.ca).map_err(|error| unusable(&error))?;
+        let channel = daemon::channel::tls(&settings.address, &settings.server_name, tls)
+            .map_err(|error| unusable(&error))?;
+        let mut token: MetadataValue<Ascii> =
+            format!("Bearer {}", settings.token).parse().map_err(|_| {
+                Failure::usage(
+                    "the token has characters that no token has",
+                    "check SANDBOXCTL_TOKEN",
+                )
+            })?;
+        token.set_sensitive(true);
+        let bearer = Bearer(token);
+        Ok(Self {
+            sandboxes: SandboxServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            operator: OperatorServiceClient::with_interceptor(channel, bearer),
+        })
+    }
+
+    /// The sandbox at every change, until `done` says so or it is gone for good. A watch that
+    /// breaks is taken up again.
+    ///
+    /// # Errors
+    /// When it ends without `done`, or the deadline passes.
+    pub async fn follow(
+        &self,
+        id: &str,
+        deadline: Option<Instant>,
+        mut done: impl FnMut(&Sandbox) -> Result<bool, Failure>,
+    ) -> Result<Sandbox, Failure> {
+        let started = Instant::now();
+        // Some 30 years, for those who wait for as long as it takes.
+        let end = deadline.unwrap_or_else(|| started + Duration::from_secs(1_000_000_000));
+        let mut broken = None;
+        let followed = timeout_at(end, async {
+            loop {
+                match self.follow_once(id, &mut done).await {
+                    Err(failure) if failure.transient => {
+                        broken = Some(failure);
+                        tokio::time::sleep(WATCH_AGAIN).await;
+                    }
+                    ended => return ended,
+                }
+            }
+        });
+        match followed.await {
+            Ok(ended) => ended,
+            Err(_) => Err(broken.unwrap_or_else(|| {
+                Failure::deadline(&format!("{id} was not done"), end.duration_since(started))
+            })),
+        }
+    }
+
+    async fn follow_once(
+        &self,
+        id: &str,
+        done: &mut impl FnMut(&Sandbox) -> Result<bool, Failure>,
+    ) -> Result<Sandbox, Failure> {
+        let mut client = self.sandboxes.clone();
+        let watch = client.watch_sandbox(WatchSandboxRequest { id: id.to_owned() });
+        let mut changes = answer(watch).await?;
+        let mut last = None;
+        while let Some(change) = changes.message().await? {
+            let Some(sandbox) = change.sandbox else { continue };
+            if done(&sandbox)? {
+                return Ok(sandbox);
+            }
+            last = Some(sandbox);
+        }
+        match last {
+            Some(gone) if matches!(gone.phase(), Phase::Deleted | Phase::Failed) => Ok(gone),
+            _ => Err(Failure {
+                transient: true,
+                ..Failure::local("the controller ended the watch before the sandbox did")
+            }),
+        }
+    }
+}
+
+/// Waits for an answer.
+///
+/// # Errors
+/// With what the API said, or when no answer comes.
+pub async fn answer<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Failure> {
+    match timeout(CALL, call).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(Failure::deadline("the controller did not answer", CALL)),
+    }
+}
+
+/// A field that the API promises to set.
+///
+/// # Errors
+/// When it is not set: the controller is not what we think.
+pub fn promised<T>(field: Option<T>) -> Result<T, Failure> {
+    field.ok_or_else(|| {
+        Failure::local("the controller's answer lacks a field that it must have")
+            .hint("`sandboxctl version` shows both versions; they may not fit together")
+    })
+}

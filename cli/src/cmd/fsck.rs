@@ -1,0 +1,47 @@
+//! `fsck`: the invariants, checked over the whole system.
+
+use std::time::Duration;
+
+use proto::sandbox::v1::FsckRequest;
+use tokio::time::timeout;
+
+use crate::{
+    client::Controller,
+    failure::{Failure, exit},
+    output::{Output, json, table},
+    progress::Spinner,
+};
+
+/// Every node is looked at; that may take longer than other calls.
+const WAIT: Duration = Duration::from_secs(120);
+
+pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Failure> {
+    let spinner = Spinner::new(output.json, "checking the controller and every node");
+    let mut operator = controller.operator.clone();
+    let response = timeout(WAIT, operator.fsck(FsckRequest {}))
+        .await
+        .map_err(|_| Failure::deadline("the check did not end", WAIT))??
+        .into_inner();
+    drop(spinner);
+    let clean = response.findings.is_empty();
+    if output.json {
+        output.value(&json::fsck(&response))?;
+    } else {
+        if !clean {
+            let mut rows = table::new(output, &["INVARIANT", "NODE", "SUBJECT", "FINDING"]);
+            for finding in &response.findings {
+                let cells = [&finding.invariant, &finding.node, &finding.subject, &finding.detail];
+                rows.add_row(cells.map(table::cell));
+            }
+            output.line(table::text(&rows))?;
+        }
+        let verdict = match response.findings.len() {
+            0 => "nothing is wrong".to_owned(),
+            1 => "1 finding".to_owned(),
+            several => format!("{several} findings"),
+        };
+        let (sandboxes, nodes) = (response.sandboxes, response.nodes);
+        output.line(format!("checked {sandboxes} sandboxes on {nodes} nodes: {verdict}"))?;
+    }
+    Ok(if clean { 0 } else { exit::REFUSED })
+}

@@ -1,0 +1,73 @@
+//! `get`: one sandbox with all that is known of it.
+
+use proto::sandbox::v1::{GetSandboxRequest, Sandbox, Size};
+
+use crate::{
+    client::{Controller, answer, promised},
+    failure::{Failure, printable},
+    output::{Output, json, table, time},
+};
+
+pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {
+    let sandbox = fetch(&controller, id).await?;
+    if output.json {
+        output.value(&json::sandbox(&sandbox))?;
+    } else {
+        output.line(describe(&sandbox))?;
+    }
+    Ok(0)
+}
+
+/// Asks for one sandbox.
+pub(super) async fn fetch(controller: &Controller, id: String) -> Result<Sandbox, Failure> {
+    let request = GetSandboxRequest { id };
+    promised(answer(controller.sandboxes.clone().get_sandbox(request)).await?.sandbox)
+}
+
+/// Cores and memory, short.
+pub(super) fn size(size: Option<Size>) -> String {
+    let size = size.unwrap_or_default();
+    format!("{} cpu, {}", size.cpu_cores, table::bytes(u64::from(size.memory_mib) << 20))
+}
+
+fn describe(sandbox: &Sandbox) -> String {
+    let phase = json::phase(sandbox.phase());
+    let step = if sandbox.step.is_empty() { String::new() } else { format!(" ({})", sandbox.step) };
+    let when = |time| match time::rfc3339(time) {
+        Some(text) => format!("{text} ({} ago)", time::age(time)),
+        None => "-".into(),
+    };
+    let mut lines = vec![
+        ("id", sandbox.id.clone()),
+        ("vmid", sandbox.vmid.to_string()),
+        ("phase", format!("{phase}{step}")),
+        ("node", sandbox.node.clone()),
+        ("ip", sandbox.ip.clone()),
+        ("snapshot", sandbox.snapshot_id.clone()),
+        ("size", size(sandbox.size)),
+        ("team", sandbox.team.clone()),
+        ("created", when(sandbox.created_at)),
+        ("started", when(sandbox.started_at)),
+        ("boot", sandbox.boot.to_string()),
+        ("attempt", sandbox.attempt.to_string()),
+        ("request id", sandbox.request_id.clone()),
+    ];
+    for service in &sandbox.services {
+        lines.push(("port", format!("{} {} {}", service.port, service.name, service.url)));
+    }
+    for (key, value) in &sandbox.metadata {
+        lines.push(("metadata", format!("{key}={value}")));
+    }
+    if let Some(failure) = &sandbox.failure {
+        lines.push(("failure", format!("{} ({})", failure.message, failure.reason)));
+        if !failure.rollback.is_empty() {
+            lines.push(("rollback", failure.rollback.clone()));
+        }
+    }
+    let line = |(name, value): (&str, String)| {
+        let value =
+            if value.is_empty() { "-".to_owned() } else { printable(&value).replace('\n', " ") };
+        format!("{:<12}{value}", format!("{name}:"))
+    };
+    lines.into_iter().map(line).collect::<Vec<_>>().join("\n")
+}

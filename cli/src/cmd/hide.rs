@@ -1,0 +1,52 @@
+//! `hide`: closes a port by the name of its service, or by the port itself.
+
+use proto::sandbox::v1::{HideHttpServiceRequest, HttpService};
+
+use super::get;
+use crate::{
+    args::Hide,
+    client::{Controller, answer, promised},
+    failure::Failure,
+    output::{Output, json},
+};
+
+pub(super) async fn run(controller: Controller, hide: Hide, output: Output) -> Result<u8, Failure> {
+    let Hide { id, name } = hide;
+    // Only what looks like a port needs a look at the sandbox first.
+    let name = if name.parse::<u16>().is_ok() {
+        let sandbox = get::fetch(&controller, id.clone()).await?;
+        find(&sandbox.services, &name).map_or(name, |service| service.name.clone())
+    } else {
+        name
+    };
+    let request = HideHttpServiceRequest { id, name: name.clone() };
+    let sandbox =
+        promised(answer(controller.sandboxes.clone().hide_http_service(request)).await?.sandbox)?;
+    if output.json {
+        output.value(&json::sandbox(&sandbox))?;
+    } else {
+        output.line(format!("{} {name} closed", sandbox.id))?;
+    }
+    Ok(0)
+}
+
+/// The service of that name, or else of that port.
+pub(super) fn find<'a>(services: &'a [HttpService], wanted: &str) -> Option<&'a HttpService> {
+    let by_port = || services.iter().find(|service| service.port.to_string() == wanted);
+    services.iter().find(|service| service.name == wanted).or_else(by_port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_beats_a_port() {
+        let service =
+            |name: &str, port| HttpService { name: name.into(), port, url: String::new() };
+        let services = [service("web", 80), service("80", 81)];
+        assert_eq!(find(&services, "80").map(|found| found.port), Some(81));
+        assert_eq!(find(&services, "81").map(|found| found.name.as_str()), Some("80"));
+        assert_eq!(find(&services, "82"), None);
+    }
+}

@@ -1,0 +1,68 @@
+//! `nodes`: the nodes and their load.
+
+use comfy_table::{Cell, Color};
+use proto::sandbox::v1::{ListNodesRequest, Node};
+
+use crate::{
+    client::{Controller, answer},
+    failure::Failure,
+    output::{Output, json, table, time},
+};
+
+pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Failure> {
+    let known = answer(controller.operator.clone().list_nodes(ListNodesRequest {})).await?;
+    if output.json {
+        output.value(&known.nodes.iter().map(json::node).collect::<Vec<_>>())?;
+    } else if known.nodes.is_empty() {
+        output.note("no nodes; name an agent in the controller's configuration");
+    } else {
+        let headings = [
+            "NODE",
+            "STATE",
+            "CPU",
+            "MEMORY",
+            "STORAGE",
+            "SANDBOXES",
+            "STARTING",
+            "QUEUED",
+            "AGENT",
+            "REPORT",
+        ];
+        let mut rows = table::new(output, &headings);
+        for node in &known.nodes {
+            rows.add_row(row(node, output));
+        }
+        output.line(table::text(&rows))?;
+    }
+    Ok(0)
+}
+
+fn row(node: &Node, output: Output) -> Vec<Cell> {
+    let load = node.load.clone().unwrap_or_default();
+    let used = |free: u64, total: u64| match total {
+        0 => Cell::new("-"),
+        total => table::bar(output, 1.0 - free.min(total) as f64 / total as f64),
+    };
+    let state = match (node.ready, node.load.is_some() && !load.quorate) {
+        (false, _) if node.reason.is_empty() => table::coloured(output, "not ready", Color::Red),
+        (false, _) => table::coloured(output, &node.reason, Color::Red),
+        (true, true) => table::coloured(output, "no quorum", Color::Red),
+        (true, false) => table::coloured(output, "ready", Color::Green),
+    };
+    let report = match json::millis(node.report_age) {
+        Some(age) => format!("{} ago", time::seconds(age / 1000)),
+        None => "never".into(),
+    };
+    vec![
+        table::cell(&node.name),
+        state,
+        if node.load.is_some() { table::bar(output, load.cpu_busy) } else { Cell::new("-") },
+        used(load.memory_available, load.memory_total),
+        used(load.storage_free, load.storage_total),
+        table::number(node.sandboxes),
+        table::number(load.starting),
+        table::number(load.queued),
+        table::cell(&node.version),
+        table::cell(report),
+    ]
+}

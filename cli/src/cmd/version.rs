@@ -1,0 +1,35 @@
+//! `version`: ours, and the controller's where there is one.
+
+use proto::sandbox::v1::GetVersionRequest;
+use serde_json::json;
+
+use super::connect;
+use crate::{args::Global, client::answer, failure::Failure, output::Output};
+
+const OWN: &str = env!("CARGO_PKG_VERSION");
+
+pub(super) async fn run(global: &Global, output: Output) -> Result<u8, Failure> {
+    if !output.json {
+        output.line(format!("sandboxctl {OWN}"))?;
+    }
+    let asked = match connect(global) {
+        Ok(controller) => {
+            answer(controller.operator.clone().get_version(GetVersionRequest {})).await
+        }
+        Err(failure) => Err(failure),
+    };
+    // Our own version is what was asked first: a controller that is not there is no failure.
+    match (&asked, output.json) {
+        (Ok(theirs), false) => {
+            output.line(format!("controller {} (epoch {})", theirs.version, theirs.epoch))?;
+        }
+        (Err(failure), false) => output.note(format!("controller: {}", failure.message)),
+        (Ok(theirs), true) => output.value(&json!({
+            "version": OWN, "controller": { "version": theirs.version, "epoch": theirs.epoch },
+        }))?,
+        (Err(failure), true) => output.value(&json!({
+            "version": OWN, "controller": null, "error": failure.message,
+        }))?,
+    }
+    Ok(0)
+}

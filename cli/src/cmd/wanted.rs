@@ -1,0 +1,58 @@
+//! The flags that describe a sandbox, as the request that the API takes.
+
+use proto::sandbox::v1::{
+    CreateSandboxRequest, HttpService, ListSnapshotsRequest, NetworkMode, Size,
+};
+
+use crate::{
+    args::{Pair, Wanted},
+    client::{Controller, answer},
+    failure::{Failure, exit},
+};
+
+/// The request, with the only snapshot where none was named.
+pub(super) async fn request(
+    controller: &Controller,
+    wanted: Wanted,
+    request_id: String,
+) -> Result<CreateSandboxRequest, Failure> {
+    let snapshot_id = match wanted.snapshot {
+        Some(snapshot) => snapshot,
+        None => only_snapshot(controller).await?,
+    };
+    let pairs =
+        |pairs: Vec<Pair>| pairs.into_iter().map(|Pair { key, value }| (key, value)).collect();
+    let network = if wanted.dhcp { NetworkMode::Dhcp } else { NetworkMode::Unspecified };
+    let service = |service: crate::args::Service| HttpService {
+        name: service.name,
+        port: service.port,
+        url: String::new(),
+    };
+    Ok(CreateSandboxRequest {
+        request_id,
+        snapshot_id,
+        size: Some(Size { cpu_cores: wanted.cpus, memory_mib: wanted.memory }),
+        metadata: pairs(wanted.meta),
+        env: pairs(wanted.env),
+        network: network.into(),
+        services: wanted.expose.into_iter().map(service).collect(),
+        node: wanted.node.unwrap_or_default(),
+        wait: None,
+    })
+}
+
+async fn only_snapshot(controller: &Controller) -> Result<String, Failure> {
+    let known =
+        answer(controller.sandboxes.clone().list_snapshots(ListSnapshotsRequest {})).await?;
+    let ids: Vec<_> = known.snapshots.into_iter().map(|snapshot| snapshot.id).collect();
+    match ids.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(Failure::local("no node has a snapshot to create from")
+            .hint("name a template in `[[template]]` of an agent's configuration; `sandboxctl nodes` shows whether the agents answer")
+            .exit(exit::NOT_FOUND)),
+        several => Err(Failure::usage(
+            format!("there are {} snapshots: {}", several.len(), several.join(", ")),
+            "choose one with --snapshot ID",
+        )),
+    }
+}

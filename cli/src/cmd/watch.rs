@@ -1,0 +1,41 @@
+//! `watch`: a line for every change of a sandbox, until it is gone.
+
+use proto::sandbox::v1::{Phase, Sandbox};
+
+use crate::{
+    client::Controller,
+    failure::{Failure, printable},
+    output::{Output, json, time},
+};
+
+pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {
+    let mut last = None;
+    controller
+        .follow(&id, None, |sandbox| {
+            // A watch that was taken up again repeats what was known.
+            if last != Some((sandbox.revision, sandbox.phase, sandbox.step.clone())) {
+                last = Some((sandbox.revision, sandbox.phase, sandbox.step.clone()));
+                show(sandbox, output)?;
+            }
+            Ok(matches!(sandbox.phase(), Phase::Deleted | Phase::Failed))
+        })
+        .await?;
+    Ok(0)
+}
+
+fn show(sandbox: &Sandbox, output: Output) -> Result<(), Failure> {
+    if output.json {
+        return output.value(&json::sandbox(sandbox));
+    }
+    let mut words = vec![time::now(), sandbox.id.clone(), json::phase(sandbox.phase()).into()];
+    words.extend(
+        [&sandbox.step, &sandbox.node, &sandbox.ip]
+            .into_iter()
+            .filter(|word| !word.is_empty())
+            .cloned(),
+    );
+    if let Some(failure) = &sandbox.failure {
+        words.push(format!("{} ({})", failure.message, failure.reason));
+    }
+    output.line(printable(&words.join(" ")).replace('\n', " "))
+}

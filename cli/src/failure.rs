@@ -1,0 +1,320 @@
+//! What went wrong: a sentence, the reason that programs branch on, what to do next, an exit code.
+
+use std::{error::Error, fmt, io, time::Duration};
+
+use serde_json::json;
+use tonic::{Code, Status};
+
+use crate::hint;
+
+/// Exit codes; `--help` lists them.
+pub mod exit {
+    /// Refused or failed.
+    pub const REFUSED: u8 = 1;
+    /// Wrong usage or configuration.
+    pub const USAGE: u8 = 2;
+    /// What was named is not there.
+    pub const NOT_FOUND: u8 = 3;
+    /// The same call may work later.
+    pub const NOT_NOW: u8 = 4;
+    /// `exec`: not the command's own exit code.
+    pub const EXEC: u8 = 125;
+    /// Stopped by the user.
+    pub const INTERRUPTED: u8 = 130;
+    /// The reader of our output went away: 128 + SIGPIPE, as other programs die of it.
+    pub const PIPE: u8 = 141;
+}
+
+/// Why the verb did not do what it should.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// A sentence without a full stop.
+    pub message: String,
+    /// One of `proto::reason`, if the API said one.
+    pub reason: Option<String>,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// Exit code.
+    pub exit: u8,
+    /// The same call may work after this long.
+    pub retry_after: Option<Duration>,
+    /// The connection or the other side gave out; nothing was decided.
+    pub transient: bool,
+    /// No connection came about, so the other side never heard of the call.
+    pub unreached: bool,
+}
+
+impl Failure {
+    /// A failure on this side of the wire.
+    pub fn local(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            reason: None,
+            hint: None,
+            exit: exit::REFUSED,
+            retry_after: None,
+            transient: false,
+            unreached: false,
+        }
+    }
+
+    /// Wrong usage or configuration, with what to do about it.
+    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), exit: exit::USAGE, ..Self::local(message) }
+    }
+
+    /// With what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// With another exit code.
+    #[must_use]
+    pub fn exit(mut self, exit: u8) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// A creation or another operation that the API says has failed.
+    pub fn recorded(failure: &proto::sandbox::v1::Failure) -> Self {
+        let mut message = failure.message.clone();
+        if !failure.rollback.is_empty() {
+            message = format!("{message}; rollback: {}", failure.rollback);
+        }
+        Self::local(message).with_reason(&failure.reason)
+    }
+
+    /// Waited for longer than was allowed.
+    pub fn deadline(what: &str, waited: Duration) -> Self {
+        Self {
+            hint: Some("it may still be done: look with `sandboxctl ls`, or run it again with the same --request-id".into()),
+            exit: exit::NOT_NOW,
+            transient: true,
+            ..Self::local(format!("{what} within {} s", waited.as_secs()))
+        }
+    }
+
+    fn with_reason(mut self, reason: &str) -> Self {
+        if let Some(hint) = hint::of(reason) {
+            self.exit = hint.exit;
+            self.hint = Some(hint.next.to_owned());
+        }
+        self.reason = (!reason.is_empty()).then(|| reason.to_owned());
+        self
+    }
+
+    /// Prints it to stderr: for people, or as one JSON object.
+    pub fn print(&self, json: bool) {
+        if self.exit == exit::PIPE {
+            return;
+        }
+        let text = if json { self.to_json().to_string() } else { self.to_string() };
+        // Nobody is left to tell when stderr is closed.
+        io::Write::write_all(&mut io::stderr(), format!("{text}\n").as_bytes()).ok();
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        json!({ "error": {
+            "message": self.message,
+            "reason": self.reason,
+            "hint": self.hint,
+            "retry_after_ms": self.retry_after.map(|delay| delay.as_millis() as u64),
+        }})
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", printable(&self.message))?;
+        if let Some(reason) = &self.reason {
+            write!(f, " ({})", printable(reason))?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        if let Some(delay) = self.retry_after {
+            write!(
+                f,
+                "\nhint: the controller asks to wait {:.1} s before the next try",
+                delay.as_secs_f64()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Text from elsewhere, made harmless for a terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::local("the reader of our output went away").exit(exit::PIPE);
+        }
+        Self::local(format!("cannot write the output: {error}"))
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let retry_after = daemon::status::retry_after(&status);
+        if let Some(reason) = daemon::status::reason(&status) {
+            // One line, whatever the other side sends: the next one is ours.
+            let message = status.message().trim_end_matches('.').replace('\n', " ");
+            let transient = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+            let failure = Self { retry_after, transient, ..Self::local(message) };
+            return failure.with_reason(&reason);
+        }
+        Self { retry_after, ..unexplained(&status) }
+    }
+}
+
+/// A status that the controller did not make: a broken connection, a proxy, something else's port.
+fn unexplained(status: &Status) -> Failure {
+    let chain = causes(status);
+    let is_tls = ["certificate", "tls", "UnknownIssuer", "HandshakeFailure", "corrupt message"]
+        .iter()
+        .any(|word| chain.contains(word));
+    if status.code() == Code::Unavailable && is_tls {
+        return Failure::usage(
+            format!("the TLS connection to the controller failed: {chain}"),
+            "SANDBOXCTL_CA must be the CA of this controller, and the name in SANDBOXCTL_ENDPOINT one that its certificate has",
+        );
+    }
+    let (exit, transient, hint) = match status.code() {
+        Code::Unavailable => (
+            exit::NOT_NOW,
+            true,
+            "check SANDBOXCTL_ENDPOINT, and on that machine `systemctl status pve-sandbox-controller`",
+        ),
+        Code::Cancelled | Code::DeadlineExceeded => (
+            exit::NOT_NOW,
+            true,
+            "try again; `sandboxctl nodes` shows whether something does not answer",
+        ),
+        Code::Unimplemented => (
+            exit::REFUSED,
+            false,
+            "`sandboxctl version` shows both versions: the controller is older than this program, or it is something else that listens there",
+        ),
+        Code::Unauthenticated => (
+            exit::USAGE,
+            false,
+            "set SANDBOXCTL_TOKEN or SANDBOXCTL_TOKEN_FILE to a token that the controller knows",
+        ),
+        Code::OutOfRange | Code::ResourceExhausted => (
+            exit::REFUSED,
+            false,
+            "send less at once; large input goes through `sandboxctl exec -i` as a stream",
+        ),
+        Code::Ok
+        | Code::Unknown
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Internal
+        | Code::DataLoss => (
+            exit::REFUSED,
+            // A connection that breaks in mid-stream comes as one of these two.
+            matches!(status.code(), Code::Unknown | Code::Internal),
+            "see the log of the controller: `journalctl -u pve-sandbox-controller`",
+        ),
+    };
+    let what = if status.code() == Code::Unavailable {
+        "cannot reach the controller"
+    } else if exit == exit::NOT_NOW {
+        "the controller did not answer in time"
+    } else {
+        "the controller answered with an error that does not explain itself"
+    };
+    let message = if chain.is_empty() { what.to_owned() } else { format!("{what}: {chain}") };
+    let unreached = sources(status).any(|error| error.is::<tonic::ConnectError>());
+    Failure { transient, unreached, ..Failure::local(message).hint(hint).exit(exit) }
+}
+
+/// The messages of a status and its sources, each said once.
+fn causes(status: &Status) -> String {
+    let parts = std::iter::once(status.message().to_owned());
+    let parts = parts.chain(sources(status).map(ToString::to_string));
+    let mut said: Vec<String> = Vec::new();
+    for part in parts {
+        let noise =
+            part.is_empty() || part == "transport error" || part.starts_with("client error");
+        if !noise && !said.iter().any(|earlier| earlier.contains(&part)) {
+            said.push(part);
+        }
+    }
+    said.join(": ")
+}
+
+fn sources(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |error| (*error).source())
+}
+
+#[cfg(test)]
+mod tests {
+    use daemon::status::Refusal;
+    use proto::reason;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_becomes_a_sentence_with_a_next_step() {
+        for reason in reason::ALL {
+            let status = Status::from(Refusal::new(Code::Internal, *reason, "it broke."));
+            let failure = Failure::from(status);
+            let text = failure.to_string();
+            assert!(text.starts_with(&format!("error: it broke ({reason})\nhint: ")), "{text}");
+            assert!(failure.exit != 0 && failure.exit != exit::EXEC, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_reason_from_the_future_is_still_shown() {
+        let status = Status::from(Refusal::new(Code::Internal, "BRAND_NEW", "it broke"));
+        assert_eq!(Failure::from(status).to_string(), "error: it broke (BRAND_NEW)");
+    }
+
+    #[test]
+    fn the_hint_when_to_retry_is_told() {
+        let refusal = Refusal::new(Code::ResourceExhausted, reason::NO_CAPACITY, "no room")
+            .retry_after(Duration::from_millis(1500));
+        let failure = Failure::from(Status::from(refusal));
+        assert_eq!((failure.exit, failure.transient), (exit::NOT_NOW, false));
+        assert!(failure.to_string().contains("wait 1.5 s"), "{failure}");
+        assert_eq!(failure.to_json()["error"]["retry_after_ms"], 1500);
+    }
+
+    #[test]
+    fn nothing_from_the_wire_steers_the_terminal() {
+        let status = Status::from(Refusal::new(Code::Internal, reason::PCT_FAILED, "a\x1b[2Jb"));
+        assert!(!Failure::from(status).to_string().contains('\x1b'));
+    }
+
+    #[test]
+    fn a_failed_creation_says_what_the_rollback_did() {
+        let failure = Failure::recorded(&proto::sandbox::v1::Failure {
+            reason: reason::PCT_FAILED.into(),
+            message: "start failed: no such device".into(),
+            rollback: "destroyed".into(),
+        });
+        let text = failure.to_string();
+        assert!(
+            text.contains("start failed: no such device; rollback: destroyed (PCT_FAILED)"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! What to do next, for each reason that the API gives. The one table of it.
+
+use proto::reason;
+
+use crate::failure::exit;
+
+/// What an error of a reason means to whoever sits at the shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hint {
+    /// Exit code.
+    pub exit: u8,
+    /// What to do next.
+    pub next: &'static str,
+}
+
+/// The hint for a reason of `proto::reason`; `None` for one that is newer than this program.
+pub fn of(reason: &str) -> Option<Hint> {
+    let (exit, next) = match reason {
+        reason::FIELD_INVALID => {
+            (exit::USAGE, "correct the value that the message names and run it again")
+        }
+        reason::TOKEN_INVALID => (
+            exit::USAGE,
+            "set SANDBOXCTL_TOKEN or SANDBOXCTL_TOKEN_FILE to a token that the controller knows; an operator makes one with `pve-sandbox-controller token`",
+        ),
+        reason::SCOPE_MISSING => (
+            exit::REFUSED,
+            "use a token with the scope that this needs (nodes and fsck need the operator's)",
+        ),
+        reason::SANDBOX_NOT_FOUND => (
+            exit::NOT_FOUND,
+            "`sandboxctl ls -a` lists the sandboxes of your team; another team's are not found",
+        ),
+        reason::SNAPSHOT_NOT_FOUND => (
+            exit::NOT_FOUND,
+            "`sandboxctl snapshot ls` lists the snapshots and the nodes that hold them",
+        ),
+        reason::SERVICE_NOT_FOUND => {
+            (exit::NOT_FOUND, "`sandboxctl url ID` lists the open ports of the sandbox")
+        }
+        reason::NODE_NOT_FOUND => (exit::NOT_FOUND, "`sandboxctl nodes` lists the nodes"),
+        reason::REQUEST_ID_REUSED => (
+            exit::REFUSED,
+            "this --request-id made another sandbox: take a new one, or repeat the first call unchanged",
+        ),
+        reason::SERVICE_EXISTS => (
+            exit::REFUSED,
+            "take another --name, or close the port that has it with `sandboxctl hide ID NAME`",
+        ),
+        reason::SANDBOX_NOT_RUNNING => (
+            exit::REFUSED,
+            "`sandboxctl get ID` shows its state; boot a stopped one with `sandboxctl start ID`",
+        ),
+        reason::SANDBOX_DELETED => {
+            (exit::NOT_FOUND, "it is gone for good; make another with `sandboxctl create`")
+        }
+        reason::SANDBOX_BUSY => (
+            exit::NOT_NOW,
+            "wait for the operation under way to end (`sandboxctl watch ID`) and run it again",
+        ),
+        reason::CREATE_CANCELLED => {
+            (exit::REFUSED, "make another with `sandboxctl create` and a new --request-id")
+        }
+        reason::NOT_OURS => (
+            exit::REFUSED,
+            "containers that this system did not make are never touched; use PVE's own tools for them",
+        ),
+        reason::NO_CAPACITY => (
+            exit::NOT_NOW,
+            "`sandboxctl explain --dry-run` says why for each node; delete what is not needed, or try later",
+        ),
+        reason::STORAGE_FULL => (
+            exit::NOT_NOW,
+            "delete sandboxes that are not needed, or give the node's storage more room (`sandboxctl nodes`)",
+        ),
+        reason::QUEUE_FULL => {
+            (exit::NOT_NOW, "try again in a few seconds, with the same --request-id")
+        }
+        reason::VMIDS_EXHAUSTED => (
+            exit::NOT_NOW,
+            "delete sandboxes on that node, or widen `[vmids]` in its agent's configuration",
+        ),
+        reason::ADDRESSES_EXHAUSTED => (
+            exit::NOT_NOW,
+            "delete sandboxes on that node, or widen `network.pool` in its agent's configuration",
+        ),
+        reason::TOO_MANY_CALLS => {
+            (exit::NOT_NOW, "make fewer calls at once, or try again in a few seconds")
+        }
+        reason::TOO_LARGE => (
+            exit::REFUSED,
+            "send less at once; large output and input go through `sandboxctl exec` as a stream",
+        ),
+        reason::STALE_EPOCH => (
+            exit::NOT_NOW,
+            "another controller is in charge: point SANDBOXCTL_ENDPOINT at it, or restart this one if it should be",
+        ),
+        reason::REVISION_CONFLICT => (
+            exit::NOT_NOW,
+            "look at the sandbox again with `sandboxctl get ID` and repeat the call",
+        ),
+        reason::NODE_UNREACHABLE => (
+            exit::NOT_NOW,
+            "`sandboxctl nodes` shows which; on it, see `systemctl status pve-sandbox-agent`",
+        ),
+        reason::NO_QUORUM => (
+            exit::NOT_NOW,
+            "the cluster refuses changes until most of its nodes are back: see `pvecm status` on a node",
+        ),
+        reason::CONTAINER_LOCKED => (
+            exit::NOT_NOW,
+            "PVE works on the container (a backup, perhaps): try again when its task has ended",
+        ),
+        reason::SHUTTING_DOWN => (exit::NOT_NOW, "try again in a few seconds"),
+        reason::OUTCOME_UNKNOWN => (
+            exit::NOT_NOW,
+            "run it again with the same --request-id: it is not done twice; `sandboxctl ls` shows what became of it",
+        ),
+        reason::PROBE_TIMEOUT => (
+            exit::REFUSED,
+            "the sandbox booted but did not answer its probe: check the probe and the service of its template",
+        ),
+        reason::PCT_FAILED => (
+            exit::REFUSED,
+            "the message has pct's last line; the whole task log is on the node under /var/log/pve/tasks",
+        ),
+        reason::EXEC_FAILED => (
+            exit::REFUSED,
+            "check the program, --cwd and --user; `sandboxctl get ID` shows whether the sandbox still runs",
+        ),
+        reason::STORE_FAILED => (
+            exit::REFUSED,
+            "the journal or the store cannot be written: check the disk that the daemon's state is on, and its log",
+        ),
+        reason::INVARIANT => (
+            exit::REFUSED,
+            "this is a defect: run `sandboxctl fsck` and report its output with the daemon's log",
+        ),
+        _ => return None,
+    };
+    Some(Hint { exit, next })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_next_step() {
+        for reason in reason::ALL {
+            let hint = of(reason).unwrap_or_else(|| panic!("no hint for {reason}"));
+            assert!(hint.exit != 0 && hint.next.len() > 10, "{reason}");
+            assert!(!hint.next.ends_with('.'), "{reason}: one style of sentences");
+        }
+        assert_eq!(of("NEWER_THAN_US"), None);
+    }
+}

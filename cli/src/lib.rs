@@ -1,0 +1,58 @@
+//! `sandboxctl`: the controller's public API for people and for scripts.
+//!
+//! Code map: `args` is what can be typed; `settings` finds the controller; `client` calls it;
+//! `cmd` has one file a verb; `failure` and `hint` turn what went wrong into a sentence, a next
+//! step and an exit code; `output` prints tables and JSON. Knows sandbox.v1 and nothing of agents.
+
+pub mod args;
+pub mod client;
+pub mod cmd;
+pub mod failure;
+pub mod hint;
+pub mod output;
+pub mod progress;
+pub mod settings;
+pub mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{args::Args, failure::Failure};
+
+/// Reads the command line, runs the verb and says how it went.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        // clap's own: usage errors, --help and --version. A closed pipe is no reason to complain.
+        Err(error) => {
+            error.print().ok();
+            let exec = || std::env::args_os().any(|arg| arg == "exec");
+            let code = match error.use_stderr() {
+                false => 0,
+                // 2 could be the command's own.
+                true if exec() => failure::exit::EXEC,
+                true => failure::exit::USAGE,
+            };
+            return ExitCode::from(code);
+        }
+    };
+    let json = args.global.json;
+    let ended = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::local(format!("cannot start: {error}")))
+        .and_then(|runtime| {
+            let ended = runtime.block_on(cmd::run(args));
+            // A read of the terminal that nobody waits for any more must not hold us up.
+            runtime.shutdown_background();
+            ended
+        });
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.print(json);
+            ExitCode::from(failure.exit)
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The `sandboxctl` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

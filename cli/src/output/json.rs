@@ -1,0 +1,266 @@
+//! The forms of `--json`. Scripts rely on them: fields are added, never renamed.
+
+use std::collections::BTreeMap;
+
+use proto::sandbox::v1 as wire;
+use serde::Serialize;
+
+use super::time::rfc3339;
+
+/// A sandbox.
+#[derive(Debug, Serialize)]
+pub struct Sandbox<'a> {
+    id: &'a str,
+    vmid: u32,
+    node: &'a str,
+    team: &'a str,
+    phase: &'static str,
+    step: &'a str,
+    snapshot_id: &'a str,
+    size: Size,
+    ip: &'a str,
+    services: Vec<Service<'a>>,
+    metadata: &'a BTreeMap<String, String>,
+    created_at: Option<String>,
+    started_at: Option<String>,
+    boot: u32,
+    attempt: u32,
+    revision: u64,
+    request_id: &'a str,
+    failure: Option<Recorded<'a>>,
+}
+
+/// Cores and memory.
+#[derive(Debug, Serialize)]
+pub struct Size {
+    cpu_cores: u32,
+    memory_mib: u32,
+}
+
+/// An open port.
+#[derive(Debug, Serialize)]
+pub struct Service<'a> {
+    name: &'a str,
+    port: u32,
+    url: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct Recorded<'a> {
+    reason: &'a str,
+    message: &'a str,
+    rollback: &'a str,
+}
+
+/// A phase in lower case, without its prefix.
+pub fn phase(phase: wire::Phase) -> &'static str {
+    match phase {
+        wire::Phase::Unspecified => "unknown",
+        wire::Phase::Creating => "creating",
+        wire::Phase::Running => "running",
+        wire::Phase::Starting => "starting",
+        wire::Phase::Stopping => "stopping",
+        wire::Phase::Stopped => "stopped",
+        wire::Phase::Deleting => "deleting",
+        wire::Phase::Deleted => "deleted",
+        wire::Phase::Failed => "failed",
+        wire::Phase::Unreachable => "unreachable",
+    }
+}
+
+fn size(size: Option<wire::Size>) -> Size {
+    let size = size.unwrap_or_default();
+    Size { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib }
+}
+
+/// An open port.
+pub fn service(service: &wire::HttpService) -> Service<'_> {
+    Service { name: &service.name, port: service.port, url: &service.url }
+}
+
+/// A sandbox.
+pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
+    Sandbox {
+        id: &sandbox.id,
+        vmid: sandbox.vmid,
+        node: &sandbox.node,
+        team: &sandbox.team,
+        phase: phase(sandbox.phase()),
+        step: &sandbox.step,
+        snapshot_id: &sandbox.snapshot_id,
+        size: size(sandbox.size),
+        ip: &sandbox.ip,
+        services: sandbox.services.iter().map(service).collect(),
+        metadata: &sandbox.metadata,
+        created_at: rfc3339(sandbox.created_at),
+        started_at: rfc3339(sandbox.started_at),
+        boot: sandbox.boot,
+        attempt: sandbox.attempt,
+        revision: sandbox.revision,
+        request_id: &sandbox.request_id,
+        failure: sandbox.failure.as_ref().map(|failure| Recorded {
+            reason: &failure.reason,
+            message: &failure.message,
+            rollback: &failure.rollback,
+        }),
+    }
+}
+
+/// A snapshot.
+#[derive(Debug, Serialize)]
+pub struct Snapshot<'a> {
+    id: &'a str,
+    size: Size,
+    nodes: &'a [String],
+}
+
+/// A snapshot.
+pub fn snapshot(snapshot: &wire::Snapshot) -> Snapshot<'_> {
+    Snapshot { id: &snapshot.id, size: size(snapshot.size), nodes: &snapshot.nodes }
+}
+
+/// A node.
+#[derive(Debug, Serialize)]
+pub struct Node<'a> {
+    id: &'a str,
+    address: &'a str,
+    ready: bool,
+    reason: &'a str,
+    version: &'a str,
+    sandboxes: u32,
+    report_age_ms: Option<u64>,
+    load: Option<Load<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Load<'a> {
+    cores: f64,
+    cpu_busy: f64,
+    psi_cpu: f64,
+    psi_memory: f64,
+    psi_io: f64,
+    memory_total: u64,
+    memory_available: u64,
+    memory_allocated: u64,
+    cores_allocated: u32,
+    starting: u32,
+    queued: u32,
+    running: u32,
+    storage_free: u64,
+    storage_total: u64,
+    vmids_free: u32,
+    ips_free: u32,
+    quorate: bool,
+    snapshots: &'a [String],
+    start_ms: u32,
+    seq: u64,
+    taken_at: Option<String>,
+}
+
+/// A span in whole milliseconds.
+pub fn millis(span: Option<prost_types::Duration>) -> Option<u64> {
+    let span = span?;
+    u64::try_from(span.seconds * 1000 + i64::from(span.nanos / 1_000_000)).ok()
+}
+
+/// A node.
+pub fn node(node: &wire::Node) -> Node<'_> {
+    Node {
+        id: &node.name,
+        address: &node.address,
+        ready: node.ready,
+        reason: &node.reason,
+        version: &node.version,
+        sandboxes: node.sandboxes,
+        report_age_ms: millis(node.report_age),
+        load: node.load.as_ref().map(|load| Load {
+            cores: load.cores,
+            cpu_busy: load.cpu_busy,
+            psi_cpu: load.psi_cpu,
+            psi_memory: load.psi_memory,
+            psi_io: load.psi_io,
+            memory_total: load.memory_total,
+            memory_available: load.memory_available,
+            memory_allocated: load.memory_allocated,
+            cores_allocated: load.cores_allocated,
+            starting: load.starting,
+            queued: load.queued,
+            running: load.running,
+            storage_free: load.storage_free,
+            storage_total: load.storage_total,
+            vmids_free: load.vmids_free,
+            ips_free: load.ips_free,
+            quorate: load.quorate,
+            snapshots: &load.snapshots,
+            start_ms: load.start_ms,
+            seq: load.seq,
+            taken_at: rfc3339(load.taken_at),
+        }),
+    }
+}
+
+/// A placement decision.
+#[derive(Debug, Serialize)]
+pub struct Decision<'a> {
+    id: Option<&'a str>,
+    node: &'a str,
+    decided_at: Option<String>,
+    attempt: u32,
+    nodes: Vec<Verdict<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Verdict<'a> {
+    id: &'a str,
+    chosen: bool,
+    filtered: &'a str,
+    detail: &'a str,
+    score: f64,
+    parts: BTreeMap<&'a str, f64>,
+}
+
+/// A decision; `id` is the sandbox's, unless it was a dry run.
+pub fn decision<'a>(id: Option<&'a str>, decision: &'a wire::PlacementDecision) -> Decision<'a> {
+    let verdict = |verdict: &'a wire::NodeVerdict| Verdict {
+        id: &verdict.node,
+        chosen: !decision.node.is_empty() && verdict.node == decision.node,
+        filtered: &verdict.filtered,
+        detail: &verdict.detail,
+        score: verdict.score,
+        parts: verdict.parts.iter().map(|part| (part.name.as_str(), part.value)).collect(),
+    };
+    Decision {
+        id,
+        node: &decision.node,
+        decided_at: rfc3339(decision.decided_at),
+        attempt: decision.attempt,
+        nodes: decision.nodes.iter().map(verdict).collect(),
+    }
+}
+
+/// What a check found.
+#[derive(Debug, Serialize)]
+pub struct Fsck<'a> {
+    findings: Vec<Finding<'a>>,
+    sandboxes: u32,
+    nodes: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding<'a> {
+    id: &'a str,
+    invariant: &'a str,
+    node: &'a str,
+    detail: &'a str,
+}
+
+/// What a check found; the subject of a finding is its `id`.
+pub fn fsck(response: &wire::FsckResponse) -> Fsck<'_> {
+    let findings = response.findings.iter().map(|finding| Finding {
+        id: &finding.subject,
+        invariant: &finding.invariant,
+        node: &finding.node,
+        detail: &finding.detail,
+    });
+    Fsck { findings: findings.collect(), sandboxes: response.sandboxes, nodes: response.nodes }
+}

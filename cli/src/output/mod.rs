@@ -1,0 +1,60 @@
+//! Printing: tables and lines for people, JSON for scripts. All that goes to stdout goes through
+//! here, so that a closed pipe is an error that is handled and not a panic.
+
+pub mod json;
+pub mod table;
+pub mod time;
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::failure::{Failure, printable};
+
+/// Where and how to print.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    /// JSON instead of words.
+    pub json: bool,
+    /// Colours may be used on stdout.
+    pub colour: bool,
+}
+
+impl Output {
+    /// Colours on a terminal, unless NO_COLOR says no.
+    pub fn new(json: bool) -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "NO_COLOR is a convention of terminals, not configuration"
+        )]
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { json, colour: io::stdout().is_terminal() && !no_colour }
+    }
+
+    /// A line on stdout.
+    ///
+    /// # Errors
+    /// When stdout is closed or cannot be written.
+    pub fn line(self, text: impl AsRef<str>) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_ref().as_bytes())?;
+        out.write_all(b"\n")?;
+        Ok(out.flush()?)
+    }
+
+    /// A value as one line of JSON.
+    ///
+    /// # Errors
+    /// When stdout is closed or cannot be written.
+    pub fn value(self, value: &impl Serialize) -> Result<(), Failure> {
+        self.line(serde_json::to_string(value)?)
+    }
+
+    /// Something for people beside the result, on stderr; nothing with --json.
+    pub fn note(self, text: impl AsRef<str>) {
+        if !self.json {
+            // Nobody is left to tell when stderr is closed.
+            io::stderr().write_all(format!("{}\n", printable(text.as_ref())).as_bytes()).ok();
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Times as people and scripts read them.
+
+use jiff::Timestamp;
+
+/// RFC 3339, to the millisecond at most.
+pub fn rfc3339(time: Option<prost_types::Timestamp>) -> Option<String> {
+    let time = time?;
+    let time = Timestamp::new(time.seconds, time.nanos / 1_000_000 * 1_000_000).ok()?;
+    Some(time.to_string())
+}
+
+/// Clock time of now, for lines of a watch.
+pub fn now() -> String {
+    let now = Timestamp::now();
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now).to_string()
+}
+
+/// How long ago, in one or two units: `12s`, `5m`, `3h`, `2d`.
+pub fn age(time: Option<prost_types::Timestamp>) -> String {
+    let Some(time) = time else { return "-".into() };
+    seconds(Timestamp::now().as_second().saturating_sub(time.seconds).max(0).unsigned_abs())
+}
+
+/// A span in one unit.
+pub fn seconds(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds / 60),
+        7_200..172_800 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_have_one_unit() {
+        let spans = [0, 119, 120, 7_199, 7_200, 172_799, 172_800].map(seconds);
+        assert_eq!(spans, ["0s", "119s", "2m", "119m", "2h", "47h", "2d"]);
+    }
+
+    #[test]
+    fn timestamps_are_rfc_3339() {
+        let time = prost_types::Timestamp { seconds: 1_700_000_000, nanos: 123_456_789 };
+        assert_eq!(rfc3339(Some(time)).as_deref(), Some("2023-11-14T22:13:20.123Z"));
+        assert_eq!(rfc3339(None), None);
+    }
+}

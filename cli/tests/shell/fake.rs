@@ -1,0 +1,426 @@
+//! A controller that knows one sandbox and does as its commands say, behind the real TLS.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    process::{Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use daemon::{
+    status::Refusal,
+    tls::{ClientAuth, Identity},
+};
+use proto::{
+    reason,
+    sandbox::v1::{
+        operator_service_server::{OperatorService, OperatorServiceServer},
+        sandbox_service_server::{SandboxService, SandboxServiceServer},
+        *,
+    },
+};
+use tokio::{io::AsyncWriteExt, process::Command, sync::mpsc, time::timeout};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+pub(crate) const ID: &str = "pvelxc-01h455vb4pex5vsknk084sn02q";
+const TOKEN: &str = "t0ken";
+
+/// What the fake was asked, and how it behaves.
+#[derive(Debug, Default)]
+pub(crate) struct Behaviour {
+    /// Snapshots that it knows.
+    pub(crate) snapshots: Vec<&'static str>,
+    /// Creations answered with OUTCOME_UNKNOWN before one succeeds.
+    pub(crate) unknown: AtomicU32,
+    /// Creations that were asked for.
+    pub(crate) creates: AtomicU32,
+    /// The creation ends like this instead of running.
+    pub(crate) create_fails: bool,
+}
+
+/// A controller of its own for one test.
+pub(crate) struct Fake {
+    pub(crate) behaviour: Arc<Behaviour>,
+    port: u16,
+    dir: tempfile::TempDir,
+    _stop: DropGuard,
+}
+
+impl Fake {
+    pub(crate) async fn start(behaviour: Behaviour) -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let made =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("certificate");
+        let [cert, key, token] = ["cert.pem", "key.pem", "token"].map(|name| dir.path().join(name));
+        std::fs::write(&cert, made.cert.pem()).expect("write");
+        std::fs::write(&key, made.signing_key.serialize_pem()).expect("write");
+        std::fs::write(&token, format!("{TOKEN}\n")).expect("write");
+        let identity = Identity::load(&cert, &key, &cert).expect("identity");
+        let config = daemon::tls::server(&identity, ClientAuth::None).expect("tls");
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("bound").port();
+        let (behaviour, stop) = (Arc::new(behaviour), CancellationToken::new());
+        let incoming = daemon::listen::tls(listener, config, stop.clone());
+        let fake = Service(behaviour.clone());
+        let authorized = |request: Request<()>| {
+            let given =
+                request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+            if given == Some("Bearer t0ken") {
+                Ok(request)
+            } else {
+                Err(refuse(reason::TOKEN_INVALID))
+            }
+        };
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(SandboxServiceServer::with_interceptor(fake.clone(), authorized))
+                .add_service(OperatorServiceServer::with_interceptor(fake, authorized))
+                .serve_with_incoming(incoming),
+        );
+        Self { behaviour, port, dir, _stop: stop.drop_guard() }
+    }
+
+    /// The program, configured for this controller.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sandboxctl"));
+        command
+            .args(args)
+            .env_clear()
+            .env("HOME", self.dir.path())
+            .env("SANDBOXCTL_ENDPOINT", format!("https://localhost:{}", self.port))
+            .env("SANDBOXCTL_TOKEN_FILE", self.dir.path().join("token"))
+            .env("SANDBOXCTL_CA", self.dir.path().join("cert.pem"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Runs it to its end.
+    pub(crate) async fn run(&self, args: &[&str]) -> Ran {
+        finish(self.command(args).spawn().expect("spawn")).await
+    }
+
+    /// Runs it with bytes on stdin.
+    pub(crate) async fn run_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
+        let mut child = self.command(args).stdin(Stdio::piped()).spawn().expect("spawn");
+        let (mut pipe, bytes) = (child.stdin.take().expect("piped"), stdin.to_owned());
+        let fed = tokio::spawn(async move { pipe.write_all(&bytes).await });
+        let ran = finish(child).await;
+        fed.abort();
+        ran
+    }
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).expect("utf-8")
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        serde_json::from_slice(&self.stdout).expect("json")
+    }
+}
+
+pub(crate) async fn finish(child: tokio::process::Child) -> Ran {
+    let output = timeout(Duration::from_secs(30), child.wait_with_output()).await;
+    let Output { status, stdout, stderr } = output.expect("it ends in time").expect("it ran");
+    Ran { code: status.code(), stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }
+}
+
+#[derive(Debug, Clone)]
+struct Service(Arc<Behaviour>);
+
+fn refuse(reason: &'static str) -> Status {
+    let code = match reason {
+        reason::SANDBOX_NOT_FOUND => Code::NotFound,
+        reason::OUTCOME_UNKNOWN => Code::DeadlineExceeded,
+        reason::TOKEN_INVALID => Code::Unauthenticated,
+        _ => Code::Internal,
+    };
+    Refusal::new(code, reason, "the fake refused").retry_after(Duration::from_millis(10)).into()
+}
+
+fn known(id: &str, phase: Phase) -> Result<Option<Sandbox>, Status> {
+    if id != ID && id != "100001" {
+        return Err(refuse(reason::SANDBOX_NOT_FOUND));
+    }
+    Ok(Some(sandbox(phase, "done")))
+}
+
+fn sandbox(phase: Phase, step: &str) -> Sandbox {
+    Sandbox {
+        id: ID.into(),
+        vmid: 100_001,
+        node: "node2".into(),
+        team: "lab".into(),
+        phase: phase.into(),
+        snapshot_id: "small".into(),
+        size: Some(Size { cpu_cores: 1, memory_mib: 512 }),
+        ip: "10.100.2.7".into(),
+        services: vec![HttpService {
+            name: "web".into(),
+            port: 8080,
+            url: format!("http://port-8080-{ID}.sandbox.localhost"),
+        }],
+        metadata: BTreeMap::from([("user".into(), "ada".into())]),
+        created_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
+        boot: 1,
+        attempt: 1,
+        revision: 7,
+        request_id: "r-1".into(),
+        step: step.into(),
+        ..Sandbox::default()
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl SandboxService for Service {
+    async fn create_sandbox(
+        &self,
+        request: Request<CreateSandboxRequest>,
+    ) -> Answer<CreateSandboxResponse> {
+        self.0.creates.fetch_add(1, Ordering::SeqCst);
+        let request = request.into_inner();
+        let unknown = &self.0.unknown;
+        if unknown
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+            .is_ok()
+        {
+            return Err(refuse(reason::OUTCOME_UNKNOWN));
+        }
+        let mut made = sandbox(Phase::Creating, "clone");
+        made.request_id = request.request_id;
+        made.snapshot_id = request.snapshot_id;
+        Ok(Response::new(CreateSandboxResponse { sandbox: Some(made) }))
+    }
+
+    async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Answer<GetSandboxResponse> {
+        let sandbox = known(&request.into_inner().id, Phase::Running)?;
+        Ok(Response::new(GetSandboxResponse { sandbox }))
+    }
+
+    async fn list_sandboxes(
+        &self,
+        request: Request<ListSandboxesRequest>,
+    ) -> Answer<ListSandboxesResponse> {
+        let request = request.into_inner();
+        let (phase, next) = match request.page_token.as_str() {
+            "" => (Phase::Running, "second"),
+            _ => (Phase::Creating, ""),
+        };
+        let sandboxes = vec![sandbox(phase, "clone")];
+        Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token: next.into() }))
+    }
+
+    type WatchSandboxStream = Streamed<WatchSandboxResponse>;
+
+    async fn watch_sandbox(
+        &self,
+        request: Request<WatchSandboxRequest>,
+    ) -> Answer<Self::WatchSandboxStream> {
+        known(&request.into_inner().id, Phase::Running)?;
+        let mut last = sandbox(Phase::Running, "done");
+        if self.0.create_fails {
+            last.set_phase(Phase::Failed);
+            last.failure = Some(Failure {
+                reason: reason::PCT_FAILED.into(),
+                message: "start failed: no such device".into(),
+                rollback: "the container was destroyed".into(),
+            });
+        }
+        let changes = [sandbox(Phase::Creating, "start"), last];
+        let changes = changes.map(|sandbox| Ok(WatchSandboxResponse { sandbox: Some(sandbox) }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(changes))))
+    }
+
+    async fn start_sandbox(
+        &self,
+        request: Request<StartSandboxRequest>,
+    ) -> Answer<StartSandboxResponse> {
+        let sandbox = known(&request.into_inner().id, Phase::Starting)?;
+        Ok(Response::new(StartSandboxResponse { sandbox }))
+    }
+
+    async fn stop_sandbox(
+        &self,
+        request: Request<StopSandboxRequest>,
+    ) -> Answer<StopSandboxResponse> {
+        let sandbox = known(&request.into_inner().id, Phase::Stopped)?;
+        Ok(Response::new(StopSandboxResponse { sandbox }))
+    }
+
+    async fn delete_sandbox(
+        &self,
+        request: Request<DeleteSandboxRequest>,
+    ) -> Answer<DeleteSandboxResponse> {
+        let sandbox = known(&request.into_inner().id, Phase::Deleted)?;
+        Ok(Response::new(DeleteSandboxResponse { sandbox }))
+    }
+
+    type ExecStream = Streamed<ExecResponse>;
+
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.and_then(|request| request.message);
+        let Some(exec_request::Message::Start(start)) = first else {
+            panic!("no start: {first:?}")
+        };
+        known(&start.id, Phase::Running)?;
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::spawn(super::exec::play(start, messages, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn exec_command(&self, _: Request<ExecCommandRequest>) -> Answer<ExecCommandResponse> {
+        Err(refuse(reason::INVARIANT))
+    }
+
+    async fn expose_http_service(
+        &self,
+        request: Request<ExposeHttpServiceRequest>,
+    ) -> Answer<ExposeHttpServiceResponse> {
+        let ExposeHttpServiceRequest { id, name, port } = request.into_inner();
+        known(&id, Phase::Running)?;
+        let url = format!("http://port-{port}-{id}.sandbox.localhost");
+        let name = if name.is_empty() { format!("port-{port}") } else { name };
+        Ok(Response::new(ExposeHttpServiceResponse {
+            service: Some(HttpService { name, port, url }),
+        }))
+    }
+
+    async fn hide_http_service(
+        &self,
+        request: Request<HideHttpServiceRequest>,
+    ) -> Answer<HideHttpServiceResponse> {
+        let HideHttpServiceRequest { id, name } = request.into_inner();
+        if name != "web" {
+            return Err(refuse(reason::SERVICE_NOT_FOUND));
+        }
+        let sandbox = known(&id, Phase::Running)?;
+        Ok(Response::new(HideHttpServiceResponse { sandbox }))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: Request<ListSnapshotsRequest>,
+    ) -> Answer<ListSnapshotsResponse> {
+        let snapshot = |id: &&str| Snapshot {
+            id: (*id).to_owned(),
+            size: Some(Size { cpu_cores: 1, memory_mib: 512 }),
+            nodes: vec!["node1".into(), "node2".into()],
+        };
+        let snapshots = self.0.snapshots.iter().map(snapshot).collect();
+        Ok(Response::new(ListSnapshotsResponse { snapshots }))
+    }
+
+    async fn explain_placement(
+        &self,
+        _: Request<ExplainPlacementRequest>,
+    ) -> Answer<ExplainPlacementResponse> {
+        let fits = NodeVerdict {
+            node: "node2".into(),
+            score: 0.25,
+            parts: vec![
+                ScorePart { name: "cpu".into(), value: 0.125 },
+                ScorePart { name: "memory".into(), value: 0.125 },
+            ],
+            ..NodeVerdict::default()
+        };
+        let out = NodeVerdict {
+            node: "node1".into(),
+            filtered: "NO_MEMORY".into(),
+            detail: "512 MiB wanted, 100 MiB left".into(),
+            ..NodeVerdict::default()
+        };
+        let decision = PlacementDecision {
+            node: "node2".into(),
+            decided_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
+            nodes: vec![fits, out],
+            attempt: 1,
+        };
+        Ok(Response::new(ExplainPlacementResponse { decision: Some(decision) }))
+    }
+}
+
+#[tonic::async_trait]
+impl OperatorService for Service {
+    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
+        let load = NodeLoad {
+            cores: 2.0,
+            cpu_busy: 0.5,
+            memory_total: 4 << 30,
+            memory_available: 1 << 30,
+            quorate: true,
+            ..NodeLoad::default()
+        };
+        let node = |name: &str, load: Option<NodeLoad>| Node {
+            name: name.into(),
+            ready: load.is_some(),
+            reason: if load.is_some() { String::new() } else { "UNREACHABLE".into() },
+            version: "0.1.0".into(),
+            report_age: load.is_some().then_some(prost_types::Duration { seconds: 1, nanos: 0 }),
+            load,
+            ..Node::default()
+        };
+        let nodes = vec![node("node1", Some(load)), node("node2", None)];
+        Ok(Response::new(ListNodesResponse { nodes }))
+    }
+
+    async fn fsck(&self, _: Request<FsckRequest>) -> Answer<FsckResponse> {
+        let finding = Finding {
+            invariant: "I1".into(),
+            node: "node1".into(),
+            subject: "local-zfs:subvol-100009-disk-0".into(),
+            detail: "a volume without a record".into(),
+        };
+        Ok(Response::new(FsckResponse { findings: vec![finding], sandboxes: 3, nodes: 2 }))
+    }
+
+    async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {
+        Ok(Response::new(GetVersionResponse { version: "0.9.9".into(), epoch: 4 }))
+    }
+}
+
+/// Sends on; a caller that hung up is no failure of the fake.
+pub(crate) async fn say(
+    to: &mpsc::Sender<Result<ExecResponse, Status>>,
+    message: exec_response::Message,
+) {
+    to.send(Ok(ExecResponse { message: Some(message) })).await.ok();
+}
+
+/// Whatever is left of a stream of messages.
+pub(crate) async fn rest(mut messages: Streaming<ExecRequest>) -> Vec<exec_request::Message> {
+    let mut all = Vec::new();
+    while let Some(Ok(request)) = messages.next().await {
+        let Some(message) = request.message else { continue };
+        let last = matches!(message, exec_request::Message::StdinEof(_));
+        all.push(message);
+        if last {
+            break;
+        }
+    }
+    all
+}

@@ -1,0 +1,37 @@
+//! The help texts as they are, so that a change of them is seen; completion and man pages.
+
+use clap::CommandFactory;
+
+use crate::fake::{Behaviour, Fake};
+
+#[test]
+fn help() {
+    let mut root = cli::args::Args::command().term_width(100);
+    root.build();
+    let mut text = root.render_long_help().to_string();
+    let names: Vec<_> = root.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    for name in names.iter().filter(|name| *name != "help") {
+        let verb = root.find_subcommand_mut(name).expect("listed");
+        text.push_str(&format!("\n\n=== {name}\n{}", verb.render_long_help()));
+    }
+    let lines: Vec<_> = text.lines().map(str::trim_end).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[tokio::test]
+async fn scripts_for_shells_and_man_pages() {
+    let fake = Fake::start(Behaviour::default()).await;
+    for (shell, word) in [("bash", "complete "), ("zsh", "#compdef"), ("fish", "complete -c")] {
+        let ran = fake.run(&["completion", shell]).await;
+        assert!(ran.code == Some(0) && ran.text().contains(word), "{shell}");
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let pages = dir.path().join("man");
+    let ran = fake.run(&["man", pages.to_str().expect("utf-8")]).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    for page in ["sandboxctl.1", "sandboxctl-exec.1"] {
+        let text = std::fs::read_to_string(pages.join(page)).expect(page);
+        assert!(text.contains(".TH"), "{page}");
+    }
+    assert!(fake.run(&["man"]).await.text().contains(".SH DESCRIPTION"));
+}

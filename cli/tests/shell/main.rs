@@ -1,0 +1,8 @@
+//! The shipped program against a controller that runs in this process: what it prints, and the
+//! exit codes that scripts rely on.
+#![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
+
+mod exec;
+mod fake;
+mod help;
+mod verbs;

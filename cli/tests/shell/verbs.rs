@@ -1,0 +1,204 @@
+//! What the other verbs print, for people and as JSON, and how they fail.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::json;
+
+use crate::fake::{Behaviour, Fake, ID, finish};
+
+async fn fake() -> Fake {
+    Fake::start(Behaviour { snapshots: vec!["small"], ..Behaviour::default() }).await
+}
+
+#[tokio::test]
+async fn create_takes_the_only_snapshot_and_waits_until_it_runs() {
+    let fake = fake().await;
+    let ran = fake.run(&["create", "--expose", "web=8080"]).await;
+    assert_eq!((ran.code, ran.text()), (Some(0), format!("{ID}\n").as_str()), "{ran:?}");
+    assert!(ran.stderr.contains("running on node2 at 10.100.2.7"), "{ran:?}");
+    let value = fake.run(&["create", "--json"]).await.json();
+    assert_eq!((&value["id"], &value["phase"]), (&json!(ID), &json!("running")), "{value}");
+    let value = fake.run(&["create", "--json", "--no-wait", "--request-id", "r-9"]).await.json();
+    assert_eq!((&value["phase"], &value["request_id"]), (&json!("creating"), &json!("r-9")));
+    let list = fake.run(&["create", "--json", "--count", "3"]).await.json();
+    assert_eq!(list.as_array().map(Vec::len), Some(3), "{list}");
+}
+
+#[tokio::test]
+async fn create_with_several_snapshots_asks_which() {
+    let fake =
+        Fake::start(Behaviour { snapshots: vec!["big", "small"], ..Behaviour::default() }).await;
+    let ran = fake.run(&["create"]).await;
+    assert_eq!(ran.code, Some(2));
+    assert!(
+        ran.stderr.contains("there are 2 snapshots: big, small\nhint: choose one with --snapshot"),
+        "{ran:?}"
+    );
+    let value = fake.run(&["create", "--json", "--no-wait", "--snapshot", "big"]).await.json();
+    assert_eq!(value["snapshot_id"], "big");
+    let none = Fake::start(Behaviour::default()).await.run(&["create"]).await;
+    assert_eq!(none.code, Some(3), "{none:?}");
+}
+
+#[tokio::test]
+async fn create_asks_again_when_the_outcome_is_unknown() {
+    let behaviour =
+        Behaviour { snapshots: vec!["small"], unknown: AtomicU32::new(2), ..Behaviour::default() };
+    let fake = Fake::start(behaviour).await;
+    assert_eq!(fake.run(&["create"]).await.code, Some(0));
+    assert_eq!(fake.behaviour.creates.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn create_that_fails_says_why_and_what_was_undone() {
+    let behaviour =
+        Behaviour { snapshots: vec!["small"], create_fails: true, ..Behaviour::default() };
+    let ran = Fake::start(behaviour).await.run(&["create"]).await;
+    assert_eq!((ran.code, ran.text()), (Some(1), ""), "{ran:?}");
+    let expected = "error: start failed: no such device; rollback: the container was destroyed (PCT_FAILED)\nhint: ";
+    assert!(ran.stderr.starts_with(expected), "{ran:?}");
+}
+
+#[tokio::test]
+async fn ls_reads_every_page() {
+    let fake = fake().await;
+    let ran = fake.run(&["ls"]).await;
+    let rows: Vec<_> = ran.text().lines().collect();
+    assert_eq!(rows.len(), 3, "{ran:?}");
+    assert!(
+        rows[0]
+            .split_whitespace()
+            .eq(["ID", "VMID", "NODE", "PHASE", "IP", "SNAPSHOT", "SIZE", "PORTS", "AGE"])
+    );
+    assert!(rows[2].contains("creating (clone)"), "{ran:?}");
+    assert!(!ran.text().contains('\x1b'), "no colours in a pipe");
+    let list = fake.run(&["ls", "--json"]).await.json();
+    assert_eq!((&list[0]["id"], &list[1]["phase"]), (&json!(ID), &json!("creating")));
+    assert_eq!(fake.run(&["ls", "-q"]).await.text(), format!("{ID}\n{ID}\n"));
+}
+
+#[tokio::test]
+async fn get_tells_all_of_one() {
+    let fake = fake().await;
+    let value = fake.run(&["get", "--json", "100001"]).await.json();
+    let expected = json!({
+        "id": ID, "vmid": 100_001, "node": "node2", "team": "lab", "phase": "running", "step": "done",
+        "snapshot_id": "small", "size": { "cpu_cores": 1, "memory_mib": 512 }, "ip": "10.100.2.7",
+        "services": [{
+            "name": "web", "port": 8080, "url": format!("http://port-8080-{ID}.sandbox.localhost"),
+        }],
+        "metadata": { "user": "ada" }, "created_at": "2023-11-14T22:13:20Z", "started_at": null,
+        "boot": 1, "attempt": 1, "revision": 7, "request_id": "r-1", "failure": null,
+    });
+    assert_eq!(value, expected);
+    assert!(fake.run(&["get", ID]).await.text().contains("node:       node2"));
+}
+
+#[tokio::test]
+async fn one_that_is_not_there() {
+    let fake = fake().await;
+    for verb in [&["get"][..], &["rm"], &["watch"], &["url"]] {
+        let ran = fake.run(&[verb, &["100002"]].concat()).await;
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        assert!(ran.stderr.contains("(SANDBOX_NOT_FOUND)\nhint: "), "{ran:?}");
+    }
+    let ran = fake.run(&["get", "--json", "100002"]).await;
+    let error: serde_json::Value = serde_json::from_str(&ran.stderr).expect("json on stderr");
+    assert_eq!(error["error"]["reason"], "SANDBOX_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn several_at_once_one_object_or_a_list() {
+    let fake = fake().await;
+    assert_eq!(fake.run(&["stop", ID]).await.text(), format!("{ID} stopped\n"));
+    assert_eq!(
+        fake.run(&["start", ID]).await.text(),
+        format!("{ID} running\n"),
+        "it is waited for"
+    );
+    assert_eq!(fake.run(&["rm", "--json", ID]).await.json()["phase"], "deleted");
+    let list = fake.run(&["rm", "--json", ID, "100001"]).await.json();
+    assert_eq!(list.as_array().map(Vec::len), Some(2));
+    let ran = fake.run(&["rm", ID, "100002"]).await;
+    assert_eq!((ran.code, ran.text()), (Some(3), format!("{ID} deleted\n").as_str()), "{ran:?}");
+}
+
+#[tokio::test]
+async fn ports_and_addresses() {
+    let fake = fake().await;
+    let url = format!("http://port-9000-{ID}.sandbox.localhost");
+    assert_eq!(fake.run(&["expose", ID, "9000"]).await.text(), format!("{url}\n"));
+    let value = fake.run(&["expose", "--json", ID, "9000", "--name", "api"]).await.json();
+    assert_eq!(value, json!({ "id": ID, "name": "api", "port": 9000, "url": url }));
+    let web = format!("http://port-8080-{ID}.sandbox.localhost\n");
+    for args in [&["url", ID][..], &["url", ID, "8080"], &["url", ID, "web"]] {
+        assert_eq!(fake.run(args).await.text(), web, "{args:?}");
+    }
+    let closed = fake.run(&["url", ID, "81"]).await;
+    assert_eq!(closed.code, Some(3));
+    assert!(closed.stderr.contains("hint: open it with"), "{closed:?}");
+    for name in ["web", "8080"] {
+        assert_eq!(fake.run(&["hide", ID, name]).await.text(), format!("{ID} web closed\n"));
+    }
+    assert_eq!(fake.run(&["hide", ID, "other"]).await.code, Some(3));
+}
+
+#[tokio::test]
+async fn operators_verbs() {
+    let fake = fake().await;
+    let nodes = fake.run(&["nodes"]).await;
+    assert!(nodes.text().contains("█████░░░░░  50 %"), "{nodes:?}");
+    assert!(nodes.text().contains("UNREACHABLE"), "{nodes:?}");
+    let list = fake.run(&["nodes", "--json"]).await.json();
+    assert_eq!((&list[0]["id"], &list[0]["load"]["cpu_busy"]), (&json!("node1"), &json!(0.5)));
+    assert_eq!((&list[1]["ready"], &list[1]["load"]), (&json!(false), &json!(null)));
+
+    let fsck = fake.run(&["fsck"]).await;
+    assert_eq!(fsck.code, Some(1), "findings are not success");
+    assert!(fsck.text().contains("checked 3 sandboxes on 2 nodes: 1 finding"), "{fsck:?}");
+
+    let explained = fake.run(&["explain", ID]).await;
+    assert!(explained.text().contains("went to node2"), "{explained:?}");
+    assert!(explained.text().contains("cpu 0.125 + memory 0.125"), "{explained:?}");
+    assert!(explained.text().contains("NO_MEMORY: 512 MiB wanted"), "{explained:?}");
+    let value = fake.run(&["explain", "--json", "--dry-run"]).await.json();
+    assert_eq!(
+        (&value["id"], &value["node"], &value["nodes"][0]["chosen"]),
+        (&json!(null), &json!("node2"), &json!(true))
+    );
+
+    assert!(fake.run(&["snapshot", "ls"]).await.text().contains("node1, node2"));
+    assert_eq!(fake.run(&["snapshot", "ls", "--json"]).await.json()[0]["id"], "small");
+    assert!(fake.run(&["version"]).await.text().contains("controller 0.9.9 (epoch 4)"));
+    let watched = fake.run(&["watch", ID, "--json"]);
+    let first = tokio::time::timeout(std::time::Duration::from_secs(2), watched).await;
+    assert!(first.is_err(), "a running sandbox is watched on");
+}
+
+#[tokio::test]
+async fn a_wrong_token_and_a_wrong_ca_say_what_to_set() {
+    let fake = fake().await;
+    let wrong = fake.command(&["ls"]).env("SANDBOXCTL_TOKEN", "wrong").spawn().expect("spawn");
+    let wrong = finish(wrong).await;
+    assert_eq!(wrong.code, Some(2));
+    assert!(wrong.stderr.contains("(TOKEN_INVALID)\nhint: set SANDBOXCTL_TOKEN"), "{wrong:?}");
+
+    let other = Fake::start(Behaviour::default()).await;
+    let mut command = fake.command(&["ls"]);
+    let from_other = other.command(&[]);
+    let ca = from_other.as_std().get_envs().find(|(key, _)| *key == "SANDBOXCTL_CA");
+    command.env("SANDBOXCTL_CA", ca.and_then(|(_, value)| value).expect("set"));
+    let foreign = finish(command.spawn().expect("spawn")).await;
+    assert_eq!(foreign.code, Some(2), "{foreign:?}");
+    assert!(foreign.stderr.contains("hint: SANDBOXCTL_CA must be the CA"), "{foreign:?}");
+
+    let bare = fake.command(&["ls"]).env_remove("SANDBOXCTL_ENDPOINT").spawn().expect("spawn");
+    let bare = finish(bare).await;
+    assert_eq!(bare.code, Some(2));
+    assert!(
+        bare.stderr.contains("endpoint is not configured\nhint: set SANDBOXCTL_ENDPOINT"),
+        "{bare:?}"
+    );
+    let bare = fake.command(&["version"]).env_remove("SANDBOXCTL_ENDPOINT").spawn().expect("spawn");
+    assert_eq!(finish(bare).await.code, Some(0), "our own version needs nobody");
+}

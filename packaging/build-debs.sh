@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Builds the Debian packages into target/debian from the binaries in target/release, so that what is
+# packaged is what was tested. Built twice from one commit, they are the same to the byte.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(${*:-agent controller cli})
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+logged=$(dpkg-parsechangelog -l packaging/changelog -S Version)
+if [ "$logged" != "$version-1" ]; then
+  echo "packaging/changelog says $logged, Cargo.toml $version: they must be the same" >&2
+  exit 1
+fi
+SOURCE_DATE_EPOCH=$(dpkg-parsechangelog -l packaging/changelog -S Timestamp)
+export SOURCE_DATE_EPOCH
+
+binary() {
+  case $1 in
+    agent) echo pve-sandbox-agent ;;
+    controller) echo pve-sandbox-controller ;;
+    cli) echo sandboxctl ;;
+    *) echo "no package is made of $1" >&2 && exit 1 ;;
+  esac
+}
+for package in "${packages[@]}"; do
+  if [ ! -x "target/release/$(binary "$package")" ]; then
+    echo "target/release/$(binary "$package") is missing: cargo build --release --locked -p $package" >&2
+    exit 1
+  fi
+done
+
+PATH=$PWD/target/tools/bin:$PATH
+if ! cargo deb --version >/dev/null 2>&1; then
+  echo "installing cargo-deb (about two minutes)"
+  cargo install cargo-deb --quiet --locked --version '~3.8' --root target/tools
+fi
+
+# What the program itself knows best.
+if [ -x target/release/sandboxctl ]; then
+  rm -rf target/man target/completions
+  mkdir -p target/completions
+  target/release/sandboxctl man target/man
+  target/release/sandboxctl completion bash >target/completions/sandboxctl
+  target/release/sandboxctl completion zsh >target/completions/_sandboxctl
+  target/release/sandboxctl completion fish >target/completions/sandboxctl.fish
+fi
+
+mkdir -p target/debian
+for package in "${packages[@]}"; do
+  rm -f "target/debian/$(binary "$package")"_*.deb
+  cargo deb -p "$package" --no-build --locked --strip --quiet --output target/debian/
+done
+ls -l target/debian/*.deb

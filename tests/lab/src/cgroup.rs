@@ -1,0 +1,246 @@
+//! The nodes' cgroups on the machine's own hierarchies, v1, v2 or both: a share of the CPU and a
+//! limit on memory. What a node sees of them is its own part alone.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
+
+use crate::layout::{CGROUP, Layout, NodeId};
+use crate::mounts::{self, Mount};
+use crate::process::wait_until;
+use crate::settings::Limits;
+
+/// The v1 controllers that a node is put under.
+const V1: [&str; 3] = ["cpu", "cpuacct", "memory"];
+/// The v2 controllers that containers are given, where v2 has them.
+const V2: [&str; 4] = ["cpu", "memory", "io", "pids"];
+const PERIOD_US: u64 = 100_000;
+/// How long the kernel may take to let go of an ended process.
+const EMPTY_WITHIN: Duration = Duration::from_secs(20);
+
+/// Where the machine has its hierarchies mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hierarchies {
+    /// The one of v2.
+    pub v2: PathBuf,
+    /// Those of v1 by controller; empty on a machine of v2 alone.
+    pub v1: BTreeMap<String, PathBuf>,
+}
+
+impl Hierarchies {
+    /// Finds them.
+    pub fn open() -> Result<Hierarchies> {
+        let mounted = mounts::here()?;
+        let v2 = find_v2(&mounted).context("cgroup v2 is not mounted, nor is the lab up")?;
+        Ok(Hierarchies { v2, v1: find_v1(&mounted) })
+    }
+
+    /// Finds them, after having mounted below the lab's directory what is not mounted here: a
+    /// chroot has none. Not to be called by two at a time.
+    pub fn ensure(layout: &Layout) -> Result<Hierarchies> {
+        let mounted = mounts::here()?;
+        if find_v2(&mounted).is_none() {
+            mount_own(layout, "unified", "cgroup2", None)?;
+        }
+        let v1 = find_v1(&mounted);
+        let text = fs::read_to_string("/proc/self/cgroup")?;
+        for controllers in v1_hierarchies(&text) {
+            let mut names = controllers.split(',').filter(|name| V1.contains(name));
+            if names.any(|name| !v1.contains_key(name)) {
+                mount_own(layout, controllers, "cgroup", Some(controllers))?;
+            }
+        }
+        Hierarchies::open()
+    }
+
+    /// The cgroups of a node.
+    pub fn node(&self, node: NodeId) -> NodeCgroup {
+        let own = |root: &PathBuf| root.join(CGROUP).join(node.name());
+        let v1 = self.v1.iter().map(|(name, root)| (name.clone(), own(root))).collect();
+        NodeCgroup { v2: own(&self.v2), v1 }
+    }
+
+    /// Removes what is left of the lab in all hierarchies.
+    pub fn remove(&self) -> Result<()> {
+        let roots: Vec<&PathBuf> = std::iter::once(&self.v2).chain(self.v1.values()).collect();
+        for root in roots {
+            remove_tree(&root.join(CGROUP))?;
+        }
+        Ok(())
+    }
+}
+
+/// The cgroups of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeCgroup {
+    /// Its directory in v2, the root of what it sees.
+    pub v2: PathBuf,
+    /// Its directories in v1 by controller.
+    pub v1: BTreeMap<String, PathBuf>,
+}
+
+impl NodeCgroup {
+    /// Makes them anew and sets the limits. What could not be set is returned, to be told.
+    pub fn prepare(&self, limits: &Limits) -> Result<Vec<String>> {
+        self.remove()?;
+        let mut missed = Vec::new();
+        let lab = self.v2.parent().context("a cgroup has a parent")?;
+        for dir in [lab.parent().unwrap_or(lab), lab] {
+            fs::create_dir_all(dir)?;
+            enable_v2(dir);
+        }
+        for dir in std::iter::once(&self.v2).chain(self.v1.values()) {
+            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        let quota_us = u64::from(limits.cpu_percent) * PERIOD_US / 100;
+        let bytes = limits.memory_mib * 1024 * 1024;
+        let mut set = |file: PathBuf, value: String| {
+            if let Err(error) = fs::write(&file, &value) {
+                missed.push(format!("{} = {value}: {error}", file.display()));
+            }
+        };
+        match self.v1.get("cpu") {
+            Some(dir) => {
+                set(dir.join("cpu.cfs_period_us"), PERIOD_US.to_string());
+                set(dir.join("cpu.cfs_quota_us"), quota_us.to_string());
+            }
+            None => set(self.v2.join("cpu.max"), format!("{quota_us} {PERIOD_US}")),
+        }
+        match self.v1.get("memory") {
+            Some(dir) => set(dir.join("memory.limit_in_bytes"), bytes.to_string()),
+            None => set(self.v2.join("memory.max"), bytes.to_string()),
+        }
+        Ok(missed)
+    }
+
+    /// Puts this process into them; in v2 into `leaf`, for a cgroup with children holds none.
+    pub fn join(&self, leaf: &str) -> Result<()> {
+        let v2 = self.v2.join(leaf);
+        fs::create_dir_all(&v2)?;
+        for dir in std::iter::once(&v2).chain(self.v1.values()) {
+            let file = dir.join("cgroup.procs");
+            fs::write(&file, "0").with_context(|| format!("cannot join {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// True while a process lives in them.
+    pub fn populated(&self) -> bool {
+        let text = fs::read_to_string(self.v2.join("cgroup.events")).unwrap_or_default();
+        text.lines().any(|line| line == "populated 1")
+    }
+
+    /// Ends every process in them: all of the node, however it got away from its init.
+    pub fn kill(&self) -> Result<()> {
+        if self.populated() {
+            // Missing before Linux 5.14; the end of the node's init does the same.
+            drop(fs::write(self.v2.join("cgroup.kill"), "1"));
+        }
+        self.wait_empty()
+    }
+
+    /// Waits until no process is left. What lives on was not started by this lab.
+    pub fn wait_empty(&self) -> Result<()> {
+        wait_until(EMPTY_WITHIN, || !self.populated()).with_context(|| {
+            let dir = self.v2.display();
+            format!("processes are left in {dir}: is another lab up, in a chroot maybe?")
+        })
+    }
+
+    /// Removes them; no process may be left.
+    pub fn remove(&self) -> Result<()> {
+        std::iter::once(&self.v2).chain(self.v1.values()).try_for_each(|dir| remove_tree(dir))
+    }
+}
+
+/// Lets the children of a v2 cgroup have controllers, each that is there to give.
+pub fn enable_v2(dir: &Path) {
+    for controller in V2 {
+        let control = fs::OpenOptions::new().write(true).open(dir.join("cgroup.subtree_control"));
+        // Missing ones are on v1, or the machine's own cgroup withholds them.
+        drop(control.and_then(|mut file| file.write_all(format!("+{controller}").as_bytes())));
+    }
+}
+
+fn find_v2(mounted: &[Mount]) -> Option<PathBuf> {
+    let v2 = mounted.iter().filter(|m| m.fs_type == "cgroup2");
+    v2.min_by_key(|m| m.at.components().count()).map(|m| m.at.clone())
+}
+
+fn find_v1(mounted: &[Mount]) -> BTreeMap<String, PathBuf> {
+    let mut found = BTreeMap::new();
+    for mount in mounted.iter().filter(|m| m.fs_type == "cgroup") {
+        for option in mount.super_options.iter().filter(|o| V1.contains(&o.as_str())) {
+            found.entry(option.clone()).or_insert_with(|| mount.at.clone());
+        }
+    }
+    found
+}
+
+/// The controllers of each v1 hierarchy, as /proc/self/cgroup names them.
+fn v1_hierarchies(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .filter_map(|line| line.split(':').nth(1))
+        .filter(|controllers| !controllers.is_empty() && !controllers.starts_with("name="))
+}
+
+fn mount_own(layout: &Layout, name: &str, fs_type: &str, options: Option<&str>) -> Result<()> {
+    let at = layout.cgroups().join(name);
+    fs::create_dir_all(&at)?;
+    mount(Some("none"), &at, Some(fs_type), MsFlags::empty(), options)
+        .with_context(|| format!("cannot mount the cgroups of {name}"))
+}
+
+fn remove_tree(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(format!("cannot read {}", dir.display())),
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    // The kernel lets go of an ended process a moment after it is gone from the list.
+    let mut last = None;
+    wait_until(EMPTY_WITHIN, || match fs::remove_dir(dir) {
+        Ok(()) => true,
+        Err(error) if error.kind() == ErrorKind::NotFound => true,
+        Err(error) => {
+            last = Some(error);
+            false
+        }
+    })
+    .with_context(|| format!("cannot remove {}: {last:?}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_of_a_hybrid_machine() {
+        let text = "\
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+        let mounted = mounts::parse(text);
+        assert_eq!(find_v2(&mounted), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        let v1 = find_v1(&mounted);
+        assert_eq!(v1["cpu"], v1["cpuacct"]);
+        assert_eq!(v1["memory"], Path::new("/sys/fs/cgroup/memory"));
+    }
+
+    #[test]
+    fn hierarchies_in_proc() {
+        let text = "9:name=systemd:/\n4:memory:/x\n1:cpu,cpuacct:/\n0::/\n";
+        assert_eq!(v1_hierarchies(text).collect::<Vec<_>>(), ["memory", "cpu,cpuacct"]);
+    }
+}

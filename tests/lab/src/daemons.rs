@@ -1,0 +1,166 @@
+//! What runs in the lab, as data: on the machine and on each node. A daemon whose program or
+//! configuration is not there is left out, so that the lab comes up without it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::forward::Forward;
+use crate::layout::{HUB_IP, Layout, NETNS, NODE_LOGS, NodeId};
+use crate::settings::Settings;
+use crate::supervise::{Restart, Service};
+
+/// The service on the machine that is /etc/pve.
+pub const PMXCFS: &str = "pmxcfs";
+/// The service on the machine that opens the lab's ports on the loopback.
+pub const FORWARD: &str = "forward";
+/// The controller, in the lab's network.
+pub const CONTROLLER: &str = "controller";
+/// The agent on each node.
+pub const AGENT: &str = "agent";
+/// The node's Caddy.
+pub const CADDY: &str = "caddy";
+/// The DHCP server on a node's bridge.
+pub const DHCP: &str = "dhcp";
+
+/// The controller's configuration, below the lab's directory.
+pub const CONTROLLER_CONFIG: &str = "controller/controller.toml";
+/// The agent's configuration, in a node.
+pub const AGENT_CONFIG: &str = "/etc/pve-sandbox/agent.toml";
+/// Caddy's configuration, in a node.
+pub const CADDY_CONFIG: &str = "/etc/pve-sandbox/caddy.json";
+
+/// A program of the workspace and where it goes in a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Program {
+    /// Its name among the built ones.
+    pub name: &'static str,
+    /// Its path in a node; none where it stays on the machine.
+    pub in_node: Option<&'static str>,
+    /// The service that runs it, started again when it was built anew.
+    pub service: Option<&'static str>,
+}
+
+/// The programs of the workspace that the lab uses.
+pub const PROGRAMS: [Program; 4] = [
+    Program { name: "pct", in_node: Some("/usr/sbin/pct"), service: None },
+    Program {
+        name: "pve-sandbox-agent",
+        in_node: Some("/usr/bin/pve-sandbox-agent"),
+        service: Some(AGENT),
+    },
+    Program { name: "sandboxctl", in_node: Some("/usr/bin/sandboxctl"), service: None },
+    Program { name: "pve-sandbox-controller", in_node: None, service: Some(CONTROLLER) },
+];
+
+/// What the lab's own directory and the machine's loopback have in common: 7443 is the controller,
+/// 8480 the first node's Caddy, 8482 and so on those of the others.
+pub fn forwards(nodes: &[NodeId]) -> Vec<Forward> {
+    let at = |from: u16, to: String| format!("127.0.0.1:{from}={to}").parse::<Forward>().ok();
+    let controller = at(7443, format!("{HUB_IP}:7443"));
+    let caddies = nodes.iter().map(|node| {
+        let number = u16::from(node.number());
+        let port = if number == 1 { 8480 } else { 8480 + number };
+        at(port, format!("{}:8480", node.ip()))
+    });
+    std::iter::once(controller).chain(caddies).flatten().collect()
+}
+
+/// What the lab itself needs on the machine; the lab starts these in its own order.
+pub fn of_the_lab(layout: &Layout, settings: &Settings) -> Vec<Service> {
+    let lab = |name: &str, words: &[&str]| -> Service {
+        let mut argv = vec![shown(&layout.binary()), "--lab-dir".to_owned(), shown(layout.dir())];
+        argv.extend(words.iter().map(|word| (*word).to_owned()));
+        Service {
+            name: name.to_owned(),
+            argv,
+            env: BTreeMap::new(),
+            log: layout.logs().join(format!("{name}.log")),
+            restart: Restart::No,
+            notify: true,
+            autostart: false,
+            netns: None,
+        }
+    };
+    let nodes = settings.node_ids();
+    let mut services = vec![lab(PMXCFS, &["pmxcfs", "serve"])];
+    services.extend(nodes.iter().map(|node| lab(&node.name(), &["node-launch", &node.name()])));
+    let forwards: Vec<String> = forwards(&nodes).iter().map(Forward::to_string).collect();
+    let words: Vec<&str> =
+        std::iter::once("forward").chain(forwards.iter().map(String::as_str)).collect();
+    services.push(lab(FORWARD, &words));
+    services
+}
+
+/// The daemons on the machine, in the lab's network.
+pub fn on_the_machine(layout: &Layout) -> Vec<Service> {
+    let program = layout.dir().join("bin/pve-sandbox-controller");
+    let config = layout.dir().join(CONTROLLER_CONFIG);
+    if !program.exists() || !config.exists() {
+        return Vec::new();
+    }
+    vec![Service {
+        name: CONTROLLER.to_owned(),
+        argv: vec![shown(&program), "--config".to_owned(), shown(&config)],
+        env: BTreeMap::new(),
+        log: layout.logs().join("controller.log"),
+        restart: Restart::Always,
+        notify: true,
+        autostart: true,
+        netns: Some(NETNS.to_owned()),
+    }]
+}
+
+/// The daemons of a node. `root` is the node's root as the machine sees it.
+pub fn on_a_node(node: NodeId, root: &Path) -> Vec<Service> {
+    let there = |path: &str| root.join(path.trim_start_matches('/')).exists();
+    let net = node.containers_net();
+    let mut services = Vec::new();
+    // Its range is at the end of the node's /24, away from the addresses that are leased first.
+    services.push(in_node(
+        DHCP,
+        &[
+            "/usr/sbin/dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--port=0",
+            "--user=root",
+            "--log-facility=-",
+            "--pid-file=",
+            "--interface=vmbr0",
+            "--bind-interfaces",
+            "--dhcp-authoritative",
+            // Or it would ping each address for three seconds before it gives it away.
+            "--no-ping",
+            "--dhcp-leasefile=/run/lab/dhcp.leases",
+            &format!("--dhcp-range={net}.240,{net}.254,1h"),
+        ],
+    ));
+    if there("/usr/bin/pve-sandbox-agent") && there(AGENT_CONFIG) {
+        let mut agent = in_node(AGENT, &["/usr/bin/pve-sandbox-agent", "--config", AGENT_CONFIG]);
+        agent.notify = true;
+        services.push(agent);
+    }
+    if there("/usr/bin/caddy") && there(CADDY_CONFIG) {
+        let mut caddy = in_node(CADDY, &["/usr/bin/caddy", "run", "--config", CADDY_CONFIG]);
+        caddy.notify = true;
+        services.push(caddy);
+    }
+    services
+}
+
+fn in_node(name: &str, argv: &[&str]) -> Service {
+    Service {
+        name: name.to_owned(),
+        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+        env: BTreeMap::new(),
+        log: PathBuf::from(NODE_LOGS).join(format!("{name}.log")),
+        restart: Restart::Always,
+        notify: false,
+        autostart: true,
+        netns: None,
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,61 @@
+//! Puts the workspace's programs where the lab runs them: its own directory and each node's root.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::daemons::PROGRAMS;
+use crate::layout::Layout;
+
+/// Copies the lab's own binary and the programs of the machine; returns the services whose
+/// program is another now.
+pub fn on_the_machine(layout: &Layout, built: &Path) -> Result<Vec<&'static str>> {
+    copy(&built.join("lab"), &layout.binary())?;
+    let bin = layout.dir().join("bin");
+    let mut changed = Vec::new();
+    for program in PROGRAMS {
+        let from = built.join(program.name);
+        if from.exists() && copy(&from, &bin.join(program.name))? {
+            changed.extend(program.service.filter(|_| program.in_node.is_none()));
+        }
+    }
+    Ok(changed)
+}
+
+/// Copies the programs of a node into its root; returns the services whose program is another now.
+pub fn in_node(root: &Path, built: &Path) -> Result<Vec<&'static str>> {
+    let mut changed = Vec::new();
+    for program in PROGRAMS {
+        let (from, Some(at)) = (built.join(program.name), program.in_node) else { continue };
+        if from.exists() && copy(&from, &root.join(at.trim_start_matches('/')))? {
+            changed.extend(program.service);
+        }
+    }
+    Ok(changed)
+}
+
+/// The programs that are not built.
+pub fn missing(built: &Path) -> Vec<&'static str> {
+    let names = PROGRAMS.iter().map(|program| program.name);
+    names.filter(|name| !built.join(name).exists()).collect()
+}
+
+/// Copies a program unless the very same is there; true when it was copied. It goes in by a
+/// rename, so that one that runs keeps its own.
+fn copy(from: &Path, at: &Path) -> Result<bool> {
+    let bytes = fs::read(from)
+        .with_context(|| format!("{} is not built: cargo build --release", from.display()))?;
+    if fs::read(at).is_ok_and(|old| old == bytes) {
+        return Ok(false);
+    }
+    if let Some(dir) = at.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let new = PathBuf::from(format!("{}.new", at.display()));
+    fs::write(&new, bytes).with_context(|| format!("cannot write {}", new.display()))?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&new, at).with_context(|| format!("cannot write {}", at.display()))?;
+    Ok(true)
+}

@@ -1,0 +1,7 @@
+//! The program `lab`; see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lab::cli::main()
+}

@@ -1,0 +1,88 @@
+//! The network: one namespace with a bridge that joins the nodes, and each node's two links.
+//! Nothing of it is in the machine's own namespace.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sched::{CloneFlags, setns};
+
+use crate::layout::{BRIDGE, HUB_IP, NETNS, NodeId};
+use crate::run::{run, run_command, run_line};
+
+/// Where the namespace is found.
+pub fn netns_file() -> PathBuf {
+    Path::new("/run/netns").join(NETNS)
+}
+
+/// Makes the namespace and its bridge anew. It is found by its name as one that `ip netns add`
+/// made is, which however would leave a mount of its own behind.
+pub fn make() -> Result<()> {
+    remove()?;
+    let file = netns_file();
+    fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
+    File::create(&file).context("cannot name the network namespace")?;
+    run("unshare", [format!("--net={}", file.display()).as_str(), "true"])?;
+    for line in [
+        "link set lo up".to_owned(),
+        format!("link add {BRIDGE} type bridge"),
+        format!("addr add {HUB_IP}/24 dev {BRIDGE}"),
+        format!("link set {BRIDGE} up"),
+    ] {
+        ip_in_lab(&line)?;
+    }
+    Ok(())
+}
+
+/// Removes the namespace, and what is left of its name where it went with a reboot.
+pub fn remove() -> Result<()> {
+    let file = netns_file();
+    if !file.exists() {
+        return Ok(());
+    }
+    match umount2(&file, MntFlags::MNT_DETACH) {
+        // A plain file, from before a reboot.
+        Ok(()) | Err(Errno::EINVAL) => {}
+        Err(errno) => return Err(errno).context("cannot let go of the network namespace"),
+    }
+    fs::remove_file(&file).context("cannot remove the network namespace")
+}
+
+/// Links the namespace that this process is in, a node's, to the others and gives it the bridge
+/// for its containers.
+pub fn link_node(node: NodeId) -> Result<()> {
+    let (name, number) = (node.name(), node.number());
+    // The link of the node's last boot may go a moment later than the node did.
+    drop(ip_in_lab(&format!("link del {name}")));
+    for line in [
+        "link set lo up".to_owned(),
+        format!(
+            "link add eth0 address 02:99:00:00:00:{number:02x} type veth peer name {name} netns {NETNS}"
+        ),
+        format!("addr add {}/24 dev eth0", node.ip()),
+        "link set eth0 up".to_owned(),
+        format!("link add vmbr0 address 02:64:00:00:00:{number:02x} type bridge"),
+        format!("addr add {}.1/24 dev vmbr0", node.containers_net()),
+        "link set vmbr0 up".to_owned(),
+    ] {
+        run_line(&format!("ip {line}"))?;
+    }
+    ip_in_lab(&format!("link set {name} master {BRIDGE} up"))?;
+    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot switch forwarding on")
+}
+
+/// Runs `ip` in the lab's namespace. `ip -n` does not do: it wants `/` to be a mount, which it is
+/// not in a chroot.
+#[expect(unsafe_code, reason = "what a child does to itself before exec goes through pre_exec")]
+fn ip_in_lab(line: &str) -> Result<String> {
+    let netns = File::open(netns_file()).context("the lab's network is not there")?;
+    let mut command = Command::new("ip");
+    command.args(line.split_ascii_whitespace());
+    // SAFETY: the one call in the child is a plain system call on a descriptor opened before.
+    unsafe { command.pre_exec(move || Ok(setns(&netns, CloneFlags::CLONE_NEWNET)?)) };
+    run_command(&mut command)
+}

@@ -1,0 +1,90 @@
+//! The init of a node, process 1 of its pid namespace: puts the node together, step by step, and
+//! then keeps its services.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::sethostname;
+
+use super::root;
+use crate::cgroup::{Hierarchies, enable_v2};
+use crate::layout::{Layout, NODE_SERVICES, NODE_SOCKET, NodeId};
+use crate::net;
+use crate::settings::Settings;
+use crate::supervise::supervisor::{Place, Supervisor};
+
+/// Where the node sees its own cgroups.
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// Where the id of this boot stands: the kernel's own is the machine's.
+const BOOT_ID: &str = "/run/lab/boot_id";
+
+/// Makes the node and keeps it. Returns when its services were told to end.
+pub fn init(layout: &Layout, node: NodeId) -> Result<()> {
+    let settings = Settings::load(layout)?;
+    let cgroup = Hierarchies::open()?.node(node);
+    // Connected now: the path leads nowhere once the root is another.
+    let ready = notify_socket()?;
+
+    // The cgroups first, for the cgroup namespace takes the ones that it is made in as its root.
+    cgroup.join("")?;
+    unshare(
+        CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWCGROUP,
+    )
+    .context("cannot make the node's namespaces")?;
+    sethostname(node.name()).context("cannot set the host name")?;
+    // Before the root changes, because the machine's name for the other end is still seen.
+    net::link_node(node)?;
+    root::enter(layout, node, &cgroup)?;
+
+    // Where a real node's init is, and where LXC looks for it to find the root of the rest.
+    let scope = Path::new(CGROUPS).join("init.scope");
+    fs::create_dir_all(&scope)?;
+    fs::write(scope.join("cgroup.procs"), "0").context("cannot move into init.scope")?;
+    enable_v2(Path::new(CGROUPS));
+    let slice = Path::new(CGROUPS).join("system.slice");
+    fs::create_dir_all(&slice)?;
+    enable_v2(&slice);
+
+    files(node, &settings.node_ids())?;
+    let place = Place {
+        socket: PathBuf::from(NODE_SOCKET),
+        services: PathBuf::from(NODE_SERVICES),
+        slice: Some(slice),
+        bound: false,
+    };
+    let supervisor = Supervisor::start(place)?;
+    if let Some(socket) = ready {
+        socket.send(b"READY=1").context("cannot say that the node is up")?;
+    }
+    supervisor.run()
+}
+
+fn notify_socket() -> Result<Option<UnixDatagram>> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(None) };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect(&path).with_context(|| format!("cannot connect to {}", path.display()))?;
+    Ok(Some(socket))
+}
+
+/// What a node has in files of its own.
+fn files(node: NodeId, all: &[NodeId]) -> Result<()> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    fs::write(BOOT_ID, id).context("cannot write the boot id")?;
+    fs::write("/etc/hostname", format!("{node}\n"))?;
+    let mut hosts = String::from("127.0.0.1 localhost\n::1 localhost\n");
+    for other in all {
+        hosts.push_str(&format!("{} {other}\n", other.ip()));
+    }
+    fs::write("/etc/hosts", hosts)?;
+    for dir in ["/run/lock/lxc", "/run/pve", "/var/log/pve/tasks", "/var/lib/lxc", "/var/lib/vz"] {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {dir}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! A small /etc/pve: one daemon on the machine, one tree, one FUSE mount a node.
+//!
+//! `tree` and `cluster` are pure; `store` keeps the tree on disk; `fs` answers the kernel;
+//! `daemon` mounts and listens for orders; `control` is how the lab gives them.
+//!
+//! Not modelled: a node that is cut off sees what the others write (it only loses the right to
+//! write itself), the cluster log is empty, and nothing expires locks.
+
+pub mod cluster;
+pub mod control;
+pub mod daemon;
+mod fs;
+mod shared;
+mod store;
+pub mod tree;

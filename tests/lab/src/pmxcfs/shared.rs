@@ -1,0 +1,106 @@
+//! What all mounts share: the tree, its copy on disk, and who is in the cluster.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+
+use super::cluster::{Cluster, Member, members_up, version_file, vmlist_file};
+use super::store::Store;
+use super::tree::{ROOT, Tree};
+use crate::process::Proc;
+
+/// The tree and the cluster behind one lock, with the store that mirrors the tree.
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    store: Store,
+    started_s: u64,
+    /// Where the nodes' pid files are: a node is up as long as its init lives.
+    pids: BTreeMap<String, PathBuf>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) tree: Tree,
+    pub(super) cluster: Cluster,
+}
+
+impl Shared {
+    /// Reads the tree from `root` and makes the directories that every cluster has. A member
+    /// without a pid file counts as booted.
+    pub(super) fn open(
+        root: &Path,
+        members: BTreeMap<String, Member>,
+        pids: BTreeMap<String, PathBuf>,
+    ) -> Result<Shared> {
+        let store = Store::open(root)?;
+        let mut tree = store.load()?;
+        let mut dirs = vec!["nodes".to_owned(), "priv".to_owned(), "priv/lock".to_owned()];
+        dirs.push("virtual-guest".to_owned());
+        for name in members.keys() {
+            dirs.push(format!("nodes/{name}"));
+            for sub in ["lxc", "openvz", "priv", "qemu-server"] {
+                dirs.push(format!("nodes/{name}/{sub}"));
+            }
+        }
+        for dir in dirs {
+            if tree.at(&dir).is_err() {
+                let (parent, name) = dir.rsplit_once('/').unwrap_or(("", &dir));
+                let parent = tree.at(parent).unwrap_or(ROOT);
+                tree.mkdir(parent, name, SystemTime::now())
+                    .with_context(|| format!("cannot make {dir}"))?;
+            }
+        }
+        let changes = tree.take_changes();
+        store.apply(&tree, changes).context("cannot write the tree")?;
+        let cluster = Cluster { members, version: 1 };
+        let started_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        Ok(Shared { state: Mutex::new(State { tree, cluster }), store, started_s, pids })
+    }
+
+    /// The state, with the membership as it is at this moment.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let up =
+            |name: &str| self.pids.get(name).is_none_or(|file| Proc::from_file(file).is_some());
+        members_up(&mut state.cluster, up);
+        state
+    }
+
+    /// Changes the tree as `node` would, if it has quorum, and writes the change to disk.
+    pub(super) fn change<T>(
+        &self,
+        node: &str,
+        op: impl FnOnce(&mut Tree, SystemTime) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let mut state = self.state();
+        let stopped = state.cluster.members.get(node).is_some_and(|member| member.stopped);
+        if stopped || !state.cluster.quorate(node) {
+            return Err(Errno::EACCES);
+        }
+        let answer = op(&mut state.tree, SystemTime::now());
+        let changes = state.tree.take_changes();
+        if let Err(error) = self.store.apply(&state.tree, changes) {
+            eprintln!("pmxcfs: cannot write the tree to disk: {error}");
+            return Err(Errno::EIO);
+        }
+        answer
+    }
+
+    /// The text of a virtual file on `node`.
+    pub(super) fn virtual_file(&self, node: &str, name: &str) -> String {
+        let state = self.state();
+        match name {
+            ".members" => state.cluster.members_file(node),
+            ".vmlist" => vmlist_file(&state.tree),
+            ".version" => version_file(&state.tree, &state.cluster, self.started_s),
+            ".clusterlog" => "{\n\"data\": [\n]\n}\n".to_owned(),
+            ".debug" => "0\n".to_owned(),
+            _ => String::new(),
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! A process that is recorded in a file: its pid with the moment of its start, so that a pid that
+//! was given to another process since, or before a reboot, is never taken for it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+/// A process and the moment of its start, in clock ticks since the machine's boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proc {
+    /// Its number, as this process sees it.
+    pub pid: i32,
+    /// Field 22 of its stat file.
+    pub start_ticks: u64,
+}
+
+impl Proc {
+    /// The process of that number, if it lives.
+    pub fn of(pid: i32) -> Option<Proc> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (state, start_ticks) = parse_stat(&stat)?;
+        (!matches!(state, 'Z' | 'X')).then_some(Proc { pid, start_ticks })
+    }
+
+    /// The process that `file` names, if it still lives.
+    pub fn from_file(file: &Path) -> Option<Proc> {
+        let text = fs::read_to_string(file).ok()?;
+        let (boot, rest) = text.trim_end().split_once(' ')?;
+        let (pid, start) = rest.split_once(' ')?;
+        let proc = Proc { pid: pid.parse().ok()?, start_ticks: start.parse().ok()? };
+        (boot == machine_boot() && proc.is_alive()).then_some(proc)
+    }
+
+    /// Writes the process down, with the machine's boot.
+    pub fn write(&self, file: &Path) -> io::Result<()> {
+        let new = file.with_extension("new");
+        fs::write(&new, format!("{} {} {}\n", machine_boot(), self.pid, self.start_ticks))?;
+        fs::rename(new, file)
+    }
+
+    /// True while this very process runs; a zombie does not.
+    pub fn is_alive(&self) -> bool {
+        Proc::of(self.pid) == Some(*self)
+    }
+
+    /// Sends a signal, if it is still this process.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        if self.is_alive() {
+            kill(Pid::from_raw(self.pid), signal)
+                .with_context(|| format!("cannot send {signal} to process {}", self.pid))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until it is gone.
+    pub fn wait_gone(&self, within: Duration) -> Result<()> {
+        wait_until(within, || !self.is_alive())
+            .with_context(|| format!("process {} does not end", self.pid))
+    }
+}
+
+/// Looks every few milliseconds whether something has come true.
+pub fn wait_until(within: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + within;
+    while !done() {
+        if Instant::now() >= deadline {
+            bail!("waited {} s for it", within.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn machine_boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| "-".to_owned(), |id| id.trim().to_owned())
+}
+
+/// The state letter and the start of a process, from its stat file. The name in parentheses may
+/// hold anything, so what counts begins behind the last one.
+fn parse_stat(stat: &str) -> Option<(char, u64)> {
+    let rest = stat.get(stat.rfind(')')? + 1..)?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_with_a_hostile_name() {
+        let stat = "7 (a) Z 1 2) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2 3";
+        assert_eq!(parse_stat(stat), Some(('S', 4242)));
+        assert_eq!(parse_stat("7 (a"), None);
+    }
+
+    #[test]
+    fn this_process_is_alive_and_another_start_is_not_it() {
+        let me = Proc::of(std::process::id().cast_signed()).expect("it runs");
+        assert!(me.is_alive());
+        assert!(!Proc { start_ticks: me.start_ticks + 1, ..me }.is_alive());
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("pid");
+        me.write(&file).expect("written");
+        assert_eq!(Proc::from_file(&file), Some(me));
+    }
+}

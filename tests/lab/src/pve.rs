@@ -1,0 +1,155 @@
+//! What the lab itself writes into /etc/pve: the storage and each node's template, in PVE's format.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::disk;
+use crate::lab::Node;
+use crate::layout::{Layout, NodeId};
+
+const STORAGE: &str = "dir: local\n\tpath /var/lib/vz\n\tcontent iso,vztmpl,backup\n\n\
+     zfspool: local-zfs\n\tpool rpool/data\n\tsparse 1\n\tcontent images,rootdir\n\n";
+
+/// The size of a sandbox on the template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Lines for people and for the agent; they stand as comments on top of the config.
+    pub description: String,
+    /// Tags, which every clone carries from its start.
+    pub tags: String,
+    /// The disk's size as the config names it.
+    pub disk_gib: u32,
+    /// Memory.
+    pub memory_mib: u32,
+    /// Cores.
+    pub cores: u32,
+}
+
+impl Default for Template {
+    fn default() -> Template {
+        Template {
+            description: String::new(),
+            tags: String::new(),
+            disk_gib: 2,
+            memory_mib: 512,
+            cores: 1,
+        }
+    }
+}
+
+/// The name of a node's template volume.
+pub fn base_volume(node: NodeId) -> String {
+    format!("basevol-{}-disk-0", node.template_vmid())
+}
+
+/// Unpacks the template on the node and writes its config, where they are missing.
+pub fn ensure_template(layout: &Layout, node: &Node, template: &Template) -> Result<()> {
+    let id = node.id();
+    disk::unpack(layout, node, &base_volume(id))?;
+    let lxc = layout.pve(id).join("nodes").join(id.name()).join("lxc");
+    write_new(&lxc, &format!("{}.conf", id.template_vmid()), &config(id, template))
+}
+
+/// Writes the storage configuration, where it is missing.
+pub fn ensure_storage(layout: &Layout, node: NodeId) -> Result<()> {
+    write_new(&layout.pve(node), "storage.cfg", STORAGE)
+}
+
+/// The template's config as PVE writes it: comments, then the keys in order.
+pub fn config(node: NodeId, template: &Template) -> String {
+    let mut out = String::new();
+    for line in template.description.lines() {
+        out.push('#');
+        out.push_str(&encode(line));
+        out.push('\n');
+    }
+    let volume = base_volume(node);
+    let mut keys = vec![
+        ("arch", "amd64".to_owned()),
+        ("cores", template.cores.to_string()),
+        ("features", "nesting=1".to_owned()),
+        ("hostname", "debian".to_owned()),
+        ("memory", template.memory_mib.to_string()),
+        (
+            "net0",
+            format!(
+                "name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:{:02X}:00,ip=dhcp,type=veth",
+                node.number()
+            ),
+        ),
+        ("ostype", "debian".to_owned()),
+        ("rootfs", format!("local-zfs:{volume},size={}G", template.disk_gib)),
+        ("swap", "0".to_owned()),
+        ("template", "1".to_owned()),
+        ("unprivileged", "1".to_owned()),
+    ];
+    if !template.tags.is_empty() {
+        keys.insert(9, ("tags", template.tags.clone()));
+    }
+    for (key, value) in keys {
+        // write! to a String cannot fail.
+        let _infallible = writeln!(out, "{key}: {value}");
+    }
+    out
+}
+
+/// How PVE keeps a line of a description: what could end or split it stands as %XX.
+fn encode(line: &str) -> String {
+    let mut out = String::new();
+    for byte in line.bytes() {
+        if matches!(byte, b'%' | b':') || !(b' '..=b'~').contains(&byte) {
+            let _infallible = write!(out, "%{byte:02X}");
+        } else {
+            out.push(char::from(byte));
+        }
+    }
+    out
+}
+
+/// Writes a file under another name first, so that nobody reads half of it.
+fn write_new(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let file = dir.join(name);
+    match fs::metadata(&file) {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error).context(format!("cannot look at {}", file.display())),
+    }
+    let new = dir.join(format!("{name}.tmp.{}", std::process::id()));
+    fs::write(&new, text).with_context(|| format!("cannot write {}", new.display()))?;
+    fs::rename(&new, &file).with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_as_pve_writes_it() {
+        let template = Template {
+            description: "a: b 100%\n\täö".to_owned(),
+            tags: "sandbox-template".to_owned(),
+            ..Template::default()
+        };
+        let expected = "\
+#a%3A b 100%25
+#%09%C3%A4%C3%B6
+arch: amd64
+cores: 1
+features: nesting=1
+hostname: debian
+memory: 512
+net0: name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:02:00,ip=dhcp,type=veth
+ostype: debian
+rootfs: local-zfs:basevol-9001-disk-0,size=2G
+swap: 0
+tags: sandbox-template
+template: 1
+unprivileged: 1
+";
+        assert_eq!(config(NodeId::first(2)[1], &template), expected);
+    }
+}

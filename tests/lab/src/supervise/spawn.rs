@@ -1,0 +1,86 @@
+//! How a service's process starts.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::setsid;
+
+use super::service::Service;
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What the supervisor adds to each of its services.
+#[derive(Debug)]
+pub(super) struct Surroundings<'a> {
+    /// The cgroup to start in; none leaves it in the supervisor's.
+    pub(super) cgroup: Option<&'a Path>,
+    /// The socket for READY=1.
+    pub(super) notify: Option<&'a Path>,
+    /// It dies when the supervisor dies.
+    pub(super) bound: bool,
+}
+
+/// Starts the process and returns its number.
+#[expect(unsafe_code, reason = "what a child does to itself before exec goes through pre_exec")]
+pub(super) fn spawn(service: &Service, around: &Surroundings<'_>) -> Result<i32> {
+    let (program, args) = service.argv.split_first().context("an empty command")?;
+    let log = open_log(&service.log)?;
+    let netns = match &service.netns {
+        Some(name) => {
+            let path = format!("/run/netns/{name}");
+            Some(File::open(&path).with_context(|| format!("cannot open {path}"))?)
+        }
+        None => None,
+    };
+    let cgroup = match around.cgroup {
+        Some(dir) => {
+            fs::create_dir_all(dir)?;
+            Some(OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?)
+        }
+        None => None,
+    };
+    let mut command = Command::new(program);
+    command.args(args).env_clear().env("PATH", PATH).env("HOME", "/root");
+    if let Some(notify) = around.notify {
+        command.env("NOTIFY_SOCKET", notify);
+    }
+    command.envs(&service.env).current_dir("/").stdin(Stdio::null());
+    command.stdout(log.try_clone()?).stderr(log);
+    let bound = around.bound;
+    let before_exec = move || {
+        // A session of its own, so that no terminal and no group signal of the lab reaches it.
+        setsid()?;
+        if bound {
+            set_pdeathsig(Signal::SIGKILL)?;
+        }
+        // The supervisor reads its signals from a descriptor and has them blocked.
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        if let Some(mut procs) = cgroup.as_ref() {
+            procs.write_all(b"0")?;
+        }
+        if let Some(netns) = &netns {
+            setns(netns, CloneFlags::CLONE_NEWNET)?;
+        }
+        Ok(())
+    };
+    // SAFETY: the supervisor has one thread, so the child may call anything; what it calls here
+    // are plain system calls on descriptors that were opened before the fork.
+    unsafe { command.pre_exec(before_exec) };
+    let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+    Ok(child.id().cast_signed())
+}
+
+fn open_log(log: &Path) -> Result<File> {
+    if let Some(dir) = log.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let opened = OpenOptions::new().create(true).append(true).open(log);
+    opened.with_context(|| format!("cannot open the log {}", log.display()))
+}

@@ -1,0 +1,219 @@
+//! Brings a lab up, in the order of this file; or a lab that is up, up to date.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::unistd::{Uid, setsid};
+
+use crate::cgroup::Hierarchies;
+use crate::daemons::{self, FORWARD, PMXCFS};
+use crate::lab::{Lab, Node};
+use crate::layout::{Layout, NODES_MAX, NodeId};
+use crate::process::wait_until;
+use crate::progress::{say, step};
+use crate::pve::{self, Template};
+use crate::settings::{Limits, Settings};
+use crate::supervise::Service;
+use crate::{disk, down, install, machine, net, owner, template};
+
+/// How long a node may take to boot.
+pub const BOOT_WITHIN: Duration = Duration::from_secs(60);
+const START_WITHIN: Duration = Duration::from_secs(10);
+/// A daemon opens its database and its certificates first.
+const DAEMON_WITHIN: Duration = Duration::from_secs(30);
+
+/// How to bring a lab up.
+#[derive(Debug, Clone)]
+pub struct UpOptions {
+    /// How many nodes.
+    pub nodes: u8,
+    /// Forget the nodes' disks and /etc/pve of the last time.
+    pub fresh: bool,
+    /// What each node may use.
+    pub limits: Limits,
+    /// What is written on the nodes' templates.
+    pub template: Template,
+    /// Where the workspace's programs are built.
+    pub built: PathBuf,
+}
+
+impl Default for UpOptions {
+    fn default() -> UpOptions {
+        UpOptions {
+            nodes: 3,
+            fresh: false,
+            limits: Limits::default(),
+            template: Template::default(),
+            built: built(),
+        }
+    }
+}
+
+/// Where the workspace's programs are: beside this one, or in the checkout's target directory.
+fn built() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    beside
+        .filter(|dir| dir.join("lab").exists())
+        .unwrap_or_else(|| workspace.unwrap_or(Path::new(".")).join("target/release"))
+}
+
+/// Brings the lab up.
+pub fn up(lab: &Lab, options: &UpOptions) -> Result<()> {
+    let layout = lab.layout();
+    ensure!(Uid::effective().is_root(), "the lab makes namespaces and mounts: run it as root");
+    ensure!((1..=NODES_MAX).contains(&options.nodes), "a lab has 1 to {NODES_MAX} nodes");
+    let _held = down::lock(layout)?;
+    if let Some(other) = owner::other(layout) {
+        bail!("the lab in {} has this machine: take it down first", other.display());
+    }
+    if lab.is_up() && layout.complete().exists() && !options.fresh {
+        let settings = Settings::load(layout)?;
+        ensure!(
+            settings.nodes == options.nodes,
+            "the lab is up with {} nodes: take it down first",
+            settings.nodes
+        );
+        say("the lab is up already; bringing its programs up to date");
+        for node in lab.nodes()?.iter().filter(|node| node.init().is_none()) {
+            step(&format!("booting {}", node.id()), |_| node.boot())?;
+        }
+        return programs(lab, options);
+    }
+    for dir in [layout.cache(), layout.logs()] {
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    step("making the machine ready", |_| machine::prepare())?;
+    template::ensure(layout)?;
+    step("clearing what was left", |_| clear(layout, options))?;
+    let settings = Settings { nodes: options.nodes, limits: options.limits.clone() };
+    settings.save(layout)?;
+    step("starting the supervisor and /etc/pve", |_| supervisor(lab, &settings, options))?;
+    step("making the disks", |_| {
+        each(&settings.node_ids(), |node| {
+            disk::ensure_mounted(layout, node, settings.limits.disk_gib)
+        })
+    })?;
+    step(&format!("booting {} nodes", options.nodes), |_| {
+        each(&settings.node_ids(), |node| lab.node(&node.name())?.boot())
+    })?;
+    step("writing the templates", |_| {
+        pve::ensure_storage(layout, settings.node_ids()[0])?;
+        each(&settings.node_ids(), |node| {
+            pve::ensure_template(layout, &lab.node(&node.name())?, &options.template)
+        })
+    })?;
+    programs(lab, options)?;
+    fs::write(layout.complete(), "").context("cannot write that the lab is up")
+}
+
+fn clear(layout: &Layout, options: &UpOptions) -> Result<()> {
+    down::clean(layout)?;
+    if options.fresh {
+        for dir in [layout.nodes(), layout.pmxcfs_store()] {
+            if dir.exists() {
+                fs::remove_dir_all(&dir)
+                    .with_context(|| format!("cannot remove {}", dir.display()))?;
+            }
+        }
+    }
+    fs::create_dir_all(layout.run())?;
+    owner::take(layout)?;
+    Hierarchies::ensure(layout)?;
+    net::make()
+}
+
+/// Starts the process that everything else of the lab is bound to, and /etc/pve.
+fn supervisor(lab: &Lab, settings: &Settings, options: &UpOptions) -> Result<()> {
+    let layout = lab.layout();
+    install::on_the_machine(layout, &options.built)?;
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(layout.logs().join("supervisor.log"))?;
+    let mut command = Command::new(layout.binary());
+    command.arg("--lab-dir").arg(layout.dir()).arg("supervise");
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
+    detach(&mut command);
+    let mut child = command.spawn().context("cannot start the supervisor")?;
+    wait_until(START_WITHIN, || {
+        lab.services().status().is_ok() || matches!(child.try_wait(), Ok(Some(_)))
+    })
+    .context("the supervisor does not answer")?;
+    lab.services().put(daemons::of_the_lab(layout, settings))?;
+    lab.services().start(PMXCFS, START_WITHIN)
+}
+
+#[expect(unsafe_code, reason = "what a child does to itself before exec goes through pre_exec")]
+fn detach(command: &mut Command) {
+    // SAFETY: the one call in the child is a plain system call.
+    unsafe { command.pre_exec(|| Ok(setsid().map(drop)?)) };
+}
+
+/// Installs the built programs and makes the services what they are to be.
+fn programs(lab: &Lab, options: &UpOptions) -> Result<()> {
+    let missing = install::missing(&options.built);
+    if !missing.is_empty() {
+        say(&format!("  not built, so left out: {}", missing.join(", ")));
+    }
+    let settings = Settings::load(lab.layout())?;
+    step("installing the programs", |_| {
+        each(&settings.node_ids(), |node| programs_in(&lab.node(&node.name())?, options))
+    })?;
+    step("starting the daemons", |_| {
+        let changed = install::on_the_machine(lab.layout(), &options.built)?;
+        let mut services = daemons::of_the_lab(lab.layout(), &settings);
+        let daemons = daemons::on_the_machine(lab.layout());
+        services.extend(daemons.iter().cloned());
+        lab.services().put(services)?;
+        lab.services().start(FORWARD, START_WITHIN)?;
+        ready(&lab.services(), &daemons, &changed)
+    })
+}
+
+fn programs_in(node: &Node, options: &UpOptions) -> Result<()> {
+    let root = node.root()?;
+    let changed = install::in_node(&root, &options.built)?;
+    let daemons = daemons::on_a_node(node.id(), &root);
+    let services = node.services()?;
+    services.put(daemons.clone())?;
+    ready(&services, &daemons, &changed)
+}
+
+/// Starts again what was built anew, and waits until every daemon is ready.
+fn ready(
+    services: &crate::supervise::Services,
+    daemons: &[Service],
+    changed: &[&'static str],
+) -> Result<()> {
+    for daemon in daemons {
+        if changed.contains(&daemon.name.as_str()) {
+            services.restart(&daemon.name, DAEMON_WITHIN)?;
+        } else {
+            services.start(&daemon.name, DAEMON_WITHIN)?;
+        }
+    }
+    Ok(())
+}
+
+/// Does something for all nodes at the same time; the first failure is returned.
+fn each(nodes: &[NodeId], work: impl Fn(NodeId) -> Result<()> + Sync) -> Result<()> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            nodes.iter().map(|node| (node, scope.spawn(move || work(*node)))).collect();
+        let mut result = Ok(());
+        for (node, thread) in threads {
+            let done = match thread.join() {
+                Ok(done) => done.with_context(|| node.name()),
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            result = result.and(done);
+        }
+        result
+    })
+}

@@ -1,0 +1,154 @@
+//! The supervisor as a process, with services that are real ones.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use lab::Lab;
+use lab::process::{Proc, wait_until};
+use lab::supervise::{Restart, Service, Services, State};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+const WITHIN: Duration = Duration::from_secs(10);
+
+struct Supervised {
+    dir: TempDir,
+    process: Child,
+    services: Services,
+}
+
+impl Supervised {
+    #[expect(clippy::disallowed_methods, reason = "a test starts the program that it tests")]
+    fn start() -> Supervised {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let process = Command::new(env!("CARGO_BIN_EXE_lab"))
+            .arg("--lab-dir")
+            .arg(dir.path())
+            .arg("supervise")
+            .spawn()
+            .expect("it starts");
+        let services = Lab::open(dir.path()).expect("a lab").services();
+        wait_until(WITHIN, || services.status().is_ok()).expect("it answers");
+        Supervised { dir, process, services }
+    }
+
+    fn service(&self, name: &str, script: &str) -> Service {
+        Service {
+            name: name.to_owned(),
+            argv: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+            env: [("WHO".to_owned(), "me".to_owned())].into(),
+            log: self.dir.path().join(format!("{name}.log")),
+            restart: Restart::No,
+            notify: false,
+            autostart: true,
+            netns: None,
+        }
+    }
+
+    fn proc(&self, name: &str) -> Proc {
+        let pid = self.services.status_of(name).expect("known").pid.expect("it runs");
+        Proc::of(pid).expect("it lives")
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        // It may have ended by then, as the test wanted.
+        drop(self.services.end());
+        drop(self.process.wait());
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[test]
+fn a_service_starts_logs_ends_and_says_how() {
+    let supervised = Supervised::start();
+    let mut service = supervised.service("one", "echo out $WHO; echo err >&2; exit 3");
+    service.autostart = false;
+    let all = supervised.services.put(vec![service]).expect("put");
+    assert_eq!((all[0].state, all[0].pid), (State::Stopped, None));
+    supervised.services.start("one", WITHIN).ok();
+    supervised.services.wait("one", State::Stopped, WITHIN).expect("it ends");
+    let status = supervised.services.status_of("one").expect("known");
+    assert_eq!(status.last_end.as_deref(), Some("exit code 3"));
+    assert_eq!(read(&supervised.dir.path().join("one.log")), "out me\nerr\n");
+    let unknown = supervised.services.start("two", WITHIN).expect_err("there is none");
+    assert_eq!(unknown.to_string(), "there is no service two");
+}
+
+#[test]
+fn a_killed_service_comes_back_unless_it_is_held() {
+    let supervised = Supervised::start();
+    let mut service = supervised.service("one", "exec sleep 1000");
+    service.restart = Restart::OnFailure;
+    supervised.services.put(vec![service]).expect("put");
+    supervised.services.wait("one", State::Ready, WITHIN).expect("it runs");
+    let first = supervised.proc("one");
+    supervised.services.kill("one", false, WITHIN).expect("killed");
+    first.wait_gone(WITHIN).expect("gone");
+    wait_until(WITHIN, || {
+        supervised.services.status_of("one").is_ok_and(|status| status.restarts == 1)
+    })
+    .expect("it comes back");
+    let second = supervised.proc("one");
+    assert_ne!(first, second);
+    supervised.services.kill("one", true, WITHIN).expect("killed");
+    let status = supervised.services.status_of("one").expect("known");
+    assert_eq!(
+        (status.state, status.last_end.as_deref()),
+        (State::Stopped, Some("killed by SIGKILL"))
+    );
+    supervised.services.start("one", WITHIN).expect("started by hand");
+    let third = supervised.proc("one");
+    supervised.services.stop("one", WITHIN).expect("stopped");
+    assert!(!third.is_alive());
+}
+
+#[test]
+fn a_service_that_fails_at_once_is_an_error_and_one_that_never_is_ready_a_late_one() {
+    let supervised = Supervised::start();
+    let mut slow = supervised.service("slow", "exec sleep 1000");
+    slow.notify = true;
+    let missing =
+        Service { argv: vec!["/nonexistent".to_owned()], ..supervised.service("missing", "") };
+    supervised.services.put(vec![missing, slow]).expect("put");
+    let error = supervised.services.wait("missing", State::Ready, WITHIN).expect_err("it cannot");
+    assert!(error.to_string().contains("cannot start /nonexistent"), "{error}");
+    let short = Duration::from_millis(50);
+    let error = supervised.services.wait("slow", State::Ready, short).expect_err("it does not");
+    assert!(error.to_string().contains("is still Starting"), "{error}");
+}
+
+#[test]
+fn a_changed_list_touches_what_changed_alone() {
+    let supervised = Supervised::start();
+    let service = |name: &str, text: &str| supervised.service(name, text);
+    let (a, b) = (service("a", "exec sleep 1000"), service("b", "exec sleep 1000"));
+    supervised.services.put(vec![a.clone(), b]).expect("put");
+    let (first_a, first_b) = (supervised.proc("a"), supervised.proc("b"));
+    let c = service("c", "exec sleep 1000");
+    supervised.services.put(vec![a, c]).expect("put");
+    first_b.wait_gone(WITHIN).expect("what is not in the list ends");
+    assert_eq!(supervised.proc("a"), first_a);
+    let changed = service("a", "exec sleep 2000");
+    supervised.services.put(vec![changed]).expect("put");
+    first_a.wait_gone(WITHIN).expect("the changed one ends");
+    supervised.services.wait("a", State::Ready, WITHIN).expect("and starts again");
+    assert_ne!(supervised.proc("a"), first_a);
+    assert_eq!(supervised.services.status().expect("answered").len(), 1);
+}
+
+#[test]
+fn nothing_outlives_the_supervisor() {
+    let supervised = Supervised::start();
+    supervised.services.put(vec![supervised.service("one", "exec sleep 1000")]).expect("put");
+    let service = supervised.proc("one");
+    let pid = supervised.process.id().cast_signed();
+    Proc::of(pid).expect("it lives").signal(Signal::SIGKILL).expect("killed");
+    service.wait_gone(WITHIN).expect("its service dies with it");
+}

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs a command beside a lab that is up: starts one if none is, and takes it down again only then.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export LAB_DIR="${LAB_DIR:-$PWD/target/lab}"
+lab=target/release/lab
+
+was_up=yes
+"$lab" status >/dev/null 2>&1 || was_up=no
+finish() {
+  code=$?
+  if [ "$was_up" = no ]; then "$lab" down; fi
+  exit "$code"
+}
+trap finish EXIT
+# Up already or not: this also brings its programs up to date with what was just built.
+"$lab" up
+# shellcheck disable=SC1091
+. "$LAB_DIR/env"
+"$@"

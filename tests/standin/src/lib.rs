@@ -1,0 +1,94 @@
+//! A stand-in for Proxmox VE's `pct` over Debian's LXC, for tests and the lab.
+//!
+//! It reproduces what was recorded of the real one: output, exit codes, the format of `ID.conf`,
+//! locks, tasks with a worker in a session of its own, and what is left behind when it is killed.
+//! Beyond the real one it takes a fault plan ([`faults`]) and can be made to cost what the real one
+//! costs ([`cost`]). What it does not do stands in `NOT_MODELLED.md`; such a call fails loudly.
+//!
+//! Where to look: `args` the command line, `commands` one file per sub-command, `task` parent and
+//! worker, `cluster` and [`conf`] the configurations, `locks`, `storage` volumes, `lxc` containers.
+
+mod args;
+mod cluster;
+mod commands;
+pub mod conf;
+pub mod cost;
+mod ctx;
+pub mod failure;
+pub mod faults;
+mod locks;
+mod lxc;
+mod pvesm;
+mod roots;
+mod run;
+mod signals;
+mod storage;
+pub mod task;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+pub use roots::Roots;
+
+use cost::Part;
+use ctx::{Ctx, Subject};
+use failure::{Failure, Result, ignore};
+
+/// The whole program: `pct`, `pvesm`, a worker or an LXC hook, as its name and arguments say.
+#[must_use]
+pub fn run_program() -> ExitCode {
+    let mut argv: Vec<String> =
+        std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    if argv.is_empty() {
+        return ExitCode::from(255);
+    }
+    let name = argv.remove(0);
+    if let (Ok(job), true, true) =
+        (std::env::var(task::JOB), name.starts_with("task"), argv.is_empty())
+    {
+        return task::worker::main(&job);
+    }
+    if argv.first().is_some_and(|arg| arg == lxc::hooks::COMMAND) {
+        return lxc::hooks::main(&argv[1..]);
+    }
+    let is_pvesm = name.rsplit('/').next() == Some("pvesm");
+    let sub_command = argv.first().cloned().unwrap_or_default();
+    let subject = Subject { command: sub_command.clone(), vmid: None, template: None };
+    let mut ctx = Ctx::new(Roots::from_env(), cluster::node_name(), subject);
+    ctx.pay(Part::Load(if is_pvesm { "pvesm" } else { &sub_command }));
+    let done = check_access(&ctx).and_then(|()| {
+        if is_pvesm { pvesm::main(&ctx, &argv) } else { commands::main(&mut ctx, &argv) }
+    });
+    answer(done)
+}
+
+fn answer(done: Result) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                ignore(writeln!(std::io::stderr(), "{}", failure.message));
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Only root may ask, and only while the cluster file system runs.
+fn check_access(ctx: &Ctx) -> Result {
+    let refuse = |why: &str| {
+        let mut text = String::new();
+        for n in 1..=3 {
+            text.push_str(&format!("ipcc_send_rec[{n}] failed: {why}\n"));
+        }
+        Err(Failure::new(format!("{text}Unable to load access control list: {why}")))
+    };
+    let anybody = std::env::var_os("PCT_ANY_USER").is_some();
+    if !anybody && !rustix::process::geteuid().is_root() {
+        return refuse("Unknown error -1");
+    }
+    if !cluster::is_up(&ctx.roots) {
+        return refuse("Connection refused");
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Limits: in the container's own cgroup2 where that has the controllers, else in the machine's
+//! cgroup v1 hierarchies that a lab node sees beside it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::conf::Section;
+use crate::ctx::Ctx;
+use crate::failure::ignore;
+
+const PERIOD_US: u64 = 100_000;
+const MIB: u64 = 1 << 20;
+
+/// What a configuration allows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Limits {
+    pub(crate) memory_bytes: u64,
+    pub(crate) swap_bytes: u64,
+    pub(crate) quota_us: Option<u64>,
+    pub(crate) shares: Option<u64>,
+}
+
+impl Limits {
+    pub(crate) fn of(conf: &Section, cpus: usize) -> Self {
+        let limit = conf.get("cpulimit").and_then(|v| v.parse::<f64>().ok()).filter(|v| *v > 0.0);
+        // PVE pins `cores` to CPUs; a quota of as much bounds the sum the same way.
+        let cores = conf.number("cores").filter(|c| usize::try_from(*c).is_ok_and(|c| c < cpus));
+        let quota = limit.map(|l| l * 100_000.0).or_else(|| cores.map(|c| c as f64 * 100_000.0));
+        Self {
+            memory_bytes: conf.number("memory").unwrap_or(512) * MIB,
+            swap_bytes: conf.number("swap").unwrap_or(512) * MIB,
+            // The value is between 1 ms and 8192 CPUs.
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded")]
+            quota_us: quota.map(|q| q.clamp(1000.0, 8192.0 * 100_000.0) as u64),
+            shares: conf.number("cpuunits"),
+        }
+    }
+}
+
+/// The number of CPUs of the machine.
+pub(crate) fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Whether the cgroup2 tree of this place has a controller.
+pub(crate) fn has_controller(ctx: &Ctx, name: &str) -> bool {
+    let text = fs::read_to_string(ctx.roots.cgroup.join("cgroup.controllers")).unwrap_or_default();
+    text.split_whitespace().any(|c| c == name)
+}
+
+/// The lines for the container's LXC configuration; none without controllers.
+pub(crate) fn lxc_lines(ctx: &Ctx, conf: &Section) -> Vec<(String, String)> {
+    let limits = Limits::of(conf, cpus());
+    let mut lines = Vec::new();
+    let mut add = |key: &str, value: String| lines.push((format!("lxc.cgroup2.{key}"), value));
+    if has_controller(ctx, "memory") {
+        add("memory.max", limits.memory_bytes.to_string());
+        add("memory.swap.max", limits.swap_bytes.to_string());
+    }
+    if has_controller(ctx, "cpu") {
+        let quota = limits.quota_us.map_or("max".to_owned(), |q| q.to_string());
+        add("cpu.max", format!("{quota} {PERIOD_US}"));
+        add("cpu.weight", limits.shares.unwrap_or(100).clamp(1, 10_000).to_string());
+    }
+    lines
+}
+
+fn leg(ctx: &Ctx, controller: &str, vmid: u32) -> Option<PathBuf> {
+    let root = ctx.roots.lab_cgroup.join(controller);
+    root.join("cgroup.procs").exists().then(|| root.join("lxc").join(vmid.to_string()))
+}
+
+/// Puts a process under the machine's v1 controllers, with the limits of its container. What the
+/// machine does not have or does not let us write stays as it is.
+pub(crate) fn enter_v1(ctx: &Ctx, vmid: u32, pid: u32, conf: &Section) {
+    for controller in ["memory", "cpu", "cpuacct", "pids"] {
+        let Some(dir) = leg(ctx, controller, vmid) else { continue };
+        ignore(fs::create_dir_all(&dir));
+        ignore(fs::write(dir.join("cgroup.procs"), pid.to_string()));
+    }
+    limit_v1(ctx, vmid, conf);
+}
+
+fn limit_v1(ctx: &Ctx, vmid: u32, conf: &Section) {
+    let limits = Limits::of(conf, cpus());
+    if let Some(dir) = leg(ctx, "memory", vmid) {
+        let both = limits.memory_bytes.saturating_add(limits.swap_bytes);
+        // Growing needs the sum first, shrinking needs it last.
+        for _ in 0..2 {
+            put(&dir, "memory.memsw.limit_in_bytes", both);
+            put(&dir, "memory.limit_in_bytes", limits.memory_bytes);
+        }
+    }
+    if let Some(dir) = leg(ctx, "cpu", vmid) {
+        put(&dir, "cpu.cfs_period_us", PERIOD_US);
+        match limits.quota_us {
+            Some(quota) => put(&dir, "cpu.cfs_quota_us", quota),
+            None => ignore(fs::write(dir.join("cpu.cfs_quota_us"), "-1")),
+        }
+        put(&dir, "cpu.shares", limits.shares.unwrap_or(100).clamp(2, 262_144));
+    }
+}
+
+fn put(dir: &Path, file: &str, value: u64) {
+    let path = dir.join(file);
+    if path.exists() {
+        ignore(fs::write(path, value.to_string()));
+    }
+}
+
+/// New limits for a container that runs.
+pub(crate) fn relimit(ctx: &Ctx, vmid: u32, conf: &Section) {
+    limit_v1(ctx, vmid, conf);
+    let dir = super::state::cgroup(ctx, vmid);
+    for (key, value) in lxc_lines(ctx, conf) {
+        if let Some(file) = key.strip_prefix("lxc.cgroup2.") {
+            ignore(fs::write(dir.join(file), value));
+        }
+    }
+}
+
+/// Takes the v1 directories of a stopped container away.
+pub(crate) fn leave_v1(ctx: &Ctx, vmid: u32) {
+    for controller in ["memory", "cpu", "cpuacct", "pids"] {
+        if let Some(dir) = leg(ctx, controller, vmid) {
+            ignore(fs::remove_dir(dir));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conf::Conf;
+
+    #[test]
+    fn limits_of_a_configuration() {
+        let of = |text: &str| Limits::of(&Conf::parse(text).main, 4);
+        let plain = of("memory: 512\nswap: 0\n");
+        assert_eq!((plain.memory_bytes, plain.swap_bytes), (512 << 20, 0));
+        assert_eq!(plain.quota_us, None);
+        assert_eq!(of("cpulimit: 1.5\ncores: 3\n").quota_us, Some(150_000));
+        assert_eq!(of("cores: 2\n").quota_us, Some(200_000));
+        assert_eq!(of("cores: 4\n").quota_us, None);
+    }
+}

@@ -1,0 +1,131 @@
+//! `/var/lib/lxc/ID/config`, written from `ID.conf` by `pct start` and `pct set`.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use super::cgroup;
+use crate::conf::Section;
+use crate::conf::net::Net;
+use crate::ctx::Ctx;
+use crate::failure::{Failure, Result, ignore};
+use crate::storage::volume::MountPoint;
+
+/// First host id of an unprivileged container.
+pub(crate) const FIRST_ID: u32 = 100_000;
+
+/// The filter of system calls, as the real one writes it.
+const SECCOMP: &str = "2\ndenylist\nreject_force_umount\n[all]\nkexec_load errno 1\n\
+    open_by_handle_at errno 1\ninit_module errno 1\nfinit_module errno 1\ndelete_module errno 1\n\
+    ioctl errno 1 [1,0x9400,SCMP_CMP_MASKED_EQ,0xff00]\nkeyctl errno 38\n";
+
+/// A container's directory.
+pub(crate) fn dir(ctx: &Ctx, vmid: u32) -> PathBuf {
+    ctx.roots.lxc_dir.join(vmid.to_string())
+}
+
+/// Where its volume is mounted.
+pub(crate) fn rootfs(ctx: &Ctx, vmid: u32) -> PathBuf {
+    dir(ctx, vmid).join("rootfs")
+}
+
+/// Writes the directory of a container: configuration, filter, mount point.
+pub(crate) fn write(ctx: &Ctx, vmid: u32, conf: &Section) -> Result {
+    let dir = dir(ctx, vmid);
+    for sub in ["passthrough", "rootfs"] {
+        let path = dir.join(sub);
+        fs::create_dir_all(&path).map_err(|e| Failure::io("create", &path, &e))?;
+    }
+    let text = render(ctx, vmid, conf)?;
+    for (name, text) in [("rules.seccomp", SECCOMP), ("config", text.as_str())] {
+        let path = dir.join(name);
+        fs::write(&path, text).map_err(|e| Failure::io("write", &path, &e))?;
+    }
+    Ok(())
+}
+
+fn render(ctx: &Ctx, vmid: u32, conf: &Section) -> Result<String> {
+    let mut out = String::new();
+    let mut line = |key: &str, value: &str| ignore(writeln!(out, "lxc.{key} = {value}"));
+    line("cgroup.relative", "0");
+    line("cgroup.dir.monitor", &format!("lxc.monitor/{vmid}"));
+    line("cgroup.dir.container", &format!("lxc/{vmid}"));
+    line("cgroup.dir.container.inner", "ns");
+    line("arch", conf.get("arch").unwrap_or("amd64"));
+    line("include", "/usr/share/lxc/config/common.conf");
+    let unprivileged = conf.flag("unprivileged");
+    if unprivileged {
+        line("include", "/usr/share/lxc/config/userns.conf");
+    }
+    let dir = dir(ctx, vmid);
+    line("seccomp.profile", &dir.join("rules.seccomp").to_string_lossy());
+    line("mount.auto", "sys:mixed");
+    line("monitor.unshare", "1");
+    if unprivileged {
+        line("idmap", &format!("u 0 {FIRST_ID} 65536"));
+        line("idmap", &format!("g 0 {FIRST_ID} 65536"));
+    }
+    line("tty.max", "2");
+    line("environment", "TERM=linux");
+    line("uts.name", conf.get("hostname").unwrap_or(&format!("CT{vmid}")));
+    if let Some(command) = conf.get("entrypoint") {
+        line("init.cmd", command);
+    }
+    line("rootfs.path", &dir.join("rootfs").to_string_lossy());
+    if unprivileged && !super::guest::is_shifted(ctx, conf) {
+        // The volume holds plain ids: the kernel maps them in the mount.
+        line("rootfs.options", "idmap=container");
+    }
+    for (name, value) in conf.numbered("mp") {
+        let point = MountPoint::parse(value);
+        let target = point.get("mp").unwrap_or(name).trim_start_matches('/');
+        let mode = if point.get("ro") == Some("1") { ",ro" } else { "" };
+        let entry = format!("{} {target} none bind{mode},create=dir 0 0", point.source);
+        line("mount.entry", &entry);
+    }
+    for (key, value) in cgroup::lxc_lines(ctx, conf) {
+        line(key.trim_start_matches("lxc."), &value);
+    }
+    hooks(&mut line);
+    for (name, value) in conf.numbered("net") {
+        net(&mut line, vmid, name, &Net::parse(value));
+    }
+    for (key, value) in conf.lxc.iter().filter(|(key, _)| !key.starts_with("lxc.environment.")) {
+        line(key.trim_start_matches("lxc."), value);
+    }
+    Ok(out)
+}
+
+fn hooks(line: &mut impl FnMut(&str, &str)) {
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/sbin/pct"));
+    for hook in ["pre-start", "start-host", "post-stop"] {
+        let command = format!("{} {} {hook}", program.display(), super::hooks::COMMAND);
+        line(&format!("hook.{hook}"), &command);
+    }
+}
+
+/// The address is set from outside: a guest without any network service of its own has it too.
+fn net(line: &mut impl FnMut(&str, &str), vmid: u32, name: &str, net: &Net) {
+    let index = name.trim_start_matches("net");
+    let mut line = |key: &str, value: &str| line(&format!("net.{index}.{key}"), value);
+    line("type", "veth");
+    line("veth.pair", &format!("veth{vmid}i{index}"));
+    let pairs = [("hwaddr", "hwaddr"), ("name", "name"), ("bridge", "link"), ("mtu", "mtu")];
+    for (key, lxc) in pairs {
+        if let Some(value) = net.get(key) {
+            line(lxc, value);
+        }
+    }
+    if net.get("link_down") != Some("1") {
+        line("flags", "up");
+    }
+    let fixed = |key: &str| net.get(key).filter(|v| v.contains('/'));
+    for (key, gateway, lxc) in [("ip", "gw", "ipv4"), ("ip6", "gw6", "ipv6")] {
+        if let Some(address) = fixed(key) {
+            line(&format!("{lxc}.address"), address);
+            if let Some(gateway) = net.get(gateway) {
+                line(&format!("{lxc}.gateway"), gateway);
+            }
+        }
+    }
+}

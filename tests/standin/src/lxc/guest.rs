@@ -1,0 +1,108 @@
+//! Files that are written into a guest, and the mounting of its volume.
+//!
+//! A guest is hostile: it may have put a symbolic link where its hostname belongs. Every path is
+//! resolved by the kernel with the guest's root as the root.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid, fchown, openat, openat2};
+
+use super::config;
+use crate::conf::Section;
+use crate::conf::net::Net;
+use crate::ctx::Ctx;
+use crate::failure::{Failure, Result, ignore};
+use crate::storage::pool;
+use crate::storage::volume::{MountPoint, Volume};
+
+/// Whether the files of a container's volume already carry the ids of its user namespace.
+pub(crate) fn is_shifted(ctx: &Ctx, conf: &Section) -> bool {
+    let path = conf
+        .get("rootfs")
+        .and_then(|line| Volume::parse(&MountPoint::parse(line).source).ok())
+        .and_then(|volume| pool::existing(ctx, &volume).ok());
+    let owner = path.and_then(|path| fs::metadata(path).ok()).map(|meta| meta.uid());
+    owner.is_some_and(|uid| uid >= config::FIRST_ID)
+}
+
+/// Mounts a volume where LXC looks for it. Without the right to mount, the volume itself serves.
+pub(crate) fn mount_rootfs(ctx: &Ctx, vmid: u32, volume: &Path) -> Result {
+    let target = config::rootfs(ctx, vmid);
+    fs::create_dir_all(&target).map_err(|e| Failure::io("create", &target, &e))?;
+    let none: Option<&str> = None;
+    mount(Some(volume), &target, none, MsFlags::MS_BIND, none).map_err(|error| {
+        let (from, to) = (volume.display(), target.display());
+        Failure::new(format!("command 'mount -o bind {from} {to}' failed: {error}"))
+    })
+}
+
+/// Takes such a mount away; one that is not there is fine.
+pub(crate) fn unmount_rootfs(ctx: &Ctx, vmid: u32) {
+    ignore(umount2(&config::rootfs(ctx, vmid), MntFlags::MNT_DETACH));
+}
+
+/// A new clone is nobody yet: its machine id is emptied.
+pub(crate) fn forget_identity(root: &Path) -> Result {
+    if root.join("etc/machine-id").symlink_metadata().is_ok() {
+        write(root, "etc/machine-id", "")?;
+    }
+    Ok(())
+}
+
+/// Name, hosts and resolver of a guest, before each start.
+pub(crate) fn configure(root: &Path, vmid: u32, conf: &Section) -> Result {
+    if !root.join("etc").is_dir() {
+        return Ok(());
+    }
+    let fallback = format!("CT{vmid}");
+    let name = conf.get("hostname").unwrap_or(&fallback);
+    write(root, "etc/hostname", &format!("{name}\n"))?;
+    let net = conf.get("net0").map(Net::parse).unwrap_or_default();
+    let address = net.get("ip").and_then(|ip| ip.split_once('/')).map(|(ip, _)| ip);
+    let own = address.unwrap_or("127.0.1.1");
+    write(root, "etc/hosts", &format!("127.0.0.1 localhost\n::1 localhost\n{own} {name}\n"))?;
+    if let Some(servers) = conf.get("nameserver") {
+        let mut text = String::new();
+        if let Some(domain) = conf.get("searchdomain") {
+            text.push_str(&format!("search {domain}\n"));
+        }
+        for server in servers.split([' ', ',', ';']).filter(|s| !s.is_empty()) {
+            text.push_str(&format!("nameserver {server}\n"));
+        }
+        write(root, "etc/resolv.conf", &text)?;
+    }
+    let networkd = root.join("lib/systemd/systemd-networkd").exists();
+    if net.get("ip") == Some("dhcp") && networkd && root.join("etc/systemd/network").is_dir() {
+        let text = "[Match]\nName = eth0\n\n[Network]\nDHCP = ipv4\n";
+        write(root, "etc/systemd/network/eth0.network", text)?;
+    }
+    Ok(())
+}
+
+/// Replaces a file below a guest's root; a symbolic link at the end is not followed.
+fn write(root: &Path, path: &str, text: &str) -> Result {
+    let fail = |error: std::io::Error| Failure::io("write", &root.join(path), &error);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+    let write = || -> rustix::io::Result<File> {
+        let dir =
+            openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mode = Mode::from_raw_mode(0o644);
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        openat2(&dir, path, flags | OFlags::CLOEXEC, mode, resolve).map(File::from)
+    };
+    let mut file = match write() {
+        // A link in the place of the file: it is the guest's own doing, and it stays.
+        Err(rustix::io::Errno::LOOP) => return Ok(()),
+        other => other.map_err(|e| fail(e.into()))?,
+    };
+    file.write_all(text.as_bytes()).map_err(fail)?;
+    if let Ok(meta) = fs::metadata(root) {
+        let owner = (Uid::from_raw(meta.uid()), Gid::from_raw(meta.gid()));
+        ignore(fchown(&file, Some(owner.0), Some(owner.1)));
+    }
+    Ok(())
+}

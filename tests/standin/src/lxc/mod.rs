@@ -1,0 +1,9 @@
+//! What the stand-in does with Debian's LXC.
+
+pub(crate) mod cgroup;
+pub(crate) mod config;
+pub(crate) mod control;
+pub(crate) mod guest;
+pub(crate) mod hooks;
+pub(crate) mod live;
+pub(crate) mod state;
