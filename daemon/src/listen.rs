@@ -142,3 +142,95 @@ impl AsyncWrite for Conn {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType,
+    };
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_stream::StreamExt;
+
+    use super::*;
+    use crate::tls::{self as keys, ClientAuth, Identity};
+
+    type Ca = CertifiedIssuer<'static, KeyPair>;
+
+    fn ca(name: &str) -> Ca {
+        let mut params = CertificateParams::new(vec![]).expect("params");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("ca")
+    }
+
+    /// A leaf of `issuer` with a URI, in files, trusting `trusted`.
+    fn identity(issuer: &Ca, trusted: &Ca, uri: &str) -> Identity {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new(vec!["test.internal".into()]).expect("params");
+        params.subject_alt_names.push(SanType::URI(uri.try_into().expect("ascii")));
+        let leaf = params.signed_by(&key, issuer).expect("leaf");
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("crt"), leaf.pem()).expect("write");
+        std::fs::write(path("key"), key.serialize_pem()).expect("write");
+        std::fs::write(path("ca"), trusted.pem()).expect("write");
+        Identity::load(&path("crt"), &path("key"), &path("ca")).expect("identity")
+    }
+
+    /// What a server that requires certificates makes of this client.
+    async fn peer_of(server: &Identity, client: &Identity) -> Option<Peer> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let stop = CancellationToken::new();
+        // Stalls on purpose: it must not hold up the one behind it.
+        let stalled = TcpStream::connect(address).await.expect("connect");
+        let config = keys::server(server, ClientAuth::Required).expect("server");
+        let mut accepted = tls(listener, config, stop.clone());
+        let connector =
+            tokio_rustls::TlsConnector::from(keys::client(client).expect("client config"));
+        let tcp = TcpStream::connect(address).await.expect("connect");
+        let name = "test.internal".try_into().expect("name");
+        let ping = async {
+            let mut stream = connector.connect(name, tcp).await?;
+            stream.write_all(b"x").await?;
+            stream.read_u8().await
+        };
+        let serve = async {
+            let mut conn = accepted.next().await?.ok()?;
+            conn.write_u8(1).await.ok()?;
+            conn.flush().await.ok()?;
+            let peer = conn.connect_info().peer;
+            // The client must have read before the connection goes.
+            drop(conn.read_u8().await);
+            Some(peer)
+        };
+        let both = async {
+            tokio::select! {
+                biased;
+                (_, peer) = async { tokio::join!(ping, serve) } => peer,
+                () = tokio::time::sleep(Duration::from_secs(3)) => None,
+            }
+        };
+        let peer = both.await;
+        drop(stalled);
+        stop.cancel();
+        peer
+    }
+
+    #[tokio::test]
+    async fn a_peer_is_known_by_its_certificate_and_a_foreign_one_is_refused() {
+        let (ours, foreign) = (ca("ours"), ca("foreign"));
+        let server = identity(&ours, &ours, "spiffe://pve-sandbox/agent/n1");
+        for (uri, expected) in [
+            ("spiffe://pve-sandbox/controller", Peer::Controller),
+            ("spiffe://pve-sandbox/agent/n2", Peer::Agent("n2".parse().expect("name"))),
+            ("spiffe://pve-sandbox/agent/n2/../n1", Peer::Anonymous),
+            ("spiffe://elsewhere/controller", Peer::Anonymous),
+        ] {
+            let client = identity(&ours, &ours, uri);
+            assert_eq!(peer_of(&server, &client).await, Some(expected), "{uri}");
+        }
+        let intruder = identity(&foreign, &ours, "spiffe://pve-sandbox/controller");
+        assert_eq!(peer_of(&server, &intruder).await, None);
+    }
+}

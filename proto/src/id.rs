@@ -102,6 +102,9 @@ impl<'de> Deserialize<'de> for SandboxId {
 pub struct Vmid(u32);
 
 impl Vmid {
+    /// The lowest number that PVE takes.
+    pub const MIN: Self = Self(100);
+
     /// The number.
     pub const fn get(self) -> u32 {
         self.0

@@ -15,6 +15,8 @@ finish() {
 trap finish EXIT
 # Up already or not: this also brings its programs up to date with what was just built.
 "$lab" up
+# Suites that also run without a lab use it only when they are told that it is there.
+export PVE_SANDBOX_LAB_TESTS=1
 # shellcheck disable=SC1091
 . "$LAB_DIR/env"
 "$@"

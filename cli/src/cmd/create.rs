@@ -73,9 +73,17 @@ async fn one(
     if no_wait || settled(&sandbox, Phase::Running)? {
         return Ok(sandbox);
     }
+    // Without a terminal each step is a line, so that a log shows what was waited for.
+    let mut told = String::new();
     controller
         .follow(&sandbox.id, Some(deadline), |sandbox| {
-            spinner.say(progress(sandbox));
+            let now = progress(sandbox);
+            if spinner.shown() {
+                spinner.say(now);
+            } else if alone && now != told && sandbox.phase() == Phase::Creating {
+                output.note(&now);
+                told = now;
+            }
             settled(sandbox, Phase::Running)
         })
         .await

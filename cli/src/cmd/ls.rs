@@ -46,7 +46,7 @@ fn row(sandbox: &Sandbox, output: Output) -> Vec<Cell> {
     let ports: Vec<_> = sandbox.services.iter().map(|service| service.port.to_string()).collect();
     vec![
         table::cell(&sandbox.id),
-        table::number(sandbox.vmid),
+        if sandbox.vmid == 0 { table::cell("") } else { table::number(sandbox.vmid) },
         table::cell(&sandbox.node),
         table::phase(output, sandbox.phase(), &sandbox.step),
         table::cell(&sandbox.ip),

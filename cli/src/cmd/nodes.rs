@@ -43,11 +43,11 @@ fn row(node: &Node, output: Output) -> Vec<Cell> {
         0 => Cell::new("-"),
         total => table::bar(output, 1.0 - free.min(total) as f64 / total as f64),
     };
-    let state = match (node.ready, node.load.is_some() && !load.quorate) {
-        (false, _) if node.reason.is_empty() => table::coloured(output, "not ready", Color::Red),
-        (false, _) => table::coloured(output, &node.reason, Color::Red),
-        (true, true) => table::coloured(output, "no quorum", Color::Red),
-        (true, false) => table::coloured(output, "ready", Color::Green),
+    let quorum = node.load.is_none() || load.quorate;
+    let (state, colour) = match (node.ready, quorum) {
+        (false, _) => ("not ready", Color::Red),
+        (true, false) => ("no quorum", Color::Red),
+        (true, true) => ("ready", Color::Green),
     };
     let report = match json::millis(node.report_age) {
         Some(age) => format!("{} ago", time::seconds(age / 1000)),
@@ -55,7 +55,7 @@ fn row(node: &Node, output: Output) -> Vec<Cell> {
     };
     vec![
         table::cell(&node.name),
-        state,
+        table::coloured(output, state, colour),
         if node.load.is_some() { table::bar(output, load.cpu_busy) } else { Cell::new("-") },
         used(load.memory_available, load.memory_total),
         used(load.storage_free, load.storage_total),
@@ -64,5 +64,6 @@ fn row(node: &Node, output: Output) -> Vec<Cell> {
         table::number(load.queued),
         table::cell(&node.version),
         table::cell(report),
+        Cell::new(table::plain(&node.reason)),
     ]
 }

@@ -24,9 +24,14 @@ pub fn text(table: &Table) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Text of a cell, harmless for a terminal.
+/// One line of text, harmless for a terminal.
+pub fn plain(text: &str) -> String {
+    printable(text).replace('\n', " ")
+}
+
+/// Text of a cell; a dash where there is none.
 pub fn cell(text: impl AsRef<str>) -> Cell {
-    let text = printable(text.as_ref()).replace('\n', " ");
+    let text = plain(text.as_ref());
     Cell::new(if text.is_empty() { "-".to_owned() } else { text })
 }
 

@@ -4,7 +4,11 @@ use std::{process::Stdio, time::Duration};
 
 use daemon::status::Refusal;
 use nix::{
-    sys::signal::{Signal, kill},
+    pty::{Winsize, openpty},
+    sys::{
+        signal::{Signal, kill},
+        termios,
+    },
     unistd::Pid,
 };
 use proto::{
@@ -15,7 +19,7 @@ use proto::{
     },
 };
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     sync::mpsc,
     time::timeout,
 };
@@ -60,6 +64,21 @@ pub(crate) async fn play(
                 format!("{:?} {} {} {:?}\n", start.env, start.cwd, start.user, start.timeout);
             say(&to, Message::Stdout(told.into())).await;
             say(&to, exit(0)).await;
+        }
+        "terminal" => {
+            let window = start.window.unwrap_or_default();
+            let told = format!("tty {} {}x{} ", start.tty, window.cols, window.rows);
+            say(&to, Message::Stdout(told.into())).await;
+            while let Ok(Some(request)) = messages.message().await {
+                match request.message {
+                    Some(exec_request::Message::Stdin(bytes)) if bytes.contains(&4) => break,
+                    Some(exec_request::Message::Stdin(bytes)) => {
+                        say(&to, Message::Stdout(format!("{bytes:?} ").into())).await;
+                    }
+                    _ => {}
+                }
+            }
+            say(&to, exit(3)).await;
         }
         "timeout" => {
             let ended = ExecExit { code: 124, signal: 9, timed_out: true };
@@ -196,4 +215,38 @@ async fn a_reader_that_goes_away_ends_it_without_a_word() {
     drop(child.stdout.take());
     let ran = finish(child).await;
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(141), ""));
+}
+
+#[tokio::test]
+async fn on_a_terminal_every_key_goes_to_the_command() {
+    let fake = fake().await;
+    let size = Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(Some(&size), None).expect("pty");
+    let before = termios::tcgetattr(&pty.slave).expect("termios");
+    let end = || Stdio::from(pty.slave.try_clone().expect("fd"));
+    let mut child = fake
+        .command(&["exec", "-it", ID, "--", "terminal"])
+        .stdin(end())
+        .stdout(end())
+        .stderr(end())
+        .spawn()
+        .expect("spawn");
+    let mut ours = tokio::fs::File::from_std(std::fs::File::from(pty.master));
+    let mut seen = String::new();
+    for (wanted, then) in [("tty true 100x30 ", "\x03"), ("b\"\\x03\" ", "\x04")] {
+        let told = timeout(Duration::from_secs(20), async {
+            while !seen.contains(wanted) {
+                let mut bytes = [0; 256];
+                let length = ours.read(&mut bytes).await.expect("the terminal");
+                seen.push_str(&String::from_utf8_lossy(&bytes[..length]));
+            }
+        });
+        told.await.unwrap_or_else(|_| panic!("{wanted:?} did not come: {seen:?}"));
+        ours.write_all(then.as_bytes()).await.expect("typed");
+        ours.flush().await.expect("typed");
+    }
+    let ended = timeout(Duration::from_secs(20), child.wait()).await.expect("in time");
+    assert_eq!(ended.expect("it ran").code(), Some(3), "{seen}");
+    let after = termios::tcgetattr(&pty.slave).expect("termios");
+    assert_eq!(before.local_flags, after.local_flags, "the terminal is as it was");
 }

@@ -43,7 +43,7 @@ enum Verb {
     Up(Up),
     /// Stop everything and take it away; the template and the nodes' disks stay.
     Down,
-    /// Show the nodes and what runs on them.
+    /// Show the nodes and what runs on them; exits with 3 while the lab is down.
     Status,
     /// Cut a node's power, boot it, or both.
     Node {
@@ -122,6 +122,9 @@ struct Up {
     /// What a node may use of the memory, in MiB.
     #[arg(long, default_value_t = 6144)]
     memory_mib: u64,
+    /// The size of a new node's sparse disk, in GiB.
+    #[arg(long, default_value_t = 20)]
+    disk_gib: u64,
     /// Lines that stand on the nodes' templates.
     #[arg(long, default_value = "")]
     template_description: String,
@@ -195,7 +198,11 @@ fn run(cli: Cli) -> Result<i32> {
             status(&lab)?;
         }
         Verb::Down => lab.down()?,
-        Verb::Status => status(&lab)?,
+        Verb::Status => {
+            status(&lab)?;
+            // As systemctl says that something does not run.
+            return Ok(if lab.is_up() { 0 } else { 3 });
+        }
         Verb::Node { action, node } => {
             let node = lab.node(&node.name())?;
             match action {
@@ -237,6 +244,7 @@ impl Up {
             UpOptions { nodes: self.nodes, fresh: self.fresh, ..UpOptions::default() };
         options.limits.cpu_percent = self.cpu_percent;
         options.limits.memory_mib = self.memory_mib;
+        options.limits.disk_gib = self.disk_gib;
         options.template.description = self.template_description;
         options.template.tags = self.template_tags;
         options.built = self.built.unwrap_or(options.built);

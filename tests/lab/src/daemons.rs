@@ -41,8 +41,10 @@ pub struct Program {
 }
 
 /// The programs of the workspace that the lab uses.
-pub const PROGRAMS: [Program; 4] = [
+pub const PROGRAMS: [Program; 5] = [
     Program { name: "pct", in_node: Some("/usr/sbin/pct"), service: None },
+    // The same program, which knows by its name what it is.
+    Program { name: "pct", in_node: Some("/usr/sbin/pvesm"), service: None },
     Program {
         name: "pve-sandbox-agent",
         in_node: Some("/usr/bin/pve-sandbox-agent"),

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -51,12 +50,21 @@ pub fn ensure_template(layout: &Layout, node: &Node, template: &Template) -> Res
     let id = node.id();
     disk::unpack(layout, node, &base_volume(id))?;
     let lxc = layout.pve(id).join("nodes").join(id.name()).join("lxc");
-    write_new(&lxc, &format!("{}.conf", id.template_vmid()), &config(id, template))
+    let name = format!("{}.conf", id.template_vmid());
+    // Written again when it is to be another than last time, not when somebody has changed it.
+    let wanted = config(id, template);
+    let last = layout.disk(id).join(format!("{name}.last"));
+    if !lxc.join(&name).exists() || !fs::read_to_string(&last).is_ok_and(|old| old == wanted) {
+        write(&lxc, &name, &wanted)?;
+        fs::write(&last, wanted).context("cannot note what was written")?;
+    }
+    Ok(())
 }
 
 /// Writes the storage configuration, where it is missing.
 pub fn ensure_storage(layout: &Layout, node: NodeId) -> Result<()> {
-    write_new(&layout.pve(node), "storage.cfg", STORAGE)
+    let dir = layout.pve(node);
+    if dir.join("storage.cfg").exists() { Ok(()) } else { write(&dir, "storage.cfg", STORAGE) }
 }
 
 /// The template's config as PVE writes it: comments, then the keys in order.
@@ -111,13 +119,8 @@ fn encode(line: &str) -> String {
 }
 
 /// Writes a file under another name first, so that nobody reads half of it.
-fn write_new(dir: &Path, name: &str, text: &str) -> Result<()> {
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
     let file = dir.join(name);
-    match fs::metadata(&file) {
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error).context(format!("cannot look at {}", file.display())),
-    }
     let new = dir.join(format!("{name}.tmp.{}", std::process::id()));
     fs::write(&new, text).with_context(|| format!("cannot write {}", new.display()))?;
     fs::rename(&new, &file).with_context(|| format!("cannot write {}", file.display()))

@@ -1,11 +1,6 @@
 //! The cluster file system as the kernel sees it: two nodes, two real mounts. Needs root; left out
 //! only where PVE_SANDBOX_SKIP_ROOT_TESTS is set, and says so.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "a test on a real file system reads its switch and waits for the real clock"
-)]
-
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};

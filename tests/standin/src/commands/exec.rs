@@ -1,7 +1,12 @@
 //! `pct exec`: a check, then this process becomes `lxc-attach`. The caller's environment and open
 //! files go in with it, and a killed caller leaves the command alive inside, as on the real one.
 
-use std::os::unix::process::CommandExt as _;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::unistd::execve;
 
 use super::Entry;
 use crate::args::{Args, Kind, Spec};
@@ -9,6 +14,7 @@ use crate::cluster;
 use crate::ctx::Ctx;
 use crate::failure::{Failure, Result};
 use crate::lxc::state;
+use crate::run::PATH;
 
 pub(super) const ENTRY: Entry = Entry {
     spec: Spec {
@@ -35,6 +41,33 @@ fn run(ctx: &mut Ctx, args: &Args) -> Result {
     let mut command = state::program(ctx, "lxc-attach", vmid);
     let keep = args.get("keep-env") != Some("0");
     command.arg(if keep { "--keep-env" } else { "--clear-env" }).arg("--").args(args.extra());
-    let error = command.exec();
+    let error = become_program(&command);
     Err(Failure::new(format!("exec failed: {error}")))
+}
+
+/// Not `Command::exec`, which would give the program the default action for SIGPIPE: what the real
+/// one runs has it ignored, and a command whose reader goes sees an error instead of a signal.
+fn become_program(command: &Command) -> Errno {
+    let c_string = |word: &OsStr| CString::new(word.as_bytes()).unwrap_or_default();
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<CString> = words.map(c_string).collect();
+    let own = std::env::vars_os().filter(|(name, _)| name != "PATH");
+    let path = (OsString::from("PATH"), OsString::from(PATH));
+    let env: Vec<CString> = own
+        .chain([path])
+        .map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            c_string(&name)
+        })
+        .collect();
+    let mut last = Errno::ENOENT;
+    for dir in PATH.split(':') {
+        let program = c_string(OsStr::new(&format!("{dir}/lxc-attach")));
+        match execve(&program, &words, &env) {
+            Err(Errno::ENOENT) => {}
+            Err(error) => last = error,
+        }
+    }
+    last
 }

@@ -44,6 +44,8 @@ pub(crate) fn start(ctx: &Ctx, vmid: u32, skip_lock: bool) -> Result {
     let well = child.wait().is_ok_and(|status| status.success());
     report(ctx, vmid, &log, well)?;
     if !well {
+        // Its monitor may still be cleaning up.
+        ignore(state::wait_stopped(ctx, vmid, PID_LIMIT));
         return Err(failed());
     }
     has_pid(ctx, vmid)

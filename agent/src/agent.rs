@@ -1,0 +1,142 @@
+//! One agent: its parts put together, started, served and stopped. The same in production, where
+//! `production` gives it the host, and in the simulation, which gives it fakes.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_stream::Stream;
+use tonic::transport::server::Connected;
+
+use crate::{
+    clock::Clock,
+    journal::Journal,
+    load::HostLoad,
+    pve::Pve,
+    reconcile::{self, Reconciler, Waker},
+    rpc::{Reporter, Rpc},
+    saga::Faults,
+    sandbox::{self, Sandboxes},
+    tasks::Tasks,
+};
+
+/// Between two samples of the host's load.
+const SAMPLE: Duration = Duration::from_secs(1);
+
+/// What an agent is made of.
+pub struct Parts {
+    /// What the configuration says about sandboxes.
+    pub sandboxes: sandbox::Options,
+    /// How the reconciler runs.
+    pub reconcile: reconcile::Options,
+    /// The host.
+    pub pve: Arc<dyn Pve>,
+    /// The truth.
+    pub journal: Arc<dyn Journal>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Samples the host's load; called once a second.
+    pub host_load: Box<dyn FnMut(Instant) -> HostLoad + Send>,
+    /// What goes wrong; nothing, outside of tests.
+    pub faults: Faults,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("pve", &self.pve).finish_non_exhaustive()
+    }
+}
+
+/// An agent that runs.
+#[derive(Debug)]
+pub struct Agent {
+    sandboxes: Arc<Sandboxes>,
+    rpc: Rpc,
+    tasks: Tasks,
+    waker: Waker,
+}
+
+impl Agent {
+    /// Reads the journal and begins to reconcile. Nothing is served yet.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn start(parts: Parts) -> Result<Self, sandbox::Error> {
+        let Parts { sandboxes, reconcile, pve, journal, clock, host_load, faults } = parts;
+        let tasks = Tasks::default();
+        let sandboxes =
+            Sandboxes::open(sandboxes, pve, journal, clock, tasks.clone(), faults).await?;
+        let reconciler = Reconciler::new(Arc::clone(&sandboxes), reconcile);
+        let waker = reconciler.waker();
+        tasks.spawn(reconciler.run());
+        let (sampled, host) = watch::channel(HostLoad::default());
+        tasks.spawn(sample(host_load, sampled, tasks.clone()));
+        let reporter = Reporter::new(Arc::clone(&sandboxes), host);
+        let rpc = Rpc::new(Arc::clone(&sandboxes), reporter);
+        Ok(Self { sandboxes, rpc, tasks, waker })
+    }
+
+    /// Serves `agent.v1` on every connection of `incoming` until the agent is stopped. A connection
+    /// says who its peer is: `daemon::listen::ConnInfo` or `daemon::peer::Peer` as its info.
+    ///
+    /// # Errors
+    /// When the transport fails as a whole.
+    pub async fn serve<C, E>(
+        &self,
+        incoming: impl Stream<Item = Result<C, E>>,
+    ) -> Result<(), tonic::transport::Error>
+    where
+        C: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.rpc.clone().serve(incoming, self.tasks.stopping().clone()).await
+    }
+
+    /// The sandboxes, for exec, the ingress and the tests.
+    pub fn sandboxes(&self) -> &Arc<Sandboxes> {
+        &self.sandboxes
+    }
+
+    /// The agent's tasks, for what else must end with it.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Lets the reconciler look now.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Takes nothing new, and waits for what is under way, at most so long. What is left then is
+    /// finished or undone by the next start.
+    pub async fn drain(&self, patience: Duration) {
+        if timeout(patience, self.tasks.finish()).await.is_err() {
+            let left = self.sandboxes.busy().len();
+            tracing::warn!(left, "stopped with operations under way");
+        }
+    }
+
+    /// Ends where it stands, as SIGKILL would: for the simulation.
+    pub async fn kill(&self) {
+        self.tasks.kill().await;
+    }
+}
+
+async fn sample(
+    mut host_load: Box<dyn FnMut(Instant) -> HostLoad + Send>,
+    sampled: watch::Sender<HostLoad>,
+    tasks: Tasks,
+) {
+    let mut ticks = interval(SAMPLE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = tasks.stopping().cancelled() => return,
+            now = ticks.tick() => { sampled.send_replace(host_load(now)); }
+        }
+    }
+}

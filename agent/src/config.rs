@@ -1,0 +1,396 @@
+//! The agent's configuration: flags, one file, the `PVE_*` variables that older set-ups have, what
+//! the host says, and defaults, in this order. Each value knows where it comes from.
+
+mod file;
+mod network;
+mod pool;
+
+use std::{fmt, net::Ipv4Addr, path::{Path, PathBuf}, time::Duration};
+
+use proto::{id::Vmid, name::NodeName};
+
+pub use file::{File, Ingress, Limits, Load, Probe, Template, Tls};
+pub use network::Network;
+pub use pool::Pool;
+
+use crate::{
+    detect::{self, Roots},
+    pve::pct::Places,
+};
+
+/// Where a value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The command line.
+    Flag,
+    /// The file.
+    File,
+    /// This variable of the environment.
+    Env(&'static str),
+    /// The host.
+    Detected,
+    /// Nobody said anything.
+    Default,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => f.write_str("flag"),
+            Self::File => f.write_str("file"),
+            Self::Env(name) => f.write_str(name),
+            Self::Detected => f.write_str("detected"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A value and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sourced<T> {
+    /// The value.
+    pub value: T,
+    /// Its source.
+    pub source: Source,
+}
+
+/// What the command line can say.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Flags {
+    /// Where the controller reaches the agent, address:port
+    #[arg(long)]
+    pub listen: Option<std::net::SocketAddr>,
+    /// PVE's name of this node
+    #[arg(long)]
+    pub node: Option<NodeName>,
+    /// Bridge that sandboxes are connected to
+    #[arg(long)]
+    pub bridge: Option<String>,
+    /// Default route of sandboxes
+    #[arg(long)]
+    pub gateway: Option<Ipv4Addr>,
+    /// Addresses of sandboxes: a network, or first-last
+    #[arg(long)]
+    pub pool: Option<Pool>,
+    /// Storage that new templates go to
+    #[arg(long)]
+    pub storage: Option<String>,
+    /// Domain of the sandboxes' host names
+    #[arg(long)]
+    pub domain: Option<String>,
+}
+
+/// A value that cannot be used, or one that is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// Its name in the file.
+    pub what: &'static str,
+    /// What is wrong, and how to put it right.
+    pub why: String,
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file.
+    #[error("the configuration was not read")]
+    File(#[source] daemon::config::Error),
+    /// Everything that is wrong with it.
+    #[error("the configuration cannot be used{}", list(.0))]
+    Mistakes(Vec<Mistake>),
+}
+
+fn list(mistakes: &[Mistake]) -> String {
+    mistakes.iter().map(|mistake| format!("\n  {}: {}", mistake.what, mistake.why)).collect()
+}
+
+/// One line of the table that `check-config` prints and the log begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name in the file.
+    pub name: &'static str,
+    /// Its value.
+    pub value: String,
+    /// Where that comes from.
+    pub source: Source,
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {} ({})", self.name, self.value, self.source)
+    }
+}
+
+/// The configuration, complete and checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// PVE's name of this node.
+    pub node: Sourced<NodeName>,
+    /// Where the controller reaches the agent.
+    pub listen: Sourced<std::net::SocketAddr>,
+    /// The journal and what else must survive.
+    pub state_dir: PathBuf,
+    /// Sockets and output of commands.
+    pub run_dir: PathBuf,
+    /// The storage that new templates go to.
+    pub storage: Sourced<String>,
+    /// Certificates towards the controller.
+    pub tls: Tls,
+    /// Where PVE's things are.
+    pub pve: Places,
+    /// This node's stripe of the vmids, inclusive.
+    pub vmids: Sourced<(Vmid, Vmid)>,
+    /// Addresses of sandboxes.
+    pub network: Network,
+    /// How long an address rests before another sandbox gets it.
+    pub quarantine: Duration,
+    /// What can be cloned here.
+    pub templates: Vec<Template>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Where the load is read.
+    pub load: Load,
+    /// The way in from the web; its domain with its source is in `settings`.
+    pub ingress: Ingress,
+    settings: Vec<Setting>,
+}
+
+/// What the values are made of.
+struct Sources<'a> {
+    flags: &'a Flags,
+    env: &'a dyn Fn(&str) -> Option<String>,
+    mistakes: Vec<Mistake>,
+    settings: Vec<Setting>,
+}
+
+impl Sources<'_> {
+    fn mistake(&mut self, what: &'static str, why: impl fmt::Display) {
+        self.mistakes.push(Mistake { what, why: why.to_string() });
+    }
+
+    /// The first of flag, file and variable that says something.
+    fn said<T: std::str::FromStr>(
+        &mut self,
+        what: &'static str,
+        flag: Option<T>,
+        file: Option<T>,
+        variable: &'static str,
+    ) -> Option<Sourced<T>>
+    where
+        T::Err: fmt::Display,
+    {
+        if let Some(value) = flag {
+            return Some(Sourced { value, source: Source::Flag });
+        }
+        if let Some(value) = file {
+            return Some(Sourced { value, source: Source::File });
+        }
+        let text = (self.env)(variable).filter(|text| !text.is_empty())?;
+        match text.parse() {
+            Ok(value) => Some(Sourced { value, source: Source::Env(variable) }),
+            Err(error) => {
+                self.mistake(what, format_args!("{variable}={text}: {error}"));
+                None
+            }
+        }
+    }
+
+    /// What the host says, unless something was said.
+    fn or_detect<T>(
+        &mut self,
+        what: &'static str,
+        said: Option<Sourced<T>>,
+        detect: impl FnOnce() -> Result<T, detect::Undecided>,
+    ) -> Option<Sourced<T>> {
+        if said.is_some() {
+            return said;
+        }
+        match detect() {
+            Ok(value) => Some(Sourced { value, source: Source::Detected }),
+            Err(undecided) => {
+                self.mistake(what, undecided);
+                None
+            }
+        }
+    }
+
+    fn show<T: fmt::Display>(&mut self, name: &'static str, sourced: Option<&Sourced<T>>) {
+        if let Some(Sourced { value, source }) = sourced {
+            self.settings.push(Setting { name, value: value.to_string(), source: *source });
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file, if there is one at `path` (one that is named must exist), and completes it.
+    pub fn load(
+        path: Option<&Path>,
+        flags: &Flags,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
+        let file = path.map(daemon::config::load).transpose().map_err(Error::File)?;
+        Self::complete(file.unwrap_or_default(), flags, env, Path::new("/sys/class/net"))
+    }
+
+    /// Completes what a file says.
+    pub fn complete(
+        file: File,
+        flags: &Flags,
+        env: &dyn Fn(&str) -> Option<String>,
+        net: &Path,
+    ) -> Result<Self, Error> {
+        let mut from = Sources { flags, env, mistakes: Vec::new(), settings: Vec::new() };
+        let pve = file.pve.clone();
+        let roots = Roots { pve: &pve.root, proc: &pve.proc, net };
+
+        let (node, number) = node(&mut from, file.node, roots);
+        from.show("node", node.as_ref());
+        let listen = flags.listen.map(|value| Sourced { value, source: Source::Flag });
+        let listen = listen
+            .or(file.listen.map(|value| Sourced { value, source: Source::File }))
+            .unwrap_or(Sourced { value: ([0, 0, 0, 0], 7445).into(), source: Source::Default });
+        from.show("listen", Some(&listen));
+        let vmids = vmids(&mut from, &file.vmids, number);
+        if let Some(Sourced { value: (first, last), source }) = &vmids {
+            let value = format!("{first}-{last}");
+            from.settings.push(Setting { name: "vmids", value, source: *source });
+        }
+        let network = network::complete(&mut from, &file.network, number, roots);
+        let said = from.said("storage", flags.storage.clone(), file.storage, "PVE_STORAGE");
+        let storage = match &node {
+            Some(node) => from.or_detect("storage", said, || detect::storage(roots, &node.value)),
+            None => said,
+        };
+        from.show("storage", storage.as_ref());
+        let mut ingress = file.ingress;
+        let domain = from.said(
+            "ingress.domain",
+            flags.domain.clone(),
+            ingress.domain.take(),
+            "PVE_PUBLIC_DOMAIN",
+        );
+        from.show("ingress.domain", domain.as_ref());
+        ingress.domain = domain.map(|domain| domain.value);
+        check_templates(&mut from, &file.template);
+
+        let (Some(node), Some(vmids), Some(network), Some(storage), []) =
+            (node, vmids, network, storage, from.mistakes.as_slice())
+        else {
+            return Err(Error::Mistakes(from.mistakes));
+        };
+        let mut limits = file.limits;
+        if limits.pct_parallel_max == 0 {
+            let cores = std::thread::available_parallelism();
+            limits.pct_parallel_max = cores.map_or(1, std::num::NonZero::get);
+        }
+        let quarantine = Duration::from_secs(file.network.quarantine_s.unwrap_or(30));
+        let run_dir = file.run_dir.unwrap_or_else(|| "/run/pve-sandbox".into());
+        ingress.socket.get_or_insert_with(|| run_dir.join("ingress.sock"));
+        let mut load = file.load;
+        load.proc.get_or_insert_with(|| pve.proc.clone());
+        Ok(Self {
+            node,
+            listen,
+            state_dir: file.state_dir.unwrap_or_else(|| "/var/lib/pve-sandbox-agent".into()),
+            run_dir,
+            storage,
+            tls: file.tls,
+            pve,
+            vmids,
+            network,
+            quarantine,
+            templates: file.template,
+            limits,
+            load,
+            ingress,
+            settings: from.settings,
+        })
+    }
+
+    /// What was chosen, and why.
+    pub fn settings(&self) -> &[Setting] {
+        &self.settings
+    }
+}
+
+/// This process's environment, for `Config::load`. Read at the start and nowhere else.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn node(
+    from: &mut Sources<'_>,
+    file: Option<NodeName>,
+    roots: Roots<'_>,
+) -> (Option<Sourced<NodeName>>, Option<u32>) {
+    let said = from.said("node", from.flags.node.clone(), file, "PVE_NODE");
+    let detected = detect::identity(roots);
+    let number = detected.as_ref().ok().map(|identity| identity.number);
+    if let (Some(said), Ok(identity)) = (&said, &detected)
+        && said.value != identity.node
+    {
+        // Another node's name would make the agent read, and change, another node's containers.
+        let (name, source) = (&said.value, said.source);
+        let text = format!("{name} ({source}) is not this node, which is {}", identity.node);
+        from.mistake("node", text);
+    }
+    (from.or_detect("node", said, || detected.map(|identity| identity.node)), number)
+}
+
+/// Cuts out this node's stripe.
+fn vmids(
+    from: &mut Sources<'_>,
+    vmids: &file::Vmids,
+    number: Option<u32>,
+) -> Option<Sourced<(Vmid, Vmid)>> {
+    let source = if *vmids == file::Vmids::default() { Source::Default } else { Source::File };
+    let stripe = match vmids.stripe.or(number) {
+        Some(stripe) => stripe,
+        None => {
+            from.mistake("vmids.stripe", "the node's number in the cluster is not known: say it");
+            return None;
+        }
+    };
+    let (first, last) = (vmids.first.get(), vmids.last.get());
+    let each = last.checked_sub(first).and_then(|span| (span + 1).checked_div(vmids.stripes));
+    if stripe == 0 || stripe > vmids.stripes {
+        let text = format!("{stripe} is not one of the {} stripes: raise vmids.stripes on every \
+            node, or choose one", vmids.stripes);
+        from.mistake("vmids.stripe", text);
+        return None;
+    }
+    let Some(each) = each.filter(|each| *each > 0) else {
+        from.mistake("vmids", format!("{first}-{last} has no number for each of the stripes"));
+        return None;
+    };
+    let first = first + (stripe - 1) * each;
+    let vmid = |number| Vmid::try_from(number).ok();
+    Some(Sourced { value: (vmid(first)?, vmid(first + each - 1)?), source })
+}
+
+fn check_templates(from: &mut Sources<'_>, templates: &[Template]) {
+    for template in templates {
+        let Template { snapshot, vmid, cores, memory_mib, .. } = template;
+        let mut wrong = |why: &str| from.mistake("template", format!("{snapshot} ({vmid}): {why}"));
+        if *cores == 0 || *cores > proto::spec::limit::CORES_MAX {
+            wrong("cores must be 1 to 64");
+        }
+        if !proto::spec::limit::MEMORY_MIB.contains(memory_mib) {
+            wrong("memory_mib must be 64 to 524288");
+        }
+        match &template.probe {
+            Probe::Http { path, .. } if !path.starts_with('/') => {
+                wrong("probe.http.path must start with a slash");
+            }
+            Probe::Command(argv) if argv.is_empty() => wrong("probe.command must not be empty"),
+            Probe::None | Probe::Http { .. } | Probe::Command(_) => {}
+        }
+        if templates.iter().filter(|other| other.vmid == *vmid).count() > 1 {
+            wrong("the vmid stands there twice");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

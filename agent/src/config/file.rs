@@ -1,0 +1,257 @@
+//! The file, as it is written. Everything has a default; what stays open is detected.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use proto::{
+    id::Vmid,
+    name::{NodeName, Port, SnapshotId},
+};
+use serde::Deserialize;
+
+use crate::pve::pct::Places;
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct File {
+    /// PVE's name of this node, where pmxcfs is to be contradicted; it never should be.
+    pub node: Option<NodeName>,
+    /// Where the controller reaches the agent.
+    pub listen: Option<SocketAddr>,
+    /// The journal and what else must survive.
+    pub state_dir: Option<PathBuf>,
+    /// Sockets and output of commands; gone after a reboot.
+    pub run_dir: Option<PathBuf>,
+    /// The storage that new templates go to.
+    pub storage: Option<String>,
+    /// Certificates towards the controller.
+    pub tls: Tls,
+    /// Where PVE's things are.
+    pub pve: Places,
+    /// Numbers of sandboxes.
+    pub vmids: Vmids,
+    /// Addresses of sandboxes.
+    pub network: Network,
+    /// What can be cloned here.
+    pub template: Vec<Template>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Where the load is read.
+    pub load: Load,
+    /// The way in from the web.
+    pub ingress: Ingress,
+}
+
+/// A certificate, its key and the CA of the other side; PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Certificates of the CA.
+    pub ca: PathBuf,
+    /// Own certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl Tls {
+    fn named(name: &str) -> Self {
+        let path = |kind| format!("/etc/pve-sandbox/{name}{kind}.pem").into();
+        Self { ca: path("ca"), cert: path("cert"), key: path("key") }
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self::named("agent-")
+    }
+}
+
+/// Numbers of sandboxes. A range for the cluster, of which each node hands out one stripe, so that
+/// two never try the same number.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Vmids {
+    /// First, inclusive.
+    pub first: Vmid,
+    /// Last, inclusive.
+    pub last: Vmid,
+    /// Stripes that it is cut into: as many as the cluster will ever have nodes.
+    pub stripes: u32,
+    /// This node's stripe, from 1; its number in the cluster by default.
+    pub stripe: Option<u32>,
+}
+
+impl Default for Vmids {
+    fn default() -> Self {
+        // Away from what people number by hand, and from the clean-up of older tools.
+        let vmid = |number| Vmid::try_from(number).unwrap_or(Vmid::MIN);
+        Self { first: vmid(100_000), last: vmid(999_999), stripes: 16, stripe: None }
+    }
+}
+
+/// Addresses of sandboxes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// Their bridge.
+    pub bridge: Option<String>,
+    /// Their default route.
+    pub gateway: Option<std::net::Ipv4Addr>,
+    /// What of the bridge's network is theirs, as a network or as `first-last`.
+    pub pool: Option<super::Pool>,
+    /// All ask a DHCP server.
+    pub dhcp: Option<bool>,
+    /// How long an address rests before another sandbox gets it.
+    pub quarantine_s: Option<u64>,
+}
+
+/// A PVE container template, and what users call it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Template {
+    /// What users call it.
+    pub snapshot: SnapshotId,
+    /// The template on this node.
+    pub vmid: Vmid,
+    /// Cores of a sandbox unless it asks otherwise.
+    #[serde(default = "one")]
+    pub cores: u32,
+    /// Its memory unless it asks otherwise.
+    #[serde(default = "half_a_gib")]
+    pub memory_mib: u32,
+    /// How a sandbox of it shows that it is ready.
+    #[serde(default)]
+    pub probe: Probe,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn half_a_gib() -> u32 {
+    512
+}
+
+/// How a sandbox shows that it is ready, beyond that it has its address and runs `true`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Probe {
+    /// That is enough.
+    #[default]
+    None,
+    /// An HTTP server in it answers.
+    Http {
+        /// Its port.
+        port: Port,
+        /// What is asked for.
+        #[serde(default = "root")]
+        path: String,
+    },
+    /// A command in it exits with 0.
+    Command(Vec<String>),
+}
+
+fn root() -> String {
+    "/".to_owned()
+}
+
+/// Bounds of what the node does at once, and of how long.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Calls of `pct` at a time; 0 means one per core: each loads half a second of Perl.
+    pub pct_parallel_max: usize,
+    /// Creations that may wait for a turn at one template.
+    pub clone_queue_max: usize,
+    /// Containers that may boot at a time.
+    pub starts_max: usize,
+    /// Room on the storage that no clone may use up.
+    pub storage_reserve_mib: u64,
+    /// A creation, from its admission to its answer.
+    pub create_s: u64,
+    /// One `pct clone`.
+    pub clone_s: u64,
+    /// One `pct start`. An ext4 that was not unmounted takes 44 s to mount.
+    pub start_s: u64,
+    /// From the start to the answer.
+    pub answer_s: u64,
+    /// One `pct stop`.
+    pub stop_s: u64,
+    /// One `pct destroy`.
+    pub destroy_s: u64,
+    /// How long an operation waits for another one on the same sandbox.
+    pub turn_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pct_parallel_max: 0,
+            clone_queue_max: 64,
+            starts_max: 4,
+            storage_reserve_mib: 1024,
+            create_s: 180,
+            clone_s: 120,
+            start_s: 90,
+            answer_s: 60,
+            stop_s: 60,
+            destroy_s: 60,
+            turn_s: 180,
+        }
+    }
+}
+
+impl Limits {
+    /// Seconds as a duration; here so that nobody multiplies by hand.
+    pub fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+}
+
+/// Where the load is read. A real node needs none of this.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Load {
+    /// procfs; `pve.proc` by default.
+    pub proc: Option<PathBuf>,
+    /// The cgroup that the whole node is in, where it is one.
+    pub cgroup: crate::load::Cgroup,
+}
+
+/// The way in from the web.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Ingress {
+    /// Domain of the sandboxes' host names. Without one there is no way in.
+    pub domain: Option<String>,
+    /// Where clients reach the node's Caddy.
+    pub public: Vec<SocketAddr>,
+    /// Where other nodes reach it; without, a request must come to the owner's node.
+    pub peer: Option<SocketAddr>,
+    /// Clients come by https, although Caddy itself is reached in plain.
+    pub https: bool,
+    /// The agent's socket for route questions; `ingress.sock` in `run_dir` by default.
+    pub socket: Option<PathBuf>,
+    /// Group that may ask, which is Caddy's.
+    pub group: Option<String>,
+    /// Caddy's configuration, rendered by the agent.
+    pub caddy_config: PathBuf,
+    /// Certificates between the nodes' Caddys.
+    pub tls: Tls,
+}
+
+impl Default for Ingress {
+    fn default() -> Self {
+        Self {
+            domain: None,
+            public: vec![SocketAddr::from(([127, 0, 0, 1], 8480))],
+            peer: None,
+            https: true,
+            socket: None,
+            group: None,
+            caddy_config: "/etc/pve-sandbox/caddy.json".into(),
+            tls: Tls::named("ingress-"),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Which addresses sandboxes get. The bridge decides: the pool must lie in its network.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::{Pool, Setting, Source, Sourced, Sources, file};
+use crate::detect::{self, Roots, Undecided};
+
+/// Addresses of sandboxes, complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Their bridge.
+    pub bridge: String,
+    /// Their default route.
+    pub gateway: Ipv4Addr,
+    /// Prefix length of the bridge's network.
+    pub prefix: u8,
+    /// What may be leased: without the network's own addresses, the gateway's and the host's.
+    pub pool: Pool,
+    /// All ask a DHCP server instead.
+    pub dhcp: bool,
+}
+
+/// The pools of nodes whose bridge has no address: a /24 each.
+fn by_number(number: u32) -> Option<Ipv4Net> {
+    let third = u8::try_from(number).ok()?;
+    Ipv4Net::new(Ipv4Addr::new(10, 100, third, 0), 24).ok()
+}
+
+pub(super) fn complete(
+    from: &mut Sources<'_>,
+    file: &file::Network,
+    number: Option<u32>,
+    roots: Roots<'_>,
+) -> Option<Network> {
+    let said = from.said("network.bridge", from.flags.bridge.clone(), file.bridge.clone(), "PVE_BRIDGE");
+    let bridge = from.or_detect("network.bridge", said, || detect::bridge(roots))?;
+    if !is_interface(&bridge.value) || !roots.net.join(&bridge.value).exists() {
+        from.mistake("network.bridge", format!("there is no interface {:?}", bridge.value));
+        return None;
+    }
+    from.show("network.bridge", Some(&bridge));
+    let host = detect::on_bridge(roots, &bridge.value);
+    let network = host.and_then(|host| Ipv4Net::new(host.address, host.prefix).ok());
+
+    let said = from.said("network.gateway", from.flags.gateway, file.gateway, "PVE_GATEWAY");
+    let gateway = from.or_detect("network.gateway", said, || {
+        let uplink = detect::uplink(roots, &bridge.value);
+        uplink.or(host.map(|host| host.address)).ok_or_else(|| {
+            let text = format!("{} has no address: say which gateway sandboxes have", bridge.value);
+            Undecided::None(text)
+        })
+    })?;
+    from.show("network.gateway", Some(&gateway));
+
+    let said = from.said("network.pool", from.flags.pool, file.pool, "PVE_IP_POOL_CIDR");
+    let shared = detect::uplink(roots, &bridge.value).is_some();
+    let pool = from.or_detect("network.pool", said, || by_default(network, number, shared))?;
+    // Without an address of its own on it, the host cannot tell the network's size.
+    let network = network.or_else(|| smallest(pool.value, gateway.value))?;
+    if !pool.value.is_in(network) || !network.contains(&gateway.value) {
+        let text = format!(
+            "pool {} ({}) and gateway {} ({}) must lie in the network of {}, {}",
+            pool.value, pool.source, gateway.value, gateway.source, bridge.value, network.trunc()
+        );
+        from.mistake("network.pool", text);
+        return None;
+    }
+    let owned: Vec<Ipv4Addr> = host.map(|h| h.address).into_iter().chain([gateway.value]).collect();
+    let Some(usable) = pool.value.without(network, &owned) else {
+        from.mistake("network.pool", format!("{} leaves no address to lease", pool.value));
+        return None;
+    };
+    from.show("network.pool", Some(&Sourced { value: usable, source: pool.source }));
+    let dhcp = file.dhcp.unwrap_or(false);
+    let source = if file.dhcp.is_some() { Source::File } else { Source::Default };
+    from.settings.push(Setting { name: "network.dhcp", value: dhcp.to_string(), source });
+    Some(Network {
+        bridge: bridge.value,
+        gateway: gateway.value,
+        prefix: network.prefix_len(),
+        pool: usable,
+        dhcp,
+    })
+}
+
+/// The bridge's network, or the node's /24 of 10.100.0.0/16. Never a network that others are on:
+/// which of its addresses are free, nobody here knows.
+fn by_default(
+    network: Option<Ipv4Net>,
+    number: Option<u32>,
+    shared: bool,
+) -> Result<Pool, Undecided> {
+    let own = number.and_then(by_number);
+    match (network, own) {
+        (Some(network), Some(own)) if network.contains(&own) => Ok(Pool::of(own)),
+        (Some(network), _) if shared => Err(Undecided::None(format!(
+            "the bridge is on a network that others share, {}: say which part of it is for \
+             sandboxes, or connect them to another bridge",
+            network.trunc()
+        ))),
+        (Some(network), _) => Ok(Pool::of(network)),
+        (None, Some(own)) => Ok(Pool::of(own)),
+        (None, None) => {
+            Err(Undecided::None("the node's number in the cluster is not known: say it".to_owned()))
+        }
+    }
+}
+
+/// The smallest network that holds the pool and the gateway.
+fn smallest(pool: Pool, gateway: Ipv4Addr) -> Option<Ipv4Net> {
+    let networks = (8..=30).rev().filter_map(|prefix| Ipv4Net::new(gateway, prefix).ok());
+    networks.map(|network| network.trunc()).find(|network| pool.is_in(*network))
+}
+
+/// An interface's name as the kernel takes it, and nothing that `pct` would split at.
+fn is_interface(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && !name.starts_with(['-', '.'])
+}

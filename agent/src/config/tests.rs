@@ -1,0 +1,127 @@
+use std::collections::HashMap;
+
+use super::*;
+use crate::detect::tests::Host;
+
+fn complete(host: &Host, file: &str, flags: &Flags, env: &[(&str, &str)]) -> Result<Config, Error> {
+    let env: HashMap<_, _> = env.iter().copied().collect();
+    let mut file: File = toml::from_str(file).expect("a file");
+    file.pve.root = host.path("pve");
+    file.pve.proc = host.path("proc");
+    let look = |name: &str| env.get(name).map(|text| (*text).to_owned());
+    Config::complete(file, flags, &look, &host.path("net"))
+}
+
+fn table(config: &Config) -> String {
+    config.settings().iter().map(|setting| format!("{setting}\n")).collect()
+}
+
+fn mistakes(result: Result<Config, Error>) -> String {
+    result.expect_err("mistakes").to_string()
+}
+
+#[test]
+fn everything_is_detected() {
+    let config = complete(&Host::new(), "", &Flags::default(), &[]).expect("complete");
+    insta::assert_snapshot!(table(&config), @r"
+    node = node3 (detected)
+    listen = 0.0.0.0:7445 (default)
+    vmids = 212500-268749 (default)
+    network.bridge = vmbr0 (detected)
+    network.gateway = 10.100.3.1 (detected)
+    network.pool = 10.100.3.2-10.100.3.254 (detected)
+    network.dhcp = false (default)
+    storage = local-zfs (detected)
+    ");
+    assert_eq!(config.network.prefix, 24);
+    assert_eq!(config.ingress.socket.as_deref(), Some(Path::new("/run/pve-sandbox/ingress.sock")));
+}
+
+#[test]
+fn flag_before_file_before_variable() {
+    let file = "storage = \"from-file\"\n[network]\npool = \"10.100.3.128/25\"\ndhcp = true\n\
+        [ingress]\ndomain = \"file.example\"\n[vmids]\nstripes = 3\n";
+    let flags = Flags { domain: Some("flag.example".to_owned()), ..Flags::default() };
+    let env = [
+        ("PVE_STORAGE", "from-env"),
+        ("PVE_BRIDGE", "vmbr0"),
+        ("PVE_PUBLIC_DOMAIN", "env.example"),
+        ("PVE_GATEWAY", "10.100.3.9"),
+        ("PVE_NODE", ""),
+    ];
+    let config = complete(&Host::new(), file, &flags, &env).expect("complete");
+    insta::assert_snapshot!(table(&config), @r"
+    node = node3 (detected)
+    listen = 0.0.0.0:7445 (default)
+    vmids = 700000-999999 (file)
+    network.bridge = vmbr0 (PVE_BRIDGE)
+    network.gateway = 10.100.3.9 (PVE_GATEWAY)
+    network.pool = 10.100.3.128-10.100.3.254 (file)
+    network.dhcp = true (file)
+    storage = from-file (file)
+    ingress.domain = flag.example (flag)
+    ");
+}
+
+#[test]
+fn all_mistakes_at_once() {
+    let file = "[[template]]\nsnapshot = \"s\"\nvmid = 9000\ncores = 0\n\
+        probe = { http = { port = 80, path = \"x\" } }\n\
+        [vmids]\nstripe = 17\n";
+    let env = [("PVE_NODE", "node9"), ("PVE_GATEWAY", "x"), ("PVE_IP_POOL_CIDR", "10.1.0.0/24")];
+    insta::assert_snapshot!(mistakes(complete(&Host::new(), file, &Flags::default(), &env)), @r"
+    the configuration cannot be used
+      node: node9 (PVE_NODE) is not this node, which is node3
+      vmids.stripe: 17 is not one of the 16 stripes: raise vmids.stripes on every node, or choose one
+      network.gateway: PVE_GATEWAY=x: invalid IPv4 address syntax
+      network.pool: pool 10.1.0.0-10.1.0.255 (PVE_IP_POOL_CIDR) and gateway 10.100.3.1 (detected) must lie in the network of vmbr0, 10.100.3.0/24
+      template: s (9000): cores must be 1 to 64
+      template: s (9000): probe.http.path must start with a slash
+    ");
+}
+
+#[test]
+fn a_bridge_on_a_shared_network_is_not_plundered() {
+    let host = Host::new();
+    host.write(
+        "proc/net/route",
+        "Iface Destination Gateway Flags RefCnt Use Metric Mask\n\
+         vmbr0 00000000 0101A8C0 0003 0 0 0 00000000\n\
+         vmbr0 0001A8C0 00000000 0001 0 0 0 00FFFFFF\n",
+    );
+    host.write("proc/net/fib_trie", "|-- 192.168.1.10\n/32 host LOCAL\n");
+    let text = mistakes(complete(&host, "", &Flags::default(), &[]));
+    assert!(text.contains("192.168.1.0/24") && text.contains("say which part"), "{text}");
+    let env = [("PVE_IP_POOL_CIDR", "192.168.1.128-192.168.1.200")];
+    let network = complete(&host, "", &Flags::default(), &env).expect("complete").network;
+    assert_eq!((network.gateway, network.prefix), (Ipv4Addr::new(192, 168, 1, 1), 24));
+    assert_eq!(network.pool.to_string(), "192.168.1.128-192.168.1.200");
+}
+
+#[test]
+fn a_bridge_without_an_address() {
+    let host = Host::new();
+    host.write("proc/net/route", "");
+    let text = mistakes(complete(&host, "", &Flags::default(), &[]));
+    assert!(text.contains("network.gateway: vmbr0 has no address"), "{text}");
+    let env = [("PVE_GATEWAY", "10.100.0.1")];
+    let network = complete(&host, "", &Flags::default(), &env).expect("complete").network;
+    assert_eq!((network.prefix, network.pool.to_string().as_str()), (22, "10.100.3.0-10.100.3.254"));
+}
+
+#[test]
+fn pools() {
+    let left = |pool: &str, owned: &[&str]| {
+        let owned: Vec<_> = owned.iter().map(|text| text.parse().expect("an address")).collect();
+        let network = "10.0.0.0/24".parse().expect("a network");
+        pool.parse::<Pool>().expect("a pool").without(network, &owned).map(|pool| pool.to_string())
+    };
+    assert_eq!(left("10.0.0.0/24", &["10.0.0.1"]).as_deref(), Some("10.0.0.2-10.0.0.254"));
+    assert_eq!(left("10.0.0.0/24", &["10.0.0.254"]).as_deref(), Some("10.0.0.1-10.0.0.253"));
+    assert_eq!(left("10.0.0.0/24", &["10.0.0.90"]).as_deref(), Some("10.0.0.91-10.0.0.254"));
+    assert_eq!(left("10.0.0.5-10.0.0.5", &["10.0.0.1"]).as_deref(), Some("10.0.0.5-10.0.0.5"));
+    assert_eq!(left("10.0.0.5-10.0.0.5", &["10.0.0.5"]), None);
+    for text in ["", "10.0.0.9-10.0.0.1", "10.0.0.0/33", "a-b", "::1-::2"] {
+        assert!(text.parse::<Pool>().is_err(), "{text}");
+    }
+}

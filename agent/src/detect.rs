@@ -1,0 +1,259 @@
+//! What a PVE host says about itself, for what the configuration leaves open. Roots are parameters;
+//! nothing is forked, and ambiguity is an error that lists the candidates.
+
+use std::{fs, net::Ipv4Addr, path::Path};
+
+use proto::name::NodeName;
+
+use crate::pve::{
+    cluster::{self, Identity},
+    container::local_addresses,
+    storage::{self, Place},
+};
+
+/// Where to look.
+#[derive(Debug, Clone, Copy)]
+pub struct Roots<'a> {
+    /// pmxcfs.
+    pub pve: &'a Path,
+    /// procfs.
+    pub proc: &'a Path,
+    /// `/sys/class/net`.
+    pub net: &'a Path,
+}
+
+/// Nothing, or more than one thing, fits.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Undecided {
+    /// Nothing fits.
+    #[error("{0}")]
+    None(String),
+    /// Several things fit.
+    #[error("{what} is ambiguous: {}", candidates.join(", "))]
+    Several {
+        /// What was looked for.
+        what: &'static str,
+        /// What fits.
+        candidates: Vec<String>,
+    },
+}
+
+/// This host on a bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnBridge {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Prefix length of the bridge's network.
+    pub prefix: u8,
+}
+
+/// Who this node is. pmxcfs alone knows: the host's name may have been changed since it joined.
+pub fn identity(roots: Roots<'_>) -> Result<Identity, Undecided> {
+    let path = roots.pve.join(".members");
+    let identity = fs::read(&path).ok().and_then(|members| cluster::identity(&members));
+    identity.ok_or_else(|| {
+        let path = path.display();
+        Undecided::None(format!("{path} does not name this node: is pve-cluster running?"))
+    })
+}
+
+/// The bridge that sandboxes are connected to: vmbr0, else the only one of PVE's.
+pub fn bridge(roots: Roots<'_>) -> Result<String, Undecided> {
+    let mut bridges: Vec<String> = fs::read_dir(roots.net)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().join("bridge").is_dir())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        // Those that PVE's firewall puts before an interface, and Docker's, are nobody's choice.
+        .filter(|name| !["fwbr", "br-", "docker", "lxcbr", "virbr"].iter().any(|p| name.starts_with(p)))
+        .collect();
+    bridges.sort();
+    if bridges.iter().any(|name| name == "vmbr0") {
+        return Ok("vmbr0".to_owned());
+    }
+    match <[String; 1]>::try_from(bridges) {
+        Ok([bridge]) => Ok(bridge),
+        Err(none) if none.is_empty() => Err(Undecided::None("the host has no bridge".to_owned())),
+        Err(candidates) => Err(Undecided::Several { what: "the bridge", candidates }),
+    }
+}
+
+/// This host's own address on a bridge; `None` when it has none.
+pub fn on_bridge(roots: Roots<'_>, bridge: &str) -> Option<OnBridge> {
+    let routes = fs::read_to_string(roots.proc.join("net/route")).ok()?;
+    let addresses = local_addresses(&fs::read_to_string(roots.proc.join("net/fib_trie")).ok()?);
+    let connected = routes_of(&routes).filter(|r| r.interface == bridge && r.gateway.is_unspecified());
+    connected.filter(|route| route.prefix > 0).find_map(|route| {
+        let inside = |address: &&Ipv4Addr| network(**address, route.prefix) == route.destination;
+        let address = *addresses.iter().find(inside)?;
+        Some(OnBridge { address, prefix: route.prefix })
+    })
+}
+
+/// The next hop of the host's default route, if that leaves by this bridge: then the bridge is on
+/// somebody else's network.
+pub fn uplink(roots: Roots<'_>, bridge: &str) -> Option<Ipv4Addr> {
+    let routes = fs::read_to_string(roots.proc.join("net/route")).ok()?;
+    let default = routes_of(&routes).find(|r| r.prefix == 0 && r.interface == bridge)?;
+    Some(default.gateway)
+}
+
+/// The storage that new templates go to: one that holds containers, with the most room. Which one
+/// clones go to is the template's doing.
+pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
+    let text = fs::read_to_string(roots.pve.join("storage.cfg")).unwrap_or_default();
+    let mut fit: Vec<_> =
+        storage::parse(&text).into_iter().filter(|s| s.holds_containers(node)).collect();
+    if fit.len() == 1 {
+        return Ok(fit.remove(0).name);
+    }
+    if fit.is_empty() {
+        let text = "storage.cfg has no storage with `rootdir` in its content for this node";
+        return Err(Undecided::None(text.to_owned()));
+    }
+    let room = |place| match place {
+        Place::Flat(path) | Place::Images(path) => {
+            rustix::fs::statvfs(&path).ok().map(|found| found.f_bavail * found.f_frsize)
+        }
+        // Not to be measured without a program.
+        Place::Thin { .. } | Place::Other => None,
+    };
+    let rooms: Option<Vec<u64>> = fit.iter().map(|storage| room(storage.place())).collect();
+    let most = rooms.and_then(|rooms| rooms.into_iter().enumerate().max_by_key(|(_, room)| *room));
+    match most {
+        Some((at, _)) => Ok(fit.swap_remove(at).name),
+        None => {
+            let candidates = fit.into_iter().map(|storage| storage.name).collect();
+            Err(Undecided::Several { what: "the storage", candidates })
+        }
+    }
+}
+
+/// A row of `/proc/net/route`.
+struct Route<'a> {
+    interface: &'a str,
+    destination: Ipv4Addr,
+    gateway: Ipv4Addr,
+    prefix: u8,
+}
+
+fn routes_of(text: &str) -> impl Iterator<Item = Route<'_>> {
+    text.lines().skip(1).filter_map(|line| {
+        let words: Vec<_> = line.split_ascii_whitespace().collect();
+        // The kernel prints the address as it lies in memory.
+        let address = |at: usize| {
+            let number = u32::from_str_radix(words.get(at)?, 16).ok()?;
+            Some(Ipv4Addr::from(number.to_le_bytes()))
+        };
+        Some(Route {
+            interface: words.first()?,
+            destination: address(1)?,
+            gateway: address(2)?,
+            prefix: u8::try_from(u32::from(address(7)?).leading_ones()).ok()?,
+        })
+    })
+}
+
+fn network(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    Ipv4Addr::from(u32::from(address) & mask)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A host's files, to be changed.
+    pub(crate) struct Host(pub(crate) tempfile::TempDir);
+
+    const ROUTES: &str = "\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\tFE00630A\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t0000630A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+";
+
+    impl Host {
+        /// Node 3 of a cluster: a private bridge 10.100.3.1/24, uplink elsewhere.
+        pub(crate) fn new() -> Self {
+            let host = Self(tempfile::tempdir().expect("tempdir"));
+            let members = r#"{"nodename":"node3","cluster":{"quorate":1},
+                "nodelist":{"node1":{"id":1,"online":1},"node3":{"id":3,"online":1}}}"#;
+            host.write("pve/.members", members);
+            host.write("pve/storage.cfg", "dir: local\n\tpath /x\n\tcontent iso\n\n\
+                zfspool: local-zfs\n\tpool rpool/data\n\tcontent images,rootdir\n");
+            host.write("net/vmbr0/bridge/x", "");
+            host.write("net/eth0/x", "");
+            host.write("proc/net/route", ROUTES);
+            host.write("proc/net/fib_trie", "|-- 10.99.0.3\n/32 host LOCAL\n\
+                |-- 10.100.3.1\n/32 host LOCAL\n");
+            host
+        }
+
+        pub(crate) fn write(&self, path: &str, text: &str) {
+            let path = self.path(path);
+            fs::create_dir_all(path.parent().expect("below the root")).expect("mkdir");
+            fs::write(path, text).expect("write");
+        }
+
+        pub(crate) fn path(&self, path: &str) -> PathBuf {
+            self.0.path().join(path)
+        }
+    }
+
+    fn with<T>(host: &Host, look: impl FnOnce(Roots<'_>) -> T) -> T {
+        let (pve, proc, net) = (host.path("pve"), host.path("proc"), host.path("net"));
+        look(Roots { pve: &pve, proc: &proc, net: &net })
+    }
+
+    #[test]
+    fn a_node_of_a_cluster() {
+        let host = Host::new();
+        let node: NodeName = "node3".parse().expect("valid");
+        with(&host, |roots| {
+            let expected = Identity { node: node.clone(), number: 3 };
+            assert_eq!(identity(roots), Ok(expected));
+            assert_eq!(bridge(roots).as_deref(), Ok("vmbr0"));
+            let expected = OnBridge { address: Ipv4Addr::new(10, 100, 3, 1), prefix: 24 };
+            assert_eq!(on_bridge(roots, "vmbr0"), Some(expected));
+            assert_eq!(on_bridge(roots, "vmbr1"), None);
+            assert_eq!(uplink(roots, "vmbr0"), None);
+            assert_eq!(uplink(roots, "eth0"), Some(Ipv4Addr::new(10, 99, 0, 254)));
+            assert_eq!(storage(roots, &node).as_deref(), Ok("local-zfs"));
+        });
+    }
+
+    #[test]
+    fn without_vmbr0_the_only_bridge_counts() {
+        let host = Host::new();
+        fs::rename(host.path("net/vmbr0"), host.path("net/vmbr7")).expect("rename");
+        host.write("net/fwbr100i0/bridge/x", "");
+        with(&host, |roots| assert_eq!(bridge(roots).as_deref(), Ok("vmbr7")));
+        host.write("net/vmbr8/bridge/x", "");
+        with(&host, |roots| {
+            let error = bridge(roots).expect_err("two").to_string();
+            assert_eq!(error, "the bridge is ambiguous: vmbr7, vmbr8");
+        });
+    }
+
+    #[test]
+    fn storages_that_cannot_be_compared_are_named() {
+        let host = Host::new();
+        host.write("pve/storage.cfg", "rbd: a\n\tcontent rootdir\n\nrbd: b\n\tcontent rootdir\n");
+        let node: NodeName = "node3".parse().expect("valid");
+        with(&host, |roots| {
+            let error = storage(roots, &node).expect_err("two").to_string();
+            assert_eq!(error, "the storage is ambiguous: a, b");
+        });
+    }
+
+    #[test]
+    fn pmxcfs_down() {
+        let host = Host::new();
+        fs::remove_file(host.path("pve/.members")).expect("remove");
+        with(&host, |roots| assert!(matches!(identity(roots), Err(Undecided::None(_)))));
+    }
+}

@@ -1,0 +1,250 @@
+//! Caddy's files: its configuration, and beside it the proof that the agent's answers carry.
+
+use std::{
+    fmt,
+    io::{self, Write},
+    net::SocketAddr,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use http::HeaderValue;
+use proto::id::Invalid;
+
+use super::{decide::Domain, render};
+
+/// What Caddy's configuration is rendered from.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The domain of the sandboxes.
+    pub domain: Domain,
+    /// Where clients reach Caddy; behind a tunnel, a port of loopback.
+    pub public: Vec<SocketAddr>,
+    /// The agent's socket.
+    pub route_socket: PlainPath,
+    /// Clients come by https, although Caddy itself is reached in plain.
+    pub https: bool,
+    /// The other nodes; `None` where there are none.
+    pub peers: Option<Peers>,
+}
+
+/// How nodes send each other requests: TLS with certificates of a CA for this alone, since whoever
+/// has one may ask for any sandbox. Caddy reads them at its start only.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    /// Where the others reach this node's Caddy: its cluster address.
+    pub listen: SocketAddr,
+    /// Certificate of the CA, PEM.
+    pub ca: PlainPath,
+    /// This node's certificate, PEM, for server and client, in the name of `render::PEER_NAME`.
+    pub cert: PlainPath,
+    /// Its key, PEM.
+    pub key: PlainPath,
+}
+
+/// An absolute path that means itself in Caddy's configuration: no placeholder, no control
+/// character.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlainPath(String);
+
+impl PlainPath {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PlainPath {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let plain = |c: char| !c.is_control() && !matches!(c, '{' | '}' | '|' | '\\');
+        if text.starts_with('/') && text.chars().all(plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid::new("ingress path", "must be absolute, without braces or control characters"))
+        }
+    }
+}
+
+impl TryFrom<&Path> for PlainPath {
+    type Error = Invalid;
+
+    fn try_from(path: &Path) -> Result<Self, Invalid> {
+        path.to_str().unwrap_or("").parse()
+    }
+}
+
+impl fmt::Display for PlainPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What Caddy knows the agent's answers by: random, known to these two alone.
+///
+/// The one before stays valid, so that a Caddy that still runs with the configuration before gets
+/// its routes until it is replaced.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proof(Vec<HeaderValue>);
+
+/// The one of now and the one before.
+const PROOFS: usize = 2;
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proof(..)")
+    }
+}
+
+impl Proof {
+    /// Reads what `write` left beside a configuration.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no proof.
+    pub fn read(config: &Path) -> io::Result<Self> {
+        let path = proof_path(config);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let proofs: Vec<_> = text.lines().take(PROOFS).map(secret).collect::<Result<_, _>>()?;
+        if proofs.is_empty() {
+            return Err(io::Error::other(format!("{} holds no proof", path.display())));
+        }
+        Ok(Self(proofs))
+    }
+
+    /// The headers' values.
+    pub(super) fn values(&self) -> &[HeaderValue] {
+        &self.0
+    }
+}
+
+fn secret(line: &str) -> io::Result<HeaderValue> {
+    if line.len() != 64 || !line.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(io::Error::other("a proof is 64 hexadecimal digits"));
+    }
+    let mut value = HeaderValue::try_from(line).map_err(io::Error::other)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn proof_path(config: &Path) -> PathBuf {
+    config.with_extension("proof")
+}
+
+/// The configuration as text, with what stands for the proof.
+pub fn show(settings: &Settings) -> String {
+    pretty(settings, "(made when the file is written)")
+}
+
+/// Writes the configuration to `path`, 0640 for the group that Caddy runs as, with a fresh proof,
+/// which goes to the file of the same name with the extension `proof`, 0600. The agent reads that
+/// at its start, so it is restarted first, Caddy second.
+///
+/// # Errors
+/// When a file cannot be written, or there is no such group.
+pub fn write(settings: &Settings, path: &Path, group: Option<&str>) -> io::Result<()> {
+    let mut random = [0u8; 32];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let fresh: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let before = Proof::read(path).ok().and_then(|proof| {
+        proof.0.first().and_then(|value| value.to_str().ok().map(str::to_owned))
+    });
+    let proofs: Vec<_> = [Some(fresh.clone()), before].into_iter().flatten().collect();
+    // The agent may know a proof that no Caddy uses yet, never the other way round.
+    replace(&proof_path(path), 0o600, None, proofs.join("\n").as_bytes())?;
+    replace(path, 0o640, group, pretty(settings, &fresh).as_bytes())
+}
+
+fn pretty(settings: &Settings, proof: &str) -> String {
+    format!("{:#}\n", render::render(settings, proof))
+}
+
+/// Replaces a file in one step; nobody sees it half written or with another mode.
+fn replace(path: &Path, mode: u32, group: Option<&str>, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension(format!("{}.new", std::process::id()));
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&fresh)?;
+    if let Some(name) = group {
+        let group = nix::unistd::Group::from_name(name)?;
+        let gid = group.ok_or_else(|| io::Error::other(format!("there is no group {name}")))?.gid;
+        nix::unistd::fchown(&file, None, Some(gid))?;
+    }
+    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        let path = |text: &str| text.parse().expect("a path");
+        Settings {
+            domain: "sbx.test".parse().expect("a domain"),
+            public: vec!["127.0.0.1:8480".parse().expect("an address")],
+            route_socket: path("/run/pve-sandbox/route.sock"),
+            https: true,
+            peers: Some(Peers {
+                listen: "10.99.0.1:8481".parse().expect("an address"),
+                ca: path("/etc/pve-sandbox/ingress/ca.crt"),
+                cert: path("/etc/pve-sandbox/ingress/node.crt"),
+                key: path("/etc/pve-sandbox/ingress/node.key"),
+            }),
+        }
+    }
+
+    #[test]
+    fn the_configuration_is_the_one_that_was_tried() {
+        insta::assert_snapshot!(show(&settings()));
+    }
+
+    #[test]
+    fn a_node_alone_has_no_peers() {
+        let alone = Settings { peers: None, ..settings() };
+        let text = show(&alone);
+        for word in ["8481", "\"peer\"", "tls"] {
+            assert!(!text.contains(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn files_are_for_caddy_and_the_agent_alone() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("caddy.json");
+        let mode = |path: &Path| {
+            std::fs::metadata(path).expect("metadata").permissions().mode() & 0o7777
+        };
+        assert!(Proof::read(&path).is_err());
+        write(&settings(), &path, None).expect("written");
+        let first = Proof::read(&path).expect("a proof");
+        write(&settings(), &path, None).expect("written again");
+        let second = Proof::read(&path).expect("a proof");
+        assert_eq!((mode(&path), mode(&path.with_extension("proof"))), (0o640, 0o600));
+        // Fresh each time, and the one before is still good.
+        assert_eq!((first.values().len(), second.values().len()), (1, 2));
+        assert_ne!(first.values()[0], second.values()[0]);
+        assert_eq!(first.values()[0], second.values()[1]);
+        let text = std::fs::read_to_string(&path).expect("readable");
+        assert!(text.contains(second.values()[0].to_str().expect("text")));
+        assert!(!format!("{second:?}").contains(second.values()[0].to_str().expect("text")));
+        assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 2);
+    }
+
+    #[test]
+    fn paths_mean_themselves() {
+        for text in ["/a/b", "/run/pve-sandbox/route.sock"] {
+            assert!(text.parse::<PlainPath>().is_ok(), "{text}");
+        }
+        for text in ["", "a", "/{env.HOME}", "/a\nb", "/a|0222"] {
+            assert!(text.parse::<PlainPath>().is_err(), "{text:?}");
+        }
+    }
+}

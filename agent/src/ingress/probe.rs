@@ -1,0 +1,142 @@
+//! Whether something listens, asked by connecting.
+//!
+//! Caddy 2.6 cannot try a request with a body again after a failed dial, so a route is only given
+//! once a connection to it has been made. One connect at a time for each address: what asks
+//! meanwhile gets the same answer, so a sandbox that swallows packets holds one descriptor, and not
+//! one for each request.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpStream,
+    sync::OnceCell,
+    time::{Instant, timeout},
+};
+
+/// How long a connect may take. A container is one bridge away.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// How long an address that said nothing at all is not asked again.
+const REST: Duration = Duration::from_secs(1);
+/// Questions that may wait for one address.
+const WAITING_MAX: usize = 256;
+/// Addresses that are remembered as silent.
+const SILENT_MAX: usize = 4096;
+
+/// What came of a connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Something listens.
+    Open,
+    /// Nothing does: it was refused.
+    Refused,
+    /// Nothing came back in time.
+    Silent,
+    /// Too many questions wait for this address already.
+    Busy,
+}
+
+/// Asks addresses. One for all questions.
+#[derive(Debug, Default)]
+pub struct Probe(Mutex<Addresses>);
+
+#[derive(Debug, Default)]
+struct Addresses {
+    asked: HashMap<SocketAddr, Arc<OnceCell<Answer>>>,
+    silent: HashMap<SocketAddr, Instant>,
+}
+
+impl Probe {
+    /// Asks one address.
+    pub async fn ask(&self, address: SocketAddr) -> Answer {
+        let now = Instant::now();
+        let cell = {
+            let mut addresses = self.addresses();
+            if addresses.silent.get(&address).is_some_and(|until| *until > now) {
+                return Answer::Silent;
+            }
+            let cell = addresses.asked.entry(address).or_default();
+            if Arc::strong_count(cell) > WAITING_MAX {
+                return Answer::Busy;
+            }
+            Arc::clone(cell)
+        };
+        // Should the one who connects be cancelled, the next in line connects.
+        let answer = *cell.get_or_init(|| connect(address)).await;
+        let mut addresses = self.addresses();
+        if addresses.asked.get(&address).is_some_and(|asked| Arc::ptr_eq(asked, &cell)) {
+            addresses.asked.remove(&address);
+            if answer == Answer::Silent {
+                addresses.remember(address, now);
+            }
+        }
+        answer
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        // Both maps are whole between any two statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Addresses {
+    fn remember(&mut self, address: SocketAddr, now: Instant) {
+        if self.silent.len() >= SILENT_MAX {
+            self.silent.retain(|_, until| *until > now);
+        }
+        if self.silent.len() < SILENT_MAX {
+            self.silent.insert(address, Instant::now() + REST);
+        }
+    }
+}
+
+async fn connect(address: SocketAddr) -> Answer {
+    match timeout(DEADLINE, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Answer::Open,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Answer::Refused,
+        // No route, no neighbour: the container's interface is not there.
+        Ok(Err(_)) | Err(_) => Answer::Silent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{net::TcpListener, task::JoinSet};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_open_port_is_open_and_a_closed_one_is_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let probe = Probe::default();
+        assert_eq!(probe.ask(address).await, Answer::Open);
+        drop(listener);
+        assert_eq!(probe.ask(address).await, Answer::Refused);
+        assert!(probe.addresses().asked.is_empty());
+    }
+
+    /// TEST-NET-1 answers nobody; where even a route to it is missing, that is silence too.
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_address_holds_few_and_not_for_long() {
+        let address: SocketAddr = "192.0.2.77:80".parse().expect("an address");
+        let probe = Arc::new(Probe::default());
+        let mut questions = JoinSet::new();
+        for _ in 0..2 * WAITING_MAX {
+            let probe = Arc::clone(&probe);
+            questions.spawn(async move { probe.ask(address).await });
+        }
+        let begun = Instant::now();
+        let answers = questions.join_all().await;
+        assert!(begun.elapsed() <= DEADLINE + Duration::from_millis(100));
+        assert!(answers.iter().all(|a| matches!(a, Answer::Silent | Answer::Busy)));
+        let again = Instant::now();
+        assert_eq!(probe.ask(address).await, Answer::Silent);
+        assert_eq!(again.elapsed(), Duration::ZERO);
+    }
+}

@@ -1,0 +1,263 @@
+//! Caddy's one configuration, as a value. Pure.
+//!
+//! What must stay as it is, with the reason (all of it is tested against the real Caddy):
+//! - The question's leg has no keep-alive. Up to 2.11.4 Caddy may dial for a question with the
+//!   address of the sandbox's leg, and would then keep that connection for the next question.
+//! - An answer is a route only with the proof; another answer of success is a 502.
+//! - No passive health, no limits on the sandbox's leg: all sandboxes are one upstream to Caddy,
+//!   so one that is dead would take the others with it.
+//! - No keep-alive to sandboxes either: an address that changed hands must not get the old
+//!   connection.
+//! - The peer's leg does keep connections, and is never tried again: a retry rewrites what a dial
+//!   in the background may still read. The peer server has no peer branch, so there is one hop at
+//!   most.
+//! - What a route needs is taken from the answer's headers into `vars` before the sandbox is asked:
+//!   the sandbox's own response would overwrite them.
+//! - Nothing in it changes while it runs, so there is no admin endpoint.
+
+use serde_json::{Value, json};
+
+use super::{
+    caddy::{Peers, Settings},
+    decide::{Domain, Via},
+};
+
+/// Name in the certificate of every node's peer server. One for all: a name that differs from
+/// request to request would cost a transport for each.
+pub const PEER_NAME: &str = "ingress.pve-sandbox.internal";
+
+/// Renders it. `proof` is what the agent's answers carry.
+pub fn render(settings: &Settings, proof: &str) -> Value {
+    let mut servers = json!({ "public": public_server(settings, proof) });
+    let mut apps = json!({});
+    if let Some(peers) = &settings.peers {
+        servers["peer"] = peer_server(settings, peers, proof);
+        apps["tls"] = json!({ "certificates": { "load_files": [
+            { "certificate": peers.cert.as_str(), "key": peers.key.as_str(), "tags": ["peer"] },
+        ] } });
+    }
+    apps["http"] = json!({ "grace_period": "10s", "servers": servers });
+    json!({ "admin": { "disabled": true, "config": { "persist": false } }, "apps": apps })
+}
+
+fn public_server(settings: &Settings, proof: &str) -> Value {
+    let mut server = server(settings, Via::Edge, proof);
+    server["listen"] = settings.public.iter().map(ToString::to_string).collect();
+    server
+}
+
+fn peer_server(settings: &Settings, peers: &Peers, proof: &str) -> Value {
+    let mut server = server(settings, Via::Peer, proof);
+    server["listen"] = json!([peers.listen.to_string()]);
+    server["protocols"] = json!(["h1"]);
+    // Asking for certificates switches this on, and it would refuse: the name in the handshake is
+    // PEER_NAME, the Host is the sandbox's.
+    server["strict_sni_host"] = json!(false);
+    server["tls_connection_policies"] = json!([{
+        "client_authentication": {
+            "trusted_ca_certs_pem_files": [peers.ca.as_str()],
+            "mode": "require_and_verify",
+        },
+        "certificate_selection": { "any_tag": ["peer"] },
+    }]);
+    server
+}
+
+/// What both servers have.
+fn server(settings: &Settings, via: Via, proof: &str) -> Value {
+    json!({
+        "automatic_https": { "disable": true },
+        "read_header_timeout": "10s",
+        "idle_timeout": "3m",
+        "max_header_bytes": 131_072,
+        "routes": [
+            {
+                "match": [{ "header_regexp": { "Host": {
+                    "name": "sbx",
+                    "pattern": host_pattern(&settings.domain),
+                } } }],
+                "terminal": true,
+                "handle": [question(settings, via, proof)],
+            },
+            { "handle": [explanation(404, "this host is no sandbox\n")] },
+        ],
+        "errors": { "routes": [{ "handle": [explanation(
+            "{http.error.status_code}",
+            "the sandbox did not answer ({http.error.status_code})\n",
+        )] }] },
+    })
+}
+
+/// A coarse sieve; the agent takes the host apart.
+fn host_pattern(domain: &Domain) -> String {
+    // A domain holds no other character that means something in a regular expression.
+    let domain = domain.as_str().replace('.', r"\.");
+    format!(
+        r"(?i)^port-[1-9][0-9]{{0,4}}-(vm-[1-9][0-9]{{2,8}}|pvelxc-[0-7][0-9a-v]{{25}})\.{domain}(:[0-9]{{1,5}})?$"
+    )
+}
+
+fn explanation(status: impl Into<Value>, body: &str) -> Value {
+    json!({
+        "handler": "static_response",
+        "status_code": status.into(),
+        "headers": {
+            "Content-Type": ["text/plain; charset=utf-8"],
+            "Cache-Control": ["no-store"],
+            "Access-Control-Allow-Origin": ["*"],
+            "Retry-After": ["2"],
+        },
+        "body": body,
+    })
+}
+
+/// Asks the agent, and does what it says.
+fn question(settings: &Settings, via: Via, proof: &str) -> Value {
+    let route = |kind: &str, then: Value| {
+        json!({
+            "match": {
+                "status_code": [204],
+                "headers": {
+                    "X-Sbx-Proof": [proof],
+                    "X-Sbx-Kind": [kind],
+                    "X-Sbx-Upstream": ["*"],
+                    "X-Sbx-Host": ["*"],
+                },
+            },
+            "routes": [{ "handle": [
+                {
+                    "handler": "vars",
+                    "sbx_upstream": "{http.reverse_proxy.header.X-Sbx-Upstream}",
+                    "sbx_host": "{http.reverse_proxy.header.X-Sbx-Host}",
+                },
+                then,
+            ] }],
+        })
+    };
+    let mut answers = vec![route("local", to_sandbox(settings, via))];
+    if let (Via::Edge, Some(peers)) = (via, &settings.peers) {
+        answers.push(route("peer", to_peer(peers)));
+    }
+    // An answer of success that is no route is not the agent's.
+    answers.push(json!({
+        "match": { "status_code": [1, 2] },
+        "routes": [{ "handle": [explanation(502, "the node gave no route\n")] }],
+    }));
+    let asks = match via {
+        Via::Edge => "edge",
+        Via::Peer => "peer",
+    };
+    json!({
+        "handler": "reverse_proxy",
+        "upstreams": [{ "dial": format!("unix/{}", settings.route_socket) }],
+        // With an identity of its own a question never has the client's path, and so never takes
+        // the client's body.
+        "rewrite": {
+            "method": "GET",
+            "uri": format!("/v1/route?via={asks}&rid={{http.request.uuid}}"),
+        },
+        "transport": no_keep_alive(),
+        // As long as an agent takes to restart.
+        "load_balancing": { "try_duration": "15s", "try_interval": "50ms" },
+        "trusted_proxies": trusted(via),
+        "headers": {
+            "request": {
+                "delete": ["Upgrade", "Connection", "Content-Type", "Expect"],
+                "set": {
+                    "X-Forwarded-Method": ["{http.request.method}"],
+                    "X-Forwarded-Uri": ["{http.request.uri}"],
+                    "X-Forwarded-Host": ["{http.request.host}"],
+                },
+            },
+            "response": { "delete": ["X-Sbx-*"] },
+        },
+        "handle_response": answers,
+    })
+}
+
+fn to_sandbox(settings: &Settings, via: Via) -> Value {
+    let mut set = json!({
+        "Host": ["{http.vars.sbx_host}"],
+        "X-Forwarded-Host": ["{http.request.host}"],
+    });
+    // Behind a tunnel the last leg to Caddy is plain, whatever the client's was.
+    if settings.https {
+        set["X-Forwarded-Proto"] = json!(["https"]);
+    }
+    // A peer's request has the edge's.
+    if via == Via::Edge {
+        set["X-Request-Id"] = json!(["{http.request.uuid}"]);
+    }
+    // Ours and the tunnel's cookies and headers are not for tenants.
+    let no_cookie = |pattern: &str| {
+        [
+            json!({ "search_regexp": format!("{pattern}=[^;]*; *"), "replace": "" }),
+            json!({ "search_regexp": format!("(; *)?{pattern}=[^;]*$"), "replace": "" }),
+        ]
+    };
+    let cookies = [no_cookie("__Host-sbx[a-z0-9-]*"), no_cookie("CF_Authorization")].concat();
+    json!({
+        "handler": "reverse_proxy",
+        "upstreams": [{ "dial": "{http.vars.sbx_upstream}" }],
+        "transport": no_keep_alive(),
+        "load_balancing": { "try_duration": "2s", "try_interval": "50ms" },
+        "trusted_proxies": trusted(via),
+        "headers": {
+            "request": {
+                "delete": ["X-Sbx-*", "X_sbx_*", "Forwarded", "Cf-Access-*", "Cf-Warp-Tag-Id"],
+                "replace": { "Cookie": cookies },
+                "set": set,
+            },
+            "response": {
+                "delete": ["X-Sbx-*"],
+                "set": { "X-Robots-Tag": ["noindex, nofollow"] },
+            },
+        },
+    })
+}
+
+fn to_peer(peers: &Peers) -> Value {
+    json!({
+        "handler": "reverse_proxy",
+        "upstreams": [{ "dial": "{http.vars.sbx_upstream}" }],
+        "transport": {
+            "protocol": "http",
+            "dial_timeout": "3s",
+            "keep_alive": {
+                "enabled": true,
+                "max_idle_conns_per_host": 256,
+                "idle_timeout": "60s",
+            },
+            "tls": {
+                "client_certificate_file": peers.cert.as_str(),
+                "client_certificate_key_file": peers.key.as_str(),
+                "root_ca_pem_files": [peers.ca.as_str()],
+                "server_name": PEER_NAME,
+            },
+        },
+        "trusted_proxies": trusted(Via::Edge),
+        "headers": {
+            "request": {
+                "delete": ["X-Sbx-*", "X_sbx_*"],
+                "set": {
+                    "Host": ["{http.request.hostport}"],
+                    "X-Forwarded-Host": ["{http.request.host}"],
+                    "X-Request-Id": ["{http.request.uuid}"],
+                },
+            },
+            "response": { "delete": ["X-Sbx-*"] },
+        },
+    })
+}
+
+fn no_keep_alive() -> Value {
+    json!({ "protocol": "http", "keep_alive": { "enabled": false }, "dial_timeout": "3s" })
+}
+
+/// Whose X-Forwarded-For is taken on: the tunnel's, on this machine; behind mTLS, every peer's.
+fn trusted(via: Via) -> Value {
+    match via {
+        Via::Edge => json!(["127.0.0.0/8", "::1/128"]),
+        Via::Peer => json!(["0.0.0.0/0", "::/0"]),
+    }
+}

@@ -1,0 +1,276 @@
+//! Answers Caddy's route questions: HTTP/1.1 over a unix socket, one question a connection.
+//!
+//! `GET /v1/route?via=edge|peer&rid=UUID` with the client's Host. 204 and four headers are a route;
+//! anything else goes to the client as it is, so nothing internal is in it. The proof tells Caddy
+//! that it was this agent that answered: a sandbox that got hold of a question cannot answer it.
+
+use std::{fmt, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{
+        ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, RETRY_AFTER,
+    },
+};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Owner, Routes,
+    caddy::Proof,
+    decide::{self, Domain, Name, Unavailable, Verdict, Via},
+    probe::{Answer, Probe},
+};
+
+/// The proof of a route.
+const PROOF: HeaderName = HeaderName::from_static("x-sbx-proof");
+/// `local` or `peer`.
+const KIND: HeaderName = HeaderName::from_static("x-sbx-kind");
+/// Address to send the request to.
+const UPSTREAM: HeaderName = HeaderName::from_static("x-sbx-upstream");
+/// Host to send it with.
+const SANDBOX_HOST: HeaderName = HeaderName::from_static("x-sbx-host");
+
+/// Questions under way; more wait in the socket's backlog.
+const QUESTIONS_MAX: usize = 4096;
+/// How long a question may take to arrive.
+const ARRIVAL: Duration = Duration::from_secs(5);
+/// How long an answer may take, whatever it waits for.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How long the last answers may take when the agent stops.
+const DRAIN: Duration = Duration::from_secs(3);
+/// Headers of a question, which are the client's.
+const HEADERS_MAX: usize = 512;
+
+/// What route questions are answered with.
+#[derive(Debug)]
+pub struct Ingress {
+    /// Sandboxes and owners.
+    pub routes: Arc<dyn Routes>,
+    /// The domain of the sandboxes.
+    pub domain: Domain,
+    /// What Caddy knows this agent by.
+    pub proof: Proof,
+    /// Asks whether something listens.
+    pub probe: Probe,
+}
+
+/// Makes the socket, for the group that Caddy runs as. One that is there is replaced in one step,
+/// so that Caddy finds either the old agent or this one, at any time.
+///
+/// # Errors
+/// When the directory cannot be written to, or there is no such group.
+pub fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let fresh = path.with_extension(format!("{}.new", std::process::id()));
+    match std::fs::remove_file(&fresh) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // The standard library asks for the longest backlog that the kernel gives; tokio for 1024.
+    let listener = std::os::unix::net::UnixListener::bind(&fresh)?;
+    if let Some(name) = group {
+        let group = nix::unistd::Group::from_name(name)?;
+        let gid = group.ok_or_else(|| io::Error::other(format!("there is no group {name}")))?.gid;
+        nix::unistd::chown(&fresh, None, Some(gid))?;
+    }
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o660))?;
+    std::fs::rename(&fresh, path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// Answers until `stop`, then ends what has been asked.
+pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: CancellationToken) {
+    let questions = TaskTracker::new();
+    let slots = Arc::new(Semaphore::new(QUESTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        match accepted {
+            Ok((stream, slot)) => {
+                let ingress = Arc::clone(&ingress);
+                questions.spawn(async move {
+                    answer_one(stream, ingress).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a route question was not accepted");
+                // Out of descriptors, most likely: let some be given back.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    drop(listener);
+    questions.close();
+    if timeout(DRAIN, questions.wait()).await.is_err() {
+        tracing::warn!(left = questions.len(), "route questions were left unanswered");
+    }
+}
+
+async fn accept(
+    listener: &UnixListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, slot))
+}
+
+async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>) {
+    let service = service_fn(move |request| {
+        let ingress = Arc::clone(&ingress);
+        async move { Ok::<_, std::convert::Infallible>(ingress.answer(&request).await) }
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .max_headers(HEADERS_MAX)
+        .timer(TokioTimer::new())
+        .header_read_timeout(ARRIVAL)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(ARRIVAL + DEADLINE, connection).await {
+        Ok(Ok(())) => {}
+        // A client that went away takes its question back.
+        Ok(Err(error)) => tracing::debug!(%error, "a route question broke off"),
+        Err(_) => tracing::debug!("a route question took too long"),
+    }
+}
+
+type Reply = Response<Full<Bytes>>;
+
+impl Ingress {
+    async fn answer(&self, request: &Request<Incoming>) -> Reply {
+        let Some(via) = via(request) else {
+            return explain(StatusCode::NOT_FOUND, "there is only /v1/route here");
+        };
+        let reply = match timeout(DEADLINE, self.route(via, request.headers())).await {
+            Ok(reply) => reply,
+            Err(_) => later("the node did not find out where this sandbox is in time"),
+        };
+        tracing::debug!(
+            status = reply.status().as_u16(),
+            host = ?request.headers().get(HOST),
+            question = request.uri().query(),
+            "route question answered"
+        );
+        reply
+    }
+
+    async fn route(&self, via: Via, headers: &HeaderMap) -> Reply {
+        let name = host(headers).and_then(|host| Name::parse(host, &self.domain));
+        let local = name.and_then(|name| self.routes.local(name.sandbox));
+        let owner = match name {
+            Some(name) if decide::needs_owner(Some(name), local.as_ref()) => {
+                self.routes.owner(name.sandbox).await
+            }
+            Some(_) | None => Owner::Nobody,
+        };
+        match decide::decide(name, via, local.as_ref(), &owner) {
+            Verdict::Local { upstream, host } => match self.probe.ask(upstream).await {
+                Answer::Open => self.go("local", upstream, &host),
+                answer @ (Answer::Refused | Answer::Silent | Answer::Busy) => {
+                    not_open(answer, upstream.port())
+                }
+            },
+            // The owner's Caddy gets the Host as it came; the header only has to be there.
+            Verdict::Peer { upstream } => self.go("peer", upstream, "-"),
+            Verdict::NotFound(why) => explain(StatusCode::NOT_FOUND, why),
+            Verdict::NotExposed(port) => explain(
+                StatusCode::FORBIDDEN,
+                &format!("port {port} of this sandbox is not exposed"),
+            ),
+            Verdict::Gone => explain(StatusCode::GONE, "this sandbox has been deleted"),
+            Verdict::Unavailable(Unavailable::Booting) => later("this sandbox is booting"),
+            Verdict::Unavailable(Unavailable::Stopped) => later("this sandbox is stopped"),
+            Verdict::Unavailable(Unavailable::NodeDown(node)) => {
+                later(&format!("the node of this sandbox, {node}, is down"))
+            }
+            Verdict::Misdirected => explain(
+                StatusCode::MISDIRECTED_REQUEST,
+                "this sandbox is on another node; try again",
+            ),
+        }
+    }
+
+    fn go(&self, kind: &'static str, upstream: SocketAddr, host: &str) -> Reply {
+        let mut reply = Response::new(Full::new(Bytes::new()));
+        *reply.status_mut() = StatusCode::NO_CONTENT;
+        let headers = reply.headers_mut();
+        for proof in self.proof.values() {
+            headers.append(PROOF, proof.clone());
+        }
+        headers.insert(KIND, HeaderValue::from_static(kind));
+        headers.insert(UPSTREAM, plain(upstream));
+        headers.insert(SANDBOX_HOST, plain(host));
+        reply
+    }
+}
+
+/// Who asks, if it is a route question.
+fn via<B>(request: &Request<B>) -> Option<Via> {
+    if request.method() != Method::GET || request.uri().path() != "/v1/route" {
+        return None;
+    }
+    let (key, value) = request.uri().query()?.split('&').next()?.split_once('=')?;
+    match (key, value) {
+        ("via", "edge") => Some(Via::Edge),
+        ("via", "peer") => Some(Via::Peer),
+        _ => None,
+    }
+}
+
+/// The one Host of a request.
+fn host(headers: &HeaderMap) -> Option<&str> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next()?.to_str().ok()?;
+    hosts.next().is_none().then_some(host)
+}
+
+fn not_open(answer: Answer, port: u16) -> Reply {
+    match answer {
+        Answer::Refused => explain(
+            StatusCode::BAD_GATEWAY,
+            &format!("nothing listens on port {port} in the sandbox"),
+        ),
+        Answer::Silent => explain(
+            StatusCode::BAD_GATEWAY,
+            &format!("the sandbox does not answer on port {port}"),
+        ),
+        Answer::Open | Answer::Busy => later("too many requests wait for this sandbox"),
+    }
+}
+
+fn later(why: &str) -> Reply {
+    let mut reply = explain(StatusCode::SERVICE_UNAVAILABLE, why);
+    reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
+    reply
+}
+
+/// A refusal for people. Code in a browser can read it too, whatever page it runs in.
+fn explain(status: StatusCode, why: &str) -> Reply {
+    let mut reply = Response::new(Full::new(Bytes::from(format!("{why}\n"))));
+    *reply.status_mut() = status;
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    reply
+}
+
+/// A header's value out of an address or a host of ours.
+fn plain(value: impl fmt::Display) -> HeaderValue {
+    HeaderValue::try_from(value.to_string()).expect("addresses and hosts of ours are plain ASCII")
+}

@@ -1,0 +1,325 @@
+//! One suite over both journals: what one does, the other does.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+
+use proto::{
+    id::{SandboxId, Vmid},
+    spec::{Network, Size},
+};
+
+use super::{
+    Error, Failure, Intent, Journal, MemoryJournal, Phase, Pools, Record, SqliteJournal,
+    memory::SoundDisk,
+};
+
+pub(crate) fn vmid(number: u32) -> Vmid {
+    Vmid::try_from(number).expect("in range")
+}
+
+pub(crate) fn id(number: u8) -> SandboxId {
+    SandboxId::new(1_700_000_000_000 + u64::from(number), &[number; 10])
+}
+
+pub(crate) fn pools() -> Pools {
+    Pools {
+        vmids: (vmid(1000), vmid(1003)),
+        addresses: (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 4)),
+        address_quarantine_ms: 1000,
+    }
+}
+
+pub(crate) fn record(number: u8) -> Record {
+    Record {
+        id: id(number),
+        vmid: vmid(100),
+        template: vmid(9000),
+        team: "acme".parse().expect("valid"),
+        request_id: format!("r-{number}").parse().expect("valid"),
+        body_digest: "0".repeat(64),
+        attempt: 1,
+        phase: Phase::Creating,
+        step: "queued".into(),
+        snapshot: "base".parse().expect("valid"),
+        size: Size { cpu_cores: 1, memory_mib: 512 },
+        network: Network::Static,
+        ip: None,
+        services: [("web".parse().expect("valid"), "80".parse().expect("valid"))].into(),
+        metadata: [("a".into(), "b".into())].into(),
+        env: [("A".into(), "b\nc".into())].into(),
+        boot: 0,
+        created_ms: 7,
+        started_ms: 0,
+        ended_ms: 0,
+        failure: None,
+        revision: 0,
+    }
+}
+
+pub(crate) fn intent(number: u8) -> Intent {
+    Intent { record: record(number), lease_address: true, taken: BTreeSet::new() }
+}
+
+/// A journal under test, and what keeps its file.
+struct Subject {
+    journal: Arc<dyn Journal>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl std::ops::Deref for Subject {
+    type Target = dyn Journal;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.journal
+    }
+}
+
+fn memory(pools: Pools) -> Subject {
+    let journal = Arc::new(MemoryJournal::new("memory", pools, Arc::new(SoundDisk)));
+    Subject { journal, _dir: None }
+}
+
+fn sqlite(pools: Pools) -> Subject {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = SqliteJournal::open(&dir.path().join("journal.sqlite"), pools).expect("opens");
+    Subject { journal: Arc::new(journal), _dir: Some(dir) }
+}
+
+/// Runs each check over both.
+macro_rules! suite {
+    ($($check:ident),* $(,)?) => {
+        mod over_memory { $(#[tokio::test] async fn $check() { super::$check(super::memory).await; })* }
+        mod over_sqlite { $(#[tokio::test] async fn $check() { super::$check(super::sqlite).await; })* }
+    };
+}
+
+suite!(
+    leases_go_round_and_skip_what_is_taken,
+    begins_once,
+    vmids_run_out,
+    addresses_rest_after_use,
+    a_taken_vmid_is_replaced,
+    updates_compare_and_swap,
+    changes_come_in_order,
+    tombstones_are_forgotten,
+    epochs_only_rise,
+    attempts_are_called_off,
+    watchers_are_woken,
+    requests_are_unique_among_the_living,
+    many_writers_at_once,
+);
+
+async fn end(journal: &Subject, record: &Record, phase: Phase, ended_ms: u64) -> Record {
+    let record = Record { phase, ended_ms, ..record.clone() };
+    journal.update(&record).await.expect("ends")
+}
+
+async fn leases_go_round_and_skip_what_is_taken(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let taken = BTreeSet::from([vmid(1001)]);
+    let mut leased = Vec::new();
+    for number in 1..=3 {
+        let intent = Intent { taken: taken.clone(), ..intent(number) };
+        let record = journal.begin(intent, 0).await.expect("room");
+        leased.push((record.vmid.get(), record.ip.expect("leased").octets()[3]));
+        assert_eq!(record.revision, u64::from(number));
+    }
+    assert_eq!(leased, [(1000, 2), (1002, 3), (1003, 4)]);
+    // The first is free again, and so is 1001: the ring goes on behind the last, past the
+    // tombstone, and only comes back to it when nothing else is left.
+    let first = journal.get(&id(1)).await.expect("reads").expect("there");
+    end(&journal, &first, Phase::Deleted, 5).await;
+    let next = journal.begin(Intent { lease_address: false, ..intent(4) }, 0).await.expect("room");
+    assert_eq!((next.vmid, next.ip), (vmid(1001), None));
+    let last = journal.begin(Intent { lease_address: false, ..intent(5) }, 0).await.expect("room");
+    assert_eq!(last.vmid, vmid(1000));
+}
+
+async fn begins_once(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let first = journal.begin(intent(1), 0).await.expect("room");
+    assert_eq!(
+        journal.begin(intent(1), 0).await.expect_err("is there"),
+        Error::Conflict { id: id(1), expected: 0, found: 1 }
+    );
+    let failed = end(&journal, &first, Phase::Failed, 1).await;
+    assert_eq!(
+        journal.begin(intent(1), 0).await.expect_err("the same attempt"),
+        Error::Conflict { id: id(1), expected: 0, found: failed.revision }
+    );
+    let mut again = intent(1);
+    again.record.attempt = 2;
+    let second = journal.begin(again, 0).await.expect("a later attempt");
+    assert_eq!((second.attempt, second.phase, second.failure), (2, Phase::Creating, None));
+    assert_eq!(journal.all().await.expect("reads").len(), 1);
+}
+
+async fn vmids_run_out(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let plain = |number| Intent { lease_address: false, ..intent(number) };
+    for number in 1..=4 {
+        journal.begin(plain(number), 0).await.expect("room");
+    }
+    assert_eq!(journal.room(0).await.expect("reads"), (0, 3));
+    assert_eq!(
+        journal.begin(plain(5), 0).await.expect_err("full"),
+        Error::VmidsExhausted { first: vmid(1000), last: vmid(1003) }
+    );
+    assert_eq!(journal.revision().await.expect("reads"), 4);
+}
+
+async fn addresses_rest_after_use(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    for number in 1..=3 {
+        journal.begin(intent(number), 0).await.expect("room");
+    }
+    assert_eq!(journal.begin(intent(4), 0).await.expect_err("full"), Error::AddressesExhausted);
+    // The failed request took no vmid either.
+    assert_eq!(journal.room(0).await.expect("reads"), (1, 0));
+    let first = journal.get(&id(1)).await.expect("reads").expect("there");
+    end(&journal, &first, Phase::Deleted, 500).await;
+    assert_eq!(
+        journal.begin(intent(4), 1499).await.expect_err("in quarantine"),
+        Error::AddressesExhausted
+    );
+    assert_eq!(journal.room(1499).await.expect("reads"), (2, 0));
+    assert_eq!(journal.room(1500).await.expect("reads"), (2, 1));
+    let fourth = journal.begin(intent(4), 1500).await.expect("rested");
+    assert_eq!(fourth.ip, Some(Ipv4Addr::new(10, 0, 0, 2)));
+}
+
+async fn a_taken_vmid_is_replaced(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let record = journal.begin(intent(1), 0).await.expect("room");
+    let taken = BTreeSet::from([vmid(1001)]);
+    let moved = journal.next_vmid(&record, taken).await.expect("room");
+    assert_eq!((moved.vmid, moved.ip, moved.revision), (vmid(1002), record.ip, 2));
+    assert!(matches!(
+        journal.next_vmid(&record, BTreeSet::new()).await,
+        Err(Error::Conflict { expected: 1, found: 2, .. })
+    ));
+    assert_eq!(journal.get(&id(1)).await.expect("reads"), Some(moved));
+}
+
+async fn updates_compare_and_swap(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let old = journal.begin(intent(1), 0).await.expect("room");
+    let failure =
+        Failure { reason: "PCT_FAILED".into(), message: "no\nway".into(), rollback: String::new() };
+    let changed = Record { phase: Phase::Undoing, failure: Some(failure), ..old.clone() };
+    let new = journal.update(&changed).await.expect("current");
+    assert_eq!(new, Record { revision: 2, ..changed });
+    assert_eq!(journal.get(&id(1)).await.expect("reads").as_ref(), Some(&new));
+    assert_eq!(
+        journal.update(&old).await.expect_err("old"),
+        Error::Conflict { id: id(1), expected: 1, found: 2 }
+    );
+    assert_eq!(
+        journal.update(&record(9)).await.expect_err("never begun"),
+        Error::Conflict { id: id(9), expected: 0, found: 0 }
+    );
+}
+
+async fn changes_come_in_order(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let first = journal.begin(intent(2), 0).await.expect("room");
+    journal.begin(intent(1), 0).await.expect("room");
+    journal.update(&first).await.expect("current");
+    let ids = |records: Vec<Record>| records.iter().map(|r| r.id).collect::<Vec<_>>();
+    assert_eq!(ids(journal.changed_since(0, 10).await.expect("reads")), [id(1), id(2)]);
+    assert_eq!(ids(journal.changed_since(2, 10).await.expect("reads")), [id(2)]);
+    assert_eq!(ids(journal.changed_since(0, 1).await.expect("reads")), [id(1)]);
+    assert_eq!(ids(journal.all().await.expect("reads")), [id(1), id(2)]);
+}
+
+async fn tombstones_are_forgotten(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let first = journal.begin(intent(1), 0).await.expect("room");
+    let second = journal.begin(intent(2), 0).await.expect("room");
+    journal.begin(intent(3), 0).await.expect("room");
+    journal.cancel(&id(8), 1, 100).await.expect("written");
+    journal.cancel(&id(9), 1, 300).await.expect("written");
+    end(&journal, &second, Phase::Failed, 200).await;
+    end(&journal, &first, Phase::Deleted, 100).await;
+    assert_eq!(journal.forget(100).await.expect("written"), 0);
+    assert_eq!(journal.horizon().await.expect("reads"), 0);
+    assert_eq!(journal.forget(200).await.expect("written"), 1);
+    assert_eq!(journal.horizon().await.expect("reads"), 5);
+    assert_eq!(journal.get(&id(1)).await.expect("reads"), None);
+    assert_eq!(journal.cancelled(&id(8)).await.expect("reads"), 0);
+    assert_eq!(journal.cancelled(&id(9)).await.expect("reads"), 1);
+    assert_eq!(journal.forget(9999).await.expect("written"), 1);
+    assert_eq!(journal.all().await.expect("reads").len(), 1);
+    assert_eq!(journal.revision().await.expect("reads"), 5);
+}
+
+async fn epochs_only_rise(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    for (asked, highest) in [(0, 0), (3, 3), (2, 3), (0, 3), (4, 4)] {
+        assert_eq!(journal.epoch(asked).await.expect("written"), highest);
+    }
+}
+
+async fn attempts_are_called_off(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    assert_eq!(journal.cancelled(&id(1)).await.expect("reads"), 0);
+    for (attempt, highest) in [(2, 2), (1, 2), (3, 3)] {
+        journal.cancel(&id(1), attempt, 0).await.expect("written");
+        assert_eq!(journal.cancelled(&id(1)).await.expect("reads"), highest);
+    }
+}
+
+async fn watchers_are_woken(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let mut watcher = journal.watch();
+    assert_eq!(*watcher.borrow_and_update(), 0);
+    journal.begin(intent(1), 0).await.expect("room");
+    tokio::time::timeout(std::time::Duration::from_secs(5), watcher.changed())
+        .await
+        .expect("woken")
+        .expect("open");
+    assert_eq!(*watcher.borrow_and_update(), 1);
+    journal.epoch(1).await.expect("written");
+    assert!(!watcher.has_changed().expect("open"), "no record was changed");
+}
+
+async fn requests_are_unique_among_the_living(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let first = journal.begin(intent(1), 0).await.expect("room");
+    let twin = || {
+        let mut twin = intent(2);
+        twin.record.request_id = "r-1".parse().expect("valid");
+        twin
+    };
+    assert!(matches!(journal.begin(twin(), 0).await, Err(Error::Storage(_))));
+    assert_eq!(journal.all().await.expect("reads"), std::slice::from_ref(&first));
+    end(&journal, &first, Phase::Failed, 1).await;
+    journal.begin(twin(), 0).await.expect("the first has ended");
+}
+
+async fn many_writers_at_once(make: fn(Pools) -> Subject) {
+    let wide = Pools {
+        vmids: (vmid(1000), vmid(1199)),
+        addresses: (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 200)),
+        address_quarantine_ms: 0,
+    };
+    let subject = make(wide);
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..200 {
+        let journal = Arc::clone(&subject.journal);
+        tasks.spawn(async move {
+            let record = journal.begin(intent(number), 0).await.expect("room");
+            // One in four loses a race with itself and must leave no trace.
+            if number % 4 == 0 {
+                journal.update(&Record { revision: 9999, ..record }).await.expect_err("conflict");
+            }
+        });
+    }
+    tasks.join_all().await;
+    let all = subject.all().await.expect("reads");
+    let distinct = |values: Vec<u64>| values.into_iter().collect::<BTreeSet<_>>().len();
+    assert_eq!(distinct(all.iter().map(|r| r.vmid.get().into()).collect()), 200);
+    assert_eq!(distinct(all.iter().map(|r| u32::from(r.ip.expect("leased")).into()).collect()), 200);
+    assert_eq!(distinct(all.iter().map(|r| r.revision).collect()), 200);
+    assert_eq!(subject.revision().await.expect("reads"), 200);
+    assert_eq!(subject.room(0).await.expect("reads"), (0, 0));
+}

@@ -1,0 +1,395 @@
+//! The journal in memory, for the simulation: the same answers as the one on disk, and a crash
+//! loses what was not synced.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use proto::{
+    id::{SandboxId, Vmid},
+    spec::Network,
+};
+use tokio::sync::watch;
+
+use super::{Error, Intent, Journal, Pools, Record, ring};
+
+/// What the simulation does around a sync: takes time, or crashes the node and never returns.
+#[async_trait::async_trait]
+pub trait Disk: Send + Sync + std::fmt::Debug {
+    /// The write is made and is lost by a crash.
+    async fn before_sync(&self);
+    /// The write survives a crash; its caller does not know that yet.
+    async fn after_sync(&self);
+}
+
+/// A disk that takes no time and does not crash.
+#[derive(Debug)]
+pub struct SoundDisk;
+
+#[async_trait::async_trait]
+impl Disk for SoundDisk {
+    async fn before_sync(&self) {}
+    async fn after_sync(&self) {}
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct MemoryJournal {
+    id: String,
+    pools: Pools,
+    disk: Arc<dyn Disk>,
+    state: Mutex<State>,
+    revision: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What writes see.
+    written: Book,
+    /// What reads see and a crash leaves.
+    synced: Book,
+    /// Counts crashes: a write from before one must not be acknowledged after it.
+    crashes: u64,
+}
+
+/// All that the file holds.
+#[derive(Debug, Clone, Default)]
+struct Book {
+    records: BTreeMap<SandboxId, Arc<Record>>,
+    resting: BTreeMap<Ipv4Addr, u64>,
+    cancelled: BTreeMap<SandboxId, (u32, u64)>,
+    revision: u64,
+    horizon: u64,
+    epoch: u64,
+    vmid_cursor: Option<u32>,
+    address_cursor: Option<u32>,
+}
+
+impl MemoryJournal {
+    /// An empty journal. The id is given, so that a simulation can be repeated.
+    pub fn new(id: impl Into<String>, pools: Pools, disk: Arc<dyn Disk>) -> Self {
+        Self {
+            id: id.into(),
+            pools,
+            disk,
+            state: Mutex::default(),
+            revision: watch::Sender::new(0),
+        }
+    }
+
+    /// Loses what was not synced. Writes that wait for their sync fail.
+    pub fn crash(&self) {
+        let mut state = self.lock();
+        state.written = state.synced.clone();
+        state.crashes += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn write<T>(
+        &self,
+        work: impl FnOnce(&mut Book, &Pools) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let (result, crashes) = {
+            let mut state = self.lock();
+            // A request that fails leaves nothing, as a savepoint that is taken back.
+            let mut book = state.written.clone();
+            let result = work(&mut book, &self.pools)?;
+            state.written = book;
+            (result, state.crashes)
+        };
+        self.disk.before_sync().await;
+        self.sync(crashes)?;
+        self.disk.after_sync().await;
+        Ok(result)
+    }
+
+    fn sync(&self, crashes: u64) -> Result<(), Error> {
+        let mut state = self.lock();
+        if state.crashes != crashes {
+            return Err(Error::Storage("the node crashed before the sync".into()));
+        }
+        state.synced = state.written.clone();
+        let revision = state.synced.revision;
+        drop(state);
+        self.revision.send_if_modified(|known| std::mem::replace(known, revision) != revision);
+        Ok(())
+    }
+
+    fn read<T>(&self, work: impl FnOnce(&Book) -> T) -> T {
+        work(&self.lock().synced)
+    }
+}
+
+impl Book {
+    fn begin(&mut self, pools: &Pools, intent: &Intent, now_ms: u64) -> Result<Record, Error> {
+        let mut record = intent.record.clone();
+        if let Some(before) = self.records.get(&record.id)
+            && (!before.phase.ended() || before.attempt >= record.attempt)
+        {
+            return Err(Error::Conflict { id: record.id, expected: 0, found: before.revision });
+        }
+        record.vmid = self.lease_vmid(pools, &intent.taken)?;
+        if intent.lease_address {
+            record.ip = Some(self.lease_address(pools, now_ms)?);
+        }
+        self.put(record)
+    }
+
+    fn next_vmid(
+        &mut self,
+        pools: &Pools,
+        record: &Record,
+        taken: &BTreeSet<Vmid>,
+    ) -> Result<Record, Error> {
+        self.at_revision(record)?;
+        let mut taken = taken.clone();
+        taken.insert(record.vmid);
+        let mut record = record.clone();
+        record.vmid = self.lease_vmid(pools, &taken)?;
+        self.put(record)
+    }
+
+    fn update(&mut self, pools: &Pools, record: &Record) -> Result<Record, Error> {
+        let before = self.at_revision(record)?;
+        if let (false, true, Some(ip)) =
+            (before.phase.ended(), record.phase.ended(), lease_of(&before))
+        {
+            let until = record.ended_ms.saturating_add(pools.address_quarantine_ms);
+            self.resting.insert(ip, until);
+        }
+        self.put(record.clone())
+    }
+
+    fn forget(&mut self, before_ms: u64) -> usize {
+        self.cancelled.retain(|_, &mut (_, at_ms)| at_ms >= before_ms);
+        self.resting.retain(|_, &mut until_ms| until_ms >= before_ms);
+        let before = self.records.len();
+        let mut horizon = self.horizon;
+        self.records.retain(|_, record| {
+            let old = record.phase.ended() && record.ended_ms < before_ms;
+            if old {
+                horizon = horizon.max(record.revision);
+            }
+            !old
+        });
+        self.horizon = horizon;
+        before - self.records.len()
+    }
+
+    fn lease_vmid(&mut self, pools: &Pools, taken: &BTreeSet<Vmid>) -> Result<Vmid, Error> {
+        let range = (pools.vmids.0.get(), pools.vmids.1.get());
+        let leased = |live_only: bool| -> BTreeSet<u32> {
+            let records = self.records.values().filter(|r| !live_only || !r.phase.ended());
+            records.map(|record| record.vmid.get()).chain(taken.iter().map(|v| v.get())).collect()
+        };
+        for busy in [leased(false), leased(true)] {
+            let found = ring::next(range, self.vmid_cursor, |n| Ok::<_, Error>(!busy.contains(&n)));
+            if let Some(vmid) = found?.and_then(|number| Vmid::try_from(number).ok()) {
+                self.vmid_cursor = Some(vmid.get());
+                return Ok(vmid);
+            }
+        }
+        Err(Error::VmidsExhausted { first: pools.vmids.0, last: pools.vmids.1 })
+    }
+
+    fn lease_address(&mut self, pools: &Pools, now_ms: u64) -> Result<Ipv4Addr, Error> {
+        let range = (u32::from(pools.addresses.0), u32::from(pools.addresses.1));
+        let busy = self.busy_addresses(now_ms);
+        let free = |number: u32| Ok::<_, Error>(!busy.contains(&Ipv4Addr::from(number)));
+        let found = ring::next(range, self.address_cursor, free)?;
+        let number = found.ok_or(Error::AddressesExhausted)?;
+        self.address_cursor = Some(number);
+        Ok(number.into())
+    }
+
+    fn busy_addresses(&self, now_ms: u64) -> BTreeSet<Ipv4Addr> {
+        let live = self.records.values().filter(|record| !record.phase.ended());
+        let resting = self.resting.iter().filter(|&(_, &until_ms)| until_ms > now_ms);
+        live.filter_map(|record| lease_of(record)).chain(resting.map(|(&ip, _)| ip)).collect()
+    }
+
+    fn at_revision(&self, record: &Record) -> Result<Arc<Record>, Error> {
+        match self.records.get(&record.id) {
+            Some(found) if found.revision == record.revision => Ok(Arc::clone(found)),
+            other => Err(Error::Conflict {
+                id: record.id,
+                expected: record.revision,
+                found: other.map_or(0, |found| found.revision),
+            }),
+        }
+    }
+
+    fn put(&mut self, mut record: Record) -> Result<Record, Error> {
+        let rival = self.records.values().find(|other| {
+            other.id != record.id
+                && !other.phase.ended()
+                && !record.phase.ended()
+                && (&other.team, &other.request_id) == (&record.team, &record.request_id)
+        });
+        if let Some(rival) = rival {
+            return Err(Error::Storage(format!("{} has this request_id", rival.id)));
+        }
+        self.revision += 1;
+        record.revision = self.revision;
+        self.records.insert(record.id, Arc::new(record.clone()));
+        Ok(record)
+    }
+
+    fn room(&self, pools: &Pools, now_ms: u64) -> (u32, u32) {
+        let vmids = pools.vmids.0..=pools.vmids.1;
+        let addresses = pools.addresses.0..=pools.addresses.1;
+        let leased = self
+            .records
+            .values()
+            .filter(|record| !record.phase.ended() && vmids.contains(&record.vmid))
+            .count();
+        let busy = self.busy_addresses(now_ms);
+        let busy = busy.iter().filter(|&ip| addresses.contains(ip)).count();
+        let free = |first: u32, last: u32, used: usize| {
+            let used = u32::try_from(used).unwrap_or(u32::MAX);
+            (last - first).saturating_add(1).saturating_sub(used)
+        };
+        (
+            free(pools.vmids.0.get(), pools.vmids.1.get(), leased),
+            free(pools.addresses.0.into(), pools.addresses.1.into(), busy),
+        )
+    }
+}
+
+fn lease_of(record: &Record) -> Option<Ipv4Addr> {
+    match record.network {
+        Network::Static => record.ip,
+        Network::Dhcp => None,
+    }
+}
+
+#[async_trait::async_trait]
+impl Journal for MemoryJournal {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn vmids(&self) -> (Vmid, Vmid) {
+        self.pools.vmids
+    }
+
+    async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error> {
+        self.write(|book, pools| book.begin(pools, &intent, now_ms)).await
+    }
+
+    async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record, Error> {
+        self.write(|book, pools| book.next_vmid(pools, record, &taken)).await
+    }
+
+    async fn update(&self, record: &Record) -> Result<Record, Error> {
+        self.write(|book, pools| book.update(pools, record)).await
+    }
+
+    async fn forget(&self, before_ms: u64) -> Result<usize, Error> {
+        self.write(|book, _| Ok(book.forget(before_ms))).await
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<Option<Record>, Error> {
+        Ok(self.read(|book| book.records.get(id).map(|record| Record::clone(record))))
+    }
+
+    async fn all(&self) -> Result<Vec<Record>, Error> {
+        Ok(self.read(|book| book.records.values().map(|record| Record::clone(record)).collect()))
+    }
+
+    async fn changed_since(&self, revision: u64, limit: usize) -> Result<Vec<Record>, Error> {
+        let mut changed: Vec<Arc<Record>> = self.read(|book| {
+            book.records.values().filter(|record| record.revision > revision).cloned().collect()
+        });
+        changed.sort_by_key(|record| record.revision);
+        changed.truncate(limit);
+        Ok(changed.iter().map(|record| Record::clone(record)).collect())
+    }
+
+    async fn revision(&self) -> Result<u64, Error> {
+        Ok(self.read(|book| book.revision))
+    }
+
+    async fn horizon(&self) -> Result<u64, Error> {
+        Ok(self.read(|book| book.horizon))
+    }
+
+    async fn epoch(&self, epoch: u64) -> Result<u64, Error> {
+        self.write(|book, _| {
+            book.epoch = book.epoch.max(epoch);
+            Ok(book.epoch)
+        })
+        .await
+    }
+
+    async fn cancel(&self, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<(), Error> {
+        self.write(|book, _| {
+            let (known, at_ms) = book.cancelled.entry(*id).or_default();
+            (*known, *at_ms) = ((*known).max(attempt), now_ms);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn cancelled(&self, id: &SandboxId) -> Result<u32, Error> {
+        Ok(self.read(|book| book.cancelled.get(id).map_or(0, |&(attempt, _)| attempt)))
+    }
+
+    async fn room(&self, now_ms: u64) -> Result<(u32, u32), Error> {
+        Ok(self.read(|book| book.room(&self.pools, now_ms)))
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use super::{super::conformance as suite, *};
+
+    /// Crashes the journal where it is told to, once it has been armed.
+    #[derive(Debug, Default)]
+    struct Crashing {
+        journal: OnceLock<Arc<MemoryJournal>>,
+        before: bool,
+    }
+
+    #[async_trait::async_trait]
+    impl Disk for Crashing {
+        async fn before_sync(&self) {
+            if let Some(journal) = self.journal.get().filter(|_| self.before) {
+                journal.crash();
+            }
+        }
+
+        async fn after_sync(&self) {
+            if let Some(journal) = self.journal.get() {
+                journal.crash();
+            }
+        }
+    }
+
+    async fn survives(before: bool) -> bool {
+        let disk = Arc::new(Crashing { before, ..Crashing::default() });
+        let journal = Arc::new(MemoryJournal::new("j", suite::pools(), Arc::clone(&disk) as _));
+        disk.journal.set(Arc::clone(&journal)).expect("set once");
+        let answer = journal.begin(suite::intent(1), 0).await;
+        let kept = journal.get(&suite::id(1)).await.expect("reads").is_some();
+        assert!(kept || answer.is_err(), "an acknowledged write was lost");
+        kept
+    }
+
+    #[tokio::test]
+    async fn a_crash_loses_what_was_not_synced_and_only_that() {
+        assert!(!survives(true).await);
+        assert!(survives(false).await);
+    }
+}

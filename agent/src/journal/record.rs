@@ -1,0 +1,117 @@
+//! What the journal keeps of one sandbox: the truth about it.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use proto::{
+    id::{SandboxId, Vmid},
+    name::{Port, RequestId, ServiceName, SnapshotId, Team},
+    spec::{Network, Size},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::pve::Mark;
+
+/// Where a sandbox is in its life. What is wanted follows from it: CREATING wants to run or to be
+/// undone, DELETING wants to be gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Intent recorded; being cloned, configured, booted. After a crash: undone or finished.
+    Creating,
+    /// The creation failed or was called off; what it made is being removed.
+    Undoing,
+    /// Up, and it answered.
+    Running,
+    /// Booting again.
+    Starting,
+    /// Being stopped.
+    Stopping,
+    /// Down, disk kept.
+    Stopped,
+    /// Being removed.
+    Deleting,
+    /// Gone. A tombstone.
+    Deleted,
+    /// Undone. A tombstone with its failure.
+    Failed,
+}
+
+impl Phase {
+    /// A tombstone: nothing of it is on the host.
+    pub const fn ended(self) -> bool {
+        matches!(self, Self::Deleted | Self::Failed)
+    }
+}
+
+/// Why the last operation failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// One of `proto::reason`.
+    pub reason: String,
+    /// A sentence, with `pct`'s own last line where it spoke.
+    pub message: String,
+    /// What the rollback did and how it ended; empty when there was nothing to undo.
+    pub rollback: String,
+}
+
+/// One sandbox. Fields are added, never changed: the version before must read what this one wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Identity.
+    pub id: SandboxId,
+    /// Container; leased in the same transaction that wrote the intent. A tombstone keeps its last.
+    pub vmid: Vmid,
+    /// Template that it was cloned from.
+    pub template: Vmid,
+    /// Owner.
+    pub team: Team,
+    /// The owner's idempotency key.
+    pub request_id: RequestId,
+    /// SHA-256 of the request's body, hex.
+    pub body_digest: String,
+    /// The controller's try.
+    pub attempt: u32,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// For people: queued, clone, configure, start, probe.
+    pub step: String,
+    /// What it was created from.
+    pub snapshot: SnapshotId,
+    /// Compute, complete.
+    pub size: Size,
+    /// How it gets its address.
+    pub network: Network,
+    /// Its address: the lease, or what DHCP gave.
+    pub ip: Option<Ipv4Addr>,
+    /// Open ports.
+    pub services: BTreeMap<ServiceName, Port>,
+    /// The caller's pairs.
+    pub metadata: BTreeMap<String, String>,
+    /// Environment of every command.
+    pub env: BTreeMap<String, String>,
+    /// +1 at every start.
+    pub boot: u32,
+    /// When the intent was recorded, milliseconds since 1970.
+    pub created_ms: u64,
+    /// When it last came up; 0 if never.
+    pub started_ms: u64,
+    /// When it ended; 0 while it lives.
+    pub ended_ms: u64,
+    /// Why the last operation failed.
+    pub failure: Option<Failure>,
+    /// The journal's revision of this version of the record; set by the journal.
+    pub revision: u64,
+}
+
+impl Record {
+    /// The mark that the container must carry.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            sandbox_id: self.id,
+            vmid: self.vmid,
+            attempt: self.attempt,
+            team: self.team.clone(),
+            request_id: self.request_id.clone(),
+        }
+    }
+}

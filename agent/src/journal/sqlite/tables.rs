@@ -1,0 +1,317 @@
+//! The SQL. Every function is one request and runs inside the caller's transaction.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use proto::{
+    id::{SandboxId, Vmid},
+    spec::Network,
+};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::connection::storage;
+use crate::journal::{Error, Intent, Pools, Record, ring};
+
+/// Counters of `meta`; absent means 0.
+pub(super) const REVISION: &str = "revision";
+const HORIZON: &str = "horizon";
+const EPOCH: &str = "epoch";
+const VMID_CURSOR: &str = "vmid_cursor";
+const ADDRESS_CURSOR: &str = "address_cursor";
+
+pub(super) fn begin(
+    db: &Connection,
+    pools: &Pools,
+    intent: &Intent,
+    now_ms: u64,
+) -> Result<Record, Error> {
+    let mut record = intent.record.clone();
+    let before = get(db, &record.id)?;
+    if let Some(before) = &before {
+        // Only the tombstone of an earlier attempt makes room.
+        if !before.phase.ended() || before.attempt >= record.attempt {
+            return Err(Error::Conflict { id: record.id, expected: 0, found: before.revision });
+        }
+    }
+    record.vmid = lease_vmid(db, pools, &intent.taken)?;
+    if intent.lease_address {
+        record.ip = Some(lease_address(db, pools, now_ms)?);
+    }
+    put(db, record)
+}
+
+pub(super) fn next_vmid(
+    db: &Connection,
+    pools: &Pools,
+    record: &Record,
+    taken: &BTreeSet<Vmid>,
+) -> Result<Record, Error> {
+    at_revision(db, record)?;
+    let mut taken = taken.clone();
+    taken.insert(record.vmid);
+    let mut record = record.clone();
+    record.vmid = lease_vmid(db, pools, &taken)?;
+    put(db, record)
+}
+
+pub(super) fn update(db: &Connection, pools: &Pools, record: &Record) -> Result<Record, Error> {
+    let before = at_revision(db, record)?;
+    if let (false, true, Some(lease)) =
+        (before.phase.ended(), record.phase.ended(), lease_of(&before))
+    {
+        let until = record.ended_ms.saturating_add(pools.address_quarantine_ms);
+        db.prepare_cached("INSERT OR REPLACE INTO resting (ip, until_ms) VALUES (?1, ?2)")
+            .and_then(|mut sql| sql.execute(params![lease, int(until)]))
+            .map_err(storage)?;
+    }
+    put(db, record.clone())
+}
+
+pub(super) fn forget(db: &Connection, before_ms: u64) -> Result<usize, Error> {
+    let before = int(before_ms);
+    let last: Option<i64> = db
+        .prepare_cached("SELECT max(revision) FROM records WHERE ended = 1 AND ended_ms < ?1")
+        .and_then(|mut sql| sql.query_row([before], |row| row.get(0)))
+        .map_err(storage)?;
+    for sql in [
+        "DELETE FROM cancelled WHERE at_ms < ?1",
+        "DELETE FROM resting WHERE until_ms < ?1",
+    ] {
+        db.prepare_cached(sql).and_then(|mut sql| sql.execute([before])).map_err(storage)?;
+    }
+    let Some(last) = last else { return Ok(0) };
+    let horizon = counter(db, HORIZON).map_err(storage)?.max(uint(last));
+    set_counter(db, HORIZON, horizon)?;
+    db.prepare_cached("DELETE FROM records WHERE ended = 1 AND ended_ms < ?1")
+        .and_then(|mut sql| sql.execute([before]))
+        .map_err(storage)
+}
+
+pub(super) fn get(db: &Connection, id: &SandboxId) -> Result<Option<Record>, Error> {
+    let body: Option<String> = db
+        .prepare_cached("SELECT body FROM records WHERE id = ?1")
+        .and_then(|mut sql| sql.query_row([id.to_string()], |row| row.get(0)).optional())
+        .map_err(storage)?;
+    body.map(|body| record(&body)).transpose()
+}
+
+pub(super) fn all(db: &Connection) -> Result<Vec<Record>, Error> {
+    let mut sql = db.prepare_cached("SELECT body FROM records ORDER BY id").map_err(storage)?;
+    collect(sql.query_map([], body))
+}
+
+pub(super) fn changed_since(
+    db: &Connection,
+    revision: u64,
+    limit: usize,
+) -> Result<Vec<Record>, Error> {
+    let mut sql = db
+        .prepare_cached("SELECT body FROM records WHERE revision > ?1 ORDER BY revision LIMIT ?2")
+        .map_err(storage)?;
+    collect(sql.query_map(params![int(revision), int(limit as u64)], body))
+}
+
+pub(super) fn revision(db: &Connection) -> Result<u64, Error> {
+    counter(db, REVISION).map_err(storage)
+}
+
+pub(super) fn horizon(db: &Connection) -> Result<u64, Error> {
+    counter(db, HORIZON).map_err(storage)
+}
+
+pub(super) fn epoch(db: &Connection, epoch: u64) -> Result<u64, Error> {
+    let highest = counter(db, EPOCH).map_err(storage)?;
+    if epoch > highest {
+        set_counter(db, EPOCH, epoch)?;
+    }
+    Ok(highest.max(epoch))
+}
+
+pub(super) fn cancel(
+    db: &Connection,
+    id: &SandboxId,
+    attempt: u32,
+    now_ms: u64,
+) -> Result<(), Error> {
+    db.prepare_cached(
+        "INSERT INTO cancelled (id, attempt, at_ms) VALUES (?1, ?2, ?3)
+         ON CONFLICT (id) DO UPDATE SET attempt = max(attempt, excluded.attempt),
+                                        at_ms = excluded.at_ms",
+    )
+    .and_then(|mut sql| sql.execute(params![id.to_string(), attempt, int(now_ms)]))
+    .map(drop)
+    .map_err(storage)
+}
+
+pub(super) fn cancelled(db: &Connection, id: &SandboxId) -> Result<u32, Error> {
+    db.prepare_cached("SELECT attempt FROM cancelled WHERE id = ?1")
+        .and_then(|mut sql| sql.query_row([id.to_string()], |row| row.get(0)).optional())
+        .map(Option::unwrap_or_default)
+        .map_err(storage)
+}
+
+pub(super) fn room(db: &Connection, pools: &Pools, now_ms: u64) -> Result<(u32, u32), Error> {
+    let (first, last) = (pools.vmids.0.get(), pools.vmids.1.get());
+    let vmids: u32 = db
+        .prepare_cached("SELECT count(*) FROM records WHERE ended = 0 AND vmid BETWEEN ?1 AND ?2")
+        .and_then(|mut sql| sql.query_row([first, last], |row| row.get(0)))
+        .map_err(storage)?;
+    let (low, high) = (u32::from(pools.addresses.0), u32::from(pools.addresses.1));
+    let addresses: u32 = db
+        .prepare_cached(
+            "SELECT count(*) FROM (
+               SELECT lease FROM records WHERE ended = 0 AND lease BETWEEN ?1 AND ?2
+               UNION SELECT ip FROM resting WHERE until_ms > ?3 AND ip BETWEEN ?1 AND ?2)",
+        )
+        .and_then(|mut sql| sql.query_row(params![low, high, int(now_ms)], |row| row.get(0)))
+        .map_err(storage)?;
+    let free = |first: u32, last: u32, used| (last - first).saturating_add(1).saturating_sub(used);
+    Ok((free(first, last, vmids), free(low, high, addresses)))
+}
+
+pub(super) fn counter(db: &Connection, key: &str) -> Result<u64, rusqlite::Error> {
+    db.prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+        .query_row([key], |row| row.get::<_, i64>(0))
+        .optional()
+        .map(|value| value.map(uint).unwrap_or_default())
+}
+
+fn set_counter(db: &Connection, key: &str, value: u64) -> Result<(), Error> {
+    db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")
+        .and_then(|mut sql| sql.execute(params![key, int(value)]))
+        .map(drop)
+        .map_err(storage)
+}
+
+/// The ring's next. Numbers of tombstones come last: their URLs should answer 410 for long.
+fn lease_vmid(db: &Connection, pools: &Pools, taken: &BTreeSet<Vmid>) -> Result<Vmid, Error> {
+    let range = (pools.vmids.0.get(), pools.vmids.1.get());
+    let cursor = counter(db, VMID_CURSOR).map_err(storage)?;
+    let is_taken = |number: u32| Vmid::try_from(number).is_ok_and(|vmid| taken.contains(&vmid));
+    for sql in [
+        "SELECT NOT EXISTS (SELECT 1 FROM records WHERE vmid = ?1)",
+        "SELECT NOT EXISTS (SELECT 1 FROM records WHERE vmid = ?1 AND ended = 0)",
+    ] {
+        let mut sql = db.prepare_cached(sql).map_err(storage)?;
+        let found = ring::next(range, u32::try_from(cursor).ok(), |number| {
+            Ok(!is_taken(number)
+                && sql.query_row([number], |row| row.get::<_, bool>(0)).map_err(storage)?)
+        })?;
+        if let Some(vmid) = found.and_then(|number| Vmid::try_from(number).ok()) {
+            set_counter(db, VMID_CURSOR, vmid.get().into())?;
+            return Ok(vmid);
+        }
+    }
+    Err(Error::VmidsExhausted { first: pools.vmids.0, last: pools.vmids.1 })
+}
+
+fn lease_address(db: &Connection, pools: &Pools, now_ms: u64) -> Result<Ipv4Addr, Error> {
+    let range = (u32::from(pools.addresses.0), u32::from(pools.addresses.1));
+    let cursor = counter(db, ADDRESS_CURSOR).map_err(storage)?;
+    let mut sql = db
+        .prepare_cached(
+            "SELECT NOT EXISTS (SELECT 1 FROM records WHERE lease = ?1 AND ended = 0)
+                AND NOT EXISTS (SELECT 1 FROM resting WHERE ip = ?1 AND until_ms > ?2)",
+        )
+        .map_err(storage)?;
+    let found = ring::next(range, u32::try_from(cursor).ok(), |number| {
+        sql.query_row(params![number, int(now_ms)], |row| row.get::<_, bool>(0)).map_err(storage)
+    })?;
+    let address = found.ok_or(Error::AddressesExhausted)?;
+    set_counter(db, ADDRESS_CURSOR, address.into())?;
+    Ok(address.into())
+}
+
+/// Compare of compare-and-swap.
+fn at_revision(db: &Connection, record: &Record) -> Result<Record, Error> {
+    let found = get(db, &record.id)?;
+    match found {
+        Some(found) if found.revision == record.revision => Ok(found),
+        other => Err(Error::Conflict {
+            id: record.id,
+            expected: record.revision,
+            found: other.map_or(0, |found| found.revision),
+        }),
+    }
+}
+
+fn put(db: &Connection, mut record: Record) -> Result<Record, Error> {
+    let revision = revision(db)? + 1;
+    set_counter(db, REVISION, revision)?;
+    record.revision = revision;
+    let body = merged(db, &record)?;
+    db.prepare_cached(
+        "INSERT INTO records
+           (id, vmid, lease, team, request_id, ended, ended_ms, revision, body)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT (id) DO UPDATE SET
+           vmid = excluded.vmid, lease = excluded.lease, team = excluded.team,
+           request_id = excluded.request_id, ended = excluded.ended,
+           ended_ms = excluded.ended_ms, revision = excluded.revision, body = excluded.body",
+    )
+    .and_then(|mut sql| {
+        sql.execute(params![
+            record.id.to_string(),
+            record.vmid.get(),
+            lease_of(&record),
+            record.team.as_str(),
+            record.request_id.as_str(),
+            record.phase.ended(),
+            int(record.ended_ms),
+            int(revision),
+            body,
+        ])
+    })
+    .map_err(storage)?;
+    Ok(record)
+}
+
+/// The record as JSON, with the fields of a later version that the file has and this one does not
+/// know: a downgrade must not lose them.
+fn merged(db: &Connection, record: &Record) -> Result<String, Error> {
+    let json = |error: serde_json::Error| Error::Storage(error.to_string());
+    let before: Option<String> = db
+        .prepare_cached("SELECT body FROM records WHERE id = ?1")
+        .and_then(|mut sql| sql.query_row([record.id.to_string()], |row| row.get(0)).optional())
+        .map_err(storage)?;
+    let mut body = serde_json::to_value(record).map_err(json)?;
+    if let (Some(before), Some(body)) = (before, body.as_object_mut()) {
+        let before: serde_json::Map<_, _> = serde_json::from_str(&before).map_err(json)?;
+        let same_attempt = before.get("attempt") == body.get("attempt");
+        for (key, value) in before.into_iter().filter(|_| same_attempt) {
+            body.entry(key).or_insert(value);
+        }
+    }
+    Ok(body.to_string())
+}
+
+/// An address of the pool; what DHCP gave is not ours to lease.
+fn lease_of(record: &Record) -> Option<u32> {
+    match record.network {
+        Network::Static => record.ip.map(u32::from),
+        Network::Dhcp => None,
+    }
+}
+
+fn record(body: &str) -> Result<Record, Error> {
+    serde_json::from_str(body)
+        .map_err(|error| Error::Storage(format!("a record cannot be read: {error}")))
+}
+
+fn body(row: &Row<'_>) -> Result<String, rusqlite::Error> {
+    row.get(0)
+}
+
+fn collect(
+    rows: Result<impl Iterator<Item = Result<String, rusqlite::Error>>, rusqlite::Error>,
+) -> Result<Vec<Record>, Error> {
+    rows.map_err(storage)?.map(|row| record(&row.map_err(storage)?)).collect()
+}
+
+/// SQLite has no unsigned integers. Times and counters stay below 2^63.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn uint(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or_default()
+}

@@ -1,0 +1,120 @@
+//! The writing thread: group commit.
+
+use std::fs::File;
+
+use rusqlite::{Connection, ErrorCode};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    connection::storage,
+    tables,
+};
+use crate::journal::Error;
+
+/// Requests that may wait for the thread; more wait in their callers.
+const QUEUE_MAX: usize = 256;
+/// Requests in one transaction.
+const BATCH_MAX: usize = 128;
+
+/// Tells the caller how its request ended, once the transaction is on the disk or lost.
+type Answer = Box<dyn FnOnce(Option<Error>) + Send>;
+/// Does the work in the transaction; false takes its savepoint back.
+type Request = Box<dyn FnOnce(&Connection) -> (bool, Answer) + Send>;
+
+/// Handle of the writing thread. The thread ends when the handle is dropped.
+#[derive(Debug)]
+pub(super) struct Writer {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Writer {
+    pub(super) fn start(
+        db: Connection,
+        lock: File,
+        changes: watch::Sender<u64>,
+    ) -> Result<Self, Error> {
+        let (requests, queue) = mpsc::channel(QUEUE_MAX);
+        std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || {
+                write(db, queue, &changes);
+                drop(lock);
+            })
+            .map_err(|error| Error::Storage(format!("no thread for the journal: {error}")))?;
+        Ok(Self { requests })
+    }
+
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let gone = || Error::Storage("the journal's thread has ended".into());
+        let (answer, answered) = oneshot::channel();
+        let request: Request = Box::new(move |db| {
+            let result = work(db);
+            let ok = result.is_ok();
+            let reply: Answer = Box::new(move |lost| {
+                // A caller that no longer waits has lost interest in the answer, not in the write.
+                drop(answer.send(match lost {
+                    Some(error) => Err(error),
+                    None => result,
+                }));
+            });
+            (ok, reply)
+        });
+        self.requests.send(request).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+fn write(mut db: Connection, mut queue: mpsc::Receiver<Request>, changes: &watch::Sender<u64>) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    while queue.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
+        let mut answers = Vec::with_capacity(batch.len());
+        let lost = match transact(&mut db, batch.drain(..), &mut answers) {
+            Ok(revision) => {
+                changes.send_if_modified(|known| std::mem::replace(known, revision) != revision);
+                None
+            }
+            Err(error) => Some(lost(error)),
+        };
+        for answer in answers {
+            answer(lost.clone());
+        }
+        // Requests that were dropped unanswered tell their callers so by the closed channel.
+        batch.clear();
+    }
+}
+
+fn transact(
+    db: &mut Connection,
+    batch: impl Iterator<Item = Request>,
+    answers: &mut Vec<Answer>,
+) -> Result<u64, rusqlite::Error> {
+    let mut transaction =
+        db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    for request in batch {
+        let savepoint = transaction.savepoint()?;
+        let (ok, answer) = request(&savepoint);
+        answers.push(answer);
+        if ok {
+            savepoint.commit()?;
+        } else {
+            savepoint.finish()?;
+        }
+    }
+    let revision = tables::counter(&transaction, tables::REVISION)?;
+    transaction.commit()?;
+    Ok(revision)
+}
+
+/// What a lost transaction means. After a failed fsync nobody knows what is on the disk, and a
+/// second try would say "synced" of pages that the kernel has thrown away: only a restart, which
+/// reads the file anew, tells the truth.
+fn lost(error: rusqlite::Error) -> Error {
+    if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
+        tracing::error!(%error, "journal could not be written, stopping at once");
+        std::process::abort();
+    }
+    storage(error)
+}

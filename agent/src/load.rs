@@ -1,0 +1,348 @@
+//! How busy the host is, read from /proc, or from the cgroup that the whole node is in where it is
+//! one of several on a machine. Nothing is forked; roots are parameters.
+
+use std::{fs, path::{Path, PathBuf}, time::Duration};
+
+use serde::Deserialize;
+use tokio::time::Instant;
+
+/// What the busy share is smoothed over.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// The cgroup that the whole node is in; empty on a real node. Where the machine has cgroup2 alone,
+/// `unified` is all there is; on a hybrid one the controllers have trees of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cgroup {
+    /// cgroup2.
+    pub unified: Option<PathBuf>,
+    /// The `cpu` controller: quota.
+    pub cpu: Option<PathBuf>,
+    /// The `cpuacct` controller: CPU time.
+    pub cpuacct: Option<PathBuf>,
+    /// The `memory` controller.
+    pub memory: Option<PathBuf>,
+}
+
+/// One report.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct HostLoad {
+    /// Cores that may be used; a fraction under a quota.
+    pub cores: f64,
+    /// Share of them in use over the last 10 s, 0 to 1.
+    pub cpu_busy: f64,
+    /// PSI `some avg10` of cpu, percent.
+    pub psi_cpu: f64,
+    /// PSI `some avg10` of memory, percent.
+    pub psi_memory: f64,
+    /// PSI `some avg10` of io, percent.
+    pub psi_io: f64,
+    /// Memory in all, bytes.
+    pub memory_total: u64,
+    /// Memory that new work can have, bytes.
+    pub memory_available: u64,
+}
+
+/// CPU time at one moment.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    at: Instant,
+    /// Core-seconds in use since some start.
+    used: f64,
+}
+
+/// Reads the load; to be asked about once a second.
+#[derive(Debug)]
+pub struct Sampler {
+    proc: PathBuf,
+    cgroup: Cgroup,
+    last: Option<Mark>,
+    busy: f64,
+}
+
+impl Sampler {
+    /// Reads from this procfs and, where given, this cgroup.
+    pub fn new(proc: PathBuf, cgroup: Cgroup) -> Self {
+        Self { proc, cgroup, last: None, busy: 0.0 }
+    }
+
+    /// The load now.
+    pub fn sample(&mut self, now: Instant) -> HostLoad {
+        let cores = self.cores();
+        if let Some(used) = self.cpu_seconds() {
+            self.smooth(Mark { at: now, used }, cores);
+        }
+        let (memory_total, memory_available) = self.memory();
+        HostLoad {
+            cores,
+            cpu_busy: self.busy,
+            psi_cpu: self.pressure("cpu"),
+            psi_memory: self.pressure("memory"),
+            psi_io: self.pressure("io"),
+            memory_total,
+            memory_available,
+        }
+    }
+
+    fn smooth(&mut self, mark: Mark, cores: f64) {
+        let Some(last) = self.last.replace(mark) else { return };
+        let passed = mark.at.saturating_duration_since(last.at);
+        if passed.is_zero() {
+            // Asked twice at once: the next answer counts from the first.
+            self.last = Some(last);
+            return;
+        }
+        let share = ((mark.used - last.used) / (passed.as_secs_f64() * cores)).clamp(0.0, 1.0);
+        let weight = 1.0 - (-passed.as_secs_f64() / WINDOW.as_secs_f64()).exp();
+        self.busy += (share - self.busy) * weight;
+    }
+
+    fn cores(&self) -> f64 {
+        let host = cores_online(&read(&self.proc, "stat"));
+        let quota = self.unified("cpu.max").and_then(|text| quota_v2(&text)).or_else(|| {
+            let cpu = self.cgroup.cpu.as_deref()?;
+            let number = |name| read(cpu, name).trim().parse::<f64>().ok();
+            let quota = number("cpu.cfs_quota_us").filter(|quota| *quota > 0.0)?;
+            Some(quota / number("cpu.cfs_period_us").filter(|period| *period > 0.0)?)
+        });
+        quota.map_or(host, |quota| quota.min(host))
+    }
+
+    fn cpu_seconds(&self) -> Option<f64> {
+        let v2 = || field(&self.unified("cpu.stat")?, "usage_usec").map(|us| us / 1e6);
+        let v1 = || {
+            let text = read(self.cgroup.cpuacct.as_deref()?, "cpuacct.usage");
+            text.trim().parse::<f64>().ok().map(|ns| ns / 1e9)
+        };
+        // On a hybrid machine the controller counts what its cgroup is charged for.
+        v1().or_else(v2).or_else(|| busy_seconds(&read(&self.proc, "stat")))
+    }
+
+    /// Total, and what new work can have.
+    fn memory(&self) -> (u64, u64) {
+        let info = read(&self.proc, "meminfo");
+        let kib = |key| field(&info, key).map_or(0, bytes_of_kib);
+        // ZFS gives its cache back when asked; the kernel does not count that as available.
+        let arc = read(&self.proc, "spl/kstat/zfs/arcstats");
+        let reclaimable = arcstat(&arc, "size").saturating_sub(arcstat(&arc, "c_min"));
+        let total = kib("MemTotal:");
+        let available = (kib("MemAvailable:") + reclaimable).min(total);
+        match self.cgroup_memory().filter(|(limit, _)| *limit < total) {
+            Some((limit, used)) => (limit, available.min(limit.saturating_sub(used))),
+            None => (total, available),
+        }
+    }
+
+    /// Limit, and what cannot be had back.
+    fn cgroup_memory(&self) -> Option<(u64, u64)> {
+        let number = |text: String| text.trim().parse::<u64>().ok();
+        let v2 = || {
+            let limit = number(self.unified("memory.max")?)?;
+            let stat = self.unified("memory.stat")?;
+            let back = count(&stat, "inactive_file") + count(&stat, "slab_reclaimable");
+            Some((limit, number(self.unified("memory.current")?)?.saturating_sub(back)))
+        };
+        let v1 = || {
+            let memory = self.cgroup.memory.as_deref()?;
+            let limit = number(read(memory, "memory.limit_in_bytes"))?;
+            let back = count(&read(memory, "memory.stat"), "total_inactive_file");
+            Some((limit, number(read(memory, "memory.usage_in_bytes"))?.saturating_sub(back)))
+        };
+        v2().or_else(v1)
+    }
+
+    fn pressure(&self, what: &str) -> f64 {
+        let of_node = self.unified(&format!("{what}.pressure"));
+        let text = of_node.unwrap_or_else(|| read(&self.proc, &format!("pressure/{what}")));
+        some_avg10(&text)
+    }
+
+    /// A file of the node's cgroup2, unless it is empty or not there.
+    fn unified(&self, name: &str) -> Option<String> {
+        let text = read(self.cgroup.unified.as_deref()?, name);
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+fn read(dir: &Path, name: &str) -> String {
+    fs::read_to_string(dir.join(name)).unwrap_or_default()
+}
+
+/// `key value` on a line of its own.
+fn field(text: &str, key: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix([' ', '\t']));
+    line?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be a count")]
+fn count(text: &str, key: &str) -> u64 {
+    field(text, key).filter(|number| *number >= 0.0).map_or(0, |number| number as u64)
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be a count")]
+fn bytes_of_kib(kib: f64) -> u64 {
+    if kib >= 0.0 { (kib * 1024.0) as u64 } else { 0 }
+}
+
+/// `name type value`.
+fn arcstat(text: &str, key: &str) -> u64 {
+    let mut rows = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row.first() == Some(&key));
+    row.and_then(|row| row.get(2)?.parse().ok()).unwrap_or(0)
+}
+
+fn cores_online(stat: &str) -> f64 {
+    let is_core = |line: &&str| {
+        let name = line.split(' ').next().unwrap_or("");
+        name.strip_prefix("cpu").is_some_and(|n| !n.is_empty() && n.parse::<u32>().is_ok())
+    };
+    let cores = u32::try_from(stat.lines().filter(is_core).count()).unwrap_or(u32::MAX);
+    f64::from(cores.max(1))
+}
+
+/// Core-seconds that were neither idle nor waiting for a disk; stolen ones are in use too.
+fn busy_seconds(stat: &str) -> Option<f64> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks: Vec<f64> = line.split_ascii_whitespace().filter_map(|t| t.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; guests' time is in user already.
+    let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = ticks[..] else {
+        return None;
+    };
+    // The unit has been 1/100 s on every architecture that PVE runs on.
+    Some((user + nice + system + irq + softirq + steal) / 100.0)
+}
+
+/// `quota period`, or `max period`.
+fn quota_v2(text: &str) -> Option<f64> {
+    let mut words = text.split_ascii_whitespace();
+    let quota: f64 = words.next()?.parse().ok()?;
+    let period: f64 = words.next()?.parse().ok()?;
+    (quota > 0.0 && period > 0.0).then(|| quota / period)
+}
+
+fn some_avg10(text: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix("some "));
+    let value = line.and_then(|line| line.split(' ').find_map(|word| word.strip_prefix("avg10=")));
+    value.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new(files: &[(&str, &str)]) -> Self {
+            let tree = Self(tempfile::tempdir().expect("tempdir"));
+            files.iter().for_each(|(path, text)| tree.write(path, text));
+            tree
+        }
+
+        fn write(&self, path: &str, text: &str) {
+            let path = self.path(path);
+            fs::create_dir_all(path.parent().expect("below the root")).expect("mkdir");
+            fs::write(path, text).expect("write");
+        }
+
+        fn path(&self, path: &str) -> PathBuf {
+            self.0.path().join(path)
+        }
+    }
+
+    const MEMINFO: &str = "MemTotal:        8000 kB\nMemFree: 1 kB\nMemAvailable:    4000 kB\n";
+    const STAT: &str = "cpu  100 0 100 5000 700 0 0 0 0 0\ncpu0 1 1 1\ncpu1 1 1 1\nintr 5\n";
+    const PSI: &str = "some avg10=12.50 avg60=1.26 avg300=6.18 total=1\nfull avg10=3.00 avg60=0\n";
+
+    fn near(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-6, "{a} is not {b}");
+    }
+
+    #[test]
+    fn a_real_node() {
+        let tree = Tree::new(&[
+            ("stat", STAT),
+            ("meminfo", MEMINFO),
+            ("pressure/cpu", PSI),
+            ("spl/kstat/zfs/arcstats", "9 1 0x01\nname type data\nc_min 4 1024\nsize 4 1025024\n"),
+        ]);
+        let mut sampler = Sampler::new(tree.0.path().to_owned(), Cgroup::default());
+        let start = Instant::now();
+        let load = sampler.sample(start);
+        near(load.cores, 2.0);
+        near(load.cpu_busy, 0.0);
+        near(load.psi_cpu, 12.5);
+        near(load.psi_io, 0.0);
+        assert_eq!(load.memory_total, 8000 * 1024);
+        assert_eq!(load.memory_available, 4000 * 1024 + 1024 * 1000);
+        // One core-second on two cores in a second, again and again.
+        for second in 1..=60 {
+            tree.write("stat", &STAT.replace("cpu  100", &format!("cpu  {}", 100 + 100 * second)));
+            let load = sampler.sample(start + Duration::from_secs(second));
+            if second == 1 {
+                near(load.cpu_busy, 0.5 * (1.0 - (-0.1f64).exp()));
+            }
+        }
+        assert!((sampler.busy - 0.5).abs() < 0.01, "{}", sampler.busy);
+    }
+
+    #[test]
+    fn a_cgroup_of_a_hybrid_machine() {
+        let tree = Tree::new(&[
+            ("proc/stat", STAT),
+            ("proc/meminfo", MEMINFO),
+            ("proc/pressure/cpu", PSI),
+            ("u/cpu.pressure", &PSI.replace("12.50", "1.00")),
+            ("u/cpu.stat", "usage_usec 5\n"),
+            ("cpu/cpu.cfs_quota_us", "150000\n"),
+            ("cpu/cpu.cfs_period_us", "100000\n"),
+            ("cpuacct/cpuacct.usage", "1000000000\n"),
+            ("memory/memory.limit_in_bytes", "4096000\n"),
+            ("memory/memory.usage_in_bytes", "3000000\n"),
+            ("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 1000000\n"),
+        ]);
+        let at = |name| Some(tree.path(name));
+        let cgroup =
+            Cgroup { unified: at("u"), cpu: at("cpu"), cpuacct: at("cpuacct"), memory: at("memory") };
+        let mut sampler = Sampler::new(tree.path("proc"), cgroup);
+        let start = Instant::now();
+        let load = sampler.sample(start);
+        near(load.cores, 1.5);
+        near(load.psi_cpu, 1.0);
+        assert_eq!((load.memory_total, load.memory_available), (4_096_000, 4_096_000 - 2_000_000));
+        tree.write("cpuacct/cpuacct.usage", "16000000000\n");
+        let load = sampler.sample(start + Duration::from_secs(10));
+        near(load.cpu_busy, 1.0 - (-1.0f64).exp());
+    }
+
+    #[test]
+    fn a_cgroup_of_a_cgroup2_machine() {
+        let tree = Tree::new(&[
+            ("proc/stat", STAT),
+            ("proc/meminfo", MEMINFO),
+            ("u/cpu.max", "max 100000\n"),
+            ("u/cpu.stat", "usage_usec 1000000\n"),
+            ("u/memory.max", "max\n"),
+            ("u/memory.current", "3000000\n"),
+            ("u/memory.stat", "anon 1\ninactive_file 1000000\nslab_reclaimable 500000\n"),
+        ]);
+        let cgroup = Cgroup { unified: Some(tree.path("u")), ..Cgroup::default() };
+        let mut sampler = Sampler::new(tree.path("proc"), cgroup);
+        let load = sampler.sample(Instant::now());
+        near(load.cores, 2.0);
+        assert_eq!((load.memory_total, load.memory_available), (8000 * 1024, 4000 * 1024));
+        tree.write("u/cpu.max", "50000 100000\n");
+        tree.write("u/memory.max", "4096000\n");
+        let load = sampler.sample(Instant::now());
+        near(load.cores, 0.5);
+        assert_eq!((load.memory_total, load.memory_available), (4_096_000, 4_096_000 - 1_500_000));
+    }
+
+    #[test]
+    fn nothing_readable_is_not_a_panic() {
+        let mut sampler = Sampler::new("/nonexistent".into(), Cgroup::default());
+        let load = sampler.sample(Instant::now());
+        near(load.cores, 1.0);
+        assert_eq!(load.memory_available, 0);
+    }
+}

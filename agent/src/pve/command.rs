@@ -1,0 +1,187 @@
+//! The commands of `pct` that are used, and their arguments. Pure.
+//!
+//! Everything that came from a caller is of a validated type: no value starts with a dash, holds a
+//! comma where `pct` splits at commas, or ends a line.
+
+use std::ffi::OsString;
+
+use proto::id::Vmid;
+
+use super::{Address, CloneOrder, Settings};
+
+/// One call of `pct`.
+#[derive(Debug, Clone)]
+pub enum Command<'a> {
+    /// A linked clone: what PVE makes of a template by default.
+    Clone(&'a CloneOrder),
+    /// Settings, all in one call: each call costs PVE more than half a second.
+    Set(Vmid, &'a Settings),
+    /// Boot.
+    Start(Vmid),
+    /// Stop at once.
+    Stop(Vmid),
+    /// Remove; a running one is stopped first.
+    Destroy(Vmid),
+    /// Take off PVE's lock.
+    Unlock(Vmid),
+}
+
+impl Command<'_> {
+    /// Name of the operation, in errors and logs.
+    pub fn op(&self) -> &'static str {
+        match self {
+            Self::Clone(_) => "clone",
+            Self::Set(..) => "set",
+            Self::Start(_) => "start",
+            Self::Stop(_) => "stop",
+            Self::Destroy(_) => "destroy",
+            Self::Unlock(_) => "unlock",
+        }
+    }
+
+    /// The container that it is about; of a clone, the new one.
+    pub fn vmid(&self) -> Vmid {
+        match self {
+            Self::Clone(order) => order.vmid,
+            Self::Set(vmid, _)
+            | Self::Start(vmid)
+            | Self::Stop(vmid)
+            | Self::Destroy(vmid)
+            | Self::Unlock(vmid) => *vmid,
+        }
+    }
+
+    /// The arguments of `pct`.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = vec![self.op().to_owned()];
+        match self {
+            Self::Clone(order) => {
+                arguments.push(order.template.to_string());
+                arguments.push(order.vmid.to_string());
+                option(&mut arguments, "--hostname", order.mark.sandbox_id);
+                // In the config from its first write on, before there is a volume.
+                option(&mut arguments, "--description", &order.mark);
+            }
+            Self::Set(vmid, settings) => {
+                arguments.push(vmid.to_string());
+                option(&mut arguments, "--net0", net0(settings));
+                option(&mut arguments, "--cores", settings.cores);
+                option(&mut arguments, "--cpulimit", settings.cores);
+                option(&mut arguments, "--memory", settings.memory_mib);
+                option(&mut arguments, "--swap", 0);
+                // The agent starts its sandboxes after a reboot, not PVE.
+                option(&mut arguments, "--onboot", 0);
+            }
+            Self::Destroy(vmid) => {
+                arguments.push(vmid.to_string());
+                option(&mut arguments, "--force", 1);
+                option(&mut arguments, "--destroy-unreferenced-disks", 1);
+            }
+            Self::Start(vmid) | Self::Stop(vmid) | Self::Unlock(vmid) => {
+                arguments.push(vmid.to_string());
+            }
+        }
+        arguments.into_iter().map(OsString::from).collect()
+    }
+}
+
+/// The value of `net0`. Without `hwaddr`, PVE would choose another MAC at every change.
+pub fn net0(settings: &Settings) -> String {
+    let Settings { bridge, mac, address, .. } = settings;
+    let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02X}")).collect();
+    let ip = match address {
+        Address::Static { ip, prefix, gateway } => format!("ip={ip}/{prefix},gw={gateway}"),
+        Address::Dhcp => "ip=dhcp".to_owned(),
+    };
+    format!("name=eth0,bridge={bridge},hwaddr={},{ip},type=veth", mac.join(":"))
+}
+
+fn option(arguments: &mut Vec<String>, name: &str, value: impl std::fmt::Display) {
+    arguments.push(name.to_owned());
+    arguments.push(value.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use insta::assert_snapshot;
+    use proptest::prelude::*;
+    use proto::id::SandboxId;
+
+    use super::*;
+    use crate::pve::Mark;
+
+    fn vmid(number: u32) -> Vmid {
+        Vmid::try_from(number).expect("in range")
+    }
+
+    fn order(team: &str, request_id: &str) -> Option<CloneOrder> {
+        let mark = Mark {
+            sandbox_id: SandboxId::new(1_700_000_000_000, &[7; 10]),
+            vmid: vmid(100_000),
+            attempt: 1,
+            team: team.parse().ok()?,
+            request_id: request_id.parse().ok()?,
+        };
+        Some(CloneOrder { template: vmid(9000), vmid: vmid(100_000), mark })
+    }
+
+    fn settings(address: Address) -> Settings {
+        let mac = [0x02, 0, 10, 100, 1, 2];
+        Settings { bridge: "vmbr0".to_owned(), mac, address, cores: 2, memory_mib: 512 }
+    }
+
+    fn shell(command: &Command<'_>) -> String {
+        let quoted = |argument: &OsString| {
+            let text = argument.to_string_lossy();
+            if text.contains(' ') { format!("'{text}'") } else { text.into_owned() }
+        };
+        command.arguments().iter().map(quoted).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn arguments() {
+        let order = order("acme", "r-1").expect("valid");
+        let (ip, gateway) = (Ipv4Addr::new(10, 100, 1, 2), Ipv4Addr::new(10, 100, 1, 1));
+        let fixed = settings(Address::Static { ip, prefix: 24, gateway });
+        let dhcp = settings(Address::Dhcp);
+        let id = vmid(100_000);
+        let commands = [
+            Command::Clone(&order),
+            Command::Set(id, &fixed),
+            Command::Set(id, &dhcp),
+            Command::Start(id),
+            Command::Stop(id),
+            Command::Destroy(id),
+            Command::Unlock(id),
+        ];
+        let lines: Vec<_> = commands.iter().map(shell).collect();
+        assert_snapshot!(lines.join("\n"), @r"
+        clone 9000 100000 --hostname pvelxc-01hf7uaq00es3oe1o70s3ge1o7 --description 'pve-sandbox:v1 id=pvelxc-01hf7uaq00es3oe1o70s3ge1o7 vmid=100000 attempt=1 team=acme request=r-1'
+        set 100000 --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=10.100.1.2/24,gw=10.100.1.1,type=veth --cores 2 --cpulimit 2 --memory 512 --swap 0 --onboot 0
+        set 100000 --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=dhcp,type=veth --cores 2 --cpulimit 2 --memory 512 --swap 0 --onboot 0
+        start 100000
+        stop 100000
+        destroy 100000 --force 1 --destroy-unreferenced-disks 1
+        unlock 100000
+        ");
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_of_a_caller_becomes_an_option_or_a_line(
+            team in "(\\PC|[a-z\n-]){1,4}", request_id in "(\\PC|[a-z\n-]){1,4}",
+        ) {
+            if let Some(order) = order(&team, &request_id) {
+                let arguments = Command::Clone(&order).arguments();
+                prop_assert_eq!(arguments.len(), 7);
+                for (place, argument) in arguments.iter().enumerate() {
+                    let text = argument.to_str().expect("text");
+                    prop_assert!(!text.contains(|c: char| c.is_control()));
+                    prop_assert_eq!(text.starts_with('-'), place == 3 || place == 5);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! The grammar of a container's config, `ID.conf`. Pure: text in, text out.
+//!
+//! A main part, then sections (`[pve:pending]`, one per snapshot). In the main part `#` lines are
+//! the description, each %-encoded, and the rest is `key: value`. Only the main part is ever looked
+//! at or changed, and every line that is not meant stays as it is, byte for byte: other people's
+//! settings, and those of a later PVE, go through here.
+
+use std::{fmt, net::Ipv4Addr};
+
+use super::Mark;
+
+/// PVE takes no longer description.
+const DESCRIPTION_CHARS_MAX: usize = 8192;
+
+/// The text would not be one setting.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key} {why}")]
+pub struct Unfit {
+    /// The setting.
+    pub key: String,
+    /// What it must be.
+    pub why: &'static str,
+}
+
+/// One container's config.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ContainerConfig {
+    /// Lines with their line ends.
+    lines: Vec<Vec<u8>>,
+    /// Lines of the main part.
+    main: usize,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its bridge.
+    pub bridge: String,
+    /// Its MAC, as it stands there.
+    pub mac: String,
+    /// Its IPv4 address.
+    pub ip: Ip,
+    /// Its IPv4 gateway.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// How an interface gets its IPv4 address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ip {
+    /// Fixed, with the prefix length.
+    Static(Ipv4Addr, u8),
+    /// By DHCP.
+    Dhcp,
+    /// Not by PVE.
+    Manual,
+}
+
+impl ContainerConfig {
+    /// Reads a file. Whatever it holds is kept.
+    pub fn parse(bytes: &[u8]) -> Self {
+        let lines: Vec<Vec<u8>> = bytes.split_inclusive(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
+        let main = lines.iter().position(|line| line.starts_with(b"[")).unwrap_or(lines.len());
+        Self { lines, main }
+    }
+
+    /// The file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.lines.concat()
+    }
+
+    /// The value of a setting. Where PVE finds one twice, the later counts.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.lines[..self.main].iter().rev().find_map(|line| value(line, key))
+    }
+
+    /// Sets a setting of the main part.
+    pub fn set(&mut self, key: &str, text: &str) -> Result<(), Unfit> {
+        let unfit = |why| Unfit { key: key.to_owned(), why };
+        if !is_key(key) {
+            return Err(unfit("is no name of a setting"));
+        }
+        if text.trim().is_empty() || text.chars().any(char::is_control) {
+            return Err(unfit("must be one line that is not empty"));
+        }
+        self.remove(key);
+        // PVE writes the settings sorted; it reads them in any order.
+        let after = |line: &Vec<u8>| !line.starts_with(b"#") && line.as_slice() > key.as_bytes();
+        let at = self.lines[..self.main].iter().position(after).unwrap_or_else(|| self.end());
+        self.insert(at, format!("{key}: {}\n", text.trim()).into_bytes());
+        Ok(())
+    }
+
+    /// Removes a setting of the main part.
+    pub fn remove(&mut self, key: &str) {
+        self.remove_main(|line| value(line, key).is_some());
+    }
+
+    /// The description, decoded, without its last line end; `None` when there is none.
+    pub fn description(&self) -> Option<String> {
+        let lines = self.lines[..self.main].iter().filter_map(|line| line.strip_prefix(b"#"));
+        let lines: Vec<String> = lines.map(|line| decode(trim_end(line))).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
+    }
+
+    /// Replaces the description. Empty removes it.
+    pub fn set_description(&mut self, text: &str) -> Result<(), Unfit> {
+        if text.chars().count() > DESCRIPTION_CHARS_MAX {
+            let why = "must be at most 8192 characters long";
+            return Err(Unfit { key: "description".to_owned(), why });
+        }
+        self.remove_main(|line| line.starts_with(b"#"));
+        if text.is_empty() {
+            return Ok(());
+        }
+        for (at, line) in text.split('\n').enumerate() {
+            self.insert(at, format!("#{}\n", encode(line)).into_bytes());
+        }
+        Ok(())
+    }
+
+    /// The mark in the description. Whose container it is, is for the caller to say: a vmid in the
+    /// mark that is not the container's own means that somebody cloned ours.
+    pub fn mark(&self) -> Option<Mark> {
+        Mark::find(&self.description()?)
+    }
+
+    /// The host name, which PVE shows as the container's name.
+    pub fn hostname(&self) -> Option<&str> {
+        self.get("hostname")
+    }
+
+    /// Why PVE keeps everyone away: `create`, `disk`, `backup`, ...
+    pub fn lock(&self) -> Option<&str> {
+        self.get("lock")
+    }
+
+    /// True for a template, which can be cloned and not started.
+    pub fn is_template(&self) -> bool {
+        self.get("template") == Some("1")
+    }
+
+    /// True when PVE refuses to remove it.
+    pub fn is_protected(&self) -> bool {
+        self.get("protection") == Some("1")
+    }
+
+    /// True when its root is nobody on the host.
+    pub fn is_unprivileged(&self) -> bool {
+        self.get("unprivileged") == Some("1")
+    }
+
+    /// Its tags.
+    pub fn tags(&self) -> impl Iterator<Item = &str> {
+        self.get("tags").unwrap_or("").split([';', ',', ' ']).filter(|tag| !tag.is_empty())
+    }
+
+    /// Volume of its root, such as `local-zfs:subvol-100-disk-0`; `None` while it is being cloned.
+    pub fn rootfs(&self) -> Option<&str> {
+        self.get("rootfs").map(volume)
+    }
+
+    /// Storage of its root.
+    pub fn storage(&self) -> Option<&str> {
+        self.rootfs()?.split_once(':').map(|(storage, _)| storage)
+    }
+
+    /// Memory, MiB. PVE's default is 512.
+    pub fn memory_mib(&self) -> u32 {
+        self.get("memory").and_then(|text| text.parse().ok()).unwrap_or(512)
+    }
+
+    /// Cores; `None` when it may use all of the host's.
+    pub fn cores(&self) -> Option<u32> {
+        self.get("cores")?.parse().ok()
+    }
+
+    /// Its first interface.
+    pub fn net0(&self) -> Option<Interface> {
+        let text = self.get("net0")?;
+        let field = |key| text.split(',').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+        let fixed = |text: &str| {
+            let (ip, prefix) = text.split_once('/')?;
+            Some(Ip::Static(ip.parse().ok()?, prefix.parse().ok()?))
+        };
+        Some(Interface {
+            bridge: field("bridge").unwrap_or("").to_owned(),
+            mac: field("hwaddr").unwrap_or("").to_owned(),
+            ip: match field("ip") {
+                Some("dhcp") => Ip::Dhcp,
+                Some(text) => fixed(text).unwrap_or(Ip::Manual),
+                None => Ip::Manual,
+            },
+            gateway: field("gw").and_then(|text| text.parse().ok()),
+        })
+    }
+
+    /// True when some line of it, of whatever section, names this volume.
+    pub fn mentions(&self, volume: &str) -> bool {
+        !volume.is_empty()
+            && self.lines.iter().any(|line| {
+                line.windows(volume.len()).enumerate().any(|(at, window)| {
+                    let next = line.get(at + volume.len());
+                    window == volume.as_bytes() && !next.is_some_and(u8::is_ascii_alphanumeric)
+                })
+            })
+    }
+
+    /// Where the settings of the main part end: before the blank lines that part it from a section.
+    fn end(&self) -> usize {
+        let last = self.lines[..self.main].iter().rposition(|line| !trim_end(line).is_empty());
+        last.map_or(0, |last| last + 1)
+    }
+
+    fn insert(&mut self, at: usize, line: Vec<u8>) {
+        // A file may end without a line end; what comes behind must not join its last line.
+        if let Some(before) = at.checked_sub(1).and_then(|before| self.lines.get_mut(before))
+            && before.last() != Some(&b'\n')
+        {
+            before.push(b'\n');
+        }
+        self.lines.insert(at, line);
+        self.main += 1;
+    }
+
+    fn remove_main(&mut self, unwanted: impl Fn(&[u8]) -> bool) {
+        let rest = self.lines.split_off(self.main);
+        self.lines.retain(|line| !unwanted(line));
+        self.main = self.lines.len();
+        self.lines.extend(rest);
+    }
+}
+
+impl fmt::Debug for ContainerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.to_bytes()))
+    }
+}
+
+fn value<'a>(line: &'a [u8], key: &str) -> Option<&'a str> {
+    let text = line.strip_prefix(key.as_bytes())?.strip_prefix(b":")?;
+    Some(std::str::from_utf8(text).ok()?.trim())
+}
+
+/// The volume of a mount point's value, which goes on with options.
+fn volume(text: &str) -> &str {
+    let first = text.split(',').next().unwrap_or("");
+    first.strip_prefix("volume=").unwrap_or(first)
+}
+
+fn is_key(key: &str) -> bool {
+    key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && key.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
+}
+
+fn trim_end(line: &[u8]) -> &[u8] {
+    line.trim_ascii_end()
+}
+
+/// One line of a description as PVE writes it: control characters, `%`, `:` and all but ASCII as
+/// `%XX`. Nothing that comes out of this can end a line.
+fn encode(line: &str) -> String {
+    let mut text = String::with_capacity(line.len());
+    for byte in line.bytes() {
+        if !(0x20..0x7f).contains(&byte) || byte == b'%' || byte == b':' {
+            text.push_str(&format!("%{byte:02X}"));
+        } else {
+            text.push(char::from(byte));
+        }
+    }
+    text
+}
+
+/// The text behind an encoded line; a `%` that starts no code stays.
+fn decode(line: &[u8]) -> String {
+    let mut bytes = Vec::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((&first, behind)) = rest.split_first() {
+        let code = behind.get(..2).filter(|_| first == b'%');
+        let code = code.filter(|code| code.iter().all(u8::is_ascii_hexdigit));
+        let code = code.and_then(|code| std::str::from_utf8(code).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &behind[2..];
+            }
+            None => {
+                bytes.push(first);
+                rest = behind;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RECORDED: &str = "\
+## Sandbox
+#
+#{\"id\"%3A\"morphvm_ab12\",\"ports\"%3A[{\"name\"%3A\"vs code\",\"p\"%3A39378}],\"exp\"%3A1732000000}
+#%09tab & <b>%C3%A4%C3%B6%C3%BC %F0%9F%99%82</b> 100%25
+arch: amd64
+features: nesting=1
+hostname: c601
+lock: create
+memory: 600
+net0: name=eth0,bridge=vmbr0,gw=10.99.0.11,hwaddr=BC:24:11:EB:A5:13,ip=10.99.2.1/16,type=veth
+rootfs: btr:601/vm-601-disk-0.raw,size=2G
+tags: a;b;c
+template: 1
+unprivileged: 1
+lxc.mount.entry: /dev/net dev/net none bind,create=dir
+
+[pve:pending]
+hostname: later
+
+[s1]
+#first snap
+lock: backup
+rootfs: btr:601/vm-601-disk-0.raw@s1,size=2G
+";
+
+    #[test]
+    fn reads_what_pve_wrote() {
+        let config = ContainerConfig::parse(RECORDED.as_bytes());
+        assert_eq!(config.hostname(), Some("c601"));
+        assert_eq!(config.lock(), Some("create"));
+        assert_eq!(config.rootfs(), Some("btr:601/vm-601-disk-0.raw"));
+        assert_eq!(config.storage(), Some("btr"));
+        assert_eq!(config.tags().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert!(config.is_template() && config.is_unprivileged() && !config.is_protected());
+        assert_eq!((config.memory_mib(), config.cores()), (600, None));
+        assert_eq!(config.get("swap"), None);
+        assert_eq!(
+            config.net0(),
+            Some(Interface {
+                bridge: "vmbr0".to_owned(),
+                mac: "BC:24:11:EB:A5:13".to_owned(),
+                ip: Ip::Static(Ipv4Addr::new(10, 99, 2, 1), 16),
+                gateway: Some(Ipv4Addr::new(10, 99, 0, 11)),
+            })
+        );
+        let description = "# Sandbox\n\n{\"id\":\"morphvm_ab12\",\"ports\":[{\"name\":\"vs code\",\
+            \"p\":39378}],\"exp\":1732000000}\n\ttab & <b>äöü 🙂</b> 100%";
+        assert_eq!(config.description().as_deref(), Some(description));
+        let mut copy = config.clone();
+        copy.set_description(description).expect("fits");
+        assert_eq!(copy, config, "encoded as PVE does");
+        assert!(config.mentions("btr:601/vm-601-disk-0.raw"));
+        assert!(config.mentions("vm-601-disk-0") && !config.mentions("vm-601-disk-"));
+    }
+
+    #[test]
+    fn changes_one_line_only() {
+        let mut config = ContainerConfig::parse(RECORDED.as_bytes());
+        config.remove("lock");
+        config.set("swap", "0").expect("fits");
+        config.set("hostname", "new").expect("fits");
+        let expected = RECORDED
+            .replacen("lock: create\n", "", 1)
+            .replacen("hostname: c601", "hostname: new", 1)
+            .replacen("tags: ", "swap: 0\ntags: ", 1);
+        assert_eq!(String::from_utf8(config.to_bytes()).expect("text"), expected);
+    }
+
+    #[test]
+    fn a_file_without_a_last_line_end_is_extended() {
+        let mut config = ContainerConfig::parse(b"arch: amd64");
+        config.set("memory", "64").expect("fits");
+        assert_eq!(config.to_bytes(), b"arch: amd64\nmemory: 64\n");
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_comes_back_as_it_was(bytes: Vec<u8>) {
+            let config = ContainerConfig::parse(&bytes);
+            prop_assert_eq!(config.to_bytes(), bytes);
+            let _ = (config.mark(), config.net0(), config.tags().count(), config.rootfs());
+        }
+
+        #[test]
+        fn no_value_adds_a_line(text: String, key in "[a-z]{1,5}") {
+            let mut config = ContainerConfig::parse(RECORDED.as_bytes());
+            let foreign = |c: &ContainerConfig| {
+                let mine = |line: &&Vec<u8>| !line.starts_with(format!("{key}:").as_bytes());
+                c.lines.iter().filter(mine).cloned().collect::<Vec<_>>()
+            };
+            let before = foreign(&config);
+            if config.set(&key, &text).is_ok() {
+                let read = ContainerConfig::parse(&config.to_bytes());
+                prop_assert_eq!(read.get(&key), Some(text.trim()));
+                prop_assert_eq!(&read, &config);
+            }
+            prop_assert_eq!(foreign(&config), before);
+        }
+
+        #[test]
+        fn no_description_adds_a_setting(text: String, more in "(\\PC|[\n\r%:#\\[]){0,40}") {
+            for text in [text, more] {
+                let mut config = ContainerConfig::parse(RECORDED.as_bytes());
+                let settings = |c: &ContainerConfig| {
+                    let no_comment = |line: &&Vec<u8>| !line.starts_with(b"#");
+                    c.lines[..c.main].iter().filter(no_comment).cloned().collect::<Vec<_>>()
+                };
+                let before = settings(&config);
+                config.set_description(&text).expect("short");
+                let read = ContainerConfig::parse(&config.to_bytes());
+                prop_assert_eq!(&read, &config);
+                prop_assert_eq!(settings(&read), before);
+                let expected = text.split('\n').map(|l| l.trim_end_matches(' ')).collect::<Vec<_>>().join("\n");
+                prop_assert_eq!(read.description().unwrap_or_default(), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! A PVE cluster in memory, for the simulation and for tests of what is built on `Pve`.
+//!
+//! It keeps PVE's semantics: a number is taken cluster-wide, a template that is being cloned
+//! refuses the second clone at once, a clone is in the config with its mark before it has a volume,
+//! an operation goes on when its caller has gone, and what is cut off half-way leaves its locks and
+//! volumes behind. Time is tokio's, so it can be paused; durations vary by a seed.
+
+mod work;
+mod world;
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use proto::{
+    id::{SandboxId, Vmid},
+    name::NodeName,
+};
+use tokio::{
+    sync::Notify,
+    time::Instant,
+};
+use tokio_util::task::TaskTracker;
+
+pub use world::Guest;
+use work::Work;
+use world::{Node, World, missing, template_config};
+
+use super::{
+    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Member, Pve, Settings, StorageRoom,
+};
+
+/// An operation that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// `clone_template`.
+    Clone,
+    /// `configure`.
+    Set,
+    /// `start`.
+    Start,
+    /// `stop`.
+    Stop,
+    /// `destroy_owned`.
+    Destroy,
+    /// `unlock_template`.
+    Unlock,
+}
+
+impl Op {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Clone => "clone",
+            Self::Set => "set",
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Destroy => "destroy",
+            Self::Unlock => "unlock",
+        }
+    }
+}
+
+/// How an operation goes wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// It fails and has done nothing.
+    Before(ErrorKind),
+    /// It does its work and says that it failed.
+    After(ErrorKind),
+    /// It is cut off half-way and leaves what a killed worker leaves.
+    Killed,
+    /// It does nothing until `FakeCluster::release`, or until it is told to stop at its deadline.
+    Hangs,
+}
+
+/// One planned failure; used up by the operation that it hits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Which operation.
+    pub op: Op,
+    /// On this node only.
+    pub node: Option<NodeName>,
+    /// Of this container only; for a clone, the new one.
+    pub vmid: Option<Vmid>,
+    /// What happens.
+    pub trouble: Trouble,
+}
+
+/// How long operations take. Each lasts between this and a quarter more.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace {
+    /// `pct clone`.
+    pub clone: Duration,
+    /// `pct set`.
+    pub set: Duration,
+    /// `pct start`.
+    pub start: Duration,
+    /// From the start to the address.
+    pub boot: Duration,
+    /// `pct stop`.
+    pub stop: Duration,
+    /// `pct destroy`.
+    pub destroy: Duration,
+}
+
+impl Pace {
+    /// What was measured of the real thing.
+    pub const RECORDED: Self = Self {
+        clone: Duration::from_millis(904),
+        set: Duration::from_millis(661),
+        start: Duration::from_millis(1915),
+        boot: Duration::from_millis(400),
+        stop: Duration::from_millis(1719),
+        destroy: Duration::from_millis(726),
+    };
+}
+
+/// The cluster: the world that its nodes share, and the hand that lets things happen to it.
+#[derive(Debug, Clone)]
+pub struct FakeCluster(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    world: Mutex<World>,
+    faults: Mutex<Vec<Fault>>,
+    random: Mutex<u64>,
+    pace: Pace,
+    /// Something has changed that an operation may wait for.
+    changed: Notify,
+    released: Notify,
+    /// Operations outlive their callers, as `pct` outlives the agent.
+    tracker: TaskTracker,
+}
+
+/// One node of it.
+#[derive(Debug)]
+pub struct FakePve {
+    node: NodeName,
+    shared: Arc<Shared>,
+}
+
+impl FakeCluster {
+    /// A quorate cluster without guests and with 1 TiB on each node.
+    pub fn new(nodes: &[NodeName], pace: Pace, seed: u64) -> Self {
+        let room = StorageRoom { free: 1 << 40, total: 1 << 40 };
+        let node = Node { life: 0, pmxcfs: true, room };
+        let world = World {
+            quorate: true,
+            nodes: nodes.iter().map(|name| (name.clone(), node.clone())).collect(),
+            guests: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            busy: std::collections::BTreeSet::new(),
+            next_pid: 1000,
+        };
+        Self(Arc::new(Shared {
+            world: Mutex::new(world),
+            faults: Mutex::default(),
+            random: Mutex::new(seed),
+            pace,
+            changed: Notify::new(),
+            released: Notify::new(),
+            tracker: TaskTracker::new(),
+        }))
+    }
+
+    /// A node of it, as an agent sees it.
+    pub fn node(&self, name: &NodeName) -> Arc<FakePve> {
+        Arc::new(FakePve { node: name.clone(), shared: Arc::clone(&self.0) })
+    }
+
+    /// Adds a template.
+    pub fn add_template(&self, node: &NodeName, vmid: Vmid) {
+        self.add_guest(node, vmid, template_config(vmid), false);
+        let volume = format!("local-zfs:basevol-{vmid}-disk-0");
+        self.0.world().volumes.entry((node.clone(), vmid)).or_default().insert(volume);
+    }
+
+    /// Adds a stopped container, or a virtual machine, that is not the agent's doing.
+    pub fn add_guest(&self, node: &NodeName, vmid: Vmid, config: ContainerConfig, is_vm: bool) {
+        let guest = Guest { node: node.clone(), config, is_vm, pid: None, up_at: None };
+        self.0.world().guests.insert(vmid, guest);
+    }
+
+    /// Every guest.
+    pub fn guests(&self) -> BTreeMap<Vmid, Guest> {
+        self.0.world().guests.clone()
+    }
+
+    /// Changes a guest's config as an operator would.
+    pub fn edit(&self, node: &NodeName, vmid: Vmid, change: impl FnOnce(&mut ContainerConfig)) {
+        self.0.world().edit(node, vmid, change);
+    }
+
+    /// Removes a guest as an operator would, with its volumes.
+    pub fn remove(&self, vmid: Vmid) {
+        let mut world = self.0.world();
+        if let Some(guest) = world.guests.remove(&vmid) {
+            world.free_volumes(&guest.node, vmid);
+        }
+    }
+
+    /// Plans a failure.
+    pub fn inject(&self, fault: Fault) {
+        lock(&self.0.faults).push(fault);
+    }
+
+    /// Lets what hangs go on.
+    pub fn release(&self) {
+        self.0.released.notify_waiters();
+    }
+
+    /// Gives the cluster quorum or takes it.
+    pub fn set_quorate(&self, quorate: bool) {
+        self.0.world().quorate = quorate;
+    }
+
+    /// Mounts or unmounts a node's /etc/pve.
+    pub fn set_pmxcfs(&self, node: &NodeName, up: bool) {
+        if let Some(node) = self.0.world().nodes.get_mut(node) {
+            node.pmxcfs = up;
+        }
+    }
+
+    /// Sets the room on a node's storage, bytes.
+    pub fn set_room(&self, node: &NodeName, free: u64) {
+        if let Some(node) = self.0.world().nodes.get_mut(node) {
+            node.room.free = free;
+        }
+    }
+
+    /// A node loses its power and comes back: nothing runs, what was under way was cut off.
+    pub fn crash(&self, node: &NodeName) {
+        let mut world = self.0.world();
+        if let Some(node) = world.nodes.get_mut(node) {
+            node.life += 1;
+        }
+        for guest in world.guests.values_mut().filter(|guest| guest.node == *node) {
+            guest.pid = None;
+            guest.up_at = None;
+        }
+        drop(world);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Waits until no operation is under way.
+    pub async fn settle(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.0.world().busy.is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Shared {
+    fn world(&self) -> MutexGuard<'_, World> {
+        lock(&self.world)
+    }
+
+    /// SplitMix64: small, and the same for a seed on every machine.
+    fn random(&self) -> u64 {
+        let mut state = lock(&self.random);
+        *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = *state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn vary(&self, duration: Duration) -> Duration {
+        let percent = u32::try_from(self.random() % 26).unwrap_or(0);
+        duration * (100 + percent) / 100
+    }
+
+    fn take_fault(&self, op: Op, node: &NodeName, vmid: Vmid) -> Option<Trouble> {
+        let mut faults = lock(&self.faults);
+        let hits = |fault: &Fault| {
+            fault.op == op
+                && fault.node.as_ref().is_none_or(|n| n == node)
+                && fault.vmid.is_none_or(|v| v == vmid)
+        };
+        let at = faults.iter().position(hits)?;
+        Some(faults.remove(at).trouble)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No step panics in the middle of a change; a test that panics elsewhere may still look.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long the operations without a deadline of the caller's get.
+const CALL: Duration = Duration::from_secs(60);
+
+impl FakePve {
+    /// Runs an operation to its end, whether its caller waits for it or not.
+    async fn run<F>(
+        &self,
+        op: Op,
+        vmid: Vmid,
+        deadline: Duration,
+        steps: impl FnOnce(Work) -> F + Send + 'static,
+    ) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), ErrorKind>> + Send + 'static,
+    {
+        let (shared, node) = (Arc::clone(&self.shared), self.node.clone());
+        let deadline = Instant::now() + deadline;
+        let task = self.shared.tracker.spawn(async move {
+            steps(Work::begin(shared, node, op, vmid, deadline).await?).await
+        });
+        let gone = |_| Err(ErrorKind::Failed("the operation has gone".to_owned()));
+        task.await.unwrap_or_else(gone).map_err(|kind| Error { op: op.name(), vmid, kind })
+    }
+
+    fn read_error(op: &'static str, vmid: Vmid) -> Error {
+        let kind = ErrorKind::NoQuorum("/etc/pve is not mounted".to_owned());
+        Error { op, vmid, kind }
+    }
+
+    fn pmxcfs(&self) -> bool {
+        self.shared.world().nodes.get(&self.node).is_some_and(|node| node.pmxcfs)
+    }
+}
+
+#[async_trait::async_trait]
+impl Pve for FakePve {
+    fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    async fn cluster(&self) -> Cluster {
+        if !self.pmxcfs() {
+            return Cluster::default();
+        }
+        let world = self.shared.world();
+        let loopback = std::net::IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let member = |name: &NodeName| {
+            (name.clone(), Member { ip: Some(loopback), online: true })
+        };
+        Cluster {
+            quorate: world.quorate,
+            members: world.nodes.keys().map(member).collect(),
+            guests: world.guests.iter().map(|(id, guest)| (*id, guest.node.clone())).collect(),
+        }
+    }
+
+    async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, Error> {
+        if !self.pmxcfs() {
+            return Err(Self::read_error("read", vmid));
+        }
+        let world = self.shared.world();
+        Ok(world.container(&self.node, vmid).map(|guest| guest.config.clone()))
+    }
+
+    async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, Error> {
+        if !self.pmxcfs() {
+            return Err(Self::read_error("list from", Vmid::MIN));
+        }
+        let world = self.shared.world();
+        let here = |(_, guest): &(&Vmid, &Guest)| guest.node == self.node && !guest.is_vm;
+        let guests = world.guests.iter().filter(here);
+        Ok(guests.map(|(vmid, guest)| (*vmid, guest.config.clone())).collect())
+    }
+
+    async fn running(&self, vmid: Vmid) -> bool {
+        self.init_pid(vmid).await.is_some()
+    }
+
+    async fn init_pid(&self, vmid: Vmid) -> Option<u32> {
+        self.shared.world().container(&self.node, vmid)?.pid
+    }
+
+    async fn addresses(&self, vmid: Vmid) -> Vec<Ipv4Addr> {
+        self.shared.world().addresses(&self.node, vmid, Instant::now())
+    }
+
+    async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error> {
+        let world = self.shared.world();
+        if world.container(&self.node, template).is_none() {
+            let kind = missing(&self.node, template);
+            return Err(Error { op: "read", vmid: template, kind });
+        }
+        Ok(world.nodes.get(&self.node).map(|node| node.room).unwrap_or_default())
+    }
+
+    async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, Error> {
+        let world = self.shared.world();
+        let volumes = world.volumes.get(&(self.node.clone(), vmid));
+        Ok(volumes.into_iter().flatten().cloned().collect())
+    }
+
+    async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error> {
+        let order = order.clone();
+        self.run(Op::Clone, order.vmid, deadline, |work| work.clone_template(order)).await
+    }
+
+    async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error> {
+        let settings = settings.clone();
+        self.run(Op::Set, vmid, CALL, |work| work.configure(settings)).await
+    }
+
+    async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
+        self.run(Op::Start, vmid, deadline, Work::start).await
+    }
+
+    async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
+        self.run(Op::Stop, vmid, deadline, Work::stop).await
+    }
+
+    async fn destroy_owned(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        let owner = *owner;
+        self.run(Op::Destroy, vmid, deadline, move |work| work.destroy(owner)).await
+    }
+
+    async fn unlock_template(&self, template: Vmid) -> Result<(), Error> {
+        self.run(Op::Unlock, template, CALL, Work::unlock_template).await
+    }
+
+    async fn processes(&self, _: Vmid) -> Vec<u32> {
+        Vec::new()
+    }
+
+    async fn frozen(&self, _: Vmid) -> bool {
+        false
+    }
+
+    fn enter(&self, _: Vmid) -> Option<Vec<std::ffi::OsString>> {
+        None
+    }
+}

@@ -1,0 +1,301 @@
+//! What the fake cluster is at one moment, and how PVE's operations change it. No time, no tasks:
+//! `super` lets the steps happen one after another and lets them fail.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use proto::{
+    id::{SandboxId, Vmid},
+    name::NodeName,
+};
+use tokio::time::Instant;
+
+use crate::pve::{
+    CloneOrder, ContainerConfig, ErrorKind, Settings, StorageRoom, command, config_file::Ip,
+    ownership,
+};
+
+/// Every volume of a clone, however small: what full storages are counted in.
+const VOLUME_BYTES: u64 = 1 << 30;
+
+/// A guest of any kind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Guest {
+    /// Where it is.
+    pub node: NodeName,
+    /// Its config; a virtual machine has one too, but no agent reads it.
+    pub config: ContainerConfig,
+    /// A virtual machine: its number is taken, and that is all there is to see of it.
+    pub is_vm: bool,
+    /// Its init, while it runs.
+    pub pid: Option<u32>,
+    /// From when on it has its address.
+    pub up_at: Option<Instant>,
+}
+
+/// A node.
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    /// Counts up when the node dies: what was under way then is cut off.
+    pub life: u64,
+    /// pmxcfs is mounted.
+    pub pmxcfs: bool,
+    pub room: StorageRoom,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub quorate: bool,
+    pub nodes: BTreeMap<NodeName, Node>,
+    pub guests: BTreeMap<Vmid, Guest>,
+    /// By node and vmid: what is on a storage, referenced or not.
+    pub volumes: BTreeMap<(NodeName, Vmid), BTreeSet<String>>,
+    /// Containers that a worker is busy with.
+    pub busy: BTreeSet<Vmid>,
+    pub next_pid: u32,
+}
+
+/// What `destroy_owned` finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Remains {
+    Nothing,
+    VolumesOnly,
+    Container,
+}
+
+impl World {
+    pub(super) fn check_quorum(&self, node: &NodeName) -> Result<(), ErrorKind> {
+        match self.nodes.get(node) {
+            Some(node) if node.pmxcfs && self.quorate => Ok(()),
+            Some(_) | None => Err(ErrorKind::NoQuorum("cluster not ready - no quorum?".to_owned())),
+        }
+    }
+
+    pub(super) fn container(&self, node: &NodeName, vmid: Vmid) -> Option<&Guest> {
+        self.guests.get(&vmid).filter(|guest| guest.node == *node && !guest.is_vm)
+    }
+
+    fn container_mut(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest, ErrorKind> {
+        let found = self.guests.get_mut(&vmid).filter(|guest| guest.node == *node && !guest.is_vm);
+        found.ok_or_else(|| missing(node, vmid))
+    }
+
+    /// A container that one may change: it carries a mark for its own vmid and nobody locks it.
+    fn ours(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest, ErrorKind> {
+        let guest = self.container_mut(node, vmid)?;
+        ownership::marked(&guest.config, vmid)?;
+        match guest.config.lock() {
+            Some(lock) => Err(locked(lock)),
+            None => Ok(guest),
+        }
+    }
+
+    /// The first writes of a clone: the template's lock, and a config that names its owner before
+    /// there is a volume.
+    pub(super) fn begin_clone(
+        &mut self,
+        node: &NodeName,
+        order: &CloneOrder,
+    ) -> Result<(), ErrorKind> {
+        let template = self.container_mut(node, order.template)?;
+        if !template.config.is_template() {
+            return Err(ErrorKind::WrongState(format!("CT {} is no template", order.template)));
+        }
+        if let Some(lock) = template.config.lock() {
+            return Err(locked(lock));
+        }
+        let source = template.config.clone();
+        if let Some(guest) = self.guests.get(&order.vmid) {
+            let (kind, at) = (if guest.is_vm { "VM" } else { "CT" }, &guest.node);
+            let text = format!("{kind} {} already exists on node '{at}'", order.vmid);
+            return Err(ErrorKind::VmidTaken(text));
+        }
+        let mut config = source;
+        for key in ["template", "rootfs", "lock"] {
+            config.remove(key);
+        }
+        put(&mut config, "hostname", &order.mark.sandbox_id.to_string());
+        put(&mut config, "lock", "create");
+        config.set_description(&order.mark.to_string()).expect("a mark is short");
+        self.edit(node, order.template, |config| put(config, "lock", "disk"));
+        let guest =
+            Guest { node: node.clone(), config, is_vm: false, pid: None, up_at: None };
+        self.guests.insert(order.vmid, guest);
+        Ok(())
+    }
+
+    /// The snapshot of the template's volume.
+    pub(super) fn make_volume(&mut self, node: &NodeName, vmid: Vmid) -> Result<(), ErrorKind> {
+        let room = self.nodes.get_mut(node).map(|node| &mut node.room);
+        match room {
+            Some(room) if room.free >= VOLUME_BYTES => room.free -= VOLUME_BYTES,
+            Some(_) | None => {
+                return Err(ErrorKind::StorageFull("No space left on device".to_owned()));
+            }
+        }
+        let volumes = self.volumes.entry((node.clone(), vmid)).or_default();
+        volumes.insert(format!("local-zfs:subvol-{vmid}-disk-0"));
+        Ok(())
+    }
+
+    /// The last writes of a clone.
+    pub(super) fn finish_clone(&mut self, node: &NodeName, order: &CloneOrder) {
+        let (template, vmid) = (order.template, order.vmid);
+        let volume = format!("local-zfs:basevol-{template}-disk-0/subvol-{vmid}-disk-0,size=2G");
+        self.edit(node, vmid, |config| {
+            put(config, "rootfs", &volume);
+            config.remove("lock");
+        });
+        self.edit(node, template, |config| config.remove("lock"));
+    }
+
+    /// What a clone that fails, or that is told to stop, does. A volume that is being made when the
+    /// signal comes stays behind: PVE does not know it yet.
+    pub(super) fn roll_back_clone(&mut self, node: &NodeName, order: &CloneOrder) {
+        self.guests.remove(&order.vmid);
+        self.edit(node, order.template, |config| config.remove("lock"));
+    }
+
+    pub(super) fn configure(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        settings: &Settings,
+    ) -> Result<(), ErrorKind> {
+        let guest = self.ours(node, vmid)?;
+        if guest.pid.is_some() {
+            return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
+        }
+        let net0 = command::net0(settings);
+        put(&mut guest.config, "net0", &net0);
+        put(&mut guest.config, "cores", &settings.cores.to_string());
+        put(&mut guest.config, "cpulimit", &settings.cores.to_string());
+        put(&mut guest.config, "memory", &settings.memory_mib.to_string());
+        put(&mut guest.config, "swap", "0");
+        put(&mut guest.config, "onboot", "0");
+        Ok(())
+    }
+
+    /// True when it runs already.
+    pub(super) fn may_start(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
+        let guest = self.ours(node, vmid)?;
+        if guest.config.rootfs().is_none() {
+            return Err(ErrorKind::Failed("missing 'rootfs' configuration".to_owned()));
+        }
+        Ok(guest.pid.is_some())
+    }
+
+    pub(super) fn start(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        up_at: Instant,
+    ) -> Result<(), ErrorKind> {
+        let pid = self.next_pid;
+        let guest = self.ours(node, vmid)?;
+        guest.pid = Some(pid);
+        guest.up_at = Some(up_at);
+        self.next_pid += 1;
+        Ok(())
+    }
+
+    /// True when it does not run.
+    pub(super) fn is_stopped(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
+        self.ours(node, vmid).map(|guest| guest.pid.is_none())
+    }
+
+    pub(super) fn stop(&mut self, node: &NodeName, vmid: Vmid) -> Result<(), ErrorKind> {
+        let guest = self.ours(node, vmid)?;
+        guest.pid = None;
+        guest.up_at = None;
+        Ok(())
+    }
+
+    /// Looks at what there is of a vmid, right before it is destroyed.
+    pub(super) fn remains(
+        &self,
+        node: &NodeName,
+        vmid: Vmid,
+        owner: &SandboxId,
+    ) -> Result<Remains, ErrorKind> {
+        let Some(guest) = self.guests.get(&vmid) else {
+            let volumes = self.volumes.get(&(node.clone(), vmid));
+            let none = volumes.is_none_or(BTreeSet::is_empty);
+            return Ok(if none { Remains::Nothing } else { Remains::VolumesOnly });
+        };
+        if guest.node != *node || guest.is_vm {
+            return Err(ErrorKind::NotOurs(format!("{vmid} is a guest of node {}", guest.node)));
+        }
+        ownership::check(&guest.config, vmid, owner)?;
+        match guest.config.lock() {
+            // Nobody is busy with it, so whoever locked it is dead: a clone or destroy of ours.
+            None | Some("create" | "destroyed") => Ok(Remains::Container),
+            Some(lock) => Err(locked(lock)),
+        }
+    }
+
+    pub(super) fn free_volumes(&mut self, node: &NodeName, vmid: Vmid) {
+        let freed = self.volumes.remove(&(node.clone(), vmid)).unwrap_or_default();
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.room.free += VOLUME_BYTES * u64::try_from(freed.len()).unwrap_or(0);
+        }
+    }
+
+    /// The destruction up to its last write: no volume, and a config that says so.
+    pub(super) fn half_destroy(&mut self, node: &NodeName, vmid: Vmid) {
+        self.free_volumes(node, vmid);
+        if let Some(guest) = self.guests.get_mut(&vmid) {
+            guest.config = ContainerConfig::parse(b"lock: destroyed\n");
+            guest.pid = None;
+        }
+    }
+
+    pub(super) fn edit(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        change: impl FnOnce(&mut ContainerConfig),
+    ) {
+        if let Ok(guest) = self.container_mut(node, vmid) {
+            change(&mut guest.config);
+        }
+    }
+
+    pub(super) fn addresses(&self, node: &NodeName, vmid: Vmid, now: Instant) -> Vec<Ipv4Addr> {
+        let up = |guest: &&Guest| guest.up_at.is_some_and(|at| at <= now);
+        let guest = self.container(node, vmid).filter(up);
+        let Some(net0) = guest.and_then(|guest| guest.config.net0()) else { return Vec::new() };
+        match net0.ip {
+            Ip::Static(ip, _) => vec![ip],
+            // A server that gives each container an address of its own.
+            Ip::Dhcp => vec![Ipv4Addr::from(0x0AC8_0000 | (vmid.get() & 0xFFFF))],
+            Ip::Manual => Vec::new(),
+        }
+    }
+}
+
+pub(super) fn locked(lock: &str) -> ErrorKind {
+    ErrorKind::Locked(format!("CT is locked ({lock})"))
+}
+
+pub(super) fn missing(node: &NodeName, vmid: Vmid) -> ErrorKind {
+    ErrorKind::NotFound(format!("Configuration file 'nodes/{node}/lxc/{vmid}.conf' does not exist"))
+}
+
+fn put(config: &mut ContainerConfig, key: &str, text: &str) {
+    config.set(key, text).expect("the fake's own values are one line");
+}
+
+/// A template's config, as PVE writes one.
+pub(super) fn template_config(vmid: Vmid) -> ContainerConfig {
+    let text = format!(
+        "arch: amd64\ncores: 1\nhostname: template\nmemory: 512\n\
+         net0: name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:00:01,ip=dhcp,type=veth\n\
+         ostype: debian\nrootfs: local-zfs:basevol-{vmid}-disk-0,size=2G\nswap: 512\n\
+         template: 1\nunprivileged: 1\n"
+    );
+    ContainerConfig::parse(text.as_bytes())
+}
+

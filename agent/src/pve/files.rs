@@ -1,0 +1,52 @@
+//! Reading /etc/pve. It is a FUSE file system: a read hangs when pmxcfs does, so each has a
+//! deadline and only so many threads are ever given to hanging ones.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{sync::Semaphore, time::timeout};
+
+/// Reads under way, hanging ones included.
+const READS_MAX: usize = 32;
+
+/// A read of pmxcfs takes 0.1 ms; one that takes this long has found it hanging.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// Runs blocking reads with a deadline. Clones share their limit.
+#[derive(Debug, Clone)]
+pub struct Files {
+    slots: Arc<Semaphore>,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self { slots: Arc::new(Semaphore::new(READS_MAX)) }
+    }
+}
+
+impl Files {
+    /// A file; `None` when there is none.
+    pub async fn read(&self, path: PathBuf) -> io::Result<Option<Vec<u8>>> {
+        self.blocking(move || match std::fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    /// Anything that reads.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer from the file system");
+        let slots = Arc::clone(&self.slots);
+        let slot = timeout(DEADLINE, slots.acquire_owned()).await.map_err(late)?;
+        let task = tokio::task::spawn_blocking(move || {
+            // Held by the thread, not by the caller that may give up on it.
+            let _slot = slot;
+            read()
+        });
+        timeout(DEADLINE, task).await.map_err(late)?.unwrap_or_else(|gone| Err(gone.into()))
+    }
+}

@@ -1,0 +1,215 @@
+//! The host: what PVE has, and what changes it. `pct` runs for what changes a container; files,
+//! cgroups and /proc answer what only asks. The words of `pct` are known in this module alone.
+//!
+//! `pct::Pct` drives the real thing (or the lab's stand-in, which it cannot tell apart), `fake::FakePve`
+//! keeps a cluster in memory for the simulation; one contract suite holds them to the same behaviour.
+
+pub mod cluster;
+pub mod command;
+pub mod config_file;
+pub mod container;
+pub mod fake;
+pub mod files;
+pub mod mark;
+pub mod outcome;
+pub mod ownership;
+pub mod pct;
+pub mod storage;
+pub mod worker;
+
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+
+use proto::{id::SandboxId, id::Vmid, name::NodeName};
+
+pub use config_file::ContainerConfig;
+pub use mark::Mark;
+
+/// What a caller can do about a failure; the text is `pct`'s own last line or ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ErrorKind {
+    /// The vmid is taken, here or on another node: take the next.
+    #[error("the vmid is taken: {0}")]
+    VmidTaken(String),
+    /// No such container on this node.
+    #[error("no such container: {0}")]
+    NotFound(String),
+    /// Somebody holds PVE's lock on the container or its template; may be free soon.
+    #[error("the container is locked: {0}")]
+    Locked(String),
+    /// It is running, and must not be, or the other way round.
+    #[error("wrong state: {0}")]
+    WrongState(String),
+    /// The storage has no room.
+    #[error("the storage is full: {0}")]
+    StorageFull(String),
+    /// The cluster has no quorum, or pmxcfs is down: nothing can be changed.
+    #[error("no quorum: {0}")]
+    NoQuorum(String),
+    /// The container does not carry the mark that it must carry: it is not ours.
+    #[error("not ours: {0}")]
+    NotOurs(String),
+    /// `pct` did not end in time. It was told to stop; what it did must be looked at.
+    #[error("no answer within the deadline: {0}")]
+    Deadline(String),
+    /// Anything else that `pct` said.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A failed operation on the host.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{op} {vmid} failed: {kind}")]
+pub struct Error {
+    /// The operation: clone, set, start, stop, destroy, unlock, read.
+    pub op: &'static str,
+    /// The container; for a clone, the new one.
+    pub vmid: Vmid,
+    /// What can be done about it.
+    pub kind: ErrorKind,
+}
+
+/// One linked clone of a template.
+#[derive(Debug, Clone)]
+pub struct CloneOrder {
+    /// Template to clone, on this node.
+    pub template: Vmid,
+    /// Number of the new container.
+    pub vmid: Vmid,
+    /// Who it is; its sandbox id is the hostname, and all of it is the description from the first
+    /// write of the config on.
+    pub mark: Mark,
+}
+
+/// How a sandbox is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A leased address with the prefix length of the pool, and the gateway.
+    Static {
+        /// The address.
+        ip: Ipv4Addr,
+        /// Prefix length of the bridge's network, 8 to 30.
+        prefix: u8,
+        /// Default route.
+        gateway: Ipv4Addr,
+    },
+    /// A DHCP server answers on the bridge.
+    Dhcp,
+}
+
+/// Settings that a clone gets before its first start, in one `pct set`.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bridge of its interface.
+    pub bridge: String,
+    /// MAC of its interface, derived from the address so that a reused address keeps its MAC.
+    pub mac: [u8; 6],
+    /// Its address.
+    pub address: Address,
+    /// Cores; also the limit on CPU time.
+    pub cores: u32,
+    /// Memory, MiB. Swap is 0.
+    pub memory_mib: u32,
+}
+
+/// The cluster as this node sees it, from `.members` and `.vmlist`.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    /// Changes are possible. False also when pmxcfs is down.
+    pub quorate: bool,
+    /// Nodes with their cluster address and whether they are online; at least this node.
+    pub members: BTreeMap<NodeName, Member>,
+    /// Every guest of the cluster, whatever its kind, and its node.
+    pub guests: BTreeMap<Vmid, NodeName>,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Member {
+    /// Cluster address; absent when the node is offline.
+    pub ip: Option<std::net::IpAddr>,
+    /// Online by corosync.
+    pub online: bool,
+}
+
+/// Room on a storage, bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StorageRoom {
+    /// Free.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// One PVE node. No method has a default body: a fake that forgets one would run the real thing.
+///
+/// Reads never fork; every change takes a deadline and is refused without quorum. None of them
+/// frees a caller from the journal's rule: intent before effect.
+#[async_trait::async_trait]
+pub trait Pve: Send + Sync + std::fmt::Debug {
+    /// PVE's name of this node.
+    fn node(&self) -> &NodeName;
+
+    /// The cluster now. Not an error when pmxcfs is down: then nothing is quorate, and an empty
+    /// list of guests means nothing.
+    async fn cluster(&self) -> Cluster;
+
+    /// The config of a container of this node; `None` when there is none.
+    async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, Error>;
+
+    /// The configs of all containers of this node.
+    async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, Error>;
+
+    /// True when the container's init runs, frozen or not.
+    async fn running(&self, vmid: Vmid) -> bool;
+
+    /// Pid of the container's init in the host's pid namespace.
+    async fn init_pid(&self, vmid: Vmid) -> Option<u32>;
+
+    /// IPv4 addresses of the container's interfaces other than loopback, read from its network
+    /// namespace.
+    async fn addresses(&self, vmid: Vmid) -> Vec<Ipv4Addr>;
+
+    /// Room on the storage that clones of `template` go to.
+    async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error>;
+
+    /// Volumes on the node's storages that are named after this vmid, referenced or not.
+    async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, Error>;
+
+    /// Makes a linked clone. Holds PVE's lock on the template meanwhile, and PVE refuses a second
+    /// one at once: callers queue per template.
+    async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error>;
+
+    /// Writes the settings of a stopped container of ours.
+    async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error>;
+
+    /// Starts a container. `Ok` when its init runs; a container that runs already is `Ok`.
+    async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
+
+    /// Stops a container at once. One that is stopped already is `Ok`.
+    async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
+
+    /// Destroys the container if, and only if, its config carries this sandbox's mark for this
+    /// very vmid and is no template, or if there is no config and only volumes named after the vmid
+    /// are left from a clone of ours. Clears locks that our own dead worker left, waits for a
+    /// living one. Idempotent: `Ok` when nothing is left. Running containers are stopped first.
+    async fn destroy_owned(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        deadline: Duration,
+    ) -> Result<(), Error>;
+
+    /// Takes PVE's `lock: disk` off a template when no worker that holds it lives. Only called for
+    /// a template that the journal says our own dead clone has locked.
+    async fn unlock_template(&self, template: Vmid) -> Result<(), Error>;
+
+    /// Pids of all that runs in the container, in this host's pid namespace.
+    async fn processes(&self, vmid: Vmid) -> Vec<u32>;
+
+    /// True while nothing in the container gets to run: what is started in it would hang.
+    async fn frozen(&self, vmid: Vmid) -> bool;
+
+    /// Program and leading arguments that run a command inside a running container with a clean
+    /// environment; `None` when there is no way in (the fake).
+    fn enter(&self, vmid: Vmid) -> Option<Vec<std::ffi::OsString>>;
+}

@@ -1,0 +1,146 @@
+//! What a `pct` that ended has done. Pure; held to recorded output in `testdata/`.
+//!
+//! The exit code says little (2, 4 and 255 come for the same error), so the text decides.
+
+use super::ErrorKind;
+use crate::run::Exit;
+
+/// More of `pct`'s last line is not kept.
+const TEXT_CHARS_MAX: usize = 500;
+
+/// What the end of a command means. `op` is the sub-command.
+pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<(), ErrorKind> {
+    if exit == Exit::Code(0) {
+        return Ok(());
+    }
+    let text = last_line(stderr).or_else(|| last_line(stdout)).unwrap_or_else(|| match exit {
+        Exit::Code(code) => format!("pct ended with exit code {code} and said nothing"),
+        Exit::Signal(signal) => format!("pct was ended by signal {signal} and said nothing"),
+    });
+    match (op, kind(op, stdout, stderr)) {
+        // What was asked for is so already.
+        ("start", Some(Kind::Running))
+        | ("stop", Some(Kind::NotRunning))
+        | ("unlock", Some(Kind::NotLocked)) => Ok(()),
+        (_, Some(Kind::Taken)) => Err(ErrorKind::VmidTaken(text)),
+        (_, Some(Kind::Missing)) => Err(ErrorKind::NotFound(text)),
+        (_, Some(Kind::Locked)) => Err(ErrorKind::Locked(text)),
+        (_, Some(Kind::Full)) => Err(ErrorKind::StorageFull(text)),
+        (_, Some(Kind::NoQuorum)) => Err(ErrorKind::NoQuorum(text)),
+        (_, Some(Kind::Running | Kind::NotRunning | Kind::NotLocked | Kind::State)) => {
+            Err(ErrorKind::WrongState(text))
+        }
+        (_, None) => Err(ErrorKind::Failed(text)),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Taken,
+    Missing,
+    Locked,
+    Full,
+    NoQuorum,
+    Running,
+    NotRunning,
+    NotLocked,
+    State,
+}
+
+/// The first row whose words all stand in one line of stderr.
+const ROWS: &[(&[&str], Kind)] = &[
+    (&["already exists on node '"], Kind::Taken),
+    (&["unable to create CT", "File exists"], Kind::Taken),
+    (&["Configuration file 'nodes/", "' does not exist"], Kind::Missing),
+    (&["no quorum"], Kind::NoQuorum),
+    (&["unable to open file '/etc/pve/", "Permission denied"], Kind::NoQuorum),
+    (&["ipcc_send_rec", "failed"], Kind::NoQuorum),
+    (&["CT is locked ("], Kind::Locked),
+    (&["can't lock file '", "got timeout"], Kind::Locked),
+    (&["cfs-lock '", "got lock request timeout"], Kind::Locked),
+    (&["No space left on device"], Kind::Full),
+    (&["out of space"], Kind::Full),
+    (&["Disk quota exceeded"], Kind::Full),
+    (&["insufficient free space"], Kind::Full),
+    (&["CT ", " already running"], Kind::Running),
+    (&["CT ", " not running"], Kind::NotRunning),
+    (&["no lock found"], Kind::NotLocked),
+    (&["you can't start a CT if it's a template"], Kind::State),
+    (&["container is running"], Kind::State),
+    (&["protection mode enabled"], Kind::State),
+];
+
+/// What a worker's helpers say on stdout when a storage is full; a full btrfs shows as the second.
+const FULL: &[&str] = &["No space left on device", "can't read superblock on"];
+
+fn kind(op: &str, stdout: &str, stderr: &str) -> Option<Kind> {
+    let says = |line: &str, words: &[&str]| words.iter().all(|word| line.contains(word));
+    let row = ROWS.iter().find(|(words, _)| stderr.lines().any(|line| says(line, words)));
+    // stdout may hold a hook script's words, so it is asked this one thing of clones only.
+    let full = op == "clone" && FULL.iter().any(|word| stdout.contains(word));
+    row.map(|(_, kind)| *kind).or_else(|| full.then_some(Kind::Full))
+}
+
+/// The last line that says something.
+fn last_line(text: &str) -> Option<String> {
+    let noise = |line: &&str| {
+        line.is_empty()
+            || *line == "OK"
+            || line.starts_with("trying to acquire lock")
+            // The usage line behind a refused parameter.
+            || (line.starts_with("pct ") && line.ends_with("[OPTIONS]"))
+    };
+    let line = text.lines().map(str::trim).rfind(|line| !noise(line))?;
+    Some(line.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(block: &str) {
+        let (mut op, mut stdout, mut stderr) = ("", String::new(), String::new());
+        let (mut exit, mut expected) = (Exit::Code(0), "");
+        for line in block.lines() {
+            if let Some(command) = line.strip_prefix("$ pct ") {
+                op = command.split(' ').next().unwrap_or("");
+            } else if let Some(text) = line.strip_prefix("out| ") {
+                stdout += &format!("{text}\n");
+            } else if let Some(text) = line.strip_prefix("err| ") {
+                stderr += &format!("{text}\n");
+            } else if let Some(code) = line.strip_prefix("exit=") {
+                let code: i32 = code.parse().expect("a number");
+                exit = if code < 0 { Exit::Signal(-code) } else { Exit::Code(code) };
+            } else if let Some(text) = line.strip_prefix("=> ") {
+                expected = text;
+            }
+        }
+        let verdict = match judge(op, exit, &stdout, &stderr) {
+            Ok(()) => "Ok".to_owned(),
+            Err(kind) => {
+                // Debug is `Kind("text")`; the text is told apart by hand to keep its quotes.
+                let debug = format!("{kind:?}");
+                let name = debug.split('(').next().unwrap_or("").to_owned();
+                let shown = kind.to_string();
+                let text = shown.split_once(": ").filter(|_| name != "Failed");
+                format!("{name}: {}", text.map_or(shown.as_str(), |(_, text)| text))
+            }
+        };
+        assert_eq!(verdict, expected, "{block}");
+    }
+
+    #[test]
+    fn recorded_output() {
+        let blocks = include_str!("testdata/outcomes.txt").split("\n\n");
+        let blocks: Vec<_> = blocks.filter(|block| block.contains("$ pct")).collect();
+        assert!(blocks.len() > 35, "{}", blocks.len());
+        blocks.into_iter().for_each(check);
+    }
+
+    #[test]
+    fn a_last_line_is_one_short_line() {
+        let kind = judge("set", Exit::Code(255), "", &"\u{1b}[1m\u{7}é".repeat(1000));
+        let Err(ErrorKind::Failed(text)) = kind else { panic!("{kind:?}") };
+        assert!(text.chars().count() == TEXT_CHARS_MAX && !text.contains('\u{7}'));
+    }
+}

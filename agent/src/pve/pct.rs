@@ -1,0 +1,454 @@
+//! A real node (or one of the lab, which it cannot tell apart): `pct` for what changes a container,
+//! files for what only asks.
+//!
+//! Every change runs on a task of its own and under a lock of its container in this process, so
+//! that it goes on when its caller has gone, and a later one waits for it.
+
+mod destroy;
+mod rooms;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use proto::{
+    id::{SandboxId, Vmid},
+    name::NodeName,
+};
+use serde::Deserialize;
+use tokio::{sync::OwnedMutexGuard, time::Instant};
+
+use super::{
+    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Pve, Settings, StorageRoom, cluster,
+    command::Command, container, files::Files, outcome, ownership, worker,
+};
+use crate::{
+    run::{self, Program, Runner},
+    sys::proc,
+};
+
+/// Where things are on the host. The defaults are PVE's own places.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Places {
+    /// pmxcfs.
+    pub root: PathBuf,
+    /// The program that changes containers.
+    pub pct: PathBuf,
+    /// The program that changes volumes.
+    pub pvesm: PathBuf,
+    /// The program that enters containers.
+    pub lxc_attach: PathBuf,
+    /// LXC's directory of containers, also part of the names of their sockets.
+    pub lxc_dir: PathBuf,
+    /// Where PVE's tools lock configs.
+    pub lock_dir: PathBuf,
+    /// cgroup2.
+    pub cgroup_root: PathBuf,
+    /// procfs.
+    pub proc: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            root: "/etc/pve".into(),
+            pct: "/usr/sbin/pct".into(),
+            pvesm: "/usr/sbin/pvesm".into(),
+            lxc_attach: "/usr/bin/lxc-attach".into(),
+            lxc_dir: LXC_DIR.into(),
+            lock_dir: "/run/lock/lxc".into(),
+            cgroup_root: "/sys/fs/cgroup".into(),
+            proc: "/proc".into(),
+        }
+    }
+}
+
+const LXC_DIR: &str = "/var/lib/lxc";
+
+/// How long the calls get that have no deadline of their own.
+const CALL: Duration = Duration::from_secs(60);
+
+/// One PVE node.
+#[derive(Debug, Clone)]
+pub struct Pct(Arc<Host>);
+
+#[derive(Debug)]
+struct Host {
+    node: NodeName,
+    places: Places,
+    runner: Runner,
+    files: Files,
+    /// One lock per container that something is done to.
+    locks: Mutex<HashMap<Vmid, Weak<tokio::sync::Mutex<()>>>>,
+    rooms: rooms::Rooms,
+}
+
+impl Pct {
+    /// The node of this name, whose commands `runner` runs.
+    pub fn new(node: NodeName, places: Places, runner: Runner) -> Self {
+        let (locks, rooms) = (Mutex::default(), rooms::Rooms::default());
+        Self(Arc::new(Host { node, places, runner, files: Files::default(), locks, rooms }))
+    }
+
+    /// Runs a change to its end on a task of its own.
+    async fn change<F>(
+        &self,
+        op: &'static str,
+        vmid: Vmid,
+        steps: impl FnOnce(Arc<Host>) -> F + Send + 'static,
+    ) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), ErrorKind>> + Send + 'static,
+    {
+        let host = Arc::clone(&self.0);
+        let task = self.0.runner.tracker().spawn(async move {
+            let _lock = host.lock(vmid).await;
+            let start = Instant::now();
+            let result = steps(Arc::clone(&host)).await;
+            let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            tracing::debug!(op, %vmid, ms, ok = result.is_ok(), "a container was changed");
+            result
+        });
+        let gone = |_| Err(ErrorKind::Failed("the agent is shutting down".to_owned()));
+        task.await.unwrap_or_else(gone).map_err(|kind| Error { op, vmid, kind })
+    }
+}
+
+impl Host {
+    async fn lock(&self, vmid: Vmid) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let held = locks.get(&vmid).and_then(Weak::upgrade);
+            held.unwrap_or_else(|| {
+                let lock = Arc::default();
+                locks.insert(vmid, Arc::downgrade(&lock));
+                lock
+            })
+        };
+        lock.lock_owned().await
+    }
+
+    fn config_path(&self, vmid: Vmid) -> PathBuf {
+        self.configs_dir().join(format!("{vmid}.conf"))
+    }
+
+    fn configs_dir(&self) -> PathBuf {
+        self.places.root.join("nodes").join(self.node.as_str()).join("lxc")
+    }
+
+    async fn cluster(&self) -> Cluster {
+        let read = |name| self.files.read(self.places.root.join(name));
+        let (members, guests) = tokio::join!(read(".members"), read(".vmlist"));
+        let members = members.inspect_err(|error| tracing::warn!(%error, "pmxcfs was not read"));
+        cluster::cluster(members.ok().flatten().as_deref(), guests.ok().flatten().as_deref())
+    }
+
+    /// Refuses a change while the cluster could not take it: `pct destroy` without quorum removes
+    /// the volume and keeps the config.
+    async fn check_quorum(&self) -> Result<Cluster, ErrorKind> {
+        let cluster = self.cluster().await;
+        if cluster.quorate {
+            return Ok(cluster);
+        }
+        let why = if cluster.members.is_empty() { "pmxcfs is down" } else { "no quorum" };
+        Err(ErrorKind::NoQuorum(why.to_owned()))
+    }
+
+    /// An absent config means that there is no container only while pmxcfs is mounted.
+    async fn check_mounted(&self) -> Result<(), ErrorKind> {
+        match self.files.read(self.places.root.join(".members")).await {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(ErrorKind::NoQuorum("pmxcfs is down".to_owned())),
+            Err(error) => Err(unread(&error)),
+        }
+    }
+
+    async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, ErrorKind> {
+        let bytes = self.files.read(self.config_path(vmid)).await.map_err(|error| unread(&error))?;
+        if bytes.is_none() {
+            self.check_mounted().await?;
+        }
+        Ok(bytes.map(|bytes| ContainerConfig::parse(&bytes)))
+    }
+
+    async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, ErrorKind> {
+        let dir = self.configs_dir();
+        let read = self.files.blocking(move || {
+            let mut configs = BTreeMap::new();
+            for entry in std::fs::read_dir(dir)? {
+                let path = entry?.path();
+                let name = path.file_name().and_then(|name| name.to_str());
+                // PVE's half-written files are `ID.conf.tmp.PID`.
+                let Some(id) = name.and_then(|name| name.strip_suffix(".conf")) else { continue };
+                let Ok(vmid) = id.parse() else { continue };
+                match std::fs::read(&path) {
+                    Ok(bytes) => drop(configs.insert(vmid, ContainerConfig::parse(&bytes))),
+                    // Removed since the directory was read.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(configs)
+        });
+        let configs = read.await.map_err(|error| unread(&error))?;
+        self.check_mounted().await?;
+        Ok(configs)
+    }
+
+    /// The config of a sandbox of ours that nobody has locked.
+    async fn ours(&self, vmid: Vmid) -> Result<ContainerConfig, ErrorKind> {
+        let config = self.config(vmid).await?.ok_or_else(|| self.missing(vmid))?;
+        ownership::marked(&config, vmid)?;
+        match config.lock() {
+            Some(lock) => Err(ErrorKind::Locked(format!("CT is locked ({lock})"))),
+            None => Ok(config),
+        }
+    }
+
+    fn missing(&self, vmid: Vmid) -> ErrorKind {
+        let file = format!("nodes/{}/lxc/{vmid}.conf", self.node);
+        ErrorKind::NotFound(format!("Configuration file '{file}' does not exist"))
+    }
+
+    fn running(&self, vmid: Vmid) -> bool {
+        container::running(&self.places.proc, &self.places.lxc_dir, vmid)
+    }
+
+    async fn pct(&self, command: Command<'_>, deadline: Instant) -> Result<(), ErrorKind> {
+        let program = Program { path: self.places.pct.clone(), arguments: command.arguments() };
+        self.run(command.op(), program, deadline).await.map(drop)
+    }
+
+    /// Runs a tool of PVE's and gives back its stdout.
+    async fn run(
+        &self,
+        op: &'static str,
+        program: Program,
+        deadline: Instant,
+    ) -> Result<String, ErrorKind> {
+        match self.runner.run(program, deadline).await {
+            Ok(done) => {
+                outcome::judge(op, done.exit, &done.stdout, &done.stderr)?;
+                Ok(done.stdout)
+            }
+            Err(error @ (run::Error::Deadline { .. } | run::Error::NoTurn)) => {
+                Err(ErrorKind::Deadline(error.to_string()))
+            }
+            Err(error @ (run::Error::Start { .. } | run::Error::Gone)) => {
+                let chain = daemon::chain::Chain(&error).to_string();
+                Err(ErrorKind::Failed(chain))
+            }
+        }
+    }
+
+    async fn clone_template(&self, order: &CloneOrder, deadline: Instant) -> Result<(), ErrorKind> {
+        // What PVE would say too, but only after loading its half second of Perl.
+        if let Some(node) = self.check_quorum().await?.guests.get(&order.vmid) {
+            let text = format!("{} already exists on node '{node}'", order.vmid);
+            return Err(ErrorKind::VmidTaken(text));
+        }
+        let template = self.config(order.template).await?;
+        let template = template.ok_or_else(|| self.missing(order.template))?;
+        if !template.is_template() {
+            let text = format!("CT {} is no template: a clone would copy it whole", order.template);
+            return Err(ErrorKind::WrongState(text));
+        }
+        if let Some(lock) = template.lock() {
+            return Err(ErrorKind::Locked(format!("CT is locked ({lock})")));
+        }
+        self.pct(Command::Clone(order), deadline).await?;
+        let config = self.config(order.vmid).await?.ok_or_else(|| self.missing(order.vmid))?;
+        if config.mark().as_ref() != Some(&order.mark) || config.rootfs().is_none() {
+            let text = "pct clone said that it succeeded, but the config is not the clone's";
+            return Err(ErrorKind::Failed(text.to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), ErrorKind> {
+        self.check_quorum().await?;
+        self.ours(vmid).await?;
+        if self.running(vmid) {
+            return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
+        }
+        self.pct(Command::Set(vmid, settings), Instant::now() + CALL).await
+    }
+
+    async fn start(&self, vmid: Vmid, deadline: Instant) -> Result<(), ErrorKind> {
+        self.check_quorum().await?;
+        self.ours(vmid).await?;
+        if self.running(vmid) {
+            return Ok(());
+        }
+        self.pct(Command::Start(vmid), deadline).await?;
+        if self.running(vmid) {
+            return Ok(());
+        }
+        Err(ErrorKind::Failed("the container's init ended right after the start".to_owned()))
+    }
+
+    /// Works without quorum, as PVE's does: it writes nothing to /etc/pve.
+    async fn stop(&self, vmid: Vmid, deadline: Instant) -> Result<(), ErrorKind> {
+        self.ours(vmid).await?;
+        if !self.running(vmid) {
+            return Ok(());
+        }
+        self.pct(Command::Stop(vmid), deadline).await?;
+        if self.running(vmid) {
+            return Err(ErrorKind::Failed("the container runs on".to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn unlock_template(&self, template: Vmid) -> Result<(), ErrorKind> {
+        self.check_quorum().await?;
+        let config = self.config(template).await?.ok_or_else(|| self.missing(template))?;
+        match config.lock() {
+            None => return Ok(()),
+            Some("disk") if config.is_template() => {}
+            Some(lock) => return Err(ErrorKind::Locked(format!("CT is locked ({lock})"))),
+        }
+        let busy = self.processes(move |processes| worker::cloning(processes, template)).await?;
+        if let Some(pid) = busy.first() {
+            let text = format!("CT is locked (disk), and process {pid} still clones it");
+            return Err(ErrorKind::Locked(text));
+        }
+        self.pct(Command::Unlock(template), Instant::now() + CALL).await
+    }
+
+    /// Those of the host's processes that `pick` picks. A container can give its own any argv, so
+    /// theirs do not count.
+    async fn processes(
+        &self,
+        pick: impl FnOnce(&[proc::Process]) -> Vec<u32> + Send + 'static,
+    ) -> Result<Vec<u32>, ErrorKind> {
+        let root = self.places.proc.clone();
+        let picked = self.files.blocking(move || {
+            let mut picked = pick(&proc::processes(&root));
+            picked.retain(|&pid| proc::namespace_pids(&root, pid).len() == 1);
+            Ok(picked)
+        });
+        picked.await.map_err(|error| unread(&error))
+    }
+}
+
+fn unread(error: &std::io::Error) -> ErrorKind {
+    ErrorKind::NoQuorum(format!("the host's files could not be read: {error}"))
+}
+
+#[async_trait::async_trait]
+impl Pve for Pct {
+    fn node(&self) -> &NodeName {
+        &self.0.node
+    }
+
+    async fn cluster(&self) -> Cluster {
+        self.0.cluster().await
+    }
+
+    async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, Error> {
+        self.0.config(vmid).await.map_err(|kind| Error { op: "read", vmid, kind })
+    }
+
+    async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, Error> {
+        let error = |kind| Error { op: "list from", vmid: Vmid::MIN, kind };
+        self.0.configs().await.map_err(error)
+    }
+
+    async fn running(&self, vmid: Vmid) -> bool {
+        self.0.running(vmid)
+    }
+
+    async fn init_pid(&self, vmid: Vmid) -> Option<u32> {
+        container::init_pid(&self.0.places.proc, &self.0.places.cgroup_root, vmid)
+    }
+
+    async fn addresses(&self, vmid: Vmid) -> Vec<Ipv4Addr> {
+        match self.init_pid(vmid).await {
+            Some(pid) => container::addresses(&self.0.places.proc, pid),
+            None => Vec::new(),
+        }
+    }
+
+    async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error> {
+        let room = self.0.storage_room(template).await;
+        room.map_err(|kind| Error { op: "measure the storage of", vmid: template, kind })
+    }
+
+    async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, Error> {
+        let volumes = self.0.volumes(vmid).await;
+        volumes.map_err(|kind| Error { op: "find volumes of", vmid, kind })
+    }
+
+    async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error> {
+        let (order, deadline) = (order.clone(), Instant::now() + deadline);
+        self.change("clone", order.vmid, move |host| async move {
+            host.clone_template(&order, deadline).await
+        })
+        .await
+    }
+
+    async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error> {
+        let settings = settings.clone();
+        self.change("set", vmid, move |host| async move { host.configure(vmid, &settings).await })
+            .await
+    }
+
+    async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + deadline;
+        self.change("start", vmid, move |host| async move { host.start(vmid, deadline).await }).await
+    }
+
+    async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + deadline;
+        self.change("stop", vmid, move |host| async move { host.stop(vmid, deadline).await }).await
+    }
+
+    async fn destroy_owned(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        let (owner, deadline) = (*owner, Instant::now() + deadline);
+        self.change("destroy", vmid, move |host| async move {
+            host.destroy_owned(vmid, &owner, deadline).await
+        })
+        .await
+    }
+
+    async fn unlock_template(&self, template: Vmid) -> Result<(), Error> {
+        self.change("unlock", template, move |host| async move {
+            host.unlock_template(template).await
+        })
+        .await
+    }
+
+    async fn processes(&self, vmid: Vmid) -> Vec<u32> {
+        let root = self.0.places.cgroup_root.clone();
+        // A container may hold thousands of cgroups.
+        let found = tokio::task::spawn_blocking(move || container::processes(&root, vmid)).await;
+        found.unwrap_or_default()
+    }
+
+    async fn frozen(&self, vmid: Vmid) -> bool {
+        container::frozen(&self.0.places.cgroup_root, vmid)
+    }
+
+    fn enter(&self, vmid: Vmid) -> Option<Vec<OsString>> {
+        let Places { lxc_attach, lxc_dir, .. } = &self.0.places;
+        let mut argv: Vec<OsString> = vec![lxc_attach.into(), "-n".into(), vmid.to_string().into()];
+        if lxc_dir.as_os_str() != LXC_DIR {
+            argv.extend(["-P".into(), lxc_dir.into()]);
+        }
+        argv.extend(["--clear-env".into(), "--".into()]);
+        Some(argv)
+    }
+}

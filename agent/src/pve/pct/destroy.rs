@@ -1,0 +1,192 @@
+//! Destroying what is ours, whatever state it is in: running, half cloned, half destroyed, or
+//! nothing but a volume. Look, act, look again, until nothing is left.
+
+use std::path::PathBuf;
+
+use nix::mount::{MntFlags, umount2};
+use proto::id::{SandboxId, Vmid};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Host, unread};
+use crate::{
+    pve::{ContainerConfig, ErrorKind, command::Command, ownership, worker},
+    sys::{flock, pidfd},
+};
+
+/// Looks at most this often: each round removes something or ends in an error.
+const ROUNDS_MAX: u32 = 6;
+
+const LOSETUP: &str = "/usr/sbin/losetup";
+
+/// What there is of a container.
+#[derive(Debug)]
+enum Found {
+    Nothing,
+    Volumes(Vec<String>),
+    Container(ContainerConfig),
+}
+
+impl Host {
+    pub(super) async fn destroy_owned(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        deadline: Instant,
+    ) -> Result<(), ErrorKind> {
+        let mut last = None;
+        for _ in 0..ROUNDS_MAX {
+            self.check_quorum().await?;
+            // A `pct` of an agent that died may still be about to make the container.
+            self.wait_until_idle(vmid, deadline).await?;
+            let result = match self.look(vmid, owner, deadline).await? {
+                Found::Nothing => {
+                    self.sweep(vmid);
+                    return Ok(());
+                }
+                Found::Volumes(volumes) => self.free_all(volumes).await,
+                Found::Container(config) => self.destroy(vmid, &config, deadline).await,
+            };
+            match result {
+                Ok(()) => {}
+                // A storage's lock was held for too long, or somebody was quicker: look again.
+                Err(kind @ (ErrorKind::Locked(_) | ErrorKind::NotFound(_)))
+                    if Instant::now() < deadline =>
+                {
+                    last = Some(kind);
+                }
+                Err(kind) => return Err(kind),
+            }
+        }
+        Err(last.unwrap_or_else(|| ErrorKind::Failed(format!("something of CT {vmid} is left"))))
+    }
+
+    async fn wait_until_idle(&self, vmid: Vmid, deadline: Instant) -> Result<(), ErrorKind> {
+        loop {
+            let busy = self.processes(move |all| worker::busy_with(all, vmid)).await?;
+            let Some(&pid) = busy.first() else { return Ok(()) };
+            let late = |_| ErrorKind::Deadline(format!("process {pid} is still busy with it"));
+            let ended = timeout_at(deadline, pidfd::ended(pid)).await.map_err(late)?;
+            ended.map_err(|error| ErrorKind::Failed(format!("waiting for {pid}: {error}")))?;
+        }
+    }
+
+    /// Says whose it is under PVE's own lock, so that nobody is just writing the config.
+    async fn look(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        deadline: Instant,
+    ) -> Result<Found, ErrorKind> {
+        if self.config(vmid).await?.is_none() {
+            return self.look_for_volumes(vmid).await;
+        }
+        let path = self.places.lock_dir.join(format!("pve-config-{vmid}.lock"));
+        let lock = flock::lock(&path, deadline).await.map_err(|error| unread(&error))?;
+        let late = || ErrorKind::Locked(format!("can't lock file '{}' - got timeout", path.display()));
+        let _lock = lock.ok_or_else(late)?;
+        let Some(config) = self.config(vmid).await? else {
+            return self.look_for_volumes(vmid).await;
+        };
+        ownership::check(&config, vmid, owner)?;
+        match config.lock() {
+            // No worker lives, so a clone or a destroy of ours left these.
+            None | Some("create" | "destroyed") => Ok(Found::Container(config)),
+            Some(lock) => Err(ErrorKind::Locked(format!("CT is locked ({lock})"))),
+        }
+    }
+
+    async fn look_for_volumes(&self, vmid: Vmid) -> Result<Found, ErrorKind> {
+        if let Some(node) = self.cluster().await.guests.get(&vmid) {
+            // Another kind of guest has the number, or another node has the config.
+            return Err(ErrorKind::NotOurs(format!("{vmid} is a guest of node {node}")));
+        }
+        let volumes = self.volumes(vmid).await?;
+        if volumes.is_empty() {
+            return Ok(Found::Nothing);
+        }
+        for (other, config) in self.configs().await? {
+            let name = |volume: &String| {
+                volume.rsplit([':', '/']).next().unwrap_or(volume).to_owned()
+            };
+            if volumes.iter().any(|volume| config.mentions(&name(volume))) {
+                let text = format!("a volume of {vmid} belongs to CT {other}");
+                return Err(ErrorKind::NotOurs(text));
+            }
+        }
+        Ok(Found::Volumes(volumes))
+    }
+
+    async fn free_all(&self, volumes: Vec<String>) -> Result<(), ErrorKind> {
+        for volume in volumes {
+            self.free(&volume).await?;
+            tracing::info!(volume, "a volume that a dead clone left was removed");
+        }
+        Ok(())
+    }
+
+    async fn destroy(
+        &self,
+        vmid: Vmid,
+        config: &ContainerConfig,
+        deadline: Instant,
+    ) -> Result<(), ErrorKind> {
+        if config.lock().is_some() {
+            self.unmount(vmid).await?;
+            self.pct(Command::Unlock(vmid), deadline).await?;
+        }
+        self.pct(Command::Destroy(vmid), deadline).await
+    }
+
+    /// Undoes the mounts of a clone that was killed while it wrote into the new volume.
+    async fn unmount(&self, vmid: Vmid) -> Result<(), ErrorKind> {
+        let below = self.places.lxc_dir.join(vmid.to_string()).join("rootfs");
+        let mountinfo = self.places.proc.join("self/mountinfo");
+        let loops = self.files.blocking(move || {
+            let text = std::fs::read_to_string(mountinfo)?;
+            let mut loops = Vec::new();
+            // The later a mount is listed, the deeper it is.
+            for (point, source) in mounts(&text).rev().filter(|(p, _)| p.starts_with(&below)) {
+                umount2(&point, MntFlags::empty())?;
+                loops.extend(Some(source).filter(|source| source.starts_with("/dev/loop")));
+            }
+            Ok(loops)
+        });
+        let loops = loops.await.map_err(|e| ErrorKind::Failed(format!("unmounting: {e}")))?;
+        for device in loops {
+            self.tool(LOSETUP, ["-d", &device]).await?;
+        }
+        Ok(())
+    }
+
+    /// PVE leaves a directory per number that was ever used. Only what is known to be there, and
+    /// only if it is empty, is removed.
+    fn sweep(&self, vmid: Vmid) {
+        let dir = self.places.lxc_dir.join(vmid.to_string());
+        let removed = std::fs::remove_file(dir.join("rules.seccomp"));
+        let rest = ["passthrough", "rootfs", ""].map(|name| std::fs::remove_dir(dir.join(name)));
+        // Whatever is in the way stays; the next container of this number uses it again.
+        drop((removed, rest));
+    }
+}
+
+/// Mount points and their sources.
+fn mounts(mountinfo: &str) -> impl DoubleEndedIterator<Item = (PathBuf, String)> {
+    mountinfo.lines().filter_map(|line| {
+        let (fields, source) = line.split_once(" - ")?;
+        let point = fields.split(' ').nth(4)?.replace("\\040", " ");
+        Some((point.into(), source.split(' ').nth(1)?.to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_mounts() {
+        let text = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            99 1 7:4 / /var/lib/lxc/701/rootfs rw,relatime shared:1 - ext4 /dev/loop4 rw\n";
+        let found: Vec<_> = mounts(text).collect();
+        assert_eq!(found[1], ("/var/lib/lxc/701/rootfs".into(), "/dev/loop4".to_owned()));
+    }
+}

@@ -1,0 +1,157 @@
+//! Room on storages, and the volumes on them. Directories are looked at; for the others a tool has
+//! to run, so its answer is kept for a while.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use proto::id::Vmid;
+use tokio::time::Instant;
+
+use super::{CALL, Host, unread};
+use crate::{
+    pve::{
+        ErrorKind, StorageRoom,
+        storage::{self, Place, Storage},
+    },
+    run::Program,
+};
+
+const LVS: &str = "/usr/sbin/lvs";
+const ZFS: &str = "/usr/sbin/zfs";
+
+/// statfs(2)'s word for ZFS. It counts a dataset, not its pool, so ZFS is asked itself.
+const ZFS_MAGIC: u64 = 0x2FC1_2FC1;
+
+/// Answers that are kept.
+#[derive(Debug, Default)]
+pub(super) struct Rooms(Mutex<HashMap<String, (Instant, StorageRoom)>>);
+
+impl Rooms {
+    fn get(&self, storage: &str) -> Option<StorageRoom> {
+        let rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.get(storage).filter(|(until, _)| *until > Instant::now()).map(|(_, room)| *room)
+    }
+
+    fn keep(&self, storage: &str, room: StorageRoom, age: Duration) {
+        let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.insert(storage.to_owned(), (Instant::now() + age, room));
+    }
+}
+
+impl Host {
+    /// The storages that containers of this node can be on.
+    async fn storages(&self) -> Result<Vec<Storage>, ErrorKind> {
+        let path = self.places.root.join("storage.cfg");
+        let bytes = self.files.read(path).await.map_err(|error| unread(&error))?;
+        let bytes = bytes.ok_or_else(|| ErrorKind::NoQuorum("there is no storage.cfg".to_owned()))?;
+        let mut storages = storage::parse(&String::from_utf8_lossy(&bytes));
+        storages.retain(|storage| storage.holds_containers(&self.node));
+        Ok(storages)
+    }
+
+    pub(super) async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, ErrorKind> {
+        let config = self.config(template).await?.ok_or_else(|| self.missing(template))?;
+        let name = config.storage().unwrap_or("");
+        if let Some(room) = self.rooms.get(name) {
+            return Ok(room);
+        }
+        let storages = self.storages().await?;
+        let found = storages.iter().find(|storage| storage.name == name);
+        let storage = found.ok_or_else(|| {
+            ErrorKind::Failed(format!("storage '{name}' holds no containers on this node"))
+        })?;
+        let (room, age) = match storage.place() {
+            Place::Flat(path) => self.dataset_room(storage, &path).await?,
+            Place::Images(path) => (self.file_system_room(path).await?.0, Duration::from_secs(1)),
+            Place::Thin { group, pool } => {
+                let volume = format!("{group}/{pool}");
+                let options = ["--noheadings", "--units", "b", "--nosuffix", "-o"];
+                let columns = ["lv_size,data_percent", volume.as_str()];
+                let text = self.tool(LVS, options.into_iter().chain(columns)).await?;
+                (storage::parse_thin_room(&text), Duration::from_secs(5))
+            }
+            Place::Other => {
+                let pvesm = self.places.pvesm.clone();
+                let text = self.tool(pvesm, ["status", "--storage", name]).await?;
+                (storage::parse_pvesm_room(&text, name), Duration::from_secs(60))
+            }
+        };
+        let unknown = || ErrorKind::Failed(format!("the room on storage '{name}' is not known"));
+        let room = room.ok_or_else(unknown)?;
+        self.rooms.keep(name, room, age);
+        Ok(room)
+    }
+
+    async fn dataset_room(
+        &self,
+        storage: &Storage,
+        path: &Path,
+    ) -> Result<(Option<StorageRoom>, Duration), ErrorKind> {
+        let (room, kind) = self.file_system_room(path.to_owned()).await?;
+        let pool = storage.properties.get("pool").filter(|_| kind == ZFS_MAGIC);
+        let Some(pool) = pool else { return Ok((room, Duration::from_secs(1))) };
+        let text = self.tool(ZFS, ["list", "-Hp", "-o", "used,available", pool]).await?;
+        Ok((storage::parse_zfs_room(&text), Duration::from_secs(5)))
+    }
+
+    async fn file_system_room(
+        &self,
+        path: PathBuf,
+    ) -> Result<(Option<StorageRoom>, u64), ErrorKind> {
+        let read = self.files.blocking(move || Ok(rustix::fs::statfs(&path)?));
+        let found = read.await.map_err(|error| ErrorKind::Failed(format!("statfs: {error}")))?;
+        let block = u64::try_from(found.f_bsize).unwrap_or(0);
+        let room = StorageRoom { free: found.f_bavail * block, total: found.f_blocks * block };
+        Ok((Some(room), u64::try_from(found.f_type).unwrap_or(0)))
+    }
+
+    /// Volumes that carry this number, on any storage.
+    pub(super) async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, ErrorKind> {
+        let mut volumes = Vec::new();
+        for storage in self.storages().await? {
+            volumes.extend(self.volumes_on(storage, vmid).await?);
+        }
+        Ok(volumes)
+    }
+
+    async fn volumes_on(&self, storage: Storage, vmid: Vmid) -> Result<Vec<String>, ErrorKind> {
+        match storage.place() {
+            Place::Flat(_) | Place::Images(_) => {
+                let name = storage.name.clone();
+                let look = move || storage.volumes_seen(vmid).unwrap_or_else(|| Ok(Vec::new()));
+                let seen = self.files.blocking(look).await;
+                seen.map_err(|error| ErrorKind::Failed(format!("storage '{name}': {error}")))
+            }
+            Place::Thin { group, .. } => {
+                let text = self.tool(LVS, ["--noheadings", "-o", "lv_name", &group]).await?;
+                let names = storage::parse_lvs(&text);
+                Ok(names.filter_map(|name| storage.volume(vmid, name)).collect())
+            }
+            Place::Other => {
+                let (pvesm, id) = (self.places.pvesm.clone(), vmid.to_string());
+                let text = self.tool(pvesm, ["list", &storage.name, "--vmid", &id]).await?;
+                Ok(storage::parse_pvesm_volumes(&text, &storage.name))
+            }
+        }
+    }
+
+    /// Removes a volume that no config names.
+    pub(super) async fn free(&self, volume: &str) -> Result<(), ErrorKind> {
+        self.tool(self.places.pvesm.clone(), ["free", volume]).await.map(drop)
+    }
+
+    /// Runs a tool and gives back its stdout.
+    pub(super) async fn tool<'a>(
+        &self,
+        path: impl Into<PathBuf>,
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> Result<String, ErrorKind> {
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        let program = Program { path: path.into(), arguments };
+        self.run("tool", program, Instant::now() + CALL).await
+    }
+}

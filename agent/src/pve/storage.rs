@@ -1,0 +1,281 @@
+//! Storages: `storage.cfg`, how much room there is, which volumes there are. Pure but for what is
+//! read from directories; what must run a program is `super::pct`'s.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use proto::{id::Vmid, name::NodeName};
+
+use super::StorageRoom;
+
+/// One storage of `storage.cfg`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storage {
+    /// Its name.
+    pub name: String,
+    /// Its type: `dir`, `zfspool`, `lvmthin`, ...
+    pub kind: String,
+    /// Its properties.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// Where a storage's volumes and room can be looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Volumes are entries of this directory; room is that of its file system.
+    Flat(PathBuf),
+    /// Volumes of ID are entries of `images/ID` below this directory.
+    Images(PathBuf),
+    /// Volumes are logical volumes of this group; room is that of the thin pool.
+    Thin {
+        /// Volume group.
+        group: String,
+        /// Thin pool.
+        pool: String,
+    },
+    /// PVE has to be asked.
+    Other,
+}
+
+/// Reads `storage.cfg`.
+pub fn parse(text: &str) -> Vec<Storage> {
+    let mut storages: Vec<Storage> = Vec::new();
+    for line in text.lines() {
+        if line.starts_with('#') || line.trim().is_empty() {
+            continue;
+        }
+        if line.starts_with([' ', '\t']) {
+            let (key, value) = line.trim().split_once([' ', '\t']).unwrap_or((line.trim(), "1"));
+            if let Some(storage) = storages.last_mut() {
+                storage.properties.insert(key.to_owned(), value.trim().to_owned());
+            }
+        } else if let Some((kind, name)) = line.split_once(':') {
+            let (kind, name) = (kind.trim().to_owned(), name.trim().to_owned());
+            storages.push(Storage { name, kind, properties: BTreeMap::new() });
+        }
+    }
+    storages
+}
+
+impl Storage {
+    /// True when containers' volumes can be on it, on this node.
+    pub fn holds_containers(&self, node: &NodeName) -> bool {
+        let listed = |key, word: &str| {
+            self.properties.get(key).map(|list| list.split(',').any(|item| item.trim() == word))
+        };
+        let disabled = self.properties.get("disable").is_some_and(|value| value != "0");
+        !disabled
+            && listed("content", "rootdir").unwrap_or(false)
+            && listed("nodes", node.as_str()).unwrap_or(true)
+    }
+
+    /// Where it is on this host.
+    pub fn place(&self) -> Place {
+        let property = |key| self.properties.get(key).cloned();
+        match (self.kind.as_str(), property("path"), property("pool")) {
+            ("dir" | "btrfs", Some(path), _) => Place::Images(path.into()),
+            ("nfs" | "cifs" | "cephfs", path, _) => {
+                let path = path.unwrap_or_else(|| format!("/mnt/pve/{}", self.name));
+                Place::Images(path.into())
+            }
+            // ZFS mounts each container's dataset below the pool's.
+            ("zfspool", _, Some(pool)) => {
+                let path = property("mountpoint").unwrap_or_else(|| format!("/{pool}"));
+                Place::Flat(path.into())
+            }
+            ("lvmthin", ..) => match (property("vgname"), property("thinpool")) {
+                (Some(group), Some(pool)) => Place::Thin { group, pool },
+                _ => Place::Other,
+            },
+            _ => Place::Other,
+        }
+    }
+
+    /// The volume, as PVE names it, of an entry of this storage; `None` when it is not one of this
+    /// container's.
+    pub fn volume(&self, vmid: Vmid, entry: &str) -> Option<String> {
+        let of_it = ["vm", "subvol", "base", "basevol"].iter().any(|stem| {
+            let rest = entry.strip_prefix(stem).and_then(|rest| rest.strip_prefix('-'));
+            let rest = rest.and_then(|rest| rest.strip_prefix(&vmid.to_string()));
+            rest.is_some_and(|rest| rest.starts_with('-'))
+        });
+        if !of_it {
+            return None;
+        }
+        let name = &self.name;
+        Some(match (self.kind.as_str(), self.place()) {
+            // On btrfs a volume is a directory whose name leaves out the format.
+            ("btrfs", _) if entry.starts_with("subvol-") => format!("{name}:{vmid}/{entry}.subvol"),
+            ("btrfs", _) if !entry.ends_with(".raw") => format!("{name}:{vmid}/{entry}.raw"),
+            (_, Place::Images(_)) => format!("{name}:{vmid}/{entry}"),
+            (_, Place::Flat(_) | Place::Thin { .. } | Place::Other) => format!("{name}:{entry}"),
+        })
+    }
+
+    /// The volumes of a container that a directory shows; `None` when no directory does.
+    pub fn volumes_seen(&self, vmid: Vmid) -> Option<std::io::Result<Vec<String>>> {
+        let dir = match self.place() {
+            Place::Flat(dir) => dir,
+            Place::Images(dir) => dir.join("images").join(vmid.to_string()),
+            Place::Thin { .. } | Place::Other => return None,
+        };
+        Some(entries(&dir).map(|names| {
+            names.iter().filter_map(|name| self.volume(vmid, name)).collect()
+        }))
+    }
+}
+
+fn entries(dir: &Path) -> std::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    match std::fs::read_dir(dir) {
+        Ok(entries) => {
+            for entry in entries {
+                names.extend(entry?.file_name().into_string());
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(names)
+}
+
+/// The names in `lvs --noheadings -o lv_name`.
+pub fn parse_lvs(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty())
+}
+
+/// Room of a thin pool, from `lvs --noheadings --units b --nosuffix -o lv_size,data_percent`.
+pub fn parse_thin_room(text: &str) -> Option<StorageRoom> {
+    let mut words = text.split_ascii_whitespace();
+    let total: u64 = words.next()?.parse().ok()?;
+    let percent: f64 = words.next()?.parse().ok()?;
+    #[expect(clippy::cast_precision_loss, reason = "sizes of storages, to four digits")]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of total")]
+    let used = (total as f64 * (percent / 100.0).clamp(0.0, 1.0)) as u64;
+    Some(StorageRoom { free: total.saturating_sub(used), total })
+}
+
+/// Room of a dataset, from `zfs list -Hp -o used,available`.
+pub fn parse_zfs_room(text: &str) -> Option<StorageRoom> {
+    let mut words = text.split_ascii_whitespace();
+    let used: u64 = words.next()?.parse().ok()?;
+    let free: u64 = words.next()?.parse().ok()?;
+    Some(StorageRoom { free, total: used + free })
+}
+
+/// Room of a storage, from `pvesm status --storage NAME`: name, type, status, then KiB.
+pub fn parse_pvesm_room(text: &str, name: &str) -> Option<StorageRoom> {
+    let words = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let row = words.into_iter().find(|row| row.first() == Some(&name) && row.get(2) == Some(&"active"))?;
+    let bytes = |at: usize| Some(row.get(at)?.parse::<u64>().ok()? * 1024);
+    Some(StorageRoom { free: bytes(5)?, total: bytes(3)? })
+}
+
+/// The volumes in `pvesm list STORAGE --vmid ID`.
+pub fn parse_pvesm_volumes(text: &str, name: &str) -> Vec<String> {
+    let first = text.lines().filter_map(|line| line.split_ascii_whitespace().next());
+    first.filter(|word| word.starts_with(&format!("{name}:"))).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = "\
+dir: local
+\tpath /var/lib/vz
+\tcontent iso,vztmpl,backup
+
+zfspool: local-zfs
+\tpool rpool/data
+\tsparse
+\tcontent images,rootdir
+
+lvmthin: local-lvm
+\tthinpool data
+\tvgname pve
+\tcontent rootdir,images
+
+btrfs: btr
+\tpath /var/lib/pve/local-btrfs
+\tcontent rootdir
+\tnodes pve1,pve3
+
+# a comment
+rbd: ceph
+\tpool rbd
+\tcontent rootdir
+\tdisable 1
+";
+
+    fn vmid(number: u32) -> Vmid {
+        Vmid::try_from(number).expect("in range")
+    }
+
+    #[test]
+    fn reads_storage_cfg() {
+        let storages = parse(CONFIG);
+        let holding = |node: &str| {
+            let node = node.parse().expect("valid");
+            let fit = storages.iter().filter(|storage| storage.holds_containers(&node));
+            fit.map(|storage| storage.name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(holding("pve1"), ["local-zfs", "local-lvm", "btr"]);
+        assert_eq!(holding("pve2"), ["local-zfs", "local-lvm"]);
+        let places: Vec<_> = storages.iter().map(Storage::place).collect();
+        assert_eq!(
+            places,
+            [
+                Place::Images("/var/lib/vz".into()),
+                Place::Flat("/rpool/data".into()),
+                Place::Thin { group: "pve".to_owned(), pool: "data".to_owned() },
+                Place::Images("/var/lib/pve/local-btrfs".into()),
+                Place::Other,
+            ]
+        );
+    }
+
+    #[test]
+    fn a_volume_is_named_as_pve_names_it() {
+        let storages = parse(CONFIG);
+        let name = |at: usize, entry| storages[at].volume(vmid(502), entry);
+        assert_eq!(name(1, "subvol-502-disk-0").as_deref(), Some("local-zfs:subvol-502-disk-0"));
+        assert_eq!(name(2, "vm-502-disk-0").as_deref(), Some("local-lvm:vm-502-disk-0"));
+        assert_eq!(name(3, "vm-502-disk-0").as_deref(), Some("btr:502/vm-502-disk-0.raw"));
+        assert_eq!(name(3, "subvol-502-disk-0").as_deref(), Some("btr:502/subvol-502-disk-0.subvol"));
+        assert_eq!(name(0, "vm-502-disk-0.raw").as_deref(), Some("local:502/vm-502-disk-0.raw"));
+        for entry in ["subvol-5020-disk-0", "subvol-50-disk-0", "vm-502", "502", "xvm-502-disk-0"] {
+            assert_eq!(name(1, entry), None, "{entry}");
+        }
+    }
+
+    #[test]
+    fn volumes_are_seen_in_directories() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let config = format!("zfspool: z\n\tpool p\n\tmountpoint {}\n", root.path().display());
+        let storage = parse(&config).remove(0);
+        let seen = || storage.volumes_seen(vmid(502)).expect("a directory").expect("readable");
+        assert!(seen().is_empty());
+        for entry in ["subvol-502-disk-0", "basevol-9000-disk-0", "subvol-5021-disk-0"] {
+            std::fs::create_dir(root.path().join(entry)).expect("mkdir");
+        }
+        assert_eq!(seen(), ["z:subvol-502-disk-0"]);
+    }
+
+    #[test]
+    fn rooms() {
+        let room = |free, total| Some(StorageRoom { free, total });
+        assert_eq!(parse_thin_room("  1000000 25.00\n"), room(750_000, 1_000_000));
+        assert_eq!(parse_zfs_room("100\t900\n"), room(900, 1000));
+        let status = "Name         Type     Status     Total (KiB)      Used (KiB) Available (KiB)        %\n\
+            btr         btrfs     active        20971520          757456        19956576    3.61%\n\
+            tiny        btrfs   inactive               0               0               0    0.00%\n";
+        assert_eq!(parse_pvesm_room(status, "btr"), room(19_956_576 << 10, 20_971_520 << 10));
+        assert_eq!(parse_pvesm_room(status, "tiny"), None);
+        let list = "Volid                            Format  Type            Size VMID\n\
+            btr:502/vm-502-disk-0.raw        raw     images    2147483648 502\n";
+        assert_eq!(parse_pvesm_volumes(list, "btr"), ["btr:502/vm-502-disk-0.raw"]);
+    }
+}

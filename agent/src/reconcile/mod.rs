@@ -1,0 +1,147 @@
+//! Brings the host to what the journal says: at the start, every period, and when woken. Takes no
+//! input, is true when it is repeated, and does its work by the same operations that callers use.
+//!
+//! `plan` decides and is pure; `apply` acts. Knows `sandbox`; knows no wire.
+
+mod apply;
+pub mod plan;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use proto::id::Vmid;
+use tokio::sync::Notify;
+
+use crate::sandbox::{
+    Sandboxes,
+    observe::{self, Observed},
+};
+pub use plan::{Action, Intended, plan};
+
+/// Fixed at start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Between two passes.
+    pub period: Duration,
+    /// How long tombstones are kept.
+    pub tombstones: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { period: Duration::from_secs(10), tombstones: Duration::from_secs(24 * 3600) }
+    }
+}
+
+/// Wakes the reconciler.
+#[derive(Debug, Clone, Default)]
+pub struct Waker(Arc<Notify>);
+
+impl Waker {
+    /// Lets the next pass begin now.
+    pub fn wake(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// The driver.
+#[derive(Debug)]
+pub struct Reconciler {
+    sandboxes: Arc<Sandboxes>,
+    options: Options,
+    waker: Waker,
+    /// Marks that nobody knows, as of the last pass: each is reported once.
+    quarantined: BTreeSet<Vmid>,
+}
+
+impl Reconciler {
+    /// Of these sandboxes.
+    pub fn new(sandboxes: Arc<Sandboxes>, options: Options) -> Self {
+        Self { sandboxes, options, waker: Waker::default(), quarantined: BTreeSet::new() }
+    }
+
+    /// Wakes it.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// Passes until the agent is to stop.
+    pub async fn run(mut self) {
+        let stop = self.sandboxes.tasks().stopping().clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = self.pass() => {}
+            }
+            let woken = Arc::clone(&self.waker.0);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(self.options.period) => {}
+                () = woken.notified() => {}
+            }
+        }
+    }
+
+    /// One pass. Returns what it did.
+    pub async fn pass(&mut self) -> Vec<Action> {
+        let observed = match observe::observe(&**self.sandboxes.pve(), &BTreeSet::new()).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                tracing::warn!(%error, "host could not be looked at, nothing is reconciled");
+                Observed::default()
+            }
+        };
+        // Second, so that what an operation made in between is known to be under way.
+        let intended = self.intended();
+        let actions = plan(&intended, &observed);
+        self.report(&actions);
+        apply::apply(&self.sandboxes, &actions).await;
+        actions
+    }
+
+    fn intended(&self) -> Intended {
+        let sandboxes = &self.sandboxes;
+        let templates = sandboxes.options().templates.iter().map(|template| template.vmid);
+        let kept = u64::try_from(self.options.tombstones.as_millis()).unwrap_or(u64::MAX);
+        // Busy before and after: what begins or ends while we read waits for the next pass.
+        let mut intended = Intended {
+            busy: sandboxes.busy(),
+            dead_clones: templates.filter(|vmid| sandboxes.has_dead_clone(*vmid)).collect(),
+            live: sandboxes.live(),
+            ended: sandboxes.ended(),
+            forget_before_ms: sandboxes.now_ms().saturating_sub(kept),
+        };
+        intended.busy.extend(sandboxes.busy());
+        intended
+    }
+
+    fn report(&mut self, actions: &[Action]) {
+        let mut quarantined = BTreeSet::new();
+        for action in actions {
+            match action {
+                Action::Quarantine { vmid, mark } => {
+                    if !self.quarantined.contains(vmid) {
+                        tracing::error!(
+                            %vmid, sandbox_id = %mark.sandbox_id,
+                            "container carries a mark that the journal does not know, left alone"
+                        );
+                    }
+                    quarantined.insert(*vmid);
+                }
+                Action::TooMany { sweeps, marked } => tracing::error!(
+                    sweeps, marked,
+                    "too many containers of ended sandboxes to destroy at once, none was"
+                ),
+                Action::Unlock(_)
+                | Action::Undo(_)
+                | Action::Delete(_)
+                | Action::Stop(_)
+                | Action::Start(_)
+                | Action::NoteDown(_)
+                | Action::Sweep { .. }
+                | Action::Forget { .. } => tracing::info!(?action, "reconciling"),
+            }
+        }
+        self.quarantined = quarantined;
+    }
+}

@@ -1,0 +1,154 @@
+//! What is to be done so that the host is as the journal says. Pure.
+//!
+//! Nothing without a mark *and* a place in the journal is ever touched; absence proves nothing; and
+//! without quorum nothing is done at all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use proto::id::{SandboxId, Vmid};
+
+use crate::{
+    journal::{Phase, Record},
+    pve::Mark,
+    sandbox::{Tombstone, observe::Observed},
+};
+
+/// Removals of orphans in a pass that are always allowed.
+const SWEEPS_MAX: usize = 5;
+/// Share of the marked containers that may be orphans, percent; more looks like a wrong journal.
+const SWEEPS_MAX_PERCENT: usize = 20;
+
+/// What the journal says.
+#[derive(Debug, Clone, Default)]
+pub struct Intended {
+    /// Those that live.
+    pub live: Vec<Arc<Record>>,
+    /// Tombstones.
+    pub ended: Vec<Tombstone>,
+    /// Those that an operation works on: left to it.
+    pub busy: BTreeSet<SandboxId>,
+    /// Templates that a clone of ours has left in the middle.
+    pub dead_clones: BTreeSet<Vmid>,
+    /// Tombstones from before are forgotten.
+    pub forget_before_ms: u64,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Take `lock: disk` off a template.
+    Unlock(Vmid),
+    /// Undo a creation that nobody works on.
+    Undo(SandboxId),
+    /// Go on deleting.
+    Delete(SandboxId),
+    /// Go on stopping.
+    Stop(SandboxId),
+    /// Go on starting.
+    Start(SandboxId),
+    /// Record that a sandbox is down.
+    NoteDown(SandboxId),
+    /// Destroy a container that has come back after its end.
+    Sweep {
+        /// Whose it was.
+        id: SandboxId,
+        /// The container.
+        vmid: Vmid,
+    },
+    /// Report a container that carries a mark and stands in no journal.
+    Quarantine {
+        /// The container.
+        vmid: Vmid,
+        /// Its mark.
+        mark: Mark,
+    },
+    /// Report that too many containers would have to be swept.
+    TooMany {
+        /// How many.
+        sweeps: usize,
+        /// Of so many that carry a mark.
+        marked: usize,
+    },
+    /// Drop old tombstones.
+    Forget {
+        /// Older than this.
+        before_ms: u64,
+    },
+}
+
+/// Plans, in the order in which it is to be done.
+pub fn plan(intended: &Intended, observed: &Observed) -> Vec<Action> {
+    // An empty list of configs without quorum means that pmxcfs is down, not that nothing exists.
+    if !observed.cluster.quorate {
+        return Vec::new();
+    }
+    let mut actions = unlocks(intended, observed);
+    let idle = intended.live.iter().filter(|record| !intended.busy.contains(&record.id));
+    actions.extend(idle.filter_map(|record| of_record(record, observed)));
+    actions.extend(of_marks(intended, observed));
+    if intended.ended.iter().any(|ended| ended.ended_ms < intended.forget_before_ms) {
+        actions.push(Action::Forget { before_ms: intended.forget_before_ms });
+    }
+    actions
+}
+
+/// A lock that a dead clone of ours has left, and no other lock.
+fn unlocks(intended: &Intended, observed: &Observed) -> Vec<Action> {
+    let left = |vmid: &&Vmid| {
+        let template = observed.containers.get(vmid).filter(|container| container.template);
+        template.is_some_and(|container| container.lock.as_deref() == Some("disk"))
+    };
+    intended.dead_clones.iter().filter(left).copied().map(Action::Unlock).collect()
+}
+
+fn of_record(record: &Record, observed: &Observed) -> Option<Action> {
+    let runs = || observed.containers.get(&record.vmid).is_some_and(|seen| seen.running);
+    match record.phase {
+        Phase::Creating | Phase::Undoing => Some(Action::Undo(record.id)),
+        Phase::Deleting => Some(Action::Delete(record.id)),
+        Phase::Stopping => Some(Action::Stop(record.id)),
+        Phase::Starting => Some(Action::Start(record.id)),
+        Phase::Running => (!runs()).then_some(Action::NoteDown(record.id)),
+        Phase::Stopped | Phase::Deleted | Phase::Failed => None,
+    }
+}
+
+/// Containers with a mark that no living record accounts for.
+fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
+    let live: BTreeSet<SandboxId> = intended.live.iter().map(|record| record.id).collect();
+    let ended: BTreeMap<SandboxId, &Tombstone> =
+        intended.ended.iter().map(|tombstone| (tombstone.id, tombstone)).collect();
+    let marked: Vec<(Vmid, &Mark)> = observed
+        .containers
+        .iter()
+        .filter_map(|(vmid, container)| Some((*vmid, container.is_marked_as(*vmid)?)))
+        .collect();
+    let (mut sweeps, mut strangers) = (Vec::new(), Vec::new());
+    for (vmid, mark) in &marked {
+        let id = mark.sandbox_id;
+        if intended.busy.contains(&id) || live.contains(&id) {
+            continue;
+        }
+        match ended.get(&id) {
+            Some(tombstone) if tombstone.vmid == *vmid && tombstone.attempt == mark.attempt => {
+                sweeps.push(Action::Sweep { id, vmid: *vmid });
+            }
+            Some(_) | None => {
+                strangers.push(Action::Quarantine { vmid: *vmid, mark: Mark::clone(mark) });
+            }
+        }
+    }
+    let allowed = SWEEPS_MAX.max(marked.len() * SWEEPS_MAX_PERCENT / 100);
+    if sweeps.len() > allowed {
+        let too_many = Action::TooMany { sweeps: sweeps.len(), marked: marked.len() };
+        sweeps = vec![too_many];
+    }
+    sweeps.extend(strangers);
+    sweeps
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    journal::conformance::{id, record, vmid},
+    sandbox::observe::Container,
+};
+
+const TEMPLATE: u32 = 9000;
+
+/// What stands under a vmid.
+#[derive(Debug, Clone, Copy)]
+enum Stands {
+    Nothing,
+    /// Ours, of this sandbox.
+    Ours(u8),
+    /// A copy of ours that somebody made.
+    Copy(u8),
+    /// Somebody's, without a mark.
+    Foreign,
+}
+
+#[derive(Debug, Clone)]
+struct World {
+    records: Vec<(u8, u32, Phase, bool)>,
+    stands: Vec<(u32, Stands, bool)>,
+    quorate: bool,
+    template_lock: Option<&'static str>,
+    dead_clone: bool,
+}
+
+const PHASES: [Phase; 9] = [
+    Phase::Creating,
+    Phase::Undoing,
+    Phase::Running,
+    Phase::Starting,
+    Phase::Stopping,
+    Phase::Stopped,
+    Phase::Deleting,
+    Phase::Deleted,
+    Phase::Failed,
+];
+
+fn world() -> impl Strategy<Value = World> {
+    let stands = prop_oneof![
+        Just(Stands::Nothing),
+        (0u8..8).prop_map(Stands::Ours),
+        (0u8..8).prop_map(Stands::Copy),
+        Just(Stands::Foreign),
+    ];
+    (
+        prop::collection::vec((prop::sample::select(&PHASES[..]), any::<bool>()), 0..6),
+        prop::collection::vec((stands, any::<bool>()), 0..8),
+        any::<bool>(),
+        prop::sample::select(&[None, Some("disk"), Some("backup")][..]),
+        any::<bool>(),
+    )
+        .prop_map(|(records, stands, quorate, template_lock, dead_clone)| World {
+            records: (0u8..)
+                .zip(records)
+                .map(|(n, (phase, busy))| (n, 100 + u32::from(n), phase, busy))
+                .collect(),
+            stands: (100..).zip(stands).map(|(n, (stands, runs))| (n, stands, runs)).collect(),
+            quorate,
+            template_lock,
+            dead_clone,
+        })
+}
+
+fn of(number: u8, on: u32, phase: Phase) -> Record {
+    let ended_ms = u64::from(phase.ended()) * 10;
+    Record { vmid: vmid(on), phase, ended_ms, ..record(number) }
+}
+
+fn split(world: &World) -> (Intended, Observed) {
+    let mut intended = Intended { forget_before_ms: 5, ..Intended::default() };
+    for &(number, on, phase, busy) in &world.records {
+        let record = of(number, on, phase);
+        if busy {
+            intended.busy.insert(record.id);
+        }
+        if phase.ended() {
+            intended.ended.push(Tombstone::from(&record));
+        } else {
+            intended.live.push(Arc::new(record));
+        }
+    }
+    if world.dead_clone {
+        intended.dead_clones.insert(vmid(TEMPLATE));
+    }
+    let mut observed = Observed::default();
+    observed.cluster.quorate = world.quorate;
+    let mut put = |on: u32, mark: Option<Mark>, running: bool, lock: Option<&str>| {
+        let template = on == TEMPLATE;
+        let lock = lock.map(str::to_owned);
+        observed.containers.insert(vmid(on), Container { mark, template, lock, running });
+    };
+    for &(on, stands, runs) in &world.stands {
+        match stands {
+            Stands::Nothing => {}
+            Stands::Ours(number) => put(on, Some(of(number, on, Phase::Running).mark()), runs, None),
+            Stands::Copy(number) => {
+                put(on, Some(of(number, on + 500, Phase::Running).mark()), runs, None);
+            }
+            Stands::Foreign => put(on, None, runs, None),
+        }
+    }
+    put(TEMPLATE, None, false, world.template_lock);
+    (intended, observed)
+}
+
+/// What the operations do when nothing goes wrong. Panics when they would touch what is not ours,
+/// as `destroy_owned` refuses to.
+fn apply(world: &mut World, actions: &[Action]) {
+    for action in actions {
+        let mut set = |id_: &SandboxId, to: Phase, goes: bool, runs: bool| {
+            let record = world.records.iter_mut().find(|r| id(r.0) == *id_).expect("in the journal");
+            record.2 = to;
+            let (number, on) = (record.0, record.1);
+            for stands in world.stands.iter_mut().filter(|stands| stands.0 == on) {
+                if matches!(stands.1, Stands::Ours(n) if n == number) {
+                    stands.1 = if goes { Stands::Nothing } else { stands.1 };
+                    stands.2 = runs;
+                }
+            }
+            if runs && !world.stands.iter().any(|s| s.0 == on && s.2) {
+                // What should start and is not there cannot: it is stopped again.
+                record.2 = Phase::Stopped;
+            }
+        };
+        match action {
+            Action::Undo(id) => set(id, Phase::Failed, true, false),
+            Action::Delete(id) => set(id, Phase::Deleted, true, false),
+            Action::Stop(id) | Action::NoteDown(id) => set(id, Phase::Stopped, false, false),
+            Action::Start(id) => set(id, Phase::Running, false, true),
+            Action::Sweep { id, .. } => set(id, Phase::Deleted, true, false),
+            Action::Unlock(_) => world.template_lock = None,
+            Action::Quarantine { .. } | Action::TooMany { .. } | Action::Forget { .. } => {}
+        }
+    }
+}
+
+fn acts(action: &Action) -> bool {
+    !matches!(action, Action::Quarantine { .. } | Action::TooMany { .. } | Action::Forget { .. })
+}
+
+proptest! {
+    #[test]
+    fn after_what_was_planned_nothing_is_left_to_do(mut world in world()) {
+        let (intended, observed) = split(&world);
+        apply(&mut world, &plan(&intended, &observed));
+        let (intended, observed) = split(&world);
+        let left = plan(&intended, &observed);
+        prop_assert!(!left.iter().any(acts), "{:?}", left);
+    }
+
+    #[test]
+    fn without_quorum_nothing_is_planned(world in world()) {
+        let (intended, observed) = split(&World { quorate: false, ..world });
+        prop_assert_eq!(plan(&intended, &observed), []);
+    }
+
+    #[test]
+    fn only_idle_sandboxes_of_the_journal_are_touched(world in world()) {
+        let (intended, observed) = split(&world);
+        for action in plan(&intended, &observed) {
+            let touched = match &action {
+                Action::Undo(id) | Action::Delete(id) | Action::Stop(id) | Action::Start(id)
+                | Action::NoteDown(id) => *id,
+                Action::Sweep { id, vmid } => {
+                    // Its mark, its number, and a tombstone of both.
+                    let mark = observed.containers[vmid].mark.clone().expect("marked");
+                    prop_assert_eq!((mark.sandbox_id, mark.vmid), (*id, *vmid));
+                    prop_assert!(intended.ended.iter().any(|t| t.id == *id && t.vmid == *vmid));
+                    *id
+                }
+                Action::Unlock(template) => {
+                    prop_assert!(intended.dead_clones.contains(template));
+                    continue;
+                }
+                Action::Quarantine { .. } | Action::TooMany { .. } | Action::Forget { .. } => {
+                    continue;
+                }
+            };
+            prop_assert!(!intended.busy.contains(&touched));
+            let live = intended.live.iter().map(|record| record.id);
+            let ended = intended.ended.iter().map(|tombstone| tombstone.id);
+            prop_assert!(live.chain(ended).any(|id| id == touched), "{:?}", action);
+        }
+    }
+
+    #[test]
+    fn only_a_lock_of_our_own_dead_clone_is_taken_off(world in world()) {
+        let (intended, observed) = split(&world);
+        let unlocks = plan(&intended, &observed).contains(&Action::Unlock(vmid(TEMPLATE)));
+        let may = world.quorate && world.dead_clone && world.template_lock == Some("disk");
+        prop_assert_eq!(unlocks, may);
+    }
+}
+
+#[test]
+fn a_journal_that_looks_wrong_sweeps_nothing() {
+    let plan_of = |orphans: u8| {
+        let world = World {
+            records: (0..orphans).map(|n| (n, 100 + u32::from(n), Phase::Deleted, false)).collect(),
+            stands: (0..orphans).map(|n| (100 + u32::from(n), Stands::Ours(n), false)).collect(),
+            quorate: true,
+            template_lock: None,
+            dead_clone: false,
+        };
+        let (intended, observed) = split(&world);
+        plan(&intended, &observed)
+    };
+    assert_eq!(plan_of(5).len(), 5);
+    assert_eq!(plan_of(6), [Action::TooMany { sweeps: 6, marked: 6 }]);
+}
+
+#[test]
+fn a_copy_of_ours_is_nobodys_business() {
+    let world = World {
+        records: vec![],
+        stands: vec![(100, Stands::Copy(1), true)],
+        quorate: true,
+        template_lock: None,
+        dead_clone: false,
+    };
+    let (intended, observed) = split(&world);
+    assert_eq!(plan(&intended, &observed), []);
+}

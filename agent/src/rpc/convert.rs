@@ -1,0 +1,153 @@
+//! Between the wire and the domain, by hand: neither knows the other's types.
+
+use std::time::Duration;
+
+use proto::{
+    agent::v1 as agent,
+    id::Invalid,
+    name::NodeName,
+    sandbox::v1 as wire,
+    spec::Spec,
+};
+
+use super::SILENCE_MAX;
+use crate::{
+    journal::{Phase, Record},
+    sandbox::Order,
+};
+
+pub(super) fn order(request: &agent::CreateSandboxRequest) -> Result<Order, Invalid> {
+    let spec = request.spec.as_ref().ok_or_else(|| Invalid::new("spec", "must be given"))?;
+    let spec = Spec::try_from(spec)?;
+    if request.request_id != spec.request_id.as_str() {
+        return Err(Invalid::new("request_id", "must be that of the spec"));
+    }
+    let digest = &request.body_digest;
+    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if digest.len() != 64 || !digest.bytes().all(hex) {
+        return Err(Invalid::new("body_digest", "must be 64 hexadecimal digits in lower case"));
+    }
+    Ok(Order {
+        id: request.sandbox_id.parse()?,
+        team: request.team.parse()?,
+        attempt: attempt(request.attempt)?,
+        body_digest: digest.clone(),
+        spec,
+    })
+}
+
+pub(super) fn attempt(number: u32) -> Result<u32, Invalid> {
+    if number == 0 { Err(Invalid::new("attempt", "must be 1 or more")) } else { Ok(number) }
+}
+
+/// How long a call may stay silent: what was asked for, within the rule.
+pub(super) fn wait(wait: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
+    match wait.map(Duration::try_from) {
+        None => Ok(SILENCE_MAX),
+        Some(Ok(wait)) => Ok(wait.min(SILENCE_MAX)),
+        Some(Err(_)) => Err(Invalid::new("wait", "must not be negative")),
+    }
+}
+
+pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
+    let services = record.services.iter().map(|(name, port)| wire::HttpService {
+        name: name.to_string(),
+        port: (*port).into(),
+        url: String::new(),
+    });
+    wire::Sandbox {
+        id: record.id.to_string(),
+        vmid: record.vmid.get(),
+        node: node.to_string(),
+        team: record.team.to_string(),
+        phase: phase(record.phase).into(),
+        snapshot_id: record.snapshot.to_string(),
+        size: Some(record.size.into()),
+        ip: record.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        services: services.collect(),
+        metadata: record.metadata.clone(),
+        created_at: Some(timestamp(record.created_ms)),
+        started_at: (record.started_ms != 0).then(|| timestamp(record.started_ms)),
+        boot: record.boot,
+        attempt: record.attempt,
+        revision: record.revision,
+        failure: record.failure.as_ref().map(|failure| wire::Failure {
+            reason: failure.reason.clone(),
+            message: failure.message.clone(),
+            rollback: failure.rollback.clone(),
+        }),
+        request_id: record.request_id.to_string(),
+        step: record.step.clone(),
+    }
+}
+
+/// A creation that is being undone is still being created to the world: FAILED says that nothing
+/// of it is left. Its failure tells that it will not come up.
+fn phase(phase: Phase) -> wire::Phase {
+    match phase {
+        Phase::Creating | Phase::Undoing => wire::Phase::Creating,
+        Phase::Running => wire::Phase::Running,
+        Phase::Starting => wire::Phase::Starting,
+        Phase::Stopping => wire::Phase::Stopping,
+        Phase::Stopped => wire::Phase::Stopped,
+        Phase::Deleting => wire::Phase::Deleting,
+        Phase::Deleted => wire::Phase::Deleted,
+        Phase::Failed => wire::Phase::Failed,
+    }
+}
+
+pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> agent::CreateSandboxRequest {
+        agent::CreateSandboxRequest {
+            epoch: 1,
+            sandbox_id: proto::id::SandboxId::new(1, &[0; 10]).to_string(),
+            team: "acme".into(),
+            request_id: "r-1".into(),
+            body_digest: "0".repeat(64),
+            attempt: 1,
+            spec: Some(wire::CreateSandboxRequest {
+                request_id: "r-1".into(),
+                snapshot_id: "base".into(),
+                ..Default::default()
+            }),
+            wait: None,
+        }
+    }
+
+    #[track_caller]
+    fn refused(field: &str, change: impl FnOnce(&mut agent::CreateSandboxRequest)) {
+        let mut request = request();
+        change(&mut request);
+        assert_eq!(order(&request).expect_err(field).what, field);
+    }
+
+    #[test]
+    fn an_order_is_checked_field_by_field() {
+        assert_eq!(order(&request()).map(|order| order.attempt), Ok(1));
+        refused("sandbox_id", |r| r.sandbox_id = "pvelxc-1".into());
+        refused("team", |r| r.team = "a\nb".into());
+        refused("request_id", |r| r.request_id = "r-2".into());
+        refused("body_digest", |r| r.body_digest = "X".repeat(64));
+        refused("attempt", |r| r.attempt = 0);
+        refused("spec", |r| r.spec = None);
+    }
+
+    #[test]
+    fn a_wait_is_kept_within_the_rule() {
+        let of = |seconds| wait(Some(prost_types::Duration { seconds, nanos: 0 }));
+        assert_eq!(of(3), Ok(Duration::from_secs(3)));
+        assert_eq!(of(3600), Ok(SILENCE_MAX));
+        assert_eq!(wait(None), Ok(SILENCE_MAX));
+        assert!(of(-1).is_err());
+    }
+}

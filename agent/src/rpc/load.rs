@@ -1,0 +1,93 @@
+//! The load report: what the host says of itself, and what the sandboxes take of it.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use proto::sandbox::v1::NodeLoad;
+use tokio::sync::watch;
+
+use super::convert;
+use crate::{
+    load::HostLoad,
+    pve::StorageRoom,
+    sandbox::{Sandboxes, Tally},
+};
+
+/// Makes load reports. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    sandboxes: Arc<Sandboxes>,
+    host: watch::Receiver<HostLoad>,
+    seq: Arc<AtomicU64>,
+    tally: Arc<Mutex<Tally>>,
+}
+
+impl Reporter {
+    /// From the host's load as it is sampled.
+    pub fn new(sandboxes: Arc<Sandboxes>, host: watch::Receiver<HostLoad>) -> Self {
+        Self { sandboxes, host, seq: Arc::default(), tally: Arc::default() }
+    }
+
+    /// A fresh report.
+    pub(super) async fn report(&self) -> NodeLoad {
+        let options = self.sandboxes.options();
+        let host = *self.host.borrow();
+        let tally = self.tally().await;
+        let room = self.room().await;
+        let mut templates: Vec<_> = options.templates.iter().collect();
+        templates.sort_by_key(|template| &template.snapshot);
+        templates.dedup_by_key(|template| &template.snapshot);
+        NodeLoad {
+            cores: host.cores,
+            cpu_busy: host.cpu_busy,
+            psi_cpu: host.psi_cpu,
+            psi_memory: host.psi_memory,
+            psi_io: host.psi_io,
+            memory_total: host.memory_total,
+            memory_available: host.memory_available,
+            memory_allocated: tally.memory_allocated,
+            cores_allocated: tally.cores_allocated,
+            starting: tally.starting,
+            queued: tally.queued,
+            running: tally.running,
+            storage_free: room.free,
+            storage_total: room.total,
+            vmids_free: tally.vmids_free,
+            ips_free: tally.ips_free,
+            quorate: self.sandboxes.pve().cluster().await.quorate,
+            snapshots: templates.iter().map(|template| template.snapshot.to_string()).collect(),
+            start_ms: tally.start_ms,
+            // Taken last: a report of a higher number has seen at least as much.
+            seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
+            taken_at: Some(convert::timestamp(self.sandboxes.now_ms())),
+            snapshot_sizes: templates.iter().map(|template| template.size.into()).collect(),
+        }
+    }
+
+    /// The last tally that could be made, when the journal cannot be read.
+    async fn tally(&self) -> Tally {
+        let fresh = self.sandboxes.tally().await;
+        let mut kept = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        match fresh {
+            Ok(fresh) => *kept = fresh,
+            Err(error) => tracing::warn!(%error, "load report is in part an old one"),
+        }
+        *kept
+    }
+
+    /// The least of the templates' storages: a report must not promise what a clone will not find.
+    async fn room(&self) -> StorageRoom {
+        let mut least: Option<StorageRoom> = None;
+        for template in &self.sandboxes.options().templates {
+            match self.sandboxes.pve().storage_room(template.vmid).await {
+                Ok(room) => {
+                    least = Some(least.map_or(room, |l| if room.free < l.free { room } else { l }));
+                }
+                Err(error) => tracing::debug!(%error, "storage room is not known"),
+            }
+        }
+        least.unwrap_or_default()
+    }
+}

@@ -1,0 +1,256 @@
+//! The wire: `agent.v1` for the controller, and nobody else. Handlers convert, make one call of the
+//! domain, and convert back. The only module that knows tonic; knows no reconciler.
+
+mod convert;
+mod exec;
+mod load;
+mod node;
+mod sandbox;
+pub mod status;
+mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use daemon::{listen::ConnInfo, peer::Peer, status::Refusal};
+use proto::{
+    MESSAGE_BYTES_MAX,
+    agent::v1::{self as wire, agent_service_server::{AgentService, AgentServiceServer}},
+    reason,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    service::interceptor::InterceptedService,
+    transport::server::{Connected, Server},
+};
+
+use crate::sandbox::Sandboxes;
+pub use load::Reporter;
+
+/// No call is silent for longer.
+pub const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// A call that is not answered by then has lost its answer.
+const CALL_MAX: Duration = Duration::from_secs(25);
+/// Unary calls at a time.
+const CALLS_MAX: usize = 256;
+/// Watches at a time.
+const WATCHES_MAX: usize = 16;
+/// Streams of one connection.
+const STREAMS_MAX: u32 = 1024;
+
+/// What the service is made of.
+#[derive(Debug, Clone)]
+pub struct Rpc {
+    sandboxes: Arc<Sandboxes>,
+    reporter: Reporter,
+    calls: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
+}
+
+impl Rpc {
+    /// Over these sandboxes.
+    pub fn new(sandboxes: Arc<Sandboxes>, reporter: Reporter) -> Self {
+        Self {
+            sandboxes,
+            reporter,
+            calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+        }
+    }
+
+    /// Serves every connection of `incoming` until `stop`, then what is under way.
+    ///
+    /// # Errors
+    /// When the transport fails as a whole.
+    pub async fn serve<C, E>(
+        self,
+        incoming: impl Stream<Item = Result<C, E>>,
+        stop: CancellationToken,
+    ) -> Result<(), tonic::transport::Error>
+    where
+        C: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<AgentServiceServer<Self>>().await;
+        let service = AgentServiceServer::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let stopped = stop.clone();
+        Server::builder()
+            .max_concurrent_streams(STREAMS_MAX)
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .http2_max_header_list_size(16 * 1024)
+            .add_service(health_service)
+            .add_service(InterceptedService::new(service, only_the_controller))
+            .serve_with_incoming_shutdown(incoming, async move {
+                stopped.cancelled().await;
+                health.set_not_serving::<AgentServiceServer<Self>>().await;
+            })
+            .await
+    }
+
+    /// Runs a unary call: not too many at a time, not too long, errors in their form on the wire.
+    async fn call<T>(
+        &self,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<Response<T>, Status> {
+        let _permit = permit(&self.calls)?;
+        match timeout(CALL_MAX, work).await {
+            Ok(Ok(answer)) => Ok(Response::new(answer)),
+            Ok(Err(refusal)) => Err(refusal.into()),
+            Err(_) => Err(Refusal::new(
+                Code::DeadlineExceeded,
+                reason::OUTCOME_UNKNOWN,
+                "no answer in time; what was asked for may go on",
+            )
+            .into()),
+        }
+    }
+
+    /// Lets a change of this epoch pass.
+    async fn fence(&self, epoch: u64) -> Result<(), Refusal> {
+        if epoch == 0 {
+            return Err(proto::id::Invalid::new("epoch", "must be the controller's epoch").into());
+        }
+        self.sandboxes.fence(epoch).await.map_err(status::refusal)
+    }
+}
+
+fn permit(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refusal> {
+    Arc::clone(limit).try_acquire_owned().map_err(|_| {
+        Refusal::new(Code::ResourceExhausted, reason::TOO_MANY_CALLS, "too many calls at a time")
+            .retry_after(Duration::from_secs(1))
+    })
+}
+
+/// Anybody else with a certificate of ours is another agent, or nobody.
+fn only_the_controller(request: Request<()>) -> Result<Request<()>, Status> {
+    let extensions = request.extensions();
+    let peer = extensions.get::<ConnInfo>().map(|info| &info.peer);
+    match peer.or_else(|| extensions.get::<Peer>()) {
+        Some(Peer::Controller) => Ok(request),
+        Some(Peer::Agent(_) | Peer::Anonymous) | None => Err(Refusal::new(
+            Code::PermissionDenied,
+            reason::SCOPE_MISSING,
+            "only the controller may ask this",
+        )
+        .into()),
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for Rpc {
+    async fn hello(
+        &self,
+        request: Request<wire::HelloRequest>,
+    ) -> Result<Response<wire::HelloResponse>, Status> {
+        self.call(self.say_hello(request.into_inner())).await
+    }
+
+    async fn create_sandbox(
+        &self,
+        request: Request<wire::CreateSandboxRequest>,
+    ) -> Result<Response<wire::CreateSandboxResponse>, Status> {
+        self.call(self.create(request.into_inner())).await
+    }
+
+    async fn cancel_create(
+        &self,
+        request: Request<wire::CancelCreateRequest>,
+    ) -> Result<Response<wire::CancelCreateResponse>, Status> {
+        self.call(self.cancel(request.into_inner())).await
+    }
+
+    async fn get_sandbox(
+        &self,
+        request: Request<wire::GetSandboxRequest>,
+    ) -> Result<Response<wire::GetSandboxResponse>, Status> {
+        self.call(self.get(request.into_inner())).await
+    }
+
+    async fn list_sandboxes(
+        &self,
+        request: Request<wire::ListSandboxesRequest>,
+    ) -> Result<Response<wire::ListSandboxesResponse>, Status> {
+        self.call(self.list(request.into_inner())).await
+    }
+
+    async fn start_sandbox(
+        &self,
+        request: Request<wire::StartSandboxRequest>,
+    ) -> Result<Response<wire::StartSandboxResponse>, Status> {
+        self.call(self.start(request.into_inner())).await
+    }
+
+    async fn stop_sandbox(
+        &self,
+        request: Request<wire::StopSandboxRequest>,
+    ) -> Result<Response<wire::StopSandboxResponse>, Status> {
+        self.call(self.stop(request.into_inner())).await
+    }
+
+    async fn delete_sandbox(
+        &self,
+        request: Request<wire::DeleteSandboxRequest>,
+    ) -> Result<Response<wire::DeleteSandboxResponse>, Status> {
+        self.call(self.delete(request.into_inner())).await
+    }
+
+    type ExecStream = exec::Responses;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<wire::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        exec::exec(Arc::clone(&self.sandboxes), request.into_inner()).await
+    }
+
+    async fn expose_http_service(
+        &self,
+        request: Request<wire::ExposeHttpServiceRequest>,
+    ) -> Result<Response<wire::ExposeHttpServiceResponse>, Status> {
+        self.call(self.expose(request.into_inner())).await
+    }
+
+    async fn hide_http_service(
+        &self,
+        request: Request<wire::HideHttpServiceRequest>,
+    ) -> Result<Response<wire::HideHttpServiceResponse>, Status> {
+        self.call(self.hide(request.into_inner())).await
+    }
+
+    async fn get_load(
+        &self,
+        _: Request<wire::GetLoadRequest>,
+    ) -> Result<Response<wire::GetLoadResponse>, Status> {
+        self.call(self.load()).await
+    }
+
+    type WatchStream = watch::Responses;
+
+    async fn watch(
+        &self,
+        request: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let permit = permit(&self.watches)?;
+        Ok(Response::new(watch::watch(self, request.into_inner(), permit)))
+    }
+
+    async fn check(
+        &self,
+        _: Request<wire::CheckRequest>,
+    ) -> Result<Response<wire::CheckResponse>, Status> {
+        self.call(self.check_node()).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,53 @@
+//! Calls about the node as a whole.
+
+use daemon::status::Refusal;
+use proto::{agent::v1 as wire, sandbox::v1::Finding};
+
+use super::{Rpc, status::refusal};
+
+impl Rpc {
+    pub(super) async fn say_hello(
+        &self,
+        request: wire::HelloRequest,
+    ) -> Result<wire::HelloResponse, Refusal> {
+        // A lower one is told the highest, and will come again with more.
+        if request.epoch > self.sandboxes.epoch() {
+            self.sandboxes.fence(request.epoch).await.map_err(refusal)?;
+        }
+        let cluster = self.sandboxes.pve().cluster().await;
+        let members = cluster.members.into_iter().map(|(node, member)| wire::Member {
+            node: node.into(),
+            ip: member.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            online: member.online,
+        });
+        let (first, last) = self.sandboxes.journal().vmids();
+        Ok(wire::HelloResponse {
+            node: self.sandboxes.pve().node().to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            journal_id: self.sandboxes.journal().id().to_owned(),
+            epoch: self.sandboxes.epoch(),
+            members: members.collect(),
+            vmid_first: first.get(),
+            vmid_last: last.get(),
+        })
+    }
+
+    pub(super) async fn load(&self) -> Result<wire::GetLoadResponse, Refusal> {
+        Ok(wire::GetLoadResponse { load: Some(self.reporter.report().await) })
+    }
+
+    pub(super) async fn check_node(&self) -> Result<wire::CheckResponse, Refusal> {
+        let (findings, sandboxes) = self.sandboxes.check().await;
+        let node = self.sandboxes.pve().node();
+        let findings = findings.into_iter().map(|finding| Finding {
+            invariant: finding.invariant.to_owned(),
+            node: node.to_string(),
+            subject: finding.subject,
+            detail: finding.detail,
+        });
+        Ok(wire::CheckResponse {
+            findings: findings.collect(),
+            sandboxes: u32::try_from(sandboxes).unwrap_or(u32::MAX),
+        })
+    }
+}

@@ -1,0 +1,135 @@
+//! Calls about one sandbox, and the list.
+
+use daemon::status::Refusal;
+use proto::{
+    agent::v1 as wire,
+    id::{Invalid, SandboxId, SandboxRef},
+    sandbox::v1::Sandbox,
+    spec,
+};
+
+use super::{Rpc, convert, status::refusal};
+use crate::journal::Record;
+
+/// Sandboxes on a page, unless asked otherwise, and at most.
+const PAGE: (u32, u32) = (200, 1000);
+
+impl Rpc {
+    pub(super) async fn create(
+        &self,
+        request: wire::CreateSandboxRequest,
+    ) -> Result<wire::CreateSandboxResponse, Refusal> {
+        let (order, wait) = (convert::order(&request)?, convert::wait(request.wait)?);
+        if let Some(node) = &order.spec.node
+            && node != self.sandboxes.pve().node()
+        {
+            return Err(Invalid::new("spec.node", "must be this node, or empty").into());
+        }
+        self.fence(request.epoch).await?;
+        let record = self.sandboxes.create(order, wait).await.map_err(refusal)?;
+        Ok(wire::CreateSandboxResponse {
+            sandbox: Some(self.wire(&record)),
+            load: Some(self.reporter.report().await),
+        })
+    }
+
+    pub(super) async fn cancel(
+        &self,
+        request: wire::CancelCreateRequest,
+    ) -> Result<wire::CancelCreateResponse, Refusal> {
+        let id: SandboxId = request.sandbox_id.parse()?;
+        let attempt = convert::attempt(request.attempt)?;
+        self.fence(request.epoch).await?;
+        let held =
+            self.sandboxes.cancel(&id, attempt, super::SILENCE_MAX).await.map_err(refusal)?;
+        Ok(wire::CancelCreateResponse { sandbox: held.map(|record| self.wire(&record)) })
+    }
+
+    pub(super) async fn get(
+        &self,
+        request: wire::GetSandboxRequest,
+    ) -> Result<wire::GetSandboxResponse, Refusal> {
+        let name: SandboxRef = request.id.parse()?;
+        let record = self.sandboxes.get(&name).await.map_err(refusal)?;
+        Ok(wire::GetSandboxResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) async fn list(
+        &self,
+        request: wire::ListSandboxesRequest,
+    ) -> Result<wire::ListSandboxesResponse, Refusal> {
+        let size = match request.page_size {
+            0 => PAGE.0,
+            size if size <= PAGE.1 => size,
+            _ => return Err(Invalid::new("page_size", "must be at most 1000").into()),
+        };
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse::<SandboxId>().map_err(|_| {
+                Invalid::new("page_token", "must be the token of the page before")
+            })?),
+        };
+        let limit = usize::try_from(size).unwrap_or(usize::MAX);
+        let (page, next) = self.sandboxes.page(after, limit).await.map_err(refusal)?;
+        Ok(wire::ListSandboxesResponse {
+            sandboxes: page.iter().map(|record| self.wire(record)).collect(),
+            next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
+        })
+    }
+
+    pub(super) async fn start(
+        &self,
+        request: wire::StartSandboxRequest,
+    ) -> Result<wire::StartSandboxResponse, Refusal> {
+        let (id, wait) = (request.id.parse()?, convert::wait(request.wait)?);
+        self.fence(request.epoch).await?;
+        let record = self.sandboxes.start(&id, wait).await.map_err(refusal)?;
+        Ok(wire::StartSandboxResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) async fn stop(
+        &self,
+        request: wire::StopSandboxRequest,
+    ) -> Result<wire::StopSandboxResponse, Refusal> {
+        let (id, wait) = (request.id.parse()?, convert::wait(request.wait)?);
+        self.fence(request.epoch).await?;
+        let record = self.sandboxes.stop(&id, wait).await.map_err(refusal)?;
+        Ok(wire::StopSandboxResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) async fn delete(
+        &self,
+        request: wire::DeleteSandboxRequest,
+    ) -> Result<wire::DeleteSandboxResponse, Refusal> {
+        let (id, wait) = (request.id.parse()?, convert::wait(request.wait)?);
+        self.fence(request.epoch).await?;
+        let record = self.sandboxes.delete(&id, wait).await.map_err(refusal)?;
+        Ok(wire::DeleteSandboxResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) async fn expose(
+        &self,
+        request: wire::ExposeHttpServiceRequest,
+    ) -> Result<wire::ExposeHttpServiceResponse, Refusal> {
+        let id = request.id.parse()?;
+        let service = request.service.ok_or_else(|| Invalid::new("service", "must be given"))?;
+        let (name, port) = spec::service(&service.name, service.port)?;
+        self.fence(request.epoch).await?;
+        let record = self.sandboxes.expose(&id, name, port).await.map_err(refusal)?;
+        Ok(wire::ExposeHttpServiceResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) async fn hide(
+        &self,
+        request: wire::HideHttpServiceRequest,
+    ) -> Result<wire::HideHttpServiceResponse, Refusal> {
+        let (id, name) = (request.id.parse()?, request.name.parse()?);
+        self.fence(request.epoch).await?;
+        let record = self.sandboxes.hide(&id, name).await.map_err(refusal)?;
+        Ok(wire::HideHttpServiceResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) fn wire(&self, record: &Record) -> Sandbox {
+        convert::sandbox(record, self.sandboxes.pve().node())
+    }
+}

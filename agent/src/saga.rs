@@ -1,0 +1,124 @@
+//! Steps with undos, in straight-line code. An undo is registered before its step runs: a step that
+//! fails may have had its effect. So every undo is idempotent, is true when nothing happened, and
+//! touches only what is provably ours. A crash leaves no list of undos; the reconciler then does
+//! what they do, by the same code.
+
+use std::{fmt, sync::Arc};
+
+use futures_util::future::BoxFuture;
+
+/// Where a fault strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Before the step has had its effect.
+    Before,
+    /// After it has.
+    After,
+}
+
+/// What the tests and the simulation let go wrong; nothing by default.
+#[derive(Clone, Default)]
+pub struct Faults {
+    /// Fails the step of this number, counted from 0.
+    pub fail: Option<(usize, When)>,
+    /// Runs every action and every undo twice.
+    pub twice: bool,
+    /// Called around each step; a simulated crash never returns from it.
+    pub hook: Option<Arc<dyn Fn(usize, &'static str, When) -> BoxFuture<'static, ()> + Send + Sync>>,
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faults").field("fail", &self.fail).finish_non_exhaustive()
+    }
+}
+
+/// The step was made to fail by `Faults`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("step {0} was made to fail")]
+pub struct Injected(pub &'static str);
+
+type Undo<'a, E> = Box<dyn Fn() -> BoxFuture<'a, Result<(), E>> + Send + Sync + 'a>;
+
+/// An operation under way.
+pub struct Saga<'a, E> {
+    faults: &'a Faults,
+    steps: usize,
+    undos: Vec<(&'static str, Undo<'a, E>)>,
+}
+
+impl<E> fmt::Debug for Saga<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Saga").field("steps", &self.steps).finish_non_exhaustive()
+    }
+}
+
+impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
+    /// With nothing done yet.
+    pub fn new(faults: &'a Faults) -> Self {
+        Self { faults, steps: 0, undos: Vec::new() }
+    }
+
+    /// Registers `undo`, then does `action`, which must be true when it is repeated.
+    pub async fn step<T, F: Future<Output = Result<T, E>>>(
+        &mut self,
+        name: &'static str,
+        undo: impl Fn() -> BoxFuture<'a, Result<(), E>> + Send + Sync + 'a,
+        action: impl Fn() -> F,
+    ) -> Result<T, E> {
+        self.undos.push((name, Box::new(undo)));
+        self.step_without_undo(name, action).await
+    }
+
+    /// Does `action`, which an undo that stands already takes back too.
+    pub async fn step_without_undo<T, F: Future<Output = Result<T, E>>>(
+        &mut self,
+        name: &'static str,
+        action: impl Fn() -> F,
+    ) -> Result<T, E> {
+        let number = self.steps;
+        self.steps += 1;
+        self.strike(number, name, When::Before).await?;
+        let mut done = action().await?;
+        if self.faults.twice {
+            done = action().await?;
+        }
+        self.strike(number, name, When::After).await?;
+        Ok(done)
+    }
+
+    async fn strike(&self, number: usize, name: &'static str, when: When) -> Result<(), E> {
+        if let Some(hook) = &self.faults.hook {
+            hook(number, name, when).await;
+        }
+        if self.faults.fail == Some((number, when)) { Err(Injected(name).into()) } else { Ok(()) }
+    }
+
+    /// Undoes in reverse order. Failures stop nothing: they are logged, and returned for the record.
+    pub async fn unwind(self) -> Unwound<E> {
+        let mut unwound = Unwound { done: 0, failed: Vec::new() };
+        for (step, undo) in self.undos.into_iter().rev() {
+            let mut result = undo().await;
+            if self.faults.twice && result.is_ok() {
+                result = undo().await;
+            }
+            match result {
+                Ok(()) => unwound.done += 1,
+                Err(error) => {
+                    tracing::error!(step, %error, "undo failed");
+                    unwound.failed.push((step, error));
+                }
+            }
+        }
+        unwound
+    }
+}
+
+/// How an unwinding ended.
+#[derive(Debug)]
+pub struct Unwound<E> {
+    /// Undos that worked.
+    pub done: usize,
+    /// Undos that did not, by their step.
+    pub failed: Vec<(&'static str, E)>,
+}

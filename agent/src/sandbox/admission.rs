@@ -1,0 +1,311 @@
+//! Who may come in, and how many there are. The decisions are pure; the gate counts.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use proto::{
+    id::{SandboxId, Vmid},
+    name::{RequestId, Team},
+    reason,
+};
+
+use super::{Error, Known, Limits, Order, Tombstone};
+use crate::{journal::Phase, pve::StorageRoom};
+
+/// What a creation is admitted on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts {
+    /// The agent is stopping.
+    pub(super) stopping: bool,
+    /// The cluster can be changed.
+    pub(super) quorate: bool,
+    /// Room on the storage that the clone goes to.
+    pub(super) room: StorageRoom,
+    /// Creations that wait for a turn at the template.
+    pub(super) queued: usize,
+    /// What a start took lately.
+    pub(super) start: Duration,
+}
+
+/// Whether the node takes one more.
+pub(super) fn decide(facts: &Facts, limits: &Limits) -> Result<(), Error> {
+    let soon = Duration::from_secs(2);
+    if facts.stopping {
+        return Err(Error::new(reason::SHUTTING_DOWN, "the agent is stopping").retry_after(soon));
+    }
+    if !facts.quorate {
+        let message = "the cluster has no quorum here, so nothing can be made";
+        return Err(Error::new(reason::NO_QUORUM, message).retry_after(soon));
+    }
+    if facts.room.free < limits.storage_reserve_bytes {
+        return Err(Error::new(
+            reason::STORAGE_FULL,
+            format!(
+                "the storage has {} MiB left, {} MiB are kept free",
+                facts.room.free >> 20,
+                limits.storage_reserve_bytes >> 20
+            ),
+        ));
+    }
+    if facts.queued >= limits.clone_queue_max {
+        return Err(Error::new(
+            reason::QUEUE_FULL,
+            format!("{} creations wait for this template already", facts.queued),
+        )
+        .retry_after(facts.start.max(Duration::from_secs(1))));
+    }
+    Ok(())
+}
+
+/// What is to be done about an order, by what is known of its id and of its request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Recall {
+    /// Nothing is known: make it.
+    New,
+    /// It was made, or is being made: the same answer.
+    Same(SandboxId),
+}
+
+/// Recalls. One sandbox for a request, one creation for an attempt.
+pub(super) fn recall(
+    order: &Order,
+    by_id: Option<Summary>,
+    by_request: Option<Summary>,
+) -> Result<Recall, Error> {
+    let asked = Summary::from(order);
+    if let Some(known) = by_id {
+        return same_id(&asked, &known);
+    }
+    match by_request.filter(|known| known.phase != Phase::Failed) {
+        Some(known) if known.body_digest == asked.body_digest => Ok(Recall::Same(known.id)),
+        Some(_) => Err(Error::new(
+            reason::REQUEST_ID_REUSED,
+            format!("{} was used with another body", order.spec.request_id),
+        )),
+        None => Ok(Recall::New),
+    }
+}
+
+fn same_id(asked: &Summary, known: &Summary) -> Result<Recall, Error> {
+    let id = asked.id;
+    let request = |of: &Summary| (of.team.clone(), of.request_id.clone(), of.body_digest.clone());
+    if request(known) != request(asked) {
+        let message = format!("{id} was made for another request");
+        return Err(Error::new(reason::REQUEST_ID_REUSED, message));
+    }
+    match (known.attempt.cmp(&asked.attempt), known.phase) {
+        (Ordering::Equal, _) => Ok(Recall::Same(id)),
+        (Ordering::Less, Phase::Failed) => Ok(Recall::New),
+        (Ordering::Less, Phase::Deleted) => {
+            Err(Error::new(reason::SANDBOX_DELETED, format!("{id} has been deleted")))
+        }
+        (Ordering::Less, _) => Err(Error::new(
+            reason::SANDBOX_BUSY,
+            format!("attempt {} of {id} is still here: call it off first", known.attempt),
+        )
+        .retry_after(Duration::from_secs(1))),
+        (Ordering::Greater, _) => Err(Error::new(
+            reason::CREATE_CANCELLED,
+            format!("attempt {} of {id} came before this one", known.attempt),
+        )),
+    }
+}
+
+/// What matters of a creation that is known already, or under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Summary {
+    id: SandboxId,
+    pub(super) attempt: u32,
+    phase: Phase,
+    team: Team,
+    request_id: RequestId,
+    body_digest: String,
+}
+
+impl From<&Order> for Summary {
+    fn from(order: &Order) -> Self {
+        Self {
+            id: order.id,
+            attempt: order.attempt,
+            phase: Phase::Creating,
+            team: order.team.clone(),
+            request_id: order.spec.request_id.clone(),
+            body_digest: order.body_digest.clone(),
+        }
+    }
+}
+
+impl From<Known> for Summary {
+    fn from(known: Known) -> Self {
+        let tombstone = match known {
+            Known::Live(record) => Tombstone::from(&*record),
+            Known::Ended(tombstone) => tombstone,
+        };
+        Self {
+            id: tombstone.id,
+            attempt: tombstone.attempt,
+            phase: tombstone.phase,
+            team: tombstone.team,
+            request_id: tombstone.request_id,
+            body_digest: tombstone.body_digest,
+        }
+    }
+}
+
+/// How many starts the median is of.
+const STARTS_KEPT: usize = 16;
+
+/// Counts who is in.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Gate(Arc<Mutex<Counts>>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Creations that are in: they have no record before their intent is durable.
+    creations: BTreeMap<SandboxId, Summary>,
+    /// Waiting for a turn, by template.
+    queued: BTreeMap<Vmid, usize>,
+    starting: usize,
+    start_ms: VecDeque<u32>,
+}
+
+impl Gate {
+    /// Holds the gate: nobody comes in beside whoever holds it.
+    pub(super) fn hold(&self) -> Held<'_> {
+        Held { gate: self, counts: self.lock() }
+    }
+
+    /// Lets a start in.
+    pub(super) fn start(&self) -> Seat {
+        self.lock().starting += 1;
+        Seat { gate: self.clone(), creation: None, queued: None }
+    }
+
+    /// The creation of this id that is in.
+    pub(super) fn creation(&self, id: &SandboxId) -> Option<Summary> {
+        self.lock().creations.get(id).cloned()
+    }
+
+    /// Waiting and starting.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let counts = self.lock();
+        (counts.queued.values().sum(), counts.starting)
+    }
+
+    /// Waiting for this template.
+    pub(super) fn queued(&self, template: Vmid) -> usize {
+        self.lock().queued.get(&template).copied().unwrap_or_default()
+    }
+
+    /// Remembers what a start took.
+    pub(super) fn took(&self, duration: Duration) {
+        let mut counts = self.lock();
+        if counts.start_ms.len() == STARTS_KEPT {
+            counts.start_ms.pop_front();
+        }
+        counts.start_ms.push_back(u32::try_from(duration.as_millis()).unwrap_or(u32::MAX));
+    }
+
+    /// Median of what starts took lately, milliseconds; 0 when there was none.
+    pub(super) fn start_ms(&self) -> u32 {
+        self.lock().start_ms()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The gate while somebody is at it.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    gate: &'a Gate,
+    counts: MutexGuard<'a, Counts>,
+}
+
+impl Held<'_> {
+    /// The creation of this id that is in.
+    pub(super) fn by_id(&self, id: &SandboxId) -> Option<Summary> {
+        self.counts.creations.get(id).cloned()
+    }
+
+    /// The creation for this request that is in.
+    pub(super) fn by_request(&self, team: &Team, request_id: &RequestId) -> Option<Summary> {
+        let mut creations = self.counts.creations.values();
+        creations.find(|known| known.team == *team && known.request_id == *request_id).cloned()
+    }
+
+    /// Waiting for this template.
+    pub(super) fn queued(&self, template: Vmid) -> usize {
+        self.counts.queued.get(&template).copied().unwrap_or_default()
+    }
+
+    /// What a start took lately.
+    pub(super) fn start(&self) -> Duration {
+        Duration::from_millis(self.counts.start_ms().into())
+    }
+
+    /// Lets a creation in, at the end of the template's queue.
+    pub(super) fn admit(mut self, order: &Order, template: Vmid) -> Seat {
+        self.counts.creations.insert(order.id, order.into());
+        *self.counts.queued.entry(template).or_default() += 1;
+        Seat { gate: self.gate.clone(), creation: Some(order.id), queued: Some(template) }
+    }
+}
+
+/// A place among those that are in. Dropped, however its task ends, it counts no more.
+#[derive(Debug)]
+pub(super) struct Seat {
+    gate: Gate,
+    creation: Option<SandboxId>,
+    /// The template that it waits for; `None` once it is starting.
+    queued: Option<Vmid>,
+}
+
+impl Seat {
+    /// Its turn has come.
+    pub(super) fn starts(&mut self) {
+        let mut counts = self.gate.lock();
+        if let Some(template) = self.queued.take() {
+            counts.leave_queue(template);
+            counts.starting += 1;
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut counts = self.gate.lock();
+        if let Some(id) = &self.creation {
+            counts.creations.remove(id);
+        }
+        match self.queued {
+            Some(template) => counts.leave_queue(template),
+            None => counts.starting -= 1,
+        }
+    }
+}
+
+impl Counts {
+    fn leave_queue(&mut self, template: Vmid) {
+        if let Some(queued) = self.queued.get_mut(&template) {
+            *queued -= 1;
+            if *queued == 0 {
+                self.queued.remove(&template);
+            }
+        }
+    }
+
+    fn start_ms(&self) -> u32 {
+        let mut times: Vec<u32> = self.start_ms.iter().copied().collect();
+        times.sort_unstable();
+        times.get(times.len() / 2).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! Whether what must hold does: journal, configs, volumes and containers against each other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use proto::id::{SandboxId, Vmid};
+
+use super::{
+    Sandboxes, Tombstone,
+    observe::{Observed, observe},
+};
+use crate::journal::{Phase, Record};
+
+/// Tombstones whose volumes are looked for, the latest first: each costs a look at the storages.
+const ENDED_MAX: usize = 1000;
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// The invariant, or UNCHECKED when it could not be looked at.
+    pub invariant: &'static str,
+    /// Sandbox id, vmid or volume.
+    pub subject: String,
+    /// A sentence.
+    pub detail: String,
+}
+
+impl Finding {
+    fn new(invariant: &'static str, subject: impl ToString, detail: impl Into<String>) -> Self {
+        Self { invariant, subject: subject.to_string(), detail: detail.into() }
+    }
+}
+
+/// What the check looked at.
+#[derive(Debug, Default)]
+struct Intended {
+    live: Vec<Arc<Record>>,
+    ended: Vec<Tombstone>,
+    busy: BTreeSet<SandboxId>,
+}
+
+impl Sandboxes {
+    /// Checks the node. Returns what is wrong and how many sandboxes were looked at.
+    pub async fn check(&self) -> (Vec<Finding>, usize) {
+        let mut ended = self.ended();
+        ended.sort_by_key(|tombstone| std::cmp::Reverse(tombstone.ended_ms));
+        ended.truncate(ENDED_MAX);
+        let before = Intended { live: self.live(), ended, busy: self.busy() };
+        let looked_at = before.live.len();
+        let vmids = before.live.iter().map(|record| record.vmid);
+        let vmids = vmids.chain(before.ended.iter().map(|tombstone| tombstone.vmid)).collect();
+        let observed = match observe(&*self.pve, &vmids).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                return (vec![Finding::new("UNCHECKED", self.pve.node(), error.to_string())], 0);
+            }
+        };
+        // What an operation has touched between the two looks proves nothing.
+        let mut intended = before;
+        intended.busy.extend(self.busy());
+        let after: BTreeMap<_, _> = self.live().into_iter().map(|r| (r.id, r.revision)).collect();
+        let moved = |record: &Arc<Record>| after.get(&record.id) != Some(&record.revision);
+        intended.busy.extend(intended.live.iter().filter(|r| moved(r)).map(|r| r.id));
+        let mut findings = findings(&intended, &observed);
+        findings.extend(self.against_the_journal().await);
+        findings.sort();
+        (findings, looked_at)
+    }
+
+    /// I12: what is in memory is what the journal says.
+    async fn against_the_journal(&self) -> Vec<Finding> {
+        let all = match self.journal.all().await {
+            Ok(all) => all,
+            Err(error) => return vec![Finding::new("UNCHECKED", "journal", error.to_string())],
+        };
+        let known: BTreeMap<_, _> = self.live().into_iter().map(|r| (r.id, r)).collect();
+        let differs = |record: &&Record| match known.get(&record.id) {
+            Some(known) => **known != **record && known.revision >= record.revision,
+            None => !record.phase.ended() && !self.busy().contains(&record.id),
+        };
+        all.iter()
+            .filter(differs)
+            .map(|record| {
+                Finding::new("I12", record.id, "the index in memory is not what the journal says")
+            })
+            .collect()
+    }
+}
+
+/// Pure: everything that is wrong with what was seen.
+fn findings(intended: &Intended, observed: &Observed) -> Vec<Finding> {
+    if !observed.cluster.quorate {
+        let detail = "no quorum, or pmxcfs is down: the configs prove nothing";
+        return vec![Finding::new("UNCHECKED", "/etc/pve", detail)];
+    }
+    let mut findings = Vec::new();
+    let idle = |id: &SandboxId| !intended.busy.contains(id);
+    for record in intended.live.iter().filter(|record| idle(&record.id)) {
+        findings.extend(of_record(record, observed));
+    }
+    twice(&intended.live, &mut findings);
+    for tombstone in intended.ended.iter().filter(|tombstone| idle(&tombstone.id)) {
+        findings.extend(of_tombstone(tombstone, intended, observed));
+    }
+    let known: BTreeSet<_> = intended
+        .live
+        .iter()
+        .map(|record| record.id)
+        .chain(intended.ended.iter().map(|tombstone| tombstone.id))
+        .chain(intended.busy.iter().copied())
+        .collect();
+    for (vmid, container) in &observed.containers {
+        if let Some(mark) = container.is_marked_as(*vmid)
+            && !known.contains(&mark.sandbox_id)
+        {
+            findings.push(Finding::new(
+                "I1",
+                vmid,
+                format!("it carries the mark of {}, which the journal does not know", mark.sandbox_id),
+            ));
+        }
+    }
+    findings
+}
+
+fn of_record(record: &Record, observed: &Observed) -> Option<Finding> {
+    let subject = record.id;
+    match record.phase {
+        Phase::Creating | Phase::Undoing | Phase::Starting | Phase::Stopping | Phase::Deleting => {
+            return Some(Finding::new(
+                "I9",
+                subject,
+                format!("it is {:?} and no operation works on it", record.phase),
+            ));
+        }
+        Phase::Running | Phase::Stopped | Phase::Deleted | Phase::Failed => {}
+    }
+    let Some(container) = observed.containers.get(&record.vmid) else {
+        let detail = format!("its container {} is not on this node", record.vmid);
+        return Some(Finding::new("I2", subject, detail));
+    };
+    if container.mark.as_ref() != Some(&record.mark()) {
+        let detail = format!("container {} does not carry its mark", record.vmid);
+        return Some(Finding::new("I5", subject, detail));
+    }
+    if observed.volumes.get(&record.vmid).is_none_or(Vec::is_empty) {
+        let detail = format!("container {} has no volume", record.vmid);
+        return Some(Finding::new("I2", subject, detail));
+    }
+    let should_run = record.phase == Phase::Running;
+    (container.running != should_run).then(|| {
+        let is = if container.running { "runs" } else { "is stopped" };
+        Finding::new("I12", subject, format!("container {} {is}, against the journal", record.vmid))
+    })
+}
+
+/// I3: no vmid and no address twice.
+fn twice(live: &[Arc<Record>], findings: &mut Vec<Finding>) {
+    let mut vmids = BTreeMap::new();
+    let mut addresses = BTreeMap::new();
+    for record in live {
+        if let Some(other) = vmids.insert(record.vmid, record.id) {
+            let detail = format!("vmid {} is {other}'s too", record.vmid);
+            findings.push(Finding::new("I3", record.id, detail));
+        }
+        if let Some(ip) = record.ip
+            && let Some(other) = addresses.insert(ip, record.id)
+        {
+            findings.push(Finding::new("I3", record.id, format!("{ip} is {other}'s too")));
+        }
+    }
+}
+
+/// I1: nothing is left of what has ended.
+fn of_tombstone(
+    tombstone: &Tombstone,
+    intended: &Intended,
+    observed: &Observed,
+) -> Option<Finding> {
+    let vmid: Vmid = tombstone.vmid;
+    if let Some(container) = observed.containers.get(&vmid) {
+        let ours = container.mark.as_ref().is_some_and(|mark| mark.sandbox_id == tombstone.id);
+        return ours.then(|| {
+            let detail = format!("container {vmid} of this ended sandbox is still there");
+            Finding::new("I1", tombstone.id, detail)
+        });
+    }
+    // The number is somebody's again: so are the volumes.
+    let taken = observed.cluster.guests.contains_key(&vmid)
+        || intended.live.iter().any(|record| record.vmid == vmid);
+    let volumes = observed.volumes.get(&vmid).filter(|volumes| !volumes.is_empty() && !taken)?;
+    Some(Finding::new(
+        "I1",
+        volumes.join(" "),
+        format!("left of {}, which has ended", tombstone.id),
+    ))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+use super::*;
+use crate::{
+    journal::conformance::{id, record, vmid},
+    sandbox::observe::Container,
+};
+
+fn of(number: u8, on: u32, phase: Phase) -> Arc<Record> {
+    Arc::new(Record { vmid: vmid(on), phase, ip: None, ..record(number) })
+}
+
+fn container(record: &Record, running: bool) -> Container {
+    Container { mark: Some(record.mark()), template: false, lock: None, running }
+}
+
+/// A running sandbox 1 on 100, all well.
+fn well() -> (Intended, Observed) {
+    let record = of(1, 100, Phase::Running);
+    let mut observed = Observed::default();
+    observed.cluster.quorate = true;
+    observed.containers.insert(record.vmid, container(&record, true));
+    observed.volumes.insert(record.vmid, vec!["local:subvol-100-disk-0".into()]);
+    (Intended { live: vec![record], ..Intended::default() }, observed)
+}
+
+#[track_caller]
+fn finds(expected: &[&str], change: impl FnOnce(&mut Intended, &mut Observed)) {
+    let (mut intended, mut observed) = well();
+    change(&mut intended, &mut observed);
+    let found: Vec<_> = findings(&intended, &observed).iter().map(|f| f.invariant).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn all_is_well() {
+    finds(&[], |_, _| {});
+}
+
+#[test]
+fn without_quorum_nothing_is_said() {
+    finds(&["UNCHECKED"], |_, observed| {
+        *observed = Observed::default();
+    });
+}
+
+#[test]
+fn every_kind_of_damage_is_found() {
+    finds(&["I2"], |_, observed| observed.containers.clear());
+    finds(&["I2"], |_, observed| observed.volumes.clear());
+    finds(&["I5"], |_, observed| {
+        observed.containers.values_mut().for_each(|container| container.mark = None);
+    });
+    finds(&["I12"], |_, observed| {
+        observed.containers.values_mut().for_each(|container| container.running = false);
+    });
+    finds(&["I9"], |intended, _| intended.live = vec![of(1, 100, Phase::Deleting)]);
+    finds(&["I3"], |intended, observed| {
+        let twin = of(2, 100, Phase::Creating);
+        intended.busy.insert(twin.id);
+        intended.live.push(twin);
+        observed.volumes.insert(vmid(100), vec!["v".into()]);
+    });
+}
+
+#[test]
+fn what_an_operation_works_on_is_left_out() {
+    finds(&[], |intended, observed| {
+        observed.containers.clear();
+        intended.busy.insert(id(1));
+    });
+}
+
+#[test]
+fn nothing_may_be_left_of_what_has_ended() {
+    let end = |intended: &mut Intended| {
+        let dead = Record::clone(&intended.live[0]);
+        intended.live.clear();
+        intended.ended = vec![Tombstone::from(&Record { phase: Phase::Deleted, ..dead })];
+    };
+    // Its container; then its volumes alone; then volumes of whoever has the number now.
+    finds(&["I1"], |intended, _| end(intended));
+    finds(&["I1"], |intended, observed| {
+        end(intended);
+        observed.containers.clear();
+    });
+    finds(&[], |intended, observed| {
+        end(intended);
+        observed.containers.clear();
+        observed.cluster.guests.insert(vmid(100), "node1".parse().expect("valid"));
+    });
+    finds(&["I1"], |intended, _| intended.live.clear());
+}

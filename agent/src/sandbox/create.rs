@@ -1,0 +1,368 @@
+//! Creating a sandbox. Read `make`, then `steps`, top to bottom.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use proto::{
+    id::{SandboxRef, Vmid},
+    reason,
+    spec::Network,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Error, Event, Order, Sandboxes, Template,
+    admission::{self, Facts, Recall, Seat, Summary},
+    boot, deadline,
+    flights::{Crew, Entered, Flight, Kind, Ticket},
+    step,
+};
+use crate::{
+    journal::{Intent, Phase, Record},
+    pve::{Address, CloneOrder, ErrorKind, Settings},
+    saga::Saga,
+};
+
+/// How many vmids are tried when PVE says that one is taken.
+const VMIDS_TRIED_MAX: u32 = 16;
+/// How long a caller that wants no wait is kept until its intent is durable.
+const RECORD: Duration = Duration::from_secs(20);
+/// Between two tries at a template that somebody else has locked.
+const LOCKED: Duration = Duration::from_millis(150);
+
+/// A creation that has been admitted.
+struct Work<'a> {
+    order: &'a Order,
+    template: &'a Template,
+    crew: &'a Crew,
+    deadline: Instant,
+}
+
+/// What an order led to.
+enum Admitted {
+    /// To be made by this call.
+    New(Ticket, Seat, Flight, Template),
+    /// Being made.
+    Joined(Flight),
+    /// Made before.
+    Made(SandboxRef),
+}
+
+impl Sandboxes {
+    /// Admits or refuses; then makes the sandbox on a task of its own, and answers when it runs,
+    /// when it has failed and is undone, or after `wait` with the sandbox as it is by then. The
+    /// same order again is the same sandbox.
+    ///
+    /// # Errors
+    /// When it is refused, or when not even the intent could be recorded. A creation that fails
+    /// later is no error here but a record with its failure.
+    pub async fn create(
+        self: &Arc<Self>,
+        order: Order,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
+        let until = Instant::now() + wait;
+        let id = order.id;
+        let mut flight = match self.admit(&order).await? {
+            Admitted::Made(name) => return self.get(&name).await,
+            Admitted::Joined(flight) => flight,
+            Admitted::New(ticket, seat, flight, template) => {
+                self.run(ticket, |sandboxes, crew| async move {
+                    sandboxes.make(&order, &template, &crew, seat).await
+                });
+                flight
+            }
+        };
+        flight.recorded(RECORD).await;
+        self.outcome(id, flight, until.saturating_duration_since(Instant::now())).await
+    }
+
+    async fn admit(&self, order: &Order) -> Result<Admitted, Error> {
+        let template = self.template(order);
+        let quorate = self.pve.cluster().await.quorate;
+        let room = match &template {
+            Ok(template) => self.pve.storage_room(template.vmid).await.map_err(Error::from),
+            Err(error) => Err(error.clone()),
+        };
+        // From here on nobody comes in beside us, and nothing waits.
+        let gate = self.gate.hold();
+        let name = SandboxRef::Id(order.id);
+        let by_id = gate.by_id(&order.id).or_else(|| self.known(&name).map(Summary::from));
+        let request = (&order.team, &order.spec.request_id);
+        let by_request = gate
+            .by_request(request.0, request.1)
+            .or_else(|| self.index.by_request(request.0, request.1).map(Summary::from));
+        // What is known is answered even when nothing new could be made.
+        if let Recall::Same(id) = admission::recall(order, by_id, by_request)? {
+            return Ok(match self.flights.find(&id, Kind::Create) {
+                Some(flight) => Admitted::Joined(flight),
+                None => Admitted::Made(SandboxRef::Id(id)),
+            });
+        }
+        let template = template?;
+        let facts = Facts {
+            stopping: self.tasks.stopping().is_cancelled(),
+            quorate,
+            room: room?,
+            queued: gate.queued(template.vmid),
+            start: gate.start(),
+        };
+        admission::decide(&facts, &self.options.limits)?;
+        Ok(match self.flights.enter(order.id, Kind::Create) {
+            Entered::Joined(flight) => Admitted::Joined(flight),
+            Entered::New(ticket, flight) => {
+                Admitted::New(ticket, gate.admit(order, template.vmid), flight, template)
+            }
+        })
+    }
+
+    /// The template of the snapshot that the fewest wait for.
+    fn template(&self, order: &Order) -> Result<Template, Error> {
+        let snapshot = &order.spec.snapshot;
+        let templates = self.options.templates.iter().filter(|t| t.snapshot == *snapshot);
+        templates.min_by_key(|t| (self.gate.queued(t.vmid), t.vmid)).cloned().ok_or_else(|| {
+            Error::new(
+                reason::SNAPSHOT_NOT_FOUND,
+                format!("this node has no snapshot {snapshot}"),
+            )
+        })
+    }
+
+    async fn make(
+        &self,
+        order: &Order,
+        template: &Template,
+        crew: &Crew,
+        mut seat: Seat,
+    ) -> Result<Arc<Record>, Error> {
+        let deadline = Instant::now() + self.options.limits.create;
+        let _turn = crew.turn(deadline).await?;
+        let work = Work { order, template, crew, deadline };
+        let record = self.begin(&work).await?;
+        crew.recorded();
+        let mut saga = Saga::new(&self.faults);
+        match self.steps(&mut saga, &work, &mut seat, record).await {
+            Ok(record) => Ok(record),
+            Err(error) => self.give_up(saga, &order.id, error).await,
+        }
+    }
+
+    /// The intent, durable before anything is touched. A vmid and an address are leased with it.
+    async fn begin(&self, work: &Work<'_>) -> Result<Arc<Record>, Error> {
+        let Order { id, team, attempt, body_digest, spec } = work.order;
+        // Whoever calls it off from here on finds us; whoever did before has left a note.
+        if self.journal.cancelled(id).await? >= *attempt {
+            return Err(called_off(work));
+        }
+        let now_ms = self.now_ms();
+        let network = if self.options.network.dhcp { Network::Dhcp } else { spec.network };
+        let record = Record {
+            id: *id,
+            vmid: work.template.vmid,
+            template: work.template.vmid,
+            team: team.clone(),
+            request_id: spec.request_id.clone(),
+            body_digest: body_digest.clone(),
+            attempt: *attempt,
+            phase: Phase::Creating,
+            step: step::QUEUED.into(),
+            snapshot: spec.snapshot.clone(),
+            size: spec.size.or(work.template.size),
+            network,
+            ip: None,
+            services: spec.services.clone(),
+            metadata: spec.metadata.clone(),
+            env: spec.env.clone(),
+            boot: 0,
+            created_ms: now_ms,
+            started_ms: 0,
+            ended_ms: 0,
+            failure: None,
+            revision: 0,
+        };
+        let taken = self.pve.cluster().await.guests.into_keys().collect();
+        let intent = Intent { record, lease_address: network == Network::Static, taken };
+        let record = self.journal.begin(intent, now_ms).await?;
+        tracing::info!(sandbox_id = %id, vmid = %record.vmid, attempt, "creation recorded");
+        Ok(self.index.apply(record))
+    }
+
+    async fn steps<'a>(
+        &'a self,
+        saga: &mut Saga<'a, Error>,
+        work: &Work<'_>,
+        seat: &mut Seat,
+        record: Arc<Record>,
+    ) -> Result<Arc<Record>, Error> {
+        let id = record.id;
+        // PVE locks a template for a clone and fails a second one at once.
+        let turn = self.called_or(work, self.queues.turn(work.template.vmid, work.deadline)).await?;
+        seat.starts();
+        let record = self.clone_under_a_free_vmid(saga, work, record).await?;
+        drop(turn);
+
+        check_called_off(work)?;
+        let settings = self.settings(&record);
+        saga.step_without_undo(step::CONFIGURE, || async {
+            let configured = self.pve.configure(record.vmid, &settings);
+            let (configured, ()) = tokio::join!(configured, self.note(&id, step::CONFIGURE));
+            configured.map_err(Error::from)
+        })
+        .await?;
+
+        // Booting is what costs the node most: a few at a time come up sooner than all at once.
+        let _slot = self.called_or(work, self.start_slot(work.deadline)).await?;
+        let boot = boot::Boot {
+            vmid: record.vmid,
+            ip: record.ip,
+            probe: &work.template.probe,
+            deadline: work.deadline,
+        };
+        let since = Instant::now();
+        saga.step_without_undo(step::START, || async {
+            let (started, ()) =
+                tokio::join!(self.start_container(&boot), self.note(&id, step::START));
+            started
+        })
+        .await?;
+        let ip = saga
+            .step_without_undo(step::PROBE, || async {
+                let answers = self.called_or(work, self.until_it_answers(&boot));
+                let (answer, ()) = tokio::join!(answers, self.note(&id, step::PROBE));
+                answer
+            })
+            .await?;
+        self.gate.took(since.elapsed());
+
+        check_called_off(work)?;
+        self.advance(&id, Event::CameUp, |record| {
+            record.boot += 1;
+            record.started_ms = self.now_ms();
+            record.ip = Some(ip);
+            step::DONE.clone_into(&mut record.step);
+        })
+        .await
+    }
+
+    /// Clones; when PVE says that the vmid is taken, under the next.
+    async fn clone_under_a_free_vmid<'a>(
+        &'a self,
+        saga: &mut Saga<'a, Error>,
+        work: &Work<'_>,
+        mut record: Arc<Record>,
+    ) -> Result<Arc<Record>, Error> {
+        for _ in 0..VMIDS_TRIED_MAX {
+            let (id, vmid) = (record.id, record.vmid);
+            let undo = move || self.unmake(id, vmid).boxed();
+            let free = saga
+                .step(step::CLONE, undo, || async {
+                    let cloned = self.clone_as(work, &record);
+                    let (cloned, ()) = tokio::join!(cloned, self.note(&id, step::CLONE));
+                    cloned
+                })
+                .await?;
+            let current = self.get(&SandboxRef::Id(id)).await?;
+            if free {
+                return Ok(current);
+            }
+            tracing::info!(sandbox_id = %id, %vmid, "vmid was taken, trying the next");
+            let taken = self.pve.cluster().await.guests.into_keys().collect();
+            record = self.index.apply(self.journal.next_vmid(&current, taken).await?);
+        }
+        Err(Error::new(
+            reason::VMIDS_EXHAUSTED,
+            format!("{VMIDS_TRIED_MAX} vmids in a row were taken by others"),
+        ))
+    }
+
+    /// One clone. False when the vmid is somebody else's.
+    async fn clone_as(&self, work: &Work<'_>, record: &Record) -> Result<bool, Error> {
+        let order =
+            CloneOrder { template: record.template, vmid: record.vmid, mark: record.mark() };
+        for tries in 0u32.. {
+            check_called_off(work)?;
+            let left = deadline::left(work.deadline, self.options.limits.clone)?;
+            let Err(error) = self.pve.clone_template(&order, left).await else { return Ok(true) };
+            match error.kind {
+                ErrorKind::VmidTaken(_) => return self.is_made(record).await,
+                ErrorKind::Locked(_) => {
+                    self.unlock_after_dead_clone(record.template).await;
+                    let pause = deadline::jitter(LOCKED, &record.id, tries);
+                    if Instant::now() + pause >= work.deadline {
+                        return Err(error.into());
+                    }
+                    self.called_or(work, async {
+                        sleep(pause).await;
+                        Ok(())
+                    })
+                    .await?;
+                }
+                ErrorKind::NotFound(_)
+                | ErrorKind::WrongState(_)
+                | ErrorKind::StorageFull(_)
+                | ErrorKind::NoQuorum(_)
+                | ErrorKind::NotOurs(_)
+                | ErrorKind::Deadline(_)
+                | ErrorKind::Failed(_) => return Err(error.into()),
+            }
+        }
+        unreachable!("tries end with the deadline")
+    }
+
+    /// A vmid that is taken by this very sandbox, whole, is no other's.
+    async fn is_made(&self, record: &Record) -> Result<bool, Error> {
+        let config = self.pve.config(record.vmid).await?;
+        Ok(config.is_some_and(|config| {
+            config.mark() == Some(record.mark()) && config.lock().is_none()
+        }))
+    }
+
+    fn settings(&self, record: &Record) -> Settings {
+        let bridge = &self.options.network;
+        let address = match (record.network, record.ip) {
+            (Network::Static, Some(ip)) => {
+                Address::Static { ip, prefix: bridge.prefix, gateway: bridge.gateway }
+            }
+            (Network::Static | Network::Dhcp, _) => Address::Dhcp,
+        };
+        Settings {
+            bridge: bridge.name.clone(),
+            mac: mac(&address, record.vmid),
+            address,
+            cores: record.size.cpu_cores,
+            memory_mib: record.size.memory_mib,
+        }
+    }
+
+    /// Waits, unless the creation is called off first.
+    async fn called_or<T>(
+        &self,
+        work: &Work<'_>,
+        wait: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            () = work.crew.cancelled().cancelled() => Err(called_off(work)),
+            done = wait => done,
+        }
+    }
+}
+
+/// Locally administered. A leased address has one MAC for ever, so that no neighbour's cache is
+/// wrong when it is used again; under DHCP the vmid has.
+fn mac(address: &Address, vmid: Vmid) -> [u8; 6] {
+    let (kind, [a, b, c, d]) = match address {
+        Address::Static { ip, .. } => (0x50, ip.octets()),
+        Address::Dhcp => (0x51, vmid.get().to_be_bytes()),
+    };
+    [0x02, kind, a, b, c, d]
+}
+
+fn check_called_off(work: &Work<'_>) -> Result<(), Error> {
+    if work.crew.cancelled().is_cancelled() { Err(called_off(work)) } else { Ok(()) }
+}
+
+fn called_off(work: &Work<'_>) -> Error {
+    let Order { id, attempt, .. } = work.order;
+    Error::new(reason::CREATE_CANCELLED, format!("attempt {attempt} of {id} was called off"))
+}

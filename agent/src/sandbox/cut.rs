@@ -1,0 +1,48 @@
+//! Cutting connections that are open, so that a port is closed at once and for all.
+//!
+//! Caddy has no way to end one connection of many. The kernel has: `ss -K` destroys the sockets of
+//! this node that are connected to an address and port. A request that was given its route just
+//! before may still connect just after, so whoever hides a port cuts again a little later.
+
+use std::{ffi::OsString, io, net::SocketAddr, time::Duration};
+
+use tokio::{io::AsyncReadExt, time::timeout};
+
+use crate::run;
+
+/// `ss` takes milliseconds.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Bytes of output that are read: a line for each socket.
+const OUTPUT_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How long after the first cut the second one comes: as long as Caddy may take to connect once it
+/// has a route.
+pub const AGAIN: Duration = Duration::from_secs(6);
+
+/// Destroys this node's TCP connections to an address and port, and returns how many there were.
+///
+/// # Errors
+/// When `ss` is not there, or the kernel cannot do it (CONFIG_INET_DIAG_DESTROY): then connections
+/// that are open stay open until one of the two ends closes them.
+pub async fn connections(to: SocketAddr) -> io::Result<usize> {
+    // Numbers only, so nothing in here can be read as anything else.
+    let (ip, port) = (to.ip().to_string(), format!(":{}", to.port()));
+    let argv = ["/usr/bin/ss", "-K", "-H", "-n", "-t", "dst", &ip, "dport", "=", &port];
+    let mut ss = run::spawn_piped(&argv.map(OsString::from), &[], None)?;
+    drop(ss.stdin);
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    let (mut out, mut err) = (ss.stdout.take(OUTPUT_BYTES_MAX), ss.stderr.take(OUTPUT_BYTES_MAX));
+    let ended = timeout(DEADLINE, async {
+        tokio::try_join!(out.read_to_string(&mut stdout), err.read_to_string(&mut stderr))?;
+        ss.process.wait().await
+    });
+    match ended.await {
+        Ok(Ok(run::Exit::Code(0))) if stderr.is_empty() => Ok(stdout.lines().count()),
+        Ok(Ok(_)) => Err(io::Error::other(format!("ss: {}", stderr.trim()))),
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            ss.process.signal(nix::sys::signal::Signal::SIGKILL)?;
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Time that is left, and time between tries.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
+
+use proto::{id::SandboxId, reason};
+use tokio::time::Instant;
+
+use super::Error;
+
+/// What one step may take of an operation's time.
+pub(super) fn left(deadline: Instant, at_most: Duration) -> Result<Duration, Error> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(Error::new(reason::PCT_FAILED, "the operation took too long as a whole"));
+    }
+    Ok(left.min(at_most))
+}
+
+/// Between `base` and twice that, other for each sandbox and try, and the same in each simulation.
+pub(super) fn jitter(base: Duration, id: &SandboxId, tries: u32) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    (id, tries).hash(&mut hasher);
+    let percent = u32::try_from(hasher.finish() % 100).unwrap_or_default();
+    base + base * percent / 100
+}

@@ -1,0 +1,78 @@
+//! Deleting a sandbox, for good and from every phase.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::id::{SandboxId, SandboxRef};
+use tokio::time::Instant;
+
+use super::{
+    Error, Event, Known, Sandboxes,
+    flights::{Crew, Kind},
+    reads, undo,
+};
+use crate::journal::{Phase, Record};
+
+impl Sandboxes {
+    /// Deletes the sandbox on a task of its own; answers when it is gone, or after `wait` with the
+    /// sandbox as it is by then. One that is deleted stays deleted; one that is being created is
+    /// called off and undone first.
+    ///
+    /// # Errors
+    /// When there is no such sandbox, or it could not be removed yet: it stays DELETING, and the
+    /// reconciler goes on.
+    pub async fn delete(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
+        let name = SandboxRef::Id(*id);
+        match self.known(&name) {
+            None => return Err(reads::not_found(&name)),
+            Some(Known::Ended(ended)) if ended.phase == Phase::Deleted => {
+                return self.get(&name).await;
+            }
+            Some(Known::Ended(_) | Known::Live(_)) => {}
+        }
+        let id = *id;
+        let flight = self.launch(id, Kind::Delete, |sandboxes, crew| async move {
+            sandboxes.delete_now(&id, &crew).await
+        });
+        self.outcome(id, flight, wait).await
+    }
+
+    async fn delete_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
+        let limits = &self.options.limits;
+        self.call_off_what_is_under_way(id).await?;
+        let _turn = crew.turn(Instant::now() + limits.turn).await?;
+        let record = self.advance(id, Event::DeleteAsked, |_| {}).await?;
+        if record.phase.ended() {
+            return Ok(record);
+        }
+        // Mark, vmid and sandbox_id are checked once more in there, right before.
+        if let Err(error) = self.pve.destroy_owned(record.vmid, id, limits.destroy).await {
+            let error = Error::from(error);
+            tracing::error!(sandbox_id = %id, vmid = %record.vmid, %error, "sandbox was not removed");
+            self.amend(id, |record| {
+                record.failure = Some(undo::failure(&error));
+                Ok(())
+            })
+            .await?;
+            return Err(error);
+        }
+        self.advance(id, Event::Removed, |record| record.failure = None).await
+    }
+
+    /// A creation is undone sooner than waited for; a start need not come up any more.
+    async fn call_off_what_is_under_way(&self, id: &SandboxId) -> Result<(), Error> {
+        if let Some(creation) = self.gate.creation(id) {
+            // Durable first: a crash from here on must not bring it up again.
+            self.journal.cancel(id, creation.attempt, self.now_ms()).await?;
+        }
+        for kind in [Kind::Create, Kind::Start] {
+            if let Some(flight) = self.flights.find(id, kind) {
+                flight.cancel();
+            }
+        }
+        Ok(())
+    }
+}

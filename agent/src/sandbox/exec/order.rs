@@ -1,0 +1,259 @@
+//! What a caller orders, after it has been checked.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use proto::{
+    id::{Invalid, SandboxRef},
+    spec,
+};
+
+pub use crate::run::Window;
+
+/// Arguments of a command.
+const ARGUMENTS_MAX: usize = 4096;
+/// Bytes of one argument, and of a line for the shell: the kernel takes 128 KiB with the NUL.
+const ARGUMENT_BYTES_MAX: usize = 128 * 1024 - 1;
+/// Bytes of all arguments. The kernel takes a quarter of the stack's limit, 2 MiB as a rule, and
+/// the environment counts too.
+const ARGUMENTS_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a path.
+const PATH_BYTES_MAX: usize = 4095;
+/// Highest id of a user; a container has these at least.
+const UID_MAX: u32 = 65_535;
+/// Characters of a user's name.
+const USER_MAX: usize = 32;
+/// How long a command may take unless it says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// And at most.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A command to run in a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Where.
+    pub sandbox: SandboxRef,
+    /// What.
+    pub command: Command,
+    /// Working directory; `None` is the user's home.
+    pub cwd: Option<String>,
+    /// Added to the sandbox's environment.
+    pub env: BTreeMap<String, String>,
+    /// As whom.
+    pub user: User,
+    /// After this, all that it started is ended.
+    pub timeout: Duration,
+    /// On a terminal of this size.
+    pub tty: Option<Window>,
+}
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// A program and its arguments, passed on as they are.
+    Argv(Vec<String>),
+    /// A line for `bash -c`.
+    Shell(String),
+}
+
+/// Whom to run it as. Looked up inside: the sandbox's /etc/passwd means nothing to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum User {
+    /// By name.
+    Name(String),
+    /// By number.
+    Id(u32),
+}
+
+/// What a caller sends to a command that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// For its stdin.
+    Stdin(Bytes),
+    /// No more of it.
+    Eof,
+    /// The terminal's new size.
+    Resize(Window),
+    /// A signal for all that it started, 1 to 31.
+    Signal(i32),
+}
+
+/// What a command that runs sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Of its stdout; of its terminal, where it has one.
+    Stdout(Bytes),
+    /// Of its stderr.
+    Stderr(Bytes),
+    /// It has ended. The last one.
+    Exit(Exit),
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 to 255; 128 + n when signal n ended it, 124 when its time was over.
+    pub code: u8,
+    /// The signal that ended it, as far as the code tells: a command that exits with 137 by itself
+    /// looks the same as one that was killed, as in every shell.
+    pub signal: u8,
+    /// It was ended because its time was over.
+    pub timed_out: bool,
+}
+
+/// A command that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Boot of the sandbox that it runs in.
+    pub boot: u32,
+}
+
+impl Command {
+    /// Checks what is asked for.
+    ///
+    /// # Errors
+    /// When it is empty, too long, or no process could be started with it.
+    pub fn check(self) -> Result<Self, Invalid> {
+        let (what, arguments) = match &self {
+            Self::Argv(argv) => ("argv", argv.as_slice()),
+            Self::Shell(line) => ("shell", std::slice::from_ref(line)),
+        };
+        if arguments.first().is_none_or(String::is_empty) {
+            return Err(Invalid::new(what, "must not be empty"));
+        }
+        if arguments.iter().any(|argument| argument.contains('\0')) {
+            return Err(Invalid::new(what, "must not hold a NUL"));
+        }
+        let bytes: usize = arguments.iter().map(|argument| argument.len() + 1).sum();
+        if arguments.len() > ARGUMENTS_MAX
+            || bytes > ARGUMENTS_BYTES_MAX
+            || arguments.iter().any(|argument| argument.len() > ARGUMENT_BYTES_MAX)
+        {
+            return Err(Invalid::new(
+                what,
+                "must be at most 4096 arguments, 128 KiB each and 1 MiB in all",
+            ));
+        }
+        Ok(self)
+    }
+}
+
+impl std::str::FromStr for User {
+    type Err = Invalid;
+
+    /// Empty is root.
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let bad = || {
+            Invalid::new(
+                "user",
+                "must be a number up to 65535, or 1 to 32 characters of A-Z a-z 0-9 . _ - that \
+                 start with a letter or an underscore",
+            )
+        };
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        match text.bytes().next() {
+            None => Ok(Self::Id(0)),
+            Some(b'0'..=b'9') => {
+                let canonical = text == "0" || !text.starts_with('0');
+                let uid = text.parse().ok().filter(|uid| canonical && *uid <= UID_MAX);
+                uid.map(Self::Id).ok_or_else(bad)
+            }
+            Some(first)
+                if (first.is_ascii_alphabetic() || first == b'_')
+                    && text.len() <= USER_MAX
+                    && text.bytes().all(plain) =>
+            {
+                Ok(Self::Name(text.to_owned()))
+            }
+            Some(_) => Err(bad()),
+        }
+    }
+}
+
+/// A working directory; empty is none.
+///
+/// # Errors
+/// When it is not an absolute path.
+pub fn cwd(text: String) -> Result<Option<String>, Invalid> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if !text.starts_with('/') || text.contains('\0') || text.len() > PATH_BYTES_MAX {
+        return Err(Invalid::new("cwd", "must be an absolute path of at most 4095 bytes"));
+    }
+    Ok(Some(text))
+}
+
+/// An environment.
+///
+/// # Errors
+/// As `spec::check_env`.
+pub fn env(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Invalid> {
+    spec::check_env(&env)?;
+    Ok(env)
+}
+
+/// A timeout; zero is the default.
+///
+/// # Errors
+/// When it is longer than a day.
+pub fn timeout(timeout: Duration) -> Result<Duration, Invalid> {
+    match timeout {
+        Duration::ZERO => Ok(TIMEOUT),
+        timeout if timeout <= TIMEOUT_MAX => Ok(timeout),
+        _ => Err(Invalid::new("timeout", "must be at most 24 h")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_names_or_numbers() {
+        let name = |text: &str| Ok(User::Name(text.to_owned()));
+        assert_eq!("".parse(), Ok(User::Id(0)));
+        assert_eq!("0".parse(), Ok(User::Id(0)));
+        assert_eq!("1000".parse(), Ok(User::Id(1000)));
+        for text in ["root", "_apt", "www-data", "a.b"] {
+            assert_eq!(text.parse(), name(text));
+        }
+        for text in ["01", "65536", "99999999999", "-1", "+1", "1a", "a b", "a:b", "a\n", "-u", "$x"] {
+            assert!(text.parse::<User>().is_err(), "{text:?}");
+        }
+        assert!("a".repeat(33).parse::<User>().is_err());
+    }
+
+    #[test]
+    fn what_no_process_can_be_started_with_is_refused() {
+        let argv = |list: &[&str]| Command::Argv(list.iter().map(ToString::to_string).collect());
+        for good in [argv(&["true"]), argv(&["a", "", "b\nc"]), Command::Shell("a; b".into())] {
+            assert_eq!(good.clone().check(), Ok(good));
+        }
+        let long = "x".repeat(ARGUMENT_BYTES_MAX + 1);
+        for bad in [
+            argv(&[]),
+            argv(&[""]),
+            argv(&["a\0b"]),
+            argv(&["a", &long]),
+            Command::Argv(vec!["a".to_owned(); ARGUMENTS_MAX + 1]),
+            Command::Argv(vec!["x".repeat(100_000); 20]),
+            Command::Shell(String::new()),
+            Command::Shell(long),
+        ] {
+            assert!(bad.check().is_err());
+        }
+    }
+
+    #[test]
+    fn directories_are_absolute_and_time_is_bounded() {
+        assert_eq!(cwd(String::new()), Ok(None));
+        assert_eq!(cwd("/a b".into()), Ok(Some("/a b".into())));
+        for bad in ["a", "./a", "/a\0b", &format!("/{}", "x".repeat(4095))] {
+            assert!(cwd(bad.into()).is_err());
+        }
+        assert_eq!(timeout(Duration::ZERO), Ok(TIMEOUT));
+        assert_eq!(timeout(TIMEOUT_MAX), Ok(TIMEOUT_MAX));
+        assert!(timeout(TIMEOUT_MAX + Duration::from_nanos(1)).is_err());
+    }
+}

@@ -1,0 +1,160 @@
+//! The sandboxes of this node, and the one door to them.
+//!
+//! One file an operation. All state goes through the journal first: the intent before the effect,
+//! the record before the answer. An operation runs on a task of its own, one at a time on a
+//! sandbox; every wait in it has a deadline. Knows `pve`, `journal`, `saga`; knows no wire, and no
+//! clock but the one that it is given.
+
+mod admission;
+mod boot;
+mod cancel;
+pub mod check;
+mod create;
+pub mod cut;
+mod deadline;
+mod delete;
+mod error;
+
+mod expose;
+mod flights;
+mod index;
+pub mod observe;
+mod options;
+mod probe;
+mod queue;
+mod reads;
+mod start;
+mod state;
+mod step;
+mod stop;
+mod sweep;
+mod undo;
+mod unlock;
+mod write;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use proto::reason;
+use tokio::sync::{Mutex, Semaphore};
+
+use crate::{clock::Clock, journal::Journal, pve::Pve, saga::Faults, tasks::Tasks};
+use admission::Gate;
+use flights::Flights;
+use index::Index;
+use queue::Queues;
+
+pub use error::Error;
+pub use index::{Known, Tombstone};
+pub use options::{Bridge, Limits, Options, Order, Probe, Template};
+pub use reads::Tally;
+pub use state::{Event, next};
+
+/// Pens: writes on one record take turns, writes on different ones mostly do not.
+const PENS: usize = 64;
+
+/// The sandboxes of this node.
+#[derive(Debug)]
+pub struct Sandboxes {
+    options: Options,
+    pve: Arc<dyn Pve>,
+    journal: Arc<dyn Journal>,
+    clock: Arc<dyn Clock>,
+    tasks: Tasks,
+    faults: Faults,
+    index: Index,
+    flights: Flights,
+    gate: Gate,
+    queues: Queues,
+    starts: Semaphore,
+    pens: Vec<Mutex<()>>,
+    epoch: AtomicU64,
+}
+
+impl Sandboxes {
+    /// Of what the journal holds. Nothing is done about it here: that is the reconciler's.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn open(
+        options: Options,
+        pve: Arc<dyn Pve>,
+        journal: Arc<dyn Journal>,
+        clock: Arc<dyn Clock>,
+        tasks: Tasks,
+        faults: Faults,
+    ) -> Result<Arc<Self>, Error> {
+        let index = Index::new(journal.all().await?);
+        let epoch = journal.epoch(0).await?;
+        Ok(Arc::new(Self {
+            starts: Semaphore::new(options.limits.starts_max.max(1)),
+            options,
+            pve,
+            journal,
+            clock,
+            tasks,
+            faults,
+            index,
+            flights: Flights::default(),
+            gate: Gate::default(),
+            queues: Queues::default(),
+            pens: (0..PENS).map(|_| Mutex::default()).collect(),
+            epoch: AtomicU64::new(epoch),
+        }))
+    }
+
+    /// Lets the controller of this epoch change things, and none of a lower one from now on, nor
+    /// after a restart.
+    ///
+    /// # Errors
+    /// STALE_EPOCH when a controller with a higher epoch is in charge.
+    pub async fn fence(&self, epoch: u64) -> Result<(), Error> {
+        let mut highest = self.epoch.load(Ordering::Acquire);
+        if epoch > highest {
+            highest = self.journal.epoch(epoch).await?;
+            self.epoch.fetch_max(highest, Ordering::AcqRel);
+        }
+        if epoch < highest {
+            return Err(Error::new(
+                reason::STALE_EPOCH,
+                format!("a controller of epoch {highest} is in charge, this one has {epoch}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Highest epoch seen.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The host.
+    pub fn pve(&self) -> &Arc<dyn Pve> {
+        &self.pve
+    }
+
+    /// The journal, for whoever follows it.
+    pub fn journal(&self) -> &Arc<dyn Journal> {
+        &self.journal
+    }
+
+    /// What the configuration says.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The time, milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    /// The agent's tasks.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

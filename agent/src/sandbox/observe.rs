@@ -1,0 +1,59 @@
+//! What is really there: one look at the host, as data for the reconciler and the check.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::id::Vmid;
+
+use crate::pve::{self, Cluster, Mark, Pve};
+
+/// A container of this node, as far as it matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// The mark in its description.
+    pub mark: Option<Mark>,
+    /// It is a template.
+    pub template: bool,
+    /// PVE's lock.
+    pub lock: Option<String>,
+    /// Its init runs.
+    pub running: bool,
+}
+
+impl Container {
+    /// True when the mark says that this very container is ours.
+    pub fn is_marked_as(&self, vmid: Vmid) -> Option<&Mark> {
+        self.mark.as_ref().filter(|mark| mark.vmid == vmid && !self.template)
+    }
+}
+
+/// One look at the host.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The containers of this node.
+    pub containers: BTreeMap<Vmid, Container>,
+    /// Volumes by the vmid in their names, of those that were asked for.
+    pub volumes: BTreeMap<Vmid, Vec<String>>,
+}
+
+/// Looks. Volumes are listed for `vmids` alone.
+///
+/// # Errors
+/// When /etc/pve or a storage cannot be read.
+pub async fn observe(pve: &dyn Pve, vmids: &BTreeSet<Vmid>) -> Result<Observed, pve::Error> {
+    let mut observed = Observed { cluster: pve.cluster().await, ..Observed::default() };
+    for (vmid, config) in pve.configs().await? {
+        let container = Container {
+            mark: config.mark(),
+            template: config.is_template(),
+            lock: config.lock().map(str::to_owned),
+            running: pve.running(vmid).await,
+        };
+        observed.containers.insert(vmid, container);
+    }
+    for &vmid in vmids {
+        observed.volumes.insert(vmid, pve.volumes(vmid).await?);
+    }
+    Ok(observed)
+}

@@ -1,0 +1,121 @@
+//! What the node's configuration says about sandboxes, and what a caller orders.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use proto::{
+    id::{SandboxId, Vmid},
+    name::{Port, SnapshotId, Team},
+    spec::{Size, Spec},
+};
+
+/// Fixed at start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What can be cloned here. A snapshot may have several templates: the one with the shortest
+    /// queue is taken.
+    pub templates: Vec<Template>,
+    /// Where sandboxes are connected.
+    pub network: Bridge,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// A PVE container template that a snapshot is cloned from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// What users call it.
+    pub snapshot: SnapshotId,
+    /// The template on this node.
+    pub vmid: Vmid,
+    /// What a sandbox gets unless it asks otherwise.
+    pub size: Size,
+    /// How a sandbox of it shows that it is ready.
+    pub probe: Probe,
+}
+
+/// How a sandbox shows that it is ready, beyond that it has its address and runs `true`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Probe {
+    /// That is enough.
+    #[default]
+    None,
+    /// An HTTP server in it answers with 2xx or 3xx.
+    Http {
+        /// Its port.
+        port: Port,
+        /// What is asked for; starts with a slash.
+        path: String,
+    },
+    /// A command in it exits with 0.
+    Command(Vec<String>),
+}
+
+/// Where sandboxes are connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    /// Prefix length of its network.
+    pub prefix: u8,
+    /// Default route.
+    pub gateway: Ipv4Addr,
+    /// Every sandbox asks a DHCP server, whatever its order says.
+    pub dhcp: bool,
+}
+
+/// Bounds of what the node does at once, and of how long.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Creations that may wait for a turn at one template.
+    pub clone_queue_max: usize,
+    /// Containers that may boot at a time.
+    pub starts_max: usize,
+    /// Bytes of the storage that no clone may use up.
+    pub storage_reserve_bytes: u64,
+    /// A creation, from its admission to its answer.
+    pub create: Duration,
+    /// One `pct clone`.
+    pub clone: Duration,
+    /// One `pct start`. An ext4 that was not unmounted takes 44 s to mount.
+    pub start: Duration,
+    /// From the start to the answer.
+    pub answer: Duration,
+    /// One `pct stop`.
+    pub stop: Duration,
+    /// One `pct destroy`.
+    pub destroy: Duration,
+    /// How long an operation waits for another one on the same sandbox.
+    pub turn: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            clone_queue_max: 64,
+            starts_max: 4,
+            storage_reserve_bytes: 1 << 30,
+            create: Duration::from_secs(180),
+            clone: Duration::from_secs(120),
+            start: Duration::from_secs(90),
+            answer: Duration::from_secs(60),
+            stop: Duration::from_secs(60),
+            destroy: Duration::from_secs(60),
+            turn: Duration::from_secs(180),
+        }
+    }
+}
+
+/// A checked creation, with the identity that the controller gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Identity.
+    pub id: SandboxId,
+    /// Owner.
+    pub team: Team,
+    /// The controller's try, from 1.
+    pub attempt: u32,
+    /// SHA-256 of the request's body, hex.
+    pub body_digest: String,
+    /// What to make.
+    pub spec: Spec,
+}

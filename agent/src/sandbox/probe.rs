@@ -1,0 +1,181 @@
+//! Whether a sandbox answers: its address is there, it runs `true`, and the probe that its template
+//! declares is green.
+
+use std::{ffi::OsString, net::Ipv4Addr, time::Duration};
+
+use proto::{id::Vmid, name::Port, reason};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{Error, Probe};
+use crate::{
+    pve::Pve,
+    run::{self, Exit},
+};
+
+/// First and longest pause between two looks.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+/// One look; a server that accepts and says nothing is asked again.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Looks until all is well, the container is down, or `until`. Returns its address.
+pub(super) async fn until_it_answers(
+    pve: &dyn Pve,
+    vmid: Vmid,
+    expected: Option<Ipv4Addr>,
+    probe: &Probe,
+    until: Instant,
+) -> Result<Ipv4Addr, Error> {
+    let mut pause = PAUSE.0;
+    loop {
+        let missing = match look(pve, vmid, expected, probe, until).await {
+            Ok(ip) => return Ok(ip),
+            Err(missing) => missing,
+        };
+        if !pve.running(vmid).await {
+            return Err(Error::new(
+                reason::PCT_FAILED,
+                format!("CT {vmid} stopped while it booted; {missing}"),
+            ));
+        }
+        if Instant::now() + pause >= until {
+            return Err(Error::new(
+                reason::PROBE_TIMEOUT,
+                format!("CT {vmid} did not answer in time: {missing}"),
+            ));
+        }
+        sleep(pause).await;
+        pause = (pause * 3 / 2).min(PAUSE.1);
+    }
+}
+
+/// One look: the address, or what is missing.
+async fn look(
+    pve: &dyn Pve,
+    vmid: Vmid,
+    expected: Option<Ipv4Addr>,
+    probe: &Probe,
+    until: Instant,
+) -> Result<Ipv4Addr, String> {
+    let ip = address(pve.addresses(vmid).await, expected)?;
+    // No way in: a fake, which answers as soon as it has its address.
+    let Some(enter) = pve.enter(vmid) else { return Ok(ip) };
+    let until = until.min(Instant::now() + LOOK);
+    command(&enter, &["true".into()], until).await?;
+    match probe {
+        Probe::None => {}
+        Probe::Command(argv) => {
+            let argv: Vec<OsString> = argv.iter().map(Into::into).collect();
+            command(&enter, &argv, until).await?;
+        }
+        Probe::Http { port, path } => http(ip, *port, path, until).await?,
+    }
+    Ok(ip)
+}
+
+fn address(found: Vec<Ipv4Addr>, expected: Option<Ipv4Addr>) -> Result<Ipv4Addr, String> {
+    match expected {
+        Some(expected) if found.contains(&expected) => Ok(expected),
+        Some(expected) => Err(format!("it does not have its address {expected} yet")),
+        None => found
+            .into_iter()
+            .find(|ip| !ip.is_link_local())
+            .ok_or_else(|| "DHCP has given it no address yet".to_owned()),
+    }
+}
+
+async fn command(enter: &[OsString], argv: &[OsString], until: Instant) -> Result<(), String> {
+    let said = |what: String| format!("`{}` {what}", argv.join(" ".as_ref()).display());
+    let line = [enter, argv].concat();
+    // Its output is nobody's business: the pipes are closed at once.
+    let mut process = run::spawn_piped(&line, &[], None)
+        .map_err(|error| said(format!("was not started: {error}")))?
+        .process;
+    match timeout_at(until, process.wait()).await {
+        Ok(Ok(Exit::Code(0))) => Ok(()),
+        Ok(Ok(Exit::Code(code))) => Err(said(format!("exited with {code}"))),
+        Ok(Ok(Exit::Signal(signal))) => Err(said(format!("was ended by signal {signal}"))),
+        Ok(Err(error)) => Err(said(format!("was lost: {error}"))),
+        Err(_) => {
+            if let Err(error) = process.signal(nix::sys::signal::Signal::SIGKILL) {
+                tracing::warn!(%error, "a probe was not ended");
+            }
+            Err(said("did not end".to_owned()))
+        }
+    }
+}
+
+async fn http(ip: Ipv4Addr, port: Port, path: &str, until: Instant) -> Result<(), String> {
+    let said = |what: String| format!("http://{ip}:{port}{path} {what}");
+    let ask = async {
+        let mut stream = TcpStream::connect((ip, port.get())).await?;
+        let request = format!(
+            "GET {path} HTTP/1.0\r\nHost: localhost:{port}\r\nUser-Agent: pve-sandbox-probe\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await?;
+        // `HTTP/1.x NNN`: the status line is all that matters.
+        let mut head = [0u8; 12];
+        stream.read_exact(&mut head).await?;
+        Ok::<_, std::io::Error>(head)
+    };
+    match timeout_at(until, ask).await {
+        Ok(Ok(head)) => match head {
+            [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', b'2' | b'3', _, _] => Ok(()),
+            _ => Err(said(format!("says {:?}", String::from_utf8_lossy(&head)))),
+        },
+        Ok(Err(error)) => Err(said(format!("is not there: {error}"))),
+        Err(_) => Err(said("does not answer".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_the_leased_one_or_any_that_dhcp_gave() {
+        let link_local = Ipv4Addr::new(169, 254, 0, 1);
+        let (leased, other) = (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3));
+        assert_eq!(address(vec![other, leased], Some(leased)), Ok(leased));
+        assert!(address(vec![other], Some(leased)).is_err());
+        assert_eq!(address(vec![link_local, other], None), Ok(other));
+        assert!(address(vec![link_local], None).is_err());
+    }
+
+    #[tokio::test]
+    async fn an_http_probe_is_green_on_success_and_redirects() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let port = u32::from(listener.local_addr().expect("bound").port());
+        let port = Port::try_from(port).expect("a port");
+        for (answer, green) in [
+            ("HTTP/1.1 200 OK\r\n\r\n", true),
+            ("HTTP/1.0 302 Found\r\n\r\n", true),
+            ("HTTP/1.1 503 Wait\r\n\r\n", false),
+            ("SSH-2.0-OpenSSH_9.2\r\n", false),
+            ("", false),
+        ] {
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.expect("accepted");
+                stream.write_all(answer.as_bytes()).await.expect("written");
+            };
+            let until = Instant::now() + Duration::from_secs(5);
+            let (result, ()) = tokio::join!(http(Ipv4Addr::LOCALHOST, port, "/", until), serve);
+            assert_eq!(result.is_ok(), green, "{answer:?}: {result:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_is_green_when_it_exits_with_0() {
+        let until = || Instant::now() + Duration::from_secs(5);
+        let shell = ["/bin/sh".into(), "-c".into()];
+        assert_eq!(command(&shell, &["exit 0".into()], until()).await, Ok(()));
+        let error = command(&shell, &["exit 3".into()], until()).await.expect_err("3 is not 0");
+        assert_eq!(error, "`exit 3` exited with 3");
+        let soon = Instant::now() + Duration::from_millis(50);
+        let error = command(&shell, &["sleep 60".into()], soon).await.expect_err("too slow");
+        assert_eq!(error, "`sleep 60` did not end");
+    }
+}

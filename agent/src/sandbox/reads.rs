@@ -1,0 +1,174 @@
+//! What is asked of the sandboxes, answered from memory.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use proto::{
+    id::{SandboxId, SandboxRef},
+    reason,
+};
+
+use super::{Error, Known, Sandboxes, Tombstone};
+use crate::journal::{Phase, Record};
+
+/// What the sandboxes take of the node, for the load report.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Creations and starts under way.
+    pub starting: u32,
+    /// Creations that wait for their turn.
+    pub queued: u32,
+    /// Running sandboxes.
+    pub running: u32,
+    /// Memory limits of what runs or comes up, bytes.
+    pub memory_allocated: u64,
+    /// Cores of what runs or comes up.
+    pub cores_allocated: u32,
+    /// Vmids that can be leased.
+    pub vmids_free: u32,
+    /// Addresses that can be leased.
+    pub ips_free: u32,
+    /// Median of what starts took lately, milliseconds; 0 when unknown.
+    pub start_ms: u32,
+}
+
+impl Sandboxes {
+    /// The sandbox that has this name: one that lives, else the last that did. Never waits.
+    pub fn known(&self, name: &SandboxRef) -> Option<Known> {
+        self.index.known(name)
+    }
+
+    /// The sandbox, if it runs.
+    ///
+    /// # Errors
+    /// SANDBOX_NOT_FOUND, SANDBOX_DELETED or SANDBOX_NOT_RUNNING.
+    pub fn running(&self, name: &SandboxRef) -> Result<Arc<Record>, Error> {
+        let record = self.living(name)?;
+        if record.phase == Phase::Running {
+            return Ok(record);
+        }
+        Err(Error::new(
+            reason::SANDBOX_NOT_RUNNING,
+            format!("{} is {}, not running", record.id, phase_word(record.phase)),
+        ))
+    }
+
+    /// The sandbox, if it has not ended.
+    pub(super) fn living(&self, name: &SandboxRef) -> Result<Arc<Record>, Error> {
+        match self.known(name) {
+            Some(Known::Live(record)) if record.phase == Phase::Deleting => Err(deleted(name)),
+            Some(Known::Live(record)) => Ok(record),
+            Some(Known::Ended(_)) => Err(deleted(name)),
+            None => Err(not_found(name)),
+        }
+    }
+
+    /// The sandbox or its tombstone.
+    ///
+    /// # Errors
+    /// SANDBOX_NOT_FOUND; STORE_FAILED when a tombstone cannot be read.
+    pub async fn get(&self, name: &SandboxRef) -> Result<Arc<Record>, Error> {
+        match self.known(name) {
+            Some(Known::Live(record)) => Ok(record),
+            Some(Known::Ended(Tombstone { id, .. })) => {
+                let record = self.journal.get(&id).await?;
+                record.map(Arc::new).ok_or_else(|| not_found(name))
+            }
+            None => Err(not_found(name)),
+        }
+    }
+
+    /// A page of all, tombstones too, ordered by id, and what the next page comes after.
+    ///
+    /// # Errors
+    /// STORE_FAILED when a tombstone cannot be read.
+    pub async fn page(
+        &self,
+        after: Option<SandboxId>,
+        limit: usize,
+    ) -> Result<(Vec<Arc<Record>>, Option<SandboxId>), Error> {
+        let mut ids = self.index.ids_after(after, limit.saturating_add(1));
+        let more = ids.len() > limit;
+        ids.truncate(limit);
+        let next = ids.last().copied().filter(|_| more);
+        let mut page = Vec::with_capacity(ids.len());
+        for id in ids {
+            match self.get(&SandboxRef::Id(id)).await {
+                Ok(record) => page.push(record),
+                // Forgotten since.
+                Err(error) if error.reason == reason::SANDBOX_NOT_FOUND => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((page, next))
+    }
+
+    /// All that live, by id.
+    pub fn live(&self) -> Vec<Arc<Record>> {
+        self.index.all_live()
+    }
+
+    /// The tombstones.
+    pub fn ended(&self) -> Vec<Tombstone> {
+        self.index.ended()
+    }
+
+    /// Sandboxes that an operation works on.
+    pub fn busy(&self) -> BTreeSet<SandboxId> {
+        self.flights.busy().into_iter().collect()
+    }
+
+    /// What the sandboxes take.
+    ///
+    /// # Errors
+    /// STORE_FAILED when the journal cannot be read.
+    pub async fn tally(&self) -> Result<Tally, Error> {
+        let (vmids_free, ips_free) = self.journal.room(self.now_ms()).await?;
+        let (queued, starting) = self.gate.counts();
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let mut tally = Tally {
+            starting: count(starting),
+            queued: count(queued),
+            vmids_free,
+            ips_free,
+            start_ms: self.gate.start_ms(),
+            ..Tally::default()
+        };
+        for record in self.live() {
+            match record.phase {
+                Phase::Running => tally.running += 1,
+                Phase::Creating | Phase::Starting | Phase::Stopping => {}
+                Phase::Undoing
+                | Phase::Stopped
+                | Phase::Deleting
+                | Phase::Deleted
+                | Phase::Failed => continue,
+            }
+            tally.memory_allocated += u64::from(record.size.memory_mib) << 20;
+            tally.cores_allocated += record.size.cpu_cores;
+        }
+        Ok(tally)
+    }
+}
+
+pub(super) fn not_found(name: &SandboxRef) -> Error {
+    Error::new(reason::SANDBOX_NOT_FOUND, format!("there is no sandbox {name} on this node"))
+}
+
+pub(super) fn deleted(name: &SandboxRef) -> Error {
+    Error::new(reason::SANDBOX_DELETED, format!("{name} is deleted or being deleted"))
+}
+
+/// The phase in a sentence.
+pub(super) fn phase_word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Creating => "being created",
+        Phase::Undoing => "being undone",
+        Phase::Running => "running",
+        Phase::Starting => "starting",
+        Phase::Stopping => "stopping",
+        Phase::Stopped => "stopped",
+        Phase::Deleting => "being deleted",
+        Phase::Deleted => "deleted",
+        Phase::Failed => "failed",
+    }
+}

@@ -1,0 +1,100 @@
+//! Booting a stopped sandbox again.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::id::{SandboxId, SandboxRef};
+use tokio::time::Instant;
+
+use super::{
+    Error, Event, Probe, Sandboxes, boot::Boot, flights::{Crew, Kind}, step, undo
+};
+use crate::journal::{Phase, Record};
+
+impl Sandboxes {
+    /// Starts the sandbox on a task of its own; answers when it runs, or after `wait` with the
+    /// sandbox as it is by then. One that runs stays as it is.
+    ///
+    /// # Errors
+    /// When there is no such sandbox, or when it did not come up: it is stopped then.
+    pub async fn start(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
+        let record = self.living(&SandboxRef::Id(*id))?;
+        if record.phase == Phase::Running {
+            return Ok(record);
+        }
+        let id = *id;
+        let flight = self.launch(id, Kind::Start, |sandboxes, crew| async move {
+            sandboxes.start_now(&id, &crew).await
+        });
+        self.outcome(id, flight, wait).await
+    }
+
+    async fn start_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
+        let limits = &self.options.limits;
+        let _turn = crew.turn(Instant::now() + limits.turn).await?;
+        let record = self.living(&SandboxRef::Id(*id))?;
+        if record.phase == Phase::Running {
+            return Ok(record);
+        }
+        let _seat = self.gate.start();
+        let _slot = self.start_slot(Instant::now() + limits.turn).await?;
+        // The boot counts from the intent on: what was true of the last one holds no more.
+        let record = self
+            .advance(id, Event::StartAsked, |record| {
+                record.boot += 1;
+                record.failure = None;
+                step::START.clone_into(&mut record.step);
+            })
+            .await?;
+        let since = Instant::now();
+        match self.boot_again(&record, crew).await {
+            Ok(ip) => {
+                self.gate.took(since.elapsed());
+                self.advance(id, Event::CameUp, |record| {
+                    record.started_ms = self.now_ms();
+                    record.ip = Some(ip);
+                    step::DONE.clone_into(&mut record.step);
+                })
+                .await
+            }
+            Err(error) => {
+                tracing::warn!(sandbox_id = %id, reason = error.reason, %error, "start failed");
+                // As long as this fails the record says STARTING, and the reconciler tries again.
+                self.pve.stop(record.vmid, limits.stop).await?;
+                self.advance(id, Event::StartFailed, |record| {
+                    record.failure = Some(undo::failure(&error));
+                })
+                .await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn boot_again(
+        &self,
+        record: &Record,
+        crew: &Crew,
+    ) -> Result<std::net::Ipv4Addr, Error> {
+        let limits = &self.options.limits;
+        let template = self.options.templates.iter().find(|t| t.vmid == record.template);
+        let boot = Boot {
+            vmid: record.vmid,
+            ip: match record.network {
+                proto::spec::Network::Static => record.ip,
+                proto::spec::Network::Dhcp => None,
+            },
+            // A template that the configuration no longer names had no probe that is known.
+            probe: template.map_or(&Probe::None, |template| &template.probe),
+            deadline: Instant::now() + limits.start + limits.answer,
+        };
+        self.start_container(&boot).await?;
+        tokio::select! {
+            biased;
+            () = crew.cancelled().cancelled() => Err(super::reads::deleted(&SandboxRef::Id(record.id))),
+            answer = self.until_it_answers(&boot) => answer,
+        }
+    }
+}

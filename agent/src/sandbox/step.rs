@@ -1,0 +1,13 @@
+//! Names of the steps of a creation, for people and for the record.
+
+pub(super) const QUEUED: &str = "queued";
+pub(super) const CLONE: &str = "clone";
+pub(super) const CONFIGURE: &str = "configure";
+pub(super) const START: &str = "start";
+pub(super) const PROBE: &str = "probe";
+pub(super) const DONE: &str = "done";
+
+/// True when the clone is known to have been made: what stands there now must be ours.
+pub(super) fn is_past_clone(step: &str) -> bool {
+    step != QUEUED && step != CLONE
+}

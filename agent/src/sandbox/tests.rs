@@ -1,0 +1,233 @@
+//! The sandboxes over the fake PVE and the journal in memory, in paused time.
+
+mod crash;
+mod create;
+mod faults;
+mod life;
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use proto::{
+    id::{SandboxId, SandboxRef, Vmid},
+    name::NodeName,
+    spec::{Network, Size, Spec},
+};
+
+use super::*;
+use crate::{
+    clock::Clock,
+    journal::{Journal, MemoryJournal, Phase, Pools, Record, memory::SoundDisk},
+    pve::fake::{FakeCluster, Fault, Op, Pace, Trouble},
+    reconcile::{Action, Options as ReconcileOptions, Reconciler},
+    saga::Faults,
+    tasks::Tasks,
+};
+
+/// Longer than any operation takes.
+pub(crate) const LONG: Duration = Duration::from_secs(3600);
+pub(crate) const TEMPLATE: u32 = 9000;
+const FOREIGN: u32 = 100_003;
+
+pub(crate) fn vmid(number: u32) -> Vmid {
+    Vmid::try_from(number).expect("in range")
+}
+
+pub(crate) fn id(number: u8) -> SandboxId {
+    SandboxId::new(1_700_000_000_000 + u64::from(number), &[number; 10])
+}
+
+pub(crate) fn order(number: u8) -> Order {
+    Order {
+        id: id(number),
+        team: "acme".parse().expect("valid"),
+        attempt: 1,
+        body_digest: "0".repeat(64),
+        spec: Spec {
+            request_id: format!("r-{number}").parse().expect("valid"),
+            snapshot: "base".parse().expect("valid"),
+            size: Size::default(),
+            metadata: BTreeMap::new(),
+            env: BTreeMap::new(),
+            network: Network::Static,
+            services: BTreeMap::new(),
+            node: None,
+        },
+    }
+}
+
+/// Moves only when told to.
+#[derive(Debug, Default)]
+pub(crate) struct HandClock(AtomicU64);
+
+impl HandClock {
+    pub(crate) fn forward(&self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).expect("fits");
+        self.0.fetch_add(ms, Ordering::Relaxed);
+    }
+}
+
+impl Clock for HandClock {
+    fn now_ms(&self) -> u64 {
+        1_700_000_000_000 + self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One node with an agent's inside on it.
+pub(crate) struct Node {
+    pub(crate) cluster: FakeCluster,
+    pub(crate) name: NodeName,
+    pub(crate) journal: Arc<MemoryJournal>,
+    pub(crate) clock: Arc<HandClock>,
+    pub(crate) options: Options,
+    pub(crate) tasks: Tasks,
+    pub(crate) sandboxes: Arc<Sandboxes>,
+}
+
+impl Node {
+    pub(crate) async fn new() -> Self {
+        Self::with(|_| {}, Faults::default()).await
+    }
+
+    pub(crate) async fn with(change: impl FnOnce(&mut Options), faults: Faults) -> Self {
+        let name: NodeName = "node1".parse().expect("valid");
+        let cluster = FakeCluster::new(std::slice::from_ref(&name), Pace::RECORDED, 7);
+        cluster.add_template(&name, vmid(TEMPLATE));
+        let pools = Pools {
+            vmids: (vmid(100_000), vmid(100_099)),
+            addresses: (Ipv4Addr::new(10, 100, 1, 2), Ipv4Addr::new(10, 100, 1, 254)),
+            address_quarantine_ms: 60_000,
+        };
+        let mut options = Options {
+            templates: vec![Template {
+                snapshot: "base".parse().expect("valid"),
+                vmid: vmid(TEMPLATE),
+                size: Size { cpu_cores: 1, memory_mib: 512 },
+                probe: Probe::None,
+            }],
+            network: Bridge {
+                name: "vmbr0".into(),
+                prefix: 24,
+                gateway: Ipv4Addr::new(10, 100, 1, 1),
+                dhcp: false,
+            },
+            limits: Limits::default(),
+        };
+        change(&mut options);
+        let journal = Arc::new(MemoryJournal::new("journal", pools, Arc::new(SoundDisk)));
+        let clock = Arc::new(HandClock::default());
+        let tasks = Tasks::default();
+        let sandboxes =
+            open(&cluster, &name, &journal, &clock, &options, &tasks, faults).await;
+        Self { cluster, name, journal, clock, options, tasks, sandboxes }
+    }
+
+    /// Ends the agent as SIGKILL would and starts another on the same journal.
+    pub(crate) async fn restart(&mut self) {
+        self.tasks.kill().await;
+        self.journal.crash();
+        self.tasks = Tasks::default();
+        let Self { cluster, name, journal, clock, options, tasks, .. } = self;
+        self.sandboxes =
+            open(cluster, name, journal, clock, options, tasks, Faults::default()).await;
+    }
+
+    /// A container of somebody else's in our range, with a name as ours have them.
+    pub(crate) fn add_foreign(&self) {
+        let config = crate::pve::ContainerConfig::parse(
+            b"hostname: pvelxc-lookalike\ntags: pve-sandbox\nrootfs: local-zfs:subvol-100003-disk-0\n",
+        );
+        self.cluster.add_guest(&self.name, vmid(FOREIGN), config, false);
+    }
+
+    pub(crate) async fn create(&self, number: u8) -> Arc<Record> {
+        self.sandboxes.create(order(number), LONG).await.expect("admitted")
+    }
+
+    pub(crate) async fn running(&self, number: u8) -> Arc<Record> {
+        let record = self.create(number).await;
+        assert_eq!(record.phase, Phase::Running, "{record:?}");
+        record
+    }
+
+    pub(crate) async fn record(&self, number: u8) -> Arc<Record> {
+        self.sandboxes.get(&SandboxRef::Id(id(number))).await.expect("known")
+    }
+
+    pub(crate) fn fault(&self, op: Op, trouble: Trouble) {
+        self.cluster.inject(Fault { op, node: None, vmid: None, trouble });
+    }
+
+    pub(crate) fn reconciler(&self) -> Reconciler {
+        Reconciler::new(Arc::clone(&self.sandboxes), ReconcileOptions::default())
+    }
+
+    /// Passes until there is nothing to do; few passes must be enough.
+    pub(crate) async fn reconcile(&self) -> Vec<Action> {
+        let mut reconciler = self.reconciler();
+        let mut done = Vec::new();
+        for _ in 0..5 {
+            let actions = reconciler.pass().await;
+            if actions.is_empty() {
+                return done;
+            }
+            done.extend(actions);
+        }
+        panic!("still not done: {done:?}");
+    }
+
+    /// Containers that are there, templates and foreign ones apart.
+    pub(crate) fn containers(&self) -> Vec<u32> {
+        let guests = self.cluster.guests().into_iter();
+        let ours = guests.filter(|(vmid, _)| ![TEMPLATE, FOREIGN].contains(&vmid.get()));
+        ours.map(|(vmid, _)| vmid.get()).collect()
+    }
+
+    /// Nothing wrong, and no lock on the template.
+    pub(crate) async fn assert_sound(&self) {
+        self.cluster.settle().await;
+        let (findings, _) = self.sandboxes.check().await;
+        assert_eq!(findings, []);
+        let guests = self.cluster.guests();
+        assert_eq!(guests[&vmid(TEMPLATE)].config.lock(), None);
+    }
+
+    /// Nothing is there at all: no container, volume, lease or seat.
+    pub(crate) async fn assert_clean(&self) {
+        self.assert_sound().await;
+        assert_eq!(self.containers(), [] as [u32; 0]);
+        let tally = self.sandboxes.tally().await.expect("reads");
+        assert_eq!((tally.starting, tally.queued, tally.memory_allocated), (0, 0, 0));
+        assert_eq!(tally.vmids_free, 100);
+        assert_eq!(self.sandboxes.live(), [] as [Arc<Record>; 0]);
+        assert!(self.sandboxes.busy().is_empty());
+    }
+}
+
+async fn open(
+    cluster: &FakeCluster,
+    name: &NodeName,
+    journal: &Arc<MemoryJournal>,
+    clock: &Arc<HandClock>,
+    options: &Options,
+    tasks: &Tasks,
+    faults: Faults,
+) -> Arc<Sandboxes> {
+    Sandboxes::open(
+        options.clone(),
+        cluster.node(name),
+        Arc::clone(journal) as Arc<dyn Journal>,
+        Arc::clone(clock) as Arc<dyn Clock>,
+        tasks.clone(),
+        faults,
+    )
+    .await
+    .expect("opens")
+}

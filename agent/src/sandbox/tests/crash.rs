@@ -1,0 +1,134 @@
+//! The agent dies in the middle of an operation; the next one finishes or undoes it.
+
+use super::*;
+use crate::saga::When;
+
+/// Dies at every millisecond that matters: after this the operation has ended by itself.
+const STEP_MS: u64 = 150;
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_is_cut_short_is_undone() {
+    let mut cut_short = 0;
+    for at in 0..40 {
+        let mut node = Node::new().await;
+        node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+        tokio::time::sleep(Duration::from_millis(at * STEP_MS)).await;
+        node.restart().await;
+        node.reconcile().await;
+        let record = node.record(1).await;
+        match record.phase {
+            Phase::Running => node.assert_sound().await,
+            Phase::Failed => {
+                cut_short += 1;
+                let failure = record.failure.as_ref().expect("recorded");
+                assert!(failure.message.contains("in the middle"), "{failure:?}");
+                node.assert_clean().await;
+            }
+            other => panic!("{other:?} after {} ms", at * STEP_MS),
+        }
+        // The node is as good as new.
+        node.running(2).await;
+    }
+    assert!((15..40).contains(&cut_short), "{cut_short}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_power_cut_in_the_middle_of_a_creation_leaves_nothing() {
+    for at in 0..40 {
+        let mut node = Node::new().await;
+        node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+        tokio::time::sleep(Duration::from_millis(at * STEP_MS)).await;
+        node.cluster.crash(&node.name);
+        node.restart().await;
+        node.reconcile().await;
+        let phase = node.record(1).await.phase;
+        assert!(matches!(phase, Phase::Failed | Phase::Stopped), "{phase:?}");
+        node.assert_sound().await;
+        node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+        node.assert_clean().await;
+        node.running(2).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_around_every_step_is_survived() {
+    for step in 0..4 {
+        for when in [When::Before, When::After] {
+            let reached = Arc::new(tokio::sync::Notify::new());
+            let there = Arc::clone(&reached);
+            let faults = Faults {
+                hook: Some(Arc::new(move |number, _, moment| {
+                    let there = Arc::clone(&there);
+                    Box::pin(async move {
+                        if (number, moment) == (step, when) {
+                            there.notify_one();
+                            std::future::pending::<()>().await;
+                        }
+                    })
+                })),
+                ..Faults::default()
+            };
+            let mut node = Node::with(|_| {}, faults).await;
+            node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+            reached.notified().await;
+            node.restart().await;
+            node.reconcile().await;
+            assert_eq!(node.record(1).await.phase, Phase::Failed, "{step} {when:?}");
+            node.assert_clean().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_operations_that_are_cut_short_are_finished() {
+    for at in 0..20 {
+        let pause = Duration::from_millis(at * STEP_MS);
+        let mut node = Node::new().await;
+        for number in 1..=3 {
+            node.running(number).await;
+        }
+        node.sandboxes.stop(&id(3), LONG).await.expect("stopped");
+        node.sandboxes.delete(&id(1), Duration::ZERO).await.expect("under way");
+        node.sandboxes.stop(&id(2), Duration::ZERO).await.expect("under way");
+        node.sandboxes.start(&id(3), Duration::ZERO).await.expect("under way");
+        tokio::time::sleep(pause).await;
+        node.restart().await;
+        node.reconcile().await;
+        node.assert_sound().await;
+        let phases = [node.record(1).await, node.record(2).await, node.record(3).await]
+            .map(|record| record.phase);
+        if at > 0 {
+            assert_eq!(phases, [Phase::Deleted, Phase::Stopped, Phase::Running], "{pause:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lock_of_a_dead_clone_is_taken_off_the_template() {
+    let mut node = Node::new().await;
+    node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Agent and worker die together.
+    node.cluster.crash(&node.name);
+    let locked = |node: &Node| node.cluster.guests()[&vmid(TEMPLATE)].config.lock() == Some("disk");
+    assert!(locked(&node), "the fake leaves what PVE leaves");
+    node.restart().await;
+    // A creation that comes before the reconciler finds a way too.
+    assert_eq!(node.create(2).await.phase, Phase::Running);
+    assert!(!locked(&node));
+    node.reconcile().await;
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_elses_lock_on_the_template_stays() {
+    let node = Node::with(|o| o.limits.create = Duration::from_secs(20), Faults::default()).await;
+    node.cluster.edit(&node.name, vmid(TEMPLATE), |config| {
+        config.set("lock", "disk").expect("fits");
+    });
+    assert_eq!(node.reconcile().await, []);
+    let record = node.create(1).await;
+    assert_eq!(record.phase, Phase::Failed);
+    let failure = record.failure.as_ref().expect("recorded");
+    assert_eq!(failure.reason, "CONTAINER_LOCKED");
+}

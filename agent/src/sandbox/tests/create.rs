@@ -1,0 +1,241 @@
+//! Creations: admission, idempotency, parallelism, refusals, calling off, hanging up.
+
+use proto::{id::SandboxRef, reason};
+use tokio::time::timeout;
+
+use super::*;
+use crate::pve::ErrorKind;
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_comes_up_with_all_that_its_order_says() {
+    let node = Node::new().await;
+    let mut order = order(1);
+    order.spec.size.memory_mib = 1024;
+    order.spec.services.insert("web".parse().expect("valid"), "80".parse().expect("valid"));
+    let record = node.sandboxes.create(order, LONG).await.expect("admitted");
+    assert_eq!(
+        (record.phase, record.step.as_str(), record.boot, record.vmid.get()),
+        (Phase::Running, "done", 1, 100_000)
+    );
+    assert_eq!(record.size, Size { cpu_cores: 1, memory_mib: 1024 });
+    assert_eq!(record.ip, Some(Ipv4Addr::new(10, 100, 1, 2)));
+    assert_eq!(record.services.len(), 1);
+    let guest = &node.cluster.guests()[&record.vmid];
+    assert_eq!(guest.config.mark(), Some(record.mark()));
+    assert_eq!(guest.config.memory_mib(), 1024);
+    let interface = guest.config.net0().expect("configured");
+    assert_eq!((interface.bridge.as_str(), interface.mac.as_str()), ("vmbr0", "02:50:0A:64:01:02"));
+    let tally = node.sandboxes.tally().await.expect("reads");
+    assert_eq!((tally.running, tally.memory_allocated), (1, 1 << 30));
+    assert!(tally.start_ms > 1900, "{tally:?}");
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_order_is_the_same_sandbox() {
+    let node = Node::new().await;
+    // Twice at once, and once more later.
+    let (first, second) = tokio::join!(node.create(1), node.create(1));
+    assert_eq!(first, second);
+    assert_eq!(node.create(1).await, first);
+    // By its request alone, as after a controller that lost its disk.
+    let mut twin = order(2);
+    twin.spec.request_id = "r-1".parse().expect("valid");
+    let answer = node.sandboxes.create(twin.clone(), LONG).await.expect("replayed");
+    assert_eq!(answer, first);
+    // Even once it is deleted.
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    let answer = node.sandboxes.create(twin.clone(), LONG).await.expect("replayed");
+    assert_eq!((answer.id, answer.phase), (id(1), Phase::Deleted));
+    let answer = node.create(1).await;
+    assert_eq!(answer.phase, Phase::Deleted);
+    twin.body_digest = "1".repeat(64);
+    let error = node.sandboxes.create(twin, LONG).await.expect_err("another body");
+    assert_eq!(error.reason, reason::REQUEST_ID_REUSED);
+    assert_eq!(node.containers(), [] as [u32; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_orders_for_one_request_at_once_make_one_sandbox() {
+    let node = Node::new().await;
+    let mut twin = order(2);
+    twin.spec.request_id = "r-1".parse().expect("valid");
+    let (first, second) =
+        tokio::join!(node.create(1), node.sandboxes.create(twin, LONG));
+    assert_eq!(first, second.expect("joined"));
+    assert_eq!(node.containers().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn parallel_creations_of_one_template_all_come_up() {
+    let node = Node::with(|_| {}, Faults::default()).await;
+    let creations = (1..=10).map(|number| node.create(number));
+    let records = futures_util::future::join_all(creations).await;
+    for record in &records {
+        assert_eq!(record.phase, Phase::Running, "{record:?}");
+    }
+    let mut vmids: Vec<_> = records.iter().map(|record| record.vmid).collect();
+    vmids.sort_unstable();
+    vmids.dedup();
+    assert_eq!(vmids.len(), 10);
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_hangs_up_cancels_nothing() {
+    let node = Node::new().await;
+    let patience = Duration::from_millis(500);
+    timeout(patience, node.create(1)).await.expect_err("still being made");
+    assert_eq!(node.record(1).await.phase, Phase::Creating);
+    // Asking again finds the same one on its way.
+    assert_eq!(node.running(1).await.vmid, vmid(100_000));
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_wants_no_wait_hears_of_the_intent() {
+    let node = Node::new().await;
+    let record = node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+    assert_eq!((record.phase, record.boot), (Phase::Creating, 0));
+    assert!(node.journal.get(&id(1)).await.expect("reads").is_some());
+    assert_eq!(node.running(1).await.boot, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_taken_vmid_is_passed_over() {
+    let node = Node::new().await;
+    node.add_foreign();
+    // One that the cluster's list does not show yet.
+    node.fault(Op::Clone, Trouble::Before(ErrorKind::VmidTaken("CT 100000 exists".into())));
+    assert_eq!(node.running(1).await.vmid, vmid(100_001));
+    assert_eq!(node.running(2).await.vmid, vmid(100_002));
+    assert_eq!(node.running(3).await.vmid, vmid(100_004));
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_locked_template_is_waited_for() {
+    let node = Node::new().await;
+    let locked = || Trouble::Before(ErrorKind::Locked("CT is locked (disk)".into()));
+    for _ in 0..5 {
+        node.fault(Op::Clone, locked());
+    }
+    node.running(1).await;
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_say_why() {
+    let node = Node::with(|options| options.limits.clone_queue_max = 2, Faults::default()).await;
+    let refused = async |order: Order| {
+        let error = node.sandboxes.create(order, LONG).await.expect_err("refused");
+        assert!(!error.message.is_empty());
+        (error.reason, error.retry_after.is_some())
+    };
+    let mut unknown = order(1);
+    unknown.spec.snapshot = "other".parse().expect("valid");
+    assert_eq!(refused(unknown).await, (reason::SNAPSHOT_NOT_FOUND, false));
+    node.cluster.set_quorate(false);
+    assert_eq!(refused(order(1)).await, (reason::NO_QUORUM, true));
+    node.cluster.set_quorate(true);
+    node.cluster.set_pmxcfs(&node.name, false);
+    assert_eq!(refused(order(1)).await, (reason::NO_QUORUM, true));
+    node.cluster.set_pmxcfs(&node.name, true);
+    node.cluster.set_room(&node.name, 1 << 20);
+    assert_eq!(refused(order(1)).await, (reason::STORAGE_FULL, false));
+    node.cluster.set_room(&node.name, 1 << 40);
+    // One clones, two wait, the fourth is too many.
+    for number in 1..=3 {
+        node.sandboxes.create(order(number), Duration::ZERO).await.expect("admitted");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(refused(order(4)).await, (reason::QUEUE_FULL, true));
+    // What is known is answered all the same.
+    node.cluster.set_quorate(false);
+    assert_eq!(node.sandboxes.create(order(1), Duration::ZERO).await.expect("known").id, id(1));
+    node.cluster.set_quorate(true);
+    node.tasks.stopping().cancel();
+    assert_eq!(refused(order(5)).await, (reason::SHUTTING_DOWN, true));
+    assert_eq!(node.journal.all().await.expect("reads").len(), 3, "no trace of the refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_is_called_off_is_undone() {
+    for ms in [0, 100, 1000, 2000, 3500] {
+        let node = Node::new().await;
+        node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        let held = node.sandboxes.cancel(&id(1), 1, LONG).await.expect("called off");
+        let held = held.expect("heard of");
+        assert_eq!(held.phase, Phase::Failed, "after {ms} ms");
+        let failure = held.failure.as_ref().expect("recorded");
+        assert_eq!(failure.reason, reason::CREATE_CANCELLED);
+        node.assert_clean().await;
+        // The attempt stays off, the next one is another matter.
+        assert_eq!(node.create(1).await.phase, Phase::Failed);
+        let again = Order { attempt: 2, ..order(1) };
+        let record = node.sandboxes.create(again, LONG).await.expect("admitted");
+        assert_eq!((record.phase, record.attempt), (Phase::Running, 2));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_can_be_called_off_before_it_comes_and_after_it_is_up() {
+    let mut node = Node::new().await;
+    assert_eq!(node.sandboxes.cancel(&id(1), 2, LONG).await, Ok(None));
+    node.restart().await;
+    for attempt in [1, 2] {
+        let late = Order { attempt, ..order(1) };
+        let error = node.sandboxes.create(late, LONG).await.expect_err("called off");
+        assert_eq!(error.reason, reason::CREATE_CANCELLED);
+    }
+    let third = Order { attempt: 3, ..order(1) };
+    let record = node.sandboxes.create(third, LONG).await.expect("admitted");
+    assert_eq!(record.phase, Phase::Running);
+    // Of an earlier attempt nothing is here: the one that is here stays.
+    let held = node.sandboxes.cancel(&id(1), 2, LONG).await.expect("noted");
+    assert_eq!(held.map(|held| held.phase), Some(Phase::Running));
+    let held = node.sandboxes.cancel(&id(1), 3, LONG).await.expect("deleted");
+    assert_eq!(held.map(|held| held.phase), Some(Phase::Deleted));
+    node.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_late_is_refused() {
+    let node = Node::new().await;
+    let second = Order { attempt: 2, ..order(1) };
+    node.sandboxes.create(second, LONG).await.expect("admitted");
+    let error = node.sandboxes.create(order(1), LONG).await.expect_err("late");
+    assert_eq!(error.reason, reason::CREATE_CANCELLED);
+    let third = Order { attempt: 3, ..order(1) };
+    let error = node.sandboxes.create(third.clone(), LONG).await.expect_err("too early");
+    assert_eq!(error.reason, reason::SANDBOX_BUSY);
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    let error = node.sandboxes.create(third, LONG).await.expect_err("deleted is final");
+    assert_eq!(error.reason, reason::SANDBOX_DELETED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_controller_is_fenced_after_a_restart_too() {
+    let mut node = Node::new().await;
+    node.sandboxes.fence(3).await.expect("first");
+    assert_eq!(node.sandboxes.fence(2).await.expect_err("stale").reason, reason::STALE_EPOCH);
+    node.restart().await;
+    assert_eq!(node.sandboxes.fence(2).await.expect_err("stale").reason, reason::STALE_EPOCH);
+    node.sandboxes.fence(3).await.expect("the same");
+    node.sandboxes.fence(4).await.expect("a later one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_finds_its_sandbox() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    let by_vmid = SandboxRef::Vmid(record.vmid);
+    assert_eq!(node.sandboxes.running(&by_vmid), Ok(Arc::clone(&record)));
+    node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    let reason_of = |name| node.sandboxes.running(name).expect_err("not running").reason;
+    assert_eq!(reason_of(&by_vmid), reason::SANDBOX_NOT_RUNNING);
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    assert_eq!(reason_of(&by_vmid), reason::SANDBOX_DELETED);
+    assert_eq!(reason_of(&SandboxRef::Vmid(vmid(100_099))), reason::SANDBOX_NOT_FOUND);
+}

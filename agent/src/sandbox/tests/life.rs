@@ -1,0 +1,201 @@
+//! Start, stop, delete, ports, and what the reconciler makes of what it finds.
+
+use proto::{id::SandboxRef, reason};
+
+use super::*;
+use crate::pve::ErrorKind;
+
+#[tokio::test(start_paused = true)]
+async fn stop_and_start_are_idempotent_and_count_boots() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    for _ in 0..2 {
+        let stopped = node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+        assert_eq!((stopped.phase, stopped.boot), (Phase::Stopped, 1));
+    }
+    assert!(node.cluster.guests()[&record.vmid].pid.is_none());
+    node.assert_sound().await;
+    for _ in 0..2 {
+        let started = node.sandboxes.start(&id(1), LONG).await.expect("started");
+        assert_eq!((started.phase, started.boot, started.ip), (Phase::Running, 2, record.ip));
+    }
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_fails_leaves_it_stopped() {
+    let node = Node::new().await;
+    node.running(1).await;
+    node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    node.fault(Op::Start, Trouble::After(ErrorKind::Failed("startup failed".into())));
+    let error = node.sandboxes.start(&id(1), LONG).await.expect_err("fails");
+    assert!(error.message.contains("startup failed"), "{error}");
+    let record = node.record(1).await;
+    assert_eq!(record.phase, Phase::Stopped);
+    assert!(record.failure.is_some());
+    node.assert_sound().await;
+    let record = node.sandboxes.start(&id(1), LONG).await.expect("starts");
+    assert_eq!((record.phase, record.boot, &record.failure), (Phase::Running, 3, &None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn delete_works_from_every_phase_and_is_idempotent() {
+    for ms in [0, 500, 1500, 3000, 20_000] {
+        let node = Node::new().await;
+        node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        for _ in 0..2 {
+            let gone = node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+            assert_eq!(gone.phase, Phase::Deleted, "after {ms} ms");
+        }
+        node.assert_clean().await;
+    }
+    let node = Node::new().await;
+    node.running(1).await;
+    // While it stops, and while it starts.
+    node.sandboxes.stop(&id(1), Duration::ZERO).await.expect("under way");
+    node.sandboxes.start(&id(1), Duration::ZERO).await.expect("under way");
+    let gone = node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    assert_eq!(gone.phase, Phase::Deleted);
+    node.assert_clean().await;
+    let error = node.sandboxes.delete(&id(9), LONG).await.expect_err("never heard of");
+    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_that_fails_goes_on() {
+    let node = Node::new().await;
+    node.running(1).await;
+    node.fault(Op::Destroy, Trouble::Before(ErrorKind::Locked("CT is locked (backup)".into())));
+    let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("locked");
+    assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+    assert_eq!(node.record(1).await.phase, Phase::Deleting);
+    let running = node.sandboxes.running(&SandboxRef::Id(id(1)));
+    assert_eq!(running.expect_err("going").reason, reason::SANDBOX_DELETED);
+    node.reconcile().await;
+    node.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_lost_its_mark_is_never_destroyed() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    node.cluster.edit(&node.name, record.vmid, |config| {
+        config.set_description("mine now").expect("fits");
+    });
+    let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("not ours");
+    assert_eq!(error.reason, reason::NOT_OURS);
+    node.reconciler().pass().await;
+    assert_eq!(node.containers(), [100_000]);
+    assert_eq!(node.record(1).await.phase, Phase::Deleting);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_are_opened_and_closed_by_name() {
+    let mut node = Node::new().await;
+    node.running(1).await;
+    let (web, port) = ("web".parse::<proto::name::ServiceName>().expect("valid"), |n: u32| {
+        proto::name::Port::try_from(n).expect("a port")
+    });
+    for _ in 0..2 {
+        let record = node.sandboxes.expose(&id(1), web.clone(), port(80)).await.expect("opened");
+        assert_eq!(record.services.get(&web), Some(&port(80)));
+    }
+    let error = node.sandboxes.expose(&id(1), web.clone(), port(81)).await.expect_err("taken");
+    assert_eq!(error.reason, reason::SERVICE_EXISTS);
+    node.restart().await;
+    assert_eq!(node.record(1).await.services.len(), 1);
+    let record = node.sandboxes.hide(&id(1), web.clone()).await.expect("closed");
+    assert!(record.services.is_empty());
+    let error = node.sandboxes.hide(&id(1), web.clone()).await.expect_err("not there");
+    assert_eq!(error.reason, reason::SERVICE_NOT_FOUND);
+    for number in 1..=32 {
+        let name = format!("s{number}").parse().expect("valid");
+        node.sandboxes.expose(&id(1), name, port(number)).await.expect("opened");
+    }
+    let error = node.sandboxes.expose(&id(1), web.clone(), port(99)).await.expect_err("full");
+    assert_eq!(error.reason, reason::FIELD_INVALID);
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    let error = node.sandboxes.expose(&id(1), web, port(99)).await.expect_err("gone");
+    assert_eq!(error.reason, reason::SANDBOX_DELETED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_ended_by_itself_is_noted() {
+    let node = Node::new().await;
+    node.running(1).await;
+    node.running(2).await;
+    node.cluster.crash(&node.name);
+    node.reconcile().await;
+    for number in [1, 2] {
+        let record = node.record(number).await;
+        assert_eq!(record.phase, Phase::Stopped);
+        assert!(record.failure.is_some());
+        let record = node.sandboxes.start(&id(number), LONG).await.expect("starts");
+        assert_eq!((record.phase, record.boot), (Phase::Running, 2));
+    }
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranger_with_a_mark_is_left_alone() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    let mut mark = record.mark();
+    mark.sandbox_id = id(77);
+    mark.vmid = vmid(100_050);
+    let mut config = node.cluster.guests()[&record.vmid].config.clone();
+    config.set_description(&mark.to_string()).expect("fits");
+    node.cluster.add_guest(&node.name, vmid(100_050), config, false);
+    let actions = node.reconciler().pass().await;
+    assert_eq!(actions, [Action::Quarantine { vmid: vmid(100_050), mark }]);
+    assert_eq!(node.containers(), [100_000, 100_050]);
+    let (findings, _) = node.sandboxes.check().await;
+    assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), ["I1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_comes_back_after_its_end_is_swept() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    let config = node.cluster.guests()[&record.vmid].config.clone();
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    // pmxcfs lost its last writes in a power cut.
+    node.cluster.add_guest(&node.name, record.vmid, config, false);
+    node.reconcile().await;
+    node.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn tombstones_are_forgotten_after_a_day() {
+    let node = Node::new().await;
+    node.running(1).await;
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    node.clock.forward(Duration::from_secs(23 * 3600));
+    assert_eq!(node.reconcile().await, []);
+    node.clock.forward(Duration::from_secs(2 * 3600));
+    assert_eq!(node.reconcile().await.len(), 1);
+    let error = node.sandboxes.get(&SandboxRef::Id(id(1))).await.expect_err("forgotten");
+    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_hold_everything_once() {
+    let node = Node::new().await;
+    for number in 1..=5 {
+        node.running(number).await;
+    }
+    for number in [2, 4] {
+        node.sandboxes.delete(&id(number), LONG).await.expect("deleted");
+    }
+    let (mut after, mut seen) = (None, Vec::new());
+    loop {
+        let (page, next) = node.sandboxes.page(after, 2).await.expect("reads");
+        seen.extend(page.iter().map(|record| record.id));
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, [1, 2, 3, 4, 5].map(id));
+}

@@ -1,0 +1,131 @@
+//! Undoing a creation: when it fails, when it is called off, and after a crash in its middle.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::{
+    id::{SandboxId, SandboxRef, Vmid},
+    reason,
+};
+use tokio::time::Instant;
+
+use super::{Error, Event, Sandboxes, flights::{Crew, Kind}, reads, step};
+use crate::{
+    journal::{Failure, Phase, Record},
+    pve::{self, ErrorKind},
+    saga::{Saga, Unwound},
+};
+
+impl Sandboxes {
+    /// Takes back what a failed creation did, and records both.
+    pub(super) async fn give_up(
+        &self,
+        saga: Saga<'_, Error>,
+        id: &SandboxId,
+        error: Error,
+    ) -> Result<Arc<Record>, Error> {
+        tracing::warn!(sandbox_id = %id, reason = error.reason, %error, "creation failed, undoing it");
+        // Without a record of it nothing is undone: after a restart the journal says what is right.
+        self.advance(id, Event::CreateFailed, |record| {
+            record.failure.get_or_insert_with(|| failure(&error));
+        })
+        .await?;
+        let Unwound { done, failed } = saga.unwind().await;
+        let outcome = match failed.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None if done == 0 => Ok(""),
+            None => Ok("the container and its volumes were removed"),
+        };
+        self.record_undo(id, outcome).await
+    }
+
+    /// Undoes a creation that no task works on any more; does nothing when there is none.
+    ///
+    /// # Errors
+    /// When it could not be undone; the record stays and it can be tried again.
+    pub async fn undo(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
+        let id = *id;
+        let flight = self.launch(id, Kind::Undo, |sandboxes, crew| async move {
+            sandboxes.undo_now(&id, &crew).await
+        });
+        self.outcome(id, flight, wait).await
+    }
+
+    async fn undo_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
+        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let name = SandboxRef::Id(*id);
+        let record = self.index.live(id).ok_or_else(|| reads::not_found(&name))?;
+        if !matches!(record.phase, Phase::Creating | Phase::Undoing) {
+            return Ok(record);
+        }
+        let cut_short = Error::new(
+            reason::SHUTTING_DOWN,
+            format!("the agent stopped in the middle of the creation, at step {}", record.step),
+        );
+        let record = self
+            .advance(id, Event::CreateFailed, |record| {
+                record.failure.get_or_insert_with(|| failure(&cut_short));
+            })
+            .await?;
+        let outcome = self.unmake(record.id, record.vmid).await;
+        self.record_undo(id, outcome.map(|()| "the container and its volumes were removed")).await
+    }
+
+    async fn record_undo(
+        &self,
+        id: &SandboxId,
+        outcome: Result<&str, Error>,
+    ) -> Result<Arc<Record>, Error> {
+        match outcome {
+            Ok(rollback) => {
+                tracing::info!(sandbox_id = %id, rollback, "creation undone");
+                self.advance(id, Event::Undone, |record| note(record, rollback)).await
+            }
+            Err(error) => {
+                tracing::error!(sandbox_id = %id, %error, "creation not undone, trying again later");
+                let rollback = format!("failed, is tried again: {error}");
+                self.amend(id, |record| {
+                    note(record, &rollback);
+                    Ok(())
+                })
+                .await
+            }
+        }
+    }
+
+    /// Removes the container that a creation made under this vmid, if it did. True when nothing was
+    /// made, and when it is done twice.
+    pub(super) async fn unmake(&self, id: SandboxId, vmid: Vmid) -> Result<(), Error> {
+        let removed = self.pve.destroy_owned(vmid, &id, self.options.limits.destroy).await;
+        match removed {
+            // Our clone never came to be, so whatever stands there is somebody else's.
+            Err(pve::Error { kind: ErrorKind::NotOurs(_), .. }) if !self.is_cloned(id, vmid) => {
+                Ok(())
+            }
+            other => other.map_err(Error::from),
+        }
+    }
+
+    fn is_cloned(&self, id: SandboxId, vmid: Vmid) -> bool {
+        let record = self.index.live(&id);
+        record.is_some_and(|record| record.vmid == vmid && step::is_past_clone(&record.step))
+    }
+}
+
+/// An error as it is kept in a record.
+pub(super) fn failure(error: &Error) -> Failure {
+    Failure {
+        reason: error.reason.into(),
+        message: error.message.clone(),
+        rollback: String::new(),
+    }
+}
+
+fn note(record: &mut Record, rollback: &str) {
+    if let Some(failure) = &mut record.failure {
+        rollback.clone_into(&mut failure.rollback);
+    }
+}

@@ -1,0 +1,152 @@
+//! Writing a record: journal first, then the index. The only way that one is changed.
+
+use std::sync::Arc;
+
+use proto::{id::{SandboxId, SandboxRef}, reason};
+
+use super::{
+    Error, Event, Sandboxes, flights::{Crew, Entered, Flight, Kind, Standing, Ticket}, next, reads
+};
+use crate::journal::{self, Phase, Record};
+
+impl Sandboxes {
+    /// Changes a record as it is now; returns it once the change is durable. No change, no write.
+    pub(super) async fn amend(
+        &self,
+        id: &SandboxId,
+        change: impl Fn(&mut Record) -> Result<(), Error>,
+    ) -> Result<Arc<Record>, Error> {
+        let _pen = self.pens[pen(id)].lock().await;
+        let mut current = match self.index.live(id) {
+            Some(current) => current,
+            None => self.reload(id).await?,
+        };
+        loop {
+            let mut record = Record::clone(&current);
+            change(&mut record)?;
+            if record == *current {
+                return Ok(current);
+            }
+            match self.journal.update(&record).await {
+                Ok(record) => return Ok(self.index.apply(record)),
+                // Somebody stopped waiting between the write and the index; the journal is right.
+                Err(journal::Error::Conflict { found, .. }) if found > current.revision => {
+                    current = self.reload(id).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn reload(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
+        let record = self.journal.get(id).await?;
+        let record = record.ok_or_else(|| reads::not_found(&SandboxRef::Id(*id)))?;
+        Ok(self.index.apply(record))
+    }
+
+    /// Moves a sandbox on, with `more` in the same write.
+    pub(super) async fn advance(
+        &self,
+        id: &SandboxId,
+        event: Event,
+        more: impl Fn(&mut Record),
+    ) -> Result<Arc<Record>, Error> {
+        let record = self
+            .amend(id, |record| {
+                let from = record.phase;
+                record.phase = next(from, event).ok_or_else(|| refused(record, event))?;
+                if record.phase.ended() && !from.ended() {
+                    record.ended_ms = self.now_ms().max(1);
+                }
+                more(record);
+                Ok(())
+            })
+            .await?;
+        tracing::info!(sandbox_id = %record.id, vmid = %record.vmid, phase = ?record.phase, "phase changed");
+        Ok(record)
+    }
+
+    /// Tells people how far an operation is. Runs beside the step itself, so it costs it nothing;
+    /// lost, it is only old news.
+    pub(super) async fn note(&self, id: &SandboxId, step: &str) {
+        let noted = self
+            .amend(id, |record| {
+                step.clone_into(&mut record.step);
+                Ok(())
+            })
+            .await;
+        if let Err(error) = noted {
+            tracing::warn!(sandbox_id = %id, %error, "step was not noted");
+        }
+    }
+
+    /// Enters an operation and runs `work` for it on a task of its own, or joins the one that is
+    /// under way.
+    pub(super) fn launch<F>(
+        self: &Arc<Self>,
+        id: SandboxId,
+        kind: Kind,
+        work: impl FnOnce(Arc<Self>, Crew) -> F,
+    ) -> Flight
+    where
+        F: Future<Output = Result<Arc<Record>, Error>> + Send + 'static,
+    {
+        match self.flights.enter(id, kind) {
+            Entered::Joined(flight) => flight,
+            Entered::New(ticket, flight) => {
+                self.run(ticket, work);
+                flight
+            }
+        }
+    }
+
+    /// Runs an operation that has been entered.
+    pub(super) fn run<F>(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        work: impl FnOnce(Arc<Self>, Crew) -> F,
+    ) where
+        F: Future<Output = Result<Arc<Record>, Error>> + Send + 'static,
+    {
+        let work = work(Arc::clone(self), ticket.crew());
+        self.tasks.spawn(async move {
+            let result = work.await;
+            ticket.done(result);
+        });
+    }
+
+    /// Waits for an operation, at most so long; then the sandbox is as it is.
+    pub(super) async fn outcome(
+        &self,
+        id: SandboxId,
+        flight: Flight,
+        wait: std::time::Duration,
+    ) -> Result<Arc<Record>, Error> {
+        match flight.ended(wait).await {
+            Standing::Done(result) => result,
+            Standing::UnderWay => self.get(&SandboxRef::Id(id)).await,
+        }
+    }
+}
+
+fn pen(id: &SandboxId) -> usize {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    usize::try_from(hasher.finish() % super::PENS as u64).unwrap_or_default()
+}
+
+fn refused(record: &Record, event: Event) -> Error {
+    let phase = reads::phase_word(record.phase);
+    match (record.phase, event) {
+        (Phase::Deleted | Phase::Deleting, _) => reads::deleted(&SandboxRef::Id(record.id)),
+        (_, Event::StartAsked | Event::StopAsked) => Error::new(
+            reason::SANDBOX_NOT_RUNNING,
+            format!("{} is {phase}", record.id),
+        ),
+        _ => Error::new(
+            reason::INVARIANT,
+            format!("{event:?} cannot happen to {}, which is {phase}", record.id),
+        ),
+    }
+}

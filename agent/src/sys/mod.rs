@@ -1,0 +1,9 @@
+//! The kernel: one syscall a function, and the only `unsafe` of the product. Knows nothing of PVE.
+//!
+//! Roots such as `/proc` are parameters, so that what reads them is tested on trees in a tempdir.
+
+pub mod child;
+pub mod flock;
+pub mod pidfd;
+pub mod proc;
+pub mod pty;

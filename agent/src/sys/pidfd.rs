@@ -1,0 +1,41 @@
+//! Waiting for processes that are not our children.
+
+use std::io;
+
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Waits until the process has ended. At once if there is none.
+#[expect(unsafe_code, reason = "AsyncFd")]
+pub async fn ended(pid: u32) -> io::Result<()> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    // SAFETY: an `OwnedFd` is open, is this very descriptor until it is dropped, and is moved in
+    // here for good.
+    let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE)? };
+    pidfd.readable().await.map(|mut ready| ready.retain_ready())
+}
+
+/// Sends a signal to a process, if it is still the one that `same` says it is: asked once its
+/// number can no longer become somebody else's.
+pub fn signal(pid: u32, number: i32, same: impl FnOnce() -> bool) -> io::Result<()> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    let Some(signal) = Signal::from_named_raw(number) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let sent = pidfd_open(pid, PidfdFlags::empty()).and_then(|pidfd| {
+        if same() { pidfd_send_signal(&pidfd, signal) } else { Ok(()) }
+    });
+    match sent {
+        // It has ended by itself.
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

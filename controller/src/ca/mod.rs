@@ -1,0 +1,228 @@
+//! The controller's own CA, and a second one for the hop between the nodes' Caddys. The two are
+//! apart on purpose: Caddy's key, which a network-facing program reads, must never open the agents'
+//! API. Both are files under the data directory; keys are 0600.
+
+mod issue;
+
+use std::{
+    fs,
+    io::{self, Write},
+    net::IpAddr,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use proto::name::NodeName;
+
+use issue::{Authority, Usage};
+
+/// CA certificates, and everything of the ingress hop, which Caddy reads only at its start.
+const LONG: Duration = Duration::from_hours(24 * 365 * 10);
+/// The controller's and the agents' own.
+const SHORT: Duration = Duration::from_hours(24 * 365);
+
+/// The CA could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// `init` was not run.
+    #[error("there is no CA: run `pve-sandbox-controller init --data-dir {}` first", .0.display())]
+    Missing(PathBuf),
+    /// A name that cannot be in a certificate.
+    #[error("{0:?} is neither a host name nor an address")]
+    Name(String),
+    /// Making a certificate.
+    #[error("cannot make a certificate")]
+    Certificate(#[from] rcgen::Error),
+}
+
+/// The files of the CA under a data directory.
+#[derive(Debug, Clone)]
+pub struct Files(PathBuf);
+
+impl Files {
+    /// Under this data directory.
+    pub fn new(data_dir: &Path) -> Self {
+        Self(data_dir.join("ca"))
+    }
+
+    /// The CA that agents, controller and clients trust.
+    pub fn ca(&self) -> PathBuf {
+        self.0.join("ca.crt")
+    }
+
+    /// The controller's certificate.
+    pub fn certificate(&self) -> PathBuf {
+        self.0.join("controller.crt")
+    }
+
+    /// The controller's key.
+    pub fn key(&self) -> PathBuf {
+        self.0.join("controller.key")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+/// Makes both CAs, unless they are there, and the controller's certificate, anew each time, with
+/// `localhost` and `names` (host names and addresses that callers use).
+///
+/// # Errors
+/// When a name is malformed or a file cannot be written.
+pub fn init(data_dir: &Path, names: &[String]) -> Result<Files, Error> {
+    let files = Files::new(data_dir);
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::File { path, source }
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&files.0).map_err(file(&files.0))?;
+    for (name, common) in [("ca", "pve-sandbox CA"), ("ingress-ca", "pve-sandbox ingress CA")] {
+        if !files.path(&format!("{name}.key")).exists() {
+            let authority = Authority::new(common, LONG)?;
+            // The key last: it is what says that the CA is whole.
+            write(&files.path(&format!("{name}.crt")), &authority.certificate, 0o644)?;
+            write(&files.path(&format!("{name}.key")), &authority.key(), 0o600)?;
+        }
+    }
+    let mut all = vec!["controller.pve-sandbox.internal".into(), "localhost".into()];
+    all.extend(["127.0.0.1".to_owned(), "::1".to_owned()]);
+    all.extend_from_slice(names);
+    let uri = Some(daemon::peer::CONTROLLER_URI.to_owned());
+    let usage = Usage { common: "pve-sandbox controller", names: &all, uri, life: SHORT };
+    let leaf = load(&files, "ca")?.leaf(&usage)?;
+    write(&files.certificate(), &leaf.certificate, 0o644)?;
+    write(&files.key(), &leaf.key, 0o600)?;
+    Ok(files)
+}
+
+/// Writes what one node's agent needs into `out`: `ca.crt`, `node.crt`, `node.key` and the same for
+/// the ingress hop.
+///
+/// # Errors
+/// When `init` was not run, or a file cannot be written.
+pub fn node(
+    data_dir: &Path,
+    node: &NodeName,
+    address: Option<IpAddr>,
+    out: &Path,
+) -> Result<(), Error> {
+    let files = Files::new(data_dir);
+    fs::create_dir_all(out).map_err(|source| Error::File { path: out.to_owned(), source })?;
+
+    let agent = load(&files, "ca")?;
+    let mut names =
+        vec![format!("{node}.agent.pve-sandbox.internal"), "agent.pve-sandbox.internal".into()];
+    names.extend(address.map(|address| address.to_string()));
+    let uri = Some(format!("{}{node}", daemon::peer::AGENT_URI));
+    let leaf = agent.leaf(&Usage { common: node.as_str(), names: &names, uri, life: SHORT })?;
+    write(&out.join("ca.crt"), &agent.certificate, 0o644)?;
+    write(&out.join("node.crt"), &leaf.certificate, 0o644)?;
+    write(&out.join("node.key"), &leaf.key, 0o600)?;
+
+    let ingress = load(&files, "ingress-ca")?;
+    let names = [node.to_string(), "ingress.pve-sandbox.internal".into()];
+    let usage = Usage { common: node.as_str(), names: &names, uri: None, life: LONG };
+    let leaf = ingress.leaf(&usage)?;
+    write(&out.join("ingress-ca.crt"), &ingress.certificate, 0o644)?;
+    write(&out.join("ingress-node.crt"), &leaf.certificate, 0o644)?;
+    write(&out.join("ingress-node.key"), &leaf.key, 0o600)
+}
+
+fn load(files: &Files, name: &str) -> Result<Authority, Error> {
+    let read = |path: PathBuf| match fs::read_to_string(&path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let data_dir = files.0.parent().unwrap_or(&files.0);
+            Err(Error::Missing(data_dir.to_owned()))
+        }
+        Err(source) => Err(Error::File { path, source }),
+    };
+    let certificate = read(files.path(&format!("{name}.crt")))?;
+    Authority::load(certificate, &read(files.path(&format!("{name}.key")))?)
+}
+
+/// Replaces a file as a whole, with its mode from the first byte on.
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
+    let temporary = path.with_extension("new");
+    let replace = || -> io::Result<()> {
+        if temporary.exists() {
+            fs::remove_file(&temporary)?;
+        }
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    replace().map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use daemon::{
+        peer::Peer,
+        tls::{ClientAuth, Identity},
+    };
+
+    use super::*;
+
+    #[test]
+    fn node_certificates_are_what_the_daemons_expect() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let data = dir.path().join("data");
+        let out = dir.path().join("out");
+        let n1: NodeName = "n1".parse().expect("name");
+        let address = Some("10.99.0.1".parse().expect("address"));
+        let missing = node(&data, &n1, address, &out).expect_err("no CA yet");
+        assert!(missing.to_string().contains("init"), "{missing}");
+
+        let files = init(&data, &["api.example.com".into(), "10.0.0.9".into()]).expect("init");
+        let before = fs::read_to_string(files.ca()).expect("ca");
+        init(&data, &[]).expect("again");
+        assert_eq!(fs::read_to_string(files.ca()).expect("ca"), before, "the CA stays");
+        node(&data, &n1, address, &out).expect("node");
+
+        for name in ["node.key", "ingress-node.key"] {
+            let mode = fs::metadata(out.join(name)).expect("key").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        let agent =
+            Identity::load(&out.join("node.crt"), &out.join("node.key"), &out.join("ca.crt"));
+        daemon::tls::server(&agent.expect("identity"), ClientAuth::Required).expect("server");
+        let ours = Identity::load(&files.certificate(), &files.key(), &files.ca());
+        daemon::tls::client(&ours.expect("identity")).expect("client");
+
+        let peer = |path: &Path| {
+            let pem = fs::read(path).expect("certificate");
+            let der = rustls::pki_types::pem::PemObject::from_pem_slice(&pem).expect("pem");
+            let der: rustls::pki_types::CertificateDer<'static> = der;
+            Peer::of_certificate(&der)
+        };
+        assert_eq!(peer(&out.join("node.crt")), Peer::Agent(n1));
+        assert_eq!(peer(&files.certificate()), Peer::Controller);
+        assert_eq!(peer(&out.join("ingress-node.crt")), Peer::Anonymous);
+        let ca = fs::read(out.join("ca.crt")).expect("ca");
+        assert_ne!(ca, fs::read(out.join("ingress-ca.crt")).expect("ingress ca"));
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_refused() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for name in ["a b", "", "ü.example.com", "a\nb"] {
+            let error = init(dir.path(), &[name.to_owned()]).expect_err(name);
+            assert!(matches!(error, Error::Name(_)), "{error}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The program's sub-commands.
+
+use std::{
+    io::Write,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::Subcommand;
+use proto::name::{NodeName, Team};
+use tokio::net::TcpListener;
+
+use crate::{
+    Controller, Parts, ca,
+    clock::{Clock, SystemClock, SystemRandom},
+    config::Config,
+    node::TlsConnector,
+    rpc::scope,
+    store::{Store, sqlite::Sqlite},
+    token,
+};
+
+/// Where everything is kept unless it is told.
+const DATA_DIR: &str = "/var/lib/pve-sandbox-controller";
+/// How long the start waits for the nodes before it says that it is ready.
+const FIRST_CONTACT: Duration = Duration::from_secs(5);
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the API.
+    Run {
+        /// The configuration.
+        #[arg(long, env = "PVE_SANDBOX_CONTROLLER_CONFIG",
+              default_value = "/etc/pve-sandbox/controller.toml")]
+        config: PathBuf,
+        /// Listen here instead of where the configuration says.
+        #[arg(long)]
+        listen: Option<std::net::SocketAddr>,
+    },
+    /// Make the CA and the controller's certificate. Again: keep the CA, renew the certificate.
+    Init {
+        /// Where everything is kept.
+        #[arg(long, default_value = DATA_DIR)]
+        data_dir: PathBuf,
+        /// Host names and addresses that callers use, beside localhost.
+        #[arg(long = "name")]
+        names: Vec<String>,
+    },
+    /// Write the certificates of one node's agent.
+    NodeCert {
+        /// PVE's name of the node.
+        node: NodeName,
+        /// Its cluster address.
+        #[arg(long)]
+        address: Option<IpAddr>,
+        /// Folder to write to.
+        #[arg(long)]
+        out: PathBuf,
+        /// Where everything is kept.
+        #[arg(long, default_value = DATA_DIR)]
+        data_dir: PathBuf,
+    },
+    /// Tokens of callers.
+    Token {
+        /// What to do.
+        #[command(subcommand)]
+        command: TokenCommand,
+        /// Where everything is kept.
+        #[arg(long, global = true, default_value = DATA_DIR)]
+        data_dir: PathBuf,
+    },
+    /// Read a configuration and say what is wrong with it.
+    CheckConfig {
+        /// The configuration.
+        #[arg(default_value = "/etc/pve-sandbox/controller.toml")]
+        config: PathBuf,
+    },
+}
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make one and print it. It is shown this once only.
+    Create {
+        /// Whose sandboxes it is for.
+        #[arg(long)]
+        team: Team,
+        /// More than using the team's sandboxes.
+        #[arg(long = "scope", value_parser = clap::builder::PossibleValuesParser::new(scope::ALL))]
+        scopes: Vec<String>,
+    },
+    /// List them, without their secrets.
+    Ls,
+    /// Make one useless, at once.
+    Revoke {
+        /// Its id, as `ls` shows it.
+        id: String,
+    },
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// When it cannot be done.
+    pub async fn execute(self) -> anyhow::Result<()> {
+        match self {
+            Self::Run { config, listen } => run(&config, listen).await,
+            Self::Init { data_dir, names } => {
+                let files = ca::init(&data_dir, &names)?;
+                say(&format!("the CA is {}", files.ca().display()))
+            }
+            Self::NodeCert { node, address, out, data_dir } => {
+                ca::node(&data_dir, &node, address, &out)?;
+                say(&format!("wrote the certificates of {node} to {}", out.display()))
+            }
+            Self::Token { command, data_dir } => tokens(command, &data_dir).await,
+            Self::CheckConfig { config } => {
+                Config::load(&config)?;
+                say("the configuration is good")
+            }
+        }
+    }
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("cannot write to stdout")
+}
+
+async fn tokens(command: TokenCommand, data_dir: &Path) -> anyhow::Result<()> {
+    let path = data_dir.join("controller.db");
+    anyhow::ensure!(data_dir.is_dir(), "{} is not there: run `init` first", data_dir.display());
+    let store = Sqlite::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let now_ms = SystemClock.now_ms();
+    match command {
+        TokenCommand::Create { team, scopes } => {
+            let mut all = vec![scope::SANDBOX.to_owned()];
+            all.extend(scopes.into_iter().filter(|scope| scope != scope::SANDBOX));
+            all.dedup();
+            let issued = token::issue(team, &all.join(" "), now_ms);
+            store.add_token(issued.token).await?;
+            say(&issued.text)
+        }
+        TokenCommand::Ls => {
+            for token in store.tokens().await? {
+                let state = if token.revoked_ms == 0 { "good" } else { "revoked" };
+                say(&format!("{}\t{}\t{}\t{state}", token.id, token.team, token.scopes))?;
+            }
+            Ok(())
+        }
+        TokenCommand::Revoke { id } => {
+            anyhow::ensure!(store.revoke_token(&id, now_ms).await?, "there is no token {id}");
+            say(&format!("revoked {id}"))
+        }
+    }
+}
+
+async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    daemon::logs::init("info", config.log_json);
+    let stop = daemon::stop::signal_token()?;
+    let files = ca::Files::new(&config.data_dir);
+    let ours = daemon::tls::Identity::load(&files.certificate(), &files.key(), &files.ca())
+        .context("cannot load the controller's certificate; was `init` run?")?;
+    let api_identity = match (&config.tls.cert, &config.tls.key) {
+        (Some(cert), Some(key)) => Some(daemon::tls::Identity::load(cert, key, &files.ca())?),
+        _ => None,
+    };
+    let api = api_identity.as_ref().unwrap_or(&ours);
+    let server = daemon::tls::server(api, daemon::tls::ClientAuth::None)?;
+    let store: Arc<dyn Store> = Arc::new(Sqlite::open(&config.database())?);
+    let address = listen.unwrap_or(config.listen);
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+
+    let controller = Controller::start(Parts {
+        store,
+        connector: Arc::new(TlsConnector(daemon::tls::client(&ours)?)),
+        clock: Arc::new(SystemClock),
+        random: Arc::new(SystemRandom),
+        nodes: config.node_options(),
+        creates: config.sandbox_options(),
+        limits: config.limits.clone(),
+        urls: config.urls(),
+    })
+    .await?;
+    let (ready, all) = controller.settled(FIRST_CONTACT).await;
+    let epoch = controller.sandboxes().nodes().epoch.get();
+    tracing::info!(%address, nodes = all, ready, epoch, "serving");
+    daemon::stop::ready(&format!("{ready} of {all} nodes ready"));
+
+    let incoming = daemon::listen::tls(listener, server, stop.clone());
+    let serve = controller.api().serve(incoming, stop.clone().cancelled_owned());
+    // Those who wait or watch are sent away first; then their calls end, and so does serving.
+    let drain = async {
+        stop.cancelled().await;
+        controller.stop().await;
+    };
+    let (served, ()) = tokio::join!(serve, drain);
+    served.context("serving failed")
+}

@@ -1,0 +1,255 @@
+//! `controller.toml`: read once at the start, checked as a whole, and every mistake is told at once.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use proto::name::NodeName;
+use serde::Deserialize;
+
+use crate::{node, placement::Limits, sandbox, url::UrlTemplate};
+
+/// The whole configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the API listens: gRPC and gRPC-Web over TLS.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Database, CA and certificates.
+    #[serde(default = "default_data_dir")]
+    pub data_dir: PathBuf,
+    /// Address of an open port, with `{port}` and `{vmid}` or `{id}`.
+    pub url_template: String,
+    /// Also use the nodes that an agent's cluster has.
+    #[serde(default)]
+    pub discover: bool,
+    /// Where the agents of discovered nodes listen.
+    #[serde(default = "default_agent_port")]
+    pub agent_port: u16,
+    /// Log lines as JSON.
+    #[serde(default)]
+    pub log_json: bool,
+    /// Certificates other than those of `init`.
+    #[serde(default)]
+    pub tls: Tls,
+    /// Nodes by hand.
+    #[serde(default, rename = "node")]
+    pub nodes: Vec<Node>,
+    /// Bounds of the API.
+    #[serde(default)]
+    pub limits: ApiLimits,
+    /// How creations are placed and waited for.
+    #[serde(default)]
+    pub create: Create,
+    /// How far nodes are filled.
+    #[serde(default)]
+    pub placement: Limits,
+}
+
+/// One node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// PVE's name of it; its agent's certificate must say the same.
+    pub name: NodeName,
+    /// Where its agent listens, `host:port`.
+    pub address: String,
+}
+
+/// Paths of the API's certificate. Those of `init` where they are not given.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// Certificate that callers see, with its chain.
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+}
+
+/// Bounds of the API.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiLimits {
+    /// Calls under way at once, streams included.
+    pub calls_max: usize,
+    /// Streams of one connection.
+    pub streams_per_connection: u32,
+}
+
+impl Default for ApiLimits {
+    fn default() -> Self {
+        Self { calls_max: 4096, streams_per_connection: 128 }
+    }
+}
+
+/// How creations are placed and waited for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Create {
+    /// Creations under way at once.
+    pub creates_max: usize,
+    /// Of those, how many may wait for room.
+    pub queue_max: usize,
+    /// How long one waits for room.
+    pub queue_s: u64,
+    /// How long a node that stopped answering in mid-create is asked, before another gets the next
+    /// attempt.
+    pub patience_s: u64,
+    /// After this a creation that has not come up is called off.
+    pub deadline_s: u64,
+}
+
+impl Default for Create {
+    fn default() -> Self {
+        let defaults = sandbox::Options::default();
+        Self {
+            creates_max: defaults.creates_max,
+            queue_max: defaults.queue_max,
+            queue_s: defaults.queue.as_secs(),
+            patience_s: defaults.patience.as_secs(),
+            deadline_s: defaults.deadline.as_secs(),
+        }
+    }
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 7443))
+}
+
+fn default_data_dir() -> PathBuf {
+    "/var/lib/pve-sandbox-controller".into()
+}
+
+const fn default_agent_port() -> u16 {
+    7445
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not readable, or not TOML of the right form.
+    #[error(transparent)]
+    Load(#[from] daemon::config::Error),
+    /// Readable, but it cannot be meant.
+    #[error("the configuration is wrong:\n  {}", .0.join("\n  "))]
+    Wrong(Vec<String>),
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// With all mistakes in it.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let config: Self = daemon::config::load(path)?;
+        let mistakes = config.mistakes();
+        if mistakes.is_empty() { Ok(config) } else { Err(Error::Wrong(mistakes)) }
+    }
+
+    fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        let mut must = |holds: bool, what: String| {
+            if !holds {
+                mistakes.push(what);
+            }
+        };
+        if let Err(why) = UrlTemplate::new(&self.url_template) {
+            must(false, format!("url_template {why}"));
+        }
+        must(self.data_dir.is_absolute(), "data_dir must be an absolute path".into());
+        must(
+            self.tls.cert.is_some() == self.tls.key.is_some(),
+            "tls.cert and tls.key must be given together".into(),
+        );
+        must(
+            !self.nodes.is_empty() || self.discover,
+            "there must be at least one [[node]]".into(),
+        );
+        let mut names = std::collections::BTreeSet::new();
+        for node in &self.nodes {
+            must(names.insert(&node.name), format!("node {} is given twice", node.name));
+            let port = node.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            must(port.is_some(), format!("node {}: address must be host:port", node.name));
+        }
+        must(self.limits.calls_max > 0, "limits.calls_max must be at least 1".into());
+        must(
+            self.limits.streams_per_connection > 0,
+            "limits.streams_per_connection must be at least 1".into(),
+        );
+        must(self.create.creates_max > 0, "create.creates_max must be at least 1".into());
+        must(self.create.patience_s > 0, "create.patience_s must be at least 1".into());
+        must(self.create.deadline_s >= 30, "create.deadline_s must be at least 30".into());
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        let limits = &self.placement;
+        must(limits.memory_overcommit >= 0.1, "placement.memory_overcommit must be 0.1 or more".into());
+        must(
+            share(limits.memory_used_max)
+                && share(limits.storage_free_min)
+                && share(limits.cpu_habit)
+                && share(limits.memory_habit),
+            "the other values of [placement] must be 0 to 1".into(),
+        );
+        mistakes
+    }
+
+    /// The template, which `load` has checked.
+    pub fn urls(&self) -> UrlTemplate {
+        UrlTemplate::new(&self.url_template).expect("checked when it was loaded")
+    }
+
+    /// Where the nodes come from.
+    pub fn node_options(&self) -> node::Options {
+        node::Options {
+            seeds: self.nodes.iter().map(|n| (n.name.clone(), n.address.clone())).collect(),
+            discover: self.discover,
+            agent_port: self.agent_port,
+            limits: self.placement,
+        }
+    }
+
+    /// How creations are placed and waited for.
+    pub fn sandbox_options(&self) -> sandbox::Options {
+        sandbox::Options {
+            creates_max: self.create.creates_max,
+            queue_max: self.create.queue_max,
+            queue: Duration::from_secs(self.create.queue_s),
+            patience: Duration::from_secs(self.create.patience_s),
+            deadline: Duration::from_secs(self.create.deadline_s),
+        }
+    }
+
+    /// The database.
+    pub fn database(&self) -> PathBuf {
+        self.data_dir.join("controller.db")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_packaged_example_is_taken() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/controller.toml");
+        let config = Config::load(&path).expect("the example");
+        assert_eq!(config.listen, default_listen());
+        assert_eq!(config.sandbox_options(), sandbox::Options::default());
+        assert_eq!(config.placement, Limits::default());
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("c.toml");
+        let text = "url_template = \"x\"\ndata_dir = \"x\"\n[tls]\ncert = \"a\"\n\
+                    [[node]]\nname = \"a\"\naddress = \"b\"\n[create]\npatience_s = 0\n";
+        std::fs::write(&path, text).expect("write");
+        let error = Config::load(&path).expect_err("wrong").to_string();
+        for part in ["url_template", "data_dir", "tls.cert", "node a", "patience_s"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+}

@@ -1,0 +1,531 @@
+//! What the nodes last said of their sandboxes, and what this controller is about to create. It is
+//! a cache: the journals of the nodes are the truth, and it is fed by their watch streams and by
+//! the answers to our own calls.
+//!
+//! ```text
+//!  create task      -> begin ... placed ... settle        (CREATING until it settles)
+//!  watch stream     -> apply                              (dedup by node, attempt, revision)
+//!  whole inventory  -> begin_inventory ... end_inventory  (absent: forgotten or lost)
+//!  restart          -> recall                             (UNREACHABLE until the node is back)
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use proto::{
+    id::{SandboxId, SandboxRef, Vmid},
+    name::{NodeName, Team},
+    sandbox::v1::{Phase, Sandbox},
+};
+use tokio::sync::{Notify, watch};
+
+/// One sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Identity.
+    pub id: SandboxId,
+    /// Owner.
+    pub team: Team,
+    /// Where it is; `None` while it is being placed.
+    pub node: Option<NodeName>,
+    /// What was last said of it.
+    pub sandbox: Sandbox,
+    /// Its creation is not settled: whatever its node says, it is CREATING to the outside.
+    pub creating: bool,
+    /// Its node has given a whole inventory without it, although it lived. Kept, never called gone.
+    pub lost: bool,
+    /// When it was seen to end; 0 while it lives.
+    pub ended_ms: u64,
+    inventory: u64,
+}
+
+impl Entry {
+    /// A sandbox that is gone.
+    pub fn ended(&self) -> bool {
+        !self.creating && ended(&self.sandbox)
+    }
+
+    fn vmid(&self) -> Option<Vmid> {
+        self.sandbox.vmid.try_into().ok()
+    }
+}
+
+fn ended(sandbox: &Sandbox) -> bool {
+    matches!(sandbox.phase(), Phase::Deleted | Phase::Failed)
+}
+
+/// What became of a message of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// It was news.
+    Changed,
+    /// It was known.
+    Known,
+    /// It is of an attempt that was given up: it is not shown.
+    Stray,
+    /// It names nobody: an identity in it is malformed.
+    Malformed,
+}
+
+/// The cache.
+#[derive(Debug, Default)]
+pub struct Cache {
+    inner: Mutex<Inner>,
+    dirty: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    by_id: BTreeMap<SandboxId, Entry>,
+    by_vmid: BTreeMap<Vmid, BTreeSet<SandboxId>>,
+    by_team: BTreeMap<Team, BTreeSet<SandboxId>>,
+    /// Living sandboxes.
+    counts: BTreeMap<NodeName, BTreeMap<Team, u32>>,
+    /// Nodes that answer.
+    up: BTreeSet<NodeName>,
+    inventories: BTreeMap<NodeName, u64>,
+    /// To be remembered in the store.
+    dirty: BTreeSet<SandboxId>,
+    watched: BTreeMap<SandboxId, watch::Sender<u64>>,
+}
+
+impl Cache {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A creation that was accepted and is on no node yet.
+    pub fn begin(&self, id: SandboxId, team: Team, sandbox: Sandbox) {
+        let entry = Entry {
+            id,
+            team,
+            node: sandbox.node.parse().ok(),
+            sandbox,
+            creating: true,
+            lost: false,
+            ended_ms: 0,
+            inventory: 0,
+        };
+        self.inner().put(entry);
+    }
+
+    /// What the store remembers of a sandbox, until its node speaks for itself.
+    pub fn recall(&self, id: SandboxId, team: Team, sandbox: Sandbox, ended_ms: u64) {
+        let entry = Entry {
+            id,
+            team,
+            node: sandbox.node.parse().ok(),
+            sandbox,
+            creating: false,
+            lost: false,
+            ended_ms,
+            inventory: 0,
+        };
+        self.inner().put(entry);
+    }
+
+    /// The next attempt of a creation goes to this node, or to none yet.
+    pub fn placed(&self, id: &SandboxId, node: Option<&NodeName>, attempt: u32, step: &str) {
+        let mut inner = self.inner();
+        let Some(entry) = inner.by_id.get(id).filter(|entry| entry.creating) else { return };
+        let mut entry = entry.clone();
+        entry.node = node.cloned();
+        // Nothing of what the node before said of its attempt holds any more.
+        entry.sandbox = Sandbox {
+            node: node.map(ToString::to_string).unwrap_or_default(),
+            attempt,
+            step: step.to_owned(),
+            phase: Phase::Creating.into(),
+            vmid: 0,
+            ip: String::new(),
+            services: Vec::new(),
+            started_at: None,
+            boot: 0,
+            revision: 0,
+            failure: None,
+            ..entry.sandbox
+        };
+        inner.put(entry);
+    }
+
+    /// The creation is over: this is the sandbox now. What its node has said since stands.
+    pub fn settle(&self, id: &SandboxId, sandbox: Sandbox, now_ms: u64) {
+        let mut inner = self.inner();
+        let Some(entry) = inner.by_id.get(id) else { return };
+        let mut entry = entry.clone();
+        entry.creating = false;
+        let newer = entry.sandbox.attempt == sandbox.attempt
+            && entry.sandbox.node == sandbox.node
+            && entry.sandbox.revision > sandbox.revision;
+        if !newer || ended(&sandbox) {
+            entry.node = sandbox.node.parse().ok();
+            entry.sandbox = sandbox;
+        }
+        if ended(&entry.sandbox) {
+            entry.ended_ms = now_ms;
+        }
+        inner.put(entry);
+    }
+
+    /// A node said something of a sandbox.
+    pub fn apply(&self, node: &NodeName, sandbox: Sandbox, now_ms: u64) -> Applied {
+        let (Ok(id), Ok(team)) = (sandbox.id.parse(), sandbox.team.parse()) else {
+            return Applied::Malformed;
+        };
+        let mut inner = self.inner();
+        let inventory = inner.inventories.get(node).copied().unwrap_or_default();
+        let Some(old) = inner.by_id.get_mut(&id) else {
+            let ended_ms = if ended(&sandbox) { now_ms } else { 0 };
+            let node = Some(node.clone());
+            let entry =
+                Entry { id, team, node, sandbox, creating: false, lost: false, ended_ms, inventory };
+            inner.dirty.insert(id);
+            inner.put(entry);
+            drop(inner);
+            self.dirty.notify_one();
+            return Applied::Changed;
+        };
+        let same = old.node.as_ref() == Some(node) && sandbox.attempt == old.sandbox.attempt;
+        if !same {
+            // Another attempt than the one we know. While the creation is under way its task decides
+            // who stays; after that only a later one can be right (our memory was behind).
+            let later = sandbox.attempt > old.sandbox.attempt;
+            if !later || (old.creating && old.node.as_ref() != Some(node)) {
+                return Applied::Stray;
+            }
+        }
+        old.inventory = inventory;
+        // Gone is gone: a tombstone that the controller wrote is not replaced by the node's own.
+        let over = !old.creating && ended(&old.sandbox);
+        if over || (same && sandbox.revision < old.sandbox.revision) {
+            return Applied::Known;
+        }
+        if old.sandbox == sandbox && !old.lost {
+            return Applied::Known;
+        }
+        let mut entry = old.clone();
+        entry.ended_ms = if ended(&sandbox) && !entry.creating { now_ms } else { 0 };
+        entry.node = Some(node.clone());
+        (entry.sandbox, entry.lost) = (sandbox, false);
+        if !entry.creating {
+            inner.dirty.insert(id);
+        }
+        inner.put(entry);
+        drop(inner);
+        self.dirty.notify_one();
+        Applied::Changed
+    }
+
+    /// A node starts to give a whole inventory; revisions of another journal mean nothing.
+    pub fn begin_inventory(&self, node: &NodeName, same_journal: bool) {
+        let mut inner = self.inner();
+        *inner.inventories.entry(node.clone()).or_default() += 1;
+        if !same_journal {
+            let of_node = inner.by_id.values_mut().filter(|entry| entry.node.as_ref() == Some(node));
+            for entry in of_node {
+                entry.sandbox.revision = 0;
+            }
+        }
+    }
+
+    /// The inventory is whole: what was not in it is forgotten if it had ended, lost if it lived.
+    /// Returns the lost ones.
+    pub fn end_inventory(&self, node: &NodeName) -> Vec<SandboxId> {
+        let mut inner = self.inner();
+        let current = inner.inventories.get(node).copied().unwrap_or_default();
+        let absent: Vec<Entry> = inner
+            .by_id
+            .values()
+            .filter(|entry| entry.node.as_ref() == Some(node) && entry.inventory != current)
+            .filter(|entry| !entry.creating && !entry.ended() && !entry.lost)
+            .cloned()
+            .collect();
+        let mut lost = Vec::new();
+        for mut entry in absent {
+            lost.push(entry.id);
+            entry.lost = true;
+            inner.put(entry);
+        }
+        lost
+    }
+
+    /// A node answers, or does not.
+    pub fn set_up(&self, node: &NodeName, up: bool) {
+        let mut inner = self.inner();
+        let changed = if up { inner.up.insert(node.clone()) } else { inner.up.remove(node) };
+        if !changed {
+            return;
+        }
+        let Inner { watched, by_id, .. } = &mut *inner;
+        for (id, version) in watched {
+            if by_id.get(id).is_some_and(|entry| entry.node.as_ref() == Some(node)) {
+                version.send_modify(|version| *version += 1);
+            }
+        }
+    }
+
+    /// Removes what has ended and is forgotten.
+    pub fn forget(&self, ids: &[SandboxId]) {
+        let mut inner = self.inner();
+        for id in ids {
+            if inner.by_id.get(id).is_some_and(Entry::ended) {
+                inner.remove(id);
+            }
+        }
+    }
+
+    /// One entry, by any name.
+    pub fn get(&self, name: &SandboxRef) -> Option<Entry> {
+        let inner = self.inner();
+        match name {
+            SandboxRef::Id(id) => inner.by_id.get(id).cloned(),
+            SandboxRef::Vmid(vmid) => {
+                let ids = inner.by_vmid.get(vmid)?;
+                let living = ids.iter().filter_map(|id| inner.by_id.get(id)).find(|e| !e.ended());
+                // A number is used again: the last that had it.
+                living.or_else(|| inner.by_id.get(ids.last()?)).cloned()
+            }
+        }
+    }
+
+    /// As it is to the outside.
+    pub fn view(&self, entry: &Entry) -> Sandbox {
+        self.inner().view(entry)
+    }
+
+    /// A page of a team's sandboxes after `after`, in the order of their ids, as they are to the
+    /// outside, and whether there are more.
+    pub fn page(
+        &self,
+        team: &Team,
+        after: Option<SandboxId>,
+        limit: usize,
+        include_ended: bool,
+    ) -> (Vec<Sandbox>, bool) {
+        let inner = self.inner();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut page = Vec::new();
+        let ids = inner.by_team.get(team).into_iter().flat_map(|ids| ids.range((from, Bound::Unbounded)));
+        for entry in ids.filter_map(|id| inner.by_id.get(id)) {
+            if entry.ended() && !include_ended {
+                continue;
+            }
+            if page.len() == limit {
+                return (page, true);
+            }
+            page.push(inner.view(entry));
+        }
+        (page, false)
+    }
+
+    /// Every entry, for the check.
+    pub fn all(&self) -> Vec<Entry> {
+        self.inner().by_id.values().cloned().collect()
+    }
+
+    /// Living sandboxes of a team on a node.
+    pub fn of_team(&self, node: &NodeName, team: &Team) -> u32 {
+        self.inner().counts.get(node).and_then(|teams| teams.get(team)).copied().unwrap_or_default()
+    }
+
+    /// Living sandboxes on a node.
+    pub fn on(&self, node: &NodeName) -> u32 {
+        self.inner().counts.get(node).map(|teams| teams.values().sum()).unwrap_or_default()
+    }
+
+    /// Counts up at every change of one sandbox.
+    pub fn watch(&self, id: SandboxId) -> watch::Receiver<u64> {
+        let mut inner = self.inner();
+        // Those that nobody listens to any more go when somebody new comes.
+        inner.watched.retain(|_, version| version.receiver_count() > 0);
+        inner.watched.entry(id).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+
+    /// Waits until something must be remembered, then takes at most `limit` entries.
+    pub async fn dirty(&self, limit: usize) -> Vec<Entry> {
+        loop {
+            let taken = {
+                let mut inner = self.inner();
+                let ids: Vec<_> = inner.dirty.iter().take(limit).copied().collect();
+                for id in &ids {
+                    inner.dirty.remove(id);
+                }
+                ids.iter().filter_map(|id| inner.by_id.get(id).cloned()).collect::<Vec<_>>()
+            };
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.dirty.notified().await;
+        }
+    }
+
+    /// Puts entries back that could not be remembered.
+    pub fn mark_dirty(&self, ids: impl IntoIterator<Item = SandboxId>) {
+        self.inner().dirty.extend(ids);
+        self.dirty.notify_one();
+    }
+}
+
+impl Inner {
+    fn view(&self, entry: &Entry) -> Sandbox {
+        let mut sandbox = entry.sandbox.clone();
+        if entry.creating {
+            sandbox.set_phase(Phase::Creating);
+            // A try that failed is the create task's business until it gives up.
+            sandbox.failure = None;
+        } else if !ended(&sandbox) {
+            let up = entry.node.as_ref().is_some_and(|node| self.up.contains(node));
+            if entry.lost || !up {
+                sandbox.set_phase(Phase::Unreachable);
+            }
+        }
+        sandbox
+    }
+
+    fn count(&mut self, entry: &Entry, add: bool) {
+        let Some(node) = entry.node.clone().filter(|_| !entry.ended()) else { return };
+        let count = self.counts.entry(node).or_default().entry(entry.team.clone()).or_default();
+        *count = if add { *count + 1 } else { *count - 1 };
+    }
+
+    fn remove(&mut self, id: &SandboxId) {
+        let Some(old) = self.by_id.remove(id) else { return };
+        self.count(&old, false);
+        if let Some(vmid) = old.vmid()
+            && let Some(ids) = self.by_vmid.get_mut(&vmid)
+        {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.by_vmid.remove(&vmid);
+            }
+        }
+        if let Some(ids) = self.by_team.get_mut(&old.team) {
+            ids.remove(id);
+        }
+    }
+
+    fn put(&mut self, entry: Entry) {
+        let id = entry.id;
+        self.remove(&id);
+        self.count(&entry, true);
+        if let Some(vmid) = entry.vmid() {
+            self.by_vmid.entry(vmid).or_default().insert(id);
+        }
+        self.by_team.entry(entry.team.clone()).or_default().insert(id);
+        self.by_id.insert(id, entry);
+        if let Some(version) = self.watched.get(&id) {
+            version.send_modify(|version| *version += 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> SandboxId {
+        SandboxId::new(u64::from(n), &[n; 10])
+    }
+
+    fn node(name: &str) -> NodeName {
+        name.parse().expect("name")
+    }
+
+    fn sandbox(n: u8, phase: Phase, revision: u64) -> Sandbox {
+        let mut sandbox = Sandbox {
+            id: id(n).to_string(),
+            vmid: 100_000 + u32::from(n),
+            node: "n1".into(),
+            team: "red".into(),
+            attempt: 1,
+            revision,
+            ..Sandbox::default()
+        };
+        sandbox.set_phase(phase);
+        sandbox
+    }
+
+    fn phase(cache: &Cache, n: u8) -> Option<Phase> {
+        cache.get(&SandboxRef::Id(id(n))).map(|entry| cache.view(&entry).phase())
+    }
+
+    #[test]
+    fn older_news_change_nothing() {
+        let cache = Cache::default();
+        cache.set_up(&node("n1"), true);
+        assert_eq!(cache.apply(&node("n1"), sandbox(1, Phase::Running, 5), 1), Applied::Changed);
+        assert_eq!(cache.apply(&node("n1"), sandbox(1, Phase::Creating, 4), 1), Applied::Known);
+        assert_eq!(phase(&cache, 1), Some(Phase::Running));
+    }
+
+    #[test]
+    fn absence_counts_only_after_a_whole_inventory_and_never_deletes() {
+        let cache = Cache::default();
+        let n1 = node("n1");
+        cache.set_up(&n1, true);
+        cache.apply(&n1, sandbox(1, Phase::Running, 1), 1);
+        cache.apply(&n1, sandbox(2, Phase::Running, 2), 1);
+        cache.begin_inventory(&n1, false);
+        cache.apply(&n1, sandbox(1, Phase::Running, 1), 1);
+        assert_eq!(phase(&cache, 2), Some(Phase::Running), "not whole yet");
+        assert_eq!(cache.end_inventory(&n1), [id(2)]);
+        assert_eq!(phase(&cache, 2), Some(Phase::Unreachable));
+        // It turns up again.
+        cache.apply(&n1, sandbox(2, Phase::Running, 3), 1);
+        assert_eq!(phase(&cache, 2), Some(Phase::Running));
+    }
+
+    #[test]
+    fn a_node_that_is_down_makes_nothing_disappear() {
+        let cache = Cache::default();
+        cache.set_up(&node("n1"), true);
+        cache.apply(&node("n1"), sandbox(1, Phase::Running, 1), 1);
+        cache.set_up(&node("n1"), false);
+        assert_eq!(phase(&cache, 1), Some(Phase::Unreachable));
+        assert_eq!(cache.page(&"red".parse().expect("team"), None, 10, false).0.len(), 1);
+    }
+
+    #[test]
+    fn a_creation_is_creating_until_it_settles_and_its_strays_are_not_shown() {
+        let cache = Cache::default();
+        cache.set_up(&node("n2"), true);
+        let red: Team = "red".parse().expect("team");
+        cache.begin(id(1), red.clone(), Sandbox { attempt: 1, ..sandbox(1, Phase::Creating, 0) });
+        cache.apply(&node("n1"), sandbox(1, Phase::Failed, 3), 1);
+        assert_eq!(phase(&cache, 1), Some(Phase::Creating));
+        cache.placed(&id(1), Some(&node("n2")), 2, "placing");
+        let second = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
+        assert_eq!(cache.apply(&node("n1"), sandbox(1, Phase::Running, 4), 1), Applied::Stray);
+        assert_eq!(cache.apply(&node("n2"), second.clone(), 1), Applied::Changed);
+        assert_eq!(phase(&cache, 1), Some(Phase::Creating));
+        cache.settle(&id(1), second, 1);
+        assert_eq!(phase(&cache, 1), Some(Phase::Running));
+        assert_eq!((cache.of_team(&node("n1"), &red), cache.of_team(&node("n2"), &red)), (0, 1));
+    }
+
+    #[test]
+    fn a_number_that_is_used_again_names_the_living_one() {
+        let cache = Cache::default();
+        let n1 = node("n1");
+        cache.apply(&n1, Sandbox { vmid: 100_001, ..sandbox(1, Phase::Deleted, 1) }, 1);
+        cache.apply(&n1, Sandbox { vmid: 100_001, ..sandbox(2, Phase::Running, 2) }, 1);
+        let by_vmid = SandboxRef::Vmid(100_001.try_into().expect("vmid"));
+        assert_eq!(cache.get(&by_vmid).map(|entry| entry.id), Some(id(2)));
+        assert_eq!(cache.on(&n1), 1);
+    }
+
+    #[tokio::test]
+    async fn who_watches_is_told() {
+        let cache = Cache::default();
+        let mut changes = cache.watch(id(1));
+        cache.apply(&node("n1"), sandbox(1, Phase::Running, 1), 1);
+        changes.changed().await.expect("told");
+        changes.mark_unchanged();
+        cache.set_up(&node("n1"), true);
+        changes.changed().await.expect("told of the node too");
+        assert_eq!(cache.dirty(10).await.len(), 1);
+    }
+}

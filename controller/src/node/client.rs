@@ -1,0 +1,321 @@
+//! Calls to one agent. Every call has a deadline, and every failure is one of `node::Error`.
+
+use std::{fmt::Debug, io, sync::Arc, time::Duration};
+
+use futures_util::{Stream, StreamExt};
+use proto::{
+    MESSAGE_BYTES_MAX,
+    agent::v1::{self as wire, agent_service_client::AgentServiceClient},
+    id::SandboxId,
+    name::{NodeName, Port, ServiceName},
+    reason,
+    sandbox::v1 as api,
+};
+use tonic::{Code, Request, Response, Status, transport::Channel};
+
+use super::Error;
+
+/// What a call may take beyond the time that the agent may wait.
+const MARGIN: Duration = Duration::from_secs(4);
+/// A call that asks or records only.
+const QUICK: Duration = Duration::from_secs(5);
+/// A whole check of a node.
+const CHECK: Duration = Duration::from_secs(15);
+
+/// Makes channels to agents: TLS over TCP in a daemon, memory in a simulation, a connection that
+/// the agent made where it sits behind NAT.
+pub trait Connector: Send + Sync + Debug {
+    /// A lazy channel: it connects when used, and again whenever the connection is lost.
+    ///
+    /// # Errors
+    /// When the address can never work.
+    fn channel(&self, node: &NodeName, address: &str) -> io::Result<Channel>;
+}
+
+/// Mutual TLS over TCP. The agent's certificate must name the node, so that a node cannot answer
+/// for another.
+#[derive(Debug)]
+pub struct TlsConnector(pub Arc<rustls::ClientConfig>);
+
+impl Connector for TlsConnector {
+    fn channel(&self, node: &NodeName, address: &str) -> io::Result<Channel> {
+        let server_name = format!("{node}.agent.pve-sandbox.internal");
+        daemon::channel::tls(address, &server_name, self.0.clone())
+    }
+}
+
+/// One attempt of a creation.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Identity.
+    pub id: SandboxId,
+    /// Owner.
+    pub team: String,
+    /// The controller's try.
+    pub attempt: u32,
+    /// SHA-256 of the body, hex.
+    pub digest: String,
+    /// What was asked for.
+    pub request: api::CreateSandboxRequest,
+}
+
+/// A cheap handle to one agent.
+#[derive(Debug, Clone)]
+pub struct Client {
+    agent: AgentServiceClient<Channel>,
+}
+
+impl Client {
+    /// Over a channel.
+    pub fn new(channel: Channel) -> Self {
+        let agent = AgentServiceClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Self { agent }
+    }
+
+    /// Who it is. `epoch` 0 only asks.
+    pub async fn hello(&self, epoch: u64) -> Result<wire::HelloResponse, Error> {
+        let mut agent = self.agent.clone();
+        call(QUICK, agent.hello(wire::HelloRequest { epoch })).await
+    }
+
+    /// Starts or follows a creation; answers after `wait` at the latest. Same id and attempt: the
+    /// same creation, so this may be repeated.
+    pub async fn create(
+        &self,
+        epoch: u64,
+        order: &Order,
+        wait: Duration,
+    ) -> Result<(api::Sandbox, Option<api::NodeLoad>), Error> {
+        let request = wire::CreateSandboxRequest {
+            epoch,
+            sandbox_id: order.id.to_string(),
+            team: order.team.clone(),
+            request_id: order.request.request_id.clone(),
+            body_digest: order.digest.clone(),
+            attempt: order.attempt,
+            spec: Some(order.request.clone()),
+            wait: Some(duration(wait)),
+        };
+        let mut agent = self.agent.clone();
+        let answer = call(wait + MARGIN, agent.create_sandbox(request)).await?;
+        Ok((sandbox(answer.sandbox)?, answer.load))
+    }
+
+    /// Calls off the attempts up to `attempt`; what the node holds of it, if anything.
+    pub async fn cancel_create(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        attempt: u32,
+    ) -> Result<Option<api::Sandbox>, Error> {
+        let request = wire::CancelCreateRequest { epoch, sandbox_id: id.to_string(), attempt };
+        let mut agent = self.agent.clone();
+        call(QUICK, agent.cancel_create(request)).await.map(|answer| answer.sandbox)
+    }
+
+    /// One sandbox of this node.
+    pub async fn get(&self, id: &SandboxId) -> Result<api::Sandbox, Error> {
+        let mut agent = self.agent.clone();
+        let request = wire::GetSandboxRequest { id: id.to_string() };
+        sandbox(call(QUICK, agent.get_sandbox(request)).await?.sandbox)
+    }
+
+    /// Boots it; answers after `wait` at the latest.
+    pub async fn start(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<api::Sandbox, Error> {
+        let wait_for = Some(duration(wait));
+        let request = wire::StartSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
+        let mut agent = self.agent.clone();
+        sandbox(call(wait + MARGIN, agent.start_sandbox(request)).await?.sandbox)
+    }
+
+    /// Stops it; answers after `wait` at the latest.
+    pub async fn stop(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<api::Sandbox, Error> {
+        let wait_for = Some(duration(wait));
+        let request = wire::StopSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
+        let mut agent = self.agent.clone();
+        sandbox(call(wait + MARGIN, agent.stop_sandbox(request)).await?.sandbox)
+    }
+
+    /// Deletes it; answers after `wait` at the latest.
+    pub async fn delete(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<api::Sandbox, Error> {
+        let wait_for = Some(duration(wait));
+        let request = wire::DeleteSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
+        let mut agent = self.agent.clone();
+        sandbox(call(wait + MARGIN, agent.delete_sandbox(request)).await?.sandbox)
+    }
+
+    /// Opens a port.
+    pub async fn expose(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        name: &ServiceName,
+        port: Port,
+    ) -> Result<api::Sandbox, Error> {
+        let service =
+            api::HttpService { name: name.to_string(), port: port.into(), url: String::new() };
+        let request = wire::ExposeHttpServiceRequest {
+            epoch,
+            id: id.to_string(),
+            service: Some(service),
+        };
+        let mut agent = self.agent.clone();
+        sandbox(call(QUICK, agent.expose_http_service(request)).await?.sandbox)
+    }
+
+    /// Closes a port.
+    pub async fn hide(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        name: &ServiceName,
+    ) -> Result<api::Sandbox, Error> {
+        let request =
+            wire::HideHttpServiceRequest { epoch, id: id.to_string(), name: name.to_string() };
+        let mut agent = self.agent.clone();
+        sandbox(call(QUICK, agent.hide_http_service(request)).await?.sandbox)
+    }
+
+    /// Checks the node; its findings and how many sandboxes were looked at.
+    pub async fn check(&self) -> Result<(Vec<api::Finding>, u32), Error> {
+        let mut agent = self.agent.clone();
+        let answer = call(CHECK, agent.check(wire::CheckRequest {})).await?;
+        Ok((answer.findings, answer.sandboxes))
+    }
+
+    /// Runs a command. Both streams are pulled by their readers, so that a slow end slows the other.
+    pub async fn exec<S>(
+        &self,
+        input: S,
+    ) -> Result<impl Stream<Item = Result<api::ExecResponse, Error>> + Send + use<S>, Error>
+    where
+        S: Stream<Item = api::ExecRequest> + Send + 'static,
+    {
+        let input = input.map(|message| wire::ExecRequest { message: Some(message) });
+        let mut agent = self.agent.clone();
+        let output = call(QUICK, agent.exec(Request::new(input))).await?;
+        Ok(output.map(|message| match message {
+            Ok(message) => Ok(message.message.unwrap_or_default()),
+            Err(status) => Err(decode(&status)),
+        }))
+    }
+
+    /// Inventory, then changes, then load reports, for ever.
+    pub(super) async fn watch(
+        &self,
+        journal_id: String,
+        revision: u64,
+    ) -> Result<tonic::Streaming<wire::WatchResponse>, Error> {
+        let mut agent = self.agent.clone();
+        call(QUICK, agent.watch(wire::WatchRequest { journal_id, revision })).await
+    }
+}
+
+fn duration(wait: Duration) -> prost_types::Duration {
+    let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
+    let nanos = i32::try_from(wait.subsec_nanos()).unwrap_or_default();
+    prost_types::Duration { seconds, nanos }
+}
+
+fn sandbox(answer: Option<api::Sandbox>) -> Result<api::Sandbox, Error> {
+    answer.ok_or_else(|| Error::Nonsense("there is no sandbox in the answer".into()))
+}
+
+async fn call<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(decode(&status)),
+        Err(_) => Err(Error::Unknown(format!("no answer within {} s", limit.as_secs()))),
+    }
+}
+
+/// What an agent's status means to us. Only a status of ours is a refusal; all others come from the
+/// transport, and then the call may have been carried out, unless the connection was never made.
+pub(super) fn decode(status: &Status) -> Error {
+    let message = status.message().to_owned();
+    match daemon::status::reason(status) {
+        Some(reason) if reason == reason::OUTCOME_UNKNOWN => Error::Unknown(message),
+        Some(reason) => {
+            Error::Refused { reason, message, retry_after: daemon::status::retry_after(status) }
+        }
+        None if never_sent(status) => Error::Unreachable(chain(status)),
+        None => match status.code() {
+            Code::Unimplemented => Error::Refused {
+                reason: reason::INVARIANT.into(),
+                message: "its agent is too old for this call".into(),
+                retry_after: None,
+            },
+            Code::OutOfRange | Code::ResourceExhausted => Error::Refused {
+                reason: reason::TOO_LARGE.into(),
+                message,
+                retry_after: None,
+            },
+            Code::Ok
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::InvalidArgument
+            | Code::DeadlineExceeded
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::Aborted
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+            | Code::Unauthenticated => Error::Unknown(chain(status)),
+        },
+    }
+}
+
+fn chain(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// True when the connection could not be made: the operating system said so.
+fn never_sent(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable
+                    | io::ErrorKind::NetworkDown
+                    | io::ErrorKind::AddrNotAvailable
+            );
+        }
+        cause = error.source();
+    }
+    false
+}

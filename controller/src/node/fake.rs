@@ -1,0 +1,231 @@
+//! An agent for tests and simulations: the real service over in-memory streams, with a world of
+//! made-up sandboxes behind it and faults that can be switched on.
+
+mod net;
+mod service;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use proto::{
+    agent::v1::{self as wire, agent_service_server::AgentServiceServer},
+    id::SandboxId,
+    name::NodeName,
+    sandbox::v1::{self as api, Phase, Sandbox},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, transport::Server};
+
+pub use net::{Dialler, Net, Pipe};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: usize = 64;
+
+/// What goes wrong.
+#[derive(Debug, Clone, Default)]
+pub struct Faults {
+    /// Creations are refused, with this code and reason.
+    pub refuse: Option<(Code, &'static str)>,
+    /// Creations are taken and then fail, with this reason.
+    pub fail: Option<&'static str>,
+    /// Creations are not answered, and not made.
+    pub hang: bool,
+    /// The connection breaks at a creation: before it is made, or after.
+    pub cut: Option<Cut>,
+    /// How long a creation is CREATING.
+    pub boot: Duration,
+    /// Other calls that change something are not answered, although they are done.
+    pub mute: bool,
+}
+
+/// When the connection breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The node never hears of the creation.
+    Before,
+    /// The node makes it, and its answer is lost.
+    After,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    journal_id: String,
+    revision: u64,
+    epoch: u64,
+    seq: u64,
+    next_vmid: u32,
+    sandboxes: BTreeMap<SandboxId, Sandbox>,
+    cancelled: BTreeMap<SandboxId, u32>,
+    /// What is reported, beside what follows from the sandboxes.
+    load: api::NodeLoad,
+    faults: Faults,
+    /// Creations that arrived, with their attempts, whatever became of them.
+    heard: Vec<(SandboxId, u32)>,
+}
+
+/// One agent.
+#[derive(Debug)]
+pub struct FakeAgent {
+    name: NodeName,
+    net: Arc<Net>,
+    members: Vec<wire::Member>,
+    world: Mutex<World>,
+    changes: watch::Sender<u64>,
+}
+
+impl FakeAgent {
+    /// An agent that serves under its name on `net`, with vmids from `first_vmid`.
+    pub fn start(net: &Arc<Net>, name: &str, first_vmid: u32, snapshots: &[&str]) -> Arc<Self> {
+        let name: NodeName = name.parse().expect("a node's name");
+        let gib = 1 << 30;
+        let load = api::NodeLoad {
+            cores: 8.0,
+            memory_total: 32 * gib,
+            memory_available: 30 * gib,
+            storage_free: 90 * gib,
+            storage_total: 100 * gib,
+            vmids_free: 1000,
+            ips_free: 200,
+            quorate: true,
+            snapshots: snapshots.iter().map(ToString::to_string).collect(),
+            snapshot_sizes: vec![
+                api::Size { cpu_cores: 1, memory_mib: 512 };
+                snapshots.len()
+            ],
+            ..api::NodeLoad::default()
+        };
+        let agent = Arc::new(Self {
+            name: name.clone(),
+            net: net.clone(),
+            members: Vec::new(),
+            world: Mutex::new(World {
+                journal_id: format!("{name}-1"),
+                revision: 0,
+                epoch: 0,
+                seq: 0,
+                next_vmid: first_vmid,
+                sandboxes: BTreeMap::new(),
+                cancelled: BTreeMap::new(),
+                load,
+                faults: Faults::default(),
+                heard: Vec::new(),
+            }),
+            changes: watch::channel(0).0,
+        });
+        let (dial, dialled) = mpsc::channel(BACKLOG);
+        net.register(&name, dial);
+        let service = AgentServiceServer::new(service::Service(agent.clone()));
+        tokio::spawn(async move {
+            let incoming = ReceiverStream::new(dialled);
+            let served = Server::builder().add_service(service).serve_with_incoming(incoming).await;
+            if let Err(error) = served {
+                tracing::error!(%error, "a fake agent stopped serving");
+            }
+        });
+        agent
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &NodeName {
+        &self.name
+    }
+
+    /// Switches faults.
+    pub fn faults(&self, change: impl FnOnce(&mut Faults)) {
+        change(&mut self.world().faults);
+    }
+
+    /// Changes what it reports.
+    pub fn load(&self, change: impl FnOnce(&mut api::NodeLoad)) {
+        change(&mut self.world().load);
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Every connection breaks and no new one is accepted, until `up`.
+    pub fn down(&self) {
+        self.net.set_down(&self.name, true);
+    }
+
+    /// Connections are accepted again.
+    pub fn up(&self) {
+        self.net.set_down(&self.name, false);
+    }
+
+    /// Its journal is lost: another history begins, without any sandbox.
+    pub fn lose_journal(&self) {
+        let mut world = self.world();
+        world.journal_id.push('x');
+        (world.revision, world.sandboxes) = (0, BTreeMap::new());
+    }
+
+    /// Its sandboxes, tombstones included.
+    pub fn sandboxes(&self) -> Vec<Sandbox> {
+        self.world().sandboxes.values().cloned().collect()
+    }
+
+    /// Those that live.
+    pub fn living(&self) -> Vec<Sandbox> {
+        let ended = |s: &Sandbox| matches!(s.phase(), Phase::Deleted | Phase::Failed);
+        self.sandboxes().into_iter().filter(|sandbox| !ended(sandbox)).collect()
+    }
+
+    /// Creations that arrived, with their attempts.
+    pub fn heard(&self) -> Vec<(SandboxId, u32)> {
+        self.world().heard.clone()
+    }
+
+    /// Highest epoch seen.
+    pub fn epoch(&self) -> u64 {
+        self.world().epoch
+    }
+
+    /// Somebody with this epoch was here.
+    pub fn set_epoch(&self, epoch: u64) {
+        self.world().epoch = epoch;
+    }
+
+    /// Writes a sandbox to the journal.
+    pub fn put(&self, mut sandbox: Sandbox) -> Sandbox {
+        let mut world = self.world();
+        world.revision += 1;
+        sandbox.revision = world.revision;
+        let id = sandbox.id.parse().expect("a sandbox's id");
+        world.sandboxes.insert(id, sandbox.clone());
+        drop(world);
+        self.changes.send_modify(|n| *n += 1);
+        sandbox
+    }
+
+    fn report(&self) -> api::NodeLoad {
+        let mut world = self.world();
+        world.seq += 1;
+        let mut load = world.load.clone();
+        load.seq = world.seq;
+        for sandbox in world.sandboxes.values() {
+            let size = sandbox.size.unwrap_or_default();
+            match sandbox.phase() {
+                Phase::Running => load.running += 1,
+                Phase::Creating => load.starting += 1,
+                Phase::Unspecified
+                | Phase::Starting
+                | Phase::Stopping
+                | Phase::Stopped
+                | Phase::Deleting
+                | Phase::Deleted
+                | Phase::Failed
+                | Phase::Unreachable => continue,
+            }
+            load.memory_allocated += u64::from(size.memory_mib) << 20;
+            load.cores_allocated += size.cpu_cores;
+        }
+        load
+    }
+}

@@ -1,0 +1,147 @@
+//! A network in memory: who is down cannot be dialled, and going down breaks what is connected.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use proto::name::NodeName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    sync::mpsc,
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::{Channel, server::Connected};
+
+use crate::node::Connector;
+
+/// Bytes on the way in one direction.
+const PIPE: usize = 64 * 1024;
+
+/// The network.
+#[derive(Debug, Default)]
+pub struct Net {
+    hosts: Mutex<BTreeMap<NodeName, Host>>,
+}
+
+#[derive(Debug)]
+struct Host {
+    dial: mpsc::Sender<io::Result<Pipe>>,
+    /// Breaks the connections that there are now.
+    cut: CancellationToken,
+    down: bool,
+}
+
+impl Net {
+    /// Without hosts.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, BTreeMap<NodeName, Host>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn register(&self, name: &NodeName, dial: mpsc::Sender<io::Result<Pipe>>) {
+        let host = Host { dial, cut: CancellationToken::new(), down: false };
+        self.hosts().insert(name.clone(), host);
+    }
+
+    pub(super) fn set_down(&self, name: &NodeName, down: bool) {
+        if let Some(host) = self.hosts().get_mut(name) {
+            host.down = down;
+        }
+        self.cut(name);
+    }
+
+    /// Breaks every connection to a host.
+    pub fn cut(&self, name: &NodeName) {
+        if let Some(host) = self.hosts().get_mut(name) {
+            std::mem::take(&mut host.cut).cancel();
+        }
+    }
+
+    async fn dial(&self, name: &NodeName) -> io::Result<Pipe> {
+        let (dial, cut) = match self.hosts().get(name) {
+            Some(host) if !host.down => (host.dial.clone(), host.cut.clone()),
+            _ => return Err(io::ErrorKind::ConnectionRefused.into()),
+        };
+        let (near, far) = tokio::io::duplex(PIPE);
+        let refused = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
+        dial.send(Ok(Pipe::new(far, &cut))).await.map_err(refused)?;
+        Ok(Pipe::new(near, &cut))
+    }
+}
+
+/// Dials on a network.
+#[derive(Debug)]
+pub struct Dialler(pub Arc<Net>);
+
+impl Connector for Dialler {
+    fn channel(&self, node: &NodeName, _address: &str) -> io::Result<Channel> {
+        let (net, node) = (self.0.clone(), node.clone());
+        Ok(daemon::channel::over(move || {
+            let (net, node) = (net.clone(), node.clone());
+            async move { net.dial(&node).await }
+        }))
+    }
+}
+
+/// One end of a connection that can be broken.
+#[derive(Debug)]
+pub struct Pipe {
+    stream: DuplexStream,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Pipe {
+    fn new(stream: DuplexStream, cut: &CancellationToken) -> Self {
+        Self { stream, cut: Box::pin(cut.clone().cancelled_owned()) }
+    }
+
+    fn broken(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionReset.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl Connected for Pipe {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Pipe {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.broken(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.broken(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

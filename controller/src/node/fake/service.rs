@@ -1,0 +1,407 @@
+//! `agent.v1` over the made-up world.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use daemon::status::Refusal;
+use futures_util::{Stream, StreamExt};
+use proto::{
+    agent::v1::{agent_service_server::AgentService, watch_response::Message, *},
+    id::SandboxId,
+    reason,
+    sandbox::v1::{self as api, Failure, Phase, Sandbox},
+};
+use tokio::{sync::mpsc, time::interval};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{Cut, FakeAgent, Faults};
+
+type Answer<T> = Result<Response<T>, Status>;
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Service(pub(super) Arc<FakeAgent>);
+
+fn refuse<T>(code: Code, reason: &str, message: &str) -> Result<T, Status> {
+    Err(Refusal::new(code, reason, message).into())
+}
+
+fn parse(id: &str) -> Result<SandboxId, Status> {
+    id.parse().map_err(|error| Refusal::from(error).into())
+}
+
+impl FakeAgent {
+    fn check_epoch(&self, epoch: u64) -> Result<(), Status> {
+        let mut world = self.world();
+        if epoch < world.epoch {
+            return refuse(Code::Aborted, reason::STALE_EPOCH, "a higher epoch was seen");
+        }
+        world.epoch = epoch;
+        Ok(())
+    }
+
+    fn get(&self, id: &str) -> Result<Sandbox, Status> {
+        let id = parse(id)?;
+        match self.world().sandboxes.get(&id) {
+            Some(sandbox) => Ok(sandbox.clone()),
+            None => refuse(Code::NotFound, reason::SANDBOX_NOT_FOUND, "not here"),
+        }
+    }
+
+    /// Admits, refuses, or goes on with a creation; the record after that.
+    fn admit(&self, order: &CreateSandboxRequest, faults: &Faults) -> Result<Sandbox, Status> {
+        let id = parse(&order.sandbox_id)?;
+        let mut world = self.world();
+        world.heard.push((id, order.attempt));
+        if world.cancelled.get(&id).is_some_and(|off| *off >= order.attempt) {
+            return refuse(Code::FailedPrecondition, reason::CREATE_CANCELLED, "it was called off");
+        }
+        if let Some(held) = world.sandboxes.get(&id)
+            && held.attempt >= order.attempt
+        {
+            return Ok(held.clone());
+        }
+        if let Some((code, reason)) = faults.refuse {
+            return refuse(code, reason, "refused on purpose");
+        }
+        let spec = order.spec.clone().unwrap_or_default();
+        let vmid = world.next_vmid;
+        world.next_vmid += 1;
+        drop(world);
+        let mut sandbox = Sandbox {
+            id: order.sandbox_id.clone(),
+            vmid,
+            node: self.name.to_string(),
+            team: order.team.clone(),
+            snapshot_id: spec.snapshot_id,
+            size: Some(api::Size { cpu_cores: 1, memory_mib: 512 }),
+            services: spec.services,
+            metadata: spec.metadata,
+            attempt: order.attempt,
+            request_id: order.request_id.clone(),
+            step: "clone".into(),
+            ..Sandbox::default()
+        };
+        sandbox.set_phase(Phase::Creating);
+        Ok(self.put(sandbox))
+    }
+
+    /// Ends a creation that is still as it was admitted.
+    fn complete(&self, admitted: &Sandbox, faults: &Faults) {
+        let current = self.get(&admitted.id).ok();
+        let Some(mut sandbox) = current.filter(|now| now.revision == admitted.revision) else {
+            return;
+        };
+        if let Some(reason) = faults.fail {
+            sandbox.set_phase(Phase::Failed);
+            sandbox.failure = Some(Failure {
+                reason: reason.into(),
+                message: "failed on purpose".into(),
+                rollback: "all undone".into(),
+            });
+        } else {
+            sandbox.set_phase(Phase::Running);
+            (sandbox.boot, sandbox.ip) = (1, format!("10.0.0.{}", sandbox.vmid % 250 + 1));
+        }
+        self.put(sandbox);
+    }
+
+    async fn turn(&self, epoch: u64, id: &str, phase: Phase) -> Result<Option<Sandbox>, Status> {
+        self.check_epoch(epoch)?;
+        let mut sandbox = self.get(id)?;
+        if sandbox.phase() == Phase::Deleted && phase != Phase::Deleted {
+            return refuse(Code::FailedPrecondition, reason::SANDBOX_DELETED, "it is deleted");
+        }
+        if sandbox.phase() != phase {
+            sandbox.boot += u32::from(phase == Phase::Running);
+            sandbox.set_phase(phase);
+            sandbox = self.put(sandbox);
+        }
+        if self.world().faults.mute {
+            std::future::pending::<()>().await;
+        }
+        Ok(Some(sandbox))
+    }
+
+    /// Waits until a sandbox is not CREATING any more.
+    async fn until_created(&self, id: &str, limit: Duration) {
+        let mut changes = self.changes.subscribe();
+        let made = async {
+            while self.get(id).is_ok_and(|sandbox| sandbox.phase() == Phase::Creating) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Late is as good as done: the caller gets what is there.
+        drop(tokio::time::timeout(limit, made).await);
+    }
+
+    async fn watch(self: Arc<Self>, from: WatchRequest, out: mpsc::Sender<Result<WatchResponse, Status>>) {
+        let mut changes = self.changes.subscribe();
+        let mut ticks = interval(Duration::from_secs(1));
+        let journal_id = self.world().journal_id.clone();
+        let resumed = from.journal_id == journal_id;
+        let mut last = if resumed { from.revision } else { 0 };
+        let mut first = true;
+        loop {
+            let mut batch = Vec::new();
+            if first && !resumed {
+                batch.push(Message::Reset(WatchReset { journal_id: journal_id.clone() }));
+            }
+            {
+                let world = self.world();
+                let mut news: Vec<_> =
+                    world.sandboxes.values().filter(|s| s.revision > last).cloned().collect();
+                news.sort_by_key(|sandbox| sandbox.revision);
+                if first || !news.is_empty() {
+                    last = world.revision;
+                    let journal_id = journal_id.clone();
+                    batch.extend(news.into_iter().map(Message::Sandbox));
+                    batch.push(Message::Bookmark(WatchBookmark { journal_id, revision: last }));
+                }
+            }
+            first = false;
+            batch.push(Message::Load(self.report()));
+            for message in batch {
+                if out.send(Ok(WatchResponse { message: Some(message) })).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = ticks.tick() => {}
+                () = out.closed() => return,
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for Service {
+    async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
+        let epoch = request.into_inner().epoch;
+        if epoch > 0 {
+            self.0.check_epoch(epoch)?;
+        }
+        let world = self.0.world();
+        Ok(Response::new(HelloResponse {
+            node: self.0.name.to_string(),
+            version: "fake".into(),
+            journal_id: world.journal_id.clone(),
+            epoch: world.epoch,
+            members: self.0.members.clone(),
+            vmid_first: 0,
+            vmid_last: 0,
+        }))
+    }
+
+    async fn create_sandbox(
+        &self,
+        request: Request<CreateSandboxRequest>,
+    ) -> Answer<CreateSandboxResponse> {
+        let order = request.into_inner();
+        self.0.check_epoch(order.epoch)?;
+        let faults = self.0.world().faults.clone();
+        if faults.hang {
+            std::future::pending::<()>().await;
+        }
+        if faults.cut == Some(Cut::Before) {
+            self.0.net.cut(&self.0.name);
+            std::future::pending::<()>().await;
+        }
+        let admitted = self.0.admit(&order, &faults)?;
+        if admitted.phase() == Phase::Creating && admitted.step == "clone" {
+            let (agent, admitted, faults) = (self.0.clone(), admitted.clone(), faults.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(faults.boot).await;
+                agent.complete(&admitted, &faults);
+            });
+        }
+        if faults.cut == Some(Cut::After) {
+            self.0.net.cut(&self.0.name);
+            std::future::pending::<()>().await;
+        }
+        let wait = order.wait.unwrap_or_default();
+        let wait = Duration::try_from(wait).unwrap_or_default();
+        self.0.until_created(&order.sandbox_id, wait).await;
+        let sandbox = Some(self.0.get(&order.sandbox_id)?);
+        Ok(Response::new(CreateSandboxResponse { sandbox, load: Some(self.0.report()) }))
+    }
+
+    async fn cancel_create(
+        &self,
+        request: Request<CancelCreateRequest>,
+    ) -> Answer<CancelCreateResponse> {
+        let request = request.into_inner();
+        self.0.check_epoch(request.epoch)?;
+        let id = parse(&request.sandbox_id)?;
+        {
+            let mut world = self.0.world();
+            let off = world.cancelled.entry(id).or_default();
+            *off = (*off).max(request.attempt);
+        }
+        let mut held = self.0.get(&request.sandbox_id).ok();
+        if let Some(sandbox) = &mut held
+            && sandbox.attempt <= request.attempt
+        {
+            let ended = matches!(sandbox.phase(), Phase::Failed | Phase::Deleted);
+            if !ended {
+                sandbox.set_phase(Phase::Failed);
+                sandbox.failure = Some(Failure {
+                    reason: reason::CREATE_CANCELLED.into(),
+                    ..Failure::default()
+                });
+                *sandbox = self.0.put(sandbox.clone());
+            }
+        }
+        Ok(Response::new(CancelCreateResponse { sandbox: held }))
+    }
+
+    async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Answer<GetSandboxResponse> {
+        let sandbox = Some(self.0.get(&request.into_inner().id)?);
+        Ok(Response::new(GetSandboxResponse { sandbox }))
+    }
+
+    async fn list_sandboxes(
+        &self,
+        _request: Request<ListSandboxesRequest>,
+    ) -> Answer<ListSandboxesResponse> {
+        let sandboxes = self.0.sandboxes();
+        Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token: String::new() }))
+    }
+
+    async fn start_sandbox(
+        &self,
+        request: Request<StartSandboxRequest>,
+    ) -> Answer<StartSandboxResponse> {
+        let request = request.into_inner();
+        let sandbox = self.0.turn(request.epoch, &request.id, Phase::Running).await?;
+        Ok(Response::new(StartSandboxResponse { sandbox }))
+    }
+
+    async fn stop_sandbox(
+        &self,
+        request: Request<StopSandboxRequest>,
+    ) -> Answer<StopSandboxResponse> {
+        let request = request.into_inner();
+        let sandbox = self.0.turn(request.epoch, &request.id, Phase::Stopped).await?;
+        Ok(Response::new(StopSandboxResponse { sandbox }))
+    }
+
+    async fn delete_sandbox(
+        &self,
+        request: Request<DeleteSandboxRequest>,
+    ) -> Answer<DeleteSandboxResponse> {
+        let request = request.into_inner();
+        let sandbox = self.0.turn(request.epoch, &request.id, Phase::Deleted).await?;
+        Ok(Response::new(DeleteSandboxResponse { sandbox }))
+    }
+
+    type ExecStream = Messages<ExecResponse>;
+
+    /// `cat` gives its stdin back, `sleep` says nothing, `yes` never stops, anything else ends with
+    /// the exit code that its second word is.
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
+        let mut input = request.into_inner();
+        let first = input.message().await?.and_then(|m| m.message).and_then(|m| m.message);
+        let Some(api::exec_request::Message::Start(start)) = first else {
+            return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "start first");
+        };
+        let sandbox = self.0.get(&start.id)?;
+        if sandbox.phase() != Phase::Running {
+            return refuse(Code::FailedPrecondition, reason::SANDBOX_NOT_RUNNING, "not running");
+        }
+        let words = match start.command {
+            Some(api::exec_start::Command::Argv(argv)) => argv.args,
+            Some(api::exec_start::Command::Shell(line)) => {
+                line.split(' ').map(ToString::to_string).collect()
+            }
+            None => Vec::new(),
+        };
+        let (out, answer) = mpsc::channel(1);
+        let started = api::ExecStarted { node: self.0.name.to_string(), boot: sandbox.boot };
+        tokio::spawn(run(words, input, out, started));
+        let wrap = |message| ExecResponse { message: Some(api::ExecResponse { message: Some(message) }) };
+        Ok(Response::new(ReceiverStream::new(answer).map(move |m| Ok(wrap(m))).boxed()))
+    }
+
+    async fn expose_http_service(
+        &self,
+        request: Request<ExposeHttpServiceRequest>,
+    ) -> Answer<ExposeHttpServiceResponse> {
+        let request = request.into_inner();
+        self.0.check_epoch(request.epoch)?;
+        let mut sandbox = self.0.get(&request.id)?;
+        sandbox.services.extend(request.service);
+        Ok(Response::new(ExposeHttpServiceResponse { sandbox: Some(self.0.put(sandbox)) }))
+    }
+
+    async fn hide_http_service(
+        &self,
+        request: Request<HideHttpServiceRequest>,
+    ) -> Answer<HideHttpServiceResponse> {
+        let request = request.into_inner();
+        self.0.check_epoch(request.epoch)?;
+        let mut sandbox = self.0.get(&request.id)?;
+        let before = sandbox.services.len();
+        sandbox.services.retain(|service| service.name != request.name);
+        if sandbox.services.len() == before {
+            return refuse(Code::NotFound, reason::SERVICE_NOT_FOUND, "no such service");
+        }
+        Ok(Response::new(HideHttpServiceResponse { sandbox: Some(self.0.put(sandbox)) }))
+    }
+
+    async fn get_load(&self, _request: Request<GetLoadRequest>) -> Answer<GetLoadResponse> {
+        Ok(Response::new(GetLoadResponse { load: Some(self.0.report()) }))
+    }
+
+    type WatchStream = ReceiverStream<Result<WatchResponse, Status>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
+        let (out, messages) = mpsc::channel(16);
+        tokio::spawn(self.0.clone().watch(request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    async fn check(&self, _request: Request<CheckRequest>) -> Answer<CheckResponse> {
+        let sandboxes = u32::try_from(self.0.living().len()).unwrap_or(u32::MAX);
+        Ok(Response::new(CheckResponse { findings: Vec::new(), sandboxes }))
+    }
+}
+
+async fn run(
+    words: Vec<String>,
+    mut input: Streaming<ExecRequest>,
+    out: mpsc::Sender<api::exec_response::Message>,
+    started: api::ExecStarted,
+) {
+    use api::{exec_request::Message as In, exec_response::Message as Out};
+    let mut send = out.send(Out::Started(started)).await;
+    match words.first().map(String::as_str) {
+        Some("cat") => {
+            while let Ok(Some(message)) = input.message().await {
+                match message.message.and_then(|message| message.message) {
+                    Some(In::Stdin(bytes)) => send = out.send(Out::Stdout(bytes)).await,
+                    Some(In::StdinEof(_)) => break,
+                    Some(In::Start(_) | In::Resize(_) | In::Signal(_)) | None => {}
+                }
+            }
+        }
+        Some("sleep") => return out.closed().await,
+        Some("yes") => {
+            while send.is_ok() {
+                send = out.send(Out::Stdout(bytes::Bytes::from_static(&[b'y'; 32 * 1024]))).await;
+            }
+        }
+        Some("vanish") => return,
+        _ => {}
+    }
+    let code = words.get(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    if send.is_ok() {
+        let exit = api::ExecExit { code, ..api::ExecExit::default() };
+        // A caller that has gone does not want to know.
+        drop(out.send(Out::Exit(exit)).await);
+    }
+}

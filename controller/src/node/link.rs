@@ -1,0 +1,149 @@
+//! Keeps a watch on one agent for as long as the controller lives.
+//!
+//! ```text
+//!  DOWN -> hello -> raise the epoch -> owed cancels -> watch -> (RESET, inventory) -> UP
+//!   ^                                                                                 |
+//!   +---- error, or nothing heard for 5 s <-------------------------------------------+
+//! ```
+//! Cancels that a node is owed come before anything else, so that an attempt that was given up
+//! cannot be taken for the sandbox.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::agent::v1::watch_response::Message;
+use tokio::time::{Instant, timeout};
+
+use super::{Error, Node, Nodes};
+
+/// An agent reports every second; one that says nothing for this long is gone.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Longest pause between two tries to connect.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// A restart of an agent is no reason to call its sandboxes unreachable.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Watches `node` until the future is dropped.
+pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
+    let mut pause = PAUSE_MIN;
+    let mut down_since = Instant::now();
+    loop {
+        let error = match timeout_at_grace(&nodes, &node, session(&nodes, &node), down_since).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        let was_up = node.set_down(Some(error.to_string()));
+        if was_up {
+            tracing::warn!(node = %node.name, %error, "lost a node");
+            (pause, down_since) = (PAUSE_MIN, Instant::now());
+            nodes.announce();
+        } else {
+            tracing::debug!(node = %node.name, %error, "a node does not answer");
+        }
+        let sleep = tokio::time::sleep(jittered(&nodes, pause));
+        tokio::pin!(sleep);
+        tokio::select! {
+            () = &mut sleep => {}
+            () = gone(&nodes, &node, down_since) => sleep.await,
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Runs a session, and calls the node's sandboxes unreachable when it takes too long to come up.
+async fn timeout_at_grace<T>(
+    nodes: &Nodes,
+    node: &Node,
+    session: impl Future<Output = Result<T, Error>>,
+    down_since: Instant,
+) -> Result<T, Error> {
+    tokio::pin!(session);
+    tokio::select! {
+        result = &mut session => result,
+        () = gone(nodes, node, down_since) => session.await,
+    }
+}
+
+async fn gone(nodes: &Nodes, node: &Node, down_since: Instant) {
+    tokio::time::sleep_until(down_since + GRACE).await;
+    if node.down().is_some() {
+        nodes.cache.set_up(&node.name, false);
+    }
+}
+
+fn jittered(nodes: &Nodes, pause: Duration) -> Duration {
+    let mut byte = [0];
+    nodes.random.fill(&mut byte);
+    pause.mul_f64(0.75 + f64::from(byte[0]) / 510.0)
+}
+
+async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infallible, Error> {
+    let hello = node.client.hello(0).await?;
+    if hello.node != node.name.as_str() {
+        return Err(Error::Nonsense(format!("it says that it is {}", hello.node)));
+    }
+    let met = node.connected(&hello.version);
+    if met && hello.epoch > nodes.epoch.get() {
+        nodes.epoch.fence();
+    } else if !nodes.epoch.fenced() {
+        nodes.epoch.raise_above(hello.epoch).await.map_err(|e| Error::Unknown(e.to_string()))?;
+        // From here on the node refuses the controllers before us.
+        node.client.hello(nodes.epoch.get()).await.inspect_err(|error| nodes.noticed(error))?;
+        pay(nodes, node).await?;
+    }
+    nodes.discovered(&hello.members).await;
+
+    let known = node.journal().filter(|(journal, _)| *journal == hello.journal_id);
+    let (journal, revision) = known.unwrap_or_default();
+    let mut stream = node.client.watch(journal, revision).await?;
+    let mut whole = true;
+    loop {
+        let message = timeout(SILENCE, stream.message()).await.map_err(|_| {
+            Error::Unknown(format!("it said nothing for {} s", SILENCE.as_secs()))
+        })?;
+        let message = message.map_err(|status| super::client::decode(&status))?;
+        let Some(message) = message else {
+            return Err(Error::Unreachable("it ended the watch".into()));
+        };
+        match message.message {
+            Some(Message::Reset(reset)) => {
+                let before = node.journal().map(|(journal, _)| journal);
+                nodes.cache.begin_inventory(&node.name, before.as_ref() == Some(&reset.journal_id));
+                node.set_journal(None);
+                whole = false;
+            }
+            Some(Message::Sandbox(sandbox)) => nodes.apply(&node.name, sandbox),
+            Some(Message::Bookmark(bookmark)) => {
+                if !whole {
+                    for id in nodes.cache.end_inventory(&node.name) {
+                        tracing::error!(node = %node.name, sandbox_id = %id,
+                            "a node does not know a sandbox any more that lived on it");
+                    }
+                    whole = true;
+                }
+                node.set_journal(Some((bookmark.journal_id, bookmark.revision)));
+            }
+            Some(Message::Load(load)) => nodes.reported(node, load, true),
+            // From a later version of the agent.
+            None => {}
+        }
+        if whole && node.set_down(None) {
+            tracing::info!(node = %node.name, version = hello.version, "a node is up");
+            nodes.cache.set_up(&node.name, true);
+            nodes.announce();
+        }
+    }
+}
+
+/// Tells the node which attempts it must forget.
+async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
+    let failed = |error: crate::store::Error| Error::Unknown(error.to_string());
+    for (id, attempt) in nodes.store.owed(&node.name).await.map_err(failed)? {
+        let epoch = nodes.epoch.get();
+        let held = node.client.cancel_create(epoch, &id, attempt).await?;
+        tracing::info!(node = %node.name, sandbox_id = %id, attempt, held = held.is_some(),
+            "called off an attempt that had been given up");
+        nodes.store.paid(&node.name, &id, attempt).await.map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,400 @@
+//! The nodes that the controller knows, their health and their load.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use proto::{
+    agent::v1::Member,
+    id::SandboxId,
+    name::{NodeName, Team},
+    sandbox::v1::{NodeLoad, Sandbox},
+    spec::Spec,
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Cache, Client, Connector, Error, epoch::Epoch, link};
+use crate::{
+    clock::{Clock, Random},
+    placement::{self, Decision, Ledger, Limits, NodeView},
+    store::{self, Store},
+};
+
+/// One call that got no answer keeps new work away for this long, or until the agent answers again.
+const BREAKER: Duration = Duration::from_secs(30);
+
+/// Where the nodes come from.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Nodes by configuration.
+    pub seeds: Vec<(NodeName, String)>,
+    /// Also those that an agent's cluster has.
+    pub discover: bool,
+    /// Where agents listen that were discovered.
+    pub agent_port: u16,
+    /// How far they may be filled.
+    pub limits: Limits,
+}
+
+/// One node.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// Where its agent listens.
+    pub address: String,
+    /// Calls to its agent.
+    pub client: Client,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// `None`: connected, and the inventory is whole.
+    down: Option<String>,
+    version: String,
+    /// Where a watch can be resumed from.
+    journal: Option<(String, u64)>,
+    report: Option<(NodeLoad, Instant)>,
+    /// No report has come over this connection yet.
+    first_report: bool,
+    breaker_until: Option<Instant>,
+    /// It has answered us before, so a higher epoch at it means that we were replaced.
+    met: bool,
+}
+
+/// A node as operators see it.
+#[derive(Debug, Clone)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: NodeName,
+    /// Where its agent listens.
+    pub address: String,
+    /// Why it gets no new work; `None` when it does.
+    pub not_ready: Option<String>,
+    /// Its agent's version; empty before the first contact.
+    pub version: String,
+    /// Its last report and the age of it.
+    pub report: Option<(NodeLoad, Duration)>,
+    /// Living sandboxes on it.
+    pub sandboxes: u32,
+}
+
+impl Node {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why it cannot be called now; `None` when it can.
+    pub fn down(&self) -> Option<String> {
+        self.state().down.clone()
+    }
+
+    pub(super) fn journal(&self) -> Option<(String, u64)> {
+        self.state().journal.clone()
+    }
+
+    pub(super) fn set_journal(&self, journal: Option<(String, u64)>) {
+        self.state().journal = journal;
+    }
+
+    /// A new connection; true when it is not the first in this controller's life.
+    pub(super) fn connected(&self, version: &str) -> bool {
+        let mut state = self.state();
+        version.clone_into(&mut state.version);
+        state.first_report = true;
+        // It has just answered: what was lost was the connection.
+        state.breaker_until = None;
+        std::mem::replace(&mut state.met, true)
+    }
+
+    pub(super) fn set_down(&self, down: Option<String>) -> bool {
+        let mut state = self.state();
+        let changed = state.down.is_some() != down.is_some();
+        state.down = down;
+        changed
+    }
+
+    fn view(&self, now: Instant) -> NodeView {
+        let state = self.state();
+        NodeView {
+            name: self.name.clone(),
+            down: state.down.clone(),
+            breaker_open: state.breaker_until.is_some_and(|until| now < until),
+            report: state.report.as_ref().map(|(load, at)| (load.clone(), now - *at)),
+            reserved: placement::Reserved::default(),
+            team_sandboxes: 0,
+            refused: None,
+            failed: None,
+        }
+    }
+}
+
+/// What a creation has met so far.
+#[derive(Debug, Default, Clone)]
+pub struct Tried {
+    /// Nodes that refused it, until when that stands, and their sentence.
+    pub refused: BTreeMap<NodeName, (Instant, String)>,
+    /// Nodes that failed it.
+    pub failed: BTreeMap<NodeName, String>,
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub struct Nodes {
+    /// What they said of their sandboxes.
+    pub cache: Cache,
+    /// The fencing number.
+    pub epoch: Epoch,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) random: Arc<dyn Random>,
+    options: Options,
+    connector: Arc<dyn Connector>,
+    nodes: Mutex<BTreeMap<NodeName, Arc<Node>>>,
+    ledger: Mutex<Ledger>,
+    news: watch::Sender<u64>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Nodes {
+    /// Starts a watch on every node that is known by configuration or from before.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn start(
+        options: Options,
+        connector: Arc<dyn Connector>,
+        store: Arc<dyn Store>,
+        (clock, random): (Arc<dyn Clock>, Arc<dyn Random>),
+        (tasks, stop): (TaskTracker, CancellationToken),
+    ) -> Result<Arc<Self>, store::Error> {
+        let nodes = Arc::new(Self {
+            cache: Cache::default(),
+            epoch: Epoch::start(store.clone()).await?,
+            store,
+            clock,
+            random,
+            options,
+            connector,
+            nodes: Mutex::default(),
+            ledger: Mutex::default(),
+            news: watch::channel(0).0,
+            tasks,
+            stop,
+        });
+        for (name, address) in nodes.options.seeds.clone() {
+            nodes.add(&name, &address);
+        }
+        if nodes.options.discover {
+            for (name, address) in nodes.store.nodes().await? {
+                nodes.add(&name, &address);
+            }
+        }
+        Ok(nodes)
+    }
+
+    fn add(self: &Arc<Self>, name: &NodeName, address: &str) {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if nodes.contains_key(name) {
+            return;
+        }
+        let channel = match self.connector.channel(name, address) {
+            Ok(channel) => channel,
+            Err(error) => {
+                tracing::error!(node = %name, address, %error, "this address can never work");
+                return;
+            }
+        };
+        let node = Arc::new(Node {
+            name: name.clone(),
+            address: address.to_owned(),
+            client: Client::new(channel),
+            state: Mutex::new(State {
+                down: Some("not connected yet".into()),
+                version: String::new(),
+                journal: None,
+                report: None,
+                first_report: true,
+                breaker_until: None,
+                met: false,
+            }),
+        });
+        nodes.insert(name.clone(), node.clone());
+        let (this, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(link::keep(this, node)).await;
+        });
+    }
+
+    /// Adds the members of an agent's cluster, where that is wanted.
+    pub(super) async fn discovered(self: &Arc<Self>, members: &[Member]) {
+        if !self.options.discover {
+            return;
+        }
+        for member in members.iter().filter(|member| !member.ip.is_empty()) {
+            let Ok(name) = member.node.parse::<NodeName>() else { continue };
+            if self.get(&name).is_some() {
+                continue;
+            }
+            let bare = member.ip.parse::<std::net::IpAddr>();
+            let Ok(ip) = bare else { continue };
+            let address = std::net::SocketAddr::new(ip, self.options.agent_port).to_string();
+            tracing::info!(node = %name, address, "discovered a node");
+            if let Err(error) = self.store.put_node(&name, &address).await {
+                tracing::warn!(%error, "could not remember a node");
+            }
+            self.add(&name, &address);
+        }
+    }
+
+    /// One node.
+    pub fn get(&self, name: &NodeName) -> Option<Arc<Node>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// All nodes, by name.
+    pub fn all(&self) -> Vec<Arc<Node>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Counts up when a node has reported, came or went.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
+    }
+
+    pub(super) fn announce(&self) {
+        self.news.send_modify(|news| *news += 1);
+    }
+
+    /// Decides where a creation goes, and reserves it there in the same step, so that creations that
+    /// are decided at once see each other. Without an id it is only a thought.
+    pub fn place(
+        &self,
+        id: Option<SandboxId>,
+        team: &Team,
+        spec: &Spec,
+        attempt: u32,
+        tried: &Tried,
+    ) -> Decision {
+        let now = Instant::now();
+        let nodes = self.all();
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = &id {
+            ledger.release(id);
+        }
+        let views: Vec<_> = nodes
+            .iter()
+            .map(|node| NodeView {
+                reserved: ledger.on(&node.name),
+                team_sandboxes: self.cache.of_team(&node.name, team),
+                refused: tried
+                    .refused
+                    .get(&node.name)
+                    .filter(|(until, _)| now < *until)
+                    .map(|(_, why)| why.clone()),
+                failed: tried.failed.get(&node.name).cloned(),
+                ..node.view(now)
+            })
+            .collect();
+        let decision =
+            placement::place(&views, spec, &self.options.limits, attempt, self.clock.now_ms());
+        if let (Some(id), Some(chosen)) = (id, decision.node()) {
+            let size = views.iter().find(|view| view.name == *chosen).and_then(|v| v.need(spec));
+            ledger.reserve(id, chosen.clone(), size.unwrap_or_default());
+        }
+        decision
+    }
+
+    /// The creation is on no node, or not any more.
+    pub fn release(&self, id: &SandboxId) {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).release(id);
+    }
+
+    /// A node took a creation; `load` was taken after that.
+    pub fn admitted(&self, node: &Node, id: &SandboxId, load: Option<NodeLoad>) {
+        node.state().breaker_until = None;
+        let seq = load.as_ref().map_or(0, |load| load.seq);
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).admitted(id, seq);
+        if let Some(load) = load {
+            self.reported(node, load, false);
+        }
+    }
+
+    /// A report came. `streamed`: over the watch, in order.
+    pub(super) fn reported(&self, node: &Node, load: NodeLoad, streamed: bool) {
+        let first = {
+            let mut state = node.state();
+            let newer = state.report.as_ref().is_none_or(|(last, _)| load.seq > last.seq);
+            if !newer && !(streamed && state.first_report) {
+                return;
+            }
+            let first = streamed && std::mem::replace(&mut state.first_report, false);
+            state.report = Some((load.clone(), Instant::now()));
+            first
+        };
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.reported(&node.name, load.seq, first);
+        drop(ledger);
+        self.announce();
+    }
+
+    /// A call got no answer: no new work for a while.
+    pub fn trip(&self, node: &Node) {
+        node.state().breaker_until = Some(Instant::now() + BREAKER);
+    }
+
+    /// A refusal of our epoch by a node means that we were replaced.
+    pub fn noticed(&self, error: &Error) {
+        if error.reason() == Some(proto::reason::STALE_EPOCH) {
+            self.epoch.fence();
+        }
+    }
+
+    /// A node said something of a sandbox, in a watch or in an answer.
+    pub fn apply(&self, node: &NodeName, sandbox: Sandbox) {
+        let id = sandbox.id.clone();
+        match self.cache.apply(node, sandbox, self.clock.now_ms()) {
+            super::cache::Applied::Changed | super::cache::Applied::Known => {}
+            super::cache::Applied::Stray => {
+                tracing::debug!(%node, sandbox_id = id, "ignored an attempt that was given up");
+            }
+            super::cache::Applied::Malformed => {
+                tracing::warn!(%node, sandbox_id = id, "ignored a sandbox with a malformed identity");
+            }
+        }
+    }
+
+    /// The nodes as operators see them.
+    pub fn statuses(&self) -> Vec<NodeStatus> {
+        let now = Instant::now();
+        let status = |node: Arc<Node>| {
+            let view = node.view(now);
+            let age = view.report.as_ref().map(|(_, age)| *age);
+            let not_ready = match (view.down, age) {
+                (Some(why), _) => Some(why),
+                (None, None) => Some("it has not reported yet".into()),
+                (None, Some(age)) if age > placement::STALE => {
+                    Some(format!("last reported {} s ago", age.as_secs()))
+                }
+                (None, Some(_)) if view.breaker_open => {
+                    Some("it let a call time out a moment ago".into())
+                }
+                (None, Some(_)) => None,
+            };
+            NodeStatus {
+                name: node.name.clone(),
+                address: node.address.clone(),
+                not_ready,
+                version: node.state().version.clone(),
+                report: view.report,
+                sandboxes: self.cache.on(&node.name),
+            }
+        };
+        self.all().into_iter().map(status).collect()
+    }
+}

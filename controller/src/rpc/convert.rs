@@ -1,0 +1,56 @@
+//! From the domain to the wire, where the two differ.
+
+use proto::sandbox::v1 as wire;
+
+use crate::{node::NodeStatus, placement::Decision, url::UrlTemplate};
+
+/// The sandbox with the addresses of its open ports.
+pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &UrlTemplate) -> wire::Sandbox {
+    for service in &mut sandbox.services {
+        service.url = urls.url(service.port, sandbox.vmid, &sandbox.id);
+    }
+    sandbox
+}
+
+pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
+    let nanos = i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000;
+    prost_types::Timestamp { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos }
+}
+
+pub(super) fn decision(decision: Decision) -> wire::PlacementDecision {
+    let node = decision.node().map(ToString::to_string).unwrap_or_default();
+    let nodes = decision.verdicts.into_iter().map(|verdict| wire::NodeVerdict {
+        node: verdict.node.to_string(),
+        filtered: verdict.filtered.map(|f| f.as_str().to_owned()).unwrap_or_default(),
+        detail: verdict.detail,
+        score: verdict.score,
+        parts: verdict
+            .parts
+            .into_iter()
+            .map(|part| wire::ScorePart { name: part.name, value: part.value })
+            .collect(),
+    });
+    wire::PlacementDecision {
+        node,
+        decided_at: Some(timestamp(decision.decided_ms)),
+        nodes: nodes.collect(),
+        attempt: decision.attempt,
+    }
+}
+
+pub(super) fn node(status: NodeStatus) -> wire::Node {
+    let (load, report_age) = match status.report {
+        Some((load, age)) => (Some(load), prost_types::Duration::try_from(age).ok()),
+        None => (None, None),
+    };
+    wire::Node {
+        name: status.name.to_string(),
+        address: status.address,
+        ready: status.not_ready.is_none(),
+        reason: status.not_ready.unwrap_or_default(),
+        version: status.version,
+        load,
+        report_age,
+        sandboxes: status.sandboxes,
+    }
+}

@@ -1,0 +1,102 @@
+//! The edge: the only module that knows tonic as a server. gRPC and gRPC-Web on one port, health
+//! and reflection beside our own services, and bounds on everything that a caller can make large.
+
+mod auth;
+mod convert;
+mod operator;
+mod sandbox;
+pub mod scope;
+mod status;
+
+use std::{sync::Arc, time::Duration};
+
+use proto::{
+    MESSAGE_BYTES_MAX,
+    sandbox::v1::{
+        operator_service_server::OperatorServiceServer, sandbox_service_server::SandboxServiceServer,
+    },
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_stream::Stream;
+use tonic::{
+    service::Routes,
+    transport::{Server, server::Connected},
+};
+use tonic_web::GrpcWebLayer;
+
+use crate::{config::ApiLimits, sandbox::Sandboxes, store::Store, url::UrlTemplate};
+
+/// A caller that is silent for this long is pinged, and given up when it does not answer.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
+const HEADERS_BYTES_MAX: u32 = 16 * 1024;
+
+/// Everything that is served.
+#[derive(Debug, Clone)]
+pub struct Api {
+    routes: Routes,
+    guard: auth::GuardLayer,
+    limits: ApiLimits,
+}
+
+impl Api {
+    /// The services over the domain.
+    pub async fn new(
+        sandboxes: Arc<Sandboxes>,
+        store: Arc<dyn Store>,
+        urls: UrlTemplate,
+        limits: ApiLimits,
+    ) -> Self {
+        let own = sandbox::Rpc { sandboxes: sandboxes.clone(), urls: Arc::new(urls) };
+        let sandbox = SandboxServiceServer::new(own)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let operator = OperatorServiceServer::new(operator::Rpc { sandboxes })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<SandboxServiceServer<sandbox::Rpc>>().await;
+        health.set_serving::<OperatorServiceServer<operator::Rpc>>().await;
+        let mut routes = Routes::default();
+        routes = routes.add_service(sandbox).add_service(operator).add_service(health_service);
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .with_service_name("sandbox.v1.SandboxService")
+                .with_service_name("sandbox.v1.OperatorService")
+                .with_service_name("grpc.health.v1.Health")
+        };
+        let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
+        routes = routes.add_service(v1.expect("our own descriptors are whole"));
+        routes = routes.add_service(v1alpha.expect("our own descriptors are whole"));
+        let guard = auth::GuardLayer::new(store, limits.calls_max);
+        Self { routes, guard, limits }
+    }
+
+    /// Serves connections until `stop`, then lets the calls that are under way end.
+    ///
+    /// # Errors
+    /// When the incoming connections fail as a whole.
+    pub async fn serve<I, IO, E>(
+        self,
+        incoming: I,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error>
+    where
+        I: Stream<Item = Result<IO, E>>,
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Server::builder()
+            .accept_http1(true)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+            .http2_max_header_list_size(HEADERS_BYTES_MAX)
+            .max_concurrent_streams(self.limits.streams_per_connection)
+            .layer(GrpcWebLayer::new())
+            .layer(self.guard)
+            .add_routes(self.routes)
+            .serve_with_incoming_shutdown(incoming, stop)
+            .await
+    }
+}

@@ -1,0 +1,199 @@
+//! `SandboxService`: convert, call, convert.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{Stream, StreamExt};
+use proto::{
+    id::Invalid,
+    sandbox::v1::{sandbox_service_server::SandboxService, *},
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{auth::Caller, convert};
+use crate::{
+    sandbox::{Error, Sandboxes},
+    url::UrlTemplate,
+};
+
+type Answer<T> = Result<Response<T>, Status>;
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Rpc {
+    pub(super) sandboxes: Arc<Sandboxes>,
+    pub(super) urls: Arc<UrlTemplate>,
+}
+
+impl Rpc {
+    fn out(&self, sandbox: Sandbox) -> Option<Sandbox> {
+        Some(convert::sandbox(sandbox, &self.urls))
+    }
+}
+
+/// The guard has put the caller there; without one nothing is allowed.
+fn split<T>(request: Request<T>) -> Result<(Caller, T), Status> {
+    let (_, extensions, message) = request.into_parts();
+    let caller = extensions.get::<Caller>().cloned();
+    let nobody = || Status::internal("a call came past the guard");
+    Ok((caller.ok_or_else(nobody)?, message))
+}
+
+#[tonic::async_trait]
+impl SandboxService for Rpc {
+    async fn create_sandbox(
+        &self,
+        request: Request<CreateSandboxRequest>,
+    ) -> Answer<CreateSandboxResponse> {
+        let (caller, request) = split(request)?;
+        let sandbox = self.sandboxes.create(&caller.team, request).await?;
+        Ok(Response::new(CreateSandboxResponse { sandbox: self.out(sandbox) }))
+    }
+
+    async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Answer<GetSandboxResponse> {
+        let (caller, request) = split(request)?;
+        let sandbox = self.sandboxes.get(&caller.team, &request.id)?;
+        Ok(Response::new(GetSandboxResponse { sandbox: self.out(sandbox) }))
+    }
+
+    async fn list_sandboxes(
+        &self,
+        request: Request<ListSandboxesRequest>,
+    ) -> Answer<ListSandboxesResponse> {
+        let (caller, ask) = split(request)?;
+        let page = self.sandboxes.list(
+            &caller.team,
+            ask.page_size,
+            &ask.page_token,
+            ask.include_ended,
+        )?;
+        let sandboxes =
+            page.sandboxes.into_iter().map(|s| convert::sandbox(s, &self.urls)).collect();
+        Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token: page.next }))
+    }
+
+    type WatchSandboxStream = Messages<WatchSandboxResponse>;
+
+    async fn watch_sandbox(
+        &self,
+        request: Request<WatchSandboxRequest>,
+    ) -> Answer<Self::WatchSandboxStream> {
+        let (caller, request) = split(request)?;
+        let urls = self.urls.clone();
+        let stream = self.sandboxes.watch(&caller.team, &request.id)?.map(move |sandbox| {
+            let sandbox = Some(convert::sandbox(sandbox?, &urls));
+            Ok(WatchSandboxResponse { sandbox })
+        });
+        Ok(Response::new(stream.boxed()))
+    }
+
+    async fn start_sandbox(
+        &self,
+        request: Request<StartSandboxRequest>,
+    ) -> Answer<StartSandboxResponse> {
+        let (caller, request) = split(request)?;
+        let sandbox = self.sandboxes.start(&caller.team, &request.id).await?;
+        Ok(Response::new(StartSandboxResponse { sandbox: self.out(sandbox) }))
+    }
+
+    async fn stop_sandbox(
+        &self,
+        request: Request<StopSandboxRequest>,
+    ) -> Answer<StopSandboxResponse> {
+        let (caller, request) = split(request)?;
+        let sandbox = self.sandboxes.stop(&caller.team, &request.id).await?;
+        Ok(Response::new(StopSandboxResponse { sandbox: self.out(sandbox) }))
+    }
+
+    async fn delete_sandbox(
+        &self,
+        request: Request<DeleteSandboxRequest>,
+    ) -> Answer<DeleteSandboxResponse> {
+        let (caller, request) = split(request)?;
+        let sandbox = self.sandboxes.delete(&caller.team, &request.id).await?;
+        Ok(Response::new(DeleteSandboxResponse { sandbox: self.out(sandbox) }))
+    }
+
+    type ExecStream = Messages<ExecResponse>;
+
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
+        let (caller, input) = split(request)?;
+        let input = input.map(|message| message.map_err(broken)).boxed();
+        let output = self.sandboxes.exec(&caller.team, input).await?;
+        Ok(Response::new(output.map(|message| message.map_err(Status::from)).boxed()))
+    }
+
+    async fn exec_command(
+        &self,
+        request: Request<ExecCommandRequest>,
+    ) -> Answer<ExecCommandResponse> {
+        let (caller, request) = split(request)?;
+        let start = request.start.ok_or_else(|| {
+            Status::from(Error::from(Invalid::new("start", "must say what to run")))
+        })?;
+        let output = self.sandboxes.exec_command(&caller.team, start, request.stdin).await?;
+        Ok(Response::new(ExecCommandResponse {
+            exit: Some(output.exit),
+            stdout: output.stdout,
+            stderr: output.stderr,
+            truncated: output.truncated,
+        }))
+    }
+
+    async fn expose_http_service(
+        &self,
+        request: Request<ExposeHttpServiceRequest>,
+    ) -> Answer<ExposeHttpServiceResponse> {
+        let (caller, ask) = split(request)?;
+        let (sandbox, name) =
+            self.sandboxes.expose(&caller.team, &ask.id, &ask.name, ask.port).await?;
+        let url = self.urls.url(ask.port, sandbox.vmid, &sandbox.id);
+        let service = HttpService { name: name.to_string(), port: ask.port, url };
+        Ok(Response::new(ExposeHttpServiceResponse { service: Some(service) }))
+    }
+
+    async fn hide_http_service(
+        &self,
+        request: Request<HideHttpServiceRequest>,
+    ) -> Answer<HideHttpServiceResponse> {
+        let (caller, request) = split(request)?;
+        let sandbox = self.sandboxes.hide(&caller.team, &request.id, &request.name).await?;
+        Ok(Response::new(HideHttpServiceResponse { sandbox: self.out(sandbox) }))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _request: Request<ListSnapshotsRequest>,
+    ) -> Answer<ListSnapshotsResponse> {
+        Ok(Response::new(ListSnapshotsResponse { snapshots: self.sandboxes.snapshots() }))
+    }
+
+    async fn explain_placement(
+        &self,
+        request: Request<ExplainPlacementRequest>,
+    ) -> Answer<ExplainPlacementResponse> {
+        let (caller, request) = split(request)?;
+        let decision = match request.subject {
+            Some(explain_placement_request::Subject::Id(id)) => {
+                self.sandboxes.explain(&caller.team, &id).await?
+            }
+            Some(explain_placement_request::Subject::DryRun(request)) => {
+                self.sandboxes.dry_run(&caller.team, request)?
+            }
+            None => {
+                let missing = Invalid::new("subject", "must be an id or a dry run");
+                return Err(Error::from(missing).into());
+            }
+        };
+        let decision = Some(convert::decision(decision));
+        Ok(Response::new(ExplainPlacementResponse { decision }))
+    }
+}
+
+/// A stream that broke on the caller's side: a message that is too large, or a caller that went.
+fn broken(status: Status) -> Error {
+    let status = super::status::completed(&status).unwrap_or(status);
+    let reason = daemon::status::reason(&status);
+    let unknown = proto::reason::EXEC_FAILED.to_owned();
+    Error::new(&reason.unwrap_or(unknown), status.message())
+}

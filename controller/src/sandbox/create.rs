@@ -1,0 +1,264 @@
+//! Accepting a creation: check it, decide where it goes, write that down, and only then let a task
+//! of its own (`job`) talk to the node. The caller waits for that task, and may leave.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use prost::Message;
+use proto::{
+    id::{Invalid, SandboxId},
+    name::Team,
+    reason,
+    sandbox::v1::{CreateSandboxRequest, Phase, Sandbox},
+    spec::Spec,
+};
+use sha2::{Digest, Sha256};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::Instant,
+};
+
+use super::{Error, RETRY, Sandboxes, WAIT_MAX, job::Job};
+use crate::{
+    node::{Order, registry::Tried},
+    store::{Begun, Row, State},
+};
+
+/// What became of a request before any node heard of it.
+enum Accepted {
+    /// It is being made.
+    New(SandboxId),
+    /// The request_id was there before.
+    Taken(Box<Row>),
+}
+
+/// A creation that has been checked.
+struct Checked {
+    team: Team,
+    request: CreateSandboxRequest,
+    spec: Spec,
+    digest: String,
+}
+
+impl Sandboxes {
+    /// Creates a sandbox. Same team, request_id and body: the same sandbox. Answers when it runs or
+    /// has failed, and with CREATING when the wait is over before.
+    ///
+    /// # Errors
+    /// When the request is wrong, no node can take it, or the creation failed within the wait.
+    pub async fn create(
+        self: &Arc<Self>,
+        team: &Team,
+        request: CreateSandboxRequest,
+    ) -> Result<Sandbox, Error> {
+        let spec = check(&request)?;
+        let deadline = Instant::now() + wait(request.wait.as_ref())?;
+        let checked = Checked { team: team.clone(), digest: digest(&request), request, spec };
+        if let Some(row) = self.store.by_request(team, &checked.spec.request_id).await? {
+            return self.replay(&row, &checked.digest, deadline).await;
+        }
+        self.may_change()?;
+        let permit = self.creates.clone().try_acquire_owned().map_err(|_| {
+            Error::new(reason::TOO_MANY_CALLS, "too many creations are under way").retry(RETRY)
+        })?;
+        // On a task of its own from here: a caller that hangs up between the record and the task
+        // that works on it would leave a creation that nobody makes.
+        let digest = checked.digest.clone();
+        let (answer, accepted) = oneshot::channel();
+        let (this, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(this.accept_and_make(checked, permit, answer)).await;
+        });
+        match accepted.await {
+            Ok(Ok(Accepted::New(id))) => self.settled(&id, deadline).await,
+            Ok(Ok(Accepted::Taken(row))) => self.replay(&row, &digest, deadline).await,
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                Err(Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY))
+            }
+        }
+    }
+
+    async fn accept_and_make(
+        self: Arc<Self>,
+        checked: Checked,
+        permit: OwnedSemaphorePermit,
+        answer: oneshot::Sender<Result<Accepted, Error>>,
+    ) {
+        let (accepted, job) = match self.accept(checked).await {
+            Ok((accepted, job)) => (Ok(accepted), job),
+            Err(error) => (Err(error), None),
+        };
+        // The caller may have gone; what was accepted is made all the same.
+        drop(answer.send(accepted));
+        if let Some(job) = job {
+            self.make(job).await;
+        }
+        drop(permit);
+    }
+
+    /// Decides and writes it down. The answer's job is what is left to do.
+    async fn accept(&self, checked: Checked) -> Result<(Accepted, Option<Job>), Error> {
+        let Checked { team, request, spec, digest } = checked;
+        let created_ms = self.clock.now_ms();
+        let id = self.new_id(created_ms);
+        let decision = self.nodes.place(Some(id), &team, &spec, 1, &Tried::default());
+        if decision.node().is_none()
+            && let Some(error) = self.hopeless(&decision, &spec)
+        {
+            return Err(error);
+        }
+        let node = decision.node().cloned();
+        let attempt = u32::from(node.is_some());
+        let row = Row {
+            id,
+            team: team.clone(),
+            request_id: spec.request_id.clone(),
+            digest: digest.clone(),
+            request: request.encode_to_vec(),
+            state: State::Placing,
+            node: node.clone(),
+            attempt,
+            decision: super::explain::encode(&decision),
+            cancelled: false,
+            released: false,
+            created_ms,
+            ended_ms: 0,
+            last: Vec::new(),
+        };
+        let placeholder = placeholder(&row, &request);
+        let begun = self.store.begin(row).await.inspect_err(|_| self.nodes.release(&id))?;
+        if let Begun::Taken(row) = begun {
+            self.nodes.release(&id);
+            return Ok((Accepted::Taken(row), None));
+        }
+        tracing::info!(sandbox_id = %id, %team, request_id = %spec.request_id,
+            node = node.as_ref().map(tracing::field::display), "accepted a creation");
+        self.nodes.cache.begin(id, team.clone(), placeholder);
+        let order = Order { id, team: team.to_string(), attempt, digest, request };
+        let job = Job::new(order, team, spec, node);
+        self.jobs().insert(id, job.cancel.clone());
+        Ok((Accepted::New(id), Some(job)))
+    }
+
+    /// The same request again.
+    async fn replay(&self, row: &Row, digest: &str, deadline: Instant) -> Result<Sandbox, Error> {
+        // A row that was rebuilt from a node has no digest to compare.
+        if !row.digest.is_empty() && row.digest != digest {
+            let message = format!(
+                "request_id {} was used with another body for {}; use a new one",
+                row.request_id, row.id
+            );
+            let mut error = Error::new(reason::REQUEST_ID_REUSED, message);
+            error.sandbox_id = Some(row.id.to_string());
+            return Err(error);
+        }
+        self.settled(&row.id, deadline).await
+    }
+
+    /// Waits until a creation has settled, at most until `deadline`.
+    async fn settled(&self, id: &SandboxId, deadline: Instant) -> Result<Sandbox, Error> {
+        let mut changes = self.nodes.cache.watch(*id);
+        loop {
+            changes.mark_unchanged();
+            let name = proto::id::SandboxRef::Id(*id);
+            let entry = self.nodes.cache.get(&name).ok_or_else(|| Error::not_found(&name))?;
+            if !entry.creating {
+                return outcome(self.nodes.cache.view(&entry));
+            }
+            let changed = tokio::select! {
+                changed = tokio::time::timeout_at(deadline, changes.changed()) => changed.is_ok(),
+                () = self.stop.cancelled() => false,
+            };
+            if !changed {
+                return Ok(self.nodes.cache.view(&entry));
+            }
+        }
+    }
+
+    fn new_id(&self, now_ms: u64) -> SandboxId {
+        let mut random = [0; 10];
+        self.random.fill(&mut random);
+        SandboxId::new(now_ms, &random)
+    }
+
+    pub(super) fn jobs(
+        &self,
+    ) -> std::sync::MutexGuard<
+        '_,
+        std::collections::BTreeMap<SandboxId, tokio_util::sync::CancellationToken>,
+    > {
+        self.jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A settled creation as an answer: the failure of a creation is an error, the later life of the
+/// sandbox is not.
+fn outcome(sandbox: Sandbox) -> Result<Sandbox, Error> {
+    let Some(failure) = &sandbox.failure else { return Ok(sandbox) };
+    let called_off = failure.reason == reason::CREATE_CANCELLED;
+    match sandbox.phase() {
+        Phase::Failed => Err(Error::of_failure(&sandbox, failure)),
+        Phase::Deleted if called_off => Err(Error::of_failure(&sandbox, failure)),
+        Phase::Unspecified
+        | Phase::Creating
+        | Phase::Running
+        | Phase::Starting
+        | Phase::Stopping
+        | Phase::Stopped
+        | Phase::Deleting
+        | Phase::Deleted
+        | Phase::Unreachable => Ok(sandbox),
+    }
+}
+
+/// The sandbox before any node knows of it.
+pub(super) fn placeholder(row: &Row, request: &CreateSandboxRequest) -> Sandbox {
+    let mut sandbox = Sandbox {
+        id: row.id.to_string(),
+        node: row.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+        team: row.team.to_string(),
+        snapshot_id: request.snapshot_id.clone(),
+        size: request.size,
+        metadata: request.metadata.clone(),
+        created_at: Some(timestamp(row.created_ms)),
+        attempt: row.attempt,
+        request_id: row.request_id.to_string(),
+        step: if row.node.is_some() { "placing" } else { "queued" }.into(),
+        ..Sandbox::default()
+    };
+    sandbox.set_phase(Phase::Creating);
+    sandbox
+}
+
+/// Milliseconds since 1970 as it goes over the wire.
+pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
+    let nanos = i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000;
+    prost_types::Timestamp { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos }
+}
+
+pub(super) fn check(request: &CreateSandboxRequest) -> Result<Spec, Invalid> {
+    let spec = Spec::try_from(request)?;
+    if request.services.iter().any(|service| !service.url.is_empty()) {
+        return Err(Invalid::new("services.url", "must be empty; the controller sets it"));
+    }
+    let ports: BTreeSet<_> = spec.services.values().collect();
+    if ports.len() != spec.services.len() {
+        return Err(Invalid::new("services.port", "must not be given twice"));
+    }
+    Ok(spec)
+}
+
+fn wait(wait: Option<&prost_types::Duration>) -> Result<Duration, Invalid> {
+    let Some(wait) = wait else { return Ok(WAIT_MAX) };
+    Duration::try_from(*wait)
+        .ok()
+        .filter(|wait| *wait <= WAIT_MAX)
+        .ok_or_else(|| Invalid::new("wait", "must be 0 to 20 s"))
+}
+
+/// SHA-256 of all that says what is to be made, hex. How long the caller waits does not.
+fn digest(request: &CreateSandboxRequest) -> String {
+    let body = CreateSandboxRequest { wait: None, ..request.clone() };
+    // Maps are ordered, so the same body has the same bytes.
+    crate::token::hex(&Sha256::digest(body.encode_to_vec()))
+}

@@ -1,0 +1,81 @@
+//! Deleting a sandbox, wherever it is in its life. Final.
+
+use proto::{
+    id::SandboxId,
+    name::Team,
+    reason,
+    sandbox::v1::{Phase, Sandbox},
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Error, RETRY, Sandboxes, WAIT};
+use crate::node::{Entry, Node};
+
+impl Sandboxes {
+    /// Deletes it. Deleting a deleted one succeeds; one that takes long is DELETING.
+    ///
+    /// # Errors
+    /// When there is none, or its node cannot be asked: it is not deleted then.
+    pub async fn delete(&self, team: &Team, id: &str) -> Result<Sandbox, Error> {
+        let mut entry = self.find(team, id)?;
+        self.may_change()?;
+        if entry.creating {
+            entry = self.call_off_creation(entry).await?;
+        }
+        if entry.ended() {
+            return Ok(self.nodes.cache.view(&entry));
+        }
+        let node = self.reachable(&entry)?;
+        let epoch = self.nodes.epoch.get();
+        match node.client.delete(epoch, &entry.id, WAIT).await {
+            Ok(sandbox) => Ok(self.changed(&entry, &node, sandbox)),
+            Err(error) if error.is_not_found() => Ok(self.bury(&entry, &node)),
+            Err(error) => Err(self.of_node(&node, error)),
+        }
+    }
+
+    /// The node does not know it: nothing of it is there, and its owner does not want it any more.
+    fn bury(&self, entry: &Entry, node: &Node) -> Sandbox {
+        tracing::warn!(sandbox_id = %entry.id, node = %node.name,
+            "deleted a sandbox that its node does not know");
+        let mut sandbox = entry.sandbox.clone();
+        sandbox.set_phase(Phase::Deleted);
+        self.nodes.cache.settle(&entry.id, sandbox.clone(), self.clock.now_ms());
+        self.nodes.cache.mark_dirty([entry.id]);
+        self.view(&entry.id).unwrap_or(sandbox)
+    }
+
+    /// Calls a creation off and waits until nothing of it is left, or it turned out to be up.
+    async fn call_off_creation(&self, entry: Entry) -> Result<Entry, Error> {
+        // First on disk: a restart must not make it after all.
+        self.store.cancel(&entry.id).await?;
+        if let Some(job) = self.jobs().get(&entry.id) {
+            job.cancel();
+        }
+        let deadline = Instant::now() + WAIT;
+        let mut changes = self.nodes.cache.watch(entry.id);
+        loop {
+            changes.mark_unchanged();
+            let entry = self.entry(&entry.id)?;
+            if !entry.creating {
+                return Ok(entry);
+            }
+            if entry.node.is_some() {
+                self.reachable(&entry)?;
+            }
+            let changed = tokio::select! {
+                changed = timeout_at(deadline, changes.changed()) => changed.is_ok(),
+                () = self.stop.cancelled() => false,
+            };
+            if !changed {
+                let message = format!("{} is being called off; ask again", entry.id);
+                return Err(Error::new(reason::OUTCOME_UNKNOWN, message).retry(RETRY));
+            }
+        }
+    }
+
+    fn entry(&self, id: &SandboxId) -> Result<Entry, Error> {
+        let name = proto::id::SandboxRef::Id(*id);
+        self.nodes.cache.get(&name).ok_or_else(|| Error::not_found(&name))
+    }
+}

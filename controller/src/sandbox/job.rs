@@ -1,0 +1,524 @@
+//! Making a sandbox: the task behind a creation. It alone decides where the creation goes next and
+//! when it is over; a restart begins it again from the store's row.
+//!
+//! ```text
+//!            +--------------------------- refused, failed (attempt + 1) <----------+
+//!            v                                                                     |
+//!  choose a node (durable) -> send -> follow until it runs -> done (durable) -> RUNNING
+//!     |  no room: queue         |  ^
+//!     v                         v  | not known: send again, found: follow
+//!   FAILED                   UNKNOWN: ask that node, and only that node, by sandbox_id;
+//!                            after `patience` leave it: its cancel is owed (durable), attempt + 1
+//! ```
+//! A creation that was seen running is never moved.
+
+use std::time::Duration;
+
+use prost::Message;
+use proto::{
+    id::SandboxRef,
+    name::{NodeName, Team},
+    reason,
+    sandbox::v1::{Failure, NodeLoad, Phase, Sandbox},
+    spec::Spec,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, RETRY, Sandboxes, WAIT};
+use crate::{
+    node::{self, Node, Order, registry::Tried},
+    placement::{Decision, Obstacle},
+    store::{self, Choice},
+};
+
+/// Tries that may fail for reasons other than a lack of room.
+const FAULTS_MAX: usize = 3;
+/// After the start of the controller, nodes that have not answered yet are waited for.
+const START_GRACE: Duration = Duration::from_secs(10);
+/// When a node that refused is asked again, unless it says.
+const REFUSAL: Duration = Duration::from_secs(1);
+/// Pause between two questions to a node.
+const ASK: Duration = Duration::from_millis(500);
+/// Pause between two looks at the nodes for a creation in the queue; reports come in between.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A creation under way.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) order: Order,
+    team: Team,
+    spec: Spec,
+    /// Node of the current attempt.
+    node: Option<NodeName>,
+    /// The node of the current attempt may have heard of it before (we were restarted).
+    maybe_sent: bool,
+    tried: Tried,
+    faults: Vec<Failure>,
+    /// Given up without knowing; goes into the store with the next choice.
+    leave: Option<(NodeName, u32)>,
+    /// It was called off because it took too long, not because its owner wanted that.
+    expired: bool,
+    pub(super) cancel: CancellationToken,
+    begun: Instant,
+}
+
+impl Job {
+    pub(super) fn new(order: Order, team: Team, spec: Spec, node: Option<NodeName>) -> Self {
+        Self {
+            order,
+            team,
+            spec,
+            node,
+            maybe_sent: false,
+            tried: Tried::default(),
+            faults: Vec::new(),
+            leave: None,
+            expired: false,
+            cancel: CancellationToken::new(),
+            begun: Instant::now(),
+        }
+    }
+
+    pub(super) fn resumed(mut self, cancelled: bool) -> Self {
+        self.maybe_sent = self.node.is_some();
+        if cancelled {
+            self.cancel.cancel();
+        }
+        self
+    }
+}
+
+/// How a creation ends.
+enum End {
+    Up(Box<Sandbox>),
+    Failed(Failure),
+    CalledOff,
+    /// The store says that it is over already.
+    Gone,
+}
+
+/// How one attempt ends.
+enum Attempt {
+    Up(Box<Sandbox>),
+    /// Nothing was made; another node may do it, or this one later.
+    Refused(String, Option<Duration>),
+    /// Something was made, broke, and was undone.
+    Fault(Failure),
+    /// No node will do better.
+    Hopeless(Failure),
+    /// The node has not answered for too long.
+    Left,
+    CalledOff,
+}
+
+/// What to do next in an attempt.
+enum Step {
+    Send,
+    Ask,
+    Follow,
+}
+
+impl Sandboxes {
+    /// Makes it, or fails, and settles it. Dropped when the controller stops; the row stays.
+    pub(super) async fn make(&self, mut job: Job) {
+        let end = loop {
+            if let Some(node) = job.node.clone() {
+                let attempt = self.attempt(&mut job, &node).await;
+                if let Some(end) = judge(&mut job, node, attempt) {
+                    break end;
+                }
+                self.nodes.release(&job.order.id);
+            } else if let Err(end) = self.next_node(&mut job).await {
+                // A node that was to be left is asked again when there is no other: it may hold it.
+                match (end, job.leave.take()) {
+                    (End::Failed(_) | End::CalledOff, Some((node, _))) => {
+                        (job.node, job.maybe_sent) = (Some(node), true);
+                    }
+                    (end, _) => break end,
+                }
+            }
+        };
+        self.finish(&job, end).await;
+    }
+
+    /// Chooses a node for the next attempt and writes it down; waits in the queue while all are full.
+    async fn next_node(&self, job: &mut Job) -> Result<(), End> {
+        let id = job.order.id;
+        let until = job.begun + self.options.queue;
+        let mut ticket = None;
+        let mut news = self.nodes.news();
+        loop {
+            news.mark_unchanged();
+            if job.cancel.is_cancelled() {
+                return Err(End::CalledOff);
+            }
+            if job.faults.len() >= FAULTS_MAX {
+                return Err(End::Failed(job.faults[0].clone()));
+            }
+            let next = job.order.attempt + 1;
+            let decision = self.nodes.place(Some(id), &job.team, &job.spec, next, &job.tried);
+            if let Some(node) = decision.node() {
+                return self.choose(job, node.clone(), &decision).await;
+            }
+            if let Some(error) = self.hopeless(&decision, &job.spec) {
+                let own = Failure { reason: error.reason, message: error.message, ..Failure::default() };
+                return Err(End::Failed(job.faults.first().cloned().unwrap_or(own)));
+            }
+            let full = |what: &str| {
+                let message = format!("{what}: {}", decision.why());
+                Failure { reason: reason::NO_CAPACITY.into(), message, rollback: String::new() }
+            };
+            if Instant::now() >= until {
+                return Err(End::Failed(full("no node had room in time")));
+            }
+            if ticket.is_none() {
+                let Ok(permit) = self.queue.try_acquire() else {
+                    return Err(End::Failed(full("the queue for room is full")));
+                };
+                ticket = Some(permit);
+                self.nodes.cache.placed(&id, None, job.order.attempt, "queued");
+            }
+            let refusals = job.tried.refused.values().map(|(until, _)| *until);
+            let wake = refusals.filter(|at| *at > Instant::now()).min().unwrap_or(until).min(until);
+            tokio::select! {
+                () = job.cancel.cancelled() => {}
+                () = sleep_until(wake) => {}
+                _ = async { sleep(LOOK).await; news.changed().await } => {}
+            }
+        }
+    }
+
+    async fn choose(&self, job: &mut Job, node: NodeName, decision: &Decision) -> Result<(), End> {
+        let id = job.order.id;
+        let attempt = job.order.attempt + 1;
+        let choice = Choice {
+            node: node.clone(),
+            attempt,
+            decision: super::explain::encode(decision),
+            leave: job.leave.clone(),
+        };
+        // The node must not hear of it before this is durable.
+        let chosen = self.persist(|| self.store.choose(&id, choice.clone())).await;
+        if !chosen {
+            return Err(End::Gone);
+        }
+        tracing::info!(sandbox_id = %id, %node, attempt, "chose a node");
+        job.leave = None;
+        job.order.attempt = attempt;
+        self.nodes.cache.placed(&id, Some(&node), attempt, "placing");
+        (job.node, job.maybe_sent) = (Some(node), false);
+        Ok(())
+    }
+
+    /// One attempt on one node, until it is decided.
+    async fn attempt(&self, job: &mut Job, name: &NodeName) -> Attempt {
+        let Some(node) = self.nodes.get(name) else {
+            if job.maybe_sent {
+                // Not configured any more; whatever it holds, it is told when it comes back.
+                sleep(RETRY).await;
+                return Attempt::Left;
+            }
+            return Attempt::Refused("it is not in the configuration any more".into(), None);
+        };
+        let mut step = if job.maybe_sent { Step::Ask } else { Step::Send };
+        let mut silent_since = Instant::now();
+        let mut news = self.nodes.news();
+        loop {
+            news.mark_unchanged();
+            if Instant::now() > job.begun + self.options.deadline {
+                job.expired = true;
+                job.cancel.cancel();
+            }
+            let answer = tokio::select! {
+                biased;
+                () = job.cancel.cancelled() => return self.call_off(job, &node).await,
+                answer = self.ask(job, &node, &step) => answer,
+            };
+            let error = match answer {
+                Ok((sandbox, load)) if sandbox.attempt == job.order.attempt => {
+                    silent_since = Instant::now();
+                    if !matches!(step, Step::Follow) {
+                        self.nodes.admitted(&node, &job.order.id, load);
+                    }
+                    job.maybe_sent = true;
+                    self.nodes.apply(name, sandbox.clone());
+                    match sandbox.phase() {
+                        Phase::Creating | Phase::Unspecified => step = Step::Follow,
+                        Phase::Failed | Phase::Deleted | Phase::Deleting => {
+                            return by_failure(name, sandbox.failure.unwrap_or_default());
+                        }
+                        Phase::Running
+                        | Phase::Starting
+                        | Phase::Stopping
+                        | Phase::Stopped
+                        | Phase::Unreachable => return Attempt::Up(Box::new(sandbox)),
+                    }
+                    continue;
+                }
+                // A tombstone of an attempt before this one: this one it has not heard of.
+                Ok(_) => {
+                    step = Step::Send;
+                    sleep(ASK).await;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.nodes.noticed(&error);
+            match error {
+                ref unknown if unknown.is_not_found() && !matches!(step, Step::Send) => {
+                    // It never arrived. The same attempt may go to the same node again.
+                    step = Step::Send;
+                }
+                node::Error::Refused { reason, message, retry_after } => {
+                    let failure = Failure { reason, message, rollback: String::new() };
+                    return match by_failure(name, failure) {
+                        Attempt::Refused(why, _) => Attempt::Refused(why, retry_after),
+                        other => other,
+                    };
+                }
+                // Whatever was sent before this never arrived anywhere.
+                node::Error::Unreachable(why) if !job.maybe_sent => {
+                    return Attempt::Refused(why, Some(RETRY));
+                }
+                node::Error::Unreachable(_) | node::Error::Unknown(_) | node::Error::Nonsense(_) => {
+                    if !job.maybe_sent || matches!(step, Step::Send) {
+                        tracing::warn!(sandbox_id = %job.order.id, node = %name, %error,
+                            "the outcome of a creation is not known, asking the node");
+                        self.nodes.trip(&node);
+                    }
+                    (job.maybe_sent, step) = (true, Step::Ask);
+                    let silent = silent_since.elapsed() > self.options.patience;
+                    if silent && node.down().is_some() {
+                        return Attempt::Left;
+                    }
+                    tokio::select! {
+                        () = job.cancel.cancelled() => {}
+                        () = sleep(RETRY) => {}
+                        // The node came back, perhaps.
+                        _ = async { sleep(ASK).await; news.changed().await } => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        job: &Job,
+        node: &Node,
+        step: &Step,
+    ) -> Result<(Sandbox, Option<NodeLoad>), node::Error> {
+        let epoch = self.nodes.epoch.get();
+        match step {
+            // Answered as soon as the node has admitted it, so that little time is uncertain.
+            Step::Send => node.client.create(epoch, &job.order, Duration::ZERO).await,
+            Step::Follow => node.client.create(epoch, &job.order, WAIT).await,
+            Step::Ask => node.client.get(&job.order.id).await.map(|sandbox| (sandbox, None)),
+        }
+    }
+
+    /// Makes sure that nothing of the attempt is left on the node. Never gives up: a deletion that
+    /// was asked for is wanted for ever.
+    async fn call_off(&self, job: &Job, node: &Node) -> Attempt {
+        let id = &job.order.id;
+        loop {
+            let epoch = self.nodes.epoch.get();
+            let held = match node.client.cancel_create(epoch, id, job.order.attempt).await {
+                Ok(held) => held,
+                Err(error) if error.is_not_found() => None,
+                Err(error) => {
+                    self.nodes.noticed(&error);
+                    tracing::warn!(sandbox_id = %id, node = %node.name, %error,
+                        "could not call a creation off, trying again");
+                    sleep(RETRY).await;
+                    continue;
+                }
+            };
+            match held.as_ref().map(Sandbox::phase) {
+                None | Some(Phase::Failed | Phase::Deleted) => return Attempt::CalledOff,
+                // It had come up before.
+                Some(Phase::Running | Phase::Stopped) => {
+                    if let Err(error) = node.client.delete(epoch, id, WAIT).await {
+                        tracing::warn!(sandbox_id = %id, node = %node.name, %error,
+                            "could not delete a creation that was called off, trying again");
+                    }
+                }
+                Some(
+                    Phase::Unspecified
+                    | Phase::Creating
+                    | Phase::Starting
+                    | Phase::Stopping
+                    | Phase::Deleting
+                    | Phase::Unreachable,
+                ) => {}
+            }
+            sleep(ASK).await;
+        }
+    }
+
+    /// Writes the end down, then shows it.
+    async fn finish(&self, job: &Job, end: End) {
+        let id = job.order.id;
+        let now_ms = self.clock.now_ms();
+        let held = self.nodes.cache.get(&SandboxRef::Id(id)).map(|entry| entry.sandbox);
+        let mut sandbox = held.unwrap_or_default();
+        match end {
+            End::Up(up) => {
+                sandbox = *up;
+                let last = sandbox.encode_to_vec();
+                // Before anybody is told: a sandbox that was seen running is never moved.
+                self.persist(|| self.store.done(&id, last.clone())).await;
+                tracing::info!(sandbox_id = %id, node = sandbox.node, vmid = sandbox.vmid,
+                    attempt = job.order.attempt, "a sandbox is up");
+            }
+            End::Failed(failure) => {
+                tracing::warn!(sandbox_id = %id, reason = failure.reason, message = failure.message,
+                    rollback = failure.rollback, "a creation failed");
+                let released = is_refusal(&failure.reason) || failure.reason == reason::STALE_EPOCH;
+                sandbox.set_phase(Phase::Failed);
+                sandbox.failure = Some(failure);
+                let last = sandbox.encode_to_vec();
+                self.persist(|| self.store.failed(&id, last.clone(), released, now_ms)).await;
+                self.nodes.release(&id);
+            }
+            End::CalledOff => {
+                tracing::info!(sandbox_id = %id, "a creation was called off");
+                sandbox.set_phase(Phase::Deleted);
+                sandbox.failure = Some(Failure {
+                    reason: reason::CREATE_CANCELLED.into(),
+                    message: "the creation was called off".into(),
+                    rollback: String::new(),
+                });
+                let last = sandbox.encode_to_vec();
+                self.persist(|| self.store.failed(&id, last.clone(), false, now_ms)).await;
+                self.nodes.release(&id);
+            }
+            End::Gone => self.nodes.release(&id),
+        }
+        self.nodes.cache.settle(&id, sandbox, now_ms);
+        self.jobs().remove(&id);
+    }
+
+    /// Repeats a write until the store takes it: without it the next step must not be taken.
+    async fn persist<T, F>(&self, write: impl Fn() -> F) -> T
+    where
+        F: Future<Output = Result<T, store::Error>>,
+    {
+        loop {
+            match write().await {
+                Ok(value) => return value,
+                Err(error) => {
+                    tracing::error!(%error, "could not write to the store, trying again");
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Why waiting for room is no use; `None` when it is.
+    pub(super) fn hopeless(&self, decision: &Decision, spec: &Spec) -> Option<Error> {
+        let why = decision.why();
+        match decision.obstacle(spec.node.as_ref()) {
+            Obstacle::Full => None,
+            Obstacle::Unreachable | Obstacle::UnknownNode | Obstacle::UnknownSnapshot
+                if self.started.elapsed() < START_GRACE && self.unheard() =>
+            {
+                None
+            }
+            Obstacle::Unreachable => Some(
+                Error::new(reason::NODE_UNREACHABLE, format!("no node can be asked: {why}"))
+                    .retry(RETRY),
+            ),
+            Obstacle::NoQuorum => Some(
+                Error::new(reason::NO_QUORUM, format!("no node may create now: {why}")).retry(RETRY),
+            ),
+            Obstacle::UnknownNode => {
+                let wish = spec.node.as_ref().map(ToString::to_string).unwrap_or_default();
+                Some(Error::new(reason::NODE_NOT_FOUND, format!("there is no node {wish}")))
+            }
+            Obstacle::UnknownSnapshot => {
+                let message = format!("no node that may be chosen holds {}: {why}", spec.snapshot);
+                Some(Error::new(reason::SNAPSHOT_NOT_FOUND, message))
+            }
+            Obstacle::TooLarge | Obstacle::Failed => {
+                Some(Error::new(reason::NO_CAPACITY, format!("no node can take it: {why}")))
+            }
+        }
+    }
+
+    /// A node has not spoken since the controller started.
+    fn unheard(&self) -> bool {
+        let statuses = self.nodes.statuses();
+        statuses.is_empty() || statuses.iter().any(|status| status.report.is_none())
+    }
+}
+
+/// Takes an attempt's end into the job; `Some` when the creation is over with it.
+fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
+    (job.node, job.maybe_sent) = (None, false);
+    let id = job.order.id;
+    match attempt {
+        Attempt::Up(sandbox) => return Some(End::Up(sandbox)),
+        Attempt::Hopeless(failure) => return Some(End::Failed(failure)),
+        Attempt::CalledOff if job.expired => {
+            return Some(End::Failed(Failure {
+                reason: reason::PROBE_TIMEOUT.into(),
+                message: format!("node {node}: it did not come up in time and was called off"),
+                rollback: "the node says that nothing of it is left".into(),
+            }));
+        }
+        Attempt::CalledOff => return Some(End::CalledOff),
+        Attempt::Refused(why, retry_after) => {
+            tracing::info!(sandbox_id = %id, %node, why, "a node refused a creation");
+            let until = Instant::now() + retry_after.unwrap_or(REFUSAL);
+            job.tried.refused.insert(node, (until, why));
+        }
+        Attempt::Fault(failure) => {
+            tracing::warn!(sandbox_id = %id, %node, reason = failure.reason,
+                message = failure.message, rollback = failure.rollback, "a node failed a creation");
+            job.tried.failed.insert(node, failure.reason.clone());
+            job.faults.push(failure);
+        }
+        Attempt::Left => {
+            tracing::warn!(sandbox_id = %id, %node, attempt = job.order.attempt,
+                "gave up on a node that does not answer, its attempt is called off when it is back");
+            let until = Instant::now() + RETRY;
+            job.tried.refused.insert(node.clone(), (until, "it does not answer".into()));
+            job.leave = Some((node, job.order.attempt));
+        }
+    }
+    None
+}
+
+/// What a node's no, or the failure that it recorded, means for the creation.
+fn by_failure(node: &NodeName, failure: Failure) -> Attempt {
+    let told = Failure { message: format!("node {node}: {}", failure.message), ..failure };
+    if is_refusal(&told.reason) {
+        return Attempt::Refused(format!("{}: {}", told.reason, told.message), None);
+    }
+    match told.reason.as_str() {
+        reason::FIELD_INVALID | reason::TOO_LARGE | reason::STALE_EPOCH | reason::SCOPE_MISSING => {
+            Attempt::Hopeless(told)
+        }
+        _ => Attempt::Fault(told),
+    }
+}
+
+/// Reasons that say "not here, not now": nothing was made, and the same request may be tried again.
+fn is_refusal(reason: &str) -> bool {
+    [
+        reason::NO_CAPACITY,
+        reason::STORAGE_FULL,
+        reason::QUEUE_FULL,
+        reason::VMIDS_EXHAUSTED,
+        reason::ADDRESSES_EXHAUSTED,
+        reason::TOO_MANY_CALLS,
+        reason::NO_QUORUM,
+        reason::NODE_UNREACHABLE,
+        reason::NODE_NOT_FOUND,
+        reason::SHUTTING_DOWN,
+        reason::SNAPSHOT_NOT_FOUND,
+    ]
+    .contains(&reason)
+}

@@ -1,0 +1,294 @@
+//! The sandboxes of all nodes: the one door of the domain, one file an operation. It knows neither
+//! tonic nor SQL; nodes are reached through `node`, what must outlive a restart goes to `store`.
+//!
+//! What a node says of a sandbox is the message of the public API, kept as data: there is nothing
+//! in between to translate.
+
+mod create;
+mod delete;
+mod exec;
+mod exec_command;
+mod explain;
+mod expose;
+mod fsck;
+mod job;
+mod list;
+mod resume;
+mod snapshots;
+mod start;
+mod stop;
+mod watch;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use proto::{
+    id::{Invalid, SandboxId, SandboxRef},
+    name::{NodeName, Team},
+    reason,
+    sandbox::v1::{Failure, Sandbox},
+};
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    clock::{Clock, Random},
+    node::{self, Entry, Node, Nodes},
+    store::{self, Store},
+};
+
+pub use exec_command::Output;
+pub use fsck::Report;
+pub use list::Page;
+
+/// How long a call to a node may take, so that no call of ours is silent for more than 20 s.
+const WAIT: Duration = Duration::from_secs(15);
+/// Longest wait that a caller may ask for.
+pub const WAIT_MAX: Duration = Duration::from_secs(20);
+/// When to try a node again that does not answer.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Why an operation did not do what was asked. `rpc::status` gives each reason its code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// One of `proto::reason`.
+    pub reason: String,
+    /// A sentence that says what to do, where it can.
+    pub message: String,
+    /// Field of the request that is wrong.
+    pub field: Option<&'static str>,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+    /// Sandbox that it is about, where the caller might not know it yet.
+    pub sandbox_id: Option<String>,
+}
+
+impl Error {
+    /// With a reason and a sentence.
+    pub fn new(reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            reason: reason.to_owned(),
+            message: message.into(),
+            field: None,
+            retry_after: None,
+            sandbox_id: None,
+        }
+    }
+
+    /// With a hint when to try again.
+    #[must_use]
+    pub fn retry(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    fn not_found(id: &SandboxRef) -> Self {
+        Self::new(reason::SANDBOX_NOT_FOUND, format!("there is no sandbox {id} in this team"))
+    }
+
+    fn unreachable(node: &NodeName, why: &str) -> Self {
+        Self::new(reason::NODE_UNREACHABLE, format!("node {node} does not answer: {why}"))
+            .retry(RETRY)
+    }
+
+    fn of_failure(sandbox: &Sandbox, failure: &Failure) -> Self {
+        let mut message = failure.message.clone();
+        if !failure.rollback.is_empty() {
+            message = format!("{message} (rollback: {})", failure.rollback);
+        }
+        Self { sandbox_id: Some(sandbox.id.clone()), ..Self::new(&failure.reason, message) }
+    }
+}
+
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Self {
+        let mut error = Self::new(reason::FIELD_INVALID, invalid.to_string());
+        error.field = Some(invalid.what);
+        error
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        tracing::error!(%error, "the store failed");
+        Self::new(reason::STORE_FAILED, "the controller's store failed; see its log").retry(RETRY)
+    }
+}
+
+/// Bounds of creations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Under way at once.
+    pub creates_max: usize,
+    /// Of those, waiting for room.
+    pub queue_max: usize,
+    /// How long one waits for room.
+    pub queue: Duration,
+    /// How long a node that stopped answering in mid-create is asked before another is tried.
+    pub patience: Duration,
+    /// After this a creation that has not come up is called off.
+    pub deadline: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            creates_max: 2048,
+            queue_max: 512,
+            queue: Duration::from_secs(120),
+            patience: Duration::from_secs(60),
+            deadline: Duration::from_secs(600),
+        }
+    }
+}
+
+/// The door.
+#[derive(Debug)]
+pub struct Sandboxes {
+    nodes: Arc<Nodes>,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
+    options: Options,
+    /// Creations under way; cancelling one calls it off.
+    jobs: Mutex<BTreeMap<SandboxId, CancellationToken>>,
+    creates: Arc<Semaphore>,
+    queue: Semaphore,
+    started: Instant,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Sandboxes {
+    /// Recalls what the store remembers and goes on with the creations that were under way.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn start_up(
+        nodes: Arc<Nodes>,
+        store: Arc<dyn Store>,
+        options: Options,
+        (clock, random): (Arc<dyn Clock>, Arc<dyn Random>),
+        (tasks, stop): (TaskTracker, CancellationToken),
+    ) -> Result<Arc<Self>, store::Error> {
+        let sandboxes = Arc::new(Self {
+            nodes,
+            store,
+            clock,
+            random,
+            jobs: Mutex::default(),
+            creates: Arc::new(Semaphore::new(options.creates_max)),
+            queue: Semaphore::new(options.queue_max),
+            options,
+            started: Instant::now(),
+            tasks,
+            stop,
+        });
+        sandboxes.resume().await?;
+        Ok(sandboxes)
+    }
+
+    /// All nodes, for operators.
+    pub fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
+    /// A sandbox of the team, by any form of its name. Another team's does not exist.
+    fn find(&self, team: &Team, id: &str) -> Result<Entry, Error> {
+        let name: SandboxRef = id.parse()?;
+        self.nodes
+            .cache
+            .get(&name)
+            .filter(|entry| entry.team == *team)
+            .ok_or_else(|| Error::not_found(&name))
+    }
+
+    /// A sandbox that exists, with the node that it is on.
+    fn on_node(&self, team: &Team, id: &str) -> Result<(Entry, Arc<Node>), Error> {
+        let entry = self.find(team, id)?;
+        if entry.creating {
+            return Err(Error::new(
+                reason::SANDBOX_NOT_RUNNING,
+                format!("{} is still being created; watch it and try again", entry.id),
+            )
+            .retry(RETRY));
+        }
+        if entry.ended() {
+            return Err(Error::new(
+                reason::SANDBOX_DELETED,
+                format!("{} is deleted", entry.id),
+            ));
+        }
+        let node = self.reachable(&entry)?;
+        Ok((entry, node))
+    }
+
+    fn reachable(&self, entry: &Entry) -> Result<Arc<Node>, Error> {
+        let name = entry.node.as_ref().ok_or_else(|| {
+            Error::new(reason::INVARIANT, format!("{} is on no node", entry.id))
+        })?;
+        let node = self
+            .nodes
+            .get(name)
+            .ok_or_else(|| Error::unreachable(name, "it is not in the configuration any more"))?;
+        match node.down() {
+            Some(why) => Err(Error::unreachable(name, &why)),
+            None => Ok(node),
+        }
+    }
+
+    /// An agent's refusal, or its silence, in our words.
+    fn of_node(&self, node: &Node, error: node::Error) -> Error {
+        self.nodes.noticed(&error);
+        match error {
+            node::Error::Refused { reason, message, retry_after } => {
+                let known = reason::ALL.contains(&reason.as_str());
+                let reason = if known { reason.as_str() } else { reason::INVARIANT };
+                let message = format!("node {}: {message}", node.name);
+                Error { retry_after, ..Error::new(reason, message) }
+            }
+            node::Error::Unreachable(why) => Error::unreachable(&node.name, &why),
+            node::Error::Unknown(why) => {
+                self.nodes.trip(node);
+                let message = format!(
+                    "node {} did not answer in time, it may have done it or not; try again: {why}",
+                    node.name
+                );
+                Error::new(reason::OUTCOME_UNKNOWN, message).retry(RETRY)
+            }
+            node::Error::Nonsense(why) => {
+                tracing::error!(node = %node.name, why, "an agent answered nonsense");
+                Error::new(reason::INVARIANT, format!("node {} answered nonsense", node.name))
+            }
+        }
+    }
+
+    /// After a change: what is known now, which is at least what the node answered.
+    fn changed(&self, entry: &Entry, node: &Node, answer: Sandbox) -> Sandbox {
+        self.nodes.apply(&node.name, answer.clone());
+        self.view(&entry.id).unwrap_or(answer)
+    }
+
+    fn view(&self, id: &SandboxId) -> Option<Sandbox> {
+        let cache = &self.nodes.cache;
+        cache.get(&SandboxRef::Id(*id)).map(|entry| cache.view(&entry))
+    }
+
+    /// A change may be made by this controller.
+    fn may_change(&self) -> Result<(), Error> {
+        if self.nodes.epoch.fenced() {
+            return Err(Error::new(
+                reason::STALE_EPOCH,
+                "a later controller is in charge; ask that one",
+            ));
+        }
+        if self.stop.is_cancelled() {
+            return Err(Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY));
+        }
+        Ok(())
+    }
+}

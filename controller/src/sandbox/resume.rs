@@ -1,0 +1,113 @@
+//! After a restart: what the store remembers is shown again, and creations that were under way go
+//! on by the code that began them. Beside that, the two housekeepers of the store.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message;
+use proto::sandbox::v1::{CreateSandboxRequest, Phase, Sandbox};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{Sandboxes, create, job::Job};
+use crate::{
+    node::{Entry, Order},
+    store::{self, Row, Seen, State},
+};
+
+/// How long an ended sandbox and its request_id are remembered.
+const MEMORY: Duration = Duration::from_hours(24);
+const SWEEP: Duration = Duration::from_mins(10);
+/// Rows in one write.
+const BATCH: usize = 256;
+
+impl Sandboxes {
+    pub(super) async fn resume(self: &Arc<Self>) -> Result<(), store::Error> {
+        for row in self.store.all().await? {
+            self.recall(row);
+        }
+        let (this, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(async { tokio::join!(this.remember(), this.sweep()) }).await;
+        });
+        Ok(())
+    }
+
+    fn recall(self: &Arc<Self>, row: Row) {
+        let request = CreateSandboxRequest::decode(row.request.as_slice()).unwrap_or_default();
+        let last = Sandbox::decode(row.last.as_slice()).ok().filter(|last| !last.id.is_empty());
+        let mut sandbox = last.unwrap_or_else(|| create::placeholder(&row, &request));
+        match row.state {
+            State::Placing => match create::check(&request) {
+                Ok(spec) => {
+                    tracing::info!(sandbox_id = %row.id, "went on with a creation");
+                    self.nodes.cache.begin(row.id, row.team.clone(), sandbox);
+                    let (id, team, digest) = (row.id, row.team.to_string(), row.digest);
+                    let order = Order { id, team, attempt: row.attempt, digest, request };
+                    let job = Job::new(order, row.team, spec, row.node).resumed(row.cancelled);
+                    self.jobs().insert(row.id, job.cancel.clone());
+                    let (this, stop) = (self.clone(), self.stop.clone());
+                    self.tasks.spawn(async move {
+                        stop.run_until_cancelled_owned(this.make(job)).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(sandbox_id = %row.id, %error, "a creation in the store is damaged");
+                }
+            },
+            State::Done => {
+                // Without a word of its node there is only the intent: it is not known to run.
+                if sandbox.phase() == Phase::Creating {
+                    sandbox.set_phase(Phase::Unreachable);
+                }
+                self.nodes.cache.recall(row.id, row.team, sandbox, row.ended_ms);
+            }
+            State::Failed => self.nodes.cache.recall(row.id, row.team, sandbox, row.ended_ms),
+        }
+    }
+
+    /// Writes behind what the nodes say, so that a sandbox whose node is down is known after a
+    /// restart. Many changes share a write; a write that is lost is said again by the node.
+    async fn remember(&self) {
+        loop {
+            let entries = self.nodes.cache.dirty(BATCH).await;
+            let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+            let seen = entries.iter().filter_map(seen).collect();
+            if let Err(error) = self.store.remember(seen).await {
+                tracing::error!(%error, "could not remember what nodes said, trying again");
+                self.nodes.cache.mark_dirty(ids);
+                tokio::time::sleep(super::RETRY).await;
+            }
+        }
+    }
+
+    async fn sweep(&self) {
+        let mut ticks = interval(SWEEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let memory_ms = u64::try_from(MEMORY.as_millis()).unwrap_or(u64::MAX);
+            let before_ms = self.clock.now_ms().saturating_sub(memory_ms);
+            match self.store.forget(before_ms).await {
+                Ok(ids) => self.nodes.cache.forget(&ids),
+                Err(error) => tracing::error!(%error, "could not forget old creations"),
+            }
+        }
+    }
+}
+
+fn seen(entry: &Entry) -> Option<Seen> {
+    let sandbox = &entry.sandbox;
+    let created = sandbox.created_at.as_ref().map_or(0, |at| {
+        u64::try_from(at.seconds).unwrap_or_default() * 1000
+            + u64::try_from(at.nanos).unwrap_or_default() / 1_000_000
+    });
+    Some(Seen {
+        id: entry.id,
+        team: entry.team.clone(),
+        request_id: sandbox.request_id.parse().ok()?,
+        node: entry.node.clone()?,
+        attempt: sandbox.attempt,
+        created_ms: created,
+        ended_ms: entry.ended_ms,
+        last: sandbox.encode_to_vec(),
+    })
+}

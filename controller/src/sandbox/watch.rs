@@ -1,0 +1,74 @@
+//! Watching one sandbox.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{Stream, stream};
+use proto::{
+    id::SandboxId,
+    name::Team,
+    reason,
+    sandbox::v1::{Phase, Sandbox},
+};
+use tokio::{sync::watch::Receiver, time::timeout};
+
+use super::{Error, RETRY, Sandboxes};
+
+/// The sandbox is sent again after this long without a change, so that the stream is never silent.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+struct Watch {
+    sandboxes: Arc<Sandboxes>,
+    id: SandboxId,
+    changes: Receiver<u64>,
+    last: Option<Sandbox>,
+    over: bool,
+}
+
+impl Sandboxes {
+    /// The sandbox now, and at every change until it has ended.
+    ///
+    /// # Errors
+    /// When there is none of this name in the team.
+    pub fn watch(
+        self: &Arc<Self>,
+        team: &Team,
+        id: &str,
+    ) -> Result<impl Stream<Item = Result<Sandbox, Error>> + Send + use<>, Error> {
+        let id = self.find(team, id)?.id;
+        let changes = self.nodes.cache.watch(id);
+        let watch = Watch { sandboxes: self.clone(), id, changes, last: None, over: false };
+        Ok(stream::unfold(watch, |mut watch| async move {
+            let next = watch.next().await?;
+            Some((next, watch))
+        }))
+    }
+}
+
+impl Watch {
+    async fn next(&mut self) -> Option<Result<Sandbox, Error>> {
+        if self.over {
+            return None;
+        }
+        let mut heartbeat = false;
+        loop {
+            self.changes.mark_unchanged();
+            // Forgotten in between: it had ended long ago.
+            let sandbox = self.sandboxes.view(&self.id)?;
+            if heartbeat || self.last.as_ref() != Some(&sandbox) {
+                self.over = matches!(sandbox.phase(), Phase::Deleted | Phase::Failed);
+                self.last = Some(sandbox.clone());
+                return Some(Ok(sandbox));
+            }
+            tokio::select! {
+                changed = timeout(HEARTBEAT, self.changes.changed()) => {
+                    heartbeat = changed.is_err();
+                }
+                () = self.sandboxes.stop.cancelled() => {
+                    self.over = true;
+                    let error = Error::new(reason::SHUTTING_DOWN, "the controller is stopping");
+                    return Some(Err(error.retry(RETRY)));
+                }
+            }
+        }
+    }
+}

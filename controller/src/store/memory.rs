@@ -1,0 +1,217 @@
+//! The store in memory. A clone of the `Arc` outlives a controller, as a disk does.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use proto::{
+    id::SandboxId,
+    name::{NodeName, RequestId, Team},
+};
+
+use super::{Begun, Choice, Error, Row, Seen, State, Store, Token};
+
+/// Holds everything in maps with a fixed order.
+#[derive(Debug, Default)]
+pub struct Memory {
+    tables: Mutex<Tables>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    rows: BTreeMap<SandboxId, Row>,
+    cancels: BTreeMap<(NodeName, SandboxId), u32>,
+    tokens: BTreeMap<String, Token>,
+    nodes: BTreeMap<NodeName, String>,
+    epoch: u64,
+}
+
+impl Tables {
+    fn holder(&self, team: &Team, request: &RequestId) -> Option<&Row> {
+        self.rows
+            .values()
+            .find(|row| !row.released && row.team == *team && row.request_id == *request)
+    }
+}
+
+impl Memory {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Memory {
+    async fn begin(&self, row: Row) -> Result<Begun, Error> {
+        let mut tables = self.tables();
+        if let Some(holder) = tables.holder(&row.team, &row.request_id) {
+            return Ok(Begun::Taken(Box::new(holder.clone())));
+        }
+        tables.rows.insert(row.id, row);
+        Ok(Begun::New)
+    }
+
+    async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>, Error> {
+        Ok(self.tables().holder(team, request).cloned())
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<Option<Row>, Error> {
+        Ok(self.tables().rows.get(id).cloned())
+    }
+
+    async fn all(&self) -> Result<Vec<Row>, Error> {
+        Ok(self.tables().rows.values().cloned().collect())
+    }
+
+    async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error> {
+        let mut tables = self.tables();
+        let Some(row) = tables.rows.get_mut(id).filter(|row| row.state == State::Placing) else {
+            return Ok(false);
+        };
+        row.node = Some(choice.node);
+        row.attempt = choice.attempt;
+        row.decision = choice.decision;
+        if let Some((node, attempt)) = choice.leave {
+            tables.cancels.insert((node, *id), attempt);
+        }
+        Ok(true)
+    }
+
+    async fn done(&self, id: &SandboxId, last: Vec<u8>) -> Result<(), Error> {
+        if let Some(row) = self.tables().rows.get_mut(id) {
+            (row.state, row.last) = (State::Done, last);
+        }
+        Ok(())
+    }
+
+    async fn failed(
+        &self,
+        id: &SandboxId,
+        last: Vec<u8>,
+        released: bool,
+        now_ms: u64,
+    ) -> Result<(), Error> {
+        if let Some(row) = self.tables().rows.get_mut(id) {
+            (row.state, row.last) = (State::Failed, last);
+            (row.released, row.ended_ms) = (released, now_ms);
+        }
+        Ok(())
+    }
+
+    async fn cancel(&self, id: &SandboxId) -> Result<(), Error> {
+        if let Some(row) = self.tables().rows.get_mut(id) {
+            row.cancelled = true;
+        }
+        Ok(())
+    }
+
+    async fn remember(&self, seen: Vec<Seen>) -> Result<(), Error> {
+        let mut tables = self.tables();
+        for seen in seen {
+            if let Some(row) = tables.rows.get_mut(&seen.id) {
+                if row.state == State::Done {
+                    row.last = seen.last;
+                    row.ended_ms = seen.ended_ms;
+                }
+                continue;
+            }
+            let taken = tables.holder(&seen.team, &seen.request_id).is_some();
+            tables.rows.insert(
+                seen.id,
+                Row {
+                    id: seen.id,
+                    team: seen.team,
+                    request_id: seen.request_id,
+                    digest: String::new(),
+                    request: Vec::new(),
+                    state: State::Done,
+                    node: Some(seen.node),
+                    attempt: seen.attempt,
+                    decision: String::new(),
+                    cancelled: false,
+                    released: taken,
+                    created_ms: seen.created_ms,
+                    ended_ms: seen.ended_ms,
+                    last: seen.last,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error> {
+        let mut tables = self.tables();
+        let old: Vec<_> = tables
+            .rows
+            .values()
+            .filter(|row| row.ended_ms > 0 && row.ended_ms < before_ms)
+            .map(|row| row.id)
+            .collect();
+        for id in &old {
+            tables.rows.remove(id);
+        }
+        Ok(old)
+    }
+
+    async fn owed(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error> {
+        let tables = self.tables();
+        let of_node = tables.cancels.iter().filter(|((owed, _), _)| owed == node);
+        Ok(of_node.map(|((_, id), attempt)| (*id, *attempt)).collect())
+    }
+
+    async fn paid(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<(), Error> {
+        let mut tables = self.tables();
+        let key = (node.clone(), *id);
+        if tables.cancels.get(&key).is_some_and(|owed| *owed <= attempt) {
+            tables.cancels.remove(&key);
+        }
+        Ok(())
+    }
+
+    async fn add_token(&self, token: Token) -> Result<(), Error> {
+        self.tables().tokens.insert(token.id.clone(), token);
+        Ok(())
+    }
+
+    async fn token(&self, id: &str) -> Result<Option<Token>, Error> {
+        Ok(self.tables().tokens.get(id).cloned())
+    }
+
+    async fn tokens(&self) -> Result<Vec<Token>, Error> {
+        let mut tokens: Vec<_> = self.tables().tokens.values().cloned().collect();
+        tokens.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+        Ok(tokens)
+    }
+
+    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool, Error> {
+        let mut tables = self.tables();
+        let token = tables.tokens.get_mut(id);
+        let found = token.is_some();
+        if let Some(token) = token.filter(|token| token.revoked_ms == 0) {
+            token.revoked_ms = now_ms;
+        }
+        Ok(found)
+    }
+
+    async fn put_node(&self, name: &NodeName, address: &str) -> Result<(), Error> {
+        self.tables().nodes.insert(name.clone(), address.to_owned());
+        Ok(())
+    }
+
+    async fn nodes(&self) -> Result<Vec<(NodeName, String)>, Error> {
+        let tables = self.tables();
+        Ok(tables.nodes.iter().map(|(name, address)| (name.clone(), address.clone())).collect())
+    }
+
+    async fn epoch(&self, least: u64) -> Result<u64, Error> {
+        let mut tables = self.tables();
+        tables.epoch = tables.epoch.max(least);
+        Ok(tables.epoch)
+    }
+}

@@ -1,0 +1,265 @@
+//! The edge: who may, what is too large, pages, watches, gRPC-Web.
+
+use http::{Request as HttpRequest, StatusCode};
+use http_body_util::{BodyExt, Full};
+use prost::Message;
+use proto::{reason, sandbox::v1::*};
+use tokio_stream::StreamExt;
+use tower::ServiceExt;
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn without_a_good_token_there_is_nothing() {
+    let lab = Lab::new().await;
+    let list = || ListSandboxesRequest::default();
+    let revoked = token(&lab.store, "red", "sandbox").await;
+    let (id, _) = token::split(&revoked).expect("a token");
+    lab.store.revoke_token(id, 5).await.expect("revoked");
+    let other_secret = format!("{}{}", &lab.red[..lab.red.len() - 64], "0".repeat(64));
+    for bad in ["", "x", "pvesb_000000000000_00", revoked.as_str(), other_secret.as_str()] {
+        let answer = lab.api_as(bad).list_sandboxes(list()).await;
+        assert_eq!(answer.as_ref().expect_err("refused").code(), tonic::Code::Unauthenticated);
+        assert_eq!(reason(answer), reason::TOKEN_INVALID, "{bad}");
+    }
+    let answer = SandboxServiceClient::new(lab.channel()).list_sandboxes(list()).await;
+    assert_eq!(reason(answer), reason::TOKEN_INVALID);
+    lab.api().list_sandboxes(list()).await.expect("with one there is");
+
+    let plain = token(&lab.store, "red", "sandbox").await;
+    let mut operator = OperatorServiceClient::with_interceptor(lab.channel(), bearer(&plain));
+    let answer = operator.list_nodes(ListNodesRequest {}).await;
+    assert_eq!(reason(answer), reason::SCOPE_MISSING);
+    let version = operator.get_version(GetVersionRequest {}).await.expect("anybody may");
+    assert_eq!(version.into_inner().epoch, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_teams_sandbox_does_not_exist() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let blue = token(&lab.store, "blue", "sandbox").await;
+    let mut api = lab.api_as(&blue);
+    for id in [sandbox.id.clone(), sandbox.vmid.to_string()] {
+        let not_found = reason::SANDBOX_NOT_FOUND;
+        let get = api.get_sandbox(GetSandboxRequest { id: id.clone() }).await;
+        assert_eq!(reason(get), not_found);
+        let stop = api.stop_sandbox(StopSandboxRequest { id: id.clone() }).await;
+        assert_eq!(reason(stop), not_found);
+        let start = api.start_sandbox(StartSandboxRequest { id: id.clone() }).await;
+        assert_eq!(reason(start), not_found);
+        let delete = api.delete_sandbox(DeleteSandboxRequest { id: id.clone() }).await;
+        assert_eq!(reason(delete), not_found);
+        let watch = api.watch_sandbox(WatchSandboxRequest { id: id.clone() }).await;
+        assert_eq!(reason(watch), not_found);
+        let expose = ExposeHttpServiceRequest { id: id.clone(), name: String::new(), port: 80 };
+        assert_eq!(reason(api.expose_http_service(expose).await), not_found);
+        let hide = HideHttpServiceRequest { id: id.clone(), name: "port-80".into() };
+        assert_eq!(reason(api.hide_http_service(hide).await), not_found);
+        let subject = Some(explain_placement_request::Subject::Id(id.clone()));
+        let explain = api.explain_placement(ExplainPlacementRequest { subject }).await;
+        assert_eq!(reason(explain), not_found);
+        let argv = Argv { args: vec!["true".into()] };
+        let command = Some(exec_start::Command::Argv(argv));
+        let start = Some(ExecStart { id, command, ..ExecStart::default() });
+        let exec = ExecCommandRequest { start, ..ExecCommandRequest::default() };
+        assert_eq!(reason(api.exec_command(exec).await), not_found);
+    }
+    let list = api.list_sandboxes(ListSandboxesRequest::default()).await.expect("an empty list");
+    assert!(list.into_inner().sandboxes.is_empty());
+    // The same key of another team is another key.
+    let theirs = create(&mut api, request("r1")).await.expect("made");
+    assert_ne!(theirs.id, sandbox.id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_10_mib_is_told_to_be_too_large() {
+    let lab = Lab::new().await;
+    let mut large = request("r1");
+    large.metadata.insert("k".into(), "x".repeat(10 << 20));
+    let answer = create(&mut lab.api(), large).await;
+    assert_eq!(answer.as_ref().expect_err("refused").code(), tonic::Code::ResourceExhausted);
+    assert_eq!(reason(answer), reason::TOO_LARGE);
+    lab.create("r1").await.expect("and nothing has happened");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_are_in_order_and_whole() {
+    let lab = Lab::new().await;
+    let mut made = Vec::new();
+    for n in 0..7 {
+        made.push(lab.create(&format!("r{n}")).await.expect("made").id);
+    }
+    let id = made[3].clone();
+    lab.api().delete_sandbox(DeleteSandboxRequest { id }).await.expect("deleted");
+    for include_ended in [false, true] {
+        let (mut seen, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = ListSandboxesRequest { page_size: 2, page_token, include_ended };
+            let page = lab.api().list_sandboxes(request).await.expect("a page").into_inner();
+            assert!(page.sandboxes.len() <= 2);
+            seen.extend(page.sandboxes.into_iter().map(|sandbox| sandbox.id));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        let expected: Vec<_> =
+            made.iter().filter(|id| include_ended || **id != made[3]).cloned().collect();
+        assert_eq!(seen, expected);
+    }
+    let bad = ListSandboxesRequest { page_token: "x".into(), ..ListSandboxesRequest::default() };
+    assert_eq!(reason(lab.api().list_sandboxes(bad).await), reason::FIELD_INVALID);
+    let bad = ListSandboxesRequest { page_size: 1001, ..ListSandboxesRequest::default() };
+    assert_eq!(reason(lab.api().list_sandboxes(bad).await), reason::FIELD_INVALID);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_tells_every_change_and_ends_with_the_sandbox() {
+    let lab = Lab::new().await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.boot = Duration::from_secs(40));
+    }
+    let wait = Some(prost_types::Duration::default());
+    let accepted = create(&mut lab.api(), CreateSandboxRequest { wait, ..request("r1") }).await;
+    let id = accepted.expect("accepted").id;
+    let watch = lab.api().watch_sandbox(WatchSandboxRequest { id: id.clone() }).await;
+    let mut watch = watch.expect("watched").into_inner();
+    let mut phases = Vec::new();
+    let mut messages = 0;
+    while let Some(answer) = watch.next().await {
+        let phase = answer.expect("no error").sandbox.expect("a sandbox").phase();
+        messages += 1;
+        if phases.last() != Some(&phase) {
+            phases.push(phase);
+        }
+        if phase == Phase::Running {
+            let delete = DeleteSandboxRequest { id: id.clone() };
+            lab.api().delete_sandbox(delete).await.expect("deleted");
+        }
+    }
+    assert_eq!(phases, [Phase::Creating, Phase::Running, Phase::Deleted]);
+    assert!(messages >= 5, "it was never silent for 20 s: {messages}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_get_addresses() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let id = sandbox.id.clone();
+    let expose = ExposeHttpServiceRequest { id: id.clone(), name: String::new(), port: 3000 };
+    let service = lab.api().expose_http_service(expose).await.expect("exposed").into_inner();
+    let service = service.service.expect("a service");
+    assert_eq!(service.name, "port-3000");
+    assert_eq!(service.url, format!("http://port-3000-vm-{}.test:8480", sandbox.vmid));
+    assert_eq!(lab.get(&id).await.expect("known").services[0].url, service.url);
+    let hide = HideHttpServiceRequest { id: id.clone(), name: "port-3000".into() };
+    let hidden = lab.api().hide_http_service(hide.clone()).await.expect("hidden").into_inner();
+    assert!(hidden.sandbox.expect("a sandbox").services.is_empty());
+    assert_eq!(reason(lab.api().hide_http_service(hide).await), reason::SERVICE_NOT_FOUND);
+    let bad = ExposeHttpServiceRequest { id, name: "A\n".into(), port: 0 };
+    assert_eq!(reason(lab.api().expose_http_service(bad).await), reason::FIELD_INVALID);
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots_are_the_union_and_a_dry_run_changes_nothing() {
+    let lab = Lab::new().await;
+    lab.agents[1].load(|load| {
+        load.snapshots.push("other_v1".into());
+        load.snapshot_sizes.push(Size { cpu_cores: 4, memory_mib: 4096 });
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let list = lab.api().list_snapshots(ListSnapshotsRequest {}).await.expect("listed");
+    let snapshots = list.into_inner().snapshots;
+    let nodes: Vec<_> = snapshots.iter().map(|s| (s.id.as_str(), s.nodes.len())).collect();
+    assert_eq!(nodes, [(SNAPSHOT, 3), ("other_v1", 1)]);
+
+    let dry = CreateSandboxRequest { snapshot_id: "other_v1".into(), ..Default::default() };
+    let subject = Some(explain_placement_request::Subject::DryRun(dry));
+    let answer = lab.api().explain_placement(ExplainPlacementRequest { subject }).await;
+    let decision = answer.expect("explained").into_inner().decision.expect("a decision");
+    assert_eq!(decision.node, "n2");
+    let out: Vec<_> = decision.nodes[1..].iter().map(|verdict| verdict.filtered.as_str()).collect();
+    assert_eq!(out, ["SNAPSHOT_MISSING", "SNAPSHOT_MISSING"]);
+    assert!(lab.living().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_a_limit_to_calls_at_once() {
+    let mut lab = Lab::new().await;
+    lab.limits.calls_max = 2;
+    lab.start().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let mut watches = Vec::new();
+    for _ in 0..2 {
+        let watch = WatchSandboxRequest { id: sandbox.id.clone() };
+        watches.push(lab.api().watch_sandbox(watch).await.expect("watched"));
+    }
+    assert_eq!(reason(lab.get(&sandbox.id).await), reason::TOO_MANY_CALLS);
+    watches.pop();
+    // The place is given back when the stream has gone.
+    let mut tries = 0;
+    while lab.get(&sandbox.id).await.is_err() {
+        tries += 1;
+        assert!(tries < 100, "the place was not given back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// One gRPC-Web call over the plain channel: base64 is not needed, trailers come in the body.
+async fn web(lab: &Lab, token: Option<&str>) -> (StatusCode, Vec<u8>, Option<String>) {
+    let message = ListSnapshotsRequest {}.encode_to_vec();
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).expect("small").to_be_bytes());
+    frame.extend(message);
+    let mut request = HttpRequest::post("http://x/sandbox.v1.SandboxService/ListSnapshots")
+        .header("content-type", "application/grpc-web+proto");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let body = tonic::body::Body::new(Full::new(bytes::Bytes::from(frame)).map_err(|e| match e {}));
+    let request = request.body(body).expect("a request");
+    let response = lab.channel().oneshot(request).await.expect("an answer");
+    let status = response.status();
+    let grpc = response.headers().get("grpc-status").map(|v| v.to_str().expect("ascii").to_owned());
+    let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+    (status, bytes.to_vec(), grpc)
+}
+
+#[tokio::test(start_paused = true)]
+async fn grpc_web_is_served_on_the_same_port() {
+    let lab = Lab::new().await;
+    let (status, body, _) = web(&lab, Some(&lab.red)).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(body.windows(SNAPSHOT.len()).any(|part| part == SNAPSHOT.as_bytes()));
+    let trailer = String::from_utf8_lossy(&body).into_owned();
+    assert!(trailer.contains("grpc-status:0"), "{trailer}");
+    let (_, body, grpc) = web(&lab, None).await;
+    let told = grpc.as_deref() == Some("16") || String::from_utf8_lossy(&body).contains("grpc-status:16");
+    assert!(told, "UNAUTHENTICATED");
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_and_reflection_need_no_token() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let lab = Lab::new().await;
+    let service = "sandbox.v1.SandboxService".to_owned();
+    let health = HealthClient::new(lab.channel()).check(HealthCheckRequest { service }).await;
+    assert_eq!(health.expect("healthy").into_inner().status, 1);
+
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut client = ServerReflectionClient::new(lab.channel());
+    let asked = futures_util::stream::iter([ask]);
+    let mut answers = client.server_reflection_info(asked).await.expect("asked").into_inner();
+    let answer = answers.next().await.expect("an answer").expect("no error").message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    assert!(names.contains(&"sandbox.v1.SandboxService".to_owned()), "{names:?}");
+}

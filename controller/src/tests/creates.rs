@@ -1,0 +1,315 @@
+//! Creations: one sandbox a request_id, whatever happens.
+
+use proto::{reason, sandbox::v1::*};
+use tonic::Code;
+
+use super::*;
+use crate::node::fake::Cut;
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_is_made_and_explained() {
+    let lab = Lab::new().await;
+    lab.agents[0].load(|load| (load.cpu_busy, load.psi_cpu) = (1.0, 80.0));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut request = request("r1");
+    request.services = vec![HttpService { port: 8000, ..HttpService::default() }];
+    request.metadata.insert("k".into(), "v".into());
+    let sandbox = create(&mut lab.api(), request).await.expect("made");
+    assert_eq!((sandbox.phase(), sandbox.attempt, sandbox.team.as_str()), (Phase::Running, 1, "red"));
+    assert_eq!(sandbox.node, "n2", "the first without burden by name");
+    assert_eq!(sandbox.services[0].url, "http://port-8000-vm-200000.test:8480");
+
+    let subject = Some(explain_placement_request::Subject::Id(sandbox.id.clone()));
+    let answer = lab.api().explain_placement(ExplainPlacementRequest { subject }).await;
+    let decision = answer.expect("explained").into_inner().decision.expect("a decision");
+    assert_eq!((decision.node.as_str(), decision.nodes.len()), ("n2", 3));
+    let hog = decision.nodes.iter().find(|verdict| verdict.node == "n1").expect("n1");
+    assert!(hog.score > decision.nodes[0].score && hog.detail.contains("100 %"), "{hog:?}");
+
+    for id in [sandbox.id.clone(), "200000".into(), "pve_lxc_200000".into(), "cmux-200000".into()] {
+        assert_eq!(lab.get(&id).await.expect("by any name").id, sandbox.id);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_request_is_the_same_sandbox_over_restarts() {
+    let mut lab = Lab::new().await;
+    let first = lab.create("r1").await.expect("made");
+    assert_eq!(lab.create("r1").await.expect("again").id, first.id);
+    lab.start().await;
+    assert_eq!(lab.create("r1").await.expect("after a restart").id, first.id);
+
+    let mut other = request("r1");
+    other.size = Some(Size { cpu_cores: 2, memory_mib: 0 });
+    assert_eq!(reason(create(&mut lab.api(), other).await), reason::REQUEST_ID_REUSED);
+    // How long the caller waits is not part of what is asked.
+    let mut patient = request("r1");
+    patient.wait = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    assert_eq!(create(&mut lab.api(), patient).await.expect("same").id, first.id);
+    // Deleted, it is still the same answer.
+    let delete = DeleteSandboxRequest { id: first.id.clone() };
+    lab.api().delete_sandbox(delete).await.expect("deleted");
+    let again = lab.create("r1").await.expect("still known");
+    assert_eq!((again.id, again.phase), (first.id, Phase::Deleted.into()));
+    assert_eq!(lab.living().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_at_once_with_one_request_id_get_one_sandbox() {
+    let lab = Lab::new().await;
+    let calls = (0..20).map(|_| lab.create("r1"));
+    let answers = futures_util::future::join_all(calls).await;
+    let ids: std::collections::BTreeSet<_> =
+        answers.into_iter().map(|answer| answer.expect("made").id).collect();
+    assert_eq!((ids.len(), lab.living().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_spreads_over_the_nodes() {
+    let lab = Lab::new().await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.boot = Duration::from_secs(2));
+    }
+    let names: Vec<_> = (0..30).map(|n| format!("r{n}")).collect();
+    let answers = futures_util::future::join_all(names.iter().map(|name| lab.create(name))).await;
+    assert!(answers.iter().all(|answer| answer.as_ref().is_ok_and(|s| s.phase() == Phase::Running)));
+    let counts: Vec<_> = lab.agents.iter().map(|agent| agent.living().len()).collect();
+    assert_eq!(counts, [10, 10, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_goes_to_the_next_node() {
+    let lab = Lab::new().await;
+    for n in [0, 1] {
+        let full = Some((Code::ResourceExhausted, reason::STORAGE_FULL));
+        lab.agents[n].faults(|faults| faults.refuse = full);
+    }
+    let sandbox = lab.create("r1").await.expect("made");
+    assert_eq!((sandbox.node.as_str(), sandbox.attempt), ("n3", 3));
+    let row = lab.store.get(&sandbox.id.parse().expect("id")).await.expect("store").expect("row");
+    assert!(row.decision.contains("refused it a moment ago"), "{}", row.decision);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_all_refuse_it_waits_for_room() {
+    let lab = Lab::new().await;
+    let full = Some((Code::ResourceExhausted, reason::QUEUE_FULL));
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.refuse = full);
+    }
+    let waiting = lab.create("r1").await.expect("accepted");
+    assert_eq!((waiting.phase(), waiting.step.as_str()), (Phase::Creating, "queued"));
+    lab.agents[1].faults(|faults| faults.refuse = None);
+    let sandbox = lab.until(&waiting.id, Phase::Running).await;
+    assert_eq!(sandbox.node, "n2");
+
+    // Without room until the end it fails, and the request_id may be used again.
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.refuse = full);
+    }
+    let waiting = lab.create("r2").await.expect("accepted");
+    let failed = lab.until(&waiting.id, Phase::Failed).await;
+    assert_eq!(failed.failure.expect("why").reason, reason::NO_CAPACITY);
+    lab.agents[0].faults(|faults| faults.refuse = None);
+    let again = lab.create("r2").await.expect("made now");
+    assert!(again.id != waiting.id && again.phase() == Phase::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_faults_are_enough_and_the_first_is_told() {
+    let lab = Lab::new().await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.fail = Some(reason::PCT_FAILED));
+    }
+    let status = lab.create("r1").await.expect_err("failed");
+    assert!(status.message().contains("node n1: failed on purpose"), "{}", status.message());
+    assert!(status.message().contains("all undone"));
+    let tries: usize = lab.agents.iter().map(|agent| agent.heard().len()).sum();
+    assert!(tries >= 3 && lab.living().is_empty());
+    assert_eq!(reason(lab.create("r1").await), reason::PCT_FAILED, "the same answer again");
+
+    // On a node that was asked for there is one try.
+    let wish = CreateSandboxRequest { node: "n2".into(), ..request("r2") };
+    let status = create(&mut lab.api(), wish).await.expect_err("failed");
+    assert!(status.message().contains("node n2: failed on purpose"), "{}", status.message());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_asked_for_and_not_made_twice() {
+    let lab = Lab::new().await;
+    for cut in [Cut::After, Cut::Before] {
+        let request = format!("r{cut:?}");
+        for agent in &lab.agents {
+            agent.faults(|faults| faults.cut = Some(cut));
+        }
+        let call = lab.create(&request);
+        let heal = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            for agent in &lab.agents {
+                agent.faults(|faults| faults.cut = None);
+            }
+        };
+        let (sandbox, ()) = tokio::join!(call, heal);
+        let sandbox = sandbox.expect("made in the end");
+        assert_eq!((sandbox.phase(), sandbox.attempt), (Phase::Running, 1), "{cut:?}");
+        let of_request = lab.living().into_iter().filter(|s| s.request_id == request).count();
+        assert_eq!(of_request, 1, "{cut:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_hangs_is_unknown_and_then_left_with_a_cancel() {
+    let mut lab = Lab::new().await;
+    // n1 takes it, and dies before it is up.
+    lab.agents[0].faults(|faults| faults.boot = Duration::from_secs(5));
+    for agent in &lab.agents[1..] {
+        agent.load(|load| load.cpu_busy = 0.9);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let call = lab.create("r1");
+    let kill = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        lab.agents[0].down();
+    };
+    let (creating, ()) = tokio::join!(call, kill);
+    let creating = creating.expect("not known yet");
+    assert_eq!((creating.phase(), creating.node.as_str()), (Phase::Creating, "n1"));
+    let sandbox = lab.until(&creating.id, Phase::Running).await;
+    assert_eq!((sandbox.node.as_str(), sandbox.attempt), ("n2", 2));
+    // It came up on n1 as well. When that is back it is called off first thing, by a new controller
+    // even, and only one is left.
+    assert_eq!(lab.living().len(), 2);
+    lab.start().await;
+    lab.agents[0].up();
+    lab.controller.as_ref().expect("controller").settled(Duration::from_secs(10)).await;
+    let living = lab.living();
+    assert_eq!((living.len(), living[0].node.as_str()), (1, "n2"));
+    assert_eq!(lab.get(&creating.id).await.expect("known").node, "n2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_in_the_middle_is_finished_after_a_restart() {
+    let mut lab = Lab::new().await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.boot = Duration::from_secs(30));
+    }
+    let quick = CreateSandboxRequest { wait: Some(prost_types::Duration::default()), ..request("r1") };
+    let accepted = create(&mut lab.api(), quick).await.expect("accepted");
+    assert_eq!(accepted.phase(), Phase::Creating);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    lab.start().await;
+    let sandbox = lab.until(&accepted.id, Phase::Running).await;
+    assert_eq!((sandbox.attempt, lab.living().len()), (1, 1));
+    assert_eq!(lab.create("r1").await.expect("the same").id, accepted.id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_hangs_up_changes_nothing() {
+    let lab = Lab::new().await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.boot = Duration::from_secs(3));
+    }
+    let hung_up = tokio::time::timeout(Duration::from_secs(1), lab.create("r1")).await;
+    assert!(hung_up.is_err());
+    let id = lab.living()[0].id.clone();
+    lab.until(&id, Phase::Running).await;
+    assert_eq!(lab.create("r1").await.expect("the same").id, id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_can_be_deleted_in_the_middle() {
+    let lab = Lab::new().await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.boot = Duration::from_secs(60));
+    }
+    let quick = |name: &str| CreateSandboxRequest {
+        wait: Some(prost_types::Duration::default()),
+        ..request(name)
+    };
+    let accepted = create(&mut lab.api(), quick("r1")).await.expect("accepted");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let delete = DeleteSandboxRequest { id: accepted.id.clone() };
+    let deleted = lab.api().delete_sandbox(delete.clone()).await.expect("deleted").into_inner();
+    assert_eq!(deleted.sandbox.expect("sandbox").phase(), Phase::Deleted);
+    assert!(lab.living().is_empty());
+    lab.api().delete_sandbox(delete).await.expect("twice is once");
+    assert_eq!(reason(lab.create("r1").await), reason::CREATE_CANCELLED);
+
+    // In the queue too.
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.refuse = Some((Code::ResourceExhausted, reason::QUEUE_FULL)));
+    }
+    let queued = create(&mut lab.api(), quick("r2")).await.expect("accepted");
+    let delete = DeleteSandboxRequest { id: queued.id };
+    lab.api().delete_sandbox(delete).await.expect("deleted");
+
+    // On a node that is gone it cannot be done now, and is done when the node is back.
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.refuse = None);
+    }
+    let accepted = create(&mut lab.api(), quick("r3")).await.expect("accepted");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let holder = lab.holder(&accepted.id).clone();
+    holder.down();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let delete = DeleteSandboxRequest { id: accepted.id.clone() };
+    assert_eq!(reason(lab.api().delete_sandbox(delete).await), reason::NODE_UNREACHABLE);
+    holder.up();
+    lab.until(&accepted.id, Phase::Deleted).await;
+    assert!(lab.living().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_never_be_is_refused_at_once() {
+    let lab = Lab::new().await;
+    let try_it = async |change: fn(&mut CreateSandboxRequest)| {
+        let mut request = request("r1");
+        change(&mut request);
+        reason(create(&mut lab.api(), request).await)
+    };
+    assert_eq!(try_it(|r| r.snapshot_id = "nope".into()).await, reason::SNAPSHOT_NOT_FOUND);
+    assert_eq!(try_it(|r| r.node = "n9".into()).await, reason::NODE_NOT_FOUND);
+    let huge = Size { cpu_cores: 1, memory_mib: 500_000 };
+    assert_eq!(huge.memory_mib, 500_000);
+    let large = |r: &mut CreateSandboxRequest| {
+        r.size = Some(Size { cpu_cores: 1, memory_mib: 500_000 });
+    };
+    assert_eq!(try_it(large).await, reason::NO_CAPACITY);
+    for bad in [
+        (|r| r.request_id = "a\nb".into()) as fn(&mut CreateSandboxRequest),
+        |r| r.snapshot_id = "--force".into(),
+        |r| r.wait = Some(prost_types::Duration { seconds: 21, nanos: 0 }),
+        |r| r.wait = Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+        |r| drop(r.metadata.insert("k".into(), "a\nb".into())),
+        |r| r.services = vec![HttpService { name: "x".into(), port: 1, url: "http://x".into() }],
+        |r| r.services = vec![HttpService { name: "x\n".into(), port: 1, url: String::new() }],
+    ] {
+        assert_eq!(try_it(bad).await, reason::FIELD_INVALID);
+    }
+    assert!(lab.store.all().await.expect("store").is_empty(), "nothing of it is remembered");
+
+    for agent in &lab.agents {
+        agent.load(|load| load.quorate = false);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(reason(lab.create("r1").await), reason::NO_QUORUM);
+    for agent in &lab.agents {
+        agent.down();
+    }
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(reason(lab.create("r1").await), reason::NODE_UNREACHABLE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_never_left_goes_to_another_node_at_once() {
+    let lab = Lab::new().await;
+    for agent in &lab.agents[1..] {
+        agent.load(|load| load.cpu_busy = 0.9);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // The watch still stands when n1 stops to listen; its connection is then broken.
+    lab.agents[0].down();
+    let sandbox = lab.create("r1").await.expect("made elsewhere");
+    assert_eq!((sandbox.node.as_str(), sandbox.phase()), ("n2", Phase::Running));
+    assert!(lab.agents[0].heard().is_empty());
+}

@@ -1,0 +1,248 @@
+//! The whole controller over simulated agents: real services on both sides, streams in memory, time
+//! that is paused and jumps, chance from a seed.
+
+mod api;
+mod creates;
+mod exec;
+mod nodes;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use proto::{
+    id::SandboxRef,
+    sandbox::v1::{
+        CreateSandboxRequest, Phase, Sandbox, operator_service_client::OperatorServiceClient,
+        sandbox_service_client::SandboxServiceClient,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Request, Status, metadata::MetadataValue, service::interceptor::InterceptedService,
+    transport::Channel,
+};
+
+use crate::{
+    Controller, Parts,
+    clock::{Clock, Random},
+    config::ApiLimits,
+    node::{
+        self,
+        fake::{Dialler, FakeAgent, Net},
+    },
+    sandbox,
+    store::{Store, memory::Memory},
+    token,
+    url::UrlTemplate,
+};
+
+pub(crate) const SNAPSHOT: &str = "base_v1";
+
+/// Starts at a fixed moment and follows paused time.
+#[derive(Debug)]
+struct PausedClock(tokio::time::Instant);
+
+impl Clock for PausedClock {
+    fn now_ms(&self) -> u64 {
+        1_700_000_000_000 + u64::try_from(self.0.elapsed().as_millis()).expect("a short test")
+    }
+}
+
+/// SplitMix64.
+#[derive(Debug)]
+struct Seeded(AtomicU64);
+
+impl Random for Seeded {
+    fn fill(&self, bytes: &mut [u8]) {
+        for byte in bytes {
+            let mut z = self.0.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            *byte = (z >> 32) as u8;
+        }
+    }
+}
+
+type Auth = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send + Sync>;
+type Api = SandboxServiceClient<InterceptedService<Channel, Auth>>;
+type Operator = OperatorServiceClient<InterceptedService<Channel, Auth>>;
+
+/// Three agents, a store that outlives controllers, and a controller.
+struct Lab {
+    net: Arc<Net>,
+    agents: Vec<Arc<FakeAgent>>,
+    store: Arc<dyn Store>,
+    controller: Option<Controller>,
+    dial: mpsc::Sender<std::io::Result<tokio::io::DuplexStream>>,
+    red: String,
+    starts: u64,
+    options: sandbox::Options,
+    limits: ApiLimits,
+}
+
+impl Lab {
+    async fn new() -> Self {
+        Self::over(Arc::new(Memory::new())).await
+    }
+
+    async fn over(store: Arc<dyn Store>) -> Self {
+        daemon::logs::init("warn", false);
+        let net = Net::new();
+        let agents = (1..=3)
+            .map(|n| FakeAgent::start(&net, &format!("n{n}"), n * 100_000, &[SNAPSHOT]))
+            .collect();
+        let red = token(&store, "red", "sandbox operator").await;
+        let mut lab = Self {
+            net,
+            agents,
+            store,
+            controller: None,
+            dial: mpsc::channel(1).0,
+            red,
+            starts: 0,
+            options: sandbox::Options::default(),
+            limits: ApiLimits::default(),
+        };
+        lab.start().await;
+        lab
+    }
+
+    /// Starts a controller over the same store, after the one before was dropped in mid-air.
+    async fn start(&mut self) {
+        self.controller = None;
+        self.starts += 1;
+        let seeds = self.agents.iter().map(|agent| (agent.name().clone(), String::new())).collect();
+        let controller = Controller::start(Parts {
+            store: self.store.clone(),
+            connector: Arc::new(Dialler(self.net.clone())),
+            clock: Arc::new(PausedClock(tokio::time::Instant::now())),
+            random: Arc::new(Seeded(AtomicU64::new(self.starts))),
+            nodes: node::Options {
+                seeds,
+                discover: false,
+                agent_port: 7445,
+                limits: crate::placement::Limits::default(),
+            },
+            creates: self.options.clone(),
+            limits: self.limits.clone(),
+            urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test:8480").expect("template"),
+        })
+        .await
+        .expect("a controller");
+        let (dial, dialled) = mpsc::channel(64);
+        let stopped = controller.stopping().cancelled_owned();
+        let api = controller.api();
+        tokio::spawn(async move { api.serve(ReceiverStream::new(dialled), stopped).await });
+        self.dial = dial;
+        controller.settled(Duration::from_secs(8)).await;
+        self.controller = Some(controller);
+    }
+
+    fn channel(&self) -> Channel {
+        let dial = self.dial.clone();
+        daemon::channel::over(move || {
+            let dial = dial.clone();
+            async move {
+                let (near, far) = tokio::io::duplex(64 * 1024);
+                let gone = |_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+                dial.send(Ok(far)).await.map_err(gone)?;
+                Ok(near)
+            }
+        })
+    }
+
+    fn api_as(&self, token: &str) -> Api {
+        SandboxServiceClient::with_interceptor(self.channel(), bearer(token))
+            .max_encoding_message_size(64 << 20)
+            .max_decoding_message_size(4 << 20)
+    }
+
+    fn api(&self) -> Api {
+        self.api_as(&self.red)
+    }
+
+    fn operator(&self) -> Operator {
+        OperatorServiceClient::with_interceptor(self.channel(), bearer(&self.red))
+    }
+
+    fn domain(&self) -> &Arc<sandbox::Sandboxes> {
+        self.controller.as_ref().expect("a controller").sandboxes()
+    }
+
+    async fn create(&self, request_id: &str) -> Result<Sandbox, Status> {
+        create(&mut self.api(), request(request_id)).await
+    }
+
+    /// The agent that holds a sandbox.
+    fn holder(&self, id: &str) -> &Arc<FakeAgent> {
+        let held = |agent: &&Arc<FakeAgent>| agent.living().iter().any(|s| s.id == id);
+        self.agents.iter().find(held).expect("a node holds it")
+    }
+
+    fn living(&self) -> Vec<Sandbox> {
+        self.agents.iter().flat_map(|agent| agent.living()).collect()
+    }
+
+    async fn get(&self, id: &str) -> Result<Sandbox, Status> {
+        let request = proto::sandbox::v1::GetSandboxRequest { id: id.into() };
+        let answer = self.api().get_sandbox(request).await?;
+        Ok(answer.into_inner().sandbox.expect("a sandbox"))
+    }
+
+    async fn until(&self, id: &str, phase: Phase) -> Sandbox {
+        let cache = &self.domain().nodes().cache;
+        let name: SandboxRef = id.parse().expect("id");
+        let entry = cache.get(&name).expect("known");
+        let mut changes = cache.watch(entry.id);
+        let reached = async {
+            loop {
+                let view = cache.view(&cache.get(&name).expect("known"));
+                if view.phase() == phase {
+                    return view;
+                }
+                changes.changed().await.expect("the cache lives");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(300), reached).await.expect("it gets there in time")
+    }
+}
+
+async fn token(store: &Arc<dyn Store>, team: &str, scopes: &str) -> String {
+    let issued = token::issue(team.parse().expect("team"), scopes, 1);
+    store.add_token(issued.token).await.expect("stored");
+    issued.text
+}
+
+fn bearer(token: &str) -> Auth {
+    let value = format!("Bearer {token}");
+    Box::new(move |mut request| {
+        let value = MetadataValue::try_from(value.as_str()).expect("ascii");
+        request.metadata_mut().insert("authorization", value);
+        Ok(request)
+    })
+}
+
+fn request(request_id: &str) -> CreateSandboxRequest {
+    CreateSandboxRequest {
+        request_id: request_id.into(),
+        snapshot_id: SNAPSHOT.into(),
+        ..CreateSandboxRequest::default()
+    }
+}
+
+async fn create(api: &mut Api, request: CreateSandboxRequest) -> Result<Sandbox, Status> {
+    let answer = api.create_sandbox(request).await?;
+    Ok(answer.into_inner().sandbox.expect("a sandbox"))
+}
+
+#[track_caller]
+fn reason<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
+    let status = answer.expect_err("an error");
+    daemon::status::reason(&status).unwrap_or_else(|| panic!("no reason in {status:?}"))
+}

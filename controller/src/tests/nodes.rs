@@ -1,0 +1,132 @@
+//! Nodes that come and go.
+
+use proto::{reason, sandbox::v1::*};
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_down_makes_its_sandboxes_unreachable_and_not_gone() {
+    let mut lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let holder = lab.holder(&sandbox.id).clone();
+    holder.down();
+    lab.until(&sandbox.id, Phase::Unreachable).await;
+    let delete = DeleteSandboxRequest { id: sandbox.id.clone() };
+    assert_eq!(reason(lab.api().delete_sandbox(delete.clone()).await), reason::NODE_UNREACHABLE);
+    let stop = StopSandboxRequest { id: sandbox.id.clone() };
+    assert_eq!(reason(lab.api().stop_sandbox(stop).await), reason::NODE_UNREACHABLE);
+
+    // A controller that starts while the node is down knows it all the same, by its number too.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    lab.start().await;
+    let view = lab.get(&sandbox.vmid.to_string()).await.expect("known");
+    assert_eq!((view.id.as_str(), view.phase()), (sandbox.id.as_str(), Phase::Unreachable));
+    let nodes = lab.operator().list_nodes(ListNodesRequest {}).await.expect("nodes").into_inner();
+    let ready: Vec<_> = nodes.nodes.iter().map(|node| node.ready).collect();
+    assert_eq!(ready.iter().filter(|ready| **ready).count(), 2);
+    let fsck = lab.operator().fsck(FsckRequest {}).await.expect("fsck").into_inner();
+    assert_eq!((fsck.nodes, fsck.findings[0].invariant.as_str()), (2, "UNCHECKED"));
+
+    holder.up();
+    lab.until(&sandbox.id, Phase::Running).await;
+    lab.api().delete_sandbox(delete).await.expect("deleted");
+    let fsck = lab.operator().fsck(FsckRequest {}).await.expect("fsck").into_inner();
+    assert_eq!((fsck.nodes, fsck.findings.len()), (3, 0), "{:?}", fsck.findings);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_goes_on_where_it_was_after_a_cut() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let holder = lab.holder(&sandbox.id).clone();
+    holder.down();
+    // Meanwhile it is stopped there.
+    let mut stopped = holder.living()[0].clone();
+    stopped.set_phase(Phase::Stopped);
+    holder.put(stopped);
+    holder.up();
+    lab.until(&sandbox.id, Phase::Stopped).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_journal_is_noticed_and_nothing_is_called_gone() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let holder = lab.holder(&sandbox.id).clone();
+    holder.lose_journal();
+    lab.net.cut(holder.name());
+    lab.until(&sandbox.id, Phase::Unreachable).await;
+    let fsck = lab.operator().fsck(FsckRequest {}).await.expect("fsck").into_inner();
+    assert_eq!(fsck.findings[0].invariant, "I2");
+    // Its owner may still be done with it.
+    let delete = DeleteSandboxRequest { id: sandbox.id.clone() };
+    lab.api().delete_sandbox(delete).await.expect("deleted");
+    assert_eq!(lab.get(&sandbox.id).await.expect("a tombstone").phase(), Phase::Deleted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_lost_is_rebuilt_from_the_nodes() {
+    let mut lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let epoch = lab.agents[0].epoch();
+    lab.store = Arc::new(Memory::new());
+    lab.red = token(&lab.store, "red", "sandbox").await;
+    lab.start().await;
+    assert_eq!(lab.get(&sandbox.id).await.expect("known").phase(), Phase::Running);
+    assert_eq!(lab.create("r1").await.expect("the same").id, sandbox.id);
+    // Its epoch began at 1 again and was raised over what the agents had seen.
+    assert!(lab.agents.iter().all(|agent| agent.epoch() > epoch));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_was_replaced_is_fenced() {
+    let lab = Lab::new().await;
+    for agent in &lab.agents {
+        agent.set_epoch(1000);
+    }
+    assert_eq!(reason(lab.create("r1").await), reason::STALE_EPOCH);
+    assert_eq!(reason(lab.create("r2").await), reason::STALE_EPOCH);
+    assert!(lab.living().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_an_answer_keeps_new_work_away() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let holder = lab.holder(&sandbox.id).clone();
+    holder.faults(|faults| faults.mute = true);
+    let stop = StopSandboxRequest { id: sandbox.id.clone() };
+    assert_eq!(reason(lab.api().stop_sandbox(stop).await), reason::OUTCOME_UNKNOWN);
+    let status = lab.domain().nodes().statuses();
+    let status = status.iter().find(|status| status.name == *holder.name()).expect("listed");
+    assert!(status.not_ready.as_deref().is_some_and(|why| why.contains("time out")), "{status:?}");
+    let wish = CreateSandboxRequest { node: holder.name().to_string(), ..request("r2") };
+    assert_eq!(reason(create(&mut lab.api(), wish).await), reason::NODE_UNREACHABLE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_seed_gives_the_same_history() {
+    let history = async || {
+        let lab = Lab::new().await;
+        let mut ids = Vec::new();
+        for n in 0..6 {
+            let sandbox = lab.create(&format!("r{n}")).await.expect("made");
+            ids.push((sandbox.id, sandbox.node));
+        }
+        ids
+    };
+    assert_eq!(history().await, history().await);
+}
+
+#[tokio::test]
+async fn it_all_works_over_sqlite_too() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("c.db");
+    let open = || Arc::new(crate::store::sqlite::Sqlite::open(&path).expect("store"));
+    let mut lab = Lab::over(open()).await;
+    let sandbox = lab.create("r1").await.expect("made");
+    lab.controller = None;
+    lab.store = open();
+    lab.start().await;
+    assert_eq!(lab.create("r1").await.expect("the same").id, sandbox.id);
+}

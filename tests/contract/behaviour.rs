@@ -1,0 +1,63 @@
+//! The behaviours, one function each. Every one leaves nothing behind.
+
+mod clone;
+mod destroy;
+mod lifecycle;
+mod quorum;
+
+use std::{future::Future, pin::Pin};
+
+use agent::pve::{Error, ErrorKind};
+
+use crate::stage::{Shown, Stage};
+
+type Showing<'a> = Pin<Box<dyn Future<Output = Shown> + 'a>>;
+
+/// A behaviour and its name.
+pub type Behaviour = (&'static str, for<'a> fn(&'a dyn Stage) -> Showing<'a>);
+
+macro_rules! behaviours {
+    ($($module:ident :: $name:ident,)*) => {
+        /// All of them.
+        pub const ALL: &[Behaviour] = &[$(
+            (concat!(stringify!($module), "::", stringify!($name)), |stage| Box::pin($module::$name(stage))),
+        )*];
+    };
+}
+
+behaviours! {
+    clone::it_has_its_mark_and_its_volume,
+    clone::its_mark_is_there_from_the_first_write,
+    clone::a_second_one_of_the_template_is_refused,
+    clone::a_taken_number_is_refused,
+    clone::a_template_that_is_none_is_refused,
+    clone::it_goes_on_without_its_caller,
+    lifecycle::configure_sets_and_keeps,
+    lifecycle::start_and_stop_are_idempotent,
+    lifecycle::what_is_not_ours_is_left_alone,
+    lifecycle::what_is_missing_is_not_found,
+    lifecycle::a_foreign_lock_is_respected,
+    lifecycle::there_is_room,
+    destroy::it_is_idempotent,
+    destroy::what_runs_is_stopped_first,
+    destroy::what_is_not_the_owners_is_refused,
+    destroy::what_is_protected_or_locked_is_refused,
+    destroy::a_killed_clone_is_cleaned_up,
+    destroy::a_template_is_unlocked_only_from_the_dead,
+    destroy::a_clone_that_was_told_to_stop_leaves_nothing,
+    quorum::without_it_changes_are_refused,
+    quorum::without_pmxcfs_nothing_is_known,
+}
+
+/// The kind of an error that there must be.
+fn refused(result: Result<(), Error>) -> ErrorKind {
+    result.expect_err("it must be refused").kind
+}
+
+macro_rules! assert_kind {
+    ($result:expr, $kind:ident) => {
+        let kind = $crate::behaviour::refused($result);
+        assert!(matches!(kind, agent::pve::ErrorKind::$kind(_)), "{kind:?}");
+    };
+}
+use assert_kind;

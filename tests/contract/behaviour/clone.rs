@@ -1,0 +1,112 @@
+use agent::pve::CloneOrder;
+
+use super::assert_kind;
+use crate::stage::{DEADLINE, Shown, Stage, mark, until};
+
+pub(super) async fn it_has_its_mark_and_its_volume(stage: &dyn Stage) -> Shown {
+    let order = stage.cloned().await;
+    let (pve, vmid) = (stage.pve(), order.vmid);
+    let config = pve.config(vmid).await.expect("read").expect("it is there");
+    assert_eq!(config.mark().as_ref(), Some(&order.mark));
+    assert_eq!(config.hostname(), Some(order.mark.sandbox_id.to_string().as_str()));
+    assert_eq!(config.lock(), None);
+    assert!(!config.is_template());
+    let rootfs = config.rootfs().expect("a volume").to_owned();
+    let volumes = pve.volumes(vmid).await.expect("volumes");
+    let [volume] = volumes.as_slice() else { panic!("{volumes:?}") };
+    let name = volume.rsplit([':', '/']).next().expect("a name");
+    assert!(rootfs.contains(name), "{rootfs} is {volume}");
+    assert!(!pve.running(vmid).await);
+    assert_eq!(pve.init_pid(vmid).await, None);
+    assert_eq!(pve.configs().await.expect("list").get(&vmid), Some(&config));
+    assert_eq!(pve.cluster().await.guests.get(&vmid), Some(pve.node()));
+    let template = pve.config(stage.template()).await.expect("read").expect("the template");
+    assert_eq!(template.lock(), None);
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+pub(super) async fn its_mark_is_there_from_the_first_write(stage: &dyn Stage) -> Shown {
+    let order = stage.order();
+    if !stage.slow_next_clone(order.vmid).await {
+        return Shown::NotHere("a clone that takes its time");
+    }
+    let pve = stage.pve();
+    let first = until("a config", async || pve.config(order.vmid).await.expect("read"));
+    let (cloned, first) = tokio::join!(pve.clone_template(&order, DEADLINE), first);
+    cloned.expect("clone");
+    assert_eq!(first.mark().as_ref(), Some(&order.mark), "{first:?}");
+    assert_eq!(first.lock(), Some("create"));
+    assert_eq!(first.rootfs(), None);
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+pub(super) async fn a_second_one_of_the_template_is_refused(stage: &dyn Stage) -> Shown {
+    let (first, second) = (stage.order(), stage.order());
+    if !stage.slow_next_clone(first.vmid).await {
+        return Shown::NotHere("a clone that takes its time");
+    }
+    let pve = stage.pve();
+    let late = async {
+        until("the template's lock", async || {
+            let template = pve.config(stage.template()).await.expect("read");
+            template.filter(|config| config.lock() == Some("disk"))
+        })
+        .await;
+        pve.clone_template(&second, DEADLINE).await
+    };
+    let (one, two) = tokio::join!(pve.clone_template(&first, DEADLINE), late);
+    one.expect("the first");
+    assert_kind!(two, Locked);
+    stage.nothing_left(second.vmid).await;
+    // And when the first is done, the next can.
+    pve.clone_template(&second, DEADLINE).await.expect("the second, later");
+    stage.destroy(&first).await;
+    stage.destroy(&second).await;
+    Shown::Yes
+}
+
+pub(super) async fn a_taken_number_is_refused(stage: &dyn Stage) -> Shown {
+    let order = stage.cloned().await;
+    let before = stage.look(order.vmid).await;
+    let other = CloneOrder { mark: mark(order.vmid), ..order.clone() };
+    assert_kind!(stage.pve().clone_template(&other, DEADLINE).await, VmidTaken);
+    assert_eq!(stage.look(order.vmid).await, before);
+    let template = stage.pve().config(stage.template()).await.expect("read").expect("template");
+    assert_eq!(template.lock(), None);
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+pub(super) async fn a_template_that_is_none_is_refused(stage: &dyn Stage) -> Shown {
+    let pve = stage.pve();
+    let order = CloneOrder { template: stage.fresh(), ..stage.order() };
+    assert_kind!(pve.clone_template(&order, DEADLINE).await, NotFound);
+    stage.nothing_left(order.vmid).await;
+    let ordinary = stage.cloned().await;
+    let order = CloneOrder { template: ordinary.vmid, ..stage.order() };
+    assert_kind!(pve.clone_template(&order, DEADLINE).await, WrongState);
+    stage.nothing_left(order.vmid).await;
+    stage.destroy(&ordinary).await;
+    Shown::Yes
+}
+
+pub(super) async fn it_goes_on_without_its_caller(stage: &dyn Stage) -> Shown {
+    let order = stage.order();
+    if !stage.slow_next_clone(order.vmid).await {
+        return Shown::NotHere("a clone that takes its time");
+    }
+    let pve = stage.pve();
+    tokio::select! {
+        _ = pve.clone_template(&order, DEADLINE) => panic!("it takes its time"),
+        _ = until("a config", async || pve.config(order.vmid).await.expect("read")) => {}
+    }
+    let whole = until("a whole clone", async || {
+        let config = pve.config(order.vmid).await.expect("read").expect("it is there");
+        (config.lock().is_none() && config.rootfs().is_some()).then_some(config)
+    });
+    assert_eq!(whole.await.mark().as_ref(), Some(&order.mark));
+    stage.destroy(&order).await;
+    Shown::Yes
+}

@@ -1,0 +1,115 @@
+use agent::pve::{Address, config_file::Ip};
+
+use super::assert_kind;
+use crate::stage::{DEADLINE, Shown, Stage, mark, until};
+
+pub(super) async fn configure_sets_and_keeps(stage: &dyn Stage) -> Shown {
+    let order = stage.cloned().await;
+    let (pve, vmid) = (stage.pve(), order.vmid);
+    stage.operator_sets(vmid, "tags", "kept").await;
+    let settings = stage.settings();
+    for _ in 0..2 {
+        pve.configure(vmid, &settings).await.expect("configure");
+        let config = pve.config(vmid).await.expect("read").expect("it is there");
+        let net0 = config.net0().expect("an interface");
+        assert_eq!(net0.bridge, settings.bridge);
+        let mac: Vec<_> = settings.mac.iter().map(|byte| format!("{byte:02X}")).collect();
+        assert_eq!(net0.mac, mac.join(":"));
+        let expected = match settings.address {
+            Address::Static { ip, prefix, .. } => Ip::Static(ip, prefix),
+            Address::Dhcp => Ip::Dhcp,
+        };
+        assert_eq!(net0.ip, expected);
+        assert_eq!((config.cores(), config.memory_mib()), (Some(1), 128));
+        assert_eq!((config.get("swap"), config.get("onboot")), (Some("0"), Some("0")));
+        assert_eq!(config.tags().collect::<Vec<_>>(), ["kept"]);
+        assert_eq!(config.mark().as_ref(), Some(&order.mark));
+        assert_eq!(config.lock(), None);
+    }
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+pub(super) async fn start_and_stop_are_idempotent(stage: &dyn Stage) -> Shown {
+    let order = stage.cloned().await;
+    let (pve, vmid) = (stage.pve(), order.vmid);
+    let settings = stage.settings();
+    pve.configure(vmid, &settings).await.expect("configure");
+    pve.start(vmid, DEADLINE).await.expect("start");
+    assert!(pve.running(vmid).await);
+    let pid = until("an init", async || pve.init_pid(vmid).await).await;
+    pve.start(vmid, DEADLINE).await.expect("start again");
+    assert_eq!(pve.init_pid(vmid).await, Some(pid), "the same init");
+    assert_kind!(pve.configure(vmid, &settings).await, WrongState);
+    if let Address::Static { ip, .. } = settings.address {
+        let seen = until("an address", async || {
+            let seen = pve.addresses(vmid).await;
+            (!seen.is_empty()).then_some(seen)
+        });
+        assert_eq!(seen.await, [ip]);
+    }
+    pve.stop(vmid, DEADLINE).await.expect("stop");
+    assert!(!pve.running(vmid).await);
+    assert_eq!(pve.init_pid(vmid).await, None);
+    assert!(pve.addresses(vmid).await.is_empty());
+    pve.stop(vmid, DEADLINE).await.expect("stop again");
+    pve.start(vmid, DEADLINE).await.expect("start after a stop");
+    let next = until("an init", async || pve.init_pid(vmid).await).await;
+    assert_ne!(next, pid);
+    pve.stop(vmid, DEADLINE).await.expect("stop after a start");
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+pub(super) async fn what_is_not_ours_is_left_alone(stage: &dyn Stage) -> Shown {
+    let (pve, foreign, copy) = (stage.pve(), stage.fresh(), stage.fresh());
+    stage.by_others(foreign, "somebody's own").await;
+    // Somebody cloned a sandbox: the description came along, the number in it did not change.
+    stage.by_others(copy, &mark(stage.fresh()).to_string()).await;
+    for vmid in [foreign, copy, stage.template()] {
+        let before = stage.look(vmid).await;
+        assert_kind!(pve.configure(vmid, &stage.settings()).await, NotOurs);
+        assert_kind!(pve.start(vmid, DEADLINE).await, NotOurs);
+        assert_kind!(pve.stop(vmid, DEADLINE).await, NotOurs);
+        assert_eq!(stage.look(vmid).await, before);
+    }
+    stage.remove(foreign).await;
+    stage.remove(copy).await;
+    Shown::Yes
+}
+
+pub(super) async fn what_is_missing_is_not_found(stage: &dyn Stage) -> Shown {
+    let (pve, vmid) = (stage.pve(), stage.fresh());
+    assert_eq!(pve.config(vmid).await.expect("read"), None);
+    assert!(!pve.running(vmid).await);
+    assert_eq!(pve.init_pid(vmid).await, None);
+    assert!(pve.addresses(vmid).await.is_empty());
+    assert_kind!(pve.configure(vmid, &stage.settings()).await, NotFound);
+    assert_kind!(pve.start(vmid, DEADLINE).await, NotFound);
+    assert_kind!(pve.stop(vmid, DEADLINE).await, NotFound);
+    assert_kind!(pve.unlock_template(vmid).await, NotFound);
+    assert_kind!(pve.storage_room(vmid).await.map(drop), NotFound);
+    Shown::Yes
+}
+
+pub(super) async fn a_foreign_lock_is_respected(stage: &dyn Stage) -> Shown {
+    let order = stage.configured().await;
+    let (pve, vmid) = (stage.pve(), order.vmid);
+    stage.operator_sets(vmid, "lock", "backup").await;
+    let before = stage.look(vmid).await;
+    assert_kind!(pve.configure(vmid, &stage.settings()).await, Locked);
+    assert_kind!(pve.start(vmid, DEADLINE).await, Locked);
+    assert_kind!(pve.stop(vmid, DEADLINE).await, Locked);
+    assert_eq!(stage.look(vmid).await, before);
+    stage.operator_sets(vmid, "lock", "").await;
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+pub(super) async fn there_is_room(stage: &dyn Stage) -> Shown {
+    let room = stage.pve().storage_room(stage.template()).await.expect("room");
+    assert!(0 < room.free && room.free <= room.total, "{room:?}");
+    let template = stage.pve().config(stage.template()).await.expect("read").expect("template");
+    assert!(template.is_template() && template.mark().is_none());
+    Shown::Yes
+}

@@ -1,0 +1,115 @@
+//! Over the cluster in memory, on paused time: always, and nothing may be missing.
+
+use std::{
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use agent::pve::{
+    Address, Pve,
+    fake::{FakeCluster, Fault, Op, Pace, Trouble},
+};
+use proto::{id::Vmid, name::NodeName};
+
+use crate::{
+    behaviour,
+    stage::{Shown, Stage},
+};
+
+struct InMemory {
+    cluster: FakeCluster,
+    node: NodeName,
+    next: AtomicU32,
+}
+
+impl InMemory {
+    fn new() -> Self {
+        let nodes = ["node1", "node2"].map(|name| name.parse::<NodeName>().expect("valid"));
+        let cluster = FakeCluster::new(&nodes, Pace::RECORDED, 1);
+        let [node, _] = nodes;
+        cluster.add_template(&node, template());
+        Self { cluster, node, next: AtomicU32::new(100_000) }
+    }
+}
+
+fn template() -> Vmid {
+    Vmid::try_from(9000).expect("in range")
+}
+
+#[async_trait::async_trait]
+impl Stage for InMemory {
+    fn pve(&self) -> Arc<dyn Pve> {
+        self.cluster.node(&self.node)
+    }
+
+    fn template(&self) -> Vmid {
+        template()
+    }
+
+    fn fresh(&self) -> Vmid {
+        Vmid::try_from(self.next.fetch_add(1, Ordering::Relaxed)).expect("in range")
+    }
+
+    fn network(&self) -> (String, Address) {
+        let host = u8::try_from(self.next.load(Ordering::Relaxed) % 200).expect("small");
+        let (ip, gateway) = (Ipv4Addr::new(10, 100, 1, 20 + host), Ipv4Addr::new(10, 100, 1, 1));
+        ("vmbr0".to_owned(), Address::Static { ip, prefix: 24, gateway })
+    }
+
+    async fn by_others(&self, vmid: Vmid, description: &str) {
+        let template = &self.cluster.guests()[&template()];
+        let mut config = template.config.clone();
+        config.remove("template");
+        config.set_description(description).expect("short");
+        self.cluster.add_guest(&self.node, vmid, config, false);
+    }
+
+    async fn operator_sets(&self, vmid: Vmid, key: &str, value: &str) {
+        self.cluster.edit(&self.node, vmid, |config| {
+            if value.is_empty() {
+                config.remove(key);
+            } else {
+                config.set(key, value).expect("one line");
+            }
+        });
+    }
+
+    async fn set_quorate(&self, on: bool) -> bool {
+        self.cluster.set_quorate(on);
+        true
+    }
+
+    async fn set_pmxcfs(&self, on: bool) -> bool {
+        self.cluster.set_pmxcfs(&self.node, on);
+        true
+    }
+
+    async fn kill_next_clone(&self, vmid: Vmid) -> bool {
+        let (op, trouble) = (Op::Clone, Trouble::Killed);
+        self.cluster.inject(Fault { op, node: None, vmid: Some(vmid), trouble });
+        true
+    }
+
+    async fn slow_next_clone(&self, _: Vmid) -> bool {
+        // At the recorded pace, each takes its time.
+        true
+    }
+
+    async fn remove(&self, vmid: Vmid) {
+        self.cluster.remove(vmid);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_behaviour() {
+    for (name, show) in behaviour::ALL {
+        println!("{name}");
+        let stage = InMemory::new();
+        assert_eq!(show(&stage).await, Shown::Yes, "{name}");
+        let left: Vec<_> = stage.cluster.guests().into_keys().collect();
+        assert_eq!(left, [template()], "{name} leaves nothing but the template");
+    }
+}

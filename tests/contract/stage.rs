@@ -1,0 +1,148 @@
+//! Where the behaviours are shown, and the hands that play the operator and fate.
+
+use std::{
+    fmt::Debug,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use agent::pve::{Address, CloneOrder, Mark, Pve, Settings};
+use proto::id::{SandboxId, Vmid};
+use tokio::time::{Instant, sleep};
+
+/// Longer than anything may take on a slow machine; a real start alone is 2 s.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// What has been shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// It is so.
+    Yes,
+    /// It takes something that cannot be had here.
+    NotHere(&'static str),
+}
+
+/// A `Pve`, and what others can do to it.
+#[async_trait::async_trait]
+pub trait Stage: Sync {
+    /// What is held to its promises.
+    fn pve(&self) -> Arc<dyn Pve>;
+
+    /// A template of this node.
+    fn template(&self) -> Vmid;
+
+    /// A number that nobody has, another one each time.
+    fn fresh(&self) -> Vmid;
+
+    /// Bridge and address for one container.
+    fn network(&self) -> (String, Address);
+
+    /// Somebody else clones the template, with that description.
+    async fn by_others(&self, vmid: Vmid, description: &str);
+
+    /// An operator sets something of a container that the suite made.
+    async fn operator_sets(&self, vmid: Vmid, key: &str, value: &str);
+
+    /// The cluster loses its quorum or gets it back; false when that cannot be had.
+    async fn set_quorate(&self, on: bool) -> bool;
+
+    /// pmxcfs stops or comes back; false when that cannot be had.
+    async fn set_pmxcfs(&self, on: bool) -> bool;
+
+    /// The next clone to this number is killed before its volume is in its config; false when that
+    /// cannot be had.
+    async fn kill_next_clone(&self, vmid: Vmid) -> bool;
+
+    /// The next clone to this number takes so long that others can look at it; false when it takes
+    /// as long as it takes.
+    async fn slow_next_clone(&self, vmid: Vmid) -> bool;
+
+    /// Removes what `by_others` made.
+    async fn remove(&self, vmid: Vmid);
+}
+
+static SERIAL: AtomicU64 = AtomicU64::new(1);
+
+impl dyn Stage + '_ {
+    /// An order of a clone to a fresh number.
+    pub fn order(&self) -> CloneOrder {
+        let vmid = self.fresh();
+        CloneOrder { template: self.template(), vmid, mark: mark(vmid) }
+    }
+
+    /// Settings for one container.
+    pub fn settings(&self) -> Settings {
+        let (bridge, address) = self.network();
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let [.., a, b] = serial.to_be_bytes();
+        Settings { bridge, mac: [0x02, 0, 0xC0, 0xDE, a, b], address, cores: 1, memory_mib: 128 }
+    }
+
+    /// A finished clone of ours.
+    pub async fn cloned(&self) -> CloneOrder {
+        let order = self.order();
+        self.pve().clone_template(&order, DEADLINE).await.expect("clone");
+        order
+    }
+
+    /// A clone of ours that has its settings.
+    pub async fn configured(&self) -> CloneOrder {
+        let order = self.cloned().await;
+        self.pve().configure(order.vmid, &self.settings()).await.expect("configure");
+        order
+    }
+
+    /// Removes a clone of ours and sees that nothing is left.
+    pub async fn destroy(&self, order: &CloneOrder) {
+        let pve = self.pve();
+        let id = order.mark.sandbox_id;
+        pve.destroy_owned(order.vmid, &id, DEADLINE).await.expect("destroy");
+        self.nothing_left(order.vmid).await;
+    }
+
+    /// Sees that there is nothing of a number.
+    pub async fn nothing_left(&self, vmid: Vmid) {
+        let pve = self.pve();
+        assert_eq!(pve.config(vmid).await.expect("read"), None);
+        assert!(!pve.running(vmid).await);
+        assert_eq!(pve.volumes(vmid).await.expect("volumes"), [""; 0]);
+        assert!(!pve.cluster().await.guests.contains_key(&vmid));
+    }
+
+    /// All that can be seen of a container, to be compared with later.
+    pub async fn look(&self, vmid: Vmid) -> impl Debug + PartialEq {
+        let pve = self.pve();
+        let config = pve.config(vmid).await.expect("read").expect("it is there");
+        (config, pve.volumes(vmid).await.expect("volumes"), pve.init_pid(vmid).await)
+    }
+}
+
+/// A mark for that number.
+pub fn mark(vmid: Vmid) -> Mark {
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let mut random = [0; 10];
+    random[..8].copy_from_slice(&serial.to_be_bytes());
+    random[8..].copy_from_slice(&std::process::id().to_be_bytes()[2..]);
+    Mark {
+        sandbox_id: SandboxId::new(1_700_000_000_000, &random),
+        vmid,
+        attempt: 1,
+        team: "contract".parse().expect("valid"),
+        request_id: format!("r-{serial}").parse().expect("valid"),
+    }
+}
+
+/// Looks until something is to be seen.
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(seen) = look().await {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "{what}: not seen in time");
+        sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,111 @@
+use agent::ingress::{Owner, State};
+
+use crate::{
+    http::{Client, Request, get, once},
+    node::{Node, at, host, host_by_id, id, ip, need_caddy},
+    sandbox::Sandbox,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_names_of_sandboxes_reach_them() {
+    need_caddy!();
+    let node = Node::start(1).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    let other = Sandbox::start(at(10, 22), "closed").await;
+    node.put(100_001, sandbox.address);
+
+    for host in [
+        host(8000, 100_001),
+        host_by_id(8000, 100_001),
+        host(8000, 100_001).to_uppercase(),
+        host_by_id(8000, 100_001).to_uppercase(),
+        format!("{}:443", host(8000, 100_001)),
+    ] {
+        let answer = get(node.public, &host, "/").await;
+        assert_eq!((answer.status, answer.text().starts_with("alpha got GET / ")), (200, true), "{host}");
+    }
+    let served = sandbox.got().len();
+
+    for (status, host) in [
+        (404, "".to_owned()),
+        (404, "localhost".to_owned()),
+        (404, "sbx.test".to_owned()),
+        (404, host(0, 100_001)),
+        (404, "port-08000-vm-100001.sbx.test".to_owned()),
+        (404, "port-70000-vm-100001.sbx.test".to_owned()),
+        (404, "port-8000-vm-0100001.sbx.test".to_owned()),
+        (404, "port-8000-vm-10000100001.sbx.test".to_owned()),
+        (404, "port-8000-vm-100001.sbx.test.".to_owned()),
+        (404, "port-8000-vm-100001.sbx.test.evil.com".to_owned()),
+        (404, "port-8000-vm-100001.evil.com".to_owned()),
+        (404, "port-8000-vm-100001.sbx-test".to_owned()),
+        (404, "port-8000-vm-100001.sbxxtest".to_owned()),
+        (404, "xport-8000-vm-100001.sbx.test".to_owned()),
+        (404, "port-8000-vm-100001x.sbx.test".to_owned()),
+        (404, "a.port-8000-vm-100001.sbx.test".to_owned()),
+        (404, "port-8000-vm-100001.a.sbx.test".to_owned()),
+        (404, "port-8000-vm-100001.sbx.test:99999999".to_owned()),
+        (404, "port-8000-vm-100002.sbx.test".to_owned()),
+        (404, "port-8000-pvelxc-zzzzzzzzzzzzzzzzzzzzzzzzzz.sbx.test".to_owned()),
+        (404, host_by_id(8000, 100_002)),
+        (403, host(22, 100_001)),
+        (403, host_by_id(22, 100_001)),
+        (403, host(8006, 100_001)),
+        (400, "user@port-8000-vm-100001.sbx.test".to_owned()),
+        (400, "port-8000-vm-100001.sbx.tëst".to_owned()),
+    ] {
+        let answer = get(node.public, &host, "/").await;
+        // An empty Host is 400 to a later Caddy.
+        let empty = host.is_empty() && answer.status == 400;
+        assert!(answer.status == status || empty, "{host:?}: {} {}", answer.status, answer.text());
+        assert!(!answer.head.any("x-sbx-"), "{host:?}: {:?}", answer.head);
+    }
+
+    // Two hosts, and a host in the request's first line.
+    let mut client = Client::connect(node.public).await.expect("connected");
+    let two = format!("GET / HTTP/1.1\r\nHost: {}\r\nHost: sbx.test\r\n\r\n", host(8000, 100_001));
+    client.send(two).await.expect("sent");
+    assert_eq!(client.response(false).await.expect("an answer").status, 400);
+    let absolute = format!("http://{}/", host(22, 100_001));
+    let answer = get(node.public, &host(8000, 100_001), &absolute).await;
+    assert_eq!(answer.status, 403, "the host of the first line counts");
+    let connect = Request { method: "CONNECT", ..Request::get("x", "example.com:443") };
+    assert_eq!(once(node.public, &connect).await.expect("an answer").status, 404);
+
+    assert_eq!(sandbox.got().len(), served);
+    assert!(other.got().is_empty(), "a port that is not exposed was dialled");
+    assert_eq!(sandbox.questions(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_says_why() {
+    need_caddy!();
+    let node = Node::start(1).await;
+    node.table.put(100_001, ip(10), State::Running, &[8000, 8001]);
+    node.table.put(100_002, ip(10), State::Stopped, &[8000]);
+    node.table.put(100_003, ip(10), State::Booting, &[8000]);
+    node.table.put(100_004, ip(10), State::Gone, &[8000]);
+    node.table.elsewhere(100_005, Owner::Down("node9".parse().expect("a node")));
+    node.table.elsewhere(100_006, Owner::Here);
+    for (number, status, words) in [
+        (100_001, 502, "nothing listens on port 8000"),
+        (100_002, 503, "is stopped"),
+        (100_003, 503, "is booting"),
+        (100_004, 410, "has been deleted"),
+        (100_005, 503, "node9, is down"),
+        (100_006, 404, "no such sandbox"),
+        (100_007, 404, "no such sandbox"),
+    ] {
+        let answer = get(node.public, &host(8000, number), "/").await;
+        assert_eq!(answer.status, status, "{number}: {}", answer.text());
+        assert!(answer.text().contains(words), "{number}: {}", answer.text());
+        assert_eq!(answer.head.get("cache-control"), Some("no-store"));
+        assert_eq!(answer.head.get("access-control-allow-origin"), Some("*"));
+        assert_eq!(answer.head.get("retry-after").is_some(), status == 503, "{number}");
+        assert!(!answer.head.any("x-sbx-"), "{number}: {:?}", answer.head);
+    }
+    let answer = get(node.public, &host(9, 100_001), "/").await;
+    assert_eq!(answer.status, 403);
+    assert!(answer.text().contains("port 9 of this sandbox is not exposed"), "{}", answer.text());
+    assert_ne!(id(100_001), id(100_002));
+}

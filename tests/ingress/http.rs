@@ -1,0 +1,218 @@
+//! HTTP/1.1 by hand: what a client sends is in the test's power to the byte, and what a server got
+//! is seen to the byte.
+
+use std::{fmt::Write as _, io, net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// No test waits longer for one answer.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The head of a request or a response.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Head {
+    /// The first line.
+    pub(crate) line: String,
+    /// Headers as they came: order, case, repetitions.
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+impl Head {
+    /// Reads one; `None` at the end of the stream.
+    pub(crate) async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Option<Self>> {
+        let mut head = Self::default();
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if stream.read_until(b'\n', &mut line).await? == 0 {
+                return if head.line.is_empty() { Ok(None) } else { Err(cut()) };
+            }
+            let text = String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned();
+            match text.split_once(": ").or_else(|| text.split_once(':')) {
+                _ if text.is_empty() => return Ok(Some(head)),
+                _ if head.line.is_empty() => head.line = text,
+                Some((name, value)) => head.headers.push((name.to_owned(), value.to_owned())),
+                None => return Err(cut()),
+            }
+        }
+    }
+
+    /// All values of a header.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        let own = |(n, _): &&(String, String)| n.eq_ignore_ascii_case(name);
+        self.headers.iter().filter(own).map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// The one value of a header.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        match self.all(name)[..] {
+            [value] => Some(value),
+            _ => None,
+        }
+    }
+
+    /// True when any header's name starts so, in any case.
+    pub(crate) fn any(&self, prefix: &str) -> bool {
+        let prefix = prefix.to_ascii_lowercase();
+        self.headers.iter().any(|(name, _)| name.to_ascii_lowercase().starts_with(&prefix))
+    }
+
+    /// The body that belongs to it. `to_end`: without a length it goes to the end of the stream.
+    pub(crate) async fn body(
+        &self,
+        stream: &mut (impl AsyncBufReadExt + Unpin),
+        to_end: bool,
+    ) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        if self.all("transfer-encoding").iter().any(|v| v.eq_ignore_ascii_case("chunked")) {
+            loop {
+                let mut size = String::new();
+                stream.read_line(&mut size).await?;
+                let size = usize::from_str_radix(size.trim(), 16).map_err(|_| cut())?;
+                let start = body.len();
+                body.resize(start + size + 2, 0);
+                stream.read_exact(&mut body[start..]).await?;
+                body.truncate(start + size);
+                if size == 0 {
+                    return Ok(body);
+                }
+            }
+        }
+        match self.get("content-length") {
+            Some(length) => {
+                body.resize(length.parse().map_err(|_| cut())?, 0);
+                stream.read_exact(&mut body).await?;
+            }
+            None if to_end => drop(stream.read_to_end(&mut body).await?),
+            None => {}
+        }
+        Ok(body)
+    }
+}
+
+fn cut() -> io::Error {
+    io::ErrorKind::UnexpectedEof.into()
+}
+
+/// A response.
+#[derive(Debug, Clone)]
+pub(crate) struct Response {
+    /// Its status.
+    pub(crate) status: u16,
+    /// Its head.
+    pub(crate) head: Head,
+    /// Its body.
+    pub(crate) body: Vec<u8>,
+}
+
+impl Response {
+    /// The body as text.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// A connection of a client.
+#[derive(Debug)]
+pub(crate) struct Client<S = TcpStream>(BufReader<S>);
+
+impl Client {
+    /// Connects.
+    pub(crate) async fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self::over(stream))
+    }
+}
+
+impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
+    /// Speaks over a stream that is there.
+    pub(crate) fn over(stream: S) -> Self {
+        Self(BufReader::new(stream))
+    }
+
+    /// Sends bytes.
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.0.get_mut().write_all(bytes.as_ref()).await?;
+        self.0.get_mut().flush().await
+    }
+
+    /// Reads a response, passing over 100 Continue. `head`: to a HEAD request.
+    pub(crate) async fn response(&mut self, head: bool) -> io::Result<Response> {
+        timeout(DEADLINE, self.read_response(head)).await?
+    }
+
+    async fn read_response(&mut self, to_head: bool) -> io::Result<Response> {
+        loop {
+            let head = Head::read(&mut self.0).await?.ok_or_else(cut)?;
+            let status = head.line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(cut)?;
+            if status == 100 {
+                continue;
+            }
+            let empty = to_head || matches!(status, 101 | 204 | 304);
+            let body = if empty { Vec::new() } else { head.body(&mut self.0, true).await? };
+            return Ok(Response { status, head, body });
+        }
+    }
+
+    /// One request on this connection, which stays open.
+    pub(crate) async fn request(&mut self, request: &Request<'_>) -> io::Result<Response> {
+        self.send(request.bytes()).await?;
+        self.response(request.method == "HEAD").await
+    }
+}
+
+/// A request.
+#[derive(Debug, Clone)]
+pub(crate) struct Request<'a> {
+    /// Its method.
+    pub(crate) method: &'a str,
+    /// Its target, as it stands in the first line.
+    pub(crate) target: &'a str,
+    /// Its Host.
+    pub(crate) host: &'a str,
+    /// More headers.
+    pub(crate) headers: Vec<(&'a str, &'a str)>,
+    /// Its body, sent with a length.
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Request<'a> {
+    /// A GET.
+    pub(crate) fn get(host: &'a str, target: &'a str) -> Self {
+        Self { method: "GET", target, host, headers: Vec::new(), body: b"" }
+    }
+
+    /// With a header.
+    pub(crate) fn with(mut self, name: &'a str, value: &'a str) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let Self { method, target, host, headers, body } = self;
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n");
+        for (name, value) in headers {
+            write!(head, "{name}: {value}\r\n").expect("a String takes all");
+        }
+        if !body.is_empty() {
+            write!(head, "Content-Length: {}\r\n", body.len()).expect("a String takes all");
+        }
+        head.push_str("\r\n");
+        [head.as_bytes(), body].concat()
+    }
+}
+
+/// One request on a connection of its own.
+pub(crate) async fn once(address: SocketAddr, request: &Request<'_>) -> io::Result<Response> {
+    Client::connect(address).await?.request(request).await
+}
+
+/// A GET on a connection of its own, which must be answered.
+pub(crate) async fn get(address: SocketAddr, host: &str, target: &str) -> Response {
+    once(address, &Request::get(host, target)).await.expect("an answer")
+}

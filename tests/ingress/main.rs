@@ -1,0 +1,19 @@
+//! The ingress: the real Caddy with the rendered configuration, the agent's real route server over
+//! a table in memory, and sandboxes that may be hostile. Everything is on addresses of loopback that
+//! no other run has.
+//!
+//! Needs Debian's `caddy`; `CADDY` names another binary. `SKIP_INGRESS=1` skips, and says so.
+
+mod bodies;
+mod dead;
+mod hide;
+mod hosts;
+mod http;
+mod isolation;
+mod node;
+mod peers;
+mod render;
+mod restart;
+mod sandbox;
+mod spoof;
+mod websocket;

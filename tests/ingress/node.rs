@@ -1,0 +1,317 @@
+//! A node's ingress: the agent's route server and Caddy.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use agent::ingress::{
+    Owner, Routes, State, Target,
+    caddy::{self, Peers, PlainPath, Proof, Settings},
+    probe::Probe,
+    server::{self, Ingress},
+};
+use proto::{
+    id::{SandboxId, SandboxRef, Vmid},
+    name::Port,
+};
+use tokio::{net::TcpStream, runtime::Runtime, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// The domain of every test.
+pub(crate) const DOMAIN: &str = "sbx.test";
+
+/// The Caddy to test; `None`, and a line that says so, when it was asked for to skip.
+#[expect(clippy::disallowed_methods, reason = "what a test is run with comes from its environment")]
+pub(crate) fn caddy() -> Option<PathBuf> {
+    let named = std::env::var_os("CADDY").map(PathBuf::from);
+    let found = named.unwrap_or_else(|| PathBuf::from("/usr/bin/caddy"));
+    if std::env::var_os("SKIP_INGRESS").is_some_and(|value| value == "1") {
+        eprintln!("skipped: SKIP_INGRESS=1");
+        return None;
+    }
+    assert!(
+        found.is_file(),
+        "no Caddy at {}: install Debian's package `caddy`, name another one by CADDY, or skip by \
+         SKIP_INGRESS=1",
+        found.display()
+    );
+    Some(found)
+}
+
+/// Skips the test when there shall be none.
+macro_rules! need_caddy {
+    () => {
+        if $crate::node::caddy().is_none() {
+            return;
+        }
+    };
+}
+pub(crate) use need_caddy;
+
+/// An address of loopback that no other test has at the time.
+pub(crate) fn ip(last: u8) -> Ipv4Addr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 100 + high % 100, low, last)
+}
+
+/// An address and a port.
+pub(crate) fn at(last: u8, port: u16) -> SocketAddr {
+    SocketAddr::from((ip(last), port))
+}
+
+/// A table in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    local: Mutex<HashMap<Vmid, Target>>,
+    owners: Mutex<HashMap<Vmid, Owner>>,
+}
+
+#[async_trait::async_trait]
+impl Routes for Table {
+    fn local(&self, sandbox: SandboxRef) -> Option<Target> {
+        let local = self.local.lock().expect("no panic");
+        match sandbox {
+            SandboxRef::Vmid(vmid) => local.get(&vmid).cloned(),
+            SandboxRef::Id(id) => local.values().find(|target| target.id == id).cloned(),
+        }
+    }
+
+    async fn owner(&self, sandbox: SandboxRef) -> Owner {
+        let SandboxRef::Vmid(vmid) = sandbox else { return Owner::Nobody };
+        self.owners.lock().expect("no panic").get(&vmid).cloned().unwrap_or(Owner::Nobody)
+    }
+}
+
+/// A vmid.
+pub(crate) fn vmid(number: u32) -> Vmid {
+    Vmid::try_from(number).expect("a vmid")
+}
+
+/// The sandbox in a container.
+pub(crate) fn id(number: u32) -> SandboxId {
+    let [a, b, c, d] = number.to_be_bytes();
+    SandboxId::new(1_700_000_000_000, &[a, b, c, d, 0, 0, 0, 0, 0, 0])
+}
+
+impl Table {
+    /// A sandbox with open ports.
+    pub(crate) fn put(&self, number: u32, ip: Ipv4Addr, state: State, ports: &[u16]) {
+        let port = |port: &u16| Port::try_from(u32::from(*port)).expect("a port");
+        let target = Target {
+            id: id(number),
+            vmid: vmid(number),
+            state,
+            ip: Some(IpAddr::V4(ip)),
+            ports: ports.iter().map(port).collect::<BTreeSet<_>>(),
+        };
+        self.local.lock().expect("no panic").insert(vmid(number), target);
+    }
+
+    /// A sandbox elsewhere.
+    pub(crate) fn elsewhere(&self, number: u32, owner: Owner) {
+        self.owners.lock().expect("no panic").insert(vmid(number), owner);
+    }
+}
+
+/// The agent's route server, in a runtime of its own, so that it can be killed.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    runtime: Option<Runtime>,
+    stop: CancellationToken,
+}
+
+impl Agent {
+    fn start(dir: &Path, table: Arc<Table>) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let stop = CancellationToken::new();
+        let ingress = Arc::new(Ingress {
+            routes: table,
+            domain: DOMAIN.parse().expect("a domain"),
+            proof: Proof::read(&dir.join("caddy.json")).expect("a proof"),
+            probe: Probe::default(),
+        });
+        let listener = {
+            let _inside = runtime.enter();
+            server::listen(&dir.join("route.sock"), None).expect("a socket")
+        };
+        runtime.spawn(server::serve(listener, ingress, stop.clone()));
+        Self { runtime: Some(runtime), stop }
+    }
+
+    /// As SIGKILL does: everything stops where it is.
+    fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.kill();
+    }
+}
+
+/// A node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    /// Where clients reach it.
+    pub(crate) public: SocketAddr,
+    /// Where its peers do.
+    pub(crate) peer: SocketAddr,
+    /// Its table.
+    pub(crate) table: Arc<Table>,
+    /// Its files.
+    pub(crate) dir: PathBuf,
+    agent: Agent,
+    old: Vec<Agent>,
+    caddy: Child,
+    _temp: tempfile::TempDir,
+}
+
+impl Node {
+    /// Starts one on the given last byte of the address, without peers.
+    pub(crate) async fn start(last: u8) -> Self {
+        Self::start_with(last, None, |_| {}).await
+    }
+
+    /// With the certificates in `pki`, and a change to the configuration.
+    pub(crate) async fn start_with(
+        last: u8,
+        pki: Option<&Path>,
+        change: impl FnOnce(&mut serde_json::Value),
+    ) -> Self {
+        let temp = tempfile::tempdir().expect("a directory");
+        let dir = temp.path().to_owned();
+        let plain = |path: PathBuf| PlainPath::try_from(path.as_path()).expect("a plain path");
+        let (public, peer) = (at(last, 8480), at(last, 8481));
+        let settings = Settings {
+            domain: DOMAIN.parse().expect("a domain"),
+            public: vec![public],
+            route_socket: plain(dir.join("route.sock")),
+            https: true,
+            peers: pki.map(|pki| Peers {
+                listen: peer,
+                ca: plain(pki.join("ca.crt")),
+                cert: plain(pki.join("node.crt")),
+                key: plain(pki.join("node.key")),
+            }),
+        };
+        let config = dir.join("caddy.json");
+        caddy::write(&settings, &config, None).expect("a configuration");
+        let mut json = serde_json::from_slice(&std::fs::read(&config).expect("readable"))
+            .expect("it is JSON");
+        change(&mut json);
+        std::fs::write(&config, json.to_string()).expect("writable");
+        let table = Arc::new(Table::default());
+        let agent = Agent::start(&dir, Arc::clone(&table));
+        let caddy = run_caddy(&config, &dir);
+        let node = Self { public, peer, table, dir, agent, old: Vec::new(), caddy, _temp: temp };
+        node.listens().await;
+        node
+    }
+
+    async fn listens(&self) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while TcpStream::connect(self.public).await.is_err() {
+            assert!(Instant::now() < deadline, "Caddy did not start: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What Caddy has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("caddy.log")).unwrap_or_default()
+    }
+
+    /// A sandbox on this node, running.
+    pub(crate) fn put(&self, number: u32, address: SocketAddr) {
+        let IpAddr::V4(ip) = address.ip() else { panic!("IPv4 only") };
+        self.table.put(number, ip, State::Running, &[address.port()]);
+    }
+
+    /// Stops the route server as an orderly stop does, and starts another.
+    pub(crate) fn restart_agent(&mut self) {
+        self.agent.stop.cancel();
+        let fresh = Agent::start(&self.dir, Arc::clone(&self.table));
+        // The old one still ends what it was asked.
+        self.old.push(std::mem::replace(&mut self.agent, fresh));
+    }
+
+    /// Kills the route server.
+    pub(crate) fn kill_agent(&mut self) {
+        self.agent.kill();
+    }
+
+    /// Starts a route server again.
+    pub(crate) fn start_agent(&mut self) {
+        self.agent = Agent::start(&self.dir, Arc::clone(&self.table));
+    }
+
+    /// True while Caddy runs.
+    pub(crate) fn caddy_runs(&mut self) -> bool {
+        self.caddy.try_wait().expect("a child").is_none()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may have ended by itself; the test that minds has looked.
+        drop(self.caddy.kill());
+        drop(self.caddy.wait());
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests start Caddy themselves")]
+fn run_caddy(config: &Path, dir: &Path) -> Child {
+    let log = std::fs::File::create(dir.join("caddy.log")).expect("a file");
+    Command::new(caddy().expect("not skipped"))
+        .arg("run")
+        .arg("--config")
+        .arg(config)
+        .env_clear()
+        .env("HOME", dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("Caddy starts")
+}
+
+/// Runs `caddy validate`; what it said when it refused.
+#[expect(clippy::disallowed_methods, reason = "tests start Caddy themselves")]
+pub(crate) fn validate(config: &Path) -> Result<(), String> {
+    let output = Command::new(caddy().expect("not skipped"))
+        .arg("validate")
+        .arg("--config")
+        .arg(config)
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .output()
+        .expect("Caddy starts");
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// Host of a port of the sandbox in a container.
+pub(crate) fn host(port: u16, number: u32) -> String {
+    format!("port-{port}-vm-{number}.{DOMAIN}")
+}
+
+/// The other form of it.
+pub(crate) fn host_by_id(port: u16, number: u32) -> String {
+    format!("port-{port}-{}.{DOMAIN}", id(number))
+}

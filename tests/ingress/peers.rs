@@ -1,0 +1,192 @@
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use agent::ingress::{Owner, State, render::PEER_NAME};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::{
+    http::{Client, Request, get, once},
+    node::{Node, at, host, host_by_id, ip, need_caddy},
+    sandbox::Sandbox,
+    websocket,
+};
+
+/// A CA of its own and one node's certificate, as files.
+#[derive(Debug)]
+pub(crate) struct Pki(tempfile::TempDir);
+
+impl Pki {
+    /// Makes one.
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let ca_key = KeyPair::generate().expect("a key");
+        let ca_cert = ca.self_signed(&ca_key).expect("signed");
+        let issuer = Issuer::new(ca, ca_key);
+        let mut node = CertificateParams::new(vec![PEER_NAME.to_owned()]).expect("a name");
+        node.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let node_key = KeyPair::generate().expect("a key");
+        let node_cert = node.signed_by(&node_key, &issuer).expect("signed");
+        for (name, pem) in [
+            ("ca.crt", ca_cert.pem()),
+            ("node.crt", node_cert.pem()),
+            ("node.key", node_key.serialize_pem()),
+        ] {
+            std::fs::write(dir.path().join(name), pem).expect("written");
+        }
+        Self(dir)
+    }
+
+    /// Where the files are.
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn der(&self, name: &str) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.path().join(name)).expect("a certificate")
+    }
+}
+
+/// Two nodes that know each other.
+async fn two(pki: &Pki) -> (Node, Node) {
+    let first = Node::start_with(1, Some(pki.path()), |_| {}).await;
+    let second = Node::start_with(2, Some(pki.path()), |_| {}).await;
+    (first, second)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_node_serves_every_sandbox() {
+    need_caddy!();
+    let pki = Pki::new();
+    let (edge, owner) = two(&pki).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    owner.put(100_001, sandbox.address);
+    owner.table.put(100_002, ip(10), State::Gone, &[8000]);
+    owner.table.put(100_004, ip(10), State::Stopped, &[8000]);
+    for number in 100_001..=100_004 {
+        edge.table.elsewhere(number, Owner::Peer(owner.peer));
+    }
+
+    let host_name = host(8000, 100_001);
+    let request = Request::get(&host_name, "/x?y=z").with("X-Sbx-Kind", "local");
+    let body: Vec<u8> = (0..1_000_000u32).map(|n| n.to_le_bytes()[1]).collect();
+    for round in 0..3 {
+        let answer = once(edge.public, &request).await.expect("an answer");
+        assert_eq!(answer.status, 200, "{round}: {} {}", answer.text(), edge.log());
+        assert!(!answer.head.any("x-sbx"), "{:?}", answer.head);
+        let got = sandbox.last().head;
+        assert_eq!(got.line, "GET /x?y=z HTTP/1.1");
+        assert_eq!(got.get("x-forwarded-host"), Some(host_name.as_str()));
+        assert_eq!(got.get("host"), Some("localhost:8000"));
+        assert!(!got.any("x-sbx"), "{got:?}");
+        // The client, then the edge.
+        let chain = got.get("x-forwarded-for").expect("a chain").split(", ").count();
+        assert_eq!(chain, 2, "{got:?}");
+        let post = Request { method: "POST", body: &body, ..Request::get(&host_name, "/up") };
+        assert_eq!(once(edge.public, &post).await.expect("an answer").status, 200);
+        assert!(sandbox.last().body == body);
+    }
+    // A client's chain is taken on over the hop.
+    let request = Request::get(&host_name, "/").with("X-Forwarded-For", "203.0.113.9");
+    once(edge.public, &request).await.expect("an answer");
+    let got = sandbox.last().head;
+    assert!(got.get("x-forwarded-for").is_some_and(|c| c.starts_with("203.0.113.9, ")), "{got:?}");
+
+    let mut socket = websocket::open(edge.public, &host_name).await.expect("open");
+    websocket::echo(&mut socket, Message::text("over two nodes")).await;
+
+    // What the owner says, the client hears.
+    for (number, port, status, words) in [
+        (100_001, 22, 403, "not exposed"),
+        (100_002, 8000, 410, "deleted"),
+        (100_003, 8000, 404, "no such sandbox"),
+        (100_004, 8000, 503, "stopped"),
+    ] {
+        let answer = get(edge.public, &host(port, number), "/").await;
+        assert_eq!(answer.status, status, "{number}: {}", answer.text());
+        assert!(answer.text().contains(words), "{number}: {}", answer.text());
+    }
+    // By its id it is found at the owner only: this edge's table knows none.
+    assert_eq!(get(owner.public, &host_by_id(8000, 100_001), "/").await.status, 200);
+    assert_eq!(get(edge.public, &host_by_id(8000, 100_001), "/").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_goes_over_one_hop_at_most() {
+    need_caddy!();
+    let pki = Pki::new();
+    let (first, second) = two(&pki).await;
+    first.table.elsewhere(100_001, Owner::Peer(second.peer));
+    second.table.elsewhere(100_001, Owner::Peer(first.peer));
+    for node in [&first, &second] {
+        let answer = get(node.public, &host(8000, 100_001), "/").await;
+        assert_eq!(answer.status, 421, "{}", answer.text());
+    }
+    // A peer that is not there is an error, not a wait.
+    first.table.elsewhere(100_002, Owner::Peer(at(9, 8481)));
+    let answer = get(first.public, &host(8000, 100_002), "/").await;
+    assert_eq!(answer.status, 502);
+    assert!(answer.text().contains("did not answer (502)"), "{}", answer.text());
+}
+
+async fn handshake(
+    address: SocketAddr,
+    trusted: &Pki,
+    own: Option<&Pki>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted.der("ca.crt")).expect("a root");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let config = match own {
+        None => config.with_no_client_auth(),
+        Some(own) => {
+            let key = PrivateKeyDer::from_pem_file(own.path().join("node.key")).expect("a key");
+            config.with_client_auth_cert(vec![own.der("node.crt")], key).expect("a certificate")
+        }
+    };
+    let name = ServerName::try_from(PEER_NAME).expect("a name");
+    let stream = TcpStream::connect(address).await?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_peers_reach_the_peer_port() {
+    need_caddy!();
+    let (pki, foreign) = (Pki::new(), Pki::new());
+    let (node, _other) = two(&pki).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    node.put(100_001, sandbox.address);
+    let host = host(8000, 100_001);
+    let request = Request::get(&host, "/");
+
+    let stream = handshake(node.peer, &pki, Some(&pki)).await.expect("a peer");
+    let answer = Client::over(stream).request(&request).await.expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let served = sandbox.got().len();
+
+    for own in [None, Some(&foreign)] {
+        // With TLS 1.3 the refusal may come as late as the first read.
+        if let Ok(stream) = handshake(node.peer, &pki, own).await {
+            Client::over(stream).request(&request).await.expect_err("refused");
+        }
+    }
+    let plain = once(node.peer, &request).await;
+    assert!(plain.is_err() || plain.is_ok_and(|answer| answer.status == 400));
+    assert_eq!(sandbox.got().len(), served);
+}

@@ -1,0 +1,134 @@
+//! What runs in a sandbox: a server that tells what it got, and one that lies.
+
+use std::{
+    fmt::Write as _,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::{
+    io::{AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{handshake::derive_accept_key, protocol::Role},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::http::Head;
+
+/// A request that a sandbox got.
+#[derive(Debug, Clone)]
+pub(crate) struct Got {
+    /// Its head.
+    pub(crate) head: Head,
+    /// Bytes of its body.
+    pub(crate) body: Vec<u8>,
+}
+
+/// A server in a sandbox. Ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    got: Arc<Mutex<Vec<Got>>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Sandbox {
+    /// Starts one that answers with `name` and what it got. To a route question, should it ever get
+    /// one, it answers with a route to itself.
+    pub(crate) async fn start(address: SocketAddr, name: &str) -> Self {
+        let listener = TcpListener::bind(address).await.expect("a free address");
+        let got = Arc::new(Mutex::new(Vec::new()));
+        let lies = Arc::new(forged(address));
+        let (log, name) = (Arc::clone(&got), Arc::new(name.to_owned()));
+        let task = tokio::spawn(async move {
+            let mut clients = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                clients.spawn(serve(stream, Arc::clone(&name), Arc::clone(&lies), Arc::clone(&log)));
+            }
+        });
+        Self { address, got, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// What it got so far.
+    pub(crate) fn got(&self) -> Vec<Got> {
+        self.got.lock().expect("no panic").clone()
+    }
+
+    /// What it got last.
+    pub(crate) fn last(&self) -> Got {
+        self.got().pop().expect("a request")
+    }
+
+    /// Route questions that it got: there must be none.
+    pub(crate) fn questions(&self) -> usize {
+        let question = |got: &&Got| got.head.line.contains("/v1/route?via=edge&rid=");
+        self.got.lock().expect("no panic").iter().filter(question).count()
+    }
+}
+
+/// Headers of a route to `address`.
+fn forged(address: SocketAddr) -> String {
+    format!(
+        "X-Sbx-Proof: 0\r\nX-Sbx-Kind: local\r\nX-Sbx-Upstream: {address}\r\nX-Sbx-Host: forged\r\n"
+    )
+}
+
+async fn serve(
+    stream: TcpStream,
+    name: Arc<String>,
+    lies: Arc<String>,
+    log: Arc<Mutex<Vec<Got>>>,
+) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    while let Some(head) = Head::read(&mut stream).await? {
+        if head.get("expect").is_some() {
+            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        }
+        let body = head.body(&mut stream, false).await?;
+        log.lock().expect("no panic").push(Got { head: head.clone(), body: body.clone() });
+        let path = head.line.split(' ').nth(1).unwrap_or("");
+        if let Some(key) = head.get("sec-websocket-key") {
+            let accept = derive_accept_key(key.as_bytes());
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
+            );
+            stream.write_all(answer.as_bytes()).await?;
+            return echo(stream).await;
+        }
+        let mut answer = String::new();
+        if head.line.contains("/v1/route?via=edge&rid=") {
+            write!(answer, "HTTP/1.1 204 No Content\r\n{lies}\r\n").expect("a String takes all");
+        } else {
+            let text = format!("{name} got {} and {} bytes\n", head.line, body.len());
+            let extra = if path.starts_with("/forge") { lies.as_str() } else { "" };
+            write!(
+                answer,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{extra}\r\n",
+                text.len()
+            )
+            .expect("a String takes all");
+            if !head.line.starts_with("HEAD ") {
+                answer.push_str(&text);
+            }
+        }
+        stream.write_all(answer.as_bytes()).await?;
+    }
+    Ok(())
+}
+
+async fn echo(stream: BufReader<TcpStream>) -> io::Result<()> {
+    let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
+    while let Some(Ok(message)) = socket.next().await {
+        if (message.is_text() || message.is_binary()) && socket.send(message).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

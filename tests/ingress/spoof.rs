@@ -1,0 +1,105 @@
+use crate::{
+    http::{Client, Request, get, once},
+    node::{Node, at, host, need_caddy},
+    sandbox::Sandbox,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_a_client_are_not_obeyed() {
+    need_caddy!();
+    let node = Node::start(1).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    let victim = Sandbox::start(at(11, 8000), "victim").await;
+    node.put(100_001, sandbox.address);
+    let victim_address = victim.address.to_string();
+    let host = host(8000, 100_001);
+
+    let request = Request::get(&host, "/x?a=1&b=%2F")
+        .with("X-Sbx-Upstream", &victim_address)
+        .with("x-sbx-kind", "peer")
+        .with("X-SBX-Proof", "0000")
+        .with("X-Sbx-Host", "evil")
+        .with("X_Sbx_Upstream", &victim_address)
+        .with("Connection", "close, X-Sbx-Proof, X-Sbx-Upstream, X-Forwarded-Host, Cookie")
+        .with("X-Forwarded-Host", "evil.example")
+        .with("X-Forwarded-Proto", "gopher")
+        .with("X-Forwarded-For", "203.0.113.9")
+        .with("Forwarded", "for=203.0.113.9;host=evil")
+        .with("Cf-Access-Jwt-Assertion", "secret")
+        .with("Cf-Warp-Tag-Id", "secret")
+        .with("X-Request-Id", "mine")
+        .with("Authorization", "Bearer of-the-app")
+        .with("Cookie", "a=1; __Host-sbx-8000=secret; b=2; CF_Authorization=secret");
+    let answer = once(node.public, &request).await.expect("an answer");
+    assert_eq!((answer.status, answer.text().starts_with("alpha ")), (200, true));
+    let got = sandbox.last().head;
+    assert!(!got.any("x-sbx") && !got.any("x_sbx"), "{got:?}");
+    assert!(!got.any("forwarded") && !got.any("cf-"), "{got:?}");
+    assert_eq!(got.line, "GET /x?a=1&b=%2F HTTP/1.1");
+    assert_eq!(got.get("host"), Some("localhost:8000"));
+    assert_eq!(got.get("x-forwarded-host"), Some(host.as_str()));
+    assert_eq!(got.get("x-forwarded-proto"), Some("https"));
+    assert_eq!(got.get("authorization"), Some("Bearer of-the-app"));
+    assert!(got.get("x-request-id").is_some_and(|id| id.len() == 36), "{got:?}");
+    assert!(got.all("cookie").concat().find("secret").is_none(), "{got:?}");
+    assert!(victim.got().is_empty());
+
+    // Cookies of the app stay.
+    let request = Request::get(&host, "/").with("Cookie", "a=1; __Host-sbx-8000=secret; b=2");
+    once(node.public, &request).await.expect("an answer");
+    assert_eq!(sandbox.last().head.get("cookie"), Some("a=1; b=2"));
+    let request = Request::get(&host, "/").with("Cookie", "a=1; CF_Authorization=secret");
+    once(node.public, &request).await.expect("an answer");
+    assert_eq!(sandbox.last().head.get("cookie"), Some("a=1"));
+
+    // A header twice, and placeholders of Caddy's, which mean nothing.
+    let request = Request::get(&host, "/{env.HOME}?q={http.vars.sbx_upstream}")
+        .with("X-A", "1")
+        .with("X-A", "{http.reverse_proxy.header.X-Sbx-Proof}");
+    once(node.public, &request).await.expect("an answer");
+    let got = sandbox.last().head;
+    assert!(got.line.contains("%7Benv.HOME%7D") || got.line.contains("{env.HOME}"), "{}", got.line);
+    assert!(got.line.contains("{http.vars.sbx_upstream}"), "{}", got.line);
+    assert_eq!(got.all("x-a"), ["1", "{http.reverse_proxy.header.X-Sbx-Proof}"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_a_sandbox_are_not_obeyed() {
+    need_caddy!();
+    let node = Node::start(1).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    let victim = Sandbox::start(at(11, 8000), "victim").await;
+    node.put(100_001, sandbox.address);
+    let mut client = Client::connect(node.public).await.expect("connected");
+    let host = host(8000, 100_001);
+    for _ in 0..20 {
+        let answer = client.request(&Request::get(&host, "/forge")).await.expect("an answer");
+        assert_eq!((answer.status, answer.text().starts_with("alpha ")), (200, true));
+        assert!(!answer.head.any("x-sbx"), "{:?}", answer.head);
+    }
+    // The path of the question is an ordinary path of the sandbox.
+    let answer = get(node.public, &host, "/v1/route").await;
+    assert!(answer.text().starts_with("alpha got GET /v1/route "), "{}", answer.text());
+    assert!(victim.got().is_empty());
+    assert_eq!(sandbox.questions(), 0);
+}
+
+/// Whatever sits behind the socket: without the proof its word is nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_the_proof_is_no_route() {
+    need_caddy!();
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    let node = Node::start_with(1, None, |json| {
+        *json = serde_json::from_str(
+            // Another proof than the agent's.
+            &json.to_string().replace("\"X-Sbx-Proof\":[\"", "\"X-Sbx-Proof\":[\"0"),
+        )
+        .expect("it is JSON");
+    })
+    .await;
+    node.put(100_001, sandbox.address);
+    let answer = get(node.public, &host(8000, 100_001), "/").await;
+    assert_eq!((answer.status, answer.text().as_str()), (502, "the node gave no route\n"));
+    assert!(!answer.head.any("x-sbx"), "{:?}", answer.head);
+    assert!(sandbox.got().is_empty());
+}

@@ -1,0 +1,161 @@
+//! What an operator would write on real nodes: the controller's CA and tokens, each node's
+//! certificates, the daemons' configurations. What is there already is kept, tokens above all.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    daemons::{AGENT_CONFIG, CADDY_CONFIG, CONTROLLER_CONFIG},
+    lab::{Lab, Node},
+    layout::{DOMAIN, HUB_IP, Layout, NodeId},
+    pve::Template,
+};
+
+/// What users call the lab's template.
+pub const SNAPSHOT: &str = "pvelxc_1vcpu_512mb_2gb_v1";
+/// The team that `target/lab/env` is for; its token may ask what an operator asks, too.
+const TEAM: &str = "demo";
+/// Another team, for those who try to look over the fence.
+const OTHER_TEAM: &str = "other";
+/// Where a node's certificates are, in the node.
+const TLS: &str = "/etc/pve-sandbox/tls";
+
+/// The controller's CA, configuration and tokens, and the environment of `sandboxctl`. Returns
+/// whether the controller can be started.
+pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<bool> {
+    let layout = lab.layout();
+    let program = layout.dir().join("bin/pve-sandbox-controller");
+    if !program.exists() {
+        return Ok(false);
+    }
+    let data = layout.dir().join("controller");
+    if !data.join("ca.crt").exists() {
+        fs::create_dir_all(&data)?;
+        run(&program, &["init", "--data-dir", &shown(&data), "--name", HUB_IP, "--name", "127.0.0.1"])?;
+    }
+    let mut config = format!(
+        "listen = \"{HUB_IP}:7443\"\ndata_dir = \"{}\"\n\
+         url_template = \"http://port-{{port}}-vm-{{vmid}}.{DOMAIN}:8480\"\ndiscover = true\n",
+        data.display()
+    );
+    // The first node alone: the others are discovered from its /etc/pve/.members.
+    if let Some(node) = nodes.first() {
+        write!(config, "\n[[node]]\nname = \"{node}\"\naddress = \"{}:7445\"\n", node.ip())?;
+    }
+    fs::write(layout.dir().join(CONTROLLER_CONFIG), config)?;
+    environment(layout, &program, &data)?;
+    Ok(true)
+}
+
+/// Writes target/lab/env, once: a token is shown only when it is made.
+fn environment(layout: &Layout, program: &Path, data: &Path) -> Result<()> {
+    let file = layout.dir().join("env");
+    if file.exists() {
+        return Ok(());
+    }
+    let token = |team: &str, scopes: &[&str]| {
+        let data = shown(data);
+        let mut words = vec!["token", "--data-dir", &data, "create", "--team", team];
+        words.extend(scopes);
+        run(program, &words).map(|said| said.trim().to_owned())
+    };
+    let text = format!(
+        "# Puts a configured sandboxctl on the PATH: . {file}\n\
+         export PATH=\"{bin}:$PATH\"\n\
+         export LAB_DIR='{dir}'\n\
+         export SANDBOXCTL_ENDPOINT='https://127.0.0.1:7443'\n\
+         export SANDBOXCTL_CA='{ca}'\n\
+         export SANDBOXCTL_TOKEN='{own}'\n\
+         export LAB_OTHER_TEAM_TOKEN='{other}'\n",
+        file = file.display(),
+        bin = layout.dir().join("bin").display(),
+        dir = layout.dir().display(),
+        ca = data.join("ca.crt").display(),
+        own = token(TEAM, &["--scope", "operator"])?,
+        other = token(OTHER_TEAM, &[])?,
+    );
+    fs::write(&file, text)?;
+    // It holds tokens.
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
+
+/// A node's certificates and configurations. Returns whether its daemons can be started.
+pub fn node(lab: &Lab, node: &Node, template: &Template) -> Result<bool> {
+    let (layout, id, root) = (lab.layout(), node.id(), node.root()?);
+    let controller = layout.dir().join("bin/pve-sandbox-controller");
+    let agent = root.join("usr/bin/pve-sandbox-agent");
+    if !controller.exists() || !agent.exists() {
+        return Ok(false);
+    }
+    let there = |path: &str| root.join(path.trim_start_matches('/'));
+    fs::create_dir_all(there(TLS))?;
+    if !there(TLS).join("node.crt").exists() {
+        let data = shown(&layout.dir().join("controller"));
+        let out = shown(&there(TLS));
+        run(
+            &controller,
+            &["node-cert", &id.name(), "--address", &id.ip(), "--out", &out, "--data-dir", &data],
+        )?;
+    }
+    fs::write(there(AGENT_CONFIG), agent_config(id, &root, template))?;
+    if !there(CADDY_CONFIG).exists() {
+        let output = node.exec(["/usr/bin/pve-sandbox-agent", "--config", AGENT_CONFIG, "render-caddy"])?;
+        ensure!(
+            output.status.success(),
+            "render-caddy in {id}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(true)
+}
+
+fn agent_config(node: NodeId, root: &Path, template: &Template) -> String {
+    let (vmid, ip, net) = (node.template_vmid(), node.ip(), node.containers_net());
+    let mut config = format!(
+        "listen = \"{ip}:7445\"\n\n\
+         [tls]\nca = \"{TLS}/ca.crt\"\ncert = \"{TLS}/node.crt\"\nkey = \"{TLS}/node.key\"\n\n\
+         [network]\n# The end of the network is the DHCP server's, and the lab's own.\n\
+         pool = \"{net}.2-{net}.229\"\n\n\
+         [[template]]\nsnapshot = \"{SNAPSHOT}\"\nvmid = {vmid}\ncores = {cores}\n\
+         memory_mib = {memory}\nprobe = {{ http = {{ port = 8000, path = \"/\" }} }}\n\n\
+         [ingress]\ndomain = \"{DOMAIN}\"\nhttps = false\n\
+         public = [\"127.0.0.1:8480\", \"{ip}:8480\"]\npeer = \"{ip}:8481\"\n\
+         tls = {{ ca = \"{TLS}/ingress-ca.crt\", cert = \"{TLS}/ingress-node.crt\", \
+         key = \"{TLS}/ingress-node.key\" }}\n\n\
+         # The node is a cgroup of the machine, not a machine: its load is read from there.\n\
+         [load.cgroup]\n",
+        cores = template.cores,
+        memory = template.memory_mib,
+    );
+    for controller in ["unified", "cpu", "cpuacct", "memory"] {
+        if root.join("run/lab/cgroup").join(controller).exists() {
+            config.push_str(&format!("{controller} = \"/run/lab/cgroup/{controller}\"\n"));
+        }
+    }
+    config
+}
+
+fn run(program: &Path, words: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(words).stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("cannot run {}", program.display()))?;
+    ensure!(
+        output.status.success(),
+        "{} {}: {}",
+        program.display(),
+        words.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,91 @@
+//! A creation that fails leaves nothing behind and says what `pct` said.
+
+use standin::faults::{Action, Rule};
+
+use crate::world::{node, unique, vmid, wait, world};
+
+/// Creates on node1 while the plan stands; returns the failed record.
+fn fails(rules: &[Rule], expected: &str) {
+    let Some(world) = world() else { return };
+    world.faults("node1", rules);
+    let key = unique("fails");
+    let (reason, message) =
+        world.refused(&["create", "--node", "node1", "--request-id", &key]);
+    assert!(message.contains(expected), "{reason}: {message}");
+    let tries = world.of_request(&key);
+    for sandbox in &tries {
+        assert_eq!(sandbox["phase"], "failed", "{sandbox}");
+        assert_ne!(sandbox["failure"]["rollback"], "", "{sandbox}");
+        assert_eq!(world.left_of(node(sandbox), vmid(sandbox)), "", "left behind");
+    }
+    world.faults("node1", &[]);
+    // And nothing stands in the way of the next.
+    world.create(&["--node", "node1"]);
+    world.finish();
+}
+
+#[test]
+fn when_the_start_fails() {
+    fails(
+        &[Rule::once("start", "lxc-start", Action::Exit)
+            .saying(255, "startup for container '100000' failed")
+            .always()],
+        "startup for container",
+    );
+}
+
+#[test]
+fn when_the_configuration_fails() {
+    fails(
+        &[Rule::once("set", "write", Action::Exit)
+            .saying(255, "bridge 'vmbr0' does not exist")
+            .always()],
+        "bridge 'vmbr0' does not exist",
+    );
+}
+
+#[test]
+fn when_the_clone_is_killed_and_leaves_its_locks() {
+    let Some(world) = world() else { return };
+    // Parent and worker die behind the volume: the template stays locked, the volume unreferenced.
+    world.faults("node1", &[Rule::once("clone", "volume", Action::DieAfter)]);
+    let key = unique("killed");
+    let ran = world.ctl(&["create", "--node", "node1", "--request-id", &key]);
+    world.faults("node1", &[]);
+    wait("the creation to end", || {
+        world.of_request(&key).iter().all(|s| s["phase"] == "failed" || s["phase"] == "running")
+    });
+    for sandbox in world.of_request(&key) {
+        if sandbox["phase"] == "running" {
+            world.mine(crate::world::id(&sandbox));
+        } else {
+            assert_ne!(ran.code, 0);
+            wait("nothing to be left", || world.left_of(node(&sandbox), vmid(&sandbox)).is_empty());
+        }
+    }
+    world.create(&["--node", "node1"]);
+    world.finish();
+}
+
+#[test]
+fn when_the_storage_is_full() {
+    let Some(world) = world() else { return };
+    let fill = "fallocate -l $(($(df --output=avail -B1 /rpool/data | tail -n 1) - 67108864)) \
+                /rpool/data/.filler && sync -f /rpool/data";
+    world.shell("node2", fill);
+    wait("the node to report it", || {
+        let nodes = world.json(&["nodes"]);
+        let node = nodes.as_array().and_then(|n| n.iter().find(|n| n["id"] == "node2").cloned());
+        node.is_some_and(|n| n["load"]["storage_free"].as_u64().is_some_and(|b| b < 200 << 20))
+    });
+    let (reason, message) = world.refused(&["create", "--node", "node2", "--wait", "5s"]);
+    let freed = world.shell("node2", "rm /rpool/data/.filler && sync -f /rpool/data && echo freed");
+    assert_eq!(freed, "freed\n");
+    assert!(reason == "STORAGE_FULL" || reason == "NO_CAPACITY", "{reason}: {message}");
+    assert!(message.to_lowercase().contains("storage"), "{message}");
+    wait("the node to report room again", || {
+        world.json(&["explain", "--dry-run", "--node", "node2"])["node"] == "node2"
+    });
+    world.create(&["--node", "node2"]);
+    world.finish();
+}

@@ -1,0 +1,81 @@
+//! The way in from a browser, through the node's own Caddy.
+
+use crate::{
+    http::{Socket, get},
+    world::{id, node, vmid, wait, world},
+};
+
+/// A WebSocket echo in the template's own Python, without a library.
+const ECHO: &str = r#"
+import socket, hashlib, base64, threading
+def serve(c):
+    head = b""
+    while not head.endswith(b"\r\n\r\n"): head += c.recv(1)
+    key = [l.split(b": ")[1] for l in head.split(b"\r\n") if l.lower().startswith(b"sec-websocket-key")][0]
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    c.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+    while True:
+        head = c.recv(6, socket.MSG_WAITALL)
+        if len(head) < 6: return
+        body = c.recv(head[1] & 127, socket.MSG_WAITALL)
+        c.sendall(bytes([0x81, len(body)]) + bytes(b ^ head[2 + i % 4] for i, b in enumerate(body)))
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(("0.0.0.0", 9000)); s.listen(16)
+while True: threading.Thread(target=serve, args=(s.accept()[0],), daemon=True).start()
+"#;
+
+#[test]
+fn a_websocket_survives_other_sandboxes_and_ends_with_hide() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&[]);
+    let (id, node) = (id(&sandbox), node(&sandbox));
+    let ran = world.ctl_with(&["exec", "-i", id, "--", "tee", "/root/echo.py"], ECHO.as_bytes());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let ran = world.ctl(&["exec", id, "--shell",
+        "setsid python3 /root/echo.py >/dev/null 2>&1 </dev/null & exit 0"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    world.json(&["expose", id, "9000", "--name", "echo"]);
+    let host = format!("port-9000-vm-{}.sandbox.localhost", vmid(&sandbox));
+    wait("the echo to listen", || {
+        world.ctl(&["exec", id, "--shell", "exec 3<>/dev/tcp/127.0.0.1/9000"]).code == 0
+    });
+    let mut socket = Socket::open(node, &host);
+    assert_eq!(socket.echo("before").expect("alive"), "before");
+    let other = world.create(&["--node", node]);
+    world.json(&["expose", other["id"].as_str().expect("id"), "8000"]);
+    assert_eq!(socket.echo("after").expect("alive"), "after", "another sandbox cut the socket");
+    world.json(&["hide", id, "echo"]);
+    wait("hide to cut the open socket", || socket.echo("x").is_err());
+    assert_eq!(get(node, &host).0, 403);
+    world.finish();
+}
+
+#[test]
+fn any_node_serves_any_sandbox_and_strangers_get_nothing() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&["--node", "node2", "--expose", "web=8000"]);
+    let (id, vmid) = (id(&sandbox), vmid(&sandbox));
+    for name in [format!("port-8000-vm-{vmid}"), format!("port-8000-{id}")] {
+        let host = format!("{name}.sandbox.localhost");
+        for node in ["node1", "node2", "node3"] {
+            wait(&format!("{host} by way of {node}"), || get(node, &host).0 == 200);
+            let (_, body) = get(node, &host);
+            assert!(body.contains("inside a sandbox"), "{node}: {body}");
+        }
+    }
+    let status = |host: &str| get("node1", host).0;
+    assert_eq!(status(&format!("port-22-vm-{vmid}.sandbox.localhost")), 403, "never exposed");
+    assert_eq!(status("port-8000-vm-100003.sandbox.localhost"), 404, "a foreign container");
+    assert_eq!(status("port-8000-vm-9000.sandbox.localhost"), 404, "a template");
+    assert_eq!(status("port-8000-vm-987654.sandbox.localhost"), 404, "nobody's vmid");
+    assert_eq!(status("port-8000-pvelxc-00000000000000000000000000.sandbox.localhost"), 404);
+    assert_eq!(status(&format!("port-8000-vm-{vmid}.evil.example")), 404, "another domain");
+    assert_eq!(status("sandbox.localhost"), 404);
+    world.json(&["rm", id]);
+    world.wait_phase(id, "deleted");
+    for node in ["node1", "node2", "node3"] {
+        let host = format!("port-8000-vm-{vmid}.sandbox.localhost");
+        wait(&format!("410 by way of {node}"), || get(node, &host).0 == 410);
+    }
+    world.finish();
+}

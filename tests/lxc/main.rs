@@ -1,0 +1,16 @@
+//! End to end on the lab: real LXC, the shipped daemons, `sandboxctl` as a user runs it. Needs a
+//! lab that is up (`make test-lab` sees to that) and leaves it as it was; every test ends with a
+//! check that the foreign container is the one it was before.
+//!
+//! Without a lab these tests fail. `PVE_SANDBOX_SKIP_LAB_TESTS=1` skips them, and says so.
+
+mod bad_input;
+mod crash;
+mod create_failure;
+mod foreign;
+mod http;
+mod ingress;
+mod nodes;
+mod parallel;
+mod verbs;
+mod world;

@@ -1,0 +1,266 @@
+//! The lab as a test sees it: `sandboxctl`, the nodes, and what stands in them.
+
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use lab::{Lab, Node};
+use serde_json::Value;
+use standin::faults::{self, Rule};
+
+use crate::foreign::Foreign;
+
+/// How long anything that is waited for may take: a create under the modelled cost is 4 s, and CI
+/// machines are slow.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a command said and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+/// A lab that is up.
+pub struct World {
+    pub lab: Lab,
+    foreign: Foreign,
+    made: std::cell::RefCell<BTreeSet<String>>,
+}
+
+/// The lab, or `None` when it is to be skipped by name.
+pub fn world() -> Option<World> {
+    if std::env::var_os("PVE_SANDBOX_SKIP_LAB_TESTS").is_some() {
+        println!("SKIPPED by PVE_SANDBOX_SKIP_LAB_TESTS: this test needs the lab");
+        return None;
+    }
+    let lab = Lab::open(Lab::default_dir()).expect("lab directory");
+    assert!(lab.is_up(), "no lab is up: run `make test-lab`, or `make lab` first");
+    for node in lab.nodes().expect("nodes") {
+        let control = control_dir(&node);
+        faults::clear_plan(&control).expect("no faults are left of an earlier test");
+    }
+    let foreign = Foreign::ensure(&lab);
+    let world = World { lab, foreign, made: Default::default() };
+    wait("three nodes that are ready", || {
+        world.json(&["nodes"]).as_array().is_some_and(|nodes| {
+            nodes.len() == 3 && nodes.iter().all(|node| node["ready"] == true)
+        })
+    });
+    Some(world)
+}
+
+impl World {
+    /// Runs `sandboxctl`, its input closed.
+    pub fn ctl(&self, args: &[&str]) -> Ran {
+        self.ctl_with(args, b"")
+    }
+
+    /// Runs `sandboxctl` with that input.
+    pub fn ctl_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
+        let mut child = self
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("sandboxctl");
+        let mut pipe = child.stdin.take().expect("stdin");
+        let output = std::thread::scope(|scope| {
+            // It may end before it has read everything: a closed pipe is not the test's failure.
+            scope.spawn(move || drop(pipe.write_all(stdin)));
+            child.wait_with_output().expect("output")
+        });
+        ran(output)
+    }
+
+    /// `sandboxctl` with the lab's environment, to be started.
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.command_with_token(args, &self.variable("SANDBOXCTL_TOKEN"))
+    }
+
+    /// The same as another team, or nobody.
+    pub fn command_with_token(&self, args: &[&str], token: &str) -> Command {
+        let mut command = Command::new(self.lab.layout().dir().join("bin/sandboxctl"));
+        command.args(args).env("SANDBOXCTL_TOKEN", token);
+        for name in ["SANDBOXCTL_ENDPOINT", "SANDBOXCTL_CA"] {
+            command.env(name, self.variable(name));
+        }
+        command
+    }
+
+    /// A value out of target/lab/env.
+    pub fn variable(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.lab.layout().dir().join("env")).expect("env file");
+        let line = format!("export {name}=");
+        let value = text.lines().find_map(|l| l.strip_prefix(&line)).unwrap_or_default();
+        value.trim_matches(['\'', '"']).to_owned()
+    }
+
+    /// Runs `sandboxctl --json`, which must succeed.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let args: Vec<&str> = std::iter::once("--json").chain(args.iter().copied()).collect();
+        let ran = self.ctl(&args);
+        assert_eq!(ran.code, 0, "sandboxctl {args:?}: {}", ran.stderr);
+        serde_json::from_slice(&ran.stdout).unwrap_or_else(|error| {
+            panic!("sandboxctl {args:?} printed no JSON ({error}): {}", ran.text())
+        })
+    }
+
+    /// Runs `sandboxctl --json`, which must fail; returns the error's reason and message.
+    #[track_caller]
+    pub fn refused(&self, args: &[&str]) -> (String, String) {
+        let args: Vec<&str> = std::iter::once("--json").chain(args.iter().copied()).collect();
+        let ran = self.ctl(&args);
+        assert_ne!(ran.code, 0, "sandboxctl {args:?} succeeded: {}", ran.text());
+        refusal(&ran)
+    }
+
+    /// Creates a sandbox; it is deleted when the test ends.
+    #[track_caller]
+    pub fn create(&self, args: &[&str]) -> Value {
+        let args: Vec<&str> = std::iter::once("create").chain(args.iter().copied()).collect();
+        let sandbox = self.json(&args);
+        let sandbox = sandbox.as_array().map_or(sandbox.clone(), |list| list[0].clone());
+        self.mine(id(&sandbox));
+        assert_eq!(sandbox["phase"], "running", "{sandbox}");
+        sandbox
+    }
+
+    /// Notes a sandbox to be deleted at the end.
+    pub fn mine(&self, id: &str) {
+        self.made.borrow_mut().insert(id.to_owned());
+    }
+
+    #[track_caller]
+    pub fn get(&self, id: &str) -> Value {
+        self.json(&["get", id])
+    }
+
+    /// Sandboxes of this request_id, ended ones included.
+    pub fn of_request(&self, request_id: &str) -> Vec<Value> {
+        let all = self.json(&["ls", "--all"]);
+        let all = all.as_array().expect("a list");
+        all.iter().filter(|sandbox| sandbox["request_id"] == request_id).cloned().collect()
+    }
+
+    /// Waits for a phase.
+    #[track_caller]
+    pub fn wait_phase(&self, id: &str, phase: &str) -> Value {
+        wait(&format!("{id} to be {phase}"), || self.get(id)["phase"] == phase);
+        self.get(id)
+    }
+
+    /// Plans faults for `pct` on a node.
+    pub fn faults(&self, node: &str, rules: &[Rule]) {
+        faults::write_plan(&control_dir(&self.node(node)), rules).expect("fault plan");
+    }
+
+    pub fn node(&self, name: &str) -> Node {
+        self.lab.node(name).expect("node")
+    }
+
+    /// Output of a shell line in a node.
+    pub fn shell(&self, node: &str, line: &str) -> String {
+        let output = self.node(node).shell(line).expect("a shell in the node");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Everything of a vmid that is left on a node: config, volume, veth, cgroup, lock, process.
+    pub fn left_of(&self, node: &str, vmid: u64) -> String {
+        self.shell(
+            node,
+            &format!(
+                "ls -d /etc/pve/lxc/{vmid}.conf /rpool/data/subvol-{vmid}-* \
+                 /sys/class/net/veth{vmid}i0 /sys/fs/cgroup/lxc/{vmid} 2>/dev/null; \
+                 grep -H '^lock:' /etc/pve/lxc/*.conf; \
+                 pgrep -af 'lxc-start.*{vmid}|task UPID.*:{vmid}:' | grep -v pgrep; true"
+            ),
+        )
+    }
+
+    /// Invariants over controller, journals, configs and volumes.
+    #[track_caller]
+    pub fn fsck(&self) {
+        wait("a clean fsck", || self.ctl(&["fsck"]).code == 0);
+    }
+
+    /// Deletes what the test made and checks that nothing else was touched.
+    #[track_caller]
+    pub fn finish(self) {
+        for node in self.lab.nodes().expect("nodes") {
+            faults::clear_plan(&control_dir(&node)).expect("clear the plan");
+        }
+        let made: Vec<String> = self.made.borrow().iter().cloned().collect();
+        for id in made {
+            let ran = self.ctl(&["rm", &id]);
+            assert_eq!(ran.code, 0, "rm {id}: {}", ran.stderr);
+            self.wait_phase(&id, "deleted");
+        }
+        self.fsck();
+        self.foreign.check(&self.lab);
+    }
+}
+
+pub fn id(sandbox: &Value) -> &str {
+    sandbox["id"].as_str().expect("an id")
+}
+
+pub fn vmid(sandbox: &Value) -> u64 {
+    sandbox["vmid"].as_u64().expect("a vmid")
+}
+
+pub fn node(sandbox: &Value) -> &str {
+    sandbox["node"].as_str().expect("a node")
+}
+
+/// Reason and message of an error that `sandboxctl --json` printed.
+#[track_caller]
+pub fn refusal(ran: &Ran) -> (String, String) {
+    let line = ran.stderr.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+    let error: Value = serde_json::from_str(line)
+        .unwrap_or_else(|_| panic!("no JSON error on stderr: {}", ran.stderr));
+    let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+    (text("reason"), text("message"))
+}
+
+pub fn ran(output: Output) -> Ran {
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: output.stdout,
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Waits until it is true, and says what for when it never is.
+#[track_caller]
+pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        #[expect(clippy::disallowed_methods, reason = "the interval of a poll with a deadline")]
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A request_id that no earlier run used.
+pub fn unique(name: &str) -> String {
+    let now = std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970");
+    format!("{name}-{}", now.as_nanos())
+}
+
+fn control_dir(node: &Node) -> PathBuf {
+    node.root().expect("a node that is up").join("run/pct-standin")
+}

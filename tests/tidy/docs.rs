@@ -1,0 +1,55 @@
+//! What is written of the errors is what they are.
+
+use std::collections::BTreeMap;
+
+use crate::source::read;
+
+/// Reason -> gRPC code, as the constants say: `/// CODE: meaning.` above each.
+fn in_code() -> BTreeMap<String, String> {
+    let text = read("proto/src/reason.rs");
+    let mut code = String::new();
+    let mut found = BTreeMap::new();
+    for line in text.lines().map(str::trim) {
+        let constant = |text: &str| {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+        };
+        if let Some((first, _)) = line.strip_prefix("/// ").and_then(|doc| doc.split_once(':'))
+            && constant(first)
+        {
+            code = first.to_owned();
+        } else if let Some(reason) = line.strip_suffix(';').filter(|reason| constant(reason)) {
+            found.insert(reason.to_owned(), std::mem::take(&mut code));
+        }
+    }
+    found
+}
+
+/// The same by the table in docs/errors.md.
+fn in_docs() -> BTreeMap<String, String> {
+    let text = read("docs/errors.md");
+    let rows = text.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let mut found = BTreeMap::new();
+    for row in rows {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [code, reason, meaning, next] = cells.as_slice() else {
+            panic!("not four cells: {row}")
+        };
+        assert!(!meaning.is_empty() && !next.is_empty(), "{row}");
+        let before = found.insert((*reason).to_owned(), (*code).to_owned());
+        assert!(before.is_none(), "{reason} is there twice");
+    }
+    found
+}
+
+#[test]
+fn every_reason_is_documented_with_its_code_and_no_other() {
+    let code = in_code();
+    assert!(code.keys().map(String::as_str).eq(sorted(proto::reason::ALL)), "the file was misread");
+    assert_eq!(in_docs(), code);
+}
+
+fn sorted(reasons: &[&'static str]) -> Vec<&'static str> {
+    let mut reasons = reasons.to_vec();
+    reasons.sort_unstable();
+    reasons
+}

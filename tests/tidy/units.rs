@@ -1,0 +1,129 @@
+//! The units promise what the programs do.
+
+use std::collections::BTreeSet;
+
+use crate::source::{files, read};
+
+fn unit(name: &str) -> Vec<(String, String)> {
+    let text = read(&format!("systemd/{name}.service"));
+    let text = text.replace("\\\n", " ");
+    let settings = text.lines().filter(|line| !line.starts_with(['#', ';', '[']));
+    settings
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
+        .collect()
+}
+
+fn value(unit: &[(String, String)], key: &str) -> Option<String> {
+    unit.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
+}
+
+#[test]
+fn the_agent_shares_the_hosts_mounts_and_outlives_nothing_it_started() {
+    let agent = unit("pve-sandbox-agent");
+    assert_eq!(
+        value(&agent, "KillMode").as_deref(),
+        Some("process"),
+        "pct's workers must not be cut"
+    );
+    assert_eq!(value(&agent, "Type").as_deref(), Some("notify"));
+    // Each of these gives the agent mounts of its own, and pct's would stay in there; or it is
+    // inherited by the commands in sandboxes.
+    let banned = [
+        "ProtectSystem",
+        "ProtectHome",
+        "PrivateTmp",
+        "PrivateDevices",
+        "PrivateMounts",
+        "ReadWritePaths",
+        "ReadOnlyPaths",
+        "InaccessiblePaths",
+        "BindPaths",
+        "BindReadOnlyPaths",
+        "TemporaryFileSystem",
+        "ProtectKernelTunables",
+        "ProtectKernelModules",
+        "ProtectKernelLogs",
+        "ProtectControlGroups",
+        "ProtectProc",
+        "ProcSubset",
+        "DynamicUser",
+        "RootDirectory",
+        "MountFlags",
+        "PrivateNetwork",
+        "PrivateUsers",
+        "NoNewPrivileges",
+        "SystemCallFilter",
+        "SystemCallArchitectures",
+        "RestrictAddressFamilies",
+        "RestrictNamespaces",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+        "LockPersonality",
+        "MemoryDenyWriteExecute",
+        "ProtectClock",
+        "ProtectHostname",
+        "UMask",
+        "OOMScoreAdjust",
+        "Nice",
+    ];
+    for key in banned {
+        assert_eq!(value(&agent, key), None, "{key} in the agent's unit");
+    }
+}
+
+#[test]
+fn the_agents_capabilities_are_those_of_its_code() {
+    let listed: BTreeSet<_> = value(&unit("pve-sandbox-agent"), "CapabilityBoundingSet")
+        .expect("the unit bounds them")
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
+    for name in ["CAP_SYS_ADMIN", "CAP_CHOWN", "CAP_KILL"] {
+        assert!(listed.contains(name), "{name} is needed");
+    }
+    for name in ["CAP_SYS_BOOT", "CAP_SYS_TIME", "CAP_SYS_MODULE", "CAP_MAC_ADMIN", "CAP_SYS_RAWIO"]
+    {
+        assert!(!listed.contains(name), "{name} is not needed");
+    }
+    // Where the code has a list, it is the same one.
+    let in_code: BTreeSet<_> = files("agent/src", &[".rs"])
+        .iter()
+        .flat_map(|file| {
+            file.text.split("Capability::").skip(1).map(str::to_owned).collect::<Vec<_>>()
+        })
+        .map(|rest| {
+            rest.chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').collect::<String>()
+        })
+        .filter(|name| name.starts_with("CAP_"))
+        .collect();
+    assert!(in_code.is_empty() || in_code == listed, "code {in_code:?}, unit {listed:?}");
+}
+
+#[test]
+fn what_faces_the_network_alone_is_locked_in() {
+    for name in ["pve-sandbox-controller", "pve-sandbox-ingress"] {
+        let unit = unit(name);
+        assert_eq!(value(&unit, "User").as_deref(), Some(name), "{name} runs as a user of its own");
+        for (key, expected) in [
+            ("Type", "notify"),
+            ("NoNewPrivileges", "yes"),
+            ("ProtectSystem", "strict"),
+            ("CapabilityBoundingSet", ""),
+        ] {
+            assert_eq!(value(&unit, key).as_deref(), Some(expected), "{name}: {key}");
+        }
+    }
+}
+
+#[test]
+fn binaries_are_where_the_units_start_them() {
+    for (krate, name) in [("agent", "pve-sandbox-agent"), ("controller", "pve-sandbox-controller")]
+    {
+        let start = value(&unit(name), "ExecStart").expect("it starts something");
+        let binary = start.split_whitespace().next().expect("a program");
+        let manifest = read(&format!("{krate}/Cargo.toml"));
+        let asset = format!("\"target/release/{name}\", \"{}\"", &binary[1..]);
+        assert!(manifest.contains(&asset), "{krate}/Cargo.toml has no asset {asset}");
+    }
+}
