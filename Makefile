@@ -17,7 +17,7 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -ts $$'\t'
 
 packages: ## Installs what the machine lacks (Debian packages, cargo-nextest); nothing is started
-	@tests/lab/install-packages.sh
+	@tests/lab/prepare
 
 build: packages ## Builds the daemons, sandboxctl, the lab and the stand-in for pct
 	$(CARGO_BUILD) -p agent -p controller -p cli -p lab -p standin
@@ -32,7 +32,7 @@ lab-down: ## Stops the lab and takes away all that it made, its cache apart
 test: build lint test-fast test-ingress test-lab test-client ## Everything but what is on demand
 
 test-fast: ## Unit tests, the simulation, the contract suite over the fake, golden transcripts
-	$(NEXTEST) --workspace -E 'not (binary(lxc) | binary(ingress) | binary(deb))'
+	$(NEXTEST) --workspace -E 'not binary(/^(lxc|ingress|deb)$$/)'
 
 test-ingress: packages ## Real Caddy with the agent's ingress
 	$(NEXTEST) -p tests --test ingress

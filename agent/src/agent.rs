@@ -4,12 +4,10 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::Stream;
-use tonic::transport::server::Connected;
 
 use crate::{
     clock::Clock,
@@ -17,7 +15,7 @@ use crate::{
     load::HostLoad,
     pve::Pve,
     reconcile::{self, Reconciler, Waker},
-    rpc::{Reporter, Rpc},
+    rpc::{self, BoxError, Connection, Reporter, Rpc},
     saga::Faults,
     sandbox::{self, Sandboxes},
     tasks::Tasks,
@@ -79,19 +77,14 @@ impl Agent {
         Ok(Self { sandboxes, rpc, tasks, waker })
     }
 
-    /// Serves `agent.v1` on every connection of `incoming` until the agent is stopped. A connection
-    /// says who its peer is: `daemon::listen::ConnInfo` or `daemon::peer::Peer` as its info.
+    /// Serves `agent.v1` on every connection of `incoming` until the agent is stopped.
     ///
     /// # Errors
     /// When the transport fails as a whole.
-    pub async fn serve<C, E>(
+    pub async fn serve<C: Connection, E: Into<BoxError>>(
         &self,
         incoming: impl Stream<Item = Result<C, E>>,
-    ) -> Result<(), tonic::transport::Error>
-    where
-        C: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<(), rpc::Error> {
         self.rpc.clone().serve(incoming, self.tasks.stopping().clone()).await
     }
 

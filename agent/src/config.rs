@@ -3,9 +3,15 @@
 
 mod file;
 mod network;
+mod options;
 mod pool;
 
-use std::{fmt, net::Ipv4Addr, path::{Path, PathBuf}, time::Duration};
+use std::{
+    fmt,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use proto::{id::Vmid, name::NodeName};
 
@@ -355,8 +361,11 @@ fn vmids(
     let (first, last) = (vmids.first.get(), vmids.last.get());
     let each = last.checked_sub(first).and_then(|span| (span + 1).checked_div(vmids.stripes));
     if stripe == 0 || stripe > vmids.stripes {
-        let text = format!("{stripe} is not one of the {} stripes: raise vmids.stripes on every \
-            node, or choose one", vmids.stripes);
+        let text = format!(
+            "{stripe} is not one of the {} stripes: raise vmids.stripes on every \
+            node, or choose one",
+            vmids.stripes
+        );
         from.mistake("vmids.stripe", text);
         return None;
     }

@@ -66,7 +66,9 @@ pub fn bridge(roots: Roots<'_>) -> Result<String, Undecided> {
         .filter(|entry| entry.path().join("bridge").is_dir())
         .filter_map(|entry| entry.file_name().into_string().ok())
         // Those that PVE's firewall puts before an interface, and Docker's, are nobody's choice.
-        .filter(|name| !["fwbr", "br-", "docker", "lxcbr", "virbr"].iter().any(|p| name.starts_with(p)))
+        .filter(|name| {
+            !["fwbr", "br-", "docker", "lxcbr", "virbr"].iter().any(|p| name.starts_with(p))
+        })
         .collect();
     bridges.sort();
     if bridges.iter().any(|name| name == "vmbr0") {
@@ -83,7 +85,8 @@ pub fn bridge(roots: Roots<'_>) -> Result<String, Undecided> {
 pub fn on_bridge(roots: Roots<'_>, bridge: &str) -> Option<OnBridge> {
     let routes = fs::read_to_string(roots.proc.join("net/route")).ok()?;
     let addresses = local_addresses(&fs::read_to_string(roots.proc.join("net/fib_trie")).ok()?);
-    let connected = routes_of(&routes).filter(|r| r.interface == bridge && r.gateway.is_unspecified());
+    let connected =
+        routes_of(&routes).filter(|r| r.interface == bridge && r.gateway.is_unspecified());
     connected.filter(|route| route.prefix > 0).find_map(|route| {
         let inside = |address: &&Ipv4Addr| network(**address, route.prefix) == route.destination;
         let address = *addresses.iter().find(inside)?;
@@ -183,13 +186,19 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
             let members = r#"{"nodename":"node3","cluster":{"quorate":1},
                 "nodelist":{"node1":{"id":1,"online":1},"node3":{"id":3,"online":1}}}"#;
             host.write("pve/.members", members);
-            host.write("pve/storage.cfg", "dir: local\n\tpath /x\n\tcontent iso\n\n\
-                zfspool: local-zfs\n\tpool rpool/data\n\tcontent images,rootdir\n");
+            host.write(
+                "pve/storage.cfg",
+                "dir: local\n\tpath /x\n\tcontent iso\n\n\
+                zfspool: local-zfs\n\tpool rpool/data\n\tcontent images,rootdir\n",
+            );
             host.write("net/vmbr0/bridge/x", "");
             host.write("net/eth0/x", "");
             host.write("proc/net/route", ROUTES);
-            host.write("proc/net/fib_trie", "|-- 10.99.0.3\n/32 host LOCAL\n\
-                |-- 10.100.3.1\n/32 host LOCAL\n");
+            host.write(
+                "proc/net/fib_trie",
+                "|-- 10.99.0.3\n/32 host LOCAL\n\
+                |-- 10.100.3.1\n/32 host LOCAL\n",
+            );
             host
         }
 

@@ -1,7 +1,11 @@
 //! How busy the host is, read from /proc, or from the cgroup that the whole node is in where it is
 //! one of several on a machine. Nothing is forked; roots are parameters.
 
-use std::{fs, path::{Path, PathBuf}, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -174,12 +178,20 @@ fn field(text: &str, key: &str) -> Option<f64> {
     line?.split_ascii_whitespace().next()?.parse().ok()
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be a count")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to be a count"
+)]
 fn count(text: &str, key: &str) -> u64 {
     field(text, key).filter(|number| *number >= 0.0).map_or(0, |number| number as u64)
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be a count")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to be a count"
+)]
 fn bytes_of_kib(kib: f64) -> u64 {
     if kib >= 0.0 { (kib * 1024.0) as u64 } else { 0 }
 }
@@ -302,8 +314,12 @@ mod tests {
             ("memory/memory.stat", "inactive_file 1\ntotal_inactive_file 1000000\n"),
         ]);
         let at = |name| Some(tree.path(name));
-        let cgroup =
-            Cgroup { unified: at("u"), cpu: at("cpu"), cpuacct: at("cpuacct"), memory: at("memory") };
+        let cgroup = Cgroup {
+            unified: at("u"),
+            cpu: at("cpu"),
+            cpuacct: at("cpuacct"),
+            memory: at("memory"),
+        };
         let mut sampler = Sampler::new(tree.path("proc"), cgroup);
         let start = Instant::now();
         let load = sampler.sample(start);

@@ -164,8 +164,9 @@ impl Shared {
         let turn = timeout_at(deadline, self.turns.acquire()).await;
         let _turn = turn.map_err(|_| Error::NoTurn)?.map_err(|_| Error::Gone)?;
         let start = |source| Error::Start { path: program.path.clone(), source };
-        let mut output = Output::create(&self.output_dir, self.serial.fetch_add(1, Ordering::Relaxed))
-            .map_err(start)?;
+        let mut output =
+            Output::create(&self.output_dir, self.serial.fetch_add(1, Ordering::Relaxed))
+                .map_err(start)?;
         let mut command = command(program, &[]);
         sys::child::own_session(&mut command, None);
         let mut child = command
@@ -241,7 +242,8 @@ struct Output {
 impl Output {
     fn create(dir: &Path, serial: u64) -> io::Result<Self> {
         let paths = ["stdout", "stderr"].map(|kind| dir.join(format!("{serial}.{kind}")));
-        let create = |path: &Path| File::options().read(true).append(true).create_new(true).open(path);
+        let create =
+            |path: &Path| File::options().read(true).append(true).create_new(true).open(path);
         Ok(Self { stdout: create(&paths[0])?, stderr: create(&paths[1])?, paths })
     }
 

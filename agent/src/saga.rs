@@ -24,7 +24,8 @@ pub struct Faults {
     /// Runs every action and every undo twice.
     pub twice: bool,
     /// Called around each step; a simulated crash never returns from it.
-    pub hook: Option<Arc<dyn Fn(usize, &'static str, When) -> BoxFuture<'static, ()> + Send + Sync>>,
+    pub hook:
+        Option<Arc<dyn Fn(usize, &'static str, When) -> BoxFuture<'static, ()> + Send + Sync>>,
 }
 
 impl fmt::Debug for Faults {

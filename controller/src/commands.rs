@@ -34,8 +34,11 @@ pub enum Command {
     /// Serve the API.
     Run {
         /// The configuration.
-        #[arg(long, env = "PVE_SANDBOX_CONTROLLER_CONFIG",
-              default_value = "/etc/pve-sandbox/controller.toml")]
+        #[arg(
+            long,
+            env = "PVE_SANDBOX_CONTROLLER_CONFIG",
+            default_value = "/etc/pve-sandbox/controller.toml"
+        )]
         config: PathBuf,
         /// Listen here instead of where the configuration says.
         #[arg(long)]

@@ -164,10 +164,7 @@ impl Config {
             self.tls.cert.is_some() == self.tls.key.is_some(),
             "tls.cert and tls.key must be given together".into(),
         );
-        must(
-            !self.nodes.is_empty() || self.discover,
-            "there must be at least one [[node]]".into(),
-        );
+        must(!self.nodes.is_empty() || self.discover, "there must be at least one [[node]]".into());
         let mut names = std::collections::BTreeSet::new();
         for node in &self.nodes {
             must(names.insert(&node.name), format!("node {} is given twice", node.name));
@@ -184,7 +181,10 @@ impl Config {
         must(self.create.deadline_s >= 30, "create.deadline_s must be at least 30".into());
         let share = |value: f64| (0.0..=1.0).contains(&value);
         let limits = &self.placement;
-        must(limits.memory_overcommit >= 0.1, "placement.memory_overcommit must be 0.1 or more".into());
+        must(
+            limits.memory_overcommit >= 0.1,
+            "placement.memory_overcommit must be 0.1 or more".into(),
+        );
         must(
             share(limits.memory_used_max)
                 && share(limits.storage_free_min)

@@ -43,7 +43,8 @@ pub fn issue(team: Team, scopes: &str, now_ms: u64) -> Issued {
 pub fn split(text: &str) -> Option<(&str, &str)> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     let hex = |text: &str, bytes: usize| {
-        text.len() == 2 * bytes && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        text.len() == 2 * bytes
+            && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     };
     (hex(id, ID_BYTES) && hex(secret, SECRET_BYTES)).then_some((id, secret))
 }

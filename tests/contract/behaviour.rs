@@ -14,12 +14,12 @@ use crate::stage::{Shown, Stage};
 type Showing<'a> = Pin<Box<dyn Future<Output = Shown> + 'a>>;
 
 /// A behaviour and its name.
-pub type Behaviour = (&'static str, for<'a> fn(&'a dyn Stage) -> Showing<'a>);
+pub(crate) type Behaviour = (&'static str, for<'a> fn(&'a dyn Stage) -> Showing<'a>);
 
 macro_rules! behaviours {
     ($($module:ident :: $name:ident,)*) => {
         /// All of them.
-        pub const ALL: &[Behaviour] = &[$(
+        pub(crate) const ALL: &[Behaviour] = &[$(
             (concat!(stringify!($module), "::", stringify!($name)), |stage| Box::pin($module::$name(stage))),
         )*];
     };

@@ -1,1 +1,71 @@
-//! To come.
+//! Over the real driver in a node of the lab: this very program is run in there, and does what
+//! `on_a_node` says. What cannot be done from within, such as cutting the node off, it asks of us.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::Stdio,
+};
+
+use lab::{Lab, Node};
+
+#[test]
+fn every_behaviour() {
+    if std::env::var_os("PVE_SANDBOX_LAB_TESTS").is_none() {
+        println!("SKIPPED: PVE_SANDBOX_LAB_TESTS=1 runs this in a node of the lab");
+        return;
+    }
+    let lab = Lab::open(Lab::default_dir()).expect("a lab's directory");
+    assert!(lab.is_up(), "no lab is up: run `make test-lab`, or `make lab` first");
+    let node = lab.node("node1").expect("node1");
+    // Into the node's own disk: what it sees of the machine's may be older than this build.
+    let program = "/var/tmp/contract";
+    let root = node.root().expect("a root");
+    std::fs::copy(std::env::current_exe().expect("a path"), root.join(&program[1..]))
+        .expect("a copy");
+    let net = node.id().containers_net();
+    let environment = [
+        "PVE_TESTS=1".to_owned(),
+        format!("PVE_TEST_TEMPLATE={}", node.id().template_vmid()),
+        // Above what the agent and the DHCP server give away.
+        format!("PVE_TEST_ADDRESS={net}.200/24,{net}.1"),
+        "PVE_TEST_STANDIN=1".to_owned(),
+        "PVE_TEST_HAND=1".to_owned(),
+        "RUST_BACKTRACE=1".to_owned(),
+        format!("PVE_TEST_ONLY={}", std::env::var("PVE_TEST_ONLY").unwrap_or_default()),
+    ];
+    let mut argv = vec!["/usr/bin/env".to_owned()];
+    argv.extend(environment);
+    argv.extend([program, "on_a_node::every_behaviour", "--exact", "--nocapture"].map(str::to_owned));
+    let mut child = node
+        .command(argv)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a command in the node");
+    let (mut input, output) = (child.stdin.take().expect("stdin"), child.stdout.take().expect("stdout"));
+    for line in BufReader::new(output).lines() {
+        let line = line.expect("text");
+        println!("{line}");
+        if let Some(wish) = line.strip_prefix('@') {
+            fulfil(&node, wish);
+            writeln!(input, "done").expect("it listens");
+        }
+    }
+    let status = child.wait().expect("it ends");
+    // Whatever happened in there, the node is left whole.
+    fulfil(&node, "pmxcfs on");
+    fulfil(&node, "quorum on");
+    std::fs::remove_file(root.join(&program[1..])).expect("the copy is removed");
+    assert!(status.success(), "{status}");
+}
+
+fn fulfil(node: &Node, wish: &str) {
+    match wish {
+        "quorum off" => node.set_quorum(false),
+        "quorum on" => node.set_quorum(true),
+        "pmxcfs off" => node.set_pmxcfs(false),
+        "pmxcfs on" => node.set_pmxcfs(true),
+        other => panic!("nobody knows how to do {other:?}"),
+    }
+    .unwrap_or_else(|error| panic!("{wish}: {error:#}"));
+}

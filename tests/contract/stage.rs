@@ -14,11 +14,11 @@ use proto::id::{SandboxId, Vmid};
 use tokio::time::{Instant, sleep};
 
 /// Longer than anything may take on a slow machine; a real start alone is 2 s.
-pub const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
 /// What has been shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
+pub(crate) enum Shown {
     /// It is so.
     Yes,
     /// It takes something that cannot be had here.
@@ -27,7 +27,7 @@ pub enum Shown {
 
 /// A `Pve`, and what others can do to it.
 #[async_trait::async_trait]
-pub trait Stage: Sync {
+pub(crate) trait Stage: Sync {
     /// What is held to its promises.
     fn pve(&self) -> Arc<dyn Pve>;
 
@@ -68,13 +68,13 @@ static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 impl dyn Stage + '_ {
     /// An order of a clone to a fresh number.
-    pub fn order(&self) -> CloneOrder {
+    pub(crate) fn order(&self) -> CloneOrder {
         let vmid = self.fresh();
         CloneOrder { template: self.template(), vmid, mark: mark(vmid) }
     }
 
     /// Settings for one container.
-    pub fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         let (bridge, address) = self.network();
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let [.., a, b] = serial.to_be_bytes();
@@ -82,21 +82,21 @@ impl dyn Stage + '_ {
     }
 
     /// A finished clone of ours.
-    pub async fn cloned(&self) -> CloneOrder {
+    pub(crate) async fn cloned(&self) -> CloneOrder {
         let order = self.order();
         self.pve().clone_template(&order, DEADLINE).await.expect("clone");
         order
     }
 
     /// A clone of ours that has its settings.
-    pub async fn configured(&self) -> CloneOrder {
+    pub(crate) async fn configured(&self) -> CloneOrder {
         let order = self.cloned().await;
         self.pve().configure(order.vmid, &self.settings()).await.expect("configure");
         order
     }
 
     /// Removes a clone of ours and sees that nothing is left.
-    pub async fn destroy(&self, order: &CloneOrder) {
+    pub(crate) async fn destroy(&self, order: &CloneOrder) {
         let pve = self.pve();
         let id = order.mark.sandbox_id;
         pve.destroy_owned(order.vmid, &id, DEADLINE).await.expect("destroy");
@@ -104,7 +104,7 @@ impl dyn Stage + '_ {
     }
 
     /// Sees that there is nothing of a number.
-    pub async fn nothing_left(&self, vmid: Vmid) {
+    pub(crate) async fn nothing_left(&self, vmid: Vmid) {
         let pve = self.pve();
         assert_eq!(pve.config(vmid).await.expect("read"), None);
         assert!(!pve.running(vmid).await);
@@ -113,7 +113,7 @@ impl dyn Stage + '_ {
     }
 
     /// All that can be seen of a container, to be compared with later.
-    pub async fn look(&self, vmid: Vmid) -> impl Debug + PartialEq {
+    pub(crate) async fn look(&self, vmid: Vmid) -> impl Debug + PartialEq {
         let pve = self.pve();
         let config = pve.config(vmid).await.expect("read").expect("it is there");
         (config, pve.volumes(vmid).await.expect("volumes"), pve.init_pid(vmid).await)
@@ -121,7 +121,7 @@ impl dyn Stage + '_ {
 }
 
 /// A mark for that number.
-pub fn mark(vmid: Vmid) -> Mark {
+pub(crate) fn mark(vmid: Vmid) -> Mark {
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let mut random = [0; 10];
     random[..8].copy_from_slice(&serial.to_be_bytes());
@@ -136,7 +136,7 @@ pub fn mark(vmid: Vmid) -> Mark {
 }
 
 /// Looks until something is to be seen.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(seen) = look().await {

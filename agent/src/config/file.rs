@@ -1,6 +1,6 @@
 //! The file, as it is written. Everything has a default; what stays open is detected.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf};
 
 use proto::{
     id::Vmid,
@@ -56,14 +56,15 @@ pub struct Tls {
 
 impl Tls {
     fn named(name: &str) -> Self {
-        let path = |kind| format!("/etc/pve-sandbox/{name}{kind}.pem").into();
-        Self { ca: path("ca"), cert: path("cert"), key: path("key") }
+        // What `pve-sandbox-controller node-cert` writes.
+        let path = |file| format!("/etc/pve-sandbox/tls/{name}{file}").into();
+        Self { ca: path("ca.crt"), cert: path("node.crt"), key: path("node.key") }
     }
 }
 
 impl Default for Tls {
     fn default() -> Self {
-        Self::named("agent-")
+        Self::named("")
     }
 }
 
@@ -199,13 +200,6 @@ impl Default for Limits {
             destroy_s: 60,
             turn_s: 180,
         }
-    }
-}
-
-impl Limits {
-    /// Seconds as a duration; here so that nobody multiplies by hand.
-    pub fn seconds(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
     }
 }
 

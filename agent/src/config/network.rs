@@ -34,7 +34,8 @@ pub(super) fn complete(
     number: Option<u32>,
     roots: Roots<'_>,
 ) -> Option<Network> {
-    let said = from.said("network.bridge", from.flags.bridge.clone(), file.bridge.clone(), "PVE_BRIDGE");
+    let said =
+        from.said("network.bridge", from.flags.bridge.clone(), file.bridge.clone(), "PVE_BRIDGE");
     let bridge = from.or_detect("network.bridge", said, || detect::bridge(roots))?;
     if !is_interface(&bridge.value) || !roots.net.join(&bridge.value).exists() {
         from.mistake("network.bridge", format!("there is no interface {:?}", bridge.value));
@@ -62,7 +63,12 @@ pub(super) fn complete(
     if !pool.value.is_in(network) || !network.contains(&gateway.value) {
         let text = format!(
             "pool {} ({}) and gateway {} ({}) must lie in the network of {}, {}",
-            pool.value, pool.source, gateway.value, gateway.source, bridge.value, network.trunc()
+            pool.value,
+            pool.source,
+            gateway.value,
+            gateway.source,
+            bridge.value,
+            network.trunc()
         );
         from.mistake("network.pool", text);
         return None;

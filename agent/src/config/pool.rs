@@ -39,14 +39,19 @@ impl Pool {
     /// What is left without the network's first and last address and without those that have an
     /// owner: the longest range. `None` when nothing is left.
     pub fn without(self, network: Ipv4Net, owned: &[Ipv4Addr]) -> Option<Self> {
-        let mut taken: Vec<u32> =
-            [network.network(), network.broadcast()].iter().chain(owned).map(|a| u32::from(*a)).collect();
+        let mut taken: Vec<u32> = [network.network(), network.broadcast()]
+            .iter()
+            .chain(owned)
+            .map(|a| u32::from(*a))
+            .collect();
         taken.sort_unstable();
         let (first, last) = (u32::from(self.first), u32::from(self.last));
         let mut best: Option<(u32, u32)> = None;
         let mut start = first;
         // A guard behind the end closes the last range.
-        for stop in taken.into_iter().filter(|t| (first..=last).contains(t)).chain([last.checked_add(1)?]) {
+        for stop in
+            taken.into_iter().filter(|t| (first..=last).contains(t)).chain([last.checked_add(1)?])
+        {
             let longer = |(a, b): (u32, u32)| stop.saturating_sub(start) > b - a + 1;
             if stop > start && best.is_none_or(longer) {
                 best = Some((start, stop - 1));

@@ -106,7 +106,10 @@ fn a_bridge_without_an_address() {
     assert!(text.contains("network.gateway: vmbr0 has no address"), "{text}");
     let env = [("PVE_GATEWAY", "10.100.0.1")];
     let network = complete(&host, "", &Flags::default(), &env).expect("complete").network;
-    assert_eq!((network.prefix, network.pool.to_string().as_str()), (22, "10.100.3.0-10.100.3.254"));
+    assert_eq!(
+        (network.prefix, network.pool.to_string().as_str()),
+        (22, "10.100.3.0-10.100.3.254")
+    );
 }
 
 #[test]

@@ -63,7 +63,10 @@ impl FromStr for PlainPath {
         if text.starts_with('/') && text.chars().all(plain) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Invalid::new("ingress path", "must be absolute, without braces or control characters"))
+            Err(Invalid::new(
+                "ingress path",
+                "must be absolute, without braces or control characters",
+            ))
         }
     }
 }
@@ -105,8 +108,9 @@ impl Proof {
     /// When the file cannot be read or holds no proof.
     pub fn read(config: &Path) -> io::Result<Self> {
         let path = proof_path(config);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
         let proofs: Vec<_> = text.lines().take(PROOFS).map(secret).collect::<Result<_, _>>()?;
         if proofs.is_empty() {
             return Err(io::Error::other(format!("{} holds no proof", path.display())));
@@ -148,9 +152,9 @@ pub fn write(settings: &Settings, path: &Path, group: Option<&str>) -> io::Resul
     let mut random = [0u8; 32];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let fresh: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let before = Proof::read(path).ok().and_then(|proof| {
-        proof.0.first().and_then(|value| value.to_str().ok().map(str::to_owned))
-    });
+    let before = Proof::read(path)
+        .ok()
+        .and_then(|proof| proof.0.first().and_then(|value| value.to_str().ok().map(str::to_owned)));
     let proofs: Vec<_> = [Some(fresh.clone()), before].into_iter().flatten().collect();
     // The agent may know a proof that no Caddy uses yet, never the other way round.
     replace(&proof_path(path), 0o600, None, proofs.join("\n").as_bytes())?;
@@ -219,9 +223,8 @@ mod tests {
     fn files_are_for_caddy_and_the_agent_alone() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("caddy.json");
-        let mode = |path: &Path| {
-            std::fs::metadata(path).expect("metadata").permissions().mode() & 0o7777
-        };
+        let mode =
+            |path: &Path| std::fs::metadata(path).expect("metadata").permissions().mode() & 0o7777;
         assert!(Proof::read(&path).is_err());
         write(&settings(), &path, None).expect("written");
         let first = Proof::read(&path).expect("a proof");

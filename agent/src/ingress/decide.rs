@@ -4,11 +4,7 @@
 //! is only a coarse sieve, and nothing that it captures routes anything. A sandbox is found in a
 //! table by its name, never by putting together an address out of the host.
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    str::FromStr,
-};
+use std::{fmt, net::SocketAddr, str::FromStr};
 
 use proto::{
     id::{Invalid, SandboxRef},

@@ -100,7 +100,8 @@ impl Seen {
             }
         }
         for (id, sighting) in sandboxes.iter_mut() {
-            let there = vmids.get(&sighting.vmid) == Some(id) && guests.contains_key(&sighting.vmid);
+            let there =
+                vmids.get(&sighting.vmid) == Some(id) && guests.contains_key(&sighting.vmid);
             if !there && sighting.left_ms.is_none() {
                 sighting.left_ms = Some(now_ms);
                 changed.push(*id);
@@ -255,7 +256,14 @@ mod tests {
         let remembered = (0..many).map(|n| {
             let [.., a, b, c] = n.to_be_bytes();
             let id = SandboxId::new(n.into(), &[0, 0, 0, 0, 0, 0, 0, a, b, c]);
-            (id, Sighting { vmid: vmid(100 + n), node: node(2), left_ms: Some(1_000 + u64::from(n)) })
+            (
+                id,
+                Sighting {
+                    vmid: vmid(100 + n),
+                    node: node(2),
+                    left_ms: Some(1_000 + u64::from(n)),
+                },
+            )
         });
         let mut seen = Seen::new(node(1), remembered);
         seen.update(cluster(&[]), &marks(&[]), 2_000);

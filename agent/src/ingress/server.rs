@@ -245,10 +245,9 @@ fn not_open(answer: Answer, port: u16) -> Reply {
             StatusCode::BAD_GATEWAY,
             &format!("nothing listens on port {port} in the sandbox"),
         ),
-        Answer::Silent => explain(
-            StatusCode::BAD_GATEWAY,
-            &format!("the sandbox does not answer on port {port}"),
-        ),
+        Answer::Silent => {
+            explain(StatusCode::BAD_GATEWAY, &format!("the sandbox does not answer on port {port}"))
+        }
         Answer::Open | Answer::Busy => later("too many requests wait for this sandbox"),
     }
 }

@@ -318,7 +318,10 @@ async fn many_writers_at_once(make: fn(Pools) -> Subject) {
     let all = subject.all().await.expect("reads");
     let distinct = |values: Vec<u64>| values.into_iter().collect::<BTreeSet<_>>().len();
     assert_eq!(distinct(all.iter().map(|r| r.vmid.get().into()).collect()), 200);
-    assert_eq!(distinct(all.iter().map(|r| u32::from(r.ip.expect("leased")).into()).collect()), 200);
+    assert_eq!(
+        distinct(all.iter().map(|r| u32::from(r.ip.expect("leased")).into()).collect()),
+        200
+    );
     assert_eq!(distinct(all.iter().map(|r| r.revision).collect()), 200);
     assert_eq!(subject.revision().await.expect("reads"), 200);
     assert_eq!(subject.room(0).await.expect("reads"), (0, 0));

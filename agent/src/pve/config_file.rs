@@ -58,7 +58,8 @@ pub enum Ip {
 impl ContainerConfig {
     /// Reads a file. Whatever it holds is kept.
     pub fn parse(bytes: &[u8]) -> Self {
-        let lines: Vec<Vec<u8>> = bytes.split_inclusive(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
+        let lines: Vec<Vec<u8>> =
+            bytes.split_inclusive(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
         let main = lines.iter().position(|line| line.starts_with(b"[")).unwrap_or(lines.len());
         Self { lines, main }
     }
@@ -177,7 +178,8 @@ impl ContainerConfig {
     /// Its first interface.
     pub fn net0(&self) -> Option<Interface> {
         let text = self.get("net0")?;
-        let field = |key| text.split(',').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+        let field =
+            |key| text.split(',').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
         let fixed = |text: &str| {
             let (ip, prefix) = text.split_once('/')?;
             Some(Ip::Static(ip.parse().ok()?, prefix.parse().ok()?))

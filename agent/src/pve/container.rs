@@ -40,7 +40,9 @@ pub fn init_pid(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<u32> {
             return Some(pid);
         }
         looked += 1;
-        if looked < CGROUPS_MAX && let Ok(entries) = fs::read_dir(&dir) {
+        if looked < CGROUPS_MAX
+            && let Ok(entries) = fs::read_dir(&dir)
+        {
             let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
             dirs.extend(entries.flatten().filter(is_dir).map(|entry| entry.path()));
         }
@@ -56,7 +58,9 @@ pub fn processes(cgroup_root: &Path, vmid: Vmid) -> Vec<u32> {
         let listed = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
         pids.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));
         looked += 1;
-        if looked < ALL_CGROUPS_MAX && let Ok(entries) = fs::read_dir(&dir) {
+        if looked < ALL_CGROUPS_MAX
+            && let Ok(entries) = fs::read_dir(&dir)
+        {
             let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
             dirs.extend(entries.flatten().filter(is_dir).map(|entry| entry.path()));
         }

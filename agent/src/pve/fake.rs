@@ -19,14 +19,11 @@ use proto::{
     id::{SandboxId, Vmid},
     name::NodeName,
 };
-use tokio::{
-    sync::Notify,
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 
-pub use world::Guest;
 use work::Work;
+pub use world::Guest;
 use world::{Node, World, missing, template_config};
 
 use super::{
@@ -340,9 +337,7 @@ impl Pve for FakePve {
         }
         let world = self.shared.world();
         let loopback = std::net::IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let member = |name: &NodeName| {
-            (name.clone(), Member { ip: Some(loopback), online: true })
-        };
+        let member = |name: &NodeName| (name.clone(), Member { ip: Some(loopback), online: true });
         Cluster {
             quorate: world.quorate,
             members: world.nodes.keys().map(member).collect(),

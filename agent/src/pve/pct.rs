@@ -171,7 +171,8 @@ impl Host {
     }
 
     async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, ErrorKind> {
-        let bytes = self.files.read(self.config_path(vmid)).await.map_err(|error| unread(&error))?;
+        let bytes =
+            self.files.read(self.config_path(vmid)).await.map_err(|error| unread(&error))?;
         if bytes.is_none() {
             self.check_mounted().await?;
         }
@@ -403,7 +404,8 @@ impl Pve for Pct {
 
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + deadline;
-        self.change("start", vmid, move |host| async move { host.start(vmid, deadline).await }).await
+        self.change("start", vmid, move |host| async move { host.start(vmid, deadline).await })
+            .await
     }
 
     async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
@@ -425,9 +427,11 @@ impl Pve for Pct {
     }
 
     async fn unlock_template(&self, template: Vmid) -> Result<(), Error> {
-        self.change("unlock", template, move |host| async move {
-            host.unlock_template(template).await
-        })
+        self.change(
+            "unlock",
+            template,
+            move |host| async move { host.unlock_template(template).await },
+        )
         .await
     }
 

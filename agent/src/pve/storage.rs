@@ -121,9 +121,10 @@ impl Storage {
             Place::Images(dir) => dir.join("images").join(vmid.to_string()),
             Place::Thin { .. } | Place::Other => return None,
         };
-        Some(entries(&dir).map(|names| {
-            names.iter().filter_map(|name| self.volume(vmid, name)).collect()
-        }))
+        Some(
+            entries(&dir)
+                .map(|names| names.iter().filter_map(|name| self.volume(vmid, name)).collect()),
+        )
     }
 }
 
@@ -168,7 +169,9 @@ pub fn parse_zfs_room(text: &str) -> Option<StorageRoom> {
 /// Room of a storage, from `pvesm status --storage NAME`: name, type, status, then KiB.
 pub fn parse_pvesm_room(text: &str, name: &str) -> Option<StorageRoom> {
     let words = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let row = words.into_iter().find(|row| row.first() == Some(&name) && row.get(2) == Some(&"active"))?;
+    let row = words
+        .into_iter()
+        .find(|row| row.first() == Some(&name) && row.get(2) == Some(&"active"))?;
     let bytes = |at: usize| Some(row.get(at)?.parse::<u64>().ok()? * 1024);
     Some(StorageRoom { free: bytes(5)?, total: bytes(3)? })
 }
@@ -244,7 +247,10 @@ rbd: ceph
         assert_eq!(name(1, "subvol-502-disk-0").as_deref(), Some("local-zfs:subvol-502-disk-0"));
         assert_eq!(name(2, "vm-502-disk-0").as_deref(), Some("local-lvm:vm-502-disk-0"));
         assert_eq!(name(3, "vm-502-disk-0").as_deref(), Some("btr:502/vm-502-disk-0.raw"));
-        assert_eq!(name(3, "subvol-502-disk-0").as_deref(), Some("btr:502/subvol-502-disk-0.subvol"));
+        assert_eq!(
+            name(3, "subvol-502-disk-0").as_deref(),
+            Some("btr:502/subvol-502-disk-0.subvol")
+        );
         assert_eq!(name(0, "vm-502-disk-0.raw").as_deref(), Some("local:502/vm-502-disk-0.raw"));
         for entry in ["subvol-5020-disk-0", "subvol-50-disk-0", "vm-502", "502", "xvm-502-disk-0"] {
             assert_eq!(name(1, entry), None, "{entry}");

@@ -77,7 +77,9 @@ fn deed(argv: &[String]) -> Option<Deed> {
     match op.as_str() {
         "clone" => Some(Deed::Clone { template: id, new: words.next()?.parse().ok()? }),
         // These change nothing, and an operator's `pct enter` may stay for days.
-        "exec" | "enter" | "console" | "config" | "status" | "pending" | "listsnapshot" | "df" => None,
+        "exec" | "enter" | "console" | "config" | "status" | "pending" | "listsnapshot" | "df" => {
+            None
+        }
         _ => Some(Deed::Other(id)),
     }
 }

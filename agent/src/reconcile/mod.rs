@@ -129,7 +129,8 @@ impl Reconciler {
                     quarantined.insert(*vmid);
                 }
                 Action::TooMany { sweeps, marked } => tracing::error!(
-                    sweeps, marked,
+                    sweeps,
+                    marked,
                     "too many containers of ended sandboxes to destroy at once, none was"
                 ),
                 Action::Unlock(_)

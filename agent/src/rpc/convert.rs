@@ -2,13 +2,7 @@
 
 use std::time::Duration;
 
-use proto::{
-    agent::v1 as agent,
-    id::Invalid,
-    name::NodeName,
-    sandbox::v1 as wire,
-    spec::Spec,
-};
+use proto::{agent::v1 as agent, id::Invalid, name::NodeName, sandbox::v1 as wire, spec::Spec};
 
 use super::SILENCE_MAX;
 use crate::{

@@ -1,17 +1,277 @@
-//! To come.
-use std::sync::Arc;
+//! `Exec` on the wire: converts the messages of both directions. A caller that goes away drops the
+//! outputs, which is hanging up; one that ends its half has no more input.
 
-use proto::agent::v1 as wire;
+use std::{pin::pin, time::Duration};
+
+use daemon::status::Refusal;
+use proto::{
+    agent::v1 as agent,
+    id::Invalid,
+    reason,
+    sandbox::v1::{self as wire, exec_request, exec_response, exec_start},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Response, Status, Streaming};
+use tonic::{Code, Response, Status, Streaming};
 
-use crate::sandbox::Sandboxes;
+use super::status::refusal;
+use crate::sandbox::exec::{
+    Execs, Outputs,
+    order::{self, Command, Input, Order, Output, Window},
+};
 
-pub(super) type Responses = ReceiverStream<Result<wire::ExecResponse, Status>>;
+/// How long the first message may take.
+const FIRST: Duration = Duration::from_secs(10);
+/// Bytes of stdin in one message.
+const STDIN_BYTES_MAX: usize = 256 * 1024;
+/// Messages on their way in either direction.
+const MESSAGES: usize = 4;
+/// Rows and columns of a terminal.
+const WINDOW: std::ops::RangeInclusive<u32> = 1..=1000;
+/// What a terminal has unless the caller says.
+const WINDOW_DEFAULT: Window = Window { rows: 24, columns: 80 };
+
+pub(super) type Responses = ReceiverStream<Result<agent::ExecResponse, Status>>;
 
 pub(super) async fn exec(
-    _: Arc<Sandboxes>,
-    _: Streaming<wire::ExecRequest>,
+    execs: Execs,
+    sandboxes: std::sync::Arc<crate::sandbox::Sandboxes>,
+    mut requests: Streaming<agent::ExecRequest>,
 ) -> Result<Response<Responses>, Status> {
-    Err(Status::unimplemented("to come"))
+    let first = timeout(FIRST, requests.message()).await;
+    let first = first.map_err(|_| invalid("message", "must come within 10 s: start first"))??;
+    let message = first.and_then(|request| request.message).and_then(|message| message.message);
+    let Some(exec_request::Message::Start(start)) = message else {
+        return Err(invalid("start", "must be the first message"));
+    };
+    let order = order(start).map_err(Refusal::from)?;
+    let (input, inputs) = mpsc::channel(MESSAGES);
+    let (started, outputs) = execs.start(order, inputs).await.map_err(refusal)?;
+
+    let started = wire::ExecStarted {
+        node: sandboxes.pve().node().to_string(),
+        boot: started.boot,
+    };
+    let (responses, stream) = mpsc::channel(MESSAGES);
+    let (wrong, what) = oneshot::channel();
+    sandboxes.tasks().spawn(receive(requests, input, wrong));
+    sandboxes.tasks().spawn(send(started, outputs, what, responses));
+    Ok(Response::new(ReceiverStream::new(stream)))
+}
+
+fn invalid(what: &'static str, why: &str) -> Status {
+    Refusal::from(Invalid::new(what, why)).into()
+}
+
+/// Passes the caller's messages on. What is wrong with one ends the command.
+async fn receive(
+    mut requests: Streaming<agent::ExecRequest>,
+    input: mpsc::Sender<Input>,
+    wrong: oneshot::Sender<Status>,
+) {
+    loop {
+        let request = tokio::select! {
+            biased;
+            // The command has ended.
+            () = input.closed() => return,
+            request = requests.message() => request,
+        };
+        let message = match request {
+            Ok(Some(request)) => input_of(request).map_err(|e| Status::from(Refusal::from(e))),
+            // No more input; `input` is dropped.
+            Ok(None) => return,
+            Err(status) => Err(status),
+        };
+        match message {
+            Ok(message) => {
+                if input.send(message).await.is_err() {
+                    return;
+                }
+            }
+            Err(status) => {
+                // If nobody takes it, the command has ended.
+                drop(wrong.send(status));
+                return;
+            }
+        }
+    }
+}
+
+/// Passes the command's messages on, to its exit or to an error.
+async fn send(
+    started: wire::ExecStarted,
+    mut outputs: Outputs,
+    wrong: oneshot::Receiver<Status>,
+    responses: mpsc::Sender<Result<agent::ExecResponse, Status>>,
+) {
+    let respond = |message| {
+        Ok(agent::ExecResponse { message: Some(wire::ExecResponse { message: Some(message) }) })
+    };
+    let first = respond(exec_response::Message::Started(started));
+    if responses.send(first).await.is_err() {
+        return;
+    }
+    let mut wrong = pin!(async {
+        match wrong.await {
+            Ok(status) => status,
+            // The caller's half has ended as it should.
+            Err(_) => std::future::pending().await,
+        }
+    });
+    loop {
+        let output = tokio::select! {
+            biased;
+            // The caller is gone.
+            () = responses.closed() => return,
+            status = &mut wrong => {
+                drop(responses.send(Err(status)).await);
+                return;
+            }
+            output = outputs.recv() => output,
+        };
+        let (message, last) = match output {
+            Some(Ok(Output::Stdout(bytes))) => {
+                (respond(exec_response::Message::Stdout(bytes.into())), false)
+            }
+            Some(Ok(Output::Stderr(bytes))) => {
+                (respond(exec_response::Message::Stderr(bytes.into())), false)
+            }
+            Some(Ok(Output::Exit(exit))) => (
+                respond(exec_response::Message::Exit(wire::ExecExit {
+                    code: exit.code.into(),
+                    signal: exit.signal.into(),
+                    timed_out: exit.timed_out,
+                })),
+                true,
+            ),
+            Some(Err(error)) => (Err(refusal(error).into()), true),
+            None => {
+                let lost = "the command was lost: its output was not read in time";
+                (Err(Refusal::new(Code::Internal, reason::EXEC_FAILED, lost).into()), true)
+            }
+        };
+        if responses.send(message).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+fn order(start: wire::ExecStart) -> Result<Order, Invalid> {
+    let command = match start.command {
+        Some(exec_start::Command::Argv(argv)) => Command::Argv(argv.args),
+        Some(exec_start::Command::Shell(line)) => Command::Shell(line),
+        None => return Err(Invalid::new("command", "must be argv or shell")),
+    };
+    let tty = match (start.tty, start.window) {
+        (true, Some(size)) => Some(window(size)?),
+        (true, None) => Some(WINDOW_DEFAULT),
+        (false, _) => None,
+    };
+    let time = start.timeout.unwrap_or_default();
+    let time = Duration::try_from(time)
+        .map_err(|_| Invalid::new("timeout", "must not be negative"))?;
+    Ok(Order {
+        sandbox: start.id.parse()?,
+        command: command.check()?,
+        cwd: order::cwd(start.cwd)?,
+        env: order::env(start.env)?,
+        user: start.user.parse()?,
+        timeout: order::timeout(time)?,
+        tty,
+    })
+}
+
+fn input_of(request: agent::ExecRequest) -> Result<Input, Invalid> {
+    let message = request.message.and_then(|message| message.message);
+    match message.ok_or_else(|| Invalid::new("message", "must not be empty"))? {
+        exec_request::Message::Start(_) => {
+            Err(Invalid::new("start", "must be the first message, and only that"))
+        }
+        exec_request::Message::Stdin(bytes) if bytes.len() > STDIN_BYTES_MAX => {
+            Err(Invalid::new("stdin", "must be at most 256 KiB in one message"))
+        }
+        exec_request::Message::Stdin(bytes) => Ok(Input::Stdin(bytes.into())),
+        exec_request::Message::StdinEof(true) => Ok(Input::Eof),
+        exec_request::Message::StdinEof(false) => Ok(Input::Stdin(bytes::Bytes::new())),
+        exec_request::Message::Resize(size) => window(size).map(Input::Resize),
+        exec_request::Message::Signal(number @ 1..=31) => {
+            Ok(Input::Signal(i32::try_from(number).unwrap_or_default()))
+        }
+        exec_request::Message::Signal(_) => Err(Invalid::new("signal", "must be 1 to 31")),
+    }
+}
+
+fn window(size: wire::WindowSize) -> Result<Window, Invalid> {
+    let side = |number: u32| {
+        u16::try_from(number).ok().filter(|_| WINDOW.contains(&number)).ok_or_else(|| {
+            Invalid::new("window", "must be 1 to 1000 rows and columns")
+        })
+    };
+    Ok(Window { rows: side(size.rows)?, columns: side(size.cols)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start() -> wire::ExecStart {
+        wire::ExecStart {
+            id: "100001".into(),
+            command: Some(exec_start::Command::Shell("true".into())),
+            ..Default::default()
+        }
+    }
+
+    #[track_caller]
+    fn refused(field: &str, change: impl FnOnce(&mut wire::ExecStart)) {
+        let mut start = start();
+        change(&mut start);
+        assert_eq!(order(start).expect_err(field).what, field);
+    }
+
+    #[test]
+    fn an_order_is_checked_field_by_field() {
+        let plain = order(start()).expect("valid");
+        assert_eq!((plain.tty, plain.timeout), (None, Duration::from_secs(300)));
+        let seconds = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+        refused("id", |s| s.id = "x".into());
+        refused("command", |s| s.command = None);
+        refused("argv", |s| s.command = Some(exec_start::Command::Argv(wire::Argv::default())));
+        refused("shell", |s| s.command = Some(exec_start::Command::Shell("a\0".into())));
+        refused("cwd", |s| s.cwd = "tmp".into());
+        refused("env.key", |s| drop(s.env.insert("A=B".into(), String::new())));
+        refused("user", |s| s.user = "--help".into());
+        refused("timeout", |s| s.timeout = seconds(-1, 0));
+        refused("timeout", |s| s.timeout = seconds(86_400, 1));
+        let window = |rows, cols| Some(wire::WindowSize { rows, cols });
+        refused("window", |s| (s.tty, s.window) = (true, window(0, 80)));
+        refused("window", |s| (s.tty, s.window) = (true, window(24, 1001)));
+        let sized = wire::ExecStart { tty: true, window: window(30, 90), ..start() };
+        let size = Window { rows: 30, columns: 90 };
+        assert_eq!(order(sized).expect("valid").tty, Some(size));
+    }
+
+    #[test]
+    fn inputs_are_checked() {
+        let input = |message| {
+            input_of(agent::ExecRequest {
+                message: Some(wire::ExecRequest { message: Some(message) }),
+            })
+        };
+        assert_eq!(input(exec_request::Message::Signal(9)), Ok(Input::Signal(9)));
+        assert_eq!(input(exec_request::Message::StdinEof(true)), Ok(Input::Eof));
+        for bad in [
+            exec_request::Message::Signal(0),
+            exec_request::Message::Signal(32),
+            exec_request::Message::Start(start()),
+            exec_request::Message::Stdin(vec![0; STDIN_BYTES_MAX + 1].into()),
+            exec_request::Message::Resize(wire::WindowSize { rows: 0, cols: 0 }),
+        ] {
+            assert!(input(bad).is_err());
+        }
+        assert!(input_of(agent::ExecRequest::default()).is_err());
+    }
 }

@@ -14,7 +14,10 @@ use std::{sync::Arc, time::Duration};
 use daemon::{listen::ConnInfo, peer::Peer, status::Refusal};
 use proto::{
     MESSAGE_BYTES_MAX,
-    agent::v1::{self as wire, agent_service_server::{AgentService, AgentServiceServer}},
+    agent::v1::{
+        self as wire,
+        agent_service_server::{AgentService, AgentServiceServer},
+    },
     reason,
 };
 use tokio::{
@@ -30,8 +33,18 @@ use tonic::{
     transport::server::{Connected, Server},
 };
 
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{Sandboxes, exec::Execs};
 pub use load::Reporter;
+pub use tonic::transport::Error;
+
+/// What a listener may say went wrong.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A byte stream that says who its peer is: its info is `daemon::listen::ConnInfo`, or the
+/// `daemon::peer::Peer` alone.
+pub trait Connection: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<T: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for T {}
 
 /// No call is silent for longer.
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -48,6 +61,7 @@ const STREAMS_MAX: u32 = 1024;
 #[derive(Debug, Clone)]
 pub struct Rpc {
     sandboxes: Arc<Sandboxes>,
+    execs: Execs,
     reporter: Reporter,
     calls: Arc<Semaphore>,
     watches: Arc<Semaphore>,
@@ -57,6 +71,7 @@ impl Rpc {
     /// Over these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, reporter: Reporter) -> Self {
         Self {
+            execs: Execs::new(Arc::clone(&sandboxes)),
             sandboxes,
             reporter,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
@@ -68,15 +83,11 @@ impl Rpc {
     ///
     /// # Errors
     /// When the transport fails as a whole.
-    pub async fn serve<C, E>(
+    pub async fn serve<C: Connection, E: Into<BoxError>>(
         self,
         incoming: impl Stream<Item = Result<C, E>>,
         stop: CancellationToken,
-    ) -> Result<(), tonic::transport::Error>
-    where
-        C: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<(), Error> {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<AgentServiceServer<Self>>().await;
         let service = AgentServiceServer::new(self)
@@ -210,7 +221,7 @@ impl AgentService for Rpc {
         &self,
         request: Request<Streaming<wire::ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        exec::exec(Arc::clone(&self.sandboxes), request.into_inner()).await
+        exec::exec(self.execs.clone(), Arc::clone(&self.sandboxes), request.into_inner()).await
     }
 
     async fn expose_http_service(

@@ -63,12 +63,13 @@ impl Rpc {
             size if size <= PAGE.1 => size,
             _ => return Err(Invalid::new("page_size", "must be at most 1000").into()),
         };
-        let after = match request.page_token.as_str() {
-            "" => None,
-            token => Some(token.parse::<SandboxId>().map_err(|_| {
-                Invalid::new("page_token", "must be the token of the page before")
-            })?),
-        };
+        let after =
+            match request.page_token.as_str() {
+                "" => None,
+                token => Some(token.parse::<SandboxId>().map_err(|_| {
+                    Invalid::new("page_token", "must be the token of the page before")
+                })?),
+            };
         let limit = usize::try_from(size).unwrap_or(usize::MAX);
         let (page, next) = self.sandboxes.page(after, limit).await.map_err(refusal)?;
         Ok(wire::ListSandboxesResponse {

@@ -1,1 +1,309 @@
-//! To come.
+//! The service over in-memory streams, fake PVE and journal in memory, in paused time.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use daemon::{channel, status as wire_status};
+use proto::{
+    agent::v1::{agent_service_client::AgentServiceClient, watch_response::Message},
+    sandbox::v1::{self as public, Phase},
+};
+use tokio::{
+    io::{DuplexStream, ReadBuf},
+    sync::{mpsc, watch as watched},
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::transport::Channel;
+
+use super::*;
+use crate::{
+    load::HostLoad,
+    sandbox::tests::{LONG, Node, id},
+};
+
+/// The server's end of an in-memory stream whose peer is `1`.
+struct Conn(DuplexStream, Peer);
+
+impl Connected for Conn {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.1.clone()
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+type Client = AgentServiceClient<Channel>;
+
+/// Serves the node to one peer.
+fn serve(node: &Node, peer: Peer) -> Client {
+    let (_, host) = watched::channel(HostLoad { cores: 2.0, ..HostLoad::default() });
+    let rpc =
+        Rpc::new(Arc::clone(&node.sandboxes), Reporter::new(Arc::clone(&node.sandboxes), host));
+    let (sender, incoming) = mpsc::channel::<io::Result<Conn>>(4);
+    let stop = node.tasks.stopping().clone();
+    tokio::spawn(async move {
+        rpc.serve(ReceiverStream::new(incoming), stop).await.expect("serves");
+    });
+    AgentServiceClient::new(channel::over(move || {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (sender, peer) = (sender.clone(), peer.clone());
+        async move {
+            sender.send(Ok(Conn(theirs, peer))).await.map_err(io::Error::other)?;
+            Ok(ours)
+        }
+    }))
+}
+
+fn create(number: u8) -> wire::CreateSandboxRequest {
+    wire::CreateSandboxRequest {
+        epoch: 1,
+        sandbox_id: id(number).to_string(),
+        team: "acme".into(),
+        request_id: format!("r-{number}"),
+        body_digest: "0".repeat(64),
+        attempt: 1,
+        spec: Some(public::CreateSandboxRequest {
+            request_id: format!("r-{number}"),
+            snapshot_id: "base".into(),
+            ..Default::default()
+        }),
+        wait: None,
+    }
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: &str) {
+    let status = answer.expect_err(reason);
+    let found = wire_status::reason(&status);
+    assert_eq!((status.code(), found.as_deref()), (code, Some(reason)), "{status:?}");
+    assert!(!status.message().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_controller_is_answered() {
+    let node = Node::new().await;
+    for peer in [Peer::Anonymous, Peer::Agent("node2".parse().expect("valid"))] {
+        let mut client = serve(&node, peer);
+        let answer = client.get_load(wire::GetLoadRequest {}).await;
+        refused(answer, Code::PermissionDenied, reason::SCOPE_MISSING);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_is_made_found_listed_and_deleted() {
+    let node = Node::new().await;
+    let mut client = serve(&node, Peer::Controller);
+    let hello = client.hello(wire::HelloRequest { epoch: 7 }).await.expect("answers").into_inner();
+    assert_eq!((hello.node.as_str(), hello.epoch, hello.members.len()), ("node1", 7, 1));
+    assert_eq!((hello.vmid_first, hello.vmid_last), (100_000, 100_099));
+    let request = wire::CreateSandboxRequest { epoch: 7, ..create(1) };
+    let made = client.create_sandbox(request).await.expect("made").into_inner();
+    let sandbox = made.sandbox.expect("set");
+    assert_eq!((sandbox.phase(), sandbox.step.as_str()), (Phase::Running, "done"));
+    assert_eq!(made.load.map(|load| (load.running, load.vmids_free)), Some((1, 99)));
+    for name in [sandbox.id.clone(), "100000".into(), "cmux-100000".into()] {
+        let found = client.get_sandbox(wire::GetSandboxRequest { id: name }).await;
+        assert_eq!(found.expect("found").into_inner().sandbox.as_ref(), Some(&sandbox));
+    }
+    let list = client.list_sandboxes(wire::ListSandboxesRequest::default()).await.expect("lists");
+    assert_eq!(list.into_inner().sandboxes.len(), 1);
+    let check = client.check(wire::CheckRequest {}).await.expect("checks").into_inner();
+    assert_eq!((check.findings, check.sandboxes), (vec![], 1));
+    let delete = wire::DeleteSandboxRequest { epoch: 7, id: sandbox.id, wait: None };
+    let gone = client.delete_sandbox(delete).await.expect("deleted").into_inner();
+    assert_eq!(gone.sandbox.map(|sandbox| sandbox.phase()), Some(Phase::Deleted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_is_said_in_the_form_of_every_error() {
+    let node = Node::new().await;
+    let mut client = serve(&node, Peer::Controller);
+    client.hello(wire::HelloRequest { epoch: 7 }).await.expect("answers");
+    refused(client.create_sandbox(create(1)).await, Code::Aborted, reason::STALE_EPOCH);
+    let unfenced = wire::CreateSandboxRequest { epoch: 0, ..create(1) };
+    refused(client.create_sandbox(unfenced).await, Code::InvalidArgument, reason::FIELD_INVALID);
+    let bad = wire::CreateSandboxRequest { epoch: 7, team: "a\nb".into(), ..create(1) };
+    refused(client.create_sandbox(bad).await, Code::InvalidArgument, reason::FIELD_INVALID);
+    let stop = |id: &str| wire::StopSandboxRequest { epoch: 7, id: id.into(), wait: None };
+    let unknown = client.stop_sandbox(stop(&id(9).to_string())).await;
+    refused(unknown, Code::NotFound, reason::SANDBOX_NOT_FOUND);
+    let no_id = client.stop_sandbox(stop("--force")).await;
+    refused(no_id, Code::InvalidArgument, reason::FIELD_INVALID);
+    let page = wire::ListSandboxesRequest { page_size: 1001, ..Default::default() };
+    refused(client.list_sandboxes(page).await, Code::InvalidArgument, reason::FIELD_INVALID);
+    // Ten megabytes are not even read.
+    let huge = wire::GetSandboxRequest { id: "x".repeat(10 << 20) };
+    let status = client.get_sandbox(huge).await.expect_err("too large");
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    client.get_load(wire::GetLoadRequest {}).await.expect("goes on");
+}
+
+/// A watch with the load reports left out.
+struct Watch(Streaming<wire::WatchResponse>);
+
+impl Watch {
+    async fn start(client: &mut Client, journal_id: &str, revision: u64) -> Self {
+        let request = wire::WatchRequest { journal_id: journal_id.into(), revision };
+        Self(client.watch(request).await.expect("watches").into_inner())
+    }
+
+    async fn next(&mut self) -> Result<Message, Status> {
+        loop {
+            match self.0.next().await.expect("goes on")?.message.expect("set") {
+                Message::Load(_) => {}
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// Up to a bookmark: ids and phases, and the bookmark's revision.
+    async fn batch(&mut self) -> (Vec<(String, Phase)>, u64) {
+        let mut sandboxes = Vec::new();
+        loop {
+            match self.next().await.expect("goes on") {
+                Message::Sandbox(sandbox) => sandboxes.push((sandbox.id.clone(), sandbox.phase())),
+                Message::Bookmark(bookmark) => return (sandboxes, bookmark.revision),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_begins_with_an_inventory_and_goes_on() {
+    let node = Node::new().await;
+    let mut client = serve(&node, Peer::Controller);
+    node.running(1).await;
+    let mut watch = Watch::start(&mut client, "", 0).await;
+    assert!(
+        matches!(watch.next().await, Ok(Message::Reset(reset)) if reset.journal_id == "journal")
+    );
+    let (inventory, first) = watch.batch().await;
+    assert_eq!(inventory, [(id(1).to_string(), Phase::Running)]);
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    let mut last = (String::new(), Phase::Unspecified);
+    let mut bookmark = first;
+    while last.1 != Phase::Deleted {
+        let (deltas, revision) = watch.batch().await;
+        last = deltas.last().cloned().expect("not empty");
+        bookmark = revision;
+    }
+    assert!(bookmark > first);
+
+    // Resumed from the first bookmark: only what came after, and no reset.
+    let mut resumed = Watch::start(&mut client, "journal", first).await;
+    assert_eq!(resumed.batch().await, (vec![(id(1).to_string(), Phase::Deleted)], bookmark));
+    let mut up_to_date = Watch::start(&mut client, "journal", bookmark).await;
+    assert_eq!(up_to_date.batch().await, (vec![], bookmark));
+
+    // Another history, a future, and a past that is forgotten: all anew.
+    node.sandboxes.forget(u64::MAX).await.expect("forgotten");
+    for (journal, revision) in [("other", first), ("journal", bookmark + 1), ("journal", first)] {
+        let mut watch = Watch::start(&mut client, journal, revision).await;
+        assert!(matches!(watch.next().await, Ok(Message::Reset(_))), "{journal} {revision}");
+        // The bookmark of an empty inventory can be resumed from.
+        assert_eq!(watch.batch().await, (vec![], bookmark));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_brings_the_load_each_second_and_on_change() {
+    let node = Node::new().await;
+    let mut client = serve(&node, Peer::Controller);
+    let mut watch = Watch::start(&mut client, "", 0).await.0;
+    let begun = tokio::time::Instant::now();
+    let mut seqs = Vec::new();
+    while seqs.len() < 4 {
+        let message = watch.next().await.expect("goes on").expect("well").message;
+        if let Some(Message::Load(load)) = message {
+            assert!(load.quorate && load.snapshots == ["base"] && load.cores > 1.0, "{load:?}");
+            seqs.push(load.seq);
+        }
+    }
+    assert!(seqs.is_sorted_by(|a, b| a < b), "{seqs:?}");
+    assert!(begun.elapsed() < Duration::from_secs(4));
+    // On change at once, with the creation counted.
+    node.sandboxes.create(crate::sandbox::tests::order(1), Duration::ZERO).await.expect("admitted");
+    let changed = async {
+        loop {
+            let message = watch.next().await.expect("goes on").expect("well").message;
+            if let Some(Message::Load(load)) = message
+                && load.starting + load.queued == 1
+            {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(2), changed).await.expect("reported");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watcher_that_does_not_read_is_dropped_and_holds_nobody_up() {
+    let node = Node::new().await;
+    let mut client = serve(&node, Peer::Controller);
+    let mut slow = Watch::start(&mut client, "", 0).await;
+    // Fills the channel, the stream's window and more.
+    for _ in 0..3000 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::task::yield_now().await;
+    }
+    node.running(1).await;
+    let ended = async {
+        loop {
+            if let Err(status) = slow.next().await {
+                return status;
+            }
+        }
+    };
+    let status = timeout(Duration::from_secs(60), ended).await.expect("ended");
+    refused::<()>(Err(status), Code::ResourceExhausted, reason::TOO_MANY_CALLS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_ends_when_the_agent_stops() {
+    let node = Node::new().await;
+    let mut client = serve(&node, Peer::Controller);
+    let mut watch = Watch::start(&mut client, "", 0).await;
+    watch.next().await.expect("begun");
+    node.tasks.stopping().cancel();
+    let ended = async {
+        loop {
+            if let Err(status) = watch.next().await {
+                return status;
+            }
+        }
+    };
+    let status = timeout(Duration::from_secs(60), ended).await.expect("ended");
+    refused::<()>(Err(status), Code::Unavailable, reason::SHUTTING_DOWN);
+}

@@ -69,7 +69,10 @@ struct Watcher {
 
 impl Watcher {
     /// Runs until the watcher has gone or is dropped; then says why.
-    async fn run(mut self, request: wire::WatchRequest) -> Result<std::convert::Infallible, Refusal> {
+    async fn run(
+        mut self,
+        request: wire::WatchRequest,
+    ) -> Result<std::convert::Infallible, Refusal> {
         let mut changes = self.journal.watch();
         changes.mark_changed();
         let mut ticks = interval(LOAD.0);
@@ -132,10 +135,8 @@ impl Watcher {
             }
         }
         self.cursor = self.cursor.max(revision);
-        let bookmark = wire::WatchBookmark {
-            journal_id: self.journal.id().to_owned(),
-            revision: self.cursor,
-        };
+        let bookmark =
+            wire::WatchBookmark { journal_id: self.journal.id().to_owned(), revision: self.cursor };
         self.send(Message::Bookmark(bookmark)).await
     }
 

@@ -23,9 +23,9 @@ impl Sandboxes {
     /// Waits for a place among the few that boot at a time.
     pub(super) async fn start_slot(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Error> {
         let slot = timeout_at(deadline, self.starts.acquire()).await;
-        slot.ok().and_then(Result::ok).ok_or_else(|| {
-            Error::new(reason::QUEUE_FULL, "no place among those that boot in time")
-        })
+        slot.ok()
+            .and_then(Result::ok)
+            .ok_or_else(|| Error::new(reason::QUEUE_FULL, "no place among those that boot in time"))
     }
 
     pub(super) async fn start_container(&self, boot: &Boot<'_>) -> Result<(), Error> {

@@ -2,9 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::{id::{SandboxId, SandboxRef}, reason};
+use proto::{
+    id::{SandboxId, SandboxRef},
+    reason,
+};
 
-use super::{Error, Known, Sandboxes, flights::{Flight, Kind, Standing}};
+use super::{
+    Error, Known, Sandboxes,
+    flights::{Flight, Kind, Standing},
+};
 use crate::journal::Record;
 
 impl Sandboxes {

@@ -118,7 +118,10 @@ fn findings(intended: &Intended, observed: &Observed) -> Vec<Finding> {
             findings.push(Finding::new(
                 "I1",
                 vmid,
-                format!("it carries the mark of {}, which the journal does not know", mark.sandbox_id),
+                format!(
+                    "it carries the mark of {}, which the journal does not know",
+                    mark.sandbox_id
+                ),
             ));
         }
     }

@@ -121,10 +121,7 @@ impl Sandboxes {
         let snapshot = &order.spec.snapshot;
         let templates = self.options.templates.iter().filter(|t| t.snapshot == *snapshot);
         templates.min_by_key(|t| (self.gate.queued(t.vmid), t.vmid)).cloned().ok_or_else(|| {
-            Error::new(
-                reason::SNAPSHOT_NOT_FOUND,
-                format!("this node has no snapshot {snapshot}"),
-            )
+            Error::new(reason::SNAPSHOT_NOT_FOUND, format!("this node has no snapshot {snapshot}"))
         })
     }
 
@@ -196,7 +193,8 @@ impl Sandboxes {
     ) -> Result<Arc<Record>, Error> {
         let id = record.id;
         // PVE locks a template for a clone and fails a second one at once.
-        let turn = self.called_or(work, self.queues.turn(work.template.vmid, work.deadline)).await?;
+        let turn =
+            self.called_or(work, self.queues.turn(work.template.vmid, work.deadline)).await?;
         seat.starts();
         let record = self.clone_under_a_free_vmid(saga, work, record).await?;
         drop(turn);
@@ -312,9 +310,8 @@ impl Sandboxes {
     /// A vmid that is taken by this very sandbox, whole, is no other's.
     async fn is_made(&self, record: &Record) -> Result<bool, Error> {
         let config = self.pve.config(record.vmid).await?;
-        Ok(config.is_some_and(|config| {
-            config.mark() == Some(record.mark()) && config.lock().is_none()
-        }))
+        Ok(config
+            .is_some_and(|config| config.mark() == Some(record.mark()) && config.lock().is_none()))
     }
 
     fn settings(&self, record: &Record) -> Settings {

@@ -14,6 +14,7 @@ pub mod cut;
 mod deadline;
 mod delete;
 mod error;
+pub mod exec;
 
 mod expose;
 mod flights;

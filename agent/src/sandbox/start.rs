@@ -6,7 +6,10 @@ use proto::id::{SandboxId, SandboxRef};
 use tokio::time::Instant;
 
 use super::{
-    Error, Event, Probe, Sandboxes, boot::Boot, flights::{Crew, Kind}, step, undo
+    Error, Event, Probe, Sandboxes,
+    boot::Boot,
+    flights::{Crew, Kind},
+    step, undo,
 };
 use crate::journal::{Phase, Record};
 
@@ -73,11 +76,7 @@ impl Sandboxes {
         }
     }
 
-    async fn boot_again(
-        &self,
-        record: &Record,
-        crew: &Crew,
-    ) -> Result<std::net::Ipv4Addr, Error> {
+    async fn boot_again(&self, record: &Record, crew: &Crew) -> Result<std::net::Ipv4Addr, Error> {
         let limits = &self.options.limits;
         let template = self.options.templates.iter().find(|t| t.vmid == record.template);
         let boot = Boot {

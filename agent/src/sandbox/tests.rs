@@ -124,8 +124,7 @@ impl Node {
         let journal = Arc::new(MemoryJournal::new("journal", pools, Arc::new(SoundDisk)));
         let clock = Arc::new(HandClock::default());
         let tasks = Tasks::default();
-        let sandboxes =
-            open(&cluster, &name, &journal, &clock, &options, &tasks, faults).await;
+        let sandboxes = open(&cluster, &name, &journal, &clock, &options, &tasks, faults).await;
         Self { cluster, name, journal, clock, options, tasks, sandboxes }
     }
 

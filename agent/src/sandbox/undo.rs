@@ -8,7 +8,11 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::{Error, Event, Sandboxes, flights::{Crew, Kind}, reads, step};
+use super::{
+    Error, Event, Sandboxes,
+    flights::{Crew, Kind},
+    reads, step,
+};
 use crate::{
     journal::{Failure, Phase, Record},
     pve::{self, ErrorKind},
@@ -117,11 +121,7 @@ impl Sandboxes {
 
 /// An error as it is kept in a record.
 pub(super) fn failure(error: &Error) -> Failure {
-    Failure {
-        reason: error.reason.into(),
-        message: error.message.clone(),
-        rollback: String::new(),
-    }
+    Failure { reason: error.reason.into(), message: error.message.clone(), rollback: String::new() }
 }
 
 fn note(record: &mut Record, rollback: &str) {

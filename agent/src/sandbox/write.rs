@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use proto::{id::{SandboxId, SandboxRef}, reason};
+use proto::{
+    id::{SandboxId, SandboxRef},
+    reason,
+};
 
 use super::{
-    Error, Event, Sandboxes, flights::{Crew, Entered, Flight, Kind, Standing, Ticket}, next, reads
+    Error, Event, Sandboxes,
+    flights::{Crew, Entered, Flight, Kind, Standing, Ticket},
+    next, reads,
 };
 use crate::journal::{self, Phase, Record};
 
@@ -101,11 +106,8 @@ impl Sandboxes {
     }
 
     /// Runs an operation that has been entered.
-    pub(super) fn run<F>(
-        self: &Arc<Self>,
-        ticket: Ticket,
-        work: impl FnOnce(Arc<Self>, Crew) -> F,
-    ) where
+    pub(super) fn run<F>(self: &Arc<Self>, ticket: Ticket, work: impl FnOnce(Arc<Self>, Crew) -> F)
+    where
         F: Future<Output = Result<Arc<Record>, Error>> + Send + 'static,
     {
         let work = work(Arc::clone(self), ticket.crew());
@@ -140,10 +142,9 @@ fn refused(record: &Record, event: Event) -> Error {
     let phase = reads::phase_word(record.phase);
     match (record.phase, event) {
         (Phase::Deleted | Phase::Deleting, _) => reads::deleted(&SandboxRef::Id(record.id)),
-        (_, Event::StartAsked | Event::StopAsked) => Error::new(
-            reason::SANDBOX_NOT_RUNNING,
-            format!("{} is {phase}", record.id),
-        ),
+        (_, Event::StartAsked | Event::StopAsked) => {
+            Error::new(reason::SANDBOX_NOT_RUNNING, format!("{} is {phase}", record.id))
+        }
         _ => Error::new(
             reason::INVARIANT,
             format!("{event:?} cannot happen to {}, which is {phase}", record.id),

@@ -74,8 +74,7 @@ fn take_terminal() -> io::Result<()> {
 fn close_on_exec() -> io::Result<()> {
     // SAFETY: three integers; with CLOSE_RANGE_CLOEXEC no descriptor is closed, each is only
     // marked, so none that Rust owns becomes invalid.
-    let result = unsafe {
-        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -18,8 +18,7 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// Takes the lock, which its drop gives back; `None` when somebody holds it until `deadline`.
 pub async fn lock(path: &Path, deadline: Instant) -> io::Result<Option<Flock<File>>> {
-    let mut file =
-        OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(Some(lock)),

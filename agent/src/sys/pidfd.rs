@@ -30,9 +30,8 @@ pub fn signal(pid: u32, number: i32, same: impl FnOnce() -> bool) -> io::Result<
     let Some(signal) = Signal::from_named_raw(number) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let sent = pidfd_open(pid, PidfdFlags::empty()).and_then(|pidfd| {
-        if same() { pidfd_send_signal(&pidfd, signal) } else { Ok(()) }
-    });
+    let sent = pidfd_open(pid, PidfdFlags::empty())
+        .and_then(|pidfd| if same() { pidfd_send_signal(&pidfd, signal) } else { Ok(()) });
     match sent {
         // It has ended by itself.
         Ok(()) | Err(Errno::SRCH) => Ok(()),

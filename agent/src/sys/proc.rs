@@ -132,7 +132,9 @@ mod tests {
         assert_eq!(kin(proc.path(), 42), Some(expected));
         assert_eq!((kin(proc.path(), 43), kin(proc.path(), 44)), (None, None));
         assert!(has_environment(proc.path(), 42, "MARK=x"));
-        assert!(!has_environment(proc.path(), 42, "MARK=") && !has_environment(proc.path(), 44, "A=1"));
+        assert!(
+            !has_environment(proc.path(), 42, "MARK=") && !has_environment(proc.path(), 44, "A=1")
+        );
         let own = kin(Path::new("/proc"), std::process::id()).expect("this process");
         assert!(own.start > 0 && own.parent > 0);
     }

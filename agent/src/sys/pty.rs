@@ -49,7 +49,8 @@ pub fn open(window: Window) -> io::Result<(Terminal, OwnedFd)> {
 impl Terminal {
     /// Tells the programs on it a new size.
     pub fn resize(&self, window: Window) -> io::Result<()> {
-        let size = Winsize { ws_row: window.rows, ws_col: window.columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size =
+            Winsize { ws_row: window.rows, ws_col: window.columns, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(tcsetwinsize(self.0.get_ref(), size)?)
     }
 }

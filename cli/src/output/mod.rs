@@ -23,10 +23,6 @@ pub struct Output {
 impl Output {
     /// Colours on a terminal, unless NO_COLOR says no.
     pub fn new(json: bool) -> Self {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "NO_COLOR is a convention of terminals, not configuration"
-        )]
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { json, colour: io::stdout().is_terminal() && !no_colour }
     }

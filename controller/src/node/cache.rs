@@ -180,8 +180,16 @@ impl Cache {
         let Some(old) = inner.by_id.get_mut(&id) else {
             let ended_ms = if ended(&sandbox) { now_ms } else { 0 };
             let node = Some(node.clone());
-            let entry =
-                Entry { id, team, node, sandbox, creating: false, lost: false, ended_ms, inventory };
+            let entry = Entry {
+                id,
+                team,
+                node,
+                sandbox,
+                creating: false,
+                lost: false,
+                ended_ms,
+                inventory,
+            };
             inner.dirty.insert(id);
             inner.put(entry);
             drop(inner);
@@ -224,7 +232,8 @@ impl Cache {
         let mut inner = self.inner();
         *inner.inventories.entry(node.clone()).or_default() += 1;
         if !same_journal {
-            let of_node = inner.by_id.values_mut().filter(|entry| entry.node.as_ref() == Some(node));
+            let of_node =
+                inner.by_id.values_mut().filter(|entry| entry.node.as_ref() == Some(node));
             for entry in of_node {
                 entry.sandbox.revision = 0;
             }
@@ -308,7 +317,8 @@ impl Cache {
         let inner = self.inner();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut page = Vec::new();
-        let ids = inner.by_team.get(team).into_iter().flat_map(|ids| ids.range((from, Bound::Unbounded)));
+        let ids =
+            inner.by_team.get(team).into_iter().flat_map(|ids| ids.range((from, Bound::Unbounded)));
         for entry in ids.filter_map(|id| inner.by_id.get(id)) {
             if entry.ended() && !include_ended {
                 continue;

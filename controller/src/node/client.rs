@@ -171,11 +171,8 @@ impl Client {
     ) -> Result<api::Sandbox, Error> {
         let service =
             api::HttpService { name: name.to_string(), port: port.into(), url: String::new() };
-        let request = wire::ExposeHttpServiceRequest {
-            epoch,
-            id: id.to_string(),
-            service: Some(service),
-        };
+        let request =
+            wire::ExposeHttpServiceRequest { epoch, id: id.to_string(), service: Some(service) };
         let mut agent = self.agent.clone();
         sandbox(call(QUICK, agent.expose_http_service(request)).await?.sandbox)
     }
@@ -265,11 +262,9 @@ pub(super) fn decode(status: &Status) -> Error {
                 message: "its agent is too old for this call".into(),
                 retry_after: None,
             },
-            Code::OutOfRange | Code::ResourceExhausted => Error::Refused {
-                reason: reason::TOO_LARGE.into(),
-                message,
-                retry_after: None,
-            },
+            Code::OutOfRange | Code::ResourceExhausted => {
+                Error::Refused { reason: reason::TOO_LARGE.into(), message, retry_after: None }
+            }
             Code::Ok
             | Code::Cancelled
             | Code::Unknown

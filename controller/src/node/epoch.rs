@@ -46,7 +46,10 @@ impl Epoch {
     /// An agent that knew us refused our epoch: somebody with a higher one has been there since.
     pub fn fence(&self) {
         if !self.fenced.swap(true, Ordering::AcqRel) {
-            tracing::error!(epoch = self.get(), "a later controller is in charge, this one is fenced");
+            tracing::error!(
+                epoch = self.get(),
+                "a later controller is in charge, this one is fenced"
+            );
         }
     }
 

@@ -92,10 +92,7 @@ impl FakeAgent {
             ips_free: 200,
             quorate: true,
             snapshots: snapshots.iter().map(ToString::to_string).collect(),
-            snapshot_sizes: vec![
-                api::Size { cpu_cores: 1, memory_mib: 512 };
-                snapshots.len()
-            ],
+            snapshot_sizes: vec![api::Size { cpu_cores: 1, memory_mib: 512 }; snapshots.len()],
             ..api::NodeLoad::default()
         };
         let agent = Arc::new(Self {

@@ -28,7 +28,8 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
     let mut pause = PAUSE_MIN;
     let mut down_since = Instant::now();
     loop {
-        let error = match timeout_at_grace(&nodes, &node, session(&nodes, &node), down_since).await {
+        let error = match timeout_at_grace(&nodes, &node, session(&nodes, &node), down_since).await
+        {
             Ok(never) => match never {},
             Err(error) => error,
         };
@@ -98,9 +99,9 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
     let mut stream = node.client.watch(journal, revision).await?;
     let mut whole = true;
     loop {
-        let message = timeout(SILENCE, stream.message()).await.map_err(|_| {
-            Error::Unknown(format!("it said nothing for {} s", SILENCE.as_secs()))
-        })?;
+        let message = timeout(SILENCE, stream.message())
+            .await
+            .map_err(|_| Error::Unknown(format!("it said nothing for {} s", SILENCE.as_secs())))?;
         let message = message.map_err(|status| super::client::decode(&status))?;
         let Some(message) = message else {
             return Err(Error::Unreachable("it ended the watch".into()));

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use proto::{sandbox::v1::NodeLoad, spec::{Size, Spec}};
+use proto::{
+    sandbox::v1::NodeLoad,
+    spec::{Size, Spec},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Limits, NodeView, Obstacle, STALE};

@@ -145,8 +145,13 @@ impl Decision {
                 .iter()
                 .any(|verdict| verdict.filtered.is_some_and(|filtered| filtered.obstacle() == kind))
         };
-        let order =
-            [Obstacle::Full, Obstacle::NoQuorum, Obstacle::Unreachable, Obstacle::Failed, Obstacle::TooLarge];
+        let order = [
+            Obstacle::Full,
+            Obstacle::NoQuorum,
+            Obstacle::Unreachable,
+            Obstacle::Failed,
+            Obstacle::TooLarge,
+        ];
         if let Some(kind) = order.into_iter().find(|&kind| found(kind)) {
             return kind;
         }

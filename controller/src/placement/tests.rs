@@ -108,7 +108,11 @@ fn each_reason_is_told() {
     let cases: [(&str, NodeView, Obstacle); 12] = [
         ("NOT_READY", with("a", |n, _, _| n.down = Some("refused".into())), Obstacle::Unreachable),
         ("BREAKER_OPEN", with("a", |n, _, _| n.breaker_open = true), Obstacle::Unreachable),
-        ("REPORT_STALE", with("a", |_, _, age| *age = Duration::from_secs(60)), Obstacle::Unreachable),
+        (
+            "REPORT_STALE",
+            with("a", |_, _, age| *age = Duration::from_secs(60)),
+            Obstacle::Unreachable,
+        ),
         ("NEVER_REPORTED", NodeView { report: None, ..idle("a") }, Obstacle::Unreachable),
         ("SNAPSHOT_MISSING", with("a", |_, l, _| l.snapshots.clear()), Obstacle::UnknownSnapshot),
         ("NO_QUORUM", with("a", |_, l, _| l.quorate = false), Obstacle::NoQuorum),
@@ -177,7 +181,10 @@ fn some_nodes() -> impl Strategy<Value = Vec<NodeView>> {
     prop::collection::btree_map(0u8..12, any_node(), 0..12).prop_map(|nodes| {
         nodes
             .into_iter()
-            .map(|(name, node)| NodeView { name: format!("n{name}").parse().expect("name"), ..node })
+            .map(|(name, node)| NodeView {
+                name: format!("n{name}").parse().expect("name"),
+                ..node
+            })
             .collect()
     })
 }

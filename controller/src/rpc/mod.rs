@@ -13,7 +13,8 @@ use std::{sync::Arc, time::Duration};
 use proto::{
     MESSAGE_BYTES_MAX,
     sandbox::v1::{
-        operator_service_server::OperatorServiceServer, sandbox_service_server::SandboxServiceServer,
+        operator_service_server::OperatorServiceServer,
+        sandbox_service_server::SandboxServiceServer,
     },
 };
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -61,12 +61,8 @@ impl SandboxService for Rpc {
         request: Request<ListSandboxesRequest>,
     ) -> Answer<ListSandboxesResponse> {
         let (caller, ask) = split(request)?;
-        let page = self.sandboxes.list(
-            &caller.team,
-            ask.page_size,
-            &ask.page_token,
-            ask.include_ended,
-        )?;
+        let page =
+            self.sandboxes.list(&caller.team, ask.page_size, &ask.page_token, ask.include_ended)?;
         let sandboxes =
             page.sandboxes.into_iter().map(|s| convert::sandbox(s, &self.urls)).collect();
         Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token: page.next }))

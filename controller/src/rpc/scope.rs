@@ -19,7 +19,6 @@ pub const ALL: &[&str] = &[SANDBOX, OPERATOR];
 
 const TABLE: &[(&str, Need)] = &[
     ("/grpc.health.v1.Health/Check", Need::Open),
-    ("/grpc.health.v1.Health/List", Need::Open),
     ("/grpc.health.v1.Health/Watch", Need::Open),
     // The schema is public.
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need::Open),

@@ -46,7 +46,8 @@ impl Sandboxes {
         S: Stream<Item = Result<ExecRequest, Error>> + Send + Unpin + 'static,
     {
         let first = timeout(FIRST, input.next()).await;
-        let Ok(Some(Ok(ExecRequest { message: Some(exec_request::Message::Start(start)) }))) = first
+        let Ok(Some(Ok(ExecRequest { message: Some(exec_request::Message::Start(start)) }))) =
+            first
         else {
             if let Ok(Some(Err(error))) = first {
                 return Err(error);

@@ -58,10 +58,8 @@ impl Sandboxes {
         }
         let timeout = i64::try_from(limit.as_secs()).unwrap_or_default();
         let nanos = i32::try_from(limit.subsec_nanos()).unwrap_or_default();
-        let start = ExecStart {
-            timeout: Some(prost_types::Duration { seconds: timeout, nanos }),
-            ..start
-        };
+        let start =
+            ExecStart { timeout: Some(prost_types::Duration { seconds: timeout, nanos }), ..start };
         let (node, start) = self.runnable(team, start)?;
         let deadline = Instant::now() + limit + MARGIN;
         let output = node.client.exec(stream::iter(messages(start, stdin))).await;

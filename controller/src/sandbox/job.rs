@@ -162,7 +162,8 @@ impl Sandboxes {
                 return self.choose(job, node.clone(), &decision).await;
             }
             if let Some(error) = self.hopeless(&decision, &job.spec) {
-                let own = Failure { reason: error.reason, message: error.message, ..Failure::default() };
+                let own =
+                    Failure { reason: error.reason, message: error.message, ..Failure::default() };
                 return Err(End::Failed(job.faults.first().cloned().unwrap_or(own)));
             }
             let full = |what: &str| {
@@ -281,7 +282,9 @@ impl Sandboxes {
                 node::Error::Unreachable(why) if !job.maybe_sent => {
                     return Attempt::Refused(why, Some(RETRY));
                 }
-                node::Error::Unreachable(_) | node::Error::Unknown(_) | node::Error::Nonsense(_) => {
+                node::Error::Unreachable(_)
+                | node::Error::Unknown(_)
+                | node::Error::Nonsense(_) => {
                     if !job.maybe_sent || matches!(step, Step::Send) {
                         tracing::warn!(sandbox_id = %job.order.id, node = %name, %error,
                             "the outcome of a creation is not known, asking the node");
@@ -431,7 +434,8 @@ impl Sandboxes {
                     .retry(RETRY),
             ),
             Obstacle::NoQuorum => Some(
-                Error::new(reason::NO_QUORUM, format!("no node may create now: {why}")).retry(RETRY),
+                Error::new(reason::NO_QUORUM, format!("no node may create now: {why}"))
+                    .retry(RETRY),
             ),
             Obstacle::UnknownNode => {
                 let wish = spec.node.as_ref().map(ToString::to_string).unwrap_or_default();

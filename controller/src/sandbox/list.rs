@@ -50,8 +50,7 @@ impl Sandboxes {
             let bad = |_| Invalid::new("page_token", "must be the token of the page before");
             Some(token.parse().map_err(bad)?)
         };
-        let (sandboxes, more) =
-            self.nodes.cache.page(team, after, size as usize, include_ended);
+        let (sandboxes, more) = self.nodes.cache.page(team, after, size as usize, include_ended);
         let last = sandboxes.last().filter(|_| more);
         Ok(Page { next: last.map(|s| s.id.clone()).unwrap_or_default(), sandboxes })
     }

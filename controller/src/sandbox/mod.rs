@@ -218,19 +218,17 @@ impl Sandboxes {
             .retry(RETRY));
         }
         if entry.ended() {
-            return Err(Error::new(
-                reason::SANDBOX_DELETED,
-                format!("{} is deleted", entry.id),
-            ));
+            return Err(Error::new(reason::SANDBOX_DELETED, format!("{} is deleted", entry.id)));
         }
         let node = self.reachable(&entry)?;
         Ok((entry, node))
     }
 
     fn reachable(&self, entry: &Entry) -> Result<Arc<Node>, Error> {
-        let name = entry.node.as_ref().ok_or_else(|| {
-            Error::new(reason::INVARIANT, format!("{} is on no node", entry.id))
-        })?;
+        let name = entry
+            .node
+            .as_ref()
+            .ok_or_else(|| Error::new(reason::INVARIANT, format!("{} is on no node", entry.id)))?;
         let node = self
             .nodes
             .get(name)
@@ -287,7 +285,9 @@ impl Sandboxes {
             ));
         }
         if self.stop.is_cancelled() {
-            return Err(Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY));
+            return Err(
+                Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY)
+            );
         }
         Ok(())
     }

@@ -26,7 +26,8 @@ impl Sandboxes {
         }
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(async { tokio::join!(this.remember(), this.sweep()) }).await;
+            stop.run_until_cancelled_owned(async { tokio::join!(this.remember(), this.sweep()) })
+                .await;
         });
         Ok(())
     }

@@ -2,11 +2,7 @@
 //! in a savepoint of its own and commits them together, so that many callers share one fsync.
 //! Another thread reads, on a connection of its own.
 
-use std::{
-    path::Path,
-    thread,
-    time::Duration,
-};
+use std::{path::Path, thread, time::Duration};
 
 use proto::{
     id::SandboxId,
@@ -56,7 +52,8 @@ impl Sqlite {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let mut writer = connect(path, OpenFlags::default())?;
         migrate(&mut writer)?;
-        let reader = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let reader =
+            connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         let (write, writes) = mpsc::channel(QUEUE_MAX);
         let (read, reads) = mpsc::channel(QUEUE_MAX);
         spawn("store-write", move || write_loop(&mut writer, writes))?;
@@ -142,9 +139,7 @@ where
         Ok(reply)
     });
     let failed = Box::new(move |why| drop(refuse.send(why)));
-    to.send(Queued { job, failed })
-        .await
-        .map_err(|_| Error("its thread has ended".into()))?;
+    to.send(Queued { job, failed }).await.map_err(|_| Error("its thread has ended".into()))?;
     match answered.await {
         Ok(result) => result.map_err(Error),
         // The answer's sender was dropped with the job: the job failed, or the thread died.
@@ -164,8 +159,9 @@ fn write_loop(connection: &mut Connection, mut queue: mpsc::Receiver<Queued>) {
         }
         for queued in group.drain(..) {
             let result = match connection.savepoint() {
-                Ok(savepoint) => (queued.job)(&savepoint)
-                    .and_then(|reply| savepoint.commit().map(|()| reply)),
+                Ok(savepoint) => {
+                    (queued.job)(&savepoint).and_then(|reply| savepoint.commit().map(|()| reply))
+                }
                 Err(error) => Err(error),
             };
             match result {
@@ -284,8 +280,7 @@ fn remember(connection: &Connection, seen: Seen) -> rusqlite::Result<()> {
             .map(drop),
         Some(_) => Ok(()),
         None => {
-            let taken =
-                holder(connection, seen.team.as_str(), seen.request_id.as_str())?.is_some();
+            let taken = holder(connection, seen.team.as_str(), seen.request_id.as_str())?.is_some();
             insert(
                 connection,
                 &Row {
@@ -492,8 +487,10 @@ impl Store for Sqlite {
     async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool, Error> {
         let id = id.to_owned();
         self.write(move |db| {
-            db.prepare_cached("UPDATE tokens SET revoked_ms = ?2 WHERE id = ?1 AND revoked_ms = 0")?
-                .execute(params![id, now_ms])?;
+            db.prepare_cached(
+                "UPDATE tokens SET revoked_ms = ?2 WHERE id = ?1 AND revoked_ms = 0",
+            )?
+            .execute(params![id, now_ms])?;
             db.prepare_cached("SELECT 1 FROM tokens WHERE id = ?1")?.exists([id])
         })
         .await

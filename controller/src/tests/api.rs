@@ -90,6 +90,8 @@ async fn pages_are_in_order_and_whole() {
     for n in 0..7 {
         made.push(lab.create(&format!("r{n}")).await.expect("made").id);
     }
+    // All in one millisecond of paused time.
+    made.sort_unstable();
     let id = made[3].clone();
     lab.api().delete_sandbox(DeleteSandboxRequest { id }).await.expect("deleted");
     for include_ended in [false, true] {
@@ -235,7 +237,8 @@ async fn grpc_web_is_served_on_the_same_port() {
     let trailer = String::from_utf8_lossy(&body).into_owned();
     assert!(trailer.contains("grpc-status:0"), "{trailer}");
     let (_, body, grpc) = web(&lab, None).await;
-    let told = grpc.as_deref() == Some("16") || String::from_utf8_lossy(&body).contains("grpc-status:16");
+    let told =
+        grpc.as_deref() == Some("16") || String::from_utf8_lossy(&body).contains("grpc-status:16");
     assert!(told, "UNAUTHENTICATED");
 }
 

@@ -35,7 +35,9 @@ async fn a_command_runs_to_its_end() {
     let stdin = Bytes::from(vec![b'z'; 1024 * 1024]);
     let answer = command(&lab, argv(&sandbox.id, &["cat"]), stdin.clone()).await.expect("ran");
     // A little under 1 MiB comes back, and it says so.
-    assert!(answer.truncated && stdin.starts_with(&answer.stdout) && answer.stdout.len() > 1_000_000);
+    assert!(
+        answer.truncated && stdin.starts_with(&answer.stdout) && answer.stdout.len() > 1_000_000
+    );
 
     let unknown = command(&lab, argv(&sandbox.id, &["sleep"]), Bytes::new()).await;
     assert_eq!(reason(unknown), reason::OUTCOME_UNKNOWN);

@@ -209,7 +209,9 @@ impl Lab {
                 changes.changed().await.expect("the cache lives");
             }
         };
-        tokio::time::timeout(Duration::from_secs(300), reached).await.expect("it gets there in time")
+        tokio::time::timeout(Duration::from_secs(300), reached)
+            .await
+            .expect("it gets there in time")
     }
 }
 

@@ -1,6 +1,7 @@
 //! The program `lab`.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -259,7 +260,7 @@ fn service(services: &Services, action: ServiceAction, name: &str, hold: bool) -
         ServiceAction::Kill => services.kill(name, hold, SERVICE_WITHIN),
         ServiceAction::Restart => services.restart(name, SERVICE_WITHIN),
         ServiceAction::Status => {
-            println!("{}", line(&services.status_of(name)?));
+            show(&line(&services.status_of(name)?));
             Ok(())
         }
     }
@@ -267,33 +268,38 @@ fn service(services: &Services, action: ServiceAction, name: &str, hold: bool) -
 
 fn status(lab: &Lab) -> Result<()> {
     if !lab.is_up() {
-        println!("the lab in {} is down", lab.layout().dir().display());
+        show(&format!("the lab in {} is down", lab.layout().dir().display()));
         return Ok(());
     }
-    println!("the lab in {} is up", lab.layout().dir().display());
-    println!("machine");
+    show(&format!("the lab in {} is up", lab.layout().dir().display()));
+    show("machine");
     for status in lab.services().status()? {
-        println!("  {}", line(&status));
+        show(&format!("  {}", line(&status)));
     }
     let cluster = lab.pmxcfs().give(&Order::State)?;
     for node in lab.nodes()? {
         let name = node.id().name();
         let quorum = if cluster.quorate(&name) { "quorum" } else { "no quorum" };
         let Some(init) = node.init() else {
-            println!("{name}  down");
+            show(&format!("{name}  down"));
             continue;
         };
-        println!("{name}  up, {}, {quorum}, process {}", node.id().ip(), init.pid);
+        show(&format!("{name}  up, {}, {quorum}, process {}", node.id().ip(), init.pid));
         for status in node.services()?.status()? {
-            println!("  {}", line(&status));
+            show(&format!("  {}", line(&status)));
         }
     }
-    println!("forwarded to this machine");
+    show("forwarded to this machine");
     let nodes: Vec<NodeId> = lab.nodes()?.iter().map(crate::Node::id).collect();
     for forward in daemons::forwards(&nodes) {
-        println!("  {} -> {}", forward.from, forward.to);
+        show(&format!("  {} -> {}", forward.from, forward.to));
     }
     Ok(())
+}
+
+/// Prints a line; one who has read enough and gone is no error.
+fn show(line: &str) {
+    let _unread = writeln!(std::io::stdout(), "{line}");
 }
 
 fn line(status: &Status) -> String {
@@ -313,7 +319,7 @@ fn pmxcfs(lab: &Lab, action: &PmxcfsAction) -> Result<()> {
     match action {
         PmxcfsAction::State => {
             let cluster = lab.pmxcfs().give(&Order::State)?;
-            println!("{}", serde_json::to_string_pretty(&cluster)?);
+            show(&serde_json::to_string_pretty(&cluster)?);
             Ok(())
         }
         PmxcfsAction::Stop { node } => lab.node(&node.name())?.set_pmxcfs(false),

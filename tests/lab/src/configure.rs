@@ -27,13 +27,12 @@ const OTHER_TEAM: &str = "other";
 /// Where a node's certificates are, in the node.
 const TLS: &str = "/etc/pve-sandbox/tls";
 
-/// The controller's CA, configuration and tokens, and the environment of `sandboxctl`. Returns
-/// whether the controller can be started.
-pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<bool> {
+/// The controller's CA, configuration and tokens, and the environment of `sandboxctl`.
+pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<()> {
     let layout = lab.layout();
     let program = layout.dir().join("bin/pve-sandbox-controller");
     if !program.exists() {
-        return Ok(false);
+        return Ok(());
     }
     let data = layout.dir().join("controller");
     if !data.join("ca.crt").exists() {
@@ -50,8 +49,7 @@ pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<bool> {
         write!(config, "\n[[node]]\nname = \"{node}\"\naddress = \"{}:7445\"\n", node.ip())?;
     }
     fs::write(layout.dir().join(CONTROLLER_CONFIG), config)?;
-    environment(layout, &program, &data)?;
-    Ok(true)
+    environment(layout, &program, &data)
 }
 
 /// Writes target/lab/env, once: a token is shown only when it is made.
@@ -87,7 +85,8 @@ fn environment(layout: &Layout, program: &Path, data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A node's certificates and configurations. Returns whether its daemons can be started.
+/// A node's certificates and configurations. Returns whether the agent must be started again to
+/// see what changed.
 pub fn node(lab: &Lab, node: &Node, template: &Template) -> Result<bool> {
     let (layout, id, root) = (lab.layout(), node.id(), node.root()?);
     let controller = layout.dir().join("bin/pve-sandbox-controller");
@@ -105,16 +104,19 @@ pub fn node(lab: &Lab, node: &Node, template: &Template) -> Result<bool> {
             &["node-cert", &id.name(), "--address", &id.ip(), "--out", &out, "--data-dir", &data],
         )?;
     }
-    fs::write(there(AGENT_CONFIG), agent_config(id, &root, template))?;
-    if !there(CADDY_CONFIG).exists() {
-        let output = node.exec(["/usr/bin/pve-sandbox-agent", "--config", AGENT_CONFIG, "render-caddy"])?;
+    let config = agent_config(id, &root, template);
+    let changed = fs::read_to_string(there(AGENT_CONFIG)).is_ok_and(|old| old != config);
+    fs::write(there(AGENT_CONFIG), config)?;
+    if changed || !there(CADDY_CONFIG).exists() {
+        let output =
+            node.exec(["/usr/bin/pve-sandbox-agent", "--config", AGENT_CONFIG, "render-caddy"])?;
         ensure!(
             output.status.success(),
             "render-caddy in {id}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Ok(true)
+    Ok(changed)
 }
 
 fn agent_config(node: NodeId, root: &Path, template: &Template) -> String {

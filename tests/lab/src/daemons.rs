@@ -102,7 +102,7 @@ pub fn on_the_machine(layout: &Layout) -> Vec<Service> {
     }
     vec![Service {
         name: CONTROLLER.to_owned(),
-        argv: vec![shown(&program), "--config".to_owned(), shown(&config)],
+        argv: vec![shown(&program), "run".to_owned(), "--config".to_owned(), shown(&config)],
         env: BTreeMap::new(),
         log: layout.logs().join("controller.log"),
         restart: Restart::Always,

@@ -7,6 +7,8 @@
 //! Code map, from the outside in:
 //! - `cli`: the program `lab`. `lab`: the same for tests, `Lab` and `Node`.
 //! - `up`, `down`: the order in which things are made and unmade.
+//! - `configure`: what an operator would write: certificates, tokens, configurations. `demo`: the
+//!   main job, shown.
 //! - `daemons`: what runs where, as data. `supervise`: keeps it running, also as a node's init.
 //! - `node`: namespaces, root, entering. `disk`, `net`, `cgroup`: what a node is made of.
 //! - `pmxcfs`: /etc/pve. `pve`: what the lab writes there. `template`: the sandboxes' Debian.
@@ -25,7 +27,9 @@
 
 pub mod cgroup;
 pub mod cli;
+pub mod configure;
 pub mod daemons;
+pub mod demo;
 pub mod disk;
 pub mod down;
 pub mod forward;

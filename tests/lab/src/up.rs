@@ -18,7 +18,7 @@ use crate::progress::{say, step};
 use crate::pve::{self, Template};
 use crate::settings::{Limits, Settings};
 use crate::supervise::Service;
-use crate::{disk, down, install, machine, net, owner, template};
+use crate::{configure, disk, down, install, machine, net, owner, template};
 
 /// How long a node may take to boot.
 pub const BOOT_WITHIN: Duration = Duration::from_secs(60);
@@ -161,11 +161,17 @@ fn programs(lab: &Lab, options: &UpOptions) -> Result<()> {
         say(&format!("  not built, so left out: {}", missing.join(", ")));
     }
     let settings = Settings::load(lab.layout())?;
-    step("installing the programs", |_| {
-        each(&settings.node_ids(), |node| programs_in(&lab.node(&node.name())?, options))
-    })?;
-    step("starting the daemons", |_| {
+    let nodes = settings.node_ids();
+    // The machine first: the nodes' certificates are the controller's to write.
+    let changed = step("installing the programs", |_| {
         let changed = install::on_the_machine(lab.layout(), &options.built)?;
+        configure::controller(lab, &nodes)?;
+        Ok(changed)
+    })?;
+    step("starting the agents", |_| {
+        each(&nodes, |node| programs_in(lab, &lab.node(&node.name())?, options))
+    })?;
+    step("starting the controller", |_| {
         let mut services = daemons::of_the_lab(lab.layout(), &settings);
         let daemons = daemons::on_the_machine(lab.layout());
         services.extend(daemons.iter().cloned());
@@ -175,9 +181,12 @@ fn programs(lab: &Lab, options: &UpOptions) -> Result<()> {
     })
 }
 
-fn programs_in(node: &Node, options: &UpOptions) -> Result<()> {
+fn programs_in(lab: &Lab, node: &Node, options: &UpOptions) -> Result<()> {
     let root = node.root()?;
-    let changed = install::in_node(&root, &options.built)?;
+    let mut changed = install::in_node(&root, &options.built)?;
+    if configure::node(lab, node, &options.template)? {
+        changed.push(daemons::AGENT);
+    }
     let daemons = daemons::on_a_node(node.id(), &root);
     let services = node.services()?;
     services.put(daemons.clone())?;

@@ -36,7 +36,8 @@ fn both_forms_are_understood() {
     }
     let id: SandboxId = ID.parse().expect("an id");
     let by_id = Name { port: port(80), sandbox: SandboxRef::Id(id) };
-    for host in [format!("port-80-{ID}.sbx.test"), format!("port-80-{ID}.sbx.test").to_uppercase()] {
+    for host in [format!("port-80-{ID}.sbx.test"), format!("port-80-{ID}.sbx.test").to_uppercase()]
+    {
         assert_eq!(parse(&host), Some(by_id), "{host}");
     }
 }
@@ -179,12 +180,7 @@ fn owner() -> impl Strategy<Value = Owner> {
 }
 
 fn state() -> impl Strategy<Value = State> {
-    prop_oneof![
-        Just(State::Running),
-        Just(State::Booting),
-        Just(State::Stopped),
-        Just(State::Gone)
-    ]
+    prop_oneof![Just(State::Running), Just(State::Booting), Just(State::Stopped), Just(State::Gone)]
 }
 
 proptest! {

@@ -72,10 +72,8 @@ pub(super) fn forget(db: &Connection, before_ms: u64) -> Result<usize, Error> {
         .prepare_cached("SELECT max(revision) FROM records WHERE ended = 1 AND ended_ms < ?1")
         .and_then(|mut sql| sql.query_row([before], |row| row.get(0)))
         .map_err(storage)?;
-    for sql in [
-        "DELETE FROM cancelled WHERE at_ms < ?1",
-        "DELETE FROM resting WHERE until_ms < ?1",
-    ] {
+    for sql in ["DELETE FROM cancelled WHERE at_ms < ?1", "DELETE FROM resting WHERE until_ms < ?1"]
+    {
         db.prepare_cached(sql).and_then(|mut sql| sql.execute([before])).map_err(storage)?;
     }
     let Some(last) = last else { return Ok(0) };

@@ -5,10 +5,7 @@ use std::fs::File;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{
-    connection::storage,
-    tables,
-};
+use super::{connection::storage, tables};
 use crate::journal::Error;
 
 /// Requests that may wait for the thread; more wait in their callers.
@@ -91,8 +88,7 @@ fn transact(
     batch: impl Iterator<Item = Request>,
     answers: &mut Vec<Answer>,
 ) -> Result<u64, rusqlite::Error> {
-    let mut transaction =
-        db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let mut transaction = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     for request in batch {
         let savepoint = transaction.savepoint()?;
         let (ok, answer) = request(&savepoint);

@@ -222,4 +222,3 @@ impl Work {
 async fn sleep_until(end: Instant) {
     sleep(end.saturating_duration_since(Instant::now())).await;
 }
-

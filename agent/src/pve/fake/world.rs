@@ -120,8 +120,7 @@ impl World {
         put(&mut config, "lock", "create");
         config.set_description(&order.mark.to_string()).expect("a mark is short");
         self.edit(node, order.template, |config| put(config, "lock", "disk"));
-        let guest =
-            Guest { node: node.clone(), config, is_vm: false, pid: None, up_at: None };
+        let guest = Guest { node: node.clone(), config, is_vm: false, pid: None, up_at: None };
         self.guests.insert(order.vmid, guest);
         Ok(())
     }
@@ -298,4 +297,3 @@ pub(super) fn template_config(vmid: Vmid) -> ContainerConfig {
     );
     ContainerConfig::parse(text.as_bytes())
 }
-

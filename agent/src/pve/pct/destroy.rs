@@ -82,7 +82,8 @@ impl Host {
         }
         let path = self.places.lock_dir.join(format!("pve-config-{vmid}.lock"));
         let lock = flock::lock(&path, deadline).await.map_err(|error| unread(&error))?;
-        let late = || ErrorKind::Locked(format!("can't lock file '{}' - got timeout", path.display()));
+        let late =
+            || ErrorKind::Locked(format!("can't lock file '{}' - got timeout", path.display()));
         let _lock = lock.ok_or_else(late)?;
         let Some(config) = self.config(vmid).await? else {
             return self.look_for_volumes(vmid).await;
@@ -105,9 +106,8 @@ impl Host {
             return Ok(Found::Nothing);
         }
         for (other, config) in self.configs().await? {
-            let name = |volume: &String| {
-                volume.rsplit([':', '/']).next().unwrap_or(volume).to_owned()
-            };
+            let name =
+                |volume: &String| volume.rsplit([':', '/']).next().unwrap_or(volume).to_owned();
             if volumes.iter().any(|volume| config.mentions(&name(volume))) {
                 let text = format!("a volume of {vmid} belongs to CT {other}");
                 return Err(ErrorKind::NotOurs(text));

@@ -47,7 +47,8 @@ impl Host {
     async fn storages(&self) -> Result<Vec<Storage>, ErrorKind> {
         let path = self.places.root.join("storage.cfg");
         let bytes = self.files.read(path).await.map_err(|error| unread(&error))?;
-        let bytes = bytes.ok_or_else(|| ErrorKind::NoQuorum("there is no storage.cfg".to_owned()))?;
+        let bytes =
+            bytes.ok_or_else(|| ErrorKind::NoQuorum("there is no storage.cfg".to_owned()))?;
         let mut storages = storage::parse(&String::from_utf8_lossy(&bytes));
         storages.retain(|storage| storage.holds_containers(&self.node));
         Ok(storages)

@@ -98,7 +98,9 @@ fn split(world: &World) -> (Intended, Observed) {
     for &(on, stands, runs) in &world.stands {
         match stands {
             Stands::Nothing => {}
-            Stands::Ours(number) => put(on, Some(of(number, on, Phase::Running).mark()), runs, None),
+            Stands::Ours(number) => {
+                put(on, Some(of(number, on, Phase::Running).mark()), runs, None)
+            }
             Stands::Copy(number) => {
                 put(on, Some(of(number, on + 500, Phase::Running).mark()), runs, None);
             }
@@ -114,7 +116,8 @@ fn split(world: &World) -> (Intended, Observed) {
 fn apply(world: &mut World, actions: &[Action]) {
     for action in actions {
         let mut set = |id_: &SandboxId, to: Phase, goes: bool, runs: bool| {
-            let record = world.records.iter_mut().find(|r| id(r.0) == *id_).expect("in the journal");
+            let record =
+                world.records.iter_mut().find(|r| id(r.0) == *id_).expect("in the journal");
             record.2 = to;
             let (number, on) = (record.0, record.1);
             for stands in world.stands.iter_mut().filter(|stands| stands.0 == on) {

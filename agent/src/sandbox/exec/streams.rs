@@ -2,12 +2,13 @@
 //! buffer is bounded: a caller that does not read stops the command at its next write, and nothing
 //! else.
 
-use std::{collections::VecDeque, io, os::fd::AsFd};
+use std::{collections::VecDeque, io, os::fd::AsFd, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::mpsc,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -134,8 +135,8 @@ impl Target for Keyboard {
     async fn close(&mut self) {
         if !self.closed {
             self.closed = true;
-            // Whether anybody still reads is seen at its end.
-            drop(self.terminal.write_all(EOT).await);
+            // Nobody may be reading any more.
+            drop(timeout(Duration::from_secs(1), self.terminal.write_all(EOT)).await);
         }
     }
 

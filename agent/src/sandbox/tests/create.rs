@@ -60,8 +60,7 @@ async fn two_orders_for_one_request_at_once_make_one_sandbox() {
     let node = Node::new().await;
     let mut twin = order(2);
     twin.spec.request_id = "r-1".parse().expect("valid");
-    let (first, second) =
-        tokio::join!(node.create(1), node.sandboxes.create(twin, LONG));
+    let (first, second) = tokio::join!(node.create(1), node.sandboxes.create(twin, LONG));
     assert_eq!(first, second.expect("joined"));
     assert_eq!(node.containers().len(), 1);
 }

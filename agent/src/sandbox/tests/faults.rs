@@ -70,7 +70,10 @@ async fn whatever_pct_does_wrong_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn the_first_failure_is_told_with_the_last_line_of_pct() {
     let node = Node::new().await;
-    node.fault(Op::Start, Trouble::Before(ErrorKind::Failed("bridge 'vmbr0' does not exist".into())));
+    node.fault(
+        Op::Start,
+        Trouble::Before(ErrorKind::Failed("bridge 'vmbr0' does not exist".into())),
+    );
     let failure = node.create(1).await.failure.clone().expect("recorded");
     assert_eq!(failure.reason, "PCT_FAILED");
     assert!(failure.message.contains("bridge 'vmbr0' does not exist"), "{failure:?}");

@@ -138,7 +138,11 @@ impl FakeAgent {
         drop(tokio::time::timeout(limit, made).await);
     }
 
-    async fn watch(self: Arc<Self>, from: WatchRequest, out: mpsc::Sender<Result<WatchResponse, Status>>) {
+    async fn watch(
+        self: Arc<Self>,
+        from: WatchRequest,
+        out: mpsc::Sender<Result<WatchResponse, Status>>,
+    ) {
         let mut changes = self.changes.subscribe();
         let mut ticks = interval(Duration::from_secs(1));
         let journal_id = self.world().journal_id.clone();
@@ -249,10 +253,8 @@ impl AgentService for Service {
             let ended = matches!(sandbox.phase(), Phase::Failed | Phase::Deleted);
             if !ended {
                 sandbox.set_phase(Phase::Failed);
-                sandbox.failure = Some(Failure {
-                    reason: reason::CREATE_CANCELLED.into(),
-                    ..Failure::default()
-                });
+                sandbox.failure =
+                    Some(Failure { reason: reason::CREATE_CANCELLED.into(), ..Failure::default() });
                 *sandbox = self.0.put(sandbox.clone());
             }
         }
@@ -323,7 +325,8 @@ impl AgentService for Service {
         let (out, answer) = mpsc::channel(1);
         let started = api::ExecStarted { node: self.0.name.to_string(), boot: sandbox.boot };
         tokio::spawn(run(words, input, out, started));
-        let wrap = |message| ExecResponse { message: Some(api::ExecResponse { message: Some(message) }) };
+        let wrap =
+            |message| ExecResponse { message: Some(api::ExecResponse { message: Some(message) }) };
         Ok(Response::new(ReceiverStream::new(answer).map(move |m| Ok(wrap(m))).boxed()))
     }
 

@@ -11,7 +11,7 @@ use crate::cost::Part;
 use crate::ctx::Ctx;
 use crate::failure::{Failure, Result};
 use crate::locks;
-use crate::lxc::{config, control, state};
+use crate::lxc::{cgroup, config, control, state};
 use crate::storage::pool;
 use crate::storage::volume::{MountPoint, Volume};
 
@@ -59,6 +59,7 @@ pub(super) fn work(ctx: &Ctx, vmid: u32, skip_lock: bool) -> Result {
         cluster::save(ctx, vmid, &conf)?;
     }
     ctx.step("write-config", || config::write(ctx, vmid, &conf.main))?;
+    cgroup::sweep(ctx, vmid)?;
     ctx.step("lxc-start", || control::start(ctx, vmid, skip_lock))?;
     ctx.point("running")
 }

@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::conf::Section;
 use crate::ctx::Ctx;
-use crate::failure::ignore;
+use crate::failure::{Result, ignore};
 
 const PERIOD_US: u64 = 100_000;
 const MIB: u64 = 1 << 20;
@@ -117,6 +118,33 @@ pub(crate) fn relimit(ctx: &Ctx, vmid: u32, conf: &Section) {
             ignore(fs::write(dir.join(file), value));
         }
     }
+}
+
+/// Removes what a killed monitor left of a stopped container's cgroups; with it there LXC refuses to
+/// start. On the real thing systemd does that with the unit.
+pub(crate) fn sweep(ctx: &Ctx, vmid: u32) -> Result {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    for parent in ["lxc", "lxc.monitor"] {
+        let dir = ctx.roots.cgroup.join(parent).join(vmid.to_string());
+        while dir.is_dir() && Instant::now() < deadline {
+            ignore(fs::write(dir.join("cgroup.kill"), "1"));
+            remove_tree(&dir);
+            if dir.is_dir() {
+                super::state::nap(ctx, Duration::from_millis(10))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Children first; a cgroup has no other way to go.
+fn remove_tree(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    ignore(fs::remove_dir(dir));
 }
 
 /// Takes the v1 directories of a stopped container away.

@@ -1,0 +1,58 @@
+//! What the configuration means to the domain and to the journal.
+
+use std::time::Duration;
+
+use proto::spec::Size;
+
+use super::{Config, Probe};
+use crate::{journal::Pools, sandbox};
+
+impl Config {
+    /// What the domain is told.
+    pub fn options(&self) -> sandbox::Options {
+        let templates = self.templates.iter().map(|template| sandbox::Template {
+            snapshot: template.snapshot.clone(),
+            vmid: template.vmid,
+            size: Size { cpu_cores: template.cores, memory_mib: template.memory_mib },
+            probe: match &template.probe {
+                Probe::None => sandbox::Probe::None,
+                Probe::Http { port, path } => {
+                    sandbox::Probe::Http { port: *port, path: path.clone() }
+                }
+                Probe::Command(argv) => sandbox::Probe::Command(argv.clone()),
+            },
+        });
+        let network = &self.network;
+        let limits = &self.limits;
+        sandbox::Options {
+            templates: templates.collect(),
+            network: sandbox::Bridge {
+                name: network.bridge.clone(),
+                prefix: network.prefix,
+                gateway: network.gateway,
+                dhcp: network.dhcp,
+            },
+            limits: sandbox::Limits {
+                clone_queue_max: limits.clone_queue_max,
+                starts_max: limits.starts_max,
+                storage_reserve_bytes: limits.storage_reserve_mib << 20,
+                create: Duration::from_secs(limits.create_s),
+                clone: Duration::from_secs(limits.clone_s),
+                start: Duration::from_secs(limits.start_s),
+                answer: Duration::from_secs(limits.answer_s),
+                stop: Duration::from_secs(limits.stop_s),
+                destroy: Duration::from_secs(limits.destroy_s),
+                turn: Duration::from_secs(limits.turn_s),
+            },
+        }
+    }
+
+    /// What the journal leases out of.
+    pub fn pools(&self) -> Pools {
+        Pools {
+            vmids: self.vmids.value,
+            addresses: (self.network.pool.first, self.network.pool.last),
+            address_quarantine_ms: u64::try_from(self.quarantine.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The main job before the reader's eyes: what a user types, and what the lab answers.
+
+use std::{
+    collections::BTreeMap,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    lab::Lab,
+    process::wait_until,
+    progress::{say, step},
+};
+
+/// How many sandboxes it creates.
+const SANDBOXES: &str = "6";
+/// How long a node's report may take to show a burden.
+const SEEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Runs it on a lab that is up, and leaves the lab running.
+pub fn demo(lab: &Lab) -> Result<()> {
+    ensure!(lab.is_up(), "the lab is down: `make lab` starts it");
+    let user = User { lab, env: environment(lab)? };
+
+    heading("Three nodes, and what they report");
+    wait_until(SEEN_WITHIN, || user.ready_nodes() == lab.nodes().map_or(0, |nodes| nodes.len()))
+        .context("the nodes do not all report; see `lab status` and target/lab/log")?;
+    user.types(&["nodes"])?;
+
+    heading("Six sandboxes of a Debian template");
+    let made = step("sandboxctl create --count 6", |_| {
+        user.json(&["create", "--count", SANDBOXES, "--meta", "made-by=demo"])
+    })?;
+    let made = made.as_array().context("a list of sandboxes")?.clone();
+    let ids: Vec<&str> = made.iter().filter_map(|sandbox| sandbox["id"].as_str()).collect();
+    let first = *ids.first().context("at least one sandbox")?;
+
+    heading("Where each went, and why: the decision as it was recorded");
+    for id in &ids {
+        user.tells_why(id)?;
+    }
+    user.types(&["explain", first])?;
+
+    heading("Burden a node, and the answer changes");
+    user.burdens()?;
+
+    heading("A command in each");
+    for id in &ids {
+        user.types(&["exec", id, "--", "sh", "-c", "echo $(hostname) is up since $(uptime -s)"])?;
+    }
+
+    heading("A page from one, by its public host name");
+    let page = "echo '<h1>Hello from '$(hostname)'</h1>' > /srv/www/index.html";
+    user.types(&["exec", first, "--shell", page])?;
+    user.types(&["expose", first, "8000", "--name", "web"])?;
+    let url = user.json(&["url", first, "web"])?;
+    let url = url["url"].as_str().context("an address")?;
+    // A browser resolves *.localhost by itself; curl does, too.
+    shows("curl", &["-sS", "-i", "--max-time", "20", url])?;
+    println!();
+    user.types(&["hide", first, "web"])?;
+    shows("curl", &["-sS", "-i", "--max-time", "20", url])?;
+    println!();
+
+    heading("One deleted, and what there is");
+    user.types(&["rm", ids.last().copied().unwrap_or(first)])?;
+    user.types(&["ls"])?;
+    user.types(&["fsck"])?;
+
+    heading("The lab goes on running");
+    let dir = lab.layout().dir().display();
+    println!(
+        "  . {dir}/env                      puts a configured sandboxctl on the PATH\n  \
+         sandboxctl --help                what it can do\n  \
+         sandboxctl exec -it {first} -- bash\n  \
+         {dir}/bin/lab status             the nodes and their daemons; logs are in {dir}/log\n  \
+         {dir}/bin/lab exec node1 -- bash a shell on a node: look at /etc/pve, pct list, lxc-ls -f\n  \
+         {dir}/bin/lab node kill node3    cut a node's power; `node boot node3` brings it back\n  \
+         make lab-down                    takes it all away"
+    );
+    Ok(())
+}
+
+fn heading(text: &str) {
+    println!("\n== {text}");
+}
+
+/// Somebody with target/lab/env in their shell.
+struct User<'a> {
+    lab: &'a Lab,
+    env: BTreeMap<String, String>,
+}
+
+impl User<'_> {
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(self.lab.layout().dir().join("bin/sandboxctl"));
+        command.args(words).envs(&self.env).stdin(Stdio::null());
+        command
+    }
+
+    /// Shows what is typed and what comes.
+    fn types(&self, words: &[&str]) -> Result<()> {
+        println!("$ sandboxctl {}", quoted(words));
+        let status = self.command(words).status().context("cannot run sandboxctl")?;
+        ensure!(status.success(), "sandboxctl {} failed: {status}", quoted(words));
+        Ok(())
+    }
+
+    fn json(&self, words: &[&str]) -> Result<Value> {
+        let output = self.command(words).arg("--json").output().context("cannot run sandboxctl")?;
+        ensure!(
+            output.status.success(),
+            "sandboxctl {}: {}",
+            quoted(words),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).context("sandboxctl printed no JSON")
+    }
+
+    fn ready_nodes(&self) -> usize {
+        let nodes = self.json(&["nodes"]).unwrap_or_default();
+        nodes.as_array().map_or(0, |n| n.iter().filter(|node| node["ready"] == true).count())
+    }
+
+    /// One line: the chosen node and what the others scored.
+    fn tells_why(&self, id: &str) -> Result<()> {
+        let why = self.json(&["explain", id])?;
+        let scores: Vec<String> = why["nodes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|verdict| {
+                let node = verdict["id"].as_str().unwrap_or("?");
+                match verdict["filtered"].as_str() {
+                    Some(reason) if !reason.is_empty() => format!("{node} {reason}"),
+                    _ => format!("{node} {:.3}", verdict["score"].as_f64().unwrap_or_default()),
+                }
+            })
+            .collect();
+        println!("{id}  {}  (lowest wins: {})", why["node"].as_str().unwrap_or("?"), scores.join(", "));
+        Ok(())
+    }
+
+    /// Asks where the next would go, burdens that node, and asks again.
+    fn burdens(&self) -> Result<()> {
+        let would_go = || -> Result<String> {
+            let why = self.json(&["explain", "--dry-run"])?;
+            Ok(why["node"].as_str().unwrap_or_default().to_owned())
+        };
+        let before = would_go()?;
+        println!("the next would go to {before}; four busy loops in {before} ...");
+        let hog = Hog(
+            self.lab
+                .node(&before)?
+                .command(["bash", "-c", "for i in 1 2 3 4; do while :; do :; done & done; wait"])
+                .stdin(Stdio::null())
+                .spawn()
+                .context("cannot burden the node")?,
+        );
+        let changed = step(&format!("waiting for {before} to report it"), |_| {
+            wait_until(SEEN_WITHIN, || would_go().is_ok_and(|node| node != before))
+                .context("the answer did not change")
+        });
+        self.types(&["explain", "--dry-run"])?;
+        drop(hog);
+        changed
+    }
+}
+
+/// Busy loops in a node, ended with the value.
+struct Hog(Child);
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        // What it started in the node dies with it: `lab exec` sees to that.
+        if self.0.kill().and_then(|()| self.0.wait().map(drop)).is_err() {
+            say("lab: the busy loops could not be ended");
+        }
+    }
+}
+
+fn shows(program: &str, words: &[&str]) -> Result<()> {
+    println!("$ {program} {}", quoted(words));
+    let status = Command::new(program).args(words).stdin(Stdio::null()).status();
+    let status = status.with_context(|| format!("cannot run {program}"))?;
+    ensure!(status.success(), "{program} failed: {status}");
+    Ok(())
+}
+
+/// As one would type it.
+fn quoted(words: &[&str]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=".contains(c);
+    let word = |word: &&str| {
+        if !word.is_empty() && word.chars().all(plain) {
+            (*word).to_owned()
+        } else {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
+    };
+    words.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// What target/lab/env exports.
+fn environment(lab: &Lab) -> Result<BTreeMap<String, String>> {
+    let file = lab.layout().dir().join("env");
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("{} is not there: was everything built?", file.display()))?;
+    let exported = text.lines().filter_map(|line| line.strip_prefix("export SANDBOXCTL_"));
+    Ok(exported
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (format!("SANDBOXCTL_{name}"), value.trim_matches('\'').to_owned()))
+        .collect())
+}
