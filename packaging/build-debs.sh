@@ -29,11 +29,8 @@ for package in "${packages[@]}"; do
   fi
 done
 
+.ci/tools cargo-deb
 PATH=$PWD/target/tools/bin:$PATH
-if ! cargo deb --version >/dev/null 2>&1; then
-  echo "installing cargo-deb (about two minutes)"
-  cargo install cargo-deb --quiet --locked --version '~3.8' --root target/tools
-fi
 
 # What the program itself knows best.
 if [ -x target/release/sandboxctl ]; then

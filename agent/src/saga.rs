@@ -7,12 +7,12 @@ use std::{fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
-/// Where a fault strikes.
+/// Where a fault strikes: before the effect of a step, or after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// Before the step has had its effect.
+    /// Before.
     Before,
-    /// After it has.
+    /// After.
     After,
 }
 
@@ -24,9 +24,11 @@ pub struct Faults {
     /// Runs every action and every undo twice.
     pub twice: bool,
     /// Called around each step; a simulated crash never returns from it.
-    pub hook:
-        Option<Arc<dyn Fn(usize, &'static str, When) -> BoxFuture<'static, ()> + Send + Sync>>,
+    pub hook: Option<Hook>,
 }
+
+/// Gets the number and the name of the step.
+pub type Hook = Arc<dyn Fn(usize, &'static str, When) -> BoxFuture<'static, ()> + Send + Sync>;
 
 impl fmt::Debug for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,31 +97,23 @@ impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
         if self.faults.fail == Some((number, when)) { Err(Injected(name).into()) } else { Ok(()) }
     }
 
-    /// Undoes in reverse order. Failures stop nothing: they are logged, and returned for the record.
-    pub async fn unwind(self) -> Unwound<E> {
-        let mut unwound = Unwound { done: 0, failed: Vec::new() };
+    /// Undoes in reverse order, and says how much. A failure stops nothing: it is logged, and the
+    /// first is returned for the record.
+    pub async fn unwind(self) -> Result<usize, E> {
+        let (mut done, mut failed) = (0, None);
         for (step, undo) in self.undos.into_iter().rev() {
             let mut result = undo().await;
             if self.faults.twice && result.is_ok() {
                 result = undo().await;
             }
             match result {
-                Ok(()) => unwound.done += 1,
+                Ok(()) => done += 1,
                 Err(error) => {
                     tracing::error!(step, %error, "undo failed");
-                    unwound.failed.push((step, error));
+                    failed.get_or_insert(error);
                 }
             }
         }
-        unwound
+        failed.map_or(Ok(done), Err)
     }
-}
-
-/// How an unwinding ended.
-#[derive(Debug)]
-pub struct Unwound<E> {
-    /// Undos that worked.
-    pub done: usize,
-    /// Undos that did not, by their step.
-    pub failed: Vec<(&'static str, E)>,
 }

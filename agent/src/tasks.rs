@@ -50,6 +50,11 @@ impl Tasks {
         self.tracker.wait().await;
     }
 
+    /// Cancelled by `kill`.
+    pub fn killed(&self) -> &CancellationToken {
+        &self.kill
+    }
+
     /// Drops every task where it stands, as SIGKILL would: for the simulation.
     pub async fn kill(&self) {
         self.kill.cancel();

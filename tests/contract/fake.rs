@@ -16,7 +16,7 @@ use proto::{id::Vmid, name::NodeName};
 
 use crate::{
     behaviour,
-    stage::{Shown, Stage},
+    stage::{Moment, Shown, Stage},
 };
 
 struct InMemory {
@@ -87,10 +87,24 @@ impl Stage for InMemory {
         true
     }
 
-    async fn kill_next_clone(&self, vmid: Vmid) -> bool {
-        let (op, trouble) = (Op::Clone, Trouble::Killed);
+    async fn kill_next_clone(&self, vmid: Vmid, moment: Moment) -> bool {
+        let trouble = match moment {
+            Moment::FirstWrite => Trouble::KilledAtOnce,
+            // Nothing is mounted in memory.
+            Moment::Volume | Moment::Mounted => Trouble::Killed,
+        };
+        self.cluster.inject(Fault { op: Op::Clone, node: None, vmid: Some(vmid), trouble });
+        true
+    }
+
+    async fn kill_next_destroy(&self, vmid: Vmid) -> bool {
+        let (op, trouble) = (Op::Destroy, Trouble::Killed);
         self.cluster.inject(Fault { op, node: None, vmid: Some(vmid), trouble });
         true
+    }
+
+    fn another_life(&self) -> Arc<dyn Pve> {
+        self.pve()
     }
 
     async fn slow_next_clone(&self, _: Vmid) -> bool {

@@ -6,7 +6,7 @@ use std::{
     env,
     io::{BufRead as _, Write as _},
     net::Ipv4Addr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -27,7 +27,7 @@ use tokio::process::Command;
 
 use crate::{
     behaviour,
-    stage::{Shown, Stage},
+    stage::{Moment, Shown, Stage},
 };
 
 /// Where the stand-in reads its fault plan.
@@ -35,6 +35,7 @@ const CONTROL: &str = "/run/pct-standin";
 
 struct OnANode {
     pct: Pct,
+    output: PathBuf,
     template: Vmid,
     bridge: String,
     /// Prefix length and gateway, and the next address.
@@ -52,13 +53,17 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|text| !text.is_empty())
 }
 
+fn pct(output: &Path) -> Pct {
+    let places = Places::default();
+    let members = std::fs::read(places.root.join(".members")).expect("pmxcfs is mounted");
+    let node = identity(&members).expect("pmxcfs names the node").node;
+    // Two at least: some behaviours need two calls of `pct` at once.
+    let runner = Runner::new(output.to_owned(), places.proc.clone(), 4).expect("a directory");
+    Pct::new(node, places, runner)
+}
+
 impl OnANode {
     fn new(output: &Path) -> Self {
-        let places = Places::default();
-        let members = std::fs::read(places.root.join(".members")).expect("pmxcfs is mounted");
-        let node = identity(&members).expect("pmxcfs names the node").node;
-        // Two at least: some behaviours need two calls of `pct` at once.
-        let runner = Runner::new(output.to_owned(), places.proc.clone(), 4).expect("a directory");
         let number = |name, default: u32| {
             variable(name).map_or(default, |text| text.parse().expect("a vmid"))
         };
@@ -71,7 +76,8 @@ impl OnANode {
             (prefix.parse().expect("a length"), gateway, AtomicU32::new(ip.into()))
         });
         Self {
-            pct: Pct::new(node, places, runner),
+            pct: pct(output),
+            output: output.to_owned(),
             template: Vmid::try_from(template).expect("PVE_TEST_TEMPLATE=vmid"),
             bridge: variable("PVE_TEST_BRIDGE").unwrap_or_else(|| "vmbr0".to_owned()),
             addresses,
@@ -163,8 +169,22 @@ impl Stage for OnANode {
         self.ask(if on { "pmxcfs on" } else { "pmxcfs off" })
     }
 
-    async fn kill_next_clone(&self, vmid: Vmid) -> bool {
-        self.plan(Rule::once("clone", "write-rootfs", Action::DieBefore).for_vmid(vmid.get()))
+    async fn kill_next_clone(&self, vmid: Vmid, moment: Moment) -> bool {
+        let step = match moment {
+            Moment::FirstWrite => "write-conf",
+            Moment::Volume => "write-rootfs",
+            Moment::Mounted => "mounted",
+        };
+        self.plan(Rule::once("clone", step, Action::DieBefore).for_vmid(vmid.get()))
+    }
+
+    async fn kill_next_destroy(&self, vmid: Vmid) -> bool {
+        self.plan(Rule::once("destroy", "conf", Action::DieBefore).for_vmid(vmid.get()))
+    }
+
+    fn another_life(&self) -> Arc<dyn Pve> {
+        let output = self.output.join("another-life");
+        Arc::new(pct(&output))
     }
 
     async fn slow_next_clone(&self, vmid: Vmid) -> bool {

@@ -25,6 +25,17 @@ pub(crate) enum Shown {
     NotHere(&'static str),
 }
 
+/// When a clone is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// After its first write, which is a lock and nothing else.
+    FirstWrite,
+    /// When its volume is made and its config does not name it.
+    Volume,
+    /// When its config names its volume, and that is mounted to be written into.
+    Mounted,
+}
+
 /// A `Pve`, and what others can do to it.
 #[async_trait::async_trait]
 pub(crate) trait Stage: Sync {
@@ -52,9 +63,15 @@ pub(crate) trait Stage: Sync {
     /// pmxcfs stops or comes back; false when that cannot be had.
     async fn set_pmxcfs(&self, on: bool) -> bool;
 
-    /// The next clone to this number is killed before its volume is in its config; false when that
-    /// cannot be had.
-    async fn kill_next_clone(&self, vmid: Vmid) -> bool;
+    /// The next clone to this number is killed at that moment; false when that cannot be had.
+    async fn kill_next_clone(&self, vmid: Vmid, moment: Moment) -> bool;
+
+    /// The next destruction of this number is killed when the volume is gone and the config is not;
+    /// false when that cannot be had.
+    async fn kill_next_destroy(&self, vmid: Vmid) -> bool;
+
+    /// The same node, as an agent that was started anew sees it.
+    fn another_life(&self) -> Arc<dyn Pve>;
 
     /// The next clone to this number takes so long that others can look at it; false when it takes
     /// as long as it takes.

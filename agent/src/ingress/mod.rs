@@ -13,6 +13,7 @@ pub mod decide;
 pub mod owners;
 pub mod probe;
 pub mod render;
+pub mod routes;
 pub mod seen;
 pub mod server;
 

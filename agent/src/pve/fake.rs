@@ -69,6 +69,8 @@ pub enum Trouble {
     After(ErrorKind),
     /// It is cut off half-way and leaves what a killed worker leaves.
     Killed,
+    /// A clone is cut off after its first write, which says nothing of whose it is.
+    KilledAtOnce,
     /// It does nothing until `FakeCluster::release`, or until it is told to stop at its deadline.
     Hangs,
 }

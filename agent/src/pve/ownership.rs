@@ -6,7 +6,7 @@ use super::{ContainerConfig, ErrorKind};
 
 /// `Ok` when a container with this number and config may be destroyed as `owner`'s.
 pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
-    if is_destroyed(config) {
+    if is_bare(config) {
         return Ok(());
     }
     marked(config, vmid)?;
@@ -40,8 +40,11 @@ pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
     }
 }
 
-/// What PVE leaves of a config between removing the volumes and removing the config: a lock, and
-/// no word of whose it was. There is nothing in it that anybody could lose.
-pub fn is_destroyed(config: &ContainerConfig) -> bool {
-    config.to_bytes().trim_ascii() == b"lock: destroyed"
+/// A config that holds nothing but the lock of a clone or a destroy. PVE writes such a one before it
+/// writes the clone's own, and in place of the old one between removing the volumes and removing the
+/// config. Nobody's name is in it, and nothing that anybody could lose: with no worker alive it
+/// belongs to whom the number was given.
+pub fn is_bare(config: &ContainerConfig) -> bool {
+    let bytes = config.to_bytes();
+    matches!(bytes.trim_ascii(), b"lock: create" | b"lock: destroyed")
 }

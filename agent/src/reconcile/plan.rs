@@ -49,7 +49,7 @@ pub enum Action {
     Stop(SandboxId),
     /// Go on starting.
     Start(SandboxId),
-    /// Record that a sandbox is down.
+    /// Record that a sandbox is down, or that its container is its own no more.
     NoteDown(SandboxId),
     /// Destroy a container that has come back after its end.
     Sweep {
@@ -105,7 +105,10 @@ fn unlocks(intended: &Intended, observed: &Observed) -> Vec<Action> {
 }
 
 fn of_record(record: &Record, observed: &Observed) -> Option<Action> {
-    let runs = || observed.containers.get(&record.vmid).is_some_and(|seen| seen.running);
+    let runs = || {
+        let container = observed.containers.get(&record.vmid);
+        container.is_some_and(|seen| seen.running && seen.mark.as_ref() == Some(&record.mark()))
+    };
     match record.phase {
         Phase::Creating | Phase::Undoing => Some(Action::Undo(record.id)),
         Phase::Deleting => Some(Action::Delete(record.id)),

@@ -51,10 +51,8 @@ pub(super) async fn exec(
     let (input, inputs) = mpsc::channel(MESSAGES);
     let (started, outputs) = execs.start(order, inputs).await.map_err(refusal)?;
 
-    let started = wire::ExecStarted {
-        node: sandboxes.pve().node().to_string(),
-        boot: started.boot,
-    };
+    let started =
+        wire::ExecStarted { node: sandboxes.pve().node().to_string(), boot: started.boot };
     let (responses, stream) = mpsc::channel(MESSAGES);
     let (wrong, what) = oneshot::channel();
     sandboxes.tasks().spawn(receive(requests, input, wrong));
@@ -171,8 +169,8 @@ fn order(start: wire::ExecStart) -> Result<Order, Invalid> {
         (false, _) => None,
     };
     let time = start.timeout.unwrap_or_default();
-    let time = Duration::try_from(time)
-        .map_err(|_| Invalid::new("timeout", "must not be negative"))?;
+    let time =
+        Duration::try_from(time).map_err(|_| Invalid::new("timeout", "must not be negative"))?;
     Ok(Order {
         sandbox: start.id.parse()?,
         command: command.check()?,
@@ -206,9 +204,10 @@ fn input_of(request: agent::ExecRequest) -> Result<Input, Invalid> {
 
 fn window(size: wire::WindowSize) -> Result<Window, Invalid> {
     let side = |number: u32| {
-        u16::try_from(number).ok().filter(|_| WINDOW.contains(&number)).ok_or_else(|| {
-            Invalid::new("window", "must be 1 to 1000 rows and columns")
-        })
+        u16::try_from(number)
+            .ok()
+            .filter(|_| WINDOW.contains(&number))
+            .ok_or_else(|| Invalid::new("window", "must be 1 to 1000 rows and columns"))
     };
     Ok(Window { rows: side(size.rows)?, columns: side(size.cols)? })
 }

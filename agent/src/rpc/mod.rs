@@ -114,7 +114,13 @@ impl Rpc {
         work: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<Response<T>, Status> {
         let _permit = permit(&self.calls)?;
-        match timeout(CALL_MAX, work).await {
+        let answered = tokio::select! {
+            biased;
+            // A simulated crash: whoever is connected still hears nothing of this life.
+            () = self.sandboxes.tasks().killed().cancelled() => std::future::pending().await,
+            answered = timeout(CALL_MAX, work) => answered,
+        };
+        match answered {
             Ok(Ok(answer)) => Ok(Response::new(answer)),
             Ok(Err(refusal)) => Err(refusal.into()),
             Err(_) => Err(Refusal::new(
@@ -135,10 +141,11 @@ impl Rpc {
     }
 }
 
-fn permit(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refusal> {
+fn permit(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
     Arc::clone(limit).try_acquire_owned().map_err(|_| {
         Refusal::new(Code::ResourceExhausted, reason::TOO_MANY_CALLS, "too many calls at a time")
             .retry_after(Duration::from_secs(1))
+            .into()
     })
 }
 

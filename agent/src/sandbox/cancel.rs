@@ -2,14 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::{
-    id::{SandboxId, SandboxRef},
-    reason,
-};
+use proto::id::{SandboxId, SandboxRef};
 
 use super::{
     Error, Known, Sandboxes,
-    flights::{Flight, Kind, Standing},
+    flights::{Kind, Standing},
 };
 use crate::journal::Record;
 
@@ -28,28 +25,20 @@ impl Sandboxes {
     ) -> Result<Option<Arc<Record>>, Error> {
         self.journal.cancel(id, attempt, self.now_ms()).await?;
         let name = SandboxRef::Id(*id);
-        let under_way = self.gate.creation(id).is_some_and(|creation| creation.attempt <= attempt);
-        if let Some(flight) = self.flights.find(id, Kind::Create).filter(|_| under_way) {
+        let meant = self.gate.creation(id).is_none_or(|creation| creation.attempt <= attempt);
+        if let Some(flight) = self.flights.find(id, Kind::Create).filter(|_| meant) {
             flight.cancel();
-            self.called_off(flight, wait).await?;
+            if let Standing::UnderWay = flight.ended(wait).await {
+                return Ok(self.index.live(id));
+            }
         }
         match self.known(&name) {
             None => Ok(None),
-            Some(Known::Live(record))
-                if record.attempt <= attempt && self.flights.find(id, Kind::Create).is_none() =>
-            {
+            Some(Known::Live(record)) if record.attempt <= attempt => {
                 self.delete(id, wait).await.map(Some)
             }
             Some(Known::Live(record)) => Ok(Some(record)),
             Some(Known::Ended(_)) => self.get(&name).await.map(Some),
-        }
-    }
-
-    async fn called_off(&self, flight: Flight, wait: Duration) -> Result<(), Error> {
-        match flight.ended(wait).await {
-            // That it was called off before it was recorded is what was asked for.
-            Standing::Done(Err(error)) if error.reason != reason::CREATE_CANCELLED => Err(error),
-            Standing::Done(_) | Standing::UnderWay => Ok(()),
         }
     }
 }

@@ -62,7 +62,6 @@ impl Sandboxes {
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let until = Instant::now() + wait;
-        let id = order.id;
         let mut flight = match self.admit(&order).await? {
             Admitted::Made(name) => return self.get(&name).await,
             Admitted::Joined(flight) => flight,
@@ -74,7 +73,7 @@ impl Sandboxes {
             }
         };
         flight.recorded(RECORD).await;
-        self.outcome(id, flight, until.saturating_duration_since(Instant::now())).await
+        self.outcome(flight, until.saturating_duration_since(Instant::now())).await
     }
 
     async fn admit(&self, order: &Order) -> Result<Admitted, Error> {
@@ -211,7 +210,7 @@ impl Sandboxes {
         // Booting is what costs the node most: a few at a time come up sooner than all at once.
         let _slot = self.called_or(work, self.start_slot(work.deadline)).await?;
         let boot = boot::Boot {
-            vmid: record.vmid,
+            record: &record,
             ip: record.ip,
             probe: &work.template.probe,
             deadline: work.deadline,
@@ -259,13 +258,12 @@ impl Sandboxes {
                     cloned
                 })
                 .await?;
-            let current = self.get(&SandboxRef::Id(id)).await?;
             if free {
-                return Ok(current);
+                return Ok(record);
             }
             tracing::info!(sandbox_id = %id, %vmid, "vmid was taken, trying the next");
             let taken = self.pve.cluster().await.guests.into_keys().collect();
-            record = self.index.apply(self.journal.next_vmid(&current, taken).await?);
+            record = self.renumber(&id, taken).await?;
         }
         Err(Error::new(
             reason::VMIDS_EXHAUSTED,

@@ -37,7 +37,7 @@ impl Sandboxes {
         let flight = self.launch(id, Kind::Delete, |sandboxes, crew| async move {
             sandboxes.delete_now(&id, &crew).await
         });
-        self.outcome(id, flight, wait).await
+        self.outcome(flight, wait).await
     }
 
     async fn delete_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {

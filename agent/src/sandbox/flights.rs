@@ -31,6 +31,8 @@ pub(super) enum Kind {
     Stop,
     /// Removed.
     Delete,
+    /// Looked at, whether it still runs.
+    Look,
 }
 
 #[derive(Debug, Clone)]
@@ -43,6 +45,7 @@ enum Progress {
 /// An operation that somebody may wait for, or call off.
 #[derive(Debug, Clone)]
 pub(super) struct Flight {
+    id: SandboxId,
     progress: watch::Receiver<Progress>,
     cancel: CancellationToken,
 }
@@ -55,6 +58,11 @@ pub(super) enum Standing {
 }
 
 impl Flight {
+    /// The sandbox.
+    pub(super) fn id(&self) -> SandboxId {
+        self.id
+    }
+
     /// Waits until the operation has ended, at most so long.
     pub(super) async fn ended(mut self, wait: Duration) -> Standing {
         match timeout(wait, self.progress.wait_for(|p| matches!(p, Progress::Done(_)))).await {
@@ -114,7 +122,7 @@ impl Flights {
             return Entered::Joined(flight.clone());
         }
         let (sender, progress) = watch::channel(Progress::Begun);
-        let flight = Flight { progress, cancel: CancellationToken::new() };
+        let flight = Flight { id, progress, cancel: CancellationToken::new() };
         runway.flights.push((kind, flight.clone()));
         let crew = Crew {
             id,

@@ -32,7 +32,7 @@ impl Sandboxes {
         let flight = self.launch(id, Kind::Start, |sandboxes, crew| async move {
             sandboxes.start_now(&id, &crew).await
         });
-        self.outcome(id, flight, wait).await
+        self.outcome(flight, wait).await
     }
 
     async fn start_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
@@ -66,7 +66,7 @@ impl Sandboxes {
             Err(error) => {
                 tracing::warn!(sandbox_id = %id, reason = error.reason, %error, "start failed");
                 // As long as this fails the record says STARTING, and the reconciler tries again.
-                self.pve.stop(record.vmid, limits.stop).await?;
+                self.stop_container(&record).await?;
                 self.advance(id, Event::StartFailed, |record| {
                     record.failure = Some(undo::failure(&error));
                 })
@@ -80,7 +80,7 @@ impl Sandboxes {
         let limits = &self.options.limits;
         let template = self.options.templates.iter().find(|t| t.vmid == record.template);
         let boot = Boot {
-            vmid: record.vmid,
+            record,
             ip: match record.network {
                 proto::spec::Network::Static => record.ip,
                 proto::spec::Network::Dhcp => None,

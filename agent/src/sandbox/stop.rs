@@ -33,19 +33,29 @@ impl Sandboxes {
         let flight = self.launch(id, Kind::Stop, |sandboxes, crew| async move {
             sandboxes.stop_now(&id, &crew).await
         });
-        self.outcome(id, flight, wait).await
+        self.outcome(flight, wait).await
     }
 
     async fn stop_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
-        let limits = &self.options.limits;
-        let _turn = crew.turn(Instant::now() + limits.turn).await?;
+        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.phase == Phase::Stopped {
             return Ok(record);
         }
         let record = self.advance(id, Event::StopAsked, |record| record.failure = None).await?;
-        self.pve.stop(record.vmid, limits.stop).await?;
+        self.stop_container(&record).await?;
         self.advance(id, Event::WentDown, |_| {}).await
+    }
+
+    /// Stops the container, if it is the sandbox's own. What is not there does not run.
+    pub(super) async fn stop_container(&self, record: &Record) -> Result<(), Error> {
+        match self.pve.config(record.vmid).await? {
+            Some(config) if config.mark() == Some(record.mark()) => {
+                let stopped = self.pve.stop(record.vmid, self.options.limits.stop).await;
+                stopped.map_err(Error::from)
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Takes note of a sandbox that should run and does not, if that is so.
@@ -58,24 +68,32 @@ impl Sandboxes {
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let id = *id;
-        let flight = self.launch(id, Kind::Stop, |sandboxes, crew| async move {
+        let flight = self.launch(id, Kind::Look, |sandboxes, crew| async move {
             sandboxes.note_down_now(&id, &crew).await
         });
-        self.outcome(id, flight, wait).await
+        self.outcome(flight, wait).await
     }
 
     async fn note_down_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
         let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         // Looked at again with nobody at work: it may have been a stop of ours.
-        if record.phase != Phase::Running || self.pve.running(record.vmid).await {
+        let config = self.pve.config(record.vmid).await?;
+        let lost = config.is_some_and(|config| config.mark() != Some(record.mark()));
+        if record.phase != Phase::Running || (!lost && self.pve.running(record.vmid).await) {
             return Ok(record);
         }
+        let (reason, message) = if lost {
+            (reason::NOT_OURS, "its container does not carry its mark any more and is left alone")
+        } else {
+            let message = "it was found stopped: it ended by itself, or its node was rebooted";
+            (reason::SANDBOX_NOT_RUNNING, message)
+        };
+        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, message, "sandbox does not run");
         self.advance(id, Event::FoundDown, |record| {
             record.failure = Some(Failure {
-                reason: reason::SANDBOX_NOT_RUNNING.into(),
-                message: "it was found stopped: it ended by itself, or its node was rebooted"
-                    .into(),
+                reason: reason.into(),
+                message: message.into(),
                 rollback: String::new(),
             });
         })

@@ -16,8 +16,11 @@ use super::{
 use crate::{
     journal::{Failure, Phase, Record},
     pve::{self, ErrorKind},
-    saga::{Saga, Unwound},
+    saga::Saga,
 };
+
+/// What is recorded of a rollback that worked.
+const REMOVED: &str = "the container and its volumes were removed";
 
 impl Sandboxes {
     /// Takes back what a failed creation did, and records both.
@@ -33,12 +36,7 @@ impl Sandboxes {
             record.failure.get_or_insert_with(|| failure(&error));
         })
         .await?;
-        let Unwound { done, failed } = saga.unwind().await;
-        let outcome = match failed.into_iter().next() {
-            Some((_, error)) => Err(error),
-            None if done == 0 => Ok(""),
-            None => Ok("the container and its volumes were removed"),
-        };
+        let outcome = saga.unwind().await.map(|undone| if undone == 0 { "" } else { REMOVED });
         self.record_undo(id, outcome).await
     }
 
@@ -55,7 +53,7 @@ impl Sandboxes {
         let flight = self.launch(id, Kind::Undo, |sandboxes, crew| async move {
             sandboxes.undo_now(&id, &crew).await
         });
-        self.outcome(id, flight, wait).await
+        self.outcome(flight, wait).await
     }
 
     async fn undo_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
@@ -75,7 +73,7 @@ impl Sandboxes {
             })
             .await?;
         let outcome = self.unmake(record.id, record.vmid).await;
-        self.record_undo(id, outcome.map(|()| "the container and its volumes were removed")).await
+        self.record_undo(id, outcome.map(|()| REMOVED)).await
     }
 
     async fn record_undo(

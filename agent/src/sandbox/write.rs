@@ -1,9 +1,9 @@
 //! Writing a record: journal first, then the index. The only way that one is changed.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use proto::{
-    id::{SandboxId, SandboxRef},
+    id::{SandboxId, SandboxRef, Vmid},
     reason,
 };
 
@@ -41,6 +41,17 @@ impl Sandboxes {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Gives a creation another vmid than the one that turned out to be taken.
+    pub(super) async fn renumber(
+        &self,
+        id: &SandboxId,
+        taken: BTreeSet<Vmid>,
+    ) -> Result<Arc<Record>, Error> {
+        let _pen = self.pens[pen(id)].lock().await;
+        let current = self.reload(id).await?;
+        Ok(self.index.apply(self.journal.next_vmid(&current, taken).await?))
     }
 
     async fn reload(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
@@ -120,10 +131,10 @@ impl Sandboxes {
     /// Waits for an operation, at most so long; then the sandbox is as it is.
     pub(super) async fn outcome(
         &self,
-        id: SandboxId,
         flight: Flight,
         wait: std::time::Duration,
     ) -> Result<Arc<Record>, Error> {
+        let id = flight.id();
         match flight.ended(wait).await {
             Standing::Done(result) => result,
             Standing::UnderWay => self.get(&SandboxRef::Id(id)).await,

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::{
     pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
-    termios::{Winsize, tcsetwinsize},
+    termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize},
 };
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 
@@ -52,6 +52,17 @@ impl Terminal {
         let size =
             Winsize { ws_row: window.rows, ws_col: window.columns, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(tcsetwinsize(self.0.get_ref(), size)?)
+    }
+}
+
+impl Terminal {
+    /// Stops this terminal from turning line ends into CR LF: what writes to it passes on the
+    /// output of another terminal, which has done so already.
+    pub fn keep_line_ends(&self) -> io::Result<()> {
+        let terminal = self.0.get_ref();
+        let mut settings = tcgetattr(terminal)?;
+        settings.output_modes -= OutputModes::OPOST;
+        Ok(tcsetattr(terminal, OptionalActions::Now, &settings)?)
     }
 }
 

@@ -19,6 +19,8 @@ use super::Error;
 const MARGIN: Duration = Duration::from_secs(4);
 /// A call that asks or records only.
 const QUICK: Duration = Duration::from_secs(5);
+/// The agent answers a cancel when the attempt is undone, or after 20 s.
+const UNDO: Duration = Duration::from_secs(24);
 /// A whole check of a node.
 const CHECK: Duration = Duration::from_secs(15);
 
@@ -112,7 +114,7 @@ impl Client {
     ) -> Result<Option<api::Sandbox>, Error> {
         let request = wire::CancelCreateRequest { epoch, sandbox_id: id.to_string(), attempt };
         let mut agent = self.agent.clone();
-        call(QUICK, agent.cancel_create(request)).await.map(|answer| answer.sandbox)
+        call(UNDO, agent.cancel_create(request)).await.map(|answer| answer.sandbox)
     }
 
     /// One sandbox of this node.

@@ -16,9 +16,15 @@ use proto::{
     name::NodeName,
     sandbox::v1::{self as api, Phase, Sandbox},
 };
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, transport::Server};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, watch},
+};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{
+    Code,
+    transport::{Server, server::Connected},
+};
 
 pub use net::{Dialler, Net, Pipe};
 
@@ -60,6 +66,7 @@ pub(super) struct World {
     next_vmid: u32,
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     cancelled: BTreeMap<SandboxId, u32>,
+    members: Vec<wire::Member>,
     /// What is reported, beside what follows from the sandboxes.
     load: api::NodeLoad,
     faults: Faults,
@@ -72,7 +79,6 @@ pub(super) struct World {
 pub struct FakeAgent {
     name: NodeName,
     net: Arc<Net>,
-    members: Vec<wire::Member>,
     world: Mutex<World>,
     changes: watch::Sender<u64>,
 }
@@ -98,7 +104,6 @@ impl FakeAgent {
         let agent = Arc::new(Self {
             name: name.clone(),
             net: net.clone(),
-            members: Vec::new(),
             world: Mutex::new(World {
                 journal_id: format!("{name}-1"),
                 revision: 0,
@@ -107,6 +112,7 @@ impl FakeAgent {
                 next_vmid: first_vmid,
                 sandboxes: BTreeMap::new(),
                 cancelled: BTreeMap::new(),
+                members: Vec::new(),
                 load,
                 faults: Faults::default(),
                 heard: Vec::new(),
@@ -115,15 +121,22 @@ impl FakeAgent {
         });
         let (dial, dialled) = mpsc::channel(BACKLOG);
         net.register(&name, dial);
-        let service = AgentServiceServer::new(service::Service(agent.clone()));
-        tokio::spawn(async move {
-            let incoming = ReceiverStream::new(dialled);
-            let served = Server::builder().add_service(service).serve_with_incoming(incoming).await;
-            if let Err(error) = served {
-                tracing::error!(%error, "a fake agent stopped serving");
-            }
-        });
+        tokio::spawn(agent.clone().serve(ReceiverStream::new(dialled)));
         agent
+    }
+
+    /// Serves other connections too, such as real ones over TLS.
+    pub async fn serve<I, IO, E>(self: Arc<Self>, incoming: I)
+    where
+        I: Stream<Item = Result<IO, E>>,
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let service = AgentServiceServer::new(service::Service(self));
+        let served = Server::builder().add_service(service).serve_with_incoming(incoming).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "a fake agent stopped serving");
+        }
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -144,6 +157,12 @@ impl FakeAgent {
     pub fn load(&self, change: impl FnOnce(&mut api::NodeLoad)) {
         change(&mut self.world().load);
         self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Its cluster has this node too.
+    pub fn add_member(&self, node: &str, ip: &str) {
+        let member = wire::Member { node: node.into(), ip: ip.into(), online: !ip.is_empty() };
+        self.world().members.push(member);
     }
 
     /// Every connection breaks and no new one is accepted, until `up`.

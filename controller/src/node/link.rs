@@ -26,6 +26,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Watches `node` until the future is dropped.
 pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
     let mut pause = PAUSE_MIN;
+    let mut told = false;
     let mut down_since = Instant::now();
     loop {
         let error = match timeout_at_grace(&nodes, &node, session(&nodes, &node), down_since).await
@@ -34,12 +35,15 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
             Err(error) => error,
         };
         let was_up = node.set_down(Some(error.to_string()));
-        if was_up {
-            tracing::warn!(node = %node.name, %error, "lost a node");
-            (pause, down_since) = (PAUSE_MIN, Instant::now());
-            nodes.announce();
+        if was_up || !told {
+            tracing::warn!(node = %node.name, %error, "a node is down");
+            told = true;
         } else {
             tracing::debug!(node = %node.name, %error, "a node does not answer");
+        }
+        if was_up {
+            (pause, down_since) = (PAUSE_MIN, Instant::now());
+            nodes.announce();
         }
         let sleep = tokio::time::sleep(jittered(&nodes, pause));
         tokio::pin!(sleep);
@@ -141,7 +145,18 @@ async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
     let failed = |error: crate::store::Error| Error::Unknown(error.to_string());
     for (id, attempt) in nodes.store.owed(&node.name).await.map_err(failed)? {
         let epoch = nodes.epoch.get();
-        let held = node.client.cancel_create(epoch, &id, attempt).await?;
+        let held = match node.client.cancel_create(epoch, &id, attempt).await {
+            Ok(held) => held,
+            // One attempt that cannot be undone now must not keep the whole node away. The agent
+            // has it on record, and it is asked again at the next connection.
+            Err(error @ Error::Refused { .. }) => {
+                nodes.noticed(&error);
+                tracing::error!(node = %node.name, sandbox_id = %id, attempt, %error,
+                    "an attempt that had been given up could not be called off");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         tracing::info!(node = %node.name, sandbox_id = %id, attempt, held = held.is_some(),
             "called off an attempt that had been given up");
         nodes.store.paid(&node.name, &id, attempt).await.map_err(failed)?;

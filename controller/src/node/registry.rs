@@ -227,7 +227,7 @@ impl Nodes {
         nodes.insert(name.clone(), node.clone());
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(link::keep(this, node)).await;
+            stop.run_until_cancelled_owned(Box::pin(link::keep(this, node))).await;
         });
     }
 
@@ -330,7 +330,7 @@ impl Nodes {
         let first = {
             let mut state = node.state();
             let newer = state.report.as_ref().is_none_or(|(last, _)| load.seq > last.seq);
-            if !newer && !(streamed && state.first_report) {
+            if !(newer || streamed && state.first_report) {
                 return;
             }
             let first = streamed && std::mem::replace(&mut state.first_report, false);

@@ -23,6 +23,9 @@ use crate::{
     store::{Begun, Row, State},
 };
 
+/// The answer is on its way by then, however long the caller would wait.
+const ANSWER: Duration = Duration::from_secs(19);
+
 /// What became of a request before any node heard of it.
 enum Accepted {
     /// It is being made.
@@ -51,7 +54,7 @@ impl Sandboxes {
         request: CreateSandboxRequest,
     ) -> Result<Sandbox, Error> {
         let spec = check(&request)?;
-        let deadline = Instant::now() + wait(request.wait.as_ref())?;
+        let deadline = Instant::now() + wait(request.wait.as_ref())?.min(ANSWER);
         let checked = Checked { team: team.clone(), digest: digest(&request), request, spec };
         if let Some(row) = self.store.by_request(team, &checked.spec.request_id).await? {
             return self.replay(&row, &checked.digest, deadline).await;
@@ -66,7 +69,8 @@ impl Sandboxes {
         let (answer, accepted) = oneshot::channel();
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(this.accept_and_make(checked, permit, answer)).await;
+            let work = Box::pin(this.accept_and_make(checked, permit, answer));
+            stop.run_until_cancelled_owned(work).await;
         });
         match accepted.await {
             Ok(Ok(Accepted::New(id))) => self.settled(&id, deadline).await,

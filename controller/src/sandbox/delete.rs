@@ -17,17 +17,19 @@ impl Sandboxes {
     /// # Errors
     /// When there is none, or its node cannot be asked: it is not deleted then.
     pub async fn delete(&self, team: &Team, id: &str) -> Result<Sandbox, Error> {
+        let deadline = Instant::now() + WAIT;
         let mut entry = self.find(team, id)?;
         self.may_change()?;
         if entry.creating {
-            entry = self.call_off_creation(entry).await?;
+            entry = self.call_off_creation(entry, deadline).await?;
         }
         if entry.ended() {
             return Ok(self.nodes.cache.view(&entry));
         }
         let node = self.reachable(&entry)?;
         let epoch = self.nodes.epoch.get();
-        match node.client.delete(epoch, &entry.id, WAIT).await {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        match node.client.delete(epoch, &entry.id, wait).await {
             Ok(sandbox) => Ok(self.changed(&entry, &node, sandbox)),
             Err(error) if error.is_not_found() => Ok(self.bury(&entry, &node)),
             Err(error) => Err(self.of_node(&node, error)),
@@ -46,13 +48,12 @@ impl Sandboxes {
     }
 
     /// Calls a creation off and waits until nothing of it is left, or it turned out to be up.
-    async fn call_off_creation(&self, entry: Entry) -> Result<Entry, Error> {
+    async fn call_off_creation(&self, entry: Entry, deadline: Instant) -> Result<Entry, Error> {
         // First on disk: a restart must not make it after all.
         self.store.cancel(&entry.id).await?;
         if let Some(job) = self.jobs().get(&entry.id) {
             job.cancel();
         }
-        let deadline = Instant::now() + WAIT;
         let mut changes = self.nodes.cache.watch(entry.id);
         loop {
             changes.mark_unchanged();

@@ -237,6 +237,15 @@ impl Sandboxes {
                 answer = self.ask(job, &node, &step) => answer,
             };
             let error = match answer {
+                // The node made this request before, under an id that our store has lost.
+                Ok((sandbox, _)) if sandbox.id != job.order.id.to_string() => {
+                    self.nodes.apply(name, sandbox.clone());
+                    return Attempt::Hopeless(Failure {
+                        reason: reason::REQUEST_ID_REUSED.into(),
+                        message: format!("this request made {} before; use that", sandbox.id),
+                        rollback: String::new(),
+                    });
+                }
                 Ok((sandbox, load)) if sandbox.attempt == job.order.attempt => {
                     silent_since = Instant::now();
                     if !matches!(step, Step::Follow) {
@@ -247,7 +256,7 @@ impl Sandboxes {
                     match sandbox.phase() {
                         Phase::Creating | Phase::Unspecified => step = Step::Follow,
                         Phase::Failed | Phase::Deleted | Phase::Deleting => {
-                            return by_failure(name, sandbox.failure.unwrap_or_default());
+                            return by_failure(name, sandbox.failure.unwrap_or_default(), None);
                         }
                         Phase::Running
                         | Phase::Starting
@@ -272,11 +281,12 @@ impl Sandboxes {
                     step = Step::Send;
                 }
                 node::Error::Refused { reason, message, retry_after } => {
+                    if reason == reason::SANDBOX_BUSY {
+                        // An attempt before this one, which was left, is still there.
+                        self.clear(job, &node).await;
+                    }
                     let failure = Failure { reason, message, rollback: String::new() };
-                    return match by_failure(name, failure) {
-                        Attempt::Refused(why, _) => Attempt::Refused(why, retry_after),
-                        other => other,
-                    };
+                    return by_failure(name, failure, retry_after);
                 }
                 // Whatever was sent before this never arrived anywhere.
                 node::Error::Unreachable(why) if !job.maybe_sent => {
@@ -318,6 +328,15 @@ impl Sandboxes {
             Step::Send => node.client.create(epoch, &job.order, Duration::ZERO).await,
             Step::Follow => node.client.create(epoch, &job.order, WAIT).await,
             Step::Ask => node.client.get(&job.order.id).await.map(|sandbox| (sandbox, None)),
+        }
+    }
+
+    /// Calls the attempts before this one off. What fails here is tried again with the next try.
+    async fn clear(&self, job: &Job, node: &Node) {
+        let (epoch, before) = (self.nodes.epoch.get(), job.order.attempt - 1);
+        if let Err(error) = node.client.cancel_create(epoch, &job.order.id, before).await {
+            tracing::warn!(sandbox_id = %job.order.id, node = %node.name, %error,
+                "could not call off an attempt that had been given up");
         }
     }
 
@@ -496,15 +515,17 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
 }
 
 /// What a node's no, or the failure that it recorded, means for the creation.
-fn by_failure(node: &NodeName, failure: Failure) -> Attempt {
+fn by_failure(node: &NodeName, failure: Failure, retry_after: Option<Duration>) -> Attempt {
     let told = Failure { message: format!("node {node}: {}", failure.message), ..failure };
     if is_refusal(&told.reason) {
-        return Attempt::Refused(format!("{}: {}", told.reason, told.message), None);
+        return Attempt::Refused(format!("{}: {}", told.reason, told.message), retry_after);
     }
     match told.reason.as_str() {
-        reason::FIELD_INVALID | reason::TOO_LARGE | reason::STALE_EPOCH | reason::SCOPE_MISSING => {
-            Attempt::Hopeless(told)
-        }
+        reason::FIELD_INVALID
+        | reason::TOO_LARGE
+        | reason::STALE_EPOCH
+        | reason::SCOPE_MISSING
+        | reason::REQUEST_ID_REUSED => Attempt::Hopeless(told),
         _ => Attempt::Fault(told),
     }
 }
@@ -518,6 +539,7 @@ fn is_refusal(reason: &str) -> bool {
         reason::VMIDS_EXHAUSTED,
         reason::ADDRESSES_EXHAUSTED,
         reason::TOO_MANY_CALLS,
+        reason::SANDBOX_BUSY,
         reason::NO_QUORUM,
         reason::NODE_UNREACHABLE,
         reason::NODE_NOT_FOUND,

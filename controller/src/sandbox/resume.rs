@@ -47,7 +47,7 @@ impl Sandboxes {
                     self.jobs().insert(row.id, job.cancel.clone());
                     let (this, stop) = (self.clone(), self.stop.clone());
                     self.tasks.spawn(async move {
-                        stop.run_until_cancelled_owned(this.make(job)).await;
+                        stop.run_until_cancelled_owned(Box::pin(this.make(job))).await;
                     });
                 }
                 Err(error) => {

@@ -2,7 +2,7 @@
 //! in a savepoint of its own and commits them together, so that many callers share one fsync.
 //! Another thread reads, on a connection of its own.
 
-use std::{path::Path, thread, time::Duration};
+use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, thread, time::Duration};
 
 use proto::{
     id::SandboxId,
@@ -50,6 +50,9 @@ impl Sqlite {
     /// # Errors
     /// When it cannot be opened, or a later version of the program has written it.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        // It holds the hashes of tokens: for its owner alone, from the first byte on.
+        let options = || OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        options().map_err(|error| Error(format!("cannot open {}: {error}", path.display())))?;
         let mut writer = connect(path, OpenFlags::default())?;
         migrate(&mut writer)?;
         let reader =

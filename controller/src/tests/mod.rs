@@ -5,6 +5,7 @@ mod api;
 mod creates;
 mod exec;
 mod nodes;
+mod tls;
 
 use std::{
     sync::{
@@ -84,6 +85,8 @@ struct Lab {
     starts: u64,
     options: sandbox::Options,
     limits: ApiLimits,
+    /// Only the first node is configured, the others must be discovered.
+    discover: bool,
 }
 
 impl Lab {
@@ -108,6 +111,7 @@ impl Lab {
             starts: 0,
             options: sandbox::Options::default(),
             limits: ApiLimits::default(),
+            discover: false,
         };
         lab.start().await;
         lab
@@ -117,7 +121,9 @@ impl Lab {
     async fn start(&mut self) {
         self.controller = None;
         self.starts += 1;
-        let seeds = self.agents.iter().map(|agent| (agent.name().clone(), String::new())).collect();
+        let configured = if self.discover { 1 } else { self.agents.len() };
+        let seed = |agent: &Arc<FakeAgent>| (agent.name().clone(), String::new());
+        let seeds = self.agents[..configured].iter().map(seed).collect();
         let controller = Controller::start(Parts {
             store: self.store.clone(),
             connector: Arc::new(Dialler(self.net.clone())),
@@ -125,7 +131,7 @@ impl Lab {
             random: Arc::new(Seeded(AtomicU64::new(self.starts))),
             nodes: node::Options {
                 seeds,
-                discover: false,
+                discover: self.discover,
                 agent_port: 7445,
                 limits: crate::placement::Limits::default(),
             },

@@ -105,6 +105,29 @@ async fn a_call_without_an_answer_keeps_new_work_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nodes_are_discovered_and_remembered() {
+    let mut lab = Lab::new().await;
+    lab.agents[0].add_member("n1", "10.0.0.1");
+    lab.agents[0].add_member("n2", "10.0.0.2");
+    lab.agents[0].add_member("n3", "");
+    lab.discover = true;
+    let names = |lab: &Lab| -> Vec<_> {
+        let statuses = lab.domain().nodes().statuses();
+        statuses.into_iter().map(|s| (s.name.to_string(), s.address)).collect()
+    };
+    lab.start().await;
+    lab.controller.as_ref().expect("controller").settled(Duration::from_secs(5)).await;
+    let n2 = ("n2".to_owned(), "10.0.0.2:7445".to_owned());
+    assert_eq!(names(&lab), [("n1".to_owned(), String::new()), n2.clone()], "n3 is offline");
+    // With the seed down the others are known all the same.
+    lab.agents[0].down();
+    lab.start().await;
+    assert_eq!(names(&lab)[1], n2);
+    let sandbox = lab.create("r1").await.expect("made");
+    assert_eq!(sandbox.node, "n2");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_same_seed_gives_the_same_history() {
     let history = async || {
         let lab = Lab::new().await;

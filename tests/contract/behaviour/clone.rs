@@ -32,7 +32,11 @@ pub(super) async fn its_mark_is_there_from_the_first_write(stage: &dyn Stage) ->
         return Shown::NotHere("a clone that takes its time");
     }
     let pve = stage.pve();
-    let first = until("a config", async || pve.config(order.vmid).await.expect("read"));
+    // PVE's very first write is the lock alone; what comes next says whose it is.
+    let first = until("a config", async || {
+        let config = pve.config(order.vmid).await.expect("read");
+        config.filter(|config| config.to_bytes() != b"lock: create\n")
+    });
     let (cloned, first) = tokio::join!(pve.clone_template(&order, DEADLINE), first);
     cloned.expect("clone");
     assert_eq!(first.mark().as_ref(), Some(&order.mark), "{first:?}");

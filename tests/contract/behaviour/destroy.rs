@@ -4,7 +4,7 @@ use agent::pve::ErrorKind;
 use proto::id::SandboxId;
 
 use super::assert_kind;
-use crate::stage::{DEADLINE, Shown, Stage, mark, until};
+use crate::stage::{DEADLINE, Moment, Shown, Stage, mark, until};
 
 pub(super) async fn it_is_idempotent(stage: &dyn Stage) -> Shown {
     let (pve, never) = (stage.pve(), stage.order());
@@ -72,7 +72,7 @@ pub(super) async fn what_is_protected_or_locked_is_refused(stage: &dyn Stage) ->
 
 pub(super) async fn a_killed_clone_is_cleaned_up(stage: &dyn Stage) -> Shown {
     let order = stage.order();
-    if !stage.kill_next_clone(order.vmid).await {
+    if !stage.kill_next_clone(order.vmid, Moment::Volume).await {
         return Shown::NotHere("a clone that is killed half-way");
     }
     let pve = stage.pve();
@@ -90,6 +90,79 @@ pub(super) async fn a_killed_clone_is_cleaned_up(stage: &dyn Stage) -> Shown {
     pve.unlock_template(stage.template()).await.expect("unlock");
     pve.clone_template(&next, DEADLINE).await.expect("clone");
     stage.destroy(&next).await;
+    Shown::Yes
+}
+
+pub(super) async fn a_clone_killed_at_once_is_cleaned_up(stage: &dyn Stage) -> Shown {
+    let order = stage.order();
+    if !stage.kill_next_clone(order.vmid, Moment::FirstWrite).await {
+        return Shown::NotHere("a clone that is killed after its first write");
+    }
+    let pve = stage.pve();
+    pve.clone_template(&order, DEADLINE).await.expect_err("it is killed");
+    let config = pve.config(order.vmid).await.expect("read").expect("its first write");
+    assert_eq!((config.lock(), config.mark()), (Some("create"), None));
+    stage.destroy(&order).await;
+    pve.unlock_template(stage.template()).await.expect("unlock");
+    let next = stage.cloned().await;
+    stage.destroy(&next).await;
+    Shown::Yes
+}
+
+pub(super) async fn a_clone_killed_while_mounted_is_cleaned_up(stage: &dyn Stage) -> Shown {
+    let order = stage.order();
+    if !stage.kill_next_clone(order.vmid, Moment::Mounted).await {
+        return Shown::NotHere("a clone that is killed while its volume is mounted");
+    }
+    let pve = stage.pve();
+    pve.clone_template(&order, DEADLINE).await.expect_err("it is killed");
+    stage.destroy(&order).await;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("readable");
+    assert!(!mounts.contains(&format!("/{}/rootfs", order.vmid)), "{mounts}");
+    pve.unlock_template(stage.template()).await.expect("unlock");
+    let next = stage.cloned().await;
+    stage.destroy(&next).await;
+    Shown::Yes
+}
+
+pub(super) async fn a_killed_destruction_is_finished(stage: &dyn Stage) -> Shown {
+    let order = stage.cloned().await;
+    if !stage.kill_next_destroy(order.vmid).await {
+        stage.destroy(&order).await;
+        return Shown::NotHere("a destruction that is killed half-way");
+    }
+    let (pve, owner) = (stage.pve(), order.mark.sandbox_id);
+    pve.destroy_owned(order.vmid, &owner, DEADLINE).await.expect_err("it is killed");
+    assert!(pve.config(order.vmid).await.expect("read").is_some());
+    assert_eq!(pve.volumes(order.vmid).await.expect("volumes"), [""; 0]);
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+/// An agent that died in the middle of a clone leaves a `pct` that goes on. The next agent must not
+/// take its absence, so far, for the end of it.
+pub(super) async fn it_waits_for_the_clone_of_an_earlier_life(stage: &dyn Stage) -> Shown {
+    let early = stage.order();
+    let late = stage.order();
+    let pve = stage.pve();
+    for (order, wait) in [(&early, false), (&late, true)] {
+        if !stage.slow_next_clone(order.vmid).await {
+            return Shown::NotHere("a clone that takes its time");
+        }
+        let later = async {
+            if wait {
+                until("a config", async || pve.config(order.vmid).await.expect("read")).await;
+            } else {
+                // Long enough to have been started, not to have written anything.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let owner = order.mark.sandbox_id;
+            stage.another_life().destroy_owned(order.vmid, &owner, DEADLINE).await
+        };
+        let (_, destroyed) = tokio::join!(pve.clone_template(order, DEADLINE), later);
+        destroyed.expect("destroy");
+        stage.nothing_left(order.vmid).await;
+    }
     Shown::Yes
 }
 

@@ -44,6 +44,8 @@ enum Verb {
     Up(Up),
     /// Stop everything and take it away; the template and the nodes' disks stay.
     Down,
+    /// Run the main job on a lab that is up, as a user would, and leave the lab running.
+    Demo,
     /// Show the nodes and what runs on them; exits with 3 while the lab is down.
     Status,
     /// Cut a node's power, boot it, or both.
@@ -199,6 +201,7 @@ fn run(cli: Cli) -> Result<i32> {
             status(&lab)?;
         }
         Verb::Down => lab.down()?,
+        Verb::Demo => crate::demo::demo(&lab)?,
         Verb::Status => {
             status(&lab)?;
             // As systemctl says that something does not run.

@@ -35,9 +35,12 @@ pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<()> {
         return Ok(());
     }
     let data = layout.dir().join("controller");
-    if !data.join("ca.crt").exists() {
+    if !data.join("ca/ca.crt").exists() {
         fs::create_dir_all(&data)?;
-        run(&program, &["init", "--data-dir", &shown(&data), "--name", HUB_IP, "--name", "127.0.0.1"])?;
+        run(
+            &program,
+            &["init", "--data-dir", &shown(&data), "--name", HUB_IP, "--name", "127.0.0.1"],
+        )?;
     }
     let mut config = format!(
         "listen = \"{HUB_IP}:7443\"\ndata_dir = \"{}\"\n\
@@ -75,7 +78,7 @@ fn environment(layout: &Layout, program: &Path, data: &Path) -> Result<()> {
         file = file.display(),
         bin = layout.dir().join("bin").display(),
         dir = layout.dir().display(),
-        ca = data.join("ca.crt").display(),
+        ca = data.join("ca/ca.crt").display(),
         own = token(TEAM, &["--scope", "operator"])?,
         other = token(OTHER_TEAM, &[])?,
     );
@@ -109,7 +112,7 @@ pub fn node(lab: &Lab, node: &Node, template: &Template) -> Result<bool> {
     fs::write(there(AGENT_CONFIG), config)?;
     if changed || !there(CADDY_CONFIG).exists() {
         let output =
-            node.exec(["/usr/bin/pve-sandbox-agent", "--config", AGENT_CONFIG, "render-caddy"])?;
+            node.exec(["/usr/bin/pve-sandbox-agent", "render-caddy", "--config", AGENT_CONFIG])?;
         ensure!(
             output.status.success(),
             "render-caddy in {id}: {}",

@@ -138,7 +138,8 @@ pub fn on_a_node(node: NodeId, root: &Path) -> Vec<Service> {
         ],
     ));
     if there("/usr/bin/pve-sandbox-agent") && there(AGENT_CONFIG) {
-        let mut agent = in_node(AGENT, &["/usr/bin/pve-sandbox-agent", "--config", AGENT_CONFIG]);
+        let mut agent =
+            in_node(AGENT, &["/usr/bin/pve-sandbox-agent", "run", "--config", AGENT_CONFIG]);
         agent.notify = true;
         services.push(agent);
     }

@@ -140,7 +140,11 @@ impl User<'_> {
                 }
             })
             .collect();
-        println!("{id}  {}  (lowest wins: {})", why["node"].as_str().unwrap_or("?"), scores.join(", "));
+        println!(
+            "{id}  {}  (lowest wins: {})",
+            why["node"].as_str().unwrap_or("?"),
+            scores.join(", ")
+        );
         Ok(())
     }
 
@@ -152,14 +156,13 @@ impl User<'_> {
         };
         let before = would_go()?;
         println!("the next would go to {before}; four busy loops in {before} ...");
-        let hog = Hog(
-            self.lab
-                .node(&before)?
-                .command(["bash", "-c", "for i in 1 2 3 4; do while :; do :; done & done; wait"])
-                .stdin(Stdio::null())
-                .spawn()
-                .context("cannot burden the node")?,
-        );
+        let hog = Hog(self
+            .lab
+            .node(&before)?
+            .command(["bash", "-c", "for i in 1 2 3 4; do while :; do :; done & done; wait"])
+            .stdin(Stdio::null())
+            .spawn()
+            .context("cannot burden the node")?);
         let changed = step(&format!("waiting for {before} to report it"), |_| {
             wait_until(SEEN_WITHIN, || would_go().is_ok_and(|node| node != before))
                 .context("the answer did not change")

@@ -8,6 +8,11 @@
 //! Where to look: `args` the command line, `commands` one file per sub-command, `task` parent and
 //! worker, `cluster` and [`conf`] the configurations, `locks`, `storage` volumes, `lxc` containers.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a program of the tests: it starts others, waits and reads its environment"
+)]
+
 mod args;
 mod cluster;
 mod commands;

@@ -108,13 +108,19 @@ impl Work {
     fn end(&mut self) -> Result<(), ErrorKind> {
         match self.trouble.take() {
             Some(Trouble::After(kind)) => Err(kind),
-            Some(Trouble::Before(_) | Trouble::Killed | Trouble::Hangs) | None => Ok(()),
+            Some(Trouble::Before(_) | Trouble::Killed | Trouble::KilledAtOnce | Trouble::Hangs)
+            | None => Ok(()),
         }
     }
 
     pub(super) async fn clone_template(mut self, order: CloneOrder) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
         self.world().begin_clone(&self.node, &order)?;
+        if self.trouble == Some(Trouble::KilledAtOnce) {
+            self.world().roll_back_clone(&self.node, &order);
+            self.world().claim(&self.node, self.vmid);
+            return Err(cut_off());
+        }
         let half = self.shared.pace.clone / 2;
         let made = match self.pass(half).await {
             Ok(()) => self.world().make_volume(&self.node, self.vmid),

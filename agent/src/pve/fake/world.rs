@@ -92,7 +92,14 @@ impl World {
         }
     }
 
-    /// The first writes of a clone: the template's lock, and a config that names its owner before
+    /// The first write of a clone: its lock, and nothing else.
+    pub(super) fn claim(&mut self, node: &NodeName, vmid: Vmid) {
+        let config = ContainerConfig::parse(b"lock: create\n");
+        let guest = Guest { node: node.clone(), config, is_vm: false, pid: None, up_at: None };
+        self.guests.insert(vmid, guest);
+    }
+
+    /// The next writes of a clone: the template's lock, and a config that names its owner before
     /// there is a volume.
     pub(super) fn begin_clone(
         &mut self,

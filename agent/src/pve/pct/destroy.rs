@@ -1,11 +1,11 @@
 //! Destroying what is ours, whatever state it is in: running, half cloned, half destroyed, or
 //! nothing but a volume. Look, act, look again, until nothing is left.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use nix::mount::{MntFlags, umount2};
 use proto::id::{SandboxId, Vmid};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Host, unread};
 use crate::{
@@ -15,6 +15,10 @@ use crate::{
 
 /// Looks at most this often: each round removes something or ends in an error.
 const ROUNDS_MAX: u32 = 6;
+
+/// How long a clone may show nothing but its lock. A clone of PVE's daemon has no worker yet then,
+/// and nothing else to be known by.
+const BARE: Duration = Duration::from_secs(5);
 
 const LOSETUP: &str = "/usr/sbin/losetup";
 
@@ -34,6 +38,7 @@ impl Host {
         deadline: Instant,
     ) -> Result<(), ErrorKind> {
         let mut last = None;
+        let mut seen_bare = None;
         for _ in 0..ROUNDS_MAX {
             self.check_quorum().await?;
             // A `pct` of an agent that died may still be about to make the container.
@@ -44,6 +49,16 @@ impl Host {
                     return Ok(());
                 }
                 Found::Volumes(volumes) => self.free_all(volumes).await,
+                Found::Container(config)
+                    if ownership::is_bare(&config) && seen_bare.as_ref() != Some(&config) =>
+                {
+                    if timeout_at(deadline, sleep(BARE)).await.is_err() {
+                        let text = "nothing says whose it is, and it may be under way";
+                        return Err(ErrorKind::Deadline(text.to_owned()));
+                    }
+                    seen_bare = Some(config);
+                    continue;
+                }
                 Found::Container(config) => self.destroy(vmid, &config, deadline).await,
             };
             match result {

@@ -120,15 +120,17 @@ fn apply(world: &mut World, actions: &[Action]) {
                 world.records.iter_mut().find(|r| id(r.0) == *id_).expect("in the journal");
             record.2 = to;
             let (number, on) = (record.0, record.1);
-            for stands in world.stands.iter_mut().filter(|stands| stands.0 == on) {
-                if matches!(stands.1, Stands::Ours(n) if n == number) {
+            let ours = |s: &&mut (u32, Stands, bool)| {
+                s.0 == on && matches!(s.1, Stands::Ours(n) if n == number)
+            };
+            match world.stands.iter_mut().find(ours) {
+                Some(stands) => {
                     stands.1 = if goes { Stands::Nothing } else { stands.1 };
                     stands.2 = runs;
                 }
-            }
-            if runs && !world.stands.iter().any(|s| s.0 == on && s.2) {
                 // What should start and is not there cannot: it is stopped again.
-                record.2 = Phase::Stopped;
+                None if runs => record.2 = Phase::Stopped,
+                None => {}
             }
         };
         match action {

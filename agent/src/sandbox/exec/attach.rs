@@ -41,7 +41,7 @@ pub(super) enum Ends {
     Terminal(Terminal),
 }
 
-/// `lxc-attach`, whose script waits for the command's environment.
+/// `lxc-attach`, and the script that is about to become the command.
 #[derive(Debug)]
 pub(super) struct Attached {
     /// `lxc-attach`.
@@ -107,17 +107,17 @@ impl Attached {
         }
     }
 
-    /// Gives it the environment, and waits until it has become the command.
+    /// Gives it the environment, with which it becomes the command. What then fails is the
+    /// command's: 127 when there is no such program, 126 when it is none.
     pub(super) async fn go(&mut self, environment: &str) -> Result<(), Failure> {
-        let mut rest = [0u8; 1];
-        let gone = timeout_at(self.until, async {
-            self.channel.write_all(environment.as_bytes()).await?;
-            self.channel.read(&mut rest).await
-        });
-        match gone.await {
-            // Its end is closed: by the script, right before it became the command.
-            Ok(Ok(0)) => Ok(()),
-            Ok(Ok(_) | Err(_)) => Err(Failure::Ended(self.said().await)),
+        // By now `lxc-attach` has made its terminal in there, and set up ours as it likes it:
+        // every line would end in CR CR LF.
+        if let Ends::Terminal(terminal) = &self.ends {
+            terminal.keep_line_ends().map_err(Failure::Start)?;
+        }
+        match timeout_at(self.until, self.channel.write_all(environment.as_bytes())).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Failure::Ended(self.said().await)),
             Err(_) => Err(Failure::Stuck),
         }
     }

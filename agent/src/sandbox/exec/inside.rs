@@ -7,19 +7,14 @@
 //! - Arguments and directory are arguments of the script, which never looks into them: no quoting,
 //!   no second reading by a shell.
 //! - The environment comes over descriptor 3, because the arguments of a process can be read by
-//!   everyone on the host. The script waits for it, so the agent can look once more whether this is
-//!   still the sandbox that was meant; it closes the descriptor before it becomes the command.
+//!   everyone on the host. The script closes the descriptor before it becomes the command.
 //! - What goes wrong before that is said there in one word, so no exit code is taken for another.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    fmt::Write as _,
-};
+use std::{collections::BTreeMap, ffi::OsString, fmt::Write as _};
 
 use super::order::{Command, User};
 
-/// What the script says on descriptor 3 when it waits for the environment.
+/// What the script says on descriptor 3 when only the environment is missing.
 pub(super) const READY: &str = "ready";
 /// There is no such user.
 pub(super) const NO_USER: &str = "user";
@@ -88,10 +83,8 @@ const BECOME: &str = r#"exec "$@""#;
 
 /// What every command has unless somebody says otherwise. HOME, USER and XDG_RUNTIME_DIR come from
 /// the user.
-const DEFAULTS: [(&str, &str); 2] = [
-    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-    ("LANG", "C.UTF-8"),
-];
+const DEFAULTS: [(&str, &str); 2] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("LANG", "C.UTF-8")];
 /// On a terminal, this too.
 const TERM: (&str, &str) = ("TERM", "xterm-256color");
 

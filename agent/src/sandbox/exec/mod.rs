@@ -16,8 +16,7 @@ mod streams;
 mod tree;
 
 use std::{
-    collections::HashMap,
-    ffi::OsString,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -30,7 +29,7 @@ use tokio::sync::mpsc;
 
 use super::{Error, Sandboxes};
 use crate::journal::Record;
-use attach::{Attached, Failure};
+use attach::{Attached, Ends, Failure};
 use order::{Input, Order, Output, Started};
 use session::Session;
 use tree::Tree;
@@ -191,14 +190,23 @@ async fn enter(
     sandboxes: &Sandboxes,
     record: &Record,
     attached: &mut Attached,
-    environment: &std::collections::BTreeMap<String, String>,
+    environment: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
-    attached.ready().await?;
-    // From here on it is known which container was entered; the environment is for this one only.
-    if !same_boot(sandboxes, record) {
-        return Err(Failure::Ended("the sandbox was stopped meanwhile".to_owned()));
+    let lines = inside::lines(environment);
+    // With pipes the script need not wait: a vmid does not change hands within seconds. On a
+    // terminal there is something to be done before the command runs.
+    if let Ends::Pipes { .. } = attached.ends {
+        attached.go(&lines).await?;
+        attached.ready().await?;
+    } else {
+        attached.ready().await?;
+        attached.go(&lines).await?;
     }
-    attached.go(&inside::lines(environment)).await
+    if same_boot(sandboxes, record) {
+        Ok(())
+    } else {
+        Err(Failure::Ended("the sandbox was stopped meanwhile".to_owned()))
+    }
 }
 
 /// A failure as the caller can use it: first of all, whether the sandbox runs.

@@ -218,7 +218,9 @@ mod tests {
         for text in ["root", "_apt", "www-data", "a.b"] {
             assert_eq!(text.parse(), name(text));
         }
-        for text in ["01", "65536", "99999999999", "-1", "+1", "1a", "a b", "a:b", "a\n", "-u", "$x"] {
+        for text in
+            ["01", "65536", "99999999999", "-1", "+1", "1a", "a b", "a:b", "a\n", "-u", "$x"]
+        {
             assert!(text.parse::<User>().is_err(), "{text:?}");
         }
         assert!("a".repeat(33).parse::<User>().is_err());

@@ -151,11 +151,9 @@ async fn last(
         Ok(run::Exit::Code(code)) => u8::try_from(code).ok(),
         Ok(run::Exit::Signal(_)) | Err(_) => None,
     };
-    let signal = code.map_or(0, |code| code.saturating_sub(128).min(64));
+    let signal = code.and_then(|code| code.checked_sub(128)).filter(|n| *n <= 64).unwrap_or(0);
     match (end, code) {
-        (End::TimedOut, _) => {
-            Ok(Output::Exit(Exit { code: TIMED_OUT, signal, timed_out: true }))
-        }
+        (End::TimedOut, _) => Ok(Output::Exit(Exit { code: TIMED_OUT, signal, timed_out: true })),
         (End::Stopping, _) => {
             Err(Error::new(reason::SHUTTING_DOWN, "the agent stopped, and the command with it"))
         }
@@ -165,9 +163,7 @@ async fn last(
         (End::Own, Some(_)) if signal != 0 && !still_runs(sandboxes, record).await => {
             Err(failed("the sandbox stopped while the command ran".to_owned()))
         }
-        (End::Own, Some(code)) => {
-            Ok(Output::Exit(Exit { code, signal, timed_out: false }))
-        }
+        (End::Own, Some(code)) => Ok(Output::Exit(Exit { code, signal, timed_out: false })),
     }
 }
 

@@ -181,8 +181,9 @@ pub(super) async fn feed<T: Target>(
                 Some(Input::Eof) => eof = true,
                 Some(Input::Resize(window)) => to.resize(window),
                 Some(Input::Signal(number)) => {
-                    // One that waits already is enough.
-                    drop(signals.try_send(number));
+                    if signals.try_send(number).is_err() {
+                        tracing::debug!(number, "too many signals wait: one was dropped");
+                    }
                 }
                 None => (open, eof) = (false, true),
             },

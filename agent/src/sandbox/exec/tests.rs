@@ -1,0 +1,527 @@
+//! Real processes. `EXEC_LXC=name` runs them in a real container instead of on this machine.
+
+mod entered;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::name::NodeName;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    order::{Command, Exit, Started, User, Window},
+    *,
+};
+use crate::{
+    journal::{Journal, MemoryJournal, Pools, memory::SoundDisk},
+    pve::{
+        Pve,
+        fake::{FakeCluster, Pace},
+    },
+    saga::Faults,
+    sandbox::{
+        Bridge, Limits, Options, Probe, Template,
+        tests::{HandClock, LONG, TEMPLATE, id, order as creation, vmid},
+    },
+    tasks::Tasks,
+};
+use entered::Entered;
+
+/// No test waits longer for one thing.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct Rig {
+    execs: Execs,
+    sandboxes: Arc<Sandboxes>,
+    pve: Arc<Entered>,
+    tasks: Tasks,
+}
+
+/// What a command sent, to its end.
+#[derive(Debug)]
+struct Ran {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    end: Result<Exit, Error>,
+}
+
+impl Ran {
+    fn out(&self) -> &str {
+        std::str::from_utf8(&self.stdout).expect("UTF-8")
+    }
+
+    fn code(&self) -> u8 {
+        self.end.as_ref().expect("an exit").code
+    }
+}
+
+/// A command line on a fresh order.
+fn shell(line: &str) -> Order {
+    Order {
+        sandbox: SandboxRef::Id(id(1)),
+        command: Command::Shell(line.to_owned()),
+        cwd: None,
+        env: BTreeMap::new(),
+        user: User::Id(0),
+        timeout: DEADLINE,
+        tty: None,
+    }
+}
+
+fn argv(list: &[&str]) -> Order {
+    let list = list.iter().map(ToString::to_string).collect();
+    Order { command: Command::Argv(list), ..shell("") }
+}
+
+/// All until the end, which must come.
+async fn drain(mut outputs: Outputs) -> Ran {
+    let mut ran = Ran { stdout: Vec::new(), stderr: Vec::new(), end: Err(failed("none".into())) };
+    loop {
+        match timeout(DEADLINE, outputs.recv()).await.expect("in time").expect("an end") {
+            Ok(Output::Stdout(bytes)) => ran.stdout.extend(bytes),
+            Ok(Output::Stderr(bytes)) => ran.stderr.extend(bytes),
+            Ok(Output::Exit(exit)) => ran.end = Ok(exit),
+            Err(error) => ran.end = Err(error),
+        }
+        if ran.end.as_ref().map_or_else(|error| error.message != "none", |_| true) {
+            assert!(outputs.recv().await.is_none(), "nothing follows the end");
+            return ran;
+        }
+    }
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let name: NodeName = "node1".parse().expect("valid");
+        let cluster = FakeCluster::new(std::slice::from_ref(&name), Pace::default(), 7);
+        cluster.add_template(&name, vmid(TEMPLATE));
+        let pools = Pools {
+            vmids: (vmid(100_000), vmid(100_099)),
+            addresses: ([10, 100, 1, 2].into(), [10, 100, 1, 254].into()),
+            address_quarantine_ms: 0,
+        };
+        let options = Options {
+            templates: vec![Template {
+                snapshot: "base".parse().expect("valid"),
+                vmid: vmid(TEMPLATE),
+                size: proto::spec::Size { cpu_cores: 1, memory_mib: 512 },
+                probe: Probe::None,
+            }],
+            network: Bridge {
+                name: "vmbr0".into(),
+                prefix: 24,
+                gateway: [10, 100, 1, 1].into(),
+                dhcp: false,
+            },
+            limits: Limits::default(),
+        };
+        let journal = MemoryJournal::new("journal", pools, Arc::new(SoundDisk));
+        let pve = Arc::new(Entered::new(cluster.node(&name)));
+        let tasks = Tasks::default();
+        let sandboxes = Sandboxes::open(
+            options,
+            Arc::clone(&pve) as Arc<dyn Pve>,
+            Arc::new(journal) as Arc<dyn Journal>,
+            Arc::new(HandClock::default()),
+            tasks.clone(),
+            Faults::default(),
+        )
+        .await
+        .expect("opens");
+        let mut creation = creation(1);
+        creation.spec.env = BTreeMap::from([
+            ("FROM_SANDBOX".to_owned(), "1".to_owned()),
+            ("BOTH".to_owned(), "sandbox".to_owned()),
+        ]);
+        let record = sandboxes.create(creation, LONG).await.expect("admitted");
+        assert_eq!(record.phase, crate::journal::Phase::Running, "{record:?}");
+        Self { execs: Execs::new(Arc::clone(&sandboxes)), sandboxes, pve, tasks }
+    }
+
+    async fn start(&self, order: Order) -> Result<(Started, mpsc::Sender<Input>, Outputs), Error> {
+        let (input, inputs) = mpsc::channel(4);
+        let (started, outputs) = self.execs.start(order, inputs).await?;
+        Ok((started, input, outputs))
+    }
+
+    /// Runs it to its end with nothing on its stdin.
+    async fn run(&self, order: Order) -> Ran {
+        let (_, input, outputs) = self.start(order).await.expect("it starts");
+        drop(input);
+        drain(outputs).await
+    }
+
+    /// Processes in the sandbox whose arguments hold this text, but for the one that asks.
+    async fn count(&self, text: &str) -> usize {
+        let all = self.pve.processes(vmid(100_000)).await;
+        let holds = |pid: &u32| {
+            let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let argv = String::from_utf8_lossy(&argv);
+            argv.contains(text) && !argv.contains("__pve_fail")
+        };
+        all.iter().filter(|pid| holds(pid)).count()
+    }
+
+    async fn until_count(&self, text: &str, wanted: usize) {
+        let begun = Instant::now();
+        while self.count(text).await != wanted {
+            let found = self.count(text).await;
+            assert!(begun.elapsed() < DEADLINE, "{found} of {text}, not {wanted}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn until_no_place_is_taken(&self) {
+        let taken = || !self.execs.0.running.lock().expect("no panic").is_empty();
+        let begun = Instant::now();
+        while taken() {
+            assert!(begun.elapsed() < DEADLINE, "a command holds its place");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn outputs_are_apart_and_the_code_arrives() {
+    let rig = Rig::new().await;
+    let ran = rig.run(shell("echo out; echo err >&2; exit 3")).await;
+    assert_eq!((ran.out(), ran.stderr.as_slice()), ("out\n", b"err\n".as_slice()));
+    assert_eq!(ran.end, Ok(Exit { code: 3, signal: 0, timed_out: false }));
+    for code in [0, 1, 42, 124, 125, 126, 127, 255] {
+        let ran = rig.run(shell(&format!("exit {code}"))).await;
+        assert_eq!(ran.end, Ok(Exit { code, signal: 0, timed_out: false }));
+    }
+    for (name, number) in [("KILL", 9), ("TERM", 15), ("SEGV", 11)] {
+        let ran = rig.run(shell(&format!("kill -{name} $$"))).await;
+        assert_eq!(ran.end, Ok(Exit { code: 128 + number, signal: number, timed_out: false }));
+    }
+    assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
+    assert_eq!(rig.run(argv(&["/nosuch"])).await.code(), 127);
+    assert_eq!(rig.run(argv(&["/etc/passwd"])).await.code(), 126);
+    let (started, input, outputs) = rig.start(argv(&["cat"])).await.expect("it starts");
+    drop(input);
+    assert_eq!((started, drain(outputs).await.code()), (Started { boot: 1 }, 0));
+}
+
+#[tokio::test]
+async fn bytes_pass_as_they_are() {
+    let rig = Rig::new().await;
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n ^ (n >> 7)).to_le_bytes()[0]).collect();
+    let (_, input, outputs) = rig.start(shell("tee /dev/stderr")).await.expect("it starts");
+    let all = Bytes::from(bytes.clone());
+    let feed = tokio::spawn(async move {
+        for start in (0..all.len()).step_by(100_000) {
+            let end = all.len().min(start + 100_000);
+            input.send(Input::Stdin(all.slice(start..end))).await.expect("taken");
+        }
+        input.send(Input::Eof).await.expect("taken");
+        // What comes after the end is nothing.
+        drop(input.send(Input::Stdin(Bytes::from_static(b"late"))).await);
+    });
+    let ran = drain(outputs).await;
+    feed.await.expect("no panic");
+    assert_eq!(ran.code(), 0);
+    assert!(ran.stdout == bytes && ran.stderr == bytes, "the bytes are others");
+}
+
+#[tokio::test]
+async fn nothing_of_the_host_gets_in() {
+    let rig = Rig::new().await;
+    let mut order = shell("env; pwd; ls /proc/self/fd; echo bound=$#$0");
+    order.env = BTreeMap::from([("BOTH".to_owned(), "caller\nline two".to_owned())]);
+    let ran = rig.run(order).await;
+    let text = ran.out();
+    for line in [
+        "FROM_SANDBOX=1",
+        "BOTH=caller",
+        "line two",
+        "HOME=/root",
+        "USER=root",
+        "XDG_RUNTIME_DIR=/run/user/0",
+        "LANG=C.UTF-8",
+        "container=lxc",
+        "/root",
+        "bound=0bash",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is missing in {text}");
+    }
+    for host in ["CARGO", "LC_ALL", "RUST", "NEXTEST", "TERM="] {
+        assert!(!text.contains(host), "{host} is in {text}");
+    }
+    let fds: Vec<&str> = text.lines().filter(|line| line.parse::<u8>().is_ok()).collect();
+    assert_eq!(fds, ["0", "1", "2", "3"], "3 is the directory that ls reads");
+}
+
+#[tokio::test]
+async fn users_and_directories_are_those_of_the_sandbox() {
+    let rig = Rig::new().await;
+    let who = || shell("echo $(id -u) $(id -g) $(id -un) $HOME $PWD");
+    let mut order = who();
+    order.user = User::Name("www-data".into());
+    order.cwd = Some("/tmp".into());
+    assert_eq!(rig.run(order).await.out(), "33 33 www-data /var/www /tmp\n");
+    let mut order = who();
+    order.user = User::Id(33);
+    order.cwd = Some("/usr".into());
+    assert_eq!(rig.run(order).await.out(), "33 33 www-data /var/www /usr\n");
+
+    let mut order = shell("true");
+    order.user = User::Name("no-such-user".into());
+    let error = rig.start(order).await.expect_err("no such user");
+    assert_eq!((error.reason, error.message.contains("user")), (reason::FIELD_INVALID, true));
+    let mut order = shell("true");
+    order.cwd = Some("/nosuch".into());
+    let error = rig.start(order).await.expect_err("no such directory");
+    assert_eq!((error.reason, error.message.contains("cwd")), (reason::FIELD_INVALID, true));
+    rig.until_no_place_is_taken().await;
+}
+
+/// A tree with everything in it that is hard to find: other groups, other sessions, orphans, and
+/// one that ignores SIGTERM.
+fn thicket(mark: &str) -> String {
+    format!(
+        "trap '' TERM; (sleep {mark}.1 & sleep {mark}.2 & wait) & setsid sleep {mark}.3 & \
+         (setsid sh -c 'sleep {mark}.4 & sleep {mark}.5 & wait' &); \
+         env -i PVE_SANDBOX_EXEC=other sleep {mark}.6 & sleep {mark}.7; sleep {mark}.8"
+    )
+}
+
+#[tokio::test]
+async fn a_timeout_ends_all_that_was_started_and_nothing_else() {
+    let rig = Rig::new().await;
+    let (_, _input, other) = rig.start(argv(&["sleep", "7101"])).await.expect("it starts");
+    let mut order = shell(&thicket("7100"));
+    order.timeout = Duration::from_millis(1500);
+    let begun = Instant::now();
+    let (_, _keep, outputs) = rig.start(order).await.expect("it starts");
+    rig.until_count("sleep\07100.", 7).await;
+    let ran = drain(outputs).await;
+    let exit = ran.end.expect("an exit");
+    assert_eq!((exit.code, exit.timed_out), (124, true));
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert_eq!(rig.count("7100.").await, 0);
+    assert_eq!(rig.count("sleep\07101").await, 1);
+    drop(other);
+    rig.until_count("sleep\07101", 0).await;
+    rig.until_no_place_is_taken().await;
+}
+
+#[tokio::test]
+async fn hanging_up_ends_all_that_was_started() {
+    let rig = Rig::new().await;
+    let (_, _input, outputs) = rig.start(shell(&thicket("7200"))).await.expect("it starts");
+    rig.until_count("sleep\07200.", 7).await;
+    drop(outputs);
+    rig.until_count("7200.", 0).await;
+    rig.until_no_place_is_taken().await;
+}
+
+#[tokio::test]
+async fn so_does_hanging_up_before_it_runs() {
+    let rig = Rig::new().await;
+    for _ in 0..5 {
+        let (_keep, inputs) = mpsc::channel(1);
+        let start = rig.execs.start(argv(&["sleep", "7300"]), inputs);
+        drop(timeout(Duration::from_micros(300), start).await);
+    }
+    rig.until_no_place_is_taken().await;
+    rig.until_count("sleep\07300", 0).await;
+}
+
+#[tokio::test]
+async fn what_stays_in_the_background_holds_nobody_up() {
+    let rig = Rig::new().await;
+    let begun = Instant::now();
+    let ran = rig.run(shell("echo before; sleep 7400 & echo bg")).await;
+    assert_eq!((ran.out(), ran.code()), ("before\nbg\n", 0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // It runs on.
+    rig.until_count("sleep\07400", 1).await;
+    // One that goes on writing does not hold up either, and what came before it is whole.
+    let ran = rig.run(shell("seq 100000; (while echo more; do :; done) & exit 5")).await;
+    assert_eq!(ran.code(), 5);
+    let text = ran.out();
+    assert!(text.starts_with("1\n2\n") && text.contains("\n100000\n"), "{}", text.len());
+    rig.run(shell("pkill -f '^sleep 7400' || kill $(pgrep -f '^sleep 7400') || true")).await;
+    for pid in rig.pve.processes(vmid(100_000)).await {
+        let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if argv == b"sleep\x007400\0" {
+            drop(crate::sys::pidfd::signal(pid, 9, || true));
+        }
+    }
+    rig.until_count("sleep\07400", 0).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_stops_the_writer() {
+    let rig = Rig::new().await;
+    let line = "i=0; while :; do head -c 65536 /dev/zero; i=$((i+1)); echo $i >&2; done";
+    let (_, _input, mut outputs) = rig.start(shell(line)).await.expect("it starts");
+    // Nothing is read: after a while nothing more is written. What has been is counted on stderr.
+    sleep(Duration::from_secs(1)).await;
+    let mut written = 0;
+    let mut read = 0;
+    while read < 3_000_000 {
+        match timeout(DEADLINE, outputs.recv()).await.expect("in time").expect("more") {
+            Ok(Output::Stdout(bytes)) => read += bytes.len(),
+            Ok(Output::Stderr(bytes)) => {
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                if written == 0 {
+                    written = text.lines().last().and_then(|l| l.parse().ok()).unwrap_or(0);
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(written <= 16, "{written} times 64 KiB were written while nobody read");
+    drop(outputs);
+    rig.until_count("head\0-c\065536", 0).await;
+    rig.until_no_place_is_taken().await;
+}
+
+#[tokio::test]
+async fn a_signal_overtakes_what_is_not_read() {
+    let rig = Rig::new().await;
+    let line = "trap 'echo got; exit 9' USR1; echo up; while :; do sleep 0.05; done";
+    let (_, input, mut outputs) = rig.start(shell(line)).await.expect("it starts");
+    let up = timeout(DEADLINE, outputs.recv()).await.expect("in time").expect("output");
+    assert_eq!(up, Ok(Output::Stdout(Bytes::from_static(b"up\n"))));
+    for _ in 0..3 {
+        input.send(Input::Stdin(Bytes::from(vec![0; 60_000]))).await.expect("taken");
+    }
+    input.send(Input::Signal(10)).await.expect("taken");
+    let ran = drain(outputs).await;
+    assert_eq!((ran.out(), ran.code()), ("got\n", 9));
+}
+
+#[tokio::test]
+async fn a_terminal_is_one() {
+    let rig = Rig::new().await;
+    let line = "tty >/dev/null && stty size; read x; echo \"<$x> $TERM\"; stty size; \
+                read y; echo \"<$y>\"; exit 7";
+    let mut order = shell(line);
+    order.tty = Some(Window { rows: 30, columns: 90 });
+    let (_, input, mut outputs) = rig.start(order).await.expect("it starts");
+    let mut text = String::new();
+    let mut wait_for = async |wanted: &str, outputs: &mut Outputs| {
+        while !text.contains(wanted) {
+            match timeout(DEADLINE, outputs.recv()).await.expect("in time").expect("output") {
+                Ok(Output::Stdout(bytes)) => text.push_str(&String::from_utf8_lossy(&bytes)),
+                other => panic!("{other:?} after {text:?}"),
+            }
+        }
+    };
+    wait_for("30 90", &mut outputs).await;
+    input.send(Input::Resize(Window { rows: 41, columns: 121 })).await.expect("taken");
+    input.send(Input::Stdin(Bytes::from_static(b"one\n"))).await.expect("taken");
+    wait_for("<one> xterm-256color", &mut outputs).await;
+    wait_for("41 121", &mut outputs).await;
+    input.send(Input::Eof).await.expect("taken");
+    let ran = drain(outputs).await;
+    assert!(ran.out().contains("<>"), "{}", ran.out());
+    assert_eq!(ran.code(), 7);
+
+    // Ctrl-C. Here it would end what stands for `lxc-attach` too.
+    if !rig.pve.is_here() {
+        let mut order = shell("sleep 7500");
+        order.tty = Some(Window { rows: 24, columns: 80 });
+        let (_, input, outputs) = rig.start(order).await.expect("it starts");
+        rig.until_count("sleep\07500", 1).await;
+        input.send(Input::Stdin(Bytes::from_static(b"\x03"))).await.expect("taken");
+        assert_eq!(drain(outputs).await.code(), 130);
+    }
+    // A long output, whole.
+    let mut order = shell("seq 30000");
+    order.tty = Some(Window { rows: 24, columns: 80 });
+    let ran = rig.run(order).await;
+    assert_eq!(ran.code(), 0);
+    // On this machine nobody turns line ends into CR LF after that.
+    let end = if rig.pve.is_here() { "\n" } else { "\r\n" };
+    let wanted: String = (1..=30_000).map(|n| format!("{n}{end}")).collect();
+    assert!(ran.out() == wanted, "{:?}", &ran.out()[..40]);
+}
+
+#[tokio::test]
+async fn only_so_many_run_at_a_time() {
+    let rig = Rig::new().await;
+    let mut held = Vec::new();
+    for _ in 0..PER_SANDBOX_MAX {
+        held.push(rig.start(argv(&["sleep", "7600"])).await.expect("it starts"));
+    }
+    let error = rig.start(argv(&["true"])).await.expect_err("one too many");
+    assert_eq!(error.reason, reason::TOO_MANY_CALLS);
+    assert!(error.retry_after.is_some());
+    held.truncate(PER_SANDBOX_MAX - 1);
+    let begun = Instant::now();
+    while rig.start(argv(&["true"])).await.is_err() {
+        assert!(begun.elapsed() < DEADLINE, "no place became free");
+        sleep(Duration::from_millis(20)).await;
+    }
+    drop(held);
+    rig.until_count("sleep\07600", 0).await;
+    rig.until_no_place_is_taken().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_does_not_run_says_so() {
+    let rig = Rig::new().await;
+    rig.pve.frozen.store(true, std::sync::atomic::Ordering::Relaxed);
+    let error = rig.start(argv(&["true"])).await.expect_err("frozen");
+    assert_eq!(
+        (error.reason, error.message.contains("frozen")),
+        (reason::SANDBOX_NOT_RUNNING, true)
+    );
+    rig.pve.frozen.store(false, std::sync::atomic::Ordering::Relaxed);
+
+    let (_, _input, outputs) = rig.start(shell("sleep 7700; true")).await.expect("it starts");
+    rig.until_count("sleep\07700", 1).await;
+    rig.sandboxes.stop(&id(1), LONG).await.expect("stops");
+    // The fake stops nothing; a real stop kills all that runs in there.
+    for pid in rig.pve.processes(vmid(100_000)).await {
+        let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&argv).contains("7700") {
+            drop(crate::sys::pidfd::signal(pid, 9, || true));
+        }
+    }
+    let error = drain(outputs).await.end.expect_err("the sandbox stopped");
+    assert_eq!(error.reason, reason::EXEC_FAILED);
+    let error = rig.start(argv(&["true"])).await.expect_err("stopped");
+    assert_eq!(error.reason, reason::SANDBOX_NOT_RUNNING);
+    rig.sandboxes.start(&id(1), LONG).await.expect("starts");
+    let (started, _input, outputs) = rig.start(argv(&["true"])).await.expect("it starts");
+    assert_eq!((started, drain(outputs).await.code()), (Started { boot: 2 }, 0));
+    rig.sandboxes.delete(&id(1), LONG).await.expect("deletes");
+    let error = rig.start(argv(&["true"])).await.expect_err("deleted");
+    assert_eq!(error.reason, reason::SANDBOX_DELETED);
+    let unknown = Order { sandbox: SandboxRef::Id(id(9)), ..argv(&["true"]) };
+    let error = rig.start(unknown).await.expect_err("unknown");
+    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+}
+
+#[tokio::test]
+async fn an_agent_that_stops_ends_its_commands() {
+    let rig = Rig::new().await;
+    let (_, _input, outputs) = rig.start(argv(&["sleep", "7800"])).await.expect("it starts");
+    rig.until_count("sleep\07800", 1).await;
+    let stopping = tokio::spawn({
+        let tasks = rig.tasks.clone();
+        async move { tasks.finish().await }
+    });
+    let error = drain(outputs).await.end.expect_err("the agent stops");
+    assert_eq!(error.reason, reason::SHUTTING_DOWN);
+    timeout(DEADLINE, stopping).await.expect("in time").expect("no panic");
+    assert_eq!(rig.count("sleep\07800").await, 0);
+}
+#[tokio::test(flavor = "multi_thread")]
+async fn zz_cost() {
+    let rig = Rig::new().await;
+    for round in 0..5 {
+        let mut t = Vec::new();
+        let mut u = Vec::new();
+        for _ in 0..80 { let b = std::time::Instant::now(); assert_eq!(rig.run(argv(&["true"])).await.code(), 0); t.push(b.elapsed()); 
+        let b = std::time::Instant::now(); let s = std::process::Command::new("/usr/bin/lxc-attach").args(["-n","exi","--clear-env","--","true"]).status().unwrap(); assert!(s.success()); u.push(b.elapsed()); }
+        t.sort();
+        u.sort();
+        eprintln!("round {round}: exec p50 {:?} p90 {:?}; lxc-attach p50 {:?} p90 {:?} ratio {:.2}", t[40], t[72], u[40], u[72], t[40].as_secs_f64()/u[40].as_secs_f64());
+    }
+}

@@ -89,9 +89,7 @@ impl Tree {
 }
 
 fn send(kin: &Kin, number: i32) {
-    let same = || {
-        proc::kin(Path::new(PROC), kin.pid).is_some_and(|now| now.start == kin.start)
-    };
+    let same = || proc::kin(Path::new(PROC), kin.pid).is_some_and(|now| now.start == kin.start);
     if let Err(error) = pidfd::signal(kin.pid, number, same) {
         tracing::warn!(pid = kin.pid, number, %error, "a signal was not sent");
     }

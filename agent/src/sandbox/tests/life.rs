@@ -91,6 +91,24 @@ async fn a_container_that_lost_its_mark_is_never_destroyed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_container_that_is_somebody_elses_now_is_neither_stopped_nor_started() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    node.cluster.edit(&node.name, record.vmid, |config| {
+        config.set_description("mine now").expect("fits");
+    });
+    let foreign = node.cluster.guests()[&record.vmid].clone();
+    node.reconcile().await;
+    let noted = node.record(1).await;
+    let failure = noted.failure.as_ref().map(|failure| failure.reason.as_str());
+    assert_eq!((noted.phase, failure), (Phase::Stopped, Some(reason::NOT_OURS)));
+    let error = node.sandboxes.start(&id(1), LONG).await.expect_err("not ours");
+    assert_eq!(error.reason, reason::NOT_OURS);
+    node.sandboxes.stop(&id(1), LONG).await.expect("is stopped");
+    assert_eq!(node.cluster.guests()[&record.vmid], foreign);
+}
+
+#[tokio::test(start_paused = true)]
 async fn ports_are_opened_and_closed_by_name() {
     let mut node = Node::new().await;
     node.running(1).await;

@@ -195,7 +195,7 @@ impl AgentService for Service {
             version: "fake".into(),
             journal_id: world.journal_id.clone(),
             epoch: world.epoch,
-            members: self.0.members.clone(),
+            members: world.members.clone(),
             vmid_first: 0,
             vmid_last: 0,
         }))

@@ -93,7 +93,7 @@ fn plan(ctx: &Ctx, args: &Args, source: &Conf) -> Result<Plan> {
     if !full && args.get("storage").is_some() {
         return Err(Failure::coded(2, "parameter 'storage' not allowed for linked clones"));
     }
-    for (name, value) in section.numbered("mp") {
+    if let Some((name, value)) = section.numbered("mp").next() {
         let kind = if MountPoint::parse(value).is_bind() { "bind" } else { "volume" };
         let text = format!("unable to clone mountpoint '{name}' (type {kind})");
         return Err(Failure::coded(2, text));

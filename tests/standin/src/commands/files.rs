@@ -120,7 +120,9 @@ fn open_inside(ctx: &Ctx, plan: &Plan, path: &PathBuf, flags: OFlags) -> io::Res
         setfsuid(NixUid::from_raw(id));
     };
     become_user(FIRST_ID);
-    let mode = Mode::from_raw_mode(0o600);
+    // openat2 refuses a mode where nothing is created.
+    let new = flags.contains(OFlags::CREATE);
+    let mode = if new { Mode::from_raw_mode(0o600) } else { Mode::empty() };
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let opened = openat2(&root, path, flags | OFlags::CLOEXEC, mode, resolve);
     become_user(0);

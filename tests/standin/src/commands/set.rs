@@ -199,7 +199,7 @@ impl Change {
         let limits = ["memory", "swap", "cores", "cpulimit", "cpuunits"];
         let touched =
             |key: &&str| self.set.contains_key(*key) || self.delete.iter().any(|k| k == key);
-        if limits.iter().any(|k| touched(&k)) {
+        if limits.iter().any(touched) {
             cgroup::relimit(ctx, vmid, conf);
         }
         for (_, value) in self.set.iter().filter(|(key, _)| key.starts_with("net")) {

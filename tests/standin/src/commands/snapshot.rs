@@ -83,40 +83,56 @@ fn missing(name: &str) -> Failure {
     Failure::new(format!("snapshot '{name}' does not exist"))
 }
 
-/// The lock stands in the configuration while the volume is worked on.
-fn lock_in_conf(ctx: &Ctx, vmid: u32, mut conf: Conf, lock: &str) -> Result {
-    conf.main.set("lock", lock);
-    cluster::save(ctx, vmid, &conf)
-}
-
 pub(super) fn take(ctx: &Ctx, vmid: u32, name: &str, description: Option<&str>) -> Result {
-    let (conf, volume) = {
-        let _held = ctx.step("lock", || locks::config(ctx, vmid))?;
-        let conf = cluster::load(ctx, vmid)?;
-        if conf.main.flag("template") {
-            return Err(Failure::new("you can't take a snapshot if it's a template"));
-        }
-        cluster::check_lock(&conf)?;
-        if conf.snapshots.contains_key(name) {
-            return Err(Failure::new(format!("snapshot name '{name}' already used")));
-        }
-        let volume = volume(&conf)?;
-        lock_in_conf(ctx, vmid, conf.clone(), "snapshot")?;
-        (conf, volume)
-    };
+    let volume = ctx.step("prepare", || prepare(ctx, vmid, name, description))?;
     let taken = freeze_around(ctx, vmid, || pool::take_snapshot(ctx, &volume, name));
     if let Err(failure) = taken {
-        ctx.undo(|| ignore(cluster::remove_lock(ctx, vmid, "snapshot")));
+        // One that is cut short stays in the configuration, in the state of its preparation.
+        ctx.undo(|| ignore(drop_lock(ctx, vmid, name, failure.interrupted)));
         return Err(failure);
     }
     let _held = locks::config(ctx, vmid)?;
-    let mut conf = Conf { warnings: Vec::new(), ..conf };
+    let mut conf = cluster::load_quiet(ctx, vmid)?;
+    conf.main.keys.remove("lock");
+    conf.main.set("parent", name);
+    if let Some(section) = conf.snapshots.get_mut(name) {
+        section.keys.remove("snapstate");
+    }
+    ctx.step("write", || cluster::save(ctx, vmid, &conf))
+}
+
+/// The section and the lock stand in the configuration while the volume is worked on.
+fn prepare(ctx: &Ctx, vmid: u32, name: &str, description: Option<&str>) -> Result<Volume> {
+    let _held = ctx.step("lock", || locks::config(ctx, vmid))?;
+    let mut conf = cluster::load(ctx, vmid)?;
+    if conf.main.flag("template") {
+        return Err(Failure::new("you can't take a snapshot if it's a template"));
+    }
+    cluster::check_lock(&conf)?;
+    if conf.snapshots.contains_key(name) {
+        return Err(Failure::new(format!("snapshot name '{name}' already used")));
+    }
+    let volume = volume(&conf)?;
     let mut section = conf.main.clone();
     section.description = description.map(|text| format!("{text}\n"));
     section.set("snaptime", now().to_string());
+    section.set("snapstate", "prepare");
     conf.snapshots.insert(name.to_owned(), section);
-    conf.main.set("parent", name);
-    ctx.step("write", || cluster::save(ctx, vmid, &conf))
+    conf.main.set("lock", "snapshot");
+    cluster::save(ctx, vmid, &conf)?;
+    Ok(volume)
+}
+
+fn drop_lock(ctx: &Ctx, vmid: u32, name: &str, keep_section: bool) -> Result {
+    let _held = locks::config(ctx, vmid)?;
+    let mut conf = cluster::load_quiet(ctx, vmid)?;
+    if !ctx.leave_lock.get() {
+        conf.main.keys.remove("lock");
+    }
+    if !keep_section {
+        conf.snapshots.remove(name);
+    }
+    cluster::save(ctx, vmid, &conf)
 }
 
 /// A container that runs is frozen by its monitor meanwhile. One that somebody has already frozen

@@ -42,7 +42,7 @@ pub(super) fn exit_zero(failure: Failure) -> Failure {
 pub(super) fn work(ctx: &Ctx, vmid: u32) -> Result {
     let _held = locks::config(ctx, vmid)?;
     let mut conf = cluster::load(ctx, vmid)?;
-    for (_, value) in conf.main.numbered("mp") {
+    if let Some((_, value)) = conf.main.numbered("mp").next() {
         let source = MountPoint::parse(value).source;
         return Err(Failure::new(format!("Template feature is not available for '{source}'")));
     }

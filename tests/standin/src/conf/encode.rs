@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 pub fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
-        if byte < 0x20 || byte >= 0x7f || byte == b'%' || byte == b':' {
+        if !(0x20..0x7f).contains(&byte) || byte == b'%' || byte == b':' {
             // Writing to a String cannot fail.
             crate::failure::ignore(write!(out, "%{byte:02X}"));
         } else {

@@ -115,7 +115,7 @@ impl Section {
                 ignore(writeln!(out, "#{}", encode::encode(line)));
             }
         }
-        for (key, value) in self.keys.iter().map(|(k, v)| (k, v)) {
+        for (key, value) in &self.keys {
             ignore(writeln!(out, "{key}: {value}"));
         }
         for (key, value) in &self.lxc {

@@ -73,7 +73,7 @@ fn kind(key: &str) -> Option<Kind> {
         ("description", _) => Kind::Text(DESCRIPTION_MAX),
         (
             "entrypoint" | "features" | "hookscript" | "nameserver" | "ostype" | "parent"
-            | "rootfs" | "searchdomain" | "startup" | "timezone" | "delete",
+            | "rootfs" | "searchdomain" | "snapstate" | "startup" | "timezone" | "delete",
             _,
         ) => Kind::Text(usize::MAX),
         (_, "net") if key != stem => Kind::Net,

@@ -19,6 +19,21 @@ const SECCOMP: &str = "2\ndenylist\nreject_force_umount\n[all]\nkexec_load errno
     open_by_handle_at errno 1\ninit_module errno 1\nfinit_module errno 1\ndelete_module errno 1\n\
     ioctl errno 1 [1,0x9400,SCMP_CMP_MASKED_EQ,0xff00]\nkeyctl errno 38\n";
 
+/// What every container may use: null, zero, full, random, urandom, tty, console, ptmx, pts.
+const DEVICES: [&str; 11] = [
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:1 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
+
 /// A container's directory.
 pub(crate) fn dir(ctx: &Ctx, vmid: u32) -> PathBuf {
     ctx.roots.lxc_dir.join(vmid.to_string())
@@ -87,8 +102,16 @@ fn render(ctx: &Ctx, vmid: u32, conf: &Section) -> Result<String> {
         line(key.trim_start_matches("lxc."), &value);
     }
     hooks(&mut line);
+    let set_addresses = !super::guest::has_ifupdown(ctx, conf);
     for (name, value) in conf.numbered("net") {
-        net(&mut line, vmid, name, &Net::parse(value));
+        net(&mut line, vmid, name, &Net::parse(value), set_addresses);
+    }
+    if conf.lxc.iter().any(|(key, _)| key.starts_with("lxc.cgroup2.devices.")) {
+        // Debian's list for user namespaces is empty, and one rule on an empty list denies the rest.
+        line("cgroup2.devices.deny", "a");
+        for device in DEVICES {
+            line("cgroup2.devices.allow", device);
+        }
     }
     for (key, value) in conf.lxc.iter().filter(|(key, _)| !key.starts_with("lxc.environment.")) {
         line(key.trim_start_matches("lxc."), value);
@@ -105,7 +128,7 @@ fn hooks(line: &mut impl FnMut(&str, &str)) {
 }
 
 /// The address is set from outside: a guest without any network service of its own has it too.
-fn net(line: &mut impl FnMut(&str, &str), vmid: u32, name: &str, net: &Net) {
+fn net(line: &mut impl FnMut(&str, &str), vmid: u32, name: &str, net: &Net, set_addresses: bool) {
     let index = name.trim_start_matches("net");
     let mut line = |key: &str, value: &str| line(&format!("net.{index}.{key}"), value);
     line("type", "veth");
@@ -119,7 +142,7 @@ fn net(line: &mut impl FnMut(&str, &str), vmid: u32, name: &str, net: &Net) {
     if net.get("link_down") != Some("1") {
         line("flags", "up");
     }
-    let fixed = |key: &str| net.get(key).filter(|v| v.contains('/'));
+    let fixed = |key: &str| net.get(key).filter(|v| set_addresses && v.contains('/'));
     for (key, gateway, lxc) in [("ip", "gw", "ipv4"), ("ip6", "gw6", "ipv6")] {
         if let Some(address) = fixed(key) {
             line(&format!("{lxc}.address"), address);

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid, fchown, openat, openat2};
@@ -21,11 +21,8 @@ use crate::storage::volume::{MountPoint, Volume};
 
 /// Whether the files of a container's volume already carry the ids of its user namespace.
 pub(crate) fn is_shifted(ctx: &Ctx, conf: &Section) -> bool {
-    let path = conf
-        .get("rootfs")
-        .and_then(|line| Volume::parse(&MountPoint::parse(line).source).ok())
-        .and_then(|volume| pool::existing(ctx, &volume).ok());
-    let owner = path.and_then(|path| fs::metadata(path).ok()).map(|meta| meta.uid());
+    let owner =
+        volume_path(ctx, conf).and_then(|path| fs::metadata(path).ok()).map(|meta| meta.uid());
     owner.is_some_and(|uid| uid >= config::FIRST_ID)
 }
 
@@ -75,12 +72,42 @@ pub(crate) fn configure(root: &Path, vmid: u32, conf: &Section) -> Result {
         }
         write(root, "etc/resolv.conf", &text)?;
     }
-    let networkd = root.join("lib/systemd/systemd-networkd").exists();
-    if net.get("ip") == Some("dhcp") && networkd && root.join("etc/systemd/network").is_dir() {
-        let text = "[Match]\nName = eth0\n\n[Network]\nDHCP = ipv4\n";
-        write(root, "etc/systemd/network/eth0.network", text)?;
+    if root.join("etc/network").is_dir() {
+        write(root, "etc/network/interfaces", &interfaces(conf))?;
     }
     Ok(())
+}
+
+/// The file that a Debian guest brings its interfaces up from.
+fn interfaces(conf: &Section) -> String {
+    let mut text = String::from("auto lo\niface lo inet loopback\n");
+    for (_, value) in conf.numbered("net") {
+        let net = Net::parse(value);
+        let Some(name) = net.get("name") else { continue };
+        match net.get("ip") {
+            Some("dhcp") => text.push_str(&format!("\nauto {name}\niface {name} inet dhcp\n")),
+            Some(address) if address.contains('/') => {
+                text.push_str(&format!("\nauto {name}\niface {name} inet static\n"));
+                text.push_str(&format!("\taddress {address}\n"));
+                if let Some(gateway) = net.get("gw") {
+                    text.push_str(&format!("\tgateway {gateway}\n"));
+                }
+            }
+            Some(_) | None => text.push_str(&format!("\nauto {name}\niface {name} inet manual\n")),
+        }
+    }
+    text
+}
+
+/// Whether a guest sets its addresses itself, and would fail to if it had them already.
+pub(crate) fn has_ifupdown(ctx: &Ctx, conf: &Section) -> bool {
+    let root = volume_path(ctx, conf);
+    root.is_some_and(|root| ["sbin/ifup", "usr/sbin/ifup"].iter().any(|p| root.join(p).exists()))
+}
+
+fn volume_path(ctx: &Ctx, conf: &Section) -> Option<PathBuf> {
+    let volume = Volume::parse(&MountPoint::parse(conf.get("rootfs")?).source).ok()?;
+    pool::existing(ctx, &volume).ok()
 }
 
 /// Replaces a file below a guest's root; a symbolic link at the end is not followed.
@@ -105,4 +132,37 @@ fn write(root: &Path, path: &str, text: &str) -> Result {
         ignore(fchown(&file, Some(owner.0), Some(owner.1)));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conf::Conf;
+
+    #[test]
+    fn interfaces_of_a_guest() {
+        let conf = Conf::parse(
+            "net0: name=eth0,bridge=vmbr0,gw=10.100.1.1,ip=10.100.1.9/24\nnet1: name=eth1,ip=dhcp\n",
+        );
+        let text = interfaces(&conf.main);
+        assert!(
+            text.contains(
+                "iface eth0 inet static\n\taddress 10.100.1.9/24\n\tgateway 10.100.1.1\n"
+            )
+        );
+        assert!(text.ends_with("auto eth1\niface eth1 inet dhcp\n"));
+    }
+
+    #[test]
+    fn a_link_in_a_guest_is_not_followed_out_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("etc")).unwrap();
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "untouched").unwrap();
+        std::os::unix::fs::symlink(&outside, root.join("etc/hostname")).unwrap();
+        std::os::unix::fs::symlink("/../outside", root.join("etc/hosts")).unwrap();
+        configure(&root, 101, &Conf::parse("hostname: a\n").main).unwrap();
+        assert_eq!(fs::read_to_string(outside).unwrap(), "untouched");
+    }
 }

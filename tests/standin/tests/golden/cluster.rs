@@ -1,12 +1,12 @@
 //! A cluster in a temporary directory: /etc/pve as plain files, a pool as plain directories, or a
 //! real pool and real containers where the surroundings have them.
 
-use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use standin::Roots;
@@ -60,7 +60,7 @@ pub(crate) struct Cluster {
     env: Vec<(&'static str, PathBuf)>,
     real: Option<RealLxc>,
     /// Process groups that were started.
-    groups: RefCell<Vec<u32>>,
+    groups: Mutex<Vec<u32>>,
     _temp: tempfile::TempDir,
 }
 
@@ -74,7 +74,7 @@ impl Cluster {
         if real.is_some() {
             env.retain(|(name, _)| *name != "PCT_SYS_NET");
         }
-        let cluster = Self { dir, roots, env, real, groups: RefCell::default(), _temp: temp };
+        let cluster = Self { dir, roots, env, real, groups: Mutex::default(), _temp: temp };
         cluster.fill();
         cluster
     }
@@ -129,8 +129,8 @@ impl Cluster {
         &self.roots.control_dir
     }
 
-    /// Runs a recorded command line, its paths moved below our directory.
-    pub(crate) fn run(&self, text: &str, node: &str) -> Said {
+    /// A recorded command line, its paths moved below our directory.
+    pub(crate) fn command(&self, text: &str, node: &str) -> Command {
         let mut text = text.to_owned();
         // A mark first: the directory itself lies below one of these.
         for prefix in MOVED {
@@ -153,13 +153,19 @@ impl Cluster {
             .envs(self.env.iter().map(|(k, v)| (*k, v.as_os_str())))
             .current_dir("/")
             .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs such a line.
+    pub(crate) fn run(&self, text: &str, node: &str) -> Said {
+        let mut command = self.command(text, node);
         // Files and not pipes: what a command leaves in the background may hold them open.
         let files = ["_o", "_e"].map(|name| self.dir.join("tmp").join(name));
         let [out, err] = files.each_ref().map(|path| fs::File::create(path).expect("a file"));
         // Its own group, so that what it leaves in the background does not outlive the replay.
         command.stdout(out).stderr(err).process_group(0);
         let mut child = command.spawn().expect("bash runs");
-        self.groups.borrow_mut().push(child.id());
+        self.groups.lock().expect("a list").push(child.id());
         let deadline = Instant::now() + Duration::from_secs(120);
         let status = loop {
             if let Some(status) = child.try_wait().expect("a child") {
@@ -182,10 +188,9 @@ impl Cluster {
     fn functions(&self) -> String {
         let dir = self.dir.display();
         let fill = match &self.real {
-            Some(real) => format!(
-                "btrfs -q subvolume snapshot {} $v >/dev/null",
-                real.rootfs.display()
-            ),
+            Some(real) => {
+                format!("btrfs -q subvolume snapshot {} $v >/dev/null", real.rootfs.display())
+            }
             None => "mkdir -p $v/etc; echo abc > $v/etc/machine-id".to_owned(),
         };
         let only = if self.real.is_some() { "\"$@\"" } else { ":" };
@@ -202,7 +207,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for group in self.groups.borrow().iter() {
+        for group in self.groups.lock().expect("a list").iter() {
             let group = format!("-{group}");
             let mut kill = Command::new("kill");
             drop(kill.args(["-KILL", "--", &group]).stderr(Stdio::null()).status());

@@ -5,9 +5,15 @@
 //! inside a node of the lab, with `STANDIN_POOL` (a directory on btrfs) and `STANDIN_ROOTFS` (a
 //! subvolume with a root file system).
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test starts the program that it tests, waits and reads its environment"
+)]
+
 mod cluster;
 mod normal;
 mod plan;
+mod rules;
 mod transcript;
 
 use std::collections::BTreeMap;

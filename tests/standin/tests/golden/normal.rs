@@ -13,6 +13,7 @@ pub(crate) fn line(text: &str, dir: &Path) -> String {
     text = after(&text, "hwaddr=", |c| c.is_ascii_hexdigit() || c == ':', "MAC");
     text = after(&text, ".conf.tmp.", |c| c.is_ascii_digit(), "PID");
     text = after(&text, "snaptime: ", |c| c.is_ascii_digit(), "TIME");
+    text = after(&text, " after ", |c| c.is_ascii_digit(), "N");
     text = upid(&text);
     if text.contains("`-> ") {
         text = text.split(' ').map(moment).collect::<Vec<_>>().join(" ");
@@ -131,8 +132,14 @@ fn upid(text: &str) -> String {
 fn both_sides_meet() {
     let dir = Path::new("/tmp/x");
     for (recorded, ours) in [
-        ("rootfs: btr:102/vm-102-disk-0.raw,size=2G", "rootfs: btr:basevol-900-disk-0/subvol-102-disk-0,size=2G"),
-        ("create linked clone of mount point rootfs (btr:900/base-900-disk-0.raw)", "create linked clone of mount point rootfs (btr:basevol-900-disk-0)"),
+        (
+            "rootfs: btr:102/vm-102-disk-0.raw,size=2G",
+            "rootfs: btr:basevol-900-disk-0/subvol-102-disk-0,size=2G",
+        ),
+        (
+            "create linked clone of mount point rootfs (btr:900/base-900-disk-0.raw)",
+            "create linked clone of mount point rootfs (btr:basevol-900-disk-0)",
+        ),
         (
             "-- /var/lib/pve/local-btrfs/images/900/base-900-disk-0 /var/lib/pve/local-btrfs/images/503/vm-503-disk-0' failed",
             "-- /tmp/x/rpool/data/basevol-900-disk-0 /tmp/x/rpool/data/subvol-503-disk-0' failed",

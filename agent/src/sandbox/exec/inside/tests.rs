@@ -12,8 +12,7 @@ async fn run_here(shell: &str, order: &Ordered) -> Result<(i32, Vec<u8>), String
     let mut argv = argv(&order.user, order.cwd.as_deref(), &order.command, &environment);
     argv.splice(0..1, shell.split(' ').map(OsString::from));
     let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
-    let mut process =
-        run::spawn_piped(&argv, &[], Some(OwnedFd::from(theirs))).expect("it starts");
+    let mut process = run::spawn_piped(&argv, &[], Some(OwnedFd::from(theirs))).expect("it starts");
     drop(process.stdin);
     ours.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
     let said = tokio::task::spawn_blocking(move || {
@@ -123,7 +122,8 @@ async fn a_command_gets_its_environment_and_no_more() {
 
 #[tokio::test]
 async fn arguments_pass_as_they_are() {
-    let arguments = ["", "a  b", "c'd", "e\"f", "$HOME", "*", "a\nb", "-n", "--", "`id`", "\\", "ü"];
+    let arguments =
+        ["", "a  b", "c'd", "e\"f", "$HOME", "*", "a\nb", "-n", "--", "`id`", "\\", "ü"];
     for shell in shells() {
         let argv = [&["printf", "%s\\0"], &arguments[..]].concat();
         let mut order = Ordered::new(&argv);

@@ -1,0 +1,56 @@
+//! The node's own route table: the sandboxes of the agent, and the owners of everybody else's.
+
+use std::{net::IpAddr, sync::Arc};
+
+use proto::id::SandboxRef;
+
+use super::{Owner, Routes, State, Target, owners::Owners};
+use crate::{
+    journal::{Phase, Record},
+    sandbox::{Known, Sandboxes, Tombstone},
+};
+
+/// What route questions are answered from on a node.
+#[derive(Debug)]
+pub struct NodeRoutes {
+    sandboxes: Arc<Sandboxes>,
+    owners: Arc<Owners>,
+}
+
+impl NodeRoutes {
+    /// Over the sandboxes of this node and what is known of the others'.
+    pub fn new(sandboxes: Arc<Sandboxes>, owners: Arc<Owners>) -> Self {
+        Self { sandboxes, owners }
+    }
+}
+
+#[async_trait::async_trait]
+impl Routes for NodeRoutes {
+    fn local(&self, sandbox: SandboxRef) -> Option<Target> {
+        Some(match self.sandboxes.known(&sandbox)? {
+            Known::Live(record) => target(&record),
+            Known::Ended(Tombstone { id, vmid, .. }) => {
+                Target { id, vmid, state: State::Gone, ip: None, ports: Default::default() }
+            }
+        })
+    }
+
+    async fn owner(&self, sandbox: SandboxRef) -> Owner {
+        self.owners.of(sandbox).await
+    }
+}
+
+fn target(record: &Record) -> Target {
+    Target {
+        id: record.id,
+        vmid: record.vmid,
+        state: match record.phase {
+            Phase::Running => State::Running,
+            Phase::Creating | Phase::Starting => State::Booting,
+            Phase::Stopping | Phase::Stopped => State::Stopped,
+            Phase::Undoing | Phase::Failed | Phase::Deleting | Phase::Deleted => State::Gone,
+        },
+        ip: record.ip.map(IpAddr::V4),
+        ports: record.services.values().copied().collect(),
+    }
+}

@@ -1,0 +1,108 @@
+//! `pve-sandbox-agent`: flags, configuration, logs, run.
+
+mod production;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use agent::{
+    config::{self, Config, Flags},
+    ingress::caddy,
+};
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use daemon::chain::Chain;
+
+/// Where the package puts the configuration.
+const CONFIG: &str = "/etc/pve-sandbox/agent.toml";
+
+/// Creates, runs and removes the sandboxes of one Proxmox VE node.
+#[derive(Debug, Parser)]
+#[command(name = "pve-sandbox-agent", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent
+    Run(Common),
+    /// Show every value of the configuration and where it comes from
+    CheckConfig(Common),
+    /// Write Caddy's configuration with a fresh proof; then restart the agent first, Caddy second
+    RenderCaddy {
+        #[command(flatten)]
+        common: Common,
+        /// Print it instead, without a proof
+        #[arg(long)]
+        print: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file; /etc/pve-sandbox/agent.toml if that is there
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Log as JSON
+    #[arg(long)]
+    log_json: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl Common {
+    fn config(&self) -> Result<Config> {
+        let default = PathBuf::from(CONFIG);
+        let path = self.config.clone().or_else(|| default.exists().then_some(default));
+        Ok(Config::load(path.as_deref(), &self.flags, &config::environment)?)
+    }
+}
+
+fn main() -> ExitCode {
+    match execute(&Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pve-sandbox-agent: {}", Chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: &Command) -> Result<()> {
+    match command {
+        Command::CheckConfig(common) => {
+            for setting in common.config()?.settings() {
+                println!("{setting}");
+            }
+            Ok(())
+        }
+        Command::RenderCaddy { common, print } => render_caddy(&common.config()?, *print),
+        Command::Run(common) => {
+            let config = common.config()?;
+            daemon::logs::init("info", common.log_json);
+            // Waiting is most of what it does: two threads, and few for what blocks.
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .max_blocking_threads(8)
+                .enable_all()
+                .build()
+                .context("no runtime")?;
+            runtime.block_on(async { production::run(config, daemon::stop::signal_token()?).await })
+        }
+    }
+}
+
+fn render_caddy(config: &Config, print: bool) -> Result<()> {
+    let settings = production::caddy(config)?
+        .context("ingress.domain is not set: without it there is no way in from the web")?;
+    if print {
+        print!("{}", caddy::show(&settings));
+        return Ok(());
+    }
+    let ingress = &config.ingress;
+    caddy::write(&settings, &ingress.caddy_config, ingress.group.as_deref())
+        .with_context(|| format!("cannot write {}", ingress.caddy_config.display()))?;
+    println!("wrote {}", ingress.caddy_config.display());
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! The agent on a real node: what the configuration says, made into parts.
+
+use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
+
+use agent::{
+    Agent, Parts,
+    clock::{Clock, SystemClock},
+    config::{self, Config},
+    ingress::{
+        caddy::{Peers, Proof, Settings},
+        owners::{Owners, Sources},
+        probe::Probe,
+        routes::NodeRoutes,
+        server::{self, Ingress},
+    },
+    journal::{Pools, SqliteJournal},
+    load::Sampler,
+    pve::{Pve, pct::Pct},
+    reconcile,
+    run::Runner,
+    saga::Faults,
+    sandbox,
+};
+use anyhow::{Context, Result};
+use daemon::tls::{ClientAuth, Identity};
+use proto::spec::Size;
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// What systemd gives us, less what we need ourselves.
+const DRAIN: Duration = Duration::from_secs(40);
+/// Where the other nodes' Caddys listen for their peers, unless this node says otherwise.
+const PEER_PORT: u16 = 8481;
+/// For the last answers to go out.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
+/// Runs the agent until `stop`.
+pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
+    for setting in config.settings() {
+        tracing::info!(name = setting.name, value = setting.value, source = %setting.source, "setting");
+    }
+    private_dir(&config.state_dir)?;
+    let tls = &config.tls;
+    let identity = Identity::load(&tls.cert, &tls.key, &tls.ca).context("certificates")?;
+    let server = daemon::tls::server(&identity, ClientAuth::Required).context("certificates")?;
+    let pve: Arc<dyn Pve> = Arc::new(pct(&config)?);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let agent = Agent::start(parts(&config, Arc::clone(&pve), Arc::clone(&clock))?).await?;
+    ingress(&config, &agent, pve, clock)?;
+
+    let listen = config.listen.value;
+    let listener =
+        TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?;
+    let incoming = daemon::listen::tls(listener, server, agent.tasks().stopping().clone());
+    daemon::stop::ready("serving");
+    tracing::info!(%listen, node = %config.node.value, version = env!("CARGO_PKG_VERSION"), "serving");
+    let serving = agent.serve(incoming);
+    tokio::pin!(serving);
+    tokio::select! {
+        served = &mut serving => return served.context("the server ended"),
+        () = stop.cancelled() => {}
+    }
+    // The last answers go out while what is under way ends.
+    let (served, ()) = tokio::join!(timeout(DRAIN + LAST_ANSWERS, serving), agent.drain(DRAIN));
+    if served.is_err() {
+        tracing::warn!("stopped with connections open");
+    }
+    Ok(())
+}
+
+/// Answers Caddy's questions, where the node is a way in from the web.
+fn ingress(config: &Config, agent: &Agent, pve: Arc<dyn Pve>, clock: Arc<dyn Clock>) -> Result<()> {
+    let Some(settings) = caddy(config)? else {
+        tracing::info!("no ingress.domain: there is no way in from the web");
+        return Ok(());
+    };
+    let path = &config.ingress.caddy_config;
+    let proof = Proof::read(path).with_context(|| {
+        format!("{} has no proof: run `pve-sandbox-agent render-caddy`", path.display())
+    })?;
+    let sources = Sources {
+        root: config.pve.root.clone(),
+        memory: config.state_dir.join("owners"),
+        peer_port: config.ingress.peer.map_or(PEER_PORT, |peer| peer.port()),
+    };
+    let owners = Arc::new(Owners::new(pve, clock, sources));
+    let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::clone(&owners));
+    let ingress = Ingress {
+        routes: Arc::new(routes),
+        domain: settings.domain,
+        proof,
+        probe: Probe::default(),
+    };
+    let socket = socket(config);
+    let listener = server::listen(&socket, config.ingress.group.as_deref())
+        .with_context(|| format!("listen on {}", socket.display()))?;
+    let (tasks, stop) = (agent.tasks(), agent.tasks().stopping().clone());
+    tasks.spawn(server::serve(listener, Arc::new(ingress), stop.clone()));
+    tasks.spawn(async move { owners.poll(stop).await });
+    Ok(())
+}
+
+fn socket(config: &Config) -> std::path::PathBuf {
+    config.ingress.socket.clone().unwrap_or_else(|| config.run_dir.join("ingress.sock"))
+}
+
+/// What Caddy's configuration is rendered from; `None` without a domain.
+///
+/// # Errors
+/// When a value cannot stand in Caddy's configuration.
+pub(crate) fn caddy(config: &Config) -> Result<Option<Settings>> {
+    let ingress = &config.ingress;
+    let Some(domain) = &ingress.domain else { return Ok(None) };
+    let path = |path: &Path| path.try_into().with_context(|| path.display().to_string());
+    let peers = |listen| -> Result<Peers> {
+        let tls = &ingress.tls;
+        Ok(Peers { listen, ca: path(&tls.ca)?, cert: path(&tls.cert)?, key: path(&tls.key)? })
+    };
+    Ok(Some(Settings {
+        domain: domain.parse().context("ingress.domain")?,
+        public: ingress.public.clone(),
+        route_socket: path(&socket(config))?,
+        https: ingress.https,
+        peers: ingress.peer.map(peers).transpose()?,
+    }))
+}
+
+fn pct(config: &Config) -> Result<Pct> {
+    let output = config.run_dir.join("output");
+    let runner =
+        Runner::new(output.clone(), config.pve.proc.clone(), config.limits.pct_parallel_max)
+            .with_context(|| format!("directory {}", output.display()))?;
+    Ok(Pct::new(config.node.value.clone(), config.pve.clone(), runner))
+}
+
+fn parts(config: &Config, pve: Arc<dyn Pve>, clock: Arc<dyn Clock>) -> Result<Parts> {
+    let pools = Pools {
+        vmids: config.vmids.value,
+        addresses: (config.network.pool.first, config.network.pool.last),
+        address_quarantine_ms: u64::try_from(config.quarantine.as_millis()).unwrap_or(u64::MAX),
+    };
+    let journal = SqliteJournal::open(&config.state_dir.join("journal.sqlite"), pools)
+        .context("the journal could not be opened")?;
+    let proc = config.load.proc.clone().unwrap_or_else(|| config.pve.proc.clone());
+    let mut sampler = Sampler::new(proc, config.load.cgroup.clone());
+    Ok(Parts {
+        sandboxes: options(config),
+        reconcile: reconcile::Options::default(),
+        pve,
+        journal: Arc::new(journal),
+        clock,
+        host_load: Box::new(move |now| sampler.sample(now)),
+        faults: Faults::default(),
+    })
+}
+
+fn options(config: &Config) -> sandbox::Options {
+    let network = &config.network;
+    let limits = &config.limits;
+    let s = Duration::from_secs;
+    sandbox::Options {
+        templates: config.templates.iter().map(template).collect(),
+        network: sandbox::Bridge {
+            name: network.bridge.clone(),
+            prefix: network.prefix,
+            gateway: network.gateway,
+            dhcp: network.dhcp,
+        },
+        limits: sandbox::Limits {
+            clone_queue_max: limits.clone_queue_max,
+            starts_max: limits.starts_max,
+            storage_reserve_bytes: limits.storage_reserve_mib << 20,
+            create: s(limits.create_s),
+            clone: s(limits.clone_s),
+            start: s(limits.start_s),
+            answer: s(limits.answer_s),
+            stop: s(limits.stop_s),
+            destroy: s(limits.destroy_s),
+            turn: s(limits.turn_s),
+        },
+    }
+}
+
+fn template(template: &config::Template) -> sandbox::Template {
+    sandbox::Template {
+        snapshot: template.snapshot.clone(),
+        vmid: template.vmid,
+        size: Size { cpu_cores: template.cores, memory_mib: template.memory_mib },
+        probe: match template.probe.clone() {
+            config::Probe::None => sandbox::Probe::None,
+            config::Probe::Http { port, path } => sandbox::Probe::Http { port, path },
+            config::Probe::Command(argv) => sandbox::Probe::Command(argv),
+        },
+    }
+}
+
+/// The journal holds what sandboxes were given in their environment.
+fn private_dir(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("directory {}", path.display()))
+}
