@@ -4,10 +4,7 @@ mod production;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use agent::{
-    config::{self, Config, Flags},
-    ingress::caddy,
-};
+use agent::config::{self, Config, Flags};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use daemon::chain::Chain;
@@ -77,7 +74,7 @@ fn execute(command: &Command) -> Result<()> {
             }
             Ok(())
         }
-        Command::RenderCaddy { common, print } => render_caddy(&common.config()?, *print),
+        Command::RenderCaddy { common, print } => production::render(&common.config()?, *print),
         Command::Run(common) => {
             let config = common.config()?;
             daemon::logs::init("info", common.log_json);
@@ -91,18 +88,4 @@ fn execute(command: &Command) -> Result<()> {
             runtime.block_on(async { production::run(config, daemon::stop::signal_token()?).await })
         }
     }
-}
-
-fn render_caddy(config: &Config, print: bool) -> Result<()> {
-    let settings = production::caddy(config)?
-        .context("ingress.domain is not set: without it there is no way in from the web")?;
-    if print {
-        print!("{}", caddy::show(&settings));
-        return Ok(());
-    }
-    let ingress = &config.ingress;
-    caddy::write(&settings, &ingress.caddy_config, ingress.group.as_deref())
-        .with_context(|| format!("cannot write {}", ingress.caddy_config.display()))?;
-    println!("wrote {}", ingress.caddy_config.display());
-    Ok(())
 }

@@ -7,7 +7,7 @@ use agent::{
     clock::{Clock, SystemClock},
     config::{self, Config},
     ingress::{
-        caddy::{Peers, Proof, Settings},
+        caddy::{self as files, Peers, Proof, Settings},
         owners::{Owners, Sources},
         probe::Probe,
         routes::NodeRoutes,
@@ -20,6 +20,7 @@ use agent::{
     run::Runner,
     saga::Faults,
     sandbox,
+    tasks::Tasks,
 };
 use anyhow::{Context, Result};
 use daemon::tls::{ClientAuth, Identity};
@@ -46,7 +47,9 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let pve: Arc<dyn Pve> = Arc::new(pct(&config)?);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let agent = Agent::start(parts(&config, Arc::clone(&pve), Arc::clone(&clock))?).await?;
-    ingress(&config, &agent, pve, clock)?;
+    // Of its own, because it goes on while the agent drains: sandboxes are reached to the last.
+    let edge = Tasks::default();
+    ingress(&config, &agent, pve, clock, &edge)?;
 
     let listen = config.listen.value;
     let listener =
@@ -65,11 +68,20 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     if served.is_err() {
         tracing::warn!("stopped with connections open");
     }
+    if timeout(LAST_ANSWERS, edge.finish()).await.is_err() {
+        tracing::warn!("stopped with route questions open");
+    }
     Ok(())
 }
 
 /// Answers Caddy's questions, where the node is a way in from the web.
-fn ingress(config: &Config, agent: &Agent, pve: Arc<dyn Pve>, clock: Arc<dyn Clock>) -> Result<()> {
+fn ingress(
+    config: &Config,
+    agent: &Agent,
+    pve: Arc<dyn Pve>,
+    clock: Arc<dyn Clock>,
+    tasks: &Tasks,
+) -> Result<()> {
     let Some(settings) = caddy(config)? else {
         tracing::info!("no ingress.domain: there is no way in from the web");
         return Ok(());
@@ -94,7 +106,7 @@ fn ingress(config: &Config, agent: &Agent, pve: Arc<dyn Pve>, clock: Arc<dyn Clo
     let socket = socket(config);
     let listener = server::listen(&socket, config.ingress.group.as_deref())
         .with_context(|| format!("listen on {}", socket.display()))?;
-    let (tasks, stop) = (agent.tasks(), agent.tasks().stopping().clone());
+    let stop = tasks.stopping().clone();
     tasks.spawn(server::serve(listener, Arc::new(ingress), stop.clone()));
     tasks.spawn(async move { owners.poll(stop).await });
     Ok(())
@@ -108,7 +120,7 @@ fn socket(config: &Config) -> std::path::PathBuf {
 ///
 /// # Errors
 /// When a value cannot stand in Caddy's configuration.
-pub(crate) fn caddy(config: &Config) -> Result<Option<Settings>> {
+fn caddy(config: &Config) -> Result<Option<Settings>> {
     let ingress = &config.ingress;
     let Some(domain) = &ingress.domain else { return Ok(None) };
     let path = |path: &Path| path.try_into().with_context(|| path.display().to_string());
@@ -123,6 +135,21 @@ pub(crate) fn caddy(config: &Config) -> Result<Option<Settings>> {
         https: ingress.https,
         peers: ingress.peer.map(peers).transpose()?,
     }))
+}
+
+/// Writes or prints Caddy's configuration.
+pub(crate) fn render(config: &Config, print: bool) -> Result<()> {
+    let settings = caddy(config)?
+        .context("ingress.domain is not set: without it there is no way in from the web")?;
+    if print {
+        print!("{}", files::show(&settings));
+        return Ok(());
+    }
+    let ingress = &config.ingress;
+    files::write(&settings, &ingress.caddy_config, ingress.group.as_deref())
+        .with_context(|| format!("cannot write {}", ingress.caddy_config.display()))?;
+    println!("wrote {}", ingress.caddy_config.display());
+    Ok(())
 }
 
 fn pct(config: &Config) -> Result<Pct> {

@@ -34,14 +34,17 @@ fn every_behaviour() {
     ];
     let mut argv = vec!["/usr/bin/env".to_owned()];
     argv.extend(environment);
-    argv.extend([program, "on_a_node::every_behaviour", "--exact", "--nocapture"].map(str::to_owned));
+    argv.extend(
+        [program, "on_a_node::every_behaviour", "--exact", "--nocapture"].map(str::to_owned),
+    );
     let mut child = node
         .command(argv)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("a command in the node");
-    let (mut input, output) = (child.stdin.take().expect("stdin"), child.stdout.take().expect("stdout"));
+    let (mut input, output) =
+        (child.stdin.take().expect("stdin"), child.stdout.take().expect("stdout"));
     for line in BufReader::new(output).lines() {
         let line = line.expect("text");
         println!("{line}");

@@ -18,7 +18,8 @@ async fn bodies_pass_whole() {
     assert!(sandbox.last().body == body, "the body is another");
 
     let mut client = Client::connect(node.public).await.expect("connected");
-    let head = format!("POST /chunked HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let head =
+        format!("POST /chunked HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n");
     client.send(head).await.expect("sent");
     for chunk in body.chunks(100_000) {
         client.send(format!("{:x}\r\n", chunk.len())).await.expect("sent");
@@ -35,7 +36,10 @@ async fn bodies_pass_whole() {
         let answer = client.request(&request).await.expect("an answer");
         assert_eq!(answer.status, 200, "{method} {path}");
         let got = sandbox.last();
-        assert_eq!((got.head.line, got.body), (format!("{method} {path} HTTP/1.1"), b"hello".to_vec()));
+        assert_eq!(
+            (got.head.line, got.body),
+            (format!("{method} {path} HTTP/1.1"), b"hello".to_vec())
+        );
     }
 
     let expect = Request { method: "POST", body: b"later", ..Request::get(&host, "/e") };

@@ -24,7 +24,8 @@ impl Swallows {
         socket.bind(address).expect("a free address");
         let listener = socket.listen(0).expect("listening");
         let mut queue = Vec::new();
-        while let Ok(stream) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await
+        while let Ok(stream) =
+            timeout(Duration::from_millis(300), TcpStream::connect(address)).await
         {
             queue.push(stream.expect("queued"));
         }

@@ -22,7 +22,11 @@ async fn only_names_of_sandboxes_reach_them() {
         format!("{}:443", host(8000, 100_001)),
     ] {
         let answer = get(node.public, &host, "/").await;
-        assert_eq!((answer.status, answer.text().starts_with("alpha got GET / ")), (200, true), "{host}");
+        assert_eq!(
+            (answer.status, answer.text().starts_with("alpha got GET / ")),
+            (200, true),
+            "{host}"
+        );
     }
     let served = sandbox.got().len();
 

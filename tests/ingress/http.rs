@@ -23,7 +23,9 @@ pub(crate) struct Head {
 
 impl Head {
     /// Reads one; `None` at the end of the stream.
-    pub(crate) async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<Option<Self>> {
+    pub(crate) async fn read(
+        stream: &mut (impl AsyncBufReadExt + Unpin),
+    ) -> io::Result<Option<Self>> {
         let mut head = Self::default();
         let mut line = Vec::new();
         loop {
@@ -149,7 +151,8 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
     async fn read_response(&mut self, to_head: bool) -> io::Result<Response> {
         loop {
             let head = Head::read(&mut self.0).await?.ok_or_else(cut)?;
-            let status = head.line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(cut)?;
+            let status =
+                head.line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(cut)?;
             if status == 100 {
                 continue;
             }

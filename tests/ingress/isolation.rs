@@ -83,9 +83,11 @@ async fn no_sandbox_ever_gets_a_route_question() {
     assert!(node.caddy_runs(), "{}", node.log());
     for (sandbox, name) in [(&alpha, "Bearer alpha"), (&beta, "Bearer beta")] {
         assert_eq!(sandbox.questions(), 0);
-        let foreign = sandbox.got().iter().filter(|got| {
-            got.head.get("authorization").is_some_and(|secret| secret != name)
-        }).count();
+        let foreign = sandbox
+            .got()
+            .iter()
+            .filter(|got| got.head.get("authorization").is_some_and(|secret| secret != name))
+            .count();
         assert_eq!(foreign, 0);
     }
 }

@@ -209,8 +209,8 @@ impl Node {
         };
         let config = dir.join("caddy.json");
         caddy::write(&settings, &config, None).expect("a configuration");
-        let mut json = serde_json::from_slice(&std::fs::read(&config).expect("readable"))
-            .expect("it is JSON");
+        let mut json =
+            serde_json::from_slice(&std::fs::read(&config).expect("readable")).expect("it is JSON");
         change(&mut json);
         std::fs::write(&config, json.to_string()).expect("writable");
         let table = Arc::new(Table::default());

@@ -49,7 +49,12 @@ impl Sandbox {
         let task = tokio::spawn(async move {
             let mut clients = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                clients.spawn(serve(stream, Arc::clone(&name), Arc::clone(&lies), Arc::clone(&log)));
+                clients.spawn(serve(
+                    stream,
+                    Arc::clone(&name),
+                    Arc::clone(&lies),
+                    Arc::clone(&log),
+                ));
             }
         });
         Self { address, got, _task: AbortOnDropHandle::new(task) }
@@ -108,12 +113,8 @@ async fn serve(
         } else {
             let text = format!("{name} got {} and {} bytes\n", head.line, body.len());
             let extra = if path.starts_with("/forge") { lies.as_str() } else { "" };
-            write!(
-                answer,
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{extra}\r\n",
-                text.len()
-            )
-            .expect("a String takes all");
+            write!(answer, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n{extra}\r\n", text.len())
+                .expect("a String takes all");
             if !head.line.starts_with("HEAD ") {
                 answer.push_str(&text);
             }

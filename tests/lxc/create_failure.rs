@@ -9,8 +9,7 @@ fn fails(rules: &[Rule], expected: &str) {
     let Some(world) = world() else { return };
     world.faults("node1", rules);
     let key = unique("fails");
-    let (reason, message) =
-        world.refused(&["create", "--node", "node1", "--request-id", &key]);
+    let (reason, message) = world.refused(&["create", "--node", "node1", "--request-id", &key]);
     assert!(message.contains(expected), "{reason}: {message}");
     let tries = world.of_request(&key);
     for sandbox in &tries {

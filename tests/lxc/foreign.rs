@@ -9,7 +9,7 @@ use lab::Lab;
 const VMID: u32 = 100_003;
 
 /// What it was when it was made.
-pub struct Foreign {
+pub(crate) struct Foreign {
     fingerprint: PathBuf,
 }
 
@@ -29,7 +29,7 @@ cat /proc/$pid/root/etc/machine-id 2>/dev/null | wc -c
 
 impl Foreign {
     /// Makes it once a boot of its node; later calls find it.
-    pub fn ensure(lab: &Lab) -> Self {
+    pub(crate) fn ensure(lab: &Lab) -> Self {
         let node = lab.node("node1").expect("node1");
         let boot = node.boot_id().expect("boot id");
         let fingerprint = lab.layout().run().join(format!("foreign-{boot}"));
@@ -59,7 +59,7 @@ vmid=100000 attempt=1 team=demo request=r'; \
 
     /// Fails when it is not what it was.
     #[track_caller]
-    pub fn check(&self, lab: &Lab) {
+    pub(crate) fn check(&self, lab: &Lab) {
         let Ok(before) = std::fs::read_to_string(&self.fingerprint) else {
             return; // Its node was rebooted by the test: the next one makes a new fingerprint.
         };

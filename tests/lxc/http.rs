@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Loopback port of a node's ingress.
-pub fn ingress_port(node: &str) -> u16 {
+pub(crate) fn ingress_port(node: &str) -> u16 {
     match node {
         "node1" => 8480,
         "node2" => 8482,
@@ -17,7 +17,7 @@ pub fn ingress_port(node: &str) -> u16 {
 }
 
 /// The host of a URL.
-pub fn host(url: &str) -> String {
+pub(crate) fn host(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.split(['/', ':']).next().unwrap_or_default().to_owned()
 }
@@ -29,7 +29,7 @@ fn connect(node: &str) -> TcpStream {
 }
 
 /// Status and body of a GET by way of a node.
-pub fn get(node: &str, host: &str) -> (u16, String) {
+pub(crate) fn get(node: &str, host: &str) -> (u16, String) {
     let mut stream = connect(node);
     write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("send");
     let mut answer = Vec::new();
@@ -41,11 +41,11 @@ pub fn get(node: &str, host: &str) -> (u16, String) {
 }
 
 /// An open WebSocket.
-pub struct Socket(TcpStream);
+pub(crate) struct Socket(TcpStream);
 
 impl Socket {
     /// Upgrades a connection by way of a node.
-    pub fn open(node: &str, host: &str) -> Self {
+    pub(crate) fn open(node: &str, host: &str) -> Self {
         let mut stream = connect(node);
         write!(
             stream,
@@ -68,7 +68,7 @@ impl Socket {
 
     /// Sends a masked text frame and returns the text that comes back, or an error when the
     /// connection is gone.
-    pub fn echo(&mut self, text: &str) -> std::io::Result<String> {
+    pub(crate) fn echo(&mut self, text: &str) -> std::io::Result<String> {
         let length = u8::try_from(text.len()).expect("short");
         let mask = [1, 2, 3, 4];
         let mut frame = vec![0x81, 0x80 | length];

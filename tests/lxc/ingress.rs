@@ -31,8 +31,12 @@ fn a_websocket_survives_other_sandboxes_and_ends_with_hide() {
     let (id, node) = (id(&sandbox), node(&sandbox));
     let ran = world.ctl_with(&["exec", "-i", id, "--", "tee", "/root/echo.py"], ECHO.as_bytes());
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    let ran = world.ctl(&["exec", id, "--shell",
-        "setsid python3 /root/echo.py >/dev/null 2>&1 </dev/null & exit 0"]);
+    let ran = world.ctl(&[
+        "exec",
+        id,
+        "--shell",
+        "setsid python3 /root/echo.py >/dev/null 2>&1 </dev/null & exit 0",
+    ]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     world.json(&["expose", id, "9000", "--name", "echo"]);
     let host = format!("port-9000-vm-{}.sandbox.localhost", vmid(&sandbox));

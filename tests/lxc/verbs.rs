@@ -23,7 +23,9 @@ fn a_life_from_create_to_rm() {
     assert!(listed.as_array().is_some_and(|all| all.iter().any(|one| one["id"] == id)));
     let snapshots = world.json(&["snapshot", "ls"]);
     assert!(
-        snapshots.as_array().is_some_and(|all| all.iter().any(|s| s["id"] == sandbox["snapshot_id"]))
+        snapshots
+            .as_array()
+            .is_some_and(|all| all.iter().any(|s| s["id"] == sandbox["snapshot_id"]))
     );
     assert_eq!(world.json(&["explain", id])["node"], node);
     assert!(!world.json(&["version"]).is_null());
@@ -87,7 +89,8 @@ fn exec_is_byte_exact_and_keeps_streams_and_codes_apart() {
     assert!(ran.stderr.contains("err\n"), "{}", ran.stderr);
 
     // Every byte, far more than a pipe holds.
-    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let bytes: Vec<u8> =
+        (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let ran = world.ctl_with(&["exec", "-i", id, "--", "cat"], &bytes);
     assert_eq!((ran.code, ran.stdout.len()), (0, bytes.len()), "{}", ran.stderr);
     assert!(ran.stdout == bytes, "the bytes came back changed");
@@ -101,19 +104,43 @@ fn exec_is_byte_exact_and_keeps_streams_and_codes_apart() {
     for (line, code) in [("kill -TERM $$", 143), ("exec no-such-program-here", 127)] {
         assert_eq!(world.ctl(&["exec", id, "--shell", line]).code, code, "{line}");
     }
-    let ran = world.ctl(&["exec", "--cwd", "/srv", "--env", "A=1", "--user", "nobody", id, "--shell",
-        "pwd; echo $A; id -un"]);
+    let ran = world.ctl(&[
+        "exec",
+        "--cwd",
+        "/srv",
+        "--env",
+        "A=1",
+        "--user",
+        "nobody",
+        id,
+        "--shell",
+        "pwd; echo $A; id -un",
+    ]);
     assert_eq!(ran.text(), "/srv\n1\nnobody\n", "{}", ran.stderr);
 
     // Nothing of the host's environment, no descriptors but the three.
-    let ran = world.ctl(&["exec", id, "--shell", "env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc/self/fd | tr '\\n' ' '"]);
+    let ran = world.ctl(&[
+        "exec",
+        id,
+        "--shell",
+        "env | cut -d= -f1 | sort | tr '\\n' ' '; ls /proc/self/fd | tr '\\n' ' '",
+    ]);
     let said = ran.text();
-    assert!(!said.contains("SANDBOXCTL") && !said.contains("CARGO") && !said.contains("NOTIFY"), "{said}");
+    assert!(
+        !said.contains("SANDBOXCTL") && !said.contains("CARGO") && !said.contains("NOTIFY"),
+        "{said}"
+    );
     assert!(said.ends_with("0 1 2 3 "), "descriptors leak (3 is ls's own): {said}");
 
     // The tree dies with the time, however it tried to get away.
-    let ran = world.ctl(&["exec", "--timeout", "2s", id, "--shell",
-        "setsid sleep 4242 & (sleep 4242 &) ; sleep 4242"]);
+    let ran = world.ctl(&[
+        "exec",
+        "--timeout",
+        "2s",
+        id,
+        "--shell",
+        "setsid sleep 4242 & (sleep 4242 &) ; sleep 4242",
+    ]);
     assert_eq!(ran.code, 124, "{}", ran.stderr);
     let left = world.ctl(&["exec", id, "--shell", "pgrep -x sleep; true"]);
     assert_eq!(left.text(), "", "sleeps that outlived the timeout");

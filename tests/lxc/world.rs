@@ -16,31 +16,31 @@ use crate::foreign::Foreign;
 
 /// How long anything that is waited for may take: a create under the modelled cost is 4 s, and CI
 /// machines are slow.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a command said and how it ended.
 #[derive(Debug)]
-pub struct Ran {
-    pub code: i32,
-    pub stdout: Vec<u8>,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 }
 
 /// A lab that is up.
-pub struct World {
-    pub lab: Lab,
+pub(crate) struct World {
+    pub(crate) lab: Lab,
     foreign: Foreign,
     made: std::cell::RefCell<BTreeSet<String>>,
 }
 
 /// The lab, or `None` when it is to be skipped by name.
-pub fn world() -> Option<World> {
+pub(crate) fn world() -> Option<World> {
     if std::env::var_os("PVE_SANDBOX_SKIP_LAB_TESTS").is_some() {
         println!("SKIPPED by PVE_SANDBOX_SKIP_LAB_TESTS: this test needs the lab");
         return None;
@@ -54,21 +54,22 @@ pub fn world() -> Option<World> {
     let foreign = Foreign::ensure(&lab);
     let world = World { lab, foreign, made: Default::default() };
     wait("three nodes that are ready", || {
-        world.json(&["nodes"]).as_array().is_some_and(|nodes| {
-            nodes.len() == 3 && nodes.iter().all(|node| node["ready"] == true)
-        })
+        world
+            .json(&["nodes"])
+            .as_array()
+            .is_some_and(|nodes| nodes.len() == 3 && nodes.iter().all(|node| node["ready"] == true))
     });
     Some(world)
 }
 
 impl World {
     /// Runs `sandboxctl`, its input closed.
-    pub fn ctl(&self, args: &[&str]) -> Ran {
+    pub(crate) fn ctl(&self, args: &[&str]) -> Ran {
         self.ctl_with(args, b"")
     }
 
     /// Runs `sandboxctl` with that input.
-    pub fn ctl_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
+    pub(crate) fn ctl_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
         let mut child = self
             .command(args)
             .stdin(Stdio::piped())
@@ -86,12 +87,12 @@ impl World {
     }
 
     /// `sandboxctl` with the lab's environment, to be started.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         self.command_with_token(args, &self.variable("SANDBOXCTL_TOKEN"))
     }
 
     /// The same as another team, or nobody.
-    pub fn command_with_token(&self, args: &[&str], token: &str) -> Command {
+    pub(crate) fn command_with_token(&self, args: &[&str], token: &str) -> Command {
         let mut command = Command::new(self.lab.layout().dir().join("bin/sandboxctl"));
         command.args(args).env("SANDBOXCTL_TOKEN", token);
         for name in ["SANDBOXCTL_ENDPOINT", "SANDBOXCTL_CA"] {
@@ -101,7 +102,7 @@ impl World {
     }
 
     /// A value out of target/lab/env.
-    pub fn variable(&self, name: &str) -> String {
+    pub(crate) fn variable(&self, name: &str) -> String {
         let text = std::fs::read_to_string(self.lab.layout().dir().join("env")).expect("env file");
         let line = format!("export {name}=");
         let value = text.lines().find_map(|l| l.strip_prefix(&line)).unwrap_or_default();
@@ -110,7 +111,7 @@ impl World {
 
     /// Runs `sandboxctl --json`, which must succeed.
     #[track_caller]
-    pub fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let args: Vec<&str> = std::iter::once("--json").chain(args.iter().copied()).collect();
         let ran = self.ctl(&args);
         assert_eq!(ran.code, 0, "sandboxctl {args:?}: {}", ran.stderr);
@@ -121,7 +122,7 @@ impl World {
 
     /// Runs `sandboxctl --json`, which must fail; returns the error's reason and message.
     #[track_caller]
-    pub fn refused(&self, args: &[&str]) -> (String, String) {
+    pub(crate) fn refused(&self, args: &[&str]) -> (String, String) {
         let args: Vec<&str> = std::iter::once("--json").chain(args.iter().copied()).collect();
         let ran = self.ctl(&args);
         assert_ne!(ran.code, 0, "sandboxctl {args:?} succeeded: {}", ran.text());
@@ -130,7 +131,7 @@ impl World {
 
     /// Creates a sandbox; it is deleted when the test ends.
     #[track_caller]
-    pub fn create(&self, args: &[&str]) -> Value {
+    pub(crate) fn create(&self, args: &[&str]) -> Value {
         let args: Vec<&str> = std::iter::once("create").chain(args.iter().copied()).collect();
         let sandbox = self.json(&args);
         let sandbox = sandbox.as_array().map_or(sandbox.clone(), |list| list[0].clone());
@@ -140,17 +141,17 @@ impl World {
     }
 
     /// Notes a sandbox to be deleted at the end.
-    pub fn mine(&self, id: &str) {
+    pub(crate) fn mine(&self, id: &str) {
         self.made.borrow_mut().insert(id.to_owned());
     }
 
     #[track_caller]
-    pub fn get(&self, id: &str) -> Value {
+    pub(crate) fn get(&self, id: &str) -> Value {
         self.json(&["get", id])
     }
 
     /// Sandboxes of this request_id, ended ones included.
-    pub fn of_request(&self, request_id: &str) -> Vec<Value> {
+    pub(crate) fn of_request(&self, request_id: &str) -> Vec<Value> {
         let all = self.json(&["ls", "--all"]);
         let all = all.as_array().expect("a list");
         all.iter().filter(|sandbox| sandbox["request_id"] == request_id).cloned().collect()
@@ -158,28 +159,28 @@ impl World {
 
     /// Waits for a phase.
     #[track_caller]
-    pub fn wait_phase(&self, id: &str, phase: &str) -> Value {
+    pub(crate) fn wait_phase(&self, id: &str, phase: &str) -> Value {
         wait(&format!("{id} to be {phase}"), || self.get(id)["phase"] == phase);
         self.get(id)
     }
 
     /// Plans faults for `pct` on a node.
-    pub fn faults(&self, node: &str, rules: &[Rule]) {
+    pub(crate) fn faults(&self, node: &str, rules: &[Rule]) {
         faults::write_plan(&control_dir(&self.node(node)), rules).expect("fault plan");
     }
 
-    pub fn node(&self, name: &str) -> Node {
+    pub(crate) fn node(&self, name: &str) -> Node {
         self.lab.node(name).expect("node")
     }
 
     /// Output of a shell line in a node.
-    pub fn shell(&self, node: &str, line: &str) -> String {
+    pub(crate) fn shell(&self, node: &str, line: &str) -> String {
         let output = self.node(node).shell(line).expect("a shell in the node");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Everything of a vmid that is left on a node: config, volume, veth, cgroup, lock, process.
-    pub fn left_of(&self, node: &str, vmid: u64) -> String {
+    pub(crate) fn left_of(&self, node: &str, vmid: u64) -> String {
         self.shell(
             node,
             &format!(
@@ -193,13 +194,13 @@ impl World {
 
     /// Invariants over controller, journals, configs and volumes.
     #[track_caller]
-    pub fn fsck(&self) {
+    pub(crate) fn fsck(&self) {
         wait("a clean fsck", || self.ctl(&["fsck"]).code == 0);
     }
 
     /// Deletes what the test made and checks that nothing else was touched.
     #[track_caller]
-    pub fn finish(self) {
+    pub(crate) fn finish(self) {
         for node in self.lab.nodes().expect("nodes") {
             faults::clear_plan(&control_dir(&node)).expect("clear the plan");
         }
@@ -214,21 +215,21 @@ impl World {
     }
 }
 
-pub fn id(sandbox: &Value) -> &str {
+pub(crate) fn id(sandbox: &Value) -> &str {
     sandbox["id"].as_str().expect("an id")
 }
 
-pub fn vmid(sandbox: &Value) -> u64 {
+pub(crate) fn vmid(sandbox: &Value) -> u64 {
     sandbox["vmid"].as_u64().expect("a vmid")
 }
 
-pub fn node(sandbox: &Value) -> &str {
+pub(crate) fn node(sandbox: &Value) -> &str {
     sandbox["node"].as_str().expect("a node")
 }
 
 /// Reason and message of an error that `sandboxctl --json` printed.
 #[track_caller]
-pub fn refusal(ran: &Ran) -> (String, String) {
+pub(crate) fn refusal(ran: &Ran) -> (String, String) {
     let line = ran.stderr.lines().find(|line| line.starts_with('{')).unwrap_or_default();
     let error: Value = serde_json::from_str(line)
         .unwrap_or_else(|_| panic!("no JSON error on stderr: {}", ran.stderr));
@@ -236,7 +237,7 @@ pub fn refusal(ran: &Ran) -> (String, String) {
     (text("reason"), text("message"))
 }
 
-pub fn ran(output: Output) -> Ran {
+pub(crate) fn ran(output: Output) -> Ran {
     Ran {
         code: output.status.code().unwrap_or(-1),
         stdout: output.stdout,
@@ -246,7 +247,7 @@ pub fn ran(output: Output) -> Ran {
 
 /// Waits until it is true, and says what for when it never is.
 #[track_caller]
-pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
@@ -256,7 +257,7 @@ pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// A request_id that no earlier run used.
-pub fn unique(name: &str) -> String {
+pub(crate) fn unique(name: &str) -> String {
     let now = std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970");
     format!("{name}-{}", now.as_nanos())
 }

@@ -252,11 +252,7 @@ impl Sandboxes {
             let (id, vmid) = (record.id, record.vmid);
             let undo = move || self.unmake(id, vmid).boxed();
             let free = saga
-                .step(step::CLONE, undo, || async {
-                    let cloned = self.clone_as(work, &record);
-                    let (cloned, ()) = tokio::join!(cloned, self.note(&id, step::CLONE));
-                    cloned
-                })
+                .step(step::CLONE, undo, || self.clone_as(work, &record))
                 .await?;
             if free {
                 return Ok(record);
@@ -278,7 +274,13 @@ impl Sandboxes {
         for tries in 0u32.. {
             check_called_off(work)?;
             let left = deadline::left(work.deadline, self.options.limits.clone)?;
-            let Err(error) = self.pve.clone_template(&order, left).await else { return Ok(true) };
+            let cloned = self.pve.clone_template(&order, left);
+            let (cloned, ()) = tokio::join!(cloned, self.note(&record.id, step::CLONE));
+            let Err(error) = cloned else { return Ok(true) };
+            if matches!(error.kind, ErrorKind::VmidTaken(_) | ErrorKind::Locked(_)) {
+                // It never began: a lock that stands on the template is not ours.
+                self.note(&record.id, step::QUEUED).await;
+            }
             match error.kind {
                 ErrorKind::VmidTaken(_) => return self.is_made(record).await,
                 ErrorKind::Locked(_) => {

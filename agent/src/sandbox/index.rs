@@ -36,8 +36,8 @@ pub struct Tombstone {
     pub ended_ms: u64,
     /// What it was cloned from.
     pub template: Vmid,
-    /// Its creation got past the clone.
-    pub cloned: bool,
+    /// Its creation ended in the middle of the clone.
+    pub cloning: bool,
     revision: u64,
 }
 
@@ -53,7 +53,7 @@ impl From<&Record> for Tombstone {
             body_digest: record.body_digest.clone(),
             ended_ms: record.ended_ms,
             template: record.template,
-            cloned: step::is_past_clone(&record.step),
+            cloning: step::is_cloning(&record.step),
             revision: record.revision,
         }
     }

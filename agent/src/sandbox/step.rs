@@ -7,6 +7,11 @@ pub(super) const START: &str = "start";
 pub(super) const PROBE: &str = "probe";
 pub(super) const DONE: &str = "done";
 
+/// True while a clone is under way, which holds PVE's lock on the template.
+pub(super) fn is_cloning(step: &str) -> bool {
+    step == CLONE
+}
+
 /// True when the clone is known to have been made: what stands there now must be ours.
 pub(super) fn is_past_clone(step: &str) -> bool {
     step != QUEUED && step != CLONE

@@ -13,21 +13,21 @@ use crate::journal::Phase;
 const TURN: Duration = Duration::from_secs(2);
 
 impl Sandboxes {
-    /// True when a clone of this template was ours and did not end well: then, and only then, a
+    /// True when a clone of this template was ours and ended in its middle: then, and only then, a
     /// lock on the template may be what it left.
     pub fn has_dead_clone(&self, template: Vmid) -> bool {
         let busy = self.busy();
         let cut_short = self.live().into_iter().any(|record| {
             record.template == template
                 && matches!(record.phase, Phase::Creating | Phase::Undoing)
-                && !step::is_past_clone(&record.step)
+                && step::is_cloning(&record.step)
                 && !busy.contains(&record.id)
         });
         cut_short
             || self.ended().into_iter().any(|tombstone| {
                 tombstone.template == template
                     && tombstone.phase == Phase::Failed
-                    && !tombstone.cloned
+                    && tombstone.cloning
             })
     }
 

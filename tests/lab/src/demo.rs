@@ -49,7 +49,7 @@ pub fn demo(lab: &Lab) -> Result<()> {
 
     heading("A command in each");
     for id in &ids {
-        user.types(&["exec", id, "--", "sh", "-c", "echo $(hostname) is up since $(uptime -s)"])?;
+        user.types(&["exec", id, "--", "sh", "-c", "echo $(hostname) at $(hostname -I)runs $(cat /proc/1/comm)"])?;
     }
 
     heading("A page from one, by its public host name");
@@ -150,37 +150,56 @@ impl User<'_> {
 
     /// Asks where the next would go, burdens that node, and asks again.
     fn burdens(&self) -> Result<()> {
-        let would_go = || -> Result<String> {
-            let why = self.json(&["explain", "--dry-run"])?;
-            Ok(why["node"].as_str().unwrap_or_default().to_owned())
-        };
-        let before = would_go()?;
-        println!("the next would go to {before}; four busy loops in {before} ...");
-        let hog = Hog(self
-            .lab
-            .node(&before)?
-            .command(["bash", "-c", "for i in 1 2 3 4; do while :; do :; done & done; wait"])
-            .stdin(Stdio::null())
-            .spawn()
-            .context("cannot burden the node")?);
-        let changed = step(&format!("waiting for {before} to report it"), |_| {
-            wait_until(SEEN_WITHIN, || would_go().is_ok_and(|node| node != before))
-                .context("the answer did not change")
+        let before = self.json(&["explain", "--dry-run"])?;
+        let node = before["node"].as_str().context("no node has room")?.to_owned();
+        println!("the next would go to {node}; now {LOOPS} busy loops in it");
+        let hog = Hog::start(self.lab, &node)?;
+        let seen = step(&format!("waiting for {node} to report it"), |_| {
+            wait_until(SEEN_WITHIN, || {
+                self.busy(&node) > 0.5
+                    && self.json(&["explain", "--dry-run"]).is_ok_and(|why| why["node"] != *node)
+            })
+            .context("the answer did not change")
         });
         self.types(&["explain", "--dry-run"])?;
         drop(hog);
-        changed
+        seen
+    }
+
+    /// Share of a node's cores in use, by its last report.
+    fn busy(&self, node: &str) -> f64 {
+        let nodes = self.json(&["nodes"]).unwrap_or_default();
+        let node = nodes.as_array().and_then(|all| all.iter().find(|one| one["id"] == node));
+        node.and_then(|node| node["load"]["cpu_busy"].as_f64()).unwrap_or_default()
     }
 }
 
+/// As many as make two cores busy, whatever else runs.
+const LOOPS: usize = 4;
+
 /// Busy loops in a node, ended with the value.
-struct Hog(Child);
+struct Hog(Vec<Child>);
+
+impl Hog {
+    fn start(lab: &Lab, node: &str) -> Result<Hog> {
+        let node = lab.node(node)?;
+        let mut hog = Hog(Vec::new());
+        for _ in 0..LOOPS {
+            // Each a process of `lab exec` alone, which takes it along when it is killed.
+            let mut busy = node.command(["/bin/bash", "-c", "while :; do :; done"]);
+            busy.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            hog.0.push(busy.spawn().context("cannot burden the node")?);
+        }
+        Ok(hog)
+    }
+}
 
 impl Drop for Hog {
     fn drop(&mut self) {
-        // What it started in the node dies with it: `lab exec` sees to that.
-        if self.0.kill().and_then(|()| self.0.wait().map(drop)).is_err() {
-            say("lab: the busy loops could not be ended");
+        for child in &mut self.0 {
+            if child.kill().and_then(|()| child.wait().map(drop)).is_err() {
+                say("lab: a busy loop could not be ended");
+            }
         }
     }
 }

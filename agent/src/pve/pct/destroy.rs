@@ -1,9 +1,12 @@
 //! Destroying what is ours, whatever state it is in: running, half cloned, half destroyed, or
 //! nothing but a volume. Look, act, look again, until nothing is left.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs::File, path::PathBuf, time::Duration};
 
-use nix::mount::{MntFlags, umount2};
+use nix::{
+    fcntl::Flock,
+    mount::{MntFlags, umount2},
+};
 use proto::id::{SandboxId, Vmid};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -95,11 +98,7 @@ impl Host {
         if self.config(vmid).await?.is_none() {
             return self.look_for_volumes(vmid).await;
         }
-        let path = self.places.lock_dir.join(format!("pve-config-{vmid}.lock"));
-        let lock = flock::lock(&path, deadline).await.map_err(|error| unread(&error))?;
-        let late =
-            || ErrorKind::Locked(format!("can't lock file '{}' - got timeout", path.display()));
-        let _lock = lock.ok_or_else(late)?;
+        let _lock = self.lock_config(vmid, deadline).await?;
         let Some(config) = self.config(vmid).await? else {
             return self.look_for_volumes(vmid).await;
         };
@@ -149,7 +148,45 @@ impl Host {
             self.unmount(vmid).await?;
             self.pct(Command::Unlock(vmid), deadline).await?;
         }
-        self.pct(Command::Destroy(vmid), deadline).await
+        match self.pct(Command::Destroy(vmid), deadline).await {
+            // On some storages a destroy that was cut off after its volumes cannot be done again:
+            // what is not there cannot be removed.
+            Err(ErrorKind::Failed(why))
+                if !self.running(vmid) && self.volumes(vmid).await?.is_empty() =>
+            {
+                tracing::warn!(%vmid, why, "a config whose volumes are gone was removed");
+                self.remove_config(vmid, config, deadline).await
+            }
+            result => result,
+        }
+    }
+
+    /// Removes the config, if it is still the one that was looked at.
+    async fn remove_config(
+        &self,
+        vmid: Vmid,
+        config: &ContainerConfig,
+        deadline: Instant,
+    ) -> Result<(), ErrorKind> {
+        let _lock = self.lock_config(vmid, deadline).await?;
+        if self.config(vmid).await?.is_some_and(|now| now.rootfs() != config.rootfs()) {
+            return Err(ErrorKind::Failed(format!("the config of CT {vmid} has changed")));
+        }
+        let path = self.config_path(vmid);
+        let removed = self.files.blocking(move || std::fs::remove_file(path)).await;
+        removed.map_err(|error| ErrorKind::Failed(format!("its config was not removed: {error}")))
+    }
+
+    /// PVE's own lock around a container's config.
+    async fn lock_config(
+        &self,
+        vmid: Vmid,
+        deadline: Instant,
+    ) -> Result<Flock<File>, ErrorKind> {
+        let path = self.places.lock_dir.join(format!("pve-config-{vmid}.lock"));
+        let lock = flock::lock(&path, deadline).await.map_err(|error| unread(&error))?;
+        let late = || format!("can't lock file '{}' - got timeout", path.display());
+        lock.ok_or_else(|| ErrorKind::Locked(late()))
     }
 
     /// Undoes the mounts of a clone that was killed while it wrote into the new volume.

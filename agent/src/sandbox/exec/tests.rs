@@ -162,6 +162,17 @@ impl Rig {
         all.iter().filter(|pid| holds(pid)).count()
     }
 
+    /// Kills what holds this text in its arguments, as a stop of the container does.
+    async fn end(&self, text: &str) {
+        for pid in self.pve.processes(vmid(100_000)).await {
+            let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&argv).contains(text) {
+                crate::sys::pidfd::signal(pid, 9, || true).expect("killed");
+            }
+        }
+        self.until_count(text, 0).await;
+    }
+
     async fn until_count(&self, text: &str, wanted: usize) {
         let begun = Instant::now();
         while self.count(text).await != wanted {
@@ -331,25 +342,23 @@ async fn so_does_hanging_up_before_it_runs() {
 #[tokio::test]
 async fn what_stays_in_the_background_holds_nobody_up() {
     let rig = Rig::new().await;
+    // Nobody ends these but the test, so another run may have left some.
+    let mark = format!("7400.{}", std::process::id());
     let begun = Instant::now();
-    let ran = rig.run(shell("echo before; sleep 7400 & echo bg")).await;
+    let ran = rig.run(shell(&format!("echo before; sleep {mark} & echo bg"))).await;
     assert_eq!((ran.out(), ran.code()), ("before\nbg\n", 0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     // It runs on.
-    rig.until_count("sleep\07400", 1).await;
+    rig.until_count(&format!("sleep\0{mark}"), 1).await;
+    rig.end(&mark).await;
     // One that goes on writing does not hold up either, and what came before it is whole.
-    let ran = rig.run(shell("seq 100000; (while echo more; do :; done) & exit 5")).await;
+    let ran = rig
+        .run(shell(&format!("seq 100000; (while echo {mark} && sleep 0.01; do :; done) & exit 5")))
+        .await;
     assert_eq!(ran.code(), 5);
     let text = ran.out();
     assert!(text.starts_with("1\n2\n") && text.contains("\n100000\n"), "{}", text.len());
-    rig.run(shell("pkill -f '^sleep 7400' || kill $(pgrep -f '^sleep 7400') || true")).await;
-    for pid in rig.pve.processes(vmid(100_000)).await {
-        let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if argv == b"sleep\x007400\0" {
-            drop(crate::sys::pidfd::signal(pid, 9, || true));
-        }
-    }
-    rig.until_count("sleep\07400", 0).await;
+    rig.end(&mark).await;
 }
 
 #[tokio::test]
@@ -476,13 +485,8 @@ async fn a_sandbox_that_does_not_run_says_so() {
     let (_, _input, outputs) = rig.start(shell("sleep 7700; true")).await.expect("it starts");
     rig.until_count("sleep\07700", 1).await;
     rig.sandboxes.stop(&id(1), LONG).await.expect("stops");
-    // The fake stops nothing; a real stop kills all that runs in there.
-    for pid in rig.pve.processes(vmid(100_000)).await {
-        let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&argv).contains("7700") {
-            drop(crate::sys::pidfd::signal(pid, 9, || true));
-        }
-    }
+    // The fake stops nothing.
+    rig.end("7700").await;
     let error = drain(outputs).await.end.expect_err("the sandbox stopped");
     assert_eq!(error.reason, reason::EXEC_FAILED);
     let error = rig.start(argv(&["true"])).await.expect_err("stopped");
@@ -511,17 +515,4 @@ async fn an_agent_that_stops_ends_its_commands() {
     assert_eq!(error.reason, reason::SHUTTING_DOWN);
     timeout(DEADLINE, stopping).await.expect("in time").expect("no panic");
     assert_eq!(rig.count("sleep\07800").await, 0);
-}
-#[tokio::test(flavor = "multi_thread")]
-async fn zz_cost() {
-    let rig = Rig::new().await;
-    for round in 0..5 {
-        let mut t = Vec::new();
-        let mut u = Vec::new();
-        for _ in 0..80 { let b = std::time::Instant::now(); assert_eq!(rig.run(argv(&["true"])).await.code(), 0); t.push(b.elapsed()); 
-        let b = std::time::Instant::now(); let s = std::process::Command::new("/usr/bin/lxc-attach").args(["-n","exi","--clear-env","--","true"]).status().unwrap(); assert!(s.success()); u.push(b.elapsed()); }
-        t.sort();
-        u.sort();
-        eprintln!("round {round}: exec p50 {:?} p90 {:?}; lxc-attach p50 {:?} p90 {:?} ratio {:.2}", t[40], t[72], u[40], u[72], t[40].as_secs_f64()/u[40].as_secs_f64());
-    }
 }

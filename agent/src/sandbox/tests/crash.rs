@@ -131,4 +131,6 @@ async fn somebody_elses_lock_on_the_template_stays() {
     assert_eq!(record.phase, Phase::Failed);
     let failure = record.failure.as_ref().expect("recorded");
     assert_eq!(failure.reason, "CONTAINER_LOCKED");
+    assert_eq!(node.reconcile().await, [], "nor is it ours after that");
+    assert_eq!(node.cluster.guests()[&vmid(TEMPLATE)].config.lock(), Some("disk"));
 }

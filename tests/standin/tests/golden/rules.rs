@@ -124,7 +124,7 @@ fn a_worker_outlives_its_parent() {
     let cluster = cluster();
     let slow = Rule::once("clone", "volume", Action::SleepMs).after().lasting_ms(300);
     plan(&cluster, &[Rule::once("clone", "volume", Action::KillParent), slow]);
-    let said = pct(&cluster, "clone 900 501");
+    let said = pct(&cluster, "clone 900 501; exit $?");
     assert_eq!(said.exit, Some(137), "{said:?}");
     let done = wait_for(|| {
         let target = conf(&cluster, 501);
