@@ -19,6 +19,7 @@ const STORY_MAX: Duration = Duration::from_secs(4 * 3600);
 
 #[test]
 fn no_seed_breaks_an_invariant() {
+    daemon::logs::init("off", false);
     let number = |name| {
         env::var(name).ok().filter(|text| !text.is_empty()).map(|text| {
             text.parse::<u64>().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}"))
@@ -49,7 +50,9 @@ fn no_seed_breaks_an_invariant() {
             }
         }
     }
-    println!("{} seeds, no invariant broken: {told}", all.count());
-    // A simulation in which nothing happens proves nothing.
-    assert!(told.created > 0 && told.deleted > 0 && told.crashes > 0, "{told}");
+    let count = all.count();
+    println!("{count} seeds, no invariant broken: {told}");
+    // A simulation in which nothing happens proves nothing; a single seed may be a quiet one.
+    let busy = told.created > 0 && told.deleted > 0 && told.crashes > 0 && told.faults > 0;
+    assert!(count < 10 || busy, "{told}");
 }

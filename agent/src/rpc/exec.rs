@@ -132,10 +132,10 @@ async fn send(
         };
         let (message, last) = match output {
             Some(Ok(Output::Stdout(bytes))) => {
-                (respond(exec_response::Message::Stdout(bytes.into())), false)
+                (respond(exec_response::Message::Stdout(bytes)), false)
             }
             Some(Ok(Output::Stderr(bytes))) => {
-                (respond(exec_response::Message::Stderr(bytes.into())), false)
+                (respond(exec_response::Message::Stderr(bytes)), false)
             }
             Some(Ok(Output::Exit(exit))) => (
                 respond(exec_response::Message::Exit(wire::ExecExit {
@@ -191,7 +191,7 @@ fn input_of(request: agent::ExecRequest) -> Result<Input, Invalid> {
         exec_request::Message::Stdin(bytes) if bytes.len() > STDIN_BYTES_MAX => {
             Err(Invalid::new("stdin", "must be at most 256 KiB in one message"))
         }
-        exec_request::Message::Stdin(bytes) => Ok(Input::Stdin(bytes.into())),
+        exec_request::Message::Stdin(bytes) => Ok(Input::Stdin(bytes)),
         exec_request::Message::StdinEof(true) => Ok(Input::Eof),
         exec_request::Message::StdinEof(false) => Ok(Input::Stdin(bytes::Bytes::new())),
         exec_request::Message::Resize(size) => window(size).map(Input::Resize),

@@ -186,9 +186,9 @@ impl Watch {
 
     async fn next(&mut self) -> Result<Message, Status> {
         loop {
-            match self.0.next().await.expect("goes on")?.message.expect("set") {
-                Message::Load(_) => {}
-                other => return Ok(other),
+            let message = self.0.next().await.expect("goes on")?.message.expect("set");
+            if !matches!(message, Message::Load(_)) {
+                return Ok(message);
             }
         }
     }
@@ -200,7 +200,7 @@ impl Watch {
             match self.next().await.expect("goes on") {
                 Message::Sandbox(sandbox) => sandboxes.push((sandbox.id.clone(), sandbox.phase())),
                 Message::Bookmark(bookmark) => return (sandboxes, bookmark.revision),
-                other => panic!("{other:?}"),
+                other @ (Message::Reset(_) | Message::Load(_)) => panic!("{other:?}"),
             }
         }
     }

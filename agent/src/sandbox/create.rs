@@ -251,9 +251,7 @@ impl Sandboxes {
         for _ in 0..VMIDS_TRIED_MAX {
             let (id, vmid) = (record.id, record.vmid);
             let undo = move || self.unmake(id, vmid).boxed();
-            let free = saga
-                .step(step::CLONE, undo, || self.clone_as(work, &record))
-                .await?;
+            let free = saga.step(step::CLONE, undo, || self.clone_as(work, &record)).await?;
             if free {
                 return Ok(record);
             }

@@ -254,7 +254,14 @@ impl Sandboxes {
                     job.maybe_sent = true;
                     self.nodes.apply(name, sandbox.clone());
                     match sandbox.phase() {
-                        Phase::Creating | Phase::Unspecified => step = Step::Follow,
+                        Phase::Creating | Phase::Unspecified => {
+                            // A node that cannot go on now (it has just come back, or has no
+                            // quorum) answers at once, however long it was asked to wait.
+                            if matches!(step, Step::Follow) {
+                                sleep(ASK).await;
+                            }
+                            step = Step::Follow;
+                        }
                         Phase::Failed | Phase::Deleted | Phase::Deleting => {
                             return by_failure(name, sandbox.failure.unwrap_or_default(), None);
                         }
@@ -279,6 +286,7 @@ impl Sandboxes {
                 ref unknown if unknown.is_not_found() && !matches!(step, Step::Send) => {
                     // It never arrived. The same attempt may go to the same node again.
                     step = Step::Send;
+                    sleep(ASK).await;
                 }
                 node::Error::Refused { reason, message, retry_after } => {
                     if reason == reason::SANDBOX_BUSY {

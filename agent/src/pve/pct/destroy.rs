@@ -154,7 +154,12 @@ impl Host {
             Err(ErrorKind::Failed(why))
                 if !self.running(vmid) && self.volumes(vmid).await?.is_empty() =>
             {
-                tracing::warn!(%vmid, why, "a config whose volumes are gone was removed");
+                // The worker may have outlived the `pct` that was heard of.
+                self.wait_until_idle(vmid, deadline).await?;
+                if self.config(vmid).await?.is_none() {
+                    return Ok(());
+                }
+                tracing::warn!(%vmid, why, "a config whose volumes are gone is removed");
                 self.remove_config(vmid, config, deadline).await
             }
             result => result,
@@ -178,11 +183,7 @@ impl Host {
     }
 
     /// PVE's own lock around a container's config.
-    async fn lock_config(
-        &self,
-        vmid: Vmid,
-        deadline: Instant,
-    ) -> Result<Flock<File>, ErrorKind> {
+    async fn lock_config(&self, vmid: Vmid, deadline: Instant) -> Result<Flock<File>, ErrorKind> {
         let path = self.places.lock_dir.join(format!("pve-config-{vmid}.lock"));
         let lock = flock::lock(&path, deadline).await.map_err(|error| unread(&error))?;
         let late = || format!("can't lock file '{}' - got timeout", path.display());
@@ -199,7 +200,7 @@ impl Host {
             // The later a mount is listed, the deeper it is.
             for (point, source) in mounts(&text).rev().filter(|(p, _)| p.starts_with(&below)) {
                 umount2(&point, MntFlags::empty())?;
-                loops.extend(Some(source).filter(|source| source.starts_with("/dev/loop")));
+                loops.extend(Some(source).filter(|source| is_loop_of(source, vmid)));
             }
             Ok(loops)
         });
@@ -219,6 +220,16 @@ impl Host {
         // Whatever is in the way stays; the next container of this number uses it again.
         drop((removed, rest));
     }
+}
+
+/// True for a loop device over an image of this container's. A bind mount names the device of the
+/// file system that it is of, and that is not ours to detach.
+fn is_loop_of(device: &str, vmid: Vmid) -> bool {
+    let Some(name) = device.strip_prefix("/dev/").filter(|name| name.starts_with("loop")) else {
+        return false;
+    };
+    let image = std::fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
+    image.is_ok_and(|path| path.contains(&format!("/vm-{vmid}-disk-")))
 }
 
 /// Mount points and their sources.

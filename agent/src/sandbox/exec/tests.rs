@@ -151,26 +151,30 @@ impl Rig {
         drain(outputs).await
     }
 
-    /// Processes in the sandbox whose arguments hold this text, but for the one that asks.
-    async fn count(&self, text: &str) -> usize {
-        let all = self.pve.processes(vmid(100_000)).await;
-        let holds = |pid: &u32| {
-            let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let argv = String::from_utf8_lossy(&argv);
-            argv.contains(text) && !argv.contains("__pve_fail")
+    /// Command lines of all processes in the sandbox, but for those that are about to become one.
+    async fn lines(&self) -> Vec<(u32, String)> {
+        let all = self.pve.processes(vmid(100_000)).await.into_iter();
+        let line = |pid: u32| {
+            let argv = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&argv).replace('\0', " ");
+            (!line.contains("__pve_fail")).then_some((pid, line))
         };
-        all.iter().filter(|pid| holds(pid)).count()
+        all.filter_map(line).collect()
+    }
+
+    /// Processes whose command line starts so.
+    async fn count(&self, start: &str) -> usize {
+        self.lines().await.iter().filter(|(_, line)| line.starts_with(start)).count()
     }
 
     /// Kills what holds this text in its arguments, as a stop of the container does.
     async fn end(&self, text: &str) {
-        for pid in self.pve.processes(vmid(100_000)).await {
-            let argv = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&argv).contains(text) {
+        for (pid, line) in self.lines().await {
+            if line.contains(text) {
                 crate::sys::pidfd::signal(pid, 9, || true).expect("killed");
             }
         }
-        self.until_count(text, 0).await;
+        self.until_none_holds(text).await;
     }
 
     async fn until_count(&self, text: &str, wanted: usize) {
@@ -178,6 +182,14 @@ impl Rig {
         while self.count(text).await != wanted {
             let found = self.count(text).await;
             assert!(begun.elapsed() < DEADLINE, "{found} of {text}, not {wanted}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn until_none_holds(&self, text: &str) {
+        let begun = Instant::now();
+        while self.lines().await.iter().any(|(_, line)| line.contains(text)) {
+            assert!(begun.elapsed() < DEADLINE, "something holds {text}");
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -305,15 +317,15 @@ async fn a_timeout_ends_all_that_was_started_and_nothing_else() {
     order.timeout = Duration::from_millis(1500);
     let begun = Instant::now();
     let (_, _keep, outputs) = rig.start(order).await.expect("it starts");
-    rig.until_count("sleep\07100.", 7).await;
+    rig.until_count("sleep 7100.", 7).await;
     let ran = drain(outputs).await;
     let exit = ran.end.expect("an exit");
     assert_eq!((exit.code, exit.timed_out), (124, true));
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
-    assert_eq!(rig.count("7100.").await, 0);
-    assert_eq!(rig.count("sleep\07101").await, 1);
+    assert!(rig.lines().await.iter().all(|(_, line)| !line.contains("7100.")));
+    assert_eq!(rig.count("sleep 7101").await, 1);
     drop(other);
-    rig.until_count("sleep\07101", 0).await;
+    rig.until_count("sleep 7101", 0).await;
     rig.until_no_place_is_taken().await;
 }
 
@@ -321,9 +333,9 @@ async fn a_timeout_ends_all_that_was_started_and_nothing_else() {
 async fn hanging_up_ends_all_that_was_started() {
     let rig = Rig::new().await;
     let (_, _input, outputs) = rig.start(shell(&thicket("7200"))).await.expect("it starts");
-    rig.until_count("sleep\07200.", 7).await;
+    rig.until_count("sleep 7200.", 7).await;
     drop(outputs);
-    rig.until_count("7200.", 0).await;
+    rig.until_none_holds("7200.").await;
     rig.until_no_place_is_taken().await;
 }
 
@@ -336,7 +348,7 @@ async fn so_does_hanging_up_before_it_runs() {
         drop(timeout(Duration::from_micros(300), start).await);
     }
     rig.until_no_place_is_taken().await;
-    rig.until_count("sleep\07300", 0).await;
+    rig.until_count("sleep 7300", 0).await;
 }
 
 #[tokio::test]
@@ -349,7 +361,7 @@ async fn what_stays_in_the_background_holds_nobody_up() {
     assert_eq!((ran.out(), ran.code()), ("before\nbg\n", 0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     // It runs on.
-    rig.until_count(&format!("sleep\0{mark}"), 1).await;
+    rig.until_count(&format!("sleep {mark}"), 1).await;
     rig.end(&mark).await;
     // One that goes on writing does not hold up either, and what came before it is whole.
     let ran = rig
@@ -384,7 +396,7 @@ async fn a_caller_that_does_not_read_stops_the_writer() {
     }
     assert!(written <= 16, "{written} times 64 KiB were written while nobody read");
     drop(outputs);
-    rig.until_count("head\0-c\065536", 0).await;
+    rig.until_count("head -c 65536", 0).await;
     rig.until_no_place_is_taken().await;
 }
 
@@ -435,7 +447,7 @@ async fn a_terminal_is_one() {
         let mut order = shell("sleep 7500");
         order.tty = Some(Window { rows: 24, columns: 80 });
         let (_, input, outputs) = rig.start(order).await.expect("it starts");
-        rig.until_count("sleep\07500", 1).await;
+        rig.until_count("sleep 7500", 1).await;
         input.send(Input::Stdin(Bytes::from_static(b"\x03"))).await.expect("taken");
         assert_eq!(drain(outputs).await.code(), 130);
     }
@@ -467,7 +479,7 @@ async fn only_so_many_run_at_a_time() {
         sleep(Duration::from_millis(20)).await;
     }
     drop(held);
-    rig.until_count("sleep\07600", 0).await;
+    rig.until_count("sleep 7600", 0).await;
     rig.until_no_place_is_taken().await;
 }
 
@@ -483,7 +495,7 @@ async fn a_sandbox_that_does_not_run_says_so() {
     rig.pve.frozen.store(false, std::sync::atomic::Ordering::Relaxed);
 
     let (_, _input, outputs) = rig.start(shell("sleep 7700; true")).await.expect("it starts");
-    rig.until_count("sleep\07700", 1).await;
+    rig.until_count("sleep 7700", 1).await;
     rig.sandboxes.stop(&id(1), LONG).await.expect("stops");
     // The fake stops nothing.
     rig.end("7700").await;
@@ -506,7 +518,7 @@ async fn a_sandbox_that_does_not_run_says_so() {
 async fn an_agent_that_stops_ends_its_commands() {
     let rig = Rig::new().await;
     let (_, _input, outputs) = rig.start(argv(&["sleep", "7800"])).await.expect("it starts");
-    rig.until_count("sleep\07800", 1).await;
+    rig.until_count("sleep 7800", 1).await;
     let stopping = tokio::spawn({
         let tasks = rig.tasks.clone();
         async move { tasks.finish().await }
@@ -514,5 +526,5 @@ async fn an_agent_that_stops_ends_its_commands() {
     let error = drain(outputs).await.end.expect_err("the agent stops");
     assert_eq!(error.reason, reason::SHUTTING_DOWN);
     timeout(DEADLINE, stopping).await.expect("in time").expect("no panic");
-    assert_eq!(rig.count("sleep\07800").await, 0);
+    assert_eq!(rig.count("sleep 7800").await, 0);
 }

@@ -16,15 +16,14 @@ async fn a_creation_that_is_cut_short_is_undone() {
         node.restart().await;
         node.reconcile().await;
         let record = node.record(1).await;
-        match record.phase {
-            Phase::Running => node.assert_sound().await,
-            Phase::Failed => {
-                cut_short += 1;
-                let failure = record.failure.as_ref().expect("recorded");
-                assert!(failure.message.contains("in the middle"), "{failure:?}");
-                node.assert_clean().await;
-            }
-            other => panic!("{other:?} after {} ms", at * STEP_MS),
+        if record.phase == Phase::Running {
+            node.assert_sound().await;
+        } else {
+            assert_eq!(record.phase, Phase::Failed, "after {} ms", at * STEP_MS);
+            cut_short += 1;
+            let failure = record.failure.as_ref().expect("recorded");
+            assert!(failure.message.contains("in the middle"), "{failure:?}");
+            node.assert_clean().await;
         }
         // The node is as good as new.
         node.running(2).await;

@@ -3,6 +3,29 @@
 //! `faults.json` in the control directory is a list of [`Rule`]s. Each command reports the steps it
 //! passes; the first rule that fits a step is used up by one and acted on. Reading and using up
 //! happen under one flock, so that of several callers exactly one meets a fault with `times: 1`.
+//!
+//! Steps, in order; each has a side before and one after, those in brackets are single points:
+//!
+//! | command | steps |
+//! |---|---|
+//! | every one | (`begin`) ... (`end`) |
+//! | clone | create-conf, lock-source, write-conf, volume, write-rootfs, mount with (mounted) in it, unlock-target, unlock-source |
+//! | create | create-conf, volume, extract, write |
+//! | start | lock, write-config, lxc-start, (running) |
+//! | stop, shutdown | lock, lxc-stop, (stopped) |
+//! | reboot | those of shutdown, then those of start |
+//! | destroy | lock, stop, volume, conf |
+//! | set | lock, write |
+//! | unlock | write |
+//! | template | volume, write |
+//! | snapshot | prepare with lock in it, volume, write |
+//! | rollback, delsnapshot | lock, volume (rollback) |
+//! | push, pull | copy |
+//! | exec | (attach) |
+//!
+//! `begin`, `end` and what stands before `volume` in a clone happen in the parent, the rest in the
+//! worker. A step that a signal cuts short is undone as the real one undoes it: what `volume` has
+//! made by then stays as an orphan.
 
 pub(crate) mod act;
 

@@ -98,7 +98,9 @@ fn limit_v1(ctx: &Ctx, vmid: u32, conf: &Section) {
             Some(quota) => put(&dir, "cpu.cfs_quota_us", quota),
             None => ignore(fs::write(dir.join("cpu.cfs_quota_us"), "-1")),
         }
-        put(&dir, "cpu.shares", limits.shares.unwrap_or(100).clamp(2, 262_144));
+        // A weight of 100 is what 1024 shares are.
+        let shares = limits.shares.unwrap_or(100).saturating_mul(1024) / 100;
+        put(&dir, "cpu.shares", shares.clamp(2, 262_144));
     }
 }
 

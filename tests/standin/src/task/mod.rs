@@ -47,6 +47,8 @@ pub(crate) struct Job {
 pub(crate) const JOB: &str = "PCT_STANDIN_JOB";
 /// The variable that holds the task's name, once it is known.
 pub(crate) const NAME: &str = "PCT_STANDIN_UPID";
+/// This very program, even when another has taken its path meanwhile.
+const SELF: &str = "/proc/self/exe";
 /// What the parent reads about the worker, in between its output.
 const MARK: u8 = 0;
 
@@ -69,8 +71,7 @@ pub(crate) fn run(ctx: &mut Ctx, job: &Job) -> Result {
     ctx.signals = Some(Signals::block().map_err(fail)?);
     let encoded = serde_json::to_string(job).map_err(|e| fail(e.into()))?;
     let (output, input) = io::pipe().map_err(fail)?;
-    let program = std::env::current_exe().map_err(fail)?;
-    let child = Command::new(program)
+    let child = Command::new(SELF)
         .arg0("task")
         .env(JOB, encoded)
         .stdin(run::null().map_err(fail)?)

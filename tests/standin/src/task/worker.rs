@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use rustix::process::{Pid, setsid};
 
 use super::upid::Upid;
-use super::{Ended, Job, MARK, NAME, Note};
+use super::{Ended, Job, MARK, NAME, Note, SELF};
 use crate::cluster;
 use crate::commands;
 use crate::ctx::{Ctx, Subject};
@@ -35,8 +35,7 @@ pub(crate) fn main(encoded: &str) -> ExitCode {
 }
 
 fn rename(name: &str) -> ExitCode {
-    let Ok(program) = std::env::current_exe() else { return ExitCode::from(255) };
-    let error = Command::new(program).arg0(format!("task {name}")).env(NAME, name).exec();
+    let error = Command::new(SELF).arg0(format!("task {name}")).env(NAME, name).exec();
     ignore(writeln!(io::stderr(), "fork failed - {error}"));
     ExitCode::from(255)
 }

@@ -1,7 +1,7 @@
 //! A cluster in a temporary directory: /etc/pve as plain files, a pool as plain directories, or a
 //! real pool and real containers where the surroundings have them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,9 @@ pub(crate) struct Cluster {
     roots: Roots,
     env: Vec<(&'static str, PathBuf)>,
     real: Option<RealLxc>,
+    /// Containers of several replays would meet in one cgroup tree; the tests may be several
+    /// processes.
+    _alone: Option<File>,
     /// Process groups that were started.
     groups: Mutex<Vec<u32>>,
     _temp: tempfile::TempDir,
@@ -66,6 +69,11 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn new(real: Option<RealLxc>) -> Self {
+        let alone = real.as_ref().map(|real| {
+            let pool = File::open(&real.pool).expect("a pool");
+            pool.lock().expect("a lock");
+            pool
+        });
         let parent = real.as_ref().map_or_else(std::env::temp_dir, |real| real.pool.clone());
         let temp = tempfile::Builder::new().prefix("golden-").tempdir_in(parent);
         let temp = temp.expect("a temporary directory");
@@ -74,7 +82,8 @@ impl Cluster {
         if real.is_some() {
             env.retain(|(name, _)| *name != "PCT_SYS_NET");
         }
-        let cluster = Self { dir, roots, env, real, groups: Mutex::default(), _temp: temp };
+        let cluster =
+            Self { dir, roots, env, real, _alone: alone, groups: Mutex::default(), _temp: temp };
         cluster.fill();
         cluster
     }
@@ -161,7 +170,7 @@ impl Cluster {
         let mut command = self.command(text, node);
         // Files and not pipes: what a command leaves in the background may hold them open.
         let files = ["_o", "_e"].map(|name| self.dir.join("tmp").join(name));
-        let [out, err] = files.each_ref().map(|path| fs::File::create(path).expect("a file"));
+        let [out, err] = files.each_ref().map(|path| File::create(path).expect("a file"));
         // Its own group, so that what it leaves in the background does not outlive the replay.
         command.stdout(out).stderr(err).process_group(0);
         let mut child = command.spawn().expect("bash runs");

@@ -18,7 +18,6 @@ mod transcript;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use cluster::{Cluster, RealLxc, Said};
 use plan::Plan;
@@ -83,12 +82,7 @@ fn every_command_is_replayed_or_listed() {
     }
 }
 
-/// Containers of several replays would meet in one cgroup tree.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
 fn replay(name: &str) {
-    let _one = RealLxc::from_env()
-        .map(|_| ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     let plan = plan::read(&data().join("replay").join(name)).expect("a plan");
     let real = RealLxc::from_env();
     let listed = not_modelled();

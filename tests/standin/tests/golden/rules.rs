@@ -97,7 +97,10 @@ fn two_nodes_that_want_one_number_have_one_winner() {
         let (winner, loser) = if one.status.success() { ("pve1", &two) } else { ("pve2", &one) };
         assert!(one.status.success() != two.status.success(), "{one:?} {two:?}");
         let said = String::from_utf8_lossy(&loser.stderr);
-        assert_eq!(said.trim(), format!("CT {vmid} already exists on node '{winner}'"));
+        // They share a directory of lock files here, so the loser may have waited for that first.
+        let last = said.lines().last();
+        let wanted = format!("CT {vmid} already exists on node '{winner}'");
+        assert_eq!(last, Some(wanted.as_str()));
     }
 }
 
@@ -128,9 +131,10 @@ fn a_worker_outlives_its_parent() {
     assert_eq!(said.exit, Some(137), "{said:?}");
     let done = wait_for(|| {
         let target = conf(&cluster, 501);
-        (target.contains("rootfs") && !target.contains("lock:")).then_some(())
+        let free = !target.contains("lock:") && !conf(&cluster, 900).contains("lock:");
+        (target.contains("rootfs") && free).then_some(())
     });
-    assert!(done.is_some() && !conf(&cluster, 900).contains("lock:"));
+    assert!(done.is_some(), "{}", conf(&cluster, 501));
 }
 
 #[test]
@@ -218,7 +222,6 @@ fn containers_that_run() {
         println!("skipped: needs STANDIN_LXC=1 inside a lab node");
         return;
     };
-    let _one = crate::ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let cluster = Cluster::new(Some(real));
     assert_eq!(cluster.run(GUESTS, "pve1").exit, Some(0));
     let said = cluster.run("pct clone 900 501 && pct start 501", "pve1");
