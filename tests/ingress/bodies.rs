@@ -11,7 +11,7 @@ async fn bodies_pass_whole() {
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
     node.put(100_001, sandbox.address);
     let host = host(8000, 100_001);
-    let body: Vec<u8> = (0..8u32 * 1024 * 1024).map(|n| (n * 31 >> 3).to_le_bytes()[0]).collect();
+    let body: Vec<u8> = (0..8u32 * 1024 * 1024).map(|n| ((n * 31) >> 3).to_le_bytes()[0]).collect();
 
     let post = Request { method: "POST", body: &body, ..Request::get(&host, "/upload") };
     assert_eq!(once(node.public, &post).await.expect("an answer").status, 200);

@@ -96,11 +96,10 @@ async fn no_sandbox_ever_gets_a_route_question() {
 /// the fault in a Caddy that has it (all that Debian ships), so the test above can find it too.
 /// It is a race, so it is only asked for by name.
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::disallowed_methods, reason = "what a test is run with comes from its environment")]
 async fn with_keep_alive_sandboxes_do_get_questions() {
     need_caddy!();
-    if std::env::var_os("INGRESS_CONTROL").is_none_or(|value| value != "1") {
-        eprintln!("skipped: INGRESS_CONTROL=1 runs the negative control on a Caddy with the fault");
+    if std::env::var_os("PVE_SANDBOX_INGRESS_CONTROL").is_none_or(|value| value != "1") {
+        eprintln!("skipped: PVE_SANDBOX_INGRESS_CONTROL=1 runs the negative control");
         return;
     }
     let mut node = Node::start_with(1, None, |json| {

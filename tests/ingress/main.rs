@@ -2,7 +2,8 @@
 //! a table in memory, and sandboxes that may be hostile. Everything is on addresses of loopback that
 //! no other run has.
 //!
-//! Needs Debian's `caddy`; `CADDY` names another binary. `SKIP_INGRESS=1` skips, and says so.
+//! Needs Debian's `caddy`; `PVE_SANDBOX_CADDY` names another binary.
+//! `PVE_SANDBOX_SKIP_INGRESS_TESTS=1` skips, and says so.
 
 mod bodies;
 mod dead;

@@ -26,18 +26,17 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const DOMAIN: &str = "sbx.test";
 
 /// The Caddy to test; `None`, and a line that says so, when it was asked for to skip.
-#[expect(clippy::disallowed_methods, reason = "what a test is run with comes from its environment")]
 pub(crate) fn caddy() -> Option<PathBuf> {
-    let named = std::env::var_os("CADDY").map(PathBuf::from);
+    let named = std::env::var_os("PVE_SANDBOX_CADDY").map(PathBuf::from);
     let found = named.unwrap_or_else(|| PathBuf::from("/usr/bin/caddy"));
-    if std::env::var_os("SKIP_INGRESS").is_some_and(|value| value == "1") {
-        eprintln!("skipped: SKIP_INGRESS=1");
+    if std::env::var_os("PVE_SANDBOX_SKIP_INGRESS_TESTS").is_some_and(|value| value == "1") {
+        eprintln!("skipped: PVE_SANDBOX_SKIP_INGRESS_TESTS=1");
         return None;
     }
     assert!(
         found.is_file(),
-        "no Caddy at {}: install Debian's package `caddy`, name another one by CADDY, or skip by \
-         SKIP_INGRESS=1",
+        "no Caddy at {}: install Debian's package `caddy`, name another one by PVE_SANDBOX_CADDY, or skip by \
+         PVE_SANDBOX_SKIP_INGRESS_TESTS=1",
         found.display()
     );
     Some(found)

@@ -43,7 +43,7 @@ async fn no_request_is_lost_when_the_agent_restarts() {
             while !stop.load(Ordering::Relaxed) {
                 match client.request(&Request::get(&host, "/")).await {
                     Ok(answer) if answer.status == 200 => {
-                        drop(done.fetch_add(1, Ordering::Relaxed))
+                        done.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok(answer) => bad.push(format!("{} {}", answer.status, answer.text())),
                     Err(error) => {

@@ -131,6 +131,8 @@ pub enum Unavailable {
     Stopped,
     /// Its node is down.
     NodeDown(NodeName),
+    /// Nobody knows where it is: the cluster cannot be read.
+    Blind,
 }
 
 /// Decides. `owner` is asked for only when the table alone does not say.
@@ -145,6 +147,7 @@ pub fn decide(name: Option<Name>, via: Via, local: Option<&Target>, owner: &Owne
         }
         (Some(_), ..) => Verdict::Gone,
         (None, Via::Peer, Owner::Peer(_) | Owner::Down(_)) => Verdict::Misdirected,
+        (None, _, Owner::Unknown) => Verdict::Unavailable(Unavailable::Blind),
         (None, _, Owner::Nobody | Owner::Here) => Verdict::NotFound(NOBODY),
     }
 }

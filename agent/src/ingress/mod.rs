@@ -60,6 +60,8 @@ pub enum State {
 pub enum Owner {
     /// Nobody's, as far as the cluster knows.
     Nobody,
+    /// The cluster cannot be read, so it may be anybody's.
+    Unknown,
     /// A guest of this very node that is not ours: never reached.
     Here,
     /// Another node's, whose Caddy takes requests of its peers at this address.

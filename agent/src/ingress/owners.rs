@@ -74,6 +74,8 @@ pub struct Owners {
 struct State {
     seen: Seen,
     members: BTreeMap<NodeName, Member>,
+    /// pmxcfs could not be read last time.
+    blind: bool,
 }
 
 #[derive(Debug)]
@@ -97,7 +99,7 @@ impl Owners {
         // Later lines win; a line cut short by a power cut is none.
         let remembered: BTreeMap<_, _> = remembered.lines().filter_map(from_line).collect();
         let seen = Seen::new(pve.node().clone(), remembered);
-        let state = RwLock::new(State { seen, members: BTreeMap::new() });
+        let state = RwLock::new(State { seen, members: BTreeMap::new(), blind: true });
         // More than any file has: the first look writes it anew.
         let looked = tokio::sync::Mutex::new(Looked { at: None, lines: usize::MAX });
         Self { pve, clock, sources, state, looked }
@@ -122,11 +124,16 @@ impl Owners {
             return owner;
         }
         self.look(FRESH).await;
-        self.known(sandbox).unwrap_or(Owner::Nobody)
+        let blind = || if self.read().blind { Owner::Unknown } else { Owner::Nobody };
+        self.known(sandbox).unwrap_or_else(blind)
     }
 
     fn known(&self, sandbox: SandboxRef) -> Option<Owner> {
         let state = self.read();
+        // Nothing has been looked at yet; what is remembered has no address.
+        if state.members.is_empty() {
+            return None;
+        }
         match state.seen.find(sandbox) {
             Place::Nowhere => None,
             Place::Here => Some(Owner::Here),
@@ -150,7 +157,10 @@ impl Owners {
         match looking {
             Ok(Ok(lines)) => looked.lines = lines,
             Ok(Err(error)) => tracing::warn!(%error, "sightings were not remembered"),
-            Err(_) => tracing::warn!("pmxcfs did not answer in time"),
+            Err(_) => {
+                self.write().blind = true;
+                tracing::warn!("pmxcfs did not answer in time");
+            }
         }
     }
 
@@ -158,6 +168,7 @@ impl Owners {
     async fn look_now(&self, lines: usize) -> io::Result<usize> {
         let cluster = self.pve.cluster().await;
         if cluster.members.is_empty() {
+            self.write().blind = true;
             return Ok(lines);
         }
         let now_ms = self.clock.now_ms();
@@ -165,6 +176,7 @@ impl Owners {
         let (changes, kept) = {
             let mut state = self.write();
             state.members.clone_from(&cluster.members);
+            state.blind = false;
             let changed = state.seen.update(cluster, &marks, now_ms);
             let kept = state.seen.sightings().count();
             let sightings = changed.iter().filter_map(|id| Some((id, state.seen.sighting(id)?)));
@@ -250,3 +262,6 @@ async fn rewrite(path: &Path, lines: &str) -> io::Result<()> {
     tokio::fs::write(&fresh, lines).await?;
     tokio::fs::rename(&fresh, path).await
 }
+
+#[cfg(test)]
+mod tests;

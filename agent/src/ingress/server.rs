@@ -198,6 +198,9 @@ impl Ingress {
             Verdict::Unavailable(Unavailable::NodeDown(node)) => {
                 later(&format!("the node of this sandbox, {node}, is down"))
             }
+            Verdict::Unavailable(Unavailable::Blind) => {
+                later("this node cannot read the state of its cluster now")
+            }
             Verdict::Misdirected => explain(
                 StatusCode::MISDIRECTED_REQUEST,
                 "this sandbox is on another node; try again",

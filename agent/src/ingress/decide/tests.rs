@@ -163,6 +163,11 @@ fn the_table_of_verdicts() {
         Peer { upstream: peer }
     );
     assert_eq!(ask(8000, Via::Edge, None, Owner::Down(node.clone())), down);
+    for via in [Via::Edge, Via::Peer] {
+        let blind = Verdict::Unavailable(Unavailable::Blind);
+        assert_eq!(ask(8000, via, None, Owner::Unknown), blind);
+        assert_eq!(ask(8000, via, Some(target(State::Gone)), Owner::Unknown), Gone);
+    }
     assert_eq!(ask(8000, Via::Peer, None, Owner::Peer(peer)), Misdirected);
     assert_eq!(ask(8000, Via::Peer, None, Owner::Down(node)), Misdirected);
     let mut nowhere = target(State::Running);
@@ -174,6 +179,7 @@ fn owner() -> impl Strategy<Value = Owner> {
     prop_oneof![
         Just(Owner::Nobody),
         Just(Owner::Here),
+        Just(Owner::Unknown),
         Just(Owner::Peer("10.99.0.2:8481".parse().expect("an address"))),
         Just(Owner::Down("node2".parse().expect("a node"))),
     ]

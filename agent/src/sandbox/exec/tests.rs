@@ -1,4 +1,5 @@
-//! Real processes. `EXEC_LXC=name` runs them in a real container instead of on this machine.
+//! Real processes. `PVE_SANDBOX_EXEC_LXC=name` runs them in a real container instead of on this
+//! machine.
 
 mod entered;
 

@@ -57,11 +57,12 @@ pub(super) fn enter(layout: &Layout, node: NodeId, cgroup: &NodeCgroup) -> Resul
     new(&root.join("run"), "tmpfs", Some("mode=755"))?;
     new(&root.join("tmp"), "tmpfs", Some("mode=1777"))?;
     devices(&root.join("dev"))?;
-    // For load reports, which on a machine of v1 find there what v2 does not have.
+    // For load reports, which on a machine of v1 find there what v2 does not have; the v1 part can
+    // be written, so that containers are held to their limits.
     let cgroups = root.join("run/lab/cgroup");
     bind_read_only(&cgroup.v2, &cgroups.join("unified"))?;
     for (controller, dir) in &cgroup.v1 {
-        bind_read_only(dir, &cgroups.join(controller))?;
+        bind(dir, &cgroups.join(controller))?;
     }
     let logs = layout.node_logs(node);
     fs::create_dir_all(&logs)?;

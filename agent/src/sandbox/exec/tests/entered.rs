@@ -1,5 +1,5 @@
 //! A fake node whose containers can be entered: all of them are this machine, or the container that
-//! `EXEC_LXC` names, which must run.
+//! `PVE_SANDBOX_EXEC_LXC` names, which must run.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,11 @@ pub(super) struct Entered {
 impl Entered {
     #[expect(clippy::disallowed_methods, reason = "a test's environment says what it runs on")]
     pub(super) fn new(fake: Arc<FakePve>) -> Self {
-        Self { fake, container: std::env::var("EXEC_LXC").ok(), frozen: AtomicBool::new(false) }
+        Self {
+            fake,
+            container: std::env::var("PVE_SANDBOX_EXEC_LXC").ok(),
+            frozen: AtomicBool::new(false),
+        }
     }
 
     /// True when this machine stands for the container.

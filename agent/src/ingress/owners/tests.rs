@@ -1,0 +1,143 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::pve::{
+    Mark,
+    fake::{FakeCluster, Pace},
+};
+
+#[derive(Debug, Default)]
+struct HandClock(AtomicU64);
+
+impl Clock for HandClock {
+    fn now_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Two nodes, of which the first looks at the second.
+struct Rig {
+    cluster: FakeCluster,
+    nodes: [NodeName; 2],
+    clock: Arc<HandClock>,
+    dir: tempfile::TempDir,
+}
+
+fn vmid(number: u32) -> Vmid {
+    Vmid::try_from(number).expect("in range")
+}
+
+fn id(number: u8) -> SandboxId {
+    SandboxId::new(1_000 + u64::from(number), &[number; 10])
+}
+
+impl Rig {
+    fn new() -> Self {
+        let nodes = ["node1", "node2"].map(|name| name.parse().expect("valid"));
+        let cluster = FakeCluster::new(&nodes, Pace::default(), 1);
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir_all(dir.path().join("nodes/node2/lxc")).expect("made");
+        Self { cluster, nodes, clock: Arc::default(), dir }
+    }
+
+    fn owners(&self) -> Owners {
+        let sources = Sources {
+            root: self.dir.path().to_owned(),
+            memory: self.dir.path().join("owners"),
+            peer_port: 8481,
+        };
+        let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+        Owners::new(self.cluster.node(&self.nodes[0]), clock, sources)
+    }
+
+    /// A container on the second node, with a mark for `marked`.
+    fn put(&self, number: u32, sandbox: u8, marked: u32) {
+        let mark = Mark {
+            sandbox_id: id(sandbox),
+            vmid: vmid(marked),
+            attempt: 1,
+            team: "acme".parse().expect("valid"),
+            request_id: "r".parse().expect("valid"),
+        };
+        let mut config = ContainerConfig::parse(b"hostname: x\n");
+        config.set_description(&mark.to_string()).expect("fits");
+        let path = self.dir.path().join(format!("nodes/node2/lxc/{number}.conf"));
+        std::fs::write(path, config.to_bytes()).expect("written");
+        self.cluster.add_guest(&self.nodes[1], vmid(number), config, false);
+    }
+}
+
+/// The fake's nodes are all on loopback.
+fn peer() -> Owner {
+    Owner::Peer("127.0.0.1:8481".parse().expect("an address"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_of_a_moment_ago_is_found_by_both_names() {
+    let rig = Rig::new();
+    let owners = rig.owners();
+    assert_eq!(owners.of(SandboxRef::Vmid(vmid(200))).await, Owner::Nobody);
+    rig.put(200, 2, 200);
+    // What was looked at just now is not looked at again for each question.
+    assert_eq!(owners.of(SandboxRef::Vmid(vmid(200))).await, Owner::Nobody);
+    tokio::time::advance(FRESH).await;
+    for name in [SandboxRef::Vmid(vmid(200)), SandboxRef::Id(id(2))] {
+        assert_eq!(owners.of(name).await, peer());
+    }
+    // Somebody's clone of ours carries the mark of another container: it is not that sandbox.
+    rig.put(201, 3, 999);
+    tokio::time::advance(FRESH).await;
+    assert_eq!(owners.of(SandboxRef::Id(id(3))).await, Owner::Nobody);
+    assert_eq!(owners.of(SandboxRef::Vmid(vmid(201))).await, peer());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_deleted_is_its_owners_still_and_after_a_restart() {
+    let rig = Rig::new();
+    let owners = rig.owners();
+    rig.put(200, 2, 200);
+    owners.look(Duration::ZERO).await;
+    drop(owners);
+    // Deleted while this agent was down.
+    rig.cluster.remove(vmid(200));
+    for _ in 0..3 {
+        let owners = rig.owners();
+        for name in [SandboxRef::Id(id(2)), SandboxRef::Vmid(vmid(200))] {
+            assert_eq!(owners.of(name).await, peer());
+        }
+    }
+    rig.clock.0.fetch_add(24 * 60 * 60 * 1000 + 1, Ordering::Relaxed);
+    let owners = rig.owners();
+    owners.look(Duration::ZERO).await;
+    assert_eq!(owners.of(SandboxRef::Id(id(2))).await, Owner::Nobody);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pmxcfs_that_is_down_changes_nothing() {
+    let rig = Rig::new();
+    let owners = rig.owners();
+    rig.put(200, 2, 200);
+    owners.look(Duration::ZERO).await;
+    rig.cluster.set_pmxcfs(&rig.nodes[0], false);
+    owners.look(Duration::ZERO).await;
+    assert_eq!(owners.of(SandboxRef::Id(id(2))).await, peer());
+    // Not "nobody's": it may have been made since.
+    tokio::time::advance(FRESH).await;
+    assert_eq!(owners.of(SandboxRef::Id(id(3))).await, Owner::Unknown);
+    let blind_from_the_start = rig.owners();
+    assert_eq!(blind_from_the_start.of(SandboxRef::Id(id(2))).await, Owner::Unknown);
+}
+
+#[test]
+fn lines_survive_the_way_to_the_file_and_back() {
+    let node: NodeName = "node2".parse().expect("valid");
+    for left_ms in [None, Some(7)] {
+        let sighting = Sighting { vmid: vmid(200), node: node.clone(), left_ms };
+        let line = to_lines([(&id(2), &sighting)].into_iter());
+        assert_eq!(from_line(line.trim_end()), Some((id(2), sighting)));
+        // Cut short anywhere, it is no line.
+        for cut in 0..line.len() - 1 {
+            assert_eq!(from_line(&line[..cut]), None, "{}", &line[..cut]);
+        }
+    }
+}
