@@ -18,12 +18,7 @@ fn slow_create(world: &World, command: &str, step: &str, key: &str) -> std::proc
         .spawn()
         .expect("sandboxctl");
     wait("pct to be in the middle", || {
-        !world
-            .shell(
-                "node1",
-                &format!("pgrep -f 'task UPID.*vz{command}'; pgrep -f '^/.*pct {command}'"),
-            )
-            .is_empty()
+        !world.shell("node1", &format!("pgrep -f '[t]ask UPID.*vz{command}'")).is_empty()
     });
     child
 }

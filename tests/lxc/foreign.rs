@@ -24,7 +24,7 @@ cat /sys/fs/cgroup/lxc/$v/cgroup.freeze /sys/fs/cgroup/lxc/$v/ns/cgroup.freeze
 for f in memory/lxc/$v/memory.limit_in_bytes cpu/lxc/$v/cpu.cfs_quota_us cpu/lxc/$v/cpu.shares; do
   [ ! -e /run/lab/cgroup/$f ] || echo $f $(cat /run/lab/cgroup/$f)
 done
-cat /proc/$pid/root/etc/machine-id 2>/dev/null | wc -c
+cat /proc/$pid/root/etc/machine-id
 ";
 
 impl Foreign {
@@ -43,7 +43,10 @@ impl Foreign {
 vmid=100000 attempt=1 team=demo request=r'; \
                        pct set {VMID} --tags pve-sandbox --net0 \
                          name=eth0,bridge=vmbr0,ip=10.100.1.239/24,gw=10.100.1.1; }}; \
-                     pct status {VMID} | grep -q running || pct start {VMID}"
+                     pct status {VMID} | grep -q running || pct start {VMID}; \
+                     for i in $(seq 300); do \
+                       pid=$(cat /sys/fs/cgroup/lxc/{VMID}/ns/init.scope/cgroup.procs 2>/dev/null) \
+                         && [ -s /proc/$pid/root/etc/machine-id ] && break; sleep 0.1; done"
                 ))
                 .expect("a shell in node1");
             assert!(

@@ -48,8 +48,12 @@ pub(crate) fn world() -> Option<World> {
     let lab = Lab::open(Lab::default_dir()).expect("lab directory");
     assert!(lab.is_up(), "no lab is up: run `make test-lab`, or `make lab` first");
     for node in lab.nodes().expect("nodes") {
-        let control = control_dir(&node);
-        faults::clear_plan(&control).expect("no faults are left of an earlier test");
+        // An earlier test may have failed half-way.
+        if node.init().is_none() {
+            node.boot().expect("boot");
+        }
+        node.set_quorum(true).expect("quorum");
+        faults::clear_plan(&control_dir(&node)).expect("clear the plan");
     }
     let foreign = Foreign::ensure(&lab);
     let world = World { lab, foreign, made: Default::default() };
@@ -187,7 +191,7 @@ impl World {
                 "ls -d /etc/pve/lxc/{vmid}.conf /rpool/data/subvol-{vmid}-* \
                  /sys/class/net/veth{vmid}i0 /sys/fs/cgroup/lxc/{vmid} 2>/dev/null; \
                  grep -H '^lock:' /etc/pve/lxc/*.conf; \
-                 pgrep -af 'lxc-start.*{vmid}|task UPID.*:{vmid}:' | grep -v pgrep; true"
+                 pgrep -af '[l]xc-start.*{vmid}|[t]ask UPID.*:{vmid}:'; true"
             ),
         )
     }
@@ -233,7 +237,7 @@ pub(crate) fn refusal(ran: &Ran) -> (String, String) {
     let line = ran.stderr.lines().find(|line| line.starts_with('{')).unwrap_or_default();
     let error: Value = serde_json::from_str(line)
         .unwrap_or_else(|_| panic!("no JSON error on stderr: {}", ran.stderr));
-    let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+    let text = |key: &str| error["error"][key].as_str().unwrap_or_default().to_owned();
     (text("reason"), text("message"))
 }
 

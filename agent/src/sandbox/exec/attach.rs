@@ -2,10 +2,17 @@
 //! becomes the command.
 
 use std::{
-    ffi::OsString, io, os::fd::OwnedFd, os::unix::net::UnixStream as StdUnixStream, time::Duration,
+    ffi::OsString,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream as StdUnixStream,
+    },
+    time::Duration,
 };
 
 use nix::sys::signal::Signal;
+use rustix::fs::Mode;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -84,6 +91,12 @@ impl Attached {
             None => {
                 let Piped { stdin, stdout, stderr, process } =
                     run::spawn_piped(&line, &[], theirs)?;
+                // Before the command can run. /dev/stdout and the like are opened by name, and to
+                // whom the container's root is nobody, these pipes would be somebody else's. The
+                // names are only seen by who may trace the command.
+                for pipe in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+                    rustix::fs::fchmod(pipe, Mode::from_raw_mode(0o666))?;
+                }
                 (process, Ends::Pipes { stdin, stdout, stderr })
             }
             Some(window) => {

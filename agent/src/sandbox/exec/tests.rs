@@ -231,7 +231,9 @@ async fn outputs_are_apart_and_the_code_arrives() {
 async fn bytes_pass_as_they_are() {
     let rig = Rig::new().await;
     let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n ^ (n >> 7)).to_le_bytes()[0]).collect();
-    let (_, input, outputs) = rig.start(shell("tee /dev/stderr")).await.expect("it starts");
+    let mut order = shell("tee /dev/stderr");
+    order.user = User::Name("www-data".into());
+    let (_, input, outputs) = rig.start(order).await.expect("it starts");
     let all = Bytes::from(bytes.clone());
     let feed = tokio::spawn(async move {
         for start in (0..all.len()).step_by(100_000) {
