@@ -57,7 +57,7 @@ sim: ## The simulation: make sim SEEDS=n, or make sim SEED=s to see one again
 
 bench: build ## Measures; writes target/bench/results.json
 	$(CARGO_BUILD) -p tests --bin bench
-	tests/lab/with-lab.sh target/release/bench
+	tests/lab/with-lab.sh ip netns exec pve-lab target/release/bench
 
 deb: build ## Builds the three Debian packages into target/debian
 	packaging/build-debs.sh

@@ -53,6 +53,9 @@ mod tests {
         std::fs::write(&path, "listen = \"a\"\nlitsen = 1\n").expect("write");
         let error = load::<Sample>(&path).expect_err("unknown key");
         let text = crate::chain::Chain(&error).to_string();
-        assert!(text.contains("c.toml") && text.contains("line 2") && text.contains("litsen"), "{text}");
+        assert!(
+            text.contains("c.toml") && text.contains("line 2") && text.contains("litsen"),
+            "{text}"
+        );
     }
 }

@@ -5,7 +5,8 @@ use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 /// Starts logging. `RUST_LOG` wins over `default_filter`; `json` writes one object a line.
 /// A second call changes nothing, so that tests may call it freely.
 pub fn init(default_filter: &str, json: bool) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
     let registry = tracing_subscriber::registry().with(filter);
     let started = if json {
         registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()

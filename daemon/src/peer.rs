@@ -26,9 +26,10 @@ impl Peer {
         let Ok(Some(names)) = certificate.subject_alternative_name() else {
             return Self::Anonymous;
         };
-        let mut uris = names.value.general_names.iter().filter_map(|name| {
-            if let GeneralName::URI(uri) = name { Some(*uri) } else { None }
-        });
+        let mut uris =
+            names.value.general_names.iter().filter_map(|name| {
+                if let GeneralName::URI(uri) = name { Some(*uri) } else { None }
+            });
         // Two URIs would be two identities: nobody.
         match (uris.next(), uris.next()) {
             (Some(CONTROLLER_URI), None) => Self::Controller,

@@ -106,9 +106,8 @@ pub fn server(identity: &Identity, clients: ClientAuth) -> Result<Arc<ServerConf
     let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots.clone(), provider());
     let builder = match clients {
         ClientAuth::None => builder.with_no_client_auth(),
-        ClientAuth::Optional => builder.with_client_cert_verifier(
-            verifier.allow_unauthenticated().build().map_err(unusable)?,
-        ),
+        ClientAuth::Optional => builder
+            .with_client_cert_verifier(verifier.allow_unauthenticated().build().map_err(unusable)?),
         ClientAuth::Required => {
             builder.with_client_cert_verifier(verifier.build().map_err(unusable)?)
         }

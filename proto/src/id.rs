@@ -65,9 +65,8 @@ impl FromStr for SandboxId {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let bad = || {
-            Invalid::new("sandbox_id", "must be `pvelxc-` and 26 characters of 0-9 and a-v")
-        };
+        let bad =
+            || Invalid::new("sandbox_id", "must be `pvelxc-` and 26 characters of 0-9 and a-v");
         let digits = text.strip_prefix(PREFIX).ok_or_else(bad)?;
         if digits.len() != DIGITS {
             return Err(bad());
@@ -162,10 +161,8 @@ impl FromStr for SandboxRef {
         if let Ok(id) = text.parse() {
             return Ok(Self::Id(id));
         }
-        let digits = text
-            .strip_prefix("pve_lxc_")
-            .or_else(|| text.strip_prefix("cmux-"))
-            .unwrap_or(text);
+        let digits =
+            text.strip_prefix("pve_lxc_").or_else(|| text.strip_prefix("cmux-")).unwrap_or(text);
         digits.parse().map(Self::Vmid).map_err(|_| {
             Invalid::new(
                 "id",

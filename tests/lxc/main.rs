@@ -4,6 +4,11 @@
 //!
 //! Without a lab these tests fail. `PVE_SANDBOX_SKIP_LAB_TESTS=1` skips them, and says so.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the bans are for the daemons; tests start programs and wait for the real clock"
+)]
+
 mod bad_input;
 mod crash;
 mod create_failure;

@@ -255,7 +255,6 @@ pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
-        #[expect(clippy::disallowed_methods, reason = "the interval of a poll with a deadline")]
         std::thread::sleep(Duration::from_millis(100));
     }
 }

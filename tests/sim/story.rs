@@ -234,10 +234,8 @@ fn change(
                 match answer.await {
                     Ok(answer) => {
                         let sandbox = answer.into_inner().sandbox.expect("a sandbox");
-                        return match sandbox.phase() {
-                            Phase::Deleted => Done::Deleted { key },
-                            _ => Done::Changed,
-                        };
+                        let gone = sandbox.phase() == Phase::Deleted;
+                        return if gone { Done::Deleted { key } } else { Done::Changed };
                     }
                     Err(status) => Err(status),
                 }

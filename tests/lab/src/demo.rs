@@ -49,7 +49,14 @@ pub fn demo(lab: &Lab) -> Result<()> {
 
     heading("A command in each");
     for id in &ids {
-        user.types(&["exec", id, "--", "sh", "-c", "echo $(hostname) at $(hostname -I)runs $(cat /proc/1/comm)"])?;
+        user.types(&[
+            "exec",
+            id,
+            "--",
+            "sh",
+            "-c",
+            "echo $(hostname) at $(hostname -I)runs $(cat /proc/1/comm)",
+        ])?;
     }
 
     heading("A page from one, by its public host name");

@@ -1,0 +1,66 @@
+//! The figures of one run: as JSON for programs, as a table for people.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+/// One figure.
+#[derive(Debug, Serialize)]
+struct Figure {
+    name: String,
+    value: f64,
+    unit: String,
+    against: Option<String>,
+    ratio: Option<f64>,
+}
+
+/// All of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Figures(Vec<Figure>);
+
+impl Figures {
+    /// A figure beside what it is compared with, in the same unit.
+    pub(crate) fn add(&mut self, name: &str, value: f64, unit: &str, against: &str, other: f64) {
+        self.0.push(Figure {
+            name: name.into(),
+            value: rounded(value),
+            unit: unit.into(),
+            against: Some(format!("{against}: {} {unit}", rounded(other))),
+            ratio: Some(rounded(value / other)),
+        });
+    }
+
+    /// A figure that stands alone.
+    pub(crate) fn alone(&mut self, name: &str, value: f64, unit: &str) {
+        let (value, unit) = (rounded(value), unit.to_owned());
+        self.0.push(Figure { name: name.into(), value, unit, against: None, ratio: None });
+    }
+
+    /// Writes target/bench/results.json.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let dir = path.parent().context("a file in a directory")?;
+        fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        fs::write(path, serde_json::to_vec_pretty(&self.0)?)
+            .with_context(|| path.display().to_string())
+    }
+
+    /// Prints the table.
+    pub(crate) fn print(&self) {
+        for Figure { name, value, unit, against, ratio } in &self.0 {
+            let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio} x"));
+            let against = against.as_deref().unwrap_or_default();
+            println!("{name:<34} {value:>10} {unit:<10} {ratio:>9}  {against}");
+        }
+    }
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// The middle one.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

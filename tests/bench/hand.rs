@@ -1,0 +1,64 @@
+//! The same by hand: a shell in the node, and the clock of that shell.
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::world::{SNAPSHOT_TEMPLATE, World};
+
+/// A creation by hand.
+pub(crate) struct ByHand {
+    /// The three calls.
+    pub(crate) calls_ms: f64,
+    /// The three calls, and until its web server answers.
+    pub(crate) answers_ms: f64,
+}
+
+/// What an operator types to get the same container, timed in the node.
+pub(crate) fn create(world: &World, node: &str, vmid: u32) -> Result<ByHand> {
+    let template = SNAPSHOT_TEMPLATE;
+    let said = run(
+        world,
+        node,
+        &format!(
+            "set -e; a=$EPOCHREALTIME; \
+             pct clone {template} {vmid} --hostname by-hand >/dev/null; \
+             pct set {vmid} --net0 name=eth0,bridge=vmbr0,ip=10.100.1.238/24,gw=10.100.1.1 \
+               --cores 1 --memory 512 --swap 0 >/dev/null; \
+             pct start {vmid} >/dev/null; b=$EPOCHREALTIME; \
+             until (exec 3<>/dev/tcp/10.100.1.238/8000) 2>/dev/null; do sleep 0.01; done; \
+             c=$EPOCHREALTIME; \
+             pct stop {vmid} >/dev/null; pct destroy {vmid} >/dev/null; \
+             echo $(( ${{b/./}} - ${{a/./}} )) $(( ${{c/./}} - ${{a/./}} ))"
+        ),
+    )?;
+    let mut us = said.split_whitespace().filter_map(|word| word.parse::<f64>().ok());
+    let (Some(calls), Some(answers)) = (us.next(), us.next()) else {
+        anyhow::bail!("no times in {said:?}");
+    };
+    Ok(ByHand { calls_ms: calls / 1000.0, answers_ms: answers / 1000.0 })
+}
+
+/// Milliseconds of each of so many runs of a command.
+pub(crate) fn repeat(world: &World, node: &str, times: usize, command: &str) -> Result<Vec<f64>> {
+    let said = run(
+        world,
+        node,
+        &format!(
+            "for i in $(seq {times}); do a=$EPOCHREALTIME; {command} </dev/null >/dev/null \
+             || exit 1; b=$EPOCHREALTIME; echo $(( ${{b/./}} - ${{a/./}} )); done"
+        ),
+    )?;
+    let us: Vec<f64> = said.lines().filter_map(|line| line.parse::<f64>().ok()).collect();
+    ensure!(us.len() == times, "{command} did not run {times} times");
+    Ok(us.into_iter().map(|us| us / 1000.0).collect())
+}
+
+fn run(world: &World, node: &str, line: &str) -> Result<String> {
+    let output = world.lab.node(node)?.shell(line)?;
+    ensure!(
+        output.status.success(),
+        "by hand: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).context("text")
+}

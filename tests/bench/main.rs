@@ -1,0 +1,132 @@
+//! `make bench`: what it costs, each figure beside what it is compared with, in the same run.
+//!
+//! Runs in the lab's network, against its controller and its agents. Figures with the cost of the
+//! real `pct` switched on are marked `modelled`: the stand-in then burns the CPU time that was
+//! measured of the real one.
+
+#![expect(clippy::disallowed_methods, reason = "a bench measures the real clock")]
+
+mod figures;
+mod hand;
+mod world;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use figures::{Figures, median};
+use world::{World, timed};
+
+/// Rounds of what takes seconds.
+const CREATES: usize = 7;
+/// Rounds of what takes milliseconds.
+const EXECS: usize = 60;
+/// Creations at once.
+const BURST: usize = 30;
+/// The burst must be over by then.
+const BURST_S: u64 = 180;
+/// Sandboxes that one agent knows when its memory is read.
+const KNOWN: usize = 50;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let world = World::open()?;
+    let mut figures = Figures::default();
+    cold_create(&world, &mut figures, true).await?;
+    cold_create(&world, &mut figures, false).await?;
+    exec_true(&world, &mut figures).await?;
+    burst_and_memory(&world, &mut figures).await?;
+    figures.write(&world.results())?;
+    figures.print();
+    Ok(())
+}
+
+/// A creation through the controller, and the same calls of `pct` by hand, in turns on one node.
+async fn cold_create(world: &World, figures: &mut Figures, modelled: bool) -> Result<()> {
+    world.set_cost(modelled)?;
+    let (mut ours, mut theirs, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..CREATES {
+        eprintln!("cold create, round {} of {CREATES}", round + 1);
+        let (took, id) = timed(world.create("node1")).await;
+        ours.push(took);
+        world.delete(&id?).await?;
+        let by_hand = hand::create(world, "node1", 150_000)?;
+        theirs.push(by_hand.answers_ms);
+        calls.push(by_hand.calls_ms);
+    }
+    world.set_cost(false)?;
+    let (ours, theirs, calls) = (median(&mut ours), median(&mut theirs), median(&mut calls));
+    let note = if modelled { " (modelled)" } else { "" };
+    let suffix = if modelled { "" } else { "_without_cost" };
+    figures.add(
+        &format!("cold_create{suffix}"),
+        ours,
+        "ms",
+        &format!("pct clone, set, start by hand until it answers{note}"),
+        theirs,
+    );
+    figures.add(
+        &format!("cold_create{suffix}_over_calls"),
+        ours - calls,
+        "ms",
+        &format!("sum of the calls by hand{note}"),
+        calls,
+    );
+    Ok(())
+}
+
+/// `true` through the agent, by `lxc-attach` by hand, and by `pct exec` at the real one's cost.
+async fn exec_true(world: &World, figures: &mut Figures) -> Result<()> {
+    let id = world.create("node1").await?;
+    let sandbox = world.get(&id).await?;
+    let mut agent = world.agent("node1")?;
+    let mut ours = Vec::new();
+    for _ in 0..EXECS {
+        let (took, exit) = timed(world::exec_true(&mut agent, &id)).await;
+        ensure!(exit? == 0, "exec true did not exit with 0");
+        ours.push(took);
+    }
+    let mut attach =
+        hand::repeat(world, "node1", EXECS, &format!("lxc-attach -n {} -- true", sandbox.vmid))?;
+    world.set_cost(true)?;
+    let pct = hand::repeat(world, "node1", 5, &format!("pct exec {} -- true", sandbox.vmid));
+    world.set_cost(false)?;
+    let (ours, attach, pct) = (median(&mut ours), median(&mut attach), median(&mut pct?));
+    figures.add("exec_true", ours, "ms", "lxc-attach -- true by hand", attach);
+    figures.add("exec_true_vs_pct", ours, "ms", "pct exec -- true (modelled)", pct);
+    world.delete(&id).await
+}
+
+/// Many creations at once over all nodes, and what an agent weighs that knows many.
+async fn burst_and_memory(world: &World, figures: &mut Figures) -> Result<()> {
+    eprintln!("a burst of {BURST}");
+    let mut burst = tokio::task::JoinSet::new();
+    let begun = std::time::Instant::now();
+    for _ in 0..BURST {
+        let world = world.clone();
+        burst.spawn(async move { world.create("").await });
+    }
+    let all = tokio::time::timeout(Duration::from_secs(BURST_S), burst.join_all());
+    let made = all.await.context("the burst was not over in time")?;
+    let took = begun.elapsed().as_secs_f64();
+    let mut ids: Vec<String> = Vec::new();
+    for made in made {
+        match made {
+            Ok(id) => ids.push(id),
+            Err(error) => eprintln!("a creation of the burst failed: {error:#}"),
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a count of 30")]
+    let (ok, failed) = (ids.len() as f64, (BURST - ids.len()) as f64);
+    figures.alone("create_burst", ok / took, "creates/s");
+    figures.alone("create_burst_failed", failed, "of 30");
+    let on_node1 = world.count("node1").await?;
+    for round in on_node1..KNOWN {
+        eprintln!("node1 knows {round} of {KNOWN}");
+        ids.push(world.create("node1").await?);
+    }
+    figures.alone("agent_rss_idle", world.agent_rss_mib("node1")?, "MiB");
+    for id in ids {
+        world.delete(&id).await?;
+    }
+    Ok(())
+}

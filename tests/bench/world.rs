@@ -1,0 +1,170 @@
+//! The lab as a backend sees it: the controller's API with a token, and an agent's as the
+//! controller calls it.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use daemon::tls::Identity;
+use lab::Lab;
+use proto::{
+    agent::v1::{self as agent, agent_service_client::AgentServiceClient},
+    sandbox::v1::{
+        Argv, CreateSandboxRequest, DeleteSandboxRequest, ExecRequest, ExecStart,
+        GetSandboxRequest, ListSandboxesRequest, Phase, Sandbox, exec_request, exec_response,
+        exec_start, sandbox_service_client::SandboxServiceClient,
+    },
+};
+use tonic::{Request, metadata::MetadataValue, transport::Channel};
+
+/// node1's template.
+pub(crate) const SNAPSHOT_TEMPLATE: u32 = 9000;
+/// A sandbox must be up or gone within this.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+#[derive(Clone)]
+pub(crate) struct World {
+    pub(crate) lab: Lab,
+    api: SandboxServiceClient<Channel>,
+    token: String,
+}
+
+impl World {
+    pub(crate) fn open() -> Result<Self> {
+        let lab = Lab::open(Lab::default_dir())?;
+        ensure!(lab.is_up(), "no lab is up: `make bench` sees to that");
+        let ca = lab.layout().dir().join("controller/ca/ca.crt");
+        let tls = daemon::tls::client_with_roots(&ca)?;
+        let hub = lab::layout::HUB_IP;
+        let channel = daemon::channel::tls(&format!("{hub}:7443"), hub, tls)?;
+        let env = std::fs::read_to_string(lab.layout().dir().join("env")).context("env")?;
+        let token = env
+            .lines()
+            .find_map(|line| line.strip_prefix("export SANDBOXCTL_TOKEN="))
+            .context("a token in target/lab/env")?;
+        let token = token.trim_matches('\'').to_owned();
+        Ok(Self { lab, api: SandboxServiceClient::new(channel), token })
+    }
+
+    /// Where the figures go.
+    pub(crate) fn results(&self) -> PathBuf {
+        self.lab.layout().dir().join("../bench/results.json")
+    }
+
+    fn authorised<T>(&self, message: T) -> Result<Request<T>> {
+        let mut request = Request::new(message);
+        let value = MetadataValue::try_from(format!("Bearer {}", self.token))?;
+        request.metadata_mut().insert("authorization", value);
+        Ok(request)
+    }
+
+    /// Creates a sandbox on that node, or anywhere; returns when it runs.
+    pub(crate) async fn create(&self, node: &str) -> Result<String> {
+        let mut random = [0u8; 8];
+        getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("randomness: {error}"))?;
+        let message = CreateSandboxRequest {
+            request_id: format!("bench-{}", u64::from_le_bytes(random)),
+            snapshot_id: lab::configure::SNAPSHOT.into(),
+            node: node.into(),
+            ..CreateSandboxRequest::default()
+        };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // The same request again is the same sandbox, and waits on.
+            let answer = self.api.clone().create_sandbox(self.authorised(message.clone())?).await?;
+            let sandbox = answer.into_inner().sandbox.context("a sandbox")?;
+            match sandbox.phase() {
+                Phase::Running => return Ok(sandbox.id),
+                Phase::Creating if Instant::now() < deadline => {}
+                phase => bail!("{} is {phase:?}: {:?}", sandbox.id, sandbox.failure),
+            }
+        }
+    }
+
+    pub(crate) async fn get(&self, id: &str) -> Result<Sandbox> {
+        let request = self.authorised(GetSandboxRequest { id: id.into() })?;
+        self.api.clone().get_sandbox(request).await?.into_inner().sandbox.context("a sandbox")
+    }
+
+    pub(crate) async fn delete(&self, id: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let request = self.authorised(DeleteSandboxRequest { id: id.into() })?;
+            let answer = self.api.clone().delete_sandbox(request).await?.into_inner();
+            if answer.sandbox.context("a sandbox")?.phase() == Phase::Deleted {
+                return Ok(());
+            }
+        }
+        bail!("{id} was not deleted in time")
+    }
+
+    /// How many sandboxes live on a node.
+    pub(crate) async fn count(&self, node: &str) -> Result<usize> {
+        let request = ListSandboxesRequest { page_size: 1000, ..Default::default() };
+        let page = self.api.clone().list_sandboxes(self.authorised(request)?).await?.into_inner();
+        Ok(page.sandboxes.iter().filter(|sandbox| sandbox.node == node).count())
+    }
+
+    /// Makes every call of `pct` cost what the real one costs, on all nodes, or nothing.
+    pub(crate) fn set_cost(&self, on: bool) -> Result<()> {
+        for node in self.lab.nodes()? {
+            standin::cost::switch(&node.root()?.join("run/pct-standin"), on)?;
+        }
+        Ok(())
+    }
+
+    /// An agent, called as the controller calls it.
+    pub(crate) fn agent(&self, node: &str) -> Result<AgentServiceClient<Channel>> {
+        let ca = self.lab.layout().dir().join("controller/ca");
+        let file = |name: &str| ca.join(name);
+        let identity =
+            Identity::load(&file("controller.crt"), &file("controller.key"), &file("ca.crt"))?;
+        let ip = self.lab.node(node)?.id().ip();
+        let name = format!("{node}.agent.pve-sandbox.internal");
+        let tls = daemon::tls::client(&identity)?;
+        let channel = daemon::channel::tls(&format!("{ip}:7445"), &name, tls)?;
+        Ok(AgentServiceClient::new(channel))
+    }
+
+    /// Resident memory of a node's agent.
+    pub(crate) fn agent_rss_mib(&self, node: &str) -> Result<f64> {
+        let output = self.lab.node(node)?.shell(
+            "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" = /usr/bin/pve-sandbox-agent ] \
+             && grep VmRSS $p/status && break; done",
+        )?;
+        let text = String::from_utf8(output.stdout)?;
+        let kib: f64 = text.split_whitespace().nth(1).context("VmRSS of the agent")?.parse()?;
+        Ok(kib / 1024.0)
+    }
+}
+
+/// Runs `true` in a sandbox; its exit code.
+pub(crate) async fn exec_true(agent: &mut AgentServiceClient<Channel>, id: &str) -> Result<u32> {
+    let start = ExecStart {
+        id: id.into(),
+        command: Some(exec_start::Command::Argv(Argv { args: vec!["true".into()] })),
+        ..ExecStart::default()
+    };
+    let message =
+        |message| agent::ExecRequest { message: Some(ExecRequest { message: Some(message) }) };
+    let sent = tokio_stream::iter([
+        message(exec_request::Message::Start(start)),
+        message(exec_request::Message::StdinEof(true)),
+    ]);
+    let mut answers = agent.exec(sent).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        if let Some(exec_response::Message::Exit(exit)) = answer.message.and_then(|m| m.message) {
+            return Ok(exit.code);
+        }
+    }
+    bail!("the stream ended without an exit")
+}
+
+/// How long it took, milliseconds, and what came of it.
+pub(crate) async fn timed<T>(work: impl Future<Output = T>) -> (f64, T) {
+    let begun = Instant::now();
+    let done = work.await;
+    (begun.elapsed().as_secs_f64() * 1000.0, done)
+}
