@@ -10,14 +10,17 @@ NEXTEST := cargo nextest run --release --locked
 LAB := target/release/lab
 SEEDS ?= 200
 
-.PHONY: help packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
+.PHONY: help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
 	sim bench deb test-deb clients
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -ts $$'\t'
 
+export PATH := $(CURDIR)/target/tools/bin:$(HOME)/.cargo/bin:$(PATH)
+
 packages: ## Installs what the machine lacks (Debian packages, cargo-nextest); nothing is started
 	@tests/lab/prepare
+	@.ci/tools cargo-nextest
 
 build: packages ## Builds the daemons, sandboxctl, the lab and the stand-in for pct
 	$(CARGO_BUILD) -p agent -p controller -p cli -p lab -p standin
@@ -29,7 +32,12 @@ lab: build ## Starts three nodes with agents and a controller, and runs the main
 lab-down: ## Stops the lab and takes away all that it made, its cache apart
 	@if [ -x $(LAB) ]; then $(LAB) down; else echo "no lab was built"; fi
 
-test: build lint test-fast test-ingress test-lab test-client ## Everything but what is on demand
+test: ## Everything but what is on demand
+	@$(MAKE) build
+	@$(MAKE) test-fast
+	@$(MAKE) test-ingress
+	@$(MAKE) test-lab
+	@$(MAKE) test-client
 
 test-fast: ## Unit tests, the simulation, the contract suite over the fake, golden transcripts
 	$(NEXTEST) --workspace -E 'not binary(/^(lxc|ingress|deb)$$/)'
@@ -43,13 +51,17 @@ test-lab: build ## Real LXC: the contract suite inside a node, and the end-to-en
 test-client: build clients ## gRPC and gRPC-Web from Node, against the lab's controller
 	tests/lab/with-lab.sh clients/node-smoke/run.sh
 
+ci: lint test ## What CI runs
+
 lint: packages clients ## rustfmt, clippy, buf, cargo-deny
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release --locked -- -D warnings
 	cd clients && npx --no-install buf lint ../proto
+	@.ci/tools cargo-deny
 	cargo deny --all-features check bans licenses sources
 
 clients: ## Installs what the Node scripts and buf need
+	@command -v npm >/dev/null || PVE_LAB_PACKAGES="nodejs npm" tests/lab/prepare
 	cd clients && npm ci --no-audit --no-fund --silent
 
 sim: ## The simulation: make sim SEEDS=n, or make sim SEED=s to see one again
@@ -57,7 +69,7 @@ sim: ## The simulation: make sim SEEDS=n, or make sim SEED=s to see one again
 
 bench: build ## Measures; writes target/bench/results.json
 	$(CARGO_BUILD) -p tests --bin bench
-	tests/lab/with-lab.sh ip netns exec pve-lab target/release/bench
+	tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/release/bench
 
 deb: build ## Builds the three Debian packages into target/debian
 	packaging/build-debs.sh

@@ -78,6 +78,7 @@ fn execute(command: &Command) -> Result<()> {
         Command::Run(common) => {
             let config = common.config()?;
             daemon::logs::init("info", common.log_json);
+            agent::sys::privileges::confine().context("capabilities: is this root?")?;
             // Waiting is most of what it does: two threads, and few for what blocks.
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)

@@ -12,7 +12,8 @@ pub(crate) struct ByHand {
     pub(crate) answers_ms: f64,
 }
 
-/// What an operator types to get the same container, timed in the node.
+/// What an operator types to get the same container, timed in the node. One MAC for one address:
+/// else the node would look for the last one.
 pub(crate) fn create(world: &World, node: &str, vmid: u32) -> Result<ByHand> {
     let template = SNAPSHOT_TEMPLATE;
     let said = run(
@@ -21,7 +22,7 @@ pub(crate) fn create(world: &World, node: &str, vmid: u32) -> Result<ByHand> {
         &format!(
             "set -e; a=$EPOCHREALTIME; \
              pct clone {template} {vmid} --hostname by-hand >/dev/null; \
-             pct set {vmid} --net0 name=eth0,bridge=vmbr0,ip=10.100.1.238/24,gw=10.100.1.1 \
+             pct set {vmid} --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:00:00:01:EE,ip=10.100.1.238/24,gw=10.100.1.1 \
                --cores 1 --memory 512 --swap 0 >/dev/null; \
              pct start {vmid} >/dev/null; b=$EPOCHREALTIME; \
              until (exec 3<>/dev/tcp/10.100.1.238/8000) 2>/dev/null; do sleep 0.01; done; \

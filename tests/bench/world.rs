@@ -75,11 +75,12 @@ impl World {
             // The same request again is the same sandbox, and waits on.
             let answer = self.api.clone().create_sandbox(self.authorised(message.clone())?).await?;
             let sandbox = answer.into_inner().sandbox.context("a sandbox")?;
-            match sandbox.phase() {
-                Phase::Running => return Ok(sandbox.id),
-                Phase::Creating if Instant::now() < deadline => {}
-                phase => bail!("{} is {phase:?}: {:?}", sandbox.id, sandbox.failure),
+            let phase = sandbox.phase();
+            if phase == Phase::Running {
+                return Ok(sandbox.id);
             }
+            let waiting = phase == Phase::Creating && Instant::now() < deadline;
+            ensure!(waiting, "{} is {phase:?}: {:?}", sandbox.id, sandbox.failure);
         }
     }
 

@@ -5,5 +5,6 @@
 pub mod child;
 pub mod flock;
 pub mod pidfd;
+pub mod privileges;
 pub mod proc;
 pub mod pty;

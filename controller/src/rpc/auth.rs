@@ -9,7 +9,10 @@ use std::{
 };
 
 use daemon::status::Refusal;
-use http::{HeaderValue, Request, Response, header::AUTHORIZATION};
+use http::{
+    HeaderValue, Request, Response, Version,
+    header::{AUTHORIZATION, CONNECTION},
+};
 use http_body_util::BodyExt;
 use proto::{name::Team, reason};
 use tokio::sync::Semaphore;
@@ -75,8 +78,10 @@ where
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         let guard = self.guard.clone();
         Box::pin(async move {
+            let version = request.version();
             let Ok(permit) = guard.calls.clone().try_acquire_owned() else {
-                return Ok(refused(Code::ResourceExhausted, reason::TOO_MANY_CALLS, BUSY));
+                let answer = refused(Code::ResourceExhausted, reason::TOO_MANY_CALLS, BUSY);
+                return Ok(unread(answer, version));
             };
             // Not the request itself: a body must not be shared between threads.
             let path = request.uri().path().to_owned();
@@ -84,7 +89,7 @@ where
             match guard.admit(&path, header.as_ref()).await {
                 Ok(Some(caller)) => drop(request.extensions_mut().insert(caller)),
                 Ok(None) => {}
-                Err(status) => return Ok(status.into_http()),
+                Err(status) => return Ok(unread(status.into_http(), version)),
             }
             let response = inner.call(request).await?;
             Ok(finish(response, permit))
@@ -130,6 +135,15 @@ fn invalid() -> Status {
 fn refused(code: Code, reason: &'static str, message: &str) -> Response<Body> {
     let after = std::time::Duration::from_secs(1);
     Status::from(Refusal::new(code, reason, message).retry_after(after)).into_http()
+}
+
+/// An answer before the body was read. HTTP/1.1 ends such a connection; a client that is not told
+/// would lose its next call on it.
+fn unread(mut response: Response<Body>, version: Version) -> Response<Body> {
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Holds the place of the call until its last byte, and gives errors that tonic made our form.

@@ -196,8 +196,10 @@ async fn enter(
     // With pipes the script need not wait: a vmid does not change hands within seconds. On a
     // terminal there is something to be done before the command runs.
     if let Ends::Pipes { .. } = attached.ends {
-        attached.go(&lines).await?;
+        let went = attached.go(&lines).await;
+        // A script that has ended by now takes nothing more, and has said why.
         attached.ready().await?;
+        went?;
     } else {
         attached.ready().await?;
         attached.go(&lines).await?;
