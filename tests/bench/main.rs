@@ -17,7 +17,7 @@ use figures::{Figures, median};
 use world::{World, timed};
 
 /// Rounds of what takes seconds.
-const CREATES: usize = 7;
+const CREATES: usize = 5;
 /// Rounds of what takes milliseconds.
 const EXECS: usize = 60;
 /// Creations at once.

@@ -13,7 +13,7 @@ use proto::{
     agent::v1::{self as agent, agent_service_client::AgentServiceClient},
     sandbox::v1::{
         Argv, CreateSandboxRequest, DeleteSandboxRequest, ExecRequest, ExecStart,
-        GetSandboxRequest, ListSandboxesRequest, Phase, Sandbox, exec_request, exec_response,
+        GetSandboxRequest, ListSandboxesRequest, Phase, Sandbox, Size, exec_request, exec_response,
         exec_start, sandbox_service_client::SandboxServiceClient,
     },
 };
@@ -68,6 +68,8 @@ impl World {
             request_id: format!("bench-{}", u64::from_le_bytes(random)),
             snapshot_id: lab::configure::SNAPSHOT.into(),
             node: node.into(),
+            // Small, so that a node has room for as many as are to be known.
+            size: Some(Size { cpu_cores: 0, memory_mib: 128 }),
             ..CreateSandboxRequest::default()
         };
         let deadline = Instant::now() + PATIENCE;
