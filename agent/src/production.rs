@@ -5,7 +5,7 @@ use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, ti
 use agent::{
     Agent, Parts,
     clock::{Clock, SystemClock},
-    config::{self, Config},
+    config::Config,
     ingress::{
         caddy::{self as files, Peers, Proof, Settings},
         owners::{Owners, Sources},
@@ -13,18 +13,16 @@ use agent::{
         routes::NodeRoutes,
         server::{self, Ingress},
     },
-    journal::{Pools, SqliteJournal},
+    journal::SqliteJournal,
     load::Sampler,
     pve::{Pve, pct::Pct},
     reconcile,
     run::Runner,
     saga::Faults,
-    sandbox,
     tasks::Tasks,
 };
 use anyhow::{Context, Result};
 use daemon::tls::{ClientAuth, Identity};
-use proto::spec::Size;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -161,17 +159,12 @@ fn pct(config: &Config) -> Result<Pct> {
 }
 
 fn parts(config: &Config, pve: Arc<dyn Pve>, clock: Arc<dyn Clock>) -> Result<Parts> {
-    let pools = Pools {
-        vmids: config.vmids.value,
-        addresses: (config.network.pool.first, config.network.pool.last),
-        address_quarantine_ms: u64::try_from(config.quarantine.as_millis()).unwrap_or(u64::MAX),
-    };
-    let journal = SqliteJournal::open(&config.state_dir.join("journal.sqlite"), pools)
+    let journal = SqliteJournal::open(&config.state_dir.join("journal.sqlite"), config.pools())
         .context("the journal could not be opened")?;
     let proc = config.load.proc.clone().unwrap_or_else(|| config.pve.proc.clone());
     let mut sampler = Sampler::new(proc, config.load.cgroup.clone());
     Ok(Parts {
-        sandboxes: options(config),
+        sandboxes: config.options(),
         reconcile: reconcile::Options::default(),
         pve,
         journal: Arc::new(journal),
@@ -179,46 +172,6 @@ fn parts(config: &Config, pve: Arc<dyn Pve>, clock: Arc<dyn Clock>) -> Result<Pa
         host_load: Box::new(move |now| sampler.sample(now)),
         faults: Faults::default(),
     })
-}
-
-fn options(config: &Config) -> sandbox::Options {
-    let network = &config.network;
-    let limits = &config.limits;
-    let s = Duration::from_secs;
-    sandbox::Options {
-        templates: config.templates.iter().map(template).collect(),
-        network: sandbox::Bridge {
-            name: network.bridge.clone(),
-            prefix: network.prefix,
-            gateway: network.gateway,
-            dhcp: network.dhcp,
-        },
-        limits: sandbox::Limits {
-            clone_queue_max: limits.clone_queue_max,
-            starts_max: limits.starts_max,
-            storage_reserve_bytes: limits.storage_reserve_mib << 20,
-            create: s(limits.create_s),
-            clone: s(limits.clone_s),
-            start: s(limits.start_s),
-            answer: s(limits.answer_s),
-            stop: s(limits.stop_s),
-            destroy: s(limits.destroy_s),
-            turn: s(limits.turn_s),
-        },
-    }
-}
-
-fn template(template: &config::Template) -> sandbox::Template {
-    sandbox::Template {
-        snapshot: template.snapshot.clone(),
-        vmid: template.vmid,
-        size: Size { cpu_cores: template.cores, memory_mib: template.memory_mib },
-        probe: match template.probe.clone() {
-            config::Probe::None => sandbox::Probe::None,
-            config::Probe::Http { port, path } => sandbox::Probe::Http { port, path },
-            config::Probe::Command(argv) => sandbox::Probe::Command(argv),
-        },
-    }
 }
 
 /// The journal holds what sandboxes were given in their environment.
