@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::{
     fs::File,
     io::AsyncWriteExt,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{Instant, timeout_at},
 };
@@ -48,27 +48,33 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
     let (tty, interactive, id) = (exec.tty, exec.interactive, exec.id.clone());
     let deadline = Instant::now() + exec.timeout.unwrap_or(TIMEOUT) + GRACE;
     let (sender, receiver) = mpsc::channel(QUEUE);
+    // Before the command can be seen to run: a signal that comes then is the command's already.
+    let signals = Signals::listen()
+        .map_err(|error| Failure::local(format!("cannot listen for signals: {error}")))?;
     queue(&sender, Message::Start(start(exec)?)).await;
     if !interactive {
         queue(&sender, Message::StdinEof(true)).await;
     }
     let mut client = controller.sandboxes.clone();
-    let messages = answer(client.exec(ReceiverStream::new(receiver))).await?;
-    // From here on the terminal's keys are the command's; the guard gives them back.
-    let raw = (tty && interactive && terminal::is_terminal()).then(terminal::Raw::enter);
-    let _raw = raw
-        .transpose()
-        .map_err(|error| Failure::local(format!("cannot use the terminal: {error}")))?;
-    if interactive {
-        let sender = sender.clone();
-        // A thread of its own: nobody can call back a read of stdin, and it dies with the process.
-        std::thread::spawn(move || pump_stdin(&sender));
-    }
     let mut sink = Sink::new(output.json)?;
+    let session = async {
+        let messages = answer(client.exec(ReceiverStream::new(receiver))).await?;
+        // From here on the terminal's keys are the command's; the guard gives them back.
+        let raw = (tty && interactive && terminal::is_terminal()).then(terminal::Raw::enter);
+        let _raw = raw
+            .transpose()
+            .map_err(|error| Failure::local(format!("cannot use the terminal: {error}")))?;
+        if interactive {
+            let sender = sender.clone();
+            // A thread of its own: nobody can call back a read of stdin, and it dies with the process.
+            std::thread::spawn(move || pump_stdin(&sender));
+        }
+        receive(messages, &mut sink).await
+    };
     let ended = tokio::select! {
-        ended = timeout_at(deadline, receive(messages, &mut sink)) => ended
+        ended = timeout_at(deadline, session) => ended
             .map_err(|_| Failure::local("the command's end did not come, long after its time was over"))??,
-        code = forward_signals(&sender, tty) => return Ok(code),
+        code = signals.forward(&sender, tty) => return Ok(code),
     };
     if output.json {
         output.value(&json!({
@@ -149,37 +155,46 @@ fn pump_stdin(sender: &mpsc::Sender<ExecRequest>) {
     }
 }
 
-/// Passes signals and the terminal's size on; returns when the user insists.
-async fn forward_signals(sender: &mpsc::Sender<ExecRequest>, tty: bool) -> u8 {
-    let listen = |kind: SignalKind| signal(kind);
-    let signals = (
-        listen(SignalKind::interrupt()),
-        listen(SignalKind::terminate()),
-        listen(SignalKind::hangup()),
-        listen(SignalKind::window_change()),
-    );
-    let (Ok(mut int), Ok(mut term), Ok(mut hup), Ok(mut window)) = signals else {
-        // Then they do to us what they do to every program.
-        return std::future::pending().await;
-    };
-    let mut interrupts = 0;
-    loop {
-        let message = tokio::select! {
-            _ = int.recv() => {
-                interrupts += 1;
-                if interrupts >= INTERRUPTS_MAX {
-                    return exit::INTERRUPTED;
+/// The signals that are the command's and not ours.
+struct Signals {
+    int: Signal,
+    term: Signal,
+    hup: Signal,
+    window: Signal,
+}
+
+impl Signals {
+    /// Takes the signals from now on; what comes before [`Signals::forward`] waits for it.
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            int: signal(SignalKind::interrupt())?,
+            term: signal(SignalKind::terminate())?,
+            hup: signal(SignalKind::hangup())?,
+            window: signal(SignalKind::window_change())?,
+        })
+    }
+
+    /// Passes signals and the terminal's size on; returns when the user insists.
+    async fn forward(mut self, sender: &mpsc::Sender<ExecRequest>, tty: bool) -> u8 {
+        let mut interrupts = 0;
+        loop {
+            let message = tokio::select! {
+                _ = self.int.recv() => {
+                    interrupts += 1;
+                    if interrupts >= INTERRUPTS_MAX {
+                        return exit::INTERRUPTED;
+                    }
+                    Message::Signal(2)
                 }
-                Message::Signal(2)
-            }
-            _ = term.recv() => Message::Signal(15),
-            _ = hup.recv() => Message::Signal(1),
-            _ = window.recv() => match terminal::size() {
-                Some(size) if tty => Message::Resize(size),
-                _ => continue,
-            },
-        };
-        queue(sender, message).await;
+                _ = self.term.recv() => Message::Signal(15),
+                _ = self.hup.recv() => Message::Signal(1),
+                _ = self.window.recv() => match terminal::size() {
+                    Some(size) if tty => Message::Resize(size),
+                    _ => continue,
+                },
+            };
+            queue(sender, message).await;
+        }
     }
 }
 
