@@ -39,6 +39,12 @@ pub fn of(reason: &str) -> Option<Hint> {
             (exit::NOT_FOUND, "`sandboxctl url ID` lists the open ports of the sandbox")
         }
         reason::NODE_NOT_FOUND => (exit::NOT_FOUND, "`sandboxctl nodes` lists the nodes"),
+        reason::EXEC_NOT_FOUND => {
+            (exit::NOT_FOUND, "`sandboxctl ps ID` lists the commands that the sandbox runs and ran")
+        }
+        reason::FILE_NOT_FOUND => {
+            (exit::NOT_FOUND, "look around with `sandboxctl exec ID -- ls -l DIRECTORY`")
+        }
         reason::REQUEST_ID_REUSED => (
             exit::REFUSED,
             "this --request-id made another sandbox: take a new one, or repeat the first call unchanged",
@@ -47,6 +53,21 @@ pub fn of(reason: &str) -> Option<Hint> {
             exit::REFUSED,
             "take another --name, or close the port that has it with `sandboxctl hide ID NAME`",
         ),
+        reason::EXEC_ID_REUSED => (
+            exit::REFUSED,
+            "this --exec-id ran another command: take a new one, or repeat the first call unchanged",
+        ),
+        reason::SANDBOX_PAUSED => (
+            exit::REFUSED,
+            "thaw it with `sandboxctl resume ID`, or let this wake it with `sandboxctl wake-on ID`",
+        ),
+        reason::FREEZE_FAILED => (
+            exit::REFUSED,
+            "unmount what is mounted by FUSE in it, or use `sandboxctl pause --or-stop ID`",
+        ),
+        reason::FILE_REFUSED => {
+            (exit::REFUSED, "check the path, and as whom it is touched (--user)")
+        }
         reason::SANDBOX_NOT_RUNNING => (
             exit::REFUSED,
             "`sandboxctl get ID` shows its state; boot a stopped one with `sandboxctl start ID`",
@@ -98,6 +119,10 @@ pub fn of(reason: &str) -> Option<Hint> {
         reason::REVISION_CONFLICT => (
             exit::NOT_NOW,
             "look at the sandbox again with `sandboxctl get ID` and repeat the call",
+        ),
+        reason::EXEC_LOST => (
+            exit::REFUSED,
+            "it may have run in part: look at what it did before you run it again under a new --exec-id",
         ),
         reason::NODE_UNREACHABLE => (
             exit::NOT_NOW,

@@ -27,10 +27,16 @@ reasons! {
     SERVICE_NOT_FOUND;
     /// NOT_FOUND: no node of this name.
     NODE_NOT_FOUND;
+    /// NOT_FOUND: no command of this exec_id.
+    EXEC_NOT_FOUND;
+    /// NOT_FOUND: no such file in the sandbox.
+    FILE_NOT_FOUND;
     /// ALREADY_EXISTS: the request_id was used with another body.
     REQUEST_ID_REUSED;
     /// ALREADY_EXISTS: the name is taken by another port.
     SERVICE_EXISTS;
+    /// ALREADY_EXISTS: the exec_id was used with another command.
+    EXEC_ID_REUSED;
     /// FAILED_PRECONDITION: the sandbox is not running.
     SANDBOX_NOT_RUNNING;
     /// FAILED_PRECONDITION: the sandbox is being deleted or is deleted.
@@ -41,6 +47,13 @@ reasons! {
     CREATE_CANCELLED;
     /// FAILED_PRECONDITION: the container is not ours, or not as our journal says.
     NOT_OURS;
+    /// FAILED_PRECONDITION: the sandbox is paused, and this does not wake it.
+    SANDBOX_PAUSED;
+    /// FAILED_PRECONDITION: something in the sandbox does not freeze; it runs on.
+    FREEZE_FAILED;
+    /// FAILED_PRECONDITION: the file is not what the call needs, or the sandbox does not let it be
+    /// touched.
+    FILE_REFUSED;
     /// RESOURCE_EXHAUSTED: no node has room now; NodeVerdicts say why.
     NO_CAPACITY;
     /// RESOURCE_EXHAUSTED: the storage is full.
@@ -59,6 +72,8 @@ reasons! {
     STALE_EPOCH;
     /// ABORTED: the sandbox was changed in between.
     REVISION_CONFLICT;
+    /// ABORTED: the command was lost with its boot or its supervisor; it is not run again.
+    EXEC_LOST;
     /// UNAVAILABLE: the node or its agent does not answer.
     NODE_UNREACHABLE;
     /// UNAVAILABLE: the cluster has no quorum on that node.

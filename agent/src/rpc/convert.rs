@@ -72,6 +72,7 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         }),
         request_id: record.request_id.to_string(),
         step: record.step.clone(),
+        wake_on: None,
     }
 }
 

@@ -51,8 +51,11 @@ pub(super) async fn exec(
     let (input, inputs) = mpsc::channel(MESSAGES);
     let (started, outputs) = execs.start(order, inputs).await.map_err(refusal)?;
 
-    let started =
-        wire::ExecStarted { node: sandboxes.pve().node().to_string(), boot: started.boot };
+    let started = wire::ExecStarted {
+        node: sandboxes.pve().node().to_string(),
+        boot: started.boot,
+        ..wire::ExecStarted::default()
+    };
     let (responses, stream) = mpsc::channel(MESSAGES);
     let (wrong, what) = oneshot::channel();
     sandboxes.tasks().spawn(receive(requests, input, wrong));
@@ -185,7 +188,7 @@ fn order(start: wire::ExecStart) -> Result<Order, Invalid> {
 fn input_of(request: agent::ExecRequest) -> Result<Input, Invalid> {
     let message = request.message.and_then(|message| message.message);
     match message.ok_or_else(|| Invalid::new("message", "must not be empty"))? {
-        exec_request::Message::Start(_) => {
+        exec_request::Message::Start(_) | exec_request::Message::Attach(_) => {
             Err(Invalid::new("start", "must be the first message, and only that"))
         }
         exec_request::Message::Stdin(bytes) if bytes.len() > STDIN_BYTES_MAX => {

@@ -231,6 +231,57 @@ impl AgentService for Rpc {
         exec::exec(self.execs.clone(), Arc::clone(&self.sandboxes), request.into_inner()).await
     }
 
+    async fn pause_sandbox(
+        &self,
+        _: Request<wire::PauseSandboxRequest>,
+    ) -> Result<Response<wire::PauseSandboxResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn resume_sandbox(
+        &self,
+        _: Request<wire::ResumeSandboxRequest>,
+    ) -> Result<Response<wire::ResumeSandboxResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn set_wake_on(
+        &self,
+        _: Request<wire::SetWakeOnRequest>,
+    ) -> Result<Response<wire::SetWakeOnResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn control_exec(
+        &self,
+        _: Request<wire::ControlExecRequest>,
+    ) -> Result<Response<wire::ControlExecResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn list_execs(
+        &self,
+        _: Request<wire::ListExecsRequest>,
+    ) -> Result<Response<wire::ListExecsResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    type FilesStream = tokio_stream::wrappers::ReceiverStream<Result<wire::FilesResponse, Status>>;
+
+    async fn files(
+        &self,
+        _: Request<Streaming<wire::FilesRequest>>,
+    ) -> Result<Response<Self::FilesStream>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn get_usage(
+        &self,
+        _: Request<wire::GetUsageRequest>,
+    ) -> Result<Response<wire::GetUsageResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
     async fn expose_http_service(
         &self,
         request: Request<wire::ExposeHttpServiceRequest>,

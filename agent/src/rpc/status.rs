@@ -21,13 +21,20 @@ fn code(reason: &str) -> Code {
         reason::SANDBOX_NOT_FOUND
         | reason::SNAPSHOT_NOT_FOUND
         | reason::SERVICE_NOT_FOUND
-        | reason::NODE_NOT_FOUND => Code::NotFound,
-        reason::REQUEST_ID_REUSED | reason::SERVICE_EXISTS => Code::AlreadyExists,
+        | reason::NODE_NOT_FOUND
+        | reason::EXEC_NOT_FOUND
+        | reason::FILE_NOT_FOUND => Code::NotFound,
+        reason::REQUEST_ID_REUSED | reason::SERVICE_EXISTS | reason::EXEC_ID_REUSED => {
+            Code::AlreadyExists
+        }
         reason::SANDBOX_NOT_RUNNING
         | reason::SANDBOX_DELETED
         | reason::SANDBOX_BUSY
         | reason::CREATE_CANCELLED
-        | reason::NOT_OURS => Code::FailedPrecondition,
+        | reason::NOT_OURS
+        | reason::SANDBOX_PAUSED
+        | reason::FREEZE_FAILED
+        | reason::FILE_REFUSED => Code::FailedPrecondition,
         reason::NO_CAPACITY
         | reason::STORAGE_FULL
         | reason::QUEUE_FULL
@@ -35,7 +42,7 @@ fn code(reason: &str) -> Code {
         | reason::ADDRESSES_EXHAUSTED
         | reason::TOO_MANY_CALLS
         | reason::TOO_LARGE => Code::ResourceExhausted,
-        reason::STALE_EPOCH | reason::REVISION_CONFLICT => Code::Aborted,
+        reason::STALE_EPOCH | reason::REVISION_CONFLICT | reason::EXEC_LOST => Code::Aborted,
         reason::NODE_UNREACHABLE
         | reason::NO_QUORUM
         | reason::CONTAINER_LOCKED

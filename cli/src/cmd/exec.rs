@@ -132,6 +132,7 @@ fn start(exec: Exec) -> Result<ExecStart, Failure> {
         timeout,
         tty: exec.tty,
         window: if exec.tty { terminal::size() } else { None },
+        exec_id: String::new(),
     })
 }
 

@@ -92,7 +92,7 @@ pub(super) fn settled(sandbox: &Sandbox, goal: Phase) -> Result<bool, Failure> {
             Err(Failure::local(format!("{} was deleted", sandbox.id)).exit(exit::NOT_FOUND))
         }
         // It came to rest elsewhere: if that says why, there is nothing more to wait for.
-        Phase::Running | Phase::Stopped => recorded().map_or(Ok(false), Err),
+        Phase::Running | Phase::Paused | Phase::Stopped => recorded().map_or(Ok(false), Err),
         Phase::Unspecified
         | Phase::Creating
         | Phase::Starting

@@ -58,6 +58,7 @@ pub fn phase(phase: wire::Phase) -> &'static str {
         wire::Phase::Unspecified => "unknown",
         wire::Phase::Creating => "creating",
         wire::Phase::Running => "running",
+        wire::Phase::Paused => "paused",
         wire::Phase::Starting => "starting",
         wire::Phase::Stopping => "stopping",
         wire::Phase::Stopped => "stopped",

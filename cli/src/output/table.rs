@@ -51,6 +51,7 @@ pub fn phase(output: Output, phase: Phase, step: &str) -> Cell {
     let colour = match phase {
         Phase::Running => Color::Green,
         Phase::Creating | Phase::Starting | Phase::Stopping | Phase::Deleting => Color::Yellow,
+        Phase::Paused => Color::Blue,
         Phase::Failed | Phase::Unreachable => Color::Red,
         Phase::Unspecified | Phase::Stopped | Phase::Deleted => Color::Grey,
     };

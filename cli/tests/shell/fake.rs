@@ -297,6 +297,88 @@ impl SandboxService for Service {
         Err(refuse(reason::INVARIANT))
     }
 
+    async fn pause_sandbox(&self, _: Request<PauseSandboxRequest>) -> Answer<PauseSandboxResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn resume_sandbox(
+        &self,
+        _: Request<ResumeSandboxRequest>,
+    ) -> Answer<ResumeSandboxResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn set_wake_on(&self, _: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    type StreamExecStream = ReceiverStream<Result<StreamExecResponse, Status>>;
+
+    async fn stream_exec(&self, _: Request<StreamExecRequest>) -> Answer<Self::StreamExecStream> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn write_exec_stdin(
+        &self,
+        _: Request<WriteExecStdinRequest>,
+    ) -> Answer<WriteExecStdinResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn resize_exec(&self, _: Request<ResizeExecRequest>) -> Answer<ResizeExecResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn signal_exec(&self, _: Request<SignalExecRequest>) -> Answer<SignalExecResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn list_execs(&self, _: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn write_files(&self, _: Request<WriteFilesRequest>) -> Answer<WriteFilesResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    type ReadFileStream = ReceiverStream<Result<ReadFileResponse, Status>>;
+
+    async fn read_file(&self, _: Request<ReadFileRequest>) -> Answer<Self::ReadFileStream> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn stat_file(&self, _: Request<StatFileRequest>) -> Answer<StatFileResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn list_dir(&self, _: Request<ListDirRequest>) -> Answer<ListDirResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn remove_file(&self, _: Request<RemoveFileRequest>) -> Answer<RemoveFileResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn upload_archive(
+        &self,
+        _: Request<Streaming<UploadArchiveRequest>>,
+    ) -> Answer<UploadArchiveResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    type DownloadArchiveStream = ReceiverStream<Result<DownloadArchiveResponse, Status>>;
+
+    async fn download_archive(
+        &self,
+        _: Request<DownloadArchiveRequest>,
+    ) -> Answer<Self::DownloadArchiveStream> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
     async fn expose_http_service(
         &self,
         request: Request<ExposeHttpServiceRequest>,

@@ -228,7 +228,7 @@ impl FakeAgent {
         for sandbox in world.sandboxes.values() {
             let size = sandbox.size.unwrap_or_default();
             match sandbox.phase() {
-                Phase::Running => load.running += 1,
+                Phase::Running | Phase::Paused => load.running += 1,
                 Phase::Creating => load.starting += 1,
                 Phase::Unspecified
                 | Phase::Starting

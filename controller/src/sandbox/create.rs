@@ -206,6 +206,7 @@ fn outcome(sandbox: Sandbox) -> Result<Sandbox, Error> {
         Phase::Unspecified
         | Phase::Creating
         | Phase::Running
+        | Phase::Paused
         | Phase::Starting
         | Phase::Stopping
         | Phase::Stopped

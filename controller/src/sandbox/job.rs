@@ -266,6 +266,7 @@ impl Sandboxes {
                             return by_failure(name, sandbox.failure.unwrap_or_default(), None);
                         }
                         Phase::Running
+                        | Phase::Paused
                         | Phase::Starting
                         | Phase::Stopping
                         | Phase::Stopped
@@ -368,7 +369,7 @@ impl Sandboxes {
             match held.as_ref().map(Sandbox::phase) {
                 None | Some(Phase::Failed | Phase::Deleted) => return Attempt::CalledOff,
                 // It had come up before.
-                Some(Phase::Running | Phase::Stopped) => {
+                Some(Phase::Running | Phase::Paused | Phase::Stopped) => {
                     if let Err(error) = node.client.delete(epoch, id, WAIT).await {
                         tracing::warn!(sandbox_id = %id, node = %node.name, %error,
                             "could not delete a creation that was called off, trying again");

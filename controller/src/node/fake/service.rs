@@ -323,11 +323,49 @@ impl AgentService for Service {
             None => Vec::new(),
         };
         let (out, answer) = mpsc::channel(1);
-        let started = api::ExecStarted { node: self.0.name.to_string(), boot: sandbox.boot };
+        let started = api::ExecStarted {
+            node: self.0.name.to_string(),
+            boot: sandbox.boot,
+            exec_id: start.exec_id.clone(),
+            ..api::ExecStarted::default()
+        };
         tokio::spawn(run(words, input, out, started));
         let wrap =
             |message| ExecResponse { message: Some(api::ExecResponse { message: Some(message) }) };
         Ok(Response::new(ReceiverStream::new(answer).map(move |m| Ok(wrap(m))).boxed()))
+    }
+
+    async fn pause_sandbox(&self, _: Request<PauseSandboxRequest>) -> Answer<PauseSandboxResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn resume_sandbox(
+        &self,
+        _: Request<ResumeSandboxRequest>,
+    ) -> Answer<ResumeSandboxResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn set_wake_on(&self, _: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn control_exec(&self, _: Request<ControlExecRequest>) -> Answer<ControlExecResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn list_execs(&self, _: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    type FilesStream = Messages<FilesResponse>;
+
+    async fn files(&self, _: Request<Streaming<FilesRequest>>) -> Answer<Self::FilesStream> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
+        Err(Status::unimplemented("not built yet"))
     }
 
     async fn expose_http_service(
@@ -388,7 +426,7 @@ async fn run(
                 match message.message.and_then(|message| message.message) {
                     Some(In::Stdin(bytes)) => send = out.send(Out::Stdout(bytes)).await,
                     Some(In::StdinEof(_)) => break,
-                    Some(In::Start(_) | In::Resize(_) | In::Signal(_)) | None => {}
+                    Some(In::Start(_) | In::Attach(_) | In::Resize(_) | In::Signal(_)) | None => {}
                 }
             }
         }
