@@ -1,4 +1,4 @@
-//! Compiles the two packages with protox (no protoc needed) and keeps the descriptor set for
+//! Compiles the packages with protox (no protoc needed) and keeps the descriptor set for
 //! gRPC reflection.
 
 use std::{env, fs, path::PathBuf};
@@ -6,7 +6,7 @@ use std::{env, fs, path::PathBuf};
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["sandbox/v1/sandbox.proto", "agent/v1/agent.proto"];
+    let files = ["sandbox/v1/sandbox.proto", "agent/v1/agent.proto", "shim/v1/shim.proto"];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }
@@ -15,6 +15,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     // Bytes keep exec output from being copied; BTreeMap keeps iteration order the same everywhere.
-    tonic_prost_build::configure().btree_map(".").bytes(".sandbox.v1").compile_fds(descriptors)?;
+    tonic_prost_build::configure().btree_map(".").bytes(".").compile_fds(descriptors)?;
     Ok(())
 }

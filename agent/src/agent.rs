@@ -17,7 +17,10 @@ use crate::{
     reconcile::{self, Reconciler, Waker},
     rpc::{self, BoxError, Connection, Reporter, Rpc},
     saga::Faults,
-    sandbox::{self, Sandboxes},
+    sandbox::{
+        self, Sandboxes,
+        exec::{Execs, shims::Shims},
+    },
     tasks::Tasks,
 };
 
@@ -38,6 +41,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Samples the host's load; called once a second.
     pub host_load: Box<dyn FnMut(Instant) -> HostLoad + Send>,
+    /// The ways into the sandboxes.
+    pub shims: Arc<dyn Shims>,
     /// What goes wrong; nothing, outside of tests.
     pub faults: Faults,
 }
@@ -63,7 +68,7 @@ impl Agent {
     /// # Errors
     /// When the journal cannot be read.
     pub async fn start(parts: Parts) -> Result<Self, sandbox::Error> {
-        let Parts { sandboxes, reconcile, pve, journal, clock, host_load, faults } = parts;
+        let Parts { sandboxes, reconcile, pve, journal, clock, host_load, shims, faults } = parts;
         let tasks = Tasks::default();
         let sandboxes =
             Sandboxes::open(sandboxes, pve, journal, clock, tasks.clone(), faults).await?;
@@ -73,7 +78,8 @@ impl Agent {
         let (sampled, host) = watch::channel(HostLoad::default());
         tasks.spawn(sample(host_load, sampled, tasks.clone()));
         let reporter = Reporter::new(Arc::clone(&sandboxes), host);
-        let rpc = Rpc::new(Arc::clone(&sandboxes), reporter);
+        let execs = Execs::new(Arc::clone(&sandboxes), shims);
+        let rpc = Rpc::new(Arc::clone(&sandboxes), execs, reporter);
         Ok(Self { sandboxes, rpc, tasks, waker })
     }
 

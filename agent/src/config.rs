@@ -22,6 +22,7 @@ pub use pool::Pool;
 use crate::{
     detect::{self, Roots},
     pve::pct::Places,
+    sandbox::exec::shims::Backend,
 };
 
 /// Where a value comes from.
@@ -154,6 +155,8 @@ pub struct Config {
     pub templates: Vec<Template>,
     /// Bounds.
     pub limits: Limits,
+    /// How a shim gets into its sandbox.
+    pub exec_backend: Backend,
     /// Where the load is read.
     pub load: Load,
     /// The way in from the web; its domain with its source is in `settings`.
@@ -307,6 +310,7 @@ impl Config {
             quarantine,
             templates: file.template,
             limits,
+            exec_backend: file.exec_backend,
             load,
             ingress,
             settings: from.settings,

@@ -34,6 +34,7 @@ pub mod rpc;
 pub mod run;
 pub mod saga;
 pub mod sandbox;
+pub mod shim;
 pub mod sys;
 pub mod tasks;
 

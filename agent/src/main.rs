@@ -26,6 +26,12 @@ enum Command {
     Run(Common),
     /// Show every value of the configuration and where it comes from
     CheckConfig(Common),
+    /// Serve the commands of one sandbox; started by the agent
+    #[command(hide = true)]
+    Shim {
+        /// What to serve, in JSON
+        options: String,
+    },
     /// Write Caddy's configuration with a fresh proof; then restart the agent first, Caddy second
     RenderCaddy {
         #[command(flatten)]
@@ -75,6 +81,10 @@ fn execute(command: &Command) -> Result<()> {
             Ok(())
         }
         Command::RenderCaddy { common, print } => production::render(&common.config()?, *print),
+        Command::Shim { options } => {
+            daemon::logs::init("info", false);
+            Ok(agent::shim::process::run(options)?)
+        }
         Command::Run(common) => {
             let config = common.config()?;
             daemon::logs::init("info", common.log_json);

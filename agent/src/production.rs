@@ -19,6 +19,7 @@ use agent::{
     reconcile,
     run::Runner,
     saga::Faults,
+    sandbox::exec::shims::ShimProcesses,
     tasks::Tasks,
 };
 use anyhow::{Context, Result};
@@ -44,7 +45,16 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let server = daemon::tls::server(&identity, ClientAuth::Required).context("certificates")?;
     let pve: Arc<dyn Pve> = Arc::new(pct(&config)?);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let agent = Agent::start(parts(&config, Arc::clone(&pve), Arc::clone(&clock))?).await?;
+    let shims = ShimProcesses::new(
+        &config.run_dir,
+        &config.state_dir,
+        config.pve.clone(),
+        config.exec_backend,
+    );
+    let shims = Arc::new(shims.context("the ways into sandboxes could not be made")?);
+    let parts = parts(&config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
+    let agent = Agent::start(parts).await?;
+    shims.sweep(&agent.sandboxes().live().iter().map(|record| record.id).collect());
     // Of its own, because it goes on while the agent drains: sandboxes are reached to the last.
     let edge = Tasks::default();
     ingress(&config, &agent, pve, clock, &edge)?;
@@ -158,7 +168,12 @@ fn pct(config: &Config) -> Result<Pct> {
     Ok(Pct::new(config.node.value.clone(), config.pve.clone(), runner))
 }
 
-fn parts(config: &Config, pve: Arc<dyn Pve>, clock: Arc<dyn Clock>) -> Result<Parts> {
+fn parts(
+    config: &Config,
+    pve: Arc<dyn Pve>,
+    clock: Arc<dyn Clock>,
+    shims: Arc<ShimProcesses>,
+) -> Result<Parts> {
     let journal = SqliteJournal::open(&config.state_dir.join("journal.sqlite"), config.pools())
         .context("the journal could not be opened")?;
     let proc = config.load.proc.clone().unwrap_or_else(|| config.pve.proc.clone());
@@ -170,6 +185,7 @@ fn parts(config: &Config, pve: Arc<dyn Pve>, clock: Arc<dyn Clock>) -> Result<Pa
         journal: Arc::new(journal),
         clock,
         host_load: Box::new(move |now| sampler.sample(now)),
+        shims,
         faults: Faults::default(),
     })
 }

@@ -1,7 +1,7 @@
 //! The only place that starts processes.
 //!
 //! What holds for every child: an absolute path, arguments that never pass through a shell, no
-//! environment but PATH, LC_ALL=C and what is named, its own session, no inherited descriptors.
+//! environment but PATH and LC_ALL=C, its own session, no inherited descriptors.
 //! What an exit status means is the caller's to say.
 //!
 //! `Runner::run` is for commands that do a job and end: stdin is empty; output goes to files, never
@@ -9,7 +9,7 @@
 //! command is awaited on a task of its own: a caller that goes away stops nothing. Nothing is ever
 //! killed with SIGKILL: `pct` would leave its locks and mounts behind.
 //!
-//! `spawn_piped` and `spawn_on_tty` are for commands that somebody talks with.
+//! `spawn_piped` is for processes that somebody talks with.
 
 use std::{
     ffi::OsString,
@@ -36,7 +36,6 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-pub use crate::sys::pty::{Terminal, Window};
 use crate::sys::{self, proc};
 
 /// What a child finds programs by. PVE's own tools set the same.
@@ -167,8 +166,8 @@ impl Shared {
         let mut output =
             Output::create(&self.output_dir, self.serial.fetch_add(1, Ordering::Relaxed))
                 .map_err(start)?;
-        let mut command = command(program, &[]);
-        sys::child::own_session(&mut command, None);
+        let mut command = command(program);
+        sys::child::own_session(&mut command, Vec::new());
         let mut child = command
             .stdin(Stdio::null())
             .stdout(output.stdout.try_clone().map_err(start)?)
@@ -274,7 +273,7 @@ fn tail(file: &mut File) -> String {
     }
 }
 
-fn command(program: &Program, environment: &[(OsString, OsString)]) -> Command {
+fn command(program: &Program) -> Command {
     assert!(program.path.is_absolute(), "programs are named by absolute path");
     #[expect(clippy::disallowed_methods, reason = "the one place that starts processes")]
     let mut command = Command::new(&program.path);
@@ -283,7 +282,6 @@ fn command(program: &Program, environment: &[(OsString, OsString)]) -> Command {
         .env_clear()
         .env("PATH", PATH)
         .env("LC_ALL", "C")
-        .envs(environment.iter().map(|(key, value)| (key, value)))
         .current_dir("/");
     command
 }
@@ -329,25 +327,11 @@ pub struct Piped {
     pub process: Running,
 }
 
-/// A process on a pseudo terminal.
-#[derive(Debug)]
-pub struct OnTerminal {
-    /// Our end of its terminal; clones read and write at once. Reading ends with the last program
-    /// on it.
-    pub terminal: Terminal,
-    /// The process.
-    pub process: Running,
-}
-
 /// Starts `argv` (an absolute path and its arguments) with three pipes, in a session of its own.
-/// `environment` comes on top of PATH and LC_ALL; `channel`, if any, is its descriptor 3.
-pub fn spawn_piped(
-    argv: &[OsString],
-    environment: &[(OsString, OsString)],
-    channel: Option<OwnedFd>,
-) -> io::Result<Piped> {
-    let mut command = command(&program(argv)?, environment);
-    sys::child::own_session(&mut command, channel);
+/// `fds` are its descriptors from 3 on.
+pub fn spawn_piped(argv: &[OsString], fds: Vec<OwnedFd>) -> io::Result<Piped> {
+    let mut command = command(&program(argv)?);
+    sys::child::own_session(&mut command, fds);
     let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = running(pipes.spawn()?)?;
     let gone = || io::Error::other("a pipe was not made");
@@ -359,22 +343,14 @@ pub fn spawn_piped(
     })
 }
 
-/// Starts `argv` on a pseudo terminal of its own, which controls its session. `channel`, if any, is
-/// its descriptor 3.
-pub fn spawn_on_tty(
-    argv: &[OsString],
-    environment: &[(OsString, OsString)],
-    channel: Option<OwnedFd>,
-    window: Window,
-) -> io::Result<OnTerminal> {
-    let (terminal, theirs) = sys::pty::open(window)?;
-    let mut command = command(&program(argv)?, environment);
-    sys::child::own_terminal(&mut command, channel);
-    command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
-    let process = running(command.spawn()?)?;
-    // `command` holds the child's end of the terminal: as long as it lives, reading never ends.
-    drop(command);
-    Ok(OnTerminal { terminal, process })
+/// Starts `argv` in a session of its own, to outlive this process. It says what it has to say on
+/// our stderr. `fds` are its descriptors from 3 on.
+pub fn spawn_detached(argv: &[OsString], fds: Vec<OwnedFd>) -> io::Result<()> {
+    let mut command = command(&program(argv)?);
+    sys::child::own_session(&mut command, fds);
+    // Whoever drops it lets it run on; it is reaped all the same.
+    drop(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
+    Ok(())
 }
 
 fn program(argv: &[OsString]) -> io::Result<Program> {

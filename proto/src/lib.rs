@@ -26,7 +26,16 @@ pub mod agent {
     }
 }
 
-/// Descriptor set of both packages, for gRPC reflection.
+/// `shim.v1`: agent to the shim of a sandbox.
+#[allow(missing_debug_implementations, unreachable_pub, clippy::all, reason = "generated")]
+pub mod shim {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("shim.v1");
+    }
+}
+
+/// Descriptor set of all packages, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Largest message that either side takes, bytes. Exec and files travel in smaller chunks.

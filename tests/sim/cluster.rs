@@ -114,6 +114,7 @@ impl Cluster {
             journal: host.journal.clone(),
             clock: Arc::new(self.clock),
             host_load: Box::new(move |_| load),
+            shims: Arc::new(agent::sandbox::exec::shims::NoShims),
             faults: agent::saga::Faults::default(),
         };
         let agent = Arc::new(Agent::start(parts).await.expect("an agent"));

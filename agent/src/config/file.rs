@@ -8,7 +8,7 @@ use proto::{
 };
 use serde::Deserialize;
 
-use crate::pve::pct::Places;
+use crate::{pve::pct::Places, sandbox::exec::shims::Backend};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -36,6 +36,8 @@ pub struct File {
     pub template: Vec<Template>,
     /// Bounds.
     pub limits: Limits,
+    /// How commands get into sandboxes: `lxc`, or `pct` where lxc-attach must not be used by hand.
+    pub exec_backend: Backend,
     /// Where the load is read.
     pub load: Load,
     /// The way in from the web.

@@ -20,7 +20,7 @@ use proto::{
     id::{SandboxId, Vmid},
     name::NodeName,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use super::{
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Where things are on the host. The defaults are PVE's own places.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Places {
     /// pmxcfs.

@@ -44,23 +44,70 @@ pub(super) async fn exec(
     let first = timeout(FIRST, requests.message()).await;
     let first = first.map_err(|_| invalid("message", "must come within 10 s: start first"))??;
     let message = first.and_then(|request| request.message).and_then(|message| message.message);
-    let Some(exec_request::Message::Start(start)) = message else {
-        return Err(invalid("start", "must be the first message"));
-    };
-    let order = order(start).map_err(Refusal::from)?;
     let (input, inputs) = mpsc::channel(MESSAGES);
-    let (started, outputs) = execs.start(order, inputs).await.map_err(refusal)?;
+    let (started, outputs) = match message {
+        Some(exec_request::Message::Start(start)) => {
+            let order = order(start).map_err(Refusal::from)?;
+            execs.start(order, inputs).await.map_err(refusal)?
+        }
+        Some(exec_request::Message::Attach(attach)) => {
+            let attach = order::Attach {
+                sandbox: attach.id.parse().map_err(Refusal::from)?,
+                exec_id: order::exec_id(attach.exec_id).map_err(Refusal::from)?,
+                stdout_offset: attach.stdout_offset,
+                stderr_offset: attach.stderr_offset,
+            };
+            execs.attach(attach, inputs).await.map_err(refusal)?
+        }
+        Some(_) | None => return Err(invalid("start", "must be the first message")),
+    };
 
     let started = wire::ExecStarted {
         node: sandboxes.pve().node().to_string(),
         boot: started.boot,
-        ..wire::ExecStarted::default()
+        exec_id: started.exec_id,
+        stdin_offset: started.stdin_offset,
+        stdout_offset: started.stdout_offset,
+        stderr_offset: started.stderr_offset,
     };
     let (responses, stream) = mpsc::channel(MESSAGES);
     let (wrong, what) = oneshot::channel();
     sandboxes.tasks().spawn(receive(requests, input, wrong));
     sandboxes.tasks().spawn(send(started, outputs, what, responses));
     Ok(Response::new(ReceiverStream::new(stream)))
+}
+
+pub(super) async fn control(
+    execs: &Execs,
+    request: agent::ControlExecRequest,
+) -> Result<agent::ControlExecResponse, Refusal> {
+    use agent::control_exec_request::Action;
+    let action = request.action.ok_or_else(|| Invalid::new("action", "must be given"))?;
+    let (id, exec_id, control) = match action {
+        Action::WriteStdin(ask) => {
+            if ask.data.len() > STDIN_BYTES_MAX {
+                return Err(Invalid::new("data", "must be at most 256 KiB").into());
+            }
+            let (offset, data, eof) = (ask.offset, ask.data, ask.eof);
+            (ask.id, ask.exec_id, order::Control::Stdin { offset, data, eof })
+        }
+        Action::Resize(ask) => {
+            let size = ask.window.ok_or_else(|| Invalid::new("window", "must be given"))?;
+            (ask.id, ask.exec_id, order::Control::Resize(window(size)?))
+        }
+        Action::Signal(ask) => (ask.id, ask.exec_id, order::Control::Signal(signal(ask.signal)?)),
+    };
+    let exec_id = order::exec_id(exec_id)?;
+    let taken = execs.control(&id.parse()?, exec_id, control).await.map_err(refusal)?;
+    Ok(agent::ControlExecResponse { stdin_offset: taken })
+}
+
+pub(super) async fn list(
+    execs: &Execs,
+    request: agent::ListExecsRequest,
+) -> Result<agent::ListExecsResponse, Refusal> {
+    let execs = execs.list(&request.id.parse()?).await.map_err(refusal)?;
+    Ok(agent::ListExecsResponse { execs })
 }
 
 fn invalid(what: &'static str, why: &str) -> Status {
@@ -80,15 +127,18 @@ async fn receive(
             () = input.closed() => return,
             request = requests.message() => request,
         };
+        let ended = matches!(request, Ok(None));
         let message = match request {
             Ok(Some(request)) => input_of(request).map_err(|e| Status::from(Refusal::from(e))),
-            // No more input; `input` is dropped.
-            Ok(None) => return,
+            // The caller's half has ended as it should. One that breaks ends no stdin: whoever
+            // attaches next goes on with it.
+            Ok(None) => Ok(Input::Eof),
             Err(status) => Err(status),
         };
         match message {
             Ok(message) => {
-                if input.send(message).await.is_err() {
+                let last = message == Input::Eof;
+                if input.send(message).await.is_err() || (last && ended) {
                     return;
                 }
             }
@@ -182,6 +232,10 @@ fn order(start: wire::ExecStart) -> Result<Order, Invalid> {
         user: start.user.parse()?,
         timeout: order::timeout(time)?,
         tty,
+        exec_id: match start.exec_id {
+            text if text.is_empty() => None,
+            text => Some(order::exec_id(text)?),
+        },
     })
 }
 
@@ -198,11 +252,13 @@ fn input_of(request: agent::ExecRequest) -> Result<Input, Invalid> {
         exec_request::Message::StdinEof(true) => Ok(Input::Eof),
         exec_request::Message::StdinEof(false) => Ok(Input::Stdin(bytes::Bytes::new())),
         exec_request::Message::Resize(size) => window(size).map(Input::Resize),
-        exec_request::Message::Signal(number @ 1..=31) => {
-            Ok(Input::Signal(i32::try_from(number).unwrap_or_default()))
-        }
-        exec_request::Message::Signal(_) => Err(Invalid::new("signal", "must be 1 to 31")),
+        exec_request::Message::Signal(number) => signal(number).map(Input::Signal),
     }
+}
+
+fn signal(number: u32) -> Result<i32, Invalid> {
+    let number = i32::try_from(number).ok().filter(|number| (1..=31).contains(number));
+    number.ok_or_else(|| Invalid::new("signal", "must be 1 to 31"))
 }
 
 fn window(size: wire::WindowSize) -> Result<Window, Invalid> {

@@ -3,6 +3,7 @@
 
 mod convert;
 mod exec;
+mod files;
 mod load;
 mod node;
 mod sandbox;
@@ -69,9 +70,9 @@ pub struct Rpc {
 
 impl Rpc {
     /// Over these sandboxes.
-    pub fn new(sandboxes: Arc<Sandboxes>, reporter: Reporter) -> Self {
+    pub fn new(sandboxes: Arc<Sandboxes>, execs: Execs, reporter: Reporter) -> Self {
         Self {
-            execs: Execs::new(Arc::clone(&sandboxes)),
+            execs,
             sandboxes,
             reporter,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
@@ -254,25 +255,25 @@ impl AgentService for Rpc {
 
     async fn control_exec(
         &self,
-        _: Request<wire::ControlExecRequest>,
+        request: Request<wire::ControlExecRequest>,
     ) -> Result<Response<wire::ControlExecResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        self.call(exec::control(&self.execs, request.into_inner())).await
     }
 
     async fn list_execs(
         &self,
-        _: Request<wire::ListExecsRequest>,
+        request: Request<wire::ListExecsRequest>,
     ) -> Result<Response<wire::ListExecsResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        self.call(exec::list(&self.execs, request.into_inner())).await
     }
 
-    type FilesStream = tokio_stream::wrappers::ReceiverStream<Result<wire::FilesResponse, Status>>;
+    type FilesStream = files::Responses;
 
     async fn files(
         &self,
-        _: Request<Streaming<wire::FilesRequest>>,
+        request: Request<Streaming<wire::FilesRequest>>,
     ) -> Result<Response<Self::FilesStream>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        files::files(self.execs.clone(), request.into_inner()).await
     }
 
     async fn get_usage(

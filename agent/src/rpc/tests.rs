@@ -21,7 +21,10 @@ use tonic::transport::Channel;
 use super::*;
 use crate::{
     load::HostLoad,
-    sandbox::tests::{LONG, Node, id},
+    sandbox::{
+        exec::shims::NoShims,
+        tests::{LONG, Node, id},
+    },
 };
 
 /// The server's end of an in-memory stream whose peer is `1`.
@@ -65,17 +68,21 @@ impl AsyncWrite for Conn {
 
 type Client = AgentServiceClient<Channel>;
 
+fn execs(node: &Node) -> Execs {
+    Execs::new(Arc::clone(&node.sandboxes), Arc::new(NoShims))
+}
+
 fn rpc(node: &Node) -> Rpc {
     let (_, host) = watched::channel(HostLoad { cores: 2.0, ..HostLoad::default() });
     let reporter = Reporter::new(Arc::clone(&node.sandboxes), host);
-    Rpc::new(Arc::clone(&node.sandboxes), reporter)
+    Rpc::new(Arc::clone(&node.sandboxes), execs(node), reporter)
 }
 
 /// Serves the node to one peer.
 fn serve(node: &Node, peer: Peer) -> Client {
     let (_, host) = watched::channel(HostLoad { cores: 2.0, ..HostLoad::default() });
-    let rpc =
-        Rpc::new(Arc::clone(&node.sandboxes), Reporter::new(Arc::clone(&node.sandboxes), host));
+    let reporter = Reporter::new(Arc::clone(&node.sandboxes), host);
+    let rpc = Rpc::new(Arc::clone(&node.sandboxes), execs(node), reporter);
     let (sender, incoming) = mpsc::channel::<io::Result<Conn>>(4);
     let stop = node.tasks.stopping().clone();
     tokio::spawn(async move {

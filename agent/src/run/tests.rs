@@ -126,9 +126,8 @@ async fn a_program_that_is_not_there() {
 
 #[tokio::test]
 async fn pipes_are_apart_and_whole() {
-    let environment = [("A".into(), "b c".into())];
-    let script = "cat; echo \"$A\" >&2; kill -TERM $$";
-    let mut piped = spawn_piped(&argv(script), &environment, None).expect("spawns");
+    let script = "cat; echo \"$LC_ALL$RUSTUP_HOME$CARGO\" >&2; kill -TERM $$";
+    let mut piped = spawn_piped(&argv(script), Vec::new()).expect("spawns");
     let bytes: Vec<u8> = (0..=255).cycle().take(200_000).collect();
     let (mut stdout, mut stderr) = (Vec::new(), String::new());
     let write = async {
@@ -141,34 +140,8 @@ async fn pipes_are_apart_and_whole() {
         piped.stderr.read_to_string(&mut stderr),
         piped.process.wait()
     );
-    assert_eq!((out.expect("reads"), err.expect("reads")), (bytes.len(), 4));
-    assert_eq!((stdout == bytes, &*stderr), (true, "b c\n"));
+    assert_eq!((out.expect("reads"), err.expect("reads")), (bytes.len(), 2));
+    assert_eq!((stdout == bytes, &*stderr), (true, "C\n"));
     assert_eq!(exit.expect("ends"), Exit::Signal(15));
     piped.process.signal(Signal::SIGKILL).expect("nothing to send to");
-}
-
-#[tokio::test]
-async fn a_terminal() {
-    let window = Window { rows: 11, columns: 22 };
-    let script = "trap 'stty size; exit 5' WINCH; stty size; tty </dev/tty; read line; \
-        echo \"got $line\"; sleep 30 & wait";
-    let on_terminal = spawn_on_tty(&argv(script), &[], None, window).expect("spawns");
-    let OnTerminal { mut terminal, mut process } = on_terminal;
-    let mut text = String::new();
-    let mut say = async |terminal: &mut Terminal, until: &str| {
-        while !text.contains(until) {
-            let mut bytes = [0; 1000];
-            let count = terminal.read(&mut bytes).await.expect("reads");
-            assert_ne!(count, 0, "{text}");
-            text += &String::from_utf8_lossy(&bytes[..count]);
-        }
-    };
-    say(&mut terminal, "/dev/").await;
-    terminal.clone().write_all(b"hello\n").await.expect("writes");
-    say(&mut terminal, "got hello").await;
-    terminal.resize(Window { rows: 33, columns: 44 }).expect("resizes");
-    say(&mut terminal, "33 44").await;
-    assert!(text.starts_with("11 22"), "{text}");
-    assert_eq!(process.wait().await.expect("ends"), Exit::Code(5));
-    process.signal(Signal::SIGKILL).expect("nothing to send to");
 }

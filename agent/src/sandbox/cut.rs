@@ -28,7 +28,7 @@ pub async fn connections(to: SocketAddr) -> io::Result<usize> {
     // Numbers only, so nothing in here can be read as anything else.
     let (ip, port) = (to.ip().to_string(), format!(":{}", to.port()));
     let argv = ["/usr/bin/ss", "-K", "-H", "-n", "-t", "dst", &ip, "dport", "=", &port];
-    let mut ss = run::spawn_piped(&argv.map(OsString::from), &[], None)?;
+    let mut ss = run::spawn_piped(&argv.map(OsString::from), Vec::new())?;
     drop(ss.stdin);
     let (mut stdout, mut stderr) = (String::new(), String::new());
     let (mut out, mut err) = (ss.stdout.take(OUTPUT_BYTES_MAX), ss.stderr.take(OUTPUT_BYTES_MAX));

@@ -15,8 +15,8 @@ mod deadline;
 mod delete;
 mod error;
 pub mod exec;
-
 mod expose;
+pub mod files;
 mod flights;
 mod index;
 pub mod observe;

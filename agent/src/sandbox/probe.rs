@@ -91,7 +91,7 @@ async fn command(enter: &[OsString], argv: &[OsString], until: Instant) -> Resul
     let said = |what: String| format!("`{}` {what}", argv.join(" ".as_ref()).display());
     let line = [enter, argv].concat();
     // Its output is nobody's business: the pipes are closed at once.
-    let mut process = run::spawn_piped(&line, &[], None)
+    let mut process = run::spawn_piped(&line, Vec::new())
         .map_err(|error| said(format!("was not started: {error}")))?
         .process;
     match timeout_at(until, process.wait()).await {

@@ -4,7 +4,10 @@
 
 pub mod child;
 pub mod flock;
+pub mod image;
+pub mod inherited;
 pub mod pidfd;
 pub mod privileges;
 pub mod proc;
 pub mod pty;
+pub mod seqpacket;

@@ -1,45 +1,54 @@
-//! Running a command in a sandbox.
+//! Running a command in a sandbox, and attaching to one that runs.
 //!
-//! `lxc-attach` enters, so the command has the container's cgroup, seccomp, AppArmor and
-//! capabilities; a script in there (`inside`) looks up the user and becomes the command. Its bytes
-//! pass through bounded buffers (`streams`). A command ends by itself, at its timeout, when its
-//! caller hangs up, or when the agent stops; in all but the first case everything that it started
-//! is ended too (`tree`). What it leaves in the background when it ends by itself runs on.
+//! The sandbox's shim (`crate::shim`) runs the command and keeps its output and its end; here stands
+//! what an agent does: it finds the shim or starts it, and passes bytes between it and a caller. So
+//! a command outlives the agent. It ends by itself, at its timeout, or when its caller hangs up,
+//! unless that caller has given it a name (`exec_id`); then all that it started is ended too. What
+//! it leaves in the background when it ends by itself runs on.
 //!
 //! A stream of output ends with an exit or with an error, and with nothing else.
 
-mod attach;
-mod inside;
+mod attached;
+mod environment;
 pub mod order;
-mod session;
-mod streams;
-mod tree;
+pub mod shims;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
     time::Duration,
 };
 
 use proto::{
     id::{SandboxId, SandboxRef},
     reason,
+    sandbox::v1::{ExecInfo, WindowSize},
+    shim::v1::{self as wire, request, response},
 };
-use tokio::sync::mpsc;
+use sha2::{Digest, Sha256};
+use tokio::{
+    net::UnixStream,
+    sync::{Mutex, Semaphore, mpsc},
+};
 
 use super::{Error, Sandboxes};
-use crate::journal::Record;
-use attach::{Attached, Ends, Failure};
-use order::{Input, Order, Output, Started};
-use session::Session;
-use tree::Tree;
+use crate::{
+    journal::Record,
+    shim::client::{self, Attachment, Refused},
+};
+use environment::{MARK, environment};
+use order::{Attach, Command, Control, Input, Order, Output, Started};
+use shims::Shims;
 
-/// Commands at a time in one sandbox.
-const PER_SANDBOX_MAX: usize = 64;
-/// Commands at a time on the node.
-const ALL_MAX: usize = 2048;
-/// Messages of output on their way: half a MiB at most.
-const OUTPUT_MESSAGES: usize = 16;
+/// Callers that are attached at a time, on the node.
+const ATTACHED_MAX: usize = 2048;
+/// Messages of output on their way: half a MiB at most, much less than a shim keeps.
+const OUTPUT_MESSAGES: usize = 8;
+/// Characters of a command line that are shown.
+const TITLE_MAX: usize = 200;
+/// Locks: shims of one sandbox are started one after another, of different ones mostly at once.
+const LOCKS: usize = 64;
 
 /// Runs commands. Clones share it.
 #[derive(Debug, Clone)]
@@ -48,14 +57,9 @@ pub struct Execs(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     sandboxes: Arc<Sandboxes>,
-    running: Mutex<HashMap<SandboxId, usize>>,
-}
-
-/// A command's place among those that may run. Given back when dropped.
-#[derive(Debug)]
-struct Place {
-    shared: Arc<Shared>,
-    id: SandboxId,
+    shims: Arc<dyn Shims>,
+    places: Arc<Semaphore>,
+    locks: Vec<Mutex<()>>,
 }
 
 /// What a command sends, to its exit or to an error.
@@ -63,66 +67,204 @@ pub type Outputs = mpsc::Receiver<Result<Output, Error>>;
 
 impl Execs {
     /// In these sandboxes.
-    pub fn new(sandboxes: Arc<Sandboxes>) -> Self {
-        Self(Arc::new(Shared { sandboxes, running: Mutex::default() }))
+    pub fn new(sandboxes: Arc<Sandboxes>, shims: Arc<dyn Shims>) -> Self {
+        let places = Arc::new(Semaphore::new(ATTACHED_MAX));
+        let locks = (0..LOCKS).map(|_| Mutex::default()).collect();
+        Self(Arc::new(Shared { sandboxes, shims, places, locks }))
     }
 
-    /// Starts a command and returns once it runs. Dropping the receiver is hanging up.
+    /// Starts a command and returns once it runs. One with an `exec_id` that was started before is
+    /// attached to, from the beginning of what is kept of its output. Dropping the receiver is
+    /// hanging up.
     ///
     /// # Errors
     /// When there is no such sandbox, it does not run, there is no such user or directory in it,
-    /// too many commands run, or it cannot be entered.
+    /// too many commands run, it cannot be entered, or the `exec_id` was used up.
     pub async fn start(
         &self,
         order: Order,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
-        let record = self.0.sandboxes.running(&order.sandbox)?;
-        let place = self.place(record.id)?;
+        let record = self.awake(&order.sandbox).await?;
+        let start = start(&record, &order, self.0.sandboxes.now_ms())?;
+        self.begin(record, start, input).await
+    }
+
+    /// Attaches to a command.
+    ///
+    /// # Errors
+    /// EXEC_NOT_FOUND or EXEC_LOST, or as `start`.
+    pub async fn attach(
+        &self,
+        attach: Attach,
+        input: mpsc::Receiver<Input>,
+    ) -> Result<(Started, Outputs), Error> {
+        let record = self.0.sandboxes.running(&attach.sandbox)?;
+        let message = request::Message::Attach(wire::Attach {
+            exec_id: attach.exec_id.clone(),
+            stdout_offset: attach.stdout_offset,
+            stderr_offset: attach.stderr_offset,
+        });
+        self.talk(record, attach.exec_id, message, input).await
+    }
+
+    /// Starts what is meant for the helper alone: it has a name that nobody chose.
+    pub(super) async fn begin(
+        &self,
+        record: Arc<Record>,
+        start: wire::Start,
+        input: mpsc::Receiver<Input>,
+    ) -> Result<(Started, Outputs), Error> {
+        let exec_id = start.exec_id.clone();
+        self.talk(record, exec_id, request::Message::Start(start), input).await
+    }
+
+    async fn talk(
+        &self,
+        record: Arc<Record>,
+        exec_id: String,
+        message: request::Message,
+        input: mpsc::Receiver<Input>,
+    ) -> Result<(Started, Outputs), Error> {
+        let place = Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| {
+            let message = format!("{ATTACHED_MAX} commands are attached to on this node already");
+            Error::new(reason::TOO_MANY_CALLS, message).retry_after(Duration::from_secs(1))
+        })?;
         let (sender, outputs) = mpsc::channel(OUTPUT_MESSAGES);
         let shared = Arc::clone(&self.0);
         // On a task of its own: whoever stops waiting leaves nothing behind that nobody ends.
         let begun = self.0.sandboxes.tasks().run(async move {
-            let started = Started { boot: record.boot };
-            let session = begin(&shared.sandboxes, &record, order, place).await?;
-            shared.sandboxes.tasks().spawn(session.run(input, sender));
-            Ok(started)
+            let Attachment { started, output, input: to } = {
+                let stream = shared.connect(&record).await?;
+                let attached = client::attach(stream, message).await;
+                attached.map_err(|refused| shared.explain(&record, refused))?
+            };
+            let told = Started {
+                boot: record.boot,
+                exec_id,
+                stdin_offset: started.stdin_offset,
+                stdout_offset: started.stdout_offset,
+                stderr_offset: started.stderr_offset,
+            };
+            let attached = attached::Attached {
+                sandboxes: Arc::clone(&shared.sandboxes),
+                record,
+                stdin_offset: started.stdin_offset,
+            };
+            shared.sandboxes.tasks().spawn(async move {
+                attached.run(output, to, input, sender).await;
+                drop(place);
+            });
+            Ok(told)
         });
         let stopping = || Error::new(reason::SHUTTING_DOWN, "the agent is stopping");
         let started = begun.await.unwrap_or_else(|| Err(stopping()))?;
         Ok((started, outputs))
     }
 
-    fn place(&self, id: SandboxId) -> Result<Place, Error> {
-        let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = running.get(&id).copied().unwrap_or(0);
-        if own >= PER_SANDBOX_MAX || running.values().sum::<usize>() >= ALL_MAX {
-            let (many, whose) = if own >= PER_SANDBOX_MAX {
-                (PER_SANDBOX_MAX, "this sandbox")
-            } else {
-                (ALL_MAX, "this node")
-            };
-            return Err(Error::new(
-                reason::TOO_MANY_CALLS,
-                format!("{many} commands run in {whose} already"),
-            )
-            .retry_after(Duration::from_secs(1)));
+    /// Acts on a command that runs. Returns how much stdin it has taken.
+    ///
+    /// # Errors
+    /// As `attach`.
+    pub async fn control(
+        &self,
+        sandbox: &SandboxRef,
+        exec_id: String,
+        control: Control,
+    ) -> Result<u64, Error> {
+        let record = self.0.sandboxes.running(sandbox)?;
+        let message = match control {
+            Control::Stdin { offset, data, eof } => {
+                request::Message::Stdin(wire::Stdin { exec_id, offset, data, eof })
+            }
+            Control::Resize(window) => {
+                request::Message::Resize(wire::Resize { exec_id, window: Some(size(window)) })
+            }
+            Control::Signal(number) => {
+                let number = u32::try_from(number).unwrap_or_default();
+                request::Message::Signal(wire::Signal { exec_id, number })
+            }
+        };
+        let stream = self.0.connect(&record).await?;
+        match client::control(stream, message).await {
+            Ok(response::Message::Done(done)) => Ok(done.stdin_offset),
+            Ok(_) => Err(failed("its shim answered out of turn".to_owned())),
+            Err(refused) => Err(self.0.explain(&record, refused)),
         }
-        running.insert(id, own + 1);
-        Ok(Place { shared: Arc::clone(&self.0), id })
+    }
+
+    /// Commands of the sandbox that run, and the last that have ended.
+    ///
+    /// # Errors
+    /// When there is no such sandbox, or it does not run.
+    pub async fn list(&self, sandbox: &SandboxRef) -> Result<Vec<ExecInfo>, Error> {
+        let record = self.0.sandboxes.running(sandbox)?;
+        // Without a shim nothing was ever run in this boot, or nothing for long.
+        let Some(stream) = self.0.shims.find(&record).await else { return Ok(Vec::new()) };
+        match client::control(stream, request::Message::List(wire::List {})).await {
+            Ok(response::Message::Execs(list)) => Ok(list.execs),
+            Ok(_) => Err(failed("its shim answered out of turn".to_owned())),
+            Err(refused) => Err(self.0.explain(&record, refused)),
+        }
+    }
+
+    /// Runs something that ends with the agent.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.0.sandboxes.tasks().spawn(work);
+    }
+
+    /// The sandbox, which runs.
+    pub(super) async fn awake(&self, sandbox: &SandboxRef) -> Result<Arc<Record>, Error> {
+        let record = self.0.sandboxes.running(sandbox)?;
+        // Whatever is started in there would hang until it is thawed.
+        if self.0.sandboxes.pve().frozen(record.vmid).await {
+            return Err(Error::new(
+                reason::SANDBOX_NOT_RUNNING,
+                format!("{} is frozen, not running", record.id),
+            ));
+        }
+        Ok(record)
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = running.get_mut(&self.id) {
-            *own -= 1;
-            if *own == 0 {
-                running.remove(&self.id);
-            }
+impl Shared {
+    /// A connection to the sandbox's shim, which is started if there is none.
+    async fn connect(&self, record: &Record) -> Result<UnixStream, Error> {
+        let _lock = self.locks[lock(&record.id)].lock().await;
+        if let Some(stream) = self.shims.find(record).await {
+            return Ok(stream);
+        }
+        // An operator may have made another container under the number.
+        self.sandboxes.check_ours(record).await?;
+        let started = self.shims.start(record).await;
+        started.map_err(|error| failed(format!("its shim was not started: {error}")))
+    }
+
+    /// A shim's no as the caller can use it: first of all, whether the sandbox runs.
+    fn explain(&self, record: &Record, refused: Refused) -> Error {
+        let now = self.sandboxes.running(&SandboxRef::Id(record.id));
+        match (now, refused) {
+            (Err(error), _) => error,
+            (Ok(_), Refused::No(reason, message)) => said(&reason, message),
+            (Ok(_), Refused::Lost(error)) => failed(format!("its shim was lost: {error}")),
         }
     }
+}
+
+fn lock(id: &SandboxId) -> usize {
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    usize::try_from(hasher.finish() % LOCKS as u64).unwrap_or_default()
+}
+
+/// The words of a shim, which may be newer or older than this agent.
+fn said(reason: &str, message: String) -> Error {
+    let known = reason::ALL.iter().find(|known| **known == reason);
+    let error = Error::new(known.copied().unwrap_or(reason::EXEC_FAILED), message);
+    if error.reason == reason::TOO_MANY_CALLS {
+        return error.retry_after(Duration::from_secs(1));
+    }
+    error
 }
 
 fn failed(message: String) -> Error {
@@ -135,121 +277,66 @@ fn same_boot(sandboxes: &Sandboxes, record: &Record) -> bool {
     now.is_ok_and(|now| now.boot == record.boot && now.vmid == record.vmid)
 }
 
-/// Enters, and starts the command.
-async fn begin(
-    sandboxes: &Arc<Sandboxes>,
-    record: &Arc<Record>,
-    order: Order,
-    place: Place,
-) -> Result<Session, Error> {
-    let pve = sandboxes.pve();
-    let prefix = pve.enter(record.vmid).ok_or_else(|| failed("there is no way in".to_owned()))?;
-    // Whatever is started in there would hang until it is thawed.
-    if pve.frozen(record.vmid).await {
-        return Err(Error::new(
-            reason::SANDBOX_NOT_RUNNING,
-            format!("{} is frozen, not running", record.id),
-        ));
-    }
-    let mark = mark()?;
-    let tty = order.tty.is_some();
-    let environment = inside::environment(&record.env, &order.env, tty, &mark);
-    let cwd = order.cwd.as_deref();
-    let argv = inside::argv(&order.user, cwd, &order.command, &environment);
-    let mut attached = match Attached::start(&prefix, &argv, order.tty) {
-        Ok(attached) => attached,
-        Err(error) => return Err(explain(sandboxes, record, Failure::Start(error)).await),
-    };
-    let tree = Tree {
-        pve: Arc::clone(pve),
-        vmid: record.vmid,
-        attach: attached.process.pid(),
-        mark: format!("{}={mark}", inside::MARK),
-    };
-    let failure = match enter(sandboxes, record, &mut attached, &environment).await {
-        Ok(()) => {
-            return Ok(Session {
-                sandboxes: Arc::clone(sandboxes),
-                record: Arc::clone(record),
-                process: attached.process,
-                ends: attached.ends,
-                tree,
-                timeout: order.timeout,
-                _place: place,
-            });
-        }
-        Err(failure) => failure,
-    };
-    // Whatever came to run in there meanwhile.
-    tree.end().await;
-    Attached::end(&mut attached.process).await;
-    Err(explain(sandboxes, record, failure).await)
+fn size(window: order::Window) -> WindowSize {
+    WindowSize { rows: window.rows.into(), cols: window.columns.into() }
 }
 
-async fn enter(
-    sandboxes: &Sandboxes,
-    record: &Record,
-    attached: &mut Attached,
-    environment: &BTreeMap<String, String>,
-) -> Result<(), Failure> {
-    let lines = inside::lines(environment);
-    // With pipes the script need not wait: a vmid does not change hands within seconds. On a
-    // terminal there is something to be done before the command runs.
-    if let Ends::Pipes { .. } = attached.ends {
-        let went = attached.go(&lines).await;
-        // A script that has ended by now takes nothing more, and has said why.
-        attached.ready().await?;
-        went?;
-    } else {
-        attached.ready().await?;
-        attached.go(&lines).await?;
-    }
-    if same_boot(sandboxes, record) {
-        Ok(())
-    } else {
-        Err(Failure::Ended("the sandbox was stopped meanwhile".to_owned()))
-    }
+/// What the shim is told of a command.
+fn start(record: &Record, order: &Order, now_ms: u64) -> Result<wire::Start, Error> {
+    let (argv, title) = match &order.command {
+        Command::Argv(argv) => (argv.clone(), argv.join(" ")),
+        Command::Shell(line) => {
+            (vec!["bash".to_owned(), "-c".to_owned(), line.clone()], line.clone())
+        }
+    };
+    let env = environment(&record.env, &order.env, order.tty.is_some());
+    let task = helper::Task::Program(argv);
+    let start = of_task(task, &order.user, order.cwd.clone(), env)?;
+    Ok(wire::Start {
+        exec_id: order.exec_id.clone().unwrap_or(start.exec_id),
+        keep: order.exec_id.is_some(),
+        timeout_ms: u64::try_from(order.timeout.as_millis()).unwrap_or(u64::MAX),
+        window: order.tty.map(size),
+        title: title.chars().filter(|c| !c.is_control()).take(TITLE_MAX).collect(),
+        started_ms: now_ms,
+        ..start
+    })
 }
 
-/// A failure as the caller can use it: first of all, whether the sandbox runs.
-async fn explain(sandboxes: &Sandboxes, record: &Record, failure: Failure) -> Error {
-    match failure {
-        Failure::NoUser => {
-            Error::new(reason::FIELD_INVALID, "user: there is no such user in the sandbox")
-        }
-        Failure::NoCwd => {
-            Error::new(reason::FIELD_INVALID, "cwd: there is no such directory in the sandbox")
-        }
-        Failure::NoSetpriv => {
-            failed("the sandbox has no setpriv: commands run in it as root only".to_owned())
-        }
-        Failure::Start(_) | Failure::Stuck | Failure::Ended(_) => {
-            if let Err(error) = sandboxes.running(&SandboxRef::Id(record.id)) {
-                return error;
-            }
-            if !sandboxes.pve().running(record.vmid).await {
-                return Error::new(
-                    reason::SANDBOX_NOT_RUNNING,
-                    format!("the container of {} does not run", record.id),
-                );
-            }
-            match failure {
-                Failure::Start(error) => failed(format!("lxc-attach was not started: {error}")),
-                Failure::Ended(said) => failed(format!("nothing was started: {said}")),
-                Failure::Stuck | Failure::NoUser | Failure::NoCwd | Failure::NoSetpriv => failed(
-                    "nothing could be started in the sandbox in time; it is frozen or overloaded"
-                        .to_owned(),
-                ),
-            }
-        }
-    }
+/// The same for any task; it has a name that nobody chose.
+pub(super) fn of_task(
+    task: helper::Task,
+    user: &order::User,
+    cwd: Option<String>,
+    env: BTreeMap<String, String>,
+) -> Result<wire::Start, Error> {
+    let user = match user {
+        order::User::Name(name) => helper::User::Name(name.clone()),
+        order::User::Id(uid) => helper::User::Id(*uid),
+    };
+    let mut order = helper::Order { task, user, cwd, env: env.into_iter().collect() };
+    let bytes = |order: &helper::Order| {
+        serde_json::to_vec(order).map_err(|error| failed(format!("it cannot be sent: {error}")))
+    };
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    // Of what the caller ordered; the mark is another each time.
+    let digest = hex(&Sha256::digest(bytes(&order)?));
+    let mark = hex(&random()?);
+    order.env.push((MARK.to_owned(), mark.clone()));
+    Ok(wire::Start {
+        exec_id: format!("x-{mark}"),
+        digest,
+        order: bytes(&order)?.into(),
+        mark: format!("{MARK}={mark}"),
+        ..wire::Start::default()
+    })
 }
 
-/// Random, so that no other command has it.
-fn mark() -> Result<String, Error> {
+/// So that no other command has it.
+fn random() -> Result<[u8; 16], Error> {
     let mut random = [0u8; 16];
     getrandom::fill(&mut random).map_err(|error| failed(format!("no randomness: {error}")))?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(random)
 }
 
 #[cfg(test)]

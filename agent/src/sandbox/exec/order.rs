@@ -8,7 +8,7 @@ use proto::{
     spec,
 };
 
-pub use crate::run::Window;
+pub use crate::sys::pty::Window;
 
 /// Arguments of a command.
 const ARGUMENTS_MAX: usize = 4096;
@@ -21,6 +21,8 @@ const ARGUMENTS_BYTES_MAX: usize = 1024 * 1024;
 const PATH_BYTES_MAX: usize = 4095;
 /// Highest id of a user; a container has these at least.
 const UID_MAX: u32 = 65_535;
+/// Characters of a name of a run.
+const EXEC_ID_MAX: usize = 64;
 /// Characters of a user's name.
 const USER_MAX: usize = 32;
 /// How long a command may take unless it says otherwise.
@@ -45,6 +47,39 @@ pub struct Order {
     pub timeout: Duration,
     /// On a terminal of this size.
     pub tty: Option<Window>,
+    /// The caller's own name for this run.
+    pub exec_id: Option<String>,
+}
+
+/// A command to attach to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// Where.
+    pub sandbox: SandboxRef,
+    /// Name of the run.
+    pub exec_id: String,
+    /// Bytes of stdout that the caller has.
+    pub stdout_offset: u64,
+    /// Bytes of stderr that the caller has.
+    pub stderr_offset: u64,
+}
+
+/// What is done to a command from outside of its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// Bytes for its stdin.
+    Stdin {
+        /// Where they stand in all of it.
+        offset: u64,
+        /// The bytes.
+        data: Bytes,
+        /// No more after these.
+        eof: bool,
+    },
+    /// The terminal's new size.
+    Resize(Window),
+    /// A signal for all that it started, 1 to 31.
+    Signal(i32),
 }
 
 /// What to run.
@@ -94,18 +129,25 @@ pub enum Output {
 pub struct Exit {
     /// 0 to 255; 128 + n when signal n ended it, 124 when its time was over.
     pub code: u8,
-    /// The signal that ended it, as far as the code tells: a command that exits with 137 by itself
-    /// looks the same as one that was killed, as in every shell.
+    /// The signal that ended it; 0 if none.
     pub signal: u8,
     /// It was ended because its time was over.
     pub timed_out: bool,
 }
 
 /// A command that runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
     /// Boot of the sandbox that it runs in.
     pub boot: u32,
+    /// Name of the run: the caller's, or one that was made up.
+    pub exec_id: String,
+    /// Bytes of stdin that have been taken.
+    pub stdin_offset: u64,
+    /// Where the stdout that follows begins.
+    pub stdout_offset: u64,
+    /// Where the stderr that follows begins.
+    pub stderr_offset: u64,
 }
 
 impl Command {
@@ -191,6 +233,18 @@ pub fn cwd(text: String) -> Result<Option<String>, Invalid> {
 pub fn env(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Invalid> {
     spec::check_env(&env)?;
     Ok(env)
+}
+
+/// A name of a run.
+///
+/// # Errors
+/// When it has other characters than names have.
+pub fn exec_id(text: String) -> Result<String, Invalid> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if (1..=EXEC_ID_MAX).contains(&text.len()) && text.bytes().all(plain) {
+        return Ok(text);
+    }
+    Err(Invalid::new("exec_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -"))
 }
 
 /// A timeout; zero is the default.

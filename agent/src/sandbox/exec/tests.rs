@@ -26,8 +26,10 @@ use crate::{
     },
     tasks::Tasks,
 };
-use entered::Entered;
+use entered::{Entered, Here};
 
+/// As many as a shim runs.
+const RUNNING_MAX: usize = 64;
 /// No test waits longer for one thing.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -35,6 +37,7 @@ struct Rig {
     execs: Execs,
     sandboxes: Arc<Sandboxes>,
     pve: Arc<Entered>,
+    shims: Arc<Here>,
     tasks: Tasks,
 }
 
@@ -66,6 +69,7 @@ fn shell(line: &str) -> Order {
         user: User::Id(0),
         timeout: DEADLINE,
         tty: None,
+        exec_id: None,
     }
 }
 
@@ -93,6 +97,29 @@ async fn drain(mut outputs: Outputs) -> Ran {
 
 impl Rig {
     async fn new() -> Self {
+        Self::with(None).await
+    }
+
+    /// Another life of the agent, with the same shims.
+    async fn over(shims: Arc<Here>) -> Self {
+        Self::with(Some(shims)).await
+    }
+
+    /// True for what this test started: others run beside it.
+    fn is_ours(&self, pid: u32) -> bool {
+        let proc = std::path::Path::new("/proc");
+        let own = std::process::id();
+        let mut at = Some(pid);
+        while let Some(kin) = at.and_then(|pid| crate::sys::proc::kin(proc, pid)) {
+            if kin.parent == own {
+                return true;
+            }
+            at = (kin.parent > 1).then_some(kin.parent);
+        }
+        false
+    }
+
+    async fn with(shims: Option<Arc<Here>>) -> Self {
         let name: NodeName = "node1".parse().expect("valid");
         let cluster = FakeCluster::new(std::slice::from_ref(&name), Pace::default(), 7);
         cluster.add_template(&name, vmid(TEMPLATE));
@@ -118,6 +145,7 @@ impl Rig {
         };
         let journal = MemoryJournal::new("journal", pools, Arc::new(SoundDisk));
         let pve = Arc::new(Entered::new(cluster.node(&name)));
+        let serving = shims;
         let tasks = Tasks::default();
         let sandboxes = Sandboxes::open(
             options,
@@ -136,7 +164,15 @@ impl Rig {
         ]);
         let record = sandboxes.create(creation, LONG).await.expect("admitted");
         assert_eq!(record.phase, crate::journal::Phase::Running, "{record:?}");
-        Self { execs: Execs::new(Arc::clone(&sandboxes)), sandboxes, pve, tasks }
+        let shims = serving.unwrap_or_else(|| {
+            Arc::new(Here {
+                entered: Arc::clone(&pve),
+                dir: tempfile::tempdir().expect("tempdir"),
+                serving: Default::default(),
+            })
+        });
+        let execs = Execs::new(Arc::clone(&sandboxes), Arc::clone(&shims) as Arc<dyn shims::Shims>);
+        Self { execs, sandboxes, pve, shims, tasks }
     }
 
     async fn start(&self, order: Order) -> Result<(Started, mpsc::Sender<Input>, Outputs), Error> {
@@ -148,17 +184,18 @@ impl Rig {
     /// Runs it to its end with nothing on its stdin.
     async fn run(&self, order: Order) -> Ran {
         let (_, input, outputs) = self.start(order).await.expect("it starts");
-        drop(input);
+        // It may have ended by now.
+        input.send(Input::Eof).await.ok();
         drain(outputs).await
     }
 
-    /// Command lines of all processes in the sandbox, but for those that are about to become one.
+    /// Command lines of all processes in the sandbox.
     async fn lines(&self) -> Vec<(u32, String)> {
         let all = self.pve.processes(vmid(100_000)).await.into_iter();
         let line = |pid: u32| {
             let argv = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let line = String::from_utf8_lossy(&argv).replace('\0', " ");
-            (!line.contains("__pve_fail")).then_some((pid, line))
+            Some((pid, line))
         };
         all.filter_map(line).collect()
     }
@@ -196,7 +233,7 @@ impl Rig {
     }
 
     async fn until_no_place_is_taken(&self) {
-        let taken = || !self.execs.0.running.lock().expect("no panic").is_empty();
+        let taken = || self.execs.0.places.available_permits() < ATTACHED_MAX;
         let begun = Instant::now();
         while taken() {
             assert!(begun.elapsed() < DEADLINE, "a command holds its place");
@@ -223,8 +260,9 @@ async fn outputs_are_apart_and_the_code_arrives() {
     assert_eq!(rig.run(argv(&["/nosuch"])).await.code(), 127);
     assert_eq!(rig.run(argv(&["/etc/passwd"])).await.code(), 126);
     let (started, input, outputs) = rig.start(argv(&["cat"])).await.expect("it starts");
-    drop(input);
-    assert_eq!((started, drain(outputs).await.code()), (Started { boot: 1 }, 0));
+    input.send(Input::Eof).await.expect("taken");
+    assert_eq!((started.boot, drain(outputs).await.code()), (1, 0));
+    assert!(started.exec_id.starts_with("x-"), "{started:?}");
 }
 
 #[tokio::test]
@@ -445,23 +483,19 @@ async fn a_terminal_is_one() {
     assert!(ran.out().contains("<>"), "{}", ran.out());
     assert_eq!(ran.code(), 7);
 
-    // Ctrl-C. Here it would end what stands for `lxc-attach` too.
-    if !rig.pve.is_here() {
-        let mut order = shell("sleep 7500");
-        order.tty = Some(Window { rows: 24, columns: 80 });
-        let (_, input, outputs) = rig.start(order).await.expect("it starts");
-        rig.until_count("sleep 7500", 1).await;
-        input.send(Input::Stdin(Bytes::from_static(b"\x03"))).await.expect("taken");
-        assert_eq!(drain(outputs).await.code(), 130);
-    }
+    // Ctrl-C.
+    let mut order = shell("sleep 7500");
+    order.tty = Some(Window { rows: 24, columns: 80 });
+    let (_, input, outputs) = rig.start(order).await.expect("it starts");
+    rig.until_count("sleep 7500", 1).await;
+    input.send(Input::Stdin(Bytes::from_static(b"\x03"))).await.expect("taken");
+    assert_eq!(drain(outputs).await.code(), 130);
     // A long output, whole.
     let mut order = shell("seq 30000");
     order.tty = Some(Window { rows: 24, columns: 80 });
     let ran = rig.run(order).await;
     assert_eq!(ran.code(), 0);
-    // On this machine nobody turns line ends into CR LF after that.
-    let end = if rig.pve.is_here() { "\n" } else { "\r\n" };
-    let wanted: String = (1..=30_000).map(|n| format!("{n}{end}")).collect();
+    let wanted: String = (1..=30_000).map(|n| format!("{n}\r\n")).collect();
     assert!(ran.out() == wanted, "{:?}", &ran.out()[..40]);
 }
 
@@ -469,13 +503,13 @@ async fn a_terminal_is_one() {
 async fn only_so_many_run_at_a_time() {
     let rig = Rig::new().await;
     let mut held = Vec::new();
-    for _ in 0..PER_SANDBOX_MAX {
+    for _ in 0..RUNNING_MAX {
         held.push(rig.start(argv(&["sleep", "7600"])).await.expect("it starts"));
     }
     let error = rig.start(argv(&["true"])).await.expect_err("one too many");
     assert_eq!(error.reason, reason::TOO_MANY_CALLS);
     assert!(error.retry_after.is_some());
-    held.truncate(PER_SANDBOX_MAX - 1);
+    held.truncate(RUNNING_MAX - 1);
     let begun = Instant::now();
     while rig.start(argv(&["true"])).await.is_err() {
         assert!(begun.elapsed() < DEADLINE, "no place became free");
@@ -503,12 +537,12 @@ async fn a_sandbox_that_does_not_run_says_so() {
     // The fake stops nothing.
     rig.end("7700").await;
     let error = drain(outputs).await.end.expect_err("the sandbox stopped");
-    assert_eq!(error.reason, reason::EXEC_FAILED);
+    assert_eq!(error.reason, reason::EXEC_LOST);
     let error = rig.start(argv(&["true"])).await.expect_err("stopped");
     assert_eq!(error.reason, reason::SANDBOX_NOT_RUNNING);
     rig.sandboxes.start(&id(1), LONG).await.expect("starts");
     let (started, _input, outputs) = rig.start(argv(&["true"])).await.expect("it starts");
-    assert_eq!((started, drain(outputs).await.code()), (Started { boot: 2 }, 0));
+    assert_eq!((started.boot, drain(outputs).await.code()), (2, 0));
     rig.sandboxes.delete(&id(1), LONG).await.expect("deletes");
     let error = rig.start(argv(&["true"])).await.expect_err("deleted");
     assert_eq!(error.reason, reason::SANDBOX_DELETED);
@@ -517,11 +551,31 @@ async fn a_sandbox_that_does_not_run_says_so() {
     assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
 }
 
+fn named(exec_id: &str, order: Order) -> Order {
+    Order { exec_id: Some(exec_id.to_owned()), ..order }
+}
+
+fn attach(exec_id: &str, stdout_offset: u64) -> Attach {
+    let exec_id = exec_id.to_owned();
+    Attach { sandbox: SandboxRef::Id(id(1)), exec_id, stdout_offset, stderr_offset: 0 }
+}
+
+impl Rig {
+    async fn attach(&self, exec_id: &str, from: u64) -> (Started, mpsc::Sender<Input>, Outputs) {
+        let (input, inputs) = mpsc::channel(4);
+        let (started, outputs) =
+            self.execs.attach(attach(exec_id, from), inputs).await.expect("attached");
+        (started, input, outputs)
+    }
+}
+
 #[tokio::test]
-async fn an_agent_that_stops_ends_its_commands() {
+async fn an_agent_that_stops_leaves_its_commands_to_the_next() {
     let rig = Rig::new().await;
-    let (_, _input, outputs) = rig.start(argv(&["sleep", "7800"])).await.expect("it starts");
-    rig.until_count("sleep 7800", 1).await;
+    let line = "echo one; read x; echo $x; exit 6";
+    let (started, input, mut outputs) = rig.start(shell(line)).await.expect("it starts");
+    let first = timeout(DEADLINE, outputs.recv()).await.expect("in time").expect("output");
+    assert_eq!(first, Ok(Output::Stdout(Bytes::from_static(b"one\n"))));
     let stopping = tokio::spawn({
         let tasks = rig.tasks.clone();
         async move { tasks.finish().await }
@@ -529,5 +583,140 @@ async fn an_agent_that_stops_ends_its_commands() {
     let error = drain(outputs).await.end.expect_err("the agent stops");
     assert_eq!(error.reason, reason::SHUTTING_DOWN);
     timeout(DEADLINE, stopping).await.expect("in time").expect("no panic");
-    assert_eq!(rig.count("sleep 7800").await, 0);
+    drop(input);
+    // Another agent finds the same shim.
+    let next = Rig::over(Arc::clone(&rig.shims)).await;
+    let (again, input, outputs) = next.attach(&started.exec_id, 4).await;
+    assert_eq!((again.stdout_offset, again.stdin_offset), (4, 0));
+    input.send(Input::Stdin(Bytes::from_static(b"two\n"))).await.expect("taken");
+    let ran = drain(outputs).await;
+    assert_eq!((ran.out(), ran.code()), ("two\n", 6));
+}
+
+#[tokio::test]
+async fn a_named_command_runs_once_and_outlives_its_caller() {
+    let rig = Rig::new().await;
+    let mark = tempfile::NamedTempFile::new().expect("a file");
+    let line = format!("echo ran >>{}; read x; echo got $x", mark.path().display());
+    let order = || named("build-1", shell(&line));
+    let (_, _input, outputs) = rig.start(order()).await.expect("it starts");
+    drop(outputs);
+    // Asked for again, it is the same run; so it is for two at once.
+    let (first, second) = tokio::join!(rig.start(order()), rig.start(order()));
+    let (_, input, outputs) = first.expect("attached");
+    drop(second.expect("attached"));
+    input.send(Input::Stdin(Bytes::from_static(b"it\n"))).await.expect("taken");
+    assert_eq!(drain(outputs).await.out(), "got it\n");
+    // And when it has ended.
+    let ran = rig.run(order()).await;
+    assert_eq!((ran.out(), ran.code()), ("got it\n", 0));
+    let error = rig.start(named("build-1", shell("true"))).await.expect_err("another");
+    assert_eq!(error.reason, reason::EXEC_ID_REUSED);
+    // A shim that was killed knows no end any more; it does not run it again.
+    rig.shims.serving.lock().expect("no panic").drain(..).for_each(|shim| shim.abort());
+    let begun = Instant::now();
+    let error = loop {
+        match rig.start(order()).await {
+            // The socket of an aborted task closes a little later.
+            Err(error) if error.reason == reason::EXEC_FAILED => {
+                assert!(begun.elapsed() < DEADLINE, "{error}");
+                sleep(Duration::from_millis(10)).await;
+            }
+            other => break other.expect_err("lost"),
+        }
+    };
+    assert_eq!(error.reason, reason::EXEC_LOST);
+    let text = std::fs::read_to_string(mark.path()).expect("read");
+    assert_eq!(text, "ran\n", "it ran once");
+    let (_, inputs) = mpsc::channel(1);
+    let error = rig.execs.attach(attach("build-2", 0), inputs).await.expect_err("never was");
+    assert_eq!(error.reason, reason::EXEC_NOT_FOUND);
+}
+
+#[tokio::test]
+async fn many_lives_of_an_agent_lose_and_double_nothing() {
+    let rig = Rig::new().await;
+    let line = "seq 200000; read x; echo $x >&2; exit 9";
+    let (_, _input, outputs) = rig.start(named("long", shell(line))).await.expect("it starts");
+    drop(outputs);
+    let wanted: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
+    let mut got = Vec::new();
+    for life in 1..=100 {
+        let (started, _input, mut outputs) = rig.attach("long", got.len() as u64).await;
+        assert_eq!(started.stdout_offset, got.len() as u64, "life {life}");
+        for _ in 0..life % 7 {
+            match timeout(Duration::from_millis(200), outputs.recv()).await {
+                Ok(Some(Ok(Output::Stdout(bytes)))) => got.extend(bytes),
+                Ok(other) => panic!("{other:?}"),
+                // All has been read.
+                Err(_) => break,
+            }
+        }
+    }
+    let (started, input, outputs) = rig.attach("long", got.len() as u64).await;
+    assert_eq!(started.stdin_offset, 0);
+    input.send(Input::Stdin(Bytes::from_static(b"end\n"))).await.expect("taken");
+    let ran = drain(outputs).await;
+    got.extend(&ran.stdout);
+    assert!(got == wanted.as_bytes(), "{} bytes, not {}", got.len(), wanted.len());
+    assert_eq!((ran.stderr.as_slice(), ran.code()), (&b"end\n"[..], 9));
+}
+
+#[tokio::test]
+async fn stdin_is_taken_once_by_its_offset() {
+    let rig = Rig::new().await;
+    let (_, _input, outputs) = rig.start(named("cat", argv(&["cat"]))).await.expect("it starts");
+    let name = SandboxRef::Id(id(1));
+    let write = |offset, data: &'static str, eof| {
+        let data = Bytes::from_static(data.as_bytes());
+        rig.execs.control(&name, "cat".to_owned(), Control::Stdin { offset, data, eof })
+    };
+    assert_eq!(write(0, "abc", false).await, Ok(3));
+    assert_eq!(write(0, "abc", false).await, Ok(3), "known");
+    assert_eq!(write(1, "bcdef", false).await, Ok(6), "known in part");
+    assert_eq!(write(9, "x", false).await.expect_err("a gap").reason, reason::FIELD_INVALID);
+    let listed = rig.execs.list(&name).await.expect("listed");
+    assert_eq!((listed.len(), &*listed[0].exec_id, &*listed[0].command), (1, "cat", "cat"));
+    assert_eq!((listed[0].attached, listed[0].exit), (1, None));
+    assert_eq!(write(6, "g", true).await, Ok(7));
+    let ran = drain(outputs).await;
+    assert_eq!((ran.out(), ran.code()), ("abcdefg", 0));
+    let listed = rig.execs.list(&name).await.expect("listed");
+    assert_eq!((listed[0].exit.map(|exit| exit.code), listed[0].stdout_bytes), (Some(0), 7));
+}
+
+#[tokio::test]
+async fn time_stands_still_while_it_is_frozen() {
+    let rig = Rig::new().await;
+    let order = Order { timeout: Duration::from_secs(1), ..named("t", argv(&["sleep", "7900"])) };
+    let (_, _input, mut outputs) = rig.start(order).await.expect("it starts");
+    rig.pve.frozen.store(true, std::sync::atomic::Ordering::Relaxed);
+    let early = timeout(Duration::from_millis(2500), outputs.recv()).await;
+    assert!(early.is_err(), "{early:?}");
+    rig.pve.frozen.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(drain(outputs).await.code(), 124);
+}
+
+#[tokio::test]
+async fn a_helper_that_was_killed_is_replaced() {
+    let rig = Rig::new().await;
+    assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
+    let (_, _input, outputs) = rig.start(argv(&["sleep", "8000"])).await.expect("it starts");
+    rig.until_count("sleep 8000", 1).await;
+    let helpers = || {
+        let mut found = Vec::new();
+        for pid in rig.pve.pids_of_image("/memfd:pve-sandbox-helper") {
+            found.push(pid);
+        }
+        found
+    };
+    for pid in helpers() {
+        if rig.is_ours(pid) {
+            crate::sys::pidfd::signal(pid, 9, || true).expect("killed");
+        }
+    }
+    let error = drain(outputs).await.end.expect_err("lost");
+    assert_eq!(error.reason, reason::EXEC_LOST);
+    rig.until_count("sleep 8000", 0).await;
+    assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
 }

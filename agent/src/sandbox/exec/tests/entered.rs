@@ -18,8 +18,14 @@ use proto::{
     name::NodeName,
 };
 
-use crate::pve::{
-    CloneOrder, Cluster, ContainerConfig, Error, Pve, Settings, StorageRoom, fake::FakePve,
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::{
+    journal::Record,
+    pve::{CloneOrder, Cluster, ContainerConfig, Error, Pve, Settings, StorageRoom, fake::FakePve},
+    sandbox::exec::shims::Shims,
+    shim::{Host, Parts, serve},
+    sys::image,
 };
 
 /// See the module.
@@ -28,6 +34,68 @@ pub(super) struct Entered {
     fake: Arc<FakePve>,
     container: Option<String>,
     pub(super) frozen: AtomicBool,
+    /// The container runs; a test that stops it says so.
+    pub(super) down: AtomicBool,
+}
+
+/// What a shim sees of it.
+#[derive(Debug)]
+struct Inside(Arc<Entered>);
+
+impl Host for Inside {
+    fn processes(&self) -> Vec<u32> {
+        self.0.pids()
+    }
+
+    fn frozen(&self) -> bool {
+        self.0.frozen.load(Ordering::Relaxed)
+    }
+
+    fn runs(&self) -> bool {
+        !self.0.down.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self) -> Vec<OsString> {
+        Pve::enter(&*self.0, Vmid::MIN).expect("a way in")
+    }
+}
+
+/// Shims that run in the test's own process, over the real helper.
+#[derive(Debug)]
+pub(super) struct Here {
+    pub(super) entered: Arc<Entered>,
+    pub(super) dir: tempfile::TempDir,
+    /// Those that serve; aborting one is killing it.
+    pub(super) serving: std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>,
+}
+
+impl Here {
+    fn socket(&self, record: &Record) -> PathBuf {
+        self.dir.path().join(format!("{}.sock", record.boot))
+    }
+}
+
+#[async_trait::async_trait]
+impl Shims for Here {
+    async fn find(&self, record: &Record) -> Option<UnixStream> {
+        UnixStream::connect(self.socket(record)).await.ok()
+    }
+
+    async fn start(&self, record: &Record) -> std::io::Result<UnixStream> {
+        let socket = self.socket(record);
+        drop(std::fs::remove_file(&socket));
+        let listener = UnixListener::bind(&socket)?;
+        let parts = Parts {
+            host: Arc::new(Inside(Arc::clone(&self.entered))),
+            image: image::sealed("pve-sandbox-helper", image::HELPER)?,
+            dir: self.dir.path().to_owned(),
+            ids: self.dir.path().join("ids"),
+            socket: socket.clone(),
+        };
+        let serving = tokio::spawn(async move { serve(listener, parts).await.expect("serves") });
+        self.serving.lock().expect("no panic").push(serving);
+        UnixStream::connect(&socket).await
+    }
 }
 
 impl Entered {
@@ -37,12 +105,34 @@ impl Entered {
             fake,
             container: std::env::var("PVE_SANDBOX_EXEC_LXC").ok(),
             frozen: AtomicBool::new(false),
+            down: AtomicBool::new(false),
         }
     }
 
-    /// True when this machine stands for the container.
-    pub(super) fn is_here(&self) -> bool {
-        self.container.is_none()
+    /// Those that run a program of this path.
+    pub(super) fn pids_of_image(&self, image: &str) -> Vec<u32> {
+        let runs = |pid: &u32| {
+            let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+            exe.is_ok_and(|exe| exe.to_string_lossy().starts_with(image))
+        };
+        self.pids().into_iter().filter(runs).collect()
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        match &self.container {
+            Some(name) => {
+                for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+                    listed(&PathBuf::from(root).join(format!("lxc.payload.{name}")), &mut pids);
+                }
+            }
+            None => {
+                let all = std::fs::read_dir("/proc").expect("procfs").flatten();
+                pids.extend(all.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()));
+                pids.retain(|pid: &u32| *pid != std::process::id());
+            }
+        }
+        pids
     }
 }
 
@@ -60,25 +150,7 @@ fn listed(dir: &Path, pids: &mut Vec<u32>) {
 #[async_trait::async_trait]
 impl Pve for Entered {
     async fn processes(&self, _: Vmid) -> Vec<u32> {
-        let mut pids = Vec::new();
-        match &self.container {
-            Some(name) => {
-                for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-                    listed(&PathBuf::from(root).join(format!("lxc.payload.{name}")), &mut pids);
-                }
-            }
-            None => {
-                let all = std::fs::read_dir("/proc").expect("procfs").flatten();
-                pids.extend(all.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()));
-                // What stands for `lxc-attach` is outside, and so are we.
-                pids.retain(|pid: &u32| {
-                    let path = format!("/proc/{pid}/cmdline");
-                    let argv = std::fs::read(path).unwrap_or_default();
-                    *pid != std::process::id() && !argv.starts_with(b"/bin/bash\0-c\0\"$0\" -i")
-                });
-            }
-        }
-        pids
+        self.pids()
     }
 
     async fn frozen(&self, _: Vmid) -> bool {
@@ -88,13 +160,7 @@ impl Pve for Entered {
     fn enter(&self, _: Vmid) -> Option<Vec<OsString>> {
         let argv: Vec<&str> = match &self.container {
             Some(name) => vec!["/usr/bin/lxc-attach", "-n", name, "--clear-env", "--"],
-            // It waits for the command, passes its code on, and does not kill it when it is killed.
-            None => vec![
-                "/bin/bash",
-                "-c",
-                "\"$0\" -i PATH=/usr/bin:/bin container=lxc \"$@\"; exit $?",
-                "/usr/bin/env",
-            ],
+            None => vec!["/usr/bin/env", "-i", "--"],
         };
         Some(argv.into_iter().map(OsString::from).collect())
     }

@@ -1,19 +1,16 @@
 //! All that a command has started, and its end.
 //!
-//! Killing `lxc-attach` does not kill what it runs, so the processes are looked for: in the
-//! container's cgroup, and of those the children of `lxc-attach`, what is in its session or process
-//! group, what carries the command's mark in its environment, and whatever descends from any of
-//! them. What hides from all of that runs on in its own sandbox, as a service started there does.
+//! Killing a command does not kill what it has started, so the processes are looked for: in the
+//! container's cgroup, and of those the command itself, what is in its session or process group,
+//! what carries its mark in its environment, and whatever descends from any of them. What hides
+//! from all of that runs on in its own sandbox, as a service started there does.
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use proto::id::Vmid;
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    pve::Pve,
-    sys::{pidfd, proc, proc::Kin},
-};
+use super::Host;
+use crate::sys::{pidfd, proc, proc::Kin};
 
 /// How long they get to end by themselves after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
@@ -30,12 +27,11 @@ const SIGCONT: i32 = nix::libc::SIGCONT;
 /// The processes of one command.
 #[derive(Debug, Clone)]
 pub(super) struct Tree {
-    /// The host.
-    pub(super) pve: Arc<dyn Pve>,
-    /// The container.
-    pub(super) vmid: Vmid,
-    /// Pid of `lxc-attach`, which is also its session and its process group.
-    pub(super) attach: u32,
+    /// The sandbox.
+    pub(super) host: Arc<dyn Host>,
+    /// Pid of the command itself, which is also its session and its process group. By the helper's
+    /// word: at worst it is another process of the same sandbox.
+    pub(super) leader: Option<u32>,
     /// `NAME=value` in the environment of each.
     pub(super) mark: String,
 }
@@ -43,12 +39,12 @@ pub(super) struct Tree {
 impl Tree {
     /// Those that run now.
     async fn find(&self) -> Vec<Kin> {
-        let pids = self.pve.processes(self.vmid).await;
-        let (attach, mark) = (self.attach, self.mark.clone());
+        let (host, leader, mark) = (Arc::clone(&self.host), self.leader, self.mark.clone());
         let found = tokio::task::spawn_blocking(move || {
             let proc = Path::new(PROC);
-            let all: Vec<_> = pids.into_iter().filter_map(|pid| proc::kin(proc, pid)).collect();
-            family(&all, attach, |kin| proc::has_environment(proc, kin.pid, &mark))
+            let pids = host.processes().into_iter();
+            let all: Vec<_> = pids.filter_map(|pid| proc::kin(proc, pid)).collect();
+            family(&all, leader, |kin| proc::has_environment(proc, kin.pid, &mark))
         });
         found.await.unwrap_or_default()
     }
@@ -71,7 +67,7 @@ impl Tree {
                 return true;
             }
             if begun.elapsed() >= DEADLINE {
-                tracing::warn!(vmid = %self.vmid, left = left.len(), "processes did not end");
+                tracing::warn!(left = left.len(), "processes did not end");
                 return false;
             }
             for kin in left {
@@ -95,10 +91,11 @@ fn send(kin: &Kin, number: i32) {
     }
 }
 
-/// Of all processes of a container, those of the command that `attach` runs. Pure.
-fn family(all: &[Kin], attach: u32, marked: impl Fn(&Kin) -> bool) -> Vec<Kin> {
+/// Of all processes of a container, those of the command that `leader` is. Pure.
+fn family(all: &[Kin], leader: Option<u32>, marked: impl Fn(&Kin) -> bool) -> Vec<Kin> {
     let root = |kin: &Kin| {
-        kin.parent == attach || kin.session == attach || kin.group == attach || marked(kin)
+        let own = [kin.pid, kin.session, kin.group];
+        leader.is_some_and(|leader| own.contains(&leader)) || marked(kin)
     };
     let (mut family, mut others): (Vec<Kin>, Vec<Kin>) = all.iter().copied().partition(root);
     // Sessions that the family leads are all its own: on a terminal the command leads one.
@@ -127,34 +124,34 @@ mod tests {
     #[test]
     fn a_family_is_all_that_comes_of_one_attach_and_nothing_else() {
         let all = [
-            // Systemd in there, and a service.
+            // Systemd in there, and a service. The helper.
             kin(10, 1, 10, 10),
             kin(11, 10, 11, 11),
+            kin(12, 1, 12, 12),
             // The command, its child in a group of its own, a grandchild in a session of its own.
-            kin(20, 500, 500, 500),
-            kin(21, 20, 21, 500),
+            kin(20, 12, 20, 20),
+            kin(21, 20, 21, 20),
             kin(22, 21, 22, 22),
             // A daemon that the container's init adopted: still of the session.
-            kin(23, 10, 23, 500),
+            kin(23, 10, 23, 20),
             // One that left the session and was adopted, but kept the environment.
             kin(24, 10, 24, 24),
             // Its child.
             kin(25, 24, 24, 24),
-            // Another command, of another attach.
-            kin(30, 600, 600, 600),
-            kin(31, 30, 600, 600),
-            // One on a terminal, which leads its own session, and what that session holds.
-            kin(40, 700, 40, 40),
-            kin(41, 10, 41, 40),
+            // Another command.
+            kin(30, 12, 30, 30),
+            kin(31, 30, 30, 30),
         ];
-        let pids = |attach, mark| {
-            let found = family(&all, attach, |kin| kin.pid == mark);
+        let pids = |leader, mark| {
+            let found = family(&all, leader, |kin| kin.pid == mark);
             found.iter().map(|kin| kin.pid).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>()
         };
-        assert_eq!(pids(500, 24), [20, 21, 22, 23, 24, 25]);
-        assert_eq!(pids(500, 0), [20, 21, 22, 23]);
-        assert_eq!(pids(600, 0), [30, 31]);
-        assert_eq!(pids(700, 0), [40, 41]);
-        assert_eq!(pids(800, 0), Vec::<u32>::new());
+        assert_eq!(pids(Some(20), 24), [20, 21, 22, 23, 24, 25]);
+        assert_eq!(pids(Some(20), 0), [20, 21, 22, 23]);
+        // One that nobody told us the pid of: its mark leads to it.
+        assert_eq!(pids(None, 20), [20, 21, 22, 23]);
+        assert_eq!(pids(Some(30), 0), [30, 31]);
+        assert_eq!(pids(Some(40), 0), Vec::<u32>::new());
+        assert_eq!(pids(None, 0), Vec::<u32>::new());
     }
 }

@@ -1,0 +1,201 @@
+//! `pve-sandbox-helper`: runs inside of a sandbox, started from a sealed memory file, and starts
+//! what its shim tells it to. One thread, one loop, no file of its own. It ends with its shim, and
+//! then takes along what it has started: without the shim nobody could hear of it.
+
+mod files;
+mod spawn;
+mod sys;
+mod users;
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    process::ExitCode,
+};
+
+use helper::{FromHelper, MESSAGE_BYTES_MAX, ToHelper};
+use nix::{
+    sys::{
+        signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, UCred, recvmsg, sendmsg,
+    },
+};
+
+use spawn::{Child, Start};
+
+/// Descriptors that come with a message: an order and three ends.
+const FDS_MAX: usize = 4;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        // There is nobody to tell: the shim sees the socket's end.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn run() -> io::Result<()> {
+    let channel = sys::take_channel()?;
+    // Nobody but the sandbox's own root may look into this process.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    let mut ended = SigSet::empty();
+    ended.add(Signal::SIGCHLD);
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ended), None)?;
+    let signals = SignalFd::with_flags(&ended, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let mut helper = Helper { channel, children: BTreeMap::new() };
+    helper.say(&FromHelper::Ready, None, &[])?;
+    let result = helper.serve(&signals);
+    helper.end_all();
+    result
+}
+
+struct Helper {
+    channel: OwnedFd,
+    children: BTreeMap<u64, (Child, bool)>,
+}
+
+impl Helper {
+    fn serve(&mut self, signals: &SignalFd) -> io::Result<()> {
+        loop {
+            // In the order in which they must be looked at: what runs, what has ended, what is new.
+            let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(2 + self.children.len());
+            let undecided = self.children.values().filter(|(_, decided)| !decided);
+            fds.extend(undecided.map(|(child, _)| PollFd::new(&child.status, PollFlags::IN)));
+            fds.push(PollFd::new(signals, PollFlags::IN));
+            fds.push(PollFd::new(&self.channel, PollFlags::IN));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let asked = fds.last().is_some_and(|fd| !fd.revents().is_empty());
+            drop(fds);
+            while let Ok(Some(_)) = signals.read_signal() {}
+            self.decide()?;
+            self.reap()?;
+            if asked && !self.heed()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells what has come to run, and what was refused.
+    fn decide(&mut self) -> io::Result<()> {
+        let is_open = |child: &Child| {
+            let mut fd = [PollFd::new(&child.status, PollFlags::IN)];
+            let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+            matches!(poll(&mut fd, Some(&now)), Ok(0))
+        };
+        let waiting = self.children.iter().filter(|(_, (_, decided))| !decided);
+        let ready: Vec<u64> =
+            waiting.filter(|(_, (child, _))| !is_open(child)).map(|(token, _)| *token).collect();
+        ready.into_iter().try_for_each(|token| self.decided(token))
+    }
+
+    fn decided(&mut self, token: u64) -> io::Result<()> {
+        let Some((child, decided)) = self.children.get_mut(&token) else { return Ok(()) };
+        if std::mem::replace(decided, true) {
+            return Ok(());
+        }
+        match spawn::refusal(&child.status) {
+            Some(why) => {
+                // It ends by itself; nobody asks how.
+                self.children.remove(&token);
+                self.say(&FromHelper::Refused { token, why }, None, &[])
+            }
+            None => {
+                let (pid, terminal) = (child.pid, child.terminal.take());
+                let fds: Vec<BorrowedFd<'_>> = terminal.iter().map(AsFd::as_fd).collect();
+                self.say(&FromHelper::Spawned { token }, Some(pid), &fds)
+            }
+        }
+    }
+
+    fn reap(&mut self) -> io::Result<()> {
+        loop {
+            let (pid, code, signal) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, code, 0),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 0, signal as i32),
+                Ok(_) | Err(_) => return Ok(()),
+            };
+            let found = self.children.iter().find(|(_, (child, _))| child.pid == pid);
+            let Some(token) = found.map(|(token, _)| *token) else { continue };
+            // One that has ended has become what it was to be, or said why not.
+            self.decided(token)?;
+            if self.children.remove(&token).is_some() {
+                let byte = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
+                let (code, signal) = (byte(code), byte(signal));
+                self.say(&FromHelper::Exited { token, code, signal }, None, &[])?;
+            }
+        }
+    }
+
+    /// Takes one message. False when the shim has gone.
+    fn heed(&mut self) -> io::Result<bool> {
+        let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(&self.channel, &mut slices, &mut ancillary, flags)?.bytes;
+        if received == 0 {
+            return Ok(false);
+        }
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = message {
+                fds.extend(more);
+            }
+        }
+        let ToHelper::Spawn { token, tty } = serde_json::from_slice(&bytes[..received])?;
+        if fds.is_empty() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let order = fds.remove(0);
+        match spawn::start(Start { order, ends: fds, tty }) {
+            Ok(child) => drop(self.children.insert(token, (child, false))),
+            Err(why) => self.say(&FromHelper::Refused { token, why }, None, &[])?,
+        }
+        Ok(true)
+    }
+
+    /// Sends a message. The kernel translates `about`, a pid, for the receiver's pid namespace.
+    fn say(
+        &self,
+        message: &FromHelper,
+        about: Option<Pid>,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let bytes = serde_json::to_vec(message)?;
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(fds));
+        }
+        if let Some(pid) = about.and_then(|pid| rustix::process::Pid::from_raw(pid.as_raw())) {
+            let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+            ancillary.push(SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid }));
+        }
+        let slices = [IoSlice::new(&bytes)];
+        sendmsg(&self.channel, &slices, &mut ancillary, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    fn end_all(&mut self) {
+        for (child, _) in self.children.values() {
+            // Its whole session is not to be found from in here; its group is most of it.
+            kill(Pid::from_raw(-child.pid.as_raw()), Signal::SIGKILL).ok();
+        }
+    }
+}

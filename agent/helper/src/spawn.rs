@@ -1,0 +1,231 @@
+//! Starting one thing: what happens between fork and exec, in the order in which it must.
+
+use std::{
+    ffi::{CStr, CString},
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+};
+
+use helper::{NO_PROGRAM, NOT_RUNNABLE, ORDER_BYTES_MAX, Order, Refusal, Task};
+use nix::{
+    errno::Errno,
+    sys::stat::Mode,
+    unistd::{Gid, Pid, Uid},
+};
+use rustix::{
+    pipe::PipeFlags,
+    process::Signal,
+    pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
+
+use crate::{files, sys, users};
+
+/// What was asked for, with its descriptors.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) order: OwnedFd,
+    /// Stdin, stdout and stderr; none on a terminal.
+    pub(crate) ends: Vec<OwnedFd>,
+    pub(crate) tty: Option<(u16, u16)>,
+}
+
+/// A child that has been forked.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: Pid,
+    /// One byte when it was refused, the end when it runs.
+    pub(crate) status: OwnedFd,
+    /// Our end of its terminal.
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+/// Forks. All that can hang on the sandbox's own file systems is done by the child.
+pub(crate) fn start(start: Start) -> Result<Child, Refusal> {
+    let nothing = |_| Refusal::NoProcess;
+    let (status, tell) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(nothing)?;
+    let (terminal, ends) = match start.tty {
+        Some(size) => {
+            let (ours, theirs) = open_terminal(size).map_err(|_| Refusal::NoTerminal)?;
+            let copy = || theirs.try_clone().map_err(|_| Refusal::NoProcess);
+            let ends = [copy()?, copy()?, theirs];
+            (Some(ours), ends)
+        }
+        None => (None, start.ends.try_into().map_err(|_| Refusal::NoProcess)?),
+    };
+    match sys::fork().map_err(|_| Refusal::NoProcess)? {
+        Some(pid) => Ok(Child { pid, status, terminal }),
+        None => {
+            drop((status, terminal));
+            let code = child(start.order, ends, start.tty.is_some(), tell);
+            std::process::exit(code.into())
+        }
+    }
+}
+
+/// Of the sandbox's own devpts, so that nothing typed into it can reach a terminal of the host.
+fn open_terminal((rows, columns): (u16, u16)) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let theirs = ioctl_tiocgptpeer(&ours, flags)?;
+    tcsetwinsize(&ours, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })?;
+    Ok((ours, theirs))
+}
+
+/// Never comes back when it becomes a program; the exit code when it does not.
+fn child(order: OwnedFd, ends: [OwnedFd; 3], tty: bool, tell: OwnedFd) -> u8 {
+    match prepare(order, ends, tty) {
+        Ok(Ready::Program(argv, env)) => {
+            // From here on what goes wrong is the command's: its exit code, its stderr.
+            let (path, errno) = become_program(&argv, &env);
+            drop(tell);
+            let text = format!("{path}: {}\n", io::Error::from(errno));
+            drop(io::stderr().write_all(text.as_bytes()));
+            if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) { NO_PROGRAM } else { NOT_RUNNABLE }
+        }
+        Ok(Ready::Files(task)) => {
+            drop(tell);
+            // It stays what it is, with the helper's socket open: it must not outlive the helper.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).ok();
+            files::run(&task)
+        }
+        Err(refusal) => {
+            let byte = match refusal {
+                Refusal::NoUser => b'u',
+                Refusal::NoCwd => b'c',
+                Refusal::NoTerminal => b't',
+                Refusal::NoProcess => b'p',
+            };
+            drop(File::from(tell).write_all(&[byte]));
+            NOT_RUNNABLE
+        }
+    }
+}
+
+/// What a child that was refused has said; `None` when it runs.
+pub(crate) fn refusal(status: &OwnedFd) -> Option<Refusal> {
+    let mut byte = [0];
+    match rustix::io::read(status, &mut byte) {
+        Ok(1) => Some(match byte[0] {
+            b'u' => Refusal::NoUser,
+            b'c' => Refusal::NoCwd,
+            b't' => Refusal::NoTerminal,
+            _ => Refusal::NoProcess,
+        }),
+        _ => None,
+    }
+}
+
+enum Ready {
+    Program(Vec<CString>, Vec<CString>),
+    Files(helper::FileTask),
+}
+
+fn prepare(order: OwnedFd, ends: [OwnedFd; 3], tty: bool) -> Result<Ready, Refusal> {
+    let failed = |_: Errno| Refusal::NoProcess;
+    let order = read(order)?;
+    let account = users::look_up(&order.user).ok_or(Refusal::NoUser)?;
+    // A session of its own: what it starts can be told from what others started.
+    nix::unistd::setsid().map_err(failed)?;
+    let [stdin, stdout, stderr] = &ends;
+    if tty {
+        rustix::process::ioctl_tiocsctty(stdin).map_err(|_| Refusal::NoTerminal)?;
+        // So that they can open it by name, too.
+        nix::unistd::fchown(stdin.as_fd(), Some(Uid::from_raw(account.uid)), None)
+            .map_err(failed)?;
+    }
+    let place = || -> rustix::io::Result<()> {
+        rustix::stdio::dup2_stdin(stdin)?;
+        rustix::stdio::dup2_stdout(stdout)?;
+        rustix::stdio::dup2_stderr(stderr)
+    };
+    place().map_err(|_| Refusal::NoProcess)?;
+    // The originals are close-on-exec.
+    drop(ends);
+    sys::default_signals().map_err(failed)?;
+    nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
+    match &order.cwd {
+        Some(cwd) => nix::unistd::chdir(cwd.as_str()).map_err(|_| Refusal::NoCwd)?,
+        None => nix::unistd::chdir(account.home.as_str())
+            .or_else(|_| nix::unistd::chdir("/"))
+            .map_err(failed)?,
+    }
+    let groups: Vec<Gid> = account.groups.iter().copied().map(Gid::from_raw).collect();
+    nix::unistd::setgroups(&groups).map_err(failed)?;
+    nix::unistd::setgid(Gid::from_raw(account.gid)).map_err(failed)?;
+    nix::unistd::setuid(Uid::from_raw(account.uid)).map_err(failed)?;
+    match order.task {
+        Task::Files(task) => Ok(Ready::Files(task)),
+        Task::Program(argv) => {
+            let text = |text: String| CString::new(text).map_err(|_| Refusal::NoProcess);
+            let argv = argv.into_iter().map(text).collect::<Result<_, _>>()?;
+            let env = environment(&account, order.env);
+            let env = env.into_iter().map(text).collect::<Result<_, _>>()?;
+            Ok(Ready::Program(argv, env))
+        }
+    }
+}
+
+fn read(order: OwnedFd) -> Result<Order, Refusal> {
+    let mut bytes = Vec::new();
+    // The shim wrote it and left the offset at its end.
+    let mut file = File::from(order);
+    let read = io::Seek::rewind(&mut file)
+        .and_then(|()| file.take(ORDER_BYTES_MAX).read_to_end(&mut bytes));
+    read.map_err(|_| Refusal::NoProcess)?;
+    serde_json::from_slice(&bytes).map_err(|_| Refusal::NoProcess)
+}
+
+/// What the user's entry says, and over it what was ordered.
+fn environment(account: &users::Account, ordered: Vec<(String, String)>) -> Vec<String> {
+    let own = [
+        ("HOME", account.home.clone()),
+        ("USER", account.name.clone()),
+        ("LOGNAME", account.name.clone()),
+        ("XDG_RUNTIME_DIR", format!("/run/user/{}", account.uid)),
+        ("container", "lxc".to_owned()),
+    ];
+    let is_ordered = |name: &str| ordered.iter().any(|(key, _)| key == name);
+    let kept = own.into_iter().filter(|(name, _)| !is_ordered(name));
+    let mut env: Vec<String> = kept.map(|(name, value)| format!("{name}={value}")).collect();
+    env.extend(ordered.into_iter().map(|(name, value)| format!("{name}={value}")));
+    env
+}
+
+/// Only comes back when it could not: with the path that was tried, and why.
+fn become_program(argv: &[CString], env: &[CString]) -> (String, Errno) {
+    let Some(program) = argv.first() else { return (String::new(), Errno::ENOENT) };
+    let name = program.to_string_lossy().into_owned();
+    if name.contains('/') {
+        return (name, exec(program, argv, env));
+    }
+    let path = env.iter().find_map(|entry| entry.to_str().ok()?.strip_prefix("PATH="));
+    let mut worst = Errno::ENOENT;
+    for dir in path.unwrap_or("/usr/bin:/bin").split(':') {
+        let dir = if dir.is_empty() { "." } else { dir };
+        let Ok(path) = CString::new(format!("{dir}/{name}")) else { continue };
+        match exec(&path, argv, env) {
+            Errno::ENOENT | Errno::ENOTDIR => {}
+            // As every shell does: found and not runnable is told only if no other one runs.
+            errno => worst = errno,
+        }
+    }
+    (name, worst)
+}
+
+fn exec(path: &CStr, argv: &[CString], env: &[CString]) -> Errno {
+    let Err(errno) = nix::unistd::execve(path, argv, env);
+    if errno != Errno::ENOEXEC {
+        return errno;
+    }
+    // A script without a first line that names its interpreter is one for the shell.
+    let shell = c"/bin/sh";
+    let line: Vec<&CStr> =
+        [shell, path].into_iter().chain(argv.iter().skip(1).map(|a| &**a)).collect();
+    let Err(errno) = nix::unistd::execve(shell, &line, env);
+    errno
+}

@@ -1,0 +1,100 @@
+//! Users of the sandbox, by its own /etc/passwd and /etc/group. Whatever these say can only fool
+//! the one who wrote them. Pure, but for the reading.
+
+use std::{fs::File, io::Read};
+
+use helper::User;
+
+/// More of either file is not read.
+const BYTES_MAX: u64 = 1024 * 1024;
+/// More groups than the kernel takes are of no use.
+const GROUPS_MAX: usize = 1024;
+
+/// A user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Account {
+    pub(crate) name: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) home: String,
+    /// All groups.
+    pub(crate) groups: Vec<u32>,
+}
+
+/// The user, if there is one. A number needs no entry.
+pub(crate) fn look_up(user: &User) -> Option<Account> {
+    find(user, &read("/etc/passwd"), &read("/etc/group"))
+}
+
+fn read(path: &str) -> String {
+    let mut bytes = Vec::new();
+    // Absent or unreadable is empty: then there are no names.
+    if let Ok(file) = File::open(path) {
+        drop(file.take(BYTES_MAX).read_to_end(&mut bytes));
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn find(user: &User, passwd: &str, group: &str) -> Option<Account> {
+    let entry = passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [name, _, uid, gid, _, home, ..] = fields[..] else { return None };
+        let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
+        let wanted = match user {
+            User::Name(wanted) => name == wanted,
+            User::Id(wanted) => uid == *wanted,
+        };
+        let (name, home) = (name.to_owned(), home.to_owned());
+        wanted.then_some(Account { name, uid, gid, home, groups: vec![gid] })
+    });
+    match (entry, user) {
+        (Some(mut account), _) => {
+            account.groups.extend(memberships(&account.name, account.gid, group));
+            Some(account)
+        }
+        (None, User::Id(id)) => Some(Account {
+            name: id.to_string(),
+            uid: *id,
+            gid: *id,
+            home: "/".to_owned(),
+            groups: vec![*id],
+        }),
+        (None, User::Name(_)) => None,
+    }
+}
+
+fn memberships<'a>(name: &'a str, own: u32, group: &'a str) -> impl Iterator<Item = u32> + 'a {
+    let groups = group.lines().filter_map(move |line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [_, _, gid, members, ..] = fields[..] else { return None };
+        let gid = gid.parse().ok().filter(|gid| *gid != own)?;
+        members.split(',').any(|member| member == name).then_some(gid)
+    });
+    groups.take(GROUPS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbad line\n\
+        www-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\nx:x:-1:0::/:\n";
+    const GROUP: &str = "root:x:0:\nadm:x:4:syslog,www-data\nwww-data:x:33:www-data\n\
+        tape:x:26:www-data,root\nbad:x:one:www-data\n";
+
+    #[test]
+    fn users_are_found_by_name_and_by_number() {
+        let find = |user: User| find(&user, PASSWD, GROUP);
+        let www = find(User::Name("www-data".into())).expect("there");
+        assert_eq!((www.uid, www.gid, www.home.as_str()), (33, 33, "/var/www"));
+        assert_eq!(www.groups, [33, 4, 26]);
+        assert_eq!(find(User::Id(33)), Some(www));
+        let nobody = find(User::Id(1234)).expect("a number is enough");
+        assert_eq!(
+            (nobody.gid, nobody.home.as_str(), &nobody.groups[..]),
+            (1234, "/", &[1234][..])
+        );
+        assert_eq!(find(User::Name("1234".into())), None);
+        assert_eq!(find(User::Name("x".into())), None, "a broken entry is none");
+    }
+}

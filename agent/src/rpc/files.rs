@@ -1,0 +1,236 @@
+//! `Files` on the wire: one operation a call.
+
+use std::{pin::Pin, time::Duration};
+
+use daemon::status::Refusal;
+use helper::{FileEntry, FileKind};
+use proto::{
+    agent::v1::{self as agent, files_request, files_response},
+    id::Invalid,
+    sandbox::v1 as wire,
+};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tonic::{Response, Status, Streaming};
+
+use super::status::refusal;
+use crate::sandbox::{
+    Error,
+    exec::{Execs, order},
+    files::{FileContent, Flow},
+};
+
+/// How long the first message may take.
+const FIRST: Duration = Duration::from_secs(10);
+/// Bytes of a path.
+const PATH_BYTES_MAX: usize = 4095;
+/// Files of one call, and their bytes.
+const FILES_MAX: usize = 1000;
+const FILES_BYTES_MAX: usize = 1536 * 1024;
+/// Bytes of a message of an archive.
+const DATA_BYTES_MAX: usize = 256 * 1024;
+/// Messages on their way.
+const MESSAGES: usize = 4;
+/// Permission bits of a file that says nothing about them.
+const MODE: u32 = 0o644;
+
+pub(super) type Responses =
+    Pin<Box<dyn Stream<Item = Result<agent::FilesResponse, Status>> + Send>>;
+
+type Answer = files_response::Message;
+
+pub(super) async fn files(
+    execs: Execs,
+    mut requests: Streaming<agent::FilesRequest>,
+) -> Result<Response<Responses>, Status> {
+    let first = timeout(FIRST, requests.message()).await;
+    let first = first.map_err(|_| invalid("message", "must come within 10 s"))??;
+    let Some(message) = first.and_then(|request| request.message) else {
+        return Err(invalid("message", "must be an operation"));
+    };
+    let one = |answer: Answer| -> Responses { Box::pin(tokio_stream::once(Ok(wrap(answer)))) };
+    Ok(Response::new(match message {
+        files_request::Message::Write(ask) => {
+            let (id, user) = who(&ask.id, &ask.user)?;
+            let files = contents(ask.files).map_err(Refusal::from)?;
+            let written = execs.write_files(&id, &user, files).await.map_err(refusal)?;
+            one(Answer::Write(wire::WriteFilesResponse { written }))
+        }
+        files_request::Message::Stat(ask) => {
+            let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
+            let entry = execs.stat_file(&id, &user, path).await.map_err(refusal)?;
+            one(Answer::File(info(entry)))
+        }
+        files_request::Message::List(ask) => {
+            let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
+            let (entries, truncated) = execs.list_dir(&id, &user, path).await.map_err(refusal)?;
+            let entries = entries.into_iter().map(info).collect();
+            one(Answer::List(wire::ListDirResponse { entries, truncated }))
+        }
+        files_request::Message::Remove(ask) => {
+            let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
+            if path.trim_matches('/').is_empty() {
+                return Err(invalid("path", "must not be the root"));
+            }
+            let removed = execs.remove_file(&id, &user, path, ask.recursive).await;
+            let existed = removed.map_err(refusal)?;
+            one(Answer::Remove(wire::RemoveFileResponse { existed }))
+        }
+        files_request::Message::Read(ask) => {
+            let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
+            let range = (ask.offset, ask.length);
+            let (entry, flow) = execs.read_file(&id, &user, path, range).await.map_err(refusal)?;
+            let head = tokio_stream::once(Ok(wrap(Answer::File(info(entry)))));
+            Box::pin(head.chain(data(flow)))
+        }
+        files_request::Message::Download(ask) => {
+            let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
+            Box::pin(data(execs.download(&id, &user, path).await.map_err(refusal)?))
+        }
+        files_request::Message::Upload(ask) => {
+            let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
+            let (sender, archive) = mpsc::channel(MESSAGES);
+            let pass = pass(requests, sender);
+            let upload = execs.upload(&id, &user, path, archive);
+            let (entries, ()) = tokio::join!(upload, pass);
+            let entries = entries.map_err(refusal)?;
+            one(Answer::Upload(wire::UploadArchiveResponse { entries }))
+        }
+        files_request::Message::Data(_) => {
+            return Err(invalid("data", "must follow an upload"));
+        }
+    }))
+}
+
+fn invalid(what: &'static str, why: &str) -> Status {
+    Refusal::from(Invalid::new(what, why)).into()
+}
+
+fn wrap(message: Answer) -> agent::FilesResponse {
+    agent::FilesResponse { message: Some(message) }
+}
+
+fn data(flow: Flow) -> impl Stream<Item = Result<agent::FilesResponse, Status>> + Send {
+    ReceiverStream::new(flow).map(|bytes| match bytes {
+        Ok(bytes) => Ok(wrap(Answer::Data(bytes))),
+        Err(error) => Err(refusal(error).into()),
+    })
+}
+
+/// Passes an archive on to its end; what is wrong with a message ends it.
+async fn pass(
+    mut requests: Streaming<agent::FilesRequest>,
+    to: mpsc::Sender<Result<bytes::Bytes, Error>>,
+) {
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = to.closed() => return,
+            message = requests.message() => message,
+        };
+        let bytes =
+            match message {
+                Ok(Some(agent::FilesRequest {
+                    message: Some(files_request::Message::Data(data)),
+                })) if data.len() <= DATA_BYTES_MAX => Ok(data),
+                Ok(Some(_)) => Err(Error::new(
+                    proto::reason::FIELD_INVALID,
+                    "data: must be at most 256 KiB, and nothing else may follow",
+                )),
+                Ok(None) => return,
+                Err(status) => Err(Error::new(
+                    proto::reason::EXEC_FAILED,
+                    format!("the archive broke off: {}", status.message()),
+                )),
+            };
+        let over = bytes.is_err();
+        if to.send(bytes).await.is_err() || over {
+            return;
+        }
+    }
+}
+
+fn who(id: &str, user: &str) -> Result<(proto::id::SandboxRef, order::User), Status> {
+    let id = id.parse().map_err(Refusal::from)?;
+    Ok((id, user.parse().map_err(Refusal::from)?))
+}
+
+fn path(text: String) -> Result<String, Status> {
+    check(&text).map_err(Refusal::from)?;
+    Ok(text)
+}
+
+fn check(path: &str) -> Result<(), Invalid> {
+    if path.starts_with('/') && path.len() <= PATH_BYTES_MAX && !path.contains('\0') {
+        return Ok(());
+    }
+    Err(Invalid::new("path", "must be an absolute path of at most 4095 bytes without a NUL"))
+}
+
+fn contents(files: Vec<wire::FileContent>) -> Result<Vec<FileContent>, Invalid> {
+    let bytes: usize = files.iter().map(|file| file.content.len()).sum();
+    if files.is_empty() || files.len() > FILES_MAX || bytes > FILES_BYTES_MAX {
+        return Err(Invalid::new("files", "must be 1 to 1000, of at most 1.5 MiB in all"));
+    }
+    let content = |file: wire::FileContent| {
+        check(&file.path)?;
+        if file.mode > 0o7777 {
+            return Err(Invalid::new("mode", "must be 0 to 07777"));
+        }
+        let mode = if file.mode == 0 { MODE } else { file.mode };
+        Ok(FileContent { path: file.path, content: file.content, mode })
+    };
+    files.into_iter().map(content).collect()
+}
+
+fn info(entry: FileEntry) -> wire::FileInfo {
+    wire::FileInfo {
+        name: entry.name,
+        kind: match entry.kind {
+            FileKind::File => wire::FileKind::File,
+            FileKind::Directory => wire::FileKind::Directory,
+            FileKind::Symlink => wire::FileKind::Symlink,
+            FileKind::Special => wire::FileKind::Special,
+        }
+        .into(),
+        size: entry.size,
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        modified_at: Some(prost_types::Timestamp {
+            seconds: entry.modified_ms.div_euclid(1000),
+            nanos: i32::try_from(entry.modified_ms.rem_euclid(1000) * 1_000_000)
+                .unwrap_or_default(),
+        }),
+        target: entry.target,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_contents_are_checked() {
+        assert_eq!(check("/a b"), Ok(()));
+        for bad in ["", "a", "./a", "/a\0b", &format!("/{}", "x".repeat(4095))] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
+        let file = |path: &str, bytes: usize, mode| wire::FileContent {
+            path: path.into(),
+            content: vec![0; bytes].into(),
+            mode,
+        };
+        let good = contents(vec![file("/a", 1, 0), file("/b", 0, 0o4755)]).expect("valid");
+        assert_eq!((good[0].mode, good[1].mode), (0o644, 0o4755));
+        for bad in [
+            vec![],
+            vec![file("a", 1, 0)],
+            vec![file("/a", 1, 0o10000)],
+            vec![file("/a", FILES_BYTES_MAX, 0), file("/b", 1, 0)],
+            vec![file("/a", 0, 0); FILES_MAX + 1],
+        ] {
+            assert!(contents(bad).is_err());
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Between a caller and a shim: passes on what each has for the other.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use proto::{
+    reason,
+    shim::v1::{self as wire, request, response},
+};
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    failed,
+    order::{Exit, Input, Output},
+    said, same_boot, size,
+};
+use crate::{
+    journal::Record,
+    sandbox::{Error, Sandboxes},
+    shim::client,
+};
+
+/// Where output goes.
+pub(super) type Sender = mpsc::Sender<Result<Output, Error>>;
+
+/// A caller that is attached to a command.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) sandboxes: Arc<Sandboxes>,
+    pub(super) record: Arc<Record>,
+    /// Where the caller's stdin goes on.
+    pub(super) stdin_offset: u64,
+}
+
+impl Attached {
+    /// To the command's end, or the caller's, or ours. The last thing sent is an exit or an error.
+    pub(super) async fn run(
+        self,
+        mut from: client::Output,
+        mut to: client::Input,
+        inputs: mpsc::Receiver<Input>,
+        output: Sender,
+    ) {
+        let taken = watch::Sender::new(self.stdin_offset);
+        let stopping = self.sandboxes.tasks().stopping().clone();
+        let mut feed = Box::pin(feed(&mut to, inputs, self.stdin_offset, taken.subscribe()));
+        let mut fed = false;
+        let last = loop {
+            let message = tokio::select! {
+                biased;
+                () = output.closed() => break None,
+                // The command lives on: its shim holds it for the agent that comes after us.
+                () = stopping.cancelled() => break Some(Err(Error::new(
+                    reason::SHUTTING_DOWN,
+                    "the agent stops; the command runs on and can be attached to",
+                ))),
+                message = from.next() => message,
+                () = &mut feed, if !fed => {
+                    fed = true;
+                    continue;
+                }
+            };
+            let bytes = match message {
+                Some(Ok(response::Message::Stdout(bytes))) => Output::Stdout(bytes),
+                Some(Ok(response::Message::Stderr(bytes))) => Output::Stderr(bytes),
+                Some(Ok(response::Message::Done(wire::Done { stdin_offset }))) => {
+                    taken.send_replace(stdin_offset);
+                    continue;
+                }
+                other => break Some(self.last(other).await),
+            };
+            // While the caller does not take it, nothing more is read; but its input still flows.
+            tokio::select! {
+                biased;
+                sent = output.send(Ok(bytes)) => if sent.is_err() {
+                    break None;
+                },
+                () = async {
+                    if !fed {
+                        (&mut feed).await;
+                        fed = true;
+                    }
+                    std::future::pending::<()>().await;
+                } => {}
+            }
+        };
+        drop(feed);
+        match last {
+            // A caller that has gone by now has nobody to hear it.
+            Some(last) => drop(output.send(last).await),
+            None => hang_up(&mut to).await,
+        }
+    }
+
+    /// The last message.
+    async fn last(&self, message: Option<io::Result<response::Message>>) -> Result<Output, Error> {
+        match message {
+            Some(Ok(response::Message::Exit(exit))) => {
+                // What ends with its sandbox says nothing about itself.
+                if exit.signal != 0 && !self.still_runs().await {
+                    return Err(stopped());
+                }
+                let byte = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
+                Ok(Output::Exit(Exit {
+                    code: byte(exit.code),
+                    signal: byte(exit.signal),
+                    timed_out: exit.timed_out,
+                }))
+            }
+            Some(Ok(response::Message::Refused(refused))) => {
+                if !self.still_runs().await {
+                    return Err(stopped());
+                }
+                Err(said(&refused.reason, refused.message))
+            }
+            Some(Ok(_)) => Err(failed("its shim answered out of turn".to_owned())),
+            Some(Err(_)) | None if !self.still_runs().await => Err(stopped()),
+            Some(Err(_)) | None => Err(Error::new(
+                reason::EXEC_LOST,
+                "what supervised the command on the node was killed, and its end was not seen",
+            )),
+        }
+    }
+
+    async fn still_runs(&self) -> bool {
+        same_boot(&self.sandboxes, &self.record)
+            && self.sandboxes.pve().running(self.record.vmid).await
+    }
+}
+
+fn stopped() -> Error {
+    Error::new(reason::EXEC_LOST, "the sandbox stopped while the command ran")
+}
+
+async fn hang_up(to: &mut client::Input) {
+    // One that is gone needs no telling.
+    drop(to.send(request::Message::HangUp(wire::HangUp {})).await);
+}
+
+/// Passes the caller's input on. Bytes wait until those before them were taken; signals and sizes
+/// overtake them. Returns when no more can come.
+async fn feed(
+    to: &mut client::Input,
+    mut inputs: mpsc::Receiver<Input>,
+    mut offset: u64,
+    mut taken: watch::Receiver<u64>,
+) {
+    let mut waiting: Option<(Bytes, bool)> = None;
+    let mut under_way = false;
+    loop {
+        if !under_way && let Some((data, eof)) = waiting.take() {
+            let length = data.len() as u64;
+            let stdin = wire::Stdin { exec_id: String::new(), offset, data, eof };
+            if to.send(request::Message::Stdin(stdin)).await.is_err() {
+                return;
+            }
+            offset += length;
+            under_way = true;
+            taken.mark_unchanged();
+        }
+        let input = tokio::select! {
+            biased;
+            changed = taken.changed(), if under_way => {
+                if changed.is_err() {
+                    return;
+                }
+                under_way = false;
+                continue;
+            }
+            // One message waits at most: a caller that sends more is not read until there is room.
+            input = inputs.recv(), if waiting.is_none() => input,
+            else => return,
+        };
+        let message = match input {
+            Some(Input::Stdin(data)) if data.is_empty() => continue,
+            Some(Input::Stdin(data)) => {
+                waiting = Some((data, false));
+                continue;
+            }
+            Some(Input::Eof) => {
+                waiting = Some((Bytes::new(), true));
+                continue;
+            }
+            Some(Input::Resize(window)) => request::Message::Resize(wire::Resize {
+                exec_id: String::new(),
+                window: Some(size(window)),
+            }),
+            Some(Input::Signal(number)) => request::Message::Signal(wire::Signal {
+                exec_id: String::new(),
+                number: u32::try_from(number).unwrap_or_default(),
+            }),
+            // The caller's half is over; what it said is said.
+            None => {
+                if waiting.is_none() {
+                    return;
+                }
+                continue;
+            }
+        };
+        if to.send(message).await.is_err() {
+            return;
+        }
+    }
+}

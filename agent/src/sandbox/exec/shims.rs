@@ -1,0 +1,158 @@
+//! The shims of this node's sandboxes: found by their sockets, started when there is none.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs::DirBuilder,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::DirBuilderExt, net::UnixListener},
+    },
+    path::{Path, PathBuf},
+};
+
+use proto::id::SandboxId;
+use tokio::net::UnixStream;
+
+use crate::{
+    journal::Record,
+    pve::pct::Places,
+    run,
+    shim::{self, Options},
+    sys::image,
+};
+
+/// Ways to a sandbox's shim. The tests have one that serves in their own process.
+#[async_trait::async_trait]
+pub trait Shims: Send + Sync + std::fmt::Debug {
+    /// A connection to the shim of this boot, if it runs.
+    async fn find(&self, record: &Record) -> Option<UnixStream>;
+
+    /// Starts a shim for this boot. The container has been found to be the sandbox's own.
+    async fn start(&self, record: &Record) -> io::Result<UnixStream>;
+}
+
+/// A node without a way in: the simulation's.
+#[derive(Debug)]
+pub struct NoShims;
+
+#[async_trait::async_trait]
+impl Shims for NoShims {
+    async fn find(&self, _: &Record) -> Option<UnixStream> {
+        None
+    }
+
+    async fn start(&self, _: &Record) -> io::Result<UnixStream> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "there is no way into this sandbox"))
+    }
+}
+
+/// How a helper gets into its sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// By `lxc-attach`, as `pct exec` does.
+    #[default]
+    Lxc,
+    /// By `pct exec` itself: half a second of Perl once a boot.
+    Pct,
+}
+
+/// Processes of this program.
+#[derive(Debug)]
+pub struct ShimProcesses {
+    sockets: PathBuf,
+    state: PathBuf,
+    places: Places,
+    backend: Backend,
+    /// One image for all sandboxes of this life of the agent.
+    image: OwnedFd,
+}
+
+impl ShimProcesses {
+    /// With their sockets below `run_dir` and what must survive a reboot below `state_dir`.
+    ///
+    /// # Errors
+    /// When the directories or the helper's image cannot be made.
+    pub fn new(
+        run_dir: &Path,
+        state_dir: &Path,
+        places: Places,
+        backend: Backend,
+    ) -> io::Result<Self> {
+        let (sockets, state) = (run_dir.join("shim"), state_dir.join("exec"));
+        for dir in [&sockets, &state] {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        let image = image::sealed("pve-sandbox-helper", image::HELPER)?;
+        Ok(Self { sockets, state, places, backend, image })
+    }
+
+    /// Removes what sandboxes have left that live no more.
+    pub fn sweep(&self, live: &BTreeSet<SandboxId>) {
+        for dir in [&self.sockets, &self.state] {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+                let id = name.split('.').next().and_then(|name| name.parse::<SandboxId>().ok());
+                if id.is_some_and(|id| !live.contains(&id))
+                    && let Err(error) = std::fs::remove_file(&path)
+                {
+                    tracing::warn!(path = %path.display(), %error, "a file was not removed");
+                }
+            }
+        }
+    }
+
+    fn socket(&self, record: &Record) -> PathBuf {
+        self.sockets.join(format!("{}.{}.sock", record.id, record.boot))
+    }
+
+    fn enter(&self, vmid: u32) -> Vec<String> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let vmid = vmid.to_string();
+        match self.backend {
+            Backend::Lxc => {
+                let lxc_attach = text(&self.places.lxc_attach);
+                vec![lxc_attach, "-n".into(), vmid, "--clear-env".into(), "--".into()]
+            }
+            Backend::Pct => {
+                let keep = ["--keep-env", "0", "--"].map(String::from);
+                [vec![text(&self.places.pct), "exec".into(), vmid], keep.into()].concat()
+            }
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Shims for ShimProcesses {
+    async fn find(&self, record: &Record) -> Option<UnixStream> {
+        // Refused or absent: whoever listened is gone.
+        UnixStream::connect(self.socket(record)).await.ok()
+    }
+
+    async fn start(&self, record: &Record) -> io::Result<UnixStream> {
+        let socket = self.socket(record);
+        match std::fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        // Made here, so that there is something to connect to from the first moment on.
+        let listener = UnixListener::bind(&socket)?;
+        let vmid = record.vmid.get();
+        let options = Options {
+            vmid,
+            socket: socket.clone(),
+            dir: self.state.clone(),
+            ids: self.state.join(format!("{}.ids", record.id)),
+            enter: self.enter(vmid),
+            places: self.places.clone(),
+        };
+        let options = serde_json::to_string(&options)?;
+        // Whatever has been installed since: the program that this process runs.
+        let line = ["/proc/self/exe", shim::COMMAND, &options].map(OsString::from);
+        run::spawn_detached(&line, vec![listener.into(), self.image.try_clone()?])?;
+        UnixStream::connect(&socket).await
+    }
+}

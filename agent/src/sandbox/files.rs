@@ -1,0 +1,335 @@
+//! Files of a sandbox. The work is done inside, by the sandbox's own helper as the user that was
+//! asked for; nothing on the host's side ever opens a path of a tenant. What comes out of there is
+//! hostile input: bounded, and checked.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::{Buf, Bytes, BytesMut};
+use helper::{FileEntry, FileErrorKind, FileHead, FileTask, Task};
+use proto::{id::SandboxRef, reason};
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    Error,
+    exec::{
+        self, Execs, Outputs,
+        order::{Exit, Input, Output, User},
+    },
+};
+
+/// How long one call about files may take; an archive takes as long as it flows.
+const CALL: Duration = Duration::from_secs(18);
+/// How long an archive or a file may flow.
+const FLOW: Duration = Duration::from_secs(60 * 60);
+/// Bytes of a line that tells of a file.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of an answer that is not a file: a listing, or why it failed.
+const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of one message of stdin.
+const CHUNK: usize = 256 * 1024;
+/// Messages on their way.
+const MESSAGES: usize = 4;
+/// Entries of a listing.
+pub const ENTRIES_MAX: u32 = 5000;
+
+/// A file to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileContent {
+    /// Absolute path.
+    pub path: String,
+    /// All of it.
+    pub content: Bytes,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// What comes out of a file or an archive, to its end or to an error.
+pub type Flow = mpsc::Receiver<Result<Bytes, Error>>;
+
+/// An operation that runs inside.
+struct Running {
+    input: mpsc::Sender<Input>,
+    outputs: Outputs,
+    stderr: BytesMut,
+}
+
+impl Execs {
+    /// Writes files, each replaced in one step. Returns how many.
+    ///
+    /// # Errors
+    /// When one cannot be written; those before it are.
+    pub async fn write_files(
+        &self,
+        sandbox: &SandboxRef,
+        user: &User,
+        files: Vec<FileContent>,
+    ) -> Result<u32, Error> {
+        let mut input = BytesMut::new();
+        for FileContent { path, content, mode } in files {
+            let head = FileHead { path, mode, size: content.len() as u64 };
+            input.extend_from_slice(&line(&head)?);
+            input.extend_from_slice(&content);
+        }
+        let running = self.files(sandbox, user, FileTask::Write, CALL).await?;
+        parse(&running.answer(input.freeze()).await?)
+    }
+
+    /// Tells what a path is.
+    ///
+    /// # Errors
+    /// FILE_NOT_FOUND, FILE_REFUSED, or as for any command.
+    pub async fn stat_file(
+        &self,
+        sandbox: &SandboxRef,
+        user: &User,
+        path: String,
+    ) -> Result<FileEntry, Error> {
+        let running = self.files(sandbox, user, FileTask::Stat { path }, CALL).await?;
+        parse(&running.answer(Bytes::new()).await?)
+    }
+
+    /// Lists a directory, by name; true when there is more.
+    ///
+    /// # Errors
+    /// As `stat_file`.
+    pub async fn list_dir(
+        &self,
+        sandbox: &SandboxRef,
+        user: &User,
+        path: String,
+    ) -> Result<(Vec<FileEntry>, bool), Error> {
+        let task = FileTask::List { path, limit: ENTRIES_MAX };
+        let answer = self.files(sandbox, user, task, CALL).await?.answer(Bytes::new()).await?;
+        let (mut entries, mut more) = (Vec::new(), false);
+        for line in answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            if line == b"{\"more\":true}" {
+                more = true;
+            } else if entries.len() < usize::try_from(ENTRIES_MAX).unwrap_or(usize::MAX) {
+                entries.push(parse(line)?);
+            }
+        }
+        Ok((entries, more))
+    }
+
+    /// Removes a path; false when there was nothing.
+    ///
+    /// # Errors
+    /// As `stat_file`.
+    pub async fn remove_file(
+        &self,
+        sandbox: &SandboxRef,
+        user: &User,
+        path: String,
+        recursive: bool,
+    ) -> Result<bool, Error> {
+        let task = FileTask::Remove { path, recursive };
+        parse(&self.files(sandbox, user, task, CALL).await?.answer(Bytes::new()).await?)
+    }
+
+    /// Reads a regular file: what it is, and its bytes as they are taken.
+    ///
+    /// # Errors
+    /// As `stat_file`; later errors end the flow.
+    pub async fn read_file(
+        &self,
+        sandbox: &SandboxRef,
+        user: &User,
+        path: String,
+        (offset, length): (u64, u64),
+    ) -> Result<(FileEntry, Flow), Error> {
+        let task = FileTask::Read { path, offset, length };
+        let mut running = self.files(sandbox, user, task, FLOW).await?;
+        running.close().await;
+        let head = async {
+            let mut seen = BytesMut::new();
+            loop {
+                if let Some(end) = seen.iter().position(|byte| *byte == b'\n') {
+                    let head = parse(&seen[..end])?;
+                    seen.advance(end + 1);
+                    return Ok((head, seen.freeze()));
+                }
+                if seen.len() > LINE_BYTES_MAX {
+                    return Err(nonsense());
+                }
+                match running.next().await? {
+                    Some(bytes) => seen.extend_from_slice(&bytes),
+                    None => return Err(nonsense()),
+                }
+            }
+        };
+        let (head, rest) = timeout(CALL, head).await.unwrap_or_else(|_| Err(late()))?;
+        Ok((head, self.flow(running, rest)))
+    }
+
+    /// Packs a path into a tar archive.
+    ///
+    /// # Errors
+    /// When it cannot be begun; later errors end the flow.
+    pub async fn download(
+        &self,
+        sandbox: &SandboxRef,
+        user: &User,
+        path: String,
+    ) -> Result<Flow, Error> {
+        let mut running = self.files(sandbox, user, FileTask::Pack { path }, FLOW).await?;
+        running.close().await;
+        let first = timeout(CALL, running.next()).await.unwrap_or_else(|_| Err(late()))?;
+        Ok(self.flow(running, first.unwrap_or_default()))
+    }
+
+    /// Unpacks a tar archive, whose bytes come over `archive`; its end is the archive's, and
+    /// dropping it before that calls it off. Returns the number of entries.
+    ///
+    /// # Errors
+    /// FIELD_INVALID when the archive leads out of the directory; or as `stat_file`.
+    pub async fn upload(
+        &self,
+        sandbox: &SandboxRef,
+        user: &User,
+        path: String,
+        mut archive: mpsc::Receiver<Result<Bytes, Error>>,
+    ) -> Result<u64, Error> {
+        let running = self.files(sandbox, user, FileTask::Unpack { path }, FLOW).await?;
+        let input = running.input.clone();
+        let feed = async move {
+            while let Some(bytes) = archive.recv().await {
+                // One that reads no more has said why.
+                if input.send(Input::Stdin(bytes?)).await.is_err() {
+                    break;
+                }
+            }
+            drop(input.send(Input::Eof).await);
+            Ok(())
+        };
+        let answer = running.rest();
+        let (_, answer): ((), _) = tokio::try_join!(feed, answer)?;
+        parse(&answer)
+    }
+
+    async fn files(
+        &self,
+        sandbox: &SandboxRef,
+        user: &User,
+        task: FileTask,
+        time: Duration,
+    ) -> Result<Running, Error> {
+        let record = self.awake(sandbox).await?;
+        // Where it runs does not matter: paths are absolute.
+        let cwd = Some("/".to_owned());
+        let mut start = exec::of_task(Task::Files(task), user, cwd, BTreeMap::new())?;
+        start.timeout_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        start.title = "(files)".to_owned();
+        let (input, inputs) = mpsc::channel(MESSAGES);
+        let (_, outputs) = self.begin(record, start, inputs).await?;
+        Ok(Running { input, outputs, stderr: BytesMut::new() })
+    }
+
+    /// Passes on what comes, on a task of its own.
+    fn flow(&self, mut running: Running, first: Bytes) -> Flow {
+        let (sender, flow) = mpsc::channel(MESSAGES);
+        self.spawn(async move {
+            let mut next = Ok(Some(first).filter(|first| !first.is_empty()));
+            if matches!(next, Ok(None)) {
+                next = running.next().await;
+            }
+            loop {
+                let (message, last) = match next {
+                    Ok(Some(bytes)) => (Ok(bytes), false),
+                    Ok(None) => return,
+                    Err(error) => (Err(error), true),
+                };
+                // Whoever goes away drops the operation with it.
+                if sender.send(message).await.is_err() || last {
+                    return;
+                }
+                next = running.next().await;
+            }
+        });
+        flow
+    }
+}
+
+impl Running {
+    async fn close(&mut self) {
+        // One that has ended by now needs no input.
+        drop(self.input.send(Input::Eof).await);
+    }
+
+    /// Bytes of its stdout; `None` at its good end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            match self.outputs.recv().await {
+                Some(Ok(Output::Stdout(bytes))) => return Ok(Some(bytes)),
+                Some(Ok(Output::Stderr(bytes))) => {
+                    let room = LINE_BYTES_MAX.saturating_sub(self.stderr.len());
+                    self.stderr.extend_from_slice(&bytes[..bytes.len().min(room)]);
+                }
+                Some(Ok(Output::Exit(Exit { code: 0, .. }))) => return Ok(None),
+                Some(Ok(Output::Exit(Exit { timed_out: true, .. }))) => return Err(late()),
+                Some(Ok(Output::Exit(_))) => return Err(why(&self.stderr)),
+                Some(Err(error)) => return Err(error),
+                None => return Err(nonsense()),
+            }
+        }
+    }
+
+    /// Gives it all of its input and takes all of its answer.
+    async fn answer(self, mut input: Bytes) -> Result<Bytes, Error> {
+        let sender = self.input.clone();
+        let feed = async move {
+            while !input.is_empty() {
+                let chunk = input.split_to(input.len().min(CHUNK));
+                if sender.send(Input::Stdin(chunk)).await.is_err() {
+                    break;
+                }
+            }
+            drop(sender.send(Input::Eof).await);
+        };
+        let (answer, ()) = tokio::join!(self.rest(), feed);
+        answer
+    }
+
+    async fn rest(mut self) -> Result<Bytes, Error> {
+        let mut answer = BytesMut::new();
+        while let Some(bytes) = self.next().await? {
+            if answer.len() + bytes.len() > ANSWER_BYTES_MAX {
+                return Err(nonsense());
+            }
+            answer.extend_from_slice(&bytes);
+        }
+        Ok(answer.freeze())
+    }
+}
+
+fn line(value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
+    let mut line = serde_json::to_vec(value)
+        .map_err(|error| Error::new(reason::FIELD_INVALID, format!("path: {error}")))?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|_| nonsense())
+}
+
+fn nonsense() -> Error {
+    Error::new(reason::EXEC_FAILED, "what works on files inside the sandbox answered nonsense")
+}
+
+fn late() -> Error {
+    Error::new(reason::OUTCOME_UNKNOWN, "the sandbox's file system did not answer in time")
+}
+
+/// What it said on its stderr before it failed.
+fn why(stderr: &[u8]) -> Error {
+    let Ok(error) = serde_json::from_slice::<helper::FileError>(stderr) else { return nonsense() };
+    let reason = match error.kind {
+        FileErrorKind::NotFound => reason::FILE_NOT_FOUND,
+        FileErrorKind::Refused => reason::FILE_REFUSED,
+        FileErrorKind::Invalid => reason::FIELD_INVALID,
+        FileErrorKind::Full => reason::STORAGE_FULL,
+        FileErrorKind::Failed => reason::EXEC_FAILED,
+    };
+    let message: String = error.message.chars().filter(|c| !c.is_control()).take(600).collect();
+    Error::new(reason, message)
+}

@@ -1,0 +1,274 @@
+//! The helper inside the sandbox, as its shim sees it: how it gets in, and what it says. What it
+//! says is hostile input: a bounded message that is understood, or the end of the helper.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use helper::{FromHelper, IMAGE_FD, MESSAGE_BYTES_MAX, Refusal, ToHelper};
+use nix::sys::signal::Signal;
+use rustix::{fs::Mode, pipe::PipeFlags};
+use tokio::{
+    io::AsyncReadExt,
+    net::unix::pipe::{Receiver, Sender},
+    sync::oneshot,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Host;
+use crate::{
+    run::{self, Running},
+    sys::{
+        image,
+        pty::{Terminal, Window},
+        seqpacket::{self, Message, Seqpacket},
+    },
+};
+
+/// How long it may take to get in, and then to start a command: milliseconds, unless the node is
+/// under heavy load.
+const DEADLINE: Duration = Duration::from_secs(15);
+/// How much is read of what `lxc-attach` says when it fails, and how much of that is passed on.
+const SAID_BYTES_MAX: u64 = 4096;
+const SAID_CHARS_MAX: usize = 300;
+/// How long it may take to say it, and to end when it is told to.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// What is connected to a command.
+#[derive(Debug)]
+pub(super) enum Ends {
+    /// Three pipes.
+    Pipes { stdin: Sender, stdout: Receiver, stderr: Receiver },
+    /// A terminal.
+    Terminal(Terminal),
+}
+
+/// A command that runs.
+#[derive(Debug)]
+pub(super) struct Spawned {
+    pub(super) ends: Ends,
+    /// Its pid here, by the helper's word.
+    pub(super) leader: Option<u32>,
+    /// Its code and its signal, once it has ended. Closed when the helper has.
+    pub(super) exit: oneshot::Receiver<(u8, u8)>,
+}
+
+/// Why no command was started.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The sandbox said no.
+    Refused(Refusal),
+    /// The helper could not get in, or is there no more.
+    Gone(String),
+    /// It does not answer.
+    Stuck,
+}
+
+type Answer = Result<(Option<u32>, Vec<OwnedFd>), Refusal>;
+
+#[derive(Debug)]
+struct Expected {
+    answer: Option<oneshot::Sender<Answer>>,
+    exit: oneshot::Sender<(u8, u8)>,
+}
+
+/// A helper that is there, or was.
+#[derive(Debug)]
+pub(super) struct Helper {
+    socket: Seqpacket,
+    tokens: AtomicU64,
+    expected: Mutex<HashMap<u64, Expected>>,
+    gone: CancellationToken,
+}
+
+impl Helper {
+    /// Gets one in.
+    pub(super) async fn attach(host: &dyn Host, image: &OwnedFd) -> Result<Arc<Self>, Failure> {
+        let until = Instant::now() + DEADLINE;
+        let told = |error: io::Error| Failure::Gone(format!("lxc-attach was not started: {error}"));
+        let (socket, theirs) = seqpacket::pair().map_err(told)?;
+        let image = image.try_clone().map_err(told)?;
+        let mut line = host.enter();
+        line.push(OsString::from(format!("/proc/self/fd/{IMAGE_FD}")));
+        let mut attach = run::spawn_piped(&line, vec![theirs, image]).map_err(told)?;
+        let first = timeout_at(until, socket.receive(MESSAGE_BYTES_MAX)).await;
+        let is_ready = |message: &Message| matches!(parse(&message.bytes), Some(FromHelper::Ready));
+        match first {
+            Ok(Ok(message)) if is_ready(&message) => {}
+            Ok(_) => {
+                let said = said(&mut attach.stderr).await;
+                end(attach.process).await;
+                return Err(Failure::Gone(format!("the sandbox could not be entered: {said}")));
+            }
+            Err(_) => {
+                end(attach.process).await;
+                return Err(Failure::Stuck);
+            }
+        }
+        let helper = Arc::new(Self {
+            socket,
+            tokens: AtomicU64::default(),
+            expected: Mutex::default(),
+            gone: CancellationToken::new(),
+        });
+        let listener = Arc::clone(&helper);
+        tokio::spawn(async move {
+            listener.listen().await;
+            // What was started goes with the helper; this closes every answer and exit.
+            listener.gone.cancel();
+            listener.expected().clear();
+            end(attach.process).await;
+        });
+        Ok(helper)
+    }
+
+    /// Cancelled when it is there no more.
+    pub(super) fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+
+    /// Starts what the order, a `helper::Order` in JSON, says.
+    pub(super) async fn spawn(
+        &self,
+        order: &[u8],
+        window: Option<Window>,
+    ) -> Result<Spawned, Failure> {
+        let told = |error: io::Error| Failure::Gone(format!("nothing was started: {error}"));
+        let order = image::sealed("pve-sandbox-order", order).map_err(told)?;
+        let pipes = if window.is_none() { Some(Pipes::new().map_err(told)?) } else { None };
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+        let ((answer, answered), (exit, exited)) = (oneshot::channel(), oneshot::channel());
+        self.expected().insert(token, Expected { answer: Some(answer), exit });
+        let message =
+            ToHelper::Spawn { token, tty: window.map(|window| (window.rows, window.columns)) };
+        let bytes = serde_json::to_vec(&message).map_err(|error| told(error.into()))?;
+        let mut fds: Vec<BorrowedFd<'_>> = vec![order.as_fd()];
+        fds.extend(pipes.iter().flat_map(|pipes| pipes.theirs.iter().map(AsFd::as_fd)));
+        let asked = async {
+            self.socket.send(&bytes, &fds).await.map_err(told)?;
+            answered.await.map_err(|_| Failure::Gone("the helper was killed".to_owned()))
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(DEADLINE, asked) => answer.map_err(|_| Failure::Stuck)??,
+            () = self.gone.cancelled() => return Err(Failure::Gone("the helper was killed".to_owned())),
+        };
+        let (leader, mut brought) = answer.map_err(Failure::Refused)?;
+        let ends = match pipes {
+            Some(pipes) => pipes.ours().map_err(told)?,
+            None => {
+                let terminal = brought.pop().ok_or(Failure::Refused(Refusal::NoTerminal))?;
+                let adopted = Terminal::adopt(terminal);
+                Ends::Terminal(adopted.map_err(|_| Failure::Refused(Refusal::NoTerminal))?)
+            }
+        };
+        Ok(Spawned { ends, leader, exit: exited })
+    }
+
+    /// Until it is gone, or says what nobody understands.
+    async fn listen(&self) {
+        while let Ok(message) = self.socket.receive(MESSAGE_BYTES_MAX).await {
+            if message.bytes.is_empty() {
+                return;
+            }
+            let Some(said) = parse(&message.bytes) else {
+                tracing::warn!("the helper said what is no message; it is taken for killed");
+                return;
+            };
+            match said {
+                FromHelper::Ready => {}
+                FromHelper::Spawned { token } => {
+                    self.answer(token, Ok((message.pid, message.fds)));
+                }
+                FromHelper::Refused { token, why } => {
+                    self.answer(token, Err(why));
+                    self.expected().remove(&token);
+                }
+                FromHelper::Exited { token, code, signal } => {
+                    if let Some(expected) = self.expected().remove(&token) {
+                        // Nobody waits for it any more.
+                        expected.exit.send((code, signal)).ok();
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer(&self, token: u64, answer: Answer) {
+        let waits = self.expected().get_mut(&token).and_then(|expected| expected.answer.take());
+        if let Some(waits) = waits {
+            drop(waits.send(answer));
+        }
+    }
+
+    fn expected(&self) -> MutexGuard<'_, HashMap<u64, Expected>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<FromHelper> {
+    serde_json::from_slice(bytes).ok()
+}
+
+/// Both ends of a command's pipes, made here: nobody inside can give us something else instead.
+#[derive(Debug)]
+struct Pipes {
+    ours: [OwnedFd; 3],
+    theirs: [OwnedFd; 3],
+}
+
+impl Pipes {
+    fn new() -> io::Result<Self> {
+        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
+        let ((stdin, feed), (out, stdout), (err, stderr)) = (pipe()?, pipe()?, pipe()?);
+        // /dev/stdout and the like are opened by name, and to whom the container's root is nobody,
+        // these would be somebody else's. The names are only seen by who may trace the command.
+        for end in [&stdin, &stdout, &stderr] {
+            rustix::fs::fchmod(end, Mode::from_raw_mode(0o666))?;
+        }
+        Ok(Self { ours: [feed, out, err], theirs: [stdin, stdout, stderr] })
+    }
+
+    fn ours(self) -> io::Result<Ends> {
+        let [stdin, stdout, stderr] = self.ours;
+        Ok(Ends::Pipes {
+            stdin: Sender::from_owned_fd(stdin)?,
+            stdout: Receiver::from_owned_fd(stdout)?,
+            stderr: Receiver::from_owned_fd(stderr)?,
+        })
+    }
+}
+
+/// What it said on its stderr: its last line, fit for one line of an error.
+async fn said(stderr: &mut tokio::process::ChildStderr) -> String {
+    let mut bytes = Vec::new();
+    // Cut short is better than nothing.
+    drop(timeout(MOMENT, stderr.take(SAID_BYTES_MAX).read_to_end(&mut bytes)).await);
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no word of why");
+    line.trim().chars().filter(|c| !c.is_control()).take(SAID_CHARS_MAX).collect()
+}
+
+/// Ends `lxc-attach`, which ends by itself once the helper has.
+async fn end(mut process: Running) {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        if timeout(MOMENT, process.wait()).await.is_ok() {
+            return;
+        }
+        if let Err(error) = process.signal(signal) {
+            tracing::warn!(%error, "lxc-attach was not told to end");
+        }
+    }
+    if timeout(MOMENT, process.wait()).await.is_err() {
+        tracing::warn!(pid = process.pid(), "lxc-attach does not end");
+    }
+}

@@ -1,0 +1,59 @@
+//! A container, seen from the host by its files.
+
+use std::ffi::OsString;
+
+use proto::id::{Invalid, Vmid};
+
+use super::{Host, Options};
+use crate::{
+    pve::{container, pct::Places},
+    sys::proc,
+};
+
+/// One boot of a container.
+#[derive(Debug)]
+pub struct Container {
+    vmid: Vmid,
+    places: Places,
+    enter: Vec<OsString>,
+    /// Its init when the shim was started, and when that was started.
+    init: Option<(u32, u64)>,
+}
+
+impl Container {
+    /// The container as it runs now.
+    ///
+    /// # Errors
+    /// When the vmid is none.
+    pub fn new(options: &Options) -> Result<Self, Invalid> {
+        let vmid = Vmid::try_from(options.vmid)?;
+        let (places, enter) = (options.places.clone(), options.enter.iter().map(Into::into));
+        let mut container = Self { vmid, places, enter: enter.collect(), init: None };
+        container.init = container.init();
+        Ok(container)
+    }
+
+    fn init(&self) -> Option<(u32, u64)> {
+        let Places { proc, cgroup_root, .. } = &self.places;
+        let pid = container::init_pid(proc, cgroup_root, self.vmid)?;
+        Some((pid, proc::kin(proc, pid)?.start))
+    }
+}
+
+impl Host for Container {
+    fn processes(&self) -> Vec<u32> {
+        container::processes(&self.places.cgroup_root, self.vmid)
+    }
+
+    fn frozen(&self) -> bool {
+        container::frozen(&self.places.cgroup_root, self.vmid)
+    }
+
+    fn runs(&self) -> bool {
+        self.init.is_some() && self.init() == self.init
+    }
+
+    fn enter(&self) -> Vec<OsString> {
+        self.enter.clone()
+    }
+}

@@ -1,0 +1,70 @@
+//! Names under which commands were run, for the whole life of a sandbox: a command that was asked
+//! for by name is run once. A name is on the disk before its command is started.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, BufRead, BufReader, Write},
+    path::Path,
+};
+
+/// Names that a sandbox may use up.
+const MAX: usize = 100_000;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Ids {
+    file: File,
+    digests: HashMap<String, String>,
+}
+
+impl Ids {
+    /// Reads what is there.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::options().read(true).append(true).create(true).open(path)?;
+        let mut digests = HashMap::new();
+        for line in BufReader::new(&file).lines().take(MAX) {
+            // A line that a crash cut short names no command that was ever started.
+            if let Some((digest, id)) = line?.split_once(' ') {
+                digests.insert(id.to_owned(), digest.to_owned());
+            }
+        }
+        Ok(Self { file, digests })
+    }
+
+    /// Digest of the command that this name was used for.
+    pub(super) fn digest(&self, id: &str) -> Option<&str> {
+        self.digests.get(id).map(String::as_str)
+    }
+
+    /// No further name is taken.
+    pub(super) fn full(&self) -> bool {
+        self.digests.len() >= MAX
+    }
+
+    /// Takes a name, durably.
+    pub(super) fn take(&mut self, id: &str, digest: &str) -> io::Result<()> {
+        // The line end in front ends a line that a crash cut short.
+        self.file.write_all(format!("\n{digest} {id}\n").as_bytes())?;
+        self.file.sync_data()?;
+        self.digests.insert(id.to_owned(), digest.to_owned());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_outlive_the_process() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("ids");
+        let mut ids = Ids::open(&path).expect("opened");
+        ids.take("build-1", "d1").expect("taken");
+        ids.take("build-2", "d2").expect("taken");
+        assert_eq!(ids.digest("build-1"), Some("d1"));
+        let again = Ids::open(&path).expect("opened");
+        assert_eq!((again.digest("build-2"), again.digest("build-3")), (Some("d2"), None));
+    }
+}

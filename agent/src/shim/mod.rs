@@ -1,0 +1,86 @@
+//! The shim of a sandbox: a process of the host, in a session of its own, that outlives the agent
+//! which started it. It holds the socket to one helper inside, and of every command its output, its
+//! end and its clock. An agent that restarts finds it by its socket and goes on where it was.
+//!
+//! ```text
+//!  agent --(unix socket, shim.v1)--> shim --(seqpacket)--> helper (inside) --fork--> command
+//!                                     \_______________ pipes or terminal ______________/
+//! ```
+//!
+//! One way in: the helper is started once, by `lxc-attach` (or `pct exec`), from a sealed memory
+//! file, so it has the container's cgroup, seccomp, AppArmor and capabilities. It is trusted no more
+//! than anything else in there: what it says is bounded and checked, what is read from it is known
+//! to be a pipe of ours or a terminal, and one that was killed is started anew.
+//!
+//! `server` talks to agents, `session` is one command, `ring` its output, `ids` what was ever run
+//! under a name, `helper` the other end in the sandbox, `tree` the processes of a command, `client`
+//! the agent's side.
+
+pub mod client;
+mod helper;
+mod host;
+mod ids;
+pub mod process;
+mod ring;
+mod server;
+mod session;
+mod tree;
+
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+pub use host::Container;
+pub use server::serve;
+
+use crate::pve::pct::Places;
+
+/// The subcommand of the agent's program that is a shim.
+pub const COMMAND: &str = "shim";
+
+/// What a shim is told on its command line. Nothing in it is secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// The container.
+    pub vmid: u32,
+    /// Where agents find it.
+    pub socket: PathBuf,
+    /// Where output is kept that does not fit into memory.
+    pub dir: PathBuf,
+    /// Names of all runs of this sandbox, over all its boots.
+    pub ids: PathBuf,
+    /// How to get in: a program and its leading arguments.
+    pub enter: Vec<String>,
+    /// Where things are on the host.
+    pub places: Places,
+}
+
+/// The sandbox, as its shim sees it from the host.
+pub trait Host: Send + Sync + std::fmt::Debug {
+    /// Pids of all that runs in it.
+    fn processes(&self) -> Vec<u32>;
+
+    /// Nothing in it gets to run.
+    fn frozen(&self) -> bool;
+
+    /// It still runs, and it is the boot that the shim was started for.
+    fn runs(&self) -> bool;
+
+    /// A program and its leading arguments that run a command inside.
+    fn enter(&self) -> Vec<std::ffi::OsString>;
+}
+
+/// Everything that a shim needs.
+#[derive(Debug)]
+pub struct Parts {
+    /// The sandbox.
+    pub host: Arc<dyn Host>,
+    /// The helper's image, sealed.
+    pub image: OwnedFd,
+    /// As in `Options`.
+    pub dir: PathBuf,
+    /// As in `Options`.
+    pub ids: PathBuf,
+    /// As in `Options`.
+    pub socket: PathBuf,
+}

@@ -1,0 +1,47 @@
+//! The process that a shim is.
+
+use std::{io, sync::Arc};
+
+use tokio::net::UnixListener;
+
+use super::{Container, Options, Parts, serve};
+use crate::sys::inherited;
+
+/// Why a shim did not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What it was told is no JSON of ours.
+    #[error("what the shim was told is not understood")]
+    Options(#[source] serde_json::Error),
+    /// Not a vmid.
+    #[error("the vmid is none")]
+    Vmid(#[source] proto::id::Invalid),
+    /// Something of the operating system's.
+    #[error("the shim could not serve")]
+    Io(#[from] io::Error),
+}
+
+/// Serves one sandbox until it is gone. Its listener and the helper's image are its descriptors 3
+/// and 4.
+///
+/// # Errors
+/// When it cannot begin.
+pub fn run(options: &str) -> Result<(), Error> {
+    let [listener, image] = inherited::take()?;
+    let options: Options = serde_json::from_str(options).map_err(Error::Options)?;
+    let host = Arc::new(Container::new(&options).map_err(Error::Vmid)?);
+    let Options { socket, dir, ids, .. } = options;
+    // One thread, and few for what blocks: there is one of these for each sandbox.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let listener = std::os::unix::net::UnixListener::from(listener);
+        listener.set_nonblocking(true)?;
+        let parts = Parts { host, image, dir, ids, socket: socket.clone() };
+        let served = serve(UnixListener::from_std(listener)?, parts).await;
+        // By now another may listen under the name; it is found again by whoever needs it.
+        served.map_err(Error::Io)
+    })
+}

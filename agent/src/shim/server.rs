@@ -1,0 +1,477 @@
+//! The shim's end of its conversations with agents, and all of its commands.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{FutureExt, SinkExt, StreamExt, future::BoxFuture};
+use helper::Refusal;
+use prost::Message as _;
+use proto::{
+    reason,
+    sandbox::v1::ListExecsResponse,
+    shim::v1::{self as wire, request, response},
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, mpsc, watch},
+    time::{Instant, interval, timeout},
+};
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use super::{
+    Host, Parts,
+    helper::{Failure, Helper},
+    ids::Ids,
+    session::{End, HELD, Next, Session, Title},
+};
+use crate::sys::pty::Window;
+
+/// Commands that run at a time.
+const RUNNING_MAX: usize = 64;
+/// Commands that have ended and are kept: by their callers' names, and by made-up ones.
+const ENDED_MAX: usize = 64;
+/// How long a command with a made-up name is kept once it has ended: for an agent that restarts.
+const MADE_UP_KEPT: Duration = HELD;
+/// How long one with its caller's name is.
+const NAMED_KEPT: Duration = Duration::from_secs(60 * 60);
+/// Conversations at a time.
+const CONVERSATIONS_MAX: usize = 1024;
+/// How long the first message may take.
+const FIRST: Duration = Duration::from_secs(10);
+/// A shim with nothing to do goes after so long; the next command starts another.
+const IDLE: Duration = Duration::from_secs(600);
+/// Between two looks at what can be let go.
+const TIDY: Duration = Duration::from_secs(5);
+
+pub(super) type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+
+/// Messages with their length in front.
+pub(super) fn frames(stream: UnixStream) -> Frames {
+    let codec =
+        LengthDelimitedCodec::builder().max_frame_length(super::client::FRAME_MAX).new_codec();
+    Framed::new(stream, codec)
+}
+
+#[derive(Debug)]
+struct Shim {
+    host: Arc<dyn Host>,
+    image: OwnedFd,
+    dir: PathBuf,
+    helper: tokio::sync::Mutex<Option<Arc<Helper>>>,
+    sessions: Mutex<Sessions>,
+    /// Counts up when something has come to run, or has not.
+    settled: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Sessions {
+    all: BTreeMap<String, Arc<Session>>,
+    /// Names that are being started.
+    starting: BTreeSet<String>,
+    ids: Ids,
+}
+
+/// What becomes of a name that somebody wants to start something under.
+enum Reserved {
+    /// It was started before.
+    Known(Arc<Session>),
+    /// It is the caller's to start.
+    Ours,
+    /// Somebody else is starting it right now.
+    Others,
+}
+
+type Refused = wire::Refused;
+
+fn refused(reason: &str, message: impl Into<String>) -> Refused {
+    Refused { reason: reason.to_owned(), message: message.into() }
+}
+
+/// Serves agents until the sandbox has gone, or nothing was to be done for long.
+///
+/// # Errors
+/// When the names of the runs cannot be read.
+pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
+    let Parts { host, image, dir, ids, socket } = parts;
+    let sessions =
+        Sessions { all: BTreeMap::new(), starting: BTreeSet::new(), ids: Ids::open(&ids)? };
+    let shim = Arc::new(Shim {
+        host,
+        image,
+        dir,
+        helper: tokio::sync::Mutex::default(),
+        sessions: Mutex::new(sessions),
+        settled: watch::Sender::new(0),
+    });
+    let slots = Arc::new(Semaphore::new(CONVERSATIONS_MAX));
+    let mut looks = interval(TIDY);
+    let (mut busy, mut leaving) = (Instant::now(), false);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (stream, _) = accepted?;
+                busy = Instant::now();
+                // One too many is hung up on; its agent tries again.
+                if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+                    let shim = Arc::clone(&shim);
+                    tokio::spawn(async move {
+                        if let Err(error) = shim.converse(frames(stream)).await {
+                            tracing::debug!(%error, "a conversation broke off");
+                        }
+                        drop(slot);
+                    });
+                }
+            }
+            _ = looks.tick() => {
+                let left = shim.tidy();
+                if left > 0 || slots.available_permits() < CONVERSATIONS_MAX {
+                    busy = Instant::now();
+                } else if leaving {
+                    return Ok(());
+                }
+                if !shim.host.runs() {
+                    return Ok(());
+                }
+                // Nobody finds this shim any more; who has just found it is still served.
+                if busy.elapsed() > IDLE && !leaving {
+                    leaving = true;
+                    drop(std::fs::remove_file(&socket));
+                }
+            }
+        }
+    }
+}
+
+impl Shim {
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of what has been kept for long enough. Returns how many are left.
+    fn tidy(&self) -> usize {
+        let mut sessions = self.sessions();
+        let kept = |session: &Session| {
+            let limit = if session.title.keep { NAMED_KEPT } else { MADE_UP_KEPT };
+            session.idle().is_none_or(|idle| idle < limit)
+        };
+        sessions.all.retain(|_, session| kept(session));
+        for keep in [true, false] {
+            let ended = sessions.all.values().filter(|session| session.title.keep == keep);
+            let mut ended: Vec<(Duration, String)> = ended
+                .filter_map(|session| Some((session.idle()?, session.title.exec_id.clone())))
+                .collect();
+            ended.sort_unstable();
+            for (_, exec_id) in ended.into_iter().skip(ENDED_MAX) {
+                sessions.all.remove(&exec_id);
+            }
+        }
+        sessions.all.len()
+    }
+
+    async fn converse(&self, mut frames: Frames) -> io::Result<()> {
+        let Ok(Some(first)) = timeout(FIRST, frames.next()).await else { return Ok(()) };
+        let first = wire::Request::decode(first?.freeze()).map_err(io::Error::other)?;
+        let Some(message) = first.message else { return Ok(()) };
+        match message {
+            request::Message::Start(start) => match self.start(start).await {
+                Ok(session) => attached(&session, [0, 0], frames).await,
+                Err(refused) => say(&mut frames, response::Message::Refused(refused)).await,
+            },
+            request::Message::Attach(attach) => match self.find(&attach.exec_id) {
+                Ok(session) => {
+                    attached(&session, [attach.stdout_offset, attach.stderr_offset], frames).await
+                }
+                Err(refused) => say(&mut frames, response::Message::Refused(refused)).await,
+            },
+            other => {
+                let answer = self.control(other).await.unwrap_or_else(response::Message::Refused);
+                say(&mut frames, answer).await
+            }
+        }
+    }
+
+    /// What is one message and one answer.
+    async fn control(&self, message: request::Message) -> Result<response::Message, Refused> {
+        let done = |stdin_offset| response::Message::Done(wire::Done { stdin_offset });
+        match message {
+            request::Message::Stdin(stdin) => {
+                let session = self.find(&stdin.exec_id)?;
+                let gap = || refused(reason::FIELD_INVALID, "offset: bytes before it are missing");
+                // Where it does not read, this says so soon, and how far it got.
+                let taken = session.stdin(stdin.offset, stdin.data, stdin.eof);
+                match timeout(Duration::from_secs(5), taken).await {
+                    Ok(taken) => taken.map(done).ok_or_else(gap),
+                    Err(_) => {
+                        let nothing = session.stdin(0, Bytes::new(), false);
+                        let so_far = timeout(Duration::ZERO, nothing).await;
+                        Ok(done(so_far.ok().flatten().unwrap_or(stdin.offset)))
+                    }
+                }
+            }
+            request::Message::Resize(resize) => {
+                let session = self.find(&resize.exec_id)?;
+                resize.window.and_then(window).into_iter().for_each(|size| session.resize(size));
+                Ok(done(0))
+            }
+            request::Message::Signal(signal) => {
+                let session = self.find(&signal.exec_id)?;
+                session.signal(i32::try_from(signal.number).unwrap_or_default());
+                Ok(done(0))
+            }
+            request::Message::List(wire::List {}) => {
+                let mut execs: Vec<_> =
+                    self.sessions().all.values().map(|session| session.info()).collect();
+                execs.sort_by_key(|exec| exec.started_at.map(|at| (at.seconds, at.nanos)));
+                Ok(response::Message::Execs(ListExecsResponse { execs }))
+            }
+            request::Message::Start(_)
+            | request::Message::Attach(_)
+            | request::Message::HangUp(_) => {
+                Err(refused(reason::FIELD_INVALID, "message: must be the first, or follow one"))
+            }
+        }
+    }
+
+    fn find(&self, exec_id: &str) -> Result<Arc<Session>, Refused> {
+        let sessions = self.sessions();
+        match sessions.all.get(exec_id) {
+            Some(session) => Ok(Arc::clone(session)),
+            None if sessions.ids.digest(exec_id).is_some() => Err(lost(exec_id)),
+            None => Err(refused(
+                reason::EXEC_NOT_FOUND,
+                format!("nothing runs here, or ran lately, as {exec_id}"),
+            )),
+        }
+    }
+
+    async fn start(&self, start: wire::Start) -> Result<Arc<Session>, Refused> {
+        let mut settled = self.settled.subscribe();
+        loop {
+            settled.mark_unchanged();
+            match self.reserve(&start)? {
+                Reserved::Known(session) => return Ok(session),
+                Reserved::Ours => break,
+                // The sender is ours: it is there.
+                Reserved::Others => drop(settled.changed().await),
+            }
+        }
+        let started = self.spawn(&start).await;
+        let mut sessions = self.sessions();
+        sessions.starting.remove(&start.exec_id);
+        if let Ok(session) = &started {
+            sessions.all.insert(start.exec_id.clone(), Arc::clone(session));
+        }
+        drop(sessions);
+        self.settled.send_modify(|count| *count += 1);
+        started
+    }
+
+    /// A name that a caller chose is on the disk before anything is started under it.
+    fn reserve(&self, start: &wire::Start) -> Result<Reserved, Refused> {
+        let mut sessions = self.sessions();
+        let exec_id = &start.exec_id;
+        let known = sessions.all.get(exec_id);
+        let digest = known.map(|session| session.title.digest.as_str());
+        if let Some(digest) = digest.or_else(|| sessions.ids.digest(exec_id))
+            && digest != start.digest
+        {
+            let message = format!("{exec_id} was another command");
+            return Err(refused(reason::EXEC_ID_REUSED, message));
+        }
+        if let Some(session) = known {
+            return Ok(Reserved::Known(Arc::clone(session)));
+        }
+        if sessions.starting.contains(exec_id) {
+            return Ok(Reserved::Others);
+        }
+        if sessions.ids.digest(exec_id).is_some() {
+            return Err(lost(exec_id));
+        }
+        let running = sessions.all.values().filter(|session| session.runs()).count();
+        if running + sessions.starting.len() >= RUNNING_MAX {
+            let message = format!("{RUNNING_MAX} commands run in this sandbox already");
+            return Err(refused(reason::TOO_MANY_CALLS, message));
+        }
+        if start.keep {
+            if sessions.ids.full() {
+                let message = "this sandbox has used up its exec_ids; leave exec_id empty";
+                return Err(refused(reason::TOO_MANY_CALLS, message));
+            }
+            sessions.ids.take(exec_id, &start.digest).map_err(|error| {
+                let message =
+                    format!("exec_id could not be recorded, nothing was started: {error}");
+                refused(reason::STORE_FAILED, message)
+            })?;
+        }
+        sessions.starting.insert(exec_id.clone());
+        Ok(Reserved::Ours)
+    }
+
+    async fn spawn(&self, start: &wire::Start) -> Result<Arc<Session>, Refused> {
+        let window = start.window.and_then(window);
+        let spawned = self.helper().await?.spawn(&start.order, window).await.map_err(why)?;
+        let title = Title {
+            exec_id: start.exec_id.clone(),
+            keep: start.keep,
+            digest: start.digest.clone(),
+            title: start.title.clone(),
+            started_ms: start.started_ms,
+            tty: window.is_some(),
+        };
+        let (host, time) = (Arc::clone(&self.host), Duration::from_millis(start.timeout_ms));
+        Ok(Session::begin(title, spawned, host, start.mark.clone(), time, self.dir.clone()))
+    }
+
+    /// The helper that is there, or a new one.
+    async fn helper(&self) -> Result<Arc<Helper>, Refused> {
+        let mut helper = self.helper.lock().await;
+        if let Some(there) = helper.as_ref().filter(|helper| !helper.gone().is_cancelled()) {
+            return Ok(Arc::clone(there));
+        }
+        // Not into another container that has got the number.
+        if !self.host.runs() {
+            let message = "the container does not run any more";
+            return Err(refused(reason::SANDBOX_NOT_RUNNING, message));
+        }
+        let fresh = Helper::attach(&*self.host, &self.image).await.map_err(why)?;
+        Ok(Arc::clone(helper.insert(fresh)))
+    }
+}
+
+fn lost(exec_id: &str) -> Refused {
+    refused(
+        reason::EXEC_LOST,
+        format!(
+            "{exec_id} was started before, and its end is not known any more; it is not run again"
+        ),
+    )
+}
+
+fn why(failure: Failure) -> Refused {
+    match failure {
+        Failure::Refused(Refusal::NoUser) => {
+            refused(reason::FIELD_INVALID, "user: there is no such user in the sandbox")
+        }
+        Failure::Refused(Refusal::NoCwd) => {
+            refused(reason::FIELD_INVALID, "cwd: there is no such directory in the sandbox")
+        }
+        Failure::Refused(Refusal::NoTerminal) => {
+            refused(reason::EXEC_FAILED, "the sandbox gives no terminal")
+        }
+        Failure::Refused(Refusal::NoProcess) => refused(
+            reason::EXEC_FAILED,
+            "the sandbox lets nothing be started: it has too many processes or too little memory",
+        ),
+        Failure::Gone(why) => refused(reason::EXEC_FAILED, why),
+        Failure::Stuck => refused(
+            reason::EXEC_FAILED,
+            "nothing could be started in the sandbox in time; it is frozen or overloaded",
+        ),
+    }
+}
+
+fn window(size: proto::sandbox::v1::WindowSize) -> Option<Window> {
+    let (rows, columns) = (u16::try_from(size.rows).ok()?, u16::try_from(size.cols).ok()?);
+    Some(Window { rows, columns })
+}
+
+async fn say(
+    frames: &mut (impl futures_util::Sink<Bytes, Error = io::Error> + Unpin),
+    message: response::Message,
+) -> io::Result<()> {
+    let bytes = wire::Response { message: Some(message) }.encode_to_vec();
+    frames.send(bytes.into()).await
+}
+
+/// Passes a command's output on to its end, and what the caller sends to it.
+async fn attached(session: &Arc<Session>, from: [u64; 2], frames: Frames) -> io::Result<()> {
+    let (reader, [stdout_offset, stderr_offset], stdin_offset) = session.attach(from);
+    let (mut to, mut from) = frames.split();
+    let (taken, mut takes) = mpsc::channel(1);
+    let out = async {
+        let started = wire::Started { stdin_offset, stdout_offset, stderr_offset };
+        say(&mut to, response::Message::Started(started)).await?;
+        loop {
+            let next = tokio::select! {
+                biased;
+                Some(stdin_offset) = takes.recv() => {
+                    say(&mut to, response::Message::Done(wire::Done { stdin_offset })).await?;
+                    continue;
+                }
+                next = session.next(reader) => next?,
+            };
+            let (message, last) = match &next {
+                Next::Stdout(bytes) => (response::Message::Stdout(bytes.clone()), false),
+                Next::Stderr(bytes) => (response::Message::Stderr(bytes.clone()), false),
+                Next::End(End::Exit(exit)) => (response::Message::Exit(*exit), true),
+                Next::End(End::Lost(why)) => {
+                    (response::Message::Refused(refused(reason::EXEC_LOST, why.as_str())), true)
+                }
+            };
+            say(&mut to, message).await?;
+            session.passed(reader, &next);
+            if last {
+                return Ok(());
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        gone = heed(session, &mut from, taken) => {
+            if gone { session.hang_up(reader) } else { session.lose(reader) }
+            Ok(())
+        }
+        done = out => {
+            if done.is_ok() { session.hang_up(reader) } else { session.lose(reader) }
+            done
+        }
+    }
+}
+
+/// What the caller sends, until it goes. True when it has gone for good. Bytes that the command does
+/// not read hold up nothing but further bytes.
+async fn heed(
+    session: &Session,
+    from: &mut (impl futures_util::Stream<Item = io::Result<BytesMut>> + Unpin),
+    taken: mpsc::Sender<u64>,
+) -> bool {
+    let mut bytes: Option<BoxFuture<'_, Option<u64>>> = None;
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = from.next() => frame,
+            took = async { bytes.as_mut().expect("checked").await }, if bytes.is_some() => {
+                bytes = None;
+                // Nobody hears it any more.
+                taken.send(took.unwrap_or(0)).await.ok();
+                continue;
+            }
+        };
+        let Some(Ok(frame)) = frame else { return false };
+        let Ok(request) = wire::Request::decode(frame.freeze()) else { return false };
+        match request.message {
+            Some(request::Message::Stdin(stdin)) => {
+                // An agent waits for the word that the ones before were taken.
+                if bytes.is_some() {
+                    return false;
+                }
+                bytes = Some(session.stdin(stdin.offset, stdin.data, stdin.eof).boxed());
+            }
+            Some(request::Message::Resize(resize)) => {
+                resize.window.and_then(window).into_iter().for_each(|size| session.resize(size));
+            }
+            Some(request::Message::Signal(signal)) => {
+                session.signal(i32::try_from(signal.number).unwrap_or_default());
+            }
+            Some(request::Message::HangUp(_)) => return true,
+            Some(_) | None => {}
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Programs and orders as memory files that nobody can change any more: not the one who runs them,
+//! not through /proc/PID/exe, not root.
+
+use std::{fs::File, io::Write, os::fd::OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+/// The program that runs inside of sandboxes.
+pub const HELPER: &[u8] = include_bytes!(env!("PVE_SANDBOX_HELPER"));
+
+/// A memory file with these bytes, sealed. Its offset is at its end.
+///
+/// # Errors
+/// When the kernel has no memory for it, or no memory files.
+pub fn sealed(name: &str, bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(memfd_create(name, flags)?);
+    file.write_all(bytes)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn nobody_changes_a_sealed_file() {
+        let file = File::from(sealed("test", b"as it was").expect("made"));
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        assert!((&file).write_all(b"x").is_err() && file.set_len(0).is_err());
+        // Opened anew it can be written to no more than before.
+        let again = File::options().write(true).open(&path);
+        assert!(again.map_or(true, |mut file| file.write_all(b"x").is_err()));
+        let mut text = String::new();
+        File::open(path).expect("opened").read_to_string(&mut text).expect("read");
+        assert_eq!(text, "as it was");
+    }
+}

@@ -1,0 +1,109 @@
+//! A socket that keeps messages apart, with descriptors and pids beside their bytes.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    sockopt::set_socket_passcred,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Descriptors that a message brings at most; the kernel closes those beyond.
+const FDS_MAX: usize = 4;
+
+/// Our end.
+#[derive(Debug)]
+pub struct Seqpacket(AsyncFd<OwnedFd>);
+
+/// A message.
+#[derive(Debug)]
+pub struct Message {
+    /// Its bytes; none at the end.
+    pub bytes: Vec<u8>,
+    /// Descriptors that came along.
+    pub fds: Vec<OwnedFd>,
+    /// Who sent it, or whom its sender named: a pid of our own pid namespace, by the kernel's word.
+    pub pid: Option<u32>,
+}
+
+/// A connected pair: our end, and the one for somebody else.
+#[expect(unsafe_code, reason = "AsyncFd")]
+pub fn pair() -> io::Result<(Seqpacket, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    set_socket_passcred(&ours, true)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    let both = Interest::READABLE | Interest::WRITABLE;
+    // SAFETY: an `OwnedFd` is open, is this very descriptor until it is dropped, and is moved in
+    // here for good.
+    let ours = unsafe { AsyncFd::register_with_interest(ours, both)? };
+    Ok((Seqpacket(ours), theirs))
+}
+
+impl Seqpacket {
+    /// Sends one message.
+    pub async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let send = |socket: &OwnedFd| {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+            Ok(())
+        };
+        self.0.async_io(Interest::WRITABLE, send).await
+    }
+
+    /// Takes the next message, of at most `max` bytes; what is longer is cut.
+    pub async fn receive(&self, max: usize) -> io::Result<Message> {
+        let receive = |socket: &OwnedFd| {
+            let mut bytes = vec![0; max];
+            let mut space =
+                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX), ScmCredentials(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut slices = [IoSliceMut::new(&mut bytes)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let received = recvmsg(socket.as_fd(), &mut slices, &mut ancillary, flags)?.bytes;
+            bytes.truncate(received);
+            let mut message = Message { bytes, fds: Vec::new(), pid: None };
+            for part in ancillary.drain() {
+                match part {
+                    RecvAncillaryMessage::ScmRights(fds) => message.fds.extend(fds),
+                    RecvAncillaryMessage::ScmCredentials(who) => {
+                        message.pid = u32::try_from(who.pid.as_raw_nonzero().get()).ok();
+                    }
+                    _ => {}
+                }
+            }
+            Ok(message)
+        };
+        self.0.async_io(Interest::READABLE, receive).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_stay_apart_and_bring_descriptors_and_pids() {
+        let (ours, theirs) = pair().expect("a pair");
+        let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+        ours.send(b"one", &[writer.as_fd()]).await.expect("sent");
+        ours.send(b"two", &[]).await.expect("sent");
+        rustix::net::send(&theirs, b"back", SendFlags::empty()).expect("sent");
+        let back = ours.receive(2).await.expect("received");
+        assert_eq!((back.bytes.as_slice(), back.pid), (&b"ba"[..], Some(std::process::id())));
+        drop(reader);
+        drop(theirs);
+        assert!(ours.send(b"x", &[]).await.is_err());
+        let end = ours.receive(2).await;
+        assert!(end.map_or(true, |end| end.bytes.is_empty()));
+    }
+}
