@@ -83,8 +83,14 @@ trait At<T> {
 impl<T> At<T> for io::Result<T> {
     fn at(self, path: &Path) -> Result<T, Failure> {
         self.map_err(|error| {
+            let mut causes = String::new();
+            let mut cause = error.get_ref().and_then(|inner| inner.source());
+            while let Some(error) = cause {
+                causes = format!("{causes}: {error}");
+                cause = error.source();
+            }
             let Failure(mut told) = Failure::from(error);
-            told.message = format!("{}: {}", path.display(), told.message);
+            told.message = format!("{}: {}{causes}", path.display(), told.message);
             Failure(told)
         })
     }

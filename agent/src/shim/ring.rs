@@ -113,6 +113,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
         #[test]
         fn what_is_kept_is_what_was_written(
             sizes in prop::collection::vec(0usize..700_000, 1..24),

@@ -224,13 +224,17 @@ impl Session {
         })
     }
 
-    /// The caller of this attachment has gone for good.
+    /// The caller of this attachment has gone, and its agent has said so. One that has given the
+    /// command a name may come back: what it has not read is held for it like for a lost agent.
     pub(super) fn hang_up(&self, reader: u64) {
+        if self.title.keep {
+            return self.lose(reader);
+        }
         let alone = self.change(|state| {
             state.readers.remove(&reader);
             state.readers.is_empty()
         });
-        if alone && !self.title.keep {
+        if alone {
             self.hung_up.cancel();
         }
     }

@@ -1,0 +1,104 @@
+//! A sandbox whose root does what it can against the one who enters it.
+
+use super::*;
+
+/// Bash that says to the shim whatever a helper could say.
+fn says(messages: &[&str]) -> String {
+    let said = messages.iter().map(|message| {
+        if message.is_empty() {
+            // Until it is asked for something.
+            "head -c 1 <&3 >/dev/null; ".to_owned()
+        } else {
+            format!("printf '%s' '{message}' >&3; ")
+        }
+    });
+    said.chain(["sleep 60".to_owned()]).collect()
+}
+
+async fn lies(messages: &[&str], order: Order) -> Error {
+    let rig = Rig::new().await;
+    *rig.pve.lie.lock().expect("no panic") = Some(says(messages));
+    match rig.start(order).await {
+        Err(error) => error,
+        Ok((_, _input, outputs)) => drain(outputs).await.end.expect_err("nothing ran"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_helper_says_is_not_believed() {
+    let long = "x".repeat(8000);
+    for nonsense in ["junk", "{}", "{\"Exited\":{\"token\":0,\"code\":999,\"signal\":0}}", &long] {
+        let error = lies(&[nonsense], argv(&["true"])).await;
+        assert_eq!(error.reason, reason::EXEC_FAILED, "{nonsense:.60}: {error}");
+        let error = lies(&["\"Ready\"", "", nonsense], argv(&["true"])).await;
+        assert_eq!(error.reason, reason::EXEC_FAILED, "{nonsense:.60}: {error}");
+    }
+    // Ends of commands that nobody asked for mean nothing, and a terminal that is none is no terminal.
+    let strangers = ["\"Ready\"", "{\"Exited\":{\"token\":7,\"code\":0,\"signal\":0}}", "", "bye"];
+    assert_eq!(lies(&strangers, argv(&["true"])).await.reason, reason::EXEC_FAILED);
+    let mut order = argv(&["true"]);
+    order.tty = Some(Window { rows: 24, columns: 80 });
+    let no_terminal = ["\"Ready\"", "", "{\"Spawned\":{\"token\":0}}"];
+    let error = lies(&no_terminal, order).await;
+    assert_eq!(
+        (error.reason, &*error.message),
+        (reason::EXEC_FAILED, "the sandbox gives no terminal")
+    );
+    // One that says "it runs" and is gone: the end was not seen.
+    let gone = ["\"Ready\"", "", "{\"Spawned\":{\"token\":0}}", "junk"];
+    assert_eq!(lies(&gone, argv(&["true"])).await.reason, reason::EXEC_LOST);
+}
+
+#[tokio::test]
+async fn the_helpers_image_cannot_be_overwritten() {
+    let rig = Rig::new().await;
+    // As the one of CVE-2019-5736: through the exe link of whatever came in from outside.
+    let line = "for exe in /proc/[0-9]*/exe; do case $(readlink $exe) in /memfd:pve-sandbox-helper*) \
+                (echo overwritten >$exe) 2>/dev/null && echo wrote; (: >>$exe) 2>/dev/null && \
+                (echo x >>$exe) 2>/dev/null && echo appended; echo seen;; esac; done";
+    let ran = rig.run(shell(line)).await;
+    assert!(ran.out().contains("seen"), "no helper was found: {}", ran.out());
+    assert!(!ran.out().contains("wrote") && !ran.out().contains("appended"), "{}", ran.out());
+    assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
+}
+
+#[tokio::test]
+async fn a_command_has_no_descriptor_but_its_own_three() {
+    let rig = Rig::new().await;
+    for tty in [None, Some(Window { rows: 24, columns: 80 })] {
+        let mut order = shell("ls -l /proc/self/fd | sed 1d; echo cwd=$(readlink /proc/self/cwd)");
+        order.tty = tty;
+        let ran = rig.run(order).await;
+        let open = ran.out().lines().filter(|line| line.contains(" -> ")).count();
+        assert_eq!(open, 4, "three, and the directory itself: {}", ran.out());
+        for host in ["socket:", "memfd:", "signalfd", "/root/src", "cgroup"] {
+            assert!(!ran.out().contains(host), "{host}: {}", ran.out());
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_that_floods_or_forks_is_ended_by_its_time() {
+    let rig = Rig::new().await;
+    let mut order = shell("yes >&2 & yes");
+    order.timeout = Duration::from_millis(700);
+    let (_, _input, mut outputs) = rig.start(order).await.expect("it starts");
+    // Read only now and then.
+    let mut bytes = 0;
+    let end = loop {
+        match timeout(DEADLINE, outputs.recv()).await.expect("in time").expect("an end") {
+            Ok(Output::Stdout(more) | Output::Stderr(more)) => bytes += more.len(),
+            Ok(Output::Exit(exit)) => break exit,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(end.timed_out && bytes > 0);
+    // A small fork bomb: what it leaves carries its mark, whoever adopts it.
+    let bomb =
+        "f() { sleep 8100 & [ $1 -gt 0 ] && { f $(($1-1)) & f $(($1-1)) & }; }; f 6; sleep 8100";
+    let mut order = shell(bomb);
+    order.timeout = Duration::from_millis(900);
+    let ran = rig.run(order).await;
+    assert_eq!(ran.code(), 124);
+    rig.until_count("sleep 8100", 0).await;
+}
