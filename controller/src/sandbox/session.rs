@@ -107,6 +107,8 @@ impl Session {
     pub(super) async fn open(&mut self) -> Result<Result<Link, node::Error>, Error> {
         match self.connect().await {
             Err(error) if is_break(&error) && self.may_repeat() => Ok(Err(error)),
+            // It may have been started: whoever asks again could run it twice.
+            Err(error @ node::Error::Unknown(_)) => Err(self.lost(error)),
             Err(error) => Err(self.sandboxes.of_node(&self.node, error)),
             Ok(link) => Ok(Ok(link)),
         }
