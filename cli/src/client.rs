@@ -117,9 +117,10 @@ impl Controller {
         });
         match followed.await {
             Ok(ended) => ended,
-            Err(_) => Err(broken.unwrap_or_else(|| {
-                Failure::deadline(&format!("{id} was not done"), wait)
-            })),
+            Err(_) => {
+                Err(broken
+                    .unwrap_or_else(|| Failure::deadline(&format!("{id} was not done"), wait)))
+            }
         }
     }
 

@@ -196,6 +196,8 @@ impl Session {
                         *heard = true;
                         again = resume(have, &told, *started.borrow(), output)?;
                         started.send_replace(true);
+                        // Whoever waited for this goes first.
+                        tokio::task::yield_now().await;
                         if let Some(begin) = begin.take() {
                             begin.send(told.stdin_offset).ok();
                         }
@@ -259,8 +261,9 @@ fn resume(
         }
         if again {
             let what = format!("{name} that came while the connection was lost is not kept");
-            return Err(Failure::local(what)
-                .hint("the command may still run; `sandboxctl logs ID EXEC_ID` has its last output"));
+            return Err(Failure::local(what).hint(
+                "the command may still run; `sandboxctl logs ID EXEC_ID` has its last output",
+            ));
         }
         output.note(format!("the first {} bytes of {name} are not kept any more", begins[n]));
         have[n] = begins[n];

@@ -145,7 +145,9 @@ async fn upload(
             packed?;
             match timeout(SILENCE * 4, sent).await {
                 Ok(answer) => answer,
-                Err(_) => return Err(Failure::deadline("the archive was not unpacked", SILENCE * 4)),
+                Err(_) => {
+                    return Err(Failure::deadline("the archive was not unpacked", SILENCE * 4));
+                }
             }
         }
     };
@@ -436,8 +438,7 @@ mod tests {
             header.set_mode(if *kind == EntryType::Directory { 0o755 } else { 0o644 });
             let is_link = matches!(kind, EntryType::Symlink | EntryType::Link);
             if is_link {
-                header.as_mut_bytes()[157..157 + content.len()]
-                    .copy_from_slice(content.as_bytes());
+                header.as_mut_bytes()[157..157 + content.len()].copy_from_slice(content.as_bytes());
             }
             let content = if is_link { "" } else { content };
             header.set_size(content.len() as u64);

@@ -83,8 +83,10 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
         };
         let both = async {
             tokio::select! {
-                ended = carried => ended,
+                // Before the command's first output is shown, the keys must be its own.
+                biased;
                 failed = terminal => failed,
+                ended = carried => ended,
             }
         };
         tokio::select! {
