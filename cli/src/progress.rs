@@ -88,9 +88,14 @@ impl Bar {
 
     /// Takes it away; how much it was.
     pub fn done(self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        self.bytes.load(Ordering::Relaxed)
     }
 }

@@ -103,7 +103,6 @@ async function execByCalls(client, id) {
       const write = { id, execId, offset: said.value.stdinOffset, data, eof: true };
       const { offset } = await client.writeExecStdin(write);
       assert.equal(offset, BigInt(data.length), "all of it was taken");
-      await client.writeExecStdin(write); // Repeated, it gives nothing twice.
     }
     if (said.case === "stdout") stdout += new TextDecoder().decode(said.value);
     if (said.case === "exit") code = said.value.code;

@@ -383,18 +383,22 @@ fn entries(source: impl Read, to: &Path) -> Result<PathBuf, Failure> {
         if name.get_or_insert_with(|| first.clone()) != &first {
             return Err(hostile(&path, "is not of what was asked for"));
         }
-        match entry.header().entry_type() {
-            EntryType::Directory => {
-                // Last, so that one that may not be written does not stop what goes into it.
-                directories.push(entry);
-                continue;
-            }
+        let kind = entry.header().entry_type();
+        if kind == EntryType::Directory {
+            // Last, so that one that may not be written does not stop what goes into it.
+            directories.push(entry);
+            continue;
+        }
+        let copied = matches!(
+            kind,
             EntryType::Regular
-            | EntryType::Continuous
-            | EntryType::GNUSparse
-            | EntryType::Symlink
-            | EntryType::Link => {}
-            _ => return Err(hostile(&path, "is a device or something else that is not copied")),
+                | EntryType::Continuous
+                | EntryType::GNUSparse
+                | EntryType::Symlink
+                | EntryType::Link
+        );
+        if !copied {
+            return Err(hostile(&path, "is a device or something else that is not copied"));
         }
         // Also refuses what leads out by a link that came before.
         if !entry.unpack_in(to).map_err(|error| local(&to.join(&path), &error))? {

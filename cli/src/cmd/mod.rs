@@ -41,9 +41,11 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
         Verb::Completion { shell } => completion::run(shell, output),
         Verb::Man { dir } => man::run(dir, output),
         Verb::Version => version::run(&global, output).await,
-        Verb::Exec(exec) => own(async { exec::run(connect(&global)?, exec, output).await }).await,
+        Verb::Exec(exec) => {
+            Box::pin(own(async { exec::run(connect(&global)?, exec, output).await })).await
+        }
         Verb::Logs(logs) if logs.follow => {
-            own(async { logs::run(connect(&global)?, logs, output).await }).await
+            Box::pin(own(async { logs::run(connect(&global)?, logs, output).await })).await
         }
         Verb::Logs(logs) => logs::run(connect(&global)?, logs, output).await,
         Verb::Ps(one) => ps::run(connect(&global)?, one.id, output).await,

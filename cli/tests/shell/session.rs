@@ -165,7 +165,10 @@ impl Session {
                 state.stdin.extend_from_slice(&bytes);
             }
             exec_request::Message::StdinEof(eof) => state.eof |= eof,
-            _ => {}
+            exec_request::Message::Start(_)
+            | exec_request::Message::Attach(_)
+            | exec_request::Message::Resize(_)
+            | exec_request::Message::Signal(_) => {}
         });
     }
 }

@@ -79,10 +79,10 @@ impl Sandboxes {
         }
         self.may_change()?;
         let node = self.place(team, &mut request.id)?;
-        match self.one(&node, Ask::Write(request)).await? {
-            Said::Write(answer) => Ok(answer.written),
-            other => Err(self.nonsense(&node, &other)),
-        }
+        let Said::Write(answer) = self.one(&node, Ask::Write(request)).await? else {
+            return Err(self.nonsense(&node));
+        };
+        Ok(answer.written)
     }
 
     /// Reads a file: what it is, then its bytes.
@@ -112,10 +112,10 @@ impl Sandboxes {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
         let node = self.place(team, &mut request.id)?;
-        match self.one(&node, Ask::Stat(request)).await? {
-            Said::File(file) => Ok(file),
-            other => Err(self.nonsense(&node, &other)),
-        }
+        let Said::File(file) = self.one(&node, Ask::Stat(request)).await? else {
+            return Err(self.nonsense(&node));
+        };
+        Ok(file)
     }
 
     /// The entries of a directory.
@@ -130,10 +130,10 @@ impl Sandboxes {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
         let node = self.place(team, &mut request.id)?;
-        match self.one(&node, Ask::List(request)).await? {
-            Said::List(list) => Ok(list),
-            other => Err(self.nonsense(&node, &other)),
-        }
+        let Said::List(list) = self.one(&node, Ask::List(request)).await? else {
+            return Err(self.nonsense(&node));
+        };
+        Ok(list)
     }
 
     /// Removes a path; whether there was something.
@@ -152,10 +152,10 @@ impl Sandboxes {
         }
         self.may_change()?;
         let node = self.place(team, &mut request.id)?;
-        match self.one(&node, Ask::Remove(request)).await? {
-            Said::Remove(answer) => Ok(answer.existed),
-            other => Err(self.nonsense(&node, &other)),
-        }
+        let Said::Remove(answer) = self.one(&node, Ask::Remove(request)).await? else {
+            return Err(self.nonsense(&node));
+        };
+        Ok(answer.existed)
     }
 
     /// Unpacks an archive that comes as `input`; how many entries it had.
@@ -195,7 +195,7 @@ impl Sandboxes {
                 answer = &mut call => {
                     return match answer.map_err(|error| self.of_node(&node, error))? {
                         Some(Said::Upload(answer)) => Ok(answer.entries),
-                        Some(other) => Err(self.nonsense(&node, &other)),
+                        Some(_) => Err(self.nonsense(&node)),
                         None => Err(self.unsaid(&node)),
                     };
                 }
@@ -272,7 +272,7 @@ impl Sandboxes {
             let piece = match next {
                 Ok(Some(Ok(Said::File(file)))) => Ok(Piece::File(file)),
                 Ok(Some(Ok(Said::Data(bytes)))) => Ok(Piece::Data(bytes.into())),
-                Ok(Some(Ok(other))) => Err(this.nonsense(&node, &other)),
+                Ok(Some(Ok(_))) => Err(this.nonsense(&node)),
                 Ok(Some(Err(error))) => Err(this.of_node(&node, error)),
                 Ok(None) => return None,
                 Err(_) => Err(Error::unreachable(&node.name, &silent())),
@@ -282,9 +282,8 @@ impl Sandboxes {
         }))
     }
 
-    fn nonsense(&self, node: &Node, said: &Said) -> Error {
-        let said = format!("{said:?}").chars().take(40).collect();
-        self.of_node(node, node::Error::Nonsense(said))
+    fn nonsense(&self, node: &Node) -> Error {
+        self.of_node(node, node::Error::Nonsense("it answered another question".into()))
     }
 
     fn unsaid(&self, node: &Node) -> Error {

@@ -423,7 +423,9 @@ fn nothing() -> ExecResponse {
 fn is_break(error: &node::Error) -> bool {
     match error {
         node::Error::Unknown(_) | node::Error::Unreachable(_) => true,
-        node::Error::Refused { reason, .. } => reason == reason::SHUTTING_DOWN,
+        node::Error::Refused { reason, .. } => {
+            [reason::SHUTTING_DOWN, reason::NODE_UNREACHABLE].contains(&reason.as_str())
+        }
         node::Error::Nonsense(_) => false,
     }
 }
