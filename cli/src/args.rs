@@ -29,6 +29,7 @@ Examples:
   id=$(sandboxctl create)                       a sandbox; its id on stdout
   sandboxctl exec $id -- uname -a               run a command in it
   sandboxctl exec -it $id -- bash               a shell on a terminal
+  sandboxctl cp ./src $id:/srv                  copy files, both ways
   sandboxctl expose $id 8080                    open a port; prints the address
   sandboxctl ls                                 what there is
   sandboxctl explain $id                        why it is on that node
@@ -39,6 +40,7 @@ Examples:
   id=$(sandboxctl create)                       a sandbox; its id on stdout
   sandboxctl exec $id -- uname -a               run a command in it
   sandboxctl exec -it $id -- bash               a shell on a terminal
+  sandboxctl cp ./src $id:/srv                  copy files, both ways
   sandboxctl expose $id 8080                    open a port; prints the address
   sandboxctl ls                                 what there is
   sandboxctl explain $id                        why it is on that node
@@ -53,10 +55,10 @@ Exit codes:
   0    done
   1    refused, failed, or fsck found something
   2    wrong usage or configuration
-  3    no such sandbox, snapshot, service or node
+  3    no such sandbox, command, file, snapshot, service or node
   4    not now: no room, or something does not answer; the same call may work later
-  125  exec: the command could not be run, or its outcome was lost
-       (every other code of exec is the command's own)
+  125  exec, logs -f: the command could not be run, or its outcome was lost
+       (every other code of these two is the command's own)
   130  interrupted
   141  whoever read our output went away";
 
@@ -130,6 +132,14 @@ pub enum Verb {
     Get(One),
     /// Run a command in a sandbox
     Exec(Exec),
+    /// List the commands that a sandbox runs and ran
+    Ps(One),
+    /// Print what a command has said
+    Logs(Logs),
+    /// Signal a command and all that it started
+    Kill(Kill),
+    /// Copy files and directories into a sandbox or out of it
+    Cp(Cp),
     /// Boot stopped sandboxes
     Start(Many),
     /// Stop sandboxes; their disks are kept
@@ -264,6 +274,13 @@ Examples:
   sandboxctl exec -i ID -- tar x -C /srv < files.tar
   sandboxctl exec -it ID -- bash
   sandboxctl exec --timeout 30s --user 1000 --cwd /srv ID -- make
+  sandboxctl exec --exec-id build-7 --timeout 2h ID -- make
+                                       run it twice: still one run, from its first output
+  sandboxctl exec --detach --timeout 2h ID -- make
+                                       prints the exec id, for `ps`, `logs` and `kill`
+
+When the connection breaks, it is attached to again for up to 60 s, and nothing comes twice. The
+third Ctrl-C kills the command. If this program is killed, the command runs on until its timeout.
 
 The exit code is the command's own: 128 + n when signal n ended it, 124 when its time was over,
 125 when it could not be run or its outcome was lost.")]
@@ -286,6 +303,12 @@ pub struct Exec {
     /// Kill the command and all it started after this time, such as 30s or 2h [default: 5m]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
+    /// Name of the run: it runs once however often it is asked for [default: random]
+    #[arg(long, value_name = "KEY")]
+    pub exec_id: Option<String>,
+    /// Start it, print its exec id, and leave it running
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub detach: bool,
     /// A line for `bash -c`, in place of CMD
     #[arg(long, value_name = "LINE", conflicts_with = "command")]
     pub shell: Option<String>,
@@ -294,6 +317,65 @@ pub struct Exec {
     /// Program and arguments, passed on as they are
     #[arg(last = true, required_unless_present = "shell", value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+/// `logs`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl logs ID EXEC_ID           what it has said until now
+  sandboxctl logs -f ID EXEC_ID        and what it goes on to say; its exit code is ours then
+
+The last of the output is kept while the sandbox is up; `sandboxctl ps ID` lists the exec ids.")]
+pub struct Logs {
+    /// Go on until the command ends, and end with its exit code
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Sandbox
+    pub id: String,
+    /// Name of the run
+    pub exec_id: String,
+}
+
+/// `kill`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl kill ID EXEC_ID           asks it to end
+  sandboxctl kill -s KILL ID EXEC_ID   ends it")]
+pub struct Kill {
+    /// Signal by name or number
+    #[arg(short, long, value_name = "SIGNAL", default_value = "TERM")]
+    pub signal: SignalNumber,
+    /// Sandbox
+    pub id: String,
+    /// Name of the run
+    pub exec_id: String,
+}
+
+/// `cp`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl cp notes.txt ID:/root/            into a directory
+  sandboxctl cp notes.txt ID:/root/todo.txt    under another name
+  sandboxctl cp ./src ID:/srv                  /srv/src, or /srv where there is none yet
+  sandboxctl cp ./src/. ID:/srv                what is in it, right into /srv
+  sandboxctl cp ID:/var/log ./logs             out of it
+  sandboxctl cp ID:/srv - | tar t              a tar archive on stdout
+  tar c . | sandboxctl cp - ID:/srv            one from stdin
+
+A path of this machine that looks like a sandbox's is written ./A:/b. Links are copied as links.")]
+pub struct Cp {
+    /// User in the sandbox by name or number [default: root]
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// From where: a path, ID:/path, or - for a tar archive on stdin
+    #[arg(value_name = "SRC")]
+    pub source: Place,
+    /// To where: a path, ID:/path, or - for a tar archive on stdout
+    #[arg(value_name = "DST")]
+    pub destination: Place,
 }
 
 /// `expose`.
@@ -373,6 +455,60 @@ impl FromStr for Pair {
             }
             _ => Err("must be KEY=VALUE".into()),
         }
+    }
+}
+
+/// One end of a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// On this machine.
+    Here(PathBuf),
+    /// In a sandbox.
+    Sandbox {
+        /// Any form of its name.
+        id: String,
+        /// Absolute path.
+        path: String,
+    },
+    /// Our stdin or stdout.
+    Stream,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some((id, path)) if !id.is_empty() && !id.contains(['/', '.']) => {
+                if !path.starts_with('/') {
+                    return Err("the path in the sandbox must be absolute: ID:/path".into());
+                }
+                Ok(Self::Sandbox { id: id.to_owned(), path: path.to_owned() })
+            }
+            _ if text == "-" => Ok(Self::Stream),
+            _ if text.is_empty() => Err("must not be empty".into()),
+            _ => Ok(Self::Here(text.into())),
+        }
+    }
+}
+
+/// `TERM`, `SIGTERM` or `15`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignalNumber(pub u32);
+
+impl FromStr for SignalNumber {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(number) = text.parse() {
+            let ok = (1..=31).contains(&number);
+            return ok.then_some(Self(number)).ok_or_else(|| "must be 1 to 31".into());
+        }
+        let name = text.to_ascii_uppercase();
+        let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+        let signal: nix::sys::signal::Signal =
+            name.parse().map_err(|_| "must be a signal, such as TERM, KILL, HUP or 9")?;
+        Ok(Self((signal as i32).unsigned_abs()))
     }
 }
 
@@ -479,6 +615,28 @@ mod tests {
         parse("sandboxctl explain --dry-run --snapshot s --cpus 2");
         refused("sandboxctl explain");
         refused("sandboxctl explain 100001 --dry-run");
+    }
+
+    #[test]
+    fn a_copy_has_a_side_in_a_sandbox() {
+        let line = "sandboxctl cp ./a:b pvelxc-x:/srv";
+        let Verb::Cp(cp) = parse(line) else { panic!("not cp") };
+        assert_eq!(cp.source, Place::Here("./a:b".into()));
+        let path = "/srv".to_owned();
+        assert_eq!(cp.destination, Place::Sandbox { id: "pvelxc-x".into(), path });
+        assert_eq!("-".parse(), Ok(Place::Stream));
+        refused("sandboxctl cp a 100001:srv");
+        refused("sandboxctl cp a");
+    }
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (text, number) in [("TERM", 15), ("sigkill", 9), ("1", 1)] {
+            assert_eq!(text.parse(), Ok(SignalNumber(number)));
+        }
+        for wrong in ["0", "32", "X", ""] {
+            assert!(wrong.parse::<SignalNumber>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

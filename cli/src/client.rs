@@ -80,11 +80,29 @@ impl Controller {
         &self,
         id: &str,
         deadline: Option<Instant>,
+        done: impl FnMut(&Sandbox) -> Result<bool, Failure>,
+    ) -> Result<Sandbox, Failure> {
+        let now = Instant::now();
+        // Some 30 years, for those who wait for as long as it takes.
+        let wait = match deadline {
+            Some(deadline) => deadline.saturating_duration_since(now),
+            None => Duration::from_secs(1_000_000_000),
+        };
+        self.follow_since(id, now, wait, done).await
+    }
+
+    /// The same for who has waited since an earlier time.
+    ///
+    /// # Errors
+    /// As `follow`.
+    pub async fn follow_since(
+        &self,
+        id: &str,
+        since: Instant,
+        wait: Duration,
         mut done: impl FnMut(&Sandbox) -> Result<bool, Failure>,
     ) -> Result<Sandbox, Failure> {
-        let started = Instant::now();
-        // Some 30 years, for those who wait for as long as it takes.
-        let end = deadline.unwrap_or_else(|| started + Duration::from_secs(1_000_000_000));
+        let end = since + wait;
         let mut broken = None;
         let followed = timeout_at(end, async {
             loop {
@@ -99,9 +117,10 @@ impl Controller {
         });
         match followed.await {
             Ok(ended) => ended,
-            Err(_) => Err(broken.unwrap_or_else(|| {
-                Failure::deadline(&format!("{id} was not done"), end.duration_since(started))
-            })),
+            Err(_) => {
+                Err(broken
+                    .unwrap_or_else(|| Failure::deadline(&format!("{id} was not done"), wait)))
+            }
         }
     }
 

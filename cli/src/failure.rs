@@ -88,12 +88,21 @@ impl Failure {
 
     /// Waited for longer than was allowed.
     pub fn deadline(what: &str, waited: Duration) -> Self {
+        let waited = match waited.subsec_millis() {
+            0 => format!("{} s", waited.as_secs()),
+            _ => format!("{} ms", waited.as_millis()),
+        };
         Self {
             hint: Some("it may still be done: look with `sandboxctl ls`, or run it again with the same --request-id".into()),
             exit: exit::NOT_NOW,
             transient: true,
-            ..Self::local(format!("{what} within {} s", waited.as_secs()))
+            ..Self::local(format!("{what} within {waited}"))
         }
+    }
+
+    /// With a reason of the API that we found ourselves.
+    pub fn of_reason(reason: &str, message: impl Into<String>) -> Self {
+        Self::local(message).with_reason(reason)
     }
 
     fn with_reason(mut self, reason: &str) -> Self {

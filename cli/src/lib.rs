@@ -1,8 +1,9 @@
 //! `sandboxctl`: the controller's public API for people and for scripts.
 //!
 //! Code map: `args` is what can be typed; `settings` finds the controller; `client` calls it;
-//! `cmd` has one file a verb; `failure` and `hint` turn what went wrong into a sentence, a next
-//! step and an exit code; `output` prints tables and JSON. Knows sandbox.v1 and nothing of agents.
+//! `session` holds on to a command when the connection breaks; `cmd` has one file a verb; `failure`
+//! and `hint` turn what went wrong into a sentence, a next step and an exit code; `output` prints
+//! tables and JSON. Knows sandbox.v1 and nothing of agents.
 
 pub mod args;
 pub mod client;
@@ -11,6 +12,7 @@ pub mod failure;
 pub mod hint;
 pub mod output;
 pub mod progress;
+pub mod session;
 pub mod settings;
 pub mod terminal;
 
@@ -27,7 +29,7 @@ pub fn main() -> ExitCode {
         // clap's own: usage errors, --help and --version. A closed pipe is no reason to complain.
         Err(error) => {
             error.print().ok();
-            let exec = || std::env::args_os().any(|arg| arg == "exec");
+            let exec = || std::env::args_os().any(|arg| arg == "exec" || arg == "logs");
             let code = match error.use_stderr() {
                 false => 0,
                 // 2 could be the command's own.

@@ -1,7 +1,11 @@
-//! A spinner on stderr with what is being done, for a person who waits at a terminal.
+//! A spinner or a bar on stderr with what is being done, for a person who waits at a terminal.
 
 use std::{
     io::{self, IsTerminal},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,6 +46,55 @@ impl Spinner {
 impl Drop for Spinner {
     fn drop(&mut self) {
         if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// How much has been copied, drawn where somebody would see it.
+#[derive(Debug, Clone)]
+pub struct Bar {
+    bar: Option<ProgressBar>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Bar {
+    /// Starts it; `total` where it is known.
+    pub fn new(json: bool, message: impl Into<String>, total: Option<u64>) -> Self {
+        let bytes = Arc::new(AtomicU64::new(0));
+        if json || !io::stderr().is_terminal() {
+            return Self { bar: None, bytes };
+        }
+        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+        let template = match total {
+            Some(_) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}",
+            None => "{spinner} {msg} {bytes} {bytes_per_sec}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(message.into());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self { bar: Some(bar), bytes }
+    }
+
+    /// So many bytes more.
+    pub fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    /// Takes it away; how much it was.
+    pub fn done(self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }

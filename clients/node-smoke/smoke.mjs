@@ -90,6 +90,43 @@ async function execStream(client, id) {
   assert.deepEqual({ stdout, code }, { stdout: "a line\n", code: 0 });
 }
 
+// What needs no full duplex: output as a stream, stdin by calls of its own.
+async function execByCalls(client, id) {
+  const execId = `smoke-${randomUUID()}`;
+  const command = { case: "argv", value: { args: ["cat"] } };
+  const subject = { case: "start", value: { id, execId, command } };
+  let [stdout, code] = ["", undefined];
+  for await (const { message } of client.streamExec({ subject })) {
+    const said = message.message;
+    if (said.case === "started") {
+      const data = new TextEncoder().encode("by calls\n");
+      const write = { id, execId, offset: said.value.stdinOffset, data, eof: true };
+      const { offset } = await client.writeExecStdin(write);
+      assert.equal(offset, BigInt(data.length), "all of it was taken");
+    }
+    if (said.case === "stdout") stdout += new TextDecoder().decode(said.value);
+    if (said.case === "exit") code = said.value.code;
+  }
+  assert.deepEqual({ stdout, code }, { stdout: "by calls\n", code: 0 });
+}
+
+async function files(client, id) {
+  const path = "/root/smoke/note";
+  const content = new TextEncoder().encode("written in one step\n");
+  const { written } = await client.writeFiles({ id, files: [{ path, content, mode: 0o600 }] });
+  assert.equal(written, 1);
+  let [file, text] = [undefined, ""];
+  for await (const piece of client.readFile({ id, path })) {
+    file ??= piece.file;
+    text += new TextDecoder().decode(piece.data);
+  }
+  assert.deepEqual(
+    { name: file.name, mode: file.mode, text },
+    { name: "note", mode: 0o600, text: "written in one step\n" },
+  );
+  await refused(client.statFile({ id, path: `${path}.none` }), Code.NotFound, "FILE_NOT_FOUND");
+}
+
 async function story(name, transport) {
   const client = createClient(SandboxService, transport(token));
   const done = (what) => console.log(`${name}: ${what}`);
@@ -121,7 +158,10 @@ async function story(name, transport) {
     );
     // A request in HTTP/1.1 and its answer cannot overlap: full duplex is native gRPC's alone.
     if (name === "gRPC") await execStream(client, sandbox.id);
+    await execByCalls(client, sandbox.id);
     done("ran commands in it");
+    await files(client, sandbox.id);
+    done("wrote and read a file");
 
     const unknown = { id: "pvelxc-00000000000000000000000000" };
     await refused(client.getSandbox(unknown), Code.NotFound, "SANDBOX_NOT_FOUND");

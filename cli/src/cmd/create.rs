@@ -15,8 +15,7 @@ use crate::{
 };
 
 /// How long the API may take to answer, so that no call is silent for longer.
-const SILENT: prost_types::Duration = prost_types::Duration { seconds: 20, nanos: 0 };
-const AT_ONCE: prost_types::Duration = prost_types::Duration { seconds: 0, nanos: 0 };
+const SILENT: Duration = Duration::from_secs(20);
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -65,10 +64,12 @@ async fn one(
     alone: bool,
     output: Output,
 ) -> Result<Sandbox, Failure> {
-    let deadline = Instant::now() + wait;
+    let since = Instant::now();
+    let deadline = since + wait;
     let spinner = Spinner::new(output.json || !alone || no_wait, "asking the controller");
     // With somebody watching, the steps are worth more than one call fewer.
-    request.wait = Some(if no_wait || spinner.shown() { AT_ONCE } else { SILENT });
+    let silent = if no_wait || spinner.shown() { Duration::ZERO } else { SILENT.min(wait) };
+    request.wait = prost_types::Duration::try_from(silent).ok();
     let sandbox = ask(controller, &request, deadline).await?;
     if no_wait || settled(&sandbox, Phase::Running)? {
         return Ok(sandbox);
@@ -76,7 +77,7 @@ async fn one(
     // Without a terminal each step is a line, so that a log shows what was waited for.
     let mut told = String::new();
     controller
-        .follow(&sandbox.id, Some(deadline), |sandbox| {
+        .follow_since(&sandbox.id, since, wait, |sandbox| {
             let now = progress(sandbox);
             if spinner.shown() {
                 spinner.say(now);
@@ -123,7 +124,7 @@ async fn ask(
     }
 }
 
-fn random_key() -> Result<String, Failure> {
+pub(super) fn random_key() -> Result<String, Failure> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes)
         .map_err(|error| Failure::local(format!("no random numbers: {error}")))?;

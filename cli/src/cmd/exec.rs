@@ -3,30 +3,27 @@
 use std::{
     collections::BTreeMap,
     io::{self, Read},
-    os::fd::AsFd,
     time::Duration,
 };
 
 use bytes::Bytes;
 use proto::sandbox::v1::{
-    Argv, ExecExit, ExecRequest, ExecStart, exec_request, exec_response, exec_start,
+    Argv, ExecExit, ExecStart, ResizeExecRequest, SignalExecRequest, WindowSize,
+    WriteExecStdinRequest, exec_request, exec_start,
 };
 use serde_json::json;
 use tokio::{
-    fs::File,
-    io::AsyncWriteExt,
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-    time::{Instant, timeout_at},
+    sync::{mpsc, watch},
+    time::{Instant, timeout, timeout_at},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 
 use crate::{
     args::{Exec, Pair},
     client::{Controller, answer},
     failure::{Failure, exit},
     output::Output,
+    session::{Ended, Session, Sink},
     terminal,
 };
 
@@ -36,49 +33,87 @@ const CHUNK: usize = 64 * 1024;
 /// What the API takes when no timeout is asked for.
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// How long after the command's own time its end may still come.
-const GRACE: Duration = Duration::from_secs(60);
-/// Output that `--json` holds in memory.
-const JSON_BYTES_MAX: usize = 16 * 1024 * 1024;
+const GRACE: Duration = Duration::from_secs(90);
 /// The user means us, not the command, when it does not heed the signal.
 const INTERRUPTS_MAX: u32 = 3;
+/// How long the last signal may take; we are on our way out.
+const LAST_WORD: Duration = Duration::from_secs(2);
+const KILL: u32 = 9;
 
 type Message = exec_request::Message;
 
 pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> Result<u8, Failure> {
-    let (tty, interactive, id) = (exec.tty, exec.interactive, exec.id.clone());
+    let (tty, interactive, detach) = (exec.tty, exec.interactive, exec.detach);
     let deadline = Instant::now() + exec.timeout.unwrap_or(TIMEOUT) + GRACE;
-    let (sender, receiver) = mpsc::channel(QUEUE);
+    let ours = exec.exec_id.is_none() && !detach;
+    let start = start(exec)?;
+    let control = Control {
+        controller: controller.clone(),
+        id: start.id.clone(),
+        exec_id: start.exec_id.clone(),
+    };
+    if detach {
+        return detached(controller, start, &control, output).await;
+    }
+    let (sender, input) = mpsc::channel(QUEUE);
     // Before the command can be seen to run: a signal that comes then is the command's already.
     let signals = Signals::listen()
         .map_err(|error| Failure::local(format!("cannot listen for signals: {error}")))?;
-    queue(&sender, Message::Start(start(exec)?)).await;
-    if !interactive {
-        queue(&sender, Message::StdinEof(true)).await;
-    }
-    let mut client = controller.sandboxes.clone();
     let mut sink = Sink::new(output.json)?;
-    let session = async {
-        let messages = answer(client.exec(ReceiverStream::new(receiver))).await?;
-        // From here on the terminal's keys are the command's; the guard gives them back.
-        let raw = (tty && interactive && terminal::is_terminal()).then(terminal::Raw::enter);
-        let _raw = raw
-            .transpose()
-            .map_err(|error| Failure::local(format!("cannot use the terminal: {error}")))?;
-        if interactive {
-            let sender = sender.clone();
-            // A thread of its own: nobody can call back a read of stdin, and it dies with the process.
-            std::thread::spawn(move || pump_stdin(&sender));
+    let mut session = Session::start(controller, start);
+    let started = session.started();
+    let ended = {
+        let mut running = started.clone();
+        let carried = session.run(input, &mut sink, output);
+        let terminal = async {
+            if interactive {
+                // From here on the terminal's keys are the command's; the guard gives them back.
+                running.wait_for(|runs| *runs).await.ok();
+                let raw = (tty && terminal::is_terminal()).then(terminal::Raw::enter);
+                let _raw = raw
+                    .transpose()
+                    .map_err(|error| Failure::local(format!("cannot use the terminal: {error}")))?;
+                let sender = sender.clone();
+                // A thread of its own: nobody can call back a read of stdin, and it dies with us.
+                std::thread::spawn(move || pump_stdin(&sender));
+                return std::future::pending::<Result<_, Failure>>().await;
+            }
+            sender.send(Message::StdinEof(true)).await.ok();
+            std::future::pending().await
+        };
+        let both = async {
+            tokio::select! {
+                // Before the command's first output is shown, the keys must be its own.
+                biased;
+                failed = terminal => failed,
+                ended = carried => ended,
+            }
+        };
+        tokio::select! {
+            ended = timeout_at(deadline, both) => ended.unwrap_or_else(|_| {
+                Err(Failure::local("the command's end did not come, long after its time was over"))
+            }),
+            () = signals.forward(&control, started.clone(), tty) => {
+                control.kill().await;
+                return Ok(exit::INTERRUPTED);
+            }
         }
-        receive(messages, &mut sink).await
     };
-    let ended = tokio::select! {
-        ended = timeout_at(deadline, session) => ended
-            .map_err(|_| Failure::local("the command's end did not come, long after its time was over"))??,
-        code = signals.forward(&sender, tty) => return Ok(code),
+    let ended = match ended {
+        Ok(Ended::Exit(ended)) => ended,
+        Ok(Ended::Seen) => ExecExit::default(),
+        Err(failure) => {
+            // Nobody else knows its name: without us it would only use up its time.
+            if ours && *started.borrow() {
+                control.kill().await;
+            }
+            return Err(failure);
+        }
     };
     if output.json {
         output.value(&json!({
-            "id": id,
+            "id": control.id,
+            "exec_id": control.exec_id,
             "code": ended.code,
             "signal": ended.signal,
             "timed_out": ended.timed_out,
@@ -86,10 +121,50 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
             "stderr": String::from_utf8_lossy(&sink.stderr),
         }))?;
     }
+    Ok(code(ended, output))
+}
+
+/// The exit code that is ours as well.
+pub(super) fn code(ended: ExecExit, output: Output) -> u8 {
     if ended.timed_out {
         output.note("the command was killed: its time was over (--timeout)");
     }
-    Ok(u8::try_from(ended.code).unwrap_or(u8::MAX))
+    u8::try_from(ended.code).unwrap_or(u8::MAX)
+}
+
+/// Starts it, sees it run, and lets go of it.
+async fn detached(
+    controller: Controller,
+    start: ExecStart,
+    control: &Control,
+    output: Output,
+) -> Result<u8, Failure> {
+    let (sender, input) = mpsc::channel(1);
+    let mut sink = Sink::new(true)?;
+    // Nothing of its output is for us.
+    let mut session = Session::start(controller, start);
+    let mut started = session.started();
+    tokio::select! {
+        biased;
+        runs = started.wait_for(|runs| *runs) => {
+            runs.map_err(|_| Failure::local("the command did not start"))?;
+        }
+        ended = session.run(input, &mut sink, output) => drop(ended?),
+    }
+    drop(sender);
+    let eof = WriteExecStdinRequest {
+        id: control.id.clone(),
+        exec_id: control.exec_id.clone(),
+        eof: true,
+        ..WriteExecStdinRequest::default()
+    };
+    // One that has ended already needs no end of stdin.
+    answer(control.controller.sandboxes.clone().write_exec_stdin(eof)).await.ok();
+    match output.json {
+        true => output.value(&json!({ "id": control.id, "exec_id": control.exec_id }))?,
+        false => output.line(&control.exec_id)?,
+    }
+    Ok(0)
 }
 
 fn start(exec: Exec) -> Result<ExecStart, Failure> {
@@ -132,16 +207,14 @@ fn start(exec: Exec) -> Result<ExecStart, Failure> {
         timeout,
         tty: exec.tty,
         window: if exec.tty { terminal::size() } else { None },
-        exec_id: String::new(),
+        exec_id: match exec.exec_id {
+            Some(exec_id) => exec_id,
+            None => super::create::random_key()?,
+        },
     })
 }
 
-/// Sends a message; when nobody listens any more, the stream's end says why.
-async fn queue(sender: &mpsc::Sender<ExecRequest>, message: Message) {
-    sender.send(ExecRequest { message: Some(message) }).await.ok();
-}
-
-fn pump_stdin(sender: &mpsc::Sender<ExecRequest>) {
+fn pump_stdin(sender: &mpsc::Sender<Message>) {
     let mut stdin = io::stdin().lock();
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -150,9 +223,43 @@ fn pump_stdin(sender: &mpsc::Sender<ExecRequest>) {
             Ok(length) => Message::Stdin(Bytes::copy_from_slice(&buffer[..length])),
         };
         let last = matches!(message, Message::StdinEof(_));
-        if sender.blocking_send(ExecRequest { message: Some(message) }).is_err() || last {
+        if sender.blocking_send(message).is_err() || last {
             return;
         }
+    }
+}
+
+/// Acts on the command beside its stream, which may be full of stdin.
+struct Control {
+    controller: Controller,
+    id: String,
+    exec_id: String,
+}
+
+enum Act {
+    Signal(u32),
+    Resize(WindowSize),
+}
+
+impl Control {
+    async fn act(&self, act: Act) -> Result<(), Failure> {
+        let (id, exec_id) = (self.id.clone(), self.exec_id.clone());
+        let mut client = self.controller.sandboxes.clone();
+        match act {
+            Act::Signal(signal) => {
+                let request = SignalExecRequest { id, exec_id, signal };
+                answer(client.signal_exec(request)).await.map(drop)
+            }
+            Act::Resize(window) => {
+                let request = ResizeExecRequest { id, exec_id, window: Some(window) };
+                answer(client.resize_exec(request)).await.map(drop)
+            }
+        }
+    }
+
+    /// Ends it, if that can be done at once.
+    async fn kill(&self) {
+        timeout(LAST_WORD, self.act(Act::Signal(KILL))).await.ok();
     }
 }
 
@@ -176,88 +283,41 @@ impl Signals {
     }
 
     /// Passes signals and the terminal's size on; returns when the user insists.
-    async fn forward(mut self, sender: &mpsc::Sender<ExecRequest>, tty: bool) -> u8 {
-        let mut interrupts = 0;
-        loop {
-            let message = tokio::select! {
-                _ = self.int.recv() => {
-                    interrupts += 1;
-                    if interrupts >= INTERRUPTS_MAX {
-                        return exit::INTERRUPTED;
+    async fn forward(mut self, control: &Control, mut started: watch::Receiver<bool>, tty: bool) {
+        let (sender, mut acts) = mpsc::channel(QUEUE);
+        let take = async {
+            let mut interrupts = 0;
+            loop {
+                let act = tokio::select! {
+                    _ = self.int.recv() => {
+                        interrupts += 1;
+                        if interrupts >= INTERRUPTS_MAX {
+                            return;
+                        }
+                        Act::Signal(2)
                     }
-                    Message::Signal(2)
-                }
-                _ = self.term.recv() => Message::Signal(15),
-                _ = self.hup.recv() => Message::Signal(1),
-                _ = self.window.recv() => match terminal::size() {
-                    Some(size) if tty => Message::Resize(size),
-                    _ => continue,
-                },
-            };
-            queue(sender, message).await;
+                    _ = self.term.recv() => Act::Signal(15),
+                    _ = self.hup.recv() => Act::Signal(1),
+                    _ = self.window.recv() => match terminal::size() {
+                        Some(size) if tty => Act::Resize(size),
+                        _ => continue,
+                    },
+                };
+                // Beyond so many that nobody took, one more says nothing new.
+                sender.try_send(act).ok();
+            }
+        };
+        let pass = async {
+            // A command that does not run yet cannot be signalled.
+            started.wait_for(|runs| *runs).await.ok();
+            while let Some(act) = acts.recv().await {
+                // The command's stream says how it is; a signal that is lost can be given again.
+                control.act(act).await.ok();
+            }
+        };
+        tokio::select! {
+            () = take => {}
+            () = async { pass.await; std::future::pending().await } => {}
         }
     }
-}
-
-/// Where output goes: on at once, or into memory for `--json`.
-struct Sink {
-    json: bool,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-    // Files of tokio: a reader of ours that is slow must not keep the connection from its pings.
-    to_stdout: File,
-    to_stderr: File,
-}
-
-impl Sink {
-    fn new(json: bool) -> io::Result<Self> {
-        let to_stdout = io::stdout().as_fd().try_clone_to_owned()?;
-        let to_stderr = io::stderr().as_fd().try_clone_to_owned()?;
-        Ok(Self {
-            json,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-            to_stdout: File::from_std(to_stdout.into()),
-            to_stderr: File::from_std(to_stderr.into()),
-        })
-    }
-
-    async fn take(&mut self, bytes: &[u8], is_stderr: bool) -> Result<(), Failure> {
-        if !self.json {
-            return match is_stderr {
-                true => write(&mut self.to_stderr, bytes).await,
-                false => write(&mut self.to_stdout, bytes).await,
-            };
-        }
-        if self.stdout.len() + self.stderr.len() + bytes.len() > JSON_BYTES_MAX {
-            return Err(Failure::local(
-                "the command wrote more than 16 MiB, which is more than --json holds",
-            )
-            .hint("leave --json out: the output then goes through as it comes"));
-        }
-        let kept = if is_stderr { &mut self.stderr } else { &mut self.stdout };
-        kept.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
-async fn write(to: &mut File, bytes: &[u8]) -> Result<(), Failure> {
-    to.write_all(bytes).await?;
-    Ok(to.flush().await?)
-}
-
-async fn receive(
-    mut messages: Streaming<proto::sandbox::v1::ExecResponse>,
-    sink: &mut Sink,
-) -> Result<ExecExit, Failure> {
-    while let Some(response) = messages.message().await? {
-        match response.message {
-            Some(exec_response::Message::Stdout(bytes)) => sink.take(&bytes, false).await?,
-            Some(exec_response::Message::Stderr(bytes)) => sink.take(&bytes, true).await?,
-            Some(exec_response::Message::Exit(ended)) => return Ok(ended),
-            Some(exec_response::Message::Started(_)) | None => {}
-        }
-    }
-    Err(Failure::local("the connection ended before the command's exit code came")
-        .hint("the command may still run; `sandboxctl get ID` shows whether the sandbox does"))
 }

@@ -1,6 +1,7 @@
 //! One file a verb.
 
 mod completion;
+mod cp;
 mod create;
 mod exec;
 mod explain;
@@ -8,10 +9,13 @@ mod expose;
 mod fsck;
 mod get;
 mod hide;
+mod kill;
 mod lifecycle;
+mod logs;
 mod ls;
 mod man;
 mod nodes;
+mod ps;
 mod snapshot;
 mod url;
 mod version;
@@ -38,16 +42,15 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
         Verb::Man { dir } => man::run(dir, output),
         Verb::Version => version::run(&global, output).await,
         Verb::Exec(exec) => {
-            // Whatever we fail at must not look like an exit code of the command.
-            let ended = match connect(&global) {
-                Ok(controller) => exec::run(controller, exec, output).await,
-                Err(failure) => Err(failure),
-            };
-            ended.map_err(|failure| match failure.exit {
-                exit::PIPE => failure,
-                _ => failure.exit(exit::EXEC),
-            })
+            Box::pin(own(async { exec::run(connect(&global)?, exec, output).await })).await
         }
+        Verb::Logs(logs) if logs.follow => {
+            Box::pin(own(async { logs::run(connect(&global)?, logs, output).await })).await
+        }
+        Verb::Logs(logs) => logs::run(connect(&global)?, logs, output).await,
+        Verb::Ps(one) => ps::run(connect(&global)?, one.id, output).await,
+        Verb::Kill(kill) => kill::run(connect(&global)?, kill, output).await,
+        Verb::Cp(cp) => cp::run(connect(&global)?, cp, output).await,
         Verb::Create(create) => create::run(connect(&global)?, create, output).await,
         Verb::Ls(ls) => ls::run(connect(&global)?, ls, output).await,
         Verb::Get(one) => get::run(connect(&global)?, one.id, output).await,
@@ -63,6 +66,14 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
         Verb::Fsck => fsck::run(connect(&global)?, output).await,
         Verb::Watch(one) => watch::run(connect(&global)?, one.id, output).await,
     }
+}
+
+/// Whatever we fail at must not look like an exit code of the command.
+async fn own(ended: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    ended.await.map_err(|failure| match failure.exit {
+        exit::PIPE => failure,
+        _ => failure.exit(exit::EXEC),
+    })
 }
 
 fn connect(global: &Global) -> Result<Controller, Failure> {

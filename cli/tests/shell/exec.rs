@@ -2,7 +2,6 @@
 
 use std::{process::Stdio, time::Duration};
 
-use daemon::status::Refusal;
 use nix::{
     pty::{Winsize, openpty},
     sys::{
@@ -11,101 +10,79 @@ use nix::{
     },
     unistd::Pid,
 };
-use proto::{
-    reason,
-    sandbox::v1::{
-        ExecExit, ExecRequest, ExecResponse, ExecStart, exec_request, exec_response::Message,
-        exec_start::Command,
-    },
-};
+use proto::sandbox::v1::{ExecExit, exec_start::Command};
+use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    sync::mpsc,
     time::timeout,
 };
-use tonic::{Code, Status, Streaming};
 
-use crate::fake::{Behaviour, Fake, ID, finish, rest, say};
+use crate::{
+    fake::{Behaviour, Fake, ID, finish},
+    session::Session,
+};
 
 /// The fake's side: does as the first argument says.
-pub(crate) async fn play(
-    start: ExecStart,
-    mut messages: Streaming<ExecRequest>,
-    to: mpsc::Sender<Result<ExecResponse, Status>>,
-) {
+pub(crate) async fn play(session: &Session) {
+    let start = session.start.clone();
     let words = match start.command {
         Some(Command::Argv(argv)) => argv.args,
         Some(Command::Shell(line)) => vec!["shell".into(), line],
         None => vec!["nothing".into()],
     };
-    let exit = |code| Message::Exit(ExecExit { code, ..ExecExit::default() });
+    let exit = |code| session.end(ExecExit { code, ..ExecExit::default() });
     let second = words.get(1).cloned().unwrap_or_default();
     match words[0].as_str() {
-        "exit" => say(&to, exit(second.parse().expect("a number"))).await,
+        "exit" => exit(second.parse().expect("a number")),
         "shell" => {
-            say(&to, Message::Stdout(second.into())).await;
-            say(&to, exit(0)).await;
+            session.say(0, second.as_bytes()).await;
+            exit(0);
         }
         "both" => {
-            say(&to, Message::Stdout(vec![0, 0xff, b'\n'].into())).await;
-            say(&to, Message::Stderr("to stderr\n".into())).await;
-            say(&to, exit(0)).await;
+            session.say(0, &[0, 0xff, b'\n']).await;
+            session.say(1, b"to stderr\n").await;
+            exit(0);
         }
         "cat" => {
-            for message in rest(messages).await {
-                if let exec_request::Message::Stdin(bytes) = message {
-                    say(&to, Message::Stdout(bytes)).await;
-                }
+            while let Some(bytes) = session.stdin().await {
+                session.say(0, &bytes).await;
             }
-            say(&to, exit(0)).await;
+            exit(0);
         }
         "env" => {
             let told =
                 format!("{:?} {} {} {:?}\n", start.env, start.cwd, start.user, start.timeout);
-            say(&to, Message::Stdout(told.into())).await;
-            say(&to, exit(0)).await;
+            session.say(0, told.as_bytes()).await;
+            exit(0);
         }
         "terminal" => {
             let window = start.window.unwrap_or_default();
             let told = format!("tty {} {}x{} ", start.tty, window.cols, window.rows);
-            say(&to, Message::Stdout(told.into())).await;
-            while let Ok(Some(request)) = messages.message().await {
-                match request.message {
-                    Some(exec_request::Message::Stdin(bytes)) if bytes.contains(&4) => break,
-                    Some(exec_request::Message::Stdin(bytes)) => {
-                        say(&to, Message::Stdout(format!("{bytes:?} ").into())).await;
-                    }
-                    _ => {}
+            session.say(0, told.as_bytes()).await;
+            while let Some(bytes) = session.stdin().await {
+                if bytes.contains(&4) {
+                    break;
                 }
+                session.say(0, format!("{:?} ", bytes::Bytes::from(bytes)).as_bytes()).await;
             }
-            say(&to, exit(3)).await;
+            exit(3);
         }
-        "timeout" => {
-            let ended = ExecExit { code: 124, signal: 9, timed_out: true };
-            say(&to, Message::Exit(ended)).await;
-        }
+        "timeout" => session.end(ExecExit { code: 124, signal: 9, timed_out: true }),
         "signal" => {
-            say(&to, Message::Stdout("ready\n".into())).await;
-            while let Ok(Some(request)) = messages.message().await {
-                if let Some(exec_request::Message::Signal(number)) = request.message {
-                    let ended = ExecExit { code: 128 + number, signal: number, timed_out: false };
-                    say(&to, Message::Exit(ended)).await;
-                    return;
-                }
-            }
+            session.say(0, b"ready\n").await;
+            let number = session.signalled(&[]).await;
+            session.end(ExecExit { code: 128 + number, signal: number, timed_out: false });
         }
-        "flood" => {
-            while to
-                .send(Ok(ExecResponse { message: Some(Message::Stdout(vec![b'y'; 65536].into())) }))
-                .await
-                .is_ok()
-            {}
+        "stubborn" => {
+            session.say(0, b"ready\n").await;
+            let number = session.signalled(&[2]).await;
+            session.end(ExecExit { code: 128 + number, signal: number, timed_out: false });
         }
-        "refuse" => {
-            let status = Refusal::new(Code::Internal, reason::EXEC_FAILED, "no such program");
-            to.send(Err(status.into())).await.ok();
-        }
-        _vanish => {}
+        "flood" => loop {
+            session.say(0, &[b'y'; 65536]).await;
+        },
+        "refuse" => session.fail(),
+        _vanish => session.vanish(),
     }
 }
 
@@ -195,16 +172,90 @@ async fn json_holds_all_of_it() {
     assert_eq!(value["stderr"], "to stderr\n");
 }
 
-#[tokio::test]
-async fn signals_reach_the_command() {
-    let fake = fake().await;
-    let mut child = fake.command(&["exec", ID, "--", "signal"]).spawn().expect("spawn");
+/// A run that has said that it is ready.
+async fn ready(fake: &Fake, what: &str) -> (tokio::process::Child, Pid) {
+    let mut child = fake.command(&["exec", ID, "--", what]).spawn().expect("spawn");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
     let ready = timeout(Duration::from_secs(20), lines.next_line()).await;
     assert_eq!(ready.expect("in time").expect("a line").as_deref(), Some("ready"));
     let pid = Pid::from_raw(child.id().expect("it runs").cast_signed());
-    kill(pid, Signal::SIGINT).expect("signalled");
-    assert_eq!(finish(child).await.code, Some(130), "128 + SIGINT, said by the command");
+    (child, pid)
+}
+
+#[tokio::test]
+async fn signals_reach_the_command() {
+    let fake = fake().await;
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGHUP, 129), (Signal::SIGTERM, 143)] {
+        let (child, pid) = ready(&fake, "signal").await;
+        kill(pid, signal).expect("signalled");
+        assert_eq!(finish(child).await.code, Some(code), "128 + signal, said by the command");
+    }
+}
+
+#[tokio::test]
+async fn the_third_interrupt_kills_it() {
+    let fake = fake().await;
+    let (child, pid) = ready(&fake, "stubborn").await;
+    for told in 1..=3 {
+        kill(pid, Signal::SIGINT).expect("signalled");
+        if told < 3 {
+            fake.behaviour.sessions.until_signals(told).await;
+        }
+    }
+    assert_eq!(finish(child).await.code, Some(130));
+    let list = fake.run(&["ps", "--json", ID]).await.json();
+    assert_eq!(list[0]["signal"], 9, "it was not left behind: {list}");
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_made_again_and_nothing_comes_twice() {
+    let fake = fake().await;
+    let cuts = [2, 1, 5, 3];
+    fake.behaviour.cuts.lock().expect("no panic").extend(cuts);
+    let bytes: Vec<u8> = (0..700_000_u32).map(|n| (n % 249) as u8).collect();
+    let ran = fake.run_with(&["exec", "-i", ID, "--", "cat"], &bytes).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout == bytes, "{} bytes came back", ran.stdout.len());
+    let told = ran.stderr.matches("connection lost, attaching again").count();
+    assert_eq!(told, cuts.len(), "{}", ran.stderr);
+    assert_eq!(fake.behaviour.sessions.list().len(), 1, "it ran once");
+}
+
+#[tokio::test]
+async fn a_run_with_a_name_is_one_run() {
+    let fake = fake().await;
+    let args = ["exec", "--exec-id", "job", ID, "--shell", "hello"];
+    for _ in 0..2 {
+        assert_eq!(fake.run(&args).await.text(), "hello");
+    }
+    let ran = fake.run(&["exec", "--detach", "--exec-id", "bg", ID, "--", "cat"]).await;
+    assert_eq!((ran.code, ran.text()), (Some(0), "bg\n"), "{ran:?}");
+    let made_up = fake.run(&["exec", "-d", "--json", ID, "--", "signal"]).await.json();
+    let exec_id = made_up["exec_id"].as_str().expect("an id").to_owned();
+
+    let list = fake.run(&["ps", "--json", ID]).await.json();
+    let find = |id: &str| {
+        let list = list.as_array().expect("a list");
+        list.iter().find(|exec| exec["id"] == id).cloned().expect("listed")
+    };
+    assert_eq!((&find("job")["code"], &find("job")["stdout_bytes"]), (&json!(0), &json!(5)));
+    assert_eq!(find("bg")["code"], 0, "its stdin was at its end");
+    assert_eq!(find(&exec_id)["code"], json!(null));
+    let table = fake.run(&["ps", ID]).await;
+    assert!(table.text().contains("EXEC ID") && table.text().contains("ended"), "{table:?}");
+
+    let logs = fake.run(&["logs", ID, &exec_id]).await;
+    assert_eq!((logs.code, logs.text()), (Some(0), "ready\n"), "as far as it is");
+    let follow = fake.command(&["logs", "-f", ID, &exec_id]).spawn().expect("spawn");
+    let killed = fake.run(&["kill", "-s", "KILL", ID, &exec_id]).await;
+    assert_eq!(killed.code, Some(0), "{killed:?}");
+    let followed = finish(follow).await;
+    assert_eq!((followed.code, followed.text()), (Some(137), "ready\n"), "{followed:?}");
+
+    assert_eq!(fake.run(&["logs", ID, "none"]).await.code, Some(3));
+    assert_eq!(fake.run(&["logs", "-f", ID, "none"]).await.code, Some(125));
+    let none = fake.run(&["kill", ID, "none"]).await;
+    assert!(none.code == Some(3) && none.stderr.contains("sandboxctl ps"), "{none:?}");
 }
 
 #[tokio::test]
@@ -215,6 +266,8 @@ async fn a_reader_that_goes_away_ends_it_without_a_word() {
     drop(child.stdout.take());
     let ran = finish(child).await;
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(141), ""));
+    let list = fake.run(&["ps", "--json", ID]).await.json();
+    assert_eq!(list[0]["signal"], 9, "it does not run on for nobody: {list}");
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! A controller that knows one sandbox and does as its commands say, behind the real TLS.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     pin::Pin,
     process::{Output, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -28,6 +28,11 @@ use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::{
+    files::Files,
+    session::{self, Sessions},
+};
+
 pub(crate) const ID: &str = "pvelxc-01h455vb4pex5vsknk084sn02q";
 const TOKEN: &str = "t0ken";
 
@@ -42,6 +47,12 @@ pub(crate) struct Behaviour {
     pub(crate) creates: AtomicU32,
     /// The creation ends like this instead of running.
     pub(crate) create_fails: bool,
+    /// The creation takes for ever.
+    pub(crate) create_hangs: bool,
+    /// After how many messages the next streams of commands break.
+    pub(crate) cuts: Mutex<VecDeque<usize>>,
+    pub(crate) sessions: Sessions,
+    pub(crate) files: Files,
 }
 
 /// A controller of its own for one test.
@@ -149,9 +160,11 @@ pub(crate) async fn finish(child: tokio::process::Child) -> Ran {
 #[derive(Debug, Clone)]
 struct Service(Arc<Behaviour>);
 
-fn refuse(reason: &'static str) -> Status {
+pub(crate) fn refuse(reason: &'static str) -> Status {
     let code = match reason {
-        reason::SANDBOX_NOT_FOUND => Code::NotFound,
+        reason::SANDBOX_NOT_FOUND | reason::EXEC_NOT_FOUND | reason::FILE_NOT_FOUND => {
+            Code::NotFound
+        }
         reason::OUTCOME_UNKNOWN => Code::DeadlineExceeded,
         reason::TOKEN_INVALID => Code::Unauthenticated,
         _ => Code::Internal,
@@ -250,6 +263,12 @@ impl SandboxService for Service {
                 rollback: "the container was destroyed".into(),
             });
         }
+        if self.0.create_hangs {
+            let creating =
+                Ok(WatchSandboxResponse { sandbox: Some(sandbox(Phase::Creating, "x")) });
+            let creating = tokio_stream::once(creating).chain(tokio_stream::pending());
+            return Ok(Response::new(Box::pin(creating)));
+        }
         let changes = [sandbox(Phase::Creating, "start"), last];
         let changes = changes.map(|sandbox| Ok(WatchSandboxResponse { sandbox: Some(sandbox) }));
         Ok(Response::new(Box::pin(tokio_stream::iter(changes))))
@@ -284,12 +303,22 @@ impl SandboxService for Service {
     async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
         let mut messages = request.into_inner();
         let first = messages.message().await?.and_then(|request| request.message);
-        let Some(exec_request::Message::Start(start)) = first else {
-            panic!("no start: {first:?}")
+        let (session, from) = match first {
+            Some(exec_request::Message::Start(start)) => {
+                known(&start.id, Phase::Running)?;
+                (self.0.sessions.start(start), [0, 0])
+            }
+            Some(exec_request::Message::Attach(attach)) => {
+                known(&attach.id, Phase::Running)?;
+                let from = [attach.stdout_offset, attach.stderr_offset];
+                (self.0.sessions.get(&attach.exec_id)?, from)
+            }
+            other => panic!("no start: {other:?}"),
         };
-        known(&start.id, Phase::Running)?;
+        let cut = self.0.cuts.lock().expect("no panic").pop_front();
         let (sender, receiver) = mpsc::channel(4);
-        tokio::spawn(super::exec::play(start, messages, sender));
+        tokio::spawn(session::feed(session.clone(), messages));
+        tokio::spawn(session::relay(session, from, sender, cut));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -320,21 +349,27 @@ impl SandboxService for Service {
 
     async fn write_exec_stdin(
         &self,
-        _: Request<WriteExecStdinRequest>,
+        request: Request<WriteExecStdinRequest>,
     ) -> Answer<WriteExecStdinResponse> {
-        Err(Status::unimplemented("not built yet"))
+        let request = request.into_inner();
+        let session = self.0.sessions.get(&request.exec_id)?;
+        session.input(exec_request::Message::StdinEof(request.eof));
+        Ok(Response::new(WriteExecStdinResponse { offset: request.offset }))
     }
 
     async fn resize_exec(&self, _: Request<ResizeExecRequest>) -> Answer<ResizeExecResponse> {
         Err(Status::unimplemented("not built yet"))
     }
 
-    async fn signal_exec(&self, _: Request<SignalExecRequest>) -> Answer<SignalExecResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn signal_exec(&self, request: Request<SignalExecRequest>) -> Answer<SignalExecResponse> {
+        let request = request.into_inner();
+        self.0.sessions.get(&request.exec_id)?.signal(request.signal);
+        Ok(Response::new(SignalExecResponse {}))
     }
 
-    async fn list_execs(&self, _: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn list_execs(&self, request: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
+        known(&request.into_inner().id, Phase::Running)?;
+        Ok(Response::new(ListExecsResponse { execs: self.0.sessions.list() }))
     }
 
     async fn write_files(&self, _: Request<WriteFilesRequest>) -> Answer<WriteFilesResponse> {
@@ -347,8 +382,9 @@ impl SandboxService for Service {
         Err(Status::unimplemented("not built yet"))
     }
 
-    async fn stat_file(&self, _: Request<StatFileRequest>) -> Answer<StatFileResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn stat_file(&self, request: Request<StatFileRequest>) -> Answer<StatFileResponse> {
+        let file = self.0.files.stat(&request.into_inner().path)?;
+        Ok(Response::new(StatFileResponse { file: Some(file) }))
     }
 
     async fn list_dir(&self, _: Request<ListDirRequest>) -> Answer<ListDirResponse> {
@@ -361,18 +397,37 @@ impl SandboxService for Service {
 
     async fn upload_archive(
         &self,
-        _: Request<Streaming<UploadArchiveRequest>>,
+        request: Request<Streaming<UploadArchiveRequest>>,
     ) -> Answer<UploadArchiveResponse> {
-        Err(Status::unimplemented("not built yet"))
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.and_then(|request| request.message);
+        let Some(upload_archive_request::Message::Start(start)) = first else {
+            panic!("no start: {first:?}")
+        };
+        known(&start.id, Phase::Running)?;
+        let mut archive = Vec::new();
+        while let Some(message) = messages.message().await? {
+            match message.message {
+                Some(upload_archive_request::Message::Data(bytes)) => archive.extend(bytes),
+                other => panic!("not data: {other:?}"),
+            }
+        }
+        let entries = self.0.files.unpack(&start.path, &archive);
+        Ok(Response::new(UploadArchiveResponse { entries }))
     }
 
-    type DownloadArchiveStream = ReceiverStream<Result<DownloadArchiveResponse, Status>>;
+    type DownloadArchiveStream = Streamed<DownloadArchiveResponse>;
 
     async fn download_archive(
         &self,
-        _: Request<DownloadArchiveRequest>,
+        request: Request<DownloadArchiveRequest>,
     ) -> Answer<Self::DownloadArchiveStream> {
-        Err(Status::unimplemented("not built yet"))
+        let archive = self.0.files.pack(&request.into_inner().path)?;
+        let pieces: Vec<_> = archive
+            .chunks(1000)
+            .map(|part| Ok(DownloadArchiveResponse { data: part.to_vec().into() }))
+            .collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
     }
 
     async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
@@ -483,26 +538,4 @@ impl OperatorService for Service {
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {
         Ok(Response::new(GetVersionResponse { version: "0.9.9".into(), epoch: 4 }))
     }
-}
-
-/// Sends on; a caller that hung up is no failure of the fake.
-pub(crate) async fn say(
-    to: &mpsc::Sender<Result<ExecResponse, Status>>,
-    message: exec_response::Message,
-) {
-    to.send(Ok(ExecResponse { message: Some(message) })).await.ok();
-}
-
-/// Whatever is left of a stream of messages.
-pub(crate) async fn rest(mut messages: Streaming<ExecRequest>) -> Vec<exec_request::Message> {
-    let mut all = Vec::new();
-    while let Some(Ok(request)) = messages.next().await {
-        let Some(message) = request.message else { continue };
-        let last = matches!(message, exec_request::Message::StdinEof(_));
-        all.push(message);
-        if last {
-            break;
-        }
-    }
-    all
 }

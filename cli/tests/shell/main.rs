@@ -2,7 +2,10 @@
 //! exit codes that scripts rely on.
 #![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
 
+mod cp;
 mod exec;
 mod fake;
+mod files;
 mod help;
+mod session;
 mod verbs;

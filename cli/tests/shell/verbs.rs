@@ -60,6 +60,16 @@ async fn create_that_fails_says_why_and_what_was_undone() {
 }
 
 #[tokio::test]
+async fn create_says_how_long_it_waited() {
+    let behaviour =
+        Behaviour { snapshots: vec!["small"], create_hangs: true, ..Behaviour::default() };
+    let fake = Fake::start(behaviour).await;
+    let ran = fake.run(&["create", "--wait", "1s"]).await;
+    assert_eq!(ran.code, Some(4), "{ran:?}");
+    assert!(ran.stderr.contains("was not done within 1 s"), "{ran:?}");
+}
+
+#[tokio::test]
 async fn ls_reads_every_page() {
     let fake = fake().await;
     let ran = fake.run(&["ls"]).await;

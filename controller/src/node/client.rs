@@ -5,7 +5,9 @@ use std::{fmt::Debug, io, sync::Arc, time::Duration};
 use futures_util::{Stream, StreamExt};
 use proto::{
     MESSAGE_BYTES_MAX,
-    agent::v1::{self as wire, agent_service_client::AgentServiceClient},
+    agent::v1::{
+        self as wire, agent_service_client::AgentServiceClient, files_request, files_response,
+    },
     id::SandboxId,
     name::{NodeName, Port, ServiceName},
     reason,
@@ -21,6 +23,8 @@ const MARGIN: Duration = Duration::from_secs(4);
 const QUICK: Duration = Duration::from_secs(5);
 /// The agent answers a cancel when the attempt is undone, or after 20 s.
 const UNDO: Duration = Duration::from_secs(24);
+/// Acting on a command: the shim that holds it may have to be found first.
+const CONTROL: Duration = Duration::from_secs(10);
 /// A whole check of a node.
 const CHECK: Duration = Duration::from_secs(15);
 
@@ -212,6 +216,43 @@ impl Client {
         let output = call(QUICK, agent.exec(Request::new(input))).await?;
         Ok(output.map(|message| match message {
             Ok(message) => Ok(message.message.unwrap_or_default()),
+            Err(status) => Err(decode(&status)),
+        }))
+    }
+
+    /// Acts on a command from outside of its stream; how much of its stdin is taken then.
+    pub async fn control_exec(
+        &self,
+        action: wire::control_exec_request::Action,
+    ) -> Result<u64, Error> {
+        let request = wire::ControlExecRequest { action: Some(action) };
+        let mut agent = self.agent.clone();
+        call(CONTROL, agent.control_exec(request)).await.map(|answer| answer.stdin_offset)
+    }
+
+    /// Commands of a sandbox.
+    pub async fn list_execs(&self, id: &SandboxId) -> Result<Vec<api::ExecInfo>, Error> {
+        let request = wire::ListExecsRequest { id: id.to_string() };
+        let mut agent = self.agent.clone();
+        call(QUICK, agent.list_execs(request)).await.map(|answer| answer.execs)
+    }
+
+    /// One operation on files. Both streams are pulled by their readers. The caller bounds the wait:
+    /// an upload is answered when all of it was sent.
+    pub async fn files<S>(
+        &self,
+        input: S,
+    ) -> Result<impl Stream<Item = Result<files_response::Message, Error>> + Send + use<S>, Error>
+    where
+        S: Stream<Item = files_request::Message> + Send + 'static,
+    {
+        let input = input.map(|message| wire::FilesRequest { message: Some(message) });
+        let mut agent = self.agent.clone();
+        let output = agent.files(Request::new(input)).await.map_err(|status| decode(&status))?;
+        Ok(output.into_inner().map(|message| match message {
+            Ok(message) => message
+                .message
+                .ok_or_else(|| Error::Nonsense("there is nothing in the answer".into())),
             Err(status) => Err(decode(&status)),
         }))
     }

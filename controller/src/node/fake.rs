@@ -1,11 +1,13 @@
 //! An agent for tests and simulations: the real service over in-memory streams, with a world of
 //! made-up sandboxes behind it and faults that can be switched on.
 
+mod exec;
+mod files;
 mod net;
 mod service;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -26,6 +28,7 @@ use tonic::{
     transport::{Server, server::Connected},
 };
 
+pub use exec::counted;
 pub use net::{Dialler, Net, Pipe};
 
 /// Connections that may wait to be accepted.
@@ -72,6 +75,10 @@ pub(super) struct World {
     faults: Faults,
     /// Creations that arrived, with their attempts, whatever became of them.
     heard: Vec<(SandboxId, u32)>,
+    execs: exec::Execs,
+    /// After how many messages the next streams of commands break.
+    breaks: VecDeque<u32>,
+    files: files::Files,
 }
 
 /// One agent.
@@ -116,6 +123,9 @@ impl FakeAgent {
                 load,
                 faults: Faults::default(),
                 heard: Vec::new(),
+                execs: exec::Execs::default(),
+                breaks: VecDeque::new(),
+                files: files::Files::new(),
             }),
             changes: watch::channel(0).0,
         });

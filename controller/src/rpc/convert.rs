@@ -2,7 +2,7 @@
 
 use proto::sandbox::v1 as wire;
 
-use crate::{node::NodeStatus, placement::Decision, url::UrlTemplate};
+use crate::{node::NodeStatus, placement::Decision, sandbox::Piece, url::UrlTemplate};
 
 /// The sandbox with the addresses of its open ports.
 pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &UrlTemplate) -> wire::Sandbox {
@@ -52,5 +52,22 @@ pub(super) fn node(status: NodeStatus) -> wire::Node {
         load,
         report_age,
         sandboxes: status.sandboxes,
+    }
+}
+
+pub(super) fn piece_of_file(piece: Piece) -> wire::ReadFileResponse {
+    match piece {
+        Piece::File(file) => {
+            wire::ReadFileResponse { file: Some(file), ..wire::ReadFileResponse::default() }
+        }
+        Piece::Data(data) => wire::ReadFileResponse { file: None, data },
+    }
+}
+
+/// What the archive is of stands in the archive.
+pub(super) fn piece_of_archive(piece: Piece) -> wire::DownloadArchiveResponse {
+    match piece {
+        Piece::File(_) => wire::DownloadArchiveResponse::default(),
+        Piece::Data(data) => wire::DownloadArchiveResponse { data },
     }
 }

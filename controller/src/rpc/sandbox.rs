@@ -129,11 +129,12 @@ impl SandboxService for Rpc {
         })?;
         let output = self.sandboxes.exec_command(&caller.team, start, request.stdin).await?;
         Ok(Response::new(ExecCommandResponse {
-            exit: Some(output.exit),
+            still_running: output.exit.is_none(),
+            exit: output.exit,
             stdout: output.stdout,
             stderr: output.stderr,
             truncated: output.truncated,
-            ..ExecCommandResponse::default()
+            exec_id: output.exec_id,
         }))
     }
 
@@ -154,65 +155,92 @@ impl SandboxService for Rpc {
 
     type StreamExecStream = Messages<StreamExecResponse>;
 
-    async fn stream_exec(&self, _: Request<StreamExecRequest>) -> Answer<Self::StreamExecStream> {
-        Err(Status::unimplemented("not built yet"))
+    async fn stream_exec(
+        &self,
+        request: Request<StreamExecRequest>,
+    ) -> Answer<Self::StreamExecStream> {
+        let (caller, request) = split(request)?;
+        let output = self.sandboxes.stream_exec(&caller.team, request).await?;
+        Ok(Response::new(output.map(|m| Ok(StreamExecResponse { message: Some(m?) })).boxed()))
     }
 
     async fn write_exec_stdin(
         &self,
-        _: Request<WriteExecStdinRequest>,
+        request: Request<WriteExecStdinRequest>,
     ) -> Answer<WriteExecStdinResponse> {
-        Err(Status::unimplemented("not built yet"))
+        let (caller, request) = split(request)?;
+        let offset = self.sandboxes.write_exec_stdin(&caller.team, request).await?;
+        Ok(Response::new(WriteExecStdinResponse { offset }))
     }
 
-    async fn resize_exec(&self, _: Request<ResizeExecRequest>) -> Answer<ResizeExecResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn resize_exec(&self, request: Request<ResizeExecRequest>) -> Answer<ResizeExecResponse> {
+        let (caller, request) = split(request)?;
+        self.sandboxes.resize_exec(&caller.team, request).await?;
+        Ok(Response::new(ResizeExecResponse {}))
     }
 
-    async fn signal_exec(&self, _: Request<SignalExecRequest>) -> Answer<SignalExecResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn signal_exec(&self, request: Request<SignalExecRequest>) -> Answer<SignalExecResponse> {
+        let (caller, request) = split(request)?;
+        self.sandboxes.signal_exec(&caller.team, request).await?;
+        Ok(Response::new(SignalExecResponse {}))
     }
 
-    async fn list_execs(&self, _: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn list_execs(&self, request: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
+        let (caller, request) = split(request)?;
+        let execs = self.sandboxes.list_execs(&caller.team, &request.id).await?;
+        Ok(Response::new(ListExecsResponse { execs }))
     }
 
-    async fn write_files(&self, _: Request<WriteFilesRequest>) -> Answer<WriteFilesResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn write_files(&self, request: Request<WriteFilesRequest>) -> Answer<WriteFilesResponse> {
+        let (caller, request) = split(request)?;
+        let written = self.sandboxes.write_files(&caller.team, request).await?;
+        Ok(Response::new(WriteFilesResponse { written }))
     }
 
     type ReadFileStream = Messages<ReadFileResponse>;
 
-    async fn read_file(&self, _: Request<ReadFileRequest>) -> Answer<Self::ReadFileStream> {
-        Err(Status::unimplemented("not built yet"))
+    async fn read_file(&self, request: Request<ReadFileRequest>) -> Answer<Self::ReadFileStream> {
+        let (caller, request) = split(request)?;
+        let pieces = self.sandboxes.read_file(&caller.team, request).await?;
+        Ok(Response::new(pieces.map(|piece| Ok(convert::piece_of_file(piece?))).boxed()))
     }
 
-    async fn stat_file(&self, _: Request<StatFileRequest>) -> Answer<StatFileResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn stat_file(&self, request: Request<StatFileRequest>) -> Answer<StatFileResponse> {
+        let (caller, request) = split(request)?;
+        let file = self.sandboxes.stat_file(&caller.team, request).await?;
+        Ok(Response::new(StatFileResponse { file: Some(file) }))
     }
 
-    async fn list_dir(&self, _: Request<ListDirRequest>) -> Answer<ListDirResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn list_dir(&self, request: Request<ListDirRequest>) -> Answer<ListDirResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(self.sandboxes.list_dir(&caller.team, request).await?))
     }
 
-    async fn remove_file(&self, _: Request<RemoveFileRequest>) -> Answer<RemoveFileResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn remove_file(&self, request: Request<RemoveFileRequest>) -> Answer<RemoveFileResponse> {
+        let (caller, request) = split(request)?;
+        let existed = self.sandboxes.remove_file(&caller.team, request).await?;
+        Ok(Response::new(RemoveFileResponse { existed }))
     }
 
     async fn upload_archive(
         &self,
-        _: Request<Streaming<UploadArchiveRequest>>,
+        request: Request<Streaming<UploadArchiveRequest>>,
     ) -> Answer<UploadArchiveResponse> {
-        Err(Status::unimplemented("not built yet"))
+        let (caller, input) = split(request)?;
+        let input = input.map(|message| message.map_err(broken)).boxed();
+        let entries = self.sandboxes.upload_archive(&caller.team, input).await?;
+        Ok(Response::new(UploadArchiveResponse { entries }))
     }
 
     type DownloadArchiveStream = Messages<DownloadArchiveResponse>;
 
     async fn download_archive(
         &self,
-        _: Request<DownloadArchiveRequest>,
+        request: Request<DownloadArchiveRequest>,
     ) -> Answer<Self::DownloadArchiveStream> {
-        Err(Status::unimplemented("not built yet"))
+        let (caller, request) = split(request)?;
+        let pieces = self.sandboxes.download_archive(&caller.team, request).await?;
+        Ok(Response::new(pieces.map(|piece| Ok(convert::piece_of_archive(piece?))).boxed()))
     }
 
     async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {

@@ -1,78 +1,104 @@
-//! Running a command as a stream: the caller's messages go to the node, the node's to the caller.
-//! Each side is read only as fast as the other takes it; nothing is collected here.
+//! Running a command as a stream, or joining one that runs: the caller's messages go to the node,
+//! the node's to the caller.
 
-use std::{future::ready, pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt, stream};
 use proto::{
     id::Invalid,
     name::Team,
-    reason,
-    sandbox::v1::{ExecRequest, ExecResponse, ExecStart, exec_request, exec_response, exec_start},
+    sandbox::v1::{
+        ExecAttach, ExecRequest, ExecResponse, ExecStart, StreamExecRequest, WindowSize,
+        exec_request, exec_start, stream_exec_request,
+    },
     spec,
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Error, RETRY, Sandboxes};
-use crate::node::{self, Node};
+use super::{
+    Error, Sandboxes,
+    session::{Opening, Session},
+};
+use crate::node::Node;
 
 /// How long the first message may take.
 const FIRST: Duration = Duration::from_secs(10);
-/// A command that says nothing gets an empty message in between, so that the stream is never silent.
-const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Messages that may wait for a slow caller.
 const AHEAD: usize = 4;
 /// Bytes of a command line, its directory and its user.
 const COMMAND_BYTES_MAX: usize = 128 * 1024;
 /// Longest time that a command may run, seconds.
 const TIMEOUT_S_MAX: i64 = 24 * 3600;
+/// Bytes of one message.
+pub(super) const CHUNK_BYTES_MAX: usize = 256 * 1024;
+
+/// What a running command says.
+pub type Responses = ReceiverStream<Result<ExecResponse, Error>>;
 
 impl Sandboxes {
-    /// Runs a command. The first message of `input` says which and where.
+    /// Runs a command or attaches to one. The first message of `input` says which and where.
     ///
     /// # Errors
-    /// When the first message is not a valid start, or the sandbox cannot run anything now. Later
-    /// errors end the stream.
-    pub async fn exec<S>(
-        self: &Arc<Self>,
-        team: &Team,
-        mut input: S,
-    ) -> Result<ReceiverStream<Result<ExecResponse, Error>>, Error>
+    /// When the first message is neither, or the sandbox cannot run anything now. Later errors end
+    /// the stream.
+    pub async fn exec<S>(self: &Arc<Self>, team: &Team, mut input: S) -> Result<Responses, Error>
     where
         S: Stream<Item = Result<ExecRequest, Error>> + Send + Unpin + 'static,
     {
-        let first = timeout(FIRST, input.next()).await;
-        let Ok(Some(Ok(ExecRequest { message: Some(exec_request::Message::Start(start)) }))) =
-            first
-        else {
-            if let Ok(Some(Err(error))) = first {
-                return Err(error);
-            }
-            return Err(Invalid::new("start", "must be the first message").into());
+        let first = match timeout(FIRST, input.next()).await {
+            Ok(Some(first)) => first?.message,
+            Ok(None) | Err(_) => None,
         };
-        let (node, start) = self.runnable(team, start)?;
-        let (fault, faulted) = oneshot::channel();
-        let output = node
-            .client
-            .exec(requests(start, input, fault))
-            .await
-            .map_err(|error| self.of_node(&node, error))?;
+        let (node, opening) = match first {
+            Some(exec_request::Message::Start(start)) => {
+                let (node, start) = self.runnable(team, start)?;
+                (node, Opening::Start(start))
+            }
+            Some(exec_request::Message::Attach(attach)) => {
+                let (node, attach) = self.attachable(team, attach)?;
+                (node, Opening::Attach(attach))
+            }
+            _ => return Err(Invalid::new("start", "or attach must be the first message").into()),
+        };
+        let mut session = Session::new(self.clone(), node, opening);
+        let opened = session.open().await?;
         let (to_caller, answer) = mpsc::channel(AHEAD);
-        let this = self.clone();
-        self.tasks.spawn(async move { this.pump(&node, output, faulted, to_caller).await });
+        self.tasks.spawn(session.run(opened, input, to_caller));
         Ok(ReceiverStream::new(answer))
     }
 
-    /// Checks a start and puts the sandbox's own id into it.
-    pub(super) fn runnable(
-        &self,
+    /// The same for a caller that cannot send while it reads. Its stdin comes by other calls, so
+    /// the run needs a name.
+    ///
+    /// # Errors
+    /// As `exec`.
+    pub async fn stream_exec(
+        self: &Arc<Self>,
         team: &Team,
-        mut start: ExecStart,
-    ) -> Result<(Arc<Node>, ExecStart), Error> {
+        request: StreamExecRequest,
+    ) -> Result<Responses, Error> {
+        let first = match request.subject {
+            Some(stream_exec_request::Subject::Start(start)) => {
+                check_exec_id("start.exec_id", &start.exec_id)?;
+                exec_request::Message::Start(start)
+            }
+            Some(stream_exec_request::Subject::Attach(attach)) => {
+                exec_request::Message::Attach(attach)
+            }
+            None => return Err(Invalid::new("subject", "must be start or attach").into()),
+        };
+        let starts = matches!(first, exec_request::Message::Start(_));
+        let eof = (starts && request.no_stdin).then_some(exec_request::Message::StdinEof(true));
+        let messages = std::iter::once(first).chain(eof);
+        let messages = messages.map(|message| Ok(ExecRequest { message: Some(message) }));
+        // Never ends: the end of a caller's half could be taken for the end of stdin.
+        let input = stream::iter(messages.collect::<Vec<_>>()).chain(stream::pending());
+        self.exec(team, input).await
+    }
+
+    /// Checks a start and puts the sandbox's own id into it.
+    fn runnable(&self, team: &Team, mut start: ExecStart) -> Result<(Arc<Node>, ExecStart), Error> {
         check(&start)?;
         self.may_change()?;
         let (entry, node) = self.on_node(team, &start.id)?;
@@ -80,95 +106,46 @@ impl Sandboxes {
         Ok((node, start))
     }
 
-    async fn pump(
+    fn attachable(
         &self,
-        node: &Node,
-        output: impl Stream<Item = Result<ExecResponse, node::Error>>,
-        faulted: oneshot::Receiver<Error>,
-        to_caller: mpsc::Sender<Result<ExecResponse, Error>>,
-    ) {
-        let mut output = pin!(output);
-        // Without a fault this never ends: the sender is dropped with the caller's last message.
-        let mut faulted = pin!(async {
-            match faulted.await {
-                Ok(error) => error,
-                Err(_) => std::future::pending().await,
-            }
-        });
-        let mut ended = false;
-        loop {
-            let message = tokio::select! {
-                // The caller has gone: dropping the node's stream tells the node.
-                () = to_caller.closed() => return,
-                () = self.stop.cancelled() => {
-                    Err(Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY))
-                }
-                error = &mut faulted => Err(error),
-                message = timeout(HEARTBEAT, output.next()) => match message {
-                    Ok(Some(Ok(message))) => Ok(message),
-                    Ok(Some(Err(error))) => Err(self.lost(node, error)),
-                    // A stream that ends without an exit code must not look like success.
-                    Ok(None) if !ended => Err(Error::new(
-                        reason::EXEC_FAILED,
-                        format!("node {} ended the stream before the command's end", node.name),
-                    )),
-                    Ok(None) => return,
-                    Err(_) => Ok(ExecResponse {
-                        message: Some(exec_response::Message::Stdout(bytes::Bytes::new())),
-                    }),
-                },
-            };
-            let over = message.is_err();
-            ended |= matches!(
-                &message,
-                Ok(ExecResponse { message: Some(exec_response::Message::Exit(_)) })
-            );
-            if to_caller.send(message).await.is_err() || over {
-                return;
-            }
-        }
-    }
-
-    /// A command that was lost on the way: never repeated, its outcome is not known.
-    pub(super) fn lost(&self, node: &Node, error: node::Error) -> Error {
-        match error {
-            node::Error::Unknown(why) | node::Error::Unreachable(why) => Error::new(
-                reason::EXEC_FAILED,
-                format!("the command was lost with the connection to node {}: {why}", node.name),
-            ),
-            refused @ (node::Error::Refused { .. } | node::Error::Nonsense(_)) => {
-                self.of_node(node, refused)
-            }
-        }
+        team: &Team,
+        mut attach: ExecAttach,
+    ) -> Result<(Arc<Node>, ExecAttach), Error> {
+        check_exec_id("attach.exec_id", &attach.exec_id)?;
+        let (entry, node) = self.on_node(team, &attach.id)?;
+        attach.id = entry.id.to_string();
+        Ok((node, attach))
     }
 }
 
-/// The start, then what the caller sends. What must not be sent on ends it and goes to `fault`.
-fn requests<S>(
-    start: ExecStart,
-    input: S,
-    fault: oneshot::Sender<Error>,
-) -> impl Stream<Item = ExecRequest> + Send + 'static
-where
-    S: Stream<Item = Result<ExecRequest, Error>> + Send + 'static,
-{
-    let mut fault = Some(fault);
-    let rest = tokio_stream::StreamExt::map_while(input, move |message| {
-        let error = match message {
-            Ok(ExecRequest { message: Some(exec_request::Message::Start(_)) }) => {
-                Error::from(Invalid::new("start", "must be the first message only"))
-            }
-            Ok(message) => return Some(message),
-            Err(error) => error,
-        };
-        if let Some(fault) = fault.take() {
-            // Nobody listens when the command has ended already.
-            drop(fault.send(error));
-        }
-        None
-    });
-    let start = ExecRequest { message: Some(exec_request::Message::Start(start)) };
-    stream::once(ready(start)).chain(rest)
+/// The caller's own name of a run.
+pub(super) fn check_exec_id(field: &'static str, exec_id: &str) -> Result<(), Invalid> {
+    let of_alphabet = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if exec_id.is_empty() || exec_id.len() > 64 || !exec_id.bytes().all(of_alphabet) {
+        return Err(Invalid::new(field, "must be 1 to 64 characters of A-Z a-z 0-9 . _ -"));
+    }
+    Ok(())
+}
+
+pub(super) fn check_chunk(field: &'static str, bytes: &[u8]) -> Result<(), Invalid> {
+    if bytes.len() > CHUNK_BYTES_MAX {
+        return Err(Invalid::new(field, "must be at most 256 KiB in one message"));
+    }
+    Ok(())
+}
+
+pub(super) fn check_window(window: &WindowSize) -> Result<(), Invalid> {
+    if !((1..=1000).contains(&window.rows) && (1..=1000).contains(&window.cols)) {
+        return Err(Invalid::new("window", "must be 1 to 1000 rows and columns"));
+    }
+    Ok(())
+}
+
+pub(super) fn check_signal(signal: u32) -> Result<(), Invalid> {
+    if !(1..=31).contains(&signal) {
+        return Err(Invalid::new("signal", "must be 1 to 31"));
+    }
+    Ok(())
 }
 
 fn check(start: &ExecStart) -> Result<(), Invalid> {
@@ -202,10 +179,11 @@ fn check(start: &ExecStart) -> Result<(), Invalid> {
     if timeout.seconds < 0 || timeout.nanos < 0 || timeout.seconds > TIMEOUT_S_MAX {
         return Err(Invalid::new("timeout", "must be 0 to 24 h"));
     }
-    if let Some(window) = &start.window
-        && !((1..=1000).contains(&window.rows) && (1..=1000).contains(&window.cols))
-    {
-        return Err(Invalid::new("window", "must be 1 to 1000 rows and columns"));
+    if let Some(window) = &start.window {
+        check_window(window)?;
+    }
+    if !start.exec_id.is_empty() {
+        check_exec_id("start.exec_id", &start.exec_id)?;
     }
     Ok(())
 }

@@ -1,89 +1,152 @@
-//! Running a short command to its end.
+//! Running a command and returning its output: a short one to its end, one with a name of its own
+//! over as many calls as it takes.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future, stream};
 use proto::{
     id::Invalid,
     name::Team,
     reason,
-    sandbox::v1::{ExecExit, ExecRequest, ExecStart, exec_request, exec_response},
+    sandbox::v1::{
+        ExecExit, ExecRequest, ExecStart, WriteExecStdinRequest, exec_request, exec_response,
+    },
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Error, Sandboxes};
+use super::{Error, Sandboxes, exec::CHUNK_BYTES_MAX};
 
-/// Longest time that such a command may run.
+/// Longest time that a command without a name may run.
 const TIMEOUT_MAX: Duration = Duration::from_secs(20);
 /// Until a command that ran out of time is gone and has been told of.
 const MARGIN: Duration = Duration::from_secs(3);
+/// When a call for a command with a name answers at the latest.
+const ANSWER: Duration = Duration::from_secs(18);
+/// Pause when the command does not take its stdin.
+const FULL: Duration = Duration::from_millis(100);
 /// Largest stdin.
 const STDIN_BYTES_MAX: usize = 1024 * 1024;
 /// Kept of stdout and of stderr each: a little under 1 MiB, so that both fit into one message.
 const OUTPUT_BYTES_MAX: usize = 1024 * 1024 - 1024;
-/// One message of stdin.
-const CHUNK: usize = 256 * 1024;
 
 /// How a command ended, and what it said.
 #[derive(Debug, Default)]
 pub struct Output {
-    /// How it ended.
-    pub exit: ExecExit,
+    /// How it ended; none while it runs.
+    pub exit: Option<ExecExit>,
     /// The beginning of its stdout.
     pub stdout: Bytes,
     /// The beginning of its stderr.
     pub stderr: Bytes,
     /// There was more of one of them.
     pub truncated: bool,
+    /// Name of the run.
+    pub exec_id: String,
 }
 
 impl Sandboxes {
-    /// Runs a command of at most 20 s and returns its output.
+    /// Runs a command and returns its output: one without an `exec_id` to its end, within 20 s; one
+    /// with it for as long as a call may take, and what it said until then.
     ///
     /// # Errors
     /// When it is not valid, cannot be run now, or was lost.
     pub async fn exec_command(
         self: &Arc<Self>,
         team: &Team,
-        start: ExecStart,
+        mut start: ExecStart,
         stdin: Bytes,
     ) -> Result<Output, Error> {
-        let limit = limit(&start)?;
         if stdin.len() > STDIN_BYTES_MAX {
             return Err(Invalid::new("stdin", "must be at most 1 MiB").into());
         }
         if start.tty {
             return Err(Invalid::new("start.tty", "needs the streaming call Exec").into());
         }
-        let timeout = i64::try_from(limit.as_secs()).unwrap_or_default();
-        let nanos = i32::try_from(limit.subsec_nanos()).unwrap_or_default();
-        let start =
-            ExecStart { timeout: Some(prost_types::Duration { seconds: timeout, nanos }), ..start };
-        let (node, start) = self.runnable(team, start)?;
-        let deadline = Instant::now() + limit + MARGIN;
-        let output = node.client.exec(stream::iter(messages(start, stdin))).await;
-        let mut output = pin!(output.map_err(|error| self.of_node(&node, error))?);
-        let (mut stdout, mut stderr) = (Kept::default(), Kept::default());
+        let named = !start.exec_id.is_empty();
+        let mut deadline = Instant::now() + ANSWER;
+        if !named {
+            let limit = limit(&start)?;
+            start.timeout = prost_types::Duration::try_from(limit).ok();
+            deadline = Instant::now() + limit + MARGIN;
+        }
+        let sandbox = start.id.clone();
+        let messages = messages(start, (!named).then(|| stdin.clone()));
+        // Without an end of our half for one with a name: another call may give it stdin too.
+        let input = stream::iter(messages);
+        let output = match named {
+            true => self.exec(team, input.chain(stream::pending())).await?,
+            false => self.exec(team, input).await?,
+        };
+        let mut feeding: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(future::pending());
+        let (mut seen, mut stdout, mut stderr) =
+            (Output::default(), Kept::default(), Kept::default());
+        let mut output = std::pin::pin!(output);
         loop {
-            let message = timeout_at(deadline, output.next()).await.map_err(|_| {
-                let what = "the command did not end in time and it is not known whether it runs on";
-                Error::new(reason::OUTCOME_UNKNOWN, format!("node {}: {what}", node.name))
-            })?;
-            let message = message.transpose().map_err(|error| self.lost(&node, error))?;
-            let Some(message) = message else {
-                let what = "ended the stream before the command's end";
-                return Err(Error::new(reason::EXEC_FAILED, format!("node {} {what}", node.name)));
+            let message = tokio::select! {
+                message = timeout_at(deadline, output.next()) => message,
+                () = &mut feeding => {
+                    feeding = Box::pin(future::pending());
+                    continue;
+                }
+            };
+            let Ok(message) = message else { break };
+            let Some(message) = message.transpose()? else {
+                return Err(Error::new(reason::EXEC_FAILED, "the command's stream had no end"));
             };
             match message.message {
                 Some(exec_response::Message::Stdout(bytes)) => stdout.add(&bytes),
                 Some(exec_response::Message::Stderr(bytes)) => stderr.add(&bytes),
                 Some(exec_response::Message::Exit(exit)) => {
-                    let truncated = stdout.truncated || stderr.truncated;
-                    let (stdout, stderr) = (stdout.bytes.freeze(), stderr.bytes.freeze());
-                    return Ok(Output { exit, stdout, stderr, truncated });
+                    seen.exit = Some(exit);
+                    break;
                 }
-                Some(exec_response::Message::Started(_)) | None => {}
+                Some(exec_response::Message::Started(started)) => {
+                    seen.exec_id = started.exec_id;
+                    if named {
+                        let write = WriteExecStdinRequest {
+                            id: sandbox.clone(),
+                            exec_id: seen.exec_id.clone(),
+                            offset: started.stdin_offset,
+                            ..WriteExecStdinRequest::default()
+                        };
+                        feeding = Box::pin(self.clone().feed(team.clone(), write, stdin.clone()));
+                    }
+                }
+                None => {}
+            }
+        }
+        if seen.exit.is_none() && (!named || seen.exec_id.is_empty()) {
+            let what = "the command did not end in time and it is not known whether it runs on";
+            return Err(Error::new(reason::OUTCOME_UNKNOWN, what));
+        }
+        seen.truncated = stdout.truncated || stderr.truncated;
+        (seen.stdout, seen.stderr) = (stdout.bytes.freeze(), stderr.bytes.freeze());
+        Ok(seen)
+    }
+
+    /// Gives a command the rest of its stdin. By offsets, so that two calls at once for the same
+    /// command give it nothing twice.
+    async fn feed(self: Arc<Self>, team: Team, mut write: WriteExecStdinRequest, stdin: Bytes) {
+        let end = stdin.len() as u64;
+        loop {
+            let from = usize::try_from(write.offset).unwrap_or(usize::MAX).min(stdin.len());
+            let to = stdin.len().min(from + CHUNK_BYTES_MAX);
+            write.data = stdin.slice(from..to);
+            write.eof = to == stdin.len();
+            match self.write_exec_stdin(&team, write.clone()).await {
+                Ok(taken) if taken >= end => return,
+                Ok(taken) if taken > write.offset => write.offset = taken,
+                Ok(_) => sleep(FULL).await,
+                Err(error) => {
+                    let passing =
+                        [reason::OUTCOME_UNKNOWN, reason::NODE_UNREACHABLE, reason::SHUTTING_DOWN];
+                    if !passing.contains(&error.reason.as_str()) {
+                        // It has ended, which its stream tells.
+                        return;
+                    }
+                    sleep(FULL).await;
+                }
             }
         }
     }
@@ -105,7 +168,9 @@ impl Kept {
 }
 
 fn limit(start: &ExecStart) -> Result<Duration, Invalid> {
-    let bad = || Invalid::new("start.timeout", "must be 0 to 20 s; longer commands need Exec");
+    let bad = || {
+        Invalid::new("start.timeout", "must be 0 to 20 s; longer commands need an exec_id, or Exec")
+    };
     let timeout = start.timeout.unwrap_or_default();
     let asked = Duration::try_from(timeout).map_err(|_| bad())?;
     match asked {
@@ -115,12 +180,15 @@ fn limit(start: &ExecStart) -> Result<Duration, Invalid> {
     }
 }
 
-fn messages(start: ExecStart, mut stdin: Bytes) -> Vec<ExecRequest> {
+/// The start, and all of stdin where it goes the same way.
+fn messages(start: ExecStart, stdin: Option<Bytes>) -> Vec<Result<ExecRequest, Error>> {
     let mut messages = vec![exec_request::Message::Start(start)];
-    while !stdin.is_empty() {
-        let chunk = stdin.split_to(stdin.len().min(CHUNK));
-        messages.push(exec_request::Message::Stdin(chunk));
+    if let Some(mut stdin) = stdin {
+        while !stdin.is_empty() {
+            let chunk = stdin.split_to(stdin.len().min(CHUNK_BYTES_MAX));
+            messages.push(exec_request::Message::Stdin(chunk));
+        }
+        messages.push(exec_request::Message::StdinEof(true));
     }
-    messages.push(exec_request::Message::StdinEof(true));
-    messages.into_iter().map(|message| ExecRequest { message: Some(message) }).collect()
+    messages.into_iter().map(|message| Ok(ExecRequest { message: Some(message) })).collect()
 }

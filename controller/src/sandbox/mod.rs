@@ -4,16 +4,19 @@
 //! What a node says of a sandbox is the message of the public API, kept as data: there is nothing
 //! in between to translate.
 
+mod control_exec;
 mod create;
 mod delete;
 mod exec;
 mod exec_command;
 mod explain;
 mod expose;
+mod files;
 mod fsck;
 mod job;
 mod list;
 mod resume;
+mod session;
 mod snapshots;
 mod start;
 mod stop;
@@ -40,7 +43,9 @@ use crate::{
     store::{self, Store},
 };
 
+pub use exec::Responses;
 pub use exec_command::Output;
+pub use files::Piece;
 pub use fsck::Report;
 pub use list::Page;
 

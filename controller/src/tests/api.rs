@@ -209,12 +209,17 @@ async fn there_is_a_limit_to_calls_at_once() {
 }
 
 /// One gRPC-Web call over the plain channel: base64 is not needed, trailers come in the body.
-async fn web(lab: &Lab, token: Option<&str>) -> (StatusCode, Vec<u8>, Option<String>) {
-    let message = ListSnapshotsRequest {}.encode_to_vec();
+pub(super) async fn web(
+    lab: &Lab,
+    token: Option<&str>,
+    method: &str,
+    message: &impl Message,
+) -> (StatusCode, Vec<u8>, Option<String>) {
+    let message = message.encode_to_vec();
     let mut frame = vec![0];
     frame.extend(u32::try_from(message.len()).expect("small").to_be_bytes());
     frame.extend(message);
-    let mut request = HttpRequest::post("http://x/sandbox.v1.SandboxService/ListSnapshots")
+    let mut request = HttpRequest::post(format!("http://x/sandbox.v1.SandboxService/{method}"))
         .header("content-type", "application/grpc-web+proto");
     if let Some(token) = token {
         request = request.header("authorization", format!("Bearer {token}"));
@@ -231,12 +236,13 @@ async fn web(lab: &Lab, token: Option<&str>) -> (StatusCode, Vec<u8>, Option<Str
 #[tokio::test(start_paused = true)]
 async fn grpc_web_is_served_on_the_same_port() {
     let lab = Lab::new().await;
-    let (status, body, _) = web(&lab, Some(&lab.red)).await;
+    let (status, body, _) =
+        web(&lab, Some(&lab.red), "ListSnapshots", &ListSnapshotsRequest {}).await;
     assert_eq!(status, StatusCode::OK);
     assert!(body.windows(SNAPSHOT.len()).any(|part| part == SNAPSHOT.as_bytes()));
     let trailer = String::from_utf8_lossy(&body).into_owned();
     assert!(trailer.contains("grpc-status:0"), "{trailer}");
-    let (_, body, grpc) = web(&lab, None).await;
+    let (_, body, grpc) = web(&lab, None, "ListSnapshots", &ListSnapshotsRequest {}).await;
     let told =
         grpc.as_deref() == Some("16") || String::from_utf8_lossy(&body).contains("grpc-status:16");
     assert!(told, "UNAUTHENTICATED");

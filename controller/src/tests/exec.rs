@@ -7,7 +7,7 @@ use tokio_stream::StreamExt;
 
 use super::*;
 
-fn argv(id: &str, args: &[&str]) -> ExecStart {
+pub(super) fn argv(id: &str, args: &[&str]) -> ExecStart {
     let args = args.iter().map(ToString::to_string).collect();
     ExecStart {
         id: id.into(),
@@ -16,11 +16,15 @@ fn argv(id: &str, args: &[&str]) -> ExecStart {
     }
 }
 
-fn message(message: exec_request::Message) -> ExecRequest {
+pub(super) fn message(message: exec_request::Message) -> ExecRequest {
     ExecRequest { message: Some(message) }
 }
 
-async fn command(lab: &Lab, start: ExecStart, stdin: Bytes) -> Result<ExecCommandResponse, Status> {
+pub(super) async fn command(
+    lab: &Lab,
+    start: ExecStart,
+    stdin: Bytes,
+) -> Result<ExecCommandResponse, Status> {
     let request = ExecCommandRequest { start: Some(start), stdin };
     lab.api().exec_command(request).await.map(tonic::Response::into_inner)
 }

@@ -4,7 +4,9 @@
 mod api;
 mod creates;
 mod exec;
+mod files;
 mod nodes;
+mod sessions;
 mod tls;
 
 use std::{

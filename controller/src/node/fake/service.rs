@@ -23,7 +23,7 @@ type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Debug)]
 pub(super) struct Service(pub(super) Arc<FakeAgent>);
 
-fn refuse<T>(code: Code, reason: &str, message: &str) -> Result<T, Status> {
+pub(super) fn refuse<T>(code: Code, reason: &str, message: &str) -> Result<T, Status> {
     Err(Refusal::new(code, reason, message).into())
 }
 
@@ -41,7 +41,7 @@ impl FakeAgent {
         Ok(())
     }
 
-    fn get(&self, id: &str) -> Result<Sandbox, Status> {
+    pub(super) fn get(&self, id: &str) -> Result<Sandbox, Status> {
         let id = parse(id)?;
         match self.world().sandboxes.get(&id) {
             Some(sandbox) => Ok(sandbox.clone()),
@@ -303,33 +303,8 @@ impl AgentService for Service {
 
     type ExecStream = Messages<ExecResponse>;
 
-    /// `cat` gives its stdin back, `sleep` says nothing, `yes` never stops, anything else ends with
-    /// the exit code that its second word is.
     async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
-        let mut input = request.into_inner();
-        let first = input.message().await?.and_then(|m| m.message).and_then(|m| m.message);
-        let Some(api::exec_request::Message::Start(start)) = first else {
-            return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "start first");
-        };
-        let sandbox = self.0.get(&start.id)?;
-        if sandbox.phase() != Phase::Running {
-            return refuse(Code::FailedPrecondition, reason::SANDBOX_NOT_RUNNING, "not running");
-        }
-        let words = match start.command {
-            Some(api::exec_start::Command::Argv(argv)) => argv.args,
-            Some(api::exec_start::Command::Shell(line)) => {
-                line.split(' ').map(ToString::to_string).collect()
-            }
-            None => Vec::new(),
-        };
-        let (out, answer) = mpsc::channel(1);
-        let started = api::ExecStarted {
-            node: self.0.name.to_string(),
-            boot: sandbox.boot,
-            exec_id: start.exec_id.clone(),
-            ..api::ExecStarted::default()
-        };
-        tokio::spawn(run(words, input, out, started));
+        let answer = self.0.exec(request.into_inner()).await?;
         let wrap =
             |message| ExecResponse { message: Some(api::ExecResponse { message: Some(message) }) };
         Ok(Response::new(ReceiverStream::new(answer).map(move |m| Ok(wrap(m))).boxed()))
@@ -350,18 +325,25 @@ impl AgentService for Service {
         Err(Status::unimplemented("not built yet"))
     }
 
-    async fn control_exec(&self, _: Request<ControlExecRequest>) -> Answer<ControlExecResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn control_exec(
+        &self,
+        request: Request<ControlExecRequest>,
+    ) -> Answer<ControlExecResponse> {
+        let stdin_offset = self.0.control(request.into_inner())?;
+        Ok(Response::new(ControlExecResponse { stdin_offset }))
     }
 
-    async fn list_execs(&self, _: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn list_execs(&self, request: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
+        let execs = self.0.execs(&request.into_inner().id)?;
+        Ok(Response::new(ListExecsResponse { execs }))
     }
 
     type FilesStream = Messages<FilesResponse>;
 
-    async fn files(&self, _: Request<Streaming<FilesRequest>>) -> Answer<Self::FilesStream> {
-        Err(Status::unimplemented("not built yet"))
+    async fn files(&self, request: Request<Streaming<FilesRequest>>) -> Answer<Self::FilesStream> {
+        let said = self.0.files(request.into_inner()).await?;
+        let said = said.into_iter().map(|message| Ok(FilesResponse { message: Some(message) }));
+        Ok(Response::new(futures_util::stream::iter(said).boxed()))
     }
 
     async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
@@ -409,40 +391,5 @@ impl AgentService for Service {
     async fn check(&self, _request: Request<CheckRequest>) -> Answer<CheckResponse> {
         let sandboxes = u32::try_from(self.0.living().len()).unwrap_or(u32::MAX);
         Ok(Response::new(CheckResponse { findings: Vec::new(), sandboxes }))
-    }
-}
-
-async fn run(
-    words: Vec<String>,
-    mut input: Streaming<ExecRequest>,
-    out: mpsc::Sender<api::exec_response::Message>,
-    started: api::ExecStarted,
-) {
-    use api::{exec_request::Message as In, exec_response::Message as Out};
-    let mut send = out.send(Out::Started(started)).await;
-    match words.first().map(String::as_str) {
-        Some("cat") => {
-            while let Ok(Some(message)) = input.message().await {
-                match message.message.and_then(|message| message.message) {
-                    Some(In::Stdin(bytes)) => send = out.send(Out::Stdout(bytes)).await,
-                    Some(In::StdinEof(_)) => break,
-                    Some(In::Start(_) | In::Attach(_) | In::Resize(_) | In::Signal(_)) | None => {}
-                }
-            }
-        }
-        Some("sleep") => return out.closed().await,
-        Some("yes") => {
-            while send.is_ok() {
-                send = out.send(Out::Stdout(bytes::Bytes::from_static(&[b'y'; 32 * 1024]))).await;
-            }
-        }
-        Some("vanish") => return,
-        _ => {}
-    }
-    let code = words.get(1).and_then(|word| word.parse().ok()).unwrap_or(0);
-    if send.is_ok() {
-        let exit = api::ExecExit { code, ..api::ExecExit::default() };
-        // A caller that has gone does not want to know.
-        drop(out.send(Out::Exit(exit)).await);
     }
 }

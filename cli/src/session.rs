@@ -1,0 +1,415 @@
+//! A command that is held on to: its output goes to a sink, and when the connection to the
+//! controller breaks it is attached again where we are. No byte comes twice or is left out.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    os::fd::AsFd,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use proto::{
+    reason,
+    sandbox::v1::{
+        ExecAttach, ExecExit, ExecRequest, ExecResponse, ExecStart, ExecStarted, exec_request,
+        exec_response,
+    },
+};
+use tokio::{
+    fs::File,
+    io::AsyncWriteExt,
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::{
+    client::{Controller, answer},
+    failure::Failure,
+    output::Output,
+};
+
+/// How long the controller may be away.
+const PATIENCE: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_millis(500);
+/// The controller gives a sign of life every 15 s.
+const SILENCE: Duration = Duration::from_secs(45);
+/// Messages on their way to the command; beyond them, reading stdin waits.
+const QUEUE: usize = 16;
+/// Stdin that is kept until it is known to be taken. What the connection holds on its way is less.
+const STDIN_KEPT_MAX: usize = 4 * 1024 * 1024;
+/// Output that `--json` holds in memory.
+const JSON_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+type Message = exec_request::Message;
+
+/// How a look at a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It ended.
+    Exit(ExecExit),
+    /// All that was asked for is there, and it runs on.
+    Seen,
+}
+
+/// A command by its name.
+#[derive(Debug)]
+pub struct Session {
+    controller: Controller,
+    id: String,
+    exec_id: String,
+    /// What to start; none to attach only.
+    start: Option<ExecStart>,
+    started: watch::Sender<bool>,
+    /// Where to stop, of stdout and stderr, when the command's end is not waited for.
+    until: Option<[u64; 2]>,
+    have: [u64; 2],
+    stdin: Stdin,
+}
+
+impl Session {
+    /// To be started; `start` has an `exec_id`, with which it runs once however often we ask.
+    pub fn start(controller: Controller, start: ExecStart) -> Self {
+        let (id, exec_id) = (start.id.clone(), start.exec_id.clone());
+        Self { start: Some(start), ..Self::attach(controller, id, exec_id, None) }
+    }
+
+    /// One that runs or ran, from its first output to its end, or until so much was said.
+    pub fn attach(
+        controller: Controller,
+        id: String,
+        exec_id: String,
+        until: Option<[u64; 2]>,
+    ) -> Self {
+        Self {
+            controller,
+            id,
+            exec_id,
+            start: None,
+            started: watch::channel(false).0,
+            until,
+            have: [0; 2],
+            stdin: Stdin::default(),
+        }
+    }
+
+    /// Turns true when the command is known to run.
+    pub fn started(&self) -> watch::Receiver<bool> {
+        self.started.subscribe()
+    }
+
+    /// Carries `input` to the command and its output to `sink`, to its end.
+    ///
+    /// # Errors
+    /// When it cannot be run, or its end did not come to us.
+    pub async fn run(
+        &mut self,
+        mut input: mpsc::Receiver<Message>,
+        sink: &mut Sink,
+        output: Output,
+    ) -> Result<Ended, Failure> {
+        let mut lost: Option<Instant> = None;
+        loop {
+            let mut heard = false;
+            let failure = match self.once(&mut input, sink, &mut heard, output).await {
+                Err(failure) if self.may_come_back(&failure) => failure,
+                ended => return ended,
+            };
+            if heard {
+                lost = None;
+            }
+            let since = *lost.get_or_insert_with(|| {
+                output.note(format!("connection lost, attaching again ... ({})", failure.message));
+                Instant::now()
+            });
+            if since.elapsed() >= PATIENCE {
+                let hint = format!(
+                    "the command may run on: `sandboxctl logs -f {} {}` attaches to it",
+                    self.id, self.exec_id
+                );
+                return Err(failure.hint(hint));
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Nothing was decided, so that asking again can help. Before it has started, what is clearly
+    /// refused, or was never reached, is told at once.
+    fn may_come_back(&self, failure: &Failure) -> bool {
+        let unknown = failure.reason.as_deref() == Some(reason::OUTCOME_UNKNOWN);
+        let early = !*self.started.borrow();
+        failure.transient && !(early && (failure.unreached || failure.reason.is_some() && !unknown))
+    }
+
+    async fn once(
+        &mut self,
+        input: &mut mpsc::Receiver<Message>,
+        sink: &mut Sink,
+        heard: &mut bool,
+        output: Output,
+    ) -> Result<Ended, Failure> {
+        let (to_command, messages) = mpsc::channel(QUEUE);
+        let first = match &self.start {
+            Some(start) if !*self.started.borrow() => Message::Start(start.clone()),
+            _ => Message::Attach(ExecAttach {
+                id: self.id.clone(),
+                exec_id: self.exec_id.clone(),
+                stdout_offset: self.have[0],
+                stderr_offset: self.have[1],
+            }),
+        };
+        send(&to_command, first).await;
+        let mut client = self.controller.sandboxes.clone();
+        let mut responses = answer(client.exec(ReceiverStream::new(messages))).await?;
+        let (begin, begun) = oneshot::channel();
+        let Self { stdin, have, started, until, .. } = self;
+        let forward = async {
+            // It says where stdin goes on.
+            let Ok(offset) = begun.await else { return std::future::pending().await };
+            let Some(missing) = stdin.from(offset) else {
+                return Failure::local("stdin that the command had not taken is not held any more");
+            };
+            for bytes in missing {
+                send(&to_command, Message::Stdin(bytes)).await;
+            }
+            if stdin.eof {
+                send(&to_command, Message::StdinEof(true)).await;
+            }
+            while let Some(message) = input.recv().await {
+                stdin.keep(&message);
+                send(&to_command, message).await;
+            }
+            std::future::pending().await
+        };
+        let receive = async {
+            let mut begin = Some(begin);
+            let mut again = [0; 2];
+            loop {
+                if until.is_some_and(|until| begin.is_none() && (0..2).all(|n| have[n] >= until[n]))
+                {
+                    return Ok(Ended::Seen);
+                }
+                match next(&mut responses).await? {
+                    exec_response::Message::Started(told) => {
+                        *heard = true;
+                        again = resume(have, &told, *started.borrow(), output)?;
+                        started.send_replace(true);
+                        // Whoever waited for this goes first.
+                        tokio::task::yield_now().await;
+                        if let Some(begin) = begin.take() {
+                            begin.send(told.stdin_offset).ok();
+                        }
+                    }
+                    exec_response::Message::Stdout(bytes) => {
+                        let bytes = fresh(bytes, &mut again[0]);
+                        sink.take(&bytes, false).await?;
+                        have[0] += bytes.len() as u64;
+                    }
+                    exec_response::Message::Stderr(bytes) => {
+                        let bytes = fresh(bytes, &mut again[1]);
+                        sink.take(&bytes, true).await?;
+                        have[1] += bytes.len() as u64;
+                    }
+                    exec_response::Message::Exit(exit) => return Ok(Ended::Exit(exit)),
+                }
+            }
+        };
+        tokio::select! {
+            ended = receive => ended,
+            failure = forward => Err(failure),
+        }
+    }
+}
+
+/// Sends a message; when nobody listens any more, the stream's end says why.
+async fn send(to: &mpsc::Sender<ExecRequest>, message: Message) {
+    to.send(ExecRequest { message: Some(message) }).await.ok();
+}
+
+async fn next(responses: &mut Streaming<ExecResponse>) -> Result<exec_response::Message, Failure> {
+    loop {
+        let Ok(response) = timeout(SILENCE, responses.message()).await else {
+            return Err(Failure::deadline("the controller gave no sign of life", SILENCE));
+        };
+        match response? {
+            Some(ExecResponse { message: Some(message) }) => return Ok(message),
+            // From a later version of the controller.
+            Some(ExecResponse { message: None }) => {}
+            None => {
+                return Err(Failure::local(
+                    "the connection ended before the command's exit code came",
+                )
+                .hint("the command may still run; `sandboxctl ps ID` shows it"));
+            }
+        }
+    }
+}
+
+/// How many bytes of each output come once more.
+fn resume(
+    have: &mut [u64; 2],
+    told: &ExecStarted,
+    again: bool,
+    output: Output,
+) -> Result<[u64; 2], Failure> {
+    let begins = [told.stdout_offset, told.stderr_offset];
+    for (n, name) in ["stdout", "stderr"].iter().enumerate() {
+        if begins[n] <= have[n] {
+            continue;
+        }
+        if again {
+            let what = format!("{name} that came while the connection was lost is not kept");
+            return Err(Failure::local(what).hint(
+                "the command may still run; `sandboxctl logs ID EXEC_ID` has its last output",
+            ));
+        }
+        output.note(format!("the first {} bytes of {name} are not kept any more", begins[n]));
+        have[n] = begins[n];
+    }
+    Ok([have[0] - begins[0], have[1] - begins[1]])
+}
+
+/// What of `bytes` is new.
+fn fresh(mut bytes: Bytes, again: &mut u64) -> Bytes {
+    let known = usize::try_from(*again).unwrap_or(usize::MAX).min(bytes.len());
+    *again -= known as u64;
+    bytes.split_off(known)
+}
+
+/// The last of stdin, for a connection that breaks before it is taken.
+#[derive(Debug, Default)]
+struct Stdin {
+    /// Where the next byte stands.
+    end: u64,
+    kept: VecDeque<Bytes>,
+    bytes: usize,
+    eof: bool,
+}
+
+impl Stdin {
+    fn keep(&mut self, message: &Message) {
+        match message {
+            Message::Stdin(bytes) => {
+                self.end += bytes.len() as u64;
+                self.bytes += bytes.len();
+                self.kept.push_back(bytes.clone());
+            }
+            Message::StdinEof(eof) => self.eof |= eof,
+            Message::Start(_) | Message::Attach(_) | Message::Resize(_) | Message::Signal(_) => {}
+        }
+        while self.bytes > STDIN_KEPT_MAX
+            && let Some(oldest) = self.kept.pop_front()
+        {
+            self.bytes -= oldest.len();
+        }
+    }
+
+    /// All from `offset` on; `None` when some of it is not kept any more.
+    fn from(&mut self, offset: u64) -> Option<Vec<Bytes>> {
+        if offset > self.end {
+            // Another caller wrote too, or an earlier run of ours: we go on behind that.
+            (self.end, self.bytes) = (offset, 0);
+            self.kept.clear();
+        }
+        let missing = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
+        let mut taken = self.bytes.checked_sub(missing)?;
+        let mut rest = Vec::new();
+        for bytes in &self.kept {
+            let part = taken.min(bytes.len());
+            taken -= part;
+            if part < bytes.len() {
+                rest.push(bytes.slice(part..));
+            }
+        }
+        Some(rest)
+    }
+}
+
+/// Where output goes: on at once, or into memory for `--json`.
+#[derive(Debug)]
+pub struct Sink {
+    json: bool,
+    /// What is held of stdout.
+    pub stdout: Vec<u8>,
+    /// What is held of stderr.
+    pub stderr: Vec<u8>,
+    // Files of tokio: a reader of ours that is slow must not keep the connection from its pings.
+    to_stdout: File,
+    to_stderr: File,
+}
+
+impl Sink {
+    /// Over our own stdout and stderr.
+    ///
+    /// # Errors
+    /// When they are closed.
+    pub fn new(json: bool) -> io::Result<Self> {
+        let to_stdout = io::stdout().as_fd().try_clone_to_owned()?;
+        let to_stderr = io::stderr().as_fd().try_clone_to_owned()?;
+        io::stdout().flush()?;
+        Ok(Self {
+            json,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            to_stdout: File::from_std(to_stdout.into()),
+            to_stderr: File::from_std(to_stderr.into()),
+        })
+    }
+
+    async fn take(&mut self, bytes: &[u8], is_stderr: bool) -> Result<(), Failure> {
+        if !self.json {
+            return match is_stderr {
+                true => write(&mut self.to_stderr, bytes).await,
+                false => write(&mut self.to_stdout, bytes).await,
+            };
+        }
+        if self.stdout.len() + self.stderr.len() + bytes.len() > JSON_BYTES_MAX {
+            return Err(Failure::local(
+                "the command wrote more than 16 MiB, which is more than --json holds",
+            )
+            .hint("leave --json out: the output then goes through as it comes"));
+        }
+        let kept = if is_stderr { &mut self.stderr } else { &mut self.stdout };
+        kept.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+async fn write(to: &mut File, bytes: &[u8]) -> Result<(), Failure> {
+    to.write_all(bytes).await?;
+    Ok(to.flush().await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stdin_goes_on_from_where_it_was_taken() {
+        let mut stdin = Stdin { end: 10, ..Stdin::default() };
+        stdin.keep(&Message::Stdin(Bytes::from_static(b"hello ")));
+        stdin.keep(&Message::Stdin(Bytes::from_static(b"world")));
+        assert_eq!(stdin.from(13).expect("kept").concat(), b"lo world");
+        assert_eq!(stdin.from(21), Some(Vec::new()));
+        assert_eq!(stdin.from(9), None);
+        for _ in 0..100 {
+            stdin.keep(&Message::Stdin(Bytes::from(vec![0; 65536])));
+        }
+        assert!(stdin.bytes <= STDIN_KEPT_MAX && stdin.from(22).is_none());
+    }
+
+    #[test]
+    fn output_that_comes_again_is_dropped() {
+        let output = Output { json: true, colour: false };
+        let told = |stdout_offset| ExecStarted { stdout_offset, ..ExecStarted::default() };
+        let mut have = [10, 0];
+        let mut again = resume(&mut have, &told(8), true, output).expect("whole")[0];
+        assert_eq!(fresh(Bytes::from_static(b"abc"), &mut again), &b"c"[..]);
+        assert_eq!(fresh(Bytes::from_static(b"d"), &mut again), &b"d"[..]);
+        assert!(resume(&mut have, &told(11), true, output).is_err(), "some is missing");
+        resume(&mut have, &told(11), false, output).expect("a first look takes what there is");
+        assert_eq!(have[0], 11);
+    }
+}

@@ -1,0 +1,395 @@
+//! Commands of the made-up world: sessions that live without a caller, are attached to by offset,
+//! and whose streams break where a test says.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use proto::{
+    agent::v1::{ControlExecRequest, ExecRequest, control_exec_request::Action},
+    reason,
+    sandbox::v1::{
+        self as api, ExecExit, ExecStart, exec_request::Message as In,
+        exec_response::Message as Out,
+    },
+};
+use tokio::sync::{mpsc, watch};
+use tonic::{Code, Status, Streaming};
+
+use super::{FakeAgent, service::refuse};
+
+/// What a command may be ahead of its readers, and its stdin of it.
+const AHEAD: usize = 64 * 1024;
+/// Bytes of one message of output.
+const CHUNK: usize = 16 * 1024;
+
+/// All commands of an agent.
+#[derive(Debug, Default)]
+pub(super) struct Execs {
+    sessions: BTreeMap<(String, String), Arc<Session>>,
+    /// Commands that were started.
+    pub(super) started: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    start: ExecStart,
+    exec_id: String,
+    boot: u32,
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stdin: Vec<u8>,
+    taken: u64,
+    eof: bool,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    /// Sent to somebody, of stdout.
+    read: usize,
+    signal: Option<u32>,
+    window: Option<api::WindowSize>,
+    exit: Option<ExecExit>,
+    vanished: bool,
+    attached: u32,
+}
+
+impl Session {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut self.state());
+        self.changed.send_modify(|n| *n += 1);
+        changed
+    }
+
+    async fn until<T>(&self, mut reached: impl FnMut(&mut State) -> Option<T>) -> T {
+        let mut changes = self.changed.subscribe();
+        loop {
+            if let Some(value) = reached(&mut self.state()) {
+                return value;
+            }
+            // The sender is ours.
+            drop(changes.changed().await);
+        }
+    }
+
+    async fn print(&self, bytes: &[u8]) {
+        self.until(|state| (state.stdout.len() < state.read + AHEAD).then_some(())).await;
+        self.change(|state| state.stdout.extend_from_slice(bytes));
+    }
+
+    /// `cat` gives its stdin back, `sleep` waits for a signal, `yes` never stops, `count` writes as
+    /// many bytes as its second word says, anything else ends with the exit code that its second
+    /// word is.
+    async fn run(self: Arc<Self>) {
+        let words = match &self.start.command {
+            Some(api::exec_start::Command::Argv(argv)) => argv.args.clone(),
+            Some(api::exec_start::Command::Shell(line)) => {
+                line.split(' ').map(ToString::to_string).collect()
+            }
+            None => Vec::new(),
+        };
+        let number = words.get(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+        let mut exit = ExecExit { code: number, ..ExecExit::default() };
+        match words.first().map(String::as_str) {
+            Some("cat") => loop {
+                let bytes = self
+                    .until(|state| {
+                        let some = !state.stdin.is_empty() || state.eof;
+                        some.then(|| std::mem::take(&mut state.stdin))
+                    })
+                    .await;
+                if bytes.is_empty() {
+                    break;
+                }
+                self.print(&bytes).await;
+            },
+            Some("sleep") => {
+                let signal = self.until(|state| state.signal).await;
+                exit = ExecExit { code: 128 + signal, signal, timed_out: false };
+            }
+            Some("yes") => loop {
+                self.print(&[b'y'; 32 * 1024]).await;
+            },
+            Some("count") => {
+                let bytes = counted(number as usize);
+                for (n, part) in bytes.chunks(7001).enumerate() {
+                    self.print(part).await;
+                    if n % 3 == 0 {
+                        self.change(|state| state.stderr.extend_from_slice(part));
+                    }
+                }
+                exit.code = 5;
+            }
+            Some("vanish") => return self.change(|state| state.vanished = true),
+            _ => {}
+        }
+        self.change(|state| state.exit = Some(exit));
+    }
+
+    /// Takes what fits of bytes of stdin that stand at `offset`.
+    fn feed(&self, offset: u64, data: &[u8], eof: bool) -> Result<u64, Status> {
+        self.change(|state| {
+            let Some(skip) = state.taken.checked_sub(offset) else {
+                return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "there is a gap");
+            };
+            let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(data.len());
+            let new = &data[skip..];
+            let fit = new.len().min(AHEAD.saturating_sub(state.stdin.len()));
+            state.stdin.extend_from_slice(&new[..fit]);
+            state.taken += fit as u64;
+            state.eof |= eof && fit == new.len();
+            Ok(state.taken)
+        })
+    }
+
+    async fn receive(self: Arc<Self>, mut input: Streaming<ExecRequest>, line: Arc<Line>) {
+        while let Ok(message) = input.message().await {
+            if line.broken() {
+                return;
+            }
+            let Some(message) = message else {
+                // Who has a name of it may come back.
+                if self.start.exec_id.is_empty() {
+                    self.change(|state| state.eof = true);
+                }
+                return;
+            };
+            match message.message.and_then(|message| message.message) {
+                Some(In::Stdin(bytes)) => {
+                    let room = |state: &mut State| (state.stdin.len() < AHEAD).then_some(());
+                    self.until(room).await;
+                    if line.is_broken() {
+                        return;
+                    }
+                    self.change(|state| {
+                        state.stdin.extend_from_slice(&bytes);
+                        state.taken += bytes.len() as u64;
+                    });
+                }
+                Some(In::StdinEof(eof)) => self.change(|state| state.eof |= eof),
+                Some(In::Resize(window)) => self.change(|state| state.window = Some(window)),
+                Some(In::Signal(signal)) => self.change(|state| state.signal = Some(signal)),
+                Some(In::Start(_) | In::Attach(_)) | None => {}
+            }
+        }
+    }
+
+    async fn send(
+        self: Arc<Self>,
+        started: api::ExecStarted,
+        out: mpsc::Sender<Out>,
+        line: Arc<Line>,
+    ) {
+        let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+        let (mut stdout, mut stderr) = (at(started.stdout_offset), at(started.stderr_offset));
+        self.change(|state| state.attached += 1);
+        let mut message = Some(Out::Started(started));
+        while let Some(next) = message {
+            let over = matches!(next, Out::Exit(_));
+            if line.broken() || out.send(next).await.is_err() || over {
+                break;
+            }
+            let news = self.until(|state| {
+                let part = |all: &Vec<u8>, from: usize| {
+                    Bytes::copy_from_slice(&all[from..all.len().min(from + CHUNK)])
+                };
+                if state.stdout.len() > stdout {
+                    let bytes = part(&state.stdout, stdout);
+                    stdout += bytes.len();
+                    state.read = state.read.max(stdout);
+                    return Some(Some(Out::Stdout(bytes)));
+                }
+                if state.stderr.len() > stderr {
+                    let bytes = part(&state.stderr, stderr);
+                    stderr += bytes.len();
+                    return Some(Some(Out::Stderr(bytes)));
+                }
+                match state.exit {
+                    Some(exit) => Some(Some(Out::Exit(exit))),
+                    None => state.vanished.then_some(None),
+                }
+            });
+            message = tokio::select! {
+                news = news => news,
+                () = out.closed() => break,
+            };
+            self.changed.send_modify(|n| *n += 1);
+        }
+        self.change(|state| state.attached -= 1);
+    }
+}
+
+/// What `count` writes.
+pub fn counted(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|n| (n % 251) as u8 ^ (n / 251 % 253) as u8).collect()
+}
+
+/// One stream, which breaks after so many messages of either side.
+#[derive(Debug)]
+struct Line {
+    agent: Arc<FakeAgent>,
+    left: Option<AtomicU32>,
+    broken: AtomicBool,
+}
+
+impl Line {
+    /// One more message; true when it is lost with the connection.
+    fn broken(&self) -> bool {
+        let Some(left) = &self.left else { return false };
+        let spend = |left: u32| left.checked_sub(1);
+        if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_err() {
+            if !self.broken.swap(true, Ordering::SeqCst) {
+                self.agent.net.cut(&self.agent.name);
+            }
+            return true;
+        }
+        self.is_broken()
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
+    }
+}
+
+impl FakeAgent {
+    /// Commands that were started, whatever became of them.
+    pub fn commands(&self) -> u32 {
+        self.world().execs.started
+    }
+
+    /// Streams of commands break after so many messages: the next one after the first number.
+    pub fn break_streams(&self, after: impl IntoIterator<Item = u32>) {
+        self.world().breaks = after.into_iter().collect::<VecDeque<_>>();
+    }
+
+    fn session(&self, id: &str, exec_id: &str) -> Result<Arc<Session>, Status> {
+        let boot = self.get(id)?.boot;
+        let key = (id.to_owned(), exec_id.to_owned());
+        match self.world().execs.sessions.get(&key) {
+            Some(session) if session.boot == boot => Ok(session.clone()),
+            Some(_) => refuse(Code::Aborted, reason::EXEC_LOST, "lost with its boot"),
+            None => refuse(Code::NotFound, reason::EXEC_NOT_FOUND, "no such command"),
+        }
+    }
+
+    fn launch(&self, start: ExecStart, boot: u32) -> Result<Arc<Session>, Status> {
+        if !start.exec_id.is_empty() {
+            match self.session(&start.id, &start.exec_id) {
+                Ok(session) if session.start == start => return Ok(session),
+                Ok(_) => return refuse(Code::AlreadyExists, reason::EXEC_ID_REUSED, "another"),
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => return Err(status),
+            }
+        }
+        let execs = &mut self.world().execs;
+        execs.started += 1;
+        let exec_id = match start.exec_id.as_str() {
+            "" => format!("made-up-{}", execs.started),
+            given => given.to_owned(),
+        };
+        let session = Arc::new(Session {
+            exec_id: exec_id.clone(),
+            boot,
+            state: Mutex::default(),
+            changed: watch::channel(0).0,
+            start: start.clone(),
+        });
+        execs.sessions.insert((start.id, exec_id), session.clone());
+        tokio::spawn(session.clone().run());
+        Ok(session)
+    }
+
+    /// Starts a command, or attaches to one.
+    pub(super) async fn exec(
+        self: &Arc<Self>,
+        mut input: Streaming<ExecRequest>,
+    ) -> Result<mpsc::Receiver<Out>, Status> {
+        let first = input.message().await?.and_then(|m| m.message).and_then(|m| m.message);
+        let (id, start, offsets) = match first {
+            Some(In::Start(start)) => (start.id.clone(), Ok(start), (0, 0)),
+            Some(In::Attach(attach)) => {
+                let offsets = (attach.stdout_offset, attach.stderr_offset);
+                (attach.id, Err(attach.exec_id), offsets)
+            }
+            _ => return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "start first"),
+        };
+        let sandbox = self.get(&id)?;
+        if sandbox.phase() != api::Phase::Running {
+            return refuse(Code::FailedPrecondition, reason::SANDBOX_NOT_RUNNING, "not running");
+        }
+        let session = match start {
+            Ok(start) => self.launch(start, sandbox.boot)?,
+            Err(exec_id) => self.session(&id, &exec_id)?,
+        };
+        let (stdin_offset, stdout, stderr) = {
+            let state = session.state();
+            (state.taken, state.stdout.len() as u64, state.stderr.len() as u64)
+        };
+        let started = api::ExecStarted {
+            node: self.name.to_string(),
+            boot: sandbox.boot,
+            exec_id: session.exec_id.clone(),
+            stdin_offset,
+            stdout_offset: offsets.0.min(stdout),
+            stderr_offset: offsets.1.min(stderr),
+        };
+        let left = self.world().breaks.pop_front().map(AtomicU32::new);
+        let line = Arc::new(Line { agent: self.clone(), left, broken: AtomicBool::new(false) });
+        let (out, messages) = mpsc::channel(1);
+        tokio::spawn(session.clone().receive(input, line.clone()));
+        tokio::spawn(session.send(started, out, line));
+        Ok(messages)
+    }
+
+    pub(super) fn control(&self, request: ControlExecRequest) -> Result<u64, Status> {
+        let session = match &request.action {
+            Some(Action::WriteStdin(write)) => self.session(&write.id, &write.exec_id)?,
+            Some(Action::Resize(resize)) => self.session(&resize.id, &resize.exec_id)?,
+            Some(Action::Signal(signal)) => self.session(&signal.id, &signal.exec_id)?,
+            None => return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "no action"),
+        };
+        match request.action {
+            Some(Action::WriteStdin(write)) => {
+                return session.feed(write.offset, &write.data, write.eof);
+            }
+            Some(Action::Resize(resize)) => session.change(|state| state.window = resize.window),
+            Some(Action::Signal(signal)) => {
+                session.change(|state| state.signal = Some(signal.signal));
+            }
+            None => {}
+        }
+        let taken = session.state().taken;
+        Ok(taken)
+    }
+
+    pub(super) fn execs(&self, id: &str) -> Result<Vec<api::ExecInfo>, Status> {
+        self.get(id)?;
+        let world = self.world();
+        let of_it = world.execs.sessions.iter().filter(|((of, _), _)| of == id);
+        let info = of_it.map(|((_, exec_id), session)| {
+            let state = session.state();
+            api::ExecInfo {
+                exec_id: exec_id.clone(),
+                command: format!("{:?}", session.start.command),
+                exit: state.exit,
+                stdout_bytes: state.stdout.len() as u64,
+                stderr_bytes: state.stderr.len() as u64,
+                attached: state.attached,
+                tty: session.start.tty,
+                ..api::ExecInfo::default()
+            }
+        });
+        Ok(info.collect())
+    }
+}

@@ -1,0 +1,375 @@
+//! Files of a sandbox: written, read, listed, removed, and packed as archives. What travels is
+//! pulled by its reader, so that a slow end slows the other; nothing is collected here.
+
+use std::{future::ready, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use proto::{
+    agent::v1::{files_request::Message as Ask, files_response::Message as Said},
+    id::Invalid,
+    name::Team,
+    reason,
+    sandbox::v1::{
+        DownloadArchiveRequest, FileInfo, ListDirRequest, ListDirResponse, ReadFileRequest,
+        RemoveFileRequest, StatFileRequest, UploadArchiveRequest, WriteFilesRequest,
+        upload_archive_request,
+    },
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+
+use super::{Error, RETRY, Sandboxes, exec::check_chunk};
+use crate::node::{self, Node};
+
+/// How long a node may be silent.
+const SILENCE: Duration = Duration::from_secs(18);
+/// How long the first message may take.
+const FIRST: Duration = Duration::from_secs(10);
+/// How long a caller may send nothing in the middle of an archive.
+const IDLE: Duration = Duration::from_secs(60);
+/// Bytes of a path.
+const PATH_BYTES_MAX: usize = 4095;
+/// Bytes of a user's name.
+const USER_BYTES_MAX: usize = 64;
+/// Files of one call, and their bytes.
+const FILES_MAX: usize = 1000;
+const FILES_BYTES_MAX: usize = 1536 * 1024;
+const MODE_MAX: u32 = 0o7777;
+
+/// One piece of a file.
+#[derive(Debug)]
+pub enum Piece {
+    /// What it is: the first one.
+    File(FileInfo),
+    /// The next bytes.
+    Data(Bytes),
+}
+
+impl Sandboxes {
+    /// Writes files, each in one step; how many.
+    ///
+    /// # Errors
+    /// When a path is not valid, or the sandbox refuses it.
+    pub async fn write_files(
+        &self,
+        team: &Team,
+        mut request: WriteFilesRequest,
+    ) -> Result<u32, Error> {
+        check_user(&request.user)?;
+        if request.files.is_empty() || request.files.len() > FILES_MAX {
+            return Err(Invalid::new("files", "must be 1 to 1000").into());
+        }
+        let mut bytes = 0;
+        for file in &request.files {
+            check_path("files.path", &file.path)?;
+            if file.path.ends_with('/') {
+                return Err(Invalid::new("files.path", "must not end with a slash").into());
+            }
+            if file.mode > MODE_MAX {
+                return Err(Invalid::new("files.mode", "must be 0 to 07777").into());
+            }
+            bytes += file.content.len();
+        }
+        if bytes > FILES_BYTES_MAX {
+            let why = "must be at most 1.5 MiB in all; UploadArchive takes more";
+            return Err(Invalid::new("files.content", why).into());
+        }
+        self.may_change()?;
+        let node = self.place(team, &mut request.id)?;
+        let Said::Write(answer) = self.one(&node, Ask::Write(request)).await? else {
+            return Err(self.nonsense(&node));
+        };
+        Ok(answer.written)
+    }
+
+    /// Reads a file: what it is, then its bytes.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read. Later errors end the stream.
+    pub async fn read_file(
+        self: &Arc<Self>,
+        team: &Team,
+        mut request: ReadFileRequest,
+    ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
+        check_user(&request.user)?;
+        check_path("path", &request.path)?;
+        let node = self.place(team, &mut request.id)?;
+        self.many(node, Ask::Read(request)).await
+    }
+
+    /// What a path is.
+    ///
+    /// # Errors
+    /// When there is nothing.
+    pub async fn stat_file(
+        &self,
+        team: &Team,
+        mut request: StatFileRequest,
+    ) -> Result<FileInfo, Error> {
+        check_user(&request.user)?;
+        check_path("path", &request.path)?;
+        let node = self.place(team, &mut request.id)?;
+        let Said::File(file) = self.one(&node, Ask::Stat(request)).await? else {
+            return Err(self.nonsense(&node));
+        };
+        Ok(file)
+    }
+
+    /// The entries of a directory.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn list_dir(
+        &self,
+        team: &Team,
+        mut request: ListDirRequest,
+    ) -> Result<ListDirResponse, Error> {
+        check_user(&request.user)?;
+        check_path("path", &request.path)?;
+        let node = self.place(team, &mut request.id)?;
+        let Said::List(list) = self.one(&node, Ask::List(request)).await? else {
+            return Err(self.nonsense(&node));
+        };
+        Ok(list)
+    }
+
+    /// Removes a path; whether there was something.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub async fn remove_file(
+        &self,
+        team: &Team,
+        mut request: RemoveFileRequest,
+    ) -> Result<bool, Error> {
+        check_user(&request.user)?;
+        check_path("path", &request.path)?;
+        if request.path.split('/').all(|part| part.is_empty() || part == ".") {
+            return Err(Invalid::new("path", "must not be the root").into());
+        }
+        self.may_change()?;
+        let node = self.place(team, &mut request.id)?;
+        let Said::Remove(answer) = self.one(&node, Ask::Remove(request)).await? else {
+            return Err(self.nonsense(&node));
+        };
+        Ok(answer.existed)
+    }
+
+    /// Unpacks an archive that comes as `input`; how many entries it had.
+    ///
+    /// # Errors
+    /// When it is not what was agreed on, or the sandbox refuses it. Part of it may be unpacked.
+    pub async fn upload_archive<S>(&self, team: &Team, mut input: S) -> Result<u64, Error>
+    where
+        S: Stream<Item = Result<UploadArchiveRequest, Error>> + Send + Unpin + 'static,
+    {
+        let first = match timeout(FIRST, input.next()).await {
+            Ok(Some(first)) => first?.message,
+            Ok(None) | Err(_) => None,
+        };
+        let Some(upload_archive_request::Message::Start(mut start)) = first else {
+            return Err(Invalid::new("start", "must be the first message").into());
+        };
+        check_user(&start.user)?;
+        check_path("start.path", &start.path)?;
+        self.may_change()?;
+        let node = self.place(team, &mut start.id)?;
+
+        let (progress, mut seen) = watch::channel(Progress::Since(Instant::now()));
+        let upload = stream::once(ready(Ask::Upload(start))).chain(data(input, progress));
+        let mut call = std::pin::pin!(async {
+            let mut said = std::pin::pin!(node.client.files(upload).await?);
+            said.next().await.transpose()
+        });
+        loop {
+            // The caller's silence may last longer than the node's, which has all it needs.
+            let (limit, what) = match &*seen.borrow_and_update() {
+                Progress::Since(when) => (*when + IDLE, "nothing of it moved for 60 s"),
+                Progress::Whole(when) => (*when + SILENCE, "the node did not say that it is done"),
+                Progress::Wrong(error) => return Err(error.clone()),
+            };
+            tokio::select! {
+                answer = &mut call => {
+                    return match answer.map_err(|error| self.of_node(&node, error))? {
+                        Some(Said::Upload(answer)) => Ok(answer.entries),
+                        Some(_) => Err(self.nonsense(&node)),
+                        None => Err(self.unsaid(&node)),
+                    };
+                }
+                // The sender goes with the stream, at the end of it at the latest.
+                Ok(()) = seen.changed() => {}
+                () = self.stop.cancelled() => return Err(stopping()),
+                () = sleep_until(limit) => {
+                    let what = format!("the archive may be unpacked in part: {what}");
+                    return Err(Error::new(reason::OUTCOME_UNKNOWN, what));
+                }
+            }
+        }
+    }
+
+    /// Packs a file or a directory.
+    ///
+    /// # Errors
+    /// When there is none. Later errors end the stream.
+    pub async fn download_archive(
+        self: &Arc<Self>,
+        team: &Team,
+        mut request: DownloadArchiveRequest,
+    ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
+        check_user(&request.user)?;
+        check_path("path", &request.path)?;
+        let node = self.place(team, &mut request.id)?;
+        self.many(node, Ask::Download(request)).await
+    }
+
+    /// The node, and the sandbox's own id in place of the caller's form of it.
+    fn place(&self, team: &Team, id: &mut String) -> Result<Arc<Node>, Error> {
+        let (entry, node) = self.on_node(team, id)?;
+        *id = entry.id.to_string();
+        Ok(node)
+    }
+
+    /// A question with one answer.
+    async fn one(&self, node: &Node, ask: Ask) -> Result<Said, Error> {
+        let asked = async {
+            let mut said = std::pin::pin!(node.client.files(stream::once(ready(ask))).await?);
+            said.next().await.transpose()
+        };
+        match timeout(SILENCE, asked).await {
+            Ok(Ok(Some(said))) => Ok(said),
+            Ok(Ok(None)) => Err(self.unsaid(node)),
+            Ok(Err(error)) => Err(self.of_node(node, error)),
+            Err(_) => Err(self.of_node(node, node::Error::Unknown(silent()))),
+        }
+    }
+
+    /// A question with many. The first is waited for, so that a refusal is the call's own.
+    async fn many(
+        self: &Arc<Self>,
+        node: Arc<Node>,
+        ask: Ask,
+    ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
+        let deadline = Instant::now() + SILENCE;
+        let late = || Error::unreachable(&node.name, &silent());
+        let asked = node.client.files(stream::once(ready(ask)));
+        let said = timeout_at(deadline, asked).await.map_err(|_| late())?;
+        let said = said.map_err(|error| self.of_node(&node, error))?;
+        let mut said = Box::pin(said.peekable());
+        timeout_at(deadline, said.as_mut().peek()).await.map_err(|_| late())?;
+        if let Some(Err(error)) = said.as_mut().peek().await {
+            return Err(self.of_node(&node, error.clone()));
+        }
+        let state = Some((self.clone(), node, said));
+        Ok(stream::unfold(state, |state| async {
+            let (this, node, mut said) = state?;
+            let next = tokio::select! {
+                next = timeout(SILENCE, said.next()) => next,
+                () = this.stop.cancelled() => return Some((Err(stopping()), None)),
+            };
+            let piece = match next {
+                Ok(Some(Ok(Said::File(file)))) => Ok(Piece::File(file)),
+                Ok(Some(Ok(Said::Data(bytes)))) => Ok(Piece::Data(bytes.into())),
+                Ok(Some(Ok(_))) => Err(this.nonsense(&node)),
+                Ok(Some(Err(error))) => Err(this.of_node(&node, error)),
+                Ok(None) => return None,
+                Err(_) => Err(Error::unreachable(&node.name, &silent())),
+            };
+            let state = piece.is_ok().then_some((this, node, said));
+            Some((piece, state))
+        }))
+    }
+
+    fn nonsense(&self, node: &Node) -> Error {
+        self.of_node(node, node::Error::Nonsense("it answered another question".into()))
+    }
+
+    fn unsaid(&self, node: &Node) -> Error {
+        self.of_node(node, node::Error::Nonsense("it said nothing".into()))
+    }
+}
+
+/// How far an upload is.
+enum Progress {
+    /// Something moved last at this time.
+    Since(Instant),
+    /// The caller had no more at this time.
+    Whole(Instant),
+    /// The caller sent what it must not.
+    Wrong(Error),
+}
+
+/// The bytes of an archive. What is wrong with it goes to `progress`, and the stream then stays open:
+/// its end would say that the archive is whole.
+fn data<S>(input: S, progress: watch::Sender<Progress>) -> impl Stream<Item = Ask> + Send + 'static
+where
+    S: Stream<Item = Result<UploadArchiveRequest, Error>> + Send + Unpin + 'static,
+{
+    stream::unfold((input, progress), |(mut input, progress)| async move {
+        let error = loop {
+            match input.next().await {
+                Some(Ok(message)) => match message.message {
+                    Some(upload_archive_request::Message::Data(bytes)) => {
+                        if let Err(invalid) = check_chunk("data", &bytes) {
+                            break Error::from(invalid);
+                        }
+                        progress.send_replace(Progress::Since(Instant::now()));
+                        return Some((Ask::Data(bytes.into()), (input, progress)));
+                    }
+                    Some(upload_archive_request::Message::Start(_)) => {
+                        break Invalid::new("start", "must be the first message only").into();
+                    }
+                    None => {}
+                },
+                Some(Err(error)) => break error,
+                None => {
+                    progress.send_replace(Progress::Whole(Instant::now()));
+                    return None;
+                }
+            }
+        };
+        progress.send_replace(Progress::Wrong(error));
+        std::future::pending().await
+    })
+}
+
+fn stopping() -> Error {
+    Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY)
+}
+
+fn silent() -> String {
+    format!("its agent said nothing for {} s", SILENCE.as_secs())
+}
+
+fn check_user(user: &str) -> Result<(), Invalid> {
+    if user.len() > USER_BYTES_MAX || user.contains('\0') {
+        return Err(Invalid::new("user", "must be a name or a number of at most 64 characters"));
+    }
+    Ok(())
+}
+
+fn check_path(field: &'static str, path: &str) -> Result<(), Invalid> {
+    if !path.starts_with('/') || path.contains('\0') || path.len() > PATH_BYTES_MAX {
+        let why = "must be absolute, without a NUL, and at most 4095 bytes";
+        return Err(Invalid::new(field, why));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_absolute_and_short() {
+        for good in ["/", "/a", "/a b/\u{e9}\n", "/../a"] {
+            check_path("path", good).expect(good);
+        }
+        let long = format!("/{}", "a".repeat(PATH_BYTES_MAX));
+        for bad in ["", "a", "./a", "/a\0b", long.as_str()] {
+            assert!(check_path("path", bad).is_err(), "{bad}");
+        }
+    }
+}

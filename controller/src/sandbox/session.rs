@@ -1,0 +1,560 @@
+//! One caller's stream with one command, for as long as the command lives, whatever becomes of the
+//! connection to its node.
+//!
+//! ```text
+//!  connect -> carry both ways -> exit, or an error: the caller's stream ends
+//!     ^            |
+//!     +-- 250 ms --+  the connection broke: attach where the caller is, for up to 60 s
+//! ```
+//! What must hold: the caller gets each byte and the exit once; a command that nothing names is
+//! never started twice; stdin goes on from what the node says it has taken; each side is read only
+//! as fast as the other takes it, and what is kept here is bounded.
+
+use std::{collections::VecDeque, future::ready, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use proto::{
+    id::Invalid,
+    reason,
+    sandbox::v1::{
+        ExecAttach, ExecRequest, ExecResponse, ExecStart, ExecStarted, WindowSize, exec_request,
+        exec_response,
+    },
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{Error, RETRY, Sandboxes, exec};
+use crate::node::{self, Node};
+
+/// A command that says nothing gets an empty message in between, so that the stream is never silent.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long a node may be away before its command counts as lost. Its sessions live as long.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause before each try to attach again.
+const AGAIN: Duration = Duration::from_millis(250);
+/// Stdin that is kept until it is known to be taken. What the connection holds on its way is less.
+const STDIN_KEPT_MAX: usize = 4 * 1024 * 1024;
+
+type Message = exec_request::Message;
+type ToCaller = mpsc::Sender<Result<ExecResponse, Error>>;
+
+/// How the stream came about.
+#[derive(Debug, Clone)]
+pub(super) enum Opening {
+    /// It starts a command.
+    Start(ExecStart),
+    /// It joins one.
+    Attach(ExecAttach),
+}
+
+/// One connection's stream.
+pub(super) struct Link {
+    /// `None` once there is nothing more to say.
+    to_node: Option<mpsc::Sender<ExecRequest>>,
+    output: Pin<Box<dyn Stream<Item = Result<ExecResponse, node::Error>> + Send>>,
+}
+
+/// How a connection's part of the stream ended.
+enum End {
+    /// The exit is with the caller, or the caller has gone.
+    Done,
+    /// The caller's stream ends with this.
+    Failed(Error),
+    /// The command goes on without us.
+    Broken(node::Error),
+}
+
+/// The stream.
+pub(super) struct Session {
+    sandboxes: Arc<Sandboxes>,
+    node: Arc<Node>,
+    opening: Opening,
+    /// The node's name of the run; empty until it started.
+    exec_id: String,
+    /// The caller was told that it runs.
+    started: bool,
+    stdout: Output,
+    stderr: Output,
+    stdin: Stdin,
+    /// The terminal's last size.
+    window: Option<WindowSize>,
+    /// Since when nothing was heard of the command.
+    broken: Option<Instant>,
+}
+
+impl Session {
+    pub(super) fn new(sandboxes: Arc<Sandboxes>, node: Arc<Node>, opening: Opening) -> Self {
+        Self {
+            sandboxes,
+            node,
+            opening,
+            exec_id: String::new(),
+            started: false,
+            stdout: Output::default(),
+            stderr: Output::default(),
+            stdin: Stdin::default(),
+            window: None,
+            broken: None,
+        }
+    }
+
+    /// The first connection: what the node refuses is the call's own error.
+    pub(super) async fn open(&mut self) -> Result<Result<Link, node::Error>, Error> {
+        match self.connect().await {
+            Err(error) if is_break(&error) && self.may_repeat() => Ok(Err(error)),
+            // It may have been started: whoever asks again could run it twice.
+            Err(error @ node::Error::Unknown(_)) => Err(self.lost(error)),
+            Err(error) => Err(self.sandboxes.of_node(&self.node, error)),
+            Ok(link) => Ok(Ok(link)),
+        }
+    }
+
+    /// Carries messages both ways to the command's end.
+    pub(super) async fn run<S>(
+        mut self,
+        opened: Result<Link, node::Error>,
+        mut input: S,
+        to_caller: ToCaller,
+    ) where
+        S: Stream<Item = Result<ExecRequest, Error>> + Send + Unpin,
+    {
+        let mut input = Some(&mut input);
+        let mut link = opened;
+        loop {
+            let end = match link {
+                Ok(link) => self.carry(link, &mut input, &to_caller).await,
+                Err(error) => End::Broken(error),
+            };
+            let failed = match end {
+                End::Done => return,
+                End::Failed(error) => error,
+                End::Broken(why) => match self.reattach(why, &to_caller).await {
+                    Some(Ok(again)) => {
+                        link = Ok(again);
+                        continue;
+                    }
+                    Some(Err(error)) => error,
+                    None => return,
+                },
+            };
+            // A caller that has gone does not want to know.
+            drop(to_caller.send(Err(failed)).await);
+            return;
+        }
+    }
+
+    async fn connect(&self) -> Result<Link, node::Error> {
+        let (to_node, messages) = mpsc::channel(1);
+        let first = match &self.opening {
+            Opening::Start(start) if !self.started => Message::Start(start.clone()),
+            Opening::Attach(attach) if !self.started => Message::Attach(attach.clone()),
+            Opening::Start(ExecStart { id, .. }) | Opening::Attach(ExecAttach { id, .. }) => {
+                Message::Attach(ExecAttach {
+                    id: id.clone(),
+                    exec_id: self.exec_id.clone(),
+                    stdout_offset: self.stdout.passed,
+                    stderr_offset: self.stderr.passed,
+                })
+            }
+        };
+        let first = ExecRequest { message: Some(first) };
+        let messages = stream::once(ready(first)).chain(ReceiverStream::new(messages));
+        let output = self.node.client.exec(messages).await?.boxed();
+        Ok(Link { to_node: Some(to_node), output })
+    }
+
+    /// The caller knows the run by a name of its own.
+    fn is_named(&self) -> bool {
+        match &self.opening {
+            Opening::Start(start) => !start.exec_id.is_empty(),
+            Opening::Attach(_) => true,
+        }
+    }
+
+    /// Asking once more cannot run anything a second time.
+    fn may_repeat(&self) -> bool {
+        if self.started { !self.exec_id.is_empty() } else { self.is_named() }
+    }
+
+    async fn carry<S>(
+        &mut self,
+        mut link: Link,
+        input: &mut Option<&mut S>,
+        to_caller: &ToCaller,
+    ) -> End
+    where
+        S: Stream<Item = Result<ExecRequest, Error>> + Send + Unpin,
+    {
+        let stop = self.sandboxes.stop.clone();
+        let mut beat = Instant::now() + HEARTBEAT;
+        // Stdin waits for the first answer, which says where it goes on.
+        let mut ready = false;
+        let mut pending: VecDeque<Message> = VecDeque::new();
+        let mut permit = None;
+        let mut deaf = false;
+        loop {
+            // The end of our half means no more stdin only where nobody else can give it any.
+            if ready && input.is_none() && pending.is_empty() && !self.is_named() {
+                link.to_node = None;
+            }
+            let may_read = ready && input.is_some() && pending.is_empty();
+            tokio::select! {
+                () = to_caller.closed() => return End::Done,
+                () = stop.cancelled() => return End::Failed(stopping()),
+                got = to_caller.reserve(), if permit.is_none() => match got {
+                    Ok(got) => permit = Some(got),
+                    Err(_) => return End::Done,
+                },
+                // A caller that does not read needs no sign of life.
+                () = sleep_until(beat), if permit.is_some() => {
+                    if let Some(permit) = permit.take() {
+                        permit.send(Ok(nothing()));
+                    }
+                    beat = Instant::now() + HEARTBEAT;
+                }
+                message = link.output.next(), if permit.is_some() => {
+                    let message = match message {
+                        Some(Ok(message)) => message,
+                        Some(Err(error)) => return self.broke(error),
+                        // A stream that ends without an exit code must not look like success.
+                        None => return End::Failed(self.failed("ended the stream before the command's end")),
+                    };
+                    let pass = match message.message {
+                        Some(exec_response::Message::Started(started)) => {
+                            match self.begin(started, &mut pending) {
+                                Ok(told) => {
+                                    ready = true;
+                                    told.map(exec_response::Message::Started)
+                                }
+                                Err(error) => return End::Failed(error),
+                            }
+                        }
+                        Some(exec_response::Message::Stdout(bytes)) => {
+                            self.stdout.pass(bytes).map(exec_response::Message::Stdout)
+                        }
+                        Some(exec_response::Message::Stderr(bytes)) => {
+                            self.stderr.pass(bytes).map(exec_response::Message::Stderr)
+                        }
+                        exit @ Some(exec_response::Message::Exit(_)) => exit,
+                        // From a later version of the agent.
+                        None => None,
+                    };
+                    let over = matches!(pass, Some(exec_response::Message::Exit(_)));
+                    if let Some(message) = pass
+                        && let Some(permit) = permit.take()
+                    {
+                        permit.send(Ok(ExecResponse { message: Some(message) }));
+                        beat = Instant::now() + HEARTBEAT;
+                    }
+                    if over {
+                        return End::Done;
+                    }
+                }
+                room = room(link.to_node.as_ref()), if !pending.is_empty() && !deaf => match room {
+                    Some(room) => room.send(ExecRequest { message: pending.pop_front() }),
+                    // The node takes no more; what it says next tells why.
+                    None => deaf = true,
+                },
+                message = next(input), if may_read => match message {
+                    Some(message) => match message.and_then(|message| self.take(message)) {
+                        Ok(message) => pending.extend(message),
+                        Err(error) => return End::Failed(error),
+                    },
+                    None => *input = None,
+                },
+            }
+        }
+    }
+
+    /// The first message of each connection: what to tell the caller of it, and what of stdin the
+    /// node has still to get.
+    fn begin(
+        &mut self,
+        started: ExecStarted,
+        pending: &mut VecDeque<Message>,
+    ) -> Result<Option<ExecStarted>, Error> {
+        self.broken = None;
+        if !self.started {
+            self.started = true;
+            self.exec_id.clone_from(&started.exec_id);
+            self.stdout.passed = started.stdout_offset;
+            self.stderr.passed = started.stderr_offset;
+            self.stdin.end = started.stdin_offset;
+            return Ok(Some(started));
+        }
+        let whole =
+            self.stdout.resume(started.stdout_offset) && self.stderr.resume(started.stderr_offset);
+        if !whole {
+            return Err(self.gone("output that had not been passed on was let go"));
+        }
+        let Some(missing) = self.stdin.from(started.stdin_offset) else {
+            return Err(self.gone("stdin that it had not taken was no longer held"));
+        };
+        pending.extend(self.window.map(Message::Resize));
+        pending.extend(missing.into_iter().map(Message::Stdin));
+        if self.stdin.eof {
+            pending.push_back(Message::StdinEof(true));
+        }
+        tracing::info!(node = %self.node.name, exec_id = self.exec_id, "attached to a command again");
+        Ok(None)
+    }
+
+    /// Checks a message of the caller and keeps what may have to be sent again.
+    fn take(&mut self, message: ExecRequest) -> Result<Option<Message>, Error> {
+        let Some(message) = message.message else { return Ok(None) };
+        match &message {
+            Message::Start(_) | Message::Attach(_) => {
+                return Err(Invalid::new("start", "must be the first message only").into());
+            }
+            Message::Stdin(bytes) => {
+                exec::check_chunk("stdin", bytes)?;
+                self.stdin.keep(bytes.clone());
+            }
+            Message::StdinEof(eof) => self.stdin.eof |= eof,
+            Message::Resize(window) => {
+                exec::check_window(window)?;
+                self.window = Some(*window);
+            }
+            // One that is lost with the connection is not sent again: it might come twice.
+            Message::Signal(signal) => exec::check_signal(*signal)?,
+        }
+        Ok(Some(message))
+    }
+
+    fn broke(&self, error: node::Error) -> End {
+        if is_break(&error) && self.may_repeat() {
+            return End::Broken(error);
+        }
+        End::Failed(self.lost(error))
+    }
+
+    /// Attaches again. `None` when the caller has gone meanwhile.
+    async fn reattach(
+        &mut self,
+        why: node::Error,
+        to_caller: &ToCaller,
+    ) -> Option<Result<Link, Error>> {
+        let since = *self.broken.get_or_insert_with(Instant::now);
+        let node = &self.node.name;
+        tracing::info!(%node, exec_id = self.exec_id, error = %why, "lost the connection to a command");
+        let attempts = async {
+            let mut last = why;
+            loop {
+                if since.elapsed() >= PATIENCE {
+                    return Err(last);
+                }
+                sleep(AGAIN).await;
+                match self.connect().await {
+                    Err(error) if is_break(&error) => last = error,
+                    done => return done,
+                }
+            }
+        };
+        let mut attempts = std::pin::pin!(attempts);
+        let mut beat = Instant::now() + HEARTBEAT;
+        loop {
+            tokio::select! {
+                () = to_caller.closed() => return None,
+                () = self.sandboxes.stop.cancelled() => return Some(Err(stopping())),
+                done = &mut attempts => return Some(done.map_err(|error| self.lost(error))),
+                () = sleep_until(beat) => {
+                    // One that cannot be sent is not needed: others wait to be read.
+                    drop(to_caller.try_send(Ok(nothing())));
+                    beat = Instant::now() + HEARTBEAT;
+                }
+            }
+        }
+    }
+
+    /// A command whose stream cannot be gone on with. It is never repeated.
+    fn lost(&self, error: node::Error) -> Error {
+        if is_break(&error) && self.is_named() {
+            return Error::new(
+                reason::NODE_UNREACHABLE,
+                format!(
+                    "node {} does not answer, the command may run on; attach to it again: {error}",
+                    self.node.name
+                ),
+            )
+            .retry(RETRY);
+        }
+        match error {
+            node::Error::Unknown(why) | node::Error::Unreachable(why) => {
+                self.failed(&format!("lost the command with the connection to it: {why}"))
+            }
+            node::Error::Refused { reason, message, .. }
+                if self.started
+                    && [reason::EXEC_NOT_FOUND, reason::FIELD_INVALID]
+                        .contains(&reason.as_str()) =>
+            {
+                self.gone(&message)
+            }
+            refused @ (node::Error::Refused { .. } | node::Error::Nonsense(_)) => {
+                self.sandboxes.of_node(&self.node, refused)
+            }
+        }
+    }
+
+    fn failed(&self, what: &str) -> Error {
+        Error::new(reason::EXEC_FAILED, format!("node {} {what}", self.node.name))
+    }
+
+    fn gone(&self, why: &str) -> Error {
+        let node = &self.node.name;
+        let what = format!("the connection to node {node} broke and the command is lost: {why}");
+        Error::new(reason::EXEC_LOST, what)
+    }
+}
+
+fn stopping() -> Error {
+    Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY)
+}
+
+fn nothing() -> ExecResponse {
+    ExecResponse { message: Some(exec_response::Message::Stdout(Bytes::new())) }
+}
+
+/// The connection is gone, which says nothing of the command. A node whose agent stops says so.
+fn is_break(error: &node::Error) -> bool {
+    match error {
+        node::Error::Unknown(_) | node::Error::Unreachable(_) => true,
+        node::Error::Refused { reason, .. } => {
+            [reason::SHUTTING_DOWN, reason::NODE_UNREACHABLE].contains(&reason.as_str())
+        }
+        node::Error::Nonsense(_) => false,
+    }
+}
+
+async fn room(
+    to_node: Option<&mpsc::Sender<ExecRequest>>,
+) -> Option<mpsc::Permit<'_, ExecRequest>> {
+    match to_node {
+        Some(to_node) => to_node.reserve().await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn next<S: Stream + Unpin>(input: &mut Option<&mut S>) -> Option<S::Item> {
+    match input {
+        Some(input) => input.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// One of the outputs.
+#[derive(Debug, Default)]
+struct Output {
+    /// Bytes that the caller has.
+    passed: u64,
+    /// Bytes that come once more and are dropped.
+    again: u64,
+}
+
+impl Output {
+    /// What comes next begins at `offset`. False when something is missing in between.
+    fn resume(&mut self, offset: u64) -> bool {
+        self.again = self.passed.saturating_sub(offset);
+        offset <= self.passed
+    }
+
+    /// What of `bytes` is new to the caller.
+    fn pass(&mut self, mut bytes: Bytes) -> Option<Bytes> {
+        let again = usize::try_from(self.again).unwrap_or(usize::MAX).min(bytes.len());
+        if again > 0 {
+            self.again -= again as u64;
+            drop(bytes.split_to(again));
+            if bytes.is_empty() {
+                return None;
+            }
+        }
+        self.passed += bytes.len() as u64;
+        Some(bytes)
+    }
+}
+
+/// The last of stdin, for a connection that breaks before it is taken.
+#[derive(Debug, Default)]
+struct Stdin {
+    /// Where the next byte of the caller stands.
+    end: u64,
+    kept: VecDeque<Bytes>,
+    bytes: usize,
+    eof: bool,
+}
+
+impl Stdin {
+    fn keep(&mut self, bytes: Bytes) {
+        self.end += bytes.len() as u64;
+        self.bytes += bytes.len();
+        self.kept.push_back(bytes);
+        while self.bytes > STDIN_KEPT_MAX
+            && let Some(oldest) = self.kept.pop_front()
+        {
+            self.bytes -= oldest.len();
+        }
+    }
+
+    /// All from `offset` on; `None` when some of it is not kept any more.
+    fn from(&mut self, offset: u64) -> Option<Vec<Bytes>> {
+        if offset > self.end {
+            // Another caller wrote too: ours go behind that.
+            (self.end, self.bytes) = (offset, 0);
+            self.kept.clear();
+        }
+        let missing = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
+        let mut taken = self.bytes.checked_sub(missing)?;
+        while let Some(first) = self.kept.front_mut()
+            && taken > 0
+        {
+            let part = taken.min(first.len());
+            drop(first.split_to(part));
+            taken -= part;
+            self.bytes -= part;
+            if first.is_empty() {
+                self.kept.pop_front();
+            }
+        }
+        Some(self.kept.iter().cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stdin_goes_on_from_where_it_was_taken() {
+        let mut stdin = Stdin { end: 100, ..Stdin::default() };
+        stdin.keep(Bytes::from_static(b"hello "));
+        stdin.keep(Bytes::from_static(b"world"));
+        assert_eq!(stdin.from(103).expect("kept").concat(), b"lo world");
+        assert_eq!(stdin.from(106).expect("kept").concat(), b"world");
+        assert_eq!(stdin.from(111), Some(Vec::new()));
+        assert_eq!(stdin.from(110), None, "it had said that it took that one");
+        assert_eq!(stdin.from(120), Some(Vec::new()), "another caller wrote");
+        stdin.keep(Bytes::from_static(b"x"));
+        assert_eq!(stdin.from(120).expect("kept").concat(), b"x");
+        for _ in 0..100 {
+            stdin.keep(Bytes::from(vec![0; 256 * 1024]));
+        }
+        assert!(stdin.bytes <= STDIN_KEPT_MAX && stdin.from(121).is_none());
+    }
+
+    #[test]
+    fn output_that_comes_again_is_dropped() {
+        let mut output = Output { passed: 10, again: 0 };
+        assert!(output.resume(7));
+        assert_eq!(output.pass(Bytes::from_static(b"ab")), None);
+        assert_eq!(output.pass(Bytes::from_static(b"cde")).as_deref(), Some(&b"de"[..]));
+        assert_eq!(output.pass(Bytes::from_static(b"f")).as_deref(), Some(&b"f"[..]));
+        assert_eq!(output.passed, 13);
+        assert!(!output.resume(14), "something is missing");
+        assert!(output.resume(13));
+        assert_eq!(output.pass(Bytes::new()).as_deref(), Some(&b""[..]), "a sign of life");
+    }
+}
