@@ -13,10 +13,13 @@ mod expose;
 mod fsck;
 mod job;
 mod list;
+mod pause;
 mod resume;
 mod snapshots;
 mod start;
 mod stop;
+mod usage;
+mod wake_on;
 mod watch;
 
 use std::{

@@ -5,6 +5,7 @@ mod api;
 mod creates;
 mod exec;
 mod nodes;
+mod pause;
 mod tls;
 
 use std::{
