@@ -201,3 +201,149 @@ async fn without_quorum_it_is_frozen_and_not_locked() {
     pct.release(vmid(), &owner).await.expect("there is nothing to give back");
     pct.thaw(vmid(), &owner).await.expect("thawed");
 }
+
+/// The machine's own hierarchies, v1's freezer and cgroup2, in a cgroup of this test's. Removed
+/// when dropped, with what is in it.
+struct Kernel {
+    tree: Tree,
+    top: PathBuf,
+    child: std::process::Child,
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        let vmid_dir = self.top.join(VMID.to_string());
+        for freezer in Freezer::of(&self.tree.dir.path().join("cg"), vmid()) {
+            drop(freezer.set(false));
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+        // The kernel lets go of an ended process a moment after it is gone.
+        let until = std::time::Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir(vmid_dir.join("ns")).is_err() && std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        drop((fs::remove_dir(&vmid_dir), fs::remove_dir(&self.top)));
+    }
+}
+
+impl Kernel {
+    /// `None` where it cannot be had.
+    #[expect(clippy::disallowed_methods, reason = "a test's environment says what it may do")]
+    fn with(v1: bool, program: &str, arguments: &[&str]) -> Option<Self> {
+        if std::env::var_os("PVE_SANDBOX_CGROUP_TESTS").is_none() {
+            println!(
+                "SKIPPED: PVE_SANDBOX_CGROUP_TESTS=1 runs this as root, in a cgroup of its own"
+            );
+            return None;
+        }
+        let roots: &[&str] = match v1 {
+            true => &["/sys/fs/cgroup/freezer"],
+            false => &["/sys/fs/cgroup/unified", "/sys/fs/cgroup"],
+        };
+        let probe = if v1 { "cgroup.clone_children" } else { "cgroup.controllers" };
+        let root = roots.iter().map(Path::new).find(|root| root.join(probe).exists());
+        let Some(root) = root else {
+            println!("SKIPPED: this machine has no such hierarchy");
+            return None;
+        };
+        let top = root.join(format!("pve-sandbox-test-{}", std::process::id()));
+        let ns = top.join(VMID.to_string()).join("ns");
+        fs::create_dir_all(&ns).expect("cgroups");
+        let tree = Tree::new(v1, false);
+        let lxc = tree.dir.path().join("cg").join(if v1 { "freezer/lxc" } else { "lxc" });
+        fs::remove_dir_all(&lxc).expect("the tree's own");
+        std::os::unix::fs::symlink(&top, &lxc).expect("linked");
+        let mut command = std::process::Command::new(program);
+        let child = command.args(arguments).spawn().expect("it starts");
+        fs::write(ns.join("cgroup.procs"), child.id().to_string()).expect("joined");
+        Some(Self { tree, top, child })
+    }
+}
+
+#[tokio::test]
+async fn the_kernel_stops_a_process_and_lets_it_go_on() {
+    for v1 in [false, true] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("n");
+        let count = format!("i=0; while :; do i=$((i+1)); echo $i >{}; done", file.display());
+        let Some(kernel) = Kernel::with(v1, "/bin/sh", &["-c", &count]) else { return };
+        let read = || -> u64 {
+            fs::read_to_string(&file).ok().and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+        };
+        let counts_past = async |number: u64| {
+            let until = Instant::now() + Duration::from_secs(10);
+            while read() <= number {
+                assert!(Instant::now() < until, "it does not count");
+                tokio::task::yield_now().await;
+            }
+        };
+        let (pct, owner) = (&kernel.tree.pct, mark().sandbox_id);
+        counts_past(10).await;
+        let begun = Instant::now();
+        pct.freeze(vmid(), &owner, THAW).await.expect("frozen");
+        let froze = begun.elapsed();
+        assert!(pct.frozen(vmid()).await);
+        let stood = fs::read_to_string(&file).expect("readable");
+        for _ in 0..1000 {
+            assert_eq!(fs::read_to_string(&file).expect("readable"), stood, "it runs");
+        }
+        let begun = Instant::now();
+        pct.thaw(vmid(), &owner).await.expect("thawed");
+        println!("v1 {v1}: frozen in {froze:?}, thawed in {:?}", begun.elapsed());
+        assert!(!pct.frozen(vmid()).await);
+        counts_past(read()).await;
+    }
+}
+
+/// What waits for a FUSE file system does not freeze, and not for ever either.
+#[tokio::test]
+async fn what_the_kernel_does_not_freeze_is_thawed_again() {
+    use std::{
+        io::{Read as _, Write as _},
+        os::fd::AsRawFd as _,
+    };
+
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+    for v1 in [false, true] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let at = dir.path().join("never");
+        fs::create_dir(&at).expect("mkdir");
+        let name = at.join("x");
+        let Some(mut kernel) = Kernel::with(v1, "/usr/bin/sleep", &["60"]) else { return };
+        drop(kernel.child.kill());
+        drop(kernel.child.wait());
+        let mut fuse = fs::File::options().read(true).write(true).open("/dev/fuse").expect("fuse");
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
+        mount(Some("never"), &at, Some("fuse"), MsFlags::empty(), Some(options.as_str()))
+            .expect("mount");
+        // INIT is answered, and nothing after it is even read.
+        let mut request = vec![0; 16 * 1024];
+        let read = fuse.read(&mut request).expect("INIT");
+        assert!(read >= 40);
+        let mut answer: Vec<u8> = [80_u32, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        answer.extend(&request[8..16]);
+        answer.extend([7_u32, 31, 0, 0, 0, 4096].into_iter().flat_map(u32::to_ne_bytes));
+        answer.resize(80, 0);
+        fuse.write_all(&answer).expect("answer");
+        let mut command = std::process::Command::new("/usr/bin/stat");
+        kernel.child = command.arg(&name).spawn().expect("it starts");
+        let pid = kernel.child.id().to_string();
+        let until = Instant::now() + Duration::from_secs(10);
+        while !fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|w| w.contains("wait")) {
+            assert!(Instant::now() < until, "it does not get stuck");
+            tokio::task::yield_now().await;
+        }
+        let procs = kernel.top.join(VMID.to_string()).join("ns/cgroup.procs");
+        fs::write(procs, &pid).expect("joined");
+        let short = Duration::from_millis(300);
+        let error = kernel.tree.pct.freeze(vmid(), &mark().sandbox_id, short).await;
+        let error = error.expect_err("it does not freeze");
+        assert!(matches!(error.kind, ErrorKind::Deadline(_)), "{error}");
+        let root = kernel.tree.dir.path().join("cg");
+        assert!(Freezer::of(&root, vmid()).iter().all(|freezer| !freezer.freezing()));
+        drop(kernel);
+        umount2(&at, MntFlags::MNT_DETACH).expect("umount");
+    }
+}
