@@ -31,6 +31,7 @@ Examples:
   sandboxctl exec -it $id -- bash               a shell on a terminal
   sandboxctl cp ./src $id:/srv                  copy files, both ways
   sandboxctl expose $id 8080                    open a port; prints the address
+  sandboxctl pause $id                          freeze it; a request or an exec wakes it
   sandboxctl ls                                 what there is
   sandboxctl explain $id                        why it is on that node
   sandboxctl rm $id                             delete it, for good";
@@ -42,6 +43,7 @@ Examples:
   sandboxctl exec -it $id -- bash               a shell on a terminal
   sandboxctl cp ./src $id:/srv                  copy files, both ways
   sandboxctl expose $id 8080                    open a port; prints the address
+  sandboxctl pause $id                          freeze it; a request or an exec wakes it
   sandboxctl ls                                 what there is
   sandboxctl explain $id                        why it is on that node
   sandboxctl rm $id                             delete it, for good
@@ -144,6 +146,14 @@ pub enum Verb {
     Start(Many),
     /// Stop sandboxes; their disks are kept
     Stop(Many),
+    /// Freeze running sandboxes: their memory is kept, nothing in them runs
+    Pause(Pause),
+    /// Thaw paused sandboxes
+    Resume(Resume),
+    /// Say what wakes a sandbox when it is paused, or show it
+    WakeOn(WakeOn),
+    /// Show what sandboxes use, each second
+    Top(Top),
     /// Delete sandboxes, for good
     #[command(visible_alias = "delete")]
     Rm(Many),
@@ -197,6 +207,75 @@ pub struct Many {
     /// Do not wait for the end of what takes longer than a call
     #[arg(long)]
     pub no_wait: bool,
+}
+
+/// `pause`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl pause ID                           frozen where it stands; `resume` goes on from there
+  sandboxctl pause --or-stop ID                 stop it where something in it does not freeze
+  sandboxctl ls -q | xargs sandboxctl pause     all of them
+
+A paused sandbox keeps its memory, not its CPU. A request for an open port, or an exec, wakes it; see
+`wake-on`. A reboot of its node loses what was in its memory.")]
+pub struct Pause {
+    /// Each `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Stop it where it cannot be frozen, instead of leaving it running
+    #[arg(long)]
+    pub or_stop: bool,
+}
+
+/// `resume`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl resume ID                          in about a millisecond; nothing in it notices")]
+pub struct Resume {
+    /// Each `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+}
+
+/// `wake-on`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl wake-on ID                         show what wakes it
+  sandboxctl wake-on ID --http off              requests get 503 while it is paused
+  sandboxctl wake-on ID --http on --exec on     as a new sandbox has it
+
+What is not named stays as it is.")]
+pub struct WakeOn {
+    /// `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
+    pub id: String,
+    /// A request for one of its open ports
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    pub http: Option<bool>,
+    /// A command, or access to its files
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    pub exec: Option<bool>,
+    /// A connection to its SSH port
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    pub ssh: Option<bool>,
+}
+
+/// `top`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl top                                all that run or are paused, until Ctrl-C
+  sandboxctl top --once ID                      one reading, taken over one second
+  sandboxctl top --json                         the same as one list")]
+pub struct Top {
+    /// Sandboxes [default: all of the team that run or are paused]
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// Print one reading and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// What to create.
@@ -529,6 +608,15 @@ impl FromStr for Service {
         let port = port.parse().ok().filter(|port| (1..=65535).contains(port));
         let port = port.ok_or("must be NAME=PORT or PORT, with a port of 1 to 65535")?;
         Ok(Self { name: name.to_owned(), port })
+    }
+}
+
+/// `on` or `off`.
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("must be on or off".into()),
     }
 }
 

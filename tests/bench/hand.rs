@@ -53,6 +53,27 @@ pub(crate) fn repeat(world: &World, node: &str, times: usize, command: &str) -> 
     Ok(us.into_iter().map(|us| us / 1000.0).collect())
 }
 
+/// The same of a command that is undone after each run, which is not counted.
+pub(crate) fn repeat_undone(
+    world: &World,
+    node: &str,
+    times: usize,
+    command: &str,
+    undo: &str,
+) -> Result<Vec<f64>> {
+    let said = run(
+        world,
+        node,
+        &format!(
+            "for i in $(seq {times}); do a=$EPOCHREALTIME; {command} >/dev/null || exit 1; \
+             b=$EPOCHREALTIME; echo $(( ${{b/./}} - ${{a/./}} )); {undo} >/dev/null || exit 1; done"
+        ),
+    )?;
+    let us: Vec<f64> = said.lines().filter_map(|line| line.parse::<f64>().ok()).collect();
+    ensure!(us.len() == times, "{command} did not run {times} times");
+    Ok(us.into_iter().map(|us| us / 1000.0).collect())
+}
+
 fn run(world: &World, node: &str, line: &str) -> Result<String> {
     let output = world.lab.node(node)?.shell(line)?;
     ensure!(

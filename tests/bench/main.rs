@@ -8,6 +8,7 @@
 
 mod figures;
 mod hand;
+mod pause;
 mod world;
 
 use std::time::Duration;
@@ -34,6 +35,7 @@ async fn main() -> Result<()> {
     cold_create(&world, &mut figures, true).await?;
     cold_create(&world, &mut figures, false).await?;
     exec_true(&world, &mut figures).await?;
+    pause::pause_and_resume(&world, &mut figures).await?;
     burst_and_memory(&world, &mut figures).await?;
     figures.write(&world.results())?;
     figures.print();

@@ -3,6 +3,7 @@
 mod clone;
 mod destroy;
 mod lifecycle;
+mod pause;
 mod quorum;
 
 use std::{future::Future, pin::Pin};
@@ -49,6 +50,11 @@ behaviours! {
     destroy::it_waits_for_the_clone_of_an_earlier_life,
     destroy::a_template_is_unlocked_only_from_the_dead,
     destroy::a_clone_that_was_told_to_stop_leaves_nothing,
+    pause::what_is_frozen_keeps_its_processes_and_goes_on,
+    pause::no_snapshot_is_made_while_it_is_held,
+    pause::what_is_not_the_owners_is_left_alone,
+    pause::what_is_paused_is_stopped_started_and_destroyed,
+    pause::without_quorum_it_is_frozen_and_thawed,
     quorum::without_it_changes_are_refused,
     quorum::without_pmxcfs_nothing_is_known,
 }

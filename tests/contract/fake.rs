@@ -77,6 +77,13 @@ impl Stage for InMemory {
         });
     }
 
+    async fn snapshot(&self, vmid: Vmid) -> Result<(), String> {
+        match self.cluster.guests()[&vmid].config.lock() {
+            Some(lock) => Err(format!("CT is locked ({lock})")),
+            None => Ok(()),
+        }
+    }
+
     async fn set_quorate(&self, on: bool) -> bool {
         self.cluster.set_quorate(on);
         true

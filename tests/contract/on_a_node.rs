@@ -161,6 +161,21 @@ impl Stage for OnANode {
         }
     }
 
+    async fn snapshot(&self, vmid: Vmid) -> Result<(), String> {
+        assert!(self.used.lock().expect("whole").contains(&vmid), "{vmid} is not the suite's");
+        let mut command = Command::new("/usr/sbin/pct");
+        let run = command.args(["snapshot", &vmid.to_string(), "of_the_suite"]).output();
+        let output = tokio::time::timeout(crate::stage::DEADLINE, run).await;
+        let output = output.expect("it hangs").expect("pct runs");
+        if output.status.success() {
+            let vmid = vmid.to_string();
+            self.operator(vmid.parse().expect("a vmid"), &["delsnapshot", &vmid, "of_the_suite"])
+                .await;
+            return Ok(());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
     async fn set_quorate(&self, on: bool) -> bool {
         self.ask(if on { "quorum on" } else { "quorum off" })
     }

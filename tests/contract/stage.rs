@@ -57,6 +57,10 @@ pub(crate) trait Stage: Sync {
     /// An operator sets something of a container that the suite made.
     async fn operator_sets(&self, vmid: Vmid, key: &str, value: &str);
 
+    /// An operator takes a snapshot of a container that the suite made; what he is told when he may
+    /// not.
+    async fn snapshot(&self, vmid: Vmid) -> Result<(), String>;
+
     /// The cluster loses its quorum or gets it back; false when that cannot be had.
     async fn set_quorate(&self, on: bool) -> bool;
 

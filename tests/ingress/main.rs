@@ -17,4 +17,5 @@ mod render;
 mod restart;
 mod sandbox;
 mod spoof;
+mod wake;
 mod websocket;

@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -68,6 +71,7 @@ pub(crate) fn at(last: u8, port: u16) -> SocketAddr {
 pub(crate) struct Table {
     local: Mutex<HashMap<Vmid, Target>>,
     owners: Mutex<HashMap<Vmid, Owner>>,
+    wakes: AtomicU32,
 }
 
 #[async_trait::async_trait]
@@ -84,6 +88,16 @@ impl Routes for Table {
         let SandboxRef::Vmid(vmid) = sandbox else { return Owner::Nobody };
         self.owners.lock().expect("no panic").get(&vmid).cloned().unwrap_or(Owner::Nobody)
     }
+
+    /// In a moment, as a thaw takes one.
+    async fn wake(&self, sandbox: SandboxRef) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let SandboxRef::Vmid(vmid) = sandbox else { return };
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+        if let Some(target) = self.local.lock().expect("no panic").get_mut(&vmid) {
+            target.state = State::Running;
+        }
+    }
 }
 
 /// A vmid.
@@ -98,6 +112,11 @@ pub(crate) fn id(number: u32) -> SandboxId {
 }
 
 impl Table {
+    /// How often something was woken.
+    pub(crate) fn wakes(&self) -> u32 {
+        self.wakes.load(Ordering::Relaxed)
+    }
+
     /// A sandbox with open ports.
     pub(crate) fn put(&self, number: u32, ip: Ipv4Addr, state: State, ports: &[u16]) {
         let port = |port: &u16| Port::try_from(u32::from(*port)).expect("a port");

@@ -17,5 +17,7 @@ mod http;
 mod ingress;
 mod nodes;
 mod parallel;
+mod pause;
+mod stuck;
 mod verbs;
 mod world;

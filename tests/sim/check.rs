@@ -54,7 +54,7 @@ async fn wrong(cluster: &Cluster, memory: &Memory) -> Vec<String> {
                 if record.ip.is_some_and(|ip| !ips.insert(ip)) {
                     wrong.push(format!("I3: address {:?} is held twice", record.ip));
                 }
-                if !matches!(record.phase, Phase::Running | Phase::Stopped) {
+                if !matches!(record.phase, Phase::Running | Phase::Paused | Phase::Stopped) {
                     wrong.push(format!("I9: {} is still {:?}", record.id, record.phase));
                 }
                 records.insert(record.id.to_string(), record);

@@ -8,8 +8,8 @@ use agent::pve::{
     fake::{Fault, Op, Trouble},
 };
 use proto::sandbox::v1::{
-    CreateSandboxRequest, DeleteSandboxRequest, Phase, StartSandboxRequest, StopSandboxRequest,
-    sandbox_service_client::SandboxServiceClient,
+    CreateSandboxRequest, DeleteSandboxRequest, PauseSandboxRequest, Phase, ResumeSandboxRequest,
+    StartSandboxRequest, StopSandboxRequest, sandbox_service_client::SandboxServiceClient,
 };
 use tonic::{Request, metadata::MetadataValue};
 
@@ -91,7 +91,7 @@ pub(crate) async fn tell(seed: u64) -> Told {
                     .map(|(key, k)| (key.clone(), k.id.clone().expect("an acked one has an id")))
                     .collect();
                 if let Some((key, id)) = chance.pick(&known) {
-                    let verb = chance.below(3);
+                    let verb = chance.below(6);
                     if verb == 0 {
                         memory.get_mut(key).expect("known").deleted = Some(false);
                     }
@@ -149,7 +149,17 @@ async fn pause(chance: &Chance, ms_max: u64) {
 
 fn fault(chance: &Chance) -> Fault {
     let op = *chance
-        .pick(&[Op::Clone, Op::Set, Op::Start, Op::Stop, Op::Destroy])
+        .pick(&[
+            Op::Clone,
+            Op::Set,
+            Op::Start,
+            Op::Stop,
+            Op::Destroy,
+            Op::Hold,
+            Op::Release,
+            Op::Freeze,
+            Op::Thaw,
+        ])
         .expect("there are some");
     let failed = || ErrorKind::Failed("simulated".into());
     let trouble = match chance.below(4) {
@@ -239,6 +249,13 @@ fn change(
                     }
                     Err(status) => Err(status),
                 }
+            }
+            3 | 4 => {
+                let request = PauseSandboxRequest { id, or_stop: verb == 4 };
+                api.pause_sandbox(authorised(&token, request)).await.map(drop)
+            }
+            5 => {
+                api.resume_sandbox(authorised(&token, ResumeSandboxRequest { id })).await.map(drop)
             }
             1 => api.stop_sandbox(authorised(&token, StopSandboxRequest { id })).await.map(drop),
             _ => api.start_sandbox(authorised(&token, StartSandboxRequest { id })).await.map(drop),

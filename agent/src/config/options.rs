@@ -41,6 +41,8 @@ impl Config {
                 start: Duration::from_secs(limits.start_s),
                 answer: Duration::from_secs(limits.answer_s),
                 stop: Duration::from_secs(limits.stop_s),
+                // The kernel's, not the node's: what freezes does so in a millisecond.
+                freeze: sandbox::Limits::default().freeze,
                 destroy: Duration::from_secs(limits.destroy_s),
                 turn: Duration::from_secs(limits.turn_s),
             },

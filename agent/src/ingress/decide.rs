@@ -105,6 +105,8 @@ pub enum Verdict {
         /// of them know `localhost`; the name that the client used is in X-Forwarded-Host.
         host: String,
     },
+    /// The sandbox is paused and this wakes it; then it is to be decided again.
+    Wake,
     /// The owner's Caddy.
     Peer {
         /// Its address.
@@ -127,6 +129,8 @@ pub enum Verdict {
 pub enum Unavailable {
     /// It boots.
     Booting,
+    /// It is paused, and a request does not wake it.
+    Paused,
     /// It is stopped.
     Stopped,
     /// Its node is down.
@@ -172,6 +176,8 @@ fn on_this_node(port: Port, target: &Target) -> Verdict {
             host: format!("localhost:{port}"),
         },
         (State::Running | State::Booting, _) => Verdict::Unavailable(Unavailable::Booting),
+        (State::Paused { wakes: true }, _) => Verdict::Wake,
+        (State::Paused { wakes: false }, _) => Verdict::Unavailable(Unavailable::Paused),
         (State::Stopped, _) => Verdict::Unavailable(Unavailable::Stopped),
         (State::Gone, _) => Verdict::Gone,
     }

@@ -49,6 +49,11 @@ pub enum State {
     Running,
     /// It boots, for the first time or again.
     Booting,
+    /// It is paused.
+    Paused {
+        /// A request wakes it.
+        wakes: bool,
+    },
     /// It is stopped, or stopping.
     Stopped,
     /// It has been deleted, or is being.
@@ -79,4 +84,7 @@ pub trait Routes: Send + Sync + std::fmt::Debug {
 
     /// The owner of a sandbox that lives on another node, or did.
     async fn owner(&self, sandbox: SandboxRef) -> Owner;
+
+    /// Wakes a paused sandbox of this node for a request; when this ends it can be looked at again.
+    async fn wake(&self, sandbox: SandboxRef);
 }

@@ -7,7 +7,7 @@ use proto::id::SandboxRef;
 use super::{Owner, Routes, State, Target, owners::Owners};
 use crate::{
     journal::{Phase, Record},
-    sandbox::{Known, Sandboxes, Tombstone},
+    sandbox::{Known, Sandboxes, Tombstone, Wake},
 };
 
 /// What route questions are answered from on a node.
@@ -38,6 +38,12 @@ impl Routes for NodeRoutes {
     async fn owner(&self, sandbox: SandboxRef) -> Owner {
         self.owners.of(sandbox).await
     }
+
+    async fn wake(&self, sandbox: SandboxRef) {
+        if let Err(error) = self.sandboxes.wake(&sandbox, Wake::Http).await {
+            tracing::warn!(%sandbox, %error, "a request did not wake it");
+        }
+    }
 }
 
 fn target(record: &Record) -> Target {
@@ -46,6 +52,7 @@ fn target(record: &Record) -> Target {
         vmid: record.vmid,
         state: match record.phase {
             Phase::Running => State::Running,
+            Phase::Paused => State::Paused { wakes: record.wake_on.http },
             Phase::Creating | Phase::Starting => State::Booting,
             Phase::Stopping | Phase::Stopped => State::Stopped,
             Phase::Undoing | Phase::Failed | Phase::Deleting | Phase::Deleted => State::Gone,

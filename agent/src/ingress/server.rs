@@ -171,7 +171,15 @@ impl Ingress {
 
     async fn route(&self, via: Via, headers: &HeaderMap) -> Reply {
         let name = host(headers).and_then(|host| Name::parse(host, &self.domain));
-        let local = name.and_then(|name| self.routes.local(name.sandbox));
+        let look = || name.and_then(|name| self.routes.local(name.sandbox));
+        let mut local = look();
+        // Once: what is paused again by then is somebody's will.
+        if let Some(name) = name
+            && decide::decide(Some(name), via, local.as_ref(), &Owner::Nobody) == Verdict::Wake
+        {
+            self.routes.wake(name.sandbox).await;
+            local = look();
+        }
         let owner = match name {
             Some(name) if decide::needs_owner(Some(name), local.as_ref()) => {
                 self.routes.owner(name.sandbox).await
@@ -185,6 +193,7 @@ impl Ingress {
                     not_open(answer, upstream.port())
                 }
             },
+            Verdict::Wake => later("this sandbox is paused, and did not wake in time"),
             // The owner's Caddy gets the Host as it came; the header only has to be there.
             Verdict::Peer { upstream } => self.go("peer", upstream, "-"),
             Verdict::NotFound(why) => explain(StatusCode::NOT_FOUND, why),
@@ -194,6 +203,9 @@ impl Ingress {
             ),
             Verdict::Gone => explain(StatusCode::GONE, "this sandbox has been deleted"),
             Verdict::Unavailable(Unavailable::Booting) => later("this sandbox is booting"),
+            Verdict::Unavailable(Unavailable::Paused) => {
+                later("this sandbox is paused, and a request does not wake it")
+            }
             Verdict::Unavailable(Unavailable::Stopped) => later("this sandbox is stopped"),
             Verdict::Unavailable(Unavailable::NodeDown(node)) => {
                 later(&format!("the node of this sandbox, {node}, is down"))

@@ -8,7 +8,7 @@ use proto::{
 };
 
 use super::{
-    Error, Failure, Intent, Journal, MemoryJournal, Phase, Pools, Record, SqliteJournal,
+    Error, Failure, Intent, Journal, MemoryJournal, Phase, Pools, Record, SqliteJournal, WakeOn,
     memory::SoundDisk,
 };
 
@@ -50,6 +50,7 @@ pub(crate) fn record(number: u8) -> Record {
         created_ms: 7,
         started_ms: 0,
         ended_ms: 0,
+        wake_on: WakeOn::default(),
         failure: None,
         revision: 0,
     }

@@ -22,6 +22,9 @@ pub enum Phase {
     Undoing,
     /// Up, and it answered.
     Running,
+    /// To be frozen: its memory is kept, nothing in it runs. It is frozen when the operation that
+    /// wrote this has ended well; after a crash the reconciler makes it so.
+    Paused,
     /// Booting again.
     Starting,
     /// Being stopped.
@@ -40,6 +43,24 @@ impl Phase {
     /// A tombstone: nothing of it is on the host.
     pub const fn ended(self) -> bool {
         matches!(self, Self::Deleted | Self::Failed)
+    }
+}
+
+/// What wakes a sandbox when it is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WakeOn {
+    /// A request for one of its open ports.
+    pub http: bool,
+    /// A connection to its SSH port.
+    pub ssh: bool,
+    /// A command, or access to its files.
+    pub exec: bool,
+}
+
+impl Default for WakeOn {
+    /// What a sandbox is used by; nothing asks for `ssh` yet.
+    fn default() -> Self {
+        Self { http: true, ssh: false, exec: true }
     }
 }
 
@@ -97,6 +118,9 @@ pub struct Record {
     pub started_ms: u64,
     /// When it ended; 0 while it lives.
     pub ended_ms: u64,
+    /// What wakes it when it is paused. Records of before there was such a thing have none.
+    #[serde(default)]
+    pub wake_on: WakeOn,
     /// Why the last operation failed.
     pub failure: Option<Failure>,
     /// The journal's revision of this version of the record; set by the journal.

@@ -119,6 +119,27 @@ impl ContainerConfig {
         Ok(())
     }
 
+    /// True when the description has this line.
+    pub fn has_note(&self, line: &str) -> bool {
+        self.lines[..self.main].iter().any(|known| is_note(known, line))
+    }
+
+    /// Adds a line to the description. The others stay as they are, byte for byte.
+    pub fn add_note(&mut self, line: &str) {
+        if !self.has_note(line) {
+            let last = self.lines[..self.main].iter().rposition(|known| known.starts_with(b"#"));
+            self.insert(
+                last.map_or(0, |last| last + 1),
+                format!("#{}\n", encode(line)).into_bytes(),
+            );
+        }
+    }
+
+    /// Takes a line out of the description.
+    pub fn remove_note(&mut self, line: &str) {
+        self.remove_main(|known| is_note(known, line));
+    }
+
     /// The mark in the description. Whose container it is, is for the caller to say: a vmid in the
     /// mark that is not the container's own means that somebody cloned ours.
     pub fn mark(&self) -> Option<Mark> {
@@ -241,6 +262,11 @@ impl fmt::Debug for ContainerConfig {
 fn value<'a>(line: &'a [u8], key: &str) -> Option<&'a str> {
     let text = line.strip_prefix(key.as_bytes())?.strip_prefix(b":")?;
     Some(std::str::from_utf8(text).ok()?.trim())
+}
+
+/// True for the line of the description that says this.
+fn is_note(line: &[u8], text: &str) -> bool {
+    line.strip_prefix(b"#").is_some_and(|line| decode(trim_end(line)) == text)
 }
 
 /// The volume of a mount point's value, which goes on with options.

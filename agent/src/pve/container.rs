@@ -10,6 +10,7 @@ use std::{
 
 use proto::id::Vmid;
 
+use super::cgroup::Freezer;
 use crate::sys::proc::namespace_pids;
 
 /// More directories of a container's cgroup are not searched for its init, which is near the top.
@@ -72,11 +73,7 @@ pub fn processes(cgroup_root: &Path, vmid: Vmid) -> Vec<u32> {
 
 /// True while the container's inner cgroup, or the whole of it, is frozen.
 pub fn frozen(cgroup_root: &Path, vmid: Vmid) -> bool {
-    let top = cgroup_root.join("lxc").join(vmid.to_string());
-    [top.join("ns"), top].iter().any(|dir| {
-        let events = fs::read_to_string(dir.join("cgroup.events")).unwrap_or_default();
-        events.lines().any(|line| line == "frozen 1")
-    })
+    Freezer::of(cgroup_root, vmid).iter().any(Freezer::frozen)
 }
 
 /// Addresses in the network namespace of a process, but for loopback's.
@@ -172,6 +169,7 @@ Local:
         write("lxc/1001/cgroup.procs", "");
         write("lxc/1001/cgroup.events", "populated 1\nfrozen 0\n");
         write("lxc/1001/ns/cgroup.procs", "");
+        write("lxc/1001/ns/cgroup.freeze", "1\n");
         write("lxc/1001/ns/cgroup.events", "populated 1\nfrozen 1\n");
         write("lxc/1001/ns/.lxc/cgroup.procs", "70\n0\n");
         write("lxc/1001/ns/system.slice/x.service/cgroup.procs", "71\n72\n70\n");

@@ -28,6 +28,7 @@ use world::{Node, World, missing, template_config};
 
 use super::{
     CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Member, Pve, Settings, StorageRoom,
+    Usage,
 };
 
 /// An operation that can be made to fail.
@@ -45,6 +46,14 @@ pub enum Op {
     Destroy,
     /// `unlock_template`.
     Unlock,
+    /// `hold`.
+    Hold,
+    /// `release`.
+    Release,
+    /// `freeze`.
+    Freeze,
+    /// `thaw`.
+    Thaw,
 }
 
 impl Op {
@@ -56,6 +65,10 @@ impl Op {
             Self::Stop => "stop",
             Self::Destroy => "destroy",
             Self::Unlock => "unlock",
+            Self::Hold => "hold",
+            Self::Release => "release",
+            Self::Freeze => "freeze",
+            Self::Thaw => "thaw",
         }
     }
 }
@@ -103,6 +116,10 @@ pub struct Pace {
     pub stop: Duration,
     /// `pct destroy`.
     pub destroy: Duration,
+    /// One write of a config.
+    pub write: Duration,
+    /// Half of a freeze, and a thaw.
+    pub freeze: Duration,
 }
 
 impl Pace {
@@ -114,6 +131,8 @@ impl Pace {
         boot: Duration::from_millis(400),
         stop: Duration::from_millis(1719),
         destroy: Duration::from_millis(726),
+        write: Duration::from_micros(2500),
+        freeze: Duration::from_micros(1100),
     };
 }
 
@@ -179,7 +198,8 @@ impl FakeCluster {
 
     /// Adds a stopped container, or a virtual machine, that is not the agent's doing.
     pub fn add_guest(&self, node: &NodeName, vmid: Vmid, config: ContainerConfig, is_vm: bool) {
-        let guest = Guest { node: node.clone(), config, is_vm, pid: None, up_at: None };
+        let guest =
+            Guest { node: node.clone(), config, is_vm, pid: None, up_at: None, frozen: false };
         self.0.world().guests.insert(vmid, guest);
     }
 
@@ -239,6 +259,7 @@ impl FakeCluster {
         for guest in world.guests.values_mut().filter(|guest| guest.node == *node) {
             guest.pid = None;
             guest.up_at = None;
+            guest.frozen = false;
         }
         drop(world);
         self.0.changed.notify_waiters();
@@ -424,12 +445,49 @@ impl Pve for FakePve {
         self.run(Op::Unlock, template, CALL, Work::unlock_template).await
     }
 
+    async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.run(Op::Hold, vmid, CALL, move |work| work.hold(owner)).await
+    }
+
+    async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.run(Op::Release, vmid, CALL, move |work| work.release(owner)).await
+    }
+
+    async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error> {
+        let owner = *owner;
+        self.run(Op::Freeze, vmid, deadline, move |work| work.freeze(owner)).await
+    }
+
+    async fn thaw(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.run(Op::Thaw, vmid, CALL, move |work| work.thaw(owner)).await
+    }
+
+    async fn reclaim(&self, _: Vmid, _: u64) -> bool {
+        false
+    }
+
+    async fn usage(&self, vmid: Vmid) -> Option<Usage> {
+        let world = self.shared.world();
+        let guest = world.container(&self.node, vmid).filter(|guest| guest.pid.is_some())?;
+        Some(Usage {
+            memory_bytes: 64 << 20,
+            memory_max_bytes: u64::from(guest.config.memory_mib()) << 20,
+            pids: 3,
+            frozen: guest.frozen,
+            ..Usage::default()
+        })
+    }
+
     async fn processes(&self, _: Vmid) -> Vec<u32> {
         Vec::new()
     }
 
-    async fn frozen(&self, _: Vmid) -> bool {
-        false
+    async fn frozen(&self, vmid: Vmid) -> bool {
+        let world = self.shared.world();
+        world.container(&self.node, vmid).is_some_and(|guest| guest.frozen)
     }
 
     fn enter(&self, _: Vmid) -> Option<Vec<std::ffi::OsString>> {

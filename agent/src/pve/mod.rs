@@ -4,12 +4,14 @@
 //! `pct::Pct` drives the real thing (or the lab's stand-in, which it cannot tell apart), `fake::FakePve`
 //! keeps a cluster in memory for the simulation; one contract suite holds them to the same behaviour.
 
+pub mod cgroup;
 pub mod cluster;
 pub mod command;
 pub mod config_file;
 pub mod container;
 pub mod fake;
 pub mod files;
+pub mod hold;
 pub mod mark;
 pub mod outcome;
 pub mod ownership;
@@ -60,7 +62,7 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{op} {vmid} failed: {kind}")]
 pub struct Error {
-    /// The operation: clone, set, start, stop, destroy, unlock, read.
+    /// The operation: clone, set, start, stop, destroy, unlock, hold, release, freeze, thaw, read.
     pub op: &'static str,
     /// The container; for a clone, the new one.
     pub vmid: Vmid,
@@ -140,6 +142,31 @@ pub struct StorageRoom {
     pub total: u64,
 }
 
+/// What a container uses now, read from its cgroup.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Usage {
+    /// CPU time that it has had, microseconds.
+    pub cpu_us: u64,
+    /// When it was read, nanoseconds of a clock of the node that only goes forward.
+    pub at_ns: u64,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// Its limit, bytes; 0: none, or none that is known.
+    pub memory_max_bytes: u64,
+    /// Swap, bytes.
+    pub swap_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// PSI `some avg10` of cpu, percent.
+    pub psi_cpu: f64,
+    /// PSI `some avg10` of memory, percent.
+    pub psi_memory: f64,
+    /// PSI `some avg10` of io, percent.
+    pub psi_io: f64,
+    /// It is frozen.
+    pub frozen: bool,
+}
+
 /// One PVE node. No method has a default body: a fake that forgets one would run the real thing.
 ///
 /// Reads never fork; every change takes a deadline and is refused without quorum. None of them
@@ -182,16 +209,19 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Writes the settings of a stopped container of ours.
     async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error>;
 
-    /// Starts a container. `Ok` when its init runs; a container that runs already is `Ok`.
+    /// Starts a container. `Ok` when its init runs; a container that runs already is `Ok`. A lock
+    /// that was held while it was paused is taken off first.
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
 
-    /// Stops a container at once. One that is stopped already is `Ok`.
+    /// Stops a container at once. One that is stopped already is `Ok`. A paused one is thawed and
+    /// its lock taken off first.
     async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
 
     /// Destroys the container if, and only if, its config carries this sandbox's mark for this
     /// very vmid and is no template, or if there is no config and only volumes named after the vmid
     /// are left from a clone of ours. Clears locks that our own dead worker left, waits for a
-    /// living one. Idempotent: `Ok` when nothing is left. Running containers are stopped first.
+    /// living one. Idempotent: `Ok` when nothing is left. Running containers are stopped first,
+    /// paused ones are thawed.
     async fn destroy_owned(
         &self,
         vmid: Vmid,
@@ -202,6 +232,28 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Takes PVE's `lock: disk` off a template when no worker that holds it lives. Only called for
     /// a template that the journal says our own dead clone has locked.
     async fn unlock_template(&self, template: Vmid) -> Result<(), Error>;
+
+    /// Takes PVE's config lock on this sandbox's container, so that no snapshot and no backup meets
+    /// it frozen. Held already is `Ok`; somebody else's lock is respected. See `hold`.
+    async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
+
+    /// Gives that lock back, and never somebody else's. Not held is `Ok`.
+    async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
+
+    /// Freezes all that runs in this sandbox's container. `Ok` when nothing in it runs any more;
+    /// what does not freeze before the deadline is thawed again. Needs no quorum.
+    async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error>;
+
+    /// Thaws this sandbox's container, whoever froze it. One that is not frozen, or does not run, is
+    /// `Ok`. Needs no quorum.
+    async fn thaw(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
+
+    /// Writes so much of a container's memory to swap, if the host has any; true when it did and
+    /// there may be more. May take long.
+    async fn reclaim(&self, vmid: Vmid, bytes: u64) -> bool;
+
+    /// What a container uses; `None` when it does not run.
+    async fn usage(&self, vmid: Vmid) -> Option<Usage>;
 
     /// Pids of all that runs in the container, in this host's pid namespace.
     async fn processes(&self, vmid: Vmid) -> Vec<u32>;

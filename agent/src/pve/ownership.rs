@@ -9,18 +9,23 @@ pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<
     if is_bare(config) {
         return Ok(());
     }
-    marked(config, vmid)?;
-    let not_ours = |why: String| Err(ErrorKind::NotOurs(why));
-    match config.mark() {
-        Some(mark) if mark.sandbox_id == *owner => {}
-        Some(mark) => return not_ours(format!("CT {vmid} is {}, not {owner}", mark.sandbox_id)),
-        None => return not_ours(format!("CT {vmid} carries no mark")),
-    }
+    owned(config, vmid, owner)?;
     if config.is_protected() {
         let text = format!("can't remove CT {vmid} - protection mode enabled");
         return Err(ErrorKind::WrongState(text));
     }
     Ok(())
+}
+
+/// `Ok` when a container with this number and config is `owner`'s.
+pub fn owned(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
+    marked(config, vmid)?;
+    let not_ours = |why: String| Err(ErrorKind::NotOurs(why));
+    match config.mark() {
+        Some(mark) if mark.sandbox_id == *owner => Ok(()),
+        Some(mark) => not_ours(format!("CT {vmid} is {}, not {owner}", mark.sandbox_id)),
+        None => not_ours(format!("CT {vmid} carries no mark")),
+    }
 }
 
 /// `Ok` when a container with this number and config is some sandbox of ours: it carries a mark

@@ -5,6 +5,7 @@
 //! that it goes on when its caller has gone, and a later one waits for it.
 
 mod destroy;
+mod pause;
 mod rooms;
 
 use std::{
@@ -24,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use super::{
-    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Pve, Settings, StorageRoom, cluster,
-    command::Command, container, files::Files, outcome, ownership, worker,
+    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Pve, Settings, StorageRoom, Usage,
+    cgroup, cluster, command::Command, container, files::Files, outcome, ownership, worker,
 };
 use crate::{
     run::{self, Program, Runner},
@@ -284,6 +285,7 @@ impl Host {
 
     async fn start(&self, vmid: Vmid, deadline: Instant) -> Result<(), ErrorKind> {
         self.check_quorum().await?;
+        self.let_go(vmid).await?;
         self.ours(vmid).await?;
         if self.running(vmid) {
             return Ok(());
@@ -295,8 +297,10 @@ impl Host {
         Err(ErrorKind::Failed("the container's init ended right after the start".to_owned()))
     }
 
-    /// Works without quorum, as PVE's does: it writes nothing to /etc/pve.
+    /// Works without quorum, as PVE's does: it writes nothing to /etc/pve, but for the lock of a
+    /// paused one, which PVE would respect.
     async fn stop(&self, vmid: Vmid, deadline: Instant) -> Result<(), ErrorKind> {
+        self.let_go(vmid).await?;
         self.ours(vmid).await?;
         if !self.running(vmid) {
             return Ok(());
@@ -433,6 +437,52 @@ impl Pve for Pct {
             move |host| async move { host.unlock_template(template).await },
         )
         .await
+    }
+
+    async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("hold", vmid, move |host| async move { host.hold(vmid, &owner).await }).await
+    }
+
+    async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("release", vmid, move |host| async move { host.release(vmid, &owner).await })
+            .await
+    }
+
+    async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error> {
+        let (owner, deadline) = (*owner, Instant::now() + deadline);
+        self.change(
+            "freeze",
+            vmid,
+            move |host| async move { host.freeze(vmid, &owner, deadline).await },
+        )
+        .await
+    }
+
+    async fn thaw(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("thaw", vmid, move |host| async move { host.thaw(vmid, &owner).await }).await
+    }
+
+    async fn reclaim(&self, vmid: Vmid, bytes: u64) -> bool {
+        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        // The write returns when the kernel is done.
+        let done = tokio::task::spawn_blocking(move || {
+            cgroup::has_swap(&proc) && cgroup::reclaim(&cgroup_root, vmid, bytes)
+        });
+        done.await.unwrap_or(false)
+    }
+
+    async fn usage(&self, vmid: Vmid) -> Option<Usage> {
+        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            let ns = u64::try_from(at.tv_sec).unwrap_or(0) * 1_000_000_000
+                + u64::try_from(at.tv_nsec).unwrap_or(0);
+            Some(Usage { at_ns: ns, ..cgroup::usage(&cgroup_root, &proc, vmid)? })
+        });
+        read.await.ok().flatten()
     }
 
     async fn processes(&self, vmid: Vmid) -> Vec<u32> {

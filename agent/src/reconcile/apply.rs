@@ -37,6 +37,7 @@ async fn act(sandboxes: &Arc<Sandboxes>, action: &Action) -> Result<(), Error> {
         Action::Delete(id) => sandboxes.delete(id, WAIT).await.map(drop),
         Action::Stop(id) => sandboxes.stop(id, WAIT).await.map(drop),
         Action::Start(id) => sandboxes.start(id, WAIT).await.map(drop),
+        Action::Settle(id) => sandboxes.settle(id, WAIT).await.map(drop),
         Action::NoteDown(id) => sandboxes.note_down(id, WAIT).await.map(drop),
         Action::Sweep { id, vmid } => sandboxes.sweep(id, *vmid).await,
         Action::Forget { before_ms } => {

@@ -138,6 +138,7 @@ impl Reconciler {
                 | Action::Delete(_)
                 | Action::Stop(_)
                 | Action::Start(_)
+                | Action::Settle(_)
                 | Action::NoteDown(_)
                 | Action::Sweep { .. }
                 | Action::Forget { .. } => tracing::info!(?action, "reconciling"),

@@ -49,6 +49,8 @@ pub enum Action {
     Stop(SandboxId),
     /// Go on starting.
     Start(SandboxId),
+    /// Freeze and lock, or thaw and unlock, as the phase says.
+    Settle(SandboxId),
     /// Record that a sandbox is down, or that its container is its own no more.
     NoteDown(SandboxId),
     /// Destroy a container that has come back after its end.
@@ -105,17 +107,20 @@ fn unlocks(intended: &Intended, observed: &Observed) -> Vec<Action> {
 }
 
 fn of_record(record: &Record, observed: &Observed) -> Option<Action> {
-    let runs = || {
-        let container = observed.containers.get(&record.vmid);
-        container.is_some_and(|seen| seen.running && seen.mark.as_ref() == Some(&record.mark()))
-    };
+    let ours = observed.containers.get(&record.vmid);
+    let ours = ours.filter(|seen| seen.mark.as_ref() == Some(&record.mark()));
+    let runs = ours.is_some_and(|seen| seen.running);
+    let settle = |wrong: bool| wrong.then_some(Action::Settle(record.id));
     match record.phase {
         Phase::Creating | Phase::Undoing => Some(Action::Undo(record.id)),
         Phase::Deleting => Some(Action::Delete(record.id)),
         Phase::Stopping => Some(Action::Stop(record.id)),
         Phase::Starting => Some(Action::Start(record.id)),
-        Phase::Running => (!runs()).then_some(Action::NoteDown(record.id)),
-        Phase::Stopped | Phase::Deleted | Phase::Failed => None,
+        Phase::Running | Phase::Paused if !runs => Some(Action::NoteDown(record.id)),
+        Phase::Paused => settle(ours.is_some_and(|seen| !seen.frozen || !seen.held)),
+        // A crash in a resume, or in the pause that was to be undone; a lock that a reboot outlived.
+        Phase::Running | Phase::Stopped => settle(ours.is_some_and(|s| s.frozen || s.noted)),
+        Phase::Deleted | Phase::Failed => None,
     }
 }
 

@@ -72,7 +72,11 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         }),
         request_id: record.request_id.to_string(),
         step: record.step.clone(),
-        wake_on: None,
+        wake_on: Some(wire::WakeOn {
+            http: record.wake_on.http,
+            ssh: record.wake_on.ssh,
+            exec: record.wake_on.exec,
+        }),
     }
 }
 
@@ -82,6 +86,7 @@ fn phase(phase: Phase) -> wire::Phase {
     match phase {
         Phase::Creating | Phase::Undoing => wire::Phase::Creating,
         Phase::Running => wire::Phase::Running,
+        Phase::Paused => wire::Phase::Paused,
         Phase::Starting => wire::Phase::Starting,
         Phase::Stopping => wire::Phase::Stopping,
         Phase::Stopped => wire::Phase::Stopped,

@@ -6,6 +6,7 @@ mod exec;
 mod files;
 mod load;
 mod node;
+mod pause;
 mod sandbox;
 pub mod status;
 mod watch;
@@ -234,23 +235,23 @@ impl AgentService for Rpc {
 
     async fn pause_sandbox(
         &self,
-        _: Request<wire::PauseSandboxRequest>,
+        request: Request<wire::PauseSandboxRequest>,
     ) -> Result<Response<wire::PauseSandboxResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        self.call(self.pause(request.into_inner())).await
     }
 
     async fn resume_sandbox(
         &self,
-        _: Request<wire::ResumeSandboxRequest>,
+        request: Request<wire::ResumeSandboxRequest>,
     ) -> Result<Response<wire::ResumeSandboxResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        self.call(self.resume(request.into_inner())).await
     }
 
     async fn set_wake_on(
         &self,
-        _: Request<wire::SetWakeOnRequest>,
+        request: Request<wire::SetWakeOnRequest>,
     ) -> Result<Response<wire::SetWakeOnResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        self.call(self.wake_on(request.into_inner())).await
     }
 
     async fn control_exec(
@@ -278,9 +279,9 @@ impl AgentService for Rpc {
 
     async fn get_usage(
         &self,
-        _: Request<wire::GetUsageRequest>,
+        request: Request<wire::GetUsageRequest>,
     ) -> Result<Response<wire::GetUsageResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        self.call(self.usage(request.into_inner())).await
     }
 
     async fn expose_http_service(

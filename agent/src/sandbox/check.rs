@@ -9,7 +9,7 @@ use proto::id::{SandboxId, Vmid};
 
 use super::{
     Sandboxes, Tombstone,
-    observe::{Observed, observe},
+    observe::{Container, Observed, observe},
 };
 use crate::journal::{Phase, Record};
 
@@ -138,7 +138,7 @@ fn of_record(record: &Record, observed: &Observed) -> Option<Finding> {
                 format!("it is {:?} and no operation works on it", record.phase),
             ));
         }
-        Phase::Running | Phase::Stopped | Phase::Deleted | Phase::Failed => {}
+        Phase::Running | Phase::Paused | Phase::Stopped | Phase::Deleted | Phase::Failed => {}
     }
     let Some(container) = observed.containers.get(&record.vmid) else {
         let detail = format!("its container {} is not on this node", record.vmid);
@@ -152,11 +152,34 @@ fn of_record(record: &Record, observed: &Observed) -> Option<Finding> {
         let detail = format!("container {} has no volume", record.vmid);
         return Some(Finding::new("I2", subject, detail));
     }
-    let should_run = record.phase == Phase::Running;
-    (container.running != should_run).then(|| {
+    let should_run = matches!(record.phase, Phase::Running | Phase::Paused);
+    if container.running != should_run {
         let is = if container.running { "runs" } else { "is stopped" };
-        Finding::new("I12", subject, format!("container {} {is}, against the journal", record.vmid))
-    })
+        let detail = format!("container {} {is}, against the journal", record.vmid);
+        return Some(Finding::new("I12", subject, detail));
+    }
+    pause(record, container)
+}
+
+/// I13: frozen and locked while it is paused, and neither otherwise.
+fn pause(record: &Record, container: &Container) -> Option<Finding> {
+    let vmid = record.vmid;
+    let detail = match (record.phase == Phase::Paused, container) {
+        (true, Container { frozen: false, .. }) => {
+            format!("it is paused, and container {vmid} is not frozen")
+        }
+        (true, Container { held: false, .. }) => {
+            format!("it is paused, and container {vmid} is not locked: a snapshot of it would hang")
+        }
+        (false, Container { frozen: true, .. }) => {
+            format!("it is not paused, and container {vmid} is frozen")
+        }
+        (false, Container { noted: true, .. }) => {
+            format!("it is not paused, and container {vmid} still has the lock of a pause")
+        }
+        (true | false, _) => return None,
+    };
+    Some(Finding::new("I13", record.id, detail))
 }
 
 /// I3: no vmid and no address twice.

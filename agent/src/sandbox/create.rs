@@ -18,7 +18,7 @@ use super::{
     step,
 };
 use crate::{
-    journal::{Intent, Phase, Record},
+    journal::{Intent, Phase, Record, WakeOn},
     pve::{Address, CloneOrder, ErrorKind, Settings},
     saga::Saga,
 };
@@ -173,6 +173,7 @@ impl Sandboxes {
             created_ms: now_ms,
             started_ms: 0,
             ended_ms: 0,
+            wake_on: WakeOn::default(),
             failure: None,
             revision: 0,
         };

@@ -29,6 +29,14 @@ pub(super) enum Kind {
     Start,
     /// Stopped.
     Stop,
+    /// Frozen.
+    Pause,
+    /// Frozen, or else stopped.
+    PauseOrStop,
+    /// Thawed.
+    Resume,
+    /// Made what its phase says, as far as a pause goes.
+    Settle,
     /// Removed.
     Delete,
     /// Looked at, whether it still runs.

@@ -21,9 +21,12 @@ mod flights;
 mod index;
 pub mod observe;
 mod options;
+mod pause;
 mod probe;
 mod queue;
 mod reads;
+mod resume;
+mod settle;
 mod start;
 mod state;
 mod step;
@@ -31,6 +34,7 @@ mod stop;
 mod sweep;
 mod undo;
 mod unlock;
+mod wake;
 mod write;
 
 use std::sync::{
@@ -52,6 +56,7 @@ pub use index::{Known, Tombstone};
 pub use options::{Bridge, Limits, Options, Order, Probe, Template};
 pub use reads::Tally;
 pub use state::{Event, next};
+pub use wake::Wake;
 
 /// Pens: writes on one record take turns, writes on different ones mostly do not.
 const PENS: usize = 64;

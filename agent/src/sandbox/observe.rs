@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::id::Vmid;
 
-use crate::pve::{self, Cluster, Mark, Pve};
+use crate::pve::{self, Cluster, Mark, Pve, hold};
 
 /// A container of this node, as far as it matters.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Container {
     /// The mark in its description.
     pub mark: Option<Mark>,
@@ -17,6 +17,12 @@ pub struct Container {
     pub lock: Option<String>,
     /// Its init runs.
     pub running: bool,
+    /// Nothing in it gets to run.
+    pub frozen: bool,
+    /// PVE's lock on it is ours, of a pause.
+    pub held: bool,
+    /// Something of such a lock is left, be it the line that explains it.
+    pub noted: bool,
 }
 
 impl Container {
@@ -44,11 +50,17 @@ pub struct Observed {
 pub async fn observe(pve: &dyn Pve, vmids: &BTreeSet<Vmid>) -> Result<Observed, pve::Error> {
     let mut observed = Observed { cluster: pve.cluster().await, ..Observed::default() };
     for (vmid, config) in pve.configs().await? {
+        let mark = config.mark();
+        // A look at each of somebody else's would be for nothing.
+        let frozen = mark.is_some() && pve.frozen(vmid).await;
         let container = Container {
-            mark: config.mark(),
+            mark,
             template: config.is_template(),
             lock: config.lock().map(str::to_owned),
             running: pve.running(vmid).await,
+            frozen,
+            held: hold::held(&config),
+            noted: hold::leaves(&config),
         };
         observed.containers.insert(vmid, container);
     }

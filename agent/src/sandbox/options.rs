@@ -82,6 +82,8 @@ pub struct Limits {
     pub answer: Duration,
     /// One `pct stop`.
     pub stop: Duration,
+    /// Until nothing runs in a sandbox that is paused.
+    pub freeze: Duration,
     /// One `pct destroy`.
     pub destroy: Duration,
     /// How long an operation waits for another one on the same sandbox.
@@ -99,6 +101,7 @@ impl Default for Limits {
             start: Duration::from_secs(90),
             answer: Duration::from_secs(60),
             stop: Duration::from_secs(60),
+            freeze: Duration::from_secs(5),
             destroy: Duration::from_secs(60),
             turn: Duration::from_secs(180),
         }

@@ -19,9 +19,9 @@ pub struct Tally {
     pub queued: u32,
     /// Running sandboxes.
     pub running: u32,
-    /// Memory limits of what runs or comes up, bytes.
+    /// Memory limits of what runs, comes up or is paused, bytes.
     pub memory_allocated: u64,
-    /// Cores of what runs or comes up.
+    /// Cores of what runs, comes up or is paused.
     pub cores_allocated: u32,
     /// Vmids that can be leased.
     pub vmids_free: u32,
@@ -46,10 +46,16 @@ impl Sandboxes {
         if record.phase == Phase::Running {
             return Ok(record);
         }
-        Err(Error::new(
-            reason::SANDBOX_NOT_RUNNING,
-            format!("{} is {}, not running", record.id, phase_word(record.phase)),
-        ))
+        Err(not_running(&record))
+    }
+
+    /// The sandbox, if it is booted, frozen or not.
+    pub(super) fn up(&self, name: &SandboxRef) -> Result<Arc<Record>, Error> {
+        let record = self.living(name)?;
+        match record.phase {
+            Phase::Running | Phase::Paused => Ok(record),
+            _ => Err(not_running(&record)),
+        }
     }
 
     /// The sandbox, if it has not ended.
@@ -136,7 +142,8 @@ impl Sandboxes {
         for record in self.live() {
             match record.phase {
                 Phase::Running => tally.running += 1,
-                Phase::Creating | Phase::Starting | Phase::Stopping => {}
+                // What is paused keeps its memory.
+                Phase::Creating | Phase::Starting | Phase::Stopping | Phase::Paused => {}
                 Phase::Undoing
                 | Phase::Stopped
                 | Phase::Deleting
@@ -154,6 +161,20 @@ pub(super) fn not_found(name: &SandboxRef) -> Error {
     Error::new(reason::SANDBOX_NOT_FOUND, format!("there is no sandbox {name} on this node"))
 }
 
+/// Why a sandbox that must run cannot be used.
+pub(super) fn not_running(record: &Record) -> Error {
+    match record.phase {
+        Phase::Deleting | Phase::Deleted => deleted(&SandboxRef::Id(record.id)),
+        Phase::Paused => {
+            Error::new(reason::SANDBOX_PAUSED, format!("{} is paused: resume it first", record.id))
+        }
+        phase => Error::new(
+            reason::SANDBOX_NOT_RUNNING,
+            format!("{} is {}, not running", record.id, phase_word(phase)),
+        ),
+    }
+}
+
 pub(super) fn deleted(name: &SandboxRef) -> Error {
     Error::new(reason::SANDBOX_DELETED, format!("{name} is deleted or being deleted"))
 }
@@ -164,6 +185,7 @@ pub(super) fn phase_word(phase: Phase) -> &'static str {
         Phase::Creating => "being created",
         Phase::Undoing => "being undone",
         Phase::Running => "running",
+        Phase::Paused => "paused",
         Phase::Starting => "starting",
         Phase::Stopping => "stopping",
         Phase::Stopped => "stopped",

@@ -12,7 +12,16 @@
 //!   FAILED          DELETING --Removed--> DELETED
 //!      |                                     ^
 //!      +---------- DeleteAsked --------------+
+//!
+//!              PauseAsked
+//!    RUNNING -----------------> PAUSED --StopAsked--> STOPPING
+//!       ^                        |  |
+//!       +--ResumeAsked-----------+  +--FoundDown----> STOPPED
+//!          FreezeFailed
 //! ```
+//!
+//! PAUSED and RUNNING say what is to be, and are written before the container is frozen or thawed;
+//! there is nothing between them, so there is nothing to be found out after a crash.
 
 use crate::journal::Phase;
 
@@ -29,6 +38,12 @@ pub enum Event {
     StartAsked,
     /// It did not come up again; it was stopped.
     StartFailed,
+    /// Somebody wants it frozen.
+    PauseAsked,
+    /// Somebody wants it thawed.
+    ResumeAsked,
+    /// It could not be frozen; it was thawed.
+    FreezeFailed,
     /// Somebody wants it stopped.
     StopAsked,
     /// It is down, as asked.
@@ -51,15 +66,18 @@ pub const fn next(phase: Phase, event: Event) -> Option<Phase> {
         (P::Undoing, E::Undone) => P::Failed,
         (P::Stopped | P::Starting, E::StartAsked) => P::Starting,
         (P::Starting, E::StartFailed) => P::Stopped,
-        (P::Running | P::Starting | P::Stopping, E::StopAsked) => P::Stopping,
+        (P::Running, E::PauseAsked) => P::Paused,
+        (P::Paused, E::ResumeAsked | E::FreezeFailed) => P::Running,
+        (P::Running | P::Paused | P::Starting | P::Stopping, E::StopAsked) => P::Stopping,
         (P::Stopping, E::WentDown) => P::Stopped,
-        (P::Running, E::FoundDown) => P::Stopped,
+        (P::Running | P::Paused, E::FoundDown) => P::Stopped,
         (P::Deleting, E::Removed) => P::Deleted,
         (P::Failed, E::DeleteAsked) => P::Deleted,
         (
             P::Creating
             | P::Undoing
             | P::Running
+            | P::Paused
             | P::Starting
             | P::Stopping
             | P::Stopped
@@ -74,10 +92,11 @@ pub const fn next(phase: Phase, event: Event) -> Option<Phase> {
 mod tests {
     use super::*;
 
-    const PHASES: [Phase; 9] = [
+    const PHASES: [Phase; 10] = [
         Phase::Creating,
         Phase::Undoing,
         Phase::Running,
+        Phase::Paused,
         Phase::Starting,
         Phase::Stopping,
         Phase::Stopped,
@@ -85,12 +104,15 @@ mod tests {
         Phase::Deleted,
         Phase::Failed,
     ];
-    const EVENTS: [Event; 10] = [
+    const EVENTS: [Event; 13] = [
         Event::CameUp,
         Event::CreateFailed,
         Event::Undone,
         Event::StartAsked,
         Event::StartFailed,
+        Event::PauseAsked,
+        Event::ResumeAsked,
+        Event::FreezeFailed,
         Event::StopAsked,
         Event::WentDown,
         Event::FoundDown,
@@ -127,5 +149,16 @@ mod tests {
     fn a_failed_creation_never_runs() {
         assert_eq!(next(Phase::Undoing, Event::CameUp), None);
         assert_eq!(next(Phase::Undoing, Event::StartAsked), None);
+    }
+
+    #[test]
+    fn only_what_runs_can_be_paused_and_only_what_is_paused_resumed() {
+        for phase in PHASES {
+            let paused = next(phase, Event::PauseAsked);
+            assert_eq!(paused, (phase == Phase::Running).then_some(Phase::Paused), "{phase:?}");
+            let resumed = next(phase, Event::ResumeAsked);
+            assert_eq!(resumed, (phase == Phase::Paused).then_some(Phase::Running), "{phase:?}");
+        }
+        assert_eq!(next(Phase::Paused, Event::StartAsked), None, "it would boot what runs");
     }
 }

@@ -14,6 +14,10 @@ use super::{
 };
 use crate::journal::{Failure, Phase, Record};
 
+/// What a container that was frozen and is not there any more has come to: it could not end itself.
+const LOST_WHILE_PAUSED: &str =
+    "its node was rebooted while it was paused; its memory is gone, its disk is kept";
+
 impl Sandboxes {
     /// Stops the sandbox on a task of its own; answers when it is down, or after `wait` with the
     /// sandbox as it is by then. One that is stopped stays as it is.
@@ -42,7 +46,17 @@ impl Sandboxes {
         if record.phase == Phase::Stopped {
             return Ok(record);
         }
-        let record = self.advance(id, Event::StopAsked, |record| record.failure = None).await?;
+        self.stop_in_turn(id, None).await
+    }
+
+    /// Stops it in a turn that the caller has; `why`, if it was not asked for as such.
+    pub(super) async fn stop_in_turn(
+        &self,
+        id: &SandboxId,
+        why: Option<Failure>,
+    ) -> Result<Arc<Record>, Error> {
+        let record =
+            self.advance(id, Event::StopAsked, |record| record.failure = why.clone()).await?;
         self.stop_container(&record).await?;
         self.advance(id, Event::WentDown, |_| {}).await
     }
@@ -80,23 +94,32 @@ impl Sandboxes {
         // Looked at again with nobody at work: it may have been a stop of ours.
         let config = self.pve.config(record.vmid).await?;
         let lost = config.is_some_and(|config| config.mark() != Some(record.mark()));
-        if record.phase != Phase::Running || (!lost && self.pve.running(record.vmid).await) {
+        let should_run = matches!(record.phase, Phase::Running | Phase::Paused);
+        if !should_run || (!lost && self.pve.running(record.vmid).await) {
             return Ok(record);
         }
         let (reason, message) = if lost {
             (reason::NOT_OURS, "its container does not carry its mark any more and is left alone")
+        } else if record.phase == Phase::Paused {
+            (reason::SANDBOX_NOT_RUNNING, LOST_WHILE_PAUSED)
         } else {
             let message = "it was found stopped: it ended by itself, or its node was rebooted";
             (reason::SANDBOX_NOT_RUNNING, message)
         };
         tracing::warn!(sandbox_id = %id, vmid = %record.vmid, message, "sandbox does not run");
-        self.advance(id, Event::FoundDown, |record| {
-            record.failure = Some(Failure {
-                reason: reason.into(),
-                message: message.into(),
-                rollback: String::new(),
-            });
-        })
-        .await
+        let noted = self
+            .advance(id, Event::FoundDown, |record| {
+                record.failure = Some(Failure {
+                    reason: reason.into(),
+                    message: message.into(),
+                    rollback: String::new(),
+                });
+            })
+            .await?;
+        // The lock of a pause outlives a reboot. What is left of it now goes with the next pass.
+        if !lost && let Err(error) = self.pve.release(record.vmid, id).await {
+            tracing::warn!(sandbox_id = %id, %error, "the lock of its pause stays for now");
+        }
+        Ok(noted)
     }
 }

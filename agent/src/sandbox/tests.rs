@@ -4,6 +4,7 @@ mod crash;
 mod create;
 mod faults;
 mod life;
+mod pause;
 
 use std::{
     collections::BTreeMap,

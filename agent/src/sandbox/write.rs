@@ -153,7 +153,10 @@ fn refused(record: &Record, event: Event) -> Error {
     let phase = reads::phase_word(record.phase);
     match (record.phase, event) {
         (Phase::Deleted | Phase::Deleting, _) => reads::deleted(&SandboxRef::Id(record.id)),
-        (_, Event::StartAsked | Event::StopAsked) => {
+        (Phase::Paused, Event::StartAsked) => {
+            Error::new(reason::SANDBOX_PAUSED, format!("{} is paused: resume it", record.id))
+        }
+        (_, Event::StartAsked | Event::StopAsked | Event::PauseAsked | Event::ResumeAsked) => {
             Error::new(reason::SANDBOX_NOT_RUNNING, format!("{} is {phase}", record.id))
         }
         _ => Error::new(

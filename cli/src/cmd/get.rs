@@ -52,6 +52,7 @@ fn describe(sandbox: &Sandbox) -> String {
         ("attempt", sandbox.attempt.to_string()),
         ("request id", sandbox.request_id.clone()),
     ];
+    lines.push(("wake on", super::wake_on::words(sandbox.wake_on)));
     for service in &sandbox.services {
         lines.push(("port", format!("{} {} {}", service.port, service.name, service.url)));
     }

@@ -15,10 +15,13 @@ mod logs;
 mod ls;
 mod man;
 mod nodes;
+mod pause;
 mod ps;
 mod snapshot;
+mod top;
 mod url;
 mod version;
+mod wake_on;
 mod wanted;
 mod watch;
 
@@ -56,6 +59,10 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
         Verb::Get(one) => get::run(connect(&global)?, one.id, output).await,
         Verb::Start(many) => lifecycle::start(connect(&global)?, many, output).await,
         Verb::Stop(many) => lifecycle::stop(connect(&global)?, many, output).await,
+        Verb::Pause(pause) => pause::pause(connect(&global)?, pause, output).await,
+        Verb::Resume(many) => pause::resume(connect(&global)?, many, output).await,
+        Verb::WakeOn(wake_on) => wake_on::run(connect(&global)?, wake_on, output).await,
+        Verb::Top(top) => top::run(connect(&global)?, top, output).await,
         Verb::Rm(many) => lifecycle::rm(connect(&global)?, many, output).await,
         Verb::Expose(expose) => expose::run(connect(&global)?, expose, output).await,
         Verb::Hide(hide) => hide::run(connect(&global)?, hide, output).await,

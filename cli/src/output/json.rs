@@ -28,6 +28,15 @@ pub struct Sandbox<'a> {
     revision: u64,
     request_id: &'a str,
     failure: Option<Recorded<'a>>,
+    wake_on: WakeOn,
+}
+
+/// What wakes a paused sandbox.
+#[derive(Debug, Serialize)]
+pub struct WakeOn {
+    http: bool,
+    ssh: bool,
+    exec: bool,
 }
 
 /// Cores and memory.
@@ -104,7 +113,14 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
             message: &failure.message,
             rollback: &failure.rollback,
         }),
+        wake_on: wake_on(sandbox.wake_on),
     }
+}
+
+/// What wakes a paused sandbox.
+pub fn wake_on(wake_on: Option<wire::WakeOn>) -> WakeOn {
+    let wire::WakeOn { http, ssh, exec } = wake_on.unwrap_or_default();
+    WakeOn { http, ssh, exec }
 }
 
 /// A snapshot.

@@ -45,6 +45,8 @@ pub(crate) struct Behaviour {
     pub(crate) unknown: AtomicU32,
     /// Creations that were asked for.
     pub(crate) creates: AtomicU32,
+    /// Usages that were asked for.
+    pub(crate) readings: AtomicU32,
     /// The creation ends like this instead of running.
     pub(crate) create_fails: bool,
     /// The creation takes for ever.
@@ -201,6 +203,7 @@ fn sandbox(phase: Phase, step: &str) -> Sandbox {
         revision: 7,
         request_id: "r-1".into(),
         step: step.into(),
+        wake_on: Some(WakeOn { http: true, ssh: false, exec: true }),
         ..Sandbox::default()
     }
 }
@@ -326,19 +329,27 @@ impl SandboxService for Service {
         Err(refuse(reason::INVARIANT))
     }
 
-    async fn pause_sandbox(&self, _: Request<PauseSandboxRequest>) -> Answer<PauseSandboxResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn pause_sandbox(
+        &self,
+        request: Request<PauseSandboxRequest>,
+    ) -> Answer<PauseSandboxResponse> {
+        let PauseSandboxRequest { id, or_stop } = request.into_inner();
+        let sandbox = known(&id, if or_stop { Phase::Stopped } else { Phase::Paused })?;
+        Ok(Response::new(PauseSandboxResponse { sandbox }))
     }
 
     async fn resume_sandbox(
         &self,
-        _: Request<ResumeSandboxRequest>,
+        request: Request<ResumeSandboxRequest>,
     ) -> Answer<ResumeSandboxResponse> {
-        Err(Status::unimplemented("not built yet"))
+        let sandbox = known(&request.into_inner().id, Phase::Running)?;
+        Ok(Response::new(ResumeSandboxResponse { sandbox }))
     }
 
-    async fn set_wake_on(&self, _: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn set_wake_on(&self, request: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
+        let SetWakeOnRequest { id, wake_on } = request.into_inner();
+        let sandbox = known(&id, Phase::Running)?.map(|sandbox| Sandbox { wake_on, ..sandbox });
+        Ok(Response::new(SetWakeOnResponse { sandbox }))
     }
 
     type StreamExecStream = ReceiverStream<Result<StreamExecResponse, Status>>;
@@ -430,8 +441,20 @@ impl SandboxService for Service {
         Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
     }
 
+    /// Half a core since the reading before.
     async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
-        Err(Status::unimplemented("not built yet"))
+        let readings = u64::from(self.0.readings.fetch_add(1, Ordering::SeqCst));
+        let usage = Usage {
+            id: ID.into(),
+            cpu_us: readings * 500_000,
+            at_ns: readings * 1_000_000_000,
+            memory_bytes: 64 << 20,
+            memory_max_bytes: 512 << 20,
+            pids: 3,
+            psi_cpu: 1.5,
+            ..Usage::default()
+        };
+        Ok(Response::new(GetUsageResponse { usages: vec![usage] }))
     }
 
     async fn expose_http_service(

@@ -99,9 +99,53 @@ async fn get_tells_all_of_one() {
         }],
         "metadata": { "user": "ada" }, "created_at": "2023-11-14T22:13:20Z", "started_at": null,
         "boot": 1, "attempt": 1, "revision": 7, "request_id": "r-1", "failure": null,
+        "wake_on": { "http": true, "ssh": false, "exec": true },
     });
     assert_eq!(value, expected);
     assert!(fake.run(&["get", ID]).await.text().contains("node:       node2"));
+}
+
+#[tokio::test]
+async fn pause_and_resume_and_what_wakes() {
+    let fake = fake().await;
+    assert_eq!(fake.run(&["pause", ID]).await.text(), format!("{ID} paused\n"));
+    assert_eq!(fake.run(&["pause", "--or-stop", ID]).await.text(), format!("{ID} stopped\n"));
+    assert_eq!(fake.run(&["resume", "--json", ID]).await.json()["phase"], "running");
+    assert_eq!(fake.run(&["wake-on", ID]).await.text(), format!("{ID} http, exec\n"));
+    let ran = fake.run(&["wake-on", ID, "--http", "off", "--ssh", "on"]).await;
+    assert_eq!(ran.text(), format!("{ID} exec, ssh\n"));
+    let value = fake.run(&["wake-on", "--json", ID, "--exec", "off"]).await.json();
+    assert_eq!(value["wake_on"], json!({ "http": true, "ssh": false, "exec": false }));
+    assert_eq!(fake.run(&["wake-on", ID, "--http", "maybe"]).await.code, Some(2));
+    assert!(fake.run(&["get", ID]).await.text().contains("wake on:    http, exec"));
+}
+
+#[tokio::test]
+async fn top_tells_what_was_used_in_a_second() {
+    let fake = fake().await;
+    let list = fake.run(&["top", "--json"]).await.json();
+    let expected = json!([{
+        "id": ID, "phase": "running", "cpu_percent": 50.0, "memory_bytes": 64 << 20,
+        "memory_max_bytes": 512 << 20, "swap_bytes": 0, "pids": 3, "psi_cpu": 1.5,
+        "psi_memory": 0.0, "psi_io": 0.0,
+    }]);
+    assert_eq!(list, expected);
+    let ran = fake.run(&["top", "--once", ID]).await;
+    let rows: Vec<_> = ran.text().lines().collect();
+    assert_eq!(rows.len(), 2, "{ran:?}");
+    assert!(rows[1].split_whitespace().eq([
+        ID,
+        "running",
+        "50.0",
+        "64",
+        "MiB",
+        "512",
+        "MiB",
+        "0",
+        "MiB",
+        "3",
+        "1.5/0.0/0.0"
+    ]));
 }
 
 #[tokio::test]

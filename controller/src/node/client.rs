@@ -154,6 +154,53 @@ impl Client {
         sandbox(call(wait + MARGIN, agent.stop_sandbox(request)).await?.sandbox)
     }
 
+    /// Freezes it; answers after `wait` at the latest.
+    pub async fn pause(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        or_stop: bool,
+        wait: Duration,
+    ) -> Result<api::Sandbox, Error> {
+        let (id, wait_for) = (id.to_string(), Some(duration(wait)));
+        let request = wire::PauseSandboxRequest { epoch, id, or_stop, wait: wait_for };
+        let mut agent = self.agent.clone();
+        sandbox(call(wait + MARGIN, agent.pause_sandbox(request)).await?.sandbox)
+    }
+
+    /// Thaws it; answers after `wait` at the latest.
+    pub async fn resume(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<api::Sandbox, Error> {
+        let wait_for = Some(duration(wait));
+        let request = wire::ResumeSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
+        let mut agent = self.agent.clone();
+        sandbox(call(wait + MARGIN, agent.resume_sandbox(request)).await?.sandbox)
+    }
+
+    /// Says what wakes it.
+    pub async fn set_wake_on(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        wake_on: api::WakeOn,
+    ) -> Result<api::Sandbox, Error> {
+        let (id, wake_on) = (id.to_string(), Some(wake_on));
+        let request = wire::SetWakeOnRequest { epoch, id, wake_on };
+        let mut agent = self.agent.clone();
+        sandbox(call(QUICK, agent.set_wake_on(request)).await?.sandbox)
+    }
+
+    /// What these use, as far as they run there.
+    pub async fn usage(&self, ids: &[SandboxId]) -> Result<Vec<api::Usage>, Error> {
+        let request = wire::GetUsageRequest { ids: ids.iter().map(ToString::to_string).collect() };
+        let mut agent = self.agent.clone();
+        Ok(call(QUICK, agent.get_usage(request)).await?.usages)
+    }
+
     /// Deletes it; answers after `wait` at the latest.
     pub async fn delete(
         &self,

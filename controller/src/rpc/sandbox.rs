@@ -138,19 +138,28 @@ impl SandboxService for Rpc {
         }))
     }
 
-    async fn pause_sandbox(&self, _: Request<PauseSandboxRequest>) -> Answer<PauseSandboxResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn pause_sandbox(
+        &self,
+        request: Request<PauseSandboxRequest>,
+    ) -> Answer<PauseSandboxResponse> {
+        let (caller, ask) = split(request)?;
+        let sandbox = self.sandboxes.pause(&caller.team, &ask.id, ask.or_stop).await?;
+        Ok(Response::new(PauseSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
     async fn resume_sandbox(
         &self,
-        _: Request<ResumeSandboxRequest>,
+        request: Request<ResumeSandboxRequest>,
     ) -> Answer<ResumeSandboxResponse> {
-        Err(Status::unimplemented("not built yet"))
+        let (caller, request) = split(request)?;
+        let sandbox = self.sandboxes.thaw(&caller.team, &request.id).await?;
+        Ok(Response::new(ResumeSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
-    async fn set_wake_on(&self, _: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn set_wake_on(&self, request: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
+        let (caller, ask) = split(request)?;
+        let sandbox = self.sandboxes.set_wake_on(&caller.team, &ask.id, ask.wake_on).await?;
+        Ok(Response::new(SetWakeOnResponse { sandbox: self.out(sandbox) }))
     }
 
     type StreamExecStream = Messages<StreamExecResponse>;
@@ -243,8 +252,10 @@ impl SandboxService for Rpc {
         Ok(Response::new(pieces.map(|piece| Ok(convert::piece_of_archive(piece?))).boxed()))
     }
 
-    async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn get_usage(&self, request: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
+        let (caller, request) = split(request)?;
+        let usages = self.sandboxes.usage(&caller.team, &request.ids).await?;
+        Ok(Response::new(GetUsageResponse { usages }))
     }
 
     async fn expose_http_service(

@@ -15,11 +15,14 @@ mod files;
 mod fsck;
 mod job;
 mod list;
+mod pause;
 mod resume;
 mod session;
 mod snapshots;
 mod start;
 mod stop;
+mod usage;
+mod wake_on;
 mod watch;
 
 use std::{

@@ -48,6 +48,15 @@ async fn another_teams_sandbox_does_not_exist() {
         assert_eq!(reason(stop), not_found);
         let start = api.start_sandbox(StartSandboxRequest { id: id.clone() }).await;
         assert_eq!(reason(start), not_found);
+        let pause = PauseSandboxRequest { id: id.clone(), or_stop: true };
+        assert_eq!(reason(api.pause_sandbox(pause).await), not_found);
+        let resume = api.resume_sandbox(ResumeSandboxRequest { id: id.clone() }).await;
+        assert_eq!(reason(resume), not_found);
+        let wake_on = Some(WakeOn::default());
+        let set = SetWakeOnRequest { id: id.clone(), wake_on };
+        assert_eq!(reason(api.set_wake_on(set).await), not_found);
+        let usage = GetUsageRequest { ids: vec![id.clone()] };
+        assert_eq!(reason(api.get_usage(usage).await), not_found);
         let delete = api.delete_sandbox(DeleteSandboxRequest { id: id.clone() }).await;
         assert_eq!(reason(delete), not_found);
         let watch = api.watch_sandbox(WatchSandboxRequest { id: id.clone() }).await;

@@ -6,6 +6,7 @@ mod creates;
 mod exec;
 mod files;
 mod nodes;
+mod pause;
 mod sessions;
 mod tls;
 

@@ -160,6 +160,7 @@ impl Work {
 
     pub(super) async fn start(mut self) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
+        self.world().let_go(&self.node, self.vmid)?;
         if self.world().may_start(&self.node, self.vmid)? {
             return Ok(());
         }
@@ -173,6 +174,7 @@ impl Work {
     }
 
     pub(super) async fn stop(mut self) -> Result<(), ErrorKind> {
+        self.world().let_go(&self.node, self.vmid)?;
         if self.world().is_stopped(&self.node, self.vmid)? {
             return Ok(());
         }
@@ -184,11 +186,56 @@ impl Work {
         self.end()
     }
 
+    pub(super) async fn hold(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
+        self.pass(self.shared.pace.write).await?;
+        if self.killed() {
+            return Err(cut_off());
+        }
+        self.world().hold(&self.node, self.vmid, &owner)?;
+        self.end()
+    }
+
+    pub(super) async fn release(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
+        self.pass(self.shared.pace.write).await?;
+        if self.killed() {
+            return Err(cut_off());
+        }
+        self.world().release(&self.node, self.vmid, &owner)?;
+        self.end()
+    }
+
+    /// Cut off, it leaves the container frozen.
+    pub(super) async fn freeze(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
+        self.pass(self.shared.pace.freeze).await?;
+        self.world().freeze(&self.node, self.vmid, &owner, true)?;
+        if self.killed() {
+            return Err(cut_off());
+        }
+        self.pass(self.shared.pace.freeze).await?;
+        let done = self.end();
+        if done.is_err() {
+            self.world().freeze(&self.node, self.vmid, &owner, false)?;
+        }
+        done
+    }
+
+    pub(super) async fn thaw(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
+        self.pass(self.shared.pace.freeze).await?;
+        if self.killed() {
+            return Err(cut_off());
+        }
+        self.world().freeze(&self.node, self.vmid, &owner, false)?;
+        self.end()
+    }
+
     pub(super) async fn destroy(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
         let remains = self.world().remains(&self.node, self.vmid, &owner)?;
         if remains == Remains::Nothing {
             return Ok(());
+        }
+        if remains == Remains::Container {
+            self.world().let_go(&self.node, self.vmid)?;
         }
         self.pass(self.shared.pace.destroy).await?;
         self.world().half_destroy(&self.node, self.vmid);

@@ -13,7 +13,7 @@ use proto::{
 use tokio::time::Instant;
 
 use crate::pve::{
-    CloneOrder, ContainerConfig, ErrorKind, Settings, StorageRoom, command, config_file::Ip,
+    CloneOrder, ContainerConfig, ErrorKind, Settings, StorageRoom, command, config_file::Ip, hold,
     ownership,
 };
 
@@ -33,6 +33,8 @@ pub struct Guest {
     pub pid: Option<u32>,
     /// From when on it has its address.
     pub up_at: Option<Instant>,
+    /// Nothing in it runs.
+    pub frozen: bool,
 }
 
 /// A node.
@@ -95,7 +97,14 @@ impl World {
     /// The first write of a clone: its lock, and nothing else.
     pub(super) fn claim(&mut self, node: &NodeName, vmid: Vmid) {
         let config = ContainerConfig::parse(b"lock: create\n");
-        let guest = Guest { node: node.clone(), config, is_vm: false, pid: None, up_at: None };
+        let guest = Guest {
+            node: node.clone(),
+            config,
+            is_vm: false,
+            pid: None,
+            up_at: None,
+            frozen: false,
+        };
         self.guests.insert(vmid, guest);
     }
 
@@ -127,7 +136,14 @@ impl World {
         put(&mut config, "lock", "create");
         config.set_description(&order.mark.to_string()).expect("a mark is short");
         self.edit(node, order.template, |config| put(config, "lock", "disk"));
-        let guest = Guest { node: node.clone(), config, is_vm: false, pid: None, up_at: None };
+        let guest = Guest {
+            node: node.clone(),
+            config,
+            is_vm: false,
+            pid: None,
+            up_at: None,
+            frozen: false,
+        };
         self.guests.insert(order.vmid, guest);
         Ok(())
     }
@@ -216,6 +232,74 @@ impl World {
         let guest = self.ours(node, vmid)?;
         guest.pid = None;
         guest.up_at = None;
+        guest.frozen = false;
+        Ok(())
+    }
+
+    /// A container of this owner's.
+    fn owned(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        owner: &SandboxId,
+    ) -> Result<&mut Guest, ErrorKind> {
+        let guest = self.container_mut(node, vmid)?;
+        ownership::owned(&guest.config, vmid, owner)?;
+        Ok(guest)
+    }
+
+    pub(super) fn hold(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        owner: &SandboxId,
+    ) -> Result<(), ErrorKind> {
+        self.check_quorum(node)?;
+        hold::take(&mut self.owned(node, vmid, owner)?.config)
+    }
+
+    pub(super) fn release(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        owner: &SandboxId,
+    ) -> Result<(), ErrorKind> {
+        let quorum = self.check_quorum(node);
+        let guest = self.owned(node, vmid, owner)?;
+        if hold::leaves(&guest.config) {
+            quorum?;
+            hold::give_back(&mut guest.config)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn freeze(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        owner: &SandboxId,
+        frozen: bool,
+    ) -> Result<(), ErrorKind> {
+        let guest = self.owned(node, vmid, owner)?;
+        if frozen && guest.pid.is_none() {
+            return Err(ErrorKind::WrongState(format!("CT {vmid} not running")));
+        }
+        guest.frozen = frozen;
+        Ok(())
+    }
+
+    /// What stands in the way of a stop, a start and a destruction of a paused one is taken away.
+    pub(super) fn let_go(&mut self, node: &NodeName, vmid: Vmid) -> Result<(), ErrorKind> {
+        let quorum = self.check_quorum(node);
+        let Ok(guest) = self.container_mut(node, vmid) else { return Ok(()) };
+        if ownership::marked(&guest.config, vmid).is_err() {
+            return Ok(());
+        }
+        guest.frozen = false;
+        if hold::leaves(&guest.config) {
+            quorum?;
+            hold::give_back(&mut guest.config)?;
+        }
         Ok(())
     }
 
@@ -238,6 +322,7 @@ impl World {
         match guest.config.lock() {
             // Nobody is busy with it, so whoever locked it is dead: a clone or destroy of ours.
             None | Some("create" | "destroyed") => Ok(Remains::Container),
+            Some(_) if hold::held(&guest.config) => Ok(Remains::Container),
             Some(lock) => Err(locked(lock)),
         }
     }
@@ -255,6 +340,7 @@ impl World {
         if let Some(guest) = self.guests.get_mut(&vmid) {
             guest.config = ContainerConfig::parse(b"lock: destroyed\n");
             guest.pid = None;
+            guest.frozen = false;
         }
     }
 

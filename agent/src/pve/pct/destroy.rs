@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Host, unread};
 use crate::{
-    pve::{ContainerConfig, ErrorKind, command::Command, ownership, worker},
+    pve::{ContainerConfig, ErrorKind, command::Command, hold, ownership, worker},
     sys::{flock, pidfd},
 };
 
@@ -106,6 +106,8 @@ impl Host {
         match config.lock() {
             // No worker lives, so a clone or a destroy of ours left these.
             None | Some("create" | "destroyed") => Ok(Found::Container(config)),
+            // The lock of a pause, which `destroy` takes off.
+            Some(_) if hold::held(&config) => Ok(Found::Container(config)),
             Some(lock) => Err(ErrorKind::Locked(format!("CT is locked ({lock})"))),
         }
     }
@@ -144,7 +146,9 @@ impl Host {
         config: &ContainerConfig,
         deadline: Instant,
     ) -> Result<(), ErrorKind> {
-        if config.lock().is_some() {
+        if hold::leaves(config) {
+            self.let_go(vmid).await?;
+        } else if config.lock().is_some() {
             self.unmount(vmid).await?;
             self.pct(Command::Unlock(vmid), deadline).await?;
         }
@@ -183,7 +187,11 @@ impl Host {
     }
 
     /// PVE's own lock around a container's config.
-    async fn lock_config(&self, vmid: Vmid, deadline: Instant) -> Result<Flock<File>, ErrorKind> {
+    pub(super) async fn lock_config(
+        &self,
+        vmid: Vmid,
+        deadline: Instant,
+    ) -> Result<Flock<File>, ErrorKind> {
         let path = self.places.lock_dir.join(format!("pve-config-{vmid}.lock"));
         let lock = flock::lock(&path, deadline).await.map_err(|error| unread(&error))?;
         let late = || format!("can't lock file '{}' - got timeout", path.display());

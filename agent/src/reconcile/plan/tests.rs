@@ -24,15 +24,18 @@ enum Stands {
 struct World {
     records: Vec<(u8, u32, Phase, bool)>,
     stands: Vec<(u32, Stands, bool)>,
+    /// Whether the containers from 100 on are frozen, and locked by a pause.
+    pauses: Vec<(bool, bool)>,
     quorate: bool,
     template_lock: Option<&'static str>,
     dead_clone: bool,
 }
 
-const PHASES: [Phase; 9] = [
+const PHASES: [Phase; 10] = [
     Phase::Creating,
     Phase::Undoing,
     Phase::Running,
+    Phase::Paused,
     Phase::Starting,
     Phase::Stopping,
     Phase::Stopped,
@@ -51,11 +54,13 @@ fn world() -> impl Strategy<Value = World> {
     (
         prop::collection::vec((prop::sample::select(&PHASES[..]), any::<bool>()), 0..6),
         prop::collection::vec((stands, any::<bool>()), 0..8),
+        prop::collection::vec(any::<(bool, bool)>(), 8),
         any::<bool>(),
         prop::sample::select(&[None, Some("disk"), Some("backup")][..]),
         any::<bool>(),
     )
-        .prop_map(|(records, stands, quorate, template_lock, dead_clone)| World {
+        .prop_map(|(records, stands, pauses, quorate, template_lock, dead_clone)| World {
+            pauses,
             records: (0u8..)
                 .zip(records)
                 .map(|(n, (phase, busy))| (n, 100 + u32::from(n), phase, busy))
@@ -93,7 +98,11 @@ fn split(world: &World) -> (Intended, Observed) {
     let mut put = |on: u32, mark: Option<Mark>, running: bool, lock: Option<&str>| {
         let template = on == TEMPLATE;
         let lock = lock.map(str::to_owned);
-        observed.containers.insert(vmid(on), Container { mark, template, lock, running });
+        let at = usize::try_from(on - 100).expect("fits");
+        let (frozen, held) = world.pauses.get(at).copied().unwrap_or_default();
+        let (frozen, noted) = (frozen && running, held);
+        let container = Container { mark, template, lock, running, frozen, held, noted };
+        observed.containers.insert(vmid(on), container);
     };
     for &(on, stands, runs) in &world.stands {
         match stands {
@@ -127,6 +136,9 @@ fn apply(world: &mut World, actions: &[Action]) {
                 Some(stands) => {
                     stands.1 = if goes { Stands::Nothing } else { stands.1 };
                     stands.2 = runs;
+                    if let Some(pause) = world.pauses.get_mut(usize::from(number)) {
+                        *pause = (to == Phase::Paused, to == Phase::Paused);
+                    }
                 }
                 // What should start and is not there cannot: it is stopped again.
                 None if runs => record.2 = Phase::Stopped,
@@ -134,6 +146,11 @@ fn apply(world: &mut World, actions: &[Action]) {
             }
         };
         match action {
+            Action::Settle(id_) => {
+                let record = world.records.iter().find(|r| id(r.0) == *id_).expect("a record");
+                let paused = record.2 == Phase::Paused;
+                world.pauses[usize::from(record.0)] = (paused, paused);
+            }
             Action::Undo(id) => set(id, Phase::Failed, true, false),
             Action::Delete(id) => set(id, Phase::Deleted, true, false),
             Action::Stop(id) | Action::NoteDown(id) => set(id, Phase::Stopped, false, false),
@@ -171,7 +188,7 @@ proptest! {
         for action in plan(&intended, &observed) {
             let touched = match &action {
                 Action::Undo(id) | Action::Delete(id) | Action::Stop(id) | Action::Start(id)
-                | Action::NoteDown(id) => *id,
+                | Action::NoteDown(id) | Action::Settle(id) => *id,
                 Action::Sweep { id, vmid } => {
                     // Its mark, its number, and a tombstone of both.
                     let mark = observed.containers[vmid].mark.clone().expect("marked");
@@ -204,11 +221,40 @@ proptest! {
 }
 
 #[test]
+fn a_pause_is_made_so_or_undone() {
+    let plan_of = |phase, runs, pause| {
+        let world = World {
+            records: vec![(0, 100, phase, false)],
+            stands: vec![(100, Stands::Ours(0), runs)],
+            pauses: vec![pause],
+            quorate: true,
+            template_lock: None,
+            dead_clone: false,
+        };
+        let (intended, observed) = split(&world);
+        plan(&intended, &observed)
+    };
+    let settle = [Action::Settle(id(0))];
+    assert_eq!(plan_of(Phase::Paused, true, (true, true)), []);
+    assert_eq!(plan_of(Phase::Running, true, (false, false)), []);
+    for half in [(false, false), (true, false), (false, true)] {
+        assert_eq!(plan_of(Phase::Paused, true, half), settle, "{half:?}");
+    }
+    for half in [(true, true), (true, false), (false, true)] {
+        assert_eq!(plan_of(Phase::Running, true, half), settle, "{half:?}");
+    }
+    assert_eq!(plan_of(Phase::Stopped, false, (false, true)), settle);
+    // A reboot: it is down, and that comes first.
+    assert_eq!(plan_of(Phase::Paused, false, (false, true)), [Action::NoteDown(id(0))]);
+}
+
+#[test]
 fn a_journal_that_looks_wrong_sweeps_nothing() {
     let plan_of = |orphans: u8| {
         let world = World {
             records: (0..orphans).map(|n| (n, 100 + u32::from(n), Phase::Deleted, false)).collect(),
             stands: (0..orphans).map(|n| (100 + u32::from(n), Stands::Ours(n), false)).collect(),
+            pauses: vec![],
             quorate: true,
             template_lock: None,
             dead_clone: false,
@@ -225,6 +271,7 @@ fn a_copy_of_ours_is_nobodys_business() {
     let world = World {
         records: vec![],
         stands: vec![(100, Stands::Copy(1), true)],
+        pauses: vec![(true, true)],
         quorate: true,
         template_lock: None,
         dead_clone: false,

@@ -9,7 +9,7 @@ fn of(number: u8, on: u32, phase: Phase) -> Arc<Record> {
 }
 
 fn container(record: &Record, running: bool) -> Container {
-    Container { mark: Some(record.mark()), template: false, lock: None, running }
+    Container { mark: Some(record.mark()), running, ..Container::default() }
 }
 
 /// A running sandbox 1 on 100, all well.
@@ -39,6 +39,31 @@ fn all_is_well() {
 fn without_quorum_nothing_is_said() {
     finds(&["UNCHECKED"], |_, observed| {
         *observed = Observed::default();
+    });
+}
+
+#[test]
+fn what_is_paused_is_frozen_and_locked_and_nothing_else_is() {
+    let with = |phase, frozen, held, noted| {
+        move |intended: &mut Intended, observed: &mut Observed| {
+            intended.live = vec![of(1, 100, phase)];
+            for container in observed.containers.values_mut() {
+                container.running = phase != Phase::Stopped;
+                (container.frozen, container.held, container.noted) = (frozen, held, noted);
+            }
+        }
+    };
+    finds(&[], with(Phase::Paused, true, true, true));
+    finds(&["I13"], with(Phase::Paused, false, true, true));
+    finds(&["I13"], with(Phase::Paused, true, false, true));
+    finds(&["I13"], with(Phase::Paused, true, false, false));
+    finds(&["I13"], with(Phase::Running, true, false, false));
+    finds(&["I13"], with(Phase::Running, false, true, true));
+    finds(&["I13"], with(Phase::Running, false, false, true));
+    finds(&["I13"], with(Phase::Stopped, false, true, true));
+    finds(&["I12"], |intended, observed| {
+        with(Phase::Paused, true, true, true)(intended, observed);
+        observed.containers.values_mut().for_each(|container| container.running = false);
     });
 }
 

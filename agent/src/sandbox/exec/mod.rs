@@ -32,7 +32,7 @@ use tokio::{
     sync::{Mutex, Semaphore, mpsc},
 };
 
-use super::{Error, Sandboxes};
+use super::{Error, Sandboxes, Wake};
 use crate::{
     journal::Record,
     shim::client::{self, Attachment, Refused},
@@ -99,7 +99,7 @@ impl Execs {
         attach: Attach,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
-        let record = self.0.sandboxes.running(&attach.sandbox)?;
+        let record = self.awake(&attach.sandbox).await?;
         let message = request::Message::Attach(wire::Attach {
             exec_id: attach.exec_id.clone(),
             stdout_offset: attach.stdout_offset,
@@ -172,7 +172,7 @@ impl Execs {
         exec_id: String,
         control: Control,
     ) -> Result<u64, Error> {
-        let record = self.0.sandboxes.running(sandbox)?;
+        let record = self.awake(sandbox).await?;
         let message = match control {
             Control::Stdin { offset, data, eof } => {
                 request::Message::Stdin(wire::Stdin { exec_id, offset, data, eof })
@@ -196,9 +196,9 @@ impl Execs {
     /// Commands of the sandbox that run, and the last that have ended.
     ///
     /// # Errors
-    /// When there is no such sandbox, or it does not run.
+    /// When there is no such sandbox, or it is not up.
     pub async fn list(&self, sandbox: &SandboxRef) -> Result<Vec<ExecInfo>, Error> {
-        let record = self.0.sandboxes.running(sandbox)?;
+        let record = self.0.sandboxes.up(sandbox)?;
         // Without a shim nothing was ever run in this boot, or nothing for long.
         let Some(stream) = self.0.shims.find(&record).await else { return Ok(Vec::new()) };
         match client::control(stream, request::Message::List(wire::List {})).await {
@@ -213,9 +213,9 @@ impl Execs {
         self.0.sandboxes.tasks().spawn(work);
     }
 
-    /// The sandbox, which runs.
+    /// The sandbox, which runs; a paused one is woken, where it may be.
     pub(super) async fn awake(&self, sandbox: &SandboxRef) -> Result<Arc<Record>, Error> {
-        let record = self.0.sandboxes.running(sandbox)?;
+        let record = self.0.sandboxes.wake(sandbox, Wake::Exec).await?;
         // Whatever is started in there would hang until it is thawed.
         if self.0.sandboxes.pve().frozen(record.vmid).await {
             return Err(Error::new(
@@ -242,7 +242,7 @@ impl Shared {
 
     /// A shim's no as the caller can use it: first of all, whether the sandbox runs.
     fn explain(&self, record: &Record, refused: Refused) -> Error {
-        let now = self.sandboxes.running(&SandboxRef::Id(record.id));
+        let now = self.sandboxes.up(&SandboxRef::Id(record.id));
         match (now, refused) {
             (Err(error), _) => error,
             (Ok(_), Refused::No(reason, message)) => said(&reason, message),
@@ -273,7 +273,7 @@ fn failed(message: String) -> Error {
 
 /// True while this is still the boot of the sandbox that was meant.
 fn same_boot(sandboxes: &Sandboxes, record: &Record) -> bool {
-    let now = sandboxes.running(&SandboxRef::Id(record.id));
+    let now = sandboxes.up(&SandboxRef::Id(record.id));
     now.is_ok_and(|now| now.boot == record.boot && now.vmid == record.vmid)
 }
 

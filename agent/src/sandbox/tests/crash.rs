@@ -133,3 +133,64 @@ async fn somebody_elses_lock_on_the_template_stays() {
     assert_eq!(node.reconcile().await, [], "nor is it ours after that");
     assert_eq!(node.cluster.guests()[&vmid(TEMPLATE)].config.lock(), Some("disk"));
 }
+
+/// A pause takes milliseconds: dies around every write and every effect of it.
+const PAUSE_STEP: Duration = Duration::from_micros(500);
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_and_a_resume_that_are_cut_short_are_made_so_or_undone() {
+    for (resumes, power_cut) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut phases = std::collections::BTreeSet::new();
+        for at in 0..25 {
+            let mut node = Node::new().await;
+            node.running(1).await;
+            if resumes {
+                node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+                node.sandboxes.resume(&id(1), Duration::ZERO).await.expect("under way");
+            } else {
+                node.sandboxes.pause(&id(1), false, Duration::ZERO).await.expect("under way");
+            }
+            tokio::time::sleep(PAUSE_STEP * at).await;
+            if power_cut {
+                node.cluster.crash(&node.name);
+            }
+            node.restart().await;
+            node.reconcile().await;
+            // Frozen and locked, or neither: that is I13.
+            node.assert_sound().await;
+            let record = node.record(1).await;
+            phases.insert(format!("{:?}", record.phase));
+            let guest = &node.cluster.guests()[&record.vmid];
+            let paused = record.phase == Phase::Paused;
+            assert_eq!((guest.frozen, crate::pve::hold::held(&guest.config)), (paused, paused));
+            // The node is as good as new.
+            if record.phase == Phase::Paused {
+                node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+            }
+            node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+            node.reconcile().await;
+            node.assert_clean().await;
+        }
+        let expected: &[&str] = match (resumes, power_cut) {
+            (_, true) => &["Stopped"],
+            (false, false) => &["Paused", "Running"],
+            (true, false) => &["Paused", "Running"],
+        };
+        assert!(phases.iter().all(|phase| expected.contains(&phase.as_str())), "{phases:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_is_cut_off_in_the_host_is_finished() {
+    for op in [Op::Hold, Op::Freeze] {
+        let mut node = Node::new().await;
+        let record = node.running(1).await;
+        node.fault(op, Trouble::Killed);
+        drop(node.sandboxes.pause(&id(1), false, LONG).await);
+        node.restart().await;
+        node.reconcile().await;
+        node.assert_sound().await;
+        assert_eq!(node.record(1).await.phase, Phase::Running, "{op:?}");
+        assert!(!node.cluster.guests()[&record.vmid].frozen);
+    }
+}

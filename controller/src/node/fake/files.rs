@@ -28,7 +28,7 @@ fn info(path: &str, (content, mode): &(Vec<u8>, u32)) -> FileInfo {
 }
 
 fn chunks(bytes: &[u8]) -> impl Iterator<Item = Said> {
-    bytes.chunks(CHUNK).map(|chunk| Said::Data(chunk.to_vec()))
+    bytes.chunks(CHUNK).map(|chunk| Said::Data(chunk.to_vec().into()))
 }
 
 impl FakeAgent {

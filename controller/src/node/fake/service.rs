@@ -114,7 +114,8 @@ impl FakeAgent {
             return refuse(Code::FailedPrecondition, reason::SANDBOX_DELETED, "it is deleted");
         }
         if sandbox.phase() != phase {
-            sandbox.boot += u32::from(phase == Phase::Running);
+            let boots = phase == Phase::Running && sandbox.phase() != Phase::Paused;
+            sandbox.boot += u32::from(boots);
             sandbox.set_phase(phase);
             sandbox = self.put(sandbox);
         }
@@ -310,19 +311,36 @@ impl AgentService for Service {
         Ok(Response::new(ReceiverStream::new(answer).map(move |m| Ok(wrap(m))).boxed()))
     }
 
-    async fn pause_sandbox(&self, _: Request<PauseSandboxRequest>) -> Answer<PauseSandboxResponse> {
-        Err(Status::unimplemented("not built yet"))
+    /// What is not running does not freeze.
+    async fn pause_sandbox(
+        &self,
+        request: Request<PauseSandboxRequest>,
+    ) -> Answer<PauseSandboxResponse> {
+        let request = request.into_inner();
+        let phase = match self.0.get(&request.id)?.phase() {
+            Phase::Running | Phase::Paused => Phase::Paused,
+            _ if request.or_stop => Phase::Stopped,
+            _ => return refuse(Code::FailedPrecondition, reason::FREEZE_FAILED, "not frozen"),
+        };
+        let sandbox = self.0.turn(request.epoch, &request.id, phase).await?;
+        Ok(Response::new(PauseSandboxResponse { sandbox }))
     }
 
     async fn resume_sandbox(
         &self,
-        _: Request<ResumeSandboxRequest>,
+        request: Request<ResumeSandboxRequest>,
     ) -> Answer<ResumeSandboxResponse> {
-        Err(Status::unimplemented("not built yet"))
+        let request = request.into_inner();
+        let sandbox = self.0.turn(request.epoch, &request.id, Phase::Running).await?;
+        Ok(Response::new(ResumeSandboxResponse { sandbox }))
     }
 
-    async fn set_wake_on(&self, _: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn set_wake_on(&self, request: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
+        let request = request.into_inner();
+        self.0.check_epoch(request.epoch)?;
+        let mut sandbox = self.0.get(&request.id)?;
+        sandbox.wake_on = request.wake_on;
+        Ok(Response::new(SetWakeOnResponse { sandbox: Some(self.0.put(sandbox)) }))
     }
 
     async fn control_exec(
@@ -346,8 +364,17 @@ impl AgentService for Service {
         Ok(Response::new(futures_util::stream::iter(said).boxed()))
     }
 
-    async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
-        Err(Status::unimplemented("not built yet"))
+    async fn get_usage(&self, request: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
+        let ids = request.into_inner().ids;
+        let here = ids.iter().filter_map(|id| self.0.get(id).ok());
+        let up = here.filter(|s| matches!(s.phase(), Phase::Running | Phase::Paused));
+        let usages = up.map(|sandbox| api::Usage {
+            frozen: sandbox.phase() == Phase::Paused,
+            memory_bytes: 64 << 20,
+            id: sandbox.id,
+            ..api::Usage::default()
+        });
+        Ok(Response::new(GetUsageResponse { usages: usages.collect() }))
     }
 
     async fn expose_http_service(

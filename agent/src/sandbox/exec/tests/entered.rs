@@ -22,7 +22,10 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::{
     journal::Record,
-    pve::{CloneOrder, Cluster, ContainerConfig, Error, Pve, Settings, StorageRoom, fake::FakePve},
+    pve::{
+        CloneOrder, Cluster, ContainerConfig, Error, Pve, Settings, StorageRoom, Usage,
+        fake::FakePve,
+    },
     sandbox::exec::shims::Shims,
     shim::{Host, Parts, serve},
     sys::image,
@@ -161,8 +164,8 @@ impl Pve for Entered {
         self.pids()
     }
 
-    async fn frozen(&self, _: Vmid) -> bool {
-        self.frozen.load(Ordering::Relaxed)
+    async fn frozen(&self, vmid: Vmid) -> bool {
+        self.frozen.load(Ordering::Relaxed) || self.fake.frozen(vmid).await
     }
 
     fn enter(&self, _: Vmid) -> Option<Vec<OsString>> {
@@ -232,6 +235,30 @@ impl Pve for Entered {
         deadline: Duration,
     ) -> Result<(), Error> {
         self.fake.destroy_owned(vmid, owner, deadline).await
+    }
+
+    async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        self.fake.hold(vmid, owner).await
+    }
+
+    async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        self.fake.release(vmid, owner).await
+    }
+
+    async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error> {
+        self.fake.freeze(vmid, owner, deadline).await
+    }
+
+    async fn thaw(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        self.fake.thaw(vmid, owner).await
+    }
+
+    async fn reclaim(&self, vmid: Vmid, bytes: u64) -> bool {
+        self.fake.reclaim(vmid, bytes).await
+    }
+
+    async fn usage(&self, vmid: Vmid) -> Option<Usage> {
+        self.fake.usage(vmid).await
     }
 
     async fn unlock_template(&self, template: Vmid) -> Result<(), Error> {

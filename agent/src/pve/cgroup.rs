@@ -1,0 +1,269 @@
+//! A container's cgroups: freezing, thawing, and what it uses. Files alone, on cgroup2, or on v1
+//! where a controller has a hierarchy of its own; no fork, and no question to LXC's monitor.
+//!
+//! What is frozen is the inner cgroup, `lxc/ID/ns`: with the outer one the container's monitor
+//! would be frozen too, and everybody who asks it would hang.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use proto::id::Vmid;
+
+use super::{Usage, container};
+
+/// v1 says "no limit" by a number that no machine has.
+const NO_LIMIT: u64 = 1 << 60;
+
+/// What freezes one cgroup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Freezer {
+    /// A cgroup of v2.
+    V2(PathBuf),
+    /// A cgroup of v1's `freezer`.
+    V1(PathBuf),
+}
+
+impl Freezer {
+    /// Those of a container, the inner one first; none when it does not run. `root` is cgroup2's,
+    /// or has the hierarchies of v1 in it by the names of their controllers.
+    pub fn of(root: &Path, vmid: Vmid) -> Vec<Self> {
+        let id = vmid.to_string();
+        let (v1, v2) = (root.join("freezer/lxc").join(&id), root.join("lxc").join(&id));
+        let inner = |top: &Path| [top.join("ns"), top.to_owned()];
+        let v1 = inner(&v1).into_iter().filter(|dir| dir.join("freezer.state").exists());
+        let found: Vec<_> = v1.map(Self::V1).collect();
+        if !found.is_empty() {
+            return found;
+        }
+        let v2 = inner(&v2).into_iter().filter(|dir| dir.join("cgroup.freeze").exists());
+        v2.map(Self::V2).collect()
+    }
+
+    /// Freezes or thaws. The kernel takes its time for the first: look with `frozen`.
+    pub fn set(&self, frozen: bool) -> io::Result<()> {
+        match self {
+            Self::V2(dir) => write(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+            Self::V1(dir) => {
+                write(&dir.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" })
+            }
+        }
+    }
+
+    /// True when every task in it is frozen.
+    pub fn frozen(&self) -> bool {
+        match self {
+            Self::V2(dir) => {
+                let events = read(&dir.join("cgroup.events"));
+                events.lines().any(|line| line == "frozen 1")
+            }
+            Self::V1(dir) => read(&dir.join("freezer.state")).trim() == "FROZEN",
+        }
+    }
+
+    /// True when it is frozen, or on the way there.
+    pub fn freezing(&self) -> bool {
+        match self {
+            Self::V2(dir) => self.frozen() || read(&dir.join("cgroup.freeze")).trim() == "1",
+            Self::V1(dir) => read(&dir.join("freezer.state")).trim() != "THAWED",
+        }
+    }
+}
+
+/// What a container uses; `None` when it has no cgroup, so does not run.
+pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
+    let id = vmid.to_string();
+    let v2 = root.join("lxc").join(&id);
+    let v1 = |controller: &str| root.join(controller).join("lxc").join(&id);
+    if !v2.exists() && !v1("memory").exists() {
+        return None;
+    }
+    let number = |path: PathBuf| read(&path).trim().parse::<u64>().ok();
+    let cpu_us = field(&read(&v2.join("cpu.stat")), "usage_usec")
+        .or_else(|| number(v1("cpuacct").join("cpuacct.usage")).map(|ns| ns / 1000));
+    let memory = v1("memory");
+    let v1_memory = number(memory.join("memory.usage_in_bytes"));
+    let memory_bytes = number(v2.join("memory.current")).or(v1_memory);
+    let memory_max = number(v2.join("memory.max"))
+        .or_else(|| number(memory.join("memory.limit_in_bytes")).filter(|max| *max < NO_LIMIT));
+    let swap = number(v2.join("memory.swap.current")).or_else(|| {
+        let both = number(memory.join("memory.memsw.usage_in_bytes"))?;
+        Some(both.saturating_sub(v1_memory?))
+    });
+    let pids = number(v2.join("pids.current")).or_else(|| number(v1("pids").join("pids.current")));
+    // Where a controller is not given to containers, their processes themselves are counted.
+    let processes = || container::processes(root, vmid);
+    let pressure = |what: &str| some_avg10(&read(&v2.join(format!("{what}.pressure"))));
+    Some(Usage {
+        cpu_us: cpu_us.unwrap_or(0),
+        at_ns: 0,
+        memory_bytes: memory_bytes.unwrap_or_else(|| anonymous(proc, &processes())),
+        memory_max_bytes: memory_max.unwrap_or(0),
+        swap_bytes: swap.unwrap_or(0),
+        pids: pids
+            .and_then(|pids| u32::try_from(pids).ok())
+            .unwrap_or_else(|| u32::try_from(processes().len()).unwrap_or(u32::MAX)),
+        psi_cpu: pressure("cpu"),
+        psi_memory: pressure("memory"),
+        psi_io: pressure("io"),
+        frozen: container::frozen(root, vmid),
+    })
+}
+
+/// Asks the kernel to write so much of a container's memory to swap; true when it did.
+pub fn reclaim(root: &Path, vmid: Vmid, bytes: u64) -> bool {
+    let file = root.join("lxc").join(vmid.to_string()).join("memory.reclaim");
+    // No such file where memory is v1's, or before Linux 5.19.
+    file.exists() && write(&file, &bytes.to_string()).is_ok()
+}
+
+/// True when the host has swap: the first line of /proc/swaps is a heading.
+pub fn has_swap(proc: &Path) -> bool {
+    read(&proc.join("swaps")).lines().count() > 1
+}
+
+/// Memory that processes have for themselves, bytes.
+fn anonymous(proc: &Path, pids: &[u32]) -> u64 {
+    let of = |pid: &u32| {
+        let status = read(&proc.join(pid.to_string()).join("status"));
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+    };
+    pids.iter().filter_map(of).sum()
+}
+
+fn field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+}
+
+/// `some avg10` of a pressure file, percent; 0 where the kernel does not say.
+fn some_avg10(text: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix("some "));
+    let value = line.and_then(|line| line.split(' ').find_map(|f| f.strip_prefix("avg10=")));
+    value.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Cgroup files are written, never made.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    use io::Write as _;
+    fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vmid(number: u32) -> Vmid {
+        Vmid::try_from(number).expect("in range")
+    }
+
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("mkdir");
+            fs::write(path, text).expect("written");
+        }
+        dir
+    }
+
+    #[test]
+    fn the_inner_cgroup_of_v2_is_frozen() {
+        let dir = tree(&[
+            ("lxc/100/cgroup.freeze", "0\n"),
+            ("lxc/100/ns/cgroup.freeze", "0\n"),
+            ("lxc/100/ns/cgroup.events", "populated 1\nfrozen 0\n"),
+        ]);
+        let root = dir.path();
+        let [inner, _] = &Freezer::of(root, vmid(100))[..] else { panic!("two") };
+        assert_eq!(*inner, Freezer::V2(root.join("lxc/100/ns")));
+        inner.set(true).expect("written");
+        assert_eq!(read(&root.join("lxc/100/cgroup.freeze")), "0\n", "the outer one is left alone");
+        assert!(read(&root.join("lxc/100/ns/cgroup.freeze")).starts_with('1'));
+        assert!(inner.freezing() && !inner.frozen(), "the kernel has the last word");
+        fs::write(root.join("lxc/100/ns/cgroup.events"), "populated 1\nfrozen 1\n").expect("write");
+        assert!(inner.frozen());
+        assert_eq!(Freezer::of(root, vmid(101)), []);
+    }
+
+    #[test]
+    fn the_freezer_of_v1_goes_first_where_there_is_one() {
+        let dir = tree(&[
+            ("freezer/lxc/100/ns/freezer.state", "THAWED\n"),
+            ("lxc/100/ns/cgroup.freeze", "0\n"),
+        ]);
+        let root = dir.path();
+        let [inner] = &Freezer::of(root, vmid(100))[..] else { panic!("one") };
+        assert_eq!(*inner, Freezer::V1(root.join("freezer/lxc/100/ns")));
+        let state = root.join("freezer/lxc/100/ns/freezer.state");
+        fs::write(&state, "FREEZING\n").expect("write");
+        assert!(inner.freezing() && !inner.frozen());
+        fs::write(&state, "").expect("write");
+        inner.set(true).expect("written");
+        assert!(inner.frozen());
+        fs::write(&state, "").expect("write");
+        inner.set(false).expect("written");
+        assert!(!inner.freezing());
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_not_made() {
+        let dir = tree(&[("lxc/100/x", "")]);
+        Freezer::V2(dir.path().join("lxc/100")).set(true).expect_err("there is no such file");
+        assert!(!reclaim(dir.path(), vmid(100), 1));
+        assert!(!dir.path().join("lxc/100/memory.reclaim").exists());
+    }
+
+    #[test]
+    fn usage_of_v2() {
+        let dir = tree(&[
+            ("cg/lxc/100/cpu.stat", "usage_usec 1234567\nuser_usec 1\n"),
+            ("cg/lxc/100/memory.current", "1048576\n"),
+            ("cg/lxc/100/memory.max", "max\n"),
+            ("cg/lxc/100/memory.swap.current", "4096\n"),
+            ("cg/lxc/100/pids.current", "7\n"),
+            ("cg/lxc/100/cpu.pressure", "some avg10=12.50 avg60=1.00 total=1\nfull avg10=9.0\n"),
+            ("cg/lxc/100/ns/cgroup.freeze", "1\n"),
+            ("cg/lxc/100/ns/cgroup.events", "frozen 1\n"),
+        ]);
+        let root = dir.path().join("cg");
+        let usage = usage(&root, dir.path(), vmid(100)).expect("it runs");
+        assert_eq!((usage.cpu_us, usage.pids, usage.frozen), (1_234_567, 7, true));
+        assert_eq!((usage.memory_bytes, usage.memory_max_bytes), (1 << 20, 0));
+        assert_eq!((usage.swap_bytes, usage.psi_cpu, usage.psi_io), (4096, 12.5, 0.0));
+        assert_eq!(super::usage(&root, dir.path(), vmid(101)), None);
+    }
+
+    #[test]
+    fn usage_of_v1_and_of_processes() {
+        let dir = tree(&[
+            ("cg/cpuacct/lxc/100/cpuacct.usage", "5000000\n"),
+            ("cg/memory/lxc/100/memory.usage_in_bytes", "100\n"),
+            ("cg/memory/lxc/100/memory.memsw.usage_in_bytes", "130\n"),
+            ("cg/memory/lxc/100/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("cg/pids/lxc/100/pids.current", "3\n"),
+            ("cg/lxc/101/ns/cgroup.procs", "7\n8\n"),
+            ("proc/7/status", "Name:\tx\nRssAnon:\t      20 kB\n"),
+        ]);
+        let (root, proc) = (dir.path().join("cg"), dir.path().join("proc"));
+        let v1 = usage(&root, &proc, vmid(100)).expect("it runs");
+        assert_eq!((v1.cpu_us, v1.memory_bytes, v1.swap_bytes, v1.pids), (5000, 100, 30, 3));
+        assert_eq!(v1.memory_max_bytes, 0);
+        let counted = usage(&root, &proc, vmid(101)).expect("it runs");
+        assert_eq!((counted.pids, counted.memory_bytes), (2, 20 << 10));
+    }
+
+    #[test]
+    fn swap_is_there_or_not() {
+        let heading = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+        let none = tree(&[("swaps", heading)]);
+        assert!(!has_swap(none.path()));
+        let some = tree(&[("swaps", &format!("{heading}/dev/sda2 partition 1 0 -2\n"))]);
+        assert!(has_swap(some.path()));
+    }
+}

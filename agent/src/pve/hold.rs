@@ -1,0 +1,104 @@
+//! PVE's config lock, held while a sandbox is paused: a snapshot or a backup of a frozen container
+//! would hang, and with it every `pct` of the node. Pure.
+//!
+//! The lock has the name of a backup's, for PVE knows no other that fits. What tells it from one is
+//! a line in the description, which comes and goes with it in one write of the file, and which says
+//! to an operator who wonders about the lock what it is.
+
+use super::{ContainerConfig, ErrorKind};
+
+/// PVE's name of the lock.
+const LOCK: &str = "backup";
+/// The line. PVE would write a colon otherwise, so there is none in it.
+const NOTE: &str = "paused by pve-sandbox, which holds the lock; resume it with sandboxctl";
+
+/// True when the lock stands and is ours.
+pub fn held(config: &ContainerConfig) -> bool {
+    config.lock() == Some(LOCK) && config.has_note(NOTE)
+}
+
+/// True when something of ours is in it, be it the line alone that an operator's `pct unlock` left.
+pub fn leaves(config: &ContainerConfig) -> bool {
+    config.has_note(NOTE)
+}
+
+/// Locks. Somebody else's lock is respected.
+pub fn take(config: &mut ContainerConfig) -> Result<(), ErrorKind> {
+    if held(config) {
+        return Ok(());
+    }
+    if let Some(lock) = config.lock() {
+        return Err(ErrorKind::Locked(format!("CT is locked ({lock})")));
+    }
+    config.add_note(NOTE);
+    config.set("lock", LOCK).map_err(|unfit| ErrorKind::Failed(unfit.to_string()))
+}
+
+/// Unlocks, if the lock is ours.
+pub fn give_back(config: &mut ContainerConfig) -> Result<(), ErrorKind> {
+    if !leaves(config) {
+        return Ok(());
+    }
+    match config.lock() {
+        Some(LOCK) => config.remove("lock"),
+        // Whoever holds it writes the config when he is done.
+        Some(lock) => return Err(ErrorKind::Locked(format!("CT is locked ({lock})"))),
+        None => {}
+    }
+    config.remove_note(NOTE);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = "#pve-sandbox v1\n#an operator's%3A line\narch: amd64\nhostname: x\n\
+        unknown_to_us:  as it is \nrootfs: local:100/x.raw,size=1G\n\n[snap]\n#of the snapshot\nlock: x\n";
+
+    fn parsed(text: &str) -> ContainerConfig {
+        ContainerConfig::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn every_other_byte_is_kept() {
+        let before = parsed(CONFIG);
+        let mut config = before.clone();
+        take(&mut config).expect("free");
+        assert!(held(&config) && config.lock() == Some("backup"));
+        let text = String::from_utf8(config.to_bytes()).expect("text");
+        assert!(text.contains("\nunknown_to_us:  as it is \n"), "{text}");
+        assert!(text.contains("\n#an operator's%3A line\n#paused by"), "{text}");
+        let locked = config.clone();
+        take(&mut config).expect("ours already");
+        assert_eq!(config, locked);
+        give_back(&mut config).expect("ours");
+        assert_eq!(config, before);
+        give_back(&mut config).expect("nothing to do");
+        assert_eq!(config, before);
+    }
+
+    #[test]
+    fn somebody_elses_lock_is_respected() {
+        for lock in ["backup", "snapshot", "disk"] {
+            let mut config = parsed(&format!("arch: amd64\nlock: {lock}\n"));
+            let before = config.clone();
+            assert!(matches!(take(&mut config), Err(ErrorKind::Locked(_))), "{lock}");
+            give_back(&mut config).expect("none of ours");
+            assert_eq!(config, before);
+        }
+    }
+
+    #[test]
+    fn what_an_operator_did_to_the_lock_is_told_from_ours() {
+        let mut config = parsed(CONFIG);
+        take(&mut config).expect("free");
+        config.remove("lock");
+        assert!(!held(&config) && leaves(&config));
+        let mut other = config.clone();
+        other.set("lock", "snapshot").expect("fits");
+        assert!(matches!(give_back(&mut other), Err(ErrorKind::Locked(_))));
+        give_back(&mut config).expect("the line alone");
+        assert_eq!(config, parsed(CONFIG));
+    }
+}

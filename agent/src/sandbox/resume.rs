@@ -1,0 +1,62 @@
+//! Resuming a paused sandbox: thawed first, its lock taken off behind.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::id::{SandboxId, SandboxRef};
+use tokio::time::Instant;
+
+use super::{
+    Error, Event, Sandboxes,
+    flights::{Crew, Kind},
+};
+use crate::journal::{Phase, Record};
+
+impl Sandboxes {
+    /// Thaws the sandbox on a task of its own; answers when it runs, or after `wait` with the
+    /// sandbox as it is by then. One that runs stays as it is.
+    ///
+    /// # Errors
+    /// When there is no such sandbox, it is neither paused nor running, or it could not be thawed:
+    /// the record says RUNNING then, and the reconciler thaws it.
+    pub async fn resume(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
+        let record = self.living(&SandboxRef::Id(*id))?;
+        if record.phase == Phase::Running && !self.busy().contains(id) {
+            return Ok(record);
+        }
+        let id = *id;
+        let flight = self.launch(id, Kind::Resume, |sandboxes, crew| async move {
+            sandboxes.resume_now(&id, &crew).await
+        });
+        self.outcome(flight, wait).await
+    }
+
+    async fn resume_now(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        crew: &Crew,
+    ) -> Result<Arc<Record>, Error> {
+        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let record = self.living(&SandboxRef::Id(*id))?;
+        if record.phase == Phase::Running {
+            return Ok(record);
+        }
+        let record = self.advance(id, Event::ResumeAsked, |record| record.failure = None).await?;
+        self.pve.thaw(record.vmid, id).await?;
+        // Entered while this one is under way, so that nobody finds it idle with its lock on.
+        self.settle_later(id);
+        Ok(record)
+    }
+
+    /// Takes the lock off without anybody waiting for it.
+    fn settle_later(self: &Arc<Self>, id: &SandboxId) {
+        let id = *id;
+        let flight = self.launch(id, Kind::Settle, |sandboxes, crew| async move {
+            sandboxes.settle_now(&id, &crew).await
+        });
+        drop(flight);
+    }
+}

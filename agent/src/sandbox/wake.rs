@@ -1,0 +1,123 @@
+//! What wakes a paused sandbox, beside a resume.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::{
+    id::{SandboxId, SandboxRef},
+    reason,
+};
+
+use super::{
+    Error, Sandboxes,
+    flights::{Kind, Standing},
+    reads,
+};
+use crate::journal::{Phase, Record, WakeOn};
+
+/// How long a wake waits for its sandbox. A thaw takes a millisecond; only a pause that is just
+/// failing takes longer.
+const WAIT: Duration = Duration::from_secs(8);
+
+/// Who wants a sandbox to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// A request for an open port.
+    Http,
+    /// A connection to its SSH port.
+    Ssh,
+    /// A command, or access to files.
+    Exec,
+}
+
+impl Wake {
+    /// True when this may wake it.
+    pub const fn allowed(self, by: WakeOn) -> bool {
+        match self {
+            Self::Http => by.http,
+            Self::Ssh => by.ssh,
+            Self::Exec => by.exec,
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Http => "an HTTP request",
+            Self::Ssh => "an SSH connection",
+            Self::Exec => "a command",
+        }
+    }
+}
+
+impl Sandboxes {
+    /// The sandbox, running: resumed first if it is paused and this may wake it. However many ask
+    /// at once, it is resumed once.
+    ///
+    /// # Errors
+    /// SANDBOX_PAUSED when it is paused and this does not wake it; as `running` otherwise.
+    pub async fn wake(self: &Arc<Self>, name: &SandboxRef, by: Wake) -> Result<Arc<Record>, Error> {
+        let record = self.living(name)?;
+        match record.phase {
+            // RUNNING is written before it is thawed: whoever comes in between waits too.
+            Phase::Running => match self.flights.find(&record.id, Kind::Resume) {
+                Some(flight) => match flight.ended(WAIT).await {
+                    Standing::Done(result) => still_runs(result?),
+                    Standing::UnderWay => Err(slow(&record.id)),
+                },
+                None => Ok(record),
+            },
+            Phase::Paused if by.allowed(record.wake_on) => {
+                tracing::info!(sandbox_id = %record.id, by = by.word(), "woken");
+                still_runs(self.resume(&record.id, WAIT).await?)
+            }
+            Phase::Paused => Err(Error::new(
+                reason::SANDBOX_PAUSED,
+                format!("{} is paused, and {} does not wake it", record.id, by.word()),
+            )),
+            Phase::Creating
+            | Phase::Undoing
+            | Phase::Starting
+            | Phase::Stopping
+            | Phase::Stopped
+            | Phase::Deleting
+            | Phase::Deleted
+            | Phase::Failed => Err(reads::not_running(&record)),
+        }
+    }
+
+    /// Says what wakes it, from now on.
+    ///
+    /// # Errors
+    /// When there is no such sandbox.
+    pub async fn set_wake_on(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        wake_on: WakeOn,
+    ) -> Result<Arc<Record>, Error> {
+        let (sandboxes, id) = (Arc::clone(self), *id);
+        let written = self.tasks.run(async move {
+            sandboxes
+                .amend(&id, |record| {
+                    if record.phase.ended() || record.phase == Phase::Deleting {
+                        return Err(reads::deleted(&SandboxRef::Id(id)));
+                    }
+                    record.wake_on = wake_on;
+                    Ok(())
+                })
+                .await
+        });
+        written.await.ok_or_else(super::flights::lost)?
+    }
+}
+
+fn still_runs(record: Arc<Record>) -> Result<Arc<Record>, Error> {
+    match record.phase {
+        Phase::Running => Ok(record),
+        Phase::Paused => Err(slow(&record.id)),
+        _ => Err(reads::not_running(&record)),
+    }
+}
+
+fn slow(id: &SandboxId) -> Error {
+    Error::new(reason::SANDBOX_BUSY, format!("{id} did not wake in time"))
+        .retry_after(Duration::from_secs(2))
+}
