@@ -93,11 +93,12 @@ impl Sandboxes {
             Err(error) => return Err(error.into()),
         }
         let frozen = self.pve.freeze(record.vmid, &record.id, self.options.limits.freeze).await;
-        frozen.map_err(|error| match error.kind {
-            ErrorKind::Deadline(_) => {
-                Error::new(reason::FREEZE_FAILED, format!("{} was not frozen: {error}", record.id))
+        frozen.map_err(|error| {
+            if matches!(error.kind, ErrorKind::Deadline(_)) {
+                let message = format!("{} was not frozen: {error}", record.id);
+                return Error::new(reason::FREEZE_FAILED, message);
             }
-            _ => error.into(),
+            error.into()
         })
     }
 

@@ -163,16 +163,15 @@ pub(super) fn not_found(name: &SandboxRef) -> Error {
 
 /// Why a sandbox that must run cannot be used.
 pub(super) fn not_running(record: &Record) -> Error {
-    match record.phase {
-        Phase::Deleting | Phase::Deleted => deleted(&SandboxRef::Id(record.id)),
-        Phase::Paused => {
-            Error::new(reason::SANDBOX_PAUSED, format!("{} is paused: resume it first", record.id))
-        }
-        phase => Error::new(
-            reason::SANDBOX_NOT_RUNNING,
-            format!("{} is {}, not running", record.id, phase_word(phase)),
-        ),
+    if matches!(record.phase, Phase::Deleting | Phase::Deleted) {
+        return deleted(&SandboxRef::Id(record.id));
     }
+    if record.phase == Phase::Paused {
+        let message = format!("{} is paused: resume it first", record.id);
+        return Error::new(reason::SANDBOX_PAUSED, message);
+    }
+    let phase = phase_word(record.phase);
+    Error::new(reason::SANDBOX_NOT_RUNNING, format!("{} is {phase}, not running", record.id))
 }
 
 pub(super) fn deleted(name: &SandboxRef) -> Error {

@@ -110,11 +110,11 @@ impl Sandboxes {
 }
 
 fn still_runs(record: Arc<Record>) -> Result<Arc<Record>, Error> {
-    match record.phase {
-        Phase::Running => Ok(record),
-        Phase::Paused => Err(slow(&record.id)),
-        _ => Err(reads::not_running(&record)),
+    if record.phase == Phase::Running {
+        return Ok(record);
     }
+    let late = record.phase == Phase::Paused;
+    Err(if late { slow(&record.id) } else { reads::not_running(&record) })
 }
 
 fn slow(id: &SandboxId) -> Error {

@@ -28,9 +28,9 @@ pub(super) async fn pause(
             let request = PauseSandboxRequest { id, or_stop };
             let mut client = controller.sandboxes.clone();
             let sandbox = promised(answer(client.pause_sandbox(request)).await?.sandbox)?;
-            let goal = |now: &Sandbox| match now.phase() {
-                Phase::Stopped if or_stop => Ok(true),
-                _ => lifecycle::settled(now, Phase::Paused),
+            let goal = |now: &Sandbox| {
+                let stopped = or_stop && now.phase() == Phase::Stopped;
+                if stopped { Ok(true) } else { lifecycle::settled(now, Phase::Paused) }
             };
             if goal(&sandbox)? {
                 return Ok(sandbox);

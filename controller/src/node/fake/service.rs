@@ -317,11 +317,11 @@ impl AgentService for Service {
         request: Request<PauseSandboxRequest>,
     ) -> Answer<PauseSandboxResponse> {
         let request = request.into_inner();
-        let phase = match self.0.get(&request.id)?.phase() {
-            Phase::Running | Phase::Paused => Phase::Paused,
-            _ if request.or_stop => Phase::Stopped,
-            _ => return refuse(Code::FailedPrecondition, reason::FREEZE_FAILED, "not frozen"),
-        };
+        let runs = matches!(self.0.get(&request.id)?.phase(), Phase::Running | Phase::Paused);
+        if !runs && !request.or_stop {
+            return refuse(Code::FailedPrecondition, reason::FREEZE_FAILED, "not frozen");
+        }
+        let phase = if runs { Phase::Paused } else { Phase::Stopped };
         let sandbox = self.0.turn(request.epoch, &request.id, phase).await?;
         Ok(Response::new(PauseSandboxResponse { sandbox }))
     }

@@ -219,8 +219,8 @@ impl Drop for Kernel {
         drop(self.child.kill());
         drop(self.child.wait());
         // The kernel lets go of an ended process a moment after it is gone.
-        let until = std::time::Instant::now() + Duration::from_secs(5);
-        while fs::remove_dir(vmid_dir.join("ns")).is_err() && std::time::Instant::now() < until {
+        let until = Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir(vmid_dir.join("ns")).is_err() && Instant::now() < until {
             std::thread::yield_now();
         }
         drop((fs::remove_dir(&vmid_dir), fs::remove_dir(&self.top)));
@@ -297,6 +297,7 @@ async fn the_kernel_stops_a_process_and_lets_it_go_on() {
 }
 
 /// What waits for a FUSE file system does not freeze, and not for ever either.
+#[expect(clippy::disallowed_methods, reason = "a test starts what gets stuck")]
 #[tokio::test]
 async fn what_the_kernel_does_not_freeze_is_thawed_again() {
     use std::{
