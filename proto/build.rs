@@ -6,7 +6,13 @@ use std::{env, fs, path::PathBuf};
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["sandbox/v1/sandbox.proto", "agent/v1/agent.proto", "shim/v1/shim.proto"];
+    let files = [
+        "sandbox/v1/sandbox.proto",
+        "sandbox/v1/exec.proto",
+        "sandbox/v1/files.proto",
+        "agent/v1/agent.proto",
+        "shim/v1/shim.proto",
+    ];
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

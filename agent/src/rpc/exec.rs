@@ -127,18 +127,16 @@ async fn receive(
             () = input.closed() => return,
             request = requests.message() => request,
         };
-        let ended = matches!(request, Ok(None));
         let message = match request {
             Ok(Some(request)) => input_of(request).map_err(|e| Status::from(Refusal::from(e))),
-            // The caller's half has ended as it should. One that breaks ends no stdin: whoever
-            // attaches next goes on with it.
-            Ok(None) => Ok(Input::Eof),
+            // The caller's half is over, as it also looks when its connection broke: that ends no
+            // stdin, which whoever attaches next goes on with. The end of stdin is said.
+            Ok(None) => return,
             Err(status) => Err(status),
         };
         match message {
             Ok(message) => {
-                let last = message == Input::Eof;
-                if input.send(message).await.is_err() || (last && ended) {
+                if input.send(message).await.is_err() {
                     return;
                 }
             }
