@@ -5,7 +5,8 @@
 //! `ingress` (route questions of Caddy) and `reconcile` (brings the host to what the journal says);
 //! they know `sandbox`, the domain with one file an operation, and not each other. `sandbox` knows
 //! `journal` (what is durable), `saga` (steps with undos), `pve` (the host: `pct`, its files) and
-//! `sys` (the kernel). `run` starts every process. `load` and `detect` read the host, `config` says
+//! `sys` (the kernel), and reaches into sandboxes through `shim`, the one process a sandbox that
+//! outlives us; its other end inside is the crate `helper`. `run` starts every process. `load` and `detect` read the host, `config` says
 //! where each value comes from, `clock` is the time.
 //!
 //! # What must always hold

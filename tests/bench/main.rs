@@ -8,6 +8,7 @@
 
 mod figures;
 mod hand;
+mod inside;
 mod pause;
 mod world;
 
@@ -35,6 +36,7 @@ async fn main() -> Result<()> {
     cold_create(&world, &mut figures, true).await?;
     cold_create(&world, &mut figures, false).await?;
     exec_true(&world, &mut figures).await?;
+    inside::measure(&world, &mut figures).await?;
     pause::pause_and_resume(&world, &mut figures).await?;
     burst_and_memory(&world, &mut figures).await?;
     figures.write(&world.results())?;

@@ -134,12 +134,31 @@ impl World {
     /// Resident memory of a node's agent.
     pub(crate) fn agent_rss_mib(&self, node: &str) -> Result<f64> {
         let output = self.lab.node(node)?.shell(
-            "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" = /usr/bin/pve-sandbox-agent ] \
+            "for p in /proc/[0-9]*; do grep -zqx run $p/cmdline 2>/dev/null \
+             && [ \"$(readlink $p/exe)\" = /usr/bin/pve-sandbox-agent ] \
              && grep VmRSS $p/status && break; done",
         )?;
         let text = String::from_utf8(output.stdout)?;
         let kib: f64 = text.split_whitespace().nth(1).context("VmRSS of the agent")?.parse()?;
         Ok(kib / 1024.0)
+    }
+
+    /// What the ways into the sandboxes of a node take on the host, on average: the memory that no
+    /// other process shares (PSS) of shim, `lxc-attach` and helper. And how many there are.
+    pub(crate) fn shim_pss_mib(&self, node: &str) -> Result<(f64, f64)> {
+        let output = self.lab.node(node)?.shell(
+            "n=0; k=0; for p in /proc/[0-9]*; do case $(tr '\\0' ' ' <$p/cmdline 2>/dev/null) in \
+             *pve-sandbox-agent\\ shim*|/proc/self/exe\\ shim*) n=$((n+1));; \
+             *lxc-attach*/proc/self/fd/4*|/proc/self/fd/4*) ;; *) continue;; esac; \
+             m=$(awk '/^Pss:/ {print $2}' $p/smaps_rollup); k=$((k+${m:-0})); done; echo $n $k",
+        )?;
+        let text = String::from_utf8(output.stdout)?;
+        let mut numbers = text.split_whitespace().filter_map(|word| word.parse::<f64>().ok());
+        let (Some(shims), Some(kib)) = (numbers.next(), numbers.next()) else {
+            bail!("no memory of shims in {text:?}");
+        };
+        ensure!(shims > 0.0, "no shim runs on {node}");
+        Ok((kib / 1024.0 / shims, shims))
     }
 }
 

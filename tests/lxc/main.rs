@@ -15,6 +15,7 @@ mod create_failure;
 mod foreign;
 mod http;
 mod ingress;
+mod inside;
 mod nodes;
 mod parallel;
 mod pause;

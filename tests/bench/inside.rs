@@ -1,0 +1,161 @@
+//! Commands and files through the agent, beside what PVE and LXC do by hand.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use proto::{
+    agent::v1::{
+        self as agent, FilesRequest, agent_service_client::AgentServiceClient, files_request,
+        files_response,
+    },
+    sandbox::v1::{
+        Argv, ExecRequest, ExecStart, FileContent, WriteFilesRequest, exec_request, exec_response,
+        exec_start,
+    },
+};
+use tonic::transport::Channel;
+
+use crate::{
+    figures::{Figures, median},
+    hand,
+    world::{World, exec_true, timed},
+};
+
+/// Commands at once.
+const PARALLEL: usize = 100;
+/// At most so many in one sandbox.
+const PER_SANDBOX: usize = 50;
+/// Bytes of output.
+const OUTPUT: u64 = 256 * 1024 * 1024;
+/// Files in one call.
+const FILES: usize = 100;
+/// Rounds of what takes tens of milliseconds.
+const ROUNDS: usize = 10;
+
+type Agent = AgentServiceClient<Channel>;
+
+pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> {
+    let (first, second) = (world.create("node1").await?, world.create("node1").await?);
+    let vmid = world.get(&first).await?.vmid;
+    let mut agent = world.agent("node1")?;
+    for id in [&first, &second] {
+        ensure!(exec_true(&mut agent, id).await? == 0, "exec true did not exit with 0");
+    }
+    let (pss, _) = world.shim_pss_mib("node1")?;
+    figures.alone("shim_rss", pss, "MiB (PSS)");
+    parallel(world, figures, &agent, [&first, &second], vmid).await?;
+    output(world, figures, &mut agent, &first, vmid).await?;
+    write_files(world, figures, &mut agent, &first, vmid).await?;
+    world.delete(&first).await?;
+    world.delete(&second).await
+}
+
+/// A hundred commands at once, and `lxc-attach` as often at once.
+async fn parallel(
+    world: &World,
+    figures: &mut Figures,
+    agent: &Agent,
+    ids: [&String; 2],
+    vmid: u32,
+) -> Result<()> {
+    let mut all = tokio::task::JoinSet::new();
+    let begun = Instant::now();
+    for number in 0..PARALLEL {
+        let (mut agent, id) = (agent.clone(), ids[number / PER_SANDBOX].clone());
+        all.spawn(async move { exec_true(&mut agent, &id).await });
+    }
+    for done in all.join_all().await {
+        ensure!(done? == 0, "one of many at once did not exit with 0");
+    }
+    let ours = begun.elapsed().as_secs_f64() * 1000.0;
+    let line =
+        format!("sh -c 'for i in $(seq {PARALLEL}); do lxc-attach -n {vmid} -- true & done; wait'");
+    let theirs = median(&mut hand::repeat(world, "node1", 3, &line)?);
+    figures.add("exec_100_parallel", ours, "ms", "lxc-attach 100 times at once", theirs);
+    Ok(())
+}
+
+async fn output(
+    world: &World,
+    figures: &mut Figures,
+    agent: &mut Agent,
+    id: &str,
+    vmid: u32,
+) -> Result<()> {
+    let line = format!("head -c {OUTPUT} /dev/zero");
+    let (took, bytes) = timed(read_all(agent, id, &line)).await;
+    ensure!(bytes? == OUTPUT, "output was lost");
+    let by_hand = format!("sh -c 'lxc-attach -n {vmid} -- {line} | cat >/dev/null'");
+    let theirs = median(&mut hand::repeat(world, "node1", 3, &by_hand)?);
+    #[expect(clippy::cast_precision_loss, reason = "256 MiB")]
+    let mb = OUTPUT as f64 / 1e6;
+    let rate = |ms: f64| mb / (ms / 1000.0);
+    figures.add("exec_output_MBps", rate(took), "MB/s", "lxc-attach | cat", rate(theirs));
+    Ok(())
+}
+
+async fn read_all(agent: &mut Agent, id: &str, line: &str) -> Result<u64> {
+    let args = line.split(' ').map(ToOwned::to_owned).collect();
+    let start = ExecStart {
+        id: id.into(),
+        command: Some(exec_start::Command::Argv(Argv { args })),
+        ..ExecStart::default()
+    };
+    let message = exec_request::Message::Start(start);
+    let first = agent::ExecRequest { message: Some(ExecRequest { message: Some(message) }) };
+    let mut answers = agent.exec(tokio_stream::iter([first])).await?.into_inner();
+    let mut bytes = 0;
+    while let Some(answer) = answers.message().await? {
+        match answer.message.and_then(|message| message.message) {
+            Some(exec_response::Message::Stdout(more)) => bytes += more.len() as u64,
+            Some(exec_response::Message::Exit(exit)) => {
+                ensure!(exit.code == 0, "it exited with {}", exit.code);
+                return Ok(bytes);
+            }
+            _ => {}
+        }
+    }
+    bail!("the stream ended without an exit")
+}
+
+/// A hundred small files in one call, and a hundred times `pct push`.
+async fn write_files(
+    world: &World,
+    figures: &mut Figures,
+    agent: &mut Agent,
+    id: &str,
+    vmid: u32,
+) -> Result<()> {
+    let content = vec![b'x'; 1024];
+    let file = |number: usize| FileContent {
+        path: format!("/srv/bench/{number}"),
+        content: content.clone().into(),
+        mode: 0o644,
+    };
+    let files: Vec<_> = (0..FILES).map(file).collect();
+    let mut ours = Vec::new();
+    for _ in 0..ROUNDS {
+        let write = WriteFilesRequest { id: id.into(), files: files.clone(), user: String::new() };
+        let request = FilesRequest { message: Some(files_request::Message::Write(write)) };
+        let (took, answer) = timed(agent.files(tokio_stream::iter([request]))).await;
+        let answer = answer?.into_inner().message().await?.and_then(|answer| answer.message);
+        let Some(files_response::Message::Write(written)) = answer else {
+            bail!("no answer to a write");
+        };
+        ensure!(usize::try_from(written.written)? == FILES, "files were not written");
+        ours.push(took);
+    }
+    let push = format!(
+        "sh -c 'head -c 1024 /dev/zero >/run/bench-file; \
+         for i in $(seq {FILES}); do pct push {vmid} /run/bench-file /srv/pushed-$i || exit 1; done'"
+    );
+    let ours = median(&mut ours);
+    let plain = median(&mut hand::repeat(world, "node1", 1, &push)?);
+    figures.add("write_100_files", ours, "ms", "100 x pct push, at no cost", plain);
+    world.set_cost(true)?;
+    let costly = hand::repeat(world, "node1", 1, &push);
+    world.set_cost(false)?;
+    let costly = costly.context("100 x pct push")?[0];
+    figures.add("write_100_files_vs_pct", ours, "ms", "100 x pct push (modelled)", costly);
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! Commands and files in a real container: what survives the agent's end, and what a hostile root
+//! in there gets.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use lab::daemons::AGENT;
+
+use crate::world::{PATIENCE, World, id, node, ran, vmid, wait, world};
+
+/// Kills of the agent under load. Each is a whole restart of about a second.
+const KILLS: u32 = 100;
+
+/// Runs commands one after another until it is told to stop. Each has a code of its own and leaves
+/// a line behind; returns how many there were.
+fn run_commands(world: &WorldRef<'_>, lane: u32, stop: &AtomicBool) -> u32 {
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let code = 1 + number % 120;
+        let line = format!("echo {lane}-{number} >>/root/ran; sleep 0.3; echo out; exit {code}");
+        let ran = world.ctl(&["exec", world.id, "--shell", &line]);
+        assert_eq!(ran.0, i32::try_from(code).expect("small"), "{lane}-{number}: {}", ran.2);
+        assert_eq!(ran.1, "out\n", "{lane}-{number}");
+        number += 1;
+    }
+    number
+}
+
+/// What a thread needs of the world.
+struct WorldRef<'a> {
+    program: std::path::PathBuf,
+    variables: BTreeMap<&'static str, String>,
+    id: &'a str,
+}
+
+impl WorldRef<'_> {
+    fn ctl(&self, args: &[&str]) -> (i32, String, String) {
+        let mut command = std::process::Command::new(&self.program);
+        let output = command.args(args).envs(&self.variables).output().expect("sandboxctl");
+        let done = ran(output);
+        (done.code, done.text(), done.stderr)
+    }
+}
+
+fn world_ref<'a>(world: &World, id: &'a str) -> WorldRef<'a> {
+    let names = ["SANDBOXCTL_ENDPOINT", "SANDBOXCTL_CA", "SANDBOXCTL_TOKEN"];
+    WorldRef {
+        program: world.lab.layout().dir().join("bin/sandboxctl"),
+        variables: names.map(|name| (name, world.variable(name))).into(),
+        id,
+    }
+}
+
+#[test]
+fn commands_files_and_pauses_run_on_through_a_hundred_kills_of_the_agent() {
+    let Some(world) = world() else { return };
+    let (busy, paused) = (world.create(&["--node", "node1"]), world.create(&["--node", "node1"]));
+    let (busy, paused) = (id(&busy), id(&paused));
+    let services = world.node("node1").services().expect("services");
+    let (here, other) = (world_ref(&world, busy), world_ref(&world, paused));
+    let (stop, pauses) = (AtomicBool::new(false), AtomicU32::new(0));
+    let content = "as it should be\n".repeat(2000);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), &content).expect("written");
+    let runs = std::thread::scope(|scope| {
+        // One command over all of it: its output comes whole.
+        let long = scope.spawn(|| {
+            let line =
+                "i=0; while [ ! -e /root/stop ]; do i=$((i+1)); echo $i; sleep 0.02; done; exit 42";
+            here.ctl(&["exec", "--timeout", "1h", busy, "--shell", line])
+        });
+        let lanes = [0, 1].map(|lane| {
+            let (here, stop) = (&here, &stop);
+            scope.spawn(move || run_commands(here, lane, stop))
+        });
+        let toggling = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                // Refused while the agent is down; then it is asked again.
+                for verb in ["pause", "resume"] {
+                    let done = other.ctl(&[verb, paused]).0 == 0;
+                    pauses.fetch_add(u32::from(done), Ordering::Relaxed);
+                }
+            }
+        });
+        let copying = scope.spawn(|| {
+            let to = format!("{busy}:/root/copy");
+            let from = file.path().to_str().expect("UTF-8");
+            let mut copies = 0;
+            while !stop.load(Ordering::Relaxed) {
+                copies += u32::from(here.ctl(&["cp", from, &to]).0 == 0);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            copies
+        });
+        for _ in 0..KILLS {
+            services.kill(AGENT, false, PATIENCE).expect("kill -9");
+        }
+        stop.store(true, Ordering::Relaxed);
+        let runs = lanes.map(|lane| lane.join().expect("every exit code came once"));
+        toggling.join().expect("no panic");
+        assert!(copying.join().expect("no panic") > 0, "no copy succeeded");
+        let stopped = Instant::now();
+        while here.ctl(&["exec", busy, "--", "touch", "/root/stop"]).0 != 0 {
+            assert!(stopped.elapsed() < PATIENCE, "nothing runs any more");
+        }
+        let (code, out, err) = long.join().expect("no panic");
+        assert_eq!(code, 42, "{err}");
+        let numbers: Vec<u32> = out.lines().map(|line| line.parse().expect("a number")).collect();
+        let wanted: Vec<u32> = (1..=u32::try_from(numbers.len()).expect("few")).collect();
+        assert!(numbers == wanted, "a line was lost or came twice");
+        runs
+    });
+    // Each ran once.
+    let ran = world.ctl(&["exec", busy, "--", "sort", "/root/ran"]);
+    let mut wanted: Vec<String> =
+        (0..2).flat_map(|lane| (0..runs[lane]).map(move |n| format!("{lane}-{n}"))).collect();
+    wanted.sort();
+    let mut lines: Vec<String> = ran.text().lines().map(ToOwned::to_owned).collect();
+    lines.sort();
+    assert_eq!(lines, wanted);
+    assert!(runs.iter().all(|runs| *runs > 10), "{runs:?}");
+    assert!(pauses.load(Ordering::Relaxed) > 10, "{pauses:?}");
+    // A copy is the whole file or none.
+    let ran = world.ctl(&["exec", busy, "--", "cat", "/root/copy"]);
+    assert_eq!(ran.text(), content);
+    wait("the paused one to be resumed", || world.ctl(&["resume", paused]).code == 0);
+    assert_eq!(world.get(busy)["boot"], 1);
+    world.finish();
+}
+
+#[test]
+fn a_hostile_root_gets_nothing_of_the_host() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&["--node", "node1"]);
+    let id = id(&sandbox);
+    let shell = |line: &str| world.ctl(&["exec", id, "--shell", line]);
+    // The way in: its image, its descriptors, its environment, its capabilities, its filter.
+    let probe = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in /memfd:*) \
+        (echo x >$p/exe) 2>/dev/null && echo overwritten; (echo x >>$p/exe) 2>/dev/null && echo appended; \
+        echo helper; ls -l $p/fd $p/cwd | sed 's/.*-> //' ; tr '\\0' '\\n' <$p/environ;; esac; done; \
+        grep Seccomp: /proc/self/status; cat /proc/self/cgroup";
+    let seen = shell(probe).text();
+    assert!(seen.contains("helper") && seen.contains("Seccomp:\t2"), "{seen}");
+    for leaked in
+        ["overwritten", "appended", "SANDBOX", "/etc/pve", "/var/lib", "/run/pve", "LC_ALL"]
+    {
+        assert!(!seen.contains(leaked), "{leaked}: {seen}");
+    }
+    // Killing it costs the sandbox's own commands, and nothing else.
+    let kill = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in /memfd:*) kill -9 ${p#/proc/};; \
+                esac; done; sleep 5";
+    let lost = world.ctl(&["--json", "exec", id, "--shell", kill]);
+    assert_eq!(crate::world::refusal(&lost).0, "EXEC_LOST", "{}", lost.stderr);
+    assert_eq!(shell("exit 3").code, 3, "a new helper");
+    // A terminal of its own: nothing that is typed into it reaches a terminal of the node.
+    let tty = world.shell(node(&sandbox), "ls /dev/pts | wc -l");
+    let inject = "python3 -c 1 2>/dev/null; tty; ls -l /proc/self/fd/0";
+    let ran = world.ctl(&["exec", id, "-t", "--shell", inject]);
+    assert!(ran.text().contains("/dev/pts/"), "{}", ran.text());
+    assert_eq!(world.shell(node(&sandbox), "ls /dev/pts | wc -l"), tty);
+    // A fork bomb ends with its time, and the node's other sandboxes do not notice.
+    let other = world.create(&["--node", "node1"]);
+    let bomb = "f() { sleep 60 & [ $1 -gt 0 ] && { f $(($1-1)) & f $(($1-1)) & }; }; f 7; sleep 60";
+    let ran = world.ctl(&["exec", "--timeout", "3s", id, "--shell", bomb]);
+    assert_eq!(ran.code, 124, "{}", ran.stderr);
+    wait("the bomb to be gone", || shell("pgrep -c sleep").text().trim() == "0");
+    assert_eq!(world.ctl(&["exec", crate::world::id(&other), "--", "true"]).code, 0);
+    assert!(world.shell("node1", "ls /etc/pve/lxc").contains(&vmid(&sandbox).to_string()));
+    world.finish();
+}
+
+#[test]
+fn hostile_files_are_refused_and_hold_up_nobody() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&["--node", "node1"]);
+    let id = id(&sandbox);
+    let made = world.ctl(&[
+        "exec",
+        id,
+        "--shell",
+        "mkfifo /srv/fifo; ln -s /etc/shadow /srv/shadow; ln -s fifo /srv/link; truncate -s 8T /srv/giant; \
+         mkdir /srv/d; ln -s /tmp/out /srv/d/out",
+    ]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let dir = tempfile::tempdir().expect("tempdir");
+    let to = dir.path().to_str().expect("UTF-8");
+    let begun = Instant::now();
+    for bad in ["/srv/fifo", "/srv/link", "/dev/zero", "/dev/console"] {
+        let ran = world.ctl(&["cp", &format!("{id}:{bad}"), &format!("{to}/x")]);
+        assert_ne!(ran.code, 0, "{bad}: {}", ran.stderr);
+    }
+    assert!(begun.elapsed() < PATIENCE, "something was waited for");
+    // The sandbox's own /etc/shadow, not the node's.
+    let mine = world.ctl(&["exec", id, "--", "cat", "/etc/shadow"]).text();
+    let ran = world.ctl(&["cp", &format!("{id}:/srv/shadow"), &format!("{to}/shadow")]);
+    if ran.code == 0 {
+        assert_eq!(std::fs::read_to_string(dir.path().join("shadow")).expect("read"), mine);
+    }
+    // A link that leads out stays a link here, and nothing is written through it.
+    let ran = world.ctl(&["cp", &format!("{id}:/srv/d"), to]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(std::fs::symlink_metadata(dir.path().join("d/out")).expect("there").is_symlink());
+    world.finish();
+}
