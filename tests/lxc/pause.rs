@@ -73,7 +73,7 @@ fn what_is_in_memory_is_kept_and_the_agent_may_die_meanwhile() {
     let locked =
         world.shell("node1", &format!("grep -H ^lock: /etc/pve/lxc/{}.conf", counter.vmid));
     assert!(locked.contains("lock: backup"), "{locked}");
-    let snapshot = world.shell("node1", &format!("pct snapshot {} x 2>&1", counter.vmid));
+    let snapshot = world.shell("node1", &format!("pct snapshot {} snap1 2>&1", counter.vmid));
     assert!(snapshot.contains("CT is locked (backup)"), "{snapshot}");
     let usage = world.json(&["top", "--once", id]);
     assert_eq!(usage[0]["phase"], "paused", "{usage}");

@@ -115,7 +115,8 @@ fn crates_know_only_what_is_below_them() {
         ("controller", &["proto", "daemon"]),
         ("cli", &["proto", "daemon"]),
     ];
-    let ours = ["proto", "daemon", "agent", "helper", "controller", "cli", "lab", "standin", "tests"];
+    let ours =
+        ["proto", "daemon", "agent", "helper", "controller", "cli", "lab", "standin", "tests"];
     for (krate, may) in CRATES {
         let manifest = read(&format!("{krate}/Cargo.toml"));
         let keys = manifest.lines().filter_map(|line| line.split(['.', '=', ' ']).next());

@@ -269,10 +269,11 @@ fn stays_inside(path: &Path) -> bool {
 }
 
 fn pack(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
-    let mut archive = tar::Builder::new(out);
     let name = PathBuf::from(path.file_name().unwrap_or(".".as_ref()));
-    // The path itself may be a link, as with `cp`.
+    // The path itself may be a link, as with `cp`. First of all: an archive that has been begun
+    // writes its end, whatever becomes of it.
     let mut left = vec![(fs::canonicalize(path).at(path)?, name)];
+    let mut archive = tar::Builder::new(out);
     while let Some((path, name)) = left.pop() {
         let metadata = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,

@@ -1,0 +1,171 @@
+//! Commands that outlive their callers, their agents, and their helpers.
+
+use super::*;
+
+fn named(exec_id: &str, order: Order) -> Order {
+    Order { exec_id: Some(exec_id.to_owned()), ..order }
+}
+
+fn attach(exec_id: &str, stdout_offset: u64) -> Attach {
+    let exec_id = exec_id.to_owned();
+    Attach { sandbox: SandboxRef::Id(id(1)), exec_id, stdout_offset, stderr_offset: 0 }
+}
+
+impl Rig {
+    async fn attach(&self, exec_id: &str, from: u64) -> (Started, mpsc::Sender<Input>, Outputs) {
+        let (input, inputs) = mpsc::channel(4);
+        let (started, outputs) =
+            self.execs.attach(attach(exec_id, from), inputs).await.expect("attached");
+        (started, input, outputs)
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_stops_leaves_its_commands_to_the_next() {
+    let rig = Rig::new().await;
+    let line = "echo one; read x; echo $x; exit 6";
+    let (started, input, mut outputs) = rig.start(shell(line)).await.expect("it starts");
+    let first = timeout(DEADLINE, outputs.recv()).await.expect("in time").expect("output");
+    assert_eq!(first, Ok(Output::Stdout(Bytes::from_static(b"one\n"))));
+    let stopping = tokio::spawn({
+        let tasks = rig.tasks.clone();
+        async move { tasks.finish().await }
+    });
+    let error = drain(outputs).await.end.expect_err("the agent stops");
+    assert_eq!(error.reason, reason::SHUTTING_DOWN);
+    timeout(DEADLINE, stopping).await.expect("in time").expect("no panic");
+    drop(input);
+    // Another agent finds the same shim.
+    let next = Rig::over(Arc::clone(&rig.shims)).await;
+    let (again, input, outputs) = next.attach(&started.exec_id, 4).await;
+    assert_eq!((again.stdout_offset, again.stdin_offset), (4, 0));
+    input.send(Input::Stdin(Bytes::from_static(b"two\n"))).await.expect("taken");
+    let ran = drain(outputs).await;
+    assert_eq!((ran.out(), ran.code()), ("two\n", 6));
+}
+
+#[tokio::test]
+async fn a_named_command_runs_once_and_outlives_its_caller() {
+    let rig = Rig::new().await;
+    let mark = tempfile::NamedTempFile::new().expect("a file");
+    let line = format!("echo ran >>{}; read x; echo got $x", mark.path().display());
+    let order = || named("build-1", shell(&line));
+    let (_, _input, outputs) = rig.start(order()).await.expect("it starts");
+    drop(outputs);
+    // Asked for again, it is the same run; so it is for two at once.
+    let (first, second) = tokio::join!(rig.start(order()), rig.start(order()));
+    let (_, input, outputs) = first.expect("attached");
+    drop(second.expect("attached"));
+    input.send(Input::Stdin(Bytes::from_static(b"it\n"))).await.expect("taken");
+    assert_eq!(drain(outputs).await.out(), "got it\n");
+    // And when it has ended.
+    let ran = rig.run(order()).await;
+    assert_eq!((ran.out(), ran.code()), ("got it\n", 0));
+    let error = rig.start(named("build-1", shell("true"))).await.expect_err("another");
+    assert_eq!(error.reason, reason::EXEC_ID_REUSED);
+    // A shim that was killed knows no end any more; it does not run it again.
+    rig.shims.serving.lock().expect("no panic").drain(..).for_each(|shim| shim.abort());
+    let begun = Instant::now();
+    let error = loop {
+        match rig.start(order()).await {
+            // The socket of an aborted task closes a little later.
+            Err(error) if error.reason == reason::EXEC_FAILED => {
+                assert!(begun.elapsed() < DEADLINE, "{error}");
+                sleep(Duration::from_millis(10)).await;
+            }
+            other => break other.expect_err("lost"),
+        }
+    };
+    assert_eq!(error.reason, reason::EXEC_LOST);
+    let text = std::fs::read_to_string(mark.path()).expect("read");
+    assert_eq!(text, "ran\n", "it ran once");
+    let (_, inputs) = mpsc::channel(1);
+    let error = rig.execs.attach(attach("build-2", 0), inputs).await.expect_err("never was");
+    assert_eq!(error.reason, reason::EXEC_NOT_FOUND);
+}
+
+#[tokio::test]
+async fn many_lives_of_an_agent_lose_and_double_nothing() {
+    let rig = Rig::new().await;
+    let line = "seq 3000000; read x; echo $x >&2; exit 9";
+    let (_, _input, outputs) = rig.start(named("long", shell(line))).await.expect("it starts");
+    drop(outputs);
+    let wanted: String = (1..=3_000_000).map(|n| format!("{n}\n")).collect();
+    let mut got = Vec::new();
+    for life in 1..=100 {
+        let (started, _input, mut outputs) = rig.attach("long", got.len() as u64).await;
+        assert_eq!(started.stdout_offset, got.len() as u64, "life {life}");
+        for _ in 0..life % 7 {
+            match timeout(DEADLINE, outputs.recv()).await.expect("in time") {
+                Some(Ok(Output::Stdout(bytes))) => got.extend(bytes),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    let (started, input, outputs) = rig.attach("long", got.len() as u64).await;
+    assert_eq!(started.stdin_offset, 0);
+    input.send(Input::Stdin(Bytes::from_static(b"end\n"))).await.expect("taken");
+    let ran = drain(outputs).await;
+    got.extend(&ran.stdout);
+    assert!(got == wanted.as_bytes(), "{} bytes, not {}", got.len(), wanted.len());
+    assert_eq!((ran.stderr.as_slice(), ran.code()), (&b"end\n"[..], 9));
+}
+
+#[tokio::test]
+async fn stdin_is_taken_once_by_its_offset() {
+    let rig = Rig::new().await;
+    let (_, _input, outputs) = rig.start(named("cat", argv(&["cat"]))).await.expect("it starts");
+    let name = SandboxRef::Id(id(1));
+    let write = |offset, data: &'static str, eof| {
+        let data = Bytes::from_static(data.as_bytes());
+        rig.execs.control(&name, "cat".to_owned(), Control::Stdin { offset, data, eof })
+    };
+    assert_eq!(write(0, "abc", false).await, Ok(3));
+    assert_eq!(write(0, "abc", false).await, Ok(3), "known");
+    assert_eq!(write(1, "bcdef", false).await, Ok(6), "known in part");
+    assert_eq!(write(9, "x", false).await.expect_err("a gap").reason, reason::FIELD_INVALID);
+    let listed = rig.execs.list(&name).await.expect("listed");
+    assert_eq!((listed.len(), &*listed[0].exec_id, &*listed[0].command), (1, "cat", "cat"));
+    assert_eq!((listed[0].attached, listed[0].exit), (1, None));
+    assert_eq!(write(6, "g", true).await, Ok(7));
+    let ran = drain(outputs).await;
+    assert_eq!((ran.out(), ran.code()), ("abcdefg", 0));
+    let listed = rig.execs.list(&name).await.expect("listed");
+    assert_eq!((listed[0].exit.map(|exit| exit.code), listed[0].stdout_bytes), (Some(0), 7));
+}
+
+#[tokio::test]
+async fn time_stands_still_while_it_is_frozen() {
+    let rig = Rig::new().await;
+    let order = Order { timeout: Duration::from_secs(1), ..named("t", argv(&["sleep", "7900"])) };
+    let (_, _input, mut outputs) = rig.start(order).await.expect("it starts");
+    rig.pve.frozen.store(true, std::sync::atomic::Ordering::Relaxed);
+    let early = timeout(Duration::from_millis(2500), outputs.recv()).await;
+    assert!(early.is_err(), "{early:?}");
+    rig.pve.frozen.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(drain(outputs).await.code(), 124);
+}
+
+#[tokio::test]
+async fn a_helper_that_was_killed_is_replaced() {
+    let rig = Rig::new().await;
+    assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
+    let (_, _input, outputs) = rig.start(argv(&["sleep", "8000"])).await.expect("it starts");
+    rig.until_count("sleep 8000", 1).await;
+    let helpers = || {
+        let mut found = Vec::new();
+        for pid in rig.pve.pids_of_image("/memfd:pve-sandbox-helper") {
+            found.push(pid);
+        }
+        found
+    };
+    for pid in helpers() {
+        if rig.is_ours(pid) {
+            crate::sys::pidfd::signal(pid, 9, || true).expect("killed");
+        }
+    }
+    let error = drain(outputs).await.end.expect_err("lost");
+    assert_eq!(error.reason, reason::EXEC_LOST);
+    rig.until_count("sleep 8000", 0).await;
+    assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
+}
