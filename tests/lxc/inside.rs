@@ -82,7 +82,7 @@ fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
         let long = scope.spawn(|| {
             let line =
                 "i=0; while [ ! -e /root/stop ]; do i=$((i+1)); echo $i; sleep 0.02; done; exit 42";
-            here.ctl(&["exec", "--timeout", "1h", busy, "--shell", line])
+            here.ctl(&["exec", "--exec-id", "long", "--timeout", "1h", busy, "--shell", line])
         });
         let lanes = [0, 1].map(|lane| {
             let (here, stop) = (&here, &stop);
@@ -108,6 +108,7 @@ fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
             }
             copies
         });
+        wait("the long command to run", || here.ctl(&["ps", busy]).1.contains("long"));
         let kills = std::env::var("PVE_SANDBOX_KILLS").ok();
         for _ in 0..kills.map_or(KILLS, |kills| kills.parse().expect("a number")) {
             services.kill(AGENT, false, PATIENCE).expect("kill -9");

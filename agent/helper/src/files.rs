@@ -57,6 +57,7 @@ impl Failure {
 }
 
 impl From<io::Error> for Failure {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the standard library's, and many")]
     fn from(error: io::Error) -> Self {
         use io::ErrorKind as K;
         let kind = match error.kind() {
@@ -227,6 +228,7 @@ fn remove(path: &Path, recursive: bool, out: &mut impl Write) -> Result<(), Fail
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "what is not known is refused")]
 fn unpack(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
     fs::create_dir_all(dir).at(dir)?;
     let mut archive = tar::Archive::new(io::stdin().lock());

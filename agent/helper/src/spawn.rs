@@ -208,10 +208,10 @@ fn become_program(argv: &[CString], env: &[CString]) -> (String, Errno) {
     for dir in path.unwrap_or("/usr/bin:/bin").split(':') {
         let dir = if dir.is_empty() { "." } else { dir };
         let Ok(path) = CString::new(format!("{dir}/{name}")) else { continue };
-        match exec(&path, argv, env) {
-            Errno::ENOENT | Errno::ENOTDIR => {}
-            // As every shell does: found and not runnable is told only if no other one runs.
-            errno => worst = errno,
+        let errno = exec(&path, argv, env);
+        // As every shell does: found and not runnable is told only if no other one runs.
+        if !matches!(errno, Errno::ENOENT | Errno::ENOTDIR) {
+            worst = errno;
         }
     }
     (name, worst)

@@ -52,10 +52,10 @@ impl Sandboxes {
     /// The sandbox, if it is booted, frozen or not.
     pub(super) fn up(&self, name: &SandboxRef) -> Result<Arc<Record>, Error> {
         let record = self.living(name)?;
-        match record.phase {
-            Phase::Running | Phase::Paused => Ok(record),
-            _ => Err(not_running(&record)),
+        if matches!(record.phase, Phase::Running | Phase::Paused) {
+            return Ok(record);
         }
+        Err(not_running(&record))
     }
 
     /// The sandbox, if it has not ended.

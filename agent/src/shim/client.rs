@@ -53,13 +53,10 @@ pub struct Input(SplitSink<Frames, Bytes>);
 /// When the shim says no, or nothing.
 pub async fn attach(stream: UnixStream, message: request::Message) -> Result<Attachment, Refused> {
     let mut frames = frames(stream);
-    match ask(&mut frames, message).await? {
-        response::Message::Started(started) => {
-            let (input, output) = frames.split();
-            Ok(Attachment { started, output: Output(output), input: Input(input) })
-        }
-        other => Err(nonsense(&other)),
-    }
+    let answer = ask(&mut frames, message).await?;
+    let response::Message::Started(started) = answer else { return Err(nonsense(&answer)) };
+    let (input, output) = frames.split();
+    Ok(Attachment { started, output: Output(output), input: Input(input) })
 }
 
 /// What is one message and one answer.

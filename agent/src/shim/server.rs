@@ -190,8 +190,12 @@ impl Shim {
                 }
                 Err(refused) => say(&mut frames, response::Message::Refused(refused)).await,
             },
-            other => {
-                let answer = self.control(other).await.unwrap_or_else(response::Message::Refused);
+            message @ (request::Message::Stdin(_)
+            | request::Message::Resize(_)
+            | request::Message::Signal(_)
+            | request::Message::HangUp(_)
+            | request::Message::List(_)) => {
+                let answer = self.control(message).await.unwrap_or_else(response::Message::Refused);
                 say(&mut frames, answer).await
             }
         }

@@ -271,7 +271,7 @@ impl Sandboxes {
             };
             let piece = match next {
                 Ok(Some(Ok(Said::File(file)))) => Ok(Piece::File(file)),
-                Ok(Some(Ok(Said::Data(bytes)))) => Ok(Piece::Data(bytes.into())),
+                Ok(Some(Ok(Said::Data(bytes)))) => Ok(Piece::Data(bytes)),
                 Ok(Some(Ok(_))) => Err(this.nonsense(&node)),
                 Ok(Some(Err(error))) => Err(this.of_node(&node, error)),
                 Ok(None) => return None,
@@ -316,7 +316,7 @@ where
                             break Error::from(invalid);
                         }
                         progress.send_replace(Progress::Since(Instant::now()));
-                        return Some((Ask::Data(bytes.into()), (input, progress)));
+                        return Some((Ask::Data(bytes), (input, progress)));
                     }
                     Some(upload_archive_request::Message::Start(_)) => {
                         break Invalid::new("start", "must be the first message only").into();
