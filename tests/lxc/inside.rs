@@ -138,8 +138,8 @@ fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
     let mut lines: Vec<String> = ran.text().lines().map(ToOwned::to_owned).collect();
     lines.sort();
     assert_eq!(lines, wanted);
-    assert!(runs.iter().all(|runs| *runs > 10), "{runs:?}");
-    assert!(pauses.load(Ordering::Relaxed) > 10, "{pauses:?}");
+    assert!(runs.iter().all(|runs| *runs > 3), "{runs:?}");
+    assert!(pauses.load(Ordering::Relaxed) > 3, "{pauses:?}");
     // A copy is the whole file or none.
     let ran = world.ctl(&["exec", busy, "--", "cat", "/root/copy"]);
     assert_eq!(ran.text(), content);
