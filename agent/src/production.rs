@@ -19,7 +19,7 @@ use agent::{
     reconcile,
     run::Runner,
     saga::Faults,
-    sandbox::exec::shims::ShimProcesses,
+    sandbox::{Sandboxes, exec::shims::ShimProcesses},
     tasks::Tasks,
 };
 use anyhow::{Context, Result};
@@ -31,6 +31,8 @@ use tokio_util::sync::CancellationToken;
 const DRAIN: Duration = Duration::from_secs(40);
 /// Where the other nodes' Caddys listen for their peers, unless this node says otherwise.
 const PEER_PORT: u16 = 8481;
+/// Between two looks at what shims have left.
+const SWEEP: Duration = Duration::from_secs(600);
 /// For the last answers to go out.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
@@ -54,7 +56,11 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let shims = Arc::new(shims.context("the ways into sandboxes could not be made")?);
     let parts = parts(&config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
     let agent = Agent::start(parts).await?;
-    shims.sweep(&agent.sandboxes().live().iter().map(|record| record.id).collect());
+    agent.tasks().spawn(sweep(
+        shims,
+        Arc::clone(agent.sandboxes()),
+        agent.tasks().stopping().clone(),
+    ));
     // Of its own, because it goes on while the agent drains: sandboxes are reached to the last.
     let edge = Tasks::default();
     ingress(&config, &agent, pve, clock, &edge)?;
@@ -80,6 +86,14 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
         tracing::warn!("stopped with route questions open");
     }
     Ok(())
+}
+
+/// Removes what the shims of sandboxes have left that live no more, now and then.
+async fn sweep(shims: Arc<ShimProcesses>, sandboxes: Arc<Sandboxes>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        shims.sweep(&sandboxes.live().iter().map(|record| record.id).collect());
+    }
 }
 
 /// Answers Caddy's questions, where the node is a way in from the web.

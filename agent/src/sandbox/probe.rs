@@ -16,8 +16,11 @@ use crate::{
     run::{self, Exit},
 };
 
-/// First and longest pause between two looks.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+/// First pause between two looks.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The longest where a look reads a file or knocks at a port, and where it starts a command.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+const PAUSE_COMMAND_MAX: Duration = Duration::from_millis(250);
 /// One look; a server that accepts and says nothing is asked again.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -29,9 +32,13 @@ pub(super) async fn until_it_answers(
     probe: &Probe,
     until: Instant,
 ) -> Result<Ipv4Addr, Error> {
-    let mut pause = PAUSE.0;
+    let longest = match probe {
+        Probe::Command(_) => PAUSE_COMMAND_MAX,
+        Probe::None | Probe::Http { .. } => PAUSE_MAX,
+    };
+    let (mut pause, mut enters) = (PAUSE, false);
     loop {
-        let missing = match look(pve, vmid, expected, probe, until).await {
+        let missing = match look(pve, vmid, expected, probe, &mut enters, until).await {
             Ok(ip) => return Ok(ip),
             Err(missing) => missing,
         };
@@ -48,23 +55,27 @@ pub(super) async fn until_it_answers(
             ));
         }
         sleep(pause).await;
-        pause = (pause * 3 / 2).min(PAUSE.1);
+        pause = (pause * 3 / 2).min(longest);
     }
 }
 
-/// One look: the address, or what is missing.
+/// One look: the address, or what is missing. That it can be entered is found out once.
 async fn look(
     pve: &dyn Pve,
     vmid: Vmid,
     expected: Option<Ipv4Addr>,
     probe: &Probe,
+    enters: &mut bool,
     until: Instant,
 ) -> Result<Ipv4Addr, String> {
     let ip = address(pve.addresses(vmid).await, expected)?;
     // No way in: a fake, which answers as soon as it has its address.
     let Some(enter) = pve.enter(vmid) else { return Ok(ip) };
     let until = until.min(Instant::now() + LOOK);
-    command(&enter, &["true".into()], until).await?;
+    if !*enters {
+        command(&enter, &["true".into()], until).await?;
+        *enters = true;
+    }
     match probe {
         Probe::None => {}
         Probe::Command(argv) => {

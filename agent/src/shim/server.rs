@@ -21,7 +21,7 @@ use proto::{
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, watch},
-    time::{Instant, interval, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
@@ -116,7 +116,11 @@ pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (stream, _) = accepted?;
+                let Ok((stream, _)) = accepted else {
+                    // Out of descriptors, most likely: its commands are worth more than a caller.
+                    sleep(TIDY).await;
+                    continue;
+                };
                 busy = Instant::now();
                 // One too many is hung up on; its agent tries again.
                 if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
@@ -137,6 +141,7 @@ pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
                     return Ok(());
                 }
                 if !shim.host.runs() {
+                    drop(std::fs::remove_file(&socket));
                     return Ok(());
                 }
                 // Nobody finds this shim any more; who has just found it is still served.
