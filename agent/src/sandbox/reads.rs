@@ -37,18 +37,6 @@ impl Sandboxes {
         self.index.known(name)
     }
 
-    /// The sandbox, if it runs.
-    ///
-    /// # Errors
-    /// SANDBOX_NOT_FOUND, SANDBOX_DELETED or SANDBOX_NOT_RUNNING.
-    pub fn running(&self, name: &SandboxRef) -> Result<Arc<Record>, Error> {
-        let record = self.living(name)?;
-        if record.phase == Phase::Running {
-            return Ok(record);
-        }
-        Err(not_running(&record))
-    }
-
     /// The sandbox, if it is booted, frozen or not.
     pub(super) fn up(&self, name: &SandboxRef) -> Result<Arc<Record>, Error> {
         let record = self.living(name)?;

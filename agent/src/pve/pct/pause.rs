@@ -13,8 +13,11 @@ use crate::pve::{ContainerConfig, ErrorKind, cgroup::Freezer, hold, ownership};
 const LOCK: Duration = Duration::from_secs(10);
 /// Thawing takes the kernel less than a millisecond.
 const THAW: Duration = Duration::from_secs(2);
-/// Between the first two looks whether all is frozen, and the longest time between two.
-const LOOKS: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(20));
+/// How long it is looked without a pause whether all is frozen: most often it is by then, and the
+/// runtime's shortest sleep is longer.
+const AT_ONCE: Duration = Duration::from_micros(500);
+/// Between two later looks.
+const PAUSE: Duration = Duration::from_millis(2);
 
 impl Host {
     pub(super) async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
@@ -146,7 +149,7 @@ fn unfrozen(error: &std::io::Error) -> ErrorKind {
 
 /// Looks until it is frozen, or is not; false when that was not so in time.
 async fn seen(freezer: &Freezer, frozen: bool, deadline: Instant) -> bool {
-    let (mut between, most) = LOOKS;
+    let begun = Instant::now();
     loop {
         if freezer.frozen() == frozen {
             return true;
@@ -154,8 +157,11 @@ async fn seen(freezer: &Freezer, frozen: bool, deadline: Instant) -> bool {
         if Instant::now() >= deadline {
             return false;
         }
-        sleep(between).await;
-        between = (between * 2).min(most);
+        if begun.elapsed() < AT_ONCE {
+            tokio::task::yield_now().await;
+        } else {
+            sleep(PAUSE).await;
+        }
     }
 }
 

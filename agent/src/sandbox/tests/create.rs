@@ -230,9 +230,9 @@ async fn a_name_finds_its_sandbox() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let by_vmid = SandboxRef::Vmid(record.vmid);
-    assert_eq!(node.sandboxes.running(&by_vmid), Ok(Arc::clone(&record)));
+    assert_eq!(node.sandboxes.up(&by_vmid), Ok(Arc::clone(&record)));
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
-    let reason_of = |name| node.sandboxes.running(name).expect_err("not running").reason;
+    let reason_of = |name| node.sandboxes.up(name).expect_err("not running").reason;
     assert_eq!(reason_of(&by_vmid), reason::SANDBOX_NOT_RUNNING);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     assert_eq!(reason_of(&by_vmid), reason::SANDBOX_DELETED);

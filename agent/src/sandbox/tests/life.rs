@@ -70,7 +70,7 @@ async fn a_delete_that_fails_goes_on() {
     let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("locked");
     assert_eq!(error.reason, reason::CONTAINER_LOCKED);
     assert_eq!(node.record(1).await.phase, Phase::Deleting);
-    let running = node.sandboxes.running(&SandboxRef::Id(id(1)));
+    let running = node.sandboxes.up(&SandboxRef::Id(id(1)));
     assert_eq!(running.expect_err("going").reason, reason::SANDBOX_DELETED);
     node.reconcile().await;
     node.assert_clean().await;
