@@ -355,7 +355,7 @@ impl SandboxService for Service {
     type StreamExecStream = ReceiverStream<Result<StreamExecResponse, Status>>;
 
     async fn stream_exec(&self, _: Request<StreamExecRequest>) -> Answer<Self::StreamExecStream> {
-        Err(Status::unimplemented("not built yet"))
+        Err(Status::unimplemented("sandboxctl does not call this here"))
     }
 
     async fn write_exec_stdin(
@@ -369,7 +369,7 @@ impl SandboxService for Service {
     }
 
     async fn resize_exec(&self, _: Request<ResizeExecRequest>) -> Answer<ResizeExecResponse> {
-        Err(Status::unimplemented("not built yet"))
+        Err(Status::unimplemented("sandboxctl does not call this here"))
     }
 
     async fn signal_exec(&self, request: Request<SignalExecRequest>) -> Answer<SignalExecResponse> {
@@ -384,13 +384,13 @@ impl SandboxService for Service {
     }
 
     async fn write_files(&self, _: Request<WriteFilesRequest>) -> Answer<WriteFilesResponse> {
-        Err(Status::unimplemented("not built yet"))
+        Err(Status::unimplemented("sandboxctl does not call this here"))
     }
 
     type ReadFileStream = ReceiverStream<Result<ReadFileResponse, Status>>;
 
     async fn read_file(&self, _: Request<ReadFileRequest>) -> Answer<Self::ReadFileStream> {
-        Err(Status::unimplemented("not built yet"))
+        Err(Status::unimplemented("sandboxctl does not call this here"))
     }
 
     async fn stat_file(&self, request: Request<StatFileRequest>) -> Answer<StatFileResponse> {
@@ -399,11 +399,11 @@ impl SandboxService for Service {
     }
 
     async fn list_dir(&self, _: Request<ListDirRequest>) -> Answer<ListDirResponse> {
-        Err(Status::unimplemented("not built yet"))
+        Err(Status::unimplemented("sandboxctl does not call this here"))
     }
 
     async fn remove_file(&self, _: Request<RemoveFileRequest>) -> Answer<RemoveFileResponse> {
-        Err(Status::unimplemented("not built yet"))
+        Err(Status::unimplemented("sandboxctl does not call this here"))
     }
 
     async fn upload_archive(
