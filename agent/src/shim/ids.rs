@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, BufRead, BufReader, Write},
+    io::{self, Read, Write},
     path::Path,
 };
 
@@ -22,13 +22,12 @@ impl Ids {
     /// Reads what is there.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().read(true).append(true).create(true).open(path)?;
-        let mut digests = HashMap::new();
-        for line in BufReader::new(&file).lines().take(MAX) {
-            // A line that a crash cut short names no command that was ever started.
-            if let Some((digest, id)) = line?.split_once(' ') {
-                digests.insert(id.to_owned(), digest.to_owned());
-            }
-        }
+        let mut bytes = Vec::new();
+        (&file).read_to_end(&mut bytes)?;
+        // What a crash cut short or garbled names no command that was ever started.
+        let text = String::from_utf8_lossy(&bytes);
+        let names = text.lines().filter_map(|line| line.split_once(' '));
+        let digests = names.map(|(digest, id)| (id.to_owned(), digest.to_owned())).collect();
         Ok(Self { file, digests })
     }
 
@@ -64,7 +63,13 @@ mod tests {
         ids.take("build-1", "d1").expect("taken");
         ids.take("build-2", "d2").expect("taken");
         assert_eq!(ids.digest("build-1"), Some("d1"));
+        // A crash in the middle of a third.
+        let mut torn = File::options().append(true).open(&path).expect("opened");
+        torn.write_all(b"\n\xff\0d3bui").expect("written");
+        let mut again = Ids::open(&path).expect("opened");
+        again.take("build-4", "d4").expect("taken");
         let again = Ids::open(&path).expect("opened");
+        assert_eq!(again.digest("build-4"), Some("d4"));
         assert_eq!((again.digest("build-2"), again.digest("build-3")), (Some("d2"), None));
     }
 }
