@@ -42,8 +42,12 @@ struct Cli {
 enum Verb {
     /// Make the machine ready, build the template and start the nodes.
     Up(Up),
-    /// Stop everything and take it away; the template and the nodes' disks stay.
-    Down,
+    /// Stop everything and take it away; what was downloaded and the logs stay.
+    Down {
+        /// Keep the nodes' disks, /etc/pve and the controller for the next `up`.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Run the main job on a lab that is up, as a user would, and leave the lab running.
     Demo,
     /// Show the nodes and what runs on them; exits with 3 while the lab is down.
@@ -200,7 +204,7 @@ fn run(cli: Cli) -> Result<i32> {
             lab.up(&args.options())?;
             status(&lab)?;
         }
-        Verb::Down => lab.down()?,
+        Verb::Down { keep } => lab.down(keep)?,
         Verb::Demo => crate::demo::demo(&lab)?,
         Verb::Status => {
             status(&lab)?;

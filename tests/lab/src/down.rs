@@ -21,14 +21,34 @@ use crate::{mounts, net, owner};
 const END_WITHIN: Duration = Duration::from_secs(15);
 const KILL_WITHIN: Duration = Duration::from_secs(10);
 
-/// Stops the lab and takes everything away but the cache, the logs and the nodes' disks.
-pub fn down(layout: &Layout) -> Result<()> {
+/// Stops the lab and takes everything away but the cache and the logs; with `keep`, also what the
+/// next one goes on from.
+pub fn down(layout: &Layout, keep: bool) -> Result<()> {
     if !layout.dir().exists() {
         say("there is no lab");
         return Ok(());
     }
     let _held = lock(layout)?;
-    step("stopping the lab", |_| clean(layout))
+    step("stopping the lab", |_| {
+        clean(layout)?;
+        if keep { Ok(()) } else { forget(layout) }
+    })
+}
+
+/// Removes what a lab that has ended would go on from: the nodes' disks and /etc/pve, and with them
+/// the controller, which would look for sandboxes that are no more.
+pub fn forget(layout: &Layout) -> Result<()> {
+    let env = layout.dir().join("env");
+    if env.exists() {
+        fs::remove_file(&env).with_context(|| format!("cannot remove {}", env.display()))?;
+    }
+    let controller = layout.dir().join("controller");
+    for dir in [layout.nodes(), layout.pmxcfs_store(), controller] {
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Only one of `up` and `down` at a time. The lock goes with the value.

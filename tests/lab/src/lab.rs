@@ -49,9 +49,10 @@ impl Lab {
         up::up(self, options)
     }
 
-    /// Stops everything and takes it away, but for the cache and the nodes' disks.
-    pub fn down(&self) -> Result<()> {
-        down::down(&self.layout)
+    /// Stops everything and takes it away, but for the cache and the logs; `keep` leaves the nodes'
+    /// disks, /etc/pve and the controller for the next time.
+    pub fn down(&self, keep: bool) -> Result<()> {
+        down::down(&self.layout, keep)
     }
 
     /// True while its supervisor lives.

@@ -114,18 +114,7 @@ pub fn up(lab: &Lab, options: &UpOptions) -> Result<()> {
 fn clear(layout: &Layout, options: &UpOptions) -> Result<()> {
     down::clean(layout)?;
     if options.fresh {
-        // The controller, too: it would look for sandboxes on disks that are no more.
-        let env = layout.dir().join("env");
-        if env.exists() {
-            fs::remove_file(&env).with_context(|| format!("cannot remove {}", env.display()))?;
-        }
-        let controller = layout.dir().join("controller");
-        for dir in [layout.nodes(), layout.pmxcfs_store(), controller] {
-            if dir.exists() {
-                fs::remove_dir_all(&dir)
-                    .with_context(|| format!("cannot remove {}", dir.display()))?;
-            }
-        }
+        down::forget(layout)?;
     }
     fs::create_dir_all(layout.run())?;
     owner::take(layout)?;
