@@ -67,9 +67,9 @@ clients: ## Installs what the Node scripts and buf need
 sim: ## The simulation: make sim SEEDS=n, or make sim SEED=s to see one again
 	PVE_SANDBOX_SIM_SEEDS=$(SEEDS) PVE_SANDBOX_SIM_SEED=$(SEED) $(NEXTEST) -p tests --test sim --no-capture
 
-bench: build ## Measures; writes target/bench/results.json
+bench: build ## Measures; writes target/bench/results.json. One part alone: make bench ONLY=pause
 	$(CARGO_BUILD) -p tests --bin bench
-	tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/release/bench
+	tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/release/bench $(ONLY)
 
 deb: build ## Builds the three Debian packages into target/debian
 	packaging/build-debs.sh

@@ -4,6 +4,9 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::world::{SNAPSHOT_TEMPLATE, World};
 
+/// The longest that a line of these may take, seconds.
+const LINE_S: &str = "300";
+
 /// A creation by hand.
 pub(crate) struct ByHand {
     /// The three calls.
@@ -36,6 +39,18 @@ pub(crate) fn create(world: &World, node: &str, vmid: u32) -> Result<ByHand> {
         anyhow::bail!("no times in {said:?}");
     };
     Ok(ByHand { calls_ms: calls / 1000.0, answers_ms: answers / 1000.0 })
+}
+
+/// A container that runs and that no agent knows.
+pub(crate) fn container(world: &World, node: &str, vmid: u32) -> Result<()> {
+    let template = SNAPSHOT_TEMPLATE;
+    run(world, node, &format!("pct clone {template} {vmid} --hostname by-hand && pct start {vmid}"))
+        .map(drop)
+}
+
+/// Takes it away.
+pub(crate) fn destroy(world: &World, node: &str, vmid: u32) -> Result<()> {
+    run(world, node, &format!("pct stop {vmid} && pct destroy {vmid}")).map(drop)
 }
 
 /// Milliseconds of each of so many runs of a command.
@@ -75,7 +90,8 @@ pub(crate) fn repeat_undone(
 }
 
 fn run(world: &World, node: &str, line: &str) -> Result<String> {
-    let output = world.lab.node(node)?.shell(line)?;
+    let mut command = world.lab.node(node)?.command(["timeout", LINE_S, "/bin/bash", "-c", line]);
+    let output = command.stdin(std::process::Stdio::null()).output()?;
     ensure!(
         output.status.success(),
         "by hand: {}{}",

@@ -14,6 +14,8 @@ use crate::{
 
 /// Rounds.
 const ROUNDS: usize = 40;
+/// The container that is frozen by hand.
+const BY_HAND: u32 = 150_001;
 
 pub(crate) async fn pause_and_resume(world: &World, figures: &mut Figures) -> Result<()> {
     let id = world.create("node1").await?;
@@ -22,6 +24,8 @@ pub(crate) async fn pause_and_resume(world: &World, figures: &mut Figures) -> Re
     let epoch = agent.hello(proto::agent::v1::HelloRequest::default()).await?.into_inner().epoch;
     let (mut pauses, mut resumes) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
+        // What a resume does behind its answer is not this pause's.
+        unlocked(world, vmid).await?;
         let request = PauseSandboxRequest { epoch, id: id.clone(), ..Default::default() };
         let (took, answer) = timed(agent.pause_sandbox(request)).await;
         let phase = answer?.into_inner().sandbox.context("a sandbox")?.phase();
@@ -33,23 +37,34 @@ pub(crate) async fn pause_and_resume(world: &World, figures: &mut Figures) -> Re
         ensure!(phase == Phase::Running, "{id} is {phase:?}");
         resumes.push(took);
     }
+    // Of a container of its own: the agent thaws what somebody else has frozen of ours.
+    hand::container(world, "node1", BY_HAND)?;
     let by_hand = |command: &str, undo: &str| {
-        hand::repeat_undone(
-            world,
-            "node1",
-            ROUNDS,
-            &format!("{command} -n {vmid}"),
-            &format!("{undo} -n {vmid}"),
-        )
+        let (command, undo) = (format!("{command} -n {BY_HAND}"), format!("{undo} -n {BY_HAND}"));
+        hand::repeat_undone(world, "node1", ROUNDS, &command, &undo)
     };
     let mut freezes = by_hand("lxc-freeze", "lxc-unfreeze")?;
-    hand::repeat(world, "node1", 1, &format!("lxc-freeze -n {vmid}"))?;
+    hand::repeat(world, "node1", 1, &format!("lxc-freeze -n {BY_HAND}"))?;
     let mut thaws = by_hand("lxc-unfreeze", "lxc-freeze")?;
-    hand::repeat(world, "node1", 1, &format!("lxc-unfreeze -n {vmid}"))?;
+    hand::repeat(world, "node1", 1, &format!("lxc-unfreeze -n {BY_HAND}"))?;
+    hand::destroy(world, "node1", BY_HAND)?;
     figures.add("pause", median(&mut pauses), "ms", "lxc-freeze by hand", median(&mut freezes));
     figures.add("resume", median(&mut resumes), "ms", "lxc-unfreeze by hand", median(&mut thaws));
     paused_rss(world, figures, &id, vmid).await?;
     world.delete(&id).await
+}
+
+/// Waits until the lock of the last pause is gone.
+async fn unlocked(world: &World, vmid: u32) -> Result<()> {
+    let node = world.lab.node("node1")?;
+    let locked = format!("grep -q '^lock:' /etc/pve/lxc/{vmid}.conf");
+    for _ in 0..100 {
+        if !node.shell(&locked)?.status.success() {
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    anyhow::bail!("CT {vmid} stays locked")
 }
 
 /// Memory of a sandbox before it is paused and when its memory has gone to swap.

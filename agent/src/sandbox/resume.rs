@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{
     Error, Event, Sandboxes,
     flights::{Crew, Kind},
+    write::refused,
 };
 use crate::journal::{Phase, Record};
 
@@ -44,8 +45,17 @@ impl Sandboxes {
         if record.phase == Phase::Running {
             return Ok(record);
         }
-        let record = self.advance(id, Event::ResumeAsked, |record| record.failure = None).await?;
-        self.pve.thaw(record.vmid, id).await?;
+        if record.phase != Phase::Paused {
+            return Err(refused(&record, Event::ResumeAsked));
+        }
+        // At once: whichever of them a crash lets through alone, the reconciler makes the host what
+        // the record says, and nobody has had an answer yet.
+        let (record, thawed) = tokio::join!(
+            self.advance(id, Event::ResumeAsked, |record| record.failure = None),
+            self.pve.thaw(record.vmid, id),
+        );
+        let record = record?;
+        thawed?;
         // Entered while this one is under way, so that nobody finds it idle with its lock on.
         self.settle_later(id);
         Ok(record)

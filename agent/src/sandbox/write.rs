@@ -149,7 +149,7 @@ fn pen(id: &SandboxId) -> usize {
     usize::try_from(hasher.finish() % super::PENS as u64).unwrap_or_default()
 }
 
-fn refused(record: &Record, event: Event) -> Error {
+pub(super) fn refused(record: &Record, event: Event) -> Error {
     let phase = reads::phase_word(record.phase);
     match (record.phase, event) {
         (Phase::Deleted | Phase::Deleting, _) => reads::deleted(&SandboxRef::Id(record.id)),

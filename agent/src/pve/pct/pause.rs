@@ -21,17 +21,10 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 impl Host {
     pub(super) async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
-        self.check_quorum().await?;
-        self.owned(vmid, owner).await?;
         self.edit(vmid, Some(*owner), hold::take).await
     }
 
     pub(super) async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
-        let config = self.owned(vmid, owner).await?;
-        if !hold::leaves(&config) {
-            return Ok(());
-        }
-        self.check_quorum().await?;
         self.edit(vmid, Some(*owner), hold::give_back).await
     }
 
@@ -73,7 +66,6 @@ impl Host {
         if !hold::leaves(&config) {
             return Ok(());
         }
-        self.check_quorum().await?;
         self.edit(vmid, None, hold::give_back).await
     }
 
@@ -102,14 +94,19 @@ impl Host {
         Ok(config)
     }
 
-    /// Changes the config in one step, under PVE's own lock on it, if it is ours.
+    /// Changes the config in one step, under PVE's own lock on it, if it is ours. One that is to
+    /// stay as it is needs no quorum.
     async fn edit(
         &self,
         vmid: Vmid,
         owner: Option<SandboxId>,
         change: fn(&mut ContainerConfig) -> Result<(), ErrorKind>,
     ) -> Result<(), ErrorKind> {
-        let lock = self.lock_config(vmid, Instant::now() + LOCK.min(CALL)).await?;
+        // Every file of pmxcfs is a way through FUSE: none is read twice, and none in turn.
+        let until = Instant::now() + LOCK.min(CALL);
+        let (quorum, lock) = tokio::join!(self.check_quorum(), self.lock_config(vmid, until));
+        let (quorum, lock) = (quorum.map(drop), lock?);
+        let missing = quorum.clone().err().unwrap_or_else(|| self.missing(vmid));
         let path = self.config_path(vmid);
         let written = self.files.blocking(move || {
             // Held by the thread that writes, however long that takes.
@@ -124,6 +121,9 @@ impl Host {
                 return Ok(Err(kind));
             }
             if after != before {
+                if let Err(kind) = quorum {
+                    return Ok(Err(kind));
+                }
                 // As PVE names its own.
                 let fresh = path.with_extension(format!("conf.tmp.{}", std::process::id()));
                 let renamed = std::fs::write(&fresh, after.to_bytes())
@@ -137,7 +137,7 @@ impl Host {
         });
         match written.await {
             Ok(result) => result,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.missing(vmid)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(missing),
             Err(error) => Err(unread(&error)),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
@@ -12,6 +12,10 @@ use super::cluster::{Cluster, Member, members_up, version_file, vmlist_file};
 use super::store::Store;
 use super::tree::{ROOT, Tree};
 use crate::process::Proc;
+
+/// How old what is known of the nodes' lives may be: to look costs more than what most calls do,
+/// and the real one's membership is much slower.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The tree and the cluster behind one lock, with the store that mirrors the tree.
 #[derive(Debug)]
@@ -27,6 +31,7 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) tree: Tree,
     pub(super) cluster: Cluster,
+    looked: Option<Instant>,
 }
 
 impl Shared {
@@ -59,12 +64,21 @@ impl Shared {
         store.apply(&tree, changes).context("cannot write the tree")?;
         let cluster = Cluster { members, version: 1 };
         let started_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        Ok(Shared { state: Mutex::new(State { tree, cluster }), store, started_s, pids })
+        Ok(Shared {
+            state: Mutex::new(State { tree, cluster, looked: None }),
+            store,
+            started_s,
+            pids,
+        })
     }
 
-    /// The state, with the membership as it is at this moment.
+    /// The state, with the membership as it was a moment ago.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return state;
+        }
+        state.looked = Some(Instant::now());
         let up =
             |name: &str| self.pids.get(name).is_none_or(|file| Proc::from_file(file).is_some());
         members_up(&mut state.cluster, up);
