@@ -11,9 +11,9 @@ use lab::daemons::AGENT;
 
 use crate::world::{PATIENCE, World, id, node, ran, vmid, wait, world};
 
-/// Kills of the agent under load, each a whole restart of some seconds; `PVE_SANDBOX_KILLS` says
+/// Kills of the agent under load, each a whole restart; `PVE_SANDBOX_KILLS` says
 /// otherwise.
-const KILLS: u32 = 20;
+const KILLS: u32 = 100;
 
 /// Runs commands one after another until it is told to stop. Each has a code of its own and leaves
 /// a line behind; returns how many there were. A node that cannot be reached to begin with is asked

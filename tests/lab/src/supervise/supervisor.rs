@@ -224,6 +224,8 @@ impl Supervisor {
                     service.then = Then::Stay;
                     service.start_at = None;
                 }
+                // Somebody wanted that: it is no reason to start it later each time.
+                service.delay = Duration::ZERO;
                 service.signal(Signal::SIGKILL);
             }
             Order::Restart { name } => {
@@ -465,7 +467,7 @@ impl Running {
             return;
         }
         let ran = self.since.elapsed();
-        self.delay = if ran >= LONG_ENOUGH { DELAY_MIN } else { (self.delay * 2).min(DELAY_MAX) };
+        self.delay = if ran >= LONG_ENOUGH { DELAY_MIN } else { (self.delay * 2).clamp(DELAY_MIN, DELAY_MAX) };
         let delay = if self.then == Then::Start { Duration::ZERO } else { self.delay };
         self.start_at = Some(Instant::now() + delay);
         self.state = State::Waiting;
