@@ -2,15 +2,14 @@
 //! controller breaks it is attached again where we are. No byte comes twice or is left out.
 
 use std::{
-    collections::VecDeque,
     io::{self, Write},
     os::fd::AsFd,
     time::Duration,
 };
 
-use bytes::Bytes;
 use proto::{
     reason,
+    reattach::{Received, Sent},
     sandbox::v1::{
         ExecAttach, ExecExit, ExecRequest, ExecResponse, ExecStart, ExecStarted, exec_request,
         exec_response,
@@ -38,8 +37,6 @@ const AGAIN: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(45);
 /// Messages on their way to the command; beyond them, reading stdin waits.
 const QUEUE: usize = 16;
-/// Stdin that is kept until it is known to be taken. What the connection holds on its way is less.
-const STDIN_KEPT_MAX: usize = 4 * 1024 * 1024;
 /// Output that `--json` holds in memory.
 const JSON_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -65,8 +62,8 @@ pub struct Session {
     started: watch::Sender<bool>,
     /// Where to stop, of stdout and stderr, when the command's end is not waited for.
     until: Option<[u64; 2]>,
-    have: [u64; 2],
-    stdin: Stdin,
+    have: [Received; 2],
+    stdin: Sent,
 }
 
 impl Session {
@@ -90,8 +87,8 @@ impl Session {
             start: None,
             started: watch::channel(false).0,
             until,
-            have: [0; 2],
-            stdin: Stdin::default(),
+            have: Default::default(),
+            stdin: Sent::default(),
         }
     }
 
@@ -156,8 +153,8 @@ impl Session {
             _ => Message::Attach(ExecAttach {
                 id: self.id.clone(),
                 exec_id: self.exec_id.clone(),
-                stdout_offset: self.have[0],
-                stderr_offset: self.have[1],
+                stdout_offset: self.have[0].bytes(),
+                stderr_offset: self.have[1].bytes(),
             }),
         };
         send(&to_command, first).await;
@@ -178,23 +175,30 @@ impl Session {
                 send(&to_command, Message::StdinEof(true)).await;
             }
             while let Some(message) = input.recv().await {
-                stdin.keep(&message);
+                match &message {
+                    Message::Stdin(bytes) => stdin.keep(bytes.clone()),
+                    Message::StdinEof(eof) => stdin.eof |= eof,
+                    Message::Start(_)
+                    | Message::Attach(_)
+                    | Message::Resize(_)
+                    | Message::Signal(_) => {}
+                }
                 send(&to_command, message).await;
             }
             std::future::pending().await
         };
         let receive = async {
             let mut begin = Some(begin);
-            let mut again = [0; 2];
             loop {
-                if until.is_some_and(|until| begin.is_none() && (0..2).all(|n| have[n] >= until[n]))
-                {
+                if until.is_some_and(|until| {
+                    begin.is_none() && (0..2).all(|n| have[n].bytes() >= until[n])
+                }) {
                     return Ok(Ended::Seen);
                 }
                 match next(&mut responses).await? {
                     exec_response::Message::Started(told) => {
                         *heard = true;
-                        again = resume(have, &told, *started.borrow(), output)?;
+                        resume(have, &told, *started.borrow(), output)?;
                         started.send_replace(true);
                         // Whoever waited for this goes first.
                         tokio::task::yield_now().await;
@@ -203,14 +207,14 @@ impl Session {
                         }
                     }
                     exec_response::Message::Stdout(bytes) => {
-                        let bytes = fresh(bytes, &mut again[0]);
-                        sink.take(&bytes, false).await?;
-                        have[0] += bytes.len() as u64;
+                        if let Some(bytes) = have[0].fresh(bytes) {
+                            sink.take(&bytes, false).await?;
+                        }
                     }
                     exec_response::Message::Stderr(bytes) => {
-                        let bytes = fresh(bytes, &mut again[1]);
-                        sink.take(&bytes, true).await?;
-                        have[1] += bytes.len() as u64;
+                        if let Some(bytes) = have[1].fresh(bytes) {
+                            sink.take(&bytes, true).await?;
+                        }
                     }
                     exec_response::Message::Exit(exit) => return Ok(Ended::Exit(exit)),
                 }
@@ -247,16 +251,16 @@ async fn next(responses: &mut Streaming<ExecResponse>) -> Result<exec_response::
     }
 }
 
-/// How many bytes of each output come once more.
+/// Goes on with both outputs where the controller says that they do.
 fn resume(
-    have: &mut [u64; 2],
+    have: &mut [Received; 2],
     told: &ExecStarted,
     again: bool,
     output: Output,
-) -> Result<[u64; 2], Failure> {
-    let begins = [told.stdout_offset, told.stderr_offset];
-    for (n, name) in ["stdout", "stderr"].iter().enumerate() {
-        if begins[n] <= have[n] {
+) -> Result<(), Failure> {
+    let begins = [(told.stdout_offset, "stdout"), (told.stderr_offset, "stderr")];
+    for (received, (offset, name)) in have.iter_mut().zip(begins) {
+        if received.resume(offset) {
             continue;
         }
         if again {
@@ -265,66 +269,10 @@ fn resume(
                 "the command may still run; `sandboxctl logs ID EXEC_ID` has its last output",
             ));
         }
-        output.note(format!("the first {} bytes of {name} are not kept any more", begins[n]));
-        have[n] = begins[n];
+        output.note(format!("the first {offset} bytes of {name} are not kept any more"));
+        received.begin(offset);
     }
-    Ok([have[0] - begins[0], have[1] - begins[1]])
-}
-
-/// What of `bytes` is new.
-fn fresh(mut bytes: Bytes, again: &mut u64) -> Bytes {
-    let known = usize::try_from(*again).unwrap_or(usize::MAX).min(bytes.len());
-    *again -= known as u64;
-    bytes.split_off(known)
-}
-
-/// The last of stdin, for a connection that breaks before it is taken.
-#[derive(Debug, Default)]
-struct Stdin {
-    /// Where the next byte stands.
-    end: u64,
-    kept: VecDeque<Bytes>,
-    bytes: usize,
-    eof: bool,
-}
-
-impl Stdin {
-    fn keep(&mut self, message: &Message) {
-        match message {
-            Message::Stdin(bytes) => {
-                self.end += bytes.len() as u64;
-                self.bytes += bytes.len();
-                self.kept.push_back(bytes.clone());
-            }
-            Message::StdinEof(eof) => self.eof |= eof,
-            Message::Start(_) | Message::Attach(_) | Message::Resize(_) | Message::Signal(_) => {}
-        }
-        while self.bytes > STDIN_KEPT_MAX
-            && let Some(oldest) = self.kept.pop_front()
-        {
-            self.bytes -= oldest.len();
-        }
-    }
-
-    /// All from `offset` on; `None` when some of it is not kept any more.
-    fn from(&mut self, offset: u64) -> Option<Vec<Bytes>> {
-        if offset > self.end {
-            // Another caller wrote too, or an earlier run of ours: we go on behind that.
-            (self.end, self.bytes) = (offset, 0);
-            self.kept.clear();
-        }
-        let missing = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
-        let mut taken = self.bytes.checked_sub(missing)?;
-        let mut rest = Vec::new();
-        for bytes in &self.kept {
-            let part = taken.min(bytes.len());
-            taken -= part;
-            if part < bytes.len() {
-                rest.push(bytes.slice(part..));
-            }
-        }
-        Some(rest)
-    }
+    Ok(())
 }
 
 /// Where output goes: on at once, or into memory for `--json`.
@@ -384,32 +332,20 @@ async fn write(to: &mut File, bytes: &[u8]) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]
-    fn stdin_goes_on_from_where_it_was_taken() {
-        let mut stdin = Stdin { end: 10, ..Stdin::default() };
-        stdin.keep(&Message::Stdin(Bytes::from_static(b"hello ")));
-        stdin.keep(&Message::Stdin(Bytes::from_static(b"world")));
-        assert_eq!(stdin.from(13).expect("kept").concat(), b"lo world");
-        assert_eq!(stdin.from(21), Some(Vec::new()));
-        assert_eq!(stdin.from(9), None);
-        for _ in 0..100 {
-            stdin.keep(&Message::Stdin(Bytes::from(vec![0; 65536])));
-        }
-        assert!(stdin.bytes <= STDIN_KEPT_MAX && stdin.from(22).is_none());
-    }
-
-    #[test]
-    fn output_that_comes_again_is_dropped() {
+    fn a_first_look_takes_what_there_is_and_a_later_one_misses_nothing() {
         let output = Output { json: true, colour: false };
         let told = |stdout_offset| ExecStarted { stdout_offset, ..ExecStarted::default() };
-        let mut have = [10, 0];
-        let mut again = resume(&mut have, &told(8), true, output).expect("whole")[0];
-        assert_eq!(fresh(Bytes::from_static(b"abc"), &mut again), &b"c"[..]);
-        assert_eq!(fresh(Bytes::from_static(b"d"), &mut again), &b"d"[..]);
-        assert!(resume(&mut have, &told(11), true, output).is_err(), "some is missing");
-        resume(&mut have, &told(11), false, output).expect("a first look takes what there is");
-        assert_eq!(have[0], 11);
+        let mut have = [Received::default(); 2];
+        have[0].begin(10);
+        resume(&mut have, &told(8), true, output).expect("whole");
+        assert_eq!(have[0].fresh(Bytes::from_static(b"abc")).as_deref(), Some(&b"c"[..]));
+        assert!(resume(&mut have, &told(12), true, output).is_err(), "some is missing");
+        resume(&mut have, &told(12), false, output).expect("a first look takes what there is");
+        assert_eq!(have[0].bytes(), 12);
     }
 }

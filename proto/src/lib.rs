@@ -6,6 +6,7 @@
 pub mod id;
 pub mod name;
 pub mod reason;
+pub mod reattach;
 pub mod spec;
 
 /// `sandbox.v1`: the public API.

@@ -17,6 +17,7 @@ use futures_util::{Stream, StreamExt, stream};
 use proto::{
     id::Invalid,
     reason,
+    reattach::{Received, Sent},
     sandbox::v1::{
         ExecAttach, ExecRequest, ExecResponse, ExecStart, ExecStarted, WindowSize, exec_request,
         exec_response,
@@ -37,8 +38,6 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before each try to attach again.
 const AGAIN: Duration = Duration::from_millis(250);
-/// Stdin that is kept until it is known to be taken. What the connection holds on its way is less.
-const STDIN_KEPT_MAX: usize = 4 * 1024 * 1024;
 
 type Message = exec_request::Message;
 type ToCaller = mpsc::Sender<Result<ExecResponse, Error>>;
@@ -78,9 +77,9 @@ pub(super) struct Session {
     exec_id: String,
     /// The caller was told that it runs.
     started: bool,
-    stdout: Output,
-    stderr: Output,
-    stdin: Stdin,
+    stdout: Received,
+    stderr: Received,
+    stdin: Sent,
     /// The terminal's last size.
     window: Option<WindowSize>,
     /// Since when nothing was heard of the command.
@@ -95,9 +94,9 @@ impl Session {
             opening,
             exec_id: String::new(),
             started: false,
-            stdout: Output::default(),
-            stderr: Output::default(),
-            stdin: Stdin::default(),
+            stdout: Received::default(),
+            stderr: Received::default(),
+            stdin: Sent::default(),
             window: None,
             broken: None,
         }
@@ -157,8 +156,8 @@ impl Session {
                 Message::Attach(ExecAttach {
                     id: id.clone(),
                     exec_id: self.exec_id.clone(),
-                    stdout_offset: self.stdout.passed,
-                    stderr_offset: self.stderr.passed,
+                    stdout_offset: self.stdout.bytes(),
+                    stderr_offset: self.stderr.bytes(),
                 })
             }
         };
@@ -235,10 +234,10 @@ impl Session {
                             }
                         }
                         Some(exec_response::Message::Stdout(bytes)) => {
-                            self.stdout.pass(bytes).map(exec_response::Message::Stdout)
+                            self.stdout.fresh(bytes).map(exec_response::Message::Stdout)
                         }
                         Some(exec_response::Message::Stderr(bytes)) => {
-                            self.stderr.pass(bytes).map(exec_response::Message::Stderr)
+                            self.stderr.fresh(bytes).map(exec_response::Message::Stderr)
                         }
                         exit @ Some(exec_response::Message::Exit(_)) => exit,
                         // From a later version of the agent.
@@ -282,9 +281,9 @@ impl Session {
         if !self.started {
             self.started = true;
             self.exec_id.clone_from(&started.exec_id);
-            self.stdout.passed = started.stdout_offset;
-            self.stderr.passed = started.stderr_offset;
-            self.stdin.end = started.stdin_offset;
+            self.stdout.begin(started.stdout_offset);
+            self.stderr.begin(started.stderr_offset);
+            self.stdin.begin(started.stdin_offset);
             return Ok(Some(started));
         }
         let whole =
@@ -443,118 +442,5 @@ async fn next<S: Stream + Unpin>(input: &mut Option<&mut S>) -> Option<S::Item> 
     match input {
         Some(input) => input.next().await,
         None => std::future::pending().await,
-    }
-}
-
-/// One of the outputs.
-#[derive(Debug, Default)]
-struct Output {
-    /// Bytes that the caller has.
-    passed: u64,
-    /// Bytes that come once more and are dropped.
-    again: u64,
-}
-
-impl Output {
-    /// What comes next begins at `offset`. False when something is missing in between.
-    fn resume(&mut self, offset: u64) -> bool {
-        self.again = self.passed.saturating_sub(offset);
-        offset <= self.passed
-    }
-
-    /// What of `bytes` is new to the caller.
-    fn pass(&mut self, mut bytes: Bytes) -> Option<Bytes> {
-        let again = usize::try_from(self.again).unwrap_or(usize::MAX).min(bytes.len());
-        if again > 0 {
-            self.again -= again as u64;
-            drop(bytes.split_to(again));
-            if bytes.is_empty() {
-                return None;
-            }
-        }
-        self.passed += bytes.len() as u64;
-        Some(bytes)
-    }
-}
-
-/// The last of stdin, for a connection that breaks before it is taken.
-#[derive(Debug, Default)]
-struct Stdin {
-    /// Where the next byte of the caller stands.
-    end: u64,
-    kept: VecDeque<Bytes>,
-    bytes: usize,
-    eof: bool,
-}
-
-impl Stdin {
-    fn keep(&mut self, bytes: Bytes) {
-        self.end += bytes.len() as u64;
-        self.bytes += bytes.len();
-        self.kept.push_back(bytes);
-        while self.bytes > STDIN_KEPT_MAX
-            && let Some(oldest) = self.kept.pop_front()
-        {
-            self.bytes -= oldest.len();
-        }
-    }
-
-    /// All from `offset` on; `None` when some of it is not kept any more.
-    fn from(&mut self, offset: u64) -> Option<Vec<Bytes>> {
-        if offset > self.end {
-            // Another caller wrote too: ours go behind that.
-            (self.end, self.bytes) = (offset, 0);
-            self.kept.clear();
-        }
-        let missing = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
-        let mut taken = self.bytes.checked_sub(missing)?;
-        while let Some(first) = self.kept.front_mut()
-            && taken > 0
-        {
-            let part = taken.min(first.len());
-            drop(first.split_to(part));
-            taken -= part;
-            self.bytes -= part;
-            if first.is_empty() {
-                self.kept.pop_front();
-            }
-        }
-        Some(self.kept.iter().cloned().collect())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stdin_goes_on_from_where_it_was_taken() {
-        let mut stdin = Stdin { end: 100, ..Stdin::default() };
-        stdin.keep(Bytes::from_static(b"hello "));
-        stdin.keep(Bytes::from_static(b"world"));
-        assert_eq!(stdin.from(103).expect("kept").concat(), b"lo world");
-        assert_eq!(stdin.from(106).expect("kept").concat(), b"world");
-        assert_eq!(stdin.from(111), Some(Vec::new()));
-        assert_eq!(stdin.from(110), None, "it had said that it took that one");
-        assert_eq!(stdin.from(120), Some(Vec::new()), "another caller wrote");
-        stdin.keep(Bytes::from_static(b"x"));
-        assert_eq!(stdin.from(120).expect("kept").concat(), b"x");
-        for _ in 0..100 {
-            stdin.keep(Bytes::from(vec![0; 256 * 1024]));
-        }
-        assert!(stdin.bytes <= STDIN_KEPT_MAX && stdin.from(121).is_none());
-    }
-
-    #[test]
-    fn output_that_comes_again_is_dropped() {
-        let mut output = Output { passed: 10, again: 0 };
-        assert!(output.resume(7));
-        assert_eq!(output.pass(Bytes::from_static(b"ab")), None);
-        assert_eq!(output.pass(Bytes::from_static(b"cde")).as_deref(), Some(&b"de"[..]));
-        assert_eq!(output.pass(Bytes::from_static(b"f")).as_deref(), Some(&b"f"[..]));
-        assert_eq!(output.passed, 13);
-        assert!(!output.resume(14), "something is missing");
-        assert!(output.resume(13));
-        assert_eq!(output.pass(Bytes::new()).as_deref(), Some(&b""[..]), "a sign of life");
     }
 }

@@ -467,7 +467,11 @@ impl Running {
             return;
         }
         let ran = self.since.elapsed();
-        self.delay = if ran >= LONG_ENOUGH { DELAY_MIN } else { (self.delay * 2).clamp(DELAY_MIN, DELAY_MAX) };
+        self.delay = if ran >= LONG_ENOUGH {
+            DELAY_MIN
+        } else {
+            (self.delay * 2).clamp(DELAY_MIN, DELAY_MAX)
+        };
         let delay = if self.then == Then::Start { Duration::ZERO } else { self.delay };
         self.start_at = Some(Instant::now() + delay);
         self.state = State::Waiting;

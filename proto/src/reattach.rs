@@ -1,0 +1,168 @@
+//! Going on with a command's stream after its connection broke, for whoever holds one end of it:
+//! output that comes once more is dropped, stdin that was not taken is sent once more. Pure.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+/// Stdin that is kept until it is known to be taken, bytes. What a connection holds on its way is
+/// less.
+pub const STDIN_KEPT_MAX: usize = 4 * 1024 * 1024;
+
+/// One of a command's outputs, as far as it has been received.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes received.
+    bytes: u64,
+    /// Bytes that come once more and are dropped.
+    again: u64,
+}
+
+impl Received {
+    /// How much has been received, in bytes from the output's beginning.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What comes first begins at `offset`, whatever was before it.
+    pub fn begin(&mut self, offset: u64) {
+        *self = Self { bytes: offset, again: 0 };
+    }
+
+    /// What comes next begins at `offset`. False when something is missing in between.
+    #[must_use]
+    pub fn resume(&mut self, offset: u64) -> bool {
+        self.again = self.bytes.saturating_sub(offset);
+        offset <= self.bytes
+    }
+
+    /// What of `bytes` is new; `None` when all of it came before.
+    pub fn fresh(&mut self, mut bytes: Bytes) -> Option<Bytes> {
+        let again = usize::try_from(self.again).unwrap_or(usize::MAX).min(bytes.len());
+        if again > 0 {
+            self.again -= again as u64;
+            drop(bytes.split_to(again));
+            if bytes.is_empty() {
+                return None;
+            }
+        }
+        self.bytes += bytes.len() as u64;
+        Some(bytes)
+    }
+}
+
+/// The last of a command's stdin, for a connection that breaks before it is taken.
+#[derive(Debug, Default)]
+pub struct Sent {
+    /// Where the next byte stands.
+    end: u64,
+    kept: VecDeque<Bytes>,
+    bytes: usize,
+    /// Nothing follows.
+    pub eof: bool,
+}
+
+impl Sent {
+    /// What is sent first stands at `offset`.
+    pub fn begin(&mut self, offset: u64) {
+        (self.end, self.bytes) = (offset, 0);
+        self.kept.clear();
+    }
+
+    /// Keeps what is sent next. Beyond [`STDIN_KEPT_MAX`] the oldest is let go.
+    pub fn keep(&mut self, bytes: Bytes) {
+        self.end += bytes.len() as u64;
+        self.bytes += bytes.len();
+        self.kept.push_back(bytes);
+        while self.bytes > STDIN_KEPT_MAX
+            && let Some(oldest) = self.kept.pop_front()
+        {
+            self.bytes -= oldest.len();
+        }
+    }
+
+    /// All from `offset` on, which is what the command has taken; `None` when some of it is not
+    /// kept any more.
+    pub fn from(&mut self, offset: u64) -> Option<Vec<Bytes>> {
+        if offset > self.end {
+            // Another caller wrote too, or an earlier run of ours: we go on behind that.
+            self.begin(offset);
+        }
+        let missing = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
+        let mut taken = self.bytes.checked_sub(missing)?;
+        while let Some(first) = self.kept.front_mut()
+            && taken > 0
+        {
+            let part = taken.min(first.len());
+            drop(first.split_to(part));
+            taken -= part;
+            self.bytes -= part;
+            if first.is_empty() {
+                self.kept.pop_front();
+            }
+        }
+        Some(self.kept.iter().cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn stdin_goes_on_from_where_it_was_taken() {
+        let mut sent = Sent::default();
+        sent.begin(100);
+        sent.keep(Bytes::from_static(b"hello "));
+        sent.keep(Bytes::from_static(b"world"));
+        assert_eq!(sent.from(103).expect("kept").concat(), b"lo world");
+        assert_eq!(sent.from(106).expect("kept").concat(), b"world");
+        assert_eq!(sent.from(111), Some(Vec::new()));
+        assert_eq!(sent.from(110), None, "it had said that it took that one");
+        assert_eq!(sent.from(120), Some(Vec::new()), "another caller wrote");
+        sent.keep(Bytes::from_static(b"x"));
+        assert_eq!(sent.from(120).expect("kept").concat(), b"x");
+        for _ in 0..100 {
+            sent.keep(Bytes::from(vec![0; 256 * 1024]));
+        }
+        assert!(sent.bytes <= STDIN_KEPT_MAX && sent.from(121).is_none());
+    }
+
+    #[test]
+    fn output_that_comes_again_is_dropped() {
+        let mut output = Received::default();
+        output.begin(10);
+        assert!(output.resume(7));
+        assert_eq!(output.fresh(Bytes::from_static(b"ab")), None);
+        assert_eq!(output.fresh(Bytes::from_static(b"cde")).as_deref(), Some(&b"de"[..]));
+        assert_eq!(output.fresh(Bytes::from_static(b"f")).as_deref(), Some(&b"f"[..]));
+        assert_eq!(output.bytes(), 13);
+        assert!(!output.resume(14), "something is missing");
+        assert!(output.resume(13));
+        assert_eq!(output.fresh(Bytes::new()).as_deref(), Some(&b""[..]), "a sign of life");
+    }
+
+    proptest! {
+        /// However often the connection breaks and wherever, each byte comes once and in order.
+        #[test]
+        fn no_byte_is_lost_or_comes_twice(
+            whole in prop::collection::vec(any::<u8>(), 0..300),
+            breaks in prop::collection::vec((0..300_usize, 1..50_usize, 0..50_u64), 0..8),
+        ) {
+            let mut output = Received::default();
+            let mut got = Vec::new();
+            let mut from = 0_usize;
+            for (length, chunk, back) in breaks.into_iter().chain([(usize::MAX, 7, 0)]) {
+                prop_assert!(output.resume(from as u64));
+                let to = from.saturating_add(length).min(whole.len());
+                for bytes in whole[from..to].chunks(chunk) {
+                    got.extend(output.fresh(Bytes::copy_from_slice(bytes)).unwrap_or_default());
+                }
+                from = usize::try_from(output.bytes().saturating_sub(back)).expect("small");
+            }
+            prop_assert_eq!(got, whole);
+        }
+    }
+}
