@@ -37,7 +37,8 @@ impl Rpc {
     }
 
     pub(super) async fn check_node(&self) -> Result<wire::CheckResponse, Refusal> {
-        let (findings, sandboxes) = self.sandboxes.check().await;
+        let (mut findings, sandboxes) = self.sandboxes.check().await;
+        findings.extend(self.execs.check().await);
         let node = self.sandboxes.pve().node();
         let findings = findings.into_iter().map(|finding| Finding {
             invariant: finding.invariant.to_owned(),

@@ -28,7 +28,11 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(invariant: &'static str, subject: impl ToString, detail: impl Into<String>) -> Self {
+    pub(super) fn new(
+        invariant: &'static str,
+        subject: impl ToString,
+        detail: impl Into<String>,
+    ) -> Self {
         Self { invariant, subject: subject.to_string(), detail: detail.into() }
     }
 }

@@ -14,7 +14,7 @@ pub mod order;
 pub mod shims;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::Duration,
@@ -32,7 +32,7 @@ use tokio::{
     sync::{Mutex, Semaphore, mpsc},
 };
 
-use super::{Error, Sandboxes, Wake};
+use super::{Error, Sandboxes, Wake, check::Finding};
 use crate::{
     journal::Record,
     shim::client::{self, Attachment, Refused},
@@ -49,6 +49,9 @@ const OUTPUT_MESSAGES: usize = 8;
 const TITLE_MAX: usize = 200;
 /// Locks: shims of one sandbox are started one after another, of different ones mostly at once.
 const LOCKS: usize = 64;
+
+/// How long a shim may run after its sandbox has ended.
+const LINGER: Duration = Duration::from_secs(60);
 
 /// Runs commands. Clones share it.
 #[derive(Debug, Clone)]
@@ -71,6 +74,22 @@ impl Execs {
         let places = Arc::new(Semaphore::new(ATTACHED_MAX));
         let locks = (0..LOCKS).map(|_| Mutex::default()).collect();
         Self(Arc::new(Shared { sandboxes, shims, places, locks }))
+    }
+
+    /// I1: shims that have outlived their sandboxes, for longer than one takes to see that.
+    pub async fn check(&self) -> Vec<Finding> {
+        let sandboxes = &self.0.sandboxes;
+        let running = self.0.shims.running().await;
+        let ended: BTreeMap<_, _> =
+            sandboxes.ended().into_iter().map(|one| (one.id, one.ended_ms)).collect();
+        let live: BTreeSet<_> = sandboxes.live().into_iter().map(|record| record.id).collect();
+        let bound = u64::try_from(LINGER.as_millis()).unwrap_or(u64::MAX);
+        let late = |id: &SandboxId| {
+            let since = ended.get(id).copied().unwrap_or_default();
+            !live.contains(id) && sandboxes.now_ms().saturating_sub(since) > bound
+        };
+        let strays = running.into_iter().filter(late);
+        strays.map(|id| Finding::new("I1", id, "its shim runs, and it lives no more")).collect()
     }
 
     /// Starts a command and returns once it runs. One with an `exec_id` that was started before is

@@ -20,7 +20,7 @@ use crate::{
     pve::pct::Places,
     run,
     shim::{self, Options},
-    sys::image,
+    sys::{image, proc},
 };
 
 /// Ways to a sandbox's shim. The tests have one that serves in their own process.
@@ -31,6 +31,11 @@ pub trait Shims: Send + Sync + std::fmt::Debug {
 
     /// Starts a shim for this boot. The container has been found to be the sandbox's own.
     async fn start(&self, record: &Record) -> io::Result<UnixStream>;
+
+    /// Whose shims run, by the host's processes and not by what anybody remembers.
+    async fn running(&self) -> BTreeSet<SandboxId> {
+        BTreeSet::new()
+    }
 }
 
 /// A node without a way in: the simulation's.
@@ -94,9 +99,7 @@ impl ShimProcesses {
         for dir in [&self.sockets, &self.state] {
             for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
                 let path = entry.path();
-                let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-                let id = name.split('.').next().and_then(|name| name.parse::<SandboxId>().ok());
-                if id.is_some_and(|id| !live.contains(&id))
+                if owner(&path).is_some_and(|id| !live.contains(&id))
                     && let Err(error) = std::fs::remove_file(&path)
                 {
                     tracing::warn!(path = %path.display(), %error, "a file was not removed");
@@ -154,5 +157,56 @@ impl Shims for ShimProcesses {
         let line = ["/proc/self/exe", shim::COMMAND, &options].map(OsString::from);
         run::spawn_detached(&line, vec![listener.into(), self.image.try_clone()?])?;
         UnixStream::connect(&socket).await
+    }
+
+    async fn running(&self) -> BTreeSet<SandboxId> {
+        let root = self.places.proc.clone();
+        let processes = tokio::task::spawn_blocking(move || {
+            let mut processes = proc::processes(&root);
+            // A container can give its own any argv, so theirs do not count.
+            processes.retain(|process| proc::namespace_pids(&root, process.pid).len() == 1);
+            processes
+        });
+        let processes = processes.await.unwrap_or_default();
+        processes.iter().filter_map(|process| of_shim(&process.argv)).collect()
+    }
+}
+
+/// Whose shim has this command line, if it is a shim's.
+fn of_shim(argv: &[String]) -> Option<SandboxId> {
+    let [_, command, options] = argv else { return None };
+    let options: Options =
+        serde_json::from_str(options).ok().filter(|_| command == shim::COMMAND)?;
+    owner(&options.socket)
+}
+
+/// Whose file it is, by its name.
+fn owner(path: &Path) -> Option<SandboxId> {
+    path.file_name()?.to_str()?.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_is_told_by_its_command_line() {
+        let id = "pvelxc-01k8aaovkbf15qqshbais28viu";
+        let options = Options {
+            vmid: 100,
+            socket: format!("/run/pve-sandbox/shim/{id}.1.sock").into(),
+            dir: "/var/lib/x".into(),
+            ids: "/var/lib/x/y.ids".into(),
+            enter: Vec::new(),
+            places: Places::default(),
+        };
+        let line =
+            ["/proc/self/exe", shim::COMMAND, &serde_json::to_string(&options).expect("fits")];
+        let argv = line.map(String::from);
+        assert_eq!(of_shim(&argv).map(|id| id.to_string()).as_deref(), Some(id));
+        assert_eq!(of_shim(&argv[..2]), None);
+        let other = [argv[0].clone(), "run".into(), argv[2].clone()];
+        assert_eq!(of_shim(&other), None);
+        assert_eq!(of_shim(&[argv[0].clone(), argv[1].clone(), "{}".into()]), None);
     }
 }

@@ -3,7 +3,10 @@
 use proto::{id::SandboxRef, reason};
 
 use super::*;
-use crate::pve::ErrorKind;
+use crate::{
+    pve::ErrorKind,
+    sandbox::exec::{Execs, shims::Shims},
+};
 
 #[tokio::test(start_paused = true)]
 async fn stop_and_start_are_idempotent_and_count_boots() {
@@ -216,4 +219,39 @@ async fn pages_hold_everything_once() {
         }
     }
     assert_eq!(seen, [1, 2, 3, 4, 5].map(id));
+}
+
+/// The shims of these sandboxes run.
+#[derive(Debug)]
+struct Run(std::collections::BTreeSet<SandboxId>);
+
+#[async_trait::async_trait]
+impl Shims for Run {
+    async fn find(&self, _: &Record) -> Option<tokio::net::UnixStream> {
+        None
+    }
+
+    async fn start(&self, _: &Record) -> std::io::Result<tokio::net::UnixStream> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    async fn running(&self) -> std::collections::BTreeSet<SandboxId> {
+        self.0.clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shim_that_outlives_its_sandbox_is_found() {
+    let node = Node::new().await;
+    node.running(1).await;
+    let shims = Arc::new(Run([id(1), id(2)].into()));
+    let execs = Execs::new(Arc::clone(&node.sandboxes), shims);
+    let subjects = |findings: Vec<super::super::check::Finding>| -> Vec<String> {
+        findings.into_iter().map(|finding| finding.subject).collect()
+    };
+    assert_eq!(subjects(execs.check().await), [id(2).to_string()], "nobody knows that one");
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    assert_eq!(subjects(execs.check().await), [id(2).to_string()], "it has time to see that");
+    node.clock.forward(Duration::from_secs(61));
+    assert_eq!(subjects(execs.check().await), [id(1).to_string(), id(2).to_string()]);
 }
