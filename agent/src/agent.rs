@@ -11,6 +11,7 @@ use tokio_stream::Stream;
 
 use crate::{
     clock::Clock,
+    expire::Expiry,
     journal::Journal,
     load::HostLoad,
     pve::Pve,
@@ -79,6 +80,7 @@ impl Agent {
         tasks.spawn(sample(host_load, sampled, tasks.clone()));
         let reporter = Reporter::new(Arc::clone(&sandboxes), host);
         let execs = Execs::new(Arc::clone(&sandboxes), shims);
+        tasks.spawn(Expiry::new(Arc::clone(&sandboxes), execs.clone()).run());
         let rpc = Rpc::new(Arc::clone(&sandboxes), execs, reporter);
         Ok(Self { sandboxes, rpc, tasks, waker })
     }

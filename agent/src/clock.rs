@@ -1,11 +1,71 @@
 //! The wall clock, passed in: a simulation brings its own. Waiting goes by tokio's time.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::OnceLock,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// How long after a boot the wall clock may still be wrong: a node without a battery asks the
+/// network for the time first.
+const GRACE: Duration = Duration::from_secs(5 * 60);
 
 /// Says what time it is, and nothing else.
 pub trait Clock: Send + Sync + std::fmt::Debug {
     /// Milliseconds since 1970.
     fn now_ms(&self) -> u64;
+
+    /// Now, by both clocks. One that never jumps has no need of a second.
+    fn moment(&self) -> Moment {
+        Moment { wall_ms: self.now_ms(), boot: "-".into(), up_ms: self.now_ms() }
+    }
+}
+
+/// A moment by the wall clock, and by the clock that only goes forward from the boot of the host.
+/// Between two of one boot the second decides, so that a wall clock that jumps changes nothing;
+/// across a boot there is only the wall clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Milliseconds since 1970; 0: nobody knows.
+    pub wall_ms: u64,
+    /// Boot that `up_ms` is of.
+    pub boot: String,
+    /// Milliseconds since that boot, with those that the host slept.
+    pub up_ms: u64,
+}
+
+impl Moment {
+    /// So much later.
+    #[must_use]
+    pub fn after(&self, time: Duration) -> Self {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            wall_ms: self.wall_ms.saturating_add(ms),
+            boot: self.boot.clone(),
+            up_ms: self.up_ms.saturating_add(ms),
+        }
+    }
+
+    /// How long ago it was at `now`: nothing when it lies ahead, or when it cannot be said yet.
+    pub fn ago(&self, now: &Self) -> Duration {
+        let ms = if self.boot == now.boot {
+            now.up_ms.saturating_sub(self.up_ms)
+        } else if self.wall_ms == 0 || Duration::from_millis(now.up_ms) < GRACE {
+            0
+        } else {
+            now.wall_ms.saturating_sub(self.wall_ms)
+        };
+        Duration::from_millis(ms)
+    }
+
+    /// True when it is there or past.
+    pub fn reached(&self, now: &Self) -> bool {
+        if self.boot == now.boot {
+            return self.up_ms <= now.up_ms;
+        }
+        Duration::from_millis(now.up_ms) >= GRACE && self.wall_ms <= now.wall_ms
+    }
 }
 
 /// The host's clock.
@@ -17,5 +77,62 @@ impl Clock for SystemClock {
     fn now_ms(&self) -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn moment(&self) -> Moment {
+        let up = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+        let up = up.map(Duration::from).unwrap_or_default();
+        Moment {
+            wall_ms: self.now_ms(),
+            boot: boot_id().to_owned(),
+            up_ms: u64::try_from(up.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// The kernel's name of this boot.
+fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        text.unwrap_or_default().trim().to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(wall_s: u64, boot: &str, up_s: u64) -> Moment {
+        Moment { wall_ms: wall_s * 1000, boot: boot.into(), up_ms: up_s * 1000 }
+    }
+
+    #[test]
+    fn within_a_boot_a_jump_of_the_wall_clock_changes_nothing() {
+        let then = at(10_000, "a", 100).after(Duration::from_secs(60));
+        for wall_s in [0, 6_400, 10_060, 13_600] {
+            assert!(!then.reached(&at(wall_s, "a", 159)), "{wall_s}");
+            assert!(then.reached(&at(wall_s, "a", 160)), "{wall_s}");
+            assert_eq!(then.ago(&at(wall_s, "a", 163)), Duration::from_secs(3));
+        }
+        assert_eq!(then.ago(&at(13_600, "a", 100)), Duration::ZERO, "it lies ahead");
+    }
+
+    #[test]
+    fn across_a_boot_the_wall_clock_decides_once_it_can_be_trusted() {
+        let then = at(10_060, "a", 160);
+        assert!(!then.reached(&at(20_000, "b", 299)), "it may not have been set yet");
+        assert!(then.reached(&at(20_000, "b", 300)));
+        assert!(!then.reached(&at(10_059, "b", 300)));
+        assert_eq!(then.ago(&at(10_070, "b", 300)), Duration::from_secs(10));
+        assert_eq!(then.ago(&at(10_070, "b", 1)), Duration::ZERO);
+        assert_eq!(Moment::default().ago(&at(10_070, "b", 300)), Duration::ZERO, "unknown");
+    }
+
+    #[test]
+    fn the_host_has_both_clocks() {
+        let now = SystemClock.moment();
+        assert!(now.wall_ms > 0 && now.up_ms > 0 && now.boot.len() == 36, "{now:?}");
+        assert!(now.reached(&SystemClock.moment()));
     }
 }

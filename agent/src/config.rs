@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{id::Vmid, name::NodeName};
+use proto::{id::Vmid, lifetime::Wish, name::NodeName};
 
 pub use file::{File, Ingress, Limits, Load, Probe, Template, Tls};
 pub use network::Network;
@@ -22,7 +22,7 @@ pub use pool::Pool;
 use crate::{
     detect::{self, Roots},
     pve::pct::Places,
-    sandbox::exec::shims::Backend,
+    sandbox::{Lifetimes, exec::shims::Backend},
 };
 
 /// Where a value comes from.
@@ -155,6 +155,8 @@ pub struct Config {
     pub templates: Vec<Template>,
     /// Bounds.
     pub limits: Limits,
+    /// How long sandboxes live.
+    pub lifetimes: Lifetimes,
     /// How a shim gets into its sandbox.
     pub exec_backend: Backend,
     /// Where the load is read.
@@ -281,6 +283,7 @@ impl Config {
         from.show("ingress.domain", domain.as_ref());
         ingress.domain = domain.map(|domain| domain.value);
         check_templates(&mut from, &file.template);
+        let lifetimes = lifetimes(&mut from, &file.lifetime);
 
         let (Some(node), Some(vmids), Some(network), Some(storage), []) =
             (node, vmids, network, storage, from.mistakes.as_slice())
@@ -310,6 +313,7 @@ impl Config {
             quarantine,
             templates: file.template,
             limits,
+            lifetimes,
             exec_backend: file.exec_backend,
             load,
             ingress,
@@ -320,6 +324,27 @@ impl Config {
     /// What was chosen, and why.
     pub fn settings(&self) -> &[Setting] {
         &self.settings
+    }
+}
+
+fn lifetimes(from: &mut Sources<'_>, file: &file::Lifetime) -> Lifetimes {
+    if (1..proto::lifetime::IDLE_MIN.as_secs()).contains(&file.idle_s) {
+        from.mistake("lifetime.idle_s", "must be 10 or more; 0 is never");
+    }
+    let exempt = file.exemption().unwrap_or_else(|why| {
+        from.mistake("lifetime.exempt", why);
+        None
+    });
+    Lifetimes {
+        default: Wish {
+            ttl: Some(Duration::from_secs(file.ttl_s)),
+            ttl_action: Some(file.ttl_action),
+            idle: Some(Duration::from_secs(file.idle_s)),
+            idle_action: Some(file.idle_action),
+        },
+        paused_max: Duration::from_secs(file.paused_max_s),
+        stopped_max: Duration::from_secs(file.stopped_max_s),
+        exempt,
     }
 }
 

@@ -26,6 +26,7 @@ pub mod agent;
 pub mod clock;
 pub mod config;
 pub mod detect;
+pub mod expire;
 pub mod ingress;
 pub mod journal;
 pub mod load;

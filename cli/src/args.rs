@@ -1,11 +1,13 @@
 //! What can be typed. The help texts here are also the man pages.
 
+mod lifetime;
 mod values;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as Group, Parser, Subcommand};
 
+pub use lifetime::Lifetime;
 pub use values::{Pair, Place, Service, SignalNumber};
 use values::{duration, switch};
 
@@ -157,6 +159,8 @@ pub enum Verb {
     Resume(Resume),
     /// Say what wakes a sandbox when it is paused, or show it
     WakeOn(WakeOn),
+    /// Say how long a sandbox lives, or show it
+    Lifetime(SetLifetime),
     /// Show what sandboxes use, each second
     Top(Top),
     /// Delete sandboxes, for good
@@ -267,6 +271,24 @@ pub struct WakeOn {
     pub ssh: Option<bool>,
 }
 
+/// `lifetime`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl lifetime ID                        show when it expires
+  sandboxctl lifetime ID --ttl 2h               two hours from now on
+  sandboxctl lifetime ID --ttl never --idle 30m --idle-action pause
+
+What is not named stays as it is. A node keeps to these rules whether or not the controller is there.
+What was paused or stopped by its ttl gets as much time again when it is resumed or started.")]
+pub struct SetLifetime {
+    /// `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
+    pub id: String,
+    /// The rules.
+    #[command(flatten)]
+    pub lifetime: Lifetime,
+}
+
 /// `top`.
 #[derive(Debug, Group)]
 #[command(after_help = "\
@@ -310,6 +332,9 @@ pub struct Wanted {
     /// Ask a DHCP server on the node's bridge for the address
     #[arg(long)]
     pub dhcp: bool,
+    /// How long it lives.
+    #[command(flatten)]
+    pub lifetime: Lifetime,
 }
 
 /// `create`.
@@ -319,6 +344,7 @@ Examples:
   sandboxctl create --snapshot pvelxc_4vcpu_6gb_32gb_v1 --cpus 2 --memory 2048
   sandboxctl create --expose web=8080 --env RUST_LOG=debug --meta user=ada
   sandboxctl create --count 6
+  sandboxctl create --ttl 8h --ttl-action delete --idle 30m
   sandboxctl create --request-id build-117      run it twice: still one sandbox")]
 pub struct Create {
     /// What to create.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::Invalid,
+    lifetime::Wish,
     name::{NodeName, Port, RequestId, ServiceName, SnapshotId},
     sandbox::v1 as wire,
 };
@@ -87,6 +88,8 @@ pub struct Spec {
     pub services: BTreeMap<ServiceName, Port>,
     /// Node that it must be on.
     pub node: Option<NodeName>,
+    /// How long it lives.
+    pub lifetime: Wish,
 }
 
 impl TryFrom<&wire::CreateSandboxRequest> for Spec {
@@ -120,6 +123,12 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
             env: request.env.clone(),
             network,
             services: services(&request.services)?,
+            lifetime: request
+                .lifetime
+                .as_ref()
+                .map(Wish::try_from)
+                .transpose()?
+                .unwrap_or_default(),
             node: (!request.node.is_empty()).then(|| request.node.parse()).transpose()?,
         })
     }

@@ -90,6 +90,8 @@ impl Routes for Table {
     }
 
     /// In a moment, as a thaw takes one.
+    fn used(&self, _: &SandboxId) {}
+
     async fn wake(&self, sandbox: SandboxRef) {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let SandboxRef::Vmid(vmid) = sandbox else { return };

@@ -15,7 +15,7 @@ use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
     cluster::{Cluster, FOREIGN, vmid},
-    story::Memory,
+    story::{MORTAL, Memory},
 };
 
 /// After the last fault everything converges within this: I9. An operation that hangs is given up
@@ -80,7 +80,11 @@ async fn wrong(cluster: &Cluster, memory: &Memory) -> Vec<String> {
     }
     for (key, known) in memory {
         let Some(id) = &known.id else { continue };
-        if known.acked && known.deleted.is_none() && !records.contains_key(id) {
+        let mortal = key.starts_with(MORTAL);
+        if mortal && records.contains_key(id) {
+            wrong.push(format!("I9: {id} has outlived its time"));
+        }
+        if known.acked && known.deleted.is_none() && !mortal && !records.contains_key(id) {
             wrong.push(format!("I2: {key} was acked as {id} and is gone"));
         }
         if known.deleted == Some(true) && records.contains_key(id) {

@@ -14,7 +14,7 @@ use agent::{
         ContainerConfig, Pve,
         fake::{FakeCluster, Pace},
     },
-    sandbox::{Bridge, Limits, Options, Probe, Template},
+    sandbox::{Bridge, Lifetimes, Limits, Options, Probe, Template},
 };
 use controller::{
     Controller,
@@ -222,5 +222,6 @@ fn options(number: u8) -> Options {
             dhcp: false,
         },
         limits: Limits::default(),
+        lifetimes: Lifetimes::default(),
     }
 }

@@ -8,8 +8,9 @@ use agent::pve::{
     fake::{Fault, Op, Trouble},
 };
 use proto::sandbox::v1::{
-    CreateSandboxRequest, DeleteSandboxRequest, PauseSandboxRequest, Phase, ResumeSandboxRequest,
-    StartSandboxRequest, StopSandboxRequest, sandbox_service_client::SandboxServiceClient,
+    CreateSandboxRequest, DeleteSandboxRequest, ExpiryAction, Lifetime, PauseSandboxRequest, Phase,
+    ResumeSandboxRequest, StartSandboxRequest, StopSandboxRequest,
+    sandbox_service_client::SandboxServiceClient,
 };
 use tonic::{Request, metadata::MetadataValue};
 
@@ -64,6 +65,11 @@ pub(crate) struct Known {
     pub(crate) deleted: Option<bool>,
 }
 
+/// Requests of sandboxes that delete themselves begin so.
+pub(crate) const MORTAL: &str = "mortal";
+/// When they do.
+const TTL: Duration = Duration::from_secs(90);
+
 /// The callers' memory, by request_id.
 pub(crate) type Memory = BTreeMap<String, Known>;
 
@@ -79,6 +85,7 @@ pub(crate) async fn tell(seed: u64) -> Told {
                 // Now and then the same request again, as a caller does that got no answer.
                 let key = match chance.pick(&memory.keys().cloned().collect::<Vec<_>>()) {
                     Some(key) if chance.percent(20) => key.clone(),
+                    _ if chance.percent(20) => format!("{MORTAL}{step}"),
                     _ => format!("r{step}"),
                 };
                 memory.entry(key.clone()).or_default();
@@ -217,6 +224,11 @@ fn create(cluster: &Cluster, key: String) -> impl Future<Output = Done> + Send +
         let message = CreateSandboxRequest {
             request_id: key.clone(),
             snapshot_id: SNAPSHOT.into(),
+            lifetime: key.starts_with(MORTAL).then(|| Lifetime {
+                ttl: prost_types::Duration::try_from(TTL).ok(),
+                ttl_action: ExpiryAction::Delete.into(),
+                ..Lifetime::default()
+            }),
             ..CreateSandboxRequest::default()
         };
         match api.create_sandbox(authorised(&token, message)).await {

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use proto::{
     id::Vmid,
+    lifetime::Action,
     name::{NodeName, Port, SnapshotId},
 };
 use serde::Deserialize;
@@ -36,6 +37,8 @@ pub struct File {
     pub template: Vec<Template>,
     /// Bounds.
     pub limits: Limits,
+    /// How long sandboxes live.
+    pub lifetime: Lifetime,
     /// How commands get into sandboxes: `lxc`, or `pct` where lxc-attach must not be used by hand.
     pub exec_backend: Backend,
     /// Where the load is read.
@@ -201,6 +204,40 @@ impl Default for Limits {
             stop_s: 60,
             destroy_s: 60,
             turn_s: 180,
+        }
+    }
+}
+
+/// How long sandboxes live where nobody says so, and how long they are kept. 0 is for ever.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lifetime {
+    /// Time to live of a sandbox that asks for none, seconds.
+    pub ttl_s: u64,
+    /// What is done then.
+    pub ttl_action: Action,
+    /// Time without use that counts as idle, seconds; at least 10.
+    pub idle_s: u64,
+    /// What is done then.
+    pub idle_action: Action,
+    /// What has been paused for so many seconds is stopped.
+    pub paused_max_s: u64,
+    /// What has been stopped for so many seconds is deleted.
+    pub stopped_max_s: u64,
+    /// Metadata that exempts a sandbox from the last two: `key=value`.
+    pub exempt: String,
+}
+
+impl Lifetime {
+    /// Key and value of `exempt`.
+    ///
+    /// # Errors
+    /// A sentence, when it is neither empty nor such a pair.
+    pub fn exemption(&self) -> Result<Option<(String, String)>, &'static str> {
+        match self.exempt.split_once('=') {
+            None if self.exempt.is_empty() => Ok(None),
+            Some((key, value)) if !key.is_empty() => Ok(Some((key.into(), value.into()))),
+            None | Some(_) => Err("must be key=value, or empty"),
         }
     }
 }

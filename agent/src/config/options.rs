@@ -46,6 +46,7 @@ impl Config {
                 destroy: Duration::from_secs(limits.destroy_s),
                 turn: Duration::from_secs(limits.turn_s),
             },
+            lifetimes: self.lifetimes.clone(),
         }
     }
 

@@ -85,6 +85,9 @@ pub trait Routes: Send + Sync + std::fmt::Debug {
     /// The owner of a sandbox that lives on another node, or did.
     async fn owner(&self, sandbox: SandboxRef) -> Owner;
 
+    /// A request goes to this sandbox of this node.
+    fn used(&self, sandbox: &SandboxId);
+
     /// Wakes a paused sandbox of this node for a request; when this ends it can be looked at again.
     async fn wake(&self, sandbox: SandboxRef);
 }

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use proto::id::SandboxRef;
+use proto::id::{SandboxId, SandboxRef};
 
 use super::{Owner, Routes, State, Target, owners::Owners};
 use crate::{
@@ -37,6 +37,10 @@ impl Routes for NodeRoutes {
 
     async fn owner(&self, sandbox: SandboxRef) -> Owner {
         self.owners.of(sandbox).await
+    }
+
+    fn used(&self, sandbox: &SandboxId) {
+        self.sandboxes.used(sandbox);
     }
 
     async fn wake(&self, sandbox: SandboxRef) {

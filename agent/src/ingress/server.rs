@@ -188,7 +188,12 @@ impl Ingress {
         };
         match decide::decide(name, via, local.as_ref(), &owner) {
             Verdict::Local { upstream, host } => match self.probe.ask(upstream).await {
-                Answer::Open => self.go("local", upstream, &host),
+                Answer::Open => {
+                    if let Some(target) = &local {
+                        self.routes.used(&target.id);
+                    }
+                    self.go("local", upstream, &host)
+                }
                 answer @ (Answer::Refused | Answer::Silent | Answer::Busy) => {
                     not_open(answer, upstream.port())
                 }

@@ -8,9 +8,10 @@ use proto::{
 };
 
 use super::{
-    Error, Failure, Intent, Journal, MemoryJournal, Phase, Pools, Record, SqliteJournal, WakeOn,
-    memory::SoundDisk,
+    Error, Failure, Intent, Journal, Lifetime, MemoryJournal, Phase, Pools, Record, SqliteJournal,
+    WakeOn, memory::SoundDisk,
 };
+use crate::clock::Moment;
 
 pub(crate) fn vmid(number: u32) -> Vmid {
     Vmid::try_from(number).expect("in range")
@@ -51,6 +52,9 @@ pub(crate) fn record(number: u8) -> Record {
         started_ms: 0,
         ended_ms: 0,
         wake_on: WakeOn::default(),
+        lifetime: Lifetime::default(),
+        since: Moment::default(),
+        cause: String::new(),
         failure: None,
         revision: 0,
     }

@@ -13,7 +13,7 @@ pub mod sqlite;
 
 use proto::id::{SandboxId, Vmid};
 
-pub use record::{Failure, Phase, Record, WakeOn};
+pub use record::{Failure, Lifetime, Phase, Record, WakeOn};
 
 pub use memory::MemoryJournal;
 pub use sqlite::SqliteJournal;

@@ -1,15 +1,16 @@
 //! What the journal keeps of one sandbox: the truth about it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use proto::{
     id::{SandboxId, Vmid},
+    lifetime::{Action, Wish},
     name::{Port, RequestId, ServiceName, SnapshotId, Team},
     spec::{Network, Size},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::pve::Mark;
+use crate::{clock::Moment, pve::Mark};
 
 /// Where a sandbox is in its life. What is wanted follows from it: CREATING wants to run or to be
 /// undone, DELETING wants to be gone.
@@ -61,6 +62,45 @@ impl Default for WakeOn {
     /// What a sandbox is used by; nothing asks for `ssh` yet.
     fn default() -> Self {
         Self { http: true, ssh: false, exec: true }
+    }
+}
+
+/// How long a sandbox lives, complete.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lifetime {
+    /// Time to live, milliseconds; 0: for ever. What was paused or stopped by it gets as much again.
+    pub ttl_ms: u64,
+    /// What is done then.
+    pub ttl_action: Action,
+    /// When it expires, or did.
+    pub expires: Option<Moment>,
+    /// Time without use that counts as idle, milliseconds; 0: never.
+    pub idle_ms: u64,
+    /// What is done then.
+    pub idle_action: Action,
+}
+
+impl Lifetime {
+    /// With what `wish` changes, from `now` on.
+    #[must_use]
+    pub fn with(mut self, wish: &Wish, now: &Moment) -> Self {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        if let Some(ttl) = wish.ttl {
+            self.ttl_ms = ms(ttl);
+            self.expires = (!ttl.is_zero()).then(|| now.after(ttl));
+        }
+        self.ttl_action = wish.ttl_action.unwrap_or(self.ttl_action);
+        self.idle_ms = wish.idle.map_or(self.idle_ms, ms);
+        self.idle_action = wish.idle_action.unwrap_or(self.idle_action);
+        self
+    }
+
+    /// It runs again: an expiry that has been seen to begins anew.
+    pub fn renew(&mut self, now: &Moment) {
+        if self.expires.as_ref().is_some_and(|expiry| expiry.reached(now)) {
+            self.expires = Some(now.after(Duration::from_millis(self.ttl_ms)));
+        }
     }
 }
 
@@ -121,6 +161,15 @@ pub struct Record {
     /// What wakes it when it is paused. Records of before there was such a thing have none.
     #[serde(default)]
     pub wake_on: WakeOn,
+    /// How long it lives.
+    #[serde(default)]
+    pub lifetime: Lifetime,
+    /// When its phase last changed; unknown in records of before there was such a thing.
+    #[serde(default)]
+    pub since: Moment,
+    /// Why it did, if nobody asked for it: a word of `sandbox::Cause`.
+    #[serde(default)]
+    pub cause: String,
     /// Why the last operation failed.
     pub failure: Option<Failure>,
     /// The journal's revision of this version of the record; set by the journal.

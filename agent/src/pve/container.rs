@@ -76,6 +76,34 @@ pub fn frozen(cgroup_root: &Path, vmid: Vmid) -> bool {
     Freezer::of(cgroup_root, vmid).iter().any(Freezer::frozen)
 }
 
+/// True when an established TCP connection of this process's network namespace has its other end
+/// elsewhere.
+pub fn connected(proc: &Path, pid: u32) -> bool {
+    let read = |table: &str| {
+        fs::read_to_string(proc.join(pid.to_string()).join("net").join(table)).unwrap_or_default()
+    };
+    ["tcp", "tcp6"].iter().any(|table| has_connection(&read(table)))
+}
+
+/// The same of one of the kernel's tables.
+fn has_connection(table: &str) -> bool {
+    table.lines().skip(1).any(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(2);
+        let (Some(remote), Some(state)) = (fields.next(), fields.next()) else { return false };
+        // Words in the host's byte order, so on a PVE node the last byte of an IPv4 comes first.
+        let address = remote.split(':').next().unwrap_or_default();
+        let v4 = |word: &str| word.ends_with("7F");
+        let loopback = match address.len() {
+            8 => v4(address),
+            _ => {
+                address == "00000000000000000000000001000000"
+                    || address.strip_prefix("0000000000000000FFFF0000").is_some_and(v4)
+            }
+        };
+        state == "01" && !loopback
+    })
+}
+
 /// Addresses in the network namespace of a process, but for loopback's.
 pub fn addresses(proc: &Path, pid: u32) -> Vec<Ipv4Addr> {
     let path = proc.join(pid.to_string()).join("net/fib_trie");
@@ -119,6 +147,24 @@ Local:
         |-- 127.0.0.1
            /32 host LOCAL
 ";
+
+    #[test]
+    fn a_connection_counts_when_its_other_end_is_elsewhere() {
+        let row = |remote: &str, state: &str| {
+            format!(
+                "  sl  local_address rem_address   st tx_queue\n   0: 0764640A:1F40 {remote} {state} 0\n"
+            )
+        };
+        assert!(has_connection(&row("0164640A:C350", "01")), "established, from 10.100.100.1");
+        assert!(!has_connection(&row("0164640A:C350", "06")), "TIME_WAIT");
+        assert!(!has_connection(&row("00000000:0000", "0A")), "listening");
+        assert!(!has_connection(&row("0100007F:C350", "01")), "with itself");
+        assert!(!has_connection(&row("00000000000000000000000001000000:50", "01")));
+        assert!(!has_connection(&row("0000000000000000FFFF00000100007F:50", "01")));
+        assert!(has_connection(&row("0000000000000000FFFF00000164640A:50", "01")));
+        assert!(has_connection(&row("B80D0120000000000000000001000000:50", "01")));
+        assert!(!has_connection("") && !has_connection("a\nb\n"));
+    }
 
     fn vmid(number: u32) -> Vmid {
         Vmid::try_from(number).expect("in range")

@@ -198,14 +198,28 @@ impl FakeCluster {
 
     /// Adds a stopped container, or a virtual machine, that is not the agent's doing.
     pub fn add_guest(&self, node: &NodeName, vmid: Vmid, config: ContainerConfig, is_vm: bool) {
-        let guest =
-            Guest { node: node.clone(), config, is_vm, pid: None, up_at: None, frozen: false };
+        let guest = Guest {
+            node: node.clone(),
+            config,
+            is_vm,
+            pid: None,
+            up_at: None,
+            frozen: false,
+            connected: false,
+        };
         self.0.world().guests.insert(vmid, guest);
     }
 
     /// Every guest.
     pub fn guests(&self) -> BTreeMap<Vmid, Guest> {
         self.0.world().guests.clone()
+    }
+
+    /// Somebody connects to this container, or nobody is any more.
+    pub fn connect(&self, vmid: Vmid, connected: bool) {
+        if let Some(guest) = self.0.world().guests.get_mut(&vmid) {
+            guest.connected = connected;
+        }
     }
 
     /// Changes a guest's config as an operator would.
@@ -479,6 +493,11 @@ impl Pve for FakePve {
             frozen: guest.frozen,
             ..Usage::default()
         })
+    }
+
+    async fn connected(&self, vmid: Vmid) -> bool {
+        let world = self.shared.world();
+        world.container(&self.node, vmid).is_some_and(|guest| guest.connected)
     }
 
     async fn processes(&self, _: Vmid) -> Vec<u32> {

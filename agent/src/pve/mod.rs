@@ -255,6 +255,9 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// What a container uses; `None` when it does not run.
     async fn usage(&self, vmid: Vmid) -> Option<Usage>;
 
+    /// True when the container has an open TCP connection with somebody outside of it.
+    async fn connected(&self, vmid: Vmid) -> bool;
+
     /// Pids of all that runs in the container, in this host's pid namespace.
     async fn processes(&self, vmid: Vmid) -> Vec<u32>;
 

@@ -485,6 +485,15 @@ impl Pve for Pct {
         read.await.ok().flatten()
     }
 
+    async fn connected(&self, vmid: Vmid) -> bool {
+        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let pid = container::init_pid(&proc, &cgroup_root, vmid)?;
+            Some(container::connected(&proc, pid))
+        });
+        read.await.ok().flatten().unwrap_or(false)
+    }
+
     async fn processes(&self, vmid: Vmid) -> Vec<u32> {
         let root = self.0.places.cgroup_root.clone();
         // A container may hold thousands of cgroups.

@@ -6,7 +6,7 @@ use proto::{agent::v1 as agent, id::Invalid, name::NodeName, sandbox::v1 as wire
 
 use super::SILENCE_MAX;
 use crate::{
-    journal::{Phase, Record},
+    journal::{Lifetime, Phase, Record},
     sandbox::Order,
 };
 
@@ -77,6 +77,19 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
             ssh: record.wake_on.ssh,
             exec: record.wake_on.exec,
         }),
+        cause: record.cause.clone(),
+        expires_at: record.lifetime.expires.as_ref().map(|at| timestamp(at.wall_ms)),
+        lifetime: Some(lifetime(&record.lifetime)),
+    }
+}
+
+fn lifetime(lifetime: &Lifetime) -> wire::Lifetime {
+    let duration = |ms| prost_types::Duration::try_from(Duration::from_millis(ms)).ok();
+    wire::Lifetime {
+        ttl: duration(lifetime.ttl_ms),
+        ttl_action: wire::ExpiryAction::from(lifetime.ttl_action).into(),
+        idle: duration(lifetime.idle_ms),
+        idle_action: wire::ExpiryAction::from(lifetime.idle_action).into(),
     }
 }
 

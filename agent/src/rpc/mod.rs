@@ -254,6 +254,13 @@ impl AgentService for Rpc {
         self.call(self.wake_on(request.into_inner())).await
     }
 
+    async fn set_lifetime(
+        &self,
+        request: Request<wire::SetLifetimeRequest>,
+    ) -> Result<Response<wire::SetLifetimeResponse>, Status> {
+        self.call(self.lifetime(request.into_inner())).await
+    }
+
     async fn control_exec(
         &self,
         request: Request<wire::ControlExecRequest>,

@@ -1,9 +1,10 @@
-//! Pausing, resuming, waking, and what sandboxes use.
+//! Pausing, resuming, waking, lifetimes, and what sandboxes use.
 
 use daemon::status::Refusal;
 use proto::{
     agent::v1 as wire,
     id::{Invalid, SandboxId, SandboxRef},
+    lifetime::Wish,
     sandbox::v1::Usage,
 };
 
@@ -47,6 +48,18 @@ impl Rpc {
         let record =
             self.sandboxes.set_wake_on(&id, wake_on_of(&wake_on)).await.map_err(refusal)?;
         Ok(wire::SetWakeOnResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) async fn lifetime(
+        &self,
+        request: wire::SetLifetimeRequest,
+    ) -> Result<wire::SetLifetimeResponse, Refusal> {
+        let id = request.id.parse()?;
+        let asked = request.lifetime.ok_or_else(|| Invalid::new("lifetime", "must be given"))?;
+        let wish = Wish::try_from(&asked)?;
+        self.fence(request.epoch).await?;
+        let record = self.sandboxes.set_lifetime(&id, wish).await.map_err(refusal)?;
+        Ok(wire::SetLifetimeResponse { sandbox: Some(self.wire(&record)) })
     }
 
     /// Those that cannot be measured are left out: a table of many must not fail for one.

@@ -18,7 +18,7 @@ use super::{
     step,
 };
 use crate::{
-    journal::{Intent, Phase, Record, WakeOn},
+    journal::{Intent, Lifetime, Phase, Record, WakeOn},
     pve::{Address, CloneOrder, ErrorKind, Settings},
     saga::Saga,
 };
@@ -150,7 +150,7 @@ impl Sandboxes {
         if self.journal.cancelled(id).await? >= *attempt {
             return Err(called_off(work));
         }
-        let now_ms = self.now_ms();
+        let (now_ms, since) = (self.now_ms(), self.clock.moment());
         let network = if self.options.network.dhcp { Network::Dhcp } else { spec.network };
         let record = Record {
             id: *id,
@@ -174,6 +174,11 @@ impl Sandboxes {
             started_ms: 0,
             ended_ms: 0,
             wake_on: WakeOn::default(),
+            lifetime: Lifetime::default()
+                .with(&self.options.lifetimes.default, &since)
+                .with(&spec.lifetime, &since),
+            since,
+            cause: String::new(),
             failure: None,
             revision: 0,
         };

@@ -6,7 +6,7 @@ use proto::id::{SandboxId, SandboxRef};
 use tokio::time::Instant;
 
 use super::{
-    Error, Event, Known, Sandboxes,
+    Cause, Error, Event, Known, Sandboxes,
     flights::{Crew, Kind},
     reads, undo,
 };
@@ -25,6 +25,15 @@ impl Sandboxes {
         id: &SandboxId,
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
+        self.delete_because(id, Cause::Asked, wait).await
+    }
+
+    pub(super) async fn delete_because(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        cause: Cause,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
         let name = SandboxRef::Id(*id);
         match self.known(&name) {
             None => return Err(reads::not_found(&name)),
@@ -35,16 +44,29 @@ impl Sandboxes {
         }
         let id = *id;
         let flight = self.launch(id, Kind::Delete, |sandboxes, crew| async move {
-            sandboxes.delete_now(&id, &crew).await
+            sandboxes.delete_now(&id, cause, &crew).await
         });
         self.outcome(flight, wait).await
     }
 
-    async fn delete_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
+    async fn delete_now(
+        &self,
+        id: &SandboxId,
+        cause: Cause,
+        crew: &Crew,
+    ) -> Result<Arc<Record>, Error> {
         let limits = &self.options.limits;
-        self.call_off_what_is_under_way(id).await?;
+        if cause == Cause::Asked {
+            self.call_off_what_is_under_way(id).await?;
+        }
         let _turn = crew.turn(Instant::now() + limits.turn).await?;
-        let record = self.advance(id, Event::DeleteAsked, |_| {}).await?;
+        if cause != Cause::Asked {
+            let record = self.living(&SandboxRef::Id(*id))?;
+            if self.is_moot(&record, cause) {
+                return Ok(record);
+            }
+        }
+        let record = self.advance_because(id, Event::DeleteAsked, cause, |_| {}).await?;
         if record.phase.ended() {
             return Ok(record);
         }

@@ -5,6 +5,7 @@
 //! sandbox; every wait in it has a deadline. Knows `pve`, `journal`, `saga`; knows no wire, and no
 //! clock but the one that it is given.
 
+mod activity;
 mod admission;
 mod boot;
 mod cancel;
@@ -13,12 +14,14 @@ mod create;
 pub mod cut;
 mod deadline;
 mod delete;
+mod due;
 mod error;
 pub mod exec;
 mod expose;
 pub mod files;
 mod flights;
 mod index;
+mod lifetime;
 pub mod observe;
 mod options;
 mod pause;
@@ -46,14 +49,16 @@ use proto::reason;
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::{clock::Clock, journal::Journal, pve::Pve, saga::Faults, tasks::Tasks};
+use activity::Activity;
 use admission::Gate;
 use flights::Flights;
 use index::Index;
 use queue::Queues;
 
+pub use due::{Cause, Due};
 pub use error::Error;
 pub use index::{Known, Tombstone};
-pub use options::{Bridge, Limits, Options, Order, Probe, Template};
+pub use options::{Bridge, Lifetimes, Limits, Options, Order, Probe, Template};
 pub use reads::Tally;
 pub use state::{Event, next};
 pub use wake::Wake;
@@ -77,6 +82,7 @@ pub struct Sandboxes {
     starts: Semaphore,
     pens: Vec<Mutex<()>>,
     epoch: AtomicU64,
+    activity: Activity,
 }
 
 impl Sandboxes {
@@ -108,6 +114,7 @@ impl Sandboxes {
             queues: Queues::default(),
             pens: (0..PENS).map(|_| Mutex::default()).collect(),
             epoch: AtomicU64::new(epoch),
+            activity: Activity::new(),
         }))
     }
 

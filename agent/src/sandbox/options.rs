@@ -4,9 +4,12 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use proto::{
     id::{SandboxId, Vmid},
+    lifetime::Wish,
     name::{Port, SnapshotId, Team},
     spec::{Size, Spec},
 };
+
+use crate::journal::Record;
 
 /// Fixed at start.
 #[derive(Debug, Clone)]
@@ -18,6 +21,28 @@ pub struct Options {
     pub network: Bridge,
     /// Bounds.
     pub limits: Limits,
+    /// How long sandboxes live.
+    pub lifetimes: Lifetimes,
+}
+
+/// How long sandboxes live where nobody says so, and how long they are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// What a sandbox gets unless it asks otherwise.
+    pub default: Wish,
+    /// What has been paused for so long is stopped; zero: never.
+    pub paused_max: Duration,
+    /// What has been stopped for so long is deleted; zero: never.
+    pub stopped_max: Duration,
+    /// Metadata that exempts a sandbox from these two.
+    pub exempt: Option<(String, String)>,
+}
+
+impl Lifetimes {
+    /// True when this sandbox is kept however long that is.
+    pub fn exempts(&self, record: &Record) -> bool {
+        self.exempt.as_ref().is_some_and(|(key, value)| record.metadata.get(key) == Some(value))
+    }
 }
 
 /// A PVE container template that a snapshot is cloned from.

@@ -13,7 +13,7 @@ use proto::{
 use tokio::time::Instant;
 
 use super::{
-    Error, Event, Sandboxes,
+    Cause, Error, Event, Sandboxes,
     flights::{Crew, Kind},
     undo,
 };
@@ -40,6 +40,16 @@ impl Sandboxes {
         or_stop: bool,
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
+        self.pause_because(id, or_stop, Cause::Asked, wait).await
+    }
+
+    pub(super) async fn pause_because(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        or_stop: bool,
+        cause: Cause,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
         // Not if it is being resumed: then the pause comes after that.
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.phase == Phase::Paused && !self.busy().contains(id) {
@@ -48,7 +58,7 @@ impl Sandboxes {
         let id = *id;
         let kind = if or_stop { Kind::PauseOrStop } else { Kind::Pause };
         let flight = self.launch(id, kind, |sandboxes, crew| async move {
-            sandboxes.pause_now(&id, or_stop, &crew).await
+            sandboxes.pause_now(&id, or_stop, cause, &crew).await
         });
         self.outcome(flight, wait).await
     }
@@ -57,14 +67,17 @@ impl Sandboxes {
         self: &Arc<Self>,
         id: &SandboxId,
         or_stop: bool,
+        cause: Cause,
         crew: &Crew,
     ) -> Result<Arc<Record>, Error> {
         let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
-        if record.phase == Phase::Paused {
+        if record.phase == Phase::Paused || self.is_moot(&record, cause) {
             return Ok(record);
         }
-        let record = self.advance(id, Event::PauseAsked, |record| record.failure = None).await?;
+        let record = self
+            .advance_because(id, Event::PauseAsked, cause, |record| record.failure = None)
+            .await?;
         match self.make_paused(&record).await {
             Ok(()) => {
                 self.reclaim_later(&record);
@@ -72,7 +85,7 @@ impl Sandboxes {
             }
             Err(error) if or_stop && error.reason == reason::FREEZE_FAILED => {
                 tracing::warn!(sandbox_id = %id, %error, "not frozen, so it is stopped");
-                self.stop_in_turn(id, Some(undo::failure(&error))).await
+                self.stop_in_turn(id, cause, Some(undo::failure(&error))).await
             }
             Err(error) => {
                 self.run_on(&record, &error).await?;

@@ -48,10 +48,14 @@ impl Sandboxes {
         if record.phase != Phase::Paused {
             return Err(refused(&record, Event::ResumeAsked));
         }
+        let now = self.clock.moment();
         // At once: whichever of them a crash lets through alone, the reconciler makes the host what
         // the record says, and nobody has had an answer yet.
         let (record, thawed) = tokio::join!(
-            self.advance(id, Event::ResumeAsked, |record| record.failure = None),
+            self.advance(id, Event::ResumeAsked, |record| {
+                record.failure = None;
+                record.lifetime.renew(&now);
+            }),
             self.pve.thaw(record.vmid, id),
         );
         let record = record?;

@@ -44,11 +44,13 @@ impl Sandboxes {
         }
         let _seat = self.gate.start();
         let _slot = self.start_slot(Instant::now() + limits.turn).await?;
+        let now = self.clock.moment();
         // The boot counts from the intent on: what was true of the last one holds no more.
         let record = self
             .advance(id, Event::StartAsked, |record| {
                 record.boot += 1;
                 record.failure = None;
+                record.lifetime.renew(&now);
                 step::START.clone_into(&mut record.step);
             })
             .await?;

@@ -9,7 +9,7 @@ use proto::{
 use tokio::time::Instant;
 
 use super::{
-    Error, Event, Sandboxes,
+    Cause, Error, Event, Sandboxes,
     flights::{Crew, Kind},
 };
 use crate::journal::{Failure, Phase, Record};
@@ -29,34 +29,50 @@ impl Sandboxes {
         id: &SandboxId,
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
+        self.stop_because(id, Cause::Asked, wait).await
+    }
+
+    pub(super) async fn stop_because(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        cause: Cause,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.phase == Phase::Stopped {
             return Ok(record);
         }
         let id = *id;
         let flight = self.launch(id, Kind::Stop, |sandboxes, crew| async move {
-            sandboxes.stop_now(&id, &crew).await
+            sandboxes.stop_now(&id, cause, &crew).await
         });
         self.outcome(flight, wait).await
     }
 
-    async fn stop_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
+    async fn stop_now(
+        &self,
+        id: &SandboxId,
+        cause: Cause,
+        crew: &Crew,
+    ) -> Result<Arc<Record>, Error> {
         let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
-        if record.phase == Phase::Stopped {
+        if record.phase == Phase::Stopped || self.is_moot(&record, cause) {
             return Ok(record);
         }
-        self.stop_in_turn(id, None).await
+        self.stop_in_turn(id, cause, None).await
     }
 
     /// Stops it in a turn that the caller has; `why`, if it was not asked for as such.
     pub(super) async fn stop_in_turn(
         &self,
         id: &SandboxId,
+        cause: Cause,
         why: Option<Failure>,
     ) -> Result<Arc<Record>, Error> {
-        let record =
-            self.advance(id, Event::StopAsked, |record| record.failure = why.clone()).await?;
+        let record = self
+            .advance_because(id, Event::StopAsked, cause, |record| record.failure = why.clone())
+            .await?;
         self.stop_container(&record).await?;
         self.advance(id, Event::WentDown, |_| {}).await
     }

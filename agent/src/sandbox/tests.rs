@@ -4,6 +4,7 @@ mod crash;
 mod create;
 mod faults;
 mod life;
+mod lifetime;
 mod pause;
 
 use std::{
@@ -18,13 +19,14 @@ use std::{
 
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
+    lifetime::Wish,
     name::NodeName,
     spec::{Network, Size, Spec},
 };
 
 use super::*;
 use crate::{
-    clock::Clock,
+    clock::{Clock, Moment},
     journal::{Journal, MemoryJournal, Phase, Pools, Record, memory::SoundDisk},
     pve::fake::{FakeCluster, Fault, Op, Pace, Trouble},
     reconcile::{Action, Options as ReconcileOptions, Reconciler},
@@ -60,24 +62,40 @@ pub(crate) fn order(number: u8) -> Order {
             network: Network::Static,
             services: BTreeMap::new(),
             node: None,
+            lifetime: Wish::default(),
         },
     }
 }
 
 /// Moves only when told to.
 #[derive(Debug, Default)]
-pub(crate) struct HandClock(AtomicU64);
+pub(crate) struct HandClock {
+    passed_ms: AtomicU64,
+    /// How far the wall clock is off.
+    off_ms: std::sync::atomic::AtomicI64,
+}
 
 impl HandClock {
     pub(crate) fn forward(&self, time: Duration) {
         let ms = u64::try_from(time.as_millis()).expect("fits");
-        self.0.fetch_add(ms, Ordering::Relaxed);
+        self.passed_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// The wall clock alone.
+    pub(crate) fn jump(&self, seconds: i64) {
+        self.off_ms.fetch_add(seconds * 1000, Ordering::Relaxed);
     }
 }
 
 impl Clock for HandClock {
     fn now_ms(&self) -> u64 {
-        1_700_000_000_000 + self.0.load(Ordering::Relaxed)
+        let true_ms = 1_700_000_000_000 + self.passed_ms.load(Ordering::Relaxed);
+        true_ms.saturating_add_signed(self.off_ms.load(Ordering::Relaxed))
+    }
+
+    fn moment(&self) -> Moment {
+        let up_ms = 3_600_000 + self.passed_ms.load(Ordering::Relaxed);
+        Moment { wall_ms: self.now_ms(), boot: "this".into(), up_ms }
     }
 }
 
@@ -120,6 +138,7 @@ impl Node {
                 dhcp: false,
             },
             limits: Limits::default(),
+            lifetimes: Lifetimes::default(),
         };
         change(&mut options);
         let journal = Arc::new(MemoryJournal::new("journal", pools, Arc::new(SoundDisk)));

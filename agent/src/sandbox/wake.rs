@@ -56,6 +56,7 @@ impl Sandboxes {
     /// SANDBOX_PAUSED when it is paused and this does not wake it; as `running` otherwise.
     pub async fn wake(self: &Arc<Self>, name: &SandboxRef, by: Wake) -> Result<Arc<Record>, Error> {
         let record = self.living(name)?;
+        self.used(&record.id);
         match record.phase {
             // RUNNING is written before it is thawed: whoever comes in between waits too.
             Phase::Running => match self.flights.find(&record.id, Kind::Resume) {

@@ -8,7 +8,7 @@ use proto::{
 };
 
 use super::{
-    Error, Event, Sandboxes,
+    Cause, Error, Event, Sandboxes,
     flights::{Crew, Entered, Flight, Kind, Standing, Ticket},
     next, reads,
 };
@@ -60,17 +60,35 @@ impl Sandboxes {
         Ok(self.index.apply(record))
     }
 
-    /// Moves a sandbox on, with `more` in the same write.
+    /// Moves a sandbox on as somebody asked, with `more` in the same write.
     pub(super) async fn advance(
         &self,
         id: &SandboxId,
         event: Event,
         more: impl Fn(&mut Record),
     ) -> Result<Arc<Record>, Error> {
+        self.advance_because(id, event, Cause::Asked, more).await
+    }
+
+    /// Moves a sandbox on, with the reason in the same write.
+    pub(super) async fn advance_because(
+        &self,
+        id: &SandboxId,
+        event: Event,
+        cause: Cause,
+        more: impl Fn(&mut Record),
+    ) -> Result<Arc<Record>, Error> {
+        let now = self.clock.moment();
         let record = self
             .amend(id, |record| {
                 let from = record.phase;
                 record.phase = next(from, event).ok_or_else(|| refused(record, event))?;
+                if record.phase != from {
+                    record.since = now.clone();
+                    if let Some(cause) = told(event, cause) {
+                        cause.word().clone_into(&mut record.cause);
+                    }
+                }
                 if record.phase.ended() && !from.ended() {
                     record.ended_ms = self.now_ms().max(1);
                 }
@@ -78,7 +96,13 @@ impl Sandboxes {
                 Ok(())
             })
             .await?;
-        tracing::info!(sandbox_id = %record.id, vmid = %record.vmid, phase = ?record.phase, "phase changed");
+        if record.phase == Phase::Running {
+            self.activity.used(id);
+        }
+        tracing::info!(
+            sandbox_id = %record.id, vmid = %record.vmid, phase = ?record.phase,
+            cause = record.cause, "phase changed"
+        );
         Ok(record)
     }
 
@@ -139,6 +163,22 @@ impl Sandboxes {
             Standing::Done(result) => result,
             Standing::UnderWay => self.get(&SandboxRef::Id(id)).await,
         }
+    }
+}
+
+/// The reason that is recorded with an event; `None` for those that end what another began.
+const fn told(event: Event, cause: Cause) -> Option<Cause> {
+    match event {
+        Event::FoundDown => Some(Cause::FoundDown),
+        Event::CameUp
+        | Event::StartAsked
+        | Event::StartFailed
+        | Event::PauseAsked
+        | Event::ResumeAsked
+        | Event::FreezeFailed
+        | Event::StopAsked
+        | Event::DeleteAsked => Some(cause),
+        Event::CreateFailed | Event::Undone | Event::WentDown | Event::Removed => None,
     }
 }
 

@@ -107,6 +107,30 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
+/// A time, or `never`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// For ever.
+    Never,
+    /// So long.
+    Time(Duration),
+}
+
+/// A time with days, or `never`.
+pub(super) fn span(text: &str) -> Result<Span, String> {
+    if text == "never" {
+        return Ok(Span::Never);
+    }
+    let days = text.strip_suffix('d').map(|days| days.parse::<u64>().ok());
+    let time = match days {
+        Some(days) => days.filter(|&days| (1..=36_500).contains(&days)).map(|d| d * 24 * 3600),
+        None => return duration(text).map(Span::Time).map_err(|_| SPAN.into()),
+    };
+    time.map(|seconds| Span::Time(Duration::from_secs(seconds))).ok_or_else(|| SPAN.into())
+}
+
+const SPAN: &str = "must be a time such as 90s, 30m, 12h or 7d, or `never`";
+
 /// `30`, `30s`, `5m`, `2h`, `500ms`: seconds unless a unit is given.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());

@@ -53,6 +53,10 @@ fn describe(sandbox: &Sandbox) -> String {
         ("request id", sandbox.request_id.clone()),
     ];
     lines.push(("wake on", super::wake_on::words(sandbox.wake_on)));
+    lines.push(("lifetime", super::lifetime::words(sandbox)));
+    if !sandbox.cause.is_empty() {
+        lines.push(("cause", sandbox.cause.clone()));
+    }
     for service in &sandbox.services {
         lines.push(("port", format!("{} {} {}", service.port, service.name, service.url)));
     }

@@ -11,6 +11,7 @@ mod get;
 mod hide;
 mod kill;
 mod lifecycle;
+mod lifetime;
 mod logs;
 mod ls;
 mod man;
@@ -61,6 +62,7 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
         Verb::Stop(many) => lifecycle::stop(connect(&global)?, many, output).await,
         Verb::Pause(pause) => pause::pause(connect(&global)?, pause, output).await,
         Verb::Resume(many) => pause::resume(connect(&global)?, many, output).await,
+        Verb::Lifetime(wish) => lifetime::run(connect(&global)?, wish, output).await,
         Verb::WakeOn(wake_on) => wake_on::run(connect(&global)?, wake_on, output).await,
         Verb::Top(top) => top::run(connect(&global)?, top, output).await,
         Verb::Rm(many) => lifecycle::rm(connect(&global)?, many, output).await,

@@ -38,6 +38,7 @@ pub(super) async fn request(
         services: wanted.expose.into_iter().map(service).collect(),
         node: wanted.node.unwrap_or_default(),
         wait: None,
+        lifetime: wanted.lifetime.wire(),
     })
 }
 

@@ -29,6 +29,18 @@ pub struct Sandbox<'a> {
     request_id: &'a str,
     failure: Option<Recorded<'a>>,
     wake_on: WakeOn,
+    cause: &'a str,
+    expires_at: Option<String>,
+    lifetime: Lifetime,
+}
+
+/// How long it lives; seconds, 0 is for ever.
+#[derive(Debug, Serialize)]
+pub struct Lifetime {
+    ttl_s: u64,
+    ttl_action: &'static str,
+    idle_s: u64,
+    idle_action: &'static str,
 }
 
 /// What wakes a paused sandbox.
@@ -114,6 +126,9 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
             rollback: &failure.rollback,
         }),
         wake_on: wake_on(sandbox.wake_on),
+        cause: &sandbox.cause,
+        expires_at: rfc3339(sandbox.expires_at),
+        lifetime: lifetime(sandbox.lifetime),
     }
 }
 
@@ -121,6 +136,29 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
 pub fn wake_on(wake_on: Option<wire::WakeOn>) -> WakeOn {
     let wire::WakeOn { http, ssh, exec } = wake_on.unwrap_or_default();
     WakeOn { http, ssh, exec }
+}
+
+/// How long it lives.
+fn lifetime(lifetime: Option<wire::Lifetime>) -> Lifetime {
+    let rules = lifetime.unwrap_or_default();
+    let seconds = |time: Option<prost_types::Duration>| {
+        time.and_then(|time| u64::try_from(time.seconds).ok()).unwrap_or_default()
+    };
+    Lifetime {
+        ttl_s: seconds(rules.ttl),
+        ttl_action: expiry_action(rules.ttl_action()),
+        idle_s: seconds(rules.idle),
+        idle_action: expiry_action(rules.idle_action()),
+    }
+}
+
+/// The word that is typed for it.
+pub fn expiry_action(action: wire::ExpiryAction) -> &'static str {
+    match action {
+        wire::ExpiryAction::Unspecified | wire::ExpiryAction::Pause => "pause",
+        wire::ExpiryAction::Stop => "stop",
+        wire::ExpiryAction::Delete => "delete",
+    }
 }
 
 /// A snapshot.

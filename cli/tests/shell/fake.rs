@@ -352,6 +352,15 @@ impl SandboxService for Service {
         Ok(Response::new(SetWakeOnResponse { sandbox }))
     }
 
+    async fn set_lifetime(
+        &self,
+        request: Request<SetLifetimeRequest>,
+    ) -> Answer<SetLifetimeResponse> {
+        let SetLifetimeRequest { id, lifetime } = request.into_inner();
+        let sandbox = known(&id, Phase::Running)?.map(|sandbox| Sandbox { lifetime, ..sandbox });
+        Ok(Response::new(SetLifetimeResponse { sandbox }))
+    }
+
     type StreamExecStream = ReceiverStream<Result<StreamExecResponse, Status>>;
 
     async fn stream_exec(&self, _: Request<StreamExecRequest>) -> Answer<Self::StreamExecStream> {

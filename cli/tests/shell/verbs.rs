@@ -100,9 +100,35 @@ async fn get_tells_all_of_one() {
         "metadata": { "user": "ada" }, "created_at": "2023-11-14T22:13:20Z", "started_at": null,
         "boot": 1, "attempt": 1, "revision": 7, "request_id": "r-1", "failure": null,
         "wake_on": { "http": true, "ssh": false, "exec": true },
+        "cause": "", "expires_at": null,
+        "lifetime": { "ttl_s": 0, "ttl_action": "pause", "idle_s": 0, "idle_action": "pause" },
     });
     assert_eq!(value, expected);
     assert!(fake.run(&["get", ID]).await.text().contains("node:       node2"));
+}
+
+#[tokio::test]
+async fn a_lifetime_is_shown_and_set() {
+    let fake = fake().await;
+    assert_eq!(fake.run(&["lifetime", ID]).await.text(), format!("{ID} does not expire\n"));
+    let set = ["--ttl", "2d", "--ttl-action", "delete", "--idle", "30m", "--idle-action", "stop"];
+    let args = [&["lifetime", "--json", ID], &set[..]].concat();
+    let ran = fake.run(&args).await;
+    let ran = ran.json();
+    let expected = json!({
+        "ttl_s": 172_800, "ttl_action": "delete", "idle_s": 1800, "idle_action": "stop",
+    });
+    assert_eq!(ran["lifetime"], expected);
+    let ran = fake.run(&["lifetime", ID, "--idle", "5m"]).await;
+    let text = ran.text();
+    assert_eq!(text, format!("{ID} does not expire; idle after 5m (pause)\n"));
+    for wrong in [["--ttl", "soon"], ["--ttl", "0"], ["--idle", "-1"], ["--ttl-action", "hide"]] {
+        assert_eq!(
+            fake.run(&["lifetime", ID, wrong[0], wrong[1]]).await.code,
+            Some(2),
+            "{wrong:?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -194,6 +194,19 @@ impl Client {
         sandbox(call(QUICK, agent.set_wake_on(request)).await?.sandbox)
     }
 
+    /// Changes the rules of its lifetime.
+    pub async fn set_lifetime(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        lifetime: api::Lifetime,
+    ) -> Result<api::Sandbox, Error> {
+        let (id, lifetime) = (id.to_string(), Some(lifetime));
+        let request = wire::SetLifetimeRequest { epoch, id, lifetime };
+        let mut agent = self.agent.clone();
+        sandbox(call(QUICK, agent.set_lifetime(request)).await?.sandbox)
+    }
+
     /// What these use, as far as they run there.
     pub async fn usage(&self, ids: &[SandboxId]) -> Result<Vec<api::Usage>, Error> {
         let request = wire::GetUsageRequest { ids: ids.iter().map(ToString::to_string).collect() };

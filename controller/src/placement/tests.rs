@@ -18,6 +18,7 @@ pub(crate) fn spec(memory_mib: u32) -> Spec {
         network: Network::Static,
         services: BTreeMap::new(),
         node: None,
+        lifetime: proto::lifetime::Wish::default(),
     }
 }
 

@@ -162,6 +162,15 @@ impl SandboxService for Rpc {
         Ok(Response::new(SetWakeOnResponse { sandbox: self.out(sandbox) }))
     }
 
+    async fn set_lifetime(
+        &self,
+        request: Request<SetLifetimeRequest>,
+    ) -> Answer<SetLifetimeResponse> {
+        let (caller, ask) = split(request)?;
+        let sandbox = self.sandboxes.set_lifetime(&caller.team, &ask.id, ask.lifetime).await?;
+        Ok(Response::new(SetLifetimeResponse { sandbox: self.out(sandbox) }))
+    }
+
     type StreamExecStream = Messages<StreamExecResponse>;
 
     async fn stream_exec(

@@ -46,6 +46,7 @@ const TABLE: &[(&str, Need)] = &[
     ("/sandbox.v1.SandboxService/ResizeExec", Need::Scope(SANDBOX)),
     ("/sandbox.v1.SandboxService/ResumeSandbox", Need::Scope(SANDBOX)),
     ("/sandbox.v1.SandboxService/SetWakeOn", Need::Scope(SANDBOX)),
+    ("/sandbox.v1.SandboxService/SetLifetime", Need::Scope(SANDBOX)),
     ("/sandbox.v1.SandboxService/SignalExec", Need::Scope(SANDBOX)),
     ("/sandbox.v1.SandboxService/StartSandbox", Need::Scope(SANDBOX)),
     ("/sandbox.v1.SandboxService/StatFile", Need::Scope(SANDBOX)),

@@ -14,6 +14,7 @@ mod expose;
 mod files;
 mod fsck;
 mod job;
+mod lifetime;
 mod list;
 mod pause;
 mod resume;

@@ -33,6 +33,8 @@ pub struct Guest {
     pub pid: Option<u32>,
     /// From when on it has its address.
     pub up_at: Option<Instant>,
+    /// Somebody is connected to it.
+    pub connected: bool,
     /// Nothing in it runs.
     pub frozen: bool,
 }
@@ -104,6 +106,7 @@ impl World {
             pid: None,
             up_at: None,
             frozen: false,
+            connected: false,
         };
         self.guests.insert(vmid, guest);
     }
@@ -143,6 +146,7 @@ impl World {
             pid: None,
             up_at: None,
             frozen: false,
+            connected: false,
         };
         self.guests.insert(order.vmid, guest);
         Ok(())

@@ -24,7 +24,7 @@ use crate::{
     },
     saga::Faults,
     sandbox::{
-        Bridge, Limits, Options, Probe, Template,
+        Bridge, Lifetimes, Limits, Options, Probe, Template,
         tests::{HandClock, LONG, TEMPLATE, id, order as creation, vmid},
     },
     tasks::Tasks,
@@ -145,6 +145,7 @@ impl Rig {
                 dhcp: false,
             },
             limits: Limits::default(),
+            lifetimes: Lifetimes::default(),
         };
         let journal = MemoryJournal::new("journal", pools, Arc::new(SoundDisk));
         let pve = Arc::new(Entered::new(cluster.node(&name)));

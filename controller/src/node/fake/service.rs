@@ -343,6 +343,17 @@ impl AgentService for Service {
         Ok(Response::new(SetWakeOnResponse { sandbox: Some(self.0.put(sandbox)) }))
     }
 
+    async fn set_lifetime(
+        &self,
+        request: Request<SetLifetimeRequest>,
+    ) -> Answer<SetLifetimeResponse> {
+        let request = request.into_inner();
+        self.0.check_epoch(request.epoch)?;
+        let mut sandbox = self.0.get(&request.id)?;
+        sandbox.lifetime = request.lifetime;
+        Ok(Response::new(SetLifetimeResponse { sandbox: Some(self.0.put(sandbox)) }))
+    }
+
     async fn control_exec(
         &self,
         request: Request<ControlExecRequest>,

@@ -160,6 +160,10 @@ fn listed(dir: &Path, pids: &mut Vec<u32>) {
 
 #[async_trait::async_trait]
 impl Pve for Entered {
+    async fn connected(&self, vmid: Vmid) -> bool {
+        self.fake.connected(vmid).await
+    }
+
     async fn processes(&self, _: Vmid) -> Vec<u32> {
         self.pids()
     }

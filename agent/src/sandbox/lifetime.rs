@@ -1,0 +1,82 @@
+//! How long a sandbox lives: the rules, and what is done when their time has come. `due` decides.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use proto::{
+    id::{SandboxId, SandboxRef},
+    lifetime::{Action, Wish},
+};
+
+use super::{
+    Error, Sandboxes,
+    due::{Cause, Due, due},
+    flights, reads,
+};
+use crate::journal::Record;
+
+impl Sandboxes {
+    /// Changes the rules of its lifetime. A time to live counts from now.
+    ///
+    /// # Errors
+    /// When there is no such sandbox.
+    pub async fn set_lifetime(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        wish: Wish,
+    ) -> Result<Arc<Record>, Error> {
+        let (sandboxes, id) = (Arc::clone(self), *id);
+        let written = self.tasks.run(async move {
+            let now = sandboxes.clock.moment();
+            sandboxes
+                .amend(&id, |record| {
+                    if record.phase.ended() || record.phase == crate::journal::Phase::Deleting {
+                        return Err(reads::deleted(&SandboxRef::Id(id)));
+                    }
+                    record.lifetime = record.lifetime.clone().with(&wish, &now);
+                    Ok(())
+                })
+                .await
+        });
+        written.await.ok_or_else(flights::lost)?
+    }
+
+    /// What is due, for those that no operation works on.
+    pub fn due(&self) -> Vec<(Arc<Record>, Due)> {
+        let (busy, live) = (self.busy(), self.live());
+        self.activity.keep(&live.iter().map(|record| record.id).collect::<BTreeSet<_>>());
+        let idle = live.into_iter().filter(|record| !busy.contains(&record.id));
+        idle.filter_map(|record| self.due_for(&record).map(|due| (record, due))).collect()
+    }
+
+    fn due_for(&self, record: &Record) -> Option<Due> {
+        let unused = self.activity.unused(&record.id);
+        due(record, &self.clock.moment(), unused, &self.options.lifetimes)
+    }
+
+    /// It is used right now.
+    pub fn used(&self, id: &SandboxId) {
+        self.activity.used(id);
+    }
+
+    /// Does what is due, unless that is not so any more when its turn comes.
+    ///
+    /// # Errors
+    /// As pause, stop and delete.
+    pub async fn expire(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        due: Due,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
+        match due.action {
+            Action::Pause => self.pause_because(id, false, due.cause, wait).await,
+            Action::Stop => self.stop_because(id, due.cause, wait).await,
+            Action::Delete => self.delete_because(id, due.cause, wait).await,
+        }
+    }
+
+    /// True when what was due is so no more: it was extended, or used, in between.
+    pub(super) fn is_moot(&self, record: &Record, cause: Cause) -> bool {
+        cause != Cause::Asked && self.due_for(record).is_none_or(|due| due.cause != cause)
+    }
+}

@@ -1,0 +1,217 @@
+//! Time to live, idleness, and what is kept too long; by the clock that only goes forward.
+
+use proto::lifetime::Action;
+
+use super::*;
+use crate::{
+    expire::Expiry,
+    sandbox::exec::{Execs, shims::NoShims},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn with(number: u8, wish: Wish) -> Order {
+    let mut order = order(number);
+    order.spec.lifetime = wish;
+    order
+}
+
+fn ttl(time: Duration, action: Action) -> Wish {
+    Wish { ttl: Some(time), ttl_action: Some(action), ..Wish::default() }
+}
+
+fn idle(time: Duration, action: Action) -> Wish {
+    Wish { idle: Some(time), idle_action: Some(action), ..Wish::default() }
+}
+
+impl Node {
+    fn expiry(&self) -> Expiry {
+        let execs = Execs::new(Arc::clone(&self.sandboxes), Arc::new(NoShims));
+        Expiry::new(Arc::clone(&self.sandboxes), execs)
+    }
+
+    /// Both clocks go on.
+    async fn pass_time(&self, time: Duration) {
+        self.clock.forward(time);
+        tokio::time::advance(time).await;
+        // A resume takes its lock off behind its answer.
+        while !self.sandboxes.busy().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn run(&self, order: Order) -> Arc<Record> {
+        let record = self.sandboxes.create(order, LONG).await.expect("made");
+        assert_eq!(record.phase, Phase::Running);
+        record
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expires_is_paused_stopped_or_deleted_and_says_why() {
+    let node = Node::new().await;
+    for (number, action) in [(1, Action::Pause), (2, Action::Stop), (3, Action::Delete)] {
+        node.run(with(number, ttl(HOUR, action))).await;
+    }
+    node.run(order(4)).await;
+    let mut expiry = node.expiry();
+    assert_eq!(expiry.pass().await, []);
+    node.pass_time(HOUR).await;
+    assert_eq!(expiry.pass().await.len(), 3);
+    for (number, phase) in [(1, Phase::Paused), (2, Phase::Stopped), (3, Phase::Deleted)] {
+        let record = node.record(number).await;
+        assert_eq!((record.phase, record.cause.as_str()), (phase, "ttl"));
+    }
+    assert_eq!(node.record(4).await.phase, Phase::Running, "it lives for ever");
+    assert_eq!(expiry.pass().await, [], "once is enough");
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_again_gets_as_much_time_again() {
+    let node = Node::new().await;
+    node.run(with(1, ttl(HOUR, Action::Pause))).await;
+    node.run(with(2, ttl(HOUR, Action::Stop))).await;
+    let mut expiry = node.expiry();
+    node.pass_time(HOUR).await;
+    assert_eq!(expiry.pass().await.len(), 2);
+    node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+    node.sandboxes.start(&id(2), LONG).await.expect("started");
+    node.pass_time(HOUR - Duration::from_secs(60)).await;
+    assert_eq!(expiry.pass().await, []);
+    assert_eq!(node.record(1).await.cause, "", "somebody asked for that");
+    node.pass_time(Duration::from_secs(61)).await;
+    assert_eq!(expiry.pass().await.len(), 2);
+    // Before its time a resume changes nothing.
+    node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+    node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+    node.pass_time(HOUR / 2).await;
+    node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+    node.pass_time(HOUR / 2).await;
+    assert_eq!(expiry.pass().await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_extended_and_its_rules_are_changed() {
+    let node = Node::new().await;
+    node.run(with(1, ttl(HOUR, Action::Delete))).await;
+    let mut expiry = node.expiry();
+    node.pass_time(HOUR - Duration::from_secs(1)).await;
+    node.sandboxes.set_lifetime(&id(1), ttl(HOUR, Action::Stop)).await.expect("extended");
+    node.pass_time(HOUR - Duration::from_secs(1)).await;
+    assert_eq!(expiry.pass().await, []);
+    node.pass_time(Duration::from_secs(2)).await;
+    assert_eq!(expiry.pass().await.len(), 1);
+    assert_eq!(node.record(1).await.phase, Phase::Stopped);
+    node.sandboxes.start(&id(1), LONG).await.expect("started");
+    let for_ever = Wish { ttl: Some(Duration::ZERO), ..Wish::default() };
+    node.sandboxes.set_lifetime(&id(1), for_ever).await.expect("set");
+    node.pass_time(HOUR * 99).await;
+    assert_eq!(expiry.pass().await, []);
+    let error = node.sandboxes.set_lifetime(&id(9), for_ever).await.expect_err("nobody");
+    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_extended_at_the_last_moment_lives_on() {
+    let node = Node::new().await;
+    node.run(with(1, ttl(HOUR, Action::Delete))).await;
+    node.pass_time(HOUR).await;
+    let [(_, due)] = node.sandboxes.due()[..] else { panic!("one is due") };
+    node.sandboxes.set_lifetime(&id(1), ttl(HOUR, Action::Delete)).await.expect("extended");
+    node.sandboxes.expire(&id(1), due, LONG).await.expect("nothing is to be done");
+    assert_eq!(node.record(1).await.phase, Phase::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_is_what_nobody_uses_or_is_connected_to() {
+    let node = Node::new().await;
+    let record = node.run(with(1, idle(HOUR, Action::Pause))).await;
+    let mut expiry = node.expiry();
+    node.pass_time(HOUR / 2).await;
+    node.sandboxes.wake(&SandboxRef::Id(id(1)), crate::sandbox::Wake::Exec).await.expect("runs");
+    node.pass_time(HOUR / 2 + Duration::from_secs(1)).await;
+    assert_eq!(expiry.pass().await, [], "a command was run in it");
+    node.cluster.connect(record.vmid, true);
+    node.pass_time(HOUR / 2).await;
+    assert_eq!(expiry.pass().await, [], "somebody is connected");
+    node.cluster.connect(record.vmid, false);
+    node.pass_time(HOUR - Duration::from_secs(1)).await;
+    assert_eq!(expiry.pass().await, [], "somebody was");
+    node.pass_time(Duration::from_secs(1)).await;
+    assert_eq!(expiry.pass().await.len(), 1);
+    let record = node.record(1).await;
+    assert_eq!((record.phase, record.cause.as_str()), (Phase::Paused, "idle"));
+    node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+    assert_eq!(expiry.pass().await, [], "that was a use");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_forgets_no_expiry_and_takes_nothing_for_idle() {
+    let mut node = Node::new().await;
+    node.run(with(1, ttl(HOUR, Action::Stop))).await;
+    node.run(with(2, idle(HOUR, Action::Stop))).await;
+    node.pass_time(HOUR).await;
+    node.restart().await;
+    assert_eq!(node.expiry().pass().await.len(), 1);
+    assert_eq!(node.record(1).await.phase, Phase::Stopped);
+    assert_eq!(node.record(2).await.phase, Phase::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_jumps_neither_ends_nor_spares() {
+    let node = Node::new().await;
+    node.run(with(1, ttl(HOUR, Action::Stop))).await;
+    let mut expiry = node.expiry();
+    node.clock.jump(9 * 3600);
+    assert_eq!(expiry.pass().await, [], "an hour has not passed");
+    node.clock.jump(-18 * 3600);
+    node.pass_time(HOUR).await;
+    assert_eq!(expiry.pass().await.len(), 1, "now it has");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_too_long_goes_and_what_is_exempt_stays() {
+    let change = |options: &mut Options| {
+        options.lifetimes = Lifetimes {
+            default: idle(HOUR, Action::Pause),
+            paused_max: HOUR * 20,
+            stopped_max: HOUR * 24,
+            exempt: Some(("keep".into(), "true".into())),
+        };
+    };
+    let node = Node::with(change, Faults::default()).await;
+    node.run(order(1)).await;
+    let mut kept = order(2);
+    kept.spec.metadata.insert("keep".into(), "true".into());
+    node.run(kept).await;
+    let mut expiry = node.expiry();
+    node.pass_time(HOUR).await;
+    assert_eq!(expiry.pass().await.len(), 2, "the default counts for both");
+    node.pass_time(HOUR * 20).await;
+    assert_eq!(expiry.pass().await.len(), 1);
+    let record = node.record(1).await;
+    assert_eq!((record.phase, record.cause.as_str()), (Phase::Stopped, "kept_too_long"));
+    node.pass_time(HOUR * 24).await;
+    assert_eq!(expiry.pass().await.len(), 1);
+    assert_eq!(node.record(1).await.phase, Phase::Deleted);
+    assert_eq!(node.record(2).await.phase, Phase::Paused);
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_cannot_be_paused_lives_on_and_is_tried_again() {
+    let node = Node::new().await;
+    node.run(with(1, ttl(HOUR, Action::Pause))).await;
+    node.fault(Op::Freeze, Trouble::Hangs);
+    let mut expiry = node.expiry();
+    node.pass_time(HOUR).await;
+    assert_eq!(expiry.pass().await, []);
+    let record = node.record(1).await;
+    assert_eq!(record.phase, Phase::Running);
+    assert_eq!(record.failure.as_ref().expect("told").reason, reason::FREEZE_FAILED);
+    assert_eq!(expiry.pass().await, [], "not at once");
+    node.pass_time(Duration::from_secs(61)).await;
+    assert_eq!(expiry.pass().await.len(), 1);
+    assert_eq!(node.record(1).await.phase, Phase::Paused);
+}
