@@ -15,7 +15,7 @@ use crate::{
     journal::Journal,
     load::HostLoad,
     pve::Pve,
-    reconcile::{self, Reconciler, Waker},
+    reconcile::{self, Reconciler, Waker, garbage::Preview},
     rpc::{self, BoxError, Connection, Reporter, Rpc},
     saga::Faults,
     sandbox::{
@@ -73,15 +73,16 @@ impl Agent {
         let tasks = Tasks::default();
         let sandboxes =
             Sandboxes::open(sandboxes, pve, journal, clock, tasks.clone(), faults).await?;
-        let reconciler = Reconciler::new(Arc::clone(&sandboxes), reconcile);
+        let reconciler = Reconciler::new(Arc::clone(&sandboxes), reconcile.clone());
         let waker = reconciler.waker();
+        let garbage = Arc::new(Preview::new(Arc::clone(&sandboxes), reconcile, waker.clone()));
         tasks.spawn(reconciler.run());
         let (sampled, host) = watch::channel(HostLoad::default());
         tasks.spawn(sample(host_load, sampled, tasks.clone()));
         let reporter = Reporter::new(Arc::clone(&sandboxes), host);
         let execs = Execs::new(Arc::clone(&sandboxes), shims);
         tasks.spawn(Expiry::new(Arc::clone(&sandboxes), execs.clone()).run());
-        let rpc = Rpc::new(Arc::clone(&sandboxes), execs, reporter);
+        let rpc = Rpc::new(Arc::clone(&sandboxes), execs, reporter, garbage);
         Ok(Self { sandboxes, rpc, tasks, waker })
     }
 

@@ -1,5 +1,6 @@
 //! What can be typed. The help texts here are also the man pages.
 
+mod clean;
 mod lifetime;
 mod values;
 
@@ -7,6 +8,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as Group, Parser, Subcommand};
 
+pub use clean::{Compare, Gc, Prune, Recover};
 pub use lifetime::Lifetime;
 pub use values::{Pair, Place, Service, SignalNumber};
 use values::{duration, switch};
@@ -181,6 +183,14 @@ pub enum Verb {
     Explain(Explain),
     /// Check that nothing is lost, leaked or doubled; exit 1 if something is
     Fsck,
+    /// Let the nodes clean up now, or tell what they would do and why
+    Gc(Gc),
+    /// Delete sandboxes that have been stopped for long
+    Prune(Prune),
+    /// Compare a list of ids with what there is, both ways; exit 1 if they differ
+    Compare(Compare),
+    /// Take a container back that carries our mark and that its node does not know any more
+    Recover(Recover),
     /// Print every change of a sandbox until it is gone
     Watch(One),
     /// Print the versions of this program and of the controller

@@ -49,6 +49,10 @@ pub fn of(reason: &str) -> Option<Hint> {
             exit::REFUSED,
             "this --request-id made another sandbox: take a new one, or repeat the first call unchanged",
         ),
+        reason::SANDBOX_KNOWN => (
+            exit::REFUSED,
+            "`sandboxctl get` shows the one that is known; there is nothing to recover",
+        ),
         reason::SERVICE_EXISTS => (
             exit::REFUSED,
             "take another --name, or close the port that has it with `sandboxctl hide ID NAME`",

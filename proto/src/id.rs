@@ -40,6 +40,11 @@ impl SandboxId {
     pub fn new(unix_ms: u64, random: &[u8; 10]) -> Self {
         Self(uuid::Builder::from_unix_timestamp_millis(unix_ms, random).into_uuid())
     }
+
+    /// When it was made, milliseconds since 1970: the first 48 bits.
+    pub fn created_ms(&self) -> u64 {
+        u64::try_from(self.0.as_u128() >> 80).unwrap_or_default()
+    }
 }
 
 impl fmt::Display for SandboxId {

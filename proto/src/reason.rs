@@ -33,6 +33,8 @@ reasons! {
     FILE_NOT_FOUND;
     /// ALREADY_EXISTS: the request_id was used with another body.
     REQUEST_ID_REUSED;
+    /// ALREADY_EXISTS: the container to recover, or what it would take, is a sandbox already.
+    SANDBOX_KNOWN;
     /// ALREADY_EXISTS: the name is taken by another port.
     SERVICE_EXISTS;
     /// ALREADY_EXISTS: the exec_id was used with another command.

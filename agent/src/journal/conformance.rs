@@ -61,7 +61,12 @@ pub(crate) fn record(number: u8) -> Record {
 }
 
 pub(crate) fn intent(number: u8) -> Intent {
-    Intent { record: record(number), lease_address: true, taken: BTreeSet::new() }
+    Intent {
+        record: record(number),
+        lease_address: true,
+        taken: BTreeSet::new(),
+        taken_ips: BTreeSet::new(),
+    }
 }
 
 /// A journal under test, and what keeps its file.

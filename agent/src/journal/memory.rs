@@ -135,9 +135,25 @@ impl Book {
         }
         record.vmid = self.lease_vmid(pools, &intent.taken)?;
         if intent.lease_address {
-            record.ip = Some(self.lease_address(pools, now_ms)?);
+            record.ip = Some(self.lease_address(pools, &intent.taken_ips, now_ms)?);
         }
         self.put(record)
+    }
+
+    fn adopt(&mut self, record: &Record) -> Result<Record, Error> {
+        let clashes = |other: &Record| {
+            other.vmid == record.vmid
+                || (lease_of(other).is_some() && lease_of(other) == lease_of(record))
+                || (&other.team, &other.request_id) == (&record.team, &record.request_id)
+        };
+        let other = self
+            .records
+            .values()
+            .find(|other| other.id == record.id || (!other.phase.ended() && clashes(other)));
+        if let Some(other) = other {
+            return Err(Error::Conflict { id: record.id, expected: 0, found: other.revision });
+        }
+        self.put(record.clone())
     }
 
     fn next_vmid(
@@ -197,10 +213,18 @@ impl Book {
         Err(Error::VmidsExhausted { first: pools.vmids.0, last: pools.vmids.1 })
     }
 
-    fn lease_address(&mut self, pools: &Pools, now_ms: u64) -> Result<Ipv4Addr, Error> {
+    fn lease_address(
+        &mut self,
+        pools: &Pools,
+        taken: &BTreeSet<Ipv4Addr>,
+        now_ms: u64,
+    ) -> Result<Ipv4Addr, Error> {
         let range = (u32::from(pools.addresses.0), u32::from(pools.addresses.1));
         let busy = self.busy_addresses(now_ms);
-        let free = |number: u32| Ok::<_, Error>(!busy.contains(&Ipv4Addr::from(number)));
+        let free = |number: u32| {
+            let address = Ipv4Addr::from(number);
+            Ok::<_, Error>(!busy.contains(&address) && !taken.contains(&address))
+        };
         let found = ring::next(range, self.address_cursor, free)?;
         let number = found.ok_or(Error::AddressesExhausted)?;
         self.address_cursor = Some(number);
@@ -280,6 +304,10 @@ impl Journal for MemoryJournal {
 
     async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error> {
         self.write(|book, pools| book.begin(pools, &intent, now_ms)).await
+    }
+
+    async fn adopt(&self, record: &Record) -> Result<Record, Error> {
+        self.write(|book, _| book.adopt(record)).await
     }
 
     async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record, Error> {

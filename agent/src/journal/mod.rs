@@ -56,6 +56,8 @@ pub struct Intent {
     pub lease_address: bool,
     /// Vmids that the cluster holds now: never leased, whatever the journal thinks.
     pub taken: std::collections::BTreeSet<Vmid>,
+    /// Addresses that containers have which are not of this journal: never leased either.
+    pub taken_ips: std::collections::BTreeSet<std::net::Ipv4Addr>,
 }
 
 /// What the journal leases out of. Fixed at start.
@@ -83,6 +85,11 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// the record, in one transaction. Returns the record as written. A record of this id that is
     /// there already is a conflict, unless it is the tombstone of an earlier attempt.
     async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error>;
+
+    /// Writes a record with the vmid and the address that it has, for a container that was there
+    /// before it. A conflict when a record of this id, or a living one of this vmid, address or
+    /// request, is there.
+    async fn adopt(&self, record: &Record) -> Result<Record, Error>;
 
     /// Gives a creation another vmid, because PVE said that the first is taken. The old one is not
     /// leased again before the ring comes round.

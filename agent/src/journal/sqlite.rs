@@ -78,6 +78,11 @@ impl Journal for SqliteJournal {
         self.writer.run(move |db| tables::begin(db, &pools, &intent, now_ms)).await
     }
 
+    async fn adopt(&self, record: &Record) -> Result<Record, Error> {
+        let record = record.clone();
+        self.writer.run(move |db| tables::adopt(db, &record)).await
+    }
+
     async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record, Error> {
         let (pools, record) = (self.pools.clone(), record.clone());
         self.writer.run(move |db| tables::next_vmid(db, &pools, &record, &taken)).await

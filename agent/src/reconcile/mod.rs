@@ -4,11 +4,12 @@
 //! `plan` decides and is pure; `apply` acts. Knows `sandbox`; knows no wire.
 
 mod apply;
+pub mod garbage;
 pub mod plan;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use proto::id::Vmid;
+use proto::id::{SandboxId, Vmid};
 use tokio::sync::Notify;
 
 use crate::sandbox::{
@@ -51,12 +52,27 @@ pub struct Reconciler {
     waker: Waker,
     /// Marks that nobody knows, as of the last pass: each is reported once.
     quarantined: BTreeSet<Vmid>,
+    /// What the last pass would have swept, had it been there before.
+    sweeps: BTreeSet<(SandboxId, Vmid)>,
+}
+
+fn sweeps(actions: &[Action]) -> BTreeSet<(SandboxId, Vmid)> {
+    let of = |action: &Action| {
+        if let Action::Sweep { id, vmid } = action { Some((*id, *vmid)) } else { None }
+    };
+    actions.iter().filter_map(of).collect()
 }
 
 impl Reconciler {
     /// Of these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, options: Options) -> Self {
-        Self { sandboxes, options, waker: Waker::default(), quarantined: BTreeSet::new() }
+        Self {
+            sandboxes,
+            options,
+            waker: Waker::default(),
+            quarantined: BTreeSet::new(),
+            sweeps: BTreeSet::new(),
+        }
     }
 
     /// Wakes it.
@@ -93,26 +109,27 @@ impl Reconciler {
         };
         // Second, so that what an operation made in between is known to be under way.
         let intended = self.intended();
-        let actions = plan(&intended, &observed);
+        if observed.cluster.quorate {
+            self.sandboxes.note_strangers(&observed).await;
+        }
+        let mut actions = plan(&intended, &observed);
+        // A container that has come back is removed when it is still there a pass later.
+        let twice = |action: &Action| {
+            if let Action::Sweep { id, vmid } = action {
+                return self.sweeps.contains(&(*id, *vmid));
+            }
+            true
+        };
+        let planned = sweeps(&actions);
+        actions.retain(twice);
+        self.sweeps = planned;
         self.report(&actions);
         apply::apply(&self.sandboxes, &actions).await;
         actions
     }
 
     fn intended(&self) -> Intended {
-        let sandboxes = &self.sandboxes;
-        let templates = sandboxes.options().templates.iter().map(|template| template.vmid);
-        let kept = u64::try_from(self.options.tombstones.as_millis()).unwrap_or(u64::MAX);
-        // Busy before and after: what begins or ends while we read waits for the next pass.
-        let mut intended = Intended {
-            busy: sandboxes.busy(),
-            dead_clones: templates.filter(|vmid| sandboxes.has_dead_clone(*vmid)).collect(),
-            live: sandboxes.live(),
-            ended: sandboxes.ended(),
-            forget_before_ms: sandboxes.now_ms().saturating_sub(kept),
-        };
-        intended.busy.extend(sandboxes.busy());
-        intended
+        intended(&self.sandboxes, &self.options)
     }
 
     fn report(&mut self, actions: &[Action]) {
@@ -146,4 +163,19 @@ impl Reconciler {
         }
         self.quarantined = quarantined;
     }
+}
+
+fn intended(sandboxes: &Sandboxes, options: &Options) -> Intended {
+    let templates = sandboxes.options().templates.iter().map(|template| template.vmid);
+    let kept = u64::try_from(options.tombstones.as_millis()).unwrap_or(u64::MAX);
+    // Busy before and after: what begins or ends while we read waits for the next pass.
+    let mut intended = Intended {
+        busy: sandboxes.busy(),
+        dead_clones: templates.filter(|vmid| sandboxes.has_dead_clone(*vmid)).collect(),
+        live: sandboxes.live(),
+        ended: sandboxes.ended(),
+        forget_before_ms: sandboxes.now_ms().saturating_sub(kept),
+    };
+    intended.busy.extend(sandboxes.busy());
+    intended
 }

@@ -80,6 +80,7 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         cause: record.cause.clone(),
         expires_at: record.lifetime.expires.as_ref().map(|at| timestamp(at.wall_ms)),
         lifetime: Some(lifetime(&record.lifetime)),
+        since: (record.since.wall_ms != 0).then(|| timestamp(record.since.wall_ms)),
     }
 }
 

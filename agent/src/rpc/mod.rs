@@ -35,7 +35,7 @@ use tonic::{
     transport::server::{Connected, Server},
 };
 
-use crate::sandbox::{Sandboxes, exec::Execs};
+use crate::sandbox::{Sandboxes, exec::Execs, garbage::Garbage};
 pub use load::Reporter;
 pub use tonic::transport::Error;
 
@@ -65,14 +65,21 @@ pub struct Rpc {
     sandboxes: Arc<Sandboxes>,
     execs: Execs,
     reporter: Reporter,
+    garbage: Arc<dyn Garbage>,
     calls: Arc<Semaphore>,
     watches: Arc<Semaphore>,
 }
 
 impl Rpc {
     /// Over these sandboxes.
-    pub fn new(sandboxes: Arc<Sandboxes>, execs: Execs, reporter: Reporter) -> Self {
+    pub fn new(
+        sandboxes: Arc<Sandboxes>,
+        execs: Execs,
+        reporter: Reporter,
+        garbage: Arc<dyn Garbage>,
+    ) -> Self {
         Self {
+            garbage,
             execs,
             sandboxes,
             reporter,
@@ -259,6 +266,20 @@ impl AgentService for Rpc {
         request: Request<wire::SetLifetimeRequest>,
     ) -> Result<Response<wire::SetLifetimeResponse>, Status> {
         self.call(self.lifetime(request.into_inner())).await
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<wire::CollectGarbageRequest>,
+    ) -> Result<Response<wire::CollectGarbageResponse>, Status> {
+        self.call(self.garbage(request.into_inner())).await
+    }
+
+    async fn recover_sandbox(
+        &self,
+        request: Request<wire::RecoverSandboxRequest>,
+    ) -> Result<Response<wire::RecoverSandboxResponse>, Status> {
+        self.call(self.recover(request.into_inner())).await
     }
 
     async fn control_exec(

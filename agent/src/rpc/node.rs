@@ -1,7 +1,11 @@
 //! Calls about the node as a whole.
 
 use daemon::status::Refusal;
-use proto::{agent::v1 as wire, sandbox::v1::Finding};
+use proto::{
+    agent::v1 as wire,
+    id::Vmid,
+    sandbox::v1::{Finding, GarbageItem},
+};
 
 use super::{Rpc, status::refusal};
 
@@ -34,6 +38,40 @@ impl Rpc {
 
     pub(super) async fn load(&self) -> Result<wire::GetLoadResponse, Refusal> {
         Ok(wire::GetLoadResponse { load: Some(self.reporter.report().await) })
+    }
+
+    /// What is told is what the pass that this wakes begins with.
+    pub(super) async fn garbage(
+        &self,
+        request: wire::CollectGarbageRequest,
+    ) -> Result<wire::CollectGarbageResponse, Refusal> {
+        if !request.dry_run {
+            self.fence(request.epoch).await?;
+        }
+        let found = self.garbage.look().await;
+        if !request.dry_run {
+            self.garbage.collect();
+        }
+        let node = self.sandboxes.pve().node();
+        let items = found.into_iter().map(|item| GarbageItem {
+            node: node.to_string(),
+            action: item.action.to_owned(),
+            subject: item.subject,
+            why: item.why,
+        });
+        Ok(wire::CollectGarbageResponse { items: items.collect() })
+    }
+
+    pub(super) async fn recover(
+        &self,
+        request: wire::RecoverSandboxRequest,
+    ) -> Result<wire::RecoverSandboxResponse, Refusal> {
+        let vmid = Vmid::try_from(request.vmid)?;
+        if !request.dry_run {
+            self.fence(request.epoch).await?;
+        }
+        let record = self.sandboxes.recover(vmid, request.dry_run).await.map_err(refusal)?;
+        Ok(wire::RecoverSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
     pub(super) async fn check_node(&self) -> Result<wire::CheckResponse, Refusal> {

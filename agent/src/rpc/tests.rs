@@ -23,6 +23,7 @@ use crate::{
     load::HostLoad,
     sandbox::{
         exec::shims::NoShims,
+        garbage::Item,
         tests::{LONG, Node, id},
     },
 };
@@ -72,17 +73,29 @@ fn execs(node: &Node) -> Execs {
     Execs::new(Arc::clone(&node.sandboxes), Arc::new(NoShims))
 }
 
+#[derive(Debug)]
+struct NoGarbage;
+
+#[async_trait::async_trait]
+impl Garbage for NoGarbage {
+    async fn look(&self) -> Vec<Item> {
+        Vec::new()
+    }
+
+    fn collect(&self) {}
+}
+
 fn rpc(node: &Node) -> Rpc {
     let (_, host) = watched::channel(HostLoad { cores: 2.0, ..HostLoad::default() });
     let reporter = Reporter::new(Arc::clone(&node.sandboxes), host);
-    Rpc::new(Arc::clone(&node.sandboxes), execs(node), reporter)
+    Rpc::new(Arc::clone(&node.sandboxes), execs(node), reporter, Arc::new(NoGarbage))
 }
 
 /// Serves the node to one peer.
 fn serve(node: &Node, peer: Peer) -> Client {
     let (_, host) = watched::channel(HostLoad { cores: 2.0, ..HostLoad::default() });
     let reporter = Reporter::new(Arc::clone(&node.sandboxes), host);
-    let rpc = Rpc::new(Arc::clone(&node.sandboxes), execs(node), reporter);
+    let rpc = Rpc::new(Arc::clone(&node.sandboxes), execs(node), reporter, Arc::new(NoGarbage));
     let (sender, incoming) = mpsc::channel::<io::Result<Conn>>(4);
     let stop = node.tasks.stopping().clone();
     tokio::spawn(async move {

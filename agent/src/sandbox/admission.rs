@@ -81,7 +81,7 @@ pub(super) fn recall(
         return same_id(&asked, &known);
     }
     match by_request.filter(|known| known.phase != Phase::Failed) {
-        Some(known) if known.body_digest == asked.body_digest => Ok(Recall::Same(known.id)),
+        Some(known) if known.is_of_body(&asked) => Ok(Recall::Same(known.id)),
         Some(_) => Err(Error::new(
             reason::REQUEST_ID_REUSED,
             format!("{} was used with another body", order.spec.request_id),
@@ -92,8 +92,8 @@ pub(super) fn recall(
 
 fn same_id(asked: &Summary, known: &Summary) -> Result<Recall, Error> {
     let id = asked.id;
-    let request = |of: &Summary| (of.team.clone(), of.request_id.clone(), of.body_digest.clone());
-    if request(known) != request(asked) {
+    let request = |of: &Summary| (of.team.clone(), of.request_id.clone());
+    if request(known) != request(asked) || !known.is_of_body(asked) {
         let message = format!("{id} was made for another request");
         return Err(Error::new(reason::REQUEST_ID_REUSED, message));
     }
@@ -124,6 +124,13 @@ pub(super) struct Summary {
     team: Team,
     request_id: RequestId,
     body_digest: String,
+}
+
+impl Summary {
+    /// The body of a sandbox that was recovered is not known any more: any will do.
+    fn is_of_body(&self, asked: &Self) -> bool {
+        self.body_digest.is_empty() || self.body_digest == asked.body_digest
+    }
 }
 
 impl From<&Order> for Summary {

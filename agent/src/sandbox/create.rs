@@ -183,7 +183,9 @@ impl Sandboxes {
             revision: 0,
         };
         let taken = self.pve.cluster().await.guests.into_keys().collect();
-        let intent = Intent { record, lease_address: network == Network::Static, taken };
+        let taken_ips = self.taken_addresses().await;
+        let lease_address = network == Network::Static;
+        let intent = Intent { record, lease_address, taken, taken_ips };
         let record = self.journal.begin(intent, now_ms).await?;
         tracing::info!(sandbox_id = %id, vmid = %record.vmid, attempt, "creation recorded");
         Ok(self.index.apply(record))

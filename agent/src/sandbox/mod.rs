@@ -20,6 +20,7 @@ pub mod exec;
 mod expose;
 pub mod files;
 mod flights;
+pub mod garbage;
 mod index;
 mod lifetime;
 pub mod observe;
@@ -28,6 +29,7 @@ mod pause;
 mod probe;
 mod queue;
 mod reads;
+mod recover;
 mod resume;
 mod settle;
 mod start;
@@ -40,9 +42,13 @@ mod unlock;
 mod wake;
 mod write;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use proto::reason;
@@ -83,6 +89,8 @@ pub struct Sandboxes {
     pens: Vec<Mutex<()>>,
     epoch: AtomicU64,
     activity: Activity,
+    /// Addresses of containers that are no sandboxes of this journal; `None` before the first look.
+    strangers: Mutex<Option<BTreeSet<Ipv4Addr>>>,
 }
 
 impl Sandboxes {
@@ -115,6 +123,7 @@ impl Sandboxes {
             pens: (0..PENS).map(|_| Mutex::default()).collect(),
             epoch: AtomicU64::new(epoch),
             activity: Activity::new(),
+            strangers: Mutex::default(),
         }))
     }
 

@@ -1,10 +1,13 @@
 //! What is really there: one look at the host, as data for the reconciler and the check.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use proto::id::Vmid;
 
-use crate::pve::{self, Cluster, Mark, Pve, hold};
+use crate::pve::{self, Cluster, ContainerConfig, Mark, Pve, config_file::Ip, hold};
 
 /// A container of this node, as far as it matters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub struct Container {
     pub running: bool,
     /// Nothing in it gets to run.
     pub frozen: bool,
+    /// The address that its config gives it.
+    pub ip: Option<Ipv4Addr>,
     /// PVE's lock on it is ours, of a pause.
     pub held: bool,
     /// Something of such a lock is left, be it the line that explains it.
@@ -43,6 +48,14 @@ pub struct Observed {
     pub volumes: BTreeMap<Vmid, Vec<String>>,
 }
 
+/// The static address of a config.
+pub(super) fn address(config: &ContainerConfig) -> Option<Ipv4Addr> {
+    match config.net0()?.ip {
+        Ip::Static(ip, _) => Some(ip),
+        Ip::Dhcp | Ip::Manual => None,
+    }
+}
+
 /// Looks. Volumes are listed for `vmids` alone.
 ///
 /// # Errors
@@ -59,6 +72,7 @@ pub async fn observe(pve: &dyn Pve, vmids: &BTreeSet<Vmid>) -> Result<Observed, 
             lock: config.lock().map(str::to_owned),
             running: pve.running(vmid).await,
             frozen,
+            ip: address(&config),
             held: hold::held(&config),
             noted: hold::leaves(&config),
         };

@@ -6,6 +6,7 @@ mod faults;
 mod life;
 mod lifetime;
 mod pause;
+mod recover;
 
 use std::{
     collections::BTreeMap,
@@ -191,12 +192,14 @@ impl Node {
     /// Passes until there is nothing to do; few passes must be enough.
     pub(crate) async fn reconcile(&self) -> Vec<Action> {
         let mut reconciler = self.reconciler();
-        let mut done = Vec::new();
-        for _ in 0..5 {
+        let (mut done, mut quiet) = (Vec::new(), false);
+        for _ in 0..6 {
             let actions = reconciler.pass().await;
-            if actions.is_empty() {
+            // Some things are done when they are seen for the second time.
+            if actions.is_empty() && quiet {
                 return done;
             }
+            quiet = actions.is_empty();
             done.extend(actions);
         }
         panic!("still not done: {done:?}");

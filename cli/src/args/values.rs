@@ -129,6 +129,14 @@ pub(super) fn span(text: &str) -> Result<Span, String> {
     time.map(|seconds| Span::Time(Duration::from_secs(seconds))).ok_or_else(|| SPAN.into())
 }
 
+/// A time with days.
+pub(super) fn age(text: &str) -> Result<Duration, String> {
+    match span(text)? {
+        Span::Time(time) => Ok(time),
+        Span::Never => Err("must be a time such as 12h or 14d".into()),
+    }
+}
+
 const SPAN: &str = "must be a time such as 90s, 30m, 12h or 7d, or `never`";
 
 /// `30`, `30s`, `5m`, `2h`, `500ms`: seconds unless a unit is given.

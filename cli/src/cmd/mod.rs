@@ -1,5 +1,6 @@
 //! One file a verb.
 
+mod clean;
 mod completion;
 mod cp;
 mod create;
@@ -62,6 +63,10 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
         Verb::Stop(many) => lifecycle::stop(connect(&global)?, many, output).await,
         Verb::Pause(pause) => pause::pause(connect(&global)?, pause, output).await,
         Verb::Resume(many) => pause::resume(connect(&global)?, many, output).await,
+        Verb::Gc(wish) => clean::gc(connect(&global)?, wish, output).await,
+        Verb::Prune(wish) => clean::prune(connect(&global)?, wish, output).await,
+        Verb::Compare(wish) => clean::compare(connect(&global)?, wish, output).await,
+        Verb::Recover(wish) => clean::recover(connect(&global)?, wish, output).await,
         Verb::Lifetime(wish) => lifetime::run(connect(&global)?, wish, output).await,
         Verb::WakeOn(wake_on) => wake_on::run(connect(&global)?, wake_on, output).await,
         Verb::Top(top) => top::run(connect(&global)?, top, output).await,

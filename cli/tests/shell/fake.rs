@@ -361,6 +361,36 @@ impl SandboxService for Service {
         Ok(Response::new(SetLifetimeResponse { sandbox }))
     }
 
+    async fn prune_sandboxes(
+        &self,
+        request: Request<PruneSandboxesRequest>,
+    ) -> Answer<PruneSandboxesResponse> {
+        let PruneSandboxesRequest { older_than, dry_run, .. } = request.into_inner();
+        // What it has was stopped a week ago.
+        let old = older_than.is_some_and(|age| age.seconds < 7 * 24 * 3600);
+        let one = PrunedSandbox {
+            sandbox: known(ID, Phase::Stopped)?,
+            deleted: !dry_run,
+            error: String::new(),
+        };
+        let sandboxes = if old { vec![one] } else { Vec::new() };
+        Ok(Response::new(PruneSandboxesResponse { sandboxes }))
+    }
+
+    async fn compare_sandboxes(
+        &self,
+        request: Request<CompareSandboxesRequest>,
+    ) -> Answer<CompareSandboxesResponse> {
+        let known_ids = request.into_inner().known_ids;
+        let listed = known_ids.iter().any(|id| id == ID);
+        let unlisted = if listed { None } else { known(ID, Phase::Running)? };
+        Ok(Response::new(CompareSandboxesResponse {
+            unlisted: unlisted.into_iter().collect(),
+            missing: known_ids.into_iter().filter(|id| id != ID).collect(),
+            complete: true,
+        }))
+    }
+
     type StreamExecStream = ReceiverStream<Result<StreamExecResponse, Status>>;
 
     async fn stream_exec(&self, _: Request<StreamExecRequest>) -> Answer<Self::StreamExecStream> {
@@ -565,6 +595,31 @@ impl OperatorService for Service {
             detail: "a volume without a record".into(),
         };
         Ok(Response::new(FsckResponse { findings: vec![finding], sandboxes: 3, nodes: 2 }))
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<CollectGarbageRequest>,
+    ) -> Answer<CollectGarbageResponse> {
+        let CollectGarbageRequest { node, .. } = request.into_inner();
+        let item = GarbageItem {
+            node: "node1".into(),
+            action: "quarantined".into(),
+            subject: "100017".into(),
+            why: "this node's journal does not know it".into(),
+        };
+        let (items, unreachable) = match node.as_str() {
+            "node1" => (vec![item], Vec::new()),
+            _ => (Vec::new(), vec!["node2".into()]),
+        };
+        Ok(Response::new(CollectGarbageResponse { items, unreachable }))
+    }
+
+    async fn recover_sandbox(
+        &self,
+        _: Request<RecoverSandboxRequest>,
+    ) -> Answer<RecoverSandboxResponse> {
+        Ok(Response::new(RecoverSandboxResponse { sandbox: known(ID, Phase::Running)? }))
     }
 
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {

@@ -108,6 +108,47 @@ async fn get_tells_all_of_one() {
 }
 
 #[tokio::test]
+async fn what_is_to_be_cleaned_up_is_told() {
+    let fake = fake().await;
+    let ran = fake.run(&["gc", "--dry-run", "--node", "node1"]).await;
+    let text = ran.text();
+    assert!(text.contains("quarantined  100017") && text.contains("nothing was done"), "{text}");
+    let ran = fake.run(&["gc", "--json"]).await;
+    assert_eq!(ran.code, Some(1), "not all was told");
+    assert!(
+        String::from_utf8_lossy(&ran.stdout).contains("\"unreachable\":[\"node2\"]"),
+        "{ran:?}"
+    );
+    let ran = fake.run(&["recover", "--node", "node1", "100017", "--dry-run"]).await;
+    assert_eq!(ran.text(), format!("{ID} would be running again, of team lab\n"));
+    assert_eq!(fake.run(&["recover", "100017"]).await.code, Some(2), "on which node");
+}
+
+#[tokio::test]
+async fn what_is_old_is_pruned_and_lists_are_compared() {
+    let fake = fake().await;
+    let ran = fake.run(&["prune", "--older-than", "2d", "--dry-run"]).await;
+    assert!(ran.text().contains("would be deleted"), "{}", ran.text());
+    let ran = fake.run(&["prune", "--older-than", "2d", "--json"]).await;
+    assert_eq!(ran.json()[0]["deleted"], true);
+    let ran = fake.run(&["prune", "--older-than", "30d"]).await;
+    assert_eq!(ran.text(), "nothing has been stopped for so long\n");
+    for wrong in [&["prune"][..], &["prune", "--older-than", "never"]] {
+        assert_eq!(fake.run(wrong).await.code, Some(2), "{wrong:?}");
+    }
+    let list = tempfile::NamedTempFile::new().expect("a file");
+    let path = list.path().to_str().expect("UTF-8");
+    std::fs::write(path, format!("  {ID}\n\n")).expect("written");
+    let ran = fake.run(&["compare", path]).await;
+    assert_eq!((ran.code, ran.text()), (Some(0), "the list is what there is\n"));
+    std::fs::write(path, "100099\n").expect("written");
+    let ran = fake.run(&["compare", path]).await;
+    assert_eq!(ran.code, Some(1));
+    assert_eq!(ran.text(), format!("+ {ID} running on node2\n- 100099\n"));
+    assert_eq!(fake.run(&["compare", "/nowhere"]).await.code, Some(2));
+}
+
+#[tokio::test]
 async fn a_lifetime_is_shown_and_set() {
     let fake = fake().await;
     assert_eq!(fake.run(&["lifetime", ID]).await.text(), format!("{ID} does not expire\n"));

@@ -256,6 +256,29 @@ impl Client {
         sandbox(call(QUICK, agent.hide_http_service(request)).await?.sandbox)
     }
 
+    /// What it cleans up next; done at once, unless it is only told.
+    pub async fn collect_garbage(
+        &self,
+        epoch: u64,
+        dry_run: bool,
+    ) -> Result<Vec<api::GarbageItem>, Error> {
+        let mut agent = self.agent.clone();
+        let request = wire::CollectGarbageRequest { epoch, dry_run };
+        Ok(call(CHECK, agent.collect_garbage(request)).await?.items)
+    }
+
+    /// Takes a container with our mark back.
+    pub async fn recover(
+        &self,
+        epoch: u64,
+        vmid: u32,
+        dry_run: bool,
+    ) -> Result<api::Sandbox, Error> {
+        let mut agent = self.agent.clone();
+        let request = wire::RecoverSandboxRequest { epoch, vmid, dry_run };
+        sandbox(call(QUICK, agent.recover_sandbox(request)).await?.sandbox)
+    }
+
     /// Checks the node; its findings and how many sandboxes were looked at.
     pub async fn check(&self) -> Result<(Vec<api::Finding>, u32), Error> {
         let mut agent = self.agent.clone();

@@ -33,6 +33,24 @@ impl OperatorService for Rpc {
         }))
     }
 
+    async fn collect_garbage(
+        &self,
+        request: Request<CollectGarbageRequest>,
+    ) -> Result<Response<CollectGarbageResponse>, Status> {
+        let CollectGarbageRequest { dry_run, node } = request.into_inner();
+        let (items, unreachable) = self.sandboxes.collect_garbage(&node, dry_run).await?;
+        Ok(Response::new(CollectGarbageResponse { items, unreachable }))
+    }
+
+    async fn recover_sandbox(
+        &self,
+        request: Request<RecoverSandboxRequest>,
+    ) -> Result<Response<RecoverSandboxResponse>, Status> {
+        let RecoverSandboxRequest { node, vmid, dry_run } = request.into_inner();
+        let sandbox = self.sandboxes.recover(&node, vmid, dry_run).await?;
+        Ok(Response::new(RecoverSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
     async fn get_version(
         &self,
         _request: Request<GetVersionRequest>,

@@ -171,6 +171,28 @@ impl SandboxService for Rpc {
         Ok(Response::new(SetLifetimeResponse { sandbox: self.out(sandbox) }))
     }
 
+    async fn prune_sandboxes(
+        &self,
+        request: Request<PruneSandboxesRequest>,
+    ) -> Answer<PruneSandboxesResponse> {
+        let (caller, ask) = split(request)?;
+        let pruned = self.sandboxes.prune(&caller.team, ask.older_than, ask.paused, ask.dry_run);
+        Ok(Response::new(PruneSandboxesResponse { sandboxes: pruned.await? }))
+    }
+
+    async fn compare_sandboxes(
+        &self,
+        request: Request<CompareSandboxesRequest>,
+    ) -> Answer<CompareSandboxesResponse> {
+        let (caller, ask) = split(request)?;
+        let found = self.sandboxes.compare(&caller.team, &ask.known_ids)?;
+        Ok(Response::new(CompareSandboxesResponse {
+            unlisted: found.unlisted.into_iter().filter_map(|sandbox| self.out(sandbox)).collect(),
+            missing: found.missing,
+            complete: found.complete,
+        }))
+    }
+
     type StreamExecStream = Messages<StreamExecResponse>;
 
     async fn stream_exec(

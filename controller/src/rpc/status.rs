@@ -18,9 +18,10 @@ pub(super) fn code(reason: &str) -> Code {
         | reason::NODE_NOT_FOUND
         | reason::EXEC_NOT_FOUND
         | reason::FILE_NOT_FOUND => Code::NotFound,
-        reason::REQUEST_ID_REUSED | reason::SERVICE_EXISTS | reason::EXEC_ID_REUSED => {
-            Code::AlreadyExists
-        }
+        reason::REQUEST_ID_REUSED
+        | reason::SANDBOX_KNOWN
+        | reason::SERVICE_EXISTS
+        | reason::EXEC_ID_REUSED => Code::AlreadyExists,
         reason::SANDBOX_NOT_RUNNING
         | reason::SANDBOX_DELETED
         | reason::SANDBOX_BUSY

@@ -35,6 +35,49 @@ async fn a_node_that_is_down_makes_its_sandboxes_unreachable_and_not_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_list_is_compared_within_the_team_and_old_ones_are_pruned() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let other = lab.create("r2").await.expect("made");
+    let compare = |ids: &[&str]| CompareSandboxesRequest {
+        known_ids: ids.iter().map(ToString::to_string).collect(),
+    };
+    let ids = [sandbox.vmid.to_string(), "100999".into(), "no id".into()];
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let found = lab.api().compare_sandboxes(compare(&ids)).await.expect("compared").into_inner();
+    assert_eq!(found.unlisted.iter().map(|one| &one.id).collect::<Vec<_>>(), [&other.id]);
+    assert_eq!((found.missing, found.complete), (vec!["100999".into(), "no id".into()], true));
+    let stranger = token(&lab.store, "others", "sandbox").await;
+    let mut api = lab.api_as(&stranger);
+    let found = api.compare_sandboxes(compare(&[&sandbox.id])).await.expect("theirs").into_inner();
+    assert!(found.unlisted.is_empty() && found.missing == [sandbox.id.clone()], "{found:?}");
+
+    let prune = |hours: i64, dry_run| PruneSandboxesRequest {
+        older_than: Some(prost_types::Duration { seconds: hours * 3600, nanos: 0 }),
+        paused: false,
+        dry_run,
+    };
+    assert_eq!(reason(lab.api().prune_sandboxes(prune(0, true)).await), reason::FIELD_INVALID);
+    let mut stopped = lab.holder(&sandbox.id).living()[0].clone();
+    let holder = lab.holder(&stopped.id).clone();
+    stopped.set_phase(Phase::Stopped);
+    stopped.since = Some(prost_types::Timestamp { seconds: 1_600_000_000, nanos: 0 });
+    let id = stopped.id.clone();
+    holder.put(stopped);
+    lab.until(&id, Phase::Stopped).await;
+    let told = lab.api().prune_sandboxes(prune(1, true)).await.expect("told").into_inner();
+    assert_eq!(told.sandboxes.len(), 1);
+    assert_eq!(lab.get(&id).await.expect("there").phase(), Phase::Stopped);
+    let theirs = api.prune_sandboxes(prune(1, false)).await.expect("theirs").into_inner();
+    assert!(theirs.sandboxes.is_empty(), "another team's are not touched");
+    let done = lab.api().prune_sandboxes(prune(1, false)).await.expect("done").into_inner();
+    assert!(done.sandboxes[0].deleted, "{done:?}");
+    assert_eq!(lab.get(&id).await.expect("a tombstone").phase(), Phase::Deleted);
+    let again = lab.api().prune_sandboxes(prune(1, false)).await.expect("done").into_inner();
+    assert!(again.sandboxes.is_empty(), "what runs is not old");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watch_goes_on_where_it_was_after_a_cut() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");

@@ -34,9 +34,31 @@ pub(super) fn begin(
     }
     record.vmid = lease_vmid(db, pools, &intent.taken)?;
     if intent.lease_address {
-        record.ip = Some(lease_address(db, pools, now_ms)?);
+        record.ip = Some(lease_address(db, pools, &intent.taken_ips, now_ms)?);
     }
     put(db, record)
+}
+
+pub(super) fn adopt(db: &Connection, record: &Record) -> Result<Record, Error> {
+    let known: Option<i64> = db
+        .prepare_cached(
+            "SELECT revision FROM records WHERE id = ?1
+             OR ended = 0 AND (vmid = ?2 OR lease = ?3 OR (team = ?4 AND request_id = ?5))",
+        )
+        .and_then(|mut sql| {
+            let (team, request) = (record.team.to_string(), record.request_id.to_string());
+            let vmid = record.vmid.get();
+            let lease = lease_of(record);
+            sql.query_row(params![record.id.to_string(), vmid, lease, team, request], |row| {
+                row.get(0)
+            })
+            .optional()
+        })
+        .map_err(storage)?;
+    match known {
+        Some(found) => Err(Error::Conflict { id: record.id, expected: 0, found: uint(found) }),
+        None => put(db, record.clone()),
+    }
 }
 
 pub(super) fn next_vmid(
@@ -202,7 +224,12 @@ fn lease_vmid(db: &Connection, pools: &Pools, taken: &BTreeSet<Vmid>) -> Result<
     Err(Error::VmidsExhausted { first: pools.vmids.0, last: pools.vmids.1 })
 }
 
-fn lease_address(db: &Connection, pools: &Pools, now_ms: u64) -> Result<Ipv4Addr, Error> {
+fn lease_address(
+    db: &Connection,
+    pools: &Pools,
+    taken: &BTreeSet<Ipv4Addr>,
+    now_ms: u64,
+) -> Result<Ipv4Addr, Error> {
     let range = (u32::from(pools.addresses.0), u32::from(pools.addresses.1));
     let cursor = counter(db, ADDRESS_CURSOR).map_err(storage)?;
     let mut sql = db
@@ -212,6 +239,9 @@ fn lease_address(db: &Connection, pools: &Pools, now_ms: u64) -> Result<Ipv4Addr
         )
         .map_err(storage)?;
     let found = ring::next(range, u32::try_from(cursor).ok(), |number| {
+        if taken.contains(&number.into()) {
+            return Ok(false);
+        }
         sql.query_row(params![number, int(now_ms)], |row| row.get::<_, bool>(0)).map_err(storage)
     })?;
     let address = found.ok_or(Error::AddressesExhausted)?;

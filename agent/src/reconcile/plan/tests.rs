@@ -101,7 +101,7 @@ fn split(world: &World) -> (Intended, Observed) {
         let at = usize::try_from(on - 100).expect("fits");
         let (frozen, held) = world.pauses.get(at).copied().unwrap_or_default();
         let (frozen, noted) = (frozen && running, held);
-        let container = Container { mark, template, lock, running, frozen, held, noted };
+        let container = Container { mark, template, lock, running, frozen, ip: None, held, noted };
         observed.containers.insert(vmid(on), container);
     };
     for &(on, stands, runs) in &world.stands {

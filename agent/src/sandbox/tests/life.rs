@@ -183,7 +183,10 @@ async fn a_container_that_comes_back_after_its_end_is_swept() {
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     // pmxcfs lost its last writes in a power cut.
     node.cluster.add_guest(&node.name, record.vmid, config, false);
-    node.reconcile().await;
+    let mut reconciler = node.reconciler();
+    assert_eq!(reconciler.pass().await, [], "once may be a moment's");
+    let sweep = Action::Sweep { id: record.id, vmid: record.vmid };
+    assert_eq!(reconciler.pass().await, [sweep]);
     node.assert_clean().await;
 }
 

@@ -426,6 +426,20 @@ impl AgentService for Service {
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 
+    async fn collect_garbage(
+        &self,
+        _request: Request<CollectGarbageRequest>,
+    ) -> Answer<CollectGarbageResponse> {
+        Ok(Response::new(CollectGarbageResponse { items: Vec::new() }))
+    }
+
+    async fn recover_sandbox(
+        &self,
+        _request: Request<RecoverSandboxRequest>,
+    ) -> Answer<RecoverSandboxResponse> {
+        refuse(Code::FailedPrecondition, reason::NOT_OURS, "it carries no mark")
+    }
+
     async fn check(&self, _request: Request<CheckRequest>) -> Answer<CheckResponse> {
         let sandboxes = u32::try_from(self.0.living().len()).unwrap_or(u32::MAX);
         Ok(Response::new(CheckResponse { findings: Vec::new(), sandboxes }))

@@ -1,0 +1,92 @@
+//! Tells what the reconciler does next, and why, without doing it.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Action, Options, Waker, intended, plan};
+use crate::sandbox::{
+    Sandboxes,
+    garbage::{Garbage, Item},
+    observe,
+};
+
+/// A look at the next pass.
+#[derive(Debug)]
+pub struct Preview {
+    sandboxes: Arc<Sandboxes>,
+    options: Options,
+    waker: Waker,
+}
+
+impl Preview {
+    /// Of the reconciler with these options that this wakes.
+    pub fn new(sandboxes: Arc<Sandboxes>, options: Options, waker: Waker) -> Self {
+        Self { sandboxes, options, waker }
+    }
+}
+
+#[async_trait::async_trait]
+impl Garbage for Preview {
+    async fn look(&self) -> Vec<Item> {
+        match observe::observe(&**self.sandboxes.pve(), &BTreeSet::new()).await {
+            Ok(observed) if observed.cluster.quorate => {
+                let actions = plan(&intended(&self.sandboxes, &self.options), &observed);
+                actions.iter().map(item).collect()
+            }
+            Ok(_) => vec![nothing("without quorum nothing is done, for absence proves nothing")],
+            Err(error) => vec![nothing(&error.to_string())],
+        }
+    }
+
+    fn collect(&self) {
+        self.waker.wake();
+    }
+}
+
+fn nothing(why: &str) -> Item {
+    Item { action: "unchecked", subject: "/etc/pve".into(), why: why.into() }
+}
+
+fn item(action: &Action) -> Item {
+    let of = |word, subject: &dyn ToString, why: &str| Item {
+        action: word,
+        subject: subject.to_string(),
+        why: why.into(),
+    };
+    match action {
+        Action::Unlock(vmid) => {
+            of("unlock", vmid, "a clone of ours died and left this template locked")
+        }
+        Action::Undo(id) => of("undo", id, "its creation was cut short, and nobody works on it"),
+        Action::Delete(id) => of("delete", id, "its deletion was asked for and has not ended"),
+        Action::Stop(id) => of("stop", id, "a stop was asked for and has not ended"),
+        Action::Start(id) => of("start", id, "a start was asked for and has not ended"),
+        Action::Settle(id) => of(
+            "settle",
+            id,
+            "it is not frozen and locked, or not thawed and unlocked, as it should",
+        ),
+        Action::NoteDown(id) => of("note_down", id, "it should run, and its container does not"),
+        Action::Sweep { id, vmid } => of(
+            "destroy",
+            vmid,
+            &format!("it carries the mark of {id}, which has ended; if it is seen twice"),
+        ),
+        Action::Quarantine { vmid, mark } => of(
+            "quarantined",
+            vmid,
+            &format!(
+                "it carries the mark of {}, which this node's journal does not know: left alone, \
+                 until it is recovered or loses its mark",
+                mark.sandbox_id
+            ),
+        ),
+        Action::TooMany { sweeps, marked } => of(
+            "too_many",
+            sweeps,
+            &format!("of {marked} containers with a mark so many have ended: none is destroyed"),
+        ),
+        Action::Forget { before_ms } => {
+            of("forget", before_ms, "tombstones from before this moment are old enough")
+        }
+    }
+}

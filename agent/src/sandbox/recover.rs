@@ -1,0 +1,124 @@
+//! Taking back a container that carries our mark and stands in no journal: the journal was lost, or
+//! is an older one. Until somebody decides that, it is left alone.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+
+use proto::{
+    id::{SandboxRef, Vmid},
+    reason,
+    spec::{Network, Size},
+};
+
+use super::{Error, Known, Sandboxes, observe};
+use crate::{
+    journal::{self, Lifetime, Phase, Record, WakeOn},
+    pve::{ContainerConfig, Mark},
+};
+
+/// What a sandbox was made from, where its record was lost.
+const UNKNOWN_SNAPSHOT: &str = "recovered";
+
+impl Sandboxes {
+    /// Records the container as the sandbox that its mark names, running or stopped as it is, its
+    /// ports closed. Nothing is done to the container. With `dry_run` it is only told.
+    ///
+    /// # Errors
+    /// NOT_OURS when it carries no mark of its own number or somebody locks it, ALREADY_EXISTS ones
+    /// when the journal knows it, or another with its number, address or request.
+    pub async fn recover(&self, vmid: Vmid, dry_run: bool) -> Result<Arc<Record>, Error> {
+        let config = self.pve.config(vmid).await?.ok_or_else(|| {
+            Error::new(reason::SANDBOX_NOT_FOUND, format!("this node has no container {vmid}"))
+        })?;
+        let mark = config.mark().filter(|mark| mark.vmid == vmid && !config.is_template());
+        let Some(mark) = mark else {
+            let why = format!("container {vmid} does not carry a mark of ours for its number");
+            return Err(Error::new(reason::NOT_OURS, why));
+        };
+        if let Some(lock) = config.lock() {
+            let why = format!("CT {vmid} is locked ({lock}): somebody works on it");
+            return Err(Error::new(reason::CONTAINER_LOCKED, why));
+        }
+        match self.known(&SandboxRef::Id(mark.sandbox_id)) {
+            None => {}
+            Some(Known::Live(_)) => {
+                let why = format!("{} is known, there is nothing to recover", mark.sandbox_id);
+                return Err(Error::new(reason::SANDBOX_KNOWN, why));
+            }
+            Some(Known::Ended(_)) => {
+                let why = format!("{} has ended: what is left of it is removed", mark.sandbox_id);
+                return Err(Error::new(reason::SANDBOX_DELETED, why));
+            }
+        }
+        let record = self.record_of(&config, &mark).await?;
+        if dry_run {
+            return Ok(Arc::new(record));
+        }
+        let record = self.journal.adopt(&record).await.map_err(|error| {
+            if matches!(error, journal::Error::Conflict { .. }) {
+                let why = "another sandbox has its number, its address or its request";
+                return Error::new(reason::SANDBOX_KNOWN, format!("container {vmid}: {why}"));
+            }
+            error.into()
+        })?;
+        tracing::warn!(sandbox_id = %record.id, %vmid, phase = ?record.phase, "recovered");
+        Ok(self.index.apply(record))
+    }
+
+    async fn record_of(&self, config: &ContainerConfig, mark: &Mark) -> Result<Record, Error> {
+        let ip = observe::address(config);
+        let running = self.pve.running(mark.vmid).await;
+        let created_ms = mark.sandbox_id.created_ms();
+        let now = self.clock.moment();
+        Ok(Record {
+            id: mark.sandbox_id,
+            vmid: mark.vmid,
+            // Nobody knows any more.
+            template: mark.vmid,
+            team: mark.team.clone(),
+            request_id: mark.request_id.clone(),
+            body_digest: String::new(),
+            attempt: mark.attempt,
+            phase: if running { Phase::Running } else { Phase::Stopped },
+            step: super::step::DONE.into(),
+            snapshot: UNKNOWN_SNAPSHOT.parse().map_err(|invalid: proto::id::Invalid| {
+                Error::new(reason::INVARIANT, invalid.to_string())
+            })?,
+            size: Size { cpu_cores: config.cores().unwrap_or(1), memory_mib: config.memory_mib() },
+            network: if ip.is_some() { Network::Static } else { Network::Dhcp },
+            ip,
+            services: std::collections::BTreeMap::new(),
+            metadata: std::collections::BTreeMap::new(),
+            env: std::collections::BTreeMap::new(),
+            // Whatever was known of earlier boots is not of this one.
+            boot: 1,
+            created_ms,
+            started_ms: if running { now.wall_ms } else { 0 },
+            ended_ms: 0,
+            wake_on: WakeOn::default(),
+            lifetime: Lifetime::default(),
+            since: now,
+            cause: String::new(),
+            failure: None,
+            revision: 0,
+        })
+    }
+
+    /// Notes the addresses of containers that are no sandboxes of ours, as they were just seen.
+    pub async fn note_strangers(&self, observed: &observe::Observed) {
+        let own: BTreeSet<Vmid> = self.live().iter().map(|record| record.vmid).collect();
+        let strangers = observed.containers.iter().filter(|(vmid, _)| !own.contains(vmid));
+        let ips = strangers.filter_map(|(_, container)| container.ip).collect();
+        *self.strangers.lock().await = Some(ips);
+    }
+
+    /// Addresses that no sandbox may get, whatever the journal thinks.
+    pub(super) async fn taken_addresses(&self) -> BTreeSet<Ipv4Addr> {
+        if let Some(known) = self.strangers.lock().await.clone() {
+            return known;
+        }
+        if let Ok(observed) = observe::observe(&*self.pve, &BTreeSet::new()).await {
+            self.note_strangers(&observed).await;
+        }
+        self.strangers.lock().await.clone().unwrap_or_default()
+    }
+}

@@ -1,0 +1,88 @@
+//! A journal that was lost: what is there is left alone, keeps its address, and can be taken back.
+
+use super::*;
+
+impl Node {
+    /// The agent comes back with an empty journal.
+    async fn lose_journal(&mut self) {
+        self.tasks.kill().await;
+        self.tasks = Tasks::default();
+        let pools = Pools {
+            vmids: (vmid(100_000), vmid(100_099)),
+            addresses: (Ipv4Addr::new(10, 100, 1, 2), Ipv4Addr::new(10, 100, 1, 254)),
+            address_quarantine_ms: 60_000,
+        };
+        self.journal = Arc::new(MemoryJournal::new("another", pools, Arc::new(SoundDisk)));
+        let Self { cluster, name, journal, clock, options, tasks, .. } = self;
+        self.sandboxes =
+            open(cluster, name, journal, clock, options, tasks, Faults::default()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_journal_knows_is_left_alone_until_it_is_recovered() {
+    let mut node = Node::new().await;
+    let before = node.running(1).await;
+    node.lose_journal().await;
+    let mark = before.mark();
+    let quarantine = [Action::Quarantine { vmid: before.vmid, mark }];
+    let mut reconciler = node.reconciler();
+    for _ in 0..3 {
+        assert_eq!(reconciler.pass().await, quarantine);
+    }
+    assert!(node.cluster.guests()[&before.vmid].pid.is_some(), "it runs on");
+    let (findings, _) = node.sandboxes.check().await;
+    assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), ["I1"]);
+
+    let told = node.sandboxes.recover(before.vmid, true).await.expect("could be");
+    assert_eq!((told.id, told.phase, told.ip), (before.id, Phase::Running, before.ip));
+    assert!(node.sandboxes.live().is_empty(), "only told");
+    let after = node.sandboxes.recover(before.vmid, false).await.expect("recovered");
+    assert_eq!((after.id, after.vmid, &after.team), (before.id, before.vmid, &before.team));
+    assert_eq!((after.size, after.ip), (before.size, before.ip));
+    assert!(after.services.is_empty(), "its ports are closed");
+    node.assert_sound().await;
+    assert_eq!(node.reconcile().await, []);
+    // The same request is the same sandbox, and all else works as ever.
+    let again = node.sandboxes.create(order(1), LONG).await.expect("known");
+    assert_eq!(again.id, before.id);
+    node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    node.sandboxes.start(&id(1), LONG).await.expect("started");
+    let error = node.sandboxes.recover(before.vmid, false).await.expect_err("known");
+    assert_eq!(error.reason, reason::SANDBOX_KNOWN);
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    node.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_of_a_container_that_is_no_sandbox_is_given_to_none() {
+    let mut node = Node::new().await;
+    let before = node.running(1).await;
+    node.lose_journal().await;
+    let other = node.running(2).await;
+    assert_ne!(other.ip, before.ip);
+    assert_ne!(other.vmid, before.vmid);
+    node.reconciler().pass().await;
+    assert_ne!(node.running(3).await.ip, before.ip);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_ours_or_has_ended_is_not_recovered() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    let refused = async |number: u32| {
+        node.sandboxes.recover(vmid(number), false).await.expect_err("refused").reason
+    };
+    assert_eq!(refused(100_050).await, reason::SANDBOX_NOT_FOUND);
+    let mut config = node.cluster.guests()[&record.vmid].config.clone();
+    node.cluster.add_guest(&node.name, vmid(100_050), config.clone(), false);
+    assert_eq!(refused(100_050).await, reason::NOT_OURS, "somebody's clone of ours");
+    config.set_description("an operator's").expect("fits");
+    node.cluster.add_guest(&node.name, vmid(100_051), config.clone(), false);
+    assert_eq!(refused(100_051).await, reason::NOT_OURS);
+    assert_eq!(refused(TEMPLATE).await, reason::NOT_OURS);
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    config.set_description(&record.mark().to_string()).expect("fits");
+    node.cluster.add_guest(&node.name, record.vmid, config, false);
+    assert_eq!(refused(record.vmid.get()).await, reason::SANDBOX_DELETED);
+}

@@ -1,0 +1,73 @@
+//! What the nodes clean up, and what they leave to an operator.
+
+use futures_util::future::join_all;
+use proto::{
+    id::{Invalid, Vmid},
+    name::NodeName,
+    sandbox::v1::{GarbageItem, Sandbox},
+};
+
+use super::{Error, Sandboxes};
+use crate::node::Node;
+
+impl Sandboxes {
+    /// Asks the nodes what they clean up next, and lets them. Also the nodes that did not answer.
+    ///
+    /// # Errors
+    /// When there is no node of this name.
+    pub async fn collect_garbage(
+        &self,
+        node: &str,
+        dry_run: bool,
+    ) -> Result<(Vec<GarbageItem>, Vec<String>), Error> {
+        if !dry_run {
+            self.may_change()?;
+        }
+        let nodes = match node {
+            "" => self.nodes.all(),
+            name => vec![self.node(name)?],
+        };
+        let epoch = self.nodes.epoch.get();
+        let calls = nodes.iter().map(|node| node.client.collect_garbage(epoch, dry_run));
+        let (mut items, mut unreachable) = (Vec::new(), Vec::new());
+        for (node, found) in nodes.iter().zip(join_all(calls).await) {
+            match found {
+                Ok(found) => items.extend(found),
+                Err(error) => {
+                    tracing::warn!(node = %node.name, %error, "a node did not tell its garbage");
+                    unreachable.push(node.name.to_string());
+                }
+            }
+        }
+        Ok((items, unreachable))
+    }
+
+    /// Lets a node take a container with our mark back as the sandbox that it was.
+    ///
+    /// # Errors
+    /// When there is no such node, or it refuses.
+    pub async fn recover(&self, node: &str, vmid: u32, dry_run: bool) -> Result<Sandbox, Error> {
+        let vmid = Vmid::try_from(vmid)?;
+        if !dry_run {
+            self.may_change()?;
+        }
+        let node = self.node(node)?;
+        let epoch = self.nodes.epoch.get();
+        let recovered = node.client.recover(epoch, vmid.get(), dry_run).await;
+        let sandbox = recovered.map_err(|error| self.of_node(&node, error))?;
+        if !dry_run {
+            self.nodes.apply(&node.name, sandbox.clone());
+        }
+        Ok(sandbox)
+    }
+
+    fn node(&self, name: &str) -> Result<std::sync::Arc<Node>, Error> {
+        let name: NodeName = name.parse()?;
+        let unknown = || Invalid::new("node", "there is no node of this name");
+        let node = self.nodes.get(&name).ok_or_else(unknown)?;
+        match node.down() {
+            Some(why) => Err(Error::unreachable(&name, &why)),
+            None => Ok(node),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Deleting what has been stopped for long, and comparing what there is with a caller's own list.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use proto::{
+    id::{Invalid, SandboxId, SandboxRef},
+    name::Team,
+    sandbox::v1::{Phase, PrunedSandbox, Sandbox},
+};
+
+use super::{Error, Sandboxes};
+
+/// The least that counts as long.
+const LEAST: Duration = Duration::from_secs(3600);
+/// Deletions of one call.
+const PRUNED_MAX: usize = 200;
+/// Deletions at a time.
+const PARALLEL: usize = 8;
+/// Ids of one comparison.
+const KNOWN_MAX: usize = 10_000;
+/// Sandboxes that are told of.
+const UNLISTED_MAX: usize = 1000;
+
+/// How what there is differs from what the caller knows.
+#[derive(Debug, Default)]
+pub struct Difference {
+    /// Living, and not in the list.
+    pub unlisted: Vec<Sandbox>,
+    /// In the list, and not living.
+    pub missing: Vec<String>,
+    /// Every node was heard of.
+    pub complete: bool,
+}
+
+impl Sandboxes {
+    /// Deletes sandboxes of the team that have been stopped, or paused too, for so long.
+    ///
+    /// # Errors
+    /// When the time is less than an hour. That one is not deleted is no error of the whole.
+    pub async fn prune(
+        &self,
+        team: &Team,
+        older_than: Option<prost_types::Duration>,
+        paused: bool,
+        dry_run: bool,
+    ) -> Result<Vec<PrunedSandbox>, Error> {
+        let least = || Invalid::new("older_than", "must be given, and be an hour or more");
+        let age = older_than.and_then(|time| Duration::try_from(time).ok()).ok_or_else(least)?;
+        if age < LEAST {
+            return Err(least().into());
+        }
+        if !dry_run {
+            self.may_change()?;
+        }
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let before = self.clock.now_ms().saturating_sub(age);
+        let all = self.nodes.cache.all();
+        let own = all.iter().filter(|entry| entry.team == *team && !entry.ended());
+        let sandboxes = own.map(|entry| self.nodes.cache.view(entry)).collect();
+        let old = old(sandboxes, before, paused);
+        Ok(stream::iter(old)
+            .map(|sandbox| async move {
+                if dry_run {
+                    return PrunedSandbox { sandbox: Some(sandbox), ..PrunedSandbox::default() };
+                }
+                let done = self.delete(team, &sandbox.id).await;
+                PrunedSandbox {
+                    deleted: done.is_ok(),
+                    error: done.err().map(|error| error.to_string()).unwrap_or_default(),
+                    sandbox: Some(sandbox),
+                }
+            })
+            .buffered(PARALLEL)
+            .collect()
+            .await)
+    }
+
+    /// Compares the team's sandboxes with a list of the caller's.
+    ///
+    /// # Errors
+    /// When the list is too long. An id that is none of ours is missing.
+    pub fn compare(&self, team: &Team, known: &[String]) -> Result<Difference, Error> {
+        if known.len() > KNOWN_MAX {
+            return Err(Invalid::new("known_ids", "must be at most 10000").into());
+        }
+        let cache = &self.nodes.cache;
+        let mut listed: BTreeSet<SandboxId> = BTreeSet::new();
+        let mut missing = Vec::new();
+        for text in known {
+            let entry = text.parse::<SandboxRef>().ok().and_then(|name| cache.get(&name));
+            match entry.filter(|entry| entry.team == *team && !entry.ended()) {
+                Some(entry) => drop(listed.insert(entry.id)),
+                None => missing.push(text.clone()),
+            }
+        }
+        let all = cache.all();
+        let unlisted = all
+            .iter()
+            .filter(|entry| entry.team == *team && !entry.ended() && !listed.contains(&entry.id));
+        Ok(Difference {
+            unlisted: unlisted.take(UNLISTED_MAX).map(|entry| cache.view(entry)).collect(),
+            missing,
+            complete: self.nodes.all().iter().all(|node| node.down().is_none()),
+        })
+    }
+}
+
+/// Those that have been stopped, or paused, since before then; the oldest first.
+fn old(sandboxes: Vec<Sandbox>, before_ms: u64, paused: bool) -> Vec<Sandbox> {
+    let since = |sandbox: &Sandbox| {
+        let since = sandbox.since?;
+        let seconds = u64::try_from(since.seconds).ok()?;
+        Some(seconds * 1000 + u64::try_from(since.nanos).ok()? / 1_000_000)
+    };
+    let mut old: Vec<(u64, Sandbox)> = sandboxes
+        .into_iter()
+        .filter(|sandbox| {
+            let phase = sandbox.phase();
+            phase == Phase::Stopped || (paused && phase == Phase::Paused)
+        })
+        // Since when is not known: it is left alone.
+        .filter_map(|sandbox| Some((since(&sandbox)?, sandbox)))
+        .filter(|(since, _)| *since < before_ms)
+        .collect();
+    old.sort_by(|a, b| (a.0, &a.1.id).cmp(&(b.0, &b.1.id)));
+    old.truncate(PRUNED_MAX);
+    old.into_iter().map(|(_, sandbox)| sandbox).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_old_is_stopped_for_so_long_and_known_to_be() {
+        let of = |id: &str, phase: Phase, since: Option<i64>| Sandbox {
+            id: id.into(),
+            phase: phase.into(),
+            since: since.map(|seconds| prost_types::Timestamp { seconds, nanos: 0 }),
+            ..Sandbox::default()
+        };
+        let all = vec![
+            of("young", Phase::Stopped, Some(100)),
+            of("older", Phase::Stopped, Some(20)),
+            of("oldest", Phase::Stopped, Some(10)),
+            of("paused", Phase::Paused, Some(10)),
+            of("running", Phase::Running, Some(10)),
+            of("unreachable", Phase::Unreachable, Some(10)),
+            of("unknown", Phase::Stopped, None),
+        ];
+        let ids = |paused| -> Vec<String> {
+            old(all.clone(), 100_000, paused).into_iter().map(|sandbox| sandbox.id).collect()
+        };
+        assert_eq!(ids(false), ["oldest", "older"]);
+        assert_eq!(ids(true), ["oldest", "paused", "older"]);
+    }
+}

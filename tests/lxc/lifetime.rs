@@ -1,0 +1,50 @@
+//! Sandboxes that end by themselves, on a node whose controller is away.
+
+use std::time::Instant;
+
+use lab::daemons::CONTROLLER;
+
+use crate::world::{PATIENCE, id, node, vmid, wait, world};
+
+#[test]
+fn what_expires_ends_while_the_controller_is_down() {
+    let Some(world) = world() else { return };
+    let paused = world.create(&["--ttl", "4s", "--ttl-action", "pause"]);
+    let deleted = world.create(&["--ttl", "4s", "--ttl-action", "delete"]);
+    let services = world.lab.services();
+    services.stop(CONTROLLER, PATIENCE).expect("stopped");
+    wait("the node to delete it", || {
+        world.left_of(node(&deleted), vmid(&deleted)).trim().is_empty()
+    });
+    services.start(CONTROLLER, PATIENCE).expect("started");
+    wait("the controller to know", || {
+        let told = world.ctl(&["--json", "get", id(&deleted)]);
+        told.code == 0 && told.text().contains("\"phase\":\"deleted\"")
+    });
+    assert_eq!(world.get(id(&deleted))["cause"], "ttl");
+    let paused_now = world.wait_phase(id(&paused), "paused");
+    assert_eq!(paused_now["cause"], "ttl");
+    // Resumed, it has as much time again, and can be given more.
+    assert_eq!(world.ctl(&["resume", id(&paused)]).code, 0);
+    assert_eq!(
+        world.json(&["lifetime", id(&paused), "--ttl", "never"])["expires_at"],
+        serde_json::Value::Null
+    );
+    world.finish();
+}
+
+#[test]
+fn idle_is_what_nobody_uses() {
+    let Some(world) = world() else { return };
+    let rule = ["--idle", "10s", "--idle-action", "pause"];
+    let (quiet, busy) = (world.create(&rule), world.create(&rule));
+    let sleep = ["exec", "--exec-id", "busy", "--detach", "--timeout", "10m", id(&busy), "--"];
+    let ran = world.ctl(&[&sleep[..], &["sleep", "600"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let begun = Instant::now();
+    let paused = world.wait_phase(id(&quiet), "paused");
+    assert_eq!(paused["cause"], "idle");
+    assert!(begun.elapsed().as_secs() >= 5, "not at once");
+    assert_eq!(world.get(id(&busy))["phase"], "running", "a command runs in it");
+    world.finish();
+}
