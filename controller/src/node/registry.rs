@@ -8,19 +8,20 @@ use std::{
 
 use proto::{
     agent::v1::Member,
-    id::SandboxId,
+    id::{SandboxId, SandboxRef},
     name::{NodeName, Team},
-    sandbox::v1::{NodeLoad, Sandbox},
+    sandbox::v1::{EventKind, NodeLoad, Sandbox},
     spec::Spec,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Cache, Client, Connector, Error, epoch::Epoch, link};
+use super::{Cache, Client, Connector, Entry, Error, epoch::Epoch, link};
 use crate::{
     clock::{Clock, Random},
+    events::{self, Log, Told},
     placement::{self, Decision, Ledger, Limits, NodeView},
-    store::{self, Store},
+    store::{self, Event, Store},
 };
 
 /// One call that got no answer keeps new work away for this long, or until the agent answers again.
@@ -56,6 +57,8 @@ struct State {
     /// `None`: connected, and the inventory is whole.
     down: Option<String>,
     version: String,
+    /// The journal that its revisions are of, as it said at the last connection.
+    journal_id: Arc<str>,
     /// Where a watch can be resumed from.
     journal: Option<(String, u64)>,
     report: Option<(NodeLoad, Instant)>,
@@ -102,9 +105,10 @@ impl Node {
     }
 
     /// A new connection; true when it is not the first in this controller's life.
-    pub(super) fn connected(&self, version: &str) -> bool {
+    pub(super) fn connected(&self, version: &str, journal_id: &str) -> bool {
         let mut state = self.state();
         version.clone_into(&mut state.version);
+        state.journal_id = journal_id.into();
         state.first_report = true;
         // It has just answered: what was lost was the connection.
         state.breaker_until = None;
@@ -149,6 +153,8 @@ pub struct Nodes {
     pub cache: Cache,
     /// The fencing number.
     pub epoch: Epoch,
+    /// What happened.
+    pub log: Log,
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: Arc<dyn Random>,
@@ -176,6 +182,7 @@ impl Nodes {
         let nodes = Arc::new(Self {
             cache: Cache::default(),
             epoch: Epoch::start(store.clone()).await?,
+            log: Log::new(clock.clone()),
             store,
             clock,
             random,
@@ -217,6 +224,7 @@ impl Nodes {
             state: Mutex::new(State {
                 down: Some("not connected yet".into()),
                 version: String::new(),
+                journal_id: "".into(),
                 journal: None,
                 report: None,
                 first_report: true,
@@ -358,7 +366,15 @@ impl Nodes {
     /// A node said something of a sandbox, in a watch or in an answer.
     pub fn apply(&self, node: &NodeName, sandbox: Sandbox) {
         let id = sandbox.id.clone();
-        match self.cache.apply(node, sandbox, self.clock.now_ms()) {
+        let known = self.get(node);
+        let journal = known.map(|known| known.state().journal_id.clone()).unwrap_or_default();
+        let news = |old: Option<&Entry>, new: &Entry| {
+            let told = Told { id: new.id, team: &new.team, node, journal: &journal };
+            // One that had been lost and lives is found again; one that is gone now is gone.
+            let old = old.filter(|old| !old.lost || new.ended());
+            self.log.observe(&told, old.map(|old| &old.sandbox), &new.sandbox);
+        };
+        match self.cache.apply(node, sandbox, self.clock.now_ms(), news) {
             super::cache::Applied::Changed | super::cache::Applied::Known => {}
             super::cache::Applied::Stray => {
                 tracing::debug!(%node, sandbox_id = id, "ignored an attempt that was given up");
@@ -367,6 +383,60 @@ impl Nodes {
                 tracing::warn!(%node, sandbox_id = id, "ignored a sandbox with a malformed identity");
             }
         }
+    }
+
+    /// A creation that this node made has settled; what the node has said since is told.
+    pub fn settle(&self, id: &SandboxId, sandbox: Sandbox) {
+        let since = |entry: &Entry, sandbox: &Sandbox| {
+            let Some(node) = entry.node.as_ref().and_then(|name| self.get(name)) else { return };
+            let journal = node.state().journal_id.clone();
+            let told =
+                Told { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
+            self.log.observe(&told, Some(sandbox), &entry.sandbox);
+        };
+        self.cache.settle(id, sandbox, self.clock.now_ms(), since);
+    }
+
+    /// A node's inventory is whole: what it does not have any more is lost.
+    pub(super) fn end_inventory(&self, node: &Node) {
+        let journal = node.state().journal_id.clone();
+        for entry in self.cache.end_inventory(&node.name) {
+            tracing::error!(node = %node.name, sandbox_id = %entry.id,
+                "a node does not know a sandbox any more that lived on it");
+            let told =
+                Told { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
+            self.log.lost(&told);
+        }
+    }
+
+    /// A node went down or came up.
+    pub(super) fn turned(&self, node: &Node, up: bool, detail: String) {
+        let kind = if up { EventKind::NodeUp } else { EventKind::NodeDown };
+        let node = Some(node.name.clone());
+        self.log.say(Event { node, detail, ..self.log.event(kind, events::CONTROLLER) });
+    }
+
+    /// A node has heard that an attempt is off; written before the debt is forgotten.
+    pub(super) async fn called_off(
+        &self,
+        node: &Node,
+        id: &SandboxId,
+        attempt: u32,
+        held: Option<&Sandbox>,
+    ) -> Result<(), store::Error> {
+        let kind = EventKind::AttemptCalledOff;
+        let team = self.cache.get(&SandboxRef::Id(*id)).map(|entry| entry.team);
+        let left = if held.is_some() { "it is undone" } else { "the node had not heard of it" };
+        self.log.say(Event {
+            sandbox: Some(*id),
+            team: team.or_else(|| held.and_then(|held| held.team.parse().ok())),
+            node: Some(node.name.clone()),
+            detail: format!("attempt {attempt} is off; {left}"),
+            node_revision: held.map_or(0, |held| held.revision),
+            once: Some(format!("{id} {attempt} {}", kind.as_str_name())),
+            ..self.log.event(kind, events::CONTROLLER)
+        });
+        self.log.flushed().await
     }
 
     /// The nodes as operators see them.

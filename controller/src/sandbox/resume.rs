@@ -18,9 +18,13 @@ const MEMORY: Duration = Duration::from_hours(24);
 const SWEEP: Duration = Duration::from_mins(10);
 /// Rows in one write.
 const BATCH: usize = 256;
+/// Events that are let go in one write.
+const PRUNE: u32 = 2000;
 
 impl Sandboxes {
     pub(super) async fn resume(self: &Arc<Self>) -> Result<(), store::Error> {
+        let last = self.store.before_last(store::Filter::default(), 0).await?;
+        self.log().reached(last);
         for row in self.store.all().await? {
             self.recall(row);
         }
@@ -66,16 +70,39 @@ impl Sandboxes {
     }
 
     /// Writes behind what the nodes say, so that a sandbox whose node is down is known after a
-    /// restart. Many changes share a write; a write that is lost is said again by the node.
+    /// restart, and the log. Many changes share a write; a write that is lost is said again by the
+    /// node.
     async fn remember(&self) {
         loop {
-            let entries = self.nodes.cache.dirty(BATCH).await;
-            let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-            let seen = entries.iter().filter_map(seen).collect();
-            if let Err(error) = self.store.remember(seen).await {
-                tracing::error!(%error, "could not remember what nodes said, trying again");
-                self.nodes.cache.mark_dirty(ids);
+            tokio::select! {
+                () = self.nodes.cache.dirty() => {}
+                () = self.log().waits() => {}
+            }
+            if !self.write_behind_once().await {
                 tokio::time::sleep(super::RETRY).await;
+            }
+        }
+    }
+
+    /// Writes what is left of the log, at the end.
+    pub(crate) async fn write_behind(&self) {
+        while !self.log().pending().is_empty() && self.write_behind_once().await {}
+    }
+
+    /// One write. Only one of these may be under way: what it wrote is the beginning of what waited.
+    async fn write_behind_once(&self) -> bool {
+        let (entries, events) = self.nodes.cache.take(BATCH, || self.log().pending());
+        let seen = entries.iter().filter_map(seen).collect();
+        let count = events.len();
+        match self.store.remember(seen, events).await {
+            Ok(last) => {
+                self.log().wrote(count, last);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "could not write what happened, trying again");
+                self.nodes.cache.mark_dirty(entries.iter().map(|entry| entry.id));
+                false
             }
         }
     }
@@ -91,7 +118,20 @@ impl Sandboxes {
                 Ok(ids) => self.nodes.cache.forget(&ids),
                 Err(error) => tracing::error!(%error, "could not forget old creations"),
             }
+            if let Err(error) = self.prune().await {
+                tracing::error!(%error, "could not let old events go");
+            }
         }
+    }
+}
+
+impl Sandboxes {
+    /// Lets old events go, in pieces, so that other writes come in between.
+    async fn prune(&self) -> Result<(), store::Error> {
+        let keep_ms = u64::try_from(self.kept.keep.as_millis()).unwrap_or(u64::MAX);
+        let before_ms = self.clock.now_ms().saturating_sub(keep_ms);
+        while self.store.prune_events(before_ms, self.kept.max, PRUNE).await? > 0 {}
+        Ok(())
     }
 }
 
