@@ -37,7 +37,7 @@ impl Sandboxes {
         match node.client.delete(epoch, &entry.id, wait).await {
             Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
             Err(error) if error.is_not_found() => Ok(self.bury(&entry, &node).await),
-            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error)),
+            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error).await),
         }
     }
 

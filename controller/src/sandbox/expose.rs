@@ -31,7 +31,7 @@ impl Sandboxes {
         let epoch = self.nodes.epoch.get();
         match node.client.expose(epoch, &entry.id, &name, port).await {
             Ok(sandbox) => Ok((self.changed(&entry, &node, EFFECTS, sandbox).await, name)),
-            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error)),
+            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error).await),
         }
     }
 
@@ -48,7 +48,7 @@ impl Sandboxes {
         match node.client.hide(epoch, &entry.id, &name).await {
             Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
             Err(error) => {
-                let error = self.unchanged(&entry, &node, EFFECTS, error);
+                let error = self.unchanged(&entry, &node, EFFECTS, error).await;
                 if error.reason == reason::SERVICE_NOT_FOUND {
                     let message = format!("{} has no service {name}", entry.id);
                     return Err(Error::new(reason::SERVICE_NOT_FOUND, message));

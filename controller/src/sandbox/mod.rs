@@ -38,7 +38,10 @@ use proto::{
     reason,
     sandbox::v1::{EventKind, Failure, Phase, Sandbox},
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -59,6 +62,8 @@ pub use list::Page;
 const WAIT: Duration = Duration::from_secs(15);
 /// Longest wait that a caller may ask for.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
+/// How long an answer waits for the log.
+const LOGGED: Duration = Duration::from_secs(2);
 /// When to try a node again that does not answer.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -330,15 +335,15 @@ impl Sandboxes {
         self.view(&entry.id).unwrap_or(answer)
     }
 
-    /// Waits for the log, but a change is not taken back because the log of it is late.
+    /// Waits for the log, but an answer is not held back because the log of it is late.
     async fn written(&self) {
-        if let Err(error) = self.log().flushed().await {
-            tracing::error!(%error, "a change was made that is not in the log yet");
+        if !matches!(timeout(LOGGED, self.log().flushed()).await, Ok(Ok(()))) {
+            tracing::error!("a call is answered that is not in the log yet");
         }
     }
 
     /// A change did not come about.
-    fn unchanged(
+    async fn unchanged(
         &self,
         entry: &Entry,
         node: &Node,
@@ -348,6 +353,7 @@ impl Sandboxes {
         if matches!(error, node::Error::Refused { .. } | node::Error::Unreachable(_)) {
             self.log().unask(&entry.id, effects);
         }
+        self.written().await;
         self.of_node(node, error)
     }
 

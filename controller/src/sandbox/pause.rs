@@ -21,7 +21,7 @@ impl Sandboxes {
         let epoch = self.nodes.epoch.get();
         match node.client.pause(epoch, &entry.id, or_stop, WAIT).await {
             Ok(sandbox) => Ok(self.changed(&entry, &node, PAUSE, sandbox).await),
-            Err(error) => Err(self.unchanged(&entry, &node, PAUSE, error)),
+            Err(error) => Err(self.unchanged(&entry, &node, PAUSE, error).await),
         }
     }
 
@@ -36,7 +36,7 @@ impl Sandboxes {
         let epoch = self.nodes.epoch.get();
         match node.client.resume(epoch, &entry.id, WAIT).await {
             Ok(sandbox) => Ok(self.changed(&entry, &node, RESUME, sandbox).await),
-            Err(error) => Err(self.unchanged(&entry, &node, RESUME, error)),
+            Err(error) => Err(self.unchanged(&entry, &node, RESUME, error).await),
         }
     }
 }

@@ -19,7 +19,7 @@ impl Sandboxes {
         let epoch = self.nodes.epoch.get();
         match node.client.stop(epoch, &entry.id, WAIT).await {
             Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
-            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error)),
+            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error).await),
         }
     }
 }

@@ -28,7 +28,7 @@ impl Sandboxes {
         let epoch = self.nodes.epoch.get();
         match node.client.set_wake_on(epoch, &entry.id, wake_on).await {
             Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
-            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error)),
+            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error).await),
         }
     }
 }
