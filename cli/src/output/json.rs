@@ -272,11 +272,11 @@ pub struct Event<'a> {
 
 /// A kind of events in lower case, without its prefix.
 pub fn event_kind(kind: wire::EventKind) -> String {
-    match kind {
+    if kind == wire::EventKind::Unspecified {
         // From a later version of the controller.
-        wire::EventKind::Unspecified => "unknown".into(),
-        kind => kind.as_str_name().trim_start_matches("EVENT_KIND_").to_lowercase(),
+        return "unknown".into();
     }
+    kind.as_str_name().trim_start_matches("EVENT_KIND_").to_lowercase()
 }
 
 /// An event.

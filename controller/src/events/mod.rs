@@ -88,7 +88,7 @@ struct Queue {
 }
 
 impl Log {
-    /// An empty queue over a store that has been written to up to `last`.
+    /// With nothing that waits.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             clock,

@@ -10,7 +10,7 @@ use proto::{
     agent::v1::Member,
     id::{SandboxId, SandboxRef},
     name::{NodeName, Team},
-    sandbox::v1::{EventKind, NodeLoad, Sandbox},
+    sandbox::v1::{EventKind, NodeLoad, Phase, Sandbox},
     spec::Spec,
 };
 use tokio::{sync::watch, time::Instant};
@@ -395,6 +395,16 @@ impl Nodes {
             self.log.observe(&told, Some(sandbox), &entry.sandbox);
         };
         self.cache.settle(id, sandbox, self.clock.now_ms(), since);
+    }
+
+    /// A creation came up, and its node has gone on with it since: that is told too.
+    pub fn came_up(&self, id: SandboxId, team: &Team, sandbox: &Sandbox) {
+        let Some(node) = sandbox.node.parse().ok().and_then(|name| self.get(&name)) else { return };
+        let journal = node.state().journal_id.clone();
+        let told = Told { id, team, node: &node.name, journal: &journal };
+        let mut up = Sandbox { failure: None, ..sandbox.clone() };
+        up.set_phase(Phase::Running);
+        self.log.observe(&told, Some(&up), sandbox);
     }
 
     /// A node's inventory is whole: what it does not have any more is lost.

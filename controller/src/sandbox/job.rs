@@ -420,6 +420,7 @@ impl Sandboxes {
                     node_revision: sandbox.revision,
                     ..self.once(job, EventKind::Created, &by)
                 });
+                self.nodes.came_up(id, &job.team, &sandbox);
                 // Before anybody is told: a sandbox that was seen running is never moved.
                 self.persist(|| self.log().flushed()).await;
                 self.persist(|| self.store.done(&id, last.clone())).await;

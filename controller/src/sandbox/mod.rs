@@ -181,6 +181,8 @@ pub struct Sandboxes {
     options: Options,
     /// How much is kept of the log.
     kept: log::Options,
+    /// Held by who writes the log.
+    writing: tokio::sync::Mutex<()>,
     /// Creations under way; cancelling one calls it off.
     jobs: Mutex<BTreeMap<SandboxId, CancellationToken>>,
     creates: Arc<Semaphore>,
@@ -212,6 +214,7 @@ impl Sandboxes {
             queue: Semaphore::new(options.queue_max),
             options,
             kept,
+            writing: tokio::sync::Mutex::default(),
             started: Instant::now(),
             tasks,
             stop,

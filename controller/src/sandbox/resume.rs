@@ -30,8 +30,9 @@ impl Sandboxes {
         }
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(async { tokio::join!(this.remember(), this.sweep()) })
-                .await;
+            // A write that is under way ends in any case: who does not know that it was made would
+            // make it twice.
+            tokio::join!(this.remember(), stop.run_until_cancelled(this.sweep()));
         });
         Ok(())
     }
@@ -77,9 +78,11 @@ impl Sandboxes {
             tokio::select! {
                 () = self.nodes.cache.dirty() => {}
                 () = self.log().waits() => {}
+                () = self.stop.cancelled() => return,
             }
             if !self.write_behind_once().await {
-                tokio::time::sleep(super::RETRY).await;
+                let pause = tokio::time::sleep(super::RETRY);
+                self.stop.run_until_cancelled(pause).await;
             }
         }
     }
@@ -89,8 +92,9 @@ impl Sandboxes {
         while !self.log().pending().is_empty() && self.write_behind_once().await {}
     }
 
-    /// One write. Only one of these may be under way: what it wrote is the beginning of what waited.
+    /// One write, and only one at a time: what it wrote is the beginning of what waited.
     async fn write_behind_once(&self) -> bool {
+        let _alone = self.writing.lock().await;
         let (entries, events) = self.nodes.cache.take(BATCH, || self.log().pending());
         let seen = entries.iter().filter_map(seen).collect();
         let count = events.len();
