@@ -139,8 +139,10 @@ async fn by_the_log(cluster: &Cluster, records: &BTreeMap<String, Record>) -> Ve
         }
     }
     for (id, told) in &of {
-        // A boot can follow a boot; every other state is left before it comes again.
-        let twice = told.windows(2).any(|two| two[0] == two[1] && two[0] != E::Started);
+        // A boot can follow a boot, and a start that comes to nothing ends where it began; every
+        // other state is left before it comes again.
+        let again = [E::Started, E::Stopped];
+        let twice = told.windows(2).any(|two| two[0] == two[1] && !again.contains(&two[0]));
         let over =
             told.iter().rev().skip(1).any(|kind| matches!(kind, E::Deleted | E::CreateFailed));
         if twice || over || told.iter().filter(|kind| **kind == E::Created).count() > 1 {

@@ -163,12 +163,16 @@ pub struct Nodes {
     nodes: Mutex<BTreeMap<NodeName, Arc<Node>>>,
     ledger: Mutex<Ledger>,
     news: watch::Sender<u64>,
+    /// Cancelled when the cache holds what the store remembers. No node is listened to before: its
+    /// word would be taken for the first on every sandbox.
+    recalled: CancellationToken,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Nodes {
-    /// Starts a watch on every node that is known by configuration or from before.
+    /// Starts a watch on every node that is known by configuration or from before, as soon as
+    /// `recalled` says that it may.
     ///
     /// # Errors
     /// When the store fails.
@@ -191,6 +195,7 @@ impl Nodes {
             nodes: Mutex::default(),
             ledger: Mutex::default(),
             news: watch::channel(0).0,
+            recalled: CancellationToken::new(),
             tasks,
             stop,
         });
@@ -235,7 +240,11 @@ impl Nodes {
         nodes.insert(name.clone(), node.clone());
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(Box::pin(link::keep(this, node))).await;
+            let listen = Box::pin(async move {
+                this.recalled.cancelled().await;
+                link::keep(this, node).await;
+            });
+            stop.run_until_cancelled_owned(listen).await;
         });
     }
 
@@ -258,6 +267,11 @@ impl Nodes {
             }
             self.add(&name, &address);
         }
+    }
+
+    /// What the store remembers is in the cache: nodes are listened to from now on.
+    pub fn recalled(&self) {
+        self.recalled.cancel();
     }
 
     /// One node.

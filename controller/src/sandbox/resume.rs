@@ -28,6 +28,7 @@ impl Sandboxes {
         for row in self.store.all().await? {
             self.recall(row);
         }
+        self.nodes.recalled();
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             // A write that is under way ends in any case: who does not know that it was made would
