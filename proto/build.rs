@@ -8,8 +8,10 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "sandbox/v1/sandbox.proto",
+        "sandbox/v1/events.proto",
         "sandbox/v1/exec.proto",
         "sandbox/v1/files.proto",
+        "sandbox/v1/operator.proto",
         "agent/v1/agent.proto",
         "shim/v1/shim.proto",
     ];

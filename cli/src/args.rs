@@ -193,6 +193,8 @@ pub enum Verb {
     Recover(Recover),
     /// Print every change of a sandbox until it is gone
     Watch(One),
+    /// Print what happened: who asked for what, and what the system did by itself
+    Events(Events),
     /// Print the versions of this program and of the controller
     Version,
     /// Print a completion script for a shell
@@ -556,6 +558,35 @@ pub struct Explain {
     pub wanted: Wanted,
 }
 
+/// `events`.
+#[derive(Debug, Group)]
+#[command(after_help = "\
+Examples:
+  sandboxctl events                             the last 50 of the team
+  sandboxctl events ID --since 0                all that is kept of one sandbox
+  sandboxctl events -f --last 0 --json          what comes, one object a line
+  sandboxctl events -f --since 4711             what came after that one, and what comes
+
+With -f it goes on until Ctrl-C. When the connection breaks, it is taken up again for up to 60 s, and
+no event comes twice or is left out.")]
+pub struct Events {
+    /// Sandbox [default: all of the team]; one that is long gone by its whole id
+    #[arg(value_name = "ID")]
+    pub id: Option<String>,
+    /// Go on with what happens from now
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin after this revision; 0: with the oldest that is kept
+    #[arg(long, value_name = "REVISION", conflicts_with = "last")]
+    pub since: Option<u64>,
+    /// Begin with the last N
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub last: u32,
+    /// Of all teams, and of the nodes; needs an operator's token
+    #[arg(long)]
+    pub all_teams: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -575,6 +606,20 @@ mod tests {
     #[track_caller]
     fn refused(line: &str) {
         assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
+    }
+
+    #[test]
+    fn events_begin_at_one_place() {
+        let Verb::Events(events) = parse("sandboxctl events") else { panic!("not events") };
+        assert_eq!((events.last, events.since, events.follow), (50, None, false));
+        let Verb::Events(events) = parse("sandboxctl events 100001 -f --since 0 --all-teams")
+        else {
+            panic!("not events")
+        };
+        assert_eq!((events.id.as_deref(), events.since), (Some("100001"), Some(0)));
+        assert!(events.follow && events.all_teams);
+        refused("sandboxctl events --since 5 --last 5");
+        refused("sandboxctl events --last 10001");
     }
 
     #[test]

@@ -116,6 +116,10 @@ pub fn of(reason: &str) -> Option<Hint> {
             exit::REFUSED,
             "send less at once; large output and input go through `sandboxctl exec` as a stream",
         ),
+        reason::EVENTS_GONE => (
+            exit::REFUSED,
+            "`sandboxctl ls -a` shows what is now; leave --since out for the events that are kept",
+        ),
         reason::STALE_EPOCH => (
             exit::NOT_NOW,
             "another controller is in charge: point SANDBOXCTL_ENDPOINT at it, or restart this one if it should be",

@@ -187,6 +187,7 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
         random: Arc::new(SystemRandom),
         nodes: config.node_options(),
         creates: config.sandbox_options(),
+        events: config.event_options(),
         limits: config.limits.clone(),
         urls: config.urls(),
     })

@@ -9,7 +9,7 @@ use std::{
 use proto::name::NodeName;
 use serde::Deserialize;
 
-use crate::{node, placement::Limits, sandbox, url::UrlTemplate};
+use crate::{events, node, placement::Limits, sandbox, url::UrlTemplate};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -32,6 +32,12 @@ pub struct Config {
     /// Log lines as JSON.
     #[serde(default)]
     pub log_json: bool,
+    /// How long events are kept, days.
+    #[serde(default = "default_events_keep_days")]
+    pub events_keep_days: u32,
+    /// How many events are kept; the oldest go first.
+    #[serde(default = "default_events_max")]
+    pub events_max: u64,
     /// Certificates other than those of `init`.
     #[serde(default)]
     pub tls: Tls,
@@ -127,6 +133,14 @@ const fn default_agent_port() -> u16 {
     7445
 }
 
+const fn default_events_keep_days() -> u32 {
+    30
+}
+
+const fn default_events_max() -> u64 {
+    1_000_000
+}
+
 /// Everything that is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -171,6 +185,14 @@ impl Config {
             let port = node.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
             must(port.is_some(), format!("node {}: address must be host:port", node.name));
         }
+        must(
+            (1..=3650).contains(&self.events_keep_days),
+            "events_keep_days must be 1 to 3650".into(),
+        );
+        must(
+            (1000..=100_000_000).contains(&self.events_max),
+            "events_max must be 1000 to 100000000".into(),
+        );
         must(self.limits.calls_max > 0, "limits.calls_max must be at least 1".into());
         must(
             self.limits.streams_per_connection > 0,
@@ -221,6 +243,12 @@ impl Config {
         }
     }
 
+    /// How much is kept of the log of events.
+    pub fn event_options(&self) -> events::Options {
+        let keep = Duration::from_secs(u64::from(self.events_keep_days) * 24 * 3600);
+        events::Options { keep, max: self.events_max }
+    }
+
     /// The database.
     pub fn database(&self) -> PathBuf {
         self.data_dir.join("controller.db")
@@ -237,6 +265,7 @@ mod tests {
         let config = Config::load(&path).expect("the example");
         assert_eq!(config.listen, default_listen());
         assert_eq!(config.sandbox_options(), sandbox::Options::default());
+        assert_eq!(config.event_options(), events::Options::default());
         assert_eq!(config.placement, Limits::default());
     }
 
@@ -244,11 +273,13 @@ mod tests {
     fn all_mistakes_are_told_at_once() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("c.toml");
-        let text = "url_template = \"x\"\ndata_dir = \"x\"\n[tls]\ncert = \"a\"\n\
+        let text = "url_template = \"x\"\ndata_dir = \"x\"\nevents_keep_days = 0\n\
+                    events_max = 5\n[tls]\ncert = \"a\"\n\
                     [[node]]\nname = \"a\"\naddress = \"b\"\n[create]\npatience_s = 0\n";
         std::fs::write(&path, text).expect("write");
         let error = Config::load(&path).expect_err("wrong").to_string();
-        for part in ["url_template", "data_dir", "tls.cert", "node a", "patience_s"] {
+        let parts = ["url_template", "data_dir", "tls.cert", "node a", "patience_s"];
+        for part in parts.into_iter().chain(["events_keep_days", "events_max"]) {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

@@ -5,7 +5,8 @@
 //!    -> sandbox/ (domain, one file an operation)       -> placement (pure) -> store (durable)
 //!         -> placement/ (pure: where, and why)         -> sandbox/job.rs -> node/client.rs
 //!         -> node/ (agent.v1: calls, watch, cache)
-//!         -> store/ (intent: SQLite, or memory)
+//!         -> events/ (the log of what happened; derivation is pure)
+//!         -> store/ (intent and the log: SQLite, or memory)
 //! ```
 //! What must hold: only `rpc` serves and only `node` calls with tonic; only `store` knows SQL;
 //! `placement` knows neither time nor network; nothing is deleted on a node because it is missing
@@ -17,6 +18,7 @@ pub mod ca;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod events;
 pub mod node;
 pub mod placement;
 pub mod rpc;
@@ -58,6 +60,8 @@ pub struct Parts {
     pub nodes: node::Options,
     /// Bounds of creations.
     pub creates: sandbox::Options,
+    /// How much is kept of the log.
+    pub events: events::Options,
     /// Bounds of the API.
     pub limits: ApiLimits,
     /// Addresses of open ports.
@@ -93,7 +97,7 @@ impl Controller {
         let sandboxes = Sandboxes::start_up(
             nodes,
             parts.store.clone(),
-            parts.creates,
+            (parts.creates, parts.events),
             (clock, random),
             (tasks.clone(), stop.clone()),
         )
@@ -139,6 +143,10 @@ impl Controller {
         self.tasks.close();
         if timeout(DRAIN, self.tasks.wait()).await.is_err() {
             tracing::warn!(tasks = self.tasks.len(), "stopped without waiting for everything");
+        }
+        // What was done while the others ended belongs into the log too.
+        if timeout(DRAIN, self.sandboxes.write_behind()).await.is_err() {
+            tracing::warn!("stopped without writing the last events");
         }
     }
 }

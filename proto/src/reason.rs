@@ -70,6 +70,8 @@ reasons! {
     TOO_MANY_CALLS;
     /// RESOURCE_EXHAUSTED: a message or an output was larger than is taken.
     TOO_LARGE;
+    /// OUT_OF_RANGE: events after this revision are not kept any more.
+    EVENTS_GONE;
     /// ABORTED: a controller with a higher epoch is in charge.
     STALE_EPOCH;
     /// ABORTED: the sandbox was changed in between.

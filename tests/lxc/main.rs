@@ -12,6 +12,7 @@
 mod bad_input;
 mod crash;
 mod create_failure;
+mod events;
 mod foreign;
 mod http;
 mod ingress;

@@ -7,8 +7,8 @@ use std::{
 
 use agent::journal::{Journal, Phase, Record};
 use proto::sandbox::v1::{
-    FsckRequest, ListSandboxesRequest, operator_service_client::OperatorServiceClient,
-    sandbox_service_client::SandboxServiceClient,
+    EventKind, FsckRequest, ListSandboxesRequest, WatchAllEventsRequest,
+    operator_service_client::OperatorServiceClient, sandbox_service_client::SandboxServiceClient,
 };
 use tokio::time::Instant;
 use tonic::{Request, metadata::MetadataValue};
@@ -99,6 +99,85 @@ async fn wrong(cluster: &Cluster, memory: &Memory) -> Vec<String> {
         wrong.push(format!("I4: {key} is {count} sandboxes"));
     }
     wrong.extend(by_the_controller(cluster, &records).await);
+    wrong.extend(by_the_log(cluster, &records).await);
+    wrong
+}
+
+/// The controller's log must lead to what is, through all of its crashes: nothing twice, no gap.
+async fn by_the_log(cluster: &Cluster, records: &BTreeMap<String, Record>) -> Vec<String> {
+    use EventKind as E;
+    let mut of: BTreeMap<String, Vec<EventKind>> = BTreeMap::new();
+    let answer = OperatorServiceClient::new(cluster.channel())
+        .watch_all_events(authorised(&cluster.token, WatchAllEventsRequest::default()))
+        .await;
+    let mut stream = match answer {
+        Ok(stream) => stream.into_inner(),
+        Err(status) => return vec![format!("I9: the log does not answer: {status}")],
+    };
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    loop {
+        match stream.message().await {
+            Ok(Some(said)) => {
+                let Some(event) = said.event else { continue };
+                if event.revision <= seen {
+                    wrong.push(format!("log: {} comes after {seen}", event.revision));
+                }
+                seen = event.revision;
+                let told = [
+                    E::Created,
+                    E::CreateFailed,
+                    E::Started,
+                    E::Stopped,
+                    E::Paused,
+                    E::Resumed,
+                    E::Deleted,
+                    E::Lost,
+                    E::Found,
+                ];
+                if told.contains(&event.kind()) {
+                    of.entry(event.sandbox_id.clone()).or_default().push(event.kind());
+                }
+            }
+            Ok(None) => break,
+            Err(status) => return vec![format!("I9: the log broke: {status}")],
+        }
+    }
+    for (id, told) in &of {
+        // A boot can follow a boot, and a start that comes to nothing ends where it began; every
+        // other state is left before it comes again.
+        let again = [E::Started, E::Stopped];
+        let twice = told.windows(2).any(|two| two[0] == two[1] && !again.contains(&two[0]));
+        let over =
+            told.iter().rev().skip(1).any(|kind| matches!(kind, E::Deleted | E::CreateFailed));
+        if twice || over || told.iter().filter(|kind| **kind == E::Created).count() > 1 {
+            wrong.push(format!("log: {id} cannot have gone {told:?}"));
+        }
+    }
+    for (id, record) in records {
+        let last = of.get(id).and_then(|told| told.last());
+        let fits = match record.phase {
+            Phase::Paused => last == Some(&E::Paused),
+            Phase::Stopped => last == Some(&E::Stopped),
+            Phase::Running => {
+                matches!(last, Some(E::Created | E::Started | E::Resumed | E::Found))
+            }
+            // Said above.
+            Phase::Creating
+            | Phase::Undoing
+            | Phase::Starting
+            | Phase::Stopping
+            | Phase::Deleting
+            | Phase::Deleted
+            | Phase::Failed => true,
+        };
+        if !fits {
+            wrong.push(format!(
+                "log: {id} is {:?}, and the log has {:?}",
+                record.phase,
+                of.get(id)
+            ));
+        }
+    }
     wrong
 }
 

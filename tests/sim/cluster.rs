@@ -164,6 +164,7 @@ impl Cluster {
                 limits: controller::placement::Limits::default(),
             },
             creates: controller::sandbox::Options::default(),
+            events: controller::events::Options::default(),
             limits: controller::config::ApiLimits::default(),
             urls: controller::url::UrlTemplate::new("http://port-{port}-vm-{vmid}.test")
                 .expect("a template"),

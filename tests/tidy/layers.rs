@@ -25,7 +25,8 @@ const AGENT: &[(&str, &[&str])] = &[
 /// client does not know who asks.
 const CONTROLLER: &[(&str, &[&str])] = &[
     ("placement", &["rpc", "sandbox", "node", "store", "reconcile", "ca"]),
-    ("store", &["rpc", "sandbox", "node", "placement", "reconcile"]),
+    ("store", &["rpc", "sandbox", "node", "events", "placement", "reconcile"]),
+    ("events", &["rpc", "sandbox", "node", "placement", "reconcile", "ca"]),
     ("node", &["rpc", "sandbox", "reconcile"]),
     ("sandbox", &["rpc", "reconcile"]),
     ("reconcile", &["rpc"]),

@@ -43,6 +43,8 @@ fn code(reason: &str) -> Code {
         | reason::ADDRESSES_EXHAUSTED
         | reason::TOO_MANY_CALLS
         | reason::TOO_LARGE => Code::ResourceExhausted,
+        // The controller's own; no agent says it.
+        reason::EVENTS_GONE => Code::OutOfRange,
         reason::STALE_EPOCH | reason::REVISION_CONFLICT | reason::EXEC_LOST => Code::Aborted,
         reason::NODE_UNREACHABLE
         | reason::NO_QUORUM

@@ -4,6 +4,7 @@ mod clean;
 mod completion;
 mod cp;
 mod create;
+mod events;
 mod exec;
 mod explain;
 mod expose;
@@ -78,6 +79,7 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
         Verb::Nodes => nodes::run(connect(&global)?, output).await,
         Verb::Explain(explain) => explain::run(connect(&global)?, explain, output).await,
         Verb::Fsck => fsck::run(connect(&global)?, output).await,
+        Verb::Events(events) => events::run(connect(&global)?, events, output).await,
         Verb::Watch(one) => watch::run(connect(&global)?, one.id, output).await,
     }
 }

@@ -293,6 +293,46 @@ pub fn decision<'a>(id: Option<&'a str>, decision: &'a wire::PlacementDecision) 
     }
 }
 
+/// An event; its sandbox is its `id`.
+#[derive(Debug, Serialize)]
+pub struct Event<'a> {
+    revision: u64,
+    at: Option<String>,
+    kind: String,
+    id: &'a str,
+    team: &'a str,
+    node: &'a str,
+    actor: &'a str,
+    reason: &'a str,
+    detail: &'a str,
+    node_revision: u64,
+}
+
+/// A kind of events in lower case, without its prefix.
+pub fn event_kind(kind: wire::EventKind) -> String {
+    if kind == wire::EventKind::Unspecified {
+        // From a later version of the controller.
+        return "unknown".into();
+    }
+    kind.as_str_name().trim_start_matches("EVENT_KIND_").to_lowercase()
+}
+
+/// An event.
+pub fn event(event: &wire::Event) -> Event<'_> {
+    Event {
+        revision: event.revision,
+        at: rfc3339(event.at),
+        kind: event_kind(event.kind()),
+        id: &event.sandbox_id,
+        team: &event.team,
+        node: &event.node,
+        actor: &event.actor,
+        reason: &event.reason,
+        detail: &event.detail,
+        node_revision: event.node_revision,
+    }
+}
+
 /// What a check found.
 #[derive(Debug, Serialize)]
 pub struct Fsck<'a> {

@@ -29,6 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
+    events::Events,
     files::Files,
     session::{self, Sessions},
 };
@@ -55,6 +56,7 @@ pub(crate) struct Behaviour {
     pub(crate) cuts: Mutex<VecDeque<usize>>,
     pub(crate) sessions: Sessions,
     pub(crate) files: Files,
+    pub(crate) events: Events,
 }
 
 /// A controller of its own for one test.
@@ -248,6 +250,24 @@ impl SandboxService for Service {
         };
         let sandboxes = vec![sandbox(phase, "clone")];
         Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token: next.into() }))
+    }
+
+    type WatchEventsStream = Streamed<WatchEventsResponse>;
+
+    async fn watch_events(
+        &self,
+        request: Request<WatchEventsRequest>,
+    ) -> Answer<Self::WatchEventsStream> {
+        let WatchEventsRequest { after_revision, id, follow, last } = request.into_inner();
+        if !id.is_empty() {
+            known(&id, Phase::Running)?;
+        }
+        let said = self.0.events.say(after_revision, last, follow)?;
+        let said = said.into_iter().map(|said| {
+            let (event, revision) = said?;
+            Ok(WatchEventsResponse { event, revision })
+        });
+        Ok(Response::new(Box::pin(tokio_stream::iter(said.collect::<Vec<_>>()))))
     }
 
     type WatchSandboxStream = Streamed<WatchSandboxResponse>;
@@ -585,6 +605,21 @@ impl OperatorService for Service {
         };
         let nodes = vec![node("node1", Some(load)), node("node2", None)];
         Ok(Response::new(ListNodesResponse { nodes }))
+    }
+
+    type WatchAllEventsStream = Streamed<WatchAllEventsResponse>;
+
+    async fn watch_all_events(
+        &self,
+        request: Request<WatchAllEventsRequest>,
+    ) -> Answer<Self::WatchAllEventsStream> {
+        let WatchAllEventsRequest { after_revision, last, follow, .. } = request.into_inner();
+        let said = self.0.events.say(after_revision, last, follow)?;
+        let said = said.into_iter().map(|said| {
+            let (event, revision) = said?;
+            Ok(WatchAllEventsResponse { event, revision })
+        });
+        Ok(Response::new(Box::pin(tokio_stream::iter(said.collect::<Vec<_>>()))))
     }
 
     async fn fsck(&self, _: Request<FsckRequest>) -> Answer<FsckResponse> {

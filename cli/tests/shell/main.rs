@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
 
 mod cp;
+mod events;
 mod exec;
 mod fake;
 mod files;

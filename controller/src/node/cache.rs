@@ -5,6 +5,7 @@
 //! ```text
 //!  create task      -> begin ... placed ... settle        (CREATING until it settles)
 //!  watch stream     -> apply                              (dedup by node, attempt, revision)
+//!  to be remembered <- take                               (with the events that led to it)
 //!  whole inventory  -> begin_inventory ... end_inventory  (absent: forgotten or lost)
 //!  restart          -> recall                             (UNREACHABLE until the node is back)
 //! ```
@@ -21,6 +22,8 @@ use proto::{
     sandbox::v1::{Phase, Sandbox},
 };
 use tokio::sync::{Notify, watch};
+
+use crate::store::Event;
 
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,8 +154,15 @@ impl Cache {
         inner.put(entry);
     }
 
-    /// The creation is over: this is the sandbox now. What its node has said since stands.
-    pub fn settle(&self, id: &SandboxId, sandbox: Sandbox, now_ms: u64) {
+    /// The creation is over: this is the sandbox now. What its node has said since stands, and is
+    /// given to `since` together with what it was.
+    pub fn settle(
+        &self,
+        id: &SandboxId,
+        sandbox: Sandbox,
+        now_ms: u64,
+        since: impl FnOnce(&Entry, &Sandbox),
+    ) {
         let mut inner = self.inner();
         let Some(entry) = inner.by_id.get(id) else { return };
         let mut entry = entry.clone();
@@ -163,6 +173,9 @@ impl Cache {
         if !newer || ended(&sandbox) {
             entry.node = sandbox.node.parse().ok();
             entry.sandbox = sandbox;
+        } else {
+            since(&entry, &sandbox);
+            inner.dirty.insert(*id);
         }
         if ended(&entry.sandbox) {
             entry.ended_ms = now_ms;
@@ -170,8 +183,15 @@ impl Cache {
         inner.put(entry);
     }
 
-    /// A node said something of a sandbox.
-    pub fn apply(&self, node: &NodeName, sandbox: Sandbox, now_ms: u64) -> Applied {
+    /// A node said something of a sandbox. What is news is given to `news`, with what was known
+    /// before, in the order in which it is taken and before it can be remembered.
+    pub fn apply(
+        &self,
+        node: &NodeName,
+        sandbox: Sandbox,
+        now_ms: u64,
+        news: impl FnOnce(Option<&Entry>, &Entry),
+    ) -> Applied {
         let (Ok(id), Ok(team)) = (sandbox.id.parse(), sandbox.team.parse()) else {
             return Applied::Malformed;
         };
@@ -190,6 +210,7 @@ impl Cache {
                 ended_ms,
                 inventory,
             };
+            news(None, &entry);
             inner.dirty.insert(id);
             inner.put(entry);
             drop(inner);
@@ -218,7 +239,9 @@ impl Cache {
         entry.ended_ms = if ended(&sandbox) && !entry.creating { now_ms } else { 0 };
         entry.node = Some(node.clone());
         (entry.sandbox, entry.lost) = (sandbox, false);
+        // Of a creation its task tells.
         if !entry.creating {
+            news(inner.by_id.get(&id), &entry);
             inner.dirty.insert(id);
         }
         inner.put(entry);
@@ -242,7 +265,7 @@ impl Cache {
 
     /// The inventory is whole: what was not in it is forgotten if it had ended, lost if it lived.
     /// Returns the lost ones.
-    pub fn end_inventory(&self, node: &NodeName) -> Vec<SandboxId> {
+    pub fn end_inventory(&self, node: &NodeName) -> Vec<Entry> {
         let mut inner = self.inner();
         let current = inner.inventories.get(node).copied().unwrap_or_default();
         let absent: Vec<Entry> = inner
@@ -252,13 +275,8 @@ impl Cache {
             .filter(|entry| !entry.creating && !entry.ended() && !entry.lost)
             .cloned()
             .collect();
-        let mut lost = Vec::new();
-        for mut entry in absent {
-            lost.push(entry.id);
-            entry.lost = true;
-            inner.put(entry);
-        }
-        lost
+        let lost = absent.into_iter().map(|entry| Entry { lost: true, ..entry });
+        lost.inspect(|entry| inner.put(entry.clone())).collect()
     }
 
     /// A node answers, or does not.
@@ -354,22 +372,31 @@ impl Cache {
         inner.watched.entry(id).or_insert_with(|| watch::channel(0).0).subscribe()
     }
 
-    /// Waits until something must be remembered, then takes at most `limit` entries.
-    pub async fn dirty(&self, limit: usize) -> Vec<Entry> {
-        loop {
-            let taken = {
-                let mut inner = self.inner();
-                let ids: Vec<_> = inner.dirty.iter().take(limit).copied().collect();
-                for id in &ids {
-                    inner.dirty.remove(id);
-                }
-                ids.iter().filter_map(|id| inner.by_id.get(id).cloned()).collect::<Vec<_>>()
-            };
-            if !taken.is_empty() {
-                return taken;
-            }
+    /// Waits until something must be remembered.
+    pub async fn dirty(&self) {
+        while self.inner().dirty.is_empty() {
             self.dirty.notified().await;
         }
+    }
+
+    /// Takes what must be remembered: all that `events` are about, and at most `limit` more. Both
+    /// are of one moment, so that no state is taken without the events that led to it, and no event
+    /// without the state that it led to.
+    pub fn take(
+        &self,
+        limit: usize,
+        events: impl FnOnce() -> Vec<Event>,
+    ) -> (Vec<Entry>, Vec<Event>) {
+        let mut inner = self.inner();
+        let events = events();
+        let told: BTreeSet<_> = events.iter().filter_map(|event| event.sandbox).collect();
+        let mut ids: BTreeSet<_> = told.intersection(&inner.dirty).copied().collect();
+        ids.extend(inner.dirty.iter().take(limit));
+        for id in &ids {
+            inner.dirty.remove(id);
+        }
+        let entries = ids.iter().filter_map(|id| inner.by_id.get(id).cloned()).collect();
+        (entries, events)
     }
 
     /// Puts entries back that could not be remembered.
@@ -458,6 +485,10 @@ mod tests {
         sandbox
     }
 
+    fn apply(cache: &Cache, node: &NodeName, sandbox: Sandbox) -> Applied {
+        cache.apply(node, sandbox, 1, |_, _| {})
+    }
+
     fn phase(cache: &Cache, n: u8) -> Option<Phase> {
         cache.get(&SandboxRef::Id(id(n))).map(|entry| cache.view(&entry).phase())
     }
@@ -466,8 +497,8 @@ mod tests {
     fn older_news_change_nothing() {
         let cache = Cache::default();
         cache.set_up(&node("n1"), true);
-        assert_eq!(cache.apply(&node("n1"), sandbox(1, Phase::Running, 5), 1), Applied::Changed);
-        assert_eq!(cache.apply(&node("n1"), sandbox(1, Phase::Creating, 4), 1), Applied::Known);
+        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Running, 5)), Applied::Changed);
+        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Creating, 4)), Applied::Known);
         assert_eq!(phase(&cache, 1), Some(Phase::Running));
     }
 
@@ -476,15 +507,16 @@ mod tests {
         let cache = Cache::default();
         let n1 = node("n1");
         cache.set_up(&n1, true);
-        cache.apply(&n1, sandbox(1, Phase::Running, 1), 1);
-        cache.apply(&n1, sandbox(2, Phase::Running, 2), 1);
+        apply(&cache, &n1, sandbox(1, Phase::Running, 1));
+        apply(&cache, &n1, sandbox(2, Phase::Running, 2));
         cache.begin_inventory(&n1, false);
-        cache.apply(&n1, sandbox(1, Phase::Running, 1), 1);
+        apply(&cache, &n1, sandbox(1, Phase::Running, 1));
         assert_eq!(phase(&cache, 2), Some(Phase::Running), "not whole yet");
-        assert_eq!(cache.end_inventory(&n1), [id(2)]);
+        let lost: Vec<_> = cache.end_inventory(&n1).into_iter().map(|entry| entry.id).collect();
+        assert_eq!(lost, [id(2)]);
         assert_eq!(phase(&cache, 2), Some(Phase::Unreachable));
         // It turns up again.
-        cache.apply(&n1, sandbox(2, Phase::Running, 3), 1);
+        apply(&cache, &n1, sandbox(2, Phase::Running, 3));
         assert_eq!(phase(&cache, 2), Some(Phase::Running));
     }
 
@@ -492,7 +524,7 @@ mod tests {
     fn a_node_that_is_down_makes_nothing_disappear() {
         let cache = Cache::default();
         cache.set_up(&node("n1"), true);
-        cache.apply(&node("n1"), sandbox(1, Phase::Running, 1), 1);
+        apply(&cache, &node("n1"), sandbox(1, Phase::Running, 1));
         cache.set_up(&node("n1"), false);
         assert_eq!(phase(&cache, 1), Some(Phase::Unreachable));
         assert_eq!(cache.page(&"red".parse().expect("team"), None, 10, false).0.len(), 1);
@@ -504,14 +536,14 @@ mod tests {
         cache.set_up(&node("n2"), true);
         let red: Team = "red".parse().expect("team");
         cache.begin(id(1), red.clone(), Sandbox { attempt: 1, ..sandbox(1, Phase::Creating, 0) });
-        cache.apply(&node("n1"), sandbox(1, Phase::Failed, 3), 1);
+        apply(&cache, &node("n1"), sandbox(1, Phase::Failed, 3));
         assert_eq!(phase(&cache, 1), Some(Phase::Creating));
         cache.placed(&id(1), Some(&node("n2")), 2, "placing");
         let second = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
-        assert_eq!(cache.apply(&node("n1"), sandbox(1, Phase::Running, 4), 1), Applied::Stray);
-        assert_eq!(cache.apply(&node("n2"), second.clone(), 1), Applied::Changed);
+        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Running, 4)), Applied::Stray);
+        assert_eq!(apply(&cache, &node("n2"), second.clone()), Applied::Changed);
         assert_eq!(phase(&cache, 1), Some(Phase::Creating));
-        cache.settle(&id(1), second, 1);
+        cache.settle(&id(1), second, 1, |_, _| {});
         assert_eq!(phase(&cache, 1), Some(Phase::Running));
         assert_eq!((cache.of_team(&node("n1"), &red), cache.of_team(&node("n2"), &red)), (0, 1));
     }
@@ -520,8 +552,8 @@ mod tests {
     fn a_number_that_is_used_again_names_the_living_one() {
         let cache = Cache::default();
         let n1 = node("n1");
-        cache.apply(&n1, Sandbox { vmid: 100_001, ..sandbox(1, Phase::Deleted, 1) }, 1);
-        cache.apply(&n1, Sandbox { vmid: 100_001, ..sandbox(2, Phase::Running, 2) }, 1);
+        apply(&cache, &n1, Sandbox { vmid: 100_001, ..sandbox(1, Phase::Deleted, 1) });
+        apply(&cache, &n1, Sandbox { vmid: 100_001, ..sandbox(2, Phase::Running, 2) });
         let by_vmid = SandboxRef::Vmid(100_001.try_into().expect("vmid"));
         assert_eq!(cache.get(&by_vmid).map(|entry| entry.id), Some(id(2)));
         assert_eq!(cache.on(&n1), 1);
@@ -531,11 +563,13 @@ mod tests {
     async fn who_watches_is_told() {
         let cache = Cache::default();
         let mut changes = cache.watch(id(1));
-        cache.apply(&node("n1"), sandbox(1, Phase::Running, 1), 1);
+        apply(&cache, &node("n1"), sandbox(1, Phase::Running, 1));
         changes.changed().await.expect("told");
         changes.mark_unchanged();
         cache.set_up(&node("n1"), true);
         changes.changed().await.expect("told of the node too");
-        assert_eq!(cache.dirty(10).await.len(), 1);
+        cache.dirty().await;
+        assert_eq!(cache.take(10, Vec::new).0.len(), 1);
+        assert_eq!(cache.take(10, Vec::new).0.len(), 0);
     }
 }

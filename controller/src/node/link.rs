@@ -37,6 +37,7 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
         let was_up = node.set_down(Some(error.to_string()));
         if was_up || !told {
             tracing::warn!(node = %node.name, %error, "a node is down");
+            nodes.turned(&node, false, error.to_string());
             told = true;
         } else {
             tracing::debug!(node = %node.name, %error, "a node does not answer");
@@ -87,7 +88,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
     if hello.node != node.name.as_str() {
         return Err(Error::Nonsense(format!("it says that it is {}", hello.node)));
     }
-    let met = node.connected(&hello.version);
+    let met = node.connected(&hello.version, &hello.journal_id);
     if met && hello.epoch > nodes.epoch.get() {
         nodes.epoch.fence();
     } else if !nodes.epoch.fenced() {
@@ -120,10 +121,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
             Some(Message::Sandbox(sandbox)) => nodes.apply(&node.name, sandbox),
             Some(Message::Bookmark(bookmark)) => {
                 if !whole {
-                    for id in nodes.cache.end_inventory(&node.name) {
-                        tracing::error!(node = %node.name, sandbox_id = %id,
-                            "a node does not know a sandbox any more that lived on it");
-                    }
+                    nodes.end_inventory(node);
                     whole = true;
                 }
                 node.set_journal(Some((bookmark.journal_id, bookmark.revision)));
@@ -135,6 +133,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
         if whole && node.set_down(None) {
             tracing::info!(node = %node.name, version = hello.version, "a node is up");
             nodes.cache.set_up(&node.name, true);
+            nodes.turned(node, true, format!("its agent is {}", hello.version));
             nodes.announce();
         }
     }
@@ -159,6 +158,7 @@ async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
         };
         tracing::info!(node = %node.name, sandbox_id = %id, attempt, held = held.is_some(),
             "called off an attempt that had been given up");
+        nodes.called_off(node, &id, attempt, held.as_ref()).await.map_err(failed)?;
         nodes.store.paid(&node.name, &id, attempt).await.map_err(failed)?;
     }
     Ok(())

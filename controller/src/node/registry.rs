@@ -8,19 +8,20 @@ use std::{
 
 use proto::{
     agent::v1::Member,
-    id::SandboxId,
+    id::{SandboxId, SandboxRef},
     name::{NodeName, Team},
-    sandbox::v1::{NodeLoad, Sandbox},
+    sandbox::v1::{EventKind, NodeLoad, Phase, Sandbox},
     spec::Spec,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Cache, Client, Connector, Error, epoch::Epoch, link};
+use super::{Cache, Client, Connector, Entry, Error, epoch::Epoch, link};
 use crate::{
     clock::{Clock, Random},
+    events::{self, Log, Told},
     placement::{self, Decision, Ledger, Limits, NodeView},
-    store::{self, Store},
+    store::{self, Event, Store},
 };
 
 /// One call that got no answer keeps new work away for this long, or until the agent answers again.
@@ -56,6 +57,8 @@ struct State {
     /// `None`: connected, and the inventory is whole.
     down: Option<String>,
     version: String,
+    /// The journal that its revisions are of, as it said at the last connection.
+    journal_id: Arc<str>,
     /// Where a watch can be resumed from.
     journal: Option<(String, u64)>,
     report: Option<(NodeLoad, Instant)>,
@@ -102,9 +105,10 @@ impl Node {
     }
 
     /// A new connection; true when it is not the first in this controller's life.
-    pub(super) fn connected(&self, version: &str) -> bool {
+    pub(super) fn connected(&self, version: &str, journal_id: &str) -> bool {
         let mut state = self.state();
         version.clone_into(&mut state.version);
+        state.journal_id = journal_id.into();
         state.first_report = true;
         // It has just answered: what was lost was the connection.
         state.breaker_until = None;
@@ -149,6 +153,8 @@ pub struct Nodes {
     pub cache: Cache,
     /// The fencing number.
     pub epoch: Epoch,
+    /// What happened.
+    pub log: Log,
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: Arc<dyn Random>,
@@ -157,12 +163,16 @@ pub struct Nodes {
     nodes: Mutex<BTreeMap<NodeName, Arc<Node>>>,
     ledger: Mutex<Ledger>,
     news: watch::Sender<u64>,
+    /// Cancelled when the cache holds what the store remembers. No node is listened to before: its
+    /// word would be taken for the first on every sandbox.
+    recalled: CancellationToken,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Nodes {
-    /// Starts a watch on every node that is known by configuration or from before.
+    /// Starts a watch on every node that is known by configuration or from before, as soon as
+    /// `recalled` says that it may.
     ///
     /// # Errors
     /// When the store fails.
@@ -176,6 +186,7 @@ impl Nodes {
         let nodes = Arc::new(Self {
             cache: Cache::default(),
             epoch: Epoch::start(store.clone()).await?,
+            log: Log::new(clock.clone()),
             store,
             clock,
             random,
@@ -184,6 +195,7 @@ impl Nodes {
             nodes: Mutex::default(),
             ledger: Mutex::default(),
             news: watch::channel(0).0,
+            recalled: CancellationToken::new(),
             tasks,
             stop,
         });
@@ -217,6 +229,7 @@ impl Nodes {
             state: Mutex::new(State {
                 down: Some("not connected yet".into()),
                 version: String::new(),
+                journal_id: "".into(),
                 journal: None,
                 report: None,
                 first_report: true,
@@ -227,7 +240,11 @@ impl Nodes {
         nodes.insert(name.clone(), node.clone());
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(Box::pin(link::keep(this, node))).await;
+            let listen = Box::pin(async move {
+                this.recalled.cancelled().await;
+                link::keep(this, node).await;
+            });
+            stop.run_until_cancelled_owned(listen).await;
         });
     }
 
@@ -250,6 +267,11 @@ impl Nodes {
             }
             self.add(&name, &address);
         }
+    }
+
+    /// What the store remembers is in the cache: nodes are listened to from now on.
+    pub fn recalled(&self) {
+        self.recalled.cancel();
     }
 
     /// One node.
@@ -358,7 +380,15 @@ impl Nodes {
     /// A node said something of a sandbox, in a watch or in an answer.
     pub fn apply(&self, node: &NodeName, sandbox: Sandbox) {
         let id = sandbox.id.clone();
-        match self.cache.apply(node, sandbox, self.clock.now_ms()) {
+        let known = self.get(node);
+        let journal = known.map(|known| known.state().journal_id.clone()).unwrap_or_default();
+        let news = |old: Option<&Entry>, new: &Entry| {
+            let told = Told { id: new.id, team: &new.team, node, journal: &journal };
+            // One that had been lost and lives is found again; one that is gone now is gone.
+            let old = old.filter(|old| !old.lost || new.ended());
+            self.log.observe(&told, old.map(|old| &old.sandbox), &new.sandbox);
+        };
+        match self.cache.apply(node, sandbox, self.clock.now_ms(), news) {
             super::cache::Applied::Changed | super::cache::Applied::Known => {}
             super::cache::Applied::Stray => {
                 tracing::debug!(%node, sandbox_id = id, "ignored an attempt that was given up");
@@ -367,6 +397,70 @@ impl Nodes {
                 tracing::warn!(%node, sandbox_id = id, "ignored a sandbox with a malformed identity");
             }
         }
+    }
+
+    /// A creation that this node made has settled; what the node has said since is told.
+    pub fn settle(&self, id: &SandboxId, sandbox: Sandbox) {
+        let since = |entry: &Entry, sandbox: &Sandbox| {
+            let Some(node) = entry.node.as_ref().and_then(|name| self.get(name)) else { return };
+            let journal = node.state().journal_id.clone();
+            let told =
+                Told { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
+            self.log.observe(&told, Some(sandbox), &entry.sandbox);
+        };
+        self.cache.settle(id, sandbox, self.clock.now_ms(), since);
+    }
+
+    /// A creation came up, and its node has gone on with it since: that is told too.
+    pub fn came_up(&self, id: SandboxId, team: &Team, sandbox: &Sandbox) {
+        let Some(node) = sandbox.node.parse().ok().and_then(|name| self.get(&name)) else { return };
+        let journal = node.state().journal_id.clone();
+        let told = Told { id, team, node: &node.name, journal: &journal };
+        let mut up = Sandbox { failure: None, ..sandbox.clone() };
+        up.set_phase(Phase::Running);
+        self.log.observe(&told, Some(&up), sandbox);
+    }
+
+    /// A node's inventory is whole: what it does not have any more is lost.
+    pub(super) fn end_inventory(&self, node: &Node) {
+        let journal = node.state().journal_id.clone();
+        for entry in self.cache.end_inventory(&node.name) {
+            tracing::error!(node = %node.name, sandbox_id = %entry.id,
+                "a node does not know a sandbox any more that lived on it");
+            let told =
+                Told { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
+            self.log.lost(&told);
+        }
+    }
+
+    /// A node went down or came up.
+    pub(super) fn turned(&self, node: &Node, up: bool, detail: String) {
+        let kind = if up { EventKind::NodeUp } else { EventKind::NodeDown };
+        let node = Some(node.name.clone());
+        self.log.say(Event { node, detail, ..self.log.event(kind, events::CONTROLLER) });
+    }
+
+    /// A node has heard that an attempt is off; written before the debt is forgotten.
+    pub(super) async fn called_off(
+        &self,
+        node: &Node,
+        id: &SandboxId,
+        attempt: u32,
+        held: Option<&Sandbox>,
+    ) -> Result<(), store::Error> {
+        let kind = EventKind::AttemptCalledOff;
+        let team = self.cache.get(&SandboxRef::Id(*id)).map(|entry| entry.team);
+        let left = if held.is_some() { "it is undone" } else { "the node had not heard of it" };
+        self.log.say(Event {
+            sandbox: Some(*id),
+            team: team.or_else(|| held.and_then(|held| held.team.parse().ok())),
+            node: Some(node.name.clone()),
+            detail: format!("attempt {attempt} is off; {left}"),
+            node_revision: held.map_or(0, |held| held.revision),
+            once: Some(format!("{id} {attempt} {}", kind.as_str_name())),
+            ..self.log.event(kind, events::CONTROLLER)
+        });
+        self.log.flushed().await
     }
 
     /// The nodes as operators see them.

@@ -1,4 +1,5 @@
-//! In front of every call: is there room, who is it, may they. And behind it: every error leaves in
+//! In front of every call: is there room, who is it, may they; who it is goes into the request's
+//! extensions. And behind it: every error leaves in
 //! our form, whoever made it.
 
 use std::{
@@ -14,19 +15,17 @@ use http::{
     header::{AUTHORIZATION, CONNECTION},
 };
 use http_body_util::BodyExt;
-use proto::{name::Team, reason};
+use proto::reason;
 use tokio::sync::Semaphore;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{scope, status};
-use crate::{sandbox, store::Store, token};
-
-/// Who calls; in the extensions of every request that needs a token.
-#[derive(Debug, Clone)]
-pub(super) struct Caller {
-    pub(super) team: Team,
-}
+use crate::{
+    sandbox::{self, Caller},
+    store::Store,
+    token,
+};
 
 /// Makes `Guard`s.
 #[derive(Debug, Clone)]
@@ -122,7 +121,7 @@ impl GuardLayer {
             let message = format!("this token has not the scope `{needed}`");
             return Err(Refusal::new(Code::PermissionDenied, reason::SCOPE_MISSING, message).into());
         }
-        Ok(Some(Caller { team: token.team }))
+        Ok(Some(Caller { team: token.team, token: token.id }))
     }
 }
 

@@ -2,7 +2,9 @@
 
 use proto::sandbox::v1 as wire;
 
-use crate::{node::NodeStatus, placement::Decision, sandbox::Piece, url::UrlTemplate};
+use crate::{
+    node::NodeStatus, placement::Decision, sandbox::Piece, store::Event, url::UrlTemplate,
+};
 
 /// The sandbox with the addresses of its open ports.
 pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &UrlTemplate) -> wire::Sandbox {
@@ -15,6 +17,22 @@ pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &UrlTemplate) -> wire::S
 pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
     let nanos = i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000;
     prost_types::Timestamp { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos }
+}
+
+/// An event with its place in the log.
+pub(super) fn event((revision, event): (u64, Event)) -> wire::Event {
+    wire::Event {
+        revision,
+        at: Some(timestamp(event.at_ms)),
+        sandbox_id: event.sandbox.map(|id| id.to_string()).unwrap_or_default(),
+        team: event.team.map(|team| team.to_string()).unwrap_or_default(),
+        node: event.node.map(|node| node.to_string()).unwrap_or_default(),
+        kind: event.kind.into(),
+        actor: event.actor,
+        reason: event.reason,
+        detail: event.detail,
+        node_revision: event.node_revision,
+    }
 }
 
 pub(super) fn decision(decision: Decision) -> wire::PlacementDecision {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use proto::sandbox::v1::{operator_service_server::OperatorService, *};
 use tonic::{Request, Response, Status};
 
-use super::convert;
-use crate::sandbox::Sandboxes;
+use super::{convert, sandbox::Messages};
+use crate::sandbox::{Said, Sandboxes, Wanted};
 
 /// The service.
 #[derive(Debug)]
@@ -22,6 +23,21 @@ impl OperatorService for Rpc {
     ) -> Result<Response<ListNodesResponse>, Status> {
         let nodes = self.sandboxes.nodes().statuses().into_iter().map(convert::node).collect();
         Ok(Response::new(ListNodesResponse { nodes }))
+    }
+
+    type WatchAllEventsStream = Messages<WatchAllEventsResponse>;
+
+    async fn watch_all_events(
+        &self,
+        request: Request<WatchAllEventsRequest>,
+    ) -> Result<Response<Self::WatchAllEventsStream>, Status> {
+        let WatchAllEventsRequest { after_revision, id, follow, last } = request.into_inner();
+        let wanted = Wanted { team: None, id, after_revision, last, follow };
+        let stream = self.sandboxes.events(wanted).await?.map(|said| {
+            let Said { event, revision } = said?;
+            Ok(WatchAllEventsResponse { event: event.map(convert::event), revision })
+        });
+        Ok(Response::new(stream.boxed()))
     }
 
     async fn fsck(&self, _request: Request<FsckRequest>) -> Result<Response<FsckResponse>, Status> {

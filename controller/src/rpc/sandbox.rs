@@ -9,14 +9,14 @@ use proto::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{auth::Caller, convert};
+use super::convert;
 use crate::{
-    sandbox::{Error, Sandboxes},
+    sandbox::{Caller, Error, Said, Sandboxes, Wanted},
     url::UrlTemplate,
 };
 
 type Answer<T> = Result<Response<T>, Status>;
-type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl SandboxService for Rpc {
         request: Request<CreateSandboxRequest>,
     ) -> Answer<CreateSandboxResponse> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.create(&caller.team, request).await?;
+        let sandbox = self.sandboxes.create(&caller, request).await?;
         Ok(Response::new(CreateSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
@@ -66,6 +66,22 @@ impl SandboxService for Rpc {
         let sandboxes =
             page.sandboxes.into_iter().map(|s| convert::sandbox(s, &self.urls)).collect();
         Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token: page.next }))
+    }
+
+    type WatchEventsStream = Messages<WatchEventsResponse>;
+
+    async fn watch_events(
+        &self,
+        request: Request<WatchEventsRequest>,
+    ) -> Answer<Self::WatchEventsStream> {
+        let (caller, ask) = split(request)?;
+        let WatchEventsRequest { after_revision, id, follow, last } = ask;
+        let wanted = Wanted { team: Some(caller.team), id, after_revision, last, follow };
+        let stream = self.sandboxes.events(wanted).await?.map(|said| {
+            let Said { event, revision } = said?;
+            Ok(WatchEventsResponse { event: event.map(convert::event), revision })
+        });
+        Ok(Response::new(stream.boxed()))
     }
 
     type WatchSandboxStream = Messages<WatchSandboxResponse>;
@@ -88,7 +104,7 @@ impl SandboxService for Rpc {
         request: Request<StartSandboxRequest>,
     ) -> Answer<StartSandboxResponse> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.start(&caller.team, &request.id).await?;
+        let sandbox = self.sandboxes.start(&caller, &request.id).await?;
         Ok(Response::new(StartSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
@@ -97,7 +113,7 @@ impl SandboxService for Rpc {
         request: Request<StopSandboxRequest>,
     ) -> Answer<StopSandboxResponse> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.stop(&caller.team, &request.id).await?;
+        let sandbox = self.sandboxes.stop(&caller, &request.id).await?;
         Ok(Response::new(StopSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
@@ -106,7 +122,7 @@ impl SandboxService for Rpc {
         request: Request<DeleteSandboxRequest>,
     ) -> Answer<DeleteSandboxResponse> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.delete(&caller.team, &request.id).await?;
+        let sandbox = self.sandboxes.delete(&caller, &request.id).await?;
         Ok(Response::new(DeleteSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
@@ -143,7 +159,7 @@ impl SandboxService for Rpc {
         request: Request<PauseSandboxRequest>,
     ) -> Answer<PauseSandboxResponse> {
         let (caller, ask) = split(request)?;
-        let sandbox = self.sandboxes.pause(&caller.team, &ask.id, ask.or_stop).await?;
+        let sandbox = self.sandboxes.pause(&caller, &ask.id, ask.or_stop).await?;
         Ok(Response::new(PauseSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
@@ -152,13 +168,13 @@ impl SandboxService for Rpc {
         request: Request<ResumeSandboxRequest>,
     ) -> Answer<ResumeSandboxResponse> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.thaw(&caller.team, &request.id).await?;
+        let sandbox = self.sandboxes.thaw(&caller, &request.id).await?;
         Ok(Response::new(ResumeSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
     async fn set_wake_on(&self, request: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
         let (caller, ask) = split(request)?;
-        let sandbox = self.sandboxes.set_wake_on(&caller.team, &ask.id, ask.wake_on).await?;
+        let sandbox = self.sandboxes.set_wake_on(&caller, &ask.id, ask.wake_on).await?;
         Ok(Response::new(SetWakeOnResponse { sandbox: self.out(sandbox) }))
     }
 
@@ -167,7 +183,7 @@ impl SandboxService for Rpc {
         request: Request<SetLifetimeRequest>,
     ) -> Answer<SetLifetimeResponse> {
         let (caller, ask) = split(request)?;
-        let sandbox = self.sandboxes.set_lifetime(&caller.team, &ask.id, ask.lifetime).await?;
+        let sandbox = self.sandboxes.set_lifetime(&caller, &ask.id, ask.lifetime).await?;
         Ok(Response::new(SetLifetimeResponse { sandbox: self.out(sandbox) }))
     }
 
@@ -176,7 +192,7 @@ impl SandboxService for Rpc {
         request: Request<PruneSandboxesRequest>,
     ) -> Answer<PruneSandboxesResponse> {
         let (caller, ask) = split(request)?;
-        let pruned = self.sandboxes.prune(&caller.team, ask.older_than, ask.paused, ask.dry_run);
+        let pruned = self.sandboxes.prune(&caller, ask.older_than, ask.paused, ask.dry_run);
         Ok(Response::new(PruneSandboxesResponse { sandboxes: pruned.await? }))
     }
 
@@ -294,8 +310,7 @@ impl SandboxService for Rpc {
         request: Request<ExposeHttpServiceRequest>,
     ) -> Answer<ExposeHttpServiceResponse> {
         let (caller, ask) = split(request)?;
-        let (sandbox, name) =
-            self.sandboxes.expose(&caller.team, &ask.id, &ask.name, ask.port).await?;
+        let (sandbox, name) = self.sandboxes.expose(&caller, &ask.id, &ask.name, ask.port).await?;
         let url = self.urls.url(ask.port, sandbox.vmid, &sandbox.id);
         let service = HttpService { name: name.to_string(), port: ask.port, url };
         Ok(Response::new(ExposeHttpServiceResponse { service: Some(service) }))
@@ -306,7 +321,7 @@ impl SandboxService for Rpc {
         request: Request<HideHttpServiceRequest>,
     ) -> Answer<HideHttpServiceResponse> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.hide(&caller.team, &request.id, &request.name).await?;
+        let sandbox = self.sandboxes.hide(&caller, &request.id, &request.name).await?;
         Ok(Response::new(HideHttpServiceResponse { sandbox: self.out(sandbox) }))
     }
 

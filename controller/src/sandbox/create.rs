@@ -6,9 +6,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use prost::Message;
 use proto::{
     id::{Invalid, SandboxId},
-    name::Team,
     reason,
-    sandbox::v1::{CreateSandboxRequest, Phase, Sandbox},
+    sandbox::v1::{CreateSandboxRequest, EventKind, Phase, Sandbox},
     spec::Spec,
 };
 use sha2::{Digest, Sha256};
@@ -17,10 +16,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Error, RETRY, Sandboxes, WAIT_MAX, job::Job};
+use super::{Caller, Error, RETRY, Sandboxes, WAIT_MAX, job::Job};
 use crate::{
     node::{Order, registry::Tried},
-    store::{Begun, Row, State},
+    store::{Begun, Event, Row, State},
 };
 
 /// The answer is on its way by then, however long the caller would wait.
@@ -36,7 +35,7 @@ enum Accepted {
 
 /// A creation that has been checked.
 struct Checked {
-    team: Team,
+    caller: Caller,
     request: CreateSandboxRequest,
     spec: Spec,
     digest: String,
@@ -50,13 +49,14 @@ impl Sandboxes {
     /// When the request is wrong, no node can take it, or the creation failed within the wait.
     pub async fn create(
         self: &Arc<Self>,
-        team: &Team,
+        caller: &Caller,
         request: CreateSandboxRequest,
     ) -> Result<Sandbox, Error> {
         let spec = check(&request)?;
         let deadline = Instant::now() + wait(request.wait.as_ref())?.min(ANSWER);
-        let checked = Checked { team: team.clone(), digest: digest(&request), request, spec };
-        if let Some(row) = self.store.by_request(team, &checked.spec.request_id).await? {
+        let digest_of_it = digest(&request);
+        let checked = Checked { caller: caller.clone(), digest: digest_of_it, request, spec };
+        if let Some(row) = self.store.by_request(&caller.team, &checked.spec.request_id).await? {
             return self.replay(&row, &checked.digest, deadline).await;
         }
         self.may_change()?;
@@ -102,7 +102,7 @@ impl Sandboxes {
 
     /// Decides and writes it down. The answer's job is what is left to do.
     async fn accept(&self, checked: Checked) -> Result<(Accepted, Option<Job>), Error> {
-        let Checked { team, request, spec, digest } = checked;
+        let Checked { caller: Caller { team, token }, request, spec, digest } = checked;
         let created_ms = self.clock.now_ms();
         let id = self.new_id(created_ms);
         let decision = self.nodes.place(Some(id), &team, &spec, 1, &Tried::default());
@@ -130,11 +130,22 @@ impl Sandboxes {
             last: Vec::new(),
         };
         let placeholder = placeholder(&row, &request);
-        let begun = self.store.begin(row).await.inspect_err(|_| self.nodes.release(&id))?;
-        if let Begun::Taken(row) = begun {
-            self.nodes.release(&id);
-            return Ok((Accepted::Taken(row), None));
+        let asked = Event {
+            sandbox: Some(id),
+            team: Some(team.clone()),
+            node: node.clone(),
+            detail: format!("from {}", spec.snapshot),
+            ..self.log().event(EventKind::CreateAsked, &token)
+        };
+        let begun = self.store.begin(row, asked).await.inspect_err(|_| self.nodes.release(&id))?;
+        match begun {
+            Begun::New(revision) => self.log().reached(revision),
+            Begun::Taken(row) => {
+                self.nodes.release(&id);
+                return Ok((Accepted::Taken(row), None));
+            }
         }
+        self.log().ask(id, &[EventKind::Created], &token);
         tracing::info!(sandbox_id = %id, %team, request_id = %spec.request_id,
             node = node.as_ref().map(tracing::field::display), "accepted a creation");
         self.nodes.cache.begin(id, team.clone(), placeholder);

@@ -2,24 +2,29 @@
 
 use proto::{
     id::SandboxId,
-    name::Team,
     reason,
-    sandbox::v1::{Phase, Sandbox},
+    sandbox::v1::{EventKind, Phase, Sandbox},
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{Error, RETRY, Sandboxes, WAIT};
+use super::{Caller, Error, RETRY, Sandboxes, WAIT};
 use crate::node::{Entry, Node};
+
+/// What will be the caller's doing.
+const EFFECTS: &[EventKind] = &[EventKind::Deleted];
 
 impl Sandboxes {
     /// Deletes it. Deleting a deleted one succeeds; one that takes long is DELETING.
     ///
     /// # Errors
     /// When there is none, or its node cannot be asked: it is not deleted then.
-    pub async fn delete(&self, team: &Team, id: &str) -> Result<Sandbox, Error> {
+    pub async fn delete(&self, caller: &Caller, id: &str) -> Result<Sandbox, Error> {
         let deadline = Instant::now() + WAIT;
-        let mut entry = self.find(team, id)?;
+        let mut entry = self.find(&caller.team, id)?;
         self.may_change()?;
+        if !entry.ended() {
+            self.wanted(caller, &entry, Some(EventKind::DeleteAsked), EFFECTS);
+        }
         if entry.creating {
             entry = self.call_off_creation(entry, deadline).await?;
         }
@@ -30,21 +35,19 @@ impl Sandboxes {
         let epoch = self.nodes.epoch.get();
         let wait = deadline.saturating_duration_since(Instant::now());
         match node.client.delete(epoch, &entry.id, wait).await {
-            Ok(sandbox) => Ok(self.changed(&entry, &node, sandbox)),
-            Err(error) if error.is_not_found() => Ok(self.bury(&entry, &node)),
-            Err(error) => Err(self.of_node(&node, error)),
+            Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
+            Err(error) if error.is_not_found() => Ok(self.bury(&entry, &node).await),
+            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error).await),
         }
     }
 
     /// The node does not know it: nothing of it is there, and its owner does not want it any more.
-    fn bury(&self, entry: &Entry, node: &Node) -> Sandbox {
+    async fn bury(&self, entry: &Entry, node: &Node) -> Sandbox {
         tracing::warn!(sandbox_id = %entry.id, node = %node.name,
             "deleted a sandbox that its node does not know");
         let mut sandbox = entry.sandbox.clone();
         sandbox.set_phase(Phase::Deleted);
-        self.nodes.cache.settle(&entry.id, sandbox.clone(), self.clock.now_ms());
-        self.nodes.cache.mark_dirty([entry.id]);
-        self.view(&entry.id).unwrap_or(sandbox)
+        self.changed(entry, node, EFFECTS, sandbox).await
     }
 
     /// Calls a creation off and waits until nothing of it is left, or it turned out to be up.

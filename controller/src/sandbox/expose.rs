@@ -1,13 +1,16 @@
 //! Opening and closing ports.
 
 use proto::{
-    name::{ServiceName, Team},
+    name::ServiceName,
     reason,
-    sandbox::v1::Sandbox,
+    sandbox::v1::{EventKind, Sandbox},
     spec,
 };
 
-use super::{Error, Sandboxes};
+use super::{Caller, Error, Sandboxes};
+
+/// What will be the caller's doing.
+const EFFECTS: &[EventKind] = &[EventKind::Exposed, EventKind::Hidden];
 
 impl Sandboxes {
     /// Opens a port; returns the sandbox and the name of the service.
@@ -16,18 +19,19 @@ impl Sandboxes {
     /// When name or port are malformed or taken, or the sandbox's node does not do it.
     pub async fn expose(
         &self,
-        team: &Team,
+        caller: &Caller,
         id: &str,
         name: &str,
         port: u32,
     ) -> Result<(Sandbox, ServiceName), Error> {
         let (name, port) = spec::service(name, port)?;
         self.may_change()?;
-        let (entry, node) = self.on_node(team, id)?;
+        let (entry, node) = self.on_node(&caller.team, id)?;
+        self.wanted(caller, &entry, None, EFFECTS);
         let epoch = self.nodes.epoch.get();
         match node.client.expose(epoch, &entry.id, &name, port).await {
-            Ok(sandbox) => Ok((self.changed(&entry, &node, sandbox), name)),
-            Err(error) => Err(self.of_node(&node, error)),
+            Ok(sandbox) => Ok((self.changed(&entry, &node, EFFECTS, sandbox).await, name)),
+            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error).await),
         }
     }
 
@@ -35,15 +39,16 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When there is no such service, or the sandbox's node does not do it.
-    pub async fn hide(&self, team: &Team, id: &str, name: &str) -> Result<Sandbox, Error> {
+    pub async fn hide(&self, caller: &Caller, id: &str, name: &str) -> Result<Sandbox, Error> {
         let name: ServiceName = name.parse()?;
         self.may_change()?;
-        let (entry, node) = self.on_node(team, id)?;
+        let (entry, node) = self.on_node(&caller.team, id)?;
+        self.wanted(caller, &entry, None, EFFECTS);
         let epoch = self.nodes.epoch.get();
         match node.client.hide(epoch, &entry.id, &name).await {
-            Ok(sandbox) => Ok(self.changed(&entry, &node, sandbox)),
+            Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
             Err(error) => {
-                let error = self.of_node(&node, error);
+                let error = self.unchanged(&entry, &node, EFFECTS, error).await;
                 if error.reason == reason::SERVICE_NOT_FOUND {
                     let message = format!("{} has no service {name}", entry.id);
                     return Err(Error::new(reason::SERVICE_NOT_FOUND, message));

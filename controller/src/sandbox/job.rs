@@ -19,7 +19,7 @@ use proto::{
     id::SandboxRef,
     name::{NodeName, Team},
     reason,
-    sandbox::v1::{Failure, NodeLoad, Phase, Sandbox},
+    sandbox::v1::{EventKind, Failure, NodeLoad, Phase, Sandbox},
     spec::Spec,
 };
 use tokio::time::{Instant, sleep, sleep_until};
@@ -27,9 +27,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Error, RETRY, Sandboxes, WAIT};
 use crate::{
+    events as log,
     node::{self, Node, Order, registry::Tried},
     placement::{Decision, Obstacle},
-    store::{self, Choice},
+    store::{self, Choice, Event},
 };
 
 /// Tries that may fail for reasons other than a lack of room.
@@ -57,6 +58,8 @@ pub(super) struct Job {
     faults: Vec<Failure>,
     /// Given up without knowing; goes into the store with the next choice.
     leave: Option<(NodeName, u32)>,
+    /// Why the attempt before broke; goes into the log with the next choice.
+    broke: Option<Failure>,
     /// It was called off because it took too long, not because its owner wanted that.
     expired: bool,
     pub(super) cancel: CancellationToken,
@@ -74,6 +77,7 @@ impl Job {
             tried: Tried::default(),
             faults: Vec::new(),
             leave: None,
+            broke: None,
             expired: false,
             cancel: CancellationToken::new(),
             begun: Instant::now(),
@@ -199,7 +203,18 @@ impl Sandboxes {
             decision: super::explain::encode(decision),
             leave: job.leave.clone(),
         };
+        if let Some(Failure { reason, message, .. }) = job.broke.take() {
+            let kind = EventKind::AttemptMoved;
+            self.log().say(Event {
+                node: Some(node.clone()),
+                reason,
+                detail: format!("attempt {attempt} goes there: {message}"),
+                once: Some(format!("{id} {attempt} {}", kind.as_str_name())),
+                ..self.of_job(job, kind, log::CONTROLLER)
+            });
+        }
         // The node must not hear of it before this is durable.
+        self.persist(|| self.log().flushed()).await;
         let chosen = self.persist(|| self.store.choose(&id, choice.clone())).await;
         if !chosen {
             return Err(End::Gone);
@@ -398,7 +413,16 @@ impl Sandboxes {
             End::Up(up) => {
                 sandbox = *up;
                 let last = sandbox.encode_to_vec();
+                let by = self.log().asker(&id, EventKind::Created);
+                let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
+                self.log().say(Event {
+                    node: sandbox.node.parse().ok(),
+                    node_revision: sandbox.revision,
+                    ..self.once(job, EventKind::Created, &by)
+                });
+                self.nodes.came_up(id, &job.team, &sandbox);
                 // Before anybody is told: a sandbox that was seen running is never moved.
+                self.persist(|| self.log().flushed()).await;
                 self.persist(|| self.store.done(&id, last.clone())).await;
                 tracing::info!(sandbox_id = %id, node = sandbox.node, vmid = sandbox.vmid,
                     attempt = job.order.attempt, "a sandbox is up");
@@ -407,28 +431,59 @@ impl Sandboxes {
                 tracing::warn!(sandbox_id = %id, reason = failure.reason, message = failure.message,
                     rollback = failure.rollback, "a creation failed");
                 let released = is_refusal(&failure.reason) || failure.reason == reason::STALE_EPOCH;
+                self.ended(job, EventKind::CreateFailed, &failure);
                 sandbox.set_phase(Phase::Failed);
                 sandbox.failure = Some(failure);
                 let last = sandbox.encode_to_vec();
+                self.persist(|| self.log().flushed()).await;
                 self.persist(|| self.store.failed(&id, last.clone(), released, now_ms)).await;
                 self.nodes.release(&id);
             }
             End::CalledOff => {
                 tracing::info!(sandbox_id = %id, "a creation was called off");
                 sandbox.set_phase(Phase::Deleted);
-                sandbox.failure = Some(Failure {
+                let failure = Failure {
                     reason: reason::CREATE_CANCELLED.into(),
                     message: "the creation was called off".into(),
                     rollback: String::new(),
-                });
+                };
+                self.ended(job, EventKind::Deleted, &failure);
+                sandbox.failure = Some(failure);
                 let last = sandbox.encode_to_vec();
+                self.persist(|| self.log().flushed()).await;
                 self.persist(|| self.store.failed(&id, last.clone(), false, now_ms)).await;
                 self.nodes.release(&id);
             }
             End::Gone => self.nodes.release(&id),
         }
-        self.nodes.cache.settle(&id, sandbox, now_ms);
+        self.nodes.settle(&id, sandbox);
         self.jobs().remove(&id);
+    }
+
+    /// An event of a creation.
+    fn of_job(&self, job: &Job, kind: EventKind, actor: &str) -> Event {
+        Event {
+            sandbox: Some(job.order.id),
+            team: Some(job.team.clone()),
+            ..self.log().event(kind, actor)
+        }
+    }
+
+    /// The same of a kind that comes once in its life, although a crash may begin its end again.
+    fn once(&self, job: &Job, kind: EventKind, actor: &str) -> Event {
+        let once = Some(format!("{} {}", job.order.id, kind.as_str_name()));
+        Event { once, ..self.of_job(job, kind, actor) }
+    }
+
+    /// A creation came to nothing.
+    fn ended(&self, job: &Job, kind: EventKind, failure: &Failure) {
+        let by = self.log().asker(&job.order.id, kind);
+        let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
+        self.log().say(Event {
+            reason: failure.reason.clone(),
+            detail: failure.message.clone(),
+            ..self.once(job, kind, &by)
+        });
     }
 
     /// Repeats a write until the store takes it: without it the next step must not be taken.
@@ -510,6 +565,7 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
             tracing::warn!(sandbox_id = %id, %node, reason = failure.reason,
                 message = failure.message, rollback = failure.rollback, "a node failed a creation");
             job.tried.failed.insert(node, failure.reason.clone());
+            job.broke = Some(failure.clone());
             job.faults.push(failure);
         }
         Attempt::Left => {
@@ -517,6 +573,11 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
                 "gave up on a node that does not answer, its attempt is called off when it is back");
             let until = Instant::now() + RETRY;
             job.tried.refused.insert(node.clone(), (until, "it does not answer".into()));
+            job.broke = Some(Failure {
+                reason: reason::NODE_UNREACHABLE.into(),
+                message: format!("node {node} does not answer"),
+                rollback: String::new(),
+            });
             job.leave = Some((node, job.order.attempt));
         }
     }

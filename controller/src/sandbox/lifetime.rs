@@ -3,11 +3,13 @@
 use proto::{
     id::Invalid,
     lifetime::Wish,
-    name::Team,
-    sandbox::v1::{Lifetime, Sandbox},
+    sandbox::v1::{EventKind, Lifetime, Sandbox},
 };
 
-use super::{Error, Sandboxes};
+use super::{Caller, Error, Sandboxes};
+
+/// What will be the caller's doing.
+const EFFECTS: &[EventKind] = &[EventKind::LifetimeSet];
 
 impl Sandboxes {
     /// Changes the rules of its lifetime.
@@ -17,18 +19,19 @@ impl Sandboxes {
     /// it.
     pub async fn set_lifetime(
         &self,
-        team: &Team,
+        caller: &Caller,
         id: &str,
         lifetime: Option<Lifetime>,
     ) -> Result<Sandbox, Error> {
         let lifetime = lifetime.ok_or_else(|| Invalid::new("lifetime", "must be given"))?;
         Wish::try_from(&lifetime)?;
         self.may_change()?;
-        let (entry, node) = self.on_node(team, id)?;
+        let (entry, node) = self.on_node(&caller.team, id)?;
+        self.wanted(caller, &entry, None, EFFECTS);
         let epoch = self.nodes.epoch.get();
         match node.client.set_lifetime(epoch, &entry.id, lifetime).await {
-            Ok(sandbox) => Ok(self.changed(&entry, &node, sandbox)),
-            Err(error) => Err(self.of_node(&node, error)),
+            Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
+            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error).await),
         }
     }
 }

@@ -7,6 +7,7 @@
 mod control_exec;
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod exec_command;
 mod explain;
@@ -38,17 +39,22 @@ use proto::{
     id::{Invalid, SandboxId, SandboxRef},
     name::{NodeName, Team},
     reason,
-    sandbox::v1::{Failure, Sandbox},
+    sandbox::v1::{EventKind, Failure, Phase, Sandbox},
 };
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::{Clock, Random},
+    events::{self as log, Log},
     node::{self, Entry, Node, Nodes},
-    store::{self, Store},
+    store::{self, Event, Store},
 };
 
+pub use events::{Said, Wanted};
 pub use exec::Responses;
 pub use exec_command::Output;
 pub use files::Piece;
@@ -59,8 +65,19 @@ pub use list::Page;
 const WAIT: Duration = Duration::from_secs(15);
 /// Longest wait that a caller may ask for.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
+/// How long an answer waits for the log.
+const LOGGED: Duration = Duration::from_secs(2);
 /// When to try a node again that does not answer.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// Who calls.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The token's team: what it may see.
+    pub team: Team,
+    /// The token's public id: who did it.
+    pub token: String,
+}
 
 /// Why an operation did not do what was asked. `rpc::status` gives each reason its code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -165,6 +182,10 @@ pub struct Sandboxes {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     options: Options,
+    /// How much is kept of the log.
+    kept: log::Options,
+    /// Held by who writes the log.
+    writing: tokio::sync::Mutex<()>,
     /// Creations under way; cancelling one calls it off.
     jobs: Mutex<BTreeMap<SandboxId, CancellationToken>>,
     creates: Arc<Semaphore>,
@@ -182,7 +203,7 @@ impl Sandboxes {
     pub async fn start_up(
         nodes: Arc<Nodes>,
         store: Arc<dyn Store>,
-        options: Options,
+        (options, kept): (Options, log::Options),
         (clock, random): (Arc<dyn Clock>, Arc<dyn Random>),
         (tasks, stop): (TaskTracker, CancellationToken),
     ) -> Result<Arc<Self>, store::Error> {
@@ -195,6 +216,8 @@ impl Sandboxes {
             creates: Arc::new(Semaphore::new(options.creates_max)),
             queue: Semaphore::new(options.queue_max),
             options,
+            kept,
+            writing: tokio::sync::Mutex::default(),
             started: Instant::now(),
             tasks,
             stop,
@@ -276,10 +299,68 @@ impl Sandboxes {
         }
     }
 
-    /// After a change: what is known now, which is at least what the node answered.
-    fn changed(&self, entry: &Entry, node: &Node, answer: Sandbox) -> Sandbox {
+    fn log(&self) -> &Log {
+        &self.nodes.log
+    }
+
+    /// A caller wants a change; said before its node hears of it. `asked` is the event for that,
+    /// where there is one; `effects` are the kinds of events that will be the caller's doing.
+    fn wanted(
+        &self,
+        caller: &Caller,
+        entry: &Entry,
+        asked: Option<EventKind>,
+        effects: &[EventKind],
+    ) {
+        self.log().ask(entry.id, effects, &caller.token);
+        if let Some(kind) = asked {
+            self.log().say(Event {
+                sandbox: Some(entry.id),
+                team: Some(entry.team.clone()),
+                node: entry.node.clone(),
+                ..self.log().event(kind, &caller.token)
+            });
+        }
+    }
+
+    /// After a change: what is known now, which is at least what the node answered. When the caller
+    /// hears of it, it is in the log.
+    async fn changed(
+        &self,
+        entry: &Entry,
+        node: &Node,
+        effects: &[EventKind],
+        answer: Sandbox,
+    ) -> Sandbox {
         self.nodes.apply(&node.name, answer.clone());
+        let under_way = [Phase::Creating, Phase::Starting, Phase::Stopping, Phase::Deleting];
+        if !under_way.contains(&answer.phase()) {
+            self.log().unask(&entry.id, effects);
+        }
+        self.written().await;
         self.view(&entry.id).unwrap_or(answer)
+    }
+
+    /// Waits for the log, but an answer is not held back because the log of it is late.
+    async fn written(&self) {
+        if !matches!(timeout(LOGGED, self.log().flushed()).await, Ok(Ok(()))) {
+            tracing::error!("a call is answered that is not in the log yet");
+        }
+    }
+
+    /// A change did not come about.
+    async fn unchanged(
+        &self,
+        entry: &Entry,
+        node: &Node,
+        effects: &[EventKind],
+        error: node::Error,
+    ) -> Error {
+        if matches!(error, node::Error::Refused { .. } | node::Error::Unreachable(_)) {
+            self.log().unask(&entry.id, effects);
+        }
+        self.written().await;
+        self.of_node(node, error)
     }
 
     fn view(&self, id: &SandboxId) -> Option<Sandbox> {

@@ -1,8 +1,12 @@
 //! Freezing a sandbox and thawing it again: its memory is kept.
 
-use proto::{name::Team, sandbox::v1::Sandbox};
+use proto::sandbox::v1::{EventKind, Sandbox};
 
-use super::{Error, Sandboxes, WAIT};
+use super::{Caller, Error, Sandboxes, WAIT};
+
+/// What will be the caller's doing: one that does not freeze may be stopped instead.
+const PAUSE: &[EventKind] = &[EventKind::Paused, EventKind::Stopped];
+const RESUME: &[EventKind] = &[EventKind::Resumed];
 
 impl Sandboxes {
     /// Freezes it. A paused one stays as it is.
@@ -10,13 +14,14 @@ impl Sandboxes {
     /// # Errors
     /// FREEZE_FAILED when something in it does not freeze, unless it was to be stopped then; when
     /// there is none, it does not run, or its node does not do it.
-    pub async fn pause(&self, team: &Team, id: &str, or_stop: bool) -> Result<Sandbox, Error> {
+    pub async fn pause(&self, caller: &Caller, id: &str, or_stop: bool) -> Result<Sandbox, Error> {
         self.may_change()?;
-        let (entry, node) = self.on_node(team, id)?;
+        let (entry, node) = self.on_node(&caller.team, id)?;
+        self.wanted(caller, &entry, Some(EventKind::PauseAsked), PAUSE);
         let epoch = self.nodes.epoch.get();
         match node.client.pause(epoch, &entry.id, or_stop, WAIT).await {
-            Ok(sandbox) => Ok(self.changed(&entry, &node, sandbox)),
-            Err(error) => Err(self.of_node(&node, error)),
+            Ok(sandbox) => Ok(self.changed(&entry, &node, PAUSE, sandbox).await),
+            Err(error) => Err(self.unchanged(&entry, &node, PAUSE, error).await),
         }
     }
 
@@ -24,13 +29,14 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When there is none, it is neither paused nor running, or its node does not do it.
-    pub async fn thaw(&self, team: &Team, id: &str) -> Result<Sandbox, Error> {
+    pub async fn thaw(&self, caller: &Caller, id: &str) -> Result<Sandbox, Error> {
         self.may_change()?;
-        let (entry, node) = self.on_node(team, id)?;
+        let (entry, node) = self.on_node(&caller.team, id)?;
+        self.wanted(caller, &entry, Some(EventKind::ResumeAsked), RESUME);
         let epoch = self.nodes.epoch.get();
         match node.client.resume(epoch, &entry.id, WAIT).await {
-            Ok(sandbox) => Ok(self.changed(&entry, &node, sandbox)),
-            Err(error) => Err(self.of_node(&node, error)),
+            Ok(sandbox) => Ok(self.changed(&entry, &node, RESUME, sandbox).await),
+            Err(error) => Err(self.unchanged(&entry, &node, RESUME, error).await),
         }
     }
 }

@@ -9,7 +9,7 @@ use proto::{
     sandbox::v1::{Phase, PrunedSandbox, Sandbox},
 };
 
-use super::{Error, Sandboxes};
+use super::{Caller, Error, Sandboxes};
 
 /// The least that counts as long.
 const LEAST: Duration = Duration::from_secs(3600);
@@ -40,7 +40,7 @@ impl Sandboxes {
     /// When the time is less than an hour. That one is not deleted is no error of the whole.
     pub async fn prune(
         &self,
-        team: &Team,
+        caller: &Caller,
         older_than: Option<prost_types::Duration>,
         paused: bool,
         dry_run: bool,
@@ -56,7 +56,7 @@ impl Sandboxes {
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let before = self.clock.now_ms().saturating_sub(age);
         let all = self.nodes.cache.all();
-        let own = all.iter().filter(|entry| entry.team == *team && !entry.ended());
+        let own = all.iter().filter(|entry| entry.team == caller.team && !entry.ended());
         let sandboxes = own.map(|entry| self.nodes.cache.view(entry)).collect();
         let old = old(sandboxes, before, paused);
         Ok(stream::iter(old)
@@ -64,7 +64,7 @@ impl Sandboxes {
                 if dry_run {
                     return PrunedSandbox { sandbox: Some(sandbox), ..PrunedSandbox::default() };
                 }
-                let done = self.delete(team, &sandbox.id).await;
+                let done = self.delete(caller, &sandbox.id).await;
                 PrunedSandbox {
                     deleted: done.is_ok(),
                     error: done.err().map(|error| error.to_string()).unwrap_or_default(),

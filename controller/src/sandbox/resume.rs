@@ -18,16 +18,22 @@ const MEMORY: Duration = Duration::from_hours(24);
 const SWEEP: Duration = Duration::from_mins(10);
 /// Rows in one write.
 const BATCH: usize = 256;
+/// Events that are let go in one write.
+const PRUNE: u32 = 2000;
 
 impl Sandboxes {
     pub(super) async fn resume(self: &Arc<Self>) -> Result<(), store::Error> {
+        let last = self.store.before_last(store::Filter::default(), 0).await?;
+        self.log().reached(last);
         for row in self.store.all().await? {
             self.recall(row);
         }
+        self.nodes.recalled();
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(async { tokio::join!(this.remember(), this.sweep()) })
-                .await;
+            // A write that is under way ends in any case: who does not know that it was made would
+            // make it twice.
+            tokio::join!(this.remember(), stop.run_until_cancelled(this.sweep()));
         });
         Ok(())
     }
@@ -66,16 +72,42 @@ impl Sandboxes {
     }
 
     /// Writes behind what the nodes say, so that a sandbox whose node is down is known after a
-    /// restart. Many changes share a write; a write that is lost is said again by the node.
+    /// restart, and the log. Many changes share a write; a write that is lost is said again by the
+    /// node.
     async fn remember(&self) {
         loop {
-            let entries = self.nodes.cache.dirty(BATCH).await;
-            let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-            let seen = entries.iter().filter_map(seen).collect();
-            if let Err(error) = self.store.remember(seen).await {
-                tracing::error!(%error, "could not remember what nodes said, trying again");
-                self.nodes.cache.mark_dirty(ids);
-                tokio::time::sleep(super::RETRY).await;
+            tokio::select! {
+                () = self.nodes.cache.dirty() => {}
+                () = self.log().waits() => {}
+                () = self.stop.cancelled() => return,
+            }
+            if !self.write_behind_once().await {
+                let pause = tokio::time::sleep(super::RETRY);
+                self.stop.run_until_cancelled(pause).await;
+            }
+        }
+    }
+
+    /// Writes what is left of the log, at the end.
+    pub(crate) async fn write_behind(&self) {
+        while !self.log().pending().is_empty() && self.write_behind_once().await {}
+    }
+
+    /// One write, and only one at a time: what it wrote is the beginning of what waited.
+    async fn write_behind_once(&self) -> bool {
+        let _alone = self.writing.lock().await;
+        let (entries, events) = self.nodes.cache.take(BATCH, || self.log().pending());
+        let seen = entries.iter().filter_map(seen).collect();
+        let count = events.len();
+        match self.store.remember(seen, events).await {
+            Ok(last) => {
+                self.log().wrote(count, last);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "could not write what happened, trying again");
+                self.nodes.cache.mark_dirty(entries.iter().map(|entry| entry.id));
+                false
             }
         }
     }
@@ -91,7 +123,20 @@ impl Sandboxes {
                 Ok(ids) => self.nodes.cache.forget(&ids),
                 Err(error) => tracing::error!(%error, "could not forget old creations"),
             }
+            if let Err(error) = self.prune_events().await {
+                tracing::error!(%error, "could not let old events go");
+            }
         }
+    }
+}
+
+impl Sandboxes {
+    /// Lets old events go, in pieces, so that other writes come in between.
+    async fn prune_events(&self) -> Result<(), store::Error> {
+        let keep_ms = u64::try_from(self.kept.keep.as_millis()).unwrap_or(u64::MAX);
+        let before_ms = self.clock.now_ms().saturating_sub(keep_ms);
+        while self.store.prune_events(before_ms, self.kept.max, PRUNE).await? > 0 {}
+        Ok(())
     }
 }
 

@@ -1,21 +1,25 @@
 //! Stopping a sandbox: its disk is kept, its memory is not.
 
-use proto::{name::Team, sandbox::v1::Sandbox};
+use proto::sandbox::v1::{EventKind, Sandbox};
 
-use super::{Error, Sandboxes, WAIT};
+use super::{Caller, Error, Sandboxes, WAIT};
+
+/// What will be the caller's doing.
+const EFFECTS: &[EventKind] = &[EventKind::Stopped];
 
 impl Sandboxes {
     /// Stops it. A stopped one stays as it is; one that takes long is STOPPING.
     ///
     /// # Errors
     /// When there is none, it is being created or deleted, or its node does not do it.
-    pub async fn stop(&self, team: &Team, id: &str) -> Result<Sandbox, Error> {
+    pub async fn stop(&self, caller: &Caller, id: &str) -> Result<Sandbox, Error> {
         self.may_change()?;
-        let (entry, node) = self.on_node(team, id)?;
+        let (entry, node) = self.on_node(&caller.team, id)?;
+        self.wanted(caller, &entry, Some(EventKind::StopAsked), EFFECTS);
         let epoch = self.nodes.epoch.get();
         match node.client.stop(epoch, &entry.id, WAIT).await {
-            Ok(sandbox) => Ok(self.changed(&entry, &node, sandbox)),
-            Err(error) => Err(self.of_node(&node, error)),
+            Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
+            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error).await),
         }
     }
 }

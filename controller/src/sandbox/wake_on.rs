@@ -2,11 +2,13 @@
 
 use proto::{
     id::Invalid,
-    name::Team,
-    sandbox::v1::{Sandbox, WakeOn},
+    sandbox::v1::{EventKind, Sandbox, WakeOn},
 };
 
-use super::{Error, Sandboxes};
+use super::{Caller, Error, Sandboxes};
+
+/// What will be the caller's doing.
+const EFFECTS: &[EventKind] = &[EventKind::WakeOnSet];
 
 impl Sandboxes {
     /// Says what wakes it, from now on.
@@ -15,17 +17,18 @@ impl Sandboxes {
     /// When nothing is said, there is no such sandbox, or its node does not do it.
     pub async fn set_wake_on(
         &self,
-        team: &Team,
+        caller: &Caller,
         id: &str,
         wake_on: Option<WakeOn>,
     ) -> Result<Sandbox, Error> {
         let wake_on = wake_on.ok_or_else(|| Invalid::new("wake_on", "must be given"))?;
         self.may_change()?;
-        let (entry, node) = self.on_node(team, id)?;
+        let (entry, node) = self.on_node(&caller.team, id)?;
+        self.wanted(caller, &entry, None, EFFECTS);
         let epoch = self.nodes.epoch.get();
         match node.client.set_wake_on(epoch, &entry.id, wake_on).await {
-            Ok(sandbox) => Ok(self.changed(&entry, &node, sandbox)),
-            Err(error) => Err(self.of_node(&node, error)),
+            Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
+            Err(error) => Err(self.unchanged(&entry, &node, EFFECTS, error).await),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The store in memory. A clone of the `Arc` outlives a controller, as a disk does.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -10,7 +10,7 @@ use proto::{
     name::{NodeName, RequestId, Team},
 };
 
-use super::{Begun, Choice, Error, Row, Seen, State, Store, Token};
+use super::{Begun, Choice, Error, Event, EventPage, Filter, Row, Seen, State, Store, Token};
 
 /// Holds everything in maps with a fixed order.
 #[derive(Debug, Default)]
@@ -25,9 +25,25 @@ struct Tables {
     tokens: BTreeMap<String, Token>,
     nodes: BTreeMap<NodeName, String>,
     epoch: u64,
+    events: BTreeMap<u64, Event>,
+    /// Names of those events that have one.
+    once: BTreeSet<String>,
+    /// The last revision that was given.
+    revision: u64,
 }
 
 impl Tables {
+    fn append(&mut self, events: Vec<Event>) -> u64 {
+        for event in events {
+            let new = event.once.as_ref().is_none_or(|once| self.once.insert(once.clone()));
+            if new {
+                self.revision += 1;
+                self.events.insert(self.revision, event);
+            }
+        }
+        self.revision
+    }
+
     fn holder(&self, team: &Team, request: &RequestId) -> Option<&Row> {
         self.rows
             .values()
@@ -48,13 +64,13 @@ impl Memory {
 
 #[async_trait::async_trait]
 impl Store for Memory {
-    async fn begin(&self, row: Row) -> Result<Begun, Error> {
+    async fn begin(&self, row: Row, asked: Event) -> Result<Begun, Error> {
         let mut tables = self.tables();
         if let Some(holder) = tables.holder(&row.team, &row.request_id) {
             return Ok(Begun::Taken(Box::new(holder.clone())));
         }
         tables.rows.insert(row.id, row);
-        Ok(Begun::New)
+        Ok(Begun::New(tables.append(vec![asked])))
     }
 
     async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>, Error> {
@@ -111,7 +127,7 @@ impl Store for Memory {
         Ok(())
     }
 
-    async fn remember(&self, seen: Vec<Seen>) -> Result<(), Error> {
+    async fn remember(&self, seen: Vec<Seen>, events: Vec<Event>) -> Result<u64, Error> {
         let mut tables = self.tables();
         for seen in seen {
             if let Some(row) = tables.rows.get_mut(&seen.id) {
@@ -142,7 +158,54 @@ impl Store for Memory {
                 },
             );
         }
-        Ok(())
+        Ok(tables.append(events))
+    }
+
+    async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage, Error> {
+        let tables = self.tables();
+        let gone = match tables.events.keys().next() {
+            Some(first) => first - 1,
+            None => tables.revision,
+        };
+        let following = tables.events.range(after.saturating_add(1)..);
+        let events: Vec<_> = following
+            .filter(|(_, event)| filter.admits(event))
+            .take(limit as usize)
+            .map(|(revision, event)| (*revision, event.clone()))
+            .collect();
+        let whole = events.len() < limit as usize;
+        let seen = match events.last() {
+            Some((revision, _)) if !whole => *revision,
+            Some(_) | None => tables.revision.max(after),
+        };
+        Ok(EventPage { events, gone, seen, whole })
+    }
+
+    async fn before_last(&self, filter: Filter, count: u32) -> Result<u64, Error> {
+        let tables = self.tables();
+        let newest = tables.events.iter().rev().filter(|(_, event)| filter.admits(event));
+        let first = newest.take(count as usize).last();
+        Ok(first.map_or(tables.revision, |(revision, _)| revision - 1))
+    }
+
+    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64, Error> {
+        let mut tables = self.tables();
+        let young = tables.events.iter().find(|(_, event)| event.at_ms >= before_ms);
+        let old = young.map_or(tables.revision, |(revision, _)| revision - 1);
+        let upto = old.max(tables.revision.saturating_sub(max));
+        let removed: Vec<_> = tables
+            .events
+            .range(..=upto)
+            .map(|(revision, _)| *revision)
+            .take(limit as usize)
+            .collect();
+        for revision in &removed {
+            let event = tables.events.remove(revision);
+            if let Some(once) = event.and_then(|event| event.once) {
+                tables.once.remove(&once);
+            }
+        }
+        Ok(removed.len() as u64)
     }
 
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error> {

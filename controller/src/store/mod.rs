@@ -7,14 +7,20 @@
 //! what the node last said, so that a sandbox on a node that is down is UNREACHABLE and never
 //! "not found". That memory is written behind the watch streams and may lag; the nodes' journals
 //! are the truth. Nothing is ever deleted on a node because it is missing here.
+//! `events` is the log of what happened. What a node said is remembered in the same write as the
+//! events that it meant, so that after a crash the node's next word means what is missing, no more.
 
+mod events;
 pub mod memory;
 pub mod sqlite;
+mod sqlite_events;
 
 use proto::{
     id::SandboxId,
     name::{NodeName, RequestId, Team},
 };
+
+pub use events::{Event, EventPage, Filter};
 
 /// The store failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -68,8 +74,8 @@ pub struct Row {
 /// Answer to `begin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Begun {
-    /// Written.
-    New,
+    /// Written, and the event with it, which has this revision.
+    New(u64),
     /// The request_id is taken: by this.
     Taken(Box<Row>),
 }
@@ -128,8 +134,9 @@ pub struct Token {
 /// The store. Every method is one transaction.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
-    /// Writes a new creation, unless its team uses the request_id already.
-    async fn begin(&self, row: Row) -> Result<Begun, Error>;
+    /// Writes a new creation and the event that says who asked for it, unless its team uses the
+    /// request_id already.
+    async fn begin(&self, row: Row, asked: Event) -> Result<Begun, Error>;
 
     /// The creation that holds a request_id.
     async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>, Error>;
@@ -159,9 +166,20 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// A deletion is wanted although it is still being created.
     async fn cancel(&self, id: &SandboxId) -> Result<(), Error>;
 
-    /// Remembers what nodes said. Adds rows for sandboxes that are not known (after this store was
-    /// lost); leaves creations in the middle as they are.
-    async fn remember(&self, seen: Vec<Seen>) -> Result<(), Error>;
+    /// Appends events and remembers what nodes said. Adds rows for sandboxes that are not known
+    /// (after this store was lost); leaves creations in the middle as they are. Returns the log's
+    /// last revision.
+    async fn remember(&self, seen: Vec<Seen>, events: Vec<Event>) -> Result<u64, Error>;
+
+    /// At most `limit` events after a revision.
+    async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage, Error>;
+
+    /// The revision after which the last `count` events stand; with 0, all that come.
+    async fn before_last(&self, filter: Filter, count: u32) -> Result<u64, Error>;
+
+    /// Removes at most `limit` of the oldest events: those from before `before_ms`, and those
+    /// beyond the newest `max`. Returns how many. Revisions go on where they were.
+    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64, Error>;
 
     /// Removes creations that ended before `before_ms`; returns them.
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error>;

@@ -11,10 +11,14 @@ use proto::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, named_params, params};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Begun, Choice, Error, Row, Seen, State, Store, Token};
+use super::{
+    Begun, Choice, Error, Event, EventPage, Filter, Row, Seen, State, Store, Token,
+    sqlite_events as events,
+};
 
 /// Schema changes in their order; the file's `user_version` says how many it has seen.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_start.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("migrations/0001_start.sql"), include_str!("migrations/0002_events.sql")];
 /// Requests in one commit.
 const GROUP_MAX: usize = 256;
 /// Requests that may wait.
@@ -209,7 +213,10 @@ fn state(state: State) -> &'static str {
 }
 
 /// A text column that must have the form of `T`: we wrote it, so anything else is a damaged file.
-fn parsed<T: std::str::FromStr>(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<T>
+pub(super) fn parsed<T: std::str::FromStr>(
+    row: &rusqlite::Row<'_>,
+    at: usize,
+) -> rusqlite::Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
@@ -322,10 +329,13 @@ fn to_token(row: &rusqlite::Row<'_>) -> rusqlite::Result<Token> {
 
 #[async_trait::async_trait]
 impl Store for Sqlite {
-    async fn begin(&self, row: Row) -> Result<Begun, Error> {
+    async fn begin(&self, row: Row, asked: Event) -> Result<Begun, Error> {
         self.write(move |db| match holder(db, row.team.as_str(), row.request_id.as_str())? {
             Some(holder) => Ok(Begun::Taken(Box::new(holder))),
-            None => insert(db, &row).map(|()| Begun::New),
+            None => {
+                insert(db, &row)?;
+                events::append(db, &[asked]).map(Begun::New)
+            }
         })
         .await
     }
@@ -411,8 +421,24 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn remember(&self, seen: Vec<Seen>) -> Result<(), Error> {
-        self.write(move |db| seen.into_iter().try_for_each(|seen| remember(db, seen))).await
+    async fn remember(&self, seen: Vec<Seen>, events: Vec<Event>) -> Result<u64, Error> {
+        self.write(move |db| {
+            seen.into_iter().try_for_each(|seen| remember(db, seen))?;
+            events::append(db, &events)
+        })
+        .await
+    }
+
+    async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage, Error> {
+        self.read(move |db| events::page(db, after, &filter, limit)).await
+    }
+
+    async fn before_last(&self, filter: Filter, count: u32) -> Result<u64, Error> {
+        self.read(move |db| events::before_last(db, &filter, count)).await
+    }
+
+    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64, Error> {
+        self.write(move |db| events::prune(db, before_ms, max, limit)).await
     }
 
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error> {

@@ -1,5 +1,7 @@
 //! One suite over both stores.
 
+use proto::sandbox::v1::EventKind;
+
 use super::{memory::Memory, sqlite::Sqlite, *};
 
 fn id(n: u8) -> SandboxId {
@@ -43,13 +45,103 @@ fn seen(n: u8, ended_ms: u64) -> Seen {
     }
 }
 
+fn event(n: u8, kind: EventKind) -> Event {
+    Event {
+        at_ms: 100 * u64::from(n),
+        sandbox: Some(id(n)),
+        team: Some("red".parse().expect("team")),
+        node: Some(node("n1")),
+        kind,
+        actor: "agent".into(),
+        reason: "R".into(),
+        detail: "d".into(),
+        node_revision: u64::from(n),
+        once: None,
+    }
+}
+
+async fn begin(store: &dyn Store, row: Row) -> Result<Begun, Error> {
+    let asked = Event { sandbox: Some(row.id), ..event(1, EventKind::CreateAsked) };
+    store.begin(row, asked).await
+}
+
+/// Runs on a store that has no events yet.
+async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
+    let all = Filter::default;
+    assert_eq!(
+        store.events(0, all(), 10).await?,
+        EventPage { whole: true, ..EventPage::default() }
+    );
+    assert_eq!(store.before_last(all(), 0).await?, 0);
+
+    let blue = Event { team: Some("blue".parse().expect("team")), ..event(2, EventKind::Paused) };
+    let of_node = Event { sandbox: None, team: None, ..event(3, EventKind::NodeDown) };
+    let named = Event { once: Some("n1 j 4".into()), ..event(4, EventKind::Stopped) };
+    let first = vec![event(1, EventKind::Created), blue.clone(), of_node.clone(), named.clone()];
+    assert_eq!(store.remember(vec![], first).await?, 4);
+    // The same name again: in another write, and twice in one.
+    let other = Event { once: Some("n1 j 5".into()), ..event(5, EventKind::Started) };
+    let again = vec![named.clone(), other.clone(), other.clone(), event(1, EventKind::Deleted)];
+    assert_eq!(store.remember(vec![], again).await?, 6);
+
+    let page = store.events(0, all(), 10).await?;
+    let revisions: Vec<_> = page.events.iter().map(|(revision, _)| *revision).collect();
+    assert_eq!((revisions, page.gone, page.seen, page.whole), ((1..=6).collect(), 0, 6, true));
+    let written: Vec<_> = page.events.into_iter().map(|(_, event)| event).collect();
+    let deleted = event(1, EventKind::Deleted);
+    let expected = [event(1, EventKind::Created), blue.clone(), of_node, named, other, deleted];
+    assert_eq!(written, expected);
+
+    // Pages, and what a team sees.
+    let red = || Filter { team: Some("red".parse().expect("team")), sandbox: None };
+    let page = store.events(0, red(), 2).await?;
+    assert_eq!((page.events.len(), page.seen, page.whole), (2, 4, false));
+    let page = store.events(page.seen, red(), 3).await?;
+    assert_eq!((page.events.len(), page.seen, page.whole), (2, 6, true));
+    let one = || Filter { sandbox: Some(id(1)), ..red() };
+    let page = store.events(0, one(), 10).await?;
+    assert_eq!(page.events.iter().map(|(revision, _)| *revision).collect::<Vec<_>>(), [1, 6]);
+    let theirs = Filter { sandbox: Some(id(2)), ..red() };
+    assert_eq!(store.events(0, theirs, 10).await?.events, []);
+    for (filter, count, before) in
+        [(all(), 0, 6), (all(), 2, 4), (all(), 99, 0), (red(), 3, 3), (one(), 1, 5), (one(), 9, 0)]
+    {
+        assert_eq!(store.before_last(filter.clone(), count).await?, before, "{filter:?} {count}");
+    }
+
+    // The oldest go, in pieces; a young one among them holds those behind it.
+    assert_eq!(store.prune_events(300, 100, 1).await?, 1);
+    assert_eq!(store.prune_events(300, 100, 10).await?, 1);
+    assert_eq!(store.prune_events(300, 100, 10).await?, 0);
+    let page = store.events(2, all(), 10).await?;
+    assert_eq!((page.gone, page.events.len()), (2, 4));
+    assert_eq!(store.prune_events(0, 1, 10).await?, 3);
+    assert_eq!(store.events(0, all(), 10).await?.gone, 5);
+    assert_eq!(store.prune_events(u64::MAX / 2, 100, 10).await?, 1);
+    let page = store.events(0, all(), 10).await?;
+    assert_eq!((page.gone, page.seen, page.events), (6, 6, vec![]));
+    // Nothing is left, and revisions go on all the same; so does a name that is free again.
+    let named = Event { once: Some("n1 j 4".into()), ..event(4, EventKind::Stopped) };
+    assert_eq!(store.remember(vec![], vec![named]).await?, 7);
+    // What was accepted is in the log in the same write.
+    let Begun::New(revision) = begin(store, row(40, "r40")).await? else { panic!("new") };
+    let page = store.events(7, all(), 10).await?;
+    assert_eq!(page.events.len(), 1);
+    assert_eq!((page.events[0].0, page.events[0].1.sandbox), (revision, Some(id(40))));
+    assert!(matches!(begin(store, row(41, "r40")).await?, Begun::Taken(_)));
+    assert_eq!(store.before_last(all(), 0).await?, revision, "nothing was accepted");
+    store.failed(&id(40), vec![], true, 50).await?;
+    assert_eq!(store.forget(60).await?, [id(40)]);
+    Ok(())
+}
+
 async fn creations(store: &dyn Store) -> Result<(), Error> {
-    assert_eq!(store.begin(row(1, "r1")).await?, Begun::New);
-    let Begun::Taken(taken) = store.begin(row(2, "r1")).await? else { panic!("taken") };
+    assert!(matches!(begin(store, row(1, "r1")).await?, Begun::New(_)));
+    let Begun::Taken(taken) = begin(store, row(2, "r1")).await? else { panic!("taken") };
     assert_eq!(*taken, row(1, "r1"));
     // Another team's key is another key.
     let other = Row { team: "blue".parse().expect("team"), ..row(3, "r1") };
-    assert_eq!(store.begin(other.clone()).await?, Begun::New);
+    assert!(matches!(begin(store, other.clone()).await?, Begun::New(_)));
     assert_eq!(store.by_request(&other.team, &other.request_id).await?, Some(other));
 
     let choice = Choice {
@@ -72,11 +164,11 @@ async fn creations(store: &dyn Store) -> Result<(), Error> {
     assert!(!store.choose(&id(1), choice).await?, "not being placed any more");
 
     // A failure that frees the key lets it be used again; both rows stay.
-    assert_eq!(store.begin(row(4, "r4")).await?, Begun::New);
+    assert!(matches!(begin(store, row(4, "r4")).await?, Begun::New(_)));
     store.failed(&id(4), vec![4], true, 50).await?;
-    assert_eq!(store.begin(row(5, "r4")).await?, Begun::New);
+    assert!(matches!(begin(store, row(5, "r4")).await?, Begun::New(_)));
     store.failed(&id(5), vec![5], false, 60).await?;
-    assert!(matches!(store.begin(row(6, "r4")).await?, Begun::Taken(_)));
+    assert!(matches!(begin(store, row(6, "r4")).await?, Begun::Taken(_)));
     assert_eq!(store.get(&id(6)).await?, None);
 
     assert_eq!(store.forget(60).await?, [id(4)]);
@@ -87,18 +179,18 @@ async fn creations(store: &dyn Store) -> Result<(), Error> {
 
 async fn memory_of_nodes(store: &dyn Store) -> Result<(), Error> {
     // Unknown before: the row is rebuilt, without a digest.
-    store.remember(vec![seen(11, 0)]).await?;
+    store.remember(vec![seen(11, 0)], vec![]).await?;
     let rebuilt = store.get(&id(11)).await?.expect("row");
     assert_eq!((rebuilt.state, rebuilt.digest.as_str(), rebuilt.last), (State::Done, "", vec![9]));
-    store.remember(vec![seen(11, 70)]).await?;
+    store.remember(vec![seen(11, 70)], vec![]).await?;
     assert_eq!(store.get(&id(11)).await?.expect("row").ended_ms, 70);
     // In the middle of a creation the controller's own word stands.
-    store.begin(row(12, "r12")).await?;
-    store.remember(vec![seen(12, 0)]).await?;
+    begin(store, row(12, "r12")).await?;
+    store.remember(vec![seen(12, 0)], vec![]).await?;
     assert_eq!(store.get(&id(12)).await?, Some(row(12, "r12")));
     // The key is held by another: the rebuilt row does not take it away.
     let clash = Seen { request_id: "r12".parse().expect("request"), ..seen(13, 0) };
-    store.remember(vec![clash]).await?;
+    store.remember(vec![clash], vec![]).await?;
     assert!(store.get(&id(13)).await?.expect("row").released);
     Ok(())
 }
@@ -132,6 +224,7 @@ async fn the_rest(store: &dyn Store) -> Result<(), Error> {
 }
 
 async fn suite(store: &dyn Store) {
+    log_of_events(store).await.expect("log of events");
     creations(store).await.expect("creations");
     memory_of_nodes(store).await.expect("memory of nodes");
     the_rest(store).await.expect("the rest");
@@ -153,6 +246,27 @@ async fn sqlite_passes_and_keeps_it() {
     let store = Sqlite::open(&path).expect("open again");
     assert_eq!(store.all().await.expect("all"), before);
     assert_eq!(store.epoch(0).await.expect("epoch"), 7);
+    // Even when all events have gone, no revision comes again.
+    let last = store.before_last(Filter::default(), 0).await.expect("last");
+    while store.prune_events(u64::MAX / 2, 1, 100).await.expect("pruned") > 0 {}
+    drop(store);
+    let store = Sqlite::open(&path).expect("open once more");
+    let next = store.remember(vec![], vec![event(1, EventKind::NodeUp)]).await;
+    assert!(last > 7 && next.expect("written") == last + 1);
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_schema_gets_its_log() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("c.db");
+    let raw = rusqlite::Connection::open(&path).expect("open");
+    raw.execute_batch(include_str!("migrations/0001_start.sql")).expect("made");
+    raw.pragma_update(None, "user_version", 1).expect("set");
+    drop(raw);
+    let store = Sqlite::open(&path).expect("brought up to date");
+    assert_eq!(store.before_last(Filter::default(), 0).await.expect("last"), 0);
+    begin(&store, row(1, "r1")).await.expect("begun");
+    assert_eq!(store.events(0, Filter::default(), 9).await.expect("page").events.len(), 1);
 }
 
 #[tokio::test]
@@ -165,7 +279,7 @@ async fn many_writers_share_commits_and_a_bad_one_fails_alone() {
         let store = store.clone();
         // Two rows of one id with different keys: the second breaks the primary key.
         let row = Row { id: id(n / 2), ..row(0, &format!("r{n}")) };
-        answers.push(tasks.spawn(async move { store.begin(row).await.is_ok() }));
+        answers.push(tasks.spawn(async move { begin(&*store, row).await.is_ok() }));
     }
     let mut good = 0;
     for answer in answers {

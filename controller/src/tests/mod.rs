@@ -3,6 +3,7 @@
 
 mod api;
 mod creates;
+mod events;
 mod exec;
 mod files;
 mod nodes;
@@ -87,6 +88,7 @@ struct Lab {
     red: String,
     starts: u64,
     options: sandbox::Options,
+    events: crate::events::Options,
     limits: ApiLimits,
     /// Only the first node is configured, the others must be discovered.
     discover: bool,
@@ -113,6 +115,7 @@ impl Lab {
             red,
             starts: 0,
             options: sandbox::Options::default(),
+            events: crate::events::Options::default(),
             limits: ApiLimits::default(),
             discover: false,
         };
@@ -139,6 +142,7 @@ impl Lab {
                 limits: crate::placement::Limits::default(),
             },
             creates: self.options.clone(),
+            events: self.events.clone(),
             limits: self.limits.clone(),
             urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test:8480").expect("template"),
         })

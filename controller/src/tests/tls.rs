@@ -46,6 +46,7 @@ async fn our_certificates_carry_a_creation() {
             limits: crate::placement::Limits::default(),
         },
         creates: sandbox::Options::default(),
+        events: crate::events::Options::default(),
         limits: ApiLimits::default(),
         urls: UrlTemplate::new("http://port-{port}-vm-{vmid}.test").expect("template"),
     })

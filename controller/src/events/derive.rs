@@ -1,0 +1,272 @@
+//! What a node's word on a sandbox means: the events between what was known and what it says now.
+//! Pure, and the one place that knows.
+
+use proto::sandbox::v1::{EventKind, ExpiryAction, HttpService, Phase, Sandbox, WakeOn};
+
+/// Something that happened, as far as the sandbox itself tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What.
+    pub kind: EventKind,
+    /// Why, a constant; empty where the sandbox does not say.
+    pub reason: String,
+    /// A sentence; may be empty.
+    pub detail: String,
+    /// Nobody asked for it.
+    pub unasked: bool,
+}
+
+/// From `old`, which is what was known, to `new`. Nothing known: the sandbox was found.
+///
+/// A node may have gone through several phases in between; what is told is what can be seen of it.
+pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
+    let Some(old) = old else {
+        return if living(new) { vec![found(new)] } else { Vec::new() };
+    };
+    let mut changes = Vec::new();
+    if let Some(kind) = of_phase(old, new) {
+        let failure = new.failure.as_ref().filter(|failure| old.failure.as_ref() != Some(*failure));
+        let cause = new.cause.to_uppercase();
+        let reason = failure.map(|failure| failure.reason.clone());
+        changes.push(Change {
+            kind,
+            unasked: !cause.is_empty(),
+            reason: if cause.is_empty() { reason.unwrap_or_default() } else { cause },
+            detail: failure.map(|failure| failure.message.clone()).unwrap_or_default(),
+        });
+    }
+    if living(new) {
+        changes.extend(of_services(&old.services, &new.services));
+        changes.extend(of_wake_on(old.wake_on, new.wake_on));
+        changes.extend(of_lifetime(old, new));
+    }
+    changes
+}
+
+fn living(sandbox: &Sandbox) -> bool {
+    !matches!(sandbox.phase(), Phase::Deleted | Phase::Failed)
+}
+
+fn found(sandbox: &Sandbox) -> Change {
+    let phase = sandbox.phase().as_str_name().trim_start_matches("PHASE_").to_lowercase();
+    Change {
+        kind: EventKind::Found,
+        reason: String::new(),
+        detail: format!("its node reports it as {phase}"),
+        unasked: true,
+    }
+}
+
+fn of_phase(old: &Sandbox, new: &Sandbox) -> Option<EventKind> {
+    let (before, booted) = (old.phase(), new.boot > old.boot);
+    match new.phase() {
+        Phase::Running => match before {
+            Phase::Creating => Some(EventKind::Created),
+            Phase::Paused if !booted => Some(EventKind::Resumed),
+            Phase::Starting | Phase::Stopped => Some(EventKind::Started),
+            Phase::Unspecified
+            | Phase::Running
+            | Phase::Stopping
+            | Phase::Paused
+            | Phase::Deleting
+            | Phase::Deleted
+            | Phase::Failed
+            | Phase::Unreachable => booted.then_some(EventKind::Started),
+        },
+        Phase::Paused => (before != Phase::Paused).then_some(EventKind::Paused),
+        Phase::Stopped => (before != Phase::Stopped).then_some(EventKind::Stopped),
+        Phase::Deleted => (before != Phase::Deleted).then_some(EventKind::Deleted),
+        Phase::Failed => (before != Phase::Failed).then_some(EventKind::CreateFailed),
+        // On the way to somewhere: that is told when it is there.
+        Phase::Unspecified
+        | Phase::Creating
+        | Phase::Starting
+        | Phase::Stopping
+        | Phase::Deleting
+        | Phase::Unreachable => None,
+    }
+}
+
+fn of_services(old: &[HttpService], new: &[HttpService]) -> Vec<Change> {
+    let named = |of: &[HttpService], other: &[HttpService]| -> Vec<String> {
+        let in_other = |service: &HttpService| {
+            other.iter().any(|o| o.name == service.name && o.port == service.port)
+        };
+        let only = of.iter().filter(|service| !in_other(service));
+        only.map(|service| format!("{} (port {})", service.name, service.port)).collect()
+    };
+    [(EventKind::Hidden, named(old, new)), (EventKind::Exposed, named(new, old))]
+        .into_iter()
+        .filter(|(_, services)| !services.is_empty())
+        .map(|(kind, services)| Change {
+            kind,
+            reason: String::new(),
+            detail: services.join(", "),
+            unasked: false,
+        })
+        .collect()
+}
+
+fn of_wake_on(old: Option<WakeOn>, new: Option<WakeOn>) -> Option<Change> {
+    // What never said so before has always been as it is.
+    let (old, new) = (old?, new?);
+    let switch = |name: &str, on: bool| format!("{name} {}", if on { "on" } else { "off" });
+    (old != new).then(|| Change {
+        kind: EventKind::WakeOnSet,
+        reason: String::new(),
+        detail: [switch("http", new.http), switch("ssh", new.ssh), switch("exec", new.exec)]
+            .join(", "),
+        unasked: false,
+    })
+}
+
+fn of_lifetime(old: &Sandbox, new: &Sandbox) -> Option<Change> {
+    // What never said so before has always been as it is. An expiry that begins anew with a resume
+    // is no change of the rules.
+    let (before, now) = (old.lifetime.as_ref()?, new.lifetime.as_ref()?);
+    let extended = old.expires_at != new.expires_at && old.phase() == new.phase();
+    let rule = |what: &str, time: Option<prost_types::Duration>, action: ExpiryAction| {
+        let action = action.as_str_name().trim_start_matches("EXPIRY_ACTION_").to_lowercase();
+        match time.map_or(0, |time| time.seconds) {
+            0 => format!("{what} never"),
+            seconds => format!("{what} {seconds} s ({action})"),
+        }
+    };
+    (before != now || extended).then(|| Change {
+        kind: EventKind::LifetimeSet,
+        reason: String::new(),
+        detail: [rule("ttl", now.ttl, now.ttl_action()), rule("idle", now.idle, now.idle_action())]
+            .join(", "),
+        unasked: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::sandbox::v1::{Failure, Lifetime};
+
+    use super::*;
+
+    fn sandbox(phase: Phase, boot: u32) -> Sandbox {
+        Sandbox { phase: phase.into(), boot, ..Sandbox::default() }
+    }
+
+    fn kinds(old: &Sandbox, new: &Sandbox) -> Vec<EventKind> {
+        derive(Some(old), new).into_iter().map(|change| change.kind).collect()
+    }
+
+    #[test]
+    fn every_way_from_phase_to_phase() {
+        use EventKind as E;
+        use Phase as P;
+        let ways = [
+            (P::Creating, 0, P::Running, 1, Some(E::Created)),
+            (P::Creating, 0, P::Failed, 0, Some(E::CreateFailed)),
+            (P::Running, 1, P::Running, 1, None),
+            (P::Running, 1, P::Running, 2, Some(E::Started)),
+            (P::Running, 1, P::Paused, 1, Some(E::Paused)),
+            (P::Paused, 1, P::Running, 1, Some(E::Resumed)),
+            (P::Paused, 1, P::Running, 2, Some(E::Started)),
+            (P::Paused, 1, P::Stopped, 1, Some(E::Stopped)),
+            (P::Running, 1, P::Stopping, 1, None),
+            (P::Stopping, 1, P::Stopped, 1, Some(E::Stopped)),
+            // A stop that did not come about.
+            (P::Stopping, 1, P::Running, 1, None),
+            (P::Stopped, 1, P::Starting, 1, None),
+            (P::Starting, 1, P::Running, 2, Some(E::Started)),
+            (P::Stopped, 1, P::Running, 2, Some(E::Started)),
+            (P::Running, 1, P::Deleting, 1, None),
+            (P::Deleting, 1, P::Deleted, 1, Some(E::Deleted)),
+            (P::Deleted, 1, P::Deleted, 1, None),
+            // Only the intent was known: that it runs is no news.
+            (P::Unreachable, 1, P::Running, 1, None),
+            (P::Unreachable, 1, P::Deleted, 1, Some(E::Deleted)),
+        ];
+        for (before, was, after, is, expected) in ways {
+            let got = kinds(&sandbox(before, was), &sandbox(after, is));
+            assert_eq!(got, Vec::from_iter(expected), "{before:?} {was} -> {after:?} {is}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_known_is_found_unless_it_is_gone() {
+        let [found] = derive(None, &sandbox(Phase::Stopped, 1)).try_into().expect("one");
+        assert_eq!(
+            (found.kind, found.detail.as_str()),
+            (EventKind::Found, "its node reports it as stopped")
+        );
+        assert_eq!(derive(None, &sandbox(Phase::Deleted, 1)), []);
+        assert_eq!(derive(None, &sandbox(Phase::Failed, 1)), []);
+    }
+
+    #[test]
+    fn a_failure_is_told_once_with_the_phase_that_it_led_to() {
+        let mut stopped = sandbox(Phase::Stopped, 1);
+        let reason = proto::reason::FREEZE_FAILED.to_owned();
+        let message = "it did not freeze and was stopped".to_owned();
+        stopped.failure = Some(Failure { reason, message, rollback: String::new() });
+        let [change] = derive(Some(&sandbox(Phase::Running, 1)), &stopped).try_into().expect("one");
+        assert_eq!((change.kind, change.reason.as_str()), (EventKind::Stopped, "FREEZE_FAILED"));
+        // It still stands there after the next start, which has nothing to do with it.
+        let running = Sandbox { failure: stopped.failure.clone(), ..sandbox(Phase::Running, 2) };
+        let [change] = derive(Some(&stopped), &running).try_into().expect("one");
+        assert_eq!((change.kind, change.reason.as_str()), (EventKind::Started, ""));
+    }
+
+    #[test]
+    fn what_the_node_did_by_itself_says_why_and_rules_are_told() {
+        let running = sandbox(Phase::Running, 1);
+        let paused = Sandbox { cause: "idle".into(), ..sandbox(Phase::Paused, 1) };
+        let [change] = derive(Some(&running), &paused).try_into().expect("one");
+        assert_eq!((change.reason.as_str(), change.unasked), ("IDLE", true));
+        let [change] = derive(Some(&running), &sandbox(Phase::Paused, 1)).try_into().expect("one");
+        assert_eq!((change.reason.as_str(), change.unasked), ("", false));
+        let with = |seconds: i64, expires: i64| Sandbox {
+            lifetime: Some(Lifetime {
+                ttl: Some(prost_types::Duration { seconds, nanos: 0 }),
+                ttl_action: ExpiryAction::Stop.into(),
+                ..Lifetime::default()
+            }),
+            expires_at: Some(prost_types::Timestamp { seconds: expires, nanos: 0 }),
+            ..sandbox(Phase::Running, 1)
+        };
+        assert_eq!(kinds(&with(60, 100), &with(60, 100)), []);
+        let [change] = derive(Some(&with(60, 100)), &with(90, 130)).try_into().expect("one");
+        assert_eq!(change.detail, "ttl 90 s (stop), idle never");
+        assert_eq!(kinds(&with(60, 100), &with(60, 150)), [EventKind::LifetimeSet], "extended");
+        let resumed = with(60, 200);
+        let paused = Sandbox { phase: Phase::Paused.into(), ..with(60, 100) };
+        assert_eq!(kinds(&paused, &resumed), [EventKind::Resumed]);
+        assert_eq!(kinds(&running, &with(60, 100)), [], "the first word on it");
+    }
+
+    #[test]
+    fn ports_and_what_wakes_it() {
+        let service =
+            |name: &str, port| HttpService { name: name.into(), port, url: String::new() };
+        let with = |services: &[HttpService], http| Sandbox {
+            services: services.to_vec(),
+            wake_on: Some(WakeOn { http, ssh: false, exec: true }),
+            ..sandbox(Phase::Running, 1)
+        };
+        let (web, api) = (service("web", 8080), service("api", 9000));
+        let both = with(&[web.clone(), api.clone()], true);
+        let changes = derive(Some(&with(&[], true)), &both);
+        let told: Vec<_> = changes.iter().map(|c| (c.kind, c.detail.as_str())).collect();
+        assert_eq!(told, [(EventKind::Exposed, "web (port 8080), api (port 9000)")]);
+        // Under its name, another port.
+        let changes = derive(Some(&both), &with(&[service("web", 81), api], false));
+        let told: Vec<_> = changes.iter().map(|c| (c.kind, c.detail.as_str())).collect();
+        let expected = [
+            (EventKind::Hidden, "web (port 8080)"),
+            (EventKind::Exposed, "web (port 81)"),
+            (EventKind::WakeOnSet, "http off, ssh off, exec on"),
+        ];
+        assert_eq!(told, expected);
+        // With the sandbox its ports go too, and nobody needs to be told.
+        assert_eq!(kinds(&both, &sandbox(Phase::Deleted, 1)), [EventKind::Deleted]);
+        // The first word on it.
+        let silent = Sandbox { wake_on: None, ..with(&[], true) };
+        assert_eq!(kinds(&silent, &with(&[], false)), []);
+    }
+}

@@ -1,0 +1,174 @@
+//! Reading the log of events: what there is, then what comes. Pages are read from the store as the
+//! reader takes them; for a slow one nothing is held but its place.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures_util::{Stream, stream};
+use proto::{
+    id::{Invalid, SandboxId, SandboxRef},
+    name::Team,
+    reason,
+};
+use tokio::{sync::watch::Receiver, time::timeout};
+
+use super::{Error, RETRY, Sandboxes};
+use crate::store::{Event, Filter};
+
+/// A sign of life is sent after this long without an event.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Events in one read of the store.
+const PAGE: u32 = 256;
+/// Most that one can ask to begin with.
+const LAST_MAX: u32 = 10_000;
+
+/// What to read.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Of this team; `None`: of all, and of the nodes.
+    pub team: Option<Team>,
+    /// Of one sandbox, by any form of its name; empty: of all.
+    pub id: String,
+    /// What comes after this revision; 0: all that is kept.
+    pub after_revision: u64,
+    /// The last so many, in place of a revision.
+    pub last: Option<u32>,
+    /// Go on with what comes.
+    pub follow: bool,
+}
+
+/// An event with its revision, or a sign of life.
+#[derive(Debug)]
+pub struct Said {
+    /// `None`: a sign of life.
+    pub event: Option<(u64, Event)>,
+    /// All up to here has been said.
+    pub revision: u64,
+}
+
+struct Reader {
+    sandboxes: Arc<Sandboxes>,
+    filter: Filter,
+    news: Receiver<u64>,
+    follow: bool,
+    /// Read and not said yet: one page at most.
+    page: VecDeque<(u64, Event)>,
+    /// All up to here has been read.
+    seen: u64,
+    /// Everything that there is has been read, by what `news` knew.
+    whole: bool,
+    /// A sign of life since then.
+    greeted: bool,
+    over: bool,
+}
+
+impl Sandboxes {
+    /// The events that are wanted, in the order of the log.
+    ///
+    /// # Errors
+    /// EVENTS_GONE when some of them are not kept any more, now or when the reader is too slow; when
+    /// there is no such sandbox, and when both a revision and a number are given.
+    pub async fn events(
+        self: &Arc<Self>,
+        wanted: Wanted,
+    ) -> Result<impl Stream<Item = Result<Said, Error>> + Send + use<>, Error> {
+        if wanted.last.is_some() && wanted.after_revision > 0 {
+            return Err(Invalid::new("last", "must not be given with after_revision").into());
+        }
+        if wanted.last.is_some_and(|last| last > LAST_MAX) {
+            return Err(Invalid::new("last", "must be 10000 at most").into());
+        }
+        let sandbox = match wanted.id.as_str() {
+            "" => None,
+            id => Some(self.named_in_log(wanted.team.as_ref(), id).await?),
+        };
+        let filter = Filter { team: wanted.team, sandbox };
+        let seen = match wanted.last {
+            Some(last) => self.store.before_last(filter.clone(), last).await?,
+            None => wanted.after_revision,
+        };
+        let mut reader = Reader {
+            sandboxes: self.clone(),
+            filter,
+            news: self.log().news(),
+            follow: wanted.follow,
+            page: VecDeque::new(),
+            seen,
+            whole: false,
+            greeted: false,
+            over: false,
+        };
+        // An answer of no comes as the answer, and not in the middle of a stream.
+        reader.read().await?;
+        Ok(stream::unfold(reader, |mut reader| async move {
+            let next = reader.next().await?;
+            Some((next, reader))
+        }))
+    }
+
+    /// A sandbox by its name. One that is forgotten is known by its events.
+    async fn named_in_log(&self, team: Option<&Team>, id: &str) -> Result<SandboxId, Error> {
+        let name: SandboxRef = id.parse()?;
+        let known = self.nodes.cache.get(&name);
+        if let Some(entry) = known.filter(|entry| team.is_none_or(|team| entry.team == *team)) {
+            return Ok(entry.id);
+        }
+        let SandboxRef::Id(sandbox) = name else { return Err(Error::not_found(&name)) };
+        let filter = Filter { team: team.cloned(), sandbox: Some(sandbox) };
+        let page = self.store.events(0, filter, 1).await?;
+        if page.events.is_empty() { Err(Error::not_found(&name)) } else { Ok(sandbox) }
+    }
+}
+
+impl Reader {
+    async fn read(&mut self) -> Result<(), Error> {
+        self.news.mark_unchanged();
+        let page = self.sandboxes.store.events(self.seen, self.filter.clone(), PAGE).await?;
+        // Who has nothing yet begins with what there is.
+        if self.seen > 0 && self.seen < page.gone {
+            let first = page.gone + 1;
+            let message = format!(
+                "events after revision {} are not kept any more, only those from {first} on",
+                self.seen
+            );
+            return Err(Error::new(reason::EVENTS_GONE, message));
+        }
+        (self.seen, self.whole) = (page.seen, page.whole);
+        self.page = page.events.into();
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Option<Result<Said, Error>> {
+        loop {
+            if self.over {
+                return None;
+            }
+            if let Some((revision, event)) = self.page.pop_front() {
+                self.greeted = false;
+                return Some(Ok(Said { event: Some((revision, event)), revision }));
+            }
+            if !self.whole {
+                if let Err(error) = self.read().await {
+                    self.over = true;
+                    return Some(Err(error));
+                }
+                continue;
+            }
+            if !self.greeted {
+                self.greeted = true;
+                self.over = !self.follow;
+                return Some(Ok(Said { event: None, revision: self.seen }));
+            }
+            tokio::select! {
+                changed = timeout(HEARTBEAT, self.news.changed()) => match changed {
+                    Ok(_) => self.whole = false,
+                    Err(_) => self.greeted = false,
+                },
+                () = self.sandboxes.stop.cancelled() => {
+                    self.over = true;
+                    let error = Error::new(reason::SHUTTING_DOWN, "the controller is stopping");
+                    return Some(Err(error.retry(RETRY)));
+                }
+            }
+        }
+    }
+}

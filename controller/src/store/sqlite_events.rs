@@ -1,0 +1,160 @@
+//! The log of events in SQL.
+
+use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
+
+use super::{
+    events::{Event, EventPage, Filter, kind_name, kind_named},
+    sqlite::parsed,
+};
+
+const COLUMNS: &str = "revision, at_ms, sandbox, team, node, kind, actor, reason, detail, \
+                       node_revision, once";
+/// Both filters at once; the planner takes the index of the one that is set, since the other's
+/// condition is not in the text.
+const BY_TEAM: &str = "AND team = :team";
+const BY_SANDBOX: &str = "AND sandbox = :sandbox";
+
+/// Appends, leaving out what was written before under the same name; the last revision.
+pub(super) fn append(db: &Connection, events: &[Event]) -> rusqlite::Result<u64> {
+    for event in events {
+        // Looked for first instead of left to the index, so that no revision is used up.
+        if let Some(once) = &event.once
+            && db.prepare_cached("SELECT 1 FROM events WHERE once = ?1")?.exists([once])?
+        {
+            continue;
+        }
+        db.prepare_cached(
+            "INSERT INTO events (at_ms, sandbox, team, node, kind, actor, reason, detail, \
+             node_revision, once) VALUES (:at_ms, :sandbox, :team, :node, :kind, :actor, :reason, \
+             :detail, :node_revision, :once)",
+        )?
+        .execute(named_params! {
+            ":at_ms": event.at_ms,
+            ":sandbox": event.sandbox.map(|id| id.to_string()),
+            ":team": event.team.as_ref().map(|team| team.as_str()),
+            ":node": event.node.as_ref().map(|node| node.as_str()),
+            ":kind": kind_name(event.kind), ":actor": event.actor, ":reason": event.reason,
+            ":detail": event.detail, ":node_revision": event.node_revision, ":once": event.once,
+        })?;
+    }
+    last(db)
+}
+
+/// The last revision that was ever given.
+pub(super) fn last(db: &Connection) -> rusqlite::Result<u64> {
+    db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'events'")?
+        .query_row([], |row| row.get(0))
+        .optional()
+        .map(Option::unwrap_or_default)
+}
+
+/// The last revision that is not kept any more.
+fn gone(db: &Connection) -> rusqlite::Result<u64> {
+    let first: Option<u64> =
+        db.prepare_cached("SELECT min(revision) FROM events")?.query_row([], |row| row.get(0))?;
+    match first {
+        Some(first) => Ok(first.saturating_sub(1)),
+        None => last(db),
+    }
+}
+
+fn to_event(row: &Row<'_>) -> rusqlite::Result<(u64, Event)> {
+    let some = |at| row.get::<_, Option<String>>(at).map(|text| text.is_some());
+    let event = Event {
+        at_ms: row.get(1)?,
+        sandbox: some(2)?.then(|| parsed(row, 2)).transpose()?,
+        team: some(3)?.then(|| parsed(row, 3)).transpose()?,
+        node: some(4)?.then(|| parsed(row, 4)).transpose()?,
+        kind: kind_named(&row.get::<_, String>(5)?),
+        actor: row.get(6)?,
+        reason: row.get(7)?,
+        detail: row.get(8)?,
+        node_revision: row.get(9)?,
+        once: row.get(10)?,
+    };
+    Ok((row.get(0)?, event))
+}
+
+/// The condition of a filter, and its values for those of `named_params` that stand in it.
+fn condition(filter: &Filter) -> (String, Vec<(&'static str, String)>) {
+    let (mut text, mut values) = (String::new(), Vec::new());
+    if let Some(team) = &filter.team {
+        text.push_str(BY_TEAM);
+        values.push((":team", team.to_string()));
+    }
+    if let Some(sandbox) = &filter.sandbox {
+        text.push(' ');
+        text.push_str(BY_SANDBOX);
+        values.push((":sandbox", sandbox.to_string()));
+    }
+    (text, values)
+}
+
+/// A page of what comes after a revision.
+pub(super) fn page(
+    db: &Connection,
+    after: u64,
+    filter: &Filter,
+    limit: u32,
+) -> rusqlite::Result<EventPage> {
+    // One view of the file for all three questions.
+    let view = db.unchecked_transaction()?;
+    let (gone, last) = (gone(&view)?, last(&view)?);
+    let (condition, values) = condition(filter);
+    let sql = format!(
+        "SELECT {COLUMNS} FROM events WHERE revision > :after {condition} \
+         ORDER BY revision LIMIT :limit"
+    );
+    let mut params: Vec<(&str, &dyn rusqlite::ToSql)> =
+        vec![(":after", &after), (":limit", &limit)];
+    params.extend(values.iter().map(|(name, value)| (*name, value as &dyn rusqlite::ToSql)));
+    let events = view
+        .prepare_cached(&sql)?
+        .query_map(params.as_slice(), to_event)?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let whole = events.len() < limit as usize;
+    let seen = match events.last() {
+        Some((revision, _)) if !whole => *revision,
+        Some(_) | None => last.max(after),
+    };
+    Ok(EventPage { events, gone, seen, whole })
+}
+
+/// The revision after which the last `count` events stand.
+pub(super) fn before_last(db: &Connection, filter: &Filter, count: u32) -> rusqlite::Result<u64> {
+    if count == 0 {
+        return last(db);
+    }
+    let (condition, values) = condition(filter);
+    let sql = format!(
+        "SELECT min(revision) FROM (SELECT revision FROM events WHERE 1 {condition} \
+         ORDER BY revision DESC LIMIT :count)"
+    );
+    let mut params: Vec<(&str, &dyn rusqlite::ToSql)> = vec![(":count", &count)];
+    params.extend(values.iter().map(|(name, value)| (*name, value as &dyn rusqlite::ToSql)));
+    let first: Option<u64> =
+        db.prepare_cached(&sql)?.query_row(params.as_slice(), |row| row.get(0))?;
+    first.map_or_else(|| last(db), |first| Ok(first.saturating_sub(1)))
+}
+
+/// Removes the oldest, at most `limit` of them: those before the first that is not older than
+/// `before_ms`, and those beyond the newest `max`.
+pub(super) fn prune(
+    db: &Connection,
+    before_ms: u64,
+    max: u64,
+    limit: u32,
+) -> rusqlite::Result<u64> {
+    let young: Option<u64> = db
+        .prepare_cached("SELECT revision FROM events WHERE at_ms >= ?1 ORDER BY revision LIMIT 1")?
+        .query_row([before_ms], |row| row.get(0))
+        .optional()?;
+    let last = last(db)?;
+    let upto = young.map_or(last, |young| young.saturating_sub(1)).max(last.saturating_sub(max));
+    db.prepare_cached(
+        "DELETE FROM events WHERE revision IN \
+         (SELECT revision FROM events WHERE revision <= ?1 ORDER BY revision LIMIT ?2)",
+    )?
+    .execute(params![upto, limit])
+    .map(|removed| removed as u64)
+}

@@ -1,0 +1,436 @@
+//! The log of events: who sees what, and that a stream that breaks is gone on with.
+
+use std::collections::BTreeSet;
+
+use prost::Message;
+use proto::{reason, sandbox::v1::*};
+use tokio_stream::StreamExt;
+use tonic::Streaming;
+
+use super::*;
+use crate::store::Filter;
+
+async fn watch(
+    api: &mut Api,
+    request: WatchEventsRequest,
+) -> Result<Streaming<WatchEventsResponse>, Status> {
+    Ok(api.watch_events(request).await?.into_inner())
+}
+
+/// All that is kept after a revision, and the place to go on from.
+async fn read(api: &mut Api, request: WatchEventsRequest) -> (Vec<Event>, u64) {
+    let mut stream = watch(api, request).await.expect("read");
+    let (mut events, mut seen) = (Vec::new(), 0);
+    while let Some(answer) = stream.next().await {
+        let WatchEventsResponse { event, revision } = answer.expect("no error");
+        assert!(revision >= seen, "it never goes back");
+        seen = revision;
+        events.extend(event);
+    }
+    (events, seen)
+}
+
+async fn of(lab: &Lab, id: &str, after_revision: u64) -> Vec<Event> {
+    let request = WatchEventsRequest { id: id.into(), after_revision, ..Default::default() };
+    read(&mut lab.api(), request).await.0
+}
+
+fn kinds(events: &[Event]) -> Vec<EventKind> {
+    events.iter().map(Event::kind).collect()
+}
+
+/// The log has all that was said; one that was dropped in mid-air would not.
+async fn settled(lab: &Lab) {
+    lab.domain().nodes().log.flushed().await.expect("written");
+}
+
+impl Lab {
+    fn actor(&self) -> String {
+        token::split(&self.red).expect("a token").0.to_owned()
+    }
+
+    async fn pause(&self, id: &str) {
+        let request = PauseSandboxRequest { id: id.into(), or_stop: false };
+        self.api().pause_sandbox(request).await.expect("paused");
+    }
+
+    async fn resume(&self, id: &str) {
+        let request = ResumeSandboxRequest { id: id.into() };
+        self.api().resume_sandbox(request).await.expect("resumed");
+    }
+
+    async fn delete(&self, id: &str) {
+        let request = DeleteSandboxRequest { id: id.into() };
+        self.api().delete_sandbox(request).await.expect("deleted");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_life_is_told_in_order_with_who_did_it() {
+    use EventKind as E;
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let id = sandbox.id.clone();
+    lab.pause(&id).await;
+    lab.resume(&id).await;
+    let expose = ExposeHttpServiceRequest { id: id.clone(), name: "web".into(), port: 80 };
+    lab.api().expose_http_service(expose).await.expect("exposed");
+    let hide = HideHttpServiceRequest { id: id.clone(), name: "web".into() };
+    lab.api().hide_http_service(hide).await.expect("hidden");
+    lab.api().stop_sandbox(StopSandboxRequest { id: id.clone() }).await.expect("stopped");
+    lab.api().start_sandbox(StartSandboxRequest { id: id.clone() }).await.expect("started");
+    // Nobody asks for this one.
+    let holder = lab.holder(&id).clone();
+    let mut stopped = holder.living()[0].clone();
+    stopped.set_phase(Phase::Stopped);
+    stopped.failure = Some(Failure { reason: "X".into(), ..Failure::default() });
+    holder.put(stopped);
+    lab.until(&id, Phase::Stopped).await;
+    lab.delete(&id).await;
+    // Of what is gone nothing can be asked.
+    lab.delete(&id).await;
+
+    let events = of(&lab, &id, 0).await;
+    let (me, agent) = (lab.actor(), "agent".to_owned());
+    let expected = [
+        (E::CreateAsked, &me),
+        (E::Created, &me),
+        (E::PauseAsked, &me),
+        (E::Paused, &me),
+        (E::ResumeAsked, &me),
+        (E::Resumed, &me),
+        (E::Exposed, &me),
+        (E::Hidden, &me),
+        (E::StopAsked, &me),
+        (E::Stopped, &me),
+        (E::StartAsked, &me),
+        (E::Started, &me),
+        (E::Stopped, &agent),
+        (E::DeleteAsked, &me),
+        (E::Deleted, &me),
+    ];
+    let told: Vec<_> = events.iter().map(|event| (event.kind(), &event.actor)).collect();
+    assert_eq!(told, expected);
+    assert!(events.is_sorted_by(|a, b| a.revision < b.revision));
+    assert!(events.iter().all(|e| e.sandbox_id == id && e.team == "red" && e.node == sandbox.node));
+    assert!(events.iter().all(|event| event.at.is_some()));
+    assert_eq!((events[6].detail.as_str(), events[12].reason.as_str()), ("web (port 80)", "X"));
+    let says = |event: &Event| {
+        event.kind() != E::CreateAsked && !event.kind().as_str_name().ends_with("ASKED")
+    };
+    assert!(events.iter().all(|event| (event.node_revision > 0) == says(event)));
+
+    // By its number, and from any place in between.
+    assert_eq!(of(&lab, &sandbox.vmid.to_string(), 0).await, events);
+    assert_eq!(of(&lab, &id, events[3].revision).await, events[4..]);
+    let last = WatchEventsRequest { id: id.clone(), last: Some(2), ..Default::default() };
+    assert_eq!(read(&mut lab.api(), last).await.0, events[13..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_teams_events_never_show() {
+    let lab = Lab::new().await;
+    let ours = lab.create("r1").await.expect("made").id;
+    let blue = token(&lab.store, "blue", "sandbox").await;
+    let mut api = lab.api_as(&blue);
+    let theirs = create(&mut api, request("r1")).await.expect("made").id;
+    lab.agents[0].down();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    settled(&lab).await;
+    let (events, _) = read(&mut api, WatchEventsRequest::default()).await;
+    assert_eq!(kinds(&events), [EventKind::CreateAsked, EventKind::Created]);
+    assert!(events.iter().all(|event| event.sandbox_id == theirs && event.team == "blue"));
+    let foreign = WatchEventsRequest { id: ours.clone(), ..Default::default() };
+    assert_eq!(reason(watch(&mut api, foreign).await), reason::SANDBOX_NOT_FOUND);
+
+    // An operator sees all of it, and the nodes.
+    let mut operator = OperatorServiceClient::with_interceptor(lab.channel(), bearer(&blue));
+    let answer = operator.watch_all_events(WatchAllEventsRequest::default()).await;
+    assert_eq!(reason(answer), reason::SCOPE_MISSING);
+    let answer = lab.operator().watch_all_events(WatchAllEventsRequest::default()).await;
+    let events: Vec<_> = answer
+        .expect("read")
+        .into_inner()
+        .filter_map(|answer| answer.expect("no error").event)
+        .collect()
+        .await;
+    let teams: BTreeSet<_> = events.iter().map(|event| event.team.as_str()).collect();
+    assert_eq!(teams, BTreeSet::from(["", "blue", "red"]));
+    let of_node = |kind| {
+        let of_it = events.iter().filter(|event| event.kind() == kind);
+        of_it.map(|event| (event.node.as_str(), event.actor.as_str())).collect::<Vec<_>>()
+    };
+    assert_eq!(of_node(EventKind::NodeUp).len(), 3);
+    assert_eq!(of_node(EventKind::NodeDown), [("n1", "controller")]);
+    let one = WatchAllEventsRequest { id: ours, ..Default::default() };
+    let of_ours = lab.operator().watch_all_events(one).await.expect("read").into_inner();
+    assert_eq!(of_ours.collect::<Vec<_>>().await.len(), 3, "two, and the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_of_the_controller_gives_no_gap_and_no_double() {
+    use EventKind as E;
+    let mut lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    lab.pause(&id).await;
+    let (before, seen) = read(&mut lab.api(), WatchEventsRequest::default()).await;
+    assert_eq!(kinds(&before), [E::CreateAsked, E::Created, E::PauseAsked, E::Paused]);
+    // Dropped in mid-air, several times; meanwhile its node goes on.
+    let holder = lab.holder(&id).clone();
+    for phase in [Phase::Running, Phase::Stopped, Phase::Stopped] {
+        lab.controller = None;
+        let mut sandbox = holder.living()[0].clone();
+        if sandbox.phase() != phase {
+            sandbox.set_phase(phase);
+            holder.put(sandbox);
+        }
+        lab.start().await;
+    }
+    // The node says it all again, whole.
+    lab.net.cut(holder.name());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    settled(&lab).await;
+    let after = of(&lab, "", seen).await;
+    assert_eq!(kinds(&after), [E::Resumed, E::Stopped]);
+    assert!(after.iter().all(|event| event.actor == "agent" && event.revision > seen));
+    // Read at once or in two parts: the same.
+    assert_eq!(of(&lab, "", 0).await, [before, after].concat());
+}
+
+/// A crash between the write of an event and anything else: what is said again is not written again.
+#[tokio::test(start_paused = true)]
+async fn what_a_node_says_again_is_not_written_again() {
+    let mut lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    lab.pause(&id).await;
+    lab.resume(&id).await;
+    let before = of(&lab, &id, 0).await;
+    // The row is as it was before all of that, as if only the events had been written.
+    let row = lab.store.get(&id.parse().expect("id")).await.expect("read").expect("a row");
+    let mut old = Sandbox::decode(row.last.as_slice()).expect("a sandbox");
+    old.set_phase(Phase::Paused);
+    let seen = crate::store::Seen {
+        id: row.id,
+        team: row.team,
+        request_id: row.request_id,
+        node: row.node.expect("a node"),
+        attempt: row.attempt,
+        created_ms: row.created_ms,
+        ended_ms: 0,
+        last: old.encode_to_vec(),
+    };
+    lab.store.remember(vec![seen], vec![]).await.expect("written");
+    lab.start().await;
+    settled(&lab).await;
+    assert_eq!(of(&lab, &id, 0).await, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_kept_any_more_is_told_with_where_it_begins() {
+    let mut lab = Lab::new().await;
+    lab.events.max = 10;
+    lab.start().await;
+    let id = lab.create("r1").await.expect("made").id;
+    for _ in 0..10 {
+        lab.pause(&id).await;
+        lab.resume(&id).await;
+    }
+    let whole = of(&lab, "", 0).await;
+    assert_eq!(whole.len(), 42);
+    // The sweep is due.
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    let kept = of(&lab, "", 0).await;
+    assert_eq!(kept, whole[32..], "from 0 on there is no error, only what there is");
+    let early = WatchEventsRequest { after_revision: whole[5].revision, ..Default::default() };
+    let error = watch(&mut lab.api(), early).await.expect_err("gone");
+    assert_eq!(error.code(), tonic::Code::OutOfRange);
+    assert!(error.message().contains(&format!("from {} on", kept[0].revision)), "{error}");
+    assert_eq!(reason(Err::<(), _>(error)), reason::EVENTS_GONE);
+    assert_eq!(of(&lab, "", kept[0].revision - 1).await, kept, "nothing is missing here");
+
+    // A team that was quiet for long misses nothing: its place went on with the log.
+    let blue = token(&lab.store, "blue", "sandbox").await;
+    let (none, seen) = read(&mut lab.api_as(&blue), WatchEventsRequest::default()).await;
+    assert_eq!((none.len(), seen), (0, kept[9].revision));
+
+    let both =
+        WatchEventsRequest { after_revision: 3, last: Some(3), ..WatchEventsRequest::default() };
+    assert_eq!(reason(watch(&mut lab.api(), both).await), reason::FIELD_INVALID);
+    let many = WatchEventsRequest { last: Some(10_001), ..WatchEventsRequest::default() };
+    assert_eq!(reason(watch(&mut lab.api(), many).await), reason::FIELD_INVALID);
+    let nobody = WatchEventsRequest { id: "100999".into(), ..WatchEventsRequest::default() };
+    assert_eq!(reason(watch(&mut lab.api(), nobody).await), reason::SANDBOX_NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_hears_what_comes_and_a_sign_of_life() {
+    let lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    let from_now = WatchEventsRequest { follow: true, last: Some(0), ..Default::default() };
+    let mut stream = watch(&mut lab.api(), from_now).await.expect("read");
+    let mut next = async || stream.next().await.expect("goes on").expect("no error");
+    let greeting = next().await;
+    assert_eq!(greeting.event, None);
+    let begun = tokio::time::Instant::now();
+    assert_eq!(next().await, greeting);
+    assert_eq!(begun.elapsed().as_secs(), 15);
+    lab.pause(&id).await;
+    let mut events = Vec::new();
+    while events.len() < 2 {
+        events.extend(next().await.event);
+    }
+    assert_eq!(kinds(&events), [EventKind::PauseAsked, EventKind::Paused]);
+    assert!(events[0].revision > greeting.revision);
+}
+
+/// Nothing is held for a reader that does not read: it is told what it missed, or that it did.
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_holds_nothing() {
+    let mut lab = Lab::new().await;
+    lab.events.max = 3000;
+    lab.start().await;
+    let follow = || WatchEventsRequest { follow: true, after_revision: 1, ..Default::default() };
+    let mut patient = watch(&mut lab.api(), follow()).await.expect("read");
+    let mut stuck = watch(&mut lab.api(), follow()).await.expect("read");
+    let log = &lab.domain().nodes().log;
+    let fill = async |count: usize| {
+        for _ in 0..count {
+            let team = Some("red".parse().expect("team"));
+            let detail = "x".repeat(1000);
+            log.say(crate::store::Event { team, detail, ..log.event(EventKind::Paused, "x") });
+        }
+        log.flushed().await.expect("written");
+    };
+    fill(2000).await;
+    let mut revisions = Vec::new();
+    while revisions.len() < 2000 {
+        let answer = patient.next().await.expect("goes on").expect("no error");
+        revisions.extend(answer.event.map(|event| event.revision));
+    }
+    assert!(revisions.is_sorted_by(|a, b| a < b));
+    for _ in 0..4 {
+        fill(2000).await;
+    }
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    let kept = lab.store.events(0, Filter::default(), 10_000).await.expect("read");
+    assert!(kept.events.len() <= 3000, "{}", kept.events.len());
+    let mut heard = 0;
+    let error = loop {
+        match stuck.next().await.expect("it is told") {
+            Ok(_) => heard += 1,
+            Err(error) => break error,
+        }
+    };
+    // 10000 were said: it heard what had been on its way, in the windows of its connection.
+    assert!(heard < 5000, "{heard}");
+    assert_eq!(reason(Err::<(), _>(error)), reason::EVENTS_GONE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_moves_and_one_that_fails() {
+    use EventKind as E;
+    let lab = Lab::new().await;
+    let wish = CreateSandboxRequest { node: "n1".into(), ..request("r0") };
+    lab.agents[0].faults(|faults| faults.fail = Some(reason::PCT_FAILED));
+    let failed = create(&mut lab.api(), wish).await;
+    assert!(failed.is_err());
+    let (events, seen) = read(&mut lab.api(), WatchEventsRequest::default()).await;
+    let told: Vec<_> = events.iter().map(|event| (event.kind(), event.reason.as_str())).collect();
+    assert_eq!(told, [(E::CreateAsked, ""), (E::CreateFailed, reason::PCT_FAILED)]);
+
+    for agent in &lab.agents[1..] {
+        agent.load(|load| load.cpu_busy = 0.9);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let events = of(&lab, "", seen).await;
+    assert_eq!(kinds(&events), [E::CreateAsked, E::AttemptMoved, E::Created]);
+    assert_eq!((events[0].node.as_str(), events[1].node.as_str()), ("n1", sandbox.node.as_str()));
+    assert_eq!(
+        (events[1].reason.as_str(), events[1].actor.as_str()),
+        (reason::PCT_FAILED, "controller")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_was_left_is_called_off_when_its_node_is_back() {
+    let lab = Lab::new().await;
+    lab.agents[0].faults(|faults| faults.cut = Some(node::fake::Cut::After));
+    for agent in &lab.agents[1..] {
+        agent.load(|load| load.cpu_busy = 0.9);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let wait = Some(prost_types::Duration::default());
+    let wish = CreateSandboxRequest { wait, ..request("r1") };
+    let id = create(&mut lab.api(), wish).await.expect("accepted").id;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    lab.agents[0].down();
+    lab.until(&id, Phase::Running).await;
+    lab.agents[0].faults(|faults| faults.cut = None);
+    lab.agents[0].up();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    settled(&lab).await;
+    let events = of(&lab, &id, 0).await;
+    use EventKind as E;
+    let expected = [E::CreateAsked, E::AttemptMoved, E::Created, E::AttemptCalledOff];
+    assert_eq!(kinds(&events), expected);
+    assert_eq!(
+        (events[1].reason.as_str(), events[3].node.as_str()),
+        (reason::NODE_UNREACHABLE, "n1")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_lost_is_told_once() {
+    use EventKind as E;
+    let mut lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    let holder = lab.holder(&id).clone();
+    let sandbox = holder.living()[0].clone();
+    holder.lose_journal();
+    lab.net.cut(holder.name());
+    lab.until(&id, Phase::Unreachable).await;
+    lab.start().await;
+    settled(&lab).await;
+    assert_eq!(kinds(&of(&lab, &id, 0).await), [E::CreateAsked, E::Created, E::Lost]);
+    // It turns up again, and then its owner is done with it.
+    holder.put(sandbox);
+    lab.until(&id, Phase::Running).await;
+    lab.delete(&id).await;
+    let told = kinds(&of(&lab, &id, 0).await);
+    assert_eq!(told[3..], [E::Found, E::DeleteAsked, E::Deleted]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_of_the_controller_leaves_nothing_unwritten() {
+    let mut lab = Lab::new().await;
+    let id = lab.create("r1").await.expect("made").id;
+    let (_, seen) = read(&mut lab.api(), WatchEventsRequest::default()).await;
+    let mut stopped = lab.holder(&id).living()[0].clone();
+    stopped.set_phase(Phase::Stopped);
+    let controller = lab.controller.take().expect("a controller");
+    let log = &controller.sandboxes().nodes().log;
+    let team = Some("red".parse().expect("team"));
+    log.say(crate::store::Event { team, ..log.event(EventKind::Paused, "x") });
+    controller.stop().await;
+    lab.start().await;
+    assert_eq!(kinds(&of(&lab, "", seen).await), [EventKind::Paused]);
+}
+
+#[tokio::test]
+async fn the_log_goes_on_over_sqlite() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("c.db");
+    let open = || Arc::new(crate::store::sqlite::Sqlite::open(&path).expect("store"));
+    let mut lab = Lab::over(open()).await;
+    let id = lab.create("r1").await.expect("made").id;
+    lab.pause(&id).await;
+    let before = of(&lab, "", 0).await;
+    lab.controller = None;
+    lab.store = open();
+    lab.start().await;
+    lab.resume(&id).await;
+    let after = of(&lab, "", 0).await;
+    assert_eq!(after[..4], before);
+    assert_eq!(kinds(&after[4..]), [EventKind::ResumeAsked, EventKind::Resumed]);
+}
