@@ -8,47 +8,82 @@ use agent::pve::{
     fake::{Fault, Op, Trouble},
 };
 use proto::sandbox::v1::{
-    CreateSandboxRequest, DeleteSandboxRequest, PauseSandboxRequest, Phase, ResumeSandboxRequest,
-    StartSandboxRequest, StopSandboxRequest, sandbox_service_client::SandboxServiceClient,
+    CreateSandboxRequest, DeleteSandboxRequest, ExecCommandRequest, ExecStart, PauseSandboxRequest,
+    Phase, ResumeSandboxRequest, StartSandboxRequest, StopSandboxRequest, exec_start,
+    sandbox_service_client::SandboxServiceClient,
 };
 use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
+    Broken, Mutant,
     chance::Chance,
     check,
     cluster::{Cluster, SNAPSHOT},
+    operator::{self, Seen},
 };
 
 /// Moves of a story.
 const MOVES: u64 = 30;
 
+/// What a caller does to a sandbox.
+const VERBS: [Verb; 7] = [
+    Verb::Delete,
+    Verb::Stop,
+    Verb::Start,
+    Verb::Pause,
+    Verb::PauseOrStop,
+    Verb::Resume,
+    Verb::Exec,
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    Delete,
+    Stop,
+    Start,
+    Pause,
+    PauseOrStop,
+    Resume,
+    Exec,
+}
+
 /// What happened, counted.
 #[derive(Debug, Default)]
-pub(crate) struct Told {
-    pub(crate) created: u64,
-    pub(crate) deleted: u64,
-    pub(crate) crashes: u64,
-    pub(crate) faults: u64,
-    pub(crate) unknown: u64,
+pub struct Told {
+    created: u64,
+    deleted: u64,
+    crashes: u64,
+    faults: u64,
+    /// What an operator did beside us.
+    meddled: u64,
+    unknown: u64,
 }
 
 impl Told {
-    pub(crate) fn add(&mut self, other: &Told) {
+    /// Everything that can happen did.
+    pub fn is_busy(&self) -> bool {
+        let Self { created, deleted, crashes, faults, meddled, .. } = self;
+        [created, deleted, crashes, faults, meddled].into_iter().all(|count| *count > 0)
+    }
+
+    /// Both together.
+    pub fn add(&mut self, other: &Told) {
         self.created += other.created;
         self.deleted += other.deleted;
         self.crashes += other.crashes;
         self.faults += other.faults;
+        self.meddled += other.meddled;
         self.unknown += other.unknown;
     }
 }
 
 impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { created, deleted, crashes, faults, unknown } = self;
+        let Self { created, deleted, crashes, faults, meddled, unknown } = self;
         write!(
             f,
             "{created} created, {deleted} deleted, {crashes} crashes, {faults} faults of pct, \
-             {unknown} calls without an answer"
+             {meddled} times an operator, {unknown} calls without an answer"
         )
     }
 }
@@ -68,14 +103,14 @@ pub(crate) struct Known {
 pub(crate) type Memory = BTreeMap<String, Known>;
 
 /// Tells the story of a seed, and checks its end.
-pub(crate) async fn tell(seed: u64) -> Told {
+pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Broken> {
     let chance = Chance::new(seed, 1);
-    let mut cluster = Cluster::new(seed).await;
-    let (mut told, mut memory) = (Told::default(), Memory::new());
+    let mut cluster = Cluster::new(seed, mutant).await;
+    let (mut told, mut memory, mut seen) = (Told::default(), Memory::new(), Seen::default());
     let mut calls = tokio::task::JoinSet::new();
     for step in 0..MOVES {
         match chance.below(100) {
-            0..45 => {
+            0..43 => {
                 // Now and then the same request again, as a caller does that got no answer.
                 let key = match chance.pick(&memory.keys().cloned().collect::<Vec<_>>()) {
                     Some(key) if chance.percent(20) => key.clone(),
@@ -84,28 +119,24 @@ pub(crate) async fn tell(seed: u64) -> Told {
                 memory.entry(key.clone()).or_default();
                 calls.spawn(create(&cluster, key));
             }
-            45..65 => {
-                let known: Vec<_> = memory
-                    .iter()
-                    .filter(|(_, k)| k.acked && k.deleted.is_none())
-                    .map(|(key, k)| (key.clone(), k.id.clone().expect("an acked one has an id")))
-                    .collect();
-                if let Some((key, id)) = chance.pick(&known) {
-                    let verb = chance.below(6);
-                    if verb == 0 {
+            43..63 => {
+                if let Some((key, id)) = chance.pick(&acked(&memory)) {
+                    let verb = *chance.pick(&VERBS).expect("there are some");
+                    if verb == Verb::Delete {
                         memory.get_mut(key).expect("known").deleted = Some(false);
                     }
                     calls.spawn(change(&cluster, key.clone(), id.clone(), verb));
                 }
             }
-            65..78 => {
+            63..74 => {
                 cluster.pve.inject(fault(&chance));
                 told.faults += 1;
             }
-            78..86 => {
+            74..82 => {
                 let index = usize::try_from(chance.below(3)).expect("an index");
                 if chance.percent(30) {
                     cluster.power_cut(index).await;
+                    seen.bring_back(&cluster, index, &chance).await;
                 } else {
                     cluster.kill_agent(index).await;
                 }
@@ -113,16 +144,45 @@ pub(crate) async fn tell(seed: u64) -> Told {
                 pause(&chance, 3000).await;
                 cluster.start_agent(index).await;
             }
-            86..92 => {
+            82..88 => {
                 let index = usize::try_from(chance.below(3)).expect("an index");
                 let name = cluster.hosts[index].name.clone();
                 cluster.net.set_reachable(&name, false);
-                pause(&chance, 20_000).await;
+                // Now and then for longer than a creation waits for its node.
+                let cut_ms = if chance.percent(25) { 120_000 } else { 20_000 };
+                pause(&chance, cut_ms).await;
                 cluster.net.set_reachable(&name, true);
             }
-            92..96 => {
+            88..91 => {
                 cluster.restart_controller().await;
                 told.crashes += 1;
+            }
+            91..94 => {
+                // Somebody takes the number that a creation was given, or the next.
+                if let Some((node, vmid)) = operator::coveted(&cluster, &chance).await {
+                    let index = cluster.hosts.iter().position(|host| host.name == node);
+                    cluster.add_somebodys(index.expect("a host"), vmid, None);
+                    told.meddled += 1;
+                }
+            }
+            94..97 => {
+                if let Some((key, id)) = chance.pick(&acked(&memory)) {
+                    let verbs = [Verb::Delete, Verb::Start, Verb::Exec];
+                    let verb = *chance.pick(&verbs).expect("there are some");
+                    let call = change(&cluster, key.clone(), id.clone(), verb);
+                    if let Some(record) = operator::quiet(&cluster, id).await
+                        && let Some(was) = cluster.take_out(record.vmid)
+                    {
+                        if verb == Verb::Delete {
+                            memory.get_mut(key).expect("known").deleted = Some(false);
+                        }
+                        calls.spawn(call);
+                        told.meddled += 1;
+                        pause(&chance, 15_000).await;
+                        cluster.look().await;
+                        cluster.put_back(record.vmid, was).await;
+                    }
+                }
             }
             _ => {
                 cluster.pve.set_quorate(false);
@@ -131,6 +191,11 @@ pub(crate) async fn tell(seed: u64) -> Told {
             }
         }
         pause(&chance, 4000).await;
+        seen.look(&cluster);
+        cluster.look().await;
+        if !cluster.watch.seen().is_empty() {
+            return Err(Broken(cluster.watch.seen()));
+        }
         while let Some(done) = calls.try_join_next() {
             note(&mut told, &mut memory, done.expect("a caller does not panic"));
         }
@@ -139,8 +204,14 @@ pub(crate) async fn tell(seed: u64) -> Told {
     while let Some(done) = calls.join_next().await {
         note(&mut told, &mut memory, done.expect("a caller does not panic"));
     }
-    check::settles(&mut cluster, &memory).await;
-    told
+    check::settles(&mut cluster, &memory).await.map_err(Broken)?;
+    Ok(told)
+}
+
+/// Sandboxes that their callers know to have come up, and have not deleted.
+fn acked(memory: &Memory) -> Vec<(String, String)> {
+    let known = memory.iter().filter(|(_, k)| k.acked && k.deleted.is_none());
+    known.filter_map(|(key, k)| Some((key.clone(), k.id.clone()?))).collect()
 }
 
 async fn pause(chance: &Chance, ms_max: u64) {
@@ -162,10 +233,12 @@ fn fault(chance: &Chance) -> Fault {
         ])
         .expect("there are some");
     let failed = || ErrorKind::Failed("simulated".into());
-    let trouble = match chance.below(4) {
+    let trouble = match chance.below(6) {
         0 => Trouble::Before(failed()),
         1 => Trouble::After(failed()),
         2 => Trouble::Killed,
+        3 => Trouble::KilledAtOnce,
+        4 => Trouble::RolledBack,
         _ => Trouble::Hangs,
     };
     Fault { op, node: None, vmid: None, trouble }
@@ -234,12 +307,12 @@ fn change(
     cluster: &Cluster,
     key: String,
     id: String,
-    verb: u64,
+    verb: Verb,
 ) -> impl Future<Output = Done> + Send + use<> {
     let (mut api, token) = (Api::new(cluster.channel()), cluster.token.clone());
     async move {
         let done = match verb {
-            0 => {
+            Verb::Delete => {
                 let answer = api.delete_sandbox(authorised(&token, DeleteSandboxRequest { id }));
                 match answer.await {
                     Ok(answer) => {
@@ -250,15 +323,27 @@ fn change(
                     Err(status) => Err(status),
                 }
             }
-            3 | 4 => {
-                let request = PauseSandboxRequest { id, or_stop: verb == 4 };
+            Verb::Pause | Verb::PauseOrStop => {
+                let or_stop = verb == Verb::PauseOrStop;
+                let request = PauseSandboxRequest { id, or_stop };
                 api.pause_sandbox(authorised(&token, request)).await.map(drop)
             }
-            5 => {
+            Verb::Resume => {
                 api.resume_sandbox(authorised(&token, ResumeSandboxRequest { id })).await.map(drop)
             }
-            1 => api.stop_sandbox(authorised(&token, StopSandboxRequest { id })).await.map(drop),
-            _ => api.start_sandbox(authorised(&token, StartSandboxRequest { id })).await.map(drop),
+            Verb::Stop => {
+                api.stop_sandbox(authorised(&token, StopSandboxRequest { id })).await.map(drop)
+            }
+            Verb::Start => {
+                api.start_sandbox(authorised(&token, StartSandboxRequest { id })).await.map(drop)
+            }
+            // There is nobody in there: only the way to the door is of interest.
+            Verb::Exec => {
+                let command = exec_start::Command::Shell("true".into());
+                let start = ExecStart { id, command: Some(command), ..ExecStart::default() };
+                let request = ExecCommandRequest { start: Some(start), ..Default::default() };
+                api.exec_command(authorised(&token, request)).await.map(drop)
+            }
         };
         done.map_or(Done::Refused, |()| Done::Changed)
     }

@@ -16,6 +16,19 @@ use super::{Begun, Choice, Error, Row, Seen, State, Store, Token};
 #[derive(Debug, Default)]
 pub struct Memory {
     tables: Mutex<Tables>,
+    lapse: Option<Lapse>,
+}
+
+/// Something that a store must not do wrong. This one does, when it is told to, so that the
+/// simulation can show that it notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lapse {
+    /// Nobody holds a request_id.
+    Requests,
+    /// Nobody is owed a cancel.
+    Cancels,
+    /// Where a creation goes is answered and not kept.
+    Choices,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +54,16 @@ impl Memory {
         Self::default()
     }
 
+    /// The same, doing one thing wrong.
+    #[must_use]
+    pub fn lapsing(self, lapse: Lapse) -> Self {
+        Self { lapse: Some(lapse), ..self }
+    }
+
+    fn lapses(&self, lapse: Lapse) -> bool {
+        self.lapse == Some(lapse)
+    }
+
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -48,8 +71,12 @@ impl Memory {
 
 #[async_trait::async_trait]
 impl Store for Memory {
-    async fn begin(&self, row: Row) -> Result<Begun, Error> {
+    async fn begin(&self, mut row: Row) -> Result<Begun, Error> {
         let mut tables = self.tables();
+        if self.lapses(Lapse::Choices) {
+            (row.node, row.attempt) = (None, 0);
+        }
+        row.released |= self.lapses(Lapse::Requests);
         if let Some(holder) = tables.holder(&row.team, &row.request_id) {
             return Ok(Begun::Taken(Box::new(holder.clone())));
         }
@@ -160,6 +187,9 @@ impl Store for Memory {
     }
 
     async fn owed(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error> {
+        if self.lapses(Lapse::Cancels) {
+            return Ok(Vec::new());
+        }
         let tables = self.tables();
         let of_node = tables.cancels.iter().filter(|((owed, _), _)| owed == node);
         Ok(of_node.map(|((_, id), attempt)| (*id, *attempt)).collect())

@@ -12,7 +12,7 @@ use proto::{
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    Op, Shared, Trouble,
+    Lapse, Op, Shared, Trouble,
     world::{Remains, World, locked, missing},
 };
 use crate::pve::{CloneOrder, ErrorKind, Settings};
@@ -108,7 +108,13 @@ impl Work {
     fn end(&mut self) -> Result<(), ErrorKind> {
         match self.trouble.take() {
             Some(Trouble::After(kind)) => Err(kind),
-            Some(Trouble::Before(_) | Trouble::Killed | Trouble::KilledAtOnce | Trouble::Hangs)
+            Some(
+                Trouble::Before(_)
+                | Trouble::Killed
+                | Trouble::KilledAtOnce
+                | Trouble::RolledBack
+                | Trouble::Hangs,
+            )
             | None => Ok(()),
         }
     }
@@ -130,6 +136,7 @@ impl Work {
             return Err(cut_off());
         }
         let done = match made {
+            Ok(()) if self.trouble == Some(Trouble::RolledBack) => Err(cut_off()),
             Ok(()) => self.pass(half).await,
             Err(kind) => Err(kind),
         };
@@ -230,6 +237,9 @@ impl Work {
 
     pub(super) async fn destroy(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
+        if self.world().lapses(Lapse::Destroy) {
+            return Ok(());
+        }
         let remains = self.world().remains(&self.node, self.vmid, &owner)?;
         if remains == Remains::Nothing {
             return Ok(());
@@ -249,6 +259,9 @@ impl Work {
     pub(super) async fn unlock_template(mut self) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
         self.pass(self.shared.pace.set).await?;
+        if self.world().lapses(Lapse::Unlock) {
+            return Ok(());
+        }
         {
             let mut world = self.world();
             let template = world.container(&self.node, self.vmid);
