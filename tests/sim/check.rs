@@ -91,12 +91,24 @@ fn on_the_hosts(cluster: &Cluster, living: &Living) -> Vec<String> {
             continue;
         }
         let Some(mark) = guest.config.mark() else {
-            wrong.push(format!("I1: container {vmid} is nobody's"));
+            let (node, lock) = (&guest.node, guest.config.lock());
+            wrong.push(format!("I1: container {vmid} on {node} is nobody's, with lock {lock:?}"));
             continue;
         };
         match living.get(&mark.sandbox_id.to_string()) {
             Some((node, record)) if record.vmid == *vmid && *node == guest.node => {}
-            _ => wrong.push(format!("I1: container {vmid} of {} has no record", mark.sandbox_id)),
+            _ => {
+                let known = cluster.hosts.iter().filter_map(|host| {
+                    let record = host.journal.durable(&mark.sandbox_id)?;
+                    let Record { attempt, vmid, phase, .. } = record;
+                    Some(format!("{}: attempt {attempt}, {vmid}, {phase:?}", host.name))
+                });
+                let known: Vec<_> = known.collect();
+                let (node, id, attempt) = (&guest.node, mark.sandbox_id, mark.attempt);
+                wrong.push(format!(
+                    "I1: container {vmid} on {node} of attempt {attempt} of {id}: known are {known:?}"
+                ));
+            }
         }
     }
     for (node, record) in living.values() {

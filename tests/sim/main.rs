@@ -9,6 +9,8 @@ use simulation::{Broken, Told, tell};
 
 /// Seeds of a plain test run.
 const SEEDS: u64 = 60;
+/// A run ends with so many that broke.
+const BROKEN_MAX: usize = 10;
 
 #[test]
 fn no_seed_breaks_an_invariant() {
@@ -22,17 +24,23 @@ fn no_seed_breaks_an_invariant() {
         Some(seed) => seed..seed + 1,
         None => 0..number("PVE_SANDBOX_SIM_SEEDS").unwrap_or(SEEDS),
     };
-    let mut told = Told::default();
+    let (mut told, mut broken) = (Told::default(), Vec::new());
     let count = seeds.clone().count();
     for seed in seeds {
         match tell(seed, None) {
             Ok(one) => told.add(&one),
-            Err(Broken(wrong)) => panic!(
-                "seed {seed} broke; again with: make sim SEED={seed}\n  {}",
-                wrong.join("\n  ")
-            ),
+            Err(Broken(wrong)) => {
+                let wrong = wrong.join("\n  ");
+                eprintln!("seed {seed} broke; again with: make sim SEED={seed}\n  {wrong}");
+                broken.push(seed);
+                // Enough to see whether they are one fault or several.
+                if broken.len() == BROKEN_MAX {
+                    break;
+                }
+            }
         }
     }
+    assert!(broken.is_empty(), "seeds that broke: {broken:?}");
     println!("{count} seeds, no invariant broken: {told}");
     // A simulation in which nothing happens proves nothing; a single seed may be a quiet one.
     assert!(count < 10 || told.is_busy(), "{told}");

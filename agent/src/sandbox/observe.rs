@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::id::Vmid;
 
-use crate::pve::{self, Cluster, Mark, Pve, hold};
+use crate::pve::{self, Cluster, Mark, Pve, hold, ownership};
 
 /// A container of this node, as far as it matters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Container {
     pub held: bool,
     /// Something of such a lock is left, be it the line that explains it.
     pub noted: bool,
+    /// A destruction was cut off before its last write: its lock is all that is left.
+    pub gutted: bool,
 }
 
 impl Container {
@@ -61,6 +63,7 @@ pub async fn observe(pve: &dyn Pve, vmids: &BTreeSet<Vmid>) -> Result<Observed, 
             frozen,
             held: hold::held(&config),
             noted: hold::leaves(&config),
+            gutted: ownership::is_gutted(&config),
         };
         observed.containers.insert(vmid, container);
     }
