@@ -123,8 +123,7 @@ impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
     pub async fn unwind(self) -> Result<usize, E> {
         let (mut done, mut failed) = (0, None);
         for (step, undo) in self.undos.into_iter().rev() {
-            let mut result =
-                if self.faults.lapses(Lapse::Undo) { Ok(()) } else { undo().await };
+            let mut result = if self.faults.lapses(Lapse::Undo) { Ok(()) } else { undo().await };
             if self.faults.twice && result.is_ok() {
                 result = undo().await;
             }

@@ -13,7 +13,7 @@ use std::{
 use simulation::{Broken, Mutant, mutant, tell};
 
 /// A mutant that these do not find has survived.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 200;
 
 /// How a mutant was found.
 struct Found {

@@ -173,6 +173,11 @@ fn remembered(cluster: &Cluster, memory: &Memory, living: &Living) -> Vec<String
         if known.acked && known.deleted.is_none() && !living.contains_key(id) {
             wrong.push(format!("I2, I6: {key} was acked as {id} and is gone"));
         }
+        if let Some((_, record)) = living.get(id).filter(|_| known.is_paused())
+            && record.phase != Phase::Paused
+        {
+            wrong.push(format!("I13: {id} was paused, and is {:?}", record.phase));
+        }
         if known.deleted == Some(true) {
             if living.contains_key(id) {
                 wrong.push(format!("I7: {id} was deleted and is there"));
@@ -248,7 +253,10 @@ async fn fenced(cluster: &mut Cluster) -> Vec<String> {
         let Some(agent) = cluster.hosts[index].agent() else { continue };
         let refused_later = agent.sandboxes().fence(old).await.is_err();
         if !refused || !refused_later {
-            wrong.push(format!("I10: {} obeys a controller of epoch {old}", agent_of(cluster, index)));
+            wrong.push(format!(
+                "I10: {} obeys a controller of epoch {old}",
+                agent_of(cluster, index)
+            ));
         }
     }
     wrong

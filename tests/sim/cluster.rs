@@ -194,7 +194,8 @@ impl Cluster {
             let records = host.journal.all().await.expect("a journal");
             for record in records.into_iter().filter(|record| !record.phase.ended()) {
                 if let Some(other) = vmids.insert(record.vmid, record.id) {
-                    self.watch.wrong(format!("I3: {} is {other}'s and {}'s", record.vmid, record.id));
+                    self.watch
+                        .wrong(format!("I3: {} is {other}'s and {}'s", record.vmid, record.id));
                 }
                 let Some(ip) = record.ip else { continue };
                 if let Some(other) = ips.insert(ip, record.id) {

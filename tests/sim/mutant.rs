@@ -46,7 +46,7 @@ pub const ALL: &[Mutant] = &[
         Lapse::Store(store::memory::Lapse::Choices)
     }),
     mutant("I5", "a container is entered unseen", Lapse::Agent(saga::Lapse::Entry)),
-    mutant("I6", "the journal does not sync", Lapse::Journal(memory::Lapse::Sync)),
+    mutant("I6", "the journal syncs intents only", Lapse::Journal(memory::Lapse::Sync)),
     mutant("I7", "an end leaves no tombstone", Lapse::Journal(memory::Lapse::Tombstones)),
     mutant("I8", "containers are changed unseen", Lapse::Pve(fake::Lapse::Ownership)),
     mutant("I8", "marks that nobody knows are destroyed", Lapse::Pve(fake::Lapse::Strangers)),

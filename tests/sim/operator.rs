@@ -10,6 +10,9 @@ use proto::{id::Vmid, name::NodeName};
 
 use crate::{chance::Chance, cluster::Cluster};
 
+/// So many come back at most: of more the agent would think that its journal is wrong.
+const BACK_MAX: u64 = 3;
+
 /// Containers with their configs, as they were seen last; by the vmid.
 #[derive(Debug, Default)]
 pub(crate) struct Seen(BTreeMap<Vmid, (NodeName, ContainerConfig)>);
@@ -25,20 +28,22 @@ impl Seen {
         }
     }
 
-    /// pmxcfs loses its last writes at a power cut: a container that was deleted is there again.
+    /// pmxcfs loses its last writes at a power cut: containers that were deleted are there again.
     pub(crate) async fn bring_back(&self, cluster: &Cluster, index: usize, chance: &Chance) {
         let host = &cluster.hosts[index];
         let records = host.journal.all().await.expect("a journal");
         let lives = |vmid: &Vmid| records.iter().any(|r| r.vmid == *vmid && !r.phase.ended());
         let guests = cluster.pve.guests();
-        let gone: Vec<_> = self
+        let mut gone: Vec<_> = self
             .0
             .iter()
             .filter(|(vmid, (node, _))| *node == host.name && !guests.contains_key(vmid))
             .filter(|(vmid, _)| !lives(vmid))
             .collect();
-        if let Some((vmid, (node, config))) = chance.pick(&gone) {
-            cluster.pve.add_guest(node, **vmid, config.clone(), false);
+        for _ in 0..chance.below(BACK_MAX + 1).min(u64::try_from(gone.len()).expect("few")) {
+            let at = usize::try_from(chance.below(u64::try_from(gone.len()).expect("few")));
+            let (vmid, (node, config)) = gone.swap_remove(at.expect("an index"));
+            cluster.pve.add_guest(node, *vmid, config.clone(), false);
         }
     }
 }

@@ -26,8 +26,10 @@ use crate::{
 const MOVES: u64 = 30;
 
 /// What a caller does to a sandbox.
-const VERBS: [Verb; 7] = [
+const VERBS: [Verb; 9] = [
     Verb::Delete,
+    Verb::Delete,
+    Verb::Pause,
     Verb::Stop,
     Verb::Start,
     Verb::Pause,
@@ -97,6 +99,27 @@ pub(crate) struct Known {
     pub(crate) acked: bool,
     /// A deletion was asked for; whether it was answered.
     pub(crate) deleted: Option<bool>,
+    /// An answer said that it is paused, and nobody has asked for anything since.
+    paused: bool,
+    /// Calls under way.
+    calls: u64,
+    /// A call had no answer: it may be carried out at any time.
+    murky: bool,
+}
+
+impl Known {
+    /// It is paused, and nothing can have happened to it.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused && !self.murky && self.deleted.is_none()
+    }
+
+    fn asked(&mut self, verb: Verb) {
+        self.calls += 1;
+        self.paused = false;
+        if verb == Verb::Delete {
+            self.deleted = Some(false);
+        }
+    }
 }
 
 /// The callers' memory, by request_id.
@@ -116,15 +139,13 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
                     Some(key) if chance.percent(20) => key.clone(),
                     _ => format!("r{step}"),
                 };
-                memory.entry(key.clone()).or_default();
+                memory.entry(key.clone()).or_default().calls += 1;
                 calls.spawn(create(&cluster, key));
             }
             43..63 => {
                 if let Some((key, id)) = chance.pick(&acked(&memory)) {
                     let verb = *chance.pick(&VERBS).expect("there are some");
-                    if verb == Verb::Delete {
-                        memory.get_mut(key).expect("known").deleted = Some(false);
-                    }
+                    memory.get_mut(key).expect("known").asked(verb);
                     calls.spawn(change(&cluster, key.clone(), id.clone(), verb));
                 }
             }
@@ -136,6 +157,7 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
                 let index = usize::try_from(chance.below(3)).expect("an index");
                 if chance.percent(30) {
                     cluster.power_cut(index).await;
+                    memory.values_mut().for_each(|known| known.paused = false);
                     seen.bring_back(&cluster, index, &chance).await;
                 } else {
                     cluster.kill_agent(index).await;
@@ -173,9 +195,7 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
                     if let Some(record) = operator::quiet(&cluster, id).await
                         && let Some(was) = cluster.take_out(record.vmid)
                     {
-                        if verb == Verb::Delete {
-                            memory.get_mut(key).expect("known").deleted = Some(false);
-                        }
+                        memory.get_mut(key).expect("known").asked(verb);
                         calls.spawn(call);
                         told.meddled += 1;
                         pause(&chance, 15_000).await;
@@ -248,14 +268,28 @@ fn fault(chance: &Chance) -> Fault {
 enum Done {
     Created { key: String, id: String, running: bool },
     Deleted { key: String },
-    Changed,
-    Refused,
+    Paused { key: String },
+    Changed { key: String },
+    Refused { key: String },
+}
+
+impl Done {
+    fn key(&self) -> &str {
+        match self {
+            Self::Created { key, .. }
+            | Self::Deleted { key }
+            | Self::Paused { key }
+            | Self::Changed { key }
+            | Self::Refused { key } => key,
+        }
+    }
 }
 
 fn note(told: &mut Told, memory: &mut Memory, done: Done) {
+    let known = memory.get_mut(done.key()).expect("known");
+    known.calls -= 1;
     match done {
         Done::Created { key, id, running } => {
-            let known = memory.get_mut(&key).expect("known");
             // I4: one sandbox per request_id, whatever is asked again. A failed try may be
             // followed by another sandbox; an acked one never is.
             if let Some(before) = known.id.as_ref().filter(|_| known.acked && running) {
@@ -265,12 +299,17 @@ fn note(told: &mut Told, memory: &mut Memory, done: Done) {
             known.acked |= running;
             known.id = Some(id);
         }
-        Done::Deleted { key } => {
+        Done::Deleted { .. } => {
             told.deleted += 1;
-            memory.get_mut(&key).expect("known").deleted = Some(true);
+            known.deleted = Some(true);
         }
-        Done::Changed => {}
-        Done::Refused => told.unknown += 1,
+        // What else is under way may undo it.
+        Done::Paused { .. } => known.paused = known.calls == 0,
+        Done::Changed { .. } => {}
+        Done::Refused { .. } => {
+            known.murky = true;
+            told.unknown += 1;
+        }
     }
 }
 
@@ -298,7 +337,7 @@ fn create(cluster: &Cluster, key: String) -> impl Future<Output = Done> + Send +
                 let running = sandbox.phase() == Phase::Running;
                 Done::Created { key, id: sandbox.id, running }
             }
-            Err(_) => Done::Refused,
+            Err(_) => Done::Refused { key },
         }
     }
 }
@@ -318,7 +357,7 @@ fn change(
                     Ok(answer) => {
                         let sandbox = answer.into_inner().sandbox.expect("a sandbox");
                         let gone = sandbox.phase() == Phase::Deleted;
-                        return if gone { Done::Deleted { key } } else { Done::Changed };
+                        return if gone { Done::Deleted { key } } else { Done::Changed { key } };
                     }
                     Err(status) => Err(status),
                 }
@@ -326,7 +365,14 @@ fn change(
             Verb::Pause | Verb::PauseOrStop => {
                 let or_stop = verb == Verb::PauseOrStop;
                 let request = PauseSandboxRequest { id, or_stop };
-                api.pause_sandbox(authorised(&token, request)).await.map(drop)
+                match api.pause_sandbox(authorised(&token, request)).await {
+                    Ok(answer) => {
+                        let sandbox = answer.into_inner().sandbox.expect("a sandbox");
+                        let paused = sandbox.phase() == Phase::Paused;
+                        return if paused { Done::Paused { key } } else { Done::Changed { key } };
+                    }
+                    Err(status) => Err(status),
+                }
             }
             Verb::Resume => {
                 api.resume_sandbox(authorised(&token, ResumeSandboxRequest { id })).await.map(drop)
@@ -345,6 +391,6 @@ fn change(
                 api.exec_command(authorised(&token, request)).await.map(drop)
             }
         };
-        done.map_or(Done::Refused, |()| Done::Changed)
+        if done.is_ok() { Done::Changed { key } } else { Done::Refused { key } }
     }
 }

@@ -38,7 +38,7 @@ impl Disk for SoundDisk {
 /// simulation can show that it notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lapse {
-    /// Nothing is synced.
+    /// Nothing but intents is synced.
     Sync,
     /// An intent is synced with the next write only.
     Intent,
@@ -141,13 +141,13 @@ impl MemoryJournal {
         &self,
         work: impl FnOnce(&mut Book, &Pools) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.write_unless(Lapse::Sync, work).await
+        self.write_unless(&[Lapse::Sync], work).await
     }
 
     /// Writes, and syncs unless that is what is left out.
     async fn write_unless<T>(
         &self,
-        unsynced: Lapse,
+        unsynced: &[Lapse],
         work: impl FnOnce(&mut Book, &Pools) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let (result, crashes) = {
@@ -164,14 +164,14 @@ impl MemoryJournal {
         Ok(result)
     }
 
-    fn sync(&self, crashes: u64, unsynced: Lapse) -> Result<(), Error> {
+    fn sync(&self, crashes: u64, unsynced: &[Lapse]) -> Result<(), Error> {
         let mut state = self.lock();
         if state.crashes != crashes {
             return Err(Error::Storage("the node crashed before the sync".into()));
         }
-        let left_out = [Some(Lapse::Sync), Some(unsynced)].contains(&state.written.lapse);
-        state.durable = left_out
-            .then(|| state.durable.take().unwrap_or_else(|| state.synced.clone()));
+        let left_out = state.written.lapse.is_some_and(|lapse| unsynced.contains(&lapse));
+        state.durable =
+            left_out.then(|| state.durable.take().unwrap_or_else(|| state.synced.clone()));
         state.synced = state.written.clone();
         let revision = state.synced.revision;
         drop(state);
@@ -355,7 +355,7 @@ impl Journal for MemoryJournal {
     }
 
     async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error> {
-        self.write_unless(Lapse::Intent, |book, pools| book.begin(pools, &intent, now_ms)).await
+        self.write_unless(&[Lapse::Intent], |book, pools| book.begin(pools, &intent, now_ms)).await
     }
 
     async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record, Error> {
@@ -364,7 +364,7 @@ impl Journal for MemoryJournal {
 
     async fn update(&self, record: &Record) -> Result<Record, Error> {
         let came_up = record.phase == Phase::Running;
-        let unsynced = if came_up { Lapse::Answer } else { Lapse::Sync };
+        let unsynced: &[_] = if came_up { &[Lapse::Sync, Lapse::Answer] } else { &[Lapse::Sync] };
         self.write_unless(unsynced, |book, pools| book.update(pools, record)).await
     }
 

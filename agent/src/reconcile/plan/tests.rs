@@ -101,7 +101,8 @@ fn split(world: &World) -> (Intended, Observed) {
         let at = usize::try_from(on - 100).expect("fits");
         let (frozen, held) = world.pauses.get(at).copied().unwrap_or_default();
         let (frozen, noted) = (frozen && running, held);
-        let container = Container { mark, template, lock, running, frozen, held, noted, ..Default::default() };
+        let container =
+            Container { mark, template, lock, running, frozen, held, noted, ..Default::default() };
         observed.containers.insert(vmid(on), container);
     };
     for &(on, stands, runs) in &world.stands {
