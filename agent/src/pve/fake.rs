@@ -165,7 +165,7 @@ struct Shared {
     world: Mutex<World>,
     faults: Mutex<Vec<Fault>>,
     random: Mutex<u64>,
-    pace: Pace,
+    pace: Mutex<Pace>,
     /// Something has changed that an operation may wait for.
     changed: Notify,
     on_clone: OnClone,
@@ -211,7 +211,7 @@ impl FakeCluster {
             world: Mutex::new(world),
             faults: Mutex::default(),
             random: Mutex::new(seed),
-            pace,
+            pace: Mutex::new(pace),
             changed: Notify::new(),
             on_clone: OnClone::default(),
             released: Notify::new(),
@@ -282,6 +282,11 @@ impl FakeCluster {
         self.0.world().lapse = Some(lapse);
     }
 
+    /// What begins from now on takes so long.
+    pub fn set_pace(&self, pace: Pace) {
+        *lock(&self.0.pace) = pace;
+    }
+
     /// Plans a failure.
     pub fn inject(&self, fault: Fault) {
         lock(&self.0.faults).push(fault);
@@ -341,6 +346,10 @@ impl FakeCluster {
 impl Shared {
     fn world(&self) -> MutexGuard<'_, World> {
         lock(&self.world)
+    }
+
+    fn pace(&self) -> Pace {
+        *lock(&self.pace)
     }
 
     /// SplitMix64: small, and the same for a seed on every machine.
