@@ -40,7 +40,7 @@ impl Disk for SoundDisk {
 pub enum Lapse {
     /// Nothing but intents is synced.
     Sync,
-    /// An intent is synced with the next write only.
+    /// What is written of a creation before it is up is synced with the next other write only.
     Intent,
     /// That a creation came up is synced with the next write only.
     Answer,
@@ -363,8 +363,18 @@ impl Journal for MemoryJournal {
     }
 
     async fn update(&self, record: &Record) -> Result<Record, Error> {
-        let came_up = record.phase == Phase::Running;
-        let unsynced: &[_] = if came_up { &[Lapse::Sync, Lapse::Answer] } else { &[Lapse::Sync] };
+        let unsynced: &[_] = match record.phase {
+            Phase::Creating => &[Lapse::Sync, Lapse::Intent],
+            Phase::Running => &[Lapse::Sync, Lapse::Answer],
+            Phase::Undoing
+            | Phase::Paused
+            | Phase::Starting
+            | Phase::Stopping
+            | Phase::Stopped
+            | Phase::Deleting
+            | Phase::Deleted
+            | Phase::Failed => &[Lapse::Sync],
+        };
         self.write_unless(unsynced, |book, pools| book.update(pools, record)).await
     }
 
