@@ -176,7 +176,8 @@ fn remembered(cluster: &Cluster, memory: &Memory, living: &Living) -> Vec<String
         if let Some((_, record)) = living.get(id).filter(|_| known.is_paused())
             && record.phase != Phase::Paused
         {
-            wrong.push(format!("I13: {id} was paused, and is {:?}", record.phase));
+            let (phase, failure) = (record.phase, &record.failure);
+            wrong.push(format!("I13: {id} was paused, and is {phase:?}, {failure:?}"));
         }
         if known.deleted == Some(true) {
             if living.contains_key(id) {

@@ -156,6 +156,8 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
             74..82 => {
                 let index = usize::try_from(chance.below(3)).expect("an index");
                 if chance.percent(30) {
+                    // What was answered before it is known before it.
+                    drain(&mut calls, &mut told, &mut memory);
                     cluster.power_cut(index).await;
                     memory.values_mut().for_each(|known| known.paused = false);
                     seen.bring_back(&cluster, index, &chance).await;
@@ -216,9 +218,7 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
         if !cluster.watch.seen().is_empty() {
             return Err(Broken(cluster.watch.seen()));
         }
-        while let Some(done) = calls.try_join_next() {
-            note(&mut told, &mut memory, done.expect("a caller does not panic"));
-        }
+        drain(&mut calls, &mut told, &mut memory);
     }
     cluster.pve.release();
     while let Some(done) = calls.join_next().await {
@@ -282,6 +282,12 @@ impl Done {
             | Self::Changed { key }
             | Self::Refused { key } => key,
         }
+    }
+}
+
+fn drain(calls: &mut tokio::task::JoinSet<Done>, told: &mut Told, memory: &mut Memory) {
+    while let Some(done) = calls.try_join_next() {
+        note(told, memory, done.expect("a caller does not panic"));
     }
 }
 
