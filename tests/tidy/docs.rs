@@ -49,7 +49,7 @@ fn every_reason_is_documented_with_its_code_and_no_other() {
 }
 
 /// What stands between two of `mark` on one line.
-fn quoted<'a>(text: &'a str, mark: char) -> impl Iterator<Item = &'a str> {
+fn quoted(text: &str, mark: char) -> impl Iterator<Item = &str> {
     text.lines().flat_map(move |line| line.split(mark).skip(1).step_by(2))
 }
 
