@@ -9,9 +9,11 @@ CARGO_BUILD := cargo build --release --locked
 NEXTEST := cargo nextest run --release --locked
 LAB := target/release/lab
 SEEDS ?= 200
+SOAK_SEEDS ?= 20000
+SOAK_KILLS ?= 500
 
 .PHONY: help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
-	sim bench deb test-deb clients
+	sim mutants soak bench deb test-deb clients
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -67,9 +69,18 @@ clients: ## Installs what the Node scripts and buf need
 sim: ## The simulation: make sim SEEDS=n, or make sim SEED=s to see one again
 	PVE_SANDBOX_SIM_SEEDS=$(SEEDS) PVE_SANDBOX_SIM_SEED=$(SEED) $(NEXTEST) -p tests --test sim --no-capture
 
+mutants: ## Shows that the simulation can fail; those with a word alone: make mutants ONLY=I4
+	PVE_SANDBOX_MUTANTS=$(ONLY) $(NEXTEST) -p tests --test mutants --no-capture
+
+soak: build ## The long runs: many seeds of the simulation, and hundreds of kills under load on the lab
+	@$(MAKE) sim SEEDS=$(SOAK_SEEDS)
+	PVE_SANDBOX_CHAOS=$(SOAK_KILLS) tests/lab/with-lab.sh $(NEXTEST) -p tests --test lxc --no-capture \
+		-E 'test(through_kills_of_everything)'
+
 bench: build ## Measures; writes target/bench/results.json. One part alone: make bench ONLY=pause
 	$(CARGO_BUILD) -p tests --bin bench
-	tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/release/bench $(ONLY)
+	@if [ "$(ONLY)" = recovery ]; then target/release/bench recovery; else \
+	  tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/release/bench $(ONLY); fi
 
 deb: build ## Builds the three Debian packages into target/debian
 	packaging/build-debs.sh

@@ -1,6 +1,6 @@
 //! `make bench`: what it costs, each figure beside what it is compared with, in the same run.
 //!
-//! Runs in the lab's network, against its controller and its agents. Figures with the cost of the
+//! Runs in the lab's network, against its controller and its agents; `recovery` alone needs no lab. Figures with the cost of the
 //! real `pct` switched on are marked `modelled`: the stand-in then burns the CPU time that was
 //! measured of the real one.
 
@@ -10,6 +10,7 @@ mod figures;
 mod hand;
 mod inside;
 mod pause;
+mod recovery;
 mod world;
 
 use std::time::Duration;
@@ -30,7 +31,9 @@ const BURST_S: u64 = 180;
 const KNOWN: usize = 50;
 
 /// What can be measured alone, in the order in which all of it is.
-const PARTS: [&str; 5] = ["create", "exec", "inside", "pause", "burst"];
+const PARTS: [&str; 6] = ["create", "exec", "inside", "pause", "burst", RECOVERY];
+/// The part that needs no lab.
+const RECOVERY: &str = "recovery";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -38,8 +41,13 @@ async fn main() -> Result<()> {
     if let Some(unknown) = asked.iter().find(|part| !PARTS.contains(&part.as_str())) {
         anyhow::bail!("{unknown} is nothing to measure: there are {}", PARTS.join(", "));
     }
-    let world = World::open()?;
     let mut figures = Figures::default();
+    if asked.iter().all(|part| part == RECOVERY) && !asked.is_empty() {
+        recovery::measure(&mut figures).await?;
+        figures.print();
+        return Ok(());
+    }
+    let world = World::open()?;
     for part in PARTS.into_iter().filter(|part| asked.is_empty() || asked.iter().any(|a| a == part))
     {
         match part {
@@ -50,6 +58,7 @@ async fn main() -> Result<()> {
             "exec" => exec_true(&world, &mut figures).await?,
             "inside" => inside::measure(&world, &mut figures).await?,
             "pause" => pause::pause_and_resume(&world, &mut figures).await?,
+            RECOVERY => recovery::measure(&mut figures).await?,
             _ => burst_and_memory(&world, &mut figures).await?,
         }
     }

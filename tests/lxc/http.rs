@@ -28,6 +28,16 @@ fn connect(node: &str) -> TcpStream {
     stream
 }
 
+/// Status of a GET by way of a node that may not answer.
+pub(crate) fn status(node: &str, host: &str) -> Option<u16> {
+    let mut stream = TcpStream::connect(("127.0.0.1", ingress_port(node))).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    String::from_utf8_lossy(&answer).split(' ').nth(1)?.parse().ok()
+}
+
 /// Status and body of a GET by way of a node.
 pub(crate) fn get(node: &str, host: &str) -> (u16, String) {
     let mut stream = connect(node);

@@ -2,14 +2,13 @@
 //! in there gets.
 
 use std::{
-    collections::BTreeMap,
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use lab::daemons::AGENT;
 
-use crate::world::{PATIENCE, World, id, node, ran, vmid, wait, world};
+use crate::world::{Caller, PATIENCE, id, node, vmid, wait, world};
 
 /// Kills of the agent under load, each a whole restart; `PVE_SANDBOX_KILLS` says
 /// otherwise.
@@ -18,7 +17,7 @@ const KILLS: u32 = 100;
 /// Runs commands one after another until it is told to stop. Each has a code of its own and leaves
 /// a line behind; returns how many there were. A node that cannot be reached to begin with is asked
 /// again, under the same name, as a backend does.
-fn run_commands(world: &WorldRef<'_>, lane: u32, stop: &AtomicBool) -> u32 {
+fn run_commands(world: &Caller, id: &str, lane: u32, stop: &AtomicBool) -> u32 {
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         let code = 1 + number % 120;
@@ -26,7 +25,7 @@ fn run_commands(world: &WorldRef<'_>, lane: u32, stop: &AtomicBool) -> u32 {
         let name = format!("run-{lane}-{number}");
         let begun = Instant::now();
         let ran = loop {
-            let ran = world.ctl(&["exec", "--exec-id", &name, world.id, "--shell", &line]);
+            let ran = world.ctl(&["exec", "--exec-id", &name, id, "--shell", &line]);
             let later = ["(NODE_UNREACHABLE)", "(SHUTTING_DOWN)", "(OUTCOME_UNKNOWN)"];
             let again = ran.0 == 125 && later.iter().any(|reason| ran.2.contains(reason));
             if !again || begun.elapsed() > PATIENCE {
@@ -41,38 +40,13 @@ fn run_commands(world: &WorldRef<'_>, lane: u32, stop: &AtomicBool) -> u32 {
     number
 }
 
-/// What a thread needs of the world.
-struct WorldRef<'a> {
-    program: std::path::PathBuf,
-    variables: BTreeMap<&'static str, String>,
-    id: &'a str,
-}
-
-impl WorldRef<'_> {
-    fn ctl(&self, args: &[&str]) -> (i32, String, String) {
-        let mut command = std::process::Command::new(&self.program);
-        let output = command.args(args).envs(&self.variables).output().expect("sandboxctl");
-        let done = ran(output);
-        (done.code, done.text(), done.stderr)
-    }
-}
-
-fn world_ref<'a>(world: &World, id: &'a str) -> WorldRef<'a> {
-    let names = ["SANDBOXCTL_ENDPOINT", "SANDBOXCTL_CA", "SANDBOXCTL_TOKEN"];
-    WorldRef {
-        program: world.lab.layout().dir().join("bin/sandboxctl"),
-        variables: names.map(|name| (name, world.variable(name))).into(),
-        id,
-    }
-}
-
 #[test]
 fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
     let Some(world) = world() else { return };
     let (busy, paused) = (world.create(&["--node", "node1"]), world.create(&["--node", "node1"]));
     let (busy, paused) = (id(&busy), id(&paused));
     let services = world.node("node1").services().expect("services");
-    let (here, other) = (world_ref(&world, busy), world_ref(&world, paused));
+    let here = world.caller();
     let (stop, pauses) = (AtomicBool::new(false), AtomicU32::new(0));
     let content = "as it should be\n".repeat(2000);
     let file = tempfile::NamedTempFile::new().expect("a file");
@@ -86,13 +60,13 @@ fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
         });
         let lanes = [0, 1].map(|lane| {
             let (here, stop) = (&here, &stop);
-            scope.spawn(move || run_commands(here, lane, stop))
+            scope.spawn(move || run_commands(here, busy, lane, stop))
         });
         let toggling = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 // Refused while the agent is down; then it is asked again.
                 for verb in ["pause", "resume"] {
-                    let done = other.ctl(&[verb, paused]).0 == 0;
+                    let done = here.ctl(&[verb, paused]).0 == 0;
                     pauses.fetch_add(u32::from(done), Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(100));
                 }

@@ -39,6 +39,32 @@ pub(crate) struct World {
     made: std::cell::RefCell<BTreeSet<String>>,
 }
 
+/// What a thread needs of the world to run `sandboxctl`.
+pub(crate) struct Caller {
+    program: PathBuf,
+    variables: [(&'static str, String); 3],
+}
+
+impl Caller {
+    /// Code, stdout and stderr of a call.
+    pub(crate) fn ctl(&self, args: &[&str]) -> (i32, String, String) {
+        self.ended(Command::new(&self.program).args(args))
+    }
+
+    /// The same of one that is not waited for for ever; 124 when it took too long.
+    pub(crate) fn ctl_within(&self, seconds: u32, args: &[&str]) -> (i32, String, String) {
+        let limit = seconds.to_string();
+        self.ended(Command::new("timeout").args(["-k", "5", &limit]).arg(&self.program).args(args))
+    }
+
+    fn ended(&self, command: &mut Command) -> (i32, String, String) {
+        let variables = self.variables.iter().map(|(name, value)| (name, value));
+        let output = command.envs(variables).stdin(Stdio::null()).output().expect("sandboxctl");
+        let done = ran(output);
+        (done.code, done.text(), done.stderr)
+    }
+}
+
 /// The lab, or `None` when it is to be skipped by name.
 pub(crate) fn world() -> Option<World> {
     if std::env::var_os("PVE_SANDBOX_SKIP_LAB_TESTS").is_some() {
@@ -103,6 +129,15 @@ impl World {
             command.env(name, self.variable(name));
         }
         command
+    }
+
+    /// `sandboxctl` for a thread.
+    pub(crate) fn caller(&self) -> Caller {
+        let names = ["SANDBOXCTL_ENDPOINT", "SANDBOXCTL_CA", "SANDBOXCTL_TOKEN"];
+        Caller {
+            program: self.lab.layout().dir().join("bin/sandboxctl"),
+            variables: names.map(|name| (name, self.variable(name))),
+        }
     }
 
     /// A value out of target/lab/env.

@@ -1,20 +1,29 @@
-//! The invariants, once the faults have stopped.
+//! The invariants, once the faults have stopped. What the daemons say is held against what the fake
+//! PVE and the journals really hold.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use agent::journal::{Journal, Phase, Record};
-use proto::sandbox::v1::{
-    EventKind, FsckRequest, ListSandboxesRequest, WatchAllEventsRequest,
-    operator_service_client::OperatorServiceClient, sandbox_service_client::SandboxServiceClient,
+use agent::{
+    journal::{Journal, Phase, Record},
+    pve::{fake::Guest, hold},
+};
+use proto::{
+    id::Vmid,
+    name::NodeName,
+    sandbox::v1::{
+        EventKind, FsckRequest, ListSandboxesRequest, WatchAllEventsRequest,
+        operator_service_client::OperatorServiceClient,
+        sandbox_service_client::SandboxServiceClient,
+    },
 };
 use tokio::time::Instant;
 use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
-    cluster::{Cluster, FOREIGN, vmid},
+    cluster::{Cluster, STRANGER, VMIDS},
     story::{MORTAL, Memory},
 };
 
@@ -23,88 +32,181 @@ use crate::{
 const CONVERGES: Duration = Duration::from_secs(600);
 
 /// Waits until nothing is under way, then checks everything.
-pub(crate) async fn settles(cluster: &mut Cluster, memory: &Memory) {
+pub(crate) async fn settles(cluster: &mut Cluster, memory: &Memory) -> Result<(), Vec<String>> {
     let deadline = Instant::now() + CONVERGES;
     loop {
         cluster.pve.release();
-        let wrong = wrong(cluster, memory).await;
+        cluster.look().await;
+        let mut wrong = cluster.watch.seen();
+        wrong.extend(at_rest(cluster, memory).await);
         if wrong.is_empty() {
-            return;
+            break;
         }
-        assert!(
-            Instant::now() < deadline,
-            "not right {CONVERGES:?} after the last fault:\n  {}",
-            wrong.join("\n  ")
-        );
+        if Instant::now() >= deadline {
+            return Err(wrong);
+        }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
+    let wrong = fenced(cluster).await;
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 
+/// The records that have not ended, each with the node that holds it.
+type Living = BTreeMap<String, (NodeName, Record)>;
+
 /// Everything that does not fit.
-async fn wrong(cluster: &Cluster, memory: &Memory) -> Vec<String> {
+async fn at_rest(cluster: &Cluster, memory: &Memory) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut records: BTreeMap<String, Record> = BTreeMap::new();
-    let (mut vmids, mut ips) = (BTreeSet::new(), BTreeSet::new());
+    let mut living = Living::new();
     for host in &cluster.hosts {
         for record in host.journal.all().await.expect("a journal") {
-            if !record.phase.ended() {
-                if !vmids.insert(record.vmid) {
-                    wrong.push(format!("I3: vmid {} is held twice", record.vmid));
-                }
-                if record.ip.is_some_and(|ip| !ips.insert(ip)) {
-                    wrong.push(format!("I3: address {:?} is held twice", record.ip));
-                }
-                if !matches!(record.phase, Phase::Running | Phase::Paused | Phase::Stopped) {
-                    wrong.push(format!("I9: {} is still {:?}", record.id, record.phase));
-                }
-                records.insert(record.id.to_string(), record);
+            if record.phase.ended() {
+                continue;
+            }
+            if !matches!(record.phase, Phase::Running | Phase::Paused | Phase::Stopped) {
+                wrong.push(format!("I9: {} is still {:?}", record.id, record.phase));
+            }
+            let (id, node) = (record.id.to_string(), host.name.clone());
+            if let Some((other, _)) = living.insert(id.clone(), (node.clone(), record)) {
+                wrong.push(format!("I4: {id} lives on {other} and on {node}"));
             }
         }
     }
+    wrong.extend(on_the_hosts(cluster, &living));
+    wrong.extend(counted(cluster, &living).await);
+    wrong.extend(remembered(cluster, memory, &living));
+    wrong.extend(by_the_controller(cluster, &living).await);
+    wrong.extend(by_the_log(cluster, &living).await);
+    wrong
+}
+
+/// Containers, volumes and locks against the records.
+fn on_the_hosts(cluster: &Cluster, living: &Living) -> Vec<String> {
+    let mut wrong = Vec::new();
     let guests = cluster.pve.guests();
-    for (number, guest) in &guests {
-        let Some(mark) = guest.config.mark() else { continue };
-        match records.get(&mark.sandbox_id.to_string()) {
-            Some(record) if record.vmid == *number => {}
-            _ => wrong.push(format!("I1: container {number} of {} has no record", mark.sandbox_id)),
+    let of_us = guests.iter().filter(|(vmid, _)| !cluster.foreign.contains_key(vmid));
+    for (vmid, guest) in of_us {
+        if guest.config.is_template() {
+            if let Some(lock) = guest.config.lock() {
+                wrong.push(format!("I1: template {vmid} is locked ({lock})"));
+            }
+            continue;
+        }
+        let Some(mark) = guest.config.mark() else {
+            let (node, lock) = (&guest.node, guest.config.lock());
+            wrong.push(format!("I1: container {vmid} on {node} is nobody's, with lock {lock:?}"));
+            continue;
+        };
+        match living.get(&mark.sandbox_id.to_string()) {
+            Some((node, record)) if record.vmid == *vmid && *node == guest.node => {}
+            _ => {
+                let known = cluster.hosts.iter().filter_map(|host| {
+                    let record = host.journal.durable(&mark.sandbox_id)?;
+                    let Record { attempt, vmid, phase, .. } = record;
+                    Some(format!("{}: attempt {attempt}, {vmid}, {phase:?}", host.name))
+                });
+                let known: Vec<_> = known.collect();
+                let (node, id, attempt) = (&guest.node, mark.sandbox_id, mark.attempt);
+                wrong.push(format!(
+                    "I1: container {vmid} on {node} of attempt {attempt} of {id}: known are {known:?}"
+                ));
+            }
         }
     }
-    for record in records.values() {
-        if !guests.contains_key(&record.vmid) {
-            wrong.push(format!("I2: {} has no container {}", record.id, record.vmid));
+    for (node, record) in living.values() {
+        match guests.get(&record.vmid) {
+            Some(guest) if guest.node == *node => wrong.extend(as_recorded(record, guest)),
+            _ => wrong.push(format!("I2: {} has no container {}", record.id, record.vmid)),
         }
     }
-    match guests.get(&vmid(FOREIGN)) {
-        Some(guest) if guest.pid.is_none() => {}
-        _ => wrong.push("I8: the foreign container was touched".into()),
+    let owned: BTreeSet<(NodeName, Vmid)> =
+        living.values().map(|(node, record)| (node.clone(), record.vmid)).collect();
+    let volumes = cluster.pve.volumes();
+    let full = |place: &(NodeName, Vmid)| volumes.get(place).is_some_and(|set| !set.is_empty());
+    for (node, vmid) in volumes.keys().filter(|place| full(place)) {
+        let template = guests.get(vmid).is_some_and(|guest| guest.config.is_template());
+        if !template && !owned.contains(&(node.clone(), *vmid)) {
+            wrong.push(format!("I1: a volume of {vmid} on {node} is nobody's"));
+        }
     }
+    for (node, vmid) in owned.iter().filter(|place| !full(place)) {
+        wrong.push(format!("I2: {vmid} on {node} has lost its volume"));
+    }
+    wrong
+}
+
+/// I13 and I12: what the record says is how the container is.
+fn as_recorded(record: &Record, guest: &Guest) -> Option<String> {
+    let (id, phase) = (record.id, record.phase);
+    let paused = phase == Phase::Paused;
+    if (guest.frozen, hold::held(&guest.config)) != (paused, paused) {
+        let (frozen, config) = (guest.frozen, hold::held(&guest.config));
+        return Some(format!("I13: {id} is {phase:?}; frozen: {frozen}, locked: {config}"));
+    }
+    let runs = guest.pid.is_some();
+    let should = matches!(phase, Phase::Running | Phase::Paused);
+    (runs != should).then(|| format!("I12: {id} is {phase:?}; its container runs: {runs}"))
+}
+
+/// I12: what the agents count is what a recount gives.
+async fn counted(cluster: &Cluster, living: &Living) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for host in &cluster.hosts {
+        let Some(agent) = host.agent() else { continue };
+        let tally = agent.sandboxes().tally().await.expect("a journal");
+        let here = || living.values().filter(|(node, _)| *node == host.name).map(|(_, r)| r);
+        let up = || here().filter(|r| matches!(r.phase, Phase::Running | Phase::Paused));
+        let memory: u64 = up().map(|record| u64::from(record.size.memory_mib) << 20).sum();
+        let leases = u32::try_from(here().count()).expect("few");
+        let counts = (tally.vmids_free, tally.memory_allocated, tally.starting, tally.queued);
+        let recount = (VMIDS - leases, memory, 0, 0);
+        if counts != recount {
+            wrong.push(format!("I12: {} counts {counts:?}, there are {recount:?}", host.name));
+        }
+    }
+    wrong
+}
+
+/// What the callers were told is so.
+fn remembered(cluster: &Cluster, memory: &Memory, living: &Living) -> Vec<String> {
+    let mut wrong = Vec::new();
     for (key, known) in memory {
         let Some(id) = &known.id else { continue };
         let mortal = key.starts_with(MORTAL);
-        if mortal && records.contains_key(id) {
+        if mortal && living.contains_key(id) {
             wrong.push(format!("I9: {id} has outlived its time"));
         }
-        if known.acked && known.deleted.is_none() && !mortal && !records.contains_key(id) {
-            wrong.push(format!("I2: {key} was acked as {id} and is gone"));
+        if known.acked && known.deleted.is_none() && !mortal && !living.contains_key(id) {
+            wrong.push(format!("I2, I6: {key} was acked as {id} and is gone"));
         }
-        if known.deleted == Some(true) && records.contains_key(id) {
-            wrong.push(format!("I7: {id} was deleted and is there"));
+        if let Some((_, record)) = living.get(id).filter(|_| known.is_paused())
+            && record.phase != Phase::Paused
+        {
+            let (phase, failure) = (record.phase, &record.failure);
+            wrong.push(format!("I13: {id} was paused, and is {phase:?}, {failure:?}"));
+        }
+        if known.deleted == Some(true) {
+            if living.contains_key(id) {
+                wrong.push(format!("I7: {id} was deleted and is there"));
+            }
+            let is_of = |guest: &Guest| guest.config.mark().map(|m| m.sandbox_id.to_string());
+            if cluster.pve.guests().values().any(|guest| is_of(guest).as_ref() == Some(id)) {
+                wrong.push(format!("I7: {id} was deleted and its container is there"));
+            }
         }
     }
     let mut of_request: BTreeMap<&str, usize> = BTreeMap::new();
-    for record in records.values() {
+    for (_, record) in living.values() {
         *of_request.entry(record.request_id.as_str()).or_default() += 1;
     }
     for (key, count) in of_request.iter().filter(|(_, count)| **count > 1) {
         wrong.push(format!("I4: {key} is {count} sandboxes"));
     }
-    wrong.extend(by_the_controller(cluster, &records).await);
-    wrong.extend(by_the_log(cluster, &records).await);
     wrong
 }
 
 /// The controller's log must lead to what is, through all of its crashes: nothing twice, no gap.
-async fn by_the_log(cluster: &Cluster, records: &BTreeMap<String, Record>) -> Vec<String> {
+async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
     use EventKind as E;
     let mut of: BTreeMap<String, Vec<EventKind>> = BTreeMap::new();
     let answer = OperatorServiceClient::new(cluster.channel())
@@ -153,7 +255,7 @@ async fn by_the_log(cluster: &Cluster, records: &BTreeMap<String, Record>) -> Ve
             wrong.push(format!("log: {id} cannot have gone {told:?}"));
         }
     }
-    for (id, record) in records {
+    for (id, (_, record)) in living {
         let last = of.get(id).and_then(|told| told.last());
         let fits = match record.phase {
             Phase::Paused => last == Some(&E::Paused),
@@ -182,7 +284,7 @@ async fn by_the_log(cluster: &Cluster, records: &BTreeMap<String, Record>) -> Ve
 }
 
 /// What the controller says must be what the nodes have.
-async fn by_the_controller(cluster: &Cluster, records: &BTreeMap<String, Record>) -> Vec<String> {
+async fn by_the_controller(cluster: &Cluster, living: &Living) -> Vec<String> {
     let mut wrong = Vec::new();
     let request = ListSandboxesRequest { page_size: 1000, ..ListSandboxesRequest::default() };
     let listed = SandboxServiceClient::new(cluster.channel())
@@ -192,7 +294,7 @@ async fn by_the_controller(cluster: &Cluster, records: &BTreeMap<String, Record>
         Ok(page) => {
             let told: BTreeSet<String> =
                 page.into_inner().sandboxes.into_iter().map(|sandbox| sandbox.id).collect();
-            let have: BTreeSet<String> = records.keys().cloned().collect();
+            let have: BTreeSet<String> = living.keys().cloned().collect();
             for id in told.symmetric_difference(&have) {
                 wrong.push(format!("I12: controller and nodes do not agree about {id}"));
             }
@@ -203,15 +305,50 @@ async fn by_the_controller(cluster: &Cluster, records: &BTreeMap<String, Record>
         .fsck(authorised(&cluster.token, FsckRequest {}))
         .await;
     match fsck {
-        Ok(found) => wrong.extend(found.into_inner().findings.into_iter().map(|finding| {
-            format!(
-                "fsck {}: {} {}: {}",
-                finding.invariant, finding.node, finding.subject, finding.detail
-            )
-        })),
+        Ok(found) => {
+            let mut strangers = 0;
+            for finding in found.into_inner().findings {
+                if finding.invariant == "I1" && finding.subject == STRANGER.to_string() {
+                    strangers += 1;
+                    continue;
+                }
+                wrong.push(format!(
+                    "fsck {}: {} {}: {}",
+                    finding.invariant, finding.node, finding.subject, finding.detail
+                ));
+            }
+            if strangers != 1 {
+                wrong.push("I1: fsck does not see the mark that no journal knows".into());
+            }
+        }
         Err(status) => wrong.push(format!("I9: fsck does not answer: {status}")),
     }
     wrong
+}
+
+/// I10: a controller of an epoch before is refused, by the agents as they are and by the next ones.
+async fn fenced(cluster: &mut Cluster) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for index in 0..cluster.hosts.len() {
+        let Some(agent) = cluster.hosts[index].agent().cloned() else { continue };
+        let old = agent.sandboxes().epoch().saturating_sub(1);
+        let refused = agent.sandboxes().fence(old).await.is_err();
+        cluster.kill_agent(index).await;
+        cluster.start_agent(index).await;
+        let Some(agent) = cluster.hosts[index].agent() else { continue };
+        let refused_later = agent.sandboxes().fence(old).await.is_err();
+        if !refused || !refused_later {
+            wrong.push(format!(
+                "I10: {} obeys a controller of epoch {old}",
+                agent_of(cluster, index)
+            ));
+        }
+    }
+    wrong
+}
+
+fn agent_of(cluster: &Cluster, index: usize) -> &NodeName {
+    &cluster.hosts[index].name
 }
 
 fn authorised<T>(token: &str, message: T) -> Request<T> {

@@ -1,38 +1,52 @@
 //! Three nodes with agents, and a controller: started, killed and started again over the same
 //! journals and the same store.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use agent::{
     Agent, Parts,
     journal::{
-        Pools,
-        memory::{MemoryJournal, SoundDisk},
+        Journal, Pools,
+        memory::{Disk, MemoryJournal},
     },
     load::HostLoad,
     pve::{
-        ContainerConfig, Pve,
-        fake::{FakeCluster, Pace},
+        Mark, Pve,
+        fake::{FakeCluster, Guest, Pace},
     },
+    saga::Faults,
     sandbox::{Bridge, Lifetimes, Limits, Options, Probe, Template},
 };
 use controller::{
     Controller,
     store::{Store, memory::Memory},
 };
-use proto::{id::Vmid, name::NodeName, spec::Size};
+use proto::{
+    id::{SandboxId, Vmid},
+    name::NodeName,
+    spec::Size,
+};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     chance::{Chance, SimClock},
+    mutant::{Lapse, Mutant},
     net::{Dialler, Net},
+    operator,
+    watch::{Doors, Watch},
 };
 
 /// What sandboxes are created from.
 pub(crate) const SNAPSHOT: &str = "base_v1";
 /// Somebody else's container, in our range of numbers, with our host name pattern.
-pub(crate) const FOREIGN: u32 = 100_001;
+const FOREIGN: u32 = 100_001;
+/// Somebody's clone of a sandbox of ours, mark and all.
+const COPY: u32 = 200_002;
+/// It carries a mark for itself that no journal knows.
+pub(crate) const STRANGER: u32 = 300_003;
+/// Vmids of a node.
+pub(crate) const VMIDS: u32 = 1000;
 
 /// One node's agent.
 pub(crate) struct Host {
@@ -42,40 +56,71 @@ pub(crate) struct Host {
     agent: Option<(Arc<Agent>, JoinHandle<()>)>,
 }
 
+impl Host {
+    /// The agent that runs now.
+    pub(crate) fn agent(&self) -> Option<&Arc<Agent>> {
+        self.agent.as_ref().map(|(agent, _)| agent)
+    }
+}
+
+/// A disk that takes its time: a kill may hit before the sync and after it.
+#[derive(Debug)]
+struct SlowDisk(Chance);
+
+#[async_trait::async_trait]
+impl Disk for SlowDisk {
+    async fn before_sync(&self) {
+        tokio::time::sleep(Duration::from_micros(self.0.below(4000))).await;
+    }
+
+    async fn after_sync(&self) {
+        tokio::time::sleep(Duration::from_micros(self.0.below(1000))).await;
+    }
+}
+
 pub(crate) struct Cluster {
     pub(crate) pve: FakeCluster,
     pub(crate) net: Arc<Net>,
     pub(crate) hosts: Vec<Host>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) token: String,
+    pub(crate) watch: Arc<Watch>,
+    /// What is not ours, as it was made.
+    pub(crate) foreign: BTreeMap<Vmid, Guest>,
     controller: Option<Controller>,
     dial: tokio::sync::mpsc::Sender<std::io::Result<tokio::io::DuplexStream>>,
     clock: SimClock,
     seed: u64,
     lives: u64,
+    lapse: Option<Lapse>,
 }
 
 impl Cluster {
-    pub(crate) async fn new(seed: u64) -> Self {
+    pub(crate) async fn new(seed: u64, mutant: Option<&Mutant>) -> Self {
+        let lapse = mutant.map(|mutant| mutant.lapse);
         let names: Vec<NodeName> =
             (1..=3).map(|n| format!("n{n}").parse().expect("a node name")).collect();
         let pve = FakeCluster::new(&names, Pace::RECORDED, seed);
+        if let Some(Lapse::Pve(lapse)) = lapse {
+            pve.lapse(lapse);
+        }
         let mut hosts = Vec::new();
         for (number, name) in (1u8..).zip(names) {
             pve.add_template(&name, vmid(9000 + u32::from(number)));
-            let journal =
-                MemoryJournal::new(format!("j{number}"), pools(number), Arc::new(SoundDisk));
+            let disk = SlowDisk(Chance::new(seed, 100 + u64::from(number)));
+            let journal = MemoryJournal::new(format!("j{number}"), pools(number), Arc::new(disk));
+            let journal = match lapse {
+                Some(Lapse::Journal(lapse)) => journal.lapsing(lapse),
+                Some(_) | None => journal,
+            };
             hosts.push(Host { name, number, journal: Arc::new(journal), agent: None });
         }
-        let foreign = "hostname: pvelxc-00000000000000000000000000\ntags: pve-sandbox\n\
-                       rootfs: local-zfs:subvol-100001-disk-0,size=2G\nunprivileged: 1\n";
-        pve.add_guest(
-            &hosts[0].name,
-            vmid(FOREIGN),
-            ContainerConfig::parse(foreign.as_bytes()),
-            false,
-        );
-        let store: Arc<dyn Store> = Arc::new(Memory::new());
+        let watch = Arc::new(Watch::default());
+        watch.clones(&pve, hosts.iter().map(|h| (h.name.clone(), h.journal.clone())).collect());
+        let store: Arc<dyn Store> = Arc::new(match lapse {
+            Some(Lapse::Store(lapse)) => Memory::new().lapsing(lapse),
+            Some(_) | None => Memory::new(),
+        });
         let issued = controller::token::issue("red".parse().expect("team"), "sandbox operator", 1);
         store.add_token(issued.token).await.expect("stored");
         let mut cluster = Self {
@@ -84,17 +129,86 @@ impl Cluster {
             hosts,
             store,
             token: issued.text,
+            watch,
+            foreign: BTreeMap::new(),
             controller: None,
             dial: tokio::sync::mpsc::channel(1).0,
             clock: SimClock(tokio::time::Instant::now()),
             seed,
             lives: 0,
+            lapse,
         };
+        cluster.add_somebodys(0, vmid(FOREIGN), None);
+        cluster.add_somebodys(1, vmid(COPY), Some(vmid(200_000)));
+        cluster.add_somebodys(2, vmid(STRANGER), Some(vmid(STRANGER)));
         for index in 0..cluster.hosts.len() {
             cluster.start_agent(index).await;
         }
         cluster.start_controller().await;
         cluster
+    }
+
+    /// Puts a container of somebody's on a node, with a mark for that number if one is given.
+    pub(crate) fn add_somebodys(&mut self, host: usize, number: Vmid, marked: Option<Vmid>) {
+        let mut guest = operator::somebodys(&self.hosts[host].name, number);
+        if let Some(marked) = marked {
+            let mark = Mark {
+                sandbox_id: SandboxId::new(1, &[7; 10]),
+                vmid: marked,
+                attempt: 1,
+                team: "red".parse().expect("a team"),
+                request_id: "somebodys".parse().expect("a request_id"),
+            };
+            guest.config.set_description(&mark.to_string()).expect("a mark is short");
+        }
+        self.pve.add_guest(&guest.node, number, guest.config.clone(), false);
+        self.foreign.insert(number, guest);
+    }
+
+    /// An operator puts a container of his in the place of one of ours. `None` while somebody is
+    /// busy with it.
+    pub(crate) fn take_out(&mut self, number: Vmid) -> Option<Guest> {
+        let node = self.pve.guests().remove(&number)?.node;
+        let theirs = operator::somebodys(&node, number);
+        let was = self.pve.replace(number, theirs.clone())?;
+        self.foreign.insert(number, theirs);
+        Some(was)
+    }
+
+    /// And puts ours back, switched off.
+    pub(crate) async fn put_back(&mut self, number: Vmid, was: Guest) {
+        self.foreign.remove(&number);
+        let until = tokio::time::Instant::now() + Duration::from_secs(300);
+        // What hangs there is let go.
+        while self.pve.replace(number, was.clone()).is_none() {
+            assert!(tokio::time::Instant::now() < until, "{number} is busy for ever");
+            self.pve.release();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// What must hold at every moment.
+    pub(crate) async fn look(&self) {
+        let (mut vmids, mut ips) = (BTreeMap::new(), BTreeMap::new());
+        for host in &self.hosts {
+            let records = host.journal.all().await.expect("a journal");
+            for record in records.into_iter().filter(|record| !record.phase.ended()) {
+                if let Some(other) = vmids.insert(record.vmid, record.id) {
+                    self.watch
+                        .wrong(format!("I3: {} is {other}'s and {}'s", record.vmid, record.id));
+                }
+                let Some(ip) = record.ip else { continue };
+                if let Some(other) = ips.insert(ip, record.id) {
+                    self.watch.wrong(format!("I3: {ip} is {other}'s and {}'s", record.id));
+                }
+            }
+        }
+        let guests = self.pve.guests();
+        for (number, was) in &self.foreign {
+            if guests.get(number) != Some(was) {
+                self.watch.wrong(format!("I8: {number}, which is not ours, was touched"));
+            }
+        }
     }
 
     /// Starts an agent over what its journal holds.
@@ -109,13 +223,25 @@ impl Cluster {
         let pve: Arc<dyn Pve> = self.pve.node(&host.name);
         let parts = Parts {
             sandboxes: options(host.number),
-            reconcile: agent::reconcile::Options::default(),
+            reconcile: agent::reconcile::Options {
+                period: match self.lapse {
+                    Some(Lapse::Asleep) => Duration::from_secs(24 * 3600),
+                    Some(_) | None => agent::reconcile::Options::default().period,
+                },
+                ..agent::reconcile::Options::default()
+            },
             pve,
             journal: host.journal.clone(),
             clock: Arc::new(self.clock),
             host_load: Box::new(move |_| load),
-            shims: Arc::new(agent::sandbox::exec::shims::NoShims),
-            faults: agent::saga::Faults::default(),
+            shims: Arc::new(Doors { pve: self.pve.clone(), watch: self.watch.clone() }),
+            faults: Faults {
+                lapse: match self.lapse {
+                    Some(Lapse::Agent(lapse)) => Some(lapse),
+                    Some(_) | None => None,
+                },
+                ..Faults::default()
+            },
         };
         let agent = Arc::new(Agent::start(parts).await.expect("an agent"));
         let incoming = ReceiverStream::new(self.net.listen(&host.name));
@@ -202,7 +328,7 @@ pub(crate) fn vmid(number: u32) -> Vmid {
 fn pools(number: u8) -> Pools {
     let first = 100_000 * u32::from(number);
     Pools {
-        vmids: (vmid(first), vmid(first + 999)),
+        vmids: (vmid(first), vmid(first + VMIDS - 1)),
         addresses: ([10, 100, number, 2].into(), [10, 100, number, 200].into()),
         address_quarantine_ms: 60_000,
     }

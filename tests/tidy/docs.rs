@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::source::read;
+use crate::source::{files, read};
 
 /// Reason -> gRPC code, as the constants say: `/// CODE: meaning.` above each.
 fn in_code() -> BTreeMap<String, String> {
@@ -46,6 +46,40 @@ fn every_reason_is_documented_with_its_code_and_no_other() {
     let code = in_code();
     assert!(code.keys().map(String::as_str).eq(sorted(proto::reason::ALL)), "the file was misread");
     assert_eq!(in_docs(), code);
+}
+
+/// What stands between two of `mark` on one line.
+fn quoted(text: &str, mark: char) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(move |line| line.split(mark).skip(1).step_by(2))
+}
+
+#[test]
+fn every_proof_that_is_named_is_there_and_every_mutant_is_named() {
+    let docs = read("docs/guarantees.md");
+    let code: String = files("", &[".rs"]).into_iter().map(|file| file.text).collect();
+    let tests: Vec<_> = quoted(&docs, '`')
+        .filter(|word| {
+            word.contains('_') && word.bytes().all(|b| b == b'_' || b.is_ascii_lowercase())
+        })
+        .collect();
+    assert!(tests.len() > 50, "the file was misread");
+    for test in tests {
+        assert!(
+            code.contains(&format!("fn {test}(")),
+            "{test} is named as a proof, and is no test"
+        );
+    }
+    let mutants = read("tests/sim/mutant.rs");
+    let plain = docs.replace("**", "");
+    let named: Vec<_> = quoted(&plain, '*').collect();
+    let kept: Vec<_> = quoted(&mutants, '"').filter(|text| text.contains(' ')).collect();
+    assert!(kept.len() > 20, "the mutants were misread");
+    for mutant in &kept {
+        assert!(named.contains(mutant), "the mutant {mutant:?} is not in docs/guarantees.md");
+    }
+    for mutant in &named {
+        assert!(kept.contains(mutant), "there is no mutant {mutant:?}");
+    }
 }
 
 fn sorted(reasons: &[&'static str]) -> Vec<&'static str> {

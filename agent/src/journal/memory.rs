@@ -13,7 +13,7 @@ use proto::{
 };
 use tokio::sync::watch;
 
-use super::{Error, Intent, Journal, Pools, Record, ring};
+use super::{Error, Intent, Journal, Phase, Pools, Record, ring};
 
 /// What the simulation does around a sync: takes time, or crashes the node and never returns.
 #[async_trait::async_trait]
@@ -34,6 +34,30 @@ impl Disk for SoundDisk {
     async fn after_sync(&self) {}
 }
 
+/// Something that a journal must not do wrong. This one does, when it is told to, so that the
+/// simulation can show that it notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lapse {
+    /// Nothing but intents is synced.
+    Sync,
+    /// What is written of a creation before it is up is synced with the next other write only.
+    Intent,
+    /// That a creation came up is synced with the next write only.
+    Answer,
+    /// A vmid is leased that a living sandbox has.
+    Vmids,
+    /// An address is leased that a living sandbox has.
+    Addresses,
+    /// An end leaves no tombstone.
+    Tombstones,
+    /// The epoch is not kept.
+    Epoch,
+    /// Whoever follows the changes does not hear of an end.
+    News,
+    /// Tombstones count as leases.
+    Room,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct MemoryJournal {
@@ -50,6 +74,8 @@ struct State {
     written: Book,
     /// What reads see and a crash leaves.
     synced: Book,
+    /// What a crash leaves instead, because a sync was left out.
+    durable: Option<Book>,
     /// Counts crashes: a write from before one must not be acknowledged after it.
     crashes: u64,
 }
@@ -57,6 +83,7 @@ struct State {
 /// All that the file holds.
 #[derive(Debug, Clone, Default)]
 struct Book {
+    lapse: Option<Lapse>,
     records: BTreeMap<SandboxId, Arc<Record>>,
     resting: BTreeMap<Ipv4Addr, u64>,
     cancelled: BTreeMap<SandboxId, (u32, u64)>,
@@ -79,9 +106,29 @@ impl MemoryJournal {
         }
     }
 
+    /// The same, doing one thing wrong.
+    #[must_use]
+    pub fn lapsing(self, lapse: Lapse) -> Self {
+        {
+            let mut state = self.lock();
+            (state.written.lapse, state.synced.lapse) = (Some(lapse), Some(lapse));
+        }
+        self
+    }
+
+    /// What a crash would leave of this sandbox now.
+    pub fn durable(&self, id: &SandboxId) -> Option<Record> {
+        let state = self.lock();
+        let book = state.durable.as_ref().unwrap_or(&state.synced);
+        book.records.get(id).map(|record| Record::clone(record))
+    }
+
     /// Loses what was not synced. Writes that wait for their sync fail.
     pub fn crash(&self) {
         let mut state = self.lock();
+        if let Some(durable) = state.durable.take() {
+            state.synced = durable;
+        }
         state.written = state.synced.clone();
         state.crashes += 1;
     }
@@ -94,6 +141,15 @@ impl MemoryJournal {
         &self,
         work: impl FnOnce(&mut Book, &Pools) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.write_unless(&[Lapse::Sync], work).await
+    }
+
+    /// Writes, and syncs unless that is what is left out.
+    async fn write_unless<T>(
+        &self,
+        unsynced: &[Lapse],
+        work: impl FnOnce(&mut Book, &Pools) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let (result, crashes) = {
             let mut state = self.lock();
             // A request that fails leaves nothing, as a savepoint that is taken back.
@@ -103,16 +159,19 @@ impl MemoryJournal {
             (result, state.crashes)
         };
         self.disk.before_sync().await;
-        self.sync(crashes)?;
+        self.sync(crashes, unsynced)?;
         self.disk.after_sync().await;
         Ok(result)
     }
 
-    fn sync(&self, crashes: u64) -> Result<(), Error> {
+    fn sync(&self, crashes: u64, unsynced: &[Lapse]) -> Result<(), Error> {
         let mut state = self.lock();
         if state.crashes != crashes {
             return Err(Error::Storage("the node crashed before the sync".into()));
         }
+        let left_out = state.written.lapse.is_some_and(|lapse| unsynced.contains(&lapse));
+        state.durable =
+            left_out.then(|| state.durable.take().unwrap_or_else(|| state.synced.clone()));
         state.synced = state.written.clone();
         let revision = state.synced.revision;
         drop(state);
@@ -134,6 +193,9 @@ impl Book {
             return Err(Error::Conflict { id: record.id, expected: 0, found: before.revision });
         }
         record.vmid = self.lease_vmid(pools, &intent.taken)?;
+        if self.lapse == Some(Lapse::Vmids) {
+            record.vmid = self.living().next().map_or(record.vmid, |other| other.vmid);
+        }
         if intent.lease_address {
             record.ip = Some(self.lease_address(pools, &intent.taken_ips, now_ms)?);
         }
@@ -219,6 +281,11 @@ impl Book {
         taken: &BTreeSet<Ipv4Addr>,
         now_ms: u64,
     ) -> Result<Ipv4Addr, Error> {
+        if let (Some(Lapse::Addresses), Some(ip)) =
+            (self.lapse, self.living().find_map(|other| other.ip))
+        {
+            return Ok(ip);
+        }
         let range = (u32::from(pools.addresses.0), u32::from(pools.addresses.1));
         let busy = self.busy_addresses(now_ms);
         let free = |number: u32| {
@@ -229,6 +296,10 @@ impl Book {
         let number = found.ok_or(Error::AddressesExhausted)?;
         self.address_cursor = Some(number);
         Ok(number.into())
+    }
+
+    fn living(&self) -> impl Iterator<Item = &Arc<Record>> {
+        self.records.values().filter(|record| !record.phase.ended())
     }
 
     fn busy_addresses(&self, now_ms: u64) -> BTreeSet<Ipv4Addr> {
@@ -260,7 +331,11 @@ impl Book {
         }
         self.revision += 1;
         record.revision = self.revision;
-        self.records.insert(record.id, Arc::new(record.clone()));
+        if self.lapse == Some(Lapse::Tombstones) && record.phase.ended() {
+            self.records.remove(&record.id);
+        } else {
+            self.records.insert(record.id, Arc::new(record.clone()));
+        }
         Ok(record)
     }
 
@@ -270,7 +345,8 @@ impl Book {
         let leased = self
             .records
             .values()
-            .filter(|record| !record.phase.ended() && vmids.contains(&record.vmid))
+            .filter(|record| !record.phase.ended() || self.lapse == Some(Lapse::Room))
+            .filter(|record| vmids.contains(&record.vmid))
             .count();
         let busy = self.busy_addresses(now_ms);
         let busy = busy.iter().filter(|&ip| addresses.contains(ip)).count();
@@ -303,7 +379,7 @@ impl Journal for MemoryJournal {
     }
 
     async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error> {
-        self.write(|book, pools| book.begin(pools, &intent, now_ms)).await
+        self.write_unless(&[Lapse::Intent], |book, pools| book.begin(pools, &intent, now_ms)).await
     }
 
     async fn adopt(&self, record: &Record) -> Result<Record, Error> {
@@ -315,7 +391,19 @@ impl Journal for MemoryJournal {
     }
 
     async fn update(&self, record: &Record) -> Result<Record, Error> {
-        self.write(|book, pools| book.update(pools, record)).await
+        let unsynced: &[_] = match record.phase {
+            Phase::Creating => &[Lapse::Sync, Lapse::Intent],
+            Phase::Running => &[Lapse::Sync, Lapse::Answer],
+            Phase::Undoing
+            | Phase::Paused
+            | Phase::Starting
+            | Phase::Stopping
+            | Phase::Stopped
+            | Phase::Deleting
+            | Phase::Deleted
+            | Phase::Failed => &[Lapse::Sync],
+        };
+        self.write_unless(unsynced, |book, pools| book.update(pools, record)).await
     }
 
     async fn forget(&self, before_ms: u64) -> Result<usize, Error> {
@@ -332,7 +420,9 @@ impl Journal for MemoryJournal {
 
     async fn changed_since(&self, revision: u64, limit: usize) -> Result<Vec<Record>, Error> {
         let mut changed: Vec<Arc<Record>> = self.read(|book| {
-            book.records.values().filter(|record| record.revision > revision).cloned().collect()
+            let told = |r: &&Arc<Record>| !r.phase.ended() || book.lapse != Some(Lapse::News);
+            let changed = book.records.values().filter(|record| record.revision > revision);
+            changed.filter(told).cloned().collect()
         });
         changed.sort_by_key(|record| record.revision);
         changed.truncate(limit);
@@ -349,8 +439,11 @@ impl Journal for MemoryJournal {
 
     async fn epoch(&self, epoch: u64) -> Result<u64, Error> {
         self.write(|book, _| {
-            book.epoch = book.epoch.max(epoch);
-            Ok(book.epoch)
+            let highest = book.epoch.max(epoch);
+            if book.lapse != Some(Lapse::Epoch) {
+                book.epoch = highest;
+            }
+            Ok(highest)
         })
         .await
     }

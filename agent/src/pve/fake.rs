@@ -9,9 +9,9 @@ mod work;
 mod world;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -82,10 +82,30 @@ pub enum Trouble {
     After(ErrorKind),
     /// It is cut off half-way and leaves what a killed worker leaves.
     Killed,
+    /// A clone fails half-way; PVE rolls it back and forgets its volume.
+    RolledBack,
     /// A clone is cut off after its first write, which says nothing of whose it is.
     KilledAtOnce,
     /// It does nothing until `FakeCluster::release`, or until it is told to stop at its deadline.
     Hangs,
+}
+
+/// Something that must not be done to a host. This one does it, when it is told to, so that the
+/// simulation can show that it notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lapse {
+    /// Nobody looks whose container it is before it is changed or destroyed.
+    Ownership,
+    /// A destruction says that it is done, and does nothing.
+    Destroy,
+    /// The lock of a dead clone stays, and its removal is reported.
+    Unlock,
+    /// A pause takes no lock.
+    Hold,
+    /// What is frozen counts as dead.
+    Frozen,
+    /// Marks that the agent does not know are destroyed when it looks.
+    Strangers,
 }
 
 /// One planned failure; used up by the operation that it hits.
@@ -145,12 +165,25 @@ struct Shared {
     world: Mutex<World>,
     faults: Mutex<Vec<Fault>>,
     random: Mutex<u64>,
-    pace: Pace,
+    pace: Mutex<Pace>,
     /// Something has changed that an operation may wait for.
     changed: Notify,
+    on_clone: OnClone,
     released: Notify,
     /// Operations outlive their callers, as `pct` outlives the agent.
     tracker: TaskTracker,
+}
+
+/// Hears of every clone before it begins.
+type Hear = Box<dyn Fn(&NodeName, &CloneOrder) + Send + Sync>;
+
+#[derive(Default)]
+struct OnClone(OnceLock<Hear>);
+
+impl std::fmt::Debug for OnClone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnClone")
+    }
 }
 
 /// One node of it.
@@ -170,15 +203,17 @@ impl FakeCluster {
             nodes: nodes.iter().map(|name| (name.clone(), node.clone())).collect(),
             guests: BTreeMap::new(),
             volumes: BTreeMap::new(),
-            busy: std::collections::BTreeSet::new(),
+            busy: BTreeSet::new(),
             next_pid: 1000,
+            lapse: None,
         };
         Self(Arc::new(Shared {
             world: Mutex::new(world),
             faults: Mutex::default(),
             random: Mutex::new(seed),
-            pace,
+            pace: Mutex::new(pace),
             changed: Notify::new(),
+            on_clone: OnClone::default(),
             released: Notify::new(),
             tracker: TaskTracker::new(),
         }))
@@ -233,6 +268,37 @@ impl FakeCluster {
         if let Some(guest) = world.guests.remove(&vmid) {
             world.free_volumes(&guest.node, vmid);
         }
+    }
+
+    /// What is on the storages, by node and the vmid in its name.
+    pub fn volumes(&self) -> BTreeMap<(NodeName, Vmid), BTreeSet<String>> {
+        self.0.world().volumes.clone()
+    }
+
+    /// Puts another container in the place of one, as an operator would. What was there, switched
+    /// off; `None`, and nothing happens, while somebody is busy with it.
+    pub fn replace(&self, vmid: Vmid, by: Guest) -> Option<Guest> {
+        let mut world = self.0.world();
+        if world.busy.contains(&vmid) {
+            return None;
+        }
+        let before = world.guests.insert(vmid, by)?;
+        Some(Guest { pid: None, up_at: None, frozen: false, ..before })
+    }
+
+    /// Tells `hear` of every clone before it begins. Once for a cluster.
+    pub fn on_clone(&self, hear: impl Fn(&NodeName, &CloneOrder) + Send + Sync + 'static) {
+        drop(self.0.on_clone.0.set(Box::new(hear)));
+    }
+
+    /// Does one thing wrong from now on.
+    pub fn lapse(&self, lapse: Lapse) {
+        self.0.world().lapse = Some(lapse);
+    }
+
+    /// What begins from now on takes so long.
+    pub fn set_pace(&self, pace: Pace) {
+        *lock(&self.0.pace) = pace;
     }
 
     /// Plans a failure.
@@ -294,6 +360,10 @@ impl FakeCluster {
 impl Shared {
     fn world(&self) -> MutexGuard<'_, World> {
         lock(&self.world)
+    }
+
+    fn pace(&self) -> Pace {
+        *lock(&self.pace)
     }
 
     /// SplitMix64: small, and the same for a seed on every machine.
@@ -394,7 +464,8 @@ impl Pve for FakePve {
         if !self.pmxcfs() {
             return Err(Self::read_error("list from", Vmid::MIN));
         }
-        let world = self.shared.world();
+        let mut world = self.shared.world();
+        world.destroy_strangers(&self.node);
         let here = |(_, guest): &(&Vmid, &Guest)| guest.node == self.node && !guest.is_vm;
         let guests = world.guests.iter().filter(here);
         Ok(guests.map(|(vmid, guest)| (*vmid, guest.config.clone())).collect())
@@ -405,7 +476,9 @@ impl Pve for FakePve {
     }
 
     async fn init_pid(&self, vmid: Vmid) -> Option<u32> {
-        self.shared.world().container(&self.node, vmid)?.pid
+        let world = self.shared.world();
+        let dead = |guest: &&Guest| guest.frozen && world.lapse == Some(Lapse::Frozen);
+        world.container(&self.node, vmid).filter(|guest| !dead(guest))?.pid
     }
 
     async fn addresses(&self, vmid: Vmid) -> Vec<Ipv4Addr> {
@@ -428,6 +501,9 @@ impl Pve for FakePve {
     }
 
     async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error> {
+        if let Some(hear) = self.shared.on_clone.0.get() {
+            hear(&self.node, order);
+        }
         let order = order.clone();
         self.run(Op::Clone, order.vmid, deadline, |work| work.clone_template(order)).await
     }

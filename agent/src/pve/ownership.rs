@@ -50,6 +50,10 @@ pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
 /// config. Nobody's name is in it, and nothing that anybody could lose: with no worker alive it
 /// belongs to whom the number was given.
 pub fn is_bare(config: &ContainerConfig) -> bool {
-    let bytes = config.to_bytes();
-    matches!(bytes.trim_ascii(), b"lock: create" | b"lock: destroyed")
+    is_gutted(config) || config.to_bytes().trim_ascii() == b"lock: create"
+}
+
+/// The second kind of those: a destruction was cut off before its last write.
+pub fn is_gutted(config: &ContainerConfig) -> bool {
+    config.to_bytes().trim_ascii() == b"lock: destroyed"
 }

@@ -53,7 +53,7 @@ pub enum Action {
     Settle(SandboxId),
     /// Record that a sandbox is down, or that its container is its own no more.
     NoteDown(SandboxId),
-    /// Destroy a container that has come back after its end.
+    /// Destroy a container that has come back after its end, or what is left of it.
     Sweep {
         /// Whose it was.
         id: SandboxId,
@@ -126,7 +126,8 @@ fn of_record(record: &Record, observed: &Observed) -> Option<Action> {
 
 /// Containers with a mark that no living record accounts for.
 fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
-    let live: BTreeSet<SandboxId> = intended.live.iter().map(|record| record.id).collect();
+    let live: BTreeMap<SandboxId, &Record> =
+        intended.live.iter().map(|record| (record.id, &**record)).collect();
     let ended: BTreeMap<SandboxId, &Tombstone> =
         intended.ended.iter().map(|tombstone| (tombstone.id, tombstone)).collect();
     let marked: Vec<(Vmid, &Mark)> = observed
@@ -137,18 +138,20 @@ fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
     let (mut sweeps, mut strangers) = (Vec::new(), Vec::new());
     for (vmid, mark) in &marked {
         let id = mark.sandbox_id;
-        if intended.busy.contains(&id) || live.contains(&id) {
+        let (record, tombstone) = (live.get(&id), ended.get(&id));
+        if intended.busy.contains(&id) || record.is_some_and(|record| record.vmid == *vmid) {
             continue;
         }
-        match ended.get(&id) {
-            Some(tombstone) if tombstone.vmid == *vmid && tombstone.attempt == mark.attempt => {
-                sweeps.push(Action::Sweep { id, vmid: *vmid });
-            }
-            Some(_) | None => {
-                strangers.push(Action::Quarantine { vmid: *vmid, mark: Mark::clone(mark) });
-            }
+        let over = tombstone.is_some_and(|t| t.vmid == *vmid && t.attempt == mark.attempt);
+        // No attempt begins here before the one before it has been undone here.
+        let last = record.map(|record| record.attempt).or(tombstone.map(|t| t.attempt));
+        if over || last.is_some_and(|last| mark.attempt < last) {
+            sweeps.push(Action::Sweep { id, vmid: *vmid });
+        } else {
+            strangers.push(Action::Quarantine { vmid: *vmid, mark: Mark::clone(mark) });
         }
     }
+    sweeps.extend(gutted(intended, observed));
     let allowed = SWEEPS_MAX.max(marked.len() * SWEEPS_MAX_PERCENT / 100);
     if sweeps.len() > allowed {
         let too_many = Action::TooMany { sweeps: sweeps.len(), marked: marked.len() };
@@ -156,6 +159,19 @@ fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
     }
     sweeps.extend(strangers);
     sweeps
+}
+
+/// What a destruction of ours that was cut off has left, of a sandbox that had ended before.
+fn gutted(intended: &Intended, observed: &Observed) -> Vec<Action> {
+    let lives: BTreeSet<Vmid> = intended.live.iter().map(|record| record.vmid).collect();
+    let left = |tombstone: &&Tombstone| {
+        let container = observed.containers.get(&tombstone.vmid);
+        container.is_some_and(|container| container.gutted) && !lives.contains(&tombstone.vmid)
+    };
+    // A number has had several owners: one look is enough.
+    let by_vmid: BTreeMap<Vmid, SandboxId> =
+        intended.ended.iter().filter(left).map(|t| (t.vmid, t.id)).collect();
+    by_vmid.into_iter().map(|(vmid, id)| Action::Sweep { id, vmid }).collect()
 }
 
 #[cfg(test)]

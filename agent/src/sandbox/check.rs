@@ -108,25 +108,16 @@ fn findings(intended: &Intended, observed: &Observed) -> Vec<Finding> {
     for tombstone in intended.ended.iter().filter(|tombstone| idle(&tombstone.id)) {
         findings.extend(of_tombstone(tombstone, intended, observed));
     }
-    let known: BTreeSet<_> = intended
-        .live
-        .iter()
-        .map(|record| record.id)
-        .chain(intended.ended.iter().map(|tombstone| tombstone.id))
-        .chain(intended.busy.iter().copied())
-        .collect();
+    let live = intended.live.iter().map(|record| (record.id, record.vmid));
+    let known: BTreeSet<_> =
+        live.chain(intended.ended.iter().map(|ended| (ended.id, ended.vmid))).collect();
     for (vmid, container) in &observed.containers {
-        if let Some(mark) = container.is_marked_as(*vmid)
-            && !known.contains(&mark.sandbox_id)
-        {
-            findings.push(Finding::new(
-                "I1",
-                vmid,
-                format!(
-                    "it carries the mark of {}, which the journal does not know",
-                    mark.sandbox_id
-                ),
-            ));
+        let Some(mark) = container.is_marked_as(*vmid) else { continue };
+        let id = mark.sandbox_id;
+        if !intended.busy.contains(&id) && !known.contains(&(id, *vmid)) {
+            let detail =
+                format!("it carries the mark of {id}, which the journal does not know under it");
+            findings.push(Finding::new("I1", vmid, detail));
         }
     }
     findings
@@ -212,7 +203,8 @@ fn of_tombstone(
     let vmid: Vmid = tombstone.vmid;
     if let Some(container) = observed.containers.get(&vmid) {
         let ours = container.mark.as_ref().is_some_and(|mark| mark.sandbox_id == tombstone.id);
-        return ours.then(|| {
+        let lives = intended.live.iter().any(|record| record.vmid == vmid);
+        return (ours || container.gutted && !lives).then(|| {
             let detail = format!("container {vmid} of this ended sandbox is still there");
             Finding::new("I1", tombstone.id, detail)
         });

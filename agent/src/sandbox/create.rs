@@ -279,9 +279,14 @@ impl Sandboxes {
             CloneOrder { template: record.template, vmid: record.vmid, mark: record.mark() };
         for tries in 0u32.. {
             check_called_off(work)?;
+            // Durable first: by this a lock that a crash leaves on the template is known to be ours.
+            self.amend(&record.id, |record| {
+                step::CLONE.clone_into(&mut record.step);
+                Ok(())
+            })
+            .await?;
             let left = deadline::left(work.deadline, self.options.limits.clone)?;
-            let cloned = self.pve.clone_template(&order, left);
-            let (cloned, ()) = tokio::join!(cloned, self.note(&record.id, step::CLONE));
+            let cloned = self.pve.clone_template(&order, left).await;
             let Err(error) = cloned else { return Ok(true) };
             if matches!(error.kind, ErrorKind::VmidTaken(_) | ErrorKind::Locked(_)) {
                 // It never began: a lock that stands on the template is not ours.

@@ -54,7 +54,13 @@ use std::{
 use proto::reason;
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::{clock::Clock, journal::Journal, pve::Pve, saga::Faults, tasks::Tasks};
+use crate::{
+    clock::Clock,
+    journal::Journal,
+    pve::Pve,
+    saga::{Faults, Lapse},
+    tasks::Tasks,
+};
 use activity::Activity;
 use admission::Gate;
 use flights::Flights;
@@ -138,7 +144,7 @@ impl Sandboxes {
             highest = self.journal.epoch(epoch).await?;
             self.epoch.fetch_max(highest, Ordering::AcqRel);
         }
-        if epoch < highest {
+        if epoch < highest && !self.faults.lapses(Lapse::Fence) {
             return Err(Error::new(
                 reason::STALE_EPOCH,
                 format!("a controller of epoch {highest} is in charge, this one has {epoch}"),

@@ -7,7 +7,7 @@ use std::{
 
 use proto::id::Vmid;
 
-use crate::pve::{self, Cluster, ContainerConfig, Mark, Pve, config_file::Ip, hold};
+use crate::pve::{self, Cluster, ContainerConfig, Mark, Pve, config_file::Ip, hold, ownership};
 
 /// A container of this node, as far as it matters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Container {
     pub held: bool,
     /// Something of such a lock is left, be it the line that explains it.
     pub noted: bool,
+    /// A destruction was cut off before its last write: its lock is all that is left.
+    pub gutted: bool,
 }
 
 impl Container {
@@ -75,6 +77,7 @@ pub async fn observe(pve: &dyn Pve, vmids: &BTreeSet<Vmid>) -> Result<Observed, 
             ip: address(&config),
             held: hold::held(&config),
             noted: hold::leaves(&config),
+            gutted: ownership::is_gutted(&config),
         };
         observed.containers.insert(vmid, container);
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     Cause, Error, Event, Sandboxes,
-    flights::{Crew, Kind},
+    flights::{Crew, Kind, Standing},
     undo,
 };
 use crate::{
@@ -33,7 +33,8 @@ impl Sandboxes {
     ///
     /// # Errors
     /// FREEZE_FAILED when something in it does not freeze: it runs on, unless it was to be stopped
-    /// then. CONTAINER_LOCKED when a backup or a snapshot is being made of it.
+    /// then. CONTAINER_LOCKED when a backup or a snapshot is being made of it. SANDBOX_BUSY when the
+    /// wait was over before it was frozen.
     pub async fn pause(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -60,7 +61,20 @@ impl Sandboxes {
         let flight = self.launch(id, kind, |sandboxes, crew| async move {
             sandboxes.pause_now(&id, or_stop, cause, &crew).await
         });
-        self.outcome(flight, wait).await
+        match flight.ended(wait).await {
+            Standing::Done(result) => result,
+            Standing::UnderWay => self.not_paused_yet(&id).await,
+        }
+    }
+
+    /// PAUSED is written before it is so: while the pause is under way that is no answer.
+    async fn not_paused_yet(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
+        let record = self.get(&SandboxRef::Id(*id)).await?;
+        if record.phase != Phase::Paused {
+            return Ok(record);
+        }
+        let message = format!("{id} is still being paused; ask again");
+        Err(Error::new(reason::SANDBOX_BUSY, message).retry_after(Duration::from_secs(1)))
     }
 
     async fn pause_now(

@@ -6,21 +6,27 @@ use super::{Error, Known, Sandboxes, reads};
 
 impl Sandboxes {
     /// Destroys a container that carries the mark of a sandbox whose tombstone stands in the
-    /// journal with this very vmid: a power cut can bring back what pmxcfs had not synced, and
-    /// deleted is deleted.
+    /// journal with this very vmid, or of an attempt before the one that stands there: a power cut
+    /// can bring back what pmxcfs had not synced, and deleted is deleted.
     ///
     /// # Errors
-    /// When there is no such tombstone, or the container could not be destroyed.
+    /// When the journal does not say that it is over, or the container could not be destroyed.
     pub async fn sweep(&self, id: &SandboxId, vmid: Vmid) -> Result<(), Error> {
         let name = SandboxRef::Id(*id);
-        match self.known(&name) {
-            Some(Known::Ended(tombstone)) if tombstone.vmid == vmid => {
-                tracing::warn!(sandbox_id = %id, %vmid, "container of an ended sandbox was found");
-                let removed = self.pve.destroy_owned(vmid, id, self.options.limits.destroy).await;
-                removed.map_err(Error::from)
-            }
-            Some(Known::Ended(_) | Known::Live(_)) | None => Err(reads::not_found(&name)),
+        let marked = self.pve.config(vmid).await?.and_then(|config| config.mark());
+        let before = |attempt| marked.is_some_and(|mark| mark.attempt < attempt);
+        let over = match self.known(&name) {
+            Some(Known::Ended(ended)) => ended.vmid == vmid || before(ended.attempt),
+            Some(Known::Live(record)) => record.vmid != vmid && before(record.attempt),
+            None => false,
+        };
+        if !over {
+            return Err(reads::not_found(&name));
         }
+        tracing::warn!(sandbox_id = %id, %vmid, "container of an ended sandbox was found");
+        // Looks at the mark once more: whose it is, and for which number.
+        let removed = self.pve.destroy_owned(vmid, id, self.options.limits.destroy).await;
+        removed.map_err(Error::from)
     }
 
     /// Drops tombstones that ended before `before_ms`. Returns how many.

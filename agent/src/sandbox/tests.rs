@@ -7,6 +7,7 @@ mod life;
 mod lifetime;
 mod pause;
 mod recover;
+mod syncs;
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +29,10 @@ use proto::{
 use super::*;
 use crate::{
     clock::{Clock, Moment},
-    journal::{Journal, MemoryJournal, Phase, Pools, Record, memory::SoundDisk},
+    journal::{
+        Journal, MemoryJournal, Phase, Pools, Record,
+        memory::{Disk, SoundDisk},
+    },
     pve::fake::{FakeCluster, Fault, Op, Pace, Trouble},
     reconcile::{Action, Options as ReconcileOptions, Reconciler},
     saga::Faults,
@@ -117,6 +121,10 @@ impl Node {
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut Options), faults: Faults) -> Self {
+        Self::on(Arc::new(SoundDisk), change, faults).await
+    }
+
+    async fn on(disk: Arc<dyn Disk>, change: impl FnOnce(&mut Options), faults: Faults) -> Self {
         let name: NodeName = "node1".parse().expect("valid");
         let cluster = FakeCluster::new(std::slice::from_ref(&name), Pace::RECORDED, 7);
         cluster.add_template(&name, vmid(TEMPLATE));
@@ -142,7 +150,7 @@ impl Node {
             lifetimes: Lifetimes::default(),
         };
         change(&mut options);
-        let journal = Arc::new(MemoryJournal::new("journal", pools, Arc::new(SoundDisk)));
+        let journal = Arc::new(MemoryJournal::new("journal", pools, disk));
         let clock = Arc::new(HandClock::default());
         let tasks = Tasks::default();
         let sandboxes = open(&cluster, &name, &journal, &clock, &options, &tasks, faults).await;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use proto::{
@@ -12,10 +12,49 @@ use proto::{
 
 use super::{Begun, Choice, Error, Event, EventPage, Filter, Row, Seen, State, Store, Token};
 
+/// What a test does around a write of a creation: nothing, or a crash, which never returns.
+#[async_trait::async_trait]
+pub trait Disk: Send + Sync + std::fmt::Debug {
+    /// The write is lost by a crash.
+    async fn before_write(&self);
+    /// The write survives a crash; its caller does not know that yet.
+    async fn after_write(&self);
+}
+
+/// A disk that does not crash.
+#[derive(Debug)]
+struct SoundDisk;
+
+#[async_trait::async_trait]
+impl Disk for SoundDisk {
+    async fn before_write(&self) {}
+    async fn after_write(&self) {}
+}
+
 /// Holds everything in maps with a fixed order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
     tables: Mutex<Tables>,
+    disk: Arc<dyn Disk>,
+    lapse: Option<Lapse>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::on(Arc::new(SoundDisk))
+    }
+}
+
+/// Something that a store must not do wrong. This one does, when it is told to, so that the
+/// simulation can show that it notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lapse {
+    /// Nobody holds a request_id.
+    Requests,
+    /// Nobody is owed a cancel.
+    Cancels,
+    /// Where a creation goes is answered and not kept.
+    Choices,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +96,28 @@ impl Memory {
         Self::default()
     }
 
+    /// An empty store on this disk.
+    pub fn on(disk: Arc<dyn Disk>) -> Self {
+        Self { tables: Mutex::default(), disk, lapse: None }
+    }
+
+    async fn write<T: Send>(&self, work: impl FnOnce(&mut Tables) -> T + Send) -> Result<T, Error> {
+        self.disk.before_write().await;
+        let done = work(&mut self.tables());
+        self.disk.after_write().await;
+        Ok(done)
+    }
+
+    /// The same, doing one thing wrong.
+    #[must_use]
+    pub fn lapsing(self, lapse: Lapse) -> Self {
+        Self { lapse: Some(lapse), ..self }
+    }
+
+    fn lapses(&self, lapse: Lapse) -> bool {
+        self.lapse == Some(lapse)
+    }
+
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,13 +125,19 @@ impl Memory {
 
 #[async_trait::async_trait]
 impl Store for Memory {
-    async fn begin(&self, row: Row, asked: Event) -> Result<Begun, Error> {
-        let mut tables = self.tables();
-        if let Some(holder) = tables.holder(&row.team, &row.request_id) {
-            return Ok(Begun::Taken(Box::new(holder.clone())));
+    async fn begin(&self, mut row: Row, asked: Event) -> Result<Begun, Error> {
+        if self.lapses(Lapse::Choices) {
+            (row.node, row.attempt) = (None, 0);
         }
-        tables.rows.insert(row.id, row);
-        Ok(Begun::New(tables.append(vec![asked])))
+        row.released |= self.lapses(Lapse::Requests);
+        self.write(|tables| {
+            if let Some(holder) = tables.holder(&row.team, &row.request_id) {
+                return Begun::Taken(Box::new(holder.clone()));
+            }
+            tables.rows.insert(row.id, row);
+            Begun::New(tables.append(vec![asked]))
+        })
+        .await
     }
 
     async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>, Error> {
@@ -86,24 +153,27 @@ impl Store for Memory {
     }
 
     async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error> {
-        let mut tables = self.tables();
-        let Some(row) = tables.rows.get_mut(id).filter(|row| row.state == State::Placing) else {
-            return Ok(false);
-        };
-        row.node = Some(choice.node);
-        row.attempt = choice.attempt;
-        row.decision = choice.decision;
-        if let Some((node, attempt)) = choice.leave {
-            tables.cancels.insert((node, *id), attempt);
-        }
-        Ok(true)
+        self.write(|tables| {
+            let row = tables.rows.get_mut(id).filter(|row| row.state == State::Placing);
+            let Some(row) = row else { return false };
+            row.node = Some(choice.node);
+            row.attempt = choice.attempt;
+            row.decision = choice.decision;
+            if let Some((node, attempt)) = choice.leave {
+                tables.cancels.insert((node, *id), attempt);
+            }
+            true
+        })
+        .await
     }
 
     async fn done(&self, id: &SandboxId, last: Vec<u8>) -> Result<(), Error> {
-        if let Some(row) = self.tables().rows.get_mut(id) {
-            (row.state, row.last) = (State::Done, last);
-        }
-        Ok(())
+        self.write(|tables| {
+            if let Some(row) = tables.rows.get_mut(id) {
+                (row.state, row.last) = (State::Done, last);
+            }
+        })
+        .await
     }
 
     async fn failed(
@@ -113,18 +183,22 @@ impl Store for Memory {
         released: bool,
         now_ms: u64,
     ) -> Result<(), Error> {
-        if let Some(row) = self.tables().rows.get_mut(id) {
-            (row.state, row.last) = (State::Failed, last);
-            (row.released, row.ended_ms) = (released, now_ms);
-        }
-        Ok(())
+        self.write(|tables| {
+            if let Some(row) = tables.rows.get_mut(id) {
+                (row.state, row.last) = (State::Failed, last);
+                (row.released, row.ended_ms) = (released, now_ms);
+            }
+        })
+        .await
     }
 
     async fn cancel(&self, id: &SandboxId) -> Result<(), Error> {
-        if let Some(row) = self.tables().rows.get_mut(id) {
-            row.cancelled = true;
-        }
-        Ok(())
+        self.write(|tables| {
+            if let Some(row) = tables.rows.get_mut(id) {
+                row.cancelled = true;
+            }
+        })
+        .await
     }
 
     async fn remember(&self, seen: Vec<Seen>, events: Vec<Event>) -> Result<u64, Error> {
@@ -223,18 +297,22 @@ impl Store for Memory {
     }
 
     async fn owed(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error> {
+        if self.lapses(Lapse::Cancels) {
+            return Ok(Vec::new());
+        }
         let tables = self.tables();
         let of_node = tables.cancels.iter().filter(|((owed, _), _)| owed == node);
         Ok(of_node.map(|((_, id), attempt)| (*id, *attempt)).collect())
     }
 
     async fn paid(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<(), Error> {
-        let mut tables = self.tables();
-        let key = (node.clone(), *id);
-        if tables.cancels.get(&key).is_some_and(|owed| *owed <= attempt) {
-            tables.cancels.remove(&key);
-        }
-        Ok(())
+        self.write(|tables| {
+            let key = (node.clone(), *id);
+            if tables.cancels.get(&key).is_some_and(|owed| *owed <= attempt) {
+                tables.cancels.remove(&key);
+            }
+        })
+        .await
     }
 
     async fn add_token(&self, token: Token) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use proto::{
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    Op, Shared, Trouble,
+    Lapse, Op, Shared, Trouble,
     world::{Remains, World, locked, missing},
 };
 use crate::pve::{CloneOrder, ErrorKind, Settings};
@@ -108,7 +108,13 @@ impl Work {
     fn end(&mut self) -> Result<(), ErrorKind> {
         match self.trouble.take() {
             Some(Trouble::After(kind)) => Err(kind),
-            Some(Trouble::Before(_) | Trouble::Killed | Trouble::KilledAtOnce | Trouble::Hangs)
+            Some(
+                Trouble::Before(_)
+                | Trouble::Killed
+                | Trouble::KilledAtOnce
+                | Trouble::RolledBack
+                | Trouble::Hangs,
+            )
             | None => Ok(()),
         }
     }
@@ -121,7 +127,7 @@ impl Work {
             self.world().claim(&self.node, self.vmid);
             return Err(cut_off());
         }
-        let half = self.shared.pace.clone / 2;
+        let half = self.shared.pace().clone / 2;
         let made = match self.pass(half).await {
             Ok(()) => self.world().make_volume(&self.node, self.vmid),
             Err(kind) => Err(kind),
@@ -130,6 +136,7 @@ impl Work {
             return Err(cut_off());
         }
         let done = match made {
+            Ok(()) if self.trouble == Some(Trouble::RolledBack) => Err(cut_off()),
             Ok(()) => self.pass(half).await,
             Err(kind) => Err(kind),
         };
@@ -150,7 +157,7 @@ impl Work {
 
     pub(super) async fn configure(mut self, settings: Settings) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
-        self.pass(self.shared.pace.set).await?;
+        self.pass(self.shared.pace().set).await?;
         if self.killed() {
             return Err(cut_off());
         }
@@ -164,11 +171,11 @@ impl Work {
         if self.world().may_start(&self.node, self.vmid)? {
             return Ok(());
         }
-        self.pass(self.shared.pace.start).await?;
+        self.pass(self.shared.pace().start).await?;
         if self.killed() {
             return Err(cut_off());
         }
-        let up_at = Instant::now() + self.shared.vary(self.shared.pace.boot);
+        let up_at = Instant::now() + self.shared.vary(self.shared.pace().boot);
         self.world().start(&self.node, self.vmid, up_at)?;
         self.end()
     }
@@ -178,7 +185,7 @@ impl Work {
         if self.world().is_stopped(&self.node, self.vmid)? {
             return Ok(());
         }
-        self.pass(self.shared.pace.stop).await?;
+        self.pass(self.shared.pace().stop).await?;
         if self.killed() {
             return Err(cut_off());
         }
@@ -187,7 +194,7 @@ impl Work {
     }
 
     pub(super) async fn hold(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
-        self.pass(self.shared.pace.write).await?;
+        self.pass(self.shared.pace().write).await?;
         if self.killed() {
             return Err(cut_off());
         }
@@ -196,7 +203,7 @@ impl Work {
     }
 
     pub(super) async fn release(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
-        self.pass(self.shared.pace.write).await?;
+        self.pass(self.shared.pace().write).await?;
         if self.killed() {
             return Err(cut_off());
         }
@@ -206,12 +213,12 @@ impl Work {
 
     /// Cut off, it leaves the container frozen.
     pub(super) async fn freeze(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
-        self.pass(self.shared.pace.freeze).await?;
+        self.pass(self.shared.pace().freeze).await?;
         self.world().freeze(&self.node, self.vmid, &owner, true)?;
         if self.killed() {
             return Err(cut_off());
         }
-        self.pass(self.shared.pace.freeze).await?;
+        self.pass(self.shared.pace().freeze).await?;
         let done = self.end();
         if done.is_err() {
             self.world().freeze(&self.node, self.vmid, &owner, false)?;
@@ -220,7 +227,7 @@ impl Work {
     }
 
     pub(super) async fn thaw(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
-        self.pass(self.shared.pace.freeze).await?;
+        self.pass(self.shared.pace().freeze).await?;
         if self.killed() {
             return Err(cut_off());
         }
@@ -230,6 +237,9 @@ impl Work {
 
     pub(super) async fn destroy(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
+        if self.world().lapses(Lapse::Destroy) {
+            return Ok(());
+        }
         let remains = self.world().remains(&self.node, self.vmid, &owner)?;
         if remains == Remains::Nothing {
             return Ok(());
@@ -237,7 +247,7 @@ impl Work {
         if remains == Remains::Container {
             self.world().let_go(&self.node, self.vmid)?;
         }
-        self.pass(self.shared.pace.destroy).await?;
+        self.pass(self.shared.pace().destroy).await?;
         self.world().half_destroy(&self.node, self.vmid);
         if self.killed() {
             return Err(cut_off());
@@ -248,7 +258,10 @@ impl Work {
 
     pub(super) async fn unlock_template(mut self) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
-        self.pass(self.shared.pace.set).await?;
+        self.pass(self.shared.pace().set).await?;
+        if self.world().lapses(Lapse::Unlock) {
+            return Ok(());
+        }
         {
             let mut world = self.world();
             let template = world.container(&self.node, self.vmid);

@@ -101,7 +101,8 @@ fn split(world: &World) -> (Intended, Observed) {
         let at = usize::try_from(on - 100).expect("fits");
         let (frozen, held) = world.pauses.get(at).copied().unwrap_or_default();
         let (frozen, noted) = (frozen && running, held);
-        let container = Container { mark, template, lock, running, frozen, ip: None, held, noted };
+        let container =
+            Container { mark, template, lock, running, frozen, held, noted, ..Default::default() };
         observed.containers.insert(vmid(on), container);
     };
     for &(on, stands, runs) in &world.stands {
@@ -278,4 +279,39 @@ fn a_copy_of_ours_is_nobodys_business() {
     };
     let (intended, observed) = split(&world);
     assert_eq!(plan(&intended, &observed), []);
+}
+
+#[test]
+fn what_is_left_of_attempts_that_are_over_is_swept() {
+    let seen = |on: u32, attempt: u32| {
+        let mark = Mark { attempt, ..of(0, on, Phase::Running).mark() };
+        (vmid(on), Container { mark: Some(mark), ..Container::default() })
+    };
+    let planned = |record: Record, containers: Vec<(Vmid, Container)>| {
+        let mut intended = Intended::default();
+        if record.phase.ended() {
+            intended.ended.push(Tombstone::from(&record));
+        } else {
+            intended.live.push(Arc::new(record));
+        }
+        let mut observed = Observed::default();
+        observed.cluster.quorate = true;
+        observed.containers.extend(containers);
+        plan(&intended, &observed)
+    };
+    let second = |on, phase| Record { attempt: 2, ..of(0, on, phase) };
+    let sweep = [Action::Sweep { id: id(0), vmid: vmid(100) }];
+    // A power cut brings the first attempt's container back, while the second lives, and after it.
+    let lives = planned(second(101, Phase::Stopped), vec![seen(100, 1), seen(101, 2)]);
+    assert_eq!(lives, sweep);
+    assert_eq!(planned(second(101, Phase::Failed), vec![seen(100, 1)]), sweep);
+    // A later one, or the same under another number, is no business of a sweep.
+    for attempt in [2, 3] {
+        let odd = planned(second(101, Phase::Stopped), vec![seen(100, attempt), seen(101, 2)]);
+        assert!(matches!(odd[..], [Action::Quarantine { .. }]), "{odd:?}");
+    }
+    // A destruction that was cut off leaves a number and a lock.
+    let gutted = || (vmid(100), Container { gutted: true, ..Container::default() });
+    assert_eq!(planned(second(100, Phase::Deleted), vec![gutted()]), sweep);
+    assert_eq!(planned(second(101, Phase::Deleted), vec![gutted()]), [], "somebody else's");
 }

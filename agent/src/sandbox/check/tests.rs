@@ -113,4 +113,17 @@ fn nothing_may_be_left_of_what_has_ended() {
         observed.cluster.guests.insert(vmid(100), "node1".parse().expect("valid"));
     });
     finds(&["I1"], |intended, _| intended.live.clear());
+    // What a destruction that was cut off leaves carries no mark.
+    finds(&["I1"], |intended, observed| {
+        end(intended);
+        observed.volumes.clear();
+        let gutted = Container { gutted: true, ..Container::default() };
+        observed.containers.insert(vmid(100), gutted);
+    });
+    // A second container with the mark of one that lives.
+    finds(&["I1"], |intended, observed| {
+        let mark = Record { vmid: vmid(101), ..Record::clone(&intended.live[0]) }.mark();
+        let twin = Container { mark: Some(mark), ..Container::default() };
+        observed.containers.insert(vmid(101), twin);
+    });
 }

@@ -25,7 +25,7 @@ async fn a_failure_at_any_step_leaves_nothing() {
     for step in 0..steps {
         for when in [When::Before, When::After] {
             for twice in [false, true] {
-                let faults = Faults { fail: Some((step, when)), twice, hook: None };
+                let faults = Faults { fail: Some((step, when)), twice, ..Faults::default() };
                 let node = Node::with(|_| {}, faults).await;
                 let record = node.create(1).await;
                 assert_eq!(record.phase, Phase::Failed, "step {step} {when:?}");

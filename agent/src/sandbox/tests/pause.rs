@@ -247,3 +247,19 @@ async fn a_thaw_that_fails_is_tried_again() {
     assert_eq!(node.record(1).await.phase, Phase::Running, "that is what it is to be");
     node.assert_awake(&record).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_told_that_it_is_paused_before_it_is() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    node.fault(Op::Hold, Trouble::Hangs);
+    let short = Duration::from_secs(5);
+    let told = node.sandboxes.pause(&id(1), false, short).await.expect_err("it hangs");
+    assert_eq!(told.reason, reason::SANDBOX_BUSY);
+    assert!(!node.cluster.guests()[&record.vmid].frozen);
+    node.cluster.release();
+    let paused = node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+    assert_eq!(paused.phase, Phase::Paused);
+    assert!(node.cluster.guests()[&record.vmid].frozen);
+    node.assert_sound().await;
+}

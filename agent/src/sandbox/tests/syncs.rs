@@ -1,0 +1,231 @@
+//! The agent dies at every sync of its journal, right before it and right after it, in every
+//! operation; and once more in what the next one does about that. The syncs are counted first, so a
+//! new step is covered by itself. Before a sync an effect was had that nobody knows of, and is had
+//! again; after it an intent is known that had none.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, AtomicUsize},
+};
+
+use tokio::sync::Notify;
+
+use super::*;
+use crate::saga::When;
+
+/// No operation takes longer.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A disk that holds up one sync for ever.
+#[derive(Debug, Default)]
+struct Fatal {
+    armed: AtomicBool,
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+    at: Option<(usize, When)>,
+    reached: Notify,
+}
+
+impl Fatal {
+    fn arm(&self, armed: bool) {
+        self.armed.store(armed, Ordering::Relaxed);
+    }
+
+    async fn pass(&self, count: &AtomicUsize, when: When) {
+        if !self.armed.load(Ordering::Relaxed) {
+            return;
+        }
+        let number = count.fetch_add(1, Ordering::Relaxed);
+        if self.at == Some((number, when)) {
+            self.reached.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Disk for Fatal {
+    async fn before_sync(&self) {
+        self.pass(&self.begun, When::Before).await;
+    }
+
+    async fn after_sync(&self) {
+        self.pass(&self.ended, When::After).await;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Create,
+    /// One that fails behind the clone and is undone.
+    Undo,
+    /// One that is called off in the middle.
+    Cancel,
+    Start,
+    Stop,
+    Pause,
+    Resume,
+    Delete,
+    /// What the reconciler does about a creation and a deletion that were cut short.
+    Recover,
+}
+
+const ALL: [Operation; 9] = [
+    Operation::Create,
+    Operation::Undo,
+    Operation::Cancel,
+    Operation::Start,
+    Operation::Stop,
+    Operation::Pause,
+    Operation::Resume,
+    Operation::Delete,
+    Operation::Recover,
+];
+
+impl Operation {
+    /// Of the first life.
+    fn faults(self) -> Faults {
+        // The third step starts what the first has cloned.
+        let fail = (self == Self::Undo).then_some((2, When::Before));
+        Faults { fail, ..Faults::default() }
+    }
+
+    /// Up to the moment before.
+    async fn prepare(self, node: &mut Node) {
+        match self {
+            Self::Create | Self::Undo | Self::Cancel => {}
+            Self::Stop | Self::Pause | Self::Delete => drop(node.running(1).await),
+            Self::Start => {
+                node.running(1).await;
+                node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+            }
+            Self::Resume => {
+                node.running(1).await;
+                node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+            }
+            Self::Recover => {
+                node.running(2).await;
+                node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+                node.sandboxes.delete(&id(2), Duration::ZERO).await.expect("under way");
+                tokio::time::sleep(Duration::from_millis(600)).await;
+                node.restart().await;
+            }
+        }
+    }
+
+    /// To its end, or to the agent's.
+    async fn run(self, node: &Node) {
+        let sandboxes = &node.sandboxes;
+        let one = id(1);
+        match self {
+            Self::Create | Self::Undo => {
+                sandboxes.create(order(1), PATIENCE).await.expect("admitted");
+            }
+            Self::Cancel => {
+                let creating = sandboxes.create(order(1), PATIENCE);
+                let cancelling = async {
+                    tokio::time::sleep(Duration::from_millis(1200)).await;
+                    sandboxes.cancel(&one, 1, PATIENCE).await.expect("called off")
+                };
+                let (created, _) = tokio::join!(creating, cancelling);
+                drop(created);
+            }
+            Self::Start => drop(sandboxes.start(&one, PATIENCE).await.expect("started")),
+            Self::Stop => drop(sandboxes.stop(&one, PATIENCE).await.expect("stopped")),
+            Self::Pause => drop(sandboxes.pause(&one, false, PATIENCE).await.expect("paused")),
+            Self::Resume => drop(sandboxes.resume(&one, PATIENCE).await.expect("resumed")),
+            Self::Delete => drop(sandboxes.delete(&one, PATIENCE).await.expect("deleted")),
+            Self::Recover => drop(node.reconcile().await),
+        }
+    }
+
+    /// What may have become of the sandbox when the next agent is done. `None`: nobody knows of it.
+    fn ends(self) -> &'static [Option<Phase>] {
+        match self {
+            Self::Create => &[None, Some(Phase::Failed), Some(Phase::Running)],
+            Self::Undo | Self::Cancel => &[None, Some(Phase::Failed)],
+            Self::Recover => &[Some(Phase::Failed)],
+            Self::Start => &[Some(Phase::Stopped), Some(Phase::Running)],
+            Self::Stop => &[Some(Phase::Running), Some(Phase::Stopped)],
+            Self::Pause | Self::Resume => &[Some(Phase::Running), Some(Phase::Paused)],
+            Self::Delete => &[Some(Phase::Running), Some(Phase::Deleted)],
+        }
+    }
+}
+
+/// The syncs of an operation.
+async fn syncs(operation: Operation) -> usize {
+    let disk = Arc::new(Fatal::default());
+    let mut node = Node::on(Arc::clone(&disk) as _, |_| {}, operation.faults()).await;
+    operation.prepare(&mut node).await;
+    disk.arm(true);
+    operation.run(&node).await;
+    disk.begun.load(Ordering::Relaxed)
+}
+
+/// Dies at that sync; what the next agent makes of it.
+async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Option<Phase> {
+    let disk = Arc::new(Fatal { at: Some(at), ..Fatal::default() });
+    let mut node = Node::on(Arc::clone(&disk) as _, |_| {}, operation.faults()).await;
+    node.add_foreign();
+    let foreign = node.cluster.guests()[&vmid(FOREIGN)].clone();
+    operation.prepare(&mut node).await;
+    disk.arm(true);
+    let died = tokio::select! {
+        biased;
+        () = disk.reached.notified() => true,
+        () = operation.run(&node) => false,
+        () = tokio::time::sleep(PATIENCE) => panic!("{operation:?} hangs at {at:?}"),
+    };
+    // The last answer may be out by the time that the disk is asked for more.
+    assert!(died || at.1 == When::After, "{operation:?} has no sync {at:?}");
+    disk.arm(false);
+    if power_cut {
+        node.cluster.crash(&node.name);
+    }
+    node.restart().await;
+    // What `pct` was doing ends by itself, before or while the next agent looks.
+    node.reconcile().await;
+    node.cluster.settle().await;
+    node.reconcile().await;
+    node.assert_sound().await;
+    let left = node.sandboxes.get(&SandboxRef::Id(id(1))).await.ok().map(|record| record.phase);
+    // Whatever it is, it can be asked for again, and deleted; and the node is as good as new.
+    if operation == Operation::Delete || left.is_some_and(|phase| phase != Phase::Failed) {
+        node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    }
+    node.running(3).await;
+    node.sandboxes.delete(&id(3), LONG).await.expect("deleted");
+    node.reconcile().await;
+    node.assert_clean().await;
+    assert_eq!(node.cluster.guests()[&vmid(FOREIGN)], foreign, "{operation:?} {at:?}");
+    left
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_around_every_sync_of_every_operation_is_survived() {
+    for operation in ALL {
+        let syncs = syncs(operation).await;
+        assert!(syncs > 0, "{operation:?} writes nothing");
+        let mut seen = BTreeSet::new();
+        for number in 0..syncs {
+            for when in [When::Before, When::After] {
+                for power_cut in [false, true] {
+                    let left = dies(operation, (number, when), power_cut).await;
+                    let down = power_cut && left == Some(Phase::Stopped);
+                    assert!(
+                        down || operation.ends().contains(&left),
+                        "{operation:?}, {when:?} sync {number} of {syncs}, power cut {power_cut}: \
+                         {left:?}"
+                    );
+                    if !power_cut {
+                        seen.insert(format!("{left:?}"));
+                    }
+                }
+            }
+        }
+        // The first sync is an intent: before it nothing has happened, and after the last all has.
+        let both = operation.ends().len().min(2);
+        assert!(seen.len() >= both, "{operation:?} over {syncs} syncs: {seen:?}");
+    }
+}

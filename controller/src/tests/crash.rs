@@ -1,0 +1,211 @@
+//! The controller dies at every write of a creation, right before it and right after it, and another
+//! goes on over the same store. The writes are counted first, so a new one is covered by itself.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use proto::{reason, sandbox::v1::*};
+use tokio::{sync::Notify, time::timeout};
+use tonic::Code;
+
+use super::*;
+use crate::store::{State, memory::Disk};
+
+/// No story takes longer.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Before,
+    After,
+}
+
+/// A disk that holds up one write for ever.
+#[derive(Debug, Default)]
+struct Fatal {
+    armed: AtomicBool,
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+    at: Option<(usize, When)>,
+    reached: Notify,
+}
+
+impl Fatal {
+    async fn pass(&self, count: &AtomicUsize, when: When) {
+        if !self.armed.load(Ordering::Relaxed) {
+            return;
+        }
+        let number = count.fetch_add(1, Ordering::Relaxed);
+        if self.at == Some((number, when)) {
+            self.reached.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Disk for Fatal {
+    async fn before_write(&self) {
+        self.pass(&self.begun, When::Before).await;
+    }
+
+    async fn after_write(&self) {
+        self.pass(&self.ended, When::After).await;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Story {
+    /// The first node makes it.
+    Plain,
+    /// Two nodes refuse, the third makes it.
+    Refused,
+    /// The first node is lost in the middle, its attempt is left, and it comes back.
+    Left,
+    /// No node can make it.
+    Failed,
+    /// Its owner deletes it in the middle.
+    Deleted,
+}
+
+const ALL: [Story; 5] = [Story::Plain, Story::Refused, Story::Left, Story::Failed, Story::Deleted];
+
+impl Story {
+    async fn prepare(self, lab: &Lab) {
+        let full = Some((Code::ResourceExhausted, reason::STORAGE_FULL));
+        let faults = |index: usize, change: fn(&mut node::fake::Faults)| {
+            lab.agents[index].faults(change);
+        };
+        match self {
+            Self::Plain => {}
+            Self::Refused => {
+                for index in [0, 1] {
+                    lab.agents[index].faults(|faults| faults.refuse = full);
+                }
+            }
+            Self::Left => {
+                faults(0, |faults| faults.boot = Duration::from_secs(30));
+                for agent in &lab.agents[1..] {
+                    agent.load(|load| load.cpu_busy = 0.9);
+                }
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            Self::Failed => {
+                for index in 0..3 {
+                    faults(index, |faults| faults.fail = Some(reason::PCT_FAILED));
+                }
+            }
+            Self::Deleted => {
+                for index in 0..3 {
+                    faults(index, |faults| faults.boot = Duration::from_secs(60));
+                }
+            }
+        }
+    }
+
+    /// What happens while the creation is under way.
+    async fn meanwhile(self, lab: &Lab) {
+        match self {
+            Self::Plain | Self::Refused | Self::Failed => {}
+            Self::Left => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                lab.agents[0].down();
+            }
+            Self::Deleted => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                for sandbox in lab.living() {
+                    // Cut off by the crash, it is asked for again.
+                    let delete = DeleteSandboxRequest { id: sandbox.id };
+                    drop(lab.api().delete_sandbox(delete).await);
+                }
+            }
+        }
+    }
+
+    /// The caller asks until it is told how it ended, as a backend does.
+    async fn ask(self, lab: &Lab) -> Result<Sandbox, Status> {
+        loop {
+            if self == Self::Deleted {
+                self.meanwhile(lab).await;
+            }
+            match lab.create("r1").await {
+                Ok(sandbox) if sandbox.phase() == Phase::Creating => {}
+                told => return told,
+            }
+        }
+    }
+
+    async fn check(self, lab: &Lab, at: &str) {
+        let told = timeout(PATIENCE, self.ask(lab)).await;
+        let told = told.unwrap_or_else(|_| panic!("{self:?}: no answer, {at}"));
+        if self == Self::Left {
+            lab.agents[0].up();
+            // What is owed to it is paid when it is heard again.
+            tokio::time::sleep(Duration::from_secs(30)).await;
+        }
+        let living = lab.living();
+        let rows = lab.store.all().await.expect("a store");
+        let of_request: Vec<_> = rows.iter().filter(|row| !row.released).collect();
+        assert_eq!(of_request.len(), 1, "{self:?}, {at}: {rows:?}");
+        match self {
+            Self::Plain | Self::Refused | Self::Left => {
+                let sandbox = told.unwrap_or_else(|error| panic!("{self:?}, {at}: {error}"));
+                assert_eq!(sandbox.phase(), Phase::Running, "{self:?}, {at}");
+                assert_eq!(living.len(), 1, "{self:?}, {at}: {living:?}");
+                assert_eq!(living[0].id, sandbox.id, "{self:?}, {at}");
+                assert_eq!(of_request[0].state, State::Done, "{self:?}, {at}");
+            }
+            Self::Failed => {
+                assert_eq!(reason(told), reason::PCT_FAILED, "{at}");
+                assert_eq!(living, [], "{at}");
+            }
+            Self::Deleted => {
+                assert_eq!(reason(told), reason::CREATE_CANCELLED, "{at}");
+                assert_eq!(living, [], "{at}");
+            }
+        }
+        for agent in &lab.agents {
+            let owed = lab.store.owed(agent.name()).await.expect("a store");
+            assert_eq!(owed, [], "{self:?}, {at}: owed to {}", agent.name());
+        }
+    }
+}
+
+/// Tells it, up to the crash if there is one; the writes that there were.
+async fn tell(story: Story, at: Option<(usize, When)>) -> usize {
+    let disk = Arc::new(Fatal { at, ..Fatal::default() });
+    let mut lab = Lab::over(Arc::new(Memory::on(Arc::clone(&disk) as _))).await;
+    story.prepare(&lab).await;
+    disk.armed.store(true, Ordering::Relaxed);
+    let whole = async {
+        let (told, ()) = tokio::join!(story.ask(&lab), story.meanwhile(&lab));
+        drop(told);
+        // Writes may follow the answer.
+        tokio::time::sleep(Duration::from_secs(120)).await;
+    };
+    let died = tokio::select! {
+        biased;
+        () = disk.reached.notified() => true,
+        () = whole => false,
+        () = tokio::time::sleep(PATIENCE) => panic!("{story:?} hangs, {at:?}"),
+    };
+    assert_eq!(died, at.is_some(), "{story:?}, {at:?}");
+    disk.armed.store(false, Ordering::Relaxed);
+    if died {
+        lab.start().await;
+    }
+    story.check(&lab, &format!("{at:?}")).await;
+    disk.begun.load(Ordering::Relaxed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_around_every_write_of_a_creation_is_survived() {
+    for story in ALL {
+        let writes = tell(story, None).await;
+        assert!(writes >= 2, "{story:?} writes {writes} times");
+        for number in 0..writes {
+            for when in [When::Before, When::After] {
+                tell(story, Some((number, when))).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! Everything that can be killed is, again and again, under a load of callers: the agents, the
+//! controller, a worker of `pct`, Caddy, a container's init. Then everything that a caller was told
+//! must be so, and nothing may be left behind.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    daemons::{AGENT, CADDY, CONTROLLER},
+    supervise::{Services, State},
+};
+use serde_json::Value;
+use standin::faults::{Action, Rule};
+
+use crate::{
+    history::{History, Known, Sandbox},
+    http,
+    world::{Caller, PATIENCE, World, unique, wait, world},
+};
+
+/// Kills of a plain run; `PVE_SANDBOX_CHAOS` says otherwise.
+const KILLS: u32 = 50;
+/// No call of `sandboxctl` takes longer.
+const CALL_S: u32 = 90;
+/// A caller that creates keeps so many.
+const KEPT: usize = 2;
+/// A step of `pct` that takes this long can be hit.
+const STEP_MS: u64 = 150;
+/// How long a worker is looked for.
+const LOOK: Duration = Duration::from_secs(20);
+const NODES: [&str; 3] = ["node1", "node2", "node3"];
+
+/// Who is killed, in turn: each is a fifth.
+const VICTIMS: [Victim; 5] =
+    [Victim::Agent, Victim::Worker, Victim::Controller, Victim::Init, Victim::Caddy];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Victim {
+    Agent,
+    Controller,
+    Worker,
+    Caddy,
+    Init,
+}
+
+/// SplitMix64: what is done when is said by the seed, what it hits is not.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn node(&mut self) -> &'static str {
+        NODES[usize::try_from(self.roll() % 3).expect("an index")]
+    }
+
+    fn pause(&mut self, ms_max: u64) {
+        thread::sleep(Duration::from_millis(self.roll() % ms_max));
+    }
+}
+
+/// One caller.
+struct Lane<'a> {
+    caller: Caller,
+    history: &'a History,
+    stop: &'a AtomicBool,
+    prefix: String,
+    dice: Dice,
+}
+
+impl Lane<'_> {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn ctl(&self, args: &[&str]) -> (i32, String, String) {
+        let done = self.caller.ctl_within(CALL_S, args);
+        if done.0 == 124 {
+            self.history.broken(format!("I9: sandboxctl {args:?} took longer than {CALL_S} s"));
+        }
+        done
+    }
+
+    /// Creates and deletes until it is told to stop, and keeps the last few.
+    fn create_and_delete(mut self) {
+        let (mut number, mut kept) = (0, Vec::new());
+        while self.goes_on() {
+            let key = format!("{}-{number}", self.prefix);
+            number += 1;
+            if create(&self, &key) {
+                kept.push(key);
+            }
+            if kept.len() > KEPT {
+                let at = usize::try_from(self.dice.roll() % 3).expect("an index");
+                delete(&self, &kept.swap_remove(at.min(kept.len() - 1)));
+            }
+            self.dice.pause(200);
+        }
+    }
+
+    /// Runs commands in what others have made.
+    fn run_commands(mut self) {
+        let mut number = 0;
+        while self.goes_on() {
+            let roll = self.dice.roll();
+            if let Some((key, sandbox)) = self.history.living(roll) {
+                // Not one of `sandboxctl`'s own.
+                let code = 10 + number % 110;
+                run(&self, &key, &sandbox, &format!("{}-{number}", self.prefix), code);
+                number += 1;
+            }
+            self.dice.pause(100);
+        }
+    }
+
+    /// I2: what was acked is found, whenever the controller answers.
+    fn look(mut self) {
+        while self.goes_on() {
+            let roll = self.dice.roll();
+            if let Some((key, Sandbox { id, .. })) = self.history.living(roll) {
+                let (code, _, err) = self.ctl(&["get", &id]);
+                let unasked = !self.history.note(&key, |known| known.delete_asked);
+                // 3: there is no such sandbox.
+                if code == 3 && unasked {
+                    self.history.broken(format!("I2: {key}, acked as {id}, is not found: {err}"));
+                }
+            }
+            self.dice.pause(200);
+        }
+    }
+}
+
+/// The same request until it is answered; true when it runs.
+fn create(lane: &Lane<'_>, key: &str) -> bool {
+    let begun = Instant::now();
+    lane.history.note(key, |_| {});
+    // Somebody asks again for what he has already, now and then.
+    let mut again = key.len() % 2;
+    loop {
+        let (code, out, err) = lane.ctl(&["--json", "create", "--request-id", key]);
+        let answer: Option<Value> = serde_json::from_str(&out).ok();
+        let answer = answer.map(|one| one.as_array().map_or(one.clone(), |list| list[0].clone()));
+        if let Some(answer) = answer.filter(|one| one["phase"] == "running") {
+            acked(lane.history, key, &answer);
+            if again == 0 {
+                return true;
+            }
+            again -= 1;
+        } else if code == 1 && err.contains("\"reason\"") {
+            // It failed for good: the same answer for ever, or a number of its own.
+            return lane.history.note(key, |known| known.acked.is_some());
+        }
+        if begun.elapsed() > PATIENCE * 2 {
+            lane.history.broken(format!("I9: {key} is not answered: {code} {err}"));
+            return false;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// I4: the same sandbox for the same request_id.
+fn acked(history: &History, key: &str, answer: &Value) {
+    let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
+    let (id, node) = (text("id"), text("node"));
+    let vmid = answer["vmid"].as_u64().unwrap_or_default();
+    let before = history.note(key, |known| {
+        known.ids.insert(id.clone());
+        known.acked.get_or_insert(Sandbox { id: id.clone(), node, vmid }).id.clone()
+    });
+    if before != id {
+        history.broken(format!("I4: {key} is {before} and {id}"));
+    }
+}
+
+/// Until it is gone.
+fn delete(lane: &Lane<'_>, key: &str) {
+    let known = lane.history.note(key, |known| {
+        known.delete_asked = true;
+        known.clone()
+    });
+    let Some(Sandbox { id, .. }) = known.acked else { return };
+    let begun = Instant::now();
+    loop {
+        let (code, out, err) = lane.ctl(&["--json", "rm", &id]);
+        if code == 3 {
+            lane.history.broken(format!("I2: {id} was lost before it was deleted: {err}"));
+            return;
+        }
+        if code == 0 && out.contains("\"deleted\"") {
+            lane.history.note(key, |known| known.deleted = true);
+            return;
+        }
+        if begun.elapsed() > PATIENCE * 2 {
+            lane.history.broken(format!("I9: {id} is not deleted: {code} {out}{err}"));
+            return;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// One command: its own code, or a clear failure.
+fn run(lane: &Lane<'_>, key: &str, sandbox: &Sandbox, name: &str, code: i32) {
+    let line = format!("echo {name} >>/root/ran; sync /root/ran; exit {code}");
+    lane.history.note(key, |known| known.ran.insert(name.to_owned(), None));
+    let args = ["exec", "--exec-id", name, &sandbox.id, "--shell", &line];
+    let (came, out, err) = lane.ctl(&args);
+    if came == code {
+        lane.history.note(key, |known| known.ran.insert(name.to_owned(), Some(code)));
+        return;
+    }
+    // 125: it was not run, or its outcome was lost; 3, 4: there is no such sandbox, or not now.
+    let clear = matches!(came, 1 | 3 | 4 | 125) && !err.trim().is_empty();
+    if !clear {
+        let id = &sandbox.id;
+        lane.history.broken(format!("{name} in {id} came to {came}, not {code}: {out}{err}"));
+    }
+}
+
+/// Kills one; false when there was none.
+fn kill(world: &World, history: &History, dice: &mut Dice, victim: Victim) -> bool {
+    let service = |services: Services, name: &str| {
+        services.wait(name, State::Ready, PATIENCE).expect("it is up again");
+        services.kill(name, false, PATIENCE).expect("kill -9");
+        true
+    };
+    match victim {
+        Victim::Agent => service(world.node(dice.node()).services().expect("services"), AGENT),
+        Victim::Caddy => service(world.node(dice.node()).services().expect("services"), CADDY),
+        Victim::Controller => service(world.lab.services(), CONTROLLER),
+        Victim::Worker => worker(world, dice),
+        Victim::Init => history.living(dice.roll()).is_some_and(|(key, sandbox)| {
+            // Before: whoever runs a command in it from now on may lose it.
+            history.note(&key, |known| known.hit = true);
+            let Sandbox { id, node, vmid } = sandbox;
+            // The number may be somebody else's by now: the config says whose it is.
+            let killed = world.shell(
+                &node,
+                &format!(
+                    "grep -q {id} /etc/pve/lxc/{vmid}.conf && kill -9 $(head -n 1 \
+                     /sys/fs/cgroup/lxc/{vmid}/ns/init.scope/cgroup.procs) && echo killed"
+                ),
+            );
+            killed == "killed\n"
+        }),
+    }
+}
+
+/// The first worker of `pct` that is seen on a node.
+fn worker(world: &World, dice: &mut Dice) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < LOOK {
+        let killed = world.shell(
+            dice.node(),
+            "for i in $(seq 20); do p=$(pgrep -f '[t]ask UPID' | head -n 1); \
+             [ -n \"$p\" ] && kill -9 $p && echo killed && break; sleep 0.02; done",
+        );
+        if killed == "killed\n" {
+            return true;
+        }
+    }
+    false
+}
+
+/// Everything on a node that a sandbox could leave: configs, volumes, links, cgroups, locks, tasks.
+fn footprint(world: &World, node: &str) -> BTreeSet<String> {
+    let lines = world.shell(
+        node,
+        "ls -d /etc/pve/lxc/*.conf /rpool/data/subvol-* /sys/class/net/veth* \
+         /sys/fs/cgroup/lxc/[0-9]* 2>/dev/null; grep -H '^lock:' /etc/pve/lxc/*.conf; \
+         pgrep -af '[t]ask UPID|[p]ct (clone|start|destroy)'; true",
+    );
+    lines.lines().map(str::to_owned).collect()
+}
+
+/// What all of the callers were told, now that nobody disturbs.
+fn check(world: &World, history: &History) {
+    for (key, known) in history.all() {
+        let tries = world.of_request(&key);
+        let living: Vec<_> = tries
+            .iter()
+            .filter(|one| one["phase"] != "failed" && one["phase"] != "deleted")
+            .collect();
+        if living.len() > 1 {
+            history.broken(format!("I4: {key} is {} sandboxes", living.len()));
+        }
+        let Some(sandbox) = &known.acked else { continue };
+        let phase =
+            tries.iter().find(|one| one["id"] == sandbox.id.as_str()).map(|one| &one["phase"]);
+        let phase = phase.and_then(Value::as_str).unwrap_or("lost");
+        let fits = match (known.deleted, known.delete_asked) {
+            (true, _) => phase == "deleted",
+            (false, true) => phase != "lost",
+            (false, false) => phase == "running" || known.hit && phase == "stopped",
+        };
+        if !fits {
+            history.broken(format!("I2, I7: {key}, {known:?}, is {phase}"));
+        }
+        if phase == "running" {
+            each_command_ran_once(world, history, &sandbox.id, &known);
+        }
+    }
+}
+
+/// A code that came means one run; no code means one at most.
+fn each_command_ran_once(world: &World, history: &History, id: &str, known: &Known) {
+    let ran = world.ctl(&["exec", id, "--shell", "cat /root/ran 2>/dev/null; true"]);
+    if ran.code != 0 {
+        history.broken(format!("{id} runs no command: {}", ran.stderr));
+        return;
+    }
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let text = ran.text();
+    for line in text.lines() {
+        *counts.entry(line).or_default() += 1;
+    }
+    for (name, came) in &known.ran {
+        let count = counts.get(name.as_str()).copied().unwrap_or_default();
+        if count > 1 || (came.is_some() && count != 1) {
+            history.broken(format!("{name} in {id} came to {came:?} and ran {count} times"));
+        }
+    }
+}
+
+#[test]
+fn a_load_runs_on_through_kills_of_everything() {
+    let Some(world) = world() else { return };
+    let kills = std::env::var("PVE_SANDBOX_CHAOS").ok().filter(|text| !text.is_empty());
+    let kills: u32 = kills.map_or(KILLS, |kills| kills.parse().expect("a number"));
+    let seed = u64::try_from(std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos());
+    let seed = seed.expect("before 2500");
+    println!("{kills} kills, seed {seed}");
+    wait("a lab without leftovers", || world.ctl(&["fsck"]).code == 0);
+    let before = NODES.map(|node| footprint(&world, node));
+    for node in NODES {
+        // So that there is something to hit.
+        let slow =
+            |command, step| Rule::once(command, step, Action::SleepMs).lasting_ms(STEP_MS).always();
+        world.faults(
+            node,
+            &[slow("clone", "volume"), slow("start", "lxc-start"), slow("destroy", "volume")],
+        );
+    }
+    let (history, stop) = (History::default(), AtomicBool::new(false));
+    let run = unique("chaos");
+    let lane = |name: &str, number: u64| Lane {
+        caller: world.caller(),
+        history: &history,
+        stop: &stop,
+        prefix: format!("{run}-{name}{number}"),
+        dice: Dice(seed.wrapping_add(number)),
+    };
+    let mut hits: BTreeMap<Victim, u32> = BTreeMap::new();
+    thread::scope(|scope| {
+        // Told to stop whatever happens here: else a failure would wait for its callers for ever.
+        let stopping = Stop(&stop);
+        for number in 0..2 {
+            let (create, run) = (lane("create", number), lane("run", 10 + number));
+            scope.spawn(move || create.create_and_delete());
+            scope.spawn(move || run.run_commands());
+        }
+        let look = lane("look", 20);
+        scope.spawn(move || look.look());
+        let mut dice = Dice(seed);
+        wait("the first sandboxes", || history.living(0).is_some());
+        let turns = VICTIMS.iter().copied().cycle();
+        for (number, victim) in (0..kills).zip(turns) {
+            // The containers that callers keep are few: now and then there is none to hit.
+            let done = (0..10).any(|_| {
+                let done = kill(&world, &history, &mut dice, victim);
+                dice.pause(600);
+                done
+            });
+            *hits.entry(victim).or_default() += u32::from(done);
+            if number % 10 == 9 {
+                println!("{} kills: {hits:?}", number + 1);
+            }
+        }
+        drop(stopping);
+    });
+    for node in NODES {
+        world.faults(node, &[]);
+    }
+    for victim in VICTIMS {
+        let hit = hits.get(&victim).copied().unwrap_or_default();
+        assert!(hit * 10 >= kills, "{victim:?} was hit {hit} times of {kills}: {hits:?}");
+    }
+    wait("the controller and three nodes", || {
+        let (code, out, _) = world.caller().ctl(&["--json", "nodes"]);
+        let nodes: Value = serde_json::from_str(&out).unwrap_or_default();
+        let ready = nodes.as_array().is_some_and(|nodes| nodes.iter().all(|n| n["ready"] == true));
+        code == 0 && ready
+    });
+    world.fsck();
+    check(&world, &history);
+    for node in NODES {
+        let nobodys = "port-8000-vm-987654.sandbox.localhost";
+        wait(&format!("Caddy of {node}"), || http::status(node, nobodys) == Some(404));
+    }
+    let all = history.all();
+    let (acked, deleted) = (
+        all.values().filter(|known| known.acked.is_some()).count(),
+        all.values().filter(|known| known.deleted).count(),
+    );
+    let ran: usize = all.values().flat_map(|known| known.ran.values()).flatten().count();
+    println!("{hits:?}; {acked} created, {deleted} deleted, {ran} commands came to their code");
+    assert!(acked > 3 && deleted > 0 && ran > 3, "a load without work proves nothing");
+    for key in all.keys() {
+        for sandbox in world.of_request(key) {
+            if sandbox["phase"] != "deleted" && sandbox["phase"] != "failed" {
+                let id = sandbox["id"].as_str().expect("an id");
+                wait(&format!("{id} to be deleted"), || world.ctl(&["rm", id]).code == 0);
+                world.wait_phase(id, "deleted");
+            }
+        }
+    }
+    for (node, before) in NODES.iter().zip(&before) {
+        wait(&format!("nothing to be left on {node} but {before:?}"), || {
+            footprint(&world, node).is_subset(before)
+        });
+    }
+    history.judge();
+    world.finish();
+}
+
+/// Tells all callers to stop when it goes.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,111 @@
+//! The suite can fail: each kept mutation must turn the simulation red, by the invariant that it
+//! breaks, within a few seeds; without one it must stay green over the same seeds. `make mutants`
+//! prints the table, `make mutants ONLY=word` tries those that have the word in their line.
+
+#![expect(clippy::disallowed_methods, reason = "which mutants to run is said by the environment")]
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
+
+use simulation::{Broken, Mutant, mutant, tell};
+
+/// A mutant that these do not find has survived.
+const SEEDS: u64 = 200;
+
+/// How a mutant was found.
+struct Found {
+    /// Seeds until one turned red.
+    red: Option<u64>,
+    /// Seeds until the invariant that it breaks was named.
+    named: Option<u64>,
+    /// All that were named.
+    by: BTreeSet<String>,
+    /// One line of it.
+    said: String,
+}
+
+fn hunt(mutant: &Mutant) -> Found {
+    let mut found = Found { red: None, named: None, by: BTreeSet::new(), said: String::new() };
+    for seed in 0..SEEDS {
+        let Err(Broken(wrong)) = tell(seed, Some(mutant)) else { continue };
+        found.red.get_or_insert(seed + 1);
+        for line in &wrong {
+            found.by.extend(invariants(line));
+        }
+        let naming = |line: &&String| invariants(line).any(|name| name == mutant.invariant);
+        if let Some(line) = wrong.iter().find(naming) {
+            found.named = Some(seed + 1);
+            found.said.clone_from(line);
+            break;
+        }
+    }
+    found
+}
+
+/// The invariants that a line names: I1 to I13.
+fn invariants(line: &str) -> impl Iterator<Item = String> {
+    let words = line.split(|c: char| !c.is_ascii_alphanumeric());
+    let number = |word: &&str| word.strip_prefix('I').is_some_and(|n| n.parse::<u8>().is_ok());
+    words.filter(number).map(str::to_owned)
+}
+
+#[test]
+fn every_mutant_is_found_and_nothing_else() {
+    daemon::logs::init("off", false);
+    // A mutant may make a daemon panic: that is a way of turning red, and no news.
+    let loud = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let only = std::env::var("PVE_SANDBOX_MUTANTS").unwrap_or_default();
+    let mutants: Vec<&Mutant> = mutant::ALL
+        .iter()
+        .filter(|m| format!("{} {}", m.invariant, m.what).contains(&only))
+        .collect();
+    assert!(!mutants.is_empty(), "no mutant has {only:?} in its line");
+    let next = AtomicUsize::new(0);
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let mut lines: Vec<(usize, Found)> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut mine = Vec::new();
+                    loop {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(mutant) = mutants.get(at) else { return mine };
+                        mine.push((at, hunt(mutant)));
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("no panic gets here")).collect()
+    });
+    std::panic::set_hook(loud);
+    lines.sort_by_key(|(at, _)| *at);
+    let mut survived = Vec::new();
+    println!("{:<4} {:<66} {:>5} {:>5}  found by", "", "mutant", "red", "named");
+    for (at, found) in &lines {
+        let Mutant { invariant, what, .. } = mutants[*at];
+        let count = |seeds: Option<u64>| seeds.map_or("-".to_owned(), |seeds| seeds.to_string());
+        let by = found.by.iter().cloned().collect::<Vec<_>>().join(" ");
+        let (red, named) = (count(found.red), count(found.named));
+        println!("{invariant:<4} {what:<66} {red:>5} {named:>5}  {by}: {}", found.said);
+        if found.named.is_none() {
+            survived.push(format!("{invariant}: {what}"));
+        }
+    }
+    // A suite that is always red finds everything.
+    let deepest = lines.iter().filter_map(|(_, found)| found.named).max().unwrap_or(SEEDS);
+    for seed in 0..deepest {
+        if let Err(Broken(wrong)) = tell(seed, None) {
+            survived.push(format!("seed {seed} is red without a mutant: {}", wrong.join("; ")));
+        }
+    }
+    assert!(
+        survived.is_empty(),
+        "not found within {SEEDS} seeds, or red without:\n  {}",
+        survived.join("\n  ")
+    );
+    println!("{} mutants found; {deepest} seeds without one are green", lines.len());
+}

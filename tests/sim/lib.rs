@@ -1,0 +1,52 @@
+//! The shipped controller and agents in one process, over a fake PVE, streams in memory, journals
+//! that lose what was not synced, and time that jumps; everything that happens comes from a seed.
+//!
+//! A story can be told with a mutant: one thing that must not be left out is left out. The story
+//! must then end badly, or the checks are worth nothing.
+
+mod chance;
+mod check;
+mod cluster;
+pub mod mutant;
+mod net;
+mod operator;
+mod story;
+mod watch;
+
+use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
+
+pub use mutant::Mutant;
+pub use story::Told;
+
+/// Simulated time that one story may take. It ends by itself long before.
+const STORY_MAX: Duration = Duration::from_secs(4 * 3600);
+
+/// What did not fit at the end of a story.
+#[derive(Debug)]
+pub struct Broken(pub Vec<String>);
+
+/// Tells the story of a seed, and checks its end.
+///
+/// # Errors
+/// What was wrong, each with the invariant that it breaks.
+pub fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Broken> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .map_err(|error| Broken(vec![format!("no runtime: {error}")]))?;
+    let story = AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            let story = Box::pin(story::tell(seed, mutant));
+            let endless = |_| Err(Broken(vec!["I9: the story does not end".into()]));
+            tokio::time::timeout(STORY_MAX, story).await.unwrap_or_else(endless)
+        })
+    });
+    std::panic::catch_unwind(story).unwrap_or_else(|panic| Err(Broken(vec![said(&*panic)])))
+}
+
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+    format!("panic: {text}")
+}

@@ -1,0 +1,63 @@
+//! The mutants: each leaves out, or does wrong, one thing that an invariant stands on. Most live in
+//! what the daemons are given here (journal, store, PVE, options); three are in the shipped code,
+//! as `agent::saga::Lapse`, because nothing that is given can stand for them.
+
+use agent::{journal::memory, pve::fake, saga};
+use controller::store;
+
+/// One thing that goes wrong.
+#[derive(Debug)]
+pub struct Mutant {
+    /// The invariant that it breaks.
+    pub invariant: &'static str,
+    /// What it does.
+    pub what: &'static str,
+    pub(crate) lapse: Lapse,
+}
+
+/// Where it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lapse {
+    Agent(saga::Lapse),
+    Journal(memory::Lapse),
+    Pve(fake::Lapse),
+    Store(store::memory::Lapse),
+    /// The reconciler looks once, at the start.
+    Asleep,
+}
+
+const fn mutant(invariant: &'static str, what: &'static str, lapse: Lapse) -> Mutant {
+    Mutant { invariant, what, lapse }
+}
+
+/// All that are kept, at least one an invariant.
+pub const ALL: &[Mutant] = &[
+    mutant("I1", "an undo is skipped", Lapse::Agent(saga::Lapse::Undo)),
+    mutant("I1", "a destruction does nothing", Lapse::Pve(fake::Lapse::Destroy)),
+    mutant("I1", "a dead clone's lock stays on its template", Lapse::Pve(fake::Lapse::Unlock)),
+    mutant("I2", "a creation is answered before it is durable", {
+        Lapse::Journal(memory::Lapse::Answer)
+    }),
+    mutant("I3", "a vmid is leased twice", Lapse::Journal(memory::Lapse::Vmids)),
+    mutant("I3", "an address is leased twice", Lapse::Journal(memory::Lapse::Addresses)),
+    mutant("I4", "request_ids are not looked up", Lapse::Store(store::memory::Lapse::Requests)),
+    mutant("I4", "a cancel that is owed is not paid", Lapse::Store(store::memory::Lapse::Cancels)),
+    mutant("I4", "a node hears of a creation before the choice of it is durable", {
+        Lapse::Store(store::memory::Lapse::Choices)
+    }),
+    mutant("I5", "a container is entered unseen", Lapse::Agent(saga::Lapse::Entry)),
+    mutant("I6", "the journal syncs intents only", Lapse::Journal(memory::Lapse::Sync)),
+    mutant("I7", "an end leaves no tombstone", Lapse::Journal(memory::Lapse::Tombstones)),
+    mutant("I8", "containers are changed unseen", Lapse::Pve(fake::Lapse::Ownership)),
+    mutant("I8", "marks that nobody knows are destroyed", Lapse::Pve(fake::Lapse::Strangers)),
+    mutant("I9", "the reconciler looks once", Lapse::Asleep),
+    mutant("I10", "an old controller is not refused", Lapse::Agent(saga::Lapse::Fence)),
+    mutant("I10", "the epoch is forgotten", Lapse::Journal(memory::Lapse::Epoch)),
+    mutant("I11", "a clone begins before its intent is durable", {
+        Lapse::Journal(memory::Lapse::Intent)
+    }),
+    mutant("I12", "leases are miscounted", Lapse::Journal(memory::Lapse::Room)),
+    mutant("I12", "ends are not told to the controller", Lapse::Journal(memory::Lapse::News)),
+    mutant("I13", "what is frozen counts as dead", Lapse::Pve(fake::Lapse::Frozen)),
+    mutant("I13", "a pause takes no lock", Lapse::Pve(fake::Lapse::Hold)),
+];
