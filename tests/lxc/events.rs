@@ -61,4 +61,5 @@ fn a_nodes_reboot_is_told_as_nobodys_wish() {
         event["kind"] == "node_down" && event["node"] == *name
     };
     assert!(ran.text().lines().any(down), "{}{}", ran.text(), ran.stderr);
+    world.finish();
 }

@@ -150,6 +150,7 @@ impl Sandboxes {
         if self.journal.cancelled(id).await? >= *attempt {
             return Err(called_off(work));
         }
+        self.unlock_before(id, work.deadline).await?;
         let (now_ms, since) = (self.now_ms(), self.clock.moment());
         let network = if self.options.network.dhcp { Network::Dhcp } else { spec.network };
         let record = Record {

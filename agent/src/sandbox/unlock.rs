@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use proto::id::Vmid;
+use proto::id::{SandboxId, SandboxRef, Vmid};
 use tokio::time::Instant;
 
-use super::{Error, Sandboxes, step};
-use crate::journal::Phase;
+use super::{Error, Known, Sandboxes, step};
 
 /// How long the reconciler waits for a turn at a template.
 const TURN: Duration = Duration::from_secs(2);
@@ -17,18 +16,40 @@ impl Sandboxes {
     /// lock on the template may be what it left.
     pub fn has_dead_clone(&self, template: Vmid) -> bool {
         let busy = self.busy();
+        // In whatever phase: a creation that was cut short may be deleted before anybody looks.
         let cut_short = self.live().into_iter().any(|record| {
             record.template == template
-                && matches!(record.phase, Phase::Creating | Phase::Undoing)
                 && step::is_cloning(&record.step)
                 && !busy.contains(&record.id)
         });
         cut_short
-            || self.ended().into_iter().any(|tombstone| {
-                tombstone.template == template
-                    && tombstone.phase == Phase::Failed
-                    && tombstone.cloning
-            })
+            || self
+                .ended()
+                .into_iter()
+                .any(|tombstone| tombstone.template == template && tombstone.cloning)
+    }
+
+    /// Before the tombstone of an attempt is replaced by the record of the next: if it ended in the
+    /// middle of a clone, it is all that says whose the lock on the template is.
+    ///
+    /// # Errors
+    /// When the lock is there and could not be taken off: the tombstone must stay.
+    pub(super) async fn unlock_before(
+        &self,
+        id: &SandboxId,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let Some(Known::Ended(before)) = self.known(&SandboxRef::Id(*id)) else { return Ok(()) };
+        if !before.cloning {
+            return Ok(());
+        }
+        let _turn = self.queues.turn(before.template, deadline).await?;
+        match self.pve.config(before.template).await? {
+            Some(config) if config.lock() == Some("disk") => {
+                self.pve.unlock_template(before.template).await.map_err(Error::from)
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Takes the lock off, in a turn at the template, so no clone of ours is under way; whether

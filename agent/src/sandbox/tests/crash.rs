@@ -1,7 +1,7 @@
 //! The agent dies in the middle of an operation; the next one finishes or undoes it.
 
 use super::*;
-use crate::saga::When;
+use crate::{pve::ErrorKind, saga::When};
 
 /// Dies at every millisecond that matters: after this the operation has ended by itself.
 const STEP_MS: u64 = 150;
@@ -117,6 +117,31 @@ async fn the_lock_of_a_dead_clone_is_taken_off_the_template() {
     assert!(!locked(&node));
     node.reconcile().await;
     node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lock_of_a_dead_clone_is_known_by_the_next_attempt_and_after_a_deletion() {
+    for deleted in [false, true] {
+        let mut node = Node::new().await;
+        node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        node.cluster.crash(&node.name);
+        node.restart().await;
+        // What was made is undone; the template is not looked at yet.
+        node.sandboxes.undo(&id(1), LONG).await.expect("undone");
+        assert_eq!(node.cluster.guests()[&vmid(TEMPLATE)].config.lock(), Some("disk"));
+        if deleted {
+            node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+        } else {
+            // It fails and leaves no word of the clone before it.
+            node.fault(Op::Clone, Trouble::Before(ErrorKind::Failed("no".into())));
+            let second = Order { attempt: 2, ..order(1) };
+            node.sandboxes.create(second, LONG).await.expect("admitted");
+        }
+        node.reconcile().await;
+        node.assert_sound().await;
+        node.running(2).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
