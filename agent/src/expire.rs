@@ -17,8 +17,9 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// Operations at a time: what is due must not crowd out what callers want.
 const PARALLEL: usize = 4;
-/// How long one of them is waited for. It goes on alone after that.
-const WAIT: Duration = Duration::from_secs(240);
+/// How long one of them is waited for: it goes on alone after that, and one that hangs keeps nobody
+/// else's time from coming.
+const WAIT: Duration = Duration::from_secs(20);
 /// After one that failed.
 const AGAIN: Duration = Duration::from_secs(60);
 /// How long a shim may take to list its commands.
