@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use procfs::{net::TcpState, process::Process};
 use proto::id::Vmid;
 
 use super::cgroup::Freezer;
@@ -77,30 +78,15 @@ pub fn frozen(cgroup_root: &Path, vmid: Vmid) -> bool {
 }
 
 /// True when an established TCP connection of this process's network namespace has its other end
-/// elsewhere.
+/// elsewhere, or when that cannot be told.
 pub fn connected(proc: &Path, pid: u32) -> bool {
-    let read = |table: &str| {
-        fs::read_to_string(proc.join(pid.to_string()).join("net").join(table)).unwrap_or_default()
-    };
-    ["tcp", "tcp6"].iter().any(|table| has_connection(&read(table)))
-}
-
-/// The same of one of the kernel's tables.
-fn has_connection(table: &str) -> bool {
-    table.lines().skip(1).any(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(2);
-        let (Some(remote), Some(state)) = (fields.next(), fields.next()) else { return false };
-        // Words in the host's byte order, so on a PVE node the last byte of an IPv4 comes first.
-        let address = remote.split(':').next().unwrap_or_default();
-        let v4 = |word: &str| word.ends_with("7F");
-        let loopback = match address.len() {
-            8 => v4(address),
-            _ => {
-                address == "00000000000000000000000001000000"
-                    || address.strip_prefix("0000000000000000FFFF0000").is_some_and(v4)
-            }
-        };
-        state == "01" && !loopback
+    let Ok(process) = Process::new_with_root(proc.join(pid.to_string())) else { return true };
+    let Ok(tcp) = process.tcp() else { return true };
+    // There is none without IPv6.
+    let tcp6 = process.tcp6().unwrap_or_default();
+    tcp.iter().chain(&tcp6).any(|socket| {
+        let remote = socket.remote_address.ip().to_canonical();
+        socket.state == TcpState::Established && !remote.is_loopback()
     })
 }
 
@@ -150,20 +136,31 @@ Local:
 
     #[test]
     fn a_connection_counts_when_its_other_end_is_elsewhere() {
-        let row = |remote: &str, state: &str| {
-            format!(
-                "  sl  local_address rem_address   st tx_queue\n   0: 0764640A:1F40 {remote} {state} 0\n"
-            )
+        let with = |table: &str, remote: &str, state: &str| {
+            let dir = tempfile::tempdir().expect("tempdir");
+            write(dir.path(), "7/net/tcp", "head\n");
+            let local = "0764640A:1F40";
+            let row = format!(
+                "head\n   0: {local} {remote} {state} 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
+            );
+            let row = if table == "tcp6" {
+                row.replace(local, "0000000000000000FFFF00000764640A:1F40")
+            } else {
+                row
+            };
+            write(dir.path(), &format!("7/net/{table}"), &row);
+            connected(dir.path(), 7)
         };
-        assert!(has_connection(&row("0164640A:C350", "01")), "established, from 10.100.100.1");
-        assert!(!has_connection(&row("0164640A:C350", "06")), "TIME_WAIT");
-        assert!(!has_connection(&row("00000000:0000", "0A")), "listening");
-        assert!(!has_connection(&row("0100007F:C350", "01")), "with itself");
-        assert!(!has_connection(&row("00000000000000000000000001000000:50", "01")));
-        assert!(!has_connection(&row("0000000000000000FFFF00000100007F:50", "01")));
-        assert!(has_connection(&row("0000000000000000FFFF00000164640A:50", "01")));
-        assert!(has_connection(&row("B80D0120000000000000000001000000:50", "01")));
-        assert!(!has_connection("") && !has_connection("a\nb\n"));
+        assert!(with("tcp", "0164640A:C350", "01"), "established, from 10.100.100.1");
+        assert!(!with("tcp", "0164640A:C350", "06"), "TIME_WAIT");
+        assert!(!with("tcp", "00000000:0000", "0A"), "listening");
+        assert!(!with("tcp", "0100007F:C350", "01"), "with itself");
+        assert!(!with("tcp6", "00000000000000000000000001000000:0050", "01"));
+        assert!(!with("tcp6", "0000000000000000FFFF00000100007F:0050", "01"));
+        assert!(with("tcp6", "0000000000000000FFFF00000164640A:0050", "01"));
+        assert!(with("tcp6", "B80D0120000000000000000001000000:0050", "01"));
+        let nothing = tempfile::tempdir().expect("tempdir");
+        assert!(connected(nothing.path(), 7), "nobody can tell");
     }
 
     fn vmid(number: u32) -> Vmid {

@@ -255,7 +255,8 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// What a container uses; `None` when it does not run.
     async fn usage(&self, vmid: Vmid) -> Option<Usage>;
 
-    /// True when the container has an open TCP connection with somebody outside of it.
+    /// True when the container has an open TCP connection with somebody outside of it, or when that
+    /// cannot be told; false when it does not run.
     async fn connected(&self, vmid: Vmid) -> bool;
 
     /// Pids of all that runs in the container, in this host's pid namespace.

@@ -12,8 +12,8 @@ use proto::{
     spec::limit,
 };
 
-use super::{Error, Sandboxes, cut, flights, reads};
-use crate::journal::{Phase, Record};
+use super::{Error, Sandboxes, cut};
+use crate::journal::Record;
 
 impl Sandboxes {
     /// Opens a port under a name. Again with the same port: nothing changes.
@@ -26,7 +26,7 @@ impl Sandboxes {
         name: ServiceName,
         port: Port,
     ) -> Result<Arc<Record>, Error> {
-        self.change_services(id, move |record| match record.services.get(&name) {
+        self.amend_living(id, move |record| match record.services.get(&name) {
             Some(known) if *known == port => Ok(()),
             Some(known) => Err(Error::new(
                 reason::SERVICE_EXISTS,
@@ -89,7 +89,7 @@ impl Sandboxes {
         id: &SandboxId,
         name: ServiceName,
     ) -> Result<Arc<Record>, Error> {
-        self.change_services(id, move |record| {
+        self.amend_living(id, move |record| {
             record.services.remove(&name).map(drop).ok_or_else(|| {
                 Error::new(
                     reason::SERVICE_NOT_FOUND,
@@ -98,25 +98,6 @@ impl Sandboxes {
             })
         })
         .await
-    }
-
-    /// On a task of its own: a caller that hangs up between the journal and the index would leave
-    /// the index behind.
-    async fn change_services(
-        self: &Arc<Self>,
-        id: &SandboxId,
-        change: impl Fn(&mut Record) -> Result<(), Error> + Send + 'static,
-    ) -> Result<Arc<Record>, Error> {
-        self.living(&SandboxRef::Id(*id))?;
-        let (sandboxes, id) = (Arc::clone(self), *id);
-        let change = move |record: &mut Record| {
-            if matches!(record.phase, Phase::Undoing | Phase::Deleting) || record.phase.ended() {
-                return Err(reads::deleted(&SandboxRef::Id(record.id)));
-            }
-            change(record)
-        };
-        let changed = self.tasks.run(async move { sandboxes.amend(&id, change).await });
-        changed.await.unwrap_or_else(|| Err(flights::lost()))
     }
 }
 

@@ -3,16 +3,15 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use proto::{
-    id::{SandboxId, SandboxRef},
+    id::SandboxId,
     lifetime::{Action, Wish},
 };
 
 use super::{
     Error, Sandboxes,
     due::{Cause, Due, due},
-    flights, reads,
 };
-use crate::journal::Record;
+use crate::{clock::Moment, journal::Record};
 
 impl Sandboxes {
     /// Changes the rules of its lifetime. A time to live counts from now.
@@ -24,33 +23,25 @@ impl Sandboxes {
         id: &SandboxId,
         wish: Wish,
     ) -> Result<Arc<Record>, Error> {
-        let (sandboxes, id) = (Arc::clone(self), *id);
-        let written = self.tasks.run(async move {
-            let now = sandboxes.clock.moment();
-            sandboxes
-                .amend(&id, |record| {
-                    if record.phase.ended() || record.phase == crate::journal::Phase::Deleting {
-                        return Err(reads::deleted(&SandboxRef::Id(id)));
-                    }
-                    record.lifetime = record.lifetime.clone().with(&wish, &now);
-                    Ok(())
-                })
-                .await
-        });
-        written.await.ok_or_else(flights::lost)?
+        let now = self.clock.moment();
+        self.amend_living(id, move |record| {
+            record.lifetime = record.lifetime.clone().with(&wish, &now);
+            Ok(())
+        })
+        .await
     }
 
     /// What is due, for those that no operation works on.
     pub fn due(&self) -> Vec<(Arc<Record>, Due)> {
         let (busy, live) = (self.busy(), self.live());
         self.activity.keep(&live.iter().map(|record| record.id).collect::<BTreeSet<_>>());
+        let now = self.clock.moment();
         let idle = live.into_iter().filter(|record| !busy.contains(&record.id));
-        idle.filter_map(|record| self.due_for(&record).map(|due| (record, due))).collect()
+        idle.filter_map(|record| self.due_for(&record, &now).map(|due| (record, due))).collect()
     }
 
-    fn due_for(&self, record: &Record) -> Option<Due> {
-        let unused = self.activity.unused(&record.id);
-        due(record, &self.clock.moment(), unused, &self.options.lifetimes)
+    fn due_for(&self, record: &Record, now: &Moment) -> Option<Due> {
+        due(record, now, self.activity.unused(&record.id), &self.options.lifetimes)
     }
 
     /// It is used right now.
@@ -77,6 +68,7 @@ impl Sandboxes {
 
     /// True when what was due is so no more: it was extended, or used, in between.
     pub(super) fn is_moot(&self, record: &Record, cause: Cause) -> bool {
-        cause != Cause::Asked && self.due_for(record).is_none_or(|due| due.cause != cause)
+        cause != Cause::Asked
+            && self.due_for(record, &self.clock.moment()).is_none_or(|due| due.cause != cause)
     }
 }

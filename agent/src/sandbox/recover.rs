@@ -1,7 +1,11 @@
 //! Taking back a container that carries our mark and stands in no journal: the journal was lost, or
 //! is an older one. Until somebody decides that, it is left alone.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 use proto::{
     id::{SandboxRef, Vmid},
@@ -12,19 +16,20 @@ use proto::{
 use super::{Error, Known, Sandboxes, observe};
 use crate::{
     journal::{self, Lifetime, Phase, Record, WakeOn},
-    pve::{ContainerConfig, Mark},
+    pve::{ContainerConfig, Mark, hold},
 };
 
 /// What a sandbox was made from, where its record was lost.
 const UNKNOWN_SNAPSHOT: &str = "recovered";
 
 impl Sandboxes {
-    /// Records the container as the sandbox that its mark names, running or stopped as it is, its
-    /// ports closed. Nothing is done to the container. With `dry_run` it is only told.
+    /// Records the container as the sandbox that its mark names, running, paused or stopped as it is,
+    /// its ports closed. Nothing is done to the container. With `dry_run` it is only told.
     ///
     /// # Errors
-    /// NOT_OURS when it carries no mark of its own number or somebody locks it, ALREADY_EXISTS ones
-    /// when the journal knows it, or another with its number, address or request.
+    /// NOT_OURS when it carries no mark of its own number, CONTAINER_LOCKED when somebody works on
+    /// it; SANDBOX_KNOWN when the journal knows it, or another with its number, address or request;
+    /// SANDBOX_DELETED when it has ended.
     pub async fn recover(&self, vmid: Vmid, dry_run: bool) -> Result<Arc<Record>, Error> {
         let config = self.pve.config(vmid).await?.ok_or_else(|| {
             Error::new(reason::SANDBOX_NOT_FOUND, format!("this node has no container {vmid}"))
@@ -34,7 +39,8 @@ impl Sandboxes {
             let why = format!("container {vmid} does not carry a mark of ours for its number");
             return Err(Error::new(reason::NOT_OURS, why));
         };
-        if let Some(lock) = config.lock() {
+        // The lock of a pause is ours, and outlives the journal.
+        if let Some(lock) = config.lock().filter(|_| !hold::held(&config)) {
             let why = format!("CT {vmid} is locked ({lock}): somebody works on it");
             return Err(Error::new(reason::CONTAINER_LOCKED, why));
         }
@@ -78,7 +84,11 @@ impl Sandboxes {
             request_id: mark.request_id.clone(),
             body_digest: String::new(),
             attempt: mark.attempt,
-            phase: if running { Phase::Running } else { Phase::Stopped },
+            phase: match (running, hold::held(config)) {
+                (true, true) => Phase::Paused,
+                (true, false) => Phase::Running,
+                (false, _) => Phase::Stopped,
+            },
             step: super::step::DONE.into(),
             snapshot: UNKNOWN_SNAPSHOT.parse().map_err(|invalid: proto::id::Invalid| {
                 Error::new(reason::INVARIANT, invalid.to_string())
@@ -86,9 +96,9 @@ impl Sandboxes {
             size: Size { cpu_cores: config.cores().unwrap_or(1), memory_mib: config.memory_mib() },
             network: if ip.is_some() { Network::Static } else { Network::Dhcp },
             ip,
-            services: std::collections::BTreeMap::new(),
-            metadata: std::collections::BTreeMap::new(),
-            env: std::collections::BTreeMap::new(),
+            services: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            env: BTreeMap::new(),
             // Whatever was known of earlier boots is not of this one.
             boot: 1,
             created_ms,

@@ -94,19 +94,11 @@ impl Sandboxes {
         id: &SandboxId,
         wake_on: WakeOn,
     ) -> Result<Arc<Record>, Error> {
-        let (sandboxes, id) = (Arc::clone(self), *id);
-        let written = self.tasks.run(async move {
-            sandboxes
-                .amend(&id, |record| {
-                    if record.phase.ended() || record.phase == Phase::Deleting {
-                        return Err(reads::deleted(&SandboxRef::Id(id)));
-                    }
-                    record.wake_on = wake_on;
-                    Ok(())
-                })
-                .await
-        });
-        written.await.ok_or_else(super::flights::lost)?
+        self.amend_living(id, move |record| {
+            record.wake_on = wake_on;
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -9,7 +9,7 @@ use proto::{
 
 use super::{
     Cause, Error, Event, Sandboxes,
-    flights::{Crew, Entered, Flight, Kind, Standing, Ticket},
+    flights::{Crew, Entered, Flight, Kind, Standing, Ticket, lost},
     next, reads,
 };
 use crate::journal::{self, Phase, Record};
@@ -41,6 +41,27 @@ impl Sandboxes {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Changes the record of a sandbox that lives, and nothing else.
+    ///
+    /// On a task of its own: a caller that hangs up between the journal and the index would leave
+    /// the index behind.
+    pub(super) async fn amend_living(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        change: impl Fn(&mut Record) -> Result<(), Error> + Send + 'static,
+    ) -> Result<Arc<Record>, Error> {
+        self.living(&SandboxRef::Id(*id))?;
+        let (sandboxes, id) = (Arc::clone(self), *id);
+        let change = move |record: &mut Record| {
+            if matches!(record.phase, Phase::Undoing | Phase::Deleting) || record.phase.ended() {
+                return Err(reads::deleted(&SandboxRef::Id(record.id)));
+            }
+            change(record)
+        };
+        let changed = self.tasks.run(async move { sandboxes.amend(&id, change).await });
+        changed.await.unwrap_or_else(|| Err(lost()))
     }
 
     /// Gives a creation another vmid than the one that turned out to be taken.

@@ -2,8 +2,9 @@
 
 use futures_util::future::join_all;
 use proto::{
-    id::{Invalid, Vmid},
+    id::Vmid,
     name::NodeName,
+    reason,
     sandbox::v1::{GarbageItem, Sandbox},
 };
 
@@ -63,7 +64,7 @@ impl Sandboxes {
 
     fn node(&self, name: &str) -> Result<std::sync::Arc<Node>, Error> {
         let name: NodeName = name.parse()?;
-        let unknown = || Invalid::new("node", "there is no node of this name");
+        let unknown = || Error::new(reason::NODE_NOT_FOUND, format!("there is no node {name}"));
         let node = self.nodes.get(&name).ok_or_else(unknown)?;
         match node.down() {
             Some(why) => Err(Error::unreachable(&name, &why)),

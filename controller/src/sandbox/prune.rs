@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use proto::{
-    id::{Invalid, SandboxId, SandboxRef},
+    id::{Invalid, SandboxRef},
     name::Team,
     sandbox::v1::{Phase, PrunedSandbox, Sandbox},
 };
@@ -55,10 +55,8 @@ impl Sandboxes {
         }
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let before = self.clock.now_ms().saturating_sub(age);
-        let all = self.nodes.cache.all();
-        let own = all.iter().filter(|entry| entry.team == caller.team && !entry.ended());
-        let sandboxes = own.map(|entry| self.nodes.cache.view(entry)).collect();
-        let old = old(sandboxes, before, paused);
+        let (own, _) = self.nodes.cache.page(&caller.team, None, usize::MAX, false);
+        let old = old(own, before, paused);
         Ok(stream::iter(old)
             .map(|sandbox| async move {
                 if dry_run {
@@ -85,21 +83,19 @@ impl Sandboxes {
             return Err(Invalid::new("known_ids", "must be at most 10000").into());
         }
         let cache = &self.nodes.cache;
-        let mut listed: BTreeSet<SandboxId> = BTreeSet::new();
+        let mut listed: BTreeSet<String> = BTreeSet::new();
         let mut missing = Vec::new();
         for text in known {
             let entry = text.parse::<SandboxRef>().ok().and_then(|name| cache.get(&name));
             match entry.filter(|entry| entry.team == *team && !entry.ended()) {
-                Some(entry) => drop(listed.insert(entry.id)),
+                Some(entry) => drop(listed.insert(entry.id.to_string())),
                 None => missing.push(text.clone()),
             }
         }
-        let all = cache.all();
-        let unlisted = all
-            .iter()
-            .filter(|entry| entry.team == *team && !entry.ended() && !listed.contains(&entry.id));
+        let (own, _) = cache.page(team, None, usize::MAX, false);
+        let unlisted = own.into_iter().filter(|sandbox| !listed.contains(&sandbox.id));
         Ok(Difference {
-            unlisted: unlisted.take(UNLISTED_MAX).map(|entry| cache.view(entry)).collect(),
+            unlisted: unlisted.take(UNLISTED_MAX).collect(),
             missing,
             complete: self.nodes.all().iter().all(|node| node.down().is_none()),
         })

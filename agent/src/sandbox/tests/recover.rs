@@ -55,6 +55,27 @@ async fn what_no_journal_knows_is_left_alone_until_it_is_recovered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_paused_or_stopped_is_recovered_as_that() {
+    let mut node = Node::new().await;
+    let (paused, stopped) = (node.running(1).await, node.running(2).await);
+    node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+    node.sandboxes.stop(&id(2), LONG).await.expect("stopped");
+    node.lose_journal().await;
+    let recovered = node.sandboxes.recover(paused.vmid, false).await.expect("its lock is ours");
+    assert_eq!(recovered.phase, Phase::Paused);
+    let recovered = node.sandboxes.recover(stopped.vmid, false).await.expect("recovered");
+    assert_eq!(recovered.phase, Phase::Stopped);
+    assert_eq!(node.reconcile().await, [], "they are as they are to be");
+    node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+    node.sandboxes.start(&id(2), LONG).await.expect("started");
+    // A backup that is being made is not ours.
+    node.lose_journal().await;
+    node.cluster.edit(&node.name, stopped.vmid, |c| c.set("lock", "backup").expect("fits"));
+    let error = node.sandboxes.recover(stopped.vmid, false).await.expect_err("locked");
+    assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_address_of_a_container_that_is_no_sandbox_is_given_to_none() {
     let mut node = Node::new().await;
     let before = node.running(1).await;
