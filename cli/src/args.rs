@@ -1,6 +1,8 @@
 //! What can be typed. The help texts here are also the man pages.
 
+mod adopt;
 mod clean;
+mod lifecycle;
 mod lifetime;
 mod values;
 
@@ -8,7 +10,9 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as Group, Parser, Subcommand};
 
+pub use adopt::{Adopt, Node, Release};
 pub use clean::{Compare, Gc, Prune, Recover};
+pub use lifecycle::{Many, One, Pause, Resume};
 pub use lifetime::Lifetime;
 pub use values::{Pair, Place, Service, SignalNumber};
 use values::{duration, switch};
@@ -191,6 +195,13 @@ pub enum Verb {
     Compare(Compare),
     /// Take a container back that carries our mark and that its node does not know any more
     Recover(Recover),
+    /// Make a sandbox of a container that was made without us
+    Adopt(Adopt),
+    /// End a sandbox and leave its container: an adopted one, or one whose container is not its own
+    Release(Release),
+    /// What is done to a node as a whole
+    #[command(subcommand)]
+    Node(Node),
     /// Print every change of a sandbox until it is gone
     Watch(One),
     /// Print what happened: who asked for what, and what the system did by itself
@@ -210,54 +221,6 @@ pub enum Verb {
         /// Folder; created if it is not there
         dir: Option<PathBuf>,
     },
-}
-
-/// One sandbox.
-#[derive(Debug, Group)]
-pub struct One {
-    /// `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
-    pub id: String,
-}
-
-/// One sandbox or several.
-#[derive(Debug, Group)]
-pub struct Many {
-    /// Each `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
-    #[arg(required = true, value_name = "ID")]
-    pub ids: Vec<String>,
-    /// Do not wait for the end of what takes longer than a call
-    #[arg(long)]
-    pub no_wait: bool,
-}
-
-/// `pause`.
-#[derive(Debug, Group)]
-#[command(after_help = "\
-Examples:
-  sandboxctl pause ID                           frozen where it stands; `resume` goes on from there
-  sandboxctl pause --or-stop ID                 stop it where something in it does not freeze
-  sandboxctl ls -q | xargs sandboxctl pause     all of them
-
-A paused sandbox keeps its memory, not its CPU. A request for an open port, or an exec, wakes it; see
-`wake-on`. A reboot of its node loses what was in its memory.")]
-pub struct Pause {
-    /// Each `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
-    #[arg(required = true, value_name = "ID")]
-    pub ids: Vec<String>,
-    /// Stop it where it cannot be frozen, instead of leaving it running
-    #[arg(long)]
-    pub or_stop: bool,
-}
-
-/// `resume`.
-#[derive(Debug, Group)]
-#[command(after_help = "\
-Examples:
-  sandboxctl resume ID                          in about a millisecond; nothing in it notices")]
-pub struct Resume {
-    /// Each `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
-    #[arg(required = true, value_name = "ID")]
-    pub ids: Vec<String>,
 }
 
 /// `wake-on`.

@@ -90,6 +90,19 @@ pub fn of(reason: &str) -> Option<Hint> {
             exit::REFUSED,
             "containers that this system did not make are never touched; use PVE's own tools for them",
         ),
+        reason::CONTAINER_UNFIT => (
+            exit::REFUSED,
+            "only an unprivileged container without protection, and no template, can be a sandbox",
+        ),
+        reason::NOT_ADOPTED => (exit::REFUSED, "delete it with `sandboxctl rm ID`"),
+        reason::CONTAINER_GONE => (
+            exit::REFUSED,
+            "`sandboxctl get ID` says where it is; recover it there, or delete the sandbox",
+        ),
+        reason::NODE_IN_USE => (
+            exit::REFUSED,
+            "only a node that does not answer is forgotten; `sandboxctl nodes` shows them all",
+        ),
         reason::NO_CAPACITY => (
             exit::NOT_NOW,
             "`sandboxctl explain --dry-run` says why for each node; delete what is not needed, or try later",

@@ -49,6 +49,14 @@ reasons! {
     CREATE_CANCELLED;
     /// FAILED_PRECONDITION: the container is not ours, or not as our journal says.
     NOT_OURS;
+    /// FAILED_PRECONDITION: the container cannot be a sandbox: it is privileged or protected.
+    CONTAINER_UNFIT;
+    /// FAILED_PRECONDITION: the sandbox was no container of somebody's before; delete it.
+    NOT_ADOPTED;
+    /// FAILED_PRECONDITION: the node is in use and cannot be given up.
+    NODE_IN_USE;
+    /// FAILED_PRECONDITION: the sandbox's container is gone, or on another node.
+    CONTAINER_GONE;
     /// FAILED_PRECONDITION: the sandbox is paused, and this does not wake it.
     SANDBOX_PAUSED;
     /// FAILED_PRECONDITION: something in the sandbox does not freeze; it runs on.

@@ -21,6 +21,7 @@ mod inside;
 mod kills;
 mod lifetime;
 mod nodes;
+mod operator;
 mod parallel;
 mod pause;
 mod recover;

@@ -55,6 +55,7 @@ pub(crate) fn record(number: u8) -> Record {
         lifetime: Lifetime::default(),
         since: Moment::default(),
         cause: String::new(),
+        adopted: false,
         failure: None,
         revision: 0,
     }

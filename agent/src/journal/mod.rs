@@ -42,6 +42,9 @@ pub enum Error {
     /// Every address of the pool is leased or in quarantine.
     #[error("no address is left in the pool")]
     AddressesExhausted,
+    /// The disk is full, and what is left of it is for ends.
+    #[error("the journal's disk is full: nothing new is begun until there is room")]
+    Full,
     /// The disk, or the file.
     #[error("the journal failed: {0}")]
     Storage(String),
@@ -83,7 +86,8 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
 
     /// Leases a vmid (the ring's next that is neither taken nor leased) and an address, and writes
     /// the record, in one transaction. Returns the record as written. A record of this id that is
-    /// there already is a conflict, unless it is the tombstone of an earlier attempt.
+    /// there already is a conflict, unless it is the tombstone of an earlier attempt. Full when the
+    /// disk is: ends are written then, and no beginnings.
     async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error>;
 
     /// Writes a record with the vmid and the address that it has, for a container that was there

@@ -170,6 +170,9 @@ pub struct Record {
     /// Why it did, if nobody asked for it: a word of `sandbox::Cause`.
     #[serde(default)]
     pub cause: String,
+    /// It was somebody's container before it was a sandbox, and can be given back.
+    #[serde(default)]
+    pub adopted: bool,
     /// Why the last operation failed.
     pub failure: Option<Failure>,
     /// The journal's revision of this version of the record; set by the journal.

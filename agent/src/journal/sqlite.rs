@@ -4,6 +4,7 @@
 //! own connection and never wait for a write.
 
 mod connection;
+mod reserve;
 mod tables;
 mod writer;
 
@@ -18,6 +19,7 @@ use rusqlite::Connection;
 use tokio::sync::watch;
 
 use super::{Error, Intent, Journal, Pools, Record};
+use reserve::Reserve;
 use writer::Writer;
 
 /// See the module.
@@ -37,13 +39,15 @@ impl SqliteJournal {
     /// When the file cannot be opened, is in use by another process, or was written by a version
     /// that is more than one schema ahead.
     pub fn open(path: &Path, pools: Pools) -> Result<Self, Error> {
+        // First, for a disk that is full may have no room to open a journal either.
+        let reserve = Reserve::beside(path);
         let opened = connection::open(path)?;
         let revision = tables::revision(&opened.writer)?;
         let (changes, watched) = watch::channel(revision);
         Ok(Self {
             id: opened.id,
             pools,
-            writer: Writer::start(opened.writer, opened.lock, changes)?,
+            writer: Writer::start(opened.writer, opened.lock, reserve, changes)?,
             reader: Arc::new(Mutex::new(opened.reader)),
             revision: watched,
         })
@@ -75,12 +79,12 @@ impl Journal for SqliteJournal {
 
     async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error> {
         let pools = self.pools.clone();
-        self.writer.run(move |db| tables::begin(db, &pools, &intent, now_ms)).await
+        self.writer.run_new(move |db| tables::begin(db, &pools, &intent, now_ms)).await
     }
 
     async fn adopt(&self, record: &Record) -> Result<Record, Error> {
         let record = record.clone();
-        self.writer.run(move |db| tables::adopt(db, &record)).await
+        self.writer.run_new(move |db| tables::adopt(db, &record)).await
     }
 
     async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record, Error> {

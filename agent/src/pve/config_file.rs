@@ -10,7 +10,7 @@ use std::{fmt, net::Ipv4Addr};
 use super::Mark;
 
 /// PVE takes no longer description.
-const DESCRIPTION_CHARS_MAX: usize = 8192;
+pub(super) const DESCRIPTION_CHARS_MAX: usize = 8192;
 
 /// The text would not be one setting.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -27,8 +27,8 @@ pub use world::Guest;
 use world::{Node, World, missing, template_config};
 
 use super::{
-    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Member, Pve, Settings, StorageRoom,
-    Usage,
+    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Mark, Member, Pve, Settings,
+    StorageRoom, Usage,
 };
 
 /// An operation that can be made to fail.
@@ -46,6 +46,10 @@ pub enum Op {
     Destroy,
     /// `unlock_template`.
     Unlock,
+    /// `mark`.
+    Mark,
+    /// `unmark`.
+    Unmark,
     /// `hold`.
     Hold,
     /// `release`.
@@ -65,6 +69,8 @@ impl Op {
             Self::Stop => "stop",
             Self::Destroy => "destroy",
             Self::Unlock => "unlock",
+            Self::Mark => "mark",
+            Self::Unmark => "unmark",
             Self::Hold => "hold",
             Self::Release => "release",
             Self::Freeze => "freeze",
@@ -260,6 +266,22 @@ impl FakeCluster {
     /// Changes a guest's config as an operator would.
     pub fn edit(&self, node: &NodeName, vmid: Vmid, change: impl FnOnce(&mut ContainerConfig)) {
         self.0.world().edit(node, vmid, change);
+    }
+
+    /// Gives a guest a volume.
+    pub fn add_volume(&self, node: &NodeName, vmid: Vmid) {
+        let volume = format!("local-zfs:subvol-{vmid}-disk-0");
+        self.0.world().volumes.entry((node.clone(), vmid)).or_default().insert(volume);
+    }
+
+    /// Switches a container on or off as an operator would.
+    pub fn switch(&self, vmid: Vmid, on: bool) {
+        self.0.world().switch(vmid, on);
+    }
+
+    /// Moves a container that is off to another node, as an operator would.
+    pub fn migrate(&self, vmid: Vmid, to: &NodeName) {
+        self.0.world().migrate(vmid, to);
     }
 
     /// Removes a guest as an operator would, with its volumes.
@@ -533,6 +555,16 @@ impl Pve for FakePve {
 
     async fn unlock_template(&self, template: Vmid) -> Result<(), Error> {
         self.run(Op::Unlock, template, CALL, Work::unlock_template).await
+    }
+
+    async fn mark(&self, mark: &Mark) -> Result<(), Error> {
+        let mark = mark.clone();
+        self.run(Op::Mark, mark.vmid, CALL, move |work| work.mark(mark)).await
+    }
+
+    async fn unmark(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.run(Op::Unmark, vmid, CALL, move |work| work.unmark(owner)).await
     }
 
     async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {

@@ -12,6 +12,8 @@ use proto::{
 };
 
 const HEAD: &str = "pve-sandbox:v1";
+/// What marks of all versions begin with.
+const FAMILY: &str = "pve-sandbox:";
 
 /// Who a container is. Holds identity, never secrets: anyone with VM.Audit can read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +74,11 @@ impl FromStr for Mark {
 }
 
 impl Mark {
+    /// True for a line that is a mark, or would be one for another version.
+    pub fn resembles(line: &str) -> bool {
+        line.trim_start().starts_with(FAMILY)
+    }
+
     /// The mark in a (decoded) description. Two marks are none: somebody edited it.
     pub fn find(description: &str) -> Option<Self> {
         let mut marks = description.lines().filter_map(|line| line.parse().ok());

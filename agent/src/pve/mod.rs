@@ -233,6 +233,14 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// a template that the journal says our own dead clone has locked.
     async fn unlock_template(&self, template: Vmid) -> Result<(), Error>;
 
+    /// Writes a mark into the description of a container that has none, and touches nothing else of
+    /// it. There already is `Ok`.
+    async fn mark(&self, mark: &Mark) -> Result<(), Error>;
+
+    /// Takes this sandbox's mark off its container, and touches nothing else of it. Not there is
+    /// `Ok`.
+    async fn unmark(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
+
     /// Takes PVE's config lock on this sandbox's container, so that no snapshot and no backup meets
     /// it frozen. Held already is `Ok`; somebody else's lock is respected. See `hold`.
     async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;

@@ -2,7 +2,7 @@
 
 use proto::id::{SandboxId, Vmid};
 
-use super::{ContainerConfig, ErrorKind};
+use super::{ContainerConfig, ErrorKind, Mark, config_file::DESCRIPTION_CHARS_MAX};
 
 /// `Ok` when a container with this number and config may be destroyed as `owner`'s.
 pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
@@ -42,6 +42,39 @@ pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
             not_ours(format!("CT {vmid} is a copy of CT {}", mark.vmid))
         }
         Some(_) => Ok(()),
+    }
+}
+
+/// Writes a mark into the description of a container that has none; every other byte is kept.
+pub fn mark(config: &mut ContainerConfig, mark: &Mark) -> Result<(), ErrorKind> {
+    if config.mark().as_ref() == Some(mark) {
+        return Ok(());
+    }
+    let vmid = mark.vmid;
+    let not_ours = |why: String| Err(ErrorKind::NotOurs(why));
+    if config.is_template() {
+        return not_ours(format!("CT {vmid} is a template"));
+    }
+    let description = config.description().unwrap_or_default();
+    if description.lines().any(Mark::resembles) {
+        return not_ours(format!("CT {vmid} carries a mark already"));
+    }
+    if let Some(lock) = config.lock() {
+        return Err(ErrorKind::Locked(format!("CT is locked ({lock})")));
+    }
+    let line = mark.to_string();
+    if description.chars().count() + line.len() >= DESCRIPTION_CHARS_MAX {
+        let text = format!("the description of CT {vmid} has no room for one line more");
+        return Err(ErrorKind::Failed(text));
+    }
+    config.add_note(&line);
+    Ok(())
+}
+
+/// Takes a sandbox's mark off again. A container that does not carry it stays as it is.
+pub fn unmark(config: &mut ContainerConfig, owner: &SandboxId) {
+    if let Some(mark) = config.mark().filter(|mark| mark.sandbox_id == *owner) {
+        config.remove_note(&mark.to_string());
     }
 }
 

@@ -5,6 +5,7 @@
 //! that it goes on when its caller has gone, and a later one waits for it.
 
 mod destroy;
+mod edit;
 mod pause;
 mod rooms;
 
@@ -25,8 +26,8 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use super::{
-    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Pve, Settings, StorageRoom, Usage,
-    cgroup, cluster, command::Command, container, files::Files, outcome, ownership, worker,
+    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Mark, Pve, Settings, StorageRoom,
+    Usage, cgroup, cluster, command::Command, container, files::Files, outcome, ownership, worker,
 };
 use crate::{
     run::{self, Program, Runner},
@@ -437,6 +438,16 @@ impl Pve for Pct {
             move |host| async move { host.unlock_template(template).await },
         )
         .await
+    }
+
+    async fn mark(&self, mark: &Mark) -> Result<(), Error> {
+        let mark = mark.clone();
+        self.change("mark", mark.vmid, move |host| async move { host.mark(mark).await }).await
+    }
+
+    async fn unmark(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("unmark", vmid, move |host| async move { host.unmark(vmid, owner).await }).await
     }
 
     async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {

@@ -38,7 +38,10 @@ async fn act(sandboxes: &Arc<Sandboxes>, action: &Action) -> Result<(), Error> {
         Action::Stop(id) => sandboxes.stop(id, WAIT).await.map(drop),
         Action::Start(id) => sandboxes.start(id, WAIT).await.map(drop),
         Action::Settle(id) => sandboxes.settle(id, WAIT).await.map(drop),
-        Action::NoteDown(id) => sandboxes.note_down(id, WAIT).await.map(drop),
+        Action::Look(id) => sandboxes.look(id, WAIT).await.map(drop),
+        Action::Adopt(id) => sandboxes.finish_adoption(id, WAIT).await.map(drop),
+        Action::Release(id) => sandboxes.release(id, WAIT).await.map(drop),
+        Action::Unmark { id, vmid } => sandboxes.unmark(id, *vmid).await,
         Action::Sweep { id, vmid } => sandboxes.sweep(id, *vmid).await,
         Action::Forget { before_ms } => {
             let forgotten = sandboxes.forget(*before_ms).await?;

@@ -65,7 +65,12 @@ fn item(action: &Action) -> Item {
             id,
             "it is not frozen and locked, or not thawed and unlocked, as it should",
         ),
-        Action::NoteDown(id) => of("note_down", id, "it should run, and its container does not"),
+        Action::Look(id) => of("look", id, "its container is not as its record says: take note"),
+        Action::Adopt(id) => of("adopt", id, "its adoption was cut short"),
+        Action::Release(id) => of("release", id, "it was to be given back, and that has not ended"),
+        Action::Unmark { id, vmid } => {
+            of("release", vmid, &format!("it carries the mark of {id} again, which was given back"))
+        }
         Action::Sweep { id, vmid } => of(
             "destroy",
             vmid,

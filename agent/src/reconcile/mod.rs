@@ -156,7 +156,10 @@ impl Reconciler {
                 | Action::Stop(_)
                 | Action::Start(_)
                 | Action::Settle(_)
-                | Action::NoteDown(_)
+                | Action::Look(_)
+                | Action::Adopt(_)
+                | Action::Release(_)
+                | Action::Unmark { .. }
                 | Action::Sweep { .. }
                 | Action::Forget { .. } => tracing::info!(?action, "reconciling"),
             }

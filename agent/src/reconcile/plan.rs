@@ -13,7 +13,12 @@ use proto::id::{SandboxId, Vmid};
 use crate::{
     journal::{Phase, Record},
     pve::Mark,
-    sandbox::{Tombstone, observe::Observed},
+    sandbox::{
+        Tombstone,
+        look::{self, Place},
+        observe::{Container, Observed},
+        step,
+    },
 };
 
 /// Removals of orphans in a pass that are always allowed.
@@ -51,8 +56,19 @@ pub enum Action {
     Start(SandboxId),
     /// Freeze and lock, or thaw and unlock, as the phase says.
     Settle(SandboxId),
-    /// Record that a sandbox is down, or that its container is its own no more.
-    NoteDown(SandboxId),
+    /// Look at a container that is not as its record says, and take note.
+    Look(SandboxId),
+    /// Write the mark of a container that is being adopted.
+    Adopt(SandboxId),
+    /// Take the mark off a container that is being given back.
+    Release(SandboxId),
+    /// Take a mark off that came back after its container had been given back.
+    Unmark {
+        /// Whose it was.
+        id: SandboxId,
+        /// The container.
+        vmid: Vmid,
+    },
     /// Destroy a container that has come back after its end, or what is left of it.
     Sweep {
         /// Whose it was.
@@ -107,20 +123,43 @@ fn unlocks(intended: &Intended, observed: &Observed) -> Vec<Action> {
 }
 
 fn of_record(record: &Record, observed: &Observed) -> Option<Action> {
+    if step::is_adopting(&record.step) {
+        return Some(Action::Adopt(record.id));
+    }
+    if step::is_releasing(&record.step) {
+        return Some(Action::Release(record.id));
+    }
+    if look::seen(record, &place(record, observed)).is_some() {
+        return Some(Action::Look(record.id));
+    }
     let ours = observed.containers.get(&record.vmid);
-    let ours = ours.filter(|seen| seen.mark.as_ref() == Some(&record.mark()));
-    let runs = ours.is_some_and(|seen| seen.running);
+    let ours = ours.filter(|seen| is_its_own(record, seen));
     let settle = |wrong: bool| wrong.then_some(Action::Settle(record.id));
     match record.phase {
         Phase::Creating | Phase::Undoing => Some(Action::Undo(record.id)),
         Phase::Deleting => Some(Action::Delete(record.id)),
         Phase::Stopping => Some(Action::Stop(record.id)),
         Phase::Starting => Some(Action::Start(record.id)),
-        Phase::Running | Phase::Paused if !runs => Some(Action::NoteDown(record.id)),
         Phase::Paused => settle(ours.is_some_and(|seen| !seen.frozen || !seen.held)),
         // A crash in a resume, or in the pause that was to be undone; a lock that a reboot outlived.
         Phase::Running | Phase::Stopped => settle(ours.is_some_and(|s| s.frozen || s.noted)),
         Phase::Deleted | Phase::Failed => None,
+    }
+}
+
+fn is_its_own(record: &Record, seen: &Container) -> bool {
+    seen.mark.as_ref() == Some(&record.mark()) && !seen.template
+}
+
+fn place(record: &Record, observed: &Observed) -> Place {
+    match observed.containers.get(&record.vmid) {
+        Some(seen) if is_its_own(record, seen) => Place::Here { running: seen.running },
+        Some(_) => Place::Taken,
+        None => match observed.cluster.guests.get(&record.vmid) {
+            Some(node) if Some(node) == observed.node.as_ref() => Place::Taken,
+            Some(node) => Place::Elsewhere(node.clone()),
+            None => Place::Gone,
+        },
     }
 }
 
@@ -145,7 +184,9 @@ fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
         let over = tombstone.is_some_and(|t| t.vmid == *vmid && t.attempt == mark.attempt);
         // No attempt begins here before the one before it has been undone here.
         let last = record.map(|record| record.attempt).or(tombstone.map(|t| t.attempt));
-        if over || last.is_some_and(|last| mark.attempt < last) {
+        if tombstone.is_some_and(|tombstone| tombstone.released) {
+            strangers.push(Action::Unmark { id, vmid: *vmid });
+        } else if over || last.is_some_and(|last| mark.attempt < last) {
             sweeps.push(Action::Sweep { id, vmid: *vmid });
         } else {
             strangers.push(Action::Quarantine { vmid: *vmid, mark: Mark::clone(mark) });

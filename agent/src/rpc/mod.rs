@@ -282,6 +282,20 @@ impl AgentService for Rpc {
         self.call(self.recover(request.into_inner())).await
     }
 
+    async fn adopt_sandbox(
+        &self,
+        request: Request<wire::AdoptSandboxRequest>,
+    ) -> Result<Response<wire::AdoptSandboxResponse>, Status> {
+        self.call(self.adopt(request.into_inner())).await
+    }
+
+    async fn release_sandbox(
+        &self,
+        request: Request<wire::ReleaseSandboxRequest>,
+    ) -> Result<Response<wire::ReleaseSandboxResponse>, Status> {
+        self.call(self.release(request.into_inner())).await
+    }
+
     async fn control_exec(
         &self,
         request: Request<wire::ControlExecRequest>,

@@ -1,5 +1,7 @@
 //! Calls about the node as a whole.
 
+use std::time::Duration;
+
 use daemon::status::Refusal;
 use proto::{
     agent::v1 as wire,
@@ -8,6 +10,10 @@ use proto::{
 };
 
 use super::{Rpc, status::refusal};
+use crate::sandbox::Adoption;
+
+/// How long a call waits for a write of a config; the operation goes on by itself.
+const WAIT: Duration = Duration::from_secs(15);
 
 impl Rpc {
     pub(super) async fn say_hello(
@@ -72,6 +78,33 @@ impl Rpc {
         }
         let record = self.sandboxes.recover(vmid, request.dry_run).await.map_err(refusal)?;
         Ok(wire::RecoverSandboxResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) async fn adopt(
+        &self,
+        request: wire::AdoptSandboxRequest,
+    ) -> Result<wire::AdoptSandboxResponse, Refusal> {
+        let adoption = Adoption {
+            id: request.id.parse()?,
+            vmid: Vmid::try_from(request.vmid)?,
+            team: request.team.parse()?,
+        };
+        if !request.dry_run {
+            self.fence(request.epoch).await?;
+        }
+        let adopted = self.sandboxes.adopt(adoption, request.dry_run, WAIT).await;
+        let (record, volumes) = adopted.map_err(refusal)?;
+        Ok(wire::AdoptSandboxResponse { sandbox: Some(self.wire(&record)), volumes })
+    }
+
+    pub(super) async fn release(
+        &self,
+        request: wire::ReleaseSandboxRequest,
+    ) -> Result<wire::ReleaseSandboxResponse, Refusal> {
+        let id = request.id.parse()?;
+        self.fence(request.epoch).await?;
+        let record = self.sandboxes.release(&id, WAIT).await.map_err(refusal)?;
+        Ok(wire::ReleaseSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
     pub(super) async fn check_node(&self) -> Result<wire::CheckResponse, Refusal> {

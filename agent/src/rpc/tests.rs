@@ -151,7 +151,7 @@ async fn a_sandbox_is_made_found_listed_and_deleted() {
     let node = Node::new().await;
     let mut client = serve(&node, Peer::Controller);
     let hello = client.hello(wire::HelloRequest { epoch: 7 }).await.expect("answers").into_inner();
-    assert_eq!((hello.node.as_str(), hello.epoch, hello.members.len()), ("node1", 7, 1));
+    assert_eq!((hello.node.as_str(), hello.epoch, hello.members.len()), ("node1", 7, 2));
     assert_eq!((hello.vmid_first, hello.vmid_last), (100_000, 100_099));
     let request = wire::CreateSandboxRequest { epoch: 7, ..create(1) };
     let made = client.create_sandbox(request).await.expect("made").into_inner();

@@ -202,7 +202,8 @@ fn of_tombstone(
 ) -> Option<Finding> {
     let vmid: Vmid = tombstone.vmid;
     if let Some(container) = observed.containers.get(&vmid) {
-        let ours = container.mark.as_ref().is_some_and(|mark| mark.sandbox_id == tombstone.id);
+        let mark = container.is_marked_as(vmid);
+        let ours = mark.is_some_and(|mark| mark.sandbox_id == tombstone.id);
         let lives = intended.live.iter().any(|record| record.vmid == vmid);
         return (ours || container.gutted && !lives).then(|| {
             let detail = format!("container {vmid} of this ended sandbox is still there");

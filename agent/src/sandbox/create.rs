@@ -154,6 +154,7 @@ impl Sandboxes {
         let (now_ms, since) = (self.now_ms(), self.clock.moment());
         let network = if self.options.network.dhcp { Network::Dhcp } else { spec.network };
         let record = Record {
+            adopted: false,
             id: *id,
             vmid: work.template.vmid,
             template: work.template.vmid,

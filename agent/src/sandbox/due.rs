@@ -23,6 +23,10 @@ pub enum Cause {
     Kept,
     /// It was found down.
     FoundDown,
+    /// It was found running.
+    FoundUp,
+    /// Its container was given back, and is left as it is.
+    Released,
 }
 
 impl Cause {
@@ -34,6 +38,8 @@ impl Cause {
             Self::Idle => "idle",
             Self::Kept => "kept_too_long",
             Self::FoundDown => "found_down",
+            Self::FoundUp => "found_up",
+            Self::Released => "released",
         }
     }
 }

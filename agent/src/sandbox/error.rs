@@ -33,12 +33,20 @@ impl Error {
     }
 }
 
+/// A text of our own making that does not fit: what callers send is checked before.
+impl From<proto::id::Invalid> for Error {
+    fn from(error: proto::id::Invalid) -> Self {
+        Self::new(reason::INVARIANT, error.to_string())
+    }
+}
+
 impl From<journal::Error> for Error {
     fn from(error: journal::Error) -> Self {
         let reason = match &error {
             journal::Error::Conflict { .. } => reason::REVISION_CONFLICT,
             journal::Error::VmidsExhausted { .. } => reason::VMIDS_EXHAUSTED,
             journal::Error::AddressesExhausted => reason::ADDRESSES_EXHAUSTED,
+            journal::Error::Full => reason::STORAGE_FULL,
             journal::Error::Storage(_) => reason::STORE_FAILED,
         };
         Self::new(reason, error.to_string())

@@ -41,6 +41,10 @@ pub(super) enum Kind {
     Delete,
     /// Looked at, whether it still runs.
     Look,
+    /// A container that was there becomes it.
+    Adopt,
+    /// Its container is left.
+    Release,
 }
 
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use proto::{
     name::{RequestId, Team},
 };
 
-use super::step;
+use super::{Cause, step};
 use crate::journal::{Phase, Record};
 
 /// What is kept in memory of a sandbox that has ended.
@@ -38,6 +38,8 @@ pub struct Tombstone {
     pub template: Vmid,
     /// Its creation ended in the middle of the clone.
     pub cloning: bool,
+    /// Its container was given back: what is there under the number is left.
+    pub released: bool,
     revision: u64,
 }
 
@@ -54,6 +56,7 @@ impl From<&Record> for Tombstone {
             ended_ms: record.ended_ms,
             template: record.template,
             cloning: step::is_cloning(&record.step),
+            released: record.cause == Cause::Released.word(),
             revision: record.revision,
         }
     }

@@ -7,6 +7,7 @@
 
 mod activity;
 mod admission;
+mod adopt;
 mod boot;
 mod cancel;
 pub mod check;
@@ -23,6 +24,7 @@ mod flights;
 pub mod garbage;
 mod index;
 mod lifetime;
+pub mod look;
 pub mod observe;
 mod options;
 mod pause;
@@ -30,11 +32,12 @@ mod probe;
 mod queue;
 mod reads;
 mod recover;
+mod release;
 mod resume;
 mod settle;
 mod start;
 mod state;
-mod step;
+pub mod step;
 mod stop;
 mod sweep;
 mod undo;
@@ -67,6 +70,7 @@ use flights::Flights;
 use index::Index;
 use queue::Queues;
 
+pub use adopt::Adoption;
 pub use due::{Cause, Due};
 pub use error::Error;
 pub use index::{Known, Tombstone};

@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use proto::id::Vmid;
+use proto::{id::Vmid, name::NodeName};
 
 use crate::pve::{self, Cluster, ContainerConfig, Mark, Pve, config_file::Ip, hold, ownership};
 
@@ -42,6 +42,8 @@ impl Container {
 /// One look at the host.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
+    /// Which node it is; `None` before the first look.
+    pub node: Option<NodeName>,
     /// The cluster.
     pub cluster: Cluster,
     /// The containers of this node.
@@ -63,7 +65,11 @@ pub(super) fn address(config: &ContainerConfig) -> Option<Ipv4Addr> {
 /// # Errors
 /// When /etc/pve or a storage cannot be read.
 pub async fn observe(pve: &dyn Pve, vmids: &BTreeSet<Vmid>) -> Result<Observed, pve::Error> {
-    let mut observed = Observed { cluster: pve.cluster().await, ..Observed::default() };
+    let mut observed = Observed {
+        node: Some(pve.node().clone()),
+        cluster: pve.cluster().await,
+        ..Observed::default()
+    };
     for (vmid, config) in pve.configs().await? {
         let mark = config.mark();
         // A look at each of somebody else's would be for nothing.

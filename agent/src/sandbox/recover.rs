@@ -13,7 +13,7 @@ use proto::{
     spec::{Network, Size},
 };
 
-use super::{Error, Known, Sandboxes, observe};
+use super::{Error, Known, Sandboxes, flights::lost, observe};
 use crate::{
     journal::{self, Lifetime, Phase, Record, WakeOn},
     pve::{ContainerConfig, Mark, hold},
@@ -30,10 +30,12 @@ impl Sandboxes {
     /// NOT_OURS when it carries no mark of its own number, CONTAINER_LOCKED when somebody works on
     /// it; SANDBOX_KNOWN when the journal knows it, or another with its number, address or request;
     /// SANDBOX_DELETED when it has ended.
-    pub async fn recover(&self, vmid: Vmid, dry_run: bool) -> Result<Arc<Record>, Error> {
-        let config = self.pve.config(vmid).await?.ok_or_else(|| {
-            Error::new(reason::SANDBOX_NOT_FOUND, format!("this node has no container {vmid}"))
-        })?;
+    pub async fn recover(
+        self: &Arc<Self>,
+        vmid: Vmid,
+        dry_run: bool,
+    ) -> Result<Arc<Record>, Error> {
+        let config = self.container(vmid).await?;
         let mark = config.mark().filter(|mark| mark.vmid == vmid && !config.is_template());
         let Some(mark) = mark else {
             let why = format!("container {vmid} does not carry a mark of ours for its number");
@@ -55,24 +57,52 @@ impl Sandboxes {
                 return Err(Error::new(reason::SANDBOX_DELETED, why));
             }
         }
-        let record = self.record_of(&config, &mark).await?;
+        let record = self.record_of(&config, &mark, UNKNOWN_SNAPSHOT).await?;
         if dry_run {
             return Ok(Arc::new(record));
         }
-        let record = self.journal.adopt(&record).await.map_err(|error| {
+        let record = self.take_in(record).await?;
+        tracing::warn!(sandbox_id = %record.id, %vmid, phase = ?record.phase, "recovered");
+        Ok(record)
+    }
+
+    /// The config of a container of this node.
+    pub(super) async fn container(&self, vmid: Vmid) -> Result<ContainerConfig, Error> {
+        self.pve.config(vmid).await?.ok_or_else(|| {
+            Error::new(reason::SANDBOX_NOT_FOUND, format!("this node has no container {vmid}"))
+        })
+    }
+
+    /// Writes the first record of a container that is there already. On a task of its own, as
+    /// `amend_living` does.
+    pub(super) async fn take_in(self: &Arc<Self>, record: Record) -> Result<Arc<Record>, Error> {
+        let (sandboxes, vmid) = (Arc::clone(self), record.vmid);
+        let written = self.tasks.run(async move {
+            let written = sandboxes.journal.adopt(&record).await;
+            written.map(|record| sandboxes.index.apply(record))
+        });
+        let written = written.await.ok_or_else(lost)?;
+        written.map_err(|error| {
             if matches!(error, journal::Error::Conflict { .. }) {
                 let why = "another sandbox has its number, its address or its request";
                 return Error::new(reason::SANDBOX_KNOWN, format!("container {vmid}: {why}"));
             }
             error.into()
-        })?;
-        tracing::warn!(sandbox_id = %record.id, %vmid, phase = ?record.phase, "recovered");
-        Ok(self.index.apply(record))
+        })
     }
 
-    async fn record_of(&self, config: &ContainerConfig, mark: &Mark) -> Result<Record, Error> {
-        let ip = observe::address(config);
+    /// What can be said of a container that no journal knows.
+    pub(super) async fn record_of(
+        &self,
+        config: &ContainerConfig,
+        mark: &Mark,
+        snapshot: &str,
+    ) -> Result<Record, Error> {
         let running = self.pve.running(mark.vmid).await;
+        let (ip, network) = match observe::address(config) {
+            Some(ip) => (Some(ip), Network::Static),
+            None => (self.pve.addresses(mark.vmid).await.first().copied(), Network::Dhcp),
+        };
         let created_ms = mark.sandbox_id.created_ms();
         let now = self.clock.moment();
         Ok(Record {
@@ -90,11 +120,9 @@ impl Sandboxes {
                 (false, _) => Phase::Stopped,
             },
             step: super::step::DONE.into(),
-            snapshot: UNKNOWN_SNAPSHOT.parse().map_err(|invalid: proto::id::Invalid| {
-                Error::new(reason::INVARIANT, invalid.to_string())
-            })?,
+            snapshot: snapshot.parse()?,
             size: Size { cpu_cores: config.cores().unwrap_or(1), memory_mib: config.memory_mib() },
-            network: if ip.is_some() { Network::Static } else { Network::Dhcp },
+            network,
             ip,
             services: BTreeMap::new(),
             metadata: BTreeMap::new(),
@@ -108,6 +136,7 @@ impl Sandboxes {
             lifetime: Lifetime::default(),
             since: now,
             cause: String::new(),
+            adopted: false,
             failure: None,
             revision: 0,
         })

@@ -20,6 +20,9 @@
 //!          FreezeFailed
 //! ```
 //!
+//! Released: from every phase but CREATING and UNDOING to DELETED, the container is left.
+//! FoundUp: from STOPPED to RUNNING.
+//!
 //! PAUSED and RUNNING say what is to be, and are written before the container is frozen or thawed;
 //! there is nothing between them, so there is nothing to be found out after a crash.
 
@@ -50,6 +53,10 @@ pub enum Event {
     WentDown,
     /// It was seen to be down, unasked.
     FoundDown,
+    /// It was seen to run, unasked.
+    FoundUp,
+    /// Its container is a sandbox no more, and is left as it is.
+    Released,
     /// Somebody wants it gone.
     DeleteAsked,
     /// Nothing of it is left.
@@ -71,7 +78,12 @@ pub const fn next(phase: Phase, event: Event) -> Option<Phase> {
         (P::Running | P::Paused | P::Starting | P::Stopping, E::StopAsked) => P::Stopping,
         (P::Stopping, E::WentDown) => P::Stopped,
         (P::Running | P::Paused, E::FoundDown) => P::Stopped,
+        (P::Stopped, E::FoundUp) => P::Running,
         (P::Deleting, E::Removed) => P::Deleted,
+        (
+            P::Running | P::Paused | P::Starting | P::Stopping | P::Stopped | P::Deleting,
+            E::Released,
+        ) => P::Deleted,
         (P::Failed, E::DeleteAsked) => P::Deleted,
         (
             P::Creating
@@ -104,7 +116,7 @@ mod tests {
         Phase::Deleted,
         Phase::Failed,
     ];
-    const EVENTS: [Event; 13] = [
+    const EVENTS: [Event; 15] = [
         Event::CameUp,
         Event::CreateFailed,
         Event::Undone,
@@ -116,6 +128,8 @@ mod tests {
         Event::StopAsked,
         Event::WentDown,
         Event::FoundDown,
+        Event::FoundUp,
+        Event::Released,
         Event::DeleteAsked,
         Event::Removed,
     ];

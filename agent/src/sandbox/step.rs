@@ -6,6 +6,20 @@ pub(super) const CONFIGURE: &str = "configure";
 pub(super) const START: &str = "start";
 pub(super) const PROBE: &str = "probe";
 pub(super) const DONE: &str = "done";
+/// Somebody's container becomes a sandbox: it stands in the journal, and its mark is to be written.
+pub(super) const ADOPT: &str = "adopt";
+/// A sandbox becomes somebody's container: its mark is to be taken off.
+pub(super) const RELEASE: &str = "release";
+
+/// A container is becoming a sandbox.
+pub fn is_adopting(step: &str) -> bool {
+    step == ADOPT
+}
+
+/// A sandbox is being given back.
+pub fn is_releasing(step: &str) -> bool {
+    step == RELEASE
+}
 
 /// True while a clone is under way, which holds PVE's lock on the template.
 pub(super) fn is_cloning(step: &str) -> bool {

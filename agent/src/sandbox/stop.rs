@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::{
-    id::{SandboxId, SandboxRef},
-    reason,
-};
+use proto::id::{SandboxId, SandboxRef};
 use tokio::time::Instant;
 
 use super::{
@@ -13,10 +10,6 @@ use super::{
     flights::{Crew, Kind},
 };
 use crate::journal::{Failure, Phase, Record};
-
-/// What a container that was frozen and is not there any more has come to: it could not end itself.
-const LOST_WHILE_PAUSED: &str =
-    "its node was rebooted while it was paused; its memory is gone, its disk is kept";
 
 impl Sandboxes {
     /// Stops the sandbox on a task of its own; answers when it is down, or after `wait` with the
@@ -86,56 +79,5 @@ impl Sandboxes {
             }
             Some(_) | None => Ok(()),
         }
-    }
-
-    /// Takes note of a sandbox that should run and does not, if that is so.
-    ///
-    /// # Errors
-    /// When the journal cannot be written.
-    pub async fn note_down(
-        self: &Arc<Self>,
-        id: &SandboxId,
-        wait: Duration,
-    ) -> Result<Arc<Record>, Error> {
-        let id = *id;
-        let flight = self.launch(id, Kind::Look, |sandboxes, crew| async move {
-            sandboxes.note_down_now(&id, &crew).await
-        });
-        self.outcome(flight, wait).await
-    }
-
-    async fn note_down_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
-        let record = self.living(&SandboxRef::Id(*id))?;
-        // Looked at again with nobody at work: it may have been a stop of ours.
-        let config = self.pve.config(record.vmid).await?;
-        let lost = config.is_some_and(|config| config.mark() != Some(record.mark()));
-        let should_run = matches!(record.phase, Phase::Running | Phase::Paused);
-        if !should_run || (!lost && self.pve.running(record.vmid).await) {
-            return Ok(record);
-        }
-        let (reason, message) = if lost {
-            (reason::NOT_OURS, "its container does not carry its mark any more and is left alone")
-        } else if record.phase == Phase::Paused {
-            (reason::SANDBOX_NOT_RUNNING, LOST_WHILE_PAUSED)
-        } else {
-            let message = "it was found stopped: it ended by itself, or its node was rebooted";
-            (reason::SANDBOX_NOT_RUNNING, message)
-        };
-        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, message, "sandbox does not run");
-        let noted = self
-            .advance(id, Event::FoundDown, |record| {
-                record.failure = Some(Failure {
-                    reason: reason.into(),
-                    message: message.into(),
-                    rollback: String::new(),
-                });
-            })
-            .await?;
-        // The lock of a pause outlives a reboot. What is left of it now goes with the next pass.
-        if !lost && let Err(error) = self.pve.release(record.vmid, id).await {
-            tracing::warn!(sandbox_id = %id, %error, "the lock of its pause stays for now");
-        }
-        Ok(noted)
     }
 }

@@ -16,7 +16,9 @@ impl Sandboxes {
         let marked = self.pve.config(vmid).await?.and_then(|config| config.mark());
         let before = |attempt| marked.is_some_and(|mark| mark.attempt < attempt);
         let over = match self.known(&name) {
-            Some(Known::Ended(ended)) => ended.vmid == vmid || before(ended.attempt),
+            Some(Known::Ended(ended)) => {
+                !ended.released && (ended.vmid == vmid || before(ended.attempt))
+            }
             Some(Known::Live(record)) => record.vmid != vmid && before(record.attempt),
             None => false,
         };

@@ -1,10 +1,12 @@
 //! The sandboxes over the fake PVE and the journal in memory, in paused time.
 
+mod adopt;
 mod crash;
 mod create;
 mod faults;
 mod life;
 mod lifetime;
+mod operator;
 mod pause;
 mod recover;
 mod syncs;
@@ -43,6 +45,8 @@ use crate::{
 pub(crate) const LONG: Duration = Duration::from_secs(3600);
 pub(crate) const TEMPLATE: u32 = 9000;
 const FOREIGN: u32 = 100_003;
+/// A node of the cluster that has no agent.
+const OTHER: &str = "node2";
 
 pub(crate) fn vmid(number: u32) -> Vmid {
     Vmid::try_from(number).expect("in range")
@@ -126,7 +130,8 @@ impl Node {
 
     async fn on(disk: Arc<dyn Disk>, change: impl FnOnce(&mut Options), faults: Faults) -> Self {
         let name: NodeName = "node1".parse().expect("valid");
-        let cluster = FakeCluster::new(std::slice::from_ref(&name), Pace::RECORDED, 7);
+        let names = [name.clone(), OTHER.parse().expect("valid")];
+        let cluster = FakeCluster::new(&names, Pace::RECORDED, 7);
         cluster.add_template(&name, vmid(TEMPLATE));
         let pools = Pools {
             vmids: (vmid(100_000), vmid(100_099)),

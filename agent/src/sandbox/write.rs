@@ -191,6 +191,8 @@ impl Sandboxes {
 const fn told(event: Event, cause: Cause) -> Option<Cause> {
     match event {
         Event::FoundDown => Some(Cause::FoundDown),
+        Event::FoundUp => Some(Cause::FoundUp),
+        Event::Released => Some(Cause::Released),
         Event::CameUp
         | Event::StartAsked
         | Event::StartFailed

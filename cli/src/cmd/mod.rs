@@ -1,5 +1,6 @@
 //! One file a verb.
 
+mod adopt;
 mod clean;
 mod completion;
 mod cp;
@@ -17,6 +18,7 @@ mod lifetime;
 mod logs;
 mod ls;
 mod man;
+mod node;
 mod nodes;
 mod pause;
 mod ps;
@@ -68,6 +70,9 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
         Verb::Prune(wish) => clean::prune(connect(&global)?, wish, output).await,
         Verb::Compare(wish) => clean::compare(connect(&global)?, wish, output).await,
         Verb::Recover(wish) => clean::recover(connect(&global)?, wish, output).await,
+        Verb::Adopt(wish) => adopt::adopt(connect(&global)?, wish, output).await,
+        Verb::Release(wish) => adopt::release(connect(&global)?, wish, output).await,
+        Verb::Node(wish) => node::run(connect(&global)?, wish, output).await,
         Verb::Lifetime(wish) => lifetime::run(connect(&global)?, wish, output).await,
         Verb::WakeOn(wake_on) => wake_on::run(connect(&global)?, wake_on, output).await,
         Verb::Top(top) => top::run(connect(&global)?, top, output).await,

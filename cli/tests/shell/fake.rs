@@ -657,6 +657,27 @@ impl OperatorService for Service {
         Ok(Response::new(RecoverSandboxResponse { sandbox: known(ID, Phase::Running)? }))
     }
 
+    async fn adopt_sandbox(
+        &self,
+        request: Request<AdoptSandboxRequest>,
+    ) -> Answer<AdoptSandboxResponse> {
+        let volumes = vec![format!("local:vm-{}-disk-0", request.get_ref().vmid)];
+        Ok(Response::new(AdoptSandboxResponse { sandbox: known(ID, Phase::Running)?, volumes }))
+    }
+
+    async fn release_sandbox(
+        &self,
+        request: Request<ReleaseSandboxRequest>,
+    ) -> Answer<ReleaseSandboxResponse> {
+        let sandbox = known(&request.get_ref().id, Phase::Deleted)?;
+        Ok(Response::new(ReleaseSandboxResponse { sandbox }))
+    }
+
+    async fn forget_node(&self, _: Request<ForgetNodeRequest>) -> Answer<ForgetNodeResponse> {
+        let sandboxes = known(ID, Phase::Unreachable)?.into_iter().collect();
+        Ok(Response::new(ForgetNodeResponse { sandboxes }))
+    }
+
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {
         Ok(Response::new(GetVersionResponse { version: "0.9.9".into(), epoch: 4 }))
     }

@@ -125,6 +125,29 @@ async fn what_is_to_be_cleaned_up_is_told() {
 }
 
 #[tokio::test]
+async fn a_container_is_adopted_only_when_that_is_said_and_a_node_is_given_up() {
+    let fake = fake().await;
+    let ran = fake.run(&["adopt", "207", "--team", "lab"]).await;
+    let told = ran.text();
+    assert!(told.contains("would be a sandbox of team lab"), "{told}");
+    assert!(told.contains("local:vm-207-disk-0 goes when"), "{told}");
+    assert!(told.ends_with("nothing was done; say --yes to do it\n"), "{told}");
+    let ran = fake.run(&["adopt", "207", "--team", "lab", "--yes"]).await;
+    let done = ran.text();
+    assert!(done.starts_with(&format!("container 207 is {ID} of team lab")), "{done}");
+    let ran = fake.run(&["adopt", "207", "--team", "lab", "--json"]).await;
+    let value: serde_json::Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    assert_eq!((&value["adopted"], &value["sandbox"]["id"]), (&false.into(), &ID.into()));
+    let ran = fake.run(&["release", ID]).await;
+    let ended = ran.text();
+    assert!(ended.starts_with(&format!("{ID} has ended; container")), "{ended}");
+    let ran = fake.run(&["node", "forget", "node3", "--dry-run"]).await;
+    let told = ran.text();
+    assert!(told.contains(ID) && told.ends_with("nothing was done\n"), "{told}");
+    assert_eq!(fake.run(&["adopt", "207"]).await.code, Some(2), "whose");
+}
+
+#[tokio::test]
 async fn what_is_old_is_pruned_and_lists_are_compared() {
     let fake = fake().await;
     let ran = fake.run(&["prune", "--older-than", "2d", "--dry-run"]).await;

@@ -3,6 +3,9 @@
 
 use proto::sandbox::v1::{EventKind, ExpiryAction, HttpService, Phase, Sandbox, WakeOn};
 
+/// Why a sandbox counts as deleted whose node was given up; the reason of the event.
+const NODE_LOST: &str = "NODE_LOST";
+
 /// Something that happened, as far as the sandbox itself tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
@@ -28,9 +31,11 @@ pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
         let failure = new.failure.as_ref().filter(|failure| old.failure.as_ref() != Some(*failure));
         let cause = new.cause.to_uppercase();
         let reason = failure.map(|failure| failure.reason.clone());
+        // These are words for what an operator asked for.
+        let asked = ["", "RELEASED", NODE_LOST].contains(&cause.as_str());
         changes.push(Change {
             kind,
-            unasked: !cause.is_empty(),
+            unasked: !asked,
             reason: if cause.is_empty() { reason.unwrap_or_default() } else { cause },
             detail: failure.map(|failure| failure.message.clone()).unwrap_or_default(),
         });

@@ -60,6 +60,15 @@ fn ended(sandbox: &Sandbox) -> bool {
     matches!(sandbox.phase(), Phase::Deleted | Phase::Failed)
 }
 
+/// An operator ended it without its container: that may be recovered on another node, or be there
+/// when a node comes back that was given up.
+fn was_let_go(sandbox: &Sandbox) -> bool {
+    ended(sandbox) && matches!(sandbox.cause.as_str(), "released" | NODE_LOST)
+}
+
+/// The cause of a sandbox whose node was given up.
+const NODE_LOST: &str = "node_lost";
+
 /// What became of a message of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
@@ -218,7 +227,8 @@ impl Cache {
             return Applied::Changed;
         };
         let same = old.node.as_ref() == Some(node) && sandbox.attempt == old.sandbox.attempt;
-        if !same {
+        let comes_back = !old.creating && !ended(&sandbox) && was_let_go(&old.sandbox);
+        if !same && !comes_back {
             // Another attempt than the one we know. While the creation is under way its task decides
             // who stays; after that only a later one can be right (our memory was behind).
             let later = sandbox.attempt > old.sandbox.attempt;
@@ -228,8 +238,8 @@ impl Cache {
         }
         old.inventory = inventory;
         // Gone is gone: a tombstone that the controller wrote is not replaced by the node's own.
-        let over = !old.creating && ended(&old.sandbox);
-        if over || (same && sandbox.revision < old.sandbox.revision) {
+        let over = !old.creating && ended(&old.sandbox) && !comes_back;
+        if over || (same && !comes_back && sandbox.revision < old.sandbox.revision) {
             return Applied::Known;
         }
         if old.sandbox == sandbox && !old.lost {
@@ -292,6 +302,27 @@ impl Cache {
                 version.send_modify(|version| *version += 1);
             }
         }
+    }
+
+    /// A node is given up: what lives on it has ended. `news` as in `apply`.
+    pub fn give_up(&self, node: &NodeName, now_ms: u64, news: impl Fn(&Entry, &Entry)) {
+        let mut inner = self.inner();
+        for old in inner.living_on(node) {
+            let mut entry = old.clone();
+            entry.sandbox.set_phase(Phase::Deleted);
+            NODE_LOST.clone_into(&mut entry.sandbox.cause);
+            (entry.ended_ms, entry.lost) = (now_ms, false);
+            news(&old, &entry);
+            inner.dirty.insert(entry.id);
+            inner.put(entry);
+        }
+        drop(inner);
+        self.dirty.notify_one();
+    }
+
+    /// What lives on a node, or is being created there.
+    pub fn living_on(&self, node: &NodeName) -> Vec<Entry> {
+        self.inner().living_on(node)
     }
 
     /// Removes what has ended and is forgotten.
@@ -407,6 +438,11 @@ impl Cache {
 }
 
 impl Inner {
+    fn living_on(&self, node: &NodeName) -> Vec<Entry> {
+        let on = self.by_id.values().filter(|entry| entry.node.as_ref() == Some(node));
+        on.filter(|entry| !entry.ended()).cloned().collect()
+    }
+
     fn view(&self, entry: &Entry) -> Sandbox {
         let mut sandbox = entry.sandbox.clone();
         if entry.creating {
@@ -546,6 +582,42 @@ mod tests {
         cache.settle(&id(1), second, 1, |_, _| {});
         assert_eq!(phase(&cache, 1), Some(Phase::Running));
         assert_eq!((cache.of_team(&node("n1"), &red), cache.of_team(&node("n2"), &red)), (0, 1));
+    }
+
+    #[test]
+    fn what_was_let_go_can_live_again_elsewhere_and_what_was_deleted_cannot() {
+        for (cause, lives) in [("released", true), (NODE_LOST, true), ("", false), ("ttl", false)] {
+            let cache = Cache::default();
+            let ended = Sandbox { cause: cause.into(), ..sandbox(1, Phase::Deleted, 9) };
+            cache.set_up(&node("n2"), true);
+            apply(&cache, &node("n1"), ended.clone());
+            let there = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Running, 1) };
+            let applied = apply(&cache, &node("n2"), there);
+            assert_eq!(applied, if lives { Applied::Changed } else { Applied::Stray }, "{cause}");
+            let expected = if lives { Phase::Running } else { Phase::Deleted };
+            assert_eq!(phase(&cache, 1), Some(expected));
+            // The first node's tombstone is no news.
+            apply(&cache, &node("n1"), Sandbox { revision: 10, ..ended });
+            assert_eq!(phase(&cache, 1), Some(expected));
+        }
+    }
+
+    #[test]
+    fn what_was_on_a_node_that_is_given_up_has_ended_until_it_is_back() {
+        let cache = Cache::default();
+        let (n1, n2) = (node("n1"), node("n2"));
+        cache.set_up(&n1, true);
+        apply(&cache, &n1, sandbox(1, Phase::Running, 5));
+        apply(&cache, &n1, sandbox(2, Phase::Deleted, 6));
+        apply(&cache, &n2, Sandbox { node: "n2".into(), ..sandbox(3, Phase::Running, 5) });
+        cache.set_up(&n1, false);
+        cache.give_up(&n1, 7, |old, new| {
+            assert_eq!((old.ended(), new.ended()), (false, true));
+        });
+        assert_eq!((phase(&cache, 1), cache.on(&n1), cache.on(&n2)), (Some(Phase::Deleted), 0, 1));
+        cache.set_up(&n1, true);
+        assert_eq!(apply(&cache, &n1, sandbox(1, Phase::Running, 5)), Applied::Changed);
+        assert_eq!(phase(&cache, 1), Some(Phase::Running), "nothing was lost after all");
     }
 
     #[test]

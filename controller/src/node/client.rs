@@ -279,6 +279,23 @@ impl Client {
         sandbox(call(QUICK, agent.recover_sandbox(request)).await?.sandbox)
     }
 
+    /// Makes a container a sandbox; also the volumes that go with it one day.
+    pub async fn adopt(
+        &self,
+        request: wire::AdoptSandboxRequest,
+    ) -> Result<(api::Sandbox, Vec<String>), Error> {
+        let mut agent = self.agent.clone();
+        let answer = call(UNDO, agent.adopt_sandbox(request)).await?;
+        Ok((sandbox(answer.sandbox)?, answer.volumes))
+    }
+
+    /// Ends a sandbox and leaves its container.
+    pub async fn release(&self, epoch: u64, id: &SandboxId) -> Result<api::Sandbox, Error> {
+        let mut agent = self.agent.clone();
+        let request = wire::ReleaseSandboxRequest { epoch, id: id.to_string() };
+        sandbox(call(UNDO, agent.release_sandbox(request)).await?.sandbox)
+    }
+
     /// Checks the node; its findings and how many sandboxes were looked at.
     pub async fn check(&self) -> Result<(Vec<api::Finding>, u32), Error> {
         let mut agent = self.agent.clone();

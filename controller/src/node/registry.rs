@@ -1,7 +1,7 @@
 //! The nodes that the controller knows, their health and their load.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -50,6 +50,8 @@ pub struct Node {
     /// Calls to its agent.
     pub client: Client,
     state: Mutex<State>,
+    /// Nobody watches it any more.
+    given_up: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -161,6 +163,8 @@ pub struct Nodes {
     options: Options,
     connector: Arc<dyn Connector>,
     nodes: Mutex<BTreeMap<NodeName, Arc<Node>>>,
+    /// Nodes that were given up. They come back when they are online again.
+    forgotten: Mutex<BTreeSet<NodeName>>,
     ledger: Mutex<Ledger>,
     news: watch::Sender<u64>,
     /// Cancelled when the cache holds what the store remembers. No node is listened to before: its
@@ -187,12 +191,13 @@ impl Nodes {
             cache: Cache::default(),
             epoch: Epoch::start(store.clone()).await?,
             log: Log::new(clock.clone()),
-            store,
+            store: store.clone(),
             clock,
             random,
             options,
             connector,
             nodes: Mutex::default(),
+            forgotten: Mutex::new(store.forgotten_nodes().await?.into_iter().collect()),
             ledger: Mutex::default(),
             news: watch::channel(0).0,
             recalled: CancellationToken::new(),
@@ -236,9 +241,10 @@ impl Nodes {
                 breaker_until: None,
                 met: false,
             }),
+            given_up: self.stop.child_token(),
         });
         nodes.insert(name.clone(), node.clone());
-        let (this, stop) = (self.clone(), self.stop.clone());
+        let (this, stop) = (self.clone(), node.given_up.clone());
         self.tasks.spawn(async move {
             let listen = Box::pin(async move {
                 this.recalled.cancelled().await;
@@ -255,7 +261,8 @@ impl Nodes {
         }
         for member in members.iter().filter(|member| !member.ip.is_empty()) {
             let Ok(name) = member.node.parse::<NodeName>() else { continue };
-            if self.get(&name).is_some() {
+            let given_up = self.forgotten().contains(&name) && !member.online;
+            if given_up || self.get(&name).is_some() {
                 continue;
             }
             let bare = member.ip.parse::<std::net::IpAddr>();
@@ -267,6 +274,37 @@ impl Nodes {
             }
             self.add(&name, &address);
         }
+    }
+
+    fn forgotten(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
+        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True for a node that stands in the configuration.
+    pub fn is_configured(&self, name: &NodeName) -> bool {
+        self.options.seeds.iter().any(|(seed, _)| seed == name)
+    }
+
+    /// Gives a node up, and what lived on it. Durable first: a controller that dies in between gives
+    /// up the rest when it is asked again.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forget(&self, name: &NodeName) -> Result<(), store::Error> {
+        self.store.forget_node(name).await?;
+        self.forgotten().insert(name.clone());
+        let node = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(node) = node {
+            node.given_up.cancel();
+        }
+        self.cache.set_up(name, false);
+        let news = |old: &Entry, new: &Entry| {
+            let told = Told { id: new.id, team: &new.team, node: name, journal: "" };
+            self.log.observe(&told, Some(&old.sandbox), &new.sandbox);
+        };
+        self.cache.give_up(name, self.clock.now_ms(), news);
+        self.announce();
+        Ok(())
     }
 
     /// What the store remembers is in the cache: nodes are listened to from now on.

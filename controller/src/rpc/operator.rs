@@ -6,7 +6,10 @@ use futures_util::StreamExt;
 use proto::sandbox::v1::{operator_service_server::OperatorService, *};
 use tonic::{Request, Response, Status};
 
-use super::{convert, sandbox::Messages};
+use super::{
+    convert,
+    sandbox::{Messages, split},
+};
 use crate::sandbox::{Said, Sandboxes, Wanted};
 
 /// The service.
@@ -62,9 +65,40 @@ impl OperatorService for Rpc {
         &self,
         request: Request<RecoverSandboxRequest>,
     ) -> Result<Response<RecoverSandboxResponse>, Status> {
-        let RecoverSandboxRequest { node, vmid, dry_run } = request.into_inner();
-        let sandbox = self.sandboxes.recover(&node, vmid, dry_run).await?;
+        let (caller, request) = split(request)?;
+        let RecoverSandboxRequest { node, vmid, dry_run } = request;
+        let sandbox = self.sandboxes.recover(&caller, &node, vmid, dry_run).await?;
         Ok(Response::new(RecoverSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
+    async fn adopt_sandbox(
+        &self,
+        request: Request<AdoptSandboxRequest>,
+    ) -> Result<Response<AdoptSandboxResponse>, Status> {
+        let (caller, request) = split(request)?;
+        let AdoptSandboxRequest { node, vmid, team, dry_run } = request;
+        let adopted = self.sandboxes.adopt(&caller, &node, (vmid, &team), dry_run).await;
+        let (sandbox, volumes) = adopted?;
+        Ok(Response::new(AdoptSandboxResponse { sandbox: Some(sandbox), volumes }))
+    }
+
+    async fn release_sandbox(
+        &self,
+        request: Request<ReleaseSandboxRequest>,
+    ) -> Result<Response<ReleaseSandboxResponse>, Status> {
+        let (caller, request) = split(request)?;
+        let sandbox = self.sandboxes.let_go(&caller, &request.id).await?;
+        Ok(Response::new(ReleaseSandboxResponse { sandbox: Some(sandbox) }))
+    }
+
+    async fn forget_node(
+        &self,
+        request: Request<ForgetNodeRequest>,
+    ) -> Result<Response<ForgetNodeResponse>, Status> {
+        let (caller, request) = split(request)?;
+        let ForgetNodeRequest { node, lost, dry_run } = request;
+        let sandboxes = self.sandboxes.forget_node(&caller, &node, lost, dry_run).await?;
+        Ok(Response::new(ForgetNodeResponse { sandboxes }))
     }
 
     async fn get_version(

@@ -32,7 +32,7 @@ impl Rpc {
 }
 
 /// The guard has put the caller there; without one nothing is allowed.
-fn split<T>(request: Request<T>) -> Result<(Caller, T), Status> {
+pub(super) fn split<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     let (_, extensions, message) = request.into_parts();
     let caller = extensions.get::<Caller>().cloned();
     let nobody = || Status::internal("a call came past the guard");

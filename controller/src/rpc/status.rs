@@ -27,6 +27,10 @@ pub(super) fn code(reason: &str) -> Code {
         | reason::SANDBOX_BUSY
         | reason::CREATE_CANCELLED
         | reason::NOT_OURS
+        | reason::CONTAINER_UNFIT
+        | reason::CONTAINER_GONE
+        | reason::NOT_ADOPTED
+        | reason::NODE_IN_USE
         | reason::SANDBOX_PAUSED
         | reason::FREEZE_FAILED
         | reason::FILE_REFUSED => Code::FailedPrecondition,

@@ -190,7 +190,7 @@ impl Sandboxes {
         }
     }
 
-    fn new_id(&self, now_ms: u64) -> SandboxId {
+    pub(super) fn new_id(&self, now_ms: u64) -> SandboxId {
         let mut random = [0; 10];
         self.random.fill(&mut random);
         SandboxId::new(now_ms, &random)

@@ -1,12 +1,9 @@
 //! What the nodes clean up, and what they leave to an operator.
 
+use std::sync::Arc;
+
 use futures_util::future::join_all;
-use proto::{
-    id::Vmid,
-    name::NodeName,
-    reason,
-    sandbox::v1::{GarbageItem, Sandbox},
-};
+use proto::{name::NodeName, reason, sandbox::v1::GarbageItem};
 
 use super::{Error, Sandboxes};
 use crate::node::Node;
@@ -43,26 +40,8 @@ impl Sandboxes {
         Ok((items, unreachable))
     }
 
-    /// Lets a node take a container with our mark back as the sandbox that it was.
-    ///
-    /// # Errors
-    /// When there is no such node, or it refuses.
-    pub async fn recover(&self, node: &str, vmid: u32, dry_run: bool) -> Result<Sandbox, Error> {
-        let vmid = Vmid::try_from(vmid)?;
-        if !dry_run {
-            self.may_change()?;
-        }
-        let node = self.node(node)?;
-        let epoch = self.nodes.epoch.get();
-        let recovered = node.client.recover(epoch, vmid.get(), dry_run).await;
-        let sandbox = recovered.map_err(|error| self.of_node(&node, error))?;
-        if !dry_run {
-            self.nodes.apply(&node.name, sandbox.clone());
-        }
-        Ok(sandbox)
-    }
-
-    fn node(&self, name: &str) -> Result<std::sync::Arc<Node>, Error> {
+    /// A node that answers, for an operator.
+    pub(super) fn node(&self, name: &str) -> Result<Arc<Node>, Error> {
         let name: NodeName = name.parse()?;
         let unknown = || Error::new(reason::NODE_NOT_FOUND, format!("there is no node {name}"));
         let node = self.nodes.get(&name).ok_or_else(unknown)?;

@@ -4,6 +4,7 @@
 //! What a node says of a sandbox is the message of the public API, kept as data: there is nothing
 //! in between to translate.
 
+mod adopt;
 mod control_exec;
 mod create;
 mod delete;
@@ -13,6 +14,7 @@ mod exec_command;
 mod explain;
 mod expose;
 mod files;
+mod forget_node;
 mod fsck;
 mod garbage;
 mod job;
@@ -20,6 +22,7 @@ mod lifetime;
 mod list;
 mod pause;
 mod prune;
+mod recover;
 mod resume;
 mod session;
 mod snapshots;

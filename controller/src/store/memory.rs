@@ -345,9 +345,23 @@ impl Store for Memory {
         Ok(())
     }
 
+    async fn forget_node(&self, name: &NodeName) -> Result<(), Error> {
+        let mut tables = self.tables();
+        tables.nodes.insert(name.clone(), String::new());
+        tables.cancels.retain(|(owed, _), _| owed != name);
+        Ok(())
+    }
+
+    async fn forgotten_nodes(&self) -> Result<Vec<NodeName>, Error> {
+        let tables = self.tables();
+        let forgotten = tables.nodes.iter().filter(|(_, address)| address.is_empty());
+        Ok(forgotten.map(|(name, _)| name.clone()).collect())
+    }
+
     async fn nodes(&self) -> Result<Vec<(NodeName, String)>, Error> {
         let tables = self.tables();
-        Ok(tables.nodes.iter().map(|(name, address)| (name.clone(), address.clone())).collect())
+        let known = tables.nodes.iter().filter(|(_, address)| !address.is_empty());
+        Ok(known.map(|(name, address)| (name.clone(), address.clone())).collect())
     }
 
     async fn epoch(&self, least: u64) -> Result<u64, Error> {

@@ -205,7 +205,14 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Remembers where a node's agent is.
     async fn put_node(&self, name: &NodeName, address: &str) -> Result<(), Error>;
 
-    /// All nodes that were ever seen, with their addresses.
+    /// A node is given up: it is no node any more, and is owed nothing. Remembered until it is put
+    /// again.
+    async fn forget_node(&self, name: &NodeName) -> Result<(), Error>;
+
+    /// Nodes that were given up, ordered by name.
+    async fn forgotten_nodes(&self) -> Result<Vec<NodeName>, Error>;
+
+    /// All nodes that were ever seen and not given up, with their addresses.
     async fn nodes(&self) -> Result<Vec<(NodeName, String)>, Error>;
 
     /// Raises the epoch to at least `least`; returns it. It never falls.

@@ -535,9 +535,31 @@ impl Store for Sqlite {
         .await
     }
 
+    /// One that was given up has no address.
+    async fn forget_node(&self, name: &NodeName) -> Result<(), Error> {
+        let name = name.clone();
+        self.write(move |db| {
+            db.prepare_cached("INSERT OR REPLACE INTO nodes VALUES (?1, '')")?
+                .execute([name.as_str()])?;
+            db.prepare_cached("DELETE FROM cancels WHERE node = ?1")?
+                .execute([name.as_str()])
+                .map(drop)
+        })
+        .await
+    }
+
+    async fn forgotten_nodes(&self) -> Result<Vec<NodeName>, Error> {
+        self.read(|db| {
+            db.prepare_cached("SELECT name FROM nodes WHERE address = '' ORDER BY name")?
+                .query_map([], |row| parsed(row, 0))?
+                .collect()
+        })
+        .await
+    }
+
     async fn nodes(&self) -> Result<Vec<(NodeName, String)>, Error> {
         self.read(|db| {
-            db.prepare_cached("SELECT name, address FROM nodes ORDER BY name")?
+            db.prepare_cached("SELECT name, address FROM nodes WHERE address <> '' ORDER BY name")?
                 .query_map([], |row| Ok((parsed(row, 0)?, row.get(1)?)))?
                 .collect()
         })

@@ -54,7 +54,7 @@ fn lock(path: &Path) -> Result<File, Error> {
     }
 }
 
-fn private(path: &Path) -> Result<File, Error> {
+pub(super) fn private(path: &Path) -> Result<File, Error> {
     OpenOptions::new()
         .create(true)
         .truncate(false)

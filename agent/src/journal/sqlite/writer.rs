@@ -5,7 +5,7 @@ use std::fs::File;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{connection::storage, tables};
+use super::{connection::storage, reserve::Reserve, tables};
 use crate::journal::Error;
 
 /// Requests that may wait for the thread; more wait in their callers.
@@ -15,8 +15,9 @@ const BATCH_MAX: usize = 128;
 
 /// Tells the caller how its request ended, once the transaction is on the disk or lost.
 type Answer = Box<dyn FnOnce(Option<Error>) + Send>;
-/// Does the work in the transaction; false takes its savepoint back.
-type Request = Box<dyn FnOnce(&Connection) -> (bool, Answer) + Send>;
+/// Does the work in the transaction; false takes its savepoint back. Told whether there is room for
+/// new work.
+type Request = Box<dyn FnOnce(&Connection, bool) -> (bool, Answer) + Send>;
 
 /// Handle of the writing thread. The thread ends when the handle is dropped.
 #[derive(Debug)]
@@ -28,27 +29,44 @@ impl Writer {
     pub(super) fn start(
         db: Connection,
         lock: File,
+        reserve: Reserve,
         changes: watch::Sender<u64>,
     ) -> Result<Self, Error> {
         let (requests, queue) = mpsc::channel(QUEUE_MAX);
         std::thread::Builder::new()
             .name("journal".into())
             .spawn(move || {
-                write(db, queue, &changes);
+                write(db, queue, reserve, &changes);
                 drop(lock);
             })
             .map_err(|error| Error::Storage(format!("no thread for the journal: {error}")))?;
         Ok(Self { requests })
     }
 
+    /// Writes what ends something, or what is small; also when the disk is nearly full.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        self.submit(move |db, _| work(db)).await
+    }
+
+    /// Writes what begins something: refused while there is only room for ends.
+    pub(super) async fn run_new<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.submit(move |db, room| if room { work(db) } else { Err(Error::Full) }).await
+    }
+
+    async fn submit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection, bool) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let gone = || Error::Storage("the journal's thread has ended".into());
         let (answer, answered) = oneshot::channel();
-        let request: Request = Box::new(move |db| {
-            let result = work(db);
+        let request: Request = Box::new(move |db, room| {
+            let result = work(db, room);
             let ok = result.is_ok();
             let reply: Answer = Box::new(move |lost| {
                 // A caller that no longer waits has lost interest in the answer, not in the write.
@@ -64,11 +82,17 @@ impl Writer {
     }
 }
 
-fn write(mut db: Connection, mut queue: mpsc::Receiver<Request>, changes: &watch::Sender<u64>) {
+fn write(
+    mut db: Connection,
+    mut queue: mpsc::Receiver<Request>,
+    mut reserve: Reserve,
+    changes: &watch::Sender<u64>,
+) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while queue.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
         let mut answers = Vec::with_capacity(batch.len());
-        let lost = match transact(&mut db, batch.drain(..), &mut answers) {
+        reserve.tend();
+        let lost = match transact(&mut db, batch.drain(..), reserve.held(), &mut answers) {
             Ok(revision) => {
                 changes.send_if_modified(|known| std::mem::replace(known, revision) != revision);
                 None
@@ -86,12 +110,13 @@ fn write(mut db: Connection, mut queue: mpsc::Receiver<Request>, changes: &watch
 fn transact(
     db: &mut Connection,
     batch: impl Iterator<Item = Request>,
+    room: bool,
     answers: &mut Vec<Answer>,
 ) -> Result<u64, rusqlite::Error> {
     let mut transaction = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     for request in batch {
         let savepoint = transaction.savepoint()?;
-        let (ok, answer) = request(&savepoint);
+        let (ok, answer) = request(&savepoint, room);
         answers.push(answer);
         if ok {
             savepoint.commit()?;

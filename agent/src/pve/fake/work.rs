@@ -15,7 +15,7 @@ use super::{
     Lapse, Op, Shared, Trouble,
     world::{Remains, World, locked, missing},
 };
-use crate::pve::{CloneOrder, ErrorKind, Settings};
+use crate::pve::{CloneOrder, ErrorKind, Mark, Settings};
 
 /// One operation under way. Its container is busy until it is dropped.
 #[derive(Debug)]
@@ -190,6 +190,24 @@ impl Work {
             return Err(cut_off());
         }
         self.world().stop(&self.node, self.vmid)?;
+        self.end()
+    }
+
+    pub(super) async fn mark(mut self, mark: Mark) -> Result<(), ErrorKind> {
+        self.pass(self.shared.pace().write).await?;
+        if self.killed() {
+            return Err(cut_off());
+        }
+        self.world().mark(&self.node, &mark)?;
+        self.end()
+    }
+
+    pub(super) async fn unmark(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
+        self.pass(self.shared.pace().write).await?;
+        if self.killed() {
+            return Err(cut_off());
+        }
+        self.world().unmark(&self.node, self.vmid, &owner)?;
         self.end()
     }
 

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::Lapse;
 use crate::pve::{
-    CloneOrder, ContainerConfig, ErrorKind, Settings, StorageRoom, command, config_file::Ip, hold,
-    ownership,
+    CloneOrder, ContainerConfig, ErrorKind, Mark, Settings, StorageRoom, command, config_file::Ip,
+    hold, ownership,
 };
 
 /// Every volume of a clone, however small: what full storages are counted in.
@@ -250,6 +250,25 @@ impl World {
         Ok(())
     }
 
+    /// What an operator does beside the agent: nobody looks whose it is.
+    pub(super) fn switch(&mut self, vmid: Vmid, on: bool) {
+        let pid = self.next_pid;
+        let Some(guest) = self.guests.get_mut(&vmid) else { return };
+        guest.pid = on.then_some(pid);
+        guest.up_at = on.then(Instant::now);
+        guest.frozen = false;
+        self.next_pid += u32::from(on);
+    }
+
+    /// The same: the config goes to another node, and the volumes with it.
+    pub(super) fn migrate(&mut self, vmid: Vmid, to: &NodeName) {
+        let Some(guest) = self.guests.get_mut(&vmid) else { return };
+        let from = std::mem::replace(&mut guest.node, to.clone());
+        if let Some(volumes) = self.volumes.remove(&(from, vmid)) {
+            self.volumes.insert((to.clone(), vmid), volumes);
+        }
+    }
+
     /// A container of this owner's.
     fn owned(
         &mut self,
@@ -263,6 +282,24 @@ impl World {
             ownership::owned(&guest.config, vmid, owner)?;
         }
         Ok(guest)
+    }
+
+    pub(super) fn mark(&mut self, node: &NodeName, mark: &Mark) -> Result<(), ErrorKind> {
+        self.check_quorum(node)?;
+        ownership::mark(&mut self.container_mut(node, mark.vmid)?.config, mark)
+    }
+
+    pub(super) fn unmark(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        owner: &SandboxId,
+    ) -> Result<(), ErrorKind> {
+        self.check_quorum(node)?;
+        if let Ok(guest) = self.container_mut(node, vmid) {
+            ownership::unmark(&mut guest.config, owner);
+        }
+        Ok(())
     }
 
     pub(super) fn hold(

@@ -6,11 +6,9 @@ use std::time::Duration;
 use proto::id::{SandboxId, Vmid};
 use tokio::time::{Instant, sleep};
 
-use super::{CALL, Host, unread};
+use super::Host;
 use crate::pve::{ContainerConfig, ErrorKind, cgroup::Freezer, hold, ownership};
 
-/// How long PVE's lock on a config, which is held for the time of a write, is waited for.
-const LOCK: Duration = Duration::from_secs(10);
 /// Thawing takes the kernel less than a millisecond.
 const THAW: Duration = Duration::from_secs(2);
 /// How long it is looked without a pause whether all is frozen: most often it is by then, and the
@@ -21,11 +19,21 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 impl Host {
     pub(super) async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
-        self.edit(vmid, Some(*owner), hold::take).await
+        let owner = *owner;
+        self.edit(vmid, move |config| {
+            ownership::owned(config, vmid, &owner)?;
+            hold::take(config)
+        })
+        .await
     }
 
     pub(super) async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
-        self.edit(vmid, Some(*owner), hold::give_back).await
+        let owner = *owner;
+        self.edit(vmid, move |config| {
+            ownership::owned(config, vmid, &owner)?;
+            hold::give_back(config)
+        })
+        .await
     }
 
     pub(super) async fn freeze(
@@ -66,7 +74,11 @@ impl Host {
         if !hold::leaves(&config) {
             return Ok(());
         }
-        self.edit(vmid, None, hold::give_back).await
+        self.edit(vmid, move |config| {
+            ownership::marked(config, vmid)?;
+            hold::give_back(config)
+        })
+        .await
     }
 
     /// The outer cgroup too, which an operator may have frozen.
@@ -92,54 +104,6 @@ impl Host {
         let config = self.config(vmid).await?.ok_or_else(|| self.missing(vmid))?;
         ownership::owned(&config, vmid, owner)?;
         Ok(config)
-    }
-
-    /// Changes the config in one step, under PVE's own lock on it, if it is ours. One that is to
-    /// stay as it is needs no quorum.
-    async fn edit(
-        &self,
-        vmid: Vmid,
-        owner: Option<SandboxId>,
-        change: fn(&mut ContainerConfig) -> Result<(), ErrorKind>,
-    ) -> Result<(), ErrorKind> {
-        // Every file of pmxcfs is a way through FUSE: none is read twice, and none in turn.
-        let until = Instant::now() + LOCK.min(CALL);
-        let (quorum, lock) = tokio::join!(self.check_quorum(), self.lock_config(vmid, until));
-        let (quorum, lock) = (quorum.map(drop), lock?);
-        let missing = quorum.clone().err().unwrap_or_else(|| self.missing(vmid));
-        let path = self.config_path(vmid);
-        let written = self.files.blocking(move || {
-            // Held by the thread that writes, however long that takes.
-            let _lock = lock;
-            let before = ContainerConfig::parse(&std::fs::read(&path)?);
-            let ours = match owner {
-                Some(owner) => ownership::owned(&before, vmid, &owner),
-                None => ownership::marked(&before, vmid),
-            };
-            let mut after = before.clone();
-            if let Err(kind) = ours.and_then(|()| change(&mut after)) {
-                return Ok(Err(kind));
-            }
-            if after != before {
-                if let Err(kind) = quorum {
-                    return Ok(Err(kind));
-                }
-                // As PVE names its own.
-                let fresh = path.with_extension(format!("conf.tmp.{}", std::process::id()));
-                let renamed = std::fs::write(&fresh, after.to_bytes())
-                    .and_then(|()| std::fs::rename(&fresh, &path));
-                if let Err(error) = renamed {
-                    drop(std::fs::remove_file(&fresh));
-                    return Err(error);
-                }
-            }
-            Ok(Ok(()))
-        });
-        match written.await {
-            Ok(result) => result,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(missing),
-            Err(error) => Err(unread(&error)),
-        }
     }
 }
 

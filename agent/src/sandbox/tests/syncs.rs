@@ -66,11 +66,15 @@ enum Operation {
     Pause,
     Resume,
     Delete,
+    /// Of somebody's container.
+    Adopt,
+    /// Of an adopted one.
+    Release,
     /// What the reconciler does about a creation and a deletion that were cut short.
     Recover,
 }
 
-const ALL: [Operation; 9] = [
+const ALL: [Operation; 11] = [
     Operation::Create,
     Operation::Undo,
     Operation::Cancel,
@@ -79,6 +83,8 @@ const ALL: [Operation; 9] = [
     Operation::Pause,
     Operation::Resume,
     Operation::Delete,
+    Operation::Adopt,
+    Operation::Release,
     Operation::Recover,
 ];
 
@@ -98,6 +104,12 @@ impl Operation {
             Self::Start => {
                 node.running(1).await;
                 node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+            }
+            Self::Adopt => drop(node.add_cmux(adopt::CMUX, true)),
+            Self::Release => {
+                node.add_cmux(adopt::CMUX, true);
+                node.sandboxes.adopt(adopt::adoption(), false, LONG).await.expect("adopted");
+                node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
             }
             Self::Resume => {
                 node.running(1).await;
@@ -135,6 +147,11 @@ impl Operation {
             Self::Pause => drop(sandboxes.pause(&one, false, PATIENCE).await.expect("paused")),
             Self::Resume => drop(sandboxes.resume(&one, PATIENCE).await.expect("resumed")),
             Self::Delete => drop(sandboxes.delete(&one, PATIENCE).await.expect("deleted")),
+            Self::Adopt => {
+                let adopted = sandboxes.adopt(adopt::adoption(), false, PATIENCE).await;
+                drop(adopted.expect("adopted"));
+            }
+            Self::Release => drop(sandboxes.release(&one, PATIENCE).await.expect("given back")),
             Self::Recover => drop(node.reconcile().await),
         }
     }
@@ -149,6 +166,8 @@ impl Operation {
             Self::Stop => &[Some(Phase::Running), Some(Phase::Stopped)],
             Self::Pause | Self::Resume => &[Some(Phase::Running), Some(Phase::Paused)],
             Self::Delete => &[Some(Phase::Running), Some(Phase::Deleted)],
+            Self::Adopt => &[None, Some(Phase::Running)],
+            Self::Release => &[Some(Phase::Paused), Some(Phase::Deleted)],
         }
     }
 }
@@ -190,6 +209,14 @@ async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Optio
     node.reconcile().await;
     node.assert_sound().await;
     let left = node.sandboxes.get(&SandboxRef::Id(id(1))).await.ok().map(|record| record.phase);
+    let theirs = match operation {
+        Operation::Adopt => left.is_none(),
+        Operation::Release => left == Some(Phase::Deleted),
+        _ => false,
+    };
+    if theirs {
+        node.give_back(&crate::pve::ContainerConfig::parse(adopt::CMUX.as_bytes()));
+    }
     // Whatever it is, it can be asked for again, and deleted; and the node is as good as new.
     if operation == Operation::Delete || left.is_some_and(|phase| phase != Phase::Failed) {
         node.sandboxes.delete(&id(1), LONG).await.expect("deleted");

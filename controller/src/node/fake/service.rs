@@ -440,6 +440,20 @@ impl AgentService for Service {
         refuse(Code::FailedPrecondition, reason::NOT_OURS, "it carries no mark")
     }
 
+    async fn adopt_sandbox(
+        &self,
+        _request: Request<AdoptSandboxRequest>,
+    ) -> Answer<AdoptSandboxResponse> {
+        refuse(Code::FailedPrecondition, reason::CONTAINER_UNFIT, "it is privileged")
+    }
+
+    async fn release_sandbox(
+        &self,
+        _request: Request<ReleaseSandboxRequest>,
+    ) -> Answer<ReleaseSandboxResponse> {
+        refuse(Code::FailedPrecondition, reason::NOT_ADOPTED, "it was made for it")
+    }
+
     async fn check(&self, _request: Request<CheckRequest>) -> Answer<CheckResponse> {
         let sandboxes = u32::try_from(self.0.living().len()).unwrap_or(u32::MAX);
         Ok(Response::new(CheckResponse { findings: Vec::new(), sandboxes }))

@@ -23,7 +23,7 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::{
     journal::Record,
     pve::{
-        CloneOrder, Cluster, ContainerConfig, Error, Pve, Settings, StorageRoom, Usage,
+        CloneOrder, Cluster, ContainerConfig, Error, Mark, Pve, Settings, StorageRoom, Usage,
         fake::FakePve,
     },
     sandbox::exec::shims::Shims,
@@ -222,6 +222,14 @@ impl Pve for Entered {
 
     async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error> {
         self.fake.configure(vmid, settings).await
+    }
+
+    async fn mark(&self, mark: &Mark) -> Result<(), Error> {
+        self.fake.mark(mark).await
+    }
+
+    async fn unmark(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        self.fake.unmark(vmid, owner).await
     }
 
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {

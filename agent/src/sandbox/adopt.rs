@@ -1,0 +1,176 @@
+//! Making a sandbox of a container that somebody made without us. Journal first: from then on it is
+//! finished after a crash, and `release` takes it back. The container itself runs on; nothing of it
+//! is touched but one line of its description.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::{
+    id::{SandboxId, SandboxRef, Vmid},
+    name::{RequestId, Team},
+    reason,
+};
+use tokio::time::Instant;
+
+use super::{
+    Cause, Error, Event, Known, Sandboxes,
+    flights::{Crew, Kind},
+    reads, step,
+};
+use crate::{
+    journal::Record,
+    pve::{ContainerConfig, ErrorKind, Mark},
+};
+
+/// What an adopted sandbox was made from.
+const SNAPSHOT: &str = "adopted";
+
+/// What is to be adopted, as whose.
+#[derive(Debug, Clone)]
+pub struct Adoption {
+    /// Who it will be.
+    pub id: SandboxId,
+    /// The container.
+    pub vmid: Vmid,
+    /// Its owner from now on.
+    pub team: Team,
+}
+
+impl Sandboxes {
+    /// Makes the container a sandbox, running or stopped as it is, its ports closed. With `dry_run`
+    /// it is only told. Also the volumes that will go when the sandbox is deleted.
+    ///
+    /// # Errors
+    /// SANDBOX_NOT_FOUND when this node has none of this number; NOT_OURS when it carries a mark
+    /// already; CONTAINER_UNFIT when it is a template, privileged or protected; CONTAINER_LOCKED;
+    /// SANDBOX_KNOWN when a sandbox has its number or its address.
+    pub async fn adopt(
+        self: &Arc<Self>,
+        adoption: Adoption,
+        dry_run: bool,
+        wait: Duration,
+    ) -> Result<(Arc<Record>, Vec<String>), Error> {
+        let Adoption { id, vmid, team } = adoption;
+        if let Some(known) = self.known(&SandboxRef::Id(id)) {
+            return match known {
+                Known::Live(record) if record.vmid == vmid => Ok((record, Vec::new())),
+                Known::Live(_) | Known::Ended(_) => {
+                    Err(Error::new(reason::SANDBOX_KNOWN, format!("{id} is taken")))
+                }
+            };
+        }
+        let config = self.container(vmid).await?;
+        fit(vmid, &config)?;
+        if let Some(Known::Live(record)) = self.known(&SandboxRef::Vmid(vmid)) {
+            let why = format!("container {vmid} is {} already", record.id);
+            return Err(Error::new(reason::SANDBOX_KNOWN, why));
+        }
+        let request_id: RequestId = format!("adopt-{id}").parse()?;
+        let mark = Mark { sandbox_id: id, vmid, attempt: 1, team, request_id };
+        let record = Record {
+            adopted: true,
+            step: step::ADOPT.into(),
+            ..self.record_of(&config, &mark, SNAPSHOT).await?
+        };
+        let volumes = self.pve.volumes(vmid).await?;
+        if dry_run {
+            return Ok((Arc::new(record), volumes));
+        }
+        self.take_in(record).await?;
+        let flight = self.launch(id, Kind::Adopt, |sandboxes, crew| async move {
+            sandboxes.adopt_or_let_go(&id, &crew).await
+        });
+        Ok((self.outcome(flight, wait).await?, volumes))
+    }
+
+    /// Finishes an adoption that a crash cut short.
+    ///
+    /// # Errors
+    /// When it could not be finished yet; it is tried again.
+    pub async fn finish_adoption(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
+        let id = *id;
+        let flight = self.launch(id, Kind::Adopt, |sandboxes, crew| async move {
+            sandboxes.adopt_now(&id, &crew).await.map_err(Error::from)
+        });
+        self.outcome(flight, wait).await
+    }
+
+    /// Whoever asked is there to ask again: what cannot be done now is not left half done.
+    async fn adopt_or_let_go(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
+        let error = match self.adopt_now(id, crew).await {
+            Ok(record) => return Ok(record),
+            Err(error) => error,
+        };
+        let Ok(record) = self.living(&SandboxRef::Id(*id)) else { return Err(error) };
+        // As long as this fails, the reconciler goes on with the adoption.
+        self.pve.unmark(record.vmid, id).await?;
+        self.advance_because(id, Event::Released, Cause::Released, |_| {}).await?;
+        Err(error)
+    }
+
+    async fn adopt_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
+        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let record = self.living(&SandboxRef::Id(*id))?;
+        if record.step != step::ADOPT {
+            return Ok(record);
+        }
+        match self.pve.mark(&record.mark()).await {
+            Ok(()) => {}
+            // It was removed, or became somebody else's: there is nothing to adopt any more.
+            Err(error) if matches!(error.kind, ErrorKind::NotFound(_) | ErrorKind::NotOurs(_)) => {
+                let released = |_: &mut Record| {};
+                self.advance_because(id, Event::Released, Cause::Released, released).await?;
+                return Err(error.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, team = %record.team, "adopted");
+        self.amend(id, |record| {
+            if record.phase.ended() {
+                return Err(reads::deleted(&SandboxRef::Id(record.id)));
+            }
+            step::DONE.clone_into(&mut record.step);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// `Ok` when a container may become a sandbox. Pure.
+fn fit(vmid: Vmid, config: &ContainerConfig) -> Result<(), Error> {
+    let refused = |reason, why: &str| Err(Error::new(reason, format!("container {vmid} {why}")));
+    if config.is_template() {
+        return refused(reason::CONTAINER_UNFIT, "is a template");
+    }
+    match config.mark() {
+        Some(mark) if mark.vmid == vmid => {
+            return refused(reason::NOT_OURS, "carries our mark already: recover it");
+        }
+        Some(_) => {
+            let why = "is a copy of a sandbox: take the line of its mark out of its description";
+            return refused(reason::NOT_OURS, why);
+        }
+        None => {}
+    }
+    if config.description().is_some_and(|text| text.lines().any(Mark::resembles)) {
+        return refused(reason::NOT_OURS, "has a line in its description that resembles our mark");
+    }
+    if !config.is_unprivileged() {
+        let why = "is privileged: root in it is too close to root on the node";
+        return refused(reason::CONTAINER_UNFIT, why);
+    }
+    if config.is_protected() {
+        let why = "is protected: take the protection off, if it may be deleted one day";
+        return refused(reason::CONTAINER_UNFIT, why);
+    }
+    match config.lock() {
+        Some(lock) => {
+            let why = format!("is locked ({lock}): somebody works on it");
+            refused(reason::CONTAINER_LOCKED, &why)
+        }
+        None => Ok(()),
+    }
+}

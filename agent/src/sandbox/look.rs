@@ -1,0 +1,232 @@
+//! Taking note of what was done to a container beside us: in PVE's GUI, by `pct`, or in the container
+//! itself. The table of it is `seen`; docs/cleanup.md tells it to operators.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::{
+    id::{SandboxId, SandboxRef},
+    name::NodeName,
+    reason,
+};
+use tokio::time::Instant;
+
+use super::{
+    Error, Event, Sandboxes,
+    flights::{Crew, Kind},
+    step,
+};
+use crate::journal::{Failure, Phase, Record};
+
+/// What a container that was frozen and is not there any more has come to: it could not end itself.
+const LOST_WHILE_PAUSED: &str =
+    "its node was rebooted while it was paused; its memory is gone, its disk is kept";
+
+/// Where the container of a sandbox is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// On this node, and the sandbox's own.
+    Here {
+        /// Its init runs.
+        running: bool,
+    },
+    /// What is on this node under its number does not carry its mark, or is a template.
+    Taken,
+    /// Another node has it.
+    Elsewhere(NodeName),
+    /// Nowhere.
+    Gone,
+}
+
+/// What the record does not say yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// It should run and does not, or cannot any more, for this reason and with this sentence.
+    Down(&'static str, String),
+    /// It is stopped, and cannot be started, for this reason and with this sentence.
+    Unfit(&'static str, String),
+    /// It is stopped by its record, and runs.
+    Up,
+    /// It was unfit and is not any more.
+    Fit,
+}
+
+/// What is new of a sandbox whose container is there. Pure.
+pub fn seen(record: &Record, place: &Place) -> Option<Seen> {
+    let stood = record.failure.as_ref().map(|failure| failure.reason.as_str());
+    let (reason, why) = match (place, record.phase) {
+        (Place::Here { running: true }, Phase::Stopped) => return Some(Seen::Up),
+        (Place::Here { running: false }, Phase::Stopped) => {
+            let unfit = matches!(stood, Some(reason::NOT_OURS | reason::CONTAINER_GONE));
+            return unfit.then_some(Seen::Fit);
+        }
+        (Place::Here { running: true }, _) => return None,
+        (Place::Here { running: false }, Phase::Paused) => {
+            (reason::SANDBOX_NOT_RUNNING, LOST_WHILE_PAUSED.to_owned())
+        }
+        (Place::Here { running: false }, _) => {
+            let why = "it was found stopped: it ended by itself, or its node was rebooted";
+            (reason::SANDBOX_NOT_RUNNING, why.to_owned())
+        }
+        (Place::Taken, _) => {
+            let why = "its container does not carry its mark any more and is left alone";
+            (reason::NOT_OURS, why.to_owned())
+        }
+        (Place::Elsewhere(node), _) => {
+            let why = format!("its container was moved to node {node}: recover it there");
+            (reason::CONTAINER_GONE, why)
+        }
+        (Place::Gone, _) => {
+            (reason::CONTAINER_GONE, "its container was removed by somebody else".to_owned())
+        }
+    };
+    match record.phase {
+        Phase::Running | Phase::Paused => Some(Seen::Down(reason, why)),
+        Phase::Stopped => (stood != Some(reason)).then_some(Seen::Unfit(reason, why)),
+        // An operation has it, or will.
+        Phase::Creating
+        | Phase::Undoing
+        | Phase::Starting
+        | Phase::Stopping
+        | Phase::Deleting
+        | Phase::Deleted
+        | Phase::Failed => None,
+    }
+}
+
+impl Sandboxes {
+    /// Looks at the container again, with nobody at work on it, and takes note of what is new.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub async fn look(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        wait: Duration,
+    ) -> Result<Arc<Record>, Error> {
+        let id = *id;
+        let flight = self.launch(id, Kind::Look, |sandboxes, crew| async move {
+            sandboxes.look_now(&id, &crew).await
+        });
+        self.outcome(flight, wait).await
+    }
+
+    async fn look_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
+        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let record = self.living(&SandboxRef::Id(*id))?;
+        let Some(place) = self.place(&record).await? else { return Ok(record) };
+        let Some(seen) = seen(&record, &place) else { return Ok(record) };
+        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, ?seen, "not as its record says");
+        match seen {
+            Seen::Down(reason, message) => {
+                let failure = failure(reason, message);
+                let noted = self
+                    .advance(id, Event::FoundDown, |record| record.failure = Some(failure.clone()))
+                    .await?;
+                // The lock of a pause outlives a reboot. What is left of it goes with the next pass.
+                if matches!(place, Place::Here { .. })
+                    && let Err(error) = self.pve.release(record.vmid, id).await
+                {
+                    tracing::warn!(sandbox_id = %id, %error, "the lock of its pause stays for now");
+                }
+                Ok(noted)
+            }
+            Seen::Unfit(reason, message) => {
+                let failure = failure(reason, message);
+                let note = |record: &mut Record| record.failure = Some(failure.clone());
+                self.amend_stopped(id, note).await
+            }
+            Seen::Fit => self.amend_stopped(id, |record| record.failure = None).await,
+            Seen::Up => {
+                let now = self.clock.moment();
+                let ip = self.pve.addresses(record.vmid).await.first().copied();
+                self.advance(id, Event::FoundUp, |record| {
+                    record.boot += 1;
+                    record.failure = None;
+                    record.started_ms = now.wall_ms;
+                    record.lifetime.renew(&now);
+                    record.ip = ip.or(record.ip);
+                    step::DONE.clone_into(&mut record.step);
+                })
+                .await
+            }
+        }
+    }
+
+    async fn amend_stopped(
+        &self,
+        id: &SandboxId,
+        note: impl Fn(&mut Record),
+    ) -> Result<Arc<Record>, Error> {
+        self.amend(id, |record| {
+            if record.phase == Phase::Stopped {
+                note(record);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// `None` while that cannot be told.
+    pub(super) async fn place(&self, record: &Record) -> Result<Option<Place>, Error> {
+        if let Some(config) = self.pve.config(record.vmid).await? {
+            if config.mark() != Some(record.mark()) || config.is_template() {
+                return Ok(Some(Place::Taken));
+            }
+            let running = self.pve.running(record.vmid).await;
+            return Ok(Some(Place::Here { running }));
+        }
+        let cluster = self.pve.cluster().await;
+        // Without quorum, or with pmxcfs down, absence proves nothing.
+        Ok(cluster.quorate.then(|| match cluster.guests.get(&record.vmid) {
+            Some(node) if node == self.pve.node() => Place::Taken,
+            Some(node) => Place::Elsewhere(node.clone()),
+            None => Place::Gone,
+        }))
+    }
+}
+
+fn failure(reason: &str, message: String) -> Failure {
+    Failure { reason: reason.into(), message, rollback: String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::conformance::record;
+
+    #[test]
+    fn nothing_is_noted_twice_and_nothing_of_an_operation() {
+        let places = [
+            Place::Here { running: true },
+            Place::Here { running: false },
+            Place::Taken,
+            Place::Elsewhere("n2".parse().expect("a name")),
+            Place::Gone,
+        ];
+        for place in &places {
+            for phase in [Phase::Running, Phase::Paused, Phase::Stopped] {
+                let mut record = Record { phase, failure: None, ..record(1) };
+                for round in 0..3 {
+                    match seen(&record, place) {
+                        None => break,
+                        Some(Seen::Down(reason, why)) => {
+                            record.phase = Phase::Stopped;
+                            record.failure = Some(failure(reason, why));
+                        }
+                        Some(Seen::Unfit(reason, why)) => {
+                            record.failure = Some(failure(reason, why));
+                        }
+                        Some(Seen::Up) => {
+                            (record.phase, record.failure) = (Phase::Running, None);
+                        }
+                        Some(Seen::Fit) => record.failure = None,
+                    }
+                    assert!(round < 2, "{place:?} {phase:?}");
+                }
+            }
+            for phase in [Phase::Creating, Phase::Starting, Phase::Stopping, Phase::Deleting] {
+                assert_eq!(seen(&Record { phase, ..record(1) }, place), None, "{place:?}");
+            }
+        }
+    }
+}

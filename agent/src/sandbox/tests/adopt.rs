@@ -1,0 +1,161 @@
+//! A container that was there before us becomes a sandbox, and somebody's container again.
+
+use super::*;
+use crate::pve::{ContainerConfig, ErrorKind};
+
+const VMID: u32 = 207;
+
+pub(super) const CMUX: &str = "#cmux-execd-auth-token=0123\n#made by hand\narch: amd64\ncores: 4\n\
+    hostname: pvelxc-1a2b3c4d\nmemory: 6144\nnet0: name=eth0,bridge=vmbr0,ip=10.9.0.7/24\n\
+    onboot: 1\nrootfs: local-zfs:subvol-207-disk-0,size=32G\nunprivileged: 1\n";
+
+pub(super) fn adoption() -> Adoption {
+    Adoption { id: id(1), vmid: vmid(VMID), team: "acme".parse().expect("valid") }
+}
+
+impl Node {
+    /// A container as the predecessor made them.
+    pub(super) fn add_cmux(&self, text: &str, runs: bool) -> ContainerConfig {
+        let config = ContainerConfig::parse(text.as_bytes());
+        self.cluster.add_guest(&self.name, vmid(VMID), config.clone(), false);
+        self.cluster.add_volume(&self.name, vmid(VMID));
+        self.cluster.switch(vmid(VMID), runs);
+        config
+    }
+
+    pub(super) fn config_of_cmux(&self) -> ContainerConfig {
+        self.cluster.guests()[&vmid(VMID)].config.clone()
+    }
+
+    async fn adopted(&self) -> Arc<Record> {
+        self.sandboxes.adopt(adoption(), false, LONG).await.expect("adopted").0
+    }
+
+    /// It is its operator's, as it was before.
+    pub(super) fn give_back(&self, before: &ContainerConfig) {
+        assert_eq!(self.config_of_cmux(), *before, "byte for byte");
+        self.cluster.remove(vmid(VMID));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_told_first_and_then_it_is_a_sandbox_like_any_other() {
+    let mut node = Node::new().await;
+    let before = node.add_cmux(CMUX, true);
+    let (told, volumes) = node.sandboxes.adopt(adoption(), true, LONG).await.expect("could be");
+    assert_eq!((told.phase, told.size.cpu_cores, told.size.memory_mib), (Phase::Running, 4, 6144));
+    assert_eq!(volumes, ["local-zfs:subvol-207-disk-0"]);
+    assert_eq!(node.config_of_cmux(), before, "only told");
+    assert_eq!(node.sandboxes.live(), []);
+
+    let record = node.adopted().await;
+    assert_eq!((record.vmid, record.ip), (vmid(VMID), Some(Ipv4Addr::new(10, 9, 0, 7))));
+    assert!(record.services.is_empty());
+    let now = node.config_of_cmux();
+    assert_eq!(now.mark(), Some(record.mark()));
+    assert!(now.description().expect("one").contains("cmux-execd-auth-token"), "others' lines");
+    node.assert_sound().await;
+    assert_eq!(node.reconcile().await, []);
+    // Asked again it is the same; another one does not get it.
+    assert_eq!(node.adopted().await.id, record.id);
+    let other = Adoption { id: id(2), ..adoption() };
+    let error = node.sandboxes.adopt(other, false, LONG).await.expect_err("is one");
+    assert_eq!(error.reason, reason::NOT_OURS);
+
+    node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+    node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+    node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    node.restart().await;
+    node.sandboxes.start(&id(1), LONG).await.expect("started");
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    node.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_can_be_given_back_from_every_phase() {
+    for phase in [Phase::Running, Phase::Paused, Phase::Stopped] {
+        let node = Node::new().await;
+        let before = node.add_cmux(CMUX, true);
+        node.adopted().await;
+        match phase {
+            Phase::Paused => drop(node.sandboxes.pause(&id(1), false, LONG).await.expect("paused")),
+            Phase::Stopped => drop(node.sandboxes.stop(&id(1), LONG).await.expect("stopped")),
+            _ => {}
+        }
+        let ended = node.sandboxes.release(&id(1), LONG).await.expect("given back");
+        assert_eq!((ended.phase, ended.cause.as_str()), (Phase::Deleted, "released"));
+        let guest = node.cluster.guests()[&vmid(VMID)].clone();
+        assert_eq!((guest.pid.is_some(), guest.frozen), (phase != Phase::Stopped, false));
+        assert_eq!(node.reconcile().await, []);
+        node.assert_sound().await;
+        // And taken again, as another.
+        let again = Adoption { id: id(2), ..adoption() };
+        node.sandboxes.adopt(again, false, LONG).await.expect("adopted");
+        node.sandboxes.release(&id(2), LONG).await.expect("given back");
+        node.give_back(&before);
+        node.assert_clean().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_a_power_cut_brings_back_is_taken_off_again() {
+    let node = Node::new().await;
+    let before = node.add_cmux(CMUX, true);
+    node.adopted().await;
+    let marked = node.config_of_cmux();
+    node.sandboxes.release(&id(1), LONG).await.expect("given back");
+    node.cluster.edit(&node.name, vmid(VMID), |config| *config = marked);
+    let unmark = Action::Unmark { id: id(1), vmid: vmid(VMID) };
+    assert_eq!(node.reconcile().await, [unmark], "and it is not destroyed");
+    node.give_back(&before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_a_sandbox_is_refused_and_left_as_it_is() {
+    let node = Node::new().await;
+    let refused = async |change: &str, reason: &str| {
+        let before = node.add_cmux(&format!("{CMUX}{change}\n"), false);
+        for dry_run in [true, false] {
+            let error = node.sandboxes.adopt(adoption(), dry_run, LONG).await.expect_err(change);
+            assert_eq!(error.reason, reason, "{change}: {error}");
+        }
+        node.give_back(&before);
+    };
+    refused("template: 1", reason::CONTAINER_UNFIT).await;
+    refused("protection: 1", reason::CONTAINER_UNFIT).await;
+    refused("lock: backup", reason::CONTAINER_LOCKED).await;
+    refused("#pve-sandbox:v9 of a later version", reason::NOT_OURS).await;
+    let error = node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("none there");
+    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+    let privileged = CMUX.replace("unprivileged: 1\n", "");
+    node.add_cmux(&privileged, true);
+    let error = node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("privileged");
+    assert_eq!(error.reason, reason::CONTAINER_UNFIT);
+    node.cluster.remove(vmid(VMID));
+    // One of ours, and a copy of it.
+    let ours = node.running(3).await;
+    let of = |vmid| Adoption { vmid, ..adoption() };
+    let error = node.sandboxes.adopt(of(ours.vmid), false, LONG).await.expect_err("ours");
+    assert_eq!(error.reason, reason::NOT_OURS);
+    let error = node.sandboxes.release(&id(3), LONG).await.expect_err("was made for it");
+    assert_eq!(error.reason, reason::NOT_ADOPTED);
+    assert_eq!(node.sandboxes.live().len(), 1);
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_marked_is_let_go_at_once() {
+    let node = Node::new().await;
+    let before = node.add_cmux(CMUX, true);
+    let full = ErrorKind::Failed("no space left on device".into());
+    node.fault(Op::Mark, Trouble::Before(full.clone()));
+    node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("could not be written");
+    assert_eq!(node.sandboxes.live(), []);
+    // It was written, and nobody said so.
+    node.fault(Op::Mark, Trouble::After(full));
+    let another = Adoption { id: id(2), ..adoption() };
+    node.sandboxes.adopt(another, false, LONG).await.expect_err("is not known to be written");
+    assert_eq!(node.reconcile().await, []);
+    node.give_back(&before);
+    node.assert_clean().await;
+}

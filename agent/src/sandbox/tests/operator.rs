@@ -1,0 +1,361 @@
+//! What an operator does beside us, in PVE's GUI or by `pct`: one test a row of the table in
+//! docs/cleanup.md. Nothing of it may lose a sandbox, touch what is not ours, or end where nothing
+//! leads on.
+
+use super::*;
+use crate::pve::ContainerConfig;
+
+impl Node {
+    /// A running sandbox, and what the operator does to its container.
+    async fn meddled(meddle: impl FnOnce(&Self, &Record)) -> (Self, Arc<Record>) {
+        let node = Self::new().await;
+        let record = node.running(1).await;
+        meddle(&node, &record);
+        node.reconcile().await;
+        (node, record)
+    }
+
+    async fn stands(&self) -> (Phase, Option<String>) {
+        let record = self.record(1).await;
+        (record.phase, record.failure.as_ref().map(|failure| failure.reason.clone()))
+    }
+
+    fn other(&self) -> NodeName {
+        OTHER.parse().expect("valid")
+    }
+
+    fn change(&self, record: &Record, change: impl FnOnce(&mut ContainerConfig)) {
+        self.cluster.edit(&self.name, record.vmid, change);
+    }
+
+    /// It is there again, and as good as before.
+    async fn assert_works(&self) {
+        self.assert_sound().await;
+        if self.record(1).await.phase == Phase::Stopped {
+            self.sandboxes.start(&id(1), LONG).await.expect("starts");
+        }
+        self.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+        self.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+        self.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+        self.assert_clean().await;
+    }
+}
+
+fn because(reason: &str) -> Option<String> {
+    Some(reason.to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopped_by_an_operator_it_is_stopped() {
+    let (node, _) = Node::meddled(|node, record| node.cluster.switch(record.vmid, false)).await;
+    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::SANDBOX_NOT_RUNNING)));
+    assert_eq!(node.record(1).await.cause, Cause::FoundDown.word());
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn started_by_an_operator_it_runs() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    node.cluster.switch(record.vmid, true);
+    node.reconcile().await;
+    let after = node.record(1).await;
+    assert_eq!((after.phase, after.boot), (Phase::Running, record.boot + 1), "another life");
+    assert_eq!(after.cause, Cause::FoundUp.word());
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn removed_by_an_operator_it_says_so_and_can_be_deleted() {
+    let (node, _) = Node::meddled(|node, record| node.cluster.remove(record.vmid)).await;
+    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::CONTAINER_GONE)));
+    let error = node.sandboxes.start(&id(1), LONG).await.expect_err("there is none");
+    assert_eq!(error.reason, reason::NOT_OURS);
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    node.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn removed_while_it_was_stopped_or_paused_it_says_so_too() {
+    for pause in [false, true] {
+        let node = Node::new().await;
+        let record = node.running(1).await;
+        if pause {
+            node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+        } else {
+            node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+        }
+        node.cluster.remove(record.vmid);
+        node.reconcile().await;
+        assert_eq!(node.stands().await, (Phase::Stopped, because(reason::CONTAINER_GONE)));
+        node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+        node.assert_clean().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn renamed_and_resized_it_is_the_same_sandbox() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.change(record, |config| {
+            config.set("hostname", "web").expect("fits");
+            config.set("memory", "4096").expect("fits");
+            config.set("tags", "mine").expect("fits");
+        });
+    })
+    .await;
+    assert_eq!(node.record(1).await, record);
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_line_more_in_its_description_it_is_the_same_sandbox() {
+    let (node, record) =
+        Node::meddled(|node, record| node.change(record, |c| c.add_note("ask Jo before"))).await;
+    assert_eq!(node.record(1).await, record);
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_mark_it_is_left_alone_until_the_mark_is_back() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.change(record, |config| config.set_description("mine now").expect("fits"));
+    })
+    .await;
+    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::NOT_OURS)));
+    assert!(node.cluster.guests()[&record.vmid].pid.is_some(), "it runs on");
+    node.change(&record, |c| c.set_description(&record.mark().to_string()).expect("fits"));
+    node.reconcile().await;
+    assert_eq!(node.stands().await, (Phase::Running, None));
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_mark_it_can_be_let_go_even_in_the_middle_of_its_deletion() {
+    for delete in [false, true] {
+        let (node, record) = Node::meddled(|node, record| {
+            node.change(record, |config| config.set_description("mine now").expect("fits"));
+        })
+        .await;
+        if delete {
+            node.sandboxes.delete(&id(1), LONG).await.expect_err("not ours");
+        }
+        let theirs = node.cluster.guests()[&record.vmid].clone();
+        let ended = node.sandboxes.release(&id(1), LONG).await.expect("let go");
+        assert_eq!((ended.phase, ended.cause.as_str()), (Phase::Deleted, "released"));
+        node.reconcile().await;
+        node.assert_sound().await;
+        assert_eq!(node.cluster.guests()[&record.vmid], theirs);
+        assert_eq!(node.sandboxes.live(), []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_an_operator_cloned_is_the_operators() {
+    let (node, record) = Node::meddled(|node, record| {
+        let config = node.cluster.guests()[&record.vmid].config.clone();
+        node.cluster.add_guest(&node.name, vmid(100_050), config, false);
+    })
+    .await;
+    let copy = node.cluster.guests()[&vmid(100_050)].clone();
+    assert_eq!(node.record(1).await, record);
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    node.reconcile().await;
+    assert_eq!(node.containers(), [100_050]);
+    assert_eq!(node.cluster.guests()[&vmid(100_050)], copy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn moved_to_another_node_it_is_told_where_and_neither_started_nor_deleted() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.cluster.switch(record.vmid, false);
+        node.cluster.migrate(record.vmid, &node.other());
+    })
+    .await;
+    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::CONTAINER_GONE)));
+    let failure = node.record(1).await.failure.clone().expect("told");
+    assert!(failure.message.contains(OTHER), "{}", failure.message);
+    let error = node.sandboxes.start(&id(1), LONG).await.expect_err("is not here");
+    assert_eq!(error.reason, reason::NOT_OURS);
+    let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("is not here");
+    assert_eq!(error.reason, reason::NOT_OURS);
+    node.reconcile_some().await;
+    let there = node.cluster.guests()[&record.vmid].clone();
+    assert_eq!(there.node, node.other());
+    assert_eq!(node.cluster.volumes()[&(node.other(), record.vmid)].len(), 1, "its volume, too");
+    // The way out, once it lives on there.
+    node.sandboxes.release(&id(1), LONG).await.expect("let go");
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn moved_there_and_back_it_is_as_before() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.cluster.switch(record.vmid, false);
+        node.cluster.migrate(record.vmid, &node.other());
+    })
+    .await;
+    node.cluster.migrate(record.vmid, &node.name);
+    node.reconcile().await;
+    assert_eq!(node.stands().await, (Phase::Stopped, None));
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_moved_here_is_quarantined_until_it_is_recovered() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    let mut config = node.cluster.guests()[&record.vmid].config.clone();
+    let mark = crate::pve::Mark {
+        sandbox_id: id(2),
+        vmid: vmid(200_007),
+        request_id: "of-node2".parse().expect("valid"),
+        ..record.mark()
+    };
+    config.set_description(&mark.to_string()).expect("fits");
+    config.set("net0", "name=eth0,bridge=vmbr0,ip=10.100.2.9/24").expect("fits");
+    node.cluster.add_guest(&node.other(), mark.vmid, config, false);
+    node.cluster.add_volume(&node.other(), mark.vmid);
+    node.cluster.migrate(mark.vmid, &node.name);
+    let quarantine = Action::Quarantine { vmid: mark.vmid, mark: mark.clone() };
+    assert_eq!(node.reconciler().pass().await, [quarantine]);
+    let recovered = node.sandboxes.recover(mark.vmid, false).await.expect("recovered");
+    assert_eq!((recovered.id, recovered.vmid), (id(2), mark.vmid), "a number of another node's");
+    node.assert_sound().await;
+    node.sandboxes.start(&id(2), LONG).await.expect("started");
+    node.sandboxes.delete(&id(2), LONG).await.expect("deleted");
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    node.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_changes_nothing() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.change(record, |config| {
+            let mut text = config.to_bytes();
+            text.extend(b"\n[before]\n#pve-sandbox:v1 of then\nlock: x\nrootfs: elsewhere:0\n");
+            config.set("parent", "before").expect("fits");
+            *config = ContainerConfig::parse(&text);
+        });
+    })
+    .await;
+    assert_eq!(node.record(1).await, record);
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_snapshot_or_a_backup_is_made_what_would_disturb_it_waits() {
+    for lock in ["snapshot", "backup"] {
+        let (node, record) = Node::meddled(|node, record| {
+            node.change(record, |config| config.set("lock", lock).expect("fits"));
+        })
+        .await;
+        let error = node.sandboxes.pause(&id(1), false, LONG).await.expect_err("locked");
+        assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+        let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("locked");
+        assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+        assert_eq!(node.containers(), [record.vmid.get()]);
+        // It is over: the deletion goes on by itself.
+        node.change(&record, |config| config.remove("lock"));
+        node.reconcile().await;
+        node.assert_clean().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn made_a_template_it_is_left_alone_and_can_be_let_go() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.cluster.switch(record.vmid, false);
+        node.change(record, |config| config.set("template", "1").expect("fits"));
+    })
+    .await;
+    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::NOT_OURS)));
+    let template = node.cluster.guests()[&record.vmid].clone();
+    node.sandboxes.delete(&id(1), LONG).await.expect_err("not ours");
+    node.sandboxes.release(&id(1), LONG).await.expect("let go");
+    node.reconcile().await;
+    assert_eq!(node.cluster.guests()[&record.vmid], template);
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn protected_it_stays_until_the_protection_is_taken_off() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.change(record, |config| config.set("protection", "1").expect("fits"));
+    })
+    .await;
+    node.sandboxes.delete(&id(1), LONG).await.expect_err("protected");
+    node.reconcile_some().await;
+    assert_eq!(node.containers(), [record.vmid.get()]);
+    node.change(&record, |config| config.remove("protection"));
+    node.reconcile().await;
+    node.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn unlocked_or_thawed_while_it_is_paused_it_is_paused_again() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+    node.change(&record, |config| config.remove("lock"));
+    node.reconcile().await;
+    node.assert_sound().await;
+    node.cluster.node(&node.name).thaw(record.vmid, &record.id).await.expect("thawed");
+    node.reconcile().await;
+    assert_eq!(node.stands().await, (Phase::Paused, None));
+    node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_container_under_its_number_is_somebody_elses() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.cluster.remove(record.vmid);
+        let config = ContainerConfig::parse(b"hostname: db\nrootfs: local-zfs:subvol-1-disk-9\n");
+        node.cluster.add_guest(&node.name, record.vmid, config, false);
+    })
+    .await;
+    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::NOT_OURS)));
+    let theirs = node.cluster.guests()[&record.vmid].clone();
+    node.sandboxes.delete(&id(1), LONG).await.expect_err("not ours");
+    node.reconcile_some().await;
+    node.sandboxes.release(&id(1), LONG).await.expect("let go");
+    assert_eq!(node.cluster.guests()[&record.vmid], theirs);
+}
+
+impl Node {
+    /// Passes while something cannot be done.
+    async fn reconcile_some(&self) {
+        let mut reconciler = self.reconciler();
+        for _ in 0..3 {
+            reconciler.pass().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rebooted_it_runs_on() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.cluster.switch(record.vmid, false);
+        node.cluster.switch(record.vmid, true);
+    })
+    .await;
+    assert_eq!(node.record(1).await, record);
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rolled_back_or_restored_it_is_what_its_mark_says() {
+    let (node, record) = Node::meddled(|node, record| {
+        node.cluster.switch(record.vmid, false);
+        node.change(record, |config| {
+            config.remove("cores");
+            config.set("parent", "before").expect("fits");
+            config.set_description(&format!("old\n{}", record.mark())).expect("fits");
+        });
+    })
+    .await;
+    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::SANDBOX_NOT_RUNNING)));
+    assert_eq!(node.record(1).await.vmid, record.vmid);
+    node.assert_works().await;
+}

@@ -1,0 +1,111 @@
+//! Making a sandbox of a container that was made without us, and giving it back.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use proto::{
+    agent::v1::AdoptSandboxRequest,
+    id::{Invalid, SandboxId, SandboxRef, Vmid},
+    name::Team,
+    reason,
+    sandbox::v1::{EventKind, Sandbox},
+};
+
+use super::{Caller, Error, Sandboxes};
+use crate::node::{self, Node};
+
+impl Sandboxes {
+    /// Makes a container of a node a sandbox of a team. Also the volumes that will go when it is
+    /// deleted.
+    ///
+    /// # Errors
+    /// When there is no such node or container, or it cannot be a sandbox.
+    pub async fn adopt(
+        &self,
+        caller: &Caller,
+        node: &str,
+        (vmid, team): (u32, &str),
+        dry_run: bool,
+    ) -> Result<(Sandbox, Vec<String>), Error> {
+        let (vmid, team) = (Vmid::try_from(vmid)?, team.parse::<Team>()?);
+        if !dry_run {
+            self.may_change()?;
+        }
+        let node = match node {
+            "" => self.node_of(vmid, &team).await?,
+            name => self.node(name)?,
+        };
+        let id = self.new_id(self.clock.now_ms());
+        if !dry_run {
+            let who = (id, team.clone());
+            self.operator_wants(caller, EventKind::AdoptAsked, who, &node);
+        }
+        let adopted = node.client.adopt(self.order(id, vmid, &team, dry_run)).await;
+        let (sandbox, volumes) = adopted.map_err(|error| self.of_node(&node, error))?;
+        if dry_run {
+            return Ok((sandbox, volumes));
+        }
+        self.nodes.apply(&node.name, sandbox.clone());
+        self.written().await;
+        Ok((self.view(&id).unwrap_or(sandbox), volumes))
+    }
+
+    /// The node that has a container of this number.
+    async fn node_of(&self, vmid: Vmid, team: &Team) -> Result<Arc<Node>, Error> {
+        let nodes = self.nodes.all();
+        let up: Vec<_> = nodes.iter().filter(|node| node.down().is_none()).collect();
+        let ask = |node: &&Arc<Node>| {
+            let node = Arc::clone(node);
+            let order = self.order(self.new_id(self.clock.now_ms()), vmid, team, true);
+            async move { node.client.adopt(order).await }
+        };
+        let answers = join_all(up.iter().map(ask)).await;
+        // One that has it and says no has it.
+        let has = |answer: &Result<_, node::Error>| match answer {
+            Ok(_) => true,
+            Err(error) => error.reason().is_some_and(|why| why != reason::SANDBOX_NOT_FOUND),
+        };
+        let mut having = up.iter().zip(&answers).filter(|(_, answer)| has(answer));
+        match (having.next(), having.next()) {
+            (Some((node, _)), None) => Ok(Arc::clone(node)),
+            (Some((one, _)), Some((other, _))) => {
+                let why = format!("{} and {} both have a container {vmid}", one.name, other.name);
+                Err(Invalid::new("node", why).into())
+            }
+            (None, _) => {
+                let why = format!("no node that answers has a container {vmid}");
+                Err(Error::new(reason::SANDBOX_NOT_FOUND, why))
+            }
+        }
+    }
+
+    fn order(&self, id: SandboxId, vmid: Vmid, team: &Team, dry_run: bool) -> AdoptSandboxRequest {
+        AdoptSandboxRequest {
+            epoch: self.nodes.epoch.get(),
+            id: id.to_string(),
+            vmid: vmid.get(),
+            team: team.to_string(),
+            dry_run,
+        }
+    }
+
+    /// Ends a sandbox of any team, and leaves its container.
+    ///
+    /// # Errors
+    /// When there is none, its node does not answer, or its container was made for it.
+    pub async fn let_go(&self, caller: &Caller, id: &str) -> Result<Sandbox, Error> {
+        let name: SandboxRef = id.parse()?;
+        let entry = self.nodes.cache.get(&name).ok_or_else(|| Error::not_found(&name))?;
+        self.may_change()?;
+        if entry.ended() {
+            return Ok(self.nodes.cache.view(&entry));
+        }
+        let node = self.reachable(&entry)?;
+        let effects = &[EventKind::Deleted];
+        self.wanted(caller, &entry, Some(EventKind::ReleaseAsked), effects);
+        match node.client.release(self.nodes.epoch.get(), &entry.id).await {
+            Ok(sandbox) => Ok(self.changed(&entry, &node, effects, sandbox).await),
+            Err(error) => Err(self.unchanged(&entry, &node, effects, error).await),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Giving up a node that will not come back.
+
+use proto::{
+    name::NodeName,
+    reason,
+    sandbox::v1::{EventKind, Sandbox},
+};
+
+use super::{Caller, Error, Sandboxes};
+use crate::store::Event;
+
+impl Sandboxes {
+    /// Gives a node up, and what was on it. Returns that, as it was last known.
+    ///
+    /// # Errors
+    /// NODE_NOT_FOUND; NODE_IN_USE when it answers, when it stands in the configuration, or when it
+    /// has sandboxes and they are not said to be `lost`.
+    pub async fn forget_node(
+        &self,
+        caller: &Caller,
+        node: &str,
+        lost: bool,
+        dry_run: bool,
+    ) -> Result<Vec<Sandbox>, Error> {
+        let name: NodeName = node.parse()?;
+        let known = self.nodes.get(&name);
+        let living = self.nodes.cache.living_on(&name);
+        if known.is_none() && living.is_empty() {
+            return Err(Error::new(reason::NODE_NOT_FOUND, format!("there is no node {name}")));
+        }
+        let in_use = |why: String| Err(Error::new(reason::NODE_IN_USE, why));
+        if known.is_some_and(|node| node.down().is_none()) {
+            return in_use(format!(
+                "node {name} answers: its sandboxes are deleted, not forgotten"
+            ));
+        }
+        if self.nodes.is_configured(&name) {
+            return in_use(format!(
+                "node {name} stands in the controller's configuration: take it out there, restart \
+                 the controller, and forget it then"
+            ));
+        }
+        let view = |entry| self.nodes.cache.view(entry);
+        let sandboxes: Vec<Sandbox> = living.iter().map(view).collect();
+        if dry_run {
+            return Ok(sandboxes);
+        }
+        if !lost && !living.is_empty() {
+            let count = living.len();
+            return in_use(format!("node {name} has {count} sandboxes: say that they are lost"));
+        }
+        self.may_change()?;
+        self.log().say(Event {
+            node: Some(name.clone()),
+            detail: format!("{} sandboxes were on it", living.len()),
+            ..self.log().event(EventKind::NodeForgotten, &caller.token)
+        });
+        for entry in &living {
+            self.log().ask(entry.id, &[EventKind::Deleted], &caller.token);
+        }
+        self.nodes.forget(&name).await?;
+        self.written().await;
+        Ok(sandboxes)
+    }
+}

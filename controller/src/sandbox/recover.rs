@@ -1,0 +1,76 @@
+//! Taking a container back that carries our mark and stands in no journal: its node's journal was
+//! lost, or an operator moved it there from another node.
+
+use proto::{
+    id::{SandboxId, SandboxRef, Vmid},
+    name::Team,
+    sandbox::v1::{EventKind, Sandbox},
+};
+
+use super::{Caller, Error, Sandboxes};
+use crate::{node::Node, store::Event};
+
+impl Sandboxes {
+    /// Lets a node take it back as the sandbox that it was. Where another node still has the sandbox
+    /// and not its container, that one lets go of it first.
+    ///
+    /// # Errors
+    /// When there is no such node, it or the other one does not answer, or one of them refuses.
+    pub async fn recover(
+        &self,
+        caller: &Caller,
+        node: &str,
+        vmid: u32,
+        dry_run: bool,
+    ) -> Result<Sandbox, Error> {
+        let vmid = Vmid::try_from(vmid)?;
+        if !dry_run {
+            self.may_change()?;
+        }
+        let node = self.node(node)?;
+        let epoch = self.nodes.epoch.get();
+        let told = node.client.recover(epoch, vmid.get(), true).await;
+        let told = told.map_err(|error| self.of_node(&node, error))?;
+        if dry_run {
+            return Ok(told);
+        }
+        let id = told.id.parse()?;
+        self.operator_wants(caller, EventKind::RecoverAsked, (id, told.team.parse()?), &node);
+        self.let_go_elsewhere(&id, &node).await?;
+        let recovered = node.client.recover(epoch, vmid.get(), false).await;
+        let sandbox = recovered.map_err(|error| self.of_node(&node, error))?;
+        self.nodes.apply(&node.name, sandbox.clone());
+        self.written().await;
+        Ok(self.view(&id).unwrap_or(sandbox))
+    }
+
+    async fn let_go_elsewhere(&self, id: &SandboxId, node: &Node) -> Result<(), Error> {
+        let entry = self.nodes.cache.get(&SandboxRef::Id(*id));
+        let elsewhere = entry.filter(|entry| !entry.ended() && !entry.lost);
+        let Some(entry) = elsewhere.filter(|entry| entry.node.as_ref() != Some(&node.name)) else {
+            return Ok(());
+        };
+        let before = self.reachable(&entry)?;
+        let epoch = self.nodes.epoch.get();
+        let released = before.client.release(epoch, id).await;
+        let released = released.map_err(|error| self.of_node(&before, error))?;
+        self.nodes.apply(&before.name, released);
+        Ok(())
+    }
+
+    /// Says who asked for it, before it is done.
+    pub(super) fn operator_wants(
+        &self,
+        caller: &Caller,
+        kind: EventKind,
+        (id, team): (SandboxId, Team),
+        node: &Node,
+    ) {
+        self.log().say(Event {
+            sandbox: Some(id),
+            team: Some(team),
+            node: Some(node.name.clone()),
+            ..self.log().event(kind, &caller.token)
+        });
+    }
+}
