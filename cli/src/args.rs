@@ -4,16 +4,18 @@ mod adopt;
 mod clean;
 mod lifecycle;
 mod lifetime;
+mod node;
 mod values;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args as Group, Parser, Subcommand};
 
-pub use adopt::{Adopt, Node, Release};
+pub use adopt::{Adopt, Release};
 pub use clean::{Compare, Gc, Prune, Recover};
 pub use lifecycle::{Many, One, Pause, Resume};
 pub use lifetime::Lifetime;
+pub use node::{Cordon, Drain, Node, Uncordon};
 pub use values::{Pair, Place, Service, SignalNumber};
 use values::{duration, switch};
 
@@ -199,6 +201,12 @@ pub enum Verb {
     Adopt(Adopt),
     /// End a sandbox and leave its container: an adopted one, or one whose container is not its own
     Release(Release),
+    /// Give a node no new sandboxes
+    Cordon(Cordon),
+    /// Give a node new sandboxes again
+    Uncordon(Uncordon),
+    /// Let a node become empty, and show what is there still
+    Drain(Drain),
     /// What is done to a node as a whole
     #[command(subcommand)]
     Node(Node),

@@ -107,6 +107,10 @@ pub fn of(reason: &str) -> Option<Hint> {
             exit::NOT_NOW,
             "`sandboxctl explain --dry-run` says why for each node; delete what is not needed, or try later",
         ),
+        reason::NODE_CORDONED => (
+            exit::NOT_NOW,
+            "leave the node to the controller, or let it take work with `sandboxctl uncordon NODE`",
+        ),
         reason::STORAGE_FULL => (
             exit::NOT_NOW,
             "delete sandboxes that are not needed, or give the node's storage more room (`sandboxctl nodes`)",

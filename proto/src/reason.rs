@@ -66,6 +66,8 @@ reasons! {
     FILE_REFUSED;
     /// RESOURCE_EXHAUSTED: no node has room now; NodeVerdicts say why.
     NO_CAPACITY;
+    /// RESOURCE_EXHAUSTED: the node is cordoned or being drained.
+    NODE_CORDONED;
     /// RESOURCE_EXHAUSTED: the storage is full.
     STORAGE_FULL;
     /// RESOURCE_EXHAUSTED: too many creations wait on this node.

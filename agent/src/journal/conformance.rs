@@ -9,7 +9,7 @@ use proto::{
 
 use super::{
     Error, Failure, Intent, Journal, Lifetime, MemoryJournal, Phase, Pools, Record, SqliteJournal,
-    WakeOn, memory::SoundDisk,
+    WakeOn, intake, memory::SoundDisk,
 };
 use crate::clock::Moment;
 
@@ -113,6 +113,7 @@ suite!(
     changes_come_in_order,
     tombstones_are_forgotten,
     epochs_only_rise,
+    what_an_operator_wants_is_kept,
     attempts_are_called_off,
     watchers_are_woken,
     requests_are_unique_among_the_living,
@@ -267,6 +268,16 @@ async fn epochs_only_rise(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     for (asked, highest) in [(0, 0), (3, 3), (2, 3), (0, 3), (4, 4)] {
         assert_eq!(journal.epoch(asked).await.expect("written"), highest);
+    }
+}
+
+async fn what_an_operator_wants_is_kept(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    assert_eq!(journal.intake().await.expect("reads"), intake::Order::default());
+    for wanted in [intake::Intake::Draining, intake::Intake::Cordoned, intake::Intake::Open] {
+        let order = intake::Order { intake: wanted, why: "disks \"x\"".into(), since_ms: 7 };
+        journal.set_intake(&order).await.expect("written");
+        assert_eq!(journal.intake().await.expect("reads"), order);
     }
 }
 

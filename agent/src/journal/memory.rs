@@ -13,7 +13,7 @@ use proto::{
 };
 use tokio::sync::watch;
 
-use super::{Error, Intent, Journal, Phase, Pools, Record, ring};
+use super::{Error, Intent, Journal, Phase, Pools, Record, intake, ring};
 
 /// What the simulation does around a sync: takes time, or crashes the node and never returns.
 #[async_trait::async_trait]
@@ -90,6 +90,7 @@ struct Book {
     revision: u64,
     horizon: u64,
     epoch: u64,
+    intake: intake::Order,
     vmid_cursor: Option<u32>,
     address_cursor: Option<u32>,
 }
@@ -444,6 +445,18 @@ impl Journal for MemoryJournal {
                 book.epoch = highest;
             }
             Ok(highest)
+        })
+        .await
+    }
+
+    async fn intake(&self) -> Result<intake::Order, Error> {
+        Ok(self.read(|book| book.intake.clone()))
+    }
+
+    async fn set_intake(&self, order: &intake::Order) -> Result<(), Error> {
+        self.write(|book, _| {
+            book.intake.clone_from(order);
+            Ok(())
         })
         .await
     }

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod intake;
 pub mod memory;
 pub mod record;
 mod ring;
@@ -128,6 +129,12 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
 
     /// Raises the highest epoch seen to `epoch` if it is higher; returns the highest.
     async fn epoch(&self, epoch: u64) -> Result<u64, Error>;
+
+    /// What an operator wants of the node.
+    async fn intake(&self) -> Result<intake::Order, Error>;
+
+    /// Remembers what an operator wants of the node.
+    async fn set_intake(&self, order: &intake::Order) -> Result<(), Error>;
 
     /// Remembers that attempts of `id` up to `attempt` are off, although no record may exist.
     async fn cancel(&self, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<(), Error>;

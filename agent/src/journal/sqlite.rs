@@ -18,7 +18,7 @@ use proto::id::{SandboxId, Vmid};
 use rusqlite::Connection;
 use tokio::sync::watch;
 
-use super::{Error, Intent, Journal, Pools, Record};
+use super::{Error, Intent, Journal, Pools, Record, intake};
 use reserve::Reserve;
 use writer::Writer;
 
@@ -124,6 +124,15 @@ impl Journal for SqliteJournal {
 
     async fn epoch(&self, epoch: u64) -> Result<u64, Error> {
         self.writer.run(move |db| tables::epoch(db, epoch)).await
+    }
+
+    async fn intake(&self) -> Result<intake::Order, Error> {
+        self.read(tables::intake).await
+    }
+
+    async fn set_intake(&self, order: &intake::Order) -> Result<(), Error> {
+        let order = order.clone();
+        self.writer.run(move |db| tables::set_intake(db, &order)).await
     }
 
     async fn cancel(&self, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<(), Error> {

@@ -282,6 +282,13 @@ impl AgentService for Rpc {
         self.call(self.recover(request.into_inner())).await
     }
 
+    async fn set_intake(
+        &self,
+        request: Request<wire::SetIntakeRequest>,
+    ) -> Result<Response<wire::SetIntakeResponse>, Status> {
+        self.call(self.intake(request.into_inner())).await
+    }
+
     async fn adopt_sandbox(
         &self,
         request: Request<wire::AdoptSandboxRequest>,

@@ -5,12 +5,15 @@ use std::time::Duration;
 use daemon::status::Refusal;
 use proto::{
     agent::v1 as wire,
-    id::Vmid,
+    id::{Invalid, Vmid},
     sandbox::v1::{Finding, GarbageItem},
 };
 
 use super::{Rpc, status::refusal};
-use crate::sandbox::Adoption;
+use crate::{journal::intake::Intake, sandbox::Adoption};
+
+/// Bytes of an operator's words.
+const WHY_MAX: usize = 256;
 
 /// How long a call waits for a write of a config; the operation goes on by itself.
 const WAIT: Duration = Duration::from_secs(15);
@@ -78,6 +81,24 @@ impl Rpc {
         }
         let record = self.sandboxes.recover(vmid, request.dry_run).await.map_err(refusal)?;
         Ok(wire::RecoverSandboxResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) async fn intake(
+        &self,
+        request: wire::SetIntakeRequest,
+    ) -> Result<wire::SetIntakeResponse, Refusal> {
+        let intake = match request.intake() {
+            wire::Intake::Open => Intake::Open,
+            wire::Intake::Cordoned => Intake::Cordoned,
+            wire::Intake::Draining => Intake::Draining,
+            wire::Intake::Unspecified => return Err(Invalid::new("intake", "must be given").into()),
+        };
+        if request.why.len() > WHY_MAX {
+            return Err(Invalid::new("why", "must be at most 256 bytes").into());
+        }
+        self.fence(request.epoch).await?;
+        self.sandboxes.set_intake(intake, request.why).await.map_err(refusal)?;
+        Ok(wire::SetIntakeResponse { load: Some(self.reporter.report().await) })
     }
 
     pub(super) async fn adopt(

@@ -41,6 +41,7 @@ fn code(reason: &str) -> Code {
         | reason::FREEZE_FAILED
         | reason::FILE_REFUSED => Code::FailedPrecondition,
         reason::NO_CAPACITY
+        | reason::NODE_CORDONED
         | reason::STORAGE_FULL
         | reason::QUEUE_FULL
         | reason::VMIDS_EXHAUSTED

@@ -14,13 +14,18 @@ use proto::{
 };
 
 use super::{Error, Known, Limits, Order, Tombstone};
-use crate::{journal::Phase, pve::StorageRoom};
+use crate::{
+    journal::{Phase, intake::Intake},
+    pve::StorageRoom,
+};
 
 /// What a creation is admitted on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts {
     /// The agent is stopping.
     pub(super) stopping: bool,
+    /// What an operator wants of the node.
+    pub(super) intake: Intake,
     /// The cluster can be changed.
     pub(super) quorate: bool,
     /// Room on the storage that the clone goes to.
@@ -36,6 +41,19 @@ pub(super) fn decide(facts: &Facts, limits: &Limits) -> Result<(), Error> {
     let soon = Duration::from_secs(2);
     if facts.stopping {
         return Err(Error::new(reason::SHUTTING_DOWN, "the agent is stopping").retry_after(soon));
+    }
+    match facts.intake {
+        Intake::Open => {}
+        Intake::Cordoned => {
+            return Err(Error::new(
+                reason::NODE_CORDONED,
+                "the node is cordoned: no new sandboxes",
+            ));
+        }
+        Intake::Draining => {
+            let message = "the node is being drained: no new sandboxes";
+            return Err(Error::new(reason::NODE_CORDONED, message));
+        }
     }
     if !facts.quorate {
         let message = "the cluster has no quorum here, so nothing can be made";

@@ -93,7 +93,7 @@ impl Sandboxes {
     ) -> Result<Arc<Record>, Error> {
         let id = *id;
         let flight = self.launch(id, Kind::Adopt, |sandboxes, crew| async move {
-            sandboxes.adopt_now(&id, &crew).await.map_err(Error::from)
+            sandboxes.adopt_now(&id, &crew).await
         });
         self.outcome(flight, wait).await
     }

@@ -101,6 +101,7 @@ impl Sandboxes {
         let template = template?;
         let facts = Facts {
             stopping: self.tasks.stopping().is_cancelled(),
+            intake: self.intake().intake,
             quorate,
             room: room?,
             queued: gate.queued(template.vmid),

@@ -23,6 +23,7 @@ pub mod files;
 mod flights;
 pub mod garbage;
 mod index;
+mod intake;
 mod lifetime;
 pub mod look;
 pub mod observe;
@@ -49,7 +50,7 @@ use std::{
     collections::BTreeSet,
     net::Ipv4Addr,
     sync::{
-        Arc,
+        Arc, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -59,7 +60,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::{
     clock::Clock,
-    journal::Journal,
+    journal::{self, Journal},
     pve::Pve,
     saga::{Faults, Lapse},
     tasks::Tasks,
@@ -99,6 +100,7 @@ pub struct Sandboxes {
     pens: Vec<Mutex<()>>,
     epoch: AtomicU64,
     activity: Activity,
+    intake: RwLock<journal::intake::Order>,
     /// Addresses of containers that are no sandboxes of this journal; `None` before the first look.
     strangers: Mutex<Option<BTreeSet<Ipv4Addr>>>,
 }
@@ -118,6 +120,7 @@ impl Sandboxes {
     ) -> Result<Arc<Self>, Error> {
         let index = Index::new(journal.all().await?);
         let epoch = journal.epoch(0).await?;
+        let intake = journal.intake().await?;
         Ok(Arc::new(Self {
             starts: Semaphore::new(options.limits.starts_max.max(1)),
             options,
@@ -133,6 +136,7 @@ impl Sandboxes {
             pens: (0..PENS).map(|_| Mutex::default()).collect(),
             epoch: AtomicU64::new(epoch),
             activity: Activity::new(),
+            intake: RwLock::new(intake),
             strangers: Mutex::default(),
         }))
     }

@@ -1,6 +1,6 @@
-//! What is typed to take containers over, to let them go, and to give up a node.
+//! What is typed to take containers over, and to let them go.
 
-use clap::{Args as Group, Subcommand};
+use clap::Args as Group;
 
 /// `adopt`.
 #[derive(Debug, Group)]
@@ -37,28 +37,4 @@ mark, became a template, or is on another node. Nothing else leads back: the san
 pub struct Release {
     /// `pvelxc-...`, a vmid, `pve_lxc_{vmid}` or `cmux-{vmid}`
     pub id: String,
-}
-
-/// `node`.
-#[derive(Debug, Subcommand)]
-pub enum Node {
-    /// Give up a node that will not come back, and the sandboxes that were on it
-    #[command(after_help = "\
-Examples:
-  sandboxctl node forget pve3 --dry-run         which sandboxes go with it
-  sandboxctl node forget pve3 --lost            they are DELETED, with the cause node_lost
-
-A node that answers is not forgotten. Should it come back after all, it and its sandboxes are found
-again. Take it out of the cluster with `pvecm delnode` first, and out of the controller's
-configuration if it stands there.")]
-    Forget {
-        /// PVE's name of it
-        node: String,
-        /// Its sandboxes are lost
-        #[arg(long)]
-        lost: bool,
-        /// Only tell
-        #[arg(long)]
-        dry_run: bool,
-    },
 }

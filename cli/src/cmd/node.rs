@@ -1,30 +1,100 @@
-//! `node`: what is done to a node as a whole.
+//! What is done to a node as a whole: `cordon`, `uncordon`, `drain`, `node forget`.
 
-use proto::sandbox::v1::ForgetNodeRequest;
+use std::time::Duration;
+
+use proto::sandbox::v1::{
+    CordonNodeRequest, DrainNodeRequest, ForgetNodeRequest, Sandbox, UncordonNodeRequest,
+};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use crate::{
-    args::Node,
+    args::{Cordon, Drain, Node, Uncordon},
     client::{Controller, answer},
-    failure::Failure,
-    output::{Output, json, table},
+    failure::{Failure, exit},
+    output::{Output, json, table, time},
+    progress::Spinner,
 };
 
-pub(super) async fn run(controller: Controller, wish: Node, output: Output) -> Result<u8, Failure> {
+/// Between two looks at a node that is being drained.
+const LOOK: Duration = Duration::from_secs(2);
+/// So often nothing must be there until the node counts as empty: what was on its way in a moment
+/// ago is there by then.
+const EMPTY: u32 = 3;
+
+pub(super) async fn cordon(
+    controller: Controller,
+    wish: Cordon,
+    output: Output,
+) -> Result<u8, Failure> {
+    let Cordon { node, why } = wish;
+    let request = CordonNodeRequest { node: node.clone(), why };
+    answer(controller.operator.clone().cordon_node(request)).await?;
+    done(output, &node, "gets no new sandboxes")
+}
+
+pub(super) async fn uncordon(
+    controller: Controller,
+    wish: Uncordon,
+    output: Output,
+) -> Result<u8, Failure> {
+    let request = UncordonNodeRequest { node: wish.node.clone() };
+    answer(controller.operator.clone().uncordon_node(request)).await?;
+    done(output, &wish.node, "gets new sandboxes again")
+}
+
+fn done(output: Output, node: &str, what: &str) -> Result<u8, Failure> {
+    if !output.json {
+        output.line(format!("{node} {what}"))?;
+    }
+    Ok(0)
+}
+
+pub(super) async fn drain(
+    controller: Controller,
+    wish: Drain,
+    output: Output,
+) -> Result<u8, Failure> {
+    let Drain { node, why, wait, timeout } = wish;
+    let deadline = Instant::now() + timeout;
+    let spinner = Spinner::new(output.json || !wait, "waiting for the last to go");
+    let mut empty = 0;
+    let remaining = loop {
+        let request = DrainNodeRequest { node: node.clone(), why: why.clone() };
+        let remaining = answer(controller.operator.clone().drain_node(request)).await?.remaining;
+        empty = if remaining.is_empty() { empty + 1 } else { 0 };
+        if !wait || empty >= EMPTY || Instant::now() >= deadline {
+            break remaining;
+        }
+        sleep(LOOK).await;
+    };
+    drop(spinner);
+    if output.json {
+        output.value(&remaining.iter().map(json::sandbox).collect::<Vec<_>>())?;
+    } else if remaining.is_empty() {
+        output.line(format!("{node} is empty, and gets no new sandboxes"))?;
+    } else {
+        output.line(table::text(&list(output, &remaining)))?;
+        output.line(format!("{} left on {node}, which gets no new ones", remaining.len()))?;
+    }
+    Ok(if remaining.is_empty() { 0 } else { exit::REFUSED })
+}
+
+pub(super) async fn node(
+    controller: Controller,
+    wish: Node,
+    output: Output,
+) -> Result<u8, Failure> {
     let Node::Forget { node, lost, dry_run } = wish;
     let request = ForgetNodeRequest { node: node.clone(), lost, dry_run };
     let gone = answer(controller.operator.clone().forget_node(request)).await?.sandboxes;
     if output.json {
-        output.value(&gone.iter().map(json::sandbox).collect::<Vec<_>>())?;
+        let sandboxes: Vec<_> = gone.iter().map(json::sandbox).collect();
+        output.value(&json!({ "sandboxes": sandboxes, "forgotten": !dry_run }))?;
         return Ok(0);
     }
     if !gone.is_empty() {
-        let mut rows = table::new(output, &["ID", "TEAM", "VMID", "PHASE"]);
-        for sandbox in &gone {
-            let vmid = sandbox.vmid.to_string();
-            let phase = json::phase(sandbox.phase());
-            rows.add_row([&sandbox.id, &sandbox.team, &vmid, phase].map(table::cell));
-        }
-        output.line(table::text(&rows))?;
+        output.line(table::text(&list(output, &gone)))?;
     }
     let count = gone.len();
     output.line(if dry_run {
@@ -33,4 +103,14 @@ pub(super) async fn run(controller: Controller, wish: Node, output: Output) -> R
         format!("{node} is forgotten, and {count} sandboxes with it")
     })?;
     Ok(0)
+}
+
+fn list(output: Output, sandboxes: &[Sandbox]) -> comfy_table::Table {
+    let mut rows = table::new(output, &["ID", "TEAM", "VMID", "PHASE", "EXPIRES"]);
+    for sandbox in sandboxes {
+        let (vmid, phase) = (sandbox.vmid.to_string(), json::phase(sandbox.phase()));
+        let expires = time::rfc3339(sandbox.expires_at).unwrap_or_else(|| "-".into());
+        rows.add_row([&sandbox.id, &sandbox.team, &vmid, phase, &expires].map(table::cell));
+    }
+    rows
 }

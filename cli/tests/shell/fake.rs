@@ -673,6 +673,20 @@ impl OperatorService for Service {
         Ok(Response::new(ReleaseSandboxResponse { sandbox }))
     }
 
+    async fn cordon_node(&self, _: Request<CordonNodeRequest>) -> Answer<CordonNodeResponse> {
+        Ok(Response::new(CordonNodeResponse {}))
+    }
+
+    async fn uncordon_node(&self, _: Request<UncordonNodeRequest>) -> Answer<UncordonNodeResponse> {
+        Ok(Response::new(UncordonNodeResponse {}))
+    }
+
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Answer<DrainNodeResponse> {
+        Ok(Response::new(DrainNodeResponse {
+            remaining: known(ID, Phase::Running)?.into_iter().collect(),
+        }))
+    }
+
     async fn forget_node(&self, _: Request<ForgetNodeRequest>) -> Answer<ForgetNodeResponse> {
         let sandboxes = known(ID, Phase::Unreachable)?.into_iter().collect();
         Ok(Response::new(ForgetNodeResponse { sandboxes }))

@@ -148,6 +148,20 @@ async fn a_container_is_adopted_only_when_that_is_said_and_a_node_is_given_up() 
 }
 
 #[tokio::test]
+async fn a_node_is_cordoned_and_drained() {
+    let fake = fake().await;
+    let ran = fake.run(&["cordon", "node2", "--why", "disks"]).await;
+    assert_eq!(ran.text(), "node2 gets no new sandboxes\n");
+    let ran = fake.run(&["uncordon", "node2"]).await;
+    assert_eq!(ran.text(), "node2 gets new sandboxes again\n");
+    let ran = fake.run(&["drain", "node2"]).await;
+    assert_eq!(ran.code, Some(1), "not empty");
+    assert!(ran.text().contains(ID) && ran.text().contains("1 left on node2"), "{ran:?}");
+    let ran = fake.run(&["drain", "node2", "--wait", "--timeout", "1s"]).await;
+    assert_eq!(ran.code, Some(1), "not empty in time");
+}
+
+#[tokio::test]
 async fn what_is_old_is_pruned_and_lists_are_compared() {
     let fake = fake().await;
     let ran = fake.run(&["prune", "--older-than", "2d", "--dry-run"]).await;

@@ -279,6 +279,18 @@ impl Client {
         sandbox(call(QUICK, agent.recover_sandbox(request)).await?.sandbox)
     }
 
+    /// Says whether the node takes new work; what it reports after that.
+    pub async fn set_intake(
+        &self,
+        epoch: u64,
+        intake: wire::Intake,
+        why: String,
+    ) -> Result<Option<api::NodeLoad>, Error> {
+        let mut agent = self.agent.clone();
+        let request = wire::SetIntakeRequest { epoch, intake: intake.into(), why };
+        Ok(call(QUICK, agent.set_intake(request)).await?.load)
+    }
+
     /// Makes a container a sandbox; also the volumes that go with it one day.
     pub async fn adopt(
         &self,

@@ -385,6 +385,13 @@ impl Nodes {
         }
     }
 
+    /// A node reported with an answer.
+    pub fn heard(&self, node: &Node, load: Option<NodeLoad>) {
+        if let Some(load) = load {
+            self.reported(node, load, false);
+        }
+    }
+
     /// A report came. `streamed`: over the watch, in order.
     pub(super) fn reported(&self, node: &Node, load: NodeLoad, streamed: bool) {
         let first = {

@@ -91,6 +91,33 @@ impl OperatorService for Rpc {
         Ok(Response::new(ReleaseSandboxResponse { sandbox: Some(sandbox) }))
     }
 
+    async fn cordon_node(
+        &self,
+        request: Request<CordonNodeRequest>,
+    ) -> Result<Response<CordonNodeResponse>, Status> {
+        let (caller, CordonNodeRequest { node, why }) = split(request)?;
+        self.sandboxes.cordon(&caller, &node, why).await?;
+        Ok(Response::new(CordonNodeResponse {}))
+    }
+
+    async fn uncordon_node(
+        &self,
+        request: Request<UncordonNodeRequest>,
+    ) -> Result<Response<UncordonNodeResponse>, Status> {
+        let (caller, request) = split(request)?;
+        self.sandboxes.uncordon(&caller, &request.node).await?;
+        Ok(Response::new(UncordonNodeResponse {}))
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<DrainNodeRequest>,
+    ) -> Result<Response<DrainNodeResponse>, Status> {
+        let (caller, DrainNodeRequest { node, why }) = split(request)?;
+        let remaining = self.sandboxes.drain(&caller, &node, why).await?;
+        Ok(Response::new(DrainNodeResponse { remaining }))
+    }
+
     async fn forget_node(
         &self,
         request: Request<ForgetNodeRequest>,

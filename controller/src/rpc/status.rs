@@ -35,6 +35,7 @@ pub(super) fn code(reason: &str) -> Code {
         | reason::FREEZE_FAILED
         | reason::FILE_REFUSED => Code::FailedPrecondition,
         reason::NO_CAPACITY
+        | reason::NODE_CORDONED
         | reason::STORAGE_FULL
         | reason::QUEUE_FULL
         | reason::VMIDS_EXHAUSTED

@@ -6,6 +6,7 @@
 
 mod adopt;
 mod control_exec;
+mod cordon;
 mod create;
 mod delete;
 mod events;

@@ -9,12 +9,14 @@ use proto::{
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::connection::storage;
-use crate::journal::{Error, Intent, Pools, Record, ring};
+use crate::journal::{Error, Intent, Pools, Record, intake, ring};
 
 /// Counters of `meta`; absent means 0.
 pub(super) const REVISION: &str = "revision";
 const HORIZON: &str = "horizon";
 const EPOCH: &str = "epoch";
+/// What an operator wants of the node, JSON.
+const INTAKE: &str = "intake";
 const VMID_CURSOR: &str = "vmid_cursor";
 const ADDRESS_CURSOR: &str = "address_cursor";
 
@@ -144,6 +146,23 @@ pub(super) fn epoch(db: &Connection, epoch: u64) -> Result<u64, Error> {
         set_counter(db, EPOCH, epoch)?;
     }
     Ok(highest.max(epoch))
+}
+
+pub(super) fn intake(db: &Connection) -> Result<intake::Order, Error> {
+    let text: Option<String> = db
+        .prepare_cached("SELECT value FROM meta WHERE key = ?1")
+        .and_then(|mut sql| sql.query_row([INTAKE], |row| row.get(0)).optional())
+        .map_err(storage)?;
+    let unread = |error: serde_json::Error| Error::Storage(format!("{INTAKE}: {error}"));
+    text.map_or(Ok(intake::Order::default()), |text| serde_json::from_str(&text).map_err(unread))
+}
+
+pub(super) fn set_intake(db: &Connection, order: &intake::Order) -> Result<(), Error> {
+    let text = serde_json::to_string(order).map_err(|error| Error::Storage(error.to_string()))?;
+    db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")
+        .and_then(|mut sql| sql.execute(params![INTAKE, text]))
+        .map(drop)
+        .map_err(storage)
 }
 
 pub(super) fn cancel(

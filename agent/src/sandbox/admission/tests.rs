@@ -4,6 +4,7 @@ use crate::sandbox::tests::{id, order};
 fn facts() -> Facts {
     Facts {
         stopping: false,
+        intake: Intake::Open,
         quorate: true,
         room: StorageRoom { free: 10 << 30, total: 20 << 30 },
         queued: 0,
@@ -25,6 +26,9 @@ fn the_gravest_reason_comes_first() {
     let no_room = Facts { room: StorageRoom { free: 1 << 29, total: 1 << 40 }, ..full };
     refused(no_room, reason::STORAGE_FULL);
     refused(Facts { quorate: false, ..no_room }, reason::NO_QUORUM);
+    for intake in [Intake::Cordoned, Intake::Draining] {
+        refused(Facts { quorate: false, intake, ..no_room }, reason::NODE_CORDONED);
+    }
     refused(Facts { quorate: false, stopping: true, ..no_room }, reason::SHUTTING_DOWN);
 }
 

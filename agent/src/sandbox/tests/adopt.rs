@@ -77,10 +77,10 @@ async fn it_can_be_given_back_from_every_phase() {
         let node = Node::new().await;
         let before = node.add_cmux(CMUX, true);
         node.adopted().await;
-        match phase {
-            Phase::Paused => drop(node.sandboxes.pause(&id(1), false, LONG).await.expect("paused")),
-            Phase::Stopped => drop(node.sandboxes.stop(&id(1), LONG).await.expect("stopped")),
-            _ => {}
+        if phase == Phase::Paused {
+            node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+        } else if phase == Phase::Stopped {
+            node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
         }
         let ended = node.sandboxes.release(&id(1), LONG).await.expect("given back");
         assert_eq!((ended.phase, ended.cause.as_str()), (Phase::Deleted, "released"));

@@ -209,11 +209,8 @@ async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Optio
     node.reconcile().await;
     node.assert_sound().await;
     let left = node.sandboxes.get(&SandboxRef::Id(id(1))).await.ok().map(|record| record.phase);
-    let theirs = match operation {
-        Operation::Adopt => left.is_none(),
-        Operation::Release => left == Some(Phase::Deleted),
-        _ => false,
-    };
+    let theirs = (operation == Operation::Adopt && left.is_none())
+        || (operation == Operation::Release && left == Some(Phase::Deleted));
     if theirs {
         node.give_back(&crate::pve::ContainerConfig::parse(adopt::CMUX.as_bytes()));
     }

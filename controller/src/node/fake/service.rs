@@ -440,6 +440,10 @@ impl AgentService for Service {
         refuse(Code::FailedPrecondition, reason::NOT_OURS, "it carries no mark")
     }
 
+    async fn set_intake(&self, _request: Request<SetIntakeRequest>) -> Answer<SetIntakeResponse> {
+        Ok(Response::new(SetIntakeResponse::default()))
+    }
+
     async fn adopt_sandbox(
         &self,
         _request: Request<AdoptSandboxRequest>,

@@ -1,0 +1,68 @@
+//! Cordon and drain: which nodes get new work. Their agents keep it, and have the last word.
+
+use std::sync::Arc;
+
+use proto::{
+    agent::v1::Intake,
+    sandbox::v1::{EventKind, Sandbox},
+};
+
+use super::{Caller, Error, Sandboxes};
+use crate::{node::Node, store::Event};
+
+impl Sandboxes {
+    /// A node gets no new work from now on.
+    ///
+    /// # Errors
+    /// When there is no such node, or it does not answer.
+    pub async fn cordon(&self, caller: &Caller, node: &str, why: String) -> Result<(), Error> {
+        let kind = EventKind::NodeCordoned;
+        self.set_intake(caller, node, (Intake::Cordoned, kind), why).await.map(drop)
+    }
+
+    /// A node gets new work again.
+    ///
+    /// # Errors
+    /// When there is no such node, or it does not answer.
+    pub async fn uncordon(&self, caller: &Caller, node: &str) -> Result<(), Error> {
+        let kind = EventKind::NodeUncordoned;
+        self.set_intake(caller, node, (Intake::Open, kind), String::new()).await.map(drop)
+    }
+
+    /// A node gets no new work and is to become empty. Returns what is on it still.
+    ///
+    /// # Errors
+    /// When there is no such node, or it does not answer.
+    pub async fn drain(
+        &self,
+        caller: &Caller,
+        node: &str,
+        why: String,
+    ) -> Result<Vec<Sandbox>, Error> {
+        let kind = EventKind::NodeDraining;
+        let node = self.set_intake(caller, node, (Intake::Draining, kind), why).await?;
+        let remaining = self.nodes.cache.living_on(&node.name);
+        Ok(remaining.iter().map(|entry| self.nodes.cache.view(entry)).collect())
+    }
+
+    async fn set_intake(
+        &self,
+        caller: &Caller,
+        node: &str,
+        (intake, kind): (Intake, EventKind),
+        why: String,
+    ) -> Result<Arc<Node>, Error> {
+        self.may_change()?;
+        let node = self.node(node)?;
+        let set = node.client.set_intake(self.nodes.epoch.get(), intake, why.clone()).await;
+        let load = set.map_err(|error| self.of_node(&node, error))?;
+        self.nodes.heard(&node, load);
+        self.log().say(Event {
+            node: Some(node.name.clone()),
+            detail: why,
+            ..self.log().event(kind, &caller.token)
+        });
+        self.written().await;
+        Ok(node)
+    }
+}
