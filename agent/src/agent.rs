@@ -20,6 +20,7 @@ use crate::{
     saga::Faults,
     sandbox::{
         self, Sandboxes,
+        check::Check,
         exec::{Execs, shims::Shims},
     },
     tasks::Tasks,
@@ -100,6 +101,11 @@ impl Agent {
     /// The sandboxes, for exec, the ingress and the tests.
     pub fn sandboxes(&self) -> &Arc<Sandboxes> {
         &self.sandboxes
+    }
+
+    /// Lets `fsck` check this, too.
+    pub fn also_check(&self, check: Arc<dyn Check>) {
+        self.rpc.also_check(check);
     }
 
     /// The agent's tasks, for what else must end with it.

@@ -8,6 +8,7 @@ use agent::{
     config::Config,
     ingress::{
         caddy::{self as files, Peers, Proof, Settings},
+        check::IngressCheck,
         owners::{Owners, Sources},
         probe::Probe,
         routes::NodeRoutes,
@@ -119,13 +120,18 @@ fn ingress(
     };
     let owners = Arc::new(Owners::new(pve, clock, sources));
     let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::clone(&owners));
+    let socket = socket(config);
+    agent.also_check(Arc::new(IngressCheck {
+        socket: socket.clone(),
+        domain: settings.domain.clone(),
+        sandboxes: Arc::clone(agent.sandboxes()),
+    }));
     let ingress = Ingress {
         routes: Arc::new(routes),
         domain: settings.domain,
         proof,
         probe: Probe::default(),
     };
-    let socket = socket(config);
     let listener = server::listen(&socket, config.ingress.group.as_deref())
         .with_context(|| format!("listen on {}", socket.display()))?;
     let stop = tasks.stopping().clone();

@@ -9,6 +9,7 @@
 //! Knows `sandbox` and `pve`; knows neither `rpc` nor `reconcile`.
 
 pub mod caddy;
+pub mod check;
 pub mod decide;
 pub mod owners;
 pub mod probe;

@@ -11,7 +11,10 @@ mod sandbox;
 pub mod status;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use daemon::{listen::ConnInfo, peer::Peer, status::Refusal};
 use proto::{
@@ -35,7 +38,7 @@ use tonic::{
     transport::server::{Connected, Server},
 };
 
-use crate::sandbox::{Sandboxes, exec::Execs, garbage::Garbage};
+use crate::sandbox::{Sandboxes, check::Check, exec::Execs, garbage::Garbage};
 pub use load::Reporter;
 pub use tonic::transport::Error;
 
@@ -66,6 +69,8 @@ pub struct Rpc {
     execs: Execs,
     reporter: Reporter,
     garbage: Arc<dyn Garbage>,
+    /// What is checked besides, by whoever runs beside us.
+    checks: Arc<OnceLock<Arc<dyn Check>>>,
     calls: Arc<Semaphore>,
     watches: Arc<Semaphore>,
 }
@@ -80,12 +85,18 @@ impl Rpc {
     ) -> Self {
         Self {
             garbage,
+            checks: Arc::default(),
             execs,
             sandboxes,
             reporter,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             watches: Arc::new(Semaphore::new(WATCHES_MAX)),
         }
+    }
+
+    /// Lets this be checked with the rest. Once.
+    pub fn also_check(&self, check: Arc<dyn Check>) {
+        drop(self.checks.set(check));
     }
 
     /// Serves every connection of `incoming` until `stop`, then what is under way.

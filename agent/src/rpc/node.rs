@@ -131,6 +131,9 @@ impl Rpc {
     pub(super) async fn check_node(&self) -> Result<wire::CheckResponse, Refusal> {
         let (mut findings, sandboxes) = self.sandboxes.check().await;
         findings.extend(self.execs.check().await);
+        if let Some(check) = self.checks.get() {
+            findings.extend(check.check().await);
+        }
         let node = self.sandboxes.pve().node();
         let findings = findings.into_iter().map(|finding| Finding {
             invariant: finding.invariant.to_owned(),

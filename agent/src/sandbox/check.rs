@@ -27,12 +27,16 @@ pub struct Finding {
     pub detail: String,
 }
 
+/// What else of the node can be checked.
+#[async_trait::async_trait]
+pub trait Check: Send + Sync + std::fmt::Debug {
+    /// Everything that is wrong.
+    async fn check(&self) -> Vec<Finding>;
+}
+
 impl Finding {
-    pub(super) fn new(
-        invariant: &'static str,
-        subject: impl ToString,
-        detail: impl Into<String>,
-    ) -> Self {
+    /// Of an invariant, or UNCHECKED.
+    pub fn new(invariant: &'static str, subject: impl ToString, detail: impl Into<String>) -> Self {
         Self { invariant, subject: subject.to_string(), detail: detail.into() }
     }
 }
@@ -177,8 +181,15 @@ fn pause(record: &Record, container: &Container) -> Option<Finding> {
     Some(Finding::new("I13", record.id, detail))
 }
 
-/// I3: no vmid and no address twice.
+/// I3: no vmid and no address twice; I4: no request twice.
 fn twice(live: &[Arc<Record>], findings: &mut Vec<Finding>) {
+    let mut requests = BTreeMap::new();
+    for record in live {
+        if let Some(other) = requests.insert((&record.team, &record.request_id), record.id) {
+            let detail = format!("{other} was made for its request, too");
+            findings.push(Finding::new("I4", record.id, detail));
+        }
+    }
     let mut vmids = BTreeMap::new();
     let mut addresses = BTreeMap::new();
     for record in live {

@@ -1,0 +1,197 @@
+//! Whether the route questions are answered as they must be: over the socket, as Caddy asks them. Only
+//! such are asked that wake nobody and count as no use of a sandbox.
+
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
+
+use proto::{id::Vmid, name::Port};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    time::timeout,
+};
+
+use super::decide::Domain;
+use crate::sandbox::{
+    Sandboxes,
+    check::{Check, Finding},
+};
+
+/// Sandboxes that are asked about, those that live and those that have ended.
+const ASKED_MAX: usize = 64;
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(3);
+/// Bytes of an answer.
+const ANSWER_MAX: u64 = 4096;
+/// A port of a living sandbox that is not exposed.
+const CLOSED: u16 = 403;
+/// A sandbox that has ended.
+const GONE: u16 = 410;
+
+/// Asks.
+#[derive(Debug)]
+pub struct IngressCheck {
+    /// Where the questions go.
+    pub socket: PathBuf,
+    /// The domain of the sandboxes.
+    pub domain: Domain,
+    /// What is to be answered about.
+    pub sandboxes: Arc<Sandboxes>,
+}
+
+#[async_trait::async_trait]
+impl Check for IngressCheck {
+    async fn check(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let live = self.sandboxes.live();
+        let taken: BTreeSet<Vmid> = live.iter().map(|record| record.vmid).collect();
+        for record in live.iter().take(ASKED_MAX) {
+            let open: BTreeSet<Port> = record.services.values().copied().collect();
+            let Some(closed) = closed(&open) else { continue };
+            findings.extend(self.ask(record.id.to_string(), record.vmid, closed, CLOSED).await);
+        }
+        let mut ended = self.sandboxes.ended();
+        ended.sort_by_key(|tombstone| std::cmp::Reverse(tombstone.ended_ms));
+        ended.retain(|tombstone| !taken.contains(&tombstone.vmid));
+        let port = closed(&BTreeSet::new());
+        for tombstone in ended.iter().take(ASKED_MAX) {
+            let Some(port) = port else { continue };
+            findings.extend(self.ask(tombstone.id.to_string(), tombstone.vmid, port, GONE).await);
+        }
+        findings
+    }
+}
+
+impl IngressCheck {
+    async fn ask(&self, subject: String, vmid: Vmid, port: Port, due: u16) -> Option<Finding> {
+        let host = format!("port-{port}-vm-{vmid}.{}", self.domain);
+        match timeout(ANSWER, self.status(&host)).await {
+            Ok(Ok(status)) if status == due => None,
+            // It began, ended, or was deleted while we asked.
+            Ok(Ok(_)) if self.moved(vmid, due) => None,
+            Ok(Ok(status)) => {
+                let detail = format!("a request for {host} is answered with {status}, not {due}");
+                Some(Finding::new("I5", subject, detail))
+            }
+            Ok(Err(error)) => {
+                let detail = format!("the route question for {host} failed: {error}");
+                Some(Finding::new("UNCHECKED", subject, detail))
+            }
+            Err(_) => {
+                let detail = format!("the route question for {host} was not answered");
+                Some(Finding::new("UNCHECKED", subject, detail))
+            }
+        }
+    }
+
+    fn moved(&self, vmid: Vmid, due: u16) -> bool {
+        let lives = self.sandboxes.live().iter().any(|record| record.vmid == vmid);
+        lives != (due == CLOSED)
+    }
+
+    async fn status(&self, host: &str) -> io::Result<u16> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        let question = format!("GET /v1/route?via=peer&rid=fsck HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        stream.write_all(question.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(ANSWER_MAX).read_to_end(&mut answer).await?;
+        let text = String::from_utf8_lossy(&answer);
+        let status = text.split(' ').nth(1).and_then(|code| code.parse().ok());
+        status.ok_or_else(|| io::Error::other("no answer of HTTP"))
+    }
+}
+
+/// The least port that is not open.
+fn closed(open: &BTreeSet<Port>) -> Option<Port> {
+    (1..=u32::from(u16::MAX))
+        .filter_map(|port| Port::try_from(port).ok())
+        .find(|p| !open.contains(p))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        ingress::{
+            Owner, Routes, Target,
+            caddy::Proof,
+            owners::{Owners, Sources},
+            probe::Probe,
+            routes::NodeRoutes,
+            server::{self, Ingress},
+        },
+        pve::fake::Pace,
+        sandbox::tests::{LONG, Node, id},
+    };
+    use proto::id::{SandboxId, SandboxRef};
+
+    /// A table that knows nobody.
+    #[derive(Debug)]
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl Routes for Nobody {
+        fn local(&self, _: SandboxRef) -> Option<Target> {
+            None
+        }
+
+        async fn owner(&self, _: SandboxRef) -> Owner {
+            Owner::Nobody
+        }
+
+        fn used(&self, _: &SandboxId) {}
+
+        async fn wake(&self, _: SandboxRef) {}
+    }
+
+    fn serve(path: &std::path::Path, routes: Arc<dyn Routes>) -> CancellationToken {
+        let listener = server::listen(path, None).expect("a socket");
+        let config = path.with_extension("json");
+        std::fs::write(config.with_extension("proof"), "0".repeat(64)).expect("written");
+        let ingress = Ingress {
+            routes,
+            domain: "sbx.test".parse().expect("a domain"),
+            proof: Proof::read(&config).expect("a proof"),
+            probe: Probe::default(),
+        };
+        let stop = CancellationToken::new();
+        tokio::spawn(server::serve(listener, Arc::new(ingress), stop.clone()));
+        stop
+    }
+
+    #[tokio::test]
+    async fn wrong_and_missing_answers_are_found_and_right_ones_are_not() {
+        let node = Node::new().await;
+        node.cluster.set_pace(Pace::default());
+        node.running(1).await;
+        node.running(2).await;
+        node.sandboxes.delete(&id(2), LONG).await.expect("deleted");
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = dir.path().join("ingress.sock");
+        let check = IngressCheck {
+            socket: socket.clone(),
+            domain: "sbx.test".parse().expect("a domain"),
+            sandboxes: Arc::clone(&node.sandboxes),
+        };
+        let sources = Sources {
+            root: dir.path().to_owned(),
+            memory: dir.path().join("owners"),
+            peer_port: 8481,
+        };
+        let clock = Arc::clone(&node.clock) as Arc<dyn crate::clock::Clock>;
+        let pve = node.cluster.node(&node.name);
+        let owners = Arc::new(Owners::new(pve, clock, sources));
+        let routes = NodeRoutes::new(Arc::clone(&node.sandboxes), owners);
+        let right = serve(&socket, Arc::new(routes));
+        assert_eq!(check.check().await, []);
+        right.cancel();
+        let wrong = serve(&socket, Arc::new(Nobody));
+        let invariants: Vec<_> = check.check().await.iter().map(|f| f.invariant).collect();
+        assert_eq!(invariants, ["I5", "I5"]);
+        wrong.cancel();
+        std::fs::remove_file(&socket).expect("removed");
+        let invariants: Vec<_> = check.check().await.iter().map(|f| f.invariant).collect();
+        assert_eq!(invariants, ["UNCHECKED", "UNCHECKED"]);
+    }
+}
