@@ -1,5 +1,5 @@
 //! The mutants: each leaves out, or does wrong, one thing that an invariant stands on. Most live in
-//! what the daemons are given here (journal, store, PVE, options); three are in the shipped code,
+//! what the daemons are given here (journal, store, PVE, options); a few are in the shipped code,
 //! as `agent::saga::Lapse`, because nothing that is given can stand for them.
 
 use agent::{journal::memory, pve::fake, saga};
@@ -41,7 +41,7 @@ pub const ALL: &[Mutant] = &[
     mutant("I3", "a vmid is leased twice", Lapse::Journal(memory::Lapse::Vmids)),
     mutant("I3", "an address is leased twice", Lapse::Journal(memory::Lapse::Addresses)),
     mutant("I4", "request_ids are not looked up", Lapse::Store(store::memory::Lapse::Requests)),
-    mutant("I4", "a cancel that is owed is not paid", Lapse::Store(store::memory::Lapse::Cancels)),
+    mutant("I4", "what is called off lives on", Lapse::Agent(saga::Lapse::CallOff)),
     mutant("I4", "a node hears of a creation before the choice of it is durable", {
         Lapse::Store(store::memory::Lapse::Choices)
     }),
