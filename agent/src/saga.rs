@@ -39,6 +39,8 @@ pub enum Lapse {
     Fence,
     /// Nobody looks whose container it is before it is entered.
     Entry,
+    /// What is called off is said to be off, and lives on.
+    CallOff,
 }
 
 impl Faults {

@@ -41,25 +41,3 @@ impl controller::clock::Random for Chance {
         }
     }
 }
-
-/// Wall-clock time that follows the paused clock from a fixed moment on.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SimClock(pub(crate) tokio::time::Instant);
-
-impl SimClock {
-    fn now(&self) -> u64 {
-        1_700_000_000_000 + u64::try_from(self.0.elapsed().as_millis()).expect("a short story")
-    }
-}
-
-impl controller::clock::Clock for SimClock {
-    fn now_ms(&self) -> u64 {
-        self.now()
-    }
-}
-
-impl agent::clock::Clock for SimClock {
-    fn now_ms(&self) -> u64 {
-        self.now()
-    }
-}

@@ -7,9 +7,11 @@ use std::{
 };
 
 use agent::{
+    clock::Clock,
     journal::{Journal, Phase, Record},
     pve::{fake::Guest, hold},
 };
+use controller::store::{State, Store};
 use proto::{
     id::Vmid,
     name::NodeName,
@@ -20,11 +22,10 @@ use proto::{
     },
 };
 use tokio::time::Instant;
-use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
+    calls::{MORTAL, Memory, authorised},
     cluster::{Cluster, STRANGER, VMIDS},
-    story::{MORTAL, Memory},
 };
 
 /// After the last fault everything converges within this: I9. An operation that hangs is given up
@@ -36,7 +37,7 @@ pub(crate) async fn settles(cluster: &mut Cluster, memory: &Memory) -> Result<()
     let deadline = Instant::now() + CONVERGES;
     loop {
         cluster.pve.release();
-        cluster.look().await;
+        cluster.look(memory).await;
         let mut wrong = cluster.watch.seen();
         wrong.extend(at_rest(cluster, memory).await);
         if wrong.is_empty() {
@@ -77,7 +78,15 @@ async fn at_rest(cluster: &Cluster, memory: &Memory) -> Vec<String> {
     wrong.extend(remembered(cluster, memory, &living));
     wrong.extend(by_the_controller(cluster, &living).await);
     wrong.extend(by_the_log(cluster, &living).await);
+    wrong.extend(by_the_store(cluster).await);
     wrong
+}
+
+/// No creation is left in the store that nobody works on.
+async fn by_the_store(cluster: &Cluster) -> Vec<String> {
+    let rows = cluster.store.all().await.expect("a store");
+    let placing = rows.iter().filter(|row| row.state == State::Placing);
+    placing.map(|row| format!("I9: {} is still being placed", row.id)).collect()
 }
 
 /// Containers, volumes and locks against the records.
@@ -173,10 +182,14 @@ fn remembered(cluster: &Cluster, memory: &Memory, living: &Living) -> Vec<String
     for (key, known) in memory {
         let Some(id) = &known.id else { continue };
         let mortal = key.starts_with(MORTAL);
-        if mortal && living.contains_key(id) {
+        if let Some((node, record)) = living.get(id).filter(|_| mortal && known.extended.is_none())
+            && !may_outlive(cluster, node, record)
+        {
             wrong.push(format!("I9: {id} has outlived its time"));
         }
-        if known.acked && known.deleted.is_none() && !mortal && !living.contains_key(id) {
+        let stays = known.acked && known.deleted.is_none();
+        let stays = stays && (!mortal || known.extended == Some(true));
+        if stays && !living.contains_key(id) {
             wrong.push(format!("I2, I6: {key} was acked as {id} and is gone"));
         }
         if let Some((_, record)) = living.get(id).filter(|_| known.is_paused())
@@ -205,11 +218,19 @@ fn remembered(cluster: &Cluster, memory: &Memory, living: &Living) -> Vec<String
     wrong
 }
 
+/// Its node has booted since, and by its wall clock, which is all that there is then, it is not time
+/// yet.
+fn may_outlive(cluster: &Cluster, node: &NodeName, record: &Record) -> bool {
+    let host = cluster.hosts.iter().find(|host| host.name == *node).expect("a host");
+    let now = host.clock.moment();
+    record.lifetime.expires.as_ref().is_some_and(|at| at.boot != now.boot && !at.reached(&now))
+}
+
 /// The controller's log must lead to what is, through all of its crashes: nothing twice, no gap.
 async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
     use EventKind as E;
     let mut of: BTreeMap<String, Vec<EventKind>> = BTreeMap::new();
-    let answer = OperatorServiceClient::new(cluster.channel())
+    let answer = OperatorServiceClient::new(cluster.controller().channel())
         .watch_all_events(authorised(&cluster.token, WatchAllEventsRequest::default()))
         .await;
     let mut stream = match answer {
@@ -222,7 +243,7 @@ async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
             Ok(Some(said)) => {
                 let Some(event) = said.event else { continue };
                 if event.revision <= seen {
-                    wrong.push(format!("log: {} comes after {seen}", event.revision));
+                    wrong.push(format!("I12: the log: {} comes after {seen}", event.revision));
                 }
                 seen = event.revision;
                 let told = [
@@ -252,14 +273,16 @@ async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
         let over =
             told.iter().rev().skip(1).any(|kind| matches!(kind, E::Deleted | E::CreateFailed));
         if twice || over || told.iter().filter(|kind| **kind == E::Created).count() > 1 {
-            wrong.push(format!("log: {id} cannot have gone {told:?}"));
+            wrong.push(format!("I12: the log: {id} cannot have gone {told:?}"));
         }
     }
     for (id, (_, record)) in living {
         let last = of.get(id).and_then(|told| told.last());
+        // Of what a controller had to find anew, the log says no more.
+        let found = cluster.forgot && last == Some(&E::Found);
         let fits = match record.phase {
-            Phase::Paused => last == Some(&E::Paused),
-            Phase::Stopped => last == Some(&E::Stopped),
+            Phase::Paused => found || last == Some(&E::Paused),
+            Phase::Stopped => found || last == Some(&E::Stopped),
             Phase::Running => {
                 matches!(last, Some(E::Created | E::Started | E::Resumed | E::Found))
             }
@@ -274,7 +297,7 @@ async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
         };
         if !fits {
             wrong.push(format!(
-                "log: {id} is {:?}, and the log has {:?}",
+                "I12: the log: {id} is {:?}, and the log has {:?}",
                 record.phase,
                 of.get(id)
             ));
@@ -287,7 +310,7 @@ async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
 async fn by_the_controller(cluster: &Cluster, living: &Living) -> Vec<String> {
     let mut wrong = Vec::new();
     let request = ListSandboxesRequest { page_size: 1000, ..ListSandboxesRequest::default() };
-    let listed = SandboxServiceClient::new(cluster.channel())
+    let listed = SandboxServiceClient::new(cluster.controller().channel())
         .list_sandboxes(authorised(&cluster.token, request))
         .await;
     match listed {
@@ -301,7 +324,7 @@ async fn by_the_controller(cluster: &Cluster, living: &Living) -> Vec<String> {
         }
         Err(status) => wrong.push(format!("I9: the controller does not list: {status}")),
     }
-    let fsck = OperatorServiceClient::new(cluster.channel())
+    let fsck = OperatorServiceClient::new(cluster.controller().channel())
         .fsck(authorised(&cluster.token, FsckRequest {}))
         .await;
     match fsck {
@@ -334,7 +357,7 @@ async fn fenced(cluster: &mut Cluster) -> Vec<String> {
         let old = agent.sandboxes().epoch().saturating_sub(1);
         let refused = agent.sandboxes().fence(old).await.is_err();
         cluster.kill_agent(index).await;
-        cluster.start_agent(index).await;
+        cluster.start_the_dead().await;
         let Some(agent) = cluster.hosts[index].agent() else { continue };
         let refused_later = agent.sandboxes().fence(old).await.is_err();
         if !refused || !refused_later {
@@ -349,11 +372,4 @@ async fn fenced(cluster: &mut Cluster) -> Vec<String> {
 
 fn agent_of(cluster: &Cluster, index: usize) -> &NodeName {
     &cluster.hosts[index].name
-}
-
-fn authorised<T>(token: &str, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    let value = MetadataValue::try_from(format!("Bearer {token}")).expect("ascii");
-    request.metadata_mut().insert("authorization", value);
-    request
 }

@@ -1,14 +1,16 @@
-//! Three nodes with agents, and a controller: started, killed and started again over the same
-//! journals and the same store.
+//! Three nodes with agents, started, killed and started again over the same journals; and what they
+//! stand on. Their controllers are in `lives`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{Arc, atomic::AtomicU32},
+    time::Duration,
+};
 
 use agent::{
     Agent, Parts,
-    journal::{
-        Journal, Pools,
-        memory::{Disk, MemoryJournal},
-    },
+    journal::{Journal, Pools, memory::MemoryJournal},
     load::HostLoad,
     pve::{
         Mark, Pve,
@@ -17,10 +19,7 @@ use agent::{
     saga::Faults,
     sandbox::{Bridge, Lifetimes, Limits, Options, Probe, Template},
 };
-use controller::{
-    Controller,
-    store::{Store, memory::Memory},
-};
+use controller::store::{Token, memory::Memory as Store};
 use proto::{
     id::{SandboxId, Vmid},
     name::NodeName,
@@ -30,11 +29,15 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    chance::{Chance, SimClock},
+    calls::Memory,
+    chance::Chance,
+    clock::SimClock,
+    lives::{Knows, Life},
     mutant::{Lapse, Mutant},
-    net::{Dialler, Net},
+    net::Net,
     operator,
     watch::{Doors, Watch},
+    weather::{self, SlowDisk, StoreDisk},
 };
 
 /// What sandboxes are created from.
@@ -45,6 +48,8 @@ const FOREIGN: u32 = 100_001;
 const COPY: u32 = 200_002;
 /// It carries a mark for itself that no journal knows.
 pub(crate) const STRANGER: u32 = 300_003;
+/// Its address, out of the pool of its node.
+pub(crate) const STRANGER_IP: Ipv4Addr = Ipv4Addr::new(10, 100, 3, 3);
 /// Vmids of a node.
 pub(crate) const VMIDS: u32 = 1000;
 
@@ -53,6 +58,9 @@ pub(crate) struct Host {
     pub(crate) name: NodeName,
     number: u8,
     pub(crate) journal: Arc<MemoryJournal>,
+    pub(crate) clock: SimClock,
+    /// Its disk takes so many times as long as else.
+    pub(crate) slow: Arc<AtomicU32>,
     agent: Option<(Arc<Agent>, JoinHandle<()>)>,
 }
 
@@ -63,35 +71,28 @@ impl Host {
     }
 }
 
-/// A disk that takes its time: a kill may hit before the sync and after it.
-#[derive(Debug)]
-struct SlowDisk(Chance);
-
-#[async_trait::async_trait]
-impl Disk for SlowDisk {
-    async fn before_sync(&self) {
-        tokio::time::sleep(Duration::from_micros(self.0.below(4000))).await;
-    }
-
-    async fn after_sync(&self) {
-        tokio::time::sleep(Duration::from_micros(self.0.below(1000))).await;
-    }
-}
-
 pub(crate) struct Cluster {
     pub(crate) pve: FakeCluster,
     pub(crate) net: Arc<Net>,
     pub(crate) hosts: Vec<Host>,
-    pub(crate) store: Arc<dyn Store>,
+    /// A handle on what the last controller has.
+    pub(crate) store: Store,
+    pub(crate) backup: Option<Store>,
     pub(crate) token: String,
+    /// The same as a store keeps it.
+    pub(crate) token_kept: Token,
     pub(crate) watch: Arc<Watch>,
     /// What is not ours, as it was made.
     pub(crate) foreign: BTreeMap<Vmid, Guest>,
-    controller: Option<Controller>,
-    dial: tokio::sync::mpsc::Sender<std::io::Result<tokio::io::DuplexStream>>,
-    clock: SimClock,
-    seed: u64,
-    lives: u64,
+    /// The controllers that live, the last one last.
+    pub(crate) lives: Vec<Life>,
+    /// One of them began with less than the one before knew.
+    pub(crate) forgot: bool,
+    /// How many there ever were.
+    pub(crate) begun: u64,
+    /// The controllers'.
+    pub(crate) clock: SimClock,
+    pub(crate) seed: u64,
     lapse: Option<Lapse>,
 }
 
@@ -104,47 +105,52 @@ impl Cluster {
         if let Some(Lapse::Pve(lapse)) = lapse {
             pve.lapse(lapse);
         }
+        let (clocks, wall_alone) = (Chance::new(seed, 99), lapse == Some(Lapse::WallAlone));
         let mut hosts = Vec::new();
         for (number, name) in (1u8..).zip(names) {
             pve.add_template(&name, vmid(9000 + u32::from(number)));
-            let disk = SlowDisk(Chance::new(seed, 100 + u64::from(number)));
+            let slow = Arc::new(AtomicU32::new(1));
+            let chance = Chance::new(seed, 100 + u64::from(number));
+            let disk = SlowDisk { chance, slow: slow.clone() };
+            let clock = SimClock::new(weather::skew(&clocks), wall_alone);
             let journal = MemoryJournal::new(format!("j{number}"), pools(number), Arc::new(disk));
             let journal = match lapse {
                 Some(Lapse::Journal(lapse)) => journal.lapsing(lapse),
                 Some(_) | None => journal,
             };
-            hosts.push(Host { name, number, journal: Arc::new(journal), agent: None });
+            let journal = Arc::new(journal);
+            hosts.push(Host { name, number, journal, clock, slow, agent: None });
         }
         let watch = Arc::new(Watch::default());
         watch.clones(&pve, hosts.iter().map(|h| (h.name.clone(), h.journal.clone())).collect());
-        let store: Arc<dyn Store> = Arc::new(match lapse {
-            Some(Lapse::Store(lapse)) => Memory::new().lapsing(lapse),
-            Some(_) | None => Memory::new(),
-        });
+        let store = Store::on(Arc::new(StoreDisk(Chance::new(seed, 98))));
+        let store = match lapse {
+            Some(Lapse::Store(lapse)) => store.lapsing(lapse),
+            Some(_) | None => store,
+        };
         let issued = controller::token::issue("red".parse().expect("team"), "sandbox operator", 1);
-        store.add_token(issued.token).await.expect("stored");
         let mut cluster = Self {
             pve,
-            net: Arc::default(),
+            net: Arc::new(Net::new(seed)),
             hosts,
             store,
+            backup: None,
             token: issued.text,
+            token_kept: issued.token,
             watch,
             foreign: BTreeMap::new(),
-            controller: None,
-            dial: tokio::sync::mpsc::channel(1).0,
-            clock: SimClock(tokio::time::Instant::now()),
+            lives: Vec::new(),
+            forgot: false,
+            begun: 0,
+            clock: SimClock::new(weather::skew(&clocks), false),
             seed,
-            lives: 0,
             lapse,
         };
         cluster.add_somebodys(0, vmid(FOREIGN), None);
         cluster.add_somebodys(1, vmid(COPY), Some(vmid(200_000)));
         cluster.add_somebodys(2, vmid(STRANGER), Some(vmid(STRANGER)));
-        for index in 0..cluster.hosts.len() {
-            cluster.start_agent(index).await;
-        }
-        cluster.start_controller().await;
+        cluster.start_the_dead().await;
+        cluster.start_controller(Knows::All).await;
         cluster
     }
 
@@ -160,6 +166,10 @@ impl Cluster {
                 request_id: "somebodys".parse().expect("a request_id"),
             };
             guest.config.set_description(&mark.to_string()).expect("a mark is short");
+            if number == vmid(STRANGER) {
+                let net = format!("name=eth0,bridge=vmbr0,ip={STRANGER_IP}/24");
+                guest.config.set("net0", &net).expect("a line");
+            }
         }
         self.pve.add_guest(&guest.node, number, guest.config.clone(), false);
         self.foreign.insert(number, guest);
@@ -188,16 +198,22 @@ impl Cluster {
     }
 
     /// What must hold at every moment.
-    pub(crate) async fn look(&self) {
+    pub(crate) async fn look(&self, memory: &Memory) {
         let (mut vmids, mut ips) = (BTreeMap::new(), BTreeMap::new());
         for host in &self.hosts {
             let records = host.journal.all().await.expect("a journal");
+            for record in &records {
+                self.watch.ended(record, memory, &host.clock);
+            }
             for record in records.into_iter().filter(|record| !record.phase.ended()) {
                 if let Some(other) = vmids.insert(record.vmid, record.id) {
                     self.watch
                         .wrong(format!("I3: {} is {other}'s and {}'s", record.vmid, record.id));
                 }
                 let Some(ip) = record.ip else { continue };
+                if ip == STRANGER_IP {
+                    self.watch.wrong(format!("I3: {ip} is {STRANGER}'s and {}'s", record.id));
+                }
                 if let Some(other) = ips.insert(ip, record.id) {
                     self.watch.wrong(format!("I3: {ip} is {other}'s and {}'s", record.id));
                 }
@@ -211,8 +227,18 @@ impl Cluster {
         }
     }
 
-    /// Starts an agent over what its journal holds.
-    pub(crate) async fn start_agent(&mut self, index: usize) {
+    /// Starts the agents that do not run. One whose journal cannot be written does not come up, and
+    /// is started again later, as by systemd.
+    pub(crate) async fn start_the_dead(&mut self) {
+        for index in 0..self.hosts.len() {
+            if self.hosts[index].agent.is_none() {
+                self.start_agent(index).await;
+            }
+        }
+        self.note_replaced();
+    }
+
+    async fn start_agent(&mut self, index: usize) {
         let host = &mut self.hosts[index];
         let load = HostLoad {
             cores: 8.0,
@@ -232,7 +258,7 @@ impl Cluster {
             },
             pve,
             journal: host.journal.clone(),
-            clock: Arc::new(self.clock),
+            clock: Arc::new(host.clock.clone()),
             host_load: Box::new(move |_| load),
             shims: Arc::new(Doors { pve: self.pve.clone(), watch: self.watch.clone() }),
             faults: Faults {
@@ -243,7 +269,13 @@ impl Cluster {
                 ..Faults::default()
             },
         };
-        let agent = Arc::new(Agent::start(parts).await.expect("an agent"));
+        let agent = match Agent::start(parts).await {
+            Ok(agent) => Arc::new(agent),
+            Err(error) => {
+                assert!(host.journal.is_failing(), "an agent does not start: {error}");
+                return;
+            }
+        };
         let incoming = ReceiverStream::new(self.net.listen(&host.name));
         let served = agent.clone();
         let serving = tokio::spawn(async move {
@@ -268,56 +300,7 @@ impl Cluster {
     pub(crate) async fn power_cut(&mut self, index: usize) {
         self.kill_agent(index).await;
         self.pve.crash(&self.hosts[index].name);
-    }
-
-    /// Drops the controller in mid-air and starts another over the same store.
-    pub(crate) async fn restart_controller(&mut self) {
-        self.controller = None;
-        self.start_controller().await;
-    }
-
-    async fn start_controller(&mut self) {
-        self.lives += 1;
-        let controller = Controller::start(controller::Parts {
-            store: self.store.clone(),
-            connector: Arc::new(Dialler(self.net.clone())),
-            clock: Arc::new(self.clock),
-            random: Arc::new(Chance::new(self.seed, 1000 + self.lives)),
-            nodes: controller::node::Options {
-                seeds: self.hosts.iter().map(|host| (host.name.clone(), String::new())).collect(),
-                discover: false,
-                agent_port: 7445,
-                limits: controller::placement::Limits::default(),
-            },
-            creates: controller::sandbox::Options::default(),
-            events: controller::events::Options::default(),
-            limits: controller::config::ApiLimits::default(),
-            urls: controller::url::UrlTemplate::new("http://port-{port}-vm-{vmid}.test")
-                .expect("a template"),
-        })
-        .await
-        .expect("a controller");
-        let (dial, dialled) = tokio::sync::mpsc::channel(64);
-        let stopped = controller.stopping().cancelled_owned();
-        let api = controller.api();
-        tokio::spawn(async move { api.serve(ReceiverStream::new(dialled), stopped).await });
-        self.dial = dial;
-        controller.settled(Duration::from_secs(8)).await;
-        self.controller = Some(controller);
-    }
-
-    /// A connection to the controller's API as it is now.
-    pub(crate) fn channel(&self) -> tonic::transport::Channel {
-        let dial = self.dial.clone();
-        daemon::channel::over(move || {
-            let dial = dial.clone();
-            async move {
-                let (near, far) = tokio::io::duplex(64 * 1024);
-                let refused = |_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-                dial.send(Ok(far)).await.map_err(refused)?;
-                Ok(near)
-            }
-        })
+        self.hosts[index].clock.boot();
     }
 }
 

@@ -4,14 +4,19 @@
 //! A story can be told with a mutant: one thing that must not be left out is left out. The story
 //! must then end badly, or the checks are worth nothing.
 
+mod calls;
 mod chance;
 mod check;
+mod clock;
 mod cluster;
+mod lives;
 pub mod mutant;
 mod net;
 mod operator;
+mod pipe;
 mod story;
 mod watch;
+mod weather;
 
 use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 

@@ -1,5 +1,5 @@
 //! The mutants: each leaves out, or does wrong, one thing that an invariant stands on. Most live in
-//! what the daemons are given here (journal, store, PVE, options); three are in the shipped code,
+//! what the daemons are given here (journal, store, PVE, clock, options); a few are in the shipped code,
 //! as `agent::saga::Lapse`, because nothing that is given can stand for them.
 
 use agent::{journal::memory, pve::fake, saga};
@@ -24,6 +24,8 @@ pub(crate) enum Lapse {
     Store(store::memory::Lapse),
     /// The reconciler looks once, at the start.
     Asleep,
+    /// A node has no clock but the one on its wall.
+    WallAlone,
 }
 
 const fn mutant(invariant: &'static str, what: &'static str, lapse: Lapse) -> Mutant {
@@ -38,12 +40,20 @@ pub const ALL: &[Mutant] = &[
     mutant("I2", "a creation is answered before it is durable", {
         Lapse::Journal(memory::Lapse::Answer)
     }),
+    mutant("I2", "a node has no clock but the one on its wall", Lapse::WallAlone),
+    mutant("I2", "a longer life is answered and not kept", {
+        Lapse::Journal(memory::Lapse::Extensions)
+    }),
+    mutant("I3", "the address of a stranger is leased", Lapse::Journal(memory::Lapse::Strangers)),
     mutant("I3", "a vmid is leased twice", Lapse::Journal(memory::Lapse::Vmids)),
     mutant("I3", "an address is leased twice", Lapse::Journal(memory::Lapse::Addresses)),
     mutant("I4", "request_ids are not looked up", Lapse::Store(store::memory::Lapse::Requests)),
-    mutant("I4", "a cancel that is owed is not paid", Lapse::Store(store::memory::Lapse::Cancels)),
+    mutant("I4", "what is called off lives on", Lapse::Agent(saga::Lapse::CallOff)),
     mutant("I4", "a node hears of a creation before the choice of it is durable", {
         Lapse::Store(store::memory::Lapse::Choices)
+    }),
+    mutant("I4", "what nodes hold is not remembered by an empty store", {
+        Lapse::Store(store::memory::Lapse::Found)
     }),
     mutant("I5", "a container is entered unseen", Lapse::Agent(saga::Lapse::Entry)),
     mutant("I6", "the journal syncs intents only", Lapse::Journal(memory::Lapse::Sync)),
@@ -51,6 +61,9 @@ pub const ALL: &[Mutant] = &[
     mutant("I8", "containers are changed unseen", Lapse::Pve(fake::Lapse::Ownership)),
     mutant("I8", "marks that nobody knows are destroyed", Lapse::Pve(fake::Lapse::Strangers)),
     mutant("I9", "the reconciler looks once", Lapse::Asleep),
+    mutant("I9", "a controller that was replaced writes to the store", {
+        Lapse::Store(store::memory::Lapse::Claim)
+    }),
     mutant("I10", "an old controller is not refused", Lapse::Agent(saga::Lapse::Fence)),
     mutant("I10", "the epoch is forgotten", Lapse::Journal(memory::Lapse::Epoch)),
     mutant("I11", "a clone begins before its intent is durable", {
@@ -58,6 +71,16 @@ pub const ALL: &[Mutant] = &[
     }),
     mutant("I12", "leases are miscounted", Lapse::Journal(memory::Lapse::Room)),
     mutant("I12", "ends are not told to the controller", Lapse::Journal(memory::Lapse::News)),
+    mutant("I12", "a write that failed is answered as if it was made", {
+        Lapse::Journal(memory::Lapse::Failures)
+    }),
+    mutant("I12", "the log leaves pauses out", Lapse::Store(store::memory::Lapse::Pauses)),
+    mutant("I12", "the log tells twice what is said twice", {
+        Lapse::Store(store::memory::Lapse::Again)
+    }),
+    mutant("I12", "the log is written later than what it tells of", {
+        Lapse::Store(store::memory::Lapse::Behind)
+    }),
     mutant("I13", "what is frozen counts as dead", Lapse::Pve(fake::Lapse::Frozen)),
     mutant("I13", "a pause takes no lock", Lapse::Pve(fake::Lapse::Hold)),
 ];

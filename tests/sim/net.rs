@@ -1,4 +1,5 @@
-//! The network between the controller and the agents: streams in memory that can be cut.
+//! The network between the controllers and the agents: streams in memory that can be cut, slowed
+//! down, held up in one direction, and said again by a ghost.
 
 use std::{
     collections::BTreeMap,
@@ -6,22 +7,33 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use daemon::peer::Peer;
 use proto::name::NodeName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     sync::mpsc,
+    time::sleep,
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, server::Connected};
 
+use crate::{
+    chance::Chance,
+    pipe::{Reader, Recording, Road, Writer, pipe},
+};
+
 /// What an agent accepts connections from.
 pub(crate) type Incoming = mpsc::Receiver<Result<Link, io::Error>>;
 
-#[derive(Debug, Default)]
+/// How long a ghost stays after its last word.
+const HAUNTS: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
 pub(crate) struct Net {
+    seed: u64,
     hosts: Mutex<BTreeMap<NodeName, Host>>,
 }
 
@@ -31,18 +43,53 @@ struct Host {
     /// Cuts every connection that was made before.
     cut: CancellationToken,
     reachable: bool,
+    roads: Roads,
+    /// What controllers have said to it, with the number of the controller, in the order in which
+    /// they connected.
+    said: Vec<(u64, Recording)>,
+}
+
+/// Both directions between a host and the controllers.
+#[derive(Debug, Clone)]
+pub(crate) struct Roads {
+    /// From the controllers.
+    pub(crate) to: Arc<Road>,
+    /// To the controllers.
+    pub(crate) from: Arc<Road>,
+}
+
+impl Roads {
+    /// Nothing is held up or slow.
+    pub(crate) fn clear(&self) {
+        for road in [&self.to, &self.from] {
+            road.delay(0);
+            road.hold(false);
+        }
+    }
 }
 
 impl Net {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { seed, hosts: Mutex::default() }
+    }
+
     /// A host comes up under this name; connections to one before it are dead.
     pub(crate) fn listen(&self, name: &NodeName) -> Incoming {
         let (door, incoming) = mpsc::channel(16);
         let mut hosts = self.hosts.lock().expect("hosts");
-        let reachable = hosts.get(name).is_none_or(|host| host.reachable);
-        let host = Host { door, cut: CancellationToken::new(), reachable };
-        if let Some(before) = hosts.insert(name.clone(), host) {
-            before.cut.cancel();
-        }
+        let number = 10 * u64::try_from(hosts.len()).expect("few");
+        let host = hosts.entry(name.clone()).or_insert_with(|| {
+            let road = |way| Arc::new(Road::new(Chance::new(self.seed, 2000 + number + way)));
+            Host {
+                door: door.clone(),
+                cut: CancellationToken::new(),
+                reachable: true,
+                roads: Roads { to: road(0), from: road(1) },
+                said: Vec::new(),
+            }
+        });
+        host.door = door;
+        std::mem::take(&mut host.cut).cancel();
         incoming
     }
 
@@ -56,32 +103,98 @@ impl Net {
         }
     }
 
-    fn dial(&self, name: &NodeName) -> io::Result<Link> {
+    /// The ways to a host and back.
+    pub(crate) fn roads(&self, name: &NodeName) -> Roads {
+        self.hosts.lock().expect("hosts").get(name).expect("a host of that name").roads.clone()
+    }
+
+    /// Whatever is said to the host, and all that it says, gets there now.
+    pub(crate) fn is_clear(&self, name: &NodeName) -> bool {
         let hosts = self.hosts.lock().expect("hosts");
-        let host = hosts.get(name).filter(|host| host.reachable);
+        let host = hosts.get(name).expect("a host of that name");
+        host.reachable && host.roads.to.is_open() && host.roads.from.is_open()
+    }
+
+    /// `by`: the controller that connects, and whose words are kept.
+    async fn dial(&self, name: &NodeName, by: Option<u64>) -> io::Result<Link> {
+        let roads = {
+            let hosts = self.hosts.lock().expect("hosts");
+            let host = hosts.get(name).filter(|host| host.reachable);
+            host.ok_or(io::ErrorKind::HostUnreachable)?.roads.clone()
+        };
+        // A connection begins with a word and its answer.
+        roads.to.passes().await;
+        roads.from.passes().await;
+        let mut hosts = self.hosts.lock().expect("hosts");
+        let host = hosts.get_mut(name).filter(|host| host.reachable);
         let host = host.ok_or(io::ErrorKind::HostUnreachable)?;
-        let (near, far) = tokio::io::duplex(256 * 1024);
-        let link = |stream| Link { stream, cut: Box::pin(host.cut.clone().cancelled_owned()) };
-        host.door.try_send(Ok(link(far))).map_err(|_| io::ErrorKind::ConnectionRefused)?;
-        Ok(link(near))
+        let recording = by.map(|_| Recording::default());
+        let (to, at_host) = pipe(&roads.to, recording.clone());
+        let (from, at_controller) = pipe(&roads.from, None);
+        let link = |reader, writer| {
+            let cut = Box::pin(host.cut.clone().cancelled_owned());
+            Link { reader, writer, cut }
+        };
+        let (near, far) = (link(at_controller, to), link(at_host, from));
+        host.door.try_send(Ok(far)).map_err(|_| io::ErrorKind::ConnectionRefused)?;
+        host.said.extend(by.zip(recording));
+        Ok(near)
+    }
+
+    /// A ghost says to a host again what a controller before `before` has said to it. Its answers
+    /// are lost. False when there was none.
+    pub(crate) fn haunt(self: &Arc<Self>, name: &NodeName, before: u64) -> bool {
+        let said = {
+            let hosts = self.hosts.lock().expect("hosts");
+            let said = &hosts.get(name).expect("a host of that name").said;
+            let of_old = said.iter().rev().find(|(by, _)| *by < before);
+            of_old.map(|(_, recording)| recording.lock().expect("a recording").clone())
+        };
+        let Some(said) = said else { return false };
+        let (net, name) = (Arc::clone(self), name.clone());
+        tokio::spawn(async move {
+            let Ok(link) = net.dial(&name, None).await else { return };
+            let (mut answers, mut words) = tokio::io::split(link);
+            let deaf = tokio::spawn(async move {
+                let mut buffer = vec![0; 4096];
+                while answers.read(&mut buffer).await.is_ok_and(|some| some > 0) {}
+            });
+            for piece in said {
+                if words.write_all(&piece).await.is_err() {
+                    break;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+            sleep(HAUNTS).await;
+            deaf.abort();
+        });
+        true
     }
 }
 
-/// The controller's way to the agents.
+/// A controller's way to the agents.
 #[derive(Debug)]
-pub(crate) struct Dialler(pub(crate) Arc<Net>);
+pub(crate) struct Dialler {
+    pub(crate) net: Arc<Net>,
+    /// Which controller it is.
+    pub(crate) by: u64,
+}
 
 impl controller::node::Connector for Dialler {
     fn channel(&self, node: &NodeName, _address: &str) -> io::Result<Channel> {
-        let (net, node) = (self.0.clone(), node.clone());
-        Ok(daemon::channel::over(move || std::future::ready(net.dial(&node))))
+        let (net, node, by) = (self.net.clone(), node.clone(), self.by);
+        Ok(daemon::channel::over(move || {
+            let (net, node) = (net.clone(), node.clone());
+            async move { net.dial(&node, Some(by)).await }
+        }))
     }
 }
 
 /// One end of a connection. Cut: reads and writes fail, as on a reset.
 #[derive(Debug)]
 pub(crate) struct Link {
-    stream: DuplexStream,
+    reader: Reader,
+    writer: Writer,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
@@ -109,7 +222,7 @@ impl AsyncRead for Link {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        Pin::new(&mut self.reader).poll_read(cx, buffer)
     }
 }
 
@@ -120,15 +233,15 @@ impl AsyncWrite for Link {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        Pin::new(&mut self.writer).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.writer).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.writer).poll_shutdown(cx)
     }
 }

@@ -7,12 +7,18 @@ use std::{
 };
 
 use agent::{
+    clock::Clock,
     journal::{MemoryJournal, Phase, Record},
     pve::{CloneOrder, fake::FakeCluster},
-    sandbox::exec::shims::Shims,
+    sandbox::{Cause, exec::shims::Shims},
 };
 use proto::name::NodeName;
 use tokio::net::UnixStream;
+
+use crate::{
+    calls::{Memory, TTL},
+    clock::SimClock,
+};
 
 /// What was seen to be wrong; each once.
 #[derive(Debug, Default)]
@@ -25,6 +31,18 @@ impl Watch {
 
     pub(crate) fn seen(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// I2: nothing is ended by its time to live before that has passed since somebody first asked
+    /// for it, whatever the wall clock says. Across a boot there is only the wall clock.
+    pub(crate) fn ended(&self, record: &Record, memory: &Memory, clock: &SimClock) {
+        let Some(known) = memory.get(record.request_id.as_str()) else { return };
+        let boot = clock.moment().boot;
+        let same_boot = record.lifetime.expires.as_ref().is_some_and(|at| at.boot == boot);
+        let age = known.since.elapsed();
+        if record.cause == Cause::Ttl.word() && same_boot && age < TTL {
+            self.wrong(format!("I2: {} was ended after {age:?}, before its time", record.id));
+        }
     }
 
     /// I11: a clone begins when its intent would survive a power cut, and not before.

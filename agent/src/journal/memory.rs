@@ -56,6 +56,12 @@ pub enum Lapse {
     News,
     /// Tombstones count as leases.
     Room,
+    /// Rules of a lifetime that are changed are answered and not kept.
+    Extensions,
+    /// An address is leased that a container has which is no sandbox.
+    Strangers,
+    /// A write that failed is answered as if it was made.
+    Failures,
 }
 
 /// See the module.
@@ -76,6 +82,8 @@ struct State {
     synced: Book,
     /// What a crash leaves instead, because a sync was left out.
     durable: Option<Book>,
+    /// Why every write fails now.
+    failing: Option<String>,
     /// Counts crashes: a write from before one must not be acknowledged after it.
     crashes: u64,
 }
@@ -124,6 +132,17 @@ impl MemoryJournal {
         book.records.get(id).map(|record| Record::clone(record))
     }
 
+    /// Every write fails for this reason and changes nothing, until there is none: a disk that is full
+    /// or broken.
+    pub fn fail(&self, why: Option<&str>) {
+        self.lock().failing = why.map(str::to_owned);
+    }
+
+    /// True while writes fail.
+    pub fn is_failing(&self) -> bool {
+        self.lock().failing.is_some()
+    }
+
     /// Loses what was not synced. Writes that wait for their sync fail.
     pub fn crash(&self) {
         let mut state = self.lock();
@@ -156,7 +175,11 @@ impl MemoryJournal {
             // A request that fails leaves nothing, as a savepoint that is taken back.
             let mut book = state.written.clone();
             let result = work(&mut book, &self.pools)?;
-            state.written = book;
+            match &state.failing {
+                Some(_) if book.lapse == Some(Lapse::Failures) => return Ok(result),
+                Some(why) => return Err(Error::Storage(why.clone())),
+                None => state.written = book,
+            }
             (result, state.crashes)
         };
         self.disk.before_sync().await;
@@ -193,12 +216,15 @@ impl Book {
         {
             return Err(Error::Conflict { id: record.id, expected: 0, found: before.revision });
         }
+        let none = BTreeSet::new();
+        let strangers =
+            if self.lapse == Some(Lapse::Strangers) { &none } else { &intent.taken_ips };
         record.vmid = self.lease_vmid(pools, &intent.taken)?;
         if self.lapse == Some(Lapse::Vmids) {
             record.vmid = self.living().next().map_or(record.vmid, |other| other.vmid);
         }
         if intent.lease_address {
-            record.ip = Some(self.lease_address(pools, &intent.taken_ips, now_ms)?);
+            record.ip = Some(self.lease_address(pools, strangers, now_ms)?);
         }
         self.put(record)
     }
@@ -241,7 +267,11 @@ impl Book {
             let until = record.ended_ms.saturating_add(pools.address_quarantine_ms);
             self.resting.insert(ip, until);
         }
-        self.put(record.clone())
+        let mut record = record.clone();
+        if self.lapse == Some(Lapse::Extensions) && record.phase == before.phase {
+            record.lifetime = before.lifetime.clone();
+        }
+        self.put(record)
     }
 
     fn forget(&mut self, before_ms: u64) -> usize {
@@ -519,6 +549,17 @@ mod tests {
         let kept = journal.get(&suite::id(1)).await.expect("reads").is_some();
         assert!(kept || answer.is_err(), "an acknowledged write was lost");
         kept
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_changes_nothing_and_the_next_may_not_fail() {
+        let journal = MemoryJournal::new("j", suite::pools(), Arc::new(SoundDisk));
+        journal.fail(Some("no space left on device"));
+        let failed = journal.begin(suite::intent(1), 0).await;
+        assert!(matches!(failed, Err(Error::Storage(_))), "{failed:?}");
+        assert_eq!(journal.all().await.expect("reads go on"), []);
+        journal.fail(None);
+        journal.begin(suite::intent(1), 0).await.expect("written");
     }
 
     #[tokio::test]

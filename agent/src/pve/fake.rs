@@ -203,7 +203,7 @@ impl FakeCluster {
     /// A quorate cluster without guests and with 1 TiB on each node.
     pub fn new(nodes: &[NodeName], pace: Pace, seed: u64) -> Self {
         let room = StorageRoom { free: 1 << 40, total: 1 << 40 };
-        let node = Node { life: 0, pmxcfs: true, room };
+        let node = Node { life: 0, pmxcfs: true, room, slow: 1 };
         let world = World {
             quorate: true,
             nodes: nodes.iter().map(|name| (name.clone(), node.clone())).collect(),
@@ -342,6 +342,13 @@ impl FakeCluster {
     pub fn set_pmxcfs(&self, node: &NodeName, up: bool) {
         if let Some(node) = self.0.world().nodes.get_mut(node) {
             node.pmxcfs = up;
+        }
+    }
+
+    /// What a node does takes so many times as long from now on.
+    pub fn set_slow(&self, node: &NodeName, times: u32) {
+        if let Some(node) = self.0.world().nodes.get_mut(node) {
+            node.slow = times;
         }
     }
 

@@ -4,12 +4,15 @@ use daemon::status::Refusal;
 use proto::{
     agent::v1 as wire,
     id::{Invalid, SandboxId, SandboxRef},
+    reason,
     sandbox::v1::Sandbox,
     spec,
 };
 
+use tonic::Code;
+
 use super::{Rpc, convert, status::refusal};
-use crate::journal::Record;
+use crate::{journal::Record, sandbox::Known};
 
 /// Sandboxes on a page, unless asked otherwise, and at most.
 const PAGE: (u32, u32) = (200, 1000);
@@ -25,12 +28,27 @@ impl Rpc {
         {
             return Err(Invalid::new("spec.node", "must be this node, or empty").into());
         }
-        self.fence(request.epoch).await?;
-        let record = self.sandboxes.create(order, wait).await.map_err(refusal)?;
+        let id = order.id;
+        let unless_held = |refusal| self.unless_held(&id, refusal);
+        self.fence(request.epoch).await.map_err(unless_held)?;
+        let made = self.sandboxes.create(order, wait).await;
+        let record = made.map_err(refusal).map_err(unless_held)?;
         Ok(wire::CreateSandboxResponse {
             sandbox: Some(self.wire(&record)),
             load: Some(self.reporter.report().await),
         })
+    }
+
+    /// A journal that fails is the end of a creation only where nothing of it is here: else it goes
+    /// on, or will be undone.
+    fn unless_held(&self, id: &SandboxId, refusal: Refusal) -> Refusal {
+        let lives = || matches!(self.sandboxes.known(&SandboxRef::Id(*id)), Some(Known::Live(_)));
+        if refusal.reason != reason::STORE_FAILED
+            || !(lives() || self.sandboxes.busy().contains(id))
+        {
+            return refusal;
+        }
+        Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, refusal.message)
     }
 
     pub(super) async fn cancel(

@@ -137,6 +137,21 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: &s
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_journal_that_fails_is_not_the_end_of_a_creation_under_way() {
+    let node = Node::new().await;
+    let mut client = serve(&node, Peer::Controller);
+    client.create_sandbox(create(1)).await.expect("begun");
+    node.journal.fail(Some("no space left on device"));
+    // Another controller: its epoch cannot be written.
+    let of_next = |number| wire::CreateSandboxRequest { epoch: 2, ..create(number) };
+    let held = client.create_sandbox(of_next(1)).await;
+    refused(held, Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN);
+    refused(client.create_sandbox(of_next(2)).await, Code::Internal, reason::STORE_FAILED);
+    node.journal.fail(None);
+    client.create_sandbox(of_next(1)).await.expect("the same");
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_the_controller_is_answered() {
     let node = Node::new().await;
     for peer in [Peer::Anonymous, Peer::Agent("node2".parse().expect("valid"))] {

@@ -8,7 +8,7 @@ use super::{
     Error, Known, Sandboxes,
     flights::{Kind, Standing},
 };
-use crate::journal::Record;
+use crate::{journal::Record, saga::Lapse};
 
 impl Sandboxes {
     /// Makes attempts of `id` up to `attempt` void: one that is to come is refused, one under way is
@@ -23,6 +23,9 @@ impl Sandboxes {
         attempt: u32,
         wait: Duration,
     ) -> Result<Option<Arc<Record>>, Error> {
+        if self.faults.lapses(Lapse::CallOff) {
+            return Ok(None);
+        }
         self.journal.cancel(id, attempt, self.now_ms()).await?;
         let name = SandboxRef::Id(*id);
         let meant = self.gate.creation(id).is_none_or(|creation| creation.attempt <= attempt);

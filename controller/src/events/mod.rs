@@ -249,7 +249,9 @@ impl Log {
         let mut written = self.written.subscribe();
         match timeout(WRITTEN, written.wait_for(|written| *written >= queued)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(store::Error("the log of events is not written".into())),
+            Ok(Err(_)) | Err(_) => {
+                Err(store::Error::Failed("the log of events is not written".into()))
+            }
         }
     }
 

@@ -40,6 +40,9 @@ pub struct Entry {
     pub creating: bool,
     /// Its node has given a whole inventory without it, although it lived. Kept, never called gone.
     pub lost: bool,
+    /// While it is being created: a later attempt than ours that lives on another node, because our
+    /// store is an old copy.
+    pub later: Option<Box<Sandbox>>,
     /// When it was seen to end; 0 while it lives.
     pub ended_ms: u64,
     inventory: u64,
@@ -78,6 +81,8 @@ pub enum Applied {
     Known,
     /// It is of an attempt that was given up: it is not shown.
     Stray,
+    /// The same, and it lives: its node has not heard that it is off.
+    Void,
     /// It names nobody: an identity in it is malformed.
     Malformed,
 }
@@ -118,6 +123,7 @@ impl Cache {
             sandbox,
             creating: true,
             lost: false,
+            later: None,
             ended_ms: 0,
             inventory: 0,
         };
@@ -133,6 +139,7 @@ impl Cache {
             sandbox,
             creating: false,
             lost: false,
+            later: None,
             ended_ms,
             inventory: 0,
         };
@@ -145,6 +152,7 @@ impl Cache {
         let Some(entry) = inner.by_id.get(id).filter(|entry| entry.creating) else { return };
         let mut entry = entry.clone();
         entry.node = node.cloned();
+        entry.later = None;
         // Nothing of what the node before said of its attempt holds any more.
         entry.sandbox = Sandbox {
             node: node.map(ToString::to_string).unwrap_or_default(),
@@ -188,8 +196,11 @@ impl Cache {
         }
         if ended(&entry.sandbox) {
             entry.ended_ms = now_ms;
+            inner.dirty.insert(*id);
         }
         inner.put(entry);
+        drop(inner);
+        self.dirty.notify_one();
     }
 
     /// A node said something of a sandbox. What is news is given to `news`, with what was known
@@ -216,6 +227,7 @@ impl Cache {
                 sandbox,
                 creating: false,
                 lost: false,
+                later: None,
                 ended_ms,
                 inventory,
             };
@@ -232,13 +244,21 @@ impl Cache {
             // Another attempt than the one we know. While the creation is under way its task decides
             // who stays; after that only a later one can be right (our memory was behind).
             let later = sandbox.attempt > old.sandbox.attempt;
-            if !later || (old.creating && old.node.as_ref() != Some(node)) {
+            if later && old.creating && old.node.as_ref() != Some(node) {
+                if !ended(&sandbox) {
+                    old.later = Some(Box::new(sandbox));
+                }
                 return Applied::Stray;
+            }
+            if !later {
+                let void = sandbox.attempt < old.sandbox.attempt && !ended(&sandbox);
+                return if void { Applied::Void } else { Applied::Stray };
             }
         }
         old.inventory = inventory;
-        // Gone is gone: a tombstone that the controller wrote is not replaced by the node's own.
-        let over = !old.creating && ended(&old.sandbox) && !comes_back;
+        // Gone is gone: a tombstone that the controller wrote is not replaced by the node's own. That
+        // of an earlier attempt says nothing of a later one, which may be heard of after it.
+        let over = same && !old.creating && ended(&old.sandbox) && !comes_back;
         if over || (same && !comes_back && sandbox.revision < old.sandbox.revision) {
             return Applied::Known;
         }
@@ -576,7 +596,8 @@ mod tests {
         assert_eq!(phase(&cache, 1), Some(Phase::Creating));
         cache.placed(&id(1), Some(&node("n2")), 2, "placing");
         let second = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
-        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Running, 4)), Applied::Stray);
+        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Failed, 4)), Applied::Stray);
+        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Running, 4)), Applied::Void);
         assert_eq!(apply(&cache, &node("n2"), second.clone()), Applied::Changed);
         assert_eq!(phase(&cache, 1), Some(Phase::Creating));
         cache.settle(&id(1), second, 1, |_, _| {});
@@ -599,6 +620,24 @@ mod tests {
             // The first node's tombstone is no news.
             apply(&cache, &node("n1"), Sandbox { revision: 10, ..ended });
             assert_eq!(phase(&cache, 1), Some(expected));
+        }
+    }
+
+    #[test]
+    fn the_tombstone_of_an_attempt_does_not_hide_the_one_that_came_up() {
+        let tombstone = sandbox(1, Phase::Failed, 3);
+        let up = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
+        for tombstone_first in [true, false] {
+            let cache = Cache::default();
+            let mut words = [(node("n1"), tombstone.clone()), (node("n2"), up.clone())];
+            if !tombstone_first {
+                words.reverse();
+            }
+            for (from, word) in words {
+                cache.set_up(&from, true);
+                apply(&cache, &from, word);
+            }
+            assert_eq!(phase(&cache, 1), Some(Phase::Running), "{tombstone_first}");
         }
     }
 

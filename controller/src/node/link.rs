@@ -10,7 +10,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::agent::v1::watch_response::Message;
+use proto::{agent::v1::watch_response::Message, id::SandboxId, reason};
 use tokio::time::{Instant, timeout};
 
 use super::{Error, Node, Nodes};
@@ -89,12 +89,12 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
         return Err(Error::Nonsense(format!("it says that it is {}", hello.node)));
     }
     let met = node.connected(&hello.version, &hello.journal_id);
-    if met && hello.epoch > nodes.epoch.get() {
-        nodes.epoch.fence();
-    } else if !nodes.epoch.fenced() {
-        nodes.epoch.raise_above(hello.epoch).await.map_err(|e| Error::Unknown(e.to_string()))?;
+    let mut told = 0;
+    nodes.epoch.meet(hello.epoch, met).await.map_err(|e| Error::Unknown(e.to_string()))?;
+    if !nodes.epoch.fenced() {
         // From here on the node refuses the controllers before us.
-        node.client.hello(nodes.epoch.get()).await.inspect_err(|error| nodes.noticed(error))?;
+        told = nodes.epoch.get();
+        node.client.hello(told).await.inspect_err(|error| nodes.noticed(error))?;
         pay(nodes, node).await?;
     }
     nodes.discovered(&hello.members).await;
@@ -130,6 +130,16 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
             // From a later version of the agent.
             None => {}
         }
+        if !nodes.epoch.fenced() {
+            // Another node had seen a higher one: those that heard ours before hear it again.
+            if told < nodes.epoch.get() {
+                told = nodes.epoch.get();
+                node.client.hello(told).await.inspect_err(|error| nodes.noticed(error))?;
+            }
+            while let Some((id, attempt)) = node.void() {
+                call_off(nodes, node, id, attempt).await?;
+            }
+        }
         if whole && node.set_down(None) {
             tracing::info!(node = %node.name, version = hello.version, "a node is up");
             nodes.cache.set_up(&node.name, true);
@@ -143,23 +153,31 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
 async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
     let failed = |error: crate::store::Error| Error::Unknown(error.to_string());
     for (id, attempt) in nodes.store.owed(&node.name).await.map_err(failed)? {
-        let epoch = nodes.epoch.get();
-        let held = match node.client.cancel_create(epoch, &id, attempt).await {
-            Ok(held) => held,
-            // One attempt that cannot be undone now must not keep the whole node away. The agent
-            // has it on record, and it is asked again at the next connection.
-            Err(error @ Error::Refused { .. }) => {
-                nodes.noticed(&error);
-                tracing::error!(node = %node.name, sandbox_id = %id, attempt, %error,
-                    "an attempt that had been given up could not be called off");
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        tracing::info!(node = %node.name, sandbox_id = %id, attempt, held = held.is_some(),
-            "called off an attempt that had been given up");
-        nodes.called_off(node, &id, attempt, held.as_ref()).await.map_err(failed)?;
-        nodes.store.paid(&node.name, &id, attempt).await.map_err(failed)?;
+        if call_off(nodes, node, id, attempt).await? {
+            nodes.store.paid(&node.name, &id, attempt).await.map_err(failed)?;
+        }
     }
     Ok(())
+}
+
+/// Tells the node that an attempt is off. False when it has that on record and could not undo it
+/// yet: it is asked again at the next connection.
+async fn call_off(nodes: &Nodes, node: &Node, id: SandboxId, attempt: u32) -> Result<bool, Error> {
+    let epoch = nodes.epoch.get();
+    let held = match node.client.cancel_create(epoch, &id, attempt).await {
+        Ok(held) => held,
+        // One attempt that cannot be undone now must not keep the whole node away.
+        Err(error @ Error::Refused { .. }) if error.reason() != Some(reason::STORE_FAILED) => {
+            nodes.noticed(&error);
+            tracing::error!(node = %node.name, sandbox_id = %id, attempt, %error,
+                "an attempt that had been given up could not be called off");
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
+    tracing::info!(node = %node.name, sandbox_id = %id, attempt, held = held.is_some(),
+        "called off an attempt that had been given up");
+    let logged = nodes.called_off(node, &id, attempt, held.as_ref()).await;
+    logged.map_err(|error| Error::Unknown(error.to_string()))?;
+    Ok(true)
 }

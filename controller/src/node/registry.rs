@@ -67,6 +67,9 @@ struct State {
     /// No report has come over this connection yet.
     first_report: bool,
     breaker_until: Option<Instant>,
+    /// Attempts that it holds although they were given up: the store that owed it their cancels was
+    /// lost.
+    void: BTreeMap<SandboxId, u32>,
     /// It has answered us before, so a higher epoch at it means that we were replaced.
     met: bool,
 }
@@ -115,6 +118,11 @@ impl Node {
         // It has just answered: what was lost was the connection.
         state.breaker_until = None;
         std::mem::replace(&mut state.met, true)
+    }
+
+    /// Takes one attempt that it must hear to be off.
+    pub(super) fn void(&self) -> Option<(SandboxId, u32)> {
+        self.state().void.pop_first()
     }
 
     pub(super) fn set_down(&self, down: Option<String>) -> bool {
@@ -239,6 +247,7 @@ impl Nodes {
                 report: None,
                 first_report: true,
                 breaker_until: None,
+                void: BTreeMap::new(),
                 met: false,
             }),
             given_up: self.stop.child_token(),
@@ -424,19 +433,28 @@ impl Nodes {
 
     /// A node said something of a sandbox, in a watch or in an answer.
     pub fn apply(&self, node: &NodeName, sandbox: Sandbox) {
-        let id = sandbox.id.clone();
+        let (id, attempt) = (sandbox.id.clone(), sandbox.attempt);
         let known = self.get(node);
-        let journal = known.map(|known| known.state().journal_id.clone()).unwrap_or_default();
+        let journal =
+            known.as_ref().map(|known| known.state().journal_id.clone()).unwrap_or_default();
         let news = |old: Option<&Entry>, new: &Entry| {
             let told = Told { id: new.id, team: &new.team, node, journal: &journal };
-            // One that had been lost and lives is found again; one that is gone now is gone.
+            // One that had been lost and lives is found again; one that is gone now is gone. The end
+            // of another attempt is nothing that was known of this one.
             let old = old.filter(|old| !old.lost || new.ended());
+            let old = old.filter(|old| !old.ended() || old.sandbox.attempt == new.sandbox.attempt);
             self.log.observe(&told, old.map(|old| &old.sandbox), &new.sandbox);
         };
         match self.cache.apply(node, sandbox, self.clock.now_ms(), news) {
             super::cache::Applied::Changed | super::cache::Applied::Known => {}
             super::cache::Applied::Stray => {
                 tracing::debug!(%node, sandbox_id = id, "ignored an attempt that was given up");
+            }
+            super::cache::Applied::Void => {
+                tracing::warn!(%node, sandbox_id = id, attempt, "holds an attempt that was given up");
+                if let (Some(known), Ok(id)) = (known, id.parse()) {
+                    known.state().void.insert(id, attempt);
+                }
             }
             super::cache::Applied::Malformed => {
                 tracing::warn!(%node, sandbox_id = id, "ignored a sandbox with a malformed identity");

@@ -176,12 +176,18 @@ impl Sandboxes {
         loop {
             changes.mark_unchanged();
             let name = proto::id::SandboxRef::Id(*id);
-            let entry = self.nodes.cache.get(&name).ok_or_else(|| Error::not_found(&name))?;
+            let Some(entry) = self.nodes.cache.get(&name) else {
+                self.may_change()?;
+                let message = format!("{id} is made by another controller; ask again");
+                return Err(Error::new(reason::OUTCOME_UNKNOWN, message).retry(RETRY));
+            };
             if !entry.creating {
                 return outcome(self.nodes.cache.view(&entry));
             }
             let changed = tokio::select! {
                 changed = tokio::time::timeout_at(deadline, changes.changed()) => changed.is_ok(),
+                // Who is in charge now goes on with it.
+                () = self.nodes.epoch.replaced() => return Err(super::replaced()),
                 () = self.stop.cancelled() => false,
             };
             if !changed {

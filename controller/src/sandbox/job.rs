@@ -54,10 +54,14 @@ pub(super) struct Job {
     node: Option<NodeName>,
     /// The node of the current attempt may have heard of it before (we were restarted).
     maybe_sent: bool,
+    /// It was begun by a controller before this one.
+    resumed: bool,
     tried: Tried,
     faults: Vec<Failure>,
     /// Given up without knowing; goes into the store with the next choice.
     leave: Option<(NodeName, u32)>,
+    /// What the node of the current attempt holds: a later one.
+    found: Option<Box<Sandbox>>,
     /// Why the attempt before broke; goes into the log with the next choice.
     broke: Option<Failure>,
     /// It was called off because it took too long, not because its owner wanted that.
@@ -74,9 +78,11 @@ impl Job {
             spec,
             node,
             maybe_sent: false,
+            resumed: false,
             tried: Tried::default(),
             faults: Vec::new(),
             leave: None,
+            found: None,
             broke: None,
             expired: false,
             cancel: CancellationToken::new(),
@@ -85,7 +91,7 @@ impl Job {
     }
 
     pub(super) fn resumed(mut self, cancelled: bool) -> Self {
-        self.maybe_sent = self.node.is_some();
+        (self.maybe_sent, self.resumed) = (self.node.is_some(), true);
         if cancelled {
             self.cancel.cancel();
         }
@@ -100,6 +106,8 @@ enum End {
     CalledOff,
     /// The store says that it is over already.
     Gone,
+    /// A later controller is in charge, and goes on with it.
+    Replaced,
 }
 
 /// How one attempt ends.
@@ -114,6 +122,10 @@ enum Attempt {
     /// The node has not answered for too long.
     Left,
     CalledOff,
+    /// The node holds a later attempt: our store is an old copy.
+    Behind(Box<Sandbox>),
+    /// A later controller is in charge.
+    Replaced,
 }
 
 /// What to do next in an attempt.
@@ -160,6 +172,16 @@ impl Sandboxes {
             if job.faults.len() >= FAULTS_MAX {
                 return Err(End::Failed(job.faults[0].clone()));
             }
+            if job.resumed {
+                if let Some(later) = self.later(job) {
+                    return self.go_on_with(job, &later).await;
+                }
+                // What our store knows of it may be an old copy: the nodes may know more.
+                if self.started.elapsed() < START_GRACE && self.unheard() {
+                    sleep(LOOK).await;
+                    continue;
+                }
+            }
             let next = job.order.attempt + 1;
             let decision = self.nodes.place(Some(id), &job.team, &job.spec, next, &job.tried);
             if let Some(node) = decision.node() {
@@ -192,6 +214,29 @@ impl Sandboxes {
                 _ = async { sleep(LOOK).await; news.changed().await } => {}
             }
         }
+    }
+
+    /// The last of the later attempts than ours that nodes hold.
+    fn later(&self, job: &mut Job) -> Option<Box<Sandbox>> {
+        let told = self.nodes.cache.get(&SandboxRef::Id(job.order.id)).and_then(|e| e.later);
+        let later = job.found.take().into_iter().chain(told).max_by_key(|later| later.attempt)?;
+        (later.attempt > job.order.attempt).then_some(later)
+    }
+
+    /// Goes on with an attempt that was begun by a controller whose store we do not have.
+    async fn go_on_with(&self, job: &mut Job, later: &Sandbox) -> Result<(), End> {
+        let (id, attempt) = (job.order.id, later.attempt);
+        let Ok(node) = later.node.parse::<NodeName>() else { return Err(End::Gone) };
+        tracing::warn!(sandbox_id = %id, %node, attempt, "a node knows more of a creation than we");
+        let (name, leave) = (node.clone(), job.leave.take());
+        let choice = Choice { node: name, attempt, decision: String::new(), leave };
+        if !self.persist(|| self.store.choose(&id, choice.clone())).await {
+            return Err(End::Gone);
+        }
+        job.order.attempt = attempt;
+        self.nodes.cache.placed(&id, Some(&node), attempt, "placing");
+        (job.node, job.maybe_sent) = (Some(node), true);
+        Ok(())
     }
 
     async fn choose(&self, job: &mut Job, node: NodeName, decision: &Decision) -> Result<(), End> {
@@ -277,17 +322,23 @@ impl Sandboxes {
                             }
                             step = Step::Follow;
                         }
-                        Phase::Failed | Phase::Deleted | Phase::Deleting => {
+                        Phase::Failed => {
                             return by_failure(name, sandbox.failure.unwrap_or_default(), None);
                         }
+                        // Even if it has been deleted since: it is never made again.
                         Phase::Running
                         | Phase::Paused
                         | Phase::Starting
                         | Phase::Stopping
                         | Phase::Stopped
+                        | Phase::Deleting
+                        | Phase::Deleted
                         | Phase::Unreachable => return Attempt::Up(Box::new(sandbox)),
                     }
                     continue;
+                }
+                Ok((sandbox, _)) if sandbox.attempt > job.order.attempt => {
+                    return Attempt::Behind(Box::new(sandbox));
                 }
                 // A tombstone of an attempt before this one: this one it has not heard of.
                 Ok(_) => {
@@ -298,6 +349,9 @@ impl Sandboxes {
                 Err(error) => error,
             };
             self.nodes.noticed(&error);
+            if self.nodes.epoch.fenced() {
+                return Attempt::Replaced;
+            }
             match error {
                 ref unknown if unknown.is_not_found() && !matches!(step, Step::Send) => {
                     // It never arrived. The same attempt may go to the same node again.
@@ -375,6 +429,9 @@ impl Sandboxes {
                 Err(error) if error.is_not_found() => None,
                 Err(error) => {
                     self.nodes.noticed(&error);
+                    if self.nodes.epoch.fenced() {
+                        return Attempt::Replaced;
+                    }
                     tracing::warn!(sandbox_id = %id, node = %node.name, %error,
                         "could not call a creation off, trying again");
                     sleep(RETRY).await;
@@ -430,7 +487,7 @@ impl Sandboxes {
             End::Failed(failure) => {
                 tracing::warn!(sandbox_id = %id, reason = failure.reason, message = failure.message,
                     rollback = failure.rollback, "a creation failed");
-                let released = is_refusal(&failure.reason) || failure.reason == reason::STALE_EPOCH;
+                let released = is_refusal(&failure.reason);
                 self.ended(job, EventKind::CreateFailed, &failure);
                 sandbox.set_phase(Phase::Failed);
                 sandbox.failure = Some(failure);
@@ -455,6 +512,11 @@ impl Sandboxes {
                 self.nodes.release(&id);
             }
             End::Gone => self.nodes.release(&id),
+            // What we know of it is not what it will be.
+            End::Replaced => {
+                self.jobs().remove(&id);
+                return;
+            }
         }
         self.nodes.settle(&id, sandbox);
         self.jobs().remove(&id);
@@ -486,7 +548,8 @@ impl Sandboxes {
         });
     }
 
-    /// Repeats a write until the store takes it: without it the next step must not be taken.
+    /// Repeats a write until the store takes it: without it the next step must not be taken. Never
+    /// returns once a later controller is in charge: what is under way is its to end.
     async fn persist<T, F>(&self, write: impl Fn() -> F) -> T
     where
         F: Future<Output = Result<T, store::Error>>,
@@ -494,7 +557,14 @@ impl Sandboxes {
         loop {
             match write().await {
                 Ok(value) => return value,
-                Err(error) => {
+                Err(store::Error::Replaced) => {
+                    self.nodes.epoch.fence();
+                    std::future::pending().await
+                }
+                Err(store::Error::Failed(_)) if self.nodes.epoch.fenced() => {
+                    std::future::pending().await
+                }
+                Err(error @ store::Error::Failed(_)) => {
                     tracing::error!(%error, "could not write to the store, trying again");
                     sleep(RETRY).await;
                 }
@@ -556,6 +626,8 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
             }));
         }
         Attempt::CalledOff => return Some(End::CalledOff),
+        Attempt::Replaced => return Some(End::Replaced),
+        Attempt::Behind(later) => job.found = Some(later),
         Attempt::Refused(why, retry_after) => {
             tracing::info!(sandbox_id = %id, %node, why, "a node refused a creation");
             let until = Instant::now() + retry_after.unwrap_or(REFUSAL);
@@ -593,7 +665,6 @@ fn by_failure(node: &NodeName, failure: Failure, retry_after: Option<Duration>) 
     match told.reason.as_str() {
         reason::FIELD_INVALID
         | reason::TOO_LARGE
-        | reason::STALE_EPOCH
         | reason::SCOPE_MISSING
         | reason::REQUEST_ID_REUSED => Attempt::Hopeless(told),
         _ => Attempt::Fault(told),

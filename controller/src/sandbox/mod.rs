@@ -146,9 +146,19 @@ impl From<Invalid> for Error {
 
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
-        tracing::error!(%error, "the store failed");
-        Self::new(reason::STORE_FAILED, "the controller's store failed; see its log").retry(RETRY)
+        match error {
+            store::Error::Failed(_) => {
+                tracing::error!(%error, "the store failed");
+                let message = "the controller's store failed; see its log";
+                Self::new(reason::STORE_FAILED, message).retry(RETRY)
+            }
+            store::Error::Replaced => replaced(),
+        }
     }
+}
+
+fn replaced() -> Error {
+    Error::new(reason::STALE_EPOCH, "a later controller is in charge; ask that one")
 }
 
 /// Bounds of creations.
@@ -375,10 +385,7 @@ impl Sandboxes {
     /// A change may be made by this controller.
     fn may_change(&self) -> Result<(), Error> {
         if self.nodes.epoch.fenced() {
-            return Err(Error::new(
-                reason::STALE_EPOCH,
-                "a later controller is in charge; ask that one",
-            ));
+            return Err(replaced());
         }
         if self.stop.is_cancelled() {
             return Err(

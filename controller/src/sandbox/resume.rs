@@ -82,6 +82,10 @@ impl Sandboxes {
                 () = self.stop.cancelled() => return,
             }
             if !self.write_behind_once().await {
+                // Whoever is in charge now hears of it from the nodes.
+                if self.nodes.epoch.fenced() {
+                    return;
+                }
                 let pause = tokio::time::sleep(super::RETRY);
                 self.stop.run_until_cancelled(pause).await;
             }
@@ -105,6 +109,9 @@ impl Sandboxes {
                 true
             }
             Err(error) => {
+                if error == store::Error::Replaced {
+                    self.nodes.epoch.fence();
+                }
                 tracing::error!(%error, "could not write what happened, trying again");
                 self.nodes.cache.mark_dirty(entries.iter().map(|entry| entry.id));
                 false

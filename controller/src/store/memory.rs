@@ -2,12 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use proto::{
     id::SandboxId,
     name::{NodeName, RequestId, Team},
+    sandbox::v1::EventKind,
 };
 
 use super::{Begun, Choice, Error, Event, EventPage, Filter, Row, Seen, State, Store, Token};
@@ -34,9 +38,11 @@ impl Disk for SoundDisk {
 /// Holds everything in maps with a fixed order.
 #[derive(Debug)]
 pub struct Memory {
-    tables: Mutex<Tables>,
+    tables: Arc<Mutex<Tables>>,
     disk: Arc<dyn Disk>,
     lapse: Option<Lapse>,
+    /// The epoch that this handle has claimed; 0: none.
+    claimed: AtomicU64,
 }
 
 impl Default for Memory {
@@ -51,16 +57,26 @@ impl Default for Memory {
 pub enum Lapse {
     /// Nobody holds a request_id.
     Requests,
-    /// Nobody is owed a cancel.
-    Cancels,
     /// Where a creation goes is answered and not kept.
     Choices,
+    /// Whoever claimed it before writes on.
+    Claim,
+    /// What nodes hold that is not known is not remembered.
+    Found,
+    /// That something was paused is left out of the log.
+    Pauses,
+    /// What is said again is in the log again.
+    Again,
+    /// The log is written a write later than what it tells of.
+    Behind,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Tables {
     rows: BTreeMap<SandboxId, Row>,
     cancels: BTreeMap<(NodeName, SandboxId), u32>,
+    /// Said and not written, where that is what goes wrong.
+    unwritten: Vec<Event>,
     tokens: BTreeMap<String, Token>,
     nodes: BTreeMap<NodeName, String>,
     epoch: u64,
@@ -98,20 +114,63 @@ impl Memory {
 
     /// An empty store on this disk.
     pub fn on(disk: Arc<dyn Disk>) -> Self {
-        Self { tables: Mutex::default(), disk, lapse: None }
+        Self { tables: Arc::default(), disk, lapse: None, claimed: AtomicU64::new(0) }
+    }
+
+    /// Another handle on the same store, as another process has.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self { tables: Arc::clone(&self.tables), ..self.like() }
+    }
+
+    /// A copy, as a backup is: it knows nothing of what comes after.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let tables = self.tables().clone();
+        Self { tables: Arc::new(Mutex::new(tables)), ..self.like() }
+    }
+
+    /// An empty one, as after the loss of a disk.
+    #[must_use]
+    pub fn like(&self) -> Self {
+        Self { lapse: self.lapse, ..Self::on(Arc::clone(&self.disk)) }
     }
 
     async fn write<T: Send>(&self, work: impl FnOnce(&mut Tables) -> T + Send) -> Result<T, Error> {
         self.disk.before_write().await;
-        let done = work(&mut self.tables());
+        let done = work(&mut *self.claimed_tables()?);
         self.disk.after_write().await;
         Ok(done)
+    }
+
+    /// For a write: unless another has claimed the store since this handle did.
+    fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>, Error> {
+        let tables = self.tables();
+        let claimed = self.claimed.load(Ordering::Acquire);
+        let replaced = claimed > 0 && tables.epoch > claimed && !self.lapses(Lapse::Claim);
+        if replaced { Err(Error::Replaced) } else { Ok(tables) }
     }
 
     /// The same, doing one thing wrong.
     #[must_use]
     pub fn lapsing(self, lapse: Lapse) -> Self {
         Self { lapse: Some(lapse), ..self }
+    }
+
+    /// The events as they are written.
+    fn lapsed(&self, tables: &mut Tables, mut events: Vec<Event>) -> Vec<Event> {
+        if self.lapses(Lapse::Pauses) {
+            events.retain(|event| event.kind != EventKind::Paused);
+        }
+        if self.lapses(Lapse::Again) {
+            for event in &mut events {
+                event.once = None;
+            }
+        }
+        if self.lapses(Lapse::Behind) {
+            events = std::mem::replace(&mut tables.unwritten, events);
+        }
+        events
     }
 
     fn lapses(&self, lapse: Lapse) -> bool {
@@ -202,13 +261,16 @@ impl Store for Memory {
     }
 
     async fn remember(&self, seen: Vec<Seen>, events: Vec<Event>) -> Result<u64, Error> {
-        let mut tables = self.tables();
+        let mut tables = self.claimed_tables()?;
         for seen in seen {
             if let Some(row) = tables.rows.get_mut(&seen.id) {
                 if row.state == State::Done {
                     row.last = seen.last;
                     row.ended_ms = seen.ended_ms;
                 }
+                continue;
+            }
+            if self.lapses(Lapse::Found) {
                 continue;
             }
             let taken = tables.holder(&seen.team, &seen.request_id).is_some();
@@ -232,6 +294,7 @@ impl Store for Memory {
                 },
             );
         }
+        let events = self.lapsed(&mut tables, events);
         Ok(tables.append(events))
     }
 
@@ -263,7 +326,7 @@ impl Store for Memory {
     }
 
     async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64, Error> {
-        let mut tables = self.tables();
+        let mut tables = self.claimed_tables()?;
         let young = tables.events.iter().find(|(_, event)| event.at_ms >= before_ms);
         let old = young.map_or(tables.revision, |(revision, _)| revision - 1);
         let upto = old.max(tables.revision.saturating_sub(max));
@@ -283,7 +346,7 @@ impl Store for Memory {
     }
 
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error> {
-        let mut tables = self.tables();
+        let mut tables = self.claimed_tables()?;
         let old: Vec<_> = tables
             .rows
             .values()
@@ -297,9 +360,6 @@ impl Store for Memory {
     }
 
     async fn owed(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error> {
-        if self.lapses(Lapse::Cancels) {
-            return Ok(Vec::new());
-        }
         let tables = self.tables();
         let of_node = tables.cancels.iter().filter(|((owed, _), _)| owed == node);
         Ok(of_node.map(|((_, id), attempt)| (*id, *attempt)).collect())
@@ -364,9 +424,18 @@ impl Store for Memory {
         Ok(known.map(|(name, address)| (name.clone(), address.clone())).collect())
     }
 
-    async fn epoch(&self, least: u64) -> Result<u64, Error> {
+    async fn claim(&self) -> Result<u64, Error> {
         let mut tables = self.tables();
+        tables.unwritten.clear();
+        tables.epoch += 1;
+        self.claimed.store(tables.epoch, Ordering::Release);
+        Ok(tables.epoch)
+    }
+
+    async fn raise(&self, least: u64) -> Result<u64, Error> {
+        let mut tables = self.claimed_tables()?;
         tables.epoch = tables.epoch.max(least);
+        self.claimed.store(tables.epoch, Ordering::Release);
         Ok(tables.epoch)
     }
 }

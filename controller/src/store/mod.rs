@@ -22,10 +22,16 @@ use proto::{
 
 pub use events::{Event, EventPage, Filter};
 
-/// The store failed.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the store failed: {0}")]
-pub struct Error(pub String);
+/// The store did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The disk, or the file.
+    #[error("the store failed: {0}")]
+    Failed(String),
+    /// Another controller has claimed it since: nothing was written, and nothing will be.
+    #[error("a later controller has claimed the store")]
+    Replaced,
+}
 
 /// Where a creation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +137,9 @@ pub struct Token {
     pub revoked_ms: u64,
 }
 
-/// The store. Every method is one transaction.
+/// The store. Every method is one transaction. A handle that has claimed it writes only as long as
+/// no other claims it after that: of two controllers over one store the later alone writes, however
+/// long the other goes on. Tokens are written by anybody.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
     /// Writes a new creation and the event that says who asked for it, unless its team uses the
@@ -215,8 +223,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// All nodes that were ever seen and not given up, with their addresses.
     async fn nodes(&self) -> Result<Vec<(NodeName, String)>, Error>;
 
-    /// Raises the epoch to at least `least`; returns it. It never falls.
-    async fn epoch(&self, least: u64) -> Result<u64, Error>;
+    /// Claims the store for this handle: an epoch above all that were used.
+    async fn claim(&self) -> Result<u64, Error>;
+
+    /// Raises the epoch of the handle that has claimed the store to at least `least`; returns it. It
+    /// never falls.
+    async fn raise(&self, least: u64) -> Result<u64, Error>;
 }
 
 #[cfg(test)]

@@ -2,7 +2,17 @@
 //! in a savepoint of its own and commits them together, so that many callers share one fsync.
 //! Another thread reads, on a connection of its own.
 
-use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, thread, time::Duration};
+use std::{
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use proto::{
     id::SandboxId,
@@ -35,6 +45,8 @@ type Reply = Box<dyn FnOnce(bool) + Send>;
 pub struct Sqlite {
     write: mpsc::Sender<Queued>,
     read: mpsc::Sender<Queued>,
+    /// The epoch that this handle has claimed; 0: none.
+    claimed: Arc<AtomicU64>,
 }
 
 struct Queued {
@@ -56,7 +68,8 @@ impl Sqlite {
     pub fn open(path: &Path) -> Result<Self, Error> {
         // It holds the hashes of tokens: for its owner alone, from the first byte on.
         let options = || OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-        options().map_err(|error| Error(format!("cannot open {}: {error}", path.display())))?;
+        options()
+            .map_err(|error| Error::Failed(format!("cannot open {}: {error}", path.display())))?;
         let mut writer = connect(path, OpenFlags::default())?;
         migrate(&mut writer)?;
         let reader =
@@ -65,7 +78,7 @@ impl Sqlite {
         let (read, reads) = mpsc::channel(QUEUE_MAX);
         spawn("store-write", move || write_loop(&mut writer, writes))?;
         spawn("store-read", move || read_loop(&reader, reads))?;
-        Ok(Self { write, read })
+        Ok(Self { write, read, claimed: Arc::default() })
     }
 
     async fn write<T, F>(&self, work: F) -> Result<T, Error>
@@ -74,6 +87,21 @@ impl Sqlite {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         submit(&self.write, work).await
+    }
+
+    /// Writes, unless another has claimed the store since this handle did.
+    async fn write_as_claimed<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let claimed = Arc::clone(&self.claimed);
+        let written = self.write(move |db| {
+            let claimed = claimed.load(Ordering::Acquire);
+            let replaced = claimed > 0 && epoch(db)? > claimed;
+            if replaced { Ok(None) } else { work(db).map(Some) }
+        });
+        written.await?.ok_or(Error::Replaced)
     }
 
     async fn read<T, F>(&self, work: F) -> Result<T, Error>
@@ -85,8 +113,17 @@ impl Sqlite {
     }
 }
 
+fn epoch(db: &Connection) -> rusqlite::Result<u64> {
+    db.prepare_cached("SELECT value FROM epoch")?.query_row([], |row| row.get(0))
+}
+
+fn raise(db: &Connection, least: u64) -> rusqlite::Result<u64> {
+    db.prepare_cached("UPDATE epoch SET value = max(value, ?1) RETURNING value")?
+        .query_row([least], |row| row.get(0))
+}
+
 fn failed(error: impl std::fmt::Display) -> Error {
-    Error(error.to_string())
+    Error::Failed(error.to_string())
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
@@ -97,7 +134,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
             .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
             .map_err(failed)?;
         if mode != "wal" {
-            return Err(Error(format!("{} cannot use a write-ahead log", path.display())));
+            return Err(Error::Failed(format!("{} cannot use a write-ahead log", path.display())));
         }
         // NORMAL would lose the last commits at a power cut.
         connection.execute_batch("PRAGMA synchronous = FULL").map_err(failed)?;
@@ -113,7 +150,7 @@ fn migrate(connection: &mut Connection) -> Result<(), Error> {
     let version: usize =
         transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
     if version > MIGRATIONS.len() {
-        return Err(Error(format!(
+        return Err(Error::Failed(format!(
             "the file has schema version {version}, this program knows {}: use a later program",
             MIGRATIONS.len()
         )));
@@ -146,11 +183,15 @@ where
         Ok(reply)
     });
     let failed = Box::new(move |why| drop(refuse.send(why)));
-    to.send(Queued { job, failed }).await.map_err(|_| Error("its thread has ended".into()))?;
+    to.send(Queued { job, failed })
+        .await
+        .map_err(|_| Error::Failed("its thread has ended".into()))?;
     match answered.await {
-        Ok(result) => result.map_err(Error),
+        Ok(result) => result.map_err(Error::Failed),
         // The answer's sender was dropped with the job: the job failed, or the thread died.
-        Err(_) => Err(Error(refused.await.unwrap_or_else(|_| "its thread has ended".into()))),
+        Err(_) => {
+            Err(Error::Failed(refused.await.unwrap_or_else(|_| "its thread has ended".into())))
+        }
     }
 }
 
@@ -330,11 +371,13 @@ fn to_token(row: &rusqlite::Row<'_>) -> rusqlite::Result<Token> {
 #[async_trait::async_trait]
 impl Store for Sqlite {
     async fn begin(&self, row: Row, asked: Event) -> Result<Begun, Error> {
-        self.write(move |db| match holder(db, row.team.as_str(), row.request_id.as_str())? {
-            Some(holder) => Ok(Begun::Taken(Box::new(holder))),
-            None => {
-                insert(db, &row)?;
-                events::append(db, &[asked]).map(Begun::New)
+        self.write_as_claimed(move |db| {
+            match holder(db, row.team.as_str(), row.request_id.as_str())? {
+                Some(holder) => Ok(Begun::Taken(Box::new(holder))),
+                None => {
+                    insert(db, &row)?;
+                    events::append(db, &[asked]).map(Begun::New)
+                }
             }
         })
         .await
@@ -366,7 +409,7 @@ impl Store for Sqlite {
 
     async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error> {
         let id = id.to_string();
-        self.write(move |db| {
+        self.write_as_claimed(move |db| {
             let changed = db
                 .prepare_cached(
                     "UPDATE sandboxes SET node = ?2, attempt = ?3, decision = ?4 \
@@ -384,7 +427,7 @@ impl Store for Sqlite {
 
     async fn done(&self, id: &SandboxId, last: Vec<u8>) -> Result<(), Error> {
         let id = id.to_string();
-        self.write(move |db| {
+        self.write_as_claimed(move |db| {
             db.prepare_cached("UPDATE sandboxes SET state = 'done', last = ?2 WHERE id = ?1")?
                 .execute(params![id, last])
                 .map(drop)
@@ -400,7 +443,7 @@ impl Store for Sqlite {
         now_ms: u64,
     ) -> Result<(), Error> {
         let id = id.to_string();
-        self.write(move |db| {
+        self.write_as_claimed(move |db| {
             db.prepare_cached(
                 "UPDATE sandboxes SET state = 'failed', last = ?2, released = ?3, ended_ms = ?4 \
                  WHERE id = ?1",
@@ -413,7 +456,7 @@ impl Store for Sqlite {
 
     async fn cancel(&self, id: &SandboxId) -> Result<(), Error> {
         let id = id.to_string();
-        self.write(move |db| {
+        self.write_as_claimed(move |db| {
             db.prepare_cached("UPDATE sandboxes SET cancelled = 1 WHERE id = ?1")?
                 .execute([id])
                 .map(drop)
@@ -422,7 +465,7 @@ impl Store for Sqlite {
     }
 
     async fn remember(&self, seen: Vec<Seen>, events: Vec<Event>) -> Result<u64, Error> {
-        self.write(move |db| {
+        self.write_as_claimed(move |db| {
             seen.into_iter().try_for_each(|seen| remember(db, seen))?;
             events::append(db, &events)
         })
@@ -438,11 +481,11 @@ impl Store for Sqlite {
     }
 
     async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64, Error> {
-        self.write(move |db| events::prune(db, before_ms, max, limit)).await
+        self.write_as_claimed(move |db| events::prune(db, before_ms, max, limit)).await
     }
 
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error> {
-        self.write(move |db| {
+        self.write_as_claimed(move |db| {
             db.prepare_cached(
                 "DELETE FROM sandboxes WHERE ended_ms > 0 AND ended_ms < ?1 RETURNING id",
             )?
@@ -468,7 +511,7 @@ impl Store for Sqlite {
 
     async fn paid(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<(), Error> {
         let (node, id) = (node.clone(), id.to_string());
-        self.write(move |db| {
+        self.write_as_claimed(move |db| {
             db.prepare_cached("DELETE FROM cancels WHERE node = ?1 AND id = ?2 AND attempt <= ?3")?
                 .execute(params![node.as_str(), id, attempt])
                 .map(drop)
@@ -566,10 +609,23 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn epoch(&self, least: u64) -> Result<u64, Error> {
+    async fn claim(&self) -> Result<u64, Error> {
+        let claimed = Arc::clone(&self.claimed);
         self.write(move |db| {
-            db.prepare_cached("UPDATE epoch SET value = max(value, ?1) RETURNING value")?
-                .query_row([least], |row| row.get(0))
+            let epoch = raise(db, epoch(db)? + 1)?;
+            // Before the next write of this handle looks at it.
+            claimed.store(epoch, Ordering::Release);
+            Ok(epoch)
+        })
+        .await
+    }
+
+    async fn raise(&self, least: u64) -> Result<u64, Error> {
+        let claimed = Arc::clone(&self.claimed);
+        self.write_as_claimed(move |db| {
+            let epoch = raise(db, least)?;
+            claimed.store(epoch, Ordering::Release);
+            Ok(epoch)
         })
         .await
     }

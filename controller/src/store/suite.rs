@@ -217,9 +217,9 @@ async fn the_rest(store: &dyn Store) -> Result<(), Error> {
     let expected = [(node("n1"), "a:1".to_owned()), (node("n2"), "c:1".to_owned())];
     assert_eq!(store.nodes().await?, expected);
 
-    assert_eq!(store.epoch(0).await?, 0);
-    assert_eq!(store.epoch(7).await?, 7);
-    assert_eq!(store.epoch(3).await?, 7, "it never falls");
+    assert_eq!(store.claim().await?, 1);
+    assert_eq!(store.raise(7).await?, 7);
+    assert_eq!(store.raise(3).await?, 7, "it never falls");
     Ok(())
 }
 
@@ -245,7 +245,7 @@ async fn sqlite_passes_and_keeps_it() {
     drop(store);
     let store = Sqlite::open(&path).expect("open again");
     assert_eq!(store.all().await.expect("all"), before);
-    assert_eq!(store.epoch(0).await.expect("epoch"), 7);
+    assert_eq!(store.claim().await.expect("claimed"), 8);
     // Even when all events have gone, no revision comes again.
     let last = store.before_last(Filter::default(), 0).await.expect("last");
     while store.prune_events(u64::MAX / 2, 1, 100).await.expect("pruned") > 0 {}
@@ -253,6 +253,50 @@ async fn sqlite_passes_and_keeps_it() {
     let store = Sqlite::open(&path).expect("open once more");
     let next = store.remember(vec![], vec![event(1, EventKind::NodeUp)]).await;
     assert!(last > 7 && next.expect("written") == last + 1);
+}
+
+/// Whoever claimed it first changes nothing any more; who never did may.
+async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
+    let asked = |n| event(n, EventKind::CreateAsked);
+    first.claim().await.expect("claimed");
+    let begun = first.begin(row(1, "r1"), asked(1)).await.expect("begun");
+    assert!(matches!(begun, Begun::New(_)));
+    second.claim().await.expect("claimed");
+    let before = second.all().await.expect("all");
+    let choice = || Choice { node: node("n2"), attempt: 2, decision: String::new(), leave: None };
+    let refused = [
+        first.begin(row(2, "r2"), asked(2)).await.map(drop),
+        first.choose(&id(1), choice()).await.map(drop),
+        first.done(&id(1), vec![1]).await,
+        first.failed(&id(1), vec![1], true, 9).await,
+        first.cancel(&id(1)).await,
+        first.remember(vec![seen(3, 0)], vec![asked(3)]).await.map(drop),
+        first.prune_events(u64::MAX / 2, 0, 100).await.map(drop),
+        first.forget(u64::MAX / 2).await.map(drop),
+        first.paid(&node("n1"), &id(1), 1).await,
+        first.raise(1000).await.map(drop),
+    ];
+    assert_eq!(refused, [const { Err(Error::Replaced) }; 10]);
+    assert_eq!(second.all().await.expect("all"), before);
+    let token = Token {
+        id: "t".into(),
+        hash: vec![1],
+        team: "red".parse().expect("team"),
+        scopes: "sandbox".into(),
+        created_ms: 1,
+        revoked_ms: 0,
+    };
+    first.add_token(token).await.expect("a token is no change of the controller's");
+    assert!(second.choose(&id(1), choice()).await.expect("written"));
+}
+
+#[tokio::test]
+async fn who_was_replaced_writes_nothing() {
+    let store = Memory::new();
+    claimed_twice(&store, &store.beside()).await;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let open = || Sqlite::open(&dir.path().join("c.db")).expect("open");
+    claimed_twice(&open(), &open()).await;
 }
 
 #[tokio::test]

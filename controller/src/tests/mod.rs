@@ -6,6 +6,7 @@ mod crash;
 mod creates;
 mod events;
 mod exec;
+mod failover;
 mod files;
 mod nodes;
 mod pause;

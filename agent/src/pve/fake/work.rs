@@ -88,7 +88,8 @@ impl Work {
 
     /// Lets time pass; `Err` when the node dies meanwhile, or when the deadline comes.
     async fn pass(&self, duration: Duration) -> Result<(), ErrorKind> {
-        let end = Instant::now() + self.shared.vary(duration);
+        let slow = self.world().nodes.get(&self.node).map_or(1, |node| node.slow);
+        let end = Instant::now() + self.shared.vary(duration) * slow;
         let in_time = timeout_at(self.deadline, sleep_until(end)).await.is_ok();
         if !self.alive() {
             return Err(cut_off());

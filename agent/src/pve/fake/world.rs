@@ -48,6 +48,8 @@ pub(super) struct Node {
     /// pmxcfs is mounted.
     pub pmxcfs: bool,
     pub room: StorageRoom,
+    /// Everything takes so many times as long.
+    pub slow: u32,
 }
 
 #[derive(Debug)]

@@ -1,0 +1,143 @@
+//! Another controller takes over: over the same store while the one before lives on, over an old
+//! copy of it, or over an empty one.
+
+use proto::{reason, sandbox::v1::*};
+
+use super::*;
+use crate::store::State;
+
+/// Long enough for a creation that is under way to be seen under way.
+const BOOT: Duration = Duration::from_secs(5);
+
+async fn slow(memory: &Arc<Memory>) -> Lab {
+    let lab = Lab::over(memory.clone()).await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.boot = BOOT);
+    }
+    lab
+}
+
+/// Begins a creation and lets it go on; its answer.
+async fn begin(lab: &Lab) -> tokio::task::JoinHandle<Result<Sandbox, Status>> {
+    let mut api = lab.api();
+    let creation = tokio::spawn(async move { create(&mut api, request("r1")).await });
+    tokio::time::sleep(BOOT / 2).await;
+    creation
+}
+
+/// Starts a controller over another store, as it was or with nothing in it.
+async fn restored(lab: &mut Lab, store: Memory) {
+    lab.store = Arc::new(store);
+    lab.red = token(&lab.store, "red", "sandbox operator").await;
+    lab.start().await;
+}
+
+async fn kinds(lab: &Lab, id: &str) -> Vec<EventKind> {
+    let filter =
+        crate::store::Filter { sandbox: Some(id.parse().expect("id")), ..Default::default() };
+    let page = lab.store.events(0, filter, 100).await.expect("a page");
+    page.events.into_iter().map(|(_, event)| event.kind).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_replaced_leaves_a_creation_to_the_next() {
+    let memory = Arc::new(Memory::new());
+    let mut lab = slow(&memory).await;
+    let answer = begin(&lab).await;
+    let (before, mut api) = (lab.controller.take(), lab.api());
+    lab.store = Arc::new(memory.beside());
+    lab.start().await;
+    let made = lab.create("r1").await.expect("made");
+    assert_eq!(reason(answer.await.expect("answered")), reason::STALE_EPOCH);
+    assert_eq!(reason(create(&mut api, request("r2")).await), reason::STALE_EPOCH);
+    assert_eq!(lab.living().len(), 1);
+    let rows = lab.store.all().await.expect("rows");
+    let rows: Vec<_> = rows.iter().map(|row| (row.id.to_string(), row.state)).collect();
+    assert_eq!(rows, [(made.id, State::Done)]);
+    drop(before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_deleted_is_not_made_again_over_an_old_copy_of_the_store() {
+    let memory = Arc::new(Memory::new());
+    let mut lab = slow(&memory).await;
+    let answer = begin(&lab).await;
+    let copy = memory.copy();
+    let made = answer.await.expect("answered").expect("made");
+    lab.api().delete_sandbox(DeleteSandboxRequest { id: made.id.clone() }).await.expect("deleted");
+    restored(&mut lab, copy).await;
+    lab.until(&made.id, Phase::Deleted).await;
+    assert_eq!(lab.create("r1").await.expect("the same").id, made.id);
+    assert_eq!(lab.living(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_copy_of_the_store_goes_on_with_the_attempt_that_came_up() {
+    let memory = Arc::new(Memory::new());
+    let mut lab = slow(&memory).await;
+    lab.agents[0].faults(|faults| faults.fail = Some(reason::PCT_FAILED));
+    for agent in &lab.agents[1..] {
+        agent.load(|load| load.memory_available = 20 << 30);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let answer = begin(&lab).await;
+    let copy = memory.copy();
+    let made = answer.await.expect("answered").expect("made elsewhere");
+    assert_eq!((made.attempt, lab.living().len()), (2, 1));
+    restored(&mut lab, copy).await;
+    let same = lab.until(&made.id, Phase::Running).await;
+    assert_eq!((same.node, same.attempt), (made.node, 2));
+    assert_eq!(lab.living().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_holds_a_later_attempt_than_an_old_copy_knows_is_believed() {
+    let memory = Arc::new(Memory::new());
+    let mut lab = slow(&memory).await;
+    let answer = begin(&lab).await;
+    let copy = memory.copy();
+    let made = answer.await.expect("answered").expect("made");
+    // It went away and came back to its node.
+    lab.holder(&made.id).put(Sandbox { attempt: 3, ..made.clone() });
+    restored(&mut lab, copy).await;
+    let same = lab.until(&made.id, Phase::Running).await;
+    assert_eq!((same.node, same.attempt), (made.node, 3));
+    assert_eq!(lab.living().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_store_finds_what_came_up_and_calls_off_what_was_given_up() {
+    let mut lab = Lab::new().await;
+    let made = lab.create("r1").await.expect("made");
+    let holder = lab.holder(&made.id).clone();
+    let mut others = lab.agents.iter().filter(|agent| agent.name() != holder.name());
+    let (void, tombstone) = (others.next().expect("a node"), others.next().expect("a node"));
+    // Three attempts, of which the last came up; the store that owed a node its cancel is lost.
+    let at = |agent: &FakeAgent, attempt| Sandbox {
+        attempt,
+        node: agent.name().to_string(),
+        ..made.clone()
+    };
+    let mut failed = at(tombstone, 1);
+    failed.set_phase(Phase::Failed);
+    tombstone.put(failed);
+    void.put(at(void, 2));
+    holder.put(at(&holder, 3));
+    restored(&mut lab, Memory::new()).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let living = lab.living();
+    let living: Vec<_> = living.iter().map(|s| (s.node.as_str(), s.attempt)).collect();
+    assert_eq!(living, [(holder.name().as_str(), 3)]);
+    assert_eq!(lab.get(&made.id).await.expect("known").phase(), Phase::Running);
+    assert!(kinds(&lab, &made.id).await.contains(&EventKind::Found));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_node_hears_of_an_epoch_that_was_raised_for_another() {
+    let mut lab = Lab::new().await;
+    lab.agents[2].set_epoch(1000);
+    restored(&mut lab, Memory::new()).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let epochs: Vec<_> = lab.agents.iter().map(|agent| agent.epoch()).collect();
+    assert_eq!(epochs, [1001; 3]);
+}

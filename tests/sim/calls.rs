@@ -1,0 +1,312 @@
+//! The callers: what they ask for, what they are told, and what they know by that.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use proto::{
+    reason,
+    sandbox::v1::{
+        CreateSandboxRequest, DeleteSandboxRequest, ExecCommandRequest, ExecStart, ExpiryAction,
+        Lifetime, PauseSandboxRequest, Phase, ResumeSandboxRequest, Sandbox, SetLifetimeRequest,
+        StartSandboxRequest, StopSandboxRequest, exec_start,
+        sandbox_service_client::SandboxServiceClient,
+    },
+};
+use tokio::time::Instant;
+use tonic::{Request, Status, metadata::MetadataValue};
+
+use crate::{
+    cluster::{Cluster, SNAPSHOT},
+    lives::Life,
+    watch::Watch,
+};
+
+/// Requests of sandboxes that delete themselves begin so.
+pub(crate) const MORTAL: &str = "mortal";
+/// When they do.
+pub(crate) const TTL: Duration = Duration::from_secs(90);
+/// When they do after they were extended: not in this story.
+const EXTENDED: Duration = Duration::from_secs(24 * 3600);
+
+/// What a caller does to a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Delete,
+    Stop,
+    Start,
+    Pause,
+    PauseOrStop,
+    Resume,
+    Exec,
+    Extend,
+}
+
+/// What the caller knows of one request_id.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    /// When it was asked for first.
+    pub(crate) since: Instant,
+    /// The sandbox that an answer named.
+    pub(crate) id: Option<String>,
+    /// An answer said that it runs.
+    pub(crate) acked: bool,
+    /// A deletion was asked for; whether it was answered.
+    pub(crate) deleted: Option<bool>,
+    /// A longer life was asked for; whether it was answered.
+    pub(crate) extended: Option<bool>,
+    /// An answer said that it is paused, and nobody has asked for anything since.
+    pub(crate) paused: bool,
+    /// Calls under way.
+    pub(crate) calls: u64,
+    /// A call had no answer: it may be carried out at any time.
+    murky: bool,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            id: None,
+            acked: false,
+            deleted: None,
+            extended: None,
+            paused: false,
+            calls: 0,
+            murky: false,
+        }
+    }
+}
+
+impl Known {
+    /// It is paused, and nothing can have happened to it.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused && !self.murky && self.deleted.is_none()
+    }
+
+    /// A node lost its power: nothing is paused there any more, and an answer that is on its way is
+    /// of the time before.
+    pub(crate) fn shaken(&mut self) {
+        self.paused = false;
+        self.murky |= self.calls > 0;
+    }
+
+    pub(crate) fn asked(&mut self, verb: Verb) {
+        self.paused = false;
+        match verb {
+            Verb::Delete => self.deleted = Some(false),
+            Verb::Extend => self.extended = self.extended.or(Some(false)),
+            Verb::Stop
+            | Verb::Start
+            | Verb::Pause
+            | Verb::PauseOrStop
+            | Verb::Resume
+            | Verb::Exec => {}
+        }
+    }
+}
+
+/// The callers' memory, by request_id.
+pub(crate) type Memory = BTreeMap<String, Known>;
+
+/// Sandboxes that their callers know to have come up, and have not deleted.
+pub(crate) fn acked(memory: &Memory) -> Vec<(String, String)> {
+    let known = memory.iter().filter(|(_, k)| k.acked && k.deleted.is_none());
+    known.filter_map(|(key, k)| Some((key.clone(), k.id.clone()?))).collect()
+}
+
+/// What a call came to.
+pub(crate) struct Done {
+    pub(crate) key: String,
+    pub(crate) came_to: CameTo,
+}
+
+pub(crate) enum CameTo {
+    Created {
+        id: String,
+        running: bool,
+    },
+    Deleted,
+    Paused,
+    Extended,
+    Changed,
+    /// It was not done, and will not be.
+    Refused,
+    /// It may be done yet.
+    Unknown,
+}
+
+impl Known {
+    /// Takes note of what a call came to.
+    pub(crate) fn note(&mut self, key: &str, came_to: CameTo) {
+        self.calls -= 1;
+        match came_to {
+            CameTo::Created { id, running } => {
+                // I4: one sandbox per request_id, whatever is asked again. A failed try may be
+                // followed by another sandbox; an acked one never is.
+                if let Some(before) = self.id.as_ref().filter(|_| self.acked) {
+                    assert_eq!(before, &id, "I4: {key} is two sandboxes");
+                }
+                self.acked |= running;
+                self.id = Some(id);
+            }
+            CameTo::Deleted => self.deleted = Some(true),
+            // What else is under way may undo it.
+            CameTo::Paused => self.paused = self.calls == 0,
+            CameTo::Extended => self.extended = Some(true),
+            CameTo::Changed | CameTo::Refused => {}
+            CameTo::Unknown => self.murky = true,
+        }
+    }
+}
+
+type Api = SandboxServiceClient<tonic::transport::Channel>;
+
+pub(crate) fn authorised<T>(token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = MetadataValue::try_from(format!("Bearer {token}")).expect("ascii");
+    request.metadata_mut().insert("authorization", value);
+    request.set_timeout(Duration::from_secs(60));
+    request
+}
+
+/// A caller and whom it calls.
+struct Line {
+    api: Api,
+    token: String,
+    watch: Arc<Watch>,
+    /// The number of the controller, if it was replaced before this call.
+    replaced: Option<u64>,
+}
+
+impl Line {
+    fn to(cluster: &Cluster, life: &Life) -> Self {
+        Self {
+            api: Api::new(life.channel()),
+            token: cluster.token.clone(),
+            watch: cluster.watch.clone(),
+            replaced: life.replaced.then_some(life.number),
+        }
+    }
+
+    fn ask<T>(&self, message: T) -> Request<T> {
+        authorised(&self.token, message)
+    }
+
+    /// I10: nothing is changed through a controller that was replaced before it was asked.
+    fn obeyed(&self, what: &str) {
+        if let Some(number) = self.replaced {
+            self.watch.wrong(format!("I10: controller {number} was replaced, and {what}"));
+        }
+    }
+
+    /// What an error says of what was asked.
+    fn refused(&self, status: &Status) -> CameTo {
+        match daemon::status::reason(status) {
+            Some(why) if why == reason::INVARIANT => {
+                self.watch.wrong(format!("I9: a caller was told INVARIANT: {}", status.message()));
+                CameTo::Unknown
+            }
+            Some(why) if why == reason::STALE_EPOCH && self.replaced.is_some() => CameTo::Refused,
+            Some(_) | None => CameTo::Unknown,
+        }
+    }
+}
+
+/// `new`: nobody has asked for it before.
+pub(crate) fn create(
+    cluster: &Cluster,
+    life: &Life,
+    key: String,
+    new: bool,
+) -> impl Future<Output = Done> + Send + use<> {
+    let mut line = Line::to(cluster, life);
+    async move {
+        let request = line.ask(CreateSandboxRequest {
+            request_id: key.clone(),
+            snapshot_id: SNAPSHOT.into(),
+            lifetime: key.starts_with(MORTAL).then(|| lives_for(TTL)),
+            ..CreateSandboxRequest::default()
+        });
+        let came_to = match line.api.create_sandbox(request).await {
+            Ok(answer) => {
+                let sandbox = answer.into_inner().sandbox.expect("a sandbox");
+                let running = sandbox.phase() == Phase::Running;
+                if new && running {
+                    line.obeyed(&format!("made {} for {key}", sandbox.id));
+                }
+                CameTo::Created { id: sandbox.id, running }
+            }
+            Err(status) => line.refused(&status),
+        };
+        Done { key, came_to }
+    }
+}
+
+fn lives_for(ttl: Duration) -> Lifetime {
+    Lifetime {
+        ttl: prost_types::Duration::try_from(ttl).ok(),
+        ttl_action: ExpiryAction::Delete.into(),
+        ..Lifetime::default()
+    }
+}
+
+pub(crate) fn change(
+    cluster: &Cluster,
+    life: &Life,
+    key: String,
+    id: String,
+    verb: Verb,
+) -> impl Future<Output = Done> + Send + use<> {
+    let line = Line::to(cluster, life);
+    async move {
+        let came_to = match changed(&line, id, verb).await {
+            Err(status) => line.refused(&status),
+            Ok(sandbox) => {
+                // Whoever deletes what is gone is told so by anybody, and commands have no epoch.
+                if !matches!(verb, Verb::Delete | Verb::Exec) {
+                    line.obeyed(&format!("did {verb:?} to {key}"));
+                }
+                match (verb, sandbox.map(|sandbox| sandbox.phase())) {
+                    (Verb::Delete, Some(Phase::Deleted)) => CameTo::Deleted,
+                    (Verb::Pause | Verb::PauseOrStop, Some(Phase::Paused)) => CameTo::Paused,
+                    (Verb::Extend, Some(_)) => CameTo::Extended,
+                    _ => CameTo::Changed,
+                }
+            }
+        };
+        Done { key, came_to }
+    }
+}
+
+async fn changed(line: &Line, id: String, verb: Verb) -> Result<Option<Sandbox>, Status> {
+    let mut api = line.api.clone();
+    Ok(match verb {
+        Verb::Delete => {
+            api.delete_sandbox(line.ask(DeleteSandboxRequest { id })).await?.into_inner().sandbox
+        }
+        Verb::Pause | Verb::PauseOrStop => {
+            let request = PauseSandboxRequest { id, or_stop: verb == Verb::PauseOrStop };
+            api.pause_sandbox(line.ask(request)).await?.into_inner().sandbox
+        }
+        Verb::Resume => {
+            api.resume_sandbox(line.ask(ResumeSandboxRequest { id })).await?.into_inner().sandbox
+        }
+        Verb::Stop => {
+            api.stop_sandbox(line.ask(StopSandboxRequest { id })).await?.into_inner().sandbox
+        }
+        Verb::Start => {
+            api.start_sandbox(line.ask(StartSandboxRequest { id })).await?.into_inner().sandbox
+        }
+        Verb::Extend => {
+            let request = SetLifetimeRequest { id, lifetime: Some(lives_for(EXTENDED)) };
+            api.set_lifetime(line.ask(request)).await?.into_inner().sandbox
+        }
+        // There is nobody in there: only the way to the door is of interest.
+        Verb::Exec => {
+            let command = exec_start::Command::Shell("true".into());
+            let start = ExecStart { id, command: Some(command), ..ExecStart::default() };
+            let request = ExecCommandRequest { start: Some(start), ..Default::default() };
+            api.exec_command(line.ask(request)).await?;
+            None
+        }
+    })
+}

@@ -1,0 +1,162 @@
+//! The controllers: one after another, or an old one that lives on beside the new; over the same
+//! store, over a copy of it that knows nothing of what came later, or over an empty one.
+
+use std::{sync::Arc, time::Duration};
+
+use controller::{Controller, store::Store};
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    chance::Chance,
+    cluster::{Cluster, Host},
+    net::Dialler,
+};
+
+/// Controllers that live on beside the last.
+const OLD_MAX: usize = 2;
+/// A controller that is older does not take a node for one that it has to win over: `node::epoch`.
+const SETTLED_IN: Duration = Duration::from_secs(16);
+
+/// One controller.
+pub(crate) struct Life {
+    pub(crate) number: u64,
+    controller: Controller,
+    dial: tokio::sync::mpsc::Sender<std::io::Result<tokio::io::DuplexStream>>,
+    begun: Instant,
+    /// Every node has heard of a later one: this one must not be able to change anything.
+    pub(crate) replaced: bool,
+}
+
+impl Life {
+    /// A connection to its API.
+    pub(crate) fn channel(&self) -> tonic::transport::Channel {
+        let dial = self.dial.clone();
+        daemon::channel::over(move || {
+            let dial = dial.clone();
+            async move {
+                let (near, far) = tokio::io::duplex(64 * 1024);
+                let refused = |_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+                dial.send(Ok(far)).await.map_err(refused)?;
+                Ok(near)
+            }
+        })
+    }
+
+    fn epoch(&self) -> u64 {
+        self.controller.sandboxes().nodes().epoch.get()
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.controller.sandboxes().nodes().epoch.fenced()
+    }
+}
+
+/// What the next controller knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Knows {
+    /// All that the one before knew.
+    All,
+    /// What was in the last backup.
+    Backup,
+    /// Nothing.
+    Nothing,
+}
+
+impl Cluster {
+    /// The controller that was started last.
+    pub(crate) fn controller(&self) -> &Life {
+        self.lives.last().expect("there is always one")
+    }
+
+    /// Whom a caller calls: the last, or now and then one that does not know yet that it is old.
+    pub(crate) fn called(&self, chance: &Chance) -> &Life {
+        if chance.percent(25) {
+            return chance.pick(&self.lives).expect("there is always one");
+        }
+        self.controller()
+    }
+
+    /// Drops the controllers in mid-air and starts another over the same store.
+    pub(crate) async fn restart_controller(&mut self) {
+        self.lives.clear();
+        self.start_controller(Knows::All).await;
+    }
+
+    /// Another controller takes over. The one before is not told; it is gone, or it goes on.
+    pub(crate) async fn take_over(&mut self, knows: Knows, lives_on: bool) {
+        if !lives_on {
+            self.lives.clear();
+        }
+        if let Some(before) = self.lives.last().filter(|_| knows != Knows::All) {
+            sleep_until(before.begun + SETTLED_IN).await;
+        }
+        self.start_controller(knows).await;
+        let over = self.lives.len().saturating_sub(OLD_MAX + 1);
+        self.lives.drain(..over);
+    }
+
+    /// Keeps a copy of the store.
+    pub(crate) fn back_up(&mut self) {
+        self.backup = Some(self.store.copy());
+    }
+
+    pub(crate) async fn start_controller(&mut self, knows: Knows) {
+        self.begun += 1;
+        self.forgot |= knows != Knows::All;
+        self.store = match (knows, &self.backup) {
+            (Knows::All, _) => self.store.beside(),
+            (Knows::Backup, Some(backup)) => backup.copy(),
+            (Knows::Backup, None) | (Knows::Nothing, _) => self.store.like(),
+        };
+        self.store.add_token(self.token_kept.clone()).await.expect("stored");
+        let controller = Controller::start(controller::Parts {
+            store: Arc::new(self.store.beside()),
+            connector: Arc::new(Dialler { net: self.net.clone(), by: self.begun }),
+            clock: Arc::new(self.clock.clone()),
+            random: Arc::new(Chance::new(self.seed, 1000 + self.begun)),
+            nodes: controller::node::Options {
+                seeds: self.hosts.iter().map(|host| (host.name.clone(), String::new())).collect(),
+                discover: false,
+                agent_port: 7445,
+                limits: controller::placement::Limits::default(),
+            },
+            creates: controller::sandbox::Options::default(),
+            events: controller::events::Options::default(),
+            limits: controller::config::ApiLimits::default(),
+            urls: controller::url::UrlTemplate::new("http://port-{port}-vm-{vmid}.test")
+                .expect("a template"),
+        })
+        .await
+        .expect("a controller");
+        let (dial, dialled) = tokio::sync::mpsc::channel(64);
+        let stopped = controller.stopping().cancelled_owned();
+        let api = controller.api();
+        tokio::spawn(async move { api.serve(ReceiverStream::new(dialled), stopped).await });
+        controller.settled(Duration::from_secs(8)).await;
+        let begun = Instant::now();
+        self.lives.push(Life { number: self.begun, controller, dial, begun, replaced: false });
+        self.note_replaced();
+    }
+
+    /// Once every node has heard of the last controller, those before it must be obeyed by none.
+    pub(crate) fn note_replaced(&mut self) {
+        let Some((last, before)) = self.lives.split_last_mut() else { return };
+        let epoch = last.epoch();
+        let heard = |host: &Host| host.agent().is_some_and(|a| a.sandboxes().epoch() >= epoch);
+        if last.is_fenced() || !self.hosts.iter().all(heard) {
+            return;
+        }
+        for life in before {
+            life.replaced |= life.epoch() < epoch;
+        }
+    }
+
+    /// Every agent runs and can be reached, and every journal can be written: a controller that knows
+    /// less than the nodes can hear of all of it.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.hosts.iter().all(|host| {
+            host.agent().is_some() && self.net.is_clear(&host.name) && !host.journal.is_failing()
+        })
+    }
+}
