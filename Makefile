@@ -79,7 +79,7 @@ soak: build ## The long runs: many seeds of the simulation, and hundreds of kill
 
 bench: build ## Measures; writes target/bench/results.json. One part alone: make bench ONLY=pause
 	$(CARGO_BUILD) -p tests --bin bench
-	@if [ "$(ONLY)" = recovery ]; then target/release/bench recovery; else \
+	@if [ "$(ONLY)" = recovery ] || [ "$(ONLY)" = placement ]; then target/release/bench $(ONLY); else \
 	  tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/release/bench $(ONLY); fi
 
 deb: build ## Builds the three Debian packages into target/debian

@@ -18,6 +18,13 @@ pub(super) const BOOT_CORES_MAX: u32 = 4;
 /// What a booting sandbox is taken to use where its node does not tell.
 pub(super) const BOOT_CORES: f64 = 2.0;
 
+/// Weight of the measured load; the rest is that of what is expected in the long run.
+const MEASURED: f64 = 0.9;
+/// Weight of what is about to boot: more than once, because bursts come on top of each other.
+const BOOT: f64 = 1.5;
+/// Memory is short above this share.
+const MEMORY_SHORT: f64 = 0.9;
+
 /// Names of the parts, as explanations have them.
 pub const PARTS: [&str; 9] =
     ["cpu", "memory", "starting", "latency", "age", "pressure", "spread", "labels", "cached"];
@@ -40,11 +47,11 @@ pub(super) fn needs(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
     let foreign = load.foreign_cores.unwrap_or(0.0);
     let expected = (foreign + habits.cpu * load.cores_allocated) / load.cores;
     let boots = load.young_cores / load.cores;
-    let coming = f64::from(reserved.boot_cores)
-        + habits.cpu * f64::from(reserved.cores)
-        + vcpus.min(f64::from(BOOT_CORES_MAX))
-        + habits.cpu * vcpus;
-    let cpu = 0.75 * (busy + 0.5 * boots) + 0.25 * (expected + boots) + coming / load.cores;
+    let boot = f64::from(reserved.boot_cores) + vcpus.min(f64::from(BOOT_CORES_MAX));
+    let coming = BOOT * boot + habits.cpu * (f64::from(reserved.cores) + vcpus);
+    let cpu = MEASURED * (busy + 0.5 * boots)
+        + (1.0 - MEASURED) * (expected + boots)
+        + coming / load.cores;
 
     let total = load.memory_total.max(1.0);
     let used = load.memory_used;
@@ -78,7 +85,7 @@ pub(super) fn parts(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
         0.15 * starting,
         0.1 * latency,
         0.01 * late,
-        10.0 * (memory - 0.95).max(0.0),
+        10.0 * (memory - MEMORY_SHORT).max(0.0),
         0.1 * spread,
         // As much as a third of a node: a wish, not a rule.
         0.3 * labels,
