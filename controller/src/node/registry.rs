@@ -506,7 +506,7 @@ impl Nodes {
             let not_ready = match (down, age) {
                 (Some(why), _) => Some(why),
                 (None, None) => Some("it has not reported yet".into()),
-                (None, Some(age)) if age > placement::STALE => {
+                (None, Some(age)) if age.as_millis() > u128::from(placement::STALE_MS) => {
                     Some(format!("last reported {} s ago", age.as_secs()))
                 }
                 (None, Some(_)) if view.breaker_open(now_ms) => {

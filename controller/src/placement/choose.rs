@@ -144,7 +144,7 @@ impl Seen {
             score: score::score(node, holder, ask, now),
             rank: node.rank,
         };
-        if node.age(now.ms).is_some_and(|age| age < now.fresh()) {
+        if node.age_ms(now.ms).is_some_and(|age_ms| age_ms < now.fresh_ms()) {
             self.fresh.offer(pick);
         } else {
             self.aging.offer(pick);

@@ -206,7 +206,7 @@ impl Fleet {
 }
 
 fn is_fresh(view: &NodeView, now: &Now) -> bool {
-    view.age(now.ms).is_some_and(|age| age < now.fresh())
+    view.age_ms(now.ms).is_some_and(|age_ms| age_ms < now.fresh_ms())
 }
 
 /// One node in one decision.
@@ -240,7 +240,7 @@ impl Case<'_> {
         let gib = |bytes: f64| bytes / (1024.0 * 1024.0 * 1024.0);
         let percent = |share: f64| share * 100.0;
         let or = |word: &Option<String>| word.clone().unwrap_or_else(|| "no reason given".into());
-        let age = self.view.age(self.now.ms).unwrap_or_default();
+        let age_s = self.view.age_ms(self.now.ms).unwrap_or_default() / 1000;
         match why {
             Filtered::NotWished => {
                 let wish = self.ask.wish.and_then(|wish| self.fleet.names.get(wish as usize));
@@ -250,7 +250,7 @@ impl Case<'_> {
             Filtered::NotReady => format!("its agent does not answer: {}", or(&self.words.down)),
             Filtered::NeverReported => "its agent has not reported yet".into(),
             Filtered::BreakerOpen => "its agent let a call time out a moment ago".into(),
-            Filtered::ReportStale => format!("last reported {} s ago", age.as_secs()),
+            Filtered::ReportStale => format!("last reported {age_s} s ago"),
             Filtered::ReportOld => "its report is old and others are current".into(),
             Filtered::SnapshotMissing => "does not hold the snapshot".into(),
             Filtered::NoQuorum => "its cluster has no quorum".into(),

@@ -3,7 +3,7 @@
 use proto::spec::Network;
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Before, Holder, Limits, NodeView, Now, Obstacle, STALE, view::as_f64};
+use super::{Ask, Before, Holder, Limits, NodeView, Now, Obstacle, STALE_MS, view::as_f64};
 
 /// With all work waiting for memory for longer than this share of the time, or for a disk for longer
 /// than the other, more work makes everything slower.
@@ -138,8 +138,8 @@ pub(super) fn check(
     let before = ask.before(holder.node);
     out_if(before == Some(Before::Failed), Filtered::FailedBefore)?;
     out_if(node.down, Filtered::NotReady)?;
-    let age = node.age(now.ms).ok_or(Filtered::NeverReported)?;
-    out_if(age > STALE, Filtered::ReportStale)?;
+    let age_ms = node.age_ms(now.ms).ok_or(Filtered::NeverReported)?;
+    out_if(age_ms > STALE_MS, Filtered::ReportStale)?;
     out_if(node.breaker_open(now.ms), Filtered::BreakerOpen)?;
     out_if(!load.quorate, Filtered::NoQuorum)?;
     out_if(load.draining, Filtered::Draining)?;
@@ -202,7 +202,7 @@ fn room(node: &NodeView, holder: &Holder, ask: &Ask<'_>, limits: &Limits) -> Res
     if room.cores_given + room.cores_asked > room.cores {
         return Err(Filtered::CpuSum);
     }
-    if node.load.memory_used_share() >= limits.memory_used_max {
+    if node.load.memory_used >= limits.memory_used_max * node.load.memory_total {
         return Err(Filtered::MemoryUsed);
     }
     Ok(())

@@ -11,8 +11,8 @@ use proto::{
 };
 
 use super::{
-    Ask, BREAKER, Choice, Habits, Holder, Ledger, Limits, Load, Look, NodeView, Now, REPORT_PERIOD,
-    SplitMix64, choose,
+    Ask, BREAKER_MS, Choice, Habits, Holder, Ledger, Limits, Load, Look, NodeView, Now,
+    REPORT_PERIOD_MS, SplitMix64, choose,
 };
 
 /// Bits that there are for labels. Those that come later are taken for missing.
@@ -32,7 +32,7 @@ pub struct Fleet {
     labels: Vec<String>,
     ledger: Ledger,
     habits: Habits,
-    period: std::time::Duration,
+    period_ms: u64,
     random: SplitMix64,
 }
 
@@ -49,14 +49,14 @@ impl Fleet {
             labels: Vec::new(),
             ledger: Ledger::default(),
             habits: Habits::new(limits.cpu_habit, limits.memory_habit),
-            period: REPORT_PERIOD,
+            period_ms: REPORT_PERIOD_MS,
             random: SplitMix64::new(seed),
         }
     }
 
-    /// Agents report so often, where that is not once a second.
-    pub const fn set_period(&mut self, period: std::time::Duration) {
-        self.period = period;
+    /// Agents report so often, milliseconds, where that is not once a second.
+    pub const fn set_period(&mut self, period_ms: u64) {
+        self.period_ms = period_ms;
     }
 
     /// A node more; it has not reported and cannot be talked to yet.
@@ -109,7 +109,7 @@ impl Fleet {
 
     /// A call got no answer: no new work for a while, and then one creation to try it with.
     pub fn trip(&mut self, node: u32, now_ms: u64) {
-        self.nodes[node as usize].breaker_until_ms = Some(now_ms + BREAKER);
+        self.nodes[node as usize].breaker_until_ms = Some(now_ms + BREAKER_MS);
     }
 
     /// It answered.
@@ -192,7 +192,7 @@ impl Fleet {
 
     /// What holds for all nodes now.
     pub const fn now(&self, ms: u64) -> Now {
-        Now { ms, period: self.period, habits: self.habits }
+        Now { ms, period_ms: self.period_ms, habits: self.habits }
     }
 
     /// Decides. Nothing is reserved.
@@ -216,7 +216,7 @@ impl Fleet {
         let view = &mut self.nodes[node as usize];
         view.reserved = self.ledger.on(node);
         if view.breaker_until_ms.is_some() {
-            view.breaker_until_ms = Some(now_ms + BREAKER);
+            view.breaker_until_ms = Some(now_ms + BREAKER_MS);
         }
     }
 

@@ -4,7 +4,7 @@
 //! by an order of magnitude between workloads; and rather too low than too high: taking sandboxes
 //! for twice as heavy as they are makes full nodes of half-full ones and costs more than the reverse.
 
-use super::{NodeView, STALE};
+use super::{NodeView, STALE_MS};
 
 /// The learnt values move by 1 - 1/e in this time.
 const MEMORY_OF_IT_S: f64 = 300.0;
@@ -39,7 +39,9 @@ impl Habits {
             None => 0,
         };
         self.learnt_ms = Some(now_ms);
-        let told = nodes.iter().filter(|node| node.age(now_ms).is_some_and(|age| age <= STALE));
+        let told = nodes
+            .iter()
+            .filter(|node| node.age_ms(now_ms).is_some_and(|age_ms| age_ms <= STALE_MS));
         let (mut cores_used, mut cores, mut memory_used, mut memory) = (0.0, 0.0, 0.0, 0.0);
         for node in told {
             let load = &node.load;

@@ -19,8 +19,6 @@ mod random;
 mod score;
 mod view;
 
-use std::time::Duration;
-
 use serde::Deserialize;
 
 pub use choose::{BEST, Best, Choice, Look, Pick, choose};
@@ -33,13 +31,13 @@ pub use random::{SAMPLE, Sample, SplitMix64};
 pub use score::PARTS;
 pub use view::{Affinity, Ask, Before, Holder, Load, NodeView, Now};
 
-/// How often agents report.
-pub const REPORT_PERIOD: Duration = Duration::from_secs(1);
-/// A node that has not reported for this long gets no new work at all.
-pub const STALE: Duration = Duration::from_secs(30);
+/// How often agents report, milliseconds.
+pub const REPORT_PERIOD_MS: u64 = 1000;
+/// A node that has not reported for this long, milliseconds, gets no new work at all.
+pub const STALE_MS: u64 = 30_000;
 /// One call that got no answer keeps new work away for this long, milliseconds; then one creation
 /// tries the node.
-pub const BREAKER: u64 = 30_000;
+pub const BREAKER_MS: u64 = 30_000;
 
 /// How far nodes may be filled.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]

@@ -43,22 +43,22 @@ pub(super) fn needs(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
     let size = ask.size.or(holder.size);
     let vcpus = f64::from(size.cpu_cores.max(1));
 
+    // A division costs as much as all else here: each is done once.
+    let per_core = 1.0 / load.cores;
     let busy = load.cpu_busy / (1.0 - load.psi_cpu.min(0.8));
     let foreign = load.foreign_cores.unwrap_or(0.0);
-    let expected = (foreign + habits.cpu * load.cores_allocated) / load.cores;
-    let boots = load.young_cores / load.cores;
+    let expected = (foreign + habits.cpu * load.cores_allocated) * per_core;
+    let boots = load.young_cores * per_core;
     let boot = f64::from(reserved.boot_cores) + vcpus.min(f64::from(BOOT_CORES_MAX));
     let coming = BOOT * boot + habits.cpu * (f64::from(reserved.cores) + vcpus);
-    let cpu = MEASURED * (busy + 0.5 * boots)
-        + (1.0 - MEASURED) * (expected + boots)
-        + coming / load.cores;
+    let cpu =
+        MEASURED * (busy + 0.5 * boots) + (1.0 - MEASURED) * (expected + boots) + coming * per_core;
 
-    let total = load.memory_total.max(1.0);
     let used = load.memory_used;
     let foreign = load.foreign_memory.unwrap_or(0.0);
-    let given = (used + foreign + habits.memory * load.memory_allocated) / 2.0;
+    let given = (used + foreign + habits.memory * load.memory_allocated) * 0.5;
     let asked = as_f64(u64::from(size.memory_mib) << 20) + as_f64(reserved.memory_bytes);
-    let memory = (used.max(given) + habits.memory * asked) / total;
+    let memory = (used.max(given) + habits.memory * asked) / load.memory_total.max(1.0);
     Needs { cpu, memory }
 }
 
@@ -75,7 +75,8 @@ pub(super) fn parts(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
     } else {
         0.0
     };
-    let late = node.age(now.ms).unwrap_or_default().saturating_sub(now.period).as_secs_f64();
+    let late =
+        as_f64(node.age_ms(now.ms).unwrap_or_default().saturating_sub(now.period_ms)) / 1000.0;
     let spread = f64::from((ask.team)(holder.node)) / (load.cores / 16.0).max(1.0);
     let labels = f64::from((load.labels & ask.affinity.shunned).count_ones())
         - f64::from((load.labels & ask.affinity.wished).count_ones());

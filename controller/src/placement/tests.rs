@@ -95,7 +95,7 @@ fn fleet(nodes: &[Node], seed: u64) -> Fleet {
             fleet.reserve(id, at, Size { cpu_cores: 1, memory_mib: 512 }, NOW);
         }
         if let Some(until) = node.breaker_until_ms {
-            fleet.trip(at, until - BREAKER);
+            fleet.trip(at, until - BREAKER_MS);
         }
     }
     for (node, at) in nodes.iter().zip(0u32..) {
@@ -191,12 +191,12 @@ fn after_a_time_out_one_creation_tries_the_node_again() {
         fleet.choose(&snapshot, &ask, Look::default(), now_ms).best.first().is_some()
     };
     fleet.trip(0, NOW);
-    assert!(!fits(&mut fleet, NOW + BREAKER - 1));
-    assert!(fits(&mut fleet, NOW + BREAKER));
-    fleet.reserve(proto::id::SandboxId::new(1, &[1; 10]), 0, Size::default(), NOW + BREAKER);
-    assert!(!fits(&mut fleet, NOW + BREAKER), "one, and no other before it has answered");
+    assert!(!fits(&mut fleet, NOW + BREAKER_MS - 1));
+    assert!(fits(&mut fleet, NOW + BREAKER_MS));
+    fleet.reserve(proto::id::SandboxId::new(1, &[1; 10]), 0, Size::default(), NOW + BREAKER_MS);
+    assert!(!fits(&mut fleet, NOW + BREAKER_MS), "one, and no other before it has answered");
     fleet.answered(0);
-    assert!(fits(&mut fleet, NOW + BREAKER));
+    assert!(fits(&mut fleet, NOW + BREAKER_MS));
 }
 
 #[test]

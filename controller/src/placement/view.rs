@@ -1,8 +1,6 @@
 //! What a decision looks at: numbers, one flat record a node, nothing that is allocated. Reports are
 //! turned into it when they come, so that a decision has nothing left to read or convert.
 
-use std::time::Duration;
-
 use proto::{
     sandbox::v1::NodeLoad,
     spec::{Network, Size},
@@ -29,9 +27,9 @@ pub struct NodeView {
 }
 
 impl NodeView {
-    /// Age of its report; `None` before the first.
-    pub fn age(&self, now_ms: u64) -> Option<Duration> {
-        self.reported_ms.map(|at| Duration::from_millis(now_ms.saturating_sub(at)))
+    /// Age of its report, milliseconds; `None` before the first.
+    pub fn age_ms(&self, now_ms: u64) -> Option<u64> {
+        self.reported_ms.map(|at| now_ms.saturating_sub(at))
     }
 
     /// No new work for now.
@@ -218,16 +216,16 @@ impl Ask<'_> {
 pub struct Now {
     /// The time, milliseconds, by the clock that reports are stamped with.
     pub ms: u64,
-    /// How often agents report.
-    pub period: Duration,
+    /// How often agents report, milliseconds.
+    pub period_ms: u64,
     /// What sandboxes use of what they are given.
     pub habits: super::Habits,
 }
 
 impl Now {
-    /// A report is current up to this age: two may get lost.
-    pub fn fresh(&self) -> Duration {
-        self.period * 3
+    /// A report is current below this age, milliseconds: two may get lost.
+    pub const fn fresh_ms(&self) -> u64 {
+        3 * self.period_ms
     }
 }
 

@@ -65,7 +65,7 @@ impl Ours {
         seed: u64,
     ) -> Self {
         let mut fleet = Fleet::new(LIMITS, seed);
-        fleet.set_period(Duration::from_secs_f64(scenario.period_s));
+        fleet.set_period(ms(scenario.period_s));
         for at in 0..machines.len() {
             let node = fleet.add(format!("n{at:05}").parse().expect("a name"));
             fleet.set_down(node, false);
