@@ -1,6 +1,7 @@
 //! Placement on its workload, beside what others have published, and what a decision costs.
 //!
-//! PVE_SANDBOX_PLACEMENT_SEEDS runs so many seeds of each variant, in place of one to ten.
+//! PVE_SANDBOX_PLACEMENT_SEEDS runs so many seeds of each variant, in place of one to ten;
+//! PVE_SANDBOX_PLACEMENT_FIRST_SEED begins with another than 1.
 
 use anyhow::{Context as _, Result, ensure};
 use controller::placement::Look;
@@ -13,9 +14,9 @@ const NODES: [usize; 4] = [10, 100, 1000, 5000];
 const DECISION_NS_MAX: f64 = 2000.0;
 
 pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
-    let seeds = match std::env::var("PVE_SANDBOX_PLACEMENT_SEEDS") {
-        Ok(seeds) => Some(seeds.parse().context("PVE_SANDBOX_PLACEMENT_SEEDS is no number")?),
-        Err(_) => None,
+    let seeds = workload::Seeds {
+        first: number("PVE_SANDBOX_PLACEMENT_FIRST_SEED")?.unwrap_or(1),
+        number: number("PVE_SANDBOX_PLACEMENT_SEEDS")?,
     };
     let mut slow = Vec::new();
     for nodes in NODES {
@@ -42,4 +43,12 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     let failures = [report.failures, slow].concat();
     ensure!(failures.is_empty(), "placement:\n  {}", failures.join("\n  "));
     Ok(())
+}
+
+/// A number of the environment, if it is there.
+fn number(name: &str) -> Result<Option<u64>> {
+    match std::env::var(name) {
+        Ok(text) => Ok(Some(text.parse().with_context(|| format!("{name} is no number"))?)),
+        Err(_) => Ok(None),
+    }
 }

@@ -24,7 +24,7 @@ mod topsis;
 mod view;
 mod world;
 
-pub use bench::{Report, bench};
+pub use bench::{Report, Seeds, bench};
 pub use cost::{decide, decision_ns, fleet};
 pub use measure::Measured;
 pub use ours::SNAPSHOT;
