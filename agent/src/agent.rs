@@ -3,6 +3,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use proto::id::Vmid;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -29,6 +30,9 @@ use crate::{
 /// Between two samples of the host's load.
 const SAMPLE: Duration = Duration::from_secs(1);
 
+/// Reads the host's load, of which the containers of these numbers are sandboxes.
+pub type SampleHost = Box<dyn FnMut(Instant, &[Vmid]) -> HostLoad + Send>;
+
 /// What an agent is made of.
 pub struct Parts {
     /// What the configuration says about sandboxes.
@@ -42,7 +46,7 @@ pub struct Parts {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Samples the host's load; called once a second.
-    pub host_load: Box<dyn FnMut(Instant) -> HostLoad + Send>,
+    pub host_load: SampleHost,
     /// The ways into the sandboxes.
     pub shims: Arc<dyn Shims>,
     /// What goes wrong; nothing, outside of tests.
@@ -79,7 +83,7 @@ impl Agent {
         let garbage = Arc::new(Preview::new(Arc::clone(&sandboxes), reconcile, waker.clone()));
         tasks.spawn(reconciler.run());
         let (sampled, host) = watch::channel(HostLoad::default());
-        tasks.spawn(sample(host_load, sampled, tasks.clone()));
+        tasks.spawn(sample(host_load, Arc::clone(&sandboxes), sampled, tasks.clone()));
         let reporter = Reporter::new(Arc::clone(&sandboxes), host);
         let execs = Execs::new(Arc::clone(&sandboxes), shims);
         tasks.spawn(Expiry::new(Arc::clone(&sandboxes), execs.clone()).run());
@@ -134,7 +138,8 @@ impl Agent {
 }
 
 async fn sample(
-    mut host_load: Box<dyn FnMut(Instant) -> HostLoad + Send>,
+    mut host_load: SampleHost,
+    sandboxes: Arc<Sandboxes>,
     sampled: watch::Sender<HostLoad>,
     tasks: Tasks,
 ) {
@@ -144,7 +149,10 @@ async fn sample(
         tokio::select! {
             biased;
             () = tasks.stopping().cancelled() => return,
-            now = ticks.tick() => { sampled.send_replace(host_load(now)); }
+            now = ticks.tick() => {
+                let vmids: Vec<_> = sandboxes.live().iter().map(|record| record.vmid).collect();
+                sampled.send_replace(host_load(now, &vmids));
+            }
         }
     }
 }

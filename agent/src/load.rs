@@ -1,17 +1,24 @@
 //! How busy the host is, read from /proc, or from the cgroup that the whole node is in where it is
-//! one of several on a machine. Nothing is forked; roots are parameters.
+//! one of several on a machine; and how much of that is the sandboxes'. Nothing is forked; roots are
+//! parameters.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use proto::id::Vmid;
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use crate::pve::cgroup;
+
 /// What the busy share is smoothed over.
 const WINDOW: Duration = Duration::from_secs(10);
+/// The same for who wants to see further back.
+const LONG_WINDOW: Duration = Duration::from_secs(60);
 
 /// The cgroup that the whole node is in; empty on a real node. Where the machine has cgroup2 alone,
 /// `unified` is all there is; on a hybrid one the controllers have trees of their own.
@@ -35,6 +42,16 @@ pub struct HostLoad {
     pub cores: f64,
     /// Share of them in use over the last 10 s, 0 to 1.
     pub cpu_busy: f64,
+    /// The same over the last 60 s.
+    pub cpu_busy_60s: f64,
+    /// Cores that others than sandboxes use, over the last 10 s; `None` when that cannot be told.
+    pub foreign_cores: Option<f64>,
+    /// Memory that others than sandboxes use, bytes; `None` when that cannot be told.
+    pub foreign_memory: Option<u64>,
+    /// PSI `full avg10` of memory, percent.
+    pub psi_memory_full: f64,
+    /// PSI `full avg10` of io, percent.
+    pub psi_io_full: f64,
     /// PSI `some avg10` of cpu, percent.
     pub psi_cpu: f64,
     /// PSI `some avg10` of memory, percent.
@@ -59,36 +76,84 @@ struct Mark {
 #[derive(Debug)]
 pub struct Sampler {
     proc: PathBuf,
+    /// Where the cgroups of containers are.
+    containers: PathBuf,
     cgroup: Cgroup,
     last: Option<Mark>,
     busy: f64,
+    busy_60s: f64,
+    /// CPU time of each sandbox at the last sample, microseconds.
+    sandboxes: BTreeMap<Vmid, u64>,
+    /// Cores that the sandboxes use.
+    own: f64,
+}
+
+/// What the sandboxes have had since the last sample, and hold.
+#[derive(Debug, Clone, Copy, Default)]
+struct Own {
+    core_seconds: Option<f64>,
+    memory: Option<u64>,
 }
 
 impl Sampler {
-    /// Reads from this procfs and, where given, this cgroup.
-    pub fn new(proc: PathBuf, cgroup: Cgroup) -> Self {
-        Self { proc, cgroup, last: None, busy: 0.0 }
+    /// Reads from this procfs, from the containers' cgroups below that root and, where given, from
+    /// the node's own cgroup.
+    pub fn new(proc: PathBuf, containers: PathBuf, cgroup: Cgroup) -> Self {
+        Self {
+            proc,
+            containers,
+            cgroup,
+            last: None,
+            busy: 0.0,
+            busy_60s: 0.0,
+            sandboxes: BTreeMap::new(),
+            own: 0.0,
+        }
     }
 
-    /// The load now.
-    pub fn sample(&mut self, now: Instant) -> HostLoad {
+    /// The load now; these are the sandboxes that may be running.
+    pub fn sample(&mut self, now: Instant, sandboxes: &[Vmid]) -> HostLoad {
         let cores = self.cores();
+        let own = self.own(sandboxes);
         if let Some(used) = self.cpu_seconds() {
-            self.smooth(Mark { at: now, used }, cores);
+            self.smooth(Mark { at: now, used }, cores, own.core_seconds.unwrap_or(0.0));
         }
         let (memory_total, memory_available) = self.memory();
+        let used = memory_total.saturating_sub(memory_available);
         HostLoad {
             cores,
             cpu_busy: self.busy,
-            psi_cpu: self.pressure("cpu"),
-            psi_memory: self.pressure("memory"),
-            psi_io: self.pressure("io"),
+            cpu_busy_60s: self.busy_60s,
+            foreign_cores: own.core_seconds.map(|_| (self.busy * cores - self.own).max(0.0)),
+            foreign_memory: own.memory.map(|own| used.saturating_sub(own)),
+            psi_memory_full: self.pressure("memory", "full "),
+            psi_io_full: self.pressure("io", "full "),
+            psi_cpu: self.pressure("cpu", "some "),
+            psi_memory: self.pressure("memory", "some "),
+            psi_io: self.pressure("io", "some "),
             memory_total,
             memory_available,
         }
     }
 
-    fn smooth(&mut self, mark: Mark, cores: f64) {
+    /// `None` in it when the kernel does not count a sandbox that runs: then nobody's share is known.
+    fn own(&mut self, sandboxes: &[Vmid]) -> Own {
+        let before = std::mem::take(&mut self.sandboxes);
+        let mut own = Own { core_seconds: Some(0.0), memory: Some(0) };
+        for vmid in sandboxes {
+            let Some(share) = cgroup::share(&self.containers, *vmid) else { continue };
+            own.core_seconds = own.core_seconds.zip(share.cpu_us).map(|(sum, cpu_us)| {
+                // What a new one has had before it was first seen is not of this second.
+                let last = before.get(vmid).copied().unwrap_or(cpu_us);
+                self.sandboxes.insert(*vmid, cpu_us);
+                sum + Duration::from_micros(cpu_us.saturating_sub(last)).as_secs_f64()
+            });
+            own.memory = own.memory.zip(share.memory_bytes).map(|(sum, bytes)| sum + bytes);
+        }
+        own
+    }
+
+    fn smooth(&mut self, mark: Mark, cores: f64, own: f64) {
         let Some(last) = self.last.replace(mark) else { return };
         let passed = mark.at.saturating_duration_since(last.at);
         if passed.is_zero() {
@@ -97,8 +162,10 @@ impl Sampler {
             return;
         }
         let share = ((mark.used - last.used) / (passed.as_secs_f64() * cores)).clamp(0.0, 1.0);
-        let weight = 1.0 - (-passed.as_secs_f64() / WINDOW.as_secs_f64()).exp();
-        self.busy += (share - self.busy) * weight;
+        let weight = |window: Duration| 1.0 - (-passed.as_secs_f64() / window.as_secs_f64()).exp();
+        self.busy += (share - self.busy) * weight(WINDOW);
+        self.busy_60s += (share - self.busy_60s) * weight(LONG_WINDOW);
+        self.own += (own / passed.as_secs_f64() - self.own) * weight(WINDOW);
     }
 
     fn cores(&self) -> f64 {
@@ -155,10 +222,10 @@ impl Sampler {
         v2().or_else(v1)
     }
 
-    fn pressure(&self, what: &str) -> f64 {
+    fn pressure(&self, what: &str, whose: &str) -> f64 {
         let of_node = self.unified(&format!("{what}.pressure"));
         let text = of_node.unwrap_or_else(|| read(&self.proc, &format!("pressure/{what}")));
-        some_avg10(&text)
+        avg10(&text, whose)
     }
 
     /// A file of the node's cgroup2, unless it is empty or not there.
@@ -232,8 +299,8 @@ fn quota_v2(text: &str) -> Option<f64> {
     (quota > 0.0 && period > 0.0).then(|| quota / period)
 }
 
-fn some_avg10(text: &str) -> f64 {
-    let line = text.lines().find_map(|line| line.strip_prefix("some "));
+fn avg10(text: &str, whose: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(whose));
     let value = line.and_then(|line| line.split(' ').find_map(|word| word.strip_prefix("avg10=")));
     value.and_then(|value| value.parse().ok()).unwrap_or(0.0)
 }
@@ -276,21 +343,25 @@ mod tests {
             ("stat", STAT),
             ("meminfo", MEMINFO),
             ("pressure/cpu", PSI),
+            ("pressure/memory", PSI),
             ("spl/kstat/zfs/arcstats", "9 1 0x01\nname type data\nc_min 4 1024\nsize 4 1025024\n"),
         ]);
-        let mut sampler = Sampler::new(tree.0.path().to_owned(), Cgroup::default());
+        let mut sampler =
+            Sampler::new(tree.0.path().to_owned(), tree.path("cg"), Cgroup::default());
         let start = Instant::now();
-        let load = sampler.sample(start);
+        let load = sampler.sample(start, &[]);
         near(load.cores, 2.0);
         near(load.cpu_busy, 0.0);
         near(load.psi_cpu, 12.5);
         near(load.psi_io, 0.0);
+        near(load.psi_memory, 12.5);
+        near(load.psi_memory_full, 3.0);
         assert_eq!(load.memory_total, 8000 * 1024);
         assert_eq!(load.memory_available, 4000 * 1024 + 1024 * 1000);
         // One core-second on two cores in a second, again and again.
         for second in 1..=60 {
             tree.write("stat", &STAT.replace("cpu  100", &format!("cpu  {}", 100 + 100 * second)));
-            let load = sampler.sample(start + Duration::from_secs(second));
+            let load = sampler.sample(start + Duration::from_secs(second), &[]);
             if second == 1 {
                 near(load.cpu_busy, 0.5 * (1.0 - (-0.1f64).exp()));
             }
@@ -320,14 +391,14 @@ mod tests {
             cpuacct: at("cpuacct"),
             memory: at("memory"),
         };
-        let mut sampler = Sampler::new(tree.path("proc"), cgroup);
+        let mut sampler = Sampler::new(tree.path("proc"), tree.path("cg"), cgroup);
         let start = Instant::now();
-        let load = sampler.sample(start);
+        let load = sampler.sample(start, &[]);
         near(load.cores, 1.5);
         near(load.psi_cpu, 1.0);
         assert_eq!((load.memory_total, load.memory_available), (4_096_000, 4_096_000 - 2_000_000));
         tree.write("cpuacct/cpuacct.usage", "16000000000\n");
-        let load = sampler.sample(start + Duration::from_secs(10));
+        let load = sampler.sample(start + Duration::from_secs(10), &[]);
         near(load.cpu_busy, 1.0 - (-1.0f64).exp());
     }
 
@@ -343,21 +414,52 @@ mod tests {
             ("u/memory.stat", "anon 1\ninactive_file 1000000\nslab_reclaimable 500000\n"),
         ]);
         let cgroup = Cgroup { unified: Some(tree.path("u")), ..Cgroup::default() };
-        let mut sampler = Sampler::new(tree.path("proc"), cgroup);
-        let load = sampler.sample(Instant::now());
+        let mut sampler = Sampler::new(tree.path("proc"), tree.path("cg"), cgroup);
+        let load = sampler.sample(Instant::now(), &[]);
         near(load.cores, 2.0);
         assert_eq!((load.memory_total, load.memory_available), (8000 * 1024, 4000 * 1024));
         tree.write("u/cpu.max", "50000 100000\n");
         tree.write("u/memory.max", "4096000\n");
-        let load = sampler.sample(Instant::now());
+        let load = sampler.sample(Instant::now(), &[]);
         near(load.cores, 0.5);
         assert_eq!((load.memory_total, load.memory_available), (4_096_000, 4_096_000 - 1_500_000));
     }
 
     #[test]
+    fn what_sandboxes_use_is_told_from_what_others_use() {
+        let tree = Tree::new(&[
+            ("stat", STAT),
+            ("meminfo", MEMINFO),
+            ("cg/lxc/100/cpu.stat", "usage_usec 1000000\n"),
+            ("cg/lxc/100/memory.current", "3000000\n"),
+            ("cg/lxc/100/memory.stat", "anon 1\ninactive_file 1000000\n"),
+        ]);
+        let sandboxes = [100, 101].map(|number: u32| Vmid::try_from(number).expect("vmid"));
+        let mut sampler =
+            Sampler::new(tree.0.path().to_owned(), tree.path("cg"), Cgroup::default());
+        let start = Instant::now();
+        let mut load = sampler.sample(start, &sandboxes);
+        assert_eq!(load.foreign_memory, Some(4000 * 1024 - 2_000_000));
+        // Both cores are in use, and a quarter of that is the sandbox's.
+        for second in 1..=100 {
+            tree.write("stat", &STAT.replace("cpu  100", &format!("cpu  {}", 100 + 200 * second)));
+            let used = 1_000_000 + second * 500_000;
+            tree.write("cg/lxc/100/cpu.stat", &format!("usage_usec {used}\n"));
+            load = sampler.sample(start + Duration::from_secs(second), &sandboxes);
+        }
+        assert!((load.foreign_cores.expect("told") - 1.5).abs() < 0.01, "{load:?}");
+        // One that runs and is not counted: what the others use is not known any more.
+        fs::remove_file(tree.path("cg/lxc/100/memory.current")).expect("removed");
+        fs::remove_file(tree.path("cg/lxc/100/cpu.stat")).expect("removed");
+        let load = sampler.sample(start + Duration::from_secs(101), &sandboxes);
+        assert_eq!((load.foreign_cores, load.foreign_memory), (None, None));
+    }
+
+    #[test]
     fn nothing_readable_is_not_a_panic() {
-        let mut sampler = Sampler::new("/nonexistent".into(), Cgroup::default());
-        let load = sampler.sample(Instant::now());
+        let mut sampler =
+            Sampler::new("/nonexistent".into(), "/nonexistent".into(), Cgroup::default());
+        let load = sampler.sample(Instant::now(), &[]);
         near(load.cores, 1.0);
         assert_eq!(load.memory_available, 0);
     }

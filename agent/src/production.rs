@@ -197,14 +197,15 @@ fn parts(
     let journal = SqliteJournal::open(&config.state_dir.join("journal.sqlite"), config.pools())
         .context("the journal could not be opened")?;
     let proc = config.load.proc.clone().unwrap_or_else(|| config.pve.proc.clone());
-    let mut sampler = Sampler::new(proc, config.load.cgroup.clone());
+    let mut sampler =
+        Sampler::new(proc, config.pve.cgroup_root.clone(), config.load.cgroup.clone());
     Ok(Parts {
         sandboxes: config.options(),
         reconcile: reconcile::Options::default(),
         pve,
         journal: Arc::new(journal),
         clock,
-        host_load: Box::new(move |now| sampler.sample(now)),
+        host_load: Box::new(move |now, sandboxes| sampler.sample(now, sandboxes)),
         shims,
         faults: Faults::default(),
     })

@@ -207,6 +207,7 @@ impl Config {
             limits.memory_overcommit >= 0.1,
             "placement.memory_overcommit must be 0.1 or more".into(),
         );
+        must(limits.cpu_overcommit >= 0.0, "placement.cpu_overcommit must be 0 or more".into());
         must(
             share(limits.memory_used_max)
                 && share(limits.storage_free_min)

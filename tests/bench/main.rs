@@ -1,7 +1,7 @@
 //! `make bench`: what it costs, each figure beside what it is compared with, in the same run.
 //!
-//! Runs in the lab's network, against its controller and its agents; `recovery` alone needs no lab. Figures with the cost of the
-//! real `pct` switched on are marked `modelled`: the stand-in then burns the CPU time that was
+//! Runs in the lab's network, against its controller and its agents; `recovery` and `placement` alone
+//! need no lab. Figures with the cost of the real `pct` switched on are marked `modelled`: the stand-in then burns the CPU time that was
 //! measured of the real one.
 
 #![expect(clippy::disallowed_methods, reason = "a bench measures the real clock")]
@@ -10,6 +10,7 @@ mod figures;
 mod hand;
 mod inside;
 mod pause;
+mod placement;
 mod recovery;
 mod world;
 
@@ -31,9 +32,10 @@ const BURST_S: u64 = 180;
 const KNOWN: usize = 50;
 
 /// What can be measured alone, in the order in which all of it is.
-const PARTS: [&str; 6] = ["create", "exec", "inside", "pause", "burst", RECOVERY];
-/// The part that needs no lab.
+const PARTS: [&str; 7] = ["create", "exec", "inside", "pause", "burst", RECOVERY, PLACEMENT];
+/// The parts that need no lab.
 const RECOVERY: &str = "recovery";
+const PLACEMENT: &str = "placement";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -42,8 +44,15 @@ async fn main() -> Result<()> {
         anyhow::bail!("{unknown} is nothing to measure: there are {}", PARTS.join(", "));
     }
     let mut figures = Figures::default();
-    if asked.iter().all(|part| part == RECOVERY) && !asked.is_empty() {
-        recovery::measure(&mut figures).await?;
+    if asked.iter().all(|part| [RECOVERY, PLACEMENT].contains(&part.as_str())) && !asked.is_empty()
+    {
+        for part in &asked {
+            let measured = match part.as_str() {
+                RECOVERY => recovery::measure(&mut figures).await,
+                _ => placement::measure(&mut figures),
+            };
+            measured.inspect_err(|_| figures.print())?;
+        }
         figures.print();
         return Ok(());
     }
@@ -59,6 +68,7 @@ async fn main() -> Result<()> {
             "inside" => inside::measure(&world, &mut figures).await?,
             "pause" => pause::pause_and_resume(&world, &mut figures).await?,
             RECOVERY => recovery::measure(&mut figures).await?,
+            PLACEMENT => placement::measure(&mut figures)?,
             _ => burst_and_memory(&world, &mut figures).await?,
         }
     }

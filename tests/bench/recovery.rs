@@ -172,7 +172,7 @@ impl Stage {
             pve: self.pve.node(&self.name),
             journal: Arc::new(self.journal().await?),
             clock: Arc::new(agent::clock::SystemClock),
-            host_load: Box::new(move |_| load),
+            host_load: Box::new(move |_, _| load),
             shims: Arc::new(NoShims),
             faults,
         };

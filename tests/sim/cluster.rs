@@ -259,7 +259,7 @@ impl Cluster {
             pve,
             journal: host.journal.clone(),
             clock: Arc::new(host.clock.clone()),
-            host_load: Box::new(move |_| load),
+            host_load: Box::new(move |_, _| load),
             shims: Arc::new(Doors { pve: self.pve.clone(), watch: self.watch.clone() }),
             faults: Faults {
                 lapse: match self.lapse {

@@ -71,6 +71,35 @@ impl Freezer {
     }
 }
 
+/// What the load needs to know of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// CPU time that it has had, microseconds; `None` where the kernel does not count it.
+    pub cpu_us: Option<u64>,
+    /// Memory that cannot be had back, bytes; `None` where the kernel does not count it.
+    pub memory_bytes: Option<u64>,
+}
+
+/// A container's part of the load, in few reads; `None` when it does not run.
+pub fn share(root: &Path, vmid: Vmid) -> Option<Share> {
+    let id = vmid.to_string();
+    let v2 = root.join("lxc").join(&id);
+    let v1 = |controller: &str| root.join(controller).join("lxc").join(&id);
+    if !v2.exists() && !v1("memory").exists() {
+        return None;
+    }
+    let number = |path: PathBuf| read(&path).trim().parse::<u64>().ok();
+    let cpu_us = field(&read(&v2.join("cpu.stat")), "usage_usec")
+        .or_else(|| number(v1("cpuacct").join("cpuacct.usage")).map(|ns| ns / 1000));
+    let of = |dir: &Path, in_use: &str, cache: &str| {
+        let cache = field(&read(&dir.join("memory.stat")), cache).unwrap_or(0);
+        number(dir.join(in_use)).map(|bytes| bytes.saturating_sub(cache))
+    };
+    let memory_bytes = of(&v2, "memory.current", "inactive_file")
+        .or_else(|| of(&v1("memory"), "memory.usage_in_bytes", "total_inactive_file"));
+    Some(Share { cpu_us, memory_bytes })
+}
+
 /// What a container uses; `None` when it has no cgroup, so does not run.
 pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
     let id = vmid.to_string();

@@ -56,13 +56,23 @@ pub fn identity(members: &[u8]) -> Option<Identity> {
     Some(Identity { node, number })
 }
 
+/// `ha/manager_status`, where a cluster has HA.
+#[derive(Debug, Default, Deserialize)]
+struct Manager {
+    #[serde(default)]
+    node_status: BTreeMap<NodeName, String>,
+}
+
 /// Reads the cluster. Without `.members`, pmxcfs is down: nothing is quorate, and nothing known.
-pub fn cluster(members: Option<&[u8]>, guests: Option<&[u8]>) -> Cluster {
+pub fn cluster(members: Option<&[u8]>, guests: Option<&[u8]>, manager: Option<&[u8]>) -> Cluster {
     let Some(members) = members.and_then(|bytes| serde_json::from_slice::<Members>(bytes).ok())
     else {
         return Cluster::default();
     };
     let guests: Guests = guests.and_then(|g| serde_json::from_slice(g).ok()).unwrap_or_default();
+    let manager: Manager = manager.and_then(|m| serde_json::from_slice(m).ok()).unwrap_or_default();
+    let status = manager.node_status.get(&members.nodename);
+    let maintenance = status.is_some_and(|status| status == "maintenance");
     let mut nodes: BTreeMap<NodeName, Member> = members
         .nodelist
         .into_iter()
@@ -73,6 +83,7 @@ pub fn cluster(members: Option<&[u8]>, guests: Option<&[u8]>) -> Cluster {
         // A node in no cluster has nobody to agree with.
         quorate: members.cluster.is_none_or(|cluster| cluster.quorate == 1),
         members: nodes,
+        maintenance,
         guests: guests
             .ids
             .into_iter()
@@ -110,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_cluster_without_quorum() {
-        let cluster = cluster(Some(MEMBERS.as_bytes()), Some(GUESTS.as_bytes()));
+        let cluster = cluster(Some(MEMBERS.as_bytes()), Some(GUESTS.as_bytes()), None);
         assert!(!cluster.quorate);
         let ip = Some(IpAddr::from([10, 99, 0, 11]));
         assert_eq!(cluster.members[&node("pve1")], Member { ip, online: true });
@@ -124,16 +135,27 @@ mod tests {
     #[test]
     fn a_node_alone() {
         let members = b"{\n\"nodename\": \"pve1\",\n\"version\": 0\n}\n";
-        let cluster = cluster(Some(members), None);
+        let cluster = cluster(Some(members), None, None);
         assert!(cluster.quorate && cluster.guests.is_empty());
         assert_eq!(cluster.members[&node("pve1")], Member { ip: None, online: true });
         assert_eq!(identity(members), Some(Identity { node: node("pve1"), number: 1 }));
     }
 
     #[test]
+    fn maintenance_is_what_the_ha_manager_says_of_this_node() {
+        let of = |status: &str| {
+            let manager = format!(r#"{{"master_node":"pve1","node_status":{{{status}}}}}"#);
+            cluster(Some(MEMBERS.as_bytes()), None, Some(manager.as_bytes())).maintenance
+        };
+        assert!(of(r#""pve1":"online","pve2":"maintenance""#));
+        assert!(!of(r#""pve1":"maintenance","pve2":"online""#));
+        assert!(!cluster(Some(MEMBERS.as_bytes()), None, Some(b"broken")).maintenance);
+    }
+
+    #[test]
     fn pmxcfs_down_is_not_an_empty_cluster() {
         for members in [None, Some(b"".as_slice()), Some(b"{}".as_slice())] {
-            let cluster = cluster(members, None);
+            let cluster = cluster(members, None, None);
             assert!(!cluster.quorate && cluster.members.is_empty());
         }
     }

@@ -478,6 +478,7 @@ impl Pve for FakePve {
             quorate: world.quorate,
             members: world.nodes.keys().map(member).collect(),
             guests: world.guests.iter().map(|(id, guest)| (*id, guest.node.clone())).collect(),
+            maintenance: false,
         }
     }
 

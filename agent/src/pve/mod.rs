@@ -122,6 +122,8 @@ pub struct Cluster {
     pub members: BTreeMap<NodeName, Member>,
     /// Every guest of the cluster, whatever its kind, and its node.
     pub guests: BTreeMap<Vmid, NodeName>,
+    /// PVE's HA manager has this node in maintenance.
+    pub maintenance: bool,
 }
 
 /// A node of the cluster.

@@ -147,9 +147,12 @@ impl Host {
 
     async fn cluster(&self) -> Cluster {
         let read = |name| self.files.read(self.places.root.join(name));
-        let (members, guests) = tokio::join!(read(".members"), read(".vmlist"));
+        let (members, guests, manager) =
+            tokio::join!(read(".members"), read(".vmlist"), read("ha/manager_status"));
         let members = members.inspect_err(|error| tracing::warn!(%error, "pmxcfs was not read"));
-        cluster::cluster(members.ok().flatten().as_deref(), guests.ok().flatten().as_deref())
+        let (members, guests, manager) =
+            (members.ok().flatten(), guests.ok().flatten(), manager.ok().flatten());
+        cluster::cluster(members.as_deref(), guests.as_deref(), manager.as_deref())
     }
 
     /// Refuses a change while the cluster could not take it: `pct destroy` without quorum removes

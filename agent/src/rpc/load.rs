@@ -1,8 +1,11 @@
 //! The load report: what the host says of itself, and what the sandboxes take of it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use proto::sandbox::v1::NodeLoad;
@@ -10,6 +13,7 @@ use tokio::sync::watch;
 
 use super::convert;
 use crate::{
+    journal::intake::Intake,
     load::HostLoad,
     pve::StorageRoom,
     sandbox::{Sandboxes, Tally},
@@ -38,7 +42,17 @@ impl Reporter {
         let room = self.room().await;
         let mut templates: Vec<_> = options.templates.iter().collect();
         templates.sort_by_key(|template| &template.snapshot);
+        // A snapshot of several templates is made from the one that the fewest wait for.
+        let mut queues: BTreeMap<_, usize> = BTreeMap::new();
+        for template in &templates {
+            let queued = self.sandboxes.queued(template.vmid);
+            let least = queues.entry(&template.snapshot).or_insert(queued);
+            *least = queued.min(*least);
+        }
         templates.dedup_by_key(|template| &template.snapshot);
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let cluster = self.sandboxes.pve().cluster().await;
+        let intake = self.sandboxes.intake().intake;
         NodeLoad {
             cores: host.cores,
             cpu_busy: host.cpu_busy,
@@ -56,13 +70,29 @@ impl Reporter {
             storage_total: room.total,
             vmids_free: tally.vmids_free,
             ips_free: tally.ips_free,
-            quorate: self.sandboxes.pve().cluster().await.quorate,
+            quorate: cluster.quorate,
             snapshots: templates.iter().map(|template| template.snapshot.to_string()).collect(),
             start_ms: tally.start_ms,
             // Taken last: a report of a higher number has seen at least as much.
             seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
             taken_at: Some(convert::timestamp(self.sandboxes.now_ms())),
             snapshot_sizes: templates.iter().map(|template| template.size.into()).collect(),
+            cpu_busy_60s: host.cpu_busy_60s,
+            psi_memory_full: host.psi_memory_full,
+            psi_io_full: host.psi_io_full,
+            foreign_cores: host.foreign_cores,
+            foreign_memory: host.foreign_memory,
+            young_cores: Some(f64::from(tally.young_cores)),
+            start_slots: count(options.limits.starts_max),
+            snapshot_queues: queues.values().map(|&queued| count(queued)).collect(),
+            snapshot_queue_max: count(options.limits.clone_queue_max),
+            maintenance: cluster.maintenance,
+            // Only `lvs` and an ioctl tell, and neither is used for a report.
+            thin_data_used: 0.0,
+            thin_metadata_used: 0.0,
+            cordoned: intake == Intake::Cordoned,
+            draining: intake == Intake::Draining,
+            labels: Vec::new(),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use proto::{
-    id::{SandboxId, SandboxRef},
+    id::{SandboxId, SandboxRef, Vmid},
     reason,
 };
 
@@ -27,11 +27,23 @@ pub struct Tally {
     pub vmids_free: u32,
     /// Addresses that can be leased.
     pub ips_free: u32,
+    /// Cores, at most 4 a sandbox, of those that boot or came up less than 15 s ago.
+    pub young_cores: u32,
     /// Median of what starts took lately, milliseconds; 0 when unknown.
     pub start_ms: u32,
 }
 
+/// What has come up is at its busiest for so long.
+const YOUNG_MS: u64 = 15_000;
+/// Cores that a sandbox keeps busy then, at most.
+const YOUNG_CORES_MAX: u32 = 4;
+
 impl Sandboxes {
+    /// Creations that wait for a turn at this template.
+    pub fn queued(&self, template: Vmid) -> usize {
+        self.gate.queued(template)
+    }
+
     /// The sandbox that has this name: one that lives, else the last that did. Never waits.
     pub fn known(&self, name: &SandboxRef) -> Option<Known> {
         self.index.known(name)
@@ -137,6 +149,21 @@ impl Sandboxes {
                 | Phase::Deleting
                 | Phase::Deleted
                 | Phase::Failed => continue,
+            }
+            let fresh = self.now_ms().saturating_sub(record.started_ms) < YOUNG_MS;
+            let boots = match record.phase {
+                Phase::Creating | Phase::Starting => true,
+                Phase::Running => fresh,
+                Phase::Undoing
+                | Phase::Paused
+                | Phase::Stopping
+                | Phase::Stopped
+                | Phase::Deleting
+                | Phase::Deleted
+                | Phase::Failed => false,
+            };
+            if boots {
+                tally.young_cores += record.size.cpu_cores.min(YOUNG_CORES_MAX);
             }
             tally.memory_allocated += u64::from(record.size.memory_mib) << 20;
             tally.cores_allocated += record.size.cpu_cores;

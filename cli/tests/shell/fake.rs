@@ -578,6 +578,7 @@ impl SandboxService for Service {
             decided_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 0 }),
             nodes: vec![fits, out],
             attempt: 1,
+            holders: 2,
         };
         Ok(Response::new(ExplainPlacementResponse { decision: Some(decision) }))
     }

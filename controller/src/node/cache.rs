@@ -99,8 +99,10 @@ struct Inner {
     by_id: BTreeMap<SandboxId, Entry>,
     by_vmid: BTreeMap<Vmid, BTreeSet<SandboxId>>,
     by_team: BTreeMap<Team, BTreeSet<SandboxId>>,
+    /// Living sandboxes, by team and by node.
+    counts: BTreeMap<Team, BTreeMap<NodeName, u32>>,
     /// Living sandboxes.
-    counts: BTreeMap<NodeName, BTreeMap<Team, u32>>,
+    on: BTreeMap<NodeName, u32>,
     /// Nodes that answer.
     up: BTreeSet<NodeName>,
     inventories: BTreeMap<NodeName, u64>,
@@ -405,14 +407,17 @@ impl Cache {
         self.inner().by_id.values().cloned().collect()
     }
 
-    /// Living sandboxes of a team on a node.
-    pub fn of_team(&self, node: &NodeName, team: &Team) -> u32 {
-        self.inner().counts.get(node).and_then(|teams| teams.get(team)).copied().unwrap_or_default()
+    /// Hands `with` how many living sandboxes a team has on each node. Held for one decision about
+    /// many nodes, so that they are counted at one moment and looked up at once.
+    pub fn of_team<T>(&self, team: &Team, with: impl FnOnce(&dyn Fn(&NodeName) -> u32) -> T) -> T {
+        let inner = self.inner();
+        let counts = inner.counts.get(team);
+        with(&|node| counts.and_then(|nodes| nodes.get(node)).copied().unwrap_or_default())
     }
 
     /// Living sandboxes on a node.
     pub fn on(&self, node: &NodeName) -> u32 {
-        self.inner().counts.get(node).map(|teams| teams.values().sum()).unwrap_or_default()
+        self.inner().on.get(node).copied().unwrap_or_default()
     }
 
     /// Counts up at every change of one sandbox.
@@ -480,8 +485,17 @@ impl Inner {
 
     fn count(&mut self, entry: &Entry, add: bool) {
         let Some(node) = entry.node.clone().filter(|_| !entry.ended()) else { return };
-        let count = self.counts.entry(node).or_default().entry(entry.team.clone()).or_default();
-        *count = if add { *count + 1 } else { *count - 1 };
+        let change = |count: &mut u32| *count = if add { *count + 1 } else { *count - 1 };
+        change(self.on.entry(node.clone()).or_default());
+        let nodes = self.counts.entry(entry.team.clone()).or_default();
+        let count = nodes.entry(node.clone()).or_default();
+        change(count);
+        if *count == 0 {
+            nodes.remove(&node);
+        }
+        if nodes.is_empty() {
+            self.counts.remove(&entry.team);
+        }
     }
 
     fn remove(&mut self, id: &SandboxId) {
@@ -602,7 +616,7 @@ mod tests {
         assert_eq!(phase(&cache, 1), Some(Phase::Creating));
         cache.settle(&id(1), second, 1, |_, _| {});
         assert_eq!(phase(&cache, 1), Some(Phase::Running));
-        assert_eq!((cache.of_team(&node("n1"), &red), cache.of_team(&node("n2"), &red)), (0, 1));
+        assert_eq!(cache.of_team(&red, |on| (on(&node("n1")), on(&node("n2")))), (0, 1));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        let was_up = node.set_down(Some(error.to_string()));
+        let was_up = nodes.set_down(&node, Some(error.to_string()));
         if was_up || !told {
             tracing::warn!(node = %node.name, %error, "a node is down");
             nodes.turned(&node, false, error.to_string());
@@ -88,7 +88,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
     if hello.node != node.name.as_str() {
         return Err(Error::Nonsense(format!("it says that it is {}", hello.node)));
     }
-    let met = node.connected(&hello.version, &hello.journal_id);
+    let met = nodes.connected(node, &hello.version, &hello.journal_id);
     let mut told = 0;
     nodes.epoch.meet(hello.epoch, met).await.map_err(|e| Error::Unknown(e.to_string()))?;
     if !nodes.epoch.fenced() {
@@ -140,7 +140,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
                 call_off(nodes, node, id, attempt).await?;
             }
         }
-        if whole && node.set_down(None) {
+        if whole && nodes.set_down(node, None) {
             tracing::info!(node = %node.name, version = hello.version, "a node is up");
             nodes.cache.set_up(&node.name, true);
             nodes.turned(node, true, format!("its agent is {}", hello.version));

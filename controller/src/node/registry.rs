@@ -20,12 +20,9 @@ use super::{Cache, Client, Connector, Entry, Error, epoch::Epoch, link};
 use crate::{
     clock::{Clock, Random},
     events::{self, Log, Told},
-    placement::{self, Decision, Ledger, Limits, NodeView},
+    placement::{self, Ask, Before, Decided, Decision, Fleet, Limits, Look, Words},
     store::{self, Event, Store},
 };
-
-/// One call that got no answer keeps new work away for this long, or until the agent answers again.
-const BREAKER: Duration = Duration::from_secs(30);
 
 /// Where the nodes come from.
 #[derive(Debug, Clone)]
@@ -49,6 +46,8 @@ pub struct Node {
     pub address: String,
     /// Calls to its agent.
     pub client: Client,
+    /// Its place in the fleet.
+    slot: u32,
     state: Mutex<State>,
     /// Nobody watches it any more.
     given_up: CancellationToken,
@@ -66,7 +65,6 @@ struct State {
     report: Option<(NodeLoad, Instant)>,
     /// No report has come over this connection yet.
     first_report: bool,
-    breaker_until: Option<Instant>,
     /// Attempts that it holds although they were given up: the store that owed it their cancels was
     /// lost.
     void: BTreeMap<SandboxId, u32>,
@@ -109,14 +107,11 @@ impl Node {
         self.state().journal = journal;
     }
 
-    /// A new connection; true when it is not the first in this controller's life.
-    pub(super) fn connected(&self, version: &str, journal_id: &str) -> bool {
+    fn connected(&self, version: &str, journal_id: &str) -> bool {
         let mut state = self.state();
         version.clone_into(&mut state.version);
         state.journal_id = journal_id.into();
         state.first_report = true;
-        // It has just answered: what was lost was the connection.
-        state.breaker_until = None;
         std::mem::replace(&mut state.met, true)
     }
 
@@ -125,25 +120,11 @@ impl Node {
         self.state().void.pop_first()
     }
 
-    pub(super) fn set_down(&self, down: Option<String>) -> bool {
+    fn set_down(&self, down: Option<String>) -> bool {
         let mut state = self.state();
         let changed = state.down.is_some() != down.is_some();
         state.down = down;
         changed
-    }
-
-    fn view(&self, now: Instant) -> NodeView {
-        let state = self.state();
-        NodeView {
-            name: self.name.clone(),
-            down: state.down.clone(),
-            breaker_open: state.breaker_until.is_some_and(|until| now < until),
-            report: state.report.as_ref().map(|(load, at)| (load.clone(), now - *at)),
-            reserved: placement::Reserved::default(),
-            team_sandboxes: 0,
-            refused: None,
-            failed: None,
-        }
     }
 }
 
@@ -173,7 +154,10 @@ pub struct Nodes {
     nodes: Mutex<BTreeMap<NodeName, Arc<Node>>>,
     /// Nodes that were given up. They come back when they are online again.
     forgotten: Mutex<BTreeSet<NodeName>>,
-    ledger: Mutex<Ledger>,
+    /// The nodes as decisions see them. Locked before `nodes`, and that before a node's state.
+    fleet: Mutex<Fleet>,
+    /// Reports are stamped with the time since then.
+    born: Instant,
     news: watch::Sender<u64>,
     /// Cancelled when the cache holds what the store remembers. No node is listened to before: its
     /// word would be taken for the first on every sandbox.
@@ -195,6 +179,9 @@ impl Nodes {
         (clock, random): (Arc<dyn Clock>, Arc<dyn Random>),
         (tasks, stop): (TaskTracker, CancellationToken),
     ) -> Result<Arc<Self>, store::Error> {
+        let mut seed = [0; 8];
+        random.fill(&mut seed);
+        let fleet = Fleet::new(options.limits, u64::from_le_bytes(seed));
         let nodes = Arc::new(Self {
             cache: Cache::default(),
             epoch: Epoch::start(store.clone()).await?,
@@ -206,7 +193,8 @@ impl Nodes {
             connector,
             nodes: Mutex::default(),
             forgotten: Mutex::new(store.forgotten_nodes().await?.into_iter().collect()),
-            ledger: Mutex::default(),
+            fleet: Mutex::new(fleet),
+            born: Instant::now(),
             news: watch::channel(0).0,
             recalled: CancellationToken::new(),
             tasks,
@@ -224,6 +212,7 @@ impl Nodes {
     }
 
     fn add(self: &Arc<Self>, name: &NodeName, address: &str) {
+        let mut fleet = self.fleet();
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         if nodes.contains_key(name) {
             return;
@@ -239,6 +228,7 @@ impl Nodes {
             name: name.clone(),
             address: address.to_owned(),
             client: Client::new(channel),
+            slot: fleet.add(name.clone()),
             state: Mutex::new(State {
                 down: Some("not connected yet".into()),
                 version: String::new(),
@@ -246,7 +236,6 @@ impl Nodes {
                 journal: None,
                 report: None,
                 first_report: true,
-                breaker_until: None,
                 void: BTreeMap::new(),
                 met: false,
             }),
@@ -304,6 +293,7 @@ impl Nodes {
         self.forgotten().insert(name.clone());
         let node = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         if let Some(node) = node {
+            self.fleet().remove(node.slot);
             node.given_up.cancel();
         }
         self.cache.set_up(name, false);
@@ -340,8 +330,17 @@ impl Nodes {
         self.news.send_modify(|news| *news += 1);
     }
 
+    fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Milliseconds by the clock that reports are stamped with.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Decides where a creation goes, and reserves it there in the same step, so that creations that
-    /// are decided at once see each other. Without an id it is only a thought.
+    /// are decided at once see each other. Without an id it is only a thought, and about all nodes.
     pub fn place(
         &self,
         id: Option<SandboxId>,
@@ -350,45 +349,65 @@ impl Nodes {
         attempt: u32,
         tried: &Tried,
     ) -> Decision {
-        let now = Instant::now();
-        let nodes = self.all();
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, now_ms) = (Instant::now(), self.now_ms());
+        let decided_ms = self.clock.now_ms();
+        let look = if id.is_some() { Look::default() } else { Look::All };
+        let mut fleet = self.fleet();
         if let Some(id) = &id {
-            ledger.release(id);
+            fleet.release(id);
         }
-        let views: Vec<_> = nodes
-            .iter()
-            .map(|node| NodeView {
-                reserved: ledger.on(&node.name),
-                team_sandboxes: self.cache.of_team(&node.name, team),
-                refused: tried
-                    .refused
-                    .get(&node.name)
-                    .filter(|(until, _)| now < *until)
-                    .map(|(_, why)| why.clone()),
-                failed: tried.failed.get(&node.name).cloned(),
-                ..node.view(now)
-            })
-            .collect();
-        let decision =
-            placement::place(&views, spec, &self.options.limits, attempt, self.clock.now_ms());
-        if let (Some(id), Some(chosen)) = (id, decision.node()) {
-            let size = views.iter().find(|view| view.name == *chosen).and_then(|v| v.need(spec));
-            ledger.reserve(id, chosen.clone(), size.unwrap_or_default());
+        let met = met(&fleet, tried, now);
+        // A name that nobody has is no node's.
+        let wish = spec.node.as_ref().map(|name| fleet.find(name).unwrap_or(u32::MAX));
+        let names = fleet.names();
+        let (choice, size, holders, verdicts) = self.cache.of_team(team, |count| {
+            let team = |node: u32| names.get(node as usize).map_or(0, count);
+            let ask = Ask {
+                size: spec.size,
+                network: spec.network,
+                wish,
+                affinity: placement::Affinity::default(),
+                met: &met,
+                team: &team,
+            };
+            let choice = fleet.choose(&spec.snapshot, &ask, look, now_ms);
+            let decided = Decided { snapshot: &spec.snapshot, ask: &ask, choice: &choice, look };
+            let words = |node: u32| self.words(fleet.name(node), tried);
+            let verdicts = fleet.explain(&decided, now_ms, &words);
+            let holders = fleet.holders(&spec.snapshot);
+            let chosen = choice.best.first();
+            let holder = chosen.and_then(|best| holders.iter().find(|h| h.node == best.node));
+            let size = holder.map(|holder| spec.size.or(holder.size)).unwrap_or_default();
+            (choice, size, holders.len(), verdicts)
+        });
+        if let (Some(id), Some(best)) = (id, choice.best.first()) {
+            fleet.reserve(id, best.node, size, now_ms);
         }
-        decision
+        let holders = u32::try_from(holders).unwrap_or(u32::MAX);
+        Decision { attempt, decided_ms, holders, verdicts }
+    }
+
+    /// What a node, or what we, said of it.
+    fn words(&self, name: &NodeName, tried: &Tried) -> Words {
+        Words {
+            down: self.get(name).and_then(|node| node.down()),
+            refused: tried.refused.get(name).map(|(_, why)| why.clone()),
+            failed: tried.failed.get(name).cloned(),
+        }
     }
 
     /// The creation is on no node, or not any more.
     pub fn release(&self, id: &SandboxId) {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).release(id);
+        self.fleet().release(id);
     }
 
     /// A node took a creation; `load` was taken after that.
     pub fn admitted(&self, node: &Node, id: &SandboxId, load: Option<NodeLoad>) {
-        node.state().breaker_until = None;
         let seq = load.as_ref().map_or(0, |load| load.seq);
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).admitted(id, seq);
+        let mut fleet = self.fleet();
+        fleet.answered(node.slot);
+        fleet.admitted(id, seq);
+        drop(fleet);
         if let Some(load) = load {
             self.reported(node, load, false);
         }
@@ -401,27 +420,39 @@ impl Nodes {
         }
     }
 
+    /// A new connection; true when it is not the first in this controller's life.
+    pub(super) fn connected(&self, node: &Node, version: &str, journal_id: &str) -> bool {
+        // It has just answered: what was lost was the connection.
+        self.fleet().answered(node.slot);
+        node.connected(version, journal_id)
+    }
+
+    /// A node can, or cannot, be called; true when that is new.
+    pub(super) fn set_down(&self, node: &Node, down: Option<String>) -> bool {
+        self.fleet().set_down(node.slot, down.is_some());
+        node.set_down(down)
+    }
+
     /// A report came. `streamed`: over the watch, in order.
     pub(super) fn reported(&self, node: &Node, load: NodeLoad, streamed: bool) {
-        let first = {
+        {
+            // Both at once, so that of two reports the later one stands in both places.
+            let mut fleet = self.fleet();
             let mut state = node.state();
             let newer = state.report.as_ref().is_none_or(|(last, _)| load.seq > last.seq);
             if !(newer || streamed && state.first_report) {
                 return;
             }
             let first = streamed && std::mem::replace(&mut state.first_report, false);
-            state.report = Some((load.clone(), Instant::now()));
-            first
-        };
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        ledger.reported(&node.name, load.seq, first);
-        drop(ledger);
+            fleet.reported(node.slot, &load, self.now_ms(), first);
+            state.report = Some((load, Instant::now()));
+        }
         self.announce();
     }
 
     /// A call got no answer: no new work for a while.
     pub fn trip(&self, node: &Node) {
-        node.state().breaker_until = Some(Instant::now() + BREAKER);
+        self.fleet().trip(node.slot, self.now_ms());
     }
 
     /// A refusal of our epoch by a node means that we were replaced.
@@ -528,17 +559,21 @@ impl Nodes {
 
     /// The nodes as operators see them.
     pub fn statuses(&self) -> Vec<NodeStatus> {
-        let now = Instant::now();
+        let (now, now_ms) = (Instant::now(), self.now_ms());
         let status = |node: Arc<Node>| {
-            let view = node.view(now);
-            let age = view.report.as_ref().map(|(_, age)| *age);
-            let not_ready = match (view.down, age) {
+            let view = *self.fleet().view(node.slot);
+            let state = node.state();
+            let report = state.report.as_ref().map(|(load, at)| (load.clone(), now - *at));
+            let (down, version) = (state.down.clone(), state.version.clone());
+            drop(state);
+            let age = report.as_ref().map(|(_, age)| *age);
+            let not_ready = match (down, age) {
                 (Some(why), _) => Some(why),
                 (None, None) => Some("it has not reported yet".into()),
-                (None, Some(age)) if age > placement::STALE => {
+                (None, Some(age)) if age.as_millis() > u128::from(placement::STALE_MS) => {
                     Some(format!("last reported {} s ago", age.as_secs()))
                 }
-                (None, Some(_)) if view.breaker_open => {
+                (None, Some(_)) if view.breaker_open(now_ms) => {
                     Some("it let a call time out a moment ago".into())
                 }
                 (None, Some(_)) => None,
@@ -547,11 +582,19 @@ impl Nodes {
                 name: node.name.clone(),
                 address: node.address.clone(),
                 not_ready,
-                version: node.state().version.clone(),
-                report: view.report,
+                version,
+                report,
                 sandboxes: self.cache.on(&node.name),
             }
         };
         self.all().into_iter().map(status).collect()
     }
+}
+
+/// Nodes that a creation has met, as far as that still stands.
+fn met(fleet: &Fleet, tried: &Tried, now: Instant) -> Vec<(u32, Before)> {
+    let failed = tried.failed.keys().map(|name| (name, Before::Failed));
+    let refused = tried.refused.iter().filter(|(_, (until, _))| now < *until);
+    let all = failed.chain(refused.map(|(name, _)| (name, Before::Refused)));
+    all.filter_map(|(name, before)| Some((fleet.find(name)?, before))).collect()
 }

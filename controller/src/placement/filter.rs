@@ -1,14 +1,16 @@
 //! Which nodes cannot take a creation, each with its reason.
 
-use std::time::Duration;
-
-use proto::{
-    sandbox::v1::NodeLoad,
-    spec::{Size, Spec},
-};
+use proto::spec::Network;
 use serde::{Deserialize, Serialize};
 
-use super::{Limits, NodeView, Obstacle, STALE};
+use super::{Ask, Before, Holder, Limits, NodeView, Now, Obstacle, STALE_MS, view::as_f64};
+
+/// With all work waiting for memory for longer than this share of the time, or for a disk for longer
+/// than the other, more work makes everything slower.
+const MEMORY_STALL_MAX: f64 = 0.1;
+const IO_STALL_MAX: f64 = 0.4;
+/// Share of a thin pool that may be in use: one that is full stops everything that is on it.
+const THIN_USED_MAX: f64 = 0.95;
 
 /// Why a node was out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -30,16 +32,30 @@ pub enum Filtered {
     SnapshotMissing,
     /// Its cluster has no quorum.
     NoQuorum,
+    /// It is to get no new work.
+    Cordoned,
+    /// It is being emptied.
+    Draining,
+    /// PVE has it in maintenance.
+    Maintenance,
+    /// A label that is required is missing, or one that is forbidden is there.
+    Labels,
     /// It refused this creation a moment ago.
     Refused,
     /// This creation failed on it.
     FailedBefore,
     /// The request is larger than the whole node.
     TooLarge,
+    /// The cores handed out have reached their sum.
+    CpuSum,
     /// The memory handed out has reached its sum.
     MemorySum,
     /// Too much of the memory is in use.
     MemoryUsed,
+    /// All work on it waits for memory or a disk for much of the time.
+    Stalled,
+    /// Too many creations wait for the snapshot.
+    QueueFull,
     /// Too little of the storage is free.
     StorageFull,
     /// No vmid is left.
@@ -60,11 +76,18 @@ impl Filtered {
             Self::ReportOld => "REPORT_OLD",
             Self::SnapshotMissing => "SNAPSHOT_MISSING",
             Self::NoQuorum => "NO_QUORUM",
+            Self::Cordoned => "CORDONED",
+            Self::Draining => "DRAINING",
+            Self::Maintenance => "MAINTENANCE",
+            Self::Labels => "LABELS",
             Self::Refused => "REFUSED",
             Self::FailedBefore => "FAILED_BEFORE",
             Self::TooLarge => "TOO_LARGE",
+            Self::CpuSum => "CPU_SUM",
             Self::MemorySum => "MEMORY_SUM",
             Self::MemoryUsed => "MEMORY_USED",
+            Self::Stalled => "STALLED",
+            Self::QueueFull => "QUEUE_FULL",
             Self::StorageFull => "STORAGE_FULL",
             Self::VmidsExhausted => "VMIDS_EXHAUSTED",
             Self::AddressesExhausted => "ADDRESSES_EXHAUSTED",
@@ -78,10 +101,17 @@ impl Filtered {
             }
             Self::NoQuorum => Obstacle::NoQuorum,
             Self::FailedBefore => Obstacle::Failed,
-            Self::TooLarge => Obstacle::TooLarge,
-            Self::Refused
+            Self::TooLarge | Self::Labels => Obstacle::Unfit,
+            // An operator's word or the load's: both pass.
+            Self::Cordoned
+            | Self::Draining
+            | Self::Maintenance
+            | Self::Refused
+            | Self::CpuSum
             | Self::MemorySum
             | Self::MemoryUsed
+            | Self::Stalled
+            | Self::QueueFull
             | Self::StorageFull
             | Self::VmidsExhausted
             | Self::AddressesExhausted
@@ -93,109 +123,87 @@ impl Filtered {
     }
 }
 
-/// A node that can take it.
-pub(super) struct Fit<'a> {
-    pub(super) node: &'a NodeView,
-    pub(super) load: &'a NodeLoad,
-    pub(super) age: Duration,
-    pub(super) size: Size,
-}
-
-const MIB: u64 = 1024 * 1024;
-
-/// Passes a node or says why not. What never changes is asked first, so that the reason is the one
-/// that the caller can do something about.
-pub(super) fn check<'a>(
-    node: &'a NodeView,
-    spec: &Spec,
-    limits: &Limits,
-) -> Result<Fit<'a>, (Filtered, String)> {
-    let out = |filtered, detail: String| Err((filtered, detail));
-    if let Some(wish) = &spec.node
-        && *wish != node.name
-    {
-        return out(Filtered::NotWished, format!("{wish} was asked for"));
-    }
-    // An old report still tells which snapshots a node holds.
-    if node.report.is_some() && node.need(spec).is_none() {
-        return out(Filtered::SnapshotMissing, format!("does not hold {}", spec.snapshot));
-    }
-    if let Some(failed) = &node.failed {
-        return out(Filtered::FailedBefore, format!("this creation failed here: {failed}"));
-    }
-    if let Some(why) = &node.down {
-        return out(Filtered::NotReady, format!("its agent does not answer: {why}"));
-    }
-    let Some((load, age)) = &node.report else {
-        return out(Filtered::NeverReported, "its agent has not reported yet".into());
-    };
-    if *age > STALE {
-        return out(Filtered::ReportStale, format!("last reported {} s ago", age.as_secs()));
-    }
-    if node.breaker_open {
-        return out(Filtered::BreakerOpen, "its agent let a call time out a moment ago".into());
-    }
-    if !load.quorate {
-        return out(Filtered::NoQuorum, "its cluster has no quorum".into());
-    }
-    let size = node.need(spec).unwrap_or_default();
-    memory(node, load, size, limits)?;
-    if let Some(refused) = &node.refused {
-        return out(Filtered::Refused, format!("refused it a moment ago: {refused}"));
-    }
-    let free = ratio(load.storage_free, load.storage_total);
-    if load.storage_total > 0 && free < limits.storage_free_min {
-        return out(Filtered::StorageFull, format!("{:.0} % of its storage is free", free * 100.0));
-    }
-    if load.vmids_free <= node.reserved.sandboxes {
-        return out(Filtered::VmidsExhausted, "no vmid is left in its range".into());
-    }
-    let leases = spec.network == proto::spec::Network::Static;
-    if leases && load.ips_free <= node.reserved.sandboxes {
-        return out(Filtered::AddressesExhausted, "no address is left in its pool".into());
-    }
-    Ok(Fit { node, load, age: *age, size })
-}
-
-fn memory(
+/// Passes a node that holds the snapshot, or says why not. What never changes is asked first, so that
+/// the reason is the one that the caller can do something about.
+pub(super) fn check(
     node: &NodeView,
-    load: &NodeLoad,
-    size: Size,
+    holder: &Holder,
+    ask: &Ask<'_>,
     limits: &Limits,
-) -> Result<(), (Filtered, String)> {
-    let gib = |bytes: f64| bytes / (1024.0 * 1024.0 * 1024.0);
-    let ask = as_f64(u64::from(size.memory_mib) * MIB);
-    let room = as_f64(load.memory_total) * limits.memory_overcommit;
-    if ask > room {
-        let detail = format!("asks {:.1} GiB of {:.1} GiB in all", gib(ask), gib(room));
-        return Err((Filtered::TooLarge, detail));
+    now: &Now,
+) -> Result<(), Filtered> {
+    let load = &node.load;
+    let out_if = |out, why| if out { Err(why) } else { Ok(()) };
+    out_if(ask.wish.is_some_and(|wish| wish != holder.node), Filtered::NotWished)?;
+    let before = ask.before(holder.node);
+    out_if(before == Some(Before::Failed), Filtered::FailedBefore)?;
+    out_if(node.down, Filtered::NotReady)?;
+    let age_ms = node.age_ms(now.ms).ok_or(Filtered::NeverReported)?;
+    out_if(age_ms > STALE_MS, Filtered::ReportStale)?;
+    out_if(node.breaker_open(now.ms), Filtered::BreakerOpen)?;
+    out_if(!load.quorate, Filtered::NoQuorum)?;
+    out_if(load.draining, Filtered::Draining)?;
+    out_if(load.cordoned, Filtered::Cordoned)?;
+    out_if(load.maintenance, Filtered::Maintenance)?;
+    let affinity = &ask.affinity;
+    let fits = load.labels & affinity.required == affinity.required
+        && load.labels & affinity.forbidden == 0;
+    out_if(!fits, Filtered::Labels)?;
+    room(node, holder, ask, limits)?;
+    out_if(before == Some(Before::Refused), Filtered::Refused)?;
+    let stalled = load.psi_memory_full > MEMORY_STALL_MAX || load.psi_io_full > IO_STALL_MAX;
+    out_if(stalled, Filtered::Stalled)?;
+    let waiting = holder.queued.saturating_add(node.reserved.sandboxes);
+    out_if(holder.queue_max > 0 && waiting >= holder.queue_max, Filtered::QueueFull)?;
+    let storage_full = load.storage_free.is_some_and(|free| free < limits.storage_free_min);
+    out_if(storage_full || load.thin_used > THIN_USED_MAX, Filtered::StorageFull)?;
+    out_if(load.vmids_free <= node.reserved.sandboxes, Filtered::VmidsExhausted)?;
+    let leases = ask.network == Network::Static;
+    out_if(leases && load.ips_free <= node.reserved.sandboxes, Filtered::AddressesExhausted)
+}
+
+/// What there is to hand out, and what is handed out.
+pub(super) struct Room {
+    pub(super) memory_asked: f64,
+    pub(super) memory_given: f64,
+    pub(super) memory: f64,
+    pub(super) cores_asked: f64,
+    pub(super) cores_given: f64,
+    pub(super) cores: f64,
+}
+
+impl Room {
+    pub(super) fn of(node: &NodeView, holder: &Holder, ask: &Ask<'_>, limits: &Limits) -> Self {
+        let (load, reserved) = (&node.load, &node.reserved);
+        let size = ask.size.or(holder.size);
+        Self {
+            memory_asked: as_f64(u64::from(size.memory_mib) << 20),
+            memory_given: load.memory_allocated + as_f64(reserved.memory_bytes),
+            memory: load.memory_total * limits.memory_overcommit,
+            cores_asked: f64::from(size.cpu_cores.max(1)),
+            cores_given: load.cores_allocated + f64::from(reserved.cores),
+            cores: if limits.cpu_overcommit > 0.0 {
+                load.cores * limits.cpu_overcommit
+            } else {
+                f64::INFINITY
+            },
+        }
     }
-    let given = as_f64(load.memory_allocated) + as_f64(node.reserved.memory_bytes);
-    if given + ask > room {
-        let detail = format!(
-            "{:.1} of {:.1} GiB are handed out, {:.1} more do not fit",
-            gib(given),
-            gib(room),
-            gib(ask)
-        );
-        return Err((Filtered::MemorySum, detail));
+}
+
+fn room(node: &NodeView, holder: &Holder, ask: &Ask<'_>, limits: &Limits) -> Result<(), Filtered> {
+    let room = Room::of(node, holder, ask, limits);
+    if room.memory_asked > room.memory || room.cores_asked > room.cores {
+        return Err(Filtered::TooLarge);
     }
-    let used = 1.0 - ratio(load.memory_available, load.memory_total);
-    if used >= limits.memory_used_max {
-        return Err((
-            Filtered::MemoryUsed,
-            format!("{:.0} % of its memory is in use", used * 100.0),
-        ));
+    if room.memory_given + room.memory_asked > room.memory {
+        return Err(Filtered::MemorySum);
+    }
+    if room.cores_given + room.cores_asked > room.cores {
+        return Err(Filtered::CpuSum);
+    }
+    if node.load.memory_used >= limits.memory_used_max * node.load.memory_total {
+        return Err(Filtered::MemoryUsed);
     }
     Ok(())
-}
-
-/// Sizes and counts stay far below 2^52, where this is exact.
-#[expect(clippy::cast_precision_loss, reason = "exact below 2^52; a score needs no more")]
-pub(super) fn as_f64(number: u64) -> f64 {
-    number as f64
-}
-
-pub(super) fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { as_f64(part) / as_f64(whole) }
 }

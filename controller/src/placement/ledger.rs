@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use proto::{id::SandboxId, name::NodeName, spec::Size};
+use proto::{id::SandboxId, spec::Size};
 
 use super::score::BOOT_CORES_MAX;
 
@@ -25,7 +25,7 @@ impl Reserved {
         let cores = size.cpu_cores.max(1);
         Self {
             sandboxes: 1,
-            memory_bytes: u64::from(size.memory_mib) * 1024 * 1024,
+            memory_bytes: u64::from(size.memory_mib) << 20,
             cores,
             boot_cores: cores.min(BOOT_CORES_MAX),
         }
@@ -48,9 +48,9 @@ impl Reserved {
 
 #[derive(Debug)]
 struct Reservation {
-    node: NodeName,
+    node: u32,
     what: Reserved,
-    /// Number of the node's report after the admission; a later one counts it.
+    /// Number of the node's report that was made after the admission: it and later ones count it.
     admitted: Option<u64>,
 }
 
@@ -58,20 +58,34 @@ struct Reservation {
 #[derive(Debug, Default)]
 pub struct Ledger {
     by_id: BTreeMap<SandboxId, Reservation>,
-    by_node: BTreeMap<NodeName, Reserved>,
+    by_node: BTreeMap<u32, Account>,
+}
+
+/// What is reserved on one node.
+#[derive(Debug, Default)]
+struct Account {
+    sum: Reserved,
+    ids: Vec<SandboxId>,
 }
 
 impl Ledger {
     /// What is reserved on a node.
-    pub fn on(&self, node: &NodeName) -> Reserved {
-        self.by_node.get(node).copied().unwrap_or_default()
+    pub fn on(&self, node: u32) -> Reserved {
+        self.by_node.get(&node).map(|account| account.sum).unwrap_or_default()
+    }
+
+    /// Where something is reserved for a creation.
+    pub fn node(&self, id: &SandboxId) -> Option<u32> {
+        self.by_id.get(id).map(|held| held.node)
     }
 
     /// Reserves for a creation, in place of what was reserved for it before.
-    pub fn reserve(&mut self, id: SandboxId, node: NodeName, size: Size) {
+    pub fn reserve(&mut self, id: SandboxId, node: u32, size: Size) {
         self.release(&id);
         let what = Reserved::of(size);
-        self.by_node.entry(node.clone()).or_default().add(what);
+        let account = self.by_node.entry(node).or_default();
+        account.sum.add(what);
+        account.ids.push(id);
         self.by_id.insert(id, Reservation { node, what, admitted: None });
     }
 
@@ -85,25 +99,25 @@ impl Ledger {
     /// The node refused it, or it ended.
     pub fn release(&mut self, id: &SandboxId) {
         if let Some(old) = self.by_id.remove(id)
-            && let Some(sum) = self.by_node.get_mut(&old.node)
+            && let Some(account) = self.by_node.get_mut(&old.node)
         {
-            sum.sub(old.what);
+            account.sum.sub(old.what);
+            account.ids.retain(|held| held != id);
+            if account.ids.is_empty() {
+                self.by_node.remove(&old.node);
+            }
         }
     }
 
     /// A report came: what was admitted before it is in it. The first report of a new connection
     /// counts everything that was admitted, because the agent's numbers may have started anew.
-    pub fn reported(&mut self, node: &NodeName, seq: u64, first: bool) {
-        if self.on(node).sandboxes == 0 {
-            return;
-        }
-        let covered: Vec<SandboxId> = self
-            .by_id
-            .iter()
-            .filter(|(_, held)| held.node == *node)
-            .filter(|(_, held)| held.admitted.is_some_and(|admitted| first || seq > admitted))
-            .map(|(id, _)| *id)
-            .collect();
+    pub fn reported(&mut self, node: u32, seq: u64, first: bool) {
+        let Some(account) = self.by_node.get(&node) else { return };
+        let covered = |id: &&SandboxId| {
+            let admitted = self.by_id.get(*id).and_then(|held| held.admitted);
+            admitted.is_some_and(|admitted| first || seq >= admitted)
+        };
+        let covered: Vec<SandboxId> = account.ids.iter().filter(covered).copied().collect();
         for id in covered {
             self.release(&id);
         }
@@ -120,40 +134,36 @@ mod tests {
         SandboxId::new(u64::from(n), &[n; 10])
     }
 
-    fn node(n: u8) -> NodeName {
-        format!("n{n}").parse().expect("name")
-    }
-
     #[test]
-    fn a_reservation_stands_until_a_later_report_has_seen_it() {
+    fn a_reservation_stands_until_a_report_has_seen_it() {
         let mut ledger = Ledger::default();
-        ledger.reserve(id(1), node(1), Size { cpu_cores: 2, memory_mib: 512 });
-        ledger.reported(&node(1), 10, false);
-        assert_eq!(ledger.on(&node(1)).sandboxes, 1, "not admitted yet");
-        ledger.admitted(&id(1), 10);
-        ledger.reported(&node(1), 10, false);
-        assert_eq!(ledger.on(&node(1)).sandboxes, 1, "the same report");
-        ledger.reported(&node(1), 11, false);
-        assert_eq!(ledger.on(&node(1)), Reserved::default());
+        ledger.reserve(id(1), 1, Size { cpu_cores: 2, memory_mib: 512 });
+        ledger.reported(1, 10, false);
+        assert_eq!(ledger.on(1).sandboxes, 1, "not admitted yet");
+        ledger.admitted(&id(1), 12);
+        ledger.reported(1, 11, false);
+        assert_eq!(ledger.on(1).sandboxes, 1, "made before the admission");
+        ledger.reported(1, 12, false);
+        assert_eq!(ledger.on(1), Reserved::default());
     }
 
     proptest! {
         #[test]
-        fn the_sums_equal_a_recount(steps in prop::collection::vec((0u8..4, 0u8..6, 0u8..3, 1u32..9), 0..60)) {
+        fn the_sums_equal_a_recount(steps in prop::collection::vec((0u8..4, 0u8..6, 0u32..3, 1u32..9), 0..60)) {
             let mut ledger = Ledger::default();
             for (step, sandbox, on, cores) in steps {
                 match step {
-                    0 => ledger.reserve(id(sandbox), node(on), Size { cpu_cores: cores, memory_mib: 64 }),
+                    0 => ledger.reserve(id(sandbox), on, Size { cpu_cores: cores, memory_mib: 64 }),
                     1 => ledger.admitted(&id(sandbox), u64::from(cores)),
                     2 => ledger.release(&id(sandbox)),
-                    _ => ledger.reported(&node(on), u64::from(cores), false),
+                    _ => ledger.reported(on, u64::from(cores), false),
                 }
                 for on in 0..3 {
                     let mut sum = Reserved::default();
-                    for held in ledger.by_id.values().filter(|held| held.node == node(on)) {
+                    for held in ledger.by_id.values().filter(|held| held.node == on) {
                         sum.add(held.what);
                     }
-                    prop_assert_eq!(ledger.on(&node(on)), sum);
+                    prop_assert_eq!(ledger.on(on), sum);
                 }
             }
         }

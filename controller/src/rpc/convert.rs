@@ -53,6 +53,7 @@ pub(super) fn decision(decision: Decision) -> wire::PlacementDecision {
         decided_at: Some(timestamp(decision.decided_ms)),
         nodes: nodes.collect(),
         attempt: decision.attempt,
+        holders: decision.holders,
     }
 }
 

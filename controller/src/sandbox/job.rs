@@ -598,7 +598,7 @@ impl Sandboxes {
                 let message = format!("no node that may be chosen holds {}: {why}", spec.snapshot);
                 Some(Error::new(reason::SNAPSHOT_NOT_FOUND, message))
             }
-            Obstacle::TooLarge | Obstacle::Failed => {
+            Obstacle::Unfit | Obstacle::Failed => {
                 Some(Error::new(reason::NO_CAPACITY, format!("no node can take it: {why}")))
             }
         }

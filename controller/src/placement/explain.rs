@@ -1,0 +1,321 @@
+//! Why a creation goes where it goes, in words and numbers, for people. Made from the same filter and
+//! the same score as the decision, after it.
+
+use proto::{
+    name::{NodeName, SnapshotId},
+    spec::Size,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Ask, Choice, Filtered, Fleet, Holder, Look, NodeView, Now,
+    filter::{self, Room},
+    score::{self, PARTS},
+};
+
+/// One part of a score.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// One of `score::PARTS`.
+    pub name: String,
+    /// Its share.
+    pub value: f64,
+}
+
+/// What was thought of one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The node.
+    pub node: NodeName,
+    /// Why it was out; `None` if it was in the choice.
+    pub filtered: Option<Filtered>,
+    /// A sentence to it.
+    pub detail: String,
+    /// Lower is better; 0 when filtered.
+    pub score: f64,
+    /// The parts add up to the score.
+    pub parts: Vec<Part>,
+}
+
+/// Where it should go, and why. Kept with the sandbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Which try of the creation it is for.
+    pub attempt: u32,
+    /// When it was made, milliseconds since 1970.
+    pub decided_ms: u64,
+    /// Nodes that hold the snapshot.
+    #[serde(default)]
+    pub holders: u32,
+    /// Best first, then those that were filtered out. All nodes when none fitted, else those that
+    /// were looked at.
+    pub verdicts: Vec<Verdict>,
+}
+
+impl Decision {
+    /// The best node, if any fits.
+    pub fn node(&self) -> Option<&NodeName> {
+        self.verdicts.first().filter(|verdict| verdict.filtered.is_none()).map(|best| &best.node)
+    }
+
+    /// What stands in the way when no node fits.
+    pub fn obstacle(&self, wish: Option<&NodeName>) -> Obstacle {
+        if let Some(wish) = wish
+            && !self.verdicts.iter().any(|verdict| verdict.node == *wish)
+        {
+            return Obstacle::UnknownNode;
+        }
+        // The most hopeful reason decides: a single node that is full now makes waiting worthwhile.
+        let found = |kind: Obstacle| {
+            self.verdicts
+                .iter()
+                .any(|verdict| verdict.filtered.is_some_and(|filtered| filtered.obstacle() == kind))
+        };
+        let order = [
+            Obstacle::Full,
+            Obstacle::NoQuorum,
+            Obstacle::Unreachable,
+            Obstacle::Failed,
+            Obstacle::Unfit,
+        ];
+        if let Some(kind) = order.into_iter().find(|&kind| found(kind)) {
+            return kind;
+        }
+        if self.verdicts.is_empty() { Obstacle::Unreachable } else { Obstacle::UnknownSnapshot }
+    }
+
+    /// The verdicts in one sentence, for an error message.
+    pub fn why(&self) -> String {
+        if self.verdicts.is_empty() {
+            return "no node is registered".into();
+        }
+        let parts: Vec<_> = self
+            .verdicts
+            .iter()
+            .map(|verdict| format!("{}: {}", verdict.node, verdict.detail))
+            .collect();
+        parts.join("; ")
+    }
+}
+
+/// Why no node fits, by what the caller can do about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// There is no node of the wished name.
+    UnknownNode,
+    /// No node holds the snapshot.
+    UnknownSnapshot,
+    /// Larger than any node could take even when empty, or no node has the labels.
+    Unfit,
+    /// Every node that could take it has failed it already.
+    Failed,
+    /// The nodes that could take it do not answer.
+    Unreachable,
+    /// Their cluster has no quorum.
+    NoQuorum,
+    /// They have no room now.
+    Full,
+}
+
+/// What others said of a node; numbers do not hold it.
+#[derive(Debug, Clone, Default)]
+pub struct Words {
+    /// Why its agent cannot be talked to.
+    pub down: Option<String>,
+    /// Why it refused this creation.
+    pub refused: Option<String>,
+    /// How it failed it.
+    pub failed: Option<String>,
+}
+
+/// A question that has been decided, to be explained.
+#[derive(Debug, Clone, Copy)]
+pub struct Decided<'a> {
+    /// What it is from.
+    pub snapshot: &'a SnapshotId,
+    /// What was asked.
+    pub ask: &'a Ask<'a>,
+    /// What was decided.
+    pub choice: &'a Choice,
+    /// How it was looked for.
+    pub look: Look,
+}
+
+impl Fleet {
+    /// The decision in words: about all nodes when none fits or all were looked at on purpose, else
+    /// about those of the sample and the best.
+    pub fn explain(
+        &self,
+        decided: &Decided<'_>,
+        now_ms: u64,
+        words: &dyn Fn(u32) -> Words,
+    ) -> Vec<Verdict> {
+        let Decided { snapshot, ask, choice, look } = *decided;
+        let holders = self.holders(snapshot);
+        let now = self.now(now_ms);
+        let of = |node: u32| holders.binary_search_by_key(&node, |held| held.node).ok();
+        let all = look == Look::All || choice.best.first().is_none();
+        let told = |node: u32| {
+            all || of(node)
+                .and_then(|at| u32::try_from(at).ok())
+                .is_some_and(|at| choice.sample.contains(at))
+                || choice.best.iter().any(|pick| pick.node == node)
+        };
+        let best = choice.best.first();
+        let any_fresh = best.is_some_and(|pick| is_fresh(self.view(pick.node), &now));
+        let (mut fit, mut out) = (Vec::new(), Vec::new());
+        for node in self.in_use().filter(|&node| told(node)) {
+            let view = self.view(node);
+            let verdict = |filtered, detail| Verdict {
+                node: self.name(node).clone(),
+                filtered,
+                detail,
+                score: 0.0,
+                parts: Vec::new(),
+            };
+            let case = Case { fleet: self, view, ask, now: &now, words: words(node) };
+            match of(node).map(|at| &holders[at]) {
+                None => {
+                    let (why, detail) = case.without_snapshot(node, snapshot);
+                    out.push(verdict(Some(why), detail));
+                }
+                Some(holder) => match filter::check(view, holder, ask, &self.limits, &now) {
+                    Err(why) => out.push(verdict(Some(why), case.sentence(holder, why))),
+                    Ok(()) if any_fresh && !is_fresh(view, &now) => {
+                        let why = Filtered::ReportOld;
+                        out.push(verdict(Some(why), case.sentence(holder, why)));
+                    }
+                    Ok(()) => {
+                        let parts = score::parts(view, holder, ask, &now);
+                        let part =
+                            |(name, value): (&&str, f64)| Part { name: (*name).into(), value };
+                        fit.push(Verdict {
+                            score: parts.iter().sum(),
+                            parts: PARTS.iter().zip(parts).map(part).collect(),
+                            ..verdict(None, case.figures(holder))
+                        });
+                    }
+                },
+            }
+        }
+        fit.sort_by(|a, b| a.score.total_cmp(&b.score).then_with(|| a.node.cmp(&b.node)));
+        out.sort_by(|a, b| a.node.cmp(&b.node));
+        fit.extend(out);
+        fit
+    }
+}
+
+fn is_fresh(view: &NodeView, now: &Now) -> bool {
+    view.age_ms(now.ms).is_some_and(|age_ms| age_ms < now.fresh_ms())
+}
+
+/// One node in one decision.
+struct Case<'a> {
+    fleet: &'a Fleet,
+    view: &'a NodeView,
+    ask: &'a Ask<'a>,
+    now: &'a Now,
+    words: Words,
+}
+
+impl Case<'_> {
+    fn without_snapshot(&self, node: u32, snapshot: &SnapshotId) -> (Filtered, String) {
+        // What it holds is not known before its first report.
+        let unheard =
+            Holder { node, size: Size::default(), queued: 0, queue_max: 0, cached: false };
+        let wished = self.ask.wish.is_none_or(|wish| wish == node);
+        if wished && self.view.reported_ms.is_none() {
+            let why = if self.view.down { Filtered::NotReady } else { Filtered::NeverReported };
+            return (why, self.sentence(&unheard, why));
+        }
+        let why = if wished { Filtered::SnapshotMissing } else { Filtered::NotWished };
+        let detail =
+            if wished { format!("does not hold {snapshot}") } else { self.sentence(&unheard, why) };
+        (why, detail)
+    }
+
+    fn sentence(&self, holder: &Holder, why: Filtered) -> String {
+        let (load, limits) = (&self.view.load, &self.fleet.limits);
+        let room = Room::of(self.view, holder, self.ask, limits);
+        let gib = |bytes: f64| bytes / (1024.0 * 1024.0 * 1024.0);
+        let percent = |share: f64| share * 100.0;
+        let or = |word: &Option<String>| word.clone().unwrap_or_else(|| "no reason given".into());
+        let age_s = self.view.age_ms(self.now.ms).unwrap_or_default() / 1000;
+        match why {
+            Filtered::NotWished => {
+                let wish = self.ask.wish.and_then(|wish| self.fleet.names.get(wish as usize));
+                let wish = wish.map_or("another", NodeName::as_str);
+                format!("{wish} was asked for")
+            }
+            Filtered::NotReady => format!("its agent does not answer: {}", or(&self.words.down)),
+            Filtered::NeverReported => "its agent has not reported yet".into(),
+            Filtered::BreakerOpen => "its agent let a call time out a moment ago".into(),
+            Filtered::ReportStale => format!("last reported {age_s} s ago"),
+            Filtered::ReportOld => "its report is old and others are current".into(),
+            Filtered::SnapshotMissing => "does not hold the snapshot".into(),
+            Filtered::NoQuorum => "its cluster has no quorum".into(),
+            Filtered::Cordoned => "it is cordoned: it gets no new work".into(),
+            Filtered::Draining => "it is being drained".into(),
+            Filtered::Maintenance => "PVE has it in maintenance".into(),
+            Filtered::Labels => "its labels are not those that are asked for".into(),
+            Filtered::Refused => format!("refused it a moment ago: {}", or(&self.words.refused)),
+            Filtered::FailedBefore => {
+                format!("this creation failed here: {}", or(&self.words.failed))
+            }
+            Filtered::TooLarge if room.memory_asked > room.memory => {
+                let (asked, all) = (gib(room.memory_asked), gib(room.memory));
+                format!("asks {asked:.1} GiB of {all:.1} GiB in all")
+            }
+            Filtered::TooLarge => {
+                format!("asks {} cores of {:.1} in all", room.cores_asked, room.cores)
+            }
+            Filtered::MemorySum => format!(
+                "{:.1} of {:.1} GiB are handed out, {:.1} more do not fit",
+                gib(room.memory_given),
+                gib(room.memory),
+                gib(room.memory_asked)
+            ),
+            Filtered::CpuSum => format!(
+                "{} of {:.1} cores are handed out, {} more do not fit",
+                room.cores_given, room.cores, room.cores_asked
+            ),
+            Filtered::MemoryUsed => {
+                format!("{:.0} % of its memory is in use", percent(load.memory_used_share()))
+            }
+            Filtered::Stalled => format!(
+                "all its work waits for memory {:.0} %, for a disk {:.0} % of the time",
+                percent(load.psi_memory_full),
+                percent(load.psi_io_full)
+            ),
+            Filtered::QueueFull => {
+                format!("{} creations wait for the snapshot already", holder.queued)
+            }
+            Filtered::StorageFull => match load.storage_free {
+                Some(free) if free < limits.storage_free_min => {
+                    format!("{:.0} % of its storage is free", percent(free))
+                }
+                Some(_) | None => format!("its thin pool is {:.0} % full", percent(load.thin_used)),
+            },
+            Filtered::VmidsExhausted => "no vmid is left in its range".into(),
+            Filtered::AddressesExhausted => "no address is left in its pool".into(),
+        }
+    }
+
+    fn figures(&self, holder: &Holder) -> String {
+        let load = &self.view.load;
+        let needs = score::needs(self.view, holder, self.ask, self.now);
+        format!(
+            "cpu {:.2}: {:.0} % of {:.1} cores busy, pressure {:.0} %; memory {:.2}: {:.0} % used; \
+             {} starting, {} reserved, {} of this team",
+            needs.cpu,
+            load.cpu_busy * 100.0,
+            load.cores,
+            load.psi_cpu * 100.0,
+            needs.memory,
+            load.memory_used_share() * 100.0,
+            load.starting,
+            self.view.reserved.sandboxes,
+            (self.ask.team)(holder.node),
+        )
+    }
+}

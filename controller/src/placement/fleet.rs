@@ -1,0 +1,247 @@
+//! All nodes as decisions see them, kept up to date by what comes in: reports, calls that time out,
+//! decisions themselves. It is told the time and knows no network.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use proto::{
+    id::SandboxId,
+    name::{NodeName, SnapshotId},
+    sandbox::v1::NodeLoad,
+    spec::Size,
+};
+
+use super::{
+    Ask, BREAKER_MS, Choice, Habits, Holder, Ledger, Limits, Load, Look, NodeView, Now,
+    REPORT_PERIOD_MS, SplitMix64, choose,
+};
+
+/// Bits that there are for labels. Those that come later are taken for missing.
+const LABELS_MAX: usize = 64;
+
+/// The nodes. One is named by its place in the order in which they were added.
+#[derive(Debug)]
+pub struct Fleet {
+    pub(super) limits: Limits,
+    pub(super) nodes: Vec<NodeView>,
+    pub(super) names: Arc<Vec<NodeName>>,
+    by_name: BTreeMap<NodeName, u32>,
+    /// By snapshot, in the order of nodes.
+    holders: BTreeMap<String, Vec<Holder>>,
+    /// Snapshots by node, as it reported them.
+    held: Vec<Vec<String>>,
+    labels: Vec<String>,
+    ledger: Ledger,
+    habits: Habits,
+    period_ms: u64,
+    random: SplitMix64,
+}
+
+impl Fleet {
+    /// Without nodes; samples are drawn from this seed.
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        Self {
+            limits,
+            nodes: Vec::new(),
+            names: Arc::default(),
+            by_name: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            held: Vec::new(),
+            labels: Vec::new(),
+            ledger: Ledger::default(),
+            habits: Habits::new(limits.cpu_habit, limits.memory_habit),
+            period_ms: REPORT_PERIOD_MS,
+            random: SplitMix64::new(seed),
+        }
+    }
+
+    /// Agents report so often, milliseconds, where that is not once a second.
+    pub const fn set_period(&mut self, period_ms: u64) {
+        self.period_ms = period_ms;
+    }
+
+    /// A node more; it has not reported and cannot be talked to yet.
+    pub fn add(&mut self, name: NodeName) -> u32 {
+        let node = u32::try_from(self.nodes.len()).expect("fewer nodes than 2^32");
+        self.nodes.push(NodeView { down: true, ..NodeView::default() });
+        Arc::make_mut(&mut self.names).push(name.clone());
+        self.held.push(Vec::new());
+        self.by_name.insert(name, node);
+        for (rank, node) in (0..).zip(self.by_name.values()) {
+            self.nodes[*node as usize].rank = rank;
+        }
+        node
+    }
+
+    /// A node is given up: nothing goes there, and its place is not used again.
+    pub fn remove(&mut self, node: u32) {
+        self.nodes[node as usize].down = true;
+        self.held[node as usize].clear();
+        self.holders.values_mut().for_each(|holders| holders.retain(|held| held.node != node));
+        self.by_name.retain(|_, at| *at != node);
+    }
+
+    /// A node by its name.
+    pub fn find(&self, name: &NodeName) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The name of a node.
+    pub fn name(&self, node: u32) -> &NodeName {
+        &self.names[node as usize]
+    }
+
+    /// The names of all nodes. Shared, so that a decision can ask for one while the fleet decides.
+    pub fn names(&self) -> Arc<Vec<NodeName>> {
+        self.names.clone()
+    }
+
+    /// The nodes that were not given up, by name.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = u32> {
+        self.by_name.values().copied()
+    }
+
+    /// What is known of a node.
+    pub fn view(&self, node: u32) -> &NodeView {
+        &self.nodes[node as usize]
+    }
+
+    /// What is known of all.
+    pub fn views(&self) -> &[NodeView] {
+        &self.nodes
+    }
+
+    /// What has been learnt of the sandboxes.
+    pub const fn habits(&self) -> &Habits {
+        &self.habits
+    }
+
+    /// Its agent can, or cannot, be talked to.
+    pub fn set_down(&mut self, node: u32, down: bool) {
+        self.nodes[node as usize].down = down;
+    }
+
+    /// A call got no answer: no new work for a while, and then one creation to try it with.
+    pub fn trip(&mut self, node: u32, now_ms: u64) {
+        self.nodes[node as usize].breaker_until_ms = Some(now_ms + BREAKER_MS);
+    }
+
+    /// It answered.
+    pub fn answered(&mut self, node: u32) {
+        self.nodes[node as usize].breaker_until_ms = None;
+    }
+
+    /// A report came. `first`: of a new connection.
+    pub fn reported(&mut self, node: u32, report: &NodeLoad, now_ms: u64, first: bool) {
+        let mut load = Load::from(report);
+        for label in &report.labels {
+            load.labels |= self.new_label(label);
+        }
+        let gone: Vec<String> = {
+            let held = &mut self.held[node as usize];
+            if *held == report.snapshots {
+                Vec::new()
+            } else {
+                let before = std::mem::replace(held, report.snapshots.clone());
+                before.into_iter().filter(|old| !report.snapshots.contains(old)).collect()
+            }
+        };
+        for snapshot in gone {
+            if let Some(holders) = self.holders.get_mut(&snapshot) {
+                holders.retain(|holder| holder.node != node);
+            }
+        }
+        for (at, snapshot) in report.snapshots.iter().enumerate() {
+            let size = report.snapshot_sizes.get(at).copied().unwrap_or_default();
+            let holder = Holder {
+                node,
+                size: Size { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib },
+                queued: report.snapshot_queues.get(at).copied().unwrap_or_default(),
+                queue_max: report.snapshot_queue_max,
+                cached: false,
+            };
+            self.hold(snapshot, holder);
+        }
+        self.load(node, load, (report.seq, first), now_ms);
+    }
+
+    /// A report in numbers came: its sequence number, and whether it is the first of a connection.
+    pub fn load(&mut self, node: u32, load: Load, (seq, first): (u64, bool), now_ms: u64) {
+        let view = &mut self.nodes[node as usize];
+        view.load = load;
+        view.reported_ms = Some(now_ms);
+        self.ledger.reported(node, seq, first);
+        self.nodes[node as usize].reserved = self.ledger.on(node);
+        self.habits.learn(&self.nodes, now_ms);
+    }
+
+    /// A node holds a snapshot, or holds it differently now.
+    pub fn hold(&mut self, snapshot: &str, holder: Holder) {
+        if !self.holders.contains_key(snapshot) {
+            self.holders.insert(snapshot.to_owned(), Vec::new());
+        }
+        let Some(holders) = self.holders.get_mut(snapshot) else { return };
+        match holders.binary_search_by_key(&holder.node, |held| held.node) {
+            Ok(at) => holders[at] = holder,
+            Err(at) => holders.insert(at, holder),
+        }
+    }
+
+    /// The nodes that hold a snapshot.
+    pub fn holders(&self, snapshot: &SnapshotId) -> &[Holder] {
+        self.holders.get(snapshot.as_str()).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The bit of a label; 0 when no node has it.
+    pub fn label(&self, label: &str) -> u64 {
+        self.labels.iter().position(|known| known == label).map_or(0, |at| 1 << at)
+    }
+
+    fn new_label(&mut self, label: &str) -> u64 {
+        if self.label(label) == 0 && self.labels.len() < LABELS_MAX {
+            self.labels.push(label.to_owned());
+        }
+        self.label(label)
+    }
+
+    /// What holds for all nodes now.
+    pub const fn now(&self, ms: u64) -> Now {
+        Now { ms, period_ms: self.period_ms, habits: self.habits }
+    }
+
+    /// Decides. Nothing is reserved.
+    pub fn choose(
+        &mut self,
+        snapshot: &SnapshotId,
+        ask: &Ask<'_>,
+        look: Look,
+        now_ms: u64,
+    ) -> Choice {
+        let now = self.now(now_ms);
+        let holders = self.holders.get(snapshot.as_str()).map(Vec::as_slice).unwrap_or_default();
+        choose(&self.nodes, holders, ask, &self.limits, &now, look, &mut self.random)
+    }
+
+    /// Reserves for a creation where it was decided to go. When that node had let a call time out,
+    /// this creation alone tries it: the breaker opens again until it has answered.
+    pub fn reserve(&mut self, id: SandboxId, node: u32, size: Size, now_ms: u64) {
+        self.release(&id);
+        self.ledger.reserve(id, node, size);
+        let view = &mut self.nodes[node as usize];
+        view.reserved = self.ledger.on(node);
+        if view.breaker_until_ms.is_some() {
+            view.breaker_until_ms = Some(now_ms + BREAKER_MS);
+        }
+    }
+
+    /// The node took it; its report of this number was made after that.
+    pub fn admitted(&mut self, id: &SandboxId, seq: u64) {
+        self.ledger.admitted(id, seq);
+    }
+
+    /// The creation is on no node, or not any more.
+    pub fn release(&mut self, id: &SandboxId) {
+        let Some(node) = self.ledger.node(id) else { return };
+        self.ledger.release(id);
+        self.nodes[node as usize].reserved = self.ledger.on(node);
+    }
+}

@@ -1,0 +1,127 @@
+//! What sandboxes use in the long run of what they were given, learnt from the reports.
+//!
+//! A new sandbox counts by its habit until it shows in the measured load. Learnt, because it differs
+//! by an order of magnitude between workloads; and rather too low than too high: taking sandboxes
+//! for twice as heavy as they are makes full nodes of half-full ones and costs more than the reverse.
+
+use super::{NodeView, STALE_MS};
+
+/// The learnt values move by 1 - 1/e in this time.
+const MEMORY_OF_IT_S: f64 = 300.0;
+/// With less handed out in all, a few sandboxes would rule.
+const CORES_MIN: f64 = 16.0;
+const CPU: (f64, f64) = (0.05, 0.5);
+const MEMORY: (f64, f64) = (0.2, 1.0);
+
+/// Habits of the cluster's sandboxes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Habits {
+    /// Cores used, over cores given.
+    pub cpu: f64,
+    /// Memory used, over memory given.
+    pub memory: f64,
+    /// Median of what starts take, milliseconds; 0 when unknown.
+    pub start_ms: f64,
+    learnt_ms: Option<u64>,
+}
+
+impl Habits {
+    /// What is taken for true to begin with.
+    pub const fn new(cpu: f64, memory: f64) -> Self {
+        Self { cpu, memory, start_ms: 0.0, learnt_ms: None }
+    }
+
+    /// Learns from the nodes as they are, at most once a second.
+    pub fn learn(&mut self, nodes: &[NodeView], now_ms: u64) {
+        let passed_ms = match self.learnt_ms {
+            Some(before) if now_ms < before.saturating_add(1000) => return,
+            Some(before) => now_ms - before,
+            None => 0,
+        };
+        self.learnt_ms = Some(now_ms);
+        let told = nodes
+            .iter()
+            .filter(|node| node.age_ms(now_ms).is_some_and(|age_ms| age_ms <= STALE_MS));
+        let (mut cores_used, mut cores, mut memory_used, mut memory) = (0.0, 0.0, 0.0, 0.0);
+        for node in told {
+            let load = &node.load;
+            // A node whose agent does not tell what others use says nothing about sandboxes.
+            let (Some(foreign_cores), Some(foreign_memory)) =
+                (load.foreign_cores, load.foreign_memory)
+            else {
+                continue;
+            };
+            // What boots is not what it is later.
+            let used = load.cpu_busy * load.cores - foreign_cores - load.young_cores;
+            cores_used += used.max(0.0);
+            cores += load.cores_allocated;
+            memory_used += (load.memory_used - foreign_memory).max(0.0);
+            memory += load.memory_allocated;
+        }
+        let seconds = super::view::as_f64(passed_ms) / 1000.0;
+        let weight = 1.0 - (-seconds / MEMORY_OF_IT_S).exp();
+        if cores >= CORES_MIN && memory > 0.0 {
+            let learn = |habit: &mut f64, share: f64, (min, max): (f64, f64)| {
+                *habit = (*habit + (share - *habit) * weight).clamp(min, max);
+            };
+            learn(&mut self.cpu, cores_used / cores, CPU);
+            learn(&mut self.memory, memory_used / memory, MEMORY);
+        }
+        self.start_ms = median_start_ms(nodes);
+    }
+}
+
+fn median_start_ms(nodes: &[NodeView]) -> f64 {
+    let mut known: Vec<f64> =
+        nodes.iter().map(|node| node.load.start_ms).filter(|&ms| ms > 0.0).collect();
+    let middle = known.len() / 2;
+    if known.is_empty() {
+        return 0.0;
+    }
+    *known.select_nth_unstable_by(middle, f64::total_cmp).1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::Load;
+
+    fn near(a: f64, b: f64) {
+        assert!((a - b).abs() < 0.02, "{a} is not {b}");
+    }
+
+    #[test]
+    fn habits_are_learnt_from_what_sandboxes_use_and_not_from_others() {
+        let node = |foreign| NodeView {
+            reported_ms: Some(3_600_000),
+            load: Load {
+                cores: 16.0,
+                cpu_busy: 0.75,
+                foreign_cores: foreign,
+                foreign_memory: Some(10.0),
+                cores_allocated: 40.0,
+                memory_used: 60.0,
+                memory_allocated: 100.0,
+                start_ms: 1500.0,
+                ..Load::default()
+            },
+            ..NodeView::default()
+        };
+        let learnt = |nodes: [NodeView; 2]| {
+            let mut habits = Habits::new(0.14, 0.4);
+            for second in 0..2400 {
+                let now_ms = second * 1000;
+                let nodes = nodes.map(|node| NodeView { reported_ms: Some(now_ms), ..node });
+                habits.learn(&nodes, now_ms);
+            }
+            habits
+        };
+        let habits = learnt([node(Some(4.0)), node(Some(4.0))]);
+        near(habits.cpu, 8.0 / 40.0);
+        near(habits.memory, 0.5);
+        near(habits.start_ms, 1500.0);
+        let untold = learnt([node(None), node(None)]);
+        near(untold.cpu, 0.14);
+        near(untold.memory, 0.4);
+    }
+}
