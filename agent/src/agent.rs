@@ -83,6 +83,7 @@ impl Agent {
         let garbage = Arc::new(Preview::new(Arc::clone(&sandboxes), reconcile, waker.clone()));
         tasks.spawn(reconciler.run());
         let (sampled, host) = watch::channel(HostLoad::default());
+        sandboxes.watch_host(host.clone());
         tasks.spawn(sample(host_load, Arc::clone(&sandboxes), sampled, tasks.clone()));
         let reporter = Reporter::new(Arc::clone(&sandboxes), host);
         let execs = Execs::new(Arc::clone(&sandboxes), shims);

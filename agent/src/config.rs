@@ -13,7 +13,11 @@ use std::{
     time::Duration,
 };
 
-use proto::{id::Vmid, lifetime::Wish, name::NodeName};
+use proto::{
+    id::Vmid,
+    lifetime::Wish,
+    name::{Label, NodeName},
+};
 
 pub use file::{File, Ingress, Limits, Load, Probe, Template, Tls};
 pub use network::Network;
@@ -157,6 +161,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long sandboxes live.
     pub lifetimes: Lifetimes,
+    /// What is said of the node.
+    pub labels: Vec<Label>,
     /// How a shim gets into its sandbox.
     pub exec_backend: Backend,
     /// Where the load is read.
@@ -167,6 +173,9 @@ pub struct Config {
 }
 
 /// What the values are made of.
+/// Labels of a node.
+const LABELS_MAX: usize = 16;
+
 struct Sources<'a> {
     flags: &'a Flags,
     env: &'a dyn Fn(&str) -> Option<String>,
@@ -177,6 +186,12 @@ struct Sources<'a> {
 impl Sources<'_> {
     fn mistake(&mut self, what: &'static str, why: impl fmt::Display) {
         self.mistakes.push(Mistake { what, why: why.to_string() });
+    }
+
+    fn must(&mut self, holds: bool, what: &'static str, why: &str) {
+        if !holds {
+            self.mistake(what, why);
+        }
     }
 
     /// The first of flag, file and variable that says something.
@@ -283,6 +298,12 @@ impl Config {
         from.show("ingress.domain", domain.as_ref());
         ingress.domain = domain.map(|domain| domain.value);
         check_templates(&mut from, &file.template);
+        from.must(file.labels.len() <= LABELS_MAX, "labels", "must be at most 16");
+        let limits = &file.limits;
+        let bounded = limits.memory_overcommit >= 0.1;
+        from.must(bounded, "limits.memory_overcommit", "must be 0.1 or more");
+        let share = (0.0..=1.0).contains(&limits.memory_used_max);
+        from.must(share, "limits.memory_used_max", "must be 0 to 1");
         let lifetimes = lifetimes(&mut from, &file.lifetime);
 
         let (Some(node), Some(vmids), Some(network), Some(storage), []) =
@@ -314,6 +335,7 @@ impl Config {
             templates: file.template,
             limits,
             lifetimes,
+            labels: file.labels,
             exec_backend: file.exec_backend,
             load,
             ingress,

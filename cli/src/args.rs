@@ -2,6 +2,7 @@
 
 mod adopt;
 mod clean;
+mod labels;
 mod lifecycle;
 mod lifetime;
 mod node;
@@ -13,6 +14,7 @@ use clap::{Args as Group, Parser, Subcommand};
 
 pub use adopt::{Adopt, Release};
 pub use clean::{Compare, Gc, Prune, Recover};
+pub use labels::Labels;
 pub use lifecycle::{Many, One, Pause, Resume};
 pub use lifetime::Lifetime;
 pub use node::{Cordon, Drain, Node, Uncordon};
@@ -300,6 +302,9 @@ pub struct Wanted {
     /// Memory in MiB [default: as the snapshot says]
     #[arg(long, value_name = "MiB", default_value_t = 0, hide_default_value = true)]
     pub memory: u32,
+    /// Size by its name in the controller's configuration; --cpus and --memory win
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub size: String,
     /// Variable for every command that is run in it; may be given often
     #[arg(long, value_name = "K=V")]
     pub env: Vec<Pair>,
@@ -312,6 +317,9 @@ pub struct Wanted {
     /// Node that it must be on
     #[arg(long, value_name = "NODE")]
     pub node: Option<String>,
+    /// What it asks of its node.
+    #[command(flatten)]
+    pub labels: Labels,
     /// Ask a DHCP server on the node's bridge for the address
     #[arg(long)]
     pub dhcp: bool,

@@ -111,6 +111,10 @@ pub fn of(reason: &str) -> Option<Hint> {
             exit::NOT_NOW,
             "leave the node to the controller, or let it take work with `sandboxctl uncordon NODE`",
         ),
+        reason::MEMORY_FULL => (
+            exit::NOT_NOW,
+            "delete or stop sandboxes there, ask for less memory, or leave the node to the controller",
+        ),
         reason::STORAGE_FULL => (
             exit::NOT_NOW,
             "delete sandboxes that are not needed, or give the node's storage more room (`sandboxctl nodes`)",

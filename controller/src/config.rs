@@ -1,12 +1,16 @@
 //! `controller.toml`: read once at the start, checked as a whole, and every mistake is told at once.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use proto::name::NodeName;
+use proto::{
+    name::{NodeName, Preset},
+    spec::{Size, limit},
+};
 use serde::Deserialize;
 
 use crate::{events, node, placement::Limits, sandbox, url::UrlTemplate};
@@ -53,6 +57,9 @@ pub struct Config {
     /// How far nodes are filled.
     #[serde(default)]
     pub placement: Limits,
+    /// Sizes by name, `[sizes.NAME]`.
+    #[serde(default)]
+    pub sizes: BTreeMap<Preset, Size>,
 }
 
 /// One node.
@@ -201,6 +208,11 @@ impl Config {
         must(self.create.creates_max > 0, "create.creates_max must be at least 1".into());
         must(self.create.patience_s > 0, "create.patience_s must be at least 1".into());
         must(self.create.deadline_s >= 30, "create.deadline_s must be at least 30".into());
+        for (name, size) in &self.sizes {
+            let fits = (1..=limit::CORES_MAX).contains(&size.cpu_cores)
+                && limit::MEMORY_MIB.contains(&size.memory_mib);
+            must(fits, format!("sizes.{name}: cpu_cores must be 1 to 64, memory_mib 64 to 524288"));
+        }
         let share = |value: f64| (0.0..=1.0).contains(&value);
         let limits = &self.placement;
         must(
@@ -241,6 +253,7 @@ impl Config {
             queue: Duration::from_secs(self.create.queue_s),
             patience: Duration::from_secs(self.create.patience_s),
             deadline: Duration::from_secs(self.create.deadline_s),
+            sizes: self.sizes.clone(),
         }
     }
 

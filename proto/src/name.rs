@@ -70,6 +70,22 @@ fn label(text: &str) -> bool {
 }
 
 name!(
+    /// What an operator says of a node, and a creation asks of one.
+    Label,
+    "label",
+    63,
+    "must be 1 to 63 characters of A-Z a-z 0-9 . _ = - and start with a letter or digit",
+    |text| word(text, b"._=-")
+);
+name!(
+    /// A size in the controller's configuration.
+    Preset,
+    "size_preset",
+    63,
+    "must be 1 to 63 characters of A-Z a-z 0-9 . _ - and start with a letter or digit",
+    |text| word(text, b"._-")
+);
+name!(
     /// A team: owner of sandboxes, holder of tokens.
     Team,
     "team",

@@ -70,6 +70,8 @@ reasons! {
     NODE_CORDONED;
     /// RESOURCE_EXHAUSTED: the storage is full.
     STORAGE_FULL;
+    /// RESOURCE_EXHAUSTED: the node has no memory for one more.
+    MEMORY_FULL;
     /// RESOURCE_EXHAUSTED: too many creations wait on this node.
     QUEUE_FULL;
     /// RESOURCE_EXHAUSTED: the node has no vmid left in its range.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::Invalid,
     lifetime::Wish,
-    name::{NodeName, Port, RequestId, ServiceName, SnapshotId},
+    name::{Label, NodeName, Port, RequestId, ServiceName, SnapshotId},
     sandbox::v1 as wire,
 };
 
@@ -30,6 +30,8 @@ pub mod limit {
     pub const ENV_BYTES_MAX: usize = 32 * 1024;
     /// Open ports of one sandbox.
     pub const SERVICES_MAX: usize = 32;
+    /// Labels of one kind.
+    pub const LABELS_MAX: usize = 8;
 }
 
 /// Compute given to a sandbox; 0 where the snapshot decides.
@@ -90,6 +92,41 @@ pub struct Spec {
     pub node: Option<NodeName>,
     /// How long it lives.
     pub lifetime: Wish,
+    /// What it asks of its node.
+    pub labels: Labels,
+}
+
+/// Labels of nodes that a creation cares for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// The node must have all of them.
+    pub require: Vec<Label>,
+    /// The node must have none of them.
+    pub forbid: Vec<Label>,
+    /// Better with each of them.
+    pub prefer: Vec<Label>,
+    /// Worse with each of them.
+    pub avoid: Vec<Label>,
+}
+
+impl TryFrom<&wire::Placement> for Labels {
+    type Error = Invalid;
+
+    fn try_from(placement: &wire::Placement) -> Result<Self, Invalid> {
+        let wire::Placement { require, forbid, prefer, avoid } = placement;
+        let parsed = |labels: &[String]| -> Result<Vec<Label>, Invalid> {
+            if labels.len() > limit::LABELS_MAX {
+                return Err(Invalid::new("placement", "must have at most 8 labels of a kind"));
+            }
+            labels.iter().map(|label| label.parse()).collect()
+        };
+        Ok(Self {
+            require: parsed(require)?,
+            forbid: parsed(forbid)?,
+            prefer: parsed(prefer)?,
+            avoid: parsed(avoid)?,
+        })
+    }
 }
 
 impl TryFrom<&wire::CreateSandboxRequest> for Spec {
@@ -127,6 +164,12 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
                 .lifetime
                 .as_ref()
                 .map(Wish::try_from)
+                .transpose()?
+                .unwrap_or_default(),
+            labels: request
+                .placement
+                .as_ref()
+                .map(Labels::try_from)
                 .transpose()?
                 .unwrap_or_default(),
             node: (!request.node.is_empty()).then(|| request.node.parse()).transpose()?,
@@ -245,6 +288,11 @@ mod tests {
         refused("env", |r| drop(r.env.insert("A".into(), "x".repeat(40_000))));
         refused("network", |r| r.network = 9);
         refused("node", |r| r.node = "a/../b".into());
+        let placement = |r: &mut wire::CreateSandboxRequest, labels: Vec<String>| {
+            r.placement = Some(wire::Placement { avoid: labels, ..Default::default() });
+        };
+        refused("label", |r| placement(r, vec!["a b".into()]));
+        refused("placement", |r| placement(r, vec!["a".into(); 9]));
         refused("port", |r| r.services.push(wire::HttpService { port: 0, ..Default::default() }));
         refused("services.name", |r| {
             r.services =

@@ -213,6 +213,7 @@ fn options() -> Result<Options> {
         },
         limits: Limits::default(),
         lifetimes: Lifetimes::default(),
+        labels: Vec::new(),
     })
 }
 
@@ -237,6 +238,7 @@ fn order(number: u32) -> Result<Order> {
             network: Network::Static,
             services: BTreeMap::new(),
             node: None,
+            labels: Default::default(),
             lifetime: proto::lifetime::Wish::default(),
         },
     })

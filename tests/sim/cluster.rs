@@ -333,5 +333,6 @@ fn options(number: u8) -> Options {
         },
         limits: Limits::default(),
         lifetimes: Lifetimes::default(),
+        labels: Vec::new(),
     }
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use proto::{
     id::Vmid,
     lifetime::Action,
-    name::{NodeName, Port, SnapshotId},
+    name::{Label, NodeName, Port, SnapshotId},
 };
 use serde::Deserialize;
 
@@ -25,6 +25,8 @@ pub struct File {
     pub run_dir: Option<PathBuf>,
     /// The storage that new templates go to.
     pub storage: Option<String>,
+    /// What is said of the node, for creations that ask for it or want to avoid it.
+    pub labels: Vec<Label>,
     /// Certificates towards the controller.
     pub tls: Tls,
     /// Where PVE's things are.
@@ -163,7 +165,7 @@ fn root() -> String {
 }
 
 /// Bounds of what the node does at once, and of how long.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Calls of `pct` at a time; 0 means one per core: each loads half a second of Perl.
@@ -174,6 +176,10 @@ pub struct Limits {
     pub starts_max: usize,
     /// Room on the storage that no clone may use up.
     pub storage_reserve_mib: u64,
+    /// Sum of the memory limits handed out, over the memory that is there.
+    pub memory_overcommit: f64,
+    /// Share of the memory that may be in use, with half of what is asked, when one more comes in.
+    pub memory_used_max: f64,
     /// A creation, from its admission to its answer.
     pub create_s: u64,
     /// One `pct clone`.
@@ -197,6 +203,8 @@ impl Default for Limits {
             clone_queue_max: 64,
             starts_max: 4,
             storage_reserve_mib: 1024,
+            memory_overcommit: 2.0,
+            memory_used_max: 0.97,
             create_s: 180,
             clone_s: 120,
             start_s: 90,

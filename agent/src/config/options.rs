@@ -34,6 +34,8 @@ impl Config {
             },
             limits: sandbox::Limits {
                 clone_queue_max: limits.clone_queue_max,
+                memory_overcommit: limits.memory_overcommit,
+                memory_used_max: limits.memory_used_max,
                 starts_max: limits.starts_max,
                 storage_reserve_bytes: limits.storage_reserve_mib << 20,
                 create: Duration::from_secs(limits.create_s),
@@ -47,6 +49,7 @@ impl Config {
                 turn: Duration::from_secs(limits.turn_s),
             },
             lifetimes: self.lifetimes.clone(),
+            labels: self.labels.clone(),
         }
     }
 

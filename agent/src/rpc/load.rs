@@ -92,7 +92,7 @@ impl Reporter {
             thin_metadata_used: 0.0,
             cordoned: intake == Intake::Cordoned,
             draining: intake == Intake::Draining,
-            labels: Vec::new(),
+            labels: options.labels.iter().map(ToString::to_string).collect(),
         }
     }
 

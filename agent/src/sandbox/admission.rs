@@ -34,6 +34,41 @@ pub(super) struct Facts {
     pub(super) queued: usize,
     /// What a start took lately.
     pub(super) start: Duration,
+    /// The memory; `None` before the host was looked at.
+    pub(super) memory: Option<Memory>,
+}
+
+/// The memory that a creation is admitted on, bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Memory {
+    /// What the sandbox may use.
+    pub(super) asked: u64,
+    /// The sum of what all others that are in may use.
+    pub(super) given: u64,
+    /// What there is.
+    pub(super) total: u64,
+    /// What can be had of it.
+    pub(super) available: u64,
+}
+
+impl Memory {
+    /// Why one more does not fit.
+    #[expect(clippy::cast_precision_loss, reason = "exact below 2^52 bytes")]
+    fn full(&self, limits: &Limits) -> Option<String> {
+        let Self { asked, given, total, available } = *self;
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        if (given + asked) as f64 > limits.memory_overcommit * total as f64 {
+            return Some(format!(
+                "{:.1} GiB of {:.1} are handed out, {:.1} more are too much",
+                gib(given),
+                gib(total),
+                gib(asked)
+            ));
+        }
+        let used = total.saturating_sub(available) + asked / 2;
+        (used as f64 > limits.memory_used_max * total as f64)
+            .then(|| format!("{:.1} GiB of {:.1} can be had", gib(available), gib(total)))
+    }
 }
 
 /// Whether the node takes one more.
@@ -68,6 +103,9 @@ pub(super) fn decide(facts: &Facts, limits: &Limits) -> Result<(), Error> {
                 limits.storage_reserve_bytes >> 20
             ),
         ));
+    }
+    if let Some(why) = facts.memory.and_then(|memory| memory.full(limits)) {
+        return Err(Error::new(reason::MEMORY_FULL, why).retry_after(soon));
     }
     if facts.queued >= limits.clone_queue_max {
         return Err(Error::new(
@@ -190,8 +228,8 @@ pub(super) struct Gate(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// Creations that are in: they have no record before their intent is durable.
-    creations: BTreeMap<SandboxId, Summary>,
+    /// Creations that are in, with their memory: they have no record before their intent is durable.
+    creations: BTreeMap<SandboxId, (Summary, u64)>,
     /// Waiting for a turn, by template.
     queued: BTreeMap<Vmid, usize>,
     starting: usize,
@@ -212,7 +250,7 @@ impl Gate {
 
     /// The creation of this id that is in.
     pub(super) fn creation(&self, id: &SandboxId) -> Option<Summary> {
-        self.lock().creations.get(id).cloned()
+        self.lock().creations.get(id).map(|(known, _)| known.clone())
     }
 
     /// Waiting and starting.
@@ -255,13 +293,18 @@ pub(super) struct Held<'a> {
 impl Held<'_> {
     /// The creation of this id that is in.
     pub(super) fn by_id(&self, id: &SandboxId) -> Option<Summary> {
-        self.counts.creations.get(id).cloned()
+        self.counts.creations.get(id).map(|(known, _)| known.clone())
     }
 
     /// The creation for this request that is in.
     pub(super) fn by_request(&self, team: &Team, request_id: &RequestId) -> Option<Summary> {
-        let mut creations = self.counts.creations.values();
+        let mut creations = self.counts.creations.values().map(|(known, _)| known);
         creations.find(|known| known.team == *team && known.request_id == *request_id).cloned()
+    }
+
+    /// Bytes that the creations which are in may use.
+    pub(super) fn memory(&self) -> u64 {
+        self.counts.creations.values().map(|(_, bytes)| bytes).sum()
     }
 
     /// Waiting for this template.
@@ -275,8 +318,8 @@ impl Held<'_> {
     }
 
     /// Lets a creation in, at the end of the template's queue.
-    pub(super) fn admit(mut self, order: &Order, template: Vmid) -> Seat {
-        self.counts.creations.insert(order.id, order.into());
+    pub(super) fn admit(mut self, order: &Order, memory: u64, template: Vmid) -> Seat {
+        self.counts.creations.insert(order.id, (order.into(), memory));
         *self.counts.queued.entry(template).or_default() += 1;
         Seat { gate: self.gate.clone(), creation: Some(order.id), queued: Some(template) }
     }

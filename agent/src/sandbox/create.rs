@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Error, Event, Order, Sandboxes, Template,
-    admission::{self, Facts, Recall, Seat, Summary},
+    admission::{self, Facts, Memory, Recall, Seat, Summary},
     boot, deadline,
     flights::{Crew, Entered, Flight, Kind, Ticket},
     step,
@@ -99,7 +99,15 @@ impl Sandboxes {
             });
         }
         let template = template?;
+        let size = order.spec.size.or(template.size);
+        let asked = u64::from(size.memory_mib) << 20;
         let facts = Facts {
+            memory: self.host().map(|host| Memory {
+                asked,
+                given: self.memory_given() + gate.memory(),
+                total: host.memory_total,
+                available: host.memory_available,
+            }),
             stopping: self.tasks.stopping().is_cancelled(),
             intake: self.intake().intake,
             quorate,
@@ -111,7 +119,7 @@ impl Sandboxes {
         Ok(match self.flights.enter(order.id, Kind::Create) {
             Entered::Joined(flight) => Admitted::Joined(flight),
             Entered::New(ticket, flight) => {
-                Admitted::New(ticket, gate.admit(order, template.vmid), flight, template)
+                Admitted::New(ticket, gate.admit(order, asked, template.vmid), flight, template)
             }
         })
     }

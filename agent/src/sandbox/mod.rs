@@ -50,17 +50,18 @@ use std::{
     collections::BTreeSet,
     net::Ipv4Addr,
     sync::{
-        Arc, RwLock,
+        Arc, OnceLock, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use proto::reason;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::{
     clock::Clock,
     journal::{self, Journal},
+    load::HostLoad,
     pve::Pve,
     saga::{Faults, Lapse},
     tasks::Tasks,
@@ -101,6 +102,8 @@ pub struct Sandboxes {
     epoch: AtomicU64,
     activity: Activity,
     intake: RwLock<journal::intake::Order>,
+    /// The host's load, once somebody samples it.
+    host: OnceLock<watch::Receiver<HostLoad>>,
     /// Addresses of containers that are no sandboxes of this journal; `None` before the first look.
     strangers: Mutex<Option<BTreeSet<Ipv4Addr>>>,
 }
@@ -137,6 +140,7 @@ impl Sandboxes {
             epoch: AtomicU64::new(epoch),
             activity: Activity::new(),
             intake: RwLock::new(intake),
+            host: OnceLock::new(),
             strangers: Mutex::default(),
         }))
     }
@@ -159,6 +163,11 @@ impl Sandboxes {
             ));
         }
         Ok(())
+    }
+
+    /// Lets admission see the host's load. Once.
+    pub fn watch_host(&self, host: watch::Receiver<HostLoad>) {
+        drop(self.host.set(host));
     }
 
     /// Highest epoch seen.

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 use proto::{
     id::{SandboxId, Vmid},
     lifetime::Wish,
-    name::{Port, SnapshotId, Team},
+    name::{Label, Port, SnapshotId, Team},
     spec::{Size, Spec},
 };
 
@@ -23,6 +23,8 @@ pub struct Options {
     pub limits: Limits,
     /// How long sandboxes live.
     pub lifetimes: Lifetimes,
+    /// What the operator says of the node.
+    pub labels: Vec<Label>,
 }
 
 /// How long sandboxes live where nobody says so, and how long they are kept.
@@ -97,6 +99,11 @@ pub struct Limits {
     pub starts_max: usize,
     /// Bytes of the storage that no clone may use up.
     pub storage_reserve_bytes: u64,
+    /// Sum of the memory limits handed out, over the memory that is there. The controller's own limit
+    /// is lower; this one holds when several controllers place at once.
+    pub memory_overcommit: f64,
+    /// Share of the memory that may be in use, with half of what is asked, when one more comes in.
+    pub memory_used_max: f64,
     /// A creation, from its admission to its answer.
     pub create: Duration,
     /// One `pct clone`.
@@ -121,6 +128,8 @@ impl Default for Limits {
             clone_queue_max: 64,
             starts_max: 4,
             storage_reserve_bytes: 1 << 30,
+            memory_overcommit: 2.0,
+            memory_used_max: 0.97,
             create: Duration::from_secs(180),
             clone: Duration::from_secs(120),
             start: Duration::from_secs(90),

@@ -8,7 +8,10 @@ use proto::{
 };
 
 use super::{Error, Known, Sandboxes, Tombstone};
-use crate::journal::{Phase, Record};
+use crate::{
+    journal::{Phase, Record},
+    load::HostLoad,
+};
 
 /// What the sandboxes take of the node, for the load report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -121,6 +124,26 @@ impl Sandboxes {
     /// Sandboxes that an operation works on.
     pub fn busy(&self) -> BTreeSet<SandboxId> {
         self.flights.busy().into_iter().collect()
+    }
+
+    /// The host as it was last looked at.
+    pub(super) fn host(&self) -> Option<HostLoad> {
+        self.host.get().map(|host| *host.borrow()).filter(|host| host.memory_total > 0)
+    }
+
+    /// Bytes that the sandboxes may use which hold any, those apart that are being created.
+    pub(super) fn memory_given(&self) -> u64 {
+        let holds = |record: &&Arc<Record>| match record.phase {
+            Phase::Running | Phase::Starting | Phase::Stopping | Phase::Paused => true,
+            Phase::Creating
+            | Phase::Undoing
+            | Phase::Stopped
+            | Phase::Deleting
+            | Phase::Deleted
+            | Phase::Failed => false,
+        };
+        let live = self.live();
+        live.iter().filter(holds).map(|record| u64::from(record.size.memory_mib) << 20).sum()
     }
 
     /// What the sandboxes take.

@@ -71,6 +71,7 @@ pub(crate) fn order(number: u8) -> Order {
             network: Network::Static,
             services: BTreeMap::new(),
             node: None,
+            labels: Default::default(),
             lifetime: Wish::default(),
         },
     }
@@ -153,6 +154,7 @@ impl Node {
             },
             limits: Limits::default(),
             lifetimes: Lifetimes::default(),
+            labels: Vec::new(),
         };
         change(&mut options);
         let journal = Arc::new(MemoryJournal::new("journal", pools, disk));

@@ -22,9 +22,11 @@ pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Fa
             "CPU",
             "MEMORY",
             "STORAGE",
+            "PRESSURE",
             "SANDBOXES",
             "STARTING",
             "QUEUED",
+            "SNAPSHOTS",
             "AGENT",
             "REPORT",
         ];
@@ -47,8 +49,13 @@ fn row(node: &Node, output: Output) -> Vec<Cell> {
     let (state, colour) = match (node.ready, quorum) {
         (false, _) => ("not ready", Color::Red),
         (true, false) => ("no quorum", Color::Red),
+        (true, true) if load.draining => ("draining", Color::Yellow),
+        (true, true) if load.cordoned => ("cordoned", Color::Yellow),
+        (true, true) if load.maintenance => ("maintenance", Color::Yellow),
         (true, true) => ("ready", Color::Green),
     };
+    // Of cpu, memory and disk: what has to wait for them most.
+    let pressure = load.psi_cpu.max(load.psi_memory).max(load.psi_io);
     let report = match json::millis(node.report_age) {
         Some(age) => format!("{} ago", time::seconds(age / 1000)),
         None => "never".into(),
@@ -59,9 +66,11 @@ fn row(node: &Node, output: Output) -> Vec<Cell> {
         if node.load.is_some() { table::bar(output, load.cpu_busy) } else { Cell::new("-") },
         used(load.memory_available, load.memory_total),
         used(load.storage_free, load.storage_total),
+        if node.load.is_some() { Cell::new(format!("{pressure:.0} %")) } else { Cell::new("-") },
         table::number(node.sandboxes),
         table::number(load.starting),
         table::number(load.queued),
+        table::cell(load.snapshots.join(" ")),
         table::cell(&node.version),
         table::cell(report),
         Cell::new(table::plain(&node.reason)),

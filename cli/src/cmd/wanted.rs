@@ -39,6 +39,8 @@ pub(super) async fn request(
         node: wanted.node.unwrap_or_default(),
         wait: None,
         lifetime: wanted.lifetime.wire(),
+        size_preset: wanted.size,
+        placement: wanted.labels.wire(),
     })
 }
 

@@ -366,7 +366,7 @@ impl Nodes {
                 size: spec.size,
                 network: spec.network,
                 wish,
-                affinity: placement::Affinity::default(),
+                affinity: fleet.affinity(&spec.labels),
                 met: &met,
                 team: &team,
             };

@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use proto::{
     id::SandboxId,
-    name::{NodeName, SnapshotId},
+    name::{Label, NodeName, SnapshotId},
     sandbox::v1::NodeLoad,
-    spec::Size,
+    spec::{Labels, Size},
 };
 
 use super::{
-    Ask, BREAKER_MS, Choice, Habits, Holder, Ledger, Limits, Load, Look, NodeView, Now,
+    Affinity, Ask, BREAKER_MS, Choice, Habits, Holder, Ledger, Limits, Load, Look, NodeView, Now,
     REPORT_PERIOD_MS, SplitMix64, choose,
 };
 
@@ -194,6 +194,22 @@ impl Fleet {
     /// The bit of a label; 0 when no node has it.
     pub fn label(&self, label: &str) -> u64 {
         self.labels.iter().position(|known| known == label).map_or(0, |at| 1 << at)
+    }
+
+    /// Labels as bits. One that no node has is not wished or shunned; one that must be there and is
+    /// on no node is on none: no node has all bits.
+    pub fn affinity(&self, labels: &Labels) -> Affinity {
+        let bits = |labels: &[Label]| {
+            labels.iter().fold(0, |bits, label| bits | self.label(label.as_str()))
+        };
+        let known = |label: &Label| self.label(label.as_str()) != 0;
+        let possible = labels.require.iter().all(known);
+        Affinity {
+            required: if possible { bits(&labels.require) } else { u64::MAX },
+            forbidden: bits(&labels.forbid),
+            wished: bits(&labels.prefer),
+            shunned: bits(&labels.avoid),
+        }
     }
 
     fn new_label(&mut self, label: &str) -> u64 {

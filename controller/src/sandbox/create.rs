@@ -6,9 +6,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use prost::Message;
 use proto::{
     id::{Invalid, SandboxId},
+    name::Preset,
     reason,
     sandbox::v1::{CreateSandboxRequest, EventKind, Phase, Sandbox},
-    spec::Spec,
+    spec::{Size, Spec},
 };
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -55,10 +56,11 @@ impl Sandboxes {
         let spec = check(&request)?;
         let deadline = Instant::now() + wait(request.wait.as_ref())?.min(ANSWER);
         let digest_of_it = digest(&request);
-        let checked = Checked { caller: caller.clone(), digest: digest_of_it, request, spec };
+        let mut checked = Checked { caller: caller.clone(), digest: digest_of_it, request, spec };
         if let Some(row) = self.store.by_request(&caller.team, &checked.spec.request_id).await? {
             return self.replay(&row, &checked.digest, deadline).await;
         }
+        let checked = Checked { spec: self.sized(&mut checked.request)?, ..checked };
         self.may_change()?;
         let permit = self.creates.clone().try_acquire_owned().map_err(|_| {
             Error::new(reason::TOO_MANY_CALLS, "too many creations are under way").retry(RETRY)
@@ -194,6 +196,23 @@ impl Sandboxes {
                 return Ok(self.nodes.cache.view(&entry));
             }
         }
+    }
+
+    /// Puts a preset's size in the place of its name. After the digest was taken: the name is what the
+    /// caller says again.
+    pub(super) fn sized(&self, request: &mut CreateSandboxRequest) -> Result<Spec, Invalid> {
+        if !request.size_preset.is_empty() {
+            let name: Preset = std::mem::take(&mut request.size_preset).parse()?;
+            let preset = self.options.sizes.get(&name).ok_or_else(|| {
+                let known: Vec<_> = self.options.sizes.keys().map(Preset::as_str).collect();
+                let why = format!("must be one of the controller's: {}", known.join(", "));
+                Invalid::new("size_preset", why)
+            })?;
+            let asked = request.size.unwrap_or_default();
+            let asked = Size { cpu_cores: asked.cpu_cores, memory_mib: asked.memory_mib };
+            request.size = Some(asked.or(*preset).into());
+        }
+        check(request)
     }
 
     pub(super) fn new_id(&self, now_ms: u64) -> SandboxId {

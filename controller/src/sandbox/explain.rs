@@ -2,7 +2,7 @@
 
 use proto::{name::Team, reason, sandbox::v1::CreateSandboxRequest};
 
-use super::{Error, Sandboxes, create};
+use super::{Error, Sandboxes};
 use crate::{node::registry::Tried, placement::Decision};
 
 /// A decision as it is kept with the sandbox.
@@ -41,7 +41,7 @@ impl Sandboxes {
         if request.request_id.is_empty() {
             request.request_id = "dry-run".into();
         }
-        let spec = create::check(&request)?;
+        let spec = self.sized(&mut request)?;
         Ok(self.nodes.place(None, team, &spec, 1, &Tried::default()))
     }
 }

@@ -41,9 +41,10 @@ use std::{
 
 use proto::{
     id::{Invalid, SandboxId, SandboxRef},
-    name::{NodeName, Team},
+    name::{NodeName, Preset, Team},
     reason,
     sandbox::v1::{EventKind, Failure, Phase, Sandbox},
+    spec::Size,
 };
 use tokio::{
     sync::Semaphore,
@@ -174,6 +175,8 @@ pub struct Options {
     pub patience: Duration,
     /// After this a creation that has not come up is called off.
     pub deadline: Duration,
+    /// Sizes by name.
+    pub sizes: BTreeMap<Preset, Size>,
 }
 
 impl Default for Options {
@@ -184,6 +187,7 @@ impl Default for Options {
             queue: Duration::from_secs(120),
             patience: Duration::from_secs(60),
             deadline: Duration::from_secs(600),
+            sizes: BTreeMap::new(),
         }
     }
 }

@@ -266,6 +266,37 @@ async fn a_creation_can_be_deleted_in_the_middle() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_preset_is_a_size_and_labels_choose_the_node() {
+    let mut lab = Lab::new().await;
+    let small = proto::spec::Size { cpu_cores: 2, memory_mib: 1024 };
+    lab.options.sizes = [("small".parse().expect("valid"), small)].into();
+    lab.start().await;
+    lab.agents[2].load(|load| load.labels = vec!["gpu".into()]);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let label = |labels: &str| vec![labels.to_owned()];
+    let ask = |key: &str, preset: &str, placement: Placement| CreateSandboxRequest {
+        size_preset: preset.into(),
+        placement: Some(placement),
+        ..request(key)
+    };
+    let gpu = Placement { require: label("gpu"), ..Placement::default() };
+    let made = create(&mut lab.api(), ask("r1", "small", gpu.clone())).await.expect("made");
+    assert_eq!((made.node.as_str(), made.size), ("n3", Some(small.into())));
+    let again = create(&mut lab.api(), ask("r1", "small", gpu)).await.expect("the same");
+    assert_eq!(again.id, made.id);
+    let without = Placement { forbid: label("gpu"), ..Placement::default() };
+    for key in ["r2", "r3", "r4", "r5"] {
+        let made = create(&mut lab.api(), ask(key, "", without.clone())).await.expect("made");
+        assert_ne!(made.node, "n3");
+    }
+    let tpu = Placement { require: label("tpu"), ..Placement::default() };
+    let refused = create(&mut lab.api(), ask("r6", "", tpu)).await;
+    assert_eq!(reason(refused), reason::NO_CAPACITY, "no node has it, and none will in a moment");
+    let refused = create(&mut lab.api(), ask("r7", "huge", Placement::default())).await;
+    assert_eq!(reason(refused), reason::FIELD_INVALID);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_can_never_be_is_refused_at_once() {
     let lab = Lab::new().await;
     let try_it = async |change: fn(&mut CreateSandboxRequest)| {

@@ -9,6 +9,7 @@ fn facts() -> Facts {
         room: StorageRoom { free: 10 << 30, total: 20 << 30 },
         queued: 0,
         start: Duration::from_secs(3),
+        memory: None,
     }
 }
 
@@ -30,6 +31,18 @@ fn the_gravest_reason_comes_first() {
         refused(Facts { quorate: false, intake, ..no_room }, reason::NODE_CORDONED);
     }
     refused(Facts { quorate: false, stopping: true, ..no_room }, reason::SHUTTING_DOWN);
+}
+
+#[test]
+fn what_is_handed_out_and_what_is_used_have_a_bound() {
+    let memory = |asked: u64, given: u64, available: u64| {
+        let [asked, given, available] = [asked, given, available].map(|gib| gib << 30);
+        Facts { memory: Some(Memory { asked, given, total: 64 << 30, available }), ..facts() }
+    };
+    assert_eq!(decide(&memory(8, 120, 32), &Limits::default()), Ok(()), "twice what there is");
+    refused(memory(9, 120, 32), reason::MEMORY_FULL);
+    assert_eq!(decide(&memory(8, 0, 6), &Limits::default()), Ok(()));
+    refused(memory(8, 0, 5), reason::MEMORY_FULL);
 }
 
 #[test]
@@ -55,9 +68,10 @@ fn what_was_made_is_recalled() {
 fn seats_are_counted_wherever_their_tasks_end() {
     let gate = Gate::default();
     let template = crate::sandbox::tests::vmid(9000);
-    let mut first = gate.hold().admit(&order(1), template);
-    let second = gate.hold().admit(&order(2), template);
+    let mut first = gate.hold().admit(&order(1), 5, template);
+    let second = gate.hold().admit(&order(2), 7, template);
     assert_eq!((gate.counts(), gate.queued(template)), ((2, 0), 2));
+    assert_eq!(gate.hold().memory(), 12);
     first.starts();
     first.starts();
     let started = gate.start();

@@ -146,6 +146,7 @@ impl Rig {
             },
             limits: Limits::default(),
             lifetimes: Lifetimes::default(),
+            labels: Vec::new(),
         };
         let journal = MemoryJournal::new("journal", pools, Arc::new(SoundDisk));
         let pve = Arc::new(Entered::new(cluster.node(&name)));
