@@ -4,7 +4,7 @@ use clap::Args as Group;
 use proto::sandbox::v1::Placement;
 
 /// Labels of nodes that a creation cares for.
-#[derive(Debug, Group)]
+#[derive(Debug, Default, PartialEq, Eq, Group)]
 pub struct Labels {
     /// Only nodes with this label, such as gpu or zone=a; may be given often
     #[arg(long, value_name = "LABEL")]
