@@ -75,7 +75,7 @@ impl FakeAgent {
             node: self.name.to_string(),
             team: order.team.clone(),
             snapshot_id: spec.snapshot_id,
-            size: Some(api::Size { cpu_cores: 1, memory_mib: 512 }),
+            size: Some(spec.size.unwrap_or(api::Size { cpu_cores: 1, memory_mib: 512 })),
             services: spec.services,
             metadata: spec.metadata,
             attempt: order.attempt,
