@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, process::Stdio};
 
+use lab::daemons::AGENT;
 use serde_json::Value;
 
-use crate::world::{World, id, wait, world};
+use crate::world::{PATIENCE, World, id, node, wait, world};
 
 /// What every node reports of `key`, at one moment.
 fn loads(world: &World, key: &str) -> BTreeMap<String, f64> {
@@ -76,5 +77,37 @@ fn a_node_without_quorum_takes_nothing_and_serves_on() {
     wait("node2 to be back", || {
         world.json(&["explain", "--dry-run", "--node", "node2"])["node"] == "node2"
     });
+    world.finish();
+}
+
+#[test]
+fn a_cordon_is_the_nodes_own_and_a_drain_says_what_is_left() {
+    let Some(world) = world() else { return };
+    let there = world.create(&["--node", "node3"]);
+    let dry_run = |world: &World| world.json(&["explain", "--dry-run", "--node", "node3"]);
+    assert_eq!(world.ctl(&["cordon", "node3", "--why", "new disks"]).code, 0);
+    let why = dry_run(&world);
+    assert!(why["nodes"].to_string().contains("CORDONED"), "{why}");
+    // The agent keeps it over its own end, and refuses whoever asks.
+    let services = world.node("node3").services().expect("services");
+    services.stop(AGENT, PATIENCE).expect("stopped");
+    services.start(AGENT, PATIENCE).expect("started");
+    wait("node3 to be back, and cordoned", || {
+        let nodes = world.json(&["nodes"]);
+        let node3 = nodes.as_array().and_then(|all| all.iter().find(|n| n["id"] == "node3"));
+        node3.is_some_and(|node| node["ready"] == true && node["load"]["cordoned"] == true)
+    });
+    for _ in 0..2 {
+        assert_ne!(node(&world.create(&[])), "node3");
+    }
+    assert_eq!(world.ctl(&["exec", id(&there), "--", "true"]).code, 0, "what is there lives on");
+
+    let left = world.ctl(&["drain", "node3"]);
+    assert_eq!(left.code, 1, "{}", left.stderr);
+    assert!(left.text().contains(id(&there)), "{}", left.text());
+    assert_eq!(world.ctl(&["rm", id(&there)]).code, 0);
+    assert_eq!(world.ctl(&["drain", "node3", "--wait", "--timeout", "60s"]).code, 0);
+    assert_eq!(world.ctl(&["uncordon", "node3"]).code, 0);
+    wait("node3 to take work", || dry_run(&world)["node"] == "node3");
     world.finish();
 }
