@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -207,8 +208,11 @@ impl Store for Memory {
         Ok(self.tables().rows.get(id).cloned())
     }
 
-    async fn all(&self) -> Result<Vec<Row>, Error> {
-        Ok(self.tables().rows.values().cloned().collect())
+    async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>, Error> {
+        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
+        let tables = self.tables();
+        let rows = tables.rows.range((from, Bound::Unbounded));
+        Ok(rows.take(limit as usize).map(|(_, row)| row.clone()).collect())
     }
 
     async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error> {
@@ -226,11 +230,13 @@ impl Store for Memory {
         .await
     }
 
-    async fn done(&self, id: &SandboxId, last: Vec<u8>) -> Result<(), Error> {
+    async fn done(&self, id: &SandboxId, last: Vec<u8>, events: Vec<Event>) -> Result<u64, Error> {
         self.write(|tables| {
             if let Some(row) = tables.rows.get_mut(id) {
                 (row.state, row.last) = (State::Done, last);
             }
+            let events = self.lapsed(tables, events);
+            tables.append(events)
         })
         .await
     }
