@@ -80,6 +80,8 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     aim(figures, "creates_per_second", filled.rate, "creates/s", CREATES_PER_SECOND_AIM, true);
     aim(figures, "creates_per_second_last", filled.last, "creates/s", CREATES_PER_SECOND_AIM, true);
 
+    // What a disk takes may change from one minute to the next.
+    figures.alone("disk_fsync_after_ms", sync_ms(dir.path())?, "ms");
     sleep(QUIET).await;
     let after = process.rss_bytes()?;
     figures.alone("controller_rss_empty", before / 1024.0 / 1024.0, "MiB");

@@ -48,6 +48,7 @@ impl Fleet {
                 load.memory_available = 1 << 40;
                 load.start_slots = 64;
             });
+            agent.faults(|faults| faults.at_once = true);
             let incoming = daemon::listen::tls(listener, config, CancellationToken::new());
             tokio::spawn(agent.clone().serve(incoming));
             agents.push(agent);
