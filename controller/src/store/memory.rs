@@ -66,7 +66,8 @@ pub enum Lapse {
     Found,
     /// That something was paused is left out of the log.
     Pauses,
-    /// What is said again is in the log again.
+    /// What is said again is in the log again; and that a sandbox came up is a write of its own, so
+    /// that a crash between that and its row has it said again.
     Again,
     /// The log is written a write later than what it tells of.
     Behind,
@@ -230,7 +231,20 @@ impl Store for Memory {
         .await
     }
 
-    async fn done(&self, id: &SandboxId, last: Vec<u8>, events: Vec<Event>) -> Result<u64, Error> {
+    async fn done(
+        &self,
+        id: &SandboxId,
+        last: Vec<u8>,
+        mut events: Vec<Event>,
+    ) -> Result<u64, Error> {
+        if self.lapses(Lapse::Again) {
+            let first = std::mem::take(&mut events);
+            self.write(|tables| {
+                let first = self.lapsed(tables, first);
+                tables.append(first)
+            })
+            .await?;
+        }
         self.write(|tables| {
             if let Some(row) = tables.rows.get_mut(id) {
                 (row.state, row.last) = (State::Done, last);
