@@ -77,10 +77,11 @@ soak: build ## The long runs: many seeds of the simulation, and hundreds of kill
 	PVE_SANDBOX_CHAOS=$(SOAK_KILLS) tests/lab/with-lab.sh $(NEXTEST) -p tests --test lxc --no-capture \
 		-E 'test(through_kills_of_everything)'
 
-bench: build ## Measures; writes target/bench/results.json. One part alone: make bench ONLY=pause; ONLY=placement needs no lab
+bench: build ## Measures; writes target/bench/results.json. One part alone: make bench ONLY=pause; ONLY=placement and ONLY=fleet need no lab
 	$(CARGO_BUILD) -p tests --bin bench
-	@if [ "$(ONLY)" = recovery ] || [ "$(ONLY)" = placement ]; then target/release/bench $(ONLY); else \
-	  tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/release/bench $(ONLY); fi
+	@case "$(ONLY)" in recovery|placement|fleet) \
+	  ulimit -n $$(ulimit -Hn) && target/release/bench $(ONLY);; *) \
+	  tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/release/bench $(ONLY);; esac
 
 deb: build ## Builds the three Debian packages into target/debian
 	packaging/build-debs.sh

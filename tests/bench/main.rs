@@ -1,12 +1,13 @@
 //! `make bench`: what it costs, each figure beside what it is compared with, in the same run.
 //!
-//! Runs in the lab's network, against its controller and its agents; `recovery` and `placement` alone
-//! need no lab. Figures with the cost of the real `pct` switched on are marked `modelled`: the stand-in then burns the CPU time that was
+//! Runs in the lab's network, against its controller and its agents; `recovery`, `placement` and
+//! `fleet` alone need no lab. Figures with the cost of the real `pct` switched on are marked `modelled`: the stand-in then burns the CPU time that was
 //! measured of the real one.
 
 #![expect(clippy::disallowed_methods, reason = "a bench measures the real clock")]
 
 mod figures;
+mod fleet;
 mod hand;
 mod inside;
 mod pause;
@@ -32,10 +33,11 @@ const BURST_S: u64 = 180;
 const KNOWN: usize = 50;
 
 /// What can be measured alone, in the order in which all of it is.
-const PARTS: [&str; 7] = ["create", "exec", "inside", "pause", "burst", RECOVERY, PLACEMENT];
+const PARTS: [&str; 8] = ["create", "exec", "inside", "pause", "burst", RECOVERY, PLACEMENT, FLEET];
 /// The parts that need no lab.
 const RECOVERY: &str = "recovery";
 const PLACEMENT: &str = "placement";
+const FLEET: &str = "fleet";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -44,11 +46,12 @@ async fn main() -> Result<()> {
         anyhow::bail!("{unknown} is nothing to measure: there are {}", PARTS.join(", "));
     }
     let mut figures = Figures::default();
-    if asked.iter().all(|part| [RECOVERY, PLACEMENT].contains(&part.as_str())) && !asked.is_empty()
-    {
+    let no_lab = |part: &String| [RECOVERY, PLACEMENT, FLEET].contains(&part.as_str());
+    if asked.iter().all(no_lab) && !asked.is_empty() {
         for part in &asked {
             let measured = match part.as_str() {
                 RECOVERY => recovery::measure(&mut figures).await,
+                FLEET => Box::pin(fleet::measure(&mut figures)).await,
                 _ => placement::measure(&mut figures),
             };
             measured.inspect_err(|_| figures.print())?;
@@ -69,6 +72,7 @@ async fn main() -> Result<()> {
             "pause" => pause::pause_and_resume(&world, &mut figures).await?,
             RECOVERY => recovery::measure(&mut figures).await?,
             PLACEMENT => placement::measure(&mut figures)?,
+            FLEET => Box::pin(fleet::measure(&mut figures)).await?,
             _ => burst_and_memory(&world, &mut figures).await?,
         }
     }

@@ -46,7 +46,7 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
 }
 
 /// A number of the environment, if it is there.
-fn number(name: &str) -> Result<Option<u64>> {
+pub(crate) fn number(name: &str) -> Result<Option<u64>> {
     match std::env::var(name) {
         Ok(text) => Ok(Some(text.parse().with_context(|| format!("{name} is no number"))?)),
         Err(_) => Ok(None),

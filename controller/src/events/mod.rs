@@ -7,6 +7,8 @@
 //!                      (derive)                                                              |
 //!  a reader: a page from the store, then wait for `last` <-----------------------------------+
 //! ```
+//! That a creation was asked for and that it came up is written with its row, so that a creation is
+//! two writes and waits for no third.
 //! What must hold: no state of a sandbox is remembered before the events that led to it, so after a
 //! crash the next word of its node means what is missing; a reader is given pages of the store and
 //! nothing is held for it.
@@ -182,10 +184,16 @@ impl Log {
     /// A node's word on a sandbox: says what it means. Must be called in the order in which it is
     /// taken, before it is remembered.
     pub fn observe(&self, told: &Told<'_>, old: Option<&Sandbox>, new: &Sandbox) {
-        for Change { kind, reason, detail, unasked } in derive(old, new) {
+        self.meaning(told, old, new).into_iter().for_each(|event| self.say(event));
+    }
+
+    /// What a node's word on a sandbox means, for who writes it together with that.
+    pub fn meaning(&self, told: &Told<'_>, old: Option<&Sandbox>, new: &Sandbox) -> Vec<Event> {
+        let meant = |Change { kind, reason, mut detail, unasked }| {
             // Who wanted the same did not do it.
             let asker = self.asker(&told.id, kind).filter(|_| !unasked);
-            self.say(Event {
+            truncate(&mut detail);
+            Event {
                 sandbox: Some(told.id),
                 team: Some(told.team.clone()),
                 node: Some(told.node.clone()),
@@ -194,8 +202,9 @@ impl Log {
                 node_revision: new.revision,
                 once: Some(told.once(&new.revision.to_string(), kind)),
                 ..self.event(kind, asker.unwrap_or_else(|| AGENT.to_owned()))
-            });
-        }
+            }
+        };
+        derive(old, new).into_iter().map(meant).collect()
     }
 
     /// A node does not know a sandbox any more.

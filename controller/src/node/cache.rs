@@ -17,12 +17,13 @@ use std::{
 };
 
 use proto::{
-    id::{SandboxId, SandboxRef, Vmid},
+    id::{SandboxId, SandboxRef},
     name::{NodeName, Team},
     sandbox::v1::{Phase, Sandbox},
 };
 use tokio::sync::{Notify, watch};
 
+use super::kept::{Kept, Numbers};
 use crate::store::Event;
 
 /// One sandbox.
@@ -53,21 +54,20 @@ impl Entry {
     pub fn ended(&self) -> bool {
         !self.creating && ended(&self.sandbox)
     }
-
-    fn vmid(&self) -> Option<Vmid> {
-        self.sandbox.vmid.try_into().ok()
-    }
 }
 
-fn ended(sandbox: &Sandbox) -> bool {
+pub(super) fn ended(sandbox: &Sandbox) -> bool {
     matches!(sandbox.phase(), Phase::Deleted | Phase::Failed)
 }
 
 /// An operator ended it without its container: that may be recovered on another node, or be there
 /// when a node comes back that was given up.
-fn was_let_go(sandbox: &Sandbox) -> bool {
+pub(super) fn was_let_go(sandbox: &Sandbox) -> bool {
     ended(sandbox) && matches!(sandbox.cause.as_str(), "released" | NODE_LOST)
 }
+
+/// So many that are watched are no reason to look for those that are not any more.
+const WATCHED_MIN: usize = 64;
 
 /// The cause of a sandbox whose node was given up.
 const NODE_LOST: &str = "node_lost";
@@ -96,9 +96,14 @@ pub struct Cache {
 
 #[derive(Debug, Default)]
 struct Inner {
-    by_id: BTreeMap<SandboxId, Entry>,
-    by_vmid: BTreeMap<Vmid, BTreeSet<SandboxId>>,
-    by_team: BTreeMap<Team, BTreeSet<SandboxId>>,
+    by_id: BTreeMap<SandboxId, Box<Kept>>,
+    teams: Numbers<Team>,
+    nodes: Numbers<NodeName>,
+    /// By the numbers of the owner and of the node.
+    by_team: BTreeMap<u32, BTreeSet<SandboxId>>,
+    by_node: BTreeMap<u32, BTreeSet<SandboxId>>,
+    /// In the order of their ids; mostly one.
+    by_vmid: BTreeMap<u32, Box<[SandboxId]>>,
     /// Living sandboxes, by team and by node.
     counts: BTreeMap<Team, BTreeMap<NodeName, u32>>,
     /// Living sandboxes.
@@ -109,6 +114,8 @@ struct Inner {
     /// To be remembered in the store.
     dirty: BTreeSet<SandboxId>,
     watched: BTreeMap<SandboxId, watch::Sender<u64>>,
+    /// With so many, those that nobody listens to any more are looked for.
+    watched_max: usize,
 }
 
 impl Cache {
@@ -151,8 +158,7 @@ impl Cache {
     /// The next attempt of a creation goes to this node, or to none yet.
     pub fn placed(&self, id: &SandboxId, node: Option<&NodeName>, attempt: u32, step: &str) {
         let mut inner = self.inner();
-        let Some(entry) = inner.by_id.get(id).filter(|entry| entry.creating) else { return };
-        let mut entry = entry.clone();
+        let Some(mut entry) = inner.get(id).filter(|entry| entry.creating) else { return };
         entry.node = node.cloned();
         entry.later = None;
         // Nothing of what the node before said of its attempt holds any more.
@@ -183,8 +189,7 @@ impl Cache {
         since: impl FnOnce(&Entry, &Sandbox),
     ) {
         let mut inner = self.inner();
-        let Some(entry) = inner.by_id.get(id) else { return };
-        let mut entry = entry.clone();
+        let Some(mut entry) = inner.get(id) else { return };
         entry.creating = false;
         let newer = entry.sandbox.attempt == sandbox.attempt
             && entry.sandbox.node == sandbox.node
@@ -210,7 +215,7 @@ impl Cache {
     pub fn apply(
         &self,
         node: &NodeName,
-        sandbox: Sandbox,
+        mut sandbox: Sandbox,
         now_ms: u64,
         news: impl FnOnce(Option<&Entry>, &Entry),
     ) -> Applied {
@@ -219,6 +224,7 @@ impl Cache {
         };
         let mut inner = self.inner();
         let inventory = inner.inventories.get(node).copied().unwrap_or_default();
+        let here = inner.nodes.find(node);
         let Some(old) = inner.by_id.get_mut(&id) else {
             let ended_ms = if ended(&sandbox) { now_ms } else { 0 };
             let node = Some(node.clone());
@@ -240,40 +246,45 @@ impl Cache {
             self.dirty.notify_one();
             return Applied::Changed;
         };
-        let same = old.node.as_ref() == Some(node) && sandbox.attempt == old.sandbox.attempt;
-        let comes_back = !old.creating && !ended(&sandbox) && was_let_go(&old.sandbox);
+        let on_it = here.is_some() && old.node == here;
+        let same = on_it && sandbox.attempt == old.attempt;
+        let comes_back = !old.creating && !ended(&sandbox) && old.let_go;
         if !same && !comes_back {
             // Another attempt than the one we know. While the creation is under way its task decides
             // who stays; after that only a later one can be right (our memory was behind).
-            let later = sandbox.attempt > old.sandbox.attempt;
-            if later && old.creating && old.node.as_ref() != Some(node) {
+            let later = sandbox.attempt > old.attempt;
+            if later && old.creating && !on_it {
                 if !ended(&sandbox) {
                     old.later = Some(Box::new(sandbox));
                 }
                 return Applied::Stray;
             }
             if !later {
-                let void = sandbox.attempt < old.sandbox.attempt && !ended(&sandbox);
+                let void = sandbox.attempt < old.attempt && !ended(&sandbox);
                 return if void { Applied::Void } else { Applied::Stray };
             }
         }
         old.inventory = inventory;
         // Gone is gone: a tombstone that the controller wrote is not replaced by the node's own. That
         // of an earlier attempt says nothing of a later one, which may be heard of after it.
-        let over = same && !old.creating && ended(&old.sandbox) && !comes_back;
-        if over || (same && !comes_back && sandbox.revision < old.sandbox.revision) {
+        let over = same && old.ended() && !comes_back;
+        if over || (same && !comes_back && sandbox.revision < old.revision) {
             return Applied::Known;
         }
-        if old.sandbox == sandbox && !old.lost {
+        // Word for word what is known, and so is remembered already: most of an inventory after a
+        // restart, of which each would be a write.
+        if on_it && !old.lost && old.was_told(&mut sandbox) {
+            old.revision = sandbox.revision;
             return Applied::Known;
         }
-        let mut entry = old.clone();
+        let Some(before) = inner.get(&id) else { return Applied::Stray };
+        let mut entry = before.clone();
         entry.ended_ms = if ended(&sandbox) && !entry.creating { now_ms } else { 0 };
         entry.node = Some(node.clone());
         (entry.sandbox, entry.lost) = (sandbox, false);
         // Of a creation its task tells.
         if !entry.creating {
-            news(inner.by_id.get(&id), &entry);
+            news(Some(&before), &entry);
             inner.dirty.insert(id);
         }
         inner.put(entry);
@@ -287,10 +298,10 @@ impl Cache {
         let mut inner = self.inner();
         *inner.inventories.entry(node.clone()).or_default() += 1;
         if !same_journal {
-            let of_node =
-                inner.by_id.values_mut().filter(|entry| entry.node.as_ref() == Some(node));
-            for entry in of_node {
-                entry.sandbox.revision = 0;
+            for id in inner.on_node(node) {
+                if let Some(kept) = inner.by_id.get_mut(&id) {
+                    kept.revision = 0;
+                }
             }
         }
     }
@@ -300,13 +311,14 @@ impl Cache {
     pub fn end_inventory(&self, node: &NodeName) -> Vec<Entry> {
         let mut inner = self.inner();
         let current = inner.inventories.get(node).copied().unwrap_or_default();
-        let absent: Vec<Entry> = inner
-            .by_id
-            .values()
-            .filter(|entry| entry.node.as_ref() == Some(node) && entry.inventory != current)
-            .filter(|entry| !entry.creating && !entry.ended() && !entry.lost)
-            .cloned()
-            .collect();
+        let mut absent = inner.on_node(node);
+        absent.retain(|id| {
+            let kept = inner.by_id.get(id);
+            kept.is_some_and(|kept| {
+                kept.inventory != current && !kept.creating && !kept.over && !kept.lost
+            })
+        });
+        let absent: Vec<Entry> = absent.iter().filter_map(|id| inner.get(id)).collect();
         let lost = absent.into_iter().map(|entry| Entry { lost: true, ..entry });
         lost.inspect(|entry| inner.put(entry.clone())).collect()
     }
@@ -318,9 +330,10 @@ impl Cache {
         if !changed {
             return;
         }
+        let Some(number) = inner.nodes.find(node) else { return };
         let Inner { watched, by_id, .. } = &mut *inner;
         for (id, version) in watched {
-            if by_id.get(id).is_some_and(|entry| entry.node.as_ref() == Some(node)) {
+            if by_id.get(id).is_some_and(|kept| kept.node == Some(number)) {
                 version.send_modify(|version| *version += 1);
             }
         }
@@ -351,7 +364,7 @@ impl Cache {
     pub fn forget(&self, ids: &[SandboxId]) {
         let mut inner = self.inner();
         for id in ids {
-            if inner.by_id.get(id).is_some_and(Entry::ended) {
+            if inner.by_id.get(id).is_some_and(|kept| kept.ended()) {
                 inner.remove(id);
             }
         }
@@ -361,19 +374,23 @@ impl Cache {
     pub fn get(&self, name: &SandboxRef) -> Option<Entry> {
         let inner = self.inner();
         match name {
-            SandboxRef::Id(id) => inner.by_id.get(id).cloned(),
+            SandboxRef::Id(id) => inner.get(id),
             SandboxRef::Vmid(vmid) => {
-                let ids = inner.by_vmid.get(vmid)?;
-                let living = ids.iter().filter_map(|id| inner.by_id.get(id)).find(|e| !e.ended());
+                let ids = inner.by_vmid.get(&vmid.get())?;
+                let lives = |id: &&SandboxId| inner.by_id.get(id).is_some_and(|kept| !kept.ended());
                 // A number is used again: the last that had it.
-                living.or_else(|| inner.by_id.get(ids.last()?)).cloned()
+                inner.get(ids.iter().find(lives).or(ids.last())?)
             }
         }
     }
 
     /// As it is to the outside.
     pub fn view(&self, entry: &Entry) -> Sandbox {
-        self.inner().view(entry)
+        let mut sandbox = entry.sandbox.clone();
+        let inner = self.inner();
+        let up = entry.node.as_ref().is_some_and(|node| inner.up.contains(node));
+        show(&mut sandbox, entry.creating, !entry.lost && up);
+        sandbox
     }
 
     /// A page of a team's sandboxes after `after`, in the order of their ids, as they are to the
@@ -388,23 +405,27 @@ impl Cache {
         let inner = self.inner();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut page = Vec::new();
-        let ids =
-            inner.by_team.get(team).into_iter().flat_map(|ids| ids.range((from, Bound::Unbounded)));
-        for entry in ids.filter_map(|id| inner.by_id.get(id)) {
-            if entry.ended() && !include_ended {
+        let ids = inner.teams.find(team).and_then(|team| inner.by_team.get(&team));
+        let ids = ids.into_iter().flat_map(|ids| ids.range((from, Bound::Unbounded)));
+        for (id, kept) in ids.filter_map(|id| inner.by_id.get_key_value(id)) {
+            if kept.ended() && !include_ended {
                 continue;
             }
             if page.len() == limit {
                 return (page, true);
             }
-            page.push(inner.view(entry));
+            let mut sandbox = kept.sandbox(id);
+            let up = kept.node.is_some_and(|node| inner.up.contains(inner.nodes.name(node)));
+            show(&mut sandbox, kept.creating, !kept.lost && up);
+            page.push(sandbox);
         }
         (page, false)
     }
 
     /// Every entry, for the check.
     pub fn all(&self) -> Vec<Entry> {
-        self.inner().by_id.values().cloned().collect()
+        let inner = self.inner();
+        inner.by_id.iter().map(|(id, kept)| inner.entry(*id, kept)).collect()
     }
 
     /// Hands `with` how many living sandboxes a team has on each node. Held for one decision about
@@ -423,8 +444,11 @@ impl Cache {
     /// Counts up at every change of one sandbox.
     pub fn watch(&self, id: SandboxId) -> watch::Receiver<u64> {
         let mut inner = self.inner();
-        // Those that nobody listens to any more go when somebody new comes.
-        inner.watched.retain(|_, version| version.receiver_count() > 0);
+        // Those that nobody listens to any more go when they may be half of all.
+        if inner.watched.len() >= inner.watched_max {
+            inner.watched.retain(|_, version| version.receiver_count() > 0);
+            inner.watched_max = WATCHED_MIN.max(2 * inner.watched.len());
+        }
         inner.watched.entry(id).or_insert_with(|| watch::channel(0).0).subscribe()
     }
 
@@ -451,7 +475,7 @@ impl Cache {
         for id in &ids {
             inner.dirty.remove(id);
         }
-        let entries = ids.iter().filter_map(|id| inner.by_id.get(id).cloned()).collect();
+        let entries = ids.iter().filter_map(|id| inner.get(id)).collect();
         (entries, events)
     }
 
@@ -462,67 +486,101 @@ impl Cache {
     }
 }
 
+/// Makes it what it is to the outside.
+fn show(sandbox: &mut Sandbox, creating: bool, reachable: bool) {
+    if creating {
+        sandbox.set_phase(Phase::Creating);
+        // A try that failed is the create task's business until it gives up.
+        sandbox.failure = None;
+    } else if !ended(sandbox) && !reachable {
+        sandbox.set_phase(Phase::Unreachable);
+    }
+}
+
 impl Inner {
-    fn living_on(&self, node: &NodeName) -> Vec<Entry> {
-        let on = self.by_id.values().filter(|entry| entry.node.as_ref() == Some(node));
-        on.filter(|entry| !entry.ended()).cloned().collect()
+    fn get(&self, id: &SandboxId) -> Option<Entry> {
+        self.by_id.get(id).map(|kept| self.entry(*id, kept))
     }
 
-    fn view(&self, entry: &Entry) -> Sandbox {
-        let mut sandbox = entry.sandbox.clone();
-        if entry.creating {
-            sandbox.set_phase(Phase::Creating);
-            // A try that failed is the create task's business until it gives up.
-            sandbox.failure = None;
-        } else if !ended(&sandbox) {
-            let up = entry.node.as_ref().is_some_and(|node| self.up.contains(node));
-            if entry.lost || !up {
-                sandbox.set_phase(Phase::Unreachable);
-            }
+    fn entry(&self, id: SandboxId, kept: &Kept) -> Entry {
+        Entry {
+            id,
+            team: self.teams.name(kept.team).clone(),
+            node: kept.node.map(|node| self.nodes.name(node).clone()),
+            sandbox: kept.sandbox(&id),
+            creating: kept.creating,
+            lost: kept.lost,
+            later: kept.later.clone(),
+            ended_ms: kept.ended_ms,
+            inventory: kept.inventory,
         }
-        sandbox
     }
 
-    fn count(&mut self, entry: &Entry, add: bool) {
-        let Some(node) = entry.node.clone().filter(|_| !entry.ended()) else { return };
+    fn on_node(&self, node: &NodeName) -> Vec<SandboxId> {
+        let ids = self.nodes.find(node).and_then(|node| self.by_node.get(&node));
+        ids.into_iter().flatten().copied().collect()
+    }
+
+    fn living_on(&self, node: &NodeName) -> Vec<Entry> {
+        let on = self.on_node(node);
+        on.iter().filter_map(|id| self.get(id)).filter(|entry| !entry.ended()).collect()
+    }
+
+    fn count(&mut self, kept: &Kept, add: bool) {
+        let Some(node) = kept.node.filter(|_| !kept.ended()) else { return };
+        let (node, team) = (self.nodes.name(node), self.teams.name(kept.team));
         let change = |count: &mut u32| *count = if add { *count + 1 } else { *count - 1 };
         change(self.on.entry(node.clone()).or_default());
-        let nodes = self.counts.entry(entry.team.clone()).or_default();
+        let nodes = self.counts.entry(team.clone()).or_default();
         let count = nodes.entry(node.clone()).or_default();
         change(count);
         if *count == 0 {
-            nodes.remove(&node);
+            nodes.remove(node);
         }
         if nodes.is_empty() {
-            self.counts.remove(&entry.team);
+            self.counts.remove(team);
         }
     }
 
     fn remove(&mut self, id: &SandboxId) {
         let Some(old) = self.by_id.remove(id) else { return };
         self.count(&old, false);
-        if let Some(vmid) = old.vmid()
-            && let Some(ids) = self.by_vmid.get_mut(&vmid)
+        for (index, number) in [(&mut self.by_team, Some(old.team)), (&mut self.by_node, old.node)]
         {
-            ids.remove(id);
-            if ids.is_empty() {
-                self.by_vmid.remove(&vmid);
+            if let Some(ids) = number.and_then(|number| index.get_mut(&number)) {
+                ids.remove(id);
             }
         }
-        if let Some(ids) = self.by_team.get_mut(&old.team) {
-            ids.remove(id);
+        if let Some(ids) = self.by_vmid.remove(&old.vmid) {
+            let rest: Box<[_]> = ids.iter().filter(|other| *other != id).copied().collect();
+            if !rest.is_empty() {
+                self.by_vmid.insert(old.vmid, rest);
+            }
         }
     }
 
-    fn put(&mut self, entry: Entry) {
+    fn put(&mut self, mut entry: Entry) {
         let id = entry.id;
+        let (team, node) = (self.teams.give(&entry.team), entry.node.as_ref());
+        let node = node.map(|node| self.nodes.give(node));
+        let mut kept = Kept::new(team, node, &mut entry.sandbox);
+        (kept.creating, kept.lost) = (entry.creating, entry.lost);
+        (kept.ended_ms, kept.inventory) = (entry.ended_ms, entry.inventory);
+        kept.later = entry.later;
         self.remove(&id);
-        self.count(&entry, true);
-        if let Some(vmid) = entry.vmid() {
-            self.by_vmid.entry(vmid).or_default().insert(id);
+        self.count(&kept, true);
+        // One that is being placed has no number yet, which is 0.
+        if kept.vmid != 0 {
+            let before = self.by_vmid.remove(&kept.vmid).unwrap_or_default();
+            let mut ids = [before.into_vec(), vec![id]].concat();
+            ids.sort_unstable();
+            self.by_vmid.insert(kept.vmid, ids.into());
         }
-        self.by_team.entry(entry.team.clone()).or_default().insert(id);
-        self.by_id.insert(id, entry);
+        self.by_team.entry(kept.team).or_default().insert(id);
+        if let Some(node) = kept.node {
+            self.by_node.entry(node).or_default().insert(id);
+        }
+        self.by_id.insert(id, Box::new(kept));
         if let Some(version) = self.watched.get(&id) {
             version.send_modify(|version| *version += 1);
         }
@@ -530,171 +588,4 @@ impl Inner {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(n: u8) -> SandboxId {
-        SandboxId::new(u64::from(n), &[n; 10])
-    }
-
-    fn node(name: &str) -> NodeName {
-        name.parse().expect("name")
-    }
-
-    fn sandbox(n: u8, phase: Phase, revision: u64) -> Sandbox {
-        let mut sandbox = Sandbox {
-            id: id(n).to_string(),
-            vmid: 100_000 + u32::from(n),
-            node: "n1".into(),
-            team: "red".into(),
-            attempt: 1,
-            revision,
-            ..Sandbox::default()
-        };
-        sandbox.set_phase(phase);
-        sandbox
-    }
-
-    fn apply(cache: &Cache, node: &NodeName, sandbox: Sandbox) -> Applied {
-        cache.apply(node, sandbox, 1, |_, _| {})
-    }
-
-    fn phase(cache: &Cache, n: u8) -> Option<Phase> {
-        cache.get(&SandboxRef::Id(id(n))).map(|entry| cache.view(&entry).phase())
-    }
-
-    #[test]
-    fn older_news_change_nothing() {
-        let cache = Cache::default();
-        cache.set_up(&node("n1"), true);
-        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Running, 5)), Applied::Changed);
-        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Creating, 4)), Applied::Known);
-        assert_eq!(phase(&cache, 1), Some(Phase::Running));
-    }
-
-    #[test]
-    fn absence_counts_only_after_a_whole_inventory_and_never_deletes() {
-        let cache = Cache::default();
-        let n1 = node("n1");
-        cache.set_up(&n1, true);
-        apply(&cache, &n1, sandbox(1, Phase::Running, 1));
-        apply(&cache, &n1, sandbox(2, Phase::Running, 2));
-        cache.begin_inventory(&n1, false);
-        apply(&cache, &n1, sandbox(1, Phase::Running, 1));
-        assert_eq!(phase(&cache, 2), Some(Phase::Running), "not whole yet");
-        let lost: Vec<_> = cache.end_inventory(&n1).into_iter().map(|entry| entry.id).collect();
-        assert_eq!(lost, [id(2)]);
-        assert_eq!(phase(&cache, 2), Some(Phase::Unreachable));
-        // It turns up again.
-        apply(&cache, &n1, sandbox(2, Phase::Running, 3));
-        assert_eq!(phase(&cache, 2), Some(Phase::Running));
-    }
-
-    #[test]
-    fn a_node_that_is_down_makes_nothing_disappear() {
-        let cache = Cache::default();
-        cache.set_up(&node("n1"), true);
-        apply(&cache, &node("n1"), sandbox(1, Phase::Running, 1));
-        cache.set_up(&node("n1"), false);
-        assert_eq!(phase(&cache, 1), Some(Phase::Unreachable));
-        assert_eq!(cache.page(&"red".parse().expect("team"), None, 10, false).0.len(), 1);
-    }
-
-    #[test]
-    fn a_creation_is_creating_until_it_settles_and_its_strays_are_not_shown() {
-        let cache = Cache::default();
-        cache.set_up(&node("n2"), true);
-        let red: Team = "red".parse().expect("team");
-        cache.begin(id(1), red.clone(), Sandbox { attempt: 1, ..sandbox(1, Phase::Creating, 0) });
-        apply(&cache, &node("n1"), sandbox(1, Phase::Failed, 3));
-        assert_eq!(phase(&cache, 1), Some(Phase::Creating));
-        cache.placed(&id(1), Some(&node("n2")), 2, "placing");
-        let second = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
-        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Failed, 4)), Applied::Stray);
-        assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Running, 4)), Applied::Void);
-        assert_eq!(apply(&cache, &node("n2"), second.clone()), Applied::Changed);
-        assert_eq!(phase(&cache, 1), Some(Phase::Creating));
-        cache.settle(&id(1), second, 1, |_, _| {});
-        assert_eq!(phase(&cache, 1), Some(Phase::Running));
-        assert_eq!(cache.of_team(&red, |on| (on(&node("n1")), on(&node("n2")))), (0, 1));
-    }
-
-    #[test]
-    fn what_was_let_go_can_live_again_elsewhere_and_what_was_deleted_cannot() {
-        for (cause, lives) in [("released", true), (NODE_LOST, true), ("", false), ("ttl", false)] {
-            let cache = Cache::default();
-            let ended = Sandbox { cause: cause.into(), ..sandbox(1, Phase::Deleted, 9) };
-            cache.set_up(&node("n2"), true);
-            apply(&cache, &node("n1"), ended.clone());
-            let there = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Running, 1) };
-            let applied = apply(&cache, &node("n2"), there);
-            assert_eq!(applied, if lives { Applied::Changed } else { Applied::Stray }, "{cause}");
-            let expected = if lives { Phase::Running } else { Phase::Deleted };
-            assert_eq!(phase(&cache, 1), Some(expected));
-            // The first node's tombstone is no news.
-            apply(&cache, &node("n1"), Sandbox { revision: 10, ..ended });
-            assert_eq!(phase(&cache, 1), Some(expected));
-        }
-    }
-
-    #[test]
-    fn the_tombstone_of_an_attempt_does_not_hide_the_one_that_came_up() {
-        let tombstone = sandbox(1, Phase::Failed, 3);
-        let up = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
-        for tombstone_first in [true, false] {
-            let cache = Cache::default();
-            let mut words = [(node("n1"), tombstone.clone()), (node("n2"), up.clone())];
-            if !tombstone_first {
-                words.reverse();
-            }
-            for (from, word) in words {
-                cache.set_up(&from, true);
-                apply(&cache, &from, word);
-            }
-            assert_eq!(phase(&cache, 1), Some(Phase::Running), "{tombstone_first}");
-        }
-    }
-
-    #[test]
-    fn what_was_on_a_node_that_is_given_up_has_ended_until_it_is_back() {
-        let cache = Cache::default();
-        let (n1, n2) = (node("n1"), node("n2"));
-        cache.set_up(&n1, true);
-        apply(&cache, &n1, sandbox(1, Phase::Running, 5));
-        apply(&cache, &n1, sandbox(2, Phase::Deleted, 6));
-        apply(&cache, &n2, Sandbox { node: "n2".into(), ..sandbox(3, Phase::Running, 5) });
-        cache.set_up(&n1, false);
-        cache.give_up(&n1, 7, |old, new| {
-            assert_eq!((old.ended(), new.ended()), (false, true));
-        });
-        assert_eq!((phase(&cache, 1), cache.on(&n1), cache.on(&n2)), (Some(Phase::Deleted), 0, 1));
-        cache.set_up(&n1, true);
-        assert_eq!(apply(&cache, &n1, sandbox(1, Phase::Running, 5)), Applied::Changed);
-        assert_eq!(phase(&cache, 1), Some(Phase::Running), "nothing was lost after all");
-    }
-
-    #[test]
-    fn a_number_that_is_used_again_names_the_living_one() {
-        let cache = Cache::default();
-        let n1 = node("n1");
-        apply(&cache, &n1, Sandbox { vmid: 100_001, ..sandbox(1, Phase::Deleted, 1) });
-        apply(&cache, &n1, Sandbox { vmid: 100_001, ..sandbox(2, Phase::Running, 2) });
-        let by_vmid = SandboxRef::Vmid(100_001.try_into().expect("vmid"));
-        assert_eq!(cache.get(&by_vmid).map(|entry| entry.id), Some(id(2)));
-        assert_eq!(cache.on(&n1), 1);
-    }
-
-    #[tokio::test]
-    async fn who_watches_is_told() {
-        let cache = Cache::default();
-        let mut changes = cache.watch(id(1));
-        apply(&cache, &node("n1"), sandbox(1, Phase::Running, 1));
-        changes.changed().await.expect("told");
-        changes.mark_unchanged();
-        cache.set_up(&node("n1"), true);
-        changes.changed().await.expect("told of the node too");
-        cache.dirty().await;
-        assert_eq!(cache.take(10, Vec::new).0.len(), 1);
-        assert_eq!(cache.take(10, Vec::new).0.len(), 0);
-    }
-}
+mod tests;

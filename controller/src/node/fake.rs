@@ -47,6 +47,8 @@ pub struct Faults {
     pub cut: Option<Cut>,
     /// How long a creation is CREATING.
     pub boot: Duration,
+    /// No time at all: the answer to a creation is that it runs.
+    pub at_once: bool,
     /// Other calls that change something are not answered, although they are done.
     pub mute: bool,
 }

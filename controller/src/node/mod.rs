@@ -10,6 +10,7 @@ pub mod cache;
 pub mod client;
 pub mod epoch;
 pub mod fake;
+mod kept;
 mod link;
 pub mod registry;
 

@@ -505,14 +505,15 @@ impl Nodes {
         self.cache.settle(id, sandbox, self.clock.now_ms(), since);
     }
 
-    /// A creation came up, and its node has gone on with it since: that is told too.
-    pub fn came_up(&self, id: SandboxId, team: &Team, sandbox: &Sandbox) {
-        let Some(node) = sandbox.node.parse().ok().and_then(|name| self.get(&name)) else { return };
+    /// A creation came up, and its node has gone on with it since: what that means.
+    pub fn came_up(&self, id: SandboxId, team: &Team, sandbox: &Sandbox) -> Vec<Event> {
+        let node = sandbox.node.parse().ok().and_then(|name| self.get(&name));
+        let Some(node) = node else { return Vec::new() };
         let journal = node.state().journal_id.clone();
         let told = Told { id, team, node: &node.name, journal: &journal };
         let mut up = Sandbox { failure: None, ..sandbox.clone() };
         up.set_phase(Phase::Running);
-        self.log.observe(&told, Some(&up), sandbox);
+        self.log.meaning(&told, Some(&up), sandbox)
     }
 
     /// A node's inventory is whole: what it does not have any more is lost.

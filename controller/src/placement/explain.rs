@@ -1,6 +1,8 @@
 //! Why a creation goes where it goes, in words and numbers, for people. Made from the same filter and
 //! the same score as the decision, after it.
 
+use std::borrow::Cow;
+
 use proto::{
     name::{NodeName, SnapshotId},
     spec::Size,
@@ -17,7 +19,7 @@ use super::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     /// One of `score::PARTS`.
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// Its share.
     pub value: f64,
 }
@@ -155,16 +157,21 @@ impl Fleet {
         let now = self.now(now_ms);
         let of = |node: u32| holders.binary_search_by_key(&node, |held| held.node).ok();
         let all = look == Look::All || choice.best.first().is_none();
-        let told = |node: u32| {
-            all || of(node)
-                .and_then(|at| u32::try_from(at).ok())
-                .is_some_and(|at| choice.sample.contains(at))
-                || choice.best.iter().any(|pick| pick.node == node)
+        let told: Vec<u32> = if all {
+            self.in_use().collect()
+        } else {
+            // Not all nodes are gone through for the few that were looked at.
+            let sample = choice.sample.picked().iter().filter_map(|at| holders.get(*at as usize));
+            let best = choice.best.iter().map(|pick| pick.node);
+            let mut told: Vec<u32> = sample.map(|holder| holder.node).chain(best).collect();
+            told.sort_unstable();
+            told.dedup();
+            told
         };
         let best = choice.best.first();
         let any_fresh = best.is_some_and(|pick| is_fresh(self.view(pick.node), &now));
         let (mut fit, mut out) = (Vec::new(), Vec::new());
-        for node in self.in_use().filter(|&node| told(node)) {
+        for node in told {
             let view = self.view(node);
             let verdict = |filtered, detail| Verdict {
                 node: self.name(node).clone(),
@@ -173,7 +180,7 @@ impl Fleet {
                 score: 0.0,
                 parts: Vec::new(),
             };
-            let case = Case { fleet: self, view, ask, now: &now, words: words(node) };
+            let case = Case { fleet: self, node, view, ask, now: &now, words };
             match of(node).map(|at| &holders[at]) {
                 None => {
                     let (why, detail) = case.without_snapshot(node, snapshot);
@@ -187,8 +194,10 @@ impl Fleet {
                     }
                     Ok(()) => {
                         let parts = score::parts(view, holder, ask, &now);
-                        let part =
-                            |(name, value): (&&str, f64)| Part { name: (*name).into(), value };
+                        let part = |(name, value): (&&'static str, f64)| Part {
+                            name: (*name).into(),
+                            value,
+                        };
                         fit.push(Verdict {
                             score: parts.iter().sum(),
                             parts: PARTS.iter().zip(parts).map(part).collect(),
@@ -212,10 +221,12 @@ fn is_fresh(view: &NodeView, now: &Now) -> bool {
 /// One node in one decision.
 struct Case<'a> {
     fleet: &'a Fleet,
+    node: u32,
     view: &'a NodeView,
     ask: &'a Ask<'a>,
     now: &'a Now,
-    words: Words,
+    /// Asked for only where a sentence needs them.
+    words: &'a dyn Fn(u32) -> Words,
 }
 
 impl Case<'_> {
@@ -239,7 +250,8 @@ impl Case<'_> {
         let room = Room::of(self.view, holder, self.ask, limits);
         let gib = |bytes: f64| bytes / (1024.0 * 1024.0 * 1024.0);
         let percent = |share: f64| share * 100.0;
-        let or = |word: &Option<String>| word.clone().unwrap_or_else(|| "no reason given".into());
+        let words = || (self.words)(self.node);
+        let or = |word: Option<String>| word.unwrap_or_else(|| "no reason given".into());
         let age_s = self.view.age_ms(self.now.ms).unwrap_or_default() / 1000;
         match why {
             Filtered::NotWished => {
@@ -247,7 +259,7 @@ impl Case<'_> {
                 let wish = wish.map_or("another", NodeName::as_str);
                 format!("{wish} was asked for")
             }
-            Filtered::NotReady => format!("its agent does not answer: {}", or(&self.words.down)),
+            Filtered::NotReady => format!("its agent does not answer: {}", or(words().down)),
             Filtered::NeverReported => "its agent has not reported yet".into(),
             Filtered::BreakerOpen => "its agent let a call time out a moment ago".into(),
             Filtered::ReportStale => format!("last reported {age_s} s ago"),
@@ -258,9 +270,9 @@ impl Case<'_> {
             Filtered::Draining => "it is being drained".into(),
             Filtered::Maintenance => "PVE has it in maintenance".into(),
             Filtered::Labels => "its labels are not those that are asked for".into(),
-            Filtered::Refused => format!("refused it a moment ago: {}", or(&self.words.refused)),
+            Filtered::Refused => format!("refused it a moment ago: {}", or(words().refused)),
             Filtered::FailedBefore => {
-                format!("this creation failed here: {}", or(&self.words.failed))
+                format!("this creation failed here: {}", or(words().failed))
             }
             Filtered::TooLarge if room.memory_asked > room.memory => {
                 let (asked, all) = (gib(room.memory_asked), gib(room.memory));

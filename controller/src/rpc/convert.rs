@@ -45,7 +45,7 @@ pub(super) fn decision(decision: Decision) -> wire::PlacementDecision {
         parts: verdict
             .parts
             .into_iter()
-            .map(|part| wire::ScorePart { name: part.name, value: part.value })
+            .map(|part| wire::ScorePart { name: part.name.into_owned(), value: part.value })
             .collect(),
     });
     wire::PlacementDecision {

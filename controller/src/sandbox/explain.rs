@@ -1,13 +1,80 @@
 //! Why a sandbox is where it is.
 
-use proto::{name::Team, reason, sandbox::v1::CreateSandboxRequest};
+use std::borrow::Cow;
+
+use proto::{
+    name::{NodeName, Team},
+    reason,
+    sandbox::v1::CreateSandboxRequest,
+};
+use serde::{Deserialize, Serialize};
 
 use super::{Error, Sandboxes};
-use crate::{node::registry::Tried, placement::Decision};
+use crate::{
+    node::registry::Tried,
+    placement::{Decision, Filtered, PARTS, Part, Verdict},
+};
+
+/// A decision as it is kept with the sandbox: whole, it was most of the store, and most of what a
+/// creation writes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept<'a> {
+    attempt: u32,
+    decided_ms: u64,
+    holders: u32,
+    nodes: Vec<KeptVerdict<'a>>,
+}
+
+/// Node, why it was out, the sentence, and the parts of the score: in the order of `PARTS`, to four
+/// places, without the zeros at the end.
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptVerdict<'a>(NodeName, Option<Filtered>, Cow<'a, str>, Vec<f64>);
+
+fn keep(verdict: &Verdict) -> KeptVerdict<'_> {
+    let rounded = |part: &Part| (part.value * 10_000.0).round() / 10_000.0;
+    let mut parts: Vec<f64> = verdict.parts.iter().map(rounded).collect();
+    let last = parts.iter().rposition(|value| *value != 0.0);
+    parts.truncate(last.map_or(0, |last| last + 1));
+    KeptVerdict(verdict.node.clone(), verdict.filtered, verdict.detail.as_str().into(), parts)
+}
 
 /// A decision as it is kept with the sandbox.
 pub(super) fn encode(decision: &Decision) -> String {
-    serde_json::to_string(decision).expect("a decision is plain data")
+    let kept = Kept {
+        attempt: decision.attempt,
+        decided_ms: decision.decided_ms,
+        holders: decision.holders,
+        nodes: decision.verdicts.iter().map(keep).collect(),
+    };
+    serde_json::to_string(&kept).expect("a decision is plain data")
+}
+
+/// The same again; also of the form that earlier versions kept.
+fn decode(text: &str) -> Result<Decision, serde_json::Error> {
+    let Ok(kept) = serde_json::from_str::<Kept<'_>>(text) else {
+        return serde_json::from_str(text);
+    };
+    let verdict = |KeptVerdict(node, filtered, detail, values): KeptVerdict<'_>| {
+        let part = |(at, name): (usize, &&'static str)| Part {
+            name: (*name).into(),
+            value: values.get(at).copied().unwrap_or_default(),
+        };
+        // What was out has no score.
+        let names = if filtered.is_none() { &PARTS[..] } else { &[] };
+        Verdict {
+            node,
+            filtered,
+            detail: detail.into_owned(),
+            score: values.iter().sum(),
+            parts: names.iter().enumerate().map(part).collect(),
+        }
+    };
+    Ok(Decision {
+        attempt: kept.attempt,
+        decided_ms: kept.decided_ms,
+        holders: kept.holders,
+        verdicts: kept.nodes.into_iter().map(verdict).collect(),
+    })
 }
 
 impl Sandboxes {
@@ -23,7 +90,7 @@ impl Sandboxes {
             let message = format!("no decision is recorded for {}", entry.id);
             Error::new(reason::SANDBOX_NOT_FOUND, message)
         })?;
-        serde_json::from_str(&decision.decision).map_err(|error| {
+        decode(&decision.decision).map_err(|error| {
             tracing::error!(sandbox_id = %entry.id, %error, "a recorded decision is damaged");
             Error::new(reason::STORE_FAILED, "the recorded decision is damaged")
         })
@@ -43,5 +110,38 @@ impl Sandboxes {
         }
         let spec = self.sized(&mut request)?;
         Ok(self.nodes.place(None, team, &spec, 1, &Tried::default()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_read_again_and_so_is_what_was_kept_whole() {
+        let part = |(at, name): (u32, &&'static str)| Part {
+            name: (*name).into(),
+            value: if at < 2 { 0.25 } else { 0.0 },
+        };
+        let fits = Verdict {
+            node: "n1".parse().expect("node"),
+            filtered: None,
+            detail: "cpu \"0.25\"".into(),
+            score: 0.5,
+            parts: (0..).zip(&PARTS).map(part).collect(),
+        };
+        let out = Verdict {
+            filtered: Some(Filtered::Cordoned),
+            score: 0.0,
+            parts: Vec::new(),
+            ..fits.clone()
+        };
+        let decision =
+            Decision { attempt: 1, decided_ms: 2, holders: 3, verdicts: vec![fits, out] };
+        let whole = serde_json::to_string(&decision).expect("plain data");
+        let kept = encode(&decision);
+        assert!(kept.len() < whole.len() / 2, "{kept}");
+        assert_eq!(decode(&kept).expect("kept"), decision);
+        assert_eq!(decode(&whole).expect("whole"), decision);
     }
 }

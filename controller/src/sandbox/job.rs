@@ -472,15 +472,16 @@ impl Sandboxes {
                 let last = sandbox.encode_to_vec();
                 let by = self.log().asker(&id, EventKind::Created);
                 let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
-                self.log().say(Event {
+                let mut told = vec![Event {
                     node: sandbox.node.parse().ok(),
                     node_revision: sandbox.revision,
                     ..self.once(job, EventKind::Created, &by)
-                });
-                self.nodes.came_up(id, &job.team, &sandbox);
+                }];
+                told.extend(self.nodes.came_up(id, &job.team, &sandbox));
                 // Before anybody is told: a sandbox that was seen running is never moved.
-                self.persist(|| self.log().flushed()).await;
-                self.persist(|| self.store.done(&id, last.clone())).await;
+                let done = || self.store.done(&id, last.clone(), told.clone());
+                let revision = self.persist(done).await;
+                self.log().reached(revision);
                 tracing::info!(sandbox_id = %id, node = sandbox.node, vmid = sandbox.vmid,
                     attempt = job.order.attempt, "a sandbox is up");
             }

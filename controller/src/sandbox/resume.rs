@@ -25,8 +25,12 @@ impl Sandboxes {
     pub(super) async fn resume(self: &Arc<Self>) -> Result<(), store::Error> {
         let last = self.store.before_last(store::Filter::default(), 0).await?;
         self.log().reached(last);
-        for row in self.store.all().await? {
-            self.recall(row);
+        let mut last = None;
+        loop {
+            let rows = self.store.after(last, store::ROWS).await?;
+            let Some(row) = rows.last() else { break };
+            last = Some(row.id);
+            rows.into_iter().for_each(|row| self.recall(row));
         }
         self.nodes.recalled();
         let (this, stop) = (self.clone(), self.stop.clone());

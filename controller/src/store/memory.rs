@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -65,7 +66,8 @@ pub enum Lapse {
     Found,
     /// That something was paused is left out of the log.
     Pauses,
-    /// What is said again is in the log again.
+    /// What is said again is in the log again; and that a sandbox came up is a write of its own, so
+    /// that a crash between that and its row has it said again.
     Again,
     /// The log is written a write later than what it tells of.
     Behind,
@@ -207,8 +209,11 @@ impl Store for Memory {
         Ok(self.tables().rows.get(id).cloned())
     }
 
-    async fn all(&self) -> Result<Vec<Row>, Error> {
-        Ok(self.tables().rows.values().cloned().collect())
+    async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>, Error> {
+        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
+        let tables = self.tables();
+        let rows = tables.rows.range((from, Bound::Unbounded));
+        Ok(rows.take(limit as usize).map(|(_, row)| row.clone()).collect())
     }
 
     async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error> {
@@ -226,11 +231,26 @@ impl Store for Memory {
         .await
     }
 
-    async fn done(&self, id: &SandboxId, last: Vec<u8>) -> Result<(), Error> {
+    async fn done(
+        &self,
+        id: &SandboxId,
+        last: Vec<u8>,
+        mut events: Vec<Event>,
+    ) -> Result<u64, Error> {
+        if self.lapses(Lapse::Again) {
+            let first = std::mem::take(&mut events);
+            self.write(|tables| {
+                let first = self.lapsed(tables, first);
+                tables.append(first)
+            })
+            .await?;
+        }
         self.write(|tables| {
             if let Some(row) = tables.rows.get_mut(id) {
                 (row.state, row.last) = (State::Done, last);
             }
+            let events = self.lapsed(tables, events);
+            tables.append(events)
         })
         .await
     }

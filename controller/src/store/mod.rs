@@ -22,6 +22,9 @@ use proto::{
 
 pub use events::{Event, EventPage, Filter};
 
+/// Creations in one page.
+pub const ROWS: u32 = 500;
+
 /// The store did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -152,15 +155,28 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// One creation.
     async fn get(&self, id: &SandboxId) -> Result<Option<Row>, Error>;
 
-    /// All creations that are not forgotten, ordered by id.
-    async fn all(&self) -> Result<Vec<Row>, Error>;
+    /// At most `limit` creations that are not forgotten, ordered by id, from after this one on.
+    async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>, Error>;
+
+    /// All of them. They are large: who can goes through them by pages.
+    async fn all(&self) -> Result<Vec<Row>, Error> {
+        let mut rows: Vec<Row> = Vec::new();
+        loop {
+            let page = self.after(rows.last().map(|row| row.id), ROWS).await?;
+            let last = page.len() < ROWS as usize;
+            rows.extend(page);
+            if last {
+                return Ok(rows);
+            }
+        }
+    }
 
     /// Writes down the next attempt, before its node hears of it. False when the creation is not
     /// being placed any more.
     async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error>;
 
-    /// It came up.
-    async fn done(&self, id: &SandboxId, last: Vec<u8>) -> Result<(), Error>;
+    /// It came up, which `events` tell; returns the log's last revision.
+    async fn done(&self, id: &SandboxId, last: Vec<u8>, events: Vec<Event>) -> Result<u64, Error>;
 
     /// It ended. `released` frees the request_id.
     async fn failed(

@@ -33,6 +33,11 @@ const MIGRATIONS: &[&str] =
 const GROUP_MAX: usize = 256;
 /// Requests that may wait.
 const QUEUE_MAX: usize = 4096;
+/// Pages of the write-ahead log (of 4 KiB) after which it goes into the file. With SQLite's own 1000
+/// a few hundred creations fill it, and the pages that all of them change are written each time.
+const LOG_PAGES: u32 = 8000;
+/// Statements that are kept prepared: all that there are.
+const STATEMENTS: usize = 64;
 /// How long to wait for another process (`token create`) that writes.
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -129,6 +134,7 @@ fn failed(error: impl std::fmt::Display) -> Error {
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
     let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     connection.busy_timeout(BUSY).map_err(failed)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     if !flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
         let mode: String = connection
             .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
@@ -138,6 +144,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
         }
         // NORMAL would lose the last commits at a power cut.
         connection.execute_batch("PRAGMA synchronous = FULL").map_err(failed)?;
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES).map_err(failed)?;
     }
     Ok(connection)
 }
@@ -398,11 +405,14 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn all(&self) -> Result<Vec<Row>, Error> {
-        self.read(|db| {
-            db.prepare_cached(&format!("SELECT {COLUMNS} FROM sandboxes ORDER BY id"))?
-                .query_map([], to_row)?
-                .collect()
+    async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>, Error> {
+        let after = id.map(|id| id.to_string()).unwrap_or_default();
+        self.read(move |db| {
+            db.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM sandboxes WHERE id > ?1 ORDER BY id LIMIT ?2"
+            ))?
+            .query_map(params![after, limit], to_row)?
+            .collect()
         })
         .await
     }
@@ -425,12 +435,12 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn done(&self, id: &SandboxId, last: Vec<u8>) -> Result<(), Error> {
+    async fn done(&self, id: &SandboxId, last: Vec<u8>, events: Vec<Event>) -> Result<u64, Error> {
         let id = id.to_string();
         self.write_as_claimed(move |db| {
             db.prepare_cached("UPDATE sandboxes SET state = 'done', last = ?2 WHERE id = ?1")?
-                .execute(params![id, last])
-                .map(drop)
+                .execute(params![id, last])?;
+            events::append(db, &events)
         })
         .await
     }

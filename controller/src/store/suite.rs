@@ -158,7 +158,10 @@ async fn creations(store: &dyn Store) -> Result<(), Error> {
     assert_eq!(store.owed(&node("n1")).await?, []);
 
     store.cancel(&id(1)).await?;
-    store.done(&id(1), vec![7]).await?;
+    let told = store.done(&id(1), vec![7], vec![event(1, EventKind::Created)]).await?;
+    let log = store.events(told - 1, Filter::default(), 10).await?;
+    let kinds: Vec<_> = log.events.iter().map(|(at, event)| (*at, event.kind)).collect();
+    assert_eq!(kinds, [(told, EventKind::Created)], "in the same write");
     let done = store.get(&id(1)).await?.expect("row");
     assert_eq!((done.state, done.last, done.cancelled), (State::Done, vec![7], true));
     assert!(!store.choose(&id(1), choice).await?, "not being placed any more");
@@ -267,7 +270,7 @@ async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
     let refused = [
         first.begin(row(2, "r2"), asked(2)).await.map(drop),
         first.choose(&id(1), choice()).await.map(drop),
-        first.done(&id(1), vec![1]).await,
+        first.done(&id(1), vec![1], vec![asked(1)]).await.map(drop),
         first.failed(&id(1), vec![1], true, 9).await,
         first.cancel(&id(1)).await,
         first.remember(vec![seen(3, 0)], vec![asked(3)]).await.map(drop),

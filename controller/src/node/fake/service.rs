@@ -217,7 +217,10 @@ impl AgentService for Service {
             std::future::pending::<()>().await;
         }
         let admitted = self.0.admit(&order, &faults)?;
-        if admitted.phase() == Phase::Creating && admitted.step == "clone" {
+        let begun = admitted.phase() == Phase::Creating && admitted.step == "clone";
+        if begun && faults.at_once {
+            self.0.complete(&admitted, &faults);
+        } else if begun {
             let (agent, admitted, faults) = (self.0.clone(), admitted.clone(), faults.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(faults.boot).await;

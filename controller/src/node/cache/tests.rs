@@ -1,0 +1,168 @@
+//! The cache by itself.
+
+use super::*;
+
+fn id(n: u8) -> SandboxId {
+    SandboxId::new(u64::from(n), &[n; 10])
+}
+
+fn node(name: &str) -> NodeName {
+    name.parse().expect("name")
+}
+
+fn sandbox(n: u8, phase: Phase, revision: u64) -> Sandbox {
+    let mut sandbox = Sandbox {
+        id: id(n).to_string(),
+        vmid: 100_000 + u32::from(n),
+        node: "n1".into(),
+        team: "red".into(),
+        attempt: 1,
+        revision,
+        ..Sandbox::default()
+    };
+    sandbox.set_phase(phase);
+    sandbox
+}
+
+fn apply(cache: &Cache, node: &NodeName, sandbox: Sandbox) -> Applied {
+    cache.apply(node, sandbox, 1, |_, _| {})
+}
+
+fn phase(cache: &Cache, n: u8) -> Option<Phase> {
+    cache.get(&SandboxRef::Id(id(n))).map(|entry| cache.view(&entry).phase())
+}
+
+#[test]
+fn older_news_change_nothing() {
+    let cache = Cache::default();
+    cache.set_up(&node("n1"), true);
+    assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Running, 5)), Applied::Changed);
+    assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Creating, 4)), Applied::Known);
+    assert_eq!(phase(&cache, 1), Some(Phase::Running));
+}
+
+#[test]
+fn absence_counts_only_after_a_whole_inventory_and_never_deletes() {
+    let cache = Cache::default();
+    let n1 = node("n1");
+    cache.set_up(&n1, true);
+    apply(&cache, &n1, sandbox(1, Phase::Running, 1));
+    apply(&cache, &n1, sandbox(2, Phase::Running, 2));
+    cache.begin_inventory(&n1, false);
+    apply(&cache, &n1, sandbox(1, Phase::Running, 1));
+    assert_eq!(phase(&cache, 2), Some(Phase::Running), "not whole yet");
+    let lost: Vec<_> = cache.end_inventory(&n1).into_iter().map(|entry| entry.id).collect();
+    assert_eq!(lost, [id(2)]);
+    assert_eq!(phase(&cache, 2), Some(Phase::Unreachable));
+    // It turns up again.
+    apply(&cache, &n1, sandbox(2, Phase::Running, 3));
+    assert_eq!(phase(&cache, 2), Some(Phase::Running));
+}
+
+#[test]
+fn a_node_that_is_down_makes_nothing_disappear() {
+    let cache = Cache::default();
+    cache.set_up(&node("n1"), true);
+    apply(&cache, &node("n1"), sandbox(1, Phase::Running, 1));
+    cache.set_up(&node("n1"), false);
+    assert_eq!(phase(&cache, 1), Some(Phase::Unreachable));
+    assert_eq!(cache.page(&"red".parse().expect("team"), None, 10, false).0.len(), 1);
+}
+
+#[test]
+fn a_creation_is_creating_until_it_settles_and_its_strays_are_not_shown() {
+    let cache = Cache::default();
+    cache.set_up(&node("n2"), true);
+    let red: Team = "red".parse().expect("team");
+    cache.begin(id(1), red.clone(), Sandbox { attempt: 1, ..sandbox(1, Phase::Creating, 0) });
+    apply(&cache, &node("n1"), sandbox(1, Phase::Failed, 3));
+    assert_eq!(phase(&cache, 1), Some(Phase::Creating));
+    cache.placed(&id(1), Some(&node("n2")), 2, "placing");
+    let second = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
+    assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Failed, 4)), Applied::Stray);
+    assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Running, 4)), Applied::Void);
+    assert_eq!(apply(&cache, &node("n2"), second.clone()), Applied::Changed);
+    assert_eq!(phase(&cache, 1), Some(Phase::Creating));
+    cache.settle(&id(1), second, 1, |_, _| {});
+    assert_eq!(phase(&cache, 1), Some(Phase::Running));
+    assert_eq!(cache.of_team(&red, |on| (on(&node("n1")), on(&node("n2")))), (0, 1));
+}
+
+#[test]
+fn what_was_let_go_can_live_again_elsewhere_and_what_was_deleted_cannot() {
+    for (cause, lives) in [("released", true), (NODE_LOST, true), ("", false), ("ttl", false)] {
+        let cache = Cache::default();
+        let ended = Sandbox { cause: cause.into(), ..sandbox(1, Phase::Deleted, 9) };
+        cache.set_up(&node("n2"), true);
+        apply(&cache, &node("n1"), ended.clone());
+        let there = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Running, 1) };
+        let applied = apply(&cache, &node("n2"), there);
+        assert_eq!(applied, if lives { Applied::Changed } else { Applied::Stray }, "{cause}");
+        let expected = if lives { Phase::Running } else { Phase::Deleted };
+        assert_eq!(phase(&cache, 1), Some(expected));
+        // The first node's tombstone is no news.
+        apply(&cache, &node("n1"), Sandbox { revision: 10, ..ended });
+        assert_eq!(phase(&cache, 1), Some(expected));
+    }
+}
+
+#[test]
+fn the_tombstone_of_an_attempt_does_not_hide_the_one_that_came_up() {
+    let tombstone = sandbox(1, Phase::Failed, 3);
+    let up = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
+    for tombstone_first in [true, false] {
+        let cache = Cache::default();
+        let mut words = [(node("n1"), tombstone.clone()), (node("n2"), up.clone())];
+        if !tombstone_first {
+            words.reverse();
+        }
+        for (from, word) in words {
+            cache.set_up(&from, true);
+            apply(&cache, &from, word);
+        }
+        assert_eq!(phase(&cache, 1), Some(Phase::Running), "{tombstone_first}");
+    }
+}
+
+#[test]
+fn what_was_on_a_node_that_is_given_up_has_ended_until_it_is_back() {
+    let cache = Cache::default();
+    let (n1, n2) = (node("n1"), node("n2"));
+    cache.set_up(&n1, true);
+    apply(&cache, &n1, sandbox(1, Phase::Running, 5));
+    apply(&cache, &n1, sandbox(2, Phase::Deleted, 6));
+    apply(&cache, &n2, Sandbox { node: "n2".into(), ..sandbox(3, Phase::Running, 5) });
+    cache.set_up(&n1, false);
+    cache.give_up(&n1, 7, |old, new| {
+        assert_eq!((old.ended(), new.ended()), (false, true));
+    });
+    assert_eq!((phase(&cache, 1), cache.on(&n1), cache.on(&n2)), (Some(Phase::Deleted), 0, 1));
+    cache.set_up(&n1, true);
+    assert_eq!(apply(&cache, &n1, sandbox(1, Phase::Running, 5)), Applied::Changed);
+    assert_eq!(phase(&cache, 1), Some(Phase::Running), "nothing was lost after all");
+}
+
+#[test]
+fn a_number_that_is_used_again_names_the_living_one() {
+    let cache = Cache::default();
+    let n1 = node("n1");
+    apply(&cache, &n1, Sandbox { vmid: 100_001, ..sandbox(1, Phase::Deleted, 1) });
+    apply(&cache, &n1, Sandbox { vmid: 100_001, ..sandbox(2, Phase::Running, 2) });
+    let by_vmid = SandboxRef::Vmid(100_001.try_into().expect("vmid"));
+    assert_eq!(cache.get(&by_vmid).map(|entry| entry.id), Some(id(2)));
+    assert_eq!(cache.on(&n1), 1);
+}
+
+#[tokio::test]
+async fn who_watches_is_told() {
+    let cache = Cache::default();
+    let mut changes = cache.watch(id(1));
+    apply(&cache, &node("n1"), sandbox(1, Phase::Running, 1));
+    changes.changed().await.expect("told");
+    changes.mark_unchanged();
+    cache.set_up(&node("n1"), true);
+    changes.changed().await.expect("told of the node too");
+    cache.dirty().await;
+    assert_eq!(cache.take(10, Vec::new).0.len(), 1);
+    assert_eq!(cache.take(10, Vec::new).0.len(), 0);
+}

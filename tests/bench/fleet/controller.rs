@@ -1,0 +1,129 @@
+//! The controller's process, and what the kernel says of it.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use proto::name::NodeName;
+
+use super::caller::Caller;
+
+/// Ticks of /proc/PID/stat in a second.
+const TICKS: f64 = 100.0;
+
+/// The shipped program over a directory.
+pub(super) struct Process {
+    dir: PathBuf,
+    program: PathBuf,
+    address: SocketAddr,
+    child: Child,
+}
+
+impl Process {
+    /// Configures it for these nodes and starts it.
+    pub(super) fn start(dir: &Path, nodes: &[(NodeName, SocketAddr)]) -> Result<Self> {
+        let program = std::env::current_exe()?.with_file_name("pve-sandbox-controller");
+        // Free a moment ago; nobody else takes ports here.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut config = format!(
+            "listen = \"{address}\"\ndata_dir = \"{}\"\nurl_template = \"http://{{id}}-{{port}}.test\"\n",
+            dir.display()
+        );
+        for (name, address) in nodes {
+            write!(config, "[[node]]\nname = \"{name}\"\naddress = \"{address}\"\n")?;
+        }
+        fs::write(dir.join("controller.toml"), config)?;
+        let child = spawn(&program, dir)?;
+        Ok(Self { dir: dir.to_owned(), program, address, child })
+    }
+
+    /// A token, and so many connections for it.
+    pub(super) fn callers(&self, connections: usize) -> Result<Vec<Caller>> {
+        let made = Command::new(&self.program)
+            .args(["token", "create", "--team", "fleet", "--scope", "operator", "--data-dir"])
+            .arg(&self.dir)
+            .output()?;
+        ensure!(made.status.success(), "no token: {}", String::from_utf8_lossy(&made.stderr));
+        let token: Arc<str> = String::from_utf8(made.stdout)?.trim().into();
+        let tls = daemon::tls::client_with_roots(&self.dir.join("ca/ca.crt"))?;
+        let connect = |_| {
+            let (address, tls) = (self.address.to_string(), tls.clone());
+            let channel = daemon::channel::tls(&address, "localhost", tls)?;
+            Ok(Caller::new(channel, token.clone()))
+        };
+        (0..connections).map(connect).collect()
+    }
+
+    /// SIGKILL.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop).context("it ended")
+    }
+
+    /// Starts it once more.
+    pub(super) fn again(&mut self) -> Result<()> {
+        self.child = spawn(&self.program, &self.dir)?;
+        Ok(())
+    }
+
+    /// Waits until so many nodes are up, and until `known` is said to run.
+    pub(super) async fn until_up(
+        &mut self,
+        caller: &Caller,
+        nodes: usize,
+        known: Option<&str>,
+    ) -> Result<()> {
+        let up = caller.until_up(nodes, known).await;
+        let ended = self.child.try_wait()?;
+        ensure!(ended.is_none(), "the controller has ended: {ended:?}");
+        up
+    }
+
+    /// Resident memory (VmRSS).
+    pub(super) fn rss_bytes(&self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()).context("VmRSS")?;
+        Ok(kib.parse::<f64>()? * 1024.0)
+    }
+
+    /// Seconds that it has computed.
+    pub(super) fn cpu_s(&self) -> Result<f64> {
+        cpu_s(self.child.id())
+    }
+}
+
+/// Seconds that a process has computed, for itself and in the kernel.
+pub(super) fn cpu_s(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Its name, in brackets, may hold spaces.
+    let (_, fields) = stat.rsplit_once(')').context("a name")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? / TICKS)
+}
+
+fn spawn(program: &Path, dir: &Path) -> Result<Child> {
+    let log = fs::File::options().append(true).create(true).open(dir.join("controller.log"))?;
+    Command::new(program)
+        .args(["run", "--config"])
+        .arg(dir.join("controller.toml"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("{} does not start: is it built?", program.display()))
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!("the controller lives on: {error}");
+        }
+    }
+}
