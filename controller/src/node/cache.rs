@@ -73,10 +73,13 @@ const WATCHED_MIN: usize = 64;
 const NODE_LOST: &str = "node_lost";
 
 /// What became of a message of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Applied {
     /// It was news.
     Changed,
+    /// It was news of a later attempt than the one that was known to live on this node, which has not
+    /// heard that its own is off.
+    Replaced(NodeName, u32),
     /// It was known.
     Known,
     /// It is of an attempt that was given up: it is not shown.
@@ -287,10 +290,17 @@ impl Cache {
             news(Some(&before), &entry);
             inner.dirty.insert(id);
         }
+        let left = before.node.filter(|left| left != node);
+        let lived = !entry.creating && !ended(&before.sandbox);
+        let later = entry.sandbox.attempt > before.sandbox.attempt;
+        let applied = match left.filter(|_| lived && later) {
+            Some(left) => Applied::Replaced(left, before.sandbox.attempt),
+            None => Applied::Changed,
+        };
         inner.put(entry);
         drop(inner);
         self.dirty.notify_one();
-        Applied::Changed
+        applied
     }
 
     /// A node starts to give a whole inventory; revisions of another journal mean nothing.

@@ -478,6 +478,12 @@ impl Nodes {
         };
         match self.cache.apply(node, sandbox, self.clock.now_ms(), news) {
             super::cache::Applied::Changed | super::cache::Applied::Known => {}
+            super::cache::Applied::Replaced(left, attempt) => {
+                tracing::warn!(node = %left, sandbox_id = id, attempt, "a later attempt came up");
+                if let (Some(left), Ok(id)) = (self.get(&left), id.parse()) {
+                    left.state().void.insert(id, attempt);
+                }
+            }
             super::cache::Applied::Stray => {
                 tracing::debug!(%node, sandbox_id = id, "ignored an attempt that was given up");
             }

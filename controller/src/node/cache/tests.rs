@@ -166,3 +166,16 @@ async fn who_watches_is_told() {
     assert_eq!(cache.take(10, Vec::new).0.len(), 1);
     assert_eq!(cache.take(10, Vec::new).0.len(), 0);
 }
+
+#[test]
+fn of_two_attempts_that_live_the_earlier_is_to_be_called_off_whichever_is_heard_first() {
+    let up = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
+    let before = sandbox(1, Phase::Running, 3);
+    let (n1, n2) = (node("n1"), node("n2"));
+    let cache = Cache::default();
+    assert_eq!(apply(&cache, &n1, before.clone()), Applied::Changed);
+    assert_eq!(apply(&cache, &n2, up.clone()), Applied::Replaced(n1.clone(), 1));
+    let cache = Cache::default();
+    assert_eq!(apply(&cache, &n2, up), Applied::Changed);
+    assert_eq!(apply(&cache, &n1, before), Applied::Void);
+}
