@@ -133,7 +133,10 @@ impl Cluster {
         let stopped = controller.stopping().cancelled_owned();
         let api = controller.api();
         tokio::spawn(async move { api.serve(ReceiverStream::new(dialled), stopped).await });
-        controller.settled(Duration::from_secs(8)).await;
+        // One that knows less than the nodes is called when it has heard of all of it, also from a
+        // node that is slow: what it promises holds from then on (docs/guarantees.md).
+        let patience = if knows == Knows::All { 8 } else { 300 };
+        controller.settled(Duration::from_secs(patience)).await;
         let begun = Instant::now();
         self.lives.push(Life { number: self.begun, controller, dial, begun, replaced: false });
         self.note_replaced();
