@@ -3,6 +3,7 @@
 //! Code map: `id` holds the identities, `name` the other names, `spec` what a caller may ask for,
 //! `reason` the constants of `ErrorInfo.reason`. Knows no other crate of the workspace.
 
+pub mod cause;
 pub mod id;
 pub mod lifetime;
 pub mod name;

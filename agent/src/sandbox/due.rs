@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::lifetime::Action;
+use proto::{cause, lifetime::Action};
 
 use super::Lifetimes;
 use crate::{
@@ -34,12 +34,12 @@ impl Cause {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Asked => "",
-            Self::Ttl => "ttl",
-            Self::Idle => "idle",
-            Self::Kept => "kept_too_long",
-            Self::FoundDown => "found_down",
-            Self::FoundUp => "found_up",
-            Self::Released => "released",
+            Self::Ttl => cause::TTL,
+            Self::Idle => cause::IDLE,
+            Self::Kept => cause::KEPT_TOO_LONG,
+            Self::FoundDown => cause::FOUND_DOWN,
+            Self::FoundUp => cause::FOUND_UP,
+            Self::Released => cause::RELEASED,
         }
     }
 }

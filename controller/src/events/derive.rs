@@ -1,10 +1,10 @@
 //! What a node's word on a sandbox means: the events between what was known and what it says now.
 //! Pure, and the one place that knows.
 
-use proto::sandbox::v1::{EventKind, ExpiryAction, HttpService, Phase, Sandbox, WakeOn};
-
-/// Why a sandbox counts as deleted whose node was given up; the reason of the event.
-const NODE_LOST: &str = "NODE_LOST";
+use proto::{
+    cause,
+    sandbox::v1::{EventKind, ExpiryAction, HttpService, Phase, Sandbox, WakeOn},
+};
 
 /// Something that happened, as far as the sandbox itself tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,14 +29,14 @@ pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
     let mut changes = Vec::new();
     if let Some(kind) = of_phase(old, new) {
         let failure = new.failure.as_ref().filter(|failure| old.failure.as_ref() != Some(*failure));
-        let cause = new.cause.to_uppercase();
+        let word = new.cause.to_uppercase();
         let reason = failure.map(|failure| failure.reason.clone());
         // These are words for what an operator asked for.
-        let asked = ["", "RELEASED", NODE_LOST].contains(&cause.as_str());
+        let asked = ["", cause::RELEASED, cause::NODE_LOST].contains(&new.cause.as_str());
         changes.push(Change {
             kind,
             unasked: !asked,
-            reason: if cause.is_empty() { reason.unwrap_or_default() } else { cause },
+            reason: if word.is_empty() { reason.unwrap_or_default() } else { word },
             detail: failure.map(|failure| failure.message.clone()).unwrap_or_default(),
         });
     }

@@ -17,6 +17,7 @@ use std::{
 };
 
 use proto::{
+    cause,
     id::{SandboxId, SandboxRef},
     name::{NodeName, Team},
     sandbox::v1::{Phase, Sandbox},
@@ -63,14 +64,11 @@ pub(super) fn ended(sandbox: &Sandbox) -> bool {
 /// An operator ended it without its container: that may be recovered on another node, or be there
 /// when a node comes back that was given up.
 pub(super) fn was_let_go(sandbox: &Sandbox) -> bool {
-    ended(sandbox) && matches!(sandbox.cause.as_str(), "released" | NODE_LOST)
+    ended(sandbox) && matches!(sandbox.cause.as_str(), cause::RELEASED | cause::NODE_LOST)
 }
 
 /// So many that are watched are no reason to look for those that are not any more.
 const WATCHED_MIN: usize = 64;
-
-/// The cause of a sandbox whose node was given up.
-const NODE_LOST: &str = "node_lost";
 
 /// What became of a message of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -355,7 +353,7 @@ impl Cache {
         for old in inner.living_on(node) {
             let mut entry = old.clone();
             entry.sandbox.set_phase(Phase::Deleted);
-            NODE_LOST.clone_into(&mut entry.sandbox.cause);
+            cause::NODE_LOST.clone_into(&mut entry.sandbox.cause);
             (entry.ended_ms, entry.lost) = (now_ms, false);
             news(&old, &entry);
             inner.dirty.insert(entry.id);

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -25,6 +25,8 @@ pub struct Epoch {
     store: Arc<dyn Store>,
     current: AtomicU64,
     fenced: CancellationToken,
+    /// Nodes knew of a later life of this store than it does.
+    behind: AtomicBool,
     raising: tokio::sync::Mutex<()>,
     started: Instant,
 }
@@ -62,6 +64,7 @@ impl Epoch {
             store,
             current: AtomicU64::new(current),
             fenced: CancellationToken::new(),
+            behind: AtomicBool::new(false),
             raising: tokio::sync::Mutex::new(()),
             started: Instant::now(),
         })
@@ -75,6 +78,12 @@ impl Epoch {
     /// A later controller is in charge.
     pub fn fenced(&self) -> bool {
         self.fenced.is_cancelled()
+    }
+
+    /// Nodes have seen our epoch or a higher one before we did: our store was lost, or is an old copy,
+    /// and what stands in it is not all that there is.
+    pub fn behind(&self) -> bool {
+        self.behind.load(Ordering::Acquire)
     }
 
     /// Waits until a later controller is in charge.
@@ -108,6 +117,7 @@ impl Epoch {
             Standing::Raise if self.fenced() => Ok(()),
             Standing::Raise => match self.store.raise(seen + 1).await {
                 Ok(raised) => {
+                    self.behind.store(true, Ordering::Release);
                     self.current.store(raised, Ordering::Release);
                     Ok(())
                 }

@@ -68,6 +68,8 @@ struct State {
     /// Attempts that it holds although they were given up: the store that owed it their cancels was
     /// lost.
     void: BTreeMap<SandboxId, u32>,
+    /// Its inventory was whole once.
+    heard: bool,
     /// It has answered us before, so a higher epoch at it means that we were replaced.
     met: bool,
 }
@@ -123,6 +125,7 @@ impl Node {
     fn set_down(&self, down: Option<String>) -> bool {
         let mut state = self.state();
         let changed = state.down.is_some() != down.is_some();
+        state.heard |= down.is_none();
         state.down = down;
         changed
     }
@@ -237,6 +240,7 @@ impl Nodes {
                 report: None,
                 first_report: true,
                 void: BTreeMap::new(),
+                heard: false,
                 met: false,
             }),
             given_up: self.stop.child_token(),
@@ -276,6 +280,12 @@ impl Nodes {
 
     fn forgotten(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
         self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node whose inventory has not been heard in this life.
+    pub fn unheard(&self) -> Option<NodeName> {
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.values().find(|node| !node.state().heard).map(|node| node.name.clone())
     }
 
     /// True for a node that stands in the configuration.

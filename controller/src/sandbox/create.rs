@@ -60,6 +60,13 @@ impl Sandboxes {
         if let Some(row) = self.store.by_request(&caller.team, &checked.spec.request_id).await? {
             return self.replay(&row, &checked.digest, deadline).await;
         }
+        if self.nodes.epoch.behind() {
+            self.heard_of_all().await?;
+            let row = self.store.by_request(&caller.team, &checked.spec.request_id).await?;
+            if let Some(row) = row {
+                return self.replay(&row, &checked.digest, deadline).await;
+            }
+        }
         let checked = Checked { spec: self.sized(&mut checked.request)?, ..checked };
         self.may_change()?;
         let permit = self.creates.clone().try_acquire_owned().map_err(|_| {
@@ -82,6 +89,19 @@ impl Sandboxes {
                 Err(Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY))
             }
         }
+    }
+
+    /// `Ok` when all that the nodes hold stands in the store. Over one that was lost, or is an old copy,
+    /// a request_id that is not known may be that of a sandbox on a node that was not heard yet.
+    async fn heard_of_all(&self) -> Result<(), Error> {
+        if let Some(node) = self.nodes.unheard() {
+            let message = format!(
+                "the controller's store knows less than its nodes do, and node {node} was not heard \
+                 yet: what is asked for may be there"
+            );
+            return Err(Error::new(reason::NODE_UNREACHABLE, message).retry(RETRY));
+        }
+        Ok(self.log().flushed().await?)
     }
 
     async fn accept_and_make(

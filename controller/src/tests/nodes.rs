@@ -122,6 +122,26 @@ async fn a_store_that_was_lost_is_rebuilt_from_the_nodes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn over_a_lost_store_nothing_new_is_made_before_every_node_was_heard() {
+    let mut lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let holder = lab.holder(&sandbox.id).clone();
+    holder.down();
+    lab.store = Arc::new(Memory::new());
+    lab.red = token(&lab.store, "red", "sandbox").await;
+    lab.start().await;
+    assert_eq!(reason(lab.create("r1").await), reason::NODE_UNREACHABLE, "it is on that node");
+    holder.up();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(lab.create("r1").await.expect("the same").id, sandbox.id);
+    lab.create("r2").await.expect("and others are made");
+    // A node that is away keeps nobody waiting when nothing was lost.
+    holder.down();
+    lab.start().await;
+    lab.create("r3").await.expect("made elsewhere");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_controller_that_was_replaced_is_fenced() {
     let lab = Lab::new().await;
     for agent in &lab.agents {

@@ -90,7 +90,9 @@ fn a_creation_is_creating_until_it_settles_and_its_strays_are_not_shown() {
 
 #[test]
 fn what_was_let_go_can_live_again_elsewhere_and_what_was_deleted_cannot() {
-    for (cause, lives) in [("released", true), (NODE_LOST, true), ("", false), ("ttl", false)] {
+    for (cause, lives) in
+        [(cause::RELEASED, true), (cause::NODE_LOST, true), ("", false), ("ttl", false)]
+    {
         let cache = Cache::default();
         let ended = Sandbox { cause: cause.into(), ..sandbox(1, Phase::Deleted, 9) };
         cache.set_up(&node("n2"), true);
