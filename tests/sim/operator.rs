@@ -80,13 +80,5 @@ pub(crate) fn somebodys(node: &NodeName, vmid: Vmid) -> Guest {
          rootfs: local-zfs:subvol-{vmid}-disk-7,size=2G\nunprivileged: 1\n"
     );
     let config = ContainerConfig::parse(text.as_bytes());
-    Guest {
-        node: node.clone(),
-        config,
-        is_vm: false,
-        pid: None,
-        up_at: None,
-        frozen: false,
-        connected: false,
-    }
+    Guest::stopped(node.clone(), config)
 }

@@ -22,6 +22,8 @@ const ASKED_MAX: usize = 64;
 const ANSWER: Duration = Duration::from_secs(3);
 /// Bytes of an answer.
 const ANSWER_MAX: u64 = 4096;
+/// There was no answer to judge.
+const UNCHECKED: &str = "UNCHECKED";
 /// A port of a living sandbox that is not exposed.
 const CLOSED: u16 = 403;
 /// A sandbox that has ended.
@@ -41,13 +43,20 @@ pub struct IngressCheck {
 #[async_trait::async_trait]
 impl Check for IngressCheck {
     async fn check(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
+        let mut findings: Vec<Finding> = Vec::new();
+        // One that is not answered at all takes seconds, and the others would not be either.
+        let silent = |findings: &[Finding]| {
+            findings.last().is_some_and(|finding| finding.invariant == UNCHECKED)
+        };
         let live = self.sandboxes.live();
         let taken: BTreeSet<Vmid> = live.iter().map(|record| record.vmid).collect();
         for record in live.iter().take(ASKED_MAX) {
             let open: BTreeSet<Port> = record.services.values().copied().collect();
             let Some(closed) = closed(&open) else { continue };
             findings.extend(self.ask(record.id.to_string(), record.vmid, closed, CLOSED).await);
+            if silent(&findings) {
+                return findings;
+            }
         }
         let mut ended = self.sandboxes.ended();
         ended.sort_by_key(|tombstone| std::cmp::Reverse(tombstone.ended_ms));
@@ -56,6 +65,9 @@ impl Check for IngressCheck {
         for tombstone in ended.iter().take(ASKED_MAX) {
             let Some(port) = port else { continue };
             findings.extend(self.ask(tombstone.id.to_string(), tombstone.vmid, port, GONE).await);
+            if silent(&findings) {
+                return findings;
+            }
         }
         findings
     }
@@ -74,11 +86,11 @@ impl IngressCheck {
             }
             Ok(Err(error)) => {
                 let detail = format!("the route question for {host} failed: {error}");
-                Some(Finding::new("UNCHECKED", subject, detail))
+                Some(Finding::new(UNCHECKED, subject, detail))
             }
             Err(_) => {
                 let detail = format!("the route question for {host} was not answered");
-                Some(Finding::new("UNCHECKED", subject, detail))
+                Some(Finding::new(UNCHECKED, subject, detail))
             }
         }
     }
@@ -192,6 +204,6 @@ mod tests {
         wrong.cancel();
         std::fs::remove_file(&socket).expect("removed");
         let invariants: Vec<_> = check.check().await.iter().map(|f| f.invariant).collect();
-        assert_eq!(invariants, ["UNCHECKED", "UNCHECKED"]);
+        assert_eq!(invariants, [UNCHECKED], "one says it all");
     }
 }

@@ -80,38 +80,53 @@ pub struct Share {
     pub memory_bytes: Option<u64>,
 }
 
+/// The cgroups of a container that runs.
+struct Trees<'a> {
+    root: &'a Path,
+    vmid: Vmid,
+    v2: PathBuf,
+}
+
+impl<'a> Trees<'a> {
+    /// `None` when there are none, so it does not run.
+    fn of(root: &'a Path, vmid: Vmid) -> Option<Self> {
+        let trees = Self { root, vmid, v2: root.join("lxc").join(vmid.to_string()) };
+        (trees.v2.exists() || trees.v1("memory").exists()).then_some(trees)
+    }
+
+    /// Where a controller has a tree of its own.
+    fn v1(&self, controller: &str) -> PathBuf {
+        self.root.join(controller).join("lxc").join(self.vmid.to_string())
+    }
+
+    /// CPU time, microseconds.
+    fn cpu_us(&self) -> Option<u64> {
+        let v1 = || number(self.v1("cpuacct").join("cpuacct.usage")).map(|ns| ns / 1000);
+        field(&read(&self.v2.join("cpu.stat")), "usage_usec").or_else(v1)
+    }
+}
+
+fn number(path: PathBuf) -> Option<u64> {
+    read(&path).trim().parse().ok()
+}
+
 /// A container's part of the load, in few reads; `None` when it does not run.
 pub fn share(root: &Path, vmid: Vmid) -> Option<Share> {
-    let id = vmid.to_string();
-    let v2 = root.join("lxc").join(&id);
-    let v1 = |controller: &str| root.join(controller).join("lxc").join(&id);
-    if !v2.exists() && !v1("memory").exists() {
-        return None;
-    }
-    let number = |path: PathBuf| read(&path).trim().parse::<u64>().ok();
-    let cpu_us = field(&read(&v2.join("cpu.stat")), "usage_usec")
-        .or_else(|| number(v1("cpuacct").join("cpuacct.usage")).map(|ns| ns / 1000));
+    let trees = Trees::of(root, vmid)?;
+    let (v2, memory) = (&trees.v2, trees.v1("memory"));
     let of = |dir: &Path, in_use: &str, cache: &str| {
         let cache = field(&read(&dir.join("memory.stat")), cache).unwrap_or(0);
         number(dir.join(in_use)).map(|bytes| bytes.saturating_sub(cache))
     };
-    let memory_bytes = of(&v2, "memory.current", "inactive_file")
-        .or_else(|| of(&v1("memory"), "memory.usage_in_bytes", "total_inactive_file"));
-    Some(Share { cpu_us, memory_bytes })
+    let memory_bytes = of(v2, "memory.current", "inactive_file")
+        .or_else(|| of(&memory, "memory.usage_in_bytes", "total_inactive_file"));
+    Some(Share { cpu_us: trees.cpu_us(), memory_bytes })
 }
 
 /// What a container uses; `None` when it has no cgroup, so does not run.
 pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
-    let id = vmid.to_string();
-    let v2 = root.join("lxc").join(&id);
-    let v1 = |controller: &str| root.join(controller).join("lxc").join(&id);
-    if !v2.exists() && !v1("memory").exists() {
-        return None;
-    }
-    let number = |path: PathBuf| read(&path).trim().parse::<u64>().ok();
-    let cpu_us = field(&read(&v2.join("cpu.stat")), "usage_usec")
-        .or_else(|| number(v1("cpuacct").join("cpuacct.usage")).map(|ns| ns / 1000));
-    let memory = v1("memory");
+    let trees = Trees::of(root, vmid)?;
+    let (v2, memory) = (&trees.v2, trees.v1("memory"));
     let v1_memory = number(memory.join("memory.usage_in_bytes"));
     let memory_bytes = number(v2.join("memory.current")).or(v1_memory);
     let memory_max = number(v2.join("memory.max"))
@@ -120,12 +135,13 @@ pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
         let both = number(memory.join("memory.memsw.usage_in_bytes"))?;
         Some(both.saturating_sub(v1_memory?))
     });
-    let pids = number(v2.join("pids.current")).or_else(|| number(v1("pids").join("pids.current")));
+    let pids =
+        number(v2.join("pids.current")).or_else(|| number(trees.v1("pids").join("pids.current")));
     // Where a controller is not given to containers, their processes themselves are counted.
     let processes = || container::processes(root, vmid);
     let pressure = |what: &str| some_avg10(&read(&v2.join(format!("{what}.pressure"))));
     Some(Usage {
-        cpu_us: cpu_us.unwrap_or(0),
+        cpu_us: trees.cpu_us().unwrap_or(0),
         at_ns: 0,
         memory_bytes: memory_bytes.unwrap_or_else(|| anonymous(proc, &processes())),
         memory_max_bytes: memory_max.unwrap_or(0),

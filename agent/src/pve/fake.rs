@@ -239,15 +239,7 @@ impl FakeCluster {
 
     /// Adds a stopped container, or a virtual machine, that is not the agent's doing.
     pub fn add_guest(&self, node: &NodeName, vmid: Vmid, config: ContainerConfig, is_vm: bool) {
-        let guest = Guest {
-            node: node.clone(),
-            config,
-            is_vm,
-            pid: None,
-            up_at: None,
-            frozen: false,
-            connected: false,
-        };
+        let guest = Guest { is_vm, ..Guest::stopped(node.clone(), config) };
         self.0.world().guests.insert(vmid, guest);
     }
 

@@ -59,11 +59,11 @@ impl Sandboxes {
             };
         }
         let config = self.container(vmid).await?;
-        fit(vmid, &config)?;
         if let Some(Known::Live(record)) = self.known(&SandboxRef::Vmid(vmid)) {
             let why = format!("container {vmid} is {} already", record.id);
             return Err(Error::new(reason::SANDBOX_KNOWN, why));
         }
+        fit(vmid, &config)?;
         let request_id: RequestId = format!("adopt-{id}").parse()?;
         let mark = Mark { sandbox_id: id, vmid, attempt: 1, team, request_id };
         let record = Record {

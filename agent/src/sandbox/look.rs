@@ -7,6 +7,7 @@ use proto::{
     id::{SandboxId, SandboxRef},
     name::NodeName,
     reason,
+    spec::Network,
 };
 use tokio::time::Instant;
 
@@ -138,13 +139,17 @@ impl Sandboxes {
             Seen::Fit => self.amend_stopped(id, |record| record.failure = None).await,
             Seen::Up => {
                 let now = self.clock.moment();
-                let ip = self.pve.addresses(record.vmid).await.first().copied();
+                // What is inside is its tenant's to choose: a lease stands, whatever is found there.
+                let found = match record.network {
+                    Network::Static => None,
+                    Network::Dhcp => self.pve.addresses(record.vmid).await.first().copied(),
+                };
                 self.advance(id, Event::FoundUp, |record| {
                     record.boot += 1;
                     record.failure = None;
                     record.started_ms = now.wall_ms;
                     record.lifetime.renew(&now);
-                    record.ip = ip.or(record.ip);
+                    record.ip = found.or(record.ip);
                     step::DONE.clone_into(&mut record.step);
                 })
                 .await

@@ -87,7 +87,7 @@ impl OperatorService for Rpc {
         request: Request<ReleaseSandboxRequest>,
     ) -> Result<Response<ReleaseSandboxResponse>, Status> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.let_go(&caller, &request.id).await?;
+        let sandbox = self.sandboxes.release(&caller, &request.id).await?;
         Ok(Response::new(ReleaseSandboxResponse { sandbox: Some(sandbox) }))
     }
 

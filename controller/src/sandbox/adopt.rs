@@ -1,11 +1,11 @@
-//! Making a sandbox of a container that was made without us, and giving it back.
+//! Making a sandbox of a container that was made without us.
 
 use std::sync::Arc;
 
 use futures_util::future::join_all;
 use proto::{
     agent::v1::AdoptSandboxRequest,
-    id::{Invalid, SandboxId, SandboxRef, Vmid},
+    id::{Invalid, SandboxId, Vmid},
     name::Team,
     reason,
     sandbox::v1::{EventKind, Sandbox},
@@ -86,26 +86,6 @@ impl Sandboxes {
             vmid: vmid.get(),
             team: team.to_string(),
             dry_run,
-        }
-    }
-
-    /// Ends a sandbox of any team, and leaves its container.
-    ///
-    /// # Errors
-    /// When there is none, its node does not answer, or its container was made for it.
-    pub async fn let_go(&self, caller: &Caller, id: &str) -> Result<Sandbox, Error> {
-        let name: SandboxRef = id.parse()?;
-        let entry = self.nodes.cache.get(&name).ok_or_else(|| Error::not_found(&name))?;
-        self.may_change()?;
-        if entry.ended() {
-            return Ok(self.nodes.cache.view(&entry));
-        }
-        let node = self.reachable(&entry)?;
-        let effects = &[EventKind::Deleted];
-        self.wanted(caller, &entry, Some(EventKind::ReleaseAsked), effects);
-        match node.client.release(self.nodes.epoch.get(), &entry.id).await {
-            Ok(sandbox) => Ok(self.changed(&entry, &node, effects, sandbox).await),
-            Err(error) => Err(self.unchanged(&entry, &node, effects, error).await),
         }
     }
 }

@@ -24,6 +24,7 @@ mod list;
 mod pause;
 mod prune;
 mod recover;
+mod release;
 mod resume;
 mod session;
 mod snapshots;

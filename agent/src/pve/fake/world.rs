@@ -40,6 +40,13 @@ pub struct Guest {
     pub frozen: bool,
 }
 
+impl Guest {
+    /// A container that is switched off.
+    pub fn stopped(node: NodeName, config: ContainerConfig) -> Self {
+        Self { node, config, is_vm: false, pid: None, up_at: None, frozen: false, connected: false }
+    }
+}
+
 /// A node.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
@@ -111,15 +118,7 @@ impl World {
     /// The first write of a clone: its lock, and nothing else.
     pub(super) fn claim(&mut self, node: &NodeName, vmid: Vmid) {
         let config = ContainerConfig::parse(b"lock: create\n");
-        let guest = Guest {
-            node: node.clone(),
-            config,
-            is_vm: false,
-            pid: None,
-            up_at: None,
-            frozen: false,
-            connected: false,
-        };
+        let guest = Guest::stopped(node.clone(), config);
         self.guests.insert(vmid, guest);
     }
 
@@ -151,15 +150,7 @@ impl World {
         put(&mut config, "lock", "create");
         config.set_description(&order.mark.to_string()).expect("a mark is short");
         self.edit(node, order.template, |config| put(config, "lock", "disk"));
-        let guest = Guest {
-            node: node.clone(),
-            config,
-            is_vm: false,
-            pid: None,
-            up_at: None,
-            frozen: false,
-            connected: false,
-        };
+        let guest = Guest::stopped(node.clone(), config);
         self.guests.insert(order.vmid, guest);
         Ok(())
     }

@@ -60,7 +60,7 @@ async fn it_is_told_first_and_then_it_is_a_sandbox_like_any_other() {
     assert_eq!(node.adopted().await.id, record.id);
     let other = Adoption { id: id(2), ..adoption() };
     let error = node.sandboxes.adopt(other, false, LONG).await.expect_err("is one");
-    assert_eq!(error.reason, reason::NOT_OURS);
+    assert_eq!(error.reason, reason::SANDBOX_KNOWN);
 
     node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
     node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
@@ -136,7 +136,7 @@ async fn what_cannot_be_a_sandbox_is_refused_and_left_as_it_is() {
     let ours = node.running(3).await;
     let of = |vmid| Adoption { vmid, ..adoption() };
     let error = node.sandboxes.adopt(of(ours.vmid), false, LONG).await.expect_err("ours");
-    assert_eq!(error.reason, reason::NOT_OURS);
+    assert_eq!(error.reason, reason::SANDBOX_KNOWN);
     let error = node.sandboxes.release(&id(3), LONG).await.expect_err("was made for it");
     assert_eq!(error.reason, reason::NOT_ADOPTED);
     assert_eq!(node.sandboxes.live().len(), 1);

@@ -58,8 +58,13 @@ async fn started_by_an_operator_it_runs() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    // Another address is in there than the one that it was leased: a neighbour's, say.
+    node.change(&record, |config| {
+        config.set("net0", "name=eth0,bridge=vmbr0,ip=10.100.1.77/24").expect("fits");
+    });
     node.cluster.switch(record.vmid, true);
     node.reconcile().await;
+    assert_eq!(node.record(1).await.ip, record.ip, "requests go where they went");
     let after = node.record(1).await;
     assert_eq!((after.phase, after.boot), (Phase::Running, record.boot + 1), "another life");
     assert_eq!(after.cause, Cause::FoundUp.word());
