@@ -302,7 +302,10 @@ pub struct Wanted {
     /// Memory in MiB [default: as the snapshot says]
     #[arg(long, value_name = "MiB", default_value_t = 0, hide_default_value = true)]
     pub memory: u32,
-    /// Size by its name in the controller's configuration; --cpus and --memory win
+    /// Root disk in GiB, at least so large [default: as the snapshot says]
+    #[arg(long, value_name = "GiB", default_value_t = 0, hide_default_value = true)]
+    pub disk: u32,
+    /// Size by its name in the controller's configuration; --cpus, --memory and --disk win
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub size: String,
     /// Variable for every command that is run in it; may be given often

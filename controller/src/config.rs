@@ -13,7 +13,12 @@ use proto::{
 };
 use serde::Deserialize;
 
-use crate::{events, node, placement::Limits, sandbox, url::UrlTemplate};
+use crate::{
+    events, node,
+    placement::{BEST, Limits},
+    sandbox,
+    url::UrlTemplate,
+};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -113,6 +118,9 @@ pub struct Create {
     pub patience_s: u64,
     /// After this a creation that has not come up is called off.
     pub deadline_s: u64,
+    /// So many of the best nodes, 1 to 3, are asked for a seat before one of them is chosen, which
+    /// costs a creation one round trip; 1 asks none.
+    pub bids: usize,
 }
 
 impl Default for Create {
@@ -124,6 +132,7 @@ impl Default for Create {
             queue_s: defaults.queue.as_secs(),
             patience_s: defaults.patience.as_secs(),
             deadline_s: defaults.deadline.as_secs(),
+            bids: defaults.bids,
         }
     }
 }
@@ -208,10 +217,13 @@ impl Config {
         must(self.create.creates_max > 0, "create.creates_max must be at least 1".into());
         must(self.create.patience_s > 0, "create.patience_s must be at least 1".into());
         must(self.create.deadline_s >= 30, "create.deadline_s must be at least 30".into());
+        must((1..=BEST).contains(&self.create.bids), "create.bids must be 1 to 3".into());
         for (name, size) in &self.sizes {
             let fits = (1..=limit::CORES_MAX).contains(&size.cpu_cores)
-                && limit::MEMORY_MIB.contains(&size.memory_mib);
-            must(fits, format!("sizes.{name}: cpu_cores must be 1 to 64, memory_mib 64 to 524288"));
+                && limit::MEMORY_MIB.contains(&size.memory_mib)
+                && size.disk_gib <= limit::DISK_GIB_MAX;
+            let bounds = "cpu_cores must be 1 to 64, memory_mib 64 to 524288, disk_gib 0 to 16384";
+            must(fits, format!("sizes.{name}: {bounds}"));
         }
         let share = |value: f64| (0.0..=1.0).contains(&value);
         let limits = &self.placement;
@@ -253,6 +265,7 @@ impl Config {
             queue: Duration::from_secs(self.create.queue_s),
             patience: Duration::from_secs(self.create.patience_s),
             deadline: Duration::from_secs(self.create.deadline_s),
+            bids: self.create.bids,
             sizes: self.sizes.clone(),
         }
     }

@@ -111,3 +111,22 @@ reasons! {
     /// INTERNAL: something that must hold did not.
     INVARIANT;
 }
+
+/// Reasons by which a node refuses a creation: nothing was made, and another node may do it, or this
+/// one later. Every other one is a failure of the creation.
+pub const NOT_HERE_NOT_NOW: &[&str] = &[
+    NO_CAPACITY,
+    NODE_CORDONED,
+    STORAGE_FULL,
+    MEMORY_FULL,
+    QUEUE_FULL,
+    VMIDS_EXHAUSTED,
+    ADDRESSES_EXHAUSTED,
+    TOO_MANY_CALLS,
+    SANDBOX_BUSY,
+    NO_QUORUM,
+    NODE_UNREACHABLE,
+    NODE_NOT_FOUND,
+    SHUTTING_DOWN,
+    SNAPSHOT_NOT_FOUND,
+];

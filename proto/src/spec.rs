@@ -18,6 +18,8 @@ pub mod limit {
     pub const CORES_MAX: u32 = 64;
     /// Memory of one sandbox, MiB.
     pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=524_288;
+    /// Root disk of one sandbox, GiB.
+    pub const DISK_GIB_MAX: u32 = 16_384;
     /// Metadata entries.
     pub const METADATA_MAX: usize = 32;
     /// Bytes of a metadata key.
@@ -34,16 +36,24 @@ pub mod limit {
     pub const LABELS_MAX: usize = 8;
 }
 
-/// Compute given to a sandbox; 0 where the snapshot decides.
+/// Compute and storage given to a sandbox; 0 where the snapshot decides.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
     /// Cores.
     pub cpu_cores: u32,
     /// Memory, MiB.
     pub memory_mib: u32,
+    /// Root disk, GiB.
+    #[serde(default)]
+    pub disk_gib: u32,
 }
 
 impl Size {
+    /// Memory, bytes.
+    pub fn memory_bytes(self) -> u64 {
+        u64::from(self.memory_mib) << 20
+    }
+
     /// This size, with what it leaves open taken from `default`.
     #[must_use]
     pub fn or(self, default: Self) -> Self {
@@ -51,13 +61,22 @@ impl Size {
         Self {
             cpu_cores: pick(self.cpu_cores, default.cpu_cores),
             memory_mib: pick(self.memory_mib, default.memory_mib),
+            disk_gib: pick(self.disk_gib, default.disk_gib),
         }
     }
 }
 
 impl From<Size> for wire::Size {
     fn from(size: Size) -> Self {
-        Self { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib }
+        let Size { cpu_cores, memory_mib, disk_gib } = size;
+        Self { cpu_cores, memory_mib, disk_gib }
+    }
+}
+
+impl From<wire::Size> for Size {
+    fn from(size: wire::Size) -> Self {
+        let wire::Size { cpu_cores, memory_mib, disk_gib } = size;
+        Self { cpu_cores, memory_mib, disk_gib }
     }
 }
 
@@ -133,16 +152,7 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
     type Error = Invalid;
 
     fn try_from(request: &wire::CreateSandboxRequest) -> Result<Self, Invalid> {
-        let size = request.size.unwrap_or_default();
-        if size.cpu_cores > limit::CORES_MAX {
-            return Err(Invalid::new("size.cpu_cores", "must be 1 to 64, or 0 for the snapshot's"));
-        }
-        if size.memory_mib != 0 && !limit::MEMORY_MIB.contains(&size.memory_mib) {
-            return Err(Invalid::new(
-                "size.memory_mib",
-                "must be 64 to 524288, or 0 for the snapshot's",
-            ));
-        }
+        let size = check_size(request.size.unwrap_or_default())?;
         check_metadata(&request.metadata)?;
         check_env(&request.env)?;
         let network = match request.network() {
@@ -155,7 +165,7 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
         Ok(Self {
             request_id: request.request_id.parse()?,
             snapshot: request.snapshot_id.parse()?,
-            size: Size { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib },
+            size,
             metadata: request.metadata.clone(),
             env: request.env.clone(),
             network,
@@ -199,6 +209,26 @@ fn services(list: &[wire::HttpService]) -> Result<BTreeMap<ServiceName, Port>, I
         }
     }
     Ok(services)
+}
+
+/// A size within its bounds.
+///
+/// # Errors
+/// With the part that is not.
+pub fn check_size(size: wire::Size) -> Result<Size, Invalid> {
+    if size.cpu_cores > limit::CORES_MAX {
+        return Err(Invalid::new("size.cpu_cores", "must be 1 to 64, or 0 for the snapshot's"));
+    }
+    if size.memory_mib != 0 && !limit::MEMORY_MIB.contains(&size.memory_mib) {
+        return Err(Invalid::new(
+            "size.memory_mib",
+            "must be 64 to 524288, or 0 for the snapshot's",
+        ));
+    }
+    if size.disk_gib > limit::DISK_GIB_MAX {
+        return Err(Invalid::new("size.disk_gib", "must be 1 to 16384, or 0 for the snapshot's"));
+    }
+    Ok(size.into())
 }
 
 fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Invalid> {
@@ -279,8 +309,14 @@ mod tests {
         refused("request_id", |r| r.request_id = "a\nb".into());
         refused("request_id", |r| r.request_id = "x".repeat(65));
         refused("snapshot_id", |r| r.snapshot_id = "--force".into());
-        refused("size.cpu_cores", |r| r.size = Some(wire::Size { cpu_cores: 65, memory_mib: 0 }));
-        refused("size.memory_mib", |r| r.size = Some(wire::Size { cpu_cores: 1, memory_mib: 63 }));
+        refused("size.cpu_cores", |r| {
+            r.size = Some(wire::Size { cpu_cores: 65, memory_mib: 0, disk_gib: 0 })
+        });
+        let disk = wire::Size { disk_gib: 16_385, ..wire::Size::default() };
+        refused("size.disk_gib", |r| r.size = Some(disk));
+        refused("size.memory_mib", |r| {
+            r.size = Some(wire::Size { cpu_cores: 1, memory_mib: 63, disk_gib: 0 })
+        });
         refused("metadata.key", |r| drop(r.metadata.insert("a b".into(), String::new())));
         refused("metadata.value", |r| drop(r.metadata.insert("a".into(), "x\ny".into())));
         refused("env.key", |r| drop(r.env.insert("A=B".into(), String::new())));

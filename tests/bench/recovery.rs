@@ -202,7 +202,7 @@ fn options() -> Result<Options> {
         templates: vec![Template {
             snapshot: "base_v1".parse()?,
             vmid: Vmid::try_from(TEMPLATE)?,
-            size: Size { cpu_cores: 1, memory_mib: 128 },
+            size: Size { cpu_cores: 1, memory_mib: 128, disk_gib: 0 },
             probe: Probe::None,
         }],
         network: Bridge {

@@ -69,7 +69,7 @@ impl World {
             snapshot_id: lab::configure::SNAPSHOT.into(),
             node: node.into(),
             // Small, so that a node has room for as many as are to be known.
-            size: Some(Size { cpu_cores: 0, memory_mib: 128 }),
+            size: Some(Size { cpu_cores: 0, memory_mib: 128, disk_gib: 0 }),
             ..CreateSandboxRequest::default()
         };
         let deadline = Instant::now() + PATIENCE;

@@ -76,7 +76,7 @@ fn record(id: SandboxId) -> Result<Record> {
         phase: Phase::Creating,
         step: "queued".into(),
         snapshot: "base".parse()?,
-        size: Size { cpu_cores: 1, memory_mib: 512 },
+        size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
         network: Network::Dhcp,
         ip: None,
         services: Default::default(),

@@ -1,6 +1,9 @@
 //! Placement by what the nodes report, live.
 
-use std::{collections::BTreeMap, process::Stdio};
+use std::{
+    collections::BTreeMap,
+    process::{Child, Stdio},
+};
 
 use lab::daemons::AGENT;
 use serde_json::Value;
@@ -17,13 +20,7 @@ fn loads(world: &World, key: &str) -> BTreeMap<String, f64> {
 #[test]
 fn a_burdened_node_is_avoided_and_explain_says_so() {
     let Some(world) = world() else { return };
-    // Each a process of `lab exec` alone, which takes it along when it is killed.
-    let hogs: Vec<_> = (0..4)
-        .map(|_| {
-            let mut hog = world.node("node2").command(["/bin/bash", "-c", "while :; do :; done"]);
-            hog.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a hog in node2")
-        })
-        .collect();
+    let hogs: Vec<_> = (0..4).map(|_| hog(&world, "node2", "while :; do :; done")).collect();
     // On a small machine the nodes share their cores, and what else runs moves all of them: the
     // answer is awaited, not taken at one moment.
     wait("a report of node2 that stands out, and an answer that avoids it", || {
@@ -57,6 +54,71 @@ fn a_burdened_node_is_avoided_and_explain_says_so() {
         }
     }
     wait("node2 to be free again", || loads(&world, "cpu_busy")["node2"] < 0.3);
+    world.finish();
+}
+
+/// A process of `lab exec` in a node that keeps it busy; it takes what it runs along when it is killed.
+fn hog(world: &World, node: &str, script: &str) -> Child {
+    let mut hog = world.node(node).command(["/bin/bash", "-c", script]);
+    hog.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a hog")
+}
+
+/// Memory of a node that is in use, until this is dropped.
+struct Ballast<'a>(&'a World, &'static str);
+
+impl<'a> Ballast<'a> {
+    fn of(world: &'a World, node: &'static str, mib: u64) -> Self {
+        let fill = format!("head -c {mib}M /dev/zero > /dev/shm/ballast");
+        let done = Self(world, node);
+        world.shell(node, &fill);
+        done
+    }
+}
+
+impl Drop for Ballast<'_> {
+    fn drop(&mut self) {
+        self.0.shell(self.1, "rm -f /dev/shm/ballast");
+    }
+}
+
+#[test]
+fn twelve_go_where_there_is_room_and_even_out_when_there_is_room_again() {
+    let Some(world) = world() else { return };
+    let busy = |key: &str, node: &str| loads(&world, key).get(node).copied().unwrap_or_default();
+    let mib = |key: &str, node: &str| busy(key, node) / f64::from(1 << 20);
+    let hogs: Vec<_> = (0..8).map(|_| hog(&world, "node2", "while :; do :; done")).collect();
+    // As much as leaves less than a tenth free.
+    let free = mib("memory_available", "node1") - 0.08 * mib("memory_total", "node1");
+    let ballast = Ballast::of(&world, "node1", free as u64);
+    wait("reports of both", || {
+        busy("cpu_busy", "node2") > 0.9
+            && mib("memory_available", "node1") < 0.1 * mib("memory_total", "node1")
+    });
+    let mut made: Vec<_> = (0..12).map(|_| world.create(&["--memory", "64"])).collect();
+    let on = |made: &[Value]| {
+        let mut counts =
+            BTreeMap::from(["node1", "node2", "node3"].map(|node| (node.to_owned(), 0)));
+        for sandbox in made {
+            *counts.entry(node(sandbox).to_owned()).or_default() += 1;
+        }
+        counts
+    };
+    assert_eq!(on(&made)["node3"], 12, "{:?}", on(&made));
+
+    drop(ballast);
+    for mut hog in hogs {
+        hog.kill().expect("end the hog");
+        hog.wait().expect("ended");
+    }
+    wait("both to be free again", || {
+        busy("cpu_busy", "node2") < 0.3
+            && mib("memory_available", "node1") > 0.5 * mib("memory_total", "node1")
+    });
+    // Two nodes are twelve behind.
+    made.extend((0..24).map(|_| world.create(&["--memory", "64"])));
+    let counts = on(&made);
+    let (least, most) = (counts.values().min(), counts.values().max());
+    assert!(most.zip(least).is_some_and(|(most, least)| most - least <= 2), "{counts:?}");
     world.finish();
 }
 

@@ -8,11 +8,14 @@ use crate::{
 #[test]
 fn a_life_from_create_to_rm() {
     let Some(world) = world() else { return };
-    let sandbox =
-        world.create(&["--cpus", "1", "--memory", "256", "--env", "COLOUR=green", "--meta", "a=b"]);
+    let size = ["--cpus", "1", "--memory", "256", "--disk", "7"];
+    let sandbox = world.create(&[&size[..], &["--env", "COLOUR=green", "--meta", "a=b"]].concat());
     let (id, vmid, node) = (id(&sandbox), vmid(&sandbox), node(&sandbox));
     assert_eq!(sandbox["boot"], 1);
     assert_eq!(sandbox["size"]["memory_mib"], 256);
+    assert_eq!(sandbox["size"]["disk_gib"], 7);
+    let config = world.shell(node, &format!("grep ^rootfs /etc/pve/lxc/{vmid}.conf"));
+    assert!(config.contains("size=7G"), "{config}");
     assert_eq!(sandbox["metadata"]["a"], "b");
 
     for name in [id.to_owned(), vmid.to_string(), format!("pve_lxc_{vmid}"), format!("cmux-{vmid}")]

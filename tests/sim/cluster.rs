@@ -322,7 +322,7 @@ fn options(number: u8) -> Options {
         templates: vec![Template {
             snapshot: SNAPSHOT.parse().expect("snapshot"),
             vmid: vmid(9000 + u32::from(number)),
-            size: Size { cpu_cores: 1, memory_mib: 512 },
+            size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
             probe: Probe::None,
         }],
         network: Bridge {

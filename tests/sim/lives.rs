@@ -121,7 +121,11 @@ impl Cluster {
                 agent_port: 7445,
                 limits: controller::placement::Limits::default(),
             },
-            creates: controller::sandbox::Options::default(),
+            // Every other story asks for seats before it chooses.
+            creates: controller::sandbox::Options {
+                bids: if self.seed.is_multiple_of(2) { 3 } else { 1 },
+                ..controller::sandbox::Options::default()
+            },
             events: controller::events::Options::default(),
             limits: controller::config::ApiLimits::default(),
             urls: controller::url::UrlTemplate::new("http://port-{port}-vm-{vmid}.test")

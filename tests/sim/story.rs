@@ -333,6 +333,7 @@ fn fault(chance: &Chance) -> Fault {
         .pick(&[
             Op::Clone,
             Op::Set,
+            Op::Resize,
             Op::Start,
             Op::Stop,
             Op::Destroy,

@@ -13,7 +13,7 @@ impl Config {
         let templates = self.templates.iter().map(|template| sandbox::Template {
             snapshot: template.snapshot.clone(),
             vmid: template.vmid,
-            size: Size { cpu_cores: template.cores, memory_mib: template.memory_mib },
+            size: Size { cpu_cores: template.cores, memory_mib: template.memory_mib, disk_gib: 0 },
             probe: match &template.probe {
                 Probe::None => sandbox::Probe::None,
                 Probe::Http { port, path } => {

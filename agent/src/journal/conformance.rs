@@ -41,7 +41,7 @@ pub(crate) fn record(number: u8) -> Record {
         phase: Phase::Creating,
         step: "queued".into(),
         snapshot: "base".parse().expect("valid"),
-        size: Size { cpu_cores: 1, memory_mib: 512 },
+        size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
         network: Network::Static,
         ip: None,
         services: [("web".parse().expect("valid"), "80".parse().expect("valid"))].into(),

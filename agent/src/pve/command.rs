@@ -16,6 +16,8 @@ pub enum Command<'a> {
     Clone(&'a CloneOrder),
     /// Settings, all in one call: each call costs PVE more than half a second.
     Set(Vmid, &'a Settings),
+    /// Make the root volume so large, GiB.
+    Resize(Vmid, u32),
     /// Boot.
     Start(Vmid),
     /// Stop at once.
@@ -32,6 +34,7 @@ impl Command<'_> {
         match self {
             Self::Clone(_) => "clone",
             Self::Set(..) => "set",
+            Self::Resize(..) => "resize",
             Self::Start(_) => "start",
             Self::Stop(_) => "stop",
             Self::Destroy(_) => "destroy",
@@ -44,6 +47,7 @@ impl Command<'_> {
         match self {
             Self::Clone(order) => order.vmid,
             Self::Set(vmid, _)
+            | Self::Resize(vmid, _)
             | Self::Start(vmid)
             | Self::Stop(vmid)
             | Self::Destroy(vmid)
@@ -71,6 +75,9 @@ impl Command<'_> {
                 option(&mut arguments, "--swap", 0);
                 // The agent starts its sandboxes after a reboot, not PVE.
                 option(&mut arguments, "--onboot", 0);
+            }
+            Self::Resize(vmid, gib) => {
+                arguments.extend([vmid.to_string(), "rootfs".to_owned(), format!("{gib}G")]);
             }
             Self::Destroy(vmid) => {
                 arguments.push(vmid.to_string());
@@ -151,6 +158,7 @@ mod tests {
             Command::Clone(&order),
             Command::Set(id, &fixed),
             Command::Set(id, &dhcp),
+            Command::Resize(id, 20),
             Command::Start(id),
             Command::Stop(id),
             Command::Destroy(id),
@@ -161,6 +169,7 @@ mod tests {
         clone 9000 100000 --hostname pvelxc-01hf7uaq00es3oe1o70s3ge1o7 --description 'pve-sandbox:v1 id=pvelxc-01hf7uaq00es3oe1o70s3ge1o7 vmid=100000 attempt=1 team=acme request=r-1'
         set 100000 --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=10.100.1.2/24,gw=10.100.1.1,type=veth --cores 2 --cpulimit 2 --memory 512 --swap 0 --onboot 0
         set 100000 --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=dhcp,type=veth --cores 2 --cpulimit 2 --memory 512 --swap 0 --onboot 0
+        resize 100000 rootfs 20G
         start 100000
         stop 100000
         destroy 100000 --force 1 --destroy-unreferenced-disks 1

@@ -181,6 +181,12 @@ impl ContainerConfig {
         self.get("rootfs").map(volume)
     }
 
+    /// Size of its root, GiB, rounded down; 0 when it does not say.
+    pub fn rootfs_gib(&self) -> u32 {
+        let options = self.get("rootfs").unwrap_or("").split(',');
+        options.filter_map(|option| option.strip_prefix("size=")).find_map(gib).unwrap_or(0)
+    }
+
     /// Storage of its root.
     pub fn storage(&self) -> Option<&str> {
         self.rootfs()?.split_once(':').map(|(storage, _)| storage)
@@ -273,6 +279,21 @@ fn is_note(line: &[u8], text: &str) -> bool {
 fn volume(text: &str) -> &str {
     let first = text.split(',').next().unwrap_or("");
     first.strip_prefix("volume=").unwrap_or(first)
+}
+
+/// A size as PVE writes it: a number, and K, M, G or T where it is not in bytes.
+fn gib(size: &str) -> Option<u32> {
+    let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &size[digits.len()..] {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return None,
+    };
+    let bytes = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+    u32::try_from(bytes >> 30).ok()
 }
 
 fn is_key(key: &str) -> bool {

@@ -62,7 +62,7 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{op} {vmid} failed: {kind}")]
 pub struct Error {
-    /// The operation: clone, set, start, stop, destroy, unlock, hold, release, freeze, thaw, read.
+    /// The operation: clone, set, resize, start, stop, destroy, unlock, hold, release, freeze, thaw, read.
     pub op: &'static str,
     /// The container; for a clone, the new one.
     pub vmid: Vmid,
@@ -135,13 +135,35 @@ pub struct Member {
     pub online: bool,
 }
 
-/// Room on a storage, bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Room on a storage.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StorageRoom {
-    /// Free.
+    /// Free, bytes.
     pub free: u64,
-    /// In all.
+    /// In all, bytes.
     pub total: u64,
+    /// Share of a thin pool's data that is in use, 0 to 1; 0 where there is none.
+    pub thin_data: f64,
+    /// The same of its metadata. Full, everything on the pool stops.
+    pub thin_metadata: f64,
+}
+
+impl StorageRoom {
+    /// Of a storage without a thin pool.
+    pub const fn new(free: u64, total: u64) -> Self {
+        Self { free, total, thin_data: 0.0, thin_metadata: 0.0 }
+    }
+
+    /// The worse of both in each respect.
+    #[must_use]
+    pub fn worse(self, other: Self) -> Self {
+        let scarcer = if other.free < self.free { other } else { self };
+        Self {
+            thin_data: self.thin_data.max(other.thin_data),
+            thin_metadata: self.thin_metadata.max(other.thin_metadata),
+            ..scarcer
+        }
+    }
 }
 
 /// What a container uses now, read from its cgroup.
@@ -210,6 +232,11 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
 
     /// Writes the settings of a stopped container of ours.
     async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error>;
+
+    /// Makes the root volume of a stopped container of ours at least so large, GiB. As large already
+    /// is `Ok`; PVE makes none smaller. On a volume with a file system of its own it may take half a
+    /// minute.
+    async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error>;
 
     /// Starts a container. `Ok` when its init runs; a container that runs already is `Ok`. A lock
     /// that was held while it was paused is taken off first.

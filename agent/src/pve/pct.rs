@@ -287,6 +287,24 @@ impl Host {
         self.pct(Command::Set(vmid, settings), Instant::now() + CALL).await
     }
 
+    async fn resize(&self, vmid: Vmid, gib: u32, deadline: Instant) -> Result<(), ErrorKind> {
+        self.check_quorum().await?;
+        if self.ours(vmid).await?.rootfs_gib() >= gib {
+            return Ok(());
+        }
+        if self.running(vmid) {
+            return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
+        }
+        self.pct(Command::Resize(vmid, gib), deadline).await?;
+        // It exits with 0 also when it did nothing.
+        let now = self.ours(vmid).await?.rootfs_gib();
+        if now < gib {
+            let text = format!("pct resize said that it succeeded, but the disk has {now} GiB");
+            return Err(ErrorKind::Failed(text));
+        }
+        Ok(())
+    }
+
     async fn start(&self, vmid: Vmid, deadline: Instant) -> Result<(), ErrorKind> {
         self.check_quorum().await?;
         self.let_go(vmid).await?;
@@ -407,6 +425,12 @@ impl Pve for Pct {
     async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error> {
         let settings = settings.clone();
         self.change("set", vmid, move |host| async move { host.configure(vmid, &settings).await })
+            .await
+    }
+
+    async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error> {
+        let until = Instant::now() + deadline;
+        self.change("resize", vmid, move |host| async move { host.resize(vmid, gib, until).await })
             .await
     }
 

@@ -147,15 +147,17 @@ pub fn parse_lvs(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty())
 }
 
-/// Room of a thin pool, from `lvs --noheadings --units b --nosuffix -o lv_size,data_percent`.
+/// Room of a thin pool, from `lvs --noheadings --units b --nosuffix -o
+/// lv_size,data_percent,metadata_percent`.
 pub fn parse_thin_room(text: &str) -> Option<StorageRoom> {
     let mut words = text.split_ascii_whitespace();
     let total: u64 = words.next()?.parse().ok()?;
-    let percent: f64 = words.next()?.parse().ok()?;
+    let mut share = || Some((words.next()?.parse::<f64>().ok()? / 100.0).clamp(0.0, 1.0));
+    let (thin_data, thin_metadata) = (share()?, share()?);
     #[expect(clippy::cast_precision_loss, reason = "sizes of storages, to four digits")]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of total")]
-    let used = (total as f64 * (percent / 100.0).clamp(0.0, 1.0)) as u64;
-    Some(StorageRoom { free: total.saturating_sub(used), total })
+    let used = (total as f64 * thin_data) as u64;
+    Some(StorageRoom { free: total.saturating_sub(used), total, thin_data, thin_metadata })
 }
 
 /// Room of a dataset, from `zfs list -Hp -o used,available`.
@@ -163,7 +165,7 @@ pub fn parse_zfs_room(text: &str) -> Option<StorageRoom> {
     let mut words = text.split_ascii_whitespace();
     let used: u64 = words.next()?.parse().ok()?;
     let free: u64 = words.next()?.parse().ok()?;
-    Some(StorageRoom { free, total: used + free })
+    Some(StorageRoom::new(free, used + free))
 }
 
 /// Room of a storage, from `pvesm status --storage NAME`: name, type, status, then KiB.
@@ -173,7 +175,7 @@ pub fn parse_pvesm_room(text: &str, name: &str) -> Option<StorageRoom> {
         .into_iter()
         .find(|row| row.first() == Some(&name) && row.get(2) == Some(&"active"))?;
     let bytes = |at: usize| Some(row.get(at)?.parse::<u64>().ok()? * 1024);
-    Some(StorageRoom { free: bytes(5)?, total: bytes(3)? })
+    Some(StorageRoom::new(bytes(5)?, bytes(3)?))
 }
 
 /// The volumes in `pvesm list STORAGE --vmid ID`.
@@ -272,8 +274,11 @@ rbd: ceph
 
     #[test]
     fn rooms() {
-        let room = |free, total| Some(StorageRoom { free, total });
-        assert_eq!(parse_thin_room("  1000000 25.00\n"), room(750_000, 1_000_000));
+        let room = |free, total| Some(StorageRoom::new(free, total));
+        let thin = parse_thin_room("  1000000 25.00 96.50\n").expect("a pool");
+        assert_eq!((thin.free, thin.total), (750_000, 1_000_000));
+        assert_eq!((thin.thin_data, thin.thin_metadata), (0.25, 0.965));
+        assert_eq!(parse_thin_room("  1000000 25.00\n"), None, "a volume that is no pool");
         assert_eq!(parse_zfs_room("100\t900\n"), room(900, 1000));
         let status = "Name         Type     Status     Total (KiB)      Used (KiB) Available (KiB)        %\n\
             btr         btrfs     active        20971520          757456        19956576    3.61%\n\

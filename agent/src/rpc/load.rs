@@ -87,9 +87,8 @@ impl Reporter {
             snapshot_queues: queues.values().map(|&queued| count(queued)).collect(),
             snapshot_queue_max: count(options.limits.clone_queue_max),
             maintenance: cluster.maintenance,
-            // Only `lvs` and an ioctl tell, and neither is used for a report.
-            thin_data_used: 0.0,
-            thin_metadata_used: 0.0,
+            thin_data_used: room.thin_data,
+            thin_metadata_used: room.thin_metadata,
             cordoned: intake == Intake::Cordoned,
             draining: intake == Intake::Draining,
             labels: options.labels.iter().map(ToString::to_string).collect(),
@@ -107,17 +106,15 @@ impl Reporter {
         *kept
     }
 
-    /// The least of the templates' storages: a report must not promise what a clone will not find.
+    /// The worst of the templates' storages: a report must not promise what a clone will not find.
     async fn room(&self) -> StorageRoom {
-        let mut least: Option<StorageRoom> = None;
+        let mut worst: Option<StorageRoom> = None;
         for template in &self.sandboxes.options().templates {
             match self.sandboxes.pve().storage_room(template.vmid).await {
-                Ok(room) => {
-                    least = Some(least.map_or(room, |l| if room.free < l.free { room } else { l }));
-                }
+                Ok(room) => worst = Some(worst.map_or(room, |worst| worst.worse(room))),
                 Err(error) => tracing::debug!(%error, "storage room is not known"),
             }
         }
-        least.unwrap_or_default()
+        worst.unwrap_or_default()
     }
 }

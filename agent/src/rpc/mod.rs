@@ -300,6 +300,20 @@ impl AgentService for Rpc {
         self.call(self.intake(request.into_inner())).await
     }
 
+    async fn reserve(
+        &self,
+        request: Request<wire::ReserveRequest>,
+    ) -> Result<Response<wire::ReserveResponse>, Status> {
+        self.call(Rpc::reserve(self, request.into_inner())).await
+    }
+
+    async fn give_back(
+        &self,
+        request: Request<wire::GiveBackRequest>,
+    ) -> Result<Response<wire::GiveBackResponse>, Status> {
+        self.call(Rpc::give_back(self, request.into_inner())).await
+    }
+
     async fn adopt_sandbox(
         &self,
         request: Request<wire::AdoptSandboxRequest>,

@@ -7,6 +7,7 @@ use proto::{
     agent::v1 as wire,
     id::{Invalid, Vmid},
     sandbox::v1::{Finding, GarbageItem},
+    spec,
 };
 
 use super::{Rpc, status::refusal};
@@ -99,6 +100,25 @@ impl Rpc {
         self.fence(request.epoch).await?;
         self.sandboxes.set_intake(intake, request.why).await.map_err(refusal)?;
         Ok(wire::SetIntakeResponse { load: Some(self.reporter.report().await) })
+    }
+
+    pub(super) async fn reserve(
+        &self,
+        request: wire::ReserveRequest,
+    ) -> Result<wire::ReserveResponse, Refusal> {
+        let (id, snapshot) = (request.sandbox_id.parse()?, request.snapshot_id.parse()?);
+        let size = spec::check_size(request.size.unwrap_or_default())?;
+        self.fence(request.epoch).await?;
+        self.sandboxes.reserve(&id, &snapshot, size).await.map_err(refusal)?;
+        Ok(wire::ReserveResponse { load: Some(self.reporter.report().await) })
+    }
+
+    pub(super) async fn give_back(
+        &self,
+        request: wire::GiveBackRequest,
+    ) -> Result<wire::GiveBackResponse, Refusal> {
+        self.sandboxes.give_back(&request.sandbox_id.parse()?);
+        Ok(wire::GiveBackResponse {})
     }
 
     pub(super) async fn adopt(

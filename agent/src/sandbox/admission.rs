@@ -11,13 +11,18 @@ use proto::{
     id::{SandboxId, Vmid},
     name::{RequestId, Team},
     reason,
+    spec::Size,
 };
+use tokio::time::Instant;
 
 use super::{Error, Known, Limits, Order, Tombstone};
 use crate::{
     journal::{Phase, intake::Intake},
     pve::StorageRoom,
 };
+
+/// Share of a thin pool that may be in use: one that is full stops everything that is on it.
+const THIN_USED_MAX: f64 = 0.95;
 
 /// What a creation is admitted on.
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +108,12 @@ pub(super) fn decide(facts: &Facts, limits: &Limits) -> Result<(), Error> {
                 limits.storage_reserve_bytes >> 20
             ),
         ));
+    }
+    let thin = facts.room.thin_data.max(facts.room.thin_metadata);
+    if thin > THIN_USED_MAX {
+        let message =
+            format!("{:.0} % of the thin pool or of its metadata is in use", thin * 100.0);
+        return Err(Error::new(reason::STORAGE_FULL, message));
     }
     if let Some(why) = facts.memory.and_then(|memory| memory.full(limits)) {
         return Err(Error::new(reason::MEMORY_FULL, why).retry_after(soon));
@@ -219,6 +230,17 @@ impl From<Known> for Summary {
     }
 }
 
+/// How long a seat is kept for a creation that may come.
+const SEAT_KEPT: Duration = Duration::from_secs(2);
+
+/// A seat that is kept.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    size: Size,
+    template: Vmid,
+    until: Instant,
+}
+
 /// How many starts the median is of.
 const STARTS_KEPT: usize = 16;
 
@@ -230,6 +252,8 @@ pub(super) struct Gate(Arc<Mutex<Counts>>);
 struct Counts {
     /// Creations that are in, with their memory: they have no record before their intent is durable.
     creations: BTreeMap<SandboxId, (Summary, u64)>,
+    /// Seats for creations that may come: they count as if they were in, until their time is over.
+    kept: BTreeMap<SandboxId, Kept>,
     /// Waiting for a turn, by template.
     queued: BTreeMap<Vmid, usize>,
     starting: usize,
@@ -237,9 +261,22 @@ struct Counts {
 }
 
 impl Gate {
-    /// Holds the gate: nobody comes in beside whoever holds it.
-    pub(super) fn hold(&self) -> Held<'_> {
-        Held { gate: self, counts: self.lock() }
+    /// Holds the gate: nobody comes in beside whoever holds it. A seat that is kept for `id` is
+    /// whoever's who holds it.
+    pub(super) fn hold(&self, id: &SandboxId) -> Held<'_> {
+        let mut counts = self.lock();
+        counts.kept.remove(id);
+        Held { gate: self, counts }
+    }
+
+    /// Gives back a seat that is kept.
+    pub(super) fn give_back(&self, id: &SandboxId) {
+        self.lock().kept.remove(id);
+    }
+
+    /// What the seats that are kept would be given.
+    pub(super) fn kept(&self) -> Vec<Size> {
+        self.lock().kept.values().map(|kept| kept.size).collect()
     }
 
     /// Lets a start in.
@@ -256,12 +293,12 @@ impl Gate {
     /// Waiting and starting.
     pub(super) fn counts(&self) -> (usize, usize) {
         let counts = self.lock();
-        (counts.queued.values().sum(), counts.starting)
+        (counts.queued.values().sum::<usize>() + counts.kept.len(), counts.starting)
     }
 
     /// Waiting for this template.
     pub(super) fn queued(&self, template: Vmid) -> usize {
-        self.lock().queued.get(&template).copied().unwrap_or_default()
+        self.lock().queued(template)
     }
 
     /// Remembers what a start took.
@@ -279,7 +316,12 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !counts.kept.is_empty() {
+            let now = Instant::now();
+            counts.kept.retain(|_, kept| now < kept.until);
+        }
+        counts
     }
 }
 
@@ -302,19 +344,26 @@ impl Held<'_> {
         creations.find(|known| known.team == *team && known.request_id == *request_id).cloned()
     }
 
-    /// Bytes that the creations which are in may use.
+    /// Bytes that the creations which are in, or may come, may use.
     pub(super) fn memory(&self) -> u64 {
-        self.counts.creations.values().map(|(_, bytes)| bytes).sum()
+        let inside: u64 = self.counts.creations.values().map(|(_, bytes)| bytes).sum();
+        inside + self.counts.kept.values().map(|kept| kept.size.memory_bytes()).sum::<u64>()
     }
 
     /// Waiting for this template.
     pub(super) fn queued(&self, template: Vmid) -> usize {
-        self.counts.queued.get(&template).copied().unwrap_or_default()
+        self.counts.queued(template)
     }
 
     /// What a start took lately.
     pub(super) fn start(&self) -> Duration {
         Duration::from_millis(self.counts.start_ms().into())
+    }
+
+    /// Keeps a seat for a creation that may come.
+    pub(super) fn keep(mut self, id: SandboxId, size: Size, template: Vmid) {
+        let until = Instant::now() + SEAT_KEPT;
+        self.counts.kept.insert(id, Kept { size, template, until });
     }
 
     /// Lets a creation in, at the end of the template's queue.
@@ -359,6 +408,12 @@ impl Drop for Seat {
 }
 
 impl Counts {
+    /// Waiting for this template, or kept a seat to do so.
+    fn queued(&self, template: Vmid) -> usize {
+        let kept = self.kept.values().filter(|kept| kept.template == template).count();
+        self.queued.get(&template).copied().unwrap_or_default() + kept
+    }
+
     fn leave_queue(&mut self, template: Vmid) {
         if let Some(queued) = self.queued.get_mut(&template) {
             *queued -= 1;

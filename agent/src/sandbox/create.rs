@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use futures_util::FutureExt;
 use proto::{
     id::{SandboxRef, Vmid},
+    name::SnapshotId,
     reason,
-    spec::Network,
+    spec::{Network, Size},
 };
 use tokio::time::{Instant, sleep};
 
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     journal::{Intent, Lifetime, Phase, Record, WakeOn},
-    pve::{Address, CloneOrder, ErrorKind, Settings},
+    pve::{Address, CloneOrder, ErrorKind, Settings, StorageRoom},
     saga::Saga,
 };
 
@@ -77,14 +78,14 @@ impl Sandboxes {
     }
 
     async fn admit(&self, order: &Order) -> Result<Admitted, Error> {
-        let template = self.template(order);
+        let template = self.template(&order.spec.snapshot);
         let quorate = self.pve.cluster().await.quorate;
         let room = match &template {
             Ok(template) => self.pve.storage_room(template.vmid).await.map_err(Error::from),
             Err(error) => Err(error.clone()),
         };
         // From here on nobody comes in beside us, and nothing waits.
-        let gate = self.gate.hold();
+        let gate = self.gate.hold(&order.id);
         let name = SandboxRef::Id(order.id);
         let by_id = gate.by_id(&order.id).or_else(|| self.known(&name).map(Summary::from));
         let request = (&order.team, &order.spec.request_id);
@@ -100,10 +101,28 @@ impl Sandboxes {
         }
         let template = template?;
         let size = order.spec.size.or(template.size);
-        let asked = u64::from(size.memory_mib) << 20;
-        let facts = Facts {
+        let facts = self.facts(&gate, &template, size, (quorate, room?));
+        admission::decide(&facts, &self.options.limits)?;
+        Ok(match self.flights.enter(order.id, Kind::Create) {
+            Entered::Joined(flight) => Admitted::Joined(flight),
+            Entered::New(ticket, flight) => {
+                let seat = gate.admit(order, size.memory_bytes(), template.vmid);
+                Admitted::New(ticket, seat, flight, template)
+            }
+        })
+    }
+
+    /// What a creation of this size is admitted on, for who holds the gate.
+    pub(super) fn facts(
+        &self,
+        gate: &admission::Held<'_>,
+        template: &Template,
+        size: Size,
+        (quorate, room): (bool, StorageRoom),
+    ) -> Facts {
+        Facts {
             memory: self.host().map(|host| Memory {
-                asked,
+                asked: size.memory_bytes(),
                 given: self.memory_given() + gate.memory(),
                 total: host.memory_total,
                 available: host.memory_available,
@@ -111,22 +130,14 @@ impl Sandboxes {
             stopping: self.tasks.stopping().is_cancelled(),
             intake: self.intake().intake,
             quorate,
-            room: room?,
+            room,
             queued: gate.queued(template.vmid),
             start: gate.start(),
-        };
-        admission::decide(&facts, &self.options.limits)?;
-        Ok(match self.flights.enter(order.id, Kind::Create) {
-            Entered::Joined(flight) => Admitted::Joined(flight),
-            Entered::New(ticket, flight) => {
-                Admitted::New(ticket, gate.admit(order, asked, template.vmid), flight, template)
-            }
-        })
+        }
     }
 
     /// The template of the snapshot that the fewest wait for.
-    fn template(&self, order: &Order) -> Result<Template, Error> {
-        let snapshot = &order.spec.snapshot;
+    pub(super) fn template(&self, snapshot: &SnapshotId) -> Result<Template, Error> {
         let templates = self.options.templates.iter().filter(|t| t.snapshot == *snapshot);
         templates.min_by_key(|t| (self.gate.queued(t.vmid), t.vmid)).cloned().ok_or_else(|| {
             Error::new(reason::SNAPSHOT_NOT_FOUND, format!("this node has no snapshot {snapshot}"))
@@ -225,6 +236,7 @@ impl Sandboxes {
             configured.map_err(Error::from)
         })
         .await?;
+        let disk_gib = self.resize(saga, work, &record).await?;
 
         // Booting is what costs the node most: a few at a time come up sooner than all at once.
         let _slot = self.called_or(work, self.start_slot(work.deadline)).await?;
@@ -255,9 +267,34 @@ impl Sandboxes {
             record.boot += 1;
             record.started_ms = self.now_ms();
             record.ip = Some(ip);
+            record.size.disk_gib = disk_gib;
             step::DONE.clone_into(&mut record.step);
         })
         .await
+    }
+
+    /// Makes the disk as large as was asked. Says how large it is; 0 when nobody asked.
+    async fn resize<'a>(
+        &'a self,
+        saga: &mut Saga<'a, Error>,
+        work: &Work<'_>,
+        record: &Record,
+    ) -> Result<u32, Error> {
+        let Record { id, vmid, size: Size { disk_gib, .. }, .. } = *record;
+        if disk_gib == 0 {
+            return Ok(0);
+        }
+        check_called_off(work)?;
+        saga.step_without_undo(step::RESIZE, || async {
+            let left = deadline::left(work.deadline, self.options.limits.create)?;
+            let resized = self.pve.resize(vmid, disk_gib, left);
+            let (resized, ()) = tokio::join!(resized, self.note(&id, step::RESIZE));
+            resized.map_err(Error::from)
+        })
+        .await?;
+        // A snapshot's may be larger than that.
+        let config = self.pve.config(vmid).await?;
+        Ok(config.map_or(disk_gib, |config| config.rootfs_gib()))
     }
 
     /// Clones; when PVE says that the vmid is taken, under the next.

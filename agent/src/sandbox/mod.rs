@@ -34,6 +34,7 @@ mod queue;
 mod reads;
 mod recover;
 mod release;
+mod reserve;
 mod resume;
 mod settle;
 mod start;

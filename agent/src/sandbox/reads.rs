@@ -143,7 +143,7 @@ impl Sandboxes {
             | Phase::Failed => false,
         };
         let live = self.live();
-        live.iter().filter(holds).map(|record| u64::from(record.size.memory_mib) << 20).sum()
+        live.iter().filter(holds).map(|record| record.size.memory_bytes()).sum()
     }
 
     /// What the sandboxes take.
@@ -162,6 +162,11 @@ impl Sandboxes {
             start_ms: self.gate.start_ms(),
             ..Tally::default()
         };
+        for size in self.gate.kept() {
+            tally.young_cores += size.cpu_cores.min(YOUNG_CORES_MAX);
+            tally.memory_allocated += size.memory_bytes();
+            tally.cores_allocated += size.cpu_cores;
+        }
         for record in self.live() {
             match record.phase {
                 Phase::Running => tally.running += 1,
@@ -188,7 +193,7 @@ impl Sandboxes {
             if boots {
                 tally.young_cores += record.size.cpu_cores.min(YOUNG_CORES_MAX);
             }
-            tally.memory_allocated += u64::from(record.size.memory_mib) << 20;
+            tally.memory_allocated += record.size.memory_bytes();
             tally.cores_allocated += record.size.cpu_cores;
         }
         Ok(tally)

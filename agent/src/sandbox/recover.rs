@@ -121,7 +121,11 @@ impl Sandboxes {
             },
             step: super::step::DONE.into(),
             snapshot: snapshot.parse()?,
-            size: Size { cpu_cores: config.cores().unwrap_or(1), memory_mib: config.memory_mib() },
+            size: Size {
+                cpu_cores: config.cores().unwrap_or(1),
+                memory_mib: config.memory_mib(),
+                disk_gib: config.rootfs_gib(),
+            },
             network,
             ip,
             services: BTreeMap::new(),

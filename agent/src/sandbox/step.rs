@@ -3,6 +3,7 @@
 pub(super) const QUEUED: &str = "queued";
 pub(super) const CLONE: &str = "clone";
 pub(super) const CONFIGURE: &str = "configure";
+pub(super) const RESIZE: &str = "resize";
 pub(super) const START: &str = "start";
 pub(super) const PROBE: &str = "probe";
 pub(super) const DONE: &str = "done";

@@ -65,7 +65,8 @@ pub(crate) fn order(number: u8) -> Order {
         spec: Spec {
             request_id: format!("r-{number}").parse().expect("valid"),
             snapshot: "base".parse().expect("valid"),
-            size: Size::default(),
+            // With every step that a creation can have.
+            size: Size { disk_gib: 8, ..Size::default() },
             metadata: BTreeMap::new(),
             env: BTreeMap::new(),
             network: Network::Static,
@@ -143,7 +144,7 @@ impl Node {
             templates: vec![Template {
                 snapshot: "base".parse().expect("valid"),
                 vmid: vmid(TEMPLATE),
-                size: Size { cpu_cores: 1, memory_mib: 512 },
+                size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
                 probe: Probe::None,
             }],
             network: Bridge {

@@ -27,7 +27,11 @@ pub(super) async fn fetch(controller: &Controller, id: String) -> Result<Sandbox
 /// Cores and memory, short.
 pub(super) fn size(size: Option<Size>) -> String {
     let size = size.unwrap_or_default();
-    format!("{} cpu, {}", size.cpu_cores, table::bytes(u64::from(size.memory_mib) << 20))
+    let disk = match size.disk_gib {
+        0 => String::new(),
+        gib => format!(", disk {}", table::bytes(u64::from(gib) << 30)),
+    };
+    format!("{} cpu, {}{disk}", size.cpu_cores, table::bytes(u64::from(size.memory_mib) << 20))
 }
 
 fn describe(sandbox: &Sandbox) -> String {

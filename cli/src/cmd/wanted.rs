@@ -31,7 +31,11 @@ pub(super) async fn request(
     Ok(CreateSandboxRequest {
         request_id,
         snapshot_id,
-        size: Some(Size { cpu_cores: wanted.cpus, memory_mib: wanted.memory }),
+        size: Some(Size {
+            cpu_cores: wanted.cpus,
+            memory_mib: wanted.memory,
+            disk_gib: wanted.disk,
+        }),
         metadata: pairs(wanted.meta),
         env: pairs(wanted.env),
         network: network.into(),

@@ -51,11 +51,12 @@ pub struct WakeOn {
     exec: bool,
 }
 
-/// Cores and memory.
+/// Cores, memory, and the disk where one was asked for.
 #[derive(Debug, Serialize)]
 pub struct Size {
     cpu_cores: u32,
     memory_mib: u32,
+    disk_gib: u32,
 }
 
 /// An open port.
@@ -92,7 +93,7 @@ pub fn phase(phase: wire::Phase) -> &'static str {
 
 fn size(size: Option<wire::Size>) -> Size {
     let size = size.unwrap_or_default();
-    Size { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib }
+    Size { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib, disk_gib: size.disk_gib }
 }
 
 /// An open port.

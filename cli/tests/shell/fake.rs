@@ -191,7 +191,7 @@ fn sandbox(phase: Phase, step: &str) -> Sandbox {
         team: "lab".into(),
         phase: phase.into(),
         snapshot_id: "small".into(),
-        size: Some(Size { cpu_cores: 1, memory_mib: 512 }),
+        size: Some(Size { cpu_cores: 1, memory_mib: 512, disk_gib: 20 }),
         ip: "10.100.2.7".into(),
         services: vec![HttpService {
             name: "web".into(),
@@ -547,7 +547,7 @@ impl SandboxService for Service {
     ) -> Answer<ListSnapshotsResponse> {
         let snapshot = |id: &&str| Snapshot {
             id: (*id).to_owned(),
-            size: Some(Size { cpu_cores: 1, memory_mib: 512 }),
+            size: Some(Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 }),
             nodes: vec!["node1".into(), "node2".into()],
         };
         let snapshots = self.0.snapshots.iter().map(snapshot).collect();

@@ -93,7 +93,7 @@ async fn get_tells_all_of_one() {
     let value = fake.run(&["get", "--json", "100001"]).await.json();
     let expected = json!({
         "id": ID, "vmid": 100_001, "node": "node2", "team": "lab", "phase": "running", "step": "done",
-        "snapshot_id": "small", "size": { "cpu_cores": 1, "memory_mib": 512 }, "ip": "10.100.2.7",
+        "snapshot_id": "small", "size": { "cpu_cores": 1, "memory_mib": 512, "disk_gib": 20 }, "ip": "10.100.2.7",
         "services": [{
             "name": "web", "port": 8080, "url": format!("http://port-8080-{ID}.sandbox.localhost"),
         }],

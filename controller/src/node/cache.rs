@@ -181,17 +181,19 @@ impl Cache {
     }
 
     /// The creation is over: this is the sandbox now. What its node has said since stands, and is
-    /// given to `since` together with what it was.
+    /// given to `since` together with what it was. Returns a later attempt that another node holds,
+    /// which was heard of while the creation's own task decided: our memory was behind.
     pub fn settle(
         &self,
         id: &SandboxId,
         sandbox: Sandbox,
         now_ms: u64,
         since: impl FnOnce(&Entry, &Sandbox),
-    ) {
+    ) -> Option<Box<Sandbox>> {
         let mut inner = self.inner();
-        let Some(mut entry) = inner.get(id) else { return };
+        let mut entry = inner.get(id)?;
         entry.creating = false;
+        let later = entry.later.take().filter(|later| later.attempt > sandbox.attempt);
         let newer = entry.sandbox.attempt == sandbox.attempt
             && entry.sandbox.node == sandbox.node
             && entry.sandbox.revision > sandbox.revision;
@@ -209,6 +211,7 @@ impl Cache {
         inner.put(entry);
         drop(inner);
         self.dirty.notify_one();
+        later
     }
 
     /// A node said something of a sandbox. What is news is given to `news`, with what was known

@@ -9,7 +9,7 @@ use proto::{
         self as wire, agent_service_client::AgentServiceClient, files_request, files_response,
     },
     id::SandboxId,
-    name::{NodeName, Port, ServiceName},
+    name::{NodeName, Port, ServiceName, SnapshotId},
     reason,
     sandbox::v1 as api,
 };
@@ -289,6 +289,32 @@ impl Client {
         let mut agent = self.agent.clone();
         let request = wire::SetIntakeRequest { epoch, intake: intake.into(), why };
         Ok(call(QUICK, agent.set_intake(request)).await?.load)
+    }
+
+    /// Asks for a seat for a creation; what the node reports with it. Whoever does not answer in
+    /// `time` gives none.
+    pub async fn reserve(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        (snapshot, size): (&SnapshotId, api::Size),
+        time: Duration,
+    ) -> Result<Option<api::NodeLoad>, Error> {
+        let mut agent = self.agent.clone();
+        let request = wire::ReserveRequest {
+            epoch,
+            sandbox_id: id.to_string(),
+            snapshot_id: snapshot.to_string(),
+            size: Some(size),
+        };
+        Ok(call(time, agent.reserve(request)).await?.load)
+    }
+
+    /// Gives a seat back.
+    pub async fn give_back(&self, id: &SandboxId) -> Result<(), Error> {
+        let mut agent = self.agent.clone();
+        let request = wire::GiveBackRequest { sandbox_id: id.to_string() };
+        call(QUICK, agent.give_back(request)).await.map(drop)
     }
 
     /// Makes a container a sandbox; also the volumes that go with it one day.

@@ -7,7 +7,7 @@ mod net;
 mod service;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -77,6 +77,8 @@ pub(super) struct World {
     faults: Faults,
     /// Creations that arrived, with their attempts, whatever became of them.
     heard: Vec<(SandboxId, u32)>,
+    /// Creations that a seat is kept for.
+    seats: BTreeSet<SandboxId>,
     execs: exec::Execs,
     /// After how many messages the next streams of commands break.
     breaks: VecDeque<u32>,
@@ -107,7 +109,10 @@ impl FakeAgent {
             ips_free: 200,
             quorate: true,
             snapshots: snapshots.iter().map(ToString::to_string).collect(),
-            snapshot_sizes: vec![api::Size { cpu_cores: 1, memory_mib: 512 }; snapshots.len()],
+            snapshot_sizes: vec![
+                api::Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 };
+                snapshots.len()
+            ],
             ..api::NodeLoad::default()
         };
         let agent = Arc::new(Self {
@@ -125,6 +130,7 @@ impl FakeAgent {
                 load,
                 faults: Faults::default(),
                 heard: Vec::new(),
+                seats: BTreeSet::new(),
                 execs: exec::Execs::default(),
                 breaks: VecDeque::new(),
                 files: files::Files::new(),
@@ -230,6 +236,11 @@ impl FakeAgent {
         drop(world);
         self.changes.send_modify(|n| *n += 1);
         sandbox
+    }
+
+    /// Creations that a seat is kept for.
+    pub fn seats(&self) -> Vec<SandboxId> {
+        self.world().seats.iter().copied().collect()
     }
 
     fn report(&self) -> api::NodeLoad {

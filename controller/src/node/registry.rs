@@ -351,6 +351,7 @@ impl Nodes {
 
     /// Decides where a creation goes, and reserves it there in the same step, so that creations that
     /// are decided at once see each other. Without an id it is only a thought, and about all nodes.
+    /// `among`: no others are looked at.
     pub fn place(
         &self,
         id: Option<SandboxId>,
@@ -358,6 +359,7 @@ impl Nodes {
         spec: &Spec,
         attempt: u32,
         tried: &Tried,
+        among: Option<&[NodeName]>,
     ) -> Decision {
         let (now, now_ms) = (Instant::now(), self.now_ms());
         let decided_ms = self.clock.now_ms();
@@ -369,6 +371,9 @@ impl Nodes {
         let met = met(&fleet, tried, now);
         // A name that nobody has is no node's.
         let wish = spec.node.as_ref().map(|name| fleet.find(name).unwrap_or(u32::MAX));
+        let among: Option<Vec<u32>> =
+            among.map(|nodes| nodes.iter().filter_map(|name| fleet.find(name)).collect());
+        let among = among.as_deref();
         let names = fleet.names();
         let (choice, size, holders, verdicts) = self.cache.of_team(team, |count| {
             let team = |node: u32| names.get(node as usize).map_or(0, count);
@@ -380,8 +385,12 @@ impl Nodes {
                 met: &met,
                 team: &team,
             };
-            let choice = fleet.choose(&spec.snapshot, &ask, look, now_ms);
-            let decided = Decided { snapshot: &spec.snapshot, ask: &ask, choice: &choice, look };
+            let snapshot = &spec.snapshot;
+            let choice = match among {
+                None => fleet.choose(snapshot, &ask, look, now_ms),
+                Some(nodes) => fleet.choose_among(snapshot, &ask, nodes, now_ms),
+            };
+            let decided = Decided { snapshot, ask: &ask, choice: &choice, look, among };
             let words = |node: u32| self.words(fleet.name(node), tried);
             let verdicts = fleet.explain(&decided, now_ms, &words);
             let holders = fleet.holders(&spec.snapshot);
@@ -518,7 +527,12 @@ impl Nodes {
                 Told { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
             self.log.observe(&told, Some(sandbox), &entry.sandbox);
         };
-        self.cache.settle(id, sandbox, self.clock.now_ms(), since);
+        let later = self.cache.settle(id, sandbox, self.clock.now_ms(), since);
+        if let Some(later) = later
+            && let Ok(node) = later.node.parse()
+        {
+            self.apply(&node, *later);
+        }
     }
 
     /// A creation came up, and its node has gone on with it since: what that means.

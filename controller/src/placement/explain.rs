@@ -141,6 +141,8 @@ pub struct Decided<'a> {
     pub choice: &'a Choice,
     /// How it was looked for.
     pub look: Look,
+    /// Only these were in question.
+    pub among: Option<&'a [u32]>,
 }
 
 impl Fleet {
@@ -152,12 +154,14 @@ impl Fleet {
         now_ms: u64,
         words: &dyn Fn(u32) -> Words,
     ) -> Vec<Verdict> {
-        let Decided { snapshot, ask, choice, look } = *decided;
+        let Decided { snapshot, ask, choice, look, among } = *decided;
         let holders = self.holders(snapshot);
         let now = self.now(now_ms);
         let of = |node: u32| holders.binary_search_by_key(&node, |held| held.node).ok();
         let all = look == Look::All || choice.best.first().is_none();
-        let told: Vec<u32> = if all {
+        let told: Vec<u32> = if let Some(among) = among {
+            among.to_vec()
+        } else if all {
             self.in_use().collect()
         } else {
             // Not all nodes are gone through for the few that were looked at.
@@ -264,6 +268,7 @@ impl Case<'_> {
             Filtered::BreakerOpen => "its agent let a call time out a moment ago".into(),
             Filtered::ReportStale => format!("last reported {age_s} s ago"),
             Filtered::ReportOld => "its report is old and others are current".into(),
+            Filtered::NoBid => "gave no seat".into(),
             Filtered::SnapshotMissing => "does not hold the snapshot".into(),
             Filtered::NoQuorum => "its cluster has no quorum".into(),
             Filtered::Cordoned => "it is cordoned: it gets no new work".into(),

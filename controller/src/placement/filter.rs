@@ -28,6 +28,8 @@ pub enum Filtered {
     ReportStale,
     /// Its last report is old, and others are current.
     ReportOld,
+    /// It was asked for a seat and gave none, and others did.
+    NoBid,
     /// It does not hold the snapshot.
     SnapshotMissing,
     /// Its cluster has no quorum.
@@ -74,6 +76,7 @@ impl Filtered {
             Self::BreakerOpen => "BREAKER_OPEN",
             Self::ReportStale => "REPORT_STALE",
             Self::ReportOld => "REPORT_OLD",
+            Self::NoBid => "NO_BID",
             Self::SnapshotMissing => "SNAPSHOT_MISSING",
             Self::NoQuorum => "NO_QUORUM",
             Self::Cordoned => "CORDONED",
@@ -116,7 +119,8 @@ impl Filtered {
             | Self::VmidsExhausted
             | Self::AddressesExhausted
             // Only ever beside a node that fits.
-            | Self::ReportOld => Obstacle::Full,
+            | Self::ReportOld
+            | Self::NoBid => Obstacle::Full,
             // Says nothing of its own: with these alone, nobody holds the snapshot.
             Self::NotWished | Self::SnapshotMissing => Obstacle::UnknownSnapshot,
         }

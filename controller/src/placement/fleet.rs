@@ -154,7 +154,7 @@ impl Fleet {
             let size = report.snapshot_sizes.get(at).copied().unwrap_or_default();
             let holder = Holder {
                 node,
-                size: Size { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib },
+                size: size.into(),
                 queued: report.snapshot_queues.get(at).copied().unwrap_or_default(),
                 queue_max: report.snapshot_queue_max,
                 cached: false,
@@ -235,6 +235,24 @@ impl Fleet {
         let now = self.now(now_ms);
         let holders = self.holders.get(snapshot.as_str()).map(Vec::as_slice).unwrap_or_default();
         choose(&self.nodes, holders, ask, &self.limits, &now, look, &mut self.random)
+    }
+
+    /// Decides among these nodes only.
+    pub fn choose_among(
+        &mut self,
+        snapshot: &SnapshotId,
+        ask: &Ask<'_>,
+        nodes: &[u32],
+        now_ms: u64,
+    ) -> Choice {
+        let now = self.now(now_ms);
+        let holders: Vec<Holder> = self
+            .holders(snapshot)
+            .iter()
+            .filter(|held| nodes.contains(&held.node))
+            .copied()
+            .collect();
+        choose(&self.nodes, &holders, ask, &self.limits, &now, Look::All, &mut self.random)
     }
 
     /// Reserves for a creation where it was decided to go. When that node had let a call time out,

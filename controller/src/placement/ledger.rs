@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_reservation_stands_until_a_report_has_seen_it() {
         let mut ledger = Ledger::default();
-        ledger.reserve(id(1), 1, Size { cpu_cores: 2, memory_mib: 512 });
+        ledger.reserve(id(1), 1, Size { cpu_cores: 2, memory_mib: 512, disk_gib: 0 });
         ledger.reported(1, 10, false);
         assert_eq!(ledger.on(1).sandboxes, 1, "not admitted yet");
         ledger.admitted(&id(1), 12);
@@ -153,7 +153,7 @@ mod tests {
             let mut ledger = Ledger::default();
             for (step, sandbox, on, cores) in steps {
                 match step {
-                    0 => ledger.reserve(id(sandbox), on, Size { cpu_cores: cores, memory_mib: 64 }),
+                    0 => ledger.reserve(id(sandbox), on, Size { cpu_cores: cores, memory_mib: 64, disk_gib: 0 }),
                     1 => ledger.admitted(&id(sandbox), u64::from(cores)),
                     2 => ledger.release(&id(sandbox)),
                     _ => ledger.reported(on, u64::from(cores), false),

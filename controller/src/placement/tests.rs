@@ -40,7 +40,7 @@ fn idle(name: &str) -> Node {
                 ips_free: 200,
                 quorate: true,
                 snapshots: vec![SNAPSHOT.into()],
-                snapshot_sizes: vec![WireSize { cpu_cores: 1, memory_mib: 512 }],
+                snapshot_sizes: vec![WireSize { cpu_cores: 1, memory_mib: 512, disk_gib: 0 }],
                 ..NodeLoad::default()
             },
             500,
@@ -73,7 +73,7 @@ struct Asked {
 
 fn asked(memory_mib: u32) -> Asked {
     Asked {
-        size: Size { cpu_cores: 0, memory_mib },
+        size: Size { cpu_cores: 0, memory_mib, disk_gib: 0 },
         wish: None,
         affinity: Affinity::default(),
         look: Look::default(),
@@ -92,7 +92,7 @@ fn fleet(nodes: &[Node], seed: u64) -> Fleet {
         }
         for number in 0..node.reserved {
             let id = proto::id::SandboxId::new(u64::from(at * 1000 + number), &[1; 10]);
-            fleet.reserve(id, at, Size { cpu_cores: 1, memory_mib: 512 }, NOW);
+            fleet.reserve(id, at, Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 }, NOW);
         }
         if let Some(until) = node.breaker_until_ms {
             fleet.trip(at, until - BREAKER_MS);
@@ -122,7 +122,8 @@ fn decide(nodes: &[Node], asked: Asked) -> (Choice, Decision) {
         team: &team,
     };
     let choice = fleet.choose(&snapshot, &ask, asked.look, NOW);
-    let decided = Decided { snapshot: &snapshot, ask: &ask, choice: &choice, look: asked.look };
+    let decided =
+        Decided { snapshot: &snapshot, ask: &ask, choice: &choice, look: asked.look, among: None };
     let verdicts = fleet.explain(&decided, NOW, &|_| Words::default());
     (choice, Decision { attempt: 1, decided_ms: 0, holders: 0, verdicts })
 }

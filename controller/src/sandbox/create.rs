@@ -127,7 +127,7 @@ impl Sandboxes {
         let Checked { caller: Caller { team, token }, request, spec, digest } = checked;
         let created_ms = self.clock.now_ms();
         let id = self.new_id(created_ms);
-        let decision = self.nodes.place(Some(id), &team, &spec, 1, &Tried::default());
+        let decision = self.place(id, &team, &spec, 1, &Tried::default()).await;
         if decision.node().is_none()
             && let Some(error) = self.hopeless(&decision, &spec)
         {
@@ -228,8 +228,7 @@ impl Sandboxes {
                 let why = format!("must be one of the controller's: {}", known.join(", "));
                 Invalid::new("size_preset", why)
             })?;
-            let asked = request.size.unwrap_or_default();
-            let asked = Size { cpu_cores: asked.cpu_cores, memory_mib: asked.memory_mib };
+            let asked = Size::from(request.size.unwrap_or_default());
             request.size = Some(asked.or(*preset).into());
         }
         check(request)

@@ -109,7 +109,7 @@ impl Sandboxes {
             request.request_id = "dry-run".into();
         }
         let spec = self.sized(&mut request)?;
-        Ok(self.nodes.place(None, team, &spec, 1, &Tried::default()))
+        Ok(self.nodes.place(None, team, &spec, 1, &Tried::default(), None))
     }
 }
 

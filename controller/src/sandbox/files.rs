@@ -78,7 +78,7 @@ impl Sandboxes {
             return Err(Invalid::new("files.content", why).into());
         }
         self.may_change()?;
-        let node = self.place(team, &mut request.id)?;
+        let node = self.holding(team, &mut request.id)?;
         let Said::Write(answer) = self.one(&node, Ask::Write(request)).await? else {
             return Err(self.nonsense(&node));
         };
@@ -96,7 +96,7 @@ impl Sandboxes {
     ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
-        let node = self.place(team, &mut request.id)?;
+        let node = self.holding(team, &mut request.id)?;
         self.many(node, Ask::Read(request)).await
     }
 
@@ -111,7 +111,7 @@ impl Sandboxes {
     ) -> Result<FileInfo, Error> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
-        let node = self.place(team, &mut request.id)?;
+        let node = self.holding(team, &mut request.id)?;
         let Said::File(file) = self.one(&node, Ask::Stat(request)).await? else {
             return Err(self.nonsense(&node));
         };
@@ -129,7 +129,7 @@ impl Sandboxes {
     ) -> Result<ListDirResponse, Error> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
-        let node = self.place(team, &mut request.id)?;
+        let node = self.holding(team, &mut request.id)?;
         let Said::List(list) = self.one(&node, Ask::List(request)).await? else {
             return Err(self.nonsense(&node));
         };
@@ -151,7 +151,7 @@ impl Sandboxes {
             return Err(Invalid::new("path", "must not be the root").into());
         }
         self.may_change()?;
-        let node = self.place(team, &mut request.id)?;
+        let node = self.holding(team, &mut request.id)?;
         let Said::Remove(answer) = self.one(&node, Ask::Remove(request)).await? else {
             return Err(self.nonsense(&node));
         };
@@ -176,7 +176,7 @@ impl Sandboxes {
         check_user(&start.user)?;
         check_path("start.path", &start.path)?;
         self.may_change()?;
-        let node = self.place(team, &mut start.id)?;
+        let node = self.holding(team, &mut start.id)?;
 
         let (progress, mut seen) = watch::channel(Progress::Since(Instant::now()));
         let upload = stream::once(ready(Ask::Upload(start))).chain(data(input, progress));
@@ -221,12 +221,12 @@ impl Sandboxes {
     ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
-        let node = self.place(team, &mut request.id)?;
+        let node = self.holding(team, &mut request.id)?;
         self.many(node, Ask::Download(request)).await
     }
 
     /// The node, and the sandbox's own id in place of the caller's form of it.
-    fn place(&self, team: &Team, id: &mut String) -> Result<Arc<Node>, Error> {
+    fn holding(&self, team: &Team, id: &mut String) -> Result<Arc<Node>, Error> {
         let (entry, node) = self.on_node(team, id)?;
         *id = entry.id.to_string();
         Ok(node)

@@ -183,7 +183,7 @@ impl Sandboxes {
                 }
             }
             let next = job.order.attempt + 1;
-            let decision = self.nodes.place(Some(id), &job.team, &job.spec, next, &job.tried);
+            let decision = self.place(id, &job.team, &job.spec, next, &job.tried).await;
             if let Some(node) = decision.node() {
                 return self.choose(job, node.clone(), &decision).await;
             }
@@ -488,7 +488,7 @@ impl Sandboxes {
             End::Failed(failure) => {
                 tracing::warn!(sandbox_id = %id, reason = failure.reason, message = failure.message,
                     rollback = failure.rollback, "a creation failed");
-                let released = is_refusal(&failure.reason);
+                let released = reason::NOT_HERE_NOT_NOW.contains(&failure.reason.as_str());
                 self.ended(job, EventKind::CreateFailed, &failure);
                 sandbox.set_phase(Phase::Failed);
                 sandbox.failure = Some(failure);
@@ -660,7 +660,7 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
 /// What a node's no, or the failure that it recorded, means for the creation.
 fn by_failure(node: &NodeName, failure: Failure, retry_after: Option<Duration>) -> Attempt {
     let told = Failure { message: format!("node {node}: {}", failure.message), ..failure };
-    if is_refusal(&told.reason) {
+    if reason::NOT_HERE_NOT_NOW.contains(&told.reason.as_str()) {
         return Attempt::Refused(format!("{}: {}", told.reason, told.message), retry_after);
     }
     match told.reason.as_str() {
@@ -670,23 +670,4 @@ fn by_failure(node: &NodeName, failure: Failure, retry_after: Option<Duration>) 
         | reason::REQUEST_ID_REUSED => Attempt::Hopeless(told),
         _ => Attempt::Fault(told),
     }
-}
-
-/// Reasons that say "not here, not now": nothing was made, and the same request may be tried again.
-fn is_refusal(reason: &str) -> bool {
-    [
-        reason::NO_CAPACITY,
-        reason::STORAGE_FULL,
-        reason::QUEUE_FULL,
-        reason::VMIDS_EXHAUSTED,
-        reason::ADDRESSES_EXHAUSTED,
-        reason::TOO_MANY_CALLS,
-        reason::SANDBOX_BUSY,
-        reason::NO_QUORUM,
-        reason::NODE_UNREACHABLE,
-        reason::NODE_NOT_FOUND,
-        reason::SHUTTING_DOWN,
-        reason::SNAPSHOT_NOT_FOUND,
-    ]
-    .contains(&reason)
 }

@@ -22,6 +22,7 @@ mod job;
 mod lifetime;
 mod list;
 mod pause;
+mod place;
 mod prune;
 mod recover;
 mod release;
@@ -176,6 +177,8 @@ pub struct Options {
     pub patience: Duration,
     /// After this a creation that has not come up is called off.
     pub deadline: Duration,
+    /// So many of the best nodes are asked for a seat before one of them is chosen; 1 asks none.
+    pub bids: usize,
     /// Sizes by name.
     pub sizes: BTreeMap<Preset, Size>,
 }
@@ -188,6 +191,7 @@ impl Default for Options {
             queue: Duration::from_secs(120),
             patience: Duration::from_secs(60),
             deadline: Duration::from_secs(600),
+            bids: 1,
             sizes: BTreeMap::new(),
         }
     }

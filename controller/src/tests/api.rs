@@ -177,7 +177,7 @@ async fn snapshots_are_the_union_and_a_dry_run_changes_nothing() {
     let lab = Lab::new().await;
     lab.agents[1].load(|load| {
         load.snapshots.push("other_v1".into());
-        load.snapshot_sizes.push(Size { cpu_cores: 4, memory_mib: 4096 });
+        load.snapshot_sizes.push(Size { cpu_cores: 4, memory_mib: 4096, disk_gib: 0 });
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     let list = lab.api().list_snapshots(ListSnapshotsRequest {}).await.expect("listed");

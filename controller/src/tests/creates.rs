@@ -43,7 +43,7 @@ async fn the_same_request_is_the_same_sandbox_over_restarts() {
     assert_eq!(lab.create("r1").await.expect("after a restart").id, first.id);
 
     let mut other = request("r1");
-    other.size = Some(Size { cpu_cores: 2, memory_mib: 0 });
+    other.size = Some(Size { cpu_cores: 2, memory_mib: 0, disk_gib: 0 });
     assert_eq!(reason(create(&mut lab.api(), other).await), reason::REQUEST_ID_REUSED);
     // How long the caller waits is not part of what is asked.
     let mut patient = request("r1");
@@ -268,7 +268,7 @@ async fn a_creation_can_be_deleted_in_the_middle() {
 #[tokio::test(start_paused = true)]
 async fn a_preset_is_a_size_and_labels_choose_the_node() {
     let mut lab = Lab::new().await;
-    let small = proto::spec::Size { cpu_cores: 2, memory_mib: 1024 };
+    let small = proto::spec::Size { cpu_cores: 2, memory_mib: 1024, disk_gib: 0 };
     lab.options.sizes = [("small".parse().expect("valid"), small)].into();
     lab.start().await;
     lab.agents[2].load(|load| load.labels = vec!["gpu".into()]);
@@ -297,6 +297,53 @@ async fn a_preset_is_a_size_and_labels_choose_the_node() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bids_choose_by_what_the_nodes_say_at_that_moment() {
+    let mut lab = Lab::new().await;
+    lab.options.bids = 3;
+    lab.start().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let made = async |key: &str| create(&mut lab.api(), request(key)).await.expect("made");
+    // Since their last report one has got busy, and another takes nothing any more.
+    lab.agents[0].load(|load| load.cpu_busy = 0.9);
+    let busy = (Code::ResourceExhausted, reason::MEMORY_FULL);
+    lab.agents[1].faults(|faults| faults.refuse = Some(busy));
+    let first = made("r1").await;
+    assert_eq!(first.node, "n3");
+    let subject = Some(explain_placement_request::Subject::Id(first.id.clone()));
+    let answer = lab.api().explain_placement(ExplainPlacementRequest { subject }).await;
+    let explained = answer.expect("explained").into_inner().decision.expect("a decision").nodes;
+    let verdict = |node: &str| explained.iter().find(|verdict| verdict.node == node).expect("told");
+    assert_eq!(verdict("n2").filtered, "NO_BID");
+    assert!(verdict("n2").detail.contains("refused on purpose"), "{explained:?}");
+    assert!(verdict("n1").score > verdict("n3").score, "{explained:?}");
+    for agent in &lab.agents {
+        let given_back = async {
+            while !agent.seats().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(1), given_back).await.expect("given back");
+    }
+    // Whoever does not answer at once is not waited for.
+    lab.agents[0].faults(|faults| faults.hang = true);
+    let before = tokio::time::Instant::now();
+    assert_eq!(made("r2").await.node, "n3");
+    assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
+    // Where none gives a seat, they are asked for the creation itself, as ever.
+    for agent in &lab.agents {
+        agent.faults(|faults| (faults.refuse, faults.hang) = (Some(busy), false));
+    }
+    let no_wait = Some(prost_types::Duration::default());
+    let waits = CreateSandboxRequest { wait: no_wait, ..request("r3") };
+    let waits = create(&mut lab.api(), waits).await.expect("accepted");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for agent in &lab.agents {
+        agent.faults(|faults| faults.refuse = None);
+    }
+    lab.until(&waits.id, Phase::Running).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_can_never_be_is_refused_at_once() {
     let lab = Lab::new().await;
     let try_it = async |change: fn(&mut CreateSandboxRequest)| {
@@ -306,10 +353,10 @@ async fn what_can_never_be_is_refused_at_once() {
     };
     assert_eq!(try_it(|r| r.snapshot_id = "nope".into()).await, reason::SNAPSHOT_NOT_FOUND);
     assert_eq!(try_it(|r| r.node = "n9".into()).await, reason::NODE_NOT_FOUND);
-    let huge = Size { cpu_cores: 1, memory_mib: 500_000 };
+    let huge = Size { cpu_cores: 1, memory_mib: 500_000, disk_gib: 0 };
     assert_eq!(huge.memory_mib, 500_000);
     let large = |r: &mut CreateSandboxRequest| {
-        r.size = Some(Size { cpu_cores: 1, memory_mib: 500_000 });
+        r.size = Some(Size { cpu_cores: 1, memory_mib: 500_000, disk_gib: 0 });
     };
     assert_eq!(try_it(large).await, reason::NO_CAPACITY);
     for bad in [

@@ -30,6 +30,24 @@ pub(super) async fn configure_sets_and_keeps(stage: &dyn Stage) -> Shown {
     Shown::Yes
 }
 
+pub(super) async fn a_disk_is_made_larger_and_never_smaller(stage: &dyn Stage) -> Shown {
+    let order = stage.configured().await;
+    let (pve, vmid) = (stage.pve(), order.vmid);
+    let before = pve.config(vmid).await.expect("read").expect("it is there");
+    let larger = before.rootfs_gib() + 3;
+    for (asked, expected) in [(larger, larger), (larger, larger), (1, larger)] {
+        pve.resize(vmid, asked, DEADLINE).await.expect("resize");
+        let config = pve.config(vmid).await.expect("read").expect("it is there");
+        assert_eq!(config.rootfs_gib(), expected, "{asked}");
+        assert_eq!((config.rootfs(), config.lock()), (before.rootfs(), None));
+        assert_eq!(config.mark().as_ref(), Some(&order.mark));
+    }
+    pve.start(vmid, DEADLINE).await.expect("start");
+    assert_kind!(pve.resize(vmid, larger + 1, DEADLINE).await, WrongState);
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
 pub(super) async fn start_and_stop_are_idempotent(stage: &dyn Stage) -> Shown {
     let order = stage.cloned().await;
     let (pve, vmid) = (stage.pve(), order.vmid);
@@ -69,6 +87,7 @@ pub(super) async fn what_is_not_ours_is_left_alone(stage: &dyn Stage) -> Shown {
     for vmid in [foreign, copy, stage.template()] {
         let before = stage.look(vmid).await;
         assert_kind!(pve.configure(vmid, &stage.settings()).await, NotOurs);
+        assert_kind!(pve.resize(vmid, 99, DEADLINE).await, NotOurs);
         assert_kind!(pve.start(vmid, DEADLINE).await, NotOurs);
         assert_kind!(pve.stop(vmid, DEADLINE).await, NotOurs);
         assert_eq!(stage.look(vmid).await, before);

@@ -25,7 +25,7 @@ pub fn fleet(nodes: usize) -> Fleet {
     for at in 0..nodes {
         let node = fleet.add(format!("n{at:05}").parse().expect("a name"));
         fleet.set_down(node, false);
-        let size = Size { cpu_cores: 2, memory_mib: 4096 };
+        let size = Size { cpu_cores: 2, memory_mib: 4096, disk_gib: 0 };
         fleet.hold(SNAPSHOT, Holder { node, size, queued: 0, queue_max: 0, cached: false });
     }
     for at in 0..nodes {

@@ -53,7 +53,7 @@ pub(crate) fn id(number: usize) -> SandboxId {
 }
 
 fn size(request: &Request) -> Size {
-    Size { cpu_cores: request.vcpus, memory_mib: request.memory_gib * 1024 }
+    Size { cpu_cores: request.vcpus, memory_mib: request.memory_gib * 1024, disk_gib: 0 }
 }
 
 impl Ours {
@@ -69,7 +69,7 @@ impl Ours {
         for at in 0..machines.len() {
             let node = fleet.add(format!("n{at:05}").parse().expect("a name"));
             fleet.set_down(node, false);
-            let size = Size { cpu_cores: 2, memory_mib: 4096 };
+            let size = Size { cpu_cores: 2, memory_mib: 4096, disk_gib: 0 };
             fleet.hold(SNAPSHOT, Holder { node, size, queued: 0, queue_max: 0, cached: false });
         }
         let of = |m: &Machine| {

@@ -166,6 +166,16 @@ impl Work {
         self.end()
     }
 
+    pub(super) async fn resize(mut self, gib: u32) -> Result<(), ErrorKind> {
+        self.world().check_quorum(&self.node)?;
+        self.pass(self.shared.pace().resize).await?;
+        if self.killed() {
+            return Err(cut_off());
+        }
+        self.world().resize(&self.node, self.vmid, gib)?;
+        self.end()
+    }
+
     pub(super) async fn start(mut self) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
         self.world().let_go(&self.node, self.vmid)?;

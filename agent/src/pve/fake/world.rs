@@ -207,6 +207,26 @@ impl World {
         Ok(())
     }
 
+    pub(super) fn resize(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        gib: u32,
+    ) -> Result<(), ErrorKind> {
+        let guest = self.ours(node, vmid)?;
+        if guest.config.rootfs_gib() >= gib {
+            return Ok(());
+        }
+        if guest.pid.is_some() {
+            return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
+        }
+        let Some(volume) = guest.config.rootfs().map(str::to_owned) else {
+            return Err(ErrorKind::Failed("missing 'rootfs' configuration".to_owned()));
+        };
+        put(&mut guest.config, "rootfs", &format!("{volume},size={gib}G"));
+        Ok(())
+    }
+
     /// True when it runs already.
     pub(super) fn may_start(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
         let guest = self.ours(node, vmid)?;

@@ -71,7 +71,7 @@ impl Host {
             Place::Thin { group, pool } => {
                 let volume = format!("{group}/{pool}");
                 let options = ["--noheadings", "--units", "b", "--nosuffix", "-o"];
-                let columns = ["lv_size,data_percent", volume.as_str()];
+                let columns = ["lv_size,data_percent,metadata_percent", volume.as_str()];
                 let text = self.tool(LVS, options.into_iter().chain(columns)).await?;
                 (storage::parse_thin_room(&text), Duration::from_secs(5))
             }
@@ -106,7 +106,7 @@ impl Host {
         let read = self.files.blocking(move || Ok(rustix::fs::statfs(&path)?));
         let found = read.await.map_err(|error| ErrorKind::Failed(format!("statfs: {error}")))?;
         let block = u64::try_from(found.f_bsize).unwrap_or(0);
-        let room = StorageRoom { free: found.f_bavail * block, total: found.f_blocks * block };
+        let room = StorageRoom::new(found.f_bavail * block, found.f_blocks * block);
         Ok((Some(room), u64::try_from(found.f_type).unwrap_or(0)))
     }
 

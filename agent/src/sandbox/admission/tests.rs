@@ -6,7 +6,7 @@ fn facts() -> Facts {
         stopping: false,
         intake: Intake::Open,
         quorate: true,
-        room: StorageRoom { free: 10 << 30, total: 20 << 30 },
+        room: StorageRoom::new(10 << 30, 20 << 30),
         queued: 0,
         start: Duration::from_secs(3),
         memory: None,
@@ -14,9 +14,10 @@ fn facts() -> Facts {
 }
 
 #[track_caller]
-fn refused(facts: Facts, reason: &str) {
-    let error = decide(&facts, &Limits::default()).expect_err(reason);
-    assert_eq!(error.reason, reason);
+fn refused(facts: Facts, expected: &str) {
+    let error = decide(&facts, &Limits::default()).expect_err(expected);
+    assert_eq!(error.reason, expected);
+    assert!(reason::NOT_HERE_NOT_NOW.contains(&error.reason), "another node may have room");
 }
 
 #[test]
@@ -24,8 +25,10 @@ fn the_gravest_reason_comes_first() {
     assert_eq!(decide(&facts(), &Limits::default()), Ok(()));
     let full = Facts { queued: 64, ..facts() };
     refused(full, reason::QUEUE_FULL);
-    let no_room = Facts { room: StorageRoom { free: 1 << 29, total: 1 << 40 }, ..full };
+    let no_room = Facts { room: StorageRoom::new(1 << 29, 1 << 40), ..full };
     refused(no_room, reason::STORAGE_FULL);
+    let metadata = StorageRoom { thin_metadata: 0.96, ..facts().room };
+    refused(Facts { room: metadata, ..full }, reason::STORAGE_FULL);
     refused(Facts { quorate: false, ..no_room }, reason::NO_QUORUM);
     for intake in [Intake::Cordoned, Intake::Draining] {
         refused(Facts { quorate: false, intake, ..no_room }, reason::NODE_CORDONED);
@@ -68,10 +71,10 @@ fn what_was_made_is_recalled() {
 fn seats_are_counted_wherever_their_tasks_end() {
     let gate = Gate::default();
     let template = crate::sandbox::tests::vmid(9000);
-    let mut first = gate.hold().admit(&order(1), 5, template);
-    let second = gate.hold().admit(&order(2), 7, template);
+    let mut first = gate.hold(&order(1).id).admit(&order(1), 5, template);
+    let second = gate.hold(&order(2).id).admit(&order(2), 7, template);
     assert_eq!((gate.counts(), gate.queued(template)), ((2, 0), 2));
-    assert_eq!(gate.hold().memory(), 12);
+    assert_eq!(gate.hold(&order(9).id).memory(), 12);
     first.starts();
     first.starts();
     let started = gate.start();
@@ -79,6 +82,28 @@ fn seats_are_counted_wherever_their_tasks_end() {
     assert_eq!(gate.creation(&id(2)).map(|creation| creation.attempt), Some(1));
     drop((first, second, started));
     assert_eq!((gate.counts(), gate.creation(&id(2))), ((0, 0), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_seat_counts_until_it_is_taken_given_back_or_too_old() {
+    let gate = Gate::default();
+    let template = crate::sandbox::tests::vmid(9000);
+    let size = Size { cpu_cores: 2, memory_mib: 64, disk_gib: 0 };
+    let full = |gate: &Gate| (gate.counts().0, gate.queued(template), gate.kept().len());
+    for number in [1, 2, 3] {
+        gate.hold(&id(number)).keep(id(number), size, template);
+    }
+    assert_eq!(full(&gate), (3, 3, 3));
+    assert_eq!(gate.hold(&id(1)).memory(), 2 * size.memory_bytes(), "the own one does not count");
+    gate.give_back(&id(2));
+    let seat = gate.hold(&id(3)).admit(&order(3), size.memory_bytes(), template);
+    assert_eq!(full(&gate), (1, 1, 0), "that of the creation alone");
+    gate.hold(&id(4)).keep(id(4), size, template);
+    tokio::time::advance(SEAT_KEPT - Duration::from_millis(1)).await;
+    assert_eq!(full(&gate), (2, 2, 1));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(full(&gate), (1, 1, 0));
+    drop(seat);
 }
 
 #[test]

@@ -135,7 +135,7 @@ impl Rig {
             templates: vec![Template {
                 snapshot: "base".parse().expect("valid"),
                 vmid: vmid(TEMPLATE),
-                size: proto::spec::Size { cpu_cores: 1, memory_mib: 512 },
+                size: proto::spec::Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
                 probe: Probe::None,
             }],
             network: Bridge {

@@ -51,7 +51,7 @@ async fn a_power_cut_in_the_middle_of_a_creation_leaves_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_crash_around_every_step_is_survived() {
-    for step in 0..4 {
+    for step in 0..faults::steps().await {
         for when in [When::Before, When::After] {
             let reached = Arc::new(tokio::sync::Notify::new());
             let there = Arc::clone(&reached);

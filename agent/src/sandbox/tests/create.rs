@@ -17,18 +17,31 @@ async fn a_sandbox_comes_up_with_all_that_its_order_says() {
         (record.phase, record.step.as_str(), record.boot, record.vmid.get()),
         (Phase::Running, "done", 1, 100_000)
     );
-    assert_eq!(record.size, Size { cpu_cores: 1, memory_mib: 1024 });
+    assert_eq!(record.size, Size { cpu_cores: 1, memory_mib: 1024, disk_gib: 8 });
     assert_eq!(record.ip, Some(Ipv4Addr::new(10, 100, 1, 2)));
     assert_eq!(record.services.len(), 1);
     let guest = &node.cluster.guests()[&record.vmid];
     assert_eq!(guest.config.mark(), Some(record.mark()));
-    assert_eq!(guest.config.memory_mib(), 1024);
+    assert_eq!((guest.config.memory_mib(), guest.config.rootfs_gib()), (1024, 8));
     let interface = guest.config.net0().expect("configured");
     assert_eq!((interface.bridge.as_str(), interface.mac.as_str()), ("vmbr0", "02:50:0A:64:01:02"));
     let tally = node.sandboxes.tally().await.expect("reads");
     assert_eq!((tally.running, tally.memory_allocated), (1, 1 << 30));
     assert!(tally.start_ms > 1900, "{tally:?}");
     node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_is_never_made_smaller_and_the_sandbox_says_what_it_has() {
+    let node = Node::new().await;
+    let mut small = order(1);
+    small.spec.size.disk_gib = 1;
+    let record = node.sandboxes.create(small, LONG).await.expect("admitted");
+    assert_eq!((record.phase, record.size.disk_gib), (Phase::Running, 2), "{record:?}");
+    let mut plain = order(2);
+    plain.spec.size = Size::default();
+    let record = node.sandboxes.create(plain, LONG).await.expect("admitted");
+    assert_eq!((record.phase, record.size.disk_gib), (Phase::Running, 0), "as the snapshot says");
 }
 
 #[tokio::test(start_paused = true)]
@@ -77,6 +90,33 @@ async fn parallel_creations_of_one_template_all_come_up() {
     vmids.sort_unstable();
     vmids.dedup();
     assert_eq!(vmids.len(), 10);
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seat_is_for_one_creation_and_not_for_long() {
+    let node = Node::with(|options| options.limits.clone_queue_max = 1, Faults::default()).await;
+    let (snapshot, size) = ("base".parse().expect("valid"), Size::default());
+    node.sandboxes.reserve(&id(1), &snapshot, size).await.expect("kept");
+    node.sandboxes.reserve(&id(1), &snapshot, size).await.expect("kept anew");
+    let tally = node.sandboxes.tally().await.expect("reads");
+    assert_eq!((tally.queued, tally.memory_allocated), (1, 512 << 20), "it is reported");
+    let error = node.sandboxes.reserve(&id(2), &snapshot, size).await.expect_err("full");
+    assert_eq!(error.reason, reason::QUEUE_FULL);
+    let error = node.sandboxes.create(order(2), LONG).await.expect_err("full");
+    assert_eq!(error.reason, reason::QUEUE_FULL);
+    node.running(1).await;
+    // What is here needs no seat, and one that nobody comes for is free again.
+    node.sandboxes.reserve(&id(1), &snapshot, size).await.expect("is here");
+    node.sandboxes.reserve(&id(2), &snapshot, size).await.expect("kept");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    node.running(3).await;
+    node.sandboxes.reserve(&id(4), &snapshot, size).await.expect("kept");
+    node.sandboxes.give_back(&id(4));
+    node.running(5).await;
+    let other = "other".parse().expect("valid");
+    let error = node.sandboxes.reserve(&id(6), &other, size).await.expect_err("not here");
+    assert_eq!(error.reason, reason::SNAPSHOT_NOT_FOUND);
     node.assert_sound().await;
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::{pve::ErrorKind, saga::When};
 
 /// How many steps a creation has.
-async fn steps() -> usize {
+pub(super) async fn steps() -> usize {
     let count = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&count);
     let faults = Faults {
@@ -21,7 +21,7 @@ async fn steps() -> usize {
 #[tokio::test(start_paused = true)]
 async fn a_failure_at_any_step_leaves_nothing() {
     let steps = steps().await;
-    assert!(steps >= 4, "clone, configure, start, probe");
+    assert!(steps >= 5, "clone, configure, resize, start, probe");
     for step in 0..steps {
         for when in [When::Before, When::After] {
             for twice in [false, true] {
@@ -50,7 +50,7 @@ async fn every_action_can_be_repeated() {
 #[tokio::test(start_paused = true)]
 async fn whatever_pct_does_wrong_leaves_nothing() {
     let said = || ErrorKind::Failed("startup for container '100000' failed".into());
-    for op in [Op::Clone, Op::Set, Op::Start] {
+    for op in [Op::Clone, Op::Set, Op::Resize, Op::Start] {
         for trouble in [Trouble::Before(said()), Trouble::After(said()), Trouble::Killed] {
             let node = Node::new().await;
             node.add_foreign();

@@ -70,6 +70,19 @@ fn a_node_that_is_down_makes_nothing_disappear() {
 }
 
 #[test]
+fn a_later_attempt_that_was_heard_of_before_the_creation_settled_is_not_forgotten() {
+    let cache = Cache::default();
+    cache.begin(id(1), "red".parse().expect("team"), sandbox(1, Phase::Creating, 0));
+    cache.placed(&id(1), Some(&node("n1")), 2, "placing");
+    let later = Sandbox { attempt: 3, node: "n2".into(), ..sandbox(1, Phase::Running, 9) };
+    assert_eq!(apply(&cache, &node("n2"), later.clone()), Applied::Stray, "its task decides");
+    let up = Sandbox { attempt: 2, ..sandbox(1, Phase::Running, 4) };
+    let told = cache.settle(&id(1), up, 1, |_, _| {}).expect("what the task did not know");
+    assert_eq!(*told, later);
+    assert_eq!(apply(&cache, &node("n2"), later), Applied::Replaced(node("n1"), 2));
+}
+
+#[test]
 fn a_creation_is_creating_until_it_settles_and_its_strays_are_not_shown() {
     let cache = Cache::default();
     cache.set_up(&node("n2"), true);

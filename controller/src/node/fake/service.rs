@@ -54,6 +54,7 @@ impl FakeAgent {
         let id = parse(&order.sandbox_id)?;
         let mut world = self.world();
         world.heard.push((id, order.attempt));
+        world.seats.remove(&id);
         if world.cancelled.get(&id).is_some_and(|off| *off >= order.attempt) {
             return refuse(Code::FailedPrecondition, reason::CREATE_CANCELLED, "it was called off");
         }
@@ -75,7 +76,11 @@ impl FakeAgent {
             node: self.name.to_string(),
             team: order.team.clone(),
             snapshot_id: spec.snapshot_id,
-            size: Some(spec.size.unwrap_or(api::Size { cpu_cores: 1, memory_mib: 512 })),
+            size: Some(spec.size.unwrap_or(api::Size {
+                cpu_cores: 1,
+                memory_mib: 512,
+                disk_gib: 0,
+            })),
             services: spec.services,
             metadata: spec.metadata,
             attempt: order.attempt,
@@ -445,6 +450,25 @@ impl AgentService for Service {
 
     async fn set_intake(&self, _request: Request<SetIntakeRequest>) -> Answer<SetIntakeResponse> {
         Ok(Response::new(SetIntakeResponse::default()))
+    }
+
+    async fn reserve(&self, request: Request<ReserveRequest>) -> Answer<ReserveResponse> {
+        let request = request.into_inner();
+        self.0.check_epoch(request.epoch)?;
+        let faults = self.0.world().faults.clone();
+        if let Some((code, reason)) = faults.refuse {
+            return refuse(code, reason, "refused on purpose");
+        }
+        if faults.hang {
+            std::future::pending::<()>().await;
+        }
+        self.0.world().seats.insert(parse(&request.sandbox_id)?);
+        Ok(Response::new(ReserveResponse { load: Some(self.0.report()) }))
+    }
+
+    async fn give_back(&self, request: Request<GiveBackRequest>) -> Answer<GiveBackResponse> {
+        self.0.world().seats.remove(&parse(&request.into_inner().sandbox_id)?);
+        Ok(Response::new(GiveBackResponse {}))
     }
 
     async fn adopt_sandbox(

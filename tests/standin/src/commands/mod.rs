@@ -10,6 +10,7 @@ mod files;
 mod list;
 mod power;
 mod rescan;
+mod resize;
 mod set;
 mod snapshot;
 mod start;
@@ -47,6 +48,7 @@ const ENTRIES: &[Entry] = &[
     power::STOP,
     power::SUSPEND,
     rescan::ENTRY,
+    resize::ENTRY,
     set::ENTRY,
     snapshot::DELETE,
     snapshot::LIST,
@@ -68,6 +70,7 @@ pub(crate) enum Work {
     Pull(files::Plan),
     Push(files::Plan),
     Reboot { vmid: u32, timeout_s: u64 },
+    Resize { vmid: u32, bytes: u64 },
     Resume { vmid: u32 },
     Rollback { vmid: u32, name: String, start: bool },
     Shutdown { vmid: u32, timeout_s: u64, force: bool },
@@ -89,6 +92,7 @@ pub(crate) fn work(ctx: &Ctx, work: &Work) -> Result {
         Work::Push(plan) => files::push(ctx, plan),
         Work::Reboot { vmid, timeout_s } => power::reboot(ctx, *vmid, *timeout_s),
         Work::Resume { vmid } => power::resume(ctx, *vmid),
+        Work::Resize { vmid, bytes } => resize::work(ctx, *vmid, *bytes),
         Work::Rollback { vmid, name, start } => snapshot::roll_back(ctx, *vmid, name, *start),
         Work::Shutdown { vmid, timeout_s, force } => {
             power::shut_down(ctx, *vmid, *timeout_s, *force)

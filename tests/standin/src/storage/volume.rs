@@ -89,6 +89,14 @@ impl MountPoint {
         self.properties.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
+    /// Sets a property, in its place if it has one.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        match self.properties.iter_mut().find(|(k, _)| k == key) {
+            Some((_, old)) => value.clone_into(old),
+            None => self.properties.push((key.to_owned(), value.to_owned())),
+        }
+    }
+
     /// A host path, not a volume.
     pub(crate) fn is_bind(&self) -> bool {
         self.source.starts_with('/')

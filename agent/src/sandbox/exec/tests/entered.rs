@@ -224,6 +224,10 @@ impl Pve for Entered {
         self.fake.configure(vmid, settings).await
     }
 
+    async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error> {
+        self.fake.resize(vmid, gib, deadline).await
+    }
+
     async fn mark(&self, mark: &Mark) -> Result<(), Error> {
         self.fake.mark(mark).await
     }

@@ -1,0 +1,41 @@
+//! A seat for a creation that may come: a controller asks a few nodes at once, and goes to one.
+
+use proto::{
+    id::{SandboxId, SandboxRef},
+    name::SnapshotId,
+    spec::Size,
+};
+
+use super::{Error, Sandboxes, admission};
+
+impl Sandboxes {
+    /// Keeps a seat for this creation, and for no other, for 2 s. It counts as the creation itself
+    /// would. Asked for again, it is kept anew; what is here already needs none.
+    ///
+    /// # Errors
+    /// When a creation of this size would be refused.
+    pub async fn reserve(
+        &self,
+        id: &SandboxId,
+        snapshot: &SnapshotId,
+        size: Size,
+    ) -> Result<(), Error> {
+        let template = self.template(snapshot)?;
+        let (cluster, room) =
+            tokio::join!(self.pve.cluster(), self.pve.storage_room(template.vmid));
+        let gate = self.gate.hold(id);
+        if gate.by_id(id).is_some() || self.known(&SandboxRef::Id(*id)).is_some() {
+            return Ok(());
+        }
+        let size = size.or(template.size);
+        let facts = self.facts(&gate, &template, size, (cluster.quorate, room?));
+        admission::decide(&facts, &self.options.limits)?;
+        gate.keep(*id, size, template.vmid);
+        Ok(())
+    }
+
+    /// Gives the seat back before its time.
+    pub fn give_back(&self, id: &SandboxId) {
+        self.gate.give_back(id);
+    }
+}
