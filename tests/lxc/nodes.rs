@@ -104,10 +104,10 @@ fn twelve_go_where_there_is_room_and_even_out_when_there_is_room_again() {
     let free = mib("memory_available", "node1") - 0.08 * mib("memory_total", "node1");
     let ballast = Ballast::of(&world, "node1", free as u64);
     wait("reports of both", || {
-        busy("cpu_busy", "node2") > 0.6
+        busy("psi_cpu", "node2") > 75.0
             && mib("memory_available", "node1") < 0.1 * mib("memory_total", "node1")
     });
-    let mut made = create_at_rest(&world, &[6, 6]);
+    let mut made = create_at_rest(&world, &[3; 4]);
     let on = |made: &[Value]| {
         let mut counts =
             BTreeMap::from(["node1", "node2", "node3"].map(|node| (node.to_owned(), 0)));
