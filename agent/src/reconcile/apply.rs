@@ -43,6 +43,7 @@ async fn act(sandboxes: &Arc<Sandboxes>, action: &Action) -> Result<(), Error> {
         Action::Release(id) => sandboxes.release(id, WAIT).await.map(drop),
         Action::Unmark { id, vmid } => sandboxes.unmark(id, *vmid).await,
         Action::Sweep { id, vmid } => sandboxes.sweep(id, *vmid).await,
+        Action::Clear(vmid) => sandboxes.clear(*vmid).await,
         Action::Forget { before_ms } => {
             let forgotten = sandboxes.forget(*before_ms).await?;
             tracing::info!(forgotten, "tombstones forgotten");

@@ -76,6 +76,9 @@ fn item(action: &Action) -> Item {
             vmid,
             &format!("it carries the mark of {id}, which has ended; if it is seen twice"),
         ),
+        Action::Clear(vmid) => {
+            of("destroy", vmid, "a destruction of ours was cut off, and only its lock is left")
+        }
         Action::Quarantine { vmid, mark } => of(
             "quarantined",
             vmid,

@@ -53,14 +53,31 @@ pub struct Reconciler {
     /// Marks that nobody knows, as of the last pass: each is reported once.
     quarantined: BTreeSet<Vmid>,
     /// What the last pass would have swept, had it been there before.
-    sweeps: BTreeSet<(SandboxId, Vmid)>,
+    sweeps: BTreeSet<(Option<SandboxId>, Vmid)>,
 }
 
-fn sweeps(actions: &[Action]) -> BTreeSet<(SandboxId, Vmid)> {
-    let of = |action: &Action| {
-        if let Action::Sweep { id, vmid } = action { Some((*id, *vmid)) } else { None }
-    };
-    actions.iter().filter_map(of).collect()
+fn sweeps(actions: &[Action]) -> BTreeSet<(Option<SandboxId>, Vmid)> {
+    actions.iter().filter_map(swept).collect()
+}
+
+fn swept(action: &Action) -> Option<(Option<SandboxId>, Vmid)> {
+    match action {
+        Action::Sweep { id, vmid } => Some((Some(*id), *vmid)),
+        Action::Clear(vmid) => Some((None, *vmid)),
+        Action::Unlock(_)
+        | Action::Undo(_)
+        | Action::Delete(_)
+        | Action::Stop(_)
+        | Action::Start(_)
+        | Action::Settle(_)
+        | Action::Look(_)
+        | Action::Adopt(_)
+        | Action::Release(_)
+        | Action::Unmark { .. }
+        | Action::Quarantine { .. }
+        | Action::TooMany { .. }
+        | Action::Forget { .. } => None,
+    }
 }
 
 impl Reconciler {
@@ -114,12 +131,7 @@ impl Reconciler {
         }
         let mut actions = plan(&intended, &observed);
         // A container that has come back is removed when it is still there a pass later.
-        let twice = |action: &Action| {
-            if let Action::Sweep { id, vmid } = action {
-                return self.sweeps.contains(&(*id, *vmid));
-            }
-            true
-        };
+        let twice = |action: &Action| swept(action).is_none_or(|one| self.sweeps.contains(&one));
         let planned = sweeps(&actions);
         actions.retain(twice);
         self.sweeps = planned;
@@ -161,6 +173,7 @@ impl Reconciler {
                 | Action::Release(_)
                 | Action::Unmark { .. }
                 | Action::Sweep { .. }
+                | Action::Clear(_)
                 | Action::Forget { .. } => tracing::info!(?action, "reconciling"),
             }
         }
@@ -178,6 +191,7 @@ fn intended(sandboxes: &Sandboxes, options: &Options) -> Intended {
         live: sandboxes.live(),
         ended: sandboxes.ended(),
         forget_before_ms: sandboxes.now_ms().saturating_sub(kept),
+        vmids: Some(sandboxes.journal().vmids()),
     };
     intended.busy.extend(sandboxes.busy());
     intended

@@ -39,6 +39,8 @@ pub struct Intended {
     pub dead_clones: BTreeSet<Vmid>,
     /// Tombstones from before are forgotten.
     pub forget_before_ms: u64,
+    /// The numbers that are this node's to give, inclusive.
+    pub vmids: Option<(Vmid, Vmid)>,
 }
 
 /// One thing to do.
@@ -76,6 +78,9 @@ pub enum Action {
         /// The container.
         vmid: Vmid,
     },
+    /// Remove a config that holds nothing but the lock of a destruction that was cut off, under a
+    /// number of ours that no record knows any more: a later attempt has taken the record.
+    Clear(Vmid),
     /// Report a container that carries a mark and stands in no journal.
     Quarantine {
         /// The container.
@@ -205,14 +210,17 @@ fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
 /// What a destruction of ours that was cut off has left, of a sandbox that had ended before.
 fn gutted(intended: &Intended, observed: &Observed) -> Vec<Action> {
     let lives: BTreeSet<Vmid> = intended.live.iter().map(|record| record.vmid).collect();
-    let left = |tombstone: &&Tombstone| {
-        let container = observed.containers.get(&tombstone.vmid);
-        container.is_some_and(|container| container.gutted) && !lives.contains(&tombstone.vmid)
-    };
     // A number has had several owners: one look is enough.
-    let by_vmid: BTreeMap<Vmid, SandboxId> =
-        intended.ended.iter().filter(left).map(|t| (t.vmid, t.id)).collect();
-    by_vmid.into_iter().map(|(vmid, id)| Action::Sweep { id, vmid }).collect()
+    let ended: BTreeMap<Vmid, SandboxId> =
+        intended.ended.iter().map(|tombstone| (tombstone.vmid, tombstone.id)).collect();
+    let ours =
+        |vmid: Vmid| intended.vmids.is_some_and(|(first, last)| (first..=last).contains(&vmid));
+    let left = observed.containers.iter().filter(|(vmid, c)| c.gutted && !lives.contains(vmid));
+    left.filter_map(|(vmid, _)| match ended.get(vmid) {
+        Some(id) => Some(Action::Sweep { id: *id, vmid: *vmid }),
+        None => ours(*vmid).then_some(Action::Clear(*vmid)),
+    })
+    .collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use proto::id::{SandboxId, SandboxRef, Vmid};
 
 use super::{Error, Known, Sandboxes, reads};
+use crate::pve::ownership;
 
 impl Sandboxes {
     /// Destroys a container that carries the mark of a sandbox whose tombstone stands in the
@@ -28,6 +29,25 @@ impl Sandboxes {
         tracing::warn!(sandbox_id = %id, %vmid, "container of an ended sandbox was found");
         // Looks at the mark once more: whose it is, and for which number.
         let removed = self.pve.destroy_owned(vmid, id, self.options.limits.destroy).await;
+        removed.map_err(Error::from)
+    }
+
+    /// Removes what a destruction that was cut off has left under a number of this node's: a config
+    /// with its lock and nothing else, in which is nothing that anybody could lose.
+    ///
+    /// # Errors
+    /// When a record has the number, or it could not be removed.
+    pub async fn clear(&self, vmid: Vmid) -> Result<(), Error> {
+        let name = SandboxRef::Vmid(vmid);
+        let config = self.pve.config(vmid).await?;
+        let gutted = config.is_some_and(|config| ownership::is_gutted(&config));
+        if !gutted || matches!(self.known(&name), Some(Known::Live(_))) {
+            return Err(reads::not_found(&name));
+        }
+        tracing::warn!(%vmid, "what is left of a destruction was found");
+        // It is nobody's. Should it become somebody's meanwhile, it is not this one's.
+        let nobody = SandboxId::new(0, &[0; 10]);
+        let removed = self.pve.destroy_owned(vmid, &nobody, self.options.limits.destroy).await;
         removed.map_err(Error::from)
     }
 

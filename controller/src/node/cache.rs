@@ -42,7 +42,7 @@ pub struct Entry {
     pub creating: bool,
     /// Its node has given a whole inventory without it, although it lived. Kept, never called gone.
     pub lost: bool,
-    /// While it is being created: a later attempt than ours that lives on another node, because our
+    /// While it is being created: a later attempt than ours that another node has or had, because our
     /// store is an old copy.
     pub later: Option<Box<Sandbox>>,
     /// When it was seen to end; 0 while it lives.
@@ -258,7 +258,9 @@ impl Cache {
             // who stays; after that only a later one can be right (our memory was behind).
             let later = sandbox.attempt > old.attempt;
             if later && old.creating && !on_it {
-                if !ended(&sandbox) {
+                // Also one that has ended: what was deleted is not made again.
+                let known = old.later.as_ref().map_or(0, |known| known.attempt);
+                if sandbox.attempt >= known {
                     old.later = Some(Box::new(sandbox));
                 }
                 return Applied::Stray;

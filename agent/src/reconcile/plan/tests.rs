@@ -186,6 +186,7 @@ fn apply(world: &mut World, actions: &[Action]) {
             }
             Action::Start(id) => set(id, Phase::Running, false, true),
             Action::Sweep { id, .. } => set(id, Phase::Deleted, true, false),
+            Action::Clear(_) => panic!("every number has its tombstone"),
             Action::Unlock(_) => world.template_lock = None,
             Action::Quarantine { .. } | Action::TooMany { .. } | Action::Forget { .. } => {}
         }
@@ -234,9 +235,10 @@ proptest! {
                     prop_assert!(intended.dead_clones.contains(template));
                     continue;
                 }
-                Action::Quarantine { .. } | Action::TooMany { .. } | Action::Forget { .. } => {
-                    continue;
-                }
+                Action::Clear(_)
+                | Action::Quarantine { .. }
+                | Action::TooMany { .. }
+                | Action::Forget { .. } => continue,
             };
             prop_assert!(!intended.busy.contains(&touched));
             let live = intended.live.iter().map(|record| record.id);
@@ -344,4 +346,23 @@ fn what_is_left_of_attempts_that_are_over_is_swept() {
     let gutted = || (vmid(100), Container { gutted: true, ..Container::default() });
     assert_eq!(planned(second(100, Phase::Deleted), vec![gutted()]), sweep);
     assert_eq!(planned(second(101, Phase::Deleted), vec![gutted()]), [], "somebody else's");
+}
+
+#[test]
+fn the_rest_of_a_destruction_under_our_number_is_cleared_though_nobody_knows_it() {
+    // A power cut brought an earlier attempt's container back, and its removal was cut off, while the
+    // later attempt has the record.
+    let planned = |at: u32, record: Option<Record>| {
+        let mut intended = Intended { vmids: Some((vmid(100), vmid(199))), ..Intended::default() };
+        intended.live.extend(record.map(Arc::new));
+        let mut observed = Observed::default();
+        observed.cluster.quorate = true;
+        let gutted = Container { gutted: true, ..Container::default() };
+        observed.containers.insert(vmid(at), gutted);
+        plan(&intended, &observed)
+    };
+    assert_eq!(planned(100, None), [Action::Clear(vmid(100))]);
+    assert_eq!(planned(200, None), [], "not our number");
+    let deleting = planned(100, Some(of(0, 100, Phase::Deleting)));
+    assert_eq!(deleting, [Action::Delete(id(0))], "its record has it");
 }

@@ -219,3 +219,14 @@ async fn a_pause_that_is_cut_off_in_the_host_is_finished() {
         assert!(!node.cluster.guests()[&record.vmid].frozen);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_removal_left_that_was_cut_off_goes_though_no_record_knows_it() {
+    let node = Node::new().await;
+    let rest = || crate::pve::ContainerConfig::parse(b"lock: destroyed\n");
+    node.cluster.add_guest(&node.name, vmid(100_050), rest(), false);
+    node.cluster.add_guest(&node.name, vmid(555), rest(), false);
+    assert_eq!(node.reconcile().await, [Action::Clear(vmid(100_050))], "when it is seen twice");
+    assert_eq!(node.containers(), [555], "somebody else's number is not looked at");
+    node.assert_sound().await;
+}
