@@ -91,6 +91,27 @@ async fn an_old_copy_of_the_store_goes_on_with_the_attempt_that_came_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_attempt_that_an_old_copy_does_not_know_and_that_was_deleted_is_not_made_again() {
+    let memory = Arc::new(Memory::new());
+    let mut lab = slow(&memory).await;
+    lab.agents[0].faults(|faults| faults.fail = Some(reason::PCT_FAILED));
+    for agent in &lab.agents[1..] {
+        agent.load(|load| load.memory_available = 20 << 30);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let answer = begin(&lab).await;
+    let copy = memory.copy();
+    let made = answer.await.expect("answered").expect("made elsewhere");
+    assert_eq!((made.attempt, lab.living().len()), (2, 1));
+    lab.api().delete_sandbox(DeleteSandboxRequest { id: made.id.clone() }).await.expect("deleted");
+    // The copy knows of the first attempt, whose node says that it failed.
+    restored(&mut lab, copy).await;
+    lab.until(&made.id, Phase::Deleted).await;
+    assert_eq!(lab.create("r1").await.expect("the same").id, made.id);
+    assert_eq!(lab.living(), []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_holds_a_later_attempt_than_an_old_copy_knows_is_believed() {
     let memory = Arc::new(Memory::new());
     let mut lab = slow(&memory).await;
