@@ -177,7 +177,8 @@ impl Sandboxes {
                     return self.go_on_with(job, &later).await;
                 }
                 // What our store knows of it may be an old copy: the nodes may know more.
-                if self.started.elapsed() < START_GRACE && self.unheard() {
+                let behind = self.nodes.epoch.behind() && Instant::now() < until;
+                if (behind || self.started.elapsed() < START_GRACE) && self.unheard() {
                     sleep(LOOK).await;
                     continue;
                 }
@@ -605,10 +606,13 @@ impl Sandboxes {
         }
     }
 
-    /// A node has not spoken since the controller started.
+    /// A node has not said since the controller started what it holds, or how it is. A report alone,
+    /// which comes with the answer to any creation, does not tell the first.
     fn unheard(&self) -> bool {
         let statuses = self.nodes.statuses();
-        statuses.is_empty() || statuses.iter().any(|status| status.report.is_none())
+        statuses.is_empty()
+            || statuses.iter().any(|status| status.report.is_none())
+            || self.nodes.unheard().is_some()
     }
 }
 
