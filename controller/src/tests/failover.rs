@@ -32,6 +32,23 @@ async fn restored(lab: &mut Lab, store: Memory) {
     lab.start().await;
 }
 
+/// A creation that the first node fails and another has; the store as it was in the middle of the
+/// first attempt.
+async fn made_elsewhere() -> (Lab, Memory, Sandbox) {
+    let memory = Arc::new(Memory::new());
+    let lab = slow(&memory).await;
+    lab.agents[0].faults(|faults| faults.fail = Some(reason::PCT_FAILED));
+    for agent in &lab.agents[1..] {
+        agent.load(|load| load.memory_available = 20 << 30);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let answer = begin(&lab).await;
+    let copy = memory.copy();
+    let made = answer.await.expect("answered").expect("made elsewhere");
+    assert_eq!((made.attempt, lab.living().len()), (2, 1));
+    (lab, copy, made)
+}
+
 async fn kinds(lab: &Lab, id: &str) -> Vec<EventKind> {
     let filter =
         crate::store::Filter { sandbox: Some(id.parse().expect("id")), ..Default::default() };
@@ -73,17 +90,7 @@ async fn what_was_deleted_is_not_made_again_over_an_old_copy_of_the_store() {
 
 #[tokio::test(start_paused = true)]
 async fn an_old_copy_of_the_store_goes_on_with_the_attempt_that_came_up() {
-    let memory = Arc::new(Memory::new());
-    let mut lab = slow(&memory).await;
-    lab.agents[0].faults(|faults| faults.fail = Some(reason::PCT_FAILED));
-    for agent in &lab.agents[1..] {
-        agent.load(|load| load.memory_available = 20 << 30);
-    }
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let answer = begin(&lab).await;
-    let copy = memory.copy();
-    let made = answer.await.expect("answered").expect("made elsewhere");
-    assert_eq!((made.attempt, lab.living().len()), (2, 1));
+    let (mut lab, copy, made) = made_elsewhere().await;
     restored(&mut lab, copy).await;
     let same = lab.until(&made.id, Phase::Running).await;
     assert_eq!((same.node, same.attempt), (made.node, 2));
@@ -92,17 +99,7 @@ async fn an_old_copy_of_the_store_goes_on_with_the_attempt_that_came_up() {
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_an_old_copy_does_not_know_and_that_was_deleted_is_not_made_again() {
-    let memory = Arc::new(Memory::new());
-    let mut lab = slow(&memory).await;
-    lab.agents[0].faults(|faults| faults.fail = Some(reason::PCT_FAILED));
-    for agent in &lab.agents[1..] {
-        agent.load(|load| load.memory_available = 20 << 30);
-    }
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let answer = begin(&lab).await;
-    let copy = memory.copy();
-    let made = answer.await.expect("answered").expect("made elsewhere");
-    assert_eq!((made.attempt, lab.living().len()), (2, 1));
+    let (mut lab, copy, made) = made_elsewhere().await;
     lab.api().delete_sandbox(DeleteSandboxRequest { id: made.id.clone() }).await.expect("deleted");
     // The copy knows of the first attempt, whose node says that it failed.
     restored(&mut lab, copy).await;
