@@ -172,10 +172,10 @@ pub struct Config {
     settings: Vec<Setting>,
 }
 
-/// What the values are made of.
 /// Labels of a node.
 const LABELS_MAX: usize = 16;
 
+/// What the values are made of.
 struct Sources<'a> {
     flags: &'a Flags,
     env: &'a dyn Fn(&str) -> Option<String>,

@@ -292,7 +292,9 @@ fn gib(size: &str) -> Option<u32> {
         "T" => 40,
         _ => return None,
     };
-    let bytes = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+    // What somebody wrote as 4.5G is at least 4.
+    let whole = digits.split('.').next()?;
+    let bytes = whole.parse::<u64>().ok()?.checked_mul(1 << shift)?;
     u32::try_from(bytes >> 30).ok()
 }
 
@@ -372,6 +374,26 @@ hostname: later
 lock: backup
 rootfs: btr:601/vm-601-disk-0.raw@s1,size=2G
 ";
+
+    #[test]
+    fn the_size_of_a_disk_is_rounded_down() {
+        let of = |size: &str| {
+            let config = format!("rootfs: local:subvol-1-disk-0{size}\n");
+            ContainerConfig::parse(config.as_bytes()).rootfs_gib()
+        };
+        for (size, gib) in [
+            (",size=8G", 8),
+            (",acl=1,size=2560M", 2),
+            (",size=4.5G", 4),
+            (",size=1T", 1024),
+            (",size=4294967296", 4),
+            (",size=3X", 0),
+            (",size=99999999999T", 0),
+            ("", 0),
+        ] {
+            assert_eq!(of(size), gib, "{size}");
+        }
+    }
 
     #[test]
     fn reads_what_pve_wrote() {

@@ -1,7 +1,7 @@
 //! What is to be done so that the host is as the journal says. Pure.
 //!
-//! Nothing without a mark *and* a place in the journal is ever touched; absence proves nothing; and
-//! without quorum nothing is done at all.
+//! Nothing without a mark *and* a place in the journal is ever touched, but the empty rest of a removal
+//! under a number of this node's; absence proves nothing; and without quorum nothing is done at all.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,6 +1,9 @@
 //! Clearing away what ended sandboxes have left: containers that came back, and old tombstones.
 
-use proto::id::{SandboxId, SandboxRef, Vmid};
+use proto::{
+    id::{SandboxId, SandboxRef, Vmid},
+    reason,
+};
 
 use super::{Error, Known, Sandboxes, reads};
 use crate::pve::ownership;
@@ -43,6 +46,12 @@ impl Sandboxes {
         let gutted = config.is_some_and(|config| ownership::is_gutted(&config));
         if !gutted || matches!(self.known(&name), Some(Known::Live(_))) {
             return Err(reads::not_found(&name));
+        }
+        // PVE writes such a config when the volumes are gone. Where there are any, it is something else.
+        if !self.pve.volumes(vmid).await?.is_empty() {
+            let why =
+                format!("there are volumes of {vmid}, whose config says that it is destroyed");
+            return Err(Error::new(reason::NOT_OURS, why));
         }
         tracing::warn!(%vmid, "what is left of a destruction was found");
         // It is nobody's. Should it become somebody's meanwhile, it is not this one's.

@@ -282,10 +282,20 @@ impl Nodes {
         self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node whose inventory has not been heard in this life.
+    /// No node is known.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// A node that has not said in this life what it holds, or how it is. A report alone, which comes
+    /// with the answer to any creation, does not tell the first.
     pub fn unheard(&self) -> Option<NodeName> {
         let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes.values().find(|node| !node.state().heard).map(|node| node.name.clone())
+        let unheard = |node: &&Arc<Node>| {
+            let state = node.state();
+            !state.heard || state.report.is_none()
+        };
+        nodes.values().find(unheard).map(|node| node.name.clone())
     }
 
     /// True for a node that stands in the configuration.

@@ -606,13 +606,8 @@ impl Sandboxes {
         }
     }
 
-    /// A node has not said since the controller started what it holds, or how it is. A report alone,
-    /// which comes with the answer to any creation, does not tell the first.
     fn unheard(&self) -> bool {
-        let statuses = self.nodes.statuses();
-        statuses.is_empty()
-            || statuses.iter().any(|status| status.report.is_none())
-            || self.nodes.unheard().is_some()
+        self.nodes.is_empty() || self.nodes.unheard().is_some()
     }
 }
 

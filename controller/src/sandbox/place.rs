@@ -38,19 +38,24 @@ impl Sandboxes {
         }
         let bids = join_all(asked.iter().map(|node| self.bid(id, spec, node))).await;
         let given: Vec<_> = bids.iter().filter_map(|bid| bid.as_ref().ok().cloned()).collect();
-        if given.is_empty() {
-            return decision;
-        }
-        let among = self.nodes.place(Some(id), team, spec, attempt, tried, Some(&given));
-        let Some(chosen) = among.node().cloned() else {
+        let among = if given.is_empty() {
+            None
+        } else {
+            Some(self.nodes.place(Some(id), team, spec, attempt, tried, Some(&given)))
+        };
+        let decision = match among {
+            None => decision,
+            Some(among) if among.node().is_some() => {
+                with_bids(decision, among, bids.into_iter().filter_map(Result::err).collect())
+            }
             // They fit no more by what they said with it: as if none had given one.
-            self.give_back(id, &asked);
-            return self.nodes.place(Some(id), team, spec, attempt, tried, None);
+            Some(_) => self.nodes.place(Some(id), team, spec, attempt, tried, None),
         };
         // Also to those whose answer was late.
-        let others: Vec<_> = asked.into_iter().filter(|node| *node != chosen).collect();
+        let others: Vec<_> =
+            asked.into_iter().filter(|node| Some(node) != decision.node()).collect();
         self.give_back(id, &others);
-        with_bids(decision, among, bids.into_iter().filter_map(Result::err).collect())
+        decision
     }
 
     /// Asks one node for a seat: its name when it keeps one, else why not.

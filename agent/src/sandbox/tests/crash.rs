@@ -229,4 +229,10 @@ async fn what_a_removal_left_that_was_cut_off_goes_though_no_record_knows_it() {
     assert_eq!(node.reconcile().await, [Action::Clear(vmid(100_050))], "when it is seen twice");
     assert_eq!(node.containers(), [555], "somebody else's number is not looked at");
     node.assert_sound().await;
+    // One that has volumes is no rest.
+    node.cluster.add_guest(&node.name, vmid(100_051), rest(), false);
+    node.cluster.add_volume(&node.name, vmid(100_051));
+    let error = node.sandboxes.clear(vmid(100_051)).await.expect_err("left alone");
+    assert_eq!(error.reason, proto::reason::NOT_OURS);
+    assert_eq!(node.containers(), [555, 100_051]);
 }

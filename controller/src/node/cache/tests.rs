@@ -79,6 +79,7 @@ fn a_later_attempt_that_was_heard_of_before_the_creation_settled_is_not_forgotte
     let up = Sandbox { attempt: 2, ..sandbox(1, Phase::Running, 4) };
     let told = cache.settle(&id(1), up, 1, |_, _| {}).expect("what the task did not know");
     assert_eq!(*told, later);
+    assert_eq!(apply(&cache, &node("n2"), later), Applied::Replaced(node("n1"), 2));
     // Also that it has been deleted since.
     cache.begin(id(2), "red".parse().expect("team"), sandbox(2, Phase::Creating, 0));
     cache.placed(&id(2), Some(&node("n1")), 1, "placing");
@@ -86,7 +87,6 @@ fn a_later_attempt_that_was_heard_of_before_the_creation_settled_is_not_forgotte
     assert_eq!(apply(&cache, &node("n2"), deleted.clone()), Applied::Stray);
     let known = cache.get(&SandboxRef::Id(id(2))).and_then(|entry| entry.later);
     assert_eq!(known.as_deref(), Some(&deleted));
-    assert_eq!(apply(&cache, &node("n2"), later), Applied::Replaced(node("n1"), 2));
 }
 
 #[test]
