@@ -59,6 +59,20 @@ impl Moment {
         Duration::from_millis(ms)
     }
 
+    /// The same moment by the clocks of another host, which show `there` when those of this one show
+    /// `here`: as long ago, or as far ahead. What only the wall clock knows is of no boot there, either.
+    #[must_use]
+    pub fn elsewhere(&self, here: &Self, there: &Self) -> Self {
+        if *self == Self::default() {
+            return Self::default();
+        }
+        let one_boot = self.boot == here.boot;
+        let clocks = if one_boot { (self.up_ms, here.up_ms) } else { (self.wall_ms, here.wall_ms) };
+        let moved = |now: u64| now.saturating_add(clocks.0).saturating_sub(clocks.1);
+        let boot = if one_boot { there.boot.clone() } else { String::new() };
+        Self { wall_ms: moved(there.wall_ms), boot, up_ms: moved(there.up_ms) }
+    }
+
     /// True when it is there or past.
     pub fn reached(&self, now: &Self) -> bool {
         if self.boot == now.boot {
@@ -127,6 +141,24 @@ mod tests {
         assert_eq!(then.ago(&at(10_070, "b", 300)), Duration::from_secs(10));
         assert_eq!(then.ago(&at(10_070, "b", 1)), Duration::ZERO);
         assert_eq!(Moment::default().ago(&at(10_070, "b", 300)), Duration::ZERO, "unknown");
+    }
+
+    #[test]
+    fn on_another_host_it_is_as_long_ago_or_as_far_ahead() {
+        let (here, there) = (at(10_060, "a", 160), at(99, "x", 5000));
+        let second = Duration::from_secs(1);
+        let past = at(10_000, "a", 100).elsewhere(&here, &there);
+        assert_eq!(past.ago(&there), 60 * second);
+        assert_eq!(past.ago(&at(0, "x", 5001)), 61 * second, "whatever its wall clock says");
+        let ahead = here.after(7 * second).elsewhere(&here, &there);
+        assert_eq!(
+            (ahead.reached(&at(0, "x", 5006)), ahead.reached(&at(0, "x", 5007))),
+            (false, true)
+        );
+        let before_a_boot = at(10_000, "b", 9).elsewhere(&here, &there);
+        assert!(before_a_boot.boot.is_empty(), "known by the wall clock alone");
+        assert_eq!(before_a_boot.ago(&there), 60 * second);
+        assert_eq!(Moment::default().elsewhere(&here, &there), Moment::default(), "nobody knows");
     }
 
     #[test]

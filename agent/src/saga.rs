@@ -41,6 +41,8 @@ pub enum Lapse {
     Entry,
     /// What is called off is said to be off, and lives on.
     CallOff,
+    /// A sandbox that goes to another node is left before that one has it.
+    Leave,
 }
 
 impl Faults {

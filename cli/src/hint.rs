@@ -95,6 +95,10 @@ pub fn of(reason: &str) -> Option<Hint> {
             "only an unprivileged container without protection, and no template, can be a sandbox",
         ),
         reason::NOT_ADOPTED => (exit::REFUSED, "delete it with `sandboxctl rm ID`"),
+        reason::NOT_MOVABLE => (
+            exit::REFUSED,
+            "stop it first; only what is on storage that both nodes see can be moved",
+        ),
         reason::CONTAINER_GONE => (
             exit::REFUSED,
             "`sandboxctl get ID` says where it is; recover it there, or delete the sandbox",

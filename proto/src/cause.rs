@@ -14,3 +14,5 @@ pub const FOUND_UP: &str = "found_up";
 pub const RELEASED: &str = "released";
 /// Its node was given up.
 pub const NODE_LOST: &str = "node_lost";
+/// Its container went to another node, and the sandbox with it: it goes on there.
+pub const MOVED: &str = "moved";

@@ -53,6 +53,9 @@ reasons! {
     CONTAINER_UNFIT;
     /// FAILED_PRECONDITION: the sandbox was no container of somebody's before; delete it.
     NOT_ADOPTED;
+    /// FAILED_PRECONDITION: the sandbox cannot go to that node: it is not stopped, or its volumes are not
+    /// seen there.
+    NOT_MOVABLE;
     /// FAILED_PRECONDITION: the node is in use and cannot be given up.
     NODE_IN_USE;
     /// FAILED_PRECONDITION: the sandbox's container is gone, or on another node.

@@ -35,6 +35,7 @@ behaviours! {
     clone::it_goes_on_without_its_caller,
     lifecycle::configure_sets_and_keeps,
     lifecycle::a_disk_is_made_larger_and_never_smaller,
+    lifecycle::it_goes_to_a_node_that_sees_its_disk,
     lifecycle::start_and_stop_are_idempotent,
     lifecycle::what_is_not_ours_is_left_alone,
     lifecycle::what_is_missing_is_not_found,

@@ -119,6 +119,15 @@ impl Stage for InMemory {
         true
     }
 
+    async fn share(&self, on: bool) -> bool {
+        self.cluster.set_shared(on);
+        true
+    }
+
+    async fn fetch_back(&self, vmid: Vmid, _: &NodeName) {
+        self.cluster.migrate(vmid, &self.node);
+    }
+
     async fn remove(&self, vmid: Vmid) {
         self.cluster.remove(vmid);
     }

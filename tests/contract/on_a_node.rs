@@ -21,7 +21,7 @@ use agent::{
     },
     run::Runner,
 };
-use proto::id::Vmid;
+use proto::{id::Vmid, name::NodeName};
 use standin::faults::{Action, Rule, write_plan};
 use tokio::process::Command;
 
@@ -205,6 +205,26 @@ impl Stage for OnANode {
     async fn slow_next_clone(&self, vmid: Vmid) -> bool {
         let rule = Rule::once("clone", "write-rootfs", Action::SleepMs).lasting_ms(2000);
         self.plan(rule.for_vmid(vmid.get()))
+    }
+
+    async fn share(&self, on: bool) -> bool {
+        if !self.is_standin {
+            return false;
+        }
+        let file = "/etc/pve/storage.cfg";
+        let text = std::fs::read_to_string(file).expect("storage.cfg");
+        let mut text = text.replace("\tshared 1\n", "");
+        if on {
+            text = text.replace("\tpool rpool/data\n", "\tpool rpool/data\n\tshared 1\n");
+            assert!(text.contains("shared"), "{text}");
+        }
+        std::fs::write(file, text).expect("storage.cfg");
+        true
+    }
+
+    async fn fetch_back(&self, vmid: Vmid, from: &NodeName) {
+        let of = |node: &NodeName| format!("/etc/pve/nodes/{node}/lxc/{vmid}.conf");
+        std::fs::rename(of(from), of(self.pct.node())).expect("moved back");
     }
 
     async fn remove(&self, vmid: Vmid) {

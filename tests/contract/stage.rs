@@ -10,7 +10,10 @@ use std::{
 };
 
 use agent::pve::{Address, CloneOrder, Mark, Pve, Settings};
-use proto::id::{SandboxId, Vmid};
+use proto::{
+    id::{SandboxId, Vmid},
+    name::NodeName,
+};
 use tokio::time::{Instant, sleep};
 
 /// Longer than anything may take on a slow machine; a real start alone is 2 s.
@@ -80,6 +83,13 @@ pub(crate) trait Stage: Sync {
     /// The next clone to this number takes so long that others can look at it; false when it takes
     /// as long as it takes.
     async fn slow_next_clone(&self, vmid: Vmid) -> bool;
+
+    /// Every node of the cluster sees the others' volumes from now on, or not; false when that cannot
+    /// be had.
+    async fn share(&self, on: bool) -> bool;
+
+    /// An operator moves a container that the suite gave to another node back here.
+    async fn fetch_back(&self, vmid: Vmid, from: &NodeName);
 
     /// Removes what `by_others` made.
     async fn remove(&self, vmid: Vmid);

@@ -91,6 +91,7 @@ fn record(id: SandboxId) -> Result<Record> {
         since: Moment::default(),
         cause: String::new(),
         adopted: false,
+        moved_to: None,
         failure: None,
         revision: 0,
     })

@@ -2,13 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    process::{Child, Stdio},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
 };
 
-use lab::daemons::AGENT;
+use lab::{daemons::AGENT, disk};
 use serde_json::Value;
 
-use crate::world::{PATIENCE, World, id, node, wait, world};
+use crate::world::{PATIENCE, World, id, node, vmid, wait, world};
 
 /// What every node reports of `key`, at one moment.
 fn loads(world: &World, key: &str) -> BTreeMap<String, f64> {
@@ -20,7 +21,7 @@ fn loads(world: &World, key: &str) -> BTreeMap<String, f64> {
 #[test]
 fn a_burdened_node_is_avoided_and_explain_says_so() {
     let Some(world) = world() else { return };
-    let hogs: Vec<_> = (0..4).map(|_| hog(&world, "node2", "while :; do :; done")).collect();
+    let hogs: Vec<_> = (0..4).map(|_| Hog::on(&world, "node2")).collect();
     // On a small machine the nodes share their cores, and what else runs moves all of them: the
     // answer is awaited, not taken at one moment.
     wait("a report of node2 that stands out, and an answer that avoids it", || {
@@ -37,10 +38,7 @@ fn a_burdened_node_is_avoided_and_explain_says_so() {
             && answer["node"] != "node2"
     });
     let made: Vec<_> = (0..3).map(|_| world.create(&[])).collect();
-    for mut hog in hogs {
-        hog.kill().expect("end the hog");
-        hog.wait().expect("ended");
-    }
+    drop(hogs);
     for sandbox in &made {
         let why = world.json(&["explain", id(sandbox)]);
         assert_eq!(why["node"], sandbox["node"]);
@@ -57,10 +55,22 @@ fn a_burdened_node_is_avoided_and_explain_says_so() {
     world.finish();
 }
 
-/// A process of `lab exec` in a node that keeps it busy; it takes what it runs along when it is killed.
-fn hog(world: &World, node: &str, script: &str) -> Child {
-    let mut hog = world.node(node).command(["/bin/bash", "-c", script]);
-    hog.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a hog")
+/// Keeps a core of a node busy until it is dropped: a process of `lab exec`, which takes what it runs
+/// along when it is killed.
+struct Hog(Child);
+
+impl Hog {
+    fn on(world: &World, node: &str) -> Self {
+        let mut hog = world.node(node).command(["/bin/bash", "-c", "while :; do :; done"]);
+        Self(hog.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a hog"))
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        self.0.kill().expect("end the hog");
+        self.0.wait().expect("ended");
+    }
 }
 
 /// Memory of a node that is in use, until this is dropped.
@@ -99,7 +109,7 @@ fn twelve_go_where_there_is_room_and_even_out_when_there_is_room_again() {
     let Some(world) = world() else { return };
     let busy = |key: &str, node: &str| loads(&world, key).get(node).copied().unwrap_or_default();
     let mib = |key: &str, node: &str| busy(key, node) / f64::from(1 << 20);
-    let hogs: Vec<_> = (0..8).map(|_| hog(&world, "node2", "while :; do :; done")).collect();
+    let hogs: Vec<_> = (0..8).map(|_| Hog::on(&world, "node2")).collect();
     // As much as leaves less than a tenth free.
     let free = mib("memory_available", "node1") - 0.08 * mib("memory_total", "node1");
     let ballast = Ballast::of(&world, "node1", free as u64);
@@ -119,10 +129,7 @@ fn twelve_go_where_there_is_room_and_even_out_when_there_is_room_again() {
     assert_eq!(on(&made)["node3"], 12, "{:?}", on(&made));
 
     drop(ballast);
-    for mut hog in hogs {
-        hog.kill().expect("end the hog");
-        hog.wait().expect("ended");
-    }
+    drop(hogs);
     wait("both to be free again", || {
         busy("cpu_busy", "node2") < 0.3
             && mib("memory_available", "node1") > 0.5 * mib("memory_total", "node1")
@@ -191,5 +198,88 @@ fn a_cordon_is_the_nodes_own_and_a_drain_says_what_is_left() {
     assert_eq!(world.ctl(&["drain", "node3", "--wait", "--timeout", "60s"]).code, 0);
     assert_eq!(world.ctl(&["uncordon", "node3"]).code, 0);
     wait("node3 to take work", || dry_run(&world)["node"] == "node3");
+    world.finish();
+}
+
+/// PVE takes the nodes' own disks for one that all of them see, until this is dropped.
+struct Shared(PathBuf);
+
+impl Shared {
+    const POOL: &str = "\tpool rpool/data\n";
+    const MARK: &str = "\tshared 1\n";
+
+    fn of(world: &World) -> Self {
+        let root = world.node("node1").root().expect("a node that is up");
+        let this = Self(root.join("etc/pve/storage.cfg"));
+        this.write(&format!("{}{}", Self::POOL, Self::MARK));
+        this
+    }
+
+    fn write(&self, pool: &str) {
+        let text = std::fs::read_to_string(&self.0).expect("storage.cfg");
+        let text = text.replace(Self::MARK, "").replace(Self::POOL, pool);
+        std::fs::write(&self.0, text).expect("storage.cfg");
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.write(Self::POOL);
+    }
+}
+
+/// What a shared storage does by nature: the other node has the disk.
+fn carry(world: &World, vmid: u64, from: &str, to: &str) {
+    let volume = |node: &str| {
+        let name = format!("subvol-{vmid}-disk-0");
+        disk::volume(world.lab.layout(), world.node(node).id(), &name)
+    };
+    let (from, to) = (volume(from), volume(to));
+    let run = |program: &str, words: &[&str]| {
+        let status = Command::new(program).args(words).stdout(Stdio::null()).status();
+        assert!(status.expect("it starts").success(), "{program} {words:?}");
+    };
+    let (from, to) = (from.to_str().expect("a path"), to.to_str().expect("a path"));
+    run("btrfs", &["subvolume", "create", to]);
+    run("cp", &["-a", &format!("{from}/."), to]);
+    run("btrfs", &["subvolume", "delete", from]);
+}
+
+#[test]
+fn a_drain_moves_what_is_stopped_to_a_node_that_sees_its_disk() {
+    let Some(world) = world() else { return };
+    let stopped = world.create(&["--node", "node3", "--meta", "colour=green"]);
+    let running = world.create(&["--node", "node3"]);
+    let (name, number) = (id(&stopped), vmid(&stopped));
+    assert_eq!(world.ctl(&["exec", name, "--", "sh", "-c", "echo kept > /root/kept"]).code, 0);
+    world.json(&["stop", name]);
+
+    let stays = world.ctl(&["--json", "drain", "node3"]);
+    let stays: Value = serde_json::from_slice(&stays.stdout).expect("JSON");
+    let why = stays["stays"][name].as_str().expect("why it stays");
+    assert!(why.contains("does not see"), "{why}");
+    assert_eq!(node(&world.get(name)), "node3");
+
+    let shared = Shared::of(&world);
+    let drained = world.ctl(&["drain", "node3"]);
+    let there = world.get(name);
+    let to = node(&there).to_owned();
+    assert_ne!(to, "node3", "{}{}", drained.text(), drained.stderr);
+    assert!(drained.text().contains(&format!("{name} moved to {to}")), "{}", drained.text());
+    assert_eq!(drained.code, 1, "one that runs is left");
+    assert!(drained.text().contains(id(&running)), "{}", drained.text());
+    assert_eq!((&there["phase"], vmid(&there)), (&Value::from("stopped"), number));
+    assert_eq!(there["metadata"]["colour"], "green");
+    drop(shared);
+    carry(&world, number, "node3", &to);
+
+    world.json(&["start", name]);
+    let kept = world.ctl(&["exec", name, "--", "cat", "/root/kept"]);
+    assert_eq!(kept.text().trim(), "kept", "{}", kept.stderr);
+    let events = world.ctl(&["events", name]);
+    assert!(events.text().contains("moved"), "{}", events.text());
+    assert!(!events.text().contains("deleted"), "{}", events.text());
+    assert_eq!(world.ctl(&["exec", id(&running), "--", "true"]).code, 0, "what runs lives on");
+    assert_eq!(world.ctl(&["uncordon", "node3"]).code, 0);
     world.finish();
 }

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use crate::{
     calls::{MORTAL, Memory, authorised},
     cluster::{Cluster, STRANGER, VMIDS},
+    drains,
 };
 
 /// After the last fault everything converges within this: I9. An operation that hangs is given up
@@ -37,6 +38,7 @@ pub(crate) async fn settles(cluster: &mut Cluster, memory: &Memory) -> Result<()
     let deadline = Instant::now() + CONVERGES;
     loop {
         cluster.pve.release();
+        drains::finish(cluster).await;
         cluster.look(memory).await;
         let mut wrong = cluster.watch.seen();
         wrong.extend(at_rest(cluster, memory).await);
@@ -166,7 +168,9 @@ async fn counted(cluster: &Cluster, living: &Living) -> Vec<String> {
         let here = || living.values().filter(|(node, _)| *node == host.name).map(|(_, r)| r);
         let up = || here().filter(|r| matches!(r.phase, Phase::Running | Phase::Paused));
         let memory: u64 = up().map(|record| u64::from(record.size.memory_mib) << 20).sum();
-        let leases = u32::try_from(here().count()).expect("few");
+        let (first, last) = host.journal.vmids();
+        let own = here().filter(|record| (first..=last).contains(&record.vmid));
+        let leases = u32::try_from(own.count()).expect("few");
         let counts = (tally.vmids_free, tally.memory_allocated, tally.starting, tally.queued);
         let recount = (VMIDS - leases, memory, 0, 0);
         if counts != recount {

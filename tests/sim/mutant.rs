@@ -40,6 +40,9 @@ pub const ALL: &[Mutant] = &[
     mutant("I2", "a creation is answered before it is durable", {
         Lapse::Journal(memory::Lapse::Answer)
     }),
+    mutant("I1", "a node leaves a sandbox before another has taken it over", {
+        Lapse::Agent(saga::Lapse::Leave)
+    }),
     mutant("I2", "a node has no clock but the one on its wall", Lapse::WallAlone),
     mutant("I2", "a longer life is answered and not kept", {
         Lapse::Journal(memory::Lapse::Extensions)

@@ -32,7 +32,9 @@ impl Seen {
     pub(crate) async fn bring_back(&self, cluster: &Cluster, index: usize, chance: &Chance) {
         let host = &cluster.hosts[index];
         let records = host.journal.all().await.expect("a journal");
-        let lives = |vmid: &Vmid| records.iter().any(|r| r.vmid == *vmid && !r.phase.ended());
+        // What has gone to another node is in all copies of pmxcfs but this one's, which are more.
+        let left = |r: &Record| !r.phase.ended() || r.moved_to.is_some();
+        let lives = |vmid: &Vmid| records.iter().any(|r| r.vmid == *vmid && left(r));
         let guests = cluster.pve.guests();
         let mut gone: Vec<_> = self
             .0

@@ -14,6 +14,7 @@ use crate::{
     chance::Chance,
     check,
     cluster::Cluster,
+    drains,
     lives::Knows,
     operator::{self, Seen},
 };
@@ -50,6 +51,8 @@ pub struct Told {
     taken_over: u64,
     /// What a controller had said was said again.
     haunted: u64,
+    /// A sandbox went to another node.
+    moved: u64,
     unknown: u64,
 }
 
@@ -65,9 +68,10 @@ impl Told {
             worsened,
             taken_over,
             haunted,
+            moved,
             unknown: _,
         } = self;
-        [created, deleted, crashes, faults, meddled, worsened, taken_over, haunted]
+        [created, deleted, crashes, faults, meddled, worsened, taken_over, haunted, moved]
             .into_iter()
             .all(|count| *count > 0)
     }
@@ -82,6 +86,7 @@ impl Told {
         self.worsened += other.worsened;
         self.taken_over += other.taken_over;
         self.haunted += other.haunted;
+        self.moved += other.moved;
         self.unknown += other.unknown;
     }
 }
@@ -97,6 +102,7 @@ impl fmt::Display for Told {
             worsened,
             taken_over,
             haunted,
+            moved,
             unknown,
         } = self;
         write!(
@@ -104,6 +110,7 @@ impl fmt::Display for Told {
             "{created} created, {deleted} deleted, {crashes} crashes, {faults} faults of pct, \
              {meddled} times an operator, {worsened} times a network, disk or clock, \
              {taken_over} times another controller, {haunted} times its words again, \
+             {moved} moved, \
              {unknown} calls without an answer"
         )
     }
@@ -119,6 +126,7 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
         memory: Memory::new(),
         seen: Seen::default(),
         calls: tokio::task::JoinSet::new(),
+        drains: tokio::task::JoinSet::new(),
     };
     for step in 0..MOVES {
         story.cluster.ease(&story.chance);
@@ -132,12 +140,15 @@ pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Bro
         }
         story.drain();
     }
-    let Story { mut cluster, mut told, mut memory, mut calls, .. } = story;
+    let Story { mut cluster, mut told, mut memory, mut calls, mut drains, .. } = story;
     cluster.calm();
     cluster.start_the_dead().await;
     cluster.pve.release();
     while let Some(done) = calls.join_next().await {
         note(&mut told, &mut memory, done.expect("a caller does not panic"));
+    }
+    while let Some(moved) = drains.join_next().await {
+        told.moved += moved.expect("a drain does not panic") as u64;
     }
     check::settles(&mut cluster, &memory).await.map_err(Broken)?;
     Ok(told)
@@ -150,6 +161,7 @@ struct Story {
     memory: Memory,
     seen: Seen,
     calls: tokio::task::JoinSet<Done>,
+    drains: tokio::task::JoinSet<usize>,
 }
 
 impl Story {
@@ -185,7 +197,7 @@ impl Story {
                 // Now and then for longer than a creation waits for its node.
                 self.pause(if self.chance.percent(15) { 120_000 } else { 10_000 }).await;
             }
-            92..94 => {
+            92..93 => {
                 // Somebody takes the number that a creation was given, or the next.
                 if let Some((node, vmid)) = operator::coveted(&self.cluster, &self.chance).await {
                     let mut hosts = self.cluster.hosts.iter();
@@ -194,8 +206,9 @@ impl Story {
                     self.told.meddled += 1;
                 }
             }
-            94..96 => self.meddle().await,
-            96..98 => self.cluster.back_up(),
+            93..95 => self.meddle().await,
+            95..97 => self.cluster.back_up(),
+            97..99 => self.drain_a_node().await,
             _ => {
                 self.cluster.pve.set_quorate(false);
                 self.pause(15_000).await;
@@ -257,6 +270,30 @@ impl Story {
         self.told.crashes += 1;
         self.pause(3000).await;
         self.cluster.start_the_dead().await;
+    }
+
+    /// A node on which something stands still is drained; mostly somebody dies or falls silent meanwhile.
+    async fn drain_a_node(&mut self) {
+        for _ in 0..3 {
+            if let Some((key, id)) = self.somebody(Verb::Stop) {
+                self.change(key, id, Verb::Stop);
+            }
+        }
+        self.pause(6000).await;
+        let node = drains::fullest(&self.cluster).await;
+        let pause = Duration::from_millis(self.chance.below(30_000));
+        self.drains.spawn(drains::drain(&self.cluster, node, pause));
+        self.pause(500).await;
+        match self.chance.below(8) {
+            0..2 => self.kill().await,
+            2..4 => self.flap().await,
+            4 => {
+                self.cluster.restart_controller().await;
+                self.told.crashes += 1;
+            }
+            5 => self.take_over().await,
+            _ => {}
+        }
     }
 
     async fn cut(&mut self) {

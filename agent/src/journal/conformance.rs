@@ -56,6 +56,7 @@ pub(crate) fn record(number: u8) -> Record {
         since: Moment::default(),
         cause: String::new(),
         adopted: false,
+        moved_to: None,
         failure: None,
         revision: 0,
     }
@@ -117,6 +118,7 @@ suite!(
     attempts_are_called_off,
     watchers_are_woken,
     requests_are_unique_among_the_living,
+    what_is_taken_over_gets_an_address_of_here,
     many_writers_at_once,
 );
 
@@ -316,6 +318,36 @@ async fn requests_are_unique_among_the_living(make: fn(Pools) -> Subject) {
     assert_eq!(journal.all().await.expect("reads"), std::slice::from_ref(&first));
     end(&journal, &first, Phase::Failed, 1).await;
     journal.begin(twin(), 0).await.expect("the first has ended");
+}
+
+async fn what_is_taken_over_gets_an_address_of_here(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let strange = Ipv4Addr::new(10, 0, 0, 2);
+    let there = Record {
+        vmid: vmid(5000),
+        phase: Phase::Stopped,
+        ip: Some(Ipv4Addr::new(10, 9, 9, 9)),
+        ..record(1)
+    };
+    let take_over =
+        async |record: &Record| journal.take_over(record, BTreeSet::from([strange]), 5).await;
+    let here = take_over(&there).await.expect("taken over");
+    assert_eq!((here.vmid, here.ip), (vmid(5000), Some(Ipv4Addr::new(10, 0, 0, 3))));
+    assert!(matches!(take_over(&there).await, Err(Error::Conflict { .. })), "it is here");
+    let other = Record { vmid: vmid(5001), request_id: here.request_id.clone(), ..record(2) };
+    assert!(matches!(take_over(&other).await, Err(Error::Conflict { .. })), "its request is");
+    assert_eq!(journal.room(5).await.expect("reads").1, 2, "what was refused leases nothing");
+    let dynamic = Record { vmid: vmid(5002), network: Network::Dhcp, ip: None, ..record(3) };
+    assert_eq!(take_over(&dynamic).await.expect("taken over").ip, None);
+    // Over the tombstone of one that was let go, and over no other.
+    let left = Record { cause: proto::cause::MOVED.into(), ..here };
+    let left = end(&journal, &left, Phase::Deleted, 10).await;
+    assert_eq!(take_over(&there).await.expect("back again").vmid, left.vmid);
+    let deleted = journal.get(&id(3)).await.expect("reads").expect("there");
+    end(&journal, &deleted, Phase::Deleted, 10).await;
+    assert!(matches!(take_over(&dynamic).await, Err(Error::Conflict { .. })), "deleted is deleted");
+    let later = Record { attempt: dynamic.attempt + 1, ..dynamic };
+    take_over(&later).await.expect("over an attempt before it");
 }
 
 async fn many_writers_at_once(make: fn(Pools) -> Subject) {

@@ -230,15 +230,39 @@ impl Book {
     }
 
     fn adopt(&mut self, record: &Record) -> Result<Record, Error> {
+        if let Some(known) = self.records.get(&record.id) {
+            return Err(Error::Conflict { id: record.id, expected: 0, found: known.revision });
+        }
+        self.write_found(record)
+    }
+
+    fn take_over(
+        &mut self,
+        pools: &Pools,
+        record: &Record,
+        taken_ips: &BTreeSet<Ipv4Addr>,
+        now_ms: u64,
+    ) -> Result<Record, Error> {
+        if let Some(known) =
+            self.records.get(&record.id).filter(|known| !known.gives_way_to(record))
+        {
+            return Err(Error::Conflict { id: record.id, expected: 0, found: known.revision });
+        }
+        let mut record = record.clone();
+        if record.network == Network::Static {
+            record.ip = Some(self.lease_address(pools, taken_ips, now_ms)?);
+        }
+        self.write_found(&record)
+    }
+
+    /// Of a container that was there before its record.
+    fn write_found(&mut self, record: &Record) -> Result<Record, Error> {
         let clashes = |other: &Record| {
             other.vmid == record.vmid
                 || (lease_of(other).is_some() && lease_of(other) == lease_of(record))
                 || (&other.team, &other.request_id) == (&record.team, &record.request_id)
         };
-        let other = self
-            .records
-            .values()
-            .find(|other| other.id == record.id || (!other.phase.ended() && clashes(other)));
+        let other = self.living().find(|other| clashes(other));
         if let Some(other) = other {
             return Err(Error::Conflict { id: record.id, expected: 0, found: other.revision });
         }
@@ -415,6 +439,15 @@ impl Journal for MemoryJournal {
 
     async fn adopt(&self, record: &Record) -> Result<Record, Error> {
         self.write(|book, _| book.adopt(record)).await
+    }
+
+    async fn take_over(
+        &self,
+        record: &Record,
+        taken_ips: BTreeSet<Ipv4Addr>,
+        now_ms: u64,
+    ) -> Result<Record, Error> {
+        self.write(|book, pools| book.take_over(pools, record, &taken_ips, now_ms)).await
     }
 
     async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record, Error> {

@@ -96,6 +96,16 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// request, is there.
     async fn adopt(&self, record: &Record) -> Result<Record, Error>;
 
+    /// Writes a record that the journal of another node had, for a container that is here now. Where
+    /// its address is leased, it gets one of this node's pool. Also over the tombstone of one that
+    /// was let go or of an earlier attempt; else as `adopt`.
+    async fn take_over(
+        &self,
+        record: &Record,
+        taken_ips: std::collections::BTreeSet<std::net::Ipv4Addr>,
+        now_ms: u64,
+    ) -> Result<Record, Error>;
+
     /// Gives a creation another vmid, because PVE said that the first is taken. The old one is not
     /// leased again before the ring comes round.
     async fn next_vmid(

@@ -173,6 +173,9 @@ pub struct Record {
     /// It was somebody's container before it was a sandbox, and can be given back.
     #[serde(default)]
     pub adopted: bool,
+    /// The node that has taken it over, once this one has left it.
+    #[serde(default)]
+    pub moved_to: Option<proto::name::NodeName>,
     /// Why the last operation failed.
     pub failure: Option<Failure>,
     /// The journal's revision of this version of the record; set by the journal.
@@ -180,6 +183,17 @@ pub struct Record {
 }
 
 impl Record {
+    /// It is the tombstone of one that may come from another node, as this record.
+    pub fn gives_way_to(&self, record: &Self) -> bool {
+        self.was_let_go() || self.phase.ended() && self.attempt < record.attempt
+    }
+
+    /// It ended without its container, which may live on elsewhere.
+    pub fn was_let_go(&self) -> bool {
+        let let_go = [proto::cause::RELEASED, proto::cause::MOVED];
+        self.phase.ended() && let_go.contains(&self.cause.as_str())
+    }
+
     /// The mark that the container must carry.
     pub fn mark(&self) -> Mark {
         Mark {

@@ -87,6 +87,17 @@ impl Journal for SqliteJournal {
         self.writer.run_new(move |db| tables::adopt(db, &record)).await
     }
 
+    async fn take_over(
+        &self,
+        record: &Record,
+        taken_ips: BTreeSet<std::net::Ipv4Addr>,
+        now_ms: u64,
+    ) -> Result<Record, Error> {
+        let (pools, record) = (self.pools.clone(), record.clone());
+        let work = move |db: &_| tables::take_over(db, &pools, &record, &taken_ips, now_ms);
+        self.writer.run_new(work).await
+    }
+
     async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record, Error> {
         let (pools, record) = (self.pools.clone(), record.clone());
         self.writer.run(move |db| tables::next_vmid(db, &pools, &record, &taken)).await

@@ -187,6 +187,19 @@ impl ContainerConfig {
         options.filter_map(|option| option.strip_prefix("size=")).find_map(gib).unwrap_or(0)
     }
 
+    /// Volumes and paths of its root and its mount points.
+    pub fn mounts(&self) -> impl Iterator<Item = &str> {
+        let is_mount = |key: &str| {
+            let number = key.strip_prefix("mp").or_else(|| key.strip_prefix("unused"));
+            key == "rootfs"
+                || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let settings = self.lines[..self.main]
+            .iter()
+            .filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
+        settings.filter(move |(key, _)| is_mount(key)).map(|(_, value)| volume(value.trim()))
+    }
+
     /// Storage of its root.
     pub fn storage(&self) -> Option<&str> {
         self.rootfs()?.split_once(':').map(|(storage, _)| storage)

@@ -40,6 +40,8 @@ pub enum Op {
     Set,
     /// `resize`.
     Resize,
+    /// `hand_to`.
+    HandTo,
     /// `start`.
     Start,
     /// `stop`.
@@ -68,6 +70,7 @@ impl Op {
             Self::Clone => "clone",
             Self::Set => "set",
             Self::Resize => "resize",
+            Self::HandTo => "hand over",
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Destroy => "destroy",
@@ -213,6 +216,7 @@ impl FakeCluster {
         let node = Node { life: 0, pmxcfs: true, room, slow: 1 };
         let world = World {
             quorate: true,
+            shared: false,
             nodes: nodes.iter().map(|name| (name.clone(), node.clone())).collect(),
             guests: BTreeMap::new(),
             volumes: BTreeMap::new(),
@@ -330,6 +334,11 @@ impl FakeCluster {
     /// Lets what hangs go on.
     pub fn release(&self) {
         self.0.released.notify_waiters();
+    }
+
+    /// Every node sees the volumes of every other, or not.
+    pub fn set_shared(&self, shared: bool) {
+        self.0.world().shared = shared;
     }
 
     /// Gives the cluster quorum or takes it.
@@ -544,6 +553,11 @@ impl Pve for FakePve {
 
     async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error> {
         self.run(Op::Resize, vmid, deadline, move |work| work.resize(gib)).await
+    }
+
+    async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error> {
+        let (owner, target) = (*owner, target.clone());
+        self.run(Op::HandTo, vmid, CALL, move |work| work.hand_to(owner, target)).await
     }
 
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {

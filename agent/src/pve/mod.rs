@@ -62,7 +62,7 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{op} {vmid} failed: {kind}")]
 pub struct Error {
-    /// The operation: clone, set, resize, start, stop, destroy, unlock, hold, release, freeze, thaw, read.
+    /// The operation: clone, set, resize, hand over, start, stop, destroy, unlock, hold, release, freeze, thaw, read.
     pub op: &'static str,
     /// The container; for a clone, the new one.
     pub vmid: Vmid,
@@ -237,6 +237,11 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// is `Ok`; PVE makes none smaller. On a volume with a file system of its own it may take half a
     /// minute.
     async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error>;
+
+    /// Gives a stopped container of ours to another node that is online and sees its volumes, too:
+    /// they are all on shared storages. Its config is renamed from the one node's directory to the
+    /// other's, which PVE's own cluster does in one step. There already is `Ok`.
+    async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error>;
 
     /// Starts a container. `Ok` when its init runs; a container that runs already is `Ok`. A lock
     /// that was held while it was paused is taken off first.

@@ -6,6 +6,7 @@
 
 mod destroy;
 mod edit;
+mod hand_to;
 mod pause;
 mod rooms;
 
@@ -432,6 +433,14 @@ impl Pve for Pct {
         let until = Instant::now() + deadline;
         self.change("resize", vmid, move |host| async move { host.resize(vmid, gib, until).await })
             .await
+    }
+
+    async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error> {
+        let (owner, target) = (*owner, target.clone());
+        self.change("hand over", vmid, move |host| async move {
+            host.hand_to(vmid, owner, &target).await
+        })
+        .await
     }
 
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {

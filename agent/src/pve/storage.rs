@@ -71,6 +71,14 @@ impl Storage {
             && listed("nodes", node.as_str()).unwrap_or(true)
     }
 
+    /// True when all nodes that have it see the same volumes on it.
+    pub fn is_shared(&self) -> bool {
+        // PVE takes these for shared whatever stands there.
+        let by_nature = ["cephfs", "cifs", "glusterfs", "nfs", "rbd"];
+        by_nature.contains(&self.kind.as_str())
+            || self.properties.get("shared").is_some_and(|value| value != "0")
+    }
+
     /// Where it is on this host.
     pub fn place(&self) -> Place {
         let property = |key| self.properties.get(key).cloned();
@@ -240,6 +248,15 @@ rbd: ceph
                 Place::Other,
             ]
         );
+    }
+
+    #[test]
+    fn what_every_node_sees_is_shared() {
+        let shared: Vec<_> = parse(CONFIG).iter().map(Storage::is_shared).collect();
+        assert_eq!(shared, [false, false, false, false, true]);
+        let marked =
+            |value| parse(&format!("dir: d\n\tpath /d\n\tshared {value}\n"))[0].is_shared();
+        assert_eq!((marked("1"), marked("0")), (true, false));
     }
 
     #[test]

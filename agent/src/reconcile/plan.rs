@@ -191,6 +191,8 @@ fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
         let last = record.map(|record| record.attempt).or(tombstone.map(|t| t.attempt));
         if tombstone.is_some_and(|tombstone| tombstone.released) {
             strangers.push(Action::Unmark { id, vmid: *vmid });
+        } else if over && tombstone.is_some_and(|tombstone| tombstone.moved) {
+            strangers.push(Action::Quarantine { vmid: *vmid, mark: Mark::clone(mark) });
         } else if over || last.is_some_and(|last| mark.attempt < last) {
             sweeps.push(Action::Sweep { id, vmid: *vmid });
         } else {

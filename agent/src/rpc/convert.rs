@@ -52,7 +52,8 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
     wire::Sandbox {
         id: record.id.to_string(),
         vmid: record.vmid.get(),
-        node: node.to_string(),
+        // Of one that has left, where it is now.
+        node: record.moved_to.as_ref().unwrap_or(node).to_string(),
         team: record.team.to_string(),
         phase: phase(record.phase).into(),
         snapshot_id: record.snapshot.to_string(),

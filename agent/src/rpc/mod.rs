@@ -314,6 +314,20 @@ impl AgentService for Rpc {
         self.call(Rpc::give_back(self, request.into_inner())).await
     }
 
+    async fn hand_over(
+        &self,
+        request: Request<wire::HandOverRequest>,
+    ) -> Result<Response<wire::HandOverResponse>, Status> {
+        self.call(Rpc::hand_over(self, request.into_inner())).await
+    }
+
+    async fn take_over(
+        &self,
+        request: Request<wire::TakeOverRequest>,
+    ) -> Result<Response<wire::TakeOverResponse>, Status> {
+        self.call(Rpc::take_over(self, request.into_inner())).await
+    }
+
     async fn adopt_sandbox(
         &self,
         request: Request<wire::AdoptSandboxRequest>,

@@ -6,9 +6,12 @@ use daemon::status::Refusal;
 use proto::{
     agent::v1 as wire,
     id::{Invalid, Vmid},
+    reason,
     sandbox::v1::{Finding, GarbageItem},
     spec,
 };
+
+use tonic::Code;
 
 use super::{Rpc, status::refusal};
 use crate::{journal::intake::Intake, sandbox::Adoption};
@@ -121,6 +124,31 @@ impl Rpc {
         Ok(wire::GiveBackResponse {})
     }
 
+    pub(super) async fn hand_over(
+        &self,
+        request: wire::HandOverRequest,
+    ) -> Result<wire::HandOverResponse, Refusal> {
+        let (id, target) = (request.id.parse()?, request.target.parse()?);
+        self.fence(request.epoch).await?;
+        let handed = self.sandboxes.hand_over(&id, &target, WAIT).await;
+        let (handed, node) = handed.map_err(refusal)?;
+        let record = serde_json::to_vec(&handed).map_err(|error| {
+            Refusal::new(Code::Internal, reason::INVARIANT, format!("the record of {id}: {error}"))
+        })?;
+        Ok(wire::HandOverResponse { node: node.to_string(), record: record.into() })
+    }
+
+    pub(super) async fn take_over(
+        &self,
+        request: wire::TakeOverRequest,
+    ) -> Result<wire::TakeOverResponse, Refusal> {
+        let handed = serde_json::from_slice(&request.record)
+            .map_err(|error| Invalid::new("record", format!("is none of this version: {error}")))?;
+        self.fence(request.epoch).await?;
+        let record = self.sandboxes.take_over(handed, WAIT).await.map_err(refusal)?;
+        Ok(wire::TakeOverResponse { sandbox: Some(self.wire(&record)) })
+    }
+
     pub(super) async fn adopt(
         &self,
         request: wire::AdoptSandboxRequest,
@@ -144,7 +172,12 @@ impl Rpc {
     ) -> Result<wire::ReleaseSandboxResponse, Refusal> {
         let id = request.id.parse()?;
         self.fence(request.epoch).await?;
-        let record = self.sandboxes.release(&id, WAIT).await.map_err(refusal)?;
+        let released = if request.moved_to.is_empty() {
+            self.sandboxes.release(&id, WAIT).await
+        } else {
+            self.sandboxes.leave(&id, &request.moved_to.parse()?, WAIT).await
+        };
+        let record = released.map_err(refusal)?;
         Ok(wire::ReleaseSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 

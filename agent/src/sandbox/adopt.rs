@@ -115,7 +115,7 @@ impl Sandboxes {
         let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.step != step::ADOPT {
-            return Ok(record);
+            return self.connected(record).await;
         }
         match self.pve.mark(&record.mark()).await {
             Ok(()) => {}

@@ -175,6 +175,7 @@ impl Sandboxes {
         let network = if self.options.network.dhcp { Network::Dhcp } else { spec.network };
         let record = Record {
             adopted: false,
+            moved_to: None,
             id: *id,
             vmid: work.template.vmid,
             template: work.template.vmid,
@@ -373,7 +374,7 @@ impl Sandboxes {
             .is_some_and(|config| config.mark() == Some(record.mark()) && config.lock().is_none()))
     }
 
-    fn settings(&self, record: &Record) -> Settings {
+    pub(super) fn settings(&self, record: &Record) -> Settings {
         let bridge = &self.options.network;
         let address = match (record.network, record.ip) {
             (Network::Static, Some(ip)) => {

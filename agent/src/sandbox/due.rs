@@ -27,6 +27,8 @@ pub enum Cause {
     FoundUp,
     /// Its container was given back, and is left as it is.
     Released,
+    /// Another node has it now.
+    Moved,
 }
 
 impl Cause {
@@ -40,6 +42,7 @@ impl Cause {
             Self::FoundDown => cause::FOUND_DOWN,
             Self::FoundUp => cause::FOUND_UP,
             Self::Released => cause::RELEASED,
+            Self::Moved => cause::MOVED,
         }
     }
 }

@@ -45,6 +45,10 @@ pub(super) enum Kind {
     Adopt,
     /// Its container is left.
     Release,
+    /// Its container goes to another node.
+    HandOver,
+    /// Its container went to another node.
+    Leave,
 }
 
 #[derive(Debug, Clone)]

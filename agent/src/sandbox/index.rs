@@ -40,6 +40,8 @@ pub struct Tombstone {
     pub cloning: bool,
     /// Its container was given back: what is there under the number is left.
     pub released: bool,
+    /// Another node took it over: should its container come back here, that one's word counts.
+    pub moved: bool,
     revision: u64,
 }
 
@@ -57,6 +59,7 @@ impl From<&Record> for Tombstone {
             template: record.template,
             cloning: step::is_cloning(&record.step),
             released: record.cause == Cause::Released.word(),
+            moved: record.cause == Cause::Moved.word(),
             revision: record.revision,
         }
     }

@@ -58,7 +58,8 @@ pub fn seen(record: &Record, place: &Place) -> Option<Seen> {
         (Place::Here { running: true }, Phase::Stopped) => return Some(Seen::Up),
         (Place::Here { running: false }, Phase::Stopped) => {
             let unfit = matches!(stood, Some(reason::NOT_OURS | reason::CONTAINER_GONE));
-            return unfit.then_some(Seen::Fit);
+            let back = step::is_handed_over(&record.step);
+            return (unfit || back).then_some(Seen::Fit);
         }
         (Place::Here { running: true }, _) => return None,
         (Place::Here { running: false }, Phase::Paused) => {
@@ -136,7 +137,13 @@ impl Sandboxes {
                 let note = |record: &mut Record| record.failure = Some(failure.clone());
                 self.amend_stopped(id, note).await
             }
-            Seen::Fit => self.amend_stopped(id, |record| record.failure = None).await,
+            Seen::Fit => {
+                let fit = |record: &mut Record| {
+                    record.failure = None;
+                    step::DONE.clone_into(&mut record.step);
+                };
+                self.amend_stopped(id, fit).await
+            }
             Seen::Up => {
                 let now = self.clock.moment();
                 // What is inside is its tenant's to choose: a lease stands, whatever is found there.
@@ -209,8 +216,11 @@ mod tests {
             Place::Gone,
         ];
         for place in &places {
-            for phase in [Phase::Running, Phase::Paused, Phase::Stopped] {
-                let mut record = Record { phase, failure: None, ..record(1) };
+            let gone = (Phase::Stopped, step::HAND_OVER);
+            let still = [Phase::Running, Phase::Paused, Phase::Stopped].map(|phase| (phase, ""));
+            for (phase, step) in still.into_iter().chain([gone]) {
+                let step = step.into();
+                let mut record = Record { phase, step, failure: None, ..record(1) };
                 for round in 0..3 {
                     match seen(&record, place) {
                         None => break,
@@ -224,7 +234,9 @@ mod tests {
                         Some(Seen::Up) => {
                             (record.phase, record.failure) = (Phase::Running, None);
                         }
-                        Some(Seen::Fit) => record.failure = None,
+                        Some(Seen::Fit) => {
+                            (record.step, record.failure) = (step::DONE.into(), None);
+                        }
                     }
                     assert!(round < 2, "{place:?} {phase:?}");
                 }

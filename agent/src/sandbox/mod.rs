@@ -22,6 +22,7 @@ mod expose;
 pub mod files;
 mod flights;
 pub mod garbage;
+mod hand_over;
 mod index;
 mod intake;
 mod lifetime;

@@ -141,6 +141,7 @@ impl Sandboxes {
             since: now,
             cause: String::new(),
             adopted: false,
+            moved_to: None,
             failure: None,
             revision: 0,
         })

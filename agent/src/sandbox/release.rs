@@ -69,7 +69,7 @@ impl Sandboxes {
     }
 
     /// One that is being deleted may be let go, too.
-    fn living_or_going(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
+    pub(super) fn living_or_going(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
         self.index.live(id).ok_or_else(|| super::reads::not_found(&SandboxRef::Id(*id)))
     }
 

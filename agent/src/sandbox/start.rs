@@ -9,6 +9,7 @@ use super::{
     Error, Event, Probe, Sandboxes,
     boot::Boot,
     flights::{Crew, Kind},
+    hand_over::on_its_way,
     step, undo,
 };
 use crate::journal::{Phase, Record};
@@ -38,10 +39,11 @@ impl Sandboxes {
     async fn start_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
         let limits = &self.options.limits;
         let _turn = crew.turn(Instant::now() + limits.turn).await?;
-        let record = self.living(&SandboxRef::Id(*id))?;
+        let record = self.connected(self.living(&SandboxRef::Id(*id))?).await?;
         if record.phase == Phase::Running {
             return Ok(record);
         }
+        on_its_way(&record)?;
         let _seat = self.gate.start();
         let _slot = self.start_slot(Instant::now() + limits.turn).await?;
         let now = self.clock.moment();

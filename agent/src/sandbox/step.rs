@@ -12,9 +12,22 @@ pub(super) const ADOPT: &str = "adopt";
 /// A sandbox becomes somebody's container: its mark is to be taken off.
 pub(super) const RELEASE: &str = "release";
 
-/// A container is becoming a sandbox.
+/// Its record was given to another node, with its container. Nothing of it may change here any more:
+/// that node would not hear of it.
+pub(super) const HAND_OVER: &str = "hand_over";
+
+/// A sandbox has come from another node: it stands in the journal, and its container is to be
+/// connected to this one.
+pub(super) const TAKE_OVER: &str = "take_over";
+
+/// A container is becoming a sandbox of this node.
 pub fn is_adopting(step: &str) -> bool {
-    step == ADOPT
+    step == ADOPT || step == TAKE_OVER
+}
+
+/// A sandbox is on its way to another node.
+pub(super) fn is_handed_over(step: &str) -> bool {
+    step == HAND_OVER
 }
 
 /// A sandbox is being given back.

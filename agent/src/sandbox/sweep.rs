@@ -21,7 +21,8 @@ impl Sandboxes {
         let before = |attempt| marked.is_some_and(|mark| mark.attempt < attempt);
         let over = match self.known(&name) {
             Some(Known::Ended(ended)) => {
-                !ended.released && (ended.vmid == vmid || before(ended.attempt))
+                let its_own = ended.vmid == vmid && !ended.moved;
+                !ended.released && (its_own || before(ended.attempt))
             }
             Some(Known::Live(record)) => record.vmid != vmid && before(record.attempt),
             None => false,

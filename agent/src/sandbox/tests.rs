@@ -4,6 +4,7 @@ mod adopt;
 mod crash;
 mod create;
 mod faults;
+mod hand_over;
 mod life;
 mod lifetime;
 mod operator;
@@ -173,6 +174,11 @@ impl Node {
         let Self { cluster, name, journal, clock, options, tasks, .. } = self;
         self.sandboxes =
             open(cluster, name, journal, clock, options, tasks, Faults::default()).await;
+    }
+
+    /// Another node of its cluster.
+    pub(crate) fn other(&self) -> NodeName {
+        OTHER.parse().expect("valid")
     }
 
     /// A container of somebody else's in our range, with a name as ours have them.

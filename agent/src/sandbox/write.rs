@@ -10,6 +10,7 @@ use proto::{
 use super::{
     Cause, Error, Event, Sandboxes,
     flights::{Crew, Entered, Flight, Kind, Standing, Ticket, lost},
+    hand_over::on_its_way,
     next, reads,
 };
 use crate::journal::{self, Phase, Record};
@@ -58,6 +59,7 @@ impl Sandboxes {
             if matches!(record.phase, Phase::Undoing | Phase::Deleting) || record.phase.ended() {
                 return Err(reads::deleted(&SandboxRef::Id(record.id)));
             }
+            on_its_way(record)?;
             change(record)
         };
         let changed = self.tasks.run(async move { sandboxes.amend(&id, change).await });
@@ -192,8 +194,8 @@ const fn told(event: Event, cause: Cause) -> Option<Cause> {
     match event {
         Event::FoundDown => Some(Cause::FoundDown),
         Event::FoundUp => Some(Cause::FoundUp),
-        Event::Released => Some(Cause::Released),
-        Event::CameUp
+        Event::Released
+        | Event::CameUp
         | Event::StartAsked
         | Event::StartFailed
         | Event::PauseAsked

@@ -33,8 +33,8 @@ Examples:
   sandboxctl drain pve2 --wait --timeout 8h     until nothing is there
   sandboxctl uncordon pve2                      call it off
 
-Sandboxes end by their lifetimes, or are deleted by their owners. What runs or is paused is not moved:
-containers cannot be moved alive.")]
+Sandboxes end by their lifetimes, or are deleted by their owners. What is stopped is moved to nodes that
+see its disk (shared storage); what runs or is paused is not: containers cannot be moved alive.")]
 pub struct Drain {
     /// PVE's name of the node
     pub node: String,

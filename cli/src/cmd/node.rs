@@ -57,24 +57,37 @@ pub(super) async fn drain(
 ) -> Result<u8, Failure> {
     let Drain { node, why, wait, timeout } = wish;
     let deadline = Instant::now() + timeout;
-    let spinner = Spinner::new(output.json || !wait, "waiting for the last to go");
-    let mut empty = 0;
-    let remaining = loop {
+    let doing = if wait { "waiting for the last to go" } else { "moving what is stopped" };
+    let spinner = Spinner::new(output.json, doing);
+    let (mut empty, mut moved) = (0, Vec::new());
+    let (remaining, stays) = loop {
         let request = DrainNodeRequest { node: node.clone(), why: why.clone() };
-        let remaining = answer(controller.operator.clone().drain_node(request)).await?.remaining;
-        empty = if remaining.is_empty() { empty + 1 } else { 0 };
+        let drained = answer(controller.operator.clone().drain_node(request)).await?;
+        moved.extend(drained.moved);
+        empty = if drained.remaining.is_empty() { empty + 1 } else { 0 };
         if !wait || empty >= EMPTY || Instant::now() >= deadline {
-            break remaining;
+            break (drained.remaining, drained.stays);
         }
         sleep(LOOK).await;
     };
     drop(spinner);
     if output.json {
-        output.value(&remaining.iter().map(json::sandbox).collect::<Vec<_>>())?;
-    } else if remaining.is_empty() {
+        let all =
+            |of: &[Sandbox]| of.iter().map(|one| json!(json::sandbox(one))).collect::<Vec<_>>();
+        let (moved, remaining) = (all(&moved), all(&remaining));
+        output.value(&json!({ "moved": moved, "remaining": remaining, "stays": stays }))?;
+        return Ok(if remaining.is_empty() { 0 } else { exit::REFUSED });
+    }
+    for sandbox in &moved {
+        output.line(format!("{} moved to {}", sandbox.id, sandbox.node))?;
+    }
+    if remaining.is_empty() {
         output.line(format!("{node} is empty, and gets no new sandboxes"))?;
     } else {
         output.line(table::text(&list(output, &remaining)))?;
+        for (id, why) in &stays {
+            output.line(format!("{id} stays: {}", table::plain(why)))?;
+        }
         output.line(format!("{} left on {node}, which gets no new ones", remaining.len()))?;
     }
     Ok(if remaining.is_empty() { 0 } else { exit::REFUSED })

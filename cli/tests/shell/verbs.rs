@@ -156,7 +156,12 @@ async fn a_node_is_cordoned_and_drained() {
     assert_eq!(ran.text(), "node2 gets new sandboxes again\n");
     let ran = fake.run(&["drain", "node2"]).await;
     assert_eq!(ran.code, Some(1), "not empty");
-    assert!(ran.text().contains(ID) && ran.text().contains("1 left on node2"), "{ran:?}");
+    for told in ["moved to node1", "stays: node3 does not see its disk", "1 left on node2"] {
+        assert!(ran.text().contains(told), "{ran:?}");
+    }
+    let ran = fake.run(&["drain", "node2", "--json"]).await;
+    let ran: serde_json::Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+    assert_eq!((&ran["moved"][0]["id"], ran["stays"][ID].is_string()), (&json!(ID), true));
     let ran = fake.run(&["drain", "node2", "--wait", "--timeout", "1s"]).await;
     assert_eq!(ran.code, Some(1), "not empty in time");
 }

@@ -24,6 +24,9 @@ use proto::{
 };
 use tokio::sync::{Notify, watch};
 
+mod moved;
+
+use self::moved::{has_moved, is_gone};
 use super::kept::{Kept, Numbers};
 use crate::store::Event;
 
@@ -43,7 +46,7 @@ pub struct Entry {
     /// Its node has given a whole inventory without it, although it lived. Kept, never called gone.
     pub lost: bool,
     /// While it is being created: a later attempt than ours that another node has or had, because our
-    /// store is an old copy.
+    /// store is an old copy. Later on: the same attempt as another node has it, which took it over.
     pub later: Option<Box<Sandbox>>,
     /// When it was seen to end; 0 while it lives.
     pub ended_ms: u64,
@@ -78,6 +81,13 @@ pub enum Applied {
     /// It was news of a later attempt than the one that was known to live on this node, which has not
     /// heard that its own is off.
     Replaced(NodeName, u32),
+    /// A node has not its container any more, and another has taken it over: it is to leave it.
+    Moved {
+        /// The one.
+        left: NodeName,
+        /// The other.
+        to: NodeName,
+    },
     /// It was known.
     Known,
     /// It is of an attempt that was given up: it is not shown.
@@ -195,9 +205,13 @@ impl Cache {
         entry.creating = false;
         let later = entry.later.take().filter(|later| later.attempt > sandbox.attempt);
         let newer = entry.sandbox.attempt == sandbox.attempt
-            && entry.sandbox.node == sandbox.node
+            && entry.node.as_ref().is_some_and(|node| node.as_str() == sandbox.node)
             && entry.sandbox.revision > sandbox.revision;
-        if !newer || ended(&sandbox) {
+        if newer && has_moved(&entry.sandbox) {
+            let left = std::mem::replace(&mut entry.sandbox, sandbox);
+            inner.go_on(&mut entry, &left);
+            inner.dirty.insert(*id);
+        } else if !newer || ended(&sandbox) {
             entry.node = sandbox.node.parse().ok();
             entry.sandbox = sandbox;
         } else {
@@ -230,6 +244,10 @@ impl Cache {
         let inventory = inner.inventories.get(node).copied().unwrap_or_default();
         let here = inner.nodes.find(node);
         let Some(old) = inner.by_id.get_mut(&id) else {
+            if has_moved(&sandbox) {
+                // Where it is now tells of it.
+                return Applied::Known;
+            }
             let ended_ms = if ended(&sandbox) { now_ms } else { 0 };
             let node = Some(node.clone());
             let entry = Entry {
@@ -252,11 +270,45 @@ impl Cache {
         };
         let on_it = here.is_some() && old.node == here;
         let same = on_it && sandbox.attempt == old.attempt;
-        let comes_back = !old.creating && !ended(&sandbox) && old.let_go;
+        // It goes on elsewhere, and that node's word counts from now on.
+        if same && has_moved(&sandbox) && !old.creating && !old.ended() {
+            let Some(before) = inner.get(&id) else { return Applied::Stray };
+            let mut entry = before.clone();
+            inner.go_on(&mut entry, &sandbox);
+            entry.ended_ms = if entry.ended() { now_ms } else { 0 };
+            news(Some(&before), &entry);
+            inner.dirty.insert(id);
+            inner.put(entry);
+            drop(inner);
+            self.dirty.notify_one();
+            return Applied::Changed;
+        }
+        // Its node does not know it any more, and its tombstone there is older than what nodes keep.
+        let was_lost = old.lost && !on_it && sandbox.attempt == old.attempt;
+        let comes_back = !old.creating && !ended(&sandbox) && (old.let_go || was_lost);
         if !same && !comes_back {
             // Another attempt than the one we know. While the creation is under way its task decides
             // who stays; after that only a later one can be right (our memory was behind).
             let later = sandbox.attempt > old.attempt;
+            let twin = sandbox.attempt == old.attempt && !old.creating && !old.ended();
+            // That a node has left it says something of that node alone.
+            let known_there = old.later.as_ref().is_some_and(|there| there.node == node.as_str());
+            if twin && (!has_moved(&sandbox) || known_there) {
+                let (known_gone, gone) = (is_gone(&old.sandbox(&id)), is_gone(&sandbox));
+                let lives = !ended(&sandbox);
+                // Of one whose container is not there either, nothing is to be expected.
+                old.later = (!gone).then(|| Box::new(sandbox));
+                let on = old.node.map(|on| inner.nodes.name(on).clone());
+                return match on.filter(|_| lives) {
+                    Some(on) if gone && !known_gone => {
+                        Applied::Moved { left: node.clone(), to: on }
+                    }
+                    Some(on) if known_gone && !gone => {
+                        Applied::Moved { left: on, to: node.clone() }
+                    }
+                    Some(_) | None => Applied::Stray,
+                };
+            }
             if later && old.creating && !on_it {
                 // Also one that has ended: what was deleted is not made again.
                 let known = old.later.as_ref().map_or(0, |known| known.attempt);
@@ -265,8 +317,13 @@ impl Cache {
                 }
                 return Applied::Stray;
             }
+            if has_moved(&sandbox) {
+                return Applied::Stray;
+            }
             if !later {
-                let void = sandbox.attempt < old.attempt && !ended(&sandbox);
+                // Of an attempt before ours; or it was deleted where it had gone from there.
+                let off = sandbox.attempt < old.attempt || old.ended() && is_gone(&sandbox);
+                let void = off && !ended(&sandbox);
                 return if void { Applied::Void } else { Applied::Stray };
             }
         }
@@ -296,9 +353,12 @@ impl Cache {
         let left = before.node.filter(|left| left != node);
         let lived = !entry.creating && !ended(&before.sandbox);
         let later = entry.sandbox.attempt > before.sandbox.attempt;
-        let applied = match left.filter(|_| lived && later) {
-            Some(left) => Applied::Replaced(left, before.sandbox.attempt),
-            None => Applied::Changed,
+        let twin = entry.twin().filter(|there| !ended(there) && is_gone(&entry.sandbox));
+        let to = twin.and_then(|there| there.node.parse().ok());
+        let applied = match (left.filter(|_| lived && later), to) {
+            (Some(left), _) => Applied::Replaced(left, before.sandbox.attempt),
+            (None, Some(to)) => Applied::Moved { left: node.clone(), to },
+            (None, None) => Applied::Changed,
         };
         inner.put(entry);
         drop(inner);
@@ -331,7 +391,8 @@ impl Cache {
                 kept.inventory != current && !kept.creating && !kept.over && !kept.lost
             })
         });
-        let absent: Vec<Entry> = absent.iter().filter_map(|id| inner.get(id)).collect();
+        let mut absent: Vec<Entry> = absent.iter().filter_map(|id| inner.get(id)).collect();
+        absent.retain(|entry| !inner.stays(entry));
         let lost = absent.into_iter().map(|entry| Entry { lost: true, ..entry });
         lost.inspect(|entry| inner.put(entry.clone())).collect()
     }
@@ -356,6 +417,9 @@ impl Cache {
     pub fn give_up(&self, node: &NodeName, now_ms: u64, news: impl Fn(&Entry, &Entry)) {
         let mut inner = self.inner();
         for old in inner.living_on(node) {
+            if inner.stays(&old) {
+                continue;
+            }
             let mut entry = old.clone();
             entry.sandbox.set_phase(Phase::Deleted);
             cause::NODE_LOST.clone_into(&mut entry.sandbox.cause);

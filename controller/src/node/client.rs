@@ -317,6 +317,27 @@ impl Client {
         call(QUICK, agent.give_back(request)).await.map(drop)
     }
 
+    /// Lets a node give the container of a stopped sandbox away; who has it, and its record.
+    pub async fn hand_over(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        target: &NodeName,
+    ) -> Result<(String, bytes::Bytes), Error> {
+        let mut agent = self.agent.clone();
+        let (id, target) = (id.to_string(), target.to_string());
+        let request = wire::HandOverRequest { epoch, id, target };
+        let answer = call(UNDO, agent.hand_over(request)).await?;
+        Ok((answer.node, answer.record))
+    }
+
+    /// Lets a node take a sandbox over whose container it was given.
+    pub async fn take_over(&self, epoch: u64, record: bytes::Bytes) -> Result<api::Sandbox, Error> {
+        let mut agent = self.agent.clone();
+        let request = wire::TakeOverRequest { epoch, record };
+        sandbox(call(UNDO, agent.take_over(request)).await?.sandbox)
+    }
+
     /// Makes a container a sandbox; also the volumes that go with it one day.
     pub async fn adopt(
         &self,
@@ -328,9 +349,16 @@ impl Client {
     }
 
     /// Ends a sandbox and leaves its container.
-    pub async fn release(&self, epoch: u64, id: &SandboxId) -> Result<api::Sandbox, Error> {
+    /// `moved_to`: the node that has taken it over.
+    pub async fn release(
+        &self,
+        epoch: u64,
+        id: &SandboxId,
+        moved_to: Option<&NodeName>,
+    ) -> Result<api::Sandbox, Error> {
         let mut agent = self.agent.clone();
-        let request = wire::ReleaseSandboxRequest { epoch, id: id.to_string() };
+        let moved_to = moved_to.map(ToString::to_string).unwrap_or_default();
+        let request = wire::ReleaseSandboxRequest { epoch, id: id.to_string(), moved_to };
         sandbox(call(UNDO, agent.release_sandbox(request)).await?.sandbox)
     }
 

@@ -10,7 +10,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::{agent::v1::watch_response::Message, id::SandboxId, reason};
+use proto::{
+    agent::v1::watch_response::Message,
+    id::{SandboxId, SandboxRef},
+    name::NodeName,
+    reason,
+    sandbox::v1::Phase,
+};
 use tokio::time::{Instant, timeout};
 
 use super::{Error, Node, Nodes};
@@ -139,6 +145,9 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
             while let Some((id, attempt)) = node.void() {
                 call_off(nodes, node, id, attempt).await?;
             }
+            for (id, to) in node.moved() {
+                leave(nodes, node, id, to).await?;
+            }
         }
         if whole && nodes.set_down(node, None) {
             tracing::info!(node = %node.name, version = hello.version, "a node is up");
@@ -156,6 +165,37 @@ async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
         if call_off(nodes, node, id, attempt).await? {
             nodes.store.paid(&node.name, &id, attempt).await.map_err(failed)?;
         }
+    }
+    Ok(())
+}
+
+/// Tells the node that another has a sandbox now, as a drain does that is not cut off.
+async fn leave(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Result<(), Error> {
+    let epoch = nodes.epoch.get();
+    let entry = nodes.cache.get(&SandboxRef::Id(id));
+    if let Some(entry) = entry.as_ref().filter(|entry| entry.ended()) {
+        // It has ended there by now.
+        return call_off(nodes, node, id, entry.sandbox.attempt).await.map(drop);
+    }
+    let going = entry.is_some_and(|entry| entry.sandbox.phase() == Phase::Deleting);
+    if going && let Some(there) = nodes.get(&to) {
+        // It was deleted on its way, and this one cannot: it has no container any more.
+        match there.client.delete(epoch, &id, Duration::ZERO).await {
+            Ok(deleted) => nodes.apply(&to, deleted),
+            Err(error) => tracing::warn!(node = %to, sandbox_id = %id, %error, "not deleted yet"),
+        }
+        node.must_leave(id, to);
+        return Ok(());
+    }
+    match node.client.release(epoch, &id, Some(&to)).await {
+        Ok(left) => nodes.apply(&node.name, left),
+        Err(error @ Error::Refused { .. }) => {
+            nodes.noticed(&error);
+            // With its next report: the other may be deleting it just now.
+            tracing::debug!(node = %node.name, sandbox_id = %id, %error, "it is not left yet");
+            node.must_leave(id, to);
+        }
+        Err(error) => return Err(error),
     }
     Ok(())
 }

@@ -68,6 +68,8 @@ struct State {
     /// Attempts that it holds although they were given up: the store that owed it their cancels was
     /// lost.
     void: BTreeMap<SandboxId, u32>,
+    /// What other nodes have taken over from it, and which: it is to leave them.
+    moved: BTreeMap<SandboxId, NodeName>,
     /// Its inventory was whole once.
     heard: bool,
     /// It has answered us before, so a higher epoch at it means that we were replaced.
@@ -120,6 +122,16 @@ impl Node {
     /// Takes one attempt that it must hear to be off.
     pub(super) fn void(&self) -> Option<(SandboxId, u32)> {
         self.state().void.pop_first()
+    }
+
+    /// Takes what it must leave.
+    pub(super) fn moved(&self) -> BTreeMap<SandboxId, NodeName> {
+        std::mem::take(&mut self.state().moved)
+    }
+
+    /// Another node has taken this over from it.
+    pub(super) fn must_leave(&self, id: SandboxId, to: NodeName) {
+        self.state().moved.insert(id, to);
     }
 
     fn set_down(&self, down: Option<String>) -> bool {
@@ -240,6 +252,7 @@ impl Nodes {
                 report: None,
                 first_report: true,
                 void: BTreeMap::new(),
+                moved: BTreeMap::new(),
                 heard: false,
                 met: false,
             }),
@@ -511,6 +524,12 @@ impl Nodes {
                 tracing::warn!(node = %left, sandbox_id = id, attempt, "a later attempt came up");
                 if let (Some(left), Ok(id)) = (self.get(&left), id.parse()) {
                     left.state().void.insert(id, attempt);
+                }
+            }
+            super::cache::Applied::Moved { left, to } => {
+                tracing::warn!(node = %left, sandbox_id = id, %to, "another node has it now");
+                if let (Some(left), Ok(id)) = (self.get(&left), id.parse()) {
+                    left.must_leave(id, to);
                 }
             }
             super::cache::Applied::Stray => {

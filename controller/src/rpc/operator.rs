@@ -114,8 +114,7 @@ impl OperatorService for Rpc {
         request: Request<DrainNodeRequest>,
     ) -> Result<Response<DrainNodeResponse>, Status> {
         let (caller, DrainNodeRequest { node, why }) = split(request)?;
-        let remaining = self.sandboxes.drain(&caller, &node, why).await?;
-        Ok(Response::new(DrainNodeResponse { remaining }))
+        Ok(Response::new(self.sandboxes.drain(&caller, &node, why).await?))
     }
 
     async fn forget_node(

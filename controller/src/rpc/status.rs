@@ -30,6 +30,7 @@ pub(super) fn code(reason: &str) -> Code {
         | reason::CONTAINER_UNFIT
         | reason::CONTAINER_GONE
         | reason::NOT_ADOPTED
+        | reason::NOT_MOVABLE
         | reason::NODE_IN_USE
         | reason::SANDBOX_PAUSED
         | reason::FREEZE_FAILED

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::{
     agent::v1::Intake,
-    sandbox::v1::{EventKind, Sandbox},
+    sandbox::v1::{DrainNodeResponse, EventKind},
 };
 
 use super::{Caller, Error, Sandboxes};
@@ -29,7 +29,8 @@ impl Sandboxes {
         self.set_intake(caller, node, (Intake::Open, kind), String::new()).await.map(drop)
     }
 
-    /// A node gets no new work and is to become empty. Returns what is on it still.
+    /// A node gets no new work and is to become empty: what is stopped is moved, where other nodes see
+    /// its disk. Returns what is on it still, and what is not any more.
     ///
     /// # Errors
     /// When there is no such node, or it does not answer.
@@ -38,11 +39,14 @@ impl Sandboxes {
         caller: &Caller,
         node: &str,
         why: String,
-    ) -> Result<Vec<Sandbox>, Error> {
+    ) -> Result<DrainNodeResponse, Error> {
         let kind = EventKind::NodeDraining;
         let node = self.set_intake(caller, node, (Intake::Draining, kind), why).await?;
-        let remaining = self.nodes.cache.living_on(&node.name);
-        Ok(remaining.iter().map(|entry| self.nodes.cache.view(entry)).collect())
+        let (moved, stays) = self.move_away(caller, &node).await;
+        let mut remaining = self.nodes.cache.living_on(&node.name);
+        remaining.sort_unstable_by_key(|entry| entry.id);
+        let remaining = remaining.iter().map(|entry| self.nodes.cache.view(entry)).collect();
+        Ok(DrainNodeResponse { remaining, moved, stays })
     }
 
     async fn set_intake(

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use prost::Message;
 use proto::{
+    cause,
     id::SandboxRef,
     name::{NodeName, Team},
     reason,
@@ -176,9 +177,7 @@ impl Sandboxes {
                 if let Some(later) = self.later(job) {
                     return self.go_on_with(job, &later).await;
                 }
-                // What our store knows of it may be an old copy: the nodes may know more.
-                let behind = self.nodes.epoch.behind() && Instant::now() < until;
-                if (behind || self.started.elapsed() < START_GRACE) && self.unheard() {
+                if self.may_hear_more(job) {
                     sleep(LOOK).await;
                     continue;
                 }
@@ -217,11 +216,19 @@ impl Sandboxes {
         }
     }
 
+    /// What our store knows of it may be an old copy, and not all nodes were heard yet, which may know
+    /// more.
+    fn may_hear_more(&self, job: &Job) -> bool {
+        let behind = self.nodes.epoch.behind() && Instant::now() < job.begun + self.options.queue;
+        (behind || self.started.elapsed() < START_GRACE) && self.unheard()
+    }
+
     /// The last of the later attempts than ours that nodes hold.
     fn later(&self, job: &mut Job) -> Option<Box<Sandbox>> {
         let told = self.nodes.cache.get(&SandboxRef::Id(job.order.id)).and_then(|e| e.later);
         let later = job.found.take().into_iter().chain(told).max_by_key(|later| later.attempt)?;
-        (later.attempt > job.order.attempt).then_some(later)
+        let goes_on = later.attempt > job.order.attempt || later.cause == cause::MOVED;
+        goes_on.then_some(later)
     }
 
     /// Goes on with an attempt that was begun by a controller whose store we do not have.
@@ -307,6 +314,10 @@ impl Sandboxes {
                         rollback: String::new(),
                     });
                 }
+                // Our store is an old copy: it came up, and has gone to another node since.
+                Ok((sandbox, _)) if sandbox.cause == cause::MOVED => {
+                    return Attempt::Behind(Box::new(sandbox));
+                }
                 Ok((sandbox, load)) if sandbox.attempt == job.order.attempt => {
                     silent_since = Instant::now();
                     if !matches!(step, Step::Follow) {
@@ -326,6 +337,11 @@ impl Sandboxes {
                         Phase::Failed => {
                             return by_failure(name, sandbox.failure.unwrap_or_default(), None);
                         }
+                        // Perhaps it was called off, and a later one came up.
+                        Phase::Deleted if job.resumed && self.may_hear_more(job) => {
+                            step = Step::Ask;
+                            sleep(LOOK).await;
+                        }
                         // Even if it has been deleted since: it is never made again.
                         Phase::Running
                         | Phase::Paused
@@ -334,7 +350,11 @@ impl Sandboxes {
                         | Phase::Stopped
                         | Phase::Deleting
                         | Phase::Deleted
-                        | Phase::Unreachable => return Attempt::Up(Box::new(sandbox)),
+                        | Phase::Unreachable => {
+                            let over = job.resumed && sandbox.phase() == Phase::Deleted;
+                            let later = if over { self.later(job) } else { None };
+                            return later.map_or(Attempt::Up(Box::new(sandbox)), Attempt::Behind);
+                        }
                     }
                     continue;
                 }

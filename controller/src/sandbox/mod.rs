@@ -21,6 +21,7 @@ mod garbage;
 mod job;
 mod lifetime;
 mod list;
+mod move_away;
 mod pause;
 mod place;
 mod prune;

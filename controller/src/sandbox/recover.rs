@@ -52,7 +52,7 @@ impl Sandboxes {
         };
         let before = self.reachable(&entry)?;
         let epoch = self.nodes.epoch.get();
-        let released = before.client.release(epoch, id).await;
+        let released = before.client.release(epoch, id, None).await;
         let released = released.map_err(|error| self.of_node(&before, error))?;
         self.nodes.apply(&before.name, released);
         Ok(())

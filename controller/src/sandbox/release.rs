@@ -22,7 +22,7 @@ impl Sandboxes {
         let node = self.reachable(&entry)?;
         let effects = &[EventKind::Deleted];
         self.wanted(caller, &entry, Some(EventKind::ReleaseAsked), effects);
-        match node.client.release(self.nodes.epoch.get(), &entry.id).await {
+        match node.client.release(self.nodes.epoch.get(), &entry.id, None).await {
             Ok(sandbox) => Ok(self.changed(&entry, &node, effects, sandbox).await),
             Err(error) => Err(self.unchanged(&entry, &node, effects, error).await),
         }

@@ -98,6 +98,28 @@ async fn an_old_copy_of_the_store_goes_on_with_the_attempt_that_came_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_attempt_that_was_called_off_is_no_end_while_a_node_is_away() {
+    let (mut lab, copy, made) = made_elsewhere().await;
+    let holder = lab.holder(&made.id).clone();
+    // It had come up, and was called off for the second.
+    let first = lab.agents[0].name().to_string();
+    let mut off = Sandbox { attempt: 1, node: first, ..made.clone() };
+    off.set_phase(Phase::Deleted);
+    lab.agents[0].put(off);
+    holder.down();
+    // Within what a controller that has just started waits for its nodes.
+    let back = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        holder.up();
+    });
+    restored(&mut lab, copy).await;
+    back.await.expect("it came back");
+    let same = lab.until(&made.id, Phase::Running).await;
+    assert_eq!((same.node, same.attempt), (made.node, 2));
+    assert!(!kinds(&lab, &made.id).await.contains(&EventKind::Deleted));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_attempt_that_an_old_copy_does_not_know_and_that_was_deleted_is_not_made_again() {
     let (mut lab, copy, made) = made_elsewhere().await;
     lab.api().delete_sandbox(DeleteSandboxRequest { id: made.id.clone() }).await.expect("deleted");

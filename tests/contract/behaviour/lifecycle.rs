@@ -48,6 +48,41 @@ pub(super) async fn a_disk_is_made_larger_and_never_smaller(stage: &dyn Stage) -
     Shown::Yes
 }
 
+pub(super) async fn it_goes_to_a_node_that_sees_its_disk(stage: &dyn Stage) -> Shown {
+    let order = stage.configured().await;
+    let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
+    let members = pve.cluster().await.members;
+    let other = members.iter().find(|(name, member)| *name != pve.node() && member.online);
+    let other = other.map(|(name, _)| name.clone());
+    let Some(other) = other else {
+        stage.destroy(&order).await;
+        return Shown::NotHere("another node that is online");
+    };
+    assert_kind!(pve.hand_to(vmid, &owner, &other).await, WrongState);
+    if !stage.share(true).await {
+        stage.destroy(&order).await;
+        return Shown::NotHere("a storage that is shared");
+    }
+    for no_other in [pve.node().clone(), "nosuch".parse().expect("a name")] {
+        assert_kind!(pve.hand_to(vmid, &owner, &no_other).await, WrongState);
+    }
+    let somebody = mark(stage.fresh()).sandbox_id;
+    assert_kind!(pve.hand_to(vmid, &somebody, &other).await, NotOurs);
+    let before = pve.config(vmid).await.expect("read").expect("it is there");
+    for _ in 0..2 {
+        pve.hand_to(vmid, &owner, &other).await.expect("it goes");
+        assert_eq!(pve.config(vmid).await.expect("read"), None);
+        assert_eq!(pve.cluster().await.guests.get(&vmid), Some(&other));
+    }
+    stage.fetch_back(vmid, &other).await;
+    assert_eq!(pve.config(vmid).await.expect("read").as_ref(), Some(&before), "byte for byte");
+    pve.start(vmid, DEADLINE).await.expect("start");
+    assert_kind!(pve.hand_to(vmid, &owner, &other).await, WrongState);
+    assert!(stage.share(false).await);
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
 pub(super) async fn start_and_stop_are_idempotent(stage: &dyn Stage) -> Shown {
     let order = stage.cloned().await;
     let (pve, vmid) = (stage.pve(), order.vmid);

@@ -15,6 +15,8 @@ pub(super) async fn without_it_changes_are_refused(stage: &dyn Stage) -> Shown {
     let owner = stopped.mark.sandbox_id;
     assert_kind!(pve.clone_template(&stage.order(), DEADLINE).await, NoQuorum);
     assert_kind!(pve.configure(stopped.vmid, &stage.settings()).await, NoQuorum);
+    let other = "node2".parse().expect("a name");
+    assert_kind!(pve.hand_to(stopped.vmid, &owner, &other).await, NoQuorum);
     assert_kind!(pve.resize(stopped.vmid, 99, DEADLINE).await, NoQuorum);
     assert_kind!(pve.start(stopped.vmid, DEADLINE).await, NoQuorum);
     assert_kind!(pve.destroy_owned(stopped.vmid, &owner, DEADLINE).await, NoQuorum);

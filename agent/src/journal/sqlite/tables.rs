@@ -42,19 +42,41 @@ pub(super) fn begin(
 }
 
 pub(super) fn adopt(db: &Connection, record: &Record) -> Result<Record, Error> {
+    if let Some(known) = get(db, &record.id)? {
+        return Err(Error::Conflict { id: record.id, expected: 0, found: known.revision });
+    }
+    write_found(db, record)
+}
+
+pub(super) fn take_over(
+    db: &Connection,
+    pools: &Pools,
+    record: &Record,
+    taken_ips: &BTreeSet<Ipv4Addr>,
+    now_ms: u64,
+) -> Result<Record, Error> {
+    if let Some(known) = get(db, &record.id)?.filter(|known| !known.gives_way_to(record)) {
+        return Err(Error::Conflict { id: record.id, expected: 0, found: known.revision });
+    }
+    let mut record = record.clone();
+    if record.network == Network::Static {
+        record.ip = Some(lease_address(db, pools, taken_ips, now_ms)?);
+    }
+    write_found(db, &record)
+}
+
+/// Of a container that was there before its record.
+fn write_found(db: &Connection, record: &Record) -> Result<Record, Error> {
     let known: Option<i64> = db
         .prepare_cached(
-            "SELECT revision FROM records WHERE id = ?1
-             OR ended = 0 AND (vmid = ?2 OR lease = ?3 OR (team = ?4 AND request_id = ?5))",
+            "SELECT revision FROM records WHERE ended = 0
+             AND (vmid = ?1 OR lease = ?2 OR (team = ?3 AND request_id = ?4))",
         )
         .and_then(|mut sql| {
             let (team, request) = (record.team.to_string(), record.request_id.to_string());
             let vmid = record.vmid.get();
             let lease = lease_of(record);
-            sql.query_row(params![record.id.to_string(), vmid, lease, team, request], |row| {
-                row.get(0)
-            })
-            .optional()
+            sql.query_row(params![vmid, lease, team, request], |row| row.get(0)).optional()
         })
         .map_err(storage)?;
     match known {

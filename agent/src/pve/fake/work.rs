@@ -176,6 +176,20 @@ impl Work {
         self.end()
     }
 
+    pub(super) async fn hand_to(
+        mut self,
+        owner: SandboxId,
+        target: NodeName,
+    ) -> Result<(), ErrorKind> {
+        self.world().check_quorum(&self.node)?;
+        self.pass(self.shared.pace().write).await?;
+        if self.killed() {
+            return Err(cut_off());
+        }
+        self.world().hand_to(&self.node, self.vmid, &owner, &target)?;
+        self.end()
+    }
+
     pub(super) async fn start(mut self) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
         self.world().let_go(&self.node, self.vmid)?;

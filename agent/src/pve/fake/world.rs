@@ -62,6 +62,8 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) struct World {
     pub quorate: bool,
+    /// Every node sees the volumes of every other.
+    pub shared: bool,
     pub nodes: BTreeMap<NodeName, Node>,
     pub guests: BTreeMap<Vmid, Guest>,
     /// By node and vmid: what is on a storage, referenced or not.
@@ -280,6 +282,34 @@ impl World {
         if let Some(volumes) = self.volumes.remove(&(from, vmid)) {
             self.volumes.insert((to.clone(), vmid), volumes);
         }
+    }
+
+    pub(super) fn hand_to(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        owner: &SandboxId,
+        target: &NodeName,
+    ) -> Result<(), ErrorKind> {
+        let there = self.guests.get(&vmid).is_some_and(|guest| guest.node == *target);
+        if there && target != node {
+            return Ok(());
+        }
+        if target == node || !self.nodes.get(target).is_some_and(|node| node.pmxcfs) {
+            let text = format!("{target} is no other node of the cluster that is online");
+            return Err(ErrorKind::WrongState(text));
+        }
+        let shared = self.shared;
+        let guest = self.ours(node, vmid)?;
+        ownership::owned(&guest.config, vmid, owner)?;
+        if guest.pid.is_some() {
+            return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
+        }
+        if !shared {
+            return Err(ErrorKind::WrongState(format!("{target} does not see its volumes")));
+        }
+        self.migrate(vmid, target);
+        Ok(())
     }
 
     /// A container of this owner's.

@@ -44,7 +44,7 @@ impl Rooms {
 
 impl Host {
     /// The storages that containers of this node can be on.
-    async fn storages(&self) -> Result<Vec<Storage>, ErrorKind> {
+    pub(super) async fn storages(&self) -> Result<Vec<Storage>, ErrorKind> {
         let path = self.places.root.join("storage.cfg");
         let bytes = self.files.read(path).await.map_err(|error| unread(&error))?;
         let bytes =

@@ -342,6 +342,10 @@ fn what_is_left_of_attempts_that_are_over_is_swept() {
         let odd = planned(second(101, Phase::Stopped), vec![seen(100, attempt), seen(101, 2)]);
         assert!(matches!(odd[..], [Action::Quarantine { .. }]), "{odd:?}");
     }
+    // What has moved to another node is to come to no harm here; an attempt before it is over.
+    let moved = |on| Record { cause: proto::cause::MOVED.into(), ..second(on, Phase::Deleted) };
+    let back = planned(moved(101), vec![seen(100, 1), seen(101, 2)]);
+    assert!(matches!(back[..], [Action::Sweep { .. }, Action::Quarantine { .. }]), "{back:?}");
     // A destruction that was cut off leaves a number and a lock.
     let gutted = || (vmid(100), Container { gutted: true, ..Container::default() });
     assert_eq!(planned(second(100, Phase::Deleted), vec![gutted()]), sweep);

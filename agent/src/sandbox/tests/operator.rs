@@ -20,10 +20,6 @@ impl Node {
         (record.phase, record.failure.as_ref().map(|failure| failure.reason.clone()))
     }
 
-    fn other(&self) -> NodeName {
-        OTHER.parse().expect("valid")
-    }
-
     fn change(&self, record: &Record, change: impl FnOnce(&mut ContainerConfig)) {
         self.cluster.edit(&self.name, record.vmid, change);
     }
@@ -330,7 +326,7 @@ async fn another_container_under_its_number_is_somebody_elses() {
 
 impl Node {
     /// Passes while something cannot be done.
-    async fn reconcile_some(&self) {
+    pub(super) async fn reconcile_some(&self) {
         let mut reconciler = self.reconciler();
         for _ in 0..3 {
             reconciler.pass().await;

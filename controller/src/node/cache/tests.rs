@@ -1,5 +1,7 @@
 //! The cache by itself.
 
+use proto::{reason, sandbox::v1::Failure};
+
 use super::*;
 
 fn id(n: u8) -> SandboxId {
@@ -30,6 +32,12 @@ fn apply(cache: &Cache, node: &NodeName, sandbox: Sandbox) -> Applied {
 
 fn phase(cache: &Cache, n: u8) -> Option<Phase> {
     cache.get(&SandboxRef::Id(id(n))).map(|entry| cache.view(&entry).phase())
+}
+
+/// A whole inventory without any sandbox; what is lost by it.
+fn inventory(cache: &Cache, node: &NodeName) -> Vec<SandboxId> {
+    cache.begin_inventory(node, true);
+    cache.end_inventory(node).into_iter().map(|entry| entry.id).collect()
 }
 
 #[test]
@@ -87,6 +95,139 @@ fn a_later_attempt_that_was_heard_of_before_the_creation_settled_is_not_forgotte
     assert_eq!(apply(&cache, &node("n2"), deleted.clone()), Applied::Stray);
     let known = cache.get(&SandboxRef::Id(id(2))).and_then(|entry| entry.later);
     assert_eq!(known.as_deref(), Some(&deleted));
+}
+
+#[test]
+fn what_is_moved_does_not_end_whoever_is_heard_first() {
+    let (n1, n2) = (node("n1"), node("n2"));
+    let there = || Sandbox { node: "n2".into(), ..sandbox(1, Phase::Stopped, 1) };
+    let left = || Sandbox {
+        cause: cause::MOVED.into(),
+        node: "n2".into(),
+        ..sandbox(1, Phase::Deleted, 7)
+    };
+    let gone = || {
+        let failure = Failure { reason: reason::CONTAINER_GONE.into(), ..Failure::default() };
+        Sandbox { failure: Some(failure), ..sandbox(1, Phase::Stopped, 6) }
+    };
+    let moved = || Applied::Moved { left: n1.clone(), to: n2.clone() };
+    let known = || {
+        let cache = Cache::default();
+        cache.set_up(&n1, true);
+        cache.set_up(&n2, true);
+        apply(&cache, &n1, sandbox(1, Phase::Stopped, 5));
+        cache
+    };
+    let on = |cache: &Cache| {
+        assert_eq!(phase(cache, 1), Some(Phase::Stopped), "it never ends");
+        cache.get(&SandboxRef::Id(id(1))).and_then(|entry| entry.node)
+    };
+    // As it goes when nothing is cut off.
+    let cache = known();
+    assert_eq!(apply(&cache, &n2, there()), Applied::Stray, "not yet");
+    assert_eq!(on(&cache), Some(n1.clone()));
+    assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
+    assert_eq!(on(&cache), Some(n2.clone()));
+    assert_eq!(apply(&cache, &n1, left()), Applied::Stray, "of the other node");
+    // The new one is heard after the old one has left it.
+    let cache = known();
+    assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
+    assert_eq!(on(&cache), Some(n2.clone()));
+    assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
+    assert_eq!(on(&cache), Some(n2.clone()));
+    // Nothing was known of it.
+    let cache = Cache::default();
+    cache.set_up(&n2, true);
+    assert_eq!(apply(&cache, &n1, left()), Applied::Known);
+    assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
+    assert_eq!(on(&cache), Some(n2.clone()));
+    // Nobody has told the old one yet.
+    let cache = known();
+    assert_eq!(apply(&cache, &n1, gone()), Applied::Changed);
+    assert_eq!(apply(&cache, &n2, there()), moved());
+    assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
+    assert_eq!(on(&cache), Some(n2.clone()));
+    let cache = known();
+    assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
+    assert_eq!(apply(&cache, &n1, gone()), moved());
+    assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
+    assert_eq!(on(&cache), Some(n2.clone()));
+    // The new one was heard first.
+    let cache = Cache::default();
+    cache.set_up(&n2, true);
+    assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
+    assert_eq!(apply(&cache, &n1, sandbox(1, Phase::Stopped, 5)), Applied::Stray);
+    assert_eq!(apply(&cache, &n1, gone()), moved());
+    assert_eq!(on(&cache), Some(n2.clone()));
+    // It was given on to a third that has not taken it over: nobody leaves it for the first.
+    assert_eq!(apply(&cache, &n2, Sandbox { node: "n2".into(), ..gone() }), Applied::Changed);
+    // Deleted on its way.
+    let failure = Failure { reason: reason::NOT_OURS.into(), ..Failure::default() };
+    let deleting = || Sandbox { failure: Some(failure.clone()), ..sandbox(1, Phase::Deleting, 6) };
+    let cache = known();
+    assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
+    assert_eq!(apply(&cache, &n1, deleting()), moved());
+    // The old one has forgotten it, and is heard first, or last; or is given up.
+    let cache = known();
+    assert_eq!(inventory(&cache, &n1), [id(1)]);
+    assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
+    assert_eq!(on(&cache), Some(n2.clone()));
+    let cache = known();
+    assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
+    assert_eq!(inventory(&cache, &n1), []);
+    assert_eq!(on(&cache), Some(n2.clone()));
+    let cache = known();
+    assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
+    cache.give_up(&n1, 1, |_, _| panic!("nothing ends"));
+    assert_eq!(on(&cache), Some(n2.clone()));
+    // It went on to a third before the first was heard.
+    let n3 = node("n3");
+    let cache = known();
+    cache.set_up(&n3, true);
+    let onwards = || Sandbox { node: "n3".into(), ..left() };
+    assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
+    assert_eq!(apply(&cache, &n2, onwards()), Applied::Stray);
+    assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
+    assert_eq!(on(&cache), Some(n3.clone()));
+    // It was deleted there before the first was heard.
+    let cache = known();
+    assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
+    let deleted = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Deleted, 2) };
+    assert_eq!(apply(&cache, &n2, deleted), Applied::Stray);
+    assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
+    assert_eq!(phase(&cache, 1), Some(Phase::Deleted));
+    // It was deleted there, and the first was not told of anything.
+    let cache = Cache::default();
+    assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
+    let deleted = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Deleted, 2) };
+    assert_eq!(apply(&cache, &n2, deleted), Applied::Changed);
+    assert_eq!(apply(&cache, &n1, gone()), Applied::Void);
+    assert_eq!(phase(&cache, 1), Some(Phase::Deleted));
+    // The same, and the first is heard last.
+    let cache = known();
+    let deleted = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Deleted, 2) };
+    assert_eq!(apply(&cache, &n2, deleted), Applied::Stray);
+    assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
+    assert_eq!(phase(&cache, 1), Some(Phase::Deleted));
+    // All that is known is an attempt that failed before.
+    let cache = Cache::default();
+    cache.set_up(&n2, true);
+    let failed = Sandbox { node: "n3".into(), ..sandbox(1, Phase::Failed, 3) };
+    assert_eq!(apply(&cache, &n3, failed), Applied::Changed);
+    let second = |sandbox| Sandbox { attempt: 2, ..sandbox };
+    assert_eq!(apply(&cache, &n1, second(left())), Applied::Stray);
+    assert_eq!(apply(&cache, &n2, second(there())), Applied::Changed);
+    assert_eq!(on(&cache), Some(n2.clone()));
+    // It went between the answer of its creation and its settling.
+    let cache = Cache::default();
+    cache.set_up(&n2, true);
+    let red: Team = "red".parse().expect("team");
+    cache.begin(id(1), red, sandbox(1, Phase::Creating, 0));
+    cache.placed(&id(1), Some(&n1), 1, "placing");
+    assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
+    let up = Sandbox { node: "n1".into(), ..sandbox(1, Phase::Stopped, 5) };
+    assert_eq!(cache.settle(&id(1), up, 1, |_, _| panic!("nothing happened")), None);
+    assert_eq!(on(&cache), Some(n2.clone()));
 }
 
 #[test]

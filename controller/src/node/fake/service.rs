@@ -471,6 +471,14 @@ impl AgentService for Service {
         Ok(Response::new(GiveBackResponse {}))
     }
 
+    async fn hand_over(&self, _request: Request<HandOverRequest>) -> Answer<HandOverResponse> {
+        refuse(Code::FailedPrecondition, reason::NOT_MOVABLE, "its disk is this node's alone")
+    }
+
+    async fn take_over(&self, _request: Request<TakeOverRequest>) -> Answer<TakeOverResponse> {
+        refuse(Code::FailedPrecondition, reason::NOT_OURS, "it is not here")
+    }
+
     async fn adopt_sandbox(
         &self,
         _request: Request<AdoptSandboxRequest>,

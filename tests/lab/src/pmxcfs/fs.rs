@@ -203,6 +203,8 @@ impl Filesystem for NodeFs {
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.attr_of(ino.0) {
             Ok(attr) => reply.attr(&NO_CACHE, &attr),
+            // As for `open`.
+            Err(Unix::ENOENT) => reply.error(Errno::ESTALE),
             Err(errno) => reply.error(unix(errno)),
         }
     }
@@ -325,8 +327,10 @@ impl Filesystem for NodeFs {
                 return;
             }
         }
-        if !virtual_file {
-            self.shared.state().tree.opened(ino.0);
+        // Something else has got its name since the kernel looked that up: it is to look again.
+        if !virtual_file && !self.shared.state().tree.opened(ino.0) {
+            reply.error(Errno::ESTALE);
+            return;
         }
         reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }

@@ -277,11 +277,10 @@ impl Tree {
         Ok(())
     }
 
-    /// Notes that a handle was opened.
-    pub fn opened(&mut self, ino: Ino) {
-        if let Some(inode) = self.inodes.get_mut(&ino) {
-            inode.open += 1;
-        }
+    /// Notes that a handle was opened; false when the file is gone.
+    pub fn opened(&mut self, ino: Ino) -> bool {
+        let inode = self.inodes.get_mut(&ino);
+        inode.map(|inode| inode.open += 1).is_some()
     }
 
     /// Notes that a handle was closed; a removed file goes with its last one.
@@ -515,12 +514,13 @@ mod tests {
         let before = tree.guests()[&100].version;
         let new = tree.create(one, "100.conf.tmp.7", T).expect("tmp");
         tree.write(new, 0, b"arch: amd64\n", T).expect("write");
-        tree.opened(old);
+        assert!(tree.opened(old));
         tree.rename(one, "100.conf.tmp.7", one, "100.conf", T).expect("rename");
         assert_eq!(tree.lookup(one, "100.conf"), Ok(new));
         assert_eq!(tree.file(old), Ok(&b""[..]), "an open handle keeps what it had");
         tree.released(old);
         assert_eq!(tree.file(old), Err(Errno::ENOENT));
+        assert!(!tree.opened(old), "whoever has only its number looks its name up again");
         assert!(tree.guests()[&100].version > before);
         assert_eq!(tree.path(new), "nodes/node1/lxc/100.conf");
     }

@@ -228,6 +228,10 @@ impl Pve for Entered {
         self.fake.resize(vmid, gib, deadline).await
     }
 
+    async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error> {
+        self.fake.hand_to(vmid, owner, target).await
+    }
+
     async fn mark(&self, mark: &Mark) -> Result<(), Error> {
         self.fake.mark(mark).await
     }

@@ -1,0 +1,180 @@
+//! A stopped sandbox goes to another node that sees its disk.
+
+use proto::{lifetime::Wish, reason};
+
+use super::*;
+use crate::pve::ErrorKind;
+use crate::sandbox::hand_over::Handed;
+
+/// Two nodes of one cluster, an agent on each.
+struct Two {
+    node: Node,
+    there: Arc<Sandboxes>,
+}
+
+impl Two {
+    async fn new() -> Self {
+        let node = Node::new().await;
+        node.cluster.set_shared(true);
+        let pools = Pools {
+            vmids: (vmid(200_000), vmid(200_099)),
+            addresses: (Ipv4Addr::new(10, 100, 2, 2), Ipv4Addr::new(10, 100, 2, 254)),
+            address_quarantine_ms: 60_000,
+        };
+        let journal = Arc::new(MemoryJournal::new("other", pools, Arc::new(SoundDisk)));
+        let mut options = node.options.clone();
+        options.network.gateway = Ipv4Addr::new(10, 100, 2, 1);
+        for template in &mut options.templates {
+            template.vmid = vmid(9001);
+        }
+        node.cluster.add_template(&node.other(), vmid(9001));
+        let (cluster, clock, tasks) = (&node.cluster, &node.clock, Tasks::default());
+        let faults = Faults::default();
+        let there = open(cluster, &node.other(), &journal, clock, &options, &tasks, faults).await;
+        Self { node, there }
+    }
+
+    async fn stopped(&self) -> Arc<Record> {
+        let mut order = order(1);
+        order.spec.metadata.insert("a".into(), "b".into());
+        order.spec.env.insert("COLOUR".into(), "green".into());
+        order.spec.services.insert("web".parse().expect("valid"), "80".parse().expect("valid"));
+        self.node.sandboxes.create(order, LONG).await.expect("admitted");
+        self.node.sandboxes.stop(&id(1), LONG).await.expect("stopped")
+    }
+
+    async fn hand_over(&self) -> Handed {
+        let handed = self.node.sandboxes.hand_over(&id(1), &self.node.other(), LONG).await;
+        let (handed, node) = handed.expect("handed over");
+        assert_eq!(node, self.node.other());
+        handed
+    }
+
+    async fn assert_sound(&self) {
+        self.node.assert_sound().await;
+        assert_eq!(self.there.check().await.0, []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_goes_over_with_all_that_it_was() {
+    let two = Two::new().await;
+    let before = two.stopped().await;
+    let handed = two.hand_over().await;
+    let after = two.there.take_over(handed, LONG).await.expect("taken over");
+    let released = two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
+    assert_eq!((released.phase, released.cause.as_str()), (Phase::Deleted, "moved"));
+
+    assert_eq!((after.phase, after.vmid, after.boot), (Phase::Stopped, before.vmid, before.boot));
+    assert_eq!((&after.metadata, &after.env), (&before.metadata, &before.env));
+    assert_eq!((&after.services, &after.snapshot), (&before.services, &before.snapshot));
+    assert_eq!((&after.lifetime, after.size), (&before.lifetime, before.size));
+    assert_eq!(after.ip, Some(Ipv4Addr::new(10, 100, 2, 2)), "an address of that node");
+    let up = two.there.start(&id(1), LONG).await.expect("starts");
+    assert_eq!((up.phase, up.ip), (Phase::Running, after.ip));
+    let interface = two.node.cluster.guests()[&up.vmid].config.net0().expect("connected");
+    assert_eq!(interface.gateway, Some(Ipv4Addr::new(10, 100, 2, 1)));
+    two.assert_sound().await;
+
+    // And back, over what it left there.
+    two.there.stop(&id(1), LONG).await.expect("stopped");
+    let (handed, _) = two.there.hand_over(&id(1), &two.node.name, LONG).await.expect("back");
+    // Until it is taken back, the container with the mark of one that ended here is left alone.
+    two.node.reconcile_some().await;
+    two.node.sandboxes.take_over(handed, LONG).await.expect("taken back");
+    two.there.leave(&id(1), &two.node.name, LONG).await.expect("let go");
+    two.node.sandboxes.start(&id(1), LONG).await.expect("starts");
+    two.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_step_can_be_repeated_and_cut_off() {
+    let mut two = Two::new().await;
+    two.stopped().await;
+    let first = two.hand_over().await;
+    two.node.restart().await;
+    two.node.reconcile().await;
+    let told = two.node.record(1).await;
+    assert_eq!(told.failure.as_ref().map(|f| f.reason.as_str()), Some(reason::CONTAINER_GONE));
+    let again = two.hand_over().await;
+    assert_eq!(again.record.env, first.record.env);
+    assert_eq!((again.record.id, again.record.vmid), (first.record.id, first.record.vmid));
+
+    // Written down there, and not connected yet.
+    let said = ErrorKind::Failed("lost its way".into());
+    two.node.fault(Op::Set, Trouble::Before(said));
+    two.there.take_over(again.clone(), LONG).await.expect_err("could not be connected");
+    let up = two.there.start(&id(1), LONG).await.expect("connected first");
+    let ip = two.node.cluster.guests()[&up.vmid].config.net0().map(|net| net.ip);
+    let expected = up.ip.map(|ip| crate::pve::config_file::Ip::Static(ip, 24));
+    assert_eq!(ip, expected);
+    // What is asked for meanwhile would be lost.
+    let extended = two.node.sandboxes.set_lifetime(&id(1), Wish::default()).await;
+    assert_eq!(extended.expect_err("not here").reason, reason::SANDBOX_BUSY);
+    let started = two.node.sandboxes.start(&id(1), LONG).await;
+    assert_eq!(started.expect_err("not here").reason, reason::SANDBOX_BUSY);
+    let taken = two.there.take_over(again, LONG).await.expect("it is there");
+    assert_eq!(taken.phase, Phase::Running, "as it is by now");
+    two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
+    two.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_go_stays() {
+    let two = Two::new().await;
+    let (node, other) = (&two.node, two.node.other());
+    let refused = async |sandbox: u8, to: &NodeName| {
+        let handed = node.sandboxes.hand_over(&id(sandbox), to, LONG).await;
+        handed.expect_err("stays").reason
+    };
+    node.running(2).await;
+    assert_eq!(refused(2, &other).await, reason::NOT_MOVABLE, "it runs");
+    let record = two.stopped().await;
+    assert_eq!(refused(1, &node.name).await, reason::NOT_MOVABLE, "no other node");
+    node.cluster.set_shared(false);
+    assert_eq!(refused(1, &other).await, reason::NOT_MOVABLE, "its disk is not seen there");
+    assert_eq!(refused(9, &other).await, reason::SANDBOX_NOT_FOUND);
+    let error = node.sandboxes.leave(&id(1), &other, LONG).await.expect_err("it is here");
+    assert_eq!(error.reason, reason::NOT_MOVABLE);
+    let here = Handed { record: Record::clone(&record), now: node.clock.moment() };
+    let error = two.there.take_over(here, LONG).await.expect_err("is not there");
+    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+    node.sandboxes.start(&id(1), LONG).await.expect("as before");
+    two.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_deleted_on_its_way_is_deleted_where_it_went() {
+    let two = Two::new().await;
+    two.stopped().await;
+    two.hand_over().await;
+    two.node.sandboxes.delete(&id(1), LONG).await.expect_err("its container is not here");
+    let handed = two.hand_over().await;
+    assert_eq!(handed.record.phase, Phase::Deleting);
+    // The reconciler goes on with it, or whoever asks again.
+    for phase in [Phase::Deleting, Phase::Deleted] {
+        let taken = two.there.take_over(handed.clone(), LONG).await.expect("taken over");
+        assert_eq!(taken.phase, phase);
+    }
+    // Now that it is nowhere, it is deleted here, too.
+    two.node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    assert_eq!(two.node.cluster.guests().get(&handed.record.vmid), None);
+    two.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_failed_there_is_in_nobodys_way() {
+    let two = Two::new().await;
+    // The first attempt was made there, and failed in the middle of its clone.
+    let said = ErrorKind::Failed("lost its way".into());
+    two.node.fault(Op::Clone, Trouble::Before(said));
+    let first = two.there.create(order(1), LONG).await.expect("admitted");
+    assert_eq!(first.phase, Phase::Failed);
+    let second = Order { attempt: 2, ..order(1) };
+    two.node.sandboxes.create(second, LONG).await.expect("admitted");
+    two.node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    let taken = two.there.take_over(two.hand_over().await, LONG).await.expect("taken over");
+    assert_eq!((taken.attempt, taken.phase), (2, Phase::Stopped));
+    two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
+    two.assert_sound().await;
+}

@@ -1,0 +1,122 @@
+//! What it tells operators.
+
+use proto::sandbox::v1::{operator_service_server::OperatorService, *};
+use tonic::{Request, Response};
+
+use super::{Answer, ID, Service, Streamed, known, sandbox};
+
+#[tonic::async_trait]
+impl OperatorService for Service {
+    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
+        let load = NodeLoad {
+            cores: 2.0,
+            cpu_busy: 0.5,
+            memory_total: 4 << 30,
+            memory_available: 1 << 30,
+            quorate: true,
+            ..NodeLoad::default()
+        };
+        let node = |name: &str, load: Option<NodeLoad>| Node {
+            name: name.into(),
+            ready: load.is_some(),
+            reason: if load.is_some() { String::new() } else { "UNREACHABLE".into() },
+            version: "0.1.0".into(),
+            report_age: load.is_some().then_some(prost_types::Duration { seconds: 1, nanos: 0 }),
+            load,
+            ..Node::default()
+        };
+        let nodes = vec![node("node1", Some(load)), node("node2", None)];
+        Ok(Response::new(ListNodesResponse { nodes }))
+    }
+
+    type WatchAllEventsStream = Streamed<WatchAllEventsResponse>;
+
+    async fn watch_all_events(
+        &self,
+        request: Request<WatchAllEventsRequest>,
+    ) -> Answer<Self::WatchAllEventsStream> {
+        let WatchAllEventsRequest { after_revision, last, follow, .. } = request.into_inner();
+        let said = self.0.events.say(after_revision, last, follow)?;
+        let said = said.into_iter().map(|said| {
+            let (event, revision) = said?;
+            Ok(WatchAllEventsResponse { event, revision })
+        });
+        Ok(Response::new(Box::pin(tokio_stream::iter(said.collect::<Vec<_>>()))))
+    }
+
+    async fn fsck(&self, _: Request<FsckRequest>) -> Answer<FsckResponse> {
+        let finding = Finding {
+            invariant: "I1".into(),
+            node: "node1".into(),
+            subject: "local-zfs:subvol-100009-disk-0".into(),
+            detail: "a volume without a record".into(),
+        };
+        Ok(Response::new(FsckResponse { findings: vec![finding], sandboxes: 3, nodes: 2 }))
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<CollectGarbageRequest>,
+    ) -> Answer<CollectGarbageResponse> {
+        let CollectGarbageRequest { node, .. } = request.into_inner();
+        let item = GarbageItem {
+            node: "node1".into(),
+            action: "quarantined".into(),
+            subject: "100017".into(),
+            why: "this node's journal does not know it".into(),
+        };
+        let (items, unreachable) = match node.as_str() {
+            "node1" => (vec![item], Vec::new()),
+            _ => (Vec::new(), vec!["node2".into()]),
+        };
+        Ok(Response::new(CollectGarbageResponse { items, unreachable }))
+    }
+
+    async fn recover_sandbox(
+        &self,
+        _: Request<RecoverSandboxRequest>,
+    ) -> Answer<RecoverSandboxResponse> {
+        Ok(Response::new(RecoverSandboxResponse { sandbox: known(ID, Phase::Running)? }))
+    }
+
+    async fn adopt_sandbox(
+        &self,
+        request: Request<AdoptSandboxRequest>,
+    ) -> Answer<AdoptSandboxResponse> {
+        let volumes = vec![format!("local:vm-{}-disk-0", request.get_ref().vmid)];
+        Ok(Response::new(AdoptSandboxResponse { sandbox: known(ID, Phase::Running)?, volumes }))
+    }
+
+    async fn release_sandbox(
+        &self,
+        request: Request<ReleaseSandboxRequest>,
+    ) -> Answer<ReleaseSandboxResponse> {
+        let sandbox = known(&request.get_ref().id, Phase::Deleted)?;
+        Ok(Response::new(ReleaseSandboxResponse { sandbox }))
+    }
+
+    async fn cordon_node(&self, _: Request<CordonNodeRequest>) -> Answer<CordonNodeResponse> {
+        Ok(Response::new(CordonNodeResponse {}))
+    }
+
+    async fn uncordon_node(&self, _: Request<UncordonNodeRequest>) -> Answer<UncordonNodeResponse> {
+        Ok(Response::new(UncordonNodeResponse {}))
+    }
+
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Answer<DrainNodeResponse> {
+        Ok(Response::new(DrainNodeResponse {
+            remaining: known(ID, Phase::Running)?.into_iter().collect(),
+            moved: vec![Sandbox { node: "node1".into(), ..sandbox(Phase::Stopped, "done") }],
+            stays: [(ID.to_owned(), "node3 does not see its disk".to_owned())].into(),
+        }))
+    }
+
+    async fn forget_node(&self, _: Request<ForgetNodeRequest>) -> Answer<ForgetNodeResponse> {
+        let sandboxes = known(ID, Phase::Unreachable)?.into_iter().collect();
+        Ok(Response::new(ForgetNodeResponse { sandboxes }))
+    }
+
+    async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {
+        Ok(Response::new(GetVersionResponse { version: "0.9.9".into(), epoch: 4 }))
+    }
+}

@@ -1,0 +1,111 @@
+//! Moving what is stopped off a node that is drained, to nodes that see its disk: no copy is made, and
+//! nothing that runs is moved. What cannot go stays, and is told.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use proto::{
+    id::{SandboxId, SandboxRef},
+    name::NodeName,
+    sandbox::v1::{EventKind, Phase, Sandbox},
+    spec::{Network, Spec},
+};
+use tokio::time::Instant;
+
+use super::{Caller, Error, Sandboxes};
+use crate::{
+    node::{Entry, Node, registry::Tried},
+    store::Event,
+};
+
+/// So long one call moves; the next goes on.
+const ENOUGH: Duration = Duration::from_secs(10);
+
+impl Sandboxes {
+    /// Moves what is stopped on this node, as far as it can be and for a while. What was moved, as it is
+    /// now, and why others stay.
+    pub(super) async fn move_away(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+    ) -> (Vec<Sandbox>, BTreeMap<String, String>) {
+        let (mut moved, mut stays) = (Vec::new(), BTreeMap::new());
+        let until = Instant::now() + ENOUGH;
+        for entry in self.nodes.cache.living_on(&node.name) {
+            let phase = entry.sandbox.phase();
+            // Deleted on its way, it may be here no more: it is deleted where it went.
+            let left = phase == Phase::Deleting && entry.sandbox.failure.is_some();
+            if entry.creating || entry.lost || !(phase == Phase::Stopped || left) {
+                continue;
+            }
+            let tried = match Instant::now() < until {
+                true => {
+                    self.move_one(caller, &entry, node).await.map_err(|error| error.to_string())
+                }
+                false => Err("there was no time to move it: drain once more".into()),
+            };
+            match tried {
+                Ok(()) => {
+                    let there = self.nodes.cache.get(&SandboxRef::Id(entry.id));
+                    moved.extend(there.map(|there| self.nodes.cache.view(&there)));
+                }
+                Err(why) => {
+                    tracing::info!(sandbox_id = %entry.id, node = %node.name, why, "it stays");
+                    stays.insert(entry.id.to_string(), why);
+                }
+            }
+        }
+        (moved, stays)
+    }
+
+    /// The three steps that `agent/src/sandbox/hand_over.rs` tells, from wherever they were cut off.
+    async fn move_one(&self, caller: &Caller, entry: &Entry, from: &Node) -> Result<(), Error> {
+        let (id, epoch) = (entry.id, self.nodes.epoch.get());
+        let to = self.better(entry, &from.name)?;
+        let handed = from.client.hand_over(epoch, &id, &to).await;
+        let (to, record) = handed.map_err(|error| self.of_node(from, error))?;
+        let to = self.node(&to)?;
+        let taken = to.client.take_over(epoch, record).await;
+        let sandbox = taken.map_err(|error| self.of_node(&to, error))?;
+        let revision = sandbox.revision;
+        self.nodes.apply(&to.name, sandbox);
+        let left = from.client.release(epoch, &id, Some(&to.name)).await;
+        self.nodes.apply(&from.name, left.map_err(|error| self.of_node(from, error))?);
+        self.log().say(Event {
+            sandbox: Some(id),
+            team: Some(entry.team.clone()),
+            node: Some(to.name.clone()),
+            detail: format!("from {}, which is being drained", from.name),
+            once: Some(format!("{id} {} {revision}", to.name)),
+            ..self.log().event(EventKind::Moved, &caller.token)
+        });
+        self.written().await;
+        Ok(())
+    }
+
+    /// The node that a new one of its kind would go to.
+    fn better(&self, entry: &Entry, from: &NodeName) -> Result<NodeName, Error> {
+        let spec = spec(entry.id, &entry.sandbox)?;
+        let decision = self.nodes.place(None, &entry.team, &spec, 1, &Tried::default(), None);
+        let fit = decision.verdicts.iter().filter(|verdict| verdict.filtered.is_none());
+        let best = fit.map(|verdict| &verdict.node).find(|node| *node != from);
+        best.cloned().ok_or_else(|| {
+            let why = format!("no other node has room for {}: {}", entry.id, decision.why());
+            Error::new(proto::reason::NO_CAPACITY, why)
+        })
+    }
+}
+
+fn spec(id: SandboxId, sandbox: &Sandbox) -> Result<Spec, Error> {
+    Ok(Spec {
+        request_id: id.to_string().parse()?,
+        snapshot: sandbox.snapshot_id.parse()?,
+        size: sandbox.size.unwrap_or_default().into(),
+        metadata: Default::default(),
+        env: Default::default(),
+        network: Network::Static,
+        services: Default::default(),
+        node: None,
+        labels: Default::default(),
+        lifetime: Default::default(),
+    })
+}
