@@ -200,7 +200,7 @@ impl Sandboxes {
         })
     }
 
-    /// Lets go of one that this node has taken over, with its container: it goes on there. One that
+    /// Lets go of one that `to` has taken over, with its container: it goes on there. One that
     /// has gone already is as it should be.
     ///
     /// # Errors

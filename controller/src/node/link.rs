@@ -169,13 +169,16 @@ async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tells the node that another has a sandbox now, as a drain does that is not cut off.
+/// Tells the node that another has a sandbox now, as a drain does that is not cut off. What does not
+/// come to that, it hears again with its next message.
 async fn leave(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Result<(), Error> {
     let epoch = nodes.epoch.get();
     let entry = nodes.cache.get(&SandboxRef::Id(id));
     if let Some(entry) = entry.as_ref().filter(|entry| entry.ended()) {
         // It has ended there by now.
-        return call_off(nodes, node, id, entry.sandbox.attempt).await.map(drop);
+        call_off(nodes, node, id, entry.sandbox.attempt).await?;
+        node.has_left(&id);
+        return Ok(());
     }
     let going = entry.is_some_and(|entry| entry.sandbox.phase() == Phase::Deleting);
     if going && let Some(there) = nodes.get(&to) {
@@ -184,16 +187,18 @@ async fn leave(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Resul
             Ok(deleted) => nodes.apply(&to, deleted),
             Err(error) => tracing::warn!(node = %to, sandbox_id = %id, %error, "not deleted yet"),
         }
-        node.must_leave(id, to);
         return Ok(());
     }
     match node.client.release(epoch, &id, Some(&to)).await {
-        Ok(left) => nodes.apply(&node.name, left),
+        Ok(left) => {
+            node.has_left(&id);
+            nodes.apply(&node.name, left);
+        }
+        Err(error) if error.is_not_found() => node.has_left(&id),
         Err(error @ Error::Refused { .. }) => {
             nodes.noticed(&error);
-            // With its next report: the other may be deleting it just now.
+            // The other may be deleting it just now.
             tracing::debug!(node = %node.name, sandbox_id = %id, %error, "it is not left yet");
-            node.must_leave(id, to);
         }
         Err(error) => return Err(error),
     }

@@ -124,14 +124,14 @@ impl Node {
         self.state().void.pop_first()
     }
 
-    /// Takes what it must leave.
+    /// What it must leave, and which node has taken it over.
     pub(super) fn moved(&self) -> BTreeMap<SandboxId, NodeName> {
-        std::mem::take(&mut self.state().moved)
+        self.state().moved.clone()
     }
 
-    /// Another node has taken this over from it.
-    pub(super) fn must_leave(&self, id: SandboxId, to: NodeName) {
-        self.state().moved.insert(id, to);
+    /// It has left this.
+    pub(super) fn has_left(&self, id: &SandboxId) {
+        self.state().moved.remove(id);
     }
 
     fn set_down(&self, down: Option<String>) -> bool {
@@ -529,7 +529,7 @@ impl Nodes {
             super::cache::Applied::Moved { left, to } => {
                 tracing::warn!(node = %left, sandbox_id = id, %to, "another node has it now");
                 if let (Some(left), Ok(id)) = (self.get(&left), id.parse()) {
-                    left.must_leave(id, to);
+                    left.state().moved.insert(id, to);
                 }
             }
             super::cache::Applied::Stray => {
