@@ -167,7 +167,7 @@ impl Shared {
             Output::create(&self.output_dir, self.serial.fetch_add(1, Ordering::Relaxed))
                 .map_err(start)?;
         let mut command = command(program);
-        sys::child::own_session(&mut command, Vec::new());
+        sys::child::own_session(&mut command, Vec::new()).map_err(start)?;
         let mut child = command
             .stdin(Stdio::null())
             .stdout(output.stdout.try_clone().map_err(start)?)
@@ -331,7 +331,7 @@ pub struct Piped {
 /// `fds` are its descriptors from 3 on.
 pub fn spawn_piped(argv: &[OsString], fds: Vec<OwnedFd>) -> io::Result<Piped> {
     let mut command = command(&program(argv)?);
-    sys::child::own_session(&mut command, fds);
+    sys::child::own_session(&mut command, fds)?;
     let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = running(pipes.spawn()?)?;
     let gone = || io::Error::other("a pipe was not made");
@@ -347,7 +347,7 @@ pub fn spawn_piped(argv: &[OsString], fds: Vec<OwnedFd>) -> io::Result<Piped> {
 /// our stderr. `fds` are its descriptors from 3 on.
 pub fn spawn_detached(argv: &[OsString], fds: Vec<OwnedFd>) -> io::Result<()> {
     let mut command = command(&program(argv)?);
-    sys::child::own_session(&mut command, fds);
+    sys::child::own_session(&mut command, fds)?;
     // Whoever drops it lets it run on; it is reaped all the same.
     drop(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
     Ok(())

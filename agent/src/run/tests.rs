@@ -145,3 +145,67 @@ async fn pipes_are_apart_and_whole() {
     assert_eq!(exit.expect("ends"), Exit::Signal(15));
     piped.process.signal(Signal::SIGKILL).expect("nothing to send to");
 }
+
+/// A descriptor that reads as this line.
+fn line(text: &str) -> OwnedFd {
+    sys::image::sealed("line", text.as_bytes()).map_err(|error| error.to_string()).expect("made")
+}
+
+/// Takes descriptors until this one is the lowest that is free.
+fn fill(held: &mut Vec<OwnedFd>, lowest: i32) {
+    use std::os::fd::AsRawFd;
+    loop {
+        let fd = OwnedFd::from(File::open("/dev/null").expect("opened"));
+        if fd.as_raw_fd() >= lowest {
+            return;
+        }
+        held.push(fd);
+    }
+}
+
+/// Starts a child with two descriptors of its own, and one that cannot be started.
+async fn started_with(lines: Vec<OwnedFd>, what: &str) {
+    let script = "read one </dev/fd/3; read two </dev/fd/4; echo $one $two; ls /proc/self/fd";
+    let mut piped = spawn_piped(&argv(script), lines).expect("spawns");
+    let mut said = String::new();
+    piped.stdout.read_to_string(&mut said).await.expect("reads");
+    // 5 is the directory that `ls` itself has opened.
+    assert_eq!(said, "one two\n0\n1\n2\n3\n4\n5\n", "{what}");
+    assert_eq!(piped.process.wait().await.expect("ends"), Exit::Code(0), "{what}");
+    let missing = [OsString::from("/nonexistent")];
+    let error = spawn_piped(&missing, vec![line("one\n"), line("two\n")]).expect_err("no program");
+    assert_eq!(error.kind(), io::ErrorKind::NotFound, "{what}");
+}
+
+#[tokio::test]
+async fn children_get_their_descriptors_whatever_number_is_free() {
+    let mut held = Vec::new();
+    let early = [line("one\n"), line("two\n")];
+    for lowest in 3..=300 {
+        fill(&mut held, lowest);
+        let what = format!("{lowest} is the lowest that is free");
+        started_with(vec![line("one\n"), line("two\n")], &what).await;
+        let again = early.each_ref().map(|fd| fd.try_clone().expect("a copy"));
+        started_with(again.into(), &what).await;
+    }
+}
+
+#[tokio::test]
+async fn one_free_number_among_many_taken_is_no_harm() {
+    let mut held = Vec::new();
+    fill(&mut held, 301);
+    for gap in (0..12).chain((12..held.len()).step_by(7)) {
+        // The pipe by which a failed exec is told may get this very number.
+        drop(held.remove(gap));
+        started_with(vec![line("one\n"), line("two\n")], &format!("gap {gap}")).await;
+        fill(&mut held, 301);
+        let filled = held.pop().expect("the gap");
+        held.insert(gap, filled);
+    }
+}
+
+#[tokio::test]
+async fn too_many_descriptors_are_an_error() {
+    let many = (0..9).map(|_| line("x\n")).collect();
+    assert!(spawn_piped(&argv("true"), many).is_err());
+}
