@@ -15,17 +15,17 @@ use std::{
     process::ExitCode,
 };
 
-use helper::{FromHelper, MESSAGE_BYTES_MAX, ToHelper};
+use helper::{FromHelper, MESSAGE_BYTES_MAX, Refusal, ToHelper};
 use nix::{
     sys::{
         signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
         signalfd::{SfdFlags, SignalFd},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    io::Errno,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, UCred, recvmsg, sendmsg,
@@ -36,6 +36,8 @@ use spawn::{Child, Start};
 
 /// Descriptors that come with a message: an order and three ends.
 const FDS_MAX: usize = 4;
+/// Pause before the kernel is asked again for memory that it did not have.
+const PAUSE: rustix::time::Timespec = rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 fn main() -> ExitCode {
     match run() {
@@ -121,23 +123,25 @@ impl Helper {
         }
     }
 
+    /// Tells of the children that have ended. Each is told of while it is a zombie: until it is
+    /// reaped its pid is its own, and the kernel translates it for the shim.
     fn reap(&mut self) -> io::Result<()> {
-        loop {
-            let (pid, code, signal) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, code, 0),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 0, signal as i32),
-                Ok(_) | Err(_) => return Ok(()),
-            };
-            let found = self.children.iter().find(|(_, (child, _))| child.pid == pid);
-            let Some(token) = found.map(|(token, _)| *token) else { continue };
+        while let Some(ended) = sys::ended_child() {
+            let found = self.children.iter().find(|(_, (child, _))| child.pid == ended.pid);
+            let token = found.map(|(token, _)| *token);
             // One that has ended has become what it was to be, or said why not.
-            self.decided(token)?;
+            token.map_or(Ok(()), |token| self.decided(token))?;
+            if !sys::reap(ended.pid) {
+                return Ok(());
+            }
+            // Children that were refused, and orphans that a pid 1 inherits, are reaped untold.
+            let Some(token) = token else { continue };
             if self.children.remove(&token).is_some() {
-                let byte = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
-                let (code, signal) = (byte(code), byte(signal));
+                let sys::Ended { code, signal, .. } = ended;
                 self.say(&FromHelper::Exited { token, code, signal }, None, &[])?;
             }
         }
+        Ok(())
     }
 
     /// Takes one message. False when the shim has gone.
@@ -147,7 +151,14 @@ impl Helper {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let received = recvmsg(&self.channel, &mut slices, &mut ancillary, flags)?.bytes;
+        let received = match recvmsg(&self.channel, &mut slices, &mut ancillary, flags) {
+            Ok(received) => received.bytes,
+            Err(error) if passes(error) => {
+                pause();
+                return Ok(true);
+            }
+            Err(error) => return Err(error.into()),
+        };
         if received == 0 {
             return Ok(false);
         }
@@ -157,39 +168,49 @@ impl Helper {
                 fds.extend(more);
             }
         }
-        let ToHelper::Spawn { token, tty } = serde_json::from_slice(&bytes[..received])?;
-        if fds.is_empty() {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let order = fds.remove(0);
-        match spawn::start(Start { order, ends: fds, tty }) {
+        // A message that is not understood names no command that could be told of.
+        let Ok(ToHelper::Spawn { token, tty }) = serde_json::from_slice(&bytes[..received]) else {
+            return Ok(true);
+        };
+        // Without a free descriptor the kernel drops those that came along.
+        let started = match fds.is_empty() {
+            true => Err(Refusal::NoProcess),
+            false => spawn::start(Start { order: fds.remove(0), ends: fds, tty }),
+        };
+        match started {
             Ok(child) => drop(self.children.insert(token, (child, false))),
             Err(why) => self.say(&FromHelper::Refused { token, why }, None, &[])?,
         }
         Ok(true)
     }
 
-    /// Sends a message. The kernel translates `about`, a pid, for the receiver's pid namespace.
+    /// Sends a message. The kernel translates `about`, a pid, for the receiver's pid namespace; a
+    /// pid that it refuses to pass on is left out. Waits while the shim does not read.
+    ///
+    /// # Errors
+    /// When the socket is broken. Nothing that is wrong with one message is an error: it would end
+    /// every command of the sandbox.
     fn say(
         &self,
         message: &FromHelper,
-        about: Option<Pid>,
+        mut about: Option<Pid>,
         fds: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
-        let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(fds));
+        loop {
+            match send(&self.channel, &bytes, about, fds) {
+                Ok(()) => return Ok(()),
+                Err(Errno::AGAIN) => {
+                    let mut room = [PollFd::new(&self.channel, PollFlags::OUT)];
+                    // An interrupted wait is repeated like one that is over.
+                    poll(&mut room, None).ok();
+                }
+                Err(error) if passes(error) => pause(),
+                Err(error) if is_broken(error) => return Err(error.into()),
+                Err(_) if about.is_some() => about = None,
+                Err(_) => return Ok(()),
+            }
         }
-        if let Some(pid) = about.and_then(|pid| rustix::process::Pid::from_raw(pid.as_raw())) {
-            let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-            ancillary.push(SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid }));
-        }
-        let slices = [IoSlice::new(&bytes)];
-        sendmsg(&self.channel, &slices, &mut ancillary, SendFlags::NOSIGNAL)?;
-        Ok(())
     }
 
     fn end_all(&mut self) {
@@ -198,4 +219,37 @@ impl Helper {
             kill(Pid::from_raw(-child.pid.as_raw()), Signal::SIGKILL).ok();
         }
     }
+}
+
+fn send(
+    channel: &OwnedFd,
+    bytes: &[u8],
+    about: Option<Pid>,
+    fds: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    if let Some(pid) = about.and_then(|pid| rustix::process::Pid::from_raw(pid.as_raw())) {
+        let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+        ancillary.push(SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid }));
+    }
+    sendmsg(channel, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// True for an error that says nothing about the message or the socket: the call is repeated.
+fn passes(error: Errno) -> bool {
+    matches!(error, Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM)
+}
+
+/// True when nothing can be said any more: the shim has gone.
+fn is_broken(error: Errno) -> bool {
+    matches!(error, Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::BADF | Errno::NOTSOCK)
+}
+
+fn pause() {
+    // Cut short by a signal is long enough.
+    poll(&mut [], Some(&PAUSE)).ok();
 }

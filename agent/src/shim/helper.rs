@@ -1,8 +1,9 @@
 //! The helper inside the sandbox, as its shim sees it: how it gets in, and what it says. What it
-//! says is hostile input: a bounded message that is understood, or the end of the helper.
+//! says is hostile input: a bounded message that is understood. One that is not is the end of the
+//! command that it names; one that names none is the end of the helper.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     ffi::OsString,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -20,7 +21,7 @@ use tokio::{
     io::AsyncReadExt,
     net::unix::pipe::{Receiver, Sender},
     sync::oneshot,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -58,9 +59,12 @@ pub(super) struct Spawned {
     pub(super) ends: Ends,
     /// Its pid here, by the helper's word.
     pub(super) leader: Option<u32>,
-    /// Its code and its signal, once it has ended. Closed when the helper has.
-    pub(super) exit: oneshot::Receiver<(u8, u8)>,
+    /// How it ended, once it has. Closed when the helper has gone.
+    pub(super) exit: oneshot::Receiver<Ended>,
 }
+
+/// How a command ended: its code and its signal, or why nobody knows them.
+pub(super) type Ended = Result<(u8, u8), &'static str>;
 
 /// Why no command was started.
 #[derive(Debug)]
@@ -73,18 +77,25 @@ pub(super) enum Failure {
     Stuck,
 }
 
-type Answer = Result<(Option<u32>, Vec<OwnedFd>), Refusal>;
+type Answer = Result<(Option<u32>, Vec<OwnedFd>), Failure>;
 
 #[derive(Debug)]
 struct Expected {
     answer: Option<oneshot::Sender<Answer>>,
-    exit: oneshot::Sender<(u8, u8)>,
+    exit: oneshot::Sender<Ended>,
 }
+
+/// What is told of a command of which the helper said what is not understood.
+const NOT_UNDERSTOOD: &str = "what supervised it inside the sandbox said nonsense of it";
+/// Pause before the kernel is asked again for memory that it did not have.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A helper that is there, or was.
 #[derive(Debug)]
 pub(super) struct Helper {
     socket: Seqpacket,
+    /// Its pid here.
+    pid: Option<u32>,
     tokens: AtomicU64,
     expected: Mutex<HashMap<u64, Expected>>,
     gone: CancellationToken,
@@ -102,8 +113,8 @@ impl Helper {
         let mut attach = run::spawn_piped(&line, vec![theirs, image]).map_err(told)?;
         let first = timeout_at(until, socket.receive(MESSAGE_BYTES_MAX)).await;
         let is_ready = |message: &Message| matches!(parse(&message.bytes), Some(FromHelper::Ready));
-        match first {
-            Ok(Ok(message)) if is_ready(&message) => {}
+        let pid = match first {
+            Ok(Ok(message)) if is_ready(&message) => message.pid,
             Ok(_) => {
                 let said = said(&mut attach.stderr).await;
                 end(attach.process).await;
@@ -113,9 +124,10 @@ impl Helper {
                 end(attach.process).await;
                 return Err(Failure::Stuck);
             }
-        }
+        };
         let helper = Arc::new(Self {
             socket,
+            pid,
             tokens: AtomicU64::default(),
             expected: Mutex::default(),
             gone: CancellationToken::new(),
@@ -155,14 +167,15 @@ impl Helper {
         fds.extend(pipes.iter().flat_map(|pipes| pipes.theirs.iter().map(AsFd::as_fd)));
         let asked = async {
             self.socket.send(&bytes, &fds).await.map_err(told)?;
-            answered.await.map_err(|_| Failure::Gone("the helper was killed".to_owned()))
+            let killed = |_| Failure::Gone("the helper was killed".to_owned());
+            answered.await.unwrap_or_else(|gone| Err(killed(gone)))
         };
         let answer = tokio::select! {
             biased;
             answer = timeout(DEADLINE, asked) => answer.map_err(|_| Failure::Stuck)??,
             () = self.gone.cancelled() => return Err(Failure::Gone("the helper was killed".to_owned())),
         };
-        let (leader, mut brought) = answer.map_err(Failure::Refused)?;
+        let (leader, mut brought) = answer;
         let ends = match pipes {
             Some(pipes) => pipes.ours().map_err(told)?,
             None => {
@@ -174,32 +187,62 @@ impl Helper {
         Ok(Spawned { ends, leader, exit: exited })
     }
 
-    /// Until it is gone, or says what nobody understands.
+    /// Listens until the helper is gone, or says what names no command and is nothing.
     async fn listen(&self) {
-        while let Ok(message) = self.socket.receive(MESSAGE_BYTES_MAX).await {
-            if message.bytes.is_empty() {
-                return;
-            }
-            let Some(said) = parse(&message.bytes) else {
-                tracing::warn!("the helper said what is no message; it is taken for killed");
-                return;
+        loop {
+            let message = match self.socket.receive(MESSAGE_BYTES_MAX).await {
+                Ok(message) if message.bytes.is_empty() => return,
+                Ok(message) => message,
+                Err(error) if error.kind() == io::ErrorKind::OutOfMemory || no_room(&error) => {
+                    sleep(PAUSE).await;
+                    continue;
+                }
+                Err(_) => return,
             };
-            match said {
-                FromHelper::Ready => {}
-                FromHelper::Spawned { token } => {
-                    self.answer(token, Ok((message.pid, message.fds)));
-                }
-                FromHelper::Refused { token, why } => {
-                    self.answer(token, Err(why));
-                    self.expected().remove(&token);
-                }
-                FromHelper::Exited { token, code, signal } => {
-                    if let Some(expected) = self.expected().remove(&token) {
-                        // Nobody waits for it any more.
-                        expected.exit.send((code, signal)).ok();
+            match parse(&message.bytes) {
+                Some(said) => self.hear(said, message),
+                None => match named(&message.bytes) {
+                    Some(token) => self.give_up(token),
+                    None => {
+                        tracing::warn!(
+                            "the helper said what is no message; it is taken for killed"
+                        );
+                        return;
                     }
+                },
+            }
+        }
+    }
+
+    fn hear(&self, said: FromHelper, message: Message) {
+        match said {
+            FromHelper::Ready => {}
+            FromHelper::Spawned { token } => {
+                // Where no pid could be passed on, the kernel tells the helper's own.
+                let leader = message.pid.filter(|pid| Some(*pid) != self.pid);
+                self.answer(token, Ok((leader, message.fds)));
+            }
+            FromHelper::Refused { token, why } => {
+                self.answer(token, Err(Failure::Refused(why)));
+                self.expected().remove(&token);
+            }
+            FromHelper::Exited { token, code, signal } => {
+                // One that was not told to run did, or it could not have ended.
+                self.answer(token, Ok((None, Vec::new())));
+                if let Some(expected) = self.expected().remove(&token) {
+                    // Nobody waits for it any more.
+                    expected.exit.send(Ok((code, signal))).ok();
                 }
             }
+        }
+    }
+
+    /// Gives up one command of which the helper said what is not understood.
+    fn give_up(&self, token: u64) {
+        tracing::warn!(token, "the helper said what is no message of a command; it is lost");
+        self.answer(token, Err(Failure::Gone(NOT_UNDERSTOOD.to_owned())));
+        if let Some(expected) = self.expected().remove(&token) {
+            expected.exit.send(Err(NOT_UNDERSTOOD)).ok();
         }
     }
 
@@ -217,6 +260,21 @@ impl Helper {
 
 fn parse(bytes: &[u8]) -> Option<FromHelper> {
     serde_json::from_slice(bytes).ok()
+}
+
+/// The command that a message names which is otherwise not understood.
+fn named(bytes: &[u8]) -> Option<u64> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        token: u64,
+    }
+    let message: BTreeMap<String, Named> = serde_json::from_slice(bytes).ok()?;
+    message.into_values().next().map(|named| named.token)
+}
+
+/// True when the kernel had no memory for a message.
+fn no_room(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ENOBUFS)
 }
 
 /// Both ends of a command's pipes, made here: nobody inside can give us something else instead.

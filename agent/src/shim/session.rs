@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Host,
-    helper::{Ends, Spawned},
+    helper::{Ended, Ends, Spawned},
     ring::Ring,
     tree::Tree,
 };
@@ -131,6 +131,7 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
     Own((u8, u8)),
+    Unseen(&'static str),
     HelperGone,
     TimedOut,
     HungUp,
@@ -459,7 +460,7 @@ struct Life {
     session: Arc<Session>,
     host: Arc<dyn Host>,
     tree: Tree,
-    exit: oneshot::Receiver<(u8, u8)>,
+    exit: oneshot::Receiver<Ended>,
     signals: mpsc::Receiver<i32>,
 }
 
@@ -501,6 +502,7 @@ impl Life {
             Cause::Own((_, signal)) => exit(128 + u32::from(signal), signal.into(), false),
             Cause::TimedOut => exit(TIMED_OUT, 0, true),
             Cause::HungUp => End::Lost("its caller hung up, and it was ended".to_owned()),
+            Cause::Unseen(why) => End::Lost(why.to_owned()),
             Cause::HelperGone => {
                 End::Lost("what supervised it inside the sandbox was killed".to_owned())
             }
@@ -519,7 +521,8 @@ impl Life {
             tokio::select! {
                 biased;
                 exit = &mut self.exit => match exit {
-                    Ok(how) => return Cause::Own(how),
+                    Ok(Ok(how)) => return Cause::Own(how),
+                    Ok(Err(why)) => break Cause::Unseen(why),
                     Err(_) => break Cause::HelperGone,
                 },
                 () = hung_up.cancelled() => break Cause::HungUp,
@@ -536,7 +539,7 @@ impl Life {
             }
         };
         self.tree.end().await;
-        if cause != Cause::HelperGone {
+        if !matches!(cause, Cause::HelperGone | Cause::Unseen(_)) {
             // That it has ended is known by now; this only lets the kernel catch up.
             drop(timeout(FOLLOW, &mut self.exit).await);
         }

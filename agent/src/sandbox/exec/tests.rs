@@ -2,6 +2,7 @@
 //! machine.
 
 mod attach;
+mod burst;
 mod entered;
 mod files;
 mod hostile;
@@ -120,6 +121,17 @@ impl Rig {
             at = (kin.parent > 1).then_some(kin.parent);
         }
         false
+    }
+
+    /// Pids of the helpers that this test's shims have started.
+    fn helpers(&self) -> Vec<u32> {
+        let all = self.pve.pids_of_image("/memfd:pve-sandbox-helper");
+        // What a helper has forked, and works on files, has the same image.
+        let forked = |pid: u32| {
+            let kin = crate::sys::proc::kin(std::path::Path::new("/proc"), pid);
+            kin.is_none_or(|kin| all.contains(&kin.parent))
+        };
+        all.iter().copied().filter(|pid| self.is_ours(*pid) && !forked(*pid)).collect()
     }
 
     async fn with(shims: Option<Arc<Here>>) -> Self {

@@ -152,17 +152,8 @@ async fn a_helper_that_was_killed_is_replaced() {
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
     let (_, _input, outputs) = rig.start(argv(&["sleep", "8000"])).await.expect("it starts");
     rig.until_count("sleep 8000", 1).await;
-    let helpers = || {
-        let mut found = Vec::new();
-        for pid in rig.pve.pids_of_image("/memfd:pve-sandbox-helper") {
-            found.push(pid);
-        }
-        found
-    };
-    for pid in helpers() {
-        if rig.is_ours(pid) {
-            crate::sys::pidfd::signal(pid, 9, || true).expect("killed");
-        }
+    for pid in rig.helpers() {
+        crate::sys::pidfd::signal(pid, 9, || true).expect("killed");
     }
     let error = drain(outputs).await.end.expect_err("lost");
     assert_eq!(error.reason, reason::EXEC_LOST);

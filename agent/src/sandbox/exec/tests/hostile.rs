@@ -50,6 +50,29 @@ async fn what_a_helper_says_is_not_believed() {
 }
 
 #[tokio::test]
+async fn nonsense_about_one_command_ends_that_one_alone() {
+    let rig = Rig::new().await;
+    let spawned = "{\"Spawned\":{\"token\":0}}";
+    let nonsense = [
+        "{\"Exited\":{\"token\":1,\"code\":999,\"signal\":0}}",
+        "{\"Spawned\":{\"token\":2,\"more\":[]},\"Ready\":{\"token\":2}}",
+        "{\"Refused\":{\"token\":3,\"why\":\"NoSuchReason\"}}",
+    ];
+    let end = "{\"Exited\":{\"token\":0,\"code\":5,\"signal\":0}}";
+    let said =
+        ["\"Ready\"", "", spawned, "", nonsense[0], "", nonsense[1], "", nonsense[2], "", end];
+    *rig.pve.lie.lock().expect("no panic") = Some(says(&said));
+    let (_, _input, outputs) = rig.start(argv(&["true"])).await.expect("it starts");
+    for number in 1..=3 {
+        let error = rig.start(argv(&["true"])).await.expect_err("nonsense");
+        assert_eq!(error.reason, reason::EXEC_FAILED, "{number}: {error}");
+    }
+    let fourth = tokio::spawn(async move { (rig.start(argv(&["true"])).await.map(drop), rig) });
+    assert_eq!(drain(outputs).await.code(), 5, "the first has not suffered");
+    fourth.abort();
+}
+
+#[tokio::test]
 async fn the_helpers_image_cannot_be_overwritten() {
     let rig = Rig::new().await;
     // As the one of CVE-2019-5736: through the exe link of whatever came in from outside.

@@ -1,0 +1,114 @@
+//! Many short commands beside a long one, and what must not end the helper that all of them share.
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use super::*;
+
+/// Callers at a time: as many as a shim runs, with the long command.
+const CALLERS: usize = RUNNING_MAX - 1;
+/// Calls of each.
+const CALLS: usize = 24;
+
+/// What short commands and short operations on files have in common: each is one child inside.
+async fn short_call(rig: &Rig, number: usize) -> Result<(), Error> {
+    let name = SandboxRef::Id(id(1));
+    let root = User::Id(0);
+    match number % 5 {
+        0 => {
+            let ran = rig.run(argv(&["true"])).await;
+            assert_eq!((ran.end?.code, ran.stdout.len()), (0, 0));
+        }
+        1 => {
+            let ran = rig.run(argv(&["/nosuch"])).await;
+            assert_eq!(ran.end?.code, 127);
+        }
+        2 => {
+            let entry = rig.execs.stat_file(&name, &root, "/etc/passwd".to_owned()).await?;
+            assert_eq!(entry.name, "passwd");
+        }
+        3 => {
+            let path = "/etc/hostname".to_owned();
+            let (entry, mut flow) = rig.execs.read_file(&name, &root, path, (0, 0)).await?;
+            let mut read = 0;
+            while let Some(bytes) = flow.recv().await {
+                read += bytes?.len() as u64;
+            }
+            assert_eq!(read, entry.size);
+        }
+        _ => {
+            let (entries, _) = rig.execs.list_dir(&name, &root, "/".to_owned()).await?;
+            assert!(entries.iter().any(|entry| entry.name == "etc"));
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fast_commands_do_not_end_the_helper() {
+    let rig = Arc::new(Rig::new().await);
+    let (_, input, outputs) = rig.start(shell("read x; exit 9")).await.expect("it starts");
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..CALLERS {
+        let rig = Arc::clone(&rig);
+        callers.spawn(async move {
+            for call in 0..CALLS {
+                let done = short_call(&rig, caller + call).await;
+                done.unwrap_or_else(|error| panic!("call {call} of caller {caller}: {error}"));
+            }
+        });
+    }
+    while let Some(done) = callers.join_next().await {
+        done.expect("every call is answered");
+    }
+    input.send(Input::Stdin(Bytes::from_static(b"end\n"))).await.expect("taken");
+    assert_eq!(drain(outputs).await.code(), 9, "the long one has run through it all");
+}
+
+#[tokio::test]
+async fn a_command_that_a_real_time_signal_ends_is_told_of() {
+    let rig = Rig::new().await;
+    for signal in [34, 50, 64] {
+        let ran = rig.run(shell(&format!("kill -{signal} $$"))).await;
+        assert_eq!(ran.end, Ok(Exit { code: 128 + signal, signal, timed_out: false }));
+    }
+}
+
+#[tokio::test]
+async fn a_helper_that_may_name_no_pid_runs_and_ends_commands() {
+    let rig = Rig::new().await;
+    let script = r#"exec setpriv --bounding-set=-sys_admin "$0""#;
+    *rig.pve.lie.lock().expect("no panic") = Some(script.to_owned());
+    let (_, input, outputs) = rig.start(shell("read x; exit 9")).await.expect("it starts");
+    for code in [0, 3] {
+        assert_eq!(rig.run(shell(&format!("exit {code}"))).await.code(), code);
+    }
+    // What ends one by force finds it by its mark, and does not take the helper for it.
+    let (_, _input, hung_up) = rig.start(argv(&["sleep", "8200"])).await.expect("it starts");
+    rig.until_count("sleep 8200", 1).await;
+    drop(hung_up);
+    rig.until_count("sleep 8200", 0).await;
+    input.send(Input::Stdin(Bytes::from_static(b"end\n"))).await.expect("taken");
+    assert_eq!(drain(outputs).await.code(), 9);
+}
+
+#[tokio::test]
+async fn a_helper_without_descriptors_refuses_one_command_and_lives() {
+    let rig = Rig::new().await;
+    let (_, input, outputs) = rig.start(shell("read x; exit 9")).await.expect("it starts");
+    let [helper] = rig.helpers()[..] else { panic!("one helper: {:?}", rig.helpers()) };
+    let limit = |number| {
+        let pid = Pid::from_raw(i32::try_from(helper).expect("a pid")).expect("a pid");
+        let limit = Rlimit { current: Some(number), maximum: Some(4096) };
+        prlimit(Some(pid), Resource::Nofile, limit).expect("a limit");
+    };
+    // None at all, some of those that come along, and those but none for the helper's own pipes.
+    for number in [4, 7, 9] {
+        limit(number);
+        let error = rig.start(argv(&["true"])).await.expect_err("no descriptors");
+        assert_eq!(error.reason, reason::EXEC_FAILED, "{number}: {error}");
+    }
+    limit(1024);
+    assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
+    input.send(Input::Stdin(Bytes::from_static(b"end\n"))).await.expect("taken");
+    assert_eq!(drain(outputs).await.code(), 9);
+}
