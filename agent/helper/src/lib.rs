@@ -14,6 +14,8 @@ pub const IMAGE_FD: i32 = 4;
 pub const MESSAGE_BYTES_MAX: usize = 4096;
 /// Bytes of an order: a command's arguments and its environment.
 pub const ORDER_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Bytes of a terminal's new size.
+pub const WINDOW_BYTES: usize = 4;
 /// What a command exits with when there is no such program.
 pub const NO_PROGRAM: u8 = 127;
 /// What it exits with when the program cannot be run.
@@ -23,7 +25,8 @@ pub const NOT_RUNNABLE: u8 = 126;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHelper {
     /// Start what the first descriptor that comes along holds, an [`Order`] in JSON. The other
-    /// three are its stdin, stdout and stderr; on a terminal there are none.
+    /// three are its stdin, stdout and stderr; on a terminal, what is typed, what is written, and
+    /// new sizes, [`WINDOW_BYTES`] each.
     Spawn {
         /// The shim's name for it.
         token: u64,
@@ -32,12 +35,23 @@ pub enum ToHelper {
     },
 }
 
+/// A terminal's size as it is passed on: rows, then columns.
+pub fn window_bytes((rows, columns): (u16, u16)) -> [u8; WINDOW_BYTES] {
+    let ([a, b], [c, d]) = (rows.to_le_bytes(), columns.to_le_bytes());
+    [a, b, c, d]
+}
+
+/// Rows and columns of a terminal's size.
+pub fn window([a, b, c, d]: [u8; WINDOW_BYTES]) -> (u16, u16) {
+    (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
+}
+
 /// From the helper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromHelper {
     /// It is there.
     Ready,
-    /// It runs. The kernel tells the receiver its pid; on a terminal the other end comes along.
+    /// It runs. The kernel tells the receiver its pid.
     Spawned {
         /// The shim's name for it.
         token: u64,

@@ -3,6 +3,7 @@
 //! then takes along what it has started: without the shim nobody could hear of it.
 
 mod files;
+mod relay;
 mod spawn;
 mod sys;
 mod users;
@@ -11,7 +12,7 @@ use std::{
     collections::BTreeMap,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     process::ExitCode,
 };
 
@@ -56,7 +57,7 @@ fn run() -> io::Result<()> {
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ended), None)?;
     let signals = SignalFd::with_flags(&ended, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut helper = Helper { channel, children: BTreeMap::new() };
-    helper.say(&FromHelper::Ready, None, &[])?;
+    helper.say(&FromHelper::Ready, None)?;
     let result = helper.serve(&signals);
     helper.end_all();
     result
@@ -113,12 +114,11 @@ impl Helper {
             Some(why) => {
                 // It ends by itself; nobody asks how.
                 self.children.remove(&token);
-                self.say(&FromHelper::Refused { token, why }, None, &[])
+                self.say(&FromHelper::Refused { token, why }, None)
             }
             None => {
-                let (pid, terminal) = (child.pid, child.terminal.take());
-                let fds: Vec<BorrowedFd<'_>> = terminal.iter().map(AsFd::as_fd).collect();
-                self.say(&FromHelper::Spawned { token }, Some(pid), &fds)
+                let pid = child.pid;
+                self.say(&FromHelper::Spawned { token }, Some(pid))
             }
         }
     }
@@ -138,7 +138,7 @@ impl Helper {
             let Some(token) = token else { continue };
             if self.children.remove(&token).is_some() {
                 let sys::Ended { code, signal, .. } = ended;
-                self.say(&FromHelper::Exited { token, code, signal }, None, &[])?;
+                self.say(&FromHelper::Exited { token, code, signal }, None)?;
             }
         }
         Ok(())
@@ -179,7 +179,7 @@ impl Helper {
         };
         match started {
             Ok(child) => drop(self.children.insert(token, (child, false))),
-            Err(why) => self.say(&FromHelper::Refused { token, why }, None, &[])?,
+            Err(why) => self.say(&FromHelper::Refused { token, why }, None)?,
         }
         Ok(true)
     }
@@ -190,15 +190,10 @@ impl Helper {
     /// # Errors
     /// When the socket is broken. Nothing that is wrong with one message is an error: it would end
     /// every command of the sandbox.
-    fn say(
-        &self,
-        message: &FromHelper,
-        mut about: Option<Pid>,
-        fds: &[BorrowedFd<'_>],
-    ) -> io::Result<()> {
+    fn say(&self, message: &FromHelper, mut about: Option<Pid>) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
         loop {
-            match send(&self.channel, &bytes, about, fds) {
+            match send(&self.channel, &bytes, about) {
                 Ok(()) => return Ok(()),
                 Err(Errno::AGAIN) => {
                     let mut room = [PollFd::new(&self.channel, PollFlags::OUT)];
@@ -221,17 +216,9 @@ impl Helper {
     }
 }
 
-fn send(
-    channel: &OwnedFd,
-    bytes: &[u8],
-    about: Option<Pid>,
-    fds: &[BorrowedFd<'_>],
-) -> rustix::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+fn send(channel: &OwnedFd, bytes: &[u8], about: Option<Pid>) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(fds));
-    }
     if let Some(pid) = about.and_then(|pid| rustix::process::Pid::from_raw(pid.as_raw())) {
         let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
         ancillary.push(SendAncillaryMessage::ScmCredentials(UCred { pid, uid, gid }));

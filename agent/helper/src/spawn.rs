@@ -14,19 +14,17 @@ use nix::{
     unistd::{Gid, Pid, Uid},
 };
 use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
     pipe::PipeFlags,
-    process::Signal,
-    pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
-    termios::{Winsize, tcsetwinsize},
 };
 
-use crate::{files, sys, users};
+use crate::{files, relay, sys, users};
 
 /// What was asked for, with its descriptors.
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) order: OwnedFd,
-    /// Stdin, stdout and stderr; none on a terminal.
+    /// Stdin, stdout and stderr; on a terminal those of its relay.
     pub(crate) ends: Vec<OwnedFd>,
     pub(crate) tty: Option<(u16, u16)>,
 }
@@ -37,50 +35,67 @@ pub(crate) struct Child {
     pub(crate) pid: Pid,
     /// One byte when it was refused, the end when it runs.
     pub(crate) status: OwnedFd,
-    /// Our end of its terminal.
-    pub(crate) terminal: Option<OwnedFd>,
 }
 
-/// Forks. All that can hang on the sandbox's own file systems is done by the child.
+/// What a command will have as its stdin, stdout and stderr.
+#[derive(Debug)]
+enum Place {
+    Pipes([OwnedFd; 3]),
+    /// A terminal, which its relay sends over this.
+    Terminal(OwnedFd),
+}
+
+/// Forks. All that can hang on the sandbox's own file systems and terminals is done by children.
 pub(crate) fn start(start: Start) -> Result<Child, Refusal> {
     let nothing = |_| Refusal::NoProcess;
     let (status, tell) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(nothing)?;
-    let (terminal, ends) = match start.tty {
-        Some(size) => {
-            let (ours, theirs) = open_terminal(size).map_err(|_| Refusal::NoTerminal)?;
-            let copy = || theirs.try_clone().map_err(|_| Refusal::NoProcess);
-            let ends = [copy()?, copy()?, theirs];
-            (Some(ours), ends)
-        }
-        None => (None, start.ends.try_into().map_err(|_| Refusal::NoProcess)?),
+    let ends: [OwnedFd; 3] = start.ends.try_into().map_err(|_| Refusal::NoProcess)?;
+    let place = match start.tty {
+        Some(window) => Place::Terminal(start_relay(window, ends)?),
+        None => Place::Pipes(ends),
     };
-    match sys::fork().map_err(|_| Refusal::NoProcess)? {
-        Some(pid) => Ok(Child { pid, status, terminal }),
-        None => {
-            drop((status, terminal));
-            let code = child(start.order, ends, start.tty.is_some(), tell);
-            std::process::exit(code.into())
-        }
+    let parent = nix::unistd::getpid();
+    if let Some(pid) = sys::fork().map_err(|_| Refusal::NoProcess)? {
+        return Ok(Child { pid, status });
     }
+    let closed = match &place {
+        Place::Pipes([a, b, c]) => sys::close_others([a, b, c, &start.order, &tell]),
+        Place::Terminal(from) => sys::close_others([from, &start.order, &tell]),
+    };
+    // Until it is a program it is a part of the helper, and must not outlive it.
+    let code = match closed.and_then(|()| sys::end_with(parent)) {
+        Ok(()) => child(start.order, place, tell),
+        Err(_) => refuse(tell, Refusal::NoProcess),
+    };
+    std::process::exit(code.into())
 }
 
-/// Of the sandbox's own devpts, so that nothing typed into it can reach a terminal of the host.
-fn open_terminal((rows, columns): (u16, u16)) -> io::Result<(OwnedFd, OwnedFd)> {
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let ours = openpt(flags)?;
-    grantpt(&ours)?;
-    unlockpt(&ours)?;
-    let theirs = ioctl_tiocgptpeer(&ours, flags)?;
-    tcsetwinsize(&ours, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })?;
-    Ok((ours, theirs))
+/// Starts the relay of a terminal, and returns what it sends the terminal over. When nothing comes
+/// of the command, the terminal goes with that, and the relay with the terminal.
+fn start_relay(window: (u16, u16), ends: [OwnedFd; 3]) -> Result<OwnedFd, Refusal> {
+    let flags = SocketFlags::CLOEXEC;
+    let (from, to) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(|_| Refusal::NoProcess)?;
+    let [stdin, stdout, sizes] = ends;
+    let parent = nix::unistd::getpid();
+    if sys::fork().map_err(|_| Refusal::NoProcess)?.is_some() {
+        return Ok(from);
+    }
+    let closed = sys::close_others([&stdin, &stdout, &sizes, &to]);
+    // One that somebody holds up for good ends with the helper at the latest.
+    if closed.and_then(|()| sys::end_with(parent)).is_ok() {
+        relay::run(window, &relay::Ends { stdin, stdout, sizes }, to);
+    }
+    std::process::exit(0)
 }
 
 /// Never comes back when it becomes a program; the exit code when it does not.
-fn child(order: OwnedFd, ends: [OwnedFd; 3], tty: bool, tell: OwnedFd) -> u8 {
-    match prepare(order, ends, tty) {
+fn child(order: OwnedFd, place: Place, tell: OwnedFd) -> u8 {
+    match prepare(order, place) {
         Ok(Ready::Program(argv, env)) => {
             // From here on what goes wrong is the command's: its exit code, its stderr.
+            rustix::process::set_parent_process_death_signal(None).ok();
             let (path, errno) = become_program(&argv, &env);
             drop(tell);
             let text = format!("{path}: {}\n", io::Error::from(errno));
@@ -89,21 +104,21 @@ fn child(order: OwnedFd, ends: [OwnedFd; 3], tty: bool, tell: OwnedFd) -> u8 {
         }
         Ok(Ready::Files(task)) => {
             drop(tell);
-            // It stays what it is, with the helper's socket open: it must not outlive the helper.
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).ok();
             files::run(&task)
         }
-        Err(refusal) => {
-            let byte = match refusal {
-                Refusal::NoUser => b'u',
-                Refusal::NoCwd => b'c',
-                Refusal::NoTerminal => b't',
-                Refusal::NoProcess => b'p',
-            };
-            drop(File::from(tell).write_all(&[byte]));
-            NOT_RUNNABLE
-        }
+        Err(refusal) => refuse(tell, refusal),
     }
+}
+
+fn refuse(tell: OwnedFd, refusal: Refusal) -> u8 {
+    let byte = match refusal {
+        Refusal::NoUser => b'u',
+        Refusal::NoCwd => b'c',
+        Refusal::NoTerminal => b't',
+        Refusal::NoProcess => b'p',
+    };
+    drop(File::from(tell).write_all(&[byte]));
+    NOT_RUNNABLE
 }
 
 /// What a child that was refused has said; `None` when it runs.
@@ -125,12 +140,16 @@ enum Ready {
     Files(helper::FileTask),
 }
 
-fn prepare(order: OwnedFd, ends: [OwnedFd; 3], tty: bool) -> Result<Ready, Refusal> {
+fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
     let failed = |_: Errno| Refusal::NoProcess;
     let order = read(order)?;
     let account = users::look_up(&order.user).ok_or(Refusal::NoUser)?;
     // A session of its own: what it starts can be told from what others started.
     nix::unistd::setsid().map_err(failed)?;
+    let (ends, tty) = match place {
+        Place::Pipes(ends) => (ends, false),
+        Place::Terminal(from) => (terminal(&from)?, true),
+    };
     let [stdin, stdout, stderr] = &ends;
     if tty {
         rustix::process::ioctl_tiocsctty(stdin).map_err(|_| Refusal::NoTerminal)?;
@@ -168,6 +187,13 @@ fn prepare(order: OwnedFd, ends: [OwnedFd; 3], tty: bool) -> Result<Ready, Refus
             Ok(Ready::Program(argv, env))
         }
     }
+}
+
+/// The command's end of its terminal, three times.
+fn terminal(from: &OwnedFd) -> Result<[OwnedFd; 3], Refusal> {
+    let terminal = sys::receive_fd(from).ok_or(Refusal::NoTerminal)?;
+    let copy = || terminal.try_clone().map_err(|_| Refusal::NoProcess);
+    Ok([copy()?, copy()?, terminal])
 }
 
 fn read(order: OwnedFd) -> Result<Order, Refusal> {

@@ -1,9 +1,9 @@
 //! The few things that have no safe wrapper.
 
 use std::{
-    io,
+    io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use helper::{CHANNEL_FD, IMAGE_FD};
@@ -11,6 +11,10 @@ use nix::{
     libc,
     sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask},
     unistd::{ForkResult, Pid},
+};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 /// The socket to the shim. The descriptor of the image is closed. Called once, first of all.
@@ -79,4 +83,53 @@ pub(crate) fn reap(pid: Pid) -> bool {
     let Some(pid) = Pid::from_raw(pid.as_raw()) else { return false };
     let flags = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     matches!(waitid(WaitId::Pid(pid), flags), Ok(Some(_)))
+}
+
+/// Closes what a forked child has of its parent, but for stdin, stdout, stderr and these. Whatever
+/// else still owns a descriptor in this process must never be dropped: it ends by exit or exec.
+#[expect(unsafe_code, reason = "close_range has no safe wrapper")]
+pub(crate) fn close_others<const N: usize>(kept: [&OwnedFd; N]) -> io::Result<()> {
+    let mut kept = kept.map(|fd| fd.as_raw_fd().unsigned_abs());
+    kept.sort_unstable();
+    let mut first = 3;
+    for last in kept.into_iter().map(Some).chain([None]) {
+        let end = last.map_or(u32::MAX, |fd| fd.saturating_sub(1));
+        if first <= end {
+            // SAFETY: three integers; the caller uses none of the descriptors in between.
+            if unsafe { libc::syscall(libc::SYS_close_range, first, end, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        first = last.map_or(first, |fd| fd.max(first - 1) + 1);
+    }
+    Ok(())
+}
+
+/// Ends a child with its parent, for whose pid `getpid` told it.
+pub(crate) fn end_with(parent: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // One whose parent ended before this would not be told.
+    if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
+}
+
+/// Gives a descriptor to whoever has the other end of a socket.
+pub(crate) fn send_fd(to: &OwnedFd, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(to, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Waits for a descriptor; `None` when the other end of the socket is closed.
+pub(crate) fn receive_fd(from: &OwnedFd) -> Option<OwnedFd> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(&mut byte)];
+    recvmsg(from, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC).ok()?;
+    ancillary.drain().find_map(|message| {
+        let RecvAncillaryMessage::ScmRights(mut fds) = message else { return None };
+        fds.next()
+    })
 }

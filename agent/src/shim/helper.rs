@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     ffi::OsString,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -25,12 +25,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Host;
+use super::{Host, Window};
 use crate::{
     run::{self, Running},
     sys::{
         image,
-        pty::{Terminal, Window},
         seqpacket::{self, Message, Seqpacket},
     },
 };
@@ -44,13 +43,21 @@ const SAID_CHARS_MAX: usize = 300;
 /// How long it may take to say it, and to end when it is told to.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// What is connected to a command.
+/// What is connected to a command: three pipes.
 #[derive(Debug)]
-pub(super) enum Ends {
-    /// Three pipes.
-    Pipes { stdin: Sender, stdout: Receiver, stderr: Receiver },
-    /// A terminal.
-    Terminal(Terminal),
+pub(super) struct Ends {
+    pub(super) stdin: Sender,
+    pub(super) stdout: Receiver,
+    pub(super) third: Third,
+}
+
+/// What the third pipe is for.
+#[derive(Debug)]
+pub(super) enum Third {
+    /// The command's stderr.
+    Stderr(Receiver),
+    /// New sizes of its terminal, which has no stderr of its own.
+    Sizes(OwnedFd),
 }
 
 /// A command that runs.
@@ -77,7 +84,7 @@ pub(super) enum Failure {
     Stuck,
 }
 
-type Answer = Result<(Option<u32>, Vec<OwnedFd>), Failure>;
+type Answer = Result<Option<u32>, Failure>;
 
 #[derive(Debug)]
 struct Expected {
@@ -156,15 +163,15 @@ impl Helper {
     ) -> Result<Spawned, Failure> {
         let told = |error: io::Error| Failure::Gone(format!("nothing was started: {error}"));
         let order = image::sealed("pve-sandbox-order", order).map_err(told)?;
-        let pipes = if window.is_none() { Some(Pipes::new().map_err(told)?) } else { None };
+        let pipes = Pipes::new(window.is_some()).map_err(told)?;
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         let ((answer, answered), (exit, exited)) = (oneshot::channel(), oneshot::channel());
         self.expected().insert(token, Expected { answer: Some(answer), exit });
         let message =
             ToHelper::Spawn { token, tty: window.map(|window| (window.rows, window.columns)) };
         let bytes = serde_json::to_vec(&message).map_err(|error| told(error.into()))?;
-        let mut fds: Vec<BorrowedFd<'_>> = vec![order.as_fd()];
-        fds.extend(pipes.iter().flat_map(|pipes| pipes.theirs.iter().map(AsFd::as_fd)));
+        let [a, b, c] = &pipes.theirs;
+        let fds = [&order, a, b, c].map(AsFd::as_fd);
         let asked = async {
             self.socket.send(&bytes, &fds).await.map_err(told)?;
             let killed = |_| Failure::Gone("the helper was killed".to_owned());
@@ -175,15 +182,8 @@ impl Helper {
             answer = timeout(DEADLINE, asked) => answer.map_err(|_| Failure::Stuck)??,
             () = self.gone.cancelled() => return Err(Failure::Gone("the helper was killed".to_owned())),
         };
-        let (leader, mut brought) = answer;
-        let ends = match pipes {
-            Some(pipes) => pipes.ours().map_err(told)?,
-            None => {
-                let terminal = brought.pop().ok_or(Failure::Refused(Refusal::NoTerminal))?;
-                let adopted = Terminal::adopt(terminal);
-                Ends::Terminal(adopted.map_err(|_| Failure::Refused(Refusal::NoTerminal))?)
-            }
-        };
+        let leader = answer;
+        let ends = pipes.ours().map_err(told)?;
         Ok(Spawned { ends, leader, exit: exited })
     }
 
@@ -220,7 +220,7 @@ impl Helper {
             FromHelper::Spawned { token } => {
                 // Where no pid could be passed on, the kernel tells the helper's own.
                 let leader = message.pid.filter(|pid| Some(*pid) != self.pid);
-                self.answer(token, Ok((leader, message.fds)));
+                self.answer(token, Ok(leader));
             }
             FromHelper::Refused { token, why } => {
                 self.answer(token, Err(Failure::Refused(why)));
@@ -228,7 +228,7 @@ impl Helper {
             }
             FromHelper::Exited { token, code, signal } => {
                 // One that was not told to run did, or it could not have ended.
-                self.answer(token, Ok((None, Vec::new())));
+                self.answer(token, Ok(None));
                 if let Some(expected) = self.expected().remove(&token) {
                     // Nobody waits for it any more.
                     expected.exit.send(Ok((code, signal))).ok();
@@ -280,29 +280,36 @@ fn no_room(error: &io::Error) -> bool {
 /// Both ends of a command's pipes, made here: nobody inside can give us something else instead.
 #[derive(Debug)]
 struct Pipes {
+    /// As in [`Ends`].
     ours: [OwnedFd; 3],
     theirs: [OwnedFd; 3],
+    tty: bool,
 }
 
 impl Pipes {
-    fn new() -> io::Result<Self> {
+    fn new(tty: bool) -> io::Result<Self> {
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
-        let ((stdin, feed), (out, stdout), (err, stderr)) = (pipe()?, pipe()?, pipe()?);
+        let ((stdin, feed), (out, stdout), (read, write)) = (pipe()?, pipe()?, pipe()?);
+        let (third, their_third) = if tty { (write, read) } else { (read, write) };
+        let theirs = [stdin, stdout, their_third];
         // /dev/stdout and the like are opened by name, and to whom the container's root is nobody,
         // these would be somebody else's. The names are only seen by who may trace the command.
-        for end in [&stdin, &stdout, &stderr] {
+        for end in theirs.iter().filter(|_| !tty) {
             rustix::fs::fchmod(end, Mode::from_raw_mode(0o666))?;
         }
-        Ok(Self { ours: [feed, out, err], theirs: [stdin, stdout, stderr] })
+        Ok(Self { ours: [feed, out, third], theirs, tty })
     }
 
     fn ours(self) -> io::Result<Ends> {
-        let [stdin, stdout, stderr] = self.ours;
-        Ok(Ends::Pipes {
-            stdin: Sender::from_owned_fd(stdin)?,
-            stdout: Receiver::from_owned_fd(stdout)?,
-            stderr: Receiver::from_owned_fd(stderr)?,
-        })
+        let [stdin, stdout, third] = self.ours;
+        let third = if self.tty {
+            rustix::io::ioctl_fionbio(&third, true)?;
+            Third::Sizes(third)
+        } else {
+            Third::Stderr(Receiver::from_owned_fd(third)?)
+        };
+        let (stdin, stdout) = (Sender::from_owned_fd(stdin)?, Receiver::from_owned_fd(stdout)?);
+        Ok(Ends { stdin, stdout, third })
     }
 }
 

@@ -4,13 +4,15 @@
 //!
 //! ```text
 //!  agent --(unix socket, shim.v1)--> shim --(seqpacket)--> helper (inside) --fork--> command
-//!                                     \_______________ pipes or terminal ______________/
+//!                                     \____________________ pipes _____________________/
 //! ```
 //!
 //! One way in: the helper is started once, by `lxc-attach` (or `pct exec`), from a sealed memory
 //! file, so it has the container's cgroup, seccomp, AppArmor and capabilities. It is trusted no more
-//! than anything else in there: what it says is bounded and checked, what is read from it is known
-//! to be a pipe of ours or a terminal, and one that was killed is started anew.
+//! than anything else in there: what it says is bounded and checked, no descriptor is taken from
+//! it, and one that was killed is started anew. All that a shim reads or writes are pipes of its
+//! own making: a terminal is touched by a process inside only, its relay, since whoever is root in
+//! there can make every touch of a terminal wait.
 //!
 //! `server` talks to agents, `session` is one command, `ring` its output, `ids` what was ever run
 //! under a name, `helper` the other end in the sandbox, `tree` the processes of a command, `client`
@@ -53,6 +55,15 @@ pub struct Options {
     pub enter: Vec<String>,
     /// Where things are on the host.
     pub places: Places,
+}
+
+/// Size of a terminal's window, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
 }
 
 /// The sandbox, as its shim sees it from the host.

@@ -26,12 +26,11 @@ use tokio::{
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::{
-    Host, Parts,
+    Host, Parts, Window,
     helper::{Failure, Helper},
     ids::Ids,
     session::{End, HELD, Next, Session, Title},
 };
-use crate::sys::pty::Window;
 
 /// Commands that run at a time.
 const RUNNING_MAX: usize = 64;

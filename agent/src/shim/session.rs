@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -17,19 +17,19 @@ use std::{
 use bytes::{Buf, Bytes};
 use proto::sandbox::v1::{ExecExit, ExecInfo};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::unix::pipe::{Receiver, Sender},
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Host,
-    helper::{Ended, Ends, Spawned},
+    Host, Window,
+    helper::{Ended, Ends, Spawned, Third},
     ring::Ring,
     tree::Tree,
 };
-use crate::sys::pty::{Terminal, Window};
 
 /// Bytes at a time.
 const CHUNK: u64 = 64 * 1024;
@@ -96,7 +96,8 @@ pub(super) struct Session {
     changed: watch::Sender<u64>,
     signals: mpsc::Sender<i32>,
     hung_up: CancellationToken,
-    terminal: Option<Terminal>,
+    /// Where its terminal gets its sizes from, if it runs on one.
+    sizes: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -147,10 +148,10 @@ impl Session {
         time: Duration,
         dir: PathBuf,
     ) -> Arc<Self> {
-        let Spawned { ends, leader, exit } = spawned;
-        let terminal = match &ends {
-            Ends::Terminal(terminal) => Some(terminal.clone()),
-            Ends::Pipes { .. } => None,
+        let Spawned { ends: Ends { stdin, stdout, third }, leader, exit } = spawned;
+        let (stderr, sizes) = match third {
+            Third::Stderr(stderr) => (Some(stderr), None),
+            Third::Sizes(sizes) => (None, Some(sizes)),
         };
         let (signal, signals) = mpsc::channel(SIGNALS);
         let state = State {
@@ -175,11 +176,11 @@ impl Session {
             changed: watch::Sender::new(0),
             signals: signal,
             hung_up: CancellationToken::new(),
-            terminal,
+            sizes,
         });
         let tree = Tree { host: Arc::clone(&host), leader, mark };
         let life = Life { session: Arc::clone(&session), host, tree, exit, signals };
-        tokio::spawn(life.run(ends, time));
+        tokio::spawn(life.run(stdin, stdout, stderr, time));
         session
     }
 
@@ -309,9 +310,11 @@ impl Session {
 
     /// Tells the programs on its terminal a new size.
     pub(super) fn resize(&self, window: Window) {
-        if let Some(terminal) = &self.terminal
-            && let Err(error) = terminal.resize(window)
-        {
+        let Some(sizes) = &self.sizes else { return };
+        // Written at once or not at all: a pipe takes so few bytes whole. One that is full belongs
+        // to a terminal that stands still.
+        let bytes = helper::window_bytes((window.rows, window.columns));
+        if let Err(error) = rustix::io::write(sizes, &bytes) {
             tracing::debug!(%error, "a terminal kept its size");
         }
     }
@@ -392,7 +395,7 @@ impl Session {
         }
     }
 
-    async fn pump_terminal(&self, mut from: Terminal, ended: CancellationToken) -> io::Result<()> {
+    async fn pump_terminal(&self, mut from: Receiver, ended: CancellationToken) -> io::Result<()> {
         let mut chunk = vec![0; usize::try_from(CHUNK).unwrap_or_default()];
         loop {
             let room = self.when(|state| Some(state.room(0)).filter(|room| *room > 0));
@@ -414,7 +417,7 @@ impl Session {
     }
 
     /// Feeds it until it has ended or reads no more. Returns at the end of what was to come.
-    async fn feed(&self, mut to: impl AsyncWrite + Unpin) {
+    async fn feed(&self, to: &mut Sender) {
         loop {
             let next = self
                 .when(|state| match state.pending.front() {
@@ -465,7 +468,13 @@ struct Life {
 }
 
 impl Life {
-    async fn run(mut self, ends: Ends, time: Duration) {
+    async fn run(
+        mut self,
+        mut stdin: Sender,
+        stdout: Receiver,
+        stderr: Option<Receiver>,
+        time: Duration,
+    ) {
         let session = Arc::clone(&self.session);
         let ended = CancellationToken::new();
         let live = async {
@@ -473,24 +482,24 @@ impl Life {
             ended.cancel();
             cause
         };
-        let (cause, whole) = match ends {
-            Ends::Pipes { stdin, stdout, stderr } => {
+        let (cause, whole) = match stderr {
+            Some(stderr) => {
                 let pumps = async {
                     let out = session.pump(0, stdout, ended.clone());
                     let err = session.pump(1, stderr, ended.clone());
                     tokio::try_join!(out, err).map(drop)
                 };
+                let feeding = &session;
                 // Its end closes the pipe.
-                let feed = until(&ended, async { session.feed(stdin).await });
+                let feed = until(&ended, async move { feeding.feed(&mut stdin).await });
                 let (cause, (), whole) = tokio::join!(live, feed, rest(pumps, &ended));
                 (cause, whole)
             }
-            Ends::Terminal(terminal) => {
-                let pump = session.pump_terminal(terminal.clone(), ended.clone());
+            None => {
+                let pump = session.pump_terminal(stdout, ended.clone());
                 let feed = until(&ended, async {
-                    session.feed(terminal.clone()).await;
-                    let mut terminal = terminal;
-                    drop(timeout(Duration::from_secs(1), terminal.write_all(EOT)).await);
+                    session.feed(&mut stdin).await;
+                    drop(timeout(Duration::from_secs(1), stdin.write_all(EOT)).await);
                 });
                 let (cause, (), whole) = tokio::join!(live, feed, rest(pump, &ended));
                 (cause, whole)

@@ -9,5 +9,4 @@ pub mod inherited;
 pub mod pidfd;
 pub mod privileges;
 pub mod proc;
-pub mod pty;
 pub mod seqpacket;

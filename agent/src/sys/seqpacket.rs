@@ -13,7 +13,7 @@ use rustix::net::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Descriptors that a message brings at most; the kernel closes those beyond.
+/// Descriptors that a message takes along at most.
 const FDS_MAX: usize = 4;
 
 /// Our end.
@@ -25,8 +25,6 @@ pub struct Seqpacket(AsyncFd<OwnedFd>);
 pub struct Message {
     /// Its bytes; none at the end.
     pub bytes: Vec<u8>,
-    /// Descriptors that came along.
-    pub fds: Vec<OwnedFd>,
     /// Who sent it, or whom its sender named: a pid of our own pid namespace, by the kernel's word.
     pub pid: Option<u32>,
 }
@@ -60,28 +58,24 @@ impl Seqpacket {
         self.0.async_io(Interest::WRITABLE, send).await
     }
 
-    /// Takes the next message, of at most `max` bytes; what is longer is cut.
+    /// Takes the next message, of at most `max` bytes; what is longer is cut. Descriptors that came
+    /// along are never taken: whoever sent them could have us wait for what is behind them, even at
+    /// their close.
     pub async fn receive(&self, max: usize) -> io::Result<Message> {
         let receive = |socket: &OwnedFd| {
             let mut bytes = vec![0; max];
-            let mut space =
-                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX), ScmCredentials(1))];
+            // Without room for descriptors; the kernel drops them.
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let mut slices = [IoSliceMut::new(&mut bytes)];
             let flags = RecvFlags::CMSG_CLOEXEC;
             let received = recvmsg(socket.as_fd(), &mut slices, &mut ancillary, flags)?.bytes;
             bytes.truncate(received);
-            let mut message = Message { bytes, fds: Vec::new(), pid: None };
-            for part in ancillary.drain() {
-                match part {
-                    RecvAncillaryMessage::ScmRights(fds) => message.fds.extend(fds),
-                    RecvAncillaryMessage::ScmCredentials(who) => {
-                        message.pid = u32::try_from(who.pid.as_raw_nonzero().get()).ok();
-                    }
-                    _ => {}
-                }
-            }
-            Ok(message)
+            let pid = ancillary.drain().find_map(|part| {
+                let RecvAncillaryMessage::ScmCredentials(who) = part else { return None };
+                u32::try_from(who.pid.as_raw_nonzero().get()).ok()
+            });
+            Ok(Message { bytes, pid })
         };
         self.0.async_io(Interest::READABLE, receive).await
     }
@@ -92,7 +86,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn messages_stay_apart_and_bring_descriptors_and_pids() {
+    async fn messages_stay_apart_and_bring_pids() {
         let (ours, theirs) = pair().expect("a pair");
         let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
         ours.send(b"one", &[writer.as_fd()]).await.expect("sent");
@@ -100,6 +94,18 @@ mod tests {
         rustix::net::send(&theirs, b"back", SendFlags::empty()).expect("sent");
         let back = ours.receive(2).await.expect("received");
         assert_eq!((back.bytes.as_slice(), back.pid), (&b"ba"[..], Some(std::process::id())));
+        // Descriptors are not taken, and not kept open either.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let (mut end, brought) = std::io::pipe().expect("a pipe");
+        let fds = [brought.as_fd()];
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+        let sent = sendmsg(&theirs, &[IoSlice::new(b"fd")], &mut ancillary, SendFlags::empty());
+        assert_eq!(sent, Ok(2));
+        let message = ours.receive(8).await.expect("received");
+        assert_eq!((message.bytes.as_slice(), message.pid), (&b"fd"[..], Some(std::process::id())));
+        drop(brought);
+        assert_eq!(io::Read::read(&mut end, &mut [0]).expect("read"), 0, "its end: nobody has it");
         drop(reader);
         drop(theirs);
         assert!(ours.send(b"x", &[]).await.is_err());

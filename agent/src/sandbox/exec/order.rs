@@ -8,7 +8,7 @@ use proto::{
     spec,
 };
 
-pub use crate::sys::pty::Window;
+pub use crate::shim::Window;
 
 /// Arguments of a command.
 const ARGUMENTS_MAX: usize = 4096;

@@ -33,17 +33,9 @@ async fn what_a_helper_says_is_not_believed() {
         let error = lies(&["\"Ready\"", "", nonsense], argv(&["true"])).await;
         assert_eq!(error.reason, reason::EXEC_FAILED, "{nonsense:.60}: {error}");
     }
-    // Ends of commands that nobody asked for mean nothing, and a terminal that is none is no terminal.
+    // Ends of commands that nobody asked for mean nothing.
     let strangers = ["\"Ready\"", "{\"Exited\":{\"token\":7,\"code\":0,\"signal\":0}}", "", "bye"];
     assert_eq!(lies(&strangers, argv(&["true"])).await.reason, reason::EXEC_FAILED);
-    let mut order = argv(&["true"]);
-    order.tty = Some(Window { rows: 24, columns: 80 });
-    let no_terminal = ["\"Ready\"", "", "{\"Spawned\":{\"token\":0}}"];
-    let error = lies(&no_terminal, order).await;
-    assert_eq!(
-        (error.reason, &*error.message),
-        (reason::EXEC_FAILED, "the sandbox gives no terminal")
-    );
     // One that says "it runs" and is gone: the end was not seen.
     let gone = ["\"Ready\"", "", "{\"Spawned\":{\"token\":0}}", "junk"];
     assert_eq!(lies(&gone, argv(&["true"])).await.reason, reason::EXEC_LOST);

@@ -1,0 +1,190 @@
+//! A process of its own between a command's terminal and the shim's pipes. Whoever is root in the
+//! sandbox can share our end of its terminals and change how it behaves, and whatever touches a
+//! terminal may have to wait for what they do. So nothing but this process touches one: what holds
+//! it up holds up its own terminal, and neither the helper nor anything on the host.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
+
+use crate::sys;
+
+/// Bytes at a time.
+const CHUNK: usize = 16 * 1024;
+
+/// The relay's ends of the pipes to the shim.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    /// What is typed.
+    pub(crate) stdin: OwnedFd,
+    /// What the programs on the terminal write.
+    pub(crate) stdout: OwnedFd,
+    /// New sizes, `WINDOW_BYTES` each.
+    pub(crate) sizes: OwnedFd,
+}
+
+/// Opens a terminal, gives its other end away over `to`, and serves it until all programs have
+/// closed it or the shim does not listen any more. Nothing is told of a failure: whoever waits for
+/// the other end sees that `to` is closed.
+pub(crate) fn run(window: (u16, u16), ends: &Ends, to: OwnedFd) {
+    let Ok((ours, theirs)) = open_terminal(window) else { return };
+    if sys::send_fd(&to, theirs.as_fd()).is_err() {
+        return;
+    }
+    drop((theirs, to));
+    for end in [&ours, &ends.stdin, &ends.stdout, &ends.sizes] {
+        if rustix::io::ioctl_fionbio(end, true).is_err() {
+            return;
+        }
+    }
+    // The shim sees the end of the pipe, whatever it was.
+    serve(&ours, ends).ok();
+}
+
+/// Of the sandbox's own devpts, so that nothing typed into it can reach a terminal of the host.
+fn open_terminal(window: (u16, u16)) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let ours = openpt(flags)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let theirs = ioctl_tiocgptpeer(&ours, flags)?;
+    resize(&ours, window)?;
+    Ok((ours, theirs))
+}
+
+fn resize(terminal: &OwnedFd, (rows, columns): (u16, u16)) -> rustix::io::Result<()> {
+    tcsetwinsize(terminal, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })
+}
+
+/// Bytes that were read and are not all written.
+#[derive(Debug)]
+struct Buffer {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+/// What became of a read or a write that must not wait.
+enum Done {
+    Some,
+    /// Nothing now.
+    Later,
+    End,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        Self { bytes: vec![0; CHUNK], written: CHUNK }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.written == self.bytes.len()
+    }
+
+    /// Fills it, when it is empty.
+    fn fill(&mut self, from: &OwnedFd) -> Done {
+        self.bytes.resize(CHUNK, 0);
+        let read = rustix::io::read(from, &mut self.bytes[..]);
+        let (done, length) = match read {
+            Ok(0) => (Done::End, 0),
+            Ok(length) => (Done::Some, length),
+            Err(Errno::AGAIN | Errno::INTR) => (Done::Later, 0),
+            // Linux says EIO when the last program has closed the terminal.
+            Err(_) => (Done::End, 0),
+        };
+        self.bytes.truncate(length);
+        self.written = 0;
+        done
+    }
+
+    fn drain(&mut self, to: &OwnedFd) -> Done {
+        match rustix::io::write(to, &self.bytes[self.written..]) {
+            Ok(written) => {
+                self.written += written;
+                Done::Some
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Done::Later,
+            Err(_) => Done::End,
+        }
+    }
+}
+
+fn serve(terminal: &OwnedFd, ends: &Ends) -> rustix::io::Result<()> {
+    let (mut typed, mut said) = (Buffer::new(), Buffer::new());
+    // What can still bring something.
+    let (mut stdin, mut sizes) = (true, true);
+    loop {
+        // Only what there is room or work for is looked at: an end is told of again and again.
+        let mut looks: Vec<(Look, PollFd<'_>)> = Vec::with_capacity(4);
+        let mut look = |what, fd, flags| looks.push((what, PollFd::new(fd, flags)));
+        if stdin && typed.is_empty() {
+            look(Look::Stdin, &ends.stdin, PollFlags::IN);
+        }
+        if sizes {
+            look(Look::Sizes, &ends.sizes, PollFlags::IN);
+        }
+        let reads = if said.is_empty() { PollFlags::IN } else { PollFlags::empty() };
+        let writes = if typed.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+        if !(reads | writes).is_empty() {
+            look(Look::Terminal, terminal, reads | writes);
+        }
+        let wants = if said.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+        look(Look::Stdout, &ends.stdout, wants);
+        let (what, mut fds): (Vec<_>, Vec<_>) = looks.into_iter().unzip();
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error),
+        }
+        for (what, fd) in what.into_iter().zip(fds) {
+            let seen = fd.revents();
+            if seen.is_empty() {
+                continue;
+            }
+            match what {
+                Look::Stdin => stdin = !matches!(typed.fill(&ends.stdin), Done::End),
+                Look::Sizes => sizes = take_size(&ends.sizes, terminal),
+                Look::Terminal => {
+                    if !typed.is_empty() && matches!(typed.drain(terminal), Done::End) {
+                        typed = Buffer::new();
+                    }
+                    if said.is_empty() && matches!(said.fill(terminal), Done::End) {
+                        return Ok(());
+                    }
+                }
+                // The shim has closed its end: the terminal hangs up with ours.
+                Look::Stdout if seen.contains(PollFlags::ERR) => return Ok(()),
+                Look::Stdout => {
+                    if matches!(said.drain(&ends.stdout), Done::End) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Look {
+    Stdin,
+    Sizes,
+    Terminal,
+    Stdout,
+}
+
+/// Takes a new size. False when no more can come.
+fn take_size(from: &OwnedFd, terminal: &OwnedFd) -> bool {
+    let mut bytes = [0; helper::WINDOW_BYTES];
+    match rustix::io::read(from, &mut bytes) {
+        Ok(helper::WINDOW_BYTES) => {
+            // A terminal that keeps its size is still one.
+            resize(terminal, helper::window(bytes)).ok();
+            true
+        }
+        Err(Errno::AGAIN | Errno::INTR) => true,
+        Ok(_) | Err(_) => false,
+    }
+}
