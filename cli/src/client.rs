@@ -54,8 +54,13 @@ impl Controller {
             Failure::usage(message, "SANDBOXCTL_CA must name the PEM file of the controller's CA")
         };
         let tls = daemon::tls::client_with_roots(&settings.ca).map_err(|error| unusable(&error))?;
-        let channel = daemon::channel::tls(&settings.address, &settings.server_name, tls)
-            .map_err(|error| unusable(&error))?;
+        let channel = daemon::channel::tls(
+            daemon::flow::Leg::Api,
+            &settings.address,
+            &settings.server_name,
+            tls,
+        )
+        .map_err(|error| unusable(&error))?;
         let mut token: MetadataValue<Ascii> =
             format!("Bearer {}", settings.token).parse().map_err(|_| {
                 Failure::usage(

@@ -13,16 +13,19 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
+use crate::flow::{self, Leg};
+
 /// How long to wait for TCP and TLS.
 const CONNECT: Duration = Duration::from_secs(5);
 /// A peer that is silent for this long is pinged, and given up when it does not answer.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
 
-fn endpoint() -> Endpoint {
+fn endpoint(leg: Leg) -> Endpoint {
     // The address is the connector's business; the scheme must not be https, which would make
     // tonic look for TLS of its own.
-    Endpoint::from_static("http://pve-sandbox.internal")
+    let endpoint = Endpoint::from_static("http://pve-sandbox.internal");
+    flow::endpoint(leg, endpoint)
         .connect_timeout(CONNECT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_ANSWER)
@@ -34,10 +37,15 @@ fn endpoint() -> Endpoint {
 ///
 /// # Errors
 /// When `server_name` is neither a DNS name nor an IP address.
-pub fn tls(address: &str, server_name: &str, config: Arc<ClientConfig>) -> io::Result<Channel> {
+pub fn tls(
+    leg: Leg,
+    address: &str,
+    server_name: &str,
+    config: Arc<ClientConfig>,
+) -> io::Result<Channel> {
     let name = ServerName::try_from(server_name.to_owned()).map_err(io::Error::other)?;
     let (address, connector) = (address.to_owned(), TlsConnector::from(config));
-    Ok(endpoint().connect_with_connector_lazy(service_fn(move |_| {
+    Ok(endpoint(leg).connect_with_connector_lazy(service_fn(move |_| {
         let (address, name, connector) = (address.clone(), name.clone(), connector.clone());
         async move {
             let tcp = TcpStream::connect(&address).await?;
@@ -49,13 +57,13 @@ pub fn tls(address: &str, server_name: &str, config: Arc<ClientConfig>) -> io::R
 
 /// Connects over whatever `dial` returns: an in-memory stream, or a connection that a peer behind
 /// NAT has made to us.
-pub fn over<D, F, S>(dial: D) -> Channel
+pub fn over<D, F, S>(leg: Leg, dial: D) -> Channel
 where
     D: Fn() -> F + Send + Sync + 'static,
     F: Future<Output = io::Result<S>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    endpoint().connect_with_connector_lazy(service_fn(move |_| {
+    endpoint(leg).connect_with_connector_lazy(service_fn(move |_| {
         let stream = dial();
         async move { stream.await.map(TokioIo::new) }
     }))

@@ -4,9 +4,11 @@
 pub mod chain;
 pub mod channel;
 pub mod config;
+pub mod flow;
 pub mod listen;
 pub mod logs;
 pub mod peer;
+pub mod shares;
 pub mod status;
 pub mod stop;
 pub mod tls;

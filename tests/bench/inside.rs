@@ -102,7 +102,10 @@ async fn read_all(agent: &mut Agent, id: &str, line: &str) -> Result<u64> {
         ..ExecStart::default()
     };
     let message = exec_request::Message::Start(start);
-    let first = agent::ExecRequest { message: Some(ExecRequest { message: Some(message) }) };
+    let first = agent::ExecRequest {
+        message: Some(ExecRequest { message: Some(message) }),
+        ..Default::default()
+    };
     let mut answers = agent.exec(tokio_stream::iter([first])).await?.into_inner();
     let mut bytes = 0;
     while let Some(answer) = answers.message().await? {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use daemon::tls::Identity;
+use daemon::{flow::Leg, tls::Identity};
 use lab::Lab;
 use proto::{
     agent::v1::{self as agent, agent_service_client::AgentServiceClient},
@@ -38,7 +38,7 @@ impl World {
         let ca = lab.layout().dir().join("controller/ca/ca.crt");
         let tls = daemon::tls::client_with_roots(&ca)?;
         let hub = lab::layout::HUB_IP;
-        let channel = daemon::channel::tls(&format!("{hub}:7443"), hub, tls)?;
+        let channel = daemon::channel::tls(Leg::Api, &format!("{hub}:7443"), hub, tls)?;
         let env = std::fs::read_to_string(lab.layout().dir().join("env")).context("env")?;
         let token = env
             .lines()
@@ -127,7 +127,7 @@ impl World {
         let ip = self.lab.node(node)?.id().ip();
         let name = format!("{node}.agent.pve-sandbox.internal");
         let tls = daemon::tls::client(&identity)?;
-        let channel = daemon::channel::tls(&format!("{ip}:7445"), &name, tls)?;
+        let channel = daemon::channel::tls(Leg::Agent, &format!("{ip}:7445"), &name, tls)?;
         Ok(AgentServiceClient::new(channel))
     }
 
@@ -169,8 +169,10 @@ pub(crate) async fn exec_true(agent: &mut AgentServiceClient<Channel>, id: &str)
         command: Some(exec_start::Command::Argv(Argv { args: vec!["true".into()] })),
         ..ExecStart::default()
     };
-    let message =
-        |message| agent::ExecRequest { message: Some(ExecRequest { message: Some(message) }) };
+    let message = |message| agent::ExecRequest {
+        message: Some(ExecRequest { message: Some(message) }),
+        ..Default::default()
+    };
     let sent = tokio_stream::iter([
         message(exec_request::Message::Start(start)),
         message(exec_request::Message::StdinEof(true)),

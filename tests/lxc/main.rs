@@ -25,6 +25,7 @@ mod operator;
 mod parallel;
 mod pause;
 mod recover;
+mod stalls;
 mod stuck;
 mod verbs;
 mod world;

@@ -32,7 +32,7 @@ impl Life {
     /// A connection to its API.
     pub(crate) fn channel(&self) -> tonic::transport::Channel {
         let dial = self.dial.clone();
-        daemon::channel::over(move || {
+        daemon::channel::over(daemon::flow::Leg::Api, move || {
             let dial = dial.clone();
             async move {
                 let (near, far) = tokio::io::duplex(64 * 1024);

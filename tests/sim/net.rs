@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 
-use daemon::peer::Peer;
+use controller::node::Lane;
+use daemon::{flow::Leg, peer::Peer};
 use proto::name::NodeName;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -181,11 +182,13 @@ pub(crate) struct Dialler {
 }
 
 impl controller::node::Connector for Dialler {
-    fn channel(&self, node: &NodeName, _address: &str) -> io::Result<Channel> {
-        let (net, node, by) = (self.net.clone(), node.clone(), self.by);
-        Ok(daemon::channel::over(move || {
+    fn channel(&self, node: &NodeName, _address: &str, lane: Lane) -> io::Result<Channel> {
+        let (net, node) = (self.net.clone(), node.clone());
+        // A ghost says again what changes something, which only goes over this one.
+        let by = (lane == Lane::Control).then_some(self.by);
+        Ok(daemon::channel::over(Leg::Agent, move || {
             let (net, node) = (net.clone(), node.clone());
-            async move { net.dial(&node, Some(by)).await }
+            async move { net.dial(&node, by).await }
         }))
     }
 }

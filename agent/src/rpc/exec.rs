@@ -1,7 +1,12 @@
 //! `Exec` on the wire: converts the messages of both directions. A caller that goes away drops the
 //! outputs, which is hanging up; one that ends its half has no more input.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use daemon::status::Refusal;
 use proto::{
@@ -15,6 +20,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::status::refusal;
@@ -34,16 +40,64 @@ const WINDOW: std::ops::RangeInclusive<u32> = 1..=1000;
 /// What a terminal has unless the caller says.
 const WINDOW_DEFAULT: Window = Window { rows: 24, columns: 80 };
 
+/// Bytes of a stream's name.
+const STREAM_ID_MAX: usize = 64;
+
 pub(super) type Responses = ReceiverStream<Result<agent::ExecResponse, Status>>;
+
+/// The streams that are open, by the names that the controller gave them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Streams(Arc<Mutex<HashMap<String, CancellationToken>>>);
+
+/// One open stream. Forgotten when it is dropped.
+struct Stream {
+    streams: Streams,
+    id: String,
+    /// Cancelled when its caller has gone.
+    hung_up: CancellationToken,
+}
+
+impl Streams {
+    fn open(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a stream. One without a name cannot be hung up.
+    fn add(&self, id: String) -> Stream {
+        let hung_up = CancellationToken::new();
+        if !id.is_empty() {
+            self.open().insert(id.clone(), hung_up.clone());
+        }
+        Stream { streams: self.clone(), id, hung_up }
+    }
+
+    /// Ends a stream. One that is over is no error.
+    fn hang_up(&self, id: &str) {
+        if let Some(hung_up) = self.open().get(id) {
+            hung_up.cancel();
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.streams.open().remove(&self.id);
+    }
+}
 
 pub(super) async fn exec(
     execs: Execs,
-    sandboxes: std::sync::Arc<crate::sandbox::Sandboxes>,
+    sandboxes: Arc<crate::sandbox::Sandboxes>,
+    streams: &Streams,
     mut requests: Streaming<agent::ExecRequest>,
 ) -> Result<Response<Responses>, Status> {
     let first = timeout(FIRST, requests.message()).await;
     let first = first.map_err(|_| invalid("message", "must come within 10 s: start first"))??;
-    let message = first.and_then(|request| request.message).and_then(|message| message.message);
+    let agent::ExecRequest { message, stream_id } = first.unwrap_or_default();
+    if stream_id.len() > STREAM_ID_MAX {
+        return Err(invalid("stream_id", "must be at most 64 bytes"));
+    }
+    let message = message.and_then(|message| message.message);
     let (input, inputs) = mpsc::channel(MESSAGES);
     let (started, outputs) = match message {
         Some(exec_request::Message::Start(start)) => {
@@ -73,12 +127,19 @@ pub(super) async fn exec(
     let (responses, stream) = mpsc::channel(MESSAGES);
     let (wrong, what) = oneshot::channel();
     sandboxes.tasks().spawn(receive(requests, input, wrong));
-    sandboxes.tasks().spawn(send(started, outputs, what, responses));
+    let open = streams.add(stream_id);
+    sandboxes.tasks().spawn(async move {
+        // Dropping the outputs is hanging up, and ends the other direction too.
+        let hung_up = open.hung_up.clone();
+        hung_up.run_until_cancelled(send(started, outputs, what, responses)).await;
+        drop(open);
+    });
     Ok(Response::new(ReceiverStream::new(stream)))
 }
 
 pub(super) async fn control(
     execs: &Execs,
+    streams: &Streams,
     request: agent::ControlExecRequest,
 ) -> Result<agent::ControlExecResponse, Refusal> {
     use agent::control_exec_request::Action;
@@ -96,6 +157,10 @@ pub(super) async fn control(
             (ask.id, ask.exec_id, order::Control::Resize(window(size)?))
         }
         Action::Signal(ask) => (ask.id, ask.exec_id, order::Control::Signal(signal(ask.signal)?)),
+        Action::HangUp(ask) => {
+            streams.hang_up(&ask.stream_id);
+            return Ok(agent::ControlExecResponse::default());
+        }
     };
     let exec_id = order::exec_id(exec_id)?;
     let taken = execs.control(&id.parse()?, exec_id, control).await.map_err(refusal)?;
@@ -311,10 +376,25 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_is_hung_up_by_its_name_while_it_is_open() {
+        let streams = Streams::default();
+        let (one, nameless) = (streams.add("7-1".into()), streams.add(String::new()));
+        let other = streams.add("7-2".into());
+        streams.hang_up("7-1");
+        streams.hang_up("");
+        let hung_up = [&one, &nameless, &other].map(|stream| stream.hung_up.is_cancelled());
+        assert_eq!(hung_up, [true, false, false]);
+        drop((one, nameless, other));
+        assert!(streams.open().is_empty(), "what is over is forgotten");
+        streams.hang_up("7-2");
+    }
+
+    #[test]
     fn inputs_are_checked() {
         let input = |message| {
             input_of(agent::ExecRequest {
                 message: Some(wire::ExecRequest { message: Some(message) }),
+                ..Default::default()
             })
         };
         assert_eq!(input(exec_request::Message::Signal(9)), Ok(Input::Signal(9)));

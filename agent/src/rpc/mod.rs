@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use daemon::{listen::ConnInfo, peer::Peer, status::Refusal};
+use daemon::{flow, listen::ConnInfo, peer::Peer, status::Refusal};
 use proto::{
     MESSAGE_BYTES_MAX,
     agent::v1::{
@@ -33,9 +33,8 @@ use tokio::{
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Code, Request, Response, Status, Streaming,
-    service::interceptor::InterceptedService,
-    transport::server::{Connected, Server},
+    Code, Request, Response, Status, Streaming, service::interceptor::InterceptedService,
+    transport::server::Connected,
 };
 
 use crate::sandbox::{Sandboxes, check::Check, exec::Execs, garbage::Garbage};
@@ -59,8 +58,6 @@ const CALL_MAX: Duration = Duration::from_secs(25);
 const CALLS_MAX: usize = 256;
 /// Watches at a time.
 const WATCHES_MAX: usize = 16;
-/// Streams of one connection.
-const STREAMS_MAX: u32 = 1024;
 
 /// What the service is made of.
 #[derive(Debug, Clone)]
@@ -73,6 +70,7 @@ pub struct Rpc {
     checks: Arc<OnceLock<Arc<dyn Check>>>,
     calls: Arc<Semaphore>,
     watches: Arc<Semaphore>,
+    streams: exec::Streams,
 }
 
 impl Rpc {
@@ -91,6 +89,7 @@ impl Rpc {
             reporter,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            streams: exec::Streams::default(),
         }
     }
 
@@ -114,8 +113,7 @@ impl Rpc {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let stopped = stop.clone();
-        Server::builder()
-            .max_concurrent_streams(STREAMS_MAX)
+        flow::agent_server()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .http2_max_header_list_size(16 * 1024)
@@ -248,7 +246,8 @@ impl AgentService for Rpc {
         &self,
         request: Request<Streaming<wire::ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        exec::exec(self.execs.clone(), Arc::clone(&self.sandboxes), request.into_inner()).await
+        let (execs, sandboxes) = (self.execs.clone(), Arc::clone(&self.sandboxes));
+        exec::exec(execs, sandboxes, &self.streams, request.into_inner()).await
     }
 
     async fn pause_sandbox(
@@ -346,7 +345,7 @@ impl AgentService for Rpc {
         &self,
         request: Request<wire::ControlExecRequest>,
     ) -> Result<Response<wire::ControlExecResponse>, Status> {
-        self.call(exec::control(&self.execs, request.into_inner())).await
+        self.call(exec::control(&self.execs, &self.streams, request.into_inner())).await
     }
 
     async fn list_execs(

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use daemon::{channel, status as wire_status};
+use daemon::{channel, flow::Leg, status as wire_status};
 use proto::{
     agent::v1::{agent_service_client::AgentServiceClient, watch_response::Message},
     sandbox::v1::{self as public, Phase},
@@ -101,7 +101,7 @@ fn serve(node: &Node, peer: Peer) -> Client {
     tokio::spawn(async move {
         rpc.serve(ReceiverStream::new(incoming), stop).await.expect("serves");
     });
-    AgentServiceClient::new(channel::over(move || {
+    AgentServiceClient::new(channel::over(Leg::Agent, move || {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let (sender, peer) = (sender.clone(), peer.clone());
         async move {

@@ -1,7 +1,16 @@
 //! Calls to one agent. Every call has a deadline, and every failure is one of `node::Error`.
 
-use std::{fmt::Debug, io, sync::Arc, time::Duration};
+use std::{
+    fmt::Debug,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use daemon::flow::Leg;
 use futures_util::{Stream, StreamExt};
 use proto::{
     MESSAGE_BYTES_MAX,
@@ -15,7 +24,11 @@ use proto::{
 };
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
-use super::Error;
+use super::{
+    Error,
+    bulk::{Bulk, Whose},
+    output::{self, HangUp, Output},
+};
 
 /// What a call may take beyond the time that the agent may wait.
 const MARGIN: Duration = Duration::from_secs(4);
@@ -28,14 +41,26 @@ const CONTROL: Duration = Duration::from_secs(10);
 /// A whole check of a node.
 const CHECK: Duration = Duration::from_secs(15);
 
+/// Kind of calls that have connections of their own, so that none waits for those of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Calls with one answer. One connection a node.
+    Control,
+    /// Reports of the agent. One connection a node.
+    Watch,
+    /// Commands and files: what tenants move, and may stop reading. Up to 16 connections a node.
+    Bulk,
+}
+
 /// Makes channels to agents: TLS over TCP in a daemon, memory in a simulation, a connection that
 /// the agent made where it sits behind NAT.
 pub trait Connector: Send + Sync + Debug {
-    /// A lazy channel: it connects when used, and again whenever the connection is lost.
+    /// A lazy channel over a connection of its own: it connects when used, and again whenever the
+    /// connection is lost.
     ///
     /// # Errors
     /// When the address can never work.
-    fn channel(&self, node: &NodeName, address: &str) -> io::Result<Channel>;
+    fn channel(&self, node: &NodeName, address: &str, lane: Lane) -> io::Result<Channel>;
 }
 
 /// Mutual TLS over TCP. The agent's certificate must name the node, so that a node cannot answer
@@ -44,9 +69,9 @@ pub trait Connector: Send + Sync + Debug {
 pub struct TlsConnector(pub Arc<rustls::ClientConfig>);
 
 impl Connector for TlsConnector {
-    fn channel(&self, node: &NodeName, address: &str) -> io::Result<Channel> {
+    fn channel(&self, node: &NodeName, address: &str, _: Lane) -> io::Result<Channel> {
         let server_name = format!("{node}.agent.pve-sandbox.internal");
-        daemon::channel::tls(address, &server_name, self.0.clone())
+        daemon::channel::tls(Leg::Agent, address, &server_name, self.0.clone())
     }
 }
 
@@ -68,16 +93,38 @@ pub struct Order {
 /// A cheap handle to one agent.
 #[derive(Debug, Clone)]
 pub struct Client {
+    /// The connection for calls.
     agent: AgentServiceClient<Channel>,
+    /// The connection for the watch.
+    watch: AgentServiceClient<Channel>,
+    bulk: Arc<Bulk>,
+    /// Streams of commands, which have numbers.
+    streams: Arc<AtomicU64>,
 }
 
 impl Client {
-    /// Over a channel.
-    pub fn new(channel: Channel) -> Self {
-        let agent = AgentServiceClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self { agent }
+    /// Over connections of this connector, which are made when they are first used.
+    ///
+    /// # Errors
+    /// When the address can never work.
+    pub fn new(connector: Arc<dyn Connector>, node: &NodeName, address: &str) -> io::Result<Self> {
+        let (node, address) = (node.clone(), address.to_owned());
+        let open = move |lane| {
+            let channel = connector.channel(&node, &address, lane)?;
+            Ok::<_, io::Error>(
+                AgentServiceClient::new(channel)
+                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
+            )
+        };
+        let (agent, watch) = (open(Lane::Control)?, open(Lane::Watch)?);
+        let bulk = Bulk::new(Box::new(move || open(Lane::Bulk)));
+        Ok(Self { agent, watch, bulk, streams: Arc::default() })
+    }
+
+    /// Closes connections that nothing has used for a while.
+    pub(super) fn close_idle(&self) {
+        self.bulk.close_idle();
     }
 
     /// Who it is. `epoch` 0 only asks.
@@ -370,17 +417,31 @@ impl Client {
     }
 
     /// Runs a command. Both streams are pulled by their readers, so that a slow end slows the other.
+    ///
+    /// # Errors
+    /// TOO_MANY_CALLS when the team or the sandbox has its share of the node's streams open.
     pub async fn exec<S>(
         &self,
+        epoch: u64,
+        whose: &Whose,
         input: S,
     ) -> Result<impl Stream<Item = Result<api::ExecResponse, Error>> + Send + use<S>, Error>
     where
         S: Stream<Item = api::ExecRequest> + Send + 'static,
     {
-        let input = input.map(|message| wire::ExecRequest { message: Some(message) });
-        let mut agent = self.agent.clone();
-        let output = call(QUICK, agent.exec(Request::new(input))).await?;
-        Ok(output.map(|message| match message {
+        let mut lease = self.bulk.lease(whose)?;
+        // Unique at the agent: each controller has an epoch of its own.
+        let number = self.streams.fetch_add(1, Ordering::Relaxed);
+        let stream_id = format!("{epoch}-{number}");
+        let mut name = Some(stream_id.clone());
+        let input = input.map(move |message| {
+            let stream_id = name.take().unwrap_or_default();
+            wire::ExecRequest { message: Some(message), stream_id }
+        });
+        let (input, gone) = output::input(&lease, input);
+        let output = call(QUICK, lease.agent.exec(Request::new(input))).await?;
+        let hang_up = HangUp { agent: self.agent.clone(), stream_id, input: gone };
+        Ok(Output::new(&lease, output, hang_up).map(|message| match message {
             Ok(message) => Ok(message.message.unwrap_or_default()),
             Err(status) => Err(decode(&status)),
         }))
@@ -405,17 +466,22 @@ impl Client {
 
     /// One operation on files. Both streams are pulled by their readers. The caller bounds the wait:
     /// an upload is answered when all of it was sent.
+    ///
+    /// # Errors
+    /// As `exec`.
     pub async fn files<S>(
         &self,
+        whose: &Whose,
         input: S,
     ) -> Result<impl Stream<Item = Result<files_response::Message, Error>> + Send + use<S>, Error>
     where
         S: Stream<Item = files_request::Message> + Send + 'static,
     {
         let input = input.map(|message| wire::FilesRequest { message: Some(message) });
-        let mut agent = self.agent.clone();
-        let output = agent.files(Request::new(input)).await.map_err(|status| decode(&status))?;
-        Ok(output.into_inner().map(|message| match message {
+        let mut lease = self.bulk.lease(whose)?;
+        let request = Request::new(lease.hold(input));
+        let output = lease.agent.files(request).await.map_err(|status| decode(&status))?;
+        Ok(lease.hold(output.into_inner()).map(|message| match message {
             Ok(message) => message
                 .message
                 .ok_or_else(|| Error::Nonsense("there is nothing in the answer".into())),
@@ -429,7 +495,7 @@ impl Client {
         journal_id: String,
         revision: u64,
     ) -> Result<tonic::Streaming<wire::WatchResponse>, Error> {
-        let mut agent = self.agent.clone();
+        let mut agent = self.watch.clone();
         call(QUICK, agent.watch(wire::WatchRequest { journal_id, revision })).await
     }
 }

@@ -23,10 +23,8 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{
-    Code,
-    transport::{Server, server::Connected},
-};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, transport::server::Connected};
 
 pub use exec::counted;
 pub use net::{Dialler, Net, Pipe};
@@ -80,6 +78,8 @@ pub(super) struct World {
     /// Creations that a seat is kept for.
     seats: BTreeSet<SandboxId>,
     execs: exec::Execs,
+    /// Streams of commands by their names; cancelled, they end.
+    streams: BTreeMap<String, CancellationToken>,
     /// After how many messages the next streams of commands break.
     breaks: VecDeque<u32>,
     files: files::Files,
@@ -132,6 +132,7 @@ impl FakeAgent {
                 heard: Vec::new(),
                 seats: BTreeSet::new(),
                 execs: exec::Execs::default(),
+                streams: BTreeMap::new(),
                 breaks: VecDeque::new(),
                 files: files::Files::new(),
             }),
@@ -151,7 +152,8 @@ impl FakeAgent {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let service = AgentServiceServer::new(service::Service(self));
-        let served = Server::builder().add_service(service).serve_with_incoming(incoming).await;
+        let mut server = daemon::flow::agent_server();
+        let served = server.add_service(service).serve_with_incoming(incoming).await;
         if let Err(error) = served {
             tracing::error!(%error, "a fake agent stopped serving");
         }

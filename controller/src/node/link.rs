@@ -117,6 +117,8 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
         let Some(message) = message else {
             return Err(Error::Unreachable("it ended the watch".into()));
         };
+        // An agent reports every second, so this is often enough.
+        node.client.close_idle();
         match message.message {
             Some(Message::Reset(reset)) => {
                 let before = node.journal().map(|(journal, _)| journal);

@@ -1,25 +1,28 @@
 //! The nodes: the only module that speaks `agent.v1`. `client` makes calls over any byte stream,
-//! `link` keeps a watch on each agent and feeds `cache`, `registry` knows the nodes and their load,
+//! `bulk` shares out the streams of commands and files, `link` keeps a watch on each agent and feeds `cache`, `registry` knows the nodes and their load,
 //! `epoch` is the fencing number, `fake` is an agent for tests and simulations.
 //!
 //! An agent's status is never handed on: it is decoded into `Error` here. What a node says of a
 //! sandbox is kept as the message that it sent; its identities are checked before anything is done
 //! with them.
 
+mod bulk;
 pub mod cache;
 pub mod client;
 pub mod epoch;
 pub mod fake;
 mod kept;
 mod link;
+mod output;
 pub mod registry;
 
 use std::time::Duration;
 
 use proto::reason;
 
+pub use bulk::Whose;
 pub use cache::{Cache, Entry};
-pub use client::{Client, Connector, Order, TlsConnector};
+pub use client::{Client, Connector, Lane, Order, TlsConnector};
 pub use registry::{Node, NodeStatus, Nodes, Options};
 
 /// What came of a call, by what the caller can do about it.

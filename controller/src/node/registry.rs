@@ -232,8 +232,8 @@ impl Nodes {
         if nodes.contains_key(name) {
             return;
         }
-        let channel = match self.connector.channel(name, address) {
-            Ok(channel) => channel,
+        let client = match Client::new(self.connector.clone(), name, address) {
+            Ok(client) => client,
             Err(error) => {
                 tracing::error!(node = %name, address, %error, "this address can never work");
                 return;
@@ -242,7 +242,7 @@ impl Nodes {
         let node = Arc::new(Node {
             name: name.clone(),
             address: address.to_owned(),
-            client: Client::new(channel),
+            client,
             slot: fleet.add(name.clone()),
             state: Mutex::new(State {
                 down: Some("not connected yet".into()),

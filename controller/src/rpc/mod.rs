@@ -19,10 +19,7 @@ use proto::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_stream::Stream;
-use tonic::{
-    service::Routes,
-    transport::{Server, server::Connected},
-};
+use tonic::{service::Routes, transport::server::Connected};
 use tonic_web::GrpcWebLayer;
 
 use crate::{config::ApiLimits, sandbox::Sandboxes, store::Store, url::UrlTemplate};
@@ -88,12 +85,11 @@ impl Api {
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        Server::builder()
+        daemon::flow::api_server(self.limits.streams_per_connection)
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
             .http2_max_header_list_size(HEADERS_BYTES_MAX)
-            .max_concurrent_streams(self.limits.streams_per_connection)
             .layer(GrpcWebLayer::new())
             .layer(self.guard)
             .add_routes(self.routes)

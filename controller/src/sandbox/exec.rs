@@ -20,7 +20,7 @@ use super::{
     Error, Sandboxes,
     session::{Opening, Session},
 };
-use crate::node::Node;
+use crate::node::{Entry, Node, Whose};
 
 /// How long the first message may take.
 const FIRST: Duration = Duration::from_secs(10);
@@ -32,6 +32,9 @@ const COMMAND_BYTES_MAX: usize = 128 * 1024;
 const TIMEOUT_S_MAX: i64 = 24 * 3600;
 /// Bytes of one message.
 pub(super) const CHUNK_BYTES_MAX: usize = 256 * 1024;
+
+/// The node of a sandbox, and whose streams go there.
+pub(super) type Place = (Arc<Node>, Whose);
 
 /// What a running command says.
 pub type Responses = ReceiverStream<Result<ExecResponse, Error>>;
@@ -50,18 +53,18 @@ impl Sandboxes {
             Ok(Some(first)) => first?.message,
             Ok(None) | Err(_) => None,
         };
-        let (node, opening) = match first {
+        let (place, opening) = match first {
             Some(exec_request::Message::Start(start)) => {
-                let (node, start) = self.runnable(team, start)?;
-                (node, Opening::Start(start))
+                let (place, start) = self.runnable(team, start)?;
+                (place, Opening::Start(start))
             }
             Some(exec_request::Message::Attach(attach)) => {
-                let (node, attach) = self.attachable(team, attach)?;
-                (node, Opening::Attach(attach))
+                let (place, attach) = self.attachable(team, attach)?;
+                (place, Opening::Attach(attach))
             }
             _ => return Err(Invalid::new("start", "or attach must be the first message").into()),
         };
-        let mut session = Session::new(self.clone(), node, opening);
+        let mut session = Session::new(self.clone(), place, opening);
         let opened = session.open().await?;
         let (to_caller, answer) = mpsc::channel(AHEAD);
         self.tasks.spawn(session.run(opened, input, to_caller));
@@ -98,24 +101,29 @@ impl Sandboxes {
     }
 
     /// Checks a start and puts the sandbox's own id into it.
-    fn runnable(&self, team: &Team, mut start: ExecStart) -> Result<(Arc<Node>, ExecStart), Error> {
+    fn runnable(&self, team: &Team, mut start: ExecStart) -> Result<(Place, ExecStart), Error> {
         check(&start)?;
         self.may_change()?;
         let (entry, node) = self.on_node(team, &start.id)?;
         start.id = entry.id.to_string();
-        Ok((node, start))
+        Ok(((node, whose(&entry)), start))
     }
 
     fn attachable(
         &self,
         team: &Team,
         mut attach: ExecAttach,
-    ) -> Result<(Arc<Node>, ExecAttach), Error> {
+    ) -> Result<(Place, ExecAttach), Error> {
         check_exec_id("attach.exec_id", &attach.exec_id)?;
         let (entry, node) = self.on_node(team, &attach.id)?;
         attach.id = entry.id.to_string();
-        Ok((node, attach))
+        Ok(((node, whose(&entry)), attach))
     }
+}
+
+/// The party that a stream to this sandbox is counted for.
+pub(super) fn whose(entry: &Entry) -> Whose {
+    Whose { team: entry.team.clone(), sandbox: entry.id }
 }
 
 /// The caller's own name of a run.

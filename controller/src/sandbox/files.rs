@@ -21,7 +21,10 @@ use tokio::{
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 
-use super::{Error, RETRY, Sandboxes, exec::check_chunk};
+use super::{
+    Error, RETRY, Sandboxes,
+    exec::{Place, check_chunk, whose},
+};
 use crate::node::{self, Node};
 
 /// How long a node may be silent.
@@ -78,9 +81,9 @@ impl Sandboxes {
             return Err(Invalid::new("files.content", why).into());
         }
         self.may_change()?;
-        let node = self.holding(team, &mut request.id)?;
-        let Said::Write(answer) = self.one(&node, Ask::Write(request)).await? else {
-            return Err(self.nonsense(&node));
+        let place = self.holding(team, &mut request.id)?;
+        let Said::Write(answer) = self.one(&place, Ask::Write(request)).await? else {
+            return Err(self.nonsense(&place.0));
         };
         Ok(answer.written)
     }
@@ -96,8 +99,8 @@ impl Sandboxes {
     ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
-        let node = self.holding(team, &mut request.id)?;
-        self.many(node, Ask::Read(request)).await
+        let place = self.holding(team, &mut request.id)?;
+        self.many(place, Ask::Read(request)).await
     }
 
     /// What a path is.
@@ -111,9 +114,9 @@ impl Sandboxes {
     ) -> Result<FileInfo, Error> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
-        let node = self.holding(team, &mut request.id)?;
-        let Said::File(file) = self.one(&node, Ask::Stat(request)).await? else {
-            return Err(self.nonsense(&node));
+        let place = self.holding(team, &mut request.id)?;
+        let Said::File(file) = self.one(&place, Ask::Stat(request)).await? else {
+            return Err(self.nonsense(&place.0));
         };
         Ok(file)
     }
@@ -129,9 +132,9 @@ impl Sandboxes {
     ) -> Result<ListDirResponse, Error> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
-        let node = self.holding(team, &mut request.id)?;
-        let Said::List(list) = self.one(&node, Ask::List(request)).await? else {
-            return Err(self.nonsense(&node));
+        let place = self.holding(team, &mut request.id)?;
+        let Said::List(list) = self.one(&place, Ask::List(request)).await? else {
+            return Err(self.nonsense(&place.0));
         };
         Ok(list)
     }
@@ -151,9 +154,9 @@ impl Sandboxes {
             return Err(Invalid::new("path", "must not be the root").into());
         }
         self.may_change()?;
-        let node = self.holding(team, &mut request.id)?;
-        let Said::Remove(answer) = self.one(&node, Ask::Remove(request)).await? else {
-            return Err(self.nonsense(&node));
+        let place = self.holding(team, &mut request.id)?;
+        let Said::Remove(answer) = self.one(&place, Ask::Remove(request)).await? else {
+            return Err(self.nonsense(&place.0));
         };
         Ok(answer.existed)
     }
@@ -176,12 +179,12 @@ impl Sandboxes {
         check_user(&start.user)?;
         check_path("start.path", &start.path)?;
         self.may_change()?;
-        let node = self.holding(team, &mut start.id)?;
+        let (node, whose) = self.holding(team, &mut start.id)?;
 
         let (progress, mut seen) = watch::channel(Progress::Since(Instant::now()));
         let upload = stream::once(ready(Ask::Upload(start))).chain(data(input, progress));
         let mut call = std::pin::pin!(async {
-            let mut said = std::pin::pin!(node.client.files(upload).await?);
+            let mut said = std::pin::pin!(node.client.files(&whose, upload).await?);
             said.next().await.transpose()
         });
         loop {
@@ -221,21 +224,22 @@ impl Sandboxes {
     ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
-        let node = self.holding(team, &mut request.id)?;
-        self.many(node, Ask::Download(request)).await
+        let place = self.holding(team, &mut request.id)?;
+        self.many(place, Ask::Download(request)).await
     }
 
     /// The node, and the sandbox's own id in place of the caller's form of it.
-    fn holding(&self, team: &Team, id: &mut String) -> Result<Arc<Node>, Error> {
+    fn holding(&self, team: &Team, id: &mut String) -> Result<Place, Error> {
         let (entry, node) = self.on_node(team, id)?;
         *id = entry.id.to_string();
-        Ok(node)
+        Ok((node, whose(&entry)))
     }
 
     /// A question with one answer.
-    async fn one(&self, node: &Node, ask: Ask) -> Result<Said, Error> {
+    async fn one(&self, (node, whose): &Place, ask: Ask) -> Result<Said, Error> {
         let asked = async {
-            let mut said = std::pin::pin!(node.client.files(stream::once(ready(ask))).await?);
+            let mut said =
+                std::pin::pin!(node.client.files(whose, stream::once(ready(ask))).await?);
             said.next().await.transpose()
         };
         match timeout(SILENCE, asked).await {
@@ -249,12 +253,12 @@ impl Sandboxes {
     /// A question with many. The first is waited for, so that a refusal is the call's own.
     async fn many(
         self: &Arc<Self>,
-        node: Arc<Node>,
+        (node, whose): Place,
         ask: Ask,
     ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
         let deadline = Instant::now() + SILENCE;
         let late = || Error::unreachable(&node.name, &silent());
-        let asked = node.client.files(stream::once(ready(ask)));
+        let asked = node.client.files(&whose, stream::once(ready(ask)));
         let said = timeout_at(deadline, asked).await.map_err(|_| late())?;
         let said = said.map_err(|error| self.of_node(&node, error))?;
         let mut said = Box::pin(said.peekable());

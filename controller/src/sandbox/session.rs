@@ -30,7 +30,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Error, RETRY, Sandboxes, exec};
-use crate::node::{self, Node};
+use crate::node::{self, Node, Whose};
 
 /// A command that says nothing gets an empty message in between, so that the stream is never silent.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -72,6 +72,7 @@ enum End {
 pub(super) struct Session {
     sandboxes: Arc<Sandboxes>,
     node: Arc<Node>,
+    whose: Whose,
     opening: Opening,
     /// The node's name of the run; empty until it started.
     exec_id: String,
@@ -87,10 +88,15 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(sandboxes: Arc<Sandboxes>, node: Arc<Node>, opening: Opening) -> Self {
+    pub(super) fn new(
+        sandboxes: Arc<Sandboxes>,
+        (node, whose): (Arc<Node>, Whose),
+        opening: Opening,
+    ) -> Self {
         Self {
             sandboxes,
             node,
+            whose,
             opening,
             exec_id: String::new(),
             started: false,
@@ -162,8 +168,9 @@ impl Session {
             }
         };
         let first = ExecRequest { message: Some(first) };
+        let epoch = self.sandboxes.nodes.epoch.get();
         let messages = stream::once(ready(first)).chain(ReceiverStream::new(messages));
-        let output = self.node.client.exec(messages).await?.boxed();
+        let output = self.node.client.exec(epoch, &self.whose, messages).await?.boxed();
         Ok(Link { to_node: Some(to_node), output })
     }
 
@@ -349,7 +356,8 @@ impl Session {
                 }
                 sleep(AGAIN).await;
                 match self.connect().await {
-                    Err(error) if is_break(&error) => last = error,
+                    // Many come back at once, and those that had a stream have to get one again.
+                    Err(error) if is_break(&error) || is_full(&error) => last = error,
                     done => return done,
                 }
             }
@@ -427,6 +435,11 @@ fn is_break(error: &node::Error) -> bool {
         }
         node::Error::Nonsense(_) => false,
     }
+}
+
+/// The node's streams are taken. It passes.
+fn is_full(error: &node::Error) -> bool {
+    error.reason() == Some(reason::TOO_MANY_CALLS)
 }
 
 async fn room(

@@ -11,6 +11,7 @@ mod files;
 mod nodes;
 mod pause;
 mod sessions;
+mod stalls;
 mod tls;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use daemon::flow::Leg;
 use proto::{
     id::SandboxRef,
     sandbox::v1::{
@@ -161,7 +163,7 @@ impl Lab {
 
     fn channel(&self) -> Channel {
         let dial = self.dial.clone();
-        daemon::channel::over(move || {
+        daemon::channel::over(Leg::Api, move || {
             let dial = dial.clone();
             async move {
                 let (near, far) = tokio::io::duplex(64 * 1024);

@@ -94,7 +94,8 @@ async fn connections_that_break_lose_and_double_nothing() {
         }
         input.push(message(exec_request::Message::StdinEof(true)));
         let before = agent.commands();
-        // The break before was noticed by all, and is over.
+        // The break before was noticed by all connections, and is over.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let controller = lab.controller.as_ref().expect("a controller");
         controller.settled(Duration::from_secs(60)).await;
         let output = lab.api().exec(stream::iter(input).chain(stream::pending())).await;

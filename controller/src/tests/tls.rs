@@ -61,7 +61,8 @@ async fn our_certificates_carry_a_creation() {
 
     let roots = daemon::tls::client_with_roots(&files.ca()).expect("roots");
     for name in ["sandbox.localhost", "localhost"] {
-        let channel = daemon::channel::tls(&address, name, roots.clone()).expect("a name");
+        let channel =
+            daemon::channel::tls(Leg::Api, &address, name, roots.clone()).expect("a name");
         let mut api: Api = SandboxServiceClient::with_interceptor(channel, bearer(&red));
         let sandbox = create(&mut api, request("r1")).await.expect("made");
         assert_eq!((sandbox.node.as_str(), sandbox.phase()), ("n1", Phase::Running));

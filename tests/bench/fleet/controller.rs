@@ -54,7 +54,7 @@ impl Process {
         let tls = daemon::tls::client_with_roots(&self.dir.join("ca/ca.crt"))?;
         let connect = |_| {
             let (address, tls) = (self.address.to_string(), tls.clone());
-            let channel = daemon::channel::tls(&address, "localhost", tls)?;
+            let channel = daemon::channel::tls(daemon::flow::Leg::Api, &address, "localhost", tls)?;
             Ok(Caller::new(channel, token.clone()))
         };
         (0..connections).map(connect).collect()

@@ -19,6 +19,7 @@ use proto::{
     },
 };
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
 use super::{FakeAgent, service::refuse};
@@ -88,8 +89,8 @@ impl Session {
         self.change(|state| state.stdout.extend_from_slice(bytes));
     }
 
-    /// `cat` gives its stdin back, `sleep` waits for a signal, `yes` never stops, `count` writes as
-    /// many bytes as its second word says, anything else ends with the exit code that its second
+    /// `cat` gives its stdin back, `sleep` waits for a signal, `yes` never stops, `drip` says one
+    /// byte when the one before was sent, `count` writes as many bytes as its second word says, anything else ends with the exit code that its second
     /// word is.
     async fn run(self: Arc<Self>) {
         let words = match &self.start.command {
@@ -120,6 +121,11 @@ impl Session {
             }
             Some("yes") => loop {
                 self.print(&[b'y'; 32 * 1024]).await;
+            },
+            Some("drip") => loop {
+                let read = |state: &mut State| (state.read == state.stdout.len()).then_some(());
+                self.until(read).await;
+                self.print(b"d").await;
             },
             Some("count") => {
                 let bytes = counted(number as usize);
@@ -190,6 +196,7 @@ impl Session {
         started: api::ExecStarted,
         out: mpsc::Sender<Out>,
         line: Arc<Line>,
+        hung_up: CancellationToken,
     ) {
         let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
         let (mut stdout, mut stderr) = (at(started.stdout_offset), at(started.stderr_offset));
@@ -197,7 +204,8 @@ impl Session {
         let mut message = Some(Out::Started(started));
         while let Some(next) = message {
             let over = matches!(next, Out::Exit(_));
-            if line.broken() || out.send(next).await.is_err() || over {
+            let sent = hung_up.run_until_cancelled(out.send(next));
+            if line.broken() || !matches!(sent.await, Some(Ok(()))) || over {
                 break;
             }
             let news = self.until(|state| {
@@ -223,6 +231,7 @@ impl Session {
             message = tokio::select! {
                 news = news => news,
                 () = out.closed() => break,
+                () = hung_up.cancelled() => break,
             };
             self.changed.send_modify(|n| *n += 1);
         }
@@ -315,7 +324,8 @@ impl FakeAgent {
         self: &Arc<Self>,
         mut input: Streaming<ExecRequest>,
     ) -> Result<mpsc::Receiver<Out>, Status> {
-        let first = input.message().await?.and_then(|m| m.message).and_then(|m| m.message);
+        let first = input.message().await?.unwrap_or_default();
+        let (stream_id, first) = (first.stream_id, first.message.and_then(|m| m.message));
         let (id, start, offsets) = match first {
             Some(In::Start(start)) => (start.id.clone(), Ok(start), (0, 0)),
             Some(In::Attach(attach)) => {
@@ -347,8 +357,11 @@ impl FakeAgent {
         let left = self.world().breaks.pop_front().map(AtomicU32::new);
         let line = Arc::new(Line { agent: self.clone(), left, broken: AtomicBool::new(false) });
         let (out, messages) = mpsc::channel(1);
-        tokio::spawn(session.clone().receive(input, line.clone()));
-        tokio::spawn(session.send(started, out, line));
+        let hung_up = CancellationToken::new();
+        self.world().streams.insert(stream_id, hung_up.clone());
+        let receive = session.clone().receive(input, line.clone());
+        tokio::spawn(hung_up.clone().run_until_cancelled_owned(receive));
+        tokio::spawn(session.send(started, out, line, hung_up));
         Ok(messages)
     }
 
@@ -357,6 +370,12 @@ impl FakeAgent {
             Some(Action::WriteStdin(write)) => self.session(&write.id, &write.exec_id)?,
             Some(Action::Resize(resize)) => self.session(&resize.id, &resize.exec_id)?,
             Some(Action::Signal(signal)) => self.session(&signal.id, &signal.exec_id)?,
+            Some(Action::HangUp(stream)) => {
+                if let Some(stream) = self.world().streams.remove(&stream.stream_id) {
+                    stream.cancel();
+                }
+                return Ok(0);
+            }
             None => return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "no action"),
         };
         match request.action {
@@ -367,7 +386,7 @@ impl FakeAgent {
             Some(Action::Signal(signal)) => {
                 session.change(|state| state.signal = Some(signal.signal));
             }
-            None => {}
+            Some(Action::HangUp(_)) | None => {}
         }
         let taken = session.state().taken;
         Ok(taken)

@@ -83,7 +83,9 @@ impl FakeAgent {
             Some(Ask::Upload(start)) => {
                 self.get(&start.id)?;
                 let mut archive = Vec::new();
-                while let Some(message) = input.message().await? {
+                loop {
+                    self.until_thawed(&start.id).await;
+                    let Some(message) = input.message().await? else { break };
                     let Some(Ask::Data(bytes)) = message.message else {
                         return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "data only");
                     };
@@ -100,6 +102,16 @@ impl FakeAgent {
             }
         };
         Ok(said)
+    }
+
+    /// What unpacks an archive stands still while its sandbox is frozen.
+    async fn until_thawed(&self, id: &str) {
+        let mut changes = self.changes.subscribe();
+        while self.get(id).is_ok_and(|sandbox| sandbox.phase() == api::Phase::Paused) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     fn file(&self, id: &str, path: &str) -> Result<(Vec<u8>, u32), Status> {

@@ -8,6 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use daemon::flow::Leg;
 use proto::name::NodeName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
@@ -16,7 +17,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, server::Connected};
 
-use crate::node::Connector;
+use crate::node::{Connector, Lane};
 
 /// Bytes on the way in one direction.
 const PIPE: usize = 64 * 1024;
@@ -32,6 +33,8 @@ struct Host {
     dial: mpsc::Sender<io::Result<Pipe>>,
     /// Breaks the connections that there are now.
     cut: CancellationToken,
+    /// Of them, those for commands and files.
+    cut_bulk: CancellationToken,
     down: bool,
 }
 
@@ -46,7 +49,8 @@ impl Net {
     }
 
     pub(super) fn register(&self, name: &NodeName, dial: mpsc::Sender<io::Result<Pipe>>) {
-        let host = Host { dial, cut: CancellationToken::new(), down: false };
+        let cut = CancellationToken::new();
+        let host = Host { dial, cut_bulk: cut.child_token(), cut, down: false };
         self.hosts().insert(name.clone(), host);
     }
 
@@ -61,12 +65,24 @@ impl Net {
     pub fn cut(&self, name: &NodeName) {
         if let Some(host) = self.hosts().get_mut(name) {
             std::mem::take(&mut host.cut).cancel();
+            host.cut_bulk = host.cut.child_token();
         }
     }
 
-    async fn dial(&self, name: &NodeName) -> io::Result<Pipe> {
+    /// Breaks its connections for commands and files, and no other.
+    pub fn cut_bulk(&self, name: &NodeName) {
+        if let Some(host) = self.hosts().get_mut(name) {
+            let fresh = host.cut.child_token();
+            std::mem::replace(&mut host.cut_bulk, fresh).cancel();
+        }
+    }
+
+    async fn dial(&self, name: &NodeName, lane: Lane) -> io::Result<Pipe> {
         let (dial, cut) = match self.hosts().get(name) {
-            Some(host) if !host.down => (host.dial.clone(), host.cut.clone()),
+            Some(host) if !host.down => {
+                let cut = if lane == Lane::Bulk { &host.cut_bulk } else { &host.cut };
+                (host.dial.clone(), cut.clone())
+            }
             _ => return Err(io::ErrorKind::ConnectionRefused.into()),
         };
         let (near, far) = tokio::io::duplex(PIPE);
@@ -81,11 +97,11 @@ impl Net {
 pub struct Dialler(pub Arc<Net>);
 
 impl Connector for Dialler {
-    fn channel(&self, node: &NodeName, _address: &str) -> io::Result<Channel> {
+    fn channel(&self, node: &NodeName, _address: &str, lane: Lane) -> io::Result<Channel> {
         let (net, node) = (self.0.clone(), node.clone());
-        Ok(daemon::channel::over(move || {
+        Ok(daemon::channel::over(Leg::Agent, move || {
             let (net, node) = (net.clone(), node.clone());
-            async move { net.dial(&node).await }
+            async move { net.dial(&node, lane).await }
         }))
     }
 }
@@ -98,7 +114,8 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    fn new(stream: DuplexStream, cut: &CancellationToken) -> Self {
+    /// An end that breaks with `cut`.
+    pub fn new(stream: DuplexStream, cut: &CancellationToken) -> Self {
         Self { stream, cut: Box::pin(cut.clone().cancelled_owned()) }
     }
 

@@ -1,0 +1,279 @@
+//! The streams of one node that carry what tenants move: commands and files. They go over
+//! connections of their own, opened when they are needed and closed when they are idle, so that a
+//! stream that stands still can hold up neither a control call nor the watch.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use daemon::shares::Shares;
+use futures_util::{Stream, StreamExt};
+use proto::{
+    agent::v1::agent_service_client::AgentServiceClient, id::SandboxId, name::Team, reason,
+};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use super::Error;
+
+/// Connections for bulk to one node.
+const CONNECTIONS_MAX: usize = 16;
+/// Streams of one of them. The agent allows more.
+const CONNECTION_STREAMS_MAX: usize = 64;
+/// Streams of one node, over all its connections. A team has half of them at most, and fewer while
+/// others have some: see `Shares`.
+const STREAMS_MAX: usize = CONNECTIONS_MAX * CONNECTION_STREAMS_MAX;
+/// Streams of one sandbox: twice what it can run commands at a time.
+const SANDBOX_STREAMS_MAX: usize = 128;
+/// A connection without a stream is closed after this.
+const IDLE: Duration = Duration::from_secs(60);
+/// When a caller may try again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Whose stream it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whose {
+    /// The caller's team.
+    pub team: Team,
+    /// The sandbox that it goes to.
+    pub sandbox: SandboxId,
+}
+
+type Agent = AgentServiceClient<Channel>;
+type Open = Box<dyn Fn() -> io::Result<Agent> + Send + Sync>;
+
+/// The connections for bulk to one node.
+pub(super) struct Bulk {
+    open: Open,
+    state: Mutex<State>,
+}
+
+struct State {
+    teams: Shares<Team>,
+    sandboxes: BTreeMap<SandboxId, usize>,
+    connections: Vec<Connection>,
+    /// Number of the next connection.
+    next: u64,
+}
+
+struct Connection {
+    number: u64,
+    agent: Agent,
+    streams: usize,
+    /// When its last stream ended.
+    idle: Instant,
+}
+
+impl std::fmt::Debug for Bulk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.state();
+        let streams: Vec<_> = state.connections.iter().map(|one| one.streams).collect();
+        f.debug_struct("Bulk").field("streams", &streams).finish_non_exhaustive()
+    }
+}
+
+impl Bulk {
+    /// Opens connections by `open`, which connects when the connection is first used.
+    pub(super) fn new(open: Open) -> Arc<Self> {
+        let state = State {
+            teams: Shares::new(STREAMS_MAX),
+            sandboxes: BTreeMap::new(),
+            connections: Vec::new(),
+            next: 0,
+        };
+        Arc::new(Self { open, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for one stream, on a connection that has one.
+    ///
+    /// # Errors
+    /// TOO_MANY_CALLS when the sandbox or the team has its share of the node already.
+    pub(super) fn lease(self: &Arc<Self>, whose: &Whose) -> Result<Lease, Error> {
+        let mut state = self.state();
+        let of_sandbox = state.sandboxes.get(&whose.sandbox).copied().unwrap_or(0);
+        if of_sandbox >= SANDBOX_STREAMS_MAX {
+            return Err(full(format!("this sandbox has {of_sandbox} streams open already")));
+        }
+        if !state.teams.take(&whose.team) {
+            let held = state.teams.held(&whose.team);
+            return Err(full(format!(
+                "this team has {held} of the node's {STREAMS_MAX} streams open already, \
+                 which is its share now"
+            )));
+        }
+        // The first that has room, so that the last ones become idle.
+        let room = state.connections.iter().position(|one| one.streams < CONNECTION_STREAMS_MAX);
+        let place = match room {
+            Some(place) => place,
+            None => match (self.open)() {
+                Ok(agent) => {
+                    let (number, idle) = (state.next, Instant::now());
+                    state.next += 1;
+                    state.connections.push(Connection { number, agent, streams: 0, idle });
+                    state.connections.len() - 1
+                }
+                Err(error) => {
+                    state.teams.give_back(&whose.team);
+                    return Err(Error::Unreachable(error.to_string()));
+                }
+            },
+        };
+        state.connections[place].streams += 1;
+        *state.sandboxes.entry(whose.sandbox).or_default() += 1;
+        let Connection { number, agent, .. } = &state.connections[place];
+        let (number, agent) = (*number, agent.clone());
+        drop(state);
+        Ok(Lease {
+            agent,
+            place: Arc::new(Place { bulk: self.clone(), number, whose: whose.clone() }),
+        })
+    }
+
+    /// Closes connections that have been idle for long.
+    pub(super) fn close_idle(&self) {
+        self.state().connections.retain(|one| one.streams > 0 || one.idle.elapsed() < IDLE);
+    }
+
+    /// Streams of each open connection.
+    #[cfg(test)]
+    pub(super) fn streams(&self) -> Vec<usize> {
+        self.state().connections.iter().map(|one| one.streams).collect()
+    }
+
+    fn give_back(&self, number: u64, whose: &Whose) {
+        let mut state = self.state();
+        state.teams.give_back(&whose.team);
+        if let Some(streams) = state.sandboxes.get_mut(&whose.sandbox) {
+            *streams -= 1;
+            if *streams == 0 {
+                state.sandboxes.remove(&whose.sandbox);
+            }
+        }
+        if let Some(one) = state.connections.iter_mut().find(|one| one.number == number) {
+            one.streams -= 1;
+            one.idle = Instant::now();
+        }
+    }
+}
+
+/// A place for one stream. Given back when the lease and both directions of the stream are gone.
+#[derive(Debug)]
+pub(super) struct Lease {
+    /// The connection to open the stream on.
+    pub(super) agent: Agent,
+    place: Arc<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    bulk: Arc<Bulk>,
+    number: u64,
+    whose: Whose,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.bulk.give_back(self.number, &self.whose);
+    }
+}
+
+impl Lease {
+    /// Keeps the place while this direction lives. Each of the two counts: one that the agent does
+    /// not read can outlive the other.
+    pub(super) fn hold<S: Stream>(&self, stream: S) -> impl Stream<Item = S::Item> + use<S> {
+        let place = self.place.clone();
+        stream.map(move |item| {
+            let _held = &place;
+            item
+        })
+    }
+}
+
+fn full(message: String) -> Error {
+    Error::Refused { reason: reason::TOO_MANY_CALLS.into(), message, retry_after: Some(RETRY) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk() -> Arc<Bulk> {
+        let unused = || async { Err::<tokio::io::DuplexStream, _>(io::ErrorKind::NotFound.into()) };
+        Bulk::new(Box::new(move || {
+            Ok(Agent::new(daemon::channel::over(daemon::flow::Leg::Agent, unused)))
+        }))
+    }
+
+    fn whose(team: &str, sandbox: u8) -> Whose {
+        Whose { team: team.parse().expect("team"), sandbox: SandboxId::new(1, &[sandbox; 10]) }
+    }
+
+    /// As many as this team gets, over as many sandboxes as it takes.
+    fn all(bulk: &Arc<Bulk>, team: &str) -> Vec<Lease> {
+        let of_sandbox = |n| std::iter::from_fn(move || bulk.lease(&whose(team, n)).ok());
+        (0..20).flat_map(of_sandbox).collect()
+    }
+
+    #[tokio::test]
+    async fn a_team_leaves_streams_of_its_node_for_others() {
+        let bulk = bulk();
+        let red = all(&bulk, "red");
+        assert_eq!(red.len(), STREAMS_MAX / 2);
+        let refused = bulk.lease(&whose("red", 99)).expect_err("its share");
+        assert_eq!(refused.reason(), Some(reason::TOO_MANY_CALLS), "{refused}");
+        assert_eq!(all(&bulk, "blue").len(), STREAMS_MAX / 4);
+        drop(red);
+        assert_eq!(all(&bulk, "red").len(), STREAMS_MAX / 2, "all was given back");
+    }
+
+    #[tokio::test]
+    async fn a_sandbox_leaves_streams_of_its_team_for_others() {
+        let bulk = bulk();
+        let one: Vec<_> = std::iter::from_fn(|| bulk.lease(&whose("red", 1)).ok()).collect();
+        assert_eq!(one.len(), SANDBOX_STREAMS_MAX);
+        bulk.lease(&whose("red", 2)).expect("another sandbox has its own");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_are_opened_when_needed_and_closed_when_idle() {
+        let bulk = bulk();
+        assert_eq!(bulk.streams(), [0; 0]);
+        let first = bulk.lease(&whose("red", 1)).expect("a stream");
+        let mut more: Vec<_> = (0..CONNECTION_STREAMS_MAX)
+            .map(|_| bulk.lease(&whose("red", 1)).expect("room"))
+            .collect();
+        assert_eq!(bulk.streams(), [CONNECTION_STREAMS_MAX, 1]);
+        drop(more.pop());
+        bulk.close_idle();
+        assert_eq!(bulk.streams(), [CONNECTION_STREAMS_MAX, 0], "it may be needed in a moment");
+        tokio::time::advance(IDLE).await;
+        bulk.close_idle();
+        assert_eq!(bulk.streams(), [CONNECTION_STREAMS_MAX]);
+        drop((first, more));
+        bulk.close_idle();
+        assert_eq!(bulk.streams(), [0]);
+        tokio::time::advance(IDLE).await;
+        bulk.close_idle();
+        assert_eq!(bulk.streams(), [0; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_place_is_kept_until_both_directions_are_gone() {
+        let bulk = bulk();
+        let lease = bulk.lease(&whose("red", 1)).expect("a stream");
+        let input = lease.hold(futures_util::stream::pending::<()>());
+        let output = lease.hold(futures_util::stream::pending::<()>());
+        drop(lease);
+        drop(output);
+        assert_eq!(bulk.streams(), [1], "the agent may not have read what was sent");
+        drop(input);
+        assert_eq!(bulk.streams(), [0]);
+    }
+}
