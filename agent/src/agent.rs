@@ -21,6 +21,7 @@ use crate::{
     saga::Faults,
     sandbox::{
         self, Sandboxes,
+        address::DhcpReplies,
         check::Check,
         exec::{Execs, shims::Shims},
     },
@@ -49,6 +50,8 @@ pub struct Parts {
     pub host_load: SampleHost,
     /// The ways into the sandboxes.
     pub shims: Arc<dyn Shims>,
+    /// Replies of the DHCP server, where the configuration allows DHCP.
+    pub dhcp: Option<Arc<dyn DhcpReplies>>,
     /// What goes wrong; nothing, outside of tests.
     pub faults: Faults,
 }
@@ -74,10 +77,16 @@ impl Agent {
     /// # Errors
     /// When the journal cannot be read.
     pub async fn start(parts: Parts) -> Result<Self, sandbox::Error> {
-        let Parts { sandboxes, reconcile, pve, journal, clock, host_load, shims, faults } = parts;
+        let Parts { sandboxes, reconcile, pve, journal, clock, host_load, shims, dhcp, faults } =
+            parts;
         let tasks = Tasks::default();
         let sandboxes =
             Sandboxes::open(sandboxes, pve, journal, clock, tasks.clone(), faults).await?;
+        // Before anything is started again that needs it.
+        if let Some(dhcp) = dhcp {
+            sandboxes.watch_dhcp(dhcp);
+            tasks.spawn(Arc::clone(&sandboxes).follow_dhcp());
+        }
         let reconciler = Reconciler::new(Arc::clone(&sandboxes), reconcile.clone());
         let waker = reconciler.waker();
         let garbage = Arc::new(Preview::new(Arc::clone(&sandboxes), reconcile, waker.clone()));

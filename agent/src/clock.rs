@@ -1,11 +1,14 @@
 //! The wall clock, passed in: a simulation brings its own. Waiting goes by tokio's time.
 
 use std::{
+    path::Path,
     sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::sys::read;
 
 /// How long after a boot the wall clock may still be wrong: a node without a battery asks the
 /// network for the time first.
@@ -108,8 +111,8 @@ impl Clock for SystemClock {
 fn boot_id() -> &'static str {
     static ID: OnceLock<String> = OnceLock::new();
     ID.get_or_init(|| {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        text.unwrap_or_default().trim().to_owned()
+        let path = Path::new("/proc/sys/kernel/random/boot_id");
+        read::text(path, read::SMALL).trim().to_owned()
     })
 }
 

@@ -1,14 +1,16 @@
 //! What a PVE host says about itself, for what the configuration leaves open. Roots are parameters;
 //! nothing is forked, and ambiguity is an error that lists the candidates.
 
-use std::{fs, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
 
 use proto::name::NodeName;
 
-use crate::pve::{
-    cluster::{self, Identity},
-    container::local_addresses,
-    storage::{self, Place},
+use crate::{
+    pve::{
+        cluster::{self, Identity},
+        storage::{self, Place},
+    },
+    sys::read,
 };
 
 /// Where to look.
@@ -50,7 +52,8 @@ pub struct OnBridge {
 /// Who this node is. pmxcfs alone knows: the host's name may have been changed since it joined.
 pub fn identity(roots: Roots<'_>) -> Result<Identity, Undecided> {
     let path = roots.pve.join(".members");
-    let identity = fs::read(&path).ok().and_then(|members| cluster::identity(&members));
+    let identity =
+        read::whole(&path, read::LARGE).ok().and_then(|members| cluster::identity(&members));
     identity.ok_or_else(|| {
         let path = path.display();
         Undecided::None(format!("{path} does not name this node: is pve-cluster running?"))
@@ -83,8 +86,8 @@ pub fn bridge(roots: Roots<'_>) -> Result<String, Undecided> {
 
 /// This host's own address on a bridge; `None` when it has none.
 pub fn on_bridge(roots: Roots<'_>, bridge: &str) -> Option<OnBridge> {
-    let routes = fs::read_to_string(roots.proc.join("net/route")).ok()?;
-    let addresses = local_addresses(&fs::read_to_string(roots.proc.join("net/fib_trie")).ok()?);
+    let routes = read::whole_text(&roots.proc.join("net/route"), read::LARGE).ok()?;
+    let addresses = local_addresses(&read::text(&roots.proc.join("net/fib_trie"), read::LARGE));
     let connected =
         routes_of(&routes).filter(|r| r.interface == bridge && r.gateway.is_unspecified());
     connected.filter(|route| route.prefix > 0).find_map(|route| {
@@ -94,10 +97,16 @@ pub fn on_bridge(roots: Roots<'_>, bridge: &str) -> Option<OnBridge> {
     })
 }
 
+/// All addresses of this host but loopback's.
+pub fn own_addresses(roots: Roots<'_>) -> Vec<Ipv4Addr> {
+    let text = read::text(&roots.proc.join("net/fib_trie"), read::LARGE);
+    local_addresses(&text).into_iter().collect()
+}
+
 /// The next hop of the host's default route, if that leaves by this bridge: then the bridge is on
 /// somebody else's network.
 pub fn uplink(roots: Roots<'_>, bridge: &str) -> Option<Ipv4Addr> {
-    let routes = fs::read_to_string(roots.proc.join("net/route")).ok()?;
+    let routes = read::whole_text(&roots.proc.join("net/route"), read::LARGE).ok()?;
     let default = routes_of(&routes).find(|r| r.prefix == 0 && r.interface == bridge)?;
     Some(default.gateway)
 }
@@ -105,7 +114,7 @@ pub fn uplink(roots: Roots<'_>, bridge: &str) -> Option<Ipv4Addr> {
 /// The storage that new templates go to: one that holds containers, with the most room. Which one
 /// clones go to is the template's doing.
 pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
-    let text = fs::read_to_string(roots.pve.join("storage.cfg")).unwrap_or_default();
+    let text = read::text(&roots.pve.join("storage.cfg"), read::LARGE);
     let mut fit: Vec<_> =
         storage::parse(&text).into_iter().filter(|s| s.holds_containers(node)).collect();
     if fit.len() == 1 {
@@ -131,6 +140,20 @@ pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
             Err(Undecided::Several { what: "the storage", candidates })
         }
     }
+}
+
+/// Addresses of this host in its own `fib_trie`: a leaf, and below it that it is local.
+fn local_addresses(fib_trie: &str) -> BTreeSet<Ipv4Addr> {
+    let mut found = BTreeSet::new();
+    let mut leaf = None;
+    for line in fib_trie.lines().map(str::trim) {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            leaf = address.parse::<Ipv4Addr>().ok();
+        } else if line.starts_with("/32 host LOCAL") {
+            found.extend(leaf.filter(|address| !address.is_loopback()));
+        }
+    }
+    found
 }
 
 /// A row of `/proc/net/route`.

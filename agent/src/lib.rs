@@ -6,7 +6,7 @@
 //! they know `sandbox`, the domain with one file an operation, and not each other. `sandbox` knows
 //! `journal` (what is durable), `saga` (steps with undos), `pve` (the host: `pct`, its files) and
 //! `sys` (the kernel), and reaches into sandboxes through `shim`, the one process a sandbox that
-//! outlives us; its other end inside is the crate `helper`. `run` starts every process. `load` and `detect` read the host, `config` says
+//! outlives us; its other end inside is the crate `helper`. `run` starts every process. `load` and `detect` read the host, `dhcp` sees which addresses the DHCP server gives, `config` says
 //! where each value comes from, `clock` is the time.
 //!
 //! # What must always hold
@@ -26,6 +26,7 @@ pub mod agent;
 pub mod clock;
 pub mod config;
 pub mod detect;
+pub mod dhcp;
 pub mod expire;
 pub mod ingress;
 pub mod journal;

@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,8 +12,10 @@ use proto::id::Vmid;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::pve::cgroup;
+use crate::{pve::cgroup, sys::read};
 
+/// More of a file of the kernel's is not read. /proc/stat, the longest, grows with cores and interrupts.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// What the busy share is smoothed over.
 const WINDOW: Duration = Duration::from_secs(10);
 /// The same for who wants to see further back.
@@ -236,7 +237,7 @@ impl Sampler {
 }
 
 fn read(dir: &Path, name: &str) -> String {
-    fs::read_to_string(dir.join(name)).unwrap_or_default()
+    read::text(&dir.join(name), FILE_BYTES_MAX)
 }
 
 /// `key value` on a line of its own.
@@ -307,6 +308,8 @@ fn avg10(text: &str, whose: &str) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     struct Tree(tempfile::TempDir);

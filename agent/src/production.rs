@@ -6,6 +6,7 @@ use agent::{
     Agent, Parts,
     clock::{Clock, SystemClock},
     config::Config,
+    dhcp::{Replies, Server},
     ingress::{
         caddy::{self as files, Peers, Proof, Settings},
         check::IngressCheck,
@@ -20,7 +21,7 @@ use agent::{
     reconcile,
     run::Runner,
     saga::Faults,
-    sandbox::{Sandboxes, exec::shims::ShimProcesses},
+    sandbox::{self, Sandboxes, address::DhcpReplies, exec::shims::ShimProcesses},
     tasks::Tasks,
 };
 use anyhow::{Context, Result};
@@ -34,6 +35,8 @@ const DRAIN: Duration = Duration::from_secs(40);
 const PEER_PORT: u16 = 8481;
 /// Between two looks at what shims have left.
 const SWEEP: Duration = Duration::from_secs(600);
+/// The kernel's list of network interfaces.
+const NET: &str = "/sys/class/net";
 /// For the last answers to go out.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
@@ -55,7 +58,8 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
         config.exec_backend,
     );
     let shims = Arc::new(shims.context("the ways into sandboxes could not be made")?);
-    let parts = parts(&config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
+    let mut parts = parts(&config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
+    parts.dhcp = dhcp(&config, &stop);
     let agent = Agent::start(parts).await?;
     agent.tasks().spawn(sweep(
         shims,
@@ -87,6 +91,21 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
         tracing::warn!("stopped with route questions open");
     }
     Ok(())
+}
+
+/// Watches the DHCP server's replies, where somebody may ask it.
+fn dhcp(config: &Config, stop: &CancellationToken) -> Option<Arc<dyn DhcpReplies>> {
+    let network = &config.network;
+    if network.dhcp == sandbox::Dhcp::Refused {
+        return None;
+    }
+    let server = Server {
+        bridge: network.bridge.clone(),
+        address: network.dhcp_server,
+        is_this_host: network.own.contains(&network.dhcp_server),
+        net: NET.into(),
+    };
+    Some(Replies::watch(server, stop.clone()))
 }
 
 /// Removes what the shims of sandboxes have left that live no more, now and then.
@@ -207,6 +226,7 @@ fn parts(
         clock,
         host_load: Box::new(move |now, sandboxes| sampler.sample(now, sandboxes)),
         shims,
+        dhcp: None,
         faults: Faults::default(),
     })
 }

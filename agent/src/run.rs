@@ -36,7 +36,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::sys::{self, proc};
+use crate::sys::{self, pidfd, proc};
 
 /// What a child finds programs by. PVE's own tools set the same.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -187,10 +187,19 @@ impl Shared {
     /// TERM to the workers first, because they hold the locks and roll back; then to the command.
     async fn stop(&self, child: &mut Child) -> bool {
         let Some(parent) = child.id() else { return true };
-        let workers = workers(&self.proc, parent);
-        for worker in &workers {
-            send(*worker, Signal::SIGTERM);
-        }
+        let proc = self.proc.clone();
+        let workers = tokio::task::spawn_blocking(move || {
+            let workers = workers(&proc, parent);
+            // By pidfd: a number that has become somebody else's by now gets no signal.
+            for worker in &workers {
+                let same = || proc::kin(&proc, worker.pid).is_some_and(|k| k.start == worker.start);
+                if let Err(error) = pidfd::signal(worker.pid, Signal::SIGTERM as i32, same) {
+                    tracing::warn!(pid = worker.pid, %error, "a signal was not sent");
+                }
+            }
+            workers
+        });
+        let workers = workers.await.unwrap_or_default();
         if !workers.is_empty() && ends(child).await {
             return true;
         }
@@ -205,8 +214,8 @@ async fn ends(child: &mut Child) -> bool {
 
 /// The workers of a `pct` that runs: its descendants that are PVE tasks. PVE writes the task's
 /// UPID over a worker's argv, and each is the leader of a session of its own.
-fn workers(proc: &Path, parent: u32) -> Vec<u32> {
-    let processes = proc::processes(proc);
+fn workers(proc: &Path, parent: u32) -> Vec<proc::Process> {
+    let processes = proc::host_processes(proc);
     let mut family = vec![parent];
     // Forks nest a few deep at most; each round finds one generation.
     for _ in 0..8 {
@@ -218,10 +227,8 @@ fn workers(proc: &Path, parent: u32) -> Vec<u32> {
         family.extend(children);
     }
     let is_task = |p: &&proc::Process| p.argv.first().is_some_and(|a| a.starts_with("task UPID:"));
-    // What runs in a container can have any argv; only the host's processes are PVE's.
-    let on_host = |p: &&proc::Process| proc::namespace_pids(proc, p.pid).len() == 1;
     let family = processes.iter().filter(|p| p.pid != parent && family.contains(&p.pid));
-    family.filter(is_task).filter(on_host).map(|p| p.pid).collect()
+    family.filter(is_task).cloned().collect()
 }
 
 fn send(pid: u32, signal: Signal) {

@@ -94,6 +94,14 @@ pub fn of(reason: &str) -> Option<Hint> {
             exit::REFUSED,
             "only an unprivileged container without protection, and no template, can be a sandbox",
         ),
+        reason::ADDRESS_CONFLICT => (
+            exit::REFUSED,
+            "set the container's net0 to what the message says (`pct set VMID --net0 ...`), then `sandboxctl fsck`",
+        ),
+        reason::DHCP_REFUSED => (
+            exit::REFUSED,
+            "leave the address to the node (no --dhcp), or allow DHCP with `network.dhcp` in its agent's configuration",
+        ),
         reason::NOT_ADOPTED => (exit::REFUSED, "delete it with `sandboxctl rm ID`"),
         reason::NOT_MOVABLE => (
             exit::REFUSED,

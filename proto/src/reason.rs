@@ -51,6 +51,12 @@ reasons! {
     NOT_OURS;
     /// FAILED_PRECONDITION: the container cannot be a sandbox: it is privileged or protected.
     CONTAINER_UNFIT;
+    /// FAILED_PRECONDITION: the container's address, bridge or MAC is not the one of its record, or
+    /// another container has its address.
+    ADDRESS_CONFLICT;
+    /// FAILED_PRECONDITION: the node's operator does not allow DHCP, or its replies cannot be seen
+    /// on the host.
+    DHCP_REFUSED;
     /// FAILED_PRECONDITION: the sandbox was no container of somebody's before; delete it.
     NOT_ADOPTED;
     /// FAILED_PRECONDITION: the sandbox cannot go to that node: it is not stopped, or its volumes are not
@@ -125,6 +131,7 @@ pub const NOT_HERE_NOT_NOW: &[&str] = &[
     QUEUE_FULL,
     VMIDS_EXHAUSTED,
     ADDRESSES_EXHAUSTED,
+    DHCP_REFUSED,
     TOO_MANY_CALLS,
     SANDBOX_BUSY,
     NO_QUORUM,

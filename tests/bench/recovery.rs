@@ -174,6 +174,7 @@ impl Stage {
             clock: Arc::new(agent::clock::SystemClock),
             host_load: Box::new(move |_, _| load),
             shims: Arc::new(NoShims),
+            dhcp: None,
             faults,
         };
         Ok(Arc::new(Agent::start(parts).await?))
@@ -209,7 +210,8 @@ fn options() -> Result<Options> {
             name: "vmbr0".into(),
             prefix: 21,
             gateway: [10, 100, 0, 1].into(),
-            dhcp: false,
+            own: Vec::new(),
+            dhcp: Default::default(),
         },
         limits: Limits::default(),
         lifetimes: Lifetimes::default(),

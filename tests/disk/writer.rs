@@ -79,6 +79,7 @@ fn record(id: SandboxId) -> Result<Record> {
         size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
         network: Network::Dhcp,
         ip: None,
+        ip_granted: false,
         services: Default::default(),
         metadata: [("text".to_owned(), "x".repeat(900))].into(),
         env: Default::default(),

@@ -9,6 +9,7 @@
     reason = "the bans are for the daemons; tests start programs and wait for the real clock"
 )]
 
+mod address;
 mod bad_input;
 mod crash;
 mod create_failure;

@@ -264,6 +264,7 @@ impl Cluster {
             clock: Arc::new(host.clock.clone()),
             host_load: Box::new(move |_, _| load),
             shims: Arc::new(Doors { pve: self.pve.clone(), watch: self.watch.clone() }),
+            dhcp: None,
             faults: Faults {
                 lapse: match self.lapse {
                     Some(Lapse::Agent(lapse)) => Some(lapse),
@@ -332,7 +333,8 @@ fn options(number: u8) -> Options {
             name: "vmbr0".into(),
             prefix: 24,
             gateway: [10, 100, number, 1].into(),
-            dhcp: false,
+            own: Vec::new(),
+            dhcp: Default::default(),
         },
         limits: Limits::default(),
         lifetimes: Lifetimes::default(),

@@ -16,6 +16,7 @@ const AGENT: &[(&str, &[&str])] = &[
     ("pve", &["rpc", "ingress", "reconcile", "sandbox", "shim", "journal", "saga"]),
     ("journal", &["rpc", "ingress", "reconcile", "sandbox", "saga", "sys", "run"]),
     ("saga", &["rpc", "ingress", "reconcile", "sandbox", "pve", "journal", "sys", "run"]),
+    ("dhcp", &["rpc", "ingress", "reconcile", "journal", "saga", "pve", "shim"]),
     ("load", &["rpc", "ingress", "reconcile", "sandbox", "saga"]),
     ("run", &["rpc", "ingress", "reconcile", "sandbox", "shim", "pve", "journal", "saga"]),
     ("sys", &["rpc", "ingress", "reconcile", "sandbox", "shim", "pve", "journal", "saga", "run"]),

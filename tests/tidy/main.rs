@@ -2,6 +2,7 @@
 
 mod docs;
 mod layers;
+mod reads;
 mod source;
 mod text;
 mod units;

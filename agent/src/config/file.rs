@@ -108,10 +108,30 @@ pub struct Network {
     pub gateway: Option<std::net::Ipv4Addr>,
     /// What of the bridge's network is theirs, as a network or as `first-last`.
     pub pool: Option<super::Pool>,
-    /// All ask a DHCP server.
-    pub dhcp: Option<bool>,
+    /// Says which sandboxes may ask a DHCP server.
+    pub dhcp: Option<Dhcp>,
+    /// The DHCP server whose replies count; the gateway by default.
+    pub dhcp_server: Option<std::net::Ipv4Addr>,
     /// How long an address rests before another sandbox gets it.
     pub quarantine_s: Option<u64>,
+}
+
+/// Says which sandboxes may ask a DHCP server: `false`, `true` or `"on_request"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Dhcp {
+    /// None, or all of them.
+    Switch(bool),
+    /// Those that ask for it.
+    Word(DhcpWord),
+}
+
+/// The only word that `dhcp` may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DhcpWord {
+    /// Sandboxes whose order says so.
+    OnRequest,
 }
 
 /// A PVE container template, and what users call it.

@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::{Pool, Setting, Source, Sourced, Sources, file};
-use crate::detect::{self, Roots, Undecided};
+use crate::{
+    detect::{self, Roots, Undecided},
+    sandbox::Dhcp,
+};
 
 /// Addresses of sandboxes, complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +21,12 @@ pub struct Network {
     pub prefix: u8,
     /// What may be leased: without the network's own addresses, the gateway's and the host's.
     pub pool: Pool,
-    /// All ask a DHCP server instead.
-    pub dhcp: bool,
+    /// The host's own addresses.
+    pub own: Vec<Ipv4Addr>,
+    /// Says which sandboxes may ask a DHCP server instead.
+    pub dhcp: Dhcp,
+    /// The server whose replies count.
+    pub dhcp_server: Ipv4Addr,
 }
 
 /// The pools of nodes whose bridge has no address: a /24 each.
@@ -79,15 +86,27 @@ pub(super) fn complete(
         return None;
     };
     from.show("network.pool", Some(&Sourced { value: usable, source: pool.source }));
-    let dhcp = file.dhcp.unwrap_or(false);
+    let (dhcp, word) = match file.dhcp {
+        None | Some(file::Dhcp::Switch(false)) => (Dhcp::Refused, "false"),
+        Some(file::Dhcp::Switch(true)) => (Dhcp::All, "true"),
+        Some(file::Dhcp::Word(file::DhcpWord::OnRequest)) => (Dhcp::OnRequest, "on_request"),
+    };
     let source = if file.dhcp.is_some() { Source::File } else { Source::Default };
-    from.settings.push(Setting { name: "network.dhcp", value: dhcp.to_string(), source });
+    from.settings.push(Setting { name: "network.dhcp", value: word.to_owned(), source });
+    let dhcp_server = file.dhcp_server.unwrap_or(gateway.value);
+    if dhcp != Dhcp::Refused {
+        let source = if file.dhcp_server.is_some() { Source::File } else { Source::Default };
+        let value = dhcp_server.to_string();
+        from.settings.push(Setting { name: "network.dhcp_server", value, source });
+    }
     Some(Network {
         bridge: bridge.value,
         gateway: gateway.value,
         prefix: network.prefix_len(),
         pool: usable,
+        own: detect::own_addresses(roots),
         dhcp,
+        dhcp_server,
     })
 }
 

@@ -30,6 +30,7 @@ impl Config {
                 name: network.bridge.clone(),
                 prefix: network.prefix,
                 gateway: network.gateway,
+                own: network.own.clone(),
                 dhcp: network.dhcp,
             },
             limits: sandbox::Limits {

@@ -58,6 +58,7 @@ fn flag_before_file_before_variable() {
     network.gateway = 10.100.3.9 (PVE_GATEWAY)
     network.pool = 10.100.3.128-10.100.3.254 (file)
     network.dhcp = true (file)
+    network.dhcp_server = 10.100.3.9 (default)
     storage = from-file (file)
     ingress.domain = flag.example (flag)
     ");

@@ -13,6 +13,7 @@ use http::HeaderValue;
 use proto::id::Invalid;
 
 use super::{decide::Domain, render};
+use crate::sys::read;
 
 /// What Caddy's configuration is rendered from.
 #[derive(Debug, Clone)]
@@ -108,7 +109,7 @@ impl Proof {
     /// When the file cannot be read or holds no proof.
     pub fn read(config: &Path) -> io::Result<Self> {
         let path = proof_path(config);
-        let text = std::fs::read_to_string(&path).map_err(|error| {
+        let text = read::whole_text(&path, read::SMALL).map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {error}", path.display()))
         })?;
         let proofs: Vec<_> = text.lines().take(PROOFS).map(secret).collect::<Result<_, _>>()?;

@@ -35,6 +35,7 @@ use super::{
 use crate::{
     clock::Clock,
     pve::{Cluster, ContainerConfig, Member, Pve},
+    sys::read,
 };
 
 /// How often pmxcfs is looked at.
@@ -47,6 +48,9 @@ const LOOK: Duration = Duration::from_secs(2);
 const LINES_SPARE: usize = 10_000;
 /// Largest config that is read; PVE's own limit.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Largest file of memories that is read: half a million lines.
+const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Where the owners are found.
 #[derive(Debug, Clone)]
@@ -87,7 +91,7 @@ struct Looked {
 impl Owners {
     /// Reads what an earlier life remembered. Nothing is known of the cluster yet.
     pub fn new(pve: Arc<dyn Pve>, clock: Arc<dyn Clock>, sources: Sources) -> Self {
-        let remembered = match std::fs::read_to_string(&sources.memory) {
+        let remembered = match read::whole_text(&sources.memory, MEMORY_BYTES_MAX) {
             Ok(text) => text,
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {

@@ -61,7 +61,7 @@ fn target(record: &Record) -> Target {
             Phase::Stopping | Phase::Stopped => State::Stopped,
             Phase::Undoing | Phase::Failed | Phase::Deleting | Phase::Deleted => State::Gone,
         },
-        ip: record.ip.map(IpAddr::V4),
+        ip: record.lease().map(IpAddr::V4),
         ports: record.services.values().copied().collect(),
     }
 }

@@ -44,6 +44,7 @@ pub(crate) fn record(number: u8) -> Record {
         size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
         network: Network::Static,
         ip: None,
+        ip_granted: false,
         services: [("web".parse().expect("valid"), "80".parse().expect("valid"))].into(),
         metadata: [("a".into(), "b".into())].into(),
         env: [("A".into(), "b\nc".into())].into(),
@@ -119,6 +120,7 @@ suite!(
     watchers_are_woken,
     requests_are_unique_among_the_living,
     what_is_taken_over_gets_an_address_of_here,
+    what_dhcp_gave_is_a_lease_while_it_runs,
     many_writers_at_once,
 );
 
@@ -348,6 +350,47 @@ async fn what_is_taken_over_gets_an_address_of_here(make: fn(Pools) -> Subject) 
     assert!(matches!(take_over(&dynamic).await, Err(Error::Conflict { .. })), "deleted is deleted");
     let later = Record { attempt: dynamic.attempt + 1, ..dynamic };
     take_over(&later).await.expect("over an attempt before it");
+}
+
+async fn what_dhcp_gave_is_a_lease_while_it_runs(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    let begin = async |number: u8| {
+        let mut asked = Intent { lease_address: false, ..intent(number) };
+        asked.record.network = Network::Dhcp;
+        journal.begin(asked, 0).await.expect("room")
+    };
+    let fixed = journal.begin(intent(1), 0).await.expect("room");
+    let (first, second) = (begin(2).await, begin(3).await);
+    assert_eq!(first.lease(), None);
+    let given = Ipv4Addr::new(10, 0, 0, 3);
+    let with = |record: &Record, ip: Option<Ipv4Addr>| Record {
+        ip,
+        ip_granted: true,
+        phase: Phase::Running,
+        ..record.clone()
+    };
+    // Neither what is leased from the pool nor what another one was given.
+    let taken = Error::AddressTaken { ip: fixed.ip.expect("leased") };
+    assert_eq!(journal.update(&with(&first, fixed.ip)).await, Err(taken));
+    let first = journal.update(&with(&first, Some(given))).await.expect("free");
+    let taken = Err(Error::AddressTaken { ip: given });
+    assert_eq!(journal.update(&with(&second, Some(given))).await, taken);
+    // The pool passes it over, too: 10.0.0.2 and 10.0.0.3 are away.
+    let fixed = journal.begin(intent(4), 0).await.expect("room");
+    assert_eq!(fixed.ip, Some(Ipv4Addr::new(10, 0, 0, 4)));
+    // What an older version believed is no lease.
+    let believed = Record { ip_granted: false, ..with(&second, Some(given)) };
+    let second = journal.update(&believed).await.expect("nothing is leased");
+    assert_eq!(second.lease(), None);
+    // A server gives the address of one that is stopped to others.
+    let stopped = Record { phase: Phase::Stopped, ..first.clone() };
+    let stopped = journal.update(&stopped).await.expect("written");
+    let second = journal.update(&with(&second, Some(given))).await.expect("free again");
+    assert_eq!((stopped.lease(), second.lease()), (None, Some(given)));
+    let up = Record { phase: Phase::Running, ..stopped };
+    assert_eq!(journal.update(&up).await, Err(Error::AddressTaken { ip: given }));
+    end(&journal, &second, Phase::Deleted, 1).await;
+    journal.update(&up).await.expect("free again");
 }
 
 async fn many_writers_at_once(make: fn(Pools) -> Subject) {

@@ -259,7 +259,7 @@ impl Book {
     fn write_found(&mut self, record: &Record) -> Result<Record, Error> {
         let clashes = |other: &Record| {
             other.vmid == record.vmid
-                || (lease_of(other).is_some() && lease_of(other) == lease_of(record))
+                || (other.lease().is_some() && other.lease() == record.lease())
                 || (&other.team, &other.request_id) == (&record.team, &record.request_id)
         };
         let other = self.living().find(|other| clashes(other));
@@ -286,12 +286,19 @@ impl Book {
     fn update(&mut self, pools: &Pools, record: &Record) -> Result<Record, Error> {
         let before = self.at_revision(record)?;
         if let (false, true, Some(ip)) =
-            (before.phase.ended(), record.phase.ended(), lease_of(&before))
+            (before.phase.ended(), record.phase.ended(), before.lease())
         {
             let until = record.ended_ms.saturating_add(pools.address_quarantine_ms);
             self.resting.insert(ip, until);
         }
         let mut record = record.clone();
+        let taken = |ip: &Ipv4Addr| {
+            self.living().any(|other| other.id != record.id && other.lease() == Some(*ip))
+        };
+        let lease = record.lease().filter(|_| !record.phase.ended());
+        if let Some(ip) = lease.filter(|ip| before.lease() != Some(*ip)).filter(taken) {
+            return Err(Error::AddressTaken { ip });
+        }
         if self.lapse == Some(Lapse::Extensions) && record.phase == before.phase {
             record.lifetime = before.lifetime.clone();
         }
@@ -360,7 +367,7 @@ impl Book {
     fn busy_addresses(&self, now_ms: u64) -> BTreeSet<Ipv4Addr> {
         let live = self.records.values().filter(|record| !record.phase.ended());
         let resting = self.resting.iter().filter(|&(_, &until_ms)| until_ms > now_ms);
-        live.filter_map(|record| lease_of(record)).chain(resting.map(|(&ip, _)| ip)).collect()
+        live.filter_map(|record| record.lease()).chain(resting.map(|(&ip, _)| ip)).collect()
     }
 
     fn at_revision(&self, record: &Record) -> Result<Arc<Record>, Error> {
@@ -413,13 +420,6 @@ impl Book {
             free(pools.vmids.0.get(), pools.vmids.1.get(), leased),
             free(pools.addresses.0.into(), pools.addresses.1.into(), busy),
         )
-    }
-}
-
-fn lease_of(record: &Record) -> Option<Ipv4Addr> {
-    match record.network {
-        Network::Static => record.ip,
-        Network::Dhcp => None,
     }
 }
 

@@ -40,6 +40,12 @@ pub enum Error {
         /// Last of the range.
         last: Vmid,
     },
+    /// A living sandbox has the address.
+    #[error("{ip} is the address of another sandbox")]
+    AddressTaken {
+        /// The address.
+        ip: std::net::Ipv4Addr,
+    },
     /// Every address of the pool is leased or in quarantine.
     #[error("no address is left in the pool")]
     AddressesExhausted,
@@ -115,7 +121,8 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     ) -> Result<Record, Error>;
 
     /// Writes a record if it is still at `record.revision`; returns it at its new revision. A record
-    /// whose phase has ended gives its vmid and its address back.
+    /// whose phase has ended gives its vmid and its address back. `AddressTaken` when its lease is new
+    /// and another living record has it.
     async fn update(&self, record: &Record) -> Result<Record, Error>;
 
     /// Removes tombstones that ended before `before_ms`. Returns how many.

@@ -142,8 +142,12 @@ pub struct Record {
     pub size: Size,
     /// How it gets its address.
     pub network: Network,
-    /// Its address: the lease, or what DHCP gave.
+    /// Its address: the lease, or what DHCP gave. Use `lease`, which knows whether it counts.
     pub ip: Option<Ipv4Addr>,
+    /// A DHCP reply that was seen on the host gave it `ip`. Without meaning for static addresses.
+    /// Older versions believed what stood inside of the container: what they wrote does not count.
+    #[serde(default)]
+    pub ip_granted: bool,
     /// Open ports.
     pub services: BTreeMap<ServiceName, Port>,
     /// The caller's pairs.
@@ -192,6 +196,15 @@ impl Record {
     pub fn was_let_go(&self) -> bool {
         let let_go = [proto::cause::RELEASED, proto::cause::MOVED];
         self.phase.ended() && let_go.contains(&self.cause.as_str())
+    }
+
+    /// The address that is this sandbox's and nobody else's: the only one that requests, probes and
+    /// cuts go to. A stopped one has none by DHCP, whose server may give it to others.
+    pub fn lease(&self) -> Option<Ipv4Addr> {
+        match self.network {
+            Network::Static => self.ip,
+            Network::Dhcp => self.ip.filter(|_| self.ip_granted && self.phase != Phase::Stopped),
+        }
     }
 
     /// The mark that the container must carry.

@@ -236,6 +236,21 @@ impl ContainerConfig {
         })
     }
 
+    /// The static IPv4 addresses of all its interfaces.
+    pub fn static_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let is_interface = |key: &str| {
+            let number = key.strip_prefix("net");
+            number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let settings = self.lines[..self.main]
+            .iter()
+            .filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
+        settings.filter(move |(key, _)| is_interface(key)).filter_map(|(_, value)| {
+            let ip = value.trim().split(',').find_map(|pair| pair.strip_prefix("ip="))?;
+            ip.split_once('/')?.0.parse().ok()
+        })
+    }
+
     /// True when some line of it, of whatever section, names this volume.
     pub fn mentions(&self, volume: &str) -> bool {
         !volume.is_empty()

@@ -4,72 +4,98 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     fs,
-    net::Ipv4Addr,
-    path::Path,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use procfs::{net::TcpState, process::Process};
+use procfs::{
+    FromBufReadSI, current_system_info,
+    net::{TcpNetEntries, TcpState},
+};
 use proto::id::Vmid;
 
 use super::cgroup::Freezer;
-use crate::sys::proc::namespace_pids;
+use crate::sys::{proc::namespace_pids, read};
 
 /// More directories of a container's cgroup are not searched for its init, which is near the top.
 const CGROUPS_MAX: usize = 1000;
 /// More are not searched for its processes.
 const ALL_CGROUPS_MAX: usize = 20_000;
+/// More processes of a container are not looked at.
+const PROCESSES_MAX: usize = 65_536;
+/// The pids of so many, of seven digits at most.
+const PIDS_BYTES_MAX: u64 = 8 * 65_536;
+/// How long is looked for its init.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes of a table of sockets, for about 28,000; of a longer one nobody tells whether it has a
+/// connection.
+const SOCKETS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// True when the container's monitor listens, which it does while the container runs. `pct` itself
 /// asks the same.
 pub fn running(proc: &Path, lxc_dir: &Path, vmid: Vmid) -> bool {
     let socket = format!("@{}/{vmid}/command", lxc_dir.display());
-    let sockets = fs::read_to_string(proc.join("net/unix")).unwrap_or_default();
+    let sockets = read::text(&proc.join("net/unix"), read::LARGE);
     sockets.lines().any(|line| line.rsplit(' ').next() == Some(&socket))
 }
 
-/// The container's init: the process in its cgroup that is number 1 one pid namespace down.
+/// The container's init: the process in its cgroup that is number 1 one pid namespace down. `None`
+/// also where a tenant has put so much before it that it is not found in time.
 pub fn init_pid(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<u32> {
     let top = cgroup_root.join("lxc").join(vmid.to_string());
     // systemd puts itself into `init.scope`; a plain init stays where it was put. Deeper ones are
     // of containers inside, whose inits are further down too.
     let inner = top.join("ns");
+    let until = Instant::now() + LOOK;
     let mut dirs: VecDeque<_> = [inner.join("init.scope"), inner, top].into();
     let mut looked = 0;
     while let Some(dir) = dirs.pop_front() {
-        let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-        let mut pids = pids.lines().filter_map(|line| line.parse().ok());
-        if let Some(pid) = pids.find(|&pid| matches!(namespace_pids(proc, pid)[..], [_, 1])) {
-            return Some(pid);
+        for pid in pids_in(&dir) {
+            if matches!(namespace_pids(proc, pid)[..], [_, 1]) {
+                return Some(pid);
+            }
+            if Instant::now() >= until {
+                return None;
+            }
         }
         looked += 1;
-        if looked < CGROUPS_MAX
-            && let Ok(entries) = fs::read_dir(&dir)
-        {
-            let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-            dirs.extend(entries.flatten().filter(is_dir).map(|entry| entry.path()));
+        if looked >= CGROUPS_MAX {
+            return None;
         }
+        dirs.extend(below(&dir).take(CGROUPS_MAX - dirs.len().min(CGROUPS_MAX)));
     }
     None
 }
 
-/// Pids of all that is in the container's cgroup or below, each once.
+/// Pids of all that is in the container's cgroup or below, each once; of more than 65536, some.
 pub fn processes(cgroup_root: &Path, vmid: Vmid) -> Vec<u32> {
     let mut dirs = VecDeque::from([cgroup_root.join("lxc").join(vmid.to_string())]);
     let (mut pids, mut looked) = (BTreeSet::new(), 0);
     while let Some(dir) = dirs.pop_front() {
-        let listed = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-        pids.extend(listed.lines().filter_map(|line| line.parse::<u32>().ok()));
+        pids.extend(pids_in(&dir).into_iter().take(PROCESSES_MAX - pids.len()));
         looked += 1;
-        if looked < ALL_CGROUPS_MAX
-            && let Ok(entries) = fs::read_dir(&dir)
-        {
-            let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-            dirs.extend(entries.flatten().filter(is_dir).map(|entry| entry.path()));
+        if looked >= ALL_CGROUPS_MAX {
+            break;
         }
+        dirs.extend(below(&dir).take(ALL_CGROUPS_MAX - dirs.len().min(ALL_CGROUPS_MAX)));
     }
     // A process of a namespace that this one cannot see is listed as 0.
     pids.remove(&0);
     pids.into_iter().collect()
+}
+
+/// Pids in one cgroup, in the kernel's order; not more than are worth looking at.
+fn pids_in(cgroup: &Path) -> Vec<u32> {
+    let listed = read::text(&cgroup.join("cgroup.procs"), PIDS_BYTES_MAX);
+    // A number that the bound cuts in two would be another process.
+    let whole = listed.rfind('\n').map_or("", |end| &listed[..end]);
+    whole.lines().filter_map(|line| line.parse().ok()).take(PROCESSES_MAX).collect()
+}
+
+fn below(cgroup: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    entries.filter(is_dir).map(|entry| entry.path())
 }
 
 /// True while the container's inner cgroup, or the whole of it, is frozen.
@@ -78,61 +104,28 @@ pub fn frozen(cgroup_root: &Path, vmid: Vmid) -> bool {
 }
 
 /// True when an established TCP connection of this process's network namespace has its other end
-/// elsewhere, or when that cannot be told.
+/// elsewhere, or when that cannot be told, as of one with more sockets than are looked at.
 pub fn connected(proc: &Path, pid: u32) -> bool {
-    let Ok(process) = Process::new_with_root(proc.join(pid.to_string())) else { return true };
-    let Ok(tcp) = process.tcp() else { return true };
+    let net = proc.join(pid.to_string()).join("net");
     // There is none without IPv6.
-    let tcp6 = process.tcp6().unwrap_or_default();
-    tcp.iter().chain(&tcp6).any(|socket| {
+    let v6 = if net.join("tcp6").exists() { remote_in(&net.join("tcp6")) } else { Some(false) };
+    remote_in(&net.join("tcp")).unwrap_or(true) || v6.unwrap_or(true)
+}
+
+/// Whether a table of sockets has a connection with somebody else; `None` when it is too long, or not
+/// one.
+fn remote_in(table: &Path) -> Option<bool> {
+    let bytes = read::whole(table, SOCKETS_BYTES_MAX).ok()?;
+    let sockets = TcpNetEntries::from_buf_read(&bytes[..], current_system_info()).ok()?;
+    Some(sockets.0.iter().any(|socket| {
         let remote = socket.remote_address.ip().to_canonical();
         socket.state == TcpState::Established && !remote.is_loopback()
-    })
-}
-
-/// Addresses in the network namespace of a process, but for loopback's.
-pub fn addresses(proc: &Path, pid: u32) -> Vec<Ipv4Addr> {
-    let path = proc.join(pid.to_string()).join("net/fib_trie");
-    local_addresses(&fs::read_to_string(path).unwrap_or_default())
-}
-
-/// Addresses of this host in `fib_trie`: a leaf, and below it that it is local.
-pub fn local_addresses(fib_trie: &str) -> Vec<Ipv4Addr> {
-    let mut found = BTreeSet::new();
-    let mut leaf = None;
-    for line in fib_trie.lines().map(str::trim) {
-        if let Some(address) = line.strip_prefix("|-- ") {
-            leaf = address.parse::<Ipv4Addr>().ok();
-        } else if line.starts_with("/32 host LOCAL") {
-            found.extend(leaf.filter(|address| !address.is_loopback()));
-        }
-    }
-    found.into_iter().collect()
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const FIB: &str = "\
-Main:
-  +-- 0.0.0.0/0 3 0 5
-     |-- 0.0.0.0
-        /0 universe UNICAST
-     +-- 10.100.1.0/24 2 0 2
-        |-- 10.100.1.0
-           /24 link UNICAST
-Local:
-  +-- 0.0.0.0/0 3 0 5
-     +-- 10.100.1.0/24 2 0 2
-        |-- 10.100.1.7
-           /32 host LOCAL
-        |-- 10.100.1.255
-           /32 link BROADCAST
-     +-- 127.0.0.0/8 2 0 2
-        |-- 127.0.0.1
-           /32 host LOCAL
-";
 
     #[test]
     fn a_connection_counts_when_its_other_end_is_elsewhere() {
@@ -161,6 +154,30 @@ Local:
         assert!(with("tcp6", "B80D0120000000000000000001000000:0050", "01"));
         let nothing = tempfile::tempdir().expect("tempdir");
         assert!(connected(nothing.path(), 7), "nobody can tell");
+    }
+
+    #[test]
+    fn a_container_with_more_than_is_looked_at_costs_no_more() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let root = root.path();
+        let pids: String = (1..200_000).map(|pid| format!("{pid}\n")).collect();
+        write(root, "cg/lxc/1001/ns/cgroup.procs", &pids);
+        for number in 0..1500 {
+            write(root, &format!("cg/lxc/1001/ns/{number}/cgroup.procs"), &pids[..70_000]);
+        }
+        let found = processes(&root.join("cg"), vmid(1001));
+        assert_eq!(found.len(), PROCESSES_MAX);
+        // None of them is an init.
+        assert_eq!(init_pid(&root.join("proc"), &root.join("cg"), vmid(1001)), None);
+        // A number that the bound cuts in two is none.
+        let padded = "0000001\n".repeat(65_535) + "1234567";
+        write(root, "cg/lxc/1002/cgroup.procs", &padded);
+        assert_eq!(processes(&root.join("cg"), vmid(1002)), [1]);
+        // Nor is a table of sockets without an end read: nobody can tell.
+        fs::create_dir_all(root.join("7/net")).expect("mkdir");
+        let table = fs::File::create(root.join("7/net/tcp")).expect("made");
+        table.set_len(1 << 40).expect("grown");
+        assert!(connected(root, 7));
     }
 
     fn vmid(number: u32) -> Vmid {
@@ -192,12 +209,9 @@ Local:
         write(root, "proc/70/status", "Name:\tx\nNSpid:\t70\t12\n");
         write(root, "proc/71/status", "Name:\tnested init\nNSpid:\t71\t13\t1\n");
         write(root, "proc/72/status", "Name:\tinit\nNSpid:\t72\t1\n");
-        write(root, "proc/72/net/fib_trie", FIB);
         let pid = init_pid(&root.join("proc"), &root.join("cg"), vmid(1001));
         assert_eq!(pid, Some(72));
         assert_eq!(init_pid(&root.join("proc"), &root.join("cg"), vmid(1002)), None);
-        assert_eq!(addresses(&root.join("proc"), 72), [Ipv4Addr::new(10, 100, 1, 7)]);
-        assert!(addresses(&root.join("proc"), 70).is_empty());
     }
 
     #[test]

@@ -519,8 +519,8 @@ impl Pve for FakePve {
         world.container(&self.node, vmid).filter(|guest| !dead(guest))?.pid
     }
 
-    async fn addresses(&self, vmid: Vmid) -> Vec<Ipv4Addr> {
-        self.shared.world().addresses(&self.node, vmid, Instant::now())
+    async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool {
+        self.shared.world().has_address(&self.node, vmid, ip, Instant::now())
     }
 
     async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error> {

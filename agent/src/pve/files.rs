@@ -5,6 +5,8 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, time::timeout};
 
+use crate::sys::read;
+
 /// Reads under way, hanging ones included.
 const READS_MAX: usize = 32;
 
@@ -26,7 +28,7 @@ impl Default for Files {
 impl Files {
     /// A file; `None` when there is none.
     pub async fn read(&self, path: PathBuf) -> io::Result<Option<Vec<u8>>> {
-        self.blocking(move || match std::fs::read(path) {
+        self.blocking(move || match read::whole(&path, read::LARGE) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),

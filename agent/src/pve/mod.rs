@@ -216,9 +216,9 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Pid of the container's init in the host's pid namespace.
     async fn init_pid(&self, vmid: Vmid) -> Option<u32>;
 
-    /// IPv4 addresses of the container's interfaces other than loopback, read from its network
-    /// namespace.
-    async fn addresses(&self, vmid: Vmid) -> Vec<Ipv4Addr>;
+    /// True when the container runs and has this address on an interface. Says that its network is
+    /// up, and nothing about whose the address is: root in a container can add any.
+    async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool;
 
     /// Room on the storage that clones of `template` go to.
     async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error>;

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     run::{self, Program, Runner},
-    sys::proc,
+    sys::{netns, proc, read},
 };
 
 /// Where things are on the host. The defaults are PVE's own places.
@@ -195,7 +195,7 @@ impl Host {
                 // PVE's half-written files are `ID.conf.tmp.PID`.
                 let Some(id) = name.and_then(|name| name.strip_suffix(".conf")) else { continue };
                 let Ok(vmid) = id.parse() else { continue };
-                match std::fs::read(&path) {
+                match read::whole(&path, read::LARGE) {
                     Ok(bytes) => drop(configs.insert(vmid, ContainerConfig::parse(&bytes))),
                     // Removed since the directory was read.
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -351,18 +351,13 @@ impl Host {
         self.pct(Command::Unlock(template), Instant::now() + CALL).await
     }
 
-    /// Those of the host's processes that `pick` picks. A container can give its own any argv, so
-    /// theirs do not count.
+    /// Those of the host's processes that `pick` picks.
     async fn processes(
         &self,
         pick: impl FnOnce(&[proc::Process]) -> Vec<u32> + Send + 'static,
     ) -> Result<Vec<u32>, ErrorKind> {
         let root = self.places.proc.clone();
-        let picked = self.files.blocking(move || {
-            let mut picked = pick(&proc::processes(&root));
-            picked.retain(|&pid| proc::namespace_pids(&root, pid).len() == 1);
-            Ok(picked)
-        });
+        let picked = self.files.blocking(move || Ok(pick(&proc::host_processes(&root))));
         picked.await.map_err(|error| unread(&error))
     }
 }
@@ -395,14 +390,20 @@ impl Pve for Pct {
     }
 
     async fn init_pid(&self, vmid: Vmid) -> Option<u32> {
-        container::init_pid(&self.0.places.proc, &self.0.places.cgroup_root, vmid)
+        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        // A tenant may have put many processes before it.
+        let found =
+            tokio::task::spawn_blocking(move || container::init_pid(&proc, &cgroup_root, vmid));
+        found.await.ok().flatten()
     }
 
-    async fn addresses(&self, vmid: Vmid) -> Vec<Ipv4Addr> {
-        match self.init_pid(vmid).await {
-            Some(pid) => container::addresses(&self.0.places.proc, pid),
-            None => Vec::new(),
-        }
+    async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool {
+        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            let pid = container::init_pid(&proc, &cgroup_root, vmid)?;
+            netns::has_address(&proc, pid, ip).ok()
+        });
+        asked.await.ok().flatten().unwrap_or(false)
     }
 
     async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error> {

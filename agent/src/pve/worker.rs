@@ -90,7 +90,7 @@ mod tests {
 
     fn process(pid: u32, parent: u32, argv: &str) -> Process {
         let split = if argv.starts_with("task ") { '\0' } else { ' ' };
-        Process { pid, parent, argv: argv.split(split).map(str::to_owned).collect() }
+        Process { pid, parent, start: 0, argv: argv.split(split).map(str::to_owned).collect() }
     }
 
     fn vmid(number: u32) -> Vmid {

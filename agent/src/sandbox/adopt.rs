@@ -42,7 +42,8 @@ impl Sandboxes {
     /// # Errors
     /// SANDBOX_NOT_FOUND when this node has none of this number; NOT_OURS when it carries a mark
     /// already; CONTAINER_UNFIT when it is a template, privileged or protected; CONTAINER_LOCKED;
-    /// SANDBOX_KNOWN when a sandbox has its number or its address.
+    /// SANDBOX_KNOWN when a sandbox has its number or its address; DHCP_REFUSED and ADDRESS_CONFLICT
+    /// as `address_of`.
     pub async fn adopt(
         self: &Arc<Self>,
         adoption: Adoption,

@@ -1,21 +1,19 @@
 //! Booting a container and waiting until it answers: the same for a creation and for a start.
 
-use std::net::Ipv4Addr;
-
-use proto::reason;
+use proto::{reason, spec::Network};
 use tokio::{
     sync::SemaphorePermit,
     time::{Instant, timeout_at},
 };
 
 use super::{Error, Probe, Sandboxes, deadline, probe};
-use crate::{journal::Record, saga::Lapse};
+use crate::{journal::Record, pve::ContainerConfig, saga::Lapse};
 
 /// One boot.
 pub(super) struct Boot<'a> {
     pub(super) record: &'a Record,
-    /// The address that it must get; any, when unknown.
-    pub(super) ip: Option<Ipv4Addr>,
+    /// When it began: DHCP replies of before are of another boot.
+    pub(super) begun: Instant,
     pub(super) probe: &'a Probe,
     pub(super) deadline: Instant,
 }
@@ -30,26 +28,43 @@ impl Sandboxes {
     }
 
     pub(super) async fn start_container(&self, boot: &Boot<'_>) -> Result<(), Error> {
-        self.check_ours(boot.record).await?;
+        let config = self.check_ours(boot.record).await?;
+        if let Some(config) = config {
+            self.check_connection(boot.record, &config).await?;
+        }
+        if boot.record.network == Network::Dhcp {
+            self.network_of(Network::Dhcp)?;
+        }
         let left = deadline::left(boot.deadline, self.options.limits.start)?;
         self.pve.start(boot.record.vmid, left).await.map_err(Error::from)
     }
 
-    /// `Ok` when the container carries this sandbox's mark: an operator may have taken it off, or
-    /// made another container under the number.
-    pub(super) async fn check_ours(&self, record: &Record) -> Result<(), Error> {
+    /// The config of the container, which carries this sandbox's mark: an operator may have taken it
+    /// off, or made another container under the number.
+    ///
+    /// # Errors
+    /// NOT_OURS when it does not.
+    pub(super) async fn check_ours(
+        &self,
+        record: &Record,
+    ) -> Result<Option<ContainerConfig>, Error> {
         let config = self.pve.config(record.vmid).await?;
-        let ours = config.is_some_and(|config| config.mark() == Some(record.mark()));
+        let ours = config.as_ref().is_some_and(|config| config.mark() == Some(record.mark()));
         if ours || self.faults.lapses(Lapse::Entry) {
-            return Ok(());
+            return Ok(config.filter(|_| ours));
         }
         let message = format!("CT {} does not carry the mark of {}", record.vmid, record.id);
         Err(Error::new(reason::NOT_OURS, message))
     }
 
-    /// Returns its address once it has one, runs commands and answers its probe.
-    pub(super) async fn until_it_answers(&self, boot: &Boot<'_>) -> Result<Ipv4Addr, Error> {
+    /// Returns once it has its address, runs commands and answers its probe.
+    pub(super) async fn until_it_answers(&self, boot: &Boot<'_>) -> Result<(), Error> {
         let until = boot.deadline.min(Instant::now() + self.options.limits.answer);
-        probe::until_it_answers(&*self.pve, boot.record.vmid, boot.ip, boot.probe, until).await
+        let Record { vmid, network, ip, .. } = *boot.record;
+        let ip = match network {
+            Network::Static => ip,
+            Network::Dhcp => Some(self.lease_from_dhcp(boot, until).await?),
+        };
+        probe::until_it_answers(&*self.pve, vmid, ip, boot.probe, until).await
     }
 }

@@ -2,16 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     sync::Arc,
 };
 
 use proto::id::{SandboxId, Vmid};
 
 use super::{
-    Sandboxes, Tombstone,
+    Sandboxes, Tombstone, address,
     observe::{Container, Observed, observe},
 };
-use crate::journal::{Phase, Record};
+use crate::{
+    journal::{Phase, Record},
+    pve::Settings,
+};
 
 /// Tombstones whose volumes are looked for, the latest first: each costs a look at the storages.
 const ENDED_MAX: usize = 1000;
@@ -47,6 +51,10 @@ struct Intended {
     live: Vec<Arc<Record>>,
     ended: Vec<Tombstone>,
     busy: BTreeSet<SandboxId>,
+    /// How the containers are to be connected.
+    connected: BTreeMap<SandboxId, Settings>,
+    /// Addresses that DHCP gave in the middle of a boot, where they are not the lease.
+    given: BTreeMap<SandboxId, Ipv4Addr>,
 }
 
 impl Sandboxes {
@@ -55,7 +63,13 @@ impl Sandboxes {
         let mut ended = self.ended();
         ended.sort_by_key(|tombstone| std::cmp::Reverse(tombstone.ended_ms));
         ended.truncate(ENDED_MAX);
-        let before = Intended { live: self.live(), ended, busy: self.busy() };
+        let live = self.live();
+        let connected = live.iter().map(|record| (record.id, self.settings(record))).collect();
+        let mut given = BTreeMap::new();
+        for record in &live {
+            given.extend(self.given_otherwise(record).await.map(|ip| (record.id, ip)));
+        }
+        let before = Intended { live, ended, busy: self.busy(), connected, given };
         let looked_at = before.live.len();
         let vmids = before.live.iter().map(|record| record.vmid);
         let vmids = vmids.chain(before.ended.iter().map(|tombstone| tombstone.vmid)).collect();
@@ -107,7 +121,9 @@ fn findings(intended: &Intended, observed: &Observed) -> Vec<Finding> {
     let idle = |id: &SandboxId| !intended.busy.contains(id);
     for record in intended.live.iter().filter(|record| idle(&record.id)) {
         findings.extend(of_record(record, observed));
+        findings.extend(connection(record, intended, observed));
     }
+    strangers(&intended.live, observed, &mut findings);
     twice(&intended.live, &mut findings);
     for tombstone in intended.ended.iter().filter(|tombstone| idle(&tombstone.id)) {
         findings.extend(of_tombstone(tombstone, intended, observed));
@@ -181,6 +197,43 @@ fn pause(record: &Record, container: &Container) -> Option<Finding> {
     Some(Finding::new("I13", record.id, detail))
 }
 
+/// I5: connected as the record says.
+fn connection(record: &Record, intended: &Intended, observed: &Observed) -> Option<Finding> {
+    let container = observed.containers.get(&record.vmid);
+    let container =
+        container.filter(|container| container.mark.as_ref() == Some(&record.mark()))?;
+    let expected = intended.connected.get(&record.id)?;
+    if let Some(why) = address::differs(record, expected, container.net0.as_ref()) {
+        return Some(Finding::new("I5", record.id, why));
+    }
+    let (given, lease) = (intended.given.get(&record.id)?, record.lease()?);
+    let detail = format!(
+        "a DHCP reply gave container {} {given} in the middle of its boot; its address stays {lease}          until it is started again",
+        record.vmid
+    );
+    Some(Finding::new("I5", record.id, detail))
+}
+
+/// I3: no container that is no sandbox has the address of one.
+fn strangers(live: &[Arc<Record>], observed: &Observed, findings: &mut Vec<Finding>) {
+    let own: BTreeSet<Vmid> = live.iter().map(|record| record.vmid).collect();
+    for (vmid, container) in &observed.containers {
+        // What carries a mark of ours for its number is a finding by itself, if it is no sandbox.
+        let marked = container.is_marked_as(*vmid).is_some();
+        if container.template || marked || own.contains(vmid) {
+            continue;
+        }
+        let holds = |record: &&Arc<Record>| {
+            record.lease().is_some_and(|lease| container.ips.contains(&lease))
+        };
+        for record in live.iter().filter(holds) {
+            let detail =
+                format!("container {vmid}, which is no sandbox, has the address of {}", record.id);
+            findings.push(Finding::new("I3", vmid, detail));
+        }
+    }
+}
+
 /// I3: no vmid and no address twice; I4: no request twice.
 fn twice(live: &[Arc<Record>], findings: &mut Vec<Finding>) {
     let mut requests = BTreeMap::new();
@@ -197,7 +250,7 @@ fn twice(live: &[Arc<Record>], findings: &mut Vec<Finding>) {
             let detail = format!("vmid {} is {other}'s too", record.vmid);
             findings.push(Finding::new("I3", record.id, detail));
         }
-        if let Some(ip) = record.ip
+        if let Some(ip) = record.lease()
             && let Some(other) = addresses.insert(ip, record.id)
         {
             findings.push(Finding::new("I3", record.id, format!("{ip} is {other}'s too")));

@@ -100,6 +100,7 @@ impl Sandboxes {
             });
         }
         let template = template?;
+        self.network_of(order.spec.network)?;
         let size = order.spec.size.or(template.size);
         let facts = self.facts(&gate, &template, size, (quorate, room?));
         admission::decide(&facts, &self.options.limits)?;
@@ -172,7 +173,7 @@ impl Sandboxes {
         }
         self.unlock_before(id, work.deadline).await?;
         let (now_ms, since) = (self.now_ms(), self.clock.moment());
-        let network = if self.options.network.dhcp { Network::Dhcp } else { spec.network };
+        let network = self.network_of(spec.network)?;
         let record = Record {
             adopted: false,
             moved_to: None,
@@ -189,6 +190,7 @@ impl Sandboxes {
             size: spec.size.or(work.template.size),
             network,
             ip: None,
+            ip_granted: false,
             services: spec.services.clone(),
             metadata: spec.metadata.clone(),
             env: spec.env.clone(),
@@ -243,7 +245,7 @@ impl Sandboxes {
         let _slot = self.called_or(work, self.start_slot(work.deadline)).await?;
         let boot = boot::Boot {
             record: &record,
-            ip: record.ip,
+            begun: Instant::now(),
             probe: &work.template.probe,
             deadline: work.deadline,
         };
@@ -254,20 +256,18 @@ impl Sandboxes {
             started
         })
         .await?;
-        let ip = saga
-            .step_without_undo(step::PROBE, || async {
-                let answers = self.called_or(work, self.until_it_answers(&boot));
-                let (answer, ()) = tokio::join!(answers, self.note(&id, step::PROBE));
-                answer
-            })
-            .await?;
+        saga.step_without_undo(step::PROBE, || async {
+            let answers = self.called_or(work, self.until_it_answers(&boot));
+            let (answer, ()) = tokio::join!(answers, self.note(&id, step::PROBE));
+            answer
+        })
+        .await?;
         self.gate.took(since.elapsed());
 
         check_called_off(work)?;
         self.advance(&id, Event::CameUp, |record| {
             record.boot += 1;
             record.started_ms = self.now_ms();
-            record.ip = Some(ip);
             record.size.disk_gib = disk_gib;
             step::DONE.clone_into(&mut record.step);
         })

@@ -6,9 +6,9 @@
 
 use std::{ffi::OsString, io, net::SocketAddr, time::Duration};
 
-use tokio::{io::AsyncReadExt, time::timeout};
+use tokio::time::timeout;
 
-use crate::run;
+use crate::{run, sys::read};
 
 /// `ss` takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -30,15 +30,19 @@ pub async fn connections(to: SocketAddr) -> io::Result<usize> {
     let argv = ["/usr/bin/ss", "-K", "-H", "-n", "-t", "dst", &ip, "dport", "=", &port];
     let mut ss = run::spawn_piped(&argv.map(OsString::from), Vec::new())?;
     drop(ss.stdin);
-    let (mut stdout, mut stderr) = (String::new(), String::new());
-    let (mut out, mut err) = (ss.stdout.take(OUTPUT_BYTES_MAX), ss.stderr.take(OUTPUT_BYTES_MAX));
+    let (stdout, stderr) = (ss.stdout, ss.stderr);
     let ended = timeout(DEADLINE, async {
-        tokio::try_join!(out.read_to_string(&mut stdout), err.read_to_string(&mut stderr))?;
-        ss.process.wait().await
+        let (stdout, stderr) = tokio::try_join!(
+            read::stream(stdout, OUTPUT_BYTES_MAX),
+            read::stream(stderr, OUTPUT_BYTES_MAX)
+        )?;
+        Ok((ss.process.wait().await?, stdout, String::from_utf8_lossy(&stderr).into_owned()))
     });
     match ended.await {
-        Ok(Ok(run::Exit::Code(0))) if stderr.is_empty() => Ok(stdout.lines().count()),
-        Ok(Ok(_)) => Err(io::Error::other(format!("ss: {}", stderr.trim()))),
+        Ok(Ok((run::Exit::Code(0), stdout, stderr))) if stderr.is_empty() => {
+            Ok(stdout.iter().filter(|&&byte| byte == b'\n').count())
+        }
+        Ok(Ok((_, _, stderr))) => Err(io::Error::other(format!("ss: {}", stderr.trim()))),
         Ok(Err(error)) => Err(error),
         Err(_) => {
             ss.process.signal(nix::sys::signal::Signal::SIGKILL)?;

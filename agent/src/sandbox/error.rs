@@ -45,6 +45,7 @@ impl From<journal::Error> for Error {
         let reason = match &error {
             journal::Error::Conflict { .. } => reason::REVISION_CONFLICT,
             journal::Error::VmidsExhausted { .. } => reason::VMIDS_EXHAUSTED,
+            journal::Error::AddressTaken { .. } => reason::ADDRESS_CONFLICT,
             journal::Error::AddressesExhausted => reason::ADDRESSES_EXHAUSTED,
             journal::Error::Full => reason::STORAGE_FULL,
             journal::Error::Storage(_) => reason::STORE_FAILED,

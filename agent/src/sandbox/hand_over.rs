@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
-    Cause, Error, Event, Known, Sandboxes,
+    Cause, Dhcp, Error, Event, Known, Sandboxes,
     flights::{Crew, Kind, lost},
     look::Place,
     step,
@@ -155,8 +155,11 @@ impl Sandboxes {
                     return Err(Error::new(reason::NOT_OURS, why));
                 }
                 self.unlock_before(&id, Instant::now() + self.options.limits.turn).await?;
-                let network =
-                    if self.options.network.dhcp { Network::Dhcp } else { record.network };
+                let network = match self.options.network.dhcp {
+                    Dhcp::Refused => Network::Static,
+                    Dhcp::OnRequest => record.network,
+                    Dhcp::All => Network::Dhcp,
+                };
                 let here = self.clock.moment();
                 let moment = |moment: &Moment| moment.elsewhere(&now, &here);
                 let expires = record.lifetime.expires.as_ref().map(moment);
@@ -166,6 +169,7 @@ impl Sandboxes {
                     failure: None,
                     moved_to: None,
                     ip: None,
+                    ip_granted: false,
                     network,
                     since: moment(&record.since),
                     lifetime: Lifetime { expires, ..record.lifetime.clone() },

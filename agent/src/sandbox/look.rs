@@ -146,17 +146,17 @@ impl Sandboxes {
             }
             Seen::Up => {
                 let now = self.clock.moment();
-                // What is inside is its tenant's to choose: a lease stands, whatever is found there.
-                let found = match record.network {
-                    Network::Static => None,
-                    Network::Dhcp => self.pve.addresses(record.vmid).await.first().copied(),
-                };
+                // What is inside is its tenant's to choose, so nothing of it is looked at.
+                let dhcp = record.network == Network::Dhcp;
+                let given = if dhcp { self.found_by_dhcp(&record).await } else { None };
                 self.advance(id, Event::FoundUp, |record| {
                     record.boot += 1;
                     record.failure = None;
                     record.started_ms = now.wall_ms;
                     record.lifetime.renew(&now);
-                    record.ip = found.or(record.ip);
+                    if dhcp {
+                        (record.ip, record.ip_granted) = (given, given.is_some());
+                    }
                     step::DONE.clone_into(&mut record.step);
                 })
                 .await

@@ -6,6 +6,7 @@
 //! clock but the one that it is given.
 
 mod activity;
+pub mod address;
 mod admission;
 mod adopt;
 mod boot;
@@ -78,7 +79,7 @@ pub use adopt::Adoption;
 pub use due::{Cause, Due};
 pub use error::Error;
 pub use index::{Known, Tombstone};
-pub use options::{Bridge, Lifetimes, Limits, Options, Order, Probe, Template};
+pub use options::{Bridge, Dhcp, Lifetimes, Limits, Options, Order, Probe, Template};
 pub use reads::Tally;
 pub use state::{Event, next};
 pub use wake::Wake;
@@ -106,6 +107,8 @@ pub struct Sandboxes {
     intake: RwLock<journal::intake::Order>,
     /// The host's load, once somebody samples it.
     host: OnceLock<watch::Receiver<HostLoad>>,
+    /// Replies of the DHCP server, where they can be seen.
+    dhcp: OnceLock<Arc<dyn address::DhcpReplies>>,
     /// Addresses of containers that are no sandboxes of this journal; `None` before the first look.
     strangers: Mutex<Option<BTreeSet<Ipv4Addr>>>,
 }
@@ -143,6 +146,7 @@ impl Sandboxes {
             activity: Activity::new(),
             intake: RwLock::new(intake),
             host: OnceLock::new(),
+            dhcp: OnceLock::new(),
             strangers: Mutex::default(),
         }))
     }

@@ -7,7 +7,7 @@ use std::{
 
 use proto::{id::Vmid, name::NodeName};
 
-use crate::pve::{self, Cluster, ContainerConfig, Mark, Pve, config_file::Ip, hold, ownership};
+use crate::pve::{self, Cluster, Mark, Pve, config_file::Interface, hold, ownership};
 
 /// A container of this node, as far as it matters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,8 +22,10 @@ pub struct Container {
     pub running: bool,
     /// Nothing in it gets to run.
     pub frozen: bool,
-    /// The address that its config gives it.
-    pub ip: Option<Ipv4Addr>,
+    /// Its first interface.
+    pub net0: Option<Interface>,
+    /// The static addresses of all its interfaces.
+    pub ips: Vec<Ipv4Addr>,
     /// PVE's lock on it is ours, of a pause.
     pub held: bool,
     /// Something of such a lock is left, be it the line that explains it.
@@ -52,14 +54,6 @@ pub struct Observed {
     pub volumes: BTreeMap<Vmid, Vec<String>>,
 }
 
-/// The static address of a config.
-pub(super) fn address(config: &ContainerConfig) -> Option<Ipv4Addr> {
-    match config.net0()?.ip {
-        Ip::Static(ip, _) => Some(ip),
-        Ip::Dhcp | Ip::Manual => None,
-    }
-}
-
 /// Looks. Volumes are listed for `vmids` alone.
 ///
 /// # Errors
@@ -80,7 +74,8 @@ pub async fn observe(pve: &dyn Pve, vmids: &BTreeSet<Vmid>) -> Result<Observed, 
             lock: config.lock().map(str::to_owned),
             running: pve.running(vmid).await,
             frozen,
-            ip: address(&config),
+            net0: config.net0(),
+            ips: config.static_addresses().collect(),
             held: hold::held(&config),
             noted: hold::leaves(&config),
             gutted: ownership::is_gutted(&config),

@@ -86,8 +86,22 @@ pub struct Bridge {
     pub prefix: u8,
     /// Default route.
     pub gateway: Ipv4Addr,
-    /// Every sandbox asks a DHCP server, whatever its order says.
-    pub dhcp: bool,
+    /// The host's own addresses.
+    pub own: Vec<Ipv4Addr>,
+    /// Says which sandboxes may ask a DHCP server for an address.
+    pub dhcp: Dhcp,
+}
+
+/// Says which sandboxes may ask a DHCP server for an address.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Dhcp {
+    /// Nobody: the journal leases all addresses.
+    #[default]
+    Refused,
+    /// Sandboxes whose order says so.
+    OnRequest,
+    /// Every sandbox, whatever its order says.
+    All,
 }
 
 /// Bounds of what the node does at once, and of how long.

@@ -24,22 +24,23 @@ const PAUSE_COMMAND_MAX: Duration = Duration::from_millis(250);
 /// One look; a server that accepts and says nothing is asked again.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Looks until all is well, the container is down, or `until`. Returns its address.
+/// Looks until all is well, the container is down, or `until`. Nothing goes to an address but to
+/// `ip`, which is the sandbox's lease; one without a lease has no address.
 pub(super) async fn until_it_answers(
     pve: &dyn Pve,
     vmid: Vmid,
-    expected: Option<Ipv4Addr>,
+    ip: Option<Ipv4Addr>,
     probe: &Probe,
     until: Instant,
-) -> Result<Ipv4Addr, Error> {
+) -> Result<(), Error> {
     let longest = match probe {
         Probe::Command(_) => PAUSE_COMMAND_MAX,
         Probe::None | Probe::Http { .. } => PAUSE_MAX,
     };
     let (mut pause, mut enters) = (PAUSE, false);
     loop {
-        let missing = match look(pve, vmid, expected, probe, &mut enters, until).await {
-            Ok(ip) => return Ok(ip),
+        let missing = match look(pve, vmid, ip, probe, &mut enters, until).await {
+            Ok(()) => return Ok(()),
             Err(missing) => missing,
         };
         if !pve.running(vmid).await {
@@ -59,18 +60,23 @@ pub(super) async fn until_it_answers(
     }
 }
 
-/// One look: the address, or what is missing. That it can be entered is found out once.
+/// One look: `Err` is what is missing. That it can be entered is found out once.
 async fn look(
     pve: &dyn Pve,
     vmid: Vmid,
-    expected: Option<Ipv4Addr>,
+    ip: Option<Ipv4Addr>,
     probe: &Probe,
     enters: &mut bool,
     until: Instant,
-) -> Result<Ipv4Addr, String> {
-    let ip = address(pve.addresses(vmid).await, expected)?;
+) -> Result<(), String> {
+    // Asked of the kernel about one address: how many a tenant adds costs nothing.
+    if let Some(ip) = ip
+        && !pve.has_address(vmid, ip).await
+    {
+        return Err(format!("it does not have its address {ip} yet"));
+    }
     // No way in: a fake, which answers as soon as it has its address.
-    let Some(enter) = pve.enter(vmid) else { return Ok(ip) };
+    let Some(enter) = pve.enter(vmid) else { return Ok(()) };
     let until = until.min(Instant::now() + LOOK);
     if !*enters {
         command(&enter, &["true".into()], until).await?;
@@ -82,20 +88,12 @@ async fn look(
             let argv: Vec<OsString> = argv.iter().map(Into::into).collect();
             command(&enter, &argv, until).await?;
         }
-        Probe::Http { port, path } => http(ip, *port, path, until).await?,
+        Probe::Http { port, path } => {
+            let ip = ip.ok_or("it has no address that its probe could be sent to")?;
+            http(ip, *port, path, until).await?;
+        }
     }
-    Ok(ip)
-}
-
-fn address(found: Vec<Ipv4Addr>, expected: Option<Ipv4Addr>) -> Result<Ipv4Addr, String> {
-    match expected {
-        Some(expected) if found.contains(&expected) => Ok(expected),
-        Some(expected) => Err(format!("it does not have its address {expected} yet")),
-        None => found
-            .into_iter()
-            .find(|ip| !ip.is_link_local())
-            .ok_or_else(|| "DHCP has given it no address yet".to_owned()),
-    }
+    Ok(())
 }
 
 async fn command(enter: &[OsString], argv: &[OsString], until: Instant) -> Result<(), String> {
@@ -145,16 +143,6 @@ async fn http(ip: Ipv4Addr, port: Port, path: &str, until: Instant) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_is_the_leased_one_or_any_that_dhcp_gave() {
-        let link_local = Ipv4Addr::new(169, 254, 0, 1);
-        let (leased, other) = (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3));
-        assert_eq!(address(vec![other, leased], Some(leased)), Ok(leased));
-        assert!(address(vec![other], Some(leased)).is_err());
-        assert_eq!(address(vec![link_local, other], None), Ok(other));
-        assert!(address(vec![link_local], None).is_err());
-    }
 
     #[tokio::test]
     async fn an_http_probe_is_green_on_success_and_redirects() {

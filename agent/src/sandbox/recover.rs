@@ -29,7 +29,7 @@ impl Sandboxes {
     /// # Errors
     /// NOT_OURS when it carries no mark of its own number, CONTAINER_LOCKED when somebody works on
     /// it; SANDBOX_KNOWN when the journal knows it, or another with its number, address or request;
-    /// SANDBOX_DELETED when it has ended.
+    /// SANDBOX_DELETED when it has ended; DHCP_REFUSED and ADDRESS_CONFLICT as `address_of`.
     pub async fn recover(
         self: &Arc<Self>,
         vmid: Vmid,
@@ -99,10 +99,7 @@ impl Sandboxes {
         snapshot: &str,
     ) -> Result<Record, Error> {
         let running = self.pve.running(mark.vmid).await;
-        let (ip, network) = match observe::address(config) {
-            Some(ip) => (Some(ip), Network::Static),
-            None => (self.pve.addresses(mark.vmid).await.first().copied(), Network::Dhcp),
-        };
+        let (network, ip) = self.address_of(mark.vmid, config).await?;
         let created_ms = mark.sandbox_id.created_ms();
         let now = self.clock.moment();
         Ok(Record {
@@ -128,6 +125,7 @@ impl Sandboxes {
             },
             network,
             ip,
+            ip_granted: network == Network::Dhcp && ip.is_some(),
             services: BTreeMap::new(),
             metadata: BTreeMap::new(),
             env: BTreeMap::new(),
@@ -151,7 +149,7 @@ impl Sandboxes {
     pub async fn note_strangers(&self, observed: &observe::Observed) {
         let own: BTreeSet<Vmid> = self.live().iter().map(|record| record.vmid).collect();
         let strangers = observed.containers.iter().filter(|(vmid, _)| !own.contains(vmid));
-        let ips = strangers.filter_map(|(_, container)| container.ip).collect();
+        let ips = strangers.flat_map(|(_, container)| container.ips.iter().copied()).collect();
         *self.strangers.lock().await = Some(ips);
     }
 

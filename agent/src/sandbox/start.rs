@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::id::{SandboxId, SandboxRef};
+use proto::{
+    id::{SandboxId, SandboxRef},
+    spec::Network,
+};
 use tokio::time::Instant;
 
 use super::{
@@ -53,16 +56,18 @@ impl Sandboxes {
                 record.boot += 1;
                 record.failure = None;
                 record.lifetime.renew(&now);
+                if record.network == Network::Dhcp {
+                    (record.ip, record.ip_granted) = (None, false);
+                }
                 step::START.clone_into(&mut record.step);
             })
             .await?;
         let since = Instant::now();
         match self.boot_again(&record, crew).await {
-            Ok(ip) => {
+            Ok(()) => {
                 self.gate.took(since.elapsed());
                 self.advance(id, Event::CameUp, |record| {
                     record.started_ms = self.now_ms();
-                    record.ip = Some(ip);
                     step::DONE.clone_into(&mut record.step);
                 })
                 .await
@@ -80,15 +85,12 @@ impl Sandboxes {
         }
     }
 
-    async fn boot_again(&self, record: &Record, crew: &Crew) -> Result<std::net::Ipv4Addr, Error> {
+    async fn boot_again(&self, record: &Record, crew: &Crew) -> Result<(), Error> {
         let limits = &self.options.limits;
         let template = self.options.templates.iter().find(|t| t.vmid == record.template);
         let boot = Boot {
             record,
-            ip: match record.network {
-                proto::spec::Network::Static => record.ip,
-                proto::spec::Network::Dhcp => None,
-            },
+            begun: Instant::now(),
             // A template that the configuration no longer names had no probe that is known.
             probe: template.map_or(&Probe::None, |template| &template.probe),
             deadline: Instant::now() + limits.start + limits.answer,

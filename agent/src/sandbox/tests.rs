@@ -1,5 +1,6 @@
 //! The sandboxes over the fake PVE and the journal in memory, in paused time.
 
+mod address;
 mod adopt;
 mod crash;
 mod create;
@@ -152,7 +153,8 @@ impl Node {
                 name: "vmbr0".into(),
                 prefix: 24,
                 gateway: Ipv4Addr::new(10, 100, 1, 1),
-                dhcp: false,
+                own: Vec::new(),
+                dhcp: Dhcp::Refused,
             },
             limits: Limits::default(),
             lifetimes: Lifetimes::default(),

@@ -4,12 +4,16 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Write},
     path::Path,
 };
 
+use crate::sys::read;
+
 /// Names that a sandbox may use up.
 const MAX: usize = 100_000;
+/// Twice the size of a file with so many: a line is a digest of 64 characters and a name of 64.
+const BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -22,8 +26,7 @@ impl Ids {
     /// Reads what is there.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().read(true).append(true).create(true).open(path)?;
-        let mut bytes = Vec::new();
-        (&file).read_to_end(&mut bytes)?;
+        let bytes = read::whole(path, BYTES_MAX)?;
         // What a crash cut short or garbled names no command that was ever started.
         let text = String::from_utf8_lossy(&bytes);
         let names = text.lines().filter_map(|line| line.split_once(' '));

@@ -5,9 +5,17 @@
 //! what carries its mark in its environment, and whatever descends from any of them. What hides
 //! from all of that runs on in its own sandbox, as a service started there does.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
 
 use super::Host;
 use crate::sys::{pidfd, proc, proc::Kin};
@@ -18,6 +26,11 @@ const GRACE: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long is looked for marks.
+const MARK_LOOK: Duration = Duration::from_secs(1);
+/// Looks for marks that go on, or hang, at a time.
+static MARK_LOOKS: Semaphore = Semaphore::const_new(4);
 
 const PROC: &str = "/proc";
 const SIGKILL: i32 = nix::libc::SIGKILL;
@@ -39,14 +52,14 @@ pub(super) struct Tree {
 impl Tree {
     /// Those that run now.
     async fn find(&self) -> Vec<Kin> {
-        let (host, leader, mark) = (Arc::clone(&self.host), self.leader, self.mark.clone());
-        let found = tokio::task::spawn_blocking(move || {
-            let proc = Path::new(PROC);
+        let host = Arc::clone(&self.host);
+        let all = tokio::task::spawn_blocking(move || {
             let pids = host.processes().into_iter();
-            let all: Vec<_> = pids.filter_map(|pid| proc::kin(proc, pid)).collect();
-            family(&all, leader, |kin| proc::has_environment(proc, kin.pid, &mark))
+            pids.filter_map(|pid| proc::kin(Path::new(PROC), pid)).collect::<Vec<_>>()
         });
-        found.await.unwrap_or_default()
+        let all = all.await.unwrap_or_default();
+        let marked = marked(Path::new(PROC), &all, &self.mark).await;
+        family(&all, self.leader, |kin| marked.contains(&kin.pid))
     }
 
     /// Sends a signal to all of them, once.
@@ -84,6 +97,32 @@ impl Tree {
     }
 }
 
+/// Pids of those that have the mark in their environment. That is in memory of the tenant's, who can
+/// put it where a read never ends: whoever is not looked at in time counts as not marked, and what
+/// hangs takes no more than a few threads.
+async fn marked(proc: &Path, all: &[Kin], mark: &str) -> BTreeSet<u32> {
+    let Ok(slot) = MARK_LOOKS.try_acquire() else { return BTreeSet::new() };
+    let (proc, mark) = (proc.to_owned(), mark.to_owned());
+    let pids: Vec<u32> = all.iter().map(|kin| kin.pid).collect();
+    let found = Arc::new(Mutex::new(BTreeSet::new()));
+    let finds = Arc::clone(&found);
+    let looked = tokio::task::spawn_blocking(move || {
+        // Held by the thread, not by the caller that gives up on it.
+        let _slot = slot;
+        let until = Instant::now() + MARK_LOOK;
+        for pid in pids {
+            if proc::has_environment(&proc, pid, &mark) {
+                finds.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+            }
+            if Instant::now() >= until {
+                return;
+            }
+        }
+    });
+    drop(timeout(MARK_LOOK, looked).await);
+    found.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
 fn send(kin: &Kin, number: i32) {
     let same = || proc::kin(Path::new(PROC), kin.pid).is_some_and(|now| now.start == kin.start);
     if let Err(error) = pidfd::signal(kin.pid, number, same) {
@@ -119,6 +158,29 @@ mod tests {
 
     fn kin(pid: u32, parent: u32, group: u32, session: u32) -> Kin {
         Kin { pid, parent, group, session, start: u64::from(pid) }
+    }
+
+    #[tokio::test]
+    async fn an_environment_that_hangs_holds_up_no_kill() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let put = |pid: &str| {
+            std::fs::create_dir(dir.path().join(pid)).expect("made");
+            dir.path().join(pid).join("environ")
+        };
+        std::fs::write(put("20"), b"A=1\0MARK=x\0").expect("written");
+        // Nobody writes to it, so that a read of it never ends.
+        let hangs = put("30");
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::unistd::mkfifo(&hangs, mode).expect("made");
+        let all = [kin(20, 1, 20, 20), kin(30, 1, 30, 30)];
+        // More often than there are places for those that hang.
+        for round in 0..8 {
+            let look = marked(dir.path(), &all, "MARK=x");
+            let found = timeout(Duration::from_secs(60), look).await.expect("given up on");
+            assert_eq!(found, if round < 4 { [20].into() } else { BTreeSet::new() }, "{round}");
+        }
+        // The threads end, so that the test can.
+        drop(std::fs::File::options().write(true).open(&hangs).expect("opened"));
     }
 
     #[test]

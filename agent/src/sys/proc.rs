@@ -1,41 +1,54 @@
 //! Reading procfs, whose root is a parameter. A process may end at any moment, so what cannot be
 //! read is absent, not an error.
+//!
+//! What a process may write is its owner's to make: a tenant's command line can have 80 MiB for which
+//! the tenant pays nothing, or lie in memory that never answers. So whose a process is is asked of the
+//! kernel first, what tenants' processes say is not read at all, and of others' a few KiB are.
 
-use std::{fs, io::Read, path::Path};
+use std::{fs, path::Path};
 
+use super::read;
+
+/// More of a command line is not looked at.
+const CMDLINE_BYTES_MAX: u64 = read::SMALL;
 /// More of an environment is not looked at.
-const ENVIRONMENT_BYTES_MAX: u64 = 1024 * 1024;
+const ENVIRONMENT_BYTES_MAX: u64 = 256 * 1024;
 
-/// One process.
+/// A process of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// Its pid.
     pub pid: u32,
     /// Its parent.
     pub parent: u32,
-    /// Its arguments. A program that wrote over its own argv has one, with its title.
+    /// When it started, in ticks since the boot: with the pid, who it is.
+    pub start: u64,
+    /// Its arguments, the first 4 KiB of them. A program that wrote over its own argv has one, with
+    /// its title.
     pub argv: Vec<String>,
 }
 
-/// Every process that has a command line (kernel threads and zombies have none).
-pub fn processes(proc: &Path) -> Vec<Process> {
+/// Every process of the host that has a command line (kernel threads and zombies have none). What
+/// runs in a container is none of them.
+pub fn host_processes(proc: &Path) -> Vec<Process> {
     let Ok(entries) = fs::read_dir(proc) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|pid| process(proc, pid))
-        .collect()
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&pid| is_of_the_host(proc, pid)).filter_map(|pid| process(proc, pid)).collect()
 }
 
-/// One process; `None` when it has ended.
-pub fn process(proc: &Path, pid: u32) -> Option<Process> {
-    let dir = proc.join(pid.to_string());
-    let argv = argv(&fs::read(dir.join("cmdline")).ok()?);
-    if argv.is_empty() {
-        return None;
-    }
-    let parent = parent(&fs::read_to_string(dir.join("stat")).ok()?)?;
-    Some(Process { pid, parent, argv })
+/// True for a process of our own pid namespace. A link of the kernel says so, whose size nobody else
+/// decides.
+pub fn is_of_the_host(proc: &Path, pid: u32) -> bool {
+    let namespace = |whose: &str| fs::read_link(proc.join(whose).join("ns/pid")).ok();
+    namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours))
+}
+
+fn process(proc: &Path, pid: u32) -> Option<Process> {
+    let Kin { parent, start, .. } = kin(proc, pid)?;
+    let cmdline =
+        read::head(&proc.join(pid.to_string()).join("cmdline"), CMDLINE_BYTES_MAX).ok()?;
+    let argv = argv(&cmdline);
+    (!argv.is_empty()).then_some(Process { pid, parent, start, argv })
 }
 
 /// A process among others: what ties it to them.
@@ -55,8 +68,7 @@ pub struct Kin {
 
 /// A process that has not ended; a zombie has.
 pub fn kin(proc: &Path, pid: u32) -> Option<Kin> {
-    let stat = fs::read(proc.join(pid.to_string()).join("stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat);
+    let stat = read::text(&proc.join(pid.to_string()).join("stat"), read::SMALL);
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split(' ');
     if matches!(fields.next()?, "Z" | "X") {
@@ -70,18 +82,18 @@ pub fn kin(proc: &Path, pid: u32) -> Option<Kin> {
 }
 
 /// True when a process was started with this entry (`NAME=value`) in its environment, and has not
-/// written over it.
+/// written over it. That lies in the process's memory, whose owner can make a read of it hang: to be
+/// asked where nothing waits for the answer without a deadline.
 pub fn has_environment(proc: &Path, pid: u32, entry: &str) -> bool {
-    let mut environment = Vec::new();
     let path = proc.join(pid.to_string()).join("environ");
-    let read = fs::File::open(path)
-        .and_then(|file| file.take(ENVIRONMENT_BYTES_MAX).read_to_end(&mut environment));
-    read.is_ok() && environment.split(|&byte| byte == 0).any(|one| one == entry.as_bytes())
+    let environment = read::head(&path, ENVIRONMENT_BYTES_MAX).unwrap_or_default();
+    environment.split(|&byte| byte == 0).any(|one| one == entry.as_bytes())
 }
 
-/// Pids of a process from the outermost namespace that this procfs shows to its own.
+/// Pids of a process from the outermost namespace that this procfs shows to its own; none when the
+/// process has so many groups that they are not among the first 4 KiB of what the kernel says.
 pub fn namespace_pids(proc: &Path, pid: u32) -> Vec<u32> {
-    let status = fs::read_to_string(proc.join(pid.to_string()).join("status")).unwrap_or_default();
+    let status = read::text(&proc.join(pid.to_string()).join("status"), read::SMALL);
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     line.unwrap_or("").split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
@@ -92,29 +104,106 @@ fn argv(cmdline: &[u8]) -> Vec<String> {
     if text.is_empty() { Vec::new() } else { text.split('\0').map(str::to_owned).collect() }
 }
 
-fn parent(stat: &str) -> Option<u32> {
-    // The name in brackets may hold anything, so the fields are counted from the last bracket.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(1)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const STAT: &str = "S 7 42 42 0 -1 4194304 54 0 0 0 0 0 0 0 20 0 1 0 178357 2703360 332";
+
+    /// A process in a made-up procfs, of this pid namespace.
+    fn put(proc: &Path, pid: &str, namespace: u32) -> std::path::PathBuf {
+        let dir = proc.join(pid);
+        fs::create_dir_all(dir.join("ns")).expect("mkdir");
+        let link = format!("pid:[{namespace}]");
+        std::os::unix::fs::symlink(link, dir.join("ns/pid")).expect("linked");
+        fs::write(dir.join("stat"), format!("{pid} (a) b) c) {STAT}")).expect("write");
+        dir
+    }
+
     #[test]
-    fn reads_a_tree() {
+    fn reads_the_hosts_processes() {
         let proc = tempfile::tempdir().expect("tempdir");
-        let dir = proc.path().join("42");
-        fs::create_dir(&dir).expect("mkdir");
+        let proc = proc.path();
+        put(proc, "self", 1);
+        let dir = put(proc, "42", 1);
         fs::write(dir.join("cmdline"), b"/usr/bin/perl\0-T\0/usr/sbin/pct\0list\0").expect("write");
-        fs::write(dir.join("stat"), "42 (a) b) c) S 7 42 42 0").expect("write");
         fs::write(dir.join("status"), "Name:\tx\nNSpid:\t42\t1\n").expect("write");
-        fs::create_dir(proc.path().join("43")).expect("mkdir");
+        // A kernel thread, one that has just ended, and one of a container.
+        fs::write(put(proc, "43", 1).join("cmdline"), "").expect("write");
+        fs::create_dir(proc.join("44")).expect("mkdir");
+        fs::write(put(proc, "45", 2).join("cmdline"), b"/usr/sbin/pct\0list\0").expect("write");
         let argv = ["/usr/bin/perl", "-T", "/usr/sbin/pct", "list"].map(str::to_owned).to_vec();
-        assert_eq!(processes(proc.path()), [Process { pid: 42, parent: 7, argv }]);
-        assert_eq!(namespace_pids(proc.path(), 42), [42, 1]);
-        assert!(namespace_pids(proc.path(), 43).is_empty());
+        let expected = Process { pid: 42, parent: 7, start: 178_357, argv };
+        assert_eq!(host_processes(proc), [expected]);
+        assert_eq!(namespace_pids(proc, 42), [42, 1]);
+        assert!(namespace_pids(proc, 43).is_empty());
+    }
+
+    /// A pipe that nobody writes to: whoever reads it hangs.
+    fn hangs(path: &Path) {
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::unistd::mkfifo(path, mode).expect("made");
+    }
+
+    #[test]
+    fn what_a_tenant_wrote_is_not_read_and_of_others_a_few_bytes_are() {
+        let proc = tempfile::tempdir().expect("tempdir");
+        let proc = proc.path();
+        put(proc, "self", 1);
+        // 1 TiB, sparse: read whole, it would not fit.
+        let large = |path: &Path| {
+            fs::File::create(path).and_then(|file| file.set_len(1 << 40)).expect("made");
+        };
+        for pid in 100..200 {
+            let tenant = put(proc, &pid.to_string(), 2);
+            for name in ["cmdline", "environ", "maps"] {
+                if pid % 2 == 0 { hangs(&tenant.join(name)) } else { large(&tenant.join(name)) }
+            }
+        }
+        assert_eq!(host_processes(proc), []);
+        let dir = put(proc, "42", 1);
+        let mut title =
+            b"task UPID:pve1:0000000C:0005B7B3:6B0456DF:vzclone:900:root@pam:\0".to_vec();
+        fs::write(dir.join("cmdline"), &title).expect("write");
+        fs::OpenOptions::new()
+            .append(true)
+            .open(dir.join("cmdline"))
+            .and_then(|file| file.set_len(1 << 40))
+            .expect("grown");
+        let [found] = &host_processes(proc)[..] else { panic!("one") };
+        title.pop();
+        assert_eq!(found.argv[0].as_bytes(), title);
+        let all: usize = found.argv.iter().map(|word| word.len() + 1).sum();
+        assert!(all as u64 <= CMDLINE_BYTES_MAX + 1, "{all}");
+        large(&dir.join("environ"));
+        assert!(!has_environment(proc, 42, "A=1"));
+        // All that the kernel lets a process have of groups, before the pids.
+        let groups = "100000 ".repeat(65_536);
+        let status = format!("Name:\tx\nGroups:\t{groups}\nNSpid:\t42\t1\n");
+        fs::write(dir.join("status"), status).expect("write");
+        assert!(namespace_pids(proc, 42).is_empty());
+        large(&dir.join("stat"));
+        assert_eq!(kin(proc, 42), None);
+    }
+
+    /// The largest command line that plain exec allows, in this very procfs.
+    #[test]
+    fn a_process_with_megabytes_of_arguments_costs_a_page() {
+        let one = "x".repeat(100_000);
+        #[expect(clippy::disallowed_methods, reason = "a process to look at")]
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "read line"])
+            .args(std::iter::repeat_n(&one, 15))
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("started");
+        let found = host_processes(Path::new("/proc"));
+        let found = found.iter().find(|process| process.pid == child.id());
+        let words = found.map(|process| process.argv.iter().map(String::len).sum::<usize>());
+        drop(child.stdin.take());
+        child.wait().expect("ended");
+        let bytes = words.expect("it is one of the host's") as u64;
+        assert!(bytes > 0 && bytes <= CMDLINE_BYTES_MAX, "{bytes}");
     }
 
     #[test]

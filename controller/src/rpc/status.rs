@@ -28,6 +28,8 @@ pub(super) fn code(reason: &str) -> Code {
         | reason::CREATE_CANCELLED
         | reason::NOT_OURS
         | reason::CONTAINER_UNFIT
+        | reason::ADDRESS_CONFLICT
+        | reason::DHCP_REFUSED
         | reason::CONTAINER_GONE
         | reason::NOT_ADOPTED
         | reason::NOT_MOVABLE

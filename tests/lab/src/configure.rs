@@ -128,7 +128,7 @@ fn agent_config(node: NodeId, root: &Path, template: &Template) -> String {
         "listen = \"{ip}:7445\"\n\n\
          [tls]\nca = \"{TLS}/ca.crt\"\ncert = \"{TLS}/node.crt\"\nkey = \"{TLS}/node.key\"\n\n\
          [network]\n# The end of the network is the DHCP server's, and the lab's own.\n\
-         pool = \"{net}.2-{net}.229\"\n\n\
+         pool = \"{net}.2-{net}.229\"\ndhcp = \"on_request\"\n\n\
          [[template]]\nsnapshot = \"{SNAPSHOT}\"\nvmid = {vmid}\ncores = {cores}\n\
          memory_mib = {memory}\nprobe = {{ http = {{ port = 8000, path = \"/\" }} }}\n\n\
          [ingress]\ndomain = \"{DOMAIN}\"\nhttps = false\n\

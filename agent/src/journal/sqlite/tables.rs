@@ -109,6 +109,21 @@ pub(super) fn update(db: &Connection, pools: &Pools, record: &Record) -> Result<
             .and_then(|mut sql| sql.execute(params![lease, int(until)]))
             .map_err(storage)?;
     }
+    if let Some(ip) =
+        record.lease().filter(|ip| !record.phase.ended() && before.lease() != Some(*ip))
+    {
+        let sql =
+            "SELECT EXISTS (SELECT 1 FROM records WHERE lease = ?1 AND ended = 0 AND id <> ?2)";
+        let taken: bool = db
+            .prepare_cached(sql)
+            .and_then(|mut sql| {
+                sql.query_row(params![u32::from(ip), record.id.to_string()], |row| row.get(0))
+            })
+            .map_err(storage)?;
+        if taken {
+            return Err(Error::AddressTaken { ip });
+        }
+    }
     put(db, record.clone())
 }
 
@@ -353,12 +368,8 @@ fn merged(db: &Connection, record: &Record) -> Result<String, Error> {
     Ok(body.to_string())
 }
 
-/// An address of the pool; what DHCP gave is not ours to lease.
 fn lease_of(record: &Record) -> Option<u32> {
-    match record.network {
-        Network::Static => record.ip.map(u32::from),
-        Network::Dhcp => None,
-    }
+    record.lease().map(u32::from)
 }
 
 fn record(body: &str) -> Result<Record, Error> {

@@ -468,16 +468,21 @@ impl World {
         }
     }
 
-    pub(super) fn addresses(&self, node: &NodeName, vmid: Vmid, now: Instant) -> Vec<Ipv4Addr> {
+    pub(super) fn has_address(
+        &self,
+        node: &NodeName,
+        vmid: Vmid,
+        ip: Ipv4Addr,
+        now: Instant,
+    ) -> bool {
         let up = |guest: &&Guest| guest.up_at.is_some_and(|at| at <= now);
         let guest = self.container(node, vmid).filter(up);
-        let Some(net0) = guest.and_then(|guest| guest.config.net0()) else { return Vec::new() };
-        match net0.ip {
-            Ip::Static(ip, _) => vec![ip],
-            // A server that gives each container an address of its own.
-            Ip::Dhcp => vec![Ipv4Addr::from(0x0AC8_0000 | (vmid.get() & 0xFFFF))],
-            Ip::Manual => Vec::new(),
-        }
+        guest.and_then(|guest| guest.config.net0()).is_some_and(|net0| match net0.ip {
+            Ip::Static(found, _) => found == ip,
+            // Its client takes what it is given.
+            Ip::Dhcp => true,
+            Ip::Manual => false,
+        })
     }
 }
 

@@ -1,7 +1,11 @@
 //! Destroying what is ours, whatever state it is in: running, half cloned, half destroyed, or
 //! nothing but a volume. Look, act, look again, until nothing is left.
 
-use std::{fs::File, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::{
     fcntl::Flock,
@@ -13,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{Host, unread};
 use crate::{
     pve::{ContainerConfig, ErrorKind, command::Command, hold, ownership, worker},
-    sys::{flock, pidfd},
+    sys::{flock, pidfd, read},
 };
 
 /// Looks at most this often: each round removes something or ends in an error.
@@ -203,7 +207,7 @@ impl Host {
         let below = self.places.lxc_dir.join(vmid.to_string()).join("rootfs");
         let mountinfo = self.places.proc.join("self/mountinfo");
         let loops = self.files.blocking(move || {
-            let text = std::fs::read_to_string(mountinfo)?;
+            let text = read::whole_text(&mountinfo, read::LARGE)?;
             let mut loops = Vec::new();
             // The later a mount is listed, the deeper it is.
             for (point, source) in mounts(&text).rev().filter(|(p, _)| p.starts_with(&below)) {
@@ -236,8 +240,8 @@ fn is_loop_of(device: &str, vmid: Vmid) -> bool {
     let Some(name) = device.strip_prefix("/dev/").filter(|name| name.starts_with("loop")) else {
         return false;
     };
-    let image = std::fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
-    image.is_ok_and(|path| path.contains(&format!("/vm-{vmid}-disk-")))
+    let path = format!("/sys/block/{name}/loop/backing_file");
+    read::text(Path::new(&path), read::SMALL).contains(&format!("/vm-{vmid}-disk-"))
 }
 
 /// Mount points and their sources.

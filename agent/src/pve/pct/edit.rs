@@ -6,7 +6,10 @@ use proto::id::{SandboxId, Vmid};
 use tokio::time::Instant;
 
 use super::{CALL, Host, unread};
-use crate::pve::{ContainerConfig, ErrorKind, Mark, ownership};
+use crate::{
+    pve::{ContainerConfig, ErrorKind, Mark, ownership},
+    sys::read,
+};
 
 /// How long PVE's lock on a config, which is held for the time of a write, is waited for.
 const LOCK: Duration = Duration::from_secs(10);
@@ -43,7 +46,7 @@ impl Host {
         let written = self.files.blocking(move || {
             // Held by the thread that writes, however long that takes.
             let _lock = lock;
-            let before = ContainerConfig::parse(&std::fs::read(&path)?);
+            let before = ContainerConfig::parse(&read::whole(&path, read::LARGE)?);
             let mut after = before.clone();
             if let Err(kind) = change(&mut after) {
                 return Ok(Err(kind));

@@ -161,12 +161,7 @@ impl Shims for ShimProcesses {
 
     async fn running(&self) -> BTreeSet<SandboxId> {
         let root = self.places.proc.clone();
-        let processes = tokio::task::spawn_blocking(move || {
-            let mut processes = proc::processes(&root);
-            // A container can give its own any argv, so theirs do not count.
-            processes.retain(|process| proc::namespace_pids(&root, process.pid).len() == 1);
-            processes
-        });
+        let processes = tokio::task::spawn_blocking(move || proc::host_processes(&root));
         let processes = processes.await.unwrap_or_default();
         processes.iter().filter_map(|process| of_shim(&process.argv)).collect()
     }
@@ -175,9 +170,9 @@ impl Shims for ShimProcesses {
 /// Whose shim has this command line, if it is a shim's.
 fn of_shim(argv: &[String]) -> Option<SandboxId> {
     let [_, command, options] = argv else { return None };
-    let options: Options =
-        serde_json::from_str(options).ok().filter(|_| command == shim::COMMAND)?;
-    owner(&options.socket)
+    // It stands near the front, and the end may be missing: a long command line is not read whole.
+    let (_, socket) = options.split_once("\"socket\":\"").filter(|_| command == shim::COMMAND)?;
+    owner(Path::new(socket.split_once('"')?.0))
 }
 
 /// Whose file it is, by its name.

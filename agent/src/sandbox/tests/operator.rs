@@ -55,6 +55,7 @@ async fn started_by_an_operator_it_runs() {
     let record = node.running(1).await;
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
     // Another address is in there than the one that it was leased: a neighbour's, say.
+    let net0 = node.cluster.guests()[&record.vmid].config.get("net0").expect("one").to_owned();
     node.change(&record, |config| {
         config.set("net0", "name=eth0,bridge=vmbr0,ip=10.100.1.77/24").expect("fits");
     });
@@ -64,6 +65,9 @@ async fn started_by_an_operator_it_runs() {
     let after = node.record(1).await;
     assert_eq!((after.phase, after.boot), (Phase::Running, record.boot + 1), "another life");
     assert_eq!(after.cause, Cause::FoundUp.word());
+    let (findings, _) = node.sandboxes.check().await;
+    assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), ["I5"]);
+    node.change(&record, |config| config.set("net0", &net0).expect("fits"));
     node.assert_works().await;
 }
 
@@ -154,7 +158,9 @@ async fn without_its_mark_it_can_be_let_go_even_in_the_middle_of_its_deletion() 
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_an_operator_cloned_is_the_operators() {
     let (node, record) = Node::meddled(|node, record| {
-        let config = node.cluster.guests()[&record.vmid].config.clone();
+        let mut config = node.cluster.guests()[&record.vmid].config.clone();
+        // With its address it would be a finding.
+        config.set("net0", "name=eth0,bridge=vmbr0,ip=10.100.1.77/24").expect("fits");
         node.cluster.add_guest(&node.name, vmid(100_050), config, false);
     })
     .await;

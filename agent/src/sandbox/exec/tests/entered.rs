@@ -204,8 +204,8 @@ impl Pve for Entered {
         self.fake.init_pid(vmid).await
     }
 
-    async fn addresses(&self, vmid: Vmid) -> Vec<Ipv4Addr> {
-        self.fake.addresses(vmid).await
+    async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool {
+        self.fake.has_address(vmid, ip).await
     }
 
     async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error> {

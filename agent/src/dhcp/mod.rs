@@ -1,0 +1,349 @@
+//! Which addresses the DHCP server gave, seen where no sandbox can have sent it.
+//!
+//! A sandbox may answer DHCP requests of others, so a reply proves nothing by itself. Where it is seen
+//! does. The server is either this host, and its replies leave by the bridge itself, through which
+//! no frame goes that one port sends to another; or it is beyond the bridge's uplink, and its replies
+//! come in by that port. And the sender is the configured server: a packet of a sandbox that a router
+//! sends back does not carry its address, and the kernel forwards none that carries the host's own.
+
+mod packet;
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    sandbox::address::{DhcpReplies, Mac, Reply},
+    sys::{
+        packet::{Capture, FRAME_BYTES_MAX, Way},
+        read,
+    },
+};
+
+/// Clients that are remembered: more than a /20 has.
+const CLIENTS_MAX: usize = 4096;
+/// Ports of a bridge that are listened to.
+const UPLINKS_MAX: usize = 16;
+/// Layers of VLANs that are looked through.
+const LAYERS_MAX: usize = 4;
+/// Between two looks at which ports the bridge has.
+const RESCAN: Duration = Duration::from_secs(5);
+
+/// Where a DHCP server is, and where its replies pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The sandboxes' bridge.
+    pub bridge: String,
+    /// Its address: that of this host, or of somebody beyond the uplink.
+    pub address: Ipv4Addr,
+    /// That is this host's own.
+    pub is_this_host: bool,
+    /// `/sys/class/net`.
+    pub net: PathBuf,
+}
+
+/// The replies that were seen.
+#[derive(Debug)]
+pub struct Replies {
+    server: Server,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    /// By client; a reply counts until its lease runs out.
+    clients: HashMap<Mac, (Reply, Instant)>,
+    ready: Result<(), String>,
+}
+
+impl Replies {
+    /// Listens on a task of its own until `stop`.
+    pub fn watch(server: Server, stop: CancellationToken) -> Arc<Self> {
+        let clients = HashMap::new();
+        let seen = Mutex::new(Seen { clients, ready: Err("it was just started".to_owned()) });
+        let replies = Arc::new(Self { server, seen });
+        let mut listening = HashMap::new();
+        // At once: what is booted next is answered soon.
+        replies.listen(&mut listening);
+        tokio::spawn(Arc::clone(&replies).run(listening, stop));
+        replies
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        mut listening: HashMap<u32, AbortOnDropHandle<()>>,
+        stop: CancellationToken,
+    ) {
+        let mut ticks = interval(RESCAN);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.listen(&mut listening);
+        }
+    }
+
+    /// Listens to the interfaces that replies pass now, and to no others.
+    fn listen(self: &Arc<Self>, listening: &mut HashMap<u32, AbortOnDropHandle<()>>) {
+        listening.retain(|_, task| !task.is_finished());
+        let found = match interfaces(&self.server) {
+            Ok(found) => found,
+            Err(why) => {
+                listening.clear();
+                return self.set_ready(Err(why));
+            }
+        };
+        listening.retain(|index, _| found.values().any(|known| known == index));
+        let mut failed = None;
+        for (name, index) in found {
+            if listening.contains_key(&index) {
+                continue;
+            }
+            match Capture::on(index) {
+                Ok(capture) => {
+                    let replies = Arc::clone(self);
+                    let task = tokio::spawn(async move { replies.follow(&name, capture).await });
+                    listening.insert(index, AbortOnDropHandle::new(task));
+                }
+                Err(error) => failed = Some(format!("DHCP replies on {name}: {error}")),
+            }
+        }
+        self.set_ready(match failed {
+            Some(why) => Err(why),
+            None => Ok(()),
+        });
+    }
+
+    async fn follow(&self, interface: &str, capture: Capture) {
+        let mut frame = [0; FRAME_BYTES_MAX];
+        loop {
+            match capture.next(&mut frame).await {
+                Ok((length, way)) => self.saw(&frame[..length], way),
+                Err(error) => {
+                    // Listened to again with the next look, when it is back.
+                    tracing::warn!(interface, %error, "DHCP replies are not seen");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes note of a frame that passed one of the interfaces.
+    fn saw(&self, frame: &[u8], way: Way) {
+        let expected = if self.server.is_this_host { Way::Out } else { Way::In };
+        if way != expected {
+            return;
+        }
+        let Some(reply) = packet::acknowledgement(frame) else { return };
+        if reply.from != self.server.address {
+            return;
+        }
+        let now = Instant::now();
+        // A lease that never ends is one of 136 years.
+        let until = now.checked_add(reply.lease).unwrap_or(now + Duration::from_secs(1 << 31));
+        let mut seen = self.seen();
+        if seen.clients.len() >= CLIENTS_MAX && !seen.clients.contains_key(&reply.mac) {
+            let oldest = seen.clients.iter().min_by_key(|(_, (reply, _))| reply.seen);
+            if let Some(oldest) = oldest.map(|(mac, _)| *mac) {
+                seen.clients.remove(&oldest);
+            }
+        }
+        seen.clients.insert(reply.mac, (Reply { ip: reply.ip, seen: now }, until));
+    }
+
+    fn set_ready(&self, ready: Result<(), String>) {
+        let mut seen = self.seen();
+        if seen.ready != ready {
+            match &ready {
+                Ok(()) => tracing::info!(bridge = self.server.bridge, "DHCP replies are watched"),
+                Err(why) => tracing::warn!(why, "DHCP is refused"),
+            }
+            seen.ready = ready;
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DhcpReplies for Replies {
+    fn ready(&self) -> Result<(), String> {
+        self.seen().ready.clone()
+    }
+
+    fn last(&self, mac: Mac) -> Option<Reply> {
+        let now = Instant::now();
+        let seen = self.seen();
+        let (reply, until) = seen.clients.get(&mac)?;
+        (*until > now).then_some(*reply)
+    }
+}
+
+/// The interfaces that the server's replies pass, with their numbers.
+///
+/// # Errors
+/// A sentence, when there is none.
+fn interfaces(server: &Server) -> Result<HashMap<String, u32>, String> {
+    let Server { bridge, address, net, .. } = server;
+    let index = |name: &str| {
+        let text = read::text(&net.join(name).join("ifindex"), read::SMALL);
+        text.trim().parse::<u32>().ok()
+    };
+    if server.is_this_host {
+        let found = index(bridge).map(|index| HashMap::from([(bridge.clone(), index)]));
+        return found.ok_or_else(|| format!("there is no interface {bridge}"));
+    }
+    let ports = fs::read_dir(net.join(bridge).join("brif")).into_iter().flatten().flatten();
+    let names = ports.filter_map(|port| port.file_name().into_string().ok());
+    let uplinks = names.filter(|name| is_uplink(net, name, LAYERS_MAX));
+    let found: HashMap<_, _> = uplinks
+        .filter_map(|name| index(&name).map(|index| (name, index)))
+        .take(UPLINKS_MAX)
+        .collect();
+    if found.is_empty() {
+        return Err(format!(
+            "the replies of DHCP server {address} cannot be seen on this host: bridge {bridge} has no \
+             uplink (a network card, a bond, or a VLAN of one), and the server is not this host. See \
+             network.dhcp_server"
+        ));
+    }
+    Ok(found)
+}
+
+/// True for a network card, a bond, and a VLAN of these: what no container and no virtual machine is
+/// at the other end of. Everything that is not known to be one is none.
+fn is_uplink(net: &Path, name: &str, layers: usize) -> bool {
+    let dir = net.join(name);
+    if dir.join("device").exists() || dir.join("bonding").is_dir() {
+        return true;
+    }
+    let uevent = read::text(&dir.join("uevent"), read::SMALL);
+    if layers == 0 || !uevent.lines().any(|line| line == "DEVTYPE=vlan") {
+        return false;
+    }
+    let lower = fs::read_dir(&dir).into_iter().flatten().flatten();
+    let lower: Vec<String> = lower
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("lower_")?.to_owned()))
+        .collect();
+    !lower.is_empty() && lower.iter().all(|name| is_uplink(net, name, layers - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        packet::tests::{SERVER, frame},
+        *,
+    };
+
+    const MAC: Mac = [2, 0x51, 0, 1, 0x86, 0xa0];
+
+    fn ip(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 100, 1, last)
+    }
+
+    fn replies(is_this_host: bool) -> Replies {
+        let (bridge, net) = ("vmbr0".to_owned(), "/nowhere".into());
+        let server = Server { bridge, address: SERVER, is_this_host, net };
+        Replies { server, seen: Mutex::new(Seen { clients: HashMap::new(), ready: Ok(()) }) }
+    }
+
+    fn address(replies: &Replies) -> Option<Ipv4Addr> {
+        replies.last(MAC).map(|reply| reply.ip)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_the_server_can_have_sent_counts() {
+        // The host is the server: what comes in by the bridge is a sandbox's.
+        let here = replies(true);
+        here.saw(&frame(SERVER, MAC, ip(7)), Way::In);
+        assert_eq!(address(&here), None);
+        here.saw(&frame(SERVER, MAC, ip(7)), Way::Out);
+        assert_eq!(address(&here), Some(ip(7)));
+        // It is beyond the uplink: what leaves by that is a sandbox's, flooded by the bridge.
+        let there = replies(false);
+        there.saw(&frame(SERVER, MAC, ip(7)), Way::Out);
+        assert_eq!(address(&there), None);
+        there.saw(&frame(ip(66), MAC, ip(7)), Way::In);
+        assert_eq!(address(&there), None, "another sender");
+        there.saw(&frame(SERVER, [0; 6], ip(7)), Way::In);
+        assert_eq!(address(&there), None, "another client");
+        there.saw(&frame(SERVER, MAC, ip(7)), Way::In);
+        there.saw(&frame(SERVER, MAC, ip(8)), Way::In);
+        assert_eq!(address(&there), Some(ip(8)), "the last");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_counts_as_long_as_its_lease() {
+        let replies = replies(true);
+        replies.saw(&frame(SERVER, MAC, ip(7)), Way::Out);
+        tokio::time::advance(Duration::from_secs(3599)).await;
+        assert_eq!(address(&replies), Some(ip(7)));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(address(&replies), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_without_number_take_no_memory_without_bound() {
+        let replies = replies(true);
+        for number in 0..10_000u32 {
+            let [a, b, c, d] = number.to_be_bytes();
+            replies.saw(&frame(SERVER, [6, 6, a, b, c, d], ip(7)), Way::Out);
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        replies.saw(&frame(SERVER, MAC, ip(8)), Way::Out);
+        assert_eq!(replies.seen().clients.len(), CLIENTS_MAX);
+        assert_eq!(address(&replies), Some(ip(8)));
+    }
+
+    #[test]
+    fn an_uplink_is_a_card_a_bond_or_a_vlan_of_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let net = dir.path();
+        let put = |path: &str, text: &str| {
+            let path = net.join(path);
+            fs::create_dir_all(path.parent().expect("below the root")).expect("made");
+            fs::write(path, text).expect("written");
+        };
+        put("vmbr0/ifindex", "4\n");
+        let server = |is_this_host| Server {
+            bridge: "vmbr0".into(),
+            address: SERVER,
+            is_this_host,
+            net: net.to_owned(),
+        };
+        assert_eq!(interfaces(&server(true)), Ok(HashMap::from([("vmbr0".into(), 4)])));
+        // What sandboxes, machines and firewalls are connected by.
+        for (index, port) in ["veth100i0", "tap101i0", "fwpr102p0", "eth9"].iter().enumerate() {
+            put(&format!("vmbr0/brif/{port}/x"), "");
+            put(&format!("{port}/ifindex"), &format!("{}\n", 20 + index));
+            put(&format!("{port}/uevent"), &format!("INTERFACE={port}\n"));
+        }
+        let why = interfaces(&server(false)).expect_err("no uplink");
+        assert!(why.contains("vmbr0 has no uplink") && why.contains("10.100.1.1"), "{why}");
+        // A VLAN of something that a sandbox may be at the end of is no uplink either.
+        put("vmbr0/brif/veth100i0.5/x", "");
+        put("veth100i0.5/ifindex", "30\n");
+        put("veth100i0.5/uevent", "DEVTYPE=vlan\nINTERFACE=veth100i0.5\n");
+        put("veth100i0.5/lower_veth100i0/x", "");
+        interfaces(&server(false)).expect_err("no uplink");
+        for (index, port, kind) in [(5, "eno1", "device/x"), (6, "bond0", "bonding/x")] {
+            put(&format!("vmbr0/brif/{port}/x"), "");
+            put(&format!("{port}/ifindex"), &format!("{index}\n"));
+            put(&format!("{port}/{kind}"), "");
+        }
+        put("vmbr0/brif/bond0.7/x", "");
+        put("bond0.7/ifindex", "7\n");
+        put("bond0.7/uevent", "DEVTYPE=vlan\n");
+        put("bond0.7/lower_bond0/x", "");
+        let expected = [("eno1", 5), ("bond0", 6), ("bond0.7", 7)];
+        let expected = expected.map(|(name, index)| (name.to_owned(), index));
+        assert_eq!(interfaces(&server(false)), Ok(expected.into()));
+    }
+}
