@@ -39,6 +39,7 @@ fn a_websocket_survives_other_sandboxes_and_ends_with_hide() {
     ]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     world.json(&["expose", id, "9000", "--name", "echo"]);
+    world.json(&["expose", id, "9000", "--name", "second"]);
     let host = format!("port-9000-vm-{}.sandbox.localhost", vmid(&sandbox));
     wait("the echo to listen", || {
         world.ctl(&["exec", id, "--shell", "exec 3<>/dev/tcp/127.0.0.1/9000"]).code == 0
@@ -48,7 +49,17 @@ fn a_websocket_survives_other_sandboxes_and_ends_with_hide() {
     let other = world.create(&["--node", node]);
     world.json(&["expose", other["id"].as_str().expect("id"), "8000"]);
     assert_eq!(socket.echo("after").expect("alive"), "after", "another sandbox cut the socket");
-    world.json(&["hide", id, "echo"]);
+    // By one of its two names: the port is closed under both.
+    assert_eq!(world.ctl(&["hide", id, "echo"]).text(), format!("{id} echo, second closed\n"));
+    wait("hide to cut the open socket", || socket.echo("x").is_err());
+    assert_eq!(get(node, &host).0, 403);
+    assert_eq!(get(node, &format!("port-9000-{id}.sandbox.localhost")).0, 403);
+    assert_eq!(world.refused(&["hide", id, "second"]).0, "SERVICE_NOT_FOUND");
+    // Opened again, and closed by its number.
+    world.json(&["expose", id, "9000", "--name", "second"]);
+    let mut socket = Socket::open(node, &host);
+    assert_eq!(socket.echo("again").expect("alive"), "again");
+    world.json(&["hide", id, "9000"]);
     wait("hide to cut the open socket", || socket.echo("x").is_err());
     assert_eq!(get(node, &host).0, 403);
     world.finish();

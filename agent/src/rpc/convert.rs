@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use proto::{agent::v1 as agent, id::Invalid, name::NodeName, sandbox::v1 as wire, spec::Spec};
+use proto::{
+    agent::v1 as agent,
+    id::Invalid,
+    name::{NodeName, Port, ServiceName},
+    sandbox::v1 as wire,
+    spec::Spec,
+};
 
 use super::SILENCE_MAX;
 use crate::{
@@ -43,12 +49,12 @@ pub(super) fn wait(wait: Option<prost_types::Duration>) -> Result<Duration, Inva
     }
 }
 
+pub(super) fn service(name: &ServiceName, port: Port) -> wire::HttpService {
+    wire::HttpService { name: name.to_string(), port: port.into(), url: String::new() }
+}
+
 pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
-    let services = record.services.iter().map(|(name, port)| wire::HttpService {
-        name: name.to_string(),
-        port: (*port).into(),
-        url: String::new(),
-    });
+    let services = record.services.iter().map(|(name, port)| service(name, *port));
     wire::Sandbox {
         id: record.id.to_string(),
         vmid: record.vmid.get(),
@@ -58,7 +64,7 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         phase: phase(record.phase).into(),
         snapshot_id: record.snapshot.to_string(),
         size: Some(record.size.into()),
-        ip: record.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        ip: record.lease().map(|ip| ip.to_string()).unwrap_or_default(),
         services: services.collect(),
         metadata: record.metadata.clone(),
         created_at: Some(timestamp(record.created_ms)),

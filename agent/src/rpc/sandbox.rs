@@ -144,8 +144,9 @@ impl Rpc {
     ) -> Result<wire::HideHttpServiceResponse, Refusal> {
         let (id, name) = (request.id.parse()?, request.name.parse()?);
         self.fence(request.epoch).await?;
-        let record = self.sandboxes.hide(&id, name).await.map_err(refusal)?;
-        Ok(wire::HideHttpServiceResponse { sandbox: Some(self.wire(&record)) })
+        let (record, closed) = self.sandboxes.hide(&id, name).await.map_err(refusal)?;
+        let closed = closed.iter().map(|(name, port)| convert::service(name, *port)).collect();
+        Ok(wire::HideHttpServiceResponse { sandbox: Some(self.wire(&record)), closed })
     }
 
     pub(super) fn wire(&self, record: &Record) -> Sandbox {

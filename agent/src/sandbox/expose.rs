@@ -1,12 +1,13 @@
 //! Opening and closing ports. Nothing is touched but the record: the ingress asks for each request.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use proto::{
-    id::{SandboxId, SandboxRef},
+    id::SandboxId,
     name::{Port, ServiceName},
     reason,
     spec::limit,
@@ -14,6 +15,9 @@ use proto::{
 
 use super::{Error, Sandboxes, cut};
 use crate::journal::Record;
+
+/// Services that were closed.
+pub type Closed = BTreeMap<ServiceName, Port>;
 
 impl Sandboxes {
     /// Opens a port under a name. Again with the same port: nothing changes.
@@ -44,7 +48,8 @@ impl Sandboxes {
         .await
     }
 
-    /// Closes a port, and cuts the connections to it that are open.
+    /// Closes a port, under every name that it has, and cuts the connections to it that are open.
+    /// `name` is one of its names. Also returns the services that were closed.
     ///
     /// # Errors
     /// When there is no such sandbox, or no service of this name in it.
@@ -52,13 +57,24 @@ impl Sandboxes {
         self: &Arc<Self>,
         id: &SandboxId,
         name: ServiceName,
-    ) -> Result<Arc<Record>, Error> {
-        let port = self.living(&SandboxRef::Id(*id))?.services.get(&name).copied();
-        let hidden = self.remove_service(id, name).await?;
-        if let (Some(port), Some(ip)) = (port, hidden.ip) {
-            self.cut(&hidden, port, ip).await;
+    ) -> Result<(Arc<Record>, Closed), Error> {
+        let closed = Arc::new(Mutex::new(Closed::new()));
+        let taken_out = Arc::clone(&closed);
+        let hidden = self.amend_living(id, move |record| {
+            let port = record.services.get(&name).copied().ok_or_else(|| {
+                let why = format!("{} has no service {name}", record.id);
+                Error::new(reason::SERVICE_NOT_FOUND, why)
+            })?;
+            let of_port = record.services.extract_if(.., |_, known| *known == port).collect();
+            *taken_out.lock().unwrap_or_else(PoisonError::into_inner) = of_port;
+            Ok(())
+        });
+        let hidden = hidden.await?;
+        let closed = closed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (Some(port), Some(ip)) = (closed.values().next(), hidden.lease()) {
+            self.cut(&hidden, *port, ip).await;
         }
-        Ok(hidden)
+        Ok((hidden, closed))
     }
 
     /// Now, and again when whoever got a route just before has connected.
@@ -76,28 +92,12 @@ impl Sandboxes {
                 () = tokio::time::sleep(cut::AGAIN) => {}
             }
             let open = sandboxes.index.live(&id).is_some_and(|record| {
-                record.ip == Some(ip) && record.services.values().any(|p| *p == port)
+                record.lease() == Some(ip) && record.services.values().any(|p| *p == port)
             });
             if !open {
                 cut_now(to).await;
             }
         });
-    }
-
-    async fn remove_service(
-        self: &Arc<Self>,
-        id: &SandboxId,
-        name: ServiceName,
-    ) -> Result<Arc<Record>, Error> {
-        self.amend_living(id, move |record| {
-            record.services.remove(&name).map(drop).ok_or_else(|| {
-                Error::new(
-                    reason::SERVICE_NOT_FOUND,
-                    format!("{} has no service {name}", record.id),
-                )
-            })
-        })
-        .await
     }
 }
 

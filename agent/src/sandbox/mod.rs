@@ -78,6 +78,7 @@ use queue::Queues;
 pub use adopt::Adoption;
 pub use due::{Cause, Due};
 pub use error::Error;
+pub use expose::Closed;
 pub use index::{Known, Tombstone};
 pub use options::{Bridge, Dhcp, Lifetimes, Limits, Options, Order, Probe, Template};
 pub use reads::Tally;

@@ -1,4 +1,4 @@
-//! `hide`: closes a port by the name of its service, or by the port itself.
+//! `hide`: closes a port, under every name that it has, by one of them or by the port itself.
 
 use proto::sandbox::v1::{HideHttpServiceRequest, HttpService};
 
@@ -20,12 +20,15 @@ pub(super) async fn run(controller: Controller, hide: Hide, output: Output) -> R
         name
     };
     let request = HideHttpServiceRequest { id, name: name.clone() };
-    let sandbox =
-        promised(answer(controller.sandboxes.clone().hide_http_service(request)).await?.sandbox)?;
+    let hidden = answer(controller.sandboxes.clone().hide_http_service(request)).await?;
+    let (sandbox, closed) = (promised(hidden.sandbox)?, hidden.closed);
     if output.json {
         output.value(&json::sandbox(&sandbox))?;
     } else {
-        output.line(format!("{} {name} closed", sandbox.id))?;
+        // A port is closed under every name that it has.
+        let names: Vec<_> = closed.iter().map(|service| service.name.as_str()).collect();
+        let names = if names.is_empty() { name } else { names.join(", ") };
+        output.line(format!("{} {names} closed", sandbox.id))?;
     }
     Ok(0)
 }

@@ -540,7 +540,9 @@ impl SandboxService for Service {
             return Err(refuse(reason::SERVICE_NOT_FOUND));
         }
         let sandbox = known(&id, Phase::Running)?;
-        Ok(Response::new(HideHttpServiceResponse { sandbox }))
+        let named = |name: &str| HttpService { name: name.into(), port: 8080, url: String::new() };
+        let closed = vec![named("web"), named("www")];
+        Ok(Response::new(HideHttpServiceResponse { sandbox, closed }))
     }
 
     async fn list_snapshots(

@@ -301,7 +301,7 @@ async fn ports_and_addresses() {
     assert_eq!(closed.code, Some(3));
     assert!(closed.stderr.contains("hint: open it with"), "{closed:?}");
     for name in ["web", "8080"] {
-        assert_eq!(fake.run(&["hide", ID, name]).await.text(), format!("{ID} web closed\n"));
+        assert_eq!(fake.run(&["hide", ID, name]).await.text(), format!("{ID} web, www closed\n"));
     }
     assert_eq!(fake.run(&["hide", ID, "other"]).await.code, Some(3));
 }

@@ -290,17 +290,18 @@ impl Client {
         sandbox(call(QUICK, agent.expose_http_service(request)).await?.sandbox)
     }
 
-    /// Closes a port.
+    /// Closes a port, and says which services of it there were.
     pub async fn hide(
         &self,
         epoch: u64,
         id: &SandboxId,
         name: &ServiceName,
-    ) -> Result<api::Sandbox, Error> {
+    ) -> Result<(api::Sandbox, Vec<api::HttpService>), Error> {
         let request =
             wire::HideHttpServiceRequest { epoch, id: id.to_string(), name: name.to_string() };
         let mut agent = self.agent.clone();
-        sandbox(call(QUICK, agent.hide_http_service(request)).await?.sandbox)
+        let answer = call(QUICK, agent.hide_http_service(request)).await?;
+        Ok((sandbox(answer.sandbox)?, answer.closed))
     }
 
     /// What it cleans up next; done at once, unless it is only told.

@@ -321,8 +321,8 @@ impl SandboxService for Rpc {
         request: Request<HideHttpServiceRequest>,
     ) -> Answer<HideHttpServiceResponse> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.hide(&caller, &request.id, &request.name).await?;
-        Ok(Response::new(HideHttpServiceResponse { sandbox: self.out(sandbox) }))
+        let (sandbox, closed) = self.sandboxes.hide(&caller, &request.id, &request.name).await?;
+        Ok(Response::new(HideHttpServiceResponse { sandbox: self.out(sandbox), closed }))
     }
 
     async fn list_snapshots(

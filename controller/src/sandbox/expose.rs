@@ -3,7 +3,7 @@
 use proto::{
     name::ServiceName,
     reason,
-    sandbox::v1::{EventKind, Sandbox},
+    sandbox::v1::{EventKind, HttpService, Sandbox},
     spec,
 };
 
@@ -35,18 +35,26 @@ impl Sandboxes {
         }
     }
 
-    /// Closes a port, at once.
+    /// Closes a port, at once and under every name that it has. Returns the sandbox, and the services
+    /// that were closed.
     ///
     /// # Errors
     /// When there is no such service, or the sandbox's node does not do it.
-    pub async fn hide(&self, caller: &Caller, id: &str, name: &str) -> Result<Sandbox, Error> {
+    pub async fn hide(
+        &self,
+        caller: &Caller,
+        id: &str,
+        name: &str,
+    ) -> Result<(Sandbox, Vec<HttpService>), Error> {
         let name: ServiceName = name.parse()?;
         self.may_change()?;
         let (entry, node) = self.on_node(&caller.team, id)?;
         self.wanted(caller, &entry, None, EFFECTS);
         let epoch = self.nodes.epoch.get();
         match node.client.hide(epoch, &entry.id, &name).await {
-            Ok(sandbox) => Ok(self.changed(&entry, &node, EFFECTS, sandbox).await),
+            Ok((sandbox, closed)) => {
+                Ok((self.changed(&entry, &node, EFFECTS, sandbox).await, closed))
+            }
             Err(error) => {
                 let error = self.unchanged(&entry, &node, EFFECTS, error).await;
                 if error.reason == reason::SERVICE_NOT_FOUND {

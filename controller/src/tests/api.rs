@@ -168,6 +168,19 @@ async fn ports_get_addresses() {
     let hidden = lab.api().hide_http_service(hide.clone()).await.expect("hidden").into_inner();
     assert!(hidden.sandbox.expect("a sandbox").services.is_empty());
     assert_eq!(reason(lab.api().hide_http_service(hide).await), reason::SERVICE_NOT_FOUND);
+    // A port is closed under every name, and under no other port's.
+    for (name, port) in [("web", 80), ("www", 80), ("api", 81)] {
+        let expose = ExposeHttpServiceRequest { id: id.clone(), name: name.into(), port };
+        lab.api().expose_http_service(expose).await.expect("exposed");
+    }
+    let hide = HideHttpServiceRequest { id: id.clone(), name: "www".into() };
+    let hidden = lab.api().hide_http_service(hide).await.expect("hidden").into_inner();
+    let names = |services: &[HttpService]| -> Vec<String> {
+        services.iter().map(|service| service.name.clone()).collect()
+    };
+    assert_eq!(names(&hidden.closed), ["web", "www"]);
+    assert_eq!(names(&hidden.sandbox.expect("a sandbox").services), ["api"]);
+    assert_eq!(names(&lab.get(&id).await.expect("known").services), ["api"]);
     let bad = ExposeHttpServiceRequest { id, name: "A\n".into(), port: 0 };
     assert_eq!(reason(lab.api().expose_http_service(bad).await), reason::FIELD_INVALID);
 }

@@ -126,8 +126,9 @@ async fn ports_are_opened_and_closed_by_name() {
     assert_eq!(error.reason, reason::SERVICE_EXISTS);
     node.restart().await;
     assert_eq!(node.record(1).await.services.len(), 1);
-    let record = node.sandboxes.hide(&id(1), web.clone()).await.expect("closed");
+    let (record, closed) = node.sandboxes.hide(&id(1), web.clone()).await.expect("closed");
     assert!(record.services.is_empty());
+    assert_eq!(closed, [(web.clone(), port(80))].into());
     let error = node.sandboxes.hide(&id(1), web.clone()).await.expect_err("not there");
     assert_eq!(error.reason, reason::SERVICE_NOT_FOUND);
     for number in 1..=32 {
@@ -139,6 +140,41 @@ async fn ports_are_opened_and_closed_by_name() {
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     let error = node.sandboxes.expose(&id(1), web, port(99)).await.expect_err("gone");
     assert_eq!(error.reason, reason::SANDBOX_DELETED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hiding_closes_the_port_under_every_name_and_no_other_port() {
+    let name = |text: &str| text.parse::<proto::name::ServiceName>().expect("valid");
+    let port = |number: u32| proto::name::Port::try_from(number).expect("a port");
+    // By either name, and by a name that looks like the number of another one's port.
+    for (hidden, closed) in [
+        ("web", ["web", "www"].as_slice()),
+        ("www", &["web", "www"]),
+        ("81", &["81", "api"]),
+        ("82", &["82"]),
+    ] {
+        let mut node = Node::new().await;
+        node.running(1).await;
+        let all = [("web", 80), ("www", 80), ("81", 8081), ("api", 8081), ("82", 81)];
+        for (service, number) in all {
+            node.sandboxes.expose(&id(1), name(service), port(number)).await.expect("opened");
+        }
+        node.restart().await;
+        let (record, gone) = node.sandboxes.hide(&id(1), name(hidden)).await.expect("closed");
+        assert_eq!(gone.keys().map(ToString::to_string).collect::<Vec<_>>(), closed, "{hidden}");
+        let number = *gone.values().next().expect("one");
+        assert!(record.services.values().all(|open| *open != number), "{hidden}: {record:?}");
+        assert_eq!(record.services.len() + gone.len(), all.len());
+        node.restart().await;
+        assert_eq!(node.record(1).await.services, record.services);
+        let again = node.sandboxes.hide(&id(1), name(closed[0])).await;
+        assert_eq!(again.expect_err("is closed").reason, reason::SERVICE_NOT_FOUND, "{hidden}");
+        // Opened again, it is open under the one name that was said.
+        let (again, number) = (name("again"), number);
+        let record = node.sandboxes.expose(&id(1), again.clone(), number).await.expect("opened");
+        let names = record.services.iter().filter(|(_, open)| **open == number);
+        assert_eq!(names.map(|(name, _)| name).collect::<Vec<_>>(), [&again]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -414,12 +414,13 @@ impl AgentService for Service {
         let request = request.into_inner();
         self.0.check_epoch(request.epoch)?;
         let mut sandbox = self.0.get(&request.id)?;
-        let before = sandbox.services.len();
-        sandbox.services.retain(|service| service.name != request.name);
-        if sandbox.services.len() == before {
+        let named = |service: &&api::HttpService| service.name == request.name;
+        let Some(port) = sandbox.services.iter().find(named).map(|service| service.port) else {
             return refuse(Code::NotFound, reason::SERVICE_NOT_FOUND, "no such service");
-        }
-        Ok(Response::new(HideHttpServiceResponse { sandbox: Some(self.0.put(sandbox)) }))
+        };
+        let closed = sandbox.services.extract_if(.., |service| service.port == port).collect();
+        let sandbox = Some(self.0.put(sandbox));
+        Ok(Response::new(HideHttpServiceResponse { sandbox, closed }))
     }
 
     async fn get_load(&self, _request: Request<GetLoadRequest>) -> Answer<GetLoadResponse> {
