@@ -33,6 +33,11 @@ pub enum ToHelper {
         /// Rows and columns of the terminal that it runs on.
         tty: Option<(u16, u16)>,
     },
+    /// Answer with [`FromHelper::Pong`].
+    Ping {
+        /// The shim's number for it.
+        serial: u64,
+    },
 }
 
 /// A terminal's size as it is passed on: rows, then columns.
@@ -71,6 +76,11 @@ pub enum FromHelper {
         code: u8,
         /// The signal that ended it; 0 if none.
         signal: u8,
+    },
+    /// The answer to [`ToHelper::Ping`].
+    Pong {
+        /// The shim's number for it.
+        serial: u64,
     },
 }
 

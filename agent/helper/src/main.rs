@@ -168,9 +168,14 @@ impl Helper {
                 fds.extend(more);
             }
         }
-        // A message that is not understood names no command that could be told of.
-        let Ok(ToHelper::Spawn { token, tty }) = serde_json::from_slice(&bytes[..received]) else {
-            return Ok(true);
+        let (token, tty) = match serde_json::from_slice(&bytes[..received]) {
+            Ok(ToHelper::Spawn { token, tty }) => (token, tty),
+            Ok(ToHelper::Ping { serial }) => {
+                self.say(&FromHelper::Pong { serial }, None)?;
+                return Ok(true);
+            }
+            // A message that is not understood names no command that could be told of.
+            Err(_) => return Ok(true),
         };
         // Without a free descriptor the kernel drops those that came along.
         let started = match fds.is_empty() {

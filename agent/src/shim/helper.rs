@@ -7,6 +7,7 @@ use std::{
     ffi::OsString,
     io,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,20 +17,27 @@ use std::{
 
 use helper::{FromHelper, IMAGE_FD, MESSAGE_BYTES_MAX, Refusal, ToHelper};
 use nix::sys::signal::Signal;
-use rustix::{fs::Mode, pipe::PipeFlags};
+use rustix::{
+    fs::Mode,
+    pipe::PipeFlags,
+    process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
+};
 use tokio::{
     io::AsyncReadExt,
     net::unix::pipe::{Receiver, Sender},
-    sync::oneshot,
+    sync::{Notify, oneshot, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Host, Window};
+use super::{
+    Host, Window,
+    pulse::{self, Next, Unanswered},
+};
 use crate::{
     run::{self, Running},
     sys::{
-        image,
+        image, pidfd, proc,
         seqpacket::{self, Message, Seqpacket},
     },
 };
@@ -94,6 +102,14 @@ struct Expected {
 
 /// What is told of a command of which the helper said what is not understood.
 const NOT_UNDERSTOOD: &str = "what supervised it inside the sandbox said nonsense of it";
+/// What is told of the commands of a helper that was taken for stuck.
+const STUCK: &str = "what supervised it inside the sandbox did not answer for 15 s and was replaced; \
+                     the command was ended";
+/// Between two signs of life of a helper whose commands run. One that is to start something is asked
+/// for one at once.
+const QUIET: Duration = Duration::from_secs(5);
+/// How long a killed helper may take to be gone. It runs nothing more, whenever that is.
+const DEATH: Duration = Duration::from_secs(5);
 /// Pause before the kernel is asked again for memory that it did not have.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -103,14 +119,24 @@ pub(super) struct Helper {
     socket: Seqpacket,
     /// Its pid here.
     pid: Option<u32>,
+    /// Itself, where it is a process of the sandbox's.
+    process: Option<OwnedFd>,
     tokens: AtomicU64,
     expected: Mutex<HashMap<u64, Expected>>,
+    /// Something more is expected.
+    asked: Notify,
+    /// Number of the last question for a sign of life, and of the last that was answered.
+    pings: AtomicU64,
+    pongs: watch::Sender<u64>,
     gone: CancellationToken,
 }
 
 impl Helper {
     /// Gets one in.
-    pub(super) async fn attach(host: &dyn Host, image: &OwnedFd) -> Result<Arc<Self>, Failure> {
+    pub(super) async fn attach(
+        host: &Arc<dyn Host>,
+        image: &OwnedFd,
+    ) -> Result<Arc<Self>, Failure> {
         let until = Instant::now() + DEADLINE;
         let told = |error: io::Error| Failure::Gone(format!("lxc-attach was not started: {error}"));
         let (socket, theirs) = seqpacket::pair().map_err(told)?;
@@ -135,16 +161,26 @@ impl Helper {
         let helper = Arc::new(Self {
             socket,
             pid,
+            process: pid.and_then(|pid| open(&**host, pid)),
             tokens: AtomicU64::default(),
             expected: Mutex::default(),
+            asked: Notify::new(),
+            pings: AtomicU64::default(),
+            pongs: watch::Sender::new(0),
             gone: CancellationToken::new(),
         });
-        let listener = Arc::clone(&helper);
+        let (listener, host) = (Arc::clone(&helper), Arc::clone(host));
         tokio::spawn(async move {
-            listener.listen().await;
+            let stuck = tokio::select! {
+                () = listener.listen() => false,
+                () = listener.watch(&*host) => true,
+            };
             // What was started goes with the helper; this closes every answer and exit.
             listener.gone.cancel();
-            listener.expected().clear();
+            let expected = std::mem::take(&mut *listener.expected());
+            for expected in expected.into_values().filter(|_| stuck) {
+                expected.exit.send(Err(STUCK)).ok();
+            }
             end(attach.process).await;
         });
         Ok(helper)
@@ -167,6 +203,7 @@ impl Helper {
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         let ((answer, answered), (exit, exited)) = (oneshot::channel(), oneshot::channel());
         self.expected().insert(token, Expected { answer: Some(answer), exit });
+        self.asked.notify_one();
         let message =
             ToHelper::Spawn { token, tty: window.map(|window| (window.rows, window.columns)) };
         let bytes = serde_json::to_vec(&message).map_err(|error| told(error.into()))?;
@@ -217,6 +254,7 @@ impl Helper {
     fn hear(&self, said: FromHelper, message: Message) {
         match said {
             FromHelper::Ready => {}
+            FromHelper::Pong { serial } => drop(self.pongs.send_replace(serial)),
             FromHelper::Spawned { token } => {
                 // Where no pid could be passed on, the kernel tells the helper's own.
                 let leader = message.pid.filter(|pid| Some(*pid) != self.pid);
@@ -246,6 +284,76 @@ impl Helper {
         }
     }
 
+    /// Asks for signs of life whenever something is expected. Returns when the helper has given none
+    /// for too long: it is dead by then, or will run nothing more.
+    async fn watch(&self, host: &dyn Host) {
+        let mut last = Instant::now();
+        loop {
+            sleep(pulse::BEAT).await;
+            let (expects, starts) = {
+                let expected = self.expected();
+                let starts = expected.values().any(|expected| expected.answer.is_some());
+                (!expected.is_empty(), starts)
+            };
+            if !expects {
+                self.asked.notified().await;
+                continue;
+            }
+            if (starts || last.elapsed() >= QUIET) && !host.frozen() {
+                if !self.answers(host).await {
+                    break;
+                }
+                last = Instant::now();
+            }
+        }
+        tracing::warn!(pid = self.pid, "the helper does not answer; it is killed");
+        self.send(rustix::process::Signal::KILL);
+        if let Some(pid) = self.pid.filter(|_| self.process.is_some()) {
+            drop(timeout(DEATH, pidfd::ended(pid)).await);
+        }
+    }
+
+    /// Asks once. False when no answer comes.
+    async fn answers(&self, host: &dyn Host) -> bool {
+        let serial = self.pings.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut pongs = self.pongs.subscribe();
+        let mut answer = std::pin::pin!(async {
+            let ping = serde_json::to_vec(&ToHelper::Ping { serial })?;
+            self.socket.send(&ping, &[]).await?;
+            pongs.wait_for(|last| *last >= serial).await.map(drop).map_err(io::Error::other)
+        });
+        let (mut unanswered, mut last) = (Unanswered::default(), Instant::now());
+        loop {
+            tokio::select! {
+                biased;
+                // A socket that is broken is seen by who listens to it.
+                _ = &mut answer => return true,
+                () = sleep(pulse::BEAT) => {}
+            }
+            let since = std::mem::replace(&mut last, Instant::now()).elapsed();
+            match unanswered.look(since, host.frozen()) {
+                Next::Wait => {}
+                Next::GoOn => self.go_on(),
+                Next::GiveUp => return false,
+            }
+        }
+    }
+
+    /// Lets it go on where a signal has stopped it: somebody inside has stopped all there is.
+    fn go_on(&self) {
+        if self.pid.is_some_and(|pid| proc::stopped(Path::new("/proc"), pid)) {
+            tracing::info!(pid = self.pid, "the helper was stopped; it is told to go on");
+            self.send(rustix::process::Signal::CONT);
+        }
+    }
+
+    fn send(&self, signal: rustix::process::Signal) {
+        let Some(process) = &self.process else { return };
+        if let Err(error) = pidfd_send_signal(process, signal) {
+            tracing::debug!(%error, "the helper was not sent a signal");
+        }
+    }
+
     fn answer(&self, token: u64, answer: Answer) {
         let waits = self.expected().get_mut(&token).and_then(|expected| expected.answer.take());
         if let Some(waits) = waits {
@@ -256,6 +364,13 @@ impl Helper {
     fn expected(&self) -> MutexGuard<'_, HashMap<u64, Expected>> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The process itself, if it is one of the sandbox's: nothing else is ever sent a signal.
+fn open(host: &dyn Host, pid: u32) -> Option<OwnedFd> {
+    let process = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    let process = pidfd_open(process, PidfdFlags::empty()).ok()?;
+    host.processes().contains(&pid).then_some(process)
 }
 
 fn parse(bytes: &[u8]) -> Option<FromHelper> {

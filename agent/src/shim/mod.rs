@@ -15,7 +15,7 @@
 //! there can make every touch of a terminal wait.
 //!
 //! `server` talks to agents, `session` is one command, `ring` its output, `ids` what was ever run
-//! under a name, `helper` the other end in the sandbox, `tree` the processes of a command, `client`
+//! under a name, `helper` the other end in the sandbox, `pulse` whether that lives, `tree` the processes of a command, `client`
 //! the agent's side.
 
 pub mod client;
@@ -23,6 +23,7 @@ mod helper;
 mod host;
 mod ids;
 pub mod process;
+mod pulse;
 mod ring;
 mod server;
 mod session;

@@ -348,7 +348,7 @@ impl Shim {
             let message = "the container does not run any more";
             return Err(refused(reason::SANDBOX_NOT_RUNNING, message));
         }
-        let fresh = Helper::attach(&*self.host, &self.image).await.map_err(why)?;
+        let fresh = Helper::attach(&self.host, &self.image).await.map_err(why)?;
         Ok(Arc::clone(helper.insert(fresh)))
     }
 }

@@ -81,6 +81,13 @@ pub fn kin(proc: &Path, pid: u32) -> Option<Kin> {
     Some(Kin { pid, parent, group, session, start })
 }
 
+/// True for a process that a signal has stopped, or that is traced: it does nothing until it is told
+/// to go on.
+pub fn stopped(proc: &Path, pid: u32) -> bool {
+    let stat = read::text(&proc.join(pid.to_string()).join("stat"), read::SMALL);
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with(['T', 't']))
+}
+
 /// True when a process was started with this entry (`NAME=value`) in its environment, and has not
 /// written over it. That lies in the process's memory, whose owner can make a read of it hang: to be
 /// asked where nothing waits for the answer without a deadline.
@@ -217,6 +224,11 @@ mod tests {
         };
         put(42, "42 (a) R (b) S 7 8 9 0 -1 4194304 54 0 0 0 0 0 0 0 20 0 1 0 178357 2703360 332");
         put(43, "43 (z) Z 7 8 9 0 -1 4194304 54 0 0 0 0 0 0 0 20 0 1 0 178357 0 0");
+        put(45, "45 (t) T 7 8 9 0 -1 4194304 54 0 0 0 0 0 0 0 20 0 1 0 178357 0 0");
+        assert!(stopped(proc.path(), 45));
+        assert!(
+            !stopped(proc.path(), 42) && !stopped(proc.path(), 43) && !stopped(proc.path(), 44)
+        );
         let expected = Kin { pid: 42, parent: 7, group: 8, session: 9, start: 178_357 };
         assert_eq!(kin(proc.path(), 42), Some(expected));
         assert_eq!((kin(proc.path(), 43), kin(proc.path(), 44)), (None, None));

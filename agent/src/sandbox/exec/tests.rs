@@ -6,6 +6,7 @@ mod burst;
 mod entered;
 mod files;
 mod hostile;
+mod stuck;
 mod terminal;
 
 use std::time::Duration;

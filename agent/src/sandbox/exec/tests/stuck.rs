@@ -1,0 +1,41 @@
+//! Helpers that stand still.
+
+use super::*;
+use crate::sys::pidfd;
+
+const SIGSTOP: i32 = nix::libc::SIGSTOP;
+
+#[tokio::test]
+async fn a_helper_that_was_stopped_goes_on_and_loses_nothing() {
+    let rig = Rig::new().await;
+    let (_, input, outputs) = rig.start(shell("read x; exit 9")).await.expect("it starts");
+    let [helper] = rig.helpers()[..] else { panic!("one helper: {:?}", rig.helpers()) };
+    for code in [3, 4] {
+        pidfd::signal(helper, SIGSTOP, || true).expect("stopped");
+        assert_eq!(rig.run(shell(&format!("exit {code}"))).await.code(), code);
+    }
+    // The end of a command is told by a helper that was stopped when it came.
+    pidfd::signal(helper, SIGSTOP, || true).expect("stopped");
+    input.send(Input::Stdin(Bytes::from_static(b"end\n"))).await.expect("taken");
+    assert_eq!(drain(outputs).await.code(), 9);
+    assert_eq!(rig.helpers(), [helper], "the same one");
+}
+
+#[tokio::test]
+async fn a_helper_that_never_answers_is_replaced_and_its_commands_are_told() {
+    let rig = Rig::new().await;
+    // Starts one command, as it says, and never says anything again.
+    let script = r#"printf '"Ready"' >&3; head -c 1 <&3 >/dev/null
+        printf '{"Spawned":{"token":0}}' >&3; exec sleep 8400"#;
+    *rig.pve.lie.lock().expect("no panic") = Some(script.to_owned());
+    let (_, _input, mut outputs) = rig.start(argv(&["true"])).await.expect("it starts");
+    *rig.pve.lie.lock().expect("no panic") = None;
+    rig.until_count("sleep 8400", 1).await;
+    // As patient as a helper under heavy load needs it.
+    let end = timeout(4 * DEADLINE, outputs.recv()).await.expect("in time").expect("an end");
+    let error = end.expect_err("nobody saw its end");
+    assert_eq!(error.reason, reason::EXEC_LOST, "{error}");
+    assert!(error.message.contains("did not answer"), "{error}");
+    assert_eq!(rig.count("sleep 8400").await, 0, "it is dead");
+    assert_eq!(rig.run(argv(&["true"])).await.code(), 0, "another one has taken its place");
+}
