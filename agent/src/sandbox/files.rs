@@ -17,8 +17,12 @@ use super::{
     },
 };
 
-/// How long one call about files may take; an archive takes as long as it flows.
-const CALL: Duration = Duration::from_secs(18);
+/// How long what works on files inside may take; an archive takes as long as it flows.
+const CALL: Duration = Duration::from_secs(14);
+/// Within which a call about files is answered, whatever becomes of the sandbox, of what works inside
+/// and of its shim: with all of the answer, or with the beginning of what flows. Controllers wait for
+/// 18 s.
+const ANSWER: Duration = Duration::from_secs(16);
 /// How long an archive or a file may flow.
 const FLOW: Duration = Duration::from_secs(60 * 60);
 /// Bytes of a line that tells of a file.
@@ -70,8 +74,8 @@ impl Execs {
             input.extend_from_slice(&line(&head)?);
             input.extend_from_slice(&content);
         }
-        let running = self.files(sandbox, user, FileTask::Write, CALL).await?;
-        parse(&running.answer(input.freeze()).await?)
+        let answer = self.answer(sandbox, user, FileTask::Write, input.freeze());
+        parse(&answer.await?)
     }
 
     /// Tells what a path is.
@@ -84,8 +88,7 @@ impl Execs {
         user: &User,
         path: String,
     ) -> Result<FileEntry, Error> {
-        let running = self.files(sandbox, user, FileTask::Stat { path }, CALL).await?;
-        parse(&running.answer(Bytes::new()).await?)
+        parse(&self.answer(sandbox, user, FileTask::Stat { path }, Bytes::new()).await?)
     }
 
     /// Lists a directory, by name; true when there is more.
@@ -99,7 +102,7 @@ impl Execs {
         path: String,
     ) -> Result<(Vec<FileEntry>, bool), Error> {
         let task = FileTask::List { path, limit: ENTRIES_MAX };
-        let answer = self.files(sandbox, user, task, CALL).await?.answer(Bytes::new()).await?;
+        let answer = self.answer(sandbox, user, task, Bytes::new()).await?;
         let (mut entries, mut more) = (Vec::new(), false);
         for line in answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             if line == b"{\"more\":true}" {
@@ -123,7 +126,7 @@ impl Execs {
         recursive: bool,
     ) -> Result<bool, Error> {
         let task = FileTask::Remove { path, recursive };
-        parse(&self.files(sandbox, user, task, CALL).await?.answer(Bytes::new()).await?)
+        parse(&self.answer(sandbox, user, task, Bytes::new()).await?)
     }
 
     /// Reads a regular file: what it is, and its bytes as they are taken.
@@ -138,15 +141,15 @@ impl Execs {
         (offset, length): (u64, u64),
     ) -> Result<(FileEntry, Flow), Error> {
         let task = FileTask::Read { path, offset, length };
-        let mut running = self.files(sandbox, user, task, FLOW).await?;
-        running.close().await;
-        let head = async {
+        let begun = async {
+            let mut running = self.files(sandbox, user, task, FLOW).await?;
+            running.close().await;
             let mut seen = BytesMut::new();
             loop {
                 if let Some(end) = seen.iter().position(|byte| *byte == b'\n') {
                     let head = parse(&seen[..end])?;
                     seen.advance(end + 1);
-                    return Ok((head, seen.freeze()));
+                    return Ok((running, head, seen.freeze()));
                 }
                 if seen.len() > LINE_BYTES_MAX {
                     return Err(nonsense());
@@ -157,7 +160,7 @@ impl Execs {
                 }
             }
         };
-        let (head, rest) = timeout(CALL, head).await.unwrap_or_else(|_| Err(late()))?;
+        let (running, head, rest) = in_time(begun).await?;
         Ok((head, self.flow(running, rest)))
     }
 
@@ -171,10 +174,14 @@ impl Execs {
         user: &User,
         path: String,
     ) -> Result<Flow, Error> {
-        let mut running = self.files(sandbox, user, FileTask::Pack { path }, FLOW).await?;
-        running.close().await;
-        let first = timeout(CALL, running.next()).await.unwrap_or_else(|_| Err(late()))?;
-        Ok(self.flow(running, first.unwrap_or_default()))
+        let begun = async {
+            let mut running = self.files(sandbox, user, FileTask::Pack { path }, FLOW).await?;
+            running.close().await;
+            let first = running.next().await?;
+            Ok((running, first.unwrap_or_default()))
+        };
+        let (running, first) = in_time(begun).await?;
+        Ok(self.flow(running, first))
     }
 
     /// Unpacks a tar archive, whose bytes come over `archive`; its end is the archive's, and
@@ -189,7 +196,7 @@ impl Execs {
         path: String,
         mut archive: mpsc::Receiver<Result<Bytes, Error>>,
     ) -> Result<u64, Error> {
-        let running = self.files(sandbox, user, FileTask::Unpack { path }, FLOW).await?;
+        let running = in_time(self.files(sandbox, user, FileTask::Unpack { path }, FLOW)).await?;
         let input = running.input.clone();
         let feed = async move {
             while let Some(bytes) = archive.recv().await {
@@ -199,11 +206,30 @@ impl Execs {
                 }
             }
             drop(input.send(Input::Eof).await);
-            Ok(())
+            Ok::<(), Error>(())
         };
-        let answer = running.rest();
-        let (_, answer): ((), _) = tokio::try_join!(feed, answer)?;
+        let mut answer = std::pin::pin!(running.rest());
+        let answer = tokio::select! {
+            biased;
+            answer = &mut answer => answer?,
+            // It has all that it needs by now.
+            fed = feed => {
+                fed?;
+                in_time(answer).await?
+            }
+        };
         parse(&answer)
+    }
+
+    /// Gives an operation all of its input and takes all of its answer, in time.
+    async fn answer(
+        &self,
+        sandbox: &SandboxRef,
+        user: &User,
+        task: FileTask,
+        input: Bytes,
+    ) -> Result<Bytes, Error> {
+        in_time(async { self.files(sandbox, user, task, CALL).await?.answer(input).await }).await
     }
 
     async fn files(
@@ -242,7 +268,11 @@ impl Execs {
                 if sender.send(message).await.is_err() || last {
                     return;
                 }
-                next = running.next().await;
+                next = tokio::select! {
+                    biased;
+                    () = sender.closed() => return,
+                    next = running.next() => next,
+                };
             }
         });
         flow
@@ -299,6 +329,11 @@ impl Running {
         }
         Ok(answer.freeze())
     }
+}
+
+/// What is not answered in time is called off: dropping it ends what works inside.
+async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(ANSWER, work).await.unwrap_or_else(|_| Err(late()))
 }
 
 fn line(value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
