@@ -83,10 +83,11 @@ async fn a_helper_that_may_name_no_pid_runs_and_ends_commands() {
         assert_eq!(rig.run(shell(&format!("exit {code}"))).await.code(), code);
     }
     // What ends one by force finds it by its mark, and does not take the helper for it.
-    let (_, _input, hung_up) = rig.start(argv(&["sleep", "8200"])).await.expect("it starts");
-    rig.until_count("sleep 8200", 1).await;
+    let time = format!("8200.{}", std::process::id());
+    let (_, _input, hung_up) = rig.start(argv(&["sleep", &time])).await.expect("it starts");
+    rig.until_count(&format!("sleep {time}"), 1).await;
     drop(hung_up);
-    rig.until_count("sleep 8200", 0).await;
+    rig.until_none_holds(&time).await;
     input.send(Input::Stdin(Bytes::from_static(b"end\n"))).await.expect("taken");
     assert_eq!(drain(outputs).await.code(), 9);
 }

@@ -26,16 +26,17 @@ async fn a_helper_that_never_answers_is_replaced_and_its_commands_are_told() {
     let rig = Rig::new().await;
     // Starts one command, as it says, and never says anything again.
     let script = r#"printf '"Ready"' >&3; head -c 1 <&3 >/dev/null
-        printf '{"Spawned":{"token":0}}' >&3; exec sleep 8400"#;
-    *rig.pve.lie.lock().expect("no panic") = Some(script.to_owned());
+        printf '{"Spawned":{"token":0}}' >&3; exec sleep TIME"#;
+    let time = format!("8400.{}", std::process::id());
+    *rig.pve.lie.lock().expect("no panic") = Some(script.replace("TIME", &time));
     let (_, _input, mut outputs) = rig.start(argv(&["true"])).await.expect("it starts");
     *rig.pve.lie.lock().expect("no panic") = None;
-    rig.until_count("sleep 8400", 1).await;
+    rig.until_count(&format!("sleep {time}"), 1).await;
     // As patient as a helper under heavy load needs it.
     let end = timeout(4 * DEADLINE, outputs.recv()).await.expect("in time").expect("an end");
     let error = end.expect_err("nobody saw its end");
     assert_eq!(error.reason, reason::EXEC_LOST, "{error}");
     assert!(error.message.contains("did not answer"), "{error}");
-    assert_eq!(rig.count("sleep 8400").await, 0, "it is dead");
+    assert_eq!(rig.count(&format!("sleep {time}")).await, 0, "it is dead");
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0, "another one has taken its place");
 }

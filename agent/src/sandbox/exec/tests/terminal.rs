@@ -92,9 +92,10 @@ async fn a_terminal_that_makes_its_reader_wait_holds_up_nothing_else() {
     let ran = rig.run(on_terminal(shell("tty >/dev/null && exit 3"))).await;
     assert_eq!(ran.code(), 3, "another terminal is not held up either");
     assert_eq!(rig.execs.list(&SandboxRef::Id(id(1))).await.expect("listed").len(), 3);
-    let killed = on_terminal(shell("trap '' HUP; sleep 8301"));
+    let time = format!("8301.{}", std::process::id());
+    let killed = on_terminal(shell(&format!("trap '' HUP; sleep {time}")));
     let (_, kill, other) = rig.start(killed).await.expect("it starts");
-    rig.until_count("sleep 8301", 1).await;
+    rig.until_count(&format!("sleep {time}"), 1).await;
     kill.send(Input::Signal(9)).await.expect("taken");
     assert_eq!(drain(other).await.code(), 137);
     assert!(asked.elapsed() < DEADLINE, "{:?}", asked.elapsed());
@@ -103,7 +104,9 @@ async fn a_terminal_that_makes_its_reader_wait_holds_up_nothing_else() {
     assert_eq!((exit.code, exit.timed_out), (124, true));
     drop(stolen);
     // Linux lets a writer that waits wait on when the last program is gone. It ends with the helper.
-    rig.shims.serving.lock().expect("no panic").drain(..).for_each(|shim| shim.abort());
+    for helper in rig.helpers() {
+        crate::sys::pidfd::signal(helper, 9, || true).expect("killed");
+    }
     rig.until_gone(&relays).await;
 }
 
@@ -155,9 +158,10 @@ async fn a_terminal_passes_bytes_as_they_are() {
 #[tokio::test]
 async fn a_relay_that_is_killed_hangs_up_its_own_terminal() {
     let rig = Rig::new().await;
-    let (_, _input, outputs) =
-        rig.start(on_terminal(argv(&["sleep", "8302"]))).await.expect("it starts");
-    rig.until_count("sleep 8302", 1).await;
+    let time = format!("8302.{}", std::process::id());
+    let order = on_terminal(argv(&["sleep", &time]));
+    let (_, _input, outputs) = rig.start(order).await.expect("it starts");
+    rig.until_count(&format!("sleep {time}"), 1).await;
     let (_, input, other) = rig.start(shell("read x; exit 9")).await.expect("it starts");
     for relay in rig.relays() {
         crate::sys::pidfd::signal(relay, 9, || true).expect("killed");
