@@ -5,7 +5,10 @@ use std::{error::Error, fmt, io, time::Duration};
 use serde_json::json;
 use tonic::{Code, Status};
 
-use crate::hint;
+use crate::{
+    hint,
+    output::printable::{self, one_line, printable},
+};
 
 /// Exit codes; `--help` lists them.
 pub mod exit {
@@ -119,7 +122,10 @@ impl Failure {
         if self.exit == exit::PIPE {
             return;
         }
-        let text = if json { self.to_json().to_string() } else { self.to_string() };
+        let text = match printable::json(&self.to_json()) {
+            Ok(text) if json => text,
+            _ => self.to_string(),
+        };
         // Nobody is left to tell when stderr is closed.
         io::Write::write_all(&mut io::stderr(), format!("{text}\n").as_bytes()).ok();
     }
@@ -138,10 +144,10 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "error: {}", printable(&self.message))?;
         if let Some(reason) = &self.reason {
-            write!(f, " ({})", printable(reason))?;
+            write!(f, " ({})", one_line(reason))?;
         }
         if let Some(hint) = &self.hint {
-            write!(f, "\nhint: {hint}")?;
+            write!(f, "\nhint: {}", printable(hint))?;
         }
         if let Some(delay) = self.retry_after {
             write!(
@@ -152,11 +158,6 @@ impl fmt::Display for Failure {
         }
         Ok(())
     }
-}
-
-/// Text from elsewhere, made harmless for a terminal.
-pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 impl From<io::Error> for Failure {
@@ -311,6 +312,12 @@ mod tests {
     fn nothing_from_the_wire_steers_the_terminal() {
         let status = Status::from(Refusal::new(Code::Internal, reason::PCT_FAILED, "a\x1b[2Jb"));
         assert!(!Failure::from(status).to_string().contains('\x1b'));
+        let text = "no sandbox \u{202e}gpj.exe\u{200b} here";
+        let status = Status::from(Refusal::new(Code::NotFound, reason::SANDBOX_NOT_FOUND, text));
+        let failure = Failure::from(status);
+        for shown in [failure.to_string(), printable::json(&failure.to_json()).expect("JSON")] {
+            assert!(!shown.contains(['\u{202e}', '\u{200b}']), "{shown:?}");
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output::printable::one_line;
+
 /// A spinner, or nothing where nobody would see it.
 #[derive(Debug)]
 pub struct Spinner(Option<ProgressBar>);
@@ -25,7 +27,7 @@ impl Spinner {
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
             bar.set_style(style);
         }
-        bar.set_message(message.into());
+        bar.set_message(one_line(&message.into()));
         bar.enable_steady_tick(Duration::from_millis(100));
         Self(Some(bar))
     }
@@ -38,7 +40,7 @@ impl Spinner {
     /// Says what is being done now.
     pub fn say(&self, message: impl Into<String>) {
         if let Some(bar) = &self.0 {
-            bar.set_message(message.into());
+            bar.set_message(one_line(&message.into()));
         }
     }
 }
@@ -73,7 +75,7 @@ impl Bar {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_message(message.into());
+        bar.set_message(one_line(&message.into()));
         bar.enable_steady_tick(Duration::from_millis(100));
         Self { bar: Some(bar), bytes }
     }

@@ -46,7 +46,7 @@ pub(super) async fn gc(controller: Controller, wish: Gc, output: Output) -> Resu
                 let cells = [&item.node, &item.action, &item.subject, &item.why];
                 rows.add_row(cells.map(table::cell));
             }
-            output.line(table::text(&rows))?;
+            output.styled(table::text(&rows))?;
         }
         output.line(match (found.items.len(), wish.dry_run) {
             (0, _) => "there is nothing to clean up".to_owned(),
@@ -105,7 +105,7 @@ pub(super) async fn prune(
         if pruned.is_empty() {
             output.line("nothing has been stopped for so long")?;
         } else {
-            output.line(table::text(&rows))?;
+            output.styled(table::text(&rows))?;
         }
     }
     Ok(if failed { exit::REFUSED } else { 0 })

@@ -13,7 +13,7 @@ use crate::{
     args::Events,
     client::{Controller, answer},
     failure::Failure,
-    output::{Output, json, table, time},
+    output::{Output, json, printable::one_line, time},
 };
 
 /// How long the controller may be away.
@@ -171,7 +171,7 @@ impl Reader {
     fn line(&self, cells: [String; 8]) -> String {
         let [revision, at, kind, id, node, actor, team, why] = cells.map(|cell| match cell {
             empty if empty.is_empty() => "-".to_owned(),
-            cell => table::plain(&cell),
+            cell => one_line(&cell),
         });
         let team = if self.events.all_teams { format!("{team:<12}  ") } else { String::new() };
         format!(

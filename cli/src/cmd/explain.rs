@@ -42,7 +42,7 @@ pub(super) async fn run(
         for verdict in &decision.nodes {
             rows.add_row(row(verdict, &decision.node, output));
         }
-        output.line(table::text(&rows))?;
+        output.styled(table::text(&rows))?;
     }
     Ok(0)
 }

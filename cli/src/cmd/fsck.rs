@@ -33,7 +33,7 @@ pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Fa
                 let cells = [&finding.invariant, &finding.node, &finding.subject, &finding.detail];
                 rows.add_row(cells.map(table::cell));
             }
-            output.line(table::text(&rows))?;
+            output.styled(table::text(&rows))?;
         }
         let verdict = match response.findings.len() {
             0 => "nothing is wrong".to_owned(),

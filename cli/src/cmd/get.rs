@@ -4,8 +4,8 @@ use proto::sandbox::v1::{GetSandboxRequest, Sandbox, Size};
 
 use crate::{
     client::{Controller, answer, promised},
-    failure::{Failure, printable},
-    output::{Output, json, table, time},
+    failure::Failure,
+    output::{Output, json, printable::one_line, table, time},
 };
 
 pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {
@@ -74,8 +74,7 @@ fn describe(sandbox: &Sandbox) -> String {
         }
     }
     let line = |(name, value): (&str, String)| {
-        let value =
-            if value.is_empty() { "-".to_owned() } else { printable(&value).replace('\n', " ") };
+        let value = if value.is_empty() { "-".to_owned() } else { one_line(&value) };
         format!("{:<12}{value}", format!("{name}:"))
     };
     lines.into_iter().map(line).collect::<Vec<_>>().join("\n")

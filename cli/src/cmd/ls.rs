@@ -24,7 +24,7 @@ pub(super) async fn run(controller: Controller, ls: Ls, output: Output) -> Resul
         for sandbox in &sandboxes {
             rows.add_row(row(sandbox, output));
         }
-        output.line(table::text(&rows))?;
+        output.styled(table::text(&rows))?;
     }
     Ok(0)
 }

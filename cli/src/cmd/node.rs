@@ -12,7 +12,7 @@ use crate::{
     args::{Cordon, Drain, Node, Uncordon},
     client::{Controller, answer},
     failure::{Failure, exit},
-    output::{Output, json, table, time},
+    output::{Output, json, printable::one_line, table, time},
     progress::Spinner,
 };
 
@@ -84,9 +84,9 @@ pub(super) async fn drain(
     if remaining.is_empty() {
         output.line(format!("{node} is empty, and gets no new sandboxes"))?;
     } else {
-        output.line(table::text(&list(output, &remaining)))?;
+        output.styled(table::text(&list(output, &remaining)))?;
         for (id, why) in &stays {
-            output.line(format!("{id} stays: {}", table::plain(why)))?;
+            output.line(format!("{id} stays: {}", one_line(why)))?;
         }
         output.line(format!("{} left on {node}, which gets no new ones", remaining.len()))?;
     }
@@ -107,7 +107,7 @@ pub(super) async fn node(
         return Ok(0);
     }
     if !gone.is_empty() {
-        output.line(table::text(&list(output, &gone)))?;
+        output.styled(table::text(&list(output, &gone)))?;
     }
     let count = gone.len();
     output.line(if dry_run {

@@ -6,7 +6,7 @@ use proto::sandbox::v1::{ListNodesRequest, Node};
 use crate::{
     client::{Controller, answer},
     failure::Failure,
-    output::{Output, json, table, time},
+    output::{Output, json, printable::one_line, table, time},
 };
 
 pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Failure> {
@@ -34,7 +34,7 @@ pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Fa
         for node in &known.nodes {
             rows.add_row(row(node, output));
         }
-        output.line(table::text(&rows))?;
+        output.styled(table::text(&rows))?;
     }
     Ok(0)
 }
@@ -73,6 +73,6 @@ fn row(node: &Node, output: Output) -> Vec<Cell> {
         table::cell(load.snapshots.join(" ")),
         table::cell(&node.version),
         table::cell(report),
-        Cell::new(table::plain(&node.reason)),
+        Cell::new(one_line(&node.reason)),
     ]
 }

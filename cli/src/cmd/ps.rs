@@ -30,7 +30,7 @@ pub(super) async fn run(controller: Controller, id: String, output: Output) -> R
                 table::cell(&exec.command),
             ]);
         }
-        output.line(table::text(&rows))?;
+        output.styled(table::text(&rows))?;
     }
     Ok(0)
 }

@@ -25,7 +25,7 @@ pub(super) async fn ls(controller: Controller, output: Output) -> Result<u8, Fai
                 table::cell(snapshot.nodes.join(", ")),
             ]);
         }
-        output.line(table::text(&rows))?;
+        output.styled(table::text(&rows))?;
     }
     Ok(0)
 }

@@ -50,7 +50,7 @@ pub(super) async fn run(controller: Controller, top: Top, output: Output) -> Res
             output.note("nothing runs; `sandboxctl create` makes a sandbox");
         } else {
             let home = if live { HOME } else { "" };
-            output.line(format!("{home}{}", text(&rows, output)))?;
+            output.styled(format!("{home}{}", text(&rows, output)))?;
         }
         if !live {
             return Ok(0);

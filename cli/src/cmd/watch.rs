@@ -4,8 +4,8 @@ use proto::sandbox::v1::{Phase, Sandbox};
 
 use crate::{
     client::Controller,
-    failure::{Failure, printable},
-    output::{Output, json, time},
+    failure::Failure,
+    output::{Output, json, printable::one_line, time},
 };
 
 pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {
@@ -37,5 +37,5 @@ fn show(sandbox: &Sandbox, output: Output) -> Result<(), Failure> {
     if let Some(failure) = &sandbox.failure {
         words.push(format!("{} ({})", failure.message, failure.reason));
     }
-    output.line(printable(&words.join(" ")).replace('\n', " "))
+    output.line(one_line(&words.join(" ")))
 }

@@ -2,6 +2,7 @@
 //! here, so that a closed pipe is an error that is handled and not a panic.
 
 pub mod json;
+pub mod printable;
 pub mod table;
 pub mod time;
 
@@ -9,7 +10,8 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::failure::{Failure, printable};
+use crate::failure::Failure;
+use printable::printable;
 
 /// Where and how to print.
 #[derive(Debug, Clone, Copy)]
@@ -27,11 +29,20 @@ impl Output {
         Self { json, colour: io::stdout().is_terminal() && !no_colour }
     }
 
-    /// A line on stdout.
+    /// Prints a line on stdout, without what a terminal would obey.
     ///
     /// # Errors
     /// When stdout is closed or cannot be written.
     pub fn line(self, text: impl AsRef<str>) -> Result<(), Failure> {
+        self.styled(printable(text.as_ref()))
+    }
+
+    /// Prints text whose escape sequences are our own, such as a table with colours. Whatever comes
+    /// from elsewhere has gone through [`printable`] before it was put in.
+    ///
+    /// # Errors
+    /// When stdout is closed or cannot be written.
+    pub fn styled(self, text: impl AsRef<str>) -> Result<(), Failure> {
         let mut out = io::stdout().lock();
         out.write_all(text.as_ref().as_bytes())?;
         out.write_all(b"\n")?;
@@ -43,7 +54,7 @@ impl Output {
     /// # Errors
     /// When stdout is closed or cannot be written.
     pub fn value(self, value: &impl Serialize) -> Result<(), Failure> {
-        self.line(serde_json::to_string(value)?)
+        self.styled(printable::json(value)?)
     }
 
     /// Something for people beside the result, on stderr; nothing with --json.

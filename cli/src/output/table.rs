@@ -3,8 +3,7 @@
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 use proto::sandbox::v1::Phase;
 
-use super::{Output, json};
-use crate::failure::printable;
+use super::{Output, json, printable::one_line};
 
 /// A table with these headings.
 pub fn new(output: Output, headings: &[&str]) -> Table {
@@ -24,14 +23,9 @@ pub fn text(table: &Table) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// One line of text, harmless for a terminal.
-pub fn plain(text: &str) -> String {
-    printable(text).replace('\n', " ")
-}
-
 /// Text of a cell; a dash where there is none.
 pub fn cell(text: impl AsRef<str>) -> Cell {
-    let text = plain(text.as_ref());
+    let text = one_line(text.as_ref());
     Cell::new(if text.is_empty() { "-".to_owned() } else { text })
 }
 

@@ -178,7 +178,15 @@ pub(crate) fn refuse(reason: &'static str) -> Status {
     Refusal::new(code, reason, "the fake refused").retry_after(Duration::from_millis(10)).into()
 }
 
+/// Names a sandbox whose metadata holds a right-to-left override, a zero-width space and an escape.
+pub(crate) const HOSTILE: &str = "hostile";
+
 fn known(id: &str, phase: Phase) -> Result<Option<Sandbox>, Status> {
+    if id == HOSTILE {
+        let note = "a\u{202e}b\u{200b}c\x1b[2Jd".to_owned();
+        let metadata = BTreeMap::from([("note".to_owned(), note)]);
+        return Ok(Some(Sandbox { metadata, ..sandbox(phase, "done") }));
+    }
     if id != ID && id != "100001" {
         return Err(refuse(reason::SANDBOX_NOT_FOUND));
     }

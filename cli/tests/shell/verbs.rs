@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 
-use crate::fake::{Behaviour, Fake, ID, finish};
+use crate::fake::{Behaviour, Fake, HOSTILE, ID, finish};
 
 async fn fake() -> Fake {
     Fake::start(Behaviour { snapshots: vec!["small"], ..Behaviour::default() }).await
@@ -67,6 +67,19 @@ async fn create_says_how_long_it_waited() {
     let ran = fake.run(&["create", "--wait", "1s"]).await;
     assert_eq!(ran.code, Some(4), "{ran:?}");
     assert!(ran.stderr.contains("was not done within 1 s"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn hidden_characters_of_a_tenant_do_not_reach_the_terminal() {
+    let fake = fake().await;
+    let hidden = ['\u{202e}', '\u{200b}', '\x1b'];
+    for words in [&["get", HOSTILE][..], &["get", "--json", HOSTILE]] {
+        let ran = fake.run(words).await;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert!(!ran.text().contains(hidden), "{ran:?}");
+    }
+    let value = fake.run(&["get", "--json", HOSTILE]).await.json();
+    assert_eq!(value["metadata"]["note"], "a\u{202e}b\u{200b}c\x1b[2Jd", "scripts read it whole");
 }
 
 #[tokio::test]
