@@ -196,3 +196,41 @@ fn hostile_files_are_refused_and_hold_up_nobody() {
     assert!(std::fs::symlink_metadata(dir.path().join("d/out")).expect("there").is_symlink());
     world.finish();
 }
+
+#[test]
+fn commands_are_held_to_the_limits_of_their_sandbox() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&["--memory", "256"]);
+    let (id, node) = (id(&sandbox), node(&sandbox));
+    // Every hierarchy that counts CPU or memory, v1 or v2, as the node sees it.
+    let marker = format!("sleep {}", 40_000_000 + vmid(&sandbox));
+    let line = format!("exec {marker}");
+    let started = world.ctl(&["exec", "--detach", "--timeout", "10m", id, "--shell", &line]);
+    assert_eq!(started.code, 0, "{started:?}");
+    let find = format!(
+        "for p in /proc/[0-9]*; do [ \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" = '{marker} ' ] \
+         && cat $p/cgroup; done; true"
+    );
+    let mut cgroups = String::new();
+    wait("the command to be seen on its node", || {
+        cgroups = world.shell(node, &find);
+        !cgroups.is_empty()
+    });
+    let own = format!("/lxc/{}", vmid(&sandbox));
+    for line in cgroups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (controllers, path) = (fields.nth(1).unwrap_or_default(), fields.next());
+        let counts = |name: &str| ["", "cpu", "cpuacct", "memory", "pids"].contains(&name);
+        // Those that the lab does not give to nodes stand at the machine's root.
+        if controllers.split(',').any(counts) && path != Some("/") {
+            assert!(path.is_some_and(|path| path.contains(&own)), "{line} of:\n{cgroups}");
+        }
+    }
+    let of_memory = |line: &str| line.contains(":memory:") || line.starts_with("0::");
+    assert!(cgroups.lines().any(|line| of_memory(line) && line.contains(&own)), "{cgroups}");
+    // What takes more memory than the sandbox has is ended in it; nothing else on the node is.
+    let greedy = world.ctl(&["exec", id, "--timeout", "2m", "--", "tail", "/dev/zero"]);
+    assert_eq!(greedy.code, 137, "{greedy:?}");
+    assert_eq!(world.ctl(&["exec", id, "--", "true"]).code, 0);
+    world.finish();
+}

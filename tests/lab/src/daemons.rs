@@ -29,6 +29,9 @@ pub const AGENT_CONFIG: &str = "/etc/pve-sandbox/agent.toml";
 /// Caddy's configuration, in a node.
 pub const CADDY_CONFIG: &str = "/etc/pve-sandbox/caddy.json";
 
+/// Debian's `lxc-attach`, which a node has under another name: the stand-in takes its place.
+pub const LXC_ATTACH: &str = "/usr/bin/lxc-attach";
+
 /// A program of the workspace and where it goes in a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Program {
@@ -41,10 +44,11 @@ pub struct Program {
 }
 
 /// The programs of the workspace that the lab uses.
-pub const PROGRAMS: [Program; 5] = [
+pub const PROGRAMS: [Program; 6] = [
     Program { name: "pct", in_node: Some("/usr/sbin/pct"), service: None },
     // The same program, which knows by its name what it is.
     Program { name: "pct", in_node: Some("/usr/sbin/pvesm"), service: None },
+    Program { name: "pct", in_node: Some(LXC_ATTACH), service: None },
     Program {
         name: "pve-sandbox-agent",
         in_node: Some("/usr/bin/pve-sandbox-agent"),

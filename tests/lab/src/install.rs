@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::daemons::PROGRAMS;
+use crate::daemons::{LXC_ATTACH, PROGRAMS};
 use crate::layout::Layout;
 
 /// Copies the lab's own binary and the programs of the machine; returns the services whose
@@ -27,6 +27,8 @@ pub fn on_the_machine(layout: &Layout, built: &Path) -> Result<Vec<&'static str>
 /// Copies the programs of a node into its root; returns the services whose program is another now.
 pub fn in_node(root: &Path, built: &Path) -> Result<Vec<&'static str>> {
     let mut changed = Vec::new();
+    // From the machine's own root, where nothing has taken its place.
+    copy(Path::new(LXC_ATTACH), &root.join(standin::REAL_LXC_ATTACH.trim_start_matches('/')))?;
     for program in PROGRAMS {
         let (from, Some(at)) = (built.join(program.name), program.in_node) else { continue };
         if from.exists() && copy(&from, &root.join(at.trim_start_matches('/')))? {
@@ -46,7 +48,7 @@ pub fn missing(built: &Path) -> Vec<&'static str> {
 /// rename, so that one that runs keeps its own.
 fn copy(from: &Path, at: &Path) -> Result<bool> {
     let bytes = fs::read(from)
-        .with_context(|| format!("{} is not built: cargo build --release", from.display()))?;
+        .with_context(|| format!("cannot read {}: was everything built?", from.display()))?;
     if fs::read(at).is_ok_and(|old| old == bytes) {
         return Ok(false);
     }

@@ -66,13 +66,18 @@ impl Proc {
 }
 
 /// Looks every few milliseconds whether something has come true.
-pub fn wait_until(within: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
+pub fn wait_until(within: Duration, done: impl FnMut() -> bool) -> Result<()> {
+    poll_until(within, Duration::from_millis(5), done)
+}
+
+/// Like [`wait_until`], asking once in `every`: for questions that cost something.
+pub fn poll_until(within: Duration, every: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + within;
     while !done() {
         if Instant::now() >= deadline {
             bail!("waited {} s for it", within.as_secs());
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(every);
     }
     Ok(())
 }

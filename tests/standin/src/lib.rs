@@ -33,13 +33,15 @@ pub mod task;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+pub use lxc::attach::REAL as REAL_LXC_ATTACH;
 pub use roots::Roots;
 
 use cost::Part;
 use ctx::{Ctx, Subject};
 use failure::{Failure, Result, ignore};
 
-/// The whole program: `pct`, `pvesm`, a worker or an LXC hook, as its name and arguments say.
+/// The whole program: `pct`, `pvesm`, `lxc-attach`, a worker or an LXC hook, as its name and
+/// arguments say.
 #[must_use]
 pub fn run_program() -> ExitCode {
     let mut argv: Vec<String> =
@@ -56,7 +58,12 @@ pub fn run_program() -> ExitCode {
     if argv.first().is_some_and(|arg| arg == lxc::hooks::COMMAND) {
         return lxc::hooks::main(&argv[1..]);
     }
-    let is_pvesm = name.rsplit('/').next() == Some("pvesm");
+    let called = name.rsplit('/').next();
+    if called == Some(lxc::attach::NAME) {
+        let words: Vec<_> = std::env::args_os().skip(1).collect();
+        return lxc::attach::main(&Roots::from_env(), &words);
+    }
+    let is_pvesm = called == Some("pvesm");
     let sub_command = argv.first().cloned().unwrap_or_default();
     let subject = Subject { command: sub_command.clone(), vmid: None, template: None };
     let mut ctx = Ctx::new(Roots::from_env(), cluster::node_name(), subject);

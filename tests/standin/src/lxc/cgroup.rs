@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::conf::Section;
 use crate::ctx::Ctx;
 use crate::failure::{Result, ignore};
+use crate::roots::Roots;
 
 const PERIOD_US: u64 = 100_000;
 const MIB: u64 = 1 << 20;
@@ -66,16 +67,20 @@ pub(crate) fn lxc_lines(ctx: &Ctx, conf: &Section) -> Vec<(String, String)> {
     lines
 }
 
-fn leg(ctx: &Ctx, controller: &str, vmid: u32) -> Option<PathBuf> {
-    let root = ctx.roots.lab_cgroup.join(controller);
+/// The v1 controllers that containers are put under.
+pub(crate) const V1: [&str; 4] = ["memory", "cpu", "cpuacct", "pids"];
+
+/// A container's cgroup under a v1 controller; none where the machine does not have that.
+pub(crate) fn leg(roots: &Roots, controller: &str, vmid: u32) -> Option<PathBuf> {
+    let root = roots.lab_cgroup.join(controller);
     root.join("cgroup.procs").exists().then(|| root.join("lxc").join(vmid.to_string()))
 }
 
 /// Puts a process under the machine's v1 controllers, with the limits of its container. What the
 /// machine does not have or does not let us write stays as it is.
 pub(crate) fn enter_v1(ctx: &Ctx, vmid: u32, pid: u32, conf: &Section) {
-    for controller in ["memory", "cpu", "cpuacct", "pids"] {
-        let Some(dir) = leg(ctx, controller, vmid) else { continue };
+    for controller in V1 {
+        let Some(dir) = leg(&ctx.roots, controller, vmid) else { continue };
         ignore(fs::create_dir_all(&dir));
         ignore(fs::write(dir.join("cgroup.procs"), pid.to_string()));
     }
@@ -84,7 +89,7 @@ pub(crate) fn enter_v1(ctx: &Ctx, vmid: u32, pid: u32, conf: &Section) {
 
 fn limit_v1(ctx: &Ctx, vmid: u32, conf: &Section) {
     let limits = Limits::of(conf, cpus());
-    if let Some(dir) = leg(ctx, "memory", vmid) {
+    if let Some(dir) = leg(&ctx.roots, "memory", vmid) {
         let both = limits.memory_bytes.saturating_add(limits.swap_bytes);
         // Growing needs the sum first, shrinking needs it last.
         for _ in 0..2 {
@@ -92,7 +97,7 @@ fn limit_v1(ctx: &Ctx, vmid: u32, conf: &Section) {
             put(&dir, "memory.limit_in_bytes", limits.memory_bytes);
         }
     }
-    if let Some(dir) = leg(ctx, "cpu", vmid) {
+    if let Some(dir) = leg(&ctx.roots, "cpu", vmid) {
         put(&dir, "cpu.cfs_period_us", PERIOD_US);
         match limits.quota_us {
             Some(quota) => put(&dir, "cpu.cfs_quota_us", quota),
@@ -149,12 +154,16 @@ fn remove_tree(dir: &Path) {
     ignore(fs::remove_dir(dir));
 }
 
-/// Takes the v1 directories of a stopped container away.
+/// Takes the v1 directories of a stopped container away. An `lxc-attach` that has not ended yet is
+/// on the node's account from now on: a directory with a process in it cannot be removed.
 pub(crate) fn leave_v1(ctx: &Ctx, vmid: u32) {
-    for controller in ["memory", "cpu", "cpuacct", "pids"] {
-        if let Some(dir) = leg(ctx, controller, vmid) {
-            ignore(fs::remove_dir(dir));
+    for controller in V1 {
+        let Some(dir) = leg(&ctx.roots, controller, vmid) else { continue };
+        let left = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        for pid in left.lines() {
+            ignore(fs::write(ctx.roots.lab_cgroup.join(controller).join("cgroup.procs"), pid));
         }
+        ignore(fs::remove_dir(dir));
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the stand-in does with Debian's LXC.
 
+pub(crate) mod attach;
 pub(crate) mod cgroup;
 pub(crate) mod config;
 pub(crate) mod control;
