@@ -11,9 +11,10 @@ LAB := target/release/lab
 SEEDS ?= 200
 SOAK_SEEDS ?= 20000
 SOAK_KILLS ?= 500
+MINUTES ?= 120
 
 .PHONY: help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
-	sim mutants soak bench deb test-deb clients
+	sim mutants soak soak-memory bench deb test-deb clients
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -76,6 +77,10 @@ soak: build ## The long runs: many seeds of the simulation, and hundreds of kill
 	@$(MAKE) sim SEEDS=$(SOAK_SEEDS)
 	PVE_SANDBOX_CHAOS=$(SOAK_KILLS) tests/lab/with-lab.sh $(NEXTEST) -p tests --test lxc --no-capture \
 		-E 'test(through_kills_of_everything)'
+
+soak-memory: build ## The lab's tests in a loop for MINUTES (120); then no agent may use more than 25 MiB
+	$(NEXTEST) -p tests --test lxc --no-run
+	tests/lab/with-lab.sh tests/lab/memory.sh $(MINUTES)
 
 bench: build ## Measures; writes target/bench/results.json. One part alone: make bench ONLY=pause; ONLY=placement and ONLY=fleet need no lab
 	$(CARGO_BUILD) -p tests --bin bench

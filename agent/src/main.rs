@@ -63,6 +63,7 @@ impl Common {
 }
 
 fn main() -> ExitCode {
+    agent::sys::heap::keep_small();
     match execute(&Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

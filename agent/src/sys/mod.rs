@@ -4,6 +4,7 @@
 
 pub mod child;
 pub mod flock;
+pub mod heap;
 pub mod image;
 pub mod inherited;
 pub mod netns;
