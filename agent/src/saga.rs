@@ -43,6 +43,8 @@ pub enum Lapse {
     CallOff,
     /// A sandbox that goes to another node is left before that one has it.
     Leave,
+    /// A clone is made under a number where volumes stand.
+    Site,
 }
 
 impl Faults {

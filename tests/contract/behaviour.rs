@@ -52,6 +52,8 @@ behaviours! {
     destroy::it_waits_for_the_clone_of_an_earlier_life,
     destroy::a_template_is_unlocked_only_from_the_dead,
     destroy::a_clone_that_was_told_to_stop_leaves_nothing,
+    destroy::what_the_sandbox_did_not_make_stays,
+    destroy::a_killed_clones_volume_goes_only_where_it_is_known,
     pause::what_is_frozen_keeps_its_processes_and_goes_on,
     pause::no_snapshot_is_made_while_it_is_held,
     pause::what_is_not_the_owners_is_left_alone,

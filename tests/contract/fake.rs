@@ -128,6 +128,14 @@ impl Stage for InMemory {
         self.cluster.migrate(vmid, &self.node);
     }
 
+    async fn allocate(&self, vmid: Vmid) -> String {
+        self.cluster.alloc(&self.node, vmid, 7)
+    }
+
+    async fn free(&self, volume: &str) {
+        self.cluster.free(volume);
+    }
+
     async fn remove(&self, vmid: Vmid) {
         self.cluster.remove(vmid);
     }

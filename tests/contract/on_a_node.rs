@@ -227,6 +227,25 @@ impl Stage for OnANode {
         std::fs::rename(of(from), of(self.pct.node())).expect("moved back");
     }
 
+    async fn allocate(&self, vmid: Vmid) -> String {
+        let template = self.pct.config(self.template).await.expect("read").expect("the template");
+        let storage = template.storage().expect("a storage").to_owned();
+        assert!(self.used.lock().expect("whole").contains(&vmid), "{vmid} is not the suite's");
+        let arguments = ["alloc", &storage, &vmid.to_string(), "", "4M"];
+        let run = Command::new("/usr/sbin/pvesm").args(arguments).output().await;
+        let output = run.expect("pvesm runs");
+        assert!(output.status.success(), "pvesm {arguments:?}: {output:?}");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let name = text.split('\'').nth(1).unwrap_or_else(|| panic!("{text}"));
+        name.to_owned()
+    }
+
+    async fn free(&self, volume: &str) {
+        let run = Command::new("/usr/sbin/pvesm").args(["free", volume]).output().await;
+        let output = run.expect("pvesm runs");
+        assert!(output.status.success(), "pvesm free {volume}: {output:?}");
+    }
+
     async fn remove(&self, vmid: Vmid) {
         self.operator(vmid, &["destroy", &vmid.to_string()]).await;
     }

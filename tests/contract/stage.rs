@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use agent::pve::{Address, CloneOrder, Mark, Pve, Settings};
+use agent::pve::{Address, CloneOrder, Mark, OwnVolumes, Pve, Settings};
 use proto::{
     id::{SandboxId, Vmid},
     name::NodeName,
@@ -91,6 +91,12 @@ pub(crate) trait Stage: Sync {
     /// An operator moves a container that the suite gave to another node back here.
     async fn fetch_back(&self, vmid: Vmid, from: &NodeName);
 
+    /// An operator allocates a volume under a number of the suite's. Returns it as PVE names it.
+    async fn allocate(&self, vmid: Vmid) -> String;
+
+    /// And removes it.
+    async fn free(&self, volume: &str);
+
     /// Removes what `by_others` made.
     async fn remove(&self, vmid: Vmid);
 }
@@ -128,10 +134,16 @@ impl dyn Stage + '_ {
 
     /// Removes a clone of ours and sees that nothing is left.
     pub(crate) async fn destroy(&self, order: &CloneOrder) {
-        let pve = self.pve();
+        let (pve, own) = (self.pve(), self.own().await);
         let id = order.mark.sandbox_id;
-        pve.destroy_owned(order.vmid, &id, DEADLINE).await.expect("destroy");
+        pve.destroy_owned(order.vmid, &id, &own, DEADLINE).await.expect("destroy");
         self.nothing_left(order.vmid).await;
+    }
+
+    /// What is known of the volumes of a clone under way.
+    pub(crate) async fn own(&self) -> OwnVolumes {
+        let template = self.pve().config(self.template()).await.expect("read").expect("template");
+        OwnVolumes::cloned_to(template.storages())
     }
 
     /// Sees that there is nothing of a number.

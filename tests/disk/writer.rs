@@ -93,6 +93,7 @@ fn record(id: SandboxId) -> Result<Record> {
         cause: String::new(),
         adopted: false,
         moved_to: None,
+        volumes: Default::default(),
         failure: None,
         revision: 0,
     })

@@ -133,7 +133,10 @@ fn on_the_hosts(cluster: &Cluster, living: &Living) -> Vec<String> {
     let owned: BTreeSet<(NodeName, Vmid)> =
         living.values().map(|(node, record)| (node.clone(), record.vmid)).collect();
     let volumes = cluster.pve.volumes();
-    let full = |place: &(NodeName, Vmid)| volumes.get(place).is_some_and(|set| !set.is_empty());
+    let ours = |volume: &String| !cluster.strays.contains_key(volume);
+    let full = |place: &(NodeName, Vmid)| {
+        volumes.get(place).is_some_and(|volumes| volumes.iter().any(ours))
+    };
     for (node, vmid) in volumes.keys().filter(|place| full(place)) {
         let template = guests.get(vmid).is_some_and(|guest| guest.config.is_template());
         if !template && !owned.contains(&(node.clone(), *vmid)) {
@@ -333,8 +336,14 @@ async fn by_the_controller(cluster: &Cluster, living: &Living) -> Vec<String> {
         .await;
     match fsck {
         Ok(found) => {
-            let mut strangers = 0;
+            let (mut strangers, mut strays) = (0, cluster.strays.clone());
+            // One under the number of somebody's container is for that one to explain.
+            strays.retain(|_, vmid| !cluster.foreign.contains_key(vmid));
             for finding in found.into_inner().findings {
+                if finding.invariant == "I1" && cluster.strays.contains_key(&finding.subject) {
+                    strays.remove(&finding.subject);
+                    continue;
+                }
                 if finding.invariant == "I1" && finding.subject == STRANGER.to_string() {
                     strangers += 1;
                     continue;
@@ -343,6 +352,9 @@ async fn by_the_controller(cluster: &Cluster, living: &Living) -> Vec<String> {
                     "fsck {}: {} {}: {}",
                     finding.invariant, finding.node, finding.subject, finding.detail
                 ));
+            }
+            for stray in strays.into_keys() {
+                wrong.push(format!("I1: fsck does not see {stray}, which no sandbox made"));
             }
             if strangers != 1 {
                 wrong.push("I1: fsck does not see the mark that no journal knows".into());

@@ -2,7 +2,7 @@
 //! stand on. Their controllers are in `lives`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
@@ -50,6 +50,8 @@ const COPY: u32 = 200_002;
 pub(crate) const STRANGER: u32 = 300_003;
 /// Its address, out of the pool of its node.
 pub(crate) const STRANGER_IP: Ipv4Addr = Ipv4Addr::new(10, 100, 3, 3);
+/// Number of an operator's volume among those of its vmid.
+const STRAY_DISK: u32 = 77;
 /// Vmids of a node.
 pub(crate) const VMIDS: u32 = 1000;
 
@@ -84,6 +86,8 @@ pub(crate) struct Cluster {
     pub(crate) watch: Arc<Watch>,
     /// What is not ours, as it was made.
     pub(crate) foreign: BTreeMap<Vmid, Guest>,
+    /// Volumes of somebody's that carry a number of ours.
+    pub(crate) strays: BTreeMap<String, Vmid>,
     /// The controllers that live, the last one last.
     pub(crate) lives: Vec<Life>,
     /// One of them began with less than the one before knew.
@@ -140,6 +144,7 @@ impl Cluster {
             token_kept: issued.token,
             watch,
             foreign: BTreeMap::new(),
+            strays: BTreeMap::new(),
             lives: Vec::new(),
             forgot: false,
             begun: 0,
@@ -174,6 +179,12 @@ impl Cluster {
         }
         self.pve.add_guest(&guest.node, number, guest.config.clone(), false);
         self.foreign.insert(number, guest);
+    }
+
+    /// An operator allocates a volume under this number.
+    pub(crate) fn allocate(&mut self, node: &NodeName, number: Vmid) {
+        // A name that no clone takes: which of two of one name is whose, nobody could tell.
+        self.strays.insert(self.pve.alloc(node, number, STRAY_DISK), number);
     }
 
     /// An operator puts a container of his in the place of one of ours. `None` while somebody is
@@ -227,6 +238,10 @@ impl Cluster {
             if guests.get(number) != Some(was) {
                 self.watch.wrong(format!("I8: {number}, which is not ours, was touched"));
             }
+        }
+        let volumes: BTreeSet<String> = self.pve.volumes().into_values().flatten().collect();
+        for gone in self.strays.keys().filter(|stray| !volumes.contains(*stray)) {
+            self.watch.wrong(format!("I8: {gone}, which is not ours, was removed"));
         }
     }
 

@@ -63,6 +63,14 @@ pub const ALL: &[Mutant] = &[
     mutant("I7", "an end leaves no tombstone", Lapse::Journal(memory::Lapse::Tombstones)),
     mutant("I8", "containers are changed unseen", Lapse::Pve(fake::Lapse::Ownership)),
     mutant("I8", "marks that nobody knows are destroyed", Lapse::Pve(fake::Lapse::Strangers)),
+    mutant(
+        "I8",
+        "a foreign volume is destroyed with the sandbox",
+        Lapse::Pve(fake::Lapse::Volumes),
+    ),
+    mutant("I8", "a clone is made under a number where volumes stand", {
+        Lapse::Agent(saga::Lapse::Site)
+    }),
     mutant("I9", "the reconciler looks once", Lapse::Asleep),
     mutant("I9", "a controller that was replaced writes to the store", {
         Lapse::Store(store::memory::Lapse::Claim)

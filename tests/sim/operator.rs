@@ -62,6 +62,19 @@ pub(crate) async fn coveted(cluster: &Cluster, chance: &Chance) -> Option<(NodeN
     Some((host.name.clone(), vmid))
 }
 
+/// A number that an agent will give next.
+pub(crate) async fn next(cluster: &Cluster, chance: &Chance) -> Option<(NodeName, Vmid)> {
+    let host = chance.pick(&cluster.hosts)?;
+    let records = host.journal.all().await.expect("a journal");
+    let (first, last) = host.journal.vmids();
+    let its_own =
+        records.iter().map(|record| record.vmid).filter(|vmid| (first..=last).contains(vmid));
+    let next = Vmid::try_from(its_own.max()?.get() + 1).ok().filter(|vmid| *vmid <= last)?;
+    let free = !cluster.pve.guests().contains_key(&next)
+        && records.iter().all(|record| record.vmid != next);
+    free.then(|| (host.name.clone(), next))
+}
+
 /// A sandbox whose container can be taken out for a while.
 pub(crate) async fn quiet(cluster: &Cluster, id: &str) -> Option<Record> {
     for host in &cluster.hosts {

@@ -197,6 +197,7 @@ impl Story {
                 // Now and then for longer than a creation waits for its node.
                 self.pause(if self.chance.percent(15) { 120_000 } else { 10_000 }).await;
             }
+            92..93 if self.chance.percent(50) => self.allocate().await,
             92..93 => {
                 // Somebody takes the number that a creation was given, or the next.
                 if let Some((node, vmid)) = operator::coveted(&self.cluster, &self.chance).await {
@@ -343,6 +344,32 @@ impl Story {
             self.pause(15_000).await;
             self.cluster.look(&self.memory).await;
             self.cluster.put_back(record.vmid, was).await;
+        }
+    }
+
+    /// An operator allocates a volume: under the number that a creation is given next, which then
+    /// mostly fails, or under that of a sandbox that stands.
+    async fn allocate(&mut self) {
+        if self.chance.percent(50) {
+            if let Some((node, vmid)) = operator::next(&self.cluster, &self.chance).await {
+                self.cluster.allocate(&node, vmid);
+                self.told.meddled += 1;
+                let trouble = Trouble::Killed;
+                self.cluster.pve.inject(Fault {
+                    op: Op::Clone,
+                    node: None,
+                    vmid: Some(vmid),
+                    trouble,
+                });
+            }
+            return;
+        }
+        let Some((_, id)) = self.somebody(Verb::Delete) else { return };
+        if let Some(record) = operator::quiet(&self.cluster, &id).await
+            && let Some(guest) = self.cluster.pve.guests().get(&record.vmid)
+        {
+            self.cluster.allocate(&guest.node, record.vmid);
+            self.told.meddled += 1;
         }
     }
 

@@ -58,6 +58,7 @@ pub(crate) fn record(number: u8) -> Record {
         cause: String::new(),
         adopted: false,
         moved_to: None,
+        volumes: Default::default(),
         failure: None,
         revision: 0,
     }

@@ -10,7 +10,10 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{clock::Moment, pve::Mark};
+use crate::{
+    clock::Moment,
+    pve::{Mark, OwnVolumes},
+};
 
 /// Where a sandbox is in its life. What is wanted follows from it: CREATING wants to run or to be
 /// undone, DELETING wants to be gone.
@@ -177,6 +180,10 @@ pub struct Record {
     /// It was somebody's container before it was a sandbox, and can be given back.
     #[serde(default)]
     pub adopted: bool,
+    /// Volumes that are its own beside those that its config names. Empty in records of before there
+    /// was such a thing, and for containers that were not cloned here.
+    #[serde(default)]
+    pub volumes: OwnVolumes,
     /// The node that has taken it over, once this one has left it.
     #[serde(default)]
     pub moved_to: Option<proto::name::NodeName>,

@@ -81,8 +81,8 @@ impl Command<'_> {
             }
             Self::Destroy(vmid) => {
                 arguments.push(vmid.to_string());
+                // The volumes that the config names, and no other: see `super::volume`.
                 option(&mut arguments, "--force", 1);
-                option(&mut arguments, "--destroy-unreferenced-disks", 1);
             }
             Self::Start(vmid) | Self::Stop(vmid) | Self::Unlock(vmid) => {
                 arguments.push(vmid.to_string());
@@ -172,7 +172,7 @@ mod tests {
         resize 100000 rootfs 20G
         start 100000
         stop 100000
-        destroy 100000 --force 1 --destroy-unreferenced-disks 1
+        destroy 100000 --force 1
         unlock 100000
         ");
     }

@@ -5,9 +5,11 @@
 //! at or changed, and every line that is not meant stays as it is, byte for byte: other people's
 //! settings, and those of a later PVE, go through here.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
 
-use super::Mark;
+use proto::id::Vmid;
+
+use super::{Mark, volume};
 
 /// PVE takes no longer description.
 pub(super) const DESCRIPTION_CHARS_MAX: usize = 8192;
@@ -178,7 +180,7 @@ impl ContainerConfig {
 
     /// Volume of its root, such as `local-zfs:subvol-100-disk-0`; `None` while it is being cloned.
     pub fn rootfs(&self) -> Option<&str> {
-        self.get("rootfs").map(volume)
+        self.get("rootfs").map(first)
     }
 
     /// Size of its root, GiB, rounded down; 0 when it does not say.
@@ -197,7 +199,23 @@ impl ContainerConfig {
         let settings = self.lines[..self.main]
             .iter()
             .filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
-        settings.filter(move |(key, _)| is_mount(key)).map(|(_, value)| volume(value.trim()))
+        settings.filter(move |(key, _)| is_mount(key)).map(|(_, value)| first(value.trim()))
+    }
+
+    /// The volumes of this number that it names, as `volume::key` writes them: its own, and no other's.
+    pub fn own_volumes(&self, vmid: Vmid) -> Vec<String> {
+        let owned = |key: &String| {
+            let name = key.split_once(':').map_or("", |(_, name)| name);
+            volume::owner(name) == Some(vmid)
+        };
+        self.mounts().filter_map(volume::key).filter(owned).collect()
+    }
+
+    /// Storages of the volumes that it names, each once.
+    pub fn storages(&self) -> Vec<String> {
+        let volumes = self.mounts().filter_map(volume::key);
+        let storages = volumes.filter_map(|key| Some(key.split_once(':')?.0.to_owned()));
+        storages.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Storage of its root.
@@ -304,7 +322,7 @@ fn is_note(line: &[u8], text: &str) -> bool {
 }
 
 /// The volume of a mount point's value, which goes on with options.
-fn volume(text: &str) -> &str {
+fn first(text: &str) -> &str {
     let first = text.split(',').next().unwrap_or("");
     first.strip_prefix("volume=").unwrap_or(first)
 }
@@ -451,6 +469,26 @@ rootfs: btr:601/vm-601-disk-0.raw@s1,size=2G
         assert_eq!(copy, config, "encoded as PVE does");
         assert!(config.mentions("btr:601/vm-601-disk-0.raw"));
         assert!(config.mentions("vm-601-disk-0") && !config.mentions("vm-601-disk-"));
+    }
+
+    #[test]
+    fn names_its_own_volumes_and_no_others() {
+        let config = ContainerConfig::parse(
+            b"mp0: tank:601/vm-601-disk-1.raw,mp=/data\nmp1: /srv,mp=/srv\nmp2: tank:subvol-7-disk-0,mp=/x\n\
+              rootfs: local-zfs:basevol-9000-disk-0/subvol-601-disk-0,size=2G\nunused0: tank:vm-601-disk-3\n\
+              [s1]\nmp9: tank:vm-601-disk-9\n",
+        );
+        let vmid = "601".parse().expect("valid");
+        assert_eq!(
+            config.own_volumes(vmid),
+            ["tank:vm-601-disk-1.raw", "local-zfs:subvol-601-disk-0", "tank:vm-601-disk-3"]
+        );
+        assert_eq!(config.storages(), ["local-zfs", "tank"]);
+        assert_eq!(
+            config.own_volumes("9000".parse().expect("valid")),
+            [""; 0],
+            "a base is no part"
+        );
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub use world::Guest;
 use world::{Node, World, missing, template_config};
 
 use super::{
-    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Mark, Member, Pve, Settings,
-    StorageRoom, Usage,
+    CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Mark, Member, OwnVolumes,
+    Pve, Settings, StorageRoom, Usage,
 };
 
 /// An operation that can be made to fail.
@@ -118,6 +118,8 @@ pub enum Lapse {
     Frozen,
     /// Marks that the agent does not know are destroyed when it looks.
     Strangers,
+    /// All volumes of a number go with its sandbox, whoever made them.
+    Volumes,
 }
 
 /// One planned failure; used up by the operation that it hits.
@@ -271,10 +273,24 @@ impl FakeCluster {
         self.0.world().edit(node, vmid, change);
     }
 
-    /// Gives a guest a volume.
+    /// Gives a guest its volume.
     pub fn add_volume(&self, node: &NodeName, vmid: Vmid) {
-        let volume = format!("local-zfs:subvol-{vmid}-disk-0");
-        self.0.world().volumes.entry((node.clone(), vmid)).or_default().insert(volume);
+        self.alloc(node, vmid, 0);
+    }
+
+    /// Allocates a volume under a number, as an operator does by `pvesm alloc`. Returns its name.
+    pub fn alloc(&self, node: &NodeName, vmid: Vmid, disk: u32) -> String {
+        let volume = format!("local-zfs:subvol-{vmid}-disk-{disk}");
+        let mut world = self.0.world();
+        world.volumes.entry((node.clone(), vmid)).or_default().insert(volume.clone());
+        volume
+    }
+
+    /// Removes a volume as an operator would.
+    pub fn free(&self, volume: &str) {
+        self.0.world().volumes.values_mut().for_each(|set| {
+            set.remove(volume);
+        });
     }
 
     /// Switches a container on or off as an operator would.
@@ -291,7 +307,7 @@ impl FakeCluster {
     pub fn remove(&self, vmid: Vmid) {
         let mut world = self.0.world();
         if let Some(guest) = world.guests.remove(&vmid) {
-            world.free_volumes(&guest.node, vmid);
+            world.free_volumes(&guest.node, vmid, |_| true);
         }
     }
 
@@ -538,6 +554,17 @@ impl Pve for FakePve {
         Ok(volumes.into_iter().flatten().cloned().collect())
     }
 
+    async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, Error> {
+        let world = self.shared.world();
+        let here = world.volumes.iter().filter(|((node, _), _)| *node == self.node);
+        Ok(here.map(|((_, vmid), set)| (*vmid, set.iter().cloned().collect())).collect())
+    }
+
+    async fn clone_site(&self, template: Vmid, vmid: Vmid) -> Result<CloneSite, Error> {
+        let template = self.config(template).await?.unwrap_or_default();
+        Ok(CloneSite { storages: template.storages(), volumes: self.volumes(vmid).await? })
+    }
+
     async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error> {
         if let Some(hear) = self.shared.on_clone.0.get() {
             hear(&self.node, order);
@@ -572,10 +599,11 @@ impl Pve for FakePve {
         &self,
         vmid: Vmid,
         owner: &SandboxId,
+        volumes: &OwnVolumes,
         deadline: Duration,
     ) -> Result<(), Error> {
-        let owner = *owner;
-        self.run(Op::Destroy, vmid, deadline, move |work| work.destroy(owner)).await
+        let (owner, volumes) = (*owner, volumes.clone());
+        self.run(Op::Destroy, vmid, deadline, move |work| work.destroy(owner, volumes)).await
     }
 
     async fn unlock_template(&self, template: Vmid) -> Result<(), Error> {

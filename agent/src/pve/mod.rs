@@ -17,6 +17,7 @@ pub mod outcome;
 pub mod ownership;
 pub mod pct;
 pub mod storage;
+pub mod volume;
 pub mod worker;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
@@ -25,6 +26,7 @@ use proto::{id::SandboxId, id::Vmid, name::NodeName};
 
 pub use config_file::ContainerConfig;
 pub use mark::Mark;
+pub use volume::OwnVolumes;
 
 /// What a caller can do about a failure; the text is `pct`'s own last line or ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +82,15 @@ pub struct CloneOrder {
     /// Who it is; its sandbox id is the hostname, and all of it is the description from the first
     /// write of the config on.
     pub mark: Mark,
+}
+
+/// What stands under a number before a clone to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CloneSite {
+    /// Storages that the clone's volumes will be on: those of the template's.
+    pub storages: Vec<String>,
+    /// Volumes of the number on any storage that can hold containers. All of them are somebody else's.
+    pub volumes: Vec<String>,
 }
 
 /// How a sandbox is connected.
@@ -226,6 +237,13 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Volumes on the node's storages that are named after this vmid, referenced or not.
     async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, Error>;
 
+    /// Volumes of every number on the node's storages, referenced or not.
+    async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, Error>;
+
+    /// Looks at what stands under `vmid` before a clone of `template` to it. A storage that cannot be
+    /// read is an error only where the clone would go there.
+    async fn clone_site(&self, template: Vmid, vmid: Vmid) -> Result<CloneSite, Error>;
+
     /// Makes a linked clone. Holds PVE's lock on the template meanwhile, and PVE refuses a second
     /// one at once: callers queue per template.
     async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error>;
@@ -252,14 +270,15 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
 
     /// Destroys the container if, and only if, its config carries this sandbox's mark for this
-    /// very vmid and is no template, or if there is no config and only volumes named after the vmid
-    /// are left from a clone of ours. Clears locks that our own dead worker left, waits for a
-    /// living one. Idempotent: `Ok` when nothing is left. Running containers are stopped first,
-    /// paused ones are thawed.
+    /// very vmid and is no template. The volumes that its config names go with it, then those of
+    /// `volumes` that no config names; other volumes of the number are left. Clears locks that our own
+    /// dead worker left, waits for a living one. Idempotent: `Ok` when nothing of the sandbox is left.
+    /// Running containers are stopped first, paused ones are thawed.
     async fn destroy_owned(
         &self,
         vmid: Vmid,
         owner: &SandboxId,
+        volumes: &OwnVolumes,
         deadline: Duration,
     ) -> Result<(), Error>;
 

@@ -27,8 +27,9 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use super::{
-    CloneOrder, Cluster, ContainerConfig, Error, ErrorKind, Mark, Pve, Settings, StorageRoom,
-    Usage, cgroup, cluster, command::Command, container, files::Files, outcome, ownership, worker,
+    CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Mark, OwnVolumes, Pve,
+    Settings, StorageRoom, Usage, cgroup, cluster, command::Command, container, files::Files,
+    outcome, ownership, worker,
 };
 use crate::{
     run::{self, Program, Runner},
@@ -416,6 +417,16 @@ impl Pve for Pct {
         volumes.map_err(|kind| Error { op: "find volumes of", vmid, kind })
     }
 
+    async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, Error> {
+        let error = |kind| Error { op: "list volumes from", vmid: Vmid::MIN, kind };
+        self.0.all_volumes().await.map_err(error)
+    }
+
+    async fn clone_site(&self, template: Vmid, vmid: Vmid) -> Result<CloneSite, Error> {
+        let site = self.0.clone_site(template, vmid).await;
+        site.map_err(|kind| Error { op: "find volumes of", vmid, kind })
+    }
+
     async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error> {
         let (order, deadline) = (order.clone(), Instant::now() + deadline);
         self.change("clone", order.vmid, move |host| async move {
@@ -459,11 +470,12 @@ impl Pve for Pct {
         &self,
         vmid: Vmid,
         owner: &SandboxId,
+        volumes: &OwnVolumes,
         deadline: Duration,
     ) -> Result<(), Error> {
-        let (owner, deadline) = (*owner, Instant::now() + deadline);
+        let (owner, volumes, deadline) = (*owner, volumes.clone(), Instant::now() + deadline);
         self.change("destroy", vmid, move |host| async move {
-            host.destroy_owned(vmid, &owner, deadline).await
+            host.destroy_owned(vmid, &owner, &volumes, deadline).await
         })
         .await
     }

@@ -8,7 +8,7 @@ use std::{
 
 use proto::{id::Vmid, name::NodeName};
 
-use super::StorageRoom;
+use super::{StorageRoom, volume};
 
 /// One storage of `storage.cfg`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,12 +104,7 @@ impl Storage {
     /// The volume, as PVE names it, of an entry of this storage; `None` when it is not one of this
     /// container's.
     pub fn volume(&self, vmid: Vmid, entry: &str) -> Option<String> {
-        let of_it = ["vm", "subvol", "base", "basevol"].iter().any(|stem| {
-            let rest = entry.strip_prefix(stem).and_then(|rest| rest.strip_prefix('-'));
-            let rest = rest.and_then(|rest| rest.strip_prefix(&vmid.to_string()));
-            rest.is_some_and(|rest| rest.starts_with('-'))
-        });
-        if !of_it {
+        if volume::owner(entry) != Some(vmid) {
             return None;
         }
         let name = &self.name;
@@ -122,18 +117,64 @@ impl Storage {
         })
     }
 
-    /// The volumes of a container that a directory shows; `None` when no directory does.
+    /// The volumes of a container that directories show; `None` when none does.
     pub fn volumes_seen(&self, vmid: Vmid) -> Option<std::io::Result<Vec<String>>> {
-        let dir = match self.place() {
-            Place::Flat(dir) => dir,
-            Place::Images(dir) => dir.join("images").join(vmid.to_string()),
+        let dirs = match self.place() {
+            Place::Flat(dir) => self.flat(dir),
+            Place::Images(dir) => vec![dir.join("images").join(vmid.to_string())],
             Place::Thin { .. } | Place::Other => return None,
         };
-        Some(
-            entries(&dir)
-                .map(|names| names.iter().filter_map(|name| self.volume(vmid, name)).collect()),
-        )
+        let volumes = |dir: &PathBuf| {
+            let names = entries(dir)?;
+            Ok(names.iter().filter_map(|name| self.volume(vmid, name)).collect::<Vec<_>>())
+        };
+        Some(dirs.iter().map(volumes).collect::<std::io::Result<Vec<_>>>().map(|all| all.concat()))
     }
+
+    /// The volumes of every number that directories show; `None` when none does.
+    pub fn all_volumes_seen(&self) -> Option<std::io::Result<BTreeMap<Vmid, Vec<String>>>> {
+        let names = match self.place() {
+            Place::Flat(dir) => {
+                let names =
+                    self.flat(dir).iter().map(|dir| entries(dir)).collect::<Result<Vec<_>, _>>();
+                names.map(|names| names.concat())
+            }
+            Place::Images(dir) => images(&dir.join("images")),
+            Place::Thin { .. } | Place::Other => return None,
+        };
+        Some(names.map(|names| self.by_number(names.iter().map(String::as_str))))
+    }
+
+    /// Volumes of every number among these entries.
+    pub fn by_number<'a>(
+        &self,
+        entries: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<Vmid, Vec<String>> {
+        let mut found = BTreeMap::<Vmid, Vec<String>>::new();
+        for entry in entries {
+            let Some(vmid) = volume::owner(entry) else { continue };
+            found.entry(vmid).or_default().extend(self.volume(vmid, entry));
+        }
+        found
+    }
+
+    /// Directories of a storage whose volumes are entries of one. On ZFS those that are no datasets
+    /// show as devices; what somebody allocates by hand is mostly of that kind.
+    fn flat(&self, dir: PathBuf) -> Vec<PathBuf> {
+        let pool = self.properties.get("pool").filter(|_| self.kind == "zfspool");
+        let devices = pool.map(|pool| Path::new("/dev/zvol").join(pool));
+        [dir].into_iter().chain(devices).collect()
+    }
+}
+
+/// Entries of the directories `ID` below this one that carry that number.
+fn images(dir: &Path) -> std::io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for id in entries(dir)?.iter().filter_map(|name| name.parse::<Vmid>().ok()) {
+        let of_it = |name: &String| volume::owner(name) == Some(id);
+        found.extend(entries(&dir.join(id.to_string()))?.into_iter().filter(of_it));
+    }
+    Ok(found)
 }
 
 fn entries(dir: &Path) -> std::io::Result<Vec<String>> {
@@ -287,6 +328,32 @@ rbd: ceph
             std::fs::create_dir(root.path().join(entry)).expect("mkdir");
         }
         assert_eq!(seen(), ["z:subvol-502-disk-0"]);
+        let all = storage.all_volumes_seen().expect("a directory").expect("readable");
+        let all: Vec<_> = all.into_iter().map(|(vmid, volumes)| (vmid.get(), volumes)).collect();
+        assert_eq!(
+            all,
+            [
+                (502, vec!["z:subvol-502-disk-0".to_owned()]),
+                (5021, vec!["z:subvol-5021-disk-0".to_owned()]),
+                (9000, vec!["z:basevol-9000-disk-0".to_owned()]),
+            ]
+        );
+    }
+
+    #[test]
+    fn images_are_seen_by_number_and_snapshots_are_none() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let config = format!("btrfs: b\n\tpath {}\n", root.path().display());
+        let storage = parse(&config).remove(0);
+        let all = || storage.all_volumes_seen().expect("a directory").expect("readable");
+        assert!(all().is_empty(), "nothing was ever made there");
+        for entry in ["502/vm-502-disk-0", "502/vm-502-disk-0@before", "502/vm-7-disk-0", "x/y"] {
+            std::fs::create_dir_all(root.path().join("images").join(entry)).expect("mkdir");
+        }
+        let expected = vec!["b:502/vm-502-disk-0.raw".to_owned()];
+        assert_eq!(all().into_iter().collect::<Vec<_>>(), [(vmid(502), expected.clone())]);
+        let seen = storage.volumes_seen(vmid(502)).expect("a directory").expect("readable");
+        assert_eq!(seen, expected);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Tells what the reconciler does next, and why, without doing it.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{Action, Options, Waker, intended, plan};
 use crate::sandbox::{
@@ -27,7 +27,7 @@ impl Preview {
 #[async_trait::async_trait]
 impl Garbage for Preview {
     async fn look(&self) -> Vec<Item> {
-        match observe::observe(&**self.sandboxes.pve(), &BTreeSet::new()).await {
+        match observe::observe(&**self.sandboxes.pve()).await {
             Ok(observed) if observed.cluster.quorate => {
                 let actions = plan(&intended(&self.sandboxes, &self.options), &observed);
                 actions.iter().map(item).collect()

@@ -117,7 +117,7 @@ impl Reconciler {
 
     /// One pass. Returns what it did.
     pub async fn pass(&mut self) -> Vec<Action> {
-        let observed = match observe::observe(&**self.sandboxes.pve(), &BTreeSet::new()).await {
+        let observed = match observe::observe(&**self.sandboxes.pve()).await {
             Ok(observed) => observed,
             Err(error) => {
                 tracing::warn!(%error, "host could not be looked at, nothing is reconciled");

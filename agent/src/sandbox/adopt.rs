@@ -72,7 +72,7 @@ impl Sandboxes {
             step: step::ADOPT.into(),
             ..self.record_of(&config, &mark, SNAPSHOT).await?
         };
-        let volumes = self.pve.volumes(vmid).await?;
+        let volumes = config.own_volumes(vmid);
         if dry_run {
             return Ok((Arc::new(record), volumes));
         }

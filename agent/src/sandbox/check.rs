@@ -10,14 +10,14 @@ use proto::id::{SandboxId, Vmid};
 
 use super::{
     Sandboxes, Tombstone, address,
-    observe::{Container, Observed, observe},
+    observe::{Container, Observed, observe_all},
 };
 use crate::{
     journal::{Phase, Record},
-    pve::Settings,
+    pve::{OwnVolumes, Settings, volume},
 };
 
-/// Tombstones whose volumes are looked for, the latest first: each costs a look at the storages.
+/// Tombstones that are looked at, the latest first.
 const ENDED_MAX: usize = 1000;
 
 /// One thing that is wrong.
@@ -55,6 +55,12 @@ struct Intended {
     connected: BTreeMap<SandboxId, Settings>,
     /// Addresses that DHCP gave in the middle of a boot, where they are not the lease.
     given: BTreeMap<SandboxId, Ipv4Addr>,
+    /// Volumes of those that have ended.
+    made: BTreeMap<SandboxId, OwnVolumes>,
+    /// Numbers that a sandbox had before the look, or has after it.
+    used: BTreeSet<Vmid>,
+    /// Numbers that are this node's to give, inclusive.
+    range: Option<(Vmid, Vmid)>,
 }
 
 impl Sandboxes {
@@ -69,34 +75,47 @@ impl Sandboxes {
         for record in &live {
             given.extend(self.given_otherwise(record).await.map(|ip| (record.id, ip)));
         }
-        let before = Intended { live, ended, busy: self.busy(), connected, given };
-        let looked_at = before.live.len();
-        let vmids = before.live.iter().map(|record| record.vmid);
-        let vmids = vmids.chain(before.ended.iter().map(|tombstone| tombstone.vmid)).collect();
-        let observed = match observe(&*self.pve, &vmids).await {
+        let used = live.iter().map(|record| record.vmid).collect();
+        let mut intended = Intended {
+            live,
+            ended,
+            busy: self.busy(),
+            connected,
+            given,
+            used,
+            range: Some(self.journal.vmids()),
+            ..Intended::default()
+        };
+        let looked_at = intended.live.len();
+        let observed = match observe_all(&*self.pve).await {
             Ok(observed) => observed,
             Err(error) => {
                 return (vec![Finding::new("UNCHECKED", self.pve.node(), error.to_string())], 0);
             }
         };
         // What an operation has touched between the two looks proves nothing.
-        let mut intended = before;
         intended.busy.extend(self.busy());
-        let after: BTreeMap<_, _> = self.live().into_iter().map(|r| (r.id, r.revision)).collect();
+        let after = self.live();
+        intended.used.extend(after.iter().map(|record| record.vmid));
+        let after: BTreeMap<_, _> = after.into_iter().map(|r| (r.id, r.revision)).collect();
         let moved = |record: &Arc<Record>| after.get(&record.id) != Some(&record.revision);
         intended.busy.extend(intended.live.iter().filter(|r| moved(r)).map(|r| r.id));
+        let all = match self.journal.all().await {
+            Ok(all) => all,
+            Err(error) => {
+                return (vec![Finding::new("UNCHECKED", "journal", error.to_string())], 0);
+            }
+        };
+        let over = all.iter().filter(|record| record.phase.ended());
+        intended.made = over.map(|record| (record.id, record.volumes.clone())).collect();
         let mut findings = findings(&intended, &observed);
-        findings.extend(self.against_the_journal().await);
+        findings.extend(self.against_the_journal(&all));
         findings.sort();
         (findings, looked_at)
     }
 
     /// I12: what is in memory is what the journal says.
-    async fn against_the_journal(&self) -> Vec<Finding> {
-        let all = match self.journal.all().await {
-            Ok(all) => all,
-            Err(error) => return vec![Finding::new("UNCHECKED", "journal", error.to_string())],
-        };
+    fn against_the_journal(&self, all: &[Record]) -> Vec<Finding> {
         let known: BTreeMap<_, _> = self.live().into_iter().map(|r| (r.id, r)).collect();
         let differs = |record: &&Record| match known.get(&record.id) {
             Some(known) => **known != **record && known.revision >= record.revision,
@@ -128,6 +147,9 @@ fn findings(intended: &Intended, observed: &Observed) -> Vec<Finding> {
     for tombstone in intended.ended.iter().filter(|tombstone| idle(&tombstone.id)) {
         findings.extend(of_tombstone(tombstone, intended, observed));
     }
+    findings.extend(observed.volumes.iter().flat_map(|(vmid, volumes)| {
+        volumes.iter().filter_map(|volume| of_volume(*vmid, volume, intended, observed))
+    }));
     let live = intended.live.iter().map(|record| (record.id, record.vmid));
     let known: BTreeSet<_> =
         live.chain(intended.ended.iter().map(|ended| (ended.id, ended.vmid))).collect();
@@ -163,7 +185,10 @@ fn of_record(record: &Record, observed: &Observed) -> Option<Finding> {
         let detail = format!("container {} does not carry its mark", record.vmid);
         return Some(Finding::new("I5", subject, detail));
     }
-    if observed.volumes.get(&record.vmid).is_none_or(Vec::is_empty) {
+    let volumes = observed.volumes.get(&record.vmid).map_or(&[][..], Vec::as_slice);
+    let named =
+        |text: &String| volume::key(text).is_some_and(|key| container.volumes.contains(&key));
+    if volumes.is_empty() || !(container.volumes.is_empty() || volumes.iter().any(named)) {
         let detail = format!("container {} has no volume", record.vmid);
         return Some(Finding::new("I2", subject, detail));
     }
@@ -275,14 +300,59 @@ fn of_tombstone(
         });
     }
     // The number is somebody's again: so are the volumes.
+    if observed.cluster.guests.contains_key(&vmid) || intended.used.contains(&vmid) {
+        return None;
+    }
+    let made = intended.made.get(&tombstone.id)?;
+    let left = observed.volumes.get(&vmid)?.iter().filter(|volume| made.owns(volume));
+    let left: Vec<&str> = left.map(String::as_str).collect();
+    (!left.is_empty()).then(|| {
+        let detail = format!("left of {}, which has ended", tombstone.id);
+        Finding::new("I1", left.join(" "), detail)
+    })
+}
+
+/// I1: a volume that carries a number of ours and that no sandbox made. It is left to its owner.
+fn of_volume(
+    vmid: Vmid,
+    volume: &str,
+    intended: &Intended,
+    observed: &Observed,
+) -> Option<Finding> {
+    if let Some(record) = intended.live.iter().find(|record| record.vmid == vmid) {
+        let container = observed.containers.get(&vmid)?;
+        let its_own = container.mark.as_ref() == Some(&record.mark());
+        let named = volume::key(volume).is_some_and(|key| container.volumes.contains(&key));
+        let known = named || record.volumes.owns(volume);
+        if !its_own || known || intended.busy.contains(&record.id) {
+            return None;
+        }
+        let detail = format!(
+            "it carries the number of {}, which did not make it: it stays when that one is deleted",
+            record.id
+        );
+        return Some(Finding::new("I1", volume, detail));
+    }
+    let ended = || intended.ended.iter().filter(|tombstone| tombstone.vmid == vmid);
+    let in_range = intended.range.is_some_and(|(first, last)| (first..=last).contains(&vmid));
     let taken = observed.cluster.guests.contains_key(&vmid)
-        || intended.live.iter().any(|record| record.vmid == vmid);
-    let volumes = observed.volumes.get(&vmid).filter(|volumes| !volumes.is_empty() && !taken)?;
-    Some(Finding::new(
-        "I1",
-        volumes.join(" "),
-        format!("left of {}, which has ended", tombstone.id),
-    ))
+        || observed.containers.contains_key(&vmid)
+        || intended.used.contains(&vmid);
+    if taken || !in_range && ended().next().is_none() {
+        return None;
+    }
+    // One that is being looked at, or that its own sandbox has left, is told of there.
+    let told = |tombstone: &Tombstone| {
+        let made = intended.made.get(&tombstone.id);
+        intended.busy.contains(&tombstone.id) || made.is_some_and(|made| made.owns(volume))
+    };
+    if ended().any(told) {
+        return None;
+    }
+    let detail = format!(
+        "it carries {vmid}, a number of this node's, and no sandbox made it: it is left alone"
+    );
+    Some(Finding::new("I1", volume, detail))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use proto::{
-    id::{SandboxRef, Vmid},
+    id::{SandboxId, SandboxRef, Vmid},
     name::SnapshotId,
     reason,
     spec::{Network, Size},
@@ -20,8 +20,8 @@ use super::{
 };
 use crate::{
     journal::{Intent, Lifetime, Phase, Record, WakeOn},
-    pve::{Address, CloneOrder, ErrorKind, Settings, StorageRoom},
-    saga::Saga,
+    pve::{Address, CloneOrder, ErrorKind, OwnVolumes, Settings, StorageRoom},
+    saga::{Lapse, Saga},
 };
 
 /// How many vmids are tried when PVE says that one is taken.
@@ -204,6 +204,7 @@ impl Sandboxes {
                 .with(&spec.lifetime, &since),
             since,
             cause: String::new(),
+            volumes: OwnVolumes::default(),
             failure: None,
             revision: 0,
         };
@@ -232,10 +233,11 @@ impl Sandboxes {
         drop(turn);
 
         check_called_off(work)?;
+        let volumes = self.named_volumes(&record).await?;
         let settings = self.settings(&record);
         saga.step_without_undo(step::CONFIGURE, || async {
             let configured = self.pve.configure(record.vmid, &settings);
-            let (configured, ()) = tokio::join!(configured, self.note(&id, step::CONFIGURE));
+            let (configured, ()) = tokio::join!(configured, self.note_cloned(&id, &volumes));
             configured.map_err(Error::from)
         })
         .await?;
@@ -269,6 +271,7 @@ impl Sandboxes {
             record.boot += 1;
             record.started_ms = self.now_ms();
             record.size.disk_gib = disk_gib;
+            record.volumes.clone_from(&volumes);
             step::DONE.clone_into(&mut record.step);
         })
         .await
@@ -328,9 +331,20 @@ impl Sandboxes {
             CloneOrder { template: record.template, vmid: record.vmid, mark: record.mark() };
         for tries in 0u32.. {
             check_called_off(work)?;
-            // Durable first: by this a lock that a crash leaves on the template is known to be ours.
+            let site = self.pve.clone_site(record.template, record.vmid).await?;
+            if !site.volumes.is_empty() && !self.faults.lapses(Lapse::Site) {
+                let made = self.is_made(record).await?;
+                if !made {
+                    let (vmid, volumes) = (record.vmid, site.volumes);
+                    tracing::warn!(%vmid, ?volumes, "number is passed over for somebody's volumes");
+                }
+                return Ok(made);
+            }
+            // Durable first: by this a lock that a crash leaves on the template is known to be ours, and
+            // so is a volume that no config names.
             self.amend(&record.id, |record| {
                 step::CLONE.clone_into(&mut record.step);
+                record.volumes = OwnVolumes::cloned_to(site.storages.clone());
                 Ok(())
             })
             .await?;
@@ -338,8 +352,14 @@ impl Sandboxes {
             let cloned = self.pve.clone_template(&order, left).await;
             let Err(error) = cloned else { return Ok(true) };
             if matches!(error.kind, ErrorKind::VmidTaken(_) | ErrorKind::Locked(_)) {
-                // It never began: a lock that stands on the template is not ours.
-                self.note(&record.id, step::QUEUED).await;
+                // It never began: a lock that stands on the template is not ours, nor is a volume that
+                // comes to the number before the next try.
+                self.amend(&record.id, |record| {
+                    step::QUEUED.clone_into(&mut record.step);
+                    record.volumes = OwnVolumes::default();
+                    Ok(())
+                })
+                .await?;
             }
             match error.kind {
                 ErrorKind::VmidTaken(_) => return self.is_made(record).await,
@@ -365,6 +385,26 @@ impl Sandboxes {
             }
         }
         unreachable!("tries end with the deadline")
+    }
+
+    /// What the finished clone's config names.
+    async fn named_volumes(&self, record: &Record) -> Result<OwnVolumes, Error> {
+        let config = self.pve.config(record.vmid).await?.unwrap_or_default();
+        let named = config.own_volumes(record.vmid);
+        Ok(OwnVolumes { named, ..OwnVolumes::default() })
+    }
+
+    /// From here on volumes are known by name: one that comes to the number is not the clone's. Written
+    /// again when the sandbox is up, so that it may be lost here.
+    async fn note_cloned(&self, id: &SandboxId, volumes: &OwnVolumes) {
+        let noted = self.amend(id, |record| {
+            step::CONFIGURE.clone_into(&mut record.step);
+            record.volumes.clone_from(volumes);
+            Ok(())
+        });
+        if let Err(error) = noted.await {
+            tracing::warn!(sandbox_id = %id, %error, "step was not noted");
+        }
     }
 
     /// A vmid that is taken by this very sandbox, whole, is no other's.

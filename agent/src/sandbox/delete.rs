@@ -71,7 +71,8 @@ impl Sandboxes {
             return Ok(record);
         }
         // Mark, vmid and sandbox_id are checked once more in there, right before.
-        if let Err(error) = self.pve.destroy_owned(record.vmid, id, limits.destroy).await {
+        let Record { vmid, volumes, .. } = &*record;
+        if let Err(error) = self.pve.destroy_owned(*vmid, id, volumes, limits.destroy).await {
             let error = Error::from(error);
             tracing::error!(sandbox_id = %id, vmid = %record.vmid, %error, "sandbox was not removed");
             self.amend(id, |record| {

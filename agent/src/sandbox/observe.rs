@@ -1,9 +1,6 @@
 //! What is really there: one look at the host, as data for the reconciler and the check.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use proto::{id::Vmid, name::NodeName};
 
@@ -32,6 +29,8 @@ pub struct Container {
     pub noted: bool,
     /// A destruction was cut off before its last write: its lock is all that is left.
     pub gutted: bool,
+    /// Volumes of its own that its config names, as `volume::key` writes them.
+    pub volumes: Vec<String>,
 }
 
 impl Container {
@@ -50,15 +49,15 @@ pub struct Observed {
     pub cluster: Cluster,
     /// The containers of this node.
     pub containers: BTreeMap<Vmid, Container>,
-    /// Volumes by the vmid in their names, of those that were asked for.
+    /// Volumes by the vmid in their names, where they were looked for.
     pub volumes: BTreeMap<Vmid, Vec<String>>,
 }
 
-/// Looks. Volumes are listed for `vmids` alone.
+/// Looks at the containers, and not at the storages.
 ///
 /// # Errors
-/// When /etc/pve or a storage cannot be read.
-pub async fn observe(pve: &dyn Pve, vmids: &BTreeSet<Vmid>) -> Result<Observed, pve::Error> {
+/// When /etc/pve cannot be read.
+pub async fn observe(pve: &dyn Pve) -> Result<Observed, pve::Error> {
     let mut observed = Observed {
         node: Some(pve.node().clone()),
         cluster: pve.cluster().await,
@@ -79,11 +78,18 @@ pub async fn observe(pve: &dyn Pve, vmids: &BTreeSet<Vmid>) -> Result<Observed, 
             held: hold::held(&config),
             noted: hold::leaves(&config),
             gutted: ownership::is_gutted(&config),
+            volumes: config.own_volumes(vmid),
         };
         observed.containers.insert(vmid, container);
     }
-    for &vmid in vmids {
-        observed.volumes.insert(vmid, pve.volumes(vmid).await?);
-    }
     Ok(observed)
+}
+
+/// Looks at the containers, then at the volumes of every number.
+///
+/// # Errors
+/// When /etc/pve or a storage cannot be read.
+pub async fn observe_all(pve: &dyn Pve) -> Result<Observed, pve::Error> {
+    let observed = observe(pve).await?;
+    Ok(Observed { volumes: pve.all_volumes().await?, ..observed })
 }

@@ -16,7 +16,7 @@ use proto::{
 use super::{Error, Known, Sandboxes, flights::lost, observe};
 use crate::{
     journal::{self, Lifetime, Phase, Record, WakeOn},
-    pve::{ContainerConfig, Mark, hold},
+    pve::{ContainerConfig, Mark, OwnVolumes, hold},
 };
 
 /// What a sandbox was made from, where its record was lost.
@@ -140,6 +140,8 @@ impl Sandboxes {
             cause: String::new(),
             adopted: false,
             moved_to: None,
+            // Who made what is not in its config, nobody knows.
+            volumes: OwnVolumes::default(),
             failure: None,
             revision: 0,
         })
@@ -158,7 +160,7 @@ impl Sandboxes {
         if let Some(known) = self.strangers.lock().await.clone() {
             return known;
         }
-        if let Ok(observed) = observe::observe(&*self.pve, &BTreeSet::new()).await {
+        if let Ok(observed) = observe::observe(&*self.pve).await {
             self.note_strangers(&observed).await;
         }
         self.strangers.lock().await.clone().unwrap_or_default()

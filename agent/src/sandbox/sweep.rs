@@ -6,7 +6,7 @@ use proto::{
 };
 
 use super::{Error, Known, Sandboxes, reads};
-use crate::pve::ownership;
+use crate::pve::{OwnVolumes, ownership};
 
 impl Sandboxes {
     /// Destroys a container that carries the mark of a sandbox whose tombstone stands in the
@@ -32,7 +32,10 @@ impl Sandboxes {
         }
         tracing::warn!(sandbox_id = %id, %vmid, "container of an ended sandbox was found");
         // Looks at the mark once more: whose it is, and for which number.
-        let removed = self.pve.destroy_owned(vmid, id, self.options.limits.destroy).await;
+        let record = self.journal.get(id).await?.filter(|record| record.vmid == vmid);
+        // Long after its clone, what came to the storages since may be anybody's.
+        let volumes = record.map(|record| record.volumes.named_alone()).unwrap_or_default();
+        let removed = self.pve.destroy_owned(vmid, id, &volumes, self.options.limits.destroy).await;
         removed.map_err(Error::from)
     }
 
@@ -57,7 +60,8 @@ impl Sandboxes {
         tracing::warn!(%vmid, "what is left of a destruction was found");
         // It is nobody's. Should it become somebody's meanwhile, it is not this one's.
         let nobody = SandboxId::new(0, &[0; 10]);
-        let removed = self.pve.destroy_owned(vmid, &nobody, self.options.limits.destroy).await;
+        let (none, limit) = (OwnVolumes::default(), self.options.limits.destroy);
+        let removed = self.pve.destroy_owned(vmid, &nobody, &none, limit).await;
         removed.map_err(Error::from)
     }
 

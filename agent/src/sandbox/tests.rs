@@ -12,6 +12,7 @@ mod operator;
 mod pause;
 mod recover;
 mod syncs;
+mod volumes;
 
 use std::{
     collections::BTreeMap,

@@ -101,7 +101,10 @@ impl Sandboxes {
     /// Removes the container that a creation made under this vmid, if it did. True when nothing was
     /// made, and when it is done twice.
     pub(super) async fn unmake(&self, id: SandboxId, vmid: Vmid) -> Result<(), Error> {
-        let removed = self.pve.destroy_owned(vmid, &id, self.options.limits.destroy).await;
+        let record = self.index.live(&id).filter(|record| record.vmid == vmid);
+        let volumes = record.map(|record| record.volumes.clone()).unwrap_or_default();
+        let removed =
+            self.pve.destroy_owned(vmid, &id, &volumes, self.options.limits.destroy).await;
         match removed {
             // Our clone never came to be, so whatever stands there is somebody else's.
             Err(pve::Error { kind: ErrorKind::NotOurs(_), .. }) if !self.is_cloned(id, vmid) => {

@@ -13,7 +13,10 @@ use super::{
     hand_over::on_its_way,
     next, reads,
 };
-use crate::journal::{self, Phase, Record};
+use crate::{
+    journal::{self, Phase, Record},
+    pve::OwnVolumes,
+};
 
 impl Sandboxes {
     /// Changes a record as it is now; returns it once the change is durable. No change, no write.
@@ -73,7 +76,9 @@ impl Sandboxes {
         taken: BTreeSet<Vmid>,
     ) -> Result<Arc<Record>, Error> {
         let _pen = self.pens[pen(id)].lock().await;
-        let current = self.reload(id).await?;
+        // What is known of volumes was known of those of the old number.
+        let volumes = OwnVolumes::default();
+        let current = Record { volumes, ..Record::clone(&*self.reload(id).await?) };
         Ok(self.index.apply(self.journal.next_vmid(&current, taken).await?))
     }
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use agent::pve::ErrorKind;
+use agent::pve::{ErrorKind, OwnVolumes, volume};
 use proto::id::SandboxId;
 
 use super::assert_kind;
@@ -8,7 +8,9 @@ use crate::stage::{DEADLINE, Moment, Shown, Stage, mark, until};
 
 pub(super) async fn it_is_idempotent(stage: &dyn Stage) -> Shown {
     let (pve, never) = (stage.pve(), stage.order());
-    pve.destroy_owned(never.vmid, &never.mark.sandbox_id, DEADLINE).await.expect("nothing there");
+    let own = stage.own().await;
+    let nobody = never.mark.sandbox_id;
+    pve.destroy_owned(never.vmid, &nobody, &own, DEADLINE).await.expect("nothing there");
     let order = stage.cloned().await;
     stage.destroy(&order).await;
     stage.destroy(&order).await;
@@ -27,6 +29,7 @@ pub(super) async fn what_runs_is_stopped_first(stage: &dyn Stage) -> Shown {
 }
 
 pub(super) async fn what_is_not_the_owners_is_refused(stage: &dyn Stage) -> Shown {
+    let own = stage.own().await;
     let pve = stage.pve();
     let ours = stage.cloned().await;
     let (foreign, copy) = (stage.fresh(), stage.fresh());
@@ -44,7 +47,7 @@ pub(super) async fn what_is_not_the_owners_is_refused(stage: &dyn Stage) -> Show
     ];
     for (vmid, owner) in cases {
         let before = stage.look(vmid).await;
-        assert_kind!(pve.destroy_owned(vmid, &owner, DEADLINE).await, NotOurs);
+        assert_kind!(pve.destroy_owned(vmid, &owner, &own, DEADLINE).await, NotOurs);
         assert_eq!(stage.look(vmid).await, before);
     }
     stage.destroy(&ours).await;
@@ -54,16 +57,17 @@ pub(super) async fn what_is_not_the_owners_is_refused(stage: &dyn Stage) -> Show
 }
 
 pub(super) async fn what_is_protected_or_locked_is_refused(stage: &dyn Stage) -> Shown {
+    let own = stage.own().await;
     let order = stage.cloned().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
     stage.operator_sets(vmid, "protection", "1").await;
     let before = stage.look(vmid).await;
-    assert_kind!(pve.destroy_owned(vmid, &owner, DEADLINE).await, WrongState);
+    assert_kind!(pve.destroy_owned(vmid, &owner, &own, DEADLINE).await, WrongState);
     assert_eq!(stage.look(vmid).await, before);
     stage.operator_sets(vmid, "protection", "0").await;
     stage.operator_sets(vmid, "lock", "backup").await;
     let before = stage.look(vmid).await;
-    assert_kind!(pve.destroy_owned(vmid, &owner, DEADLINE).await, Locked);
+    assert_kind!(pve.destroy_owned(vmid, &owner, &own, DEADLINE).await, Locked);
     assert_eq!(stage.look(vmid).await, before);
     stage.operator_sets(vmid, "lock", "").await;
     stage.destroy(&order).await;
@@ -71,6 +75,7 @@ pub(super) async fn what_is_protected_or_locked_is_refused(stage: &dyn Stage) ->
 }
 
 pub(super) async fn a_killed_clone_is_cleaned_up(stage: &dyn Stage) -> Shown {
+    let own = stage.own().await;
     let order = stage.order();
     if !stage.kill_next_clone(order.vmid, Moment::Volume).await {
         return Shown::NotHere("a clone that is killed half-way");
@@ -85,7 +90,7 @@ pub(super) async fn a_killed_clone_is_cleaned_up(stage: &dyn Stage) -> Shown {
     let next = stage.order();
     assert_kind!(pve.clone_template(&next, DEADLINE).await, Locked);
     let stranger = mark(order.vmid).sandbox_id;
-    assert_kind!(pve.destroy_owned(order.vmid, &stranger, DEADLINE).await, NotOurs);
+    assert_kind!(pve.destroy_owned(order.vmid, &stranger, &own, DEADLINE).await, NotOurs);
     stage.destroy(&order).await;
     pve.unlock_template(stage.template()).await.expect("unlock");
     pve.clone_template(&next, DEADLINE).await.expect("clone");
@@ -126,6 +131,7 @@ pub(super) async fn a_clone_killed_while_mounted_is_cleaned_up(stage: &dyn Stage
 }
 
 pub(super) async fn a_killed_destruction_is_finished(stage: &dyn Stage) -> Shown {
+    let own = stage.own().await;
     let order = stage.cloned().await;
     if !stage.kill_next_destroy(order.vmid).await {
         stage.destroy(&order).await;
@@ -133,7 +139,7 @@ pub(super) async fn a_killed_destruction_is_finished(stage: &dyn Stage) -> Shown
     }
     let (pve, owner) = (stage.pve(), order.mark.sandbox_id);
     // One that sees what has happened may finish it by itself.
-    if pve.destroy_owned(order.vmid, &owner, DEADLINE).await.is_err() {
+    if pve.destroy_owned(order.vmid, &owner, &own, DEADLINE).await.is_err() {
         assert!(pve.config(order.vmid).await.expect("read").is_some());
         assert_eq!(pve.volumes(order.vmid).await.expect("volumes"), [""; 0]);
     }
@@ -144,6 +150,7 @@ pub(super) async fn a_killed_destruction_is_finished(stage: &dyn Stage) -> Shown
 /// An agent that died in the middle of a clone leaves a `pct` that goes on. The next agent must not
 /// take its absence, so far, for the end of it.
 pub(super) async fn it_waits_for_the_clone_of_an_earlier_life(stage: &dyn Stage) -> Shown {
+    let own = stage.own().await;
     let early = stage.order();
     let late = stage.order();
     let pve = stage.pve();
@@ -159,7 +166,7 @@ pub(super) async fn it_waits_for_the_clone_of_an_earlier_life(stage: &dyn Stage)
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             let owner = order.mark.sandbox_id;
-            stage.another_life().destroy_owned(order.vmid, &owner, DEADLINE).await
+            stage.another_life().destroy_owned(order.vmid, &owner, &own, DEADLINE).await
         };
         let (_, destroyed) = tokio::join!(pve.clone_template(order, DEADLINE), later);
         destroyed.expect("destroy");
@@ -202,5 +209,59 @@ pub(super) async fn a_clone_that_was_told_to_stop_leaves_nothing(stage: &dyn Sta
     // It was told, not killed: it took its lock off the template.
     let next = stage.cloned().await;
     stage.destroy(&next).await;
+    Shown::Yes
+}
+
+/// An operator's volume under the number of a sandbox that lives: nobody's config names it.
+pub(super) async fn what_the_sandbox_did_not_make_stays(stage: &dyn Stage) -> Shown {
+    let order = stage.cloned().await;
+    let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
+    let config = pve.config(vmid).await.expect("read").expect("it is there");
+    let named = OwnVolumes { named: config.own_volumes(vmid), ..OwnVolumes::default() };
+    assert_eq!(named.named.len(), 1, "{config:?}");
+    let stray = stage.allocate(vmid).await;
+    let key = volume::key(&stray).expect("a volume");
+    let there = async || {
+        let volumes = pve.volumes(vmid).await.expect("volumes");
+        volumes.iter().filter_map(|volume| volume::key(volume)).collect::<Vec<_>>()
+    };
+    assert!(there().await.contains(&key), "{key}");
+    for own in [&named, &named, &OwnVolumes::default()] {
+        pve.destroy_owned(vmid, &owner, own, DEADLINE).await.expect("destroy");
+        assert_eq!(pve.config(vmid).await.expect("read"), None);
+        assert_eq!(there().await, [key.clone()]);
+    }
+    // It is seen before the next clone to that number, and among all.
+    let site = pve.clone_site(stage.template(), vmid).await.expect("a look");
+    let seen: Vec<_> = site.volumes.iter().filter_map(|volume| volume::key(volume)).collect();
+    assert_eq!(seen, [key.clone()]);
+    let all = pve.all_volumes().await.expect("a look");
+    assert_eq!(all.get(&vmid), Some(&site.volumes));
+    stage.free(&stray).await;
+    stage.nothing_left(vmid).await;
+    Shown::Yes
+}
+
+/// A clone that was killed is known by its config, and its volume by what stood there before.
+pub(super) async fn a_killed_clones_volume_goes_only_where_it_is_known(stage: &dyn Stage) -> Shown {
+    let order = stage.order();
+    if !stage.kill_next_clone(order.vmid, Moment::Volume).await {
+        return Shown::NotHere("a clone that is killed half-way");
+    }
+    let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
+    let site = pve.clone_site(order.template, vmid).await.expect("a look");
+    assert_eq!(site.volumes, [""; 0]);
+    pve.clone_template(&order, DEADLINE).await.expect_err("it is killed");
+    let nothing = OwnVolumes::default();
+    pve.destroy_owned(vmid, &owner, &nothing, DEADLINE).await.expect("destroy");
+    assert_eq!(pve.config(vmid).await.expect("read"), None);
+    assert_eq!(pve.volumes(vmid).await.expect("volumes").len(), 1, "whose it is, nobody said");
+    let elsewhere = OwnVolumes::cloned_to(vec!["elsewhere".into()]);
+    pve.destroy_owned(vmid, &owner, &elsewhere, DEADLINE).await.expect("destroy");
+    assert_eq!(pve.volumes(vmid).await.expect("volumes").len(), 1, "it is on no such storage");
+    let own = OwnVolumes::cloned_to(site.storages);
+    pve.destroy_owned(vmid, &owner, &own, DEADLINE).await.expect("destroy");
+    stage.nothing_left(vmid).await;
+    pve.unlock_template(stage.template()).await.expect("unlock");
     Shown::Yes
 }

@@ -2,6 +2,7 @@ use super::assert_kind;
 use crate::stage::{DEADLINE, Shown, Stage, until};
 
 pub(super) async fn without_it_changes_are_refused(stage: &dyn Stage) -> Shown {
+    let own = stage.own().await;
     let (running, stopped) = (stage.configured().await, stage.cloned().await);
     let pve = stage.pve();
     pve.start(running.vmid, DEADLINE).await.expect("start");
@@ -19,7 +20,7 @@ pub(super) async fn without_it_changes_are_refused(stage: &dyn Stage) -> Shown {
     assert_kind!(pve.hand_to(stopped.vmid, &owner, &other).await, NoQuorum);
     assert_kind!(pve.resize(stopped.vmid, 99, DEADLINE).await, NoQuorum);
     assert_kind!(pve.start(stopped.vmid, DEADLINE).await, NoQuorum);
-    assert_kind!(pve.destroy_owned(stopped.vmid, &owner, DEADLINE).await, NoQuorum);
+    assert_kind!(pve.destroy_owned(stopped.vmid, &owner, &own, DEADLINE).await, NoQuorum);
     assert_kind!(pve.unlock_template(stage.template()).await, NoQuorum);
     assert_eq!(stage.look(stopped.vmid).await, before, "the volume too");
     // What only reads goes on, and so does a stop.
@@ -35,6 +36,7 @@ pub(super) async fn without_it_changes_are_refused(stage: &dyn Stage) -> Shown {
 }
 
 pub(super) async fn without_pmxcfs_nothing_is_known(stage: &dyn Stage) -> Shown {
+    let own = stage.own().await;
     let order = stage.cloned().await;
     let pve = stage.pve();
     if !stage.set_pmxcfs(false).await {
@@ -49,7 +51,7 @@ pub(super) async fn without_pmxcfs_nothing_is_known(stage: &dyn Stage) -> Shown 
     assert_kind!(pve.configs().await.map(drop), NoQuorum);
     assert_kind!(pve.start(order.vmid, DEADLINE).await, NoQuorum);
     let owner = order.mark.sandbox_id;
-    assert_kind!(pve.destroy_owned(order.vmid, &owner, DEADLINE).await, NoQuorum);
+    assert_kind!(pve.destroy_owned(order.vmid, &owner, &own, DEADLINE).await, NoQuorum);
     assert!(stage.set_pmxcfs(true).await);
     until("pmxcfs", async || pve.cluster().await.quorate.then_some(())).await;
     stage.destroy(&order).await;

@@ -1,4 +1,4 @@
-//! `pvesm`: the three sub-commands that a look at a storage needs.
+//! `pvesm`: the sub-commands that a look at a storage needs, and those that an operator plays with.
 
 use std::fs;
 
@@ -18,6 +18,7 @@ pub(crate) fn main(ctx: &Ctx, argv: &[String]) -> Result {
         ["status"] => status(ctx),
         ["list", name] => list(ctx, name),
         ["list", name, "--vmid", vmid] => list_of(ctx, name, vmid.parse().ok()),
+        ["alloc", storage, vmid, "", _size] => alloc(ctx, storage, vmid),
         ["free", volume] => free(ctx, volume),
         ["path", volume] => path(ctx, volume),
         [other, ..] => Err(Failure::new(format!(
@@ -82,6 +83,13 @@ fn list_of(ctx: &Ctx, name: &str, only: Option<u32>) -> Result {
         row(&volume.to_string(), "subvol", kind, &size, &vmid.to_string())?;
     }
     Ok(())
+}
+
+/// The size is not kept: nothing here has a quota.
+fn alloc(ctx: &Ctx, storage: &str, vmid: &str) -> Result {
+    let unfit = || Failure::coded(2, "400 Parameter verification failed.\nvmid: invalid format");
+    let volume = pool::alloc_as(ctx, storage, "vm", vmid.parse().map_err(|_| unfit())?)?;
+    ctx.say(&format!("successfully created '{volume}'"))
 }
 
 fn free(ctx: &Ctx, text: &str) -> Result {

@@ -15,7 +15,7 @@ use super::{
     Lapse, Op, Shared, Trouble,
     world::{Remains, World, locked, missing},
 };
-use crate::pve::{CloneOrder, ErrorKind, Mark, Settings};
+use crate::pve::{CloneOrder, ErrorKind, Mark, OwnVolumes, Settings};
 
 /// One operation under way. Its container is busy until it is dropped.
 #[derive(Debug)]
@@ -137,13 +137,13 @@ impl Work {
             return Err(cut_off());
         }
         let done = match made {
-            Ok(()) if self.trouble == Some(Trouble::RolledBack) => Err(cut_off()),
-            Ok(()) => self.pass(half).await,
+            Ok(_) if self.trouble == Some(Trouble::RolledBack) => Err(cut_off()),
+            Ok(volume) => self.pass(half).await.map(|()| volume),
             Err(kind) => Err(kind),
         };
         match done {
-            Ok(()) => {
-                self.world().finish_clone(&self.node, &order);
+            Ok(volume) => {
+                self.world().finish_clone(&self.node, &order, &volume);
                 self.end()
             }
             Err(kind) => {
@@ -278,12 +278,16 @@ impl Work {
         self.end()
     }
 
-    pub(super) async fn destroy(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
+    pub(super) async fn destroy(
+        mut self,
+        owner: SandboxId,
+        own: OwnVolumes,
+    ) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
         if self.world().lapses(Lapse::Destroy) {
             return Ok(());
         }
-        let remains = self.world().remains(&self.node, self.vmid, &owner)?;
+        let remains = self.world().remains(&self.node, self.vmid, &owner, &own)?;
         if remains == Remains::Nothing {
             return Ok(());
         }
@@ -291,7 +295,7 @@ impl Work {
             self.world().let_go(&self.node, self.vmid)?;
         }
         self.pass(self.shared.pace().destroy).await?;
-        self.world().half_destroy(&self.node, self.vmid);
+        self.world().half_destroy(&self.node, self.vmid, &own);
         if self.killed() {
             return Err(cut_off());
         }

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::Lapse;
 use crate::pve::{
-    CloneOrder, ContainerConfig, ErrorKind, Mark, Settings, StorageRoom, command, config_file::Ip,
-    hold, ownership,
+    CloneOrder, ContainerConfig, ErrorKind, Mark, OwnVolumes, Settings, StorageRoom, command,
+    config_file::Ip, hold, ownership, volume,
 };
 
 /// Every volume of a clone, however small: what full storages are counted in.
@@ -157,8 +157,8 @@ impl World {
         Ok(())
     }
 
-    /// The snapshot of the template's volume.
-    pub(super) fn make_volume(&mut self, node: &NodeName, vmid: Vmid) -> Result<(), ErrorKind> {
+    /// The snapshot of the template's volume, under the first name that is free.
+    pub(super) fn make_volume(&mut self, node: &NodeName, vmid: Vmid) -> Result<String, ErrorKind> {
         let room = self.nodes.get_mut(node).map(|node| &mut node.room);
         match room {
             Some(room) if room.free >= VOLUME_BYTES => room.free -= VOLUME_BYTES,
@@ -167,14 +167,17 @@ impl World {
             }
         }
         let volumes = self.volumes.entry((node.clone(), vmid)).or_default();
-        volumes.insert(format!("local-zfs:subvol-{vmid}-disk-0"));
-        Ok(())
+        let name = |disk: u32| format!("subvol-{vmid}-disk-{disk}");
+        let free = |name: &String| !volumes.contains(&format!("local-zfs:{name}"));
+        let name = (0..).map(name).find(free).expect("there are many names");
+        volumes.insert(format!("local-zfs:{name}"));
+        Ok(name)
     }
 
     /// The last writes of a clone.
-    pub(super) fn finish_clone(&mut self, node: &NodeName, order: &CloneOrder) {
+    pub(super) fn finish_clone(&mut self, node: &NodeName, order: &CloneOrder, volume: &str) {
         let (template, vmid) = (order.template, order.vmid);
-        let volume = format!("local-zfs:basevol-{template}-disk-0/subvol-{vmid}-disk-0,size=2G");
+        let volume = format!("local-zfs:basevol-{template}-disk-0/{volume},size=2G");
         self.edit(node, vmid, |config| {
             put(config, "rootfs", &volume);
             config.remove("lock");
@@ -409,11 +412,12 @@ impl World {
         node: &NodeName,
         vmid: Vmid,
         owner: &SandboxId,
+        own: &OwnVolumes,
     ) -> Result<Remains, ErrorKind> {
         let Some(guest) = self.guests.get(&vmid) else {
-            let volumes = self.volumes.get(&(node.clone(), vmid));
-            let none = volumes.is_none_or(BTreeSet::is_empty);
-            return Ok(if none { Remains::Nothing } else { Remains::VolumesOnly });
+            let mut volumes = self.volumes.get(&(node.clone(), vmid)).into_iter().flatten();
+            let some = volumes.any(|volume| own.owns(volume));
+            return Ok(if some { Remains::VolumesOnly } else { Remains::Nothing });
         };
         if guest.node != *node || guest.is_vm {
             return Err(ErrorKind::NotOurs(format!("{vmid} is a guest of node {}", guest.node)));
@@ -440,16 +444,28 @@ impl World {
         }
     }
 
-    pub(super) fn free_volumes(&mut self, node: &NodeName, vmid: Vmid) {
-        let freed = self.volumes.remove(&(node.clone(), vmid)).unwrap_or_default();
+    pub(super) fn free_volumes(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        goes: impl Fn(&str) -> bool,
+    ) {
+        let all = self.volumes.remove(&(node.clone(), vmid)).unwrap_or_default();
+        let (freed, stay): (BTreeSet<_>, BTreeSet<_>) = all.into_iter().partition(|v| goes(v));
+        if !stay.is_empty() {
+            self.volumes.insert((node.clone(), vmid), stay);
+        }
         if let Some(node) = self.nodes.get_mut(node) {
             node.room.free += VOLUME_BYTES * u64::try_from(freed.len()).unwrap_or(0);
         }
     }
 
-    /// The destruction up to its last write: no volume, and a config that says so.
-    pub(super) fn half_destroy(&mut self, node: &NodeName, vmid: Vmid) {
-        self.free_volumes(node, vmid);
+    /// The destruction up to its last write: no volume of its own, and a config that says so.
+    pub(super) fn half_destroy(&mut self, node: &NodeName, vmid: Vmid, own: &OwnVolumes) {
+        let named = self.guests.get(&vmid).map(|guest| guest.config.own_volumes(vmid));
+        let (named, all) = (named.unwrap_or_default(), self.lapses(Lapse::Volumes));
+        let is_named = |text: &str| volume::key(text).is_some_and(|key| named.contains(&key));
+        self.free_volumes(node, vmid, |text| all || is_named(text) || own.owns(text));
         if let Some(guest) = self.guests.get_mut(&vmid) {
             guest.config = ContainerConfig::parse(b"lock: destroyed\n");
             guest.pid = None;

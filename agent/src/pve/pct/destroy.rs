@@ -16,7 +16,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Host, unread};
 use crate::{
-    pve::{ContainerConfig, ErrorKind, command::Command, hold, ownership, worker},
+    pve::{
+        ContainerConfig, ErrorKind, OwnVolumes, command::Command, hold, ownership, volume, worker,
+    },
     sys::{flock, pidfd, read},
 };
 
@@ -42,6 +44,7 @@ impl Host {
         &self,
         vmid: Vmid,
         owner: &SandboxId,
+        own: &OwnVolumes,
         deadline: Instant,
     ) -> Result<(), ErrorKind> {
         let mut last = None;
@@ -50,7 +53,7 @@ impl Host {
             self.check_quorum().await?;
             // A `pct` of an agent that died may still be about to make the container.
             self.wait_until_idle(vmid, deadline).await?;
-            let result = match self.look(vmid, owner, deadline).await? {
+            let result = match self.look(vmid, owner, own, deadline).await? {
                 Found::Nothing => {
                     self.sweep(vmid);
                     return Ok(());
@@ -66,7 +69,7 @@ impl Host {
                     seen_bare = Some(config);
                     continue;
                 }
-                Found::Container(config) => self.destroy(vmid, &config, deadline).await,
+                Found::Container(config) => self.destroy(vmid, &config, own, deadline).await,
             };
             match result {
                 Ok(()) => {}
@@ -97,14 +100,15 @@ impl Host {
         &self,
         vmid: Vmid,
         owner: &SandboxId,
+        own: &OwnVolumes,
         deadline: Instant,
     ) -> Result<Found, ErrorKind> {
         if self.config(vmid).await?.is_none() {
-            return self.look_for_volumes(vmid).await;
+            return self.look_for_volumes(vmid, own).await;
         }
         let _lock = self.lock_config(vmid, deadline).await?;
         let Some(config) = self.config(vmid).await? else {
-            return self.look_for_volumes(vmid).await;
+            return self.look_for_volumes(vmid, own).await;
         };
         ownership::check(&config, vmid, owner)?;
         match config.lock() {
@@ -116,12 +120,17 @@ impl Host {
         }
     }
 
-    async fn look_for_volumes(&self, vmid: Vmid) -> Result<Found, ErrorKind> {
+    /// What is left without a config. Volumes of the number that the sandbox did not make stay.
+    async fn look_for_volumes(&self, vmid: Vmid, own: &OwnVolumes) -> Result<Found, ErrorKind> {
         if let Some(node) = self.cluster().await.guests.get(&vmid) {
             // Another kind of guest has the number, or another node has the config.
             return Err(ErrorKind::NotOurs(format!("{vmid} is a guest of node {node}")));
         }
-        let volumes = self.volumes(vmid).await?;
+        let volumes = self.volumes_among(vmid, own.storages()).await?;
+        let (volumes, others): (Vec<_>, Vec<_>) = volumes.into_iter().partition(|v| own.owns(v));
+        if !others.is_empty() {
+            tracing::warn!(%vmid, ?others, "volumes of this number that the sandbox did not make stay");
+        }
         if volumes.is_empty() {
             return Ok(Found::Nothing);
         }
@@ -139,7 +148,7 @@ impl Host {
     async fn free_all(&self, volumes: Vec<String>) -> Result<(), ErrorKind> {
         for volume in volumes {
             self.free(&volume).await?;
-            tracing::info!(volume, "a volume that a dead clone left was removed");
+            tracing::info!(volume, "volume that no config named was removed");
         }
         Ok(())
     }
@@ -148,6 +157,7 @@ impl Host {
         &self,
         vmid: Vmid,
         config: &ContainerConfig,
+        own: &OwnVolumes,
         deadline: Instant,
     ) -> Result<(), ErrorKind> {
         if hold::leaves(config) {
@@ -160,7 +170,7 @@ impl Host {
             // On some storages a destroy that was cut off after its volumes cannot be done again:
             // what is not there cannot be removed.
             Err(ErrorKind::Failed(why))
-                if !self.running(vmid) && self.volumes(vmid).await?.is_empty() =>
+                if !self.running(vmid) && !self.has_volumes(vmid, config, own).await? =>
             {
                 // The worker may have outlived the `pct` that was heard of.
                 self.wait_until_idle(vmid, deadline).await?;
@@ -172,6 +182,21 @@ impl Host {
             }
             result => result,
         }
+    }
+
+    /// True when something of the sandbox's is left on a storage: what its config names, or what is its
+    /// own without.
+    async fn has_volumes(
+        &self,
+        vmid: Vmid,
+        config: &ContainerConfig,
+        own: &OwnVolumes,
+    ) -> Result<bool, ErrorKind> {
+        let (named, storages) = (config.own_volumes(vmid), config.storages());
+        let storages = storages.iter().map(String::as_str).chain(own.storages());
+        let seen = self.volumes_among(vmid, storages).await?;
+        let is_named = |volume: &str| volume::key(volume).is_some_and(|key| named.contains(&key));
+        Ok(seen.iter().any(|volume| is_named(volume) || own.owns(volume)))
     }
 
     /// Removes the config, if it is still the one that was looked at.

@@ -2,20 +2,22 @@
 //! to run, so its answer is kept for a while.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use proto::id::Vmid;
 use tokio::time::Instant;
 
 use super::{CALL, Host, unread};
 use crate::{
     pve::{
-        ErrorKind, StorageRoom,
+        CloneSite, ErrorKind, StorageRoom,
         storage::{self, Place, Storage},
+        volume,
     },
     run::Program,
 };
@@ -119,13 +121,64 @@ impl Host {
         Ok(volumes)
     }
 
+    /// Volumes that carry this number, on these storages.
+    pub(super) async fn volumes_among<'a>(
+        &self,
+        vmid: Vmid,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<Vec<String>, ErrorKind> {
+        let names: BTreeSet<&str> = names.collect();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut volumes = Vec::new();
+        let storages = self.storages().await?;
+        for storage in storages.into_iter().filter(|s| names.contains(s.name.as_str())) {
+            volumes.extend(self.volumes_on(storage, vmid).await?);
+        }
+        Ok(volumes)
+    }
+
+    pub(super) async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, ErrorKind> {
+        let mut all = BTreeMap::<Vmid, Vec<String>>::new();
+        for storage in self.storages().await? {
+            for (vmid, volumes) in self.all_volumes_on(storage).await? {
+                all.entry(vmid).or_default().extend(volumes);
+            }
+        }
+        Ok(all)
+    }
+
+    pub(super) async fn clone_site(
+        &self,
+        template: Vmid,
+        vmid: Vmid,
+    ) -> Result<CloneSite, ErrorKind> {
+        let config = self.config(template).await?.ok_or_else(|| self.missing(template))?;
+        let mut site = CloneSite { storages: config.storages(), volumes: Vec::new() };
+        let looks = self.storages().await?.into_iter().map(async |storage| {
+            let name = storage.name.clone();
+            (name, self.volumes_on(storage, vmid).await)
+        });
+        for (name, seen) in join_all(looks).await {
+            match seen {
+                Ok(volumes) => site.volumes.extend(volumes),
+                // What a clone does not write to, no undo of it looks at.
+                Err(error) if !site.storages.contains(&name) => {
+                    tracing::warn!(storage = name, %vmid, %error, "a storage was not looked at");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(site)
+    }
+
     async fn volumes_on(&self, storage: Storage, vmid: Vmid) -> Result<Vec<String>, ErrorKind> {
         match storage.place() {
             Place::Flat(_) | Place::Images(_) => {
                 let name = storage.name.clone();
                 let look = move || storage.volumes_seen(vmid).unwrap_or_else(|| Ok(Vec::new()));
-                let seen = self.files.blocking(look).await;
-                seen.map_err(|error| ErrorKind::Failed(format!("storage '{name}': {error}")))
+                self.files.blocking(look).await.map_err(|error| unseen(&name, &error))
             }
             Place::Thin { group, .. } => {
                 let text = self.tool(LVS, ["--noheadings", "-o", "lv_name", &group]).await?;
@@ -136,6 +189,36 @@ impl Host {
                 let (pvesm, id) = (self.places.pvesm.clone(), vmid.to_string());
                 let text = self.tool(pvesm, ["list", &storage.name, "--vmid", &id]).await?;
                 Ok(storage::parse_pvesm_volumes(&text, &storage.name))
+            }
+        }
+    }
+
+    async fn all_volumes_on(
+        &self,
+        storage: Storage,
+    ) -> Result<BTreeMap<Vmid, Vec<String>>, ErrorKind> {
+        match storage.place() {
+            Place::Flat(_) | Place::Images(_) => {
+                let name = storage.name.clone();
+                let look =
+                    move || storage.all_volumes_seen().unwrap_or_else(|| Ok(BTreeMap::new()));
+                self.files.blocking(look).await.map_err(|error| unseen(&name, &error))
+            }
+            Place::Thin { group, .. } => {
+                let text = self.tool(LVS, ["--noheadings", "-o", "lv_name", &group]).await?;
+                Ok(storage.by_number(storage::parse_lvs(&text)))
+            }
+            Place::Other => {
+                let pvesm = self.places.pvesm.clone();
+                let text = self.tool(pvesm, ["list", &storage.name]).await?;
+                let mut all = BTreeMap::<Vmid, Vec<String>>::new();
+                for volume in storage::parse_pvesm_volumes(&text, &storage.name) {
+                    let name = volume.rsplit([':', '/']).next().unwrap_or("");
+                    if let Some(vmid) = volume::owner(name) {
+                        all.entry(vmid).or_default().push(volume);
+                    }
+                }
+                Ok(all)
             }
         }
     }
@@ -155,4 +238,8 @@ impl Host {
         let program = Program { path: path.into(), arguments };
         self.run("tool", program, Instant::now() + CALL).await
     }
+}
+
+fn unseen(storage: &str, error: &std::io::Error) -> ErrorKind {
+    ErrorKind::Failed(format!("storage '{storage}': {error}"))
 }

@@ -9,7 +9,8 @@ fn of(number: u8, on: u32, phase: Phase) -> Arc<Record> {
 }
 
 fn container(record: &Record, running: bool) -> Container {
-    Container { mark: Some(record.mark()), running, ..Container::default() }
+    let volumes = vec![format!("local:subvol-{}-disk-0", record.vmid)];
+    Container { mark: Some(record.mark()), running, volumes, ..Container::default() }
 }
 
 /// A running sandbox 1 on 100, all well.
@@ -82,7 +83,11 @@ fn every_kind_of_damage_is_found() {
         let twin = of(2, 100, Phase::Creating);
         intended.busy.insert(twin.id);
         intended.live.push(twin);
-        observed.volumes.insert(vmid(100), vec!["v".into()]);
+        observed.volumes.insert(vmid(100), vec!["local:subvol-100-disk-0".into()]);
+    });
+    // Its volume is gone, and somebody's stands there.
+    finds(&["I2", "I1"], |_, observed| {
+        observed.volumes.insert(vmid(100), vec!["local:subvol-100-disk-7".into()]);
     });
 }
 
@@ -125,5 +130,53 @@ fn nothing_may_be_left_of_what_has_ended() {
         let mark = Record { vmid: vmid(101), ..Record::clone(&intended.live[0]) }.mark();
         let twin = Container { mark: Some(mark), ..Container::default() };
         observed.containers.insert(vmid(101), twin);
+    });
+}
+
+#[test]
+fn volumes_that_no_sandbox_made_are_told_and_no_others() {
+    let stray = |on: u32, disk: u32| vec![format!("local:subvol-{on}-disk-{disk}")];
+    let add = |observed: &mut Observed, on: u32, disk: u32| {
+        observed.volumes.entry(vmid(on)).or_default().extend(stray(on, disk));
+    };
+    // Beside the volume of one that lives, unless an operation works on it, or it is known to be its own.
+    finds(&["I1"], |_, observed| add(observed, 100, 7));
+    finds(&[], |intended, observed| {
+        add(observed, 100, 7);
+        intended.busy.insert(id(1));
+    });
+    finds(&[], |intended, observed| {
+        add(observed, 100, 1);
+        let volumes = OwnVolumes { named: stray(100, 1), ..OwnVolumes::default() };
+        intended.live = vec![Arc::new(Record { volumes, ..Record::clone(&intended.live[0]) })];
+    });
+    // Under a number of ours that nobody has; not of others', nor of one that is just being made.
+    let ours = Some((vmid(100), vmid(199)));
+    finds(&["I1"], |intended, observed| {
+        intended.range = ours;
+        add(observed, 150, 0);
+    });
+    finds(&[], |intended, observed| {
+        intended.range = ours;
+        add(observed, 250, 0);
+    });
+    finds(&[], |intended, observed| {
+        intended.range = ours;
+        add(observed, 150, 0);
+        intended.used.insert(vmid(150));
+    });
+    finds(&[], |intended, observed| {
+        intended.range = ours;
+        add(observed, 150, 0);
+        observed.cluster.guests.insert(vmid(150), "node2".parse().expect("valid"));
+    });
+    // What is left of one that has ended is told once.
+    finds(&["I1"], |intended, observed| {
+        intended.range = ours;
+        add(observed, 150, 0);
+        let dead = of(2, 150, Phase::Deleted);
+        intended.ended = vec![Tombstone::from(&*dead)];
+        let made = OwnVolumes { named: stray(150, 0), ..OwnVolumes::default() };
+        intended.made.insert(dead.id, made);
     });
 }

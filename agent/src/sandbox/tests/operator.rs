@@ -221,6 +221,7 @@ async fn what_was_moved_here_is_quarantined_until_it_is_recovered() {
     };
     config.set_description(&mark.to_string()).expect("fits");
     config.set("net0", "name=eth0,bridge=vmbr0,ip=10.100.2.9/24").expect("fits");
+    config.set("rootfs", "local-zfs:subvol-200007-disk-0,size=2G").expect("fits");
     node.cluster.add_guest(&node.other(), mark.vmid, config, false);
     node.cluster.add_volume(&node.other(), mark.vmid);
     node.cluster.migrate(mark.vmid, &node.name);

@@ -47,10 +47,13 @@ pub(crate) fn existing(ctx: &Ctx, volume: &Volume) -> Result<PathBuf> {
     Err(Failure::new(format!("volume '{volume}' does not exist")))
 }
 
-/// The first free `subvol-ID-disk-N` of a container.
-fn free_name(ctx: &Ctx, storage: &Storage, vmid: u32) -> String {
-    let name = |n: u32| format!("subvol-{vmid}-disk-{n}");
-    (0..).map(name).find(|n| !path(ctx, storage, n).exists()).unwrap_or_default()
+/// The first `STEM-ID-disk-N` whose number no volume of a container has.
+fn free_name(ctx: &Ctx, storage: &Storage, stem: &str, vmid: u32) -> String {
+    let is_free = |n: &u32| {
+        let taken = |stem: &&str| path(ctx, storage, &format!("{stem}-{vmid}-disk-{n}")).exists();
+        !["subvol", "basevol", "vm"].iter().any(taken)
+    };
+    (0..).find(is_free).map(|n| format!("{stem}-{vmid}-disk-{n}")).unwrap_or_default()
 }
 
 /// Makes a linked clone. The volume is there before anybody has noted it down: whoever is stopped
@@ -58,7 +61,7 @@ fn free_name(ctx: &Ctx, storage: &Storage, vmid: u32) -> String {
 pub(crate) fn clone(ctx: &Ctx, source: &Volume, vmid: u32) -> Result<Volume> {
     let storage = usable(ctx, &source.storage)?;
     let _held = locks::storage(ctx, &storage.name)?;
-    let name = free_name(ctx, &storage, vmid);
+    let name = free_name(ctx, &storage, "subvol", vmid);
     let (from, to) = (path(ctx, &storage, &source.name), path(ctx, &storage, &name));
     note_base(ctx, &storage, &name, source.is_base().then_some(source.name.as_str()));
     snapshot(ctx, &from, &to, false)?;
@@ -94,11 +97,16 @@ fn copy(ctx: &Ctx, from: &Path, to: &Path) -> Result {
     run(ctx, command.args(["-a", "--reflink=auto", "--"]).arg(from).arg(to), LIMIT).map(drop)
 }
 
-/// Makes an empty volume.
+/// Makes an empty volume for a container.
 pub(crate) fn alloc(ctx: &Ctx, storage_name: &str, vmid: u32) -> Result<Volume> {
+    alloc_as(ctx, storage_name, "subvol", vmid)
+}
+
+/// Makes an empty volume whose name begins with that stem.
+pub(crate) fn alloc_as(ctx: &Ctx, storage_name: &str, stem: &str, vmid: u32) -> Result<Volume> {
     let storage = usable(ctx, storage_name)?;
     let _held = locks::storage(ctx, &storage.name)?;
-    let name = free_name(ctx, &storage, vmid);
+    let name = free_name(ctx, &storage, stem, vmid);
     let to = path(ctx, &storage, &name);
     ctx.step("volume", || {
         if is_btrfs(&storage.dir(ctx)) {

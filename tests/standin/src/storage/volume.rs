@@ -45,9 +45,10 @@ impl Volume {
     }
 }
 
-/// The number in `subvol-101-disk-0`.
+/// The number in `subvol-101-disk-0`; `vm-101-disk-0` is what `pvesm alloc` makes.
 pub(crate) fn owner_of(name: &str) -> Option<u32> {
-    let rest = name.strip_prefix("subvol-").or_else(|| name.strip_prefix("basevol-"))?;
+    let stems = ["subvol-", "basevol-", "vm-"];
+    let rest = stems.iter().find_map(|stem| name.strip_prefix(stem))?;
     let (vmid, disk) = rest.split_once("-disk-")?;
     let number = !disk.is_empty() && disk.bytes().all(|b| b.is_ascii_digit());
     if number { vmid.parse().ok() } else { None }

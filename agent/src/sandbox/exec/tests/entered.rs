@@ -23,8 +23,8 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::{
     journal::Record,
     pve::{
-        CloneOrder, Cluster, ContainerConfig, Error, Mark, Pve, Settings, StorageRoom, Usage,
-        fake::FakePve,
+        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, Mark, OwnVolumes, Pve, Settings,
+        StorageRoom, Usage, fake::FakePve,
     },
     sandbox::exec::shims::Shims,
     shim::{Host, Parts, serve},
@@ -216,6 +216,14 @@ impl Pve for Entered {
         self.fake.volumes(vmid).await
     }
 
+    async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, Error> {
+        self.fake.all_volumes().await
+    }
+
+    async fn clone_site(&self, template: Vmid, vmid: Vmid) -> Result<CloneSite, Error> {
+        self.fake.clone_site(template, vmid).await
+    }
+
     async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error> {
         self.fake.clone_template(order, deadline).await
     }
@@ -252,9 +260,10 @@ impl Pve for Entered {
         &self,
         vmid: Vmid,
         owner: &SandboxId,
+        volumes: &OwnVolumes,
         deadline: Duration,
     ) -> Result<(), Error> {
-        self.fake.destroy_owned(vmid, owner, deadline).await
+        self.fake.destroy_owned(vmid, owner, volumes, deadline).await
     }
 
     async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {

@@ -1,0 +1,137 @@
+//! Which volumes of a number are a sandbox's own. Pure.
+//!
+//! A volume's name holds a number, and that says nothing of who made it: an operator allocates one by
+//! hand, or a backup that was restored half leaves one. PVE's `--destroy-unreferenced-disks` takes
+//! them all, so it is never used.
+
+use proto::id::Vmid;
+use serde::{Deserialize, Serialize};
+
+/// Volumes that go with a sandbox although no config names them. What its config names goes in any case.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OwnVolumes {
+    /// Storages that a clone under way writes to. No volume of the number stood on any storage right
+    /// before it began, so whatever stands on these now was made by the clone. Empty once its volumes
+    /// are known by name.
+    pub cloned_to: Vec<String>,
+    /// Volumes that the finished clone's config named, as `key` writes them.
+    pub named: Vec<String>,
+}
+
+impl OwnVolumes {
+    /// A clone to these storages, which begins under a number without a volume.
+    pub fn cloned_to(storages: Vec<String>) -> Self {
+        Self { cloned_to: storages, named: Vec::new() }
+    }
+
+    /// These alone, whatever else stands under the number.
+    #[must_use]
+    pub fn named_alone(self) -> Self {
+        Self { cloned_to: Vec::new(), ..self }
+    }
+
+    /// True when this volume, as PVE or a storage writes it, is the sandbox's own.
+    pub fn owns(&self, volume: &str) -> bool {
+        let Some(key) = key(volume) else { return false };
+        let storage = key.split(':').next().unwrap_or("");
+        self.cloned_to.iter().any(|to| to == storage) || self.named.contains(&key)
+    }
+
+    /// Storages that a volume of its own can be on.
+    pub fn storages(&self) -> impl Iterator<Item = &str> {
+        let named = self.named.iter().filter_map(|volume| volume.split(':').next());
+        self.cloned_to.iter().map(String::as_str).chain(named)
+    }
+}
+
+/// A volume as `STORAGE:NAME`: without the base of a linked clone, and without the directory that some
+/// storages put in front. Both are written by some of PVE's tools and left out by others. `None` for
+/// what is no volume, such as a path of the host.
+pub fn key(volume: &str) -> Option<String> {
+    let (storage, path) = volume.split_once(':').filter(|_| !volume.starts_with('/'))?;
+    let name = path.rsplit('/').next().filter(|name| !name.is_empty())?;
+    Some(format!("{storage}:{name}"))
+}
+
+/// The number in the name of a volume: `vm-100-disk-0`, `subvol-100-disk-0`, `base-100-disk-0`,
+/// `basevol-100-disk-0`, with whatever ending.
+pub fn owner(name: &str) -> Option<Vmid> {
+    let (stem, rest) = name.split_once('-')?;
+    let (number, rest) = rest.split_once('-')?;
+    let known = ["vm", "subvol", "base", "basevol"].contains(&stem);
+    // A snapshot, or a partition's device, that lies beside its volume is a part of it.
+    if !known
+        || rest.contains('@')
+        || rest.contains("-part")
+        || !number.bytes().all(|b| b.is_ascii_digit())
+    {
+        return None;
+    }
+    number.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_a_volume_is_the_same_volume() {
+        for (volume, expected) in [
+            ("local-zfs:subvol-100-disk-0", "local-zfs:subvol-100-disk-0"),
+            ("local-zfs:basevol-9000-disk-0/subvol-100-disk-0", "local-zfs:subvol-100-disk-0"),
+            ("local-lvm:vm-100-disk-0", "local-lvm:vm-100-disk-0"),
+            ("ceph:base-9000-disk-0/vm-100-disk-0", "ceph:vm-100-disk-0"),
+            ("local:100/vm-100-disk-0.raw", "local:vm-100-disk-0.raw"),
+            ("local:9000/base-9000-disk-0.raw/100/vm-100-disk-0.raw", "local:vm-100-disk-0.raw"),
+            ("btr:100/subvol-100-disk-0.subvol", "btr:subvol-100-disk-0.subvol"),
+        ] {
+            assert_eq!(key(volume).as_deref(), Some(expected), "{volume}");
+        }
+        for none in ["/srv/share", "", "local:", "/a:b", "nothing"] {
+            assert_eq!(key(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn the_number_is_in_the_name() {
+        let number = |name| owner(name).map(Vmid::get);
+        for name in [
+            "vm-100-disk-0",
+            "vm-100-disk-0.raw",
+            "subvol-100-disk-3.subvol",
+            "base-100-disk-0",
+            "vm-100-cloudinit",
+        ] {
+            assert_eq!(number(name), Some(100), "{name}");
+        }
+        let others = [
+            "vm-100",
+            "100",
+            "xvm-100-disk-0",
+            "vm-1a0-disk-0",
+            "vm--disk-0",
+            "snap_vm-100-disk-0",
+        ];
+        for name in others.into_iter().chain(["vm-100-disk-0@before", "vm-100-disk-0-part1"]) {
+            assert_eq!(number(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_clone_owns_what_came_to_its_storages_and_a_sandbox_what_was_named() {
+        let clone = OwnVolumes::cloned_to(vec!["local-zfs".into()]);
+        assert!(clone.owns("local-zfs:subvol-100-disk-0"));
+        assert!(clone.owns("local-zfs:basevol-9000-disk-0/subvol-100-disk-1"));
+        assert!(!clone.owns("local-lvm:vm-100-disk-0"), "no clone of ours goes there");
+        let named = vec!["local-zfs:subvol-100-disk-0".to_owned()];
+        let whole = OwnVolumes { named, ..OwnVolumes::default() };
+        assert!(whole.owns("local-zfs:basevol-9000-disk-0/subvol-100-disk-0"));
+        for other in ["local-zfs:subvol-100-disk-1", "tank:subvol-100-disk-0", "/srv"] {
+            assert!(!whole.owns(other), "{other}");
+        }
+        assert!(!OwnVolumes::default().owns("local-zfs:subvol-100-disk-0"));
+        let both = OwnVolumes { cloned_to: vec!["local-zfs".into()], ..whole.clone() };
+        assert_eq!(both.named_alone(), whole);
+    }
+}
