@@ -297,7 +297,7 @@ impl Config {
         );
         from.show("ingress.domain", domain.as_ref());
         ingress.domain = domain.map(|domain| domain.value);
-        check_templates(&mut from, &file.template);
+        check_templates(&mut from, &file.template, roots);
         from.must(file.labels.len() <= LABELS_MAX, "labels", "must be at most 16");
         let limits = &file.limits;
         let bounded = limits.memory_overcommit >= 0.1;
@@ -429,7 +429,10 @@ fn vmids(
     Some(Sourced { value: (vmid(first)?, vmid(first + each - 1)?), source })
 }
 
-fn check_templates(from: &mut Sources<'_>, templates: &[Template]) {
+/// VLANs, as PVE takes them.
+const TAGS: std::ops::RangeInclusive<u16> = 1..=4094;
+
+fn check_templates(from: &mut Sources<'_>, templates: &[Template], roots: Roots<'_>) {
     for template in templates {
         let Template { snapshot, vmid, cores, memory_mib, .. } = template;
         let mut wrong = |why: &str| from.mistake("template", format!("{snapshot} ({vmid}): {why}"));
@@ -445,6 +448,14 @@ fn check_templates(from: &mut Sources<'_>, templates: &[Template]) {
             }
             Probe::Command(argv) if argv.is_empty() => wrong("probe.command must not be empty"),
             Probe::None | Probe::Http { .. } | Probe::Command(_) => {}
+        }
+        if let Some(bridge) = &template.bridge
+            && !network::is_bridge(bridge, roots)
+        {
+            wrong(&format!("there is no interface {bridge:?}"));
+        }
+        if template.tag.is_some_and(|tag| !TAGS.contains(&tag)) {
+            wrong("tag must be 1 to 4094");
         }
         if templates.iter().filter(|other| other.vmid == *vmid).count() > 1 {
             wrong("the vmid stands there twice");

@@ -49,7 +49,8 @@ reasons! {
     CREATE_CANCELLED;
     /// FAILED_PRECONDITION: the container is not ours, or not as our journal says.
     NOT_OURS;
-    /// FAILED_PRECONDITION: the container cannot be a sandbox: it is privileged or protected.
+    /// FAILED_PRECONDITION: the container cannot be a sandbox: it is privileged or protected. Of a creation:
+    /// the snapshot's template cannot be cloned, or its clones would share an address.
     CONTAINER_UNFIT;
     /// FAILED_PRECONDITION: the container's address, bridge or MAC is not the one of its record, or
     /// another container has its address.

@@ -205,6 +205,8 @@ fn options() -> Result<Options> {
             vmid: Vmid::try_from(TEMPLATE)?,
             size: Size { cpu_cores: 1, memory_mib: 128, disk_gib: 0 },
             probe: Probe::None,
+            bridge: None,
+            link: Default::default(),
         }],
         network: Bridge {
             name: "vmbr0".into(),

@@ -34,6 +34,7 @@ behaviours! {
     clone::a_template_that_is_none_is_refused,
     clone::it_goes_on_without_its_caller,
     lifecycle::configure_sets_and_keeps,
+    lifecycle::configure_keeps_what_the_interface_says,
     lifecycle::a_disk_is_made_larger_and_never_smaller,
     lifecycle::it_goes_to_a_node_that_sees_its_disk,
     lifecycle::start_and_stop_are_idempotent,

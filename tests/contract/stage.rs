@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use agent::pve::{Address, CloneOrder, Mark, OwnVolumes, Pve, Settings};
+use agent::pve::{Address, CloneOrder, Link, Mark, OwnVolumes, Pve, Settings};
 use proto::{
     id::{SandboxId, Vmid},
     name::NodeName,
@@ -115,7 +115,8 @@ impl dyn Stage + '_ {
         let (bridge, address) = self.network();
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let [.., a, b] = serial.to_be_bytes();
-        Settings { bridge, mac: [0x02, 0, 0xC0, 0xDE, a, b], address, cores: 1, memory_mib: 128 }
+        let (mac, link) = ([0x02, 0, 0xC0, 0xDE, a, b], Link::default());
+        Settings { bridge, mac, address, link, cores: 1, memory_mib: 128 }
     }
 
     /// A finished clone of ours.

@@ -343,6 +343,8 @@ fn options(number: u8) -> Options {
             vmid: vmid(9000 + u32::from(number)),
             size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
             probe: Probe::None,
+            bridge: None,
+            link: Default::default(),
         }],
         network: Bridge {
             name: "vmbr0".into(),

@@ -9,7 +9,10 @@ use proto::{
 };
 use serde::Deserialize;
 
-use crate::{pve::pct::Places, sandbox::exec::shims::Backend};
+use crate::{
+    pve::{interface::Rate, pct::Places},
+    sandbox::exec::shims::Backend,
+};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -151,6 +154,19 @@ pub struct Template {
     /// How a sandbox of it shows that it is ready.
     #[serde(default)]
     pub probe: Probe,
+    /// Bridge of its sandboxes instead of the node's. Addresses and gateway stay the node's.
+    #[serde(default)]
+    pub bridge: Option<String>,
+    /// VLAN of their interface, 1 to 4094. As in the template where nothing is said; the same holds for
+    /// the two below.
+    #[serde(default)]
+    pub tag: Option<u16>,
+    /// Its bandwidth, MB/s.
+    #[serde(default)]
+    pub rate: Option<Rate>,
+    /// PVE's firewall filters it.
+    #[serde(default)]
+    pub firewall: Option<bool>,
 }
 
 fn one() -> u32 {

@@ -44,7 +44,7 @@ pub(super) fn complete(
     let said =
         from.said("network.bridge", from.flags.bridge.clone(), file.bridge.clone(), "PVE_BRIDGE");
     let bridge = from.or_detect("network.bridge", said, || detect::bridge(roots))?;
-    if !is_interface(&bridge.value) || !roots.net.join(&bridge.value).exists() {
+    if !is_bridge(&bridge.value, roots) {
         from.mistake("network.bridge", format!("there is no interface {:?}", bridge.value));
         return None;
     }
@@ -137,6 +137,11 @@ fn by_default(
 fn smallest(pool: Pool, gateway: Ipv4Addr) -> Option<Ipv4Net> {
     let networks = (8..=30).rev().filter_map(|prefix| Ipv4Net::new(gateway, prefix).ok());
     networks.map(|network| network.trunc()).find(|network| pool.is_in(*network))
+}
+
+/// True when this is an interface of the host, and can be written into a config.
+pub(super) fn is_bridge(name: &str, roots: Roots<'_>) -> bool {
+    is_interface(name) && roots.net.join(name).exists()
 }
 
 /// An interface's name as the kernel takes it, and nothing that `pct` would split at.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proto::spec::Size;
 
 use super::{Config, Probe};
-use crate::{journal::Pools, sandbox};
+use crate::{journal::Pools, pve::Link, sandbox};
 
 impl Config {
     /// What the domain is told.
@@ -14,6 +14,8 @@ impl Config {
             snapshot: template.snapshot.clone(),
             vmid: template.vmid,
             size: Size { cpu_cores: template.cores, memory_mib: template.memory_mib, disk_gib: 0 },
+            bridge: template.bridge.clone(),
+            link: Link { tag: template.tag, rate: template.rate, firewall: template.firewall },
             probe: match &template.probe {
                 Probe::None => sandbox::Probe::None,
                 Probe::Http { port, path } => {

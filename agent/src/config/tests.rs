@@ -129,3 +129,39 @@ fn pools() {
         assert!(text.parse::<Pool>().is_err(), "{text}");
     }
 }
+
+#[test]
+fn a_snapshot_may_have_a_link_of_its_own() {
+    let template = |more: &str| {
+        let file = format!("[[template]]\nsnapshot = \"s\"\nvmid = 9000\n{more}");
+        complete(&Host::new(), &file, &Flags::default(), &[])
+    };
+    let config =
+        template("bridge = \"vmbr0\"\ntag = 42\nrate = 10\nfirewall = true\n").expect("fits");
+    let options = config.options();
+    let of = &options.templates[0];
+    assert_eq!(
+        (of.bridge.as_deref(), of.link.tag, of.link.firewall),
+        (Some("vmbr0"), Some(42), Some(true))
+    );
+    assert_eq!(of.link.rate.map(|rate| rate.to_string()).as_deref(), Some("10"));
+    let plain = template("").expect("fits").options();
+    assert_eq!(
+        (&plain.templates[0].bridge, &plain.templates[0].link),
+        (&None, &Default::default())
+    );
+    for (line, told) in [
+        ("tag = 0\n", "s (9000): tag must be 1 to 4094"),
+        ("tag = 4095\n", "s (9000): tag must be 1 to 4094"),
+        ("bridge = \"vmbr7\"\n", "s (9000): there is no interface \"vmbr7\""),
+        ("bridge = \"vmbr0,tag=1\"\n", "s (9000): there is no interface"),
+        ("bridge = \"../net/vmbr0\"\n", "s (9000): there is no interface"),
+    ] {
+        let text = mistakes(template(line));
+        assert!(text.contains(told), "{line}: {text}");
+    }
+    for line in ["rate = 0\n", "rate = -1.5\n", "rate = nan\n", "tag = 70000\n", "tag = -1\n"] {
+        let file = format!("[[template]]\nsnapshot = \"s\"\nvmid = 9000\n{line}");
+        assert!(toml::from_str::<File>(&file).is_err(), "{line}");
+    }
+}

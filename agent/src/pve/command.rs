@@ -7,15 +7,16 @@ use std::ffi::OsString;
 
 use proto::id::Vmid;
 
-use super::{Address, CloneOrder, Settings};
+use super::{CloneOrder, Settings, interface};
 
 /// One call of `pct`.
 #[derive(Debug, Clone)]
 pub enum Command<'a> {
     /// A linked clone: what PVE makes of a template by default.
     Clone(&'a CloneOrder),
-    /// Settings, all in one call: each call costs PVE more than half a second.
-    Set(Vmid, &'a Settings),
+    /// Settings, all in one call: each call costs PVE more than half a second. Over the `net0` that
+    /// stands there.
+    Set(Vmid, &'a Settings, Option<&'a str>),
     /// Make the root volume so large, GiB.
     Resize(Vmid, u32),
     /// Boot.
@@ -46,7 +47,7 @@ impl Command<'_> {
     pub fn vmid(&self) -> Vmid {
         match self {
             Self::Clone(order) => order.vmid,
-            Self::Set(vmid, _)
+            Self::Set(vmid, ..)
             | Self::Resize(vmid, _)
             | Self::Start(vmid)
             | Self::Stop(vmid)
@@ -66,9 +67,9 @@ impl Command<'_> {
                 // In the config from its first write on, before there is a volume.
                 option(&mut arguments, "--description", &order.mark);
             }
-            Self::Set(vmid, settings) => {
+            Self::Set(vmid, settings, net0) => {
                 arguments.push(vmid.to_string());
-                option(&mut arguments, "--net0", net0(settings));
+                option(&mut arguments, "--net0", interface::net0(settings, *net0));
                 option(&mut arguments, "--cores", settings.cores);
                 option(&mut arguments, "--cpulimit", settings.cores);
                 option(&mut arguments, "--memory", settings.memory_mib);
@@ -92,17 +93,6 @@ impl Command<'_> {
     }
 }
 
-/// The value of `net0`. Without `hwaddr`, PVE would choose another MAC at every change.
-pub fn net0(settings: &Settings) -> String {
-    let Settings { bridge, mac, address, .. } = settings;
-    let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02X}")).collect();
-    let ip = match address {
-        Address::Static { ip, prefix, gateway } => format!("ip={ip}/{prefix},gw={gateway}"),
-        Address::Dhcp => "ip=dhcp".to_owned(),
-    };
-    format!("name=eth0,bridge={bridge},hwaddr={},{ip},type=veth", mac.join(":"))
-}
-
 fn option(arguments: &mut Vec<String>, name: &str, value: impl std::fmt::Display) {
     arguments.push(name.to_owned());
     arguments.push(value.to_string());
@@ -117,7 +107,7 @@ mod tests {
     use proto::id::SandboxId;
 
     use super::*;
-    use crate::pve::Mark;
+    use crate::pve::{Address, Link, Mark};
 
     fn vmid(number: u32) -> Vmid {
         Vmid::try_from(number).expect("in range")
@@ -136,7 +126,8 @@ mod tests {
 
     fn settings(address: Address) -> Settings {
         let mac = [0x02, 0, 10, 100, 1, 2];
-        Settings { bridge: "vmbr0".to_owned(), mac, address, cores: 2, memory_mib: 512 }
+        let (bridge, link) = ("vmbr0".to_owned(), Link::default());
+        Settings { bridge, mac, address, link, cores: 2, memory_mib: 512 }
     }
 
     fn shell(command: &Command<'_>) -> String {
@@ -156,8 +147,8 @@ mod tests {
         let id = vmid(100_000);
         let commands = [
             Command::Clone(&order),
-            Command::Set(id, &fixed),
-            Command::Set(id, &dhcp),
+            Command::Set(id, &fixed, None),
+            Command::Set(id, &dhcp, Some("name=eth0,bridge=vmbr9,firewall=1,tag=7,type=veth")),
             Command::Resize(id, 20),
             Command::Start(id),
             Command::Stop(id),
@@ -168,7 +159,7 @@ mod tests {
         assert_snapshot!(lines.join("\n"), @r"
         clone 9000 100000 --hostname pvelxc-01hf7uaq00es3oe1o70s3ge1o7 --description 'pve-sandbox:v1 id=pvelxc-01hf7uaq00es3oe1o70s3ge1o7 vmid=100000 attempt=1 team=acme request=r-1'
         set 100000 --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=10.100.1.2/24,gw=10.100.1.1,type=veth --cores 2 --cpulimit 2 --memory 512 --swap 0 --onboot 0
-        set 100000 --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=dhcp,type=veth --cores 2 --cpulimit 2 --memory 512 --swap 0 --onboot 0
+        set 100000 --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=dhcp,firewall=1,tag=7,type=veth --cores 2 --cpulimit 2 --memory 512 --swap 0 --onboot 0
         resize 100000 rootfs 20G
         start 100000
         stop 100000

@@ -76,6 +76,13 @@ impl ContainerConfig {
         self.lines[..self.main].iter().rev().find_map(|line| value(line, key))
     }
 
+    /// The settings of the main part, in the order of the file.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.lines[..self.main].iter().filter(|line| !line.starts_with(b"#"));
+        let pairs = lines.filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
+        pairs.map(|(key, value)| (key.trim(), value.trim()))
+    }
+
     /// Sets a setting of the main part.
     pub fn set(&mut self, key: &str, text: &str) -> Result<(), Unfit> {
         let unfit = |why| Unfit { key: key.to_owned(), why };
@@ -196,10 +203,7 @@ impl ContainerConfig {
             key == "rootfs"
                 || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
         };
-        let settings = self.lines[..self.main]
-            .iter()
-            .filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
-        settings.filter(move |(key, _)| is_mount(key)).map(|(_, value)| first(value.trim()))
+        self.settings().filter(move |(key, _)| is_mount(key)).map(|(_, value)| first(value))
     }
 
     /// The volumes of this number that it names, as `volume::key` writes them: its own, and no other's.

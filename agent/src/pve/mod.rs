@@ -12,6 +12,7 @@ pub mod container;
 pub mod fake;
 pub mod files;
 pub mod hold;
+pub mod interface;
 pub mod mark;
 pub mod outcome;
 pub mod ownership;
@@ -25,6 +26,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 use proto::{id::SandboxId, id::Vmid, name::NodeName};
 
 pub use config_file::ContainerConfig;
+pub use interface::Link;
 pub use mark::Mark;
 pub use volume::OwnVolumes;
 
@@ -118,6 +120,8 @@ pub struct Settings {
     pub mac: [u8; 6],
     /// Its address.
     pub address: Address,
+    /// What its snapshot says of the interface. The rest is kept as the template has it.
+    pub link: Link,
     /// Cores; also the limit on CPU time.
     pub cores: u32,
     /// Memory, MiB. Swap is 0.

@@ -2,7 +2,7 @@
 
 use proto::id::{SandboxId, Vmid};
 
-use super::{ContainerConfig, ErrorKind, Mark, config_file::DESCRIPTION_CHARS_MAX};
+use super::{ContainerConfig, ErrorKind, Mark, config_file::DESCRIPTION_CHARS_MAX, interface};
 
 /// `Ok` when a container with this number and config may be destroyed as `owner`'s.
 pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
@@ -42,6 +42,18 @@ pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
             not_ours(format!("CT {vmid} is a copy of CT {}", mark.vmid))
         }
         Some(_) => Ok(()),
+    }
+}
+
+/// `Ok` when sandboxes can be cloned from the container with this number and config.
+pub fn clonable(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
+    if !config.is_template() {
+        let text = format!("CT {vmid} is no template: a clone would copy it whole");
+        return Err(ErrorKind::WrongState(text));
+    }
+    match interface::shared_address(config) {
+        Some(why) => Err(ErrorKind::WrongState(format!("template {vmid}: {why}"))),
+        None => Ok(()),
     }
 }
 

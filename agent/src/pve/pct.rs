@@ -264,10 +264,7 @@ impl Host {
         }
         let template = self.config(order.template).await?;
         let template = template.ok_or_else(|| self.missing(order.template))?;
-        if !template.is_template() {
-            let text = format!("CT {} is no template: a clone would copy it whole", order.template);
-            return Err(ErrorKind::WrongState(text));
-        }
+        ownership::clonable(&template, order.template)?;
         if let Some(lock) = template.lock() {
             return Err(ErrorKind::Locked(format!("CT is locked ({lock})")));
         }
@@ -282,11 +279,12 @@ impl Host {
 
     async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), ErrorKind> {
         self.check_quorum().await?;
-        self.ours(vmid).await?;
+        let config = self.ours(vmid).await?;
         if self.running(vmid) {
             return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
         }
-        self.pct(Command::Set(vmid, settings), Instant::now() + CALL).await
+        let set = Command::Set(vmid, settings, config.get("net0"));
+        self.pct(set, Instant::now() + CALL).await
     }
 
     async fn resize(&self, vmid: Vmid, gib: u32, deadline: Instant) -> Result<(), ErrorKind> {

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use proto::id::{SandboxId, Vmid};
+use proto::{
+    id::{SandboxId, Vmid},
+    reason,
+};
 
 use super::{
     Sandboxes, Tombstone, address,
@@ -109,6 +112,14 @@ impl Sandboxes {
         let over = all.iter().filter(|record| record.phase.ended());
         intended.made = over.map(|record| (record.id, record.volumes.clone())).collect();
         let mut findings = findings(&intended, &observed);
+        for template in &self.options.templates {
+            // Of one that cannot be read the look above has told.
+            if let Err(error) = self.check_template(template).await
+                && error.reason == reason::CONTAINER_UNFIT
+            {
+                findings.push(Finding::new("I3", template.vmid, error.message));
+            }
+        }
         findings.extend(self.against_the_journal(&all));
         findings.sort();
         (findings, looked_at)

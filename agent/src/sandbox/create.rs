@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     journal::{Intent, Lifetime, Phase, Record, WakeOn},
-    pve::{Address, CloneOrder, ErrorKind, OwnVolumes, Settings, StorageRoom},
+    pve::{Address, CloneOrder, ErrorKind, OwnVolumes, Settings, StorageRoom, ownership},
     saga::{Lapse, Saga},
 };
 
@@ -80,9 +80,12 @@ impl Sandboxes {
     async fn admit(&self, order: &Order) -> Result<Admitted, Error> {
         let template = self.template(&order.spec.snapshot);
         let quorate = self.pve.cluster().await.quorate;
-        let room = match &template {
-            Ok(template) => self.pve.storage_room(template.vmid).await.map_err(Error::from),
-            Err(error) => Err(error.clone()),
+        let (room, fit) = match &template {
+            Ok(template) => {
+                let room = self.pve.storage_room(template.vmid).await.map_err(Error::from);
+                (room, self.check_template(template).await)
+            }
+            Err(error) => (Err(error.clone()), Ok(())),
         };
         // From here on nobody comes in beside us, and nothing waits.
         let gate = self.gate.hold(&order.id);
@@ -100,6 +103,7 @@ impl Sandboxes {
             });
         }
         let template = template?;
+        fit?;
         self.network_of(order.spec.network)?;
         let size = order.spec.size.or(template.size);
         let facts = self.facts(&gate, &template, size, (quorate, room?));
@@ -142,6 +146,16 @@ impl Sandboxes {
         let templates = self.options.templates.iter().filter(|t| t.snapshot == *snapshot);
         templates.min_by_key(|t| (self.gate.queued(t.vmid), t.vmid)).cloned().ok_or_else(|| {
             Error::new(reason::SNAPSHOT_NOT_FOUND, format!("this node has no snapshot {snapshot}"))
+        })
+    }
+
+    /// Refuses a snapshot whose template cannot be cloned, or whose clones would be in each other's way.
+    pub(super) async fn check_template(&self, template: &Template) -> Result<(), Error> {
+        // One that is missing is told by whoever looks for it next.
+        let Some(config) = self.pve.config(template.vmid).await? else { return Ok(()) };
+        ownership::clonable(&config, template.vmid).map_err(|why| {
+            let message = format!("snapshot {}: {why}", template.snapshot);
+            Error::new(reason::CONTAINER_UNFIT, message)
         })
     }
 
@@ -423,7 +437,8 @@ impl Sandboxes {
             (Network::Static | Network::Dhcp, _) => Address::Dhcp,
         };
         Settings {
-            bridge: bridge.name.clone(),
+            bridge: named.unwrap_or(&bridge.name).clone(),
+            link: template.map(|template| template.link.clone()).unwrap_or_default(),
             mac: mac(&address, record.vmid),
             address,
             cores: record.size.cpu_cores,
@@ -445,6 +460,13 @@ impl Sandboxes {
     }
 }
 
+        // Templates have a number of their own on each node: one that has come over goes by its snapshot.
+        let templates = &self.options.templates;
+        let template = templates.iter().find(|template| template.vmid == record.template);
+        let template = template
+            .filter(|template| template.snapshot == record.snapshot)
+            .or_else(|| templates.iter().find(|template| template.snapshot == record.snapshot));
+        let named = template.and_then(|template| template.bridge.as_ref());
 /// Locally administered. A leased address has one MAC for ever, so that no neighbour's cache is
 /// wrong when it is used again; under DHCP the vmid has.
 fn mac(address: &Address, vmid: Vmid) -> [u8; 6] {

@@ -9,7 +9,7 @@ use proto::{
     spec::{Size, Spec},
 };
 
-use crate::journal::Record;
+use crate::{journal::Record, pve::Link};
 
 /// Fixed at start.
 #[derive(Debug, Clone)]
@@ -58,6 +58,10 @@ pub struct Template {
     pub size: Size,
     /// How a sandbox of it shows that it is ready.
     pub probe: Probe,
+    /// Bridge of its sandboxes, where that is not the node's.
+    pub bridge: Option<String>,
+    /// What is set of their interface, over what the template says.
+    pub link: Link,
 }
 
 /// How a sandbox shows that it is ready, beyond that it has its address and runs `true`.

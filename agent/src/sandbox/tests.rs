@@ -8,6 +8,7 @@ mod faults;
 mod hand_over;
 mod life;
 mod lifetime;
+mod link;
 mod operator;
 mod pause;
 mod recover;
@@ -149,6 +150,8 @@ impl Node {
                 vmid: vmid(TEMPLATE),
                 size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
                 probe: Probe::None,
+                bridge: None,
+                link: Default::default(),
             }],
             network: Bridge {
                 name: "vmbr0".into(),

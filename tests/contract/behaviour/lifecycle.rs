@@ -1,6 +1,6 @@
 use std::net::Ipv4Addr;
 
-use agent::pve::{Address, config_file::Ip};
+use agent::pve::{Address, Link, config_file::Ip, interface::Rate};
 
 use super::assert_kind;
 use crate::stage::{DEADLINE, Shown, Stage, mark, until};
@@ -27,6 +27,33 @@ pub(super) async fn configure_sets_and_keeps(stage: &dyn Stage) -> Shown {
         assert_eq!(config.tags().collect::<Vec<_>>(), ["kept"]);
         assert_eq!(config.mark().as_ref(), Some(&order.mark));
         assert_eq!(config.lock(), None);
+    }
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+/// Losing `firewall` or `tag` is losing isolation.
+pub(super) async fn configure_keeps_what_the_interface_says(stage: &dyn Stage) -> Shown {
+    let order = stage.cloned().await;
+    let (pve, vmid) = (stage.pve(), order.vmid);
+    let mut settings = stage.settings();
+    let bridge = settings.bridge.clone();
+    let line = format!("name=eth7,bridge={bridge},firewall=1,ip=dhcp,ip6=manual,mtu=1400,rate=5.5");
+    stage.operator_sets(vmid, "net0", &line).await;
+    for (link, rate) in [
+        (Link::default(), "5.5"),
+        (Link { rate: Some(Rate::try_from(7.25).expect("a rate")), ..Link::default() }, "7.25"),
+    ] {
+        settings.link = link;
+        pve.configure(vmid, &settings).await.expect("configure");
+        let config = pve.config(vmid).await.expect("read").expect("it is there");
+        let net0 = config.get("net0").expect("an interface");
+        let said = |pair: &str| net0.split(',').any(|said| said == pair);
+        for pair in ["name=eth0", "firewall=1", "ip6=manual", "mtu=1400"] {
+            assert!(said(pair), "{pair}: {net0}");
+        }
+        assert!(said(&format!("rate={rate}")), "{net0}");
+        assert_eq!(net0.matches("rate=").count(), 1, "{net0}");
     }
     stage.destroy(&order).await;
     Shown::Yes

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::Lapse;
 use crate::pve::{
-    CloneOrder, ContainerConfig, ErrorKind, Mark, OwnVolumes, Settings, StorageRoom, command,
-    config_file::Ip, hold, ownership, volume,
+    CloneOrder, ContainerConfig, ErrorKind, Mark, OwnVolumes, Settings, StorageRoom,
+    config_file::Ip, hold, interface, ownership, volume,
 };
 
 /// Every volume of a clone, however small: what full storages are counted in.
@@ -132,9 +132,7 @@ impl World {
         order: &CloneOrder,
     ) -> Result<(), ErrorKind> {
         let template = self.container_mut(node, order.template)?;
-        if !template.config.is_template() {
-            return Err(ErrorKind::WrongState(format!("CT {} is no template", order.template)));
-        }
+        ownership::clonable(&template.config, order.template)?;
         if let Some(lock) = template.config.lock() {
             return Err(locked(lock));
         }
@@ -202,7 +200,7 @@ impl World {
         if guest.pid.is_some() {
             return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
         }
-        let net0 = command::net0(settings);
+        let net0 = interface::net0(settings, guest.config.get("net0"));
         put(&mut guest.config, "net0", &net0);
         put(&mut guest.config, "cores", &settings.cores.to_string());
         put(&mut guest.config, "cpulimit", &settings.cores.to_string());

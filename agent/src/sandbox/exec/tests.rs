@@ -151,6 +151,8 @@ impl Rig {
                 vmid: vmid(TEMPLATE),
                 size: proto::spec::Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
                 probe: Probe::None,
+                bridge: None,
+                link: Default::default(),
             }],
             network: Bridge {
                 name: "vmbr0".into(),
