@@ -48,6 +48,13 @@ const OUTPUT_BYTES_MAX: u64 = 64 * 1024;
 /// and how long the parent gets then.
 const STOP_WAIT: Duration = Duration::from_secs(15);
 
+/// A command that runs for longer than this mostly waits: `pct` itself takes one to three seconds. It
+/// gives its turn to the next.
+const TURN_MAX: Duration = Duration::from_secs(10);
+
+/// Commands that mostly wait, at a time.
+const WAITING_MAX: usize = 4;
+
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -120,6 +127,8 @@ struct Shared {
     output_dir: PathBuf,
     proc: PathBuf,
     turns: Semaphore,
+    /// Turns of those that mostly wait.
+    waits: Semaphore,
     serial: AtomicU64,
     tracker: TaskTracker,
 }
@@ -140,6 +149,7 @@ impl Runner {
             output_dir,
             proc,
             turns: Semaphore::new(parallel.max(1)),
+            waits: Semaphore::new(WAITING_MAX),
             serial: AtomicU64::new(0),
             tracker: TaskTracker::new(),
         })))
@@ -152,16 +162,50 @@ impl Runner {
 
     /// Runs a command to its end, or tells it to stop at the deadline. Waiting for its turn counts.
     pub async fn run(&self, program: Program, deadline: Instant) -> Result<Finished, Error> {
+        self.start(program, Kind::Works, deadline).await
+    }
+
+    /// The same for a command that mostly waits, such as one that sleeps until nobody else can have a
+    /// file system mounted: it keeps nobody else's command waiting for a turn.
+    pub async fn run_waiting(
+        &self,
+        program: Program,
+        deadline: Instant,
+    ) -> Result<Finished, Error> {
+        self.start(program, Kind::Waits, deadline).await
+    }
+
+    async fn start(
+        &self,
+        program: Program,
+        kind: Kind,
+        deadline: Instant,
+    ) -> Result<Finished, Error> {
         let shared = Arc::clone(&self.0);
-        let task = self.0.tracker.spawn(async move { shared.run(&program, deadline).await });
+        let task = self.0.tracker.spawn(async move { shared.run(&program, kind, deadline).await });
         task.await.unwrap_or(Err(Error::Gone))
     }
 }
 
+/// What a command does most of its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It needs a core.
+    Works,
+    /// It needs none.
+    Waits,
+}
+
 impl Shared {
-    async fn run(&self, program: &Program, deadline: Instant) -> Result<Finished, Error> {
-        let turn = timeout_at(deadline, self.turns.acquire()).await;
-        let _turn = turn.map_err(|_| Error::NoTurn)?.map_err(|_| Error::Gone)?;
+    async fn run(
+        &self,
+        program: &Program,
+        kind: Kind,
+        deadline: Instant,
+    ) -> Result<Finished, Error> {
+        let turns = if kind == Kind::Works { &self.turns } else { &self.waits };
+        let turn = timeout_at(deadline, turns.acquire()).await;
+        let mut turn = turn.map_err(|_| Error::NoTurn)?.map_err(|_| Error::Gone)?;
         let start = |source| Error::Start { path: program.path.clone(), source };
         let mut output =
             Output::create(&self.output_dir, self.serial.fetch_add(1, Ordering::Relaxed))
@@ -174,7 +218,22 @@ impl Shared {
             .stderr(output.stderr.try_clone().map_err(start)?)
             .spawn()
             .map_err(start)?;
-        let Ok(status) = timeout_at(deadline, child.wait()).await else {
+        let mut status = None;
+        if kind == Kind::Works {
+            let until = deadline.min(Instant::now() + TURN_MAX);
+            status = timeout_at(until, child.wait()).await.ok();
+            if status.is_none()
+                && let Ok(wait) = self.waits.try_acquire()
+            {
+                turn = wait;
+            }
+        }
+        let ended = match status {
+            Some(status) => Ok(status),
+            None => timeout_at(deadline, child.wait()).await,
+        };
+        drop(turn);
+        let Ok(status) = ended else {
             let ended = self.stop(&mut child).await;
             let (stdout, stderr) = output.read();
             return Err(Error::Deadline { ended, said: stdout + &stderr });

@@ -137,7 +137,7 @@ pub struct Record {
     pub attempt: u32,
     /// Where it is in its life.
     pub phase: Phase,
-    /// For people: queued, clone, configure, resize, start, probe.
+    /// For people: queued, clone, configure, resize_offline, start, resize, probe.
     pub step: String,
     /// What it was created from.
     pub snapshot: SnapshotId,

@@ -196,6 +196,12 @@ impl ContainerConfig {
         options.filter_map(|option| option.strip_prefix("size=")).find_map(gib).unwrap_or(0)
     }
 
+    /// True when its root can be made larger while it runs. PVE tells the kernel, which grows a file
+    /// system that is mounted for writing, and sets a quota in any case.
+    pub fn grows_running(&self) -> bool {
+        !self.get("rootfs").unwrap_or("").split(',').any(|option| option == "ro=1")
+    }
+
     /// Volumes and paths of its root and its mount points.
     pub fn mounts(&self) -> impl Iterator<Item = &str> {
         let is_mount = |key: &str| {
@@ -473,6 +479,19 @@ rootfs: btr:601/vm-601-disk-0.raw@s1,size=2G
         assert_eq!(copy, config, "encoded as PVE does");
         assert!(config.mentions("btr:601/vm-601-disk-0.raw"));
         assert!(config.mentions("vm-601-disk-0") && !config.mentions("vm-601-disk-"));
+    }
+
+    #[test]
+    fn a_root_that_is_mounted_read_only_does_not_grow_while_it_runs() {
+        let grows = |line: &str| ContainerConfig::parse(line.as_bytes()).grows_running();
+        for line in [
+            "rootfs: local-zfs:subvol-1-disk-0,size=2G\n",
+            "rootfs: local-lvm:vm-1-disk-0,mountoptions=noatime,ro=0,size=2G\n",
+            "rootfs: ceph:vm-1-disk-0,size=2G\nmp0: ceph:vm-1-disk-1,mp=/x,ro=1\n",
+        ] {
+            assert!(grows(line), "{line}");
+        }
+        assert!(!grows("rootfs: btr:1/vm-1-disk-0.raw,ro=1,size=2G\n"));
     }
 
     #[test]

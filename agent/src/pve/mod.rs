@@ -255,9 +255,10 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Writes the settings of a stopped container of ours.
     async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error>;
 
-    /// Makes the root volume of a stopped container of ours at least so large, GiB. As large already
-    /// is `Ok`; PVE makes none smaller. On a volume with a file system of its own it may take half a
-    /// minute.
+    /// Makes the root volume of a container of ours at least so large, GiB, with its file system. As
+    /// large already is `Ok`; PVE makes none smaller. While the container runs this takes as long as any
+    /// call of `pct`. On a volume of a stopped one with a file system of its own it takes half a minute,
+    /// which is waited out without a turn that others need.
     async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error>;
 
     /// Gives a stopped container of ours to another node that is online and sees its volumes, too:

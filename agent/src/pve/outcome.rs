@@ -34,6 +34,14 @@ pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<(), Err
     }
 }
 
+/// What `pct resize` says, while it exits with 0, when the volume has grown and the file system on it
+/// has not; `None` when it has.
+pub fn not_grown(stdout: &str) -> Option<String> {
+    let failed = |line: &&str| line.contains("ailed to update the container's filesystem");
+    let line = stdout.lines().map(str::trim).find(failed)?;
+    Some(line.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect())
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Taken,
@@ -135,6 +143,16 @@ mod tests {
         let blocks: Vec<_> = blocks.filter(|block| block.contains("$ pct")).collect();
         assert!(blocks.len() > 35, "{}", blocks.len());
         blocks.into_iter().for_each(check);
+    }
+
+    #[test]
+    fn a_file_system_that_did_not_grow_is_told_apart() {
+        let said = "Image resized.\nresize2fs 1.47.2 (1-Jan-2025)\n\
+            The filesystem on /dev/loop3 is now 786432 (4k) blocks long.\n";
+        assert_eq!(not_grown(said), None);
+        let said = "Image resized.\nFailed to update the container's filesystem: command \
+            'unshare -m -- sh -c ...' failed: exit code 32\n";
+        assert!(not_grown(said).is_some_and(|why| why.contains("exit code 32")));
     }
 
     #[test]

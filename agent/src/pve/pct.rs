@@ -241,7 +241,14 @@ impl Host {
         program: Program,
         deadline: Instant,
     ) -> Result<String, ErrorKind> {
-        match self.runner.run(program, deadline).await {
+        Self::judged(op, self.runner.run(program, deadline).await)
+    }
+
+    fn judged(
+        op: &'static str,
+        done: Result<run::Finished, run::Error>,
+    ) -> Result<String, ErrorKind> {
+        match done {
             Ok(done) => {
                 outcome::judge(op, done.exit, &done.stdout, &done.stderr)?;
                 Ok(done.stdout)
@@ -289,14 +296,24 @@ impl Host {
 
     async fn resize(&self, vmid: Vmid, gib: u32, deadline: Instant) -> Result<(), ErrorKind> {
         self.check_quorum().await?;
-        if self.ours(vmid).await?.rootfs_gib() >= gib {
+        let before = self.ours(vmid).await?;
+        if before.rootfs_gib() >= gib {
             return Ok(());
         }
-        if self.running(vmid) {
-            return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
+        if self.running(vmid) && !before.grows_running() {
+            let text = format!("the root of CT {vmid} is mounted read-only: it grows when stopped");
+            return Err(ErrorKind::WrongState(text));
         }
-        self.pct(Command::Resize(vmid, gib), deadline).await?;
-        // It exits with 0 also when it did nothing.
+        let command = Command::Resize(vmid, gib);
+        let program = Program { path: self.places.pct.clone(), arguments: command.arguments() };
+        // Half a minute of a stopped one is e2fsck and resize2fs, each waiting whether another host has
+        // the file system mounted.
+        let done = self.runner.run_waiting(program, deadline).await;
+        let said = Self::judged(command.op(), done)?;
+        // It exits with 0 also when it did nothing, and when the volume grew and its file system did not.
+        if let Some(why) = outcome::not_grown(&said) {
+            return Err(ErrorKind::Failed(why));
+        }
         let now = self.ours(vmid).await?.rootfs_gib();
         if now < gib {
             let text = format!("pct resize said that it succeeded, but the disk has {now} GiB");
@@ -573,3 +590,6 @@ impl Pve for Pct {
         Some(argv)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,6 +117,43 @@ async fn commands_take_turns() {
 }
 
 #[tokio::test]
+async fn a_command_that_mostly_waits_keeps_no_turn_from_others() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let runner = runner(dir.path(), 1);
+    let (begun, over) = (dir.path().join("begun"), dir.path().join("over"));
+    let script =
+        format!("touch {}; until [ -e {} ]; do sleep 0.05; done", begun.display(), over.display());
+    let others = async {
+        appears(&begun).await;
+        for _ in 0..3 {
+            runner.run(shell("true"), soon()).await.expect("its turn comes");
+        }
+        std::fs::write(&over, "").expect("written");
+    };
+    let (waited, ()) = tokio::join!(runner.run_waiting(shell(&script), soon()), others);
+    assert_eq!(waited.expect("runs").exit, Exit::Code(0));
+}
+
+#[tokio::test]
+async fn a_command_that_turns_out_to_wait_gives_its_turn_away() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let runner = runner(dir.path(), 1);
+    let (begun, over) = (dir.path().join("begun"), dir.path().join("over"));
+    let script =
+        format!("touch {}; until [ -e {} ]; do sleep 0.05; done", begun.display(), over.display());
+    let late = Instant::now() + Duration::from_secs(120);
+    let others = async {
+        appears(&begun).await;
+        runner.run(shell("true"), late).await.expect("its turn comes while the first runs");
+        std::fs::write(&over, "").expect("written");
+    };
+    let (waited, ()) = tokio::join!(runner.run(shell(&script), late), others);
+    assert_eq!(waited.expect("runs").exit, Exit::Code(0));
+    // Its turn is given back once, not twice.
+    assert_eq!((runner.0.turns.available_permits(), runner.0.waits.available_permits()), (1, 4));
+}
+
+#[tokio::test]
 async fn a_program_that_is_not_there() {
     let dir = tempfile::tempdir().expect("tempdir");
     let program = Program { path: "/nonexistent".into(), arguments: vec![] };

@@ -255,7 +255,10 @@ impl Sandboxes {
             configured.map_err(Error::from)
         })
         .await?;
-        let disk_gib = self.resize(saga, work, &record).await?;
+        let grows = self.grows_running(&record).await?;
+        if !grows {
+            self.resize(saga, work, &record, step::RESIZE_OFFLINE).await?;
+        }
 
         // Booting is what costs the node most: a few at a time come up sooner than all at once.
         let _slot = self.called_or(work, self.start_slot(work.deadline)).await?;
@@ -272,6 +275,10 @@ impl Sandboxes {
             started
         })
         .await?;
+        if grows {
+            self.resize(saga, work, &record, step::RESIZE).await?;
+        }
+        let disk_gib = self.disk_gib(&record).await?;
         saga.step_without_undo(step::PROBE, || async {
             let answers = self.called_or(work, self.until_it_answers(&boot));
             let (answer, ()) = tokio::join!(answers, self.note(&id, step::PROBE));
@@ -291,28 +298,44 @@ impl Sandboxes {
         .await
     }
 
-    /// Makes the disk as large as was asked. Says how large it is; 0 when nobody asked.
+    /// True when the disk can be made larger while the sandbox runs, which costs a second; else it is
+    /// done before the start and costs half a minute.
+    async fn grows_running(&self, record: &Record) -> Result<bool, Error> {
+        let config = self.pve.config(record.vmid).await?;
+        Ok(config.is_none_or(|config| config.grows_running()))
+    }
+
+    /// Makes the disk as large as was asked. Where that fails the creation fails: nobody gets a smaller
+    /// one than the answer says.
     async fn resize<'a>(
         &'a self,
         saga: &mut Saga<'a, Error>,
         work: &Work<'_>,
         record: &Record,
-    ) -> Result<u32, Error> {
+        step: &'static str,
+    ) -> Result<(), Error> {
         let Record { id, vmid, size: Size { disk_gib, .. }, .. } = *record;
         if disk_gib == 0 {
-            return Ok(0);
+            return Ok(());
         }
         check_called_off(work)?;
-        saga.step_without_undo(step::RESIZE, || async {
+        saga.step_without_undo(step, || async {
             let left = deadline::left(work.deadline, self.options.limits.create)?;
             let resized = self.pve.resize(vmid, disk_gib, left);
-            let (resized, ()) = tokio::join!(resized, self.note(&id, step::RESIZE));
+            let (resized, ()) = tokio::join!(resized, self.note(&id, step));
             resized.map_err(Error::from)
         })
-        .await?;
-        // A snapshot's may be larger than that.
-        let config = self.pve.config(vmid).await?;
-        Ok(config.map_or(disk_gib, |config| config.rootfs_gib()))
+        .await
+    }
+
+    /// How large the disk is, GiB: a snapshot's may be larger than was asked. 0 when nobody asked.
+    async fn disk_gib(&self, record: &Record) -> Result<u32, Error> {
+        let asked = record.size.disk_gib;
+        if asked == 0 {
+            return Ok(0);
+        }
+        let config = self.pve.config(record.vmid).await?;
+        Ok(config.map_or(asked, |config| config.rootfs_gib()))
     }
 
     /// Clones; when PVE says that the vmid is taken, under the next.
@@ -436,6 +459,13 @@ impl Sandboxes {
             }
             (Network::Static | Network::Dhcp, _) => Address::Dhcp,
         };
+        // Templates have a number of their own on each node: one that has come over goes by its snapshot.
+        let templates = &self.options.templates;
+        let template = templates.iter().find(|template| template.vmid == record.template);
+        let template = template
+            .filter(|template| template.snapshot == record.snapshot)
+            .or_else(|| templates.iter().find(|template| template.snapshot == record.snapshot));
+        let named = template.and_then(|template| template.bridge.as_ref());
         Settings {
             bridge: named.unwrap_or(&bridge.name).clone(),
             link: template.map(|template| template.link.clone()).unwrap_or_default(),
@@ -460,13 +490,6 @@ impl Sandboxes {
     }
 }
 
-        // Templates have a number of their own on each node: one that has come over goes by its snapshot.
-        let templates = &self.options.templates;
-        let template = templates.iter().find(|template| template.vmid == record.template);
-        let template = template
-            .filter(|template| template.snapshot == record.snapshot)
-            .or_else(|| templates.iter().find(|template| template.snapshot == record.snapshot));
-        let named = template.and_then(|template| template.bridge.as_ref());
 /// Locally administered. A leased address has one MAC for ever, so that no neighbour's cache is
 /// wrong when it is used again; under DHCP the vmid has.
 fn mac(address: &Address, vmid: Vmid) -> [u8; 6] {

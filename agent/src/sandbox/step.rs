@@ -4,6 +4,8 @@ pub(super) const QUEUED: &str = "queued";
 pub(super) const CLONE: &str = "clone";
 pub(super) const CONFIGURE: &str = "configure";
 pub(super) const RESIZE: &str = "resize";
+/// Before the start, which takes half a minute longer: whoever waits is told.
+pub(super) const RESIZE_OFFLINE: &str = "resize_offline";
 pub(super) const START: &str = "start";
 pub(super) const PROBE: &str = "probe";
 pub(super) const DONE: &str = "done";

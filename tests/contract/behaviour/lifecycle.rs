@@ -71,8 +71,14 @@ pub(super) async fn a_disk_is_made_larger_and_never_smaller(stage: &dyn Stage) -
         assert_eq!((config.rootfs(), config.lock()), (before.rootfs(), None));
         assert_eq!(config.mark().as_ref(), Some(&order.mark));
     }
+    // Also while it runs, where that takes no wait.
     pve.start(vmid, DEADLINE).await.expect("start");
-    assert_kind!(pve.resize(vmid, larger + 1, DEADLINE).await, WrongState);
+    for _ in 0..2 {
+        pve.resize(vmid, larger + 1, DEADLINE).await.expect("resize while it runs");
+        let config = pve.config(vmid).await.expect("read").expect("it is there");
+        assert_eq!((config.rootfs_gib(), config.lock()), (larger + 1, None));
+    }
+    assert!(pve.running(vmid).await);
     stage.destroy(&order).await;
     Shown::Yes
 }

@@ -90,6 +90,18 @@ impl Ctx {
         if self.deaf.get() { Ok(()) } else { written }
     }
 
+    /// What a look at an unmounted raw volume waits for: `tool` says its name, then sleeps, unless a
+    /// signal comes. Nothing where volumes are subvolumes.
+    pub(crate) fn wait_for_mmp(&self, tool: &str) -> Result {
+        match cost::mmp(&self.roots.control_dir) {
+            Some(wait) => {
+                self.say(tool)?;
+                act::sleep(self, wait)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Pays for a part of the real one's cost.
     pub(crate) fn pay(&self, part: Part<'_>) {
         cost::pay(&self.roots.control_dir, part);

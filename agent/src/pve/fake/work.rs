@@ -168,7 +168,9 @@ impl Work {
 
     pub(super) async fn resize(mut self, gib: u32) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
-        self.pass(self.shared.pace().resize).await?;
+        let runs = self.world().container(&self.node, self.vmid).is_some_and(|g| g.pid.is_some());
+        let pace = self.shared.pace();
+        self.pass(if runs { pace.resize } else { pace.resize_stopped }).await?;
         if self.killed() {
             return Err(cut_off());
         }

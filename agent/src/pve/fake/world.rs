@@ -175,7 +175,10 @@ impl World {
     /// The last writes of a clone.
     pub(super) fn finish_clone(&mut self, node: &NodeName, order: &CloneOrder, volume: &str) {
         let (template, vmid) = (order.template, order.vmid);
-        let volume = format!("local-zfs:basevol-{template}-disk-0/{volume},size=2G");
+        let source = self.container(node, template).and_then(|guest| guest.config.get("rootfs"));
+        let options =
+            source.and_then(|line| line.split_once(',')).map_or("size=2G", |(_, rest)| rest);
+        let volume = format!("local-zfs:basevol-{template}-disk-0/{volume},{options}");
         self.edit(node, vmid, |config| {
             put(config, "rootfs", &volume);
             config.remove("lock");
@@ -220,13 +223,17 @@ impl World {
         if guest.config.rootfs_gib() >= gib {
             return Ok(());
         }
-        if guest.pid.is_some() {
-            return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
+        if guest.pid.is_some() && !guest.config.grows_running() {
+            return Err(ErrorKind::WrongState(format!(
+                "the root of CT {vmid} is mounted read-only"
+            )));
         }
-        let Some(volume) = guest.config.rootfs().map(str::to_owned) else {
+        let Some(line) = guest.config.get("rootfs") else {
             return Err(ErrorKind::Failed("missing 'rootfs' configuration".to_owned()));
         };
-        put(&mut guest.config, "rootfs", &format!("{volume},size={gib}G"));
+        let options = line.split(',').filter(|option| !option.starts_with("size="));
+        let line = options.collect::<Vec<_>>().join(",");
+        put(&mut guest.config, "rootfs", &format!("{line},size={gib}G"));
         Ok(())
     }
 

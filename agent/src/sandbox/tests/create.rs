@@ -44,6 +44,54 @@ async fn a_disk_is_never_made_smaller_and_the_sandbox_says_what_it_has() {
     assert_eq!((record.phase, record.size.disk_gib), (Phase::Running, 0), "as the snapshot says");
 }
 
+/// The steps from the configuration on that a creation is seen in, but for those that take no time.
+async fn steps_of(node: &Node) -> Vec<String> {
+    node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
+    let mut steps: Vec<String> = Vec::new();
+    loop {
+        let record = node.record(1).await;
+        if record.phase != Phase::Creating {
+            assert_eq!((record.phase, record.size.disk_gib), (Phase::Running, 8), "{record:?}");
+            return steps;
+        }
+        let counts = !["queued", "clone", "probe"].contains(&record.step.as_str());
+        if counts && steps.last() != Some(&record.step) {
+            steps.push(record.step.clone());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_grows_once_the_sandbox_runs_and_before_only_where_it_must() {
+    let node = Node::new().await;
+    let start = tokio::time::Instant::now();
+    assert_eq!(steps_of(&node).await, ["configure", "start", "resize"]);
+    assert!(start.elapsed() < Duration::from_secs(10), "no wait for a file system");
+    node.assert_sound().await;
+
+    let node = Node::new().await;
+    node.cluster.edit(&node.name, vmid(TEMPLATE), |config| {
+        let line = format!("{},ro=1", config.get("rootfs").expect("a root"));
+        config.set("rootfs", &line).expect("fits");
+    });
+    let told = ["configure", "resize_offline", "start"];
+    assert_eq!(steps_of(&node).await, told, "whoever waits is told before");
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_does_not_grow_fails_the_creation() {
+    let said = || ErrorKind::Failed("Failed to update the container's filesystem".into());
+    for trouble in [Trouble::Before(said()), Trouble::After(said()), Trouble::Killed] {
+        let node = Node::new().await;
+        node.fault(Op::Resize, trouble);
+        let record = node.create(1).await;
+        assert_eq!(record.phase, Phase::Failed, "{record:?}");
+        node.assert_clean().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_same_order_is_the_same_sandbox() {
     let node = Node::new().await;

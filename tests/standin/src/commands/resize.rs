@@ -10,6 +10,7 @@ use crate::cost::Part;
 use crate::ctx::Ctx;
 use crate::failure::{Failure, Result};
 use crate::locks;
+use crate::lxc::state;
 use crate::storage::pool;
 use crate::storage::volume::{MountPoint, Volume};
 
@@ -64,7 +65,15 @@ pub(super) fn work(ctx: &Ctx, vmid: u32, bytes: u64) -> Result {
     ctx.pay(Part::Work("resize"));
     let mut point = root(&conf)?;
     let volume = Volume::parse(&point.source)?;
-    ctx.step("volume", || pool::existing(ctx, &volume).map(drop))?;
+    ctx.step("volume", || {
+        pool::existing(ctx, &volume)?;
+        // Of one that runs the kernel has the file system mounted, and waits for nobody.
+        if !state::is_running(ctx, vmid) {
+            ctx.wait_for_mmp("e2fsck 1.47.2 (1-Jan-2025)")?;
+            ctx.wait_for_mmp("resize2fs 1.47.2 (1-Jan-2025)")?;
+        }
+        Ok(())
+    })?;
     point.set("size", &size(bytes));
     conf.main.set("rootfs", point.on(&volume));
     ctx.step("write", || cluster::save(ctx, vmid, &conf))

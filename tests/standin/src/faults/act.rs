@@ -62,6 +62,11 @@ fn act(ctx: &Ctx, rule: &Rule) -> Result {
     }
 }
 
+/// Waits, unless a signal comes.
+pub(crate) fn sleep(ctx: &Ctx, time: Duration) -> Result {
+    pause(ctx, Some(Instant::now() + time))
+}
+
 fn pause(ctx: &Ctx, deadline: Option<Instant>) -> Result {
     match wait(ctx.signals(), &[], deadline) {
         Woken::Timeout | Woken::Ready(_) => Ok(()),

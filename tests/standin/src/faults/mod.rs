@@ -16,6 +16,7 @@
 //! | reboot | those of shutdown, then those of start |
 //! | destroy | lock, stop, volume, conf |
 //! | set | lock, write |
+//! | resize | volume, write |
 //! | unlock | write |
 //! | template | volume, write |
 //! | snapshot | prepare with lock in it, volume, write |

@@ -217,6 +217,28 @@ fn calls_cost_what_the_real_ones_cost() {
 }
 
 #[test]
+fn a_stopped_raw_volume_is_waited_for_when_it_grows() {
+    let cluster = cluster();
+    assert_eq!(cluster.run("pct clone 900 501", "pve1").exit, Some(0));
+    let said = cluster.run("pct resize 501 rootfs 5G", "pve1");
+    assert_eq!((said.exit, said.out), (Some(0), vec![]), "a subvolume has no such wait");
+    let wait = std::time::Duration::from_millis(300);
+    cost::set_mmp(cluster.control_dir(), Some(wait)).expect("a file");
+    let start = std::time::Instant::now();
+    let said = cluster.run("pct resize 501 rootfs 6G", "pve1");
+    assert!(start.elapsed() >= 2 * wait, "e2fsck and resize2fs wait, each");
+    assert_eq!((said.exit, said.out.len()), (Some(0), 2), "{said:?}");
+    assert!(conf(&cluster, 501).contains("size=6G"));
+    // Whoever is told to stop meanwhile has changed nothing.
+    cost::set_mmp(cluster.control_dir(), Some(std::time::Duration::from_secs(60))).expect("a file");
+    cluster.run("timeout -s TERM 1 pct resize 501 rootfs 7G", "pve1");
+    assert!(conf(&cluster, 501).contains("size=6G"));
+    cost::set_mmp(cluster.control_dir(), None).expect("no file");
+    assert_eq!(cluster.run("pct resize 501 rootfs 7G", "pve1").exit, Some(0));
+    assert!(conf(&cluster, 501).contains("size=7G"));
+}
+
+#[test]
 fn containers_that_run() {
     let Some(real) = RealLxc::from_env() else {
         println!("skipped: needs STANDIN_LXC=1 inside a lab node");

@@ -1,0 +1,116 @@
+//! `pct resize` as the driver sees it, with a script in the place of `pct`.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use proto::id::{SandboxId, Vmid};
+
+use super::*;
+
+const VMID: u32 = 1001;
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().expect("a directory")).expect("mkdir");
+    fs::write(path, text).expect("written");
+}
+
+fn conf(options: &str) -> String {
+    let mark = Mark {
+        sandbox_id: SandboxId::new(1, &[1; 10]),
+        vmid: Vmid::try_from(VMID).expect("in range"),
+        attempt: 1,
+        team: "acme".parse().expect("valid"),
+        request_id: "r-1".parse().expect("valid"),
+    };
+    let mark = mark.to_string().replace(':', "%3A");
+    format!("#{mark}\nrootfs: local-lvm:vm-{VMID}-disk-0,{options}\n")
+}
+
+/// A node of which `pct` is this script. `$CONF` is the container's config.
+fn node(dir: &Path, options: &str, running: bool, script: &str) -> Pct {
+    let at = |path: &str| dir.join(path);
+    write(
+        &at("pve/.members"),
+        r#"{"nodename":"n1","version":1,"cluster":{"name":"c","version":1,"nodes":1,"quorate":1},"nodelist":{"n1":{"id":1,"online":1,"ip":"127.0.0.1"}}}"#,
+    );
+    let config = at(&format!("pve/nodes/n1/lxc/{VMID}.conf"));
+    write(&config, &conf(options));
+    let socket = if running {
+        format!("0: 2 0 0 1 1 1 @/var/lib/lxc/{VMID}/command\n")
+    } else {
+        String::new()
+    };
+    write(&at("proc/net/unix"), &socket);
+    let pct = at("pct");
+    write(
+        &pct,
+        &format!("#!/bin/sh\nCONF={}\nDIR={}\n{script}\n", config.display(), dir.display()),
+    );
+    fs::set_permissions(&pct, fs::Permissions::from_mode(0o755)).expect("a program");
+    let places = Places {
+        root: at("pve"),
+        pct,
+        lock_dir: at("lock"),
+        proc: at("proc"),
+        ..Places::default()
+    };
+    let runner = Runner::new(at("out"), at("proc"), 1).expect("a directory");
+    Pct::new("n1".parse().expect("valid"), places, runner)
+}
+
+fn vmid() -> Vmid {
+    Vmid::try_from(VMID).expect("in range")
+}
+
+const SOON: Duration = Duration::from_secs(60);
+const GROW: &str = "sed -i s/size=2G/size=8G/ $CONF";
+
+#[tokio::test]
+async fn it_is_as_large_as_was_asked_or_it_is_an_error() {
+    for (running, options, script, expected) in [
+        (true, "size=2G", GROW.to_owned(), None),
+        (false, "size=2G", GROW.to_owned(), None),
+        (true, "size=8G", "exit 9".to_owned(), None),
+        (true, "size=2G", "exit 0".to_owned(), Some("the disk has 2 GiB")),
+        (
+            true,
+            "size=2G",
+            format!("{GROW}; echo \"Failed to update the container's filesystem: exit code 32\""),
+            Some("exit code 32"),
+        ),
+        (true, "ro=1,size=2G", GROW.to_owned(), Some("read-only")),
+        (false, "ro=1,size=2G", GROW.to_owned(), None),
+    ] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let pct = node(dir.path(), options, running, &script);
+        let told = pct.resize(vmid(), 8, SOON).await.map_err(|error| error.to_string());
+        match expected {
+            None => assert_eq!(told, Ok(()), "{running} {options} {script}"),
+            Some(words) => {
+                let why = told.expect_err("it did not grow");
+                assert!(why.contains(words), "{why}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn while_it_waits_others_have_their_turn() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    // With one turn in all, the resize goes on only when a stop has had one meanwhile.
+    let script = format!(
+        "case $1 in resize) touch $DIR/begun; until [ -e $DIR/over ]; do sleep 0.05; done; {GROW};; \
+         *) touch $DIR/over;; esac"
+    );
+    let pct = node(dir.path(), "size=2G", false, &script);
+    let host = std::sync::Arc::clone(&pct.0);
+    let begun = dir.path().join("begun");
+    let other = async {
+        while !begun.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        host.pct(Command::Stop(Vmid::MIN), Instant::now() + SOON).await
+    };
+    let (resized, other) = tokio::join!(pct.resize(vmid(), 8, SOON), other);
+    other.expect("its turn came");
+    resized.expect("resized");
+}
