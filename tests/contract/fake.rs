@@ -15,8 +15,9 @@ use agent::pve::{
 use proto::{id::Vmid, name::NodeName};
 
 use crate::{
-    behaviour,
+    behaviour::{self, Behaviour},
     stage::{Moment, Shown, Stage},
+    suite,
 };
 
 struct InMemory {
@@ -119,6 +120,27 @@ impl Stage for InMemory {
         true
     }
 
+    async fn is_shared(&self) -> bool {
+        false
+    }
+
+    async fn at_rest(&self, _: Vmid) {}
+
+    async fn clean_up(&self) {
+        self.cluster.set_quorate(true);
+        self.cluster.set_pmxcfs(&self.node, true);
+        self.cluster.set_shared(false);
+        for vmid in self.cluster.guests().into_keys().filter(|vmid| *vmid != template()) {
+            self.cluster.remove(vmid);
+        }
+        for volume in self.cluster.volumes().into_values().flatten() {
+            if !volume.contains("basevol-") {
+                self.cluster.free(&volume);
+            }
+        }
+        self.cluster.edit(&self.node, template(), |config| config.remove("lock"));
+    }
+
     async fn share(&self, on: bool) -> bool {
         self.cluster.set_shared(on);
         true
@@ -150,4 +172,48 @@ async fn every_behaviour() {
         let left: Vec<_> = stage.cluster.guests().into_keys().collect();
         assert_eq!(left, [template()], "{name} leaves nothing but the template");
     }
+}
+
+/// Behaviours that fail in every way, between two that are shown.
+const BAD: &[Behaviour] = &[
+    ("good", |stage| Box::pin(leaves(stage, Shown::Yes))),
+    ("skipped", |stage| Box::pin(leaves(stage, Shown::NotHere("a moon")))),
+    ("panics", |stage| Box::pin(panics(stage))),
+    ("hangs", |stage| Box::pin(hangs(stage))),
+    ("good again", |stage| Box::pin(leaves(stage, Shown::Yes))),
+];
+
+/// Leaves a container behind.
+async fn leaves(stage: &dyn Stage, shown: Shown) -> Shown {
+    assert_eq!(stage.pve().configs().await.expect("list").len(), 1, "the template alone");
+    stage.cloned().await;
+    shown
+}
+
+async fn panics(stage: &dyn Stage) -> Shown {
+    let order = stage.cloned().await;
+    stage.allocate(order.vmid).await;
+    stage.operator_sets(order.vmid, "protection", "1").await;
+    stage.set_quorate(false).await;
+    panic!("it is not so\nand more of it");
+}
+
+async fn hangs(stage: &dyn Stage) -> Shown {
+    stage.cloned().await;
+    std::future::pending().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_suite_goes_on_after_a_failure_and_names_what_it_did_not_show() {
+    let stage = InMemory::new();
+    let tally = suite::run(&stage, BAD.iter()).await;
+    assert_eq!(tally.shown, ["good", "good again"]);
+    assert_eq!(
+        tally.to_string(),
+        "5 behaviours: 2 shown, 1 skipped, 2 failed; skipped skipped: needs a moon; \
+         failed panics: it is not so; failed hangs: it hangs"
+    );
+    let left: Vec<_> = stage.cluster.guests().into_keys().collect();
+    assert_eq!(left, [template()], "what they left is removed");
+    assert_eq!(stage.cluster.volumes().into_values().flatten().count(), 1);
 }

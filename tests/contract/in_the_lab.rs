@@ -30,6 +30,7 @@ fn every_behaviour() {
         format!("PVE_TEST_ADDRESS={net}.200/24,{net}.1"),
         "PVE_TEST_STANDIN=1".to_owned(),
         "PVE_TEST_HAND=1".to_owned(),
+        "PVE_TEST_WHOLE=1".to_owned(),
         format!("PVE_TEST_ONLY={}", std::env::var("PVE_TEST_ONLY").unwrap_or_default()),
     ];
     let mut argv = vec!["/usr/bin/env".to_owned()];

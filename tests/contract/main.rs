@@ -6,7 +6,8 @@
 //! - In a node of the lab: with `PVE_SANDBOX_LAB_TESTS=1`, which `make test-lab` sets.
 //! - On a PVE node: with `PVE_TESTS=1 PVE_TEST_TEMPLATE=vmid`, and where needed
 //!   `PVE_TEST_BRIDGE=vmbr0`, `PVE_TEST_ADDRESS=ip/prefix,gateway` (DHCP without) and
-//!   `PVE_TEST_VMID=first` (990000). It works on containers that it made itself, and no other.
+//!   `PVE_TEST_VMID=first` (990000). It works on containers that it made itself, and no other. Its last
+//!   line counts what was shown, skipped and failed, and names the latter two.
 
 #![expect(
     clippy::disallowed_methods,
@@ -18,3 +19,4 @@ mod fake;
 mod in_the_lab;
 mod on_a_node;
 mod stage;
+mod suite;

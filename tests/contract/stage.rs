@@ -84,9 +84,18 @@ pub(crate) trait Stage: Sync {
     /// as long as it takes.
     async fn slow_next_clone(&self, vmid: Vmid) -> bool;
 
+    /// True when every node of the cluster sees the volumes of clones of the template now.
+    async fn is_shared(&self) -> bool;
+
     /// Every node of the cluster sees the others' volumes from now on, or not; false when that cannot
     /// be had.
     async fn share(&self, on: bool) -> bool;
+
+    /// Waits until a container that was started is at rest: its boot is over.
+    async fn at_rest(&self, vmid: Vmid);
+
+    /// Removes whatever is left of what the suite made, and puts right what it did to the node.
+    async fn clean_up(&self);
 
     /// An operator moves a container that the suite gave to another node back here.
     async fn fetch_back(&self, vmid: Vmid, from: &NodeName);
@@ -141,7 +150,7 @@ impl dyn Stage + '_ {
         self.nothing_left(order.vmid).await;
     }
 
-    /// What is known of the volumes of a clone under way.
+    /// The knowledge of the volumes of a clone under way.
     pub(crate) async fn own(&self) -> OwnVolumes {
         let template = self.pve().config(self.template()).await.expect("read").expect("template");
         OwnVolumes::cloned_to(template.storages())

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use agent::pve::{CloneOrder, hold};
 use proto::id::SandboxId;
 
@@ -10,6 +12,8 @@ impl dyn Stage + '_ {
         let order = self.configured().await;
         self.pve().start(order.vmid, DEADLINE).await.expect("start");
         until("an init", async || self.pve().init_pid(order.vmid).await).await;
+        // What still boots comes and goes by itself.
+        self.at_rest(order.vmid).await;
         order
     }
 
@@ -27,14 +31,17 @@ pub(super) async fn what_is_frozen_keeps_its_processes_and_goes_on(stage: &dyn S
     let order = stage.started().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, owner(&order));
     let before = stage.look(vmid).await;
-    let (pid, processes) = (pve.init_pid(vmid).await, pve.processes(vmid).await.len());
+    let pid = pve.init_pid(vmid).await;
+    let mut frozen = None;
     for _ in 0..2 {
         pve.freeze(vmid, &owner, DEADLINE).await.expect("freeze");
+        // Nothing ends and nothing is born.
+        let processes: BTreeSet<u32> = pve.processes(vmid).await.into_iter().collect();
+        assert_eq!(frozen.get_or_insert(processes.clone()), &processes);
         assert!(pve.frozen(vmid).await && pve.running(vmid).await);
         assert!(pve.usage(vmid).await.expect("it runs").frozen);
     }
     assert_eq!(pve.init_pid(vmid).await, pid);
-    assert_eq!(pve.processes(vmid).await.len(), processes);
     for _ in 0..2 {
         pve.thaw(vmid, &owner).await.expect("thaw");
         assert!(!pve.frozen(vmid).await && pve.running(vmid).await);
