@@ -187,12 +187,12 @@ impl Runner {
     }
 }
 
-/// What a command does most of its time.
+/// The resource that a command takes for most of its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// It needs a core.
+    /// A core.
     Works,
-    /// It needs none.
+    /// None: it sleeps.
     Waits,
 }
 

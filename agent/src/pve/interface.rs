@@ -44,8 +44,8 @@ impl fmt::Display for Rate {
     }
 }
 
-/// What a snapshot's configuration says of the interfaces of its sandboxes; what it does not say is
-/// as the template has it.
+/// Settings of a snapshot for the interfaces of its sandboxes; a setting that is absent stays as the
+/// template has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// VLAN, 1 to 4094.

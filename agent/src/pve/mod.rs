@@ -86,7 +86,7 @@ pub struct CloneOrder {
     pub mark: Mark,
 }
 
-/// What stands under a number before a clone to it.
+/// A look at a number right before a clone to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CloneSite {
     /// Storages that the clone's volumes will be on: those of the template's.
@@ -120,7 +120,7 @@ pub struct Settings {
     pub mac: [u8; 6],
     /// Its address.
     pub address: Address,
-    /// What its snapshot says of the interface. The rest is kept as the template has it.
+    /// Settings of its snapshot for the interface. The rest is kept as the template has it.
     pub link: Link,
     /// Cores; also the limit on CPU time.
     pub cores: u32,

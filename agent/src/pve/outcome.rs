@@ -34,8 +34,8 @@ pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<(), Err
     }
 }
 
-/// What `pct resize` says, while it exits with 0, when the volume has grown and the file system on it
-/// has not; `None` when it has.
+/// Finds the warning of a `pct resize` that exits with 0 although only the volume has grown, and not the
+/// file system on it; `None` when there is none.
 pub fn not_grown(stdout: &str) -> Option<String> {
     let failed = |line: &&str| line.contains("ailed to update the container's filesystem");
     let line = stdout.lines().map(str::trim).find(failed)?;

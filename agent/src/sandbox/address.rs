@@ -419,6 +419,7 @@ mod tests {
             bridge: "vmbr0".into(),
             mac: MAC,
             address,
+            link: Default::default(),
             cores: 1,
             memory_mib: 512,
         };

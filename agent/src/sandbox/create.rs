@@ -424,7 +424,7 @@ impl Sandboxes {
         unreachable!("tries end with the deadline")
     }
 
-    /// What the finished clone's config names.
+    /// Reads which volumes the finished clone's config names.
     async fn named_volumes(&self, record: &Record) -> Result<OwnVolumes, Error> {
         let config = self.pve.config(record.vmid).await?.unwrap_or_default();
         let named = config.own_volumes(record.vmid);

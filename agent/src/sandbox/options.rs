@@ -60,7 +60,7 @@ pub struct Template {
     pub probe: Probe,
     /// Bridge of its sandboxes, where that is not the node's.
     pub bridge: Option<String>,
-    /// What is set of their interface, over what the template says.
+    /// Settings of their interface; they count more than the template's.
     pub link: Link,
 }
 

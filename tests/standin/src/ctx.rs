@@ -90,7 +90,7 @@ impl Ctx {
         if self.deaf.get() { Ok(()) } else { written }
     }
 
-    /// What a look at an unmounted raw volume waits for: `tool` says its name, then sleeps, unless a
+    /// Waits as a tool does that looks at an unmounted raw volume: says its name, then sleeps, unless a
     /// signal comes. Nothing where volumes are subvolumes.
     pub(crate) fn wait_for_mmp(&self, tool: &str) -> Result {
         match cost::mmp(&self.roots.control_dir) {

@@ -120,7 +120,7 @@ impl Host {
         }
     }
 
-    /// What is left without a config. Volumes of the number that the sandbox did not make stay.
+    /// Looks for what is left without a config. Volumes of the number that the sandbox did not make stay.
     async fn look_for_volumes(&self, vmid: Vmid, own: &OwnVolumes) -> Result<Found, ErrorKind> {
         if let Some(node) = self.cluster().await.guests.get(&vmid) {
             // Another kind of guest has the number, or another node has the config.

@@ -1,4 +1,4 @@
-//! What a sandbox's interface says: what its template does, what its snapshot's configuration does, and
+//! The line of a sandbox's interface: what its template says, what its snapshot's configuration says, and
 //! what is its own.
 
 use proto::reason;
