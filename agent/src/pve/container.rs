@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use procfs::{
@@ -13,6 +13,7 @@ use procfs::{
     net::{TcpNetEntries, TcpState},
 };
 use proto::id::Vmid;
+use tokio::time::Instant;
 
 use super::cgroup::Freezer;
 use crate::sys::{proc::namespace_pids, read};
