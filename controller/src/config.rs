@@ -91,15 +91,44 @@ pub struct Tls {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiLimits {
-    /// Calls under way at once, streams included.
+    /// Unary calls under way at once, of all teams. A team may always have 32, whatever the others
+    /// have; only what it has above them counts in this.
     pub calls_max: usize,
-    /// Streams of one connection.
+    /// Unary calls under way at once, of one team. Half of `calls_max` where it is not given.
+    pub team_calls_max: Option<usize>,
+    /// Streams under way at once, of all teams, counted as `calls_max` is.
+    pub streams_max: usize,
+    /// Streams under way at once, of one team. Half of `streams_max` where it is not given.
+    pub team_streams_max: Option<usize>,
+    /// Streams of one connection, calls of every kind.
     pub streams_per_connection: u32,
+    /// Connections at once. The next makes one without a valid token close, or one of the team that
+    /// has the most.
+    pub connections_max: usize,
 }
 
 impl Default for ApiLimits {
     fn default() -> Self {
-        Self { calls_max: 4096, streams_per_connection: 128 }
+        Self {
+            calls_max: 4096,
+            team_calls_max: None,
+            streams_max: 8192,
+            team_streams_max: None,
+            streams_per_connection: 128,
+            connections_max: 2048,
+        }
+    }
+}
+
+impl ApiLimits {
+    /// Unary calls of one team.
+    pub fn team_calls(&self) -> usize {
+        self.team_calls_max.unwrap_or_else(|| self.calls_max.div_ceil(2))
+    }
+
+    /// Streams of one team.
+    pub fn team_streams(&self) -> usize {
+        self.team_streams_max.unwrap_or_else(|| self.streams_max.div_ceil(2))
     }
 }
 
@@ -209,7 +238,16 @@ impl Config {
             (1000..=100_000_000).contains(&self.events_max),
             "events_max must be 1000 to 100000000".into(),
         );
-        must(self.limits.calls_max > 0, "limits.calls_max must be at least 1".into());
+        let limits = &self.limits;
+        for (name, team, all) in [
+            ("calls_max", limits.team_calls_max, limits.calls_max),
+            ("streams_max", limits.team_streams_max, limits.streams_max),
+        ] {
+            must(all > 0, format!("limits.{name} must be at least 1"));
+            let share = team.is_none_or(|team| (1..all).contains(&team));
+            must(share, format!("limits.team_{name} must be at least 1 and less than {name}"));
+        }
+        must(limits.connections_max >= 16, "limits.connections_max must be at least 16".into());
         must(
             self.limits.streams_per_connection > 0,
             "limits.streams_per_connection must be at least 1".into(),
@@ -302,11 +340,13 @@ mod tests {
         let path = dir.path().join("c.toml");
         let text = "url_template = \"x\"\ndata_dir = \"x\"\nevents_keep_days = 0\n\
                     events_max = 5\n[tls]\ncert = \"a\"\n\
-                    [[node]]\nname = \"a\"\naddress = \"b\"\n[create]\npatience_s = 0\n";
+                    [[node]]\nname = \"a\"\naddress = \"b\"\n[create]\npatience_s = 0\n\
+                    [limits]\ncalls_max = 10\nteam_calls_max = 10\nconnections_max = 1\n";
         std::fs::write(&path, text).expect("write");
         let error = Config::load(&path).expect_err("wrong").to_string();
         let parts = ["url_template", "data_dir", "tls.cert", "node a", "patience_s"];
-        for part in parts.into_iter().chain(["events_keep_days", "events_max"]) {
+        let limits = ["limits.team_calls_max", "limits.connections_max"];
+        for part in parts.into_iter().chain(["events_keep_days", "events_max"]).chain(limits) {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

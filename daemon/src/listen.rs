@@ -1,9 +1,11 @@
-//! A TLS listener for tonic. Handshakes run beside each other, few at a time and not for long, so
-//! that a peer that stalls holds up nobody.
+//! A TLS listener for tonic. Handshakes run beside each other, few at a time and not for long. Peers
+//! that stall hold up nobody: where there is no room for one more handshake, the oldest of the
+//! address that has the most is given up.
 
 use std::{
+    collections::{HashMap, VecDeque},
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -14,7 +16,8 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
+    task::AbortHandle,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,7 +26,10 @@ use tonic::transport::server::Connected;
 
 use crate::peer::Peer;
 
-const HANDSHAKES_MAX: usize = 64;
+/// Handshakes under way at once.
+const HANDSHAKES_MAX: usize = 256;
+/// Connections that wait for the server to take them.
+const ACCEPTED_MAX: usize = 64;
 const HANDSHAKE_S: u64 = 5;
 
 /// An accepted connection with the identity of its peer.
@@ -32,6 +38,13 @@ pub struct Conn {
     stream: TlsStream<TcpStream>,
     peer: Peer,
     address: SocketAddr,
+}
+
+impl Conn {
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
 }
 
 /// What a handler finds in `request.extensions()`, beside the `Peer` itself.
@@ -57,10 +70,10 @@ pub fn tls(
     config: Arc<ServerConfig>,
     stop: CancellationToken,
 ) -> ReceiverStream<io::Result<Conn>> {
-    let (accepted, stream) = mpsc::channel(HANDSHAKES_MAX);
+    let (accepted, stream) = mpsc::channel(ACCEPTED_MAX);
     tokio::spawn(async move {
         let acceptor = TlsAcceptor::from(config);
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let mut handshakes = Handshakes::default();
         loop {
             let (tcp, address) = tokio::select! {
                 () = stop.cancelled() => return,
@@ -74,9 +87,9 @@ pub fn tls(
                     }
                 },
             };
-            let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+            handshakes.make_room();
             let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
-            tokio::spawn(async move {
+            let task = tokio::spawn(async move {
                 let limit = Duration::from_secs(HANDSHAKE_S);
                 match tokio::time::timeout(limit, handshake(acceptor, tcp, address)).await {
                     Ok(Ok(conn)) => {
@@ -86,11 +99,45 @@ pub fn tls(
                     Ok(Err(error)) => tracing::debug!(%address, %error, "handshake failed"),
                     Err(_) => tracing::debug!(%address, "handshake took too long"),
                 }
-                drop(permit);
             });
+            handshakes.0.push_back((network(address.ip()), task.abort_handle()));
         }
     });
     ReceiverStream::new(stream)
+}
+
+/// Handshakes under way, oldest first, with the network that each comes from.
+#[derive(Debug, Default)]
+struct Handshakes(VecDeque<(IpAddr, AbortHandle)>);
+
+impl Handshakes {
+    fn make_room(&mut self) {
+        self.0.retain(|(_, task)| !task.is_finished());
+        if self.0.len() < HANDSHAKES_MAX {
+            return;
+        }
+        let mut counts = HashMap::<IpAddr, usize>::new();
+        for (network, _) in &self.0 {
+            *counts.entry(*network).or_default() += 1;
+        }
+        let most = counts.values().max().copied();
+        let of_most = |network: &IpAddr| counts.get(network).copied() == most;
+        let oldest = self.0.iter().position(|(network, _)| of_most(network));
+        if let Some((network, task)) = oldest.and_then(|at| self.0.remove(at)) {
+            tracing::debug!(%network, "gave up a handshake to make room");
+            task.abort();
+        }
+    }
+}
+
+/// What one peer can easily have all addresses of: an address of IPv4, or a /64 of IPv6.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => v6
+            .to_ipv4_mapped()
+            .map_or_else(|| IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)), IpAddr::V4),
+    }
 }
 
 async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, address: SocketAddr) -> io::Result<Conn> {
@@ -145,37 +192,14 @@ impl AsyncWrite for Conn {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{
-        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType,
-    };
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio_stream::StreamExt;
 
     use super::*;
-    use crate::tls::{self as keys, ClientAuth, Identity};
-
-    type Ca = CertifiedIssuer<'static, KeyPair>;
-
-    fn ca(name: &str) -> Ca {
-        let mut params = CertificateParams::new(vec![]).expect("params");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("ca")
-    }
-
-    /// A leaf of `issuer` with a URI, in files, trusting `trusted`.
-    fn identity(issuer: &Ca, trusted: &Ca, uri: &str) -> Identity {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let key = KeyPair::generate().expect("key");
-        let mut params = CertificateParams::new(vec!["test.internal".into()]).expect("params");
-        params.subject_alt_names.push(SanType::URI(uri.try_into().expect("ascii")));
-        let leaf = params.signed_by(&key, issuer).expect("leaf");
-        let path = |name: &str| dir.path().join(name);
-        std::fs::write(path("crt"), leaf.pem()).expect("write");
-        std::fs::write(path("key"), key.serialize_pem()).expect("write");
-        std::fs::write(path("ca"), trusted.pem()).expect("write");
-        Identity::load(&path("crt"), &path("key"), &path("ca")).expect("identity")
-    }
+    use crate::tls::{
+        self as keys, ClientAuth, Identity,
+        tests::{ca, identity},
+    };
 
     /// What a server that requires certificates makes of this client.
     async fn peer_of(server: &Identity, client: &Identity) -> Option<Peer> {
@@ -232,5 +256,50 @@ mod tests {
         }
         let intruder = identity(&foreign, &ours, "spiffe://pve-sandbox/controller");
         assert_eq!(peer_of(&server, &intruder).await, None);
+    }
+
+    #[tokio::test]
+    async fn peers_that_stall_in_their_handshake_hold_up_nobody() {
+        let ours = ca("ours");
+        let server = identity(&ours, &ours, "spiffe://pve-sandbox/agent/n1");
+        let config = keys::server(&server, ClientAuth::Required).expect("server");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let stop = CancellationToken::new();
+        let mut accepted = tls(listener, config, stop.clone());
+        let mut stalled = Vec::new();
+        let mut begun = [0x16, 3, 1, 2, 0];
+        for n in 0..2 * HANDSHAKES_MAX {
+            let mut tcp = TcpStream::connect(address).await.expect("connect");
+            // Some have begun a hello, the others say nothing.
+            if n % 2 == 0 {
+                begun[4] = u8::try_from(n % 256).expect("a byte");
+                tcp.write_all(&begun).await.expect("written");
+            }
+            stalled.push(tcp);
+        }
+        let client = identity(&ours, &ours, "spiffe://pve-sandbox/controller");
+        let connector =
+            tokio_rustls::TlsConnector::from(keys::client(&client).expect("client config"));
+        let tcp = TcpStream::connect(address).await.expect("connect");
+        let name = "test.internal".try_into().expect("name");
+        // Waiting for the stalled ones would take a multiple of their deadline.
+        let limit = Duration::from_secs(HANDSHAKE_S);
+        let (client, conn) = tokio::time::timeout(limit, async {
+            tokio::join!(connector.connect(name, tcp), accepted.next())
+        })
+        .await
+        .expect("in time");
+        client.expect("a handshake");
+        assert_eq!(conn.expect("one").expect("accepted").peer, Peer::Controller);
+        stop.cancel();
+    }
+
+    #[test]
+    fn a_peers_addresses_count_as_one() {
+        let network = |text: &str| network(text.parse().expect("an address")).to_string();
+        assert_eq!(network("192.0.2.1"), "192.0.2.1");
+        assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
     }
 }

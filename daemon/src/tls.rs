@@ -1,4 +1,5 @@
-//! TLS from PEM files. No session resumption: a peer whose certificate or CA was withdrawn must not
+//! TLS from PEM files. Between our own parts, where both ends show certificates, TLS 1.3 alone;
+//! callers may come with 1.2. No session resumption: a peer whose certificate or CA was withdrawn must not
 //! live on in a ticket.
 
 use std::{
@@ -7,10 +8,11 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    ClientConfig, DEFAULT_VERSIONS, RootCertStore, ServerConfig, SupportedProtocolVersion,
     client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
+    version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
@@ -41,12 +43,22 @@ pub struct Identity {
 /// What a server asks of its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// Nothing.
+    /// Nothing: they are callers.
     None,
-    /// A certificate of the CA, if there is one.
-    Optional,
-    /// A certificate of the CA.
+    /// A certificate of the CA: they are parts of our own.
     Required,
+}
+
+/// Versions between parts of our own.
+const OWN: &[&SupportedProtocolVersion] = &[&TLS13];
+
+impl ClientAuth {
+    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+        match self {
+            Self::None => DEFAULT_VERSIONS,
+            Self::Required => OWN,
+        }
+    }
 }
 
 impl Identity {
@@ -95,19 +107,18 @@ fn unusable(error: impl std::fmt::Display) -> Error {
     Error::Unusable(error.to_string())
 }
 
-/// A server's side: TLS 1.2 and 1.3, `h2` and `http/1.1`.
+/// A server's side, `h2` and `http/1.1`: TLS 1.3 for clients that show certificates, 1.2 too for
+/// others.
 ///
 /// # Errors
 /// When certificate and key do not belong together.
 pub fn server(identity: &Identity, clients: ClientAuth) -> Result<Arc<ServerConfig>, Error> {
     let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(clients.versions())
         .map_err(unusable)?;
     let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots.clone(), provider());
     let builder = match clients {
         ClientAuth::None => builder.with_no_client_auth(),
-        ClientAuth::Optional => builder
-            .with_client_cert_verifier(verifier.allow_unauthenticated().build().map_err(unusable)?),
         ClientAuth::Required => {
             builder.with_client_cert_verifier(verifier.build().map_err(unusable)?)
         }
@@ -121,13 +132,13 @@ pub fn server(identity: &Identity, clients: ClientAuth) -> Result<Arc<ServerConf
     Ok(Arc::new(config))
 }
 
-/// A client's side with a certificate of its own.
+/// A client's side with a certificate of its own, towards a part of our own: TLS 1.3.
 ///
 /// # Errors
 /// When certificate and key do not belong together.
 pub fn client(identity: &Identity) -> Result<Arc<ClientConfig>, Error> {
     let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(OWN)
         .map_err(unusable)?
         .with_root_certificates(identity.roots.clone())
         .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
@@ -152,4 +163,95 @@ fn finish(mut config: ClientConfig) -> Arc<ClientConfig> {
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"h2".to_vec()];
     Arc::new(config)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType,
+    };
+    use rustls::{ProtocolVersion, version::TLS12};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+
+    pub(crate) type Ca = CertifiedIssuer<'static, KeyPair>;
+
+    pub(crate) fn ca(name: &str) -> Ca {
+        let mut params = CertificateParams::new(vec![]).expect("params");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("ca")
+    }
+
+    /// A leaf of `issuer` with a URI, in files, trusting `trusted`.
+    pub(crate) fn identity(issuer: &Ca, trusted: &Ca, uri: &str) -> Identity {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new(vec!["test.internal".into()]).expect("params");
+        params.subject_alt_names.push(SanType::URI(uri.try_into().expect("ascii")));
+        let leaf = params.signed_by(&key, issuer).expect("leaf");
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("crt"), leaf.pem()).expect("write");
+        std::fs::write(path("key"), key.serialize_pem()).expect("write");
+        std::fs::write(path("ca"), trusted.pem()).expect("write");
+        Identity::load(&path("crt"), &path("key"), &path("ca")).expect("identity")
+    }
+
+    /// A client with a certificate that speaks these versions.
+    fn client_of(
+        identity: &Identity,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ClientConfig> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_root_certificates(identity.roots.clone())
+            .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key());
+        finish(config.expect("a certificate"))
+    }
+
+    /// A server that speaks these versions.
+    fn server_of(
+        identity: &Identity,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Arc<ServerConfig> {
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(identity.chain.clone(), identity.key.clone_key());
+        Arc::new(config.expect("a certificate"))
+    }
+
+    /// The version that the two agree on.
+    async fn agreed(
+        server: Arc<ServerConfig>,
+        client: Arc<ClientConfig>,
+    ) -> Option<ProtocolVersion> {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let name = "test.internal".try_into().expect("a name");
+        let connect = TlsConnector::from(client).connect(name, near);
+        let (client, server) = tokio::join!(connect, TlsAcceptor::from(server).accept(far));
+        client.ok()?;
+        server.ok()?.get_ref().1.protocol_version()
+    }
+
+    #[tokio::test]
+    async fn parts_of_our_own_speak_tls_1_3_alone_and_callers_may_come_with_1_2() {
+        let ours = ca("ours");
+        let one = identity(&ours, &ours, "spiffe://pve-sandbox/controller");
+        let (new, old) = (Some(ProtocolVersion::TLSv1_3), Some(ProtocolVersion::TLSv1_2));
+        let agent = server(&one, ClientAuth::Required).expect("server");
+        assert_eq!(agreed(agent.clone(), client(&one).expect("client")).await, new);
+        assert_eq!(agreed(agent.clone(), client_of(&one, &[&TLS13])).await, new);
+        assert_eq!(agreed(agent, client_of(&one, &[&TLS12])).await, None);
+        let (old_end, both) = (server_of(&one, &[&TLS12]), server_of(&one, &[&TLS12, &TLS13]));
+        assert_eq!(agreed(old_end, client(&one).expect("client")).await, None);
+        assert_eq!(agreed(both, client(&one).expect("client")).await, new);
+
+        let api = server(&one, ClientAuth::None).expect("server");
+        assert_eq!(agreed(api.clone(), client_of(&one, &[&TLS12])).await, old);
+        assert_eq!(agreed(api, client_of(&one, &[&TLS12, &TLS13])).await, new);
+    }
 }

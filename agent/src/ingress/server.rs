@@ -4,7 +4,14 @@
 //! anything else goes to the client as it is, so nothing internal is in it. The proof tells Caddy
 //! that it was this agent that answered: a sandbox that got hold of a question cannot answer it.
 
-use std::{fmt, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -16,6 +23,7 @@ use http::{
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use proto::id::SandboxRef;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::Semaphore,
@@ -41,6 +49,9 @@ const SANDBOX_HOST: HeaderName = HeaderName::from_static("x-sbx-host");
 
 /// Questions under way; more wait in the socket's backlog.
 const QUESTIONS_MAX: usize = 4096;
+/// Questions under way about one sandbox: as long as it is woken they wait, and others must not wait
+/// with them.
+const ABOUT_ONE_MAX: usize = 512;
 /// How long a question may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// How long an answer may take, whatever it waits for.
@@ -92,6 +103,7 @@ pub fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
 /// Answers until `stop`, then ends what has been asked.
 pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: CancellationToken) {
     let questions = TaskTracker::new();
+    let asked = Arc::new(Asked::default());
     let slots = Arc::new(Semaphore::new(QUESTIONS_MAX));
     loop {
         let accepted = tokio::select! {
@@ -101,9 +113,9 @@ pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: Cancella
         };
         match accepted {
             Ok((stream, slot)) => {
-                let ingress = Arc::clone(&ingress);
+                let (ingress, asked) = (Arc::clone(&ingress), Arc::clone(&asked));
                 questions.spawn(async move {
-                    answer_one(stream, ingress).await;
+                    answer_one(stream, ingress, asked).await;
                     drop(slot);
                 });
             }
@@ -130,10 +142,50 @@ async fn accept(
     Ok((stream, slot))
 }
 
-async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>) {
+/// Questions under way about each sandbox that has any.
+#[derive(Debug, Default)]
+struct Asked(Mutex<HashMap<String, usize>>);
+
+/// One of the questions about a sandbox.
+#[derive(Debug)]
+struct Question<'a> {
+    asked: &'a Asked,
+    sandbox: String,
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        let mut asked = self.asked.lock();
+        if let Some(questions) = asked.get_mut(&self.sandbox) {
+            *questions -= 1;
+            if *questions == 0 {
+                asked.remove(&self.sandbox);
+            }
+        }
+    }
+}
+
+impl Asked {
+    /// `None` when as many are under way as may be.
+    fn begin(&self, sandbox: SandboxRef) -> Option<Question<'_>> {
+        let (mut asked, sandbox) = (self.lock(), sandbox.to_string());
+        let questions = asked.entry(sandbox.clone()).or_default();
+        if *questions >= ABOUT_ONE_MAX {
+            return None;
+        }
+        *questions += 1;
+        Some(Question { asked: self, sandbox })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Arc<Asked>) {
     let service = service_fn(move |request| {
-        let ingress = Arc::clone(&ingress);
-        async move { Ok::<_, std::convert::Infallible>(ingress.answer(&request).await) }
+        let (ingress, asked) = (Arc::clone(&ingress), Arc::clone(&asked));
+        async move { Ok::<_, std::convert::Infallible>(ingress.answer(&request, &asked).await) }
     });
     let connection = http1::Builder::new()
         .keep_alive(false)
@@ -152,11 +204,16 @@ async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>) {
 type Reply = Response<Full<Bytes>>;
 
 impl Ingress {
-    async fn answer(&self, request: &Request<Incoming>) -> Reply {
+    async fn answer(&self, request: &Request<Incoming>, asked: &Asked) -> Reply {
         let Some(via) = via(request) else {
             return explain(StatusCode::NOT_FOUND, "there is only /v1/route here");
         };
-        let reply = match timeout(DEADLINE, self.route(via, request.headers())).await {
+        let name = host(request.headers()).and_then(|host| Name::parse(host, &self.domain));
+        let Some(_question) = name.map_or(Some(None), |name| asked.begin(name.sandbox).map(Some))
+        else {
+            return later("too many requests wait for this sandbox");
+        };
+        let reply = match timeout(DEADLINE, self.route(via, name)).await {
             Ok(reply) => reply,
             Err(_) => later("the node did not find out where this sandbox is in time"),
         };
@@ -169,8 +226,7 @@ impl Ingress {
         reply
     }
 
-    async fn route(&self, via: Via, headers: &HeaderMap) -> Reply {
-        let name = host(headers).and_then(|host| Name::parse(host, &self.domain));
+    async fn route(&self, via: Via, name: Option<Name>) -> Reply {
         let look = || name.and_then(|name| self.routes.local(name.sandbox));
         let mut local = look();
         // Once: what is paused again by then is somebody's will.
@@ -292,4 +348,21 @@ fn explain(status: StatusCode, why: &str) -> Reply {
 /// A header's value out of an address or a host of ours.
 fn plain(value: impl fmt::Display) -> HeaderValue {
     HeaderValue::try_from(value.to_string()).expect("addresses and hosts of ours are plain ASCII")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_about_one_sandbox_leave_room_for_others() {
+        let (asked, sandbox) = (Asked::default(), |name: &str| name.parse().expect("a name"));
+        let one = sandbox("100001");
+        let held: Vec<_> = std::iter::from_fn(|| asked.begin(one)).collect();
+        assert_eq!(held.len(), ABOUT_ONE_MAX);
+        drop(asked.begin(sandbox("100002")).expect("another's"));
+        drop(held);
+        assert!(asked.begin(one).is_some());
+        assert!(asked.lock().is_empty(), "nothing is kept of sandboxes that nobody asks about");
+    }
 }

@@ -137,6 +137,17 @@ pub(super) async fn exec(
     Ok(Response::new(ReceiverStream::new(stream)))
 }
 
+/// The sandbox that a request is about, as it names it; `None` for what is about a stream of the agent's.
+pub(super) fn sandbox_of(request: &agent::ControlExecRequest) -> Option<&str> {
+    use agent::control_exec_request::Action;
+    match request.action.as_ref()? {
+        Action::WriteStdin(ask) => Some(&ask.id),
+        Action::Resize(ask) => Some(&ask.id),
+        Action::Signal(ask) => Some(&ask.id),
+        Action::HangUp(_) => None,
+    }
+}
+
 pub(super) async fn control(
     execs: &Execs,
     streams: &Streams,

@@ -7,6 +7,7 @@ mod files;
 mod load;
 mod node;
 mod pause;
+mod places;
 mod sandbox;
 pub mod status;
 mod watch;
@@ -39,6 +40,7 @@ use tonic::{
 
 use crate::sandbox::{Sandboxes, check::Check, exec::Execs, garbage::Garbage};
 pub use load::Reporter;
+use places::{About, Places};
 pub use tonic::transport::Error;
 
 /// What a listener may say went wrong.
@@ -54,8 +56,6 @@ impl<T: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection 
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// A call that is not answered by then has lost its answer.
 const CALL_MAX: Duration = Duration::from_secs(25);
-/// Unary calls at a time.
-const CALLS_MAX: usize = 256;
 /// Watches at a time.
 const WATCHES_MAX: usize = 16;
 
@@ -68,7 +68,7 @@ pub struct Rpc {
     garbage: Arc<dyn Garbage>,
     /// What is checked besides, by whoever runs beside us.
     checks: Arc<OnceLock<Arc<dyn Check>>>,
-    calls: Arc<Semaphore>,
+    places: Places,
     watches: Arc<Semaphore>,
     streams: exec::Streams,
 }
@@ -87,7 +87,7 @@ impl Rpc {
             execs,
             sandboxes,
             reporter,
-            calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            places: Places::new(),
             watches: Arc::new(Semaphore::new(WATCHES_MAX)),
             streams: exec::Streams::default(),
         }
@@ -117,7 +117,7 @@ impl Rpc {
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .http2_max_header_list_size(16 * 1024)
-            .add_service(health_service)
+            .add_service(InterceptedService::new(health_service, only_the_controller))
             .add_service(InterceptedService::new(service, only_the_controller))
             .serve_with_incoming_shutdown(incoming, async move {
                 stopped.cancelled().await;
@@ -126,12 +126,22 @@ impl Rpc {
             .await
     }
 
-    /// Runs a unary call: not too many at a time, not too long, errors in their form on the wire.
+    /// Runs a unary call that needs nothing but the agent: not too many at a time, not too long,
+    /// errors in their form on the wire.
     async fn call<T>(
         &self,
         work: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<Response<T>, Status> {
-        let _permit = permit(&self.calls)?;
+        self.call_about(About::Agent, work).await
+    }
+
+    /// The same for a call about a sandbox, whose tenant may make it last.
+    async fn call_about<T>(
+        &self,
+        about: About<'_>,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<Response<T>, Status> {
+        let _place = self.places.take(about).ok_or_else(full)?;
         let answered = tokio::select! {
             biased;
             // A simulated crash: whoever is connected still hears nothing of this life.
@@ -160,11 +170,13 @@ impl Rpc {
 }
 
 fn permit(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
-    Arc::clone(limit).try_acquire_owned().map_err(|_| {
-        Refusal::new(Code::ResourceExhausted, reason::TOO_MANY_CALLS, "too many calls at a time")
-            .retry_after(Duration::from_secs(1))
-            .into()
-    })
+    Arc::clone(limit).try_acquire_owned().map_err(|_| full())
+}
+
+fn full() -> Status {
+    Refusal::new(Code::ResourceExhausted, reason::TOO_MANY_CALLS, "too many calls at a time")
+        .retry_after(Duration::from_secs(1))
+        .into()
 }
 
 /// Anybody else with a certificate of ours is another agent, or nobody.
@@ -202,7 +214,9 @@ impl AgentService for Rpc {
         &self,
         request: Request<wire::CancelCreateRequest>,
     ) -> Result<Response<wire::CancelCreateResponse>, Status> {
-        self.call(self.cancel(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.sandbox_id.clone();
+        self.call_about(About::Sandbox(&id), self.cancel(request)).await
     }
 
     async fn get_sandbox(
@@ -223,21 +237,27 @@ impl AgentService for Rpc {
         &self,
         request: Request<wire::StartSandboxRequest>,
     ) -> Result<Response<wire::StartSandboxResponse>, Status> {
-        self.call(self.start(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.start(request)).await
     }
 
     async fn stop_sandbox(
         &self,
         request: Request<wire::StopSandboxRequest>,
     ) -> Result<Response<wire::StopSandboxResponse>, Status> {
-        self.call(self.stop(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.stop(request)).await
     }
 
     async fn delete_sandbox(
         &self,
         request: Request<wire::DeleteSandboxRequest>,
     ) -> Result<Response<wire::DeleteSandboxResponse>, Status> {
-        self.call(self.delete(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.delete(request)).await
     }
 
     type ExecStream = exec::Responses;
@@ -254,42 +274,50 @@ impl AgentService for Rpc {
         &self,
         request: Request<wire::PauseSandboxRequest>,
     ) -> Result<Response<wire::PauseSandboxResponse>, Status> {
-        self.call(self.pause(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.pause(request)).await
     }
 
     async fn resume_sandbox(
         &self,
         request: Request<wire::ResumeSandboxRequest>,
     ) -> Result<Response<wire::ResumeSandboxResponse>, Status> {
-        self.call(self.resume(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.resume(request)).await
     }
 
     async fn set_wake_on(
         &self,
         request: Request<wire::SetWakeOnRequest>,
     ) -> Result<Response<wire::SetWakeOnResponse>, Status> {
-        self.call(self.wake_on(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.wake_on(request)).await
     }
 
     async fn set_lifetime(
         &self,
         request: Request<wire::SetLifetimeRequest>,
     ) -> Result<Response<wire::SetLifetimeResponse>, Status> {
-        self.call(self.lifetime(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.lifetime(request)).await
     }
 
     async fn collect_garbage(
         &self,
         request: Request<wire::CollectGarbageRequest>,
     ) -> Result<Response<wire::CollectGarbageResponse>, Status> {
-        self.call(self.garbage(request.into_inner())).await
+        self.call_about(About::Many, self.garbage(request.into_inner())).await
     }
 
     async fn recover_sandbox(
         &self,
         request: Request<wire::RecoverSandboxRequest>,
     ) -> Result<Response<wire::RecoverSandboxResponse>, Status> {
-        self.call(self.recover(request.into_inner())).await
+        self.call_about(About::Many, self.recover(request.into_inner())).await
     }
 
     async fn set_intake(
@@ -317,42 +345,51 @@ impl AgentService for Rpc {
         &self,
         request: Request<wire::HandOverRequest>,
     ) -> Result<Response<wire::HandOverResponse>, Status> {
-        self.call(Rpc::hand_over(self, request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), Rpc::hand_over(self, request)).await
     }
 
     async fn take_over(
         &self,
         request: Request<wire::TakeOverRequest>,
     ) -> Result<Response<wire::TakeOverResponse>, Status> {
-        self.call(Rpc::take_over(self, request.into_inner())).await
+        self.call_about(About::Many, Rpc::take_over(self, request.into_inner())).await
     }
 
     async fn adopt_sandbox(
         &self,
         request: Request<wire::AdoptSandboxRequest>,
     ) -> Result<Response<wire::AdoptSandboxResponse>, Status> {
-        self.call(self.adopt(request.into_inner())).await
+        self.call_about(About::Many, self.adopt(request.into_inner())).await
     }
 
     async fn release_sandbox(
         &self,
         request: Request<wire::ReleaseSandboxRequest>,
     ) -> Result<Response<wire::ReleaseSandboxResponse>, Status> {
-        self.call(self.release(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.release(request)).await
     }
 
     async fn control_exec(
         &self,
         request: Request<wire::ControlExecRequest>,
     ) -> Result<Response<wire::ControlExecResponse>, Status> {
-        self.call(exec::control(&self.execs, &self.streams, request.into_inner())).await
+        let request = request.into_inner();
+        let id = exec::sandbox_of(&request).map(str::to_owned);
+        let about = id.as_deref().map_or(About::Agent, About::Sandbox);
+        self.call_about(about, exec::control(&self.execs, &self.streams, request)).await
     }
 
     async fn list_execs(
         &self,
         request: Request<wire::ListExecsRequest>,
     ) -> Result<Response<wire::ListExecsResponse>, Status> {
-        self.call(exec::list(&self.execs, request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), exec::list(&self.execs, request)).await
     }
 
     type FilesStream = files::Responses;
@@ -368,21 +405,25 @@ impl AgentService for Rpc {
         &self,
         request: Request<wire::GetUsageRequest>,
     ) -> Result<Response<wire::GetUsageResponse>, Status> {
-        self.call(self.usage(request.into_inner())).await
+        self.call_about(About::Many, self.usage(request.into_inner())).await
     }
 
     async fn expose_http_service(
         &self,
         request: Request<wire::ExposeHttpServiceRequest>,
     ) -> Result<Response<wire::ExposeHttpServiceResponse>, Status> {
-        self.call(self.expose(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.expose(request)).await
     }
 
     async fn hide_http_service(
         &self,
         request: Request<wire::HideHttpServiceRequest>,
     ) -> Result<Response<wire::HideHttpServiceResponse>, Status> {
-        self.call(self.hide(request.into_inner())).await
+        let request = request.into_inner();
+        let id = request.id.clone();
+        self.call_about(About::Sandbox(&id), self.hide(request)).await
     }
 
     async fn get_load(
@@ -406,7 +447,7 @@ impl AgentService for Rpc {
         &self,
         _: Request<wire::CheckRequest>,
     ) -> Result<Response<wire::CheckResponse>, Status> {
-        self.call(self.check_node()).await
+        self.call_about(About::Many, self.check_node()).await
     }
 }
 

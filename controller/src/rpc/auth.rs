@@ -1,127 +1,102 @@
-//! In front of every call: is there room, who is it, may they; who it is goes into the request's
-//! extensions. And behind it: every error leaves in
-//! our form, whoever made it.
+//! Who is it? Bearer tokens, looked up in the store with every call, so that a revoked one is
+//! useless at once.
+//!
+//! Whoever sends bad tokens must not hold up others' look-ups: a token that was valid before is
+//! looked up at once, all others wait for one of a few turns.
 
 use std::{
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use daemon::status::Refusal;
-use http::{
-    HeaderValue, Request, Response, Version,
-    header::{AUTHORIZATION, CONNECTION},
-};
-use http_body_util::BodyExt;
-use proto::reason;
-use tokio::sync::Semaphore;
-use tonic::{Code, Status, body::Body};
-use tower::{Layer, Service};
+use http::HeaderValue;
+use proto::{name::Team, reason};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tonic::{Code, Status};
 
-use super::{scope, status};
 use crate::{
-    sandbox::{self, Caller},
-    store::Store,
+    sandbox,
+    store::{self, Store},
     token,
 };
 
-/// Makes `Guard`s.
-#[derive(Debug, Clone)]
-pub(super) struct GuardLayer {
+/// Tokens that were not valid before, looked up at a time.
+const TURNS: usize = 16;
+/// Tokens that are remembered as valid.
+const KNOWN_MAX: usize = 4096;
+
+/// What a caller shows: id and secret of a token, in their right form.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shown<'a> {
+    id: &'a str,
+    secret: &'a str,
+}
+
+/// Takes the token out of an `authorization` header.
+///
+/// # Errors
+/// When there is none, or its text has not the form of one.
+pub(super) fn shown(header: Option<&HeaderValue>) -> Result<Shown<'_>, Status> {
+    let text = header
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, text)| text.trim());
+    let (id, secret) = text.and_then(token::split).ok_or_else(invalid)?;
+    Ok(Shown { id, secret })
+}
+
+/// Looks tokens up.
+#[derive(Debug)]
+pub(super) struct Tokens {
     store: Arc<dyn Store>,
-    calls: Arc<Semaphore>,
+    turns: Semaphore,
+    /// Tokens that were valid when they were looked up last.
+    known: Mutex<HashMap<String, store::Token>>,
 }
 
-impl GuardLayer {
-    pub(super) fn new(store: Arc<dyn Store>, calls_max: usize) -> Self {
-        Self { store, calls: Arc::new(Semaphore::new(calls_max)) }
-    }
-}
-
-impl<S> Layer<S> for GuardLayer {
-    type Service = Guard<S>;
-
-    fn layer(&self, inner: S) -> Guard<S> {
-        Guard { guard: self.clone(), inner }
-    }
-}
-
-/// The service behind the guard.
-#[derive(Debug, Clone)]
-pub(super) struct Guard<S> {
-    guard: GuardLayer,
-    inner: S,
-}
-
-type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
-
-impl<S> Service<Request<Body>> for Guard<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
-    S::Future: Send,
-    S::Error: Send,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Answer<S::Error>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+impl Tokens {
+    pub(super) fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, turns: Semaphore::new(TURNS), known: Mutex::default() }
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        // The clone that was polled ready is the one to call.
-        let fresh = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, fresh);
-        let guard = self.guard.clone();
-        Box::pin(async move {
-            let version = request.version();
-            let Ok(permit) = guard.calls.clone().try_acquire_owned() else {
-                let answer = refused(Code::ResourceExhausted, reason::TOO_MANY_CALLS, BUSY);
-                return Ok(unread(answer, version));
-            };
-            // Not the request itself: a body must not be shared between threads.
-            let path = request.uri().path().to_owned();
-            let header = request.headers().get(AUTHORIZATION).cloned();
-            match guard.admit(&path, header.as_ref()).await {
-                Ok(Some(caller)) => drop(request.extensions_mut().insert(caller)),
-                Ok(None) => {}
-                Err(status) => return Ok(unread(status.into_http(), version)),
+    /// The team of a token that was valid when it was looked up last: whose call it is, although it
+    /// is still to be asked whether the token was revoked.
+    pub(super) fn team(&self, shown: Shown<'_>) -> Option<Team> {
+        let known = self.known().get(shown.id).cloned()?;
+        token::verify(&known, shown.secret).then_some(known.team)
+    }
+
+    /// Waits until a token that was not valid before may be looked up.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
+    }
+
+    /// Looks a token up.
+    ///
+    /// # Errors
+    /// When there is no such token, it was revoked, or the store fails.
+    pub(super) async fn verify(&self, shown: Shown<'_>) -> Result<store::Token, Status> {
+        let found = self.store.token(shown.id).await.map_err(sandbox::Error::from)?;
+        let valid = found.filter(|found| token::verify(found, shown.secret));
+        let mut known = self.known();
+        let Some(token) = valid else {
+            // Somebody else's wrong secret makes the right one no stranger.
+            if known.get(shown.id).is_some_and(|known| token::verify(known, shown.secret)) {
+                known.remove(shown.id);
             }
-            let response = inner.call(request).await?;
-            Ok(finish(response, permit))
-        })
-    }
-}
-
-const BUSY: &str = "too many calls are under way; try again in a moment";
-
-impl GuardLayer {
-    async fn admit(
-        &self,
-        path: &str,
-        header: Option<&HeaderValue>,
-    ) -> Result<Option<Caller>, Status> {
-        let needed = match scope::need(path) {
-            Some(scope::Need::Open) => return Ok(None),
-            Some(scope::Need::Scope(scope)) => scope,
-            None => return Err(Status::unimplemented(format!("there is no method {path}"))),
+            return Err(invalid());
         };
-        let text = header
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, text)| text.trim());
-        let (id, secret) = text.and_then(token::split).ok_or_else(invalid)?;
-        let found = self.store.token(id).await.map_err(sandbox::Error::from)?;
-        let token = found.filter(|found| token::verify(found, secret)).ok_or_else(invalid)?;
-        if !token.scopes.split(' ').any(|scope| scope == needed) {
-            let message = format!("this token has not the scope `{needed}`");
-            return Err(Refusal::new(Code::PermissionDenied, reason::SCOPE_MISSING, message).into());
+        if known.len() >= KNOWN_MAX && !known.contains_key(shown.id) {
+            known.clear();
         }
-        Ok(Some(Caller { team: token.team, token: token.id }))
+        known.insert(shown.id.to_owned(), token.clone());
+        Ok(token)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, store::Token>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,36 +104,4 @@ fn invalid() -> Status {
     let message = "send a valid token as `authorization: Bearer pvesb_...`; \
                    `pve-sandbox-controller token create` makes one";
     Refusal::new(Code::Unauthenticated, reason::TOKEN_INVALID, message).into()
-}
-
-fn refused(code: Code, reason: &'static str, message: &str) -> Response<Body> {
-    let after = std::time::Duration::from_secs(1);
-    Status::from(Refusal::new(code, reason, message).retry_after(after)).into_http()
-}
-
-/// An answer before the body was read. HTTP/1.1 ends such a connection; a client that is not told
-/// would lose its next call on it.
-fn unread(mut response: Response<Body>, version: Version) -> Response<Body> {
-    if version < Version::HTTP_2 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
-}
-
-/// Holds the place of the call until its last byte, and gives errors that tonic made our form.
-fn finish(response: Response<Body>, permit: tokio::sync::OwnedSemaphorePermit) -> Response<Body> {
-    if let Some(status) = Status::from_header_map(response.headers())
-        && status.code() != Code::Ok
-    {
-        return match status::completed(&status) {
-            Some(ours) => ours.into_http(),
-            None => response,
-        };
-    }
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _held = &permit;
-            frame
-        }))
-    })
 }

@@ -2,8 +2,11 @@
 //! and reflection beside our own services, and bounds on everything that a caller can make large.
 
 mod auth;
+mod connections;
 mod convert;
+mod guard;
 mod operator;
+mod permits;
 mod sandbox;
 pub mod scope;
 mod status;
@@ -18,9 +21,11 @@ use proto::{
     },
 };
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{service::Routes, transport::server::Connected};
 use tonic_web::GrpcWebLayer;
+
+use connections::Connections;
 
 use crate::{config::ApiLimits, sandbox::Sandboxes, store::Store, url::UrlTemplate};
 
@@ -33,7 +38,7 @@ const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 #[derive(Debug, Clone)]
 pub struct Api {
     routes: Routes,
-    guard: auth::GuardLayer,
+    guard: guard::GuardLayer,
     limits: ApiLimits,
 }
 
@@ -67,7 +72,7 @@ impl Api {
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         routes = routes.add_service(v1.expect("our own descriptors are whole"));
         routes = routes.add_service(v1alpha.expect("our own descriptors are whole"));
-        let guard = auth::GuardLayer::new(store, limits.calls_max);
+        let guard = guard::GuardLayer::new(store, &limits);
         Self { routes, guard, limits }
     }
 
@@ -85,6 +90,8 @@ impl Api {
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let connections = Connections::new(self.limits.connections_max);
+        let incoming = incoming.map(move |io| io.map(|io| connections.admit(io)));
         daemon::flow::api_server(self.limits.streams_per_connection)
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE))

@@ -4,10 +4,32 @@
 /// What a caller needs for a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
-    /// Nothing: it tells nothing of anybody.
+    /// Nothing: the answer tells nothing of anybody, and is given at once.
     Open,
+    /// Any valid token: the answer tells nothing of anybody, but costs a place for as long as the
+    /// caller likes.
+    Token,
     /// A token with this scope.
     Scope(&'static str),
+}
+
+/// How long a call may last. The two kinds have bounds of their own, so that the streams of a team
+/// leave room for its other calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// One message each way: ends soon.
+    Unary,
+    /// A stream in one direction or both: ends when its ends want.
+    Stream,
+}
+
+/// What is known of a method before its handler is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Method {
+    /// What a caller needs.
+    pub(super) need: Need,
+    /// How long a call may last.
+    pub(super) shape: Shape,
 }
 
 /// Using the sandboxes of the token's own team. Every token has it.
@@ -17,62 +39,65 @@ pub const OPERATOR: &str = "operator";
 /// Every scope that a token can be given.
 pub const ALL: &[&str] = &[SANDBOX, OPERATOR];
 
-const TABLE: &[(&str, Need)] = &[
-    ("/grpc.health.v1.Health/Check", Need::Open),
-    ("/grpc.health.v1.Health/Watch", Need::Open),
-    // The schema is public.
-    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need::Open),
-    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Need::Open),
-    ("/sandbox.v1.OperatorService/Fsck", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.OperatorService/GetVersion", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.OperatorService/ListNodes", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.OperatorService/WatchAllEvents", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.SandboxService/CreateSandbox", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/DeleteSandbox", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/DownloadArchive", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/Exec", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ExecCommand", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ExplainPlacement", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ExposeHttpService", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/GetSandbox", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/GetUsage", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/HideHttpService", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ListDir", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ListExecs", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ListSandboxes", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ListSnapshots", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/PauseSandbox", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ReadFile", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/RemoveFile", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ResizeExec", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/ResumeSandbox", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/SetWakeOn", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/SetLifetime", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/PruneSandboxes", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/CompareSandboxes", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.OperatorService/CollectGarbage", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.OperatorService/RecoverSandbox", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.OperatorService/AdoptSandbox", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.OperatorService/ReleaseSandbox", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.OperatorService/ForgetNode", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.OperatorService/CordonNode", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.OperatorService/UncordonNode", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.OperatorService/DrainNode", Need::Scope(OPERATOR)),
-    ("/sandbox.v1.SandboxService/SignalExec", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/StartSandbox", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/StatFile", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/StopSandbox", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/StreamExec", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/UploadArchive", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/WatchEvents", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/WatchSandbox", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/WriteExecStdin", Need::Scope(SANDBOX)),
-    ("/sandbox.v1.SandboxService/WriteFiles", Need::Scope(SANDBOX)),
+use Need::{Open, Scope, Token};
+use Shape::{Stream, Unary};
+
+const TABLE: &[(&str, Need, Shape)] = &[
+    ("/grpc.health.v1.Health/Check", Open, Unary),
+    ("/grpc.health.v1.Health/Watch", Token, Stream),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Token, Stream),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Token, Stream),
+    ("/sandbox.v1.OperatorService/Fsck", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.OperatorService/GetVersion", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.OperatorService/ListNodes", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.OperatorService/WatchAllEvents", Scope(OPERATOR), Stream),
+    ("/sandbox.v1.SandboxService/CreateSandbox", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/DeleteSandbox", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/DownloadArchive", Scope(SANDBOX), Stream),
+    ("/sandbox.v1.SandboxService/Exec", Scope(SANDBOX), Stream),
+    ("/sandbox.v1.SandboxService/ExecCommand", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/ExplainPlacement", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/ExposeHttpService", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/GetSandbox", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/GetUsage", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/HideHttpService", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/ListDir", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/ListExecs", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/ListSandboxes", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/ListSnapshots", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/PauseSandbox", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/ReadFile", Scope(SANDBOX), Stream),
+    ("/sandbox.v1.SandboxService/RemoveFile", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/ResizeExec", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/ResumeSandbox", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/SetWakeOn", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/SetLifetime", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/PruneSandboxes", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/CompareSandboxes", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.OperatorService/CollectGarbage", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.OperatorService/RecoverSandbox", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.OperatorService/AdoptSandbox", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.OperatorService/ReleaseSandbox", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.OperatorService/ForgetNode", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.OperatorService/CordonNode", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.OperatorService/UncordonNode", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.OperatorService/DrainNode", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.SandboxService/SignalExec", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/StartSandbox", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/StatFile", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/StopSandbox", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/StreamExec", Scope(SANDBOX), Stream),
+    ("/sandbox.v1.SandboxService/UploadArchive", Scope(SANDBOX), Stream),
+    ("/sandbox.v1.SandboxService/WatchEvents", Scope(SANDBOX), Stream),
+    ("/sandbox.v1.SandboxService/WatchSandbox", Scope(SANDBOX), Stream),
+    ("/sandbox.v1.SandboxService/WriteExecStdin", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.SandboxService/WriteFiles", Scope(SANDBOX), Unary),
 ];
 
-/// What a path needs; `None` when there is no such method.
-pub(super) fn need(path: &str) -> Option<Need> {
-    TABLE.iter().find(|(method, _)| *method == path).map(|(_, need)| *need)
+/// The method of a path; `None` when there is no such method.
+pub(super) fn method(path: &str) -> Option<Method> {
+    let row = TABLE.iter().find(|(known, ..)| *known == path);
+    row.map(|(_, need, shape)| Method { need: *need, shape: *shape })
 }
 
 #[cfg(test)]
@@ -84,25 +109,36 @@ mod tests {
 
     #[test]
     fn every_method_has_an_entry_and_every_entry_a_method() {
-        let mut paths = Vec::new();
+        let mut methods = Vec::new();
         let ours = FileDescriptorSet::decode(proto::DESCRIPTORS).expect("descriptors");
         let health = FileDescriptorSet::decode(tonic_health::pb::FILE_DESCRIPTOR_SET);
         let served = ours.file.into_iter().filter(|file| file.package() == "sandbox.v1");
         for file in served.chain(health.expect("descriptors").file) {
             for service in &file.service {
                 for method in &service.method {
-                    paths.push(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let streams = method.client_streaming() || method.server_streaming();
+                    methods.push((path, if streams { Stream } else { Unary }));
                 }
             }
         }
-        for path in &paths {
-            assert!(need(path).is_some(), "{path} has no entry");
+        for (path, shape) in &methods {
+            let known = method(path).unwrap_or_else(|| panic!("{path} has no entry"));
+            assert_eq!(known.shape, *shape, "{path}");
         }
-        for (path, need) in TABLE {
+        for (path, need, shape) in TABLE {
             let reflection = path.starts_with("/grpc.reflection.");
-            assert!(reflection || paths.iter().any(|known| known == path), "{path} is no method");
-            let public = path.starts_with("/grpc.");
-            assert_eq!(*need == Need::Open, public, "{path}");
+            assert!(reflection || methods.iter().any(|(known, _)| known == path), "{path} is none");
+            let ours = path.starts_with("/sandbox.v1.");
+            assert_eq!(matches!(need, Scope(_)), ours, "{path}");
+            // What is open to everybody must end by itself.
+            assert!(*need != Open || *shape == Unary, "{path}");
         }
+    }
+
+    #[test]
+    fn only_a_health_check_needs_no_token() {
+        let open = TABLE.iter().filter(|(_, need, _)| *need == Open).map(|(path, ..)| *path);
+        assert_eq!(open.collect::<Vec<_>>(), ["/grpc.health.v1.Health/Check"]);
     }
 }

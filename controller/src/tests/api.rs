@@ -208,28 +208,6 @@ async fn snapshots_are_the_union_and_a_dry_run_changes_nothing() {
     assert!(lab.living().is_empty());
 }
 
-#[tokio::test(start_paused = true)]
-async fn there_is_a_limit_to_calls_at_once() {
-    let mut lab = Lab::new().await;
-    lab.limits.calls_max = 2;
-    lab.start().await;
-    let sandbox = lab.create("r1").await.expect("made");
-    let mut watches = Vec::new();
-    for _ in 0..2 {
-        let watch = WatchSandboxRequest { id: sandbox.id.clone() };
-        watches.push(lab.api().watch_sandbox(watch).await.expect("watched"));
-    }
-    assert_eq!(reason(lab.get(&sandbox.id).await), reason::TOO_MANY_CALLS);
-    watches.pop();
-    // The place is given back when the stream has gone.
-    let mut tries = 0;
-    while lab.get(&sandbox.id).await.is_err() {
-        tries += 1;
-        assert!(tries < 100, "the place was not given back");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// One gRPC-Web call over the plain channel: base64 is not needed, trailers come in the body.
 pub(super) async fn web(
     lab: &Lab,
@@ -268,29 +246,4 @@ async fn grpc_web_is_served_on_the_same_port() {
     let told =
         grpc.as_deref() == Some("16") || String::from_utf8_lossy(&body).contains("grpc-status:16");
     assert!(told, "UNAUTHENTICATED");
-}
-
-#[tokio::test(start_paused = true)]
-async fn health_and_reflection_need_no_token() {
-    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
-    let lab = Lab::new().await;
-    let service = "sandbox.v1.SandboxService".to_owned();
-    let health = HealthClient::new(lab.channel()).check(HealthCheckRequest { service }).await;
-    assert_eq!(health.expect("healthy").into_inner().status, 1);
-
-    use tonic_reflection::pb::v1::{
-        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-    };
-    let ask = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
-    };
-    let mut client = ServerReflectionClient::new(lab.channel());
-    let asked = futures_util::stream::iter([ask]);
-    let mut answers = client.server_reflection_info(asked).await.expect("asked").into_inner();
-    let answer = answers.next().await.expect("an answer").expect("no error").message_response;
-    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
-    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
-    assert!(names.contains(&"sandbox.v1.SandboxService".to_owned()), "{names:?}");
 }

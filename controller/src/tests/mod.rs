@@ -8,6 +8,7 @@ mod events;
 mod exec;
 mod failover;
 mod files;
+mod flood;
 mod nodes;
 mod pause;
 mod sessions;

@@ -1,0 +1,121 @@
+//! How many calls may be under way. Those that need nothing but the agent have places of their own:
+//! a tenant can make calls about its sandbox last, and must take no place from the rest with them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Calls that need the agent alone, at a time.
+const AGENT_MAX: usize = 256;
+/// Calls about sandboxes, at a time.
+const SANDBOXES_MAX: usize = 1024;
+/// Calls about one sandbox, at a time.
+pub(super) const SANDBOX_MAX: usize = 64;
+
+/// Whose place a call takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum About<'a> {
+    /// The agent's own.
+    Agent,
+    /// That of the sandbox with this id.
+    Sandbox(&'a str),
+    /// Nobody's in particular: the call looks at many sandboxes, or makes one of a container.
+    Many,
+}
+
+/// The places of one node.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    agent: Arc<Semaphore>,
+    sandboxes: Arc<Semaphore>,
+    /// Calls about each sandbox that has any.
+    of: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+/// A call's place, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    /// One of the calls about this sandbox.
+    _share: Option<Share>,
+}
+
+#[derive(Debug)]
+struct Share {
+    of: Arc<Mutex<HashMap<String, usize>>>,
+    sandbox: String,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut of = lock(&self.of);
+        if let Some(calls) = of.get_mut(&self.sandbox) {
+            *calls -= 1;
+            if *calls == 0 {
+                of.remove(&self.sandbox);
+            }
+        }
+    }
+}
+
+fn lock(of: &Mutex<HashMap<String, usize>>) -> MutexGuard<'_, HashMap<String, usize>> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Places {
+    pub(super) fn new() -> Self {
+        Self {
+            agent: Arc::new(Semaphore::new(AGENT_MAX)),
+            sandboxes: Arc::new(Semaphore::new(SANDBOXES_MAX)),
+            of: Arc::default(),
+        }
+    }
+
+    /// Takes a place; `None` when there is none. Never waits.
+    pub(super) fn take(&self, about: About<'_>) -> Option<Place> {
+        let (semaphore, share) = match about {
+            About::Agent => (&self.agent, None),
+            About::Sandbox(id) => (&self.sandboxes, Some(self.share(id)?)),
+            About::Many => (&self.sandboxes, None),
+        };
+        let permit = Arc::clone(semaphore).try_acquire_owned().ok()?;
+        Some(Place { _permit: permit, _share: share })
+    }
+
+    fn share(&self, id: &str) -> Option<Share> {
+        let mut of = lock(&self.of);
+        let calls = of.entry(id.to_owned()).or_default();
+        if *calls >= SANDBOX_MAX {
+            return None;
+        }
+        *calls += 1;
+        Some(Share { of: Arc::clone(&self.of), sandbox: id.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(places: &Places, about: About<'_>) -> Vec<Place> {
+        std::iter::from_fn(|| places.take(about)).collect()
+    }
+
+    #[test]
+    fn calls_about_a_sandbox_leave_room_for_others_and_for_the_agents_own() {
+        let places = Places::new();
+        let one = fill(&places, About::Sandbox("one"));
+        assert_eq!(one.len(), SANDBOX_MAX);
+        assert!(places.take(About::Sandbox("two")).is_some());
+        let names: Vec<_> = (0..100).map(|n| n.to_string()).collect();
+        let many: Vec<_> = names.iter().map(|n| fill(&places, About::Sandbox(n))).collect();
+        assert!(places.take(About::Sandbox("late")).is_none(), "the node has its bound, too");
+        assert_eq!(fill(&places, About::Agent).len(), AGENT_MAX);
+        drop((one, many));
+        assert!(lock(&places.of).is_empty(), "nothing is kept of sandboxes without calls");
+        assert_eq!(fill(&places, About::Sandbox("one")).len(), SANDBOX_MAX);
+    }
+}

@@ -1,0 +1,345 @@
+//! The connections of callers. Bounded, and never by refusing a newcomer: who shows no token makes
+//! room first, and of the teams the one that has the most.
+//!
+//! A caller is known by its calls only, so each connection begins as nobody's. Nobody's connections
+//! never push out one of a team: an eighth of the room is theirs alone.
+
+use std::{
+    any::Any,
+    collections::{BTreeMap, HashMap},
+    io,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use daemon::listen::ConnInfo;
+use proto::name::Team;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Sleep,
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::server::Connected;
+
+/// Calls without a token that one connection may have under way.
+const OPEN_MAX: usize = 4;
+/// Calls of one connection whose token was not seen before and is being looked up.
+const STRANGERS_MAX: usize = 8;
+/// A peer that has said nothing at all for this long after its handshake is no caller: each of our
+/// protocols begins with the client.
+const FIRST_BYTE: Duration = Duration::from_secs(10);
+
+/// Whose a connection is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Owner {
+    /// Nobody has shown a valid token on it. The network that it comes from, where there
+    /// is one.
+    Nobody(Option<IpAddr>),
+    /// The team of its first valid token.
+    Team(Team),
+}
+
+#[derive(Debug)]
+struct Row {
+    owner: Owner,
+    calls: Arc<AtomicUsize>,
+    close: CancellationToken,
+}
+
+/// Rows by the order in which they came.
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    rows: BTreeMap<u64, Row>,
+}
+
+impl Table {
+    /// The oldest connection of the owner that has the most, among those of this sort; one without
+    /// calls under way before others.
+    fn victim(&self, teams: bool) -> Option<u64> {
+        let sort = |row: &Row| matches!(row.owner, Owner::Team(_)) == teams;
+        let mut counts: HashMap<&Owner, usize> = HashMap::new();
+        for row in self.rows.values().filter(|row| sort(row)) {
+            *counts.entry(&row.owner).or_default() += 1;
+        }
+        let most = counts.values().max()?;
+        let of_most = |row: &Row| sort(row) && counts.get(&row.owner) == Some(most);
+        let rows = self.rows.iter().filter(|(_, row)| of_most(row));
+        // Ids rise: the lowest is the oldest.
+        let oldest = rows.min_by_key(|(id, row)| (row.calls.load(Ordering::Relaxed) > 0, **id));
+        oldest.map(|(id, _)| *id)
+    }
+
+    fn close(&mut self, id: u64) {
+        if let Some(row) = self.rows.remove(&id) {
+            tracing::debug!(owner = ?row.owner, "closed a connection to make room");
+            row.close.cancel();
+        }
+    }
+
+    fn of_teams(&self) -> usize {
+        self.rows.values().filter(|row| matches!(row.owner, Owner::Team(_))).count()
+    }
+}
+
+/// All connections.
+#[derive(Debug, Clone)]
+pub(super) struct Connections {
+    max: usize,
+    table: Arc<Mutex<Table>>,
+}
+
+impl Connections {
+    /// At most so many at once.
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, table: Arc::default() }
+    }
+
+    /// Takes a connection in.
+    pub(super) fn admit<IO: Connected>(&self, io: IO) -> Connection<IO> {
+        let info = io.connect_info();
+        let address = (&info as &dyn Any).downcast_ref::<ConnInfo>();
+        let address = address.map(|info| daemon::listen::network(info.address.ip()));
+        let (close, calls) = (CancellationToken::new(), Arc::<AtomicUsize>::default());
+        let mut table = self.table();
+        while table.rows.len() >= self.max
+            && let Some(victim) = table.victim(false).or_else(|| table.victim(true))
+        {
+            table.close(victim);
+        }
+        let id = table.next;
+        table.next += 1;
+        let (owner, row_calls) = (Owner::Nobody(address), Arc::clone(&calls));
+        table.rows.insert(id, Row { owner, calls: row_calls, close: close.clone() });
+        drop(table);
+        Connection {
+            io,
+            seat: Seat(Arc::new(Inner {
+                id,
+                connections: self.clone(),
+                team: OnceLock::new(),
+                calls,
+                open: Arc::new(Semaphore::new(OPEN_MAX)),
+                strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            })),
+            closed: Box::pin(close.cancelled_owned()),
+            silent: Some(Box::pin(tokio::time::sleep(FIRST_BYTE))),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn belongs_to(&self, id: u64, team: Team) {
+        let mut table = self.table();
+        let Some(row) = table.rows.get_mut(&id) else { return };
+        row.owner = Owner::Team(team);
+        if table.of_teams() > self.max - self.max / 8
+            && let Some(victim) = table.victim(true)
+        {
+            table.close(victim);
+        }
+    }
+}
+
+/// The place of a connection; requests carry it in their extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Seat(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    id: u64,
+    connections: Connections,
+    team: OnceLock<Team>,
+    calls: Arc<AtomicUsize>,
+    open: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+}
+
+/// A call that is under way on a connection.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Seat {
+    /// A valid token was shown; the first one counts.
+    pub(super) fn belongs_to(&self, team: &Team) {
+        if self.0.team.set(team.clone()).is_ok() {
+            self.0.connections.belongs_to(self.0.id, team.clone());
+        }
+    }
+
+    /// Marks the connection as in use.
+    pub(super) fn busy(&self) -> Busy {
+        self.0.calls.fetch_add(1, Ordering::Relaxed);
+        Busy(Arc::clone(&self.0.calls))
+    }
+
+    /// A place for a call without a token; `None` when there is none.
+    pub(super) fn open(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.open).try_acquire_owned().ok()
+    }
+
+    /// A place for a call whose token must be looked up; `None` when there is none.
+    pub(super) fn stranger(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.strangers).try_acquire_owned().ok()
+    }
+}
+
+/// A connection of a caller.
+#[derive(Debug)]
+pub(super) struct Connection<IO> {
+    io: IO,
+    seat: Seat,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Runs until the first byte has come.
+    silent: Option<Pin<Box<Sleep>>>,
+}
+
+impl<IO> Drop for Connection<IO> {
+    fn drop(&mut self) {
+        self.seat.0.connections.table().rows.remove(&self.seat.0.id);
+    }
+}
+
+impl<IO: Connected> Connected for Connection<IO> {
+    type ConnectInfo = Seat;
+
+    fn connect_info(&self) -> Seat {
+        self.seat.clone()
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Connection<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.closed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if read.is_ready() {
+            self.silent = None;
+        } else if let Some(silent) = &mut self.silent
+            && silent.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, DuplexStream};
+
+    use super::*;
+
+    fn connect(connections: &Connections) -> (Connection<DuplexStream>, DuplexStream) {
+        let (near, far) = tokio::io::duplex(16);
+        (connections.admit(near), far)
+    }
+
+    fn team(name: &str) -> Team {
+        name.parse().expect("a team")
+    }
+
+    async fn is_closed(connection: &mut Connection<DuplexStream>) -> bool {
+        let read = tokio::time::timeout(Duration::from_millis(1), connection.read_u8()).await;
+        matches!(read, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_without_a_token_make_room_for_newcomers_and_never_push_out_a_team() {
+        let connections = Connections::new(8);
+        let (mut red, _far) = connect(&connections);
+        red.seat.belongs_to(&team("red"));
+        let mut crowd: Vec<_> = (0..30).map(|_| connect(&connections)).collect();
+        let mut open = 0;
+        for (connection, _) in &mut crowd {
+            open += usize::from(!is_closed(connection).await);
+        }
+        assert_eq!(open, 7, "the newest");
+        assert!(!is_closed(&mut crowd[29].0).await);
+        assert!(!is_closed(&mut red).await);
+        assert_eq!(connections.table().rows.len(), 8);
+        drop(crowd);
+        assert_eq!(connections.table().rows.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_team_with_the_most_connections_makes_room_for_other_teams() {
+        let connections = Connections::new(16);
+        let mut red: Vec<_> = (0..16).map(|_| connect(&connections)).collect();
+        let busy = red[0].0.seat.busy();
+        for (connection, _) in &red {
+            connection.seat.belongs_to(&team("red"));
+        }
+        let (mut blue, _far) = connect(&connections);
+        blue.seat.belongs_to(&team("blue"));
+        assert!(!is_closed(&mut blue).await);
+        assert!(!is_closed(&mut red[0].0).await, "a call is under way on it");
+        assert!(is_closed(&mut red[1].0).await, "the oldest without a call");
+        drop(busy);
+        let (mut late, _far) = connect(&connections);
+        assert!(!is_closed(&mut late).await, "nobody's connections keep an eighth");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_never_says_anything_is_let_go() {
+        let connections = Connections::new(8);
+        let (mut connection, _far) = connect(&connections);
+        let error = connection.read_u8().await.expect_err("closed");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let (mut connection, mut far) = connect(&connections);
+        tokio::io::AsyncWriteExt::write_u8(&mut far, 1).await.expect("written");
+        connection.read_u8().await.expect("a byte");
+        let later = tokio::time::timeout(FIRST_BYTE * 9, connection.read_u8()).await;
+        assert!(later.is_err(), "it stays: keep-alive asks after it from here on");
+    }
+}

@@ -1,0 +1,279 @@
+//! In front of every call, in this order: is there such a method, whose call is it, is there room for
+//! one more of theirs, may they. Nothing that lasts is given to a caller who is not known. And behind
+//! it: every error leaves in our form, whoever made it.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use daemon::status::Refusal;
+use http::{
+    HeaderValue, Request, Response, Version,
+    header::{AUTHORIZATION, CONNECTION},
+};
+use http_body_util::{BodyExt, Full, Limited};
+use proto::reason;
+use tokio::time::timeout;
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+
+use super::{
+    auth::{self, Tokens},
+    connections::{Busy, Seat},
+    permits::{Full as NoRoom, Permit, Permits},
+    scope::{self, Method, Need, Shape},
+    status,
+};
+use crate::{config::ApiLimits, sandbox::Caller, store::Store};
+
+/// How long a call without a token may last, from its headers to its answer.
+const OPEN_TIME: Duration = Duration::from_secs(5);
+/// Bytes of the message of a call without a token: the name of a service.
+const OPEN_BYTES: usize = 4096;
+/// How long a unary call may last. Handlers answer within 20 s; the rest is for a message of the
+/// largest size over a slow line.
+const UNARY_TIME: Duration = Duration::from_secs(120);
+/// When to try again where there was no room.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Makes `Guard`s.
+#[derive(Debug, Clone)]
+pub(super) struct GuardLayer(Arc<Rules>);
+
+#[derive(Debug)]
+struct Rules {
+    tokens: Tokens,
+    permits: Permits,
+}
+
+impl GuardLayer {
+    pub(super) fn new(store: Arc<dyn Store>, limits: &ApiLimits) -> Self {
+        Self(Arc::new(Rules { tokens: Tokens::new(store), permits: Permits::new(limits) }))
+    }
+}
+
+impl<S> Layer<S> for GuardLayer {
+    type Service = Guard<S>;
+
+    fn layer(&self, inner: S) -> Guard<S> {
+        Guard { rules: Arc::clone(&self.0), inner }
+    }
+}
+
+/// The service behind the guard.
+#[derive(Debug, Clone)]
+pub(super) struct Guard<S> {
+    rules: Arc<Rules>,
+    inner: S,
+}
+
+type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
+
+impl<S> Service<Request<Body>> for Guard<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Answer<S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The clone that was polled ready is the one to call.
+        let fresh = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, fresh);
+        let rules = Arc::clone(&self.rules);
+        let version = request.version();
+        Box::pin(async move {
+            let path = request.uri().path();
+            let Some(method) = scope::method(path) else {
+                let message = format!("there is no method {path}");
+                return Ok(unread(Status::unimplemented(message), version));
+            };
+            let Some(seat) = request.extensions().get::<Seat>().cloned() else {
+                return Ok(unread(Status::internal("a call came over no connection"), version));
+            };
+            match method.need {
+                Need::Open => open(&seat, request, inner).await,
+                Need::Token | Need::Scope(_) => known(&rules, method, &seat, request, inner).await,
+            }
+        })
+    }
+}
+
+/// A call that needs no token: few on one connection, little is read, and not for long. The whole
+/// answer is made before any of it is sent, so that a caller who does not read it holds no place.
+async fn open<S>(
+    seat: &Seat,
+    request: Request<Body>,
+    mut inner: S,
+) -> Result<Response<Body>, S::Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    let version = request.version();
+    let Some(_place) = seat.open() else {
+        let message = "too many calls without a token on this connection; try again in a moment";
+        return Ok(unread(no_room(message.to_owned()), version));
+    };
+    let answered = timeout(OPEN_TIME, async {
+        let (parts, body) = request.into_parts();
+        let Ok(message) = Limited::new(body, OPEN_BYTES).collect().await else {
+            let message = format!("a call without a token may have {OPEN_BYTES} bytes at most");
+            let refusal = Refusal::new(Code::ResourceExhausted, reason::TOO_LARGE, message);
+            return Ok(unread(refusal.into(), version));
+        };
+        let body = Body::new(Full::new(message.to_bytes()));
+        let response = inner.call(Request::from_parts(parts, body)).await?;
+        let (parts, body) = response.into_parts();
+        Ok(match body.collect().await {
+            Ok(answer) => Response::from_parts(parts, Body::new(answer)),
+            Err(status) => status.into_http(),
+        })
+    });
+    answered.await.unwrap_or_else(|_| {
+        let message = "the message of this call did not come in time";
+        let refusal = Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, message);
+        Ok(unread(refusal.into(), version))
+    })
+}
+
+/// A call with a token.
+async fn known<S>(
+    rules: &Rules,
+    method: Method,
+    seat: &Seat,
+    mut request: Request<Body>,
+    mut inner: S,
+) -> Result<Response<Body>, S::Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    let version = request.version();
+    // Not the request itself: a body must not be shared between threads.
+    let header = request.headers().get(AUTHORIZATION).cloned();
+    let (caller, permit) = match rules.admit(method, seat, header.as_ref()).await {
+        Ok(admitted) => admitted,
+        Err(status) => return Ok(unread(status, version)),
+    };
+    request.extensions_mut().insert(caller);
+    let held = Held { _permit: permit, _busy: seat.busy() };
+    let answer = inner.call(request);
+    let response = match method.shape {
+        Shape::Stream => answer.await?,
+        Shape::Unary => match timeout(UNARY_TIME, answer).await {
+            Ok(response) => response?,
+            Err(_) => return Ok(unread(late(), version)),
+        },
+    };
+    Ok(finish(response, held))
+}
+
+impl Rules {
+    async fn admit(
+        &self,
+        method: Method,
+        seat: &Seat,
+        header: Option<&HeaderValue>,
+    ) -> Result<(Caller, Permit), Status> {
+        let shown = auth::shown(header)?;
+        let early = match self.tokens.team(shown) {
+            Some(team) => Some(self.permit(&team, method.shape)?),
+            None => None,
+        };
+        let turn = match &early {
+            Some(_) => None,
+            None => {
+                let place = seat.stranger().ok_or_else(|| {
+                    let message = "too many calls with unknown tokens on this connection";
+                    no_room(message.to_owned())
+                })?;
+                Some((place, self.tokens.turn().await))
+            }
+        };
+        let token = self.tokens.verify(shown).await?;
+        drop(turn);
+        seat.belongs_to(&token.team);
+        if let Need::Scope(needed) = method.need
+            && !token.scopes.split(' ').any(|scope| scope == needed)
+        {
+            let message = format!("this token has not the scope `{needed}`");
+            return Err(Refusal::new(Code::PermissionDenied, reason::SCOPE_MISSING, message).into());
+        }
+        // The team of a token never changes.
+        let permit = match early {
+            Some(permit) => permit,
+            None => self.permit(&token.team, method.shape)?,
+        };
+        Ok((Caller { team: token.team, token: token.id }, permit))
+    }
+
+    fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Status> {
+        self.permits.take(team, shape).map_err(|full| {
+            let kind = match shape {
+                Shape::Unary => "calls",
+                Shape::Stream => "streams",
+            };
+            no_room(match full {
+                NoRoom::Team(max) => format!(
+                    "team {team} has {max} {kind} under way, and may not have more; \
+                     try again when some have ended"
+                ),
+                NoRoom::All => format!("too many {kind} are under way; try again in a moment"),
+            })
+        })
+    }
+}
+
+fn no_room(message: String) -> Status {
+    Refusal::new(Code::ResourceExhausted, reason::TOO_MANY_CALLS, message).retry_after(AGAIN).into()
+}
+
+fn late() -> Status {
+    let message = format!("no answer within {} s; it may be done, or not", UNARY_TIME.as_secs());
+    Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, message).into()
+}
+
+/// An answer before the body was read. HTTP/1.1 ends such a connection; a client that is not told
+/// would lose its next call on it.
+fn unread(status: Status, version: Version) -> Response<Body> {
+    let mut response: Response<Body> = status.into_http();
+    if version < Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// What a call with a token holds until its last byte.
+#[derive(Debug)]
+struct Held {
+    _permit: Permit,
+    _busy: Busy,
+}
+
+/// Holds the place of the call until its last byte, and gives errors that tonic made our form.
+fn finish(response: Response<Body>, held: Held) -> Response<Body> {
+    if let Some(status) = Status::from_header_map(response.headers())
+        && status.code() != Code::Ok
+    {
+        return match status::completed(&status) {
+            Some(ours) => ours.into_http(),
+            None => response,
+        };
+    }
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &held;
+            frame
+        }))
+    })
+}

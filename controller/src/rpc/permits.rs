@@ -1,0 +1,205 @@
+//! How many calls may be under way: counted for each team, after it is known whose call it is.
+//!
+//! Two bounds hold a team: its own, and one that all teams share. Below [`FLOOR`] only its own
+//! counts, so that no number of other teams can shut a team out. Unary calls and streams are counted
+//! apart: a team whose streams are all taken can still ask, stop and delete.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use proto::name::Team;
+
+use super::scope::Shape;
+use crate::config::ApiLimits;
+
+/// Calls of each shape that a team may have under way whatever the others do.
+const FLOOR: usize = 32;
+
+/// Bounds of one shape of calls.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Calls of all teams, without the first [`FLOOR`] of each.
+    all: usize,
+    /// Calls of one team.
+    team: usize,
+}
+
+/// Calls under way of one shape.
+#[derive(Debug, Default)]
+struct Used {
+    teams: HashMap<Team, usize>,
+    /// Calls that count in the bound of all: those above the floor of their team.
+    shared: usize,
+}
+
+/// Why there is no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// The team has as many calls under way as it may.
+    Team(usize),
+    /// All teams together have.
+    All,
+}
+
+impl Used {
+    fn take(&mut self, bounds: Bounds, team: &Team) -> Result<(), Full> {
+        let floor = FLOOR.min(bounds.team);
+        let own = self.teams.get(team).copied().unwrap_or_default();
+        if own >= bounds.team {
+            return Err(Full::Team(bounds.team));
+        }
+        if own >= floor {
+            if self.shared >= bounds.all {
+                return Err(Full::All);
+            }
+            self.shared += 1;
+        }
+        // Looked up twice instead of cloning the name for each call.
+        match self.teams.get_mut(team) {
+            Some(own) => *own += 1,
+            None => drop(self.teams.insert(team.clone(), 1)),
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self, bounds: Bounds, team: &Team) {
+        let floor = FLOOR.min(bounds.team);
+        let Some(own) = self.teams.get_mut(team) else { return };
+        *own -= 1;
+        let own = *own;
+        if own >= floor {
+            self.shared -= 1;
+        }
+        if own == 0 {
+            self.teams.remove(team);
+        }
+    }
+}
+
+/// The calls of one shape.
+#[derive(Debug)]
+struct Counter {
+    bounds: Bounds,
+    used: Mutex<Used>,
+}
+
+impl Counter {
+    fn new(all: usize, team: usize) -> Arc<Self> {
+        Arc::new(Self { bounds: Bounds { all, team }, used: Mutex::default() })
+    }
+
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts the calls of all teams.
+#[derive(Debug, Clone)]
+pub(super) struct Permits {
+    unary: Arc<Counter>,
+    streams: Arc<Counter>,
+}
+
+/// The place of one call, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    counter: Arc<Counter>,
+    team: Team,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.counter.used().give_back(self.counter.bounds, &self.team);
+    }
+}
+
+impl Permits {
+    pub(super) fn new(limits: &ApiLimits) -> Self {
+        Self {
+            unary: Counter::new(limits.calls_max, limits.team_calls()),
+            streams: Counter::new(limits.streams_max, limits.team_streams()),
+        }
+    }
+
+    /// Takes a place for a call of this team. Never waits.
+    pub(super) fn take(&self, team: &Team, shape: Shape) -> Result<Permit, Full> {
+        let counter = match shape {
+            Shape::Unary => &self.unary,
+            Shape::Stream => &self.streams,
+        };
+        counter.used().take(counter.bounds, team)?;
+        Ok(Permit { counter: Arc::clone(counter), team: team.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn team(name: &str) -> Team {
+        name.parse().expect("a team")
+    }
+
+    fn limits(calls_max: usize, team_calls_max: usize) -> ApiLimits {
+        ApiLimits {
+            calls_max,
+            team_calls_max: Some(team_calls_max),
+            streams_max: calls_max,
+            team_streams_max: Some(team_calls_max),
+            ..ApiLimits::default()
+        }
+    }
+
+    fn fill(permits: &Permits, name: &str, shape: Shape) -> (Vec<Permit>, Full) {
+        let mut held = Vec::new();
+        loop {
+            match permits.take(&team(name), shape) {
+                Ok(permit) => held.push(permit),
+                Err(full) => return (held, full),
+            }
+        }
+    }
+
+    #[test]
+    fn one_team_takes_its_share_and_no_more() {
+        let permits = Permits::new(&limits(1000, 100));
+        let (held, full) = fill(&permits, "red", Shape::Unary);
+        assert_eq!((held.len(), full), (100, Full::Team(100)));
+        let (blue, _) = fill(&permits, "blue", Shape::Unary);
+        assert_eq!(blue.len(), 100);
+        drop(held);
+        assert_eq!(fill(&permits, "red", Shape::Unary).0.len(), 100, "all were given back");
+    }
+
+    #[test]
+    fn streams_leave_room_for_unary_calls_and_the_other_way_round() {
+        let permits = Permits::new(&limits(1000, 100));
+        for (first, second) in [(Shape::Stream, Shape::Unary), (Shape::Unary, Shape::Stream)] {
+            let (_held, _) = fill(&permits, "red", first);
+            assert!(permits.take(&team("red"), second).is_ok(), "{second:?}");
+        }
+    }
+
+    #[test]
+    fn many_teams_that_take_all_leave_every_other_team_its_floor() {
+        let permits = Permits::new(&limits(200, 150));
+        let crowd: Vec<_> =
+            (0..20).map(|n| fill(&permits, &format!("t{n}"), Shape::Stream)).collect();
+        assert!(crowd.iter().any(|(_, full)| *full == Full::All), "the shared bound is reached");
+        let (late, full) = fill(&permits, "late", Shape::Stream);
+        assert_eq!((late.len(), full), (FLOOR, Full::All));
+        drop(crowd);
+        assert_eq!(fill(&permits, "late", Shape::Stream).0.len(), 150 - FLOOR);
+        drop(late);
+        assert_eq!(permits.streams.used().shared, 0);
+        assert!(permits.streams.used().teams.is_empty(), "nothing is kept of teams without calls");
+    }
+
+    #[test]
+    fn a_bound_below_the_floor_holds() {
+        let permits = Permits::new(&limits(10, 2));
+        assert_eq!(fill(&permits, "red", Shape::Unary).0.len(), 2);
+    }
+}

@@ -1,0 +1,281 @@
+//! Callers that take whatever they can get, with and without a token, and what is left for others.
+
+use futures_util::stream;
+use http::Request as HttpRequest;
+use http_body_util::StreamBody;
+use proto::{reason, sandbox::v1::*};
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt as _;
+use tonic::{Code, Streaming};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+use tower::ServiceExt as _;
+
+use super::*;
+
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+
+/// Every path that may be asked for without a token, or that there is none of.
+const OPEN: &[&str] = &[
+    CHECK,
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "/sandbox.v1.SandboxService/GetSandbox",
+    "/sandbox.v1.SandboxService/Exec",
+    "/sandbox.v1.SandboxService/NoSuchMethod",
+    "/",
+];
+
+/// A message that never comes.
+fn never() -> tonic::body::Body {
+    tonic::body::Body::new(StreamBody::new(stream::pending::<Result<_, Status>>()))
+}
+
+/// Begins a call whose message never comes, and waits for its answer for ever.
+async fn stall(channel: Channel, path: &str, content_type: &str, token: Option<String>) {
+    let mut request = HttpRequest::post(format!("http://x{path}"))
+        .header("content-type", content_type)
+        .header("te", "trailers");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let request = request.body(never()).expect("a request");
+    // What was answered is kept and not read, and the connection stays.
+    let _kept = channel.clone().oneshot(request).await;
+    std::future::pending::<()>().await;
+    drop(channel);
+}
+
+async fn check(channel: Channel) -> Result<i32, Status> {
+    let service = "sandbox.v1.SandboxService".to_owned();
+    let answer = HealthClient::new(channel).check(HealthCheckRequest { service }).await?;
+    Ok(answer.into_inner().status)
+}
+
+async fn list(api: &mut Api) -> Result<(), Status> {
+    api.list_sandboxes(ListSandboxesRequest::default()).await.map(drop)
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_without_a_token_take_nothing_from_others() {
+    let lab = Lab::new().await;
+    let mut blue = lab.api_as(&token(&lab.store, "blue", "sandbox").await);
+    list(&mut blue).await.expect("before");
+    let unknown = token::issue("red".parse().expect("team"), "sandbox", 1).text;
+    let mut flood = JoinSet::new();
+    let mut channels = Vec::new();
+    for n in 0..200 {
+        let channel = lab.channel();
+        channels.push(channel.clone());
+        for path in OPEN {
+            for kind in ["application/grpc", "application/grpc-web+proto"] {
+                for token in [None, Some("nonsense".to_owned()), Some(unknown.clone())] {
+                    flood.spawn(stall(channel.clone(), path, kind, token));
+                }
+            }
+        }
+        if n % 50 == 31 {
+            // In the middle of it, too.
+            list(&mut blue).await.expect("while they come");
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for channel in channels {
+        // It stands: their own connections have no room for one more.
+        assert_eq!(reason(check(channel).await), reason::TOO_MANY_CALLS);
+    }
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        list(&mut blue).await.expect("a call of a team");
+        list(&mut lab.api()).await.expect("on a connection that comes later");
+        assert_eq!(check(lab.channel()).await.expect("a check of health"), 1);
+    }
+    drop(flood);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_without_its_message_ends_and_few_of_one_connection_wait() {
+    let lab = Lab::new().await;
+    let channel = lab.channel();
+    let begin = |channel: Channel| async move {
+        let request = HttpRequest::post(format!("http://x{CHECK}"))
+            .header("content-type", "application/grpc")
+            .body(never())
+            .expect("a request");
+        let answer = channel.oneshot(request).await.expect("an answer");
+        Status::from_header_map(answer.headers()).expect("a status")
+    };
+    let mut calls: JoinSet<_> = (0..10).map(|_| begin(channel.clone())).collect();
+    let mut answers = Vec::new();
+    while let Some(answer) = calls.join_next().await {
+        let status = answer.expect("no panic");
+        answers.push((status.code(), daemon::status::reason(&status).expect("a reason")));
+    }
+    let (busy, late) = (reason::TOO_MANY_CALLS.to_owned(), reason::OUTCOME_UNKNOWN.to_owned());
+    let refused = answers.iter().filter(|a| **a == (Code::ResourceExhausted, busy.clone())).count();
+    let ended = answers.iter().filter(|a| **a == (Code::DeadlineExceeded, late.clone())).count();
+    assert_eq!((refused, ended), (6, 4), "{answers:?}");
+    assert_eq!(check(channel).await.expect("there is room again"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_of_health_with_too_long_a_message_is_refused() {
+    let lab = Lab::new().await;
+    let long = HealthCheckRequest { service: "x".repeat(5000) };
+    let answer = HealthClient::new(lab.channel()).check(long).await;
+    assert_eq!(reason(answer), reason::TOO_LARGE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_is_open_and_its_watch_and_reflection_need_a_token() {
+    let lab = Lab::new().await;
+    assert_eq!(check(lab.channel()).await.expect("healthy"), 1);
+    let unknown = HealthCheckRequest { service: "no.Such".into() };
+    let answer = HealthClient::new(lab.channel()).check(unknown).await;
+    assert_eq!(answer.expect_err("unknown").code(), Code::NotFound);
+
+    let watch = || HealthCheckRequest { service: "sandbox.v1.SandboxService".into() };
+    let answer = HealthClient::new(lab.channel()).watch(watch()).await;
+    assert_eq!(reason(answer), reason::TOKEN_INVALID);
+    let plain = token(&lab.store, "blue", "sandbox").await;
+    let mut health = HealthClient::with_interceptor(lab.channel(), bearer(&plain));
+    let mut seen = health.watch(watch()).await.expect("with one").into_inner();
+    assert_eq!(seen.next().await.expect("a word").expect("no error").status, 1);
+
+    let ask = || {
+        stream::iter([ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        }])
+    };
+    let answer = ServerReflectionClient::new(lab.channel()).server_reflection_info(ask()).await;
+    assert_eq!(reason(answer), reason::TOKEN_INVALID);
+    let mut client = ServerReflectionClient::with_interceptor(lab.channel(), bearer(&plain));
+    let mut answers = client.server_reflection_info(ask()).await.expect("asked").into_inner();
+    let answer = answers.next().await.expect("an answer").expect("no error").message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    assert!(names.contains(&"sandbox.v1.SandboxService".to_owned()), "{names:?}");
+}
+
+/// Opens watches over several connections until one is refused.
+async fn watch_all(
+    lab: &Lab,
+    token: &str,
+    id: &str,
+) -> (Vec<Streaming<WatchSandboxResponse>>, Status) {
+    let mut watches = Vec::new();
+    loop {
+        let mut api = lab.api_as(token);
+        for _ in 0..lab.limits.streams_per_connection / 2 {
+            match api.watch_sandbox(WatchSandboxRequest { id: id.into() }).await {
+                Ok(watch) => watches.push(watch.into_inner()),
+                Err(status) => return (watches, status),
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_team_that_takes_all_its_streams_leaves_others_and_its_own_calls_alone() {
+    let mut lab = Lab::new().await;
+    lab.limits = ApiLimits { streams_max: 400, ..ApiLimits::default() };
+    lab.start().await;
+    let red = lab.create("r1").await.expect("made");
+    let blue = token(&lab.store, "blue", "sandbox").await;
+    let theirs = create(&mut lab.api_as(&blue), request("r1")).await.expect("made");
+
+    let (mut watches, status) = watch_all(&lab, &lab.red.clone(), &red.id).await;
+    assert_eq!((watches.len(), status.code()), (200, Code::ResourceExhausted));
+    assert_eq!(daemon::status::reason(&status).as_deref(), Some(reason::TOO_MANY_CALLS));
+    assert!(daemon::status::retry_after(&status).is_some(), "{status:?}");
+    assert!(status.message().contains("team red has 200 streams"), "{status:?}");
+
+    lab.get(&red.id).await.expect("a call that is no stream");
+    let delete = DeleteSandboxRequest { id: theirs.id.clone() };
+    let watch = WatchSandboxRequest { id: theirs.id };
+    let mut api = lab.api_as(&blue);
+    let mut watch = api.watch_sandbox(watch).await.expect("another team's watch").into_inner();
+    watch.next().await.expect("a word").expect("no error");
+    api.delete_sandbox(delete).await.expect("another team's call");
+
+    // A place is given back when its stream has gone.
+    drop(watches.pop());
+    let mut tries = 0;
+    while let Err(status) =
+        lab.api().watch_sandbox(WatchSandboxRequest { id: red.id.clone() }).await
+    {
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        tries += 1;
+        assert!(tries < 100, "the place was not given back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_whose_message_never_comes_fill_the_places_of_their_own_team_alone() {
+    let mut lab = Lab::new().await;
+    lab.limits = ApiLimits { calls_max: 200, ..ApiLimits::default() };
+    lab.start().await;
+    let blue = token(&lab.store, "blue", "sandbox").await;
+    let mut flood = JoinSet::new();
+    for _ in 0..40 {
+        let channel = lab.channel();
+        for _ in 0..20 {
+            let (channel, red) = (channel.clone(), Some(lab.red.clone()));
+            let path = "/sandbox.v1.SandboxService/GetSandbox";
+            flood.spawn(async move { stall(channel, path, "application/grpc", red).await });
+        }
+    }
+    // Until red's places are taken.
+    let mut tries = 0;
+    while list(&mut lab.api()).await.is_ok() {
+        tries += 1;
+        assert!(tries < 1000, "red has never too many");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(reason(list(&mut lab.api()).await), reason::TOO_MANY_CALLS);
+    list(&mut lab.api_as(&blue)).await.expect("another team's call");
+    assert_eq!(check(lab.channel()).await.expect("healthy"), 1);
+    // They do not keep them for ever.
+    tokio::time::sleep(Duration::from_secs(121)).await;
+    list(&mut lab.api()).await.expect("red's own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_teams_together_leave_every_team_its_own() {
+    let mut lab = Lab::new().await;
+    lab.limits = ApiLimits { streams_max: 100, ..ApiLimits::default() };
+    lab.start().await;
+    let mut held = Vec::new();
+    for team in ["t1", "t2", "t3", "t4", "t5", "t6"] {
+        let token = token(&lab.store, team, "sandbox").await;
+        let sandbox = create(&mut lab.api_as(&token), request("r1")).await.expect("made");
+        held.push(watch_all(&lab, &token, &sandbox.id).await);
+    }
+    let red = lab.create("r1").await.expect("made");
+    let mut watch = WatchSandboxRequest { id: red.id };
+    let mut stream = lab.api().watch_sandbox(watch.clone()).await.expect("a stream").into_inner();
+    stream.next().await.expect("a word").expect("no error");
+    watch.id.clear();
+    assert_eq!(reason(lab.api().watch_sandbox(watch).await), reason::FIELD_INVALID);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_used_is_useless_at_once_when_it_is_revoked() {
+    let lab = Lab::new().await;
+    let text = token(&lab.store, "blue", "sandbox").await;
+    let mut api = lab.api_as(&text);
+    for _ in 0..3 {
+        list(&mut api).await.expect("good");
+    }
+    let (id, _) = token::split(&text).expect("a token");
+    lab.store.revoke_token(id, 5).await.expect("revoked");
+    for _ in 0..3 {
+        assert_eq!(reason(list(&mut api).await), reason::TOKEN_INVALID);
+    }
+}
