@@ -27,6 +27,7 @@ use tonic::{Code, Request, Response, Status, transport::Channel};
 use super::{
     Error,
     bulk::{Bulk, Whose},
+    calls::{Call, Silence},
     output::{self, HangUp, Output},
 };
 
@@ -130,7 +131,7 @@ impl Client {
     /// Who it is. `epoch` 0 only asks.
     pub async fn hello(&self, epoch: u64) -> Result<wire::HelloResponse, Error> {
         let mut agent = self.agent.clone();
-        call(QUICK, agent.hello(wire::HelloRequest { epoch })).await
+        call(Call::Hello, QUICK, agent.hello(wire::HelloRequest { epoch })).await
     }
 
     /// Starts or follows a creation; answers after `wait` at the latest. Same id and attempt: the
@@ -152,7 +153,8 @@ impl Client {
             wait: Some(duration(wait)),
         };
         let mut agent = self.agent.clone();
-        let answer = call(wait + MARGIN, agent.create_sandbox(request)).await?;
+        let answer =
+            call(Call::CreateSandbox, wait + MARGIN, agent.create_sandbox(request)).await?;
         Ok((sandbox(answer.sandbox)?, answer.load))
     }
 
@@ -165,14 +167,16 @@ impl Client {
     ) -> Result<Option<api::Sandbox>, Error> {
         let request = wire::CancelCreateRequest { epoch, sandbox_id: id.to_string(), attempt };
         let mut agent = self.agent.clone();
-        call(UNDO, agent.cancel_create(request)).await.map(|answer| answer.sandbox)
+        call(Call::CancelCreate, UNDO, agent.cancel_create(request))
+            .await
+            .map(|answer| answer.sandbox)
     }
 
     /// One sandbox of this node.
     pub async fn get(&self, id: &SandboxId) -> Result<api::Sandbox, Error> {
         let mut agent = self.agent.clone();
         let request = wire::GetSandboxRequest { id: id.to_string() };
-        sandbox(call(QUICK, agent.get_sandbox(request)).await?.sandbox)
+        sandbox(call(Call::GetSandbox, QUICK, agent.get_sandbox(request)).await?.sandbox)
     }
 
     /// Boots it; answers after `wait` at the latest.
@@ -185,7 +189,9 @@ impl Client {
         let wait_for = Some(duration(wait));
         let request = wire::StartSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
         let mut agent = self.agent.clone();
-        sandbox(call(wait + MARGIN, agent.start_sandbox(request)).await?.sandbox)
+        sandbox(
+            call(Call::StartSandbox, wait + MARGIN, agent.start_sandbox(request)).await?.sandbox,
+        )
     }
 
     /// Stops it; answers after `wait` at the latest.
@@ -198,7 +204,7 @@ impl Client {
         let wait_for = Some(duration(wait));
         let request = wire::StopSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
         let mut agent = self.agent.clone();
-        sandbox(call(wait + MARGIN, agent.stop_sandbox(request)).await?.sandbox)
+        sandbox(call(Call::StopSandbox, wait + MARGIN, agent.stop_sandbox(request)).await?.sandbox)
     }
 
     /// Freezes it; answers after `wait` at the latest.
@@ -212,7 +218,9 @@ impl Client {
         let (id, wait_for) = (id.to_string(), Some(duration(wait)));
         let request = wire::PauseSandboxRequest { epoch, id, or_stop, wait: wait_for };
         let mut agent = self.agent.clone();
-        sandbox(call(wait + MARGIN, agent.pause_sandbox(request)).await?.sandbox)
+        sandbox(
+            call(Call::PauseSandbox, wait + MARGIN, agent.pause_sandbox(request)).await?.sandbox,
+        )
     }
 
     /// Thaws it; answers after `wait` at the latest.
@@ -225,7 +233,9 @@ impl Client {
         let wait_for = Some(duration(wait));
         let request = wire::ResumeSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
         let mut agent = self.agent.clone();
-        sandbox(call(wait + MARGIN, agent.resume_sandbox(request)).await?.sandbox)
+        sandbox(
+            call(Call::ResumeSandbox, wait + MARGIN, agent.resume_sandbox(request)).await?.sandbox,
+        )
     }
 
     /// Says what wakes it.
@@ -238,7 +248,7 @@ impl Client {
         let (id, wake_on) = (id.to_string(), Some(wake_on));
         let request = wire::SetWakeOnRequest { epoch, id, wake_on };
         let mut agent = self.agent.clone();
-        sandbox(call(QUICK, agent.set_wake_on(request)).await?.sandbox)
+        sandbox(call(Call::SetWakeOn, QUICK, agent.set_wake_on(request)).await?.sandbox)
     }
 
     /// Changes the rules of its lifetime.
@@ -251,14 +261,14 @@ impl Client {
         let (id, lifetime) = (id.to_string(), Some(lifetime));
         let request = wire::SetLifetimeRequest { epoch, id, lifetime };
         let mut agent = self.agent.clone();
-        sandbox(call(QUICK, agent.set_lifetime(request)).await?.sandbox)
+        sandbox(call(Call::SetLifetime, QUICK, agent.set_lifetime(request)).await?.sandbox)
     }
 
     /// What these use, as far as they run there.
     pub async fn usage(&self, ids: &[SandboxId]) -> Result<Vec<api::Usage>, Error> {
         let request = wire::GetUsageRequest { ids: ids.iter().map(ToString::to_string).collect() };
         let mut agent = self.agent.clone();
-        Ok(call(QUICK, agent.get_usage(request)).await?.usages)
+        Ok(call(Call::GetUsage, QUICK, agent.get_usage(request)).await?.usages)
     }
 
     /// Deletes it; answers after `wait` at the latest.
@@ -271,7 +281,9 @@ impl Client {
         let wait_for = Some(duration(wait));
         let request = wire::DeleteSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
         let mut agent = self.agent.clone();
-        sandbox(call(wait + MARGIN, agent.delete_sandbox(request)).await?.sandbox)
+        sandbox(
+            call(Call::DeleteSandbox, wait + MARGIN, agent.delete_sandbox(request)).await?.sandbox,
+        )
     }
 
     /// Opens a port.
@@ -287,7 +299,9 @@ impl Client {
         let request =
             wire::ExposeHttpServiceRequest { epoch, id: id.to_string(), service: Some(service) };
         let mut agent = self.agent.clone();
-        sandbox(call(QUICK, agent.expose_http_service(request)).await?.sandbox)
+        sandbox(
+            call(Call::ExposeHttpService, QUICK, agent.expose_http_service(request)).await?.sandbox,
+        )
     }
 
     /// Closes a port, and says which services of it there were.
@@ -300,7 +314,7 @@ impl Client {
         let request =
             wire::HideHttpServiceRequest { epoch, id: id.to_string(), name: name.to_string() };
         let mut agent = self.agent.clone();
-        let answer = call(QUICK, agent.hide_http_service(request)).await?;
+        let answer = call(Call::HideHttpService, QUICK, agent.hide_http_service(request)).await?;
         Ok((sandbox(answer.sandbox)?, answer.closed))
     }
 
@@ -312,7 +326,7 @@ impl Client {
     ) -> Result<Vec<api::GarbageItem>, Error> {
         let mut agent = self.agent.clone();
         let request = wire::CollectGarbageRequest { epoch, dry_run };
-        Ok(call(CHECK, agent.collect_garbage(request)).await?.items)
+        Ok(call(Call::CollectGarbage, CHECK, agent.collect_garbage(request)).await?.items)
     }
 
     /// Takes a container with our mark back.
@@ -324,7 +338,7 @@ impl Client {
     ) -> Result<api::Sandbox, Error> {
         let mut agent = self.agent.clone();
         let request = wire::RecoverSandboxRequest { epoch, vmid, dry_run };
-        sandbox(call(QUICK, agent.recover_sandbox(request)).await?.sandbox)
+        sandbox(call(Call::RecoverSandbox, QUICK, agent.recover_sandbox(request)).await?.sandbox)
     }
 
     /// Says whether the node takes new work; what it reports after that.
@@ -336,7 +350,7 @@ impl Client {
     ) -> Result<Option<api::NodeLoad>, Error> {
         let mut agent = self.agent.clone();
         let request = wire::SetIntakeRequest { epoch, intake: intake.into(), why };
-        Ok(call(QUICK, agent.set_intake(request)).await?.load)
+        Ok(call(Call::SetIntake, QUICK, agent.set_intake(request)).await?.load)
     }
 
     /// Asks for a seat for a creation; what the node reports with it. Whoever does not answer in
@@ -355,14 +369,14 @@ impl Client {
             snapshot_id: snapshot.to_string(),
             size: Some(size),
         };
-        Ok(call(time, agent.reserve(request)).await?.load)
+        Ok(call(Call::Reserve, time, agent.reserve(request)).await?.load)
     }
 
     /// Gives a seat back.
     pub async fn give_back(&self, id: &SandboxId) -> Result<(), Error> {
         let mut agent = self.agent.clone();
         let request = wire::GiveBackRequest { sandbox_id: id.to_string() };
-        call(QUICK, agent.give_back(request)).await.map(drop)
+        call(Call::GiveBack, QUICK, agent.give_back(request)).await.map(drop)
     }
 
     /// Lets a node give the container of a stopped sandbox away; who has it, and its record.
@@ -375,7 +389,7 @@ impl Client {
         let mut agent = self.agent.clone();
         let (id, target) = (id.to_string(), target.to_string());
         let request = wire::HandOverRequest { epoch, id, target };
-        let answer = call(UNDO, agent.hand_over(request)).await?;
+        let answer = call(Call::HandOver, UNDO, agent.hand_over(request)).await?;
         Ok((answer.node, answer.record))
     }
 
@@ -383,7 +397,7 @@ impl Client {
     pub async fn take_over(&self, epoch: u64, record: bytes::Bytes) -> Result<api::Sandbox, Error> {
         let mut agent = self.agent.clone();
         let request = wire::TakeOverRequest { epoch, record };
-        sandbox(call(UNDO, agent.take_over(request)).await?.sandbox)
+        sandbox(call(Call::TakeOver, UNDO, agent.take_over(request)).await?.sandbox)
     }
 
     /// Makes a container a sandbox; also the volumes that go with it one day.
@@ -392,7 +406,7 @@ impl Client {
         request: wire::AdoptSandboxRequest,
     ) -> Result<(api::Sandbox, Vec<String>), Error> {
         let mut agent = self.agent.clone();
-        let answer = call(UNDO, agent.adopt_sandbox(request)).await?;
+        let answer = call(Call::AdoptSandbox, UNDO, agent.adopt_sandbox(request)).await?;
         Ok((sandbox(answer.sandbox)?, answer.volumes))
     }
 
@@ -407,13 +421,13 @@ impl Client {
         let mut agent = self.agent.clone();
         let moved_to = moved_to.map(ToString::to_string).unwrap_or_default();
         let request = wire::ReleaseSandboxRequest { epoch, id: id.to_string(), moved_to };
-        sandbox(call(UNDO, agent.release_sandbox(request)).await?.sandbox)
+        sandbox(call(Call::ReleaseSandbox, UNDO, agent.release_sandbox(request)).await?.sandbox)
     }
 
     /// Checks the node; its findings and how many sandboxes were looked at.
     pub async fn check(&self) -> Result<(Vec<api::Finding>, u32), Error> {
         let mut agent = self.agent.clone();
-        let answer = call(CHECK, agent.check(wire::CheckRequest {})).await?;
+        let answer = call(Call::Check, CHECK, agent.check(wire::CheckRequest {})).await?;
         Ok((answer.findings, answer.sandboxes))
     }
 
@@ -440,11 +454,11 @@ impl Client {
             wire::ExecRequest { message: Some(message), stream_id }
         });
         let (input, gone) = output::input(&lease, input);
-        let output = call(QUICK, lease.agent.exec(Request::new(input))).await?;
+        let output = call(Call::Exec, QUICK, lease.agent.exec(Request::new(input))).await?;
         let hang_up = HangUp { agent: self.agent.clone(), stream_id, input: gone };
         Ok(Output::new(&lease, output, hang_up).map(|message| match message {
             Ok(message) => Ok(message.message.unwrap_or_default()),
-            Err(status) => Err(decode(&status)),
+            Err(status) => Err(decode(Call::Exec, &status)),
         }))
     }
 
@@ -455,14 +469,16 @@ impl Client {
     ) -> Result<u64, Error> {
         let request = wire::ControlExecRequest { action: Some(action) };
         let mut agent = self.agent.clone();
-        call(CONTROL, agent.control_exec(request)).await.map(|answer| answer.stdin_offset)
+        call(Call::ControlExec, CONTROL, agent.control_exec(request))
+            .await
+            .map(|answer| answer.stdin_offset)
     }
 
     /// Commands of a sandbox.
     pub async fn list_execs(&self, id: &SandboxId) -> Result<Vec<api::ExecInfo>, Error> {
         let request = wire::ListExecsRequest { id: id.to_string() };
         let mut agent = self.agent.clone();
-        call(QUICK, agent.list_execs(request)).await.map(|answer| answer.execs)
+        call(Call::ListExecs, QUICK, agent.list_execs(request)).await.map(|answer| answer.execs)
     }
 
     /// One operation on files. Both streams are pulled by their readers. The caller bounds the wait:
@@ -479,14 +495,15 @@ impl Client {
         S: Stream<Item = files_request::Message> + Send + 'static,
     {
         let input = input.map(|message| wire::FilesRequest { message: Some(message) });
+        let broken = |status: Status| decode(Call::Files, &status);
         let mut lease = self.bulk.lease(whose)?;
         let request = Request::new(lease.hold(input));
-        let output = lease.agent.files(request).await.map_err(|status| decode(&status))?;
-        Ok(lease.hold(output.into_inner()).map(|message| match message {
+        let output = lease.agent.files(request).await.map_err(broken)?;
+        Ok(lease.hold(output.into_inner()).map(move |message| match message {
             Ok(message) => message
                 .message
                 .ok_or_else(|| Error::Nonsense("there is nothing in the answer".into())),
-            Err(status) => Err(decode(&status)),
+            Err(status) => Err(broken(status)),
         }))
     }
 
@@ -497,7 +514,7 @@ impl Client {
         revision: u64,
     ) -> Result<tonic::Streaming<wire::WatchResponse>, Error> {
         let mut agent = self.watch.clone();
-        call(QUICK, agent.watch(wire::WatchRequest { journal_id, revision })).await
+        call(Call::Watch, QUICK, agent.watch(wire::WatchRequest { journal_id, revision })).await
     }
 }
 
@@ -512,19 +529,28 @@ fn sandbox(answer: Option<api::Sandbox>) -> Result<api::Sandbox, Error> {
 }
 
 async fn call<T>(
+    call: Call,
     limit: Duration,
-    call: impl Future<Output = Result<Response<T>, Status>>,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(limit, call).await {
+    match tokio::time::timeout(limit, answer).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(decode(&status)),
-        Err(_) => Err(Error::Unknown(format!("no answer within {} s", limit.as_secs()))),
+        Ok(Err(status)) => Err(decode(call, &status)),
+        Err(_) => Err(unanswered(call, format!("no answer within {} s", limit.as_secs()))),
+    }
+}
+
+/// No answer came, and the call may have been carried out.
+fn unanswered(call: Call, why: String) -> Error {
+    match call.silence() {
+        Silence::Agent => Error::Silent(why),
+        Silence::Sandbox => Error::Unknown(why),
     }
 }
 
 /// What an agent's status means to us. Only a status of ours is a refusal; all others come from the
 /// transport, and then the call may have been carried out, unless the connection was never made.
-pub(super) fn decode(status: &Status) -> Error {
+pub(super) fn decode(call: Call, status: &Status) -> Error {
     let message = status.message().to_owned();
     match daemon::status::reason(status) {
         Some(reason) if reason == reason::OUTCOME_UNKNOWN => Error::Unknown(message),
@@ -554,7 +580,7 @@ pub(super) fn decode(status: &Status) -> Error {
             | Code::Internal
             | Code::Unavailable
             | Code::DataLoss
-            | Code::Unauthenticated => Error::Unknown(chain(status)),
+            | Code::Unauthenticated => unanswered(call, chain(status)),
         },
     }
 }

@@ -24,7 +24,10 @@ use tokio::{
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, transport::server::Connected};
+use tonic::{Code, service::Routes, transport::server::Connected};
+use tower::{Service as _, layer::layer_fn, service_fn};
+
+use super::calls::Call;
 
 pub use exec::counted;
 pub use net::{Dialler, Net, Pipe};
@@ -49,6 +52,8 @@ pub struct Faults {
     pub at_once: bool,
     /// Other calls that change something are not answered, although they are done.
     pub mute: bool,
+    /// This call is neither done nor answered, as often as it comes.
+    pub unanswered: Option<Call>,
 }
 
 /// When the connection breaks.
@@ -83,6 +88,8 @@ pub(super) struct World {
     /// After how many messages the next streams of commands break.
     breaks: VecDeque<u32>,
     files: files::Files,
+    /// Calls that came and are not answered.
+    swallowed: usize,
 }
 
 /// One agent.
@@ -135,6 +142,7 @@ impl FakeAgent {
                 streams: BTreeMap::new(),
                 breaks: VecDeque::new(),
                 files: files::Files::new(),
+                swallowed: 0,
             }),
             changes: watch::channel(0).0,
         });
@@ -151,8 +159,22 @@ impl FakeAgent {
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let service = AgentServiceServer::new(service::Service(self));
-        let mut server = daemon::flow::agent_server();
+        let service = AgentServiceServer::new(service::Service(self.clone()));
+        // Calls that must not be answered end here.
+        let hang = layer_fn(move |inner: Routes| {
+            let agent = self.clone();
+            service_fn(move |request: http::Request<tonic::body::Body>| {
+                let (mut inner, agent) = (inner.clone(), agent.clone());
+                let call = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+                async move {
+                    if agent.swallows(&call) {
+                        std::future::pending::<()>().await;
+                    }
+                    inner.call(request).await
+                }
+            })
+        });
+        let mut server = daemon::flow::agent_server().layer(hang);
         let served = server.add_service(service).serve_with_incoming(incoming).await;
         if let Err(error) = served {
             tracing::error!(%error, "a fake agent stopped serving");
@@ -193,6 +215,18 @@ impl FakeAgent {
     /// Connections are accepted again.
     pub fn up(&self) {
         self.net.set_down(&self.name, false);
+    }
+
+    /// How many calls have come that are not answered.
+    pub fn swallowed(&self) -> usize {
+        self.world().swallowed
+    }
+
+    fn swallows(&self, call: &str) -> bool {
+        let mut world = self.world();
+        let swallowed = world.faults.unanswered.is_some_and(|silent| format!("{silent:?}") == call);
+        world.swallowed += usize::from(swallowed);
+        swallowed
     }
 
     /// Its journal is lost: another history begins, without any sandbox.

@@ -19,7 +19,7 @@ use proto::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::{Error, Node, Nodes};
+use super::{Error, Node, Nodes, calls::Call};
 
 /// An agent reports every second; one that says nothing for this long is gone.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -113,7 +113,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
         let message = timeout(SILENCE, stream.message())
             .await
             .map_err(|_| Error::Unknown(format!("it said nothing for {} s", SILENCE.as_secs())))?;
-        let message = message.map_err(|status| super::client::decode(&status))?;
+        let message = message.map_err(|status| super::client::decode(Call::Watch, &status))?;
         let Some(message) = message else {
             return Err(Error::Unreachable("it ended the watch".into()));
         };

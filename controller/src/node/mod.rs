@@ -8,6 +8,7 @@
 
 mod bulk;
 pub mod cache;
+pub mod calls;
 pub mod client;
 pub mod epoch;
 pub mod fake;
@@ -44,6 +45,9 @@ pub enum Error {
     /// The call may have been carried out or not.
     #[error("what became of the call is not known: {0}")]
     Unknown(String),
+    /// The same, and nothing but the agent itself was needed for an answer: see `calls::Silence`.
+    #[error("its agent does not answer: {0}")]
+    Silent(String),
     /// The answer makes no sense.
     #[error("its agent answered nonsense: {0}")]
     Nonsense(String),
@@ -54,7 +58,7 @@ impl Error {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Refused { reason, .. } => Some(reason),
-            Self::Unreachable(_) | Self::Unknown(_) | Self::Nonsense(_) => None,
+            Self::Unreachable(_) | Self::Unknown(_) | Self::Silent(_) | Self::Nonsense(_) => None,
         }
     }
 

@@ -492,7 +492,7 @@ impl Nodes {
         self.announce();
     }
 
-    /// A call got no answer: no new work for a while.
+    /// A call that needs nothing but the agent itself got no answer: no new work for a while.
     pub fn trip(&self, node: &Node) {
         self.fleet().trip(node.slot, self.now_ms());
     }

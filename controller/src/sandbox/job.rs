@@ -393,6 +393,7 @@ impl Sandboxes {
                 }
                 node::Error::Unreachable(_)
                 | node::Error::Unknown(_)
+                | node::Error::Silent(_)
                 | node::Error::Nonsense(_) => {
                     if !job.maybe_sent || matches!(step, Step::Send) {
                         tracing::warn!(sandbox_id = %job.order.id, node = %name, %error,

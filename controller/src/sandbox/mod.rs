@@ -308,8 +308,10 @@ impl Sandboxes {
                 Error { retry_after, ..Error::new(reason, message) }
             }
             node::Error::Unreachable(why) => Error::unreachable(&node.name, &why),
-            node::Error::Unknown(why) => {
-                self.nodes.trip(node);
+            node::Error::Unknown(ref why) | node::Error::Silent(ref why) => {
+                if matches!(error, node::Error::Silent(_)) {
+                    self.nodes.trip(node);
+                }
                 let message = format!(
                     "node {} did not answer in time, it may have done it or not; try again: {why}",
                     node.name

@@ -113,7 +113,9 @@ impl Session {
         match self.connect().await {
             Err(error) if is_break(&error) && self.may_repeat() => Ok(Err(error)),
             // It may have been started: whoever asks again could run it twice.
-            Err(error @ node::Error::Unknown(_)) => Err(self.lost(error)),
+            Err(error @ (node::Error::Unknown(_) | node::Error::Silent(_))) => {
+                Err(self.lost(error))
+            }
             Err(error) => Err(self.sandboxes.of_node(&self.node, error)),
             Ok(link) => Ok(Ok(link)),
         }
@@ -391,7 +393,9 @@ impl Session {
             .retry(RETRY);
         }
         match error {
-            node::Error::Unknown(why) | node::Error::Unreachable(why) => {
+            node::Error::Unknown(why)
+            | node::Error::Silent(why)
+            | node::Error::Unreachable(why) => {
                 self.failed(&format!("lost the command with the connection to it: {why}"))
             }
             node::Error::Refused { reason, message, .. }
@@ -429,7 +433,7 @@ fn nothing() -> ExecResponse {
 /// The connection is gone, which says nothing of the command. A node whose agent stops says so.
 fn is_break(error: &node::Error) -> bool {
     match error {
-        node::Error::Unknown(_) | node::Error::Unreachable(_) => true,
+        node::Error::Unknown(_) | node::Error::Silent(_) | node::Error::Unreachable(_) => true,
         node::Error::Refused { reason, .. } => {
             [reason::SHUTTING_DOWN, reason::NODE_UNREACHABLE].contains(&reason.as_str())
         }

@@ -2,6 +2,7 @@
 //! that is paused and jumps, chance from a seed.
 
 mod api;
+mod breaker;
 mod crash;
 mod creates;
 mod events;

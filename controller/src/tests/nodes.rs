@@ -3,6 +3,7 @@
 use proto::{reason, sandbox::v1::*};
 
 use super::*;
+use crate::node::calls::Call;
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_is_down_makes_its_sandboxes_unreachable_and_not_gone() {
@@ -157,9 +158,9 @@ async fn a_call_without_an_answer_keeps_new_work_away() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let holder = lab.holder(&sandbox.id).clone();
-    holder.faults(|faults| faults.mute = true);
-    let stop = StopSandboxRequest { id: sandbox.id.clone() };
-    assert_eq!(reason(lab.api().stop_sandbox(stop).await), reason::OUTCOME_UNKNOWN);
+    holder.faults(|faults| faults.unanswered = Some(Call::SetIntake));
+    let cordon = CordonNodeRequest { node: holder.name().to_string(), why: String::new() };
+    assert_eq!(reason(lab.operator().cordon_node(cordon).await), reason::OUTCOME_UNKNOWN);
     let status = lab.domain().nodes().statuses();
     let status = status.iter().find(|status| status.name == *holder.name()).expect("listed");
     assert!(status.not_ready.as_deref().is_some_and(|why| why.contains("time out")), "{status:?}");

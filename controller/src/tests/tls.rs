@@ -17,7 +17,7 @@ use crate::{
 async fn our_certificates_carry_a_creation() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (data, out) = (dir.path().join("data"), dir.path().join("node"));
-    let files = ca::init(&data, &["sandbox.localhost".into()]).expect("init");
+    let (files, _) = ca::init(&data, &["sandbox.localhost".into()]).expect("init");
     let n1: NodeName = "n1".parse().expect("name");
     ca::node(&data, &n1, None, &out).expect("certificates");
     let stop = CancellationToken::new();

@@ -1,0 +1,149 @@
+//! The calls of `agent.v1`, and what it means when one is not answered.
+
+/// Every call of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the calls of proto/agent/v1/agent.proto, which describes them")]
+pub enum Call {
+    Hello,
+    CreateSandbox,
+    CancelCreate,
+    GetSandbox,
+    ListSandboxes,
+    StartSandbox,
+    StopSandbox,
+    PauseSandbox,
+    ResumeSandbox,
+    SetWakeOn,
+    SetLifetime,
+    DeleteSandbox,
+    Exec,
+    ControlExec,
+    ListExecs,
+    Files,
+    GetUsage,
+    ExposeHttpService,
+    HideHttpService,
+    GetLoad,
+    Watch,
+    CollectGarbage,
+    RecoverSandbox,
+    SetIntake,
+    Reserve,
+    GiveBack,
+    AdoptSandbox,
+    HandOver,
+    TakeOver,
+    ReleaseSandbox,
+    Check,
+}
+
+/// Whose silence it is when a call is not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// The agent's: nothing but itself is needed for an answer. Its node gets no new work for a
+    /// while.
+    Agent,
+    /// That of a sandbox, perhaps: the answer waits for a container, for what runs in it, or for what
+    /// holds a lock on it. A tenant can make it late at will, so it says nothing of the node.
+    Sandbox,
+}
+
+impl Call {
+    /// All of them.
+    pub const ALL: &[Self] = &[
+        Self::Hello,
+        Self::CreateSandbox,
+        Self::CancelCreate,
+        Self::GetSandbox,
+        Self::ListSandboxes,
+        Self::StartSandbox,
+        Self::StopSandbox,
+        Self::PauseSandbox,
+        Self::ResumeSandbox,
+        Self::SetWakeOn,
+        Self::SetLifetime,
+        Self::DeleteSandbox,
+        Self::Exec,
+        Self::ControlExec,
+        Self::ListExecs,
+        Self::Files,
+        Self::GetUsage,
+        Self::ExposeHttpService,
+        Self::HideHttpService,
+        Self::GetLoad,
+        Self::Watch,
+        Self::CollectGarbage,
+        Self::RecoverSandbox,
+        Self::SetIntake,
+        Self::Reserve,
+        Self::GiveBack,
+        Self::AdoptSandbox,
+        Self::HandOver,
+        Self::TakeOver,
+        Self::ReleaseSandbox,
+        Self::Check,
+    ];
+
+    /// Whose silence it is when this is not answered.
+    pub fn silence(self) -> Silence {
+        match self {
+            // Answered from memory and the journal, or at the time that the caller named. Of these,
+            // only the creation knows a sandbox, and then nobody has been in it yet.
+            Self::Hello
+            | Self::Watch
+            | Self::GetLoad
+            | Self::ListSandboxes
+            | Self::GetSandbox
+            | Self::SetIntake
+            | Self::Reserve
+            | Self::GiveBack
+            | Self::CreateSandbox => Silence::Agent,
+            // Commands, files and looks into a sandbox.
+            Self::Exec
+            | Self::ControlExec
+            | Self::ListExecs
+            | Self::Files
+            | Self::GetUsage
+            | Self::ExposeHttpService
+            | Self::HideHttpService
+            // Changes of a container: they wait for its processes, and for each other.
+            | Self::CancelCreate
+            | Self::StartSandbox
+            | Self::StopSandbox
+            | Self::PauseSandbox
+            | Self::ResumeSandbox
+            | Self::DeleteSandbox
+            | Self::SetWakeOn
+            | Self::SetLifetime
+            | Self::RecoverSandbox
+            | Self::AdoptSandbox
+            | Self::ReleaseSandbox
+            | Self::HandOver
+            | Self::TakeOver
+            // Looks at every container of the node.
+            | Self::CollectGarbage
+            | Self::Check => Silence::Sandbox,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn every_call_of_the_agent_has_its_kind() {
+        let files =
+            prost_types::FileDescriptorSet::decode(proto::DESCRIPTORS).expect("descriptors");
+        let services = files.file.iter().flat_map(|file| &file.service);
+        let agent = services.filter(|service| service.name() == "AgentService");
+        let mut methods: Vec<_> =
+            agent.flat_map(|service| &service.method).map(|m| m.name().to_owned()).collect();
+        let mut known: Vec<_> = Call::ALL.iter().map(|call| format!("{call:?}")).collect();
+        known.sort();
+        methods.sort();
+        assert_eq!(known, methods);
+    }
+}

@@ -1,0 +1,215 @@
+//! Which silence takes a node out of placement: the agent's own, and never that of a sandbox.
+
+use proto::sandbox::v1::*;
+
+use super::*;
+use crate::node::calls::{Call, Silence};
+
+/// Asks what makes the controller send this call about `sandbox`, and hears no answer. False for what
+/// no request of a caller leads to by itself.
+async fn ask(lab: &Lab, call: Call, sandbox: &Sandbox) -> bool {
+    let (mut api, mut operator) = (lab.api(), lab.operator());
+    let (id, node, vmid) = (sandbox.id.clone(), sandbox.node.clone(), sandbox.vmid);
+    let exec_id = "e1".to_owned();
+    let failed = match call {
+        Call::StartSandbox => api.start_sandbox(StartSandboxRequest { id }).await.is_err(),
+        Call::StopSandbox => api.stop_sandbox(StopSandboxRequest { id }).await.is_err(),
+        Call::PauseSandbox => {
+            api.pause_sandbox(PauseSandboxRequest { id, or_stop: false }).await.is_err()
+        }
+        Call::ResumeSandbox => api.resume_sandbox(ResumeSandboxRequest { id }).await.is_err(),
+        Call::SetWakeOn => {
+            let wake_on = Some(WakeOn::default());
+            api.set_wake_on(SetWakeOnRequest { id, wake_on }).await.is_err()
+        }
+        Call::SetLifetime => {
+            let lifetime = Some(Lifetime::default());
+            api.set_lifetime(SetLifetimeRequest { id, lifetime }).await.is_err()
+        }
+        Call::DeleteSandbox => api.delete_sandbox(DeleteSandboxRequest { id }).await.is_err(),
+        Call::Exec => {
+            let command = Some(exec_start::Command::Shell("true".into()));
+            let start = Some(ExecStart { id, command, ..ExecStart::default() });
+            let request = ExecCommandRequest { start, ..ExecCommandRequest::default() };
+            api.exec_command(request).await.is_err()
+        }
+        Call::ControlExec => {
+            api.signal_exec(SignalExecRequest { id, exec_id, signal: 15 }).await.is_err()
+        }
+        Call::ListExecs => api.list_execs(ListExecsRequest { id }).await.is_err(),
+        Call::Files => {
+            let request = StatFileRequest { id, path: "/etc".into(), ..StatFileRequest::default() };
+            api.stat_file(request).await.is_err()
+        }
+        // One node's silence leaves the others' figures.
+        Call::GetUsage => api.get_usage(GetUsageRequest { ids: vec![id] }).await.is_ok(),
+        Call::ExposeHttpService => {
+            let request = ExposeHttpServiceRequest { id, name: "web".into(), port: 80 };
+            api.expose_http_service(request).await.is_err()
+        }
+        Call::HideHttpService => {
+            api.hide_http_service(HideHttpServiceRequest { id, name: "web".into() }).await.is_err()
+        }
+        Call::CollectGarbage => {
+            let asked = CollectGarbageRequest { dry_run: true, node };
+            let told = operator.collect_garbage(asked).await;
+            told.map_or(true, |told| !told.into_inner().unreachable.is_empty())
+        }
+        Call::RecoverSandbox => {
+            let request = RecoverSandboxRequest { node, vmid: vmid + 1, dry_run: true };
+            operator.recover_sandbox(request).await.is_err()
+        }
+        Call::AdoptSandbox => {
+            let team = "red".to_owned();
+            let request = AdoptSandboxRequest { node, vmid: vmid + 1, team, dry_run: true };
+            operator.adopt_sandbox(request).await.is_err()
+        }
+        Call::ReleaseSandbox => {
+            operator.release_sandbox(ReleaseSandboxRequest { id }).await.is_err()
+        }
+        Call::Check => {
+            let report = operator.fsck(FsckRequest {}).await.expect("a report").into_inner();
+            report.nodes < 3
+        }
+        Call::SetIntake => {
+            let request = CordonNodeRequest { node, why: "test".into() };
+            operator.cordon_node(request).await.is_err()
+        }
+        Call::CancelCreate | Call::HandOver | Call::TakeOver => return false,
+        Call::Hello
+        | Call::CreateSandbox
+        | Call::GetSandbox
+        | Call::ListSandboxes
+        | Call::GetLoad
+        | Call::Watch
+        | Call::Reserve
+        | Call::GiveBack => return false,
+    };
+    assert!(failed, "{call:?} was answered");
+    true
+}
+
+/// Nodes that get no new work, with the reason.
+async fn not_ready(lab: &Lab) -> Vec<(String, String)> {
+    let nodes = lab.operator().list_nodes(ListNodesRequest {}).await.expect("nodes").into_inner();
+    let out = nodes.nodes.into_iter().filter(|node| !node.ready);
+    out.map(|node| (node.name, node.reason)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_a_sandbox_never_takes_its_node_out_of_placement() {
+    let mut asked = 0;
+    for &call in Call::ALL {
+        if call.silence() == Silence::Agent {
+            continue;
+        }
+        let lab = Lab::new().await;
+        let sandbox = lab.create("r1").await.expect("made");
+        let holder = lab.holder(&sandbox.id).clone();
+        if call == Call::HideHttpService {
+            ask_to_expose(&lab, &sandbox.id).await;
+        }
+        holder.faults(|faults| faults.unanswered = Some(call));
+        // Often, as somebody would who wants the node for himself.
+        for _ in 0..3 {
+            if ask(&lab, call, &sandbox).await {
+                assert!(holder.swallowed() > 0, "{call:?} never came to the node");
+                assert_eq!(not_ready(&lab).await, [], "after {call:?}");
+                asked += 1;
+            }
+        }
+        let bystander = lab.create(&format!("after-{call:?}")).await.expect("placed");
+        lab.get(&bystander.id).await.expect("known");
+    }
+    assert_eq!(asked, 3 * 19, "all but those that no request leads to");
+}
+
+async fn ask_to_expose(lab: &Lab, id: &str) {
+    let request = ExposeHttpServiceRequest { id: id.into(), name: "web".into(), port: 80 };
+    lab.api().expose_http_service(request).await.expect("exposed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_kind_of_call_is_decoded_as_its_own_silence() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let id = sandbox.id.parse().expect("an id");
+    let holder = lab.holder(&sandbox.id).clone();
+    let node = lab.domain().nodes().get(holder.name()).expect("known");
+    let (client, wait) = (&node.client, Duration::from_secs(1));
+    let unknown = |error: node::Error| matches!(error, node::Error::Unknown(_));
+    let silent = |error: node::Error| matches!(error, node::Error::Silent(_));
+    let swallow = |call| holder.faults(|faults| faults.unanswered = Some(call));
+
+    swallow(Call::CancelCreate);
+    assert!(unknown(client.cancel_create(1, &id, 1).await.expect_err("swallowed")));
+    swallow(Call::HandOver);
+    assert!(unknown(client.hand_over(1, &id, holder.name()).await.expect_err("swallowed")));
+    swallow(Call::TakeOver);
+    assert!(unknown(client.take_over(1, bytes::Bytes::new()).await.expect_err("swallowed")));
+    swallow(Call::StopSandbox);
+    assert!(unknown(client.stop(1, &id, wait).await.expect_err("swallowed")));
+
+    swallow(Call::Hello);
+    assert!(silent(client.hello(0).await.expect_err("swallowed")));
+    swallow(Call::GetSandbox);
+    assert!(silent(client.get(&id).await.expect_err("swallowed")));
+    swallow(Call::GiveBack);
+    assert!(silent(client.give_back(&id).await.expect_err("swallowed")));
+    swallow(Call::Reserve);
+    let seat = (&SNAPSHOT.parse().expect("a snapshot"), Size::default());
+    assert!(silent(client.reserve(1, &id, seat, wait).await.expect_err("swallowed")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_does_not_answer_for_itself_gets_no_new_work() {
+    // A creation.
+    let lab = Lab::new().await;
+    let first = lab.agents[0].clone();
+    first.faults(|faults| faults.unanswered = Some(Call::CreateSandbox));
+    let mut names = Vec::new();
+    for n in 0..6 {
+        let api = lab.api();
+        let asked = request(&format!("r{n}"));
+        names.push(tokio::spawn(async move {
+            let mut api = api;
+            create(&mut api, asked).await
+        }));
+    }
+    let mut tries = 0;
+    while first.swallowed() == 0 || not_ready(&lab).await.is_empty() {
+        tries += 1;
+        assert!(tries < 1000, "its silence is not noticed");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let out = not_ready(&lab).await;
+    assert_eq!((out.len(), out[0].0.as_str()), (1, "n1"), "{out:?}");
+    assert!(out[0].1.contains("time out"), "{out:?}");
+    names.into_iter().for_each(|task| task.abort());
+
+    // An order to take no work.
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    lab.holder(&sandbox.id).faults(|faults| faults.unanswered = Some(Call::SetIntake));
+    assert!(ask(&lab, Call::SetIntake, &sandbox).await);
+    let out = not_ready(&lab).await;
+    assert_eq!((out.len(), &out[0].0), (1, &sandbox.node), "{out:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_agent_is_dead_is_noticed_without_any_call() {
+    for call in [Call::Hello, Call::Watch] {
+        let lab = Lab::new().await;
+        let agent = &lab.agents[0];
+        agent.faults(|faults| faults.unanswered = Some(call));
+        agent.down();
+        agent.up();
+        // The longest silence of a watch, and a try to connect.
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        let out = not_ready(&lab).await;
+        assert_eq!((out.len(), out[0].0.as_str()), (1, "n1"), "{call:?}: {out:?}");
+        agent.faults(|faults| faults.unanswered = None);
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!(not_ready(&lab).await, [], "{call:?}: it is back");
+    }
+}
