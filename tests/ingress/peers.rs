@@ -6,8 +6,9 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::{
-    ClientConfig, RootCertStore,
+    ALL_VERSIONS, ClientConfig, RootCertStore, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    version::{TLS12, TLS13},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -60,7 +61,7 @@ impl Pki {
 }
 
 /// Two nodes that know each other.
-async fn two(pki: &Pki) -> (Node, Node) {
+pub(crate) async fn two(pki: &Pki) -> (Node, Node) {
     let first = Node::start_with(1, Some(pki.path()), |_| {}).await;
     let second = Node::start_with(2, Some(pki.path()), |_| {}).await;
     (first, second)
@@ -145,12 +146,13 @@ async fn handshake(
     address: SocketAddr,
     trusted: &Pki,
     own: Option<&Pki>,
+    versions: &[&'static SupportedProtocolVersion],
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.der("ca.crt")).expect("a root");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .expect("versions")
         .with_root_certificates(roots);
     let config = match own {
@@ -175,18 +177,27 @@ async fn only_peers_reach_the_peer_port() {
     let host = host(8000, 100_001);
     let request = Request::get(&host, "/");
 
-    let stream = handshake(node.peer, &pki, Some(&pki)).await.expect("a peer");
+    let stream = handshake(node.peer, &pki, Some(&pki), ALL_VERSIONS).await.expect("a peer");
     let answer = Client::over(stream).request(&request).await.expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.text());
     let served = sandbox.got().len();
 
     for own in [None, Some(&foreign)] {
         // With TLS 1.3 the refusal may come as late as the first read.
-        if let Ok(stream) = handshake(node.peer, &pki, own).await {
+        if let Ok(stream) = handshake(node.peer, &pki, own, ALL_VERSIONS).await {
             Client::over(stream).request(&request).await.expect_err("refused");
         }
     }
     let plain = once(node.peer, &request).await;
     assert!(plain.is_err() || plain.is_ok_and(|answer| answer.status == 400));
     assert_eq!(sandbox.got().len(), served);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_speak_tls_1_3_and_nothing_older() {
+    need_caddy!();
+    let pki = Pki::new();
+    let (node, _other) = two(&pki).await;
+    handshake(node.peer, &pki, Some(&pki), &[&TLS13]).await.expect("a peer");
+    handshake(node.peer, &pki, Some(&pki), &[&TLS12]).await.expect_err("refused");
 }

@@ -1,8 +1,122 @@
+use agent::ingress::Owner;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::{client::IntoClientRequest, http::HeaderName};
+
 use crate::{
-    http::{Client, Request, get, once},
+    http::{Client, Head, Request, get, once},
     node::{Node, at, host, need_caddy},
+    peers::{Pki, two},
     sandbox::Sandbox,
 };
+
+/// Spellings of what only the ingress, or the tunnel in front of it, says. Programs behind CGI and
+/// the like take each of them for the real one.
+const FORGED: &[&str] = &[
+    "X-Sbx-Kind",
+    "X-Sbx_kind",
+    "X_Sbx-Kind",
+    "x_sbx_KIND",
+    "X.Sbx.Kind",
+    "x-sbx.upstream",
+    "x_SBX-proof",
+    "X-SBX",
+    "X_Sbx",
+    "Cf_Access-Jwt-Assertion",
+    "cf-access_authenticated_user_email",
+    "CF.Access.Client.Id",
+    "Cf_Warp_Tag_Id",
+    "X-Forwarded_For",
+    "X_Forwarded-For",
+    "x_forwarded_for",
+    "X.Forwarded.For",
+    "X_Forwarded_Proto",
+    "x-forwarded_host",
+    "X_Request_Id",
+    "X-Request_Id",
+    "Cf_Connecting_Ip",
+    "cf-connecting_ip",
+    "Cf_Ipcountry",
+    "Forwarded",
+];
+
+/// The header as a program behind CGI names it.
+fn folded(name: &str) -> String {
+    name.to_ascii_lowercase().replace(['-', '.'], "_")
+}
+
+/// Nothing of what was forged came through, and nothing else is missing.
+fn assert_clean(got: &Head, host: &str) {
+    for (name, value) in &got.headers {
+        assert!(!value.contains("forged"), "{name} came through: {got:?}");
+        let name = folded(name);
+        assert!(!name.starts_with("x_sbx") && !name.starts_with("cf_access"), "{got:?}");
+    }
+    assert_eq!(got.get("x-forwarded-host"), Some(host), "{got:?}");
+    assert_eq!(got.get("x-forwarded-proto"), Some("https"), "{got:?}");
+    assert!(got.get("x-forwarded-for").is_some_and(|chain| chain.starts_with("127.")), "{got:?}");
+    assert!(got.get("x-request-id").is_some_and(|id| id.len() == 36), "{got:?}");
+    assert_eq!(got.get("x_requested_with"), Some("kept"), "{got:?}");
+    assert_eq!(got.get("my_header"), Some("kept"), "{got:?}");
+}
+
+fn forged<'a>(host: &'a str, connection: &'a str) -> Request<'a> {
+    let mut request = Request::get(host, "/").with("Connection", connection);
+    for name in FORGED {
+        // Each twice: none of them is the one that counts.
+        request = request.with(name, "forged").with(name, "forged again");
+    }
+    request.with("X_Requested_With", "kept").with("My_Header", "kept")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_spelling_of_a_header_of_ours_reaches_a_sandbox() {
+    need_caddy!();
+    let pki = Pki::new();
+    let (edge, owner) = two(&pki).await;
+    let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
+    owner.put(100_001, sandbox.address);
+    edge.table.elsewhere(100_001, Owner::Peer(owner.peer));
+    let host = host(8000, 100_001);
+    // Told to be of one hop, so that a proxy on the way takes away what it has said itself.
+    let hop = "close, X-Sbx-Kind, X-Sbx_kind, X-Forwarded-For, X-Forwarded-Host, \
+               X-Forwarded-Proto, X-Request-Id";
+    // Straight, and over another node.
+    for node in [&owner, &edge] {
+        for connection in ["close", hop] {
+            let answer = once(node.public, &forged(&host, connection)).await.expect("an answer");
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert_clean(&sandbox.last().head, &host);
+        }
+
+        // By WebSocket, whose request is another path through a proxy.
+        let mut request = format!("ws://{host}/ws").into_client_request().expect("a request");
+        for name in FORGED {
+            let name: HeaderName = name.parse().expect("a name");
+            request.headers_mut().insert(name, "forged".parse().expect("a value"));
+        }
+        for name in ["x_requested_with", "my_header"] {
+            request.headers_mut().insert(name, "kept".parse().expect("a value"));
+        }
+        let stream = TcpStream::connect(node.public).await.expect("connected");
+        let (socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("open");
+        assert_clean(&sandbox.last().head, &host);
+        drop(socket);
+
+        // After the body.
+        let mut client = Client::connect(node.public).await.expect("connected");
+        let raw = format!(
+            "POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\
+             Trailer: X-Sbx-Kind, X-Sbx_kind\r\nX_Requested_With: kept\r\nMy_Header: kept\r\n\r\n\
+             4\r\nbody\r\n0\r\nX-Sbx-Kind: forged\r\nX-Sbx_kind: forged\r\n\r\n"
+        );
+        client.send(raw).await.expect("sent");
+        assert_eq!(client.response(false).await.expect("an answer").status, 200);
+        let got = sandbox.last();
+        assert_clean(&got.head, &host);
+        let body = String::from_utf8_lossy(&got.body).into_owned();
+        assert!(body.starts_with("body") && !body.contains("forged"), "{body}");
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_of_a_client_are_not_obeyed() {

@@ -1,6 +1,6 @@
 //! HTTP from outside into the sandboxes of the cluster.
 //!
-//! Caddy runs one static configuration (`render`, `caddy`) and asks, for each request, over a unix
+//! Caddy runs one static configuration (`render`, `headers`, `caddy`) and asks, for each request, over a unix
 //! socket (`server`): which upstream? The answer is decided (`decide`, pure) from the request's
 //! host, this node's sandboxes and the owner of what is not here (`owners`). So nothing is reloaded
 //! on the way of a request, a port is open only while it is exposed, and an open WebSocket never
@@ -11,6 +11,7 @@
 pub mod caddy;
 pub mod check;
 pub mod decide;
+mod headers;
 pub mod owners;
 pub mod probe;
 pub mod render;

@@ -11,6 +11,8 @@
 //! - The peer's leg does keep connections, and is never tried again: a retry rewrites what a dial
 //!   in the background may still read. The peer server has no peer branch, so there is one hop at
 //!   most.
+//! - The peer server takes TLS 1.3 only, so the hop is never anything else: Caddy's client has no such
+//!   setting.
 //! - What a route needs is taken from the answer's headers into `vars` before the sandbox is asked:
 //!   the sandbox's own response would overwrite them.
 //! - Nothing in it changes while it runs, so there is no admin endpoint.
@@ -20,6 +22,7 @@ use serde_json::{Value, json};
 use super::{
     caddy::{Peers, Settings},
     decide::{Domain, Via},
+    headers,
 };
 
 /// Name in the certificate of every node's peer server. One for all: a name that differs from
@@ -59,6 +62,7 @@ fn peer_server(settings: &Settings, peers: &Peers, proof: &str) -> Value {
             "mode": "require_and_verify",
         },
         "certificate_selection": { "any_tag": ["peer"] },
+        "protocol_min": "tls1.3",
     }]);
     server
 }
@@ -169,7 +173,7 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
                     "X-Forwarded-Host": ["{http.request.host}"],
                 },
             },
-            "response": { "delete": ["X-Sbx-*"] },
+            "response": { "delete": headers::reserved() },
         },
         "handle_response": answers,
     })
@@ -204,12 +208,12 @@ fn to_sandbox(settings: &Settings, via: Via) -> Value {
         "trusted_proxies": trusted(via),
         "headers": {
             "request": {
-                "delete": ["X-Sbx-*", "X_sbx_*", "Forwarded", "Cf-Access-*", "Cf-Warp-Tag-Id"],
+                "delete": headers::of_a_client(),
                 "replace": { "Cookie": cookies },
                 "set": set,
             },
             "response": {
-                "delete": ["X-Sbx-*"],
+                "delete": headers::reserved(),
                 "set": { "X-Robots-Tag": ["noindex, nofollow"] },
             },
         },
@@ -238,14 +242,14 @@ fn to_peer(peers: &Peers) -> Value {
         "trusted_proxies": trusted(Via::Edge),
         "headers": {
             "request": {
-                "delete": ["X-Sbx-*", "X_sbx_*"],
+                "delete": headers::of_a_client(),
                 "set": {
                     "Host": ["{http.request.hostport}"],
                     "X-Forwarded-Host": ["{http.request.host}"],
                     "X-Request-Id": ["{http.request.uuid}"],
                 },
             },
-            "response": { "delete": ["X-Sbx-*"] },
+            "response": { "delete": headers::reserved() },
         },
     })
 }

@@ -1,0 +1,112 @@
+//! Names of headers that a client may not say to a sandbox. Pure.
+//!
+//! Programs behind CGI, WSGI or PHP read names of headers without regard for case, and with every
+//! separator as `_`: to them `X-Sbx_Kind`, `x_sbx-kind` and `X.Sbx.Kind` are one header. So each name
+//! is meant in all of its spellings.
+
+/// What such programs take for one and the same separator.
+const SEPARATORS: [char; 3] = ['-', '_', '.'];
+
+/// Beginnings of names that are ours or the tunnel's own. No client and no sandbox says them.
+const RESERVED: &[&str] = &["x-sbx", "cf-access", "cf-warp"];
+
+/// Beginnings of names that Caddy, or the tunnel in front of it, says. They are said in this spelling,
+/// and another could take its place.
+const SAID_FOR_THE_CLIENT: &[&str] = &["x-forwarded-", "x-request-id", "cf-", "cf-connecting-"];
+
+/// Patterns, as Caddy's `delete` knows them, for what is ours alone.
+pub(super) fn reserved() -> Vec<String> {
+    RESERVED.iter().copied().flat_map(spellings).map(pattern).collect()
+}
+
+/// Patterns for all that a client's request may not have on its way to a sandbox. None of them
+/// matches what Caddy sets itself.
+pub(super) fn of_a_client() -> Vec<String> {
+    let foreign = |name: &'static str| spellings(name).into_iter().filter(move |s| s != name);
+    let said = SAID_FOR_THE_CLIENT.iter().copied().flat_map(foreign).map(pattern);
+    let mut all: Vec<_> =
+        reserved().into_iter().chain(["Forwarded".to_owned()]).chain(said).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn pattern(beginning: String) -> String {
+    beginning + "*"
+}
+
+/// A name with each of its separators in every form.
+fn spellings(name: &str) -> Vec<String> {
+    name.chars().fold(vec![String::new()], |begun, next| {
+        let forms: &[char] = if SEPARATORS.contains(&next) { &SEPARATORS } else { &[next] };
+        let longer = |begun: &String| forms.iter().map(|form| format!("{begun}{form}")).collect();
+        begun.iter().flat_map::<Vec<_>, _>(longer).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether Caddy's `delete` takes this header away.
+    fn deleted(name: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        of_a_client().iter().any(|pattern| match pattern.to_ascii_lowercase().strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => name == pattern.to_ascii_lowercase(),
+        })
+    }
+
+    #[test]
+    fn every_spelling_of_a_reserved_name_is_taken_away() {
+        for one in SEPARATORS {
+            for two in SEPARATORS {
+                for name in ["Kind", "UPSTREAM", "proof", "User", ""] {
+                    let name = format!("X{one}Sbx{two}{name}");
+                    assert!(deleted(&name), "{name}");
+                }
+                let name = format!("CF{one}Access{two}Jwt{one}Assertion");
+                assert!(deleted(&name), "{name}");
+            }
+        }
+        for name in ["Forwarded", "Cf-Warp-Tag-Id", "cf-warp_tag_id", "x-SBX"] {
+            assert!(deleted(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_for_the_client_stays_in_its_own_spelling_alone() {
+        for name in [
+            "X-Forwarded-For",
+            "X-Forwarded-Host",
+            "X-Forwarded-Proto",
+            "X-Request-Id",
+            "Cf-Connecting-Ip",
+            "Cf-Ray",
+            "Cf-Ipcountry",
+        ] {
+            assert!(!deleted(name), "{name}");
+            let underscored = name.replace('-', "_");
+            assert!(deleted(&underscored) && deleted(&name.replace('-', ".")), "{name}");
+            let last = name.rfind('-').expect("a separator");
+            let mixed = format!("{}_{}", &name[..last], &name[last + 1..]);
+            assert!(deleted(&mixed), "{mixed}");
+        }
+    }
+
+    #[test]
+    fn headers_of_programs_stay() {
+        for name in [
+            "X-Requested-With",
+            "X_Requested_With",
+            "My_Header",
+            "api_key",
+            "X-Sb",
+            "Cfg-Version",
+            "Authorization",
+            "Cookie",
+        ] {
+            assert!(!deleted(name), "{name}");
+        }
+    }
+}
