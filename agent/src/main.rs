@@ -24,7 +24,8 @@ struct Cli {
 enum Command {
     /// Run the agent
     Run(Common),
-    /// Show every value of the configuration and where it comes from
+    /// Show every value of the configuration and where it comes from, and what keeps the agent from
+    /// starting
     CheckConfig(Common),
     /// Serve the commands of one sandbox; started by the agent
     #[command(hide = true)]
@@ -32,7 +33,8 @@ enum Command {
         /// What to serve, in JSON
         options: String,
     },
-    /// Write Caddy's configuration with a fresh proof; then restart the agent first, Caddy second
+    /// Write Caddy's configuration with a fresh proof, as the agent does at its start where there is
+    /// none; then restart the agent first, Caddy second
     RenderCaddy {
         #[command(flatten)]
         common: Common,
@@ -76,10 +78,11 @@ fn main() -> ExitCode {
 fn execute(command: &Command) -> Result<()> {
     match command {
         Command::CheckConfig(common) => {
-            for setting in common.config()?.settings() {
+            let config = common.config()?;
+            for setting in config.settings() {
                 println!("{setting}");
             }
-            Ok(())
+            production::check(&config)
         }
         Command::RenderCaddy { common, print } => production::render(&common.config()?, *print),
         Command::Shim { options } => {

@@ -8,7 +8,7 @@ use agent::{
     config::Config,
     dhcp::{Replies, Server},
     ingress::{
-        caddy::{self as files, Peers, Proof, Settings},
+        caddy::{self as files, Peers, Provided, Settings},
         check::IngressCheck,
         owners::{Owners, Sources},
         probe::Probe,
@@ -25,8 +25,12 @@ use agent::{
     tasks::Tasks,
 };
 use anyhow::{Context, Result};
-use daemon::tls::{ClientAuth, Identity};
+use daemon::{
+    peer::Peer,
+    tls::{ClientAuth, Identity},
+};
 use tokio::{net::TcpListener, time::timeout};
+use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 /// What systemd gives us, less what we need ourselves.
@@ -74,6 +78,9 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?;
     let incoming = daemon::listen::tls(listener, server, agent.tasks().stopping().clone());
+    // Whoever else has a certificate of ours, such as another agent, is let go after its handshake.
+    let incoming =
+        incoming.filter(|conn| conn.as_ref().map_or(true, |conn| *conn.peer() == Peer::Controller));
     daemon::stop::ready("serving");
     tracing::info!(%listen, node = %config.node.value, version = env!("CARGO_PKG_VERSION"), "serving");
     let serving = agent.serve(incoming);
@@ -129,9 +136,17 @@ fn ingress(
         return Ok(());
     };
     let path = &config.ingress.caddy_config;
-    let proof = Proof::read(path).with_context(|| {
-        format!("{} has no proof: run `pve-sandbox-agent render-caddy`", path.display())
-    })?;
+    let group = config.ingress.group.as_deref();
+    let (proof, provided) = files::provide(&settings, path, group)
+        .with_context(|| format!("Caddy's configuration, {}", path.display()))?;
+    match provided {
+        Provided::Current => {}
+        Provided::New => tracing::info!(path = %path.display(), "wrote Caddy's configuration"),
+        Provided::Replaced => tracing::warn!(
+            path = %path.display(),
+            "replaced Caddy's configuration, which was another; restart pve-sandbox-ingress if it runs"
+        ),
+    }
     let sources = Sources {
         root: config.pve.root.clone(),
         memory: config.state_dir.join("owners"),
@@ -182,6 +197,31 @@ fn caddy(config: &Config) -> Result<Option<Settings>> {
         https: ingress.https,
         peers: ingress.peer.map(peers).transpose()?,
     }))
+}
+
+/// Looks for what `run` would stumble over, beyond what the configuration says.
+///
+/// # Errors
+/// With all of it.
+pub(crate) fn check(config: &Config) -> Result<()> {
+    let tls = &config.tls;
+    let mut found = Vec::new();
+    let identity = Identity::load(&tls.cert, &tls.key, &tls.ca);
+    let server = identity.and_then(|own| daemon::tls::server(&own, ClientAuth::Required));
+    if let Err(error) = server {
+        found.push(format!("tls: {error}"));
+    }
+    match caddy(config) {
+        Ok(None) => {}
+        Ok(Some(settings)) => {
+            let ingress = &config.ingress;
+            let (path, group) = (&ingress.caddy_config, ingress.group.as_deref());
+            found.extend(files::obstacles(&settings, path, group));
+        }
+        Err(error) => found.push(format!("ingress: {error:#}")),
+    }
+    anyhow::ensure!(found.is_empty(), "the agent would not start:\n  {}", found.join("\n  "));
+    Ok(())
 }
 
 /// Writes or prints Caddy's configuration.

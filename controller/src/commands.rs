@@ -44,12 +44,14 @@ pub enum Command {
         #[arg(long)]
         listen: Option<std::net::SocketAddr>,
     },
-    /// Make the CA and the controller's certificate. Again: keep the CA, renew the certificate.
+    /// Make the CA and the controller's certificate. Again: keep the CA, renew the certificate with
+    /// the names that it has.
     Init {
         /// Where everything is kept.
         #[arg(long, default_value = DATA_DIR)]
         data_dir: PathBuf,
-        /// Host names and addresses that callers use, beside localhost.
+        /// Host names and addresses that callers use, beside localhost and those that the certificate
+        /// has already.
         #[arg(long = "name")]
         names: Vec<String>,
     },
@@ -114,8 +116,9 @@ impl Command {
         match self {
             Self::Run { config, listen } => run(&config, listen).await,
             Self::Init { data_dir, names } => {
-                let files = ca::init(&data_dir, &names)?;
-                say(&format!("the CA is {}", files.ca().display()))
+                let (files, names) = ca::init(&data_dir, &names)?;
+                say(&format!("the CA is {}", files.ca().display()))?;
+                say(&format!("the controller's certificate is for {}", names.join(", ")))
             }
             Self::NodeCert { node, address, out, data_dir } => {
                 ca::node(&data_dir, &node, address, &out)?;

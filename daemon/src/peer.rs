@@ -1,5 +1,7 @@
 //! Who is at the other end of a connection, by its certificate.
 
+use std::net::IpAddr;
+
 use proto::name::NodeName;
 use x509_parser::{extensions::GeneralName, prelude::*};
 
@@ -18,6 +20,28 @@ pub enum Peer {
 pub const CONTROLLER_URI: &str = "spiffe://pve-sandbox/controller";
 /// URI of an agent's certificate, before the node's name.
 pub const AGENT_URI: &str = "spiffe://pve-sandbox/agent/";
+
+/// Host names and addresses in a DER certificate: what clients may reach its holder by.
+///
+/// # Errors
+/// When it is no certificate.
+pub fn names(der: &[u8]) -> Result<Vec<String>, String> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
+    let names = certificate.subject_alternative_name().map_err(|error| error.to_string())?;
+    let address = |bytes: &[u8]| {
+        let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+        v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+    };
+    let text = |name: &GeneralName<'_>| {
+        if let GeneralName::DNSName(name) = name {
+            return Some((*name).to_owned());
+        }
+        let GeneralName::IPAddress(bytes) = name else { return None };
+        address(bytes).map(|address| address.to_string())
+    };
+    let names = names.map(|names| names.value.general_names.iter().filter_map(text).collect());
+    Ok(names.unwrap_or_default())
+}
 
 impl Peer {
     /// The identity in a DER certificate whose chain has been verified.

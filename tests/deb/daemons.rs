@@ -125,26 +125,32 @@ fn the_controller_is_installed_started_and_removed() {
     assert!(token.trim().len() > 20, "{token}");
     root.ok(&[program, "check-config"]);
 
+    starts_and_stops(&root, "pve-sandbox-controller.service", program);
+
+    remove(&root, &CONTROLLER);
+    assert!(root.has("/var/lib/pve-sandbox-controller"), "a purge keeps the CA");
+}
+
+/// A unit comes up, and ends when it is told.
+#[track_caller]
+fn starts_and_stops(root: &Root, unit: &str, program: &str) {
     let socket = root.path("/run/notify.sock");
     let notify = UnixDatagram::bind(&socket).expect("socket");
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).expect("for all");
     notify.set_read_timeout(Some(UP)).expect("deadline");
-    let child = start(&root, "pve-sandbox-controller.service", "/run/notify.sock");
+    let child = start(root, unit, "/run/notify.sock");
     let mut message = [0; 4096];
     let ready = notify
         .recv(&mut message)
         .map(|length| String::from_utf8_lossy(&message[..length]).into_owned());
     let up = ready.as_ref().is_ok_and(|message| message.contains("READY=1"));
     // `timeout` hands the signal on to nobody inside a namespace of pids, so it goes to the program.
-    for pid in inside(&root, program) {
+    for pid in inside(root, program) {
         kill(pid, Signal::SIGTERM).expect("signalled");
     }
     let (code, text) = said(&child.wait_with_output().expect("it ends"));
     assert!(up, "{ready:?}: {text}");
     assert_eq!(code, Some(0), "it stops when it is told: {text}");
-
-    remove(&root, &CONTROLLER);
-    assert!(root.has("/var/lib/pve-sandbox-controller"), "a purge keeps the CA");
 }
 
 /// The processes that run a program of the root.
@@ -169,4 +175,59 @@ fn the_agent_is_installed_says_what_it_lacks_and_is_removed() {
     assert!(code.is_some_and(|code| code != 0), "{told}");
     assert!(told.contains("node"), "it names what it could not detect: {told}");
     remove(&root, &AGENT);
+}
+
+/// The steps of pve-sandbox-controller(8) and pve-sandbox-agent(8), one by one, on a host that has of
+/// PVE what the agent reads at its start.
+#[test]
+fn the_steps_of_the_manuals_lead_to_an_agent_and_an_ingress_that_start() {
+    if !wanted() {
+        return;
+    }
+    let root = install(&AGENT);
+    let deb = root.package(CONTROLLER.name);
+    root.ok(&["dpkg", "--install", &deb]);
+    let write = |path: &str, text: &str| {
+        let path = root.path(path);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs::write(&path, text).expect("written");
+    };
+    write("/etc/pve/.members", "{\"nodename\":\"pve1\",\"version\":0}");
+    write("/etc/pve/storage.cfg", "dir: local\n\tpath /var/lib/vz\n\tcontent rootdir,vztmpl\n");
+    for folder in ["/etc/pve/nodes/pve1/lxc", "/sys/class/net/vmbr0", "/run/pve-sandbox"] {
+        fs::create_dir_all(root.path(folder)).expect("made");
+    }
+
+    // The controller's.
+    let program = "/usr/sbin/pve-sandbox-controller";
+    let as_user = ["runuser", "-u", CONTROLLER.user, "--", program];
+    root.ok(&[&as_user[..], &["init", "--name", "controller.test"]].concat());
+    let told = root.ok(&[&as_user[..], &["init"]].concat());
+    assert!(told.contains("controller.test"), "run again, it keeps the names: {told}");
+
+    // 1: the certificates of the node.
+    let tls = "/etc/pve-sandbox/tls";
+    root.ok(&[program, "node-cert", "pve1", "--address", "127.0.0.1", "--out", tls]);
+    let agent = "/usr/sbin/pve-sandbox-agent";
+    let config = root.path(AGENT.conffile);
+    // 2: the domain, and what is detected on a real host.
+    let text = fs::read_to_string(&config).expect("there");
+    let text = text.replace("#domain = \"sandbox.example.com\"", "domain = \"sandbox.test\"");
+    let text = text.replace("#peer = \"192.0.2.11:8481\"", "peer = \"127.0.0.1:8481\"");
+    let network =
+        "[network]\nbridge = \"vmbr0\"\ngateway = \"10.100.1.1\"\npool = \"10.100.1.0/24\"\n";
+    fs::write(&config, format!("{text}\n{network}")).expect("written");
+    // Caddy's key is forgotten easily, and then told.
+    let (code, told) = root.run(&[agent, "check-config"]);
+    assert!(code != Some(0) && told.contains("Caddy cannot read"), "{told}");
+    let key = format!("{tls}/ingress-node.key");
+    root.ok(&["chgrp", AGENT.user, &key]);
+    root.ok(&["chmod", "0640", &key]);
+    // 3: check, and start both.
+    root.ok(&[agent, "check-config"]);
+    assert!(!root.has("/etc/pve-sandbox/caddy.json"));
+    starts_and_stops(&root, "pve-sandbox-agent.service", agent);
+    let validate = ["caddy", "validate", "--config", "/etc/pve-sandbox/caddy.json"];
+    let as_ingress = ["runuser", "-u", AGENT.user, "--", "env", "HOME=/tmp"];
+    root.ok(&[&as_ingress[..], &validate].concat());
 }

@@ -1,4 +1,4 @@
-use agent::ingress::caddy::{self, Peers, PlainPath, Settings};
+use agent::ingress::caddy::{self, Peers, PlainPath, Provided, Settings};
 
 use crate::{
     node::{self, need_caddy},
@@ -33,4 +33,36 @@ fn caddy_takes_the_configuration() {
     let path = pki.path().join("bad.json");
     std::fs::write(&path, r#"{"apps":{"http":{"servers":{"a":{"nosuch":1}}}}}"#).expect("written");
     node::validate(&path).expect_err("invalid");
+}
+
+/// What pve-sandbox-agent(8) says: `node-cert`, the files in place, the agent started, then Caddy.
+#[test]
+fn certificates_of_the_controller_and_an_agent_that_starts_make_an_ingress() {
+    need_caddy!();
+    let dir = tempfile::tempdir().expect("a directory");
+    let (data, tls) = (dir.path().join("data"), dir.path().join("tls"));
+    controller::ca::init(&data, &[]).expect("init");
+    let node: proto::name::NodeName = "n1".parse().expect("a name");
+    controller::ca::node(&data, &node, None, &tls).expect("node-cert");
+    let plain = |path: std::path::PathBuf| PlainPath::try_from(path.as_path()).expect("plain");
+    let settings = Settings {
+        domain: node::DOMAIN.parse().expect("a domain"),
+        public: vec![node::at(1, 8480)],
+        route_socket: plain(dir.path().join("ingress.sock")),
+        https: true,
+        peers: Some(Peers {
+            listen: node::at(1, 8481),
+            ca: plain(tls.join("ingress-ca.crt")),
+            cert: plain(tls.join("ingress-node.crt")),
+            key: plain(tls.join("ingress-node.key")),
+        }),
+    };
+    let path = dir.path().join("caddy.json");
+    // `check-config` is content, and the agent makes what is missing.
+    assert_eq!(caddy::obstacles(&settings, &path, None), [] as [&str; 0]);
+    let (proof, provided) = caddy::provide(&settings, &path, None).expect("provided");
+    assert_eq!(provided, Provided::New);
+    node::validate(&path).expect("valid");
+    let (again, provided) = caddy::provide(&settings, &path, None).expect("provided");
+    assert_eq!((again == proof, provided), (true, Provided::Current));
 }

@@ -119,6 +119,12 @@ impl Proof {
         Ok(Self(proofs))
     }
 
+    /// What a configuration that is written now has.
+    fn newest(&self) -> &str {
+        // `read` takes nothing but digits, and at least one line of them.
+        self.0.first().and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
     /// The headers' values.
     pub(super) fn values(&self) -> &[HeaderValue] {
         &self.0
@@ -153,13 +159,109 @@ pub fn write(settings: &Settings, path: &Path, group: Option<&str>) -> io::Resul
     let mut random = [0u8; 32];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let fresh: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let before = Proof::read(path)
-        .ok()
-        .and_then(|proof| proof.0.first().and_then(|value| value.to_str().ok().map(str::to_owned)));
+    let before = Proof::read(path).ok().map(|proof| proof.newest().to_owned());
     let proofs: Vec<_> = [Some(fresh.clone()), before].into_iter().flatten().collect();
     // The agent may know a proof that no Caddy uses yet, never the other way round.
     replace(&proof_path(path), 0o600, None, proofs.join("\n").as_bytes())?;
     replace(path, 0o640, group, pretty(settings, &fresh).as_bytes())
+}
+
+/// What `provide` found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provided {
+    /// The configuration is there, and is what the settings say.
+    Current,
+    /// There was none: it was written.
+    New,
+    /// The one that was there was of other settings, of another version, or without a proof: it was
+    /// replaced. A Caddy that runs has still the one before.
+    Replaced,
+}
+
+/// Sees to it that Caddy's configuration is there and says what the settings say. Returns the proof
+/// that goes with it. A proof that is there stays, so that a Caddy that runs keeps its routes.
+///
+/// # Errors
+/// When a file cannot be read or written, there is no such group, or the proof's file holds none.
+pub fn provide(
+    settings: &Settings,
+    path: &Path,
+    group: Option<&str>,
+) -> io::Result<(Proof, Provided)> {
+    let there = match std::fs::read_to_string(path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
+        }
+    };
+    match Proof::read(path) {
+        Ok(proof) => {
+            let text = pretty(settings, proof.newest());
+            let provided = match there {
+                Some(there) if there == text => return Ok((proof, Provided::Current)),
+                Some(_) => Provided::Replaced,
+                None => Provided::New,
+            };
+            replace(path, 0o640, group, text.as_bytes())?;
+            Ok((proof, provided))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            write(settings, path, group)?;
+            let provided = if there.is_some() { Provided::Replaced } else { Provided::New };
+            Ok((Proof::read(path)?, provided))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Everything that would keep the ingress from starting with these settings, in words that say what
+/// to do.
+pub fn obstacles(settings: &Settings, path: &Path, group: Option<&str>) -> Vec<String> {
+    let mut found = Vec::new();
+    let gid = match group.map(|name| (name, nix::unistd::Group::from_name(name))) {
+        None => None,
+        Some((_, Ok(Some(group)))) => Some(group.gid),
+        Some((name, Ok(None))) => {
+            found.push(format!("ingress.group: there is no group {name}"));
+            None
+        }
+        Some((name, Err(error))) => {
+            found.push(format!("ingress.group: {name}: {error}"));
+            None
+        }
+    };
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    if !folder.is_dir() {
+        found.push(format!("ingress.caddy_config: there is no folder {}", folder.display()));
+    }
+    if let Err(error) = Proof::read(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        found.push(format!("ingress.caddy_config: {error}; remove that file"));
+    }
+    if let Some(peers) = &settings.peers {
+        let [ca, cert, key] = [&peers.ca, &peers.cert, &peers.key].map(|p| Path::new(p.as_str()));
+        if let Err(error) = daemon::tls::Identity::load(cert, key, ca) {
+            found.push(format!("ingress.tls: {error}"));
+        }
+        for file in [ca, cert, key] {
+            found.extend(gid.and_then(|gid| unreadable(file, gid)));
+        }
+    }
+    found
+}
+
+/// Why a group cannot read a file; `None` when it can, or when the file is not there.
+fn unreadable(path: &Path, group: nix::unistd::Gid) -> Option<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let about = std::fs::metadata(path).ok()?;
+    let all = about.mode() & 0o004 != 0;
+    let of_group = about.mode() & 0o040 != 0 && about.gid() == group.as_raw();
+    (!all && !of_group).then(|| {
+        let path = path.display();
+        format!("ingress.tls: Caddy cannot read {path}: give it to ingress.group, mode 0640")
+    })
 }
 
 fn pretty(settings: &Settings, proof: &str) -> String {
@@ -240,6 +342,76 @@ mod tests {
         assert!(text.contains(second.values()[0].to_str().expect("text")));
         assert!(!format!("{second:?}").contains(second.values()[0].to_str().expect("text")));
         assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 2);
+    }
+
+    #[test]
+    fn a_configuration_that_is_missing_or_of_other_settings_is_written_and_its_proof_stays() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("caddy.json");
+        let text = || std::fs::read_to_string(&path).expect("there");
+        let proof = |proof: &Proof| proof.newest().to_owned();
+        let (first, provided) = provide(&settings(), &path, None).expect("written");
+        assert_eq!(provided, Provided::New);
+        assert!(text().contains(first.newest()));
+        assert_eq!(Proof::read(&path).expect("a proof"), first);
+
+        let (again, provided) = provide(&settings(), &path, None).expect("there");
+        assert_eq!((proof(&again), provided), (proof(&first), Provided::Current));
+
+        let other = Settings { domain: "other.test".parse().expect("a domain"), ..settings() };
+        let (changed, provided) = provide(&other, &path, None).expect("replaced");
+        assert_eq!((proof(&changed), provided), (proof(&first), Provided::Replaced));
+        assert!(text().contains("other") && text().contains(first.newest()));
+
+        std::fs::remove_file(&path).expect("removed");
+        let (kept, provided) = provide(&other, &path, None).expect("written");
+        assert_eq!((proof(&kept), provided), (proof(&first), Provided::New));
+
+        std::fs::remove_file(path.with_extension("proof")).expect("removed");
+        let (fresh, provided) = provide(&other, &path, None).expect("replaced");
+        assert_eq!(provided, Provided::Replaced);
+        assert_ne!(proof(&fresh), proof(&first));
+        assert!(text().contains(fresh.newest()));
+
+        // What is no proof is somebody's mistake, and not written over.
+        std::fs::write(path.with_extension("proof"), "short").expect("written");
+        provide(&other, &path, None).expect_err("no proof");
+    }
+
+    #[test]
+    fn what_keeps_the_ingress_from_starting_is_told() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("caddy.json");
+        let alone = Settings { peers: None, ..settings() };
+        assert_eq!(obstacles(&alone, &path, None), [] as [&str; 0]);
+        assert_eq!(obstacles(&alone, &path, Some("root")), [] as [&str; 0]);
+        let told =
+            |settings: &Settings, path: &Path, group| obstacles(settings, path, group).join("\n");
+        assert!(told(&alone, &path, Some("no-such-group")).contains("no group no-such-group"));
+        let nowhere = dir.path().join("nowhere/caddy.json");
+        assert!(told(&alone, &nowhere, None).contains("no folder"));
+        std::fs::write(path.with_extension("proof"), "short").expect("written");
+        assert!(told(&alone, &path, None).contains("remove that file"));
+        std::fs::remove_file(path.with_extension("proof")).expect("removed");
+
+        // Certificates that are not there, and a key that only its owner reads.
+        let file = |name: &str| dir.path().join(name);
+        let plain = |name: &str| PlainPath::try_from(file(name).as_path()).expect("a path");
+        let listen = "10.99.0.1:8481".parse().expect("an address");
+        let peers = Peers { listen, ca: plain("ca"), cert: plain("crt"), key: plain("key") };
+        let settings = Settings { peers: Some(peers), ..alone };
+        assert!(told(&settings, &path, None).contains("ingress.tls: cannot use"));
+        for name in ["ca", "crt", "key"] {
+            std::fs::write(file(name), "x").expect("written");
+        }
+        let mode = |mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(file("key"), mode).expect("changed");
+        };
+        mode(0o600);
+        assert!(told(&settings, &path, Some("root")).contains("Caddy cannot read"));
+        mode(0o644);
+        assert!(!told(&settings, &path, Some("root")).contains("Caddy cannot read"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::{
 };
 
 use proto::name::NodeName;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use issue::{Authority, Usage};
 
@@ -74,12 +75,13 @@ impl Files {
     }
 }
 
-/// Makes both CAs, unless they are there, and the controller's certificate, anew each time, with
-/// `localhost` and `names` (host names and addresses that callers use).
+/// Makes both CAs, unless they are there, and the controller's certificate, anew each time: with
+/// `localhost`, `names` (host names and addresses that callers use) and the names that the certificate
+/// before had. Returns all of them.
 ///
 /// # Errors
-/// When a name is malformed or a file cannot be written.
-pub fn init(data_dir: &Path, names: &[String]) -> Result<Files, Error> {
+/// When a name is malformed, a file cannot be written, or the certificate that is there is none.
+pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>), Error> {
     let files = Files::new(data_dir);
     let file = |path: &Path| {
         let path = path.to_owned();
@@ -96,13 +98,34 @@ pub fn init(data_dir: &Path, names: &[String]) -> Result<Files, Error> {
     }
     let mut all = vec!["controller.pve-sandbox.internal".into(), "localhost".into()];
     all.extend(["127.0.0.1".to_owned(), "::1".to_owned()]);
-    all.extend_from_slice(names);
+    for name in names_before(&files.certificate())?.iter().chain(names) {
+        let known = |known: &String| known.eq_ignore_ascii_case(name);
+        if !all.iter().any(known) {
+            all.push(name.clone());
+        }
+    }
     let uri = Some(daemon::peer::CONTROLLER_URI.to_owned());
     let usage = Usage { common: "pve-sandbox controller", names: &all, uri, life: SHORT };
     let leaf = load(&files, "ca")?.leaf(&usage)?;
     write(&files.certificate(), &leaf.certificate, 0o644)?;
     write(&files.key(), &leaf.key, 0o600)?;
-    Ok(files)
+    Ok((files, all))
+}
+
+/// Names in the certificate of an earlier `init`; none where there was none.
+fn names_before(certificate: &Path) -> Result<Vec<String>, Error> {
+    let file = |source| Error::File { path: certificate.to_owned(), source };
+    let pem = match fs::read(certificate) {
+        Ok(pem) => pem,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(file(error)),
+    };
+    let invalid = |why: String| {
+        let why = format!("its names cannot be read ({why}); remove it to begin without them");
+        file(io::Error::new(io::ErrorKind::InvalidData, why))
+    };
+    let der = CertificateDer::from_pem_slice(&pem).map_err(|error| invalid(error.to_string()))?;
+    daemon::peer::names(&der).map_err(invalid)
 }
 
 /// Writes what one node's agent needs into `out`: `ca.crt`, `node.crt`, `node.key` and the same for
@@ -188,7 +211,7 @@ mod tests {
         let missing = node(&data, &n1, address, &out).expect_err("no CA yet");
         assert!(missing.to_string().contains("init"), "{missing}");
 
-        let files = init(&data, &["api.example.com".into(), "10.0.0.9".into()]).expect("init");
+        let (files, _) = init(&data, &["api.example.com".into()]).expect("init");
         let before = fs::read_to_string(files.ca()).expect("ca");
         init(&data, &[]).expect("again");
         assert_eq!(fs::read_to_string(files.ca()).expect("ca"), before, "the CA stays");
@@ -215,6 +238,64 @@ mod tests {
         assert_eq!(peer(&out.join("ingress-node.crt")), Peer::Anonymous);
         let ca = fs::read(out.join("ca.crt")).expect("ca");
         assert_ne!(ca, fs::read(out.join("ingress-ca.crt")).expect("ingress ca"));
+    }
+
+    fn owned(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// The names in the controller's certificate, as those who check it see them.
+    fn names_of(files: &Files) -> Vec<String> {
+        names_before(&files.certificate()).expect("a certificate")
+    }
+
+    #[test]
+    fn init_again_renews_the_certificate_and_keeps_its_names() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let own = ["controller.pve-sandbox.internal", "localhost", "127.0.0.1", "::1"];
+        let given = ["api.example.com".to_owned(), "10.0.0.9".to_owned(), "2001:db8::9".to_owned()];
+        let (files, told) = init(dir.path(), &given).expect("init");
+        let first = [&own[..], &["api.example.com", "10.0.0.9", "2001:db8::9"]].concat();
+        assert_eq!((names_of(&files), told), (owned(&first), owned(&first)));
+        let before = fs::read(files.certificate()).expect("certificate");
+
+        // Without any, as somebody does who renews it.
+        init(dir.path(), &[]).expect("again");
+        assert_ne!(fs::read(files.certificate()).expect("certificate"), before, "it is renewed");
+        assert_eq!(names_of(&files), owned(&first));
+
+        // With another, and with one of them again in another spelling.
+        let more = ["new.example.com".to_owned(), "API.example.com".to_owned()];
+        let (_, told) = init(dir.path(), &more).expect("once more");
+        let all = [&first[..], &["new.example.com"]].concat();
+        assert_eq!((names_of(&files), told), (owned(&all), owned(&all)));
+        let ours = Identity::load(&files.certificate(), &files.key(), &files.ca());
+        daemon::tls::client(&ours.expect("identity")).expect("certificate and key fit");
+
+        // A wrong name changes nothing.
+        let before = fs::read(files.certificate()).expect("certificate");
+        init(dir.path(), &["a b".to_owned()]).expect_err("no name");
+        assert_eq!(fs::read(files.certificate()).expect("certificate"), before);
+    }
+
+    #[test]
+    fn init_does_not_drop_names_that_it_cannot_read() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (files, _) = init(dir.path(), &["api.example.com".to_owned()]).expect("init");
+        for broken in
+            ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+        {
+            fs::write(files.certificate(), broken).expect("written");
+            let error = init(dir.path(), &[]).expect_err("not read");
+            assert!(
+                format!("{:#}", anyhow::Error::from(error)).contains("remove it"),
+                "{broken:?}"
+            );
+            assert_eq!(fs::read_to_string(files.certificate()).expect("there"), broken);
+        }
+        fs::remove_file(files.certificate()).expect("removed");
+        init(dir.path(), &[]).expect("anew");
+        assert_eq!(names_of(&files).len(), 4);
     }
 
     #[test]
