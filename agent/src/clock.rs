@@ -2,7 +2,6 @@
 
 use std::{
     path::Path,
-    sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -85,9 +84,27 @@ impl Moment {
     }
 }
 
+/// Where the kernel names the boot.
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// The host's clock.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemClock;
+#[derive(Debug, Clone)]
+pub struct SystemClock {
+    boot: String,
+}
+
+impl SystemClock {
+    /// With the name of the boot that stands in this file; `BOOT_ID` on a real host.
+    pub fn new(boot_id: &Path) -> Self {
+        Self { boot: read::text(boot_id, read::SMALL).trim().to_owned() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new(Path::new(BOOT_ID))
+    }
+}
 
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the host for the time")]
@@ -101,19 +118,10 @@ impl Clock for SystemClock {
         let up = up.map(Duration::from).unwrap_or_default();
         Moment {
             wall_ms: self.now_ms(),
-            boot: boot_id().to_owned(),
+            boot: self.boot.clone(),
             up_ms: u64::try_from(up.as_millis()).unwrap_or(u64::MAX),
         }
     }
-}
-
-/// The kernel's name of this boot.
-fn boot_id() -> &'static str {
-    static ID: OnceLock<String> = OnceLock::new();
-    ID.get_or_init(|| {
-        let path = Path::new("/proc/sys/kernel/random/boot_id");
-        read::text(path, read::SMALL).trim().to_owned()
-    })
 }
 
 #[cfg(test)]
@@ -166,8 +174,9 @@ mod tests {
 
     #[test]
     fn the_host_has_both_clocks() {
-        let now = SystemClock.moment();
+        let clock = SystemClock::default();
+        let now = clock.moment();
         assert!(now.wall_ms > 0 && now.up_ms > 0 && now.boot.len() == 36, "{now:?}");
-        assert!(now.reached(&SystemClock.moment()));
+        assert!(now.reached(&clock.moment()));
     }
 }

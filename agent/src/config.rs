@@ -25,8 +25,9 @@ pub use pool::Pool;
 
 use crate::{
     detect::{self, Roots},
+    journal::{self, SqliteJournal},
     pve::pct::Places,
-    sandbox::{Lifetimes, exec::shims::Backend},
+    sandbox::{Lifetimes, OnReboot, exec::shims::Backend},
 };
 
 /// Where a value comes from.
@@ -40,6 +41,8 @@ pub enum Source {
     Env(&'static str),
     /// The host.
     Detected,
+    /// The journal, which remembers it from a time when the host could tell.
+    Journal,
     /// Nobody said anything.
     Default,
 }
@@ -51,6 +54,7 @@ impl fmt::Display for Source {
             Self::File => f.write_str("file"),
             Self::Env(name) => f.write_str(name),
             Self::Detected => f.write_str("detected"),
+            Self::Journal => f.write_str("journal"),
             Self::Default => f.write_str("default"),
         }
     }
@@ -143,12 +147,12 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Sockets and output of commands.
     pub run_dir: PathBuf,
-    /// The storage that new templates go to.
-    pub storage: Sourced<String>,
     /// Certificates towards the controller.
     pub tls: Tls,
     /// Where PVE's things are.
     pub pve: Places,
+    /// The number in the cluster that the ranges below are cut by; `None` while nobody knows it.
+    pub number: Option<u32>,
     /// This node's stripe of the vmids, inclusive.
     pub vmids: Sourced<(Vmid, Vmid)>,
     /// Addresses of sandboxes.
@@ -161,10 +165,14 @@ pub struct Config {
     pub limits: Limits,
     /// How long sandboxes live.
     pub lifetimes: Lifetimes,
+    /// What becomes of those that ran when the node was rebooted.
+    pub on_reboot: OnReboot,
     /// What is said of the node.
     pub labels: Vec<Label>,
     /// How a shim gets into its sandbox.
     pub exec_backend: Backend,
+    /// Where the host's boot has its name.
+    pub boot_id: PathBuf,
     /// Where the load is read.
     pub load: Load,
     /// The way in from the web; its domain with its source is in `settings`.
@@ -269,7 +277,12 @@ impl Config {
         let pve = file.pve.clone();
         let roots = Roots { pve: &pve.root, proc: &pve.proc, net };
 
-        let (node, number) = node(&mut from, file.node, roots);
+        let state_dir = file.state_dir.unwrap_or_else(|| "/var/lib/pve-sandbox-agent".into());
+        let known = SqliteJournal::node_of(&journal_in(&state_dir)).unwrap_or_else(|error| {
+            from.mistake("state_dir", error);
+            None
+        });
+        let (node, number) = node(&mut from, file.node, known, roots);
         from.show("node", node.as_ref());
         let listen = flags.listen.map(|value| Sourced { value, source: Source::Flag });
         let listen = listen
@@ -282,12 +295,13 @@ impl Config {
             from.settings.push(Setting { name: "vmids", value, source: *source });
         }
         let network = network::complete(&mut from, &file.network, number, roots);
+        // Nothing of the agent's goes by it, so nothing that is wrong with it stops the agent.
         let said = from.said("storage", flags.storage.clone(), file.storage, "PVE_STORAGE");
-        let storage = match &node {
-            Some(node) => from.or_detect("storage", said, || detect::storage(roots, &node.value)),
-            None => said,
+        let detected = || {
+            let found = detect::storage(roots, &node.as_ref()?.value).ok()?;
+            Some(Sourced { value: found, source: Source::Detected })
         };
-        from.show("storage", storage.as_ref());
+        from.show("storage", said.or_else(detected).as_ref());
         let mut ingress = file.ingress;
         let domain = from.said(
             "ingress.domain",
@@ -306,8 +320,8 @@ impl Config {
         from.must(share, "limits.memory_used_max", "must be 0 to 1");
         let lifetimes = lifetimes(&mut from, &file.lifetime);
 
-        let (Some(node), Some(vmids), Some(network), Some(storage), []) =
-            (node, vmids, network, storage, from.mistakes.as_slice())
+        let (Some(node), Some(vmids), Some(network), []) =
+            (node, vmids, network, from.mistakes.as_slice())
         else {
             return Err(Error::Mistakes(from.mistakes));
         };
@@ -324,23 +338,30 @@ impl Config {
         Ok(Self {
             node,
             listen,
-            state_dir: file.state_dir.unwrap_or_else(|| "/var/lib/pve-sandbox-agent".into()),
+            state_dir,
             run_dir,
-            storage,
             tls: file.tls,
             pve,
+            number,
             vmids,
             network,
             quarantine,
             templates: file.template,
             limits,
             lifetimes,
+            on_reboot: file.on_reboot,
             labels: file.labels,
             exec_backend: file.exec_backend,
+            boot_id: file.boot_id.unwrap_or_else(|| crate::clock::BOOT_ID.into()),
             load,
             ingress,
             settings: from.settings,
         })
+    }
+
+    /// The file that the journal is in.
+    pub fn journal(&self) -> PathBuf {
+        journal_in(&self.state_dir)
     }
 
     /// What was chosen, and why.
@@ -376,14 +397,22 @@ pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+fn journal_in(state_dir: &Path) -> PathBuf {
+    state_dir.join("journal.sqlite")
+}
+
+/// Chooses the node's name, and the number that its ranges are cut by. The journal's number comes
+/// first: what a node was given stays its own, until an operator has confirmed another.
 fn node(
     from: &mut Sources<'_>,
     file: Option<NodeName>,
+    known: Option<journal::Node>,
     roots: Roots<'_>,
 ) -> (Option<Sourced<NodeName>>, Option<u32>) {
     let said = from.said("node", from.flags.node.clone(), file, "PVE_NODE");
     let detected = detect::identity(roots);
-    let number = detected.as_ref().ok().map(|identity| identity.number);
+    let told = detected.as_ref().ok().and_then(|identity| identity.number);
+    let number = known.as_ref().map(|node| node.number).or(told);
     if let (Some(said), Ok(identity)) = (&said, &detected)
         && said.value != identity.node
     {
@@ -392,8 +421,17 @@ fn node(
         let text = format!("{name} ({source}) is not this node, which is {}", identity.node);
         from.mistake("node", text);
     }
+    // pmxcfs may be away for a moment: what runs on this node is reached meanwhile.
+    let remembered = known.filter(|_| said.is_none() && detected.is_err());
+    if let Some(node) = remembered {
+        return (Some(Sourced { value: node.name, source: Source::Journal }), number);
+    }
     (from.or_detect("node", said, || detected.map(|identity| identity.node)), number)
 }
+
+/// Why there is no stripe and no pool by default.
+const NUMBER_UNKNOWN: &str = "the node's number in the cluster is not known: it is a member, and \
+    corosync has not been heard of since pmxcfs was started; wait for it, or say it";
 
 /// Cuts out this node's stripe.
 fn vmids(
@@ -405,7 +443,7 @@ fn vmids(
     let stripe = match vmids.stripe.or(number) {
         Some(stripe) => stripe,
         None => {
-            from.mistake("vmids.stripe", "the node's number in the cluster is not known: say it");
+            from.mistake("vmids.stripe", NUMBER_UNKNOWN);
             return None;
         }
     };

@@ -7,7 +7,7 @@ use proto::name::NodeName;
 
 use crate::{
     pve::{
-        cluster::{self, Identity},
+        cluster::{self, Identity, Signs},
         storage::{self, Place},
     },
     sys::read,
@@ -52,8 +52,8 @@ pub struct OnBridge {
 /// Who this node is. pmxcfs alone knows: the host's name may have been changed since it joined.
 pub fn identity(roots: Roots<'_>) -> Result<Identity, Undecided> {
     let path = roots.pve.join(".members");
-    let identity =
-        read::whole(&path, read::LARGE).ok().and_then(|members| cluster::identity(&members));
+    let members = read::whole(&path, read::LARGE).ok();
+    let identity = members.and_then(|members| cluster::identity(&members, Signs::read(roots.pve)));
     identity.ok_or_else(|| {
         let path = path.display();
         Undecided::None(format!("{path} does not name this node: is pve-cluster running?"))
@@ -246,7 +246,7 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
         let host = Host::new();
         let node: NodeName = "node3".parse().expect("valid");
         with(&host, |roots| {
-            let expected = Identity { node: node.clone(), number: 3 };
+            let expected = Identity { node: node.clone(), number: Some(3) };
             assert_eq!(identity(roots), Ok(expected));
             assert_eq!(bridge(roots).as_deref(), Ok("vmbr0"));
             let expected = OnBridge { address: Ipv4Addr::new(10, 100, 3, 1), prefix: 24 };

@@ -27,6 +27,9 @@ enum Command {
     /// Show every value of the configuration and where it comes from, and what keeps the agent from
     /// starting
     CheckConfig(Common),
+    /// Accept the number that this node has in its cluster now, after it has changed; stop the agent
+    /// first, and start it again after
+    ConfirmNodeNumber(Common),
     /// Serve the commands of one sandbox; started by the agent
     #[command(hide = true)]
     Shim {
@@ -84,6 +87,7 @@ fn execute(command: &Command) -> Result<()> {
             }
             production::check(&config)
         }
+        Command::ConfirmNodeNumber(common) => production::confirm_number(&common.config()?),
         Command::RenderCaddy { common, print } => production::render(&common.config()?, *print),
         Command::Shim { options } => {
             daemon::logs::init("info", false);

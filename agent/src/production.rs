@@ -6,6 +6,7 @@ use agent::{
     Agent, Parts,
     clock::{Clock, SystemClock},
     config::Config,
+    detect::{self, Roots},
     dhcp::{Replies, Server},
     ingress::{
         caddy::{self as files, Peers, Provided, Settings},
@@ -15,7 +16,7 @@ use agent::{
         routes::NodeRoutes,
         server::{self, Ingress},
     },
-    journal::SqliteJournal,
+    journal::{self, Journal, SqliteJournal},
     load::Sampler,
     pve::{Pve, pct::Pct},
     reconcile,
@@ -54,7 +55,7 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let identity = Identity::load(&tls.cert, &tls.key, &tls.ca).context("certificates")?;
     let server = daemon::tls::server(&identity, ClientAuth::Required).context("certificates")?;
     let pve: Arc<dyn Pve> = Arc::new(pct(&config)?);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(&config.boot_id));
     let shims = ShimProcesses::new(
         &config.run_dir,
         &config.state_dir,
@@ -239,6 +240,24 @@ pub(crate) fn render(config: &Config, print: bool) -> Result<()> {
     Ok(())
 }
 
+/// Takes the node's number in its cluster for good: an operator has seen to it that no other node
+/// hands out the ranges that go with it. The agent must not run.
+pub(crate) fn confirm_number(config: &Config) -> Result<()> {
+    let roots =
+        Roots { pve: &config.pve.root, proc: &config.pve.proc, net: Path::new("/sys/class/net") };
+    let found = detect::identity(roots)?;
+    let number = found.number.context(
+        "the node's number is not known now: its cluster has no quorum, or corosync is down",
+    )?;
+    let journal = SqliteJournal::open(&config.journal(), config.pools())
+        .context("stop pve-sandbox-agent first; what runs in sandboxes goes on")?;
+    let node = journal::Node { name: found.node, number };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().context("no runtime")?;
+    runtime.block_on(journal.set_node(&node)).context("the journal was not written")?;
+    println!("this node is number {number}, {}; start pve-sandbox-agent now", node.name);
+    Ok(())
+}
+
 fn pct(config: &Config) -> Result<Pct> {
     let output = config.run_dir.join("output");
     let runner =
@@ -253,7 +272,7 @@ fn parts(
     clock: Arc<dyn Clock>,
     shims: Arc<ShimProcesses>,
 ) -> Result<Parts> {
-    let journal = SqliteJournal::open(&config.state_dir.join("journal.sqlite"), config.pools())
+    let journal = SqliteJournal::open(&config.journal(), config.pools())
         .context("the journal could not be opened")?;
     let proc = config.load.proc.clone().unwrap_or_else(|| config.pve.proc.clone());
     let mut sampler =

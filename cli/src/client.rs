@@ -168,6 +168,35 @@ pub async fn answer<T>(
     }
 }
 
+/// How long a node's agent may take to be started again.
+const AGENT_AWAY: Duration = Duration::from_secs(15);
+/// Between two tries meanwhile.
+const AGENT_AGAIN: Duration = Duration::from_millis(500);
+
+/// Waits for an answer to a call that is not done twice however often it is made, and makes it again
+/// while the sandbox's node cannot be reached: an agent that is upgraded is back within seconds. The
+/// hint of an error that stays says that the verb can be repeated.
+///
+/// # Errors
+/// As `answer`.
+pub async fn patient<T, C>(mut call: impl FnMut() -> C) -> Result<T, Failure>
+where
+    C: Future<Output = Result<Response<T>, Status>>,
+{
+    let since = Instant::now();
+    loop {
+        let failure = match answer(call()).await {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => failure,
+        };
+        let pause = failure.retry_after.unwrap_or(AGENT_AGAIN).max(AGENT_AGAIN);
+        if !failure.is_of_a_restart() || since.elapsed() + pause >= AGENT_AWAY {
+            return Err(failure.repeatable());
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
 /// A field that the API promises to set.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::{error::Error, fmt, io, time::Duration};
 
+use proto::reason;
 use serde_json::json;
 use tonic::{Code, Status};
 
@@ -96,7 +97,9 @@ impl Failure {
             _ => format!("{} ms", waited.as_millis()),
         };
         Self {
-            hint: Some("it may still be done: look with `sandboxctl ls`, or run it again with the same --request-id".into()),
+            hint: Some(
+                "it may still be done: look with `sandboxctl ls` or `sandboxctl get ID`".into(),
+            ),
             exit: exit::NOT_NOW,
             transient: true,
             ..Self::local(format!("{what} within {waited}"))
@@ -106,6 +109,25 @@ impl Failure {
     /// With a reason of the API that we found ourselves.
     pub fn of_reason(reason: &str, message: impl Into<String>) -> Self {
         Self::local(message).with_reason(reason)
+    }
+
+    /// True for what a call meets while the agent of its node is started again, or is stopping.
+    pub fn is_of_a_restart(&self) -> bool {
+        let reason = self.reason.as_deref();
+        matches!(reason, Some(reason::NODE_UNREACHABLE | reason::SHUTTING_DOWN))
+    }
+
+    /// With a hint that fits a verb which can be repeated: what the table says of an outcome that is
+    /// not known is about creations.
+    #[must_use]
+    pub fn repeatable(mut self) -> Self {
+        if self.reason.as_deref() == Some(reason::OUTCOME_UNKNOWN)
+            || self.reason.is_none() && self.transient && !self.unreached
+        {
+            let next = "it may be done by now: `sandboxctl get ID` shows it; the same command can be run again, it is not done twice";
+            self.hint = Some(next.to_owned());
+        }
+        self
     }
 
     fn with_reason(mut self, reason: &str) -> Self {
@@ -277,7 +299,6 @@ fn sources(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
 #[cfg(test)]
 mod tests {
     use daemon::status::Refusal;
-    use proto::reason;
 
     use super::*;
 
@@ -289,6 +310,25 @@ mod tests {
             let text = failure.to_string();
             assert!(text.starts_with(&format!("error: it broke ({reason})\nhint: ")), "{text}");
             assert!(failure.exit != 0 && failure.exit != exit::EXEC, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_hint_fits_the_verb() {
+        let unknown = Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, "who knows");
+        let failure = Failure::from(Status::from(unknown));
+        assert!(failure.hint.as_deref().is_some_and(|hint| hint.contains("--exec-id")));
+        let hint = failure.repeatable().hint.expect("a hint");
+        assert!(hint.contains("run again") && !hint.contains("--request-id"), "{hint}");
+        let late = Failure::deadline("the controller did not answer", Duration::from_secs(30));
+        assert!(!late.hint.clone().expect("a hint").contains("--request-id"));
+        assert!(late.repeatable().hint.expect("a hint").contains("run again"));
+        let locked = Refusal::new(Code::Unavailable, reason::CONTAINER_LOCKED, "a backup");
+        let locked = Failure::from(Status::from(locked));
+        assert_eq!(locked.clone().repeatable().hint, locked.hint, "what is decided stays so");
+        assert!(!locked.is_of_a_restart());
+        for reason in [reason::NODE_UNREACHABLE, reason::SHUTTING_DOWN] {
+            assert!(Failure::of_reason(reason, "away").is_of_a_restart());
         }
     }
 

@@ -123,6 +123,10 @@ pub fn of(reason: &str) -> Option<Hint> {
             exit::NOT_NOW,
             "leave the node to the controller, or let it take work with `sandboxctl uncordon NODE`",
         ),
+        reason::NODE_NUMBER_CHANGED => (
+            exit::NOT_NOW,
+            "leave the node to the controller, or on it, with the agent stopped, run `pve-sandbox-agent confirm-node-number`",
+        ),
         reason::MEMORY_FULL => (
             exit::NOT_NOW,
             "delete or stop sandboxes there, ask for less memory, or leave the node to the controller",
@@ -131,9 +135,7 @@ pub fn of(reason: &str) -> Option<Hint> {
             exit::NOT_NOW,
             "delete sandboxes that are not needed, or give the node's storage more room (`sandboxctl nodes`)",
         ),
-        reason::QUEUE_FULL => {
-            (exit::NOT_NOW, "try again in a few seconds, with the same --request-id")
-        }
+        reason::QUEUE_FULL => (exit::NOT_NOW, "try again in a few seconds"),
         reason::VMIDS_EXHAUSTED => (
             exit::NOT_NOW,
             "delete sandboxes on that node, or widen `[vmids]` in its agent's configuration",
@@ -180,7 +182,7 @@ pub fn of(reason: &str) -> Option<Hint> {
         reason::SHUTTING_DOWN => (exit::NOT_NOW, "try again in a few seconds"),
         reason::OUTCOME_UNKNOWN => (
             exit::NOT_NOW,
-            "run it again with the same --request-id: it is not done twice; `sandboxctl ls` shows what became of it",
+            "it may be done by now: `sandboxctl ls` shows; to repeat it, give `create` the same --request-id and `exec` the same --exec-id, so that it is not done twice",
         ),
         reason::PROBE_TIMEOUT => (
             exit::REFUSED,

@@ -33,6 +33,9 @@ use crate::{
 /// How long the controller may be away.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long the node's agent may be away before the command has started: it is back within seconds,
+/// if it comes back.
+const AGENT_AWAY: Duration = Duration::from_secs(15);
 /// The controller gives a sign of life every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
 /// Messages on their way to the command; beyond them, reading stdin waits.
@@ -121,6 +124,10 @@ impl Session {
                 output.note(format!("connection lost, attaching again ... ({})", failure.message));
                 Instant::now()
             });
+            let early = !*self.started.borrow() && failure.is_of_a_restart();
+            if early && since.elapsed() >= AGENT_AWAY {
+                return Err(failure);
+            }
             if since.elapsed() >= PATIENCE {
                 let hint = format!(
                     "the command may run on: `sandboxctl logs -f {} {}` attaches to it",
@@ -137,7 +144,10 @@ impl Session {
     fn may_come_back(&self, failure: &Failure) -> bool {
         let unknown = failure.reason.as_deref() == Some(reason::OUTCOME_UNKNOWN);
         let early = !*self.started.borrow();
-        failure.transient && !(early && (failure.unreached || failure.reason.is_some() && !unknown))
+        // With its name it runs once: an agent that is started again is waited for.
+        let restart = failure.is_of_a_restart();
+        let decided = failure.reason.is_some() && !unknown && !restart;
+        failure.transient && !(early && (failure.unreached || decided))
     }
 
     async fn once(

@@ -10,6 +10,8 @@ pub const KEPT_TOO_LONG: &str = "kept_too_long";
 pub const FOUND_DOWN: &str = "found_down";
 /// It was found running.
 pub const FOUND_UP: &str = "found_up";
+/// Its node was rebooted while it ran.
+pub const NODE_REBOOTED: &str = "node_rebooted";
 /// Its container was let go, and is left as it is.
 pub const RELEASED: &str = "released";
 /// Its node was given up.

@@ -78,6 +78,8 @@ reasons! {
     NO_CAPACITY;
     /// RESOURCE_EXHAUSTED: the node is cordoned or being drained.
     NODE_CORDONED;
+    /// RESOURCE_EXHAUSTED: the node's number in the cluster has changed, and nobody has confirmed it.
+    NODE_NUMBER_CHANGED;
     /// RESOURCE_EXHAUSTED: the storage is full.
     STORAGE_FULL;
     /// RESOURCE_EXHAUSTED: the node has no memory for one more.
@@ -127,6 +129,7 @@ reasons! {
 pub const NOT_HERE_NOT_NOW: &[&str] = &[
     NO_CAPACITY,
     NODE_CORDONED,
+    NODE_NUMBER_CHANGED,
     STORAGE_FULL,
     MEMORY_FULL,
     QUEUE_FULL,

@@ -171,7 +171,7 @@ impl Stage {
             reconcile: agent::reconcile::Options::default(),
             pve: self.pve.node(&self.name),
             journal: Arc::new(self.journal().await?),
-            clock: Arc::new(agent::clock::SystemClock),
+            clock: Arc::new(agent::clock::SystemClock::default()),
             host_load: Box::new(move |_, _| load),
             shims: Arc::new(NoShims),
             dhcp: None,
@@ -217,7 +217,9 @@ fn options() -> Result<Options> {
         },
         limits: Limits::default(),
         lifetimes: Lifetimes::default(),
+        on_reboot: Default::default(),
         labels: Vec::new(),
+        number: None,
     })
 }
 

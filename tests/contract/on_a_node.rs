@@ -17,7 +17,7 @@ use std::{
 use agent::{
     pve::{
         Address, Pve,
-        cluster::identity,
+        cluster::{Signs, identity},
         pct::{Pct, Places},
         storage,
     },
@@ -65,7 +65,7 @@ fn variable(name: &str) -> Option<String> {
 fn pct(output: &Path) -> Pct {
     let places = Places::default();
     let members = std::fs::read(places.root.join(".members")).expect("pmxcfs is mounted");
-    let node = identity(&members).expect("pmxcfs names the node").node;
+    let node = identity(&members, Signs::read(&places.root)).expect("pmxcfs names the node").node;
     // Two at least: some behaviours need two calls of `pct` at once.
     let runner = Runner::new(output.to_owned(), places.proc.clone(), 4).expect("a directory");
     Pct::new(node, places, runner)

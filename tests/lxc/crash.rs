@@ -111,9 +111,12 @@ fn a_dead_node_is_unreachable_and_its_sandboxes_are_not_gone() {
     assert!(reason == "NO_CAPACITY" || reason == "NODE_UNREACHABLE", "{reason}: {message}");
     assert!(message.contains("node3"), "{message}");
     world.node("node3").boot().expect("boot");
-    // A reboot is a power cut to what ran: stopped, with its disk.
-    world.wait_phase(id(&there), "stopped");
-    world.json(&["start", id(&there)]);
-    world.wait_phase(id(&there), "running");
+    // A reboot is a power cut to what ran: it is started again, with its disk.
+    wait("it to run in its next boot", || {
+        let now = world.get(id(&there));
+        now["phase"] == "running" && now["boot"] == 2
+    });
+    assert_eq!(world.get(id(&there))["cause"], "node_rebooted");
+    assert_eq!(world.ctl(&["exec", id(&there), "--", "true"]).code, 0);
     world.finish();
 }

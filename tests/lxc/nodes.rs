@@ -170,6 +170,58 @@ fn a_node_without_quorum_takes_nothing_and_serves_on() {
 }
 
 #[test]
+fn a_node_whose_corosync_is_down_makes_and_removes_nothing() {
+    let Some(world) = world() else { return };
+    let there = world.create(&["--node", "node2"]);
+    let host = world.node("node2");
+    host.set_corosync(false).expect("down");
+    wait("node2 to be filtered out", || {
+        let why = world.json(&["explain", "--dry-run"]);
+        let verdicts = why["nodes"].as_array().cloned().unwrap_or_default();
+        verdicts.iter().any(|v| v["id"] == "node2" && v["filtered"] == "NO_QUORUM")
+    });
+    // Its agent may be started anew: it is still node 2.
+    let services = host.services().expect("services");
+    services.kill(AGENT, false, PATIENCE).expect("kill -9");
+    wait("the agent again", || world.ctl(&["exec", id(&there), "--", "true"]).code == 0);
+    let (reason, _) = world.refused(&["rm", id(&there)]);
+    assert_eq!(reason, "NO_QUORUM");
+    let volume = format!("test -d /rpool/data/subvol-{}-disk-0 && echo there", vmid(&there));
+    assert_eq!(world.shell("node2", &volume).trim(), "there");
+    host.set_corosync(true).expect("up");
+    wait("node2 to be back", || {
+        world.json(&["explain", "--dry-run", "--node", "node2"])["node"] == "node2"
+    });
+    world.finish();
+}
+
+#[test]
+fn what_runs_is_reached_and_paused_while_pmxcfs_is_away() {
+    let Some(world) = world() else { return };
+    let used = world.create(&["--node", "node2"]);
+    let fresh = world.create(&["--node", "node2"]);
+    assert_eq!(world.ctl(&["exec", id(&used), "--", "true"]).code, 0);
+    let host = world.node("node2");
+    host.set_pmxcfs(false).expect("stopped");
+    for sandbox in [&used, &fresh] {
+        let ran = world.ctl(&["exec", id(sandbox), "--", "true"]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        world.json(&["pause", id(sandbox)]);
+        assert_eq!(world.get(id(sandbox))["phase"], "paused");
+        world.json(&["resume", id(sandbox)]);
+    }
+    let (reason, message) = world.refused(&["stop", id(&used)]);
+    assert_eq!(reason, "NO_QUORUM", "{message}");
+    assert_eq!(world.get(id(&used))["phase"], "running");
+    host.set_pmxcfs(true).expect("started");
+    wait("node2 to be back", || {
+        world.json(&["explain", "--dry-run", "--node", "node2"])["node"] == "node2"
+    });
+    world.json(&["rm", id(&used)]);
+    world.finish();
+}
+
+#[test]
 fn a_cordon_is_the_nodes_own_and_a_drain_says_what_is_left() {
     let Some(world) = world() else { return };
     let there = world.create(&["--node", "node3"]);

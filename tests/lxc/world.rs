@@ -79,6 +79,8 @@ pub(crate) fn world() -> Option<World> {
             node.boot().expect("boot");
         }
         node.set_quorum(true).expect("quorum");
+        node.set_corosync(true).expect("corosync");
+        node.set_pmxcfs(true).expect("pmxcfs");
         faults::clear_plan(&control_dir(&node)).expect("clear the plan");
     }
     let foreign = Foreign::ensure(&lab);

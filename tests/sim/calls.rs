@@ -89,6 +89,11 @@ impl Known {
         self.murky |= self.calls > 0;
     }
 
+    /// A call had no answer.
+    pub(crate) fn is_murky(&self) -> bool {
+        self.murky
+    }
+
     pub(crate) fn asked(&mut self, verb: Verb) {
         self.paused = false;
         match verb {

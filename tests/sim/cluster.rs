@@ -10,7 +10,7 @@ use std::{
 
 use agent::{
     Agent, Parts,
-    journal::{Journal, Pools, memory::MemoryJournal},
+    journal::{Journal, Phase, Pools, Record, memory::MemoryJournal},
     load::HostLoad,
     pve::{
         Mark, Pve,
@@ -88,6 +88,8 @@ pub(crate) struct Cluster {
     pub(crate) foreign: BTreeMap<Vmid, Guest>,
     /// Volumes of somebody's that carry a number of ours.
     pub(crate) strays: BTreeMap<String, Vmid>,
+    /// Sandboxes that ran when their node lost its power, of which nobody has asked anything since.
+    pub(crate) rebooted: BTreeSet<String>,
     /// The controllers that live, the last one last.
     pub(crate) lives: Vec<Life>,
     /// One of them began with less than the one before knew.
@@ -145,6 +147,7 @@ impl Cluster {
             watch,
             foreign: BTreeMap::new(),
             strays: BTreeMap::new(),
+            rebooted: BTreeSet::new(),
             lives: Vec::new(),
             forgot: false,
             begun: 0,
@@ -234,6 +237,27 @@ impl Cluster {
             }
         }
         let guests = self.pve.guests();
+        let volumes = self.pve.volumes();
+        for host in &self.hosts {
+            let known = host.journal.node().await.expect("a journal");
+            if known.is_some_and(|node| node.number != u32::from(host.number)) {
+                self.watch.wrong(format!("I3: {} takes itself for another node", host.name));
+            }
+            let records = host.journal.all().await.expect("a journal");
+            for record in records.into_iter().filter(|record| !record.phase.ended()) {
+                // PVE removes the volume of a container before it looks whether it can remove the rest.
+                let whole = |guest: &&Guest| {
+                    guest.node == host.name
+                        && guest.config.rootfs().is_some()
+                        && guest.config.mark() == Some(record.mark())
+                };
+                let stands = guests.get(&record.vmid).filter(whole).is_some();
+                let place = (host.name.clone(), record.vmid);
+                if stands && volumes.get(&place).is_none_or(BTreeSet::is_empty) {
+                    self.watch.wrong(format!("I2: {} has lost its volume, and stands", record.id));
+                }
+            }
+        }
         for (number, was) in &self.foreign {
             if guests.get(number) != Some(was) {
                 self.watch.wrong(format!("I8: {number}, which is not ours, was touched"));
@@ -318,6 +342,14 @@ impl Cluster {
     /// Power cut: the agent, `pct` and every container of the node.
     pub(crate) async fn power_cut(&mut self, index: usize) {
         self.kill_agent(index).await;
+        let (guests, records) = (self.pve.guests(), self.hosts[index].journal.all().await);
+        let runs = |record: &Record| {
+            let of_it = |guest: &&Guest| guest.config.mark() == Some(record.mark());
+            let guest = guests.get(&record.vmid).filter(of_it);
+            record.phase == Phase::Running && guest.is_some_and(|guest| guest.pid.is_some())
+        };
+        let ran = records.expect("a journal").into_iter().filter(runs);
+        self.rebooted.extend(ran.map(|record| record.id.to_string()));
         self.pve.crash(&self.hosts[index].name);
         self.hosts[index].clock.boot();
     }
@@ -355,6 +387,8 @@ fn options(number: u8) -> Options {
         },
         limits: Limits::default(),
         lifetimes: Lifetimes::default(),
+        on_reboot: Default::default(),
         labels: Vec::new(),
+        number: Some(number.into()),
     }
 }

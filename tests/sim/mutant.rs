@@ -47,6 +47,9 @@ pub const ALL: &[Mutant] = &[
     mutant("I2", "a longer life is answered and not kept", {
         Lapse::Journal(memory::Lapse::Extensions)
     }),
+    mutant("I2", "a member without quorum takes itself for a lone node", {
+        Lapse::Pve(fake::Lapse::Alone)
+    }),
     mutant("I3", "the address of a stranger is leased", Lapse::Journal(memory::Lapse::Strangers)),
     mutant("I3", "a vmid is leased twice", Lapse::Journal(memory::Lapse::Vmids)),
     mutant("I3", "an address is leased twice", Lapse::Journal(memory::Lapse::Addresses)),

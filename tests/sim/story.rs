@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 
 use agent::pve::{
     ErrorKind,
-    fake::{Fault, Op, Trouble},
+    fake::{Fault, Membership, Op, Trouble},
 };
 
 use crate::{
@@ -210,6 +210,7 @@ impl Story {
             93..95 => self.meddle().await,
             95..97 => self.cluster.back_up(),
             97..99 => self.drain_a_node().await,
+            _ if self.chance.percent(50) => self.lose_corosync().await,
             _ => {
                 self.cluster.pve.set_quorate(false);
                 self.pause(15_000).await;
@@ -243,6 +244,7 @@ impl Story {
     }
 
     fn change(&mut self, key: String, id: String, verb: Verb) {
+        self.cluster.rebooted.remove(&id);
         let life = self.cluster.called(&self.chance);
         let known = self.memory.get_mut(&key).expect("known");
         known.calls += 1;
@@ -264,6 +266,11 @@ impl Story {
             self.drain();
             self.cluster.power_cut(index).await;
             self.memory.values_mut().for_each(Known::shaken);
+            // What was asked before, and has no answer yet, may still be done.
+            let asked = self.memory.values().filter(|known| known.calls > 0 || known.is_murky());
+            for id in asked.filter_map(|known| known.id.as_ref()) {
+                self.cluster.rebooted.remove(id);
+            }
             self.seen.bring_back(&self.cluster, index, &self.chance).await;
         } else {
             self.cluster.kill_agent(index).await;
@@ -271,6 +278,26 @@ impl Story {
         self.told.crashes += 1;
         self.pause(3000).await;
         self.cluster.start_the_dead().await;
+    }
+
+    /// The pmxcfs of a node is started again while its corosync is down, and callers delete and create
+    /// meanwhile; its agent may be started anew as well.
+    async fn lose_corosync(&mut self) {
+        let index = self.host();
+        let name = self.cluster.hosts[index].name.clone();
+        self.cluster.pve.set_membership(&name, Membership::Unheard);
+        if self.chance.percent(30) {
+            self.cluster.kill_agent(index).await;
+            self.cluster.start_the_dead().await;
+        }
+        for _ in 0..3 {
+            if let Some((key, id)) = self.somebody(Verb::Delete) {
+                self.change(key, id, Verb::Delete);
+            }
+        }
+        self.pause(15_000).await;
+        self.cluster.look(&self.memory).await;
+        self.cluster.pve.set_membership(&name, Membership::Member);
     }
 
     /// A node on which something stands still is drained; mostly somebody dies or falls silent meanwhile.

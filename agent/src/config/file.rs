@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     pve::{interface::Rate, pct::Places},
-    sandbox::exec::shims::Backend,
+    sandbox::{OnReboot, exec::shims::Backend},
 };
 
 /// The whole file.
@@ -44,8 +44,12 @@ pub struct File {
     pub limits: Limits,
     /// How long sandboxes live.
     pub lifetime: Lifetime,
+    /// What becomes of sandboxes that ran when the node was rebooted: `start`, or `keep` them stopped.
+    pub on_reboot: OnReboot,
     /// How commands get into sandboxes: `lxc`, or `pct` where lxc-attach must not be used by hand.
     pub exec_backend: Backend,
+    /// Where the host's boot has its name. A real node needs to say nothing.
+    pub boot_id: Option<PathBuf>,
     /// Where the load is read.
     pub load: Load,
     /// The way in from the web.

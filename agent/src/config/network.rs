@@ -127,9 +127,7 @@ fn by_default(
         ))),
         (Some(network), _) => Ok(Pool::of(network)),
         (None, Some(own)) => Ok(Pool::of(own)),
-        (None, None) => {
-            Err(Undecided::None("the node's number in the cluster is not known: say it".to_owned()))
-        }
+        (None, None) => Err(Undecided::None(super::NUMBER_UNKNOWN.to_owned())),
     }
 }
 

@@ -52,7 +52,9 @@ impl Config {
                 turn: Duration::from_secs(limits.turn_s),
             },
             lifetimes: self.lifetimes.clone(),
+            on_reboot: self.on_reboot,
             labels: self.labels.clone(),
+            number: self.number,
         }
     }
 

@@ -1,7 +1,7 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, fs};
 
 use super::*;
-use crate::detect::tests::Host;
+use crate::{detect::tests::Host, journal::Journal};
 
 fn complete(host: &Host, file: &str, flags: &Flags, env: &[(&str, &str)]) -> Result<Config, Error> {
     let env: HashMap<_, _> = env.iter().copied().collect();
@@ -62,6 +62,65 @@ fn flag_before_file_before_variable() {
     storage = from-file (file)
     ingress.domain = flag.example (flag)
     ");
+}
+
+#[test]
+fn a_number_comes_from_the_journal_first_and_from_a_lone_node_never_by_mistake() {
+    let host = Host::new();
+    let state = host.path("state");
+    fs::create_dir_all(&state).expect("mkdir");
+    let file = format!("state_dir = {state:?}\n");
+    let load = || complete(&host, &file, &Flags::default(), &[]);
+    let bare = "{\n\"nodename\": \"node3\",\n\"version\": 0\n}\n";
+
+    // A member whose pmxcfs was started while corosync is down, and no journal yet.
+    host.write("pve/.members", bare);
+    host.write("pve/corosync.conf", "totem {}");
+    let text = mistakes(load());
+    assert!(text.contains("vmids.stripe") && text.contains("corosync"), "{text}");
+    // A lone node is number 1.
+    fs::remove_file(host.path("pve/corosync.conf")).expect("removed");
+    let config = load().expect("complete");
+    assert_eq!((config.number, config.vmids.value.0.get()), (Some(1), 100_000));
+
+    let journal = SqliteJournal::open(&config.journal(), config.pools()).expect("opens");
+    let node = journal::Node { name: "node3".parse().expect("a name"), number: 3 };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(journal.set_node(&node)).expect("written");
+    // Whatever pmxcfs says now, the ranges are those that the journal has handed out of.
+    host.write("pve/corosync.conf", "totem {}");
+    for members in [
+        Some(bare),
+        Some(
+            r#"{"nodename":"node3","cluster":{"quorate":1},
+        "nodelist":{"node3":{"id":7,"online":1}}}"#,
+        ),
+        None,
+    ] {
+        match members {
+            Some(text) => host.write("pve/.members", text),
+            None => fs::remove_file(host.path("pve/.members")).expect("removed"),
+        }
+        let config = load().expect("complete");
+        assert_eq!((config.number, config.vmids.value.0.get()), (Some(3), 212_500), "{members:?}");
+        assert_eq!(config.node.value.as_str(), "node3");
+        let source = if members.is_some() { Source::Detected } else { Source::Journal };
+        assert_eq!(config.node.source, source);
+    }
+}
+
+#[test]
+fn a_storage_that_cannot_be_told_stops_no_agent() {
+    for text in ["", "rbd: a\n\tcontent rootdir\n\nrbd: b\n\tcontent rootdir\n"] {
+        let host = Host::new();
+        host.write("pve/storage.cfg", text);
+        let config = complete(&host, "", &Flags::default(), &[]).expect("complete");
+        assert!(!table(&config).contains("storage"), "{}", table(&config));
+    }
+    let host = Host::new();
+    fs::remove_file(host.path("pve/storage.cfg")).expect("removed");
+    let config = complete(&host, "storage = \"kept\"", &Flags::default(), &[]).expect("complete");
+    assert!(table(&config).contains("storage = kept (file)"));
 }
 
 #[test]

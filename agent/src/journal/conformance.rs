@@ -8,8 +8,8 @@ use proto::{
 };
 
 use super::{
-    Error, Failure, Intent, Journal, Lifetime, MemoryJournal, Phase, Pools, Record, SqliteJournal,
-    WakeOn, intake, memory::SoundDisk,
+    Error, Failure, Intent, Journal, Lifetime, MemoryJournal, Node, Phase, Pools, Record,
+    SqliteJournal, WakeOn, intake, memory::SoundDisk,
 };
 use crate::clock::Moment;
 
@@ -117,6 +117,7 @@ suite!(
     tombstones_are_forgotten,
     epochs_only_rise,
     what_an_operator_wants_is_kept,
+    which_node_it_belongs_to_is_kept,
     attempts_are_called_off,
     watchers_are_woken,
     requests_are_unique_among_the_living,
@@ -283,6 +284,16 @@ async fn what_an_operator_wants_is_kept(make: fn(Pools) -> Subject) {
         let order = intake::Order { intake: wanted, why: "disks \"x\"".into(), since_ms: 7 };
         journal.set_intake(&order).await.expect("written");
         assert_eq!(journal.intake().await.expect("reads"), order);
+    }
+}
+
+async fn which_node_it_belongs_to_is_kept(make: fn(Pools) -> Subject) {
+    let journal = make(pools());
+    assert_eq!(journal.node().await.expect("reads"), None);
+    for number in [1, 3] {
+        let node = Node { name: "pve1".parse().expect("a name"), number };
+        journal.set_node(&node).await.expect("written");
+        assert_eq!(journal.node().await.expect("reads"), Some(node));
     }
 }
 

@@ -13,7 +13,7 @@ use proto::{
 };
 use tokio::sync::watch;
 
-use super::{Error, Intent, Journal, Phase, Pools, Record, intake, ring};
+use super::{Error, Intent, Journal, Node, Phase, Pools, Record, intake, ring};
 
 /// What the simulation does around a sync: takes time, or crashes the node and never returns.
 #[async_trait::async_trait]
@@ -99,6 +99,7 @@ struct Book {
     horizon: u64,
     epoch: u64,
     intake: intake::Order,
+    node: Option<Node>,
     vmid_cursor: Option<u32>,
     address_cursor: Option<u32>,
 }
@@ -519,6 +520,18 @@ impl Journal for MemoryJournal {
     async fn set_intake(&self, order: &intake::Order) -> Result<(), Error> {
         self.write(|book, _| {
             book.intake.clone_from(order);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn node(&self) -> Result<Option<Node>, Error> {
+        Ok(self.read(|book| book.node.clone()))
+    }
+
+    async fn set_node(&self, node: &Node) -> Result<(), Error> {
+        self.write(|book, _| {
+            book.node = Some(node.clone());
             Ok(())
         })
         .await

@@ -8,12 +8,14 @@
 pub(crate) mod conformance;
 pub mod intake;
 pub mod memory;
+pub mod node;
 pub mod record;
 mod ring;
 pub mod sqlite;
 
 use proto::id::{SandboxId, Vmid};
 
+pub use node::Node;
 pub use record::{Failure, Lifetime, Phase, Record, WakeOn};
 
 pub use memory::MemoryJournal;
@@ -152,6 +154,12 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
 
     /// Remembers what an operator wants of the node.
     async fn set_intake(&self, order: &intake::Order) -> Result<(), Error>;
+
+    /// Which node this journal belongs to; `None` before that was known.
+    async fn node(&self) -> Result<Option<Node>, Error>;
+
+    /// Remembers which node this journal belongs to.
+    async fn set_node(&self, node: &Node) -> Result<(), Error>;
 
     /// Remembers that attempts of `id` up to `attempt` are off, although no record may exist.
     async fn cancel(&self, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<(), Error>;

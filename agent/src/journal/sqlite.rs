@@ -18,7 +18,7 @@ use proto::id::{SandboxId, Vmid};
 use rusqlite::Connection;
 use tokio::sync::watch;
 
-use super::{Error, Intent, Journal, Pools, Record, intake};
+use super::{Error, Intent, Journal, Node, Pools, Record, intake};
 use reserve::Reserve;
 use writer::Writer;
 
@@ -51,6 +51,19 @@ impl SqliteJournal {
             reader: Arc::new(Mutex::new(opened.reader)),
             revision: watched,
         })
+    }
+
+    /// Which node the journal at `path` belongs to, without opening it as its writer: the
+    /// configuration goes by it before there is a journal. `None` when there is no file, or when it
+    /// does not say.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn node_of(path: &Path) -> Result<Option<Node>, Error> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        tables::node(&connection::look(path)?)
     }
 
     async fn read<T: Send + 'static>(
@@ -144,6 +157,15 @@ impl Journal for SqliteJournal {
     async fn set_intake(&self, order: &intake::Order) -> Result<(), Error> {
         let order = order.clone();
         self.writer.run(move |db| tables::set_intake(db, &order)).await
+    }
+
+    async fn node(&self) -> Result<Option<Node>, Error> {
+        self.read(tables::node).await
+    }
+
+    async fn set_node(&self, node: &Node) -> Result<(), Error> {
+        let node = node.clone();
+        self.writer.run(move |db| tables::set_node(db, &node)).await
     }
 
     async fn cancel(&self, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<(), Error> {

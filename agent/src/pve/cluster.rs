@@ -1,23 +1,28 @@
-//! What pmxcfs tells of the cluster: `.members` and `.vmlist`. Pure.
+//! What pmxcfs tells of the cluster: `.members`, `.vmlist`, and the signs beside them. Only
+//! `Signs::read` touches files.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap, fs, io::ErrorKind::NotFound, net::IpAddr, os::unix::fs::PermissionsExt,
+    path::Path,
+};
 
 use proto::{id::Vmid, name::NodeName};
 use serde::Deserialize;
 
 use super::{Cluster, Member};
 
-/// `.members`. A node that is in no cluster has a `nodename` and nothing else.
+/// `.members`. A node that is in no cluster has a `nodename` and nothing else; so has a member whose
+/// pmxcfs was started while corosync is down.
 #[derive(Debug, Deserialize)]
 struct Members {
     nodename: NodeName,
-    cluster: Option<Quorum>,
+    cluster: Option<Corosync>,
     #[serde(default)]
     nodelist: BTreeMap<NodeName, Node>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Quorum {
+struct Corosync {
     quorate: u8,
 }
 
@@ -40,20 +45,86 @@ struct Guest {
     node: NodeName,
 }
 
+/// What tells a node that is alone from a member that lost its cluster, beside `.members`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signs {
+    /// The cluster's configuration is in /etc/pve: this node is a member, whatever `.members` says.
+    pub corosync_conf: bool,
+    /// /etc/pve has w bits: pmxcfs takes them off everything while it has no quorum.
+    pub writable: bool,
+}
+
+impl Signs {
+    /// Reads the signs of pmxcfs mounted at `root`. What cannot be told counts as the bad sign: a
+    /// member that takes itself for a lone node does harm, the other way round nothing is lost.
+    /// Blocks: `root` is a FUSE file system.
+    pub fn read(root: &Path) -> Self {
+        let writable = |dir: &Path| match fs::metadata(dir) {
+            Ok(found) => found.permissions().mode() & 0o222 != 0,
+            Err(error) => error.kind() == NotFound,
+        };
+        Self {
+            corosync_conf: root.join("corosync.conf").try_exists().unwrap_or(true),
+            writable: writable(root) && writable(&root.join("nodes")),
+        }
+    }
+}
+
+/// Whether this node may change things in /etc/pve, and which number it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quorum {
+    /// The node belongs to the majority of its cluster; its number, if the cluster lists it.
+    Quorate(Option<u32>),
+    /// The node is in no cluster. Its number is 1.
+    Alone,
+    /// Nothing may be changed; its number, if that is known nevertheless.
+    Lost(Option<u32>),
+}
+
+/// Number of a node that is in no cluster. PVE gives it to the node that founds one, too.
+const ALONE: u32 = 1;
+
+impl Quorum {
+    /// True when /etc/pve can be changed.
+    pub const fn holds(self) -> bool {
+        matches!(self, Self::Quorate(_) | Self::Alone)
+    }
+
+    /// This node's number in its cluster, from 1, as far as it can be told.
+    pub const fn number(self) -> Option<u32> {
+        match self {
+            Self::Quorate(number) | Self::Lost(number) => number,
+            Self::Alone => Some(ALONE),
+        }
+    }
+}
+
+/// Decides by `.members` and the signs beside it.
+fn quorum(members: &Members, signs: Signs) -> Quorum {
+    let number = members.nodelist.get(&members.nodename).map(|node| node.id);
+    match &members.cluster {
+        Some(corosync) if corosync.quorate == 1 && signs.writable => Quorum::Quorate(number),
+        // pmxcfs has not heard of corosync since it was started.
+        None if !signs.corosync_conf && signs.writable => Quorum::Alone,
+        Some(_) | None => Quorum::Lost(number),
+    }
+}
+
 /// Who this node is, by pmxcfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Its name.
     pub node: NodeName,
-    /// Its number in the cluster, from 1; it keeps it when others come and go.
-    pub number: u32,
+    /// Its number in the cluster, from 1; it keeps it when others come and go. `None` while that
+    /// cannot be told.
+    pub number: Option<u32>,
 }
 
-/// Reads who this node is out of `.members`.
-pub fn identity(members: &[u8]) -> Option<Identity> {
-    let Members { nodename: node, nodelist, .. } = serde_json::from_slice(members).ok()?;
-    let number = nodelist.get(&node).map_or(1, |node| node.id);
-    Some(Identity { node, number })
+/// Reads who this node is out of `.members` and the signs beside it.
+pub fn identity(members: &[u8], signs: Signs) -> Option<Identity> {
+    let members: Members = serde_json::from_slice(members).ok()?;
+    let number = quorum(&members, signs).number();
+    Some(Identity { node: members.nodename, number })
 }
 
 /// `ha/manager_status`, where a cluster has HA.
@@ -64,7 +135,12 @@ struct Manager {
 }
 
 /// Reads the cluster. Without `.members`, pmxcfs is down: nothing is quorate, and nothing known.
-pub fn cluster(members: Option<&[u8]>, guests: Option<&[u8]>, manager: Option<&[u8]>) -> Cluster {
+pub fn cluster(
+    members: Option<&[u8]>,
+    guests: Option<&[u8]>,
+    manager: Option<&[u8]>,
+    signs: Signs,
+) -> Cluster {
     let Some(members) = members.and_then(|bytes| serde_json::from_slice::<Members>(bytes).ok())
     else {
         return Cluster::default();
@@ -73,6 +149,7 @@ pub fn cluster(members: Option<&[u8]>, guests: Option<&[u8]>, manager: Option<&[
     let manager: Manager = manager.and_then(|m| serde_json::from_slice(m).ok()).unwrap_or_default();
     let status = manager.node_status.get(&members.nodename);
     let maintenance = status.is_some_and(|status| status == "maintenance");
+    let quorum = quorum(&members, signs);
     let mut nodes: BTreeMap<NodeName, Member> = members
         .nodelist
         .into_iter()
@@ -80,8 +157,8 @@ pub fn cluster(members: Option<&[u8]>, guests: Option<&[u8]>, manager: Option<&[
         .collect();
     nodes.entry(members.nodename).or_insert(Member { ip: None, online: true });
     Cluster {
-        // A node in no cluster has nobody to agree with.
-        quorate: members.cluster.is_none_or(|cluster| cluster.quorate == 1),
+        quorate: quorum.holds(),
+        number: quorum.number(),
         members: nodes,
         maintenance,
         guests: guests
@@ -115,47 +192,109 @@ mod tests {
 }
 "#;
 
+    /// What a node without a cluster, and nothing wrong, shows.
+    const FINE: Signs = Signs { corosync_conf: false, writable: true };
+    const BARE: &[u8] = b"{\n\"nodename\": \"pve1\",\n\"version\": 0\n}\n";
+
     fn node(name: &str) -> NodeName {
         name.parse().expect("valid")
     }
 
+    fn members(of: &str) -> Members {
+        serde_json::from_str(of).expect("a file of pmxcfs")
+    }
+
+    #[test]
+    fn a_member_whose_corosync_is_down_is_not_alone() {
+        let bare = members(std::str::from_utf8(BARE).expect("text"));
+        let signs = |corosync_conf, writable| Signs { corosync_conf, writable };
+        assert_eq!(quorum(&bare, signs(false, true)), Quorum::Alone);
+        // Seen on a real node: the same `.members`, and one of these signs or both.
+        for (corosync_conf, writable) in [(true, false), (true, true), (false, false)] {
+            let lost = quorum(&bare, signs(corosync_conf, writable));
+            assert_eq!(lost, Quorum::Lost(None), "{corosync_conf} {writable}");
+            assert!(!lost.holds() && lost.number().is_none());
+            let cluster = cluster(Some(BARE), None, None, signs(corosync_conf, writable));
+            assert!(!cluster.quorate && cluster.number.is_none());
+            assert_eq!(cluster.members.len(), 1, "pmxcfs is not down");
+            let identity = identity(BARE, signs(corosync_conf, writable)).expect("it has a name");
+            assert_eq!((identity.node, identity.number), (node("pve1"), None));
+        }
+    }
+
+    #[test]
+    fn a_member_is_quorate_only_if_it_can_write() {
+        let of = |quorate: u8, id: &str, writable| {
+            let text = format!(
+                r#"{{"nodename":"pve2","cluster":{{"quorate":{quorate}}},"nodelist":{{{id}}}}}"#
+            );
+            quorum(&members(&text), Signs { corosync_conf: true, writable })
+        };
+        let four = r#""pve2":{"id":4,"online":1}"#;
+        assert_eq!(of(1, four, true), Quorum::Quorate(Some(4)));
+        assert_eq!(of(1, four, false), Quorum::Lost(Some(4)));
+        assert_eq!(of(0, four, true), Quorum::Lost(Some(4)));
+        assert_eq!(of(2, four, true), Quorum::Lost(Some(4)), "pmxcfs writes 0 or 1");
+        assert_eq!(of(1, "", true), Quorum::Quorate(None), "it is never number 1 by default");
+    }
+
+    #[test]
+    fn signs_are_read_from_the_mount() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+        };
+        let nodes = root.path().join("nodes");
+        fs::create_dir(&nodes).expect("mkdir");
+        assert_eq!(Signs::read(root.path()), FINE);
+        fs::write(root.path().join("corosync.conf"), "totem {}").expect("write");
+        assert_eq!(Signs::read(root.path()), Signs { corosync_conf: true, writable: true });
+        // pmxcfs shows its own directories without w bits, and the mount itself as it pleases.
+        mode(&nodes, 0o555);
+        assert!(!Signs::read(root.path()).writable);
+        mode(&nodes, 0o755);
+        mode(root.path(), 0o555);
+        assert!(!Signs::read(root.path()).writable);
+        mode(root.path(), 0o755);
+    }
+
     #[test]
     fn a_cluster_without_quorum() {
-        let cluster = cluster(Some(MEMBERS.as_bytes()), Some(GUESTS.as_bytes()), None);
+        let cluster = cluster(Some(MEMBERS.as_bytes()), Some(GUESTS.as_bytes()), None, FINE);
         assert!(!cluster.quorate);
         let ip = Some(IpAddr::from([10, 99, 0, 11]));
         assert_eq!(cluster.members[&node("pve1")], Member { ip, online: true });
         assert_eq!(cluster.members[&node("pve2")], Member { ip: None, online: false });
         let guests: Vec<_> = cluster.guests.iter().map(|(id, n)| (id.get(), n.as_str())).collect();
         assert_eq!(guests, [(601, "pve2"), (910, "pve1")]);
-        let expected = Identity { node: node("pve2"), number: 4 };
-        assert_eq!(identity(MEMBERS.as_bytes()), Some(expected));
+        let expected = Identity { node: node("pve2"), number: Some(4) };
+        assert_eq!(identity(MEMBERS.as_bytes(), FINE), Some(expected));
     }
 
     #[test]
     fn a_node_alone() {
-        let members = b"{\n\"nodename\": \"pve1\",\n\"version\": 0\n}\n";
-        let cluster = cluster(Some(members), None, None);
+        let cluster = cluster(Some(BARE), None, None, FINE);
         assert!(cluster.quorate && cluster.guests.is_empty());
+        assert_eq!(cluster.number, Some(1));
         assert_eq!(cluster.members[&node("pve1")], Member { ip: None, online: true });
-        assert_eq!(identity(members), Some(Identity { node: node("pve1"), number: 1 }));
+        assert_eq!(identity(BARE, FINE), Some(Identity { node: node("pve1"), number: Some(1) }));
     }
 
     #[test]
     fn maintenance_is_what_the_ha_manager_says_of_this_node() {
         let of = |status: &str| {
             let manager = format!(r#"{{"master_node":"pve1","node_status":{{{status}}}}}"#);
-            cluster(Some(MEMBERS.as_bytes()), None, Some(manager.as_bytes())).maintenance
+            cluster(Some(MEMBERS.as_bytes()), None, Some(manager.as_bytes()), FINE).maintenance
         };
         assert!(of(r#""pve1":"online","pve2":"maintenance""#));
         assert!(!of(r#""pve1":"maintenance","pve2":"online""#));
-        assert!(!cluster(Some(MEMBERS.as_bytes()), None, Some(b"broken")).maintenance);
+        assert!(!cluster(Some(MEMBERS.as_bytes()), None, Some(b"broken"), FINE).maintenance);
     }
 
     #[test]
     fn pmxcfs_down_is_not_an_empty_cluster() {
         for members in [None, Some(b"".as_slice()), Some(b"{}".as_slice())] {
-            let cluster = cluster(members, None, None);
+            let cluster = cluster(members, None, None, FINE);
             assert!(!cluster.quorate && cluster.members.is_empty());
         }
     }

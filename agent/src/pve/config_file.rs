@@ -100,6 +100,24 @@ impl ContainerConfig {
         Ok(())
     }
 
+    /// Writes another value into the line of a setting that is there, where it stands. Nothing happens
+    /// where there is none, or where the value is no line.
+    pub fn replace(&mut self, key: &str, text: &str) {
+        if text.chars().any(char::is_control) {
+            return;
+        }
+        let main = self.lines[..self.main].iter_mut().rev();
+        let Some(line) = main.into_iter().find(|line| value(line, key).is_some()) else { return };
+        let Some(known) = value(line, key).map(str::to_owned) else { return };
+        // What stands around the value stays: its blanks, and the line end.
+        let whole = String::from_utf8_lossy(line).into_owned();
+        let head = key.len() + 1;
+        if let Some(at) = whole[head..].find(&known) {
+            let (before, after) = (&whole[..head + at], &whole[head + at + known.len()..]);
+            *line = format!("{before}{text}{after}").into_bytes();
+        }
+    }
+
     /// Removes a setting of the main part.
     pub fn remove(&mut self, key: &str) {
         self.remove_main(|line| value(line, key).is_some());

@@ -15,8 +15,11 @@ use procfs::{
 use proto::id::Vmid;
 use tokio::time::Instant;
 
-use super::cgroup::Freezer;
-use crate::sys::{proc::namespace_pids, read};
+use super::{cgroup::Freezer, known::Init};
+use crate::sys::{
+    proc::{kin, namespace_pids},
+    read,
+};
 
 /// More directories of a container's cgroup are not searched for its init, which is near the top.
 const CGROUPS_MAX: usize = 1000;
@@ -66,6 +69,12 @@ pub fn init_pid(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<u32> {
         dirs.extend(below(&dir).take(CGROUPS_MAX - dirs.len().min(CGROUPS_MAX)));
     }
     None
+}
+
+/// The container's init, and which process that is.
+pub fn init(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<Init> {
+    let pid = init_pid(proc, cgroup_root, vmid)?;
+    Some(Init { pid, start: kin(proc, pid)?.start })
 }
 
 /// Pids of all that is in the container's cgroup or below, each once; of more than 65536, some.

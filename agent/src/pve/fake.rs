@@ -5,6 +5,8 @@
 //! an operation goes on when its caller has gone, and what is cut off half-way leaves its locks and
 //! volumes behind. Time is tokio's, so it can be paused; durations vary by a seed.
 
+mod membership;
+mod op;
 mod work;
 mod world;
 
@@ -22,68 +24,17 @@ use proto::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 
+pub use membership::Membership;
+pub use op::Op;
 use work::Work;
 pub use world::Guest;
 use world::{Node, World, missing, template_config};
 
 use super::{
-    CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Mark, Member, OwnVolumes,
-    Pve, Settings, StorageRoom, Usage,
+    CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Mark, OwnVolumes, Pve,
+    Settings, StorageRoom, Usage, cluster,
+    known::{Init, Known},
 };
-
-/// An operation that can be made to fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Op {
-    /// `clone_template`.
-    Clone,
-    /// `configure`.
-    Set,
-    /// `resize`.
-    Resize,
-    /// `hand_to`.
-    HandTo,
-    /// `start`.
-    Start,
-    /// `stop`.
-    Stop,
-    /// `destroy_owned`.
-    Destroy,
-    /// `unlock_template`.
-    Unlock,
-    /// `mark`.
-    Mark,
-    /// `unmark`.
-    Unmark,
-    /// `hold`.
-    Hold,
-    /// `release`.
-    Release,
-    /// `freeze`.
-    Freeze,
-    /// `thaw`.
-    Thaw,
-}
-
-impl Op {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Clone => "clone",
-            Self::Set => "set",
-            Self::Resize => "resize",
-            Self::HandTo => "hand over",
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Destroy => "destroy",
-            Self::Unlock => "unlock",
-            Self::Mark => "mark",
-            Self::Unmark => "unmark",
-            Self::Hold => "hold",
-            Self::Release => "release",
-            Self::Freeze => "freeze",
-            Self::Thaw => "thaw",
-        }
-    }
-}
 
 /// How an operation goes wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +71,8 @@ pub enum Lapse {
     Strangers,
     /// All volumes of a number go with its sandbox, whoever made them.
     Volumes,
+    /// A member that has lost its cluster takes itself for a node that is in none.
+    Alone,
 }
 
 /// One planned failure; used up by the operation that it hits.
@@ -211,17 +164,25 @@ impl std::fmt::Debug for OnClone {
 pub struct FakePve {
     node: NodeName,
     shared: Arc<Shared>,
+    known: Known,
 }
 
 impl FakeCluster {
     /// A quorate cluster without guests and with 1 TiB on each node.
     pub fn new(nodes: &[NodeName], pace: Pace, seed: u64) -> Self {
         let room = StorageRoom::new(1 << 40, 1 << 40);
-        let node = Node { life: 0, pmxcfs: true, room, slow: 1 };
+        let node = |number| Node {
+            life: 0,
+            pmxcfs: true,
+            room,
+            slow: 1,
+            number,
+            cluster: Membership::Member,
+        };
         let world = World {
             quorate: true,
             shared: false,
-            nodes: nodes.iter().map(|name| (name.clone(), node.clone())).collect(),
+            nodes: nodes.iter().cloned().zip((1..).map(node)).collect(),
             guests: BTreeMap::new(),
             volumes: BTreeMap::new(),
             busy: BTreeSet::new(),
@@ -242,7 +203,8 @@ impl FakeCluster {
 
     /// A node of it, as an agent sees it.
     pub fn node(&self, name: &NodeName) -> Arc<FakePve> {
-        Arc::new(FakePve { node: name.clone(), shared: Arc::clone(&self.0) })
+        let (node, shared) = (name.clone(), Arc::clone(&self.0));
+        Arc::new(FakePve { node, shared, known: Known::default() })
     }
 
     /// Adds a template.
@@ -498,13 +460,10 @@ impl Pve for FakePve {
             return Cluster::default();
         }
         let world = self.shared.world();
-        let loopback = std::net::IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let member = |name: &NodeName| (name.clone(), Member { ip: Some(loopback), online: true });
+        let (members, signs) = world.members(&self.node);
         Cluster {
-            quorate: world.quorate,
-            members: world.nodes.keys().map(member).collect(),
             guests: world.guests.iter().map(|(id, guest)| (*id, guest.node.clone())).collect(),
-            maintenance: false,
+            ..cluster::cluster(Some(members.as_bytes()), None, None, signs)
         }
     }
 
@@ -512,8 +471,19 @@ impl Pve for FakePve {
         if !self.pmxcfs() {
             return Err(Self::read_error("read", vmid));
         }
+        let init = self.init(vmid);
         let world = self.shared.world();
-        Ok(world.container(&self.node, vmid).map(|guest| guest.config.clone()))
+        let config = world.container(&self.node, vmid).map(|guest| guest.config.clone());
+        self.known.note(vmid, config.as_ref(), init);
+        Ok(config)
+    }
+
+    async fn carries(&self, mark: &Mark) -> Result<bool, Error> {
+        let found = match self.config(mark.vmid).await {
+            Ok(config) => config.and_then(|config| config.mark()),
+            Err(error) => Some(self.known.mark(mark.vmid, self.init(mark.vmid)).ok_or(error)?),
+        };
+        Ok(found.as_ref() == Some(mark))
     }
 
     async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, Error> {
@@ -523,8 +493,13 @@ impl Pve for FakePve {
         let mut world = self.shared.world();
         world.destroy_strangers(&self.node);
         let here = |(_, guest): &(&Vmid, &Guest)| guest.node == self.node && !guest.is_vm;
-        let guests = world.guests.iter().filter(here);
-        Ok(guests.map(|(vmid, guest)| (*vmid, guest.config.clone())).collect())
+        let guests: BTreeMap<_, _> = world.guests.iter().filter(here).collect();
+        for (vmid, guest) in &guests {
+            let init = guest.pid.map(|pid| Init { pid, start: 0 });
+            self.known.note(**vmid, Some(&guest.config), init);
+        }
+        self.known.retain(|vmid| guests.contains_key(vmid));
+        Ok(guests.into_iter().map(|(vmid, guest)| (*vmid, guest.config.clone())).collect())
     }
 
     async fn running(&self, vmid: Vmid) -> bool {
@@ -633,11 +608,13 @@ impl Pve for FakePve {
     }
 
     async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error> {
+        self.check_known(Op::Freeze, vmid, owner)?;
         let owner = *owner;
         self.run(Op::Freeze, vmid, deadline, move |work| work.freeze(owner)).await
     }
 
     async fn thaw(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        self.check_known(Op::Thaw, vmid, owner)?;
         let owner = *owner;
         self.run(Op::Thaw, vmid, CALL, move |work| work.thaw(owner)).await
     }

@@ -11,13 +11,17 @@ pub mod config_file;
 pub mod container;
 pub mod fake;
 pub mod files;
+#[cfg(test)]
+mod golden;
 pub mod hold;
 pub mod interface;
+pub mod known;
 pub mod mark;
 pub mod outcome;
 pub mod ownership;
 pub mod pct;
 pub mod storage;
+pub mod tags;
 pub mod volume;
 pub mod worker;
 
@@ -131,8 +135,12 @@ pub struct Settings {
 /// The cluster as this node sees it, from `.members` and `.vmlist`.
 #[derive(Debug, Clone, Default)]
 pub struct Cluster {
-    /// Changes are possible. False also when pmxcfs is down.
+    /// Changes are possible. False also when pmxcfs is down, and on a member that has not heard of
+    /// its cluster since pmxcfs was started.
     pub quorate: bool,
+    /// This node's number in its cluster, from 1, and 1 of a node that is in none; `None` while that
+    /// cannot be told.
+    pub number: Option<u32>,
     /// Nodes with their cluster address and whether they are online; at least this node.
     pub members: BTreeMap<NodeName, Member>,
     /// Every guest of the cluster, whatever its kind, and its node.
@@ -228,6 +236,10 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// True when the container's init runs, frozen or not.
     async fn running(&self, vmid: Vmid) -> bool;
 
+    /// True when the container carries this mark. While /etc/pve cannot be read, also when the init
+    /// that runs in it is the one that ran when it was last seen to carry it.
+    async fn carries(&self, mark: &Mark) -> Result<bool, Error>;
+
     /// Pid of the container's init in the host's pid namespace.
     async fn init_pid(&self, vmid: Vmid) -> Option<u32>;
 
@@ -307,11 +319,12 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
 
     /// Freezes all that runs in this sandbox's container. `Ok` when nothing in it runs any more;
-    /// what does not freeze before the deadline is thawed again. Needs no quorum.
+    /// what does not freeze before the deadline is thawed again. Needs no quorum, and no /etc/pve: see
+    /// `carries`.
     async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error>;
 
     /// Thaws this sandbox's container, whoever froze it. One that is not frozen, or does not run, is
-    /// `Ok`. Needs no quorum.
+    /// `Ok`. Needs no quorum, and no /etc/pve.
     async fn thaw(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
 
     /// Writes so much of a container's memory to swap, if the host has any; true when it did and

@@ -13,10 +13,16 @@ pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<(), Err
     if exit == Exit::Code(0) {
         return Ok(());
     }
-    let text = last_line(stderr).or_else(|| last_line(stdout)).unwrap_or_else(|| match exit {
+    let mut text = last_line(stderr).or_else(|| last_line(stdout)).unwrap_or_else(|| match exit {
         Exit::Code(code) => format!("pct ended with exit code {code} and said nothing"),
         Exit::Signal(signal) => format!("pct was ended by signal {signal} and said nothing"),
     });
+    // "startup for container 'N' failed" is all that pct says; why, LXC has said before.
+    if op == "start" && text.starts_with("startup for container") {
+        for line in lines_of_lxc(stdout) {
+            text = format!("{text}; {line}");
+        }
+    }
     match (op, kind(op, stdout, stderr)) {
         // What was asked for is so already.
         ("start", Some(Kind::Running))
@@ -89,6 +95,35 @@ fn kind(op: &str, stdout: &str, stderr: &str) -> Option<Kind> {
     row.map(|(_, kind)| *kind).or_else(|| full.then_some(Kind::Full))
 }
 
+/// Lines of LXC's that are kept, and how long each may be.
+const LXC_LINES_MAX: usize = 4;
+const LXC_CHARS_MAX: usize = 200;
+
+/// The last lines that LXC said of a start that failed, made fit for a message: a tenant may have had
+/// a say in them.
+fn lines_of_lxc(stdout: &str) -> Vec<String> {
+    // `function: line text`, or the whole of what lxc-start writes into its log.
+    let of_lxc = |line: &&str| {
+        let mut words = line.split(' ');
+        let function = words.next().and_then(|word| word.strip_suffix(':')).unwrap_or("");
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        let number = words.next().unwrap_or("").trim_end_matches(':');
+        !function.is_empty()
+            && function.chars().all(is_name)
+            && !number.is_empty()
+            && number.chars().all(|c| c.is_ascii_digit())
+    };
+    let lines: Vec<&str> = stdout.lines().map(str::trim).filter(of_lxc).collect();
+    let last = lines.len().saturating_sub(LXC_LINES_MAX);
+    lines[last..].iter().map(|line| clean(line, LXC_CHARS_MAX)).collect()
+}
+
+/// One line without what steers a terminal or turns its text around.
+fn clean(line: &str, longest: usize) -> String {
+    let turns = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    line.chars().filter(|c| !c.is_control() && !turns(*c)).take(longest).collect()
+}
+
 /// The last line that says something.
 fn last_line(text: &str) -> Option<String> {
     let noise = |line: &&str| {
@@ -99,7 +134,7 @@ fn last_line(text: &str) -> Option<String> {
             || (line.starts_with("pct ") && line.ends_with("[OPTIONS]"))
     };
     let line = text.lines().map(str::trim).rfind(|line| !noise(line))?;
-    Some(line.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect())
+    Some(clean(line, TEXT_CHARS_MAX))
 }
 
 #[cfg(test)]
@@ -153,6 +188,32 @@ mod tests {
         let said = "Image resized.\nFailed to update the container's filesystem: command \
             'unshare -m -- sh -c ...' failed: exit code 32\n";
         assert!(not_grown(said).is_some_and(|why| why.contains("exit code 32")));
+    }
+
+    #[test]
+    fn a_failed_start_carries_a_few_clean_lines_of_lxc() {
+        let long = format!("do_start: 7 {}\u{202e}\u{1b}[2J end", "x".repeat(900));
+        let stdout = format!(
+            "hook 302 pre-start\nlxc_setup: 1 one\nsync_wait: 34 two\nvm 302 - unable to parse\n\
+             lxc-start: 302: ../src/lxc/start.c: lxc_spawn: 3 three\n{long}\n__lxc_start: 2119 last\n"
+        );
+        let fail = |op, stderr| judge(op, Exit::Code(255), &stdout, stderr);
+        let Err(ErrorKind::Failed(text)) = fail("start", "startup for container '302' failed\n")
+        else {
+            panic!("it failed")
+        };
+        let parts: Vec<_> = text.split("; ").collect();
+        assert_eq!(parts[0], "startup for container '302' failed");
+        assert_eq!((parts.len(), parts[1]), (5, "sync_wait: 34 two"), "the last four: {text}");
+        assert!(parts[3].starts_with("do_start: 7 x") && parts[3].chars().count() == 200);
+        assert_eq!(parts[4], "__lxc_start: 2119 last");
+        assert!(!text.contains(|c: char| c.is_control() || c == '\u{202e}'), "{text:?}");
+        for other in ["CT is locked (backup)", "bridge 'vmbr77' does not exist"] {
+            let error = fail("start", other).expect_err("failed");
+            assert!(!error.to_string().contains("two"), "{error}");
+        }
+        let error = fail("stop", "startup for container '302' failed").expect_err("failed");
+        assert!(!error.to_string().contains("two"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use proto::id::{SandboxId, Vmid};
 
-use super::{ContainerConfig, ErrorKind, Mark, config_file::DESCRIPTION_CHARS_MAX, interface};
+use super::{
+    ContainerConfig, ErrorKind, Mark, config_file::DESCRIPTION_CHARS_MAX, interface, tags,
+};
 
 /// `Ok` when a container with this number and config may be destroyed as `owner`'s.
 pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
@@ -57,7 +59,8 @@ pub fn clonable(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
     }
 }
 
-/// Writes a mark into the description of a container that has none; every other byte is kept.
+/// Writes a mark into the description of a container that has none, and the tag that goes with it;
+/// every other byte is kept.
 pub fn mark(config: &mut ContainerConfig, mark: &Mark) -> Result<(), ErrorKind> {
     if config.mark().as_ref() == Some(mark) {
         return Ok(());
@@ -80,6 +83,7 @@ pub fn mark(config: &mut ContainerConfig, mark: &Mark) -> Result<(), ErrorKind> 
         return Err(ErrorKind::Failed(text));
     }
     config.add_note(&line);
+    tags::add(config);
     Ok(())
 }
 
@@ -87,6 +91,7 @@ pub fn mark(config: &mut ContainerConfig, mark: &Mark) -> Result<(), ErrorKind> 
 pub fn unmark(config: &mut ContainerConfig, owner: &SandboxId) {
     if let Some(mark) = config.mark().filter(|mark| mark.sandbox_id == *owner) {
         config.remove_note(&mark.to_string());
+        tags::take_off(config);
     }
 }
 

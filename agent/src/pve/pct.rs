@@ -28,8 +28,12 @@ use tokio::{sync::OwnedMutexGuard, time::Instant};
 
 use super::{
     CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Mark, OwnVolumes, Pve,
-    Settings, StorageRoom, Usage, cgroup, cluster, command::Command, container, files::Files,
-    outcome, ownership, worker,
+    Settings, StorageRoom, Usage, cgroup, cluster,
+    command::Command,
+    container,
+    files::Files,
+    known::{Init, Known},
+    outcome, ownership, tags, worker,
 };
 use crate::{
     run::{self, Program, Runner},
@@ -91,13 +95,21 @@ struct Host {
     /// One lock per container that something is done to.
     locks: Mutex<HashMap<Vmid, Weak<tokio::sync::Mutex<()>>>>,
     rooms: rooms::Rooms,
+    known: Known,
 }
 
 impl Pct {
     /// The node of this name, whose commands `runner` runs.
     pub fn new(node: NodeName, places: Places, runner: Runner) -> Self {
-        let (locks, rooms) = (Mutex::default(), rooms::Rooms::default());
-        Self(Arc::new(Host { node, places, runner, files: Files::default(), locks, rooms }))
+        Self(Arc::new(Host {
+            node,
+            places,
+            runner,
+            files: Files::default(),
+            locks: Mutex::default(),
+            rooms: rooms::Rooms::default(),
+            known: Known::default(),
+        }))
     }
 
     /// Runs a change to its end on a task of its own.
@@ -149,12 +161,16 @@ impl Host {
 
     async fn cluster(&self) -> Cluster {
         let read = |name| self.files.read(self.places.root.join(name));
-        let (members, guests, manager) =
-            tokio::join!(read(".members"), read(".vmlist"), read("ha/manager_status"));
+        let root = self.places.root.clone();
+        let signs = self.files.blocking(move || Ok(cluster::Signs::read(&root)));
+        let (members, guests, manager, signs) =
+            tokio::join!(read(".members"), read(".vmlist"), read("ha/manager_status"), signs);
         let members = members.inspect_err(|error| tracing::warn!(%error, "pmxcfs was not read"));
         let (members, guests, manager) =
             (members.ok().flatten(), guests.ok().flatten(), manager.ok().flatten());
-        cluster::cluster(members.as_deref(), guests.as_deref(), manager.as_deref())
+        // What does not answer is no place to change anything.
+        let signs = signs.unwrap_or(cluster::Signs { corosync_conf: true, writable: false });
+        cluster::cluster(members.as_deref(), guests.as_deref(), manager.as_deref(), signs)
     }
 
     /// Refuses a change while the cluster could not take it: `pct destroy` without quorum removes
@@ -178,24 +194,44 @@ impl Host {
     }
 
     async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, ErrorKind> {
+        let init = self.init(vmid);
         let bytes =
             self.files.read(self.config_path(vmid)).await.map_err(|error| unread(&error))?;
         if bytes.is_none() {
             self.check_mounted().await?;
         }
-        Ok(bytes.map(|bytes| ContainerConfig::parse(&bytes)))
+        let config = bytes.map(|bytes| ContainerConfig::parse(&bytes));
+        self.known.note(vmid, config.as_ref(), init);
+        Ok(config)
+    }
+
+    fn init(&self, vmid: Vmid) -> Option<Init> {
+        container::init(&self.places.proc, &self.places.cgroup_root, vmid)
+    }
+
+    /// The mark that a container carries, or by which it is known while /etc/pve cannot be read.
+    async fn mark_of(&self, vmid: Vmid) -> Result<Option<Mark>, ErrorKind> {
+        match self.config(vmid).await {
+            Ok(config) => Ok(config.and_then(|config| config.mark())),
+            Err(error @ ErrorKind::NoQuorum(_)) => {
+                self.known.mark(vmid, self.init(vmid)).map(Some).ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, ErrorKind> {
         let dir = self.configs_dir();
+        let Places { proc, cgroup_root, .. } = self.places.clone();
         let read = self.files.blocking(move || {
-            let mut configs = BTreeMap::new();
+            let (mut configs, mut inits) = (BTreeMap::new(), BTreeMap::new());
             for entry in std::fs::read_dir(dir)? {
                 let path = entry?.path();
                 let name = path.file_name().and_then(|name| name.to_str());
                 // PVE's half-written files are `ID.conf.tmp.PID`.
                 let Some(id) = name.and_then(|name| name.strip_suffix(".conf")) else { continue };
                 let Ok(vmid) = id.parse() else { continue };
+                inits.insert(vmid, container::init(&proc, &cgroup_root, vmid));
                 match read::whole(&path, read::LARGE) {
                     Ok(bytes) => drop(configs.insert(vmid, ContainerConfig::parse(&bytes))),
                     // Removed since the directory was read.
@@ -203,10 +239,14 @@ impl Host {
                     Err(error) => return Err(error),
                 }
             }
-            Ok(configs)
+            Ok((configs, inits))
         });
-        let configs = read.await.map_err(|error| unread(&error))?;
+        let (configs, inits) = read.await.map_err(|error| unread(&error))?;
         self.check_mounted().await?;
+        for (vmid, init) in inits {
+            self.known.note(vmid, configs.get(&vmid), init);
+        }
+        self.known.retain(|vmid| configs.contains_key(vmid));
         Ok(configs)
     }
 
@@ -291,7 +331,14 @@ impl Host {
             return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
         }
         let set = Command::Set(vmid, settings, config.get("net0"));
-        self.pct(set, Instant::now() + CALL).await
+        self.pct(set, Instant::now() + CALL).await?;
+        // Past `pct`, which would load its half second of Perl once more.
+        self.edit(vmid, move |config| {
+            ownership::marked(config, vmid)?;
+            tags::put(config);
+            Ok(())
+        })
+        .await
     }
 
     async fn resize(&self, vmid: Vmid, gib: u32, deadline: Instant) -> Result<(), ErrorKind> {
@@ -340,10 +387,12 @@ impl Host {
     /// paused one, which PVE would respect.
     async fn stop(&self, vmid: Vmid, deadline: Instant) -> Result<(), ErrorKind> {
         self.let_go(vmid).await?;
-        self.ours(vmid).await?;
         if !self.running(vmid) {
-            return Ok(());
+            // Whoever has locked it, there is nothing to stop.
+            let config = self.config(vmid).await?.ok_or_else(|| self.missing(vmid))?;
+            return ownership::marked(&config, vmid);
         }
+        self.ours(vmid).await?;
         self.pct(Command::Stop(vmid), deadline).await?;
         if self.running(vmid) {
             return Err(ErrorKind::Failed("the container runs on".to_owned()));
@@ -403,6 +452,12 @@ impl Pve for Pct {
 
     async fn running(&self, vmid: Vmid) -> bool {
         self.0.running(vmid)
+    }
+
+    async fn carries(&self, mark: &Mark) -> Result<bool, Error> {
+        let vmid = mark.vmid;
+        let found = self.0.mark_of(vmid).await.map_err(|kind| Error { op: "read", vmid, kind })?;
+        Ok(found.as_ref() == Some(mark))
     }
 
     async fn init_pid(&self, vmid: Vmid) -> Option<u32> {

@@ -129,6 +129,9 @@ impl Reconciler {
         if observed.cluster.quorate {
             self.sandboxes.note_strangers(&observed).await;
         }
+        if let Err(error) = self.sandboxes.note_number(&observed.cluster).await {
+            tracing::warn!(%error, "the node's number was not written");
+        }
         let mut actions = plan(&intended, &observed);
         // A container that has come back is removed when it is still there a pass later.
         let twice = |action: &Action| swept(action).is_none_or(|one| self.sweeps.contains(&one));
@@ -192,6 +195,7 @@ fn intended(sandboxes: &Sandboxes, options: &Options) -> Intended {
         ended: sandboxes.ended(),
         forget_before_ms: sandboxes.now_ms().saturating_sub(kept),
         vmids: Some(sandboxes.journal().vmids()),
+        life: sandboxes.life(),
     };
     intended.busy.extend(sandboxes.busy());
     intended

@@ -15,7 +15,7 @@ use crate::{
     pve::Mark,
     sandbox::{
         Tombstone,
-        look::{self, Place},
+        look::{self, Life, Place},
         observe::{Container, Observed},
         step,
     },
@@ -41,6 +41,8 @@ pub struct Intended {
     pub forget_before_ms: u64,
     /// The numbers that are this node's to give, inclusive.
     pub vmids: Option<(Vmid, Vmid)>,
+    /// The node's present life.
+    pub life: Life,
 }
 
 /// One thing to do.
@@ -110,7 +112,7 @@ pub fn plan(intended: &Intended, observed: &Observed) -> Vec<Action> {
     }
     let mut actions = unlocks(intended, observed);
     let idle = intended.live.iter().filter(|record| !intended.busy.contains(&record.id));
-    actions.extend(idle.filter_map(|record| of_record(record, observed)));
+    actions.extend(idle.filter_map(|record| of_record(record, observed, &intended.life)));
     actions.extend(of_marks(intended, observed));
     if intended.ended.iter().any(|ended| ended.ended_ms < intended.forget_before_ms) {
         actions.push(Action::Forget { before_ms: intended.forget_before_ms });
@@ -127,14 +129,14 @@ fn unlocks(intended: &Intended, observed: &Observed) -> Vec<Action> {
     intended.dead_clones.iter().filter(left).copied().map(Action::Unlock).collect()
 }
 
-fn of_record(record: &Record, observed: &Observed) -> Option<Action> {
+fn of_record(record: &Record, observed: &Observed, life: &Life) -> Option<Action> {
     if step::is_adopting(&record.step) {
         return Some(Action::Adopt(record.id));
     }
     if step::is_releasing(&record.step) {
         return Some(Action::Release(record.id));
     }
-    if look::seen(record, &place(record, observed)).is_some() {
+    if look::seen(record, &place(record, observed), life).is_some() {
         return Some(Action::Look(record.id));
     }
     let ours = observed.containers.get(&record.vmid);

@@ -16,7 +16,7 @@ use crate::{
     journal::intake::Intake,
     load::HostLoad,
     pve::StorageRoom,
-    sandbox::{Sandboxes, Tally},
+    sandbox::{Sandboxes, Tally, Template},
 };
 
 /// Makes load reports. Clones share it.
@@ -39,9 +39,9 @@ impl Reporter {
         let options = self.sandboxes.options();
         let host = *self.host.borrow();
         let tally = self.tally().await;
-        let room = self.room().await;
-        let mut templates: Vec<_> = options.templates.iter().collect();
+        let mut templates = self.sandboxes.cloneable().await;
         templates.sort_by_key(|template| &template.snapshot);
+        let room = self.room(&templates).await;
         // A snapshot of several templates is made from the one that the fewest wait for.
         let mut queues: BTreeMap<_, usize> = BTreeMap::new();
         for template in &templates {
@@ -91,6 +91,7 @@ impl Reporter {
             thin_metadata_used: room.thin_metadata,
             cordoned: intake == Intake::Cordoned,
             draining: intake == Intake::Draining,
+            renumbered_to: self.sandboxes.renumbered(&cluster).map_or(0, |changed| changed.now),
             labels: options.labels.iter().map(ToString::to_string).collect(),
         }
     }
@@ -107,9 +108,9 @@ impl Reporter {
     }
 
     /// The worst of the templates' storages: a report must not promise what a clone will not find.
-    async fn room(&self) -> StorageRoom {
+    async fn room(&self, templates: &[&Template]) -> StorageRoom {
         let mut worst: Option<StorageRoom> = None;
-        for template in &self.sandboxes.options().templates {
+        for template in templates {
             match self.sandboxes.pve().storage_room(template.vmid).await {
                 Ok(room) => worst = Some(worst.map_or(room, |worst| worst.worse(room))),
                 Err(error) => tracing::debug!(%error, "storage room is not known"),

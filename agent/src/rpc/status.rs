@@ -45,6 +45,7 @@ fn code(reason: &str) -> Code {
         | reason::FILE_REFUSED => Code::FailedPrecondition,
         reason::NO_CAPACITY
         | reason::NODE_CORDONED
+        | reason::NODE_NUMBER_CHANGED
         | reason::MEMORY_FULL
         | reason::STORAGE_FULL
         | reason::QUEUE_FULL

@@ -15,7 +15,7 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::{Error, Known, Limits, Order, Tombstone};
+use super::{Error, Known, Limits, Order, Renumbered, Tombstone};
 use crate::{
     journal::{Phase, intake::Intake},
     pve::StorageRoom,
@@ -33,6 +33,8 @@ pub(super) struct Facts {
     pub(super) intake: Intake,
     /// The cluster can be changed.
     pub(super) quorate: bool,
+    /// The node's number in the cluster is not the one that its ranges go by.
+    pub(super) renumbered: Option<Renumbered>,
     /// Room on the storage that the clone goes to.
     pub(super) room: StorageRoom,
     /// Creations that wait for a turn at the template.
@@ -98,6 +100,9 @@ pub(super) fn decide(facts: &Facts, limits: &Limits) -> Result<(), Error> {
     if !facts.quorate {
         let message = "the cluster has no quorum here, so nothing can be made";
         return Err(Error::new(reason::NO_QUORUM, message).retry_after(soon));
+    }
+    if let Some(renumbered) = facts.renumbered {
+        return Err(renumbered.refusal());
     }
     if facts.room.free < limits.storage_reserve_bytes {
         return Err(Error::new(

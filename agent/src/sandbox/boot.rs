@@ -28,7 +28,7 @@ impl Sandboxes {
     }
 
     pub(super) async fn start_container(&self, boot: &Boot<'_>) -> Result<(), Error> {
-        let config = self.check_ours(boot.record).await?;
+        let config = self.config_of_ours(boot.record).await?;
         if let Some(config) = config {
             self.check_connection(boot.record, &config).await?;
         }
@@ -44,17 +44,25 @@ impl Sandboxes {
     ///
     /// # Errors
     /// NOT_OURS when it does not.
-    pub(super) async fn check_ours(
-        &self,
-        record: &Record,
-    ) -> Result<Option<ContainerConfig>, Error> {
+    async fn config_of_ours(&self, record: &Record) -> Result<Option<ContainerConfig>, Error> {
         let config = self.pve.config(record.vmid).await?;
         let ours = config.as_ref().is_some_and(|config| config.mark() == Some(record.mark()));
         if ours || self.faults.lapses(Lapse::Entry) {
             return Ok(config.filter(|_| ours));
         }
-        let message = format!("CT {} does not carry the mark of {}", record.vmid, record.id);
-        Err(Error::new(reason::NOT_OURS, message))
+        Err(not_ours(record))
+    }
+
+    /// Checks that the container carries this sandbox's mark. While pmxcfs is away, what runs is known
+    /// by its init.
+    ///
+    /// # Errors
+    /// NOT_OURS when it does not; NO_QUORUM when nobody can tell.
+    pub(super) async fn check_ours(&self, record: &Record) -> Result<(), Error> {
+        if self.faults.lapses(Lapse::Entry) || self.pve.carries(&record.mark()).await? {
+            return Ok(());
+        }
+        Err(not_ours(record))
     }
 
     /// Returns once it has its address, runs commands and answers its probe.
@@ -65,6 +73,14 @@ impl Sandboxes {
             Network::Static => ip,
             Network::Dhcp => Some(self.lease_from_dhcp(boot, until).await?),
         };
-        probe::until_it_answers(&*self.pve, vmid, ip, boot.probe, until).await
+        probe::until_it_answers(&*self.pve, vmid, ip, boot.probe, until).await?;
+        // From now on it is known by its init, also when pmxcfs goes away before the next look.
+        drop(self.pve.carries(&boot.record.mark()).await);
+        Ok(())
     }
+}
+
+fn not_ours(record: &Record) -> Error {
+    let message = format!("CT {} does not carry the mark of {}", record.vmid, record.id);
+    Error::new(reason::NOT_OURS, message)
 }

@@ -5,7 +5,6 @@ use std::{sync::Arc, time::Duration};
 use futures_util::FutureExt;
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
-    name::SnapshotId,
     reason,
     spec::{Network, Size},
 };
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{
     journal::{Intent, Lifetime, Phase, Record, WakeOn},
-    pve::{Address, CloneOrder, ErrorKind, OwnVolumes, Settings, StorageRoom, ownership},
+    pve::{Address, CloneOrder, Cluster, ErrorKind, OwnVolumes, Settings, StorageRoom, ownership},
     saga::{Lapse, Saga},
 };
 
@@ -78,8 +77,13 @@ impl Sandboxes {
     }
 
     async fn admit(&self, order: &Order) -> Result<Admitted, Error> {
-        let template = self.template(&order.spec.snapshot);
-        let quorate = self.pve.cluster().await.quorate;
+        let template = self.template(&order.spec.snapshot).await;
+        let cluster = self.pve.cluster().await;
+        // Before anything is leased out of ranges that go by it.
+        if let Err(error) = self.note_number(&cluster).await {
+            // What cannot write this cannot write an intent either; what is known is answered.
+            tracing::warn!(%error, "the node's number was not written");
+        }
         let (room, fit) = match &template {
             Ok(template) => {
                 let room = self.pve.storage_room(template.vmid).await.map_err(Error::from);
@@ -106,7 +110,7 @@ impl Sandboxes {
         fit?;
         self.network_of(order.spec.network)?;
         let size = order.spec.size.or(template.size);
-        let facts = self.facts(&gate, &template, size, (quorate, room?));
+        let facts = self.facts(&gate, &template, size, (&cluster, room?));
         admission::decide(&facts, &self.options.limits)?;
         Ok(match self.flights.enter(order.id, Kind::Create) {
             Entered::Joined(flight) => Admitted::Joined(flight),
@@ -123,7 +127,7 @@ impl Sandboxes {
         gate: &admission::Held<'_>,
         template: &Template,
         size: Size,
-        (quorate, room): (bool, StorageRoom),
+        (cluster, room): (&Cluster, StorageRoom),
     ) -> Facts {
         Facts {
             memory: self.host().map(|host| Memory {
@@ -134,19 +138,12 @@ impl Sandboxes {
             }),
             stopping: self.tasks.stopping().is_cancelled(),
             intake: self.intake().intake,
-            quorate,
+            quorate: cluster.quorate,
+            renumbered: self.renumbered(cluster),
             room,
             queued: gate.queued(template.vmid),
             start: gate.start(),
         }
-    }
-
-    /// The template of the snapshot that the fewest wait for.
-    pub(super) fn template(&self, snapshot: &SnapshotId) -> Result<Template, Error> {
-        let templates = self.options.templates.iter().filter(|t| t.snapshot == *snapshot);
-        templates.min_by_key(|t| (self.gate.queued(t.vmid), t.vmid)).cloned().ok_or_else(|| {
-            Error::new(reason::SNAPSHOT_NOT_FOUND, format!("this node has no snapshot {snapshot}"))
-        })
     }
 
     /// Refuses a snapshot whose template cannot be cloned, or whose clones would be in each other's way.

@@ -80,7 +80,8 @@ impl Sandboxes {
                 Ok(())
             })
             .await?;
-            return Err(error);
+            let message = format!("{}; that is tried again until {id} is gone", error.message);
+            return Err(Error { message, ..error });
         }
         self.advance(id, Event::Removed, |record| record.failure = None).await
     }

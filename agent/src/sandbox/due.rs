@@ -25,6 +25,8 @@ pub enum Cause {
     FoundDown,
     /// It was found running.
     FoundUp,
+    /// Its node was rebooted while it ran.
+    Rebooted,
     /// Its container was given back, and is left as it is.
     Released,
     /// Another node has it now.
@@ -41,6 +43,7 @@ impl Cause {
             Self::Kept => cause::KEPT_TOO_LONG,
             Self::FoundDown => cause::FOUND_DOWN,
             Self::FoundUp => cause::FOUND_UP,
+            Self::Rebooted => cause::NODE_REBOOTED,
             Self::Released => cause::RELEASED,
             Self::Moved => cause::MOVED,
         }

@@ -127,7 +127,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// NOT_OURS when its container is not here; SANDBOX_KNOWN when a sandbox of its number or request
-    /// is; ADDRESSES_EXHAUSTED.
+    /// is; ADDRESSES_EXHAUSTED; NODE_NUMBER_CHANGED.
     pub async fn take_over(
         self: &Arc<Self>,
         handed: Handed,
@@ -154,6 +154,7 @@ impl Sandboxes {
                     let why = format!("container {vmid} does not carry the mark of {id}");
                     return Err(Error::new(reason::NOT_OURS, why));
                 }
+                self.check_number().await?;
                 self.unlock_before(&id, Instant::now() + self.options.limits.turn).await?;
                 let network = match self.options.network.dhcp {
                     Dhcp::Refused => Network::Static,

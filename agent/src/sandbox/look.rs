@@ -12,15 +12,22 @@ use proto::{
 use tokio::time::Instant;
 
 use super::{
-    Error, Event, Sandboxes,
+    Cause, Error, Event, OnReboot, Sandboxes,
     flights::{Crew, Kind},
     step,
 };
-use crate::journal::{Failure, Phase, Record};
+use crate::{
+    clock::Moment,
+    journal::{Failure, Phase, Record},
+};
 
 /// What a container that was frozen and is not there any more has come to: it could not end itself.
 const LOST_WHILE_PAUSED: &str =
     "its node was rebooted while it was paused; its memory is gone, its disk is kept";
+/// Why one that ran before a reboot of its node is not started again.
+const NOT_STARTED_AGAIN: &str =
+    "its node was rebooted, and on_reboot in the agent's configuration says that it stays stopped";
+const EXPIRED_MEANWHILE: &str = "its node was rebooted, and its time to live was over by then";
 
 /// Where the container of a sandbox is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,14 +52,50 @@ pub enum Seen {
     Down(&'static str, String),
     /// It is stopped, and cannot be started, for this reason and with this sentence.
     Unfit(&'static str, String),
-    /// It is stopped by its record, and runs.
+    /// It is stopped by its record, or ran before its node was rebooted, and runs.
     Up,
+    /// It ran when its node was rebooted, and is to run again.
+    Rebooted,
+    /// The same, but its time to live was over before it could.
+    Expired(&'static str),
     /// It was unfit and is not any more.
     Fit,
 }
 
+/// The present life of the node, which what a record says may be older than.
+#[derive(Debug, Clone, Default)]
+pub struct Life {
+    /// Now.
+    pub now: Moment,
+    /// What becomes of those that ran when the node was rebooted.
+    pub on_reboot: OnReboot,
+}
+
+impl Life {
+    /// True when the record was written before the node was rebooted. One that does not say when is
+    /// of an older version, or has come from another node.
+    fn is_later_than(&self, record: &Record) -> bool {
+        let before = &record.since.boot;
+        !before.is_empty() && !self.now.boot.is_empty() && *before != self.now.boot
+    }
+
+    /// What becomes of one that ran before, and does not run now.
+    fn after_reboot(&self, record: &Record) -> Seen {
+        // By the wall clock as it is: it may be set later, but what was started is not taken back.
+        let expires = record.lifetime.expires.as_ref();
+        if expires.is_some_and(|expiry| expiry.wall_ms <= self.now.wall_ms) {
+            return Seen::Expired(EXPIRED_MEANWHILE);
+        }
+        match self.on_reboot {
+            OnReboot::Start => Seen::Rebooted,
+            OnReboot::Keep => Seen::Down(reason::SANDBOX_NOT_RUNNING, NOT_STARTED_AGAIN.to_owned()),
+        }
+    }
+}
+
 /// What is new of a sandbox whose container is there. Pure.
-pub fn seen(record: &Record, place: &Place) -> Option<Seen> {
+pub fn seen(record: &Record, place: &Place, life: &Life) -> Option<Seen> {
+    let rebooted = life.is_later_than(record);
     let stood = record.failure.as_ref().map(|failure| failure.reason.as_str());
     let (reason, why) = match (place, record.phase) {
         (Place::Here { running: true }, Phase::Stopped) => return Some(Seen::Up),
@@ -61,12 +104,17 @@ pub fn seen(record: &Record, place: &Place) -> Option<Seen> {
             let back = step::is_handed_over(&record.step);
             return (unfit || back).then_some(Seen::Fit);
         }
+        // PVE started it with the node, or an operator did: it is another boot of it all the same.
+        (Place::Here { running: true }, Phase::Running) if rebooted => return Some(Seen::Up),
         (Place::Here { running: true }, _) => return None,
+        (Place::Here { running: false }, Phase::Running) if rebooted => {
+            return Some(life.after_reboot(record));
+        }
         (Place::Here { running: false }, Phase::Paused) => {
             (reason::SANDBOX_NOT_RUNNING, LOST_WHILE_PAUSED.to_owned())
         }
         (Place::Here { running: false }, _) => {
-            let why = "it was found stopped: it ended by itself, or its node was rebooted";
+            let why = "it was found stopped: it ended by itself, or somebody stopped it";
             (reason::SANDBOX_NOT_RUNNING, why.to_owned())
         }
         (Place::Taken, _) => {
@@ -116,9 +164,23 @@ impl Sandboxes {
         let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         let Some(place) = self.place(&record).await? else { return Ok(record) };
-        let Some(seen) = seen(&record, &place) else { return Ok(record) };
+        let Some(seen) = seen(&record, &place, &self.life()) else { return Ok(record) };
         tracing::warn!(sandbox_id = %id, vmid = %record.vmid, ?seen, "not as its record says");
         match seen {
+            Seen::Rebooted => {
+                // The intent is durable; the next pass starts it, as it goes on with every start.
+                self.advance(id, Event::Rebooted, |record| {
+                    record.boot += 1;
+                    record.failure = None;
+                    step::START.clone_into(&mut record.step);
+                })
+                .await
+            }
+            Seen::Expired(why) => {
+                let failure = failure(reason::SANDBOX_NOT_RUNNING, why.to_owned());
+                let note = |record: &mut Record| record.failure = Some(failure.clone());
+                self.advance_because(id, Event::FoundDown, Cause::Ttl, note).await
+            }
             Seen::Down(reason, message) => {
                 let failure = failure(reason, message);
                 let noted = self
@@ -153,6 +215,8 @@ impl Sandboxes {
                     record.boot += 1;
                     record.failure = None;
                     record.started_ms = now.wall_ms;
+                    record.since = now.clone();
+                    Cause::FoundUp.word().clone_into(&mut record.cause);
                     record.lifetime.renew(&now);
                     if dhcp {
                         (record.ip, record.ip_granted) = (given, given.is_some());
@@ -162,6 +226,11 @@ impl Sandboxes {
                 .await
             }
         }
+    }
+
+    /// The node as it is now.
+    pub fn life(&self) -> Life {
+        Life { now: self.clock.moment(), on_reboot: self.options.on_reboot }
     }
 
     async fn amend_stopped(
@@ -215,14 +284,22 @@ mod tests {
             Place::Elsewhere("n2".parse().expect("a name")),
             Place::Gone,
         ];
-        for place in &places {
+        let lives = [OnReboot::Start, OnReboot::Keep].map(|on_reboot| {
+            // Records of the conformance suite are of no boot; these are of the one before.
+            let now = Moment { wall_ms: 9, boot: "new".into(), up_ms: 9 };
+            Life { now, on_reboot }
+        });
+        let lives = lives.into_iter().chain([Life::default()]);
+        let all = lives.flat_map(|life| places.iter().map(move |place| (life.clone(), place)));
+        for (life, place) in all {
             let gone = (Phase::Stopped, step::HAND_OVER);
             let still = [Phase::Running, Phase::Paused, Phase::Stopped].map(|phase| (phase, ""));
             for (phase, step) in still.into_iter().chain([gone]) {
                 let step = step.into();
-                let mut record = Record { phase, step, failure: None, ..record(1) };
+                let since = Moment { boot: "old".into(), ..Moment::default() };
+                let mut record = Record { phase, step, since, failure: None, ..record(1) };
                 for round in 0..3 {
-                    match seen(&record, place) {
+                    match seen(&record, place, &life) {
                         None => break,
                         Some(Seen::Down(reason, why)) => {
                             record.phase = Phase::Stopped;
@@ -233,7 +310,10 @@ mod tests {
                         }
                         Some(Seen::Up) => {
                             (record.phase, record.failure) = (Phase::Running, None);
+                            record.since = life.now.clone();
                         }
+                        Some(Seen::Rebooted) => record.phase = Phase::Starting,
+                        Some(Seen::Expired(_)) => panic!("it lives for ever"),
                         Some(Seen::Fit) => {
                             (record.step, record.failure) = (step::DONE.into(), None);
                         }
@@ -242,7 +322,7 @@ mod tests {
                 }
             }
             for phase in [Phase::Creating, Phase::Starting, Phase::Stopping, Phase::Deleting] {
-                assert_eq!(seen(&Record { phase, ..record(1) }, place), None, "{place:?}");
+                assert_eq!(seen(&Record { phase, ..record(1) }, place, &life), None, "{place:?}");
             }
         }
     }

@@ -28,6 +28,7 @@ mod index;
 mod intake;
 mod lifetime;
 pub mod look;
+mod number;
 pub mod observe;
 mod options;
 mod pause;
@@ -44,6 +45,7 @@ mod state;
 pub mod step;
 mod stop;
 mod sweep;
+mod templates;
 mod undo;
 mod unlock;
 mod wake;
@@ -54,11 +56,11 @@ use std::{
     net::Ipv4Addr,
     sync::{
         Arc, OnceLock, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
-use proto::reason;
+use proto::{id::Vmid, reason};
 use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::{
@@ -80,7 +82,8 @@ pub use due::{Cause, Due};
 pub use error::Error;
 pub use expose::Closed;
 pub use index::{Known, Tombstone};
-pub use options::{Bridge, Dhcp, Lifetimes, Limits, Options, Order, Probe, Template};
+pub use number::Renumbered;
+pub use options::{Bridge, Dhcp, Lifetimes, Limits, OnReboot, Options, Order, Probe, Template};
 pub use reads::Tally;
 pub use state::{Event, next};
 pub use wake::Wake;
@@ -106,6 +109,12 @@ pub struct Sandboxes {
     epoch: AtomicU64,
     activity: Activity,
     intake: RwLock<journal::intake::Order>,
+    /// Which node this is, by the journal.
+    node: RwLock<Option<journal::Node>>,
+    /// Templates that are none on this node; `None` before the first look.
+    unfit: RwLock<Option<BTreeSet<Vmid>>>,
+    /// The other number that was last told of in the log.
+    warned: AtomicU32,
     /// The host's load, once somebody samples it.
     host: OnceLock<watch::Receiver<HostLoad>>,
     /// Replies of the DHCP server, where they can be seen.
@@ -130,6 +139,7 @@ impl Sandboxes {
         let index = Index::new(journal.all().await?);
         let epoch = journal.epoch(0).await?;
         let intake = journal.intake().await?;
+        let node = journal.node().await?;
         Ok(Arc::new(Self {
             starts: Semaphore::new(options.limits.starts_max.max(1)),
             options,
@@ -146,6 +156,9 @@ impl Sandboxes {
             epoch: AtomicU64::new(epoch),
             activity: Activity::new(),
             intake: RwLock::new(intake),
+            node: RwLock::new(node),
+            unfit: RwLock::default(),
+            warned: AtomicU32::new(0),
             host: OnceLock::new(),
             dhcp: OnceLock::new(),
             strangers: Mutex::default(),

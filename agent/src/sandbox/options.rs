@@ -9,6 +9,8 @@ use proto::{
     spec::{Size, Spec},
 };
 
+use serde::Deserialize;
+
 use crate::{journal::Record, pve::Link};
 
 /// Fixed at start.
@@ -23,8 +25,24 @@ pub struct Options {
     pub limits: Limits,
     /// How long sandboxes live.
     pub lifetimes: Lifetimes,
+    /// What becomes of those that ran when the node was rebooted.
+    pub on_reboot: OnReboot,
     /// What the operator says of the node.
     pub labels: Vec<Label>,
+    /// The number in the cluster that the node's ranges of vmids and addresses were cut by; `None`
+    /// where it did not matter.
+    pub number: Option<u32>,
+}
+
+/// What becomes of sandboxes that ran when their node was rebooted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnReboot {
+    /// They are started again, a few at a time.
+    #[default]
+    Start,
+    /// They stay stopped until somebody starts them.
+    Keep,
 }
 
 /// How long sandboxes live where nobody says so, and how long they are kept.

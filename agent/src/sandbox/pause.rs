@@ -135,6 +135,10 @@ impl Sandboxes {
         tracing::warn!(sandbox_id = %record.id, reason = why.reason, error = %why, "pause failed");
         match self.pve.thaw(record.vmid, &record.id).await {
             Ok(()) => {}
+            // Nobody knows whose it is, so it was not frozen either.
+            Err(error)
+                if why.reason == reason::NO_QUORUM
+                    && matches!(error.kind, ErrorKind::NoQuorum(_)) => {}
             // It is nobody's business of ours any more; the reconciler says so.
             Err(error) if matches!(error.kind, ErrorKind::NotOurs(_) | ErrorKind::NotFound(_)) => {}
             Err(error) => return Err(error.into()),

@@ -20,7 +20,7 @@ impl Sandboxes {
         snapshot: &SnapshotId,
         size: Size,
     ) -> Result<(), Error> {
-        let template = self.template(snapshot)?;
+        let template = self.template(snapshot).await?;
         let (cluster, room) =
             tokio::join!(self.pve.cluster(), self.pve.storage_room(template.vmid));
         let gate = self.gate.hold(id);
@@ -28,7 +28,7 @@ impl Sandboxes {
             return Ok(());
         }
         let size = size.or(template.size);
-        let facts = self.facts(&gate, &template, size, (cluster.quorate, room?));
+        let facts = self.facts(&gate, &template, size, (&cluster, room?));
         admission::decide(&facts, &self.options.limits)?;
         gate.keep(*id, size, template.vmid);
         Ok(())

@@ -3,13 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    cause,
     id::{SandboxId, SandboxRef},
+    reason,
     spec::Network,
 };
 use tokio::time::Instant;
 
 use super::{
-    Error, Event, Probe, Sandboxes,
+    Cause, Error, Event, Probe, Sandboxes,
     boot::Boot,
     flights::{Crew, Kind},
     hand_over::on_its_way,
@@ -50,12 +52,17 @@ impl Sandboxes {
         let _seat = self.gate.start();
         let _slot = self.start_slot(Instant::now() + limits.turn).await?;
         let now = self.clock.moment();
+        // The node was rebooted under it: its boot is counted, and its time to live goes on as it was.
+        let again = record.phase == Phase::Starting && record.cause == cause::NODE_REBOOTED;
+        let cause = if again { Cause::Rebooted } else { Cause::Asked };
         // The boot counts from the intent on: what was true of the last one holds no more.
         let record = self
             .advance(id, Event::StartAsked, |record| {
-                record.boot += 1;
+                if !again {
+                    record.boot += 1;
+                    record.lifetime.renew(&now);
+                }
                 record.failure = None;
-                record.lifetime.renew(&now);
                 if record.network == Network::Dhcp {
                     (record.ip, record.ip_granted) = (None, false);
                 }
@@ -66,7 +73,7 @@ impl Sandboxes {
         match self.boot_again(&record, crew).await {
             Ok(()) => {
                 self.gate.took(since.elapsed());
-                self.advance(id, Event::CameUp, |record| {
+                self.advance_because(id, Event::CameUp, cause, |record| {
                     record.started_ms = self.now_ms();
                     step::DONE.clone_into(&mut record.step);
                 })
@@ -74,9 +81,13 @@ impl Sandboxes {
             }
             Err(error) => {
                 tracing::warn!(sandbox_id = %id, reason = error.reason, %error, "start failed");
+                if again && error.reason == reason::NO_QUORUM {
+                    // A cluster that comes up has quorum now and then: the next pass that has goes on.
+                    return Err(error);
+                }
                 // As long as this fails the record says STARTING, and the reconciler tries again.
                 self.stop_container(&record).await?;
-                self.advance(id, Event::StartFailed, |record| {
+                self.advance_because(id, Event::StartFailed, cause, |record| {
                     record.failure = Some(undo::failure(&error));
                 })
                 .await?;

@@ -21,7 +21,8 @@
 //! ```
 //!
 //! Released: from every phase but CREATING and UNDOING to DELETED, the container is left.
-//! FoundUp: from STOPPED to RUNNING.
+//! FoundUp: from STOPPED to RUNNING. Rebooted: from RUNNING to STARTING. StopRefused: from
+//! STOPPING to RUNNING.
 //!
 //! PAUSED and RUNNING say what is to be, and are written before the container is frozen or thawed;
 //! there is nothing between them, so there is nothing to be found out after a crash.
@@ -51,10 +52,14 @@ pub enum Event {
     StopAsked,
     /// It is down, as asked.
     WentDown,
+    /// It could not be stopped, and runs on.
+    StopRefused,
     /// It was seen to be down, unasked.
     FoundDown,
     /// It was seen to run, unasked.
     FoundUp,
+    /// Its node was rebooted while it ran; it is started again.
+    Rebooted,
     /// Its container is a sandbox no more, and is left as it is.
     Released,
     /// Somebody wants it gone.
@@ -77,8 +82,10 @@ pub const fn next(phase: Phase, event: Event) -> Option<Phase> {
         (P::Paused, E::ResumeAsked | E::FreezeFailed) => P::Running,
         (P::Running | P::Paused | P::Starting | P::Stopping, E::StopAsked) => P::Stopping,
         (P::Stopping, E::WentDown) => P::Stopped,
+        (P::Stopping, E::StopRefused) => P::Running,
         (P::Running | P::Paused, E::FoundDown) => P::Stopped,
-        (P::Stopped, E::FoundUp) => P::Running,
+        (P::Stopped | P::Running, E::FoundUp) => P::Running,
+        (P::Running, E::Rebooted) => P::Starting,
         (P::Deleting, E::Removed) => P::Deleted,
         (
             P::Running | P::Paused | P::Starting | P::Stopping | P::Stopped | P::Deleting,
@@ -116,7 +123,7 @@ mod tests {
         Phase::Deleted,
         Phase::Failed,
     ];
-    const EVENTS: [Event; 15] = [
+    const EVENTS: [Event; 17] = [
         Event::CameUp,
         Event::CreateFailed,
         Event::Undone,
@@ -127,8 +134,10 @@ mod tests {
         Event::FreezeFailed,
         Event::StopAsked,
         Event::WentDown,
+        Event::StopRefused,
         Event::FoundDown,
         Event::FoundUp,
+        Event::Rebooted,
         Event::Released,
         Event::DeleteAsked,
         Event::Removed,

@@ -2,21 +2,30 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::id::{SandboxId, SandboxRef};
+use proto::{
+    id::{SandboxId, SandboxRef},
+    reason,
+};
 use tokio::time::Instant;
 
 use super::{
     Cause, Error, Event, Sandboxes,
     flights::{Crew, Kind},
+    undo,
 };
-use crate::journal::{Failure, Phase, Record};
+use crate::{
+    journal::{Failure, Phase, Record},
+    pve::hold,
+};
 
 impl Sandboxes {
     /// Stops the sandbox on a task of its own; answers when it is down, or after `wait` with the
     /// sandbox as it is by then. One that is stopped stays as it is.
     ///
     /// # Errors
-    /// When there is no such sandbox, or it could not be stopped.
+    /// When there is no such sandbox, or it could not be stopped: the message says whether it stays as
+    /// it is (CONTAINER_LOCKED while somebody else holds PVE's lock on it, NO_QUORUM while pmxcfs is
+    /// away), or whether the stop is tried again.
     pub async fn stop(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -63,11 +72,56 @@ impl Sandboxes {
         cause: Cause,
         why: Option<Failure>,
     ) -> Result<Arc<Record>, Error> {
+        let record = self.living(&SandboxRef::Id(*id))?;
+        if record.phase != Phase::Stopping {
+            self.check_stoppable(&record).await?;
+        }
         let record = self
             .advance_because(id, Event::StopAsked, cause, |record| record.failure = why.clone())
             .await?;
-        self.stop_container(&record).await?;
-        self.advance(id, Event::WentDown, |_| {}).await
+        match self.stop_container(&record).await {
+            Ok(()) => self.advance(id, Event::WentDown, |_| {}).await,
+            Err(error) => Err(self.stop_failed(&record, error).await?),
+        }
+    }
+
+    /// Refuses to begin what PVE would refuse for as long as somebody else holds its lock on the
+    /// container, or while its config cannot be read. Nothing is written: the sandbox stays as it is.
+    async fn check_stoppable(&self, record: &Record) -> Result<(), Error> {
+        let Record { id, vmid, .. } = record;
+        let as_it_is = |error: Error| {
+            let message = format!("{}; {id} stays as it is: stop it again", error.message);
+            Error { message, ..error }
+        };
+        let config = self.pve.config(*vmid).await.map_err(|error| as_it_is(error.into()))?;
+        let foreign = config.filter(|config| {
+            config.mark() == Some(record.mark()) && !hold::leaves(config) && config.lock().is_some()
+        });
+        match foreign.as_ref().and_then(|config| config.lock()) {
+            Some(lock) if self.pve.running(*vmid).await => {
+                let message = format!("CT {vmid} is locked ({lock})");
+                let error = Error::new(reason::CONTAINER_LOCKED, message);
+                Err(as_it_is(error.retry_after(Duration::from_secs(2))))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// What became of a stop that failed after its intent was written, as the error for the caller:
+    /// taken back where a lock came in between and the container runs on, else gone on with.
+    async fn stop_failed(&self, record: &Record, error: Error) -> Result<Error, Error> {
+        let Record { id, vmid, .. } = record;
+        let runs_on = error.reason == reason::CONTAINER_LOCKED
+            && self.pve.running(*vmid).await
+            && !self.pve.frozen(*vmid).await;
+        if !runs_on {
+            let message = format!("{}; that is tried again until {id} is down", error.message);
+            return Ok(Error { message, ..error });
+        }
+        let failure = undo::failure(&error);
+        self.advance(id, Event::StopRefused, |record| record.failure = Some(failure.clone()))
+            .await?;
+        Ok(Error { message: format!("{}; {id} runs on: stop it again", error.message), ..error })
     }
 
     /// Stops the container, if it is the sandbox's own. What is not there does not run.

@@ -11,6 +11,8 @@ mod lifetime;
 mod link;
 mod operator;
 mod pause;
+mod quorum;
+mod reboot;
 mod recover;
 mod syncs;
 mod volumes;
@@ -88,12 +90,22 @@ pub(crate) struct HandClock {
     passed_ms: AtomicU64,
     /// How far the wall clock is off.
     off_ms: std::sync::atomic::AtomicI64,
+    /// How often the host was rebooted, and when it was last.
+    boots: AtomicU64,
+    booted_ms: AtomicU64,
 }
 
 impl HandClock {
     pub(crate) fn forward(&self, time: Duration) {
         let ms = u64::try_from(time.as_millis()).expect("fits");
         self.passed_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// The host is rebooted now.
+    pub(crate) fn reboot(&self) {
+        self.boots.fetch_add(1, Ordering::Relaxed);
+        let up_ms = 3_600_000 + self.passed_ms.load(Ordering::Relaxed);
+        self.booted_ms.store(up_ms, Ordering::Relaxed);
     }
 
     /// The wall clock alone.
@@ -110,7 +122,9 @@ impl Clock for HandClock {
 
     fn moment(&self) -> Moment {
         let up_ms = 3_600_000 + self.passed_ms.load(Ordering::Relaxed);
-        Moment { wall_ms: self.now_ms(), boot: "this".into(), up_ms }
+        let up_ms = up_ms - self.booted_ms.load(Ordering::Relaxed);
+        let boot = format!("b{}", self.boots.load(Ordering::Relaxed));
+        Moment { wall_ms: self.now_ms(), boot, up_ms }
     }
 }
 
@@ -162,7 +176,9 @@ impl Node {
             },
             limits: Limits::default(),
             lifetimes: Lifetimes::default(),
+            on_reboot: Default::default(),
             labels: Vec::new(),
+            number: None,
         };
         change(&mut options);
         let journal = Arc::new(MemoryJournal::new("journal", pools, disk));
@@ -180,6 +196,13 @@ impl Node {
         let Self { cluster, name, journal, clock, options, tasks, .. } = self;
         self.sandboxes =
             open(cluster, name, journal, clock, options, tasks, Faults::default()).await;
+    }
+
+    /// The node loses its power and comes back, and its agent with it.
+    pub(crate) async fn reboot(&mut self) {
+        self.cluster.crash(&self.name);
+        self.clock.reboot();
+        self.restart().await;
     }
 
     /// Another node of its cluster.

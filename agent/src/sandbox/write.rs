@@ -197,9 +197,12 @@ impl Sandboxes {
 /// The reason that is recorded with an event; `None` for those that end what another began.
 const fn told(event: Event, cause: Cause) -> Option<Cause> {
     match event {
-        Event::FoundDown => Some(Cause::FoundDown),
+        // Found down is what an operator did, or the end of what ran; where more is known, that.
+        Event::FoundDown if matches!(cause, Cause::Asked) => Some(Cause::FoundDown),
+        Event::Rebooted => Some(Cause::Rebooted),
         Event::FoundUp => Some(Cause::FoundUp),
         Event::Released
+        | Event::FoundDown
         | Event::CameUp
         | Event::StartAsked
         | Event::StartFailed
@@ -207,6 +210,7 @@ const fn told(event: Event, cause: Cause) -> Option<Cause> {
         | Event::ResumeAsked
         | Event::FreezeFailed
         | Event::StopAsked
+        | Event::StopRefused
         | Event::DeleteAsked => Some(cause),
         Event::CreateFailed | Event::Undone | Event::WentDown | Event::Removed => None,
     }

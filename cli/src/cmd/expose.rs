@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     args::Expose,
-    client::{Controller, answer, promised},
+    client::{Controller, patient, promised},
     failure::Failure,
     output::Output,
 };
@@ -17,8 +17,11 @@ pub(super) async fn run(
 ) -> Result<u8, Failure> {
     let Expose { id, port, name } = expose;
     let request = ExposeHttpServiceRequest { id: id.clone(), name: name.unwrap_or_default(), port };
-    let service =
-        promised(answer(controller.sandboxes.clone().expose_http_service(request)).await?.service)?;
+    let call = || {
+        let (mut client, request) = (controller.sandboxes.clone(), request.clone());
+        async move { client.expose_http_service(request).await }
+    };
+    let service = promised(patient(call).await?.service)?;
     if output.json {
         output.value(&json!({
             "id": id, "name": service.name, "port": service.port, "url": service.url,

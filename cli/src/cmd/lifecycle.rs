@@ -9,7 +9,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     args::Many,
-    client::{Controller, answer, promised},
+    client::{Controller, patient, promised},
     failure::{Failure, exit},
     output::{Output, json},
     progress::Spinner,
@@ -64,13 +64,25 @@ async fn run(
 }
 
 async fn ask(controller: &Controller, id: String, goal: Phase) -> Result<Sandbox, Failure> {
-    let mut client = controller.sandboxes.clone();
+    let client = || (controller.sandboxes.clone(), id.clone());
     let sandbox = if goal == Phase::Running {
-        answer(client.start_sandbox(StartSandboxRequest { id })).await?.sandbox
+        let call = || {
+            let (mut client, id) = client();
+            async move { client.start_sandbox(StartSandboxRequest { id }).await }
+        };
+        patient(call).await?.sandbox
     } else if goal == Phase::Stopped {
-        answer(client.stop_sandbox(StopSandboxRequest { id })).await?.sandbox
+        let call = || {
+            let (mut client, id) = client();
+            async move { client.stop_sandbox(StopSandboxRequest { id }).await }
+        };
+        patient(call).await?.sandbox
     } else {
-        answer(client.delete_sandbox(DeleteSandboxRequest { id })).await?.sandbox
+        let call = || {
+            let (mut client, id) = client();
+            async move { client.delete_sandbox(DeleteSandboxRequest { id }).await }
+        };
+        patient(call).await?.sandbox
     };
     promised(sandbox)
 }

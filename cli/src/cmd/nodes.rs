@@ -51,7 +51,9 @@ fn row(node: &Node, output: Output) -> Vec<Cell> {
         (true, false) => ("no quorum", Color::Red),
         (true, true) if load.draining => ("draining", Color::Yellow),
         (true, true) if load.cordoned => ("cordoned", Color::Yellow),
+        (true, true) if load.renumbered_to > 0 => ("renumbered", Color::Red),
         (true, true) if load.maintenance => ("maintenance", Color::Yellow),
+        (true, true) if load.snapshots.is_empty() => ("no snapshots", Color::Yellow),
         (true, true) => ("ready", Color::Green),
     };
     // Of cpu, memory and disk: what has to wait for them most.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::lifecycle;
 use crate::{
     args::{Pause, Resume},
-    client::{Controller, answer, promised},
+    client::{Controller, patient, promised},
     failure::Failure,
     output::{Output, json},
 };
@@ -25,9 +25,12 @@ pub(super) async fn pause(
     lifecycle::each(pause.ids, output, show, move |id| {
         let controller = controller.clone();
         async move {
-            let request = PauseSandboxRequest { id, or_stop };
-            let mut client = controller.sandboxes.clone();
-            let sandbox = promised(answer(client.pause_sandbox(request)).await?.sandbox)?;
+            let call = || {
+                let request = PauseSandboxRequest { id: id.clone(), or_stop };
+                let mut client = controller.sandboxes.clone();
+                async move { client.pause_sandbox(request).await }
+            };
+            let sandbox = promised(patient(call).await?.sandbox)?;
             let goal = |now: &Sandbox| {
                 let stopped = or_stop && now.phase() == Phase::Stopped;
                 if stopped { Ok(true) } else { lifecycle::settled(now, Phase::Paused) }
@@ -49,9 +52,12 @@ pub(super) async fn resume(
     lifecycle::each(resume.ids, output, show, move |id| {
         let controller = controller.clone();
         async move {
-            let mut client = controller.sandboxes.clone();
-            let asked = answer(client.resume_sandbox(ResumeSandboxRequest { id })).await?;
-            let sandbox = promised(asked.sandbox)?;
+            let call = || {
+                let request = ResumeSandboxRequest { id: id.clone() };
+                let mut client = controller.sandboxes.clone();
+                async move { client.resume_sandbox(request).await }
+            };
+            let sandbox = promised(patient(call).await?.sandbox)?;
             let goal = |now: &Sandbox| lifecycle::settled(now, Phase::Running);
             if goal(&sandbox)? {
                 return Ok(sandbox);

@@ -4,14 +4,18 @@ use proto::sandbox::v1::{ExecInfo, ListExecsRequest};
 use serde_json::{Value, json};
 
 use crate::{
-    client::{Controller, answer},
+    client::{Controller, patient},
     failure::Failure,
     output::{Output, table, time},
 };
 
 pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {
-    let request = ListExecsRequest { id: id.clone() };
-    let execs = answer(controller.sandboxes.clone().list_execs(request)).await?.execs;
+    let call = || {
+        let (mut client, request) =
+            (controller.sandboxes.clone(), ListExecsRequest { id: id.clone() });
+        async move { client.list_execs(request).await }
+    };
+    let execs = patient(call).await?.execs;
     if output.json {
         output.value(&execs.iter().map(value).collect::<Vec<_>>())?;
     } else if execs.is_empty() {

@@ -5,7 +5,7 @@ use proto::sandbox::v1::{self as wire, SetWakeOnRequest};
 use super::get;
 use crate::{
     args::WakeOn,
-    client::{Controller, answer, promised},
+    client::{Controller, patient, promised},
     failure::Failure,
     output::{Output, json},
 };
@@ -22,8 +22,11 @@ pub(super) async fn run(
         wake_on.exec = wish.exec.unwrap_or(wake_on.exec);
         wake_on.ssh = wish.ssh.unwrap_or(wake_on.ssh);
         let request = SetWakeOnRequest { id: sandbox.id, wake_on: Some(wake_on) };
-        sandbox =
-            promised(answer(controller.sandboxes.clone().set_wake_on(request)).await?.sandbox)?;
+        let call = || {
+            let (mut client, request) = (controller.sandboxes.clone(), request.clone());
+            async move { client.set_wake_on(request).await }
+        };
+        sandbox = promised(patient(call).await?.sandbox)?;
     }
     if output.json {
         output.value(&json::sandbox(&sandbox))?;

@@ -46,6 +46,8 @@ pub(crate) struct Behaviour {
     pub(crate) snapshots: Vec<&'static str>,
     /// Creations answered with OUTCOME_UNKNOWN before one succeeds.
     pub(crate) unknown: AtomicU32,
+    /// Calls to a sandbox's node that find its agent stopped before one finds it back.
+    pub(crate) away: AtomicU32,
     /// Creations that were asked for.
     pub(crate) creates: AtomicU32,
     /// Usages that were asked for.
@@ -173,6 +175,7 @@ pub(crate) fn refuse(reason: &'static str) -> Status {
         }
         reason::OUTCOME_UNKNOWN => Code::DeadlineExceeded,
         reason::TOKEN_INVALID => Code::Unauthenticated,
+        reason::NODE_UNREACHABLE | reason::SHUTTING_DOWN => Code::Unavailable,
         _ => Code::Internal,
     };
     Refusal::new(code, reason, "the fake refused").retry_after(Duration::from_millis(10)).into()
@@ -222,6 +225,17 @@ fn sandbox(phase: Phase, step: &str) -> Sandbox {
 
 type Answer<T> = Result<Response<T>, Status>;
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Service {
+    /// Refuses as often as the agent of the node is to be away.
+    fn reached(&self) -> Result<(), Status> {
+        let away = &self.0.away;
+        let left =
+            away.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        let reasons = [reason::NODE_UNREACHABLE, reason::SHUTTING_DOWN];
+        left.map_or(Ok(()), |left| Err(refuse(reasons[left as usize % 2])))
+    }
+}
 
 #[tonic::async_trait]
 impl SandboxService for Service {
@@ -319,6 +333,7 @@ impl SandboxService for Service {
         &self,
         request: Request<StopSandboxRequest>,
     ) -> Answer<StopSandboxResponse> {
+        self.reached()?;
         let sandbox = known(&request.into_inner().id, Phase::Stopped)?;
         Ok(Response::new(StopSandboxResponse { sandbox }))
     }
@@ -327,6 +342,7 @@ impl SandboxService for Service {
         &self,
         request: Request<DeleteSandboxRequest>,
     ) -> Answer<DeleteSandboxResponse> {
+        self.reached()?;
         let sandbox = known(&request.into_inner().id, Phase::Deleted)?;
         Ok(Response::new(DeleteSandboxResponse { sandbox }))
     }
@@ -338,6 +354,7 @@ impl SandboxService for Service {
         let first = messages.message().await?.and_then(|request| request.message);
         let (session, from) = match first {
             Some(exec_request::Message::Start(start)) => {
+                self.reached()?;
                 known(&start.id, Phase::Running)?;
                 (self.0.sessions.start(start), [0, 0])
             }
@@ -363,6 +380,7 @@ impl SandboxService for Service {
         &self,
         request: Request<PauseSandboxRequest>,
     ) -> Answer<PauseSandboxResponse> {
+        self.reached()?;
         let PauseSandboxRequest { id, or_stop } = request.into_inner();
         let sandbox = known(&id, if or_stop { Phase::Stopped } else { Phase::Paused })?;
         Ok(Response::new(PauseSandboxResponse { sandbox }))

@@ -83,6 +83,21 @@ async fn hidden_characters_of_a_tenant_do_not_reach_the_terminal() {
 }
 
 #[tokio::test]
+async fn what_can_be_repeated_waits_for_an_agent_that_is_started_again() {
+    let fake = fake().await;
+    for verb in [["stop", ID].as_slice(), &["pause", ID], &["rm", ID], &["exec", ID, "--", "true"]]
+    {
+        fake.behaviour.away.store(2, Ordering::SeqCst);
+        let ran = fake.run(verb).await;
+        assert_eq!(ran.code, Some(0), "{verb:?} {ran:?}");
+        assert_eq!(fake.behaviour.away.load(Ordering::SeqCst), 0, "{verb:?}");
+    }
+    // What is decided is told at once.
+    let ran = fake.run(&["stop", "pvelxc-01h455vb4pex5vsknk084sn02r"]).await;
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+}
+
+#[tokio::test]
 async fn ls_reads_every_page() {
     let fake = fake().await;
     let ran = fake.run(&["ls"]).await;

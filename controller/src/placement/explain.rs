@@ -274,6 +274,9 @@ impl Case<'_> {
             Filtered::Cordoned => "it is cordoned: it gets no new work".into(),
             Filtered::Draining => "it is being drained".into(),
             Filtered::Maintenance => "PVE has it in maintenance".into(),
+            Filtered::Renumbered => {
+                "its number in the cluster has changed, and nobody has confirmed it".into()
+            }
             Filtered::Labels => "its labels are not those that are asked for".into(),
             Filtered::Refused => format!("refused it a moment ago: {}", or(words().refused)),
             Filtered::FailedBefore => {

@@ -40,6 +40,8 @@ pub enum Filtered {
     Draining,
     /// PVE has it in maintenance.
     Maintenance,
+    /// Its number in the cluster has changed, and nobody has confirmed it.
+    Renumbered,
     /// A label that is required is missing, or one that is forbidden is there.
     Labels,
     /// It refused this creation a moment ago.
@@ -82,6 +84,7 @@ impl Filtered {
             Self::Cordoned => "CORDONED",
             Self::Draining => "DRAINING",
             Self::Maintenance => "MAINTENANCE",
+            Self::Renumbered => "RENUMBERED",
             Self::Labels => "LABELS",
             Self::Refused => "REFUSED",
             Self::FailedBefore => "FAILED_BEFORE",
@@ -109,6 +112,7 @@ impl Filtered {
             Self::Cordoned
             | Self::Draining
             | Self::Maintenance
+            | Self::Renumbered
             | Self::Refused
             | Self::CpuSum
             | Self::MemorySum
@@ -149,6 +153,7 @@ pub(super) fn check(
     out_if(load.draining, Filtered::Draining)?;
     out_if(load.cordoned, Filtered::Cordoned)?;
     out_if(load.maintenance, Filtered::Maintenance)?;
+    out_if(load.renumbered, Filtered::Renumbered)?;
     let affinity = &ask.affinity;
     let fits = load.labels & affinity.required == affinity.required
         && load.labels & affinity.forbidden == 0;

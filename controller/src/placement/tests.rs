@@ -202,7 +202,7 @@ fn after_a_time_out_one_creation_tries_the_node_again() {
 
 #[test]
 fn each_reason_is_told() {
-    let cases: [(&str, Node, Obstacle); 19] = [
+    let cases: [(&str, Node, Obstacle); 20] = [
         ("NOT_READY", with("a", |n, _, _| n.down = true), Obstacle::Unreachable),
         (
             "BREAKER_OPEN",
@@ -216,6 +216,7 @@ fn each_reason_is_told() {
         ("CORDONED", with("a", |_, l, _| l.cordoned = true), Obstacle::Full),
         ("DRAINING", with("a", |_, l, _| l.draining = true), Obstacle::Full),
         ("MAINTENANCE", with("a", |_, l, _| l.maintenance = true), Obstacle::Full),
+        ("RENUMBERED", with("a", |_, l, _| l.renumbered_to = 3), Obstacle::Full),
         ("MEMORY_SUM", with("a", |_, l, _| l.memory_allocated = 24 * GIB), Obstacle::Full),
         ("MEMORY_USED", with("a", |_, l, _| l.memory_available = GIB), Obstacle::Full),
         ("STALLED", with("a", |_, l, _| l.psi_memory_full = 11.0), Obstacle::Full),

@@ -87,6 +87,8 @@ pub struct Load {
     pub draining: bool,
     /// PVE has it in maintenance.
     pub maintenance: bool,
+    /// Its number in the cluster has changed, and nobody has confirmed it.
+    pub renumbered: bool,
     /// Its labels, a bit each.
     pub labels: u64,
 }
@@ -133,6 +135,7 @@ impl From<&NodeLoad> for Load {
             cordoned: report.cordoned,
             draining: report.draining,
             maintenance: report.maintenance,
+            renumbered: report.renumbered_to > 0,
             labels: 0,
         }
     }

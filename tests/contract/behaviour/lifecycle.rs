@@ -24,7 +24,7 @@ pub(super) async fn configure_sets_and_keeps(stage: &dyn Stage) -> Shown {
         assert_eq!(net0.ip, expected);
         assert_eq!((config.cores(), config.memory_mib()), (Some(1), 128));
         assert_eq!((config.get("swap"), config.get("onboot")), (Some("0"), Some("0")));
-        assert_eq!(config.tags().collect::<Vec<_>>(), ["kept"]);
+        assert_eq!(config.tags().collect::<Vec<_>>(), ["kept", "pve-sandbox"]);
         assert_eq!(config.mark().as_ref(), Some(&order.mark));
         assert_eq!(config.lock(), None);
     }

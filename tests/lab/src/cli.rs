@@ -343,6 +343,7 @@ fn pmxcfs(lab: &Lab, action: &PmxcfsAction) -> Result<()> {
                         ip: node.ip(),
                         up: false,
                         cut: false,
+                        unheard: false,
                         stopped: false,
                     },
                     dir: layout.pve(node),

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     daemons::{AGENT_CONFIG, CADDY_CONFIG, CONTROLLER_CONFIG},
     lab::{Lab, Node},
-    layout::{DOMAIN, HUB_IP, Layout, NodeId},
+    layout::{BOOT_ID, DOMAIN, HUB_IP, Layout, NodeId},
     pve::Template,
 };
 
@@ -125,7 +125,8 @@ pub fn node(lab: &Lab, node: &Node, template: &Template) -> Result<bool> {
 fn agent_config(node: NodeId, root: &Path, template: &Template) -> String {
     let (vmid, ip, net) = (node.template_vmid(), node.ip(), node.containers_net());
     let mut config = format!(
-        "listen = \"{ip}:7445\"\n\n\
+        "listen = \"{ip}:7445\"\n# The kernel is the machine's: a boot of this node has a name of its own.\n\
+         boot_id = \"{BOOT_ID}\"\n\n\
          [tls]\nca = \"{TLS}/ca.crt\"\ncert = \"{TLS}/node.crt\"\nkey = \"{TLS}/node.key\"\n\n\
          [network]\n# The end of the network is the DHCP server's, and the lab's own.\n\
          pool = \"{net}.2-{net}.229\"\ndhcp = \"on_request\"\n\n\

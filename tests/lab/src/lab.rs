@@ -165,6 +165,12 @@ impl Node {
         Control::new(&self.layout.pmxcfs_socket()).give(&order).map(drop)
     }
 
+    /// Starts its pmxcfs anew while its corosync is down, or lets it hear of corosync again.
+    pub fn set_corosync(&self, on: bool) -> Result<()> {
+        let order = Order::Corosync { node: self.id.name(), on };
+        Control::new(&self.layout.pmxcfs_socket()).give(&order).map(drop)
+    }
+
     /// Stops its pmxcfs, after which its /etc/pve is empty, or starts it again.
     pub fn set_pmxcfs(&self, on: bool) -> Result<()> {
         let order = Order::Running { node: self.id.name(), on };

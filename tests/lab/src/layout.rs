@@ -16,6 +16,8 @@ pub const CGROUP: &str = "pve-lab";
 pub const DOMAIN: &str = "sandbox.localhost";
 /// The most nodes that a lab has.
 pub const NODES_MAX: u8 = 9;
+/// Where the id of a node's boot stands: the kernel's own is the machine's.
+pub const BOOT_ID: &str = "/run/lab/boot_id";
 /// Where a node's supervisor listens, inside the node.
 pub const NODE_SOCKET: &str = "/run/lab/init.sock";
 /// Where a node keeps the list of its services.

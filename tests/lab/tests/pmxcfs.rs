@@ -39,6 +39,7 @@ impl Pair {
                     ip: format!("10.99.0.{id}"),
                     up: true,
                     cut: false,
+                    unheard: false,
                     stopped: false,
                 },
                 dir: self.dir.path().join(format!("node{id}")),
@@ -209,6 +210,26 @@ fn without_quorum_nothing_is_written() {
     }
     pair.order(&Order::Quorum { node: "node1".to_owned(), on: true });
     assert_eq!(quorate("node1"), 1);
+    fs::write(at("lxc/100.conf"), "c").expect("it is written again");
+}
+
+#[test]
+fn a_member_without_corosync_looks_like_a_lone_node_but_for_two_signs() {
+    let Some(pair) = Pair::start() else { return };
+    let at = |path: &str| pair.at("node1", path);
+    fs::write(at("lxc/100.conf"), "a: b\n").expect("written");
+    let mode = |path: &str| fs::metadata(at(path)).expect("there").mode() & 0o7777;
+    assert_eq!((mode("nodes"), mode("lxc/100.conf")), (0o755, 0o640));
+    pair.order(&Order::Corosync { node: "node1".to_owned(), on: false });
+    let members = json(&at(".members"));
+    assert_eq!(members["nodename"], "node1");
+    assert!(members.get("cluster").is_none() && members.get("nodelist").is_none());
+    assert!(at("corosync.conf").exists());
+    assert_eq!((mode("nodes"), mode("lxc/100.conf")), (0o555, 0o440));
+    assert_eq!(errno(fs::write(at("lxc/100.conf"), "c")), Errno::EACCES);
+    assert_eq!(fs::read_to_string(at("lxc/100.conf")).expect("it is still read"), "a: b\n");
+    pair.order(&Order::Corosync { node: "node1".to_owned(), on: true });
+    assert_eq!(json(&at(".members"))["cluster"]["quorate"], 1);
     fs::write(at("lxc/100.conf"), "c").expect("it is written again");
 }
 

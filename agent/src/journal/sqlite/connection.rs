@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use crate::journal::Error;
 
@@ -32,6 +32,14 @@ pub(super) fn open(path: &Path) -> Result<Opened, Error> {
     let reader = connect(path)?;
     reader.pragma_update(None, "query_only", true).map_err(storage)?;
     Ok(Opened { id, writer, reader, lock })
+}
+
+/// A connection that changes nothing, whoever has the journal open.
+pub(super) fn look(path: &Path) -> Result<Connection, Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags).map_err(storage)?;
+    db.busy_timeout(std::time::Duration::from_secs(5)).map_err(storage)?;
+    Ok(db)
 }
 
 /// Any failure of SQLite that is no answer.

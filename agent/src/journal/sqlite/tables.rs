@@ -9,7 +9,7 @@ use proto::{
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::connection::storage;
-use crate::journal::{Error, Intent, Pools, Record, intake, ring};
+use crate::journal::{Error, Intent, Node, Pools, Record, intake, ring};
 
 /// Counters of `meta`; absent means 0.
 pub(super) const REVISION: &str = "revision";
@@ -17,6 +17,8 @@ const HORIZON: &str = "horizon";
 const EPOCH: &str = "epoch";
 /// What an operator wants of the node, JSON.
 const INTAKE: &str = "intake";
+/// Which node the journal belongs to, JSON.
+const NODE: &str = "node";
 const VMID_CURSOR: &str = "vmid_cursor";
 const ADDRESS_CURSOR: &str = "address_cursor";
 
@@ -186,18 +188,35 @@ pub(super) fn epoch(db: &Connection, epoch: u64) -> Result<u64, Error> {
 }
 
 pub(super) fn intake(db: &Connection) -> Result<intake::Order, Error> {
-    let text: Option<String> = db
-        .prepare_cached("SELECT value FROM meta WHERE key = ?1")
-        .and_then(|mut sql| sql.query_row([INTAKE], |row| row.get(0)).optional())
-        .map_err(storage)?;
-    let unread = |error: serde_json::Error| Error::Storage(format!("{INTAKE}: {error}"));
-    text.map_or(Ok(intake::Order::default()), |text| serde_json::from_str(&text).map_err(unread))
+    Ok(json(db, INTAKE)?.unwrap_or_default())
 }
 
 pub(super) fn set_intake(db: &Connection, order: &intake::Order) -> Result<(), Error> {
-    let text = serde_json::to_string(order).map_err(|error| Error::Storage(error.to_string()))?;
+    set_json(db, INTAKE, order)
+}
+
+pub(super) fn node(db: &Connection) -> Result<Option<Node>, Error> {
+    json(db, NODE)
+}
+
+pub(super) fn set_node(db: &Connection, node: &Node) -> Result<(), Error> {
+    set_json(db, NODE, node)
+}
+
+/// A row of `meta` that holds JSON.
+fn json<T: serde::de::DeserializeOwned>(db: &Connection, key: &str) -> Result<Option<T>, Error> {
+    let text: Option<String> = db
+        .prepare_cached("SELECT value FROM meta WHERE key = ?1")
+        .and_then(|mut sql| sql.query_row([key], |row| row.get(0)).optional())
+        .map_err(storage)?;
+    let unread = |error: serde_json::Error| Error::Storage(format!("{key}: {error}"));
+    text.map(|text| serde_json::from_str(&text).map_err(unread)).transpose()
+}
+
+fn set_json(db: &Connection, key: &str, value: &impl serde::Serialize) -> Result<(), Error> {
+    let text = serde_json::to_string(value).map_err(|error| Error::Storage(error.to_string()))?;
     db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")
-        .and_then(|mut sql| sql.execute(params![INTAKE, text]))
+        .and_then(|mut sql| sql.execute(params![key, text]))
         .map(drop)
         .map_err(storage)
 }

@@ -131,6 +131,34 @@ async fn files_of_every_schema_are_read() {
     assert_eq!(journal.cancelled(&suite::id(4)).await.expect("reads"), 2);
     assert_eq!(journal.epoch(0).await.expect("written"), 5);
     assert_eq!(journal.room(0).await.expect("reads"), (2, 0));
+    assert_eq!(journal.node().await.expect("reads"), None, "it did not know of such a thing");
+}
+
+/// The same schema, by the first version that keeps the node's number in it.
+#[tokio::test]
+async fn a_file_that_knows_its_node_is_read() {
+    let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/journal-v1-node.sqlite");
+    let node = Node { name: "pve2".parse().expect("a name"), number: 2 };
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("journal.sqlite");
+    if !fixture.exists() {
+        let written = dir.path().join("written.sqlite");
+        open(&written).set_node(&node).await.expect("written");
+        let target = fixture.to_str().expect("UTF-8");
+        let db = Connection::open(&written).expect("opens");
+        db.execute("VACUUM INTO ?1", [target]).expect("written");
+    }
+    std::fs::copy(&fixture, &path).expect("copied");
+    assert_eq!(SqliteJournal::node_of(&path).expect("reads"), Some(node.clone()));
+    let journal = open(&path);
+    assert_eq!(journal.node().await.expect("reads"), Some(node.clone()));
+    // Beside the one that writes, as `check-config` does.
+    let moved = Node { number: 7, ..node };
+    journal.set_node(&moved).await.expect("written");
+    assert_eq!(SqliteJournal::node_of(&path).expect("reads"), Some(moved));
+    let none = dir.path().join("none.sqlite");
+    assert_eq!(SqliteJournal::node_of(&none).expect("no file"), None);
+    assert!(!none.exists(), "a look makes no file");
 }
 
 async fn write_fixture(fixture: &Path) {

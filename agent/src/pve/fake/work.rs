@@ -285,7 +285,8 @@ impl Work {
         owner: SandboxId,
         own: OwnVolumes,
     ) -> Result<(), ErrorKind> {
-        self.world().check_quorum(&self.node)?;
+        self.world().believes_in_quorum(&self.node)?;
+        let quorum = self.world().check_quorum(&self.node);
         if self.world().lapses(Lapse::Destroy) {
             return Ok(());
         }
@@ -297,6 +298,11 @@ impl Work {
             self.world().let_go(&self.node, self.vmid)?;
         }
         self.pass(self.shared.pace().destroy).await?;
+        // PVE looks at no quorum here: it removes the volumes and fails at the config.
+        if let Err(kind) = quorum {
+            self.world().free_volumes(&self.node, self.vmid, |_| true);
+            return Err(kind);
+        }
         self.world().half_destroy(&self.node, self.vmid, &own);
         if self.killed() {
             return Err(cut_off());

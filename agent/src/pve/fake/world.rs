@@ -12,10 +12,10 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::Lapse;
+use super::{Lapse, Membership};
 use crate::pve::{
     CloneOrder, ContainerConfig, ErrorKind, Mark, OwnVolumes, Settings, StorageRoom,
-    config_file::Ip, hold, interface, ownership, volume,
+    cluster::Signs, config_file::Ip, hold, interface, ownership, tags, volume,
 };
 
 /// Every volume of a clone, however small: what full storages are counted in.
@@ -57,6 +57,9 @@ pub(super) struct Node {
     pub room: StorageRoom,
     /// Everything takes so many times as long.
     pub slow: u32,
+    /// Its number in the cluster.
+    pub number: u32,
+    pub cluster: Membership,
 }
 
 #[derive(Debug)]
@@ -85,9 +88,55 @@ pub(super) enum Remains {
 impl World {
     pub(super) fn check_quorum(&self, node: &NodeName) -> Result<(), ErrorKind> {
         match self.nodes.get(node) {
-            Some(node) if node.pmxcfs && self.quorate => Ok(()),
+            Some(node) if node.pmxcfs && self.holds(node) => Ok(()),
             Some(_) | None => Err(ErrorKind::NoQuorum("cluster not ready - no quorum?".to_owned())),
         }
+    }
+
+    /// True where PVE changes things.
+    fn holds(&self, node: &Node) -> bool {
+        match node.cluster {
+            Membership::Member => self.quorate,
+            Membership::Unheard => false,
+            Membership::Alone => true,
+        }
+    }
+
+    /// What the agent of this node takes its quorum to be. It is wrong as a lapse alone.
+    pub(super) fn believes_in_quorum(&self, node: &NodeName) -> Result<(), ErrorKind> {
+        if self.lapses(Lapse::Alone) && self.nodes.get(node).is_some_and(|node| node.pmxcfs) {
+            return Ok(());
+        }
+        self.check_quorum(node)
+    }
+
+    /// `.members` of a node, as pmxcfs writes it, and the signs beside it.
+    pub(super) fn members(&self, name: &NodeName) -> (String, Signs) {
+        let bare = format!(r#"{{"nodename":"{name}","version":0}}"#);
+        let fine = Signs { corosync_conf: false, writable: true };
+        let Some(node) = self.nodes.get(name) else { return (bare, fine) };
+        let signs = match node.cluster {
+            Membership::Unheard if self.lapses(Lapse::Alone) => fine,
+            Membership::Member | Membership::Unheard => {
+                Signs { corosync_conf: true, writable: self.holds(node) }
+            }
+            Membership::Alone => fine,
+        };
+        if node.cluster != Membership::Member {
+            return (bare, signs);
+        }
+        let list: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|(name, node)| {
+                format!(r#""{name}":{{"id":{},"online":1,"ip":"127.0.0.1"}}"#, node.number)
+            })
+            .collect();
+        let (list, quorate) = (list.join(","), u8::from(self.quorate));
+        let text = format!(
+            r#"{{"nodename":"{name}","cluster":{{"quorate":{quorate}}},"nodelist":{{{list}}}}}"#
+        );
+        (text, signs)
     }
 
     pub(super) fn container(&self, node: &NodeName, vmid: Vmid) -> Option<&Guest> {
@@ -210,6 +259,7 @@ impl World {
         put(&mut guest.config, "memory", &settings.memory_mib.to_string());
         put(&mut guest.config, "swap", "0");
         put(&mut guest.config, "onboot", "0");
+        tags::put(&mut guest.config);
         Ok(())
     }
 
@@ -262,7 +312,11 @@ impl World {
 
     /// True when it does not run.
     pub(super) fn is_stopped(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
-        self.ours(node, vmid).map(|guest| guest.pid.is_none())
+        let stopped = self.container_mut(node, vmid)?.pid.is_none();
+        if stopped && !self.lapses(Lapse::Ownership) {
+            ownership::marked(&self.container_mut(node, vmid)?.config, vmid)?;
+        }
+        if stopped { Ok(true) } else { self.ours(node, vmid).map(|_| false) }
     }
 
     pub(super) fn stop(&mut self, node: &NodeName, vmid: Vmid) -> Result<(), ErrorKind> {
@@ -373,6 +427,9 @@ impl World {
         owner: &SandboxId,
     ) -> Result<(), ErrorKind> {
         let quorum = self.check_quorum(node);
+        if !self.nodes.get(node).is_some_and(|node| node.pmxcfs) {
+            return quorum;
+        }
         let guest = self.owned(node, vmid, owner)?;
         if hold::leaves(&guest.config) {
             quorum?;
@@ -403,11 +460,11 @@ impl World {
         if ownership::marked(&guest.config, vmid).is_err() {
             return Ok(());
         }
-        guest.frozen = false;
         if hold::leaves(&guest.config) {
             quorum?;
             hold::give_back(&mut guest.config)?;
         }
+        guest.frozen = false;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use proto::id::{SandboxId, Vmid};
 use tokio::time::{Instant, sleep};
 
 use super::Host;
-use crate::pve::{ContainerConfig, ErrorKind, cgroup::Freezer, hold, ownership};
+use crate::pve::{ErrorKind, cgroup::Freezer, hold, ownership};
 
 /// Thawing takes the kernel less than a millisecond.
 const THAW: Duration = Duration::from_secs(2);
@@ -70,10 +70,12 @@ impl Host {
             // The caller says what that means.
             return Ok(());
         }
-        self.thaw_all(vmid).await?;
         if !hold::leaves(&config) {
-            return Ok(());
+            return self.thaw_all(vmid).await;
         }
+        // Where the lock cannot be taken off it is refused, and must stay paused.
+        self.check_quorum().await?;
+        self.thaw_all(vmid).await?;
         self.edit(vmid, move |config| {
             ownership::marked(config, vmid)?;
             hold::give_back(config)
@@ -100,10 +102,16 @@ impl Host {
         Ok(())
     }
 
-    async fn owned(&self, vmid: Vmid, owner: &SandboxId) -> Result<ContainerConfig, ErrorKind> {
-        let config = self.config(vmid).await?.ok_or_else(|| self.missing(vmid))?;
-        ownership::owned(&config, vmid, owner)?;
-        Ok(config)
+    /// `Ok` when the container is this owner's, or is known to be while /etc/pve cannot be read.
+    async fn owned(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
+        match self.config(vmid).await {
+            Ok(config) => ownership::owned(&config.ok_or_else(|| self.missing(vmid))?, vmid, owner),
+            Err(error @ ErrorKind::NoQuorum(_)) => {
+                let known = self.known.mark(vmid, self.init(vmid));
+                known.filter(|mark| mark.sandbox_id == *owner).map(drop).ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -166,11 +166,13 @@ fn apply(world: &mut World, actions: &[Action]) {
                 let (intended, observed) = split(world);
                 let record = intended.live.iter().find(|record| record.id == *id_);
                 let record = record.expect("it lives");
-                let seen = look::seen(record, &place(record, &observed)).expect("something new");
+                let seen = look::seen(record, &place(record, &observed), &intended.life);
+                let seen = seen.expect("something new");
                 let at = world.records.iter_mut().find(|r| id(r.0) == *id_).expect("a record");
                 match seen {
                     Seen::Up => at.2 = Phase::Running,
                     Seen::Fit => {}
+                    Seen::Rebooted | Seen::Expired(_) => panic!("the node was not rebooted"),
                     Seen::Down(reason, message) | Seen::Unfit(reason, message) => {
                         at.2 = Phase::Stopped;
                         let rollback = String::new();

@@ -6,6 +6,7 @@ fn facts() -> Facts {
         stopping: false,
         intake: Intake::Open,
         quorate: true,
+        renumbered: None,
         room: StorageRoom::new(10 << 30, 20 << 30),
         queued: 0,
         start: Duration::from_secs(3),
@@ -29,7 +30,9 @@ fn the_gravest_reason_comes_first() {
     refused(no_room, reason::STORAGE_FULL);
     let metadata = StorageRoom { thin_metadata: 0.96, ..facts().room };
     refused(Facts { room: metadata, ..full }, reason::STORAGE_FULL);
-    refused(Facts { quorate: false, ..no_room }, reason::NO_QUORUM);
+    let renumbered = Facts { renumbered: Some(Renumbered { known: 1, now: 2 }), ..no_room };
+    refused(renumbered, reason::NODE_NUMBER_CHANGED);
+    refused(Facts { quorate: false, ..renumbered }, reason::NO_QUORUM);
     for intake in [Intake::Cordoned, Intake::Draining] {
         refused(Facts { quorate: false, intake, ..no_room }, reason::NODE_CORDONED);
     }

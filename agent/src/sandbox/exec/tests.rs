@@ -163,7 +163,9 @@ impl Rig {
             },
             limits: Limits::default(),
             lifetimes: Lifetimes::default(),
+            on_reboot: Default::default(),
             labels: Vec::new(),
+            number: None,
         };
         let journal = MemoryJournal::new("journal", pools, Arc::new(SoundDisk));
         let pve = Arc::new(Entered::new(cluster.node(&name)));

@@ -326,3 +326,54 @@ async fn a_name_finds_its_sandbox() {
     assert_eq!(reason_of(&by_vmid), reason::SANDBOX_DELETED);
     assert_eq!(reason_of(&SandboxRef::Vmid(vmid(100_099))), reason::SANDBOX_NOT_FOUND);
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_sandbox_carries_the_tag_beside_its_templates_own() {
+    let node = Node::new().await;
+    node.cluster
+        .edit(&node.name, vmid(TEMPLATE), |config| config.set("tags", "web").expect("fits"));
+    let record = node.running(1).await;
+    let config = node.cluster.guests()[&record.vmid].config.clone();
+    assert_eq!(config.get("tags"), Some("pve-sandbox;web"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_without_its_template_is_not_offered() {
+    let two = |options: &mut Options| {
+        let template = options.templates[0].clone();
+        options.templates.push(Template { vmid: vmid(TEMPLATE + 1), ..template.clone() });
+        options.templates.push(Template {
+            snapshot: "other".parse().expect("valid"),
+            vmid: vmid(TEMPLATE + 2),
+            ..template
+        });
+    };
+    let node = Node::with(two, Faults::default()).await;
+    let offered = async || -> Vec<u32> {
+        node.sandboxes.cloneable().await.iter().map(|template| template.vmid.get()).collect()
+    };
+    assert_eq!(offered().await, [TEMPLATE], "the others are missing");
+    // An ordinary container is no template; a clone of it would copy all of it.
+    node.add_foreign();
+    let config = node.cluster.guests()[&vmid(FOREIGN)].config.clone();
+    node.cluster.add_guest(&node.name, vmid(TEMPLATE + 2), config, false);
+    assert_eq!(offered().await, [TEMPLATE]);
+    let other = Order {
+        spec: Spec { snapshot: "other".parse().expect("valid"), ..order(9).spec },
+        ..order(9)
+    };
+    let error = node.sandboxes.create(other.clone(), LONG).await.expect_err("no template");
+    assert_eq!(error.reason, reason::SNAPSHOT_NOT_FOUND);
+    // Of one snapshot's templates those are used that are there, whatever waits for them.
+    for number in 1..=3 {
+        assert_eq!(node.running(number).await.template, vmid(TEMPLATE));
+    }
+    node.cluster.remove(vmid(TEMPLATE + 2));
+    node.cluster.add_template(&node.name, vmid(TEMPLATE + 2));
+    assert_eq!(offered().await, [TEMPLATE, TEMPLATE + 2]);
+    let record = node.sandboxes.create(other, LONG).await.expect("admitted");
+    assert_eq!(record.template, vmid(TEMPLATE + 2));
+    // While nobody can look, it is as it was.
+    node.cluster.set_pmxcfs(&node.name, false);
+    assert_eq!(offered().await, [TEMPLATE, TEMPLATE + 2]);
+}

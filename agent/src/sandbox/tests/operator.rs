@@ -3,7 +3,7 @@
 //! leads on.
 
 use super::*;
-use crate::pve::ContainerConfig;
+use crate::pve::{ContainerConfig, ErrorKind};
 
 impl Node {
     /// A running sandbox, and what the operator does to its container.
@@ -365,5 +365,87 @@ async fn rolled_back_or_restored_it_is_what_its_mark_says() {
     .await;
     assert_eq!(node.stands().await, (Phase::Stopped, because(reason::SANDBOX_NOT_RUNNING)));
     assert_eq!(node.record(1).await.vmid, record.vmid);
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_a_lock_refuses_leaves_it_as_it_is() {
+    for paused in [false, true] {
+        let node = Node::new().await;
+        let record = node.running(1).await;
+        if paused {
+            node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+        }
+        let before = node.record(1).await;
+        // A backup in mode "stop", or a snapshot: PVE refuses every change for as long as it takes.
+        node.change(&record, |config| {
+            config.remove("lock");
+            config.remove_note(
+                "paused by pve-sandbox, which holds the lock; resume it with sandboxctl",
+            );
+            config.set("lock", "backup").expect("fits");
+        });
+        let error = node.sandboxes.stop(&id(1), LONG).await.expect_err("locked");
+        assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+        assert!(error.message.contains("stays as it is"), "{error}");
+        let after = node.record(1).await;
+        assert_eq!((after.phase, after.revision), (before.phase, before.revision));
+        let guest = node.cluster.guests()[&record.vmid].clone();
+        assert!(guest.pid.is_some() && guest.frozen == paused);
+        assert_eq!(guest.config.lock(), Some("backup"));
+        node.change(&record, |config| config.remove("lock"));
+        node.reconcile().await;
+        let stopped = node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+        assert_eq!(stopped.phase, Phase::Stopped);
+        node.assert_works().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_a_lock_overtakes_is_taken_back_and_says_so() {
+    let node = Node::new().await;
+    node.running(1).await;
+    node.fault(Op::Stop, Trouble::Before(ErrorKind::Locked("CT is locked (snapshot)".into())));
+    let error = node.sandboxes.stop(&id(1), LONG).await.expect_err("locked");
+    assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+    assert!(error.message.contains("runs on"), "{error}");
+    assert_eq!(node.stands().await, (Phase::Running, because(reason::CONTAINER_LOCKED)));
+    assert_eq!(node.reconcile().await, [], "nobody stops it behind the caller's back");
+    // What may have been done is gone on with, and says that.
+    node.fault(Op::Stop, Trouble::Before(ErrorKind::Failed("simulated".into())));
+    let error = node.sandboxes.stop(&id(1), LONG).await.expect_err("failed");
+    assert!(error.message.contains("tried again"), "{error}");
+    assert_eq!(node.record(1).await.phase, Phase::Stopping);
+    node.reconcile().await;
+    assert_eq!(node.record(1).await.phase, Phase::Stopped);
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_while_pmxcfs_is_away_leaves_it_as_it_is() {
+    let node = Node::new().await;
+    node.running(1).await;
+    node.cluster.set_pmxcfs(&node.name, false);
+    let error = node.sandboxes.stop(&id(1), LONG).await.expect_err("no /etc/pve");
+    assert_eq!(error.reason, reason::NO_QUORUM);
+    assert_eq!(node.record(1).await.phase, Phase::Running);
+    node.cluster.set_pmxcfs(&node.name, true);
+    assert_eq!(node.reconcile().await, []);
+    node.assert_works().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_under_somebody_elses_lock_ends_at_once_and_says_why() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    node.change(&record, |config| config.set("lock", "backup").expect("fits"));
+    let error = node.sandboxes.start(&id(1), LONG).await.expect_err("locked");
+    assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::CONTAINER_LOCKED)));
+    assert_eq!(node.reconcile().await, []);
+    // One that is stopped already is stopped, whoever has locked it.
+    node.sandboxes.stop(&id(1), LONG).await.expect("is stopped");
+    node.change(&record, |config| config.remove("lock"));
     node.assert_works().await;
 }

@@ -11,15 +11,13 @@ use nix::unistd::sethostname;
 
 use super::root;
 use crate::cgroup::{Hierarchies, enable_v2};
-use crate::layout::{Layout, NODE_SERVICES, NODE_SOCKET, NodeId};
+use crate::layout::{BOOT_ID, Layout, NODE_SERVICES, NODE_SOCKET, NodeId};
 use crate::net;
 use crate::settings::Settings;
 use crate::supervise::supervisor::{Place, Supervisor};
 
 /// Where the node sees its own cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup";
-/// Where the id of this boot stands: the kernel's own is the machine's.
-const BOOT_ID: &str = "/run/lab/boot_id";
 
 /// Makes the node and keeps it. Returns when its services were told to end.
 pub fn init(layout: &Layout, node: NodeId) -> Result<()> {

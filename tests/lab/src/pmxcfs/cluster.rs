@@ -43,6 +43,8 @@ pub struct Member {
     pub cut: bool,
     /// Its pmxcfs is stopped: /etc/pve is empty there.
     pub stopped: bool,
+    /// Its pmxcfs was started while its corosync is down: it knows of no cluster.
+    pub unheard: bool,
 }
 
 /// The members by name, with the counter of their changes.
@@ -57,7 +59,8 @@ pub struct Cluster {
 impl Cluster {
     /// True where `viewer` sees `other` online.
     pub fn online(&self, viewer: &str, other: &str) -> bool {
-        let reaches = |name: &str| self.members.get(name).is_some_and(|m| m.up && !m.cut);
+        let reaches =
+            |name: &str| self.members.get(name).is_some_and(|m| m.up && !m.cut && !m.unheard);
         match self.members.get(other) {
             Some(member) if viewer == other => member.up,
             Some(_) => reaches(viewer) && reaches(other),
@@ -69,11 +72,15 @@ impl Cluster {
     /// only by being cut off, which no real one can be, but a test wants.
     pub fn quorate(&self, viewer: &str) -> bool {
         let seen = self.members.keys().filter(|other| self.online(viewer, other)).count();
-        self.members.get(viewer).is_some_and(|m| !m.cut) && seen * 2 > self.members.len()
+        let heard = self.members.get(viewer).is_some_and(|m| !m.cut && !m.unheard);
+        heard && seen * 2 > self.members.len()
     }
 
     /// The text of `.members` on a node.
     pub fn members_file(&self, viewer: &str) -> String {
+        if self.members.get(viewer).is_some_and(|m| m.unheard) {
+            return format!("{{\n\"nodename\": \"{viewer}\",\n\"version\": 0\n}}\n");
+        }
         let quorate = u8::from(self.quorate(viewer));
         let mut out = format!(
             "{{\n\"nodename\": \"{viewer}\",\n\"version\": {},\n\"cluster\": {{ \"name\": \"lab\", \
@@ -151,6 +158,7 @@ mod tests {
             up: true,
             cut: false,
             stopped: false,
+            unheard: false,
         };
         Cluster {
             members: (1..=3).map(|id| (format!("node{id}"), member(id))).collect(),
@@ -188,6 +196,16 @@ mod tests {
         assert!(cluster.online("node2", "node2"));
         cluster.members.get_mut("node3").expect("node3").up = false;
         assert!(!cluster.quorate("node1"), "one of three is no majority");
+    }
+
+    #[test]
+    fn a_member_that_has_not_heard_of_corosync_shows_what_a_lone_node_does() {
+        let mut cluster = three();
+        cluster.members.get_mut("node1").expect("node1").unheard = true;
+        let text = cluster.members_file("node1");
+        assert_eq!(text, "{\n\"nodename\": \"node1\",\n\"version\": 0\n}\n");
+        assert!(!cluster.quorate("node1") && cluster.quorate("node2"));
+        assert!(!cluster.online("node2", "node1"));
     }
 
     #[test]

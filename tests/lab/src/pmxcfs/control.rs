@@ -21,6 +21,13 @@ pub enum Order {
         /// True: it has quorum if a majority is up.
         on: bool,
     },
+    /// Start the node's pmxcfs anew while its corosync is down, or let it hear of corosync again.
+    Corosync {
+        /// The node.
+        node: String,
+        /// False: down.
+        on: bool,
+    },
     /// Stop the node's pmxcfs (its /etc/pve is empty), or start it again.
     Running {
         /// The node.

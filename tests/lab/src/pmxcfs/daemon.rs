@@ -95,6 +95,7 @@ impl Mounted {
         let (node, on, off_flag): (&str, bool, fn(&mut Member) -> &mut bool) = match order {
             Order::State => return None,
             Order::Quorum { node, on } => (node, *on, |member| &mut member.cut),
+            Order::Corosync { node, on } => (node, *on, |member| &mut member.unheard),
             Order::Running { node, on } => (node, *on, |member| &mut member.stopped),
         };
         let Some(member) = state.cluster.members.get_mut(node) else {

@@ -106,14 +106,17 @@ impl NodeFs {
         let state = self.shared.state();
         let inode = state.tree.get(ino)?;
         let private = is_private(&state.tree.path(ino));
+        // Without quorum pmxcfs shows what it holds without w bits, but for the mount itself.
+        let writable = ino == ROOT || state.cluster.quorate(&self.node);
+        let shown = |perm: u16| if writable { perm } else { perm & !0o222 };
         Ok(match &inode.body {
             Body::Dir(_) => {
                 let perm = if private { 0o700 } else { 0o755 };
-                attr(ino, FileType::Directory, perm, 0, inode.mtime)
+                attr(ino, FileType::Directory, shown(perm), 0, inode.mtime)
             }
             Body::File(bytes) => {
                 let perm = if private { 0o600 } else { 0o640 };
-                attr(ino, FileType::RegularFile, perm, bytes.len() as u64, inode.mtime)
+                attr(ino, FileType::RegularFile, shown(perm), bytes.len() as u64, inode.mtime)
             }
         })
     }

@@ -17,6 +17,9 @@ use crate::process::Proc;
 /// and the real one's membership is much slower.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// What tells every member that it is one, also before it has heard of the others.
+const COROSYNC_CONF: &str = "corosync.conf";
+
 /// The tree and the cluster behind one lock, with the store that mirrors the tree.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -59,6 +62,12 @@ impl Shared {
                 tree.mkdir(parent, name, SystemTime::now())
                     .with_context(|| format!("cannot make {dir}"))?;
             }
+        }
+        if tree.at(COROSYNC_CONF).is_err() {
+            let file = tree.create(ROOT, COROSYNC_CONF, SystemTime::now());
+            let file = file.context("cannot make corosync.conf")?;
+            tree.write(file, 0, b"totem {\n  cluster_name: lab\n}\n", SystemTime::now())
+                .context("cannot write corosync.conf")?;
         }
         let changes = tree.take_changes();
         store.apply(&tree, changes).context("cannot write the tree")?;

@@ -348,3 +348,56 @@ async fn what_the_kernel_does_not_freeze_is_thawed_again() {
         umount2(&at, MntFlags::MNT_DETACH).expect("umount");
     }
 }
+
+impl Tree {
+    /// The container's init, as the kernel shows it.
+    fn run_init(&self, pid: u32, start: u64) {
+        let at = |path: &str| self.dir.path().join(path);
+        write(&inner(self.dir.path(), self.v1).join("cgroup.procs"), &format!("{pid}\n"));
+        write(&at(&format!("proc/{pid}/status")), &format!("Name:\tinit\nNSpid:\t{pid}\t1\n"));
+        let stat = format!("{pid} (init) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0 0\n");
+        write(&at(&format!("proc/{pid}/stat")), &stat);
+    }
+
+    /// pve-cluster is started again: /etc/pve is an empty directory meanwhile.
+    fn unmount(&self) {
+        fs::rename(self.dir.path().join("pve"), self.dir.path().join("away")).expect("renamed");
+        fs::create_dir(self.dir.path().join("pve")).expect("mkdir");
+    }
+}
+
+#[tokio::test]
+async fn what_was_seen_to_run_is_frozen_and_entered_while_pmxcfs_is_away() {
+    let tree = Tree::new(false, true);
+    let (pct, owner) = (&tree.pct, mark().sandbox_id);
+    tree.run_init(72, 5000);
+    assert_eq!(pct.configs().await.expect("read").len(), 1);
+    tree.unmount();
+    assert!(pct.carries(&mark()).await.expect("known by its init"));
+    let other = Mark { attempt: 2, ..mark() };
+    assert!(!pct.carries(&other).await.expect("known, and another's"));
+    pct.freeze(vmid(), &owner, THAW).await.expect("frozen");
+    assert!(pct.frozen(vmid()).await);
+    pct.thaw(vmid(), &owner).await.expect("thawed");
+    let error = pct.hold(vmid(), &owner).await.expect_err("the lock is in /etc/pve");
+    assert!(matches!(error.kind, ErrorKind::NoQuorum(_)), "{error}");
+    let another = SandboxId::new(2, &[2; 10]);
+    let error = pct.freeze(vmid(), &another, THAW).await.expect_err("not this one's");
+    assert!(matches!(error.kind, ErrorKind::NoQuorum(_)), "{error}");
+}
+
+#[tokio::test]
+async fn another_init_under_the_number_is_nobodys_while_pmxcfs_is_away() {
+    // The same pid again, and another one.
+    for (pid, start) in [(72, 9000), (99, 5000)] {
+        let tree = Tree::new(false, true);
+        tree.run_init(72, 5000);
+        drop(tree.config().await);
+        tree.unmount();
+        tree.run_init(pid, start);
+        let error = tree.pct.carries(&mark()).await.expect_err("who knows");
+        assert!(matches!(error.kind, ErrorKind::NoQuorum(_)), "{error}");
+        let frozen = tree.pct.freeze(vmid(), &mark().sandbox_id, THAW).await;
+        assert!(frozen.is_err() && !tree.pct.frozen(vmid()).await);
+    }
+}

@@ -192,6 +192,10 @@ impl Pve for Entered {
         self.fake.config(vmid).await
     }
 
+    async fn carries(&self, mark: &Mark) -> Result<bool, Error> {
+        self.fake.carries(mark).await
+    }
+
     async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, Error> {
         self.fake.configs().await
     }

@@ -1,0 +1,58 @@
+//! Configs as real nodes write them, held against everything of ours that edits a config: what is
+//! done and undone leaves every byte as it was, and what stands in other sections is not read as ours.
+
+use proto::id::{SandboxId, Vmid};
+
+use super::{ContainerConfig, Mark, hold, ownership};
+
+const CONFIGS: [(&str, &str); 3] = [
+    ("raw", include_str!("testdata/configs/raw.conf")),
+    ("oci", include_str!("testdata/configs/oci.conf")),
+    ("pending", include_str!("testdata/configs/pending.conf")),
+];
+
+fn configs() -> impl Iterator<Item = (&'static str, ContainerConfig)> {
+    CONFIGS.into_iter().map(|(name, text)| {
+        let config = ContainerConfig::parse(text.as_bytes());
+        assert_eq!(config.to_bytes(), text.as_bytes(), "{name}");
+        (name, config)
+    })
+}
+
+fn mark() -> Mark {
+    Mark {
+        sandbox_id: SandboxId::new(1, &[1; 10]),
+        vmid: Vmid::try_from(310).expect("in range"),
+        attempt: 1,
+        team: "acme".parse().expect("valid"),
+        request_id: "r-1".parse().expect("valid"),
+    }
+}
+
+#[test]
+fn what_is_adopted_paused_resumed_and_given_back_is_as_it_was() {
+    for (name, before) in configs() {
+        let mut config = before.clone();
+        ownership::mark(&mut config, &mark()).expect("it fits");
+        assert_eq!(config.mark(), Some(mark()), "{name}");
+        let adopted = config.clone();
+        hold::take(&mut config).expect("nobody holds it");
+        assert!(hold::held(&config) && config.lock() == Some("backup"), "{name}");
+        hold::give_back(&mut config).expect("ours");
+        assert_eq!(config, adopted, "{name}");
+        ownership::unmark(&mut config, &mark().sandbox_id);
+        assert_eq!(config, before, "{name}");
+    }
+}
+
+#[test]
+fn sections_of_snapshots_and_of_what_is_pending_are_not_the_container() {
+    let of = |name: &str| configs().find(|(known, _)| *known == name).expect("there").1;
+    assert_eq!(of("pending").get("tags"), None);
+    assert_eq!(of("raw").description().as_deref(), Some("an operator's note: 100 % hers"));
+    assert_eq!(of("raw").rootfs(), Some("btr:310/vm-310-disk-0.raw"));
+    let oci = of("oci");
+    let mounts: Vec<_> = oci.mounts().collect();
+    assert_eq!(mounts, ["btr:311/vm-311-disk-1.raw", "btr:311/vm-311-disk-0.raw"]);
+    assert!(oci.is_unprivileged() && oci.lock().is_none());
+}

@@ -1,0 +1,104 @@
+//! The node's number in its cluster. Its ranges of vmids and addresses are cut by it, so the journal
+//! remembers it: a node that takes itself for another would hand out what is that one's.
+
+use std::sync::PoisonError;
+
+use proto::reason;
+
+use super::{Error, Sandboxes};
+use crate::{journal, pve::Cluster};
+
+/// A number that nobody has confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renumbered {
+    /// The number that the node's ranges go by.
+    pub known: u32,
+    /// The number that it has in its cluster now.
+    pub now: u32,
+}
+
+impl Renumbered {
+    /// The refusal of a creation.
+    pub(super) fn refusal(self) -> Error {
+        let Self { known, now } = self;
+        let message = format!(
+            "this node's number in the cluster is {now}, and its ranges are those of number {known}: \
+             it makes no sandboxes until an operator has confirmed that"
+        );
+        Error::new(reason::NODE_NUMBER_CHANGED, message)
+    }
+}
+
+/// What is known of the node, against what its cluster says now. Pure. `cut_by` is the number that
+/// the configured ranges were cut by.
+fn renumbered(known: Option<u32>, cut_by: Option<u32>, cluster: &Cluster) -> Option<Renumbered> {
+    let now = cluster.number.filter(|_| cluster.quorate)?;
+    let other = |number: &u32| *number != now;
+    let known = known.into_iter().chain(cut_by).find(other)?;
+    Some(Renumbered { known, now })
+}
+
+impl Sandboxes {
+    /// The number that the cluster gives this node, where that is another than its ranges go by and
+    /// no operator has confirmed it. `None` also while the cluster cannot tell.
+    pub fn renumbered(&self, cluster: &Cluster) -> Option<Renumbered> {
+        let node = self.node.read().unwrap_or_else(PoisonError::into_inner);
+        renumbered(node.as_ref().map(|node| node.number), self.options.number, cluster)
+    }
+
+    /// Writes the node's number into the journal, the first time that it is quorate, or alone
+    /// without a cluster. Another number later is not written: see `renumbered`.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub async fn note_number(&self, cluster: &Cluster) -> Result<(), Error> {
+        let Some(number) = cluster.number.filter(|_| cluster.quorate) else { return Ok(()) };
+        if let Some(Renumbered { known, now }) = self.renumbered(cluster) {
+            if self.warned.swap(now, std::sync::atomic::Ordering::Relaxed) != now {
+                tracing::error!(
+                    known,
+                    now,
+                    "the node has another number in its cluster: no sandboxes are made until \
+                     `pve-sandbox-agent confirm-node-number`"
+                );
+            }
+            return Ok(());
+        }
+        let node = journal::Node { name: self.pve.node().clone(), number };
+        if self.node.read().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&node) {
+            return Ok(());
+        }
+        self.journal.set_node(&node).await?;
+        tracing::info!(node = %node.name, number, "the node's number is in the journal");
+        *self.node.write().unwrap_or_else(PoisonError::into_inner) = Some(node);
+        Ok(())
+    }
+
+    /// Refuses what would lease a vmid or an address while the ranges are another node's.
+    pub(super) async fn check_number(&self) -> Result<(), Error> {
+        match self.renumbered(&self.pve.cluster().await) {
+            Some(renumbered) => Err(renumbered.refusal()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_number_that_can_be_told_is_another_number() {
+        let cluster = |quorate, number| Cluster { quorate, number, ..Cluster::default() };
+        let one = Some(1);
+        assert_eq!(renumbered(one, one, &cluster(true, one)), None);
+        assert_eq!(renumbered(None, None, &cluster(true, Some(3))), None, "the first time");
+        let other = Some(Renumbered { known: 1, now: 3 });
+        assert_eq!(renumbered(one, one, &cluster(true, Some(3))), other);
+        assert_eq!(renumbered(None, one, &cluster(true, Some(3))), other, "the ranges are cut");
+        // Confirmed, and the ranges are still the old ones: the agent is to be started again.
+        assert_eq!(renumbered(Some(3), one, &cluster(true, Some(3))), other);
+        assert_eq!(renumbered(one, one, &cluster(false, Some(3))), None, "no quorum, no word");
+        assert_eq!(renumbered(one, one, &cluster(true, None)), None);
+    }
+}

@@ -1,0 +1,61 @@
+//! Which of the configured templates sandboxes can be made from now. What is configured may be
+//! missing on the node, or be no template.
+
+use std::{collections::BTreeSet, sync::PoisonError};
+
+use proto::{id::Vmid, name::SnapshotId, reason};
+
+use super::{Error, Sandboxes, Template};
+
+impl Sandboxes {
+    /// The configured templates that are templates on this node. While that cannot be looked up, all
+    /// that were the last time.
+    pub async fn cloneable(&self) -> Vec<&Template> {
+        let mut unfit = BTreeSet::new();
+        for template in &self.options.templates {
+            match self.pve.config(template.vmid).await {
+                Ok(Some(config)) if config.is_template() => {}
+                Ok(Some(_) | None) => drop(unfit.insert(template.vmid)),
+                Err(_) => {
+                    let known = self.unfit.read().unwrap_or_else(PoisonError::into_inner);
+                    unfit.extend(known.iter().flatten().filter(|vmid| **vmid == template.vmid));
+                }
+            }
+        }
+        let fit = |template: &&Template| !unfit.contains(&template.vmid);
+        let fit: Vec<_> = self.options.templates.iter().filter(fit).collect();
+        self.tell(fit.is_empty(), unfit);
+        fit
+    }
+
+    /// Says once what sandboxes cannot be made from.
+    fn tell(&self, none: bool, unfit: BTreeSet<Vmid>) {
+        let mut known = self.unfit.write().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref() == Some(&unfit) {
+            return;
+        }
+        for template in self.options.templates.iter().filter(|t| unfit.contains(&t.vmid)) {
+            let Template { snapshot, vmid, .. } = template;
+            tracing::error!(
+                %snapshot, %vmid,
+                "the snapshot is not offered: its template is missing on this node, or is no template"
+            );
+        }
+        if none {
+            tracing::warn!("no snapshot is offered: no sandbox can be made on this node");
+        }
+        *known = Some(unfit);
+    }
+
+    /// The template of the snapshot that the fewest wait for.
+    pub(super) async fn template(&self, snapshot: &SnapshotId) -> Result<Template, Error> {
+        let fit = self.cloneable().await;
+        let of_it = fit.into_iter().filter(|template| template.snapshot == *snapshot);
+        of_it.min_by_key(|t| (self.gate.queued(t.vmid), t.vmid)).cloned().ok_or_else(|| {
+            let known = self.options.templates.iter().any(|t| t.snapshot == *snapshot);
+            let why = if known { "its template is missing, or is none" } else { "it is not known" };
+            let message = format!("this node has no snapshot {snapshot}: {why}");
+            Error::new(reason::SNAPSHOT_NOT_FOUND, message)
+        })
+    }
+}

@@ -1,0 +1,216 @@
+//! A node that has lost its cluster, one whose number in it changes, and one whose pmxcfs is away.
+
+use proto::reason;
+
+use super::*;
+use crate::{
+    journal,
+    pve::{fake::Membership, hold},
+};
+
+impl Node {
+    async fn refused(&self, number: u8) -> &'static str {
+        self.sandboxes.create(order(number), LONG).await.expect_err("refused").reason
+    }
+
+    fn number(&self) -> Option<u32> {
+        let node = self.sandboxes.node.read().expect("no panic");
+        node.as_ref().map(|node| node.number)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_whose_corosync_is_down_makes_nothing_and_loses_no_volume() {
+    let mut node = Node::new().await;
+    let record = node.running(1).await;
+    let volumes = node.cluster.volumes();
+    node.cluster.set_membership(&node.name.clone(), Membership::Unheard);
+    for restarted in [false, true] {
+        if restarted {
+            node.restart().await;
+        }
+        assert_eq!(node.refused(2).await, reason::NO_QUORUM);
+        let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("no quorum");
+        assert_eq!(error.reason, reason::NO_QUORUM);
+        assert_eq!(node.reconcile().await, [], "absence proves nothing");
+        assert_eq!(node.cluster.volumes(), volumes);
+        assert!(node.cluster.guests()[&record.vmid].config.rootfs().is_some());
+    }
+    node.cluster.set_membership(&node.name, Membership::Member);
+    node.reconcile().await;
+    node.assert_clean().await;
+    node.running(2).await;
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_is_written_once_the_node_is_quorate_and_not_before() {
+    let mut node = Node::new().await;
+    let name = node.other();
+    node.name = name;
+    node.cluster.add_template(&node.name, vmid(TEMPLATE + 1));
+    node.options.templates[0].vmid = vmid(TEMPLATE + 1);
+    node.cluster.set_membership(&node.name, Membership::Unheard);
+    node.restart().await;
+    node.reconcile().await;
+    assert_eq!(node.number(), None, "not taken for number 1");
+    node.cluster.set_membership(&node.name, Membership::Member);
+    node.reconcile().await;
+    assert_eq!(node.number(), Some(2));
+    let kept = journal::Node { name: node.name.clone(), number: 2 };
+    assert_eq!(node.journal.node().await.expect("reads"), Some(kept));
+    // It stays that of the journal when nobody can tell.
+    node.cluster.set_membership(&node.name, Membership::Unheard);
+    node.restart().await;
+    node.reconcile().await;
+    assert_eq!(node.number(), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_writes_the_number_before_it_leases_anything() {
+    let node = Node::new().await;
+    node.cluster.set_membership(&node.name, Membership::Alone);
+    assert_eq!(node.number(), None);
+    node.running(1).await;
+    assert_eq!(node.number(), Some(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_node_that_joins_a_cluster_makes_nothing_until_that_is_confirmed() {
+    let mut node = Node::with(|options| options.number = Some(1), Faults::default()).await;
+    node.cluster.set_membership(&node.name.clone(), Membership::Alone);
+    node.running(1).await;
+    node.cluster.set_membership(&node.name, Membership::Member);
+    node.cluster.renumber(&node.name, 3);
+    for restarted in [false, true] {
+        if restarted {
+            node.restart().await;
+        }
+        node.reconcile().await;
+        assert_eq!(node.number(), Some(1), "only an operator can say so");
+        assert_eq!(node.refused(2).await, reason::NODE_NUMBER_CHANGED);
+        let snapshot = "base".parse().expect("valid");
+        let seat = node.sandboxes.reserve(&id(3), &snapshot, Size::default()).await;
+        assert_eq!(seat.expect_err("no seat").reason, reason::NODE_NUMBER_CHANGED);
+        let cluster = node.sandboxes.pve().cluster().await;
+        let told = node.sandboxes.renumbered(&cluster).expect("another");
+        assert_eq!((told.known, told.now), (1, 3));
+        // What is there lives on in every respect.
+        node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+        node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
+        node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+        node.sandboxes.start(&id(1), LONG).await.expect("started");
+    }
+    let confirmed = journal::Node { name: node.name.clone(), number: 3 };
+    node.journal.set_node(&confirmed).await.expect("written");
+    node.restart().await;
+    assert_eq!(node.refused(2).await, reason::NODE_NUMBER_CHANGED, "its ranges are the old ones");
+    node.options.number = Some(3);
+    node.restart().await;
+    node.running(2).await;
+    node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_with_another_number_takes_no_sandbox_over() {
+    let node = Node::with(|options| options.number = Some(1), Faults::default()).await;
+    node.cluster.renumber(&node.name, 4);
+    node.cluster.set_shared(true);
+    let record = Record { vmid: vmid(100_050), ..crate::journal::conformance::record(1) };
+    let mut config = crate::pve::ContainerConfig::parse(b"rootfs: shared:x,size=1G\n");
+    config.set_description(&record.mark().to_string()).expect("a mark is short");
+    node.cluster.add_guest(&node.name, record.vmid, config, false);
+    let handed = crate::sandbox::hand_over::Handed {
+        record: Record { phase: Phase::Stopped, ..record },
+        now: node.clock.moment(),
+    };
+    let error = node.sandboxes.take_over(handed, LONG).await.expect_err("refused");
+    assert_eq!(error.reason, reason::NODE_NUMBER_CHANGED);
+}
+
+/// pmxcfs of the node is away, as at each restart of pve-cluster.
+fn away(node: &Node, away: bool) {
+    node.cluster.set_pmxcfs(&node.name, !away);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_is_paused_and_resumed_while_pmxcfs_is_away() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    let guest = || node.cluster.guests()[&record.vmid].clone();
+    // Also what has not been looked at since it was started.
+    away(&node, true);
+    node.sandboxes.check_ours(&record).await.expect("its init is the one that was started");
+    let paused = node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+    assert_eq!((paused.phase, &paused.failure), (Phase::Paused, &None));
+    assert!(guest().frozen && !hold::held(&guest().config), "the lock follows");
+    assert_eq!(node.reconcile().await, []);
+    away(&node, false);
+    node.reconcile().await;
+    assert!(guest().frozen && hold::held(&guest().config));
+    away(&node, true);
+    let woken = node.sandboxes.wake(&SandboxRef::Id(id(1)), Wake::Exec).await.expect("woken");
+    assert_eq!(woken.phase, Phase::Running);
+    assert!(!guest().frozen);
+    // What would take the lock off has come to nothing.
+    while !node.sandboxes.busy().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    away(&node, false);
+    node.reconcile().await;
+    assert!(!hold::leaves(&guest().config));
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_container_under_the_number_is_not_entered_while_pmxcfs_is_away() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    node.reconcile().await;
+    away(&node, true);
+    // An operator's, which nobody can see yet: another process is its init.
+    node.cluster.switch(record.vmid, false);
+    let error = node.sandboxes.check_ours(&record).await.expect_err("it does not run");
+    assert_eq!(error.reason, reason::NO_QUORUM);
+    node.cluster.switch(record.vmid, true);
+    let error = node.sandboxes.check_ours(&record).await.expect_err("another init");
+    assert_eq!(error.reason, reason::NO_QUORUM);
+    let error = node.sandboxes.pause(&id(1), false, LONG).await.expect_err("not known");
+    assert_eq!(error.reason, reason::NO_QUORUM);
+    assert_eq!(node.record(1).await.phase, Phase::Running, "the intent was taken back");
+    assert!(!node.cluster.guests()[&record.vmid].frozen);
+    away(&node, false);
+    node.reconcile().await;
+    node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lost_its_mark_before_pmxcfs_went_is_not_entered() {
+    let node = Node::new().await;
+    let record = node.running(1).await;
+    node.cluster.edit(&node.name, record.vmid, |c| c.set_description("mine").expect("fits"));
+    assert_eq!(
+        node.sandboxes.check_ours(&record).await.expect_err("not ours").reason,
+        reason::NOT_OURS
+    );
+    away(&node, true);
+    let error = node.sandboxes.check_ours(&record).await.expect_err("it was seen without a mark");
+    assert_eq!(error.reason, reason::NO_QUORUM);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_new_and_has_no_pmxcfs_takes_a_pause_back() {
+    let mut node = Node::new().await;
+    let record = node.running(1).await;
+    away(&node, true);
+    node.restart().await;
+    let error = node.sandboxes.pause(&id(1), false, LONG).await.expect_err("it knows nobody");
+    assert_eq!(error.reason, reason::NO_QUORUM);
+    assert_eq!(node.record(1).await.phase, Phase::Running);
+    away(&node, false);
+    node.reconcile().await;
+    assert!(!node.cluster.guests()[&record.vmid].frozen);
+    node.assert_sound().await;
+}
