@@ -77,6 +77,22 @@ impl Sandboxes {
         Ok(network)
     }
 
+    /// `Ok` when DHCP replies to what is connected to this bridge are seen.
+    ///
+    /// # Errors
+    /// DHCP_REFUSED: those of one bridge are watched.
+    pub(super) fn check_dhcp_bridge(&self, bridge: &str) -> Result<(), Error> {
+        let watched = &self.options.network.name;
+        if bridge == watched {
+            return Ok(());
+        }
+        let why = format!(
+            "it asks a DHCP server on bridge {bridge}, and replies are seen on {watched} alone: give it \
+             a static address"
+        );
+        Err(Error::new(reason::DHCP_REFUSED, why))
+    }
+
     fn replies(&self) -> Result<&Arc<dyn DhcpReplies>, Error> {
         let why = "the replies of the DHCP server cannot be seen on this host";
         self.dhcp.get().ok_or_else(|| Error::new(reason::DHCP_REFUSED, why))
@@ -110,7 +126,6 @@ impl Sandboxes {
                 Ok((Network::Static, Some(ip)))
             }
             Ip::Dhcp => {
-                let bridge = &self.options.network.name;
                 if let Err(error) = self.network_of(Network::Dhcp) {
                     let why = format!(
                         "its address comes from a DHCP server, and {error}. Give it a static one: \
@@ -118,13 +133,8 @@ impl Sandboxes {
                     );
                     return refused(reason::DHCP_REFUSED, why);
                 }
-                if net0.bridge != *bridge {
-                    let why = format!(
-                        "it asks a DHCP server on bridge {}, and replies are seen on {bridge} alone: \
-                         give it a static address",
-                        net0.bridge
-                    );
-                    return refused(reason::DHCP_REFUSED, why);
+                if let Err(error) = self.check_dhcp_bridge(&net0.bridge) {
+                    return refused(reason::DHCP_REFUSED, error.message);
                 }
                 let replies = self.replies()?;
                 let reply = parse_mac(&net0.mac).and_then(|mac| replies.last(mac));

@@ -29,11 +29,14 @@ impl Sandboxes {
 
     pub(super) async fn start_container(&self, boot: &Boot<'_>) -> Result<(), Error> {
         let config = self.config_of_ours(boot.record).await?;
-        if let Some(config) = config {
-            self.check_connection(boot.record, &config).await?;
+        if let Some(config) = &config {
+            self.check_connection(boot.record, config).await?;
         }
         if boot.record.network == Network::Dhcp {
             self.network_of(Network::Dhcp)?;
+            if let Some(net0) = config.and_then(|config| config.net0()) {
+                self.check_dhcp_bridge(&net0.bridge)?;
+            }
         }
         let left = deadline::left(boot.deadline, self.options.limits.start)?;
         self.pve.start(boot.record.vmid, left).await.map_err(Error::from)

@@ -108,7 +108,10 @@ impl Sandboxes {
         }
         let template = template?;
         fit?;
-        self.network_of(order.spec.network)?;
+        if self.network_of(order.spec.network)? == Network::Dhcp {
+            let bridge = template.bridge.as_deref().unwrap_or(&self.options.network.name);
+            self.check_dhcp_bridge(bridge)?;
+        }
         let size = order.spec.size.or(template.size);
         let facts = self.facts(&gate, &template, size, (&cluster, room?));
         admission::decide(&facts, &self.options.limits)?;

@@ -107,7 +107,17 @@ async fn dhcp_is_refused_unless_the_operator_allows_it_and_replies_are_seen() {
     );
     let unseen = Node::with(|o| o.network.dhcp = Dhcp::All, Faults::default()).await;
     assert_eq!(unseen.refuses(order(1)).await, reason::DHCP_REFUSED, "nobody watches");
-    for node in [allows_none, fails, unseen] {
+    let elsewhere = Node::with(
+        |options| {
+            options.network.dhcp = Dhcp::All;
+            options.templates[0].bridge = Some("vmbr5".into());
+        },
+        Faults::default(),
+    );
+    let elsewhere = elsewhere.await;
+    elsewhere.sandboxes.watch_dhcp(Arc::new(Server::default()));
+    assert_eq!(elsewhere.refuses(order(1)).await, reason::DHCP_REFUSED, "on another bridge");
+    for node in [allows_none, fails, unseen, elsewhere] {
         assert!(node.sandboxes.live().is_empty(), "nothing was begun");
         node.assert_clean().await;
     }
