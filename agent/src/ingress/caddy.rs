@@ -188,7 +188,7 @@ pub fn provide(
     path: &Path,
     group: Option<&str>,
 ) -> io::Result<(Proof, Provided)> {
-    let there = match std::fs::read_to_string(path) {
+    let there = match read::whole_text(path, read::LARGE) {
         Ok(text) => Some(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
