@@ -19,7 +19,7 @@ use proto::{
     name::{Label, NodeName},
 };
 
-pub use file::{File, Ingress, Limits, Load, Probe, Template, Tls};
+pub use file::{File, Ingress, Limits, Load, Probe, Shim, Template, Tls};
 pub use network::Network;
 pub use pool::Pool;
 
@@ -169,6 +169,8 @@ pub struct Config {
     pub on_reboot: OnReboot,
     /// What is said of the node.
     pub labels: Vec<Label>,
+    /// What a sandbox's commands may use of the host.
+    pub shim: Shim,
     /// How a shim gets into its sandbox.
     pub exec_backend: Backend,
     /// Where the host's boot has its name.
@@ -319,6 +321,16 @@ impl Config {
         let share = (0.0..=1.0).contains(&limits.memory_used_max);
         from.must(share, "limits.memory_used_max", "must be 0 to 1");
         let lifetimes = lifetimes(&mut from, &file.lifetime);
+        let shim = &file.shim;
+        from.must(
+            (0.05..=1024.0).contains(&shim.cpu_cores),
+            "shim.cpu_cores",
+            "must be 0.05 to 1024",
+        );
+        from.must(shim.memory_mib >= 64, "shim.memory_mib", "must be 64 or more");
+        from.must(shim.output_mib >= 8, "shim.output_mib", "must be 8 or more");
+        let whole = shim.output_node_mib >= shim.output_mib;
+        from.must(whole, "shim.output_node_mib", "must not be less than shim.output_mib");
 
         let (Some(node), Some(vmids), Some(network), []) =
             (node, vmids, network, from.mistakes.as_slice())
@@ -351,6 +363,7 @@ impl Config {
             lifetimes,
             on_reboot: file.on_reboot,
             labels: file.labels,
+            shim: file.shim,
             exec_backend: file.exec_backend,
             boot_id: file.boot_id.unwrap_or_else(|| crate::clock::BOOT_ID.into()),
             load,

@@ -5,7 +5,7 @@ use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, ti
 use agent::{
     Agent, Parts,
     clock::{Clock, SystemClock},
-    config::Config,
+    config::{Config, Shim},
     detect::{self, Roots},
     dhcp::{Replies, Server},
     ingress::{
@@ -18,11 +18,18 @@ use agent::{
     },
     journal::{self, Journal, SqliteJournal},
     load::Sampler,
-    pve::{Pve, pct::Pct},
+    pve::{Pve, pct::Pct, shim_cgroup},
     reconcile,
     run::Runner,
     saga::Faults,
-    sandbox::{self, Sandboxes, address::DhcpReplies, exec::shims::ShimProcesses},
+    sandbox::{
+        self, Sandboxes,
+        address::DhcpReplies,
+        exec::{
+            outputs,
+            shims::{Allowance, ShimProcesses, Shims},
+        },
+    },
     tasks::Tasks,
 };
 use anyhow::{Context, Result};
@@ -39,7 +46,7 @@ const DRAIN: Duration = Duration::from_secs(40);
 /// Where the other nodes' Caddys listen for their peers, unless this node says otherwise.
 const PEER_PORT: u16 = 8481;
 /// Between two looks at what shims have left.
-const SWEEP: Duration = Duration::from_secs(600);
+const SWEEP: Duration = Duration::from_secs(60);
 /// The kernel's list of network interfaces.
 const NET: &str = "/sys/class/net";
 /// For the last answers to go out.
@@ -61,11 +68,20 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
         &config.state_dir,
         config.pve.clone(),
         config.exec_backend,
+        allowance(&config.shim),
     );
     let shims = Arc::new(shims.context("the ways into sandboxes could not be made")?);
     let mut parts = parts(&config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
     parts.dhcp = dhcp(&config, &stop);
     let agent = Agent::start(parts).await?;
+    agent.tasks().spawn(outputs::keep(
+        Arc::clone(&shims) as Arc<dyn Shims>,
+        outputs::Budget {
+            node: config.shim.output_node_mib << 20,
+            sandbox: config.shim.output_mib << 20,
+        },
+        agent.tasks().stopping().clone(),
+    ));
     agent.tasks().spawn(sweep(
         shims,
         Arc::clone(agent.sandboxes()),
@@ -116,11 +132,25 @@ fn dhcp(config: &Config, stop: &CancellationToken) -> Option<Arc<dyn DhcpReplies
     Some(Replies::watch(server, stop.clone()))
 }
 
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to be a small positive number"
+)]
+fn allowance(shim: &Shim) -> Allowance {
+    let limits = shim_cgroup::Limits {
+        cpu_millicores: (shim.cpu_cores * 1000.0) as u64,
+        memory_bytes: shim.memory_mib << 20,
+    };
+    Allowance { limits, output_bytes_max: shim.output_mib << 20 }
+}
+
 /// Removes what the shims of sandboxes have left that live no more, now and then.
 async fn sweep(shims: Arc<ShimProcesses>, sandboxes: Arc<Sandboxes>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(SWEEP);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         shims.sweep(&sandboxes.live().iter().map(|record| record.id).collect());
+        shims.sweep_cgroups().await;
     }
 }
 

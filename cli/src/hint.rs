@@ -194,7 +194,7 @@ pub fn of(reason: &str) -> Option<Hint> {
         ),
         reason::EXEC_FAILED => (
             exit::REFUSED,
-            "check the program, --cwd and --user; `sandboxctl get ID` shows whether the sandbox still runs",
+            "it was not run: read the message, and try again; `sandboxctl get ID` shows whether the sandbox still runs",
         ),
         reason::STORE_FAILED => (
             exit::REFUSED,

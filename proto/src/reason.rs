@@ -100,7 +100,8 @@ reasons! {
     STALE_EPOCH;
     /// ABORTED: the sandbox was changed in between.
     REVISION_CONFLICT;
-    /// ABORTED: the command was lost with its boot or its supervisor; it is not run again.
+    /// ABORTED: the command was lost with its boot or its supervisor: it may have run in part, and is
+    /// not run again.
     EXEC_LOST;
     /// UNAVAILABLE: the node or its agent does not answer.
     NODE_UNREACHABLE;
@@ -110,13 +111,14 @@ reasons! {
     CONTAINER_LOCKED;
     /// UNAVAILABLE: the daemon is stopping.
     SHUTTING_DOWN;
-    /// DEADLINE_EXCEEDED: the outcome is not known yet; ask again with the same request_id.
+    /// DEADLINE_EXCEEDED: the outcome is not known yet: it may be done, or a command may run or have
+    /// run; ask again with the same request_id or exec_id.
     OUTCOME_UNKNOWN;
     /// DEADLINE_EXCEEDED: the sandbox did not answer its probe in time.
     PROBE_TIMEOUT;
     /// INTERNAL: pct failed; the message has its last line.
     PCT_FAILED;
-    /// INTERNAL: exec could not be started or was lost.
+    /// INTERNAL: the command was not run, and will not be; or work on files failed.
     EXEC_FAILED;
     /// INTERNAL: the journal or the store failed.
     STORE_FAILED;

@@ -32,6 +32,9 @@ pub enum ToHelper {
         token: u64,
         /// Rows and columns of the terminal that it runs on.
         tty: Option<(u16, u16)>,
+        /// Deadline of the start, milliseconds on [`up_ms`]'s clock: what has not become a program
+        /// by then is refused as [`Refusal::TooLate`].
+        start_by_ms: u64,
     },
     /// Answer with [`FromHelper::Pong`].
     Ping {
@@ -60,6 +63,10 @@ pub enum FromHelper {
     Spawned {
         /// The shim's name for it.
         token: u64,
+        /// No program could be run: the exit that follows is the helper's own, [`NO_PROGRAM`] or
+        /// [`NOT_RUNNABLE`].
+        #[serde(default)]
+        never_ran: bool,
     },
     /// It does not run, and never did.
     Refused {
@@ -95,6 +102,20 @@ pub enum Refusal {
     NoTerminal,
     /// The sandbox lets nothing be started: it has too many processes, or too little memory.
     NoProcess,
+    /// The deadline of the start had passed.
+    TooLate,
+}
+
+/// Milliseconds since the host's boot, with those that it slept: `CLOCK_BOOTTIME`, the one clock that
+/// a shim and its helper share. It never jumps, and it runs on while the host sleeps and while the
+/// sandbox is frozen, so that an order which was held up by either is found to be too late. A
+/// container has the host's unless its configuration asks LXC for a time namespace of its own, which
+/// PVE never does.
+pub fn up_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let ms = u64::try_from(now.tv_nsec / 1_000_000).unwrap_or_default();
+    seconds.saturating_mul(1000).saturating_add(ms)
 }
 
 /// Something to run.

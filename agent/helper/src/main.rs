@@ -33,7 +33,7 @@ use rustix::{
     },
 };
 
-use spawn::{Child, Start};
+use spawn::{Child, Start, Verdict};
 
 /// Descriptors that come with a message: an order and three ends.
 const FDS_MAX: usize = 4;
@@ -110,15 +110,15 @@ impl Helper {
         if std::mem::replace(decided, true) {
             return Ok(());
         }
-        match spawn::refusal(&child.status) {
-            Some(why) => {
+        match spawn::verdict(&child.status) {
+            Verdict::Refused(why) => {
                 // It ends by itself; nobody asks how.
                 self.children.remove(&token);
                 self.say(&FromHelper::Refused { token, why }, None)
             }
-            None => {
+            Verdict::Runs { never_ran } => {
                 let pid = child.pid;
-                self.say(&FromHelper::Spawned { token }, Some(pid))
+                self.say(&FromHelper::Spawned { token, never_ran }, Some(pid))
             }
         }
     }
@@ -169,8 +169,8 @@ impl Helper {
                 fds.extend(more);
             }
         }
-        let (token, tty) = match serde_json::from_slice(&bytes[..received]) {
-            Ok(ToHelper::Spawn { token, tty }) => (token, tty),
+        let (token, tty, start_by_ms) = match serde_json::from_slice(&bytes[..received]) {
+            Ok(ToHelper::Spawn { token, tty, start_by_ms }) => (token, tty, start_by_ms),
             Ok(ToHelper::Ping { serial }) => {
                 self.say(&FromHelper::Pong { serial }, None)?;
                 return Ok(true);
@@ -181,7 +181,7 @@ impl Helper {
         // Without a free descriptor the kernel drops those that came along.
         let started = match fds.is_empty() {
             true => Err(Refusal::NoProcess),
-            false => spawn::start(Start { order: fds.remove(0), ends: fds, tty }),
+            false => spawn::start(Start { order: fds.remove(0), ends: fds, tty, start_by_ms }),
         };
         match started {
             Ok(child) => drop(self.children.insert(token, (child, false))),

@@ -27,13 +27,15 @@ pub(crate) struct Start {
     /// Stdin, stdout and stderr; on a terminal those of its relay.
     pub(crate) ends: Vec<OwnedFd>,
     pub(crate) tty: Option<(u16, u16)>,
+    /// Nothing is run after this moment of `helper::up_ms`.
+    pub(crate) start_by_ms: u64,
 }
 
 /// A child that has been forked.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) pid: Pid,
-    /// One byte when it was refused, the end when it runs.
+    /// One byte when it runs no program, the end when it runs one.
     pub(crate) status: OwnedFd,
 }
 
@@ -64,8 +66,9 @@ pub(crate) fn start(start: Start) -> Result<Child, Refusal> {
         Place::Terminal(from) => sys::close_others([from, &start.order, &tell]),
     };
     // Until it is a program it is a part of the helper, and must not outlive it.
+    let child = Unborn { parent, start_by_ms: start.start_by_ms };
     let code = match closed.and_then(|()| sys::end_with(parent)) {
-        Ok(()) => child(start.order, place, tell),
+        Ok(()) => child.run(start.order, place, tell),
         Err(_) => refuse(tell, Refusal::NoProcess),
     };
     std::process::exit(code.into())
@@ -90,23 +93,93 @@ fn start_relay(window: (u16, u16), ends: [OwnedFd; 3]) -> Result<OwnedFd, Refusa
     std::process::exit(0)
 }
 
-/// Never comes back when it becomes a program; the exit code when it does not.
-fn child(order: OwnedFd, place: Place, tell: OwnedFd) -> u8 {
-    match prepare(order, place) {
-        Ok(Ready::Program(argv, env)) => {
-            // From here on what goes wrong is the command's: its exit code, its stderr.
-            rustix::process::set_parent_process_death_signal(None).ok();
-            let (path, errno) = become_program(&argv, &env);
-            drop(tell);
-            let text = format!("{path}: {}\n", io::Error::from(errno));
-            drop(io::stderr().write_all(text.as_bytes()));
-            if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) { NO_PROGRAM } else { NOT_RUNNABLE }
+/// A child that is no program yet.
+struct Unborn {
+    /// The helper.
+    parent: Pid,
+    start_by_ms: u64,
+}
+
+impl Unborn {
+    /// Never comes back when it becomes a program; the exit code when it does not.
+    fn run(&self, order: OwnedFd, place: Place, tell: OwnedFd) -> u8 {
+        let ready = prepare(order, place).and_then(|ready| {
+            // Again, because the change of the user has undone it. A program stays bound, too: what
+            // it starts is not.
+            sys::end_with(self.parent).map_err(|_| Refusal::NoProcess)?;
+            Ok(ready)
+        });
+        let refusal = match ready {
+            Ok(Ready::Program(argv, env)) => match self.become_program(&argv, &env) {
+                // From here on what goes wrong is the command's: its exit code, its stderr.
+                NotRun::Failed(path, errno) => {
+                    drop(File::from(tell).write_all(b"x"));
+                    let text = format!("{path}: {}\n", io::Error::from(errno));
+                    drop(io::stderr().write_all(text.as_bytes()));
+                    let missing = matches!(errno, Errno::ENOENT | Errno::ENOTDIR);
+                    return if missing { NO_PROGRAM } else { NOT_RUNNABLE };
+                }
+                NotRun::TooLate => Refusal::TooLate,
+            },
+            Ok(Ready::Files(_)) if self.is_late() => Refusal::TooLate,
+            Ok(Ready::Files(task)) => {
+                drop(tell);
+                return files::run(&task);
+            }
+            Err(refusal) => refusal,
+        };
+        refuse(tell, refusal)
+    }
+
+    fn is_late(&self) -> bool {
+        helper::up_ms() >= self.start_by_ms
+    }
+
+    /// Only comes back when it could not.
+    fn become_program(&self, argv: &[CString], env: &[CString]) -> NotRun {
+        let Some(program) = argv.first() else {
+            return NotRun::Failed(String::new(), Errno::ENOENT);
+        };
+        let name = program.to_string_lossy().into_owned();
+        if name.contains('/') {
+            return match self.exec(program, argv, env) {
+                Some(errno) => NotRun::Failed(name, errno),
+                None => NotRun::TooLate,
+            };
         }
-        Ok(Ready::Files(task)) => {
-            drop(tell);
-            files::run(&task)
+        let path = env.iter().find_map(|entry| entry.to_str().ok()?.strip_prefix("PATH="));
+        let mut worst = Errno::ENOENT;
+        for dir in path.unwrap_or("/usr/bin:/bin").split(':') {
+            let dir = if dir.is_empty() { "." } else { dir };
+            let Ok(path) = CString::new(format!("{dir}/{name}")) else { continue };
+            let Some(errno) = self.exec(&path, argv, env) else { return NotRun::TooLate };
+            // As every shell does: found and not runnable is told only if no other one runs.
+            if !matches!(errno, Errno::ENOENT | Errno::ENOTDIR) {
+                worst = errno;
+            }
         }
-        Err(refusal) => refuse(tell, refusal),
+        NotRun::Failed(name, worst)
+    }
+
+    /// Why it is no program yet; `None` when it is too late to become one. The clock is looked at
+    /// right before each try: looking for the program can hang on the sandbox's file systems.
+    fn exec(&self, path: &CStr, argv: &[CString], env: &[CString]) -> Option<Errno> {
+        if self.is_late() {
+            return None;
+        }
+        let Err(errno) = nix::unistd::execve(path, argv, env);
+        if errno != Errno::ENOEXEC {
+            return Some(errno);
+        }
+        if self.is_late() {
+            return None;
+        }
+        // A script without a first line that names its interpreter is one for the shell.
+        let shell = c"/bin/sh";
+        let line: Vec<&CStr> =
+            [shell, path].into_iter().chain(argv.iter().skip(1).map(|a| &**a)).collect();
+        let Err(errno) = nix::unistd::execve(shell, &line, env);
+        Some(errno)
     }
 }
 
@@ -116,22 +189,41 @@ fn refuse(tell: OwnedFd, refusal: Refusal) -> u8 {
         Refusal::NoCwd => b'c',
         Refusal::NoTerminal => b't',
         Refusal::NoProcess => b'p',
+        Refusal::TooLate => b'l',
     };
     drop(File::from(tell).write_all(&[byte]));
     NOT_RUNNABLE
 }
 
-/// What a child that was refused has said; `None` when it runs.
-pub(crate) fn refusal(status: &OwnedFd) -> Option<Refusal> {
+/// Why a child did not become a program.
+enum NotRun {
+    /// No path that was tried could be run: which, and why.
+    Failed(String, Errno),
+    /// The deadline has passed.
+    TooLate,
+}
+
+/// What a child has said of itself.
+pub(crate) enum Verdict {
+    /// It runs, with the helper's own code for a program that could not be run when `never_ran`.
+    Runs { never_ran: bool },
+    /// It was refused.
+    Refused(Refusal),
+}
+
+/// Reads it; to be asked once there is something to read.
+pub(crate) fn verdict(status: &OwnedFd) -> Verdict {
     let mut byte = [0];
     match rustix::io::read(status, &mut byte) {
-        Ok(1) => Some(match byte[0] {
-            b'u' => Refusal::NoUser,
-            b'c' => Refusal::NoCwd,
-            b't' => Refusal::NoTerminal,
-            _ => Refusal::NoProcess,
-        }),
-        _ => None,
+        Ok(1) => match byte[0] {
+            b'x' => Verdict::Runs { never_ran: true },
+            b'u' => Verdict::Refused(Refusal::NoUser),
+            b'c' => Verdict::Refused(Refusal::NoCwd),
+            b't' => Verdict::Refused(Refusal::NoTerminal),
+            b'l' => Verdict::Refused(Refusal::TooLate),
+            _ => Verdict::Refused(Refusal::NoProcess),
+        },
+        _ => Verdict::Runs { never_ran: false },
     }
 }
 
@@ -220,38 +312,4 @@ fn environment(account: &users::Account, ordered: Vec<(String, String)>) -> Vec<
     let mut env: Vec<String> = kept.map(|(name, value)| format!("{name}={value}")).collect();
     env.extend(ordered.into_iter().map(|(name, value)| format!("{name}={value}")));
     env
-}
-
-/// Only comes back when it could not: with the path that was tried, and why.
-fn become_program(argv: &[CString], env: &[CString]) -> (String, Errno) {
-    let Some(program) = argv.first() else { return (String::new(), Errno::ENOENT) };
-    let name = program.to_string_lossy().into_owned();
-    if name.contains('/') {
-        return (name, exec(program, argv, env));
-    }
-    let path = env.iter().find_map(|entry| entry.to_str().ok()?.strip_prefix("PATH="));
-    let mut worst = Errno::ENOENT;
-    for dir in path.unwrap_or("/usr/bin:/bin").split(':') {
-        let dir = if dir.is_empty() { "." } else { dir };
-        let Ok(path) = CString::new(format!("{dir}/{name}")) else { continue };
-        let errno = exec(&path, argv, env);
-        // As every shell does: found and not runnable is told only if no other one runs.
-        if !matches!(errno, Errno::ENOENT | Errno::ENOTDIR) {
-            worst = errno;
-        }
-    }
-    (name, worst)
-}
-
-fn exec(path: &CStr, argv: &[CString], env: &[CString]) -> Errno {
-    let Err(errno) = nix::unistd::execve(path, argv, env);
-    if errno != Errno::ENOEXEC {
-        return errno;
-    }
-    // A script without a first line that names its interpreter is one for the shell.
-    let shell = c"/bin/sh";
-    let line: Vec<&CStr> =
-        [shell, path].into_iter().chain(argv.iter().skip(1).map(|a| &**a)).collect();
-    let Err(errno) = nix::unistd::execve(shell, &line, env);
-    errno
 }

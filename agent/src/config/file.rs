@@ -46,6 +46,8 @@ pub struct File {
     pub lifetime: Lifetime,
     /// What becomes of sandboxes that ran when the node was rebooted: `start`, or `keep` them stopped.
     pub on_reboot: OnReboot,
+    /// What a sandbox's commands may use of the host.
+    pub shim: Shim,
     /// How commands get into sandboxes: `lxc`, or `pct` where lxc-attach must not be used by hand.
     pub exec_backend: Backend,
     /// Where the host's boot has its name. A real node needs to say nothing.
@@ -253,6 +255,27 @@ impl Default for Limits {
             destroy_s: 60,
             turn_s: 180,
         }
+    }
+}
+
+/// What the process on the host that serves a sandbox's commands may use, and the outputs that it
+/// keeps. Its use counts as the sandbox's.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shim {
+    /// Cores; 0.05 or more.
+    pub cpu_cores: f64,
+    /// Memory, MiB; 64 or more.
+    pub memory_mib: u64,
+    /// What the outputs of a sandbox's commands may take on the disk, MiB; 8 or more.
+    pub output_mib: u64,
+    /// The same of all sandboxes of the node, MiB.
+    pub output_node_mib: u64,
+}
+
+impl Default for Shim {
+    fn default() -> Self {
+        Self { cpu_cores: 1.0, memory_mib: 256, output_mib: 64, output_node_mib: 1024 }
     }
 }
 

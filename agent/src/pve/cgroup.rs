@@ -11,7 +11,7 @@ use std::{
 
 use proto::id::Vmid;
 
-use super::{Usage, container};
+use super::{Usage, container, shim_cgroup};
 use crate::sys::read;
 
 /// More of a cgroup's file is not read: `memory.stat`, the longest, has two KiB a NUMA node.
@@ -113,7 +113,7 @@ fn number(path: PathBuf) -> Option<u64> {
     read(&path).trim().parse().ok()
 }
 
-/// A container's part of the load, in few reads; `None` when it does not run.
+/// A container's part of the load, with its shim's, in few reads; `None` when it does not run.
 pub fn share(root: &Path, vmid: Vmid) -> Option<Share> {
     let trees = Trees::of(root, vmid)?;
     let (v2, memory) = (&trees.v2, trees.v1("memory"));
@@ -123,10 +123,15 @@ pub fn share(root: &Path, vmid: Vmid) -> Option<Share> {
     };
     let memory_bytes = of(v2, "memory.current", "inactive_file")
         .or_else(|| of(&memory, "memory.usage_in_bytes", "total_inactive_file"));
-    Some(Share { cpu_us: trees.cpu_us(), memory_bytes })
+    let shim = shim_cgroup::in_use(root, vmid);
+    Some(Share {
+        cpu_us: trees.cpu_us().map(|cpu_us| cpu_us + shim.cpu_us),
+        memory_bytes: memory_bytes.map(|bytes| bytes + shim.memory_bytes),
+    })
 }
 
-/// What a container uses; `None` when it has no cgroup, so does not run.
+/// What a container uses, with what its shim on the host uses for it; `None` when it has no cgroup,
+/// so does not run.
 pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
     let trees = Trees::of(root, vmid)?;
     let (v2, memory) = (&trees.v2, trees.v1("memory"));
@@ -142,11 +147,13 @@ pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
         number(v2.join("pids.current")).or_else(|| number(trees.v1("pids").join("pids.current")));
     // Where a controller is not given to containers, their processes themselves are counted.
     let processes = || container::processes(root, vmid);
+    let shim = shim_cgroup::in_use(root, vmid);
     let pressure = |what: &str| some_avg10(&read(&v2.join(format!("{what}.pressure"))));
     Some(Usage {
-        cpu_us: trees.cpu_us().unwrap_or(0),
+        cpu_us: trees.cpu_us().unwrap_or(0) + shim.cpu_us,
         at_ns: 0,
-        memory_bytes: memory_bytes.unwrap_or_else(|| anonymous(proc, &processes())),
+        memory_bytes: memory_bytes.unwrap_or_else(|| anonymous(proc, &processes()))
+            + shim.memory_bytes,
         memory_max_bytes: memory_max.unwrap_or(0),
         swap_bytes: swap.unwrap_or(0),
         pids: pids
@@ -278,11 +285,18 @@ mod tests {
             ("cg/lxc/100/cpu.pressure", "some avg10=12.50 avg60=1.00 total=1\nfull avg10=9.0\n"),
             ("cg/lxc/100/ns/cgroup.freeze", "1\n"),
             ("cg/lxc/100/ns/cgroup.events", "frozen 1\n"),
+            ("cg/pve-sandbox/100/cpu.stat", "usage_usec 1000000\n"),
+            ("cg/pve-sandbox/100/memory.current", "4096\n"),
         ]);
         let root = dir.path().join("cg");
         let usage = usage(&root, dir.path(), vmid(100)).expect("it runs");
-        assert_eq!((usage.cpu_us, usage.pids, usage.frozen), (1_234_567, 7, true));
-        assert_eq!((usage.memory_bytes, usage.memory_max_bytes), (1 << 20, 0));
+        assert_eq!(
+            (usage.cpu_us, usage.pids, usage.frozen),
+            (2_234_567, 7, true),
+            "with its shim's"
+        );
+        assert_eq!((usage.memory_bytes, usage.memory_max_bytes), ((1 << 20) + 4096, 0));
+        assert_eq!(share(&root, vmid(100)).and_then(|share| share.cpu_us), Some(2_234_567));
         assert_eq!((usage.swap_bytes, usage.psi_cpu, usage.psi_io), (4096, 12.5, 0.0));
         assert_eq!(super::usage(&root, dir.path(), vmid(101)), None);
     }

@@ -20,6 +20,7 @@ pub mod mark;
 pub mod outcome;
 pub mod ownership;
 pub mod pct;
+pub mod shim_cgroup;
 pub mod storage;
 pub mod tags;
 pub mod volume;

@@ -275,7 +275,10 @@ async fn send(
             Some(Err(error)) => (Err(refusal(error).into()), true),
             None => {
                 let lost = "the command was lost: its output was not read in time";
-                (Err(Refusal::new(Code::Internal, reason::EXEC_FAILED, lost).into()), true)
+                (
+                    Err(Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, lost).into()),
+                    true,
+                )
             }
         };
         if responses.send(message).await.is_err() || last {

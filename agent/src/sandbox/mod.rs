@@ -64,7 +64,7 @@ use proto::{id::Vmid, reason};
 use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::{
-    clock::Clock,
+    clock::{Clock, Moment},
     journal::{self, Journal},
     load::HostLoad,
     pve::Pve,
@@ -213,6 +213,11 @@ impl Sandboxes {
     /// The time, milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         self.clock.now_ms()
+    }
+
+    /// Now, by both clocks.
+    pub fn moment(&self) -> Moment {
+        self.clock.moment()
     }
 
     /// The agent's tasks.

@@ -9,22 +9,30 @@ use futures_util::{
 };
 use prost::Message as _;
 use proto::shim::v1::{self as wire, request, response};
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    net::UnixStream,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::server::{Frames, frames};
 
 /// Bytes of a message; the largest is an order.
 pub(super) const FRAME_MAX: usize = 9 * 1024 * 1024;
-/// How long the first answer may take: a shim that has to get in first has 15 s for that, and 15 s
-/// for the command.
-const ANSWER: Duration = Duration::from_secs(35);
+/// How long an answer may take that the shim has at hand. Controllers wait for 5 s.
+const ANSWER: Duration = Duration::from_secs(4);
+/// How long stdin may take: the shim waits for 5 s for a command that does not read. Controllers
+/// wait for 10 s.
+const STDIN: Duration = Duration::from_secs(8);
+
+/// How long a shim that did not answer may take to hear that nobody waits any more.
+const HANG_UP: Duration = Duration::from_millis(100);
 
 /// The shim's no, or its silence.
 #[derive(Debug)]
 pub enum Refused {
     /// Its reason, one of `proto::reason`, and a sentence.
     No(String, String),
-    /// It was lost before it said anything.
+    /// It was lost, or did not answer: what was asked for may have been done.
     Lost(io::Error),
 }
 
@@ -47,13 +55,27 @@ pub struct Output(SplitStream<Frames>);
 #[derive(Debug)]
 pub struct Input(SplitSink<Frames, Bytes>);
 
-/// Starts a command, or attaches to one.
+/// Starts a command, or attaches to one. The answer may take until `deadline`; a command that comes
+/// to run after that is ended, unless its caller can ask for it again by its name.
 ///
 /// # Errors
 /// When the shim says no, or nothing.
-pub async fn attach(stream: UnixStream, message: request::Message) -> Result<Attachment, Refused> {
+pub async fn attach(
+    stream: UnixStream,
+    message: request::Message,
+    deadline: Instant,
+) -> Result<Attachment, Refused> {
     let mut frames = frames(stream);
-    let answer = ask(&mut frames, message).await?;
+    let answer = match ask(&mut frames, message, deadline).await {
+        Err(Refused::Lost(error)) => {
+            // Without this, a command is held for an agent that comes back. One that is gone by now
+            // needs no telling.
+            let hang_up = encode(request::Message::HangUp(wire::HangUp {}));
+            drop(timeout(HANG_UP, frames.send(hang_up)).await);
+            return Err(Refused::Lost(error));
+        }
+        answer => answer?,
+    };
     let response::Message::Started(started) = answer else { return Err(nonsense(&answer)) };
     let (input, output) = frames.split();
     Ok(Attachment { started, output: Output(output), input: Input(input) })
@@ -67,21 +89,26 @@ pub async fn control(
     stream: UnixStream,
     message: request::Message,
 ) -> Result<response::Message, Refused> {
-    ask(&mut frames(stream), message).await
+    let wait = if matches!(message, request::Message::Stdin(_)) { STDIN } else { ANSWER };
+    ask(&mut frames(stream), message, Instant::now() + wait).await
 }
 
 fn nonsense(answer: &response::Message) -> Refused {
     Refused::Lost(io::Error::other(format!("its shim answered out of turn: {answer:?}")))
 }
 
-async fn ask(frames: &mut Frames, message: request::Message) -> Result<response::Message, Refused> {
+async fn ask(
+    frames: &mut Frames,
+    message: request::Message,
+    deadline: Instant,
+) -> Result<response::Message, Refused> {
     let answer = async {
         frames.send(encode(message)).await?;
         let frame = frames.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
         decode(frame.freeze())
     };
     let late = || io::Error::new(io::ErrorKind::TimedOut, "its shim does not answer");
-    match timeout(ANSWER, answer).await.unwrap_or_else(|_| Err(late())) {
+    match timeout_at(deadline, answer).await.unwrap_or_else(|_| Err(late())) {
         Ok(response::Message::Refused(refused)) => {
             Err(Refused::No(refused.reason, refused.message))
         }

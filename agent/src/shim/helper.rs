@@ -72,6 +72,8 @@ pub(super) enum Third {
 #[derive(Debug)]
 pub(super) struct Spawned {
     pub(super) ends: Ends,
+    /// No program was run; the exit says why.
+    pub(super) never_ran: bool,
     /// Its pid here, by the helper's word.
     pub(super) leader: Option<u32>,
     /// How it ended, once it has. Closed when the helper has gone.
@@ -86,13 +88,22 @@ pub(super) type Ended = Result<(u8, u8), &'static str>;
 pub(super) enum Failure {
     /// The sandbox said no.
     Refused(Refusal),
-    /// The helper could not get in, or is there no more.
+    /// The helper could not get in, or was not asked: nothing was started.
     Gone(String),
-    /// It does not answer.
+    /// The helper did not get in, or did not take the order, in time: nothing was started.
     Stuck,
+    /// The helper died with the order in its hands: what it had started went with it, but something
+    /// may have run until then.
+    Lost,
 }
 
-type Answer = Result<Option<u32>, Failure>;
+type Answer = Result<Answered, Failure>;
+
+#[derive(Debug)]
+struct Answered {
+    leader: Option<u32>,
+    never_ran: bool,
+}
 
 #[derive(Debug)]
 struct Expected {
@@ -147,7 +158,11 @@ impl Helper {
         let first = timeout_at(until, socket.receive(MESSAGE_BYTES_MAX)).await;
         let is_ready = |message: &Message| matches!(parse(&message.bytes), Some(FromHelper::Ready));
         let pid = match first {
-            Ok(Ok(message)) if is_ready(&message) => message.pid,
+            Ok(Ok(message)) if is_ready(&message) => {
+                // By the kernel's word.
+                message.pid.into_iter().for_each(|pid| host.entered(pid));
+                message.pid
+            }
             Ok(_) => {
                 let said = said(&mut attach.stderr).await;
                 end(attach.process).await;
@@ -191,37 +206,51 @@ impl Helper {
         &self.gone
     }
 
-    /// Starts what the order, a `helper::Order` in JSON, says.
+    /// Starts what the order, a `helper::Order` in JSON, says, until `start_by_ms` of
+    /// `helper::up_ms`. Waits for as long as the helper lives: only its word, or its death, says that
+    /// nothing runs. To be awaited to its end; whoever cannot wait for that knows nothing.
     pub(super) async fn spawn(
         &self,
         order: &[u8],
         window: Option<Window>,
+        start_by_ms: u64,
     ) -> Result<Spawned, Failure> {
         let told = |error: io::Error| Failure::Gone(format!("nothing was started: {error}"));
         let order = image::sealed("pve-sandbox-order", order).map_err(told)?;
-        let pipes = Pipes::new(window.is_some()).map_err(told)?;
+        let Pipes { ours, theirs } = Pipes::new(window.is_some()).map_err(told)?;
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         let ((answer, answered), (exit, exited)) = (oneshot::channel(), oneshot::channel());
         self.expected().insert(token, Expected { answer: Some(answer), exit });
         self.asked.notify_one();
-        let message =
-            ToHelper::Spawn { token, tty: window.map(|window| (window.rows, window.columns)) };
-        let bytes = serde_json::to_vec(&message).map_err(|error| told(error.into()))?;
-        let [a, b, c] = &pipes.theirs;
-        let fds = [&order, a, b, c].map(AsFd::as_fd);
-        let asked = async {
-            self.socket.send(&bytes, &fds).await.map_err(told)?;
-            let killed = |_| Failure::Gone("the helper was killed".to_owned());
-            answered.await.unwrap_or_else(|gone| Err(killed(gone)))
+        let message = ToHelper::Spawn {
+            token,
+            tty: window.map(|window| (window.rows, window.columns)),
+            start_by_ms,
         };
+        let bytes = serde_json::to_vec(&message).map_err(|error| told(error.into()))?;
+        let [a, b, c] = &theirs;
+        let fds = [&order, a, b, c].map(AsFd::as_fd);
+        let left = Duration::from_millis(start_by_ms.saturating_sub(helper::up_ms()));
+        // One message goes as a whole or not at all.
+        let sent = tokio::select! {
+            biased;
+            sent = timeout(left, self.socket.send(&bytes, &fds)) => match sent {
+                Ok(sent) => sent.map_err(told),
+                Err(_) => Err(Failure::Stuck),
+            },
+            () = self.gone.cancelled() => Err(Failure::Gone("the helper was killed".to_owned())),
+        };
+        if let Err(failure) = sent {
+            self.expected().remove(&token);
+            return Err(failure);
+        }
         let answer = tokio::select! {
             biased;
-            answer = timeout(DEADLINE, asked) => answer.map_err(|_| Failure::Stuck)??,
-            () = self.gone.cancelled() => return Err(Failure::Gone("the helper was killed".to_owned())),
+            answer = answered => answer.map_err(|_| Failure::Lost)?,
+            () = self.gone.cancelled() => return Err(Failure::Lost),
         };
-        let leader = answer;
-        let ends = pipes.ours().map_err(told)?;
-        Ok(Spawned { ends, leader, exit: exited })
+        let Answered { leader, never_ran } = answer?;
+        Ok(Spawned { ends: ours, never_ran, leader, exit: exited })
     }
 
     /// Listens until the helper is gone, or says what names no command and is nothing.
@@ -255,10 +284,10 @@ impl Helper {
         match said {
             FromHelper::Ready => {}
             FromHelper::Pong { serial } => drop(self.pongs.send_replace(serial)),
-            FromHelper::Spawned { token } => {
+            FromHelper::Spawned { token, never_ran } => {
                 // Where no pid could be passed on, the kernel tells the helper's own.
                 let leader = message.pid.filter(|pid| Some(*pid) != self.pid);
-                self.answer(token, Ok(leader));
+                self.answer(token, Ok(Answered { leader, never_ran }));
             }
             FromHelper::Refused { token, why } => {
                 self.answer(token, Err(Failure::Refused(why)));
@@ -266,7 +295,7 @@ impl Helper {
             }
             FromHelper::Exited { token, code, signal } => {
                 // One that was not told to run did, or it could not have ended.
-                self.answer(token, Ok(None));
+                self.answer(token, Ok(Answered { leader: None, never_ran: false }));
                 if let Some(expected) = self.expected().remove(&token) {
                     // Nobody waits for it any more.
                     expected.exit.send(Ok((code, signal))).ok();
@@ -278,7 +307,7 @@ impl Helper {
     /// Gives up one command of which the helper said what is not understood.
     fn give_up(&self, token: u64) {
         tracing::warn!(token, "the helper said what is no message of a command; it is lost");
-        self.answer(token, Err(Failure::Gone(NOT_UNDERSTOOD.to_owned())));
+        self.answer(token, Err(Failure::Lost));
         if let Some(expected) = self.expected().remove(&token) {
             expected.exit.send(Err(NOT_UNDERSTOOD)).ok();
         }
@@ -396,9 +425,8 @@ fn no_room(error: &io::Error) -> bool {
 #[derive(Debug)]
 struct Pipes {
     /// As in [`Ends`].
-    ours: [OwnedFd; 3],
+    ours: Ends,
     theirs: [OwnedFd; 3],
-    tty: bool,
 }
 
 impl Pipes {
@@ -412,19 +440,14 @@ impl Pipes {
         for end in theirs.iter().filter(|_| !tty) {
             rustix::fs::fchmod(end, Mode::from_raw_mode(0o666))?;
         }
-        Ok(Self { ours: [feed, out, third], theirs, tty })
-    }
-
-    fn ours(self) -> io::Result<Ends> {
-        let [stdin, stdout, third] = self.ours;
-        let third = if self.tty {
+        let third = if tty {
             rustix::io::ioctl_fionbio(&third, true)?;
             Third::Sizes(third)
         } else {
             Third::Stderr(Receiver::from_owned_fd(third)?)
         };
-        let (stdin, stdout) = (Sender::from_owned_fd(stdin)?, Receiver::from_owned_fd(stdout)?);
-        Ok(Ends { stdin, stdout, third })
+        let (stdin, stdout) = (Sender::from_owned_fd(feed)?, Receiver::from_owned_fd(out)?);
+        Ok(Self { ours: Ends { stdin, stdout, third }, theirs })
     }
 }
 

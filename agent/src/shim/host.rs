@@ -6,7 +6,7 @@ use proto::id::{Invalid, Vmid};
 
 use super::{Host, Options};
 use crate::{
-    pve::{container, pct::Places},
+    pve::{container, pct::Places, shim_cgroup},
     sys::proc,
 };
 
@@ -33,6 +33,11 @@ impl Container {
         Ok(container)
     }
 
+    /// Its number.
+    pub fn vmid(&self) -> Vmid {
+        self.vmid
+    }
+
     fn init(&self) -> Option<(u32, u64)> {
         let Places { proc, cgroup_root, .. } = &self.places;
         let pid = container::init_pid(proc, cgroup_root, self.vmid)?;
@@ -55,5 +60,9 @@ impl Host for Container {
 
     fn enter(&self) -> Vec<OsString> {
         self.enter.clone()
+    }
+
+    fn entered(&self, pid: u32) {
+        shim_cgroup::send_home(&self.places.cgroup_root, self.vmid, pid);
     }
 }

@@ -14,14 +14,18 @@
 //! own making: a terminal is touched by a process inside only, its relay, since whoever is root in
 //! there can make every touch of a terminal wait.
 //!
-//! `server` talks to agents, `session` is one command, `ring` its output, `ids` what was ever run
-//! under a name, `helper` the other end in the sandbox, `pulse` whether that lives, `tree` the processes of a command, `client`
+//! `server` talks to agents, `session` is one command, `output` what it and its background write,
+//! `ring` the last of that, `keep` what is kept of commands that have ended, `ids` what was ever run
+//! under a name, `helper` the other end in the sandbox, `pulse` whether that lives, `tree` the
+//! processes of a command, `client`
 //! the agent's side.
 
 pub mod client;
 mod helper;
 mod host;
 mod ids;
+mod keep;
+mod output;
 pub mod process;
 mod pulse;
 mod ring;
@@ -36,7 +40,7 @@ use serde::{Deserialize, Serialize};
 pub use host::Container;
 pub use server::serve;
 
-use crate::pve::pct::Places;
+use crate::pve::{pct::Places, shim_cgroup};
 
 /// The subcommand of the agent's program that is a shim.
 pub const COMMAND: &str = "shim";
@@ -50,12 +54,26 @@ pub struct Options {
     pub socket: PathBuf,
     /// Where output is kept that does not fit into memory.
     pub dir: PathBuf,
+    /// How much of that, bytes; the outputs of all its commands together.
+    #[serde(default = "output_bytes_max")]
+    pub output_bytes_max: u64,
     /// Names of all runs of this sandbox, over all its boots.
     pub ids: PathBuf,
     /// How to get in: a program and its leading arguments.
     pub enter: Vec<String>,
     /// Where things are on the host.
     pub places: Places,
+    /// What the shim may use; unset, by an agent that was before this field: it stays in the agent's
+    /// cgroup.
+    #[serde(default)]
+    pub limits: Option<shim_cgroup::Limits>,
+}
+
+/// What the outputs of a sandbox's commands may take on the disk unless the configuration says, bytes.
+pub const OUTPUT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+fn output_bytes_max() -> u64 {
+    OUTPUT_BYTES_MAX
 }
 
 /// Size of a terminal's window, in characters.
@@ -80,6 +98,9 @@ pub trait Host: Send + Sync + std::fmt::Debug {
 
     /// A program and its leading arguments that run a command inside.
     fn enter(&self) -> Vec<std::ffi::OsString>;
+
+    /// This process has got in: from now on it is the sandbox's, whoever started it.
+    fn entered(&self, _pid: u32) {}
 }
 
 /// Everything that a shim needs.
@@ -95,4 +116,6 @@ pub struct Parts {
     pub ids: PathBuf,
     /// As in `Options`.
     pub socket: PathBuf,
+    /// As in `Options`.
+    pub output_bytes_max: u64,
 }

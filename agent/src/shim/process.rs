@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use tokio::net::UnixListener;
 
 use super::{Container, Options, Parts, serve};
-use crate::sys::inherited;
+use crate::{pve::shim_cgroup, sys::inherited};
 
 /// Why a shim did not serve.
 #[derive(Debug, thiserror::Error)]
@@ -30,18 +30,30 @@ pub fn run(options: &str) -> Result<(), Error> {
     let [listener, image] = inherited::take()?;
     let options: Options = serde_json::from_str(options).map_err(Error::Options)?;
     let host = Arc::new(Container::new(&options).map_err(Error::Vmid)?);
-    let Options { socket, dir, ids, .. } = options;
+    let own =
+        options.limits.map(|limits| (options.places.cgroup_root.clone(), host.vmid(), limits));
+    if let Some((root, vmid, limits)) = &own
+        && let Err(error) = shim_cgroup::join(root, *vmid, *limits)
+    {
+        // Commands are worth more than their accounting.
+        tracing::warn!(%vmid, %error, "the shim stays in the agent's cgroup");
+    }
+    let Options { socket, dir, ids, output_bytes_max, .. } = options;
     // One thread, and few for what blocks: there is one of these for each sandbox.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let listener = std::os::unix::net::UnixListener::from(listener);
         listener.set_nonblocking(true)?;
-        let parts = Parts { host, image, dir, ids, socket: socket.clone() };
+        let parts = Parts { host, image, dir, ids, socket, output_bytes_max };
         let served = serve(UnixListener::from_std(listener)?, parts).await;
         // By now another may listen under the name; it is found again by whoever needs it.
         served.map_err(Error::Io)
-    })
+    });
+    if let Some((root, vmid, _)) = own {
+        shim_cgroup::leave(&root, vmid);
+    }
+    served
 }

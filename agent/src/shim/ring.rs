@@ -1,24 +1,84 @@
 //! The last bytes of an output, by their offset in all of it. In memory while they are few, in a
-//! file without a name once they are many.
+//! file without a name once they are many. What stands in files counts in a [`Budget`].
 
 use std::{
     fs::File,
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
+use rustix::fs::{FallocateFlags, fallocate};
+use tokio::sync::Notify;
 
 /// Bytes that are kept. More than all that can be on its way between here and whoever reads it.
 pub(super) const KEPT: u64 = 4 * 1024 * 1024;
 /// Bytes that stay in memory; most commands say less.
 const IN_MEMORY: usize = 16 * 1024;
 
+/// Bytes in files that all rings of a shim may take, and take.
+#[derive(Debug)]
+pub(super) struct Budget {
+    used: AtomicU64,
+    limit: AtomicU64,
+    over: Notify,
+}
+
+impl Budget {
+    /// So many bytes.
+    pub(super) fn new(limit: u64) -> Arc<Self> {
+        let (used, limit) = (AtomicU64::new(0), AtomicU64::new(limit));
+        Arc::new(Self { used, limit, over: Notify::new() })
+    }
+
+    /// Bytes that are taken.
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that may be taken.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes that.
+    pub(super) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
+        self.tell();
+    }
+
+    /// Waits until more is taken than may be: a ring never waits for room, so somebody else must make
+    /// some.
+    pub(super) async fn over(&self) {
+        self.over.notified().await;
+    }
+
+    fn take(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.tell();
+    }
+
+    fn give(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn tell(&self) {
+        if self.used() > self.limit() {
+            self.over.notify_one();
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Store {
+    /// Bytes from the ring's start on.
     Memory(Vec<u8>),
+    /// Each byte at its offset modulo [`KEPT`].
     File(File),
 }
 
@@ -26,12 +86,14 @@ enum Store {
 #[derive(Debug)]
 pub(super) struct Ring {
     store: Store,
+    start: u64,
     end: u64,
+    budget: Arc<Budget>,
 }
 
 impl Ring {
-    pub(super) fn new() -> Self {
-        Self { store: Store::Memory(Vec::new()), end: 0 }
+    pub(super) fn new(budget: Arc<Budget>) -> Self {
+        Self { store: Store::Memory(Vec::new()), start: 0, end: 0, budget }
     }
 
     /// Bytes that were ever written.
@@ -41,11 +103,20 @@ impl Ring {
 
     /// Offset of the first byte that is still here.
     pub(super) fn start(&self) -> u64 {
-        self.end.saturating_sub(KEPT)
+        self.start
+    }
+
+    /// Bytes of the budget that this ring takes.
+    pub(super) fn in_file(&self) -> u64 {
+        match self.store {
+            Store::Memory(_) => 0,
+            Store::File(_) => self.end - self.start,
+        }
     }
 
     /// Adds bytes, at most [`KEPT`]; the oldest are let go for them. `dir` is where the file is made.
     pub(super) fn write(&mut self, bytes: &[u8], dir: &Path) -> io::Result<()> {
+        let before = self.in_file();
         if let Store::Memory(kept) = &mut self.store {
             if kept.len() + bytes.len() <= IN_MEMORY {
                 kept.extend_from_slice(bytes);
@@ -53,27 +124,25 @@ impl Ring {
                 return Ok(());
             }
             let file = nameless(dir)?;
-            file.write_all_at(kept, 0)?;
+            write_at(&file, self.start, kept)?;
             self.store = Store::File(file);
         }
         let Store::File(file) = &self.store else { return Ok(()) };
-        for (at, part) in pieces(self.end, bytes.len() as u64) {
-            let from = usize::try_from(part.start).unwrap_or_default();
-            let to = usize::try_from(part.end).unwrap_or_default();
-            file.write_all_at(&bytes[from..to], at)?;
-        }
+        write_at(file, self.end, bytes)?;
         self.end += bytes.len() as u64;
+        self.start = self.start.max(self.end.saturating_sub(KEPT));
+        self.budget.take(self.in_file() - before);
         Ok(())
     }
 
     /// Up to `max` bytes from this offset on, which must be one that is still here.
     pub(super) fn read(&self, from: u64, max: u64) -> io::Result<Bytes> {
-        let from = from.max(self.start());
+        let from = from.max(self.start);
         let length = self.end.saturating_sub(from).min(max);
         let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
         match &self.store {
             Store::Memory(kept) => {
-                let from = usize::try_from(from).unwrap_or(usize::MAX);
+                let from = usize::try_from(from - self.start).unwrap_or(usize::MAX);
                 let length = bytes.len();
                 bytes.copy_from_slice(&kept[from..from + length]);
             }
@@ -87,6 +156,41 @@ impl Ring {
         }
         Ok(bytes.into())
     }
+
+    /// Lets go of all in the file but the last bytes, and of the file when none are to be kept.
+    pub(super) fn trim(&mut self, keep: u64) {
+        let before = self.in_file();
+        let Store::File(file) = &self.store else { return };
+        let start = self.start.max(self.end.saturating_sub(keep));
+        if start == self.end {
+            self.store = Store::Memory(Vec::new());
+        } else {
+            for (at, part) in pieces(self.start, start - self.start) {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                // Where the file system cannot, the bytes are overwritten later.
+                if let Err(error) = fallocate(file, flags, at, part.end - part.start) {
+                    tracing::debug!(%error, "old output keeps its room on the disk");
+                }
+            }
+        }
+        self.start = start;
+        self.budget.give(before - self.in_file());
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.budget.give(self.in_file());
+    }
+}
+
+fn write_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    for (at, part) in pieces(offset, bytes.len() as u64) {
+        let from = usize::try_from(part.start).unwrap_or_default();
+        let to = usize::try_from(part.end).unwrap_or_default();
+        file.write_all_at(&bytes[from..to], at)?;
+    }
+    Ok(())
 }
 
 /// Where `length` bytes from an offset on stand in the file: at most two pieces.
@@ -117,17 +221,23 @@ mod tests {
 
         #[test]
         fn what_is_kept_is_what_was_written(
-            sizes in prop::collection::vec(0usize..700_000, 1..24),
+            steps in prop::collection::vec((0usize..700_000, prop::option::of(0u64..2_000_000)), 1..24),
             asked in prop::collection::vec(any::<(u64, u32)>(), 8),
         ) {
             let dir = tempfile::tempdir().expect("tempdir");
-            let (mut ring, mut all) = (Ring::new(), Vec::new());
-            for size in sizes {
+            let budget = Budget::new(u64::MAX);
+            let (mut ring, mut all) = (Ring::new(Arc::clone(&budget)), Vec::new());
+            for (size, trim) in steps {
                 let bytes: Vec<u8> = (all.len()..all.len() + size).map(|n| (n % 251) as u8).collect();
                 ring.write(&bytes, dir.path()).expect("written");
                 all.extend(bytes);
+                if let Some(keep) = trim {
+                    ring.trim(keep);
+                    prop_assert!(ring.in_file() <= keep);
+                }
                 prop_assert_eq!(ring.end(), all.len() as u64);
                 prop_assert!(ring.end() - ring.start() <= KEPT);
+                prop_assert_eq!(budget.used(), ring.in_file());
             }
             for (from, max) in asked {
                 let from = ring.start() + from % (ring.end() - ring.start() + 1);
@@ -135,6 +245,28 @@ mod tests {
                 let end = (from + u64::from(max)).min(ring.end());
                 prop_assert!(read == all[from as usize..end as usize]);
             }
+            drop(ring);
+            prop_assert_eq!(budget.used(), 0);
         }
+    }
+
+    #[test]
+    fn what_is_let_go_gives_its_room_on_the_disk_back() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut ring = Ring::new(Budget::new(u64::MAX));
+        // Beyond the ring's size, so that the file wraps around.
+        for _ in 0..5 {
+            ring.write(&vec![1; 1024 * 1024], dir.path()).expect("written");
+        }
+        let on_disk = |ring: &Ring| match &ring.store {
+            Store::File(file) => file.metadata().expect("there").blocks() * 512,
+            Store::Memory(_) => 0,
+        };
+        assert!(on_disk(&ring) >= KEPT);
+        ring.trim(100_000);
+        assert!(on_disk(&ring) <= 200_000, "{}", on_disk(&ring));
+        ring.trim(0);
+        assert_eq!((on_disk(&ring), ring.start()), (0, 5 * 1024 * 1024));
     }
 }

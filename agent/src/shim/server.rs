@@ -1,10 +1,9 @@
 //! The shim's end of its conversations with agents, and all of its commands.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     os::fd::OwnedFd,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,8 +19,8 @@ use proto::{
 };
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc, watch},
-    time::{Instant, interval, sleep, timeout},
+    sync::{Notify, Semaphore, mpsc, oneshot, watch},
+    time::{Instant, interval, sleep, timeout, timeout_at},
 };
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
@@ -29,19 +28,18 @@ use super::{
     Host, Parts, Window,
     helper::{Failure, Helper},
     ids::Ids,
-    session::{End, HELD, Next, Session, Title},
+    keep::{Commands, EndedOutput, RUNNING_MAX},
+    ring::Budget,
+    session::{End, Next, Session, Shared, Title},
+    tree::Tree,
 };
 
-/// Commands that run at a time.
-const RUNNING_MAX: usize = 64;
-/// Commands that have ended and are kept: by their callers' names, and by made-up ones.
-const ENDED_MAX: usize = 64;
-/// How long a command with a made-up name is kept once it has ended: for an agent that restarts.
-const MADE_UP_KEPT: Duration = HELD;
-/// How long one with its caller's name is.
-const NAMED_KEPT: Duration = Duration::from_secs(60 * 60);
 /// Conversations at a time.
 const CONVERSATIONS_MAX: usize = 1024;
+/// How long a start may take where the agent has set no deadline, milliseconds.
+const START_MS: u64 = 12_000;
+/// How long after its deadline a start waits for the helper's word on it.
+const WORD: Duration = Duration::from_secs(1);
 /// How long the first message may take.
 const FIRST: Duration = Duration::from_secs(10);
 /// A shim with nothing to do goes after so long; the next command starts another.
@@ -62,7 +60,7 @@ pub(super) fn frames(stream: UnixStream) -> Frames {
 struct Shim {
     host: Arc<dyn Host>,
     image: OwnedFd,
-    dir: PathBuf,
+    shared: Arc<Shared>,
     helper: tokio::sync::Mutex<Option<Arc<Helper>>>,
     sessions: Mutex<Sessions>,
     /// Counts up when something has come to run, or has not.
@@ -71,7 +69,7 @@ struct Shim {
 
 #[derive(Debug)]
 struct Sessions {
-    all: BTreeMap<String, Arc<Session>>,
+    commands: Commands,
     /// Names that are being started.
     starting: BTreeSet<String>,
     ids: Ids,
@@ -98,13 +96,14 @@ fn refused(reason: &str, message: impl Into<String>) -> Refused {
 /// # Errors
 /// When the names of the runs cannot be read.
 pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
-    let Parts { host, image, dir, ids, socket } = parts;
-    let sessions =
-        Sessions { all: BTreeMap::new(), starting: BTreeSet::new(), ids: Ids::open(&ids)? };
+    let Parts { host, image, dir, ids, socket, output_bytes_max } = parts;
+    let ids = Ids::open(&ids)?;
+    let sessions = Sessions { commands: Commands::default(), starting: BTreeSet::new(), ids };
+    let (budget, left_behind) = (Budget::new(output_bytes_max), Notify::new());
     let shim = Arc::new(Shim {
         host,
         image,
-        dir,
+        shared: Arc::new(Shared { dir, budget, left_behind }),
         helper: tokio::sync::Mutex::default(),
         sessions: Mutex::new(sessions),
         settled: watch::Sender::new(0),
@@ -120,7 +119,7 @@ pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
                     sleep(TIDY).await;
                     continue;
                 };
-                busy = Instant::now();
+                // Questions alone keep no shim: the agent asks again and again what outputs take.
                 // One too many is hung up on; its agent tries again.
                 if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
                     let shim = Arc::clone(&shim);
@@ -132,6 +131,8 @@ pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
                     });
                 }
             }
+            () = shim.shared.budget.over() => shim.make_room(),
+            () = shim.shared.left_behind.notified() => shim.sessions().commands.tidy(),
             _ = looks.tick() => {
                 let left = shim.tidy();
                 if left > 0 || slots.available_permits() < CONVERSATIONS_MAX {
@@ -158,28 +159,18 @@ impl Shim {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of what has been kept for long enough. Returns how many are left.
+    /// Returns how many commands are left.
     fn tidy(&self) -> usize {
         let mut sessions = self.sessions();
-        let kept = |session: &Session| {
-            let limit = if session.title.keep { NAMED_KEPT } else { MADE_UP_KEPT };
-            session.idle().is_none_or(|idle| idle < limit)
-        };
-        sessions.all.retain(|_, session| kept(session));
-        for keep in [true, false] {
-            let ended = sessions.all.values().filter(|session| session.title.keep == keep);
-            let mut ended: Vec<(Duration, String)> = ended
-                .filter_map(|session| Some((session.idle()?, session.title.exec_id.clone())))
-                .collect();
-            ended.sort_unstable();
-            for (_, exec_id) in ended.into_iter().skip(ENDED_MAX) {
-                sessions.all.remove(&exec_id);
-            }
-        }
-        sessions.all.len()
+        sessions.commands.tidy();
+        sessions.commands.count()
     }
 
-    async fn converse(&self, mut frames: Frames) -> io::Result<()> {
+    fn make_room(&self) {
+        self.sessions().commands.make_room(&self.shared.budget, self.shared.ahead());
+    }
+
+    async fn converse(self: &Arc<Self>, mut frames: Frames) -> io::Result<()> {
         let Ok(Some(first)) = timeout(FIRST, frames.next()).await else { return Ok(()) };
         let first = wire::Request::decode(first?.freeze()).map_err(io::Error::other)?;
         let Some(message) = first.message else { return Ok(()) };
@@ -198,7 +189,8 @@ impl Shim {
             | request::Message::Resize(_)
             | request::Message::Signal(_)
             | request::Message::HangUp(_)
-            | request::Message::List(_)) => {
+            | request::Message::List(_)
+            | request::Message::Outputs(_)) => {
                 let answer = self.control(message).await.unwrap_or_else(response::Message::Refused);
                 say(&mut frames, answer).await
             }
@@ -234,10 +226,24 @@ impl Shim {
                 Ok(done(0))
             }
             request::Message::List(wire::List {}) => {
-                let mut execs: Vec<_> =
-                    self.sessions().all.values().map(|session| session.info()).collect();
+                let sessions = self.sessions();
+                let commands = sessions.commands.named.values();
+                let mut execs: Vec<_> = commands.map(|session| session.info()).collect();
                 execs.sort_by_key(|exec| exec.started_at.map(|at| (at.seconds, at.nanos)));
                 Ok(response::Message::Execs(ListExecsResponse { execs }))
+            }
+            request::Message::Outputs(wire::Outputs { limit_bytes, free_bytes }) => {
+                if limit_bytes > 0 {
+                    self.shared.budget.set_limit(limit_bytes);
+                }
+                let sessions = self.sessions();
+                sessions.commands.free(free_bytes);
+                sessions.commands.make_room(&self.shared.budget, self.shared.ahead());
+                let ended = sessions.commands.ended_outputs();
+                Ok(response::Message::Outputs(wire::OutputsHeld {
+                    bytes: self.shared.budget.used(),
+                    ended: ended.into_iter().map(ended_output).collect(),
+                }))
             }
             request::Message::Start(_)
             | request::Message::Attach(_)
@@ -249,7 +255,7 @@ impl Shim {
 
     fn find(&self, exec_id: &str) -> Result<Arc<Session>, Refused> {
         let sessions = self.sessions();
-        match sessions.all.get(exec_id) {
+        match sessions.commands.named.get(exec_id) {
             Some(session) => Ok(Arc::clone(session)),
             None if sessions.ids.digest(exec_id).is_some() => Err(lost(exec_id)),
             None => Err(refused(
@@ -259,33 +265,80 @@ impl Shim {
         }
     }
 
-    async fn start(&self, start: wire::Start) -> Result<Arc<Session>, Refused> {
-        let mut settled = self.settled.subscribe();
-        loop {
-            settled.mark_unchanged();
-            match self.reserve(&start)? {
-                Reserved::Known(session) => return Ok(session),
-                Reserved::Ours => break,
-                // The sender is ours: it is there.
-                Reserved::Others => drop(settled.changed().await),
-            }
+    /// Starts a command. An answer comes [`WORD`] after the deadline of the start at the latest; what
+    /// becomes of the command after that is seen to all the same.
+    async fn start(self: &Arc<Self>, mut start: wire::Start) -> Result<Arc<Session>, Refused> {
+        if start.start_by_ms == 0 {
+            // From an agent that is older than deadlines.
+            start.start_by_ms = helper::up_ms() + START_MS;
         }
-        let started = self.spawn(&start).await;
+        let late = left(&start) + WORD;
+        let mut settled = self.settled.subscribe();
+        let ours = async {
+            loop {
+                settled.mark_unchanged();
+                match self.reserve(&start)? {
+                    Reserved::Known(session) => return Ok(Some(session)),
+                    Reserved::Ours => return Ok(None),
+                    // The sender is ours: it is there.
+                    Reserved::Others => drop(settled.changed().await),
+                }
+            }
+        };
+        let deadline = Instant::now() + late;
+        if let Some(known) = timeout_at(deadline, ours).await.unwrap_or_else(|_| Err(unknown()))? {
+            return Ok(known);
+        }
+        let (tell, told) = oneshot::channel();
+        let shim = Arc::clone(self);
+        tokio::spawn(async move {
+            let started = shim.spawn(&start).await;
+            let settled = shim.settle(&start, started);
+            if let Err(Ok(session)) = tell.send(settled) {
+                // Whoever asked was told that it may run. One that nobody can find again must not.
+                session.give_up();
+            }
+        });
+        match timeout_at(deadline, told).await {
+            Ok(Ok(settled)) => settled,
+            Ok(Err(_)) | Err(_) => Err(unknown()),
+        }
+    }
+
+    /// What has become of a start. A name is free again when it is certain that nothing was run.
+    fn settle(
+        &self,
+        start: &wire::Start,
+        started: Result<Arc<Session>, NotStarted>,
+    ) -> Result<Arc<Session>, Refused> {
         let mut sessions = self.sessions();
         sessions.starting.remove(&start.exec_id);
+        let never_ran = match &started {
+            Ok(session) => session.title.never_ran,
+            Err(not_started) => not_started.certain,
+        };
+        if start.keep
+            && never_ran
+            && let Err(error) = sessions.ids.give_back(&start.exec_id)
+        {
+            tracing::warn!(%error, "an exec_id stays used up, though nothing was run");
+        }
         if let Ok(session) = &started {
-            sessions.all.insert(start.exec_id.clone(), Arc::clone(session));
+            let before = sessions.commands.named.insert(start.exec_id.clone(), Arc::clone(session));
+            before.into_iter().for_each(|before| sessions.commands.forget(before));
         }
         drop(sessions);
         self.settled.send_modify(|count| *count += 1);
-        started
+        started.map_err(|not_started| not_started.refused)
     }
 
     /// A name that a caller chose is on the disk before anything is started under it.
     fn reserve(&self, start: &wire::Start) -> Result<Reserved, Refused> {
         let mut sessions = self.sessions();
         let exec_id = &start.exec_id;
-        let known = sessions.all.get(exec_id);
+        // One that never was a program is asked for anew.
+        let known = sessions.commands.named.get(exec_id);
+        let known = known.filter(|session| session.runs() || !session.title.never_ran);
         let digest = known.map(|session| session.title.digest.as_str());
         if let Some(digest) = digest.or_else(|| sessions.ids.digest(exec_id))
             && digest != start.digest
@@ -302,7 +355,7 @@ impl Shim {
         if sessions.ids.digest(exec_id).is_some() {
             return Err(lost(exec_id));
         }
-        let running = sessions.all.values().filter(|session| session.runs()).count();
+        let running = sessions.commands.named.values().filter(|session| session.runs()).count();
         if running + sessions.starting.len() >= RUNNING_MAX {
             let message = format!("{RUNNING_MAX} commands run in this sandbox already");
             return Err(refused(reason::TOO_MANY_CALLS, message));
@@ -322,23 +375,37 @@ impl Shim {
         Ok(Reserved::Ours)
     }
 
-    async fn spawn(&self, start: &wire::Start) -> Result<Arc<Session>, Refused> {
+    async fn spawn(self: &Arc<Self>, start: &wire::Start) -> Result<Arc<Session>, NotStarted> {
         let window = start.window.and_then(window);
-        let spawned = self.helper().await?.spawn(&start.order, window).await.map_err(why)?;
+        // One that takes too long for this command is there for the next.
+        let shim = Arc::clone(self);
+        let helper = tokio::spawn(async move { shim.helper().await });
+        let stuck = || Err(why(Failure::Stuck));
+        let helper = match timeout(left(start), helper).await {
+            Ok(helper) => helper.unwrap_or_else(|_| stuck())?,
+            Err(_) => stuck()?,
+        };
+        let spawned = helper.spawn(&start.order, window, start.start_by_ms).await;
+        let (host, time) = (Arc::clone(&self.host), Duration::from_millis(start.timeout_ms));
+        if matches!(spawned, Err(Failure::Lost)) {
+            // Whatever it has become, it is not to go on alone.
+            Tree { host: Arc::clone(&host), leader: None, mark: start.mark.clone() }.end().await;
+        }
+        let spawned = spawned.map_err(why)?;
         let title = Title {
             exec_id: start.exec_id.clone(),
             keep: start.keep,
+            never_ran: spawned.never_ran,
             digest: start.digest.clone(),
             title: start.title.clone(),
             started_ms: start.started_ms,
             tty: window.is_some(),
         };
-        let (host, time) = (Arc::clone(&self.host), Duration::from_millis(start.timeout_ms));
-        Ok(Session::begin(title, spawned, host, start.mark.clone(), time, self.dir.clone()))
+        Ok(Session::begin(title, spawned, host, start.mark.clone(), time, Arc::clone(&self.shared)))
     }
 
     /// The helper that is there, or a new one.
-    async fn helper(&self) -> Result<Arc<Helper>, Refused> {
+    async fn helper(&self) -> Result<Arc<Helper>, NotStarted> {
         let mut helper = self.helper.lock().await;
         if let Some(there) = helper.as_ref().filter(|helper| !helper.gone().is_cancelled()) {
             return Ok(Arc::clone(there));
@@ -346,11 +413,24 @@ impl Shim {
         // Not into another container that has got the number.
         if !self.host.runs() {
             let message = "the container does not run any more";
-            return Err(refused(reason::SANDBOX_NOT_RUNNING, message));
+            let refused = refused(reason::SANDBOX_NOT_RUNNING, message);
+            return Err(NotStarted { refused, certain: true });
         }
         let fresh = Helper::attach(&self.host, &self.image).await.map_err(why)?;
         Ok(Arc::clone(helper.insert(fresh)))
     }
+}
+
+/// Why a command was not started.
+struct NotStarted {
+    refused: Refused,
+    /// Nothing was run, and nothing will be.
+    certain: bool,
+}
+
+/// How long a command may still be started.
+fn left(start: &wire::Start) -> Duration {
+    Duration::from_millis(start.start_by_ms.saturating_sub(helper::up_ms()))
 }
 
 fn lost(exec_id: &str) -> Refused {
@@ -362,8 +442,17 @@ fn lost(exec_id: &str) -> Refused {
     )
 }
 
-fn why(failure: Failure) -> Refused {
-    match failure {
+/// The helper has neither refused the order nor died.
+fn unknown() -> Refused {
+    refused(
+        reason::OUTCOME_UNKNOWN,
+        "the sandbox has not said whether the command runs; it is frozen or overloaded, and the \
+         command may have been started",
+    )
+}
+
+fn why(failure: Failure) -> NotStarted {
+    let refused = match failure {
         Failure::Refused(Refusal::NoUser) => {
             refused(reason::FIELD_INVALID, "user: there is no such user in the sandbox")
         }
@@ -378,11 +467,23 @@ fn why(failure: Failure) -> Refused {
             "the sandbox lets nothing be started: it has too many processes or too little memory",
         ),
         Failure::Gone(why) => refused(reason::EXEC_FAILED, why),
-        Failure::Stuck => refused(
+        Failure::Refused(Refusal::TooLate) | Failure::Stuck => refused(
             reason::EXEC_FAILED,
-            "nothing could be started in the sandbox in time; it is frozen or overloaded",
+            "the command was not run: the sandbox did not get to it in time; it is frozen or \
+             overloaded",
         ),
-    }
+        Failure::Lost => {
+            let message = "what starts commands inside the sandbox was killed while it started \
+                           this one, which may have run in part; it is not run again";
+            return NotStarted { refused: refused(reason::EXEC_LOST, message), certain: false };
+        }
+    };
+    NotStarted { refused, certain: true }
+}
+
+fn ended_output(output: EndedOutput) -> wire::EndedOutput {
+    let age_ms = u64::try_from(output.age.as_millis()).unwrap_or(u64::MAX);
+    wire::EndedOutput { age_ms, bytes: output.bytes }
 }
 
 fn window(size: proto::sandbox::v1::WindowSize) -> Option<Window> {
@@ -413,7 +514,16 @@ async fn attached(session: &Arc<Session>, from: [u64; 2], frames: Frames) -> io:
                     say(&mut to, response::Message::Done(wire::Done { stdin_offset })).await?;
                     continue;
                 }
-                next = session.next(reader) => next?,
+                next = session.next(reader) => next,
+            };
+            let next = match next {
+                Ok(next) => next,
+                Err(error) => {
+                    let message = refused(reason::EXEC_LOST, error.to_string());
+                    return session
+                        .in_time(say(&mut to, response::Message::Refused(message)))
+                        .await;
+                }
             };
             let (message, last) = match &next {
                 Next::Stdout(bytes) => (response::Message::Stdout(bytes.clone()), false),
@@ -423,7 +533,7 @@ async fn attached(session: &Arc<Session>, from: [u64; 2], frames: Frames) -> io:
                     (response::Message::Refused(refused(reason::EXEC_LOST, why.as_str())), true)
                 }
             };
-            say(&mut to, message).await?;
+            session.in_time(say(&mut to, message)).await?;
             session.passed(reader, &next);
             if last {
                 return Ok(());

@@ -4,22 +4,27 @@
 //! one that does not read stops the command at its next write, and nothing else. When an agent is
 //! lost, the command is held for it for a while; when nobody is attached and nobody is expected, it
 //! runs free and the oldest output is let go.
+//!
+//! A command ends at once when its own process does, whoever has read what by then: each attachment
+//! is given what was written until that moment, then the end. What the command left in the background
+//! can go on writing (see `output`); that belongs to no attachment from before the end.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::{Buf, Bytes};
+use futures_util::future;
 use proto::sandbox::v1::{ExecExit, ExecInfo};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::unix::pipe::{Receiver, Sender},
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -27,25 +32,25 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Host, Window,
     helper::{Ended, Ends, Spawned, Third},
-    ring::Ring,
+    keep::RUNNING_MAX,
+    output::{self, CHUNK, Source},
+    ring::{Budget, KEPT, Ring},
     tree::Tree,
 };
 
-/// Bytes at a time.
-const CHUNK: u64 = 64 * 1024;
-/// How far output may be ahead of whoever reads it.
-const AHEAD: u64 = 1024 * 1024;
+/// How far output may be ahead of whoever reads it, at least and at most. In between it is what each
+/// output has of the budget when as many commands run as may.
+const AHEAD: std::ops::RangeInclusive<u64> = 64 * 1024..=1024 * 1024;
 /// Bytes for a stdin that does not take them.
 const PENDING_MAX: usize = 256 * 1024;
 /// How long a command is held for an agent that was lost.
 pub(super) const HELD: Duration = Duration::from_secs(60);
-/// How long those who are attached may take to read what is left once the command has ended.
+/// How long one that is attached may take nothing of what is left once the command has ended.
 const REST: Duration = Duration::from_secs(60);
 /// How long a command may take to end once all that it started has been killed.
 const FOLLOW: Duration = Duration::from_secs(2);
-/// A terminal that says nothing for so long once its command has ended is at its end: something in
-/// the background may hold it open for ever.
-const QUIET: Duration = Duration::from_millis(100);
+/// Pause between two looks at whether an agent is still waited for.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How finely time is counted: what is frozen in between does not count.
 const TICK: Duration = Duration::from_millis(250);
 /// Signals that may wait to be sent.
@@ -80,31 +85,62 @@ pub(super) enum Next {
 pub(super) struct Title {
     pub(super) exec_id: String,
     pub(super) keep: bool,
+    /// No program was run: its exit is the helper's own word for that.
+    pub(super) never_ran: bool,
     pub(super) digest: String,
     pub(super) title: String,
     pub(super) started_ms: u64,
     pub(super) tty: bool,
 }
 
+/// What all sessions of a shim share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Where output is kept that does not fit into memory.
+    pub(super) dir: PathBuf,
+    /// How much of that.
+    pub(super) budget: Arc<Budget>,
+    /// Told when a command has ended and its background holds on to its output.
+    pub(super) left_behind: Notify,
+}
+
+impl Shared {
+    /// How far an output may be ahead of whoever reads it: all that run share the budget.
+    pub(super) fn ahead(&self) -> u64 {
+        let outputs = 2 * u64::try_from(RUNNING_MAX).unwrap_or(u64::MAX);
+        (self.budget.limit() / outputs).clamp(*AHEAD.start(), *AHEAD.end())
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) title: Title,
-    dir: PathBuf,
+    shared: Arc<Shared>,
     state: Mutex<State>,
     /// Counts up at every change of the state.
     changed: watch::Sender<u64>,
     signals: mpsc::Sender<i32>,
     hung_up: CancellationToken,
+    /// What its background writes is read no more.
+    let_go: CancellationToken,
     /// Where its terminal gets its sizes from, if it runs on one.
     sizes: Option<OwnedFd>,
+}
+
+/// Where one who is attached is.
+#[derive(Debug, Clone, Copy)]
+struct Reader {
+    at: [u64; 2],
+    /// Where the command's own output ends, once it has; for one that attached after that, where it
+    /// found the end.
+    until: [u64; 2],
 }
 
 #[derive(Debug)]
 struct State {
     rings: [Ring; 2],
-    /// Where each of those who are attached is.
-    readers: BTreeMap<u64, [u64; 2]>,
+    readers: BTreeMap<u64, Reader>,
     next_reader: u64,
     /// Where the last one was that was lost, and until when it is waited for.
     held: Option<([u64; 2], Instant)>,
@@ -115,16 +151,31 @@ struct State {
     stdin_closed: bool,
     end: Option<End>,
     ended_at: Option<Instant>,
+    /// Something in its background holds on to its output.
+    background: bool,
+    /// Nobody can ask for it any more.
+    forgotten: bool,
     told: bool,
 }
 
 impl State {
+    /// The oldest byte that somebody who is attached, or is waited for, has still to get.
+    fn unread(&self, output: usize) -> Option<u64> {
+        let attached =
+            self.readers.values().filter(|reader| reader.at[output] < reader.until[output]);
+        let held = self.held.iter().filter(|(_, until)| *until > Instant::now());
+        attached.map(|reader| reader.at[output]).chain(held.map(|(at, _)| at[output])).min()
+    }
+
     /// Bytes that may be taken from this output now.
-    fn room(&self, output: usize) -> u64 {
-        let places = self.readers.values().chain(self.held.iter().map(|(places, _)| places));
-        let slowest = places.map(|places| places[output]).min();
+    fn room(&self, output: usize, ahead: u64) -> u64 {
         let end = self.rings[output].end();
-        slowest.map_or(CHUNK, |slowest| (slowest + AHEAD).saturating_sub(end)).min(CHUNK)
+        let slowest = self.unread(output);
+        slowest.map_or(CHUNK, |slowest| (slowest + ahead).saturating_sub(end)).min(CHUNK)
+    }
+
+    fn ends(&self) -> [u64; 2] {
+        [self.rings[0].end(), self.rings[1].end()]
     }
 }
 
@@ -146,16 +197,16 @@ impl Session {
         host: Arc<dyn Host>,
         mark: String,
         time: Duration,
-        dir: PathBuf,
+        shared: Arc<Shared>,
     ) -> Arc<Self> {
-        let Spawned { ends: Ends { stdin, stdout, third }, leader, exit } = spawned;
+        let Spawned { ends: Ends { stdin, stdout, third }, leader, exit, never_ran: _ } = spawned;
         let (stderr, sizes) = match third {
             Third::Stderr(stderr) => (Some(stderr), None),
             Third::Sizes(sizes) => (None, Some(sizes)),
         };
         let (signal, signals) = mpsc::channel(SIGNALS);
         let state = State {
-            rings: [Ring::new(), Ring::new()],
+            rings: [Ring::new(shared.budget.clone()), Ring::new(shared.budget.clone())],
             readers: BTreeMap::new(),
             next_reader: 0,
             // Whoever started it is about to attach.
@@ -167,15 +218,18 @@ impl Session {
             stdin_closed: false,
             end: None,
             ended_at: None,
+            background: false,
+            forgotten: false,
             told: false,
         };
         let session = Arc::new(Self {
             title,
-            dir,
+            shared,
             state: Mutex::new(state),
             changed: watch::Sender::new(0),
             signals: signal,
             hung_up: CancellationToken::new(),
+            let_go: CancellationToken::new(),
             sizes,
         });
         let tree = Tree { host: Arc::clone(&host), leader, mark };
@@ -210,19 +264,20 @@ impl Session {
     }
 
     /// Attaches from these offsets on. Returns a number for the attachment, where its output begins,
-    /// and how much stdin has been taken.
+    /// and how much stdin has been taken. To a command that has ended: up to what is there now.
     pub(super) fn attach(&self, from: [u64; 2]) -> (u64, [u64; 2], u64) {
         self.change(|state| {
             let place = |n: usize| {
                 let ring = &state.rings[n];
                 from[n].clamp(ring.start(), ring.end())
             };
-            let places = [place(0), place(1)];
+            let at = [place(0), place(1)];
             let reader = state.next_reader;
             state.next_reader += 1;
-            state.readers.insert(reader, places);
+            let until = if state.end.is_some() { state.ends() } else { [u64::MAX; 2] };
+            state.readers.insert(reader, Reader { at, until });
             state.held = None;
-            (reader, places, state.stdin_taken)
+            (reader, at, state.stdin_taken)
         })
     }
 
@@ -241,14 +296,22 @@ impl Session {
         }
     }
 
+    /// Whoever wanted it started was told that it may not have been. Nobody will ask for one without
+    /// a caller's name, so it is ended.
+    pub(super) fn give_up(&self) {
+        if !self.title.keep {
+            self.hung_up.cancel();
+        }
+    }
+
     /// The agent of this attachment has gone; another will come.
     pub(super) fn lose(&self, reader: u64) {
         self.change(|state| {
-            if let Some(places) = state.readers.remove(&reader)
+            if let Some(gone) = state.readers.remove(&reader)
                 && state.readers.is_empty()
                 && !state.told
             {
-                state.held = Some((places, Instant::now() + HELD));
+                state.held = Some((gone.at, Instant::now() + HELD));
             }
         });
     }
@@ -256,13 +319,17 @@ impl Session {
     /// What comes next for this attachment. Everything before it has been passed on.
     pub(super) async fn next(&self, reader: u64) -> io::Result<Next> {
         self.when(|state| {
-            let places = *state.readers.get(&reader)?;
+            let Reader { at, until } = *state.readers.get(&reader)?;
             for (output, wrap) in
                 [Next::Stdout as fn(Bytes) -> Next, Next::Stderr].iter().enumerate()
             {
                 let ring = &state.rings[output];
-                if ring.end() > places[output] {
-                    return Some(ring.read(places[output], CHUNK).map(wrap));
+                let (at, end) = (at[output], ring.end().min(until[output]));
+                if at < end && at < ring.start() {
+                    return Some(Err(io::Error::other("output that was not read was let go")));
+                }
+                if at < end {
+                    return Some(ring.read(at, CHUNK.min(end - at)).map(wrap));
                 }
             }
             state.end.clone().map(|end| Ok(Next::End(end)))
@@ -273,10 +340,10 @@ impl Session {
     /// This attachment has passed it on.
     pub(super) fn passed(&self, reader: u64, next: &Next) {
         self.change(|state| {
-            let Some(places) = state.readers.get_mut(&reader) else { return };
+            let Some(reader) = state.readers.get_mut(&reader) else { return };
             match next {
-                Next::Stdout(bytes) => places[0] += bytes.len() as u64,
-                Next::Stderr(bytes) => places[1] += bytes.len() as u64,
+                Next::Stdout(bytes) => reader.at[0] += bytes.len() as u64,
+                Next::Stderr(bytes) => reader.at[1] += bytes.len() as u64,
                 Next::End(_) => state.told = true,
             }
         });
@@ -330,11 +397,101 @@ impl Session {
         self.state().end.is_none()
     }
 
-    /// How long it has been at its end with nobody attached.
-    pub(super) fn idle(&self) -> Option<Duration> {
-        let state = self.state();
-        let ended = state.ended_at.filter(|_| state.readers.is_empty())?;
-        Some(ended.elapsed())
+    /// How long it has been at its end, if it is.
+    pub(super) fn ended_for(&self) -> Option<Duration> {
+        Some(self.state().ended_at?.elapsed())
+    }
+
+    /// Somebody is attached.
+    pub(super) fn is_attached(&self) -> bool {
+        !self.state().readers.is_empty()
+    }
+
+    /// It has ended, and something in its background holds on to its output.
+    pub(super) fn has_background(&self) -> bool {
+        self.state().background
+    }
+
+    /// Reads no more of what its background writes, which is killed by its next write.
+    pub(super) fn let_background_go(&self) {
+        self.let_go.cancel();
+    }
+
+    /// Bytes of its output in files.
+    pub(super) fn in_files(&self) -> u64 {
+        self.state().rings.iter().map(Ring::in_file).sum()
+    }
+
+    /// Lets go of the oldest output, down to so many bytes of each. While it runs, what somebody has
+    /// still to get is kept.
+    pub(super) fn trim(&self, keep: u64) {
+        self.change(|state| {
+            for output in 0..2 {
+                let unread = state.unread(output).filter(|_| state.end.is_none());
+                let ring = &mut state.rings[output];
+                let unread = unread.map_or(0, |at| ring.end().saturating_sub(at));
+                ring.trim(keep.max(unread));
+            }
+        });
+    }
+
+    /// Waits for `work` of one who is attached; once the command has ended, not for ever.
+    ///
+    /// # Errors
+    /// When it took too long, or as `work`.
+    pub(super) async fn in_time<T>(
+        &self,
+        work: impl Future<Output = io::Result<T>>,
+    ) -> io::Result<T> {
+        let late = async {
+            self.when(|state| state.end.as_ref().map(drop)).await;
+            sleep(REST).await;
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = late => Err(io::Error::new(io::ErrorKind::TimedOut, "what is left is not read")),
+        }
+    }
+
+    /// Waits until bytes may be taken from this output; how many.
+    pub(super) async fn room(&self, output: usize) -> usize {
+        let room = self.when(|state| {
+            let room = state.room(output, self.shared.ahead());
+            (room > 0).then_some(room)
+        });
+        usize::try_from(room.await).unwrap_or_default()
+    }
+
+    /// The same once the command has ended: what its attachments have still to get is not written
+    /// over.
+    pub(super) async fn room_after_end(&self, output: usize) -> usize {
+        loop {
+            let room = self.when(|state| {
+                let room = state.room(output, KEPT);
+                (room > 0).then_some(room)
+            });
+            // Nobody tells that an agent is waited for no more.
+            if let Ok(room) = timeout(AGAIN, room).await {
+                return usize::try_from(room).unwrap_or_default();
+            }
+        }
+    }
+
+    /// Keeps bytes of this output.
+    pub(super) fn write(&self, output: usize, bytes: &[u8]) -> io::Result<()> {
+        self.change(|state| match state.forgotten {
+            true => Ok(()),
+            false => state.rings[output].write(bytes, &self.shared.dir),
+        })
+    }
+
+    /// Nobody can ask for it any more: nothing of it is kept.
+    pub(super) fn forget(&self) {
+        self.change(|state| {
+            state.forgotten = true;
+            state.rings.iter_mut().for_each(|ring| ring.trim(0));
+        });
     }
 
     pub(super) fn info(&self) -> ExecInfo {
@@ -358,61 +515,6 @@ impl Session {
             stderr_bytes: state.rings[1].end(),
             attached: u32::try_from(state.readers.len()).unwrap_or(u32::MAX),
             tty: self.title.tty,
-        }
-    }
-
-    /// Passes an output on to its end. Once the command has ended, only what is there by then.
-    async fn pump<R: AsyncRead + AsFd + Unpin>(
-        &self,
-        output: usize,
-        mut from: R,
-        ended: CancellationToken,
-    ) -> io::Result<()> {
-        let mut chunk = vec![0; usize::try_from(CHUNK).unwrap_or_default()];
-        loop {
-            let room = self.when(|state| Some(state.room(output)).filter(|room| *room > 0));
-            let room = usize::try_from(room.await).unwrap_or_default();
-            let read = if ended.is_cancelled() {
-                // The kernel is asked, not the runtime, which may not have heard of the last bytes.
-                let left =
-                    usize::try_from(rustix::io::ioctl_fionread(&from)?).unwrap_or(usize::MAX);
-                match rustix::io::read(&from, &mut chunk[..room.min(left)]) {
-                    Ok(0) | Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                    Ok(read) => read,
-                    Err(error) => return Err(error.into()),
-                }
-            } else {
-                tokio::select! {
-                    biased;
-                    () = ended.cancelled() => continue,
-                    read = from.read(&mut chunk[..room]) => match read? {
-                        0 => return Ok(()),
-                        read => read,
-                    },
-                }
-            };
-            self.change(|state| state.rings[output].write(&chunk[..read], &self.dir))?;
-        }
-    }
-
-    async fn pump_terminal(&self, mut from: Receiver, ended: CancellationToken) -> io::Result<()> {
-        let mut chunk = vec![0; usize::try_from(CHUNK).unwrap_or_default()];
-        loop {
-            let room = self.when(|state| Some(state.room(0)).filter(|room| *room > 0));
-            let room = usize::try_from(room.await).unwrap_or_default();
-            let quiet = async {
-                ended.cancelled().await;
-                sleep(QUIET).await;
-            };
-            let read = tokio::select! {
-                biased;
-                read = from.read(&mut chunk[..room]) => read?,
-                () = quiet => 0,
-            };
-            if read == 0 {
-                return Ok(());
-            }
-            self.change(|state| state.rings[0].write(&chunk[..read], &self.dir))?;
         }
     }
 
@@ -482,45 +584,67 @@ impl Life {
             ended.cancel();
             cause
         };
-        let (cause, whole) = match stderr {
+        let pump = |(output, source)| {
+            let (session, ended) = (&session, &ended);
+            async move {
+                let open = output::pump(session, output, source, ended).await?;
+                Ok::<_, io::Error>(open.map(|source| (output, source)))
+            }
+        };
+        let (cause, open) = match stderr {
             Some(stderr) => {
-                let pumps = async {
-                    let out = session.pump(0, stdout, ended.clone());
-                    let err = session.pump(1, stderr, ended.clone());
-                    tokio::try_join!(out, err).map(drop)
-                };
+                let sources = [(0, Source::Pipe(stdout)), (1, Source::Pipe(stderr))];
                 let feeding = &session;
                 // Its end closes the pipe.
                 let feed = until(&ended, async move { feeding.feed(&mut stdin).await });
-                let (cause, (), whole) = tokio::join!(live, feed, rest(pumps, &ended));
-                (cause, whole)
+                let pumps = future::try_join_all(sources.map(pump));
+                let (cause, (), open) = tokio::join!(live, feed, pumps);
+                (cause, open)
             }
             None => {
-                let pump = session.pump_terminal(stdout, ended.clone());
                 let feed = until(&ended, async {
                     session.feed(&mut stdin).await;
                     drop(timeout(Duration::from_secs(1), stdin.write_all(EOT)).await);
                 });
-                let (cause, (), whole) = tokio::join!(live, feed, rest(pump, &ended));
-                (cause, whole)
+                let pumps = future::try_join_all([(0, Source::Terminal(stdout))].map(pump));
+                let (cause, (), open) = tokio::join!(live, feed, pumps);
+                (cause, open)
             }
         };
-        let end = match cause {
-            _ if !whole => End::Lost("the end of its output could not be kept".to_owned()),
-            Cause::Own((code, 0)) => exit(code.into(), 0, false),
-            Cause::Own((_, signal)) => exit(128 + u32::from(signal), signal.into(), false),
-            Cause::TimedOut => exit(TIMED_OUT, 0, true),
-            Cause::HungUp => End::Lost("its caller hung up, and it was ended".to_owned()),
-            Cause::Unseen(why) => End::Lost(why.to_owned()),
-            Cause::HelperGone => {
+        let end = match (cause, &open) {
+            (_, Err(error)) => {
+                tracing::warn!(%error, "output of a command was lost");
+                End::Lost("its output could not be kept".to_owned())
+            }
+            (Cause::Own((code, 0)), _) => exit(code.into(), 0, false),
+            (Cause::Own((_, signal)), _) => exit(128 + u32::from(signal), signal.into(), false),
+            (Cause::TimedOut, _) => exit(TIMED_OUT, 0, true),
+            (Cause::HungUp, _) => End::Lost("its caller hung up, and it was ended".to_owned()),
+            (Cause::Unseen(why), _) => End::Lost(why.to_owned()),
+            (Cause::HelperGone, _) => {
                 End::Lost("what supervised it inside the sandbox was killed".to_owned())
             }
         };
+        let background: Vec<_> = open.into_iter().flatten().flatten().collect();
         session.change(|state| {
+            let ends = state.ends();
+            state.readers.values_mut().for_each(|reader| reader.until = ends);
             state.end = Some(end);
             state.ended_at = Some(Instant::now());
+            state.background = !background.is_empty();
             (state.pending, state.pending_bytes, state.stdin_closed) = (VecDeque::new(), 0, true);
         });
+        if background.is_empty() {
+            return;
+        }
+        session.shared.left_behind.notify_one();
+        let follow = |(output, source)| output::follow(Arc::clone(&session), output, source);
+        tokio::select! {
+            biased;
+            () = session.let_go.cancelled() => {}
+            _ = future::join_all(background.into_iter().map(follow)) => {}
+        }
+        session.change(|state| state.background = false);
     }
 
     async fn live(&mut self, mut left: Duration) -> Cause {
@@ -553,26 +677,6 @@ impl Life {
             drop(timeout(FOLLOW, &mut self.exit).await);
         }
         cause
-    }
-}
-
-/// Runs the pumps; once the command has ended, not for ever. True when all of its output is kept.
-async fn rest(pumps: impl Future<Output = io::Result<()>>, ended: &CancellationToken) -> bool {
-    let late = async {
-        ended.cancelled().await;
-        sleep(REST).await;
-    };
-    tokio::select! {
-        result = pumps => {
-            if let Err(error) = &result {
-                tracing::warn!(%error, "output of a command was lost");
-            }
-            result.is_ok()
-        }
-        () = late => {
-            tracing::warn!("output of a command was not read in time");
-            false
-        }
     }
 }
 

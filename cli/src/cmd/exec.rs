@@ -7,9 +7,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use proto::sandbox::v1::{
-    Argv, ExecExit, ExecStart, ResizeExecRequest, SignalExecRequest, WindowSize,
-    WriteExecStdinRequest, exec_request, exec_start,
+use proto::{
+    reason,
+    sandbox::v1::{
+        Argv, ExecExit, ExecStart, ResizeExecRequest, SignalExecRequest, WindowSize,
+        WriteExecStdinRequest, exec_request, exec_start,
+    },
 };
 use serde_json::json;
 use tokio::{
@@ -103,8 +106,10 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
         Ok(Ended::Exit(ended)) => ended,
         Ok(Ended::Seen) => ExecExit::default(),
         Err(failure) => {
-            // Nobody else knows its name: without us it would only use up its time.
-            if ours && *started.borrow() {
+            // Nobody else knows its name: without us it would only use up its time. So would one of
+            // which nobody could say whether it runs.
+            let unknown = failure.reason.as_deref() == Some(reason::OUTCOME_UNKNOWN);
+            if ours && (*started.borrow() || unknown) {
                 control.kill().await;
             }
             return Err(failure);

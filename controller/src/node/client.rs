@@ -39,6 +39,8 @@ const QUICK: Duration = Duration::from_secs(5);
 const UNDO: Duration = Duration::from_secs(24);
 /// Acting on a command: the shim that holds it may have to be found first.
 const CONTROL: Duration = Duration::from_secs(10);
+/// Starting a command, or attaching to one: the agent gives up after 14 s.
+const START: Duration = Duration::from_secs(16);
 /// A whole check of a node.
 const CHECK: Duration = Duration::from_secs(15);
 
@@ -454,7 +456,7 @@ impl Client {
             wire::ExecRequest { message: Some(message), stream_id }
         });
         let (input, gone) = output::input(&lease, input);
-        let output = call(Call::Exec, QUICK, lease.agent.exec(Request::new(input))).await?;
+        let output = call(Call::Exec, START, lease.agent.exec(Request::new(input))).await?;
         let hang_up = HangUp { agent: self.agent.clone(), stream_id, input: gone };
         Ok(Output::new(&lease, output, hang_up).map(|message| match message {
             Ok(message) => Ok(message.message.unwrap_or_default()),

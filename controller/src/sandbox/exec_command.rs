@@ -92,7 +92,7 @@ impl Sandboxes {
             };
             let Ok(message) = message else { break };
             let Some(message) = message.transpose()? else {
-                return Err(Error::new(reason::EXEC_FAILED, "the command's stream had no end"));
+                return Err(Error::new(reason::OUTCOME_UNKNOWN, "the command's stream had no end"));
             };
             match message.message {
                 Some(exec_response::Message::Stdout(bytes)) => stdout.add(&bytes),
@@ -117,7 +117,8 @@ impl Sandboxes {
             }
         }
         if seen.exit.is_none() && (!named || seen.exec_id.is_empty()) {
-            let what = "the command did not end in time and it is not known whether it runs on";
+            let what = "it is not known whether the command runs, or has run: it did not start, or \
+                        did not end, in time";
             return Err(Error::new(reason::OUTCOME_UNKNOWN, what));
         }
         seen.truncated = stdout.truncated || stderr.truncated;

@@ -78,6 +78,8 @@ pub(super) struct Session {
     exec_id: String,
     /// The caller was told that it runs.
     started: bool,
+    /// A try to start it may have started it.
+    in_doubt: bool,
     stdout: Received,
     stderr: Received,
     stdin: Sent,
@@ -100,6 +102,7 @@ impl Session {
             opening,
             exec_id: String::new(),
             started: false,
+            in_doubt: false,
             stdout: Received::default(),
             stderr: Received::default(),
             stdin: Sent::default(),
@@ -112,11 +115,7 @@ impl Session {
     pub(super) async fn open(&mut self) -> Result<Result<Link, node::Error>, Error> {
         match self.connect().await {
             Err(error) if is_break(&error) && self.may_repeat() => Ok(Err(error)),
-            // It may have been started: whoever asks again could run it twice.
-            Err(error @ (node::Error::Unknown(_) | node::Error::Silent(_))) => {
-                Err(self.lost(error))
-            }
-            Err(error) => Err(self.sandboxes.of_node(&self.node, error)),
+            Err(error) => Err(self.lost(error)),
             Ok(link) => Ok(Ok(link)),
         }
     }
@@ -155,7 +154,7 @@ impl Session {
         }
     }
 
-    async fn connect(&self) -> Result<Link, node::Error> {
+    async fn connect(&mut self) -> Result<Link, node::Error> {
         let (to_node, messages) = mpsc::channel(1);
         let first = match &self.opening {
             Opening::Start(start) if !self.started => Message::Start(start.clone()),
@@ -172,8 +171,11 @@ impl Session {
         let first = ExecRequest { message: Some(first) };
         let epoch = self.sandboxes.nodes.epoch.get();
         let messages = stream::once(ready(first)).chain(ReceiverStream::new(messages));
-        let output = self.node.client.exec(epoch, &self.whose, messages).await?.boxed();
-        Ok(Link { to_node: Some(to_node), output })
+        let connected = self.node.client.exec(epoch, &self.whose, messages).await;
+        let connected = connected.map(StreamExt::boxed);
+        self.in_doubt |=
+            matches!(connected, Ok(_) | Err(node::Error::Unknown(_) | node::Error::Silent(_)));
+        Ok(Link { to_node: Some(to_node), output: connected? })
     }
 
     /// The caller knows the run by a name of its own.
@@ -213,7 +215,7 @@ impl Session {
             let may_read = ready && input.is_some() && pending.is_empty();
             tokio::select! {
                 () = to_caller.closed() => return End::Done,
-                () = stop.cancelled() => return End::Failed(stopping()),
+                () = stop.cancelled() => return End::Failed(self.stopping()),
                 got = to_caller.reserve(), if permit.is_none() => match got {
                     Ok(got) => permit = Some(got),
                     Err(_) => return End::Done,
@@ -230,7 +232,7 @@ impl Session {
                         Some(Ok(message)) => message,
                         Some(Err(error)) => return self.broke(error),
                         // A stream that ends without an exit code must not look like success.
-                        None => return End::Failed(self.failed("ended the stream before the command's end")),
+                        None => return End::Failed(self.unknown("its stream ended before it did")),
                     };
                     let pass = match message.message {
                         Some(exec_response::Message::Started(started)) => {
@@ -350,69 +352,98 @@ impl Session {
         let since = *self.broken.get_or_insert_with(Instant::now);
         let node = &self.node.name;
         tracing::info!(%node, exec_id = self.exec_id, error = %why, "lost the connection to a command");
-        let attempts = async {
-            let mut last = why;
+        let stop = self.sandboxes.stop.clone();
+        let attempts = self.attempts(since, why);
+        let beats = async {
             loop {
-                if since.elapsed() >= PATIENCE {
-                    return Err(last);
-                }
-                sleep(AGAIN).await;
-                match self.connect().await {
-                    // Many come back at once, and those that had a stream have to get one again.
-                    Err(error) if is_break(&error) || is_full(&error) => last = error,
-                    done => return done,
-                }
+                sleep(HEARTBEAT).await;
+                // One that cannot be sent is not needed: others wait to be read.
+                drop(to_caller.try_send(Ok(nothing())));
             }
         };
-        let mut attempts = std::pin::pin!(attempts);
-        let mut beat = Instant::now() + HEARTBEAT;
+        let done = tokio::select! {
+            () = to_caller.closed() => return None,
+            () = stop.cancelled() => None,
+            done = attempts => Some(done),
+            () = beats => None,
+        };
+        Some(match done {
+            Some(done) => done.map_err(|error| self.lost(error)),
+            None => Err(self.stopping()),
+        })
+    }
+
+    async fn attempts(&mut self, since: Instant, why: node::Error) -> Result<Link, node::Error> {
+        let mut last = why;
         loop {
-            tokio::select! {
-                () = to_caller.closed() => return None,
-                () = self.sandboxes.stop.cancelled() => return Some(Err(stopping())),
-                done = &mut attempts => return Some(done.map_err(|error| self.lost(error))),
-                () = sleep_until(beat) => {
-                    // One that cannot be sent is not needed: others wait to be read.
-                    drop(to_caller.try_send(Ok(nothing())));
-                    beat = Instant::now() + HEARTBEAT;
-                }
+            if since.elapsed() >= PATIENCE {
+                return Err(last);
+            }
+            sleep(AGAIN).await;
+            match self.connect().await {
+                // Many come back at once, and those that had a stream have to get one again.
+                Err(error) if is_break(&error) || is_full(&error) => last = error,
+                done => return done,
             }
         }
     }
 
-    /// A command whose stream cannot be gone on with. It is never repeated.
+    /// The call starts a command, and it runs, or may run.
+    fn may_run(&self) -> bool {
+        matches!(self.opening, Opening::Start(_)) && (self.started || self.in_doubt)
+    }
+
+    /// A command whose stream cannot be gone on with, or that could not be started. It is never
+    /// repeated. Only what has certainly not run is told as a refusal.
     fn lost(&self, error: node::Error) -> Error {
-        if is_break(&error) && self.is_named() {
-            return Error::new(
-                reason::NODE_UNREACHABLE,
-                format!(
-                    "node {} does not answer, the command may run on; attach to it again: {error}",
-                    self.node.name
-                ),
-            )
-            .retry(RETRY);
+        let of_node = |error| self.sandboxes.of_node(&self.node, error);
+        if !self.may_run() {
+            return match error {
+                node::Error::Unknown(why) | node::Error::Silent(why) => {
+                    Error::unreachable(&self.node.name, &why)
+                }
+                error @ (node::Error::Refused { .. }
+                | node::Error::Unreachable(_)
+                | node::Error::Nonsense(_)) => of_node(error),
+            };
         }
-        match error {
+        match &error {
             node::Error::Unknown(why)
             | node::Error::Silent(why)
-            | node::Error::Unreachable(why) => {
-                self.failed(&format!("lost the command with the connection to it: {why}"))
-            }
-            node::Error::Refused { reason, message, .. }
-                if self.started
-                    && [reason::EXEC_NOT_FOUND, reason::FIELD_INVALID]
-                        .contains(&reason.as_str()) =>
-            {
-                self.gone(&message)
-            }
-            refused @ (node::Error::Refused { .. } | node::Error::Nonsense(_)) => {
-                self.sandboxes.of_node(&self.node, refused)
-            }
+            | node::Error::Unreachable(why) => self.unknown(why),
+            node::Error::Nonsense(_) => of_node(error),
+            node::Error::Refused { reason, message, .. } => match reason.as_str() {
+                // About this very command, from whoever would know it.
+                reason::EXEC_LOST | reason::EXEC_ID_REUSED => of_node(error),
+                reason::FIELD_INVALID if !self.started => of_node(error),
+                reason::EXEC_NOT_FOUND
+                | reason::FIELD_INVALID
+                | reason::SANDBOX_NOT_RUNNING
+                | reason::SANDBOX_DELETED
+                | reason::SANDBOX_NOT_FOUND => self.gone(message),
+                _ => self.unknown(message),
+            },
         }
     }
 
-    fn failed(&self, what: &str) -> Error {
-        Error::new(reason::EXEC_FAILED, format!("node {} {what}", self.node.name))
+    /// The command may run on, or may have run.
+    fn unknown(&self, why: &str) -> Error {
+        let again = if self.is_named() {
+            "ask again with the same exec_id: it is not run twice"
+        } else {
+            "look at what it did before you run it again"
+        };
+        let node = &self.node.name;
+        let message = format!("node {node}: the command may run, or have run; {again}: {why}");
+        Error::new(reason::OUTCOME_UNKNOWN, message).retry(RETRY)
+    }
+
+    fn stopping(&self) -> Error {
+        // Whoever asks again attaches to it.
+        if self.is_named() || !self.may_run() {
+            return Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY);
+        }
+        self.unknown("the controller is stopping")
     }
 
     fn gone(&self, why: &str) -> Error {
@@ -420,10 +451,6 @@ impl Session {
         let what = format!("the connection to node {node} broke and the command is lost: {why}");
         Error::new(reason::EXEC_LOST, what)
     }
-}
-
-fn stopping() -> Error {
-    Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY)
 }
 
 fn nothing() -> ExecResponse {

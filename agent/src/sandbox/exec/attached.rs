@@ -10,7 +10,6 @@ use proto::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    failed,
     order::{Exit, Input, Output},
     said, same_boot, size,
 };
@@ -113,7 +112,10 @@ impl Attached {
                 }
                 Err(said(&refused.reason, refused.message))
             }
-            Some(Ok(_)) => Err(failed("its shim answered out of turn".to_owned())),
+            Some(Ok(_)) => Err(Error::new(
+                reason::OUTCOME_UNKNOWN,
+                "the sandbox's shim answered out of turn; the command may run on",
+            )),
             Some(Err(_)) | None if !self.still_runs().await => Err(stopped()),
             Some(Err(_)) | None => Err(Error::new(
                 reason::EXEC_LOST,

@@ -11,6 +11,7 @@
 mod attached;
 mod environment;
 pub mod order;
+pub mod outputs;
 pub mod shims;
 
 use std::{
@@ -30,6 +31,7 @@ use sha2::{Digest, Sha256};
 use tokio::{
     net::UnixStream,
     sync::{Mutex, Semaphore, mpsc},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{Error, Sandboxes, Wake, check::Finding};
@@ -47,8 +49,18 @@ const ATTACHED_MAX: usize = 2048;
 const OUTPUT_MESSAGES: usize = 8;
 /// Characters of a command line that are shown.
 const TITLE_MAX: usize = 200;
+/// How long it may take to reach the shim for what is one message and one answer.
+const CONNECT: Duration = Duration::from_secs(2);
 /// Locks: shims of one sandbox are started one after another, of different ones mostly at once.
 const LOCKS: usize = 64;
+
+/// How long after it was asked for a command may still be started: milliseconds, unless the node is
+/// under heavy load. The order carries this as its deadline.
+const START: Duration = Duration::from_secs(12);
+/// How long after that the shim's word on it may come. Controllers wait for 16 s.
+const WORD: Duration = Duration::from_secs(2);
+/// How long the shim of a command that runs may take to attach to it. Controllers wait for 16 s.
+const ATTACH: Duration = Duration::from_secs(8);
 
 /// How long a shim may run after its sandbox has ended.
 const LINGER: Duration = Duration::from_secs(60);
@@ -76,20 +88,27 @@ impl Execs {
         Self(Arc::new(Shared { sandboxes, shims, places, locks }))
     }
 
-    /// I1: shims that have outlived their sandboxes, for longer than one takes to see that.
+    /// I1: shims, and their cgroups, that have outlived their sandboxes, for longer than a shim takes
+    /// to see that.
     pub async fn check(&self) -> Vec<Finding> {
         let sandboxes = &self.0.sandboxes;
         let running = self.0.shims.running().await;
-        let ended: BTreeMap<_, _> =
-            sandboxes.ended().into_iter().map(|one| (one.id, one.ended_ms)).collect();
-        let live: BTreeSet<_> = sandboxes.live().into_iter().map(|record| record.id).collect();
+        let in_use = self.0.shims.sweep_cgroups().await;
+        let (live, ended) = (sandboxes.live(), sandboxes.ended());
         let bound = u64::try_from(LINGER.as_millis()).unwrap_or(u64::MAX);
-        let late = |id: &SandboxId| {
-            let since = ended.get(id).copied().unwrap_or_default();
-            !live.contains(id) && sandboxes.now_ms().saturating_sub(since) > bound
-        };
-        let strays = running.into_iter().filter(late);
-        strays.map(|id| Finding::new("I1", id, "its shim runs, and it lives no more")).collect()
+        let lately = |ended_ms: u64| sandboxes.now_ms().saturating_sub(ended_ms) <= bound;
+        let lately = ended.iter().filter(|one| lately(one.ended_ms));
+        let (mut ids, mut vmids): (BTreeSet<_>, BTreeSet<_>) =
+            lately.map(|one| (one.id, one.vmid)).unzip();
+        ids.extend(live.iter().map(|record| record.id));
+        vmids.extend(live.iter().map(|record| record.vmid));
+        let shims = running.into_iter().filter(|id| !ids.contains(id));
+        let shims = shims.map(|id| Finding::new("I1", id, "its shim runs, and it lives no more"));
+        let cgroups = in_use.into_iter().filter(|vmid| !vmids.contains(vmid));
+        let cgroups = cgroups.map(|vmid| {
+            Finding::new("I1", vmid, "something runs in its shim's cgroup, and it lives no more")
+        });
+        shims.chain(cgroups).collect()
     }
 
     /// Starts a command and returns once it runs. One with an `exec_id` that was started before is
@@ -98,7 +117,9 @@ impl Execs {
     ///
     /// # Errors
     /// When there is no such sandbox, it does not run, there is no such user or directory in it,
-    /// too many commands run, it cannot be entered, or the `exec_id` was used up.
+    /// too many commands run, it cannot be entered, or the `exec_id` was used up. OUTCOME_UNKNOWN
+    /// when the command may run all the same, EXEC_LOST when it may have run; after every other error
+    /// nothing has run, and nothing will.
     pub async fn start(
         &self,
         order: Order,
@@ -124,18 +145,20 @@ impl Execs {
             stdout_offset: attach.stdout_offset,
             stderr_offset: attach.stderr_offset,
         });
-        self.talk(record, attach.exec_id, message, input).await
+        self.talk(record, attach.exec_id, message, ATTACH, input).await
     }
 
     /// Starts what is meant for the helper alone: it has a name that nobody chose.
     pub(super) async fn begin(
         &self,
         record: Arc<Record>,
-        start: wire::Start,
+        mut start: wire::Start,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
         let exec_id = start.exec_id.clone();
-        self.talk(record, exec_id, request::Message::Start(start), input).await
+        let deadline = self.0.sandboxes.moment().after(START);
+        start.start_by_ms = deadline.up_ms;
+        self.talk(record, exec_id, request::Message::Start(start), START + WORD, input).await
     }
 
     async fn talk(
@@ -143,8 +166,10 @@ impl Execs {
         record: Arc<Record>,
         exec_id: String,
         message: request::Message,
+        wait: Duration,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
+        let deadline = Instant::now() + wait;
         let place = Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| {
             let message = format!("{ATTACHED_MAX} commands are attached to on this node already");
             Error::new(reason::TOO_MANY_CALLS, message).retry_after(Duration::from_secs(1))
@@ -154,9 +179,11 @@ impl Execs {
         // On a task of its own: whoever stops waiting leaves nothing behind that nobody ends.
         let begun = self.0.sandboxes.tasks().run(async move {
             let Attachment { started, output, input: to } = {
-                let stream = shared.connect(&record).await?;
-                let attached = client::attach(stream, message).await;
-                attached.map_err(|refused| shared.explain(&record, refused))?
+                let starts = matches!(message, request::Message::Start(_));
+                let stream = timeout_at(deadline, shared.connect(&record)).await;
+                let stream = stream.unwrap_or_else(|_| Err(not_reached()))?;
+                let attached = client::attach(stream, message, deadline).await;
+                attached.map_err(|refused| shared.explain(&record, refused, starts))?
             };
             let told = Started {
                 boot: record.boot,
@@ -176,8 +203,12 @@ impl Execs {
             });
             Ok(told)
         });
-        let stopping = || Error::new(reason::SHUTTING_DOWN, "the agent is stopping");
-        let started = begun.await.unwrap_or_else(|| Err(stopping()))?;
+        // Dropped where it stood, by a stop of the agent that waits no longer.
+        let dropped = || {
+            let message = "the agent stopped while the command was being started";
+            Error::new(reason::OUTCOME_UNKNOWN, message)
+        };
+        let started = begun.await.unwrap_or_else(|| Err(dropped()))?;
         Ok((started, outputs))
     }
 
@@ -204,11 +235,12 @@ impl Execs {
                 request::Message::Signal(wire::Signal { exec_id, number })
             }
         };
-        let stream = self.0.connect(&record).await?;
+        let stream = timeout(CONNECT, self.0.connect(&record)).await;
+        let stream = stream.unwrap_or_else(|_| Err(not_reached()))?;
         match client::control(stream, message).await {
             Ok(response::Message::Done(done)) => Ok(done.stdin_offset),
             Ok(_) => Err(failed("its shim answered out of turn".to_owned())),
-            Err(refused) => Err(self.0.explain(&record, refused)),
+            Err(refused) => Err(self.0.explain(&record, refused, true)),
         }
     }
 
@@ -223,7 +255,7 @@ impl Execs {
         match client::control(stream, request::Message::List(wire::List {})).await {
             Ok(response::Message::Execs(list)) => Ok(list.execs),
             Ok(_) => Err(failed("its shim answered out of turn".to_owned())),
-            Err(refused) => Err(self.0.explain(&record, refused)),
+            Err(refused) => Err(self.0.explain(&record, refused, false)),
         }
     }
 
@@ -259,12 +291,22 @@ impl Shared {
         started.map_err(|error| failed(format!("its shim was not started: {error}")))
     }
 
-    /// A shim's no as the caller can use it: first of all, whether the sandbox runs.
-    fn explain(&self, record: &Record, refused: Refused) -> Error {
+    /// A shim's no as the caller can use it: first of all, whether the sandbox runs. `acts`: what was
+    /// asked for does something, so that silence leaves open whether it was done.
+    fn explain(&self, record: &Record, refused: Refused, acts: bool) -> Error {
         let now = self.sandboxes.up(&SandboxRef::Id(record.id));
         match (now, refused) {
+            // It may have been done before the sandbox ended.
+            (Err(error), refused) if acts && may_be_done(&refused) => Error::new(
+                reason::EXEC_LOST,
+                format!("the sandbox ended meanwhile, and what was asked for with it: {error}"),
+            ),
             (Err(error), _) => error,
             (Ok(_), Refused::No(reason, message)) => said(&reason, message),
+            (Ok(_), Refused::Lost(error)) if acts => Error::new(
+                reason::OUTCOME_UNKNOWN,
+                format!("the sandbox's shim was lost, and may have done it: {error}"),
+            ),
             (Ok(_), Refused::Lost(error)) => failed(format!("its shim was lost: {error}")),
         }
     }
@@ -284,6 +326,19 @@ fn said(reason: &str, message: String) -> Error {
         return error.retry_after(Duration::from_secs(1));
     }
     error
+}
+
+/// Neither done nor refused, for all that is known.
+fn may_be_done(refused: &Refused) -> bool {
+    match refused {
+        Refused::No(reason, _) => [reason::OUTCOME_UNKNOWN, reason::EXEC_LOST].contains(&&**reason),
+        Refused::Lost(_) => true,
+    }
+}
+
+/// Nothing was asked of the shim.
+fn not_reached() -> Error {
+    failed("the sandbox's shim could not be reached in time; nothing was done".to_owned())
 }
 
 fn failed(message: String) -> Error {

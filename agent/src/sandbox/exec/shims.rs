@@ -12,12 +12,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use proto::id::SandboxId;
+use proto::id::{SandboxId, Vmid};
 use tokio::net::UnixStream;
 
 use crate::{
     journal::Record,
-    pve::pct::Places,
+    pve::{pct::Places, shim_cgroup},
     run,
     shim::{self, Options},
     sys::{image, proc},
@@ -31,6 +31,17 @@ pub trait Shims: Send + Sync + std::fmt::Debug {
 
     /// Starts a shim for this boot. The container has been found to be the sandbox's own.
     async fn start(&self, record: &Record) -> io::Result<UnixStream>;
+
+    /// Where all shims listen that run; some may not any more.
+    fn sockets(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Removes what shims that were killed have left of their cgroups. Returns the containers whose
+    /// cannot be removed: something runs there.
+    async fn sweep_cgroups(&self) -> BTreeSet<Vmid> {
+        BTreeSet::new()
+    }
 
     /// Whose shims run, by the host's processes and not by what anybody remembers.
     async fn running(&self) -> BTreeSet<SandboxId> {
@@ -64,6 +75,15 @@ pub enum Backend {
     Pct,
 }
 
+/// What the shim of a sandbox may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Of CPU and memory.
+    pub limits: shim_cgroup::Limits,
+    /// What the outputs of its commands may take on the disk, bytes.
+    pub output_bytes_max: u64,
+}
+
 /// Processes of this program.
 #[derive(Debug)]
 pub struct ShimProcesses {
@@ -71,6 +91,7 @@ pub struct ShimProcesses {
     state: PathBuf,
     places: Places,
     backend: Backend,
+    allowance: Allowance,
     /// One image for all sandboxes of this life of the agent.
     image: OwnedFd,
 }
@@ -85,13 +106,14 @@ impl ShimProcesses {
         state_dir: &Path,
         places: Places,
         backend: Backend,
+        allowance: Allowance,
     ) -> io::Result<Self> {
         let (sockets, state) = (run_dir.join("shim"), state_dir.join("exec"));
         for dir in [&sockets, &state] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         let image = image::sealed("pve-sandbox-helper", image::HELPER)?;
-        Ok(Self { sockets, state, places, backend, image })
+        Ok(Self { sockets, state, places, backend, allowance, image })
     }
 
     /// Removes what sandboxes have left that live no more.
@@ -148,6 +170,8 @@ impl Shims for ShimProcesses {
             vmid,
             socket: socket.clone(),
             dir: self.state.clone(),
+            output_bytes_max: self.allowance.output_bytes_max,
+            limits: Some(self.allowance.limits),
             ids: self.state.join(format!("{}.ids", record.id)),
             enter: self.enter(vmid),
             places: self.places.clone(),
@@ -157,6 +181,16 @@ impl Shims for ShimProcesses {
         let line = ["/proc/self/exe", shim::COMMAND, &options].map(OsString::from);
         run::spawn_detached(&line, vec![listener.into(), self.image.try_clone()?])?;
         UnixStream::connect(&socket).await
+    }
+
+    fn sockets(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.sockets).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
+    async fn sweep_cgroups(&self) -> BTreeSet<Vmid> {
+        let root = self.places.cgroup_root.clone();
+        tokio::task::spawn_blocking(move || shim_cgroup::sweep(&root)).await.unwrap_or_default()
     }
 
     async fn running(&self) -> BTreeSet<SandboxId> {
@@ -191,6 +225,8 @@ mod tests {
             vmid: 100,
             socket: format!("/run/pve-sandbox/shim/{id}.1.sock").into(),
             dir: "/var/lib/x".into(),
+            output_bytes_max: 1,
+            limits: None,
             ids: "/var/lib/x/y.ids".into(),
             enter: Vec::new(),
             places: Places::default(),

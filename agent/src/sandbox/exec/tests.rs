@@ -2,10 +2,13 @@
 //! machine.
 
 mod attach;
+mod background;
 mod burst;
 mod entered;
 mod files;
+mod given_up;
 mod hostile;
+mod refused;
 mod stuck;
 mod terminal;
 
@@ -20,6 +23,7 @@ use super::{
     *,
 };
 use crate::{
+    clock::SystemClock,
     journal::{Journal, MemoryJournal, Pools, memory::SoundDisk},
     pve::{
         Pve,
@@ -28,7 +32,7 @@ use crate::{
     saga::Faults,
     sandbox::{
         Bridge, Lifetimes, Limits, Options, Probe, Template,
-        tests::{HandClock, LONG, TEMPLATE, id, order as creation, vmid},
+        tests::{LONG, TEMPLATE, id, order as creation, vmid},
     },
     tasks::Tasks,
 };
@@ -136,6 +140,15 @@ impl Rig {
         all.iter().copied().filter(|pid| self.is_ours(*pid) && !forked(*pid)).collect()
     }
 
+    /// Signals them.
+    fn signal_helpers(&self, number: i32) {
+        let ours = self.helpers();
+        assert!(!ours.is_empty(), "there is no helper");
+        for pid in ours {
+            crate::sys::pidfd::signal(pid, number, || true).expect("signalled");
+        }
+    }
+
     async fn with(shims: Option<Arc<Here>>) -> Self {
         let name: NodeName = "node1".parse().expect("valid");
         let cluster = FakeCluster::new(std::slice::from_ref(&name), Pace::default(), 7);
@@ -175,7 +188,8 @@ impl Rig {
             options,
             Arc::clone(&pve) as Arc<dyn Pve>,
             Arc::new(journal) as Arc<dyn Journal>,
-            Arc::new(HandClock::default()),
+            // Orders carry deadlines by the host's own clock.
+            Arc::new(SystemClock),
             tasks.clone(),
             Faults::default(),
         )
@@ -192,6 +206,7 @@ impl Rig {
             Arc::new(Here {
                 entered: Arc::clone(&pve),
                 dir: tempfile::tempdir().expect("tempdir"),
+                output_bytes_max: crate::shim::OUTPUT_BYTES_MAX.into(),
                 serving: Default::default(),
             })
         });

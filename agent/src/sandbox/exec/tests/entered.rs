@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -37,6 +37,8 @@ pub(super) struct Entered {
     fake: Arc<FakePve>,
     container: Option<String>,
     pub(super) frozen: AtomicBool,
+    /// Frozen as the shim sees it alone: after the agent has looked.
+    pub(super) frozen_later: AtomicBool,
     /// The container runs; a test that stops it says so.
     pub(super) down: AtomicBool,
     /// What stands for the helper, when it lies.
@@ -53,7 +55,7 @@ impl Host for Inside {
     }
 
     fn frozen(&self) -> bool {
-        self.0.frozen.load(Ordering::Relaxed)
+        self.0.frozen.load(Ordering::Relaxed) || self.0.frozen_later.load(Ordering::Relaxed)
     }
 
     fn runs(&self) -> bool {
@@ -75,6 +77,8 @@ impl Host for Inside {
 pub(super) struct Here {
     pub(super) entered: Arc<Entered>,
     pub(super) dir: tempfile::TempDir,
+    /// What the outputs in one of them may take.
+    pub(super) output_bytes_max: AtomicU64,
     /// Those that serve; aborting one is killing it.
     pub(super) serving: std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
@@ -87,6 +91,12 @@ impl Here {
 
 #[async_trait::async_trait]
 impl Shims for Here {
+    fn sockets(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.dir.path()).expect("a directory").flatten();
+        let sockets = entries.map(|entry| entry.path());
+        sockets.filter(|path| path.extension().is_some_and(|end| end == "sock")).collect()
+    }
+
     async fn find(&self, record: &Record) -> Option<UnixStream> {
         UnixStream::connect(self.socket(record)).await.ok()
     }
@@ -101,6 +111,7 @@ impl Shims for Here {
             dir: self.dir.path().to_owned(),
             ids: self.dir.path().join("ids"),
             socket: socket.clone(),
+            output_bytes_max: self.output_bytes_max.load(Ordering::Relaxed),
         };
         let serving = tokio::spawn(async move { serve(listener, parts).await.expect("serves") });
         self.serving.lock().expect("no panic").push(serving);
@@ -115,6 +126,7 @@ impl Entered {
             fake,
             container: std::env::var("PVE_SANDBOX_EXEC_LXC").ok(),
             frozen: AtomicBool::new(false),
+            frozen_later: AtomicBool::new(false),
             down: AtomicBool::new(false),
             lie: Default::default(),
         }

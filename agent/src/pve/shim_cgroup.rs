@@ -1,0 +1,296 @@
+//! The cgroup of a sandbox's shim, `pve-sandbox/VMID`: beside the container's `lxc/VMID`, never below
+//! it. What the shim does it does for its sandbox, so it has limits, and what it uses counts as the
+//! sandbox's; but when the sandbox is frozen or runs out of memory, the shim must go on.
+//!
+//! The shim makes its cgroup, joins it, and removes it when it leaves; one that was killed leaves it to
+//! the agent's `sweep`. On cgroup2, and on v1 where a controller has a hierarchy of its own.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use proto::id::Vmid;
+use serde::{Deserialize, Serialize};
+
+use crate::sys::read;
+
+/// The cgroup that those of all shims are in.
+const DIR: &str = "pve-sandbox";
+/// The cgroup below it for a shim that is about to end: a process cannot remove the one it is in.
+const LEAVING: &str = "leaving";
+/// Controllers that limit a shim, or count what it uses.
+const CONTROLLERS: [&str; 3] = ["cpu", "cpuacct", "memory"];
+/// What a quota of CPU time is counted over, microseconds: the kernel's default.
+const PERIOD_US: u64 = 100_000;
+/// Tries to join a cgroup that the agent's sweep may remove in between.
+const TRIES: usize = 3;
+
+/// What a shim may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Thousandths of a core; at least 10.
+    pub cpu_millicores: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+/// What a shim uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Use {
+    /// CPU time since the cgroup was made, microseconds.
+    pub cpu_us: u64,
+    /// Memory that cannot be had back, bytes.
+    pub memory_bytes: u64,
+}
+
+/// The hierarchies: cgroup2's, and those of v1 by their controllers.
+fn hierarchies(root: &Path) -> Vec<PathBuf> {
+    let v1 = CONTROLLERS.iter().map(|controller| root.join(controller));
+    let all = std::iter::once(root.to_owned()).chain(v1);
+    all.filter(|dir| dir.join("cgroup.procs").exists()).collect()
+}
+
+fn own(hierarchy: &Path, vmid: Vmid) -> PathBuf {
+    hierarchy.join(DIR).join(vmid.to_string())
+}
+
+/// Puts this process into the cgroup of this container's shim, in every hierarchy that there is, and
+/// sets the limits.
+///
+/// # Errors
+/// When one cannot be joined; the others are. A limit that cannot be set is logged.
+pub fn join(root: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
+    let mut failed = None;
+    for hierarchy in hierarchies(root) {
+        let joined = (0..TRIES).map(|_| join_one(&hierarchy, vmid, limits));
+        // The last error counts, where none of the tries came through.
+        let mut last = None;
+        for tried in joined {
+            last = tried.err();
+            if last.is_none() {
+                break;
+            }
+        }
+        failed = last.or(failed);
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn join_one(hierarchy: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
+    let dir = own(hierarchy, vmid);
+    fs::create_dir_all(&dir)?;
+    for parent in [hierarchy.to_owned(), hierarchy.join(DIR)] {
+        let file = parent.join("cgroup.subtree_control");
+        // One at a time: the kernel takes all or none.
+        for controller in ["+cpu", "+memory"] {
+            if file.exists()
+                && let Err(error) = fs::write(&file, controller)
+            {
+                tracing::debug!(path = %file.display(), controller, %error, "no such controller here");
+            }
+        }
+    }
+    let quota_us = (limits.cpu_millicores.max(10) * PERIOD_US / 1000).to_string();
+    let settings = [
+        ("cpu.max", format!("{quota_us} {PERIOD_US}")),
+        ("cpu.cfs_quota_us", quota_us),
+        ("memory.max", limits.memory_bytes.to_string()),
+        ("memory.limit_in_bytes", limits.memory_bytes.to_string()),
+    ];
+    for (file, value) in settings {
+        let path = dir.join(file);
+        if path.exists()
+            && let Err(error) = fs::write(&path, value)
+        {
+            tracing::warn!(path = %path.display(), %error, "a limit of the shim was not set");
+        }
+    }
+    fs::write(dir.join("cgroup.procs"), "0")
+}
+
+/// Takes this process out of its cgroup and removes that, where nothing else is in it.
+pub fn leave(root: &Path, vmid: Vmid) {
+    for hierarchy in hierarchies(root) {
+        let leaving = hierarchy.join(DIR).join(LEAVING);
+        let left = fs::create_dir_all(&leaving)
+            .and_then(|()| fs::write(leaving.join("cgroup.procs"), "0"))
+            .and_then(|()| fs::remove_dir(own(&hierarchy, vmid)));
+        if let Err(error) = left {
+            tracing::debug!(%error, "the shim's cgroup is left to the agent");
+        }
+    }
+}
+
+/// Moves a process that was started into the container, and is still in the shim's cgroup, to the
+/// container's: what runs inside must not be limited, or killed, in place of the shim. LXC moves what
+/// it attaches on cgroup2, and on v1 only where it manages the controller.
+pub fn send_home(root: &Path, vmid: Vmid, pid: u32) {
+    for hierarchy in hierarchies(root) {
+        let listed = read::text(&own(&hierarchy, vmid).join("cgroup.procs"), read::LARGE);
+        let pid = pid.to_string();
+        if !listed.lines().any(|line| line == pid) {
+            continue;
+        }
+        let outer = hierarchy.join("lxc").join(vmid.to_string());
+        let homes = [outer.join("ns"), outer, hierarchy.clone()];
+        let moved = homes.iter().any(|home| fs::write(home.join("cgroup.procs"), &pid).is_ok());
+        if !moved {
+            tracing::warn!(pid, hierarchy = %hierarchy.display(), "a process stays with its shim");
+        }
+    }
+}
+
+/// What the shim of a container uses; nothing where there is none, or where the kernel does not count.
+pub fn in_use(root: &Path, vmid: Vmid) -> Use {
+    let text = |path: PathBuf| read::text(&path, read::LARGE);
+    let number = |path: PathBuf| text(path).trim().parse::<u64>().ok();
+    let field = |path: PathBuf, key: &str| -> Option<u64> {
+        text(path).lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+    };
+    let v2 = own(root, vmid);
+    let (cpuacct, v1) = (own(&root.join("cpuacct"), vmid), own(&root.join("memory"), vmid));
+    let cpu_us = field(v2.join("cpu.stat"), "usage_usec")
+        .or_else(|| number(cpuacct.join("cpuacct.usage")).map(|ns| ns / 1000));
+    let memory_v2 = || {
+        let back = field(v2.join("memory.stat"), "inactive_file").unwrap_or(0);
+        Some(number(v2.join("memory.current"))?.saturating_sub(back))
+    };
+    let memory_v1 = || {
+        let back = field(v1.join("memory.stat"), "total_inactive_file").unwrap_or(0);
+        Some(number(v1.join("memory.usage_in_bytes"))?.saturating_sub(back))
+    };
+    let memory_bytes = memory_v2().or_else(memory_v1);
+    Use { cpu_us: cpu_us.unwrap_or(0), memory_bytes: memory_bytes.unwrap_or(0) }
+}
+
+/// Removes the cgroups of shims that have none in them any more, of whichever container. Returns the
+/// containers whose are left.
+pub fn sweep(root: &Path) -> BTreeSet<Vmid> {
+    let mut left = BTreeSet::new();
+    for hierarchy in hierarchies(root) {
+        for entry in fs::read_dir(hierarchy.join(DIR)).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.parse::<u32>().ok());
+            let Some(vmid) = number.and_then(|number| Vmid::try_from(number).ok()) else {
+                continue;
+            };
+            match fs::remove_dir(entry.path()) {
+                Ok(()) => tracing::info!(%vmid, "removed what a shim had left of its cgroup"),
+                // Something is in it: a shim that runs, most often.
+                Err(_) => drop(left.insert(vmid)),
+            }
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { cpu_millicores: 500, memory_bytes: 1 << 20 };
+
+    fn vmid(number: u32) -> Vmid {
+        Vmid::try_from(number).expect("in range")
+    }
+
+    /// Directories stand for cgroups; the kernel would make their files.
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("mkdir");
+            fs::write(path, text).expect("written");
+        }
+        dir
+    }
+
+    fn text(dir: &tempfile::TempDir, path: &str) -> String {
+        fs::read_to_string(dir.path().join(path)).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_shim_joins_beside_its_container_with_its_limits() {
+        let dir = tree(&[
+            ("cgroup.procs", ""),
+            ("cgroup.subtree_control", ""),
+            ("lxc/100/ns/cgroup.procs", ""),
+            ("pve-sandbox/100/cpu.max", "max 100000"),
+            ("pve-sandbox/100/memory.max", "max"),
+        ]);
+        join(dir.path(), vmid(100), LIMITS).expect("joined");
+        assert_eq!(text(&dir, "pve-sandbox/100/cgroup.procs"), "0");
+        assert_eq!(text(&dir, "pve-sandbox/100/cpu.max"), "50000 100000");
+        assert_eq!(text(&dir, "pve-sandbox/100/memory.max"), "1048576");
+        assert_eq!(text(&dir, "lxc/100/ns/cgroup.procs"), "", "not below the container's");
+        assert!(!dir.path().join("memory").exists());
+    }
+
+    #[test]
+    fn on_v1_it_joins_in_each_hierarchy() {
+        let dir = tree(&[
+            ("cpu/cgroup.procs", ""),
+            ("memory/cgroup.procs", ""),
+            ("cpu/pve-sandbox/100/cpu.cfs_quota_us", "-1"),
+            ("memory/pve-sandbox/100/memory.limit_in_bytes", "-1"),
+        ]);
+        join(dir.path(), vmid(100), LIMITS).expect("joined");
+        for controller in ["cpu", "memory"] {
+            assert_eq!(text(&dir, &format!("{controller}/pve-sandbox/100/cgroup.procs")), "0");
+        }
+        assert_eq!(text(&dir, "cpu/pve-sandbox/100/cpu.cfs_quota_us"), "50000");
+        assert_eq!(text(&dir, "memory/pve-sandbox/100/memory.limit_in_bytes"), "1048576");
+        assert!(!dir.path().join("pve-sandbox").exists(), "there is no cgroup2");
+    }
+
+    #[test]
+    fn what_runs_inside_does_not_stay_with_the_shim() {
+        let dir = tree(&[
+            ("cgroup.procs", ""),
+            ("memory/cgroup.procs", ""),
+            ("pve-sandbox/100/cgroup.procs", "7\n"),
+            ("memory/pve-sandbox/100/cgroup.procs", "7\n8\n"),
+            ("lxc/100/ns/cgroup.procs", ""),
+            ("memory/lxc/100/cgroup.procs", ""),
+        ]);
+        send_home(dir.path(), vmid(100), 8);
+        assert_eq!(text(&dir, "memory/lxc/100/cgroup.procs"), "8");
+        assert_eq!(text(&dir, "lxc/100/ns/cgroup.procs"), "", "there LXC has moved it");
+    }
+
+    #[test]
+    fn what_a_shim_uses_is_counted_on_both() {
+        let v2 = tree(&[
+            ("cgroup.procs", ""),
+            ("pve-sandbox/100/cpu.stat", "usage_usec 12\n"),
+            ("pve-sandbox/100/memory.current", "1000\n"),
+            ("pve-sandbox/100/memory.stat", "anon 1\ninactive_file 400\n"),
+        ]);
+        assert_eq!(in_use(v2.path(), vmid(100)), Use { cpu_us: 12, memory_bytes: 600 });
+        assert_eq!(in_use(v2.path(), vmid(101)), Use::default());
+        let v1 = tree(&[
+            ("cpuacct/pve-sandbox/100/cpuacct.usage", "12000\n"),
+            ("memory/pve-sandbox/100/memory.usage_in_bytes", "1000\n"),
+        ]);
+        assert_eq!(in_use(v1.path(), vmid(100)), Use { cpu_us: 12, memory_bytes: 1000 });
+    }
+
+    #[test]
+    fn cgroups_that_nobody_is_in_are_swept() {
+        // A cgroup's own files are no hindrance to its removal; in a test there are none.
+        let dir = tree(&[
+            ("cgroup.procs", ""),
+            ("memory/cgroup.procs", ""),
+            ("memory/pve-sandbox/102/child/x", ""),
+        ]);
+        for empty in ["pve-sandbox/100", "pve-sandbox/leaving", "memory/pve-sandbox/101"] {
+            fs::create_dir_all(dir.path().join(empty)).expect("mkdir");
+        }
+        assert_eq!(sweep(dir.path()), BTreeSet::from([vmid(102)]));
+        assert!(!dir.path().join("pve-sandbox/100").exists());
+        assert!(!dir.path().join("memory/pve-sandbox/101").exists());
+        assert!(dir.path().join("pve-sandbox/leaving").exists());
+    }
+}

@@ -1,0 +1,147 @@
+//! What the outputs of commands take on the node's disk. Each shim keeps the budget of its sandbox by
+//! itself; here stands what all of them may take together. Beyond that, outputs are let go: of the
+//! command that ended first on the node before all others; and where those of commands that run are
+//! too much by themselves, each sandbox has an equal share.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, future, stream};
+use proto::shim::v1::{self as wire, request, response};
+use tokio::{
+    net::UnixStream,
+    time::{interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::shims::Shims;
+use crate::shim::client;
+
+/// Between two looks. In between the node's budget can be exceeded, each sandbox's own cannot.
+const PERIOD: Duration = Duration::from_secs(5);
+/// How long a shim may take to answer; one that does not is asked again the next time.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Shims that are asked at a time.
+const PARALLEL: usize = 8;
+
+/// Bytes that outputs may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Of all sandboxes of the node.
+    pub node: u64,
+    /// Of one.
+    pub sandbox: u64,
+}
+
+/// Keeps the node's budget until `stop`.
+pub async fn keep(shims: Arc<dyn Shims>, budget: Budget, stop: CancellationToken) {
+    let mut ticks = interval(PERIOD);
+    let mut limit = budget.sandbox;
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        limit = look(&*shims, budget, limit).await;
+    }
+}
+
+/// One look: asks all shims, and lets go of what is too much. `limit` is what the outputs of one sandbox
+/// may take by now; returns what they may take from now on.
+pub(super) async fn look(shims: &dyn Shims, budget: Budget, limit: u64) -> u64 {
+    let ask = |socket: PathBuf| async move {
+        let held = say(&socket, limit, 0).await?;
+        Some((socket, held))
+    };
+    let asked = stream::iter(shims.sockets()).map(ask).buffer_unordered(PARALLEL);
+    let (sockets, held): (Vec<_>, Vec<_>) = asked.filter_map(future::ready).unzip().await;
+    let (next, free) = decide(&held, budget, limit);
+    let changes = sockets.iter().zip(free).filter(|(_, free)| *free > 0 || next < limit);
+    stream::iter(changes)
+        .for_each_concurrent(PARALLEL, |(socket, free)| async move {
+            drop(say(socket, next, free).await);
+        })
+        .await;
+    next
+}
+
+/// What the outputs of one sandbox may take from now on, and what each shim is to let go of ended
+/// commands. Pure.
+fn decide(held: &[wire::OutputsHeld], budget: Budget, limit: u64) -> (u64, Vec<u64>) {
+    let mut free = vec![0; held.len()];
+    let total: u64 = held.iter().map(|held| held.bytes).sum();
+    if total <= budget.node {
+        // Not to and fro.
+        let roomy = total <= budget.node / 4 * 3;
+        return (if roomy { budget.sandbox } else { limit }, free);
+    }
+    let mut over = total - budget.node;
+    let ended = held.iter().enumerate();
+    let mut ended: Vec<(u64, usize, u64)> = ended
+        .flat_map(|(shim, held)| held.ended.iter().map(move |one| (one.age_ms, shim, one.bytes)))
+        .collect();
+    ended.sort_unstable_by(|a, b| b.cmp(a));
+    for (_, shim, bytes) in ended {
+        if over == 0 {
+            return (limit, free);
+        }
+        free[shim] += bytes;
+        over = over.saturating_sub(bytes);
+    }
+    if over == 0 {
+        return (limit, free);
+    }
+    let share = budget.node / u64::try_from(held.len()).unwrap_or(u64::MAX).max(1);
+    (share.clamp(1, budget.sandbox), free)
+}
+
+async fn say(socket: &Path, limit_bytes: u64, free_bytes: u64) -> Option<wire::OutputsHeld> {
+    let message = request::Message::Outputs(wire::Outputs { limit_bytes, free_bytes });
+    let asked =
+        async { client::control(UnixStream::connect(socket).await.ok()?, message).await.ok() };
+    match timeout(ANSWER, asked).await {
+        Ok(Some(response::Message::Outputs(held))) => Some(held),
+        // It is on its way out, older than this question, or stands still.
+        Ok(Some(_) | None) | Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: Budget = Budget { node: 1000, sandbox: 400 };
+
+    fn held(bytes: u64, ended: &[(u64, u64)]) -> wire::OutputsHeld {
+        let ended = ended.iter().map(|&(age_ms, bytes)| wire::EndedOutput { age_ms, bytes });
+        wire::OutputsHeld { bytes, ended: ended.collect() }
+    }
+
+    #[test]
+    fn what_fits_is_left_alone() {
+        let fits = [held(400, &[(9, 400)]), held(400, &[])];
+        assert_eq!(decide(&fits, BUDGET, 400), (400, vec![0, 0]));
+        assert_eq!(decide(&[], BUDGET, 400), (400, vec![]));
+    }
+
+    #[test]
+    fn the_oldest_on_the_node_goes_first() {
+        let all = [
+            held(400, &[(5, 100), (50, 100), (500, 100)]),
+            held(400, &[(40, 200)]),
+            held(400, &[(700, 30), (3, 370)]),
+        ];
+        // 200 too much: those of 700, 500 and 50 are 230.
+        assert_eq!(decide(&all, BUDGET, 400), (400, vec![200, 0, 30]));
+    }
+
+    #[test]
+    fn where_running_commands_are_too_much_each_sandbox_has_its_share() {
+        let all = [held(700, &[(5, 100)]), held(500, &[])];
+        assert_eq!(decide(&all, Budget { node: 600, ..BUDGET }, 400), (300, vec![100, 0]));
+        // Nearly full: it stays so. With room again each may take what the configuration says.
+        let tight = [held(300, &[]), held(280, &[])];
+        assert_eq!(decide(&tight, Budget { node: 600, ..BUDGET }, 300).0, 300);
+        let roomy = [held(100, &[]), held(280, &[])];
+        assert_eq!(decide(&roomy, Budget { node: 600, ..BUDGET }, 300).0, 400);
+    }
+}

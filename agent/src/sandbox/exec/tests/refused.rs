@@ -1,0 +1,112 @@
+//! A refusal that leaves nothing behind: not even its exec_id is used up.
+
+use super::{attach::named, *};
+
+/// As an agent's restart, and a shim that was killed: the next one reads the names from the disk.
+async fn restart(rig: Rig) -> Rig {
+    rig.shims.serving.lock().expect("no panic").drain(..).for_each(|shim| shim.abort());
+    let shims = Arc::clone(&rig.shims);
+    drop(rig);
+    Rig::over(shims).await
+}
+
+/// Starts it once the shim that was killed is certainly gone.
+async fn run(rig: &Rig, order: Order) -> Ran {
+    let begun = Instant::now();
+    loop {
+        match rig.start(order.clone()).await {
+            Ok((_, _input, outputs)) => return drain(outputs).await,
+            // The socket of an aborted task closes a little later.
+            Err(error) if error.reason == reason::OUTCOME_UNKNOWN => {
+                assert!(begun.elapsed() < DEADLINE, "{error}");
+                sleep(Duration::from_millis(10)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refused_exec_id_can_be_used_again() {
+    let mut rig = Rig::new().await;
+    let user = Order { user: User::Name("no-such-user".into()), ..shell("echo ran") };
+    let cwd = Order { cwd: Some("/nosuch".into()), ..shell("echo ran") };
+    let fine = || shell("echo ran");
+    for (name, refused) in [("user", user), ("cwd", cwd)] {
+        for _ in 0..2 {
+            let error = rig.start(named(name, refused.clone())).await.expect_err("refused");
+            assert_eq!((error.reason, error.message.contains(name)), (reason::FIELD_INVALID, true));
+        }
+        // Also when two ask at once.
+        let (one, two) = tokio::join!(
+            rig.start(named(name, refused.clone())),
+            rig.start(named(name, refused.clone())),
+        );
+        for error in [one.expect_err("refused"), two.expect_err("refused")] {
+            assert_eq!(error.reason, reason::FIELD_INVALID, "{error}");
+        }
+        let (rest, kept) = (format!("{name}-2"), format!("{name}-3"));
+        assert_eq!(rig.run(named(name, fine())).await.out(), "ran\n");
+        rig.start(named(&rest, refused.clone())).await.expect_err("refused");
+        rig.run(named(&kept, fine())).await;
+        // Over a restart, too; and one that has run stays used up.
+        rig = restart(rig).await;
+        assert_eq!(run(&rig, named(&rest, fine())).await.out(), "ran\n");
+        let error = rig.start(named(&kept, fine())).await.expect_err("lost");
+        assert_eq!(error.reason, reason::EXEC_LOST);
+    }
+}
+
+#[tokio::test]
+async fn an_exec_id_of_what_is_no_program_can_be_used_again() {
+    let rig = Rig::new().await;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let script = dir.path().join("script");
+    std::fs::write(&script, "#!/bin/sh\necho ran\n").expect("written");
+    let path = script.to_str().expect("UTF-8");
+    let order = || named("script", argv(&[path]));
+    // Its exit is there for whoever asks, as often as asked.
+    for _ in 0..2 {
+        assert_eq!(rig.run(order()).await.code(), 126);
+    }
+    let runnable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&script, runnable).expect("made runnable");
+    assert_eq!(rig.run(order()).await.out(), "ran\n");
+    // Now it has run: once.
+    std::fs::write(&script, "#!/bin/sh\necho twice\n").expect("written");
+    assert_eq!(rig.run(order()).await.out(), "ran\n");
+
+    assert_eq!(rig.run(named("missing", argv(&["no-such-program"]))).await.code(), 127);
+    assert_eq!(rig.run(named("missing", shell("exit 127"))).await.code(), 127);
+    // A program that exits with the same code has run.
+    let error = rig.start(named("missing", argv(&["true"]))).await.expect_err("another");
+    assert_eq!(error.reason, reason::EXEC_ID_REUSED);
+    assert_eq!(rig.run(named("restarted", argv(&["no-such-program"]))).await.code(), 127);
+    let rig = restart(rig).await;
+    assert_eq!(run(&rig, named("restarted", shell("echo ran"))).await.out(), "ran\n");
+}
+
+#[tokio::test]
+async fn an_exec_id_that_found_no_place_can_be_used_again() {
+    let rig = Rig::new().await;
+    let mut held = Vec::new();
+    let time = format!("8300.{}", std::process::id());
+    for _ in 0..RUNNING_MAX {
+        held.push(rig.start(argv(&["sleep", &time])).await.expect("it starts"));
+    }
+    let order = || named("late", shell("echo ran"));
+    let error = rig.start(order()).await.expect_err("one too many");
+    assert_eq!(error.reason, reason::TOO_MANY_CALLS);
+    drop(held);
+    rig.until_count(&format!("sleep {time}"), 0).await;
+    let begun = Instant::now();
+    let ran = loop {
+        match rig.start(order()).await {
+            Ok((_, _input, outputs)) => break drain(outputs).await,
+            Err(error) => assert_eq!(error.reason, reason::TOO_MANY_CALLS, "{error}"),
+        }
+        assert!(begun.elapsed() < DEADLINE, "no place became free");
+        sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(ran.out(), "ran\n");
+}
