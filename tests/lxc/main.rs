@@ -26,6 +26,7 @@ mod operator;
 mod parallel;
 mod pause;
 mod recover;
+mod shims;
 mod stalls;
 mod stuck;
 mod verbs;

@@ -307,12 +307,18 @@ async fn changed(line: &Line, id: String, verb: Verb) -> Result<Option<Sandbox>,
             let request = SetLifetimeRequest { id, lifetime: Some(lives_for(EXTENDED)) };
             api.set_lifetime(line.ask(request)).await?.into_inner().sandbox
         }
-        // There is nobody in there: only the way to the door is of interest.
         Verb::Exec => {
-            let command = exec_start::Command::Shell("true".into());
+            let number = line.watch.command();
+            let command = exec_start::Command::Shell(format!("run {number}"));
             let start = ExecStart { id, command: Some(command), ..ExecStart::default() };
             let request = ExecCommandRequest { start: Some(start), ..Default::default() };
-            api.exec_command(line.ask(request)).await?;
+            let ran = api.exec_command(line.ask(request)).await;
+            let reason = ran.as_ref().err().and_then(daemon::status::reason);
+            let may_run = [reason::OUTCOME_UNKNOWN, reason::EXEC_LOST];
+            if let Some(reason) = reason.filter(|reason| !may_run.contains(&reason.as_str())) {
+                line.watch.denied(number, reason);
+            }
+            ran?;
             None
         }
     })

@@ -32,11 +32,12 @@ use crate::{
     calls::Memory,
     chance::Chance,
     clock::SimClock,
+    doors::Doors,
     lives::{Knows, Life},
     mutant::{Lapse, Mutant},
     net::Net,
     operator,
-    watch::{Doors, Watch},
+    watch::Watch,
     weather::{self, SlowDisk, StoreDisk},
 };
 
@@ -99,6 +100,8 @@ pub(crate) struct Cluster {
     /// The controllers'.
     pub(crate) clock: SimClock,
     pub(crate) seed: u64,
+    /// What helpers in sandboxes do.
+    doors: Arc<Chance>,
     lapse: Option<Lapse>,
 }
 
@@ -153,6 +156,7 @@ impl Cluster {
             begun: 0,
             clock: SimClock::new(weather::skew(&clocks), false),
             seed,
+            doors: Arc::new(Chance::new(seed, 97)),
             lapse,
         };
         cluster.add_somebodys(0, vmid(FOREIGN), None);
@@ -302,7 +306,13 @@ impl Cluster {
             journal: host.journal.clone(),
             clock: Arc::new(host.clock.clone()),
             host_load: Box::new(move |_, _| load),
-            shims: Arc::new(Doors { pve: self.pve.clone(), watch: self.watch.clone() }),
+            shims: Arc::new(Doors {
+                pve: self.pve.clone(),
+                watch: self.watch.clone(),
+                clock: host.clock.clone(),
+                chance: Arc::clone(&self.doors),
+                lapse: self.lapse,
+            }),
             dhcp: None,
             faults: Faults {
                 lapse: match self.lapse {

@@ -9,6 +9,7 @@ mod chance;
 mod check;
 mod clock;
 mod cluster;
+mod doors;
 mod drains;
 mod lives;
 pub mod mutant;

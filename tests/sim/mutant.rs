@@ -24,6 +24,8 @@ pub(crate) enum Lapse {
     Store(store::memory::Lapse),
     /// The reconciler looks once, at the start.
     Asleep,
+    /// What a shim has given up is told as not run, and runs.
+    GivenUp,
     /// A node has no clock but the one on its wall.
     WallAlone,
 }
@@ -97,4 +99,5 @@ pub const ALL: &[Mutant] = &[
     }),
     mutant("I13", "what is frozen counts as dead", Lapse::Pve(fake::Lapse::Frozen)),
     mutant("I13", "a pause takes no lock", Lapse::Pve(fake::Lapse::Hold)),
+    mutant("I14", "what was given up runs all the same", Lapse::GivenUp),
 ];

@@ -1,19 +1,17 @@
 //! What must hold at every moment, not only at the end.
 
 use std::{
-    collections::BTreeSet,
-    io,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use agent::{
     clock::Clock,
-    journal::{MemoryJournal, Phase, Record},
+    journal::{MemoryJournal, Record},
     pve::{CloneOrder, fake::FakeCluster},
-    sandbox::{Cause, exec::shims::Shims},
+    sandbox::Cause,
 };
 use proto::name::NodeName;
-use tokio::net::UnixStream;
 
 use crate::{
     calls::{Memory, TTL},
@@ -22,15 +20,66 @@ use crate::{
 
 /// What was seen to be wrong; each once.
 #[derive(Debug, Default)]
-pub(crate) struct Watch(Mutex<BTreeSet<String>>);
+pub(crate) struct Watch {
+    wrong: Mutex<BTreeSet<String>>,
+    commands: Mutex<BTreeMap<u64, Command>>,
+}
+
+/// What is known of a command.
+#[derive(Debug, Default)]
+struct Command {
+    ran: bool,
+    /// Its caller was told that it was not run, with this reason.
+    denied: Option<String>,
+}
 
 impl Watch {
     pub(crate) fn wrong(&self, what: String) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(what);
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).insert(what);
     }
 
     pub(crate) fn seen(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    fn commands(&self) -> MutexGuard<'_, BTreeMap<u64, Command>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number for a command that somebody is about to ask for.
+    pub(crate) fn command(&self) -> u64 {
+        let mut commands = self.commands();
+        let number = u64::try_from(commands.len()).expect("a count");
+        commands.insert(number, Command::default());
+        number
+    }
+
+    /// The command runs.
+    pub(crate) fn ran(&self, number: u64) {
+        let mut commands = self.commands();
+        let command = commands.entry(number).or_default();
+        if command.ran {
+            self.wrong(format!("I14: command {number} ran twice"));
+        }
+        command.ran = true;
+        self.not_both(number, command);
+    }
+
+    /// Its caller was told that it was not run.
+    pub(crate) fn denied(&self, number: u64, reason: String) {
+        let mut commands = self.commands();
+        let command = commands.entry(number).or_default();
+        command.denied = Some(reason);
+        self.not_both(number, command);
+    }
+
+    /// I14: what was answered as not run never runs.
+    fn not_both(&self, number: u64, command: &Command) {
+        if let Some(reason) = command.denied.as_ref().filter(|_| command.ran) {
+            self.wrong(format!(
+                "I14: command {number} was answered as not run ({reason}), and ran"
+            ));
+        }
     }
 
     /// I2: nothing is ended by its time to live before that has passed since somebody first asked
@@ -61,31 +110,3 @@ impl Watch {
 }
 
 pub(crate) type Journals = (NodeName, Arc<MemoryJournal>);
-
-/// Nothing is entered; whoever would be is looked at.
-#[derive(Debug)]
-pub(crate) struct Doors {
-    pub(crate) pve: FakeCluster,
-    pub(crate) watch: Arc<Watch>,
-}
-
-#[async_trait::async_trait]
-impl Shims for Doors {
-    async fn find(&self, _: &Record) -> Option<UnixStream> {
-        None
-    }
-
-    /// I5: only the sandbox that was named, and only in its life.
-    async fn start(&self, record: &Record) -> io::Result<UnixStream> {
-        let guest = self.pve.guests().remove(&record.vmid);
-        let mark = guest.as_ref().and_then(|guest| guest.config.mark());
-        if mark != Some(record.mark()) {
-            let (id, vmid) = (record.id, record.vmid);
-            self.watch.wrong(format!("I5: {vmid} was entered for {id} and is {mark:?}"));
-        }
-        if !matches!(record.phase, Phase::Running | Phase::Paused) {
-            self.watch.wrong(format!("I5: {} was entered and is {:?}", record.id, record.phase));
-        }
-        Err(io::Error::new(io::ErrorKind::Unsupported, "nobody is in there"))
-    }
-}

@@ -1,0 +1,92 @@
+//! The shim of a sandbox, as a process of its node: its cgroup, and what it uses.
+
+use std::time::Duration;
+
+use crate::world::{World, id, node, vmid, wait, world};
+
+/// Pids of the shim of a sandbox.
+fn shims(world: &World, node: &str, id: &str) -> Vec<u32> {
+    let found = world.shell(node, &format!("pgrep -f '[s]him .*{id}'"));
+    found.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn cgroup(world: &World, node: &str, vmid: u64) -> Vec<u32> {
+    let procs = format!("cat /sys/fs/cgroup/pve-sandbox/{vmid}/cgroup.procs 2>/dev/null");
+    world.shell(node, &procs).lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn is_there(world: &World, node: &str, vmid: u64) -> bool {
+    !world.shell(node, &format!("ls -d /sys/fs/cgroup/pve-sandbox/{vmid}")).is_empty()
+}
+
+#[test]
+fn a_shim_has_a_cgroup_of_its_own_that_goes_with_it() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&[]);
+    let (id, vmid, node) = (id(&sandbox), vmid(&sandbox), node(&sandbox).to_owned());
+    assert_eq!(world.ctl(&["exec", id, "--", "true"]).code, 0);
+    let [shim] = shims(&world, &node, id)[..] else { panic!("one shim") };
+    assert!(cgroup(&world, &node, vmid).contains(&shim), "{:?}", cgroup(&world, &node, vmid));
+    // Beside the container: it is not frozen with it, and nothing of the inside is in it.
+    let inside = world.ctl(&["exec", id, "--", "cat", "/proc/self/cgroup"]).stdout;
+    assert!(!String::from_utf8_lossy(&inside).contains("pve-sandbox"), "{inside:?}");
+    assert_eq!(world.ctl(&["pause", id]).code, 0);
+    let events = format!("cat /sys/fs/cgroup/pve-sandbox/{vmid}/cgroup.events");
+    assert!(world.shell(&node, &events).contains("frozen 0"));
+    assert_eq!(world.ctl(&["resume", id]).code, 0);
+
+    // An agent that starts again finds it as it was.
+    let services = world.node(&node).services().expect("services");
+    services.kill(lab::daemons::AGENT, false, Duration::from_secs(30)).expect("killed");
+    wait("the agent", || world.ctl(&["exec", id, "--", "true"]).code == 0);
+    assert_eq!(shims(&world, &node, id), [shim]);
+    assert!(cgroup(&world, &node, vmid).contains(&shim));
+
+    // One that was killed is followed by another, in the same cgroup.
+    world.shell(&node, &format!("kill -9 {shim}"));
+    wait("another shim", || world.ctl(&["exec", id, "--", "true"]).code == 0);
+    let [next] = shims(&world, &node, id)[..] else { panic!("one shim") };
+    assert_ne!(next, shim);
+    assert!(cgroup(&world, &node, vmid).contains(&next));
+
+    // Killed with its sandbox, it leaves its cgroup to the agent.
+    world.shell(&node, &format!("kill -9 {next}"));
+    assert_eq!(world.ctl(&["rm", id]).code, 0);
+    wait("the cgroup's end", || {
+        world.fsck();
+        !is_there(&world, &node, vmid)
+    });
+    world.finish();
+}
+
+#[test]
+fn the_cgroup_of_a_shim_goes_with_its_sandbox() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&[]);
+    let (id, vmid, node) = (id(&sandbox), vmid(&sandbox), node(&sandbox).to_owned());
+    assert_eq!(world.ctl(&["exec", id, "--", "true"]).code, 0);
+    assert!(is_there(&world, &node, vmid));
+    assert_eq!(world.ctl(&["rm", id]).code, 0);
+    wait("the cgroup's end", || !is_there(&world, &node, vmid));
+    world.finish();
+}
+
+#[test]
+fn what_the_shim_does_counts_as_its_sandboxes() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&[]);
+    let (id, vmid, node) = (id(&sandbox), vmid(&sandbox), node(&sandbox).to_owned());
+    // Nobody reads it: the shim alone takes it out of the pipe.
+    let yes = ["exec", "--exec-id", "yes", "--detach", id, "--", "yes"];
+    assert_eq!(world.ctl(&yes).code, 0);
+    let stat = format!("cat /sys/fs/cgroup/pve-sandbox/{vmid}/cpu.stat");
+    let used = || {
+        let text = world.shell(&node, &stat);
+        let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
+        line.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let before = used();
+    wait("the shim's work", || used() > before + 300_000);
+    assert_eq!(world.ctl(&["kill", "-s", "9", id, "yes"]).code, 0);
+    world.finish();
+}
