@@ -2,6 +2,7 @@
 
 mod clone;
 mod destroy;
+mod exec;
 mod lifecycle;
 mod pause;
 mod quorum;
@@ -60,6 +61,7 @@ behaviours! {
     pause::what_is_not_the_owners_is_left_alone,
     pause::what_is_paused_is_stopped_started_and_destroyed,
     pause::without_quorum_it_is_frozen_and_thawed,
+    exec::short_commands_end_no_long_one,
     quorum::without_it_changes_are_refused,
     quorum::without_pmxcfs_nothing_is_known,
 }

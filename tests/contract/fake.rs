@@ -1,6 +1,7 @@
 //! Over the cluster in memory, on paused time: always, and nothing may be missing.
 
 use std::{
+    ffi::OsString,
     net::Ipv4Addr,
     sync::{
         Arc,
@@ -8,9 +9,12 @@ use std::{
     },
 };
 
-use agent::pve::{
-    Address, Pve,
-    fake::{FakeCluster, Fault, Op, Pace, Trouble},
+use agent::{
+    pve::{
+        Address, Pve,
+        fake::{FakeCluster, Fault, Op, Pace, Trouble},
+    },
+    shim::Host,
 };
 use proto::{id::Vmid, name::NodeName};
 
@@ -158,8 +162,40 @@ impl Stage for InMemory {
         self.cluster.free(volume);
     }
 
+    fn inside(&self, _: Vmid) -> Arc<dyn Host> {
+        Arc::new(ThisMachine)
+    }
+
+    fn calls(&self) -> usize {
+        1000
+    }
+
     async fn remove(&self, vmid: Vmid) {
         self.cluster.remove(vmid);
+    }
+}
+
+/// Stands for every container: those of the cluster in memory run nothing.
+#[derive(Debug)]
+struct ThisMachine;
+
+impl Host for ThisMachine {
+    fn processes(&self) -> Vec<u32> {
+        let all = std::fs::read_dir("/proc").expect("procfs").flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| *pid != std::process::id()).collect()
+    }
+
+    fn frozen(&self) -> bool {
+        false
+    }
+
+    fn runs(&self) -> bool {
+        true
+    }
+
+    fn enter(&self) -> Vec<OsString> {
+        ["/usr/bin/env", "-i", "--"].map(OsString::from).into()
     }
 }
 

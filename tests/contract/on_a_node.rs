@@ -22,6 +22,7 @@ use agent::{
         storage,
     },
     run::Runner,
+    shim::{Container, Host, Options},
 };
 use proto::{id::Vmid, name::NodeName};
 use standin::faults::{Action, Rule, write_plan};
@@ -235,6 +236,22 @@ impl Stage for OnANode {
             return Ok(());
         }
         Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn inside(&self, vmid: Vmid) -> Arc<dyn Host> {
+        let places = Places::default();
+        let lxc_attach = places.lxc_attach.to_string_lossy().into_owned();
+        let vmid = vmid.get();
+        let enter =
+            vec![lxc_attach, "-n".into(), vmid.to_string(), "--clear-env".into(), "--".into()];
+        let nowhere = PathBuf::new();
+        let (socket, dir, ids) = (nowhere.clone(), nowhere.clone(), nowhere);
+        let options = Options { vmid, socket, dir, ids, enter, places };
+        Arc::new(Container::new(&options).expect("a vmid"))
+    }
+
+    fn calls(&self) -> usize {
+        10_000
     }
 
     async fn set_quorate(&self, on: bool) -> bool {

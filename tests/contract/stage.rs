@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use agent::pve::{Address, CloneOrder, Link, Mark, OwnVolumes, Pve, Settings};
+use agent::{
+    pve::{Address, CloneOrder, Link, Mark, OwnVolumes, Pve, Settings},
+    shim::Host,
+};
 use proto::{
     id::{SandboxId, Vmid},
     name::NodeName,
@@ -105,6 +108,13 @@ pub(crate) trait Stage: Sync {
 
     /// And removes it.
     async fn free(&self, volume: &str);
+
+    /// How a shim sees a container that runs, and gets into it; this machine, where nothing runs in
+    /// containers.
+    fn inside(&self, vmid: Vmid) -> Arc<dyn Host>;
+
+    /// How many short commands are enough to show that none is lost.
+    fn calls(&self) -> usize;
 
     /// Removes what `by_others` made.
     async fn remove(&self, vmid: Vmid);

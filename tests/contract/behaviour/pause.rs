@@ -8,7 +8,7 @@ use crate::stage::{DEADLINE, Shown, Stage, mark, until};
 
 impl dyn Stage + '_ {
     /// A clone of ours that runs.
-    async fn started(&self) -> CloneOrder {
+    pub(super) async fn started(&self) -> CloneOrder {
         let order = self.configured().await;
         self.pve().start(order.vmid, DEADLINE).await.expect("start");
         until("an init", async || self.pve().init_pid(order.vmid).await).await;
