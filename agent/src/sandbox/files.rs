@@ -239,6 +239,7 @@ impl Execs {
         task: FileTask,
         time: Duration,
     ) -> Result<Running, Error> {
+        let limits = self.limits();
         let record = self.awake(sandbox).await?;
         // Where it runs does not matter: paths are absolute.
         let cwd = Some("/".to_owned());
@@ -246,7 +247,7 @@ impl Execs {
         start.timeout_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         start.title = "(files)".to_owned();
         let (input, inputs) = mpsc::channel(MESSAGES);
-        let (_, outputs) = self.begin(record, start, inputs).await?;
+        let (_, outputs) = self.begin(record, start, limits, inputs).await?;
         Ok(Running { input, outputs, stderr: BytesMut::new() })
     }
 

@@ -18,12 +18,6 @@ use super::server::{Frames, frames};
 
 /// Bytes of a message; the largest is an order.
 pub(super) const FRAME_MAX: usize = 9 * 1024 * 1024;
-/// How long an answer may take that the shim has at hand. Controllers wait for 5 s.
-const ANSWER: Duration = Duration::from_secs(4);
-/// How long stdin may take: the shim waits for 5 s for a command that does not read. Controllers
-/// wait for 10 s.
-const STDIN: Duration = Duration::from_secs(8);
-
 /// How long a shim that did not answer may take to hear that nobody waits any more.
 const HANG_UP: Duration = Duration::from_millis(100);
 
@@ -88,9 +82,9 @@ pub async fn attach(
 pub async fn control(
     stream: UnixStream,
     message: request::Message,
+    deadline: Instant,
 ) -> Result<response::Message, Refused> {
-    let wait = if matches!(message, request::Message::Stdin(_)) { STDIN } else { ANSWER };
-    ask(&mut frames(stream), message, Instant::now() + wait).await
+    ask(&mut frames(stream), message, deadline).await
 }
 
 fn nonsense(answer: &response::Message) -> Refused {

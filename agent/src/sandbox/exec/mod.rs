@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 use tokio::{
     net::UnixStream,
     sync::{Mutex, Semaphore, mpsc},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{Error, Sandboxes, Wake, check::Finding};
@@ -49,18 +49,22 @@ const ATTACHED_MAX: usize = 2048;
 const OUTPUT_MESSAGES: usize = 8;
 /// Characters of a command line that are shown.
 const TITLE_MAX: usize = 200;
-/// How long it may take to reach the shim for what is one message and one answer.
-const CONNECT: Duration = Duration::from_secs(2);
 /// Locks: shims of one sandbox are started one after another, of different ones mostly at once.
 const LOCKS: usize = 64;
 
-/// How long after it was asked for a command may still be started: milliseconds, unless the node is
-/// under heavy load. The order carries this as its deadline.
+/// How long after it was asked for a command may still be started, with the time in which its sandbox
+/// is woken: milliseconds, unless the node is under heavy load. The order carries this as its deadline.
 const START: Duration = Duration::from_secs(12);
 /// How long after that the shim's word on it may come. Controllers wait for 16 s.
 const WORD: Duration = Duration::from_secs(2);
-/// How long the shim of a command that runs may take to attach to it. Controllers wait for 16 s.
-const ATTACH: Duration = Duration::from_secs(8);
+/// Within which a command that runs is attached to, with the time in which its sandbox is woken.
+/// Controllers wait for 16 s.
+const ATTACH: Duration = Duration::from_secs(14);
+/// Within which what is done to a command is answered, the same way; its shim alone waits for 5 s for
+/// a command that does not read. Controllers wait for 10 s.
+const CONTROL: Duration = Duration::from_millis(8500);
+/// Within which the commands are listed. Controllers wait for 5 s.
+const LIST: Duration = Duration::from_secs(4);
 
 /// How long a shim may run after its sandbox has ended.
 const LINGER: Duration = Duration::from_secs(60);
@@ -125,9 +129,10 @@ impl Execs {
         order: Order,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
-        let record = self.awake(&order.sandbox).await?;
+        let limits = self.limits();
+        let record = in_time(limits.answer_by, self.awake(&order.sandbox)).await?;
         let start = start(&record, &order, self.0.sandboxes.now_ms())?;
-        self.begin(record, start, input).await
+        self.begin(record, start, limits, input).await
     }
 
     /// Attaches to a command.
@@ -139,13 +144,22 @@ impl Execs {
         attach: Attach,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
-        let record = self.awake(&attach.sandbox).await?;
+        let deadline = Instant::now() + ATTACH;
+        let record = in_time(deadline, self.awake(&attach.sandbox)).await?;
         let message = request::Message::Attach(wire::Attach {
             exec_id: attach.exec_id.clone(),
             stdout_offset: attach.stdout_offset,
             stderr_offset: attach.stderr_offset,
         });
-        self.talk(record, attach.exec_id, message, ATTACH, input).await
+        self.talk(record, attach.exec_id, message, deadline, input).await
+    }
+
+    /// Deadlines of a command that is asked for now.
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            start_by_ms: self.0.sandboxes.moment().after(START).up_ms,
+            answer_by: Instant::now() + START + WORD,
+        }
     }
 
     /// Starts what is meant for the helper alone: it has a name that nobody chose.
@@ -153,12 +167,12 @@ impl Execs {
         &self,
         record: Arc<Record>,
         mut start: wire::Start,
+        limits: Limits,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
         let exec_id = start.exec_id.clone();
-        let deadline = self.0.sandboxes.moment().after(START);
-        start.start_by_ms = deadline.up_ms;
-        self.talk(record, exec_id, request::Message::Start(start), START + WORD, input).await
+        start.start_by_ms = limits.start_by_ms;
+        self.talk(record, exec_id, request::Message::Start(start), limits.answer_by, input).await
     }
 
     async fn talk(
@@ -166,10 +180,9 @@ impl Execs {
         record: Arc<Record>,
         exec_id: String,
         message: request::Message,
-        wait: Duration,
+        deadline: Instant,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
-        let deadline = Instant::now() + wait;
         let place = Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| {
             let message = format!("{ATTACHED_MAX} commands are attached to on this node already");
             Error::new(reason::TOO_MANY_CALLS, message).retry_after(Duration::from_secs(1))
@@ -180,8 +193,7 @@ impl Execs {
         let begun = self.0.sandboxes.tasks().run(async move {
             let Attachment { started, output, input: to } = {
                 let starts = matches!(message, request::Message::Start(_));
-                let stream = timeout_at(deadline, shared.connect(&record)).await;
-                let stream = stream.unwrap_or_else(|_| Err(not_reached()))?;
+                let stream = in_time(deadline, shared.connect(&record)).await?;
                 let attached = client::attach(stream, message, deadline).await;
                 attached.map_err(|refused| shared.explain(&record, refused, starts))?
             };
@@ -222,7 +234,8 @@ impl Execs {
         exec_id: String,
         control: Control,
     ) -> Result<u64, Error> {
-        let record = self.awake(sandbox).await?;
+        let deadline = Instant::now() + CONTROL;
+        let record = in_time(deadline, self.awake(sandbox)).await?;
         let message = match control {
             Control::Stdin { offset, data, eof } => {
                 request::Message::Stdin(wire::Stdin { exec_id, offset, data, eof })
@@ -235,9 +248,8 @@ impl Execs {
                 request::Message::Signal(wire::Signal { exec_id, number })
             }
         };
-        let stream = timeout(CONNECT, self.0.connect(&record)).await;
-        let stream = stream.unwrap_or_else(|_| Err(not_reached()))?;
-        match client::control(stream, message).await {
+        let stream = in_time(deadline, self.0.connect(&record)).await?;
+        match client::control(stream, message, deadline).await {
             Ok(response::Message::Done(done)) => Ok(done.stdin_offset),
             Ok(_) => Err(failed("its shim answered out of turn".to_owned())),
             Err(refused) => Err(self.0.explain(&record, refused, true)),
@@ -249,10 +261,11 @@ impl Execs {
     /// # Errors
     /// When there is no such sandbox, or it is not up.
     pub async fn list(&self, sandbox: &SandboxRef) -> Result<Vec<ExecInfo>, Error> {
+        let deadline = Instant::now() + LIST;
         let record = self.0.sandboxes.up(sandbox)?;
         // Without a shim nothing was ever run in this boot, or nothing for long.
         let Some(stream) = self.0.shims.find(&record).await else { return Ok(Vec::new()) };
-        match client::control(stream, request::Message::List(wire::List {})).await {
+        match client::control(stream, request::Message::List(wire::List {}), deadline).await {
             Ok(response::Message::Execs(list)) => Ok(list.execs),
             Ok(_) => Err(failed("its shim answered out of turn".to_owned())),
             Err(refused) => Err(self.0.explain(&record, refused, false)),
@@ -334,6 +347,23 @@ fn may_be_done(refused: &Refused) -> bool {
         Refused::No(reason, _) => [reason::OUTCOME_UNKNOWN, reason::EXEC_LOST].contains(&&**reason),
         Refused::Lost(_) => true,
     }
+}
+
+/// Deadlines of a start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// The command is not started after this, milliseconds on the clock of `helper::up_ms`.
+    start_by_ms: u64,
+    /// The caller has its answer by then.
+    answer_by: Instant,
+}
+
+/// What comes before anything is asked of the shim.
+async fn in_time<T>(
+    deadline: Instant,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(not_reached()))
 }
 
 /// Nothing was asked of the shim.

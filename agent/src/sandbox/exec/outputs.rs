@@ -13,7 +13,7 @@ use futures_util::{StreamExt, future, stream};
 use proto::shim::v1::{self as wire, request, response};
 use tokio::{
     net::UnixStream,
-    time::{interval, timeout},
+    time::{Instant, interval, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -96,9 +96,11 @@ fn decide(held: &[wire::OutputsHeld], budget: Budget, limit: u64) -> (u64, Vec<u
 
 async fn say(socket: &Path, limit_bytes: u64, free_bytes: u64) -> Option<wire::OutputsHeld> {
     let message = request::Message::Outputs(wire::Outputs { limit_bytes, free_bytes });
-    let asked =
-        async { client::control(UnixStream::connect(socket).await.ok()?, message).await.ok() };
-    match timeout(ANSWER, asked).await {
+    let deadline = Instant::now() + ANSWER;
+    let asked = async {
+        client::control(UnixStream::connect(socket).await.ok()?, message, deadline).await.ok()
+    };
+    match timeout_at(deadline, asked).await {
         Ok(Some(response::Message::Outputs(held))) => Some(held),
         // It is on its way out, older than this question, or stands still.
         Ok(Some(_) | None) | Err(_) => None,

@@ -9,6 +9,7 @@ mod files;
 mod given_up;
 mod hostile;
 mod refused;
+mod silent;
 mod stuck;
 mod terminal;
 

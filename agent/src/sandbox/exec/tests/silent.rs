@@ -1,0 +1,78 @@
+//! Shims that are there and never answer.
+
+use super::*;
+use crate::sandbox::files::FileContent;
+
+/// Takes every connection, and says nothing.
+#[derive(Debug)]
+struct Silent {
+    held: std::sync::Mutex<Vec<UnixStream>>,
+}
+
+#[async_trait::async_trait]
+impl shims::Shims for Silent {
+    async fn find(&self, _: &Record) -> Option<UnixStream> {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        self.held.lock().expect("no panic").push(theirs);
+        Some(ours)
+    }
+
+    async fn start(&self, _: &Record) -> std::io::Result<UnixStream> {
+        unreachable!("one is found")
+    }
+}
+
+/// Runs a call, which must end with an error of this reason before its controller gives it up.
+async fn ends<T>(
+    what: &str,
+    controller: u64,
+    wanted: &'static str,
+    call: impl Future<Output = Result<T, Error>>,
+) {
+    let begun = Instant::now();
+    let error = call.await.map(drop).expect_err("nobody answered");
+    let took = begun.elapsed();
+    assert_eq!(error.reason, wanted, "{what}: {error}");
+    // With something left for the way between the two.
+    assert!(took + Duration::from_secs(1) <= Duration::from_secs(controller), "{what}: {took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_are_answered_below_the_controllers_deadlines() {
+    let rig = Rig::new().await;
+    let silent = Silent { held: std::sync::Mutex::default() };
+    let execs = Execs::new(Arc::clone(&rig.sandboxes), Arc::new(silent));
+    let (name, root) = (SandboxRef::Id(id(1)), User::Id(0));
+    let path = || "/etc/passwd".to_owned();
+    let input = || mpsc::channel(1).1;
+    // As in controller/src/node/client.rs and controller/src/sandbox/files.rs.
+    let (start, control, list, files) = (16, 10, 5, 18);
+    let unknown = reason::OUTCOME_UNKNOWN;
+
+    ends("start", start, unknown, execs.start(argv(&["true"]), input())).await;
+    let named = Order { exec_id: Some("build".into()), ..argv(&["true"]) };
+    ends("start by name", start, unknown, execs.start(named, input())).await;
+    let attach = Attach {
+        sandbox: name.clone(),
+        exec_id: "build".into(),
+        stdout_offset: 0,
+        stderr_offset: 0,
+    };
+    ends("attach", start, reason::EXEC_FAILED, execs.attach(attach, input())).await;
+    let stdin = Control::Stdin { offset: 0, data: Bytes::from_static(b"x"), eof: false };
+    let resize = Control::Resize(Window { rows: 1, columns: 1 });
+    for (what, act) in [("stdin", stdin), ("resize", resize), ("signal", Control::Signal(9))] {
+        ends(what, control, unknown, execs.control(&name, "build".to_owned(), act)).await;
+    }
+    ends("list", list, reason::EXEC_FAILED, execs.list(&name)).await;
+
+    ends("stat", files, unknown, execs.stat_file(&name, &root, path())).await;
+    ends("list a directory", files, unknown, execs.list_dir(&name, &root, path())).await;
+    ends("read", files, unknown, execs.read_file(&name, &root, path(), (0, 0))).await;
+    ends("download", files, unknown, execs.download(&name, &root, path())).await;
+    ends("remove", files, unknown, execs.remove_file(&name, &root, path(), false)).await;
+    let file = FileContent { path: path(), content: Bytes::from_static(b"x"), mode: 0o600 };
+    ends("write", files, unknown, execs.write_files(&name, &root, vec![file])).await;
+    let (_archive, bytes) = mpsc::channel(1);
+    ends("upload", files, unknown, execs.upload(&name, &root, path(), bytes)).await;
+}
