@@ -22,7 +22,10 @@ use proto::{
     sandbox::v1::ExecExit,
     shim::v1::{HangUp, Start, Stdin, request, response},
 };
-use tokio::{net::UnixListener, net::UnixStream, time::timeout};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    time::{Instant, timeout},
+};
 
 use crate::stage::{DEADLINE, Shown, Stage};
 
@@ -129,7 +132,7 @@ impl Shim {
         loop {
             let stream = UnixStream::connect(&self.socket).await.expect("it listens");
             let message = request::Message::Start(start.clone());
-            match client::attach(stream, message).await {
+            match client::attach(stream, message, Instant::now() + DEADLINE).await {
                 Ok(attachment) => return attachment,
                 Err(Refused::No(reason, _)) if reason == reason::TOO_MANY_CALLS => {
                     tokio::time::sleep(PAUSE).await;
