@@ -22,7 +22,7 @@ use agent::{
         storage,
     },
     run::Runner,
-    shim::{Container, Host, Options},
+    shim::{Container, Host, OUTPUT_BYTES_MAX, Options},
 };
 use proto::{id::Vmid, name::NodeName};
 use standin::faults::{Action, Rule, write_plan};
@@ -246,7 +246,8 @@ impl Stage for OnANode {
             vec![lxc_attach, "-n".into(), vmid.to_string(), "--clear-env".into(), "--".into()];
         let nowhere = PathBuf::new();
         let (socket, dir, ids) = (nowhere.clone(), nowhere.clone(), nowhere);
-        let options = Options { vmid, socket, dir, ids, enter, places };
+        let (output_bytes_max, limits) = (OUTPUT_BYTES_MAX, None);
+        let options = Options { vmid, socket, dir, output_bytes_max, ids, enter, places, limits };
         Arc::new(Container::new(&options).expect("a vmid"))
     }
 

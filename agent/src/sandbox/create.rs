@@ -41,7 +41,7 @@ struct Work<'a> {
 /// What an order led to.
 enum Admitted {
     /// To be made by this call.
-    New(Ticket, Seat, Flight, Template),
+    New(Box<(Ticket, Seat, Flight, Template)>),
     /// Being made.
     Joined(Flight),
     /// Made before.
@@ -65,7 +65,8 @@ impl Sandboxes {
         let mut flight = match self.admit(&order).await? {
             Admitted::Made(name) => return self.get(&name).await,
             Admitted::Joined(flight) => flight,
-            Admitted::New(ticket, seat, flight, template) => {
+            Admitted::New(new) => {
+                let (ticket, seat, flight, template) = *new;
                 self.run(ticket, |sandboxes, crew| async move {
                     sandboxes.make(&order, &template, &crew, seat).await
                 });
@@ -119,7 +120,7 @@ impl Sandboxes {
             Entered::Joined(flight) => Admitted::Joined(flight),
             Entered::New(ticket, flight) => {
                 let seat = gate.admit(order, size.memory_bytes(), template.vmid);
-                Admitted::New(ticket, seat, flight, template)
+                Admitted::New(Box::new((ticket, seat, flight, template)))
             }
         })
     }

@@ -10,7 +10,7 @@ use std::{
 
 use agent::{
     shim::{
-        Host, Parts,
+        Host, OUTPUT_BYTES_MAX, Parts,
         client::{self, Attachment, Refused},
         serve,
     },
@@ -57,6 +57,7 @@ async fn burst(host: Arc<dyn Host>, calls: usize) {
         host,
         image: image::sealed("pve-sandbox-helper", image::HELPER).expect("an image"),
         dir: dir.path().to_owned(),
+        output_bytes_max: OUTPUT_BYTES_MAX,
         ids: dir.path().join("ids"),
         socket: shim.socket.clone(),
     };
