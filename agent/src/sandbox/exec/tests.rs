@@ -190,7 +190,7 @@ impl Rig {
             Arc::clone(&pve) as Arc<dyn Pve>,
             Arc::new(journal) as Arc<dyn Journal>,
             // Orders carry deadlines by the host's own clock.
-            Arc::new(SystemClock),
+            Arc::new(SystemClock::default()),
             tasks.clone(),
             Faults::default(),
         )
