@@ -85,7 +85,8 @@ async fn hidden_characters_of_a_tenant_do_not_reach_the_terminal() {
 #[tokio::test]
 async fn what_can_be_repeated_waits_for_an_agent_that_is_started_again() {
     let fake = fake().await;
-    for verb in [["stop", ID].as_slice(), &["pause", ID], &["rm", ID], &["exec", ID, "--", "true"]]
+    for verb in
+        [["stop", ID].as_slice(), &["pause", ID], &["rm", ID], &["exec", ID, "--", "exit", "0"]]
     {
         fake.behaviour.away.store(2, Ordering::SeqCst);
         let ran = fake.run(verb).await;

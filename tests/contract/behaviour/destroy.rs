@@ -229,12 +229,12 @@ pub(super) async fn what_the_sandbox_did_not_make_stays(stage: &dyn Stage) -> Sh
     for own in [&named, &named, &OwnVolumes::default()] {
         pve.destroy_owned(vmid, &owner, own, DEADLINE).await.expect("destroy");
         assert_eq!(pve.config(vmid).await.expect("read"), None);
-        assert_eq!(there().await, [key.clone()]);
+        assert_eq!(there().await, std::slice::from_ref(&key));
     }
     // It is seen before the next clone to that number, and among all.
     let site = pve.clone_site(stage.template(), vmid).await.expect("a look");
     let seen: Vec<_> = site.volumes.iter().filter_map(|volume| volume::key(volume)).collect();
-    assert_eq!(seen, [key.clone()]);
+    assert_eq!(seen, std::slice::from_ref(&key));
     let all = pve.all_volumes().await.expect("a look");
     assert_eq!(all.get(&vmid), Some(&site.volumes));
     stage.free(&stray).await;

@@ -156,7 +156,10 @@ async fn end(mut running: Attachment) -> ExecExit {
             response::Message::Stdout(_)
             | response::Message::Stderr(_)
             | response::Message::Done(_) => {}
-            other => panic!("it was lost: {other:?}"),
+            other @ (response::Message::Started(_)
+            | response::Message::Refused(_)
+            | response::Message::Execs(_)
+            | response::Message::Outputs(_)) => panic!("it was lost: {other:?}"),
         }
     }
 }

@@ -80,5 +80,6 @@ async fn a_snapshot_of_a_container_that_is_no_template_is_refused() {
     let node = Node::new().await;
     node.cluster.edit(&node.name, vmid(TEMPLATE), |config| config.remove("template"));
     let error = node.sandboxes.create(order(1), LONG).await.expect_err("refused");
-    assert_eq!(error.reason, reason::CONTAINER_UNFIT, "{error}");
+    assert_eq!(error.reason, reason::SNAPSHOT_NOT_FOUND, "{error}");
+    assert!(error.to_string().contains("its template is missing, or is none"), "{error}");
 }

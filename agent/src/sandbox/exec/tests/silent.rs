@@ -52,12 +52,8 @@ async fn calls_are_answered_below_the_controllers_deadlines() {
     ends("start", start, unknown, execs.start(argv(&["true"]), input())).await;
     let named = Order { exec_id: Some("build".into()), ..argv(&["true"]) };
     ends("start by name", start, unknown, execs.start(named, input())).await;
-    let attach = Attach {
-        sandbox: name.clone(),
-        exec_id: "build".into(),
-        stdout_offset: 0,
-        stderr_offset: 0,
-    };
+    let attach =
+        Attach { sandbox: name, exec_id: "build".into(), stdout_offset: 0, stderr_offset: 0 };
     ends("attach", start, reason::EXEC_FAILED, execs.attach(attach, input())).await;
     let stdin = Control::Stdin { offset: 0, data: Bytes::from_static(b"x"), eof: false };
     let resize = Control::Resize(Window { rows: 1, columns: 1 });
