@@ -66,10 +66,11 @@ fn streams_that_stand_still_hold_up_no_call_of_their_node() {
     let big = tempfile::NamedTempFile::new().expect("a file");
     big.as_file().set_len(1 << 30).expect("a large file without content");
     let from = big.path().to_str().expect("UTF-8");
+    // By its name: what it takes on the disk shows when the disk is written, seconds later.
+    let arrives = format!("ls -A /rpool/data/subvol-{}-disk-0/root", vmid(&paused));
+    let before = world.shell(node(&paused), &arrives);
     let mut upload = world.command(&["cp", from, &format!("{frozen}:/root/big")]);
     running.start(&mut upload, Stdio::null(), Stdio::null());
-    let arrives = format!("du -s /rpool/data/subvol-{}-disk-0/root", vmid(&paused));
-    let before = world.shell(node(&paused), &arrives);
     wait("the upload to arrive", || world.shell(node(&paused), &arrives) != before);
     in_time(&world, &red, &["pause", frozen]);
     wait("all commands to run", || {
