@@ -298,6 +298,9 @@ fn order(start: wire::ExecStart) -> Result<Order, Invalid> {
         (true, None) => Some(WINDOW_DEFAULT),
         (false, _) => None,
     };
+    if start.detached && start.exec_id.is_empty() {
+        return Err(Invalid::new("exec_id", "must be set for a command that is detached"));
+    }
     let time = start.timeout.unwrap_or_default();
     let time =
         Duration::try_from(time).map_err(|_| Invalid::new("timeout", "must not be negative"))?;
@@ -313,6 +316,7 @@ fn order(start: wire::ExecStart) -> Result<Order, Invalid> {
             text if text.is_empty() => None,
             text => Some(order::exec_id(text)?),
         },
+        detached: start.detached,
     })
 }
 
@@ -379,6 +383,7 @@ mod tests {
         refused("cwd", |s| s.cwd = "tmp".into());
         refused("env.key", |s| drop(s.env.insert("A=B".into(), String::new())));
         refused("user", |s| s.user = "--help".into());
+        refused("exec_id", |s| s.detached = true);
         refused("timeout", |s| s.timeout = seconds(-1, 0));
         refused("timeout", |s| s.timeout = seconds(86_400, 1));
         let window = |rows, cols| Some(wire::WindowSize { rows, cols });

@@ -186,10 +186,15 @@ impl Helper {
         });
         let (listener, host) = (Arc::clone(&helper), Arc::clone(host));
         tokio::spawn(async move {
+            // Killed only once it is known to be stuck: its socket closes at that, as it does when
+            // somebody else kills it.
             let stuck = tokio::select! {
                 () = listener.listen() => false,
                 () = listener.watch(&*host) => true,
             };
+            if stuck {
+                listener.kill().await;
+            }
             // What was started goes with the helper; this closes every answer and exit.
             listener.gone.cancel();
             let expected = std::mem::take(&mut *listener.expected());
@@ -314,7 +319,7 @@ impl Helper {
     }
 
     /// Asks for signs of life whenever something is expected. Returns when the helper has given none
-    /// for too long: it is dead by then, or will run nothing more.
+    /// for too long.
     async fn watch(&self, host: &dyn Host) {
         let mut last = Instant::now();
         loop {
@@ -330,11 +335,15 @@ impl Helper {
             }
             if (starts || last.elapsed() >= QUIET) && !host.frozen() {
                 if !self.answers(host).await {
-                    break;
+                    return;
                 }
                 last = Instant::now();
             }
         }
+    }
+
+    /// Kills it. It is dead when this returns, or will run nothing more.
+    async fn kill(&self) {
         tracing::warn!(pid = self.pid, "the helper does not answer; it is killed");
         self.send(rustix::process::Signal::KILL);
         if let Some(pid) = self.pid.filter(|_| self.process.is_some()) {

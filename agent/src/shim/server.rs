@@ -395,6 +395,7 @@ impl Shim {
         let title = Title {
             exec_id: start.exec_id.clone(),
             keep: start.keep,
+            detached: start.detached,
             never_ran: spawned.never_ran,
             digest: start.digest.clone(),
             title: start.title.clone(),

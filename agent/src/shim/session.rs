@@ -3,7 +3,8 @@
 //! Output is taken from the command only as fast as the slowest of those who are attached takes it:
 //! one that does not read stops the command at its next write, and nothing else. When an agent is
 //! lost, the command is held for it for a while; when nobody is attached and nobody is expected, it
-//! runs free and the oldest output is let go.
+//! runs free and the oldest output is let go. Nobody is expected by a command that was started
+//! detached.
 //!
 //! A command ends at once when its own process does, whoever has read what by then: each attachment
 //! is given what was written until that moment, then the end. What the command left in the background
@@ -85,6 +86,8 @@ pub(super) enum Next {
 pub(super) struct Title {
     pub(super) exec_id: String,
     pub(super) keep: bool,
+    /// Nobody is expected to read its output.
+    pub(super) detached: bool,
     /// No program was run: its exit is the helper's own word for that.
     pub(super) never_ran: bool,
     pub(super) digest: String,
@@ -210,7 +213,7 @@ impl Session {
             readers: BTreeMap::new(),
             next_reader: 0,
             // Whoever started it is about to attach.
-            held: Some(([0, 0], Instant::now() + HELD)),
+            held: (!title.detached).then(|| ([0, 0], Instant::now() + HELD)),
             pending: VecDeque::new(),
             pending_bytes: 0,
             stdin_taken: 0,
@@ -310,6 +313,7 @@ impl Session {
             if let Some(gone) = state.readers.remove(&reader)
                 && state.readers.is_empty()
                 && !state.told
+                && !self.title.detached
             {
                 state.held = Some((gone.at, Instant::now() + HELD));
             }

@@ -216,6 +216,7 @@ fn start(exec: Exec) -> Result<ExecStart, Failure> {
             Some(exec_id) => exec_id,
             None => super::create::random_key()?,
         },
+        detached: exec.detach,
     })
 }
 

@@ -399,6 +399,7 @@ fn start(record: &Record, order: &Order, now_ms: u64) -> Result<wire::Start, Err
     Ok(wire::Start {
         exec_id: order.exec_id.clone().unwrap_or(start.exec_id),
         keep: order.exec_id.is_some(),
+        detached: order.detached,
         timeout_ms: u64::try_from(order.timeout.as_millis()).unwrap_or(u64::MAX),
         window: order.tty.map(size),
         title: title.chars().filter(|c| !c.is_control()).take(TITLE_MAX).collect(),

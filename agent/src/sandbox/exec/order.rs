@@ -49,6 +49,8 @@ pub struct Order {
     pub tty: Option<Window>,
     /// The caller's own name for this run.
     pub exec_id: Option<String>,
+    /// Its output is never held for a reader that has gone. Only with an `exec_id`.
+    pub detached: bool,
 }
 
 /// A command to attach to.

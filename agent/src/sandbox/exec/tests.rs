@@ -41,6 +41,8 @@ use entered::{Entered, Here};
 
 /// As many as a shim runs.
 const RUNNING_MAX: usize = 64;
+/// Bytes of each output that a shim keeps.
+const KEPT: u64 = 4 * 1024 * 1024;
 /// No test waits longer for one thing.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -81,6 +83,7 @@ fn shell(line: &str) -> Order {
         timeout: DEADLINE,
         tty: None,
         exec_id: None,
+        detached: false,
     }
 }
 

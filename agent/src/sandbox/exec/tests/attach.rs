@@ -84,6 +84,44 @@ async fn a_named_command_runs_once_and_outlives_its_caller() {
     assert_eq!(error.reason, reason::EXEC_NOT_FOUND);
 }
 
+/// Bytes of stdout of a run that nobody reads, once it has written more than is kept.
+async fn until_it_runs_free(rig: &Rig, exec_id: &str) {
+    let begun = Instant::now();
+    loop {
+        let runs = rig.execs.list(&SandboxRef::Id(id(1))).await.expect("listed");
+        let run = runs.iter().find(|run| run.exec_id == exec_id).expect("it runs");
+        if run.stdout_bytes > 2 * KEPT {
+            return;
+        }
+        assert!(begun.elapsed() < DEADLINE, "it is held: {run:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_detached_command_waits_for_no_reader_that_has_gone() {
+    let rig = Rig::new().await;
+    let order = Order { detached: true, ..named("server", argv(&["yes"])) };
+    let (_, _input, outputs) = rig.start(order).await.expect("it starts");
+    drop(outputs);
+    until_it_runs_free(&rig, "server").await;
+    // Nor for one that came later, read a little, and left.
+    let (started, _input, mut outputs) = rig.attach("server", 0).await;
+    assert!(started.stdout_offset > 0, "the oldest was let go");
+    assert!(matches!(timeout(DEADLINE, outputs.recv()).await, Ok(Some(Ok(Output::Stdout(_))))));
+    drop(outputs);
+    let before = started.stdout_offset;
+    let begun = Instant::now();
+    loop {
+        let (again, _input, _outputs) = rig.attach("server", 0).await;
+        if again.stdout_offset > before + 2 * KEPT {
+            break;
+        }
+        assert!(begun.elapsed() < DEADLINE, "it is held");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn many_lives_of_an_agent_lose_and_double_nothing() {
     let rig = Rig::new().await;
