@@ -4,6 +4,7 @@
 //! `reason` the constants of `ErrorInfo.reason`. Knows no other crate of the workspace.
 
 pub mod cause;
+pub mod exec;
 pub mod id;
 pub mod lifetime;
 pub mod name;

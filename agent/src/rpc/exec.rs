@@ -11,6 +11,7 @@ use std::{
 use daemon::status::Refusal;
 use proto::{
     agent::v1 as agent,
+    exec,
     id::Invalid,
     reason,
     sandbox::v1::{self as wire, exec_request, exec_response, exec_start},
@@ -31,12 +32,8 @@ use crate::sandbox::exec::{
 
 /// How long the first message may take.
 const FIRST: Duration = Duration::from_secs(10);
-/// Bytes of stdin in one message.
-const STDIN_BYTES_MAX: usize = 256 * 1024;
 /// Messages on their way in either direction.
 const MESSAGES: usize = 4;
-/// Rows and columns of a terminal.
-const WINDOW: std::ops::RangeInclusive<u32> = 1..=1000;
 /// What a terminal has unless the caller says.
 const WINDOW_DEFAULT: Window = Window { rows: 24, columns: 80 };
 
@@ -157,9 +154,7 @@ pub(super) async fn control(
     let action = request.action.ok_or_else(|| Invalid::new("action", "must be given"))?;
     let (id, exec_id, control) = match action {
         Action::WriteStdin(ask) => {
-            if ask.data.len() > STDIN_BYTES_MAX {
-                return Err(Invalid::new("data", "must be at most 256 KiB").into());
-            }
+            exec::check_chunk("data", &ask.data)?;
             let (offset, data, eof) = (ask.offset, ask.data, ask.eof);
             (ask.id, ask.exec_id, order::Control::Stdin { offset, data, eof })
         }
@@ -326,10 +321,10 @@ fn input_of(request: agent::ExecRequest) -> Result<Input, Invalid> {
         exec_request::Message::Start(_) | exec_request::Message::Attach(_) => {
             Err(Invalid::new("start", "must be the first message, and only that"))
         }
-        exec_request::Message::Stdin(bytes) if bytes.len() > STDIN_BYTES_MAX => {
-            Err(Invalid::new("stdin", "must be at most 256 KiB in one message"))
+        exec_request::Message::Stdin(bytes) => {
+            exec::check_chunk("stdin", &bytes)?;
+            Ok(Input::Stdin(bytes))
         }
-        exec_request::Message::Stdin(bytes) => Ok(Input::Stdin(bytes)),
         exec_request::Message::StdinEof(true) => Ok(Input::Eof),
         exec_request::Message::StdinEof(false) => Ok(Input::Stdin(bytes::Bytes::new())),
         exec_request::Message::Resize(size) => window(size).map(Input::Resize),
@@ -338,18 +333,14 @@ fn input_of(request: agent::ExecRequest) -> Result<Input, Invalid> {
 }
 
 fn signal(number: u32) -> Result<i32, Invalid> {
-    let number = i32::try_from(number).ok().filter(|number| (1..=31).contains(number));
-    number.ok_or_else(|| Invalid::new("signal", "must be 1 to 31"))
+    exec::check_signal(number)?;
+    Ok(i32::try_from(number).unwrap_or_default())
 }
 
 fn window(size: wire::WindowSize) -> Result<Window, Invalid> {
-    let side = |number: u32| {
-        u16::try_from(number)
-            .ok()
-            .filter(|_| WINDOW.contains(&number))
-            .ok_or_else(|| Invalid::new("window", "must be 1 to 1000 rows and columns"))
-    };
-    Ok(Window { rows: side(size.rows)?, columns: side(size.cols)? })
+    exec::check_window(&size)?;
+    let side = |number: u32| u16::try_from(number).unwrap_or_default();
+    Ok(Window { rows: side(size.rows), columns: side(size.cols) })
 }
 
 #[cfg(test)]
@@ -422,7 +413,7 @@ mod tests {
             exec_request::Message::Signal(0),
             exec_request::Message::Signal(32),
             exec_request::Message::Start(start()),
-            exec_request::Message::Stdin(vec![0; STDIN_BYTES_MAX + 1].into()),
+            exec_request::Message::Stdin(vec![0; exec::CHUNK_BYTES_MAX + 1].into()),
             exec_request::Message::Resize(wire::WindowSize { rows: 0, cols: 0 }),
         ] {
             assert!(input(bad).is_err());

@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use proto::{
     agent::v1::control_exec_request::Action,
+    exec::{check_chunk, check_exec_id, check_signal, check_window},
     name::Team,
     sandbox::v1::{ExecInfo, ResizeExecRequest, SignalExecRequest, WriteExecStdinRequest},
 };
 
-use super::{
-    Error, Sandboxes,
-    exec::{check_chunk, check_exec_id, check_signal, check_window},
-};
+use super::{Error, Sandboxes};
 
 impl Sandboxes {
     /// Gives a command bytes of stdin; how many it has then. Repeating it gives nothing twice.

@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt, stream};
 use proto::{
+    exec::{TIMEOUT_MAX, check_command, check_exec_id, check_path, check_user, check_window},
     id::Invalid,
     name::Team,
     sandbox::v1::{
-        ExecAttach, ExecRequest, ExecResponse, ExecStart, StreamExecRequest, WindowSize,
-        exec_request, exec_start, stream_exec_request,
+        ExecAttach, ExecRequest, ExecResponse, ExecStart, StreamExecRequest, exec_request,
+        exec_start, stream_exec_request,
     },
     spec,
 };
@@ -26,13 +27,6 @@ use crate::node::{Entry, Node, Whose};
 const FIRST: Duration = Duration::from_secs(10);
 /// Messages that may wait for a slow caller.
 const AHEAD: usize = 4;
-/// Bytes of a command line, its directory and its user.
-const COMMAND_BYTES_MAX: usize = 128 * 1024;
-/// Longest time that a command may run, seconds.
-const TIMEOUT_S_MAX: i64 = 24 * 3600;
-/// Bytes of one message.
-pub(super) const CHUNK_BYTES_MAX: usize = 256 * 1024;
-
 /// The node of a sandbox, and whose streams go there.
 pub(super) type Place = (Arc<Node>, Whose);
 
@@ -126,69 +120,31 @@ pub(super) fn whose(entry: &Entry) -> Whose {
     Whose { team: entry.team.clone(), sandbox: entry.id }
 }
 
-/// The caller's own name of a run.
-pub(super) fn check_exec_id(field: &'static str, exec_id: &str) -> Result<(), Invalid> {
-    let of_alphabet = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    if exec_id.is_empty() || exec_id.len() > 64 || !exec_id.bytes().all(of_alphabet) {
-        return Err(Invalid::new(field, "must be 1 to 64 characters of A-Z a-z 0-9 . _ -"));
-    }
-    Ok(())
-}
-
-pub(super) fn check_chunk(field: &'static str, bytes: &[u8]) -> Result<(), Invalid> {
-    if bytes.len() > CHUNK_BYTES_MAX {
-        return Err(Invalid::new(field, "must be at most 256 KiB in one message"));
-    }
-    Ok(())
-}
-
-pub(super) fn check_window(window: &WindowSize) -> Result<(), Invalid> {
-    if !((1..=1000).contains(&window.rows) && (1..=1000).contains(&window.cols)) {
-        return Err(Invalid::new("window", "must be 1 to 1000 rows and columns"));
-    }
-    Ok(())
-}
-
-pub(super) fn check_signal(signal: u32) -> Result<(), Invalid> {
-    if !(1..=31).contains(&signal) {
-        return Err(Invalid::new("signal", "must be 1 to 31"));
-    }
-    Ok(())
-}
-
 fn check(start: &ExecStart) -> Result<(), Invalid> {
-    let mut bytes = start.cwd.len() + start.user.len();
-    let mut nul = start.cwd.contains('\0') || start.user.contains('\0');
     match &start.command {
-        Some(exec_start::Command::Argv(argv)) => {
-            if argv.args.first().is_none_or(String::is_empty) {
-                return Err(Invalid::new("argv", "must hold a program"));
-            }
-            bytes += argv.args.iter().map(String::len).sum::<usize>();
-            nul |= argv.args.iter().any(|arg| arg.contains('\0'));
-        }
+        Some(exec_start::Command::Argv(argv)) => check_command("argv", &argv.args)?,
         Some(exec_start::Command::Shell(line)) => {
-            if line.is_empty() {
-                return Err(Invalid::new("shell", "must not be empty"));
-            }
-            bytes += line.len();
-            nul |= line.contains('\0');
+            check_command("shell", std::slice::from_ref(line))?;
         }
         None => return Err(Invalid::new("command", "must be argv or shell")),
     }
-    if nul {
-        return Err(Invalid::new("command", "must not hold a NUL"));
+    if !start.cwd.is_empty() {
+        check_path("cwd", &start.cwd)?;
     }
-    if bytes > COMMAND_BYTES_MAX {
-        return Err(Invalid::new("command", "must be at most 128 KiB"));
-    }
+    check_user(&start.user)?;
     spec::check_env(&start.env)?;
     let timeout = start.timeout.unwrap_or_default();
-    if timeout.seconds < 0 || timeout.nanos < 0 || timeout.seconds > TIMEOUT_S_MAX {
+    if timeout.seconds < 0
+        || timeout.nanos < 0
+        || timeout.seconds.unsigned_abs() > TIMEOUT_MAX.as_secs()
+    {
         return Err(Invalid::new("timeout", "must be 0 to 24 h"));
     }
     if let Some(window) = &start.window {
         check_window(window)?;
+    }
+    if start.detached && start.exec_id.is_empty() {
+        return Err(Invalid::new("start.exec_id", "must be set for a command that is detached"));
     }
     if !start.exec_id.is_empty() {
         check_exec_id("start.exec_id", &start.exec_id)?;

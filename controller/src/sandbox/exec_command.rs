@@ -6,6 +6,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, future, stream};
 use proto::{
+    exec::CHUNK_BYTES_MAX,
     id::Invalid,
     name::Team,
     reason,
@@ -15,7 +16,7 @@ use proto::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Error, Sandboxes, exec::CHUNK_BYTES_MAX};
+use super::{Error, Sandboxes};
 
 /// Longest time that a command without a name may run.
 const TIMEOUT_MAX: Duration = Duration::from_secs(20);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use proto::{
     agent::v1::{files_request::Message as Ask, files_response::Message as Said},
+    exec::{check_chunk, check_path, check_user},
     id::Invalid,
     name::Team,
     reason,
@@ -23,7 +24,7 @@ use tokio::{
 
 use super::{
     Error, RETRY, Sandboxes,
-    exec::{Place, check_chunk, whose},
+    exec::{Place, whose},
 };
 use crate::node::{self, Node};
 
@@ -33,10 +34,6 @@ const SILENCE: Duration = Duration::from_secs(18);
 const FIRST: Duration = Duration::from_secs(10);
 /// How long a caller may send nothing in the middle of an archive.
 const IDLE: Duration = Duration::from_secs(60);
-/// Bytes of a path.
-const PATH_BYTES_MAX: usize = 4095;
-/// Bytes of a user's name.
-const USER_BYTES_MAX: usize = 64;
 /// Files of one call, and their bytes.
 const FILES_MAX: usize = 1000;
 const FILES_BYTES_MAX: usize = 1536 * 1024;
@@ -345,35 +342,4 @@ fn stopping() -> Error {
 
 fn silent() -> String {
     format!("its agent said nothing for {} s", SILENCE.as_secs())
-}
-
-fn check_user(user: &str) -> Result<(), Invalid> {
-    if user.len() > USER_BYTES_MAX || user.contains('\0') {
-        return Err(Invalid::new("user", "must be a name or a number of at most 64 characters"));
-    }
-    Ok(())
-}
-
-fn check_path(field: &'static str, path: &str) -> Result<(), Invalid> {
-    if !path.starts_with('/') || path.contains('\0') || path.len() > PATH_BYTES_MAX {
-        let why = "must be absolute, without a NUL, and at most 4095 bytes";
-        return Err(Invalid::new(field, why));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_are_absolute_and_short() {
-        for good in ["/", "/a", "/a b/\u{e9}\n", "/../a"] {
-            check_path("path", good).expect(good);
-        }
-        let long = format!("/{}", "a".repeat(PATH_BYTES_MAX));
-        for bad in ["", "a", "./a", "/a\0b", long.as_str()] {
-            assert!(check_path("path", bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -15,6 +15,7 @@ use std::{collections::VecDeque, future::ready, pin::Pin, sync::Arc, time::Durat
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use proto::{
+    exec,
     id::Invalid,
     reason,
     reattach::{Received, Sent},
@@ -29,7 +30,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Error, RETRY, Sandboxes, exec};
+use super::{Error, RETRY, Sandboxes};
 use crate::node::{self, Node, Whose};
 
 /// A command that says nothing gets an empty message in between, so that the stream is never silent.

@@ -4,31 +4,19 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use proto::{
+    exec,
     id::{Invalid, SandboxRef},
     spec,
 };
 
 pub use crate::shim::Window;
 
-/// Arguments of a command.
-const ARGUMENTS_MAX: usize = 4096;
-/// Bytes of one argument, and of a line for the shell: the kernel takes 128 KiB with the NUL.
-const ARGUMENT_BYTES_MAX: usize = 128 * 1024 - 1;
-/// Bytes of all arguments. The kernel takes a quarter of the stack's limit, 2 MiB as a rule, and
-/// the environment counts too.
-const ARGUMENTS_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes of a path.
-const PATH_BYTES_MAX: usize = 4095;
 /// Highest id of a user; a container has these at least.
 const UID_MAX: u32 = 65_535;
-/// Characters of a name of a run.
-const EXEC_ID_MAX: usize = 64;
 /// Characters of a user's name.
 const USER_MAX: usize = 32;
 /// How long a command may take unless it says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// And at most.
-const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A command to run in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,22 +150,7 @@ impl Command {
             Self::Argv(argv) => ("argv", argv.as_slice()),
             Self::Shell(line) => ("shell", std::slice::from_ref(line)),
         };
-        if arguments.first().is_none_or(String::is_empty) {
-            return Err(Invalid::new(what, "must not be empty"));
-        }
-        if arguments.iter().any(|argument| argument.contains('\0')) {
-            return Err(Invalid::new(what, "must not hold a NUL"));
-        }
-        let bytes: usize = arguments.iter().map(|argument| argument.len() + 1).sum();
-        if arguments.len() > ARGUMENTS_MAX
-            || bytes > ARGUMENTS_BYTES_MAX
-            || arguments.iter().any(|argument| argument.len() > ARGUMENT_BYTES_MAX)
-        {
-            return Err(Invalid::new(
-                what,
-                "must be at most 4096 arguments, 128 KiB each and 1 MiB in all",
-            ));
-        }
+        exec::check_command(what, arguments)?;
         Ok(self)
     }
 }
@@ -222,9 +195,7 @@ pub fn cwd(text: String) -> Result<Option<String>, Invalid> {
     if text.is_empty() {
         return Ok(None);
     }
-    if !text.starts_with('/') || text.contains('\0') || text.len() > PATH_BYTES_MAX {
-        return Err(Invalid::new("cwd", "must be an absolute path of at most 4095 bytes"));
-    }
+    exec::check_path("cwd", &text)?;
     Ok(Some(text))
 }
 
@@ -242,11 +213,8 @@ pub fn env(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, In
 /// # Errors
 /// When it has other characters than names have.
 pub fn exec_id(text: String) -> Result<String, Invalid> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    if (1..=EXEC_ID_MAX).contains(&text.len()) && text.bytes().all(plain) {
-        return Ok(text);
-    }
-    Err(Invalid::new("exec_id", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -"))
+    exec::check_exec_id("exec_id", &text)?;
+    Ok(text)
 }
 
 /// A timeout; zero is the default.
@@ -256,7 +224,7 @@ pub fn exec_id(text: String) -> Result<String, Invalid> {
 pub fn timeout(timeout: Duration) -> Result<Duration, Invalid> {
     match timeout {
         Duration::ZERO => Ok(TIMEOUT),
-        timeout if timeout <= TIMEOUT_MAX => Ok(timeout),
+        timeout if timeout <= exec::TIMEOUT_MAX => Ok(timeout),
         _ => Err(Invalid::new("timeout", "must be at most 24 h")),
     }
 }
@@ -283,27 +251,6 @@ mod tests {
     }
 
     #[test]
-    fn what_no_process_can_be_started_with_is_refused() {
-        let argv = |list: &[&str]| Command::Argv(list.iter().map(ToString::to_string).collect());
-        for good in [argv(&["true"]), argv(&["a", "", "b\nc"]), Command::Shell("a; b".into())] {
-            assert_eq!(good.clone().check(), Ok(good));
-        }
-        let long = "x".repeat(ARGUMENT_BYTES_MAX + 1);
-        for bad in [
-            argv(&[]),
-            argv(&[""]),
-            argv(&["a\0b"]),
-            argv(&["a", &long]),
-            Command::Argv(vec!["a".to_owned(); ARGUMENTS_MAX + 1]),
-            Command::Argv(vec!["x".repeat(100_000); 20]),
-            Command::Shell(String::new()),
-            Command::Shell(long),
-        ] {
-            assert!(bad.check().is_err());
-        }
-    }
-
-    #[test]
     fn directories_are_absolute_and_time_is_bounded() {
         assert_eq!(cwd(String::new()), Ok(None));
         assert_eq!(cwd("/a b".into()), Ok(Some("/a b".into())));
@@ -311,7 +258,7 @@ mod tests {
             assert!(cwd(bad.into()).is_err());
         }
         assert_eq!(timeout(Duration::ZERO), Ok(TIMEOUT));
-        assert_eq!(timeout(TIMEOUT_MAX), Ok(TIMEOUT_MAX));
-        assert!(timeout(TIMEOUT_MAX + Duration::from_nanos(1)).is_err());
+        assert_eq!(timeout(exec::TIMEOUT_MAX), Ok(exec::TIMEOUT_MAX));
+        assert!(timeout(exec::TIMEOUT_MAX + Duration::from_nanos(1)).is_err());
     }
 }
