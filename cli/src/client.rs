@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use proto::sandbox::v1::{
-    Phase, Sandbox, WatchSandboxRequest, operator_service_client::OperatorServiceClient,
-    sandbox_service_client::SandboxServiceClient,
+    GetSandboxRequest, Phase, Sandbox, WatchSandboxRequest,
+    operator_service_client::OperatorServiceClient, sandbox_service_client::SandboxServiceClient,
 };
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{
@@ -195,6 +195,15 @@ where
         }
         tokio::time::sleep(pause).await;
     }
+}
+
+/// Asks for one sandbox.
+///
+/// # Errors
+/// When there is none of this name, or the call failed.
+pub async fn fetch(controller: &Controller, id: String) -> Result<Sandbox, Failure> {
+    let request = GetSandboxRequest { id };
+    promised(answer(controller.sandboxes.clone().get_sandbox(request)).await?.sandbox)
 }
 
 /// A field that the API promises to set.

@@ -2,7 +2,7 @@
 
 use proto::reason;
 
-use crate::failure::exit;
+use crate::exit;
 
 /// What an error of a reason means to whoever sits at the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,9 +8,11 @@
 pub mod args;
 pub mod client;
 pub mod cmd;
+pub mod exit;
 pub mod failure;
 pub mod hint;
 pub mod output;
+pub mod printable;
 pub mod progress;
 pub mod session;
 pub mod settings;
@@ -33,8 +35,8 @@ pub fn main() -> ExitCode {
             let code = match error.use_stderr() {
                 false => 0,
                 // 2 could be the command's own.
-                true if exec() => failure::exit::EXEC,
-                true => failure::exit::USAGE,
+                true if exec() => exit::EXEC,
+                true => exit::USAGE,
             };
             return ExitCode::from(code);
         }

@@ -11,7 +11,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::printable::one_line;
+use crate::printable::one_line;
 
 /// A spinner, or nothing where nobody would see it.
 #[derive(Debug)]

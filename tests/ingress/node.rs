@@ -14,9 +14,10 @@ use std::{
 
 use agent::ingress::{
     Owner, Routes, State, Target,
-    caddy::{self, Peers, PlainPath, Proof, Settings},
+    caddy::{self, Proof},
     probe::Probe,
     server::{self, Ingress},
+    settings::{Peers, PlainPath, Settings},
 };
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},

@@ -1,4 +1,7 @@
-use agent::ingress::caddy::{self, Peers, PlainPath, Provided, Settings};
+use agent::ingress::{
+    caddy::{self, Provided},
+    settings::{Peers, PlainPath, Settings},
+};
 
 use crate::{
     node::{self, need_caddy},

@@ -1,5 +1,6 @@
 //! The rules of the architecture and of the repository that no compiler checks.
 
+mod circles;
 mod docs;
 mod layers;
 mod reads;

@@ -13,7 +13,7 @@ const WHOLE: &[(&str, &str)] = &[
 /// inside of the container alone.
 const LISTS: &[(&str, &str)] = &[
     ("agent/src/sys/proc.rs", "/proc, where each entry is one process"),
-    ("agent/src/pve/container.rs", "cgroups of a container, with a bound"),
+    ("agent/src/pve/cgroup.rs", "cgroups of a container, with a bound"),
     ("agent/src/pve/shim_cgroup.rs", "cgroups of shims, one a container"),
     ("agent/src/pve/pct.rs", "configs of the node's containers in pmxcfs"),
     ("agent/src/pve/storage.rs", "volumes of a storage, which PVE makes"),

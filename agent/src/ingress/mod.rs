@@ -18,6 +18,7 @@ pub mod render;
 pub mod routes;
 pub mod seen;
 pub mod server;
+pub mod settings;
 
 use std::{
     collections::BTreeSet,

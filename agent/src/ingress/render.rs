@@ -20,9 +20,9 @@
 use serde_json::{Value, json};
 
 use super::{
-    caddy::{Peers, Settings},
     decide::{Domain, Via},
     headers,
+    settings::{Peers, Settings},
 };
 
 /// Name in the certificate of every node's peer server. One for all: a name that differs from

@@ -5,17 +5,24 @@
 //! would be frozen too, and everybody who asks it would hang.
 
 use std::{
+    collections::{BTreeSet, VecDeque},
     fs, io,
     path::{Path, PathBuf},
 };
 
 use proto::id::Vmid;
 
-use super::{Usage, container, shim_cgroup};
+use super::{Usage, shim_cgroup};
 use crate::sys::read;
 
 /// More of a cgroup's file is not read: `memory.stat`, the longest, has two KiB a NUMA node.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// More directories of a container's cgroup are not searched for its processes.
+const ALL_CGROUPS_MAX: usize = 20_000;
+/// More processes of a container are not looked at.
+pub(super) const PROCESSES_MAX: usize = 65_536;
+/// The pids of so many, of seven digits at most.
+const PIDS_BYTES_MAX: u64 = 8 * 65_536;
 /// v1 says "no limit" by a number that no machine has.
 const NO_LIMIT: u64 = 1 << 60;
 
@@ -109,6 +116,43 @@ impl<'a> Trees<'a> {
     }
 }
 
+/// Pids of all that is in the container's cgroup or below, each once; of more than 65536, some.
+pub fn processes(cgroup_root: &Path, vmid: Vmid) -> Vec<u32> {
+    let mut dirs = VecDeque::from([cgroup_root.join("lxc").join(vmid.to_string())]);
+    let (mut pids, mut looked) = (BTreeSet::new(), 0);
+    while let Some(dir) = dirs.pop_front() {
+        pids.extend(pids_in(&dir).into_iter().take(PROCESSES_MAX - pids.len()));
+        looked += 1;
+        if looked >= ALL_CGROUPS_MAX {
+            break;
+        }
+        dirs.extend(below(&dir).take(ALL_CGROUPS_MAX - dirs.len().min(ALL_CGROUPS_MAX)));
+    }
+    // A process of a namespace that this one cannot see is listed as 0.
+    pids.remove(&0);
+    pids.into_iter().collect()
+}
+
+/// Pids in one cgroup, in the kernel's order; not more than are worth looking at.
+pub(super) fn pids_in(cgroup: &Path) -> Vec<u32> {
+    let listed = read::text(&cgroup.join("cgroup.procs"), PIDS_BYTES_MAX);
+    // A number that the bound cuts in two would be another process.
+    let whole = listed.rfind('\n').map_or("", |end| &listed[..end]);
+    whole.lines().filter_map(|line| line.parse().ok()).take(PROCESSES_MAX).collect()
+}
+
+/// The cgroups right below this one.
+pub(super) fn below(cgroup: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    entries.filter(is_dir).map(|entry| entry.path())
+}
+
+/// True while the container's inner cgroup, or the whole of it, is frozen.
+pub fn frozen(cgroup_root: &Path, vmid: Vmid) -> bool {
+    Freezer::of(cgroup_root, vmid).iter().any(Freezer::frozen)
+}
+
 fn number(path: PathBuf) -> Option<u64> {
     read(&path).trim().parse().ok()
 }
@@ -146,7 +190,7 @@ pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
     let pids =
         number(v2.join("pids.current")).or_else(|| number(trees.v1("pids").join("pids.current")));
     // Where a controller is not given to containers, their processes themselves are counted.
-    let processes = || container::processes(root, vmid);
+    let processes = || processes(root, vmid);
     let shim = shim_cgroup::in_use(root, vmid);
     let pressure = |what: &str| some_avg10(&read(&v2.join(format!("{what}.pressure"))));
     Some(Usage {
@@ -162,7 +206,7 @@ pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
         psi_cpu: pressure("cpu"),
         psi_memory: pressure("memory"),
         psi_io: pressure("io"),
-        frozen: container::frozen(root, vmid),
+        frozen: frozen(root, vmid),
     })
 }
 
@@ -327,5 +371,27 @@ mod tests {
         assert!(!has_swap(none.path()));
         let some = tree(&[("swaps", &format!("{heading}/dev/sda2 partition 1 0 -2\n"))]);
         assert!(has_swap(some.path()));
+    }
+
+    #[test]
+    fn all_processes_of_a_container_are_found_and_no_other() {
+        let tree = tempfile::tempdir().expect("tempdir");
+        let root = tree.path();
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("mkdir");
+            fs::write(path, text).expect("written");
+        };
+        write("lxc/1001/cgroup.procs", "");
+        write("lxc/1001/cgroup.events", "populated 1\nfrozen 0\n");
+        write("lxc/1001/ns/cgroup.procs", "");
+        write("lxc/1001/ns/cgroup.freeze", "1\n");
+        write("lxc/1001/ns/cgroup.events", "populated 1\nfrozen 1\n");
+        write("lxc/1001/ns/.lxc/cgroup.procs", "70\n0\n");
+        write("lxc/1001/ns/system.slice/x.service/cgroup.procs", "71\n72\n70\n");
+        write("lxc/1002/ns/cgroup.procs", "80\n");
+        assert_eq!(processes(root, vmid(1001)), [70, 71, 72]);
+        assert_eq!(processes(root, vmid(1003)), Vec::<u32>::new());
+        assert!(frozen(root, vmid(1001)) && !frozen(root, vmid(1002)));
     }
 }

@@ -1,12 +1,7 @@
 //! What a container does right now, read from /proc and the cgroup tree: no fork, and no question
 //! to LXC's monitor, which can hang.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::VecDeque, path::Path, time::Duration};
 
 use procfs::{
     FromBufReadSI, current_system_info,
@@ -15,7 +10,10 @@ use procfs::{
 use proto::id::Vmid;
 use tokio::time::Instant;
 
-use super::{cgroup::Freezer, known::Init};
+use super::{
+    cgroup::{below, pids_in},
+    known::Init,
+};
 use crate::sys::{
     proc::{kin, namespace_pids},
     read,
@@ -23,12 +21,6 @@ use crate::sys::{
 
 /// More directories of a container's cgroup are not searched for its init, which is near the top.
 const CGROUPS_MAX: usize = 1000;
-/// More are not searched for its processes.
-const ALL_CGROUPS_MAX: usize = 20_000;
-/// More processes of a container are not looked at.
-const PROCESSES_MAX: usize = 65_536;
-/// The pids of so many, of seven digits at most.
-const PIDS_BYTES_MAX: u64 = 8 * 65_536;
 /// How long is looked for its init.
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes of a table of sockets, for about 28,000; of a longer one nobody tells whether it has a
@@ -77,42 +69,6 @@ pub fn init(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<Init> {
     Some(Init { pid, start: kin(proc, pid)?.start })
 }
 
-/// Pids of all that is in the container's cgroup or below, each once; of more than 65536, some.
-pub fn processes(cgroup_root: &Path, vmid: Vmid) -> Vec<u32> {
-    let mut dirs = VecDeque::from([cgroup_root.join("lxc").join(vmid.to_string())]);
-    let (mut pids, mut looked) = (BTreeSet::new(), 0);
-    while let Some(dir) = dirs.pop_front() {
-        pids.extend(pids_in(&dir).into_iter().take(PROCESSES_MAX - pids.len()));
-        looked += 1;
-        if looked >= ALL_CGROUPS_MAX {
-            break;
-        }
-        dirs.extend(below(&dir).take(ALL_CGROUPS_MAX - dirs.len().min(ALL_CGROUPS_MAX)));
-    }
-    // A process of a namespace that this one cannot see is listed as 0.
-    pids.remove(&0);
-    pids.into_iter().collect()
-}
-
-/// Pids in one cgroup, in the kernel's order; not more than are worth looking at.
-fn pids_in(cgroup: &Path) -> Vec<u32> {
-    let listed = read::text(&cgroup.join("cgroup.procs"), PIDS_BYTES_MAX);
-    // A number that the bound cuts in two would be another process.
-    let whole = listed.rfind('\n').map_or("", |end| &listed[..end]);
-    whole.lines().filter_map(|line| line.parse().ok()).take(PROCESSES_MAX).collect()
-}
-
-fn below(cgroup: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
-    let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    entries.filter(is_dir).map(|entry| entry.path())
-}
-
-/// True while the container's inner cgroup, or the whole of it, is frozen.
-pub fn frozen(cgroup_root: &Path, vmid: Vmid) -> bool {
-    Freezer::of(cgroup_root, vmid).iter().any(Freezer::frozen)
-}
-
 /// True when an established TCP connection of this process's network namespace has its other end
 /// elsewhere, or when that cannot be told, as of one with more sockets than are looked at.
 pub fn connected(proc: &Path, pid: u32) -> bool {
@@ -135,7 +91,10 @@ fn remote_in(table: &Path) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::pve::cgroup::{PROCESSES_MAX, processes};
 
     #[test]
     fn a_connection_counts_when_its_other_end_is_elsewhere() {
@@ -222,27 +181,5 @@ mod tests {
         let pid = init_pid(&root.join("proc"), &root.join("cg"), vmid(1001));
         assert_eq!(pid, Some(72));
         assert_eq!(init_pid(&root.join("proc"), &root.join("cg"), vmid(1002)), None);
-    }
-
-    #[test]
-    fn all_processes_of_a_container_are_found_and_no_other() {
-        let tree = tempfile::tempdir().expect("tempdir");
-        let root = tree.path();
-        let write = |path: &str, text: &str| {
-            let path = root.join(path);
-            fs::create_dir_all(path.parent().expect("a directory")).expect("mkdir");
-            fs::write(path, text).expect("written");
-        };
-        write("lxc/1001/cgroup.procs", "");
-        write("lxc/1001/cgroup.events", "populated 1\nfrozen 0\n");
-        write("lxc/1001/ns/cgroup.procs", "");
-        write("lxc/1001/ns/cgroup.freeze", "1\n");
-        write("lxc/1001/ns/cgroup.events", "populated 1\nfrozen 1\n");
-        write("lxc/1001/ns/.lxc/cgroup.procs", "70\n0\n");
-        write("lxc/1001/ns/system.slice/x.service/cgroup.procs", "71\n72\n70\n");
-        write("lxc/1002/ns/cgroup.procs", "80\n");
-        assert_eq!(processes(root, vmid(1001)), [70, 71, 72]);
-        assert_eq!(processes(root, vmid(1003)), Vec::<u32>::new());
-        assert!(frozen(root, vmid(1001)) && !frozen(root, vmid(1002)));
     }
 }

@@ -627,12 +627,12 @@ impl Pve for Pct {
     async fn processes(&self, vmid: Vmid) -> Vec<u32> {
         let root = self.0.places.cgroup_root.clone();
         // A container may hold thousands of cgroups.
-        let found = tokio::task::spawn_blocking(move || container::processes(&root, vmid)).await;
+        let found = tokio::task::spawn_blocking(move || cgroup::processes(&root, vmid)).await;
         found.unwrap_or_default()
     }
 
     async fn frozen(&self, vmid: Vmid) -> bool {
-        container::frozen(&self.0.places.cgroup_root, vmid)
+        cgroup::frozen(&self.0.places.cgroup_root, vmid)
     }
 
     fn enter(&self, vmid: Vmid) -> Option<Vec<OsString>> {

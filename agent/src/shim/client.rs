@@ -14,10 +14,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::server::{Frames, frames};
+use super::frames::{Frames, frames};
 
-/// Bytes of a message; the largest is an order.
-pub(super) const FRAME_MAX: usize = 9 * 1024 * 1024;
 /// How long a shim that did not answer may take to hear that nobody waits any more.
 const HANG_UP: Duration = Duration::from_millis(100);
 

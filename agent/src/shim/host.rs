@@ -6,7 +6,7 @@ use proto::id::{Invalid, Vmid};
 
 use super::{Host, Options};
 use crate::{
-    pve::{container, pct::Places, shim_cgroup},
+    pve::{cgroup, container, pct::Places, shim_cgroup},
     sys::proc,
 };
 
@@ -47,11 +47,11 @@ impl Container {
 
 impl Host for Container {
     fn processes(&self) -> Vec<u32> {
-        container::processes(&self.places.cgroup_root, self.vmid)
+        cgroup::processes(&self.places.cgroup_root, self.vmid)
     }
 
     fn frozen(&self) -> bool {
-        container::frozen(&self.places.cgroup_root, self.vmid)
+        cgroup::frozen(&self.places.cgroup_root, self.vmid)
     }
 
     fn runs(&self) -> bool {

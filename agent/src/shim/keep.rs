@@ -8,8 +8,6 @@ use super::{
     session::{HELD, Session},
 };
 
-/// Commands that run at a time.
-pub(super) const RUNNING_MAX: usize = 64;
 /// Commands that have ended and are kept: by their callers' names, and by made-up ones.
 const ENDED_MAX: usize = 64;
 /// How long a command with a made-up name is kept once it has ended: for an agent that restarts.

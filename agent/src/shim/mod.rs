@@ -14,17 +14,19 @@
 //! own making: a terminal is touched by a process inside only, its relay, since whoever is root in
 //! there can make every touch of a terminal wait.
 //!
-//! `server` talks to agents, `session` is one command, `output` what it and its background write,
-//! `ring` the last of that, `keep` what is kept of commands that have ended, `ids` what was ever run
-//! under a name, `helper` the other end in the sandbox, `pulse` whether that lives, `tree` the
-//! processes of a command, `client`
-//! the agent's side.
+//! Code map: `server` talks to agents, `session` is the state of one command, `life` looks after it,
+//! `output` reads what it and its background write, `ring` keeps the last of that, `keep` decides how
+//! long ended commands are kept, `ids` records every name that was run, `helper` talks to the process
+//! in the sandbox, `pulse` decides whether that is stuck, `tree` finds the processes of a command,
+//! `client` is the agent's side, `frames` the format of both.
 
 pub mod client;
+mod frames;
 mod helper;
 mod host;
 mod ids;
 mod keep;
+mod life;
 mod output;
 pub mod process;
 mod pulse;

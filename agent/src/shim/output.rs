@@ -11,11 +11,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::session::Session;
+use super::session::{CHUNK, Session};
 
-/// Bytes at a time.
-pub(super) const CHUNK: u64 = 64 * 1024;
-/// The same once the command has ended: there may be many of these, for long.
+/// Bytes at a time once the command has ended: there may be many of these, for long.
 const LATER_CHUNK: usize = 8 * 1024;
 /// Bytes of one output that are still the command's when it has ended and something else goes on
 /// writing: as many as a pipe can hold by default limits (`fs.pipe-max-size`).

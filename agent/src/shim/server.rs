@@ -18,19 +18,20 @@ use proto::{
     shim::v1::{self as wire, request, response},
 };
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::UnixListener,
     sync::{Notify, Semaphore, mpsc, oneshot, watch},
     time::{Instant, interval, sleep, timeout, timeout_at},
 };
-use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::{
     Host, Parts, Window,
+    frames::{Frames, frames},
     helper::{Failure, Helper},
     ids::Ids,
-    keep::{Commands, EndedOutput, RUNNING_MAX},
+    keep::{Commands, EndedOutput},
+    life,
     ring::Budget,
-    session::{End, Next, Session, Shared, Title},
+    session::{End, Next, RUNNING_MAX, Session, Shared, Title},
     tree::Tree,
 };
 
@@ -46,15 +47,6 @@ const FIRST: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(600);
 /// Between two looks at what can be let go.
 const TIDY: Duration = Duration::from_secs(5);
-
-pub(super) type Frames = Framed<UnixStream, LengthDelimitedCodec>;
-
-/// Messages with their length in front.
-pub(super) fn frames(stream: UnixStream) -> Frames {
-    let codec =
-        LengthDelimitedCodec::builder().max_frame_length(super::client::FRAME_MAX).new_codec();
-    Framed::new(stream, codec)
-}
 
 #[derive(Debug)]
 struct Shim {
@@ -402,7 +394,7 @@ impl Shim {
             started_ms: start.started_ms,
             tty: window.is_some(),
         };
-        Ok(Session::begin(title, spawned, host, start.mark.clone(), time, Arc::clone(&self.shared)))
+        Ok(life::begin(title, spawned, host, start.mark.clone(), time, Arc::clone(&self.shared)))
     }
 
     /// The helper that is there, or a new one.

@@ -20,25 +20,22 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use futures_util::future;
 use proto::sandbox::v1::{ExecExit, ExecInfo};
 use tokio::{
-    io::AsyncWriteExt,
-    net::unix::pipe::{Receiver, Sender},
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Host, Window,
-    helper::{Ended, Ends, Spawned, Third},
-    keep::RUNNING_MAX,
-    output::{self, CHUNK, Source},
+    Window,
     ring::{Budget, KEPT, Ring},
-    tree::Tree,
 };
 
+/// Commands that run at a time.
+pub(super) const RUNNING_MAX: usize = 64;
+/// Bytes of output at a time.
+pub(super) const CHUNK: u64 = 64 * 1024;
 /// How far output may be ahead of whoever reads it, at least and at most. In between it is what each
 /// output has of the budget when as many commands run as may.
 const AHEAD: std::ops::RangeInclusive<u64> = 64 * 1024..=1024 * 1024;
@@ -48,18 +45,8 @@ const PENDING_MAX: usize = 256 * 1024;
 pub(super) const HELD: Duration = Duration::from_secs(60);
 /// How long one that is attached may take nothing of what is left once the command has ended.
 const REST: Duration = Duration::from_secs(60);
-/// How long a command may take to end once all that it started has been killed.
-const FOLLOW: Duration = Duration::from_secs(2);
 /// Pause between two looks at whether an agent is still waited for.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How finely time is counted: what is frozen in between does not count.
-const TICK: Duration = Duration::from_millis(250);
-/// Signals that may wait to be sent.
-const SIGNALS: usize = 8;
-/// The code of a command whose time was over.
-const TIMED_OUT: u32 = 124;
-/// End of file, typed on a terminal.
-const EOT: &[u8] = b"\x04";
 
 /// How it ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,32 +169,14 @@ impl State {
     }
 }
 
-/// What makes a session end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    Own((u8, u8)),
-    Unseen(&'static str),
-    HelperGone,
-    TimedOut,
-    HungUp,
-}
-
 impl Session {
-    /// Of a command that has been spawned; it is looked after until its end.
-    pub(super) fn begin(
+    /// Of a command that was spawned. What tells it to end is told to whoever looks after it.
+    pub(super) fn new(
         title: Title,
-        spawned: Spawned,
-        host: Arc<dyn Host>,
-        mark: String,
-        time: Duration,
         shared: Arc<Shared>,
+        signals: mpsc::Sender<i32>,
+        sizes: Option<OwnedFd>,
     ) -> Arc<Self> {
-        let Spawned { ends: Ends { stdin, stdout, third }, leader, exit, never_ran: _ } = spawned;
-        let (stderr, sizes) = match third {
-            Third::Stderr(stderr) => (Some(stderr), None),
-            Third::Sizes(sizes) => (None, Some(sizes)),
-        };
-        let (signal, signals) = mpsc::channel(SIGNALS);
         let state = State {
             rings: [Ring::new(shared.budget.clone()), Ring::new(shared.budget.clone())],
             readers: BTreeMap::new(),
@@ -225,20 +194,71 @@ impl Session {
             forgotten: false,
             told: false,
         };
-        let session = Arc::new(Self {
+        Arc::new(Self {
             title,
             shared,
             state: Mutex::new(state),
             changed: watch::Sender::new(0),
-            signals: signal,
+            signals,
             hung_up: CancellationToken::new(),
             let_go: CancellationToken::new(),
             sizes,
+        })
+    }
+
+    /// Waits until nobody wants it any more.
+    pub(super) async fn hung_up(&self) {
+        self.hung_up.cancelled().await;
+    }
+
+    /// Waits until what its background writes is to be read no more.
+    pub(super) async fn let_go(&self) {
+        self.let_go.cancelled().await;
+    }
+
+    /// Its end: what it wrote until now is all that is its own.
+    pub(super) fn end(&self, end: End, background: bool) {
+        self.change(|state| {
+            let ends = state.ends();
+            state.readers.values_mut().for_each(|reader| reader.until = ends);
+            state.end = Some(end);
+            state.ended_at = Some(Instant::now());
+            state.background = background;
+            (state.pending, state.pending_bytes, state.stdin_closed) = (VecDeque::new(), 0, true);
         });
-        let tree = Tree { host: Arc::clone(&host), leader, mark };
-        let life = Life { session: Arc::clone(&session), host, tree, exit, signals };
-        tokio::spawn(life.run(stdin, stdout, stderr, time));
-        session
+        if background {
+            self.shared.left_behind.notify_one();
+        }
+    }
+
+    /// What its background held open is closed, or is read no more.
+    pub(super) fn background_ended(&self) {
+        self.change(|state| state.background = false);
+    }
+
+    /// Waits for bytes for its stdin; `None` at the end of what was to come.
+    pub(super) async fn stdin_next(&self) -> Option<Bytes> {
+        self.when(|state| match state.pending.front() {
+            Some(bytes) => Some(Some(bytes.clone())),
+            None => state.stdin_eof.then_some(None),
+        })
+        .await
+    }
+
+    /// The bytes that were next have been written.
+    pub(super) fn stdin_passed(&self) {
+        self.change(|state| {
+            let done = state.pending.pop_front().map_or(0, |bytes| bytes.len());
+            state.pending_bytes -= done;
+        });
+    }
+
+    /// It reads no more: what comes is taken and dropped.
+    pub(super) fn close_stdin(&self) {
+        self.change(|state| {
+            (state.pending, state.pending_bytes) = (VecDeque::new(), 0);
+            state.stdin_closed = true;
+        });
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -522,38 +542,8 @@ impl Session {
         }
     }
 
-    /// Feeds it until it has ended or reads no more. Returns at the end of what was to come.
-    async fn feed(&self, to: &mut Sender) {
-        loop {
-            let next = self
-                .when(|state| match state.pending.front() {
-                    Some(bytes) => Some(Some(bytes.clone())),
-                    None => state.stdin_eof.then_some(None),
-                })
-                .await;
-            let Some(mut bytes) = next else { return };
-            while bytes.has_remaining() {
-                match to.write(&bytes).await {
-                    Ok(written) => bytes.advance(written),
-                    // It reads no more; what comes is taken and dropped.
-                    Err(_) => {
-                        self.change(|state| {
-                            (state.pending, state.pending_bytes) = (VecDeque::new(), 0);
-                            state.stdin_closed = true;
-                        });
-                        return;
-                    }
-                }
-            }
-            self.change(|state| {
-                let done = state.pending.pop_front().map_or(0, |bytes| bytes.len());
-                state.pending_bytes -= done;
-            });
-        }
-    }
-
     /// Lets go of an agent that did not come back.
-    fn expire(&self) {
+    pub(super) fn expire(&self) {
         let expired = self.state().held.is_some_and(|(_, until)| until <= Instant::now());
         if expired {
             self.change(|state| state.held = None);
@@ -562,135 +552,4 @@ impl Session {
             }
         }
     }
-}
-
-/// What looks after a command.
-struct Life {
-    session: Arc<Session>,
-    host: Arc<dyn Host>,
-    tree: Tree,
-    exit: oneshot::Receiver<Ended>,
-    signals: mpsc::Receiver<i32>,
-}
-
-impl Life {
-    async fn run(
-        mut self,
-        mut stdin: Sender,
-        stdout: Receiver,
-        stderr: Option<Receiver>,
-        time: Duration,
-    ) {
-        let session = Arc::clone(&self.session);
-        let ended = CancellationToken::new();
-        let live = async {
-            let cause = self.live(time).await;
-            ended.cancel();
-            cause
-        };
-        let pump = |(output, source)| {
-            let (session, ended) = (&session, &ended);
-            async move {
-                let open = output::pump(session, output, source, ended).await?;
-                Ok::<_, io::Error>(open.map(|source| (output, source)))
-            }
-        };
-        let (cause, open) = match stderr {
-            Some(stderr) => {
-                let sources = [(0, Source::Pipe(stdout)), (1, Source::Pipe(stderr))];
-                let feeding = &session;
-                // Its end closes the pipe.
-                let feed = until(&ended, async move { feeding.feed(&mut stdin).await });
-                let pumps = future::try_join_all(sources.map(pump));
-                let (cause, (), open) = tokio::join!(live, feed, pumps);
-                (cause, open)
-            }
-            None => {
-                let feed = until(&ended, async {
-                    session.feed(&mut stdin).await;
-                    drop(timeout(Duration::from_secs(1), stdin.write_all(EOT)).await);
-                });
-                let pumps = future::try_join_all([(0, Source::Terminal(stdout))].map(pump));
-                let (cause, (), open) = tokio::join!(live, feed, pumps);
-                (cause, open)
-            }
-        };
-        let end = match (cause, &open) {
-            (_, Err(error)) => {
-                tracing::warn!(%error, "output of a command was lost");
-                End::Lost("its output could not be kept".to_owned())
-            }
-            (Cause::Own((code, 0)), _) => exit(code.into(), 0, false),
-            (Cause::Own((_, signal)), _) => exit(128 + u32::from(signal), signal.into(), false),
-            (Cause::TimedOut, _) => exit(TIMED_OUT, 0, true),
-            (Cause::HungUp, _) => End::Lost("its caller hung up, and it was ended".to_owned()),
-            (Cause::Unseen(why), _) => End::Lost(why.to_owned()),
-            (Cause::HelperGone, _) => {
-                End::Lost("what supervised it inside the sandbox was killed".to_owned())
-            }
-        };
-        let background: Vec<_> = open.into_iter().flatten().flatten().collect();
-        session.change(|state| {
-            let ends = state.ends();
-            state.readers.values_mut().for_each(|reader| reader.until = ends);
-            state.end = Some(end);
-            state.ended_at = Some(Instant::now());
-            state.background = !background.is_empty();
-            (state.pending, state.pending_bytes, state.stdin_closed) = (VecDeque::new(), 0, true);
-        });
-        if background.is_empty() {
-            return;
-        }
-        session.shared.left_behind.notify_one();
-        let follow = |(output, source)| output::follow(Arc::clone(&session), output, source);
-        tokio::select! {
-            biased;
-            () = session.let_go.cancelled() => {}
-            _ = future::join_all(background.into_iter().map(follow)) => {}
-        }
-        session.change(|state| state.background = false);
-    }
-
-    async fn live(&mut self, mut left: Duration) -> Cause {
-        let hung_up = self.session.hung_up.clone();
-        let mut last = Instant::now();
-        let cause = loop {
-            tokio::select! {
-                biased;
-                exit = &mut self.exit => match exit {
-                    Ok(Ok(how)) => return Cause::Own(how),
-                    Ok(Err(why)) => break Cause::Unseen(why),
-                    Err(_) => break Cause::HelperGone,
-                },
-                () = hung_up.cancelled() => break Cause::HungUp,
-                Some(number) = self.signals.recv() => self.tree.signal(number).await,
-                () = sleep(left.min(TICK)) => self.session.expire(),
-            }
-            let now = Instant::now();
-            if !self.host.frozen() {
-                left = left.saturating_sub(now - last);
-            }
-            last = now;
-            if left.is_zero() {
-                break Cause::TimedOut;
-            }
-        };
-        self.tree.end().await;
-        if !matches!(cause, Cause::HelperGone | Cause::Unseen(_)) {
-            // That it has ended is known by now; this only lets the kernel catch up.
-            drop(timeout(FOLLOW, &mut self.exit).await);
-        }
-        cause
-    }
-}
-
-async fn until(ended: &CancellationToken, work: impl Future<Output = ()>) {
-    tokio::select! {
-        () = ended.cancelled() => {}
-        () = work => {}
-    }
-}
-
-fn exit(code: u32, signal: u32, timed_out: bool) -> End {
-    End::Exit(ExecExit { code, signal, timed_out })
 }

@@ -11,7 +11,8 @@ use tokio::time::timeout;
 use crate::{
     args::{Compare, Gc, Prune, Recover},
     client::{Controller, answer, promised},
-    failure::{Failure, exit},
+    exit,
+    failure::Failure,
     output::{Output, json, table, time},
     progress::Spinner,
 };

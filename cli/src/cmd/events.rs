@@ -13,7 +13,8 @@ use crate::{
     args::Events,
     client::{Controller, answer},
     failure::Failure,
-    output::{Output, json, printable::one_line, time},
+    output::{Output, json, time},
+    printable::one_line,
 };
 
 /// How long the controller may be away.

@@ -24,7 +24,8 @@ use tokio::{
 use crate::{
     args::{Exec, Pair},
     client::{Controller, answer},
-    failure::{Failure, exit},
+    exit,
+    failure::Failure,
     output::Output,
     session::{Ended, Session, Sink},
     terminal,

@@ -7,7 +7,8 @@ use tokio::time::timeout;
 
 use crate::{
     client::Controller,
-    failure::{Failure, exit},
+    exit,
+    failure::Failure,
     output::{Output, json, table},
     progress::Spinner,
 };

@@ -1,11 +1,12 @@
 //! `get`: one sandbox with all that is known of it.
 
-use proto::sandbox::v1::{GetSandboxRequest, Sandbox, Size};
+use proto::sandbox::v1::{Sandbox, Size};
 
 use crate::{
-    client::{Controller, answer, promised},
+    client::{Controller, fetch},
     failure::Failure,
-    output::{Output, json, printable::one_line, table, time},
+    output::{Output, json, table, time},
+    printable::one_line,
 };
 
 pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {
@@ -16,12 +17,6 @@ pub(super) async fn run(controller: Controller, id: String, output: Output) -> R
         output.line(describe(&sandbox))?;
     }
     Ok(0)
-}
-
-/// Asks for one sandbox.
-pub(super) async fn fetch(controller: &Controller, id: String) -> Result<Sandbox, Failure> {
-    let request = GetSandboxRequest { id };
-    promised(answer(controller.sandboxes.clone().get_sandbox(request)).await?.sandbox)
 }
 
 /// Cores and memory, short.

@@ -2,10 +2,9 @@
 
 use proto::sandbox::v1::{HideHttpServiceRequest, HttpService};
 
-use super::get;
 use crate::{
     args::Hide,
-    client::{Controller, answer, promised},
+    client::{Controller, answer, fetch, promised},
     failure::Failure,
     output::{Output, json},
 };
@@ -14,7 +13,7 @@ pub(super) async fn run(controller: Controller, hide: Hide, output: Output) -> R
     let Hide { id, name } = hide;
     // Only what looks like a port needs a look at the sandbox first.
     let name = if name.parse::<u16>().is_ok() {
-        let sandbox = get::fetch(&controller, id.clone()).await?;
+        let sandbox = fetch(&controller, id.clone()).await?;
         find(&sandbox.services, &name).map_or(name, |service| service.name.clone())
     } else {
         name

@@ -10,7 +10,8 @@ use tokio::{task::JoinSet, time::Instant};
 use crate::{
     args::Many,
     client::{Controller, patient, promised},
-    failure::{Failure, exit},
+    exit,
+    failure::Failure,
     output::{Output, json},
     progress::Spinner,
 };

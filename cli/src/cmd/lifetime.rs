@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use proto::sandbox::v1::{Sandbox, SetLifetimeRequest};
 
-use super::get;
 use crate::{
     args::SetLifetime,
-    client::{Controller, answer, promised},
+    client::{Controller, answer, fetch, promised},
     failure::Failure,
     output::{Output, json, time},
 };
@@ -18,7 +17,7 @@ pub(super) async fn run(
     output: Output,
 ) -> Result<u8, Failure> {
     let sandbox = match wish.lifetime.wire() {
-        None => get::fetch(&controller, wish.id).await?,
+        None => fetch(&controller, wish.id).await?,
         lifetime => {
             let request = SetLifetimeRequest { id: wish.id, lifetime };
             promised(answer(controller.sandboxes.clone().set_lifetime(request)).await?.sandbox)?

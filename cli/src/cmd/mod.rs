@@ -33,7 +33,8 @@ mod watch;
 use crate::{
     args::{Args, Global, Verb},
     client::Controller,
-    failure::{Failure, exit},
+    exit,
+    failure::Failure,
     output::Output,
     settings::Settings,
 };

@@ -11,8 +11,10 @@ use tokio::time::{Instant, sleep};
 use crate::{
     args::{Cordon, Drain, Node, Uncordon},
     client::{Controller, answer},
-    failure::{Failure, exit},
-    output::{Output, json, printable::one_line, table, time},
+    exit,
+    failure::Failure,
+    output::{Output, json, table, time},
+    printable::one_line,
     progress::Spinner,
 };
 

@@ -6,7 +6,8 @@ use proto::sandbox::v1::{ListNodesRequest, Node};
 use crate::{
     client::{Controller, answer},
     failure::Failure,
-    output::{Output, json, printable::one_line, table, time},
+    output::{Output, json, table, time},
+    printable::one_line,
 };
 
 pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Failure> {

@@ -1,15 +1,16 @@
 //! `url`: addresses of open ports.
 
-use super::{get, hide::find};
+use super::hide::find;
 use crate::{
     args::Url,
-    client::Controller,
-    failure::{Failure, exit},
+    client::{Controller, fetch},
+    exit,
+    failure::Failure,
     output::{Output, json},
 };
 
 pub(super) async fn run(controller: Controller, url: Url, output: Output) -> Result<u8, Failure> {
-    let sandbox = get::fetch(&controller, url.id).await?;
+    let sandbox = fetch(&controller, url.id).await?;
     let Some(wanted) = url.service else {
         if output.json {
             output.value(&sandbox.services.iter().map(json::service).collect::<Vec<_>>())?;

@@ -2,10 +2,9 @@
 
 use proto::sandbox::v1::{self as wire, SetWakeOnRequest};
 
-use super::get;
 use crate::{
     args::WakeOn,
-    client::{Controller, patient, promised},
+    client::{Controller, fetch, patient, promised},
     failure::Failure,
     output::{Output, json},
 };
@@ -15,7 +14,7 @@ pub(super) async fn run(
     wish: WakeOn,
     output: Output,
 ) -> Result<u8, Failure> {
-    let mut sandbox = get::fetch(&controller, wish.id).await?;
+    let mut sandbox = fetch(&controller, wish.id).await?;
     if wish.http.is_some() || wish.exec.is_some() || wish.ssh.is_some() {
         let mut wake_on = sandbox.wake_on.unwrap_or_default();
         wake_on.http = wish.http.unwrap_or(wake_on.http);

@@ -7,7 +7,8 @@ use proto::sandbox::v1::{
 use crate::{
     args::{Pair, Wanted},
     client::{Controller, answer},
-    failure::{Failure, exit},
+    exit,
+    failure::Failure,
 };
 
 /// The request, with the only snapshot where none was named.

@@ -5,7 +5,8 @@ use proto::sandbox::v1::{Phase, Sandbox};
 use crate::{
     client::Controller,
     failure::Failure,
-    output::{Output, json, printable::one_line, time},
+    output::{Output, json, time},
+    printable::one_line,
 };
 
 pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {

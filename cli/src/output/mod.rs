@@ -2,7 +2,6 @@
 //! here, so that a closed pipe is an error that is handled and not a panic.
 
 pub mod json;
-pub mod printable;
 pub mod table;
 pub mod time;
 
@@ -10,8 +9,10 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::failure::Failure;
-use printable::printable;
+use crate::{
+    failure::Failure,
+    printable::{self, printable},
+};
 
 /// Where and how to print.
 #[derive(Debug, Clone, Copy)]

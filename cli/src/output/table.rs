@@ -3,7 +3,8 @@
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 use proto::sandbox::v1::Phase;
 
-use super::{Output, json, printable::one_line};
+use super::{Output, json};
+use crate::printable::one_line;
 
 /// A table with these headings.
 pub fn new(output: Output, headings: &[&str]) -> Table {

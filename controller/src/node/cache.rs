@@ -27,7 +27,7 @@ use tokio::sync::{Notify, watch};
 mod moved;
 
 use self::moved::{has_moved, is_gone};
-use super::kept::{Kept, Numbers};
+use super::kept::{Kept, Numbers, ended};
 use crate::store::Event;
 
 /// One sandbox.
@@ -58,16 +58,6 @@ impl Entry {
     pub fn ended(&self) -> bool {
         !self.creating && ended(&self.sandbox)
     }
-}
-
-pub(super) fn ended(sandbox: &Sandbox) -> bool {
-    matches!(sandbox.phase(), Phase::Deleted | Phase::Failed)
-}
-
-/// An operator ended it without its container: that may be recovered on another node, or be there
-/// when a node comes back that was given up.
-pub(super) fn was_let_go(sandbox: &Sandbox) -> bool {
-    ended(sandbox) && matches!(sandbox.cause.as_str(), cause::RELEASED | cause::NODE_LOST)
 }
 
 /// So many that are watched are no reason to look for those that are not any more.

@@ -5,9 +5,22 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
-use proto::{id::SandboxId, sandbox::v1::Sandbox};
+use proto::{
+    cause,
+    id::SandboxId,
+    sandbox::v1::{Phase, Sandbox},
+};
 
-use super::cache::{ended, was_let_go};
+/// True for a sandbox that is gone.
+pub(super) fn ended(sandbox: &Sandbox) -> bool {
+    matches!(sandbox.phase(), Phase::Deleted | Phase::Failed)
+}
+
+/// True when an operator ended it without its container: that may be recovered on another node, or be there
+/// when a node comes back that was given up.
+pub(super) fn was_let_go(sandbox: &Sandbox) -> bool {
+    ended(sandbox) && matches!(sandbox.cause.as_str(), cause::RELEASED | cause::NODE_LOST)
+}
 
 /// A sandbox.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use proto::{id::SandboxId, spec::Size};
 
-use super::score::BOOT_CORES_MAX;
+use super::view::BOOT_CORES_MAX;
 
 /// Sums of what is reserved on a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -10,13 +10,8 @@
 
 use super::{
     Ask, NodeView, Now,
-    view::{Holder, as_f64},
+    view::{BOOT_CORES_MAX, Holder, as_f64},
 };
-
-/// Cores that a booting sandbox keeps busy at most.
-pub(super) const BOOT_CORES_MAX: u32 = 4;
-/// What a booting sandbox is taken to use where its node does not tell.
-pub(super) const BOOT_CORES: f64 = 2.0;
 
 /// Weight of the measured load; the rest is that of what is expected in the long run.
 const MEASURED: f64 = 0.9;

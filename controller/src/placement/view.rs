@@ -6,7 +6,12 @@ use proto::{
     spec::{Network, Size},
 };
 
-use super::{Reserved, score};
+use super::Reserved;
+
+/// Cores that a booting sandbox keeps busy at most.
+pub(super) const BOOT_CORES_MAX: u32 = 4;
+/// What a booting sandbox is taken to use where its node does not tell.
+pub(super) const BOOT_CORES: f64 = 2.0;
 
 /// What is known of one node.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -118,7 +123,7 @@ impl From<&NodeLoad> for Load {
             psi_io_full: share(report.psi_io_full),
             foreign_cores: report.foreign_cores,
             foreign_memory: report.foreign_memory.map(as_f64),
-            young_cores: report.young_cores.unwrap_or(starting * score::BOOT_CORES),
+            young_cores: report.young_cores.unwrap_or(starting * BOOT_CORES),
             cores_allocated: f64::from(report.cores_allocated),
             memory_total: as_f64(report.memory_total),
             memory_used: as_f64(report.memory_total.saturating_sub(report.memory_available)),

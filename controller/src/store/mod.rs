@@ -12,6 +12,7 @@
 
 mod events;
 pub mod memory;
+mod rows;
 pub mod sqlite;
 mod sqlite_events;
 

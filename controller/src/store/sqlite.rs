@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Begun, Choice, Error, Event, EventPage, Filter, Row, Seen, State, Store, Token,
+    rows::{parsed, state, to_row, to_token},
     sqlite_events as events,
 };
 
@@ -252,51 +253,6 @@ fn read_loop(connection: &Connection, mut queue: mpsc::Receiver<Queued>) {
 const COLUMNS: &str = "id, team, request_id, digest, request, state, node, attempt, decision, \
                        cancelled, released, created_ms, ended_ms, last";
 
-fn state(state: State) -> &'static str {
-    match state {
-        State::Placing => "placing",
-        State::Done => "done",
-        State::Failed => "failed",
-    }
-}
-
-/// A text column that must have the form of `T`: we wrote it, so anything else is a damaged file.
-pub(super) fn parsed<T: std::str::FromStr>(
-    row: &rusqlite::Row<'_>,
-    at: usize,
-) -> rusqlite::Result<T>
-where
-    T::Err: std::error::Error + Send + Sync + 'static,
-{
-    row.get::<_, String>(at)?.parse().map_err(|error| {
-        rusqlite::Error::FromSqlConversionFailure(at, rusqlite::types::Type::Text, Box::new(error))
-    })
-}
-
-fn to_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    let node: Option<String> = row.get(6)?;
-    Ok(Row {
-        id: parsed(row, 0)?,
-        team: parsed(row, 1)?,
-        request_id: parsed(row, 2)?,
-        digest: row.get(3)?,
-        request: row.get(4)?,
-        state: match row.get::<_, String>(5)?.as_str() {
-            "placing" => State::Placing,
-            "done" => State::Done,
-            _ => State::Failed,
-        },
-        node: node.is_some().then(|| parsed(row, 6)).transpose()?,
-        attempt: row.get(7)?,
-        decision: row.get(8)?,
-        cancelled: row.get(9)?,
-        released: row.get(10)?,
-        created_ms: row.get(11)?,
-        ended_ms: row.get(12)?,
-        last: row.get(13)?,
-    })
-}
-
 fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
@@ -363,17 +319,6 @@ fn remember(connection: &Connection, seen: Seen) -> rusqlite::Result<()> {
 }
 
 const TOKEN_COLUMNS: &str = "id, hash, team, scopes, created_ms, revoked_ms";
-
-fn to_token(row: &rusqlite::Row<'_>) -> rusqlite::Result<Token> {
-    Ok(Token {
-        id: row.get(0)?,
-        hash: row.get(1)?,
-        team: parsed(row, 2)?,
-        scopes: row.get(3)?,
-        created_ms: row.get(4)?,
-        revoked_ms: row.get(5)?,
-    })
-}
 
 #[async_trait::async_trait]
 impl Store for Sqlite {

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::{
     events::{Event, EventPage, Filter, kind_name, kind_named},
-    sqlite::parsed,
+    rows::parsed,
 };
 
 const COLUMNS: &str = "revision, at_ms, sandbox, team, node, kind, actor, reason, detail, \

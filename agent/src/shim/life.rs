@@ -1,0 +1,201 @@
+//! The life of one command: what it is fed, what it writes, its clock, its signals, its end.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Buf;
+use futures_util::future;
+use proto::sandbox::v1::ExecExit;
+use tokio::{
+    io::AsyncWriteExt,
+    net::unix::pipe::{Receiver, Sender},
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Host,
+    helper::{Ended, Ends, Spawned, Third},
+    output::{self, Source},
+    session::{End, Session, Shared, Title},
+    tree::Tree,
+};
+
+/// How long a command may take to end once all that it started has been killed.
+const FOLLOW: Duration = Duration::from_secs(2);
+/// How finely time is counted: what is frozen in between does not count.
+const TICK: Duration = Duration::from_millis(250);
+/// Signals that may wait to be sent.
+const SIGNALS: usize = 8;
+/// The code of a command whose time was over.
+const TIMED_OUT: u32 = 124;
+/// End of file, typed on a terminal.
+const EOT: &[u8] = b"\x04";
+
+/// What makes a session end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Own((u8, u8)),
+    Unseen(&'static str),
+    HelperGone,
+    TimedOut,
+    HungUp,
+}
+
+/// Looks after a command that was spawned until its end, on a task of its own.
+pub(super) fn begin(
+    title: Title,
+    spawned: Spawned,
+    host: Arc<dyn Host>,
+    mark: String,
+    time: Duration,
+    shared: Arc<Shared>,
+) -> Arc<Session> {
+    let Spawned { ends: Ends { stdin, stdout, third }, leader, exit, never_ran: _ } = spawned;
+    let (stderr, sizes) = match third {
+        Third::Stderr(stderr) => (Some(stderr), None),
+        Third::Sizes(sizes) => (None, Some(sizes)),
+    };
+    let (signal, signals) = mpsc::channel(SIGNALS);
+    let session = Session::new(title, shared, signal, sizes);
+    let tree = Tree { host: Arc::clone(&host), leader, mark };
+    let life = Life { session: Arc::clone(&session), host, tree, exit, signals };
+    tokio::spawn(life.run(stdin, stdout, stderr, time));
+    session
+}
+
+/// What looks after a command.
+struct Life {
+    session: Arc<Session>,
+    host: Arc<dyn Host>,
+    tree: Tree,
+    exit: oneshot::Receiver<Ended>,
+    signals: mpsc::Receiver<i32>,
+}
+
+impl Life {
+    async fn run(
+        mut self,
+        mut stdin: Sender,
+        stdout: Receiver,
+        stderr: Option<Receiver>,
+        time: Duration,
+    ) {
+        let session = Arc::clone(&self.session);
+        let ended = CancellationToken::new();
+        let live = async {
+            let cause = self.live(time).await;
+            ended.cancel();
+            cause
+        };
+        let pump = |(output, source)| {
+            let (session, ended) = (&session, &ended);
+            async move {
+                let open = output::pump(session, output, source, ended).await?;
+                Ok::<_, io::Error>(open.map(|source| (output, source)))
+            }
+        };
+        let (cause, open) = match stderr {
+            Some(stderr) => {
+                let sources = [(0, Source::Pipe(stdout)), (1, Source::Pipe(stderr))];
+                let feeding = &session;
+                // Its end closes the pipe.
+                let fed = until(&ended, async move { feed(feeding, &mut stdin).await });
+                let pumps = future::try_join_all(sources.map(pump));
+                let (cause, (), open) = tokio::join!(live, fed, pumps);
+                (cause, open)
+            }
+            None => {
+                let fed = until(&ended, async {
+                    feed(&session, &mut stdin).await;
+                    drop(timeout(Duration::from_secs(1), stdin.write_all(EOT)).await);
+                });
+                let pumps = future::try_join_all([(0, Source::Terminal(stdout))].map(pump));
+                let (cause, (), open) = tokio::join!(live, fed, pumps);
+                (cause, open)
+            }
+        };
+        let end = match (cause, &open) {
+            (_, Err(error)) => {
+                tracing::warn!(%error, "output of a command was lost");
+                End::Lost("its output could not be kept".to_owned())
+            }
+            (Cause::Own((code, 0)), _) => exit(code.into(), 0, false),
+            (Cause::Own((_, signal)), _) => exit(128 + u32::from(signal), signal.into(), false),
+            (Cause::TimedOut, _) => exit(TIMED_OUT, 0, true),
+            (Cause::HungUp, _) => End::Lost("its caller hung up, and it was ended".to_owned()),
+            (Cause::Unseen(why), _) => End::Lost(why.to_owned()),
+            (Cause::HelperGone, _) => {
+                End::Lost("what supervised it inside the sandbox was killed".to_owned())
+            }
+        };
+        let background: Vec<_> = open.into_iter().flatten().flatten().collect();
+        session.end(end, !background.is_empty());
+        if background.is_empty() {
+            return;
+        }
+        let follow = |(output, source)| output::follow(Arc::clone(&session), output, source);
+        tokio::select! {
+            biased;
+            () = session.let_go() => {}
+            _ = future::join_all(background.into_iter().map(follow)) => {}
+        }
+        session.background_ended();
+    }
+
+    async fn live(&mut self, mut left: Duration) -> Cause {
+        let session = Arc::clone(&self.session);
+        let mut last = Instant::now();
+        let cause = loop {
+            tokio::select! {
+                biased;
+                exit = &mut self.exit => match exit {
+                    Ok(Ok(how)) => return Cause::Own(how),
+                    Ok(Err(why)) => break Cause::Unseen(why),
+                    Err(_) => break Cause::HelperGone,
+                },
+                () = session.hung_up() => break Cause::HungUp,
+                Some(number) = self.signals.recv() => self.tree.signal(number).await,
+                () = sleep(left.min(TICK)) => session.expire(),
+            }
+            let now = Instant::now();
+            if !self.host.frozen() {
+                left = left.saturating_sub(now - last);
+            }
+            last = now;
+            if left.is_zero() {
+                break Cause::TimedOut;
+            }
+        };
+        self.tree.end().await;
+        if !matches!(cause, Cause::HelperGone | Cause::Unseen(_)) {
+            // That it has ended is known by now; this only lets the kernel catch up.
+            drop(timeout(FOLLOW, &mut self.exit).await);
+        }
+        cause
+    }
+}
+
+async fn until(ended: &CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = ended.cancelled() => {}
+        () = work => {}
+    }
+}
+
+fn exit(code: u32, signal: u32, timed_out: bool) -> End {
+    End::Exit(ExecExit { code, signal, timed_out })
+}
+
+/// Feeds it until it has ended or reads no more. Returns at the end of what was to come.
+async fn feed(session: &Session, to: &mut Sender) {
+    while let Some(mut bytes) = session.stdin_next().await {
+        while bytes.has_remaining() {
+            match to.write(&bytes).await {
+                Ok(written) => bytes.advance(written),
+                Err(_) => return session.close_stdin(),
+            }
+        }
+        session.stdin_passed();
+    }
+}

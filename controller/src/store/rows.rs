@@ -1,0 +1,62 @@
+//! Rows of the store's tables as values, and back.
+
+use rusqlite::{Error::FromSqlConversionFailure, types::Type};
+
+use super::{Row, State, Token};
+
+/// How a state is written.
+pub(super) fn state(state: State) -> &'static str {
+    match state {
+        State::Placing => "placing",
+        State::Done => "done",
+        State::Failed => "failed",
+    }
+}
+
+/// A text column that must have the form of `T`: we wrote it, so anything else is a damaged file.
+pub(super) fn parsed<T: std::str::FromStr>(
+    row: &rusqlite::Row<'_>,
+    at: usize,
+) -> rusqlite::Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    row.get::<_, String>(at)?
+        .parse()
+        .map_err(|error| FromSqlConversionFailure(at, Type::Text, Box::new(error)))
+}
+
+pub(super) fn to_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    let node: Option<String> = row.get(6)?;
+    Ok(Row {
+        id: parsed(row, 0)?,
+        team: parsed(row, 1)?,
+        request_id: parsed(row, 2)?,
+        digest: row.get(3)?,
+        request: row.get(4)?,
+        state: match row.get::<_, String>(5)?.as_str() {
+            "placing" => State::Placing,
+            "done" => State::Done,
+            _ => State::Failed,
+        },
+        node: node.is_some().then(|| parsed(row, 6)).transpose()?,
+        attempt: row.get(7)?,
+        decision: row.get(8)?,
+        cancelled: row.get(9)?,
+        released: row.get(10)?,
+        created_ms: row.get(11)?,
+        ended_ms: row.get(12)?,
+        last: row.get(13)?,
+    })
+}
+
+pub(super) fn to_token(row: &rusqlite::Row<'_>) -> rusqlite::Result<Token> {
+    Ok(Token {
+        id: row.get(0)?,
+        hash: row.get(1)?,
+        team: parsed(row, 2)?,
+        scopes: row.get(3)?,
+        created_ms: row.get(4)?,
+        revoked_ms: row.get(5)?,
+    })
+}
