@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io, time::Duration};
 
-use proto::reason;
+use proto::Reason;
 use serde_json::json;
 use tonic::{Code, Status};
 
@@ -16,7 +16,7 @@ use crate::{
 pub struct Failure {
     /// A sentence without a full stop.
     pub message: String,
-    /// One of `proto::reason`, if the API said one.
+    /// Name of its reason, if the API said one; a newer API may have others than this program knows.
     pub reason: Option<String>,
     /// What to do next.
     pub hint: Option<String>,
@@ -69,7 +69,7 @@ impl Failure {
         if !failure.rollback.is_empty() {
             message = format!("{message}; rollback: {}", failure.rollback);
         }
-        Self::local(message).with_reason(&failure.reason)
+        Self::local(message).with_reason(failure.reason().name())
     }
 
     /// Waited for longer than was allowed.
@@ -89,21 +89,20 @@ impl Failure {
     }
 
     /// With a reason of the API that we found ourselves.
-    pub fn of_reason(reason: &str, message: impl Into<String>) -> Self {
-        Self::local(message).with_reason(reason)
+    pub fn of_reason(reason: Reason, message: impl Into<String>) -> Self {
+        Self::local(message).with_reason(reason.name())
     }
 
     /// True for what a call meets while the agent of its node is started again, or is stopping.
     pub fn is_of_a_restart(&self) -> bool {
-        let reason = self.reason.as_deref();
-        matches!(reason, Some(reason::NODE_UNREACHABLE | reason::SHUTTING_DOWN))
+        matches!(self.known(), Some(Reason::NodeUnreachable | Reason::ShuttingDown))
     }
 
     /// With a hint that fits a verb which can be repeated: what the table says of an outcome that is
     /// not known is about creations.
     #[must_use]
     pub fn repeatable(mut self) -> Self {
-        if self.reason.as_deref() == Some(reason::OUTCOME_UNKNOWN)
+        if self.known() == Some(Reason::OutcomeUnknown)
             || self.reason.is_none() && self.transient && !self.unreached
         {
             let next = "it may be done by now: `sandboxctl get ID` shows it; the same command can be run again, it is not done twice";
@@ -112,8 +111,13 @@ impl Failure {
         self
     }
 
+    /// Its reason, if this program knows it.
+    pub fn known(&self) -> Option<Reason> {
+        Reason::named(self.reason.as_deref()?)
+    }
+
     fn with_reason(mut self, reason: &str) -> Self {
-        if let Some(hint) = hint::of(reason) {
+        if let Some(hint) = Reason::named(reason).map(hint::of) {
             self.exit = hint.exit;
             self.hint = Some(hint.next.to_owned());
         }
@@ -182,7 +186,7 @@ impl From<serde_json::Error> for Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let retry_after = daemon::status::retry_after(&status);
-        if let Some(reason) = daemon::status::reason(&status) {
+        if let Some((reason, _)) = daemon::status::info(&status) {
             // One line, whatever the other side sends: the next one is ours.
             let message = status.message().trim_end_matches('.').replace('\n', " ");
             let transient = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
@@ -281,13 +285,14 @@ fn sources(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
 #[cfg(test)]
 mod tests {
     use daemon::status::Refusal;
+    use tonic_types::StatusExt as _;
 
     use super::*;
 
     #[test]
     fn every_reason_becomes_a_sentence_with_a_next_step() {
-        for reason in reason::ALL {
-            let status = Status::from(Refusal::new(Code::Internal, *reason, "it broke."));
+        for reason in Reason::all() {
+            let status = Status::from(Refusal::new(reason, "it broke."));
             let failure = Failure::from(status);
             let text = failure.to_string();
             assert!(text.starts_with(&format!("error: it broke ({reason})\nhint: ")), "{text}");
@@ -297,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_hint_fits_the_verb() {
-        let unknown = Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, "who knows");
+        let unknown = Refusal::new(Reason::OutcomeUnknown, "who knows");
         let failure = Failure::from(Status::from(unknown));
         assert!(failure.hint.as_deref().is_some_and(|hint| hint.contains("--exec-id")));
         let hint = failure.repeatable().hint.expect("a hint");
@@ -305,25 +310,31 @@ mod tests {
         let late = Failure::deadline("the controller did not answer", Duration::from_secs(30));
         assert!(!late.hint.clone().expect("a hint").contains("--request-id"));
         assert!(late.repeatable().hint.expect("a hint").contains("run again"));
-        let locked = Refusal::new(Code::Unavailable, reason::CONTAINER_LOCKED, "a backup");
+        let locked = Refusal::new(Reason::ContainerLocked, "a backup");
         let locked = Failure::from(Status::from(locked));
         assert_eq!(locked.clone().repeatable().hint, locked.hint, "what is decided stays so");
         assert!(!locked.is_of_a_restart());
-        for reason in [reason::NODE_UNREACHABLE, reason::SHUTTING_DOWN] {
+        for reason in [Reason::NodeUnreachable, Reason::ShuttingDown] {
             assert!(Failure::of_reason(reason, "away").is_of_a_restart());
         }
     }
 
     #[test]
     fn a_reason_from_the_future_is_still_shown() {
-        let status = Status::from(Refusal::new(Code::Internal, "BRAND_NEW", "it broke"));
+        let mut details = tonic_types::ErrorDetails::new();
+        details.set_error_info(
+            "BRAND_NEW",
+            proto::reason::DOMAIN,
+            std::collections::HashMap::new(),
+        );
+        let status = Status::with_error_details(Code::Internal, "it broke", details);
         assert_eq!(Failure::from(status).to_string(), "error: it broke (BRAND_NEW)");
     }
 
     #[test]
     fn the_hint_when_to_retry_is_told() {
-        let refusal = Refusal::new(Code::ResourceExhausted, reason::NO_CAPACITY, "no room")
-            .retry_after(Duration::from_millis(1500));
+        let refusal =
+            Refusal::new(Reason::NoCapacity, "no room").retry_after(Duration::from_millis(1500));
         let failure = Failure::from(Status::from(refusal));
         assert_eq!((failure.exit, failure.transient), (exit::NOT_NOW, false));
         assert!(failure.to_string().contains("wait 1.5 s"), "{failure}");
@@ -332,10 +343,10 @@ mod tests {
 
     #[test]
     fn nothing_from_the_wire_steers_the_terminal() {
-        let status = Status::from(Refusal::new(Code::Internal, reason::PCT_FAILED, "a\x1b[2Jb"));
+        let status = Status::from(Refusal::new(Reason::PctFailed, "a\x1b[2Jb"));
         assert!(!Failure::from(status).to_string().contains('\x1b'));
         let text = "no sandbox \u{202e}gpj.exe\u{200b} here";
-        let status = Status::from(Refusal::new(Code::NotFound, reason::SANDBOX_NOT_FOUND, text));
+        let status = Status::from(Refusal::new(Reason::SandboxNotFound, text));
         let failure = Failure::from(status);
         for shown in [failure.to_string(), printable::json(&failure.to_json()).expect("JSON")] {
             assert!(!shown.contains(['\u{202e}', '\u{200b}']), "{shown:?}");
@@ -345,7 +356,7 @@ mod tests {
     #[test]
     fn a_failed_creation_says_what_the_rollback_did() {
         let failure = Failure::recorded(&proto::sandbox::v1::Failure {
-            reason: reason::PCT_FAILED.into(),
+            reason: Reason::PctFailed.into(),
             message: "start failed: no such device".into(),
             rollback: "destroyed".into(),
         });

@@ -8,7 +8,7 @@ use std::{
 };
 
 use proto::{
-    reason,
+    Reason,
     reattach::{Received, Sent},
     sandbox::v1::{
         ExecAttach, ExecExit, ExecRequest, ExecResponse, ExecStart, ExecStarted, exec_request,
@@ -142,7 +142,7 @@ impl Session {
     /// Nothing was decided, so that asking again can help. Before it has started, what is clearly
     /// refused, or was never reached, is told at once.
     fn may_come_back(&self, failure: &Failure) -> bool {
-        let unknown = failure.reason.as_deref() == Some(reason::OUTCOME_UNKNOWN);
+        let unknown = failure.known() == Some(Reason::OutcomeUnknown);
         let early = !*self.started.borrow();
         // With its name it runs once: an agent that is started again is waited for.
         let restart = failure.is_of_a_restart();

@@ -5,18 +5,16 @@ use std::{collections::HashMap, time::Duration};
 
 use proto::{
     id::Invalid,
-    reason::{self, DOMAIN},
+    reason::{DOMAIN, Reason},
 };
-use tonic::{Code, Status};
+use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 
 /// An error on its way to the wire.
 #[derive(Debug, Clone)]
 pub struct Refusal {
-    /// gRPC code.
-    pub code: Code,
-    /// One of `proto::reason`.
-    pub reason: String,
+    /// What callers branch on; the gRPC code goes with it.
+    pub reason: Reason,
     /// A sentence that says what is wrong and, where it can, what to do.
     pub message: String,
     /// Field of the request that is wrong.
@@ -28,11 +26,10 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// With a code, a reason of `proto::reason` and a sentence.
-    pub fn new(code: Code, reason: impl Into<String>, message: impl Into<String>) -> Self {
+    /// With a reason and a sentence.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self {
-            code,
-            reason: reason.into(),
+            reason,
             message: message.into(),
             field: None,
             retry_after: None,
@@ -57,8 +54,7 @@ impl Refusal {
 
 impl From<Invalid> for Refusal {
     fn from(invalid: Invalid) -> Self {
-        let mut refusal =
-            Self::new(Code::InvalidArgument, reason::FIELD_INVALID, invalid.to_string());
+        let mut refusal = Self::new(Reason::FieldInvalid, invalid.to_string());
         refusal.field = Some(invalid.what);
         refusal
     }
@@ -67,26 +63,26 @@ impl From<Invalid> for Refusal {
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let mut details = ErrorDetails::new();
-        details.set_error_info(refusal.reason, DOMAIN, refusal.metadata);
+        details.set_error_info(refusal.reason.name(), DOMAIN, refusal.metadata);
         if let Some(field) = refusal.field {
             details.add_bad_request_violation(field, refusal.message.clone());
         }
         if let Some(delay) = refusal.retry_after {
             details.set_retry_info(Some(delay));
         }
-        Self::with_error_details(refusal.code, refusal.message, details)
+        Self::with_error_details(refusal.reason.code(), refusal.message, details)
     }
 }
 
-/// Reason and metadata of an error of ours; `None` for a status that something else made.
+/// Name of the reason, and metadata, of an error of ours; `None` for a status that something else made.
 pub fn info(status: &Status) -> Option<(String, HashMap<String, String>)> {
     let info = status.get_details_error_info()?;
     (info.domain == DOMAIN).then_some((info.reason, info.metadata))
 }
 
-/// Reason of an error of ours.
-pub fn reason(status: &Status) -> Option<String> {
-    info(status).map(|(reason, _)| reason)
+/// Reason of an error of ours; UNSPECIFIED for one that is newer than this program.
+pub fn reason(status: &Status) -> Option<Reason> {
+    info(status).map(|(name, _)| Reason::named(&name).unwrap_or_default())
 }
 
 /// When to try again, if the status says.
@@ -96,17 +92,19 @@ pub fn retry_after(status: &Status) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
 
     #[test]
     fn what_goes_on_the_wire_comes_back() {
-        let refusal = Refusal::new(Code::ResourceExhausted, reason::NO_CAPACITY, "full")
+        let refusal = Refusal::new(Reason::NoCapacity, "full")
             .retry_after(Duration::from_millis(1500))
             .with("node", "n1");
         let status = Status::from(refusal);
         assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "full"));
         let (why, metadata) = info(&status).expect("ours");
-        assert_eq!((why.as_str(), metadata["node"].as_str()), (reason::NO_CAPACITY, "n1"));
+        assert_eq!((why.as_str(), metadata["node"].as_str()), ("NO_CAPACITY", "n1"));
         assert_eq!(retry_after(&status), Some(Duration::from_millis(1500)));
         assert_eq!(reason(&Status::internal("x")), None);
     }
@@ -116,6 +114,6 @@ mod tests {
         let status = Status::from(Refusal::from(Invalid::new("request_id", "must be short")));
         let bad = status.get_details_bad_request().expect("bad request");
         assert_eq!(bad.field_violations[0].field, "request_id");
-        assert_eq!(reason(&status).as_deref(), Some(reason::FIELD_INVALID));
+        assert_eq!(reason(&status), Some(Reason::FieldInvalid));
     }
 }

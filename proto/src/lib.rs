@@ -12,6 +12,8 @@ pub mod reason;
 pub mod reattach;
 pub mod spec;
 
+pub use reason::Reason;
+
 /// `sandbox.v1`: the public API.
 #[allow(missing_debug_implementations, unreachable_pub, clippy::all, reason = "generated")]
 pub mod sandbox {

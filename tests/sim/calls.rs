@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::{
         CreateSandboxRequest, DeleteSandboxRequest, ExecCommandRequest, ExecStart, ExpiryAction,
         Lifetime, PauseSandboxRequest, Phase, ResumeSandboxRequest, Sandbox, SetLifetimeRequest,
@@ -206,11 +206,11 @@ impl Line {
     /// What an error says of what was asked.
     fn refused(&self, status: &Status) -> CameTo {
         match daemon::status::reason(status) {
-            Some(why) if why == reason::INVARIANT => {
+            Some(why) if why == Reason::Invariant => {
                 self.watch.wrong(format!("I9: a caller was told INVARIANT: {}", status.message()));
                 CameTo::Unknown
             }
-            Some(why) if why == reason::STALE_EPOCH && self.replaced.is_some() => CameTo::Refused,
+            Some(why) if why == Reason::StaleEpoch && self.replaced.is_some() => CameTo::Refused,
             Some(_) | None => CameTo::Unknown,
         }
     }
@@ -314,8 +314,8 @@ async fn changed(line: &Line, id: String, verb: Verb) -> Result<Option<Sandbox>,
             let request = ExecCommandRequest { start: Some(start), ..Default::default() };
             let ran = api.exec_command(line.ask(request)).await;
             let reason = ran.as_ref().err().and_then(daemon::status::reason);
-            let may_run = [reason::OUTCOME_UNKNOWN, reason::EXEC_LOST];
-            if let Some(reason) = reason.filter(|reason| !may_run.contains(&reason.as_str())) {
+            let may_run = [Reason::OutcomeUnknown, Reason::ExecLost];
+            if let Some(reason) = reason.filter(|reason| !may_run.contains(reason)) {
                 line.watch.denied(number, reason);
             }
             ran?;

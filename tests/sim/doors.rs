@@ -14,7 +14,7 @@ use agent::{
 use futures_util::{SinkExt, StreamExt};
 use prost::Message as _;
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::ExecExit,
     shim::v1::{self as wire, request, response},
 };
@@ -67,7 +67,7 @@ impl Shims for Doors {
 /// What one who waits is told.
 enum Answer {
     Runs,
-    No(&'static str),
+    No(Reason),
     /// Nothing: the connection breaks.
     Breaks,
     /// Nothing: the connection stays.
@@ -91,7 +91,7 @@ impl Doors {
                 response::Message::Exit(ExecExit::default()),
             ],
             Answer::No(reason) => vec![response::Message::Refused(wire::Refused {
-                reason: reason.to_owned(),
+                reason: reason.into(),
                 message: "the simulation says so".to_owned(),
             })],
             Answer::Breaks => return,
@@ -116,7 +116,7 @@ impl Doors {
         let boot = self.clock.moment().boot;
         let stands = match self.chance.below(10) {
             0..5 => self.chance.below(50),
-            5 => return Answer::No(reason::FIELD_INVALID),
+            5 => return Answer::No(Reason::FieldInvalid),
             _ => self.chance.below(STANDS_MS),
         };
         let (stands, left) = (Duration::from_millis(stands), self.left(start));
@@ -140,9 +140,9 @@ impl Doors {
             Ok(true) if self.chance.percent(10) => Answer::Breaks,
             Ok(true) => Answer::Runs,
             // The helper has refused it.
-            Ok(false) => Answer::No(reason::EXEC_FAILED),
-            Err(_) if self.lapse == Some(Lapse::GivenUp) => Answer::No(reason::EXEC_FAILED),
-            Err(_) => Answer::No(reason::OUTCOME_UNKNOWN),
+            Ok(false) => Answer::No(Reason::ExecFailed),
+            Err(_) if self.lapse == Some(Lapse::GivenUp) => Answer::No(Reason::ExecFailed),
+            Err(_) => Answer::No(Reason::OutcomeUnknown),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use agent::journal::{Journal, Phase};
 use proto::{
+    Reason,
     name::NodeName,
-    reason,
     sandbox::v1::{
         DrainNodeRequest, UncordonNodeRequest, operator_service_client::OperatorServiceClient,
     },
@@ -59,7 +59,7 @@ pub(crate) async fn finish(cluster: &Cluster) {
         let records = host.journal.all().await.expect("a journal");
         let mut living = records.iter().filter(|record| !record.phase.ended());
         let under_way = living.any(|record| match &record.failure {
-            Some(why) => why.reason == reason::CONTAINER_GONE || record.phase == Phase::Deleting,
+            Some(why) => why.reason == Reason::ContainerGone || record.phase == Phase::Deleting,
             None => false,
         });
         if under_way {

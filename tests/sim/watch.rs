@@ -11,7 +11,7 @@ use agent::{
     pve::{CloneOrder, fake::FakeCluster},
     sandbox::Cause,
 };
-use proto::name::NodeName;
+use proto::{Reason, name::NodeName};
 
 use crate::{
     calls::{Memory, TTL},
@@ -30,7 +30,7 @@ pub(crate) struct Watch {
 struct Command {
     ran: bool,
     /// Its caller was told that it was not run, with this reason.
-    denied: Option<String>,
+    denied: Option<Reason>,
 }
 
 impl Watch {
@@ -66,7 +66,7 @@ impl Watch {
     }
 
     /// Its caller was told that it was not run.
-    pub(crate) fn denied(&self, number: u64, reason: String) {
+    pub(crate) fn denied(&self, number: u64, reason: Reason) {
         let mut commands = self.commands();
         let command = commands.entry(number).or_default();
         command.denied = Some(reason);

@@ -221,8 +221,11 @@ async fn a_taken_vmid_is_replaced(make: fn(Pools) -> Subject) {
 async fn updates_compare_and_swap(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let old = journal.begin(intent(1), 0).await.expect("room");
-    let failure =
-        Failure { reason: "PCT_FAILED".into(), message: "no\nway".into(), rollback: String::new() };
+    let failure = Failure {
+        reason: proto::Reason::PctFailed,
+        message: "no\nway".into(),
+        rollback: String::new(),
+    };
     let changed = Record { phase: Phase::Undoing, failure: Some(failure), ..old.clone() };
     let new = journal.update(&changed).await.expect("current");
     assert_eq!(new, Record { revision: 2, ..changed });

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, Vmid},
     lifetime::{Action, Wish},
     name::{Port, RequestId, ServiceName, SnapshotId, Team},
@@ -110,8 +111,9 @@ impl Lifetime {
 /// Why the last operation failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// One of `proto::reason`.
-    pub reason: String,
+    /// What a caller branches on.
+    #[serde(with = "proto::reason::by_name")]
+    pub reason: Reason,
     /// A sentence, with `pct`'s own last line where it spoke.
     pub message: String,
     /// What the rollback did and how it ended; empty when there was nothing to undo.

@@ -73,7 +73,7 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         attempt: record.attempt,
         revision: record.revision,
         failure: record.failure.as_ref().map(|failure| wire::Failure {
-            reason: failure.reason.clone(),
+            reason: failure.reason.into(),
             message: failure.message.clone(),
             rollback: failure.rollback.clone(),
         }),

@@ -10,10 +10,10 @@ use std::{
 
 use daemon::status::Refusal;
 use proto::{
+    Reason,
     agent::v1 as agent,
     exec,
     id::Invalid,
-    reason,
     sandbox::v1::{self as wire, exec_request, exec_response, exec_start},
 };
 use tokio::{
@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
 use super::status::refusal;
 use crate::sandbox::exec::{
@@ -270,10 +270,7 @@ async fn send(
             Some(Err(error)) => (Err(refusal(error).into()), true),
             None => {
                 let lost = "the command was lost: its output was not read in time";
-                (
-                    Err(Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, lost).into()),
-                    true,
-                )
+                (Err(Refusal::new(Reason::OutcomeUnknown, lost).into()), true)
             }
         };
         if responses.send(message).await.is_err() || last {

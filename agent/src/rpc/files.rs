@@ -134,12 +134,12 @@ async fn pass(
                     message: Some(files_request::Message::Data(data)),
                 })) if data.len() <= DATA_BYTES_MAX => Ok(data),
                 Ok(Some(_)) => Err(Error::new(
-                    proto::reason::FIELD_INVALID,
+                    proto::Reason::FieldInvalid,
                     "data: must be at most 256 KiB, and nothing else may follow",
                 )),
                 Ok(None) => return,
                 Err(status) => Err(Error::new(
-                    proto::reason::EXEC_FAILED,
+                    proto::Reason::ExecFailed,
                     format!("the archive broke off: {}", status.message()),
                 )),
             };

@@ -19,12 +19,11 @@ use std::{
 
 use daemon::{flow, listen::ConnInfo, peer::Peer, status::Refusal};
 use proto::{
-    MESSAGE_BYTES_MAX,
+    MESSAGE_BYTES_MAX, Reason,
     agent::v1::{
         self as wire,
         agent_service_server::{AgentService, AgentServiceServer},
     },
-    reason,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -34,7 +33,7 @@ use tokio::{
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Code, Request, Response, Status, Streaming, service::interceptor::InterceptedService,
+    Request, Response, Status, Streaming, service::interceptor::InterceptedService,
     transport::server::Connected,
 };
 
@@ -152,8 +151,7 @@ impl Rpc {
             Ok(Ok(answer)) => Ok(Response::new(answer)),
             Ok(Err(refusal)) => Err(refusal.into()),
             Err(_) => Err(Refusal::new(
-                Code::DeadlineExceeded,
-                reason::OUTCOME_UNKNOWN,
+                Reason::OutcomeUnknown,
                 "no answer in time; what was asked for may go on",
             )
             .into()),
@@ -174,7 +172,7 @@ fn permit(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
 }
 
 fn full() -> Status {
-    Refusal::new(Code::ResourceExhausted, reason::TOO_MANY_CALLS, "too many calls at a time")
+    Refusal::new(Reason::TooManyCalls, "too many calls at a time")
         .retry_after(Duration::from_secs(1))
         .into()
 }
@@ -185,12 +183,9 @@ fn only_the_controller(request: Request<()>) -> Result<Request<()>, Status> {
     let peer = extensions.get::<ConnInfo>().map(|info| &info.peer);
     match peer.or_else(|| extensions.get::<Peer>()) {
         Some(Peer::Controller) => Ok(request),
-        Some(Peer::Agent(_) | Peer::Anonymous) | None => Err(Refusal::new(
-            Code::PermissionDenied,
-            reason::SCOPE_MISSING,
-            "only the controller may ask this",
-        )
-        .into()),
+        Some(Peer::Agent(_) | Peer::Anonymous) | None => {
+            Err(Refusal::new(Reason::ScopeMissing, "only the controller may ask this").into())
+        }
     }
 }
 

@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use daemon::status::Refusal;
 use proto::{
+    Reason,
     agent::v1 as wire,
     id::{Invalid, Vmid},
-    reason,
     sandbox::v1::{Finding, GarbageItem},
     spec,
 };
-
-use tonic::Code;
 
 use super::{Rpc, status::refusal};
 use crate::{journal::intake::Intake, sandbox::Adoption};
@@ -133,7 +131,7 @@ impl Rpc {
         let handed = self.sandboxes.hand_over(&id, &target, WAIT).await;
         let (handed, node) = handed.map_err(refusal)?;
         let record = serde_json::to_vec(&handed).map_err(|error| {
-            Refusal::new(Code::Internal, reason::INVARIANT, format!("the record of {id}: {error}"))
+            Refusal::new(Reason::Invariant, format!("the record of {id}: {error}"))
         })?;
         Ok(wire::HandOverResponse { node: node.to_string(), record: record.into() })
     }

@@ -2,14 +2,12 @@
 
 use daemon::status::Refusal;
 use proto::{
+    Reason,
     agent::v1 as wire,
     id::{Invalid, SandboxId, SandboxRef},
-    reason,
     sandbox::v1::Sandbox,
     spec,
 };
-
-use tonic::Code;
 
 use super::{Rpc, convert, status::refusal};
 use crate::{journal::Record, sandbox::Known};
@@ -43,12 +41,11 @@ impl Rpc {
     /// on, or will be undone.
     fn unless_held(&self, id: &SandboxId, refusal: Refusal) -> Refusal {
         let lives = || matches!(self.sandboxes.known(&SandboxRef::Id(*id)), Some(Known::Live(_)));
-        if refusal.reason != reason::STORE_FAILED
-            || !(lives() || self.sandboxes.busy().contains(id))
+        if refusal.reason != Reason::StoreFailed || !(lives() || self.sandboxes.busy().contains(id))
         {
             return refusal;
         }
-        Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, refusal.message)
+        Refusal::new(Reason::OutcomeUnknown, refusal.message)
     }
 
     pub(super) async fn cancel(

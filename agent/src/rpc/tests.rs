@@ -8,6 +8,7 @@ use std::{
 
 use daemon::{channel, flow::Leg, status as wire_status};
 use proto::{
+    Reason,
     agent::v1::{agent_service_client::AgentServiceClient, watch_response::Message},
     sandbox::v1::{self as public, Phase},
 };
@@ -16,7 +17,7 @@ use tokio::{
     sync::{mpsc, watch as watched},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 
 use super::*;
 use crate::{
@@ -129,10 +130,10 @@ fn create(number: u8) -> wire::CreateSandboxRequest {
 }
 
 #[track_caller]
-fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: &str) {
-    let status = answer.expect_err(reason);
+fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: Reason) {
+    let status = answer.expect_err(reason.name());
     let found = wire_status::reason(&status);
-    assert_eq!((status.code(), found.as_deref()), (code, Some(reason)), "{status:?}");
+    assert_eq!((status.code(), found), (code, Some(reason)), "{status:?}");
     assert!(!status.message().is_empty());
 }
 
@@ -145,8 +146,8 @@ async fn a_journal_that_fails_is_not_the_end_of_a_creation_under_way() {
     // Another controller: its epoch cannot be written.
     let of_next = |number| wire::CreateSandboxRequest { epoch: 2, ..create(number) };
     let held = client.create_sandbox(of_next(1)).await;
-    refused(held, Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN);
-    refused(client.create_sandbox(of_next(2)).await, Code::Internal, reason::STORE_FAILED);
+    refused(held, Code::DeadlineExceeded, Reason::OutcomeUnknown);
+    refused(client.create_sandbox(of_next(2)).await, Code::Internal, Reason::StoreFailed);
     node.journal.fail(None);
     client.create_sandbox(of_next(1)).await.expect("the same");
 }
@@ -157,7 +158,7 @@ async fn only_the_controller_is_answered() {
     for peer in [Peer::Anonymous, Peer::Agent("node2".parse().expect("valid"))] {
         let mut client = serve(&node, peer);
         let answer = client.get_load(wire::GetLoadRequest {}).await;
-        refused(answer, Code::PermissionDenied, reason::SCOPE_MISSING);
+        refused(answer, Code::PermissionDenied, Reason::ScopeMissing);
     }
 }
 
@@ -191,18 +192,18 @@ async fn what_is_wrong_is_said_in_the_form_of_every_error() {
     let node = Node::new().await;
     let mut client = serve(&node, Peer::Controller);
     client.hello(wire::HelloRequest { epoch: 7 }).await.expect("answers");
-    refused(client.create_sandbox(create(1)).await, Code::Aborted, reason::STALE_EPOCH);
+    refused(client.create_sandbox(create(1)).await, Code::Aborted, Reason::StaleEpoch);
     let unfenced = wire::CreateSandboxRequest { epoch: 0, ..create(1) };
-    refused(client.create_sandbox(unfenced).await, Code::InvalidArgument, reason::FIELD_INVALID);
+    refused(client.create_sandbox(unfenced).await, Code::InvalidArgument, Reason::FieldInvalid);
     let bad = wire::CreateSandboxRequest { epoch: 7, team: "a\nb".into(), ..create(1) };
-    refused(client.create_sandbox(bad).await, Code::InvalidArgument, reason::FIELD_INVALID);
+    refused(client.create_sandbox(bad).await, Code::InvalidArgument, Reason::FieldInvalid);
     let stop = |id: &str| wire::StopSandboxRequest { epoch: 7, id: id.into(), wait: None };
     let unknown = client.stop_sandbox(stop(&id(9).to_string())).await;
-    refused(unknown, Code::NotFound, reason::SANDBOX_NOT_FOUND);
+    refused(unknown, Code::NotFound, Reason::SandboxNotFound);
     let no_id = client.stop_sandbox(stop("--force")).await;
-    refused(no_id, Code::InvalidArgument, reason::FIELD_INVALID);
+    refused(no_id, Code::InvalidArgument, Reason::FieldInvalid);
     let page = wire::ListSandboxesRequest { page_size: 1001, ..Default::default() };
-    refused(client.list_sandboxes(page).await, Code::InvalidArgument, reason::FIELD_INVALID);
+    refused(client.list_sandboxes(page).await, Code::InvalidArgument, Reason::FieldInvalid);
     // Ten megabytes are not even read.
     let huge = wire::GetSandboxRequest { id: "x".repeat(10 << 20) };
     let status = client.get_sandbox(huge).await.expect_err("too large");
@@ -321,7 +322,7 @@ async fn a_watcher_that_does_not_read_is_dropped_and_holds_nobody_up() {
     let mut messages: Vec<_> = unread.collect().await;
     let last = messages.pop().expect("not empty");
     assert!(messages.iter().all(Result::is_ok) && messages.len() < 100);
-    refused(last, Code::ResourceExhausted, reason::TOO_MANY_CALLS);
+    refused(last, Code::ResourceExhausted, Reason::TooManyCalls);
 }
 
 #[tokio::test(start_paused = true)]
@@ -339,5 +340,5 @@ async fn a_watch_ends_when_the_agent_stops() {
         }
     };
     let status = timeout(Duration::from_secs(60), ended).await.expect("ended");
-    refused::<()>(Err(status), Code::Unavailable, reason::SHUTTING_DOWN);
+    refused::<()>(Err(status), Code::Unavailable, Reason::ShuttingDown);
 }

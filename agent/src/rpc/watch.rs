@@ -5,15 +5,15 @@ use std::{sync::Arc, time::Duration};
 
 use daemon::status::Refusal;
 use proto::{
+    Reason,
     agent::v1::{self as wire, watch_response::Message},
-    reason,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::{Rpc, status::refusal};
 use crate::journal::Journal;
@@ -56,7 +56,7 @@ pub(super) fn watch(
 }
 
 fn stopping() -> Refusal {
-    Refusal::new(Code::Unavailable, reason::SHUTTING_DOWN, "the agent is stopping")
+    Refusal::new(Reason::ShuttingDown, "the agent is stopping")
 }
 
 struct Watcher {
@@ -146,11 +146,7 @@ impl Watcher {
             Ok(Ok(())) => Ok(()),
             // Nobody is there to read why.
             Ok(Err(_)) => Err(stopping()),
-            Err(_) => Err(Refusal::new(
-                Code::ResourceExhausted,
-                reason::TOO_MANY_CALLS,
-                "the watcher reads too slowly",
-            )),
+            Err(_) => Err(Refusal::new(Reason::TooManyCalls, "the watcher reads too slowly")),
         }
     }
 }

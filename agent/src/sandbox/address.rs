@@ -9,8 +9,8 @@ use std::{collections::BTreeSet, fmt, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use ipnet::Ipv4Net;
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef, Vmid},
-    reason,
     spec::Network,
 };
 use tokio::time::{Instant, sleep};
@@ -67,12 +67,12 @@ impl Sandboxes {
             (Dhcp::Refused, Network::Dhcp) => {
                 let why = "this node gives addresses itself: its configuration does not allow DHCP \
                            (network.dhcp)";
-                return Err(Error::new(reason::DHCP_REFUSED, why));
+                return Err(Error::new(Reason::DhcpRefused, why));
             }
             (Dhcp::OnRequest, Network::Dhcp) | (Dhcp::All, _) => Network::Dhcp,
         };
         if network == Network::Dhcp {
-            self.replies()?.ready().map_err(|why| Error::new(reason::DHCP_REFUSED, why))?;
+            self.replies()?.ready().map_err(|why| Error::new(Reason::DhcpRefused, why))?;
         }
         Ok(network)
     }
@@ -90,12 +90,12 @@ impl Sandboxes {
             "it asks a DHCP server on bridge {bridge}, and replies are seen on {watched} alone: give it \
              a static address"
         );
-        Err(Error::new(reason::DHCP_REFUSED, why))
+        Err(Error::new(Reason::DhcpRefused, why))
     }
 
     fn replies(&self) -> Result<&Arc<dyn DhcpReplies>, Error> {
         let why = "the replies of the DHCP server cannot be seen on this host";
-        self.dhcp.get().ok_or_else(|| Error::new(reason::DHCP_REFUSED, why))
+        self.dhcp.get().ok_or_else(|| Error::new(Reason::DhcpRefused, why))
     }
 
     /// Network and address of a container that was there before its record, by its config alone.
@@ -116,12 +116,12 @@ impl Sandboxes {
             Ip::Static(ip, _) => {
                 if self.options.network.is_the_hosts(ip) {
                     let why = format!("{ip} is the address of the host or of its gateway");
-                    return refused(reason::ADDRESS_CONFLICT, why);
+                    return refused(Reason::AddressConflict, why);
                 }
                 // That of another sandbox is refused by the journal.
                 if let Some(other) = self.stranger_with(ip, vmid).await? {
                     let why = format!("container {other} has its address {ip}, too");
-                    return refused(reason::ADDRESS_CONFLICT, why);
+                    return refused(Reason::AddressConflict, why);
                 }
                 Ok((Network::Static, Some(ip)))
             }
@@ -131,10 +131,10 @@ impl Sandboxes {
                         "its address comes from a DHCP server, and {error}. Give it a static one: \
                          `pct set {vmid} --net0 ...,ip=ADDRESS/PREFIX,gw=GATEWAY`"
                     );
-                    return refused(reason::DHCP_REFUSED, why);
+                    return refused(Reason::DhcpRefused, why);
                 }
                 if let Err(error) = self.check_dhcp_bridge(&net0.bridge) {
-                    return refused(reason::DHCP_REFUSED, error.message);
+                    return refused(Reason::DhcpRefused, error.message);
                 }
                 let replies = self.replies()?;
                 let reply = parse_mac(&net0.mac).and_then(|mac| replies.last(mac));
@@ -171,7 +171,7 @@ impl Sandboxes {
         config: &ContainerConfig,
     ) -> Result<(), Error> {
         if let Some(why) = differs(record, &self.settings(record), config.net0().as_ref()) {
-            return Err(Error::new(reason::ADDRESS_CONFLICT, why));
+            return Err(Error::new(Reason::AddressConflict, why));
         }
         let (Network::Static, Some(ip)) = (record.network, record.ip) else { return Ok(()) };
         match self.stranger_with(ip, record.vmid).await? {
@@ -182,7 +182,7 @@ impl Sandboxes {
                      another, or remove it",
                     record.id
                 );
-                Err(Error::new(reason::ADDRESS_CONFLICT, why))
+                Err(Error::new(Reason::AddressConflict, why))
             }
         }
     }
@@ -210,7 +210,7 @@ impl Sandboxes {
         let Some(mac) = self.mac_of(boot.record).await? else {
             let why =
                 format!("net0 of container {vmid} has no hwaddr: DHCP replies cannot be told");
-            return Err(Error::new(reason::ADDRESS_CONFLICT, why));
+            return Err(Error::new(Reason::AddressConflict, why));
         };
         let ip = loop {
             if let Some(reply) = replies.last(mac).filter(|reply| reply.seen >= boot.begun) {
@@ -218,18 +218,18 @@ impl Sandboxes {
             }
             if !self.pve.running(vmid).await {
                 let why = format!("CT {vmid} stopped while it booted, before DHCP gave an address");
-                return Err(Error::new(reason::PCT_FAILED, why));
+                return Err(Error::new(Reason::PctFailed, why));
             }
             if Instant::now() + LOOK >= until {
                 let why = format!("no DHCP reply to CT {vmid} was seen in time");
-                return Err(Error::new(reason::PROBE_TIMEOUT, why));
+                return Err(Error::new(Reason::ProbeTimeout, why));
             }
             sleep(LOOK).await;
         };
         if let Some(why) = self.unfit(Some(&id), ip).await {
             let why =
                 format!("the DHCP server gave CT {vmid} an address that it must not have: {why}");
-            return Err(Error::new(reason::ADDRESS_CONFLICT, why));
+            return Err(Error::new(Reason::AddressConflict, why));
         }
         self.grant(&id, boot.record.boot, ip).await?;
         Ok(ip)

@@ -8,9 +8,9 @@ use std::{
 };
 
 use proto::{
+    Reason,
     id::{SandboxId, Vmid},
     name::{RequestId, Team},
-    reason,
     spec::Size,
 };
 use tokio::time::Instant;
@@ -82,31 +82,28 @@ impl Memory {
 pub(super) fn decide(facts: &Facts, limits: &Limits) -> Result<(), Error> {
     let soon = Duration::from_secs(2);
     if facts.stopping {
-        return Err(Error::new(reason::SHUTTING_DOWN, "the agent is stopping").retry_after(soon));
+        return Err(Error::new(Reason::ShuttingDown, "the agent is stopping").retry_after(soon));
     }
     match facts.intake {
         Intake::Open => {}
         Intake::Cordoned => {
-            return Err(Error::new(
-                reason::NODE_CORDONED,
-                "the node is cordoned: no new sandboxes",
-            ));
+            return Err(Error::new(Reason::NodeCordoned, "the node is cordoned: no new sandboxes"));
         }
         Intake::Draining => {
             let message = "the node is being drained: no new sandboxes";
-            return Err(Error::new(reason::NODE_CORDONED, message));
+            return Err(Error::new(Reason::NodeCordoned, message));
         }
     }
     if !facts.quorate {
         let message = "the cluster has no quorum here, so nothing can be made";
-        return Err(Error::new(reason::NO_QUORUM, message).retry_after(soon));
+        return Err(Error::new(Reason::NoQuorum, message).retry_after(soon));
     }
     if let Some(renumbered) = facts.renumbered {
         return Err(renumbered.refusal());
     }
     if facts.room.free < limits.storage_reserve_bytes {
         return Err(Error::new(
-            reason::STORAGE_FULL,
+            Reason::StorageFull,
             format!(
                 "the storage has {} MiB left, {} MiB are kept free",
                 facts.room.free >> 20,
@@ -118,14 +115,14 @@ pub(super) fn decide(facts: &Facts, limits: &Limits) -> Result<(), Error> {
     if thin > THIN_USED_MAX {
         let message =
             format!("{:.0} % of the thin pool or of its metadata is in use", thin * 100.0);
-        return Err(Error::new(reason::STORAGE_FULL, message));
+        return Err(Error::new(Reason::StorageFull, message));
     }
     if let Some(why) = facts.memory.and_then(|memory| memory.full(limits)) {
-        return Err(Error::new(reason::MEMORY_FULL, why).retry_after(soon));
+        return Err(Error::new(Reason::MemoryFull, why).retry_after(soon));
     }
     if facts.queued >= limits.clone_queue_max {
         return Err(Error::new(
-            reason::QUEUE_FULL,
+            Reason::QueueFull,
             format!("{} creations wait for this template already", facts.queued),
         )
         .retry_after(facts.start.max(Duration::from_secs(1))));
@@ -155,7 +152,7 @@ pub(super) fn recall(
     match by_request.filter(|known| known.phase != Phase::Failed) {
         Some(known) if known.is_of_body(&asked) => Ok(Recall::Same(known.id)),
         Some(_) => Err(Error::new(
-            reason::REQUEST_ID_REUSED,
+            Reason::RequestIdReused,
             format!("{} was used with another body", order.spec.request_id),
         )),
         None => Ok(Recall::New),
@@ -167,21 +164,21 @@ fn same_id(asked: &Summary, known: &Summary) -> Result<Recall, Error> {
     let request = |of: &Summary| (of.team.clone(), of.request_id.clone());
     if request(known) != request(asked) || !known.is_of_body(asked) {
         let message = format!("{id} was made for another request");
-        return Err(Error::new(reason::REQUEST_ID_REUSED, message));
+        return Err(Error::new(Reason::RequestIdReused, message));
     }
     match (known.attempt.cmp(&asked.attempt), known.phase) {
         (Ordering::Equal, _) => Ok(Recall::Same(id)),
         (Ordering::Less, Phase::Failed) => Ok(Recall::New),
         (Ordering::Less, Phase::Deleted) => {
-            Err(Error::new(reason::SANDBOX_DELETED, format!("{id} has been deleted")))
+            Err(Error::new(Reason::SandboxDeleted, format!("{id} has been deleted")))
         }
         (Ordering::Less, _) => Err(Error::new(
-            reason::SANDBOX_BUSY,
+            Reason::SandboxBusy,
             format!("attempt {} of {id} is still here: call it off first", known.attempt),
         )
         .retry_after(Duration::from_secs(1))),
         (Ordering::Greater, _) => Err(Error::new(
-            reason::CREATE_CANCELLED,
+            Reason::CreateCancelled,
             format!("attempt {} of {id} came before this one", known.attempt),
         )),
     }

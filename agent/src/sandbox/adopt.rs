@@ -5,9 +5,9 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef, Vmid},
     name::{RequestId, Team},
-    reason,
 };
 use tokio::time::Instant;
 
@@ -55,14 +55,14 @@ impl Sandboxes {
             return match known {
                 Known::Live(record) if record.vmid == vmid => Ok((record, Vec::new())),
                 Known::Live(_) | Known::Ended(_) => {
-                    Err(Error::new(reason::SANDBOX_KNOWN, format!("{id} is taken")))
+                    Err(Error::new(Reason::SandboxKnown, format!("{id} is taken")))
                 }
             };
         }
         let config = self.container(vmid).await?;
         if let Some(Known::Live(record)) = self.known(&SandboxRef::Vmid(vmid)) {
             let why = format!("container {vmid} is {} already", record.id);
-            return Err(Error::new(reason::SANDBOX_KNOWN, why));
+            return Err(Error::new(Reason::SandboxKnown, why));
         }
         fit(vmid, &config)?;
         let request_id: RequestId = format!("adopt-{id}").parse()?;
@@ -144,33 +144,33 @@ impl Sandboxes {
 fn fit(vmid: Vmid, config: &ContainerConfig) -> Result<(), Error> {
     let refused = |reason, why: &str| Err(Error::new(reason, format!("container {vmid} {why}")));
     if config.is_template() {
-        return refused(reason::CONTAINER_UNFIT, "is a template");
+        return refused(Reason::ContainerUnfit, "is a template");
     }
     match config.mark() {
         Some(mark) if mark.vmid == vmid => {
-            return refused(reason::NOT_OURS, "carries our mark already: recover it");
+            return refused(Reason::NotOurs, "carries our mark already: recover it");
         }
         Some(_) => {
             let why = "is a copy of a sandbox: take the line of its mark out of its description";
-            return refused(reason::NOT_OURS, why);
+            return refused(Reason::NotOurs, why);
         }
         None => {}
     }
     if config.description().is_some_and(|text| text.lines().any(Mark::resembles)) {
-        return refused(reason::NOT_OURS, "has a line in its description that resembles our mark");
+        return refused(Reason::NotOurs, "has a line in its description that resembles our mark");
     }
     if !config.is_unprivileged() {
         let why = "is privileged: root in it is too close to root on the node";
-        return refused(reason::CONTAINER_UNFIT, why);
+        return refused(Reason::ContainerUnfit, why);
     }
     if config.is_protected() {
         let why = "is protected: take the protection off, if it may be deleted one day";
-        return refused(reason::CONTAINER_UNFIT, why);
+        return refused(Reason::ContainerUnfit, why);
     }
     match config.lock() {
         Some(lock) => {
             let why = format!("is locked ({lock}): somebody works on it");
-            refused(reason::CONTAINER_LOCKED, &why)
+            refused(Reason::ContainerLocked, &why)
         }
         None => Ok(()),
     }

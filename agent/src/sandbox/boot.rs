@@ -1,6 +1,6 @@
 //! Booting a container and waiting until it answers: the same for a creation and for a start.
 
-use proto::{reason, spec::Network};
+use proto::{Reason, spec::Network};
 use tokio::{
     sync::SemaphorePermit,
     time::{Instant, timeout_at},
@@ -24,7 +24,7 @@ impl Sandboxes {
         let slot = timeout_at(deadline, self.starts.acquire()).await;
         slot.ok()
             .and_then(Result::ok)
-            .ok_or_else(|| Error::new(reason::QUEUE_FULL, "no place among those that boot in time"))
+            .ok_or_else(|| Error::new(Reason::QueueFull, "no place among those that boot in time"))
     }
 
     pub(super) async fn start_container(&self, boot: &Boot<'_>) -> Result<(), Error> {
@@ -85,5 +85,5 @@ impl Sandboxes {
 
 fn not_ours(record: &Record) -> Error {
     let message = format!("CT {} does not carry the mark of {}", record.vmid, record.id);
-    Error::new(reason::NOT_OURS, message)
+    Error::new(Reason::NotOurs, message)
 }

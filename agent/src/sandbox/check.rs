@@ -7,8 +7,8 @@ use std::{
 };
 
 use proto::{
+    Reason,
     id::{SandboxId, Vmid},
-    reason,
 };
 
 use super::{
@@ -115,7 +115,7 @@ impl Sandboxes {
         for template in &self.options.templates {
             // Of one that cannot be read the look above has told.
             if let Err(error) = self.check_template(template).await
-                && error.reason == reason::CONTAINER_UNFIT
+                && error.reason == Reason::ContainerUnfit
             {
                 findings.push(Finding::new("I3", template.vmid, error.message));
             }

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef, Vmid},
-    reason,
     spec::{Network, Size},
 };
 use tokio::time::{Instant, sleep};
@@ -156,7 +156,7 @@ impl Sandboxes {
         let Some(config) = self.pve.config(template.vmid).await? else { return Ok(()) };
         ownership::clonable(&config, template.vmid).map_err(|why| {
             let message = format!("snapshot {}: {why}", template.snapshot);
-            Error::new(reason::CONTAINER_UNFIT, message)
+            Error::new(Reason::ContainerUnfit, message)
         })
     }
 
@@ -358,7 +358,7 @@ impl Sandboxes {
             record = self.renumber(&id, taken).await?;
         }
         Err(Error::new(
-            reason::VMIDS_EXHAUSTED,
+            Reason::VmidsExhausted,
             format!("{VMIDS_TRIED_MAX} vmids in a row were taken by others"),
         ))
     }
@@ -507,5 +507,5 @@ fn check_called_off(work: &Work<'_>) -> Result<(), Error> {
 
 fn called_off(work: &Work<'_>) -> Error {
     let Order { id, attempt, .. } = work.order;
-    Error::new(reason::CREATE_CANCELLED, format!("attempt {attempt} of {id} was called off"))
+    Error::new(Reason::CreateCancelled, format!("attempt {attempt} of {id} was called off"))
 }

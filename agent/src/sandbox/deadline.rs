@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{id::SandboxId, reason};
+use proto::{Reason, id::SandboxId};
 use tokio::time::Instant;
 
 use super::Error;
@@ -14,7 +14,7 @@ use super::Error;
 pub(super) fn left(deadline: Instant, at_most: Duration) -> Result<Duration, Error> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return Err(Error::new(reason::PCT_FAILED, "the operation took too long as a whole"));
+        return Err(Error::new(Reason::PctFailed, "the operation took too long as a whole"));
     }
     Ok(left.min(at_most))
 }

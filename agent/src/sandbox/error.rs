@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use proto::reason;
+use proto::Reason;
 
 use crate::{journal, pve, saga::Injected};
 
-/// A refusal or a failure. The reason is what a caller branches on; `rpc` has the one table from it
-/// to a gRPC code.
+/// A refusal or a failure.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// One of `proto::reason`.
-    pub reason: &'static str,
+    /// What a caller branches on.
+    pub reason: Reason,
     /// A sentence, with `pct`'s own last line where it spoke.
     pub message: String,
     /// When it may be otherwise.
@@ -20,8 +19,8 @@ pub struct Error {
 }
 
 impl Error {
-    /// For a reason of `proto::reason`.
-    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    /// Without a hint when to try again.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), retry_after: None }
     }
 
@@ -36,19 +35,19 @@ impl Error {
 /// A text of our own making that does not fit: what callers send is checked before.
 impl From<proto::id::Invalid> for Error {
     fn from(error: proto::id::Invalid) -> Self {
-        Self::new(reason::INVARIANT, error.to_string())
+        Self::new(Reason::Invariant, error.to_string())
     }
 }
 
 impl From<journal::Error> for Error {
     fn from(error: journal::Error) -> Self {
         let reason = match &error {
-            journal::Error::Conflict { .. } => reason::REVISION_CONFLICT,
-            journal::Error::VmidsExhausted { .. } => reason::VMIDS_EXHAUSTED,
-            journal::Error::AddressTaken { .. } => reason::ADDRESS_CONFLICT,
-            journal::Error::AddressesExhausted => reason::ADDRESSES_EXHAUSTED,
-            journal::Error::Full => reason::STORAGE_FULL,
-            journal::Error::Storage(_) => reason::STORE_FAILED,
+            journal::Error::Conflict { .. } => Reason::RevisionConflict,
+            journal::Error::VmidsExhausted { .. } => Reason::VmidsExhausted,
+            journal::Error::AddressTaken { .. } => Reason::AddressConflict,
+            journal::Error::AddressesExhausted => Reason::AddressesExhausted,
+            journal::Error::Full => Reason::StorageFull,
+            journal::Error::Storage(_) => Reason::StoreFailed,
         };
         Self::new(reason, error.to_string())
     }
@@ -58,15 +57,15 @@ impl From<pve::Error> for Error {
     fn from(error: pve::Error) -> Self {
         let soon = Some(Duration::from_secs(2));
         let (reason, retry_after) = match &error.kind {
-            pve::ErrorKind::Locked(_) => (reason::CONTAINER_LOCKED, soon),
-            pve::ErrorKind::NoQuorum(_) => (reason::NO_QUORUM, soon),
-            pve::ErrorKind::StorageFull(_) => (reason::STORAGE_FULL, None),
-            pve::ErrorKind::NotOurs(_) => (reason::NOT_OURS, None),
-            pve::ErrorKind::VmidTaken(_) => (reason::VMIDS_EXHAUSTED, None),
+            pve::ErrorKind::Locked(_) => (Reason::ContainerLocked, soon),
+            pve::ErrorKind::NoQuorum(_) => (Reason::NoQuorum, soon),
+            pve::ErrorKind::StorageFull(_) => (Reason::StorageFull, None),
+            pve::ErrorKind::NotOurs(_) => (Reason::NotOurs, None),
+            pve::ErrorKind::VmidTaken(_) => (Reason::VmidsExhausted, None),
             pve::ErrorKind::NotFound(_)
             | pve::ErrorKind::WrongState(_)
             | pve::ErrorKind::Deadline(_)
-            | pve::ErrorKind::Failed(_) => (reason::PCT_FAILED, None),
+            | pve::ErrorKind::Failed(_) => (Reason::PctFailed, None),
         };
         Self { reason, message: error.to_string(), retry_after }
     }
@@ -74,6 +73,6 @@ impl From<pve::Error> for Error {
 
 impl From<Injected> for Error {
     fn from(injected: Injected) -> Self {
-        Self::new(reason::INVARIANT, injected.to_string())
+        Self::new(Reason::Invariant, injected.to_string())
     }
 }

@@ -7,9 +7,9 @@ use std::{
 };
 
 use proto::{
+    Reason,
     id::SandboxId,
     name::{Port, ServiceName},
-    reason,
     spec::limit,
 };
 
@@ -33,11 +33,11 @@ impl Sandboxes {
         self.amend_living(id, move |record| match record.services.get(&name) {
             Some(known) if *known == port => Ok(()),
             Some(known) => Err(Error::new(
-                reason::SERVICE_EXISTS,
+                Reason::ServiceExists,
                 format!("service {name} is port {known} already; hide it first"),
             )),
             None if record.services.len() >= limit::SERVICES_MAX => Err(Error::new(
-                reason::FIELD_INVALID,
+                Reason::FieldInvalid,
                 format!("a sandbox has at most {} open ports", limit::SERVICES_MAX),
             )),
             None => {
@@ -63,7 +63,7 @@ impl Sandboxes {
         let hidden = self.amend_living(id, move |record| {
             let port = record.services.get(&name).copied().ok_or_else(|| {
                 let why = format!("{} has no service {name}", record.id);
-                Error::new(reason::SERVICE_NOT_FOUND, why)
+                Error::new(Reason::ServiceNotFound, why)
             })?;
             let of_port = record.services.extract_if(.., |_, known| *known == port).collect();
             *taken_out.lock().unwrap_or_else(PoisonError::into_inner) = of_port;

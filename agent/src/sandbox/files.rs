@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
 use helper::{FileEntry, FileErrorKind, FileHead, FileTask, Task};
-use proto::{id::SandboxRef, reason};
+use proto::{Reason, id::SandboxRef};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
@@ -339,7 +339,7 @@ async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, E
 
 fn line(value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
     let mut line = serde_json::to_vec(value)
-        .map_err(|error| Error::new(reason::FIELD_INVALID, format!("path: {error}")))?;
+        .map_err(|error| Error::new(Reason::FieldInvalid, format!("path: {error}")))?;
     line.push(b'\n');
     Ok(line)
 }
@@ -349,22 +349,22 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 }
 
 fn nonsense() -> Error {
-    Error::new(reason::EXEC_FAILED, "what works on files inside the sandbox answered nonsense")
+    Error::new(Reason::ExecFailed, "what works on files inside the sandbox answered nonsense")
 }
 
 fn late() -> Error {
-    Error::new(reason::OUTCOME_UNKNOWN, "the sandbox's file system did not answer in time")
+    Error::new(Reason::OutcomeUnknown, "the sandbox's file system did not answer in time")
 }
 
 /// What it said on its stderr before it failed.
 fn why(stderr: &[u8]) -> Error {
     let Ok(error) = serde_json::from_slice::<helper::FileError>(stderr) else { return nonsense() };
     let reason = match error.kind {
-        FileErrorKind::NotFound => reason::FILE_NOT_FOUND,
-        FileErrorKind::Refused => reason::FILE_REFUSED,
-        FileErrorKind::Invalid => reason::FIELD_INVALID,
-        FileErrorKind::Full => reason::STORAGE_FULL,
-        FileErrorKind::Failed => reason::EXEC_FAILED,
+        FileErrorKind::NotFound => Reason::FileNotFound,
+        FileErrorKind::Refused => Reason::FileRefused,
+        FileErrorKind::Invalid => Reason::FieldInvalid,
+        FileErrorKind::Full => Reason::StorageFull,
+        FileErrorKind::Failed => Reason::ExecFailed,
     };
     let message: String = error.message.chars().filter(|c| !c.is_control()).take(600).collect();
     Error::new(reason, message)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{id::SandboxId, reason};
+use proto::{Reason, id::SandboxId};
 use tokio::{
     sync::{OwnedMutexGuard, watch},
     time::{Instant, timeout, timeout_at},
@@ -106,7 +106,7 @@ impl Flight {
 
 /// The task ended without a word.
 pub(super) fn lost() -> Error {
-    Error::new(reason::SHUTTING_DOWN, "the agent stopped during the operation")
+    Error::new(Reason::ShuttingDown, "the agent stopped during the operation")
         .retry_after(Duration::from_secs(2))
 }
 
@@ -181,7 +181,7 @@ impl Crew {
     pub(super) async fn turn(&self, deadline: Instant) -> Result<OwnedMutexGuard<()>, Error> {
         timeout_at(deadline, Arc::clone(&self.turn).lock_owned()).await.map_err(|_| {
             Error::new(
-                reason::SANDBOX_BUSY,
+                Reason::SandboxBusy,
                 format!("another operation on {} did not end in time", self.id),
             )
             .retry_after(Duration::from_secs(2))

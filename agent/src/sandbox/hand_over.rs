@@ -12,9 +12,9 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef},
     name::NodeName,
-    reason,
     spec::Network,
 };
 use serde::{Deserialize, Serialize};
@@ -68,7 +68,7 @@ impl Sandboxes {
             }
             Some(Place::Here { .. } | Place::Taken | Place::Gone) | None => {
                 let why = format!("{id} is not on another node: ask again");
-                Err(Error::new(reason::NOT_MOVABLE, why))
+                Err(Error::new(Reason::NotMovable, why))
             }
         }
     }
@@ -84,7 +84,7 @@ impl Sandboxes {
         let going = record.phase == Phase::Deleting;
         if !(record.phase == Phase::Stopped || going) || record.adopted {
             let why = format!("{id} is not stopped, or was adopted: it stays where it is");
-            return Err(Error::new(reason::NOT_MOVABLE, why));
+            return Err(Error::new(Reason::NotMovable, why));
         }
         match self.place(&record).await? {
             Some(Place::Here { running: false }) if !going => {}
@@ -93,13 +93,13 @@ impl Sandboxes {
             Some(Place::Here { .. } | Place::Taken | Place::Gone) | None => {
                 let why =
                     format!("the container of {id} runs, is being deleted, or is not its own");
-                return Err(Error::new(reason::NOT_MOVABLE, why));
+                return Err(Error::new(Reason::NotMovable, why));
             }
         }
         let handed = self.pve.hand_to(record.vmid, id, target).await;
         handed.map_err(|error| {
             if matches!(error.kind, ErrorKind::WrongState(_)) {
-                return Error::new(reason::NOT_MOVABLE, format!("{id}: {error}"));
+                return Error::new(Reason::NotMovable, format!("{id}: {error}"));
             }
             Error::from(error)
         })?;
@@ -146,13 +146,13 @@ impl Sandboxes {
             }
             Some(Known::Live(known)) if known.vmid == vmid => {}
             Some(Known::Live(_)) => {
-                return Err(Error::new(reason::SANDBOX_KNOWN, format!("{id} is here already")));
+                return Err(Error::new(Reason::SandboxKnown, format!("{id} is here already")));
             }
             Some(Known::Ended(_)) | None => {
                 let config = self.container(vmid).await?;
                 if config.mark() != Some(record.mark()) || config.is_template() {
                     let why = format!("container {vmid} does not carry the mark of {id}");
-                    return Err(Error::new(reason::NOT_OURS, why));
+                    return Err(Error::new(Reason::NotOurs, why));
                 }
                 self.check_number().await?;
                 self.unlock_before(&id, Instant::now() + self.options.limits.turn).await?;
@@ -199,7 +199,7 @@ impl Sandboxes {
         written.await.ok_or_else(lost)?.map_err(|error| {
             if matches!(error, journal::Error::Conflict { .. }) {
                 let why = "another sandbox has its number or its request";
-                return Error::new(reason::SANDBOX_KNOWN, format!("container {vmid}: {why}"));
+                return Error::new(Reason::SandboxKnown, format!("container {vmid}: {why}"));
             }
             error.into()
         })
@@ -237,7 +237,7 @@ impl Sandboxes {
         let place = self.place(&record).await?;
         if !matches!(&place, Some(Place::Elsewhere(there)) if there == to) {
             let why = format!("container {} of {id} is not on {to}", record.vmid);
-            return Err(Error::new(reason::NOT_MOVABLE, why));
+            return Err(Error::new(Reason::NotMovable, why));
         }
         tracing::warn!(sandbox_id = %id, vmid = %record.vmid, node = %to, "it has left");
         self.left(id, to.clone()).await
@@ -272,5 +272,5 @@ pub(super) fn on_its_way(record: &Record) -> Result<(), Error> {
     }
     let why =
         format!("{} is on its way to another node: ask again, or drain its node again", record.id);
-    Err(Error::new(reason::SANDBOX_BUSY, why).retry_after(Duration::from_secs(1)))
+    Err(Error::new(Reason::SandboxBusy, why).retry_after(Duration::from_secs(1)))
 }

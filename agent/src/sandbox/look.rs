@@ -4,9 +4,9 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef},
     name::NodeName,
-    reason,
     spec::Network,
 };
 use tokio::time::Instant;
@@ -49,9 +49,9 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
     /// It should run and does not, or cannot any more, for this reason and with this sentence.
-    Down(&'static str, String),
+    Down(Reason, String),
     /// It is stopped, and cannot be started, for this reason and with this sentence.
-    Unfit(&'static str, String),
+    Unfit(Reason, String),
     /// It is stopped by its record, or ran before its node was rebooted, and runs.
     Up,
     /// It ran when its node was rebooted, and is to run again.
@@ -88,7 +88,7 @@ impl Life {
         }
         match self.on_reboot {
             OnReboot::Start => Seen::Rebooted,
-            OnReboot::Keep => Seen::Down(reason::SANDBOX_NOT_RUNNING, NOT_STARTED_AGAIN.to_owned()),
+            OnReboot::Keep => Seen::Down(Reason::SandboxNotRunning, NOT_STARTED_AGAIN.to_owned()),
         }
     }
 }
@@ -96,11 +96,11 @@ impl Life {
 /// What is new of a sandbox whose container is there. Pure.
 pub fn seen(record: &Record, place: &Place, life: &Life) -> Option<Seen> {
     let rebooted = life.is_later_than(record);
-    let stood = record.failure.as_ref().map(|failure| failure.reason.as_str());
+    let stood = record.failure.as_ref().map(|failure| failure.reason);
     let (reason, why) = match (place, record.phase) {
         (Place::Here { running: true }, Phase::Stopped) => return Some(Seen::Up),
         (Place::Here { running: false }, Phase::Stopped) => {
-            let unfit = matches!(stood, Some(reason::NOT_OURS | reason::CONTAINER_GONE));
+            let unfit = matches!(stood, Some(Reason::NotOurs | Reason::ContainerGone));
             let back = step::is_handed_over(&record.step);
             return (unfit || back).then_some(Seen::Fit);
         }
@@ -111,22 +111,22 @@ pub fn seen(record: &Record, place: &Place, life: &Life) -> Option<Seen> {
             return Some(life.after_reboot(record));
         }
         (Place::Here { running: false }, Phase::Paused) => {
-            (reason::SANDBOX_NOT_RUNNING, LOST_WHILE_PAUSED.to_owned())
+            (Reason::SandboxNotRunning, LOST_WHILE_PAUSED.to_owned())
         }
         (Place::Here { running: false }, _) => {
             let why = "it was found stopped: it ended by itself, or somebody stopped it";
-            (reason::SANDBOX_NOT_RUNNING, why.to_owned())
+            (Reason::SandboxNotRunning, why.to_owned())
         }
         (Place::Taken, _) => {
             let why = "its container does not carry its mark any more and is left alone";
-            (reason::NOT_OURS, why.to_owned())
+            (Reason::NotOurs, why.to_owned())
         }
         (Place::Elsewhere(node), _) => {
             let why = format!("its container was moved to node {node}: recover it there");
-            (reason::CONTAINER_GONE, why)
+            (Reason::ContainerGone, why)
         }
         (Place::Gone, _) => {
-            (reason::CONTAINER_GONE, "its container was removed by somebody else".to_owned())
+            (Reason::ContainerGone, "its container was removed by somebody else".to_owned())
         }
     };
     match record.phase {
@@ -177,7 +177,7 @@ impl Sandboxes {
                 .await
             }
             Seen::Expired(why) => {
-                let failure = failure(reason::SANDBOX_NOT_RUNNING, why.to_owned());
+                let failure = failure(Reason::SandboxNotRunning, why.to_owned());
                 let note = |record: &mut Record| record.failure = Some(failure.clone());
                 self.advance_because(id, Event::FoundDown, Cause::Ttl, note).await
             }
@@ -266,8 +266,8 @@ impl Sandboxes {
     }
 }
 
-fn failure(reason: &str, message: String) -> Failure {
-    Failure { reason: reason.into(), message, rollback: String::new() }
+fn failure(reason: Reason, message: String) -> Failure {
+    Failure { reason, message, rollback: String::new() }
 }
 
 #[cfg(test)]

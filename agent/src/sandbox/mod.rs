@@ -60,7 +60,7 @@ use std::{
     },
 };
 
-use proto::{id::Vmid, reason};
+use proto::{Reason, id::Vmid};
 use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::{
@@ -178,7 +178,7 @@ impl Sandboxes {
         }
         if epoch < highest && !self.faults.lapses(Lapse::Fence) {
             return Err(Error::new(
-                reason::STALE_EPOCH,
+                Reason::StaleEpoch,
                 format!("a controller of epoch {highest} is in charge, this one has {epoch}"),
             ));
         }

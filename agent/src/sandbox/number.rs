@@ -3,7 +3,7 @@
 
 use std::sync::PoisonError;
 
-use proto::reason;
+use proto::Reason;
 
 use super::{Error, Sandboxes};
 use crate::{journal, pve::Cluster};
@@ -25,7 +25,7 @@ impl Renumbered {
             "this node's number in the cluster is {now}, and its ranges are those of number {known}: \
              it makes no sandboxes until an operator has confirmed that"
         );
-        Error::new(reason::NODE_NUMBER_CHANGED, message)
+        Error::new(Reason::NodeNumberChanged, message)
     }
 }
 

@@ -7,8 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef},
-    reason,
 };
 use tokio::time::Instant;
 
@@ -74,7 +74,7 @@ impl Sandboxes {
             return Ok(record);
         }
         let message = format!("{id} is still being paused; ask again");
-        Err(Error::new(reason::SANDBOX_BUSY, message).retry_after(Duration::from_secs(1)))
+        Err(Error::new(Reason::SandboxBusy, message).retry_after(Duration::from_secs(1)))
     }
 
     async fn pause_now(
@@ -97,7 +97,7 @@ impl Sandboxes {
                 self.reclaim_later(&record);
                 Ok(record)
             }
-            Err(error) if or_stop && error.reason == reason::FREEZE_FAILED => {
+            Err(error) if or_stop && error.reason == Reason::FreezeFailed => {
                 tracing::warn!(sandbox_id = %id, %error, "not frozen, so it is stopped");
                 self.stop_in_turn(id, cause, Some(undo::failure(&error))).await
             }
@@ -123,7 +123,7 @@ impl Sandboxes {
         frozen.map_err(|error| {
             if matches!(error.kind, ErrorKind::Deadline(_)) {
                 let message = format!("{} was not frozen: {error}", record.id);
-                return Error::new(reason::FREEZE_FAILED, message);
+                return Error::new(Reason::FreezeFailed, message);
             }
             error.into()
         })
@@ -132,12 +132,12 @@ impl Sandboxes {
     /// Undoes a pause that failed: thawed, unlocked, and then recorded, with the reason. As long as
     /// the thaw fails the record says PAUSED, and the reconciler tries again.
     pub(super) async fn run_on(&self, record: &Record, why: &Error) -> Result<(), Error> {
-        tracing::warn!(sandbox_id = %record.id, reason = why.reason, error = %why, "pause failed");
+        tracing::warn!(sandbox_id = %record.id, reason = %why.reason, error = %why, "pause failed");
         match self.pve.thaw(record.vmid, &record.id).await {
             Ok(()) => {}
             // Nobody knows whose it is, so it was not frozen either.
             Err(error)
-                if why.reason == reason::NO_QUORUM
+                if why.reason == Reason::NoQuorum
                     && matches!(error.kind, ErrorKind::NoQuorum(_)) => {}
             // It is nobody's business of ours any more; the reconciler says so.
             Err(error) if matches!(error.kind, ErrorKind::NotOurs(_) | ErrorKind::NotFound(_)) => {}

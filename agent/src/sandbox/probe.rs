@@ -3,7 +3,7 @@
 
 use std::{ffi::OsString, net::Ipv4Addr, time::Duration};
 
-use proto::{id::Vmid, name::Port, reason};
+use proto::{Reason, id::Vmid, name::Port};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -45,13 +45,13 @@ pub(super) async fn until_it_answers(
         };
         if !pve.running(vmid).await {
             return Err(Error::new(
-                reason::PCT_FAILED,
+                Reason::PctFailed,
                 format!("CT {vmid} stopped while it booted; {missing}"),
             ));
         }
         if Instant::now() + pause >= until {
             return Err(Error::new(
-                reason::PROBE_TIMEOUT,
+                Reason::ProbeTimeout,
                 format!("CT {vmid} did not answer in time: {missing}"),
             ));
         }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use proto::{id::Vmid, reason};
+use proto::{Reason, id::Vmid};
 use tokio::{
     sync::OwnedMutexGuard,
     time::{Instant, timeout_at},
@@ -31,7 +31,7 @@ impl Queues {
             Arc::clone(queues.entry(template).or_default())
         };
         timeout_at(deadline, queue.lock_owned()).await.map_err(|_| {
-            Error::new(reason::QUEUE_FULL, format!("no turn at template {template} in time"))
+            Error::new(Reason::QueueFull, format!("no turn at template {template} in time"))
                 .retry_after(Duration::from_secs(5))
         })
     }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef, Vmid},
-    reason,
 };
 
 use super::{Error, Known, Sandboxes, Tombstone};
@@ -104,7 +104,7 @@ impl Sandboxes {
             match self.get(&SandboxRef::Id(id)).await {
                 Ok(record) => page.push(record),
                 // Forgotten since.
-                Err(error) if error.reason == reason::SANDBOX_NOT_FOUND => {}
+                Err(error) if error.reason == Reason::SandboxNotFound => {}
                 Err(error) => return Err(error),
             }
         }
@@ -201,7 +201,7 @@ impl Sandboxes {
 }
 
 pub(super) fn not_found(name: &SandboxRef) -> Error {
-    Error::new(reason::SANDBOX_NOT_FOUND, format!("there is no sandbox {name} on this node"))
+    Error::new(Reason::SandboxNotFound, format!("there is no sandbox {name} on this node"))
 }
 
 /// Why a sandbox that must run cannot be used.
@@ -211,14 +211,14 @@ pub(super) fn not_running(record: &Record) -> Error {
     }
     if record.phase == Phase::Paused {
         let message = format!("{} is paused: resume it first", record.id);
-        return Error::new(reason::SANDBOX_PAUSED, message);
+        return Error::new(Reason::SandboxPaused, message);
     }
     let phase = phase_word(record.phase);
-    Error::new(reason::SANDBOX_NOT_RUNNING, format!("{} is {phase}, not running", record.id))
+    Error::new(Reason::SandboxNotRunning, format!("{} is {phase}, not running", record.id))
 }
 
 pub(super) fn deleted(name: &SandboxRef) -> Error {
-    Error::new(reason::SANDBOX_DELETED, format!("{name} is deleted or being deleted"))
+    Error::new(Reason::SandboxDeleted, format!("{name} is deleted or being deleted"))
 }
 
 /// The phase in a sentence.

@@ -8,8 +8,8 @@ use std::{
 };
 
 use proto::{
+    Reason,
     id::{SandboxRef, Vmid},
-    reason,
     spec::{Network, Size},
 };
 
@@ -39,22 +39,22 @@ impl Sandboxes {
         let mark = config.mark().filter(|mark| mark.vmid == vmid && !config.is_template());
         let Some(mark) = mark else {
             let why = format!("container {vmid} does not carry a mark of ours for its number");
-            return Err(Error::new(reason::NOT_OURS, why));
+            return Err(Error::new(Reason::NotOurs, why));
         };
         // The lock of a pause is ours, and outlives the journal.
         if let Some(lock) = config.lock().filter(|_| !hold::held(&config)) {
             let why = format!("CT {vmid} is locked ({lock}): somebody works on it");
-            return Err(Error::new(reason::CONTAINER_LOCKED, why));
+            return Err(Error::new(Reason::ContainerLocked, why));
         }
         match self.known(&SandboxRef::Id(mark.sandbox_id)) {
             None => {}
             Some(Known::Live(_)) => {
                 let why = format!("{} is known, there is nothing to recover", mark.sandbox_id);
-                return Err(Error::new(reason::SANDBOX_KNOWN, why));
+                return Err(Error::new(Reason::SandboxKnown, why));
             }
             Some(Known::Ended(_)) => {
                 let why = format!("{} has ended: what is left of it is removed", mark.sandbox_id);
-                return Err(Error::new(reason::SANDBOX_DELETED, why));
+                return Err(Error::new(Reason::SandboxDeleted, why));
             }
         }
         let record = self.record_of(&config, &mark, UNKNOWN_SNAPSHOT).await?;
@@ -69,7 +69,7 @@ impl Sandboxes {
     /// The config of a container of this node.
     pub(super) async fn container(&self, vmid: Vmid) -> Result<ContainerConfig, Error> {
         self.pve.config(vmid).await?.ok_or_else(|| {
-            Error::new(reason::SANDBOX_NOT_FOUND, format!("this node has no container {vmid}"))
+            Error::new(Reason::SandboxNotFound, format!("this node has no container {vmid}"))
         })
     }
 
@@ -85,7 +85,7 @@ impl Sandboxes {
         written.map_err(|error| {
             if matches!(error, journal::Error::Conflict { .. }) {
                 let why = "another sandbox has its number, its address or its request";
-                return Error::new(reason::SANDBOX_KNOWN, format!("container {vmid}: {why}"));
+                return Error::new(Reason::SandboxKnown, format!("container {vmid}: {why}"));
             }
             error.into()
         })

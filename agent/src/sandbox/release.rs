@@ -5,8 +5,8 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef, Vmid},
-    reason,
 };
 use tokio::time::Instant;
 
@@ -43,16 +43,16 @@ impl Sandboxes {
         let record = self.living_or_going(id)?;
         if matches!(record.phase, Phase::Creating | Phase::Undoing) {
             let why = format!("{id} is being created: delete it");
-            return Err(Error::new(reason::NOT_ADOPTED, why));
+            return Err(Error::new(Reason::NotAdopted, why));
         }
         let Some(place) = self.place(&record).await? else {
             let why = "without quorum nobody can tell where its container is";
-            return Err(Error::new(reason::NO_QUORUM, why).retry_after(Duration::from_secs(2)));
+            return Err(Error::new(Reason::NoQuorum, why).retry_after(Duration::from_secs(2)));
         };
         if matches!(place, Place::Here { .. }) {
             if !record.adopted {
                 let why = format!("container {} was made for {id}: delete it", record.vmid);
-                return Err(Error::new(reason::NOT_ADOPTED, why));
+                return Err(Error::new(Reason::NotAdopted, why));
             }
             self.amend(id, |record| {
                 step::RELEASE.clone_into(&mut record.step);

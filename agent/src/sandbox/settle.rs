@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef},
-    reason,
 };
 use tokio::time::Instant;
 
@@ -43,7 +43,7 @@ impl Sandboxes {
             Phase::Paused => match self.make_paused(&record).await {
                 Ok(()) => {}
                 // Nobody is there to hear of it: it runs on, and its record says why.
-                Err(error) if error.reason == reason::FREEZE_FAILED => {
+                Err(error) if error.reason == Reason::FreezeFailed => {
                     self.run_on(&record, &error).await?;
                 }
                 // A backup that an operator made possible, say. It stays what it is to be.

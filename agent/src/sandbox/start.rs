@@ -3,9 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    cause,
+    Reason, cause,
     id::{SandboxId, SandboxRef},
-    reason,
     spec::Network,
 };
 use tokio::time::Instant;
@@ -80,8 +79,8 @@ impl Sandboxes {
                 .await
             }
             Err(error) => {
-                tracing::warn!(sandbox_id = %id, reason = error.reason, %error, "start failed");
-                if again && error.reason == reason::NO_QUORUM {
+                tracing::warn!(sandbox_id = %id, reason = %error.reason, %error, "start failed");
+                if again && error.reason == Reason::NoQuorum {
                     // A cluster that comes up has quorum now and then: the next pass that has goes on.
                     return Err(error);
                 }

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef},
-    reason,
 };
 use tokio::time::Instant;
 
@@ -100,7 +100,7 @@ impl Sandboxes {
         match foreign.as_ref().and_then(|config| config.lock()) {
             Some(lock) if self.pve.running(*vmid).await => {
                 let message = format!("CT {vmid} is locked ({lock})");
-                let error = Error::new(reason::CONTAINER_LOCKED, message);
+                let error = Error::new(Reason::ContainerLocked, message);
                 Err(as_it_is(error.retry_after(Duration::from_secs(2))))
             }
             Some(_) | None => Ok(()),
@@ -111,7 +111,7 @@ impl Sandboxes {
     /// taken back where a lock came in between and the container runs on, else gone on with.
     async fn stop_failed(&self, record: &Record, error: Error) -> Result<Error, Error> {
         let Record { id, vmid, .. } = record;
-        let runs_on = error.reason == reason::CONTAINER_LOCKED
+        let runs_on = error.reason == Reason::ContainerLocked
             && self.pve.running(*vmid).await
             && !self.pve.frozen(*vmid).await;
         if !runs_on {

@@ -1,8 +1,8 @@
 //! Clearing away what ended sandboxes have left: containers that came back, and old tombstones.
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef, Vmid},
-    reason,
 };
 
 use super::{Error, Known, Sandboxes, reads};
@@ -55,7 +55,7 @@ impl Sandboxes {
         if !self.pve.volumes(vmid).await?.is_empty() {
             let why =
                 format!("there are volumes of {vmid}, whose config says that it is destroyed");
-            return Err(Error::new(reason::NOT_OURS, why));
+            return Err(Error::new(Reason::NotOurs, why));
         }
         tracing::warn!(%vmid, "what is left of a destruction was found");
         // It is nobody's. Should it become somebody's meanwhile, it is not this one's.

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, sync::PoisonError};
 
-use proto::{id::Vmid, name::SnapshotId, reason};
+use proto::{Reason, id::Vmid, name::SnapshotId};
 
 use super::{Error, Sandboxes, Template};
 
@@ -55,7 +55,7 @@ impl Sandboxes {
             let known = self.options.templates.iter().any(|t| t.snapshot == *snapshot);
             let why = if known { "its template is missing, or is none" } else { "it is not known" };
             let message = format!("this node has no snapshot {snapshot}: {why}");
-            Error::new(reason::SNAPSHOT_NOT_FOUND, message)
+            Error::new(Reason::SnapshotNotFound, message)
         })
     }
 }

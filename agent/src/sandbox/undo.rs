@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef, Vmid},
-    reason,
 };
 use tokio::time::Instant;
 
@@ -30,7 +30,7 @@ impl Sandboxes {
         id: &SandboxId,
         error: Error,
     ) -> Result<Arc<Record>, Error> {
-        tracing::warn!(sandbox_id = %id, reason = error.reason, %error, "creation failed, undoing it");
+        tracing::warn!(sandbox_id = %id, reason = %error.reason, %error, "creation failed, undoing it");
         // Without a record of it nothing is undone: after a restart the journal says what is right.
         self.advance(id, Event::CreateFailed, |record| {
             record.failure.get_or_insert_with(|| failure(&error));
@@ -64,7 +64,7 @@ impl Sandboxes {
             return Ok(record);
         }
         let cut_short = Error::new(
-            reason::SHUTTING_DOWN,
+            Reason::ShuttingDown,
             format!("the agent stopped in the middle of the creation, at step {}", record.step),
         );
         let record = self

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef},
-    reason,
 };
 
 use super::{
@@ -71,7 +71,7 @@ impl Sandboxes {
                 still_runs(self.resume(&record.id, WAIT).await?)
             }
             Phase::Paused => Err(Error::new(
-                reason::SANDBOX_PAUSED,
+                Reason::SandboxPaused,
                 format!("{} is paused, and {} does not wake it", record.id, by.word()),
             )),
             Phase::Creating
@@ -111,6 +111,6 @@ fn still_runs(record: Arc<Record>) -> Result<Arc<Record>, Error> {
 }
 
 fn slow(id: &SandboxId) -> Error {
-    Error::new(reason::SANDBOX_BUSY, format!("{id} did not wake in time"))
+    Error::new(Reason::SandboxBusy, format!("{id} did not wake in time"))
         .retry_after(Duration::from_secs(2))
 }

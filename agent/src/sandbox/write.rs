@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef, Vmid},
-    reason,
 };
 
 use super::{
@@ -228,13 +228,13 @@ pub(super) fn refused(record: &Record, event: Event) -> Error {
     match (record.phase, event) {
         (Phase::Deleted | Phase::Deleting, _) => reads::deleted(&SandboxRef::Id(record.id)),
         (Phase::Paused, Event::StartAsked) => {
-            Error::new(reason::SANDBOX_PAUSED, format!("{} is paused: resume it", record.id))
+            Error::new(Reason::SandboxPaused, format!("{} is paused: resume it", record.id))
         }
         (_, Event::StartAsked | Event::StopAsked | Event::PauseAsked | Event::ResumeAsked) => {
-            Error::new(reason::SANDBOX_NOT_RUNNING, format!("{} is {phase}", record.id))
+            Error::new(Reason::SandboxNotRunning, format!("{} is {phase}", record.id))
         }
         _ => Error::new(
-            reason::INVARIANT,
+            Reason::Invariant,
             format!("{event:?} cannot happen to {}, which is {phase}", record.id),
         ),
     }

@@ -8,7 +8,10 @@ use futures_util::{
     stream::{SplitSink, SplitStream},
 };
 use prost::Message as _;
-use proto::shim::v1::{self as wire, request, response};
+use proto::{
+    Reason,
+    shim::v1::{self as wire, request, response},
+};
 use tokio::{
     net::UnixStream,
     time::{Instant, timeout, timeout_at},
@@ -22,8 +25,8 @@ const HANG_UP: Duration = Duration::from_millis(100);
 /// The shim's no, or its silence.
 #[derive(Debug)]
 pub enum Refused {
-    /// Its reason, one of `proto::reason`, and a sentence.
-    No(String, String),
+    /// Its reason and a sentence.
+    No(Reason, String),
     /// It was lost, or did not answer: what was asked for may have been done.
     Lost(io::Error),
 }
@@ -102,7 +105,7 @@ async fn ask(
     let late = || io::Error::new(io::ErrorKind::TimedOut, "its shim does not answer");
     match timeout_at(deadline, answer).await.unwrap_or_else(|_| Err(late())) {
         Ok(response::Message::Refused(refused)) => {
-            Err(Refused::No(refused.reason, refused.message))
+            Err(Refused::No(refused.reason(), refused.message))
         }
         Ok(message) => Ok(message),
         Err(error) => Err(Refused::Lost(error)),

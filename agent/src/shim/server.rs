@@ -13,7 +13,7 @@ use futures_util::{FutureExt, SinkExt, StreamExt, future::BoxFuture};
 use helper::Refusal;
 use prost::Message as _;
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::ListExecsResponse,
     shim::v1::{self as wire, request, response},
 };
@@ -79,8 +79,8 @@ enum Reserved {
 
 type Refused = wire::Refused;
 
-fn refused(reason: &str, message: impl Into<String>) -> Refused {
-    Refused { reason: reason.to_owned(), message: message.into() }
+fn refused(reason: Reason, message: impl Into<String>) -> Refused {
+    Refused { reason: reason.into(), message: message.into() }
 }
 
 /// Serves agents until the sandbox has gone, or nothing was to be done for long.
@@ -195,7 +195,7 @@ impl Shim {
         match message {
             request::Message::Stdin(stdin) => {
                 let session = self.find(&stdin.exec_id)?;
-                let gap = || refused(reason::FIELD_INVALID, "offset: bytes before it are missing");
+                let gap = || refused(Reason::FieldInvalid, "offset: bytes before it are missing");
                 // Where it does not read, this says so soon, and how far it got.
                 let taken = session.stdin(stdin.offset, stdin.data, stdin.eof);
                 match timeout(Duration::from_secs(5), taken).await {
@@ -240,7 +240,7 @@ impl Shim {
             request::Message::Start(_)
             | request::Message::Attach(_)
             | request::Message::HangUp(_) => {
-                Err(refused(reason::FIELD_INVALID, "message: must be the first, or follow one"))
+                Err(refused(Reason::FieldInvalid, "message: must be the first, or follow one"))
             }
         }
     }
@@ -251,7 +251,7 @@ impl Shim {
             Some(session) => Ok(Arc::clone(session)),
             None if sessions.ids.digest(exec_id).is_some() => Err(lost(exec_id)),
             None => Err(refused(
-                reason::EXEC_NOT_FOUND,
+                Reason::ExecNotFound,
                 format!("nothing runs here, or ran lately, as {exec_id}"),
             )),
         }
@@ -336,7 +336,7 @@ impl Shim {
             && digest != start.digest
         {
             let message = format!("{exec_id} was another command");
-            return Err(refused(reason::EXEC_ID_REUSED, message));
+            return Err(refused(Reason::ExecIdReused, message));
         }
         if let Some(session) = known {
             return Ok(Reserved::Known(Arc::clone(session)));
@@ -350,17 +350,17 @@ impl Shim {
         let running = sessions.commands.named.values().filter(|session| session.runs()).count();
         if running + sessions.starting.len() >= RUNNING_MAX {
             let message = format!("{RUNNING_MAX} commands run in this sandbox already");
-            return Err(refused(reason::TOO_MANY_CALLS, message));
+            return Err(refused(Reason::TooManyCalls, message));
         }
         if start.keep {
             if sessions.ids.full() {
                 let message = "this sandbox has used up its exec_ids; leave exec_id empty";
-                return Err(refused(reason::TOO_MANY_CALLS, message));
+                return Err(refused(Reason::TooManyCalls, message));
             }
             sessions.ids.take(exec_id, &start.digest).map_err(|error| {
                 let message =
                     format!("exec_id could not be recorded, nothing was started: {error}");
-                refused(reason::STORE_FAILED, message)
+                refused(Reason::StoreFailed, message)
             })?;
         }
         sessions.starting.insert(exec_id.clone());
@@ -406,7 +406,7 @@ impl Shim {
         // Not into another container that has got the number.
         if !self.host.runs() {
             let message = "the container does not run any more";
-            let refused = refused(reason::SANDBOX_NOT_RUNNING, message);
+            let refused = refused(Reason::SandboxNotRunning, message);
             return Err(NotStarted { refused, certain: true });
         }
         let fresh = Helper::attach(&self.host, &self.image).await.map_err(why)?;
@@ -428,7 +428,7 @@ fn left(start: &wire::Start) -> Duration {
 
 fn lost(exec_id: &str) -> Refused {
     refused(
-        reason::EXEC_LOST,
+        Reason::ExecLost,
         format!(
             "{exec_id} was started before, and its end is not known any more; it is not run again"
         ),
@@ -438,7 +438,7 @@ fn lost(exec_id: &str) -> Refused {
 /// The helper has neither refused the order nor died.
 fn unknown() -> Refused {
     refused(
-        reason::OUTCOME_UNKNOWN,
+        Reason::OutcomeUnknown,
         "the sandbox has not said whether the command runs; it is frozen or overloaded, and the \
          command may have been started",
     )
@@ -447,28 +447,28 @@ fn unknown() -> Refused {
 fn why(failure: Failure) -> NotStarted {
     let refused = match failure {
         Failure::Refused(Refusal::NoUser) => {
-            refused(reason::FIELD_INVALID, "user: there is no such user in the sandbox")
+            refused(Reason::FieldInvalid, "user: there is no such user in the sandbox")
         }
         Failure::Refused(Refusal::NoCwd) => {
-            refused(reason::FIELD_INVALID, "cwd: there is no such directory in the sandbox")
+            refused(Reason::FieldInvalid, "cwd: there is no such directory in the sandbox")
         }
         Failure::Refused(Refusal::NoTerminal) => {
-            refused(reason::EXEC_FAILED, "the sandbox gives no terminal")
+            refused(Reason::ExecFailed, "the sandbox gives no terminal")
         }
         Failure::Refused(Refusal::NoProcess) => refused(
-            reason::EXEC_FAILED,
+            Reason::ExecFailed,
             "the sandbox lets nothing be started: it has too many processes or too little memory",
         ),
-        Failure::Gone(why) => refused(reason::EXEC_FAILED, why),
+        Failure::Gone(why) => refused(Reason::ExecFailed, why),
         Failure::Refused(Refusal::TooLate) | Failure::Stuck => refused(
-            reason::EXEC_FAILED,
+            Reason::ExecFailed,
             "the command was not run: the sandbox did not get to it in time; it is frozen or \
              overloaded",
         ),
         Failure::Lost => {
             let message = "what starts commands inside the sandbox was killed while it started \
                            this one, which may have run in part; it is not run again";
-            return NotStarted { refused: refused(reason::EXEC_LOST, message), certain: false };
+            return NotStarted { refused: refused(Reason::ExecLost, message), certain: false };
         }
     };
     NotStarted { refused, certain: true }
@@ -512,7 +512,7 @@ async fn attached(session: &Arc<Session>, from: [u64; 2], frames: Frames) -> io:
             let next = match next {
                 Ok(next) => next,
                 Err(error) => {
-                    let message = refused(reason::EXEC_LOST, error.to_string());
+                    let message = refused(Reason::ExecLost, error.to_string());
                     return session
                         .in_time(say(&mut to, response::Message::Refused(message)))
                         .await;
@@ -523,7 +523,7 @@ async fn attached(session: &Arc<Session>, from: [u64; 2], frames: Frames) -> io:
                 Next::Stderr(bytes) => (response::Message::Stderr(bytes.clone()), false),
                 Next::End(End::Exit(exit)) => (response::Message::Exit(*exit), true),
                 Next::End(End::Lost(why)) => {
-                    (response::Message::Refused(refused(reason::EXEC_LOST, why.as_str())), true)
+                    (response::Message::Refused(refused(Reason::ExecLost, why.as_str())), true)
                 }
             };
             session.in_time(say(&mut to, message)).await?;

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt, future::Either, pin_mut, stream};
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::{
         ArchiveStart, DownloadArchiveRequest, FileKind, StatFileRequest, UploadArchiveRequest,
         upload_archive_request,
@@ -161,7 +161,7 @@ async fn look(controller: &Controller, start: &ArchiveStart) -> Result<There, Fa
         let request = StatFileRequest { id: start.id.clone(), path, user: start.user.clone() };
         match answer(controller.sandboxes.clone().stat_file(request)).await {
             Ok(answer) => Ok(answer.file.map(|file| file.kind())),
-            Err(failure) if failure.reason.as_deref() == Some(reason::FILE_NOT_FOUND) => Ok(None),
+            Err(failure) if failure.known() == Some(Reason::FileNotFound) => Ok(None),
             Err(failure) => Err(failure),
         }
     };

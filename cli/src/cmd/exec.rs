@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::{
         Argv, ExecExit, ExecStart, ResizeExecRequest, SignalExecRequest, WindowSize,
         WriteExecStdinRequest, exec_request, exec_start,
@@ -109,7 +109,7 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
         Err(failure) => {
             // Nobody else knows its name: without us it would only use up its time. So would one of
             // which nobody could say whether it runs.
-            let unknown = failure.reason.as_deref() == Some(reason::OUTCOME_UNKNOWN);
+            let unknown = failure.known() == Some(Reason::OutcomeUnknown);
             if ours && (*started.borrow() || unknown) {
                 control.kill().await;
             }

@@ -171,7 +171,7 @@ mod tests {
 
     fn sandbox(phase: Phase, failed: bool) -> Sandbox {
         let failure = failed.then(|| proto::sandbox::v1::Failure {
-            reason: proto::reason::PCT_FAILED.into(),
+            reason: proto::Reason::PctFailed.into(),
             message: "it broke".into(),
             rollback: String::new(),
         });

@@ -1,6 +1,6 @@
 //! `logs`: what a command has said, and with -f what it goes on to say.
 
-use proto::{reason, sandbox::v1::ListExecsRequest};
+use proto::{Reason, sandbox::v1::ListExecsRequest};
 use tokio::sync::mpsc;
 
 use super::exec::code;
@@ -22,7 +22,7 @@ pub(super) async fn run(controller: Controller, logs: Logs, output: Output) -> R
             let exec = execs.into_iter().find(|exec| exec.exec_id == logs.exec_id);
             let exec = exec.ok_or_else(|| {
                 let what = format!("there is no command {} in the sandbox", logs.exec_id);
-                Failure::of_reason(reason::EXEC_NOT_FOUND, what)
+                Failure::of_reason(Reason::ExecNotFound, what)
             })?;
             Some([exec.stdout_bytes, exec.stderr_bytes])
         }

@@ -122,7 +122,7 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
         revision: sandbox.revision,
         request_id: &sandbox.request_id,
         failure: sandbox.failure.as_ref().map(|failure| Recorded {
-            reason: &failure.reason,
+            reason: failure.reason().name(),
             message: &failure.message,
             rollback: &failure.rollback,
         }),

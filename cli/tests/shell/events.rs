@@ -9,7 +9,7 @@ use std::{
 };
 
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::{Event, EventKind},
 };
 use serde_json::json;
@@ -36,7 +36,7 @@ impl Events {
     ) -> Result<Vec<Said>, Status> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         if after > 5 {
-            return Err(refuse(reason::EVENTS_GONE));
+            return Err(refuse(Reason::EventsGone));
         }
         let after = last.map_or(after, |last| 5 - u64::from(last.min(5)));
         let mut said: Vec<Said> =
@@ -46,7 +46,7 @@ impl Events {
                 said.truncate(cut);
                 said.push(Err(Status::unknown("the connection broke")));
             }
-            None if follow => said.push(Err(refuse(reason::EVENTS_GONE))),
+            None if follow => said.push(Err(refuse(Reason::EventsGone))),
             None => said.push(Ok((None, 5))),
         }
         Ok(said)

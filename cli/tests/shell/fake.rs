@@ -18,7 +18,7 @@ use daemon::{
     tls::{ClientAuth, Identity},
 };
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::{
         operator_service_server::OperatorServiceServer,
         sandbox_service_server::{SandboxService, SandboxServiceServer},
@@ -28,7 +28,7 @@ use proto::{
 use tokio::{io::AsyncWriteExt, process::Command, sync::mpsc, time::timeout};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     events::Events,
@@ -94,7 +94,7 @@ impl Fake {
             if given == Some("Bearer t0ken") {
                 Ok(request)
             } else {
-                Err(refuse(reason::TOKEN_INVALID))
+                Err(refuse(Reason::TokenInvalid))
             }
         };
         tokio::spawn(
@@ -168,17 +168,8 @@ pub(crate) async fn finish(child: tokio::process::Child) -> Ran {
 #[derive(Debug, Clone)]
 struct Service(Arc<Behaviour>);
 
-pub(crate) fn refuse(reason: &'static str) -> Status {
-    let code = match reason {
-        reason::SANDBOX_NOT_FOUND | reason::EXEC_NOT_FOUND | reason::FILE_NOT_FOUND => {
-            Code::NotFound
-        }
-        reason::OUTCOME_UNKNOWN => Code::DeadlineExceeded,
-        reason::TOKEN_INVALID => Code::Unauthenticated,
-        reason::NODE_UNREACHABLE | reason::SHUTTING_DOWN => Code::Unavailable,
-        _ => Code::Internal,
-    };
-    Refusal::new(code, reason, "the fake refused").retry_after(Duration::from_millis(10)).into()
+pub(crate) fn refuse(reason: Reason) -> Status {
+    Refusal::new(reason, "the fake refused").retry_after(Duration::from_millis(10)).into()
 }
 
 /// Names a sandbox whose metadata holds a right-to-left override, a zero-width space and an escape.
@@ -191,7 +182,7 @@ fn known(id: &str, phase: Phase) -> Result<Option<Sandbox>, Status> {
         return Ok(Some(Sandbox { metadata, ..sandbox(phase, "done") }));
     }
     if id != ID && id != "100001" {
-        return Err(refuse(reason::SANDBOX_NOT_FOUND));
+        return Err(refuse(Reason::SandboxNotFound));
     }
     Ok(Some(sandbox(phase, "done")))
 }
@@ -232,7 +223,7 @@ impl Service {
         let away = &self.0.away;
         let left =
             away.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        let reasons = [reason::NODE_UNREACHABLE, reason::SHUTTING_DOWN];
+        let reasons = [Reason::NodeUnreachable, Reason::ShuttingDown];
         left.map_or(Ok(()), |left| Err(refuse(reasons[left as usize % 2])))
     }
 }
@@ -250,7 +241,7 @@ impl SandboxService for Service {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
             .is_ok()
         {
-            return Err(refuse(reason::OUTCOME_UNKNOWN));
+            return Err(refuse(Reason::OutcomeUnknown));
         }
         let mut made = sandbox(Phase::Creating, "clone");
         made.request_id = request.request_id;
@@ -305,7 +296,7 @@ impl SandboxService for Service {
         if self.0.create_fails {
             last.set_phase(Phase::Failed);
             last.failure = Some(Failure {
-                reason: reason::PCT_FAILED.into(),
+                reason: Reason::PctFailed.into(),
                 message: "start failed: no such device".into(),
                 rollback: "the container was destroyed".into(),
             });
@@ -373,7 +364,7 @@ impl SandboxService for Service {
     }
 
     async fn exec_command(&self, _: Request<ExecCommandRequest>) -> Answer<ExecCommandResponse> {
-        Err(refuse(reason::INVARIANT))
+        Err(refuse(Reason::Invariant))
     }
 
     async fn pause_sandbox(
@@ -563,7 +554,7 @@ impl SandboxService for Service {
     ) -> Answer<HideHttpServiceResponse> {
         let HideHttpServiceRequest { id, name } = request.into_inner();
         if name != "web" {
-            return Err(refuse(reason::SERVICE_NOT_FOUND));
+            return Err(refuse(Reason::ServiceNotFound));
         }
         let sandbox = known(&id, Phase::Running)?;
         let named = |name: &str| HttpService { name: name.into(), port: 8080, url: String::new() };

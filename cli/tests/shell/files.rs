@@ -7,7 +7,7 @@ use std::{
 };
 
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::{FileInfo, FileKind},
 };
 use tonic::Status;
@@ -33,7 +33,7 @@ impl Files {
         } else if path == "/" || self.all().keys().any(|path| path.starts_with(&below)) {
             FileKind::Directory
         } else {
-            return Err(refuse(reason::FILE_NOT_FOUND));
+            return Err(refuse(Reason::FileNotFound));
         };
         Ok(FileInfo { kind: kind.into(), ..FileInfo::default() })
     }

@@ -8,7 +8,7 @@ use std::{
 
 use daemon::status::Refusal;
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::{
         ExecExit, ExecInfo, ExecRequest, ExecResponse, ExecStart, ExecStarted, exec_request,
         exec_response::Message,
@@ -18,7 +18,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::fake::refuse;
 
@@ -69,7 +69,7 @@ impl Sessions {
     }
 
     pub(crate) fn get(&self, exec_id: &str) -> Result<Arc<Session>, Status> {
-        locked(&self.0).get(exec_id).cloned().ok_or_else(|| refuse(reason::EXEC_NOT_FOUND))
+        locked(&self.0).get(exec_id).cloned().ok_or_else(|| refuse(Reason::ExecNotFound))
     }
 
     pub(crate) fn list(&self) -> Vec<ExecInfo> {
@@ -222,8 +222,7 @@ pub(crate) async fn relay(
                     return Some(Some(Ok(message)));
                 }
             }
-            let refused =
-                || Refusal::new(Code::Internal, reason::EXEC_FAILED, "no such program").into();
+            let refused = || Refusal::new(Reason::ExecFailed, "no such program").into();
             match state.exit {
                 Some(exit) => Some(Some(Ok(Message::Exit(exit)))),
                 None if state.failed => Some(Some(Err(refused()))),

@@ -30,7 +30,7 @@ pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
     if let Some(kind) = of_phase(old, new) {
         let failure = new.failure.as_ref().filter(|failure| old.failure.as_ref() != Some(*failure));
         let word = new.cause.to_uppercase();
-        let reason = failure.map(|failure| failure.reason.clone());
+        let reason = failure.map(|failure| failure.reason().name().to_owned());
         // These are words for what an operator asked for.
         let asked = ["", cause::RELEASED, cause::NODE_LOST].contains(&new.cause.as_str());
         changes.push(Change {
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn a_failure_is_told_once_with_the_phase_that_it_led_to() {
         let mut stopped = sandbox(Phase::Stopped, 1);
-        let reason = proto::reason::FREEZE_FAILED.to_owned();
+        let reason = proto::Reason::FreezeFailed.into();
         let message = "it did not freeze and was stopped".to_owned();
         stopped.failure = Some(Failure { reason, message, rollback: String::new() });
         let [change] = derive(Some(&sandbox(Phase::Running, 1)), &stopped).try_into().expect("one");

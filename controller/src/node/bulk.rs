@@ -12,7 +12,7 @@ use std::{
 use daemon::shares::Shares;
 use futures_util::{Stream, StreamExt};
 use proto::{
-    agent::v1::agent_service_client::AgentServiceClient, id::SandboxId, name::Team, reason,
+    Reason, agent::v1::agent_service_client::AgentServiceClient, id::SandboxId, name::Team,
 };
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -197,7 +197,7 @@ impl Lease {
 }
 
 fn full(message: String) -> Error {
-    Error::Refused { reason: reason::TOO_MANY_CALLS.into(), message, retry_after: Some(RETRY) }
+    Error::Refused { reason: Reason::TooManyCalls, message, retry_after: Some(RETRY) }
 }
 
 #[cfg(test)]
@@ -227,7 +227,7 @@ mod tests {
         let red = all(&bulk, "red");
         assert_eq!(red.len(), STREAMS_MAX / 2);
         let refused = bulk.lease(&whose("red", 99)).expect_err("its share");
-        assert_eq!(refused.reason(), Some(reason::TOO_MANY_CALLS), "{refused}");
+        assert_eq!(refused.reason(), Some(Reason::TooManyCalls), "{refused}");
         assert_eq!(all(&bulk, "blue").len(), STREAMS_MAX / 4);
         drop(red);
         assert_eq!(all(&bulk, "red").len(), STREAMS_MAX / 2, "all was given back");

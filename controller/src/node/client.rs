@@ -13,13 +13,12 @@ use std::{
 use daemon::flow::Leg;
 use futures_util::{Stream, StreamExt};
 use proto::{
-    MESSAGE_BYTES_MAX,
+    MESSAGE_BYTES_MAX, Reason,
     agent::v1::{
         self as wire, agent_service_client::AgentServiceClient, files_request, files_response,
     },
     id::SandboxId,
     name::{NodeName, Port, ServiceName, SnapshotId},
-    reason,
     sandbox::v1 as api,
 };
 use tonic::{Code, Request, Response, Status, transport::Channel};
@@ -555,19 +554,19 @@ fn unanswered(call: Call, why: String) -> Error {
 pub(super) fn decode(call: Call, status: &Status) -> Error {
     let message = status.message().to_owned();
     match daemon::status::reason(status) {
-        Some(reason) if reason == reason::OUTCOME_UNKNOWN => Error::Unknown(message),
+        Some(reason) if reason == Reason::OutcomeUnknown => Error::Unknown(message),
         Some(reason) => {
             Error::Refused { reason, message, retry_after: daemon::status::retry_after(status) }
         }
         None if never_sent(status) => Error::Unreachable(chain(status)),
         None => match status.code() {
             Code::Unimplemented => Error::Refused {
-                reason: reason::INVARIANT.into(),
+                reason: Reason::Invariant,
                 message: "its agent is too old for this call".into(),
                 retry_after: None,
             },
             Code::OutOfRange | Code::ResourceExhausted => {
-                Error::Refused { reason: reason::TOO_LARGE.into(), message, retry_after: None }
+                Error::Refused { reason: Reason::TooLarge, message, retry_after: None }
             }
             Code::Ok
             | Code::Cancelled

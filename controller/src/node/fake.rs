@@ -13,6 +13,7 @@ use std::{
 };
 
 use proto::{
+    Reason,
     agent::v1::{self as wire, agent_service_server::AgentServiceServer},
     id::SandboxId,
     name::NodeName,
@@ -24,7 +25,7 @@ use tokio::{
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, service::Routes, transport::server::Connected};
+use tonic::{service::Routes, transport::server::Connected};
 use tower::{Service as _, layer::layer_fn, service_fn};
 
 use super::calls::Call;
@@ -38,10 +39,10 @@ const BACKLOG: usize = 64;
 /// What goes wrong.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
-    /// Creations are refused, with this code and reason.
-    pub refuse: Option<(Code, &'static str)>,
+    /// Creations are refused, with this reason.
+    pub refuse: Option<Reason>,
     /// Creations are taken and then fail, with this reason.
-    pub fail: Option<&'static str>,
+    pub fail: Option<Reason>,
     /// Creations are not answered, and not made.
     pub hang: bool,
     /// The connection breaks at a creation: before it is made, or after.

@@ -11,10 +11,10 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
+    Reason,
     agent::v1::watch_response::Message,
     id::{SandboxId, SandboxRef},
     name::NodeName,
-    reason,
     sandbox::v1::Phase,
 };
 use tokio::time::{Instant, timeout};
@@ -214,7 +214,7 @@ async fn call_off(nodes: &Nodes, node: &Node, id: SandboxId, attempt: u32) -> Re
     let held = match node.client.cancel_create(epoch, &id, attempt).await {
         Ok(held) => held,
         // One attempt that cannot be undone now must not keep the whole node away.
-        Err(error @ Error::Refused { .. }) if error.reason() != Some(reason::STORE_FAILED) => {
+        Err(error @ Error::Refused { .. }) if error.reason() != Some(Reason::StoreFailed) => {
             nodes.noticed(&error);
             tracing::error!(node = %node.name, sandbox_id = %id, attempt, %error,
                 "an attempt that had been given up could not be called off");

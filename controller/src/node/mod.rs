@@ -19,7 +19,7 @@ pub mod registry;
 
 use std::time::Duration;
 
-use proto::reason;
+use proto::Reason;
 
 pub use bulk::Whose;
 pub use cache::{Cache, Entry};
@@ -32,8 +32,8 @@ pub enum Error {
     /// The agent answered no. Nothing was changed.
     #[error("{message}")]
     Refused {
-        /// One of `proto::reason`.
-        reason: String,
+        /// The agent's reason.
+        reason: Reason,
         /// The agent's sentence.
         message: String,
         /// When it may be tried again.
@@ -55,15 +55,15 @@ pub enum Error {
 
 impl Error {
     /// The reason of a refusal.
-    pub fn reason(&self) -> Option<&str> {
+    pub fn reason(&self) -> Option<Reason> {
         match self {
-            Self::Refused { reason, .. } => Some(reason),
+            Self::Refused { reason, .. } => Some(*reason),
             Self::Unreachable(_) | Self::Unknown(_) | Self::Silent(_) | Self::Nonsense(_) => None,
         }
     }
 
     /// A refusal because the node does not know the sandbox.
     pub fn is_not_found(&self) -> bool {
-        self.reason() == Some(reason::SANDBOX_NOT_FOUND)
+        self.reason() == Some(Reason::SandboxNotFound)
     }
 }

@@ -499,7 +499,7 @@ impl Nodes {
 
     /// A refusal of our epoch by a node means that we were replaced.
     pub fn noticed(&self, error: &Error) {
-        if error.reason() == Some(proto::reason::STALE_EPOCH) {
+        if error.reason() == Some(proto::Reason::StaleEpoch) {
             self.epoch.fence();
         }
     }

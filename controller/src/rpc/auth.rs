@@ -11,9 +11,9 @@ use std::{
 
 use daemon::status::Refusal;
 use http::HeaderValue;
-use proto::{name::Team, reason};
+use proto::{Reason, name::Team};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::{
     sandbox,
@@ -103,5 +103,5 @@ impl Tokens {
 fn invalid() -> Status {
     let message = "send a valid token as `authorization: Bearer pvesb_...`; \
                    `pve-sandbox-controller token create` makes one";
-    Refusal::new(Code::Unauthenticated, reason::TOKEN_INVALID, message).into()
+    Refusal::new(Reason::TokenInvalid, message).into()
 }

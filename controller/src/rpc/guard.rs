@@ -16,7 +16,7 @@ use http::{
     header::{AUTHORIZATION, CONNECTION},
 };
 use http_body_util::{BodyExt, Full, Limited};
-use proto::reason;
+use proto::Reason;
 use tokio::time::timeout;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
@@ -129,7 +129,7 @@ where
         let (parts, body) = request.into_parts();
         let Ok(message) = Limited::new(body, OPEN_BYTES).collect().await else {
             let message = format!("a call without a token may have {OPEN_BYTES} bytes at most");
-            let refusal = Refusal::new(Code::ResourceExhausted, reason::TOO_LARGE, message);
+            let refusal = Refusal::new(Reason::TooLarge, message);
             return Ok(unread(refusal.into(), version));
         };
         let body = Body::new(Full::new(message.to_bytes()));
@@ -142,7 +142,7 @@ where
     });
     answered.await.unwrap_or_else(|_| {
         let message = "the message of this call did not come in time";
-        let refusal = Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, message);
+        let refusal = Refusal::new(Reason::OutcomeUnknown, message);
         Ok(unread(refusal.into(), version))
     })
 }
@@ -207,7 +207,7 @@ impl Rules {
             && !token.scopes.split(' ').any(|scope| scope == needed)
         {
             let message = format!("this token has not the scope `{needed}`");
-            return Err(Refusal::new(Code::PermissionDenied, reason::SCOPE_MISSING, message).into());
+            return Err(Refusal::new(Reason::ScopeMissing, message).into());
         }
         // The team of a token never changes.
         let permit = match early {
@@ -235,12 +235,12 @@ impl Rules {
 }
 
 fn no_room(message: String) -> Status {
-    Refusal::new(Code::ResourceExhausted, reason::TOO_MANY_CALLS, message).retry_after(AGAIN).into()
+    Refusal::new(Reason::TooManyCalls, message).retry_after(AGAIN).into()
 }
 
 fn late() -> Status {
     let message = format!("no answer within {} s; it may be done, or not", UNARY_TIME.as_secs());
-    Refusal::new(Code::DeadlineExceeded, reason::OUTCOME_UNKNOWN, message).into()
+    Refusal::new(Reason::OutcomeUnknown, message).into()
 }
 
 /// An answer before the body was read. HTTP/1.1 ends such a connection; a client that is not told

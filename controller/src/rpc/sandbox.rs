@@ -358,6 +358,5 @@ impl SandboxService for Rpc {
 fn broken(status: Status) -> Error {
     let status = super::status::completed(&status).unwrap_or(status);
     let reason = daemon::status::reason(&status);
-    let unknown = proto::reason::EXEC_FAILED.to_owned();
-    Error::new(&reason.unwrap_or(unknown), status.message())
+    Error::new(reason.unwrap_or(proto::Reason::ExecFailed), status.message())
 }

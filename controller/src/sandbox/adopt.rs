@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use proto::{
+    Reason,
     agent::v1::AdoptSandboxRequest,
     id::{Invalid, SandboxId, Vmid},
     name::Team,
-    reason,
     sandbox::v1::{EventKind, Sandbox},
 };
 
@@ -63,7 +63,7 @@ impl Sandboxes {
         // One that has it and says no has it.
         let has = |answer: &Result<_, node::Error>| match answer {
             Ok(_) => true,
-            Err(error) => error.reason().is_some_and(|why| why != reason::SANDBOX_NOT_FOUND),
+            Err(error) => error.reason().is_some_and(|why| why != Reason::SandboxNotFound),
         };
         let mut having = up.iter().zip(&answers).filter(|(_, answer)| has(answer));
         match (having.next(), having.next()) {
@@ -74,7 +74,7 @@ impl Sandboxes {
             }
             (None, _) => {
                 let why = format!("no node that answers has a container {vmid}");
-                Err(Error::new(reason::SANDBOX_NOT_FOUND, why))
+                Err(Error::new(Reason::SandboxNotFound, why))
             }
         }
     }

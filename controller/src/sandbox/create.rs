@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use prost::Message;
 use proto::{
+    Reason,
     id::{Invalid, SandboxId},
     name::Preset,
-    reason,
     sandbox::v1::{CreateSandboxRequest, EventKind, Phase, Sandbox},
     spec::{Size, Spec},
 };
@@ -70,7 +70,7 @@ impl Sandboxes {
         let checked = Checked { spec: self.sized(&mut checked.request)?, ..checked };
         self.may_change()?;
         let permit = self.creates.clone().try_acquire_owned().map_err(|_| {
-            Error::new(reason::TOO_MANY_CALLS, "too many creations are under way").retry(RETRY)
+            Error::new(Reason::TooManyCalls, "too many creations are under way").retry(RETRY)
         })?;
         // On a task of its own from here: a caller that hangs up between the record and the task
         // that works on it would leave a creation that nobody makes.
@@ -86,7 +86,7 @@ impl Sandboxes {
             Ok(Ok(Accepted::Taken(row))) => self.replay(&row, &digest, deadline).await,
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                Err(Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY))
+                Err(Error::new(Reason::ShuttingDown, "the controller is stopping").retry(RETRY))
             }
         }
     }
@@ -99,7 +99,7 @@ impl Sandboxes {
                 "the controller's store knows less than its nodes do, and node {node} was not heard \
                  yet: what is asked for may be there"
             );
-            return Err(Error::new(reason::NODE_UNREACHABLE, message).retry(RETRY));
+            return Err(Error::new(Reason::NodeUnreachable, message).retry(RETRY));
         }
         Ok(self.log().flushed().await?)
     }
@@ -185,7 +185,7 @@ impl Sandboxes {
                 "request_id {} was used with another body for {}; use a new one",
                 row.request_id, row.id
             );
-            let mut error = Error::new(reason::REQUEST_ID_REUSED, message);
+            let mut error = Error::new(Reason::RequestIdReused, message);
             error.sandbox_id = Some(row.id.to_string());
             return Err(error);
         }
@@ -201,7 +201,7 @@ impl Sandboxes {
             let Some(entry) = self.nodes.cache.get(&name) else {
                 self.may_change()?;
                 let message = format!("{id} is made by another controller; ask again");
-                return Err(Error::new(reason::OUTCOME_UNKNOWN, message).retry(RETRY));
+                return Err(Error::new(Reason::OutcomeUnknown, message).retry(RETRY));
             };
             if !entry.creating {
                 return outcome(self.nodes.cache.view(&entry));
@@ -254,7 +254,7 @@ impl Sandboxes {
 /// sandbox is not.
 fn outcome(sandbox: Sandbox) -> Result<Sandbox, Error> {
     let Some(failure) = &sandbox.failure else { return Ok(sandbox) };
-    let called_off = failure.reason == reason::CREATE_CANCELLED;
+    let called_off = failure.reason() == Reason::CreateCancelled;
     match sandbox.phase() {
         Phase::Failed => Err(Error::of_failure(&sandbox, failure)),
         Phase::Deleted if called_off => Err(Error::of_failure(&sandbox, failure)),

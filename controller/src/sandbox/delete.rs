@@ -1,8 +1,8 @@
 //! Deleting a sandbox, wherever it is in its life. Final.
 
 use proto::{
+    Reason,
     id::SandboxId,
-    reason,
     sandbox::v1::{EventKind, Phase, Sandbox},
 };
 use tokio::time::{Instant, timeout_at};
@@ -73,7 +73,7 @@ impl Sandboxes {
             };
             if !changed {
                 let message = format!("{} is being called off; ask again", entry.id);
-                return Err(Error::new(reason::OUTCOME_UNKNOWN, message).retry(RETRY));
+                return Err(Error::new(Reason::OutcomeUnknown, message).retry(RETRY));
             }
         }
     }

@@ -5,9 +5,9 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use proto::{
+    Reason,
     id::{Invalid, SandboxId, SandboxRef},
     name::Team,
-    reason,
 };
 use tokio::{sync::watch::Receiver, time::timeout};
 
@@ -130,7 +130,7 @@ impl Reader {
                 "events after revision {} are not kept any more, only those from {first} on",
                 self.seen
             );
-            return Err(Error::new(reason::EVENTS_GONE, message));
+            return Err(Error::new(Reason::EventsGone, message));
         }
         (self.seen, self.whole) = (page.seen, page.whole);
         self.page = page.events.into();
@@ -165,7 +165,7 @@ impl Reader {
                 },
                 () = self.sandboxes.stop.cancelled() => {
                     self.over = true;
-                    let error = Error::new(reason::SHUTTING_DOWN, "the controller is stopping");
+                    let error = Error::new(Reason::ShuttingDown, "the controller is stopping");
                     return Some(Err(error.retry(RETRY)));
                 }
             }

@@ -6,10 +6,10 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, future, stream};
 use proto::{
+    Reason,
     exec::CHUNK_BYTES_MAX,
     id::Invalid,
     name::Team,
-    reason,
     sandbox::v1::{
         ExecExit, ExecRequest, ExecStart, WriteExecStdinRequest, exec_request, exec_response,
     },
@@ -93,7 +93,7 @@ impl Sandboxes {
             };
             let Ok(message) = message else { break };
             let Some(message) = message.transpose()? else {
-                return Err(Error::new(reason::OUTCOME_UNKNOWN, "the command's stream had no end"));
+                return Err(Error::new(Reason::OutcomeUnknown, "the command's stream had no end"));
             };
             match message.message {
                 Some(exec_response::Message::Stdout(bytes)) => stdout.add(&bytes),
@@ -120,7 +120,7 @@ impl Sandboxes {
         if seen.exit.is_none() && (!named || seen.exec_id.is_empty()) {
             let what = "it is not known whether the command runs, or has run: it did not start, or \
                         did not end, in time";
-            return Err(Error::new(reason::OUTCOME_UNKNOWN, what));
+            return Err(Error::new(Reason::OutcomeUnknown, what));
         }
         seen.truncated = stdout.truncated || stderr.truncated;
         (seen.stdout, seen.stderr) = (stdout.bytes.freeze(), stderr.bytes.freeze());
@@ -142,8 +142,8 @@ impl Sandboxes {
                 Ok(_) => sleep(FULL).await,
                 Err(error) => {
                     let passing =
-                        [reason::OUTCOME_UNKNOWN, reason::NODE_UNREACHABLE, reason::SHUTTING_DOWN];
-                    if !passing.contains(&error.reason.as_str()) {
+                        [Reason::OutcomeUnknown, Reason::NodeUnreachable, Reason::ShuttingDown];
+                    if !passing.contains(&error.reason) {
                         // It has ended, which its stream tells.
                         return;
                     }

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use proto::{
+    Reason,
     name::{NodeName, Team},
-    reason,
     sandbox::v1::CreateSandboxRequest,
 };
 use serde::{Deserialize, Serialize};
@@ -88,11 +88,11 @@ impl Sandboxes {
         let row = self.store.get(&entry.id).await?;
         let decision = row.filter(|row| !row.decision.is_empty()).ok_or_else(|| {
             let message = format!("no decision is recorded for {}", entry.id);
-            Error::new(reason::SANDBOX_NOT_FOUND, message)
+            Error::new(Reason::SandboxNotFound, message)
         })?;
         decode(&decision.decision).map_err(|error| {
             tracing::error!(sandbox_id = %entry.id, %error, "a recorded decision is damaged");
-            Error::new(reason::STORE_FAILED, "the recorded decision is damaged")
+            Error::new(Reason::StoreFailed, "the recorded decision is damaged")
         })
     }
 

@@ -1,8 +1,8 @@
 //! Opening and closing ports.
 
 use proto::{
+    Reason,
     name::ServiceName,
-    reason,
     sandbox::v1::{EventKind, HttpService, Sandbox},
     spec,
 };
@@ -57,9 +57,9 @@ impl Sandboxes {
             }
             Err(error) => {
                 let error = self.unchanged(&entry, &node, EFFECTS, error).await;
-                if error.reason == reason::SERVICE_NOT_FOUND {
+                if error.reason == Reason::ServiceNotFound {
                     let message = format!("{} has no service {name}", entry.id);
-                    return Err(Error::new(reason::SERVICE_NOT_FOUND, message));
+                    return Err(Error::new(Reason::ServiceNotFound, message));
                 }
                 Err(error)
             }

@@ -6,11 +6,11 @@ use std::{future::ready, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use proto::{
+    Reason,
     agent::v1::{files_request::Message as Ask, files_response::Message as Said},
     exec::{check_chunk, check_path, check_user},
     id::Invalid,
     name::Team,
-    reason,
     sandbox::v1::{
         DownloadArchiveRequest, FileInfo, ListDirRequest, ListDirResponse, ReadFileRequest,
         RemoveFileRequest, StatFileRequest, UploadArchiveRequest, WriteFilesRequest,
@@ -204,7 +204,7 @@ impl Sandboxes {
                 () = self.stop.cancelled() => return Err(stopping()),
                 () = sleep_until(limit) => {
                     let what = format!("the archive may be unpacked in part: {what}");
-                    return Err(Error::new(reason::OUTCOME_UNKNOWN, what));
+                    return Err(Error::new(Reason::OutcomeUnknown, what));
                 }
             }
         }
@@ -337,7 +337,7 @@ where
 }
 
 fn stopping() -> Error {
-    Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY)
+    Error::new(Reason::ShuttingDown, "the controller is stopping").retry(RETRY)
 }
 
 fn silent() -> String {

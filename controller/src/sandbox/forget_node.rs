@@ -1,8 +1,8 @@
 //! Giving up a node that will not come back.
 
 use proto::{
+    Reason,
     name::NodeName,
-    reason,
     sandbox::v1::{EventKind, Sandbox},
 };
 
@@ -26,9 +26,9 @@ impl Sandboxes {
         let known = self.nodes.get(&name);
         let living = self.nodes.cache.living_on(&name);
         if known.is_none() && living.is_empty() {
-            return Err(Error::new(reason::NODE_NOT_FOUND, format!("there is no node {name}")));
+            return Err(Error::new(Reason::NodeNotFound, format!("there is no node {name}")));
         }
-        let in_use = |why: String| Err(Error::new(reason::NODE_IN_USE, why));
+        let in_use = |why: String| Err(Error::new(Reason::NodeInUse, why));
         if known.is_some_and(|node| node.down().is_none()) {
             return in_use(format!(
                 "node {name} answers: its sandboxes are deleted, not forgotten"

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use proto::{name::NodeName, reason, sandbox::v1::GarbageItem};
+use proto::{Reason, name::NodeName, sandbox::v1::GarbageItem};
 
 use super::{Error, Sandboxes};
 use crate::node::Node;
@@ -43,7 +43,7 @@ impl Sandboxes {
     /// A node that answers, for an operator.
     pub(super) fn node(&self, name: &str) -> Result<Arc<Node>, Error> {
         let name: NodeName = name.parse()?;
-        let unknown = || Error::new(reason::NODE_NOT_FOUND, format!("there is no node {name}"));
+        let unknown = || Error::new(Reason::NodeNotFound, format!("there is no node {name}"));
         let node = self.nodes.get(&name).ok_or_else(unknown)?;
         match node.down() {
             Some(why) => Err(Error::unreachable(&name, &why)),

@@ -16,10 +16,9 @@ use std::time::Duration;
 
 use prost::Message;
 use proto::{
-    cause,
+    Reason, cause,
     id::SandboxRef,
     name::{NodeName, Team},
-    reason,
     sandbox::v1::{EventKind, Failure, NodeLoad, Phase, Sandbox},
     spec::Spec,
 };
@@ -188,13 +187,16 @@ impl Sandboxes {
                 return self.choose(job, node.clone(), &decision).await;
             }
             if let Some(error) = self.hopeless(&decision, &job.spec) {
-                let own =
-                    Failure { reason: error.reason, message: error.message, ..Failure::default() };
+                let own = Failure {
+                    reason: error.reason.into(),
+                    message: error.message,
+                    ..Failure::default()
+                };
                 return Err(End::Failed(job.faults.first().cloned().unwrap_or(own)));
             }
             let full = |what: &str| {
                 let message = format!("{what}: {}", decision.why());
-                Failure { reason: reason::NO_CAPACITY.into(), message, rollback: String::new() }
+                Failure { reason: Reason::NoCapacity.into(), message, rollback: String::new() }
             };
             if Instant::now() >= until {
                 return Err(End::Failed(full("no node had room in time")));
@@ -256,7 +258,8 @@ impl Sandboxes {
             decision: super::explain::encode(decision),
             leave: job.leave.clone(),
         };
-        if let Some(Failure { reason, message, .. }) = job.broke.take() {
+        if let Some(broke) = job.broke.take() {
+            let (reason, message) = (broke.reason().name().to_owned(), broke.message);
             let kind = EventKind::AttemptMoved;
             self.log().say(Event {
                 node: Some(node.clone()),
@@ -309,7 +312,7 @@ impl Sandboxes {
                 Ok((sandbox, _)) if sandbox.id != job.order.id.to_string() => {
                     self.nodes.apply(name, sandbox.clone());
                     return Attempt::Hopeless(Failure {
-                        reason: reason::REQUEST_ID_REUSED.into(),
+                        reason: Reason::RequestIdReused.into(),
                         message: format!("this request made {} before; use that", sandbox.id),
                         rollback: String::new(),
                     });
@@ -380,11 +383,12 @@ impl Sandboxes {
                     sleep(ASK).await;
                 }
                 node::Error::Refused { reason, message, retry_after } => {
-                    if reason == reason::SANDBOX_BUSY {
+                    if reason == Reason::SandboxBusy {
                         // An attempt before this one, which was left, is still there.
                         self.clear(job, &node).await;
                     }
-                    let failure = Failure { reason, message, rollback: String::new() };
+                    let failure =
+                        Failure { reason: reason.into(), message, rollback: String::new() };
                     return by_failure(name, failure, retry_after);
                 }
                 // Whatever was sent before this never arrived anywhere.
@@ -508,9 +512,9 @@ impl Sandboxes {
                     attempt = job.order.attempt, "a sandbox is up");
             }
             End::Failed(failure) => {
-                tracing::warn!(sandbox_id = %id, reason = failure.reason, message = failure.message,
+                tracing::warn!(sandbox_id = %id, reason = %failure.reason(), message = failure.message,
                     rollback = failure.rollback, "a creation failed");
-                let released = reason::NOT_HERE_NOT_NOW.contains(&failure.reason.as_str());
+                let released = failure.reason().is_not_here_not_now();
                 self.ended(job, EventKind::CreateFailed, &failure);
                 sandbox.set_phase(Phase::Failed);
                 sandbox.failure = Some(failure);
@@ -523,7 +527,7 @@ impl Sandboxes {
                 tracing::info!(sandbox_id = %id, "a creation was called off");
                 sandbox.set_phase(Phase::Deleted);
                 let failure = Failure {
-                    reason: reason::CREATE_CANCELLED.into(),
+                    reason: Reason::CreateCancelled.into(),
                     message: "the creation was called off".into(),
                     rollback: String::new(),
                 };
@@ -565,7 +569,7 @@ impl Sandboxes {
         let by = self.log().asker(&job.order.id, kind);
         let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
         self.log().say(Event {
-            reason: failure.reason.clone(),
+            reason: failure.reason().name().to_owned(),
             detail: failure.message.clone(),
             ..self.once(job, kind, &by)
         });
@@ -606,23 +610,22 @@ impl Sandboxes {
                 None
             }
             Obstacle::Unreachable => Some(
-                Error::new(reason::NODE_UNREACHABLE, format!("no node can be asked: {why}"))
+                Error::new(Reason::NodeUnreachable, format!("no node can be asked: {why}"))
                     .retry(RETRY),
             ),
             Obstacle::NoQuorum => Some(
-                Error::new(reason::NO_QUORUM, format!("no node may create now: {why}"))
-                    .retry(RETRY),
+                Error::new(Reason::NoQuorum, format!("no node may create now: {why}")).retry(RETRY),
             ),
             Obstacle::UnknownNode => {
                 let wish = spec.node.as_ref().map(ToString::to_string).unwrap_or_default();
-                Some(Error::new(reason::NODE_NOT_FOUND, format!("there is no node {wish}")))
+                Some(Error::new(Reason::NodeNotFound, format!("there is no node {wish}")))
             }
             Obstacle::UnknownSnapshot => {
                 let message = format!("no node that may be chosen holds {}: {why}", spec.snapshot);
-                Some(Error::new(reason::SNAPSHOT_NOT_FOUND, message))
+                Some(Error::new(Reason::SnapshotNotFound, message))
             }
             Obstacle::Unfit | Obstacle::Failed => {
-                Some(Error::new(reason::NO_CAPACITY, format!("no node can take it: {why}")))
+                Some(Error::new(Reason::NoCapacity, format!("no node can take it: {why}")))
             }
         }
     }
@@ -641,7 +644,7 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
         Attempt::Hopeless(failure) => return Some(End::Failed(failure)),
         Attempt::CalledOff if job.expired => {
             return Some(End::Failed(Failure {
-                reason: reason::PROBE_TIMEOUT.into(),
+                reason: Reason::ProbeTimeout.into(),
                 message: format!("node {node}: it did not come up in time and was called off"),
                 rollback: "the node says that nothing of it is left".into(),
             }));
@@ -655,9 +658,9 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
             job.tried.refused.insert(node, (until, why));
         }
         Attempt::Fault(failure) => {
-            tracing::warn!(sandbox_id = %id, %node, reason = failure.reason,
+            tracing::warn!(sandbox_id = %id, %node, reason = %failure.reason(),
                 message = failure.message, rollback = failure.rollback, "a node failed a creation");
-            job.tried.failed.insert(node, failure.reason.clone());
+            job.tried.failed.insert(node, failure.reason().name().to_owned());
             job.broke = Some(failure.clone());
             job.faults.push(failure);
         }
@@ -667,7 +670,7 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
             let until = Instant::now() + RETRY;
             job.tried.refused.insert(node.clone(), (until, "it does not answer".into()));
             job.broke = Some(Failure {
-                reason: reason::NODE_UNREACHABLE.into(),
+                reason: Reason::NodeUnreachable.into(),
                 message: format!("node {node} does not answer"),
                 rollback: String::new(),
             });
@@ -680,14 +683,14 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
 /// What a node's no, or the failure that it recorded, means for the creation.
 fn by_failure(node: &NodeName, failure: Failure, retry_after: Option<Duration>) -> Attempt {
     let told = Failure { message: format!("node {node}: {}", failure.message), ..failure };
-    if reason::NOT_HERE_NOT_NOW.contains(&told.reason.as_str()) {
-        return Attempt::Refused(format!("{}: {}", told.reason, told.message), retry_after);
+    if told.reason().is_not_here_not_now() {
+        return Attempt::Refused(format!("{}: {}", told.reason(), told.message), retry_after);
     }
-    match told.reason.as_str() {
-        reason::FIELD_INVALID
-        | reason::TOO_LARGE
-        | reason::SCOPE_MISSING
-        | reason::REQUEST_ID_REUSED => Attempt::Hopeless(told),
+    match told.reason() {
+        Reason::FieldInvalid
+        | Reason::TooLarge
+        | Reason::ScopeMissing
+        | Reason::RequestIdReused => Attempt::Hopeless(told),
         _ => Attempt::Fault(told),
     }
 }

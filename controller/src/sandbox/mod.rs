@@ -43,9 +43,9 @@ use std::{
 };
 
 use proto::{
+    Reason,
     id::{Invalid, SandboxId, SandboxRef},
     name::{NodeName, Preset, Team},
-    reason,
     sandbox::v1::{EventKind, Failure, Phase, Sandbox},
     spec::Size,
 };
@@ -87,12 +87,12 @@ pub struct Caller {
     pub token: String,
 }
 
-/// Why an operation did not do what was asked. `rpc::status` gives each reason its code.
+/// Why an operation did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// One of `proto::reason`.
-    pub reason: String,
+    /// What a caller branches on.
+    pub reason: Reason,
     /// A sentence that says what to do, where it can.
     pub message: String,
     /// Field of the request that is wrong.
@@ -105,14 +105,8 @@ pub struct Error {
 
 impl Error {
     /// With a reason and a sentence.
-    pub fn new(reason: &str, message: impl Into<String>) -> Self {
-        Self {
-            reason: reason.to_owned(),
-            message: message.into(),
-            field: None,
-            retry_after: None,
-            sandbox_id: None,
-        }
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), field: None, retry_after: None, sandbox_id: None }
     }
 
     /// With a hint when to try again.
@@ -123,11 +117,11 @@ impl Error {
     }
 
     fn not_found(id: &SandboxRef) -> Self {
-        Self::new(reason::SANDBOX_NOT_FOUND, format!("there is no sandbox {id} in this team"))
+        Self::new(Reason::SandboxNotFound, format!("there is no sandbox {id} in this team"))
     }
 
     fn unreachable(node: &NodeName, why: &str) -> Self {
-        Self::new(reason::NODE_UNREACHABLE, format!("node {node} does not answer: {why}"))
+        Self::new(Reason::NodeUnreachable, format!("node {node} does not answer: {why}"))
             .retry(RETRY)
     }
 
@@ -136,13 +130,13 @@ impl Error {
         if !failure.rollback.is_empty() {
             message = format!("{message} (rollback: {})", failure.rollback);
         }
-        Self { sandbox_id: Some(sandbox.id.clone()), ..Self::new(&failure.reason, message) }
+        Self { sandbox_id: Some(sandbox.id.clone()), ..Self::new(failure.reason(), message) }
     }
 }
 
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
-        let mut error = Self::new(reason::FIELD_INVALID, invalid.to_string());
+        let mut error = Self::new(Reason::FieldInvalid, invalid.to_string());
         error.field = Some(invalid.what);
         error
     }
@@ -154,7 +148,7 @@ impl From<store::Error> for Error {
             store::Error::Failed(_) => {
                 tracing::error!(%error, "the store failed");
                 let message = "the controller's store failed; see its log";
-                Self::new(reason::STORE_FAILED, message).retry(RETRY)
+                Self::new(Reason::StoreFailed, message).retry(RETRY)
             }
             store::Error::Replaced => replaced(),
         }
@@ -162,7 +156,7 @@ impl From<store::Error> for Error {
 }
 
 fn replaced() -> Error {
-    Error::new(reason::STALE_EPOCH, "a later controller is in charge; ask that one")
+    Error::new(Reason::StaleEpoch, "a later controller is in charge; ask that one")
 }
 
 /// Bounds of creations.
@@ -270,13 +264,13 @@ impl Sandboxes {
         let entry = self.find(team, id)?;
         if entry.creating {
             return Err(Error::new(
-                reason::SANDBOX_NOT_RUNNING,
+                Reason::SandboxNotRunning,
                 format!("{} is still being created; watch it and try again", entry.id),
             )
             .retry(RETRY));
         }
         if entry.ended() {
-            return Err(Error::new(reason::SANDBOX_DELETED, format!("{} is deleted", entry.id)));
+            return Err(Error::new(Reason::SandboxDeleted, format!("{} is deleted", entry.id)));
         }
         let node = self.reachable(&entry)?;
         Ok((entry, node))
@@ -286,7 +280,7 @@ impl Sandboxes {
         let name = entry
             .node
             .as_ref()
-            .ok_or_else(|| Error::new(reason::INVARIANT, format!("{} is on no node", entry.id)))?;
+            .ok_or_else(|| Error::new(Reason::Invariant, format!("{} is on no node", entry.id)))?;
         let node = self
             .nodes
             .get(name)
@@ -302,8 +296,8 @@ impl Sandboxes {
         self.nodes.noticed(&error);
         match error {
             node::Error::Refused { reason, message, retry_after } => {
-                let known = reason::ALL.contains(&reason.as_str());
-                let reason = if known { reason.as_str() } else { reason::INVARIANT };
+                let known = (reason != Reason::Unspecified).then_some(reason);
+                let reason = known.unwrap_or(Reason::Invariant);
                 let message = format!("node {}: {message}", node.name);
                 Error { retry_after, ..Error::new(reason, message) }
             }
@@ -316,11 +310,11 @@ impl Sandboxes {
                     "node {} did not answer in time, it may have done it or not; try again: {why}",
                     node.name
                 );
-                Error::new(reason::OUTCOME_UNKNOWN, message).retry(RETRY)
+                Error::new(Reason::OutcomeUnknown, message).retry(RETRY)
             }
             node::Error::Nonsense(why) => {
                 tracing::error!(node = %node.name, why, "an agent answered nonsense");
-                Error::new(reason::INVARIANT, format!("node {} answered nonsense", node.name))
+                Error::new(Reason::Invariant, format!("node {} answered nonsense", node.name))
             }
         }
     }
@@ -400,9 +394,7 @@ impl Sandboxes {
             return Err(replaced());
         }
         if self.stop.is_cancelled() {
-            return Err(
-                Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY)
-            );
+            return Err(Error::new(Reason::ShuttingDown, "the controller is stopping").retry(RETRY));
         }
         Ok(())
     }

@@ -90,7 +90,7 @@ impl Sandboxes {
         let best = fit.map(|verdict| &verdict.node).find(|node| *node != from);
         best.cloned().ok_or_else(|| {
             let why = format!("no other node has room for {}: {}", entry.id, decision.why());
-            Error::new(proto::reason::NO_CAPACITY, why)
+            Error::new(proto::Reason::NoCapacity, why)
         })
     }
 }

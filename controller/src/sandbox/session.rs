@@ -15,9 +15,8 @@ use std::{collections::VecDeque, future::ready, pin::Pin, sync::Arc, time::Durat
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use proto::{
-    exec,
+    Reason, exec,
     id::Invalid,
-    reason,
     reattach::{Received, Sent},
     sandbox::v1::{
         ExecAttach, ExecRequest, ExecResponse, ExecStart, ExecStarted, WindowSize, exec_request,
@@ -413,15 +412,15 @@ impl Session {
             | node::Error::Silent(why)
             | node::Error::Unreachable(why) => self.unknown(why),
             node::Error::Nonsense(_) => of_node(error),
-            node::Error::Refused { reason, message, .. } => match reason.as_str() {
+            node::Error::Refused { reason, message, .. } => match reason {
                 // About this very command, from whoever would know it.
-                reason::EXEC_LOST | reason::EXEC_ID_REUSED => of_node(error),
-                reason::FIELD_INVALID if !self.started => of_node(error),
-                reason::EXEC_NOT_FOUND
-                | reason::FIELD_INVALID
-                | reason::SANDBOX_NOT_RUNNING
-                | reason::SANDBOX_DELETED
-                | reason::SANDBOX_NOT_FOUND => self.gone(message),
+                Reason::ExecLost | Reason::ExecIdReused => of_node(error),
+                Reason::FieldInvalid if !self.started => of_node(error),
+                Reason::ExecNotFound
+                | Reason::FieldInvalid
+                | Reason::SandboxNotRunning
+                | Reason::SandboxDeleted
+                | Reason::SandboxNotFound => self.gone(message),
                 _ => self.unknown(message),
             },
         }
@@ -436,13 +435,13 @@ impl Session {
         };
         let node = &self.node.name;
         let message = format!("node {node}: the command may run, or have run; {again}: {why}");
-        Error::new(reason::OUTCOME_UNKNOWN, message).retry(RETRY)
+        Error::new(Reason::OutcomeUnknown, message).retry(RETRY)
     }
 
     fn stopping(&self) -> Error {
         // Whoever asks again attaches to it.
         if self.is_named() || !self.may_run() {
-            return Error::new(reason::SHUTTING_DOWN, "the controller is stopping").retry(RETRY);
+            return Error::new(Reason::ShuttingDown, "the controller is stopping").retry(RETRY);
         }
         self.unknown("the controller is stopping")
     }
@@ -450,7 +449,7 @@ impl Session {
     fn gone(&self, why: &str) -> Error {
         let node = &self.node.name;
         let what = format!("the connection to node {node} broke and the command is lost: {why}");
-        Error::new(reason::EXEC_LOST, what)
+        Error::new(Reason::ExecLost, what)
     }
 }
 
@@ -463,7 +462,7 @@ fn is_break(error: &node::Error) -> bool {
     match error {
         node::Error::Unknown(_) | node::Error::Silent(_) | node::Error::Unreachable(_) => true,
         node::Error::Refused { reason, .. } => {
-            [reason::SHUTTING_DOWN, reason::NODE_UNREACHABLE].contains(&reason.as_str())
+            matches!(reason, Reason::ShuttingDown | Reason::NodeUnreachable)
         }
         node::Error::Nonsense(_) => false,
     }
@@ -471,7 +470,7 @@ fn is_break(error: &node::Error) -> bool {
 
 /// The node's streams are taken. It passes.
 fn is_full(error: &node::Error) -> bool {
-    error.reason() == Some(reason::TOO_MANY_CALLS)
+    error.reason() == Some(Reason::TooManyCalls)
 }
 
 async fn room(

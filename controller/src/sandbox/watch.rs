@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use proto::{
+    Reason,
     id::SandboxId,
     name::Team,
-    reason,
     sandbox::v1::{Phase, Sandbox},
 };
 use tokio::{sync::watch::Receiver, time::timeout};
@@ -65,7 +65,7 @@ impl Watch {
                 }
                 () = self.sandboxes.stop.cancelled() => {
                     self.over = true;
-                    let error = Error::new(reason::SHUTTING_DOWN, "the controller is stopping");
+                    let error = Error::new(Reason::ShuttingDown, "the controller is stopping");
                     return Some(Err(error.retry(RETRY)));
                 }
             }

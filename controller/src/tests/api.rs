@@ -3,7 +3,7 @@
 use http::{Request as HttpRequest, StatusCode};
 use http_body_util::{BodyExt, Full};
 use prost::Message;
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 use tokio_stream::StreamExt;
 use tower::ServiceExt;
 
@@ -20,16 +20,16 @@ async fn without_a_good_token_there_is_nothing() {
     for bad in ["", "x", "pvesb_000000000000_00", revoked.as_str(), other_secret.as_str()] {
         let answer = lab.api_as(bad).list_sandboxes(list()).await;
         assert_eq!(answer.as_ref().expect_err("refused").code(), tonic::Code::Unauthenticated);
-        assert_eq!(reason(answer), reason::TOKEN_INVALID, "{bad}");
+        assert_eq!(reason(answer), Reason::TokenInvalid, "{bad}");
     }
     let answer = SandboxServiceClient::new(lab.channel()).list_sandboxes(list()).await;
-    assert_eq!(reason(answer), reason::TOKEN_INVALID);
+    assert_eq!(reason(answer), Reason::TokenInvalid);
     lab.api().list_sandboxes(list()).await.expect("with one there is");
 
     let plain = token(&lab.store, "red", "sandbox").await;
     let mut operator = OperatorServiceClient::with_interceptor(lab.channel(), bearer(&plain));
     let answer = operator.list_nodes(ListNodesRequest {}).await;
-    assert_eq!(reason(answer), reason::SCOPE_MISSING);
+    assert_eq!(reason(answer), Reason::ScopeMissing);
     let version = operator.get_version(GetVersionRequest {}).await.expect("anybody may");
     assert_eq!(version.into_inner().epoch, 1);
 }
@@ -41,7 +41,7 @@ async fn another_teams_sandbox_does_not_exist() {
     let blue = token(&lab.store, "blue", "sandbox").await;
     let mut api = lab.api_as(&blue);
     for id in [sandbox.id.clone(), sandbox.vmid.to_string()] {
-        let not_found = reason::SANDBOX_NOT_FOUND;
+        let not_found = Reason::SandboxNotFound;
         let get = api.get_sandbox(GetSandboxRequest { id: id.clone() }).await;
         assert_eq!(reason(get), not_found);
         let stop = api.stop_sandbox(StopSandboxRequest { id: id.clone() }).await;
@@ -88,7 +88,7 @@ async fn a_message_of_10_mib_is_told_to_be_too_large() {
     large.metadata.insert("k".into(), "x".repeat(10 << 20));
     let answer = create(&mut lab.api(), large).await;
     assert_eq!(answer.as_ref().expect_err("refused").code(), tonic::Code::ResourceExhausted);
-    assert_eq!(reason(answer), reason::TOO_LARGE);
+    assert_eq!(reason(answer), Reason::TooLarge);
     lab.create("r1").await.expect("and nothing has happened");
 }
 
@@ -120,9 +120,9 @@ async fn pages_are_in_order_and_whole() {
         assert_eq!(seen, expected);
     }
     let bad = ListSandboxesRequest { page_token: "x".into(), ..ListSandboxesRequest::default() };
-    assert_eq!(reason(lab.api().list_sandboxes(bad).await), reason::FIELD_INVALID);
+    assert_eq!(reason(lab.api().list_sandboxes(bad).await), Reason::FieldInvalid);
     let bad = ListSandboxesRequest { page_size: 1001, ..ListSandboxesRequest::default() };
-    assert_eq!(reason(lab.api().list_sandboxes(bad).await), reason::FIELD_INVALID);
+    assert_eq!(reason(lab.api().list_sandboxes(bad).await), Reason::FieldInvalid);
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,7 +167,7 @@ async fn ports_get_addresses() {
     let hide = HideHttpServiceRequest { id: id.clone(), name: "port-3000".into() };
     let hidden = lab.api().hide_http_service(hide.clone()).await.expect("hidden").into_inner();
     assert!(hidden.sandbox.expect("a sandbox").services.is_empty());
-    assert_eq!(reason(lab.api().hide_http_service(hide).await), reason::SERVICE_NOT_FOUND);
+    assert_eq!(reason(lab.api().hide_http_service(hide).await), Reason::ServiceNotFound);
     // A port is closed under every name, and under no other port's.
     for (name, port) in [("web", 80), ("www", 80), ("api", 81)] {
         let expose = ExposeHttpServiceRequest { id: id.clone(), name: name.into(), port };
@@ -182,7 +182,7 @@ async fn ports_get_addresses() {
     assert_eq!(names(&hidden.sandbox.expect("a sandbox").services), ["api"]);
     assert_eq!(names(&lab.get(&id).await.expect("known").services), ["api"]);
     let bad = ExposeHttpServiceRequest { id, name: "A\n".into(), port: 0 };
-    assert_eq!(reason(lab.api().expose_http_service(bad).await), reason::FIELD_INVALID);
+    assert_eq!(reason(lab.api().expose_http_service(bad).await), Reason::FieldInvalid);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,9 +3,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 use tokio::{sync::Notify, time::timeout};
-use tonic::Code;
 
 use super::*;
 use crate::store::{State, memory::Disk};
@@ -71,7 +70,7 @@ const ALL: [Story; 5] = [Story::Plain, Story::Refused, Story::Left, Story::Faile
 
 impl Story {
     async fn prepare(self, lab: &Lab) {
-        let full = Some((Code::ResourceExhausted, reason::STORAGE_FULL));
+        let full = Some(Reason::StorageFull);
         let faults = |index: usize, change: fn(&mut node::fake::Faults)| {
             lab.agents[index].faults(change);
         };
@@ -91,7 +90,7 @@ impl Story {
             }
             Self::Failed => {
                 for index in 0..3 {
-                    faults(index, |faults| faults.fail = Some(reason::PCT_FAILED));
+                    faults(index, |faults| faults.fail = Some(Reason::PctFailed));
                 }
             }
             Self::Deleted => {
@@ -155,11 +154,11 @@ impl Story {
                 assert_eq!(of_request[0].state, State::Done, "{self:?}, {at}");
             }
             Self::Failed => {
-                assert_eq!(reason(told), reason::PCT_FAILED, "{at}");
+                assert_eq!(reason(told), Reason::PctFailed, "{at}");
                 assert_eq!(living, [], "{at}");
             }
             Self::Deleted => {
-                assert_eq!(reason(told), reason::CREATE_CANCELLED, "{at}");
+                assert_eq!(reason(told), Reason::CreateCancelled, "{at}");
                 assert_eq!(living, [], "{at}");
             }
         }

@@ -1,7 +1,6 @@
 //! Creations: one sandbox a request_id, whatever happens.
 
-use proto::{reason, sandbox::v1::*};
-use tonic::Code;
+use proto::{Reason, sandbox::v1::*};
 
 use super::*;
 use crate::node::fake::Cut;
@@ -44,7 +43,7 @@ async fn the_same_request_is_the_same_sandbox_over_restarts() {
 
     let mut other = request("r1");
     other.size = Some(Size { cpu_cores: 2, memory_mib: 0, disk_gib: 0 });
-    assert_eq!(reason(create(&mut lab.api(), other).await), reason::REQUEST_ID_REUSED);
+    assert_eq!(reason(create(&mut lab.api(), other).await), Reason::RequestIdReused);
     // How long the caller waits is not part of what is asked.
     let mut patient = request("r1");
     patient.wait = Some(prost_types::Duration { seconds: 1, nanos: 0 });
@@ -86,7 +85,7 @@ async fn a_burst_spreads_over_the_nodes() {
 async fn a_refusal_goes_to_the_next_node() {
     let lab = Lab::new().await;
     for n in [0, 1] {
-        let full = Some((Code::ResourceExhausted, reason::STORAGE_FULL));
+        let full = Some(Reason::StorageFull);
         lab.agents[n].faults(|faults| faults.refuse = full);
     }
     let sandbox = lab.create("r1").await.expect("made");
@@ -98,7 +97,7 @@ async fn a_refusal_goes_to_the_next_node() {
 #[tokio::test(start_paused = true)]
 async fn when_all_refuse_it_waits_for_room() {
     let lab = Lab::new().await;
-    let full = Some((Code::ResourceExhausted, reason::QUEUE_FULL));
+    let full = Some(Reason::QueueFull);
     for agent in &lab.agents {
         agent.faults(|faults| faults.refuse = full);
     }
@@ -114,7 +113,7 @@ async fn when_all_refuse_it_waits_for_room() {
     }
     let waiting = lab.create("r2").await.expect("accepted");
     let failed = lab.until(&waiting.id, Phase::Failed).await;
-    assert_eq!(failed.failure.expect("why").reason, reason::NO_CAPACITY);
+    assert_eq!(failed.failure.expect("why").reason(), Reason::NoCapacity);
     lab.agents[0].faults(|faults| faults.refuse = None);
     let again = lab.create("r2").await.expect("made now");
     assert!(again.id != waiting.id && again.phase() == Phase::Running);
@@ -124,14 +123,14 @@ async fn when_all_refuse_it_waits_for_room() {
 async fn three_faults_are_enough_and_the_first_is_told() {
     let lab = Lab::new().await;
     for agent in &lab.agents {
-        agent.faults(|faults| faults.fail = Some(reason::PCT_FAILED));
+        agent.faults(|faults| faults.fail = Some(Reason::PctFailed));
     }
     let status = lab.create("r1").await.expect_err("failed");
     assert!(status.message().contains("node n1: failed on purpose"), "{}", status.message());
     assert!(status.message().contains("all undone"));
     let tries: usize = lab.agents.iter().map(|agent| agent.heard().len()).sum();
     assert!(tries >= 3 && lab.living().is_empty());
-    assert_eq!(reason(lab.create("r1").await), reason::PCT_FAILED, "the same answer again");
+    assert_eq!(reason(lab.create("r1").await), Reason::PctFailed, "the same answer again");
 
     // On a node that was asked for there is one try.
     let wish = CreateSandboxRequest { node: "n2".into(), ..request("r2") };
@@ -239,11 +238,11 @@ async fn a_creation_can_be_deleted_in_the_middle() {
     assert_eq!(deleted.sandbox.expect("sandbox").phase(), Phase::Deleted);
     assert!(lab.living().is_empty());
     lab.api().delete_sandbox(delete).await.expect("twice is once");
-    assert_eq!(reason(lab.create("r1").await), reason::CREATE_CANCELLED);
+    assert_eq!(reason(lab.create("r1").await), Reason::CreateCancelled);
 
     // In the queue too.
     for agent in &lab.agents {
-        agent.faults(|faults| faults.refuse = Some((Code::ResourceExhausted, reason::QUEUE_FULL)));
+        agent.faults(|faults| faults.refuse = Some(Reason::QueueFull));
     }
     let queued = create(&mut lab.api(), quick("r2")).await.expect("accepted");
     let delete = DeleteSandboxRequest { id: queued.id };
@@ -259,7 +258,7 @@ async fn a_creation_can_be_deleted_in_the_middle() {
     holder.down();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let delete = DeleteSandboxRequest { id: accepted.id.clone() };
-    assert_eq!(reason(lab.api().delete_sandbox(delete).await), reason::NODE_UNREACHABLE);
+    assert_eq!(reason(lab.api().delete_sandbox(delete).await), Reason::NodeUnreachable);
     holder.up();
     lab.until(&accepted.id, Phase::Deleted).await;
     assert!(lab.living().is_empty());
@@ -291,9 +290,9 @@ async fn a_preset_is_a_size_and_labels_choose_the_node() {
     }
     let tpu = Placement { require: label("tpu"), ..Placement::default() };
     let refused = create(&mut lab.api(), ask("r6", "", tpu)).await;
-    assert_eq!(reason(refused), reason::NO_CAPACITY, "no node has it, and none will in a moment");
+    assert_eq!(reason(refused), Reason::NoCapacity, "no node has it, and none will in a moment");
     let refused = create(&mut lab.api(), ask("r7", "huge", Placement::default())).await;
-    assert_eq!(reason(refused), reason::FIELD_INVALID);
+    assert_eq!(reason(refused), Reason::FieldInvalid);
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,7 +304,7 @@ async fn bids_choose_by_what_the_nodes_say_at_that_moment() {
     let made = async |key: &str| create(&mut lab.api(), request(key)).await.expect("made");
     // Since their last report one has got busy, and another takes nothing any more.
     lab.agents[0].load(|load| load.cpu_busy = 0.9);
-    let busy = (Code::ResourceExhausted, reason::MEMORY_FULL);
+    let busy = Reason::MemoryFull;
     lab.agents[1].faults(|faults| faults.refuse = Some(busy));
     let first = made("r1").await;
     assert_eq!(first.node, "n3");
@@ -351,14 +350,14 @@ async fn what_can_never_be_is_refused_at_once() {
         change(&mut request);
         reason(create(&mut lab.api(), request).await)
     };
-    assert_eq!(try_it(|r| r.snapshot_id = "nope".into()).await, reason::SNAPSHOT_NOT_FOUND);
-    assert_eq!(try_it(|r| r.node = "n9".into()).await, reason::NODE_NOT_FOUND);
+    assert_eq!(try_it(|r| r.snapshot_id = "nope".into()).await, Reason::SnapshotNotFound);
+    assert_eq!(try_it(|r| r.node = "n9".into()).await, Reason::NodeNotFound);
     let huge = Size { cpu_cores: 1, memory_mib: 500_000, disk_gib: 0 };
     assert_eq!(huge.memory_mib, 500_000);
     let large = |r: &mut CreateSandboxRequest| {
         r.size = Some(Size { cpu_cores: 1, memory_mib: 500_000, disk_gib: 0 });
     };
-    assert_eq!(try_it(large).await, reason::NO_CAPACITY);
+    assert_eq!(try_it(large).await, Reason::NoCapacity);
     for bad in [
         (|r| r.request_id = "a\nb".into()) as fn(&mut CreateSandboxRequest),
         |r| r.snapshot_id = "--force".into(),
@@ -368,7 +367,7 @@ async fn what_can_never_be_is_refused_at_once() {
         |r| r.services = vec![HttpService { name: "x".into(), port: 1, url: "http://x".into() }],
         |r| r.services = vec![HttpService { name: "x\n".into(), port: 1, url: String::new() }],
     ] {
-        assert_eq!(try_it(bad).await, reason::FIELD_INVALID);
+        assert_eq!(try_it(bad).await, Reason::FieldInvalid);
     }
     assert!(lab.store.all().await.expect("store").is_empty(), "nothing of it is remembered");
 
@@ -376,12 +375,12 @@ async fn what_can_never_be_is_refused_at_once() {
         agent.load(|load| load.quorate = false);
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(reason(lab.create("r1").await), reason::NO_QUORUM);
+    assert_eq!(reason(lab.create("r1").await), Reason::NoQuorum);
     for agent in &lab.agents {
         agent.down();
     }
     tokio::time::sleep(Duration::from_secs(20)).await;
-    assert_eq!(reason(lab.create("r1").await), reason::NODE_UNREACHABLE);
+    assert_eq!(reason(lab.create("r1").await), Reason::NodeUnreachable);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use prost::Message;
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 use tokio_stream::StreamExt;
 use tonic::Streaming;
 
@@ -83,7 +83,7 @@ async fn a_life_is_told_in_order_with_who_did_it() {
     let holder = lab.holder(&id).clone();
     let mut stopped = holder.living()[0].clone();
     stopped.set_phase(Phase::Stopped);
-    stopped.failure = Some(Failure { reason: "X".into(), ..Failure::default() });
+    stopped.failure = Some(Failure { reason: Reason::PctFailed.into(), ..Failure::default() });
     holder.put(stopped);
     lab.until(&id, Phase::Stopped).await;
     lab.delete(&id).await;
@@ -114,7 +114,10 @@ async fn a_life_is_told_in_order_with_who_did_it() {
     assert!(events.is_sorted_by(|a, b| a.revision < b.revision));
     assert!(events.iter().all(|e| e.sandbox_id == id && e.team == "red" && e.node == sandbox.node));
     assert!(events.iter().all(|event| event.at.is_some()));
-    assert_eq!((events[6].detail.as_str(), events[12].reason.as_str()), ("web (port 80)", "X"));
+    assert_eq!(
+        (events[6].detail.as_str(), events[12].reason.as_str()),
+        ("web (port 80)", "PCT_FAILED")
+    );
     let says = |event: &Event| {
         event.kind() != E::CreateAsked && !event.kind().as_str_name().ends_with("ASKED")
     };
@@ -141,12 +144,12 @@ async fn another_teams_events_never_show() {
     assert_eq!(kinds(&events), [EventKind::CreateAsked, EventKind::Created]);
     assert!(events.iter().all(|event| event.sandbox_id == theirs && event.team == "blue"));
     let foreign = WatchEventsRequest { id: ours.clone(), ..Default::default() };
-    assert_eq!(reason(watch(&mut api, foreign).await), reason::SANDBOX_NOT_FOUND);
+    assert_eq!(reason(watch(&mut api, foreign).await), Reason::SandboxNotFound);
 
     // An operator sees all of it, and the nodes.
     let mut operator = OperatorServiceClient::with_interceptor(lab.channel(), bearer(&blue));
     let answer = operator.watch_all_events(WatchAllEventsRequest::default()).await;
-    assert_eq!(reason(answer), reason::SCOPE_MISSING);
+    assert_eq!(reason(answer), Reason::ScopeMissing);
     let answer = lab.operator().watch_all_events(WatchAllEventsRequest::default()).await;
     let events: Vec<_> = answer
         .expect("read")
@@ -245,7 +248,7 @@ async fn what_is_not_kept_any_more_is_told_with_where_it_begins() {
     let error = watch(&mut lab.api(), early).await.expect_err("gone");
     assert_eq!(error.code(), tonic::Code::OutOfRange);
     assert!(error.message().contains(&format!("from {} on", kept[0].revision)), "{error}");
-    assert_eq!(reason(Err::<(), _>(error)), reason::EVENTS_GONE);
+    assert_eq!(reason(Err::<(), _>(error)), Reason::EventsGone);
     assert_eq!(of(&lab, "", kept[0].revision - 1).await, kept, "nothing is missing here");
 
     // A team that was quiet for long misses nothing: its place went on with the log.
@@ -255,11 +258,11 @@ async fn what_is_not_kept_any_more_is_told_with_where_it_begins() {
 
     let both =
         WatchEventsRequest { after_revision: 3, last: Some(3), ..WatchEventsRequest::default() };
-    assert_eq!(reason(watch(&mut lab.api(), both).await), reason::FIELD_INVALID);
+    assert_eq!(reason(watch(&mut lab.api(), both).await), Reason::FieldInvalid);
     let many = WatchEventsRequest { last: Some(10_001), ..WatchEventsRequest::default() };
-    assert_eq!(reason(watch(&mut lab.api(), many).await), reason::FIELD_INVALID);
+    assert_eq!(reason(watch(&mut lab.api(), many).await), Reason::FieldInvalid);
     let nobody = WatchEventsRequest { id: "100999".into(), ..WatchEventsRequest::default() };
-    assert_eq!(reason(watch(&mut lab.api(), nobody).await), reason::SANDBOX_NOT_FOUND);
+    assert_eq!(reason(watch(&mut lab.api(), nobody).await), Reason::SandboxNotFound);
 }
 
 #[tokio::test(start_paused = true)]
@@ -323,7 +326,7 @@ async fn a_slow_reader_holds_nothing() {
     };
     // 10000 were said: it heard what had been on its way, in the windows of its connection.
     assert!(heard < 5000, "{heard}");
-    assert_eq!(reason(Err::<(), _>(error)), reason::EVENTS_GONE);
+    assert_eq!(reason(Err::<(), _>(error)), Reason::EventsGone);
 }
 
 #[tokio::test(start_paused = true)]
@@ -331,12 +334,12 @@ async fn a_creation_that_moves_and_one_that_fails() {
     use EventKind as E;
     let lab = Lab::new().await;
     let wish = CreateSandboxRequest { node: "n1".into(), ..request("r0") };
-    lab.agents[0].faults(|faults| faults.fail = Some(reason::PCT_FAILED));
+    lab.agents[0].faults(|faults| faults.fail = Some(Reason::PctFailed));
     let failed = create(&mut lab.api(), wish).await;
     assert!(failed.is_err());
     let (events, seen) = read(&mut lab.api(), WatchEventsRequest::default()).await;
     let told: Vec<_> = events.iter().map(|event| (event.kind(), event.reason.as_str())).collect();
-    assert_eq!(told, [(E::CreateAsked, ""), (E::CreateFailed, reason::PCT_FAILED)]);
+    assert_eq!(told, [(E::CreateAsked, ""), (E::CreateFailed, "PCT_FAILED")]);
 
     for agent in &lab.agents[1..] {
         agent.load(|load| load.cpu_busy = 0.9);
@@ -346,10 +349,7 @@ async fn a_creation_that_moves_and_one_that_fails() {
     let events = of(&lab, "", seen).await;
     assert_eq!(kinds(&events), [E::CreateAsked, E::AttemptMoved, E::Created]);
     assert_eq!((events[0].node.as_str(), events[1].node.as_str()), ("n1", sandbox.node.as_str()));
-    assert_eq!(
-        (events[1].reason.as_str(), events[1].actor.as_str()),
-        (reason::PCT_FAILED, "controller")
-    );
+    assert_eq!((events[1].reason.as_str(), events[1].actor.as_str()), ("PCT_FAILED", "controller"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -374,10 +374,7 @@ async fn an_attempt_that_was_left_is_called_off_when_its_node_is_back() {
     use EventKind as E;
     let expected = [E::CreateAsked, E::AttemptMoved, E::Created, E::AttemptCalledOff];
     assert_eq!(kinds(&events), expected);
-    assert_eq!(
-        (events[1].reason.as_str(), events[3].node.as_str()),
-        (reason::NODE_UNREACHABLE, "n1")
-    );
+    assert_eq!((events[1].reason.as_str(), events[3].node.as_str()), ("NODE_UNREACHABLE", "n1"));
 }
 
 #[tokio::test(start_paused = true)]

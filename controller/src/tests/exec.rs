@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::stream;
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 use tokio_stream::StreamExt;
 
 use super::*;
@@ -44,9 +44,9 @@ async fn a_command_runs_to_its_end() {
     );
 
     let unknown = command(&lab, argv(&sandbox.id, &["sleep"]), Bytes::new()).await;
-    assert_eq!(reason(unknown), reason::OUTCOME_UNKNOWN);
+    assert_eq!(reason(unknown), Reason::OutcomeUnknown);
     let lost = command(&lab, argv(&sandbox.id, &["vanish"]), Bytes::new()).await;
-    assert_eq!(reason(lost), reason::OUTCOME_UNKNOWN, "never exit 0");
+    assert_eq!(reason(lost), Reason::OutcomeUnknown, "never exit 0");
     for bad in [
         argv(&sandbox.id, &[]),
         argv(&sandbox.id, &["a\0b"]),
@@ -57,7 +57,7 @@ async fn a_command_runs_to_its_end() {
             ..argv(&sandbox.id, &["true"])
         },
     ] {
-        assert_eq!(reason(command(&lab, bad, Bytes::new()).await), reason::FIELD_INVALID);
+        assert_eq!(reason(command(&lab, bad, Bytes::new()).await), Reason::FieldInvalid);
     }
 }
 
@@ -102,7 +102,7 @@ async fn a_stream_goes_both_ways_and_is_never_silent() {
             Err(error) => break error,
         }
     };
-    assert_eq!(daemon::status::reason(&error).as_deref(), Some(reason::OUTCOME_UNKNOWN));
+    assert_eq!(daemon::status::reason(&error), Some(Reason::OutcomeUnknown));
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,14 +126,14 @@ async fn what_does_not_run_runs_nothing() {
     let id = sandbox.id.clone();
     lab.api().stop_sandbox(StopSandboxRequest { id: id.clone() }).await.expect("stopped");
     let stopped = command(&lab, argv(&id, &["true"]), Bytes::new()).await;
-    assert_eq!(reason(stopped), reason::SANDBOX_NOT_RUNNING);
+    assert_eq!(reason(stopped), Reason::SandboxNotRunning);
     lab.api().start_sandbox(StartSandboxRequest { id: id.clone() }).await.expect("started");
     command(&lab, argv(&id, &["true"]), Bytes::new()).await.expect("runs again");
     lab.api().delete_sandbox(DeleteSandboxRequest { id: id.clone() }).await.expect("deleted");
     let deleted = command(&lab, argv(&id, &["true"]), Bytes::new()).await;
-    assert_eq!(reason(deleted), reason::SANDBOX_DELETED);
+    assert_eq!(reason(deleted), Reason::SandboxDeleted);
     let foreign = command(&lab, argv("123456", &["true"]), Bytes::new()).await;
-    assert_eq!(reason(foreign), reason::SANDBOX_NOT_FOUND);
+    assert_eq!(reason(foreign), Reason::SandboxNotFound);
 }
 
 #[tokio::test(start_paused = true)]
@@ -141,7 +141,7 @@ async fn a_stream_must_begin_with_its_start_and_have_one() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let input = stream::iter([message(exec_request::Message::StdinEof(true))]);
-    assert_eq!(reason(lab.api().exec(input).await), reason::FIELD_INVALID);
+    assert_eq!(reason(lab.api().exec(input).await), Reason::FieldInvalid);
 
     let start = || message(exec_request::Message::Start(argv(&sandbox.id, &["sleep"])));
     let input = stream::iter([start(), start()]).chain(stream::pending());
@@ -151,7 +151,7 @@ async fn a_stream_must_begin_with_its_start_and_have_one() {
             break error;
         }
     };
-    assert_eq!(daemon::status::reason(&error).as_deref(), Some(reason::FIELD_INVALID));
+    assert_eq!(daemon::status::reason(&error), Some(Reason::FieldInvalid));
 
     // A message that is too large ends it, and does not look like the end of stdin.
     let large = message(exec_request::Message::Stdin(Bytes::from(vec![0; 10 << 20])));
@@ -163,5 +163,5 @@ async fn a_stream_must_begin_with_its_start_and_have_one() {
             break error;
         }
     };
-    assert_eq!(daemon::status::reason(&error).as_deref(), Some(reason::TOO_LARGE));
+    assert_eq!(daemon::status::reason(&error), Some(Reason::TooLarge));
 }

@@ -1,7 +1,7 @@
 //! Another controller takes over: over the same store while the one before lives on, over an old
 //! copy of it, or over an empty one.
 
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 
 use super::*;
 use crate::store::State;
@@ -37,7 +37,7 @@ async fn restored(lab: &mut Lab, store: Memory) {
 async fn made_elsewhere() -> (Lab, Memory, Sandbox) {
     let memory = Arc::new(Memory::new());
     let lab = slow(&memory).await;
-    lab.agents[0].faults(|faults| faults.fail = Some(reason::PCT_FAILED));
+    lab.agents[0].faults(|faults| faults.fail = Some(Reason::PctFailed));
     for agent in &lab.agents[1..] {
         agent.load(|load| load.memory_available = 20 << 30);
     }
@@ -65,8 +65,8 @@ async fn who_was_replaced_leaves_a_creation_to_the_next() {
     lab.store = Arc::new(memory.beside());
     lab.start().await;
     let made = lab.create("r1").await.expect("made");
-    assert_eq!(reason(answer.await.expect("answered")), reason::STALE_EPOCH);
-    assert_eq!(reason(create(&mut api, request("r2")).await), reason::STALE_EPOCH);
+    assert_eq!(reason(answer.await.expect("answered")), Reason::StaleEpoch);
+    assert_eq!(reason(create(&mut api, request("r2")).await), Reason::StaleEpoch);
     assert_eq!(lab.living().len(), 1);
     let rows = lab.store.all().await.expect("rows");
     let rows: Vec<_> = rows.iter().map(|row| (row.id.to_string(), row.state)).collect();

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::stream;
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 use tokio_stream::StreamExt;
 
 use super::*;
@@ -50,8 +50,8 @@ async fn files_are_written_and_read() {
     };
     let file = api.stat_file(path("/srv/b")).await.expect("there").into_inner().file;
     assert_eq!(file.expect("a file").size, 1);
-    assert_eq!(reason(api.stat_file(path("/srv/c")).await), reason::FILE_NOT_FOUND);
-    assert_eq!(reason(api.read_file(read(&vmid, "/srv/c")).await), reason::FILE_NOT_FOUND);
+    assert_eq!(reason(api.stat_file(path("/srv/c")).await), Reason::FileNotFound);
+    assert_eq!(reason(api.read_file(read(&vmid, "/srv/c")).await), Reason::FileNotFound);
     let list = ListDirRequest { id: vmid.clone(), path: "/srv".into(), user: String::new() };
     let entries = api.list_dir(list).await.expect("listed").into_inner().entries;
     assert_eq!(entries.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
@@ -74,27 +74,27 @@ async fn what_is_out_of_bounds_goes_nowhere() {
     let long = format!("/{}", "x".repeat(4095));
     for path in ["", "a", "/a\0", "/a/", long.as_str()] {
         let bad = write(&id, vec![content("/ok", b""), content(path, b"")]);
-        assert_eq!(reason(api.write_files(bad).await), reason::FIELD_INVALID, "{path}");
+        assert_eq!(reason(api.write_files(bad).await), Reason::FieldInvalid, "{path}");
     }
     let mode = FileContent { mode: 0o10000, ..content("/a", b"") };
     for bad in [vec![], vec![content("/a", b""); 1001], vec![mode]] {
-        assert_eq!(reason(api.write_files(write(&id, bad)).await), reason::FIELD_INVALID);
+        assert_eq!(reason(api.write_files(write(&id, bad)).await), Reason::FieldInvalid);
     }
     let large = vec![content("/a", &vec![0; 800 * 1024]); 2];
-    assert_eq!(reason(api.write_files(write(&id, large)).await), reason::FIELD_INVALID);
-    assert_eq!(reason(api.read_file(read(&id, "etc")).await), reason::FIELD_INVALID);
+    assert_eq!(reason(api.write_files(write(&id, large)).await), Reason::FieldInvalid);
+    assert_eq!(reason(api.read_file(read(&id, "etc")).await), Reason::FieldInvalid);
     for path in ["/", "//", "/./"] {
         let root = RemoveFileRequest { id: id.clone(), path: path.into(), ..Default::default() };
-        assert_eq!(reason(api.remove_file(root).await), reason::FIELD_INVALID, "{path}");
+        assert_eq!(reason(api.remove_file(root).await), Reason::FieldInvalid, "{path}");
     }
 
     let blue = token(&lab.store, "blue", "sandbox").await;
     let mut blue = lab.api_as(&blue);
     let foreign = blue.write_files(write(&id, vec![content("/a", b"")])).await;
-    assert_eq!(reason(foreign), reason::SANDBOX_NOT_FOUND);
-    assert_eq!(reason(blue.read_file(read(&id, "/a")).await), reason::SANDBOX_NOT_FOUND);
+    assert_eq!(reason(foreign), Reason::SandboxNotFound);
+    assert_eq!(reason(blue.read_file(read(&id, "/a")).await), Reason::SandboxNotFound);
     let none = StatFileRequest { id: id.clone(), path: "/ok".into(), user: String::new() };
-    assert_eq!(reason(api.stat_file(none).await), reason::FILE_NOT_FOUND, "all or nothing");
+    assert_eq!(reason(api.stat_file(none).await), Reason::FileNotFound, "all or nothing");
 }
 
 fn upload(id: &str, path: &str) -> UploadArchiveRequest {
@@ -128,17 +128,17 @@ async fn archives_go_up_and_come_down() {
     }
     assert!(got == bytes);
     let none = DownloadArchiveRequest { path: "/none".into(), ..download };
-    assert_eq!(reason(api.download_archive(none).await), reason::FILE_NOT_FOUND);
+    assert_eq!(reason(api.download_archive(none).await), Reason::FileNotFound);
 
     let no_start = stream::iter([data(b"x")]);
-    assert_eq!(reason(api.upload_archive(no_start).await), reason::FIELD_INVALID);
+    assert_eq!(reason(api.upload_archive(no_start).await), Reason::FieldInvalid);
     for wrong in [upload(&id, "/srv"), data(&vec![0; 256 * 1024 + 1])] {
         let input = stream::iter([upload(&id, "/half"), data(b"x"), wrong]);
-        assert_eq!(reason(api.upload_archive(input).await), reason::FIELD_INVALID);
+        assert_eq!(reason(api.upload_archive(input).await), Reason::FieldInvalid);
     }
     let silent = stream::iter([upload(&id, "/half"), data(b"x")]).chain(stream::pending());
-    assert_eq!(reason(api.upload_archive(silent).await), reason::OUTCOME_UNKNOWN);
+    assert_eq!(reason(api.upload_archive(silent).await), Reason::OutcomeUnknown);
     lab.holder(&id).down();
     let away = api.upload_archive(stream::iter([upload(&id, "/srv"), data(b"x")])).await;
-    assert!([reason::NODE_UNREACHABLE, reason::OUTCOME_UNKNOWN].contains(&reason(away).as_str()));
+    assert!([Reason::NodeUnreachable, Reason::OutcomeUnknown].contains(&reason(away)));
 }

@@ -3,7 +3,7 @@
 use futures_util::stream;
 use http::Request as HttpRequest;
 use http_body_util::StreamBody;
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Streaming};
@@ -90,7 +90,7 @@ async fn callers_without_a_token_take_nothing_from_others() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     for channel in channels.clone() {
         // It stands: their own connections have no room for one more.
-        assert_eq!(reason(check(channel).await), reason::TOO_MANY_CALLS);
+        assert_eq!(reason(check(channel).await), Reason::TooManyCalls);
     }
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -119,7 +119,7 @@ async fn a_check_without_its_message_ends_and_few_of_one_connection_wait() {
         let status = answer.expect("no panic");
         answers.push((status.code(), daemon::status::reason(&status).expect("a reason")));
     }
-    let (busy, late) = (reason::TOO_MANY_CALLS.to_owned(), reason::OUTCOME_UNKNOWN.to_owned());
+    let (busy, late) = (Reason::TooManyCalls, Reason::OutcomeUnknown);
     let refused = answers.iter().filter(|a| **a == (Code::ResourceExhausted, busy.clone())).count();
     let ended = answers.iter().filter(|a| **a == (Code::DeadlineExceeded, late.clone())).count();
     assert_eq!((refused, ended), (6, 4), "{answers:?}");
@@ -131,7 +131,7 @@ async fn a_check_of_health_with_too_long_a_message_is_refused() {
     let lab = Lab::new().await;
     let long = HealthCheckRequest { service: "x".repeat(5000) };
     let answer = HealthClient::new(lab.channel()).check(long).await;
-    assert_eq!(reason(answer), reason::TOO_LARGE);
+    assert_eq!(reason(answer), Reason::TooLarge);
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,7 +144,7 @@ async fn health_is_open_and_its_watch_and_reflection_need_a_token() {
 
     let watch = || HealthCheckRequest { service: "sandbox.v1.SandboxService".into() };
     let answer = HealthClient::new(lab.channel()).watch(watch()).await;
-    assert_eq!(reason(answer), reason::TOKEN_INVALID);
+    assert_eq!(reason(answer), Reason::TokenInvalid);
     let plain = token(&lab.store, "blue", "sandbox").await;
     let mut health = HealthClient::with_interceptor(lab.channel(), bearer(&plain));
     let mut seen = health.watch(watch()).await.expect("with one").into_inner();
@@ -157,7 +157,7 @@ async fn health_is_open_and_its_watch_and_reflection_need_a_token() {
         }])
     };
     let answer = ServerReflectionClient::new(lab.channel()).server_reflection_info(ask()).await;
-    assert_eq!(reason(answer), reason::TOKEN_INVALID);
+    assert_eq!(reason(answer), Reason::TokenInvalid);
     let mut client = ServerReflectionClient::with_interceptor(lab.channel(), bearer(&plain));
     let mut answers = client.server_reflection_info(ask()).await.expect("asked").into_inner();
     let answer = answers.next().await.expect("an answer").expect("no error").message_response;
@@ -195,7 +195,7 @@ async fn a_team_that_takes_all_its_streams_leaves_others_and_its_own_calls_alone
 
     let (mut watches, status) = watch_all(&lab, &lab.red.clone(), &red.id).await;
     assert_eq!((watches.len(), status.code()), (200, Code::ResourceExhausted));
-    assert_eq!(daemon::status::reason(&status).as_deref(), Some(reason::TOO_MANY_CALLS));
+    assert_eq!(daemon::status::reason(&status), Some(Reason::TooManyCalls));
     assert!(daemon::status::retry_after(&status).is_some(), "{status:?}");
     assert!(status.message().contains("team red has 200 streams"), "{status:?}");
 
@@ -244,7 +244,7 @@ async fn calls_whose_message_never_comes_fill_the_places_of_their_own_team_alone
         *answers.entry(format!("{:?} {}", status.code(), status.message())).or_default() += 1;
     }
     assert_eq!(flood.len(), 100, "as many as the team may have wait: {answers:?}");
-    assert_eq!(reason(list(&mut lab.api()).await), reason::TOO_MANY_CALLS);
+    assert_eq!(reason(list(&mut lab.api()).await), Reason::TooManyCalls);
     list(&mut lab.api_as(&blue)).await.expect("another team's call");
     assert_eq!(check(lab.channel()).await.expect("healthy"), 1);
     // They do not keep them for ever.
@@ -268,7 +268,7 @@ async fn many_teams_together_leave_every_team_its_own() {
     let mut stream = lab.api().watch_sandbox(watch.clone()).await.expect("a stream").into_inner();
     stream.next().await.expect("a word").expect("no error");
     watch.id.clear();
-    assert_eq!(reason(lab.api().watch_sandbox(watch).await), reason::FIELD_INVALID);
+    assert_eq!(reason(lab.api().watch_sandbox(watch).await), Reason::FieldInvalid);
 }
 
 #[tokio::test(start_paused = true)]
@@ -282,6 +282,6 @@ async fn a_token_that_was_used_is_useless_at_once_when_it_is_revoked() {
     let (id, _) = token::split(&text).expect("a token");
     lab.store.revoke_token(id, 5).await.expect("revoked");
     for _ in 0..3 {
-        assert_eq!(reason(list(&mut api).await), reason::TOKEN_INVALID);
+        assert_eq!(reason(list(&mut api).await), Reason::TokenInvalid);
     }
 }

@@ -26,6 +26,7 @@ use std::{
 
 use daemon::flow::Leg;
 use proto::{
+    Reason,
     id::SandboxRef,
     sandbox::v1::{
         CreateSandboxRequest, Phase, Sandbox, operator_service_client::OperatorServiceClient,
@@ -263,7 +264,7 @@ async fn create(api: &mut Api, request: CreateSandboxRequest) -> Result<Sandbox,
 }
 
 #[track_caller]
-fn reason<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
+fn reason<T: std::fmt::Debug>(answer: Result<T, Status>) -> Reason {
     let status = answer.expect_err("an error");
     daemon::status::reason(&status).unwrap_or_else(|| panic!("no reason in {status:?}"))
 }

@@ -1,6 +1,6 @@
 //! Nodes that come and go.
 
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 
 use super::*;
 use crate::node::calls::Call;
@@ -13,9 +13,9 @@ async fn a_node_that_is_down_makes_its_sandboxes_unreachable_and_not_gone() {
     holder.down();
     lab.until(&sandbox.id, Phase::Unreachable).await;
     let delete = DeleteSandboxRequest { id: sandbox.id.clone() };
-    assert_eq!(reason(lab.api().delete_sandbox(delete.clone()).await), reason::NODE_UNREACHABLE);
+    assert_eq!(reason(lab.api().delete_sandbox(delete.clone()).await), Reason::NodeUnreachable);
     let stop = StopSandboxRequest { id: sandbox.id.clone() };
-    assert_eq!(reason(lab.api().stop_sandbox(stop).await), reason::NODE_UNREACHABLE);
+    assert_eq!(reason(lab.api().stop_sandbox(stop).await), Reason::NodeUnreachable);
 
     // A controller that starts while the node is down knows it all the same, by its number too.
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -58,7 +58,7 @@ async fn a_list_is_compared_within_the_team_and_old_ones_are_pruned() {
         paused: false,
         dry_run,
     };
-    assert_eq!(reason(lab.api().prune_sandboxes(prune(0, true)).await), reason::FIELD_INVALID);
+    assert_eq!(reason(lab.api().prune_sandboxes(prune(0, true)).await), Reason::FieldInvalid);
     let mut stopped = lab.holder(&sandbox.id).living()[0].clone();
     let holder = lab.holder(&stopped.id).clone();
     stopped.set_phase(Phase::Stopped);
@@ -131,7 +131,7 @@ async fn over_a_lost_store_nothing_new_is_made_before_every_node_was_heard() {
     lab.store = Arc::new(Memory::new());
     lab.red = token(&lab.store, "red", "sandbox").await;
     lab.start().await;
-    assert_eq!(reason(lab.create("r1").await), reason::NODE_UNREACHABLE, "it is on that node");
+    assert_eq!(reason(lab.create("r1").await), Reason::NodeUnreachable, "it is on that node");
     holder.up();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(lab.create("r1").await.expect("the same").id, sandbox.id);
@@ -148,8 +148,8 @@ async fn a_controller_that_was_replaced_is_fenced() {
     for agent in &lab.agents {
         agent.set_epoch(1000);
     }
-    assert_eq!(reason(lab.create("r1").await), reason::STALE_EPOCH);
-    assert_eq!(reason(lab.create("r2").await), reason::STALE_EPOCH);
+    assert_eq!(reason(lab.create("r1").await), Reason::StaleEpoch);
+    assert_eq!(reason(lab.create("r2").await), Reason::StaleEpoch);
     assert!(lab.living().is_empty());
 }
 
@@ -160,12 +160,12 @@ async fn a_call_without_an_answer_keeps_new_work_away() {
     let holder = lab.holder(&sandbox.id).clone();
     holder.faults(|faults| faults.unanswered = Some(Call::SetIntake));
     let cordon = CordonNodeRequest { node: holder.name().to_string(), why: String::new() };
-    assert_eq!(reason(lab.operator().cordon_node(cordon).await), reason::OUTCOME_UNKNOWN);
+    assert_eq!(reason(lab.operator().cordon_node(cordon).await), Reason::OutcomeUnknown);
     let status = lab.domain().nodes().statuses();
     let status = status.iter().find(|status| status.name == *holder.name()).expect("listed");
     assert!(status.not_ready.as_deref().is_some_and(|why| why.contains("time out")), "{status:?}");
     let wish = CreateSandboxRequest { node: holder.name().to_string(), ..request("r2") };
-    assert_eq!(reason(create(&mut lab.api(), wish).await), reason::NODE_UNREACHABLE);
+    assert_eq!(reason(create(&mut lab.api(), wish).await), Reason::NodeUnreachable);
 }
 
 #[tokio::test(start_paused = true)]

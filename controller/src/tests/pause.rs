@@ -1,6 +1,6 @@
 //! Pausing, resuming, waking and usage, through to the nodes.
 
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 
 use super::*;
 
@@ -24,7 +24,7 @@ async fn what_is_paused_is_shown_so_and_runs_on_when_resumed() {
     }
     api.stop_sandbox(StopSandboxRequest { id: id() }).await.expect("stopped");
     let request = PauseSandboxRequest { id: id(), or_stop: false };
-    assert_eq!(reason(api.pause_sandbox(request).await), reason::FREEZE_FAILED);
+    assert_eq!(reason(api.pause_sandbox(request).await), Reason::FreezeFailed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -37,7 +37,7 @@ async fn what_wakes_it_is_kept_by_its_node() {
     api.set_wake_on(request).await.expect("set");
     assert_eq!(lab.get(&sandbox.id).await.expect("there").wake_on, wake_on);
     let request = SetWakeOnRequest { id: sandbox.id, wake_on: None };
-    assert_eq!(reason(api.set_wake_on(request).await), reason::FIELD_INVALID);
+    assert_eq!(reason(api.set_wake_on(request).await), Reason::FieldInvalid);
 }
 
 #[tokio::test(start_paused = true)]
@@ -62,5 +62,5 @@ async fn usage_is_of_the_teams_own_that_are_up() {
     let none = lab.api_as(&blue).get_usage(GetUsageRequest::default()).await.expect("told");
     assert_eq!(none.into_inner().usages, []);
     let many = GetUsageRequest { ids: vec![made[0].clone(); 201] };
-    assert_eq!(reason(api.get_usage(many).await), reason::FIELD_INVALID);
+    assert_eq!(reason(api.get_usage(many).await), Reason::FieldInvalid);
 }

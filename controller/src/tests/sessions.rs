@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures_util::stream;
 use prost::Message as _;
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 use tokio_stream::StreamExt;
 
 use super::{
@@ -28,7 +28,7 @@ struct Heard {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
     exits: Vec<u32>,
-    error: Option<String>,
+    error: Option<Reason>,
 }
 
 impl Heard {
@@ -157,19 +157,19 @@ async fn a_caller_attaches_where_it_left() {
     assert_eq!((again.exits.as_slice(), again.stdout.len()), (&[5][..], 300_000));
     assert_eq!(agent.commands(), 1);
     let other = start(named(&sandbox.id, "job-1", &["count", "1"]));
-    assert_eq!(reason(lab.api().exec(stream::iter([other])).await), reason::EXEC_ID_REUSED);
+    assert_eq!(reason(lab.api().exec(stream::iter([other])).await), Reason::ExecIdReused);
 
     let missing = ExecAttach { exec_id: "job-2".into(), ..attach.clone() };
     let missing = message(exec_request::Message::Attach(missing));
-    assert_eq!(reason(lab.api().exec(stream::iter([missing])).await), reason::EXEC_NOT_FOUND);
+    assert_eq!(reason(lab.api().exec(stream::iter([missing])).await), Reason::ExecNotFound);
     let blue = token(&lab.store, "blue", "sandbox").await;
     let foreign = lab.api_as(&blue).exec(stream::iter([attached()])).await;
-    assert_eq!(reason(foreign), reason::SANDBOX_NOT_FOUND);
+    assert_eq!(reason(foreign), Reason::SandboxNotFound);
     let id = sandbox.id.clone();
     lab.api().stop_sandbox(StopSandboxRequest { id: id.clone() }).await.expect("stopped");
     lab.api().start_sandbox(StartSandboxRequest { id }).await.expect("started");
-    assert_eq!(reason(lab.api().exec(stream::iter([attached()])).await), reason::EXEC_LOST);
-    assert_eq!(reason(lab.api().exec(stream::iter([run()])).await), reason::EXEC_LOST);
+    assert_eq!(reason(lab.api().exec(stream::iter([attached()])).await), Reason::ExecLost);
+    assert_eq!(reason(lab.api().exec(stream::iter([run()])).await), Reason::ExecLost);
     assert_eq!(agent.commands(), 1, "never a second run");
 }
 
@@ -181,7 +181,7 @@ async fn what_cannot_be_gone_on_with_says_so() {
     // The first answer is lost: what has a name is asked for again, what has none may have run.
     agent.break_streams([0]);
     let once = lab.api().exec(stream::iter([start(argv(&sandbox.id, &["x", "3"]))])).await;
-    assert_eq!((reason(once).as_str(), agent.commands()), (reason::OUTCOME_UNKNOWN, 1));
+    assert_eq!((reason(once), agent.commands()), (Reason::OutcomeUnknown, 1));
     lab.controller.as_ref().expect("a controller").settled(Duration::from_secs(60)).await;
     agent.break_streams([0, 0, 0]);
     let run = start(named(&sandbox.id, "n", &["x", "3"]));
@@ -202,7 +202,7 @@ async fn what_cannot_be_gone_on_with_says_so() {
             break error;
         }
     };
-    assert_eq!(daemon::status::reason(&error).as_deref(), Some(reason::OUTCOME_UNKNOWN));
+    assert_eq!(daemon::status::reason(&error), Some(Reason::OutcomeUnknown));
     assert!((60..70).contains(&since.elapsed().as_secs()), "{:?}", since.elapsed());
 }
 
@@ -267,19 +267,19 @@ async fn commands_are_listed_and_acted_on() {
         assert_eq!(taken.into_inner().offset, 3, "a repeated call gives nothing twice");
     }
     let gap = lab.api().write_exec_stdin(write(7, b"abc")).await;
-    assert_eq!(reason(gap), reason::FIELD_INVALID);
+    assert_eq!(reason(gap), Reason::FieldInvalid);
 
     let none = ResizeExecRequest { window: None, ..resize.clone() };
-    assert_eq!(reason(lab.api().resize_exec(none).await), reason::FIELD_INVALID);
+    assert_eq!(reason(lab.api().resize_exec(none).await), Reason::FieldInvalid);
     let signal = SignalExecRequest { id: id.clone(), exec_id: exec_id.clone(), signal: 0 };
-    assert_eq!(reason(lab.api().signal_exec(signal.clone()).await), reason::FIELD_INVALID);
+    assert_eq!(reason(lab.api().signal_exec(signal.clone()).await), Reason::FieldInvalid);
     let unknown = SignalExecRequest { exec_id: "other".into(), signal: 9, ..signal };
-    assert_eq!(reason(lab.api().signal_exec(unknown).await), reason::EXEC_NOT_FOUND);
+    assert_eq!(reason(lab.api().signal_exec(unknown).await), Reason::ExecNotFound);
     let blue = token(&lab.store, "blue", "sandbox").await;
     let foreign = lab.api_as(&blue).resize_exec(resize).await;
-    assert_eq!(reason(foreign), reason::SANDBOX_NOT_FOUND);
+    assert_eq!(reason(foreign), Reason::SandboxNotFound);
     let foreign = lab.api_as(&blue).list_execs(ListExecsRequest { id }).await;
-    assert_eq!(reason(foreign), reason::SANDBOX_NOT_FOUND);
+    assert_eq!(reason(foreign), Reason::SandboxNotFound);
 }
 
 /// The messages of a gRPC-Web body, without its trailers.
@@ -330,7 +330,7 @@ async fn grpc_web_streams_output_and_writes_stdin() {
     let nameless = ExecStart { exec_id: String::new(), ..run };
     let subject = Some(stream_exec_request::Subject::Start(nameless));
     let request = StreamExecRequest { subject, no_stdin: true };
-    assert_eq!(reason(lab.api().stream_exec(request).await), reason::FIELD_INVALID);
+    assert_eq!(reason(lab.api().stream_exec(request).await), Reason::FieldInvalid);
     let quiet = named(&sandbox.id, "quiet", &["cat", "2"]);
     let subject = Some(stream_exec_request::Subject::Start(quiet));
     let request = StreamExecRequest { subject, no_stdin: true };

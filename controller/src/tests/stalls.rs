@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http::Request as HttpRequest;
 use http_body_util::{BodyExt as _, Full};
-use proto::{reason, sandbox::v1::*};
+use proto::{Reason, sandbox::v1::*};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -452,7 +452,7 @@ async fn a_sandbox_has_a_share_of_its_nodes_streams_and_no_more() {
         assert!(held.len() < 1000, "there is a bound");
     };
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused:?}");
-    assert_eq!(reason(Err::<(), _>(refused)), reason::TOO_MANY_CALLS);
+    assert_eq!(reason(Err::<(), _>(refused)), Reason::TooManyCalls);
     assert!(held.len() >= 64, "as many as it can run at a time: {}", held.len());
     let beside = "a sandbox with all its streams";
     scene.calls(&mut scene.lab.api_as(&scene.blue), &scene.other, beside).await;

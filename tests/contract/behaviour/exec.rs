@@ -18,7 +18,7 @@ use agent::{
 };
 use helper::{FileTask, Order, Task, User};
 use proto::{
-    reason,
+    Reason,
     sandbox::v1::ExecExit,
     shim::v1::{HangUp, Start, Stdin, request, response},
 };
@@ -135,7 +135,7 @@ impl Shim {
             let message = request::Message::Start(start.clone());
             match client::attach(stream, message, Instant::now() + DEADLINE).await {
                 Ok(attachment) => return attachment,
-                Err(Refused::No(reason, _)) if reason == reason::TOO_MANY_CALLS => {
+                Err(Refused::No(reason, _)) if reason == Reason::TooManyCalls => {
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(refused) => panic!("it was not started: {refused:?}"),

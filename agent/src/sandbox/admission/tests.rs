@@ -15,28 +15,28 @@ fn facts() -> Facts {
 }
 
 #[track_caller]
-fn refused(facts: Facts, expected: &str) {
-    let error = decide(&facts, &Limits::default()).expect_err(expected);
+fn refused(facts: Facts, expected: Reason) {
+    let error = decide(&facts, &Limits::default()).expect_err(expected.name());
     assert_eq!(error.reason, expected);
-    assert!(reason::NOT_HERE_NOT_NOW.contains(&error.reason), "another node may have room");
+    assert!(error.reason.is_not_here_not_now(), "another node may have room");
 }
 
 #[test]
 fn the_gravest_reason_comes_first() {
     assert_eq!(decide(&facts(), &Limits::default()), Ok(()));
     let full = Facts { queued: 64, ..facts() };
-    refused(full, reason::QUEUE_FULL);
+    refused(full, Reason::QueueFull);
     let no_room = Facts { room: StorageRoom::new(1 << 29, 1 << 40), ..full };
-    refused(no_room, reason::STORAGE_FULL);
+    refused(no_room, Reason::StorageFull);
     let metadata = StorageRoom { thin_metadata: 0.96, ..facts().room };
-    refused(Facts { room: metadata, ..full }, reason::STORAGE_FULL);
+    refused(Facts { room: metadata, ..full }, Reason::StorageFull);
     let renumbered = Facts { renumbered: Some(Renumbered { known: 1, now: 2 }), ..no_room };
-    refused(renumbered, reason::NODE_NUMBER_CHANGED);
-    refused(Facts { quorate: false, ..renumbered }, reason::NO_QUORUM);
+    refused(renumbered, Reason::NodeNumberChanged);
+    refused(Facts { quorate: false, ..renumbered }, Reason::NoQuorum);
     for intake in [Intake::Cordoned, Intake::Draining] {
-        refused(Facts { quorate: false, intake, ..no_room }, reason::NODE_CORDONED);
+        refused(Facts { quorate: false, intake, ..no_room }, Reason::NodeCordoned);
     }
-    refused(Facts { quorate: false, stopping: true, ..no_room }, reason::SHUTTING_DOWN);
+    refused(Facts { quorate: false, stopping: true, ..no_room }, Reason::ShuttingDown);
 }
 
 #[test]
@@ -46,9 +46,9 @@ fn what_is_handed_out_and_what_is_used_have_a_bound() {
         Facts { memory: Some(Memory { asked, given, total: 64 << 30, available }), ..facts() }
     };
     assert_eq!(decide(&memory(8, 120, 32), &Limits::default()), Ok(()), "twice what there is");
-    refused(memory(9, 120, 32), reason::MEMORY_FULL);
+    refused(memory(9, 120, 32), Reason::MemoryFull);
     assert_eq!(decide(&memory(8, 0, 6), &Limits::default()), Ok(()));
-    refused(memory(8, 0, 5), reason::MEMORY_FULL);
+    refused(memory(8, 0, 5), Reason::MemoryFull);
 }
 
 #[test]

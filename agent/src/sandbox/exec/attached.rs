@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use proto::{
-    reason,
+    Reason,
     shim::v1::{self as wire, request, response},
 };
 use tokio::sync::{mpsc, watch};
@@ -50,7 +50,7 @@ impl Attached {
                 () = output.closed() => break None,
                 // The command lives on: its shim holds it for the agent that comes after us.
                 () = stopping.cancelled() => break Some(Err(Error::new(
-                    reason::SHUTTING_DOWN,
+                    Reason::ShuttingDown,
                     "the agent stops; the command runs on and can be attached to",
                 ))),
                 message = from.next() => message,
@@ -110,15 +110,15 @@ impl Attached {
                 if !self.still_runs().await {
                     return Err(stopped());
                 }
-                Err(said(&refused.reason, refused.message))
+                Err(said(refused.reason(), refused.message))
             }
             Some(Ok(_)) => Err(Error::new(
-                reason::OUTCOME_UNKNOWN,
+                Reason::OutcomeUnknown,
                 "the sandbox's shim answered out of turn; the command may run on",
             )),
             Some(Err(_)) | None if !self.still_runs().await => Err(stopped()),
             Some(Err(_)) | None => Err(Error::new(
-                reason::EXEC_LOST,
+                Reason::ExecLost,
                 "what supervised the command on the node was killed, and its end was not seen",
             )),
         }
@@ -131,7 +131,7 @@ impl Attached {
 }
 
 fn stopped() -> Error {
-    Error::new(reason::EXEC_LOST, "the sandbox stopped while the command ran")
+    Error::new(Reason::ExecLost, "the sandbox stopped while the command ran")
 }
 
 async fn hang_up(to: &mut client::Input) {

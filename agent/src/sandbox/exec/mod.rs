@@ -22,8 +22,8 @@ use std::{
 };
 
 use proto::{
+    Reason,
     id::{SandboxId, SandboxRef},
-    reason,
     sandbox::v1::{ExecInfo, WindowSize},
     shim::v1::{self as wire, request, response},
 };
@@ -185,7 +185,7 @@ impl Execs {
     ) -> Result<(Started, Outputs), Error> {
         let place = Arc::clone(&self.0.places).try_acquire_owned().map_err(|_| {
             let message = format!("{ATTACHED_MAX} commands are attached to on this node already");
-            Error::new(reason::TOO_MANY_CALLS, message).retry_after(Duration::from_secs(1))
+            Error::new(Reason::TooManyCalls, message).retry_after(Duration::from_secs(1))
         })?;
         let (sender, outputs) = mpsc::channel(OUTPUT_MESSAGES);
         let shared = Arc::clone(&self.0);
@@ -218,7 +218,7 @@ impl Execs {
         // Dropped where it stood, by a stop of the agent that waits no longer.
         let dropped = || {
             let message = "the agent stopped while the command was being started";
-            Error::new(reason::OUTCOME_UNKNOWN, message)
+            Error::new(Reason::OutcomeUnknown, message)
         };
         let started = begun.await.unwrap_or_else(|| Err(dropped()))?;
         Ok((started, outputs))
@@ -283,7 +283,7 @@ impl Execs {
         // Whatever is started in there would hang until it is thawed.
         if self.0.sandboxes.pve().frozen(record.vmid).await {
             return Err(Error::new(
-                reason::SANDBOX_NOT_RUNNING,
+                Reason::SandboxNotRunning,
                 format!("{} is frozen, not running", record.id),
             ));
         }
@@ -311,13 +311,13 @@ impl Shared {
         match (now, refused) {
             // It may have been done before the sandbox ended.
             (Err(error), refused) if acts && may_be_done(&refused) => Error::new(
-                reason::EXEC_LOST,
+                Reason::ExecLost,
                 format!("the sandbox ended meanwhile, and what was asked for with it: {error}"),
             ),
             (Err(error), _) => error,
-            (Ok(_), Refused::No(reason, message)) => said(&reason, message),
+            (Ok(_), Refused::No(reason, message)) => said(reason, message),
             (Ok(_), Refused::Lost(error)) if acts => Error::new(
-                reason::OUTCOME_UNKNOWN,
+                Reason::OutcomeUnknown,
                 format!("the sandbox's shim was lost, and may have done it: {error}"),
             ),
             (Ok(_), Refused::Lost(error)) => failed(format!("its shim was lost: {error}")),
@@ -332,10 +332,10 @@ fn lock(id: &SandboxId) -> usize {
 }
 
 /// The words of a shim, which may be newer or older than this agent.
-fn said(reason: &str, message: String) -> Error {
-    let known = reason::ALL.iter().find(|known| **known == reason);
-    let error = Error::new(known.copied().unwrap_or(reason::EXEC_FAILED), message);
-    if error.reason == reason::TOO_MANY_CALLS {
+fn said(reason: Reason, message: String) -> Error {
+    let known = (reason != Reason::Unspecified).then_some(reason);
+    let error = Error::new(known.unwrap_or(Reason::ExecFailed), message);
+    if error.reason == Reason::TooManyCalls {
         return error.retry_after(Duration::from_secs(1));
     }
     error
@@ -344,7 +344,7 @@ fn said(reason: &str, message: String) -> Error {
 /// Neither done nor refused, for all that is known.
 fn may_be_done(refused: &Refused) -> bool {
     match refused {
-        Refused::No(reason, _) => [reason::OUTCOME_UNKNOWN, reason::EXEC_LOST].contains(&&**reason),
+        Refused::No(reason, _) => matches!(reason, Reason::OutcomeUnknown | Reason::ExecLost),
         Refused::Lost(_) => true,
     }
 }
@@ -372,7 +372,7 @@ fn not_reached() -> Error {
 }
 
 fn failed(message: String) -> Error {
-    Error::new(reason::EXEC_FAILED, message)
+    Error::new(Reason::ExecFailed, message)
 }
 
 /// True while this is still the boot of the sandbox that was meant.

@@ -375,11 +375,11 @@ async fn users_and_directories_are_those_of_the_sandbox() {
     let mut order = shell("true");
     order.user = User::Name("no-such-user".into());
     let error = rig.start(order).await.expect_err("no such user");
-    assert_eq!((error.reason, error.message.contains("user")), (reason::FIELD_INVALID, true));
+    assert_eq!((error.reason, error.message.contains("user")), (Reason::FieldInvalid, true));
     let mut order = shell("true");
     order.cwd = Some("/nosuch".into());
     let error = rig.start(order).await.expect_err("no such directory");
-    assert_eq!((error.reason, error.message.contains("cwd")), (reason::FIELD_INVALID, true));
+    assert_eq!((error.reason, error.message.contains("cwd")), (Reason::FieldInvalid, true));
     rig.until_no_place_is_taken().await;
 }
 
@@ -550,7 +550,7 @@ async fn only_so_many_run_at_a_time() {
         held.push(rig.start(argv(&["sleep", "7600"])).await.expect("it starts"));
     }
     let error = rig.start(argv(&["true"])).await.expect_err("one too many");
-    assert_eq!(error.reason, reason::TOO_MANY_CALLS);
+    assert_eq!(error.reason, Reason::TooManyCalls);
     assert!(error.retry_after.is_some());
     held.truncate(RUNNING_MAX - 1);
     let begun = Instant::now();
@@ -568,10 +568,7 @@ async fn a_sandbox_that_does_not_run_says_so() {
     let rig = Rig::new().await;
     rig.pve.frozen.store(true, std::sync::atomic::Ordering::Relaxed);
     let error = rig.start(argv(&["true"])).await.expect_err("frozen");
-    assert_eq!(
-        (error.reason, error.message.contains("frozen")),
-        (reason::SANDBOX_NOT_RUNNING, true)
-    );
+    assert_eq!((error.reason, error.message.contains("frozen")), (Reason::SandboxNotRunning, true));
     rig.pve.frozen.store(false, std::sync::atomic::Ordering::Relaxed);
 
     let (_, _input, outputs) = rig.start(shell("sleep 7700; true")).await.expect("it starts");
@@ -580,16 +577,16 @@ async fn a_sandbox_that_does_not_run_says_so() {
     // The fake stops nothing.
     rig.end("7700").await;
     let error = drain(outputs).await.end.expect_err("the sandbox stopped");
-    assert_eq!(error.reason, reason::EXEC_LOST);
+    assert_eq!(error.reason, Reason::ExecLost);
     let error = rig.start(argv(&["true"])).await.expect_err("stopped");
-    assert_eq!(error.reason, reason::SANDBOX_NOT_RUNNING);
+    assert_eq!(error.reason, Reason::SandboxNotRunning);
     rig.sandboxes.start(&id(1), LONG).await.expect("starts");
     let (started, _input, outputs) = rig.start(argv(&["true"])).await.expect("it starts");
     assert_eq!((started.boot, drain(outputs).await.code()), (2, 0));
     rig.sandboxes.delete(&id(1), LONG).await.expect("deletes");
     let error = rig.start(argv(&["true"])).await.expect_err("deleted");
-    assert_eq!(error.reason, reason::SANDBOX_DELETED);
+    assert_eq!(error.reason, Reason::SandboxDeleted);
     let unknown = Order { sandbox: SandboxRef::Id(id(9)), ..argv(&["true"]) };
     let error = rig.start(unknown).await.expect_err("unknown");
-    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+    assert_eq!(error.reason, Reason::SandboxNotFound);
 }

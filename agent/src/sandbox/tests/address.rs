@@ -89,7 +89,7 @@ impl Node {
         });
     }
 
-    async fn refuses(&self, order: Order) -> &'static str {
+    async fn refuses(&self, order: Order) -> Reason {
         self.sandboxes.create(order, LONG).await.expect_err("refused").reason
     }
 }
@@ -97,16 +97,16 @@ impl Node {
 #[tokio::test(start_paused = true)]
 async fn dhcp_is_refused_unless_the_operator_allows_it_and_replies_are_seen() {
     let (allows_none, _) = node(Dhcp::Refused).await;
-    assert_eq!(allows_none.refuses(asks(1)).await, reason::DHCP_REFUSED);
+    assert_eq!(allows_none.refuses(asks(1)).await, Reason::DhcpRefused);
     let (fails, server) = node(Dhcp::OnRequest).await;
     *server.fails.lock().expect("no panic") = Some("vmbr0 has no uplink".into());
     let error = fails.sandboxes.create(asks(1), LONG).await.expect_err("cannot be seen");
     assert_eq!(
         (error.reason, error.message.as_str()),
-        (reason::DHCP_REFUSED, "vmbr0 has no uplink")
+        (Reason::DhcpRefused, "vmbr0 has no uplink")
     );
     let unseen = Node::with(|o| o.network.dhcp = Dhcp::All, Faults::default()).await;
-    assert_eq!(unseen.refuses(order(1)).await, reason::DHCP_REFUSED, "nobody watches");
+    assert_eq!(unseen.refuses(order(1)).await, Reason::DhcpRefused, "nobody watches");
     let elsewhere = Node::with(
         |options| {
             options.network.dhcp = Dhcp::All;
@@ -116,7 +116,7 @@ async fn dhcp_is_refused_unless_the_operator_allows_it_and_replies_are_seen() {
     );
     let elsewhere = elsewhere.await;
     elsewhere.sandboxes.watch_dhcp(Arc::new(Server::default()));
-    assert_eq!(elsewhere.refuses(order(1)).await, reason::DHCP_REFUSED, "on another bridge");
+    assert_eq!(elsewhere.refuses(order(1)).await, Reason::DhcpRefused, "on another bridge");
     for node in [allows_none, fails, unseen, elsewhere] {
         assert!(node.sandboxes.live().is_empty(), "nothing was begun");
         node.assert_clean().await;
@@ -149,7 +149,7 @@ async fn by_dhcp_the_lease_is_what_the_reply_of_this_boot_gave() {
     assert_eq!(node.record(1).await.lease(), None);
     // The next boot: what was seen before it does not count.
     let error = node.sandboxes.start(&id(1), LONG).await.expect_err("no reply");
-    assert_eq!(error.reason, reason::PROBE_TIMEOUT, "{error}");
+    assert_eq!(error.reason, Reason::ProbeTimeout, "{error}");
     assert_eq!(node.record(1).await.lease(), None);
     server.give(mac(100_000), ip(41));
     let record = node.sandboxes.start(&id(1), LONG).await.expect("starts");
@@ -187,12 +187,8 @@ async fn dhcp_gives_no_address_that_is_somebodys_or_outside_of_the_network() {
         // Numbers are handed out one after another.
         server.give(mac(99_999 + u32::from(number)), ip);
         let record = node.sandboxes.create(asks(number), LONG).await.expect("admitted");
-        let failure = record.failure.as_ref().map(|failure| failure.reason.as_str());
-        assert_eq!(
-            (record.phase, failure),
-            (Phase::Failed, Some(reason::ADDRESS_CONFLICT)),
-            "{ip}"
-        );
+        let failure = record.failure.as_ref().map(|failure| failure.reason);
+        assert_eq!((record.phase, failure), (Phase::Failed, Some(Reason::AddressConflict)), "{ip}");
     }
     assert_eq!(node.record(1).await.lease(), fixed.ip);
     assert_eq!(node.record(2).await.lease(), Some(ip(40)));
@@ -201,7 +197,7 @@ async fn dhcp_gives_no_address_that_is_somebodys_or_outside_of_the_network() {
     server.give(mac(100_011), ip(40));
     assert_eq!(node.asking(99).await.lease(), Some(ip(40)));
     let error = node.sandboxes.start(&id(2), LONG).await.expect_err("is another's now");
-    assert_eq!(error.reason, reason::ADDRESS_CONFLICT);
+    assert_eq!(error.reason, Reason::AddressConflict);
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,10 +259,10 @@ async fn a_net0_that_an_operator_changed_is_found_and_not_started() {
         assert_eq!(node.record(1).await.lease(), record.ip, "at the address that it has leased");
         node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
         let error = node.sandboxes.start(&id(1), LONG).await.expect_err("is another's");
-        assert_eq!(error.reason, reason::ADDRESS_CONFLICT);
+        assert_eq!(error.reason, Reason::AddressConflict);
         let record = node.record(1).await;
         let failure = record.failure.as_ref().expect("told");
-        assert_eq!((record.phase, failure.reason.as_str()), (Phase::Stopped, error.reason));
+        assert_eq!((record.phase, failure.reason), (Phase::Stopped, error.reason));
         assert!(failure.message.contains("ip=10.100.1.2/24"), "what to put back: {failure:?}");
         assert_eq!(node.cluster.guests()[&record.vmid].pid, None, "not started");
         node.cluster.edit(&node.name, record.vmid, |config| *config = before.clone());
@@ -288,7 +284,7 @@ async fn a_container_of_an_operator_with_the_address_of_a_sandbox_is_found() {
         assert_eq!(node.finds().await, ["I3"]);
         node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
         let error = node.sandboxes.start(&id(1), LONG).await.expect_err("it has its address");
-        assert_eq!(error.reason, reason::ADDRESS_CONFLICT);
+        assert_eq!(error.reason, Reason::AddressConflict);
         assert!(error.message.contains("container 500") && error.message.contains("10.100.1.2"));
         node.cluster.remove(vmid(500));
         node.sandboxes.start(&id(1), LONG).await.expect("starts");
@@ -316,14 +312,14 @@ async fn a_container_with_dhcp_is_adopted_only_where_dhcp_is_allowed() {
     let before = refused.add_cmux(&by_dhcp(), true);
     for dry_run in [true, false] {
         let error = refused.sandboxes.adopt(adoption(), dry_run, LONG).await.expect_err("dhcp");
-        assert_eq!(error.reason, reason::DHCP_REFUSED);
+        assert_eq!(error.reason, Reason::DhcpRefused);
         assert!(error.message.contains("pct set 207 --net0"), "{error}");
     }
     refused.give_back(&before);
     let (elsewhere, _) = node(Dhcp::OnRequest).await;
     let before = elsewhere.add_cmux(&by_dhcp().replace("vmbr0", "vmbr9"), true);
     let error = elsewhere.sandboxes.adopt(adoption(), false, LONG).await.expect_err("unseen");
-    assert_eq!(error.reason, reason::DHCP_REFUSED);
+    assert_eq!(error.reason, Reason::DhcpRefused);
     elsewhere.give_back(&before);
 
     let (node, server) = node(Dhcp::OnRequest).await;
@@ -347,19 +343,19 @@ async fn a_container_with_dhcp_is_adopted_only_where_dhcp_is_allowed() {
 async fn an_adopted_container_has_no_address_of_the_host_or_of_another_container() {
     let (node, _) = node(Dhcp::Refused).await;
     let with = |address: &str| CMUX.replace("10.9.0.7/24", address);
-    let refused = async |text: &str, expected: &str| {
+    let refused = async |text: &str, expected: Reason| {
         let before = node.add_cmux(text, true);
         let error = node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("refused");
         assert_eq!(error.reason, expected, "{error}");
         node.give_back(&before);
     };
-    refused(&with("10.100.1.1/24"), reason::ADDRESS_CONFLICT).await;
-    refused(&with("10.100.1.200/24"), reason::ADDRESS_CONFLICT).await;
+    refused(&with("10.100.1.1/24"), Reason::AddressConflict).await;
+    refused(&with("10.100.1.200/24"), Reason::AddressConflict).await;
     let ours = node.running(3).await;
-    refused(&with(&format!("{}/24", ours.ip.expect("leased"))), reason::SANDBOX_KNOWN).await;
+    refused(&with(&format!("{}/24", ours.ip.expect("leased"))), Reason::SandboxKnown).await;
     let other = crate::pve::ContainerConfig::parse(b"net0: bridge=vmbr0,ip=10.100.1.90/24\n");
     node.cluster.add_guest(&node.name, vmid(500), other, false);
-    refused(&with("10.100.1.90/24"), reason::ADDRESS_CONFLICT).await;
+    refused(&with("10.100.1.90/24"), Reason::AddressConflict).await;
     // One that PVE gives no address is a sandbox without one.
     node.add_cmux(&with("manual"), true);
     let (record, _) = node.sandboxes.adopt(adoption(), false, LONG).await.expect("adopted");

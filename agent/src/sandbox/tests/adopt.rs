@@ -60,7 +60,7 @@ async fn it_is_told_first_and_then_it_is_a_sandbox_like_any_other() {
     assert_eq!(node.adopted().await.id, record.id);
     let other = Adoption { id: id(2), ..adoption() };
     let error = node.sandboxes.adopt(other, false, LONG).await.expect_err("is one");
-    assert_eq!(error.reason, reason::SANDBOX_KNOWN);
+    assert_eq!(error.reason, Reason::SandboxKnown);
 
     node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
     node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
@@ -113,7 +113,7 @@ async fn a_mark_that_a_power_cut_brings_back_is_taken_off_again() {
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_a_sandbox_is_refused_and_left_as_it_is() {
     let node = Node::new().await;
-    let refused = async |change: &str, reason: &str| {
+    let refused = async |change: &str, reason: Reason| {
         let before = node.add_cmux(&format!("{CMUX}{change}\n"), false);
         for dry_run in [true, false] {
             let error = node.sandboxes.adopt(adoption(), dry_run, LONG).await.expect_err(change);
@@ -121,24 +121,24 @@ async fn what_cannot_be_a_sandbox_is_refused_and_left_as_it_is() {
         }
         node.give_back(&before);
     };
-    refused("template: 1", reason::CONTAINER_UNFIT).await;
-    refused("protection: 1", reason::CONTAINER_UNFIT).await;
-    refused("lock: backup", reason::CONTAINER_LOCKED).await;
-    refused("#pve-sandbox:v9 of a later version", reason::NOT_OURS).await;
+    refused("template: 1", Reason::ContainerUnfit).await;
+    refused("protection: 1", Reason::ContainerUnfit).await;
+    refused("lock: backup", Reason::ContainerLocked).await;
+    refused("#pve-sandbox:v9 of a later version", Reason::NotOurs).await;
     let error = node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("none there");
-    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+    assert_eq!(error.reason, Reason::SandboxNotFound);
     let privileged = CMUX.replace("unprivileged: 1\n", "");
     node.add_cmux(&privileged, true);
     let error = node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("privileged");
-    assert_eq!(error.reason, reason::CONTAINER_UNFIT);
+    assert_eq!(error.reason, Reason::ContainerUnfit);
     node.cluster.remove(vmid(VMID));
     // One of ours, and a copy of it.
     let ours = node.running(3).await;
     let of = |vmid| Adoption { vmid, ..adoption() };
     let error = node.sandboxes.adopt(of(ours.vmid), false, LONG).await.expect_err("ours");
-    assert_eq!(error.reason, reason::SANDBOX_KNOWN);
+    assert_eq!(error.reason, Reason::SandboxKnown);
     let error = node.sandboxes.release(&id(3), LONG).await.expect_err("was made for it");
-    assert_eq!(error.reason, reason::NOT_ADOPTED);
+    assert_eq!(error.reason, Reason::NotAdopted);
     assert_eq!(node.sandboxes.live().len(), 1);
     node.assert_sound().await;
 }

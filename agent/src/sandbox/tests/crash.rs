@@ -154,7 +154,7 @@ async fn somebody_elses_lock_on_the_template_stays() {
     let record = node.create(1).await;
     assert_eq!(record.phase, Phase::Failed);
     let failure = record.failure.as_ref().expect("recorded");
-    assert_eq!(failure.reason, "CONTAINER_LOCKED");
+    assert_eq!(failure.reason, Reason::ContainerLocked);
     assert_eq!(node.reconcile().await, [], "nor is it ours after that");
     assert_eq!(node.cluster.guests()[&vmid(TEMPLATE)].config.lock(), Some("disk"));
 }
@@ -233,6 +233,6 @@ async fn what_a_removal_left_that_was_cut_off_goes_though_no_record_knows_it() {
     node.cluster.add_guest(&node.name, vmid(100_051), rest(), false);
     node.cluster.add_volume(&node.name, vmid(100_051));
     let error = node.sandboxes.clear(vmid(100_051)).await.expect_err("left alone");
-    assert_eq!(error.reason, proto::reason::NOT_OURS);
+    assert_eq!(error.reason, proto::Reason::NotOurs);
     assert_eq!(node.containers(), [555, 100_051]);
 }

@@ -1,6 +1,6 @@
 //! Creations: admission, idempotency, parallelism, refusals, calling off, hanging up.
 
-use proto::{id::SandboxRef, reason};
+use proto::{Reason, id::SandboxRef};
 use tokio::time::timeout;
 
 use super::*;
@@ -112,7 +112,7 @@ async fn the_same_order_is_the_same_sandbox() {
     assert_eq!(answer.phase, Phase::Deleted);
     twin.body_digest = "1".repeat(64);
     let error = node.sandboxes.create(twin, LONG).await.expect_err("another body");
-    assert_eq!(error.reason, reason::REQUEST_ID_REUSED);
+    assert_eq!(error.reason, Reason::RequestIdReused);
     assert_eq!(node.containers(), [] as [u32; 0]);
 }
 
@@ -150,9 +150,9 @@ async fn a_seat_is_for_one_creation_and_not_for_long() {
     let tally = node.sandboxes.tally().await.expect("reads");
     assert_eq!((tally.queued, tally.memory_allocated), (1, 512 << 20), "it is reported");
     let error = node.sandboxes.reserve(&id(2), &snapshot, size).await.expect_err("full");
-    assert_eq!(error.reason, reason::QUEUE_FULL);
+    assert_eq!(error.reason, Reason::QueueFull);
     let error = node.sandboxes.create(order(2), LONG).await.expect_err("full");
-    assert_eq!(error.reason, reason::QUEUE_FULL);
+    assert_eq!(error.reason, Reason::QueueFull);
     node.running(1).await;
     // What is here needs no seat, and one that nobody comes for is free again.
     node.sandboxes.reserve(&id(1), &snapshot, size).await.expect("is here");
@@ -164,7 +164,7 @@ async fn a_seat_is_for_one_creation_and_not_for_long() {
     node.running(5).await;
     let other = "other".parse().expect("valid");
     let error = node.sandboxes.reserve(&id(6), &other, size).await.expect_err("not here");
-    assert_eq!(error.reason, reason::SNAPSHOT_NOT_FOUND);
+    assert_eq!(error.reason, Reason::SnapshotNotFound);
     node.assert_sound().await;
 }
 
@@ -221,28 +221,28 @@ async fn refusals_say_why() {
     };
     let mut unknown = order(1);
     unknown.spec.snapshot = "other".parse().expect("valid");
-    assert_eq!(refused(unknown).await, (reason::SNAPSHOT_NOT_FOUND, false));
+    assert_eq!(refused(unknown).await, (Reason::SnapshotNotFound, false));
     node.cluster.set_quorate(false);
-    assert_eq!(refused(order(1)).await, (reason::NO_QUORUM, true));
+    assert_eq!(refused(order(1)).await, (Reason::NoQuorum, true));
     node.cluster.set_quorate(true);
     node.cluster.set_pmxcfs(&node.name, false);
-    assert_eq!(refused(order(1)).await, (reason::NO_QUORUM, true));
+    assert_eq!(refused(order(1)).await, (Reason::NoQuorum, true));
     node.cluster.set_pmxcfs(&node.name, true);
     node.cluster.set_room(&node.name, 1 << 20);
-    assert_eq!(refused(order(1)).await, (reason::STORAGE_FULL, false));
+    assert_eq!(refused(order(1)).await, (Reason::StorageFull, false));
     node.cluster.set_room(&node.name, 1 << 40);
     // One clones, two wait, the fourth is too many.
     for number in 1..=3 {
         node.sandboxes.create(order(number), Duration::ZERO).await.expect("admitted");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(refused(order(4)).await, (reason::QUEUE_FULL, true));
+    assert_eq!(refused(order(4)).await, (Reason::QueueFull, true));
     // What is known is answered all the same.
     node.cluster.set_quorate(false);
     assert_eq!(node.sandboxes.create(order(1), Duration::ZERO).await.expect("known").id, id(1));
     node.cluster.set_quorate(true);
     node.tasks.stopping().cancel();
-    assert_eq!(refused(order(5)).await, (reason::SHUTTING_DOWN, true));
+    assert_eq!(refused(order(5)).await, (Reason::ShuttingDown, true));
     assert_eq!(node.journal.all().await.expect("reads").len(), 3, "no trace of the refused");
 }
 
@@ -256,7 +256,7 @@ async fn a_creation_that_is_called_off_is_undone() {
         let held = held.expect("heard of");
         assert_eq!(held.phase, Phase::Failed, "after {ms} ms");
         let failure = held.failure.as_ref().expect("recorded");
-        assert_eq!(failure.reason, reason::CREATE_CANCELLED);
+        assert_eq!(failure.reason, Reason::CreateCancelled);
         node.assert_clean().await;
         // The attempt stays off, the next one is another matter.
         assert_eq!(node.create(1).await.phase, Phase::Failed);
@@ -274,7 +274,7 @@ async fn an_attempt_can_be_called_off_before_it_comes_and_after_it_is_up() {
     for attempt in [1, 2] {
         let late = Order { attempt, ..order(1) };
         let error = node.sandboxes.create(late, LONG).await.expect_err("called off");
-        assert_eq!(error.reason, reason::CREATE_CANCELLED);
+        assert_eq!(error.reason, Reason::CreateCancelled);
     }
     let third = Order { attempt: 3, ..order(1) };
     let record = node.sandboxes.create(third, LONG).await.expect("admitted");
@@ -293,22 +293,22 @@ async fn an_attempt_that_is_late_is_refused() {
     let second = Order { attempt: 2, ..order(1) };
     node.sandboxes.create(second, LONG).await.expect("admitted");
     let error = node.sandboxes.create(order(1), LONG).await.expect_err("late");
-    assert_eq!(error.reason, reason::CREATE_CANCELLED);
+    assert_eq!(error.reason, Reason::CreateCancelled);
     let third = Order { attempt: 3, ..order(1) };
     let error = node.sandboxes.create(third.clone(), LONG).await.expect_err("too early");
-    assert_eq!(error.reason, reason::SANDBOX_BUSY);
+    assert_eq!(error.reason, Reason::SandboxBusy);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     let error = node.sandboxes.create(third, LONG).await.expect_err("deleted is final");
-    assert_eq!(error.reason, reason::SANDBOX_DELETED);
+    assert_eq!(error.reason, Reason::SandboxDeleted);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stale_controller_is_fenced_after_a_restart_too() {
     let mut node = Node::new().await;
     node.sandboxes.fence(3).await.expect("first");
-    assert_eq!(node.sandboxes.fence(2).await.expect_err("stale").reason, reason::STALE_EPOCH);
+    assert_eq!(node.sandboxes.fence(2).await.expect_err("stale").reason, Reason::StaleEpoch);
     node.restart().await;
-    assert_eq!(node.sandboxes.fence(2).await.expect_err("stale").reason, reason::STALE_EPOCH);
+    assert_eq!(node.sandboxes.fence(2).await.expect_err("stale").reason, Reason::StaleEpoch);
     node.sandboxes.fence(3).await.expect("the same");
     node.sandboxes.fence(4).await.expect("a later one");
 }
@@ -321,10 +321,10 @@ async fn a_name_finds_its_sandbox() {
     assert_eq!(node.sandboxes.up(&by_vmid), Ok(Arc::clone(&record)));
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
     let reason_of = |name| node.sandboxes.up(name).expect_err("not running").reason;
-    assert_eq!(reason_of(&by_vmid), reason::SANDBOX_NOT_RUNNING);
+    assert_eq!(reason_of(&by_vmid), Reason::SandboxNotRunning);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
-    assert_eq!(reason_of(&by_vmid), reason::SANDBOX_DELETED);
-    assert_eq!(reason_of(&SandboxRef::Vmid(vmid(100_099))), reason::SANDBOX_NOT_FOUND);
+    assert_eq!(reason_of(&by_vmid), Reason::SandboxDeleted);
+    assert_eq!(reason_of(&SandboxRef::Vmid(vmid(100_099))), Reason::SandboxNotFound);
 }
 
 #[tokio::test(start_paused = true)]
@@ -363,7 +363,7 @@ async fn a_snapshot_without_its_template_is_not_offered() {
         ..order(9)
     };
     let error = node.sandboxes.create(other.clone(), LONG).await.expect_err("no template");
-    assert_eq!(error.reason, reason::SNAPSHOT_NOT_FOUND);
+    assert_eq!(error.reason, Reason::SnapshotNotFound);
     // Of one snapshot's templates those are used that are there, whatever waits for them.
     for number in 1..=3 {
         assert_eq!(node.running(number).await.template, vmid(TEMPLATE));

@@ -75,7 +75,7 @@ async fn the_first_failure_is_told_with_the_last_line_of_pct() {
         Trouble::Before(ErrorKind::Failed("bridge 'vmbr0' does not exist".into())),
     );
     let failure = node.create(1).await.failure.clone().expect("recorded");
-    assert_eq!(failure.reason, "PCT_FAILED");
+    assert_eq!(failure.reason, Reason::PctFailed);
     assert!(failure.message.contains("bridge 'vmbr0' does not exist"), "{failure:?}");
 }
 

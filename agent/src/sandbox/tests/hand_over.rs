@@ -1,6 +1,6 @@
 //! A stopped sandbox goes to another node that sees its disk.
 
-use proto::{lifetime::Wish, reason};
+use proto::{Reason, lifetime::Wish};
 
 use super::*;
 use crate::pve::ErrorKind;
@@ -95,7 +95,7 @@ async fn each_step_can_be_repeated_and_cut_off() {
     two.node.restart().await;
     two.node.reconcile().await;
     let told = two.node.record(1).await;
-    assert_eq!(told.failure.as_ref().map(|f| f.reason.as_str()), Some(reason::CONTAINER_GONE));
+    assert_eq!(told.failure.as_ref().map(|f| f.reason), Some(Reason::ContainerGone));
     let again = two.hand_over().await;
     assert_eq!(again.record.env, first.record.env);
     assert_eq!((again.record.id, again.record.vmid), (first.record.id, first.record.vmid));
@@ -110,9 +110,9 @@ async fn each_step_can_be_repeated_and_cut_off() {
     assert_eq!(ip, expected);
     // What is asked for meanwhile would be lost.
     let extended = two.node.sandboxes.set_lifetime(&id(1), Wish::default()).await;
-    assert_eq!(extended.expect_err("not here").reason, reason::SANDBOX_BUSY);
+    assert_eq!(extended.expect_err("not here").reason, Reason::SandboxBusy);
     let started = two.node.sandboxes.start(&id(1), LONG).await;
-    assert_eq!(started.expect_err("not here").reason, reason::SANDBOX_BUSY);
+    assert_eq!(started.expect_err("not here").reason, Reason::SandboxBusy);
     let taken = two.there.take_over(again, LONG).await.expect("it is there");
     assert_eq!(taken.phase, Phase::Running, "as it is by now");
     two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
@@ -128,17 +128,17 @@ async fn what_cannot_go_stays() {
         handed.expect_err("stays").reason
     };
     node.running(2).await;
-    assert_eq!(refused(2, &other).await, reason::NOT_MOVABLE, "it runs");
+    assert_eq!(refused(2, &other).await, Reason::NotMovable, "it runs");
     let record = two.stopped().await;
-    assert_eq!(refused(1, &node.name).await, reason::NOT_MOVABLE, "no other node");
+    assert_eq!(refused(1, &node.name).await, Reason::NotMovable, "no other node");
     node.cluster.set_shared(false);
-    assert_eq!(refused(1, &other).await, reason::NOT_MOVABLE, "its disk is not seen there");
-    assert_eq!(refused(9, &other).await, reason::SANDBOX_NOT_FOUND);
+    assert_eq!(refused(1, &other).await, Reason::NotMovable, "its disk is not seen there");
+    assert_eq!(refused(9, &other).await, Reason::SandboxNotFound);
     let error = node.sandboxes.leave(&id(1), &other, LONG).await.expect_err("it is here");
-    assert_eq!(error.reason, reason::NOT_MOVABLE);
+    assert_eq!(error.reason, Reason::NotMovable);
     let here = Handed { record: Record::clone(&record), now: node.clock.moment() };
     let error = two.there.take_over(here, LONG).await.expect_err("is not there");
-    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+    assert_eq!(error.reason, Reason::SandboxNotFound);
     node.sandboxes.start(&id(1), LONG).await.expect("as before");
     two.assert_sound().await;
 }

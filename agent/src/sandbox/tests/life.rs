@@ -1,6 +1,6 @@
 //! Start, stop, delete, ports, and what the reconciler makes of what it finds.
 
-use proto::{id::SandboxRef, reason};
+use proto::{Reason, id::SandboxRef};
 
 use super::*;
 use crate::{
@@ -62,7 +62,7 @@ async fn delete_works_from_every_phase_and_is_idempotent() {
     assert_eq!(gone.phase, Phase::Deleted);
     node.assert_clean().await;
     let error = node.sandboxes.delete(&id(9), LONG).await.expect_err("never heard of");
-    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+    assert_eq!(error.reason, Reason::SandboxNotFound);
 }
 
 #[tokio::test(start_paused = true)]
@@ -71,10 +71,10 @@ async fn a_delete_that_fails_goes_on() {
     node.running(1).await;
     node.fault(Op::Destroy, Trouble::Before(ErrorKind::Locked("CT is locked (backup)".into())));
     let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("locked");
-    assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+    assert_eq!(error.reason, Reason::ContainerLocked);
     assert_eq!(node.record(1).await.phase, Phase::Deleting);
     let running = node.sandboxes.up(&SandboxRef::Id(id(1)));
-    assert_eq!(running.expect_err("going").reason, reason::SANDBOX_DELETED);
+    assert_eq!(running.expect_err("going").reason, Reason::SandboxDeleted);
     node.reconcile().await;
     node.assert_clean().await;
 }
@@ -87,7 +87,7 @@ async fn a_container_that_lost_its_mark_is_never_destroyed() {
         config.set_description("mine now").expect("fits");
     });
     let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("not ours");
-    assert_eq!(error.reason, reason::NOT_OURS);
+    assert_eq!(error.reason, Reason::NotOurs);
     node.reconciler().pass().await;
     assert_eq!(node.containers(), [100_000]);
     assert_eq!(node.record(1).await.phase, Phase::Deleting);
@@ -103,10 +103,10 @@ async fn a_container_that_is_somebody_elses_now_is_neither_stopped_nor_started()
     let foreign = node.cluster.guests()[&record.vmid].clone();
     node.reconcile().await;
     let noted = node.record(1).await;
-    let failure = noted.failure.as_ref().map(|failure| failure.reason.as_str());
-    assert_eq!((noted.phase, failure), (Phase::Stopped, Some(reason::NOT_OURS)));
+    let failure = noted.failure.as_ref().map(|failure| failure.reason);
+    assert_eq!((noted.phase, failure), (Phase::Stopped, Some(Reason::NotOurs)));
     let error = node.sandboxes.start(&id(1), LONG).await.expect_err("not ours");
-    assert_eq!(error.reason, reason::NOT_OURS);
+    assert_eq!(error.reason, Reason::NotOurs);
     node.sandboxes.stop(&id(1), LONG).await.expect("is stopped");
     assert_eq!(node.cluster.guests()[&record.vmid], foreign);
 }
@@ -123,23 +123,23 @@ async fn ports_are_opened_and_closed_by_name() {
         assert_eq!(record.services.get(&web), Some(&port(80)));
     }
     let error = node.sandboxes.expose(&id(1), web.clone(), port(81)).await.expect_err("taken");
-    assert_eq!(error.reason, reason::SERVICE_EXISTS);
+    assert_eq!(error.reason, Reason::ServiceExists);
     node.restart().await;
     assert_eq!(node.record(1).await.services.len(), 1);
     let (record, closed) = node.sandboxes.hide(&id(1), web.clone()).await.expect("closed");
     assert!(record.services.is_empty());
     assert_eq!(closed, [(web.clone(), port(80))].into());
     let error = node.sandboxes.hide(&id(1), web.clone()).await.expect_err("not there");
-    assert_eq!(error.reason, reason::SERVICE_NOT_FOUND);
+    assert_eq!(error.reason, Reason::ServiceNotFound);
     for number in 1..=32 {
         let name = format!("s{number}").parse().expect("valid");
         node.sandboxes.expose(&id(1), name, port(number)).await.expect("opened");
     }
     let error = node.sandboxes.expose(&id(1), web.clone(), port(99)).await.expect_err("full");
-    assert_eq!(error.reason, reason::FIELD_INVALID);
+    assert_eq!(error.reason, Reason::FieldInvalid);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     let error = node.sandboxes.expose(&id(1), web, port(99)).await.expect_err("gone");
-    assert_eq!(error.reason, reason::SANDBOX_DELETED);
+    assert_eq!(error.reason, Reason::SandboxDeleted);
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,7 +168,7 @@ async fn hiding_closes_the_port_under_every_name_and_no_other_port() {
         node.restart().await;
         assert_eq!(node.record(1).await.services, record.services);
         let again = node.sandboxes.hide(&id(1), name(closed[0])).await;
-        assert_eq!(again.expect_err("is closed").reason, reason::SERVICE_NOT_FOUND, "{hidden}");
+        assert_eq!(again.expect_err("is closed").reason, Reason::ServiceNotFound, "{hidden}");
         // Opened again, it is open under the one name that was said.
         let (again, number) = (name("again"), number);
         let record = node.sandboxes.expose(&id(1), again.clone(), number).await.expect("opened");
@@ -236,7 +236,7 @@ async fn tombstones_are_forgotten_after_a_day() {
     node.clock.forward(Duration::from_secs(2 * 3600));
     assert_eq!(node.reconcile().await.len(), 1);
     let error = node.sandboxes.get(&SandboxRef::Id(id(1))).await.expect_err("forgotten");
-    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+    assert_eq!(error.reason, Reason::SandboxNotFound);
 }
 
 #[tokio::test(start_paused = true)]

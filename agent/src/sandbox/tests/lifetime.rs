@@ -109,7 +109,7 @@ async fn it_is_extended_and_its_rules_are_changed() {
     node.pass_time(HOUR * 99).await;
     assert_eq!(expiry.pass().await, []);
     let error = node.sandboxes.set_lifetime(&id(9), for_ever).await.expect_err("nobody");
-    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+    assert_eq!(error.reason, Reason::SandboxNotFound);
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,7 +209,7 @@ async fn one_that_cannot_be_paused_lives_on_and_is_tried_again() {
     assert_eq!(expiry.pass().await, []);
     let record = node.record(1).await;
     assert_eq!(record.phase, Phase::Running);
-    assert_eq!(record.failure.as_ref().expect("told").reason, reason::FREEZE_FAILED);
+    assert_eq!(record.failure.as_ref().expect("told").reason, Reason::FreezeFailed);
     assert_eq!(expiry.pass().await, [], "not at once");
     node.pass_time(Duration::from_secs(61)).await;
     assert_eq!(expiry.pass().await.len(), 1);

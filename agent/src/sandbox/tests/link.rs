@@ -1,7 +1,7 @@
 //! The line of a sandbox's interface: what its template says, what its snapshot's configuration says, and
 //! what is its own.
 
-use proto::reason;
+use proto::Reason;
 
 use super::*;
 use crate::{
@@ -60,7 +60,7 @@ async fn a_template_whose_clones_would_share_an_address_is_refused_with_its_line
         let node = Node::new().await;
         node.template_says(key, line);
         let error = node.sandboxes.create(order(1), LONG).await.expect_err("refused");
-        assert_eq!(error.reason, reason::CONTAINER_UNFIT, "{error}");
+        assert_eq!(error.reason, Reason::ContainerUnfit, "{error}");
         assert!(error.message.contains(&format!("{key}: {line}")), "{error}");
         assert!(error.message.contains("base"), "{error}");
         assert_eq!(node.reconcile().await, [] as [Action; 0]);
@@ -80,6 +80,6 @@ async fn a_snapshot_of_a_container_that_is_no_template_is_refused() {
     let node = Node::new().await;
     node.cluster.edit(&node.name, vmid(TEMPLATE), |config| config.remove("template"));
     let error = node.sandboxes.create(order(1), LONG).await.expect_err("refused");
-    assert_eq!(error.reason, reason::SNAPSHOT_NOT_FOUND, "{error}");
+    assert_eq!(error.reason, Reason::SnapshotNotFound, "{error}");
     assert!(error.to_string().contains("its template is missing, or is none"), "{error}");
 }

@@ -15,9 +15,9 @@ impl Node {
         (node, record)
     }
 
-    async fn stands(&self) -> (Phase, Option<String>) {
+    async fn stands(&self) -> (Phase, Option<Reason>) {
         let record = self.record(1).await;
-        (record.phase, record.failure.as_ref().map(|failure| failure.reason.clone()))
+        (record.phase, record.failure.as_ref().map(|failure| failure.reason))
     }
 
     fn change(&self, record: &Record, change: impl FnOnce(&mut ContainerConfig)) {
@@ -37,14 +37,14 @@ impl Node {
     }
 }
 
-fn because(reason: &str) -> Option<String> {
-    Some(reason.to_owned())
+fn because(reason: Reason) -> Option<Reason> {
+    Some(reason)
 }
 
 #[tokio::test(start_paused = true)]
 async fn stopped_by_an_operator_it_is_stopped() {
     let (node, _) = Node::meddled(|node, record| node.cluster.switch(record.vmid, false)).await;
-    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::SANDBOX_NOT_RUNNING)));
+    assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::SandboxNotRunning)));
     assert_eq!(node.record(1).await.cause, Cause::FoundDown.word());
     node.assert_works().await;
 }
@@ -74,9 +74,9 @@ async fn started_by_an_operator_it_runs() {
 #[tokio::test(start_paused = true)]
 async fn removed_by_an_operator_it_says_so_and_can_be_deleted() {
     let (node, _) = Node::meddled(|node, record| node.cluster.remove(record.vmid)).await;
-    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::CONTAINER_GONE)));
+    assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::ContainerGone)));
     let error = node.sandboxes.start(&id(1), LONG).await.expect_err("there is none");
-    assert_eq!(error.reason, reason::NOT_OURS);
+    assert_eq!(error.reason, Reason::NotOurs);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     node.assert_clean().await;
 }
@@ -93,7 +93,7 @@ async fn removed_while_it_was_stopped_or_paused_it_says_so_too() {
         }
         node.cluster.remove(record.vmid);
         node.reconcile().await;
-        assert_eq!(node.stands().await, (Phase::Stopped, because(reason::CONTAINER_GONE)));
+        assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::ContainerGone)));
         node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
         node.assert_clean().await;
     }
@@ -127,7 +127,7 @@ async fn without_its_mark_it_is_left_alone_until_the_mark_is_back() {
         node.change(record, |config| config.set_description("mine now").expect("fits"));
     })
     .await;
-    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::NOT_OURS)));
+    assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::NotOurs)));
     assert!(node.cluster.guests()[&record.vmid].pid.is_some(), "it runs on");
     node.change(&record, |c| c.set_description(&record.mark().to_string()).expect("fits"));
     node.reconcile().await;
@@ -179,13 +179,13 @@ async fn moved_to_another_node_it_is_told_where_and_neither_started_nor_deleted(
         node.cluster.migrate(record.vmid, &node.other());
     })
     .await;
-    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::CONTAINER_GONE)));
+    assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::ContainerGone)));
     let failure = node.record(1).await.failure.clone().expect("told");
     assert!(failure.message.contains(OTHER), "{}", failure.message);
     let error = node.sandboxes.start(&id(1), LONG).await.expect_err("is not here");
-    assert_eq!(error.reason, reason::NOT_OURS);
+    assert_eq!(error.reason, Reason::NotOurs);
     let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("is not here");
-    assert_eq!(error.reason, reason::NOT_OURS);
+    assert_eq!(error.reason, Reason::NotOurs);
     node.reconcile_some().await;
     let there = node.cluster.guests()[&record.vmid].clone();
     assert_eq!(there.node, node.other());
@@ -259,9 +259,9 @@ async fn while_a_snapshot_or_a_backup_is_made_what_would_disturb_it_waits() {
         })
         .await;
         let error = node.sandboxes.pause(&id(1), false, LONG).await.expect_err("locked");
-        assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+        assert_eq!(error.reason, Reason::ContainerLocked);
         let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("locked");
-        assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+        assert_eq!(error.reason, Reason::ContainerLocked);
         assert_eq!(node.containers(), [record.vmid.get()]);
         // It is over: the deletion goes on by itself.
         node.change(&record, |config| config.remove("lock"));
@@ -277,7 +277,7 @@ async fn made_a_template_it_is_left_alone_and_can_be_let_go() {
         node.change(record, |config| config.set("template", "1").expect("fits"));
     })
     .await;
-    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::NOT_OURS)));
+    assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::NotOurs)));
     let template = node.cluster.guests()[&record.vmid].clone();
     node.sandboxes.delete(&id(1), LONG).await.expect_err("not ours");
     node.sandboxes.release(&id(1), LONG).await.expect("let go");
@@ -323,7 +323,7 @@ async fn another_container_under_its_number_is_somebody_elses() {
         node.cluster.add_guest(&node.name, record.vmid, config, false);
     })
     .await;
-    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::NOT_OURS)));
+    assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::NotOurs)));
     let theirs = node.cluster.guests()[&record.vmid].clone();
     node.sandboxes.delete(&id(1), LONG).await.expect_err("not ours");
     node.reconcile_some().await;
@@ -363,7 +363,7 @@ async fn rolled_back_or_restored_it_is_what_its_mark_says() {
         });
     })
     .await;
-    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::SANDBOX_NOT_RUNNING)));
+    assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::SandboxNotRunning)));
     assert_eq!(node.record(1).await.vmid, record.vmid);
     node.assert_works().await;
 }
@@ -386,7 +386,7 @@ async fn a_stop_that_a_lock_refuses_leaves_it_as_it_is() {
             config.set("lock", "backup").expect("fits");
         });
         let error = node.sandboxes.stop(&id(1), LONG).await.expect_err("locked");
-        assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+        assert_eq!(error.reason, Reason::ContainerLocked);
         assert!(error.message.contains("stays as it is"), "{error}");
         let after = node.record(1).await;
         assert_eq!((after.phase, after.revision), (before.phase, before.revision));
@@ -407,9 +407,9 @@ async fn a_stop_that_a_lock_overtakes_is_taken_back_and_says_so() {
     node.running(1).await;
     node.fault(Op::Stop, Trouble::Before(ErrorKind::Locked("CT is locked (snapshot)".into())));
     let error = node.sandboxes.stop(&id(1), LONG).await.expect_err("locked");
-    assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+    assert_eq!(error.reason, Reason::ContainerLocked);
     assert!(error.message.contains("runs on"), "{error}");
-    assert_eq!(node.stands().await, (Phase::Running, because(reason::CONTAINER_LOCKED)));
+    assert_eq!(node.stands().await, (Phase::Running, because(Reason::ContainerLocked)));
     assert_eq!(node.reconcile().await, [], "nobody stops it behind the caller's back");
     // What may have been done is gone on with, and says that.
     node.fault(Op::Stop, Trouble::Before(ErrorKind::Failed("simulated".into())));
@@ -427,7 +427,7 @@ async fn a_stop_while_pmxcfs_is_away_leaves_it_as_it_is() {
     node.running(1).await;
     node.cluster.set_pmxcfs(&node.name, false);
     let error = node.sandboxes.stop(&id(1), LONG).await.expect_err("no /etc/pve");
-    assert_eq!(error.reason, reason::NO_QUORUM);
+    assert_eq!(error.reason, Reason::NoQuorum);
     assert_eq!(node.record(1).await.phase, Phase::Running);
     node.cluster.set_pmxcfs(&node.name, true);
     assert_eq!(node.reconcile().await, []);
@@ -441,8 +441,8 @@ async fn a_start_under_somebody_elses_lock_ends_at_once_and_says_why() {
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
     node.change(&record, |config| config.set("lock", "backup").expect("fits"));
     let error = node.sandboxes.start(&id(1), LONG).await.expect_err("locked");
-    assert_eq!(error.reason, reason::CONTAINER_LOCKED);
-    assert_eq!(node.stands().await, (Phase::Stopped, because(reason::CONTAINER_LOCKED)));
+    assert_eq!(error.reason, Reason::ContainerLocked);
+    assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::ContainerLocked)));
     assert_eq!(node.reconcile().await, []);
     // One that is stopped already is stopped, whoever has locked it.
     node.sandboxes.stop(&id(1), LONG).await.expect("is stopped");

@@ -1,6 +1,6 @@
 //! Pausing, resuming and waking; and all that goes wrong on the way.
 
-use proto::{id::SandboxRef, reason};
+use proto::{Reason, id::SandboxRef};
 
 use super::*;
 use crate::{
@@ -68,17 +68,17 @@ async fn what_is_paused_is_refused_and_what_is_stopped_is_not_paused() {
     node.paused(1).await;
     assert!(node.sandboxes.up(&SandboxRef::Id(id(1))).is_ok(), "it is booted");
     let error = node.sandboxes.start(&id(1), LONG).await.expect_err("is up");
-    assert_eq!(error.reason, reason::SANDBOX_PAUSED);
+    assert_eq!(error.reason, Reason::SandboxPaused);
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
     for error in [
         node.sandboxes.pause(&id(1), true, LONG).await.expect_err("stopped"),
         node.sandboxes.resume(&id(1), LONG).await.expect_err("stopped"),
         node.wake(1, Wake::Http).await.expect_err("stopped"),
     ] {
-        assert_eq!(error.reason, reason::SANDBOX_NOT_RUNNING, "{error}");
+        assert_eq!(error.reason, Reason::SandboxNotRunning, "{error}");
     }
     let error = node.sandboxes.pause(&id(9), false, LONG).await.expect_err("nobody");
-    assert_eq!(error.reason, reason::SANDBOX_NOT_FOUND);
+    assert_eq!(error.reason, Reason::SandboxNotFound);
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,10 +101,10 @@ async fn what_does_not_freeze_runs_on() {
     let record = node.running(1).await;
     node.fault(Op::Freeze, Trouble::Hangs);
     let error = node.sandboxes.pause(&id(1), false, LONG).await.expect_err("stuck");
-    assert_eq!(error.reason, reason::FREEZE_FAILED);
+    assert_eq!(error.reason, Reason::FreezeFailed);
     let after = node.record(1).await;
     assert_eq!(after.phase, Phase::Running);
-    assert_eq!(after.failure.as_ref().expect("recorded").reason, reason::FREEZE_FAILED);
+    assert_eq!(after.failure.as_ref().expect("recorded").reason, Reason::FreezeFailed);
     node.assert_awake(&record).await;
     // And the next time it does.
     let paused = node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
@@ -118,7 +118,7 @@ async fn what_does_not_freeze_is_stopped_if_that_was_asked() {
     node.fault(Op::Freeze, Trouble::Hangs);
     let stopped = node.sandboxes.pause(&id(1), true, LONG).await.expect("stopped");
     assert_eq!(stopped.phase, Phase::Stopped);
-    assert_eq!(stopped.failure.as_ref().expect("told").reason, reason::FREEZE_FAILED);
+    assert_eq!(stopped.failure.as_ref().expect("told").reason, Reason::FreezeFailed);
     node.assert_awake(&record).await;
 }
 
@@ -128,7 +128,7 @@ async fn somebody_elses_lock_and_container_are_left_alone() {
     let record = node.running(1).await;
     node.cluster.edit(&node.name, record.vmid, |c| c.set("lock", "backup").expect("fits"));
     let error = node.sandboxes.pause(&id(1), true, LONG).await.expect_err("a backup is made");
-    assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+    assert_eq!(error.reason, Reason::ContainerLocked);
     node.reconcile().await;
     assert_eq!(node.guest(&record).config.lock(), Some("backup"));
     assert!(!node.guest(&record).frozen);
@@ -137,7 +137,7 @@ async fn somebody_elses_lock_and_container_are_left_alone() {
     node.cluster.edit(&node.name, record.vmid, |c| c.set_description("mine now").expect("fits"));
     let foreign = node.guest(&record);
     let error = node.sandboxes.pause(&id(1), true, LONG).await.expect_err("not ours");
-    assert_eq!(error.reason, reason::NOT_OURS);
+    assert_eq!(error.reason, Reason::NotOurs);
     node.reconcile().await;
     assert_eq!(node.guest(&record), foreign);
     assert_eq!(node.record(1).await.phase, Phase::Stopped);
@@ -190,7 +190,7 @@ async fn what_may_wake_it_does_once_and_what_may_not_does_not() {
     let record = node.paused(1).await;
     assert_eq!(record.wake_on, WakeOn { http: true, ssh: false, exec: true });
     let error = node.wake(1, Wake::Ssh).await.expect_err("not by ssh");
-    assert_eq!(error.reason, reason::SANDBOX_PAUSED);
+    assert_eq!(error.reason, Reason::SandboxPaused);
     let before = node.record(1).await.revision;
     let woken = futures_util::future::join_all((0..20).map(|number| {
         let by = if number % 2 == 0 { Wake::Http } else { Wake::Exec };
@@ -206,7 +206,7 @@ async fn what_may_wake_it_does_once_and_what_may_not_does_not() {
     assert_eq!(node.sandboxes.set_wake_on(&id(1), off).await.expect("set").wake_on, off);
     node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
     for by in [Wake::Http, Wake::Exec] {
-        assert_eq!(node.wake(1, by).await.expect_err("off").reason, reason::SANDBOX_PAUSED);
+        assert_eq!(node.wake(1, by).await.expect_err("off").reason, Reason::SandboxPaused);
     }
     assert_eq!(node.wake(1, Wake::Ssh).await.expect("woken").phase, Phase::Running);
 }
@@ -255,7 +255,7 @@ async fn nobody_is_told_that_it_is_paused_before_it_is() {
     node.fault(Op::Hold, Trouble::Hangs);
     let short = Duration::from_secs(5);
     let told = node.sandboxes.pause(&id(1), false, short).await.expect_err("it hangs");
-    assert_eq!(told.reason, reason::SANDBOX_BUSY);
+    assert_eq!(told.reason, Reason::SandboxBusy);
     assert!(!node.cluster.guests()[&record.vmid].frozen);
     node.cluster.release();
     let paused = node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");

@@ -1,6 +1,6 @@
 //! A node that has lost its cluster, one whose number in it changes, and one whose pmxcfs is away.
 
-use proto::reason;
+use proto::Reason;
 
 use super::*;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Node {
-    async fn refused(&self, number: u8) -> &'static str {
+    async fn refused(&self, number: u8) -> Reason {
         self.sandboxes.create(order(number), LONG).await.expect_err("refused").reason
     }
 
@@ -29,9 +29,9 @@ async fn a_member_whose_corosync_is_down_makes_nothing_and_loses_no_volume() {
         if restarted {
             node.restart().await;
         }
-        assert_eq!(node.refused(2).await, reason::NO_QUORUM);
+        assert_eq!(node.refused(2).await, Reason::NoQuorum);
         let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("no quorum");
-        assert_eq!(error.reason, reason::NO_QUORUM);
+        assert_eq!(error.reason, Reason::NoQuorum);
         assert_eq!(node.reconcile().await, [], "absence proves nothing");
         assert_eq!(node.cluster.volumes(), volumes);
         assert!(node.cluster.guests()[&record.vmid].config.rootfs().is_some());
@@ -88,10 +88,10 @@ async fn a_lone_node_that_joins_a_cluster_makes_nothing_until_that_is_confirmed(
         }
         node.reconcile().await;
         assert_eq!(node.number(), Some(1), "only an operator can say so");
-        assert_eq!(node.refused(2).await, reason::NODE_NUMBER_CHANGED);
+        assert_eq!(node.refused(2).await, Reason::NodeNumberChanged);
         let snapshot = "base".parse().expect("valid");
         let seat = node.sandboxes.reserve(&id(3), &snapshot, Size::default()).await;
-        assert_eq!(seat.expect_err("no seat").reason, reason::NODE_NUMBER_CHANGED);
+        assert_eq!(seat.expect_err("no seat").reason, Reason::NodeNumberChanged);
         let cluster = node.sandboxes.pve().cluster().await;
         let told = node.sandboxes.renumbered(&cluster).expect("another");
         assert_eq!((told.known, told.now), (1, 3));
@@ -104,7 +104,7 @@ async fn a_lone_node_that_joins_a_cluster_makes_nothing_until_that_is_confirmed(
     let confirmed = journal::Node { name: node.name.clone(), number: 3 };
     node.journal.set_node(&confirmed).await.expect("written");
     node.restart().await;
-    assert_eq!(node.refused(2).await, reason::NODE_NUMBER_CHANGED, "its ranges are the old ones");
+    assert_eq!(node.refused(2).await, Reason::NodeNumberChanged, "its ranges are the old ones");
     node.options.number = Some(3);
     node.restart().await;
     node.running(2).await;
@@ -126,7 +126,7 @@ async fn a_node_with_another_number_takes_no_sandbox_over() {
         now: node.clock.moment(),
     };
     let error = node.sandboxes.take_over(handed, LONG).await.expect_err("refused");
-    assert_eq!(error.reason, reason::NODE_NUMBER_CHANGED);
+    assert_eq!(error.reason, Reason::NodeNumberChanged);
 }
 
 /// pmxcfs of the node is away, as at each restart of pve-cluster.
@@ -172,12 +172,12 @@ async fn another_container_under_the_number_is_not_entered_while_pmxcfs_is_away(
     // An operator's, which nobody can see yet: another process is its init.
     node.cluster.switch(record.vmid, false);
     let error = node.sandboxes.check_ours(&record).await.expect_err("it does not run");
-    assert_eq!(error.reason, reason::NO_QUORUM);
+    assert_eq!(error.reason, Reason::NoQuorum);
     node.cluster.switch(record.vmid, true);
     let error = node.sandboxes.check_ours(&record).await.expect_err("another init");
-    assert_eq!(error.reason, reason::NO_QUORUM);
+    assert_eq!(error.reason, Reason::NoQuorum);
     let error = node.sandboxes.pause(&id(1), false, LONG).await.expect_err("not known");
-    assert_eq!(error.reason, reason::NO_QUORUM);
+    assert_eq!(error.reason, Reason::NoQuorum);
     assert_eq!(node.record(1).await.phase, Phase::Running, "the intent was taken back");
     assert!(!node.cluster.guests()[&record.vmid].frozen);
     away(&node, false);
@@ -193,11 +193,11 @@ async fn what_lost_its_mark_before_pmxcfs_went_is_not_entered() {
     node.cluster.edit(&node.name, record.vmid, |c| c.set_description("mine").expect("fits"));
     assert_eq!(
         node.sandboxes.check_ours(&record).await.expect_err("not ours").reason,
-        reason::NOT_OURS
+        Reason::NotOurs
     );
     away(&node, true);
     let error = node.sandboxes.check_ours(&record).await.expect_err("it was seen without a mark");
-    assert_eq!(error.reason, reason::NO_QUORUM);
+    assert_eq!(error.reason, Reason::NoQuorum);
 }
 
 #[tokio::test(start_paused = true)]
@@ -207,7 +207,7 @@ async fn an_agent_that_is_new_and_has_no_pmxcfs_takes_a_pause_back() {
     away(&node, true);
     node.restart().await;
     let error = node.sandboxes.pause(&id(1), false, LONG).await.expect_err("it knows nobody");
-    assert_eq!(error.reason, reason::NO_QUORUM);
+    assert_eq!(error.reason, Reason::NoQuorum);
     assert_eq!(node.record(1).await.phase, Phase::Running);
     away(&node, false);
     node.reconcile().await;

@@ -1,7 +1,7 @@
 //! A node that loses its power: what ran runs again, what was paused is stopped, what expired
 //! meanwhile does not start.
 
-use proto::{cause, reason};
+use proto::{Reason, cause};
 
 use super::*;
 use crate::{clock::Moment, expire::Expiry, pve::ErrorKind, sandbox::exec::shims::NoShims};
@@ -181,7 +181,7 @@ async fn what_ended_by_itself_is_no_reboot_and_an_old_record_says_nothing() {
     node.reconcile().await;
     let after = node.record(1).await;
     assert_eq!(after.phase, Phase::Stopped, "a version before did not say since when");
-    assert_eq!(after.failure.as_ref().expect("told").reason, reason::SANDBOX_NOT_RUNNING);
+    assert_eq!(after.failure.as_ref().expect("told").reason, Reason::SandboxNotRunning);
 }
 
 #[tokio::test(start_paused = true)]

@@ -49,7 +49,7 @@ async fn what_no_journal_knows_is_left_alone_until_it_is_recovered() {
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
     node.sandboxes.start(&id(1), LONG).await.expect("started");
     let error = node.sandboxes.recover(before.vmid, false).await.expect_err("known");
-    assert_eq!(error.reason, reason::SANDBOX_KNOWN);
+    assert_eq!(error.reason, Reason::SandboxKnown);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     node.assert_clean().await;
 }
@@ -72,7 +72,7 @@ async fn what_was_paused_or_stopped_is_recovered_as_that() {
     node.lose_journal().await;
     node.cluster.edit(&node.name, stopped.vmid, |c| c.set("lock", "backup").expect("fits"));
     let error = node.sandboxes.recover(stopped.vmid, false).await.expect_err("locked");
-    assert_eq!(error.reason, reason::CONTAINER_LOCKED);
+    assert_eq!(error.reason, Reason::ContainerLocked);
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,16 +94,16 @@ async fn what_is_not_ours_or_has_ended_is_not_recovered() {
     let refused = async |number: u32| {
         node.sandboxes.recover(vmid(number), false).await.expect_err("refused").reason
     };
-    assert_eq!(refused(100_050).await, reason::SANDBOX_NOT_FOUND);
+    assert_eq!(refused(100_050).await, Reason::SandboxNotFound);
     let mut config = node.cluster.guests()[&record.vmid].config.clone();
     node.cluster.add_guest(&node.name, vmid(100_050), config.clone(), false);
-    assert_eq!(refused(100_050).await, reason::NOT_OURS, "somebody's clone of ours");
+    assert_eq!(refused(100_050).await, Reason::NotOurs, "somebody's clone of ours");
     config.set_description("an operator's").expect("fits");
     node.cluster.add_guest(&node.name, vmid(100_051), config.clone(), false);
-    assert_eq!(refused(100_051).await, reason::NOT_OURS);
-    assert_eq!(refused(TEMPLATE).await, reason::NOT_OURS);
+    assert_eq!(refused(100_051).await, Reason::NotOurs);
+    assert_eq!(refused(TEMPLATE).await, Reason::NotOurs);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     config.set_description(&record.mark().to_string()).expect("fits");
     node.cluster.add_guest(&node.name, record.vmid, config, false);
-    assert_eq!(refused(record.vmid.get()).await, reason::SANDBOX_DELETED);
+    assert_eq!(refused(record.vmid.get()).await, Reason::SandboxDeleted);
 }

@@ -191,7 +191,7 @@ async fn without_a_number_that_is_free_of_volumes_a_creation_fails_and_leaves_no
     }
     let record = node.create(1).await;
     assert_eq!(record.phase, Phase::Failed);
-    assert_eq!(record.failure.as_ref().expect("told").reason, proto::reason::VMIDS_EXHAUSTED);
+    assert_eq!(record.failure.as_ref().expect("told").reason, proto::Reason::VmidsExhausted);
     assert_eq!(node.cluster.volumes().len(), 101, "the template's, too");
     assert_eq!(node.containers(), [] as [u32; 0]);
 }

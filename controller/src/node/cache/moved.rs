@@ -2,7 +2,7 @@
 //! goes on.
 
 use proto::{
-    cause, reason,
+    Reason, cause,
     sandbox::v1::{Phase, Sandbox},
 };
 
@@ -15,10 +15,10 @@ pub(super) fn has_moved(sandbox: &Sandbox) -> bool {
 
 /// Its container is not on its node any more.
 pub(super) fn is_gone(sandbox: &Sandbox) -> bool {
-    sandbox.failure.as_ref().is_some_and(|failure| match failure.reason.as_str() {
-        reason::CONTAINER_GONE => true,
+    sandbox.failure.as_ref().is_some_and(|failure| match failure.reason() {
+        Reason::ContainerGone => true,
         // What a deletion comes to then.
-        reason::NOT_OURS => sandbox.phase() == Phase::Deleting,
+        Reason::NotOurs => sandbox.phase() == Phase::Deleting,
         _ => false,
     })
 }

@@ -1,6 +1,6 @@
 //! The cache by itself.
 
-use proto::{reason, sandbox::v1::Failure};
+use proto::{Reason, sandbox::v1::Failure};
 
 use super::*;
 
@@ -107,7 +107,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
         ..sandbox(1, Phase::Deleted, 7)
     };
     let gone = || {
-        let failure = Failure { reason: reason::CONTAINER_GONE.into(), ..Failure::default() };
+        let failure = Failure { reason: Reason::ContainerGone.into(), ..Failure::default() };
         Sandbox { failure: Some(failure), ..sandbox(1, Phase::Stopped, 6) }
     };
     let moved = || Applied::Moved { left: n1.clone(), to: n2.clone() };
@@ -162,7 +162,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     // It was given on to a third that has not taken it over: nobody leaves it for the first.
     assert_eq!(apply(&cache, &n2, Sandbox { node: "n2".into(), ..gone() }), Applied::Changed);
     // Deleted on its way.
-    let failure = Failure { reason: reason::NOT_OURS.into(), ..Failure::default() };
+    let failure = Failure { reason: Reason::NotOurs.into(), ..Failure::default() };
     let deleting = || Sandbox { failure: Some(failure.clone()), ..sandbox(1, Phase::Deleting, 6) };
     let cache = known();
     assert_eq!(apply(&cache, &n2, there()), Applied::Stray);

@@ -11,8 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use proto::{
+    Reason,
     agent::v1::{ControlExecRequest, ExecRequest, control_exec_request::Action},
-    reason,
     sandbox::v1::{
         self as api, ExecExit, ExecStart, exec_request::Message as In,
         exec_response::Message as Out,
@@ -147,7 +147,7 @@ impl Session {
     fn feed(&self, offset: u64, data: &[u8], eof: bool) -> Result<u64, Status> {
         self.change(|state| {
             let Some(skip) = state.taken.checked_sub(offset) else {
-                return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "there is a gap");
+                return refuse(Reason::FieldInvalid, "there is a gap");
             };
             let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(data.len());
             let new = &data[skip..];
@@ -287,8 +287,8 @@ impl FakeAgent {
         let key = (id.to_owned(), exec_id.to_owned());
         match self.world().execs.sessions.get(&key) {
             Some(session) if session.boot == boot => Ok(session.clone()),
-            Some(_) => refuse(Code::Aborted, reason::EXEC_LOST, "lost with its boot"),
-            None => refuse(Code::NotFound, reason::EXEC_NOT_FOUND, "no such command"),
+            Some(_) => refuse(Reason::ExecLost, "lost with its boot"),
+            None => refuse(Reason::ExecNotFound, "no such command"),
         }
     }
 
@@ -296,7 +296,7 @@ impl FakeAgent {
         if !start.exec_id.is_empty() {
             match self.session(&start.id, &start.exec_id) {
                 Ok(session) if session.start == start => return Ok(session),
-                Ok(_) => return refuse(Code::AlreadyExists, reason::EXEC_ID_REUSED, "another"),
+                Ok(_) => return refuse(Reason::ExecIdReused, "another"),
                 Err(status) if status.code() == Code::NotFound => {}
                 Err(status) => return Err(status),
             }
@@ -332,11 +332,11 @@ impl FakeAgent {
                 let offsets = (attach.stdout_offset, attach.stderr_offset);
                 (attach.id, Err(attach.exec_id), offsets)
             }
-            _ => return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "start first"),
+            _ => return refuse(Reason::FieldInvalid, "start first"),
         };
         let sandbox = self.get(&id)?;
         if sandbox.phase() != api::Phase::Running {
-            return refuse(Code::FailedPrecondition, reason::SANDBOX_NOT_RUNNING, "not running");
+            return refuse(Reason::SandboxNotRunning, "not running");
         }
         let session = match start {
             Ok(start) => self.launch(start, sandbox.boot)?,
@@ -376,7 +376,7 @@ impl FakeAgent {
                 }
                 return Ok(0);
             }
-            None => return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "no action"),
+            None => return refuse(Reason::FieldInvalid, "no action"),
         };
         match request.action {
             Some(Action::WriteStdin(write)) => {

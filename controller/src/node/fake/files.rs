@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use proto::{
+    Reason,
     agent::v1::{FilesRequest, files_request::Message as Ask, files_response::Message as Said},
-    reason,
     sandbox::v1::{self as api, FileInfo, FileKind},
 };
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::{FakeAgent, service::refuse};
 
@@ -87,7 +87,7 @@ impl FakeAgent {
                     self.until_thawed(&start.id).await;
                     let Some(message) = input.message().await? else { break };
                     let Some(Ask::Data(bytes)) = message.message else {
-                        return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "data only");
+                        return refuse(Reason::FieldInvalid, "data only");
                     };
                     archive.extend_from_slice(&bytes);
                 }
@@ -98,7 +98,7 @@ impl FakeAgent {
                 chunks(&self.file(&download.id, &download.path)?.0).collect()
             }
             Some(Ask::Data(_)) | None => {
-                return refuse(Code::InvalidArgument, reason::FIELD_INVALID, "no operation");
+                return refuse(Reason::FieldInvalid, "no operation");
             }
         };
         Ok(said)
@@ -118,7 +118,7 @@ impl FakeAgent {
         self.get(id)?;
         match self.world().files.get(&(id.to_owned(), path.to_owned())) {
             Some(file) => Ok(file.clone()),
-            None => refuse(Code::NotFound, reason::FILE_NOT_FOUND, "no such file"),
+            None => refuse(Reason::FileNotFound, "no such file"),
         }
     }
 }

@@ -5,14 +5,14 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use daemon::status::Refusal;
 use futures_util::{Stream, StreamExt};
 use proto::{
+    Reason,
     agent::v1::{agent_service_server::AgentService, watch_response::Message, *},
     id::SandboxId,
-    reason,
     sandbox::v1::{self as api, Failure, Phase, Sandbox},
 };
 use tokio::{sync::mpsc, time::interval};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Cut, FakeAgent, Faults};
 
@@ -23,8 +23,8 @@ type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Debug)]
 pub(super) struct Service(pub(super) Arc<FakeAgent>);
 
-pub(super) fn refuse<T>(code: Code, reason: &str, message: &str) -> Result<T, Status> {
-    Err(Refusal::new(code, reason, message).into())
+pub(super) fn refuse<T>(reason: Reason, message: &str) -> Result<T, Status> {
+    Err(Refusal::new(reason, message).into())
 }
 
 fn parse(id: &str) -> Result<SandboxId, Status> {
@@ -35,7 +35,7 @@ impl FakeAgent {
     fn check_epoch(&self, epoch: u64) -> Result<(), Status> {
         let mut world = self.world();
         if epoch < world.epoch {
-            return refuse(Code::Aborted, reason::STALE_EPOCH, "a higher epoch was seen");
+            return refuse(Reason::StaleEpoch, "a higher epoch was seen");
         }
         world.epoch = epoch;
         Ok(())
@@ -45,7 +45,7 @@ impl FakeAgent {
         let id = parse(id)?;
         match self.world().sandboxes.get(&id) {
             Some(sandbox) => Ok(sandbox.clone()),
-            None => refuse(Code::NotFound, reason::SANDBOX_NOT_FOUND, "not here"),
+            None => refuse(Reason::SandboxNotFound, "not here"),
         }
     }
 
@@ -56,15 +56,15 @@ impl FakeAgent {
         world.heard.push((id, order.attempt));
         world.seats.remove(&id);
         if world.cancelled.get(&id).is_some_and(|off| *off >= order.attempt) {
-            return refuse(Code::FailedPrecondition, reason::CREATE_CANCELLED, "it was called off");
+            return refuse(Reason::CreateCancelled, "it was called off");
         }
         if let Some(held) = world.sandboxes.get(&id)
             && held.attempt >= order.attempt
         {
             return Ok(held.clone());
         }
-        if let Some((code, reason)) = faults.refuse {
-            return refuse(code, reason, "refused on purpose");
+        if let Some(reason) = faults.refuse {
+            return refuse(reason, "refused on purpose");
         }
         let spec = order.spec.clone().unwrap_or_default();
         let vmid = world.next_vmid;
@@ -116,7 +116,7 @@ impl FakeAgent {
         self.check_epoch(epoch)?;
         let mut sandbox = self.get(id)?;
         if sandbox.phase() == Phase::Deleted && phase != Phase::Deleted {
-            return refuse(Code::FailedPrecondition, reason::SANDBOX_DELETED, "it is deleted");
+            return refuse(Reason::SandboxDeleted, "it is deleted");
         }
         if sandbox.phase() != phase {
             let boots = phase == Phase::Running && sandbox.phase() != Phase::Paused;
@@ -263,7 +263,7 @@ impl AgentService for Service {
             if !ended {
                 sandbox.set_phase(Phase::Failed);
                 sandbox.failure =
-                    Some(Failure { reason: reason::CREATE_CANCELLED.into(), ..Failure::default() });
+                    Some(Failure { reason: Reason::CreateCancelled.into(), ..Failure::default() });
                 *sandbox = self.0.put(sandbox.clone());
             }
         }
@@ -327,7 +327,7 @@ impl AgentService for Service {
         let request = request.into_inner();
         let runs = matches!(self.0.get(&request.id)?.phase(), Phase::Running | Phase::Paused);
         if !runs && !request.or_stop {
-            return refuse(Code::FailedPrecondition, reason::FREEZE_FAILED, "not frozen");
+            return refuse(Reason::FreezeFailed, "not frozen");
         }
         let phase = if runs { Phase::Paused } else { Phase::Stopped };
         let sandbox = self.0.turn(request.epoch, &request.id, phase).await?;
@@ -416,7 +416,7 @@ impl AgentService for Service {
         let mut sandbox = self.0.get(&request.id)?;
         let named = |service: &&api::HttpService| service.name == request.name;
         let Some(port) = sandbox.services.iter().find(named).map(|service| service.port) else {
-            return refuse(Code::NotFound, reason::SERVICE_NOT_FOUND, "no such service");
+            return refuse(Reason::ServiceNotFound, "no such service");
         };
         let closed = sandbox.services.extract_if(.., |service| service.port == port).collect();
         let sandbox = Some(self.0.put(sandbox));
@@ -446,7 +446,7 @@ impl AgentService for Service {
         &self,
         _request: Request<RecoverSandboxRequest>,
     ) -> Answer<RecoverSandboxResponse> {
-        refuse(Code::FailedPrecondition, reason::NOT_OURS, "it carries no mark")
+        refuse(Reason::NotOurs, "it carries no mark")
     }
 
     async fn set_intake(&self, _request: Request<SetIntakeRequest>) -> Answer<SetIntakeResponse> {
@@ -457,8 +457,8 @@ impl AgentService for Service {
         let request = request.into_inner();
         self.0.check_epoch(request.epoch)?;
         let faults = self.0.world().faults.clone();
-        if let Some((code, reason)) = faults.refuse {
-            return refuse(code, reason, "refused on purpose");
+        if let Some(reason) = faults.refuse {
+            return refuse(reason, "refused on purpose");
         }
         if faults.hang {
             std::future::pending::<()>().await;
@@ -473,25 +473,25 @@ impl AgentService for Service {
     }
 
     async fn hand_over(&self, _request: Request<HandOverRequest>) -> Answer<HandOverResponse> {
-        refuse(Code::FailedPrecondition, reason::NOT_MOVABLE, "its disk is this node's alone")
+        refuse(Reason::NotMovable, "its disk is this node's alone")
     }
 
     async fn take_over(&self, _request: Request<TakeOverRequest>) -> Answer<TakeOverResponse> {
-        refuse(Code::FailedPrecondition, reason::NOT_OURS, "it is not here")
+        refuse(Reason::NotOurs, "it is not here")
     }
 
     async fn adopt_sandbox(
         &self,
         _request: Request<AdoptSandboxRequest>,
     ) -> Answer<AdoptSandboxResponse> {
-        refuse(Code::FailedPrecondition, reason::CONTAINER_UNFIT, "it is privileged")
+        refuse(Reason::ContainerUnfit, "it is privileged")
     }
 
     async fn release_sandbox(
         &self,
         _request: Request<ReleaseSandboxRequest>,
     ) -> Answer<ReleaseSandboxResponse> {
-        refuse(Code::FailedPrecondition, reason::NOT_ADOPTED, "it was made for it")
+        refuse(Reason::NotAdopted, "it was made for it")
     }
 
     async fn check(&self, _request: Request<CheckRequest>) -> Answer<CheckResponse> {

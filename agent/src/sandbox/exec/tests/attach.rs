@@ -32,7 +32,7 @@ async fn an_agent_that_stops_leaves_its_commands_to_the_next() {
         async move { tasks.finish().await }
     });
     let error = drain(outputs).await.end.expect_err("the agent stops");
-    assert_eq!(error.reason, reason::SHUTTING_DOWN);
+    assert_eq!(error.reason, Reason::ShuttingDown);
     timeout(DEADLINE, stopping).await.expect("in time").expect("no panic");
     drop(input);
     // Another agent finds the same shim.
@@ -62,26 +62,26 @@ async fn a_named_command_runs_once_and_outlives_its_caller() {
     let ran = rig.run(order()).await;
     assert_eq!((ran.out(), ran.code()), ("got it\n", 0));
     let error = rig.start(named("build-1", shell("true"))).await.expect_err("another");
-    assert_eq!(error.reason, reason::EXEC_ID_REUSED);
+    assert_eq!(error.reason, Reason::ExecIdReused);
     // A shim that was killed knows no end any more; it does not run it again.
     rig.shims.serving.lock().expect("no panic").drain(..).for_each(|shim| shim.abort());
     let begun = Instant::now();
     let error = loop {
         match rig.start(order()).await {
             // The socket of an aborted task closes a little later.
-            Err(error) if error.reason == reason::OUTCOME_UNKNOWN => {
+            Err(error) if error.reason == Reason::OutcomeUnknown => {
                 assert!(begun.elapsed() < DEADLINE, "{error}");
                 sleep(Duration::from_millis(10)).await;
             }
             other => break other.expect_err("lost"),
         }
     };
-    assert_eq!(error.reason, reason::EXEC_LOST);
+    assert_eq!(error.reason, Reason::ExecLost);
     let text = std::fs::read_to_string(mark.path()).expect("read");
     assert_eq!(text, "ran\n", "it ran once");
     let (_, inputs) = mpsc::channel(1);
     let error = rig.execs.attach(attach("build-2", 0), inputs).await.expect_err("never was");
-    assert_eq!(error.reason, reason::EXEC_NOT_FOUND);
+    assert_eq!(error.reason, Reason::ExecNotFound);
 }
 
 /// Bytes of stdout of a run that nobody reads, once it has written more than is kept.
@@ -161,7 +161,7 @@ async fn stdin_is_taken_once_by_its_offset() {
     assert_eq!(write(0, "abc", false).await, Ok(3));
     assert_eq!(write(0, "abc", false).await, Ok(3), "known");
     assert_eq!(write(1, "bcdef", false).await, Ok(6), "known in part");
-    assert_eq!(write(9, "x", false).await.expect_err("a gap").reason, reason::FIELD_INVALID);
+    assert_eq!(write(9, "x", false).await.expect_err("a gap").reason, Reason::FieldInvalid);
     let listed = rig.execs.list(&name).await.expect("listed");
     assert_eq!((listed.len(), &*listed[0].exec_id, &*listed[0].command), (1, "cat", "cat"));
     assert_eq!((listed[0].attached, listed[0].exit), (1, None));
@@ -192,7 +192,7 @@ async fn a_helper_that_was_killed_is_replaced() {
     rig.until_count("sleep 8000", 1).await;
     rig.signal_helpers(9);
     let error = drain(outputs).await.end.expect_err("lost");
-    assert_eq!(error.reason, reason::EXEC_LOST);
+    assert_eq!(error.reason, Reason::ExecLost);
     rig.until_count("sleep 8000", 0).await;
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
 }

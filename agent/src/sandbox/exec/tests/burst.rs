@@ -106,7 +106,7 @@ async fn a_helper_without_descriptors_refuses_one_command_and_lives() {
     for number in [4, 7, 9] {
         limit(number);
         let error = rig.start(argv(&["true"])).await.expect_err("no descriptors");
-        assert_eq!(error.reason, reason::EXEC_FAILED, "{number}: {error}");
+        assert_eq!(error.reason, Reason::ExecFailed, "{number}: {error}");
     }
     limit(1024);
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);

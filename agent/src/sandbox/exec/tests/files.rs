@@ -108,13 +108,13 @@ async fn a_user_may_do_what_the_user_may() {
         let files = vec![place.file(name, b"x", 0o644)];
         place.rig.execs.write_files(&place.name, &www, files)
     };
-    assert_eq!(write("no").await.expect_err("not theirs").reason, reason::FILE_REFUSED);
+    assert_eq!(write("no").await.expect_err("not theirs").reason, Reason::FileRefused);
     fs::set_permissions(place.dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
     assert_eq!(write("yes").await, Ok(1));
     assert_eq!(fs::metadata(place.at("yes")).expect("there").uid(), 33);
     let shadow = "/etc/shadow".to_owned();
     let read = place.rig.execs.read_file(&place.name, &www, shadow, (0, 0)).await;
-    assert_eq!(read.map(drop).expect_err("not theirs").reason, reason::FILE_REFUSED);
+    assert_eq!(read.map(drop).expect_err("not theirs").reason, Reason::FileRefused);
 }
 
 #[tokio::test]
@@ -126,14 +126,14 @@ async fn what_is_no_file_is_refused_at_once() {
     for bad in ["fifo", "link", "/dev/zero", "/dev/tty", "/proc/self/fd/0", "/"] {
         let error = place.read(bad).await.expect_err(bad);
         assert!(
-            matches!(error.reason, reason::FILE_REFUSED | reason::EXEC_FAILED),
+            matches!(error.reason, Reason::FileRefused | Reason::ExecFailed),
             "{bad}: {error:?}"
         );
     }
-    assert_eq!(place.read("nosuch").await.expect_err("nothing").reason, reason::FILE_NOT_FOUND);
+    assert_eq!(place.read("nosuch").await.expect_err("nothing").reason, Reason::FileNotFound);
     assert!(place.read("loop").await.is_err());
     let error = place.read(&"x".repeat(300)).await.expect_err("too long a name");
-    assert_eq!(error.reason, reason::EXEC_FAILED, "{error}");
+    assert_eq!(error.reason, Reason::ExecFailed, "{error}");
     // What is in the way of a write is replaced, and never followed or written into.
     fs::write(place.at("target"), "as it was").expect("written");
     symlink(place.at("target"), place.at("to-target")).expect("a link");
@@ -143,7 +143,7 @@ async fn what_is_no_file_is_refused_at_once() {
     assert!(!fs::symlink_metadata(place.at("fifo")).expect("there").file_type().is_fifo());
     fs::create_dir(place.at("dir")).expect("made");
     let error = place.write(vec![place.file("dir", b"x", 0o644)]).await.expect_err("a directory");
-    assert_eq!(error.reason, reason::FILE_REFUSED, "{error}");
+    assert_eq!(error.reason, Reason::FileRefused, "{error}");
     // A giant with nothing in it: what it is, and as little of it as one likes.
     fs::File::create(place.at("giant")).and_then(|f| f.set_len(1 << 43)).expect("made");
     let path = place.at("giant");
@@ -165,10 +165,10 @@ async fn directories_are_listed_and_removed() {
     assert_eq!(seen[..2], [("a", FileKind::File, 2), ("b", FileKind::File, 1)]);
     assert_eq!((seen[2].1, seen[3].1, more), (FileKind::Symlink, FileKind::Special, false));
     assert_eq!(entries[2].target, "/nowhere");
-    assert_eq!(list(place.at("d/a")).await.expect_err("a file").reason, reason::FILE_REFUSED);
+    assert_eq!(list(place.at("d/a")).await.expect_err("a file").reason, Reason::FileRefused);
     let remove = |path, recursive| place.rig.execs.remove_file(&place.name, &ROOT, path, recursive);
     let error = remove(place.at("d"), false).await.expect_err("not empty");
-    assert_eq!(error.reason, reason::FILE_REFUSED, "{error}");
+    assert_eq!(error.reason, Reason::FileRefused, "{error}");
     assert_eq!(remove(place.at("d/a"), false).await, Ok(true));
     assert_eq!(remove(place.at("d"), true).await, Ok(true));
     assert_eq!(remove(place.at("d"), true).await, Ok(false));
@@ -220,7 +220,7 @@ async fn archives_go_up_and_down() {
     names.sort();
     assert_eq!(names, ["src", "src/a", "src/l"]);
     let missing = place.rig.execs.download(&place.name, &ROOT, place.at("nosuch")).await;
-    assert_eq!(missing.map(drop).expect_err("nothing").reason, reason::FILE_NOT_FOUND);
+    assert_eq!(missing.map(drop).expect_err("nothing").reason, Reason::FileNotFound);
 }
 
 #[tokio::test]
@@ -238,7 +238,7 @@ async fn no_archive_leads_out_of_its_directory() {
         ("no archive", vec![b'x'; 2000]),
     ] {
         let error = place.upload("into", bad).await.expect_err(name);
-        assert_eq!(error.reason, reason::FIELD_INVALID, "{name}: {error}");
+        assert_eq!(error.reason, Reason::FieldInvalid, "{name}: {error}");
     }
     let out = tempfile::tempdir().expect("tempdir");
     let target = out.path().to_str().expect("UTF-8");

@@ -63,7 +63,7 @@ async fn what_a_frozen_sandbox_was_asked_for_does_not_run_afterwards() {
         second.expect_err("nobody started it"),
         written.expect_err("nobody wrote it"),
     ] {
-        assert_eq!(error.reason, reason::OUTCOME_UNKNOWN, "{error}");
+        assert_eq!(error.reason, Reason::OutcomeUnknown, "{error}");
     }
     assert!(begun.elapsed() > START, "{:?}", begun.elapsed());
     rig.pve.frozen_later.store(false, Ordering::Relaxed);
@@ -94,7 +94,7 @@ async fn an_order_that_comes_too_late_is_refused_and_uses_up_no_name() {
         let late = start(helper::up_ms() - before);
         match attach(stream, late, Instant::now() + DEADLINE).await {
             Err(Refused::No(reason, message)) => {
-                assert_eq!(reason, reason::EXEC_FAILED);
+                assert_eq!(reason, Reason::ExecFailed);
                 assert!(message.contains("was not run"), "{message}");
             }
             other => panic!("{other:?}"),
@@ -120,8 +120,8 @@ async fn a_helper_that_dies_with_an_order_in_its_hands_leaves_it_lost() {
         rig.pve.frozen_later.store(false, Ordering::Relaxed);
     };
     let (started, ()) = tokio::join!(rig.start(named("n", marks.leave("n"))), killed);
-    assert_eq!(started.expect_err("lost").reason, reason::EXEC_LOST);
+    assert_eq!(started.expect_err("lost").reason, Reason::ExecLost);
     let again = rig.start(named("n", marks.leave("n"))).await.expect_err("not twice");
-    assert_eq!((again.reason, marks.left("n")), (reason::EXEC_LOST, 0));
+    assert_eq!((again.reason, marks.left("n")), (Reason::ExecLost, 0));
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
 }

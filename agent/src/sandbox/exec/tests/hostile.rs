@@ -29,17 +29,17 @@ async fn what_a_helper_says_is_not_believed() {
     let long = "x".repeat(8000);
     for nonsense in ["junk", "{}", "{\"Exited\":{\"token\":0,\"code\":999,\"signal\":0}}", &long] {
         let error = lies(&[nonsense], argv(&["true"])).await;
-        assert_eq!(error.reason, reason::EXEC_FAILED, "{nonsense:.60}: {error}");
+        assert_eq!(error.reason, Reason::ExecFailed, "{nonsense:.60}: {error}");
         // It had the order by then.
         let error = lies(&["\"Ready\"", "", nonsense], argv(&["true"])).await;
-        assert_eq!(error.reason, reason::EXEC_LOST, "{nonsense:.60}: {error}");
+        assert_eq!(error.reason, Reason::ExecLost, "{nonsense:.60}: {error}");
     }
     // Ends of commands that nobody asked for mean nothing.
     let strangers = ["\"Ready\"", "{\"Exited\":{\"token\":7,\"code\":0,\"signal\":0}}", "", "bye"];
-    assert_eq!(lies(&strangers, argv(&["true"])).await.reason, reason::EXEC_LOST);
+    assert_eq!(lies(&strangers, argv(&["true"])).await.reason, Reason::ExecLost);
     // One that says "it runs" and is gone: the end was not seen.
     let gone = ["\"Ready\"", "", "{\"Spawned\":{\"token\":0}}", "junk"];
-    assert_eq!(lies(&gone, argv(&["true"])).await.reason, reason::EXEC_LOST);
+    assert_eq!(lies(&gone, argv(&["true"])).await.reason, Reason::ExecLost);
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn nonsense_about_one_command_ends_that_one_alone() {
     let (_, _input, outputs) = rig.start(argv(&["true"])).await.expect("it starts");
     for number in 1..=3 {
         let error = rig.start(argv(&["true"])).await.expect_err("nonsense");
-        assert_eq!(error.reason, reason::EXEC_LOST, "{number}: {error}");
+        assert_eq!(error.reason, Reason::ExecLost, "{number}: {error}");
     }
     let fourth = tokio::spawn(async move { (rig.start(argv(&["true"])).await.map(drop), rig) });
     assert_eq!(drain(outputs).await.code(), 5, "the first has not suffered");

@@ -17,7 +17,7 @@ async fn run(rig: &Rig, order: Order) -> Ran {
         match rig.start(order.clone()).await {
             Ok((_, _input, outputs)) => return drain(outputs).await,
             // The socket of an aborted task closes a little later.
-            Err(error) if error.reason == reason::OUTCOME_UNKNOWN => {
+            Err(error) if error.reason == Reason::OutcomeUnknown => {
                 assert!(begun.elapsed() < DEADLINE, "{error}");
                 sleep(Duration::from_millis(10)).await;
             }
@@ -35,7 +35,7 @@ async fn a_refused_exec_id_can_be_used_again() {
     for (name, refused) in [("user", user), ("cwd", cwd)] {
         for _ in 0..2 {
             let error = rig.start(named(name, refused.clone())).await.expect_err("refused");
-            assert_eq!((error.reason, error.message.contains(name)), (reason::FIELD_INVALID, true));
+            assert_eq!((error.reason, error.message.contains(name)), (Reason::FieldInvalid, true));
         }
         // Also when two ask at once.
         let (one, two) = tokio::join!(
@@ -43,7 +43,7 @@ async fn a_refused_exec_id_can_be_used_again() {
             rig.start(named(name, refused.clone())),
         );
         for error in [one.expect_err("refused"), two.expect_err("refused")] {
-            assert_eq!(error.reason, reason::FIELD_INVALID, "{error}");
+            assert_eq!(error.reason, Reason::FieldInvalid, "{error}");
         }
         let (rest, kept) = (format!("{name}-2"), format!("{name}-3"));
         assert_eq!(rig.run(named(name, fine())).await.out(), "ran\n");
@@ -53,7 +53,7 @@ async fn a_refused_exec_id_can_be_used_again() {
         rig = restart(rig).await;
         assert_eq!(run(&rig, named(&rest, fine())).await.out(), "ran\n");
         let error = rig.start(named(&kept, fine())).await.expect_err("lost");
-        assert_eq!(error.reason, reason::EXEC_LOST);
+        assert_eq!(error.reason, Reason::ExecLost);
     }
 }
 
@@ -80,7 +80,7 @@ async fn an_exec_id_of_what_is_no_program_can_be_used_again() {
     assert_eq!(rig.run(named("missing", shell("exit 127"))).await.code(), 127);
     // A program that exits with the same code has run.
     let error = rig.start(named("missing", argv(&["true"]))).await.expect_err("another");
-    assert_eq!(error.reason, reason::EXEC_ID_REUSED);
+    assert_eq!(error.reason, Reason::ExecIdReused);
     assert_eq!(rig.run(named("restarted", argv(&["no-such-program"]))).await.code(), 127);
     let rig = restart(rig).await;
     assert_eq!(run(&rig, named("restarted", shell("echo ran"))).await.out(), "ran\n");
@@ -96,14 +96,14 @@ async fn an_exec_id_that_found_no_place_can_be_used_again() {
     }
     let order = || named("late", shell("echo ran"));
     let error = rig.start(order()).await.expect_err("one too many");
-    assert_eq!(error.reason, reason::TOO_MANY_CALLS);
+    assert_eq!(error.reason, Reason::TooManyCalls);
     drop(held);
     rig.until_count(&format!("sleep {time}"), 0).await;
     let begun = Instant::now();
     let ran = loop {
         match rig.start(order()).await {
             Ok((_, _input, outputs)) => break drain(outputs).await,
-            Err(error) => assert_eq!(error.reason, reason::TOO_MANY_CALLS, "{error}"),
+            Err(error) => assert_eq!(error.reason, Reason::TooManyCalls, "{error}"),
         }
         assert!(begun.elapsed() < DEADLINE, "no place became free");
         sleep(Duration::from_millis(20)).await;

@@ -26,7 +26,7 @@ impl shims::Shims for Silent {
 async fn ends<T>(
     what: &str,
     controller: u64,
-    wanted: &'static str,
+    wanted: Reason,
     call: impl Future<Output = Result<T, Error>>,
 ) {
     let begun = Instant::now();
@@ -47,20 +47,20 @@ async fn calls_are_answered_below_the_controllers_deadlines() {
     let input = || mpsc::channel(1).1;
     // As in controller/src/node/client.rs and controller/src/sandbox/files.rs.
     let (start, control, list, files) = (16, 10, 5, 18);
-    let unknown = reason::OUTCOME_UNKNOWN;
+    let unknown = Reason::OutcomeUnknown;
 
     ends("start", start, unknown, execs.start(argv(&["true"]), input())).await;
     let named = Order { exec_id: Some("build".into()), ..argv(&["true"]) };
     ends("start by name", start, unknown, execs.start(named, input())).await;
     let attach =
         Attach { sandbox: name, exec_id: "build".into(), stdout_offset: 0, stderr_offset: 0 };
-    ends("attach", start, reason::EXEC_FAILED, execs.attach(attach, input())).await;
+    ends("attach", start, Reason::ExecFailed, execs.attach(attach, input())).await;
     let stdin = Control::Stdin { offset: 0, data: Bytes::from_static(b"x"), eof: false };
     let resize = Control::Resize(Window { rows: 1, columns: 1 });
     for (what, act) in [("stdin", stdin), ("resize", resize), ("signal", Control::Signal(9))] {
         ends(what, control, unknown, execs.control(&name, "build".to_owned(), act)).await;
     }
-    ends("list", list, reason::EXEC_FAILED, execs.list(&name)).await;
+    ends("list", list, Reason::ExecFailed, execs.list(&name)).await;
 
     ends("stat", files, unknown, execs.stat_file(&name, &root, path())).await;
     ends("list a directory", files, unknown, execs.list_dir(&name, &root, path())).await;

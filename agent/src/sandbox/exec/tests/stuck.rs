@@ -35,7 +35,7 @@ async fn a_helper_that_never_answers_is_replaced_and_its_commands_are_told() {
     // As patient as a helper under heavy load needs it.
     let end = timeout(4 * DEADLINE, outputs.recv()).await.expect("in time").expect("an end");
     let error = end.expect_err("nobody saw its end");
-    assert_eq!(error.reason, reason::EXEC_LOST, "{error}");
+    assert_eq!(error.reason, Reason::ExecLost, "{error}");
     assert!(error.message.contains("did not answer"), "{error}");
     assert_eq!(rig.count(&format!("sleep {time}")).await, 0, "it is dead");
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0, "another one has taken its place");
