@@ -8,9 +8,11 @@ use futures_util::{StreamExt, stream};
 use proto::id::{SandboxId, SandboxRef};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use proto::Cause;
+
 use crate::{
     journal::Record,
-    sandbox::{Cause, Due, Sandboxes, exec::Execs},
+    sandbox::{Due, Sandboxes, exec::Execs},
 };
 
 /// Between two looks.
@@ -88,7 +90,7 @@ impl Expiry {
             self.sandboxes.used(&id);
             return (id, due, None);
         }
-        tracing::info!(sandbox_id = %id, cause = due.cause.word(), action = ?due.action, "its time has come");
+        tracing::info!(sandbox_id = %id, cause = due.cause.name(), action = ?due.action, "its time has come");
         let done = self.sandboxes.expire(&id, due, WAIT).await;
         if let Err(error) = &done {
             tracing::warn!(sandbox_id = %id, %error, "it lives on for now");

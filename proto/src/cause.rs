@@ -1,20 +1,75 @@
-//! Why a sandbox is in its phase, where nobody asked its node for it: `Sandbox.cause`. Empty otherwise.
+//! Names of the enums `Cause` and `Progress`.
 
-/// Its time to live was over.
-pub const TTL: &str = "ttl";
-/// Nobody used it.
-pub const IDLE: &str = "idle";
-/// It had been paused or stopped for too long.
-pub const KEPT_TOO_LONG: &str = "kept_too_long";
-/// It was found down.
-pub const FOUND_DOWN: &str = "found_down";
-/// It was found running.
-pub const FOUND_UP: &str = "found_up";
-/// Its node was rebooted while it ran.
-pub const NODE_REBOOTED: &str = "node_rebooted";
-/// Its container was let go, and is left as it is.
-pub const RELEASED: &str = "released";
-/// Its node was given up.
-pub const NODE_LOST: &str = "node_lost";
-/// Its container went to another node, and the sandbox with it: it goes on there.
-pub const MOVED: &str = "moved";
+pub use crate::sandbox::v1::{Cause, Progress};
+
+impl Cause {
+    /// Somebody asked for the change.
+    pub const ASKED: Self = Self::Unspecified;
+
+    /// The name, UPPER_SNAKE; empty for [`Cause::ASKED`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ASKED => "",
+            cause => cause.as_str_name().trim_start_matches("CAUSE_"),
+        }
+    }
+
+    /// The cause of this name; `None` for one that is newer than this program.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "" => Some(Self::ASKED),
+            name => Self::from_str_name(&format!("CAUSE_{name}")),
+        }
+    }
+}
+
+impl Progress {
+    /// The name in lower case; empty when no step is known.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unspecified => "",
+            Self::Placing => "placing",
+            Self::Queued => "queued",
+            Self::Clone => "clone",
+            Self::Configure => "configure",
+            Self::ResizeOffline => "resize_offline",
+            Self::Start => "start",
+            Self::Resize => "resize",
+            Self::Probe => "probe",
+            Self::Done => "done",
+            Self::Adopt => "adopt",
+            Self::Release => "release",
+            Self::Export => "export",
+            Self::Import => "import",
+        }
+    }
+
+    /// True while a container becomes a sandbox of this node.
+    pub const fn is_adopting(self) -> bool {
+        matches!(self, Self::Adopt | Self::Import)
+    }
+
+    /// True while a clone is under way, which holds PVE's lock on the template.
+    pub const fn is_cloning(self) -> bool {
+        matches!(self, Self::Clone)
+    }
+
+    /// True when the clone is known to have been made: what stands under the vmid must be ours.
+    pub const fn is_past_clone(self) -> bool {
+        !matches!(self, Self::Queued | Self::Clone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_causes_go_there_and_back() {
+        for cause in (0..).map_while(|number| Cause::try_from(number).ok()) {
+            assert_eq!(Cause::named(cause.name()), Some(cause));
+        }
+        assert_eq!((Cause::Ttl.name(), Cause::ASKED.name()), ("TTL", ""));
+        assert_eq!(Cause::named("NEWER"), None);
+    }
+}

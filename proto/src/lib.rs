@@ -12,6 +12,7 @@ pub mod reason;
 pub mod reattach;
 pub mod spec;
 
+pub use cause::{Cause, Progress};
 pub use reason::Reason;
 
 /// `sandbox.v1`: the public API.

@@ -125,7 +125,7 @@ fn on_the_hosts(cluster: &Cluster, living: &Living) -> Vec<String> {
         }
     }
     for (_, record) in living.values() {
-        let down = record.phase == Phase::Stopped && record.cause == proto::cause::FOUND_DOWN;
+        let down = record.phase == Phase::Stopped && record.cause == proto::Cause::FoundDown;
         if down && cluster.rebooted.contains(&record.id.to_string()) {
             let failure = &record.failure;
             wrong.push(format!("I2: {} ran before its node's reboot: {failure:?}", record.id));

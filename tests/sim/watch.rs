@@ -9,9 +9,8 @@ use agent::{
     clock::Clock,
     journal::{MemoryJournal, Record},
     pve::{CloneOrder, fake::FakeCluster},
-    sandbox::Cause,
 };
-use proto::{Reason, name::NodeName};
+use proto::{Cause, Reason, name::NodeName};
 
 use crate::{
     calls::{Memory, TTL},
@@ -89,7 +88,7 @@ impl Watch {
         let boot = clock.moment().boot;
         let same_boot = record.lifetime.expires.as_ref().is_some_and(|at| at.boot == boot);
         let age = known.since.elapsed();
-        if record.cause == Cause::Ttl.word() && same_boot && age < TTL {
+        if record.cause == Cause::Ttl && same_boot && age < TTL {
             self.wrong(format!("I2: {} was ended after {age:?}, before its time", record.id));
         }
     }

@@ -39,7 +39,7 @@ pub(crate) fn record(number: u8) -> Record {
         body_digest: "0".repeat(64),
         attempt: 1,
         phase: Phase::Creating,
-        step: "queued".into(),
+        progress: proto::Progress::Queued,
         snapshot: "base".parse().expect("valid"),
         size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
         network: Network::Static,
@@ -55,7 +55,7 @@ pub(crate) fn record(number: u8) -> Record {
         wake_on: WakeOn::default(),
         lifetime: Lifetime::default(),
         since: Moment::default(),
-        cause: String::new(),
+        cause: proto::Cause::ASKED,
         adopted: false,
         moved_to: None,
         volumes: Default::default(),
@@ -357,7 +357,7 @@ async fn what_is_taken_over_gets_an_address_of_here(make: fn(Pools) -> Subject) 
     let dynamic = Record { vmid: vmid(5002), network: Network::Dhcp, ip: None, ..record(3) };
     assert_eq!(take_over(&dynamic).await.expect("taken over").ip, None);
     // Over the tombstone of one that was let go, and over no other.
-    let left = Record { cause: proto::cause::MOVED.into(), ..here };
+    let left = Record { cause: proto::Cause::Moved, ..here };
     let left = end(&journal, &left, Phase::Deleted, 10).await;
     assert_eq!(take_over(&there).await.expect("back again").vmid, left.vmid);
     let deleted = journal.get(&id(3)).await.expect("reads").expect("there");

@@ -12,6 +12,7 @@ pub mod node;
 pub mod record;
 mod ring;
 pub mod sqlite;
+mod words;
 
 use proto::id::{SandboxId, Vmid};
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use proto::{
-    Reason,
+    Cause, Progress, Reason,
     id::{SandboxId, Vmid},
     lifetime::{Action, Wish},
     name::{Port, RequestId, ServiceName, SnapshotId, Team},
@@ -139,8 +139,9 @@ pub struct Record {
     pub attempt: u32,
     /// Where it is in its life.
     pub phase: Phase,
-    /// For people: queued, clone, configure, resize_offline, start, resize, probe.
-    pub step: String,
+    /// How far its operation is.
+    #[serde(rename = "step", with = "super::words::progress")]
+    pub progress: Progress,
     /// What it was created from.
     pub snapshot: SnapshotId,
     /// Compute, complete.
@@ -176,9 +177,9 @@ pub struct Record {
     /// When its phase last changed; unknown in records of before there was such a thing.
     #[serde(default)]
     pub since: Moment,
-    /// Why it did, if nobody asked for it: a word of `sandbox::Cause`.
-    #[serde(default)]
-    pub cause: String,
+    /// Why it did.
+    #[serde(default, with = "super::words::cause")]
+    pub cause: Cause,
     /// It was somebody's container before it was a sandbox, and can be given back.
     #[serde(default)]
     pub adopted: bool,
@@ -203,8 +204,7 @@ impl Record {
 
     /// It ended without its container, which may live on elsewhere.
     pub fn was_let_go(&self) -> bool {
-        let let_go = [proto::cause::RELEASED, proto::cause::MOVED];
-        self.phase.ended() && let_go.contains(&self.cause.as_str())
+        self.phase.ended() && matches!(self.cause, Cause::Released | Cause::Moved)
     }
 
     /// The address that is this sandbox's and nobody else's: the only one that requests, probes and

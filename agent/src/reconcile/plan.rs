@@ -10,6 +10,8 @@ use std::{
 
 use proto::id::{SandboxId, Vmid};
 
+use proto::Progress;
+
 use crate::{
     journal::{Phase, Record},
     pve::Mark,
@@ -17,7 +19,6 @@ use crate::{
         Tombstone,
         look::{self, Life, Place},
         observe::{Container, Observed},
-        step,
     },
 };
 
@@ -130,10 +131,10 @@ fn unlocks(intended: &Intended, observed: &Observed) -> Vec<Action> {
 }
 
 fn of_record(record: &Record, observed: &Observed, life: &Life) -> Option<Action> {
-    if step::is_adopting(&record.step) {
+    if record.progress.is_adopting() {
         return Some(Action::Adopt(record.id));
     }
-    if step::is_releasing(&record.step) {
+    if record.progress == Progress::Release {
         return Some(Action::Release(record.id));
     }
     if look::seen(record, &place(record, observed), life).is_some() {

@@ -172,7 +172,7 @@ async fn a_sandbox_is_made_found_listed_and_deleted() {
     let request = wire::CreateSandboxRequest { epoch: 7, ..create(1) };
     let made = client.create_sandbox(request).await.expect("made").into_inner();
     let sandbox = made.sandbox.expect("set");
-    assert_eq!((sandbox.phase(), sandbox.step.as_str()), (Phase::Running, "done"));
+    assert_eq!((sandbox.phase(), sandbox.progress()), (Phase::Running, public::Progress::Done));
     assert_eq!(made.load.map(|load| (load.running, load.vmids_free)), Some((1, 99)));
     for name in [sandbox.id.clone(), "100000".into(), "cmux-100000".into()] {
         let found = client.get_sandbox(wire::GetSandboxRequest { id: name }).await;

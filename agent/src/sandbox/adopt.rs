@@ -5,16 +5,16 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    Reason,
+    Cause, Progress, Reason,
     id::{SandboxId, SandboxRef, Vmid},
     name::{RequestId, Team},
 };
 use tokio::time::Instant;
 
 use super::{
-    Cause, Error, Event, Known, Sandboxes,
+    Error, Event, Known, Sandboxes,
     flights::{Crew, Kind},
-    reads, step,
+    reads,
 };
 use crate::{
     journal::Record,
@@ -69,7 +69,7 @@ impl Sandboxes {
         let mark = Mark { sandbox_id: id, vmid, attempt: 1, team, request_id };
         let record = Record {
             adopted: true,
-            step: step::ADOPT.into(),
+            progress: Progress::Adopt,
             ..self.record_of(&config, &mark, SNAPSHOT).await?
         };
         let volumes = config.own_volumes(vmid);
@@ -115,7 +115,7 @@ impl Sandboxes {
     async fn adopt_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
         let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
-        if record.step != step::ADOPT {
+        if record.progress != Progress::Adopt {
             return self.connected(record).await;
         }
         match self.pve.mark(&record.mark()).await {
@@ -133,7 +133,7 @@ impl Sandboxes {
             if record.phase.ended() {
                 return Err(reads::deleted(&SandboxRef::Id(record.id)));
             }
-            step::DONE.clone_into(&mut record.step);
+            record.progress = Progress::Done;
             Ok(())
         })
         .await

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use proto::{
-    Reason,
+    Cause, Progress, Reason,
     id::{SandboxId, SandboxRef, Vmid},
     spec::{Network, Size},
 };
@@ -15,7 +15,6 @@ use super::{
     admission::{self, Facts, Memory, Recall, Seat, Summary},
     boot, deadline,
     flights::{Crew, Entered, Flight, Kind, Ticket},
-    step,
 };
 use crate::{
     journal::{Intent, Lifetime, Phase, Record, WakeOn},
@@ -200,7 +199,7 @@ impl Sandboxes {
             body_digest: body_digest.clone(),
             attempt: *attempt,
             phase: Phase::Creating,
-            step: step::QUEUED.into(),
+            progress: Progress::Queued,
             snapshot: spec.snapshot.clone(),
             size: spec.size.or(work.template.size),
             network,
@@ -218,7 +217,7 @@ impl Sandboxes {
                 .with(&self.options.lifetimes.default, &since)
                 .with(&spec.lifetime, &since),
             since,
-            cause: String::new(),
+            cause: Cause::ASKED,
             volumes: OwnVolumes::default(),
             failure: None,
             revision: 0,
@@ -250,7 +249,7 @@ impl Sandboxes {
         check_called_off(work)?;
         let volumes = self.named_volumes(&record).await?;
         let settings = self.settings(&record);
-        saga.step_without_undo(step::CONFIGURE, || async {
+        saga.step_without_undo(Progress::Configure.name(), || async {
             let configured = self.pve.configure(record.vmid, &settings);
             let (configured, ()) = tokio::join!(configured, self.note_cloned(&id, &volumes));
             configured.map_err(Error::from)
@@ -258,7 +257,7 @@ impl Sandboxes {
         .await?;
         let grows = self.grows_running(&record).await?;
         if !grows {
-            self.resize(saga, work, &record, step::RESIZE_OFFLINE).await?;
+            self.resize(saga, work, &record, Progress::ResizeOffline).await?;
         }
 
         // Booting is what costs the node most: a few at a time come up sooner than all at once.
@@ -270,19 +269,19 @@ impl Sandboxes {
             deadline: work.deadline,
         };
         let since = Instant::now();
-        saga.step_without_undo(step::START, || async {
+        saga.step_without_undo(Progress::Start.name(), || async {
             let (started, ()) =
-                tokio::join!(self.start_container(&boot), self.note(&id, step::START));
+                tokio::join!(self.start_container(&boot), self.note(&id, Progress::Start));
             started
         })
         .await?;
         if grows {
-            self.resize(saga, work, &record, step::RESIZE).await?;
+            self.resize(saga, work, &record, Progress::Resize).await?;
         }
         let disk_gib = self.disk_gib(&record).await?;
-        saga.step_without_undo(step::PROBE, || async {
+        saga.step_without_undo(Progress::Probe.name(), || async {
             let answers = self.called_or(work, self.until_it_answers(&boot));
-            let (answer, ()) = tokio::join!(answers, self.note(&id, step::PROBE));
+            let (answer, ()) = tokio::join!(answers, self.note(&id, Progress::Probe));
             answer
         })
         .await?;
@@ -294,7 +293,7 @@ impl Sandboxes {
             record.started_ms = self.now_ms();
             record.size.disk_gib = disk_gib;
             record.volumes.clone_from(&volumes);
-            step::DONE.clone_into(&mut record.step);
+            record.progress = Progress::Done;
         })
         .await
     }
@@ -313,14 +312,14 @@ impl Sandboxes {
         saga: &mut Saga<'a, Error>,
         work: &Work<'_>,
         record: &Record,
-        step: &'static str,
+        step: Progress,
     ) -> Result<(), Error> {
         let Record { id, vmid, size: Size { disk_gib, .. }, .. } = *record;
         if disk_gib == 0 {
             return Ok(());
         }
         check_called_off(work)?;
-        saga.step_without_undo(step, || async {
+        saga.step_without_undo(step.name(), || async {
             let left = deadline::left(work.deadline, self.options.limits.create)?;
             let resized = self.pve.resize(vmid, disk_gib, left);
             let (resized, ()) = tokio::join!(resized, self.note(&id, step));
@@ -349,7 +348,8 @@ impl Sandboxes {
         for _ in 0..VMIDS_TRIED_MAX {
             let (id, vmid) = (record.id, record.vmid);
             let undo = move || self.unmake(id, vmid).boxed();
-            let free = saga.step(step::CLONE, undo, || self.clone_as(work, &record)).await?;
+            let free =
+                saga.step(Progress::Clone.name(), undo, || self.clone_as(work, &record)).await?;
             if free {
                 return Ok(record);
             }
@@ -381,7 +381,7 @@ impl Sandboxes {
             // Durable first: by this a lock that a crash leaves on the template is known to be ours, and
             // so is a volume that no config names.
             self.amend(&record.id, |record| {
-                step::CLONE.clone_into(&mut record.step);
+                record.progress = Progress::Clone;
                 record.volumes = OwnVolumes::cloned_to(site.storages.clone());
                 Ok(())
             })
@@ -393,7 +393,7 @@ impl Sandboxes {
                 // It never began: a lock that stands on the template is not ours, nor is a volume that
                 // comes to the number before the next try.
                 self.amend(&record.id, |record| {
-                    step::QUEUED.clone_into(&mut record.step);
+                    record.progress = Progress::Queued;
                     record.volumes = OwnVolumes::default();
                     Ok(())
                 })
@@ -436,7 +436,7 @@ impl Sandboxes {
     /// again when the sandbox is up, so that it may be lost here.
     async fn note_cloned(&self, id: &SandboxId, volumes: &OwnVolumes) {
         let noted = self.amend(id, |record| {
-            step::CONFIGURE.clone_into(&mut record.step);
+            record.progress = Progress::Configure;
             record.volumes.clone_from(volumes);
             Ok(())
         });

@@ -5,8 +5,10 @@ use std::{sync::Arc, time::Duration};
 use proto::id::{SandboxId, SandboxRef};
 use tokio::time::Instant;
 
+use proto::Cause;
+
 use super::{
-    Cause, Error, Event, Known, Sandboxes,
+    Error, Event, Known, Sandboxes,
     flights::{Crew, Kind},
     reads, undo,
 };
@@ -25,7 +27,7 @@ impl Sandboxes {
         id: &SandboxId,
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
-        self.delete_because(id, Cause::Asked, wait).await
+        self.delete_because(id, Cause::ASKED, wait).await
     }
 
     pub(super) async fn delete_because(
@@ -56,11 +58,11 @@ impl Sandboxes {
         crew: &Crew,
     ) -> Result<Arc<Record>, Error> {
         let limits = &self.options.limits;
-        if cause == Cause::Asked {
+        if cause == Cause::ASKED {
             self.call_off_what_is_under_way(id).await?;
         }
         let _turn = crew.turn(Instant::now() + limits.turn).await?;
-        if cause != Cause::Asked {
+        if cause != Cause::ASKED {
             let record = self.living(&SandboxRef::Id(*id))?;
             if self.is_moot(&record, cause) {
                 return Ok(record);

@@ -2,53 +2,13 @@
 
 use std::time::Duration;
 
-use proto::{cause, lifetime::Action};
+use proto::{Cause, lifetime::Action};
 
 use super::Lifetimes;
 use crate::{
     clock::Moment,
     journal::{Phase, Record},
 };
-
-/// Why something was done to a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// Somebody asked for it.
-    Asked,
-    /// Its time to live was over.
-    Ttl,
-    /// Nobody used it.
-    Idle,
-    /// It had been paused or stopped for too long.
-    Kept,
-    /// It was found down.
-    FoundDown,
-    /// It was found running.
-    FoundUp,
-    /// Its node was rebooted while it ran.
-    Rebooted,
-    /// Its container was given back, and is left as it is.
-    Released,
-    /// Another node has it now.
-    Moved,
-}
-
-impl Cause {
-    /// As it stands in a record and in answers; empty when it was asked for.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Asked => "",
-            Self::Ttl => cause::TTL,
-            Self::Idle => cause::IDLE,
-            Self::Kept => cause::KEPT_TOO_LONG,
-            Self::FoundDown => cause::FOUND_DOWN,
-            Self::FoundUp => cause::FOUND_UP,
-            Self::Rebooted => cause::NODE_REBOOTED,
-            Self::Released => cause::RELEASED,
-            Self::Moved => cause::MOVED,
-        }
-    }
-}
 
 /// One thing that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +31,8 @@ pub(super) fn due(
     let ttl = expired.then_some(Due { cause: Cause::Ttl, action: life.ttl_action });
     let kept = |longest: Duration, action| {
         let too_long = !longest.is_zero() && record.since.ago(now) >= longest;
-        (too_long && !rules.exempts(record)).then_some(Due { cause: Cause::Kept, action })
+        (too_long && !rules.exempts(record))
+            .then_some(Due { cause: Cause::RetentionExceeded, action })
     };
     match record.phase {
         Phase::Running => ttl.or_else(|| {
@@ -159,9 +120,15 @@ mod tests {
         let of = |record: &Record, hours| due(record, &at(hours), Duration::ZERO, &rules);
         let paused = with(Phase::Paused, Lifetime::default());
         assert_eq!(of(&paused, 19), None);
-        assert_eq!(of(&paused, 20), Some(Due { cause: Cause::Kept, action: Action::Stop }));
+        assert_eq!(
+            of(&paused, 20),
+            Some(Due { cause: Cause::RetentionExceeded, action: Action::Stop })
+        );
         let mut stopped = with(Phase::Stopped, Lifetime::default());
-        assert_eq!(of(&stopped, 24 * 7), Some(Due { cause: Cause::Kept, action: Action::Delete }));
+        assert_eq!(
+            of(&stopped, 24 * 7),
+            Some(Due { cause: Cause::RetentionExceeded, action: Action::Delete })
+        );
         stopped.since = Moment::default();
         assert_eq!(of(&stopped, 24 * 7), None, "nobody knows since when");
         let mut exempt = paused;

@@ -12,7 +12,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    Reason,
+    Cause, Progress, Reason,
     id::{SandboxId, SandboxRef},
     name::NodeName,
     spec::Network,
@@ -21,10 +21,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
-    Cause, Dhcp, Error, Event, Known, Sandboxes,
+    Dhcp, Error, Event, Known, Sandboxes,
     flights::{Crew, Kind, lost},
     look::Place,
-    step,
 };
 use crate::{
     clock::Moment,
@@ -112,11 +111,11 @@ impl Sandboxes {
 
     /// The record as it goes over: what is asked for from now on is asked for there.
     async fn given(&self, record: Arc<Record>) -> Result<Arc<Record>, Error> {
-        if record.phase == Phase::Deleting || step::is_handed_over(&record.step) {
+        if record.phase == Phase::Deleting || record.progress == Progress::Export {
             return Ok(record);
         }
         self.amend(&record.id, |record| {
-            step::HAND_OVER.clone_into(&mut record.step);
+            record.progress = Progress::Export;
             Ok(())
         })
         .await
@@ -135,10 +134,10 @@ impl Sandboxes {
     ) -> Result<Arc<Record>, Error> {
         let Handed { record, now } = handed;
         let (id, vmid) = (record.id, record.vmid);
-        let (phase, step) = if record.phase == Phase::Deleting {
-            (Phase::Deleting, step::DONE)
+        let (phase, progress) = if record.phase == Phase::Deleting {
+            (Phase::Deleting, Progress::Done)
         } else {
-            (Phase::Stopped, step::TAKE_OVER)
+            (Phase::Stopped, Progress::Import)
         };
         match self.known(&SandboxRef::Id(id)) {
             Some(Known::Live(known)) if known.vmid == vmid && phase == Phase::Deleting => {
@@ -166,7 +165,7 @@ impl Sandboxes {
                 let expires = record.lifetime.expires.as_ref().map(moment);
                 self.write_taken(Record {
                     phase,
-                    step: step.into(),
+                    progress,
                     failure: None,
                     moved_to: None,
                     ip: None,
@@ -253,12 +252,12 @@ impl Sandboxes {
     /// Connects a container that came from another node to this one. What is to come up must have its
     /// address first: a crash may have been in between.
     pub(super) async fn connected(&self, record: Arc<Record>) -> Result<Arc<Record>, Error> {
-        if record.step != step::TAKE_OVER {
+        if record.progress != Progress::Import {
             return Ok(record);
         }
         self.pve.configure(record.vmid, &self.settings(&record)).await.map_err(Error::from)?;
         self.amend(&record.id, |record| {
-            step::DONE.clone_into(&mut record.step);
+            record.progress = Progress::Done;
             Ok(())
         })
         .await
@@ -267,7 +266,7 @@ impl Sandboxes {
 
 /// Refuses what another node would not hear of.
 pub(super) fn on_its_way(record: &Record) -> Result<(), Error> {
-    if !step::is_handed_over(&record.step) {
+    if record.progress != Progress::Export {
         return Ok(());
     }
     let why =

@@ -8,11 +8,11 @@ use std::{
 };
 
 use proto::{
+    Cause,
     id::{SandboxId, SandboxRef, Vmid},
     name::{RequestId, Team},
 };
 
-use super::{Cause, step};
 use crate::journal::{Phase, Record};
 
 /// What is kept in memory of a sandbox that has ended.
@@ -57,9 +57,9 @@ impl From<&Record> for Tombstone {
             body_digest: record.body_digest.clone(),
             ended_ms: record.ended_ms,
             template: record.template,
-            cloning: step::is_cloning(&record.step),
-            released: record.cause == Cause::Released.word(),
-            moved: record.cause == Cause::Moved.word(),
+            cloning: record.progress.is_cloning(),
+            released: record.cause == Cause::Released,
+            moved: record.cause == Cause::Moved,
             revision: record.revision,
         }
     }

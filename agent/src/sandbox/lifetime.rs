@@ -3,13 +3,14 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use proto::{
+    Cause,
     id::SandboxId,
     lifetime::{Action, Wish},
 };
 
 use super::{
     Error, Sandboxes,
-    due::{Cause, Due, due},
+    due::{Due, due},
 };
 use crate::{clock::Moment, journal::Record};
 
@@ -68,7 +69,7 @@ impl Sandboxes {
 
     /// True when what was due is so no more: it was extended, or used, in between.
     pub(super) fn is_moot(&self, record: &Record, cause: Cause) -> bool {
-        cause != Cause::Asked
+        cause != Cause::ASKED
             && self.due_for(record, &self.clock.moment()).is_none_or(|due| due.cause != cause)
     }
 }

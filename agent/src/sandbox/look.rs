@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    Reason,
+    Cause, Progress, Reason,
     id::{SandboxId, SandboxRef},
     name::NodeName,
     spec::Network,
@@ -12,9 +12,8 @@ use proto::{
 use tokio::time::Instant;
 
 use super::{
-    Cause, Error, Event, OnReboot, Sandboxes,
+    Error, Event, OnReboot, Sandboxes,
     flights::{Crew, Kind},
-    step,
 };
 use crate::{
     clock::Moment,
@@ -101,7 +100,7 @@ pub fn seen(record: &Record, place: &Place, life: &Life) -> Option<Seen> {
         (Place::Here { running: true }, Phase::Stopped) => return Some(Seen::Up),
         (Place::Here { running: false }, Phase::Stopped) => {
             let unfit = matches!(stood, Some(Reason::NotOurs | Reason::ContainerGone));
-            let back = step::is_handed_over(&record.step);
+            let back = record.progress == Progress::Export;
             return (unfit || back).then_some(Seen::Fit);
         }
         // PVE started it with the node, or an operator did: it is another boot of it all the same.
@@ -172,7 +171,7 @@ impl Sandboxes {
                 self.advance(id, Event::Rebooted, |record| {
                     record.boot += 1;
                     record.failure = None;
-                    step::START.clone_into(&mut record.step);
+                    record.progress = Progress::Start;
                 })
                 .await
             }
@@ -202,7 +201,7 @@ impl Sandboxes {
             Seen::Fit => {
                 let fit = |record: &mut Record| {
                     record.failure = None;
-                    step::DONE.clone_into(&mut record.step);
+                    record.progress = Progress::Done;
                 };
                 self.amend_stopped(id, fit).await
             }
@@ -216,12 +215,12 @@ impl Sandboxes {
                     record.failure = None;
                     record.started_ms = now.wall_ms;
                     record.since = now.clone();
-                    Cause::FoundUp.word().clone_into(&mut record.cause);
+                    record.cause = Cause::FoundUp;
                     record.lifetime.renew(&now);
                     if dhcp {
                         (record.ip, record.ip_granted) = (given, given.is_some());
                     }
-                    step::DONE.clone_into(&mut record.step);
+                    record.progress = Progress::Done;
                 })
                 .await
             }
@@ -292,12 +291,12 @@ mod tests {
         let lives = lives.into_iter().chain([Life::default()]);
         let all = lives.flat_map(|life| places.iter().map(move |place| (life.clone(), place)));
         for (life, place) in all {
-            let gone = (Phase::Stopped, step::HAND_OVER);
-            let still = [Phase::Running, Phase::Paused, Phase::Stopped].map(|phase| (phase, ""));
-            for (phase, step) in still.into_iter().chain([gone]) {
-                let step = step.into();
+            let gone = (Phase::Stopped, Progress::Export);
+            let still = [Phase::Running, Phase::Paused, Phase::Stopped]
+                .map(|phase| (phase, Progress::Unspecified));
+            for (phase, progress) in still.into_iter().chain([gone]) {
                 let since = Moment { boot: "old".into(), ..Moment::default() };
-                let mut record = Record { phase, step, since, failure: None, ..record(1) };
+                let mut record = Record { phase, progress, since, failure: None, ..record(1) };
                 for round in 0..3 {
                     match seen(&record, place, &life) {
                         None => break,
@@ -315,7 +314,7 @@ mod tests {
                         Some(Seen::Rebooted) => record.phase = Phase::Starting,
                         Some(Seen::Expired(_)) => panic!("it lives for ever"),
                         Some(Seen::Fit) => {
-                            (record.step, record.failure) = (step::DONE.into(), None);
+                            (record.progress, record.failure) = (Progress::Done, None);
                         }
                     }
                     assert!(round < 2, "{place:?} {phase:?}");

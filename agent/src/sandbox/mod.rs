@@ -42,7 +42,6 @@ mod resume;
 mod settle;
 mod start;
 mod state;
-pub mod step;
 mod stop;
 mod sweep;
 mod templates;
@@ -78,7 +77,7 @@ use index::Index;
 use queue::Queues;
 
 pub use adopt::Adoption;
-pub use due::{Cause, Due};
+pub use due::Due;
 pub use error::Error;
 pub use expose::Closed;
 pub use index::{Known, Tombstone};

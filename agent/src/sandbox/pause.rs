@@ -7,13 +7,13 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    Reason,
+    Cause, Reason,
     id::{SandboxId, SandboxRef},
 };
 use tokio::time::Instant;
 
 use super::{
-    Cause, Error, Event, Sandboxes,
+    Error, Event, Sandboxes,
     flights::{Crew, Kind, Standing},
     undo,
 };
@@ -41,7 +41,7 @@ impl Sandboxes {
         or_stop: bool,
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
-        self.pause_because(id, or_stop, Cause::Asked, wait).await
+        self.pause_because(id, or_stop, Cause::ASKED, wait).await
     }
 
     pub(super) async fn pause_because(

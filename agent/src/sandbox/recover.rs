@@ -8,7 +8,7 @@ use std::{
 };
 
 use proto::{
-    Reason,
+    Cause, Progress, Reason,
     id::{SandboxRef, Vmid},
     spec::{Network, Size},
 };
@@ -116,7 +116,7 @@ impl Sandboxes {
                 (true, false) => Phase::Running,
                 (false, _) => Phase::Stopped,
             },
-            step: super::step::DONE.into(),
+            progress: Progress::Done,
             snapshot: snapshot.parse()?,
             size: Size {
                 cpu_cores: config.cores().unwrap_or(1),
@@ -137,7 +137,7 @@ impl Sandboxes {
             wake_on: WakeOn::default(),
             lifetime: Lifetime::default(),
             since: now,
-            cause: String::new(),
+            cause: Cause::ASKED,
             adopted: false,
             moved_to: None,
             // Who made what is not in its config, nobody knows.

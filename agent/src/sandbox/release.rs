@@ -5,16 +5,15 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    Reason,
+    Cause, Progress, Reason,
     id::{SandboxId, SandboxRef, Vmid},
 };
 use tokio::time::Instant;
 
 use super::{
-    Cause, Error, Event, Sandboxes,
+    Error, Event, Sandboxes,
     flights::{Crew, Kind},
     look::Place,
-    step,
 };
 use crate::journal::{Phase, Record};
 
@@ -55,7 +54,7 @@ impl Sandboxes {
                 return Err(Error::new(Reason::NotAdopted, why));
             }
             self.amend(id, |record| {
-                step::RELEASE.clone_into(&mut record.step);
+                record.progress = Progress::Release;
                 Ok(())
             })
             .await?;

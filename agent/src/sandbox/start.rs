@@ -3,18 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    Reason, cause,
+    Cause, Progress, Reason,
     id::{SandboxId, SandboxRef},
     spec::Network,
 };
 use tokio::time::Instant;
 
 use super::{
-    Cause, Error, Event, Probe, Sandboxes,
+    Error, Event, Probe, Sandboxes,
     boot::Boot,
     flights::{Crew, Kind},
     hand_over::on_its_way,
-    step, undo,
+    undo,
 };
 use crate::journal::{Phase, Record};
 
@@ -52,8 +52,8 @@ impl Sandboxes {
         let _slot = self.start_slot(Instant::now() + limits.turn).await?;
         let now = self.clock.moment();
         // The node was rebooted under it: its boot is counted, and its time to live goes on as it was.
-        let again = record.phase == Phase::Starting && record.cause == cause::NODE_REBOOTED;
-        let cause = if again { Cause::Rebooted } else { Cause::Asked };
+        let again = record.phase == Phase::Starting && record.cause == Cause::NodeRebooted;
+        let cause = if again { Cause::NodeRebooted } else { Cause::ASKED };
         // The boot counts from the intent on: what was true of the last one holds no more.
         let record = self
             .advance(id, Event::StartAsked, |record| {
@@ -65,7 +65,7 @@ impl Sandboxes {
                 if record.network == Network::Dhcp {
                     (record.ip, record.ip_granted) = (None, false);
                 }
-                step::START.clone_into(&mut record.step);
+                record.progress = Progress::Start;
             })
             .await?;
         let since = Instant::now();
@@ -74,7 +74,7 @@ impl Sandboxes {
                 self.gate.took(since.elapsed());
                 self.advance_because(id, Event::CameUp, cause, |record| {
                     record.started_ms = self.now_ms();
-                    step::DONE.clone_into(&mut record.step);
+                    record.progress = Progress::Done;
                 })
                 .await
             }

@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    Reason,
+    Cause, Reason,
     id::{SandboxId, SandboxRef},
 };
 use tokio::time::Instant;
 
 use super::{
-    Cause, Error, Event, Sandboxes,
+    Error, Event, Sandboxes,
     flights::{Crew, Kind},
     undo,
 };
@@ -31,7 +31,7 @@ impl Sandboxes {
         id: &SandboxId,
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
-        self.stop_because(id, Cause::Asked, wait).await
+        self.stop_because(id, Cause::ASKED, wait).await
     }
 
     pub(super) async fn stop_because(

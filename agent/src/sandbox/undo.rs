@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     Error, Event, Sandboxes,
     flights::{Crew, Kind},
-    reads, step,
+    reads,
 };
 use crate::{
     journal::{Failure, Phase, Record},
@@ -65,7 +65,10 @@ impl Sandboxes {
         }
         let cut_short = Error::new(
             Reason::ShuttingDown,
-            format!("the agent stopped in the middle of the creation, at step {}", record.step),
+            format!(
+                "the agent stopped in the middle of the creation, at step {}",
+                record.progress.name()
+            ),
         );
         let record = self
             .advance(id, Event::CreateFailed, |record| {
@@ -116,7 +119,7 @@ impl Sandboxes {
 
     fn is_cloned(&self, id: SandboxId, vmid: Vmid) -> bool {
         let record = self.index.live(&id);
-        record.is_some_and(|record| record.vmid == vmid && step::is_past_clone(&record.step))
+        record.is_some_and(|record| record.vmid == vmid && record.progress.is_past_clone())
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proto::id::{SandboxId, SandboxRef, Vmid};
 use tokio::time::Instant;
 
-use super::{Error, Known, Sandboxes, step};
+use super::{Error, Known, Sandboxes};
 
 /// How long the reconciler waits for a turn at a template.
 const TURN: Duration = Duration::from_secs(2);
@@ -19,7 +19,7 @@ impl Sandboxes {
         // In whatever phase: a creation that was cut short may be deleted before anybody looks.
         let cut_short = self.live().into_iter().any(|record| {
             record.template == template
-                && step::is_cloning(&record.step)
+                && record.progress.is_cloning()
                 && !busy.contains(&record.id)
         });
         cut_short

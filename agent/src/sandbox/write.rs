@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use proto::{
-    Reason,
+    Cause, Progress, Reason,
     id::{SandboxId, SandboxRef, Vmid},
 };
 
 use super::{
-    Cause, Error, Event, Sandboxes,
+    Error, Event, Sandboxes,
     flights::{Crew, Entered, Flight, Kind, Standing, Ticket, lost},
     hand_over::on_its_way,
     next, reads,
@@ -95,7 +95,7 @@ impl Sandboxes {
         event: Event,
         more: impl Fn(&mut Record),
     ) -> Result<Arc<Record>, Error> {
-        self.advance_because(id, event, Cause::Asked, more).await
+        self.advance_because(id, event, Cause::ASKED, more).await
     }
 
     /// Moves a sandbox on, with the reason in the same write.
@@ -114,7 +114,7 @@ impl Sandboxes {
                 if record.phase != from {
                     record.since = now.clone();
                     if let Some(cause) = told(event, cause) {
-                        cause.word().clone_into(&mut record.cause);
+                        record.cause = cause;
                     }
                 }
                 if record.phase.ended() && !from.ended() {
@@ -129,17 +129,17 @@ impl Sandboxes {
         }
         tracing::info!(
             sandbox_id = %record.id, vmid = %record.vmid, phase = ?record.phase,
-            cause = record.cause, "phase changed"
+            cause = record.cause.name(), "phase changed"
         );
         Ok(record)
     }
 
     /// Tells people how far an operation is. Runs beside the step itself, so it costs it nothing;
     /// lost, it is only old news.
-    pub(super) async fn note(&self, id: &SandboxId, step: &str) {
+    pub(super) async fn note(&self, id: &SandboxId, progress: Progress) {
         let noted = self
             .amend(id, |record| {
-                step.clone_into(&mut record.step);
+                record.progress = progress;
                 Ok(())
             })
             .await;
@@ -198,8 +198,8 @@ impl Sandboxes {
 const fn told(event: Event, cause: Cause) -> Option<Cause> {
     match event {
         // Found down is what an operator did, or the end of what ran; where more is known, that.
-        Event::FoundDown if matches!(cause, Cause::Asked) => Some(Cause::FoundDown),
-        Event::Rebooted => Some(Cause::Rebooted),
+        Event::FoundDown if matches!(cause, Cause::ASKED) => Some(Cause::FoundDown),
+        Event::Rebooted => Some(Cause::NodeRebooted),
         Event::FoundUp => Some(Cause::FoundUp),
         Event::Released
         | Event::FoundDown

@@ -93,7 +93,7 @@ async fn one(
 fn progress(sandbox: &Sandbox) -> String {
     let node =
         if sandbox.node.is_empty() { String::new() } else { format!(" on {}", sandbox.node) };
-    format!("{}{node}: {}", sandbox.id, sandbox.step)
+    format!("{}{node}: {}", sandbox.id, sandbox.progress().name())
 }
 
 /// Asks until there is an answer: the same request_id is never done twice.

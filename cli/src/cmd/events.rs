@@ -154,8 +154,9 @@ impl Reader {
             let headings = ["REVISION", "AT", "KIND", "ID", "NODE", "ACTOR", "TEAM", "WHY"];
             self.output.line(self.line(headings.map(String::from)))?;
         }
-        let why = [&event.reason, &event.detail].into_iter().filter(|word| !word.is_empty());
-        let why = why.map(String::as_str).collect::<Vec<_>>().join(": ");
+        let why =
+            [json::why(event), event.detail.as_str()].into_iter().filter(|word| !word.is_empty());
+        let why = why.collect::<Vec<_>>().join(": ");
         self.output.line(self.line([
             event.revision.to_string(),
             time::rfc3339(event.at).unwrap_or_default(),

@@ -2,6 +2,8 @@
 
 use proto::sandbox::v1::{Sandbox, Size};
 
+use proto::Cause;
+
 use crate::{
     client::{Controller, fetch},
     failure::Failure,
@@ -31,7 +33,10 @@ pub(super) fn size(size: Option<Size>) -> String {
 
 fn describe(sandbox: &Sandbox) -> String {
     let phase = json::phase(sandbox.phase());
-    let step = if sandbox.step.is_empty() { String::new() } else { format!(" ({})", sandbox.step) };
+    let step = match sandbox.progress().name() {
+        "" => String::new(),
+        step => format!(" ({step})"),
+    };
     let when = |time| match time::rfc3339(time) {
         Some(text) => format!("{text} ({} ago)", time::age(time)),
         None => "-".into(),
@@ -53,8 +58,8 @@ fn describe(sandbox: &Sandbox) -> String {
     ];
     lines.push(("wake on", super::wake_on::words(sandbox.wake_on)));
     lines.push(("lifetime", super::lifetime::words(sandbox)));
-    if !sandbox.cause.is_empty() {
-        lines.push(("cause", sandbox.cause.clone()));
+    if sandbox.cause() != Cause::ASKED {
+        lines.push(("cause", sandbox.cause().name().to_lowercase()));
     }
     for service in &sandbox.services {
         lines.push(("port", format!("{} {} {}", service.port, service.name, service.url)));
@@ -63,7 +68,7 @@ fn describe(sandbox: &Sandbox) -> String {
         lines.push(("metadata", format!("{key}={value}")));
     }
     if let Some(failure) = &sandbox.failure {
-        lines.push(("failure", format!("{} ({})", failure.message, failure.reason)));
+        lines.push(("failure", format!("{} ({})", failure.message, failure.reason())));
         if !failure.rollback.is_empty() {
             lines.push(("rollback", failure.rollback.clone()));
         }

@@ -14,8 +14,8 @@ pub(super) async fn run(controller: Controller, id: String, output: Output) -> R
     controller
         .follow(&id, None, |sandbox| {
             // A watch that was taken up again repeats what was known.
-            if last != Some((sandbox.revision, sandbox.phase, sandbox.step.clone())) {
-                last = Some((sandbox.revision, sandbox.phase, sandbox.step.clone()));
+            if last != Some((sandbox.revision, sandbox.phase, sandbox.progress())) {
+                last = Some((sandbox.revision, sandbox.phase, sandbox.progress()));
                 show(sandbox, output)?;
             }
             Ok(matches!(sandbox.phase(), Phase::Deleted | Phase::Failed))
@@ -30,13 +30,13 @@ fn show(sandbox: &Sandbox, output: Output) -> Result<(), Failure> {
     }
     let mut words = vec![time::now(), sandbox.id.clone(), json::phase(sandbox.phase()).into()];
     words.extend(
-        [&sandbox.step, &sandbox.node, &sandbox.ip]
+        [sandbox.progress().name(), sandbox.node.as_str(), sandbox.ip.as_str()]
             .into_iter()
             .filter(|word| !word.is_empty())
-            .cloned(),
+            .map(str::to_owned),
     );
     if let Some(failure) = &sandbox.failure {
-        words.push(format!("{} ({})", failure.message, failure.reason));
+        words.push(format!("{} ({})", failure.message, failure.reason()));
     }
     output.line(one_line(&words.join(" ")))
 }

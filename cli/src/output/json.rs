@@ -15,7 +15,7 @@ pub struct Sandbox<'a> {
     node: &'a str,
     team: &'a str,
     phase: &'static str,
-    step: &'a str,
+    step: &'static str,
     snapshot_id: &'a str,
     size: Size,
     ip: &'a str,
@@ -29,7 +29,7 @@ pub struct Sandbox<'a> {
     request_id: &'a str,
     failure: Option<Recorded<'a>>,
     wake_on: WakeOn,
-    cause: &'a str,
+    cause: String,
     expires_at: Option<String>,
     lifetime: Lifetime,
 }
@@ -109,7 +109,7 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
         node: &sandbox.node,
         team: &sandbox.team,
         phase: phase(sandbox.phase()),
-        step: &sandbox.step,
+        step: sandbox.progress().name(),
         snapshot_id: &sandbox.snapshot_id,
         size: size(sandbox.size),
         ip: &sandbox.ip,
@@ -127,7 +127,7 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
             rollback: &failure.rollback,
         }),
         wake_on: wake_on(sandbox.wake_on),
-        cause: &sandbox.cause,
+        cause: sandbox.cause().name().to_lowercase(),
         expires_at: rfc3339(sandbox.expires_at),
         lifetime: lifetime(sandbox.lifetime),
     }
@@ -336,6 +336,19 @@ pub fn event_kind(kind: wire::EventKind) -> String {
     kind.as_str_name().trim_start_matches("EVENT_KIND_").to_lowercase()
 }
 
+/// Why an event happened: the name of a reason or of a cause; empty where nobody says.
+pub fn why(event: &wire::Event) -> &'static str {
+    use wire::event::Why;
+    // Numbers from a later version of the controller have no name here.
+    match event.why {
+        Some(Why::Reason(number)) => {
+            proto::Reason::try_from(number).map_or("", proto::Reason::name)
+        }
+        Some(Why::Cause(number)) => proto::Cause::try_from(number).map_or("", proto::Cause::name),
+        None => "",
+    }
+}
+
 /// An event.
 pub fn event(event: &wire::Event) -> Event<'_> {
     Event {
@@ -346,7 +359,7 @@ pub fn event(event: &wire::Event) -> Event<'_> {
         team: &event.team,
         node: &event.node,
         actor: &event.actor,
-        reason: &event.reason,
+        reason: why(event),
         detail: &event.detail,
         node_revision: event.node_revision,
     }

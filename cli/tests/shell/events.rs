@@ -10,7 +10,7 @@ use std::{
 
 use proto::{
     Reason,
-    sandbox::v1::{Event, EventKind},
+    sandbox::v1::{Event, EventKind, event},
 };
 use serde_json::json;
 use tonic::Status;
@@ -70,7 +70,7 @@ fn event(revision: u64) -> Event {
         node: "node2".into(),
         kind: kind.into(),
         actor: if revision < 3 { "0a1b2c3d4e5f".into() } else { "agent".into() },
-        reason: if revision == 5 { "TTL".into() } else { String::new() },
+        why: (revision == 5).then(|| event::Why::Cause(proto::Cause::Ttl.into())),
         detail: if revision == 5 { "its time\nis over\x1b[2J".into() } else { String::new() },
         node_revision: 7 * revision,
     }

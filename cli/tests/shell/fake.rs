@@ -18,7 +18,7 @@ use daemon::{
     tls::{ClientAuth, Identity},
 };
 use proto::{
-    Reason,
+    Progress, Reason,
     sandbox::v1::{
         operator_service_server::OperatorServiceServer,
         sandbox_service_server::{SandboxService, SandboxServiceServer},
@@ -179,15 +179,15 @@ fn known(id: &str, phase: Phase) -> Result<Option<Sandbox>, Status> {
     if id == HOSTILE {
         let note = "a\u{202e}b\u{200b}c\x1b[2Jd".to_owned();
         let metadata = BTreeMap::from([("note".to_owned(), note)]);
-        return Ok(Some(Sandbox { metadata, ..sandbox(phase, "done") }));
+        return Ok(Some(Sandbox { metadata, ..sandbox(phase, Progress::Done) }));
     }
     if id != ID && id != "100001" {
         return Err(refuse(Reason::SandboxNotFound));
     }
-    Ok(Some(sandbox(phase, "done")))
+    Ok(Some(sandbox(phase, Progress::Done)))
 }
 
-fn sandbox(phase: Phase, step: &str) -> Sandbox {
+fn sandbox(phase: Phase, progress: Progress) -> Sandbox {
     Sandbox {
         id: ID.into(),
         vmid: 100_001,
@@ -208,7 +208,7 @@ fn sandbox(phase: Phase, step: &str) -> Sandbox {
         attempt: 1,
         revision: 7,
         request_id: "r-1".into(),
-        step: step.into(),
+        progress: progress.into(),
         wake_on: Some(WakeOn { http: true, ssh: false, exec: true }),
         ..Sandbox::default()
     }
@@ -243,7 +243,7 @@ impl SandboxService for Service {
         {
             return Err(refuse(Reason::OutcomeUnknown));
         }
-        let mut made = sandbox(Phase::Creating, "clone");
+        let mut made = sandbox(Phase::Creating, Progress::Clone);
         made.request_id = request.request_id;
         made.snapshot_id = request.snapshot_id;
         Ok(Response::new(CreateSandboxResponse { sandbox: Some(made) }))
@@ -263,7 +263,7 @@ impl SandboxService for Service {
             "" => (Phase::Running, "second"),
             _ => (Phase::Creating, ""),
         };
-        let sandboxes = vec![sandbox(phase, "clone")];
+        let sandboxes = vec![sandbox(phase, Progress::Clone)];
         Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token: next.into() }))
     }
 
@@ -292,7 +292,7 @@ impl SandboxService for Service {
         request: Request<WatchSandboxRequest>,
     ) -> Answer<Self::WatchSandboxStream> {
         known(&request.into_inner().id, Phase::Running)?;
-        let mut last = sandbox(Phase::Running, "done");
+        let mut last = sandbox(Phase::Running, Progress::Done);
         if self.0.create_fails {
             last.set_phase(Phase::Failed);
             last.failure = Some(Failure {
@@ -302,12 +302,13 @@ impl SandboxService for Service {
             });
         }
         if self.0.create_hangs {
-            let creating =
-                Ok(WatchSandboxResponse { sandbox: Some(sandbox(Phase::Creating, "x")) });
+            let creating = Ok(WatchSandboxResponse {
+                sandbox: Some(sandbox(Phase::Creating, Progress::Clone)),
+            });
             let creating = tokio_stream::once(creating).chain(tokio_stream::pending());
             return Ok(Response::new(Box::pin(creating)));
         }
-        let changes = [sandbox(Phase::Creating, "start"), last];
+        let changes = [sandbox(Phase::Creating, Progress::Start), last];
         let changes = changes.map(|sandbox| Ok(WatchSandboxResponse { sandbox: Some(sandbox) }));
         Ok(Response::new(Box::pin(tokio_stream::iter(changes))))
     }

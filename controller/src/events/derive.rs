@@ -2,17 +2,19 @@
 //! Pure, and the one place that knows.
 
 use proto::{
-    cause,
+    Cause,
     sandbox::v1::{EventKind, ExpiryAction, HttpService, Phase, Sandbox, WakeOn},
 };
+
+use crate::store::Why;
 
 /// Something that happened, as far as the sandbox itself tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// What.
     pub kind: EventKind,
-    /// Why, a constant; empty where the sandbox does not say.
-    pub reason: String,
+    /// Why.
+    pub why: Why,
     /// A sentence; may be empty.
     pub detail: String,
     /// Nobody asked for it.
@@ -29,14 +31,17 @@ pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
     let mut changes = Vec::new();
     if let Some(kind) = of_phase(old, new) {
         let failure = new.failure.as_ref().filter(|failure| old.failure.as_ref() != Some(*failure));
-        let word = new.cause.to_uppercase();
-        let reason = failure.map(|failure| failure.reason().name().to_owned());
-        // These are words for what an operator asked for.
-        let asked = ["", cause::RELEASED, cause::NODE_LOST].contains(&new.cause.as_str());
+        let reason = failure.map(|failure| Why::Reason(failure.reason()));
+        let why = match new.cause() {
+            Cause::ASKED => reason.unwrap_or_default(),
+            cause => cause.into(),
+        };
+        // An operator asks for the last two.
+        let asked = matches!(new.cause(), Cause::ASKED | Cause::Released | Cause::NodeLost);
         changes.push(Change {
             kind,
             unasked: !asked,
-            reason: if word.is_empty() { reason.unwrap_or_default() } else { word },
+            why,
             detail: failure.map(|failure| failure.message.clone()).unwrap_or_default(),
         });
     }
@@ -56,7 +61,7 @@ fn found(sandbox: &Sandbox) -> Change {
     let phase = sandbox.phase().as_str_name().trim_start_matches("PHASE_").to_lowercase();
     Change {
         kind: EventKind::Found,
-        reason: String::new(),
+        why: Why::Unsaid,
         detail: format!("its node reports it as {phase}"),
         unasked: true,
     }
@@ -105,7 +110,7 @@ fn of_services(old: &[HttpService], new: &[HttpService]) -> Vec<Change> {
         .filter(|(_, services)| !services.is_empty())
         .map(|(kind, services)| Change {
             kind,
-            reason: String::new(),
+            why: Why::Unsaid,
             detail: services.join(", "),
             unasked: false,
         })
@@ -118,7 +123,7 @@ fn of_wake_on(old: Option<WakeOn>, new: Option<WakeOn>) -> Option<Change> {
     let switch = |name: &str, on: bool| format!("{name} {}", if on { "on" } else { "off" });
     (old != new).then(|| Change {
         kind: EventKind::WakeOnSet,
-        reason: String::new(),
+        why: Why::Unsaid,
         detail: [switch("http", new.http), switch("ssh", new.ssh), switch("exec", new.exec)]
             .join(", "),
         unasked: false,
@@ -139,7 +144,7 @@ fn of_lifetime(old: &Sandbox, new: &Sandbox) -> Option<Change> {
     };
     (before != now || extended).then(|| Change {
         kind: EventKind::LifetimeSet,
-        reason: String::new(),
+        why: Why::Unsaid,
         detail: [rule("ttl", now.ttl, now.ttl_action()), rule("idle", now.idle, now.idle_action())]
             .join(", "),
         unasked: false,
@@ -211,21 +216,24 @@ mod tests {
         let message = "it did not freeze and was stopped".to_owned();
         stopped.failure = Some(Failure { reason, message, rollback: String::new() });
         let [change] = derive(Some(&sandbox(Phase::Running, 1)), &stopped).try_into().expect("one");
-        assert_eq!((change.kind, change.reason.as_str()), (EventKind::Stopped, "FREEZE_FAILED"));
+        assert_eq!(
+            (change.kind, change.why),
+            (EventKind::Stopped, Why::Reason(proto::Reason::FreezeFailed))
+        );
         // It still stands there after the next start, which has nothing to do with it.
         let running = Sandbox { failure: stopped.failure.clone(), ..sandbox(Phase::Running, 2) };
         let [change] = derive(Some(&stopped), &running).try_into().expect("one");
-        assert_eq!((change.kind, change.reason.as_str()), (EventKind::Started, ""));
+        assert_eq!((change.kind, change.why), (EventKind::Started, Why::Unsaid));
     }
 
     #[test]
     fn what_the_node_did_by_itself_says_why_and_rules_are_told() {
         let running = sandbox(Phase::Running, 1);
-        let paused = Sandbox { cause: "idle".into(), ..sandbox(Phase::Paused, 1) };
+        let paused = Sandbox { cause: Cause::Idle.into(), ..sandbox(Phase::Paused, 1) };
         let [change] = derive(Some(&running), &paused).try_into().expect("one");
-        assert_eq!((change.reason.as_str(), change.unasked), ("IDLE", true));
+        assert_eq!((change.why, change.unasked), (Why::Cause(Cause::Idle), true));
         let [change] = derive(Some(&running), &sandbox(Phase::Paused, 1)).try_into().expect("one");
-        assert_eq!((change.reason.as_str(), change.unasked), ("", false));
+        assert_eq!((change.why, change.unasked), (Why::Unsaid, false));
         let with = |seconds: i64, expires: i64| Sandbox {
             lifetime: Some(Lifetime {
                 ttl: Some(prost_types::Duration { seconds, nanos: 0 }),

@@ -33,6 +33,7 @@ use tokio::{
 
 use crate::{
     clock::Clock,
+    store::Why,
     store::{self, Event},
 };
 
@@ -119,7 +120,7 @@ impl Log {
             node: None,
             kind,
             actor: actor.into(),
-            reason: String::new(),
+            why: Why::Unsaid,
             detail: String::new(),
             node_revision: 0,
             once: None,
@@ -189,7 +190,7 @@ impl Log {
 
     /// What a node's word on a sandbox means, for who writes it together with that.
     pub fn meaning(&self, told: &Told<'_>, old: Option<&Sandbox>, new: &Sandbox) -> Vec<Event> {
-        let meant = |Change { kind, reason, mut detail, unasked }| {
+        let meant = |Change { kind, why, mut detail, unasked }| {
             // Who wanted the same did not do it.
             let asker = self.asker(&told.id, kind).filter(|_| !unasked);
             truncate(&mut detail);
@@ -197,7 +198,7 @@ impl Log {
                 sandbox: Some(told.id),
                 team: Some(told.team.clone()),
                 node: Some(told.node.clone()),
-                reason,
+                why,
                 detail,
                 node_revision: new.revision,
                 once: Some(told.once(&new.revision.to_string(), kind)),

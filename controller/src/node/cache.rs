@@ -17,7 +17,7 @@ use std::{
 };
 
 use proto::{
-    cause,
+    Cause, Progress,
     id::{SandboxId, SandboxRef},
     name::{NodeName, Team},
     sandbox::v1::{Phase, Sandbox},
@@ -157,7 +157,13 @@ impl Cache {
     }
 
     /// The next attempt of a creation goes to this node, or to none yet.
-    pub fn placed(&self, id: &SandboxId, node: Option<&NodeName>, attempt: u32, step: &str) {
+    pub fn placed(
+        &self,
+        id: &SandboxId,
+        node: Option<&NodeName>,
+        attempt: u32,
+        progress: Progress,
+    ) {
         let mut inner = self.inner();
         let Some(mut entry) = inner.get(id).filter(|entry| entry.creating) else { return };
         entry.node = node.cloned();
@@ -166,7 +172,7 @@ impl Cache {
         entry.sandbox = Sandbox {
             node: node.map(ToString::to_string).unwrap_or_default(),
             attempt,
-            step: step.to_owned(),
+            progress: progress.into(),
             phase: Phase::Creating.into(),
             vmid: 0,
             ip: String::new(),
@@ -412,7 +418,7 @@ impl Cache {
             }
             let mut entry = old.clone();
             entry.sandbox.set_phase(Phase::Deleted);
-            cause::NODE_LOST.clone_into(&mut entry.sandbox.cause);
+            entry.sandbox.set_cause(Cause::NodeLost);
             (entry.ended_ms, entry.lost) = (now_ms, false);
             news(&old, &entry);
             inner.dirty.insert(entry.id);

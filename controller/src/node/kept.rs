@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 use proto::{
-    cause,
+    Cause,
     id::SandboxId,
     sandbox::v1::{Phase, Sandbox},
 };
@@ -19,7 +19,7 @@ pub(super) fn ended(sandbox: &Sandbox) -> bool {
 /// True when an operator ended it without its container: that may be recovered on another node, or be there
 /// when a node comes back that was given up.
 pub(super) fn was_let_go(sandbox: &Sandbox) -> bool {
-    ended(sandbox) && matches!(sandbox.cause.as_str(), cause::RELEASED | cause::NODE_LOST)
+    ended(sandbox) && matches!(sandbox.cause(), Cause::Released | Cause::NodeLost)
 }
 
 /// A sandbox.

@@ -3,7 +3,8 @@
 use proto::sandbox::v1 as wire;
 
 use crate::{
-    node::NodeStatus, placement::Decision, sandbox::Piece, store::Event, url::UrlTemplate,
+    node::NodeStatus, placement::Decision, sandbox::Piece, store::Event, store::Why,
+    url::UrlTemplate,
 };
 
 /// The sandbox with the addresses of its open ports.
@@ -29,7 +30,11 @@ pub(super) fn event((revision, event): (u64, Event)) -> wire::Event {
         node: event.node.map(|node| node.to_string()).unwrap_or_default(),
         kind: event.kind.into(),
         actor: event.actor,
-        reason: event.reason,
+        why: match event.why {
+            Why::Unsaid => None,
+            Why::Reason(reason) => Some(wire::event::Why::Reason(reason.into())),
+            Why::Cause(cause) => Some(wire::event::Why::Cause(cause.into())),
+        },
         detail: event.detail,
         node_revision: event.node_revision,
     }

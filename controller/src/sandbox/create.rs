@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use prost::Message;
 use proto::{
-    Reason,
+    Progress, Reason,
     id::{Invalid, SandboxId},
     name::Preset,
     sandbox::v1::{CreateSandboxRequest, EventKind, Phase, Sandbox},
@@ -283,7 +283,7 @@ pub(super) fn placeholder(row: &Row, request: &CreateSandboxRequest) -> Sandbox 
         created_at: Some(timestamp(row.created_ms)),
         attempt: row.attempt,
         request_id: row.request_id.to_string(),
-        step: if row.node.is_some() { "placing" } else { "queued" }.into(),
+        progress: if row.node.is_some() { Progress::Placing } else { Progress::Queued }.into(),
         ..Sandbox::default()
     };
     sandbox.set_phase(Phase::Creating);

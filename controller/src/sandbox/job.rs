@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use prost::Message;
 use proto::{
-    Reason, cause,
+    Cause, Progress, Reason,
     id::SandboxRef,
     name::{NodeName, Team},
     sandbox::v1::{EventKind, Failure, NodeLoad, Phase, Sandbox},
@@ -206,7 +206,7 @@ impl Sandboxes {
                     return Err(End::Failed(full("the queue for room is full")));
                 };
                 ticket = Some(permit);
-                self.nodes.cache.placed(&id, None, job.order.attempt, "queued");
+                self.nodes.cache.placed(&id, None, job.order.attempt, Progress::Queued);
             }
             let refusals = job.tried.refused.values().map(|(until, _)| *until);
             let wake = refusals.filter(|at| *at > Instant::now()).min().unwrap_or(until).min(until);
@@ -229,7 +229,7 @@ impl Sandboxes {
     fn later(&self, job: &mut Job) -> Option<Box<Sandbox>> {
         let told = self.nodes.cache.get(&SandboxRef::Id(job.order.id)).and_then(|e| e.later);
         let later = job.found.take().into_iter().chain(told).max_by_key(|later| later.attempt)?;
-        let goes_on = later.attempt > job.order.attempt || later.cause == cause::MOVED;
+        let goes_on = later.attempt > job.order.attempt || later.cause() == Cause::Moved;
         goes_on.then_some(later)
     }
 
@@ -244,7 +244,7 @@ impl Sandboxes {
             return Err(End::Gone);
         }
         job.order.attempt = attempt;
-        self.nodes.cache.placed(&id, Some(&node), attempt, "placing");
+        self.nodes.cache.placed(&id, Some(&node), attempt, Progress::Placing);
         (job.node, job.maybe_sent) = (Some(node), true);
         Ok(())
     }
@@ -259,11 +259,11 @@ impl Sandboxes {
             leave: job.leave.clone(),
         };
         if let Some(broke) = job.broke.take() {
-            let (reason, message) = (broke.reason().name().to_owned(), broke.message);
+            let (reason, message) = (broke.reason(), broke.message);
             let kind = EventKind::AttemptMoved;
             self.log().say(Event {
                 node: Some(node.clone()),
-                reason,
+                why: reason.into(),
                 detail: format!("attempt {attempt} goes there: {message}"),
                 once: Some(format!("{id} {attempt} {}", kind.as_str_name())),
                 ..self.of_job(job, kind, log::CONTROLLER)
@@ -278,7 +278,7 @@ impl Sandboxes {
         tracing::info!(sandbox_id = %id, %node, attempt, "chose a node");
         job.leave = None;
         job.order.attempt = attempt;
-        self.nodes.cache.placed(&id, Some(&node), attempt, "placing");
+        self.nodes.cache.placed(&id, Some(&node), attempt, Progress::Placing);
         (job.node, job.maybe_sent) = (Some(node), false);
         Ok(())
     }
@@ -318,7 +318,7 @@ impl Sandboxes {
                     });
                 }
                 // Our store is an old copy: it came up, and has gone to another node since.
-                Ok((sandbox, _)) if sandbox.cause == cause::MOVED => {
+                Ok((sandbox, _)) if sandbox.cause() == Cause::Moved => {
                     return Attempt::Behind(Box::new(sandbox));
                 }
                 Ok((sandbox, load)) if sandbox.attempt == job.order.attempt => {
@@ -569,7 +569,7 @@ impl Sandboxes {
         let by = self.log().asker(&job.order.id, kind);
         let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
         self.log().say(Event {
-            reason: failure.reason().name().to_owned(),
+            why: failure.reason().into(),
             detail: failure.message.clone(),
             ..self.once(job, kind, &by)
         });

@@ -1,6 +1,7 @@
 //! The log of events, as it is stored.
 
 use proto::{
+    Cause, Reason,
     id::SandboxId,
     name::{NodeName, Team},
     sandbox::v1::EventKind,
@@ -21,8 +22,8 @@ pub struct Event {
     pub kind: EventKind,
     /// Who wanted it.
     pub actor: String,
-    /// One of `proto::reason`, or another constant; empty where there is none.
-    pub reason: String,
+    /// Why it happened.
+    pub why: Why,
     /// A sentence.
     pub detail: String,
     /// The node's journal revision that says so; 0 when no journal does.
@@ -59,6 +60,59 @@ pub struct EventPage {
     pub seen: u64,
     /// There is nothing behind this page yet.
     pub whole: bool,
+}
+
+/// Why something happened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Why {
+    /// Somebody asked for it, or nobody says why.
+    #[default]
+    Unsaid,
+    /// The reason of a failure.
+    Reason(Reason),
+    /// What led to it without anybody asking.
+    Cause(Cause),
+}
+
+impl Why {
+    /// How it is stored: a name of either enum; they have none in common.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Unsaid => "",
+            Self::Reason(reason) => reason.name(),
+            Self::Cause(cause) => cause.name(),
+        }
+    }
+
+    /// By its name; one that a later version wrote reads as unsaid.
+    pub(super) fn named(name: &str) -> Self {
+        let cause = match name {
+            "" => return Self::Unsaid,
+            // As versions before wrote it.
+            "KEPT_TOO_LONG" => Some(Cause::RetentionExceeded),
+            name => Cause::named(name),
+        };
+        match (Reason::named(name), cause) {
+            (Some(reason), _) => Self::Reason(reason),
+            (None, Some(cause)) => Self::Cause(cause),
+            (None, None) => Self::Unsaid,
+        }
+    }
+}
+
+impl From<Reason> for Why {
+    fn from(reason: Reason) -> Self {
+        Self::Reason(reason)
+    }
+}
+
+impl From<Cause> for Why {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::ASKED => Self::Unsaid,
+            cause => Self::Cause(cause),
+        }
+    }
 }
 
 const PREFIX: &str = "EVENT_KIND_";

@@ -21,7 +21,7 @@ use proto::{
     name::{NodeName, RequestId, Team},
 };
 
-pub use events::{Event, EventPage, Filter};
+pub use events::{Event, EventPage, Filter, Why};
 
 /// Creations in one page.
 pub const ROWS: u32 = 500;

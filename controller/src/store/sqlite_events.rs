@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::{
-    events::{Event, EventPage, Filter, kind_name, kind_named},
+    events::{Event, EventPage, Filter, Why, kind_name, kind_named},
     rows::parsed,
 };
 
@@ -33,7 +33,7 @@ pub(super) fn append(db: &Connection, events: &[Event]) -> rusqlite::Result<u64>
             ":sandbox": event.sandbox.map(|id| id.to_string()),
             ":team": event.team.as_ref().map(|team| team.as_str()),
             ":node": event.node.as_ref().map(|node| node.as_str()),
-            ":kind": kind_name(event.kind), ":actor": event.actor, ":reason": event.reason,
+            ":kind": kind_name(event.kind), ":actor": event.actor, ":reason": event.why.name(),
             ":detail": event.detail, ":node_revision": event.node_revision, ":once": event.once,
         })?;
     }
@@ -67,7 +67,7 @@ fn to_event(row: &Row<'_>) -> rusqlite::Result<(u64, Event)> {
         node: some(4)?.then(|| parsed(row, 4)).transpose()?,
         kind: kind_named(&row.get::<_, String>(5)?),
         actor: row.get(6)?,
-        reason: row.get(7)?,
+        why: Why::named(&row.get::<_, String>(7)?),
         detail: row.get(8)?,
         node_revision: row.get(9)?,
         once: row.get(10)?,

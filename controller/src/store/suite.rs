@@ -53,7 +53,7 @@ fn event(n: u8, kind: EventKind) -> Event {
         node: Some(node("n1")),
         kind,
         actor: "agent".into(),
-        reason: "R".into(),
+        why: proto::Reason::PctFailed.into(),
         detail: "d".into(),
         node_revision: u64::from(n),
         once: None,

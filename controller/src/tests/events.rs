@@ -35,6 +35,13 @@ async fn of(lab: &Lab, id: &str, after_revision: u64) -> Vec<Event> {
     read(&mut lab.api(), request).await.0
 }
 
+fn reason_of(event: &Event) -> Option<Reason> {
+    match event.why? {
+        event::Why::Reason(reason) => Reason::try_from(reason).ok(),
+        event::Why::Cause(_) => None,
+    }
+}
+
 fn kinds(events: &[Event]) -> Vec<EventKind> {
     events.iter().map(Event::kind).collect()
 }
@@ -115,8 +122,8 @@ async fn a_life_is_told_in_order_with_who_did_it() {
     assert!(events.iter().all(|e| e.sandbox_id == id && e.team == "red" && e.node == sandbox.node));
     assert!(events.iter().all(|event| event.at.is_some()));
     assert_eq!(
-        (events[6].detail.as_str(), events[12].reason.as_str()),
-        ("web (port 80)", "PCT_FAILED")
+        (events[6].detail.as_str(), reason_of(&events[12])),
+        ("web (port 80)", Some(Reason::PctFailed))
     );
     let says = |event: &Event| {
         event.kind() != E::CreateAsked && !event.kind().as_str_name().ends_with("ASKED")
@@ -338,8 +345,8 @@ async fn a_creation_that_moves_and_one_that_fails() {
     let failed = create(&mut lab.api(), wish).await;
     assert!(failed.is_err());
     let (events, seen) = read(&mut lab.api(), WatchEventsRequest::default()).await;
-    let told: Vec<_> = events.iter().map(|event| (event.kind(), event.reason.as_str())).collect();
-    assert_eq!(told, [(E::CreateAsked, ""), (E::CreateFailed, "PCT_FAILED")]);
+    let told: Vec<_> = events.iter().map(|event| (event.kind(), reason_of(event))).collect();
+    assert_eq!(told, [(E::CreateAsked, None), (E::CreateFailed, Some(Reason::PctFailed))]);
 
     for agent in &lab.agents[1..] {
         agent.load(|load| load.cpu_busy = 0.9);
@@ -349,7 +356,10 @@ async fn a_creation_that_moves_and_one_that_fails() {
     let events = of(&lab, "", seen).await;
     assert_eq!(kinds(&events), [E::CreateAsked, E::AttemptMoved, E::Created]);
     assert_eq!((events[0].node.as_str(), events[1].node.as_str()), ("n1", sandbox.node.as_str()));
-    assert_eq!((events[1].reason.as_str(), events[1].actor.as_str()), ("PCT_FAILED", "controller"));
+    assert_eq!(
+        (reason_of(&events[1]), events[1].actor.as_str()),
+        (Some(Reason::PctFailed), "controller")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -374,7 +384,10 @@ async fn an_attempt_that_was_left_is_called_off_when_its_node_is_back() {
     use EventKind as E;
     let expected = [E::CreateAsked, E::AttemptMoved, E::Created, E::AttemptCalledOff];
     assert_eq!(kinds(&events), expected);
-    assert_eq!((events[1].reason.as_str(), events[3].node.as_str()), ("NODE_UNREACHABLE", "n1"));
+    assert_eq!(
+        (reason_of(&events[1]), events[3].node.as_str()),
+        (Some(Reason::NodeUnreachable), "n1")
+    );
 }
 
 #[tokio::test(start_paused = true)]

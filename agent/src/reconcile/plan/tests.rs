@@ -345,7 +345,7 @@ fn what_is_left_of_attempts_that_are_over_is_swept() {
         assert!(matches!(odd[..], [Action::Quarantine { .. }]), "{odd:?}");
     }
     // What has moved to another node is to come to no harm here; an attempt before it is over.
-    let moved = |on| Record { cause: proto::cause::MOVED.into(), ..second(on, Phase::Deleted) };
+    let moved = |on| Record { cause: proto::Cause::Moved, ..second(on, Phase::Deleted) };
     let back = planned(moved(101), vec![seen(100, 1), seen(101, 2)]);
     assert!(matches!(back[..], [Action::Sweep { .. }, Action::Quarantine { .. }]), "{back:?}");
     // A destruction that was cut off leaves a number and a lock.

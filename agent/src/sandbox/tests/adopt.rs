@@ -1,5 +1,7 @@
 //! A container that was there before us becomes a sandbox, and somebody's container again.
 
+use proto::Cause;
+
 use super::*;
 use crate::pve::{ContainerConfig, ErrorKind};
 
@@ -83,7 +85,7 @@ async fn it_can_be_given_back_from_every_phase() {
             node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
         }
         let ended = node.sandboxes.release(&id(1), LONG).await.expect("given back");
-        assert_eq!((ended.phase, ended.cause.as_str()), (Phase::Deleted, "released"));
+        assert_eq!((ended.phase, ended.cause), (Phase::Deleted, Cause::Released));
         let guest = node.cluster.guests()[&vmid(VMID)].clone();
         assert_eq!((guest.pid.is_some(), guest.frozen), (phase != Phase::Stopped, false));
         assert_eq!(node.reconcile().await, []);

@@ -1,6 +1,6 @@
 //! Creations: admission, idempotency, parallelism, refusals, calling off, hanging up.
 
-use proto::{Reason, id::SandboxRef};
+use proto::{Progress, Reason, id::SandboxRef};
 use tokio::time::timeout;
 
 use super::*;
@@ -14,8 +14,8 @@ async fn a_sandbox_comes_up_with_all_that_its_order_says() {
     order.spec.services.insert("web".parse().expect("valid"), "80".parse().expect("valid"));
     let record = node.sandboxes.create(order, LONG).await.expect("admitted");
     assert_eq!(
-        (record.phase, record.step.as_str(), record.boot, record.vmid.get()),
-        (Phase::Running, "done", 1, 100_000)
+        (record.phase, record.progress, record.boot, record.vmid.get()),
+        (Phase::Running, Progress::Done, 1, 100_000)
     );
     assert_eq!(record.size, Size { cpu_cores: 1, memory_mib: 1024, disk_gib: 8 });
     assert_eq!(record.ip, Some(Ipv4Addr::new(10, 100, 1, 2)));
@@ -45,18 +45,19 @@ async fn a_disk_is_never_made_smaller_and_the_sandbox_says_what_it_has() {
 }
 
 /// The steps from the configuration on that a creation is seen in, but for those that take no time.
-async fn steps_of(node: &Node) -> Vec<String> {
+async fn steps_of(node: &Node) -> Vec<Progress> {
     node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
-    let mut steps: Vec<String> = Vec::new();
+    let mut steps = Vec::new();
     loop {
         let record = node.record(1).await;
         if record.phase != Phase::Creating {
             assert_eq!((record.phase, record.size.disk_gib), (Phase::Running, 8), "{record:?}");
             return steps;
         }
-        let counts = !["queued", "clone", "probe"].contains(&record.step.as_str());
-        if counts && steps.last() != Some(&record.step) {
-            steps.push(record.step.clone());
+        let counts =
+            ![Progress::Queued, Progress::Clone, Progress::Probe].contains(&record.progress);
+        if counts && steps.last() != Some(&record.progress) {
+            steps.push(record.progress);
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -66,7 +67,7 @@ async fn steps_of(node: &Node) -> Vec<String> {
 async fn a_disk_grows_once_the_sandbox_runs_and_before_only_where_it_must() {
     let node = Node::new().await;
     let start = tokio::time::Instant::now();
-    assert_eq!(steps_of(&node).await, ["configure", "start", "resize"]);
+    assert_eq!(steps_of(&node).await, [Progress::Configure, Progress::Start, Progress::Resize]);
     assert!(start.elapsed() < Duration::from_secs(10), "no wait for a file system");
     node.assert_sound().await;
 
@@ -75,7 +76,7 @@ async fn a_disk_grows_once_the_sandbox_runs_and_before_only_where_it_must() {
         let line = format!("{},ro=1", config.get("rootfs").expect("a root"));
         config.set("rootfs", &line).expect("fits");
     });
-    let told = ["configure", "resize_offline", "start"];
+    let told = [Progress::Configure, Progress::ResizeOffline, Progress::Start];
     assert_eq!(steps_of(&node).await, told, "whoever waits is told before");
     node.assert_sound().await;
 }

@@ -1,6 +1,6 @@
 //! A stopped sandbox goes to another node that sees its disk.
 
-use proto::{Reason, lifetime::Wish};
+use proto::{Cause, Reason, lifetime::Wish};
 
 use super::*;
 use crate::pve::ErrorKind;
@@ -63,7 +63,7 @@ async fn it_goes_over_with_all_that_it_was() {
     let handed = two.hand_over().await;
     let after = two.there.take_over(handed, LONG).await.expect("taken over");
     let released = two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
-    assert_eq!((released.phase, released.cause.as_str()), (Phase::Deleted, "moved"));
+    assert_eq!((released.phase, released.cause), (Phase::Deleted, Cause::Moved));
 
     assert_eq!((after.phase, after.vmid, after.boot), (Phase::Stopped, before.vmid, before.boot));
     assert_eq!((&after.metadata, &after.env), (&before.metadata, &before.env));

@@ -1,6 +1,6 @@
 //! Time to live, idleness, and what is kept too long; by the clock that only goes forward.
 
-use proto::lifetime::Action;
+use proto::{Cause, lifetime::Action};
 
 use super::*;
 use crate::{
@@ -60,7 +60,7 @@ async fn what_expires_is_paused_stopped_or_deleted_and_says_why() {
     assert_eq!(expiry.pass().await.len(), 3);
     for (number, phase) in [(1, Phase::Paused), (2, Phase::Stopped), (3, Phase::Deleted)] {
         let record = node.record(number).await;
-        assert_eq!((record.phase, record.cause.as_str()), (phase, "ttl"));
+        assert_eq!((record.phase, record.cause), (phase, Cause::Ttl));
     }
     assert_eq!(node.record(4).await.phase, Phase::Running, "it lives for ever");
     assert_eq!(expiry.pass().await, [], "once is enough");
@@ -79,7 +79,7 @@ async fn what_runs_again_gets_as_much_time_again() {
     node.sandboxes.start(&id(2), LONG).await.expect("started");
     node.pass_time(HOUR - Duration::from_secs(60)).await;
     assert_eq!(expiry.pass().await, []);
-    assert_eq!(node.record(1).await.cause, "", "somebody asked for that");
+    assert_eq!(node.record(1).await.cause, Cause::ASKED, "somebody asked for that");
     node.pass_time(Duration::from_secs(61)).await;
     assert_eq!(expiry.pass().await.len(), 2);
     // Before its time a resume changes nothing.
@@ -141,7 +141,7 @@ async fn idle_is_what_nobody_uses_or_is_connected_to() {
     node.pass_time(Duration::from_secs(1)).await;
     assert_eq!(expiry.pass().await.len(), 1);
     let record = node.record(1).await;
-    assert_eq!((record.phase, record.cause.as_str()), (Phase::Paused, "idle"));
+    assert_eq!((record.phase, record.cause), (Phase::Paused, Cause::Idle));
     node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
     assert_eq!(expiry.pass().await, [], "that was a use");
 }
@@ -191,7 +191,7 @@ async fn what_is_kept_too_long_goes_and_what_is_exempt_stays() {
     node.pass_time(HOUR * 20).await;
     assert_eq!(expiry.pass().await.len(), 1);
     let record = node.record(1).await;
-    assert_eq!((record.phase, record.cause.as_str()), (Phase::Stopped, "kept_too_long"));
+    assert_eq!((record.phase, record.cause), (Phase::Stopped, Cause::RetentionExceeded));
     node.pass_time(HOUR * 24).await;
     assert_eq!(expiry.pass().await.len(), 1);
     assert_eq!(node.record(1).await.phase, Phase::Deleted);

@@ -2,6 +2,8 @@
 //! docs/cleanup.md. Nothing of it may lose a sandbox, touch what is not ours, or end where nothing
 //! leads on.
 
+use proto::Cause;
+
 use super::*;
 use crate::pve::{ContainerConfig, ErrorKind};
 
@@ -45,7 +47,7 @@ fn because(reason: Reason) -> Option<Reason> {
 async fn stopped_by_an_operator_it_is_stopped() {
     let (node, _) = Node::meddled(|node, record| node.cluster.switch(record.vmid, false)).await;
     assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::SandboxNotRunning)));
-    assert_eq!(node.record(1).await.cause, Cause::FoundDown.word());
+    assert_eq!(node.record(1).await.cause, Cause::FoundDown);
     node.assert_works().await;
 }
 
@@ -64,7 +66,7 @@ async fn started_by_an_operator_it_runs() {
     assert_eq!(node.record(1).await.ip, record.ip, "requests go where they went");
     let after = node.record(1).await;
     assert_eq!((after.phase, after.boot), (Phase::Running, record.boot + 1), "another life");
-    assert_eq!(after.cause, Cause::FoundUp.word());
+    assert_eq!(after.cause, Cause::FoundUp);
     let (findings, _) = node.sandboxes.check().await;
     assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), ["I5"]);
     node.change(&record, |config| config.set("net0", &net0).expect("fits"));
@@ -147,7 +149,7 @@ async fn without_its_mark_it_can_be_let_go_even_in_the_middle_of_its_deletion() 
         }
         let theirs = node.cluster.guests()[&record.vmid].clone();
         let ended = node.sandboxes.release(&id(1), LONG).await.expect("let go");
-        assert_eq!((ended.phase, ended.cause.as_str()), (Phase::Deleted, "released"));
+        assert_eq!((ended.phase, ended.cause), (Phase::Deleted, Cause::Released));
         node.reconcile().await;
         node.assert_sound().await;
         assert_eq!(node.cluster.guests()[&record.vmid], theirs);

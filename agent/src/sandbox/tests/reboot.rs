@@ -1,7 +1,7 @@
 //! A node that loses its power: what ran runs again, what was paused is stopped, what expired
 //! meanwhile does not start.
 
-use proto::{Reason, cause};
+use proto::{Cause, Reason};
 
 use super::*;
 use crate::{clock::Moment, expire::Expiry, pve::ErrorKind, sandbox::exec::shims::NoShims};
@@ -21,7 +21,7 @@ async fn what_ran_runs_again_in_its_next_boot_and_keeps_its_lifetime() {
     node.reconcile().await;
     let after = node.record(1).await;
     assert_eq!((after.phase, after.boot), (Phase::Running, record.boot + 1));
-    assert_eq!((after.cause.as_str(), &after.failure), (cause::NODE_REBOOTED, &None));
+    assert_eq!((after.cause, &after.failure), (Cause::NodeRebooted, &None));
     assert_eq!((after.ip, &after.lifetime), (record.ip, &record.lifetime));
     assert!(pid(&node, &after).is_some());
     let onboot = node.cluster.guests()[&record.vmid].config.get("onboot").map(str::to_owned);
@@ -44,7 +44,7 @@ async fn what_was_paused_or_stopped_is_stopped_and_says_why() {
     node.reboot().await;
     node.reconcile().await;
     let paused = node.record(1).await;
-    assert_eq!((paused.phase, paused.cause.as_str()), (Phase::Stopped, cause::FOUND_DOWN));
+    assert_eq!((paused.phase, paused.cause), (Phase::Stopped, Cause::FoundDown));
     assert!(paused.failure.as_ref().expect("told").message.contains("while it was paused"));
     let stopped = node.record(2).await;
     assert_eq!((stopped.phase, &stopped.failure, stopped.boot), (Phase::Stopped, &None, 1));
@@ -89,7 +89,7 @@ async fn what_expired_meanwhile_expires_and_does_not_start() {
         node.reconcile().await;
         let after = node.record(1).await;
         assert_eq!((after.phase, after.boot), (Phase::Stopped, 1), "{action:?}");
-        assert_eq!(after.cause, cause::TTL);
+        assert_eq!(after.cause, Cause::Ttl);
         node.clock.forward(Duration::from_secs(360));
         expiry.pass().await;
         node.reconcile().await;
@@ -161,7 +161,7 @@ async fn what_pve_started_with_the_node_is_in_its_next_boot_too() {
     node.reconcile().await;
     let after = node.record(1).await;
     assert_eq!((after.phase, after.boot), (Phase::Running, record.boot + 1));
-    assert_eq!(after.cause, cause::FOUND_UP);
+    assert_eq!(after.cause, Cause::FoundUp);
     assert_eq!(node.reconcile().await, [], "it is noted once");
 }
 

@@ -1,6 +1,8 @@
 //! Volumes that carry a sandbox's number and that it did not make: an operator allocated them, or a
 //! backup that was restored half left them. They are passed over, told of, and never removed.
 
+use proto::Progress;
+
 use super::*;
 
 const STRAY: u32 = 7;
@@ -156,7 +158,9 @@ async fn a_volume_that_comes_while_the_template_is_locked_is_somebodys() {
 async fn a_volume_that_comes_behind_the_clone_is_somebodys() {
     let mut node = Node::new().await;
     node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
-    while node.record(1).await.step == step::QUEUED || node.record(1).await.step == step::CLONE {
+    while node.record(1).await.progress == Progress::Queued
+        || node.record(1).await.progress == Progress::Clone
+    {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let stray = node.stray(100_000);

@@ -3,6 +3,8 @@
 use proto::sandbox::v1::{operator_service_server::OperatorService, *};
 use tonic::{Request, Response};
 
+use proto::Progress;
+
 use super::{Answer, ID, Service, Streamed, known, sandbox};
 
 #[tonic::async_trait]
@@ -106,7 +108,10 @@ impl OperatorService for Service {
     async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Answer<DrainNodeResponse> {
         Ok(Response::new(DrainNodeResponse {
             remaining: known(ID, Phase::Running)?.into_iter().collect(),
-            moved: vec![Sandbox { node: "node1".into(), ..sandbox(Phase::Stopped, "done") }],
+            moved: vec![Sandbox {
+                node: "node1".into(),
+                ..sandbox(Phase::Stopped, Progress::Done)
+            }],
             stays: [(ID.to_owned(), "node3 does not see its disk".to_owned())].into(),
         }))
     }

@@ -2,7 +2,7 @@
 //! goes on.
 
 use proto::{
-    Reason, cause,
+    Cause, Reason,
     sandbox::v1::{Phase, Sandbox},
 };
 
@@ -10,7 +10,7 @@ use super::{Entry, Inner, ended};
 
 /// A node took it over: this is the end of it on one node, and not its end.
 pub(super) fn has_moved(sandbox: &Sandbox) -> bool {
-    ended(sandbox) && sandbox.cause == cause::MOVED
+    ended(sandbox) && sandbox.cause() == Cause::Moved
 }
 
 /// Its container is not on its node any more.

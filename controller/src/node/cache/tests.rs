@@ -1,6 +1,6 @@
 //! The cache by itself.
 
-use proto::{Reason, sandbox::v1::Failure};
+use proto::{Cause, Progress, Reason, sandbox::v1::Failure};
 
 use super::*;
 
@@ -81,7 +81,7 @@ fn a_node_that_is_down_makes_nothing_disappear() {
 fn a_later_attempt_that_was_heard_of_before_the_creation_settled_is_not_forgotten() {
     let cache = Cache::default();
     cache.begin(id(1), "red".parse().expect("team"), sandbox(1, Phase::Creating, 0));
-    cache.placed(&id(1), Some(&node("n1")), 2, "placing");
+    cache.placed(&id(1), Some(&node("n1")), 2, Progress::Placing);
     let later = Sandbox { attempt: 3, node: "n2".into(), ..sandbox(1, Phase::Running, 9) };
     assert_eq!(apply(&cache, &node("n2"), later.clone()), Applied::Stray, "its task decides");
     let up = Sandbox { attempt: 2, ..sandbox(1, Phase::Running, 4) };
@@ -90,7 +90,7 @@ fn a_later_attempt_that_was_heard_of_before_the_creation_settled_is_not_forgotte
     assert_eq!(apply(&cache, &node("n2"), later), Applied::Replaced(node("n1"), 2));
     // Also that it has been deleted since.
     cache.begin(id(2), "red".parse().expect("team"), sandbox(2, Phase::Creating, 0));
-    cache.placed(&id(2), Some(&node("n1")), 1, "placing");
+    cache.placed(&id(2), Some(&node("n1")), 1, Progress::Placing);
     let deleted = Sandbox { attempt: 2, node: "n2".into(), ..sandbox(2, Phase::Deleted, 9) };
     assert_eq!(apply(&cache, &node("n2"), deleted.clone()), Applied::Stray);
     let known = cache.get(&SandboxRef::Id(id(2))).and_then(|entry| entry.later);
@@ -102,7 +102,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     let (n1, n2) = (node("n1"), node("n2"));
     let there = || Sandbox { node: "n2".into(), ..sandbox(1, Phase::Stopped, 1) };
     let left = || Sandbox {
-        cause: cause::MOVED.into(),
+        cause: Cause::Moved.into(),
         node: "n2".into(),
         ..sandbox(1, Phase::Deleted, 7)
     };
@@ -223,7 +223,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     cache.set_up(&n2, true);
     let red: Team = "red".parse().expect("team");
     cache.begin(id(1), red, sandbox(1, Phase::Creating, 0));
-    cache.placed(&id(1), Some(&n1), 1, "placing");
+    cache.placed(&id(1), Some(&n1), 1, Progress::Placing);
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     let up = Sandbox { node: "n1".into(), ..sandbox(1, Phase::Stopped, 5) };
     assert_eq!(cache.settle(&id(1), up, 1, |_, _| panic!("nothing happened")), None);
@@ -238,7 +238,7 @@ fn a_creation_is_creating_until_it_settles_and_its_strays_are_not_shown() {
     cache.begin(id(1), red.clone(), Sandbox { attempt: 1, ..sandbox(1, Phase::Creating, 0) });
     apply(&cache, &node("n1"), sandbox(1, Phase::Failed, 3));
     assert_eq!(phase(&cache, 1), Some(Phase::Creating));
-    cache.placed(&id(1), Some(&node("n2")), 2, "placing");
+    cache.placed(&id(1), Some(&node("n2")), 2, Progress::Placing);
     let second = Sandbox { node: "n2".into(), attempt: 2, ..sandbox(1, Phase::Running, 1) };
     assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Failed, 4)), Applied::Stray);
     assert_eq!(apply(&cache, &node("n1"), sandbox(1, Phase::Running, 4)), Applied::Void);
@@ -251,16 +251,19 @@ fn a_creation_is_creating_until_it_settles_and_its_strays_are_not_shown() {
 
 #[test]
 fn what_was_let_go_can_live_again_elsewhere_and_what_was_deleted_cannot() {
-    for (cause, lives) in
-        [(cause::RELEASED, true), (cause::NODE_LOST, true), ("", false), ("ttl", false)]
-    {
+    for (cause, lives) in [
+        (Cause::Released, true),
+        (Cause::NodeLost, true),
+        (Cause::ASKED, false),
+        (Cause::Ttl, false),
+    ] {
         let cache = Cache::default();
         let ended = Sandbox { cause: cause.into(), ..sandbox(1, Phase::Deleted, 9) };
         cache.set_up(&node("n2"), true);
         apply(&cache, &node("n1"), ended.clone());
         let there = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Running, 1) };
         let applied = apply(&cache, &node("n2"), there);
-        assert_eq!(applied, if lives { Applied::Changed } else { Applied::Stray }, "{cause}");
+        assert_eq!(applied, if lives { Applied::Changed } else { Applied::Stray }, "{cause:?}");
         let expected = if lives { Phase::Running } else { Phase::Deleted };
         assert_eq!(phase(&cache, 1), Some(expected));
         // The first node's tombstone is no news.

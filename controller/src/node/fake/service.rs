@@ -85,7 +85,7 @@ impl FakeAgent {
             metadata: spec.metadata,
             attempt: order.attempt,
             request_id: order.request_id.clone(),
-            step: "clone".into(),
+            progress: api::Progress::Clone.into(),
             ..Sandbox::default()
         };
         sandbox.set_phase(Phase::Creating);
@@ -222,7 +222,8 @@ impl AgentService for Service {
             std::future::pending::<()>().await;
         }
         let admitted = self.0.admit(&order, &faults)?;
-        let begun = admitted.phase() == Phase::Creating && admitted.step == "clone";
+        let begun =
+            admitted.phase() == Phase::Creating && admitted.progress() == api::Progress::Clone;
         if begun && faults.at_once {
             self.0.complete(&admitted, &faults);
         } else if begun {

@@ -1,0 +1,97 @@
+//! Words of the journal's records: they are on disks, so they stay what they are.
+
+/// A cause in a record: empty when the change was asked for.
+pub(super) mod cause {
+    use proto::Cause;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    const WORDS: &[(Cause, &str)] = &[
+        (Cause::ASKED, ""),
+        (Cause::Ttl, "ttl"),
+        (Cause::Idle, "idle"),
+        (Cause::RetentionExceeded, "kept_too_long"),
+        (Cause::FoundDown, "found_down"),
+        (Cause::FoundUp, "found_up"),
+        (Cause::NodeRebooted, "node_rebooted"),
+        (Cause::Released, "released"),
+        (Cause::NodeLost, "node_lost"),
+        (Cause::Moved, "moved"),
+    ];
+
+    pub(crate) fn serialize<S: Serializer>(cause: &Cause, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(super::word(WORDS, *cause))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Cause, D::Error> {
+        Ok(super::of_word(WORDS, &String::deserialize(from)?))
+    }
+}
+
+/// A step in a record.
+pub(super) mod progress {
+    use proto::Progress;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    const WORDS: &[(Progress, &str)] = &[
+        (Progress::Unspecified, ""),
+        (Progress::Placing, "placing"),
+        (Progress::Queued, "queued"),
+        (Progress::Clone, "clone"),
+        (Progress::Configure, "configure"),
+        (Progress::ResizeOffline, "resize_offline"),
+        (Progress::Start, "start"),
+        (Progress::Resize, "resize"),
+        (Progress::Probe, "probe"),
+        (Progress::Done, "done"),
+        (Progress::Adopt, "adopt"),
+        (Progress::Release, "release"),
+        (Progress::Export, "hand_over"),
+        (Progress::Import, "take_over"),
+    ];
+
+    pub(crate) fn serialize<S: Serializer>(step: &Progress, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(super::word(WORDS, *step))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Progress, D::Error> {
+        Ok(super::of_word(WORDS, &String::deserialize(from)?))
+    }
+}
+
+fn word<T: Copy + PartialEq>(words: &[(T, &'static str)], value: T) -> &'static str {
+    words.iter().find(|(other, _)| *other == value).map_or("", |(_, word)| word)
+}
+
+/// The value of a word. One that a later version wrote reads as the default, so that its record is not
+/// lost to this version.
+fn of_word<T: Copy + Default>(words: &[(T, &'static str)], word: &str) -> T {
+    words.iter().find(|(_, other)| *other == word).map_or_else(T::default, |(value, _)| *value)
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{Cause, Progress};
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Stored {
+        #[serde(with = "super::cause")]
+        cause: Cause,
+        #[serde(with = "super::progress")]
+        step: Progress,
+    }
+
+    #[test]
+    fn every_value_has_a_word_of_its_own() {
+        let causes = (0..).map_while(|number| Cause::try_from(number).ok());
+        let steps = (0..).map_while(|number| Progress::try_from(number).ok());
+        let last = Cause::ASKED;
+        for (cause, step) in causes.chain(std::iter::repeat(last)).zip(steps) {
+            let text = serde_json::to_string(&Stored { cause, step }).expect("written");
+            let read: Stored = serde_json::from_str(&text).expect("read");
+            assert_eq!((read.cause, read.step), (cause, step), "{text}");
+        }
+        let later = r#"{"cause":"whim","step":"levitate"}"#;
+        let read: Stored = serde_json::from_str(later).expect("read");
+        assert_eq!((read.cause, read.step), (Cause::ASKED, Progress::Unspecified));
+    }
+}
