@@ -71,7 +71,7 @@ pub enum Command {
     },
     /// Tokens of callers.
     Token {
-        /// What to do.
+        /// Sub-command.
         #[command(subcommand)]
         command: TokenCommand,
         /// Where everything is kept.

@@ -89,7 +89,7 @@ pub enum Applied {
     Malformed,
 }
 
-/// In-memory state of all sandboxes, with its indexes.
+/// State of all sandboxes in memory, with indexes.
 #[derive(Debug, Default)]
 pub struct Cache {
     inner: Mutex<Inner>,

@@ -28,15 +28,15 @@ pub enum Filtered {
     ReportStale,
     /// Its last report is old, and others are current.
     ReportOld,
-    /// It gave no reservation when asked, and other nodes did.
+    /// Its answer to a reservation was no, and other nodes gave one.
     NoBid,
-    /// It does not hold the snapshot.
+    /// The snapshot is missing.
     SnapshotMissing,
     /// Its cluster has no quorum.
     NoQuorum,
-    /// It is cordoned: it gets no new work.
+    /// Cordoned: the node gets no new work.
     Cordoned,
-    /// It is being drained.
+    /// The node is being drained.
     Draining,
     /// PVE has it in maintenance.
     Maintenance,
@@ -44,7 +44,7 @@ pub enum Filtered {
     Renumbered,
     /// A label that is required is missing, or one that is forbidden is there.
     Labels,
-    /// It refused this creation a short time ago.
+    /// The node refused this creation a short time ago.
     Refused,
     /// This creation failed on it.
     FailedBefore,
