@@ -1,5 +1,4 @@
-//! The controller: accepts requests of callers and places their sandboxes on the nodes of a
-//! cluster.
+//! The controller: serves the API and places the callers' sandboxes on the nodes of a cluster.
 //!
 //! ```text
 //!  rpc/ (tonic; token -> team)          one request: rpc/sandbox.rs -> sandbox/create.rs
@@ -117,8 +116,8 @@ impl Controller {
         &self.sandboxes
     }
 
-    /// Waits at most `limit` until every node is ready. Returns the number of ready nodes and of
-    /// all nodes.
+    /// Waits at most `limit` until every node is ready; returns the count of ready and of all
+    /// nodes.
     pub async fn settled(&self, limit: Duration) -> (usize, usize) {
         let deadline = Instant::now() + limit;
         let mut news = self.sandboxes.nodes().news();

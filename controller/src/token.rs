@@ -39,8 +39,7 @@ pub fn issue(team: Team, scopes: &str, now_ms: u64) -> Issued {
     }
 }
 
-/// Splits a token's text into id and secret; `None` when the text does not have the form of a
-/// token.
+/// Splits a token's text into id and secret; `None` when it does not have the form of one.
 pub fn split(text: &str) -> Option<(&str, &str)> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     let hex = |text: &str, bytes: usize| {

@@ -10,8 +10,7 @@ use rcgen::{
 use super::Error;
 use crate::clock::{Clock, SystemClock};
 
-/// Tolerated clock skew: certificates are valid from this long ago, because clocks of nodes may be
-/// behind.
+/// Backdating of certificates, because clocks of nodes may be behind.
 const SKEW: Duration = Duration::from_hours(1);
 
 /// A CA that can sign.

@@ -18,8 +18,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use issue::{Authority, Usage};
 
-/// Life of CA certificates and of all certificates of the ingress hop, which Caddy reads only at
-/// its start.
+/// Life of CA certificates and of of all of the ingress hop, which Caddy reads at its start only.
 const LONG: Duration = Duration::from_hours(24 * 365 * 10);
 /// Life of the certificates of the controller and the agents.
 const SHORT: Duration = Duration::from_hours(24 * 365);
@@ -80,8 +79,7 @@ impl Files {
 /// `localhost`, `names` (host names and addresses that callers use) and the names of the previous
 /// certificate. Returns all of them.
 ///
-/// # Errors
-/// When a name is malformed, a file cannot be written, or the existing certificate cannot be
+/// # Errors When a name is malformed, a file cannot be written, or the old certificate cannot be
 /// parsed.
 pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>), Error> {
     let files = Files::new(data_dir);

@@ -19,11 +19,9 @@ pub struct Change {
     pub unasked: bool,
 }
 
-/// Returns the events that lead from the known state `old` to `new`. Without `old` the sandbox was
-/// found.
+/// Returns the events between the known state `old` and `new`; without `old` the sandbox was found.
 ///
-/// A node may have passed through several phases in between; only what the two states show is
-/// derived.
+/// A node may have passed through more phases in between; only what the states show is derived.
 pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
     let Some(old) = old else {
         return if living(new) { vec![found(new)] } else { Vec::new() };
@@ -128,8 +126,7 @@ fn of_wake_on(old: Option<WakeOn>, new: Option<WakeOn>) -> Option<Change> {
 }
 
 fn of_lifetime(old: &Sandbox, new: &Sandbox) -> Option<Change> {
-    // A missing old value counts as unchanged. An expiry that restarts with a resume is no change
-    // of the rules.
+    // A missing old value counts as unchanged. An expiry that a resume restarts is no change.
     let (before, now) = (old.lifetime.as_ref()?, new.lifetime.as_ref()?);
     let extended = old.expires_at != new.expires_at && old.phase() == new.phase();
     let rule = |what: &str, time: Option<prost_types::Duration>, action: ExpiryAction| {

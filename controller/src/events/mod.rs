@@ -181,14 +181,13 @@ impl Log {
         actor
     }
 
-    /// Queues the events of a node's report. Must be called in the order of the reports, before the
-    /// new state is stored.
+    /// Queues the events of a node's report. Call in the order of the reports, before the state is
+    /// stored.
     pub fn observe(&self, told: &Told<'_>, old: Option<&Sandbox>, new: &Sandbox) {
         self.meaning(told, old, new).into_iter().for_each(|event| self.say(event));
     }
 
-    /// Returns the events of a node's report, for a caller that writes them together with the
-    /// state.
+    /// Returns the events of a node's report, for a caller that writes them itself.
     pub fn meaning(&self, told: &Told<'_>, old: Option<&Sandbox>, new: &Sandbox) -> Vec<Event> {
         let meant = |Change { kind, reason, mut detail, unasked }| {
             // A caller who requested the same did not cause it.
@@ -216,8 +215,7 @@ impl Log {
             team: Some(told.team.clone()),
             node: Some(told.node.clone()),
             detail: "its node does not know it any more".into(),
-            // Same key until the journal changes: a restart of the controller does not log it
-            // again.
+            // Same key until the journal changes: logged once, across restarts.
             once: Some(told.once(&told.id.to_string(), kind)),
             ..self.event(kind, CONTROLLER)
         });

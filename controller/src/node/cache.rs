@@ -42,12 +42,11 @@ pub struct Entry {
     pub sandbox: Sandbox,
     /// Whether the creation is still under way: callers see CREATING, whatever the node reports.
     pub creating: bool,
-    /// Whether the node sent a whole inventory without this sandbox although it was alive. The
-    /// entry is kept and never shown as deleted.
+    /// Whether a whole inventory of its node lacked it although it was alive; never shown as
+    /// deleted.
     pub lost: bool,
-    /// Conflicting record of another node. During a creation: a later attempt, which exists when
-    /// the store is an old copy. Afterwards: the same attempt on the node that imported the
-    /// sandbox.
+    /// Record of another node. During a creation: a later attempt, because the store is an old
+    /// copy. Afterwards: the same attempt on the node that imported the sandbox.
     pub later: Option<Box<Sandbox>>,
     /// Time at which the end was seen, milliseconds since 1970; 0 while the sandbox is alive.
     pub ended_ms: u64,
@@ -288,8 +287,7 @@ impl Cache {
             if twin && (!has_moved(&sandbox) || known_there) {
                 let (known_gone, gone) = (is_gone(&old.sandbox(&id)), is_gone(&sandbox));
                 let lives = !ended(&sandbox);
-                // A record whose container is gone too is not kept: the sandbox cannot continue
-                // there.
+                // Without a container the sandbox cannot continue there.
                 old.later = (!gone).then(|| Box::new(sandbox));
                 let on = old.node.map(|on| inner.nodes.name(on).clone());
                 return match on.filter(|_| lives) {
@@ -314,8 +312,7 @@ impl Cache {
                 return Applied::Stray;
             }
             if !later {
-                // The attempt is earlier than ours, or the sandbox was deleted on the node that it
-                // moved to.
+                // An earlier attempt, or the sandbox was deleted where it had moved to.
                 let off = sandbox.attempt < old.attempt || old.ended() && is_gone(&sandbox);
                 let void = off && !ended(&sandbox);
                 return if void { Applied::Void } else { Applied::Stray };
@@ -360,8 +357,7 @@ impl Cache {
         applied
     }
 
-    /// Starts a whole inventory of a node. Known revisions are reset when the journal is another
-    /// one.
+    /// Starts a whole inventory of a node; a new journal resets the known revisions.
     pub fn begin_inventory(&self, node: &NodeName, same_journal: bool) {
         let mut inner = self.inner();
         *inner.inventories.entry(node.clone()).or_default() += 1;
@@ -533,8 +529,8 @@ impl Cache {
     }
 
     /// Takes entries to be stored: all that `events` are about, and at most `limit` more. Both are
-    /// of one moment, so that no state is stored without the events that led to it, and no event
-    /// without its state.
+    /// of one moment, so that no state is stored without its events, and no event without its
+    /// state.
     pub fn take(
         &self,
         limit: usize,

@@ -40,8 +40,7 @@ pub enum Call {
 /// Likely cause of a missing answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Silence {
-    /// The agent, because nothing else is needed for an answer. Its node gets no new work for a
-    /// while.
+    /// The agent: nothing else is needed for an answer. Its node gets no new work for a while.
     Agent,
     /// Perhaps a sandbox: the answer waits for a container, for a process in it, or for the holder
     /// of a lock on it. A tenant can delay it at will, so it says nothing about the node.

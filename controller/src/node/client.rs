@@ -34,8 +34,7 @@ use super::{
 const MARGIN: Duration = Duration::from_secs(4);
 /// Deadline of a call that only reads or records.
 const QUICK: Duration = Duration::from_secs(5);
-/// Deadline of a call that may roll back. The agent answers a cancel when the attempt is undone, or
-/// after 20 s.
+/// Deadline of calls that roll back: the agent answers when an attempt is undone, or after 20 s.
 const UNDO: Duration = Duration::from_secs(24);
 /// Deadline of a call that acts on a command: its shim may have to be found first.
 const CONTROL: Duration = Duration::from_secs(10);
@@ -44,8 +43,7 @@ const START: Duration = Duration::from_secs(16);
 /// Deadline of a whole check of a node.
 const CHECK: Duration = Duration::from_secs(15);
 
-/// Kind of connection. Each kind has connections of its own, so that its calls never wait for those
-/// of another kind.
+/// Kind of calls with connections of its own, so that none waits for calls of another kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
     /// Unary calls. One connection per node.
@@ -356,8 +354,7 @@ impl Client {
         Ok(call(Call::SetIntake, QUICK, agent.set_intake(request)).await?.load)
     }
 
-    /// Asks for a reservation for a creation. Returns the node's load; no answer within `time` is
-    /// an error.
+    /// Reserves for a creation; returns the node's load. No answer within `time` is an error.
     pub async fn reserve(
         &self,
         epoch: u64,
@@ -382,8 +379,7 @@ impl Client {
         call(Call::GiveBack, QUICK, agent.give_back(request)).await.map(drop)
     }
 
-    /// Exports the container of a stopped sandbox. Returns the node that has it now, and its
-    /// record.
+    /// Exports a stopped sandbox's container; returns the node that has it now, and its record.
     pub async fn hand_over(
         &self,
         epoch: u64,

@@ -16,8 +16,8 @@ use crate::store::{self, Store};
 
 /// Time after its start in which a controller may raise its epoch above what a node has seen. Its
 /// store may be lost or an old copy, so that nodes know higher epochs. Later a higher epoch means
-/// that another controller is in charge: a node that was away for long must not put a replaced
-/// controller in charge again.
+/// that another controller is in charge: a node back after long must not put a replaced controller
+/// in charge again.
 const STARTING: Duration = Duration::from_secs(15);
 
 /// Epoch of this controller.
@@ -92,8 +92,7 @@ impl Epoch {
         self.fenced.cancelled().await;
     }
 
-    /// Fences this controller: an agent that knew us has seen a higher epoch, or another controller
-    /// has claimed our store.
+    /// Fences this controller: a known agent has seen a higher epoch, or our store was claimed.
     pub fn fence(&self) {
         if !self.fenced() {
             tracing::error!(

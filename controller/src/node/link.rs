@@ -26,8 +26,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts to connect.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// Time after which the sandboxes of a node that is down become unreachable; a restart of an agent
-/// takes less.
+/// Time after which the sandboxes of a down node are unreachable; an agent restart takes less.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Watches `node` until the future is dropped.
@@ -185,8 +184,7 @@ async fn leave(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Resul
     }
     let going = entry.is_some_and(|entry| entry.sandbox.phase() == Phase::Deleting);
     if going && let Some(there) = nodes.get(&to) {
-        // The sandbox was deleted during the move, and this node cannot delete it: it has no
-        // container.
+        // Deleted during the move; this node has no container to delete.
         match there.client.delete(epoch, &id, Duration::ZERO).await {
             Ok(deleted) => nodes.apply(&to, deleted),
             Err(error) => tracing::warn!(node = %to, sandbox_id = %id, %error, "delete failed"),

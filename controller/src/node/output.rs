@@ -105,8 +105,7 @@ impl HangUp {
             Ok(Err(status)) => tracing::debug!(%status, "could not hang up a stream"),
             Err(_) => tracing::debug!("hang-up of a stream was not answered"),
         }
-        // The agent ends the stream after the output that it has sent by then, so that must be
-        // read.
+        // The agent ends the stream after the output sent by then, which must be read.
         let rest = async { while let Some(Ok(_)) = messages.next().await {} };
         drop(timeout(STREAM_MAX, rest).await);
     }

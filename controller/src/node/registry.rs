@@ -460,8 +460,7 @@ impl Nodes {
         }
     }
 
-    /// Records a new connection; returns true when it is not the first since the controller
-    /// started.
+    /// Records a new connection; returns true when it is not this controller's first.
     pub(super) fn connected(&self, node: &Node, version: &str, journal_id: &str) -> bool {
         // The agent has just answered, so the earlier problem was the connection.
         self.fleet().answered(node.slot);
@@ -512,9 +511,8 @@ impl Nodes {
             known.as_ref().map(|known| known.state().journal_id.clone()).unwrap_or_default();
         let news = |old: Option<&Entry>, new: &Entry| {
             let told = Told { id: new.id, team: &new.team, node, journal: &journal };
-            // A lost sandbox that reappears alive is compared with nothing; one that has ended is
-            // compared with its last state. The end of another attempt is not a former state of
-            // this one.
+            // A lost sandbox that reappears alive counts as found; one that has ended has ended.
+            // The end of another attempt is not a former state of this one.
             let old = old.filter(|old| !old.lost || new.ended());
             let old = old.filter(|old| !old.ended() || old.sandbox.attempt == new.sandbox.attempt);
             self.log.observe(&told, old.map(|old| &old.sandbox), &new.sandbox);
@@ -522,7 +520,8 @@ impl Nodes {
         match self.cache.apply(node, sandbox, self.clock.now_ms(), news) {
             super::cache::Applied::Changed | super::cache::Applied::Known => {}
             super::cache::Applied::Replaced(left, attempt) => {
-                tracing::warn!(node = %left, sandbox_id = id, attempt, "later attempt of a sandbox came up elsewhere");
+                tracing::warn!(node = %left, sandbox_id = id, attempt,
+                    "later attempt of a sandbox came up elsewhere");
                 if let (Some(left), Ok(id)) = (self.get(&left), id.parse()) {
                     left.state().void.insert(id, attempt);
                 }
@@ -595,8 +594,7 @@ impl Nodes {
         self.log.say(Event { node, detail, ..self.log.event(kind, events::CONTROLLER) });
     }
 
-    /// Logs that a node has cancelled an attempt. This is written before the pending cancel is
-    /// removed.
+    /// Logs that a node has cancelled an attempt, before the pending cancel is removed.
     pub(super) async fn called_off(
         &self,
         node: &Node,

@@ -1,6 +1,5 @@
 //! The decision: filters and scores a sample of the nodes that hold the snapshot, and the rest only
-//! when the sample has no candidate. Allocates nothing, and costs the same among ten nodes and
-//! thousands.
+//! when the sample has no candidate. Allocates nothing; costs the same for ten nodes and thousands.
 //!
 //! Why a sample: controllers decide on reports that are seconds old and do not know each other's
 //! decisions. If each took the best of all, they would all take the same node.

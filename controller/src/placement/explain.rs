@@ -1,5 +1,4 @@
-//! Explains a decision to people, in words and numbers. Computed after it, by the same filter and
-//! score.
+//! Explains a decision to people, in words and numbers, with the same filter and score.
 
 use std::borrow::Cow;
 

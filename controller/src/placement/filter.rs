@@ -28,9 +28,9 @@ pub enum Filtered {
     ReportStale,
     /// Its last report is old, and others are current.
     ReportOld,
-    /// Its answer to a reservation was no, and other nodes gave one.
+    /// The node refused a reservation, and other nodes gave one.
     NoBid,
-    /// The snapshot is missing.
+    /// The node does not hold the snapshot.
     SnapshotMissing,
     /// Its cluster has no quorum.
     NoQuorum,

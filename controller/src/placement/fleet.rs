@@ -90,8 +90,7 @@ impl Fleet {
         &self.names[node as usize]
     }
 
-    /// Returns the names of all nodes. Shared, so that a decision can look one up while the fleet
-    /// is borrowed.
+    /// Returns the names of all nodes. Shared, for look-ups while the fleet is borrowed.
     pub fn names(&self) -> Arc<Vec<NodeName>> {
         self.names.clone()
     }
@@ -121,8 +120,7 @@ impl Fleet {
         self.nodes[node as usize].down = down;
     }
 
-    /// Opens the breaker after a call without an answer: no new work for a while, then one creation
-    /// tries the node.
+    /// Opens the breaker after a call without an answer: no new work, until one creation tries it.
     pub fn trip(&mut self, node: u32, now_ms: u64) {
         self.nodes[node as usize].breaker_until_ms = Some(now_ms + BREAKER_MS);
     }
@@ -166,8 +164,7 @@ impl Fleet {
         self.load(node, load, (report.seq, first), now_ms);
     }
 
-    /// Applies a converted report: its sequence number, and whether it is the first of a
-    /// connection.
+    /// Applies a converted report. `first`: the first of a connection.
     pub fn load(&mut self, node: u32, load: Load, (seq, first): (u64, bool), now_ms: u64) {
         let view = &mut self.nodes[node as usize];
         view.load = load;

@@ -2,8 +2,7 @@
 //!
 //! A new sandbox counts with this share until the measured load shows it. Learnt, because it
 //! differs by an order of magnitude between workloads; and rather too low than too high: taking
-//! sandboxes for twice as heavy as they are makes full nodes of half-full ones and costs more than
-//! the reverse.
+//! sandboxes for twice as heavy makes half-full nodes full and costs more than the reverse.
 
 use super::{NodeView, STALE_MS};
 

@@ -50,8 +50,7 @@ impl Reserved {
 struct Reservation {
     node: u32,
     what: Reserved,
-    /// Sequence number of the node's report at the admission: it and later ones include the
-    /// creation.
+    /// Number of the node's report at the admission: it and later ones count the creation.
     admitted: Option<u64>,
 }
 

@@ -35,8 +35,7 @@ pub use view::{Affinity, Ask, Before, Holder, Load, NodeView, Now};
 pub const REPORT_PERIOD_MS: u64 = 1000;
 /// Age of the last report above which a node gets no new work, milliseconds.
 pub const STALE_MS: u64 = 30_000;
-/// Time without new work after a call without an answer, milliseconds; then one creation tries the
-/// node.
+/// Pause of new work after a call without an answer, milliseconds; then one creation tries it.
 pub const BREAKER_MS: u64 = 30_000;
 
 /// Limits of how full nodes get.

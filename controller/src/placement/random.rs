@@ -19,8 +19,7 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
-    /// Returns a number below `n`, by multiplication: its bias is below 2^-32 for any number of
-    /// nodes.
+    /// Returns a number below `n`, by multiplication: the bias is below 2^-32 for any `n`.
     #[expect(clippy::cast_possible_truncation, reason = "the upper half is below n")]
     pub const fn below(&mut self, n: u32) -> u32 {
         ((self.next() as u128 * n as u128) >> 64) as u32
@@ -38,7 +37,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Draws `min(n, k, SAMPLE)` of `0..n` by Floyd's algorithm: as many draws as picks, no other
+    /// Draws `min(n, k, SAMPLE)` of `0..n` by Floyd's algorithm: one draw per pick, no other
     /// memory.
     pub fn draw(n: u32, k: usize, random: &mut SplitMix64) -> Self {
         let mut sample = Self { picked: [0; SAMPLE], len: 0 };

@@ -1,5 +1,5 @@
-//! Authenticates callers by bearer token. The store is asked at every call, so that a revoked token
-//! is useless at once.
+//! Authenticates callers by bearer token. The store is asked at every call: a revoked token is
+//! useless at once.
 //!
 //! Callers with bad tokens must not delay the look-ups of others: a token that was valid before is
 //! looked up at once, all others wait for one of a few turns.
@@ -61,8 +61,7 @@ impl Tokens {
         Self { store, turns: Semaphore::new(TURNS), known: Mutex::default() }
     }
 
-    /// Returns the team of a token that was valid at its last look-up. Whether it is revoked since
-    /// must still be checked.
+    /// Returns the team of a token that was valid at its last look-up. It may be revoked since.
     pub(super) fn team(&self, shown: Shown<'_>) -> Option<Team> {
         let known = self.known().get(shown.id).cloned()?;
         token::verify(&known, shown.secret).then_some(known.team)

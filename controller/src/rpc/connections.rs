@@ -32,8 +32,7 @@ use tonic::transport::server::Connected;
 const OPEN_MAX: usize = 4;
 /// Most concurrent calls of one connection whose token is not cached and is being looked up.
 const STRANGERS_MAX: usize = 8;
-/// Time after its handshake in which a peer must send something: each of our protocols begins with
-/// the client.
+/// Time for a peer's first byte after the handshake: in all our protocols the client begins.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 
 /// Owner of a connection.

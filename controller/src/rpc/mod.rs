@@ -1,6 +1,5 @@
-//! The API server: the only module that uses tonic as a server. gRPC and gRPC-Web on one port,
-//! health and reflection beside our own services, and bounds on everything that a caller can make
-//! large.
+//! The API server, the only user of tonic as a server. gRPC and gRPC-Web on one port, health and
+//! reflection beside our services, and bounds on everything that a caller can make large.
 
 mod auth;
 mod connections;

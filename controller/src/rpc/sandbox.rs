@@ -31,8 +31,7 @@ impl Rpc {
     }
 }
 
-/// Splits a request into its caller, which the guard has set, and its message. Fails without a
-/// caller.
+/// Splits a request into the caller that the guard has set, and the message; fails without one.
 pub(super) fn split<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     let (_, extensions, message) = request.into_parts();
     let caller = extensions.get::<Caller>().cloned();
@@ -355,8 +354,7 @@ impl SandboxService for Rpc {
     }
 }
 
-/// Builds the error of a stream that broke on the caller's side: a message is too large, or the
-/// caller has gone.
+/// Builds the error of a stream that the caller broke: by a large message, or by going away.
 fn broken(status: Status) -> Error {
     let status = super::status::completed(&status).unwrap_or(status);
     let reason = daemon::status::reason(&status);

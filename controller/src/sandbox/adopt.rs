@@ -15,8 +15,7 @@ use super::{Caller, Error, Sandboxes};
 use crate::node::{self, Node};
 
 impl Sandboxes {
-    /// Adopts a container for a team. Also returns the volumes that the sandbox's deletion will
-    /// remove.
+    /// Adopts a container for a team. Also returns the volumes that a deletion will remove.
     ///
     /// # Errors
     /// When there is no such node or container, or it cannot be a sandbox.

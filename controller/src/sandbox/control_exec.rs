@@ -12,8 +12,8 @@ use proto::{
 use super::{Error, Sandboxes};
 
 impl Sandboxes {
-    /// Writes stdin of a command and returns how many bytes it has then. A repeated call writes
-    /// nothing twice.
+    /// Writes stdin of a command; returns how many bytes it has then. Repeating writes nothing
+    /// twice.
     ///
     /// # Errors
     /// When there is no such command, or the bytes do not follow those that it has.

@@ -218,8 +218,7 @@ impl Sandboxes {
         }
     }
 
-    /// Replaces the name of a preset by its size. The digest is taken before: a retry sends the
-    /// name again.
+    /// Replaces the name of a preset by its size. Not before the digest: a retry sends the name.
     pub(super) fn sized(&self, request: &mut CreateSandboxRequest) -> Result<Spec, Invalid> {
         if !request.size_preset.is_empty() {
             let name: Preset = std::mem::take(&mut request.size_preset).parse()?;
@@ -250,8 +249,7 @@ impl Sandboxes {
     }
 }
 
-/// Turns the result of a creation into an answer: a failed creation is an error, the later life of
-/// the sandbox is not.
+/// Turns a creation's result into an answer: its failure is an error, the sandbox's later life not.
 fn outcome(sandbox: Sandbox) -> Result<Sandbox, Error> {
     let Some(failure) = &sandbox.failure else { return Ok(sandbox) };
     let called_off = failure.reason() == Reason::CreateCancelled;

@@ -97,8 +97,7 @@ impl Sandboxes {
             greeted: false,
             over: false,
         };
-        // Read one page now, so that a refusal is the answer of the call, not an item of its
-        // stream.
+        // Read now, so that a refusal is the call's own error, not an item of its stream.
         reader.read().await?;
         Ok(stream::unfold(reader, |mut reader| async move {
             let next = reader.next().await?;

@@ -1,5 +1,4 @@
-//! Runs a command as a stream, or attaches to a running one: passes messages between the caller and
-//! the node.
+//! Runs a command as a stream, or attaches to one: passes messages between caller and node.
 
 use std::{sync::Arc, time::Duration};
 

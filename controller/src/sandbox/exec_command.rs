@@ -1,5 +1,5 @@
-//! Runs a command and returns its output: a short one to its end, one with an exec_id over as many
-//! calls as needed.
+//! Runs a command and returns its output: a short one to its end, one with an exec_id over several
+//! calls.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -28,8 +28,7 @@ const ANSWER: Duration = Duration::from_secs(18);
 const FULL: Duration = Duration::from_millis(100);
 /// Largest stdin.
 const STDIN_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes kept of stdout and of stderr each: a little under 1 MiB, so that both fit into one
-/// message.
+/// Bytes kept of stdout and of stderr: each under 1 MiB, so that both fit into one message.
 const OUTPUT_BYTES_MAX: usize = 1024 * 1024 - 1024;
 
 /// Result of a command.
@@ -128,8 +127,7 @@ impl Sandboxes {
         Ok(seen)
     }
 
-    /// Writes the rest of stdin. By offsets, so that two concurrent calls for the same command
-    /// write nothing twice.
+    /// Writes the rest of stdin. By offsets, so that concurrent calls write nothing twice.
     async fn feed(self: Arc<Self>, team: Team, mut write: WriteExecStdinRequest, stdin: Bytes) {
         let end = stdin.len() as u64;
         loop {

@@ -15,8 +15,7 @@ use crate::{
     placement::{Decision, Filtered, PARTS, Part, Verdict},
 };
 
-/// Stored form of a decision. Stored in full, decisions were most of the store and most of what a
-/// creation writes.
+/// Stored form of a decision. The full one was most of the store and of what a creation writes.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept<'a> {
     attempt: u32,

@@ -35,8 +35,7 @@ impl Sandboxes {
         }
     }
 
-    /// Closes a port, at once and under all of its names. Returns the sandbox and the closed
-    /// services.
+    /// Closes a port, at once and under all names. Returns the sandbox and the closed services.
     ///
     /// # Errors
     /// When there is no such service, or the sandbox's node does not do it.

@@ -247,8 +247,7 @@ impl Sandboxes {
         }
     }
 
-    /// Sends a request with many answers. Waits for the first, so that a refusal is the call's
-    /// error.
+    /// Sends a request with many answers. Waits for the first: a refusal is the call's error.
     async fn many(
         self: &Arc<Self>,
         (node, whose): Place,

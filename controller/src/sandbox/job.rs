@@ -159,8 +159,7 @@ impl Sandboxes {
         self.finish(&job, end).await;
     }
 
-    /// Chooses and records a node for the next attempt; waits in the queue while all nodes are
-    /// full.
+    /// Chooses and records the next attempt's node; waits in the queue while all are full.
     async fn next_node(&self, job: &mut Job) -> Result<(), End> {
         let id = job.order.id;
         let until = job.begun + self.options.queue;
@@ -319,8 +318,7 @@ impl Sandboxes {
                         rollback: String::new(),
                     });
                 }
-                // Our store is an old copy: the sandbox came up and has moved to another node
-                // since.
+                // Our store is an old copy: the sandbox came up and has moved since.
                 Ok((sandbox, _)) if sandbox.cause == cause::MOVED => {
                     return Attempt::Behind(Box::new(sandbox));
                 }
@@ -506,8 +504,7 @@ impl Sandboxes {
                     ..self.once(job, EventKind::Created, &by)
                 }];
                 told.extend(self.nodes.came_up(id, &job.team, &sandbox));
-                // Durable before any caller sees it: a sandbox that was seen running is never
-                // moved.
+                // Durable before it is visible: a sandbox seen running is never moved.
                 let done = || self.store.done(&id, last.clone(), told.clone());
                 let revision = self.persist(done).await;
                 self.log().reached(revision);
@@ -561,8 +558,7 @@ impl Sandboxes {
         }
     }
 
-    /// As `of_job`, for a kind that occurs once per sandbox. The key deduplicates it when a crash
-    /// repeats the end.
+    /// As `of_job`, for a kind that occurs once per sandbox, even if a crash repeats the end.
     fn once(&self, job: &Job, kind: EventKind, actor: &str) -> Event {
         let once = Some(format!("{} {}", job.order.id, kind.as_str_name()));
         Event { once, ..self.of_job(job, kind, actor) }

@@ -1,8 +1,7 @@
 //! Sandboxes of all nodes: the only entrance to the domain, one file per operation. Uses neither
 //! tonic nor SQL: nodes are called through `node`, durable state goes to `store`.
 //!
-//! A node reports a sandbox as a message of the public API, which is kept as it is: there is
-//! nothing to translate.
+//! A node reports a sandbox as a message of the public API, which is kept without translation.
 
 mod adopt;
 mod control_exec;
@@ -168,8 +167,7 @@ pub struct Options {
     pub queue_max: usize,
     /// Longest wait of a creation for capacity.
     pub queue: Duration,
-    /// Time for which a node that stopped answering during a creation is asked before another is
-    /// tried.
+    /// Time for which a node that stopped answering is asked before another is tried.
     pub patience: Duration,
     /// Time after which a creation that is not up yet is cancelled.
     pub deadline: Duration,

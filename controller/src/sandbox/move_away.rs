@@ -1,5 +1,5 @@
 //! Moves stopped sandboxes off a node that is being drained, to nodes that have access to their
-//! disk: nothing is copied and nothing that runs is moved. Sandboxes that cannot move stay and are
+//! disk: nothing is copied, nothing that runs is moved. Those that cannot move stay and are
 //! reported.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -33,8 +33,7 @@ impl Sandboxes {
         let until = Instant::now() + ENOUGH;
         for entry in self.nodes.cache.living_on(&node.name) {
             let phase = entry.sandbox.phase();
-            // Deleted during a move, it may have no container here: it is deleted on the other
-            // node.
+            // Deleted during a move: the container may be on the other node.
             let left = phase == Phase::Deleting && entry.sandbox.failure.is_some();
             if entry.creating || entry.lost || !(phase == Phase::Stopped || left) {
                 continue;
@@ -51,7 +50,8 @@ impl Sandboxes {
                     moved.extend(there.map(|there| self.nodes.cache.view(&there)));
                 }
                 Err(why) => {
-                    tracing::info!(sandbox_id = %entry.id, node = %node.name, why, "sandbox stays on a drained node");
+                    tracing::info!(sandbox_id = %entry.id, node = %node.name, why,
+                        "sandbox stays on a drained node");
                     stays.insert(entry.id.to_string(), why);
                 }
             }
@@ -59,8 +59,7 @@ impl Sandboxes {
         (moved, stays)
     }
 
-    /// Carries out the three steps that `agent/src/sandbox/hand_over.rs` describes, from wherever
-    /// they were interrupted.
+    /// Takes the three steps of `agent/src/sandbox/hand_over.rs`, from where they were interrupted.
     async fn move_one(&self, caller: &Caller, entry: &Entry, from: &Node) -> Result<(), Error> {
         let (id, epoch) = (entry.id, self.nodes.epoch.get());
         let to = self.better(entry, &from.name)?;

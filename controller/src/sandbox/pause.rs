@@ -4,8 +4,7 @@ use proto::sandbox::v1::{EventKind, Sandbox};
 
 use super::{Caller, Error, Sandboxes, WAIT};
 
-/// Events that the log attributes to the caller: a sandbox that does not freeze may be stopped
-/// instead.
+/// Events that the log attributes to the caller: what does not freeze may be stopped instead.
 const PAUSE: &[EventKind] = &[EventKind::Paused, EventKind::Stopped];
 const RESUME: &[EventKind] = &[EventKind::Resumed];
 

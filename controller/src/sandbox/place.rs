@@ -1,5 +1,4 @@
-//! Places a creation: by the nodes' reports and, where configured, by asking the best nodes for a
-//! reservation.
+//! Places a creation: by the nodes' reports and, where configured, by their reservations.
 
 use std::time::Duration;
 
@@ -86,7 +85,8 @@ impl Sandboxes {
         for node in nodes.iter().filter_map(|name| self.nodes.get(name)) {
             self.tasks.spawn(async move {
                 if let Err(error) = node.client.give_back(&id).await {
-                    tracing::debug!(sandbox_id = %id, node = %node.name, %error, "could not cancel a reservation");
+                    tracing::debug!(sandbox_id = %id, node = %node.name, %error,
+                        "could not cancel a reservation");
                 }
             });
         }

@@ -75,8 +75,7 @@ impl Sandboxes {
             .await)
     }
 
-    /// Compares the team's sandboxes with a list of the caller. An id that is not the team's is
-    /// missing.
+    /// Compares the team's sandboxes with a caller's list. An id of no sandbox of it is missing.
     ///
     /// # Errors
     /// When the list is too long.

@@ -457,8 +457,7 @@ fn nothing() -> ExecResponse {
     ExecResponse { message: Some(exec_response::Message::Stdout(Bytes::new())) }
 }
 
-/// Returns true when the connection is lost, which says nothing about the command. An agent that
-/// stops says so.
+/// Returns true when only the connection is lost; an agent that stops says so.
 fn is_break(error: &node::Error) -> bool {
     match error {
         node::Error::Unknown(_) | node::Error::Silent(_) | node::Error::Unreachable(_) => true,

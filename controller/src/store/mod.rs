@@ -146,8 +146,7 @@ pub struct Token {
 /// long the other runs. Any handle can write tokens.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
-    /// Adds a creation and the event that says who requested it, unless its team already uses the
-    /// request_id.
+    /// Adds a creation and the event of its request, unless the team already uses the request_id.
     async fn begin(&self, row: Row, asked: Event) -> Result<Begun, Error>;
 
     /// Returns the creation that holds a request_id.
@@ -172,8 +171,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         }
     }
 
-    /// Records the next attempt, before its node receives it. False when the creation is no longer
-    /// being placed.
+    /// Records the next attempt, before its node receives it. False unless it is being placed.
     async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error>;
 
     /// Records that a creation is up, with its events; returns the log's last revision.

@@ -9,8 +9,7 @@ use super::{
 
 const COLUMNS: &str = "revision, at_ms, sandbox, team, node, kind, actor, reason, detail, \
                        node_revision, once";
-/// Conditions of the filters. Only those that are set are in the text, so that the planner takes
-/// the index.
+/// Conditions of the filters. Only a set one is in the text, so that the planner takes its index.
 const BY_TEAM: &str = "AND team = :team";
 const BY_SANDBOX: &str = "AND sandbox = :sandbox";
 

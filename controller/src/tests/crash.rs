@@ -1,6 +1,6 @@
 //! The controller crashes at every write of a creation, right before and right after it, and
-//! another one continues over the same store. The writes are counted first, so a new one is covered
-//! too.
+//! another one continues over the same store. The writes are counted first, so new ones are
+//! covered.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 

@@ -8,8 +8,7 @@ use proto::{
 
 use super::{Entry, Inner, ended};
 
-/// Returns true for the tombstone of a sandbox that another node imported: it ended on this node
-/// only.
+/// Returns true for the tombstone of a sandbox that moved: it ended on this node only.
 pub(super) fn has_moved(sandbox: &Sandbox) -> bool {
     ended(sandbox) && sandbox.cause == cause::MOVED
 }
@@ -25,8 +24,7 @@ pub(super) fn is_gone(sandbox: &Sandbox) -> bool {
 }
 
 impl Entry {
-    /// Returns the record of the node that imported the sandbox, while the first node has not
-    /// dropped its own.
+    /// Returns the importing node's record, while the first node has not dropped its own.
     pub(super) fn twin(&self) -> Option<&Sandbox> {
         let same = |there: &&Sandbox| !self.creating && there.attempt == self.sandbox.attempt;
         self.later.as_deref().filter(same)

@@ -129,7 +129,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(on(&cache), Some(n2.clone()));
     assert_eq!(apply(&cache, &n1, left()), Applied::Stray, "of the other node");
-    // The new node is heard after the old one has dropped its record.
+    // The new node reports after the old one has dropped its record.
     let cache = known();
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(on(&cache), Some(n2.clone()));
@@ -152,7 +152,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     assert_eq!(apply(&cache, &n1, gone()), moved());
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(on(&cache), Some(n2.clone()));
-    // The new node was heard first.
+    // The new node reports first.
     let cache = Cache::default();
     cache.set_up(&n2, true);
     assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
@@ -168,7 +168,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     let cache = known();
     assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
     assert_eq!(apply(&cache, &n1, deleting()), moved());
-    // The old node no longer has a record, and is heard first, or last; or is forgotten.
+    // The old node no longer has a record, and reports first, or last; or is forgotten.
     let cache = known();
     assert_eq!(inventory(&cache, &n1), [id(1)]);
     assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
@@ -181,7 +181,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
     cache.give_up(&n1, 1, |_, _| panic!("nothing ends"));
     assert_eq!(on(&cache), Some(n2.clone()));
-    // It moved on to a third node before the first was heard.
+    // It moved on to a third node before the first reported.
     let n3 = node("n3");
     let cache = known();
     cache.set_up(&n3, true);
@@ -190,7 +190,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     assert_eq!(apply(&cache, &n2, onwards()), Applied::Stray);
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(on(&cache), Some(n3.clone()));
-    // It was deleted on the new node before the first was heard.
+    // It was deleted on the new node before the first reported.
     let cache = known();
     assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
     let deleted = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Deleted, 2) };
@@ -204,7 +204,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     assert_eq!(apply(&cache, &n2, deleted), Applied::Changed);
     assert_eq!(apply(&cache, &n1, gone()), Applied::Void);
     assert_eq!(phase(&cache, 1), Some(Phase::Deleted));
-    // The same, and the first is heard last.
+    // The same, and the first reports last.
     let cache = known();
     let deleted = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Deleted, 2) };
     assert_eq!(apply(&cache, &n2, deleted), Applied::Stray);
