@@ -1,11 +1,11 @@
-//! Time and chance, passed in, so that a simulation on paused time with a seed can be repeated.
-//! Durations are measured with `tokio::time`; this is only what ends up in records and ids.
+//! Wall clock and randomness as traits, so that a simulation on paused time with a seed can be
+//! repeated. Durations are measured with `tokio::time`; this clock only stamps records.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Wall-clock time.
 pub trait Clock: Send + Sync + std::fmt::Debug {
-    /// Milliseconds since 1970.
+    /// Returns milliseconds since 1970.
     fn now_ms(&self) -> u64;
 }
 
@@ -15,7 +15,7 @@ pub trait Random: Send + Sync + std::fmt::Debug {
     fn fill(&self, bytes: &mut [u8]);
 }
 
-/// The machine's clock.
+/// The wall clock of the machine.
 #[derive(Debug)]
 pub struct SystemClock;
 
@@ -27,7 +27,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// The machine's randomness.
+/// The random generator of the operating system.
 #[derive(Debug)]
 pub struct SystemRandom;
 

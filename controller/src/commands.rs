@@ -23,12 +23,12 @@ use crate::{
     token,
 };
 
-/// Where everything is kept unless it is told.
+/// Default directory of the database, the CA and the certificates.
 const DATA_DIR: &str = "/var/lib/pve-sandbox-controller";
-/// How long the start waits for the nodes before it says that it is ready.
+/// Longest wait for the nodes at the start, before the service reports readiness.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
 
-/// What to do.
+/// Sub-commands of the controller.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the API.
@@ -71,7 +71,7 @@ pub enum Command {
     },
     /// Tokens of callers.
     Token {
-        /// What to do.
+        /// Sub-command.
         #[command(subcommand)]
         command: TokenCommand,
         /// Where everything is kept.
@@ -86,7 +86,7 @@ pub enum Command {
     },
 }
 
-/// What to do with tokens.
+/// Sub-commands that manage tokens.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Make one and print it. It is shown this once only.
@@ -108,10 +108,10 @@ pub enum TokenCommand {
 }
 
 impl Command {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
-    /// When it cannot be done.
+    /// When the command fails.
     pub async fn execute(self) -> anyhow::Result<()> {
         match self {
             Self::Run { config, listen } => run(&config, listen).await,
@@ -202,7 +202,7 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
 
     let incoming = daemon::listen::tls(listener, server, stop.clone());
     let serve = controller.api().serve(incoming, stop.clone().cancelled_owned());
-    // Those who wait or watch are sent away first; then their calls end, and so does serving.
+    // Waiting and watching callers are answered first; then their calls end, and serving ends.
     let drain = async {
         stop.cancelled().await;
         controller.stop().await;

@@ -1,4 +1,4 @@
-//! `controller.toml`: read once at the start, checked as a whole, and every mistake is told at once.
+//! `controller.toml`: read once at the start and checked as a whole; the error lists every mistake.
 
 use std::{
     collections::BTreeMap,
@@ -24,42 +24,42 @@ use crate::{
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the API listens: gRPC and gRPC-Web over TLS.
+    /// Listen address of the API: gRPC and gRPC-Web over TLS.
     #[serde(default = "default_listen")]
     pub listen: SocketAddr,
-    /// Database, CA and certificates.
+    /// Directory of the database, the CA and the certificates.
     #[serde(default = "default_data_dir")]
     pub data_dir: PathBuf,
-    /// Address of an open port, with `{port}` and `{vmid}` or `{id}`.
+    /// URL of an open port, with `{port}` and `{vmid}` or `{id}`.
     pub url_template: String,
-    /// Also use the nodes that an agent's cluster has.
+    /// Whether the members of an agent's cluster are used as nodes too.
     #[serde(default)]
     pub discover: bool,
-    /// Where the agents of discovered nodes listen.
+    /// Port of the agents of discovered nodes.
     #[serde(default = "default_agent_port")]
     pub agent_port: u16,
-    /// Log lines as JSON.
+    /// Whether log lines are JSON.
     #[serde(default)]
     pub log_json: bool,
-    /// How long events are kept, days.
+    /// Retention of events, days.
     #[serde(default = "default_events_keep_days")]
     pub events_keep_days: u32,
-    /// How many events are kept; the oldest go first.
+    /// Most events that are stored; the oldest are removed first.
     #[serde(default = "default_events_max")]
     pub events_max: u64,
-    /// Certificates other than those of `init`.
+    /// Certificates that replace those of `init`.
     #[serde(default)]
     pub tls: Tls,
-    /// Nodes by hand.
+    /// Configured nodes.
     #[serde(default, rename = "node")]
     pub nodes: Vec<Node>,
     /// Bounds of the API.
     #[serde(default)]
     pub limits: ApiLimits,
-    /// How creations are placed and waited for.
+    /// Bounds of creations.
     #[serde(default)]
     pub create: Create,
-    /// How far nodes are filled.
+    /// Limits of how full nodes get.
     #[serde(default)]
     pub placement: Limits,
     /// Sizes by name, `[sizes.NAME]`.
@@ -67,23 +67,23 @@ pub struct Config {
     pub sizes: BTreeMap<Preset, Size>,
 }
 
-/// One node.
+/// One configured node.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
-    /// PVE's name of it; its agent's certificate must say the same.
+    /// PVE's name of the node; the agent's certificate must contain the same name.
     pub name: NodeName,
-    /// Where its agent listens, `host:port`.
+    /// Address of the agent, `host:port`.
     pub address: String,
 }
 
-/// Paths of the API's certificate. Those of `init` where they are not given.
+/// Paths of the API's certificate. Without them the certificate of `init` is used.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
     /// Certificate that callers see, with its chain.
     pub cert: Option<PathBuf>,
-    /// Its key.
+    /// Private key of `cert`.
     pub key: Option<PathBuf>,
 }
 
@@ -91,19 +91,19 @@ pub struct Tls {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiLimits {
-    /// Unary calls under way at once, of all teams. A team may always have 32, whatever the others
-    /// have; only what it has above them counts in this.
+    /// Most concurrent unary calls of all teams. A team may always have 32, whatever other teams
+    /// have; only its calls above 32 count towards this.
     pub calls_max: usize,
-    /// Unary calls under way at once, of one team. Half of `calls_max` where it is not given.
+    /// Most concurrent unary calls of one team. The default is half of `calls_max`.
     pub team_calls_max: Option<usize>,
-    /// Streams under way at once, of all teams, counted as `calls_max` is.
+    /// Most concurrent streams of all teams, counted like `calls_max`.
     pub streams_max: usize,
-    /// Streams under way at once, of one team. Half of `streams_max` where it is not given.
+    /// Most concurrent streams of one team. The default is half of `streams_max`.
     pub team_streams_max: Option<usize>,
-    /// Streams of one connection, calls of every kind.
+    /// Most HTTP/2 streams of one connection, which every kind of call needs.
     pub streams_per_connection: u32,
-    /// Connections at once. The next makes one without a valid token close, or one of the team that
-    /// has the most.
+    /// Most connections at once. A further one closes a connection without a valid token, or one of
+    /// the team that has the most.
     pub connections_max: usize,
 }
 
@@ -121,34 +121,34 @@ impl Default for ApiLimits {
 }
 
 impl ApiLimits {
-    /// Unary calls of one team.
+    /// Returns the most concurrent unary calls of one team.
     pub fn team_calls(&self) -> usize {
         self.team_calls_max.unwrap_or_else(|| self.calls_max.div_ceil(2))
     }
 
-    /// Streams of one team.
+    /// Returns the most concurrent streams of one team.
     pub fn team_streams(&self) -> usize {
         self.team_streams_max.unwrap_or_else(|| self.streams_max.div_ceil(2))
     }
 }
 
-/// How creations are placed and waited for.
+/// Bounds of creations.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Create {
-    /// Creations under way at once.
+    /// Most creations under way at once.
     pub creates_max: usize,
-    /// Of those, how many may wait for room.
+    /// Most of those that may wait for capacity.
     pub queue_max: usize,
-    /// How long one waits for room.
+    /// Longest wait of a creation for capacity, seconds.
     pub queue_s: u64,
-    /// How long a node that stopped answering in mid-create is asked, before another gets the next
-    /// attempt.
+    /// Time for which a node that stops answering during a creation is retried before another node
+    /// gets the next attempt, seconds.
     pub patience_s: u64,
-    /// After this a creation that has not come up is called off.
+    /// Time after which a creation that is not running yet is cancelled, seconds.
     pub deadline_s: u64,
-    /// So many of the best nodes, 1 to 3, are asked for a seat before one of them is chosen, which
-    /// costs a creation one round trip; 1 asks none.
+    /// Number of the best nodes, 1 to 3, that are asked for a reservation before one is chosen.
+    /// This costs a creation one round trip; 1 asks none.
     pub bids: usize,
 }
 
@@ -186,13 +186,13 @@ const fn default_events_max() -> u64 {
     1_000_000
 }
 
-/// Everything that is wrong with a configuration.
+/// Mistakes of a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not readable, or not TOML of the right form.
+    /// The file is not readable, or not TOML of the right form.
     #[error(transparent)]
     Load(#[from] daemon::config::Error),
-    /// Readable, but it cannot be meant.
+    /// The file is readable, but some values are invalid.
     #[error("the configuration is wrong:\n  {}", .0.join("\n  "))]
     Wrong(Vec<String>),
 }
@@ -280,12 +280,12 @@ impl Config {
         mistakes
     }
 
-    /// The template, which `load` has checked.
+    /// Returns the URL template, which `load` has checked.
     pub fn urls(&self) -> UrlTemplate {
         UrlTemplate::new(&self.url_template).expect("checked when it was loaded")
     }
 
-    /// Where the nodes come from.
+    /// Returns the options of the node registry.
     pub fn node_options(&self) -> node::Options {
         node::Options {
             seeds: self.nodes.iter().map(|n| (n.name.clone(), n.address.clone())).collect(),
@@ -295,7 +295,7 @@ impl Config {
         }
     }
 
-    /// How creations are placed and waited for.
+    /// Returns the options of creations.
     pub fn sandbox_options(&self) -> sandbox::Options {
         sandbox::Options {
             creates_max: self.create.creates_max,
@@ -308,13 +308,13 @@ impl Config {
         }
     }
 
-    /// How much is kept of the log of events.
+    /// Returns the retention of the event log.
     pub fn event_options(&self) -> events::Options {
         let keep = Duration::from_secs(u64::from(self.events_keep_days) * 24 * 3600);
         events::Options { keep, max: self.events_max }
     }
 
-    /// The database.
+    /// Returns the path of the database.
     pub fn database(&self) -> PathBuf {
         self.data_dir.join("controller.db")
     }

@@ -1,4 +1,4 @@
-//! The controller: takes what callers ask for and spreads it over the nodes.
+//! The controller: serves the API and places the callers' sandboxes on the nodes of a cluster.
 //!
 //! ```text
 //!  rpc/ (tonic; token -> team)          one request: rpc/sandbox.rs -> sandbox/create.rs
@@ -8,11 +8,11 @@
 //!         -> events/ (the log of what happened; derivation is pure)
 //!         -> store/ (intent and the log: SQLite, or memory)
 //! ```
-//! What must hold: only `rpc` serves and only `node` calls with tonic; only `store` knows SQL;
-//! `placement` knows neither time nor network; nothing is deleted on a node because it is missing
-//! here; a node hears of a creation only after the choice of it is durable; an agent's status is
-//! never handed on. Time and chance are passed in, so that all of this runs in a simulation on
-//! paused time with a seed.
+//! Invariants: only `rpc` serves and only `node` calls with tonic; only `store` knows SQL;
+//! `placement` uses neither time nor network; nothing is deleted on a node because it is missing
+//! here; a node receives a creation only after its placement is durable; an agent's gRPC status is
+//! never passed to a caller. Time and randomness are injected, so that all of this runs in a
+//! simulation on paused time with a seed.
 
 pub mod ca;
 pub mod clock;
@@ -42,34 +42,34 @@ use sandbox::Sandboxes;
 use store::Store;
 use url::UrlTemplate;
 
-/// How long calls under way may go on after the controller was told to stop.
+/// Longest time that `stop` waits for calls under way.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// What a controller is made of.
+/// Dependencies and settings of a controller.
 #[derive(Debug)]
 pub struct Parts {
-    /// Where intent is kept.
+    /// Durable intent and events.
     pub store: Arc<dyn Store>,
-    /// How agents are reached.
+    /// Connections to agents.
     pub connector: Arc<dyn Connector>,
     /// Wall clock.
     pub clock: Arc<dyn Clock>,
-    /// Chance.
+    /// Randomness for ids and jitter.
     pub random: Arc<dyn Random>,
-    /// Which nodes.
+    /// Sources of nodes.
     pub nodes: node::Options,
     /// Bounds of creations.
     pub creates: sandbox::Options,
-    /// How much is kept of the log.
+    /// Retention of the event log.
     pub events: events::Options,
     /// Bounds of the API.
     pub limits: ApiLimits,
-    /// Addresses of open ports.
+    /// Template of the URLs of open ports.
     pub urls: UrlTemplate,
 }
 
-/// A running controller. Dropping it without `stop` is a crash: whatever it was doing is gone on
-/// with by the next one over the same store.
+/// A running controller. Dropping it without `stop` is a crash: the next controller over the same
+/// store continues the work under way.
 #[derive(Debug)]
 pub struct Controller {
     sandboxes: Arc<Sandboxes>,
@@ -79,7 +79,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Starts to watch the nodes and goes on with what was under way.
+    /// Starts to watch the nodes and continues the creations that are in the store.
     ///
     /// # Errors
     /// When the store fails.
@@ -106,17 +106,18 @@ impl Controller {
         Ok(Self { sandboxes, api, tasks, stop })
     }
 
-    /// The services, to be served over any stream of connections.
+    /// Returns the gRPC services, which can be served over any stream of connections.
     pub fn api(&self) -> rpc::Api {
         self.api.clone()
     }
 
-    /// The domain, for programs that hold the controller in their own process.
+    /// Returns the domain, for programs that run the controller in their own process.
     pub fn sandboxes(&self) -> &Arc<Sandboxes> {
         &self.sandboxes
     }
 
-    /// Waits until every node has been heard, at most for `limit`. How many have, of how many.
+    /// Waits at most `limit` until every node is ready; returns the count of ready and of all
+    /// nodes.
     pub async fn settled(&self, limit: Duration) -> (usize, usize) {
         let deadline = Instant::now() + limit;
         let mut news = self.sandboxes.nodes().news();
@@ -131,22 +132,22 @@ impl Controller {
         }
     }
 
-    /// Cancelled when the controller stops.
+    /// Returns the token that is cancelled when the controller stops.
     pub fn stopping(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// Stops: callers that wait get what is known now, creations under way stay in the store and go
-    /// on with the next start.
+    /// Stops the controller. Waiting callers get the state known now; creations under way stay in
+    /// the store and the next start continues them.
     pub async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
         if timeout(DRAIN, self.tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tasks.len(), "stopped without waiting for everything");
+            tracing::warn!(tasks = self.tasks.len(), "stopped before all tasks ended");
         }
-        // What was done while the others ended belongs into the log too.
+        // The tasks that ended above have logged events, which must be stored too.
         if timeout(DRAIN, self.sandboxes.write_behind()).await.is_err() {
-            tracing::warn!("stopped without writing the last events");
+            tracing::warn!("stopped before the last events were written");
         }
     }
 }

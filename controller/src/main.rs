@@ -3,8 +3,8 @@
 use clap::Parser;
 use controller::commands::Command;
 
-/// Many small messages on a few threads: with the C library's they wait for each other at it, and a
-/// fifth of the creations a second is lost (docs/scale.md).
+/// Process-wide allocator. With the C library's allocator, the many small allocations of a few
+/// threads contend and creations per second drop by a fifth (docs/scale.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,4 +1,4 @@
-//! Bearer tokens: `pvesb_ID_SECRET`. The id finds the row, the secret is compared by its hash in
+//! Bearer tokens: `pvesb_ID_SECRET`. The id finds the row and the secret is compared by its hash in
 //! constant time; only the hash is stored.
 
 use proto::name::Team;
@@ -10,19 +10,19 @@ const PREFIX: &str = "pvesb_";
 const ID_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
 
-/// A token that was just made: the only time that its text is known.
+/// A new token. Its text is known only now.
 #[derive(Debug)]
 pub struct Issued {
-    /// What the caller sends as `Authorization: Bearer ...`.
+    /// Text that the caller sends as `Authorization: Bearer ...`.
     pub text: String,
-    /// What is stored.
+    /// Row for the store.
     pub token: store::Token,
 }
 
 /// Makes a token for a team.
 pub fn issue(team: Team, scopes: &str, now_ms: u64) -> Issued {
     let (mut id, mut secret) = ([0; ID_BYTES], [0; SECRET_BYTES]);
-    // The kernel's, always: a simulation's chance must never make a secret.
+    // Always the kernel's randomness: the random source of a simulation must never make a secret.
     getrandom::fill(&mut id).expect("the kernel gives random bytes");
     getrandom::fill(&mut secret).expect("the kernel gives random bytes");
     let (id, secret) = (hex(&id), hex(&secret));
@@ -39,7 +39,7 @@ pub fn issue(team: Team, scopes: &str, now_ms: u64) -> Issued {
     }
 }
 
-/// Id and secret of a token's text; `None` when it has not the form of one.
+/// Splits a token's text into id and secret; `None` when it does not have the form of one.
 pub fn split(text: &str) -> Option<(&str, &str)> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     let hex = |text: &str, bytes: usize| {
@@ -49,14 +49,14 @@ pub fn split(text: &str) -> Option<(&str, &str)> {
     (hex(id, ID_BYTES) && hex(secret, SECRET_BYTES)).then_some((id, secret))
 }
 
-/// True when the secret is this token's and the token was not revoked.
+/// Returns true when the secret belongs to this token and the token is not revoked.
 pub fn verify(token: &store::Token, secret: &str) -> bool {
     let hash = Sha256::digest(secret.as_bytes());
     let same = same(&hash, &token.hash);
     same && token.revoked_ms == 0
 }
 
-/// Compares without stopping at the first difference, so that the time tells nothing.
+/// Compares in constant time: stopping at the first difference would reveal how much matches.
 fn same(a: &[u8], b: &[u8]) -> bool {
     if a.len() != b.len() {
         return false;
@@ -65,7 +65,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     std::hint::black_box(difference) == 0
 }
 
-/// Lower-case hex.
+/// Encodes bytes as lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 15)]);

@@ -1,6 +1,6 @@
-//! The address that a browser opens for an open port.
+//! URLs of open ports.
 
-/// A template such as `https://port-{port}-vm-{vmid}.sandbox.example.com`, checked.
+/// Checked template such as `https://port-{port}-vm-{vmid}.sandbox.example.com`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UrlTemplate(String);
 
@@ -8,7 +8,7 @@ impl UrlTemplate {
     /// Checks a template.
     ///
     /// # Errors
-    /// A sentence on what is wrong with it.
+    /// A sentence that says what is wrong with the template.
     pub fn new(text: &str) -> Result<Self, String> {
         let rest = text
             .strip_prefix("https://")
@@ -25,7 +25,7 @@ impl UrlTemplate {
         Ok(Self(text.to_owned()))
     }
 
-    /// The address of a port.
+    /// Returns the URL of a port.
     pub fn url(&self, port: u32, vmid: u32, id: &str) -> String {
         self.0
             .replace("{port}", &port.to_string())

@@ -1,4 +1,4 @@
-//! Making certificates.
+//! Issues certificates.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -10,7 +10,7 @@ use rcgen::{
 use super::Error;
 use crate::clock::{Clock, SystemClock};
 
-/// Clocks of nodes may be behind by this.
+/// Backdating of certificates, because clocks of nodes may be behind.
 const SKEW: Duration = Duration::from_hours(1);
 
 /// A CA that can sign.
@@ -26,18 +26,18 @@ pub(super) struct Leaf {
     pub(super) key: String,
 }
 
-/// What a leaf says.
+/// Contents of a leaf certificate.
 pub(super) struct Usage<'a> {
     pub(super) common: &'a str,
     /// Host names and addresses.
     pub(super) names: &'a [String],
-    /// Its one identity.
+    /// URI that identifies the daemon.
     pub(super) uri: Option<String>,
     pub(super) life: Duration,
 }
 
 impl Authority {
-    /// A new one. Its certificate signs leaves only.
+    /// Makes a new CA. Its certificate may sign leaf certificates only.
     pub(super) fn new(common: &str, life: Duration) -> Result<Self, Error> {
         let mut params = params(common, life);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -57,7 +57,7 @@ impl Authority {
         self.key_pem.clone()
     }
 
-    /// A leaf for both ends of a connection.
+    /// Issues a leaf certificate for server and client authentication.
     pub(super) fn leaf(&self, usage: &Usage<'_>) -> Result<Leaf, Error> {
         let mut params = params(usage.common, usage.life);
         params.use_authority_key_identifier_extension = true;

@@ -1,6 +1,6 @@
-//! The controller's own CA, and a second one for the hop between the nodes' Caddys. The two are
-//! apart on purpose: Caddy's key, which a network-facing program reads, must never open the agents'
-//! API. Both are files under the data directory; keys are 0600.
+//! The controller's own CA, and a second CA for the hop between the nodes' Caddys. They are
+//! separate on purpose: Caddy's key, which a network-facing program reads, must never open the
+//! agents' API. Both are files under the data directory; keys have mode 0600.
 
 mod issue;
 
@@ -18,20 +18,20 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use issue::{Authority, Usage};
 
-/// CA certificates, and everything of the ingress hop, which Caddy reads only at its start.
+/// Life of CA certificates and of of all of the ingress hop, which Caddy reads at its start only.
 const LONG: Duration = Duration::from_hours(24 * 365 * 10);
-/// The controller's and the agents' own.
+/// Life of the certificates of the controller and the agents.
 const SHORT: Duration = Duration::from_hours(24 * 365);
 
-/// The CA could not do what was asked.
+/// Failure of a CA operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file.
+    /// A file cannot be read or written.
     #[error("cannot use {}", path.display())]
     File {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// `init` was not run.
@@ -40,7 +40,7 @@ pub enum Error {
     /// A name that cannot be in a certificate.
     #[error("{0:?} is neither a host name nor an address")]
     Name(String),
-    /// Making a certificate.
+    /// A certificate cannot be made or parsed.
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
 }
@@ -50,22 +50,22 @@ pub enum Error {
 pub struct Files(PathBuf);
 
 impl Files {
-    /// Under this data directory.
+    /// Returns the files under this data directory.
     pub fn new(data_dir: &Path) -> Self {
         Self(data_dir.join("ca"))
     }
 
-    /// The CA that agents, controller and clients trust.
+    /// Returns the path of the CA certificate that agents, controller and clients trust.
     pub fn ca(&self) -> PathBuf {
         self.0.join("ca.crt")
     }
 
-    /// The controller's certificate.
+    /// Returns the path of the controller's certificate.
     pub fn certificate(&self) -> PathBuf {
         self.0.join("controller.crt")
     }
 
-    /// The controller's key.
+    /// Returns the path of the controller's key.
     pub fn key(&self) -> PathBuf {
         self.0.join("controller.key")
     }
@@ -75,12 +75,12 @@ impl Files {
     }
 }
 
-/// Makes both CAs, unless they are there, and the controller's certificate, anew each time: with
-/// `localhost`, `names` (host names and addresses that callers use) and the names that the certificate
-/// before had. Returns all of them.
+/// Makes both CAs unless they exist, and renews the controller's certificate. Its names are
+/// `localhost`, `names` (host names and addresses that callers use) and the names of the previous
+/// certificate. Returns all of them.
 ///
-/// # Errors
-/// When a name is malformed, a file cannot be written, or the certificate that is there is none.
+/// # Errors When a name is malformed, a file cannot be written, or the old certificate cannot be
+/// parsed.
 pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>), Error> {
     let files = Files::new(data_dir);
     let file = |path: &Path| {
@@ -91,7 +91,7 @@ pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>), E
     for (name, common) in [("ca", "pve-sandbox CA"), ("ingress-ca", "pve-sandbox ingress CA")] {
         if !files.path(&format!("{name}.key")).exists() {
             let authority = Authority::new(common, LONG)?;
-            // The key last: it is what says that the CA is whole.
+            // The key is written last: its presence means that the CA is complete.
             write(&files.path(&format!("{name}.crt")), &authority.certificate, 0o644)?;
             write(&files.path(&format!("{name}.key")), &authority.key(), 0o600)?;
         }
@@ -112,7 +112,7 @@ pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>), E
     Ok((files, all))
 }
 
-/// Names in the certificate of an earlier `init`; none where there was none.
+/// Returns the names in the certificate of an earlier `init`, or none without such a certificate.
 fn names_before(certificate: &Path) -> Result<Vec<String>, Error> {
     let file = |source| Error::File { path: certificate.to_owned(), source };
     let pem = match fs::read(certificate) {
@@ -128,8 +128,8 @@ fn names_before(certificate: &Path) -> Result<Vec<String>, Error> {
     daemon::peer::names(&der).map_err(invalid)
 }
 
-/// Writes what one node's agent needs into `out`: `ca.crt`, `node.crt`, `node.key` and the same for
-/// the ingress hop.
+/// Writes the files that one node's agent needs into `out`: `ca.crt`, `node.crt`, `node.key` and
+/// the same three for the ingress hop.
 ///
 /// # Errors
 /// When `init` was not run, or a file cannot be written.
@@ -174,7 +174,7 @@ fn load(files: &Files, name: &str) -> Result<Authority, Error> {
     Authority::load(certificate, &read(files.path(&format!("{name}.key")))?)
 }
 
-/// Replaces a file as a whole, with its mode from the first byte on.
+/// Replaces a file atomically. The temporary file has its final mode from the start.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     let temporary = path.with_extension("new");
     let replace = || -> io::Result<()> {
@@ -244,7 +244,7 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    /// The names in the controller's certificate, as those who check it see them.
+    /// Returns the names in the controller's certificate, as a verifying peer reads them.
     fn names_of(files: &Files) -> Vec<String> {
         names_before(&files.certificate()).expect("a certificate")
     }
@@ -259,12 +259,12 @@ mod tests {
         assert_eq!((names_of(&files), told), (owned(&first), owned(&first)));
         let before = fs::read(files.certificate()).expect("certificate");
 
-        // Without any, as somebody does who renews it.
+        // A renewal, without any name.
         init(dir.path(), &[]).expect("again");
         assert_ne!(fs::read(files.certificate()).expect("certificate"), before, "it is renewed");
         assert_eq!(names_of(&files), owned(&first));
 
-        // With another, and with one of them again in another spelling.
+        // With a new name, and with a known one in another spelling.
         let more = ["new.example.com".to_owned(), "API.example.com".to_owned()];
         let (_, told) = init(dir.path(), &more).expect("once more");
         let all = [&first[..], &["new.example.com"]].concat();
@@ -272,7 +272,7 @@ mod tests {
         let ours = Identity::load(&files.certificate(), &files.key(), &files.ca());
         daemon::tls::client(&ours.expect("identity")).expect("certificate and key fit");
 
-        // A wrong name changes nothing.
+        // An invalid name changes nothing.
         let before = fs::read(files.certificate()).expect("certificate");
         init(dir.path(), &["a b".to_owned()]).expect_err("no name");
         assert_eq!(fs::read(files.certificate()).expect("certificate"), before);

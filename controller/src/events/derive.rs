@@ -1,5 +1,5 @@
-//! What a node's word on a sandbox means: the events between what was known and what it says now.
-//! Pure, and the one place that knows.
+//! Derives the events between the known state of a sandbox and the one that its node reports. Pure,
+//! and the only place with these rules.
 
 use proto::{
     Cause,
@@ -8,22 +8,22 @@ use proto::{
 
 use crate::store::Why;
 
-/// Something that happened, as far as the sandbox itself tells.
+/// An event, as far as the sandbox itself shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// What.
+    /// Kind of the event.
     pub kind: EventKind,
-    /// Why.
+    /// Reason, a constant; empty where the sandbox has none.
     pub why: Why,
-    /// A sentence; may be empty.
+    /// Details for people; may be empty.
     pub detail: String,
-    /// Nobody asked for it.
+    /// Whether no caller requested it.
     pub unasked: bool,
 }
 
-/// From `old`, which is what was known, to `new`. Nothing known: the sandbox was found.
+/// Returns the events between the known state `old` and `new`; without `old` the sandbox was found.
 ///
-/// A node may have gone through several phases in between; what is told is what can be seen of it.
+/// A node may have passed through more phases in between; only what the states show is derived.
 pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
     let Some(old) = old else {
         return if living(new) { vec![found(new)] } else { Vec::new() };
@@ -36,7 +36,7 @@ pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
             Cause::ASKED => reason.unwrap_or_default(),
             cause => cause.into(),
         };
-        // An operator asks for the last two.
+        // These causes are requests of an operator.
         let asked = matches!(new.cause(), Cause::ASKED | Cause::Released | Cause::NodeLost);
         changes.push(Change {
             kind,
@@ -87,7 +87,7 @@ fn of_phase(old: &Sandbox, new: &Sandbox) -> Option<EventKind> {
         Phase::Stopped => (before != Phase::Stopped).then_some(EventKind::Stopped),
         Phase::Deleted => (before != Phase::Deleted).then_some(EventKind::Deleted),
         Phase::Failed => (before != Phase::Failed).then_some(EventKind::CreateFailed),
-        // On the way to somewhere: that is told when it is there.
+        // Transitional phases: the phase at the end has an event.
         Phase::Unspecified
         | Phase::Creating
         | Phase::Starting
@@ -118,7 +118,7 @@ fn of_services(old: &[HttpService], new: &[HttpService]) -> Vec<Change> {
 }
 
 fn of_wake_on(old: Option<WakeOn>, new: Option<WakeOn>) -> Option<Change> {
-    // What never said so before has always been as it is.
+    // A missing old value counts as unchanged.
     let (old, new) = (old?, new?);
     let switch = |name: &str, on: bool| format!("{name} {}", if on { "on" } else { "off" });
     (old != new).then(|| Change {
@@ -131,8 +131,7 @@ fn of_wake_on(old: Option<WakeOn>, new: Option<WakeOn>) -> Option<Change> {
 }
 
 fn of_lifetime(old: &Sandbox, new: &Sandbox) -> Option<Change> {
-    // What never said so before has always been as it is. An expiry that begins anew with a resume
-    // is no change of the rules.
+    // A missing old value counts as unchanged. An expiry that a resume restarts is no change.
     let (before, now) = (old.lifetime.as_ref()?, new.lifetime.as_ref()?);
     let extended = old.expires_at != new.expires_at && old.phase() == new.phase();
     let rule = |what: &str, time: Option<prost_types::Duration>, action: ExpiryAction| {
@@ -180,7 +179,7 @@ mod tests {
             (P::Paused, 1, P::Stopped, 1, Some(E::Stopped)),
             (P::Running, 1, P::Stopping, 1, None),
             (P::Stopping, 1, P::Stopped, 1, Some(E::Stopped)),
-            // A stop that did not come about.
+            // A stop that did not happen.
             (P::Stopping, 1, P::Running, 1, None),
             (P::Stopped, 1, P::Starting, 1, None),
             (P::Starting, 1, P::Running, 2, Some(E::Started)),
@@ -188,7 +187,7 @@ mod tests {
             (P::Running, 1, P::Deleting, 1, None),
             (P::Deleting, 1, P::Deleted, 1, Some(E::Deleted)),
             (P::Deleted, 1, P::Deleted, 1, None),
-            // Only the intent was known: that it runs is no news.
+            // Only the intent was known: running is as expected.
             (P::Unreachable, 1, P::Running, 1, None),
             (P::Unreachable, 1, P::Deleted, 1, Some(E::Deleted)),
         ];
@@ -220,7 +219,7 @@ mod tests {
             (change.kind, change.why),
             (EventKind::Stopped, Why::Reason(proto::Reason::FreezeFailed))
         );
-        // It still stands there after the next start, which has nothing to do with it.
+        // The failure is still in the record after the next start, which is unrelated to it.
         let running = Sandbox { failure: stopped.failure.clone(), ..sandbox(Phase::Running, 2) };
         let [change] = derive(Some(&stopped), &running).try_into().expect("one");
         assert_eq!((change.kind, change.why), (EventKind::Started, Why::Unsaid));
@@ -267,7 +266,7 @@ mod tests {
         let changes = derive(Some(&with(&[], true)), &both);
         let told: Vec<_> = changes.iter().map(|c| (c.kind, c.detail.as_str())).collect();
         assert_eq!(told, [(EventKind::Exposed, "web (port 8080), api (port 9000)")]);
-        // Under its name, another port.
+        // Same name, another port.
         let changes = derive(Some(&both), &with(&[service("web", 81), api], false));
         let told: Vec<_> = changes.iter().map(|c| (c.kind, c.detail.as_str())).collect();
         let expected = [
@@ -276,9 +275,9 @@ mod tests {
             (EventKind::WakeOnSet, "http off, ssh off, exec on"),
         ];
         assert_eq!(told, expected);
-        // With the sandbox its ports go too, and nobody needs to be told.
+        // A deletion implies that its ports are closed.
         assert_eq!(kinds(&both, &sandbox(Phase::Deleted, 1)), [EventKind::Deleted]);
-        // The first word on it.
+        // The first report of wake_on.
         let silent = Sandbox { wake_on: None, ..with(&[], true) };
         assert_eq!(kinds(&silent, &with(&[], false)), []);
     }

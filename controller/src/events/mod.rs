@@ -1,17 +1,17 @@
-//! The log of what happened: who asked for what, and what the system did by itself. It is written
-//! behind, in order, by one task; whoever must know that something is in it waits for that.
+//! The event log: who requested what, and what the system did by itself. One task writes it behind,
+//! in order; a caller that needs an event to be durable waits for that.
 //!
 //! ```text
 //!  call, job, link --- say ---------+
-//!  what a node says -- observe -----+--> queue --> store (one write with what was seen) --> last
-//!                      (derive)                                                              |
-//!  a reader: a page from the store, then wait for `last` <-----------------------------------+
+//!  report of a node -- observe -----+--> queue --> store (one write with the states) --> last
+//!                      (derive)                                                           |
+//!  a reader: a page from the store, then wait for `last` <--------------------------------+
 //! ```
-//! That a creation was asked for and that it came up is written with its row, so that a creation is
-//! two writes and waits for no third.
-//! What must hold: no state of a sandbox is remembered before the events that led to it, so after a
-//! crash the next word of its node means what is missing; a reader is given pages of the store and
-//! nothing is held for it.
+//! The events "creation requested" and "creation came up" are written with the creation's row, so
+//! that a creation is two writes and waits for no third.
+//! Invariants: no state of a sandbox is stored before the events that led to it, so after a crash
+//! the next report of its node yields the missing ones; a reader gets pages of the store and needs
+//! no buffer here.
 
 mod derive;
 
@@ -39,24 +39,24 @@ use crate::{
 
 pub use derive::{Change, derive};
 
-/// Who did what nobody asked for: a node's agent.
+/// Actor of what a node's agent did by itself.
 pub const AGENT: &str = "agent";
-/// The same: the controller.
+/// Actor of what the controller did by itself.
 pub const CONTROLLER: &str = "controller";
 
-/// Events that may wait to be written. While the store fails, those beyond it are only counted.
+/// Most queued events. While the store fails, further ones are only counted.
 const QUEUE_MAX: usize = 16 * 1024;
-/// Bytes of a sentence.
+/// Largest `detail`, bytes.
 const DETAIL_MAX: usize = 1024;
-/// How long it may take until something is written.
+/// Longest wait for the writer.
 const WRITTEN: Duration = Duration::from_secs(15);
 
-/// How much is kept.
+/// Retention of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// For how long.
+    /// Longest age of an event.
     pub keep: Duration,
-    /// At most so many.
+    /// Most events.
     pub max: u64,
 }
 
@@ -66,32 +66,32 @@ impl Default for Options {
     }
 }
 
-/// The log.
+/// The event log: its write queue, and the callers behind expected events.
 #[derive(Debug)]
 pub struct Log {
     clock: Arc<dyn Clock>,
     queue: Mutex<Queue>,
     waiting: Notify,
-    /// How many of those that were ever queued are written.
+    /// Number of events written since the start.
     written: watch::Sender<u64>,
-    /// The last revision.
+    /// Last revision.
     last: watch::Sender<u64>,
-    /// Who asked for what has not come about yet. One entry a sandbox and kind, gone with the
-    /// sandbox.
+    /// Actors of requested changes that have not happened yet. One entry per sandbox and kind,
+    /// removed with the sandbox.
     asked: Mutex<BTreeMap<(SandboxId, EventKind), String>>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     events: VecDeque<Event>,
-    /// Ever queued.
+    /// Number of events ever queued.
     queued: u64,
-    /// Found no room.
+    /// Number of events dropped because the queue was full.
     missing: u64,
 }
 
 impl Log {
-    /// With nothing that waits.
+    /// Creates a log with an empty queue.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             clock,
@@ -111,7 +111,7 @@ impl Log {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An event of now, still without what only some have.
+    /// Builds an event of now, without the optional fields.
     pub fn event(&self, kind: EventKind, actor: impl Into<String>) -> Event {
         Event {
             at_ms: self.clock.now_ms(),
@@ -127,13 +127,13 @@ impl Log {
         }
     }
 
-    /// To be written, after all that was said before.
+    /// Queues an event behind all earlier ones.
     pub fn say(&self, mut event: Event) {
         truncate(&mut event.detail);
         let mut queue = self.queue();
         if queue.events.len() >= QUEUE_MAX {
             if queue.missing == 0 {
-                tracing::error!("the log of events cannot be written; events are being left out");
+                tracing::error!("event log cannot be written, events are dropped");
             }
             queue.missing += 1;
             return;
@@ -151,13 +151,13 @@ impl Log {
         self.waiting.notify_one();
     }
 
-    /// A caller wants something of a sandbox, and these kinds of events will be its doing.
+    /// Records that a caller requested a change: events of these kinds are attributed to it.
     pub fn ask(&self, id: SandboxId, effects: &[EventKind], actor: &str) {
         let mut asked = self.asked();
         asked.extend(effects.iter().map(|effect| ((id, *effect), actor.to_owned())));
     }
 
-    /// It came to nothing, or was so already.
+    /// Drops the record of a request that failed or changed nothing.
     pub fn unask(&self, id: &SandboxId, effects: &[EventKind]) {
         let mut asked = self.asked();
         for effect in effects {
@@ -165,7 +165,7 @@ impl Log {
         }
     }
 
-    /// Who asked for what has now come about.
+    /// Takes the actor who requested what has now happened.
     pub fn asker(&self, id: &SandboxId, kind: EventKind) -> Option<String> {
         let mut asked = self.asked();
         let actor = asked.remove(&(*id, kind));
@@ -182,16 +182,16 @@ impl Log {
         actor
     }
 
-    /// A node's word on a sandbox: says what it means. Must be called in the order in which it is
-    /// taken, before it is remembered.
+    /// Queues the events of a node's report. Call in the order of the reports, before the state is
+    /// stored.
     pub fn observe(&self, told: &Told<'_>, old: Option<&Sandbox>, new: &Sandbox) {
         self.meaning(told, old, new).into_iter().for_each(|event| self.say(event));
     }
 
-    /// What a node's word on a sandbox means, for who writes it together with that.
+    /// Returns the events of a node's report, for a caller that writes them itself.
     pub fn meaning(&self, told: &Told<'_>, old: Option<&Sandbox>, new: &Sandbox) -> Vec<Event> {
         let meant = |Change { kind, why, mut detail, unasked }| {
-            // Who wanted the same did not do it.
+            // A caller who requested the same did not cause it.
             let asker = self.asker(&told.id, kind).filter(|_| !unasked);
             truncate(&mut detail);
             Event {
@@ -208,7 +208,7 @@ impl Log {
         derive(old, new).into_iter().map(meant).collect()
     }
 
-    /// A node does not know a sandbox any more.
+    /// Logs that a node has lost a sandbox.
     pub fn lost(&self, told: &Told<'_>) {
         let kind = EventKind::Lost;
         self.say(Event {
@@ -216,32 +216,32 @@ impl Log {
             team: Some(told.team.clone()),
             node: Some(told.node.clone()),
             detail: "its node does not know it any more".into(),
-            // Until the journal is another, a restart of ours is no reason to say it again.
+            // Same key until the journal changes: logged once, across restarts.
             once: Some(told.once(&told.id.to_string(), kind)),
             ..self.event(kind, CONTROLLER)
         });
     }
 
-    /// What waits to be written, in order. It stays there until `wrote`.
+    /// Returns the queued events in order. They stay queued until `wrote`.
     pub fn pending(&self) -> Vec<Event> {
         self.queue().events.iter().cloned().collect()
     }
 
-    /// Waits until something waits.
+    /// Waits until an event is queued.
     pub async fn waits(&self) {
         while self.queue().events.is_empty() {
             self.waiting.notified().await;
         }
     }
 
-    /// The first `count` of what waited are in the store, whose last revision is this.
+    /// Removes the first `count` queued events, which are stored; `last` is the last revision.
     pub fn wrote(&self, count: usize, last: u64) {
         drop(self.queue().events.drain(..count));
         self.written.send_modify(|written| *written += count as u64);
         self.reached(last);
     }
 
-    /// The store has events up to this revision.
+    /// Records the store's last revision.
     pub fn reached(&self, last: u64) {
         self.last.send_if_modified(|known| {
             let news = last > *known;
@@ -250,7 +250,7 @@ impl Log {
         });
     }
 
-    /// Waits until all that has been said by now is written.
+    /// Waits until all events queued so far are written.
     ///
     /// # Errors
     /// When that takes too long: the store fails.
@@ -265,22 +265,22 @@ impl Log {
         }
     }
 
-    /// Changes with the last revision.
+    /// Returns the last revision as a watch channel.
     pub fn news(&self) -> watch::Receiver<u64> {
         self.last.subscribe()
     }
 }
 
-/// Whose word it is, and on what.
+/// Source of a report: node, journal and sandbox.
 #[derive(Debug)]
 pub struct Told<'a> {
-    /// Sandbox.
+    /// Id of the sandbox.
     pub id: SandboxId,
-    /// Its owner.
+    /// Team of the sandbox.
     pub team: &'a Team,
-    /// Node that says it.
+    /// Node that reports it.
     pub node: &'a NodeName,
-    /// The journal that its revisions are of.
+    /// Journal of the node's revisions.
     pub journal: &'a str,
 }
 

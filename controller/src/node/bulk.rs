@@ -1,6 +1,5 @@
-//! The streams of one node that carry what tenants move: commands and files. They go over
-//! connections of their own, opened when they are needed and closed when they are idle, so that a
-//! stream that stands still can hold up neither a control call nor the watch.
+//! Streams of commands and files to one node. They use connections of their own, opened on demand
+//! and closed when idle, so that a stalled stream blocks neither a control call nor the watch.
 
 use std::{
     collections::BTreeMap,
@@ -19,33 +18,33 @@ use tonic::transport::Channel;
 
 use super::Error;
 
-/// Connections for bulk to one node.
+/// Most bulk connections to one node.
 const CONNECTIONS_MAX: usize = 16;
-/// Streams of one of them. The agent allows more.
+/// Most streams of one connection. The agent allows more.
 const CONNECTION_STREAMS_MAX: usize = 64;
-/// Streams of one node, over all its connections. A team has half of them at most, and fewer while
-/// others have some: see `Shares`.
+/// Most streams of one node, over all its connections. A team gets at most half of them, and less
+/// while other teams have streams: see `Shares`.
 const STREAMS_MAX: usize = CONNECTIONS_MAX * CONNECTION_STREAMS_MAX;
-/// Streams of one sandbox: twice what it can run commands at a time.
+/// Most streams of one sandbox: twice the number of commands that it can run at a time.
 const SANDBOX_STREAMS_MAX: usize = 128;
-/// A connection without a stream is closed after this.
+/// Time after which a connection without streams is closed.
 const IDLE: Duration = Duration::from_secs(60);
-/// When a caller may try again.
+/// Retry hint of a refusal.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Whose stream it is.
+/// Team and sandbox that a stream counts against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Whose {
-    /// The caller's team.
+    /// Team of the caller.
     pub team: Team,
-    /// The sandbox that it goes to.
+    /// Sandbox at the other end of the stream.
     pub sandbox: SandboxId,
 }
 
 type Agent = AgentServiceClient<Channel>;
 type Open = Box<dyn Fn() -> io::Result<Agent> + Send + Sync>;
 
-/// The connections for bulk to one node.
+/// Pool of the bulk connections to one node.
 pub(super) struct Bulk {
     open: Open,
     state: Mutex<State>,
@@ -63,7 +62,7 @@ struct Connection {
     number: u64,
     agent: Agent,
     streams: usize,
-    /// When its last stream ended.
+    /// Time at which its last stream ended.
     idle: Instant,
 }
 
@@ -76,7 +75,7 @@ impl std::fmt::Debug for Bulk {
 }
 
 impl Bulk {
-    /// Opens connections by `open`, which connects when the connection is first used.
+    /// Creates a pool that opens connections with `open`. A channel connects when it is first used.
     pub(super) fn new(open: Open) -> Arc<Self> {
         let state = State {
             teams: Shares::new(STREAMS_MAX),
@@ -91,10 +90,10 @@ impl Bulk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one stream, on a connection that has one.
+    /// Reserves one stream on a connection with a free stream, or on a new connection.
     ///
     /// # Errors
-    /// TOO_MANY_CALLS when the sandbox or the team has its share of the node already.
+    /// TOO_MANY_CALLS when the sandbox or the team already uses its share of the node.
     pub(super) fn lease(self: &Arc<Self>, whose: &Whose) -> Result<Lease, Error> {
         let mut state = self.state();
         let of_sandbox = state.sandboxes.get(&whose.sandbox).copied().unwrap_or(0);
@@ -108,7 +107,7 @@ impl Bulk {
                  which is its share now"
             )));
         }
-        // The first that has room, so that the last ones become idle.
+        // First fit, so that the last connections become idle.
         let room = state.connections.iter().position(|one| one.streams < CONNECTION_STREAMS_MAX);
         let place = match room {
             Some(place) => place,
@@ -136,12 +135,12 @@ impl Bulk {
         })
     }
 
-    /// Closes connections that have been idle for long.
+    /// Closes connections that have been idle for `IDLE`.
     pub(super) fn close_idle(&self) {
         self.state().connections.retain(|one| one.streams > 0 || one.idle.elapsed() < IDLE);
     }
 
-    /// Streams of each open connection.
+    /// Returns the number of streams of each open connection.
     #[cfg(test)]
     pub(super) fn streams(&self) -> Vec<usize> {
         self.state().connections.iter().map(|one| one.streams).collect()
@@ -163,10 +162,10 @@ impl Bulk {
     }
 }
 
-/// A place for one stream. Given back when the lease and both directions of the stream are gone.
+/// Lease of one stream. Released when the lease and both directions of the stream are dropped.
 #[derive(Debug)]
 pub(super) struct Lease {
-    /// The connection to open the stream on.
+    /// Connection to open the stream on.
     pub(super) agent: Agent,
     place: Arc<Place>,
 }
@@ -185,7 +184,7 @@ impl Drop for Place {
 }
 
 impl Lease {
-    /// Keeps the place while this direction lives. Each of the two counts: one that the agent does
+    /// Keeps the lease while this direction lives. Both directions count: one that the agent does
     /// not read can outlive the other.
     pub(super) fn hold<S: Stream>(&self, stream: S) -> impl Stream<Item = S::Item> + use<S> {
         let place = self.place.clone();
@@ -215,7 +214,7 @@ mod tests {
         Whose { team: team.parse().expect("team"), sandbox: SandboxId::new(1, &[sandbox; 10]) }
     }
 
-    /// As many as this team gets, over as many sandboxes as it takes.
+    /// Opens as many streams as this team gets, over as many sandboxes as needed.
     fn all(bulk: &Arc<Bulk>, team: &str) -> Vec<Lease> {
         let of_sandbox = |n| std::iter::from_fn(move || bulk.lease(&whose(team, n)).ok());
         (0..20).flat_map(of_sandbox).collect()

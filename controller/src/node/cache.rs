@@ -1,12 +1,11 @@
-//! What the nodes last said of their sandboxes, and what this controller is about to create. It is
-//! a cache: the journals of the nodes are the truth, and it is fed by their watch streams and by
-//! the answers to our own calls.
+//! Cache of the sandboxes of all nodes and of the creations under way. The journals of the nodes
+//! are the truth; their watch streams and the answers to the controller's own calls fill the cache.
 //!
 //! ```text
 //!  create task      -> begin ... placed ... settle        (CREATING until it settles)
 //!  watch stream     -> apply                              (dedup by node, attempt, revision)
-//!  to be remembered <- take                               (with the events that led to it)
-//!  whole inventory  -> begin_inventory ... end_inventory  (absent: forgotten or lost)
+//!  store writer     <- take                               (with the events that led to the state)
+//!  whole inventory  -> begin_inventory ... end_inventory  (absent: lost or moved)
 //!  restart          -> recall                             (UNREACHABLE until the node is back)
 //! ```
 
@@ -33,62 +32,63 @@ use crate::store::Event;
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// Identity.
+    /// Id of the sandbox.
     pub id: SandboxId,
     /// Owner.
     pub team: Team,
-    /// Where it is; `None` while it is being placed.
+    /// Node that has the sandbox; `None` while it is being placed.
     pub node: Option<NodeName>,
-    /// What was last said of it.
+    /// Last known state.
     pub sandbox: Sandbox,
-    /// Its creation is not settled: whatever its node says, it is CREATING to the outside.
+    /// Whether the creation is still under way: callers see CREATING, whatever the node reports.
     pub creating: bool,
-    /// Its node has given a whole inventory without it, although it lived. Kept, never called gone.
+    /// Whether a whole inventory of its node lacked it although it was alive; never shown as
+    /// deleted.
     pub lost: bool,
-    /// While it is being created: a later attempt than ours that another node has or had, because our
-    /// store is an old copy. Later on: the same attempt as another node has it, which took it over.
+    /// Record of another node. During a creation: a later attempt, because the store is an old
+    /// copy. Afterwards: the same attempt on the node that imported the sandbox.
     pub later: Option<Box<Sandbox>>,
-    /// When it was seen to end; 0 while it lives.
+    /// Time at which the end was seen, milliseconds since 1970; 0 while the sandbox is alive.
     pub ended_ms: u64,
     inventory: u64,
 }
 
 impl Entry {
-    /// A sandbox that is gone.
+    /// Returns true when the sandbox is deleted or failed and its creation is over.
     pub fn ended(&self) -> bool {
         !self.creating && ended(&self.sandbox)
     }
 }
 
-/// So many that are watched are no reason to look for those that are not any more.
+/// Number of watched sandboxes below which unused watch channels are not removed.
 const WATCHED_MIN: usize = 64;
 
-/// What became of a message of a node.
+/// Outcome of applying a node's report of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Applied {
-    /// It was news.
+    /// The report changed the entry.
     Changed,
-    /// It was news of a later attempt than the one that was known to live on this node, which has not
-    /// heard that its own is off.
+    /// The report is of a later attempt than the known one, which is alive on the given node: that
+    /// stale attempt must be cancelled there.
     Replaced(NodeName, u32),
-    /// A node has not its container any more, and another has taken it over: it is to leave it.
+    /// The container moved to another node; `left` must drop its record.
     Moved {
-        /// The one.
+        /// Node that the container left.
         left: NodeName,
-        /// The other.
+        /// Node that has the container.
         to: NodeName,
     },
-    /// It was known.
+    /// The report contained nothing new.
     Known,
-    /// It is of an attempt that was given up: it is not shown.
+    /// The report is of a stale attempt and is not shown.
     Stray,
-    /// The same, and it lives: its node has not heard that it is off.
+    /// The report is of a stale attempt that is still alive: the node must be told to cancel it.
     Void,
-    /// It names nobody: an identity in it is malformed.
+    /// An identity in the report is malformed.
     Malformed,
 }
 
-/// The cache.
+/// State of all sandboxes in memory, with indexes.
 #[derive(Debug, Default)]
 pub struct Cache {
     inner: Mutex<Inner>,
@@ -100,22 +100,22 @@ struct Inner {
     by_id: BTreeMap<SandboxId, Box<Kept>>,
     teams: Numbers<Team>,
     nodes: Numbers<NodeName>,
-    /// By the numbers of the owner and of the node.
+    /// Index by the numbers of the team and of the node.
     by_team: BTreeMap<u32, BTreeSet<SandboxId>>,
     by_node: BTreeMap<u32, BTreeSet<SandboxId>>,
-    /// In the order of their ids; mostly one.
+    /// Index by vmid, in the order of the ids; mostly one id each.
     by_vmid: BTreeMap<u32, Box<[SandboxId]>>,
-    /// Living sandboxes, by team and by node.
+    /// Number of living sandboxes, by team and by node.
     counts: BTreeMap<Team, BTreeMap<NodeName, u32>>,
-    /// Living sandboxes.
+    /// Number of living sandboxes by node.
     on: BTreeMap<NodeName, u32>,
-    /// Nodes that answer.
+    /// Nodes that are up.
     up: BTreeSet<NodeName>,
     inventories: BTreeMap<NodeName, u64>,
-    /// To be remembered in the store.
+    /// Sandboxes whose state must be written to the store.
     dirty: BTreeSet<SandboxId>,
     watched: BTreeMap<SandboxId, watch::Sender<u64>>,
-    /// With so many, those that nobody listens to any more are looked for.
+    /// Number of watch channels at which unused ones are removed.
     watched_max: usize,
 }
 
@@ -124,7 +124,7 @@ impl Cache {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A creation that was accepted and is on no node yet.
+    /// Adds an accepted creation that is on no node yet.
     pub fn begin(&self, id: SandboxId, team: Team, sandbox: Sandbox) {
         let entry = Entry {
             id,
@@ -140,7 +140,7 @@ impl Cache {
         self.inner().put(entry);
     }
 
-    /// What the store remembers of a sandbox, until its node speaks for itself.
+    /// Adds the stored state of a sandbox, until its node reports it.
     pub fn recall(&self, id: SandboxId, team: Team, sandbox: Sandbox, ended_ms: u64) {
         let entry = Entry {
             id,
@@ -156,7 +156,7 @@ impl Cache {
         self.inner().put(entry);
     }
 
-    /// The next attempt of a creation goes to this node, or to none yet.
+    /// Records the node of a creation's next attempt, or that it has none yet.
     pub fn placed(
         &self,
         id: &SandboxId,
@@ -168,7 +168,7 @@ impl Cache {
         let Some(mut entry) = inner.get(id).filter(|entry| entry.creating) else { return };
         entry.node = node.cloned();
         entry.later = None;
-        // Nothing of what the node before said of its attempt holds any more.
+        // The state that the previous node reported no longer applies.
         entry.sandbox = Sandbox {
             node: node.map(ToString::to_string).unwrap_or_default(),
             attempt,
@@ -186,9 +186,9 @@ impl Cache {
         inner.put(entry);
     }
 
-    /// The creation is over: this is the sandbox now. What its node has said since stands, and is
-    /// given to `since` together with what it was. Returns a later attempt that another node holds,
-    /// which was heard of while the creation's own task decided: our memory was behind.
+    /// Ends a creation with `sandbox` as its result. A newer state that its node has reported
+    /// meanwhile is kept and passed to `since` together with `sandbox`. Returns a later attempt on
+    /// another node that was reported while the creation's task decided: our store was behind.
     pub fn settle(
         &self,
         id: &SandboxId,
@@ -224,8 +224,8 @@ impl Cache {
         later
     }
 
-    /// A node said something of a sandbox. What is news is given to `news`, with what was known
-    /// before, in the order in which it is taken and before it can be remembered.
+    /// Applies a node's report of a sandbox. Calls `news` with the old and the new entry when the
+    /// report is news, in the order of application and before the state can be taken for the store.
     pub fn apply(
         &self,
         node: &NodeName,
@@ -241,7 +241,7 @@ impl Cache {
         let here = inner.nodes.find(node);
         let Some(old) = inner.by_id.get_mut(&id) else {
             if has_moved(&sandbox) {
-                // Where it is now tells of it.
+                // The node that has the sandbox now reports it.
                 return Applied::Known;
             }
             let ended_ms = if ended(&sandbox) { now_ms } else { 0 };
@@ -266,7 +266,7 @@ impl Cache {
         };
         let on_it = here.is_some() && old.node == here;
         let same = on_it && sandbox.attempt == old.attempt;
-        // It goes on elsewhere, and that node's word counts from now on.
+        // The sandbox moved: from now on the reports of the other node count.
         if same && has_moved(&sandbox) && !old.creating && !old.ended() {
             let Some(before) = inner.get(&id) else { return Applied::Stray };
             let mut entry = before.clone();
@@ -279,20 +279,21 @@ impl Cache {
             self.dirty.notify_one();
             return Applied::Changed;
         }
-        // Its node does not know it any more, and its tombstone there is older than what nodes keep.
+        // A lost sandbox is reported by another node; its old node no longer has even the
+        // tombstone, which is older than what nodes keep.
         let was_lost = old.lost && !on_it && sandbox.attempt == old.attempt;
         let comes_back = !old.creating && !ended(&sandbox) && (old.let_go || was_lost);
         if !same && !comes_back {
-            // Another attempt than the one we know. While the creation is under way its task decides
-            // who stays; after that only a later one can be right (our memory was behind).
+            // A different attempt than the known one. During the creation its task decides which
+            // one stays; afterwards only a later attempt can be right (our store was behind).
             let later = sandbox.attempt > old.attempt;
             let twin = sandbox.attempt == old.attempt && !old.creating && !old.ended();
-            // That a node has left it says something of that node alone.
+            // A MOVED tombstone concerns its own node only.
             let known_there = old.later.as_ref().is_some_and(|there| there.node == node.as_str());
             if twin && (!has_moved(&sandbox) || known_there) {
                 let (known_gone, gone) = (is_gone(&old.sandbox(&id)), is_gone(&sandbox));
                 let lives = !ended(&sandbox);
-                // Of one whose container is not there either, nothing is to be expected.
+                // Without a container the sandbox cannot continue there.
                 old.later = (!gone).then(|| Box::new(sandbox));
                 let on = old.node.map(|on| inner.nodes.name(on).clone());
                 return match on.filter(|_| lives) {
@@ -306,7 +307,7 @@ impl Cache {
                 };
             }
             if later && old.creating && !on_it {
-                // Also one that has ended: what was deleted is not made again.
+                // Ended attempts count too: a deleted sandbox is not created again.
                 let known = old.later.as_ref().map_or(0, |known| known.attempt);
                 if sandbox.attempt >= known {
                     old.later = Some(Box::new(sandbox));
@@ -317,21 +318,21 @@ impl Cache {
                 return Applied::Stray;
             }
             if !later {
-                // Of an attempt before ours; or it was deleted where it had gone from there.
+                // An earlier attempt, or the sandbox was deleted where it had moved to.
                 let off = sandbox.attempt < old.attempt || old.ended() && is_gone(&sandbox);
                 let void = off && !ended(&sandbox);
                 return if void { Applied::Void } else { Applied::Stray };
             }
         }
         old.inventory = inventory;
-        // Gone is gone: a tombstone that the controller wrote is not replaced by the node's own. That
-        // of an earlier attempt says nothing of a later one, which may be heard of after it.
+        // A tombstone that the controller wrote is not replaced by the node's own. The tombstone of
+        // an earlier attempt does not apply to a later attempt, which may be reported after it.
         let over = same && old.ended() && !comes_back;
         if over || (same && !comes_back && sandbox.revision < old.revision) {
             return Applied::Known;
         }
-        // Word for word what is known, and so is remembered already: most of an inventory after a
-        // restart, of which each would be a write.
+        // Byte for byte what is known, and so stored already. Most of an inventory after a restart
+        // is like this, and each entry would cost a write.
         if on_it && !old.lost && old.was_told(&mut sandbox) {
             old.revision = sandbox.revision;
             return Applied::Known;
@@ -341,7 +342,7 @@ impl Cache {
         entry.ended_ms = if ended(&sandbox) && !entry.creating { now_ms } else { 0 };
         entry.node = Some(node.clone());
         (entry.sandbox, entry.lost) = (sandbox, false);
-        // Of a creation its task tells.
+        // During a creation its task writes the events.
         if !entry.creating {
             news(Some(&before), &entry);
             inner.dirty.insert(id);
@@ -362,7 +363,7 @@ impl Cache {
         applied
     }
 
-    /// A node starts to give a whole inventory; revisions of another journal mean nothing.
+    /// Starts a whole inventory of a node; a new journal resets the known revisions.
     pub fn begin_inventory(&self, node: &NodeName, same_journal: bool) {
         let mut inner = self.inner();
         *inner.inventories.entry(node.clone()).or_default() += 1;
@@ -375,8 +376,8 @@ impl Cache {
         }
     }
 
-    /// The inventory is whole: what was not in it is forgotten if it had ended, lost if it lived.
-    /// Returns the lost ones.
+    /// Ends an inventory. Sandboxes that are missing in it and were alive are marked lost and
+    /// returned, unless they moved to another node.
     pub fn end_inventory(&self, node: &NodeName) -> Vec<Entry> {
         let mut inner = self.inner();
         let current = inner.inventories.get(node).copied().unwrap_or_default();
@@ -393,7 +394,7 @@ impl Cache {
         lost.inspect(|entry| inner.put(entry.clone())).collect()
     }
 
-    /// A node answers, or does not.
+    /// Marks a node as up or down and notifies the watchers of its sandboxes.
     pub fn set_up(&self, node: &NodeName, up: bool) {
         let mut inner = self.inner();
         let changed = if up { inner.up.insert(node.clone()) } else { inner.up.remove(node) };
@@ -409,7 +410,7 @@ impl Cache {
         }
     }
 
-    /// A node is given up: what lives on it has ended. `news` as in `apply`.
+    /// Ends all sandboxes of a node that is forgotten. `news` as in `apply`.
     pub fn give_up(&self, node: &NodeName, now_ms: u64, news: impl Fn(&Entry, &Entry)) {
         let mut inner = self.inner();
         for old in inner.living_on(node) {
@@ -428,12 +429,12 @@ impl Cache {
         self.dirty.notify_one();
     }
 
-    /// What lives on a node, or is being created there.
+    /// Returns the sandboxes of a node that are alive or being created.
     pub fn living_on(&self, node: &NodeName) -> Vec<Entry> {
         self.inner().living_on(node)
     }
 
-    /// Removes what has ended and is forgotten.
+    /// Removes ended sandboxes whose retention is over.
     pub fn forget(&self, ids: &[SandboxId]) {
         let mut inner = self.inner();
         for id in ids {
@@ -443,7 +444,7 @@ impl Cache {
         }
     }
 
-    /// One entry, by any name.
+    /// Returns an entry by id or vmid.
     pub fn get(&self, name: &SandboxRef) -> Option<Entry> {
         let inner = self.inner();
         match name {
@@ -451,13 +452,13 @@ impl Cache {
             SandboxRef::Vmid(vmid) => {
                 let ids = inner.by_vmid.get(&vmid.get())?;
                 let lives = |id: &&SandboxId| inner.by_id.get(id).is_some_and(|kept| !kept.ended());
-                // A number is used again: the last that had it.
+                // A vmid is used again: without a living sandbox the newest one counts.
                 inner.get(ids.iter().find(lives).or(ids.last())?)
             }
         }
     }
 
-    /// As it is to the outside.
+    /// Returns the sandbox as callers see it.
     pub fn view(&self, entry: &Entry) -> Sandbox {
         let mut sandbox = entry.sandbox.clone();
         let inner = self.inner();
@@ -466,8 +467,8 @@ impl Cache {
         sandbox
     }
 
-    /// A page of a team's sandboxes after `after`, in the order of their ids, as they are to the
-    /// outside, and whether there are more.
+    /// Returns a page of a team's sandboxes after `after`, ordered by id and as callers see them,
+    /// and whether more follow.
     pub fn page(
         &self,
         team: &Team,
@@ -495,29 +496,30 @@ impl Cache {
         (page, false)
     }
 
-    /// Every entry, for the check.
+    /// Returns all entries, for `fsck`.
     pub fn all(&self) -> Vec<Entry> {
         let inner = self.inner();
         inner.by_id.iter().map(|(id, kept)| inner.entry(*id, kept)).collect()
     }
 
-    /// Hands `with` how many living sandboxes a team has on each node. Held for one decision about
-    /// many nodes, so that they are counted at one moment and looked up at once.
+    /// Passes `with` the number of living sandboxes of a team by node. The lock is held for one
+    /// decision about many nodes, so that all counts are of the same moment and the team is looked
+    /// up once.
     pub fn of_team<T>(&self, team: &Team, with: impl FnOnce(&dyn Fn(&NodeName) -> u32) -> T) -> T {
         let inner = self.inner();
         let counts = inner.counts.get(team);
         with(&|node| counts.and_then(|nodes| nodes.get(node)).copied().unwrap_or_default())
     }
 
-    /// Living sandboxes on a node.
+    /// Returns the number of living sandboxes on a node.
     pub fn on(&self, node: &NodeName) -> u32 {
         self.inner().on.get(node).copied().unwrap_or_default()
     }
 
-    /// Counts up at every change of one sandbox.
+    /// Returns a counter that increases at every change of one sandbox.
     pub fn watch(&self, id: SandboxId) -> watch::Receiver<u64> {
         let mut inner = self.inner();
-        // Those that nobody listens to any more go when they may be half of all.
+        // Channels without receivers are removed when they may be half of all.
         if inner.watched.len() >= inner.watched_max {
             inner.watched.retain(|_, version| version.receiver_count() > 0);
             inner.watched_max = WATCHED_MIN.max(2 * inner.watched.len());
@@ -525,16 +527,16 @@ impl Cache {
         inner.watched.entry(id).or_insert_with(|| watch::channel(0).0).subscribe()
     }
 
-    /// Waits until something must be remembered.
+    /// Waits until a state must be written to the store.
     pub async fn dirty(&self) {
         while self.inner().dirty.is_empty() {
             self.dirty.notified().await;
         }
     }
 
-    /// Takes what must be remembered: all that `events` are about, and at most `limit` more. Both
-    /// are of one moment, so that no state is taken without the events that led to it, and no event
-    /// without the state that it led to.
+    /// Takes entries to be stored: all that `events` are about, and at most `limit` more. Both are
+    /// of one moment, so that no state is stored without its events, and no event without its
+    /// state.
     pub fn take(
         &self,
         limit: usize,
@@ -552,18 +554,18 @@ impl Cache {
         (entries, events)
     }
 
-    /// Puts entries back that could not be remembered.
+    /// Marks entries as unsaved again after a failed write.
     pub fn mark_dirty(&self, ids: impl IntoIterator<Item = SandboxId>) {
         self.inner().dirty.extend(ids);
         self.dirty.notify_one();
     }
 }
 
-/// Makes it what it is to the outside.
+/// Changes a sandbox to what callers see.
 fn show(sandbox: &mut Sandbox, creating: bool, reachable: bool) {
     if creating {
         sandbox.set_phase(Phase::Creating);
-        // A try that failed is the create task's business until it gives up.
+        // The failure of one attempt stays internal until the creation gives up.
         sandbox.failure = None;
     } else if !ended(sandbox) && !reachable {
         sandbox.set_phase(Phase::Unreachable);
@@ -642,7 +644,7 @@ impl Inner {
         kept.later = entry.later;
         self.remove(&id);
         self.count(&kept, true);
-        // One that is being placed has no number yet, which is 0.
+        // vmid 0: not on a node yet.
         if kept.vmid != 0 {
             let before = self.by_vmid.remove(&kept.vmid).unwrap_or_default();
             let mut ids = [before.into_vec(), vec![id]].concat();

@@ -1,6 +1,6 @@
-//! The calls of `agent.v1`, and what it means when one is not answered.
+//! Calls of `agent.v1`, and what a missing answer of each means.
 
-/// Every call of an agent.
+/// Method of `agent.v1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the calls of proto/agent/v1/agent.proto, which describes them")]
 pub enum Call {
@@ -37,19 +37,18 @@ pub enum Call {
     Check,
 }
 
-/// Whose silence it is when a call is not answered.
+/// Likely cause of a missing answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Silence {
-    /// The agent's: nothing but itself is needed for an answer. Its node gets no new work for a
-    /// while.
+    /// The agent: nothing else is needed for an answer. Its node gets no new work for a while.
     Agent,
-    /// That of a sandbox, perhaps: the answer waits for a container, for what runs in it, or for what
-    /// holds a lock on it. A tenant can make it late at will, so it says nothing of the node.
+    /// Perhaps a sandbox: the answer waits for a container, for a process in it, or for the holder
+    /// of a lock on it. A tenant can delay it at will, so it says nothing about the node.
     Sandbox,
 }
 
 impl Call {
-    /// All of them.
+    /// Every method.
     pub const ALL: &[Self] = &[
         Self::Hello,
         Self::CreateSandbox,
@@ -84,11 +83,11 @@ impl Call {
         Self::Check,
     ];
 
-    /// Whose silence it is when this is not answered.
+    /// Returns the likely cause of a missing answer.
     pub fn silence(self) -> Silence {
         match self {
-            // Answered from memory and the journal, or at the time that the caller named. Of these,
-            // only the creation knows a sandbox, and then nobody has been in it yet.
+            // Answered from memory and the journal, or after the wait that the caller named. Only
+            // the creation concerns a sandbox, and no tenant has been in it yet.
             Self::Hello
             | Self::Watch
             | Self::GetLoad
@@ -98,7 +97,7 @@ impl Call {
             | Self::Reserve
             | Self::GiveBack
             | Self::CreateSandbox => Silence::Agent,
-            // Commands, files and looks into a sandbox.
+            // Commands, files and measurements in a sandbox.
             Self::Exec
             | Self::ControlExec
             | Self::ListExecs
@@ -120,7 +119,7 @@ impl Call {
             | Self::ReleaseSandbox
             | Self::HandOver
             | Self::TakeOver
-            // Looks at every container of the node.
+            // Inspections of every container of the node.
             | Self::CollectGarbage
             | Self::Check => Silence::Sandbox,
         }

@@ -30,43 +30,43 @@ use super::{
     output::{self, HangUp, Output},
 };
 
-/// What a call may take beyond the time that the agent may wait.
+/// Time that a call may take beyond the wait that the agent was given.
 const MARGIN: Duration = Duration::from_secs(4);
-/// A call that asks or records only.
+/// Deadline of a call that only reads or records.
 const QUICK: Duration = Duration::from_secs(5);
-/// The agent answers a cancel when the attempt is undone, or after 20 s.
+/// Deadline of calls that roll back: the agent answers when an attempt is undone, or after 20 s.
 const UNDO: Duration = Duration::from_secs(24);
-/// Acting on a command: the shim that holds it may have to be found first.
+/// Deadline of a call that acts on a command: its shim may have to be found first.
 const CONTROL: Duration = Duration::from_secs(10);
-/// Starting a command, or attaching to one: the agent gives up after 14 s.
+/// Deadline to start a command or attach to one: the agent gives up after 14 s.
 const START: Duration = Duration::from_secs(16);
-/// A whole check of a node.
+/// Deadline of a whole check of a node.
 const CHECK: Duration = Duration::from_secs(15);
 
-/// Kind of calls that have connections of their own, so that none waits for those of another.
+/// Kind of calls with connections of its own, so that none waits for calls of another kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
-    /// Calls with one answer. One connection a node.
+    /// Unary calls. One connection per node.
     Control,
-    /// Reports of the agent. One connection a node.
+    /// Watch of the agent. One connection per node.
     Watch,
-    /// Commands and files: what tenants move, and may stop reading. Up to 16 connections a node.
+    /// Commands and files, whose readers may stall. Up to 16 connections per node.
     Bulk,
 }
 
-/// Makes channels to agents: TLS over TCP in a daemon, memory in a simulation, a connection that
-/// the agent made where it sits behind NAT.
+/// Opens channels to agents: TLS over TCP in a daemon, in-memory streams in a simulation, or a
+/// connection that an agent behind NAT has opened.
 pub trait Connector: Send + Sync + Debug {
-    /// A lazy channel over a connection of its own: it connects when used, and again whenever the
-    /// connection is lost.
+    /// Returns a lazy channel over a connection of its own. It connects when used, and reconnects
+    /// when the connection is lost.
     ///
     /// # Errors
     /// When the address can never work.
     fn channel(&self, node: &NodeName, address: &str, lane: Lane) -> io::Result<Channel>;
 }
 
-/// Mutual TLS over TCP. The agent's certificate must name the node, so that a node cannot answer
-/// for another.
+/// Mutual TLS over TCP. The agent's certificate must contain the node's name, so that a node cannot
+/// answer for another.
 #[derive(Debug)]
 pub struct TlsConnector(pub Arc<rustls::ClientConfig>);
 
@@ -77,35 +77,35 @@ impl Connector for TlsConnector {
     }
 }
 
-/// One attempt of a creation.
+/// One attempt of a creation, as it is sent to a node.
 #[derive(Debug, Clone)]
 pub struct Order {
-    /// Identity.
+    /// Id of the sandbox.
     pub id: SandboxId,
-    /// Owner.
+    /// Team that owns the sandbox.
     pub team: String,
-    /// The controller's try.
+    /// Number of the attempt.
     pub attempt: u32,
-    /// SHA-256 of the body, hex.
+    /// SHA-256 of the request body, hex.
     pub digest: String,
-    /// What was asked for.
+    /// Request of the caller.
     pub request: api::CreateSandboxRequest,
 }
 
-/// A cheap handle to one agent.
+/// Cheap handle to one agent.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// The connection for calls.
+    /// Client on the connection for unary calls.
     agent: AgentServiceClient<Channel>,
-    /// The connection for the watch.
+    /// Client on the connection for the watch.
     watch: AgentServiceClient<Channel>,
     bulk: Arc<Bulk>,
-    /// Streams of commands, which have numbers.
+    /// Counter that numbers the streams of commands.
     streams: Arc<AtomicU64>,
 }
 
 impl Client {
-    /// Over connections of this connector, which are made when they are first used.
+    /// Creates a client over connections of this connector, which connect when first used.
     ///
     /// # Errors
     /// When the address can never work.
@@ -124,19 +124,19 @@ impl Client {
         Ok(Self { agent, watch, bulk, streams: Arc::default() })
     }
 
-    /// Closes connections that nothing has used for a while.
+    /// Closes bulk connections that are idle.
     pub(super) fn close_idle(&self) {
         self.bulk.close_idle();
     }
 
-    /// Who it is. `epoch` 0 only asks.
+    /// Asks the agent for its identity. `epoch` 0 does not claim the node.
     pub async fn hello(&self, epoch: u64) -> Result<wire::HelloResponse, Error> {
         let mut agent = self.agent.clone();
         call(Call::Hello, QUICK, agent.hello(wire::HelloRequest { epoch })).await
     }
 
-    /// Starts or follows a creation; answers after `wait` at the latest. Same id and attempt: the
-    /// same creation, so this may be repeated.
+    /// Starts or follows a creation; answers after `wait` at the latest. The same id and attempt
+    /// name the same creation, so this call may be repeated.
     pub async fn create(
         &self,
         epoch: u64,
@@ -159,7 +159,7 @@ impl Client {
         Ok((sandbox(answer.sandbox)?, answer.load))
     }
 
-    /// Calls off the attempts up to `attempt`; what the node holds of it, if anything.
+    /// Cancels the attempts up to `attempt`. Returns the sandbox that the node holds, if any.
     pub async fn cancel_create(
         &self,
         epoch: u64,
@@ -173,14 +173,14 @@ impl Client {
             .map(|answer| answer.sandbox)
     }
 
-    /// One sandbox of this node.
+    /// Returns one sandbox of this node.
     pub async fn get(&self, id: &SandboxId) -> Result<api::Sandbox, Error> {
         let mut agent = self.agent.clone();
         let request = wire::GetSandboxRequest { id: id.to_string() };
         sandbox(call(Call::GetSandbox, QUICK, agent.get_sandbox(request)).await?.sandbox)
     }
 
-    /// Boots it; answers after `wait` at the latest.
+    /// Boots a sandbox; answers after `wait` at the latest.
     pub async fn start(
         &self,
         epoch: u64,
@@ -195,7 +195,7 @@ impl Client {
         )
     }
 
-    /// Stops it; answers after `wait` at the latest.
+    /// Stops a sandbox; answers after `wait` at the latest.
     pub async fn stop(
         &self,
         epoch: u64,
@@ -208,7 +208,7 @@ impl Client {
         sandbox(call(Call::StopSandbox, wait + MARGIN, agent.stop_sandbox(request)).await?.sandbox)
     }
 
-    /// Freezes it; answers after `wait` at the latest.
+    /// Freezes a sandbox; answers after `wait` at the latest.
     pub async fn pause(
         &self,
         epoch: u64,
@@ -224,7 +224,7 @@ impl Client {
         )
     }
 
-    /// Thaws it; answers after `wait` at the latest.
+    /// Thaws a sandbox; answers after `wait` at the latest.
     pub async fn resume(
         &self,
         epoch: u64,
@@ -239,7 +239,7 @@ impl Client {
         )
     }
 
-    /// Says what wakes it.
+    /// Sets the events that wake a sandbox.
     pub async fn set_wake_on(
         &self,
         epoch: u64,
@@ -252,7 +252,7 @@ impl Client {
         sandbox(call(Call::SetWakeOn, QUICK, agent.set_wake_on(request)).await?.sandbox)
     }
 
-    /// Changes the rules of its lifetime.
+    /// Changes the lifetime rules of a sandbox.
     pub async fn set_lifetime(
         &self,
         epoch: u64,
@@ -265,14 +265,14 @@ impl Client {
         sandbox(call(Call::SetLifetime, QUICK, agent.set_lifetime(request)).await?.sandbox)
     }
 
-    /// What these use, as far as they run there.
+    /// Returns the resource usage of those of the sandboxes that run on this node.
     pub async fn usage(&self, ids: &[SandboxId]) -> Result<Vec<api::Usage>, Error> {
         let request = wire::GetUsageRequest { ids: ids.iter().map(ToString::to_string).collect() };
         let mut agent = self.agent.clone();
         Ok(call(Call::GetUsage, QUICK, agent.get_usage(request)).await?.usages)
     }
 
-    /// Deletes it; answers after `wait` at the latest.
+    /// Deletes a sandbox; answers after `wait` at the latest.
     pub async fn delete(
         &self,
         epoch: u64,
@@ -287,7 +287,7 @@ impl Client {
         )
     }
 
-    /// Opens a port.
+    /// Exposes a port.
     pub async fn expose(
         &self,
         epoch: u64,
@@ -305,7 +305,7 @@ impl Client {
         )
     }
 
-    /// Closes a port, and says which services of it there were.
+    /// Closes a port. Returns the sandbox and the services that were closed.
     pub async fn hide(
         &self,
         epoch: u64,
@@ -319,7 +319,7 @@ impl Client {
         Ok((sandbox(answer.sandbox)?, answer.closed))
     }
 
-    /// What it cleans up next; done at once, unless it is only told.
+    /// Lists what the agent cleans up next and, unless `dry_run`, cleans it up at once.
     pub async fn collect_garbage(
         &self,
         epoch: u64,
@@ -330,7 +330,7 @@ impl Client {
         Ok(call(Call::CollectGarbage, CHECK, agent.collect_garbage(request)).await?.items)
     }
 
-    /// Takes a container with our mark back.
+    /// Recovers a container that carries our mark.
     pub async fn recover(
         &self,
         epoch: u64,
@@ -342,7 +342,7 @@ impl Client {
         sandbox(call(Call::RecoverSandbox, QUICK, agent.recover_sandbox(request)).await?.sandbox)
     }
 
-    /// Says whether the node takes new work; what it reports after that.
+    /// Sets whether the node takes new work. Returns the load that it reports afterwards.
     pub async fn set_intake(
         &self,
         epoch: u64,
@@ -354,8 +354,7 @@ impl Client {
         Ok(call(Call::SetIntake, QUICK, agent.set_intake(request)).await?.load)
     }
 
-    /// Asks for a seat for a creation; what the node reports with it. Whoever does not answer in
-    /// `time` gives none.
+    /// Reserves for a creation; returns the node's load. No answer within `time` is an error.
     pub async fn reserve(
         &self,
         epoch: u64,
@@ -373,14 +372,14 @@ impl Client {
         Ok(call(Call::Reserve, time, agent.reserve(request)).await?.load)
     }
 
-    /// Gives a seat back.
+    /// Cancels a reservation.
     pub async fn give_back(&self, id: &SandboxId) -> Result<(), Error> {
         let mut agent = self.agent.clone();
         let request = wire::GiveBackRequest { sandbox_id: id.to_string() };
         call(Call::GiveBack, QUICK, agent.give_back(request)).await.map(drop)
     }
 
-    /// Lets a node give the container of a stopped sandbox away; who has it, and its record.
+    /// Exports a stopped sandbox's container; returns the node that has it now, and its record.
     pub async fn hand_over(
         &self,
         epoch: u64,
@@ -394,14 +393,14 @@ impl Client {
         Ok((answer.node, answer.record))
     }
 
-    /// Lets a node take a sandbox over whose container it was given.
+    /// Imports a sandbox whose container was moved to this node.
     pub async fn take_over(&self, epoch: u64, record: bytes::Bytes) -> Result<api::Sandbox, Error> {
         let mut agent = self.agent.clone();
         let request = wire::TakeOverRequest { epoch, record };
         sandbox(call(Call::TakeOver, UNDO, agent.take_over(request)).await?.sandbox)
     }
 
-    /// Makes a container a sandbox; also the volumes that go with it one day.
+    /// Adopts a container as a sandbox. Also returns the volumes that its deletion will remove.
     pub async fn adopt(
         &self,
         request: wire::AdoptSandboxRequest,
@@ -411,8 +410,7 @@ impl Client {
         Ok((sandbox(answer.sandbox)?, answer.volumes))
     }
 
-    /// Ends a sandbox and leaves its container.
-    /// `moved_to`: the node that has taken it over.
+    /// Ends a sandbox and keeps its container. `moved_to` is the node that imported it.
     pub async fn release(
         &self,
         epoch: u64,
@@ -425,17 +423,17 @@ impl Client {
         sandbox(call(Call::ReleaseSandbox, UNDO, agent.release_sandbox(request)).await?.sandbox)
     }
 
-    /// Checks the node; its findings and how many sandboxes were looked at.
+    /// Checks the node. Returns the findings and the number of sandboxes checked.
     pub async fn check(&self) -> Result<(Vec<api::Finding>, u32), Error> {
         let mut agent = self.agent.clone();
         let answer = call(Call::Check, CHECK, agent.check(wire::CheckRequest {})).await?;
         Ok((answer.findings, answer.sandboxes))
     }
 
-    /// Runs a command. Both streams are pulled by their readers, so that a slow end slows the other.
+    /// Runs a command. Readers pull both streams, so that a slow end slows the other.
     ///
     /// # Errors
-    /// TOO_MANY_CALLS when the team or the sandbox has its share of the node's streams open.
+    /// TOO_MANY_CALLS when the team or the sandbox uses its share of the node's streams.
     pub async fn exec<S>(
         &self,
         epoch: u64,
@@ -463,7 +461,7 @@ impl Client {
         }))
     }
 
-    /// Acts on a command from outside of its stream; how much of its stdin is taken then.
+    /// Acts on a command from outside its stream. Returns the number of stdin bytes taken by then.
     pub async fn control_exec(
         &self,
         action: wire::control_exec_request::Action,
@@ -475,15 +473,15 @@ impl Client {
             .map(|answer| answer.stdin_offset)
     }
 
-    /// Commands of a sandbox.
+    /// Lists the commands of a sandbox.
     pub async fn list_execs(&self, id: &SandboxId) -> Result<Vec<api::ExecInfo>, Error> {
         let request = wire::ListExecsRequest { id: id.to_string() };
         let mut agent = self.agent.clone();
         call(Call::ListExecs, QUICK, agent.list_execs(request)).await.map(|answer| answer.execs)
     }
 
-    /// One operation on files. Both streams are pulled by their readers. The caller bounds the wait:
-    /// an upload is answered when all of it was sent.
+    /// Runs one file operation. Readers pull both streams. The caller bounds the wait: an upload is
+    /// answered when all of it was sent.
     ///
     /// # Errors
     /// As `exec`.
@@ -508,7 +506,7 @@ impl Client {
         }))
     }
 
-    /// Inventory, then changes, then load reports, for ever.
+    /// Watches the node: its inventory, then changes and load reports without end.
     pub(super) async fn watch(
         &self,
         journal_id: String,
@@ -541,7 +539,7 @@ async fn call<T>(
     }
 }
 
-/// No answer came, and the call may have been carried out.
+/// Builds the error of a call without an answer, which may have been carried out.
 fn unanswered(call: Call, why: String) -> Error {
     match call.silence() {
         Silence::Agent => Error::Silent(why),
@@ -549,7 +547,7 @@ fn unanswered(call: Call, why: String) -> Error {
     }
 }
 
-/// What an agent's status means to us. Only a status of ours is a refusal; all others come from the
+/// Decodes an agent's status. Only a status with our reason is a refusal; all others come from the
 /// transport, and then the call may have been carried out, unless the connection was never made.
 pub(super) fn decode(call: Call, status: &Status) -> Error {
     let message = status.message().to_owned();
@@ -599,7 +597,7 @@ fn chain(status: &Status) -> String {
     text
 }
 
-/// True when the connection could not be made: the operating system said so.
+/// Returns true when the operating system reports that the connection could not be made.
 fn never_sent(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {

@@ -1,5 +1,5 @@
-//! The fencing number. Raised over every agent's at the first contact and persisted before it is
-//! used, so that changes of a controller that was replaced are refused by the nodes.
+//! Fencing number (epoch). At first contact it is raised above every agent's and persisted before
+//! use, so that nodes refuse changes of a replaced controller.
 
 use std::{
     sync::{
@@ -14,47 +14,48 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::{self, Store};
 
-/// How long after its start a controller may go above what a node has seen. Its store may be lost or
-/// an old one, so that nodes know higher numbers. Later that means that somebody else is in charge:
-/// a node that was away for long must not make the one that was replaced the last again.
+/// Time after its start in which a controller may raise its epoch above what a node has seen. Its
+/// store may be lost or an old copy, so that nodes know higher epochs. Later a higher epoch means
+/// that another controller is in charge: a node back after long must not put a replaced controller
+/// in charge again.
 const STARTING: Duration = Duration::from_secs(15);
 
-/// Our epoch.
+/// Epoch of this controller.
 #[derive(Debug)]
 pub struct Epoch {
     store: Arc<dyn Store>,
     current: AtomicU64,
     fenced: CancellationToken,
-    /// Nodes knew of a later life of this store than it does.
+    /// Whether nodes knew a later epoch of this store than the store does.
     behind: AtomicBool,
     raising: tokio::sync::Mutex<()>,
     started: Instant,
 }
 
-/// What the epoch that a node has seen means for ours.
+/// Relation of the epoch that a node has seen to ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    /// It obeys us, or will.
+    /// The node obeys us, or will.
     Ours,
-    /// We must go above it first.
+    /// Ours must be raised above it first.
     Raise,
     /// A later controller is in charge.
     Replaced,
 }
 
-/// `met`: it has heard our epoch before.
+/// Compares the epochs. `met`: the node has seen our epoch before.
 fn standing(seen: u64, own: u64, met: bool, age: Duration) -> Standing {
     match (seen > own, seen == own) {
         (true, _) if met || age > STARTING => Standing::Replaced,
         (true, _) => Standing::Raise,
-        // Another may have used the same number, over a copy of the store.
+        // Another controller may have used the same number, over a copy of the store.
         (false, true) if !met => Standing::Raise,
         (false, _) => Standing::Ours,
     }
 }
 
 impl Epoch {
-    /// One above what was used before, persisted.
+    /// Claims the epoch after the last one and persists it.
     ///
     /// # Errors
     /// When it cannot be persisted.
@@ -70,18 +71,18 @@ impl Epoch {
         })
     }
 
-    /// The number that goes into every change.
+    /// Returns the epoch that every change carries.
     pub fn get(&self) -> u64 {
         self.current.load(Ordering::Acquire)
     }
 
-    /// A later controller is in charge.
+    /// Returns true when a later controller is in charge.
     pub fn fenced(&self) -> bool {
         self.fenced.is_cancelled()
     }
 
-    /// Nodes have seen our epoch or a higher one before we did: our store was lost, or is an old copy,
-    /// and what stands in it is not all that there is.
+    /// Returns true when nodes had seen our epoch or a higher one before we used it: the store was
+    /// lost or is an old copy, so its contents are incomplete.
     pub fn behind(&self) -> bool {
         self.behind.load(Ordering::Acquire)
     }
@@ -91,7 +92,7 @@ impl Epoch {
         self.fenced.cancelled().await;
     }
 
-    /// Somebody with a higher epoch has been at an agent that knew us, or has claimed our store.
+    /// Fences this controller: a known agent has seen a higher epoch, or our store was claimed.
     pub fn fence(&self) {
         if !self.fenced() {
             tracing::error!(
@@ -102,7 +103,7 @@ impl Epoch {
         }
     }
 
-    /// A node says what it has seen: we go above it, or learn that we were replaced.
+    /// Handles the epoch that a node has seen: raises ours above it, or fences this controller.
     ///
     /// # Errors
     /// When a higher number cannot be persisted.

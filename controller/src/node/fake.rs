@@ -1,5 +1,5 @@
-//! An agent for tests and simulations: the real service over in-memory streams, with a world of
-//! made-up sandboxes behind it and faults that can be switched on.
+//! Agent for tests and simulations: the real gRPC service over in-memory streams, with made-up
+//! sandboxes and faults that can be switched on.
 
 mod exec;
 mod files;
@@ -33,36 +33,36 @@ use super::calls::Call;
 pub use exec::counted;
 pub use net::{Dialler, Net, Pipe};
 
-/// Connections that may wait to be accepted.
+/// Most connections that wait to be accepted.
 const BACKLOG: usize = 64;
 
-/// What goes wrong.
+/// Faults of a fake agent.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
-    /// Creations are refused, with this reason.
+    /// Reason with which creations are refused.
     pub refuse: Option<Reason>,
-    /// Creations are taken and then fail, with this reason.
+    /// Reason with which accepted creations fail.
     pub fail: Option<Reason>,
-    /// Creations are not answered, and not made.
+    /// Creations are neither carried out nor answered.
     pub hang: bool,
-    /// The connection breaks at a creation: before it is made, or after.
+    /// Point at which a creation breaks the connection.
     pub cut: Option<Cut>,
-    /// How long a creation is CREATING.
+    /// Time for which a creation is CREATING.
     pub boot: Duration,
-    /// No time at all: the answer to a creation is that it runs.
+    /// Creations take no time: the answer says RUNNING.
     pub at_once: bool,
-    /// Other calls that change something are not answered, although they are done.
+    /// Other changing calls are carried out but not answered.
     pub mute: bool,
-    /// This call is neither done nor answered, as often as it comes.
+    /// Call that is neither carried out nor answered, however often it comes.
     pub unanswered: Option<Call>,
 }
 
-/// When the connection breaks.
+/// Point at which the connection breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// The node never hears of the creation.
+    /// The node never receives the creation.
     Before,
-    /// The node makes it, and its answer is lost.
+    /// The node makes the sandbox, and its answer is lost.
     After,
 }
 
@@ -76,24 +76,24 @@ pub(super) struct World {
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     cancelled: BTreeMap<SandboxId, u32>,
     members: Vec<wire::Member>,
-    /// What is reported, beside what follows from the sandboxes.
+    /// Reported load, beside what follows from the sandboxes.
     load: api::NodeLoad,
     faults: Faults,
     /// Creations that arrived, with their attempts, whatever became of them.
     heard: Vec<(SandboxId, u32)>,
-    /// Creations that a seat is kept for.
+    /// Creations with a reservation.
     seats: BTreeSet<SandboxId>,
     execs: exec::Execs,
-    /// Streams of commands by their names; cancelled, they end.
+    /// Streams of commands by name; cancelling one ends it.
     streams: BTreeMap<String, CancellationToken>,
-    /// After how many messages the next streams of commands break.
+    /// Numbers of messages after which the next streams of commands break.
     breaks: VecDeque<u32>,
     files: files::Files,
-    /// Calls that came and are not answered.
+    /// Number of calls that came and are not answered.
     swallowed: usize,
 }
 
-/// One agent.
+/// One fake agent.
 #[derive(Debug)]
 pub struct FakeAgent {
     name: NodeName,
@@ -103,7 +103,7 @@ pub struct FakeAgent {
 }
 
 impl FakeAgent {
-    /// An agent that serves under its name on `net`, with vmids from `first_vmid`.
+    /// Starts an agent that serves under its name on `net`, with vmids from `first_vmid`.
     pub fn start(net: &Arc<Net>, name: &str, first_vmid: u32, snapshots: &[&str]) -> Arc<Self> {
         let name: NodeName = name.parse().expect("a node's name");
         let gib = 1 << 30;
@@ -153,7 +153,7 @@ impl FakeAgent {
         agent
     }
 
-    /// Serves other connections too, such as real ones over TLS.
+    /// Serves further connections, such as real ones over TLS.
     pub async fn serve<I, IO, E>(self: Arc<Self>, incoming: I)
     where
         I: Stream<Item = Result<IO, E>>,
@@ -178,7 +178,7 @@ impl FakeAgent {
         let mut server = daemon::flow::agent_server().layer(hang);
         let served = server.add_service(service).serve_with_incoming(incoming).await;
         if let Err(error) = served {
-            tracing::error!(%error, "a fake agent stopped serving");
+            tracing::error!(%error, "fake agent stopped serving");
         }
     }
 
@@ -186,7 +186,7 @@ impl FakeAgent {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its name.
+    /// Returns the name of its node.
     pub fn name(&self) -> &NodeName {
         &self.name
     }
@@ -196,29 +196,29 @@ impl FakeAgent {
         change(&mut self.world().faults);
     }
 
-    /// Changes what it reports.
+    /// Changes the reported load.
     pub fn load(&self, change: impl FnOnce(&mut api::NodeLoad)) {
         change(&mut self.world().load);
         self.changes.send_modify(|n| *n += 1);
     }
 
-    /// Its cluster has this node too.
+    /// Adds a member to its cluster.
     pub fn add_member(&self, node: &str, ip: &str) {
         let member = wire::Member { node: node.into(), ip: ip.into(), online: !ip.is_empty() };
         self.world().members.push(member);
     }
 
-    /// Every connection breaks and no new one is accepted, until `up`.
+    /// Breaks every connection and accepts none until `up`.
     pub fn down(&self) {
         self.net.set_down(&self.name, true);
     }
 
-    /// Connections are accepted again.
+    /// Accepts connections again.
     pub fn up(&self) {
         self.net.set_down(&self.name, false);
     }
 
-    /// How many calls have come that are not answered.
+    /// Returns the number of calls that came and are not answered.
     pub fn swallowed(&self) -> usize {
         self.world().swallowed
     }
@@ -230,35 +230,35 @@ impl FakeAgent {
         swallowed
     }
 
-    /// Its journal is lost: another history begins, without any sandbox.
+    /// Loses the journal: another history begins, without any sandbox.
     pub fn lose_journal(&self) {
         let mut world = self.world();
         world.journal_id.push('x');
         (world.revision, world.sandboxes) = (0, BTreeMap::new());
     }
 
-    /// Its sandboxes, tombstones included.
+    /// Returns its sandboxes, tombstones included.
     pub fn sandboxes(&self) -> Vec<Sandbox> {
         self.world().sandboxes.values().cloned().collect()
     }
 
-    /// Those that live.
+    /// Returns its living sandboxes.
     pub fn living(&self) -> Vec<Sandbox> {
         let ended = |s: &Sandbox| matches!(s.phase(), Phase::Deleted | Phase::Failed);
         self.sandboxes().into_iter().filter(|sandbox| !ended(sandbox)).collect()
     }
 
-    /// Creations that arrived, with their attempts.
+    /// Returns the creations that arrived, with their attempts.
     pub fn heard(&self) -> Vec<(SandboxId, u32)> {
         self.world().heard.clone()
     }
 
-    /// Highest epoch seen.
+    /// Returns the highest epoch seen.
     pub fn epoch(&self) -> u64 {
         self.world().epoch
     }
 
-    /// Somebody with this epoch was here.
+    /// Sets the highest epoch seen, as a call of another controller does.
     pub fn set_epoch(&self, epoch: u64) {
         self.world().epoch = epoch;
     }
@@ -275,7 +275,7 @@ impl FakeAgent {
         sandbox
     }
 
-    /// Creations that a seat is kept for.
+    /// Returns the creations with a reservation.
     pub fn seats(&self) -> Vec<SandboxId> {
         self.world().seats.iter().copied().collect()
     }

@@ -1,6 +1,6 @@
-//! How the cache keeps a sandbox: in a fraction of the memory of its message, which is mostly
-//! pointers. The message is kept as it goes over the wire, beside the few numbers that are looked at
-//! without it; owners and nodes, of which there are few, are kept by number.
+//! Compact form of a sandbox in the cache: a fraction of the memory of the decoded message, which
+//! is mostly pointers. The encoded message is kept, beside the few numbers that are read without
+//! decoding. Teams and nodes, which are few, are stored as numbers.
 
 use std::collections::BTreeMap;
 
@@ -11,33 +11,33 @@ use proto::{
     sandbox::v1::{Phase, Sandbox},
 };
 
-/// True for a sandbox that is gone.
+/// Returns true for a deleted or failed sandbox.
 pub(super) fn ended(sandbox: &Sandbox) -> bool {
     matches!(sandbox.phase(), Phase::Deleted | Phase::Failed)
 }
 
-/// True when an operator ended it without its container: that may be recovered on another node, or be there
-/// when a node comes back that was given up.
+/// Returns true when an operator ended the sandbox without its container. The container may be
+/// recovered on another node, or reappear when a forgotten node comes back.
 pub(super) fn was_let_go(sandbox: &Sandbox) -> bool {
     ended(sandbox) && matches!(sandbox.cause(), Cause::Released | Cause::NodeLost)
 }
 
-/// A sandbox.
+/// A sandbox in compact form.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
-    /// Without its id, under which it is kept.
+    /// Encoded message without the id, which is the key in the cache.
     message: Box<[u8]>,
-    /// In place of the message's: 0 when it is of a journal that is gone.
+    /// Replaces the message's revision: 0 when that is of a lost journal.
     pub(super) revision: u64,
     /// As in `Entry`.
     pub(super) ended_ms: u64,
-    /// The last inventory of its node in which it was.
+    /// Number of the last inventory of its node that contained it.
     pub(super) inventory: u64,
     /// As in `Entry`.
     pub(super) later: Option<Box<Sandbox>>,
-    /// Its owner's number.
+    /// Number of its team.
     pub(super) team: u32,
-    /// Its node's number.
+    /// Number of its node.
     pub(super) node: Option<u32>,
     /// As in the message.
     pub(super) vmid: u32,
@@ -47,14 +47,14 @@ pub(super) struct Kept {
     pub(super) creating: bool,
     /// As in `Entry`.
     pub(super) lost: bool,
-    /// It is deleted or has failed, by the message.
+    /// Whether the message says that it is deleted or failed.
     pub(super) over: bool,
-    /// An operator ended it without its container.
+    /// Whether an operator ended it without its container.
     pub(super) let_go: bool,
 }
 
 impl Kept {
-    /// Of an owner and on a node, settled.
+    /// Encodes a sandbox of a team on a node, with its creation over.
     pub(super) fn new(team: u32, node: Option<u32>, sandbox: &mut Sandbox) -> Self {
         Self {
             message: encode(sandbox).into(),
@@ -73,26 +73,26 @@ impl Kept {
         }
     }
 
-    /// A sandbox that is gone.
+    /// Returns true when the sandbox is deleted or failed and its creation is over.
     pub(super) fn ended(&self) -> bool {
         !self.creating && self.over
     }
 
-    /// The message, with its id and the revision that holds.
+    /// Decodes the message, with its id and the current revision.
     pub(super) fn sandbox(&self, id: &SandboxId) -> Sandbox {
         let mut sandbox = Sandbox::decode(&*self.message).expect("it was encoded here");
         (sandbox.id, sandbox.revision) = (id.to_string(), self.revision);
         sandbox
     }
 
-    /// Its last message was this very one, whatever became of the journal meanwhile.
+    /// Returns true when the last message was the same, even if the journal changed meanwhile.
     pub(super) fn was_told(&self, sandbox: &mut Sandbox) -> bool {
-        // Maps are ordered, so the same has the same bytes.
+        // Maps are ordered, so equal messages have equal bytes.
         *self.message == *encode(sandbox)
     }
 }
 
-/// Without its id.
+/// Encodes a sandbox without its id.
 fn encode(sandbox: &mut Sandbox) -> Vec<u8> {
     let id = std::mem::take(&mut sandbox.id);
     let message = sandbox.encode_to_vec();
@@ -100,7 +100,7 @@ fn encode(sandbox: &mut Sandbox) -> Vec<u8> {
     message
 }
 
-/// Gives each name a number. There are few, and none is taken back.
+/// Interner: gives each name a number. There are few names, and none is removed.
 #[derive(Debug)]
 pub(super) struct Numbers<T> {
     by_name: BTreeMap<T, u32>,
@@ -114,7 +114,7 @@ impl<T> Default for Numbers<T> {
 }
 
 impl<T: Ord + Clone> Numbers<T> {
-    /// The number of a name, which has one from now on.
+    /// Returns the number of a name; a new name gets one.
     pub(super) fn give(&mut self, name: &T) -> u32 {
         if let Some(number) = self.by_name.get(name) {
             return *number;
@@ -125,12 +125,12 @@ impl<T: Ord + Clone> Numbers<T> {
         number
     }
 
-    /// The number of a name, if it has one.
+    /// Returns the number of a known name.
     pub(super) fn find(&self, name: &T) -> Option<u32> {
         self.by_name.get(name).copied()
     }
 
-    /// The name of a number that was given.
+    /// Returns the name of a number.
     pub(super) fn name(&self, number: u32) -> &T {
         &self.names[number as usize]
     }

@@ -1,12 +1,12 @@
 //! Keeps a watch on one agent for as long as the controller lives.
 //!
 //! ```text
-//!  DOWN -> hello -> raise the epoch -> owed cancels -> watch -> (RESET, inventory) -> UP
-//!   ^                                                                                 |
-//!   +---- error, or nothing heard for 5 s <-------------------------------------------+
+//!  DOWN -> hello -> raise the epoch -> pending cancels -> watch -> (RESET, inventory) -> UP
+//!   ^                                                                                    |
+//!   +---- error, or no message for 5 s <-------------------------------------------------+
 //! ```
-//! Cancels that a node is owed come before anything else, so that an attempt that was given up
-//! cannot be taken for the sandbox.
+//! Pending cancels are sent before anything else, so that a stale attempt cannot be taken for the
+//! sandbox.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,12 +21,12 @@ use tokio::time::{Instant, timeout};
 
 use super::{Error, Node, Nodes, calls::Call};
 
-/// An agent reports every second; one that says nothing for this long is gone.
+/// Longest time without a message. An agent reports every second; a silent one is down.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Longest pause between two tries to connect.
+/// Longest pause between two attempts to connect.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// A restart of an agent is no reason to call its sandboxes unreachable.
+/// Time after which the sandboxes of a down node are unreachable; an agent restart takes less.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Watches `node` until the future is dropped.
@@ -42,11 +42,11 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
         };
         let was_up = nodes.set_down(&node, Some(error.to_string()));
         if was_up || !told {
-            tracing::warn!(node = %node.name, %error, "a node is down");
+            tracing::warn!(node = %node.name, %error, "node is down");
             nodes.turned(&node, false, error.to_string());
             told = true;
         } else {
-            tracing::debug!(node = %node.name, %error, "a node does not answer");
+            tracing::debug!(node = %node.name, %error, "node does not answer");
         }
         if was_up {
             (pause, down_since) = (PAUSE_MIN, Instant::now());
@@ -62,7 +62,7 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
     }
 }
 
-/// Runs a session, and calls the node's sandboxes unreachable when it takes too long to come up.
+/// Runs a session, and marks the node's sandboxes unreachable when it takes too long to come up.
 async fn timeout_at_grace<T>(
     nodes: &Nodes,
     node: &Node,
@@ -98,7 +98,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
     let mut told = 0;
     nodes.epoch.meet(hello.epoch, met).await.map_err(|e| Error::Unknown(e.to_string()))?;
     if !nodes.epoch.fenced() {
-        // From here on the node refuses the controllers before us.
+        // From here on the node refuses earlier controllers.
         told = nodes.epoch.get();
         node.client.hello(told).await.inspect_err(|error| nodes.noticed(error))?;
         pay(nodes, node).await?;
@@ -139,7 +139,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
             None => {}
         }
         if !nodes.epoch.fenced() {
-            // Another node had seen a higher one: those that heard ours before hear it again.
+            // Another node had seen a higher epoch: nodes that know our former one get the new one.
             if told < nodes.epoch.get() {
                 told = nodes.epoch.get();
                 node.client.hello(told).await.inspect_err(|error| nodes.noticed(error))?;
@@ -152,7 +152,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
             }
         }
         if whole && nodes.set_down(node, None) {
-            tracing::info!(node = %node.name, version = hello.version, "a node is up");
+            tracing::info!(node = %node.name, version = hello.version, "node is up");
             nodes.cache.set_up(&node.name, true);
             nodes.turned(node, true, format!("its agent is {}", hello.version));
             nodes.announce();
@@ -160,7 +160,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
     }
 }
 
-/// Tells the node which attempts it must forget.
+/// Sends the node its pending cancels.
 async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
     let failed = |error: crate::store::Error| Error::Unknown(error.to_string());
     for (id, attempt) in nodes.store.owed(&node.name).await.map_err(failed)? {
@@ -171,23 +171,23 @@ async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tells the node that another has a sandbox now, as a drain does that is not cut off. What does not
-/// come to that, it hears again with its next message.
+/// Tells the node to drop a sandbox that has moved to another node, as an uninterrupted drain does.
+/// A sandbox that is not dropped now is tried again with the node's next message.
 async fn leave(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Result<(), Error> {
     let epoch = nodes.epoch.get();
     let entry = nodes.cache.get(&SandboxRef::Id(id));
     if let Some(entry) = entry.as_ref().filter(|entry| entry.ended()) {
-        // It has ended there by now.
+        // The sandbox has ended on the other node by now.
         call_off(nodes, node, id, entry.sandbox.attempt).await?;
         node.has_left(&id);
         return Ok(());
     }
     let going = entry.is_some_and(|entry| entry.sandbox.phase() == Phase::Deleting);
     if going && let Some(there) = nodes.get(&to) {
-        // It was deleted on its way, and this one cannot: it has no container any more.
+        // Deleted during the move; this node has no container to delete.
         match there.client.delete(epoch, &id, Duration::ZERO).await {
             Ok(deleted) => nodes.apply(&to, deleted),
-            Err(error) => tracing::warn!(node = %to, sandbox_id = %id, %error, "not deleted yet"),
+            Err(error) => tracing::warn!(node = %to, sandbox_id = %id, %error, "delete failed"),
         }
         return Ok(());
     }
@@ -199,31 +199,31 @@ async fn leave(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Resul
         Err(error) if error.is_not_found() => node.has_left(&id),
         Err(error @ Error::Refused { .. }) => {
             nodes.noticed(&error);
-            // The other may be deleting it just now.
-            tracing::debug!(node = %node.name, sandbox_id = %id, %error, "it is not left yet");
+            // The other node may be deleting it just now.
+            tracing::debug!(node = %node.name, sandbox_id = %id, %error, "record not dropped yet");
         }
         Err(error) => return Err(error),
     }
     Ok(())
 }
 
-/// Tells the node that an attempt is off. False when it has that on record and could not undo it
-/// yet: it is asked again at the next connection.
+/// Cancels an attempt on the node. False when the node has recorded the cancel and could not undo
+/// the attempt yet: the next connection asks again.
 async fn call_off(nodes: &Nodes, node: &Node, id: SandboxId, attempt: u32) -> Result<bool, Error> {
     let epoch = nodes.epoch.get();
     let held = match node.client.cancel_create(epoch, &id, attempt).await {
         Ok(held) => held,
-        // One attempt that cannot be undone now must not keep the whole node away.
+        // One attempt that cannot be undone now must not keep the whole node down.
         Err(error @ Error::Refused { .. }) if error.reason() != Some(Reason::StoreFailed) => {
             nodes.noticed(&error);
             tracing::error!(node = %node.name, sandbox_id = %id, attempt, %error,
-                "an attempt that had been given up could not be called off");
+                "could not cancel a stale attempt");
             return Ok(false);
         }
         Err(error) => return Err(error),
     };
     tracing::info!(node = %node.name, sandbox_id = %id, attempt, held = held.is_some(),
-        "called off an attempt that had been given up");
+        "cancelled a stale attempt");
     let logged = nodes.called_off(node, &id, attempt, held.as_ref()).await;
     logged.map_err(|error| Error::Unknown(error.to_string()))?;
     Ok(true)

@@ -1,9 +1,9 @@
-//! The output of a command, and how a stream ends whose caller goes away.
+//! Output of a command, and the end of a stream whose caller goes away.
 //!
 //! Dropping both directions of a stream ends it. But stdin that the command does not take waits in
-//! the connection, where nothing can call it back, and keeps its direction alive: the agent would
-//! not hear that the caller has gone, and the command would wait for a reader that is no more. Such
-//! a stream is hung up by a call of its own.
+//! the connection, cannot be recalled and keeps its direction alive: the agent would not notice
+//! that the caller has gone, and the command would wait for a reader that no longer exists. A
+//! separate call hangs up such a stream.
 
 use std::{
     pin::Pin,
@@ -22,26 +22,26 @@ use tonic::{Status, transport::Channel};
 
 use super::bulk::Lease;
 
-/// How long our half of a stream may take to end by itself.
+/// Time for the input direction of a stream to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long the call that hangs up may take.
+/// Deadline of the call that hangs up.
 const CALL: Duration = Duration::from_secs(10);
-/// Longest time that a command runs, and so does its stream. An agent that cannot hang up needs it.
+/// Longest run of a command and so of its stream. An agent that cannot hang up needs this long.
 const STREAM_MAX: Duration = Duration::from_secs(24 * 3600);
 
 type Messages = Pin<Box<dyn Stream<Item = Result<wire::ExecResponse, Status>> + Send>>;
 
-/// How to end a stream from outside.
+/// Handle that ends a stream from outside.
 pub(super) struct HangUp {
-    /// A client on the connection for calls.
+    /// Client on the connection for unary calls.
     pub(super) agent: AgentServiceClient<Channel>,
-    /// The stream's name.
+    /// Name of the stream.
     pub(super) stream_id: String,
-    /// Cancelled when our half of the stream is gone.
+    /// Cancelled when the input direction of the stream is dropped.
     pub(super) input: CancellationToken,
 }
 
-/// Our half of a stream: it tells when it is gone.
+/// Wraps the input direction of a stream. The token is cancelled when that is dropped.
 pub(super) fn input<S: Stream>(
     lease: &Lease,
     stream: S,
@@ -55,7 +55,7 @@ pub(super) fn input<S: Stream>(
     (stream, gone)
 }
 
-/// What a command says.
+/// Output direction of a command's stream.
 pub(super) struct Output(Option<(Messages, HangUp)>);
 
 impl Output {
@@ -75,7 +75,7 @@ impl Stream for Output {
         let Some((messages, _)) = &mut self.0 else { return Poll::Ready(None) };
         let next = std::task::ready!(messages.as_mut().poll_next(cx));
         if !matches!(next, Some(Ok(_))) {
-            // It has ended: there is nobody to tell.
+            // Nothing to hang up: the stream has ended.
             self.0 = None;
         }
         Poll::Ready(next)
@@ -85,7 +85,7 @@ impl Stream for Output {
 impl Drop for Output {
     fn drop(&mut self) {
         let Some((messages, hang_up)) = self.0.take() else { return };
-        // Without a runtime the connection is going too.
+        // Without a runtime the connection ends too.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(hang_up.end(messages));
         }
@@ -102,10 +102,10 @@ impl HangUp {
         let told = self.agent.control_exec(wire::ControlExecRequest { action });
         match timeout(CALL, told).await {
             Ok(Ok(_)) => {}
-            Ok(Err(status)) => tracing::debug!(%status, "a stream could not be hung up"),
-            Err(_) => tracing::debug!("hanging up a stream was not answered"),
+            Ok(Err(status)) => tracing::debug!(%status, "could not hang up a stream"),
+            Err(_) => tracing::debug!("hang-up of a stream was not answered"),
         }
-        // The agent ends the stream behind what it has said by then, so that has to be taken.
+        // The agent ends the stream after the output sent by then, which must be read.
         let rest = async { while let Some(Ok(_)) = messages.next().await {} };
         drop(timeout(STREAM_MAX, rest).await);
     }

@@ -24,72 +24,71 @@ use crate::{
     store::{self, Event, Store},
 };
 
-/// Where the nodes come from.
+/// Sources of nodes, and their limits.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Nodes by configuration.
+    /// Configured nodes with the addresses of their agents.
     pub seeds: Vec<(NodeName, String)>,
-    /// Also those that an agent's cluster has.
+    /// Whether the members of an agent's cluster are used too.
     pub discover: bool,
-    /// Where agents listen that were discovered.
+    /// Port of the agents of discovered nodes.
     pub agent_port: u16,
-    /// How far they may be filled.
+    /// Limits of how full nodes get.
     pub limits: Limits,
 }
 
 /// One node.
 #[derive(Debug)]
 pub struct Node {
-    /// Its name.
+    /// Name of the node.
     pub name: NodeName,
-    /// Where its agent listens.
+    /// Address of the agent.
     pub address: String,
-    /// Calls to its agent.
+    /// Calls to the agent.
     pub client: Client,
-    /// Its place in the fleet.
+    /// Index in the fleet.
     slot: u32,
     state: Mutex<State>,
-    /// Nobody watches it any more.
+    /// Cancelled when the watch on it ends.
     given_up: CancellationToken,
 }
 
 #[derive(Debug)]
 struct State {
-    /// `None`: connected, and the inventory is whole.
+    /// Reason why it is down; `None` when it is connected and its inventory is whole.
     down: Option<String>,
     version: String,
-    /// The journal that its revisions are of, as it said at the last connection.
+    /// Journal of its revisions, from the last connection.
     journal_id: Arc<str>,
-    /// Where a watch can be resumed from.
+    /// Journal and revision from which a watch can resume.
     journal: Option<(String, u64)>,
     report: Option<(NodeLoad, Instant)>,
     /// No report has come over this connection yet.
     first_report: bool,
-    /// Attempts that it holds although they were given up: the store that owed it their cancels was
-    /// lost.
+    /// Stale attempts that it holds because the store with their pending cancels was lost.
     void: BTreeMap<SandboxId, u32>,
-    /// What other nodes have taken over from it, and which: it is to leave them.
+    /// Sandboxes that moved to other nodes, with the target: it must drop its records of them.
     moved: BTreeMap<SandboxId, NodeName>,
-    /// Its inventory was whole once.
+    /// Whether its inventory was whole at least once.
     heard: bool,
-    /// It has answered us before, so a higher epoch at it means that we were replaced.
+    /// Whether it has answered us before; a higher epoch there then means that we were replaced.
     met: bool,
 }
 
-/// A node as operators see it.
+/// State of a node for operators.
 #[derive(Debug, Clone)]
 pub struct NodeStatus {
-    /// Its name.
+    /// Name of the node.
     pub name: NodeName,
-    /// Where its agent listens.
+    /// Address of the agent.
     pub address: String,
-    /// Why it gets no new work; `None` when it does.
+    /// Reason why it gets no new work; `None` when it does.
     pub not_ready: Option<String>,
-    /// Its agent's version; empty before the first contact.
+    /// Version of its agent; empty before the first contact.
     pub version: String,
-    /// Its last report and the age of it.
+    /// Last report and its age.
     pub report: Option<(NodeLoad, Duration)>,
-    /// Living sandboxes on it.
+    /// Number of living sandboxes on it.
     pub sandboxes: u32,
 }
 
@@ -98,7 +97,7 @@ impl Node {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why it cannot be called now; `None` when it can.
+    /// Returns why it cannot be called now; `None` when it can.
     pub fn down(&self) -> Option<String> {
         self.state().down.clone()
     }
@@ -119,17 +118,17 @@ impl Node {
         std::mem::replace(&mut state.met, true)
     }
 
-    /// Takes one attempt that it must hear to be off.
+    /// Takes one stale attempt that must be cancelled on it.
     pub(super) fn void(&self) -> Option<(SandboxId, u32)> {
         self.state().void.pop_first()
     }
 
-    /// What it must leave, and which node has taken it over.
+    /// Returns the sandboxes that it must drop, with the nodes that have imported them.
     pub(super) fn moved(&self) -> BTreeMap<SandboxId, NodeName> {
         self.state().moved.clone()
     }
 
-    /// It has left this.
+    /// Records that it has dropped a sandbox.
     pub(super) fn has_left(&self, id: &SandboxId) {
         self.state().moved.remove(id);
     }
@@ -143,23 +142,23 @@ impl Node {
     }
 }
 
-/// What a creation has met so far.
+/// Nodes that have refused or failed a creation so far.
 #[derive(Debug, Default, Clone)]
 pub struct Tried {
-    /// Nodes that refused it, until when that stands, and their sentence.
+    /// Nodes that refused it, with the end of that refusal and its message.
     pub refused: BTreeMap<NodeName, (Instant, String)>,
-    /// Nodes that failed it.
+    /// Nodes that failed it, with the reason.
     pub failed: BTreeMap<NodeName, String>,
 }
 
-/// All nodes.
+/// Registry of all nodes.
 #[derive(Debug)]
 pub struct Nodes {
-    /// What they said of their sandboxes.
+    /// Sandboxes of all nodes.
     pub cache: Cache,
-    /// The fencing number.
+    /// Fencing number.
     pub epoch: Epoch,
-    /// What happened.
+    /// Event log.
     pub log: Log,
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Arc<dyn Clock>,
@@ -167,23 +166,22 @@ pub struct Nodes {
     options: Options,
     connector: Arc<dyn Connector>,
     nodes: Mutex<BTreeMap<NodeName, Arc<Node>>>,
-    /// Nodes that were given up. They come back when they are online again.
+    /// Forgotten nodes. They are used again when they are online again.
     forgotten: Mutex<BTreeSet<NodeName>>,
-    /// The nodes as decisions see them. Locked before `nodes`, and that before a node's state.
+    /// Nodes as placement sees them. Locked before `nodes`, and that before a node's state.
     fleet: Mutex<Fleet>,
-    /// Reports are stamped with the time since then.
+    /// Zero of the time stamps of reports.
     born: Instant,
     news: watch::Sender<u64>,
-    /// Cancelled when the cache holds what the store remembers. No node is listened to before: its
-    /// word would be taken for the first on every sandbox.
+    /// Cancelled once the cache is loaded. Node watches wait for it; otherwise every reported
+    /// sandbox would look new.
     recalled: CancellationToken,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Nodes {
-    /// Starts a watch on every node that is known by configuration or from before, as soon as
-    /// `recalled` says that it may.
+    /// Starts a watch on every node that is configured or stored. The watches wait for `recalled`.
     ///
     /// # Errors
     /// When the store fails.
@@ -235,7 +233,7 @@ impl Nodes {
         let client = match Client::new(self.connector.clone(), name, address) {
             Ok(client) => client,
             Err(error) => {
-                tracing::error!(node = %name, address, %error, "this address can never work");
+                tracing::error!(node = %name, address, %error, "address of a node can never work");
                 return;
             }
         };
@@ -269,7 +267,7 @@ impl Nodes {
         });
     }
 
-    /// Adds the members of an agent's cluster, where that is wanted.
+    /// Adds the members of an agent's cluster when discovery is on.
     pub(super) async fn discovered(self: &Arc<Self>, members: &[Member]) {
         if !self.options.discover {
             return;
@@ -283,9 +281,9 @@ impl Nodes {
             let bare = member.ip.parse::<std::net::IpAddr>();
             let Ok(ip) = bare else { continue };
             let address = std::net::SocketAddr::new(ip, self.options.agent_port).to_string();
-            tracing::info!(node = %name, address, "discovered a node");
+            tracing::info!(node = %name, address, "node discovered");
             if let Err(error) = self.store.put_node(&name, &address).await {
-                tracing::warn!(%error, "could not remember a node");
+                tracing::warn!(%error, "could not store a discovered node");
             }
             self.add(&name, &address);
         }
@@ -295,13 +293,13 @@ impl Nodes {
         self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// No node is known.
+    /// Returns true when no node is known.
     pub fn is_empty(&self) -> bool {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// A node that has not said in this life what it holds, or how it is. A report alone, which comes
-    /// with the answer to any creation, does not tell the first.
+    /// Returns a node whose inventory or load this controller has not received since its start. A
+    /// report alone, which comes with the answer to any creation, does not include the inventory.
     pub fn unheard(&self) -> Option<NodeName> {
         let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let unheard = |node: &&Arc<Node>| {
@@ -311,13 +309,13 @@ impl Nodes {
         nodes.values().find(unheard).map(|node| node.name.clone())
     }
 
-    /// True for a node that stands in the configuration.
+    /// Returns true for a node in the configuration.
     pub fn is_configured(&self, name: &NodeName) -> bool {
         self.options.seeds.iter().any(|(seed, _)| seed == name)
     }
 
-    /// Gives a node up, and what lived on it. Durable first: a controller that dies in between gives
-    /// up the rest when it is asked again.
+    /// Forgets a node and ends the sandboxes on it. The store is written first: after a crash in
+    /// between, a repeated call ends the rest.
     ///
     /// # Errors
     /// When the store fails.
@@ -339,22 +337,22 @@ impl Nodes {
         Ok(())
     }
 
-    /// What the store remembers is in the cache: nodes are listened to from now on.
+    /// Starts the watches: the cache holds what the store knows.
     pub fn recalled(&self) {
         self.recalled.cancel();
     }
 
-    /// One node.
+    /// Returns one node.
     pub fn get(&self, name: &NodeName) -> Option<Arc<Node>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// All nodes, by name.
+    /// Returns all nodes, by name.
     pub fn all(&self) -> Vec<Arc<Node>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Counts up when a node has reported, came or went.
+    /// Returns a counter that increases when a node reports, comes or goes.
     pub fn news(&self) -> watch::Receiver<u64> {
         self.news.subscribe()
     }
@@ -367,14 +365,14 @@ impl Nodes {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Milliseconds by the clock that reports are stamped with.
+    /// Milliseconds since `born`, which reports are stamped with.
     fn now_ms(&self) -> u64 {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Decides where a creation goes, and reserves it there in the same step, so that creations that
-    /// are decided at once see each other. Without an id it is only a thought, and about all nodes.
-    /// `among`: no others are looked at.
+    /// Places a creation and reserves its resources in the same step, so that concurrent decisions
+    /// see each other. Without an id nothing is reserved and all nodes are judged. `among`
+    /// restricts the candidates.
     pub fn place(
         &self,
         id: Option<SandboxId>,
@@ -392,7 +390,7 @@ impl Nodes {
             fleet.release(id);
         }
         let met = met(&fleet, tried, now);
-        // A name that nobody has is no node's.
+        // An unknown name matches no node.
         let wish = spec.node.as_ref().map(|name| fleet.find(name).unwrap_or(u32::MAX));
         let among: Option<Vec<u32>> =
             among.map(|nodes| nodes.iter().filter_map(|name| fleet.find(name)).collect());
@@ -429,7 +427,7 @@ impl Nodes {
         Decision { attempt, decided_ms, holders, verdicts }
     }
 
-    /// What a node, or what we, said of it.
+    /// Returns what is known about a node that refused, failed or is down, for the explanation.
     fn words(&self, name: &NodeName, tried: &Tried) -> Words {
         Words {
             down: self.get(name).and_then(|node| node.down()),
@@ -438,12 +436,12 @@ impl Nodes {
         }
     }
 
-    /// The creation is on no node, or not any more.
+    /// Drops the reservation of a creation that is on no node any more.
     pub fn release(&self, id: &SandboxId) {
         self.fleet().release(id);
     }
 
-    /// A node took a creation; `load` was taken after that.
+    /// Records that a node took a creation; `load` was measured after that.
     pub fn admitted(&self, node: &Node, id: &SandboxId, load: Option<NodeLoad>) {
         let seq = load.as_ref().map_or(0, |load| load.seq);
         let mut fleet = self.fleet();
@@ -455,30 +453,30 @@ impl Nodes {
         }
     }
 
-    /// A node reported with an answer.
+    /// Records the load that came with an answer.
     pub fn heard(&self, node: &Node, load: Option<NodeLoad>) {
         if let Some(load) = load {
             self.reported(node, load, false);
         }
     }
 
-    /// A new connection; true when it is not the first in this controller's life.
+    /// Records a new connection; returns true when it is not this controller's first.
     pub(super) fn connected(&self, node: &Node, version: &str, journal_id: &str) -> bool {
-        // It has just answered: what was lost was the connection.
+        // The agent has just answered, so the earlier problem was the connection.
         self.fleet().answered(node.slot);
         node.connected(version, journal_id)
     }
 
-    /// A node can, or cannot, be called; true when that is new.
+    /// Marks a node as up or down; returns true when that is a change.
     pub(super) fn set_down(&self, node: &Node, down: Option<String>) -> bool {
         self.fleet().set_down(node.slot, down.is_some());
         node.set_down(down)
     }
 
-    /// A report came. `streamed`: over the watch, in order.
+    /// Records a report. `streamed`: it came over the watch, in order.
     pub(super) fn reported(&self, node: &Node, load: NodeLoad, streamed: bool) {
         {
-            // Both at once, so that of two reports the later one stands in both places.
+            // Both under one lock, so that the later of two reports ends in both places.
             let mut fleet = self.fleet();
             let mut state = node.state();
             let newer = state.report.as_ref().is_none_or(|(last, _)| load.seq > last.seq);
@@ -492,19 +490,20 @@ impl Nodes {
         self.announce();
     }
 
-    /// A call that needs nothing but the agent itself got no answer: no new work for a while.
+    /// Opens the circuit breaker of a node: a call that only needs its agent got no answer, so the
+    /// node gets no new work for a while.
     pub fn trip(&self, node: &Node) {
         self.fleet().trip(node.slot, self.now_ms());
     }
 
-    /// A refusal of our epoch by a node means that we were replaced.
+    /// Fences this controller when a node refused its epoch: a later controller is in charge.
     pub fn noticed(&self, error: &Error) {
         if error.reason() == Some(proto::Reason::StaleEpoch) {
             self.epoch.fence();
         }
     }
 
-    /// A node said something of a sandbox, in a watch or in an answer.
+    /// Applies a node's report of a sandbox, from the watch or from an answer.
     pub fn apply(&self, node: &NodeName, sandbox: Sandbox) {
         let (id, attempt) = (sandbox.id.clone(), sandbox.attempt);
         let known = self.get(node);
@@ -512,8 +511,8 @@ impl Nodes {
             known.as_ref().map(|known| known.state().journal_id.clone()).unwrap_or_default();
         let news = |old: Option<&Entry>, new: &Entry| {
             let told = Told { id: new.id, team: &new.team, node, journal: &journal };
-            // One that had been lost and lives is found again; one that is gone now is gone. The end
-            // of another attempt is nothing that was known of this one.
+            // A lost sandbox that reappears alive counts as found; one that has ended has ended.
+            // The end of another attempt is not a former state of this one.
             let old = old.filter(|old| !old.lost || new.ended());
             let old = old.filter(|old| !old.ended() || old.sandbox.attempt == new.sandbox.attempt);
             self.log.observe(&told, old.map(|old| &old.sandbox), &new.sandbox);
@@ -521,22 +520,23 @@ impl Nodes {
         match self.cache.apply(node, sandbox, self.clock.now_ms(), news) {
             super::cache::Applied::Changed | super::cache::Applied::Known => {}
             super::cache::Applied::Replaced(left, attempt) => {
-                tracing::warn!(node = %left, sandbox_id = id, attempt, "a later attempt came up");
+                tracing::warn!(node = %left, sandbox_id = id, attempt,
+                    "later attempt of a sandbox came up elsewhere");
                 if let (Some(left), Ok(id)) = (self.get(&left), id.parse()) {
                     left.state().void.insert(id, attempt);
                 }
             }
             super::cache::Applied::Moved { left, to } => {
-                tracing::warn!(node = %left, sandbox_id = id, %to, "another node has it now");
+                tracing::warn!(node = %left, sandbox_id = id, %to, "sandbox moved to another node");
                 if let (Some(left), Ok(id)) = (self.get(&left), id.parse()) {
                     left.state().moved.insert(id, to);
                 }
             }
             super::cache::Applied::Stray => {
-                tracing::debug!(%node, sandbox_id = id, "ignored an attempt that was given up");
+                tracing::debug!(%node, sandbox_id = id, "ignored a stale attempt");
             }
             super::cache::Applied::Void => {
-                tracing::warn!(%node, sandbox_id = id, attempt, "holds an attempt that was given up");
+                tracing::warn!(%node, sandbox_id = id, attempt, "node holds a stale attempt");
                 if let (Some(known), Ok(id)) = (known, id.parse()) {
                     known.state().void.insert(id, attempt);
                 }
@@ -547,7 +547,7 @@ impl Nodes {
         }
     }
 
-    /// A creation that this node made has settled; what the node has said since is told.
+    /// Ends a creation on this node and logs what the node has reported since.
     pub fn settle(&self, id: &SandboxId, sandbox: Sandbox) {
         let since = |entry: &Entry, sandbox: &Sandbox| {
             let Some(node) = entry.node.as_ref().and_then(|name| self.get(name)) else { return };
@@ -564,7 +564,7 @@ impl Nodes {
         }
     }
 
-    /// A creation came up, and its node has gone on with it since: what that means.
+    /// Returns the events of what the node did after a creation came up.
     pub fn came_up(&self, id: SandboxId, team: &Team, sandbox: &Sandbox) -> Vec<Event> {
         let node = sandbox.node.parse().ok().and_then(|name| self.get(&name));
         let Some(node) = node else { return Vec::new() };
@@ -575,26 +575,26 @@ impl Nodes {
         self.log.meaning(&told, Some(&up), sandbox)
     }
 
-    /// A node's inventory is whole: what it does not have any more is lost.
+    /// Ends a node's inventory and logs the sandboxes that are missing in it as lost.
     pub(super) fn end_inventory(&self, node: &Node) {
         let journal = node.state().journal_id.clone();
         for entry in self.cache.end_inventory(&node.name) {
             tracing::error!(node = %node.name, sandbox_id = %entry.id,
-                "a node does not know a sandbox any more that lived on it");
+                "sandbox lost: its node does not know it any more");
             let told =
                 Told { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
             self.log.lost(&told);
         }
     }
 
-    /// A node went down or came up.
+    /// Logs that a node went down or came up.
     pub(super) fn turned(&self, node: &Node, up: bool, detail: String) {
         let kind = if up { EventKind::NodeUp } else { EventKind::NodeDown };
         let node = Some(node.name.clone());
         self.log.say(Event { node, detail, ..self.log.event(kind, events::CONTROLLER) });
     }
 
-    /// A node has heard that an attempt is off; written before the debt is forgotten.
+    /// Logs that a node has cancelled an attempt, before the pending cancel is removed.
     pub(super) async fn called_off(
         &self,
         node: &Node,
@@ -617,7 +617,7 @@ impl Nodes {
         self.log.flushed().await
     }
 
-    /// The nodes as operators see them.
+    /// Returns the state of all nodes for operators.
     pub fn statuses(&self) -> Vec<NodeStatus> {
         let (now, now_ms) = (Instant::now(), self.now_ms());
         let status = |node: Arc<Node>| {
@@ -651,7 +651,7 @@ impl Nodes {
     }
 }
 
-/// Nodes that a creation has met, as far as that still stands.
+/// Returns the nodes that have refused or failed a creation, as far as that still counts.
 fn met(fleet: &Fleet, tried: &Tried, now: Instant) -> Vec<(u32, Before)> {
     let failed = tried.failed.keys().map(|name| (name, Before::Failed));
     let refused = tried.refused.iter().filter(|(_, (until, _))| now < *until);

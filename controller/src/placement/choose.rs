@@ -1,5 +1,5 @@
-//! The decision: a sample of the nodes that hold the snapshot, filtered and scored; the rest only
-//! when the sample has nothing. Allocates nothing, and costs the same among ten nodes and thousands.
+//! The decision: filters and scores a sample of the nodes that hold the snapshot, and the rest only
+//! when the sample has no candidate. Allocates nothing; costs the same for ten nodes and thousands.
 //!
 //! Why a sample: controllers decide on reports that are seconds old and do not know each other's
 //! decisions. If each took the best of all, they would all take the same node.
@@ -8,15 +8,15 @@ use std::cmp::Ordering;
 
 use super::{Ask, Holder, Limits, NodeView, Now, SAMPLE, Sample, SplitMix64, filter, score};
 
-/// So many nodes are named, best first.
+/// Number of nodes in a choice, best first.
 pub const BEST: usize = 3;
 
-/// A node that fits.
+/// A candidate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pick {
-    /// The node.
+    /// Index of the node.
     pub node: u32,
-    /// Lower is better.
+    /// Score; lower is better.
     pub score: f64,
     rank: u32,
 }
@@ -27,7 +27,7 @@ impl Pick {
     }
 }
 
-/// The best nodes that were seen.
+/// The best candidates so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Best {
     picks: [Option<Pick>; BEST],
@@ -48,23 +48,23 @@ impl Best {
         }
     }
 
-    /// They, best first.
+    /// Returns the candidates, best first.
     pub fn iter(&self) -> impl Iterator<Item = Pick> + '_ {
         self.picks.iter().flatten().copied()
     }
 
-    /// The best.
+    /// Returns the best candidate.
     pub fn first(&self) -> Option<Pick> {
         self.picks[0]
     }
 }
 
-/// How many nodes are looked at.
+/// Number of nodes to examine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
-    /// So many, 16 at most, and the rest when there is nothing among them.
+    /// A sample of this size, 16 at most, and the rest when it has no candidate.
     Sample(usize),
-    /// All.
+    /// Every node.
     All,
 }
 
@@ -74,18 +74,18 @@ impl Default for Look {
     }
 }
 
-/// What came of it.
+/// Outcome of a decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choice {
-    /// The best nodes, with current reports if there are such.
+    /// Best candidates; with current reports if there are any.
     pub best: Best,
-    /// Which of the holders were in the sample.
+    /// Holders that were in the sample.
     pub sample: Sample,
-    /// All holders were looked at.
+    /// Whether all holders were examined.
     pub all: bool,
 }
 
-/// The best of the nodes that hold the snapshot. `holders` are in the order of their nodes.
+/// Chooses the best of the nodes that hold the snapshot. `holders` are ordered by node.
 pub fn choose(
     nodes: &[NodeView],
     holders: &[Holder],
@@ -108,7 +108,7 @@ pub fn choose(
     if seen.fresh.first().is_some() {
         return Choice { best: seen.fresh, sample, all: sample.picked().len() == holders.len() };
     }
-    // "No" is said, and an old report taken, only when nobody is left to ask.
+    // A refusal, or a node with an old report, is the last resort after all nodes.
     for (at, holder) in (0u32..).zip(holders) {
         let wished = ask.wish.is_none_or(|wish| wish == holder.node);
         if wished && !sample.contains(at) {

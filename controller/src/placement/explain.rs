@@ -1,5 +1,4 @@
-//! Why a creation goes where it goes, in words and numbers, for people. Made from the same filter and
-//! the same score as the decision, after it.
+//! Explains a decision to people, in words and numbers, with the same filter and score.
 
 use std::borrow::Cow;
 
@@ -20,47 +19,47 @@ use super::{
 pub struct Part {
     /// One of `score::PARTS`.
     pub name: Cow<'static, str>,
-    /// Its share.
+    /// Contribution to the score.
     pub value: f64,
 }
 
-/// What was thought of one node.
+/// Evaluation of one node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// The node.
+    /// Name of the node.
     pub node: NodeName,
-    /// Why it was out; `None` if it was in the choice.
+    /// Reason for its exclusion; `None` for a candidate.
     pub filtered: Option<Filtered>,
-    /// A sentence to it.
+    /// Explanation for people.
     pub detail: String,
-    /// Lower is better; 0 when filtered.
+    /// Score; lower is better, 0 when excluded.
     pub score: f64,
-    /// The parts add up to the score.
+    /// Parts that add up to the score.
     pub parts: Vec<Part>,
 }
 
-/// Where it should go, and why. Kept with the sandbox.
+/// Chosen node and the reasons. Stored with the sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
-    /// Which try of the creation it is for.
+    /// Attempt that it is for.
     pub attempt: u32,
-    /// When it was made, milliseconds since 1970.
+    /// Time of the decision, milliseconds since 1970.
     pub decided_ms: u64,
-    /// Nodes that hold the snapshot.
+    /// Number of nodes that hold the snapshot.
     #[serde(default)]
     pub holders: u32,
-    /// Best first, then those that were filtered out. All nodes when none fitted, else those that
-    /// were looked at.
+    /// Candidates, best first, then excluded nodes. All nodes when none fitted, else those that
+    /// were examined.
     pub verdicts: Vec<Verdict>,
 }
 
 impl Decision {
-    /// The best node, if any fits.
+    /// Returns the best node, if any fits.
     pub fn node(&self) -> Option<&NodeName> {
         self.verdicts.first().filter(|verdict| verdict.filtered.is_none()).map(|best| &best.node)
     }
 
-    /// What stands in the way when no node fits.
+    /// Returns why no node fits.
     pub fn obstacle(&self, wish: Option<&NodeName>) -> Obstacle {
         if let Some(wish) = wish
             && !self.verdicts.iter().any(|verdict| verdict.node == *wish)
@@ -86,7 +85,7 @@ impl Decision {
         if self.verdicts.is_empty() { Obstacle::Unreachable } else { Obstacle::UnknownSnapshot }
     }
 
-    /// The verdicts in one sentence, for an error message.
+    /// Joins the verdicts into one sentence, for an error message.
     pub fn why(&self) -> String {
         if self.verdicts.is_empty() {
             return "no node is registered".into();
@@ -100,54 +99,54 @@ impl Decision {
     }
 }
 
-/// Why no node fits, by what the caller can do about it.
+/// Reason why no node fits, by what the caller can do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Obstacle {
-    /// There is no node of the wished name.
+    /// The requested node does not exist.
     UnknownNode,
     /// No node holds the snapshot.
     UnknownSnapshot,
-    /// Larger than any node could take even when empty, or no node has the labels.
+    /// The request is larger than any empty node, or no node has the labels.
     Unfit,
     /// Every node that could take it has failed it already.
     Failed,
     /// The nodes that could take it do not answer.
     Unreachable,
-    /// Their cluster has no quorum.
+    /// The cluster of those nodes has no quorum.
     NoQuorum,
-    /// They have no room now.
+    /// The nodes are full now.
     Full,
 }
 
-/// What others said of a node; numbers do not hold it.
+/// Error messages about a node, which its numbers do not contain.
 #[derive(Debug, Clone, Default)]
 pub struct Words {
-    /// Why its agent cannot be talked to.
+    /// Reason why its agent does not answer.
     pub down: Option<String>,
-    /// Why it refused this creation.
+    /// Reason of its refusal of this creation.
     pub refused: Option<String>,
-    /// How it failed it.
+    /// Failure of this creation on it.
     pub failed: Option<String>,
 }
 
-/// A question that has been decided, to be explained.
+/// A decision to explain, with its inputs.
 #[derive(Debug, Clone, Copy)]
 pub struct Decided<'a> {
-    /// What it is from.
+    /// Requested snapshot.
     pub snapshot: &'a SnapshotId,
-    /// What was asked.
+    /// Request.
     pub ask: &'a Ask<'a>,
-    /// What was decided.
+    /// Outcome.
     pub choice: &'a Choice,
-    /// How it was looked for.
+    /// Number of nodes that were to be examined.
     pub look: Look,
-    /// Only these were in question.
+    /// The only candidates, where restricted.
     pub among: Option<&'a [u32]>,
 }
 
 impl Fleet {
-    /// The decision in words: about all nodes when none fits or all were looked at on purpose, else
-    /// about those of the sample and the best.
+    /// Explains a decision: about all nodes when none fits or all were requested, else about those
+    /// of the sample and the best.
     pub fn explain(
         &self,
         decided: &Decided<'_>,
@@ -164,7 +163,7 @@ impl Fleet {
         } else if all {
             self.in_use().collect()
         } else {
-            // Not all nodes are gone through for the few that were looked at.
+            // Only the few examined nodes, without a pass over all nodes.
             let sample = choice.sample.picked().iter().filter_map(|at| holders.get(*at as usize));
             let best = choice.best.iter().map(|pick| pick.node);
             let mut told: Vec<u32> = sample.map(|holder| holder.node).chain(best).collect();
@@ -229,13 +228,13 @@ struct Case<'a> {
     view: &'a NodeView,
     ask: &'a Ask<'a>,
     now: &'a Now,
-    /// Asked for only where a sentence needs them.
+    /// Called only where a sentence needs them.
     words: &'a dyn Fn(u32) -> Words,
 }
 
 impl Case<'_> {
     fn without_snapshot(&self, node: u32, snapshot: &SnapshotId) -> (Filtered, String) {
-        // What it holds is not known before its first report.
+        // Its snapshots are unknown before its first report.
         let unheard =
             Holder { node, size: Size::default(), queued: 0, queue_max: 0, cached: false };
         let wished = self.ask.wish.is_none_or(|wish| wish == node);

@@ -1,42 +1,42 @@
-//! Which nodes cannot take a creation, each with its reason.
+//! Excludes nodes that cannot take a creation, each with its reason.
 
 use proto::spec::Network;
 use serde::{Deserialize, Serialize};
 
 use super::{Ask, Before, Holder, Limits, NodeView, Now, Obstacle, STALE_MS, view::as_f64};
 
-/// With all work waiting for memory for longer than this share of the time, or for a disk for longer
-/// than the other, more work makes everything slower.
+/// Largest share of the time in which all work waits for memory, or for a disk. Above it more work
+/// makes everything slower.
 const MEMORY_STALL_MAX: f64 = 0.1;
 const IO_STALL_MAX: f64 = 0.4;
-/// Share of a thin pool that may be in use: one that is full stops everything that is on it.
+/// Share of a thin pool that may be in use: a full pool stops everything on it.
 const THIN_USED_MAX: f64 = 0.95;
 
-/// Why a node was out.
+/// Reason for the exclusion of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Filtered {
-    /// The caller wished another.
+    /// The caller requested another node.
     NotWished,
-    /// Its agent cannot be talked to.
+    /// Its agent cannot be reached.
     NotReady,
     /// Its agent has not reported since the controller started.
     NeverReported,
-    /// Its agent let a call time out a moment ago.
+    /// Its agent let a call time out a short time ago.
     BreakerOpen,
     /// Its last report is too old for new work.
     ReportStale,
     /// Its last report is old, and others are current.
     ReportOld,
-    /// It was asked for a seat and gave none, and others did.
+    /// The node refused a reservation, and other nodes gave one.
     NoBid,
-    /// It does not hold the snapshot.
+    /// The node does not hold the snapshot.
     SnapshotMissing,
     /// Its cluster has no quorum.
     NoQuorum,
-    /// It is to get no new work.
+    /// Cordoned: the node gets no new work.
     Cordoned,
-    /// It is being emptied.
+    /// The node is being drained.
     Draining,
     /// PVE has it in maintenance.
     Maintenance,
@@ -44,15 +44,15 @@ pub enum Filtered {
     Renumbered,
     /// A label that is required is missing, or one that is forbidden is there.
     Labels,
-    /// It refused this creation a moment ago.
+    /// The node refused this creation a short time ago.
     Refused,
     /// This creation failed on it.
     FailedBefore,
     /// The request is larger than the whole node.
     TooLarge,
-    /// The cores handed out have reached their sum.
+    /// The cores handed out have reached their limit.
     CpuSum,
-    /// The memory handed out has reached its sum.
+    /// The memory handed out has reached its limit.
     MemorySum,
     /// Too much of the memory is in use.
     MemoryUsed,
@@ -69,7 +69,7 @@ pub enum Filtered {
 }
 
 impl Filtered {
-    /// UPPER_SNAKE, as it goes to callers and into records.
+    /// Returns the reason in UPPER_SNAKE, as callers and records have it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NotWished => "NOT_WISHED",
@@ -108,7 +108,7 @@ impl Filtered {
             Self::NoQuorum => Obstacle::NoQuorum,
             Self::FailedBefore => Obstacle::Failed,
             Self::TooLarge | Self::Labels => Obstacle::Unfit,
-            // An operator's word or the load's: both pass.
+            // Operator's decision or load: both are temporary.
             Self::Cordoned
             | Self::Draining
             | Self::Maintenance
@@ -125,14 +125,14 @@ impl Filtered {
             // Only ever beside a node that fits.
             | Self::ReportOld
             | Self::NoBid => Obstacle::Full,
-            // Says nothing of its own: with these alone, nobody holds the snapshot.
+            // Not decisive alone: with only these, no node holds the snapshot.
             Self::NotWished | Self::SnapshotMissing => Obstacle::UnknownSnapshot,
         }
     }
 }
 
-/// Passes a node that holds the snapshot, or says why not. What never changes is asked first, so that
-/// the reason is the one that the caller can do something about.
+/// Accepts a node that holds the snapshot, or returns why not. Permanent reasons are checked first,
+/// so that the caller gets the one that it can act on.
 pub(super) fn check(
     node: &NodeView,
     holder: &Holder,
@@ -171,7 +171,7 @@ pub(super) fn check(
     out_if(leases && load.ips_free <= node.reserved.sandboxes, Filtered::AddressesExhausted)
 }
 
-/// What there is to hand out, and what is handed out.
+/// Capacity that can be handed out, and that is handed out.
 pub(super) struct Room {
     pub(super) memory_asked: f64,
     pub(super) memory_given: f64,

@@ -1,5 +1,5 @@
-//! All nodes as decisions see them, kept up to date by what comes in: reports, calls that time out,
-//! decisions themselves. It is told the time and knows no network.
+//! All nodes as decisions see them, updated by reports, calls that time out and the decisions
+//! themselves. The time is passed in; the network is not used.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,19 +15,19 @@ use super::{
     REPORT_PERIOD_MS, SplitMix64, choose,
 };
 
-/// Bits that there are for labels. Those that come later are taken for missing.
+/// Most labels, one bit each. Later ones count as missing.
 const LABELS_MAX: usize = 64;
 
-/// The nodes. One is named by its place in the order in which they were added.
+/// The nodes. An index is the position in the order in which they were added.
 #[derive(Debug)]
 pub struct Fleet {
     pub(super) limits: Limits,
     pub(super) nodes: Vec<NodeView>,
     pub(super) names: Arc<Vec<NodeName>>,
     by_name: BTreeMap<NodeName, u32>,
-    /// By snapshot, in the order of nodes.
+    /// Holders by snapshot, ordered by node.
     holders: BTreeMap<String, Vec<Holder>>,
-    /// Snapshots by node, as it reported them.
+    /// Snapshots by node, as reported.
     held: Vec<Vec<String>>,
     labels: Vec<String>,
     ledger: Ledger,
@@ -37,7 +37,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Without nodes; samples are drawn from this seed.
+    /// Creates a fleet without nodes; samples are drawn with this seed.
     pub fn new(limits: Limits, seed: u64) -> Self {
         Self {
             limits,
@@ -54,12 +54,12 @@ impl Fleet {
         }
     }
 
-    /// Agents report so often, milliseconds, where that is not once a second.
+    /// Sets the period of the agents' reports, milliseconds, where that is not a second.
     pub const fn set_period(&mut self, period_ms: u64) {
         self.period_ms = period_ms;
     }
 
-    /// A node more; it has not reported and cannot be talked to yet.
+    /// Adds a node, which is down and has not reported yet.
     pub fn add(&mut self, name: NodeName) -> u32 {
         let node = u32::try_from(self.nodes.len()).expect("fewer nodes than 2^32");
         self.nodes.push(NodeView { down: true, ..NodeView::default() });
@@ -72,7 +72,7 @@ impl Fleet {
         node
     }
 
-    /// A node is given up: nothing goes there, and its place is not used again.
+    /// Removes a forgotten node: it gets no work, and its index is not used again.
     pub fn remove(&mut self, node: u32) {
         self.nodes[node as usize].down = true;
         self.held[node as usize].clear();
@@ -80,57 +80,57 @@ impl Fleet {
         self.by_name.retain(|_, at| *at != node);
     }
 
-    /// A node by its name.
+    /// Returns the index of a node.
     pub fn find(&self, name: &NodeName) -> Option<u32> {
         self.by_name.get(name).copied()
     }
 
-    /// The name of a node.
+    /// Returns the name of a node.
     pub fn name(&self, node: u32) -> &NodeName {
         &self.names[node as usize]
     }
 
-    /// The names of all nodes. Shared, so that a decision can ask for one while the fleet decides.
+    /// Returns the names of all nodes. Shared, for look-ups while the fleet is borrowed.
     pub fn names(&self) -> Arc<Vec<NodeName>> {
         self.names.clone()
     }
 
-    /// The nodes that were not given up, by name.
+    /// Returns the nodes that are not forgotten, by name.
     pub(super) fn in_use(&self) -> impl Iterator<Item = u32> {
         self.by_name.values().copied()
     }
 
-    /// What is known of a node.
+    /// Returns the state of a node.
     pub fn view(&self, node: u32) -> &NodeView {
         &self.nodes[node as usize]
     }
 
-    /// What is known of all.
+    /// Returns the state of all nodes.
     pub fn views(&self) -> &[NodeView] {
         &self.nodes
     }
 
-    /// What has been learnt of the sandboxes.
+    /// Returns the learnt usage of sandboxes.
     pub const fn habits(&self) -> &Habits {
         &self.habits
     }
 
-    /// Its agent can, or cannot, be talked to.
+    /// Marks a node as up or down.
     pub fn set_down(&mut self, node: u32, down: bool) {
         self.nodes[node as usize].down = down;
     }
 
-    /// A call got no answer: no new work for a while, and then one creation to try it with.
+    /// Opens the breaker after a call without an answer: no new work, until one creation tries it.
     pub fn trip(&mut self, node: u32, now_ms: u64) {
         self.nodes[node as usize].breaker_until_ms = Some(now_ms + BREAKER_MS);
     }
 
-    /// It answered.
+    /// Closes the breaker: the node answered.
     pub fn answered(&mut self, node: u32) {
         self.nodes[node as usize].breaker_until_ms = None;
     }
 
-    /// A report came. `first`: of a new connection.
+    /// Applies a report. `first`: the first of a connection.
     pub fn reported(&mut self, node: u32, report: &NodeLoad, now_ms: u64, first: bool) {
         let mut load = Load::from(report);
         for label in &report.labels {
@@ -164,7 +164,7 @@ impl Fleet {
         self.load(node, load, (report.seq, first), now_ms);
     }
 
-    /// A report in numbers came: its sequence number, and whether it is the first of a connection.
+    /// Applies a converted report. `first`: the first of a connection.
     pub fn load(&mut self, node: u32, load: Load, (seq, first): (u64, bool), now_ms: u64) {
         let view = &mut self.nodes[node as usize];
         view.load = load;
@@ -174,7 +174,7 @@ impl Fleet {
         self.habits.learn(&self.nodes, now_ms);
     }
 
-    /// A node holds a snapshot, or holds it differently now.
+    /// Adds or updates a holder of a snapshot.
     pub fn hold(&mut self, snapshot: &str, holder: Holder) {
         if !self.holders.contains_key(snapshot) {
             self.holders.insert(snapshot.to_owned(), Vec::new());
@@ -186,18 +186,18 @@ impl Fleet {
         }
     }
 
-    /// The nodes that hold a snapshot.
+    /// Returns the nodes that hold a snapshot.
     pub fn holders(&self, snapshot: &SnapshotId) -> &[Holder] {
         self.holders.get(snapshot.as_str()).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The bit of a label; 0 when no node has it.
+    /// Returns the bit of a label; 0 when no node has it.
     pub fn label(&self, label: &str) -> u64 {
         self.labels.iter().position(|known| known == label).map_or(0, |at| 1 << at)
     }
 
-    /// Labels as bits. One that no node has is not wished or shunned; one that must be there and is
-    /// on no node is on none: no node has all bits.
+    /// Converts labels to bits. An unknown label is ignored when preferred or to be avoided; when
+    /// required, no node matches: none has all bits.
     pub fn affinity(&self, labels: &Labels) -> Affinity {
         let bits = |labels: &[Label]| {
             labels.iter().fold(0, |bits, label| bits | self.label(label.as_str()))
@@ -219,12 +219,12 @@ impl Fleet {
         self.label(label)
     }
 
-    /// What holds for all nodes now.
+    /// Returns the values that all nodes share in a decision.
     pub const fn now(&self, ms: u64) -> Now {
         Now { ms, period_ms: self.period_ms, habits: self.habits }
     }
 
-    /// Decides. Nothing is reserved.
+    /// Chooses a node. Nothing is reserved.
     pub fn choose(
         &mut self,
         snapshot: &SnapshotId,
@@ -237,7 +237,7 @@ impl Fleet {
         choose(&self.nodes, holders, ask, &self.limits, &now, look, &mut self.random)
     }
 
-    /// Decides among these nodes only.
+    /// Chooses among these nodes only.
     pub fn choose_among(
         &mut self,
         snapshot: &SnapshotId,
@@ -255,8 +255,8 @@ impl Fleet {
         choose(&self.nodes, &holders, ask, &self.limits, &now, Look::All, &mut self.random)
     }
 
-    /// Reserves for a creation where it was decided to go. When that node had let a call time out,
-    /// this creation alone tries it: the breaker opens again until it has answered.
+    /// Reserves on the chosen node. After a call that timed out there, this creation alone tries
+    /// the node: the breaker opens again until it has answered.
     pub fn reserve(&mut self, id: SandboxId, node: u32, size: Size, now_ms: u64) {
         self.release(&id);
         self.ledger.reserve(id, node, size);
@@ -267,12 +267,12 @@ impl Fleet {
         }
     }
 
-    /// The node took it; its report of this number was made after that.
+    /// Records that the node took a creation; its report with this number was made after that.
     pub fn admitted(&mut self, id: &SandboxId, seq: u64) {
         self.ledger.admitted(id, seq);
     }
 
-    /// The creation is on no node, or not any more.
+    /// Drops the reservation of a creation that is on no node any more.
     pub fn release(&mut self, id: &SandboxId) {
         let Some(node) = self.ledger.node(id) else { return };
         self.ledger.release(id);

@@ -1,37 +1,37 @@
-//! What sandboxes use in the long run of what they were given, learnt from the reports.
+//! Learns from the reports which share of their size sandboxes use in the long run.
 //!
-//! A new sandbox counts by its habit until it shows in the measured load. Learnt, because it differs
-//! by an order of magnitude between workloads; and rather too low than too high: taking sandboxes
-//! for twice as heavy as they are makes full nodes of half-full ones and costs more than the reverse.
+//! A new sandbox counts with this share until the measured load shows it. Learnt, because it
+//! differs by an order of magnitude between workloads; and rather too low than too high: taking
+//! sandboxes for twice as heavy makes half-full nodes full and costs more than the reverse.
 
 use super::{NodeView, STALE_MS};
 
-/// The learnt values move by 1 - 1/e in this time.
+/// Time constant of the learning, seconds: the values move by 1 - 1/e in this time.
 const MEMORY_OF_IT_S: f64 = 300.0;
-/// With less handed out in all, a few sandboxes would rule.
+/// Fewest cores handed out in all; with fewer, a few sandboxes would dominate.
 const CORES_MIN: f64 = 16.0;
 const CPU: (f64, f64) = (0.05, 0.5);
 const MEMORY: (f64, f64) = (0.2, 1.0);
 
-/// Habits of the cluster's sandboxes.
+/// Learnt usage of the cluster's sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Habits {
-    /// Cores used, over cores given.
+    /// Cores used, as a share of those handed out.
     pub cpu: f64,
-    /// Memory used, over memory given.
+    /// Memory used, as a share of that handed out.
     pub memory: f64,
-    /// Median of what starts take, milliseconds; 0 when unknown.
+    /// Median duration of a start, milliseconds; 0 when unknown.
     pub start_ms: f64,
     learnt_ms: Option<u64>,
 }
 
 impl Habits {
-    /// What is taken for true to begin with.
+    /// Creates initial estimates.
     pub const fn new(cpu: f64, memory: f64) -> Self {
         Self { cpu, memory, start_ms: 0.0, learnt_ms: None }
     }
 
-    /// Learns from the nodes as they are, at most once a second.
+    /// Learns from the current reports, at most once a second.
     pub fn learn(&mut self, nodes: &[NodeView], now_ms: u64) {
         let passed_ms = match self.learnt_ms {
             Some(before) if now_ms < before.saturating_add(1000) => return,
@@ -45,13 +45,13 @@ impl Habits {
         let (mut cores_used, mut cores, mut memory_used, mut memory) = (0.0, 0.0, 0.0, 0.0);
         for node in told {
             let load = &node.load;
-            // A node whose agent does not tell what others use says nothing about sandboxes.
+            // Without the usage of other processes, that of the sandboxes is unknown.
             let (Some(foreign_cores), Some(foreign_memory)) =
                 (load.foreign_cores, load.foreign_memory)
             else {
                 continue;
             };
-            // What boots is not what it is later.
+            // Booting usage is not long-run usage.
             let used = load.cpu_busy * load.cores - foreign_cores - load.young_cores;
             cores_used += used.max(0.0);
             cores += load.cores_allocated;

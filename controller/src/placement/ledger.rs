@@ -1,5 +1,5 @@
-//! What has been decided for a node and is not in its load report yet. Without it, all creations of
-//! a burst would go to the node that looked best before the first of them.
+//! Reservations: what has been decided for a node and is not in its load report yet. Without them a
+//! burst of creations would all go to the node that looked best before the first one.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use super::view::BOOT_CORES_MAX;
 /// Sums of what is reserved on a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reserved {
-    /// Creations.
+    /// Number of creations.
     pub sandboxes: u32,
-    /// Memory.
+    /// Memory, bytes.
     pub memory_bytes: u64,
-    /// Cores given.
+    /// Cores handed out.
     pub cores: u32,
-    /// Cores that booting takes.
+    /// Cores used while booting.
     pub boot_cores: u32,
 }
 
@@ -50,18 +50,18 @@ impl Reserved {
 struct Reservation {
     node: u32,
     what: Reserved,
-    /// Number of the node's report that was made after the admission: it and later ones count it.
+    /// Number of the node's report at the admission: it and later ones count the creation.
     admitted: Option<u64>,
 }
 
-/// All reservations, one a creation.
+/// All reservations, one per creation.
 #[derive(Debug, Default)]
 pub struct Ledger {
     by_id: BTreeMap<SandboxId, Reservation>,
     by_node: BTreeMap<u32, Account>,
 }
 
-/// What is reserved on one node.
+/// Reservations on one node.
 #[derive(Debug, Default)]
 struct Account {
     sum: Reserved,
@@ -69,17 +69,17 @@ struct Account {
 }
 
 impl Ledger {
-    /// What is reserved on a node.
+    /// Returns the sum of the reservations on a node.
     pub fn on(&self, node: u32) -> Reserved {
         self.by_node.get(&node).map(|account| account.sum).unwrap_or_default()
     }
 
-    /// Where something is reserved for a creation.
+    /// Returns the node with the reservation of a creation.
     pub fn node(&self, id: &SandboxId) -> Option<u32> {
         self.by_id.get(id).map(|held| held.node)
     }
 
-    /// Reserves for a creation, in place of what was reserved for it before.
+    /// Reserves for a creation, and drops its earlier reservation.
     pub fn reserve(&mut self, id: SandboxId, node: u32, size: Size) {
         self.release(&id);
         let what = Reserved::of(size);
@@ -89,14 +89,14 @@ impl Ledger {
         self.by_id.insert(id, Reservation { node, what, admitted: None });
     }
 
-    /// The node took it; its report number at that moment was `seq`.
+    /// Records that the node took the creation; `seq` is its report number at that moment.
     pub fn admitted(&mut self, id: &SandboxId, seq: u64) {
         if let Some(reservation) = self.by_id.get_mut(id) {
             reservation.admitted = Some(seq);
         }
     }
 
-    /// The node refused it, or it ended.
+    /// Drops the reservation of a creation that was refused or ended.
     pub fn release(&mut self, id: &SandboxId) {
         if let Some(old) = self.by_id.remove(id)
             && let Some(account) = self.by_node.get_mut(&old.node)
@@ -109,8 +109,8 @@ impl Ledger {
         }
     }
 
-    /// A report came: what was admitted before it is in it. The first report of a new connection
-    /// counts everything that was admitted, because the agent's numbers may have started anew.
+    /// Drops reservations that a report includes, those admitted before it. The first report of a
+    /// new connection includes all admitted ones, because the agent's numbers may have restarted.
     pub fn reported(&mut self, node: u32, seq: u64, first: bool) {
         let Some(account) = self.by_node.get(&node) else { return };
         let covered = |id: &&SandboxId| {

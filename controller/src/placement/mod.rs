@@ -1,10 +1,10 @@
-//! Where a new sandbox goes. Pure: it is told the time and the chance, and knows no network and no
-//! store; the same input with the same seed gives the same answer.
+//! Chooses the node of a new sandbox. Pure: time and randomness are passed in, network and store
+//! are not used; the same input with the same seed gives the same answer.
 //!
 //! ```text
 //!  reports, time-outs ---> fleet (view: the nodes in numbers; ledger: decided, not reported yet;
-//!                            |     habits: what sandboxes use of what they are given)
-//!  what is asked --------> choose: sample (random) -> filter -> score -> up to three nodes
+//!                            |     habits: share of their size that sandboxes use)
+//!  request --------------> choose: sample (random) -> filter -> score -> up to three nodes
 //!                            |
 //!                          explain: the same filter and score in words, when somebody reads it
 //! ```
@@ -31,31 +31,30 @@ pub use random::{SAMPLE, Sample, SplitMix64};
 pub use score::PARTS;
 pub use view::{Affinity, Ask, Before, Holder, Load, NodeView, Now};
 
-/// How often agents report, milliseconds.
+/// Period of the agents' reports, milliseconds.
 pub const REPORT_PERIOD_MS: u64 = 1000;
-/// A node that has not reported for this long, milliseconds, gets no new work at all.
+/// Age of the last report above which a node gets no new work, milliseconds.
 pub const STALE_MS: u64 = 30_000;
-/// One call that got no answer keeps new work away for this long, milliseconds; then one creation
-/// tries the node.
+/// Pause of new work after a call without an answer, milliseconds; then one creation tries it.
 pub const BREAKER_MS: u64 = 30_000;
 
-/// How far nodes may be filled.
+/// Limits of how full nodes get.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Sum of the memory limits handed out, over the memory that is there.
+    /// Most memory handed out, as a multiple of the node's memory.
     pub memory_overcommit: f64,
-    /// Sum of the cores handed out, over the cores that are there; 0 is without bound.
+    /// Most cores handed out, as a multiple of the node's cores; 0 is unlimited.
     pub cpu_overcommit: f64,
-    /// Share of the memory that may be in use before a node takes nothing more.
+    /// Share of the memory in use above which a node gets no new work.
     pub memory_used_max: f64,
     /// Share of the storage that stays free.
     pub storage_free_min: f64,
-    /// Cores that a sandbox uses in the long run, over the cores that it was given; to begin with,
-    /// until it has been learnt.
+    /// Initial estimate of the cores that a sandbox uses in the long run, as a share of its size;
+    /// later learnt.
     pub cpu_habit: f64,
-    /// Memory that a sandbox uses in the long run, over the memory that it was given; to begin with,
-    /// until it has been learnt.
+    /// Initial estimate of the memory that a sandbox uses in the long run, as a share of its size;
+    /// later learnt.
     pub memory_habit: f64,
 }
 

@@ -1,16 +1,16 @@
-//! Chance for decisions: small, fast, and the same for the same seed.
+//! Randomness of decisions: small, fast, and the same for the same seed.
 
 /// SplitMix64 (Steele, Lea and Flood 2014). Not for secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    /// From this seed.
+    /// Creates a generator with this seed.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next number.
+    /// Returns the next number.
     pub const fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -19,17 +19,17 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
-    /// A number below `n`, by multiplication: its bias is below 2^-32 for any number of nodes.
+    /// Returns a number below `n`, by multiplication: the bias is below 2^-32 for any `n`.
     #[expect(clippy::cast_possible_truncation, reason = "the upper half is below n")]
     pub const fn below(&mut self, n: u32) -> u32 {
         ((self.next() as u128 * n as u128) >> 64) as u32
     }
 }
 
-/// At most this many nodes are looked at before the rest is.
+/// Largest sample of nodes, which are examined before the rest.
 pub const SAMPLE: usize = 16;
 
-/// Some of `0..n`, each set of that size as likely as any other.
+/// A subset of `0..n`; each set of its size is equally likely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
     picked: [u32; SAMPLE],
@@ -37,8 +37,8 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// `min(n, k, SAMPLE)` of `0..n`, by Floyd's algorithm: as many draws as are picked, no memory
-    /// beside them.
+    /// Draws `min(n, k, SAMPLE)` of `0..n` by Floyd's algorithm: one draw per pick, no other
+    /// memory.
     pub fn draw(n: u32, k: usize, random: &mut SplitMix64) -> Self {
         let mut sample = Self { picked: [0; SAMPLE], len: 0 };
         let k = u32::try_from(k.min(SAMPLE)).unwrap_or(u32::MAX).min(n);
@@ -51,12 +51,12 @@ impl Sample {
         sample
     }
 
-    /// What was picked, in no order that means anything.
+    /// Returns the picks, in arbitrary order.
     pub fn picked(&self) -> &[u32] {
         &self.picked[..self.len]
     }
 
-    /// It was picked.
+    /// Returns true when the number was picked.
     pub fn contains(&self, number: u32) -> bool {
         self.picked().contains(&number)
     }

@@ -1,10 +1,10 @@
-//! How good a node is for a creation: lower is better. The load that is measured, what boots but
-//! does not show in it yet, and what sandboxes grow into in the long run.
+//! Scores a node for a creation; lower is better. From the measured load, from booting work that it
+//! does not show yet, and from what sandboxes grow into in the long run.
 //!
 //! Departures from a textbook least-loaded choice, each measured on the workload of
-//! `docs/placement.md`: real load and not allocation alone; reservations, without which a burst lands
-//! on one node; a term for work that boots; a team is spread per 16 cores, but never less than one
-//! node's worth, so that small nodes are not ruled by it.
+//! `docs/placement.md`: real load and not allocation alone; reservations, without which a burst
+//! lands on one node; a term for work that boots; a team is spread per 16 cores, but never less
+//! than one node's worth, so that it does not dominate small nodes.
 //!
 //! The score is the sum of its parts, here and in the explanation: there is one function.
 
@@ -13,32 +13,32 @@ use super::{
     view::{BOOT_CORES_MAX, Holder, as_f64},
 };
 
-/// Weight of the measured load; the rest is that of what is expected in the long run.
+/// Weight of the measured load; the rest is the weight of the load expected in the long run.
 const MEASURED: f64 = 0.9;
-/// Weight of what is about to boot: more than once, because bursts come on top of each other.
+/// Weight of work about to boot: above 1, because bursts add up.
 const BOOT: f64 = 1.5;
-/// Memory is short above this share.
+/// Share of memory above which it is short.
 const MEMORY_SHORT: f64 = 0.9;
 
 /// Names of the parts, as explanations have them.
 pub const PARTS: [&str; 9] =
     ["cpu", "memory", "starting", "latency", "age", "pressure", "spread", "labels", "cached"];
-/// A score by its parts.
+/// Parts of a score, in the order of `PARTS`.
 pub(super) type Parts = [f64; PARTS.len()];
 
-/// The processor and the memory, each as a share of what is there.
+/// Expected load of processor and memory, each as a share of the capacity.
 pub(super) struct Needs {
     pub(super) cpu: f64,
     pub(super) memory: f64,
 }
 
-/// How full the node would be.
+/// Returns the load with the new sandbox.
 pub(super) fn needs(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) -> Needs {
     let (load, reserved, habits) = (&node.load, &node.reserved, &now.habits);
     let size = ask.size.or(holder.size);
     let vcpus = f64::from(size.cpu_cores.max(1));
 
-    // A division costs as much as all else here: each is done once.
+    // A division costs as much as everything else here: each is done once.
     let per_core = 1.0 / load.cores;
     let busy = load.cpu_busy / (1.0 - load.psi_cpu.min(0.8));
     let foreign = load.foreign_cores.unwrap_or(0.0);
@@ -57,7 +57,7 @@ pub(super) fn needs(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
     Needs { cpu, memory }
 }
 
-/// The score of a node that fits, by its parts.
+/// Returns the score of a candidate, in parts.
 pub(super) fn parts(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) -> Parts {
     let (load, reserved) = (&node.load, &node.reserved);
     let Needs { cpu, memory } = needs(node, holder, ask, now);
@@ -83,13 +83,13 @@ pub(super) fn parts(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
         0.01 * late,
         10.0 * (memory - MEMORY_SHORT).max(0.0),
         0.1 * spread,
-        // As much as a third of a node: a wish, not a rule.
+        // One label weighs as much as a third of a node: a preference, not a rule.
         0.3 * labels,
         if holder.cached { -0.05 } else { 0.0 },
     ]
 }
 
-/// The score of a node that fits.
+/// Returns the score of a candidate.
 pub(super) fn score(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) -> f64 {
     parts(node, holder, ask, now).iter().sum()
 }

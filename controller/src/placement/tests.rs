@@ -11,10 +11,10 @@ use super::*;
 
 const GIB: u64 = 1 << 30;
 const SNAPSHOT: &str = "base_v1";
-/// When decisions are made, milliseconds.
+/// Time of the decisions, milliseconds.
 const NOW: u64 = 1_000_000;
 
-/// A node as a test tells of it.
+/// A node in a test.
 #[derive(Debug, Clone)]
 struct Node {
     name: NodeName,
@@ -61,7 +61,7 @@ fn with(name: &str, change: impl FnOnce(&mut Node, &mut NodeLoad, &mut u64)) -> 
     node
 }
 
-/// What is asked of it.
+/// Request in a test.
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     size: Size,
@@ -83,7 +83,7 @@ fn asked(memory_mib: u32) -> Asked {
 
 fn fleet(nodes: &[Node], seed: u64) -> Fleet {
     let mut fleet = Fleet::new(Limits::default(), seed);
-    // What is learnt of all is learnt once a second: each has reported before.
+    // Shared values are learnt once a second: each node has reported before.
     for (node, at) in nodes.iter().zip(0u32..) {
         assert_eq!(fleet.add(node.name.clone()), at);
         fleet.set_down(at, node.down);
@@ -106,7 +106,7 @@ fn fleet(nodes: &[Node], seed: u64) -> Fleet {
     fleet
 }
 
-/// The choice, and the verdicts on it.
+/// Returns the choice, and the verdicts on it.
 fn decide(nodes: &[Node], asked: Asked) -> (Choice, Decision) {
     let mut fleet = fleet(nodes, asked.seed);
     let snapshot: SnapshotId = SNAPSHOT.parse().expect("id");
@@ -256,7 +256,7 @@ fn a_wish_is_the_only_choice() {
 fn labels_are_wished_or_required() {
     let label = |name, label: &str| with(name, |_, load, _| load.labels = vec![label.into()]);
     let nodes = [label("a", "hdd"), label("b", "ssd")];
-    // Bits are given in the order in which labels are seen.
+    // Bits are assigned in the order in which labels are seen.
     let (hdd, ssd) = (1, 2);
     let node = |nodes: &[Node], affinity| {
         let (_, decision) = decide(nodes, Asked { affinity, ..asked(0) });
@@ -279,7 +279,7 @@ fn labels_are_wished_or_required() {
 fn what_is_larger_than_every_node_is_not_waited_for() {
     let (_, decision) = decide(&[idle("a"), idle("b")], asked(100 * 1024));
     assert_eq!(decision.obstacle(None), Obstacle::Unfit);
-    // One that is only full now makes it worth waiting.
+    // A node that is only full now makes waiting worthwhile.
     let full = with("b", |_, load, _| {
         load.memory_total = 100 * GIB;
         load.memory_allocated = 100 * GIB;
@@ -410,7 +410,7 @@ proptest! {
     fn never_on_a_stale_node_while_a_fresh_one_fits(nodes in some_nodes(40), seed in any::<u64>()) {
         let (choice, _) = decide(&nodes, Asked { seed, ..asked(64) });
         let age = |at: usize| nodes[at].report.as_ref().expect("reported").1;
-        // Whether one fits is asked of each alone.
+        // Whether a node fits is determined for each alone.
         let fits = |at: usize| {
             let alone = Asked { wish: Some(at), seed, ..asked(64) };
             decide(&nodes, alone).0.best.first().is_some()
@@ -421,7 +421,7 @@ proptest! {
         for at in picks(&choice) {
             prop_assert!(age(at) < 3_000 || !fresh_fits);
         }
-        // And "no" is said only when none fits.
+        // A refusal only when none fits.
         let any_fits = (0..nodes.len()).any(fits);
         prop_assert_eq!(choice.best.first().is_some(), any_fits);
     }

@@ -1,5 +1,5 @@
-//! What a decision looks at: numbers, one flat record a node, nothing that is allocated. Reports are
-//! turned into it when they come, so that a decision has nothing left to read or convert.
+//! Inputs of a decision: numbers, one flat record per node, no allocations. Reports are converted
+//! on arrival, so that a decision has nothing left to parse.
 
 use proto::{
     sandbox::v1::NodeLoad,
@@ -8,36 +8,36 @@ use proto::{
 
 use super::Reserved;
 
-/// Cores that a booting sandbox keeps busy at most.
+/// Most cores that a booting sandbox keeps busy.
 pub(super) const BOOT_CORES_MAX: u32 = 4;
-/// What a booting sandbox is taken to use where its node does not tell.
+/// Cores assumed for a booting sandbox where its node does not report them.
 pub(super) const BOOT_CORES: f64 = 2.0;
 
-/// What is known of one node.
+/// State of one node.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct NodeView {
-    /// Place of its name among the names of all nodes: of equal scores the first name wins.
+    /// Position of its name among all names: with equal scores the first name wins.
     pub rank: u32,
-    /// Its agent cannot be talked to.
+    /// Whether its agent cannot be reached.
     pub down: bool,
-    /// After a call that timed out: no new work before this, milliseconds, and then one creation to
-    /// try it with; `None` when all is well.
+    /// Time before which it gets no new work after a call that timed out, milliseconds; after it,
+    /// one creation tries the node. `None` while closed.
     pub breaker_until_ms: Option<u64>,
-    /// When its last report came, milliseconds; `None` before the first.
+    /// Time of its last report, milliseconds; `None` before the first.
     pub reported_ms: Option<u64>,
-    /// That report.
+    /// Last report.
     pub load: Load,
-    /// Decided for it and not in that report yet.
+    /// Reservations that the report does not include yet.
     pub reserved: Reserved,
 }
 
 impl NodeView {
-    /// Age of its report, milliseconds; `None` before the first.
+    /// Returns the age of its report, milliseconds; `None` before the first.
     pub fn age_ms(&self, now_ms: u64) -> Option<u64> {
         self.reported_ms.map(|at| now_ms.saturating_sub(at))
     }
 
-    /// No new work for now.
+    /// Returns true while a timed-out call keeps new work away.
     pub fn breaker_open(&self, now_ms: u64) -> bool {
         self.breaker_until_ms.is_some_and(|until| now_ms < until)
     }
@@ -46,7 +46,7 @@ impl NodeView {
 /// A load report in numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Load {
-    /// Cores that it may use.
+    /// Usable cores.
     pub cores: f64,
     /// Share of them in use, 0 to 1.
     pub cpu_busy: f64,
@@ -56,56 +56,56 @@ pub struct Load {
     pub psi_memory_full: f64,
     /// Share of time in which all work waited for a disk, 0 to 1.
     pub psi_io_full: f64,
-    /// Cores that others than sandboxes use; `None` when its agent cannot tell.
+    /// Cores that other processes than sandboxes use; `None` when its agent cannot tell.
     pub foreign_cores: Option<f64>,
-    /// Memory that others than sandboxes use, bytes; `None` when its agent cannot tell.
+    /// Memory that other processes than sandboxes use, bytes; `None` when its agent cannot tell.
     pub foreign_memory: Option<f64>,
-    /// Cores that booting sandboxes are about to use, or use and do not show yet.
+    /// Cores that booting sandboxes use or will use and that the measured load does not show yet.
     pub young_cores: f64,
     /// Cores handed out.
     pub cores_allocated: f64,
-    /// Memory in all, bytes.
+    /// Total memory, bytes.
     pub memory_total: f64,
-    /// Memory that new work cannot have, bytes.
+    /// Memory that is not available to new work, bytes.
     pub memory_used: f64,
     /// Memory handed out, bytes.
     pub memory_allocated: f64,
-    /// Creations and starts, under way and waiting.
+    /// Creations and starts, running and waiting.
     pub starting: f64,
-    /// Starts that it does at once.
+    /// Starts that it carries out at once.
     pub start_slots: f64,
-    /// What a start took lately, milliseconds; 0 when unknown.
+    /// Recent duration of a start, milliseconds; 0 when unknown.
     pub start_ms: f64,
     /// Share of the storage that is free; `None` when unknown.
     pub storage_free: Option<f64>,
     /// Share of the fuller of the thin pool's data and metadata that is in use; 0 without a pool.
     pub thin_used: f64,
-    /// VMIDs left.
+    /// Number of free vmids.
     pub vmids_free: u32,
-    /// Addresses left.
+    /// Number of free addresses.
     pub ips_free: u32,
     /// Its cluster has quorum.
     pub quorate: bool,
-    /// It is to get no new work.
+    /// Whether it is cordoned.
     pub cordoned: bool,
-    /// It is being emptied.
+    /// Whether it is being drained.
     pub draining: bool,
     /// PVE has it in maintenance.
     pub maintenance: bool,
     /// Its number in the cluster has changed, and nobody has confirmed it.
     pub renumbered: bool,
-    /// Its labels, a bit each.
+    /// Labels, one bit each.
     pub labels: u64,
 }
 
 impl Load {
-    /// Share of the memory that new work cannot have.
+    /// Returns the share of the memory that is not available to new work.
     pub fn memory_used_share(&self) -> f64 {
         if self.memory_total > 0.0 { self.memory_used / self.memory_total } else { 1.0 }
     }
 }
 
-/// The labels are not in it: which bit is which is the fleet's to say.
+/// Converts a report, without its labels: only the fleet knows their bits.
 impl From<&NodeLoad> for Load {
     fn from(report: &NodeLoad) -> Self {
         let share = |percent: f64| (percent / 100.0).clamp(0.0, 1.0);
@@ -149,54 +149,54 @@ impl From<&NodeLoad> for Load {
 /// A node that holds a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
-    /// The node.
+    /// Index of the node.
     pub node: u32,
-    /// What the snapshot gives a sandbox there.
+    /// Default size of a sandbox of the snapshot there.
     pub size: Size,
-    /// Creations that wait for it there.
+    /// Creations that wait for the snapshot there.
     pub queued: u32,
-    /// How many may.
+    /// Limit of `queued`.
     pub queue_max: u32,
-    /// Its blocks are in the node's memory already.
+    /// Whether its blocks are in the node's memory already.
     pub cached: bool,
 }
 
-/// What a creation has met on a node before.
+/// Earlier outcome of a creation on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Before {
-    /// It refused it a moment ago.
+    /// The node refused it a short time ago.
     Refused,
-    /// It failed it.
+    /// The node failed it.
     Failed,
 }
 
-/// Labels of nodes that a creation cares for, a bit each.
+/// Labels of nodes that a creation refers to, one bit each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Affinity {
-    /// A node must have all of them.
+    /// Labels that a node must have.
     pub required: u64,
-    /// A node must have none of them.
+    /// Labels that a node must not have.
     pub forbidden: u64,
-    /// Better with each of them.
+    /// Preferred labels.
     pub wished: u64,
-    /// Worse with each of them.
+    /// Labels to avoid.
     pub shunned: u64,
 }
 
-/// What is to be placed.
+/// Placement request.
 #[derive(Clone, Copy)]
 pub struct Ask<'a> {
-    /// What it is given; 0 where the snapshot decides.
+    /// Size; 0 where the snapshot decides.
     pub size: Size,
-    /// How it gets its address.
+    /// Kind of address assignment.
     pub network: Network,
-    /// The only node that will do.
+    /// Required node.
     pub wish: Option<u32>,
-    /// Labels that it cares for.
+    /// Labels that it refers to.
     pub affinity: Affinity,
-    /// Nodes that it has met; a few.
+    /// Earlier outcomes on nodes; a few.
     pub met: &'a [(u32, Before)],
-    /// Living sandboxes of its team on a node.
+    /// Returns the number of living sandboxes of its team on a node.
     pub team: &'a dyn Fn(u32) -> u32,
 }
 
@@ -213,31 +213,31 @@ impl std::fmt::Debug for Ask<'_> {
 }
 
 impl Ask<'_> {
-    /// What it has met there.
+    /// Returns the earlier outcome on a node.
     pub(super) fn before(&self, node: u32) -> Option<Before> {
         self.met.iter().find(|(met, _)| *met == node).map(|(_, before)| *before)
     }
 }
 
-/// What holds for all nodes at the moment of a decision.
+/// Values that are the same for all nodes in one decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Now {
-    /// The time, milliseconds, by the clock that reports are stamped with.
+    /// Time, milliseconds, by the clock that stamps reports.
     pub ms: u64,
-    /// How often agents report, milliseconds.
+    /// Period of the agents' reports, milliseconds.
     pub period_ms: u64,
-    /// What sandboxes use of what they are given.
+    /// Learnt usage of sandboxes.
     pub habits: super::Habits,
 }
 
 impl Now {
-    /// A report is current below this age, milliseconds: two may get lost.
+    /// Returns the age below which a report is current, milliseconds: two may get lost.
     pub const fn fresh_ms(&self) -> u64 {
         3 * self.period_ms
     }
 }
 
-/// Sizes and counts stay far below 2^52, where this is exact.
+/// Converts exactly: sizes and counts stay far below 2^52.
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub(super) const fn as_f64(number: u64) -> f64 {
     number as f64

@@ -1,7 +1,7 @@
-//! Who is it? Bearer tokens, looked up in the store with every call, so that a revoked one is
+//! Authenticates callers by bearer token. The store is asked at every call: a revoked token is
 //! useless at once.
 //!
-//! Whoever sends bad tokens must not hold up others' look-ups: a token that was valid before is
+//! Callers with bad tokens must not delay the look-ups of others: a token that was valid before is
 //! looked up at once, all others wait for one of a few turns.
 
 use std::{
@@ -21,22 +21,22 @@ use crate::{
     token,
 };
 
-/// Tokens that were not valid before, looked up at a time.
+/// Concurrent look-ups of tokens that were not valid before.
 const TURNS: usize = 16;
-/// Tokens that are remembered as valid.
+/// Most tokens in the cache of valid ones.
 const KNOWN_MAX: usize = 4096;
 
-/// What a caller shows: id and secret of a token, in their right form.
+/// Well-formed id and secret of a caller's token.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shown<'a> {
     id: &'a str,
     secret: &'a str,
 }
 
-/// Takes the token out of an `authorization` header.
+/// Parses the token in an `authorization` header.
 ///
 /// # Errors
-/// When there is none, or its text has not the form of one.
+/// When there is none, or its text does not have the form of one.
 pub(super) fn shown(header: Option<&HeaderValue>) -> Result<Shown<'_>, Status> {
     let text = header
         .and_then(|value| value.to_str().ok())
@@ -47,12 +47,12 @@ pub(super) fn shown(header: Option<&HeaderValue>) -> Result<Shown<'_>, Status> {
     Ok(Shown { id, secret })
 }
 
-/// Looks tokens up.
+/// Looks up tokens, and caches the valid ones.
 #[derive(Debug)]
 pub(super) struct Tokens {
     store: Arc<dyn Store>,
     turns: Semaphore,
-    /// Tokens that were valid when they were looked up last.
+    /// Tokens that were valid at their last look-up.
     known: Mutex<HashMap<String, store::Token>>,
 }
 
@@ -61,28 +61,27 @@ impl Tokens {
         Self { store, turns: Semaphore::new(TURNS), known: Mutex::default() }
     }
 
-    /// The team of a token that was valid when it was looked up last: whose call it is, although it
-    /// is still to be asked whether the token was revoked.
+    /// Returns the team of a token that was valid at its last look-up. It may be revoked since.
     pub(super) fn team(&self, shown: Shown<'_>) -> Option<Team> {
         let known = self.known().get(shown.id).cloned()?;
         token::verify(&known, shown.secret).then_some(known.team)
     }
 
-    /// Waits until a token that was not valid before may be looked up.
+    /// Waits for the turn to look up a token that was not valid before.
     pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         self.turns.acquire().await.ok()
     }
 
-    /// Looks a token up.
+    /// Looks up a token.
     ///
     /// # Errors
-    /// When there is no such token, it was revoked, or the store fails.
+    /// When there is no such token, it is revoked, or the store fails.
     pub(super) async fn verify(&self, shown: Shown<'_>) -> Result<store::Token, Status> {
         let found = self.store.token(shown.id).await.map_err(sandbox::Error::from)?;
         let valid = found.filter(|found| token::verify(found, shown.secret));
         let mut known = self.known();
         let Some(token) = valid else {
-            // Somebody else's wrong secret makes the right one no stranger.
+            // Another caller's wrong secret must not remove the right one from the cache.
             if known.get(shown.id).is_some_and(|known| token::verify(known, shown.secret)) {
                 known.remove(shown.id);
             }

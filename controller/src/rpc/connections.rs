@@ -1,8 +1,8 @@
-//! The connections of callers. Bounded, and never by refusing a newcomer: who shows no token makes
-//! room first, and of the teams the one that has the most.
+//! Connections of callers. Their number is bounded, but a new one is never refused: one without a
+//! valid token makes room first, then one of the team that has the most.
 //!
-//! A caller is known by its calls only, so each connection begins as nobody's. Nobody's connections
-//! never push out one of a team: an eighth of the room is theirs alone.
+//! A caller is known by its calls only, so each connection starts anonymous. Anonymous connections
+//! never displace one of a team: an eighth of the capacity is theirs alone.
 
 use std::{
     any::Any,
@@ -28,19 +28,17 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-/// Calls without a token that one connection may have under way.
+/// Most concurrent calls without a token on one connection.
 const OPEN_MAX: usize = 4;
-/// Calls of one connection whose token was not seen before and is being looked up.
+/// Most concurrent calls of one connection whose token is not cached and is being looked up.
 const STRANGERS_MAX: usize = 8;
-/// A peer that has said nothing at all for this long after its handshake is no caller: each of our
-/// protocols begins with the client.
+/// Time for a peer's first byte after the handshake: in all our protocols the client begins.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 
-/// Whose a connection is.
+/// Owner of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Owner {
-    /// Nobody has shown a valid token on it. The network that it comes from, where there
-    /// is one.
+    /// No valid token yet. With the network that it comes from, where there is one.
     Nobody(Option<IpAddr>),
     /// The team of its first valid token.
     Team(Team),
@@ -53,7 +51,7 @@ struct Row {
     close: CancellationToken,
 }
 
-/// Rows by the order in which they came.
+/// Connections in the order of their arrival.
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
@@ -61,8 +59,8 @@ struct Table {
 }
 
 impl Table {
-    /// The oldest connection of the owner that has the most, among those of this sort; one without
-    /// calls under way before others.
+    /// Picks the oldest connection of the owner with the most, among teams or among anonymous ones;
+    /// one without calls under way first.
     fn victim(&self, teams: bool) -> Option<u64> {
         let sort = |row: &Row| matches!(row.owner, Owner::Team(_)) == teams;
         let mut counts: HashMap<&Owner, usize> = HashMap::new();
@@ -72,14 +70,14 @@ impl Table {
         let most = counts.values().max()?;
         let of_most = |row: &Row| sort(row) && counts.get(&row.owner) == Some(most);
         let rows = self.rows.iter().filter(|(_, row)| of_most(row));
-        // Ids rise: the lowest is the oldest.
+        // Ids increase: the lowest is the oldest.
         let oldest = rows.min_by_key(|(id, row)| (row.calls.load(Ordering::Relaxed) > 0, **id));
         oldest.map(|(id, _)| *id)
     }
 
     fn close(&mut self, id: u64) {
         if let Some(row) = self.rows.remove(&id) {
-            tracing::debug!(owner = ?row.owner, "closed a connection to make room");
+            tracing::debug!(owner = ?row.owner, "connection closed to make room");
             row.close.cancel();
         }
     }
@@ -97,12 +95,12 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// At most so many at once.
+    /// Creates a table for at most `max` connections.
     pub(super) fn new(max: usize) -> Self {
         Self { max, table: Arc::default() }
     }
 
-    /// Takes a connection in.
+    /// Adds a connection, and closes others where the table is full.
     pub(super) fn admit<IO: Connected>(&self, io: IO) -> Connection<IO> {
         let info = io.connect_info();
         let address = (&info as &dyn Any).downcast_ref::<ConnInfo>();
@@ -150,7 +148,7 @@ impl Connections {
     }
 }
 
-/// The place of a connection; requests carry it in their extensions.
+/// Entry of a connection in the table; requests carry it in their extensions.
 #[derive(Debug, Clone)]
 pub(super) struct Seat(Arc<Inner>);
 
@@ -164,7 +162,7 @@ struct Inner {
     strangers: Arc<Semaphore>,
 }
 
-/// A call that is under way on a connection.
+/// Mark of a call that is under way on a connection.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<AtomicUsize>);
 
@@ -175,7 +173,7 @@ impl Drop for Busy {
 }
 
 impl Seat {
-    /// A valid token was shown; the first one counts.
+    /// Assigns the connection to the team of its first valid token.
     pub(super) fn belongs_to(&self, team: &Team) {
         if self.0.team.set(team.clone()).is_ok() {
             self.0.connections.belongs_to(self.0.id, team.clone());
@@ -188,24 +186,24 @@ impl Seat {
         Busy(Arc::clone(&self.0.calls))
     }
 
-    /// A place for a call without a token; `None` when there is none.
+    /// Takes a permit for a call without a token; `None` when all are taken.
     pub(super) fn open(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.open).try_acquire_owned().ok()
     }
 
-    /// A place for a call whose token must be looked up; `None` when there is none.
+    /// Takes a permit for a call whose token must be looked up; `None` when all are taken.
     pub(super) fn stranger(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.0.strangers).try_acquire_owned().ok()
     }
 }
 
-/// A connection of a caller.
+/// Connection of a caller.
 #[derive(Debug)]
 pub(super) struct Connection<IO> {
     io: IO,
     seat: Seat,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Runs until the first byte has come.
+    /// Timeout until the first byte.
     silent: Option<Pin<Box<Sleep>>>,
 }
 

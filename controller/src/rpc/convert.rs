@@ -1,4 +1,4 @@
-//! From the domain to the wire, where the two differ.
+//! Converts domain types to wire types, where the two differ.
 
 use proto::sandbox::v1 as wire;
 
@@ -7,7 +7,7 @@ use crate::{
     url::UrlTemplate,
 };
 
-/// The sandbox with the addresses of its open ports.
+/// Fills in the URLs of the sandbox's open ports.
 pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &UrlTemplate) -> wire::Sandbox {
     for service in &mut sandbox.services {
         service.url = urls.url(service.port, sandbox.vmid, &sandbox.id);
@@ -20,7 +20,7 @@ pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos }
 }
 
-/// An event with its place in the log.
+/// Converts an event with its revision.
 pub(super) fn event((revision, event): (u64, Event)) -> wire::Event {
     wire::Event {
         revision,
@@ -88,7 +88,7 @@ pub(super) fn piece_of_file(piece: Piece) -> wire::ReadFileResponse {
     }
 }
 
-/// What the archive is of stands in the archive.
+/// Drops the metadata: the archive contains it.
 pub(super) fn piece_of_archive(piece: Piece) -> wire::DownloadArchiveResponse {
     match piece {
         Piece::File(_) => wire::DownloadArchiveResponse::default(),

@@ -1,6 +1,6 @@
-//! In front of every call, in this order: is there such a method, whose call is it, is there room for
-//! one more of theirs, may they. Nothing that lasts is given to a caller who is not known. And behind
-//! it: every error leaves in our form, whoever made it.
+//! Guard in front of every call. Checks in this order: does the method exist, whose call is it, has
+//! the team a free permit, has the token the scope. An unknown caller gets nothing that lasts.
+//! Behind the calls it gives every error our form, whoever made it.
 
 use std::{
     future::Future,
@@ -30,14 +30,14 @@ use super::{
 };
 use crate::{config::ApiLimits, sandbox::Caller, store::Store};
 
-/// How long a call without a token may last, from its headers to its answer.
+/// Longest call without a token, from its headers to its answer.
 const OPEN_TIME: Duration = Duration::from_secs(5);
-/// Bytes of the message of a call without a token: the name of a service.
+/// Largest message of a call without a token, bytes: it contains the name of a service.
 const OPEN_BYTES: usize = 4096;
-/// How long a unary call may last. Handlers answer within 20 s; the rest is for a message of the
-/// largest size over a slow line.
+/// Longest unary call. Handlers answer within 20 s; the rest is for a message of the largest size
+/// over a slow line.
 const UNARY_TIME: Duration = Duration::from_secs(120);
-/// When to try again where there was no room.
+/// Retry hint when all permits are taken.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Makes `Guard`s.
@@ -64,7 +64,7 @@ impl<S> Layer<S> for GuardLayer {
     }
 }
 
-/// The service behind the guard.
+/// The guarded service.
 #[derive(Debug, Clone)]
 pub(super) struct Guard<S> {
     rules: Arc<Rules>,
@@ -110,8 +110,8 @@ where
     }
 }
 
-/// A call that needs no token: few on one connection, little is read, and not for long. The whole
-/// answer is made before any of it is sent, so that a caller who does not read it holds no place.
+/// Handles a call that needs no token: few per connection, short and with little to read. The whole
+/// answer is made before any of it is sent, so that a caller who does not read it holds no permit.
 async fn open<S>(
     seat: &Seat,
     request: Request<Body>,
@@ -147,7 +147,7 @@ where
     })
 }
 
-/// A call with a token.
+/// Handles a call with a token.
 async fn known<S>(
     rules: &Rules,
     method: Method,
@@ -159,7 +159,7 @@ where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
     let version = request.version();
-    // Not the request itself: a body must not be shared between threads.
+    // Only the header, not the request: its body must not be shared between threads.
     let header = request.headers().get(AUTHORIZATION).cloned();
     let (caller, permit) = match rules.admit(method, seat, header.as_ref()).await {
         Ok(admitted) => admitted,
@@ -243,7 +243,7 @@ fn late() -> Status {
     Refusal::new(Reason::OutcomeUnknown, message).into()
 }
 
-/// An answer before the body was read. HTTP/1.1 ends such a connection; a client that is not told
+/// Answers before the body was read. HTTP/1.1 ends such a connection; a client that is not told so
 /// would lose its next call on it.
 fn unread(status: Status, version: Version) -> Response<Body> {
     let mut response: Response<Body> = status.into_http();
@@ -253,14 +253,14 @@ fn unread(status: Status, version: Version) -> Response<Body> {
     response
 }
 
-/// What a call with a token holds until its last byte.
+/// Guards that a call with a token keeps until its last byte.
 #[derive(Debug)]
 struct Held {
     _permit: Permit,
     _busy: Busy,
 }
 
-/// Holds the place of the call until its last byte, and gives errors that tonic made our form.
+/// Keeps the permit until the last byte of the answer, and gives tonic's own errors our form.
 fn finish(response: Response<Body>, held: Held) -> Response<Body> {
     if let Some(status) = Status::from_header_map(response.headers())
         && status.code() != Code::Ok

@@ -1,5 +1,5 @@
-//! The edge: the only module that knows tonic as a server. gRPC and gRPC-Web on one port, health
-//! and reflection beside our own services, and bounds on everything that a caller can make large.
+//! The API server, the only user of tonic as a server. gRPC and gRPC-Web on one port, health and
+//! reflection beside our services, and bounds on everything that a caller can make large.
 
 mod auth;
 mod connections;
@@ -29,12 +29,12 @@ use connections::Connections;
 
 use crate::{config::ApiLimits, sandbox::Sandboxes, store::Store, url::UrlTemplate};
 
-/// A caller that is silent for this long is pinged, and given up when it does not answer.
+/// Time after which a silent caller is pinged; without an answer it is disconnected.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 
-/// Everything that is served.
+/// All services, with the guard and the limits.
 #[derive(Debug, Clone)]
 pub struct Api {
     routes: Routes,
@@ -43,7 +43,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// The services over the domain.
+    /// Builds the services over the domain.
     pub async fn new(
         sandboxes: Arc<Sandboxes>,
         store: Arc<dyn Store>,

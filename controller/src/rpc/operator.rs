@@ -1,4 +1,4 @@
-//! `OperatorService`: convert, call, convert.
+//! `OperatorService`: converts the request, calls the domain, converts the answer.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::sandbox::{Said, Sandboxes, Wanted};
 
-/// The service.
+/// Implementation of the service.
 #[derive(Debug)]
 pub(super) struct Rpc {
     pub(super) sandboxes: Arc<Sandboxes>,

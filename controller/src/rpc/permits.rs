@@ -1,8 +1,8 @@
-//! How many calls may be under way: counted for each team, after it is known whose call it is.
+//! Limits of concurrent calls, counted per team once the caller is known.
 //!
-//! Two bounds hold a team: its own, and one that all teams share. Below [`FLOOR`] only its own
-//! counts, so that no number of other teams can shut a team out. Unary calls and streams are counted
-//! apart: a team whose streams are all taken can still ask, stop and delete.
+//! Two limits apply to a team: its own, and one that all teams share. Below [`FLOOR`] only its own
+//! counts, so that no number of other teams can shut a team out. Unary calls and streams are
+//! counted separately: a team whose streams are all taken can still ask, stop and delete.
 
 use std::{
     collections::HashMap,
@@ -14,32 +14,32 @@ use proto::name::Team;
 use super::scope::Shape;
 use crate::config::ApiLimits;
 
-/// Calls of each shape that a team may have under way whatever the others do.
+/// Concurrent calls of each shape that a team may always have, whatever other teams do.
 const FLOOR: usize = 32;
 
-/// Bounds of one shape of calls.
+/// Limits of one shape of calls.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
-    /// Calls of all teams, without the first [`FLOOR`] of each.
+    /// Most calls of all teams, without the first [`FLOOR`] of each.
     all: usize,
-    /// Calls of one team.
+    /// Most calls of one team.
     team: usize,
 }
 
-/// Calls under way of one shape.
+/// Calls of one shape that are under way.
 #[derive(Debug, Default)]
 struct Used {
     teams: HashMap<Team, usize>,
-    /// Calls that count in the bound of all: those above the floor of their team.
+    /// Calls that count towards the shared limit: those above the floor of their team.
     shared: usize,
 }
 
-/// Why there is no permit.
+/// Limit that is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
-    /// The team has as many calls under way as it may.
+    /// The team's own, with its value.
     Team(usize),
-    /// All teams together have.
+    /// The one of all teams.
     All,
 }
 
@@ -56,7 +56,7 @@ impl Used {
             }
             self.shared += 1;
         }
-        // Looked up twice instead of cloning the name for each call.
+        // Two look-ups instead of cloning the name for each call.
         match self.teams.get_mut(team) {
             Some(own) => *own += 1,
             None => drop(self.teams.insert(team.clone(), 1)),
@@ -78,7 +78,7 @@ impl Used {
     }
 }
 
-/// The calls of one shape.
+/// Limits and calls of one shape.
 #[derive(Debug)]
 struct Counter {
     bounds: Bounds,
@@ -95,14 +95,14 @@ impl Counter {
     }
 }
 
-/// Counts the calls of all teams.
+/// Permits of the calls of all teams.
 #[derive(Debug, Clone)]
 pub(super) struct Permits {
     unary: Arc<Counter>,
     streams: Arc<Counter>,
 }
 
-/// The place of one call, given back when it is dropped.
+/// Permit of one call, released when it is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     counter: Arc<Counter>,
@@ -123,7 +123,7 @@ impl Permits {
         }
     }
 
-    /// Takes a place for a call of this team. Never waits.
+    /// Takes a permit for a call of this team. Never waits.
     pub(super) fn take(&self, team: &Team, shape: Shape) -> Result<Permit, Full> {
         let counter = match shape {
             Shape::Unary => &self.unary,

@@ -1,4 +1,4 @@
-//! `SandboxService`: convert, call, convert.
+//! `SandboxService`: converts the request, calls the domain, converts the answer.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -18,7 +18,7 @@ use crate::{
 type Answer<T> = Result<Response<T>, Status>;
 pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// The service.
+/// Implementation of the service.
 #[derive(Debug)]
 pub(super) struct Rpc {
     pub(super) sandboxes: Arc<Sandboxes>,
@@ -31,7 +31,7 @@ impl Rpc {
     }
 }
 
-/// The guard has put the caller there; without one nothing is allowed.
+/// Splits a request into the caller that the guard has set, and the message; fails without one.
 pub(super) fn split<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     let (_, extensions, message) = request.into_parts();
     let caller = extensions.get::<Caller>().cloned();
@@ -354,7 +354,7 @@ impl SandboxService for Rpc {
     }
 }
 
-/// A stream that broke on the caller's side: a message that is too large, or a caller that went.
+/// Builds the error of a stream that the caller broke: by a large message, or by going away.
 fn broken(status: Status) -> Error {
     let status = super::status::completed(&status).unwrap_or(status);
     let reason = daemon::status::reason(&status);

@@ -1,42 +1,42 @@
-//! Who may call what. Every method has an entry; what has none is refused. A test compares this
-//! table with the descriptors, so that a new method cannot be forgotten.
+//! Access rules. Every method has an entry; one without is refused. A test compares this table with
+//! the descriptors, so that a new method cannot be forgotten.
 
-/// What a caller needs for a method.
+/// Required credentials of a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
-    /// Nothing: the answer tells nothing of anybody, and is given at once.
+    /// None: the answer reveals nothing about anybody and is given at once.
     Open,
-    /// Any valid token: the answer tells nothing of anybody, but costs a place for as long as the
-    /// caller likes.
+    /// Any valid token: the answer reveals nothing about anybody, but the call takes a permit for
+    /// as long as the caller likes.
     Token,
     /// A token with this scope.
     Scope(&'static str),
 }
 
-/// How long a call may last. The two kinds have bounds of their own, so that the streams of a team
-/// leave room for its other calls.
+/// Duration of a call. The two shapes have separate limits, so that the streams of a team leave
+/// room for its other calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     /// One message each way: ends soon.
     Unary,
-    /// A stream in one direction or both: ends when its ends want.
+    /// A stream in one direction or both: lasts as long as its ends want.
     Stream,
 }
 
-/// What is known of a method before its handler is.
+/// Rules of a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Method {
-    /// What a caller needs.
+    /// Required credentials.
     pub(super) need: Need,
-    /// How long a call may last.
+    /// Duration of a call.
     pub(super) shape: Shape,
 }
 
-/// Using the sandboxes of the token's own team. Every token has it.
+/// Scope to use the sandboxes of the token's own team. Every token has it.
 pub const SANDBOX: &str = "sandbox";
-/// Looking at nodes and checking them.
+/// Scope to inspect and manage nodes.
 pub const OPERATOR: &str = "operator";
-/// Every scope that a token can be given.
+/// All scopes.
 pub const ALL: &[&str] = &[SANDBOX, OPERATOR];
 
 use Need::{Open, Scope, Token};
@@ -94,7 +94,7 @@ const TABLE: &[(&str, Need, Shape)] = &[
     ("/sandbox.v1.SandboxService/WriteFiles", Scope(SANDBOX), Unary),
 ];
 
-/// The method of a path; `None` when there is no such method.
+/// Returns the rules of a path; `None` when there is no such method.
 pub(super) fn method(path: &str) -> Option<Method> {
     let row = TABLE.iter().find(|(known, ..)| *known == path);
     row.map(|(_, need, shape)| Method { need: *need, shape: *shape })
@@ -131,7 +131,7 @@ mod tests {
             assert!(reflection || methods.iter().any(|(known, _)| known == path), "{path} is none");
             let ours = path.starts_with("/sandbox.v1.");
             assert_eq!(matches!(need, Scope(_)), ours, "{path}");
-            // What is open to everybody must end by itself.
+            // A call that is open to everybody must end by itself.
             assert!(*need != Open || *shape == Unary, "{path}");
         }
     }

@@ -1,4 +1,4 @@
-//! Our errors as gRPC's.
+//! Converts our errors to gRPC statuses.
 
 use daemon::status::Refusal;
 use proto::Reason;
@@ -18,14 +18,14 @@ impl From<sandbox::Error> for Status {
     }
 }
 
-/// A status that tonic made (a message that is too large, a call that ran out of its time) in our
-/// form; one of ours as it is.
+/// Gives a status that tonic made (a message is too large, a call ran out of time) our form; `None`
+/// for a status that already has it, or has no form of ours.
 pub(super) fn completed(status: &Status) -> Option<Status> {
     if daemon::status::reason(status).is_some() {
         return None;
     }
     let (reason, message) = match status.code() {
-        // tonic's word for a message over the limit.
+        // tonic's code for a message over the limit.
         Code::OutOfRange => (
             Reason::TooLarge,
             format!("a message may have {} bytes at most", proto::MESSAGE_BYTES_MAX),

@@ -1,4 +1,4 @@
-//! Making a sandbox of a container that was made without us.
+//! Turns a container that pve-sandbox did not make into a sandbox.
 
 use std::sync::Arc;
 
@@ -15,8 +15,7 @@ use super::{Caller, Error, Sandboxes};
 use crate::node::{self, Node};
 
 impl Sandboxes {
-    /// Makes a container of a node a sandbox of a team. Also the volumes that will go when it is
-    /// deleted.
+    /// Adopts a container for a team. Also returns the volumes that a deletion will remove.
     ///
     /// # Errors
     /// When there is no such node or container, or it cannot be a sandbox.
@@ -50,7 +49,7 @@ impl Sandboxes {
         Ok((self.view(&id).unwrap_or(sandbox), volumes))
     }
 
-    /// The node that has a container of this number.
+    /// Finds the node that has a container with this vmid.
     async fn node_of(&self, vmid: Vmid, team: &Team) -> Result<Arc<Node>, Error> {
         let nodes = self.nodes.all();
         let up: Vec<_> = nodes.iter().filter(|node| node.down().is_none()).collect();
@@ -60,7 +59,7 @@ impl Sandboxes {
             async move { node.client.adopt(order).await }
         };
         let answers = join_all(up.iter().map(ask)).await;
-        // One that has it and says no has it.
+        // A node that refuses for any other reason than SANDBOX_NOT_FOUND has the container.
         let has = |answer: &Result<_, node::Error>| match answer {
             Ok(_) => true,
             Err(error) => error.reason().is_some_and(|why| why != Reason::SandboxNotFound),

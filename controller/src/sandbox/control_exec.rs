@@ -1,4 +1,4 @@
-//! Acting on a command from outside of its stream: stdin, size, signals; and which there are.
+//! Control of a running command from outside its stream: stdin, terminal size, signals, list.
 
 use std::sync::Arc;
 
@@ -12,7 +12,8 @@ use proto::{
 use super::{Error, Sandboxes};
 
 impl Sandboxes {
-    /// Gives a command bytes of stdin; how many it has then. Repeating it gives nothing twice.
+    /// Writes stdin of a command; returns how many bytes it has then. Repeating writes nothing
+    /// twice.
     ///
     /// # Errors
     /// When there is no such command, or the bytes do not follow those that it has.
@@ -27,7 +28,7 @@ impl Sandboxes {
         self.control(team, &id, Action::WriteStdin(request)).await
     }
 
-    /// Tells a command's terminal its size.
+    /// Sets the terminal size of a command.
     ///
     /// # Errors
     /// When there is no such command.
@@ -42,7 +43,7 @@ impl Sandboxes {
         self.control(team, &id, Action::Resize(request)).await.map(drop)
     }
 
-    /// Signals a command and all that it started.
+    /// Signals a command and all processes that it started.
     ///
     /// # Errors
     /// When there is no such command.
@@ -57,7 +58,7 @@ impl Sandboxes {
         self.control(team, &id, Action::Signal(request)).await.map(drop)
     }
 
-    /// The commands of the sandbox's present boot.
+    /// Lists the commands of the sandbox's current boot.
     ///
     /// # Errors
     /// When there is no such sandbox, or its node does not answer.

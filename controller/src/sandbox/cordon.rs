@@ -1,4 +1,4 @@
-//! Cordon and drain: which nodes get new work. Their agents keep it, and have the last word.
+//! Cordon and drain: which nodes get new work. The agents store this and have the final say.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::{Caller, Error, Sandboxes};
 use crate::{node::Node, store::Event};
 
 impl Sandboxes {
-    /// A node gets no new work from now on.
+    /// Stops new work for a node.
     ///
     /// # Errors
     /// When there is no such node, or it does not answer.
@@ -20,7 +20,7 @@ impl Sandboxes {
         self.set_intake(caller, node, (Intake::Cordoned, kind), why).await.map(drop)
     }
 
-    /// A node gets new work again.
+    /// Allows new work for a node again.
     ///
     /// # Errors
     /// When there is no such node, or it does not answer.
@@ -29,8 +29,9 @@ impl Sandboxes {
         self.set_intake(caller, node, (Intake::Open, kind), String::new()).await.map(drop)
     }
 
-    /// A node gets no new work and is to become empty: what is stopped is moved, where other nodes see
-    /// its disk. Returns what is on it still, and what is not any more.
+    /// Stops new work for a node and empties it: stopped sandboxes are moved where other nodes have
+    /// access to their disk. Returns the sandboxes still on it, those moved, and why the others
+    /// stay.
     ///
     /// # Errors
     /// When there is no such node, or it does not answer.

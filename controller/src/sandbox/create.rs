@@ -1,5 +1,5 @@
-//! Accepting a creation: check it, decide where it goes, write that down, and only then let a task
-//! of its own (`job`) talk to the node. The caller waits for that task, and may leave.
+//! Accepts a creation: checks the request, picks a node, records that, and only then lets a task of
+//! its own (`job`) call the node. The caller waits for that task, and may leave.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -23,18 +23,18 @@ use crate::{
     store::{Begun, Event, Row, State},
 };
 
-/// The answer is on its way by then, however long the caller would wait.
+/// Longest wait before the answer, whatever wait the caller asked for.
 const ANSWER: Duration = Duration::from_secs(19);
 
-/// What became of a request before any node heard of it.
+/// Result of accepting a request, before any node has received it.
 enum Accepted {
-    /// It is being made.
+    /// A creation that is new.
     New(SandboxId),
-    /// The request_id was there before.
+    /// The row of an earlier request with the same request_id.
     Taken(Box<Row>),
 }
 
-/// A creation that has been checked.
+/// A checked creation request.
 struct Checked {
     caller: Caller,
     request: CreateSandboxRequest,
@@ -43,8 +43,8 @@ struct Checked {
 }
 
 impl Sandboxes {
-    /// Creates a sandbox. Same team, request_id and body: the same sandbox. Answers when it runs or
-    /// has failed, and with CREATING when the wait is over before.
+    /// Creates a sandbox. The same team, request_id and body give the same sandbox. Answers when it
+    /// runs or has failed, or with CREATING when the wait ends earlier.
     ///
     /// # Errors
     /// When the request is wrong, no node can take it, or the creation failed within the wait.
@@ -72,8 +72,8 @@ impl Sandboxes {
         let permit = self.creates.clone().try_acquire_owned().map_err(|_| {
             Error::new(Reason::TooManyCalls, "too many creations are under way").retry(RETRY)
         })?;
-        // On a task of its own from here: a caller that hangs up between the record and the task
-        // that works on it would leave a creation that nobody makes.
+        // A separate task from here: if the caller's hang-up dropped this between the record and
+        // the task that carries it out, nobody would make the recorded creation.
         let digest = checked.digest.clone();
         let (answer, accepted) = oneshot::channel();
         let (this, stop) = (self.clone(), self.stop.clone());
@@ -91,8 +91,8 @@ impl Sandboxes {
         }
     }
 
-    /// `Ok` when all that the nodes hold stands in the store. Over one that was lost, or is an old copy,
-    /// a request_id that is not known may be that of a sandbox on a node that was not heard yet.
+    /// Returns `Ok` when the store contains all that the nodes have. With a lost or old store, an
+    /// unknown request_id may belong to a sandbox on a node whose inventory has not arrived yet.
     async fn heard_of_all(&self) -> Result<(), Error> {
         if let Some(node) = self.nodes.unheard() {
             let message = format!(
@@ -114,7 +114,7 @@ impl Sandboxes {
             Ok((accepted, job)) => (Ok(accepted), job),
             Err(error) => (Err(error), None),
         };
-        // The caller may have gone; what was accepted is made all the same.
+        // The caller may have gone; an accepted creation is made all the same.
         drop(answer.send(accepted));
         if let Some(job) = job {
             self.make(job).await;
@@ -122,7 +122,7 @@ impl Sandboxes {
         drop(permit);
     }
 
-    /// Decides and writes it down. The answer's job is what is left to do.
+    /// Places and records a creation. The returned job does the rest.
     async fn accept(&self, checked: Checked) -> Result<(Accepted, Option<Job>), Error> {
         let Checked { caller: Caller { team, token }, request, spec, digest } = checked;
         let created_ms = self.clock.now_ms();
@@ -169,7 +169,7 @@ impl Sandboxes {
         }
         self.log().ask(id, &[EventKind::Created], &token);
         tracing::info!(sandbox_id = %id, %team, request_id = %spec.request_id,
-            node = node.as_ref().map(tracing::field::display), "accepted a creation");
+            node = node.as_ref().map(tracing::field::display), "creation accepted");
         self.nodes.cache.begin(id, team.clone(), placeholder);
         let order = Order { id, team: team.to_string(), attempt, digest, request };
         let job = Job::new(order, team, spec, node);
@@ -177,7 +177,7 @@ impl Sandboxes {
         Ok((Accepted::New(id), Some(job)))
     }
 
-    /// The same request again.
+    /// Answers a repeated request.
     async fn replay(&self, row: &Row, digest: &str, deadline: Instant) -> Result<Sandbox, Error> {
         // A row that was rebuilt from a node has no digest to compare.
         if !row.digest.is_empty() && row.digest != digest {
@@ -192,7 +192,7 @@ impl Sandboxes {
         self.settled(&row.id, deadline).await
     }
 
-    /// Waits until a creation has settled, at most until `deadline`.
+    /// Waits until a creation is over, at most until `deadline`.
     async fn settled(&self, id: &SandboxId, deadline: Instant) -> Result<Sandbox, Error> {
         let mut changes = self.nodes.cache.watch(*id);
         loop {
@@ -208,7 +208,7 @@ impl Sandboxes {
             }
             let changed = tokio::select! {
                 changed = tokio::time::timeout_at(deadline, changes.changed()) => changed.is_ok(),
-                // Who is in charge now goes on with it.
+                // The controller in charge continues the creation.
                 () = self.nodes.epoch.replaced() => return Err(super::replaced()),
                 () = self.stop.cancelled() => false,
             };
@@ -218,8 +218,7 @@ impl Sandboxes {
         }
     }
 
-    /// Puts a preset's size in the place of its name. After the digest was taken: the name is what the
-    /// caller says again.
+    /// Replaces the name of a preset by its size. Not before the digest: a retry sends the name.
     pub(super) fn sized(&self, request: &mut CreateSandboxRequest) -> Result<Spec, Invalid> {
         if !request.size_preset.is_empty() {
             let name: Preset = std::mem::take(&mut request.size_preset).parse()?;
@@ -250,8 +249,7 @@ impl Sandboxes {
     }
 }
 
-/// A settled creation as an answer: the failure of a creation is an error, the later life of the
-/// sandbox is not.
+/// Turns a creation's result into an answer: its failure is an error, the sandbox's later life not.
 fn outcome(sandbox: Sandbox) -> Result<Sandbox, Error> {
     let Some(failure) = &sandbox.failure else { return Ok(sandbox) };
     let called_off = failure.reason() == Reason::CreateCancelled;
@@ -271,7 +269,7 @@ fn outcome(sandbox: Sandbox) -> Result<Sandbox, Error> {
     }
 }
 
-/// The sandbox before any node knows of it.
+/// Builds the sandbox that callers see before any node has it.
 pub(super) fn placeholder(row: &Row, request: &CreateSandboxRequest) -> Sandbox {
     let mut sandbox = Sandbox {
         id: row.id.to_string(),
@@ -290,7 +288,7 @@ pub(super) fn placeholder(row: &Row, request: &CreateSandboxRequest) -> Sandbox 
     sandbox
 }
 
-/// Milliseconds since 1970 as it goes over the wire.
+/// Converts milliseconds since 1970 to a timestamp.
 pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
     let nanos = i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000;
     prost_types::Timestamp { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos }
@@ -316,9 +314,9 @@ fn wait(wait: Option<&prost_types::Duration>) -> Result<Duration, Invalid> {
         .ok_or_else(|| Invalid::new("wait", "must be 0 to 20 s"))
 }
 
-/// SHA-256 of all that says what is to be made, hex. How long the caller waits does not.
+/// SHA-256 of all fields that define the sandbox, hex. The caller's wait is not one of them.
 fn digest(request: &CreateSandboxRequest) -> String {
     let body = CreateSandboxRequest { wait: None, ..request.clone() };
-    // Maps are ordered, so the same body has the same bytes.
+    // Maps are ordered, so equal bodies have equal bytes.
     crate::token::hex(&Sha256::digest(body.encode_to_vec()))
 }

@@ -1,4 +1,4 @@
-//! Deleting a sandbox, wherever it is in its life. Final.
+//! Deletes a sandbox, at any point of its life. Final.
 
 use proto::{
     Reason,
@@ -10,11 +10,11 @@ use tokio::time::{Instant, timeout_at};
 use super::{Caller, Error, RETRY, Sandboxes, WAIT};
 use crate::node::{Entry, Node};
 
-/// What will be the caller's doing.
+/// Events that the log attributes to the caller.
 const EFFECTS: &[EventKind] = &[EventKind::Deleted];
 
 impl Sandboxes {
-    /// Deletes it. Deleting a deleted one succeeds; one that takes long is DELETING.
+    /// Deletes a sandbox. Deleting a deleted one succeeds; one that takes long is DELETING.
     ///
     /// # Errors
     /// When there is none, or its node cannot be asked: it is not deleted then.
@@ -41,18 +41,19 @@ impl Sandboxes {
         }
     }
 
-    /// The node does not know it: nothing of it is there, and its owner does not want it any more.
+    /// Records the deletion of a sandbox that its node does not know: there is nothing to delete,
+    /// and the owner no longer wants it.
     async fn bury(&self, entry: &Entry, node: &Node) -> Sandbox {
         tracing::warn!(sandbox_id = %entry.id, node = %node.name,
-            "deleted a sandbox that its node does not know");
+            "sandbox deleted that its node does not know");
         let mut sandbox = entry.sandbox.clone();
         sandbox.set_phase(Phase::Deleted);
         self.changed(entry, node, EFFECTS, sandbox).await
     }
 
-    /// Calls a creation off and waits until nothing of it is left, or it turned out to be up.
+    /// Cancels a creation and waits until nothing of it is left, or until it turns out to be up.
     async fn call_off_creation(&self, entry: Entry, deadline: Instant) -> Result<Entry, Error> {
-        // First on disk: a restart must not make it after all.
+        // Durable first: after a restart the creation must not be carried out.
         self.store.cancel(&entry.id).await?;
         if let Some(job) = self.jobs().get(&entry.id) {
             job.cancel();

@@ -1,5 +1,5 @@
-//! Reading the log of events: what there is, then what comes. Pages are read from the store as the
-//! reader takes them; for a slow one nothing is held but its place.
+//! Reads the event log: the stored events, then new ones. Pages are read from the store at the
+//! reader's speed; for a slow reader only its position is kept.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -14,34 +14,34 @@ use tokio::{sync::watch::Receiver, time::timeout};
 use super::{Error, RETRY, Sandboxes};
 use crate::store::{Event, Filter};
 
-/// A sign of life is sent after this long without an event.
+/// Time without an event after which a heartbeat is sent.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Events in one read of the store.
 const PAGE: u32 = 256;
-/// Most that one can ask to begin with.
+/// Largest `last` of a request.
 const LAST_MAX: u32 = 10_000;
 
-/// What to read.
+/// Query of the event log.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// Of this team; `None`: of all, and of the nodes.
+    /// Team of the events; `None`: those of all teams and of the nodes.
     pub team: Option<Team>,
-    /// Of one sandbox, by any form of its name; empty: of all.
+    /// Sandbox, by any form of its name; empty: all.
     pub id: String,
-    /// What comes after this revision; 0: all that is kept.
+    /// Only events after this revision; 0: all that are kept.
     pub after_revision: u64,
-    /// The last so many, in place of a revision.
+    /// Number of the newest events to start with, instead of a revision.
     pub last: Option<u32>,
-    /// Go on with what comes.
+    /// Whether the stream continues with new events.
     pub follow: bool,
 }
 
-/// An event with its revision, or a sign of life.
+/// An event with its revision, or a heartbeat.
 #[derive(Debug)]
 pub struct Said {
-    /// `None`: a sign of life.
+    /// Event with its revision; `None`: a heartbeat.
     pub event: Option<(u64, Event)>,
-    /// All up to here has been said.
+    /// Revision up to which all events have been sent.
     pub revision: u64,
 }
 
@@ -50,23 +50,23 @@ struct Reader {
     filter: Filter,
     news: Receiver<u64>,
     follow: bool,
-    /// Read and not said yet: one page at most.
+    /// Events that are read and not sent yet: one page at most.
     page: VecDeque<(u64, Event)>,
-    /// All up to here has been read.
+    /// Revision up to which the store has been read.
     seen: u64,
-    /// Everything that there is has been read, by what `news` knew.
+    /// Whether all events that `news` has announced are read.
     whole: bool,
-    /// A sign of life since then.
+    /// Whether a heartbeat has been sent since the last event.
     greeted: bool,
     over: bool,
 }
 
 impl Sandboxes {
-    /// The events that are wanted, in the order of the log.
+    /// Streams the requested events in the order of the log.
     ///
     /// # Errors
-    /// EVENTS_GONE when some of them are not kept any more, now or when the reader is too slow; when
-    /// there is no such sandbox, and when both a revision and a number are given.
+    /// EVENTS_GONE when some of them are not kept any more, now or when the reader is too slow;
+    /// when there is no such sandbox, and when both a revision and a number are given.
     pub async fn events(
         self: &Arc<Self>,
         wanted: Wanted,
@@ -97,7 +97,7 @@ impl Sandboxes {
             greeted: false,
             over: false,
         };
-        // An answer of no comes as the answer, and not in the middle of a stream.
+        // Read now, so that a refusal is the call's own error, not an item of its stream.
         reader.read().await?;
         Ok(stream::unfold(reader, |mut reader| async move {
             let next = reader.next().await?;
@@ -105,7 +105,7 @@ impl Sandboxes {
         }))
     }
 
-    /// A sandbox by its name. One that is forgotten is known by its events.
+    /// Resolves a sandbox by its name. One that is no longer in the cache is known by its events.
     async fn named_in_log(&self, team: Option<&Team>, id: &str) -> Result<SandboxId, Error> {
         let name: SandboxRef = id.parse()?;
         let known = self.nodes.cache.get(&name);
@@ -123,7 +123,7 @@ impl Reader {
     async fn read(&mut self) -> Result<(), Error> {
         self.news.mark_unchanged();
         let page = self.sandboxes.store.events(self.seen, self.filter.clone(), PAGE).await?;
-        // Who has nothing yet begins with what there is.
+        // A reader without a position starts with the oldest event that is kept.
         if self.seen > 0 && self.seen < page.gone {
             let first = page.gone + 1;
             let message = format!(

@@ -1,5 +1,4 @@
-//! Running a command as a stream, or joining one that runs: the caller's messages go to the node,
-//! the node's to the caller.
+//! Runs a command as a stream, or attaches to one: passes messages between caller and node.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,14 +22,14 @@ use super::{
 };
 use crate::node::{Entry, Node, Whose};
 
-/// How long the first message may take.
+/// Longest wait for the first message.
 const FIRST: Duration = Duration::from_secs(10);
-/// Messages that may wait for a slow caller.
+/// Buffered messages for a slow caller.
 const AHEAD: usize = 4;
-/// The node of a sandbox, and whose streams go there.
+/// Node of a sandbox, and the team and sandbox that its streams count against.
 pub(super) type Place = (Arc<Node>, Whose);
 
-/// What a running command says.
+/// Messages of a running command.
 pub type Responses = ReceiverStream<Result<ExecResponse, Error>>;
 
 impl Sandboxes {
@@ -65,8 +64,8 @@ impl Sandboxes {
         Ok(ReceiverStream::new(answer))
     }
 
-    /// The same for a caller that cannot send while it reads. Its stdin comes by other calls, so
-    /// the run needs a name.
+    /// Like `exec`, for a caller that cannot send while it reads. Stdin comes by other calls, so
+    /// the run needs an exec_id.
     ///
     /// # Errors
     /// As `exec`.
@@ -89,12 +88,12 @@ impl Sandboxes {
         let eof = (starts && request.no_stdin).then_some(exec_request::Message::StdinEof(true));
         let messages = std::iter::once(first).chain(eof);
         let messages = messages.map(|message| Ok(ExecRequest { message: Some(message) }));
-        // Never ends: the end of a caller's half could be taken for the end of stdin.
+        // Never ends: an ended input could be taken for the end of stdin.
         let input = stream::iter(messages.collect::<Vec<_>>()).chain(stream::pending());
         self.exec(team, input).await
     }
 
-    /// Checks a start and puts the sandbox's own id into it.
+    /// Checks a start and sets the sandbox's id in it.
     fn runnable(&self, team: &Team, mut start: ExecStart) -> Result<(Place, ExecStart), Error> {
         check(&start)?;
         self.may_change()?;
@@ -115,7 +114,7 @@ impl Sandboxes {
     }
 }
 
-/// The party that a stream to this sandbox is counted for.
+/// Returns the team and sandbox that a stream to this sandbox counts against.
 pub(super) fn whose(entry: &Entry) -> Whose {
     Whose { team: entry.team.clone(), sandbox: entry.id }
 }

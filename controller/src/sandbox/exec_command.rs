@@ -1,5 +1,5 @@
-//! Running a command and returning its output: a short one to its end, one with a name of its own
-//! over as many calls as it takes.
+//! Runs a command and returns its output: a short one to its end, one with an exec_id over several
+//! calls.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -18,29 +18,29 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Error, Sandboxes};
 
-/// Longest time that a command without a name may run.
+/// Longest run of a command without an exec_id.
 const TIMEOUT_MAX: Duration = Duration::from_secs(20);
-/// Until a command that ran out of time is gone and has been told of.
+/// Time to kill a command that exceeded its timeout and to report that.
 const MARGIN: Duration = Duration::from_secs(3);
-/// When a call for a command with a name answers at the latest.
+/// Longest wait of a call for a command with an exec_id.
 const ANSWER: Duration = Duration::from_secs(18);
-/// Pause when the command does not take its stdin.
+/// Pause before stdin is offered again to a command that does not take it.
 const FULL: Duration = Duration::from_millis(100);
 /// Largest stdin.
 const STDIN_BYTES_MAX: usize = 1024 * 1024;
-/// Kept of stdout and of stderr each: a little under 1 MiB, so that both fit into one message.
+/// Bytes kept of stdout and of stderr: each under 1 MiB, so that both fit into one message.
 const OUTPUT_BYTES_MAX: usize = 1024 * 1024 - 1024;
 
-/// How a command ended, and what it said.
+/// Result of a command.
 #[derive(Debug, Default)]
 pub struct Output {
-    /// How it ended; none while it runs.
+    /// Exit; `None` while the command runs.
     pub exit: Option<ExecExit>,
-    /// The beginning of its stdout.
+    /// Beginning of its stdout.
     pub stdout: Bytes,
-    /// The beginning of its stderr.
+    /// Beginning of its stderr.
     pub stderr: Bytes,
-    /// There was more of one of them.
+    /// Whether one of them was longer.
     pub truncated: bool,
     /// Name of the run.
     pub exec_id: String,
@@ -48,7 +48,7 @@ pub struct Output {
 
 impl Sandboxes {
     /// Runs a command and returns its output: one without an `exec_id` to its end, within 20 s; one
-    /// with it for as long as a call may take, and what it said until then.
+    /// with it for as long as a call may take, with the output up to then.
     ///
     /// # Errors
     /// When it is not valid, cannot be run now, or was lost.
@@ -73,7 +73,7 @@ impl Sandboxes {
         }
         let sandbox = start.id.clone();
         let messages = messages(start, (!named).then(|| stdin.clone()));
-        // Without an end of our half for one with a name: another call may give it stdin too.
+        // With an exec_id the input does not end: another call may write stdin too.
         let input = stream::iter(messages);
         let output = match named {
             true => self.exec(team, input.chain(stream::pending())).await?,
@@ -127,8 +127,7 @@ impl Sandboxes {
         Ok(seen)
     }
 
-    /// Gives a command the rest of its stdin. By offsets, so that two calls at once for the same
-    /// command give it nothing twice.
+    /// Writes the rest of stdin. By offsets, so that concurrent calls write nothing twice.
     async fn feed(self: Arc<Self>, team: Team, mut write: WriteExecStdinRequest, stdin: Bytes) {
         let end = stdin.len() as u64;
         loop {
@@ -144,7 +143,7 @@ impl Sandboxes {
                     let passing =
                         [Reason::OutcomeUnknown, Reason::NodeUnreachable, Reason::ShuttingDown];
                     if !passing.contains(&error.reason) {
-                        // It has ended, which its stream tells.
+                        // The command has ended, which its stream reports.
                         return;
                     }
                     sleep(FULL).await;
@@ -154,7 +153,7 @@ impl Sandboxes {
     }
 }
 
-/// The beginning of an output; the rest is read and dropped, so that the command can end.
+/// Beginning of an output; the rest is read and dropped, so that the command can end.
 #[derive(Default)]
 struct Kept {
     bytes: BytesMut,
@@ -182,7 +181,7 @@ fn limit(start: &ExecStart) -> Result<Duration, Invalid> {
     }
 }
 
-/// The start, and all of stdin where it goes the same way.
+/// Returns the start, followed by all of stdin when it travels in the same stream.
 fn messages(start: ExecStart, stdin: Option<Bytes>) -> Vec<Result<ExecRequest, Error>> {
     let mut messages = vec![exec_request::Message::Start(start)];
     if let Some(mut stdin) = stdin {

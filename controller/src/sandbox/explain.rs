@@ -1,4 +1,4 @@
-//! Why a sandbox is where it is.
+//! Explains why a sandbox is on its node.
 
 use std::borrow::Cow;
 
@@ -15,8 +15,7 @@ use crate::{
     placement::{Decision, Filtered, PARTS, Part, Verdict},
 };
 
-/// A decision as it is kept with the sandbox: whole, it was most of the store, and most of what a
-/// creation writes.
+/// Stored form of a decision. The full one was most of the store and of what a creation writes.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept<'a> {
     attempt: u32,
@@ -25,8 +24,8 @@ struct Kept<'a> {
     nodes: Vec<KeptVerdict<'a>>,
 }
 
-/// Node, why it was out, the sentence, and the parts of the score: in the order of `PARTS`, to four
-/// places, without the zeros at the end.
+/// Node, reason for its exclusion, detail, and the parts of the score: in the order of `PARTS`, to
+/// four places, without trailing zeros.
 #[derive(Debug, Serialize, Deserialize)]
 struct KeptVerdict<'a>(NodeName, Option<Filtered>, Cow<'a, str>, Vec<f64>);
 
@@ -38,7 +37,7 @@ fn keep(verdict: &Verdict) -> KeptVerdict<'_> {
     KeptVerdict(verdict.node.clone(), verdict.filtered, verdict.detail.as_str().into(), parts)
 }
 
-/// A decision as it is kept with the sandbox.
+/// Encodes a decision for the store.
 pub(super) fn encode(decision: &Decision) -> String {
     let kept = Kept {
         attempt: decision.attempt,
@@ -49,7 +48,7 @@ pub(super) fn encode(decision: &Decision) -> String {
     serde_json::to_string(&kept).expect("a decision is plain data")
 }
 
-/// The same again; also of the form that earlier versions kept.
+/// Decodes a stored decision, also of the form that earlier versions wrote.
 fn decode(text: &str) -> Result<Decision, serde_json::Error> {
     let Ok(kept) = serde_json::from_str::<Kept<'_>>(text) else {
         return serde_json::from_str(text);
@@ -59,7 +58,7 @@ fn decode(text: &str) -> Result<Decision, serde_json::Error> {
             name: (*name).into(),
             value: values.get(at).copied().unwrap_or_default(),
         };
-        // What was out has no score.
+        // An excluded node has no score.
         let names = if filtered.is_none() { &PARTS[..] } else { &[] };
         Verdict {
             node,
@@ -78,7 +77,7 @@ fn decode(text: &str) -> Result<Decision, serde_json::Error> {
 }
 
 impl Sandboxes {
-    /// The decision that brought a sandbox where it is, as it was made then.
+    /// Returns the recorded decision that put a sandbox on its node.
     ///
     /// # Errors
     /// When there is no such sandbox, or no decision was recorded (its record was rebuilt from its
@@ -96,7 +95,7 @@ impl Sandboxes {
         })
     }
 
-    /// Where a creation would go now. Nothing is created or reserved.
+    /// Returns where a creation would go now. Nothing is created or reserved.
     ///
     /// # Errors
     /// When the request is wrong.

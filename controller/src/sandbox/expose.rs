@@ -1,4 +1,4 @@
-//! Opening and closing ports.
+//! Exposes and hides ports.
 
 use proto::{
     Reason,
@@ -9,11 +9,11 @@ use proto::{
 
 use super::{Caller, Error, Sandboxes};
 
-/// What will be the caller's doing.
+/// Events that the log attributes to the caller.
 const EFFECTS: &[EventKind] = &[EventKind::Exposed, EventKind::Hidden];
 
 impl Sandboxes {
-    /// Opens a port; returns the sandbox and the name of the service.
+    /// Exposes a port; returns the sandbox and the name of the service.
     ///
     /// # Errors
     /// When name or port are malformed or taken, or the sandbox's node does not do it.
@@ -35,8 +35,7 @@ impl Sandboxes {
         }
     }
 
-    /// Closes a port, at once and under every name that it has. Returns the sandbox, and the services
-    /// that were closed.
+    /// Closes a port, at once and under all names. Returns the sandbox and the closed services.
     ///
     /// # Errors
     /// When there is no such service, or the sandbox's node does not do it.

@@ -1,5 +1,5 @@
-//! Files of a sandbox: written, read, listed, removed, and packed as archives. What travels is
-//! pulled by its reader, so that a slow end slows the other; nothing is collected here.
+//! Files of a sandbox: written, read, listed, removed, and packed as archives. Readers pull the
+//! data, so that a slow end slows the other; nothing is buffered here.
 
 use std::{future::ready, sync::Arc, time::Duration};
 
@@ -28,13 +28,13 @@ use super::{
 };
 use crate::node::{self, Node};
 
-/// How long a node may be silent.
+/// Longest silence of a node.
 const SILENCE: Duration = Duration::from_secs(18);
-/// How long the first message may take.
+/// Longest wait for the first message.
 const FIRST: Duration = Duration::from_secs(10);
-/// How long a caller may send nothing in the middle of an archive.
+/// Longest time without data in the middle of an upload.
 const IDLE: Duration = Duration::from_secs(60);
-/// Files of one call, and their bytes.
+/// Limits of one `write_files`: number of files, and bytes of all of them.
 const FILES_MAX: usize = 1000;
 const FILES_BYTES_MAX: usize = 1536 * 1024;
 const MODE_MAX: u32 = 0o7777;
@@ -42,14 +42,14 @@ const MODE_MAX: u32 = 0o7777;
 /// One piece of a file.
 #[derive(Debug)]
 pub enum Piece {
-    /// What it is: the first one.
+    /// Metadata: always the first piece.
     File(FileInfo),
-    /// The next bytes.
+    /// Next bytes.
     Data(Bytes),
 }
 
 impl Sandboxes {
-    /// Writes files, each in one step; how many.
+    /// Writes files, each atomically; returns how many.
     ///
     /// # Errors
     /// When a path is not valid, or the sandbox refuses it.
@@ -85,7 +85,7 @@ impl Sandboxes {
         Ok(answer.written)
     }
 
-    /// Reads a file: what it is, then its bytes.
+    /// Reads a file: its metadata, then its bytes.
     ///
     /// # Errors
     /// When there is none, or it cannot be read. Later errors end the stream.
@@ -100,7 +100,7 @@ impl Sandboxes {
         self.many(place, Ask::Read(request)).await
     }
 
-    /// What a path is.
+    /// Returns the metadata of a path.
     ///
     /// # Errors
     /// When there is nothing.
@@ -118,7 +118,7 @@ impl Sandboxes {
         Ok(file)
     }
 
-    /// The entries of a directory.
+    /// Lists a directory.
     ///
     /// # Errors
     /// When there is none.
@@ -136,7 +136,7 @@ impl Sandboxes {
         Ok(list)
     }
 
-    /// Removes a path; whether there was something.
+    /// Removes a path; returns whether it existed.
     ///
     /// # Errors
     /// When it cannot be removed.
@@ -158,10 +158,10 @@ impl Sandboxes {
         Ok(answer.existed)
     }
 
-    /// Unpacks an archive that comes as `input`; how many entries it had.
+    /// Unpacks the archive in `input`; returns the number of entries.
     ///
     /// # Errors
-    /// When it is not what was agreed on, or the sandbox refuses it. Part of it may be unpacked.
+    /// When it breaks the protocol, or the sandbox refuses it. Part of it may be unpacked.
     pub async fn upload_archive<S>(&self, team: &Team, mut input: S) -> Result<u64, Error>
     where
         S: Stream<Item = Result<UploadArchiveRequest, Error>> + Send + Unpin + 'static,
@@ -185,7 +185,7 @@ impl Sandboxes {
             said.next().await.transpose()
         });
         loop {
-            // The caller's silence may last longer than the node's, which has all it needs.
+            // The caller may be silent for longer than the node, which has all that it needs.
             let (limit, what) = match &*seen.borrow_and_update() {
                 Progress::Since(when) => (*when + IDLE, "nothing of it moved for 60 s"),
                 Progress::Whole(when) => (*when + SILENCE, "the node did not say that it is done"),
@@ -199,7 +199,7 @@ impl Sandboxes {
                         None => Err(self.unsaid(&node)),
                     };
                 }
-                // The sender goes with the stream, at the end of it at the latest.
+                // `progress` lives as long as the stream, and at most until its end.
                 Ok(()) = seen.changed() => {}
                 () = self.stop.cancelled() => return Err(stopping()),
                 () = sleep_until(limit) => {
@@ -225,14 +225,14 @@ impl Sandboxes {
         self.many(place, Ask::Download(request)).await
     }
 
-    /// The node, and the sandbox's own id in place of the caller's form of it.
+    /// Returns the sandbox's node, and replaces the caller's form of the id by the sandbox id.
     fn holding(&self, team: &Team, id: &mut String) -> Result<Place, Error> {
         let (entry, node) = self.on_node(team, id)?;
         *id = entry.id.to_string();
         Ok((node, whose(&entry)))
     }
 
-    /// A question with one answer.
+    /// Sends a request that has one answer.
     async fn one(&self, (node, whose): &Place, ask: Ask) -> Result<Said, Error> {
         let asked = async {
             let mut said =
@@ -247,7 +247,7 @@ impl Sandboxes {
         }
     }
 
-    /// A question with many. The first is waited for, so that a refusal is the call's own.
+    /// Sends a request with many answers. Waits for the first: a refusal is the call's error.
     async fn many(
         self: &Arc<Self>,
         (node, whose): Place,
@@ -292,18 +292,18 @@ impl Sandboxes {
     }
 }
 
-/// How far an upload is.
+/// Progress of an upload.
 enum Progress {
-    /// Something moved last at this time.
+    /// Time of the last data.
     Since(Instant),
-    /// The caller had no more at this time.
+    /// Time at which the caller's data ended.
     Whole(Instant),
-    /// The caller sent what it must not.
+    /// Invalid input of the caller.
     Wrong(Error),
 }
 
-/// The bytes of an archive. What is wrong with it goes to `progress`, and the stream then stays open:
-/// its end would say that the archive is whole.
+/// Returns the bytes of an archive. An error goes to `progress` and the stream stays open: its end
+/// would say that the archive is complete.
 fn data<S>(input: S, progress: watch::Sender<Progress>) -> impl Stream<Item = Ask> + Send + 'static
 where
     S: Stream<Item = Result<UploadArchiveRequest, Error>> + Send + Unpin + 'static,

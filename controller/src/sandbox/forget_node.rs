@@ -1,4 +1,4 @@
-//! Giving up a node that will not come back.
+//! Forgets a node that will not come back.
 
 use proto::{
     Reason,
@@ -10,11 +10,11 @@ use super::{Caller, Error, Sandboxes};
 use crate::store::Event;
 
 impl Sandboxes {
-    /// Gives a node up, and what was on it. Returns that, as it was last known.
+    /// Forgets a node and ends its sandboxes. Returns their last known state.
     ///
     /// # Errors
-    /// NODE_NOT_FOUND; NODE_IN_USE when it answers, when it stands in the configuration, or when it
-    /// has sandboxes and they are not said to be `lost`.
+    /// NODE_NOT_FOUND; NODE_IN_USE when the node answers, is in the configuration, or has sandboxes
+    /// and `lost` is false.
     pub async fn forget_node(
         &self,
         caller: &Caller,

@@ -1,4 +1,4 @@
-//! The check of the whole: every agent checks its node, the controller compares what they say.
+//! Check of the whole cluster: every agent checks its node, the controller compares the results.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use proto::{
 use super::Sandboxes;
 use crate::node::Entry;
 
-/// What was found.
+/// Result of a check.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Empty is good.
+    /// Violations; empty when all is well.
     pub findings: Vec<Finding>,
-    /// Sandboxes that agents looked at.
+    /// Number of sandboxes that agents checked.
     pub sandboxes: u32,
-    /// Nodes that were looked at.
+    /// Number of nodes that were checked.
     pub nodes: u32,
 }
 
 impl Sandboxes {
-    /// Checks the invariants over all nodes. What cannot be looked at is a finding too.
+    /// Checks the invariants over all nodes. A node that cannot be checked is a finding too.
     pub async fn fsck(&self) -> Report {
         let mut report = Report::default();
         let nodes = self.nodes.all();
@@ -49,7 +49,7 @@ impl Sandboxes {
     }
 }
 
-/// What only shows over several nodes, or against what the controller remembers.
+/// Finds violations that only show across nodes, or against the controller's cache.
 fn compare(entries: &[Entry]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut find = |invariant: &str, entry: &Entry, detail: String| {

@@ -1,4 +1,4 @@
-//! What the nodes clean up, and what they leave to an operator.
+//! Garbage that the nodes remove, and garbage that they leave to an operator.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use super::{Error, Sandboxes};
 use crate::node::Node;
 
 impl Sandboxes {
-    /// Asks the nodes what they clean up next, and lets them. Also the nodes that did not answer.
+    /// Lists what the nodes clean up next and, unless `dry_run`, cleans it up. Also returns the
+    /// nodes that did not answer.
     ///
     /// # Errors
     /// When there is no node of this name.
@@ -32,7 +33,7 @@ impl Sandboxes {
             match found {
                 Ok(found) => items.extend(found),
                 Err(error) => {
-                    tracing::warn!(node = %node.name, %error, "a node did not tell its garbage");
+                    tracing::warn!(node = %node.name, %error, "node did not report its garbage");
                     unreachable.push(node.name.to_string());
                 }
             }
@@ -40,7 +41,7 @@ impl Sandboxes {
         Ok((items, unreachable))
     }
 
-    /// A node that answers, for an operator.
+    /// Returns a node that answers, by its name.
     pub(super) fn node(&self, name: &str) -> Result<Arc<Node>, Error> {
         let name: NodeName = name.parse()?;
         let unknown = || Error::new(Reason::NodeNotFound, format!("there is no node {name}"));

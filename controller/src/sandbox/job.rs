@@ -1,16 +1,16 @@
-//! Making a sandbox: the task behind a creation. It alone decides where the creation goes next and
-//! when it is over; a restart begins it again from the store's row.
+//! Task behind a creation. It alone decides where the creation goes next and when it is over; after
+//! a restart it starts again from the store's row.
 //!
 //! ```text
 //!            +--------------------------- refused, failed (attempt + 1) <----------+
 //!            v                                                                     |
 //!  choose a node (durable) -> send -> follow until it runs -> done (durable) -> RUNNING
-//!     |  no room: queue         |  ^
-//!     v                         v  | not known: send again, found: follow
+//!     |  no capacity: queue     |  ^
+//!     v                         v  | unknown there: send again, found: follow
 //!   FAILED                   UNKNOWN: ask that node, and only that node, by sandbox_id;
-//!                            after `patience` leave it: its cancel is owed (durable), attempt + 1
+//!                            after `patience`: pending cancel (durable), attempt + 1
 //! ```
-//! A creation that was seen running is never moved.
+//! A sandbox that was seen running is never moved.
 
 use std::time::Duration;
 
@@ -33,15 +33,15 @@ use crate::{
     store::{self, Choice, Event},
 };
 
-/// Tries that may fail for reasons other than a lack of room.
+/// Most attempts that may fail for other reasons than a lack of capacity.
 const FAULTS_MAX: usize = 3;
-/// After the start of the controller, nodes that have not answered yet are waited for.
+/// Time after the controller's start in which it waits for nodes that have not reported yet.
 const START_GRACE: Duration = Duration::from_secs(10);
-/// When a node that refused is asked again, unless it says.
+/// Time after which a node that refused is asked again, unless it names another.
 const REFUSAL: Duration = Duration::from_secs(1);
-/// Pause between two questions to a node.
+/// Pause between two requests to a node.
 const ASK: Duration = Duration::from_millis(500);
-/// Pause between two looks at the nodes for a creation in the queue; reports come in between.
+/// Pause between two placement tries of a queued creation; load reports arrive in between.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A creation under way.
@@ -52,19 +52,19 @@ pub(super) struct Job {
     spec: Spec,
     /// Node of the current attempt.
     node: Option<NodeName>,
-    /// The node of the current attempt may have heard of it before (we were restarted).
+    /// Whether the node may already have received the attempt (the controller was restarted).
     maybe_sent: bool,
-    /// It was begun by a controller before this one.
+    /// Whether an earlier controller began the creation.
     resumed: bool,
     tried: Tried,
     faults: Vec<Failure>,
-    /// Given up without knowing; goes into the store with the next choice.
+    /// Attempt with unknown outcome that is abandoned; stored with the next choice of a node.
     leave: Option<(NodeName, u32)>,
-    /// What the node of the current attempt holds: a later one.
+    /// Later attempt that the current node reported.
     found: Option<Box<Sandbox>>,
-    /// Why the attempt before broke; goes into the log with the next choice.
+    /// Failure of the previous attempt; logged with the next choice of a node.
     broke: Option<Failure>,
-    /// It was called off because it took too long, not because its owner wanted that.
+    /// Whether the deadline cancelled the creation, not its owner.
     expired: bool,
     pub(super) cancel: CancellationToken,
     begun: Instant,
@@ -99,25 +99,25 @@ impl Job {
     }
 }
 
-/// How a creation ends.
+/// Outcome of a creation.
 enum End {
     Up(Box<Sandbox>),
     Failed(Failure),
     CalledOff,
-    /// The store says that it is over already.
+    /// The store says that the creation is already over.
     Gone,
-    /// A later controller is in charge, and goes on with it.
+    /// A later controller is in charge and continues the creation.
     Replaced,
 }
 
-/// How one attempt ends.
+/// Outcome of one attempt.
 enum Attempt {
     Up(Box<Sandbox>),
-    /// Nothing was made; another node may do it, or this one later.
+    /// Nothing was made; another node may make it, or this one later.
     Refused(String, Option<Duration>),
-    /// Something was made, broke, and was undone.
+    /// Something was made, failed, and was rolled back.
     Fault(Failure),
-    /// No node will do better.
+    /// No other node can succeed.
     Hopeless(Failure),
     /// The node has not answered for too long.
     Left,
@@ -128,7 +128,7 @@ enum Attempt {
     Replaced,
 }
 
-/// What to do next in an attempt.
+/// Next request to the node of an attempt.
 enum Step {
     Send,
     Ask,
@@ -136,7 +136,8 @@ enum Step {
 }
 
 impl Sandboxes {
-    /// Makes it, or fails, and settles it. Dropped when the controller stops; the row stays.
+    /// Carries out a creation until it is over, and records the outcome. Dropped when the
+    /// controller stops; the row stays.
     pub(super) async fn make(&self, mut job: Job) {
         let end = loop {
             if let Some(node) = job.node.clone() {
@@ -146,7 +147,7 @@ impl Sandboxes {
                 }
                 self.nodes.release(&job.order.id);
             } else if let Err(end) = self.next_node(&mut job).await {
-                // A node that was to be left is asked again when there is no other: it may hold it.
+                // Without another node the abandoned one is asked again: it may have the sandbox.
                 match (end, job.leave.take()) {
                     (End::Failed(_) | End::CalledOff, Some((node, _))) => {
                         (job.node, job.maybe_sent) = (Some(node), true);
@@ -158,7 +159,7 @@ impl Sandboxes {
         self.finish(&job, end).await;
     }
 
-    /// Chooses a node for the next attempt and writes it down; waits in the queue while all are full.
+    /// Chooses and records the next attempt's node; waits in the queue while all are full.
     async fn next_node(&self, job: &mut Job) -> Result<(), End> {
         let id = job.order.id;
         let until = job.begun + self.options.queue;
@@ -218,14 +219,14 @@ impl Sandboxes {
         }
     }
 
-    /// What our store knows of it may be an old copy, and not all nodes were heard yet, which may know
-    /// more.
+    /// Returns true when nodes that have not reported yet may know more of the creation than the
+    /// store, which may be an old copy.
     fn may_hear_more(&self, job: &Job) -> bool {
         let behind = self.nodes.epoch.behind() && Instant::now() < job.begun + self.options.queue;
         (behind || self.started.elapsed() < START_GRACE) && self.unheard()
     }
 
-    /// The last of the later attempts than ours that nodes hold.
+    /// Returns the latest of the nodes' attempts that are later than ours.
     fn later(&self, job: &mut Job) -> Option<Box<Sandbox>> {
         let told = self.nodes.cache.get(&SandboxRef::Id(job.order.id)).and_then(|e| e.later);
         let later = job.found.take().into_iter().chain(told).max_by_key(|later| later.attempt)?;
@@ -233,11 +234,11 @@ impl Sandboxes {
         goes_on.then_some(later)
     }
 
-    /// Goes on with an attempt that was begun by a controller whose store we do not have.
+    /// Continues an attempt that a controller with a newer store began.
     async fn go_on_with(&self, job: &mut Job, later: &Sandbox) -> Result<(), End> {
         let (id, attempt) = (job.order.id, later.attempt);
         let Ok(node) = later.node.parse::<NodeName>() else { return Err(End::Gone) };
-        tracing::warn!(sandbox_id = %id, %node, attempt, "a node knows more of a creation than we");
+        tracing::warn!(sandbox_id = %id, %node, attempt, "node has a later attempt of a creation");
         let (name, leave) = (node.clone(), job.leave.take());
         let choice = Choice { node: name, attempt, decision: String::new(), leave };
         if !self.persist(|| self.store.choose(&id, choice.clone())).await {
@@ -269,13 +270,13 @@ impl Sandboxes {
                 ..self.of_job(job, kind, log::CONTROLLER)
             });
         }
-        // The node must not hear of it before this is durable.
+        // The node must not receive the attempt before this is durable.
         self.persist(|| self.log().flushed()).await;
         let chosen = self.persist(|| self.store.choose(&id, choice.clone())).await;
         if !chosen {
             return Err(End::Gone);
         }
-        tracing::info!(sandbox_id = %id, %node, attempt, "chose a node");
+        tracing::info!(sandbox_id = %id, %node, attempt, "node chosen");
         job.leave = None;
         job.order.attempt = attempt;
         self.nodes.cache.placed(&id, Some(&node), attempt, Progress::Placing);
@@ -283,11 +284,11 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// One attempt on one node, until it is decided.
+    /// Carries out one attempt on one node.
     async fn attempt(&self, job: &mut Job, name: &NodeName) -> Attempt {
         let Some(node) = self.nodes.get(name) else {
             if job.maybe_sent {
-                // Not configured any more; whatever it holds, it is told when it comes back.
+                // Not configured any more; a pending cancel waits for the node to come back.
                 sleep(RETRY).await;
                 return Attempt::Left;
             }
@@ -308,7 +309,7 @@ impl Sandboxes {
                 answer = self.ask(job, &node, &step) => answer,
             };
             let error = match answer {
-                // The node made this request before, under an id that our store has lost.
+                // The node carried out this request before, under an id that our store has lost.
                 Ok((sandbox, _)) if sandbox.id != job.order.id.to_string() => {
                     self.nodes.apply(name, sandbox.clone());
                     return Attempt::Hopeless(Failure {
@@ -317,7 +318,7 @@ impl Sandboxes {
                         rollback: String::new(),
                     });
                 }
-                // Our store is an old copy: it came up, and has gone to another node since.
+                // Our store is an old copy: the sandbox came up and has moved since.
                 Ok((sandbox, _)) if sandbox.cause() == Cause::Moved => {
                     return Attempt::Behind(Box::new(sandbox));
                 }
@@ -330,8 +331,8 @@ impl Sandboxes {
                     self.nodes.apply(name, sandbox.clone());
                     match sandbox.phase() {
                         Phase::Creating | Phase::Unspecified => {
-                            // A node that cannot go on now (it has just come back, or has no
-                            // quorum) answers at once, however long it was asked to wait.
+                            // A node that cannot continue now (just back, or without quorum)
+                            // answers at once, however long it was asked to wait.
                             if matches!(step, Step::Follow) {
                                 sleep(ASK).await;
                             }
@@ -340,7 +341,7 @@ impl Sandboxes {
                         Phase::Failed => {
                             return by_failure(name, sandbox.failure.unwrap_or_default(), None);
                         }
-                        // Perhaps it was called off, and a later one came up.
+                        // The creation may have been cancelled, with a later attempt up elsewhere.
                         Phase::Deleted if job.resumed && self.may_hear_more(job) => {
                             step = Step::Ask;
                             sleep(LOOK).await;
@@ -364,7 +365,7 @@ impl Sandboxes {
                 Ok((sandbox, _)) if sandbox.attempt > job.order.attempt => {
                     return Attempt::Behind(Box::new(sandbox));
                 }
-                // A tombstone of an attempt before this one: this one it has not heard of.
+                // The tombstone of an earlier attempt: the node has not received this one.
                 Ok(_) => {
                     step = Step::Send;
                     sleep(ASK).await;
@@ -378,20 +379,20 @@ impl Sandboxes {
             }
             match error {
                 ref unknown if unknown.is_not_found() && !matches!(step, Step::Send) => {
-                    // It never arrived. The same attempt may go to the same node again.
+                    // The attempt never arrived. It may go to the same node again.
                     step = Step::Send;
                     sleep(ASK).await;
                 }
                 node::Error::Refused { reason, message, retry_after } => {
                     if reason == Reason::SandboxBusy {
-                        // An attempt before this one, which was left, is still there.
+                        // An earlier, abandoned attempt is still there.
                         self.clear(job, &node).await;
                     }
                     let failure =
                         Failure { reason: reason.into(), message, rollback: String::new() };
                     return by_failure(name, failure, retry_after);
                 }
-                // Whatever was sent before this never arrived anywhere.
+                // No earlier request has arrived anywhere.
                 node::Error::Unreachable(why) if !job.maybe_sent => {
                     return Attempt::Refused(why, Some(RETRY));
                 }
@@ -401,7 +402,7 @@ impl Sandboxes {
                 | node::Error::Nonsense(_) => {
                     if !job.maybe_sent || matches!(step, Step::Send) {
                         tracing::warn!(sandbox_id = %job.order.id, node = %name, %error,
-                            "the outcome of a creation is not known, asking the node");
+                            "outcome of a creation is unknown, asking the node");
                         self.nodes.trip(&node);
                     }
                     (job.maybe_sent, step) = (true, Step::Ask);
@@ -412,7 +413,7 @@ impl Sandboxes {
                     tokio::select! {
                         () = job.cancel.cancelled() => {}
                         () = sleep(RETRY) => {}
-                        // The node came back, perhaps.
+                        // The node may be back.
                         _ = async { sleep(ASK).await; news.changed().await } => {}
                     }
                 }
@@ -428,24 +429,23 @@ impl Sandboxes {
     ) -> Result<(Sandbox, Option<NodeLoad>), node::Error> {
         let epoch = self.nodes.epoch.get();
         match step {
-            // Answered as soon as the node has admitted it, so that little time is uncertain.
+            // Answered as soon as the node has admitted it, which keeps the uncertain time short.
             Step::Send => node.client.create(epoch, &job.order, Duration::ZERO).await,
             Step::Follow => node.client.create(epoch, &job.order, WAIT).await,
             Step::Ask => node.client.get(&job.order.id).await.map(|sandbox| (sandbox, None)),
         }
     }
 
-    /// Calls the attempts before this one off. What fails here is tried again with the next try.
+    /// Cancels the earlier attempts. A failure here is repeated with the next try.
     async fn clear(&self, job: &Job, node: &Node) {
         let (epoch, before) = (self.nodes.epoch.get(), job.order.attempt - 1);
         if let Err(error) = node.client.cancel_create(epoch, &job.order.id, before).await {
             tracing::warn!(sandbox_id = %job.order.id, node = %node.name, %error,
-                "could not call off an attempt that had been given up");
+                "could not cancel an abandoned attempt");
         }
     }
 
-    /// Makes sure that nothing of the attempt is left on the node. Never gives up: a deletion that
-    /// was asked for is wanted for ever.
+    /// Removes the attempt from the node. Retries for ever: a requested deletion stays wanted.
     async fn call_off(&self, job: &Job, node: &Node) -> Attempt {
         let id = &job.order.id;
         loop {
@@ -459,18 +459,18 @@ impl Sandboxes {
                         return Attempt::Replaced;
                     }
                     tracing::warn!(sandbox_id = %id, node = %node.name, %error,
-                        "could not call a creation off, trying again");
+                        "could not cancel a creation, trying again");
                     sleep(RETRY).await;
                     continue;
                 }
             };
             match held.as_ref().map(Sandbox::phase) {
                 None | Some(Phase::Failed | Phase::Deleted) => return Attempt::CalledOff,
-                // It had come up before.
+                // The sandbox had come up before.
                 Some(Phase::Running | Phase::Paused | Phase::Stopped) => {
                     if let Err(error) = node.client.delete(epoch, id, WAIT).await {
                         tracing::warn!(sandbox_id = %id, node = %node.name, %error,
-                            "could not delete a creation that was called off, trying again");
+                            "could not delete a cancelled creation, trying again");
                     }
                 }
                 Some(
@@ -486,7 +486,7 @@ impl Sandboxes {
         }
     }
 
-    /// Writes the end down, then shows it.
+    /// Records the outcome, then shows it.
     async fn finish(&self, job: &Job, end: End) {
         let id = job.order.id;
         let now_ms = self.clock.now_ms();
@@ -504,16 +504,16 @@ impl Sandboxes {
                     ..self.once(job, EventKind::Created, &by)
                 }];
                 told.extend(self.nodes.came_up(id, &job.team, &sandbox));
-                // Before anybody is told: a sandbox that was seen running is never moved.
+                // Durable before it is visible: a sandbox seen running is never moved.
                 let done = || self.store.done(&id, last.clone(), told.clone());
                 let revision = self.persist(done).await;
                 self.log().reached(revision);
                 tracing::info!(sandbox_id = %id, node = sandbox.node, vmid = sandbox.vmid,
-                    attempt = job.order.attempt, "a sandbox is up");
+                    attempt = job.order.attempt, "sandbox is up");
             }
             End::Failed(failure) => {
                 tracing::warn!(sandbox_id = %id, reason = %failure.reason(), message = failure.message,
-                    rollback = failure.rollback, "a creation failed");
+                    rollback = failure.rollback, "creation failed");
                 let released = failure.reason().is_not_here_not_now();
                 self.ended(job, EventKind::CreateFailed, &failure);
                 sandbox.set_phase(Phase::Failed);
@@ -524,7 +524,7 @@ impl Sandboxes {
                 self.nodes.release(&id);
             }
             End::CalledOff => {
-                tracing::info!(sandbox_id = %id, "a creation was called off");
+                tracing::info!(sandbox_id = %id, "creation cancelled");
                 sandbox.set_phase(Phase::Deleted);
                 let failure = Failure {
                     reason: Reason::CreateCancelled.into(),
@@ -539,7 +539,7 @@ impl Sandboxes {
                 self.nodes.release(&id);
             }
             End::Gone => self.nodes.release(&id),
-            // What we know of it is not what it will be.
+            // Our state of the sandbox may be outdated.
             End::Replaced => {
                 self.jobs().remove(&id);
                 return;
@@ -549,7 +549,7 @@ impl Sandboxes {
         self.jobs().remove(&id);
     }
 
-    /// An event of a creation.
+    /// Builds an event of a creation.
     fn of_job(&self, job: &Job, kind: EventKind, actor: &str) -> Event {
         Event {
             sandbox: Some(job.order.id),
@@ -558,13 +558,13 @@ impl Sandboxes {
         }
     }
 
-    /// The same of a kind that comes once in its life, although a crash may begin its end again.
+    /// As `of_job`, for a kind that occurs once per sandbox, even if a crash repeats the end.
     fn once(&self, job: &Job, kind: EventKind, actor: &str) -> Event {
         let once = Some(format!("{} {}", job.order.id, kind.as_str_name()));
         Event { once, ..self.of_job(job, kind, actor) }
     }
 
-    /// A creation came to nothing.
+    /// Logs that a creation failed or was cancelled.
     fn ended(&self, job: &Job, kind: EventKind, failure: &Failure) {
         let by = self.log().asker(&job.order.id, kind);
         let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
@@ -575,8 +575,8 @@ impl Sandboxes {
         });
     }
 
-    /// Repeats a write until the store takes it: without it the next step must not be taken. Never
-    /// returns once a later controller is in charge: what is under way is its to end.
+    /// Repeats a write until the store accepts it: the next step must not be taken without it.
+    /// Never returns once a later controller is in charge, which finishes the work under way.
     async fn persist<T, F>(&self, write: impl Fn() -> F) -> T
     where
         F: Future<Output = Result<T, store::Error>>,
@@ -599,7 +599,7 @@ impl Sandboxes {
         }
     }
 
-    /// Why waiting for room is no use; `None` when it is.
+    /// Returns why waiting for capacity is useless; `None` when it is not.
     pub(super) fn hopeless(&self, decision: &Decision, spec: &Spec) -> Option<Error> {
         let why = decision.why();
         match decision.obstacle(spec.node.as_ref()) {
@@ -635,7 +635,7 @@ impl Sandboxes {
     }
 }
 
-/// Takes an attempt's end into the job; `Some` when the creation is over with it.
+/// Records the outcome of an attempt in the job; `Some` when the creation is over with it.
 fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
     (job.node, job.maybe_sent) = (None, false);
     let id = job.order.id;
@@ -653,20 +653,20 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
         Attempt::Replaced => return Some(End::Replaced),
         Attempt::Behind(later) => job.found = Some(later),
         Attempt::Refused(why, retry_after) => {
-            tracing::info!(sandbox_id = %id, %node, why, "a node refused a creation");
+            tracing::info!(sandbox_id = %id, %node, why, "node refused a creation");
             let until = Instant::now() + retry_after.unwrap_or(REFUSAL);
             job.tried.refused.insert(node, (until, why));
         }
         Attempt::Fault(failure) => {
             tracing::warn!(sandbox_id = %id, %node, reason = %failure.reason(),
-                message = failure.message, rollback = failure.rollback, "a node failed a creation");
+                message = failure.message, rollback = failure.rollback, "node failed a creation");
             job.tried.failed.insert(node, failure.reason().name().to_owned());
             job.broke = Some(failure.clone());
             job.faults.push(failure);
         }
         Attempt::Left => {
             tracing::warn!(sandbox_id = %id, %node, attempt = job.order.attempt,
-                "gave up on a node that does not answer, its attempt is called off when it is back");
+                "node does not answer, its attempt is abandoned and cancelled when it is back");
             let until = Instant::now() + RETRY;
             job.tried.refused.insert(node.clone(), (until, "it does not answer".into()));
             job.broke = Some(Failure {
@@ -680,7 +680,7 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
     None
 }
 
-/// What a node's no, or the failure that it recorded, means for the creation.
+/// Classifies a node's refusal, or the failure that it recorded.
 fn by_failure(node: &NodeName, failure: Failure, retry_after: Option<Duration>) -> Attempt {
     let told = Failure { message: format!("node {node}: {}", failure.message), ..failure };
     if told.reason().is_not_here_not_now() {

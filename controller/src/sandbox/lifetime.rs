@@ -1,4 +1,4 @@
-//! How long a sandbox lives. Its node keeps the rules, and keeps to them.
+//! Lifetime of a sandbox. Its node stores and enforces the rules.
 
 use proto::{
     id::Invalid,
@@ -8,15 +8,15 @@ use proto::{
 
 use super::{Caller, Error, Sandboxes};
 
-/// What will be the caller's doing.
+/// Events that the log attributes to the caller.
 const EFFECTS: &[EventKind] = &[EventKind::LifetimeSet];
 
 impl Sandboxes {
-    /// Changes the rules of its lifetime.
+    /// Changes the lifetime rules of a sandbox.
     ///
     /// # Errors
-    /// When nothing is said, it is out of bounds, there is no such sandbox, or its node does not do
-    /// it.
+    /// When the lifetime is missing or out of bounds, there is no such sandbox, or its node does
+    /// not do it.
     pub async fn set_lifetime(
         &self,
         caller: &Caller,

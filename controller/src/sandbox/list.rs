@@ -1,4 +1,4 @@
-//! Looking at sandboxes.
+//! Reads sandboxes.
 
 use proto::{
     id::{Invalid, SandboxId},
@@ -14,14 +14,14 @@ const PAGE_MAX: u32 = 1000;
 /// A page of sandboxes.
 #[derive(Debug)]
 pub struct Page {
-    /// In the order of their ids.
+    /// Ordered by id.
     pub sandboxes: Vec<Sandbox>,
-    /// For the next page; empty on the last.
+    /// Token of the next page; empty on the last.
     pub next: String,
 }
 
 impl Sandboxes {
-    /// One sandbox.
+    /// Returns one sandbox.
     ///
     /// # Errors
     /// When there is none of this name in the team.
@@ -29,10 +29,10 @@ impl Sandboxes {
         self.find(team, id).map(|entry| self.nodes.cache.view(&entry))
     }
 
-    /// A page of the team's sandboxes.
+    /// Returns a page of the team's sandboxes.
     ///
     /// # Errors
-    /// When the size or the token is not one of ours.
+    /// When the size is out of range or the token is not one of ours.
     pub fn list(
         &self,
         team: &Team,

@@ -1,8 +1,7 @@
-//! The sandboxes of all nodes: the one door of the domain, one file an operation. It knows neither
-//! tonic nor SQL; nodes are reached through `node`, what must outlive a restart goes to `store`.
+//! Sandboxes of all nodes: the only entrance to the domain, one file per operation. Uses neither
+//! tonic nor SQL: nodes are called through `node`, durable state goes to `store`.
 //!
-//! What a node says of a sandbox is the message of the public API, kept as data: there is nothing
-//! in between to translate.
+//! A node reports a sandbox as a message of the public API, which is kept without translation.
 
 mod adopt;
 mod control_exec;
@@ -69,47 +68,47 @@ pub use files::Piece;
 pub use fsck::Report;
 pub use list::Page;
 
-/// How long a call to a node may take, so that no call of ours is silent for more than 20 s.
+/// Longest call to a node, so that no call of ours is silent for more than 20 s.
 const WAIT: Duration = Duration::from_secs(15);
 /// Longest wait that a caller may ask for.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
-/// How long an answer waits for the log.
+/// Longest time that an answer waits for the event log.
 const LOGGED: Duration = Duration::from_secs(2);
-/// When to try a node again that does not answer.
+/// Retry hint while a node does not answer.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Who calls.
+/// Authenticated caller.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// The token's team: what it may see.
+    /// Team of the token, which decides what the caller sees.
     pub team: Team,
-    /// The token's public id: who did it.
+    /// Public id of the token, for the event log.
     pub token: String,
 }
 
-/// Why an operation did not do what was asked.
+/// Failure of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// What a caller branches on.
+    /// Machine-readable reason.
     pub reason: Reason,
-    /// A sentence that says what to do, where it can.
+    /// Message for people; says what to do where it can.
     pub message: String,
     /// Field of the request that is wrong.
     pub field: Option<&'static str>,
-    /// When to try again.
+    /// Time after which to try again.
     pub retry_after: Option<Duration>,
-    /// Sandbox that it is about, where the caller might not know it yet.
+    /// Sandbox of the error, where the caller might not know it yet.
     pub sandbox_id: Option<String>,
 }
 
 impl Error {
-    /// With a reason and a sentence.
+    /// Creates an error with a reason and a message.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), field: None, retry_after: None, sandbox_id: None }
     }
 
-    /// With a hint when to try again.
+    /// Adds a retry hint.
     #[must_use]
     pub fn retry(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
@@ -162,17 +161,17 @@ fn replaced() -> Error {
 /// Bounds of creations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Under way at once.
+    /// Most creations under way at once.
     pub creates_max: usize,
-    /// Of those, waiting for room.
+    /// Most of those that may wait for capacity.
     pub queue_max: usize,
-    /// How long one waits for room.
+    /// Longest wait of a creation for capacity.
     pub queue: Duration,
-    /// How long a node that stopped answering in mid-create is asked before another is tried.
+    /// Time for which a node that stopped answering is asked before another is tried.
     pub patience: Duration,
-    /// After this a creation that has not come up is called off.
+    /// Time after which a creation that is not up yet is cancelled.
     pub deadline: Duration,
-    /// So many of the best nodes are asked for a seat before one of them is chosen; 1 asks none.
+    /// Number of the best nodes that are asked for a reservation before one is chosen; 1 asks none.
     pub bids: usize,
     /// Sizes by name.
     pub sizes: BTreeMap<Preset, Size>,
@@ -192,7 +191,7 @@ impl Default for Options {
     }
 }
 
-/// The door.
+/// Domain service: every operation on sandboxes and nodes.
 #[derive(Debug)]
 pub struct Sandboxes {
     nodes: Arc<Nodes>,
@@ -200,11 +199,11 @@ pub struct Sandboxes {
     clock: Arc<dyn Clock>,
     random: Arc<dyn Random>,
     options: Options,
-    /// How much is kept of the log.
+    /// Retention of the event log.
     kept: log::Options,
-    /// Held by who writes the log.
+    /// Lock of the log writer.
     writing: tokio::sync::Mutex<()>,
-    /// Creations under way; cancelling one calls it off.
+    /// Creations under way; cancelling the token cancels the creation.
     jobs: Mutex<BTreeMap<SandboxId, CancellationToken>>,
     creates: Arc<Semaphore>,
     queue: Semaphore,
@@ -214,7 +213,7 @@ pub struct Sandboxes {
 }
 
 impl Sandboxes {
-    /// Recalls what the store remembers and goes on with the creations that were under way.
+    /// Loads the store's sandboxes and continues the creations that were under way.
     ///
     /// # Errors
     /// When the store fails.
@@ -244,12 +243,12 @@ impl Sandboxes {
         Ok(sandboxes)
     }
 
-    /// All nodes, for operators.
+    /// Returns all nodes, for operators.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes
     }
 
-    /// A sandbox of the team, by any form of its name. Another team's does not exist.
+    /// Finds a sandbox of the team, by any form of its name. Those of other teams do not exist.
     fn find(&self, team: &Team, id: &str) -> Result<Entry, Error> {
         let name: SandboxRef = id.parse()?;
         self.nodes
@@ -259,7 +258,7 @@ impl Sandboxes {
             .ok_or_else(|| Error::not_found(&name))
     }
 
-    /// A sandbox that exists, with the node that it is on.
+    /// Finds a sandbox that is neither being created nor deleted, with its node.
     fn on_node(&self, team: &Team, id: &str) -> Result<(Entry, Arc<Node>), Error> {
         let entry = self.find(team, id)?;
         if entry.creating {
@@ -291,7 +290,7 @@ impl Sandboxes {
         }
     }
 
-    /// An agent's refusal, or its silence, in our words.
+    /// Turns an agent's refusal or missing answer into an error for the caller.
     fn of_node(&self, node: &Node, error: node::Error) -> Error {
         self.nodes.noticed(&error);
         match error {
@@ -313,7 +312,7 @@ impl Sandboxes {
                 Error::new(Reason::OutcomeUnknown, message).retry(RETRY)
             }
             node::Error::Nonsense(why) => {
-                tracing::error!(node = %node.name, why, "an agent answered nonsense");
+                tracing::error!(node = %node.name, why, "agent sent an invalid answer");
                 Error::new(Reason::Invariant, format!("node {} answered nonsense", node.name))
             }
         }
@@ -323,8 +322,8 @@ impl Sandboxes {
         &self.nodes.log
     }
 
-    /// A caller wants a change; said before its node hears of it. `asked` is the event for that,
-    /// where there is one; `effects` are the kinds of events that will be the caller's doing.
+    /// Records a requested change before its node receives it. `asked` is the event for that, if
+    /// there is one; `effects` are the kinds of events that will be attributed to the caller.
     fn wanted(
         &self,
         caller: &Caller,
@@ -343,8 +342,8 @@ impl Sandboxes {
         }
     }
 
-    /// After a change: what is known now, which is at least what the node answered. When the caller
-    /// hears of it, it is in the log.
+    /// Finishes a successful change: returns the known state, which is at least as new as the
+    /// node's answer. The change is logged before the caller gets the answer.
     async fn changed(
         &self,
         entry: &Entry,
@@ -361,14 +360,14 @@ impl Sandboxes {
         self.view(&entry.id).unwrap_or(answer)
     }
 
-    /// Waits for the log, but an answer is not held back because the log of it is late.
+    /// Waits for the event log, but a slow log does not hold back an answer.
     async fn written(&self) {
         if !matches!(timeout(LOGGED, self.log().flushed()).await, Ok(Ok(()))) {
-            tracing::error!("a call is answered that is not in the log yet");
+            tracing::error!("call answered before its events were stored");
         }
     }
 
-    /// A change did not come about.
+    /// Finishes a change that failed.
     async fn unchanged(
         &self,
         entry: &Entry,
@@ -388,7 +387,7 @@ impl Sandboxes {
         cache.get(&SandboxRef::Id(*id)).map(|entry| cache.view(&entry))
     }
 
-    /// A change may be made by this controller.
+    /// Checks that this controller may make changes.
     fn may_change(&self) -> Result<(), Error> {
         if self.nodes.epoch.fenced() {
             return Err(replaced());

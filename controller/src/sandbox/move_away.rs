@@ -1,5 +1,6 @@
-//! Moving what is stopped off a node that is drained, to nodes that see its disk: no copy is made, and
-//! nothing that runs is moved. What cannot go stays, and is told.
+//! Moves stopped sandboxes off a node that is being drained, to nodes that have access to their
+//! disk: nothing is copied, nothing that runs is moved. Those that cannot move stay and are
+//! reported.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,12 +18,12 @@ use crate::{
     store::Event,
 };
 
-/// So long one call moves; the next goes on.
+/// Time budget of one call; the next call continues.
 const ENOUGH: Duration = Duration::from_secs(10);
 
 impl Sandboxes {
-    /// Moves what is stopped on this node, as far as it can be and for a while. What was moved, as it is
-    /// now, and why others stay.
+    /// Moves the stopped sandboxes of this node within `ENOUGH`. Returns the moved ones in their
+    /// new state, and why others stay.
     pub(super) async fn move_away(
         &self,
         caller: &Caller,
@@ -32,7 +33,7 @@ impl Sandboxes {
         let until = Instant::now() + ENOUGH;
         for entry in self.nodes.cache.living_on(&node.name) {
             let phase = entry.sandbox.phase();
-            // Deleted on its way, it may be here no more: it is deleted where it went.
+            // Deleted during a move: the container may be on the other node.
             let left = phase == Phase::Deleting && entry.sandbox.failure.is_some();
             if entry.creating || entry.lost || !(phase == Phase::Stopped || left) {
                 continue;
@@ -49,7 +50,8 @@ impl Sandboxes {
                     moved.extend(there.map(|there| self.nodes.cache.view(&there)));
                 }
                 Err(why) => {
-                    tracing::info!(sandbox_id = %entry.id, node = %node.name, why, "it stays");
+                    tracing::info!(sandbox_id = %entry.id, node = %node.name, why,
+                        "sandbox stays on a drained node");
                     stays.insert(entry.id.to_string(), why);
                 }
             }
@@ -57,7 +59,7 @@ impl Sandboxes {
         (moved, stays)
     }
 
-    /// The three steps that `agent/src/sandbox/hand_over.rs` tells, from wherever they were cut off.
+    /// Takes the three steps of `agent/src/sandbox/hand_over.rs`, from where they were interrupted.
     async fn move_one(&self, caller: &Caller, entry: &Entry, from: &Node) -> Result<(), Error> {
         let (id, epoch) = (entry.id, self.nodes.epoch.get());
         let to = self.better(entry, &from.name)?;
@@ -82,7 +84,7 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// The node that a new one of its kind would go to.
+    /// Picks the node that a new sandbox of this kind would go to.
     fn better(&self, entry: &Entry, from: &NodeName) -> Result<NodeName, Error> {
         let spec = spec(entry.id, &entry.sandbox)?;
         let decision = self.nodes.place(None, &entry.team, &spec, 1, &Tried::default(), None);

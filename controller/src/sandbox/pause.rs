@@ -1,19 +1,19 @@
-//! Freezing a sandbox and thawing it again: its memory is kept.
+//! Pauses and resumes sandboxes: their memory is kept.
 
 use proto::sandbox::v1::{EventKind, Sandbox};
 
 use super::{Caller, Error, Sandboxes, WAIT};
 
-/// What will be the caller's doing: one that does not freeze may be stopped instead.
+/// Events that the log attributes to the caller: what does not freeze may be stopped instead.
 const PAUSE: &[EventKind] = &[EventKind::Paused, EventKind::Stopped];
 const RESUME: &[EventKind] = &[EventKind::Resumed];
 
 impl Sandboxes {
-    /// Freezes it. A paused one stays as it is.
+    /// Pauses a sandbox. A paused one stays as it is.
     ///
     /// # Errors
-    /// FREEZE_FAILED when something in it does not freeze, unless it was to be stopped then; when
-    /// there is none, it does not run, or its node does not do it.
+    /// FREEZE_FAILED when a process in it does not freeze, unless `or_stop`; when there is none, it
+    /// does not run, or its node does not do it.
     pub async fn pause(&self, caller: &Caller, id: &str, or_stop: bool) -> Result<Sandbox, Error> {
         self.may_change()?;
         let (entry, node) = self.on_node(&caller.team, id)?;
@@ -25,7 +25,7 @@ impl Sandboxes {
         }
     }
 
-    /// Thaws it. A running one stays as it is.
+    /// Resumes a sandbox. A running one stays as it is.
     ///
     /// # Errors
     /// When there is none, it is neither paused nor running, or its node does not do it.

@@ -1,5 +1,4 @@
-//! Where a creation goes: decided by what the nodes reported, and, where that is wanted, by what the
-//! best of them say when they are asked for a seat.
+//! Places a creation: by the nodes' reports and, where configured, by their reservations.
 
 use std::time::Duration;
 
@@ -16,12 +15,12 @@ use crate::{
     placement::{Decision, Filtered, Verdict},
 };
 
-/// Whoever has not answered by then gives no seat: a creation does not wait for it.
+/// Longest wait for reservations: a creation does not wait for slower nodes.
 const BID: Duration = Duration::from_millis(50);
 
 impl Sandboxes {
-    /// Decides for one attempt, and reserves there. What nodes say of seats is advice: when none
-    /// gives one, the reports decide alone, and the node that is chosen has the last word.
+    /// Places and reserves one attempt. Answers to reservations are advice: when no node gives one,
+    /// the reports decide alone, and the chosen node has the final say.
     pub(super) async fn place(
         &self,
         id: SandboxId,
@@ -48,17 +47,17 @@ impl Sandboxes {
             Some(among) if among.node().is_some() => {
                 with_bids(decision, among, bids.into_iter().filter_map(Result::err).collect())
             }
-            // They fit no more by what they said with it: as if none had given one.
+            // By the new reports they do not fit any more: as if no node had given a reservation.
             Some(_) => self.nodes.place(Some(id), team, spec, attempt, tried, None),
         };
-        // Also to those whose answer was late.
+        // Late answers may have made reservations too, so all other nodes are told.
         let others: Vec<_> =
             asked.into_iter().filter(|node| Some(node) != decision.node()).collect();
         self.give_back(id, &others);
         decision
     }
 
-    /// Asks one node for a seat: its name when it keeps one, else why not.
+    /// Asks one node for a reservation: returns its name, or the name and why not.
     async fn bid(
         &self,
         id: SandboxId,
@@ -81,19 +80,20 @@ impl Sandboxes {
         }
     }
 
-    /// Seats that are not wanted are free at once; one that is not reached frees it by itself.
+    /// Cancels reservations that are not needed. On a node that cannot be reached they expire.
     fn give_back(&self, id: SandboxId, nodes: &[NodeName]) {
         for node in nodes.iter().filter_map(|name| self.nodes.get(name)) {
             self.tasks.spawn(async move {
                 if let Err(error) = node.client.give_back(&id).await {
-                    tracing::debug!(sandbox_id = %id, node = %node.name, %error, "a seat stays kept");
+                    tracing::debug!(sandbox_id = %id, node = %node.name, %error,
+                        "could not cancel a reservation");
                 }
             });
         }
     }
 }
 
-/// The decision among those that gave a seat, and with it what was thought of the others.
+/// Merges the decision among the nodes with a reservation with the verdicts on all others.
 fn with_bids(before: Decision, among: Decision, refused: Vec<(NodeName, String)>) -> Decision {
     let Decision { attempt, decided_ms, verdicts, .. } = among;
     let known = |node: &NodeName| verdicts.iter().any(|verdict| verdict.node == *node);
@@ -110,7 +110,7 @@ fn with_bids(before: Decision, among: Decision, refused: Vec<(NodeName, String)>
             },
         });
     let mut all: Vec<_> = verdicts.iter().cloned().chain(others).collect();
-    // Those that fit first; the sort keeps the order otherwise, so the chosen one stays the first.
+    // Fitting nodes first; the sort is stable, so the chosen one stays first.
     all.sort_by_key(|verdict| verdict.filtered.is_some());
     Decision { attempt, decided_ms, holders: before.holders, verdicts: all }
 }

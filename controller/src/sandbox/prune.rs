@@ -1,4 +1,4 @@
-//! Deleting what has been stopped for long, and comparing what there is with a caller's own list.
+//! Deletes sandboxes that have been stopped for long, and compares sandboxes with a caller's list.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -11,33 +11,34 @@ use proto::{
 
 use super::{Caller, Error, Sandboxes};
 
-/// The least that counts as long.
+/// Shortest allowed age.
 const LEAST: Duration = Duration::from_secs(3600);
-/// Deletions of one call.
+/// Most deletions of one call.
 const PRUNED_MAX: usize = 200;
-/// Deletions at a time.
+/// Concurrent deletions.
 const PARALLEL: usize = 8;
-/// Ids of one comparison.
+/// Most ids of one comparison.
 const KNOWN_MAX: usize = 10_000;
-/// Sandboxes that are told of.
+/// Most unlisted sandboxes in an answer.
 const UNLISTED_MAX: usize = 1000;
 
-/// How what there is differs from what the caller knows.
+/// Difference between the team's sandboxes and the caller's list.
 #[derive(Debug, Default)]
 pub struct Difference {
-    /// Living, and not in the list.
+    /// Living sandboxes that are not in the list.
     pub unlisted: Vec<Sandbox>,
-    /// In the list, and not living.
+    /// Ids in the list without a living sandbox.
     pub missing: Vec<String>,
-    /// Every node was heard of.
+    /// Whether every node is up, so that nothing is unknown.
     pub complete: bool,
 }
 
 impl Sandboxes {
-    /// Deletes sandboxes of the team that have been stopped, or paused too, for so long.
+    /// Deletes sandboxes of the team that have been stopped, or with `paused` also paused, for
+    /// longer than `older_than`.
     ///
     /// # Errors
-    /// When the time is less than an hour. That one is not deleted is no error of the whole.
+    /// When the time is less than an hour. A sandbox that cannot be deleted does not fail the call.
     pub async fn prune(
         &self,
         caller: &Caller,
@@ -74,10 +75,10 @@ impl Sandboxes {
             .await)
     }
 
-    /// Compares the team's sandboxes with a list of the caller's.
+    /// Compares the team's sandboxes with a caller's list. An id of no sandbox of it is missing.
     ///
     /// # Errors
-    /// When the list is too long. An id that is none of ours is missing.
+    /// When the list is too long.
     pub fn compare(&self, team: &Team, known: &[String]) -> Result<Difference, Error> {
         if known.len() > KNOWN_MAX {
             return Err(Invalid::new("known_ids", "must be at most 10000").into());
@@ -102,7 +103,7 @@ impl Sandboxes {
     }
 }
 
-/// Those that have been stopped, or paused, since before then; the oldest first.
+/// Returns sandboxes that have been stopped, or paused, since before `before_ms`; oldest first.
 fn old(sandboxes: Vec<Sandbox>, before_ms: u64, paused: bool) -> Vec<Sandbox> {
     let since = |sandbox: &Sandbox| {
         let since = sandbox.since?;
@@ -115,7 +116,7 @@ fn old(sandboxes: Vec<Sandbox>, before_ms: u64, paused: bool) -> Vec<Sandbox> {
             let phase = sandbox.phase();
             phase == Phase::Stopped || (paused && phase == Phase::Paused)
         })
-        // Since when is not known: it is left alone.
+        // With an unknown start time the sandbox is left alone.
         .filter_map(|sandbox| Some((since(&sandbox)?, sandbox)))
         .filter(|(since, _)| *since < before_ms)
         .collect();

@@ -1,5 +1,5 @@
-//! Taking a container back that carries our mark and stands in no journal: its node's journal was
-//! lost, or an operator moved it there from another node.
+//! Recovers a container that carries our mark and is in no journal: its node's journal was lost, or
+//! an operator moved the container from another node.
 
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
@@ -11,8 +11,8 @@ use super::{Caller, Error, Sandboxes};
 use crate::{node::Node, store::Event};
 
 impl Sandboxes {
-    /// Lets a node take it back as the sandbox that it was. Where another node still has the sandbox
-    /// and not its container, that one lets go of it first.
+    /// Recovers the container as the sandbox that it was. When another node still has the sandbox
+    /// without its container, that node releases it first.
     ///
     /// # Errors
     /// When there is no such node, it or the other one does not answer, or one of them refuses.
@@ -58,7 +58,7 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Says who asked for it, before it is done.
+    /// Logs an operator's request before it is carried out.
     pub(super) fn operator_wants(
         &self,
         caller: &Caller,

@@ -1,4 +1,4 @@
-//! Letting go of a sandbox: it ends, and its container is left.
+//! Releases a sandbox: it ends, and its container stays.
 
 use proto::{
     id::SandboxRef,
@@ -8,7 +8,7 @@ use proto::{
 use super::{Caller, Error, Sandboxes};
 
 impl Sandboxes {
-    /// Ends a sandbox of any team, and leaves its container.
+    /// Ends a sandbox of any team and keeps its container.
     ///
     /// # Errors
     /// When there is none, its node does not answer, or its container was made for it.

@@ -1,5 +1,5 @@
-//! After a restart: what the store remembers is shown again, and creations that were under way go
-//! on by the code that began them. Beside that, the two housekeepers of the store.
+//! Start-up: loads the stored sandboxes and continues creations that were under way with the code
+//! that began them. Also the two background tasks of the store: write-behind and retention.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,12 +13,12 @@ use crate::{
     store::{self, Row, Seen, State},
 };
 
-/// How long an ended sandbox and its request_id are remembered.
+/// Retention of an ended sandbox and its request_id.
 const MEMORY: Duration = Duration::from_hours(24);
 const SWEEP: Duration = Duration::from_mins(10);
-/// Rows in one write.
+/// Most rows in one write.
 const BATCH: usize = 256;
-/// Events that are let go in one write.
+/// Most events removed in one write.
 const PRUNE: u32 = 2000;
 
 impl Sandboxes {
@@ -35,8 +35,7 @@ impl Sandboxes {
         self.nodes.recalled();
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            // A write that is under way ends in any case: who does not know that it was made would
-            // make it twice.
+            // A write under way always ends: without its result it would be repeated.
             tokio::join!(this.remember(), stop.run_until_cancelled(this.sweep()));
         });
         Ok(())
@@ -49,7 +48,7 @@ impl Sandboxes {
         match row.state {
             State::Placing => match create::check(&request) {
                 Ok(spec) => {
-                    tracing::info!(sandbox_id = %row.id, "went on with a creation");
+                    tracing::info!(sandbox_id = %row.id, "creation resumed");
                     self.nodes.cache.begin(row.id, row.team.clone(), sandbox);
                     let (id, team, digest) = (row.id, row.team.to_string(), row.digest);
                     let order = Order { id, team, attempt: row.attempt, digest, request };
@@ -61,11 +60,11 @@ impl Sandboxes {
                     });
                 }
                 Err(error) => {
-                    tracing::error!(sandbox_id = %row.id, %error, "a creation in the store is damaged");
+                    tracing::error!(sandbox_id = %row.id, %error, "stored creation is damaged");
                 }
             },
             State::Done => {
-                // Without a word of its node there is only the intent: it is not known to run.
+                // Without a report of its node only the intent is known: it may not run.
                 if sandbox.phase() == Phase::Creating {
                     sandbox.set_phase(Phase::Unreachable);
                 }
@@ -75,9 +74,8 @@ impl Sandboxes {
         }
     }
 
-    /// Writes behind what the nodes say, so that a sandbox whose node is down is known after a
-    /// restart, and the log. Many changes share a write; a write that is lost is said again by the
-    /// node.
+    /// Writes states and events behind, so that a sandbox whose node is down is known after a
+    /// restart. Many changes share a write; the node reports again what a lost write contained.
     async fn remember(&self) {
         loop {
             tokio::select! {
@@ -86,7 +84,7 @@ impl Sandboxes {
                 () = self.stop.cancelled() => return,
             }
             if !self.write_behind_once().await {
-                // Whoever is in charge now hears of it from the nodes.
+                // The controller in charge gets it from the nodes.
                 if self.nodes.epoch.fenced() {
                     return;
                 }
@@ -96,12 +94,12 @@ impl Sandboxes {
         }
     }
 
-    /// Writes what is left of the log, at the end.
+    /// Writes the rest of the event log, at the end.
     pub(crate) async fn write_behind(&self) {
         while !self.log().pending().is_empty() && self.write_behind_once().await {}
     }
 
-    /// One write, and only one at a time: what it wrote is the beginning of what waited.
+    /// Writes once, one writer at a time: what it wrote must be the front of the queue.
     async fn write_behind_once(&self) -> bool {
         let _alone = self.writing.lock().await;
         let (entries, events) = self.nodes.cache.take(BATCH, || self.log().pending());
@@ -116,7 +114,7 @@ impl Sandboxes {
                 if error == store::Error::Replaced {
                     self.nodes.epoch.fence();
                 }
-                tracing::error!(%error, "could not write what happened, trying again");
+                tracing::error!(%error, "could not write states and events, trying again");
                 self.nodes.cache.mark_dirty(entries.iter().map(|entry| entry.id));
                 false
             }
@@ -132,17 +130,17 @@ impl Sandboxes {
             let before_ms = self.clock.now_ms().saturating_sub(memory_ms);
             match self.store.forget(before_ms).await {
                 Ok(ids) => self.nodes.cache.forget(&ids),
-                Err(error) => tracing::error!(%error, "could not forget old creations"),
+                Err(error) => tracing::error!(%error, "could not remove old creations"),
             }
             if let Err(error) = self.prune_events().await {
-                tracing::error!(%error, "could not let old events go");
+                tracing::error!(%error, "could not remove old events");
             }
         }
     }
 }
 
 impl Sandboxes {
-    /// Lets old events go, in pieces, so that other writes come in between.
+    /// Removes old events in batches, so that other writes come in between.
     async fn prune_events(&self) -> Result<(), store::Error> {
         let keep_ms = u64::try_from(self.kept.keep.as_millis()).unwrap_or(u64::MAX);
         let before_ms = self.clock.now_ms().saturating_sub(keep_ms);

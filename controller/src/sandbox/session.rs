@@ -1,14 +1,14 @@
-//! One caller's stream with one command, for as long as the command lives, whatever becomes of the
-//! connection to its node.
+//! One caller's stream with one command, for as long as the command lives, across lost connections
+//! to its node.
 //!
 //! ```text
 //!  connect -> carry both ways -> exit, or an error: the caller's stream ends
 //!     ^            |
-//!     +-- 250 ms --+  the connection broke: attach where the caller is, for up to 60 s
+//!     +-- 250 ms --+  the connection broke: attach at the caller's position, for up to 60 s
 //! ```
-//! What must hold: the caller gets each byte and the exit once; a command that nothing names is
-//! never started twice; stdin goes on from what the node says it has taken; each side is read only
-//! as fast as the other takes it, and what is kept here is bounded.
+//! Invariants: the caller gets each byte and the exit once; a command without an exec_id is never
+//! started twice; stdin continues from the offset that the node has taken; each side is read only
+//! as fast as the other takes it, and the buffers here are bounded.
 
 use std::{collections::VecDeque, future::ready, pin::Pin, sync::Arc, time::Duration};
 
@@ -32,9 +32,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::{Error, RETRY, Sandboxes};
 use crate::node::{self, Node, Whose};
 
-/// A command that says nothing gets an empty message in between, so that the stream is never silent.
+/// Time after which a silent command gets an empty message, so that the stream is never silent.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How long a node may be away before its command counts as lost. Its sessions live as long.
+/// Time without the node after which its command counts as lost. Its sessions live as long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before each try to attach again.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -42,50 +42,50 @@ const AGAIN: Duration = Duration::from_millis(250);
 type Message = exec_request::Message;
 type ToCaller = mpsc::Sender<Result<ExecResponse, Error>>;
 
-/// How the stream came about.
+/// First message of the stream.
 #[derive(Debug, Clone)]
 pub(super) enum Opening {
-    /// It starts a command.
+    /// Starts a command.
     Start(ExecStart),
-    /// It joins one.
+    /// Attaches to one.
     Attach(ExecAttach),
 }
 
-/// One connection's stream.
+/// Stream over one connection.
 pub(super) struct Link {
-    /// `None` once there is nothing more to say.
+    /// `None` once there is nothing more to send.
     to_node: Option<mpsc::Sender<ExecRequest>>,
     output: Pin<Box<dyn Stream<Item = Result<ExecResponse, node::Error>> + Send>>,
 }
 
-/// How a connection's part of the stream ended.
+/// End of the stream over one connection.
 enum End {
-    /// The exit is with the caller, or the caller has gone.
+    /// The exit is delivered, or the caller has gone.
     Done,
-    /// The caller's stream ends with this.
+    /// The caller's stream ends with this error.
     Failed(Error),
-    /// The command goes on without us.
+    /// The connection broke; the command continues.
     Broken(node::Error),
 }
 
-/// The stream.
+/// Stream between a caller and a command.
 pub(super) struct Session {
     sandboxes: Arc<Sandboxes>,
     node: Arc<Node>,
     whose: Whose,
     opening: Opening,
-    /// The node's name of the run; empty until it started.
+    /// Name of the run at the node; empty until it started.
     exec_id: String,
-    /// The caller was told that it runs.
+    /// Whether the caller was told that it runs.
     started: bool,
-    /// A try to start it may have started it.
+    /// Whether a try to start it may have started it.
     in_doubt: bool,
     stdout: Received,
     stderr: Received,
     stdin: Sent,
-    /// The terminal's last size.
+    /// Last size of the terminal.
     window: Option<WindowSize>,
-    /// Since when nothing was heard of the command.
+    /// Time since which there is no connection to the command.
     broken: Option<Instant>,
 }
 
@@ -111,7 +111,7 @@ impl Session {
         }
     }
 
-    /// The first connection: what the node refuses is the call's own error.
+    /// Opens the first connection: a refusal of the node is the call's own error.
     pub(super) async fn open(&mut self) -> Result<Result<Link, node::Error>, Error> {
         match self.connect().await {
             Err(error) if is_break(&error) && self.may_repeat() => Ok(Err(error)),
@@ -120,7 +120,7 @@ impl Session {
         }
     }
 
-    /// Carries messages both ways to the command's end.
+    /// Carries messages both ways until the command ends.
     pub(super) async fn run<S>(
         mut self,
         opened: Result<Link, node::Error>,
@@ -148,7 +148,7 @@ impl Session {
                     None => return,
                 },
             };
-            // A caller that has gone does not want to know.
+            // The caller may have gone.
             drop(to_caller.send(Err(failed)).await);
             return;
         }
@@ -178,7 +178,7 @@ impl Session {
         Ok(Link { to_node: Some(to_node), output: connected? })
     }
 
-    /// The caller knows the run by a name of its own.
+    /// Returns true when the caller chose the exec_id.
     fn is_named(&self) -> bool {
         match &self.opening {
             Opening::Start(start) => !start.exec_id.is_empty(),
@@ -186,7 +186,7 @@ impl Session {
         }
     }
 
-    /// Asking once more cannot run anything a second time.
+    /// Returns true when a repeated request cannot run anything a second time.
     fn may_repeat(&self) -> bool {
         if self.started { !self.exec_id.is_empty() } else { self.is_named() }
     }
@@ -202,13 +202,13 @@ impl Session {
     {
         let stop = self.sandboxes.stop.clone();
         let mut beat = Instant::now() + HEARTBEAT;
-        // Stdin waits for the first answer, which says where it goes on.
+        // Stdin waits for the first answer, which has the offset to continue from.
         let mut ready = false;
         let mut pending: VecDeque<Message> = VecDeque::new();
         let mut permit = None;
         let mut deaf = false;
         loop {
-            // The end of our half means no more stdin only where nobody else can give it any.
+            // The end of the input means end of stdin only where no other call can write stdin.
             if ready && input.is_none() && pending.is_empty() && !self.is_named() {
                 link.to_node = None;
             }
@@ -220,7 +220,7 @@ impl Session {
                     Ok(got) => permit = Some(got),
                     Err(_) => return End::Done,
                 },
-                // A caller that does not read needs no sign of life.
+                // A caller that does not read needs no heartbeat.
                 () = sleep_until(beat), if permit.is_some() => {
                     if let Some(permit) = permit.take() {
                         permit.send(Ok(nothing()));
@@ -267,7 +267,7 @@ impl Session {
                 }
                 room = room(link.to_node.as_ref()), if !pending.is_empty() && !deaf => match room {
                     Some(room) => room.send(ExecRequest { message: pending.pop_front() }),
-                    // The node takes no more; what it says next tells why.
+                    // The node takes no more; its next message says why.
                     None => deaf = true,
                 },
                 message = next(input), if may_read => match message {
@@ -281,8 +281,8 @@ impl Session {
         }
     }
 
-    /// The first message of each connection: what to tell the caller of it, and what of stdin the
-    /// node has still to get.
+    /// Handles the first message of a connection: returns what the caller gets of it, and queues
+    /// the stdin that the node still needs.
     fn begin(
         &mut self,
         started: ExecStarted,
@@ -310,7 +310,7 @@ impl Session {
         if self.stdin.eof {
             pending.push_back(Message::StdinEof(true));
         }
-        tracing::info!(node = %self.node.name, exec_id = self.exec_id, "attached to a command again");
+        tracing::info!(node = %self.node.name, exec_id = self.exec_id, "reattached to a command");
         Ok(None)
     }
 
@@ -330,7 +330,7 @@ impl Session {
                 exec::check_window(window)?;
                 self.window = Some(*window);
             }
-            // One that is lost with the connection is not sent again: it might come twice.
+            // A signal lost with the connection is not sent again: it might arrive twice.
             Message::Signal(signal) => exec::check_signal(*signal)?,
         }
         Ok(Some(message))
@@ -351,13 +351,13 @@ impl Session {
     ) -> Option<Result<Link, Error>> {
         let since = *self.broken.get_or_insert_with(Instant::now);
         let node = &self.node.name;
-        tracing::info!(%node, exec_id = self.exec_id, error = %why, "lost the connection to a command");
+        tracing::info!(%node, exec_id = self.exec_id, error = %why, "connection to a command lost");
         let stop = self.sandboxes.stop.clone();
         let attempts = self.attempts(since, why);
         let beats = async {
             loop {
                 sleep(HEARTBEAT).await;
-                // One that cannot be sent is not needed: others wait to be read.
+                // When the channel is full, other messages keep the stream alive.
                 drop(to_caller.try_send(Ok(nothing())));
             }
         };
@@ -381,20 +381,20 @@ impl Session {
             }
             sleep(AGAIN).await;
             match self.connect().await {
-                // Many come back at once, and those that had a stream have to get one again.
+                // Many sessions come back at once, and those that had a stream must get one again.
                 Err(error) if is_break(&error) || is_full(&error) => last = error,
                 done => return done,
             }
         }
     }
 
-    /// The call starts a command, and it runs, or may run.
+    /// Returns true when the call starts a command that runs or may run.
     fn may_run(&self) -> bool {
         matches!(self.opening, Opening::Start(_)) && (self.started || self.in_doubt)
     }
 
-    /// A command whose stream cannot be gone on with, or that could not be started. It is never
-    /// repeated. Only what has certainly not run is told as a refusal.
+    /// Builds the error of a command that cannot be continued or started; it is never repeated.
+    /// Only what has certainly not run is reported as a refusal.
     fn lost(&self, error: node::Error) -> Error {
         let of_node = |error| self.sandboxes.of_node(&self.node, error);
         if !self.may_run() {
@@ -413,7 +413,7 @@ impl Session {
             | node::Error::Unreachable(why) => self.unknown(why),
             node::Error::Nonsense(_) => of_node(error),
             node::Error::Refused { reason, message, .. } => match reason {
-                // About this very command, from whoever would know it.
+                // Specific to this command, from the agent that would know it.
                 Reason::ExecLost | Reason::ExecIdReused => of_node(error),
                 Reason::FieldInvalid if !self.started => of_node(error),
                 Reason::ExecNotFound
@@ -426,7 +426,7 @@ impl Session {
         }
     }
 
-    /// The command may run on, or may have run.
+    /// Builds the error of a command that may run, or may have run.
     fn unknown(&self, why: &str) -> Error {
         let again = if self.is_named() {
             "ask again with the same exec_id: it is not run twice"
@@ -439,7 +439,7 @@ impl Session {
     }
 
     fn stopping(&self) -> Error {
-        // Whoever asks again attaches to it.
+        // A repeated call attaches to the command.
         if self.is_named() || !self.may_run() {
             return Error::new(Reason::ShuttingDown, "the controller is stopping").retry(RETRY);
         }
@@ -457,7 +457,7 @@ fn nothing() -> ExecResponse {
     ExecResponse { message: Some(exec_response::Message::Stdout(Bytes::new())) }
 }
 
-/// The connection is gone, which says nothing of the command. A node whose agent stops says so.
+/// Returns true when only the connection is lost; an agent that stops says so.
 fn is_break(error: &node::Error) -> bool {
     match error {
         node::Error::Unknown(_) | node::Error::Silent(_) | node::Error::Unreachable(_) => true,
@@ -468,7 +468,7 @@ fn is_break(error: &node::Error) -> bool {
     }
 }
 
-/// The node's streams are taken. It passes.
+/// Returns true when all streams of the node are in use, which is temporary.
 fn is_full(error: &node::Error) -> bool {
     error.reason() == Some(Reason::TooManyCalls)
 }

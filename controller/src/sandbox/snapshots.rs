@@ -1,4 +1,4 @@
-//! Which snapshots there are: the union over the nodes' reports.
+//! Available snapshots: the union over the nodes' reports.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use proto::sandbox::v1::Snapshot;
 use super::Sandboxes;
 
 impl Sandboxes {
-    /// All snapshots that a node has reported, ordered by id.
+    /// Returns all snapshots that a node has reported, ordered by id.
     pub fn snapshots(&self) -> Vec<Snapshot> {
         let mut all: BTreeMap<String, Snapshot> = BTreeMap::new();
         for status in self.nodes.statuses() {

@@ -1,14 +1,14 @@
-//! Booting a stopped sandbox.
+//! Boots a stopped sandbox.
 
 use proto::sandbox::v1::{EventKind, Sandbox};
 
 use super::{Caller, Error, Sandboxes, WAIT};
 
-/// What will be the caller's doing.
+/// Events that the log attributes to the caller.
 const EFFECTS: &[EventKind] = &[EventKind::Started];
 
 impl Sandboxes {
-    /// Boots it. A running one stays as it is; one that takes long is STARTING.
+    /// Boots a sandbox. A running one stays as it is; one that takes long is STARTING.
     ///
     /// # Errors
     /// When there is none, it is being created or deleted, or its node does not do it.

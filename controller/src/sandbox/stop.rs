@@ -1,14 +1,14 @@
-//! Stopping a sandbox: its disk is kept, its memory is not.
+//! Stops a sandbox: its disk is kept, its memory is not.
 
 use proto::sandbox::v1::{EventKind, Sandbox};
 
 use super::{Caller, Error, Sandboxes, WAIT};
 
-/// What will be the caller's doing.
+/// Events that the log attributes to the caller.
 const EFFECTS: &[EventKind] = &[EventKind::Stopped];
 
 impl Sandboxes {
-    /// Stops it. A stopped one stays as it is; one that takes long is STOPPING.
+    /// Stops a sandbox. A stopped one stays as it is; one that takes long is STOPPING.
     ///
     /// # Errors
     /// When there is none, it is being created or deleted, or its node does not do it.

@@ -1,4 +1,4 @@
-//! What sandboxes use right now. Each node is asked once, all at a time.
+//! Current resource usage of sandboxes. Each node is asked once, all in parallel.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,15 @@ use proto::{
 use super::{Error, Sandboxes};
 use crate::node::{Entry, Node};
 
-/// Sandboxes that one call may ask about.
+/// Most sandboxes of one call.
 const USAGES_MAX: usize = 200;
 
 impl Sandboxes {
-    /// Usages of these, or of all of the team that run or are paused; by id. What cannot be
-    /// measured, because it does not run or its node does not answer, is left out.
+    /// Returns the usage of these sandboxes, or of all of the team that run or are paused; by id.
+    /// Those that cannot be measured, not running or on a node that does not answer, are left out.
     ///
     /// # Errors
-    /// When there are too many ids, or one is nobody's.
+    /// When there are too many ids, or one is not a sandbox of the team.
     pub async fn usage(&self, team: &Team, ids: &[String]) -> Result<Vec<Usage>, Error> {
         if ids.len() > USAGES_MAX {
             return Err(Invalid::new("ids", "must be at most 200").into());
@@ -47,7 +47,7 @@ impl Sandboxes {
                 Ok(usages) => usages,
                 Err(error) => {
                     self.nodes.noticed(&error);
-                    tracing::warn!(node = %node.name, %error, "usage was not told");
+                    tracing::warn!(node = %node.name, %error, "node did not report usage");
                     Vec::new()
                 }
             }

@@ -1,4 +1,4 @@
-//! What wakes a paused sandbox.
+//! Events that wake a paused sandbox.
 
 use proto::{
     id::Invalid,
@@ -7,14 +7,14 @@ use proto::{
 
 use super::{Caller, Error, Sandboxes};
 
-/// What will be the caller's doing.
+/// Events that the log attributes to the caller.
 const EFFECTS: &[EventKind] = &[EventKind::WakeOnSet];
 
 impl Sandboxes {
-    /// Says what wakes it, from now on.
+    /// Sets the events that wake a sandbox.
     ///
     /// # Errors
-    /// When nothing is said, there is no such sandbox, or its node does not do it.
+    /// When `wake_on` is missing, there is no such sandbox, or its node does not do it.
     pub async fn set_wake_on(
         &self,
         caller: &Caller,

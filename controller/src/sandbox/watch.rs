@@ -1,4 +1,4 @@
-//! Watching one sandbox.
+//! Watches one sandbox.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio::{sync::watch::Receiver, time::timeout};
 
 use super::{Error, RETRY, Sandboxes};
 
-/// The sandbox is sent again after this long without a change, so that the stream is never silent.
+/// Time without a change after which the sandbox is sent again, so that the stream is never silent.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 struct Watch {
@@ -25,7 +25,7 @@ struct Watch {
 }
 
 impl Sandboxes {
-    /// The sandbox now, and at every change until it has ended.
+    /// Streams the sandbox now and at every change until it has ended.
     ///
     /// # Errors
     /// When there is none of this name in the team.
@@ -52,7 +52,7 @@ impl Watch {
         let mut heartbeat = false;
         loop {
             self.changes.mark_unchanged();
-            // Forgotten in between: it had ended long ago.
+            // Removed from the cache: it had ended long ago.
             let sandbox = self.sandboxes.view(&self.id)?;
             if heartbeat || self.last.as_ref() != Some(&sandbox) {
                 self.over = matches!(sandbox.phase(), Phase::Deleted | Phase::Failed);

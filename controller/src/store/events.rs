@@ -1,4 +1,4 @@
-//! The log of events, as it is stored.
+//! Types of the stored event log.
 
 use proto::{
     Cause, Reason,
@@ -7,42 +7,42 @@ use proto::{
     sandbox::v1::EventKind,
 };
 
-/// One thing that happened.
+/// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// When the controller learned of it.
+    /// Time at which the controller learned of it, milliseconds since 1970.
     pub at_ms: u64,
-    /// Sandbox that it is about.
+    /// Id of its sandbox.
     pub sandbox: Option<SandboxId>,
-    /// Owner of the sandbox.
+    /// Team of the sandbox.
     pub team: Option<Team>,
-    /// Where it happened.
+    /// Node on which it happened.
     pub node: Option<NodeName>,
-    /// What happened.
+    /// Kind of the event.
     pub kind: EventKind,
-    /// Who wanted it.
+    /// Caller or component that caused it.
     pub actor: String,
-    /// Why it happened.
+    /// One of `proto::reason`, or another constant; empty where there is none.
     pub why: Why,
-    /// A sentence.
+    /// Details for people.
     pub detail: String,
-    /// The node's journal revision that says so; 0 when no journal does.
+    /// Revision in the node's journal that it comes from; 0 without one.
     pub node_revision: u64,
-    /// Its name among all events: what is said again under the same name is not written twice.
+    /// Deduplication key: an event whose key exists is skipped.
     pub once: Option<String>,
 }
 
-/// Which events are looked at. Nothing set: all.
+/// Filter of events. Without a field set, all match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Of this team.
+    /// Only of this team.
     pub team: Option<Team>,
-    /// Of this sandbox.
+    /// Only of this sandbox.
     pub sandbox: Option<SandboxId>,
 }
 
 impl Filter {
-    /// Whether an event is to be seen.
+    /// Returns true when an event matches.
     pub(super) fn admits(&self, event: &Event) -> bool {
         (self.team.is_none() || self.team == event.team)
             && (self.sandbox.is_none() || self.sandbox == event.sandbox)
@@ -52,13 +52,13 @@ impl Filter {
 /// A page of the log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventPage {
-    /// With their revisions, in order.
+    /// Events with their revisions, in order.
     pub events: Vec<(u64, Event)>,
-    /// Events up to this revision are not kept any more; 0: all are.
+    /// Revision up to which events are no longer kept; 0: all are kept.
     pub gone: u64,
-    /// Everything up to here is in this page or in those before.
+    /// Revision up to which this page and earlier ones contain all events.
     pub seen: u64,
-    /// There is nothing behind this page yet.
+    /// Whether no event follows this page yet.
     pub whole: bool,
 }
 
@@ -117,13 +117,13 @@ impl From<Cause> for Why {
 
 const PREFIX: &str = "EVENT_KIND_";
 
-/// How a kind is stored.
+/// Returns the stored name of a kind.
 pub(super) fn kind_name(kind: EventKind) -> &'static str {
     let name = kind.as_str_name();
     name.strip_prefix(PREFIX).unwrap_or(name)
 }
 
-/// A kind by its name; one that a later version wrote reads as unspecified.
+/// Parses a stored kind; one that a later version wrote becomes unspecified.
 pub(super) fn kind_named(name: &str) -> EventKind {
     EventKind::from_str_name(&format!("{PREFIX}{name}")).unwrap_or_default()
 }

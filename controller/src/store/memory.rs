@@ -1,4 +1,4 @@
-//! The store in memory. A clone of the `Arc` outlives a controller, as a disk does.
+//! Store in memory. A clone of the `Arc` outlives a controller, as a disk does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,12 +17,12 @@ use proto::{
 
 use super::{Begun, Choice, Error, Event, EventPage, Filter, Row, Seen, State, Store, Token};
 
-/// What a test does around a write of a creation: nothing, or a crash, which never returns.
+/// Hook of a test around a write of a creation: does nothing, or crashes and never returns.
 #[async_trait::async_trait]
 pub trait Disk: Send + Sync + std::fmt::Debug {
-    /// The write is lost by a crash.
+    /// A crash here loses the write.
     async fn before_write(&self);
-    /// The write survives a crash; its caller does not know that yet.
+    /// A crash here keeps the write, but its caller does not know.
     async fn after_write(&self);
 }
 
@@ -36,13 +36,13 @@ impl Disk for SoundDisk {
     async fn after_write(&self) {}
 }
 
-/// Holds everything in maps with a fixed order.
+/// Store in maps with a fixed order.
 #[derive(Debug)]
 pub struct Memory {
     tables: Arc<Mutex<Tables>>,
     disk: Arc<dyn Disk>,
     lapse: Option<Lapse>,
-    /// The epoch that this handle has claimed; 0: none.
+    /// Epoch that this handle has claimed; 0: none.
     claimed: AtomicU64,
 }
 
@@ -52,24 +52,23 @@ impl Default for Memory {
     }
 }
 
-/// Something that a store must not do wrong. This one does, when it is told to, so that the
-/// simulation can show that it notices.
+/// Deliberate fault of the store, which shows that the simulation detects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lapse {
-    /// Nobody holds a request_id.
+    /// Request ids are never taken.
     Requests,
-    /// Where a creation goes is answered and not kept.
+    /// The choice of a node is confirmed and not stored.
     Choices,
-    /// Whoever claimed it before writes on.
+    /// A replaced handle can still write.
     Claim,
-    /// What nodes hold that is not known is not remembered.
+    /// Unknown sandboxes on nodes are not stored.
     Found,
-    /// That something was paused is left out of the log.
+    /// Paused events are left out of the log.
     Pauses,
-    /// What is said again is in the log again; and that a sandbox came up is a write of its own, so
-    /// that a crash between that and its row has it said again.
+    /// Duplicates are logged again; and "came up" is a write of its own, so that a crash between it
+    /// and the creation's row repeats it.
     Again,
-    /// The log is written a write later than what it tells of.
+    /// Events are written one write after their states.
     Behind,
 }
 
@@ -77,15 +76,15 @@ pub enum Lapse {
 struct Tables {
     rows: BTreeMap<SandboxId, Row>,
     cancels: BTreeMap<(NodeName, SandboxId), u32>,
-    /// Said and not written, where that is what goes wrong.
+    /// Delayed events of `Lapse::Behind`.
     unwritten: Vec<Event>,
     tokens: BTreeMap<String, Token>,
     nodes: BTreeMap<NodeName, String>,
     epoch: u64,
     events: BTreeMap<u64, Event>,
-    /// Names of those events that have one.
+    /// Deduplication keys of the events that have one.
     once: BTreeSet<String>,
-    /// The last revision that was given.
+    /// Last revision.
     revision: u64,
 }
 
@@ -109,30 +108,30 @@ impl Tables {
 }
 
 impl Memory {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty store on this disk.
+    /// Creates an empty store on this disk.
     pub fn on(disk: Arc<dyn Disk>) -> Self {
         Self { tables: Arc::default(), disk, lapse: None, claimed: AtomicU64::new(0) }
     }
 
-    /// Another handle on the same store, as another process has.
+    /// Returns another handle on the same store, as another process has.
     #[must_use]
     pub fn beside(&self) -> Self {
         Self { tables: Arc::clone(&self.tables), ..self.like() }
     }
 
-    /// A copy, as a backup is: it knows nothing of what comes after.
+    /// Returns a copy, as a backup is: later writes are not in it.
     #[must_use]
     pub fn copy(&self) -> Self {
         let tables = self.tables().clone();
         Self { tables: Arc::new(Mutex::new(tables)), ..self.like() }
     }
 
-    /// An empty one, as after the loss of a disk.
+    /// Returns an empty store on the same disk, as after the loss of its data.
     #[must_use]
     pub fn like(&self) -> Self {
         Self { lapse: self.lapse, ..Self::on(Arc::clone(&self.disk)) }
@@ -145,7 +144,7 @@ impl Memory {
         Ok(done)
     }
 
-    /// For a write: unless another has claimed the store since this handle did.
+    /// Locks the tables for a write, unless another handle has claimed the store later.
     fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>, Error> {
         let tables = self.tables();
         let claimed = self.claimed.load(Ordering::Acquire);
@@ -153,13 +152,13 @@ impl Memory {
         if replaced { Err(Error::Replaced) } else { Ok(tables) }
     }
 
-    /// The same, doing one thing wrong.
+    /// Returns this store with a fault.
     #[must_use]
     pub fn lapsing(self, lapse: Lapse) -> Self {
         Self { lapse: Some(lapse), ..self }
     }
 
-    /// The events as they are written.
+    /// Returns the events to write, after the fault.
     fn lapsed(&self, tables: &mut Tables, mut events: Vec<Event>) -> Vec<Event> {
         if self.lapses(Lapse::Pauses) {
             events.retain(|event| event.kind != EventKind::Paused);

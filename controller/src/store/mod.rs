@@ -1,14 +1,14 @@
-//! What the controller must remember: creations, tokens, nodes, its epoch. A narrow trait with two
+//! Durable state of the controller: creations, tokens, nodes, its epoch. A narrow trait with two
 //! implementations that pass one suite: `sqlite` (WAL, synchronous=FULL, one writer thread, group
 //! commit) and `memory` for simulations. `Ok` from a write means: it survives a power cut.
 //!
-//! What is stored and why: `sandboxes` is one row a creation. It makes a request_id mean one
-//! sandbox, lets a crash in mid-create be finished, holds the decision for `explain`, and remembers
-//! what the node last said, so that a sandbox on a node that is down is UNREACHABLE and never
-//! "not found". That memory is written behind the watch streams and may lag; the nodes' journals
-//! are the truth. Nothing is ever deleted on a node because it is missing here.
-//! `events` is the log of what happened. What a node said is remembered in the same write as the
-//! events that it meant, so that after a crash the node's next word means what is missing, no more.
+//! What is stored and why: `sandboxes` is one row per creation. It binds a request_id to one
+//! sandbox, lets a creation continue after a crash, holds the decision for `explain`, and the last
+//! state that the node reported, so that a sandbox on a node that is down is UNREACHABLE and never
+//! "not found". That state is written behind the watch streams and may lag; the nodes' journals are
+//! the truth. Nothing is ever deleted on a node because it is missing here.
+//! `events` is the event log. A reported state is stored in the same write as its events, so that
+//! after a crash the node's next report yields exactly the missing ones.
 
 mod events;
 pub mod memory;
@@ -26,140 +26,139 @@ pub use events::{Event, EventPage, Filter, Why};
 /// Creations in one page.
 pub const ROWS: u32 = 500;
 
-/// The store did not do what was asked.
+/// Failure of the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The disk, or the file.
+    /// The disk or the file failed.
     #[error("the store failed: {0}")]
     Failed(String),
-    /// Another controller has claimed it since: nothing was written, and nothing will be.
+    /// Another controller has claimed the store since: nothing was written, and nothing will be.
     #[error("a later controller has claimed the store")]
     Replaced,
 }
 
-/// Where a creation is.
+/// State of a creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Being placed or made. With a node: that node may have heard of it.
+    /// Being placed or made. With a node: that node may have received it.
     Placing,
-    /// It came up; its node owns it from here.
+    /// Up; its node owns it from here.
     Done,
-    /// It failed or was called off, and nothing of it is left.
+    /// Failed or cancelled, and nothing of it is left.
     Failed,
 }
 
-/// One creation.
+/// A creation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Identity.
+    /// Id of the sandbox.
     pub id: SandboxId,
-    /// Owner.
+    /// Team that owns it.
     pub team: Team,
-    /// The owner's idempotency key.
+    /// Idempotency key of the team.
     pub request_id: RequestId,
-    /// SHA-256 of the body, hex; empty when the row was rebuilt from a node.
+    /// SHA-256 of the request body, hex; empty when the row was rebuilt from a node.
     pub digest: String,
-    /// The body, protobuf; empty likewise.
+    /// Request body, protobuf; empty likewise.
     pub request: Vec<u8>,
-    /// Where it is.
+    /// State of the creation.
     pub state: State,
     /// Node of the current attempt.
     pub node: Option<NodeName>,
-    /// The current attempt, from 1; 0 before the first.
+    /// Number of the current attempt, from 1; 0 before the first.
     pub attempt: u32,
     /// JSON of the decision; empty when none was made.
     pub decision: String,
-    /// A deletion was asked for in the middle.
+    /// Whether a deletion was requested during the creation.
     pub cancelled: bool,
-    /// The request_id is free again.
+    /// Whether the request_id is free again.
     pub released: bool,
-    /// When it was accepted.
+    /// Time of its acceptance, milliseconds since 1970.
     pub created_ms: u64,
-    /// When it ended; 0 while it lives.
+    /// Time of its end, milliseconds since 1970; 0 while it is alive.
     pub ended_ms: u64,
-    /// What was last known of the sandbox, protobuf.
+    /// Last known state of the sandbox, protobuf.
     pub last: Vec<u8>,
 }
 
-/// Answer to `begin`.
+/// Result of `begin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Begun {
-    /// Written, and the event with it, which has this revision.
+    /// Written together with the event, which has this revision.
     New(u64),
-    /// The request_id is taken: by this.
+    /// The request_id is taken by this creation.
     Taken(Box<Row>),
 }
 
 /// The next attempt of a creation.
 #[derive(Debug, Clone)]
 pub struct Choice {
-    /// Where it goes.
+    /// Chosen node.
     pub node: NodeName,
-    /// Its number.
+    /// Number of the attempt.
     pub attempt: u32,
     /// JSON of the decision.
     pub decision: String,
-    /// Node and attempt that are given up without knowing what became of them.
+    /// Node and attempt that are abandoned with unknown outcome; they get a pending cancel.
     pub leave: Option<(NodeName, u32)>,
 }
 
-/// What a node said of a sandbox.
+/// State of a sandbox that a node reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// Identity.
+    /// Id of the sandbox.
     pub id: SandboxId,
-    /// Owner.
+    /// Team that owns it.
     pub team: Team,
-    /// Key.
+    /// Idempotency key of the team.
     pub request_id: RequestId,
-    /// Where.
+    /// Node that has it.
     pub node: NodeName,
-    /// The attempt that made it.
+    /// Attempt that made it.
     pub attempt: u32,
-    /// When it was created.
+    /// Time of its creation, milliseconds since 1970.
     pub created_ms: u64,
-    /// When it ended; 0 while it lives.
+    /// Time of its end, milliseconds since 1970; 0 while it is alive.
     pub ended_ms: u64,
-    /// The message, protobuf.
+    /// Reported message, protobuf.
     pub last: Vec<u8>,
 }
 
 /// A bearer token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
-    /// Public part.
+    /// Public id.
     pub id: String,
     /// SHA-256 of the secret.
     pub hash: Vec<u8>,
-    /// Whose it is.
+    /// Team that it belongs to.
     pub team: Team,
-    /// What it may do, separated by spaces.
+    /// Scopes, separated by spaces.
     pub scopes: String,
-    /// When it was made.
+    /// Time of its issue, milliseconds since 1970.
     pub created_ms: u64,
-    /// When it was revoked; 0 while it is good.
+    /// Time of its revocation; 0 while it is valid.
     pub revoked_ms: u64,
 }
 
-/// The store. Every method is one transaction. A handle that has claimed it writes only as long as
-/// no other claims it after that: of two controllers over one store the later alone writes, however
-/// long the other goes on. Tokens are written by anybody.
+/// The store. Every method is one transaction. A handle that has claimed the store can write until
+/// another handle claims it: of two controllers over one store only the later one writes, however
+/// long the other runs. Any handle can write tokens.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
-    /// Writes a new creation and the event that says who asked for it, unless its team uses the
-    /// request_id already.
+    /// Adds a creation and the event of its request, unless the team already uses the request_id.
     async fn begin(&self, row: Row, asked: Event) -> Result<Begun, Error>;
 
-    /// The creation that holds a request_id.
+    /// Returns the creation that holds a request_id.
     async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>, Error>;
 
-    /// One creation.
+    /// Returns one creation.
     async fn get(&self, id: &SandboxId) -> Result<Option<Row>, Error>;
 
-    /// At most `limit` creations that are not forgotten, ordered by id, from after this one on.
+    /// Returns at most `limit` creations after `id`, ordered by id.
     async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>, Error>;
 
-    /// All of them. They are large: who can goes through them by pages.
+    /// Returns all creations. They are large: prefer pages.
     async fn all(&self) -> Result<Vec<Row>, Error> {
         let mut rows: Vec<Row> = Vec::new();
         loop {
@@ -172,14 +171,13 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         }
     }
 
-    /// Writes down the next attempt, before its node hears of it. False when the creation is not
-    /// being placed any more.
+    /// Records the next attempt, before its node receives it. False unless it is being placed.
     async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error>;
 
-    /// It came up, which `events` tell; returns the log's last revision.
+    /// Records that a creation is up, with its events; returns the log's last revision.
     async fn done(&self, id: &SandboxId, last: Vec<u8>, events: Vec<Event>) -> Result<u64, Error>;
 
-    /// It ended. `released` frees the request_id.
+    /// Records that a creation failed. `released` frees the request_id.
     async fn failed(
         &self,
         id: &SandboxId,
@@ -188,63 +186,61 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         now_ms: u64,
     ) -> Result<(), Error>;
 
-    /// A deletion is wanted although it is still being created.
+    /// Records that a sandbox under creation is to be deleted.
     async fn cancel(&self, id: &SandboxId) -> Result<(), Error>;
 
-    /// Appends events and remembers what nodes said. Adds rows for sandboxes that are not known
-    /// (after this store was lost); leaves creations in the middle as they are. Returns the log's
-    /// last revision.
+    /// Appends events and stores reported states. Adds rows for unknown sandboxes (after this store
+    /// was lost); leaves creations under way as they are. Returns the log's last revision.
     async fn remember(&self, seen: Vec<Seen>, events: Vec<Event>) -> Result<u64, Error>;
 
-    /// At most `limit` events after a revision.
+    /// Returns at most `limit` events after a revision.
     async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage, Error>;
 
-    /// The revision after which the last `count` events stand; with 0, all that come.
+    /// Returns the revision before the last `count` events; with 0, the last revision.
     async fn before_last(&self, filter: Filter, count: u32) -> Result<u64, Error>;
 
     /// Removes at most `limit` of the oldest events: those from before `before_ms`, and those
-    /// beyond the newest `max`. Returns how many. Revisions go on where they were.
+    /// beyond the newest `max`. Returns how many. Later revisions continue the sequence.
     async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64, Error>;
 
-    /// Removes creations that ended before `before_ms`; returns them.
+    /// Removes creations that ended before `before_ms`; returns their ids.
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error>;
 
-    /// Attempts that a node must hear to be off.
+    /// Returns the pending cancels of a node: attempts that it must cancel.
     async fn owed(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error>;
 
-    /// The node has heard it.
+    /// Removes a pending cancel that the node has acknowledged.
     async fn paid(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<(), Error>;
 
     /// Adds a token.
     async fn add_token(&self, token: Token) -> Result<(), Error>;
 
-    /// One token, revoked or not.
+    /// Returns one token, revoked or not.
     async fn token(&self, id: &str) -> Result<Option<Token>, Error>;
 
-    /// All tokens, ordered by the time they were made.
+    /// Returns all tokens, ordered by the time of their issue.
     async fn tokens(&self) -> Result<Vec<Token>, Error>;
 
     /// Revokes a token. False when there is none.
     async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool, Error>;
 
-    /// Remembers where a node's agent is.
+    /// Stores the address of a node's agent.
     async fn put_node(&self, name: &NodeName, address: &str) -> Result<(), Error>;
 
-    /// A node is given up: it is no node any more, and is owed nothing. Remembered until it is put
-    /// again.
+    /// Marks a node as forgotten until `put_node`, and removes its pending cancels.
     async fn forget_node(&self, name: &NodeName) -> Result<(), Error>;
 
-    /// Nodes that were given up, ordered by name.
+    /// Returns the forgotten nodes, ordered by name.
     async fn forgotten_nodes(&self) -> Result<Vec<NodeName>, Error>;
 
-    /// All nodes that were ever seen and not given up, with their addresses.
+    /// Returns all nodes that are known and not forgotten, with their addresses.
     async fn nodes(&self) -> Result<Vec<(NodeName, String)>, Error>;
 
-    /// Claims the store for this handle: an epoch above all that were used.
+    /// Claims the store for this handle, with an epoch above all earlier ones.
     async fn claim(&self) -> Result<u64, Error>;
 
-    /// Raises the epoch of the handle that has claimed the store to at least `least`; returns it. It
-    /// never falls.
+    /// Raises the epoch of the handle that has claimed the store to at least `least`; returns it.
+    /// The epoch never decreases.
     async fn raise(&self, least: u64) -> Result<u64, Error>;
 }
 

@@ -1,10 +1,10 @@
-//! Rows of the store's tables as values, and back.
+//! Converts rows of the store's tables to values, and back.
 
 use rusqlite::{Error::FromSqlConversionFailure, types::Type};
 
 use super::{Row, State, Token};
 
-/// How a state is written.
+/// Returns the stored name of a state.
 pub(super) fn state(state: State) -> &'static str {
     match state {
         State::Placing => "placing",
@@ -13,7 +13,7 @@ pub(super) fn state(state: State) -> &'static str {
     }
 }
 
-/// A text column that must have the form of `T`: we wrote it, so anything else is a damaged file.
+/// Parses a text column. We wrote it, so a value that does not parse means a damaged file.
 pub(super) fn parsed<T: std::str::FromStr>(
     row: &rusqlite::Row<'_>,
     at: usize,

@@ -1,6 +1,6 @@
-//! The store in one SQLite file. One thread writes: it takes what has queued up, runs each request
-//! in a savepoint of its own and commits them together, so that many callers share one fsync.
-//! Another thread reads, on a connection of its own.
+//! Store in one SQLite file. One thread writes: it takes all queued requests, runs each in a
+//! savepoint of its own and commits them together, so that many callers share one fsync. Another
+//! thread reads, on a connection of its own.
 
 use std::{
     fs::OpenOptions,
@@ -27,31 +27,31 @@ use super::{
     sqlite_events as events,
 };
 
-/// Schema changes in their order; the file's `user_version` says how many it has seen.
+/// Schema changes in order; the file's `user_version` is the number of those applied.
 const MIGRATIONS: &[&str] =
     &[include_str!("migrations/0001_start.sql"), include_str!("migrations/0002_events.sql")];
-/// Requests in one commit.
+/// Most requests in one commit.
 const GROUP_MAX: usize = 256;
-/// Requests that may wait.
+/// Most queued requests.
 const QUEUE_MAX: usize = 4096;
-/// Pages of the write-ahead log (of 4 KiB) after which it goes into the file. With SQLite's own 1000
+/// Pages of 4 KiB in the write-ahead log at which it is checkpointed. With SQLite's default of 1000
 /// a few hundred creations fill it, and the pages that all of them change are written each time.
 const LOG_PAGES: u32 = 8000;
-/// Statements that are kept prepared: all that there are.
+/// Size of the cache of prepared statements: enough for all.
 const STATEMENTS: usize = 64;
-/// How long to wait for another process (`token create`) that writes.
+/// Longest wait for another process (`token create`) that writes.
 const BUSY: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce(&Connection) -> Result<Reply, rusqlite::Error> + Send>;
-/// Tells the caller. Called after the commit, with false when the commit failed.
+/// Answers the caller. Called after the commit, with false when the commit failed.
 type Reply = Box<dyn FnOnce(bool) + Send>;
 
-/// The SQLite store. Its threads end when it is dropped.
+/// Store in a SQLite file. Its threads end when it is dropped.
 #[derive(Debug)]
 pub struct Sqlite {
     write: mpsc::Sender<Queued>,
     read: mpsc::Sender<Queued>,
-    /// The epoch that this handle has claimed; 0: none.
+    /// Epoch that this handle has claimed; 0: none.
     claimed: Arc<AtomicU64>,
 }
 
@@ -67,12 +67,12 @@ impl std::fmt::Debug for Queued {
 }
 
 impl Sqlite {
-    /// Opens the file, making it or bringing its schema up to date where needed.
+    /// Opens the file; creates it or migrates its schema where needed.
     ///
     /// # Errors
     /// When it cannot be opened, or a later version of the program has written it.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        // It holds the hashes of tokens: for its owner alone, from the first byte on.
+        // The file has the hashes of tokens: readable by its owner only, from its creation on.
         let options = || OpenOptions::new().append(true).create(true).mode(0o600).open(path);
         options()
             .map_err(|error| Error::Failed(format!("cannot open {}: {error}", path.display())))?;
@@ -95,7 +95,7 @@ impl Sqlite {
         submit(&self.write, work).await
     }
 
-    /// Writes, unless another has claimed the store since this handle did.
+    /// Writes, unless another handle has claimed the store since this one did.
     async fn write_as_claimed<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -151,7 +151,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
 }
 
 fn migrate(connection: &mut Connection) -> Result<(), Error> {
-    // Exclusive, so that a command and the daemon may start at once.
+    // Exclusive, so that a command and the daemon may start at the same time.
     let transaction = connection
         .transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive)
         .map_err(failed)?;
@@ -185,7 +185,7 @@ where
         let value = work(connection)?;
         let reply: Reply = Box::new(move |committed| {
             let result = if committed { Ok(value) } else { Err("the commit failed".to_owned()) };
-            // A caller that has gone needs no answer.
+            // The caller may have gone.
             drop(answer.send(result));
         });
         Ok(reply)
@@ -533,7 +533,7 @@ impl Store for Sqlite {
         .await
     }
 
-    /// One that was given up has no address.
+    /// A forgotten node has no address.
     async fn forget_node(&self, name: &NodeName) -> Result<(), Error> {
         let name = name.clone();
         self.write(move |db| {
@@ -568,7 +568,7 @@ impl Store for Sqlite {
         let claimed = Arc::clone(&self.claimed);
         self.write(move |db| {
             let epoch = raise(db, epoch(db)? + 1)?;
-            // Before the next write of this handle looks at it.
+            // Before the next write of this handle compares it.
             claimed.store(epoch, Ordering::Release);
             Ok(epoch)
         })

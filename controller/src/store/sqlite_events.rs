@@ -1,4 +1,4 @@
-//! The log of events in SQL.
+//! The event log in SQL.
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
@@ -9,15 +9,14 @@ use super::{
 
 const COLUMNS: &str = "revision, at_ms, sandbox, team, node, kind, actor, reason, detail, \
                        node_revision, once";
-/// Both filters at once; the planner takes the index of the one that is set, since the other's
-/// condition is not in the text.
+/// Conditions of the filters. Only a set one is in the text, so that the planner takes its index.
 const BY_TEAM: &str = "AND team = :team";
 const BY_SANDBOX: &str = "AND sandbox = :sandbox";
 
-/// Appends, leaving out what was written before under the same name; the last revision.
+/// Appends events, except those whose deduplication key exists; returns the last revision.
 pub(super) fn append(db: &Connection, events: &[Event]) -> rusqlite::Result<u64> {
     for event in events {
-        // Looked for first instead of left to the index, so that no revision is used up.
+        // Checked here instead of by the index, so that no revision is used up.
         if let Some(once) = &event.once
             && db.prepare_cached("SELECT 1 FROM events WHERE once = ?1")?.exists([once])?
         {
@@ -40,7 +39,7 @@ pub(super) fn append(db: &Connection, events: &[Event]) -> rusqlite::Result<u64>
     last(db)
 }
 
-/// The last revision that was ever given.
+/// Returns the last revision ever assigned.
 pub(super) fn last(db: &Connection) -> rusqlite::Result<u64> {
     db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'events'")?
         .query_row([], |row| row.get(0))
@@ -48,7 +47,7 @@ pub(super) fn last(db: &Connection) -> rusqlite::Result<u64> {
         .map(Option::unwrap_or_default)
 }
 
-/// The last revision that is not kept any more.
+/// Returns the last revision that is no longer kept.
 fn gone(db: &Connection) -> rusqlite::Result<u64> {
     let first: Option<u64> =
         db.prepare_cached("SELECT min(revision) FROM events")?.query_row([], |row| row.get(0))?;
@@ -75,7 +74,7 @@ fn to_event(row: &Row<'_>) -> rusqlite::Result<(u64, Event)> {
     Ok((row.get(0)?, event))
 }
 
-/// The condition of a filter, and its values for those of `named_params` that stand in it.
+/// Returns the condition of a filter, and the values of its named parameters.
 fn condition(filter: &Filter) -> (String, Vec<(&'static str, String)>) {
     let (mut text, mut values) = (String::new(), Vec::new());
     if let Some(team) = &filter.team {
@@ -90,14 +89,14 @@ fn condition(filter: &Filter) -> (String, Vec<(&'static str, String)>) {
     (text, values)
 }
 
-/// A page of what comes after a revision.
+/// Returns a page of the events after a revision.
 pub(super) fn page(
     db: &Connection,
     after: u64,
     filter: &Filter,
     limit: u32,
 ) -> rusqlite::Result<EventPage> {
-    // One view of the file for all three questions.
+    // One view of the file for all three queries.
     let view = db.unchecked_transaction()?;
     let (gone, last) = (gone(&view)?, last(&view)?);
     let (condition, values) = condition(filter);
@@ -120,7 +119,7 @@ pub(super) fn page(
     Ok(EventPage { events, gone, seen, whole })
 }
 
-/// The revision after which the last `count` events stand.
+/// Returns the revision before the last `count` events.
 pub(super) fn before_last(db: &Connection, filter: &Filter, count: u32) -> rusqlite::Result<u64> {
     if count == 0 {
         return last(db);
@@ -137,7 +136,7 @@ pub(super) fn before_last(db: &Connection, filter: &Filter, count: u32) -> rusql
     first.map_or_else(|| last(db), |first| Ok(first.saturating_sub(1)))
 }
 
-/// Removes the oldest, at most `limit` of them: those before the first that is not older than
+/// Removes the oldest events, at most `limit`: those before the first that is not older than
 /// `before_ms`, and those beyond the newest `max`.
 pub(super) fn prune(
     db: &Connection,

@@ -1,4 +1,4 @@
-//! One suite over both stores.
+//! One suite for both stores.
 
 use proto::sandbox::v1::EventKind;
 
@@ -65,7 +65,7 @@ async fn begin(store: &dyn Store, row: Row) -> Result<Begun, Error> {
     store.begin(row, asked).await
 }
 
-/// Runs on a store that has no events yet.
+/// Needs a store without events.
 async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     let all = Filter::default;
     assert_eq!(
@@ -79,7 +79,7 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     let named = Event { once: Some("n1 j 4".into()), ..event(4, EventKind::Stopped) };
     let first = vec![event(1, EventKind::Created), blue.clone(), of_node.clone(), named.clone()];
     assert_eq!(store.remember(vec![], first).await?, 4);
-    // The same name again: in another write, and twice in one.
+    // The same key again: in another write, and twice in one.
     let other = Event { once: Some("n1 j 5".into()), ..event(5, EventKind::Started) };
     let again = vec![named.clone(), other.clone(), other.clone(), event(1, EventKind::Deleted)];
     assert_eq!(store.remember(vec![], again).await?, 6);
@@ -92,7 +92,7 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     let expected = [event(1, EventKind::Created), blue.clone(), of_node, named, other, deleted];
     assert_eq!(written, expected);
 
-    // Pages, and what a team sees.
+    // Pages, and the events that a team sees.
     let red = || Filter { team: Some("red".parse().expect("team")), sandbox: None };
     let page = store.events(0, red(), 2).await?;
     assert_eq!((page.events.len(), page.seen, page.whole), (2, 4, false));
@@ -109,7 +109,7 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
         assert_eq!(store.before_last(filter.clone(), count).await?, before, "{filter:?} {count}");
     }
 
-    // The oldest go, in pieces; a young one among them holds those behind it.
+    // The oldest events go first, in batches; a young one protects those after it.
     assert_eq!(store.prune_events(300, 100, 1).await?, 1);
     assert_eq!(store.prune_events(300, 100, 10).await?, 1);
     assert_eq!(store.prune_events(300, 100, 10).await?, 0);
@@ -120,10 +120,10 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     assert_eq!(store.prune_events(u64::MAX / 2, 100, 10).await?, 1);
     let page = store.events(0, all(), 10).await?;
     assert_eq!((page.gone, page.seen, page.events), (6, 6, vec![]));
-    // Nothing is left, and revisions go on all the same; so does a name that is free again.
+    // Revisions continue although nothing is left; a key that is free again can be used.
     let named = Event { once: Some("n1 j 4".into()), ..event(4, EventKind::Stopped) };
     assert_eq!(store.remember(vec![], vec![named]).await?, 7);
-    // What was accepted is in the log in the same write.
+    // Acceptance is logged in the same write.
     let Begun::New(revision) = begin(store, row(40, "r40")).await? else { panic!("new") };
     let page = store.events(7, all(), 10).await?;
     assert_eq!(page.events.len(), 1);
@@ -187,11 +187,11 @@ async fn memory_of_nodes(store: &dyn Store) -> Result<(), Error> {
     assert_eq!((rebuilt.state, rebuilt.digest.as_str(), rebuilt.last), (State::Done, "", vec![9]));
     store.remember(vec![seen(11, 70)], vec![]).await?;
     assert_eq!(store.get(&id(11)).await?.expect("row").ended_ms, 70);
-    // In the middle of a creation the controller's own word stands.
+    // During a creation the controller's own state stays.
     begin(store, row(12, "r12")).await?;
     store.remember(vec![seen(12, 0)], vec![]).await?;
     assert_eq!(store.get(&id(12)).await?, Some(row(12, "r12")));
-    // The key is held by another: the rebuilt row does not take it away.
+    // Another creation holds the key: the rebuilt row does not take it.
     let clash = Seen { request_id: "r12".parse().expect("request"), ..seen(13, 0) };
     store.remember(vec![clash], vec![]).await?;
     assert!(store.get(&id(13)).await?.expect("row").released);
@@ -249,7 +249,7 @@ async fn sqlite_passes_and_keeps_it() {
     let store = Sqlite::open(&path).expect("open again");
     assert_eq!(store.all().await.expect("all"), before);
     assert_eq!(store.claim().await.expect("claimed"), 8);
-    // Even when all events have gone, no revision comes again.
+    // Even when all events are removed, no revision is assigned again.
     let last = store.before_last(Filter::default(), 0).await.expect("last");
     while store.prune_events(u64::MAX / 2, 1, 100).await.expect("pruned") > 0 {}
     drop(store);
@@ -258,7 +258,7 @@ async fn sqlite_passes_and_keeps_it() {
     assert!(last > 7 && next.expect("written") == last + 1);
 }
 
-/// Whoever claimed it first changes nothing any more; who never did may.
+/// A handle that was replaced can change nothing; one that never claimed can.
 async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
     let asked = |n| event(n, EventKind::CreateAsked);
     first.claim().await.expect("claimed");

@@ -1,4 +1,4 @@
-//! The edge: who may, what is too large, pages, watches, gRPC-Web.
+//! The API: authorization, size limits, pages, watches, gRPC-Web.
 
 use http::{Request as HttpRequest, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -168,7 +168,7 @@ async fn ports_get_addresses() {
     let hidden = lab.api().hide_http_service(hide.clone()).await.expect("hidden").into_inner();
     assert!(hidden.sandbox.expect("a sandbox").services.is_empty());
     assert_eq!(reason(lab.api().hide_http_service(hide).await), Reason::ServiceNotFound);
-    // A port is closed under every name, and under no other port's.
+    // A port is closed under all of its names, and no other port is.
     for (name, port) in [("web", 80), ("www", 80), ("api", 81)] {
         let expose = ExposeHttpServiceRequest { id: id.clone(), name: name.into(), port };
         lab.api().expose_http_service(expose).await.expect("exposed");
@@ -208,7 +208,7 @@ async fn snapshots_are_the_union_and_a_dry_run_changes_nothing() {
     assert!(lab.living().is_empty());
 }
 
-/// One gRPC-Web call over the plain channel: base64 is not needed, trailers come in the body.
+/// Makes a gRPC-Web call over the plain channel: base64 is not needed, trailers come in the body.
 pub(super) async fn web(
     lab: &Lab,
     token: Option<&str>,

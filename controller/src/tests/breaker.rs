@@ -1,12 +1,12 @@
-//! Which silence takes a node out of placement: the agent's own, and never that of a sandbox.
+//! Missing answers that take a node out of placement: those of the agent, never those of a sandbox.
 
 use proto::sandbox::v1::*;
 
 use super::*;
 use crate::node::calls::{Call, Silence};
 
-/// Asks what makes the controller send this call about `sandbox`, and hears no answer. False for what
-/// no request of a caller leads to by itself.
+/// Makes the request that causes this call about `sandbox`, and expects no answer. False for a call
+/// that no request causes by itself.
 async fn ask(lab: &Lab, call: Call, sandbox: &Sandbox) -> bool {
     let (mut api, mut operator) = (lab.api(), lab.operator());
     let (id, node, vmid) = (sandbox.id.clone(), sandbox.node.clone(), sandbox.vmid);
@@ -41,7 +41,7 @@ async fn ask(lab: &Lab, call: Call, sandbox: &Sandbox) -> bool {
             let request = StatFileRequest { id, path: "/etc".into(), ..StatFileRequest::default() };
             api.stat_file(request).await.is_err()
         }
-        // One node's silence leaves the others' figures.
+        // A node without an answer leaves the other nodes' figures.
         Call::GetUsage => api.get_usage(GetUsageRequest { ids: vec![id] }).await.is_ok(),
         Call::ExposeHttpService => {
             let request = ExposeHttpServiceRequest { id, name: "web".into(), port: 80 };
@@ -89,7 +89,7 @@ async fn ask(lab: &Lab, call: Call, sandbox: &Sandbox) -> bool {
     true
 }
 
-/// Nodes that get no new work, with the reason.
+/// Returns the nodes that get no new work, with the reason.
 async fn not_ready(lab: &Lab) -> Vec<(String, String)> {
     let nodes = lab.operator().list_nodes(ListNodesRequest {}).await.expect("nodes").into_inner();
     let out = nodes.nodes.into_iter().filter(|node| !node.ready);
@@ -110,7 +110,7 @@ async fn a_call_that_waits_for_a_sandbox_never_takes_its_node_out_of_placement()
             ask_to_expose(&lab, &sandbox.id).await;
         }
         holder.faults(|faults| faults.unanswered = Some(call));
-        // Often, as somebody would who wants the node for himself.
+        // Several times, as a tenant would who wants the node for itself.
         for _ in 0..3 {
             if ask(&lab, call, &sandbox).await {
                 assert!(holder.swallowed() > 0, "{call:?} never came to the node");
@@ -187,7 +187,7 @@ async fn an_agent_that_does_not_answer_for_itself_gets_no_new_work() {
     assert!(out[0].1.contains("time out"), "{out:?}");
     names.into_iter().for_each(|task| task.abort());
 
-    // An order to take no work.
+    // A cordon.
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     lab.holder(&sandbox.id).faults(|faults| faults.unanswered = Some(Call::SetIntake));
@@ -204,7 +204,7 @@ async fn a_node_whose_agent_is_dead_is_noticed_without_any_call() {
         agent.faults(|faults| faults.unanswered = Some(call));
         agent.down();
         agent.up();
-        // The longest silence of a watch, and a try to connect.
+        // The longest silence of a watch, and one try to connect.
         tokio::time::sleep(Duration::from_secs(11)).await;
         let out = not_ready(&lab).await;
         assert_eq!((out.len(), out[0].0.as_str()), (1, "n1"), "{call:?}: {out:?}");

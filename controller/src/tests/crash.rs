@@ -1,5 +1,6 @@
-//! The controller dies at every write of a creation, right before it and right after it, and another
-//! goes on over the same store. The writes are counted first, so a new one is covered by itself.
+//! The controller crashes at every write of a creation, right before and right after it, and
+//! another one continues over the same store. The writes are counted first, so new ones are
+//! covered.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
@@ -9,7 +10,7 @@ use tokio::{sync::Notify, time::timeout};
 use super::*;
 use crate::store::{State, memory::Disk};
 
-/// No story takes longer.
+/// Longest duration of a story.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +19,7 @@ enum When {
     After,
 }
 
-/// A disk that holds up one write for ever.
+/// A disk that blocks one write for ever.
 #[derive(Debug, Default)]
 struct Fatal {
     armed: AtomicBool,
@@ -58,11 +59,11 @@ enum Story {
     Plain,
     /// Two nodes refuse, the third makes it.
     Refused,
-    /// The first node is lost in the middle, its attempt is left, and it comes back.
+    /// The first node goes down during the creation, its attempt is abandoned, and it comes back.
     Left,
     /// No node can make it.
     Failed,
-    /// Its owner deletes it in the middle.
+    /// Its owner deletes it during the creation.
     Deleted,
 }
 
@@ -101,7 +102,7 @@ impl Story {
         }
     }
 
-    /// What happens while the creation is under way.
+    /// Runs what happens while the creation is under way.
     async fn meanwhile(self, lab: &Lab) {
         match self {
             Self::Plain | Self::Refused | Self::Failed => {}
@@ -112,7 +113,7 @@ impl Story {
             Self::Deleted => {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 for sandbox in lab.living() {
-                    // Cut off by the crash, it is asked for again.
+                    // The crash may interrupt this; it is then repeated.
                     let delete = DeleteSandboxRequest { id: sandbox.id };
                     drop(lab.api().delete_sandbox(delete).await);
                 }
@@ -120,7 +121,7 @@ impl Story {
         }
     }
 
-    /// The caller asks until it is told how it ended, as a backend does.
+    /// Repeats the request until the creation's end is known, as a backend does.
     async fn ask(self, lab: &Lab) -> Result<Sandbox, Status> {
         loop {
             if self == Self::Deleted {
@@ -138,7 +139,7 @@ impl Story {
         let told = told.unwrap_or_else(|_| panic!("{self:?}: no answer, {at}"));
         if self == Self::Left {
             lab.agents[0].up();
-            // What is owed to it is paid when it is heard again.
+            // Pending cancels are sent when the node is back.
             tokio::time::sleep(Duration::from_secs(30)).await;
         }
         let living = lab.living();
@@ -169,7 +170,7 @@ impl Story {
     }
 }
 
-/// Tells it, up to the crash if there is one; the writes that there were.
+/// Runs a story up to the crash, if there is one; returns the number of writes.
 async fn tell(story: Story, at: Option<(usize, When)>) -> usize {
     let disk = Arc::new(Fatal { at, ..Fatal::default() });
     let mut lab = Lab::over(Arc::new(Memory::on(Arc::clone(&disk) as _))).await;

@@ -1,4 +1,4 @@
-//! Creations: one sandbox a request_id, whatever happens.
+//! Creations: one sandbox per request_id, whatever happens.
 
 use proto::{Reason, sandbox::v1::*};
 
@@ -44,7 +44,7 @@ async fn the_same_request_is_the_same_sandbox_over_restarts() {
     let mut other = request("r1");
     other.size = Some(Size { cpu_cores: 2, memory_mib: 0, disk_gib: 0 });
     assert_eq!(reason(create(&mut lab.api(), other).await), Reason::RequestIdReused);
-    // How long the caller waits is not part of what is asked.
+    // The caller's wait is not part of the request's identity.
     let mut patient = request("r1");
     patient.wait = Some(prost_types::Duration { seconds: 1, nanos: 0 });
     assert_eq!(create(&mut lab.api(), patient).await.expect("same").id, first.id);
@@ -107,7 +107,7 @@ async fn when_all_refuse_it_waits_for_room() {
     let sandbox = lab.until(&waiting.id, Phase::Running).await;
     assert_eq!(sandbox.node, "n2");
 
-    // Without room until the end it fails, and the request_id may be used again.
+    // Without capacity until the end it fails, and the request_id is free again.
     for agent in &lab.agents {
         agent.faults(|faults| faults.refuse = full);
     }
@@ -132,7 +132,7 @@ async fn three_faults_are_enough_and_the_first_is_told() {
     assert!(tries >= 3 && lab.living().is_empty());
     assert_eq!(reason(lab.create("r1").await), Reason::PctFailed, "the same answer again");
 
-    // On a node that was asked for there is one try.
+    // A requested node gets one attempt.
     let wish = CreateSandboxRequest { node: "n2".into(), ..request("r2") };
     let status = create(&mut lab.api(), wish).await.expect_err("failed");
     assert!(status.message().contains("node n2: failed on purpose"), "{}", status.message());
@@ -164,7 +164,7 @@ async fn a_lost_answer_is_asked_for_and_not_made_twice() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_hangs_is_unknown_and_then_left_with_a_cancel() {
     let mut lab = Lab::new().await;
-    // n1 takes it, and dies before it is up.
+    // n1 accepts it, and goes down before it is up.
     lab.agents[0].faults(|faults| faults.boot = Duration::from_secs(5));
     for agent in &lab.agents[1..] {
         agent.load(|load| load.cpu_busy = 0.9);
@@ -180,8 +180,8 @@ async fn a_node_that_hangs_is_unknown_and_then_left_with_a_cancel() {
     assert_eq!((creating.phase(), creating.node.as_str()), (Phase::Creating, "n1"));
     let sandbox = lab.until(&creating.id, Phase::Running).await;
     assert_eq!((sandbox.node.as_str(), sandbox.attempt), ("n2", 2));
-    // It came up on n1 as well. When that is back it is called off first thing, by a new controller
-    // even, and only one is left.
+    // It came up on n1 as well. When n1 is back its attempt is cancelled first, even by a new
+    // controller, and only one sandbox is left.
     assert_eq!(lab.living().len(), 2);
     lab.start().await;
     lab.agents[0].up();
@@ -248,7 +248,7 @@ async fn a_creation_can_be_deleted_in_the_middle() {
     let delete = DeleteSandboxRequest { id: queued.id };
     lab.api().delete_sandbox(delete).await.expect("deleted");
 
-    // On a node that is gone it cannot be done now, and is done when the node is back.
+    // On a node that is down it cannot be cancelled now, and is when the node is back.
     for agent in &lab.agents {
         agent.faults(|faults| faults.refuse = None);
     }
@@ -302,7 +302,7 @@ async fn bids_choose_by_what_the_nodes_say_at_that_moment() {
     lab.start().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let made = async |key: &str| create(&mut lab.api(), request(key)).await.expect("made");
-    // Since their last report one has got busy, and another takes nothing any more.
+    // Since its last report one node has become busy, and another refuses everything.
     lab.agents[0].load(|load| load.cpu_busy = 0.9);
     let busy = Reason::MemoryFull;
     lab.agents[1].faults(|faults| faults.refuse = Some(busy));
@@ -323,12 +323,12 @@ async fn bids_choose_by_what_the_nodes_say_at_that_moment() {
         };
         tokio::time::timeout(Duration::from_secs(1), given_back).await.expect("given back");
     }
-    // Whoever does not answer at once is not waited for.
+    // A node that does not answer at once is not waited for.
     lab.agents[0].faults(|faults| faults.hang = true);
     let before = tokio::time::Instant::now();
     assert_eq!(made("r2").await.node, "n3");
     assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
-    // Where none gives a seat, they are asked for the creation itself, as ever.
+    // Without any reservation, the nodes are asked for the creation itself.
     for agent in &lab.agents {
         agent.faults(|faults| (faults.refuse, faults.hang) = (Some(busy), false));
     }
@@ -390,7 +390,7 @@ async fn what_never_left_goes_to_another_node_at_once() {
         agent.load(|load| load.cpu_busy = 0.9);
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // The watch still stands when n1 stops to listen; its connection is then broken.
+    // The watch is still open when n1 stops listening; then its connection breaks.
     lab.agents[0].down();
     let sandbox = lab.create("r1").await.expect("made elsewhere");
     assert_eq!((sandbox.node.as_str(), sandbox.phase()), ("n2", Phase::Running));

@@ -1,4 +1,4 @@
-//! The log of events: who sees what, and that a stream that breaks is gone on with.
+//! The event log: who sees what, and that a broken stream can be continued.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ async fn watch(
     Ok(api.watch_events(request).await?.into_inner())
 }
 
-/// All that is kept after a revision, and the place to go on from.
+/// Reads all events kept after a revision; also returns the revision to continue from.
 async fn read(api: &mut Api, request: WatchEventsRequest) -> (Vec<Event>, u64) {
     let mut stream = watch(api, request).await.expect("read");
     let (mut events, mut seen) = (Vec::new(), 0);
@@ -46,7 +46,7 @@ fn kinds(events: &[Event]) -> Vec<EventKind> {
     events.iter().map(Event::kind).collect()
 }
 
-/// The log has all that was said; one that was dropped in mid-air would not.
+/// Waits until the log is written; a controller dropped without `stop` would not do that.
 async fn settled(lab: &Lab) {
     lab.domain().nodes().log.flushed().await.expect("written");
 }
@@ -86,7 +86,7 @@ async fn a_life_is_told_in_order_with_who_did_it() {
     lab.api().hide_http_service(hide).await.expect("hidden");
     lab.api().stop_sandbox(StopSandboxRequest { id: id.clone() }).await.expect("stopped");
     lab.api().start_sandbox(StartSandboxRequest { id: id.clone() }).await.expect("started");
-    // Nobody asks for this one.
+    // No caller requests this one.
     let holder = lab.holder(&id).clone();
     let mut stopped = holder.living()[0].clone();
     stopped.set_phase(Phase::Stopped);
@@ -94,7 +94,7 @@ async fn a_life_is_told_in_order_with_who_did_it() {
     holder.put(stopped);
     lab.until(&id, Phase::Stopped).await;
     lab.delete(&id).await;
-    // Of what is gone nothing can be asked.
+    // Nothing can be requested of a deleted sandbox.
     lab.delete(&id).await;
 
     let events = of(&lab, &id, 0).await;
@@ -130,7 +130,7 @@ async fn a_life_is_told_in_order_with_who_did_it() {
     };
     assert!(events.iter().all(|event| (event.node_revision > 0) == says(event)));
 
-    // By its number, and from any place in between.
+    // By its vmid, and from any revision in between.
     assert_eq!(of(&lab, &sandbox.vmid.to_string(), 0).await, events);
     assert_eq!(of(&lab, &id, events[3].revision).await, events[4..]);
     let last = WatchEventsRequest { id: id.clone(), last: Some(2), ..Default::default() };
@@ -153,7 +153,7 @@ async fn another_teams_events_never_show() {
     let foreign = WatchEventsRequest { id: ours.clone(), ..Default::default() };
     assert_eq!(reason(watch(&mut api, foreign).await), Reason::SandboxNotFound);
 
-    // An operator sees all of it, and the nodes.
+    // An operator sees all events, and those of the nodes.
     let mut operator = OperatorServiceClient::with_interceptor(lab.channel(), bearer(&blue));
     let answer = operator.watch_all_events(WatchAllEventsRequest::default()).await;
     assert_eq!(reason(answer), Reason::ScopeMissing);
@@ -185,7 +185,7 @@ async fn a_restart_of_the_controller_gives_no_gap_and_no_double() {
     lab.pause(&id).await;
     let (before, seen) = read(&mut lab.api(), WatchEventsRequest::default()).await;
     assert_eq!(kinds(&before), [E::CreateAsked, E::Created, E::PauseAsked, E::Paused]);
-    // Dropped in mid-air, several times; meanwhile its node goes on.
+    // The controller crashes several times; meanwhile the node changes the sandbox.
     let holder = lab.holder(&id).clone();
     for phase in [Phase::Running, Phase::Stopped, Phase::Stopped] {
         lab.controller = None;
@@ -196,7 +196,7 @@ async fn a_restart_of_the_controller_gives_no_gap_and_no_double() {
         }
         lab.start().await;
     }
-    // The node says it all again, whole.
+    // The node reports everything again, as a whole inventory.
     lab.net.cut(holder.name());
     tokio::time::sleep(Duration::from_secs(3)).await;
     settled(&lab).await;
@@ -207,7 +207,7 @@ async fn a_restart_of_the_controller_gives_no_gap_and_no_double() {
     assert_eq!(of(&lab, "", 0).await, [before, after].concat());
 }
 
-/// A crash between the write of an event and anything else: what is said again is not written again.
+/// A crash between the write of an event and the next write: a repeated report adds no event.
 #[tokio::test(start_paused = true)]
 async fn what_a_node_says_again_is_not_written_again() {
     let mut lab = Lab::new().await;
@@ -215,7 +215,7 @@ async fn what_a_node_says_again_is_not_written_again() {
     lab.pause(&id).await;
     lab.resume(&id).await;
     let before = of(&lab, &id, 0).await;
-    // The row is as it was before all of that, as if only the events had been written.
+    // The row has its former state, as if only the events had been written.
     let row = lab.store.get(&id.parse().expect("id")).await.expect("read").expect("a row");
     let mut old = Sandbox::decode(row.last.as_slice()).expect("a sandbox");
     old.set_phase(Phase::Paused);
@@ -247,7 +247,7 @@ async fn what_is_not_kept_any_more_is_told_with_where_it_begins() {
     }
     let whole = of(&lab, "", 0).await;
     assert_eq!(whole.len(), 42);
-    // The sweep is due.
+    // The retention task is due.
     tokio::time::sleep(Duration::from_secs(700)).await;
     let kept = of(&lab, "", 0).await;
     assert_eq!(kept, whole[32..], "from 0 on there is no error, only what there is");
@@ -258,7 +258,7 @@ async fn what_is_not_kept_any_more_is_told_with_where_it_begins() {
     assert_eq!(reason(Err::<(), _>(error)), Reason::EventsGone);
     assert_eq!(of(&lab, "", kept[0].revision - 1).await, kept, "nothing is missing here");
 
-    // A team that was quiet for long misses nothing: its place went on with the log.
+    // A team without events for long misses nothing: its revision advanced with the log.
     let blue = token(&lab.store, "blue", "sandbox").await;
     let (none, seen) = read(&mut lab.api_as(&blue), WatchEventsRequest::default()).await;
     assert_eq!((none.len(), seen), (0, kept[9].revision));
@@ -293,7 +293,7 @@ async fn a_follower_hears_what_comes_and_a_sign_of_life() {
     assert!(events[0].revision > greeting.revision);
 }
 
-/// Nothing is held for a reader that does not read: it is told what it missed, or that it did.
+/// Nothing is buffered for a reader that does not read: it gets what it missed, or EVENTS_GONE.
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_holds_nothing() {
     let mut lab = Lab::new().await;
@@ -331,7 +331,7 @@ async fn a_slow_reader_holds_nothing() {
             Err(error) => break error,
         }
     };
-    // 10000 were said: it heard what had been on its way, in the windows of its connection.
+    // Of 10000 events it got those in the flow-control windows of its connection.
     assert!(heard < 5000, "{heard}");
     assert_eq!(reason(Err::<(), _>(error)), Reason::EventsGone);
 }
@@ -403,7 +403,7 @@ async fn what_a_node_lost_is_told_once() {
     lab.start().await;
     settled(&lab).await;
     assert_eq!(kinds(&of(&lab, &id, 0).await), [E::CreateAsked, E::Created, E::Lost]);
-    // It turns up again, and then its owner is done with it.
+    // The sandbox reappears, and then its owner deletes it.
     holder.put(sandbox);
     lab.until(&id, Phase::Running).await;
     lab.delete(&id).await;

@@ -38,7 +38,7 @@ async fn a_command_runs_to_its_end() {
     assert_eq!(answer.exit.expect("exit").code, 7);
     let stdin = Bytes::from(vec![b'z'; 1024 * 1024]);
     let answer = command(&lab, argv(&sandbox.id, &["cat"]), stdin.clone()).await.expect("ran");
-    // A little under 1 MiB comes back, and it says so.
+    // A little under 1 MiB comes back, and the answer says so.
     assert!(
         answer.truncated && stdin.starts_with(&answer.stdout) && answer.stdout.len() > 1_000_000
     );
@@ -94,7 +94,7 @@ async fn a_stream_goes_both_ways_and_is_never_silent() {
         messages.push(next.expect("never silent").expect("open").expect("no error").message);
     }
     assert_eq!(messages[2], Some(exec_response::Message::Stdout(Bytes::new())));
-    // The node goes: the stream fails.
+    // The node goes down: the stream fails.
     lab.holder(&sandbox.id).down();
     let error = loop {
         match output.next().await.expect("an error comes") {
@@ -112,7 +112,7 @@ async fn a_slow_reader_slows_the_command() {
     let start = message(exec_request::Message::Start(argv(&sandbox.id, &["yes"])));
     let input = stream::iter([start]).chain(stream::pending());
     let mut output = lab.api().exec(input).await.expect("started").into_inner();
-    // Nothing is read for long; what had been sent ahead is bounded by the windows on the way.
+    // Nothing is read for long; the flow-control windows bound what is sent ahead.
     tokio::time::sleep(Duration::from_secs(60)).await;
     for _ in 0..100 {
         output.next().await.expect("open").expect("no error");
@@ -153,7 +153,7 @@ async fn a_stream_must_begin_with_its_start_and_have_one() {
     };
     assert_eq!(daemon::status::reason(&error), Some(Reason::FieldInvalid));
 
-    // A message that is too large ends it, and does not look like the end of stdin.
+    // A message that is too large ends the stream, and does not look like the end of stdin.
     let large = message(exec_request::Message::Stdin(Bytes::from(vec![0; 10 << 20])));
     let start = message(exec_request::Message::Start(argv(&sandbox.id, &["cat"])));
     let input = stream::iter([start, large]).chain(stream::pending());

@@ -1,12 +1,12 @@
-//! Another controller takes over: over the same store while the one before lives on, over an old
-//! copy of it, or over an empty one.
+//! Another controller starts: over the same store while the former one still runs, over an old copy
+//! of it, or over an empty one.
 
 use proto::{Reason, sandbox::v1::*};
 
 use super::*;
 use crate::store::State;
 
-/// Long enough for a creation that is under way to be seen under way.
+/// Boot time that is long enough to observe a creation under way.
 const BOOT: Duration = Duration::from_secs(5);
 
 async fn slow(memory: &Arc<Memory>) -> Lab {
@@ -17,7 +17,7 @@ async fn slow(memory: &Arc<Memory>) -> Lab {
     lab
 }
 
-/// Begins a creation and lets it go on; its answer.
+/// Begins a creation and lets it run; returns its answer.
 async fn begin(lab: &Lab) -> tokio::task::JoinHandle<Result<Sandbox, Status>> {
     let mut api = lab.api();
     let creation = tokio::spawn(async move { create(&mut api, request("r1")).await });
@@ -25,15 +25,15 @@ async fn begin(lab: &Lab) -> tokio::task::JoinHandle<Result<Sandbox, Status>> {
     creation
 }
 
-/// Starts a controller over another store, as it was or with nothing in it.
+/// Starts a controller over another store: a copy, or an empty one.
 async fn restored(lab: &mut Lab, store: Memory) {
     lab.store = Arc::new(store);
     lab.red = token(&lab.store, "red", "sandbox operator").await;
     lab.start().await;
 }
 
-/// A creation that the first node fails and another has; the store as it was in the middle of the
-/// first attempt.
+/// Makes a creation that the first node fails and another node completes; also returns a copy of
+/// the store from the middle of the first attempt.
 async fn made_elsewhere() -> (Lab, Memory, Sandbox) {
     let memory = Arc::new(Memory::new());
     let lab = slow(&memory).await;
@@ -101,13 +101,13 @@ async fn an_old_copy_of_the_store_goes_on_with_the_attempt_that_came_up() {
 async fn an_attempt_that_was_called_off_is_no_end_while_a_node_is_away() {
     let (mut lab, copy, made) = made_elsewhere().await;
     let holder = lab.holder(&made.id).clone();
-    // It had come up, and was called off for the second.
+    // The sandbox had come up, and was cancelled in favour of the second attempt.
     let first = lab.agents[0].name().to_string();
     let mut off = Sandbox { attempt: 1, node: first, ..made.clone() };
     off.set_phase(Phase::Deleted);
     lab.agents[0].put(off);
     holder.down();
-    // Within what a controller that has just started waits for its nodes.
+    // Within the time for which a new controller waits for its nodes.
     let back = tokio::spawn(async move {
         tokio::time::sleep(Duration::from_secs(3)).await;
         holder.up();
@@ -123,7 +123,7 @@ async fn an_attempt_that_was_called_off_is_no_end_while_a_node_is_away() {
 async fn an_attempt_that_an_old_copy_does_not_know_and_that_was_deleted_is_not_made_again() {
     let (mut lab, copy, made) = made_elsewhere().await;
     lab.api().delete_sandbox(DeleteSandboxRequest { id: made.id.clone() }).await.expect("deleted");
-    // The copy knows of the first attempt, whose node says that it failed.
+    // The copy knows the first attempt, whose node reports that it failed.
     restored(&mut lab, copy).await;
     lab.until(&made.id, Phase::Deleted).await;
     assert_eq!(lab.create("r1").await.expect("the same").id, made.id);
@@ -137,7 +137,7 @@ async fn a_node_that_holds_a_later_attempt_than_an_old_copy_knows_is_believed() 
     let answer = begin(&lab).await;
     let copy = memory.copy();
     let made = answer.await.expect("answered").expect("made");
-    // It went away and came back to its node.
+    // The sandbox went to another node and came back.
     lab.holder(&made.id).put(Sandbox { attempt: 3, ..made.clone() });
     restored(&mut lab, copy).await;
     let same = lab.until(&made.id, Phase::Running).await;
@@ -152,7 +152,7 @@ async fn an_empty_store_finds_what_came_up_and_calls_off_what_was_given_up() {
     let holder = lab.holder(&made.id).clone();
     let mut others = lab.agents.iter().filter(|agent| agent.name() != holder.name());
     let (void, tombstone) = (others.next().expect("a node"), others.next().expect("a node"));
-    // Three attempts, of which the last came up; the store that owed a node its cancel is lost.
+    // Three attempts, the last of which came up; the store with a node's pending cancel is lost.
     let at = |agent: &FakeAgent, attempt| Sandbox {
         attempt,
         node: agent.name().to_string(),

@@ -120,7 +120,7 @@ async fn archives_go_up_and_come_down() {
     let download =
         DownloadArchiveRequest { id: id.clone(), path: "/srv".into(), user: String::new() };
     let mut pieces = api.download_archive(download.clone()).await.expect("packed").into_inner();
-    // Read slowly: what is on its way is bounded.
+    // Read slowly: the data in flight is bounded.
     tokio::time::sleep(Duration::from_secs(60)).await;
     let mut got = Vec::new();
     while let Some(piece) = pieces.next().await {

@@ -1,4 +1,4 @@
-//! Callers that take whatever they can get, with and without a token, and what is left for others.
+//! Callers that take all they can get, with and without a token, and what is left for others.
 
 use futures_util::stream;
 use http::Request as HttpRequest;
@@ -18,7 +18,7 @@ use super::*;
 
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 
-/// Every path that may be asked for without a token, or that there is none of.
+/// Every path that can be called without a token, and one that does not exist.
 const OPEN: &[&str] = &[
     CHECK,
     "/grpc.health.v1.Health/Watch",
@@ -37,7 +37,7 @@ fn never() -> tonic::body::Body {
 
 type Answered = Result<http::Response<tonic::body::Body>, tonic::transport::Error>;
 
-/// Begins a call whose message never comes; its answer, which nobody reads.
+/// Begins a call whose message never comes; returns its answer, which nobody reads.
 async fn stall(
     channel: Channel,
     path: &str,
@@ -83,13 +83,13 @@ async fn callers_without_a_token_take_nothing_from_others() {
             }
         }
         if n % 50 == 31 {
-            // In the middle of it, too.
+            // Also during the flood.
             list(&mut blue).await.expect("while they come");
         }
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     for channel in channels.clone() {
-        // It stands: their own connections have no room for one more.
+        // The flood is still there: its own connections have no free permit.
         assert_eq!(reason(check(channel).await), Reason::TooManyCalls);
     }
     for _ in 0..20 {
@@ -207,7 +207,7 @@ async fn a_team_that_takes_all_its_streams_leaves_others_and_its_own_calls_alone
     watch.next().await.expect("a word").expect("no error");
     api.delete_sandbox(delete).await.expect("another team's call");
 
-    // A place is given back when its stream has gone.
+    // A permit is released when its stream has ended.
     drop(watches.pop());
     let mut tries = 0;
     while let Err(status) =
@@ -247,7 +247,7 @@ async fn calls_whose_message_never_comes_fill_the_places_of_their_own_team_alone
     assert_eq!(reason(list(&mut lab.api()).await), Reason::TooManyCalls);
     list(&mut lab.api_as(&blue)).await.expect("another team's call");
     assert_eq!(check(lab.channel()).await.expect("healthy"), 1);
-    // They do not keep them for ever.
+    // They do not keep the permits for ever.
     tokio::time::sleep(Duration::from_secs(121)).await;
     list(&mut lab.api()).await.expect("red's own");
 }

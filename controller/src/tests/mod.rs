@@ -1,5 +1,5 @@
-//! The whole controller over simulated agents: real services on both sides, streams in memory, time
-//! that is paused and jumps, chance from a seed.
+//! The whole controller over simulated agents: real services on both sides, streams in memory,
+//! paused time that jumps, randomness from a seed.
 
 mod api;
 mod breaker;
@@ -56,7 +56,7 @@ use crate::{
 
 pub(crate) const SNAPSHOT: &str = "base_v1";
 
-/// Starts at a fixed moment and follows paused time.
+/// Clock that starts at a fixed moment and follows paused time.
 #[derive(Debug)]
 struct PausedClock(tokio::time::Instant);
 
@@ -97,7 +97,7 @@ struct Lab {
     options: sandbox::Options,
     events: crate::events::Options,
     limits: ApiLimits,
-    /// Only the first node is configured, the others must be discovered.
+    /// Whether only the first node is configured and the others must be discovered.
     discover: bool,
 }
 
@@ -130,7 +130,7 @@ impl Lab {
         lab
     }
 
-    /// Starts a controller over the same store, after the one before was dropped in mid-air.
+    /// Starts a controller over the same store, after the former one was dropped as in a crash.
     async fn start(&mut self) {
         self.controller = None;
         self.starts += 1;
@@ -199,7 +199,7 @@ impl Lab {
         create(&mut self.api(), request(request_id)).await
     }
 
-    /// The agent that holds a sandbox.
+    /// Returns the agent that has a sandbox.
     fn holder(&self, id: &str) -> &Arc<FakeAgent> {
         let held = |agent: &&Arc<FakeAgent>| agent.living().iter().any(|s| s.id == id);
         self.agents.iter().find(held).expect("a node holds it")

@@ -17,7 +17,7 @@ async fn a_node_that_is_down_makes_its_sandboxes_unreachable_and_not_gone() {
     let stop = StopSandboxRequest { id: sandbox.id.clone() };
     assert_eq!(reason(lab.api().stop_sandbox(stop).await), Reason::NodeUnreachable);
 
-    // A controller that starts while the node is down knows it all the same, by its number too.
+    // A controller that starts while the node is down knows the sandbox, by its vmid too.
     tokio::time::sleep(Duration::from_secs(2)).await;
     lab.start().await;
     let view = lab.get(&sandbox.vmid.to_string()).await.expect("known");
@@ -102,7 +102,7 @@ async fn a_lost_journal_is_noticed_and_nothing_is_called_gone() {
     lab.until(&sandbox.id, Phase::Unreachable).await;
     let fsck = lab.operator().fsck(FsckRequest {}).await.expect("fsck").into_inner();
     assert_eq!(fsck.findings[0].invariant, "I2");
-    // Its owner may still be done with it.
+    // The owner can still delete it.
     let delete = DeleteSandboxRequest { id: sandbox.id.clone() };
     lab.api().delete_sandbox(delete).await.expect("deleted");
     assert_eq!(lab.get(&sandbox.id).await.expect("a tombstone").phase(), Phase::Deleted);
@@ -118,7 +118,7 @@ async fn a_store_that_was_lost_is_rebuilt_from_the_nodes() {
     lab.start().await;
     assert_eq!(lab.get(&sandbox.id).await.expect("known").phase(), Phase::Running);
     assert_eq!(lab.create("r1").await.expect("the same").id, sandbox.id);
-    // Its epoch began at 1 again and was raised over what the agents had seen.
+    // Its epoch started at 1 again and was raised above what the agents had seen.
     assert!(lab.agents.iter().all(|agent| agent.epoch() > epoch));
 }
 
@@ -136,7 +136,7 @@ async fn over_a_lost_store_nothing_new_is_made_before_every_node_was_heard() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(lab.create("r1").await.expect("the same").id, sandbox.id);
     lab.create("r2").await.expect("and others are made");
-    // A node that is away keeps nobody waiting when nothing was lost.
+    // A node that is down delays nobody when nothing was lost.
     holder.down();
     lab.start().await;
     lab.create("r3").await.expect("made elsewhere");
@@ -183,7 +183,7 @@ async fn nodes_are_discovered_and_remembered() {
     lab.controller.as_ref().expect("controller").settled(Duration::from_secs(5)).await;
     let n2 = ("n2".to_owned(), "10.0.0.2:7445".to_owned());
     assert_eq!(names(&lab), [("n1".to_owned(), String::new()), n2.clone()], "n3 is offline");
-    // With the seed down the others are known all the same.
+    // With the seed node down the others are known all the same.
     lab.agents[0].down();
     lab.start().await;
     assert_eq!(names(&lab)[1], n2);

@@ -21,7 +21,7 @@ fn start(start: ExecStart) -> ExecRequest {
     message(exec_request::Message::Start(start))
 }
 
-/// All that a stream said.
+/// Everything that a stream has sent.
 #[derive(Debug, Default)]
 struct Heard {
     started: Option<ExecStarted>,
@@ -80,7 +80,7 @@ async fn connections_that_break_lose_and_double_nothing() {
         let breaks: Vec<_> = (0..chance.below(12))
             .map(|_| u32::try_from(chance.below(25)).expect("small") + u32::from(seed % 2 == 0))
             .collect();
-        // One without a name must have started before the first break.
+        // A run without an exec_id must have started before the first break.
         let named_run = seed % 2 == 1;
         let exec_id = if named_run { format!("run-{seed}") } else { String::new() };
         agent.break_streams(breaks.clone());
@@ -94,7 +94,7 @@ async fn connections_that_break_lose_and_double_nothing() {
         }
         input.push(message(exec_request::Message::StdinEof(true)));
         let before = agent.commands();
-        // The break before was noticed by all connections, and is over.
+        // All connections have noticed the last break, and have recovered.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let controller = lab.controller.as_ref().expect("a controller");
         controller.settled(Duration::from_secs(60)).await;
@@ -151,7 +151,7 @@ async fn a_caller_attaches_where_it_left() {
     assert_eq!(rest.exits, [5]);
     assert_eq!([heard.stdout.as_slice(), &rest.stdout].concat(), counted(300_000));
 
-    // Started again it is the same run, from the beginning.
+    // A repeated start gives the same run, from the beginning.
     let output = lab.api().exec(stream::iter([run()])).await.expect("attached").into_inner();
     let again = Heard::of(output).await;
     assert_eq!((again.exits.as_slice(), again.stdout.len()), (&[5][..], 300_000));
@@ -178,7 +178,7 @@ async fn what_cannot_be_gone_on_with_says_so() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let agent = lab.holder(&sandbox.id).clone();
-    // The first answer is lost: what has a name is asked for again, what has none may have run.
+    // The first answer is lost: a run with an exec_id is asked for again; one without may have run.
     agent.break_streams([0]);
     let once = lab.api().exec(stream::iter([start(argv(&sandbox.id, &["x", "3"]))])).await;
     assert_eq!((reason(once), agent.commands()), (Reason::OutcomeUnknown, 1));
@@ -189,7 +189,7 @@ async fn what_cannot_be_gone_on_with_says_so() {
         Heard::of(lab.api().exec(stream::iter([run])).await.expect("ok").into_inner()).await;
     assert_eq!((heard.exits.as_slice(), agent.commands()), (&[3][..], 2));
 
-    // Away for longer than anybody waits; the caller hears a sign of life all the while.
+    // Away for longer than any wait; the caller gets heartbeats all the while.
     let run = start(named(&sandbox.id, "long", &["sleep"]));
     let input = stream::iter([run]).chain(stream::pending());
     let mut output = lab.api().exec(input).await.expect("started").into_inner();
@@ -282,7 +282,7 @@ async fn commands_are_listed_and_acted_on() {
     assert_eq!(reason(foreign), Reason::SandboxNotFound);
 }
 
-/// The messages of a gRPC-Web body, without its trailers.
+/// Returns the messages of a gRPC-Web body, without its trailers.
 fn frames(mut body: &[u8]) -> Vec<ExecResponse> {
     let mut messages = Vec::new();
     while let [kind, a, b, c, d, rest @ ..] = body {
@@ -326,7 +326,7 @@ async fn grpc_web_streams_output_and_writes_stdin() {
     frames(&body).into_iter().for_each(|message| heard.take(message));
     assert_eq!((heard.stdout.as_slice(), heard.exits), (&b"over the web"[..], vec![6]));
 
-    // Without a name stdin could never come.
+    // Without an exec_id stdin could never come.
     let nameless = ExecStart { exec_id: String::new(), ..run };
     let subject = Some(stream_exec_request::Subject::Start(nameless));
     let request = StreamExecRequest { subject, no_stdin: true };

@@ -1,6 +1,6 @@
-//! Streams that stand still: output that nobody reads, commands and sandboxes that read nothing.
-//! They cost their own callers, and hold up no other call of their node. Time is paused: a second
-//! passes only when nothing can move, so a call that waits for another's stream is seen at once.
+//! Stalled streams: output that nobody reads, commands and sandboxes that read nothing. They cost
+//! their own callers, and block no other call of their node. Time is paused: a second passes only
+//! when nothing can move, so a call that waits for another's stream is seen at once.
 
 use std::any::Any;
 
@@ -19,22 +19,22 @@ use super::{
 };
 use crate::node::fake::{Pipe, counted};
 
-/// Streams of each kind that stand still.
+/// Stalled streams of each kind.
 const STALLED: usize = 5;
-/// Calls beside them, each within its limit.
+/// Calls beside them, each within `LIMIT`.
 const CALLS: usize = 200;
 const LIMIT: Duration = Duration::from_secs(2);
-/// Until a stream has filled whatever it can fill.
+/// Time in which a stream fills whatever it can fill.
 const FULL: Duration = Duration::from_secs(1);
 
 /// Whatever keeps a stream open without reading it.
 type Held = Box<dyn Any + Send>;
 
-/// One way for a stream to stand still.
+/// Kind of stalled stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Output,
-    /// Of single bytes: many small frames.
+    /// Single bytes of output: many small frames.
     Drip,
     Terminal,
     Logs,
@@ -61,17 +61,17 @@ const ALL: [Kind; 10] = [
 ];
 
 impl Kind {
-    /// How many stand still.
+    /// Returns the number of stalled streams.
     fn stalled(self) -> usize {
         // Each of these is some 100,000 messages.
         if self == Self::Drip { 2 } else { STALLED }
     }
 }
 
-/// Two teams on one node: one whose streams stand still, and another.
+/// Two teams on one node: one with stalled streams, and another.
 struct Scene {
     lab: Lab,
-    /// The connection of the team whose streams stand still.
+    /// Connection of the team with the stalled streams.
     channel: Channel,
     /// Two sandboxes of that team, one of them paused.
     running: String,
@@ -124,12 +124,12 @@ impl Scene {
         Self { lab, channel, running, paused, other, blue }
     }
 
-    /// The team's client, on the connection that its streams go over.
+    /// Returns the team's client, on the connection of its streams.
     fn red(&self) -> Api {
         over(&self.channel, &self.lab.red)
     }
 
-    /// Opens a stream and lets it stand still.
+    /// Opens a stream and lets it stall.
     async fn stall(&self, kind: Kind, n: usize) -> Held {
         let mut api = self.red();
         let run = |args: &[&str]| ExecStart {
@@ -205,7 +205,7 @@ impl Scene {
         }
     }
 
-    /// Calls of one team on one of its sandboxes: every kind of them, each within its limit.
+    /// Makes every kind of call of one team on one of its sandboxes, each within its limit.
     async fn calls(&self, api: &mut Api, id: &str, beside: &str) {
         for n in 0..CALLS {
             let call = async {
@@ -268,11 +268,11 @@ impl Scene {
         }
     }
 
-    /// While these stand still, all else goes on: other teams, the same connection, kill and resume,
-    /// and the node is ready.
+    /// Checks that everything else continues during the stall: other teams, the same connection,
+    /// kill and resume, and the node is ready.
     async fn others_go_on(&self, kinds: &[Kind]) {
         let beside = format!("{kinds:?}");
-        // One stream of the other team is in the middle of it all.
+        // One stream of the other team runs during all of this.
         let mut blue = self.lab.api_as(&self.blue);
         let (id, path) = (self.other.clone(), "/big".into());
         let request = DownloadArchiveRequest { id, path, user: String::new() };
@@ -288,7 +288,7 @@ impl Scene {
         sleep(FULL).await;
         self.calls(&mut self.lab.api_as(&self.blue), &self.other, &beside).await;
         self.calls(&mut self.red(), &self.running, &format!("its own {beside}")).await;
-        // What a caller does about it gets through.
+        // The remedies of a caller work.
         let mut api = self.red();
         let kill = async {
             for exec in api
@@ -314,7 +314,7 @@ impl Scene {
         drop(held);
     }
 
-    /// How many are attached to this run.
+    /// Returns how many callers are attached to this run.
     async fn attached(&self, exec_id: &str) -> u32 {
         let request = ListExecsRequest { id: self.running.clone() };
         let execs = self.red().list_execs(request).await.expect("a list").into_inner().execs;
@@ -322,7 +322,7 @@ impl Scene {
     }
 }
 
-/// The answer to a gRPC-Web call, its body unread.
+/// Returns the answer to a gRPC-Web call, its body unread.
 async fn web_stream(
     channel: &Channel,
     token: &str,
@@ -397,7 +397,7 @@ async fn all_kinds_at_once_hold_up_no_other_call() {
     Scene::new().await.others_go_on(&ALL).await;
 }
 
-/// A connection to the API that its caller can be cut off from.
+/// Opens a connection to the API that can be cut.
 fn connection(lab: &Lab) -> (Channel, CancellationToken) {
     let (dial, cut) = (lab.dial.clone(), CancellationToken::new());
     let cable = cut.clone();
@@ -440,7 +440,7 @@ async fn a_sandbox_has_a_share_of_its_nodes_streams_and_no_more() {
     let scene = Scene::new().await;
     let (mut held, mut cuts) = (Vec::new(), Vec::new());
     let refused = loop {
-        // Not over one connection, which has a bound of its own.
+        // Not over one connection, which has a limit of its own.
         let (channel, cut) = connection(&scene.lab);
         cuts.push(cut);
         let start = message(exec_request::Message::Start(argv(&scene.running, &["sleep"])));

@@ -1,4 +1,4 @@
-//! The same over real sockets, with the certificates that the program makes.
+//! Real sockets, with the certificates that the program makes.
 
 use proto::{name::NodeName, sandbox::v1::*};
 use tokio::net::TcpListener;
@@ -39,7 +39,7 @@ async fn our_certificates_carry_a_creation() {
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         nodes: node::Options {
-            // The second name is a lie: that agent's certificate does not name it.
+            // The second name is wrong: that agent's certificate does not contain it.
             seeds: vec![(n1, address.clone()), ("n2".parse().expect("name"), address)],
             discover: false,
             agent_port: 7445,

@@ -1,5 +1,5 @@
-//! A sandbox that goes to another node is on both of them for a moment: which one counts, and where it
-//! goes on.
+//! Rules for a sandbox that moves to another node and is on both for a moment: which record counts,
+//! and where the sandbox continues.
 
 use proto::{
     Cause, Reason,
@@ -8,23 +8,23 @@ use proto::{
 
 use super::{Entry, Inner, ended};
 
-/// A node took it over: this is the end of it on one node, and not its end.
+/// Returns true for the tombstone of a sandbox that moved: it ended on this node only.
 pub(super) fn has_moved(sandbox: &Sandbox) -> bool {
     ended(sandbox) && sandbox.cause() == Cause::Moved
 }
 
-/// Its container is not on its node any more.
+/// Returns true when the container is no longer on the node of this record.
 pub(super) fn is_gone(sandbox: &Sandbox) -> bool {
     sandbox.failure.as_ref().is_some_and(|failure| match failure.reason() {
         Reason::ContainerGone => true,
-        // What a deletion comes to then.
+        // Deleting a sandbox whose container is elsewhere ends with this reason.
         Reason::NotOurs => sandbox.phase() == Phase::Deleting,
         _ => false,
     })
 }
 
 impl Entry {
-    /// What the node says of it that has taken it over, before its own node has left it.
+    /// Returns the importing node's record, while the first node has not dropped its own.
     pub(super) fn twin(&self) -> Option<&Sandbox> {
         let same = |there: &&Sandbox| !self.creating && there.attempt == self.sandbox.attempt;
         self.later.as_deref().filter(same)
@@ -32,13 +32,13 @@ impl Entry {
 }
 
 impl Inner {
-    /// A sandbox goes on where it has moved to; what that node said of it before counts now.
+    /// Continues a sandbox on the node that it moved to: that node's earlier report counts now.
     pub(super) fn go_on(&self, entry: &mut Entry, left: &Sandbox) {
         let there = entry.later.take().filter(|there| there.attempt == left.attempt);
         let mut node = &left.node;
         match &there {
             Some(there) if !has_moved(there) => entry.sandbox = Sandbox::clone(there),
-            // Its revisions are of another journal.
+            // The other node's revisions are of another journal.
             _ => (entry.sandbox.revision, entry.sandbox.failure) = (0, None),
         }
         if let Some(there) = &there {
@@ -50,7 +50,8 @@ impl Inner {
         entry.inventory = on.copied().unwrap_or_default();
     }
 
-    /// Its node has it no more, but another had taken it over, and it goes on there.
+    /// Continues a sandbox on the node that imported it when its own node no longer has it. Returns
+    /// false when no other node has a living record.
     pub(super) fn stays(&mut self, entry: &Entry) -> bool {
         let Some(there) = entry.twin().filter(|there| !ended(there)).cloned() else { return false };
         let mut entry = entry.clone();

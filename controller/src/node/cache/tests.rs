@@ -1,4 +1,4 @@
-//! The cache by itself.
+//! Tests of the cache alone.
 
 use proto::{Cause, Progress, Reason, sandbox::v1::Failure};
 
@@ -34,7 +34,7 @@ fn phase(cache: &Cache, n: u8) -> Option<Phase> {
     cache.get(&SandboxRef::Id(id(n))).map(|entry| cache.view(&entry).phase())
 }
 
-/// A whole inventory without any sandbox; what is lost by it.
+/// Sends a whole inventory without any sandbox; returns the lost ones.
 fn inventory(cache: &Cache, node: &NodeName) -> Vec<SandboxId> {
     cache.begin_inventory(node, true);
     cache.end_inventory(node).into_iter().map(|entry| entry.id).collect()
@@ -62,7 +62,7 @@ fn absence_counts_only_after_a_whole_inventory_and_never_deletes() {
     let lost: Vec<_> = cache.end_inventory(&n1).into_iter().map(|entry| entry.id).collect();
     assert_eq!(lost, [id(2)]);
     assert_eq!(phase(&cache, 2), Some(Phase::Unreachable));
-    // It turns up again.
+    // The sandbox reappears.
     apply(&cache, &n1, sandbox(2, Phase::Running, 3));
     assert_eq!(phase(&cache, 2), Some(Phase::Running));
 }
@@ -88,7 +88,7 @@ fn a_later_attempt_that_was_heard_of_before_the_creation_settled_is_not_forgotte
     let told = cache.settle(&id(1), up, 1, |_, _| {}).expect("what the task did not know");
     assert_eq!(*told, later);
     assert_eq!(apply(&cache, &node("n2"), later), Applied::Replaced(node("n1"), 2));
-    // Also that it has been deleted since.
+    // The same with a later attempt that is deleted already.
     cache.begin(id(2), "red".parse().expect("team"), sandbox(2, Phase::Creating, 0));
     cache.placed(&id(2), Some(&node("n1")), 1, Progress::Placing);
     let deleted = Sandbox { attempt: 2, node: "n2".into(), ..sandbox(2, Phase::Deleted, 9) };
@@ -122,26 +122,26 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
         assert_eq!(phase(cache, 1), Some(Phase::Stopped), "it never ends");
         cache.get(&SandboxRef::Id(id(1))).and_then(|entry| entry.node)
     };
-    // As it goes when nothing is cut off.
+    // Without an interruption.
     let cache = known();
     assert_eq!(apply(&cache, &n2, there()), Applied::Stray, "not yet");
     assert_eq!(on(&cache), Some(n1.clone()));
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(on(&cache), Some(n2.clone()));
     assert_eq!(apply(&cache, &n1, left()), Applied::Stray, "of the other node");
-    // The new one is heard after the old one has left it.
+    // The new node reports after the old one has dropped its record.
     let cache = known();
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(on(&cache), Some(n2.clone()));
     assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
     assert_eq!(on(&cache), Some(n2.clone()));
-    // Nothing was known of it.
+    // Nothing was known about it.
     let cache = Cache::default();
     cache.set_up(&n2, true);
     assert_eq!(apply(&cache, &n1, left()), Applied::Known);
     assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
     assert_eq!(on(&cache), Some(n2.clone()));
-    // Nobody has told the old one yet.
+    // The old node has not dropped its record yet.
     let cache = known();
     assert_eq!(apply(&cache, &n1, gone()), Applied::Changed);
     assert_eq!(apply(&cache, &n2, there()), moved());
@@ -152,22 +152,23 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     assert_eq!(apply(&cache, &n1, gone()), moved());
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(on(&cache), Some(n2.clone()));
-    // The new one was heard first.
+    // The new node reports first.
     let cache = Cache::default();
     cache.set_up(&n2, true);
     assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
     assert_eq!(apply(&cache, &n1, sandbox(1, Phase::Stopped, 5)), Applied::Stray);
     assert_eq!(apply(&cache, &n1, gone()), moved());
     assert_eq!(on(&cache), Some(n2.clone()));
-    // It was given on to a third that has not taken it over: nobody leaves it for the first.
+    // Exported further to a third node that has not imported it: no node drops its record for the
+    // first.
     assert_eq!(apply(&cache, &n2, Sandbox { node: "n2".into(), ..gone() }), Applied::Changed);
-    // Deleted on its way.
+    // Deleted during the move.
     let failure = Failure { reason: Reason::NotOurs.into(), ..Failure::default() };
     let deleting = || Sandbox { failure: Some(failure.clone()), ..sandbox(1, Phase::Deleting, 6) };
     let cache = known();
     assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
     assert_eq!(apply(&cache, &n1, deleting()), moved());
-    // The old one has forgotten it, and is heard first, or last; or is given up.
+    // The old node no longer has a record, and reports first, or last; or is forgotten.
     let cache = known();
     assert_eq!(inventory(&cache, &n1), [id(1)]);
     assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
@@ -180,7 +181,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
     cache.give_up(&n1, 1, |_, _| panic!("nothing ends"));
     assert_eq!(on(&cache), Some(n2.clone()));
-    // It went on to a third before the first was heard.
+    // It moved on to a third node before the first reported.
     let n3 = node("n3");
     let cache = known();
     cache.set_up(&n3, true);
@@ -189,27 +190,27 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     assert_eq!(apply(&cache, &n2, onwards()), Applied::Stray);
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(on(&cache), Some(n3.clone()));
-    // It was deleted there before the first was heard.
+    // It was deleted on the new node before the first reported.
     let cache = known();
     assert_eq!(apply(&cache, &n2, there()), Applied::Stray);
     let deleted = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Deleted, 2) };
     assert_eq!(apply(&cache, &n2, deleted), Applied::Stray);
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(phase(&cache, 1), Some(Phase::Deleted));
-    // It was deleted there, and the first was not told of anything.
+    // It was deleted on the new node, and the first does not know about the move.
     let cache = Cache::default();
     assert_eq!(apply(&cache, &n2, there()), Applied::Changed);
     let deleted = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Deleted, 2) };
     assert_eq!(apply(&cache, &n2, deleted), Applied::Changed);
     assert_eq!(apply(&cache, &n1, gone()), Applied::Void);
     assert_eq!(phase(&cache, 1), Some(Phase::Deleted));
-    // The same, and the first is heard last.
+    // The same, and the first reports last.
     let cache = known();
     let deleted = Sandbox { node: "n2".into(), ..sandbox(1, Phase::Deleted, 2) };
     assert_eq!(apply(&cache, &n2, deleted), Applied::Stray);
     assert_eq!(apply(&cache, &n1, left()), Applied::Changed);
     assert_eq!(phase(&cache, 1), Some(Phase::Deleted));
-    // All that is known is an attempt that failed before.
+    // Only a failed earlier attempt is known.
     let cache = Cache::default();
     cache.set_up(&n2, true);
     let failed = Sandbox { node: "n3".into(), ..sandbox(1, Phase::Failed, 3) };
@@ -218,7 +219,7 @@ fn what_is_moved_does_not_end_whoever_is_heard_first() {
     assert_eq!(apply(&cache, &n1, second(left())), Applied::Stray);
     assert_eq!(apply(&cache, &n2, second(there())), Applied::Changed);
     assert_eq!(on(&cache), Some(n2.clone()));
-    // It went between the answer of its creation and its settling.
+    // It moved between the answer to its creation and the creation's end.
     let cache = Cache::default();
     cache.set_up(&n2, true);
     let red: Team = "red".parse().expect("team");
@@ -266,7 +267,7 @@ fn what_was_let_go_can_live_again_elsewhere_and_what_was_deleted_cannot() {
         assert_eq!(applied, if lives { Applied::Changed } else { Applied::Stray }, "{cause:?}");
         let expected = if lives { Phase::Running } else { Phase::Deleted };
         assert_eq!(phase(&cache, 1), Some(expected));
-        // The first node's tombstone is no news.
+        // The first node's tombstone contains nothing new.
         apply(&cache, &node("n1"), Sandbox { revision: 10, ..ended });
         assert_eq!(phase(&cache, 1), Some(expected));
     }

@@ -1,5 +1,5 @@
-//! Commands of the made-up world: sessions that live without a caller, are attached to by offset,
-//! and whose streams break where a test says.
+//! Commands of the fake agent: sessions that live without a caller, are attached to by offset, and
+//! whose streams break where a test says.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,7 +24,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::{FakeAgent, service::refuse};
 
-/// What a command may be ahead of its readers, and its stdin of it.
+/// Bytes that a command may be ahead of its readers, and its stdin of it.
 const AHEAD: usize = 64 * 1024;
 /// Bytes of one message of output.
 const CHUNK: usize = 16 * 1024;
@@ -33,7 +33,7 @@ const CHUNK: usize = 16 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Execs {
     sessions: BTreeMap<(String, String), Arc<Session>>,
-    /// Commands that were started.
+    /// Number of commands that were started.
     pub(super) started: u32,
 }
 
@@ -53,7 +53,7 @@ struct State {
     eof: bool,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
-    /// Sent to somebody, of stdout.
+    /// Bytes of stdout that were sent to a reader.
     read: usize,
     signal: Option<u32>,
     window: Option<api::WindowSize>,
@@ -79,7 +79,7 @@ impl Session {
             if let Some(value) = reached(&mut self.state()) {
                 return value;
             }
-            // The sender is ours.
+            // The sender belongs to this session.
             drop(changes.changed().await);
         }
     }
@@ -89,9 +89,9 @@ impl Session {
         self.change(|state| state.stdout.extend_from_slice(bytes));
     }
 
-    /// `cat` gives its stdin back, `sleep` waits for a signal, `yes` never stops, `drip` says one
-    /// byte when the one before was sent, `count` writes as many bytes as its second word says, anything else ends with the exit code that its second
-    /// word is.
+    /// Runs the command: `cat` returns its stdin, `sleep` waits for a signal, `yes` never stops,
+    /// `drip` writes a byte when the one before was sent, `count` writes as many bytes as its
+    /// second word says; any other ends with its second word as exit code.
     async fn run(self: Arc<Self>) {
         let words = match &self.start.command {
             Some(api::exec_start::Command::Argv(argv)) => argv.args.clone(),
@@ -143,7 +143,7 @@ impl Session {
         self.change(|state| state.exit = Some(exit));
     }
 
-    /// Takes what fits of bytes of stdin that stand at `offset`.
+    /// Takes the bytes of stdin at `offset` that fit.
     fn feed(&self, offset: u64, data: &[u8], eof: bool) -> Result<u64, Status> {
         self.change(|state| {
             let Some(skip) = state.taken.checked_sub(offset) else {
@@ -165,7 +165,7 @@ impl Session {
                 return;
             }
             let Some(message) = message else {
-                // Who has a name of it may come back.
+                // A caller that knows the exec_id may come back.
                 if self.start.exec_id.is_empty() {
                     self.change(|state| state.eof = true);
                 }
@@ -239,12 +239,12 @@ impl Session {
     }
 }
 
-/// What `count` writes.
+/// Returns the output of `count`.
 pub fn counted(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|n| (n % 251) as u8 ^ (n / 251 % 253) as u8).collect()
 }
 
-/// One stream, which breaks after so many messages of either side.
+/// One stream, which breaks after a number of messages of either side.
 #[derive(Debug)]
 struct Line {
     agent: Arc<FakeAgent>,
@@ -253,7 +253,7 @@ struct Line {
 }
 
 impl Line {
-    /// One more message; true when it is lost with the connection.
+    /// Counts a message; true when it is lost with the connection.
     fn broken(&self) -> bool {
         let Some(left) = &self.left else { return false };
         let spend = |left: u32| left.checked_sub(1);
@@ -272,12 +272,12 @@ impl Line {
 }
 
 impl FakeAgent {
-    /// Commands that were started, whatever became of them.
+    /// Returns the number of commands that were started, whatever became of them.
     pub fn commands(&self) -> u32 {
         self.world().execs.started
     }
 
-    /// Streams of commands break after so many messages: the next one after the first number.
+    /// Breaks streams of commands: the next one after the first number of messages, and so on.
     pub fn break_streams(&self, after: impl IntoIterator<Item = u32>) {
         self.world().breaks = after.into_iter().collect::<VecDeque<_>>();
     }

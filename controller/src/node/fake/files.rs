@@ -1,4 +1,4 @@
-//! Files of the made-up world: bytes under absolute paths, no directories but those that follow.
+//! Files of the fake agent: bytes under absolute paths; directories follow from the paths.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -32,7 +32,7 @@ fn chunks(bytes: &[u8]) -> impl Iterator<Item = Said> {
 }
 
 impl FakeAgent {
-    /// One operation. An archive is kept as the bytes that it came as.
+    /// Runs one operation. An archive is kept as the bytes that arrived.
     pub(super) async fn files(
         self: &Arc<Self>,
         mut input: Streaming<FilesRequest>,
@@ -104,7 +104,7 @@ impl FakeAgent {
         Ok(said)
     }
 
-    /// What unpacks an archive stands still while its sandbox is frozen.
+    /// Waits while the sandbox is paused: unpacking stalls meanwhile.
     async fn until_thawed(&self, id: &str) {
         let mut changes = self.changes.subscribe();
         while self.get(id).is_ok_and(|sandbox| sandbox.phase() == api::Phase::Paused) {

@@ -1,4 +1,4 @@
-//! A network in memory: who is down cannot be dialled, and going down breaks what is connected.
+//! Network in memory: a host that is down cannot be dialled, and going down breaks its connections.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use tonic::transport::{Channel, server::Connected};
 
 use crate::node::{Connector, Lane};
 
-/// Bytes on the way in one direction.
+/// Bytes in flight in one direction.
 const PIPE: usize = 64 * 1024;
 
 /// The network.
@@ -31,15 +31,15 @@ pub struct Net {
 #[derive(Debug)]
 struct Host {
     dial: mpsc::Sender<io::Result<Pipe>>,
-    /// Breaks the connections that there are now.
+    /// Breaks the current connections.
     cut: CancellationToken,
-    /// Of them, those for commands and files.
+    /// Breaks the current bulk connections.
     cut_bulk: CancellationToken,
     down: bool,
 }
 
 impl Net {
-    /// Without hosts.
+    /// Creates a network without hosts.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
     }
@@ -69,7 +69,7 @@ impl Net {
         }
     }
 
-    /// Breaks its connections for commands and files, and no other.
+    /// Breaks only its bulk connections.
     pub fn cut_bulk(&self, name: &NodeName) {
         if let Some(host) = self.hosts().get_mut(name) {
             let fresh = host.cut.child_token();
@@ -92,7 +92,7 @@ impl Net {
     }
 }
 
-/// Dials on a network.
+/// Connector over this network.
 #[derive(Debug)]
 pub struct Dialler(pub Arc<Net>);
 
@@ -114,7 +114,7 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    /// An end that breaks with `cut`.
+    /// Wraps an end that breaks with `cut`.
     pub fn new(stream: DuplexStream, cut: &CancellationToken) -> Self {
         Self { stream, cut: Box::pin(cut.clone().cancelled_owned()) }
     }

@@ -1,4 +1,4 @@
-//! `agent.v1` over the made-up world.
+//! `agent.v1` of the fake agent.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use super::{Cut, FakeAgent, Faults};
 type Answer<T> = Result<Response<T>, Status>;
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// The service.
+/// Implementation of the service.
 #[derive(Debug)]
 pub(super) struct Service(pub(super) Arc<FakeAgent>);
 
@@ -49,7 +49,7 @@ impl FakeAgent {
         }
     }
 
-    /// Admits, refuses, or goes on with a creation; the record after that.
+    /// Admits, refuses, or continues a creation; returns the record after that.
     fn admit(&self, order: &CreateSandboxRequest, faults: &Faults) -> Result<Sandbox, Status> {
         let id = parse(&order.sandbox_id)?;
         let mut world = self.world();
@@ -92,7 +92,7 @@ impl FakeAgent {
         Ok(self.put(sandbox))
     }
 
-    /// Ends a creation that is still as it was admitted.
+    /// Ends a creation that is still in the admitted state.
     fn complete(&self, admitted: &Sandbox, faults: &Faults) {
         let current = self.get(&admitted.id).ok();
         let Some(mut sandbox) = current.filter(|now| now.revision == admitted.revision) else {
@@ -140,7 +140,7 @@ impl FakeAgent {
                 }
             }
         };
-        // Late is as good as done: the caller gets what is there.
+        // After the limit the caller gets the current state.
         drop(tokio::time::timeout(limit, made).await);
     }
 
@@ -320,7 +320,7 @@ impl AgentService for Service {
         Ok(Response::new(ReceiverStream::new(answer).map(move |m| Ok(wrap(m))).boxed()))
     }
 
-    /// What is not running does not freeze.
+    /// Only a running sandbox freezes.
     async fn pause_sandbox(
         &self,
         request: Request<PauseSandboxRequest>,
