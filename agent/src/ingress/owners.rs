@@ -95,7 +95,7 @@ impl Owners {
             Ok(text) => text,
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(%error, "the memory of other nodes' sandboxes could not be read and is lost");
+                    tracing::warn!(%error, "the memory of other nodes' sandboxes is lost");
                 }
                 String::new()
             }
@@ -160,9 +160,7 @@ impl Owners {
         looked.at = Some(Instant::now());
         match looking {
             Ok(Ok(lines)) => looked.lines = lines,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "sightings of other nodes' sandboxes could not be saved")
-            }
+            Ok(Err(error)) => tracing::warn!(%error, "sightings were not saved"),
             Err(_) => {
                 self.write().blind = true;
                 tracing::warn!("pmxcfs did not answer in time");
