@@ -38,13 +38,11 @@ pub type SampleHost = Box<dyn FnMut(Instant, &[Vmid]) -> HostLoad + Send>;
 pub struct Parts {
     /// Configuration of the sandboxes.
     pub sandboxes: sandbox::Options,
-    /// Options of the reconciler.
     pub reconcile: reconcile::Options,
     /// Proxmox VE on this host.
     pub pve: Arc<dyn Pve>,
     /// Journal, the source of truth.
     pub journal: Arc<dyn Journal>,
-    /// Clock of the host.
     pub clock: Arc<dyn Clock>,
     /// Samples the host's load; called once a second.
     pub host_load: SampleHost,
@@ -62,7 +60,6 @@ impl fmt::Debug for Parts {
     }
 }
 
-/// Running agent.
 #[derive(Debug)]
 pub struct Agent {
     sandboxes: Arc<Sandboxes>,

@@ -33,9 +33,7 @@ use crate::{
 /// Source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Command line.
     Flag,
-    /// Configuration file.
     File,
     /// Environment variable of this name.
     Env(&'static str),
@@ -60,12 +58,9 @@ impl fmt::Display for Source {
     }
 }
 
-/// Value with its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sourced<T> {
-    /// The value.
     pub value: T,
-    /// Source of the value.
     pub source: Source,
 }
 
@@ -124,9 +119,7 @@ fn list(mistakes: &[Mistake]) -> String {
 pub struct Setting {
     /// Name of the setting in the file.
     pub name: &'static str,
-    /// Value of the setting.
     pub value: String,
-    /// Source of the value.
     pub source: Source,
 }
 
@@ -164,7 +157,6 @@ pub struct Config {
     pub templates: Vec<Template>,
     /// Limits on concurrency and duration.
     pub limits: Limits,
-    /// Lifetimes of sandboxes.
     pub lifetimes: Lifetimes,
     /// Action after a reboot of the node for sandboxes that ran before.
     pub on_reboot: OnReboot,
@@ -183,7 +175,6 @@ pub struct Config {
     settings: Vec<Setting>,
 }
 
-/// Most labels of a node.
 const LABELS_MAX: usize = 16;
 
 /// Inputs of the configuration, and what is collected while it is completed.

@@ -27,23 +27,15 @@ pub struct Roots<'a> {
 /// Reason why a value could not be detected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Undecided {
-    /// Nothing matches.
     #[error("{0}")]
     None(String),
-    /// Several things match.
     #[error("{what} is ambiguous: {}", candidates.join(", "))]
-    Several {
-        /// Name of the value.
-        what: &'static str,
-        /// Matching values.
-        candidates: Vec<String>,
-    },
+    Several { what: &'static str, candidates: Vec<String> },
 }
 
 /// Address of this host on a bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnBridge {
-    /// The address.
     pub address: Ipv4Addr,
     /// Prefix length of the bridge's network.
     pub prefix: u8,
@@ -158,7 +150,6 @@ fn local_addresses(fib_trie: &str) -> BTreeSet<Ipv4Addr> {
     found
 }
 
-/// Row of `/proc/net/route`.
 struct Route<'a> {
     interface: &'a str,
     destination: Ipv4Addr,

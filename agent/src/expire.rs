@@ -25,7 +25,6 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// Longest wait for a shim to list its commands.
 const LIST: Duration = Duration::from_secs(5);
 
-/// Driver of the expiry.
 #[derive(Debug)]
 pub struct Expiry {
     sandboxes: Arc<Sandboxes>,
@@ -35,7 +34,6 @@ pub struct Expiry {
 }
 
 impl Expiry {
-    /// Creates the driver for these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, execs: Execs) -> Self {
         Self { sandboxes, execs, later: HashMap::new() }
     }

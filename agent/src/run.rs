@@ -55,7 +55,6 @@ const TURN_MAX: Duration = Duration::from_secs(10);
 /// Most concurrent commands that mostly wait.
 const WAITING_MAX: usize = 4;
 
-/// Program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     /// Absolute path.
@@ -64,12 +63,11 @@ pub struct Program {
     pub arguments: Vec<OsString>,
 }
 
-/// Exit of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// It exited with this code.
+    /// Exited with this code.
     Code(i32),
-    /// This signal ended it.
+    /// Ended by this signal.
     Signal(i32),
 }
 
@@ -83,7 +81,6 @@ impl From<ExitStatus> for Exit {
 /// Command that has ended by itself.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// Exit of the command.
     pub exit: Exit,
     /// End of its stdout.
     pub stdout: String,
@@ -94,14 +91,8 @@ pub struct Finished {
 /// Reason why a command did not do its job, or may not have.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command could not be started.
     #[error("{path} could not be started")]
-    Start {
-        /// Path of the program.
-        path: PathBuf,
-        /// Error of the operating system.
-        source: io::Error,
-    },
+    Start { path: PathBuf, source: io::Error },
     /// The command's turn did not come in time; nothing was started.
     #[error("its turn did not come in time")]
     NoTurn,
@@ -388,11 +379,8 @@ impl Running {
 pub struct Piped {
     /// Stdin of the process; dropping it is end of file.
     pub stdin: ChildStdin,
-    /// Stdout of the process.
     pub stdout: ChildStdout,
-    /// Stderr of the process.
     pub stderr: ChildStderr,
-    /// The process itself.
     pub process: Running,
 }
 

@@ -10,9 +10,7 @@ use futures_util::future::BoxFuture;
 /// Time of a fault: before the effect of a step, or after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// Before the effect.
     Before,
-    /// After the effect.
     After,
 }
 
@@ -48,7 +46,6 @@ pub enum Lapse {
 }
 
 impl Faults {
-    /// Returns true when this safety measure is omitted.
     pub fn lapses(&self, lapse: Lapse) -> bool {
         self.lapse == Some(lapse)
     }
@@ -84,7 +81,6 @@ impl<E> fmt::Debug for Saga<'_, E> {
 }
 
 impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
-    /// Starts without any step.
     pub fn new(faults: &'a Faults) -> Self {
         Self { faults, steps: 0, undos: Vec::new() }
     }

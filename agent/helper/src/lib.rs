@@ -72,7 +72,6 @@ pub enum FromHelper {
     Refused {
         /// Number by which the shim names the command.
         token: u64,
-        /// Reason of the refusal.
         why: Refusal,
     },
     /// The command has ended.
@@ -84,19 +83,14 @@ pub enum FromHelper {
         /// Signal that ended the command; 0 if none.
         signal: u8,
     },
-    /// Answer to [`ToHelper::Ping`].
     Pong {
-        /// Number of the ping that is answered.
         serial: u64,
     },
 }
 
-/// Reason why a command was not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
-    /// The sandbox has no such user.
     NoUser,
-    /// The sandbox has no such directory.
     NoCwd,
     /// The sandbox provides no terminal.
     NoTerminal,
@@ -120,7 +114,6 @@ pub fn up_ms() -> u64 {
 /// Command that the helper is to start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// Program or file operation.
     pub task: Task,
     /// User that the task runs as.
     pub user: User,
@@ -130,7 +123,6 @@ pub struct Order {
     pub env: Vec<(String, String)>,
 }
 
-/// Task of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
     /// A program, found by PATH, and its arguments.
@@ -142,9 +134,7 @@ pub enum Task {
 /// User that a task runs as, looked up inside the sandbox: its /etc/passwd means nothing outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum User {
-    /// User name.
     Name(String),
-    /// Numeric uid.
     Id(u32),
 }
 
@@ -211,7 +201,6 @@ pub struct FileHead {
 pub struct FileEntry {
     /// Name in its directory; invalid UTF-8 is replaced.
     pub name: String,
-    /// Type of the file.
     pub kind: FileKind,
     /// Size in bytes.
     pub size: u64,
@@ -230,11 +219,8 @@ pub struct FileEntry {
 /// Type of the file at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
-    /// A regular file.
     File,
-    /// A directory.
     Directory,
-    /// A symbolic link.
     Symlink,
     /// A device, a socket or a pipe.
     Special,
@@ -243,7 +229,6 @@ pub enum FileKind {
 /// Error of a file operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileError {
-    /// Class of the error.
     pub kind: FileErrorKind,
     /// Message for people, one sentence.
     pub message: String,
@@ -260,6 +245,5 @@ pub enum FileErrorKind {
     Invalid,
     /// The file system is full.
     Full,
-    /// Any other error.
     Failed,
 }

@@ -31,7 +31,6 @@ pub(crate) struct Start {
     pub(crate) start_by_ms: u64,
 }
 
-/// Forked child.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) pid: Pid,
@@ -40,7 +39,6 @@ pub(crate) struct Child {
     pub(crate) status: OwnedFd,
 }
 
-/// Source of the command's stdin, stdout and stderr.
 #[derive(Debug)]
 enum Place {
     Pipes([OwnedFd; 3]),
@@ -201,7 +199,6 @@ fn refuse(tell: OwnedFd, refusal: Refusal) -> u8 {
     NOT_RUNNABLE
 }
 
-/// Reason why a child did not become a program.
 enum NotRun {
     /// No candidate path could be run: the program's name and the error.
     Failed(String, Errno),

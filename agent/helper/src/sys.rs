@@ -115,7 +115,6 @@ pub(crate) fn end_with(parent: Pid) -> io::Result<()> {
     if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
 }
 
-/// Sends a descriptor over a socket.
 pub(crate) fn send_fd(to: &OwnedFd, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

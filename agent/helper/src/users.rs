@@ -10,14 +10,12 @@ const BYTES_MAX: u64 = 1024 * 1024;
 /// Most groups of a user; the kernel takes no more.
 const GROUPS_MAX: usize = 1024;
 
-/// User account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Account {
     pub(crate) name: String,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) home: String,
-    /// Gids of all groups.
     pub(crate) groups: Vec<u32>,
 }
 

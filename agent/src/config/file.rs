@@ -14,7 +14,6 @@ use crate::{
     sandbox::{OnReboot, exec::shims::Backend},
 };
 
-/// Whole configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct File {
@@ -42,7 +41,6 @@ pub struct File {
     pub template: Vec<Template>,
     /// Limits on concurrency and duration.
     pub limits: Limits,
-    /// Lifetimes of sandboxes.
     pub lifetime: Lifetime,
     /// Action after a reboot of the node for sandboxes that ran before: `start` them, or `keep`
     /// them stopped.
@@ -56,7 +54,6 @@ pub struct File {
     pub boot_id: Option<PathBuf>,
     /// Paths where the load is read.
     pub load: Load,
-    /// Ingress from the web.
     pub ingress: Ingress,
 }
 
@@ -189,14 +186,11 @@ fn half_a_gib() -> u32 {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Probe {
-    /// No further probe.
     #[default]
     None,
     /// An HTTP server in the sandbox answers.
     Http {
-        /// Port of the server.
         port: Port,
-        /// Path of the request.
         #[serde(default = "root")]
         path: String,
     },
@@ -326,7 +320,6 @@ pub struct Load {
     pub cgroup: crate::load::Cgroup,
 }
 
-/// Ingress from the web.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ingress {

@@ -9,9 +9,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Pool {
-    /// First address.
     pub first: Ipv4Addr,
-    /// Last address.
     pub last: Ipv4Addr,
 }
 
@@ -21,7 +19,6 @@ pub struct Pool {
 pub struct Invalid;
 
 impl Pool {
-    /// Returns the whole range of a network.
     pub fn of(network: Ipv4Net) -> Self {
         Self { first: network.network(), last: network.broadcast() }
     }
@@ -31,7 +28,6 @@ impl Pool {
         network.contains(&self.first) && network.contains(&self.last)
     }
 
-    /// Returns true when the range contains an address.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         (self.first..=self.last).contains(&address)
     }

@@ -10,11 +10,8 @@ use crate::sandbox::address::Mac;
 pub(super) struct Acknowledgement {
     /// Sender of the packet.
     pub(super) from: Ipv4Addr,
-    /// Hardware address of the client.
     pub(super) mac: Mac,
-    /// IP address of the client.
     pub(super) ip: Ipv4Addr,
-    /// Duration of the lease.
     pub(super) lease: Duration,
 }
 

@@ -51,7 +51,6 @@ impl Proof {
         self.0.first().and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// Returns the header values.
     pub(super) fn values(&self) -> &[HeaderValue] {
         &self.0
     }

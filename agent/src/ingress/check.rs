@@ -32,11 +32,8 @@ const GONE: u16 = 410;
 /// Check of the ingress by route questions.
 #[derive(Debug)]
 pub struct IngressCheck {
-    /// Socket of the route server.
     pub socket: PathBuf,
-    /// Domain of the sandboxes.
     pub domain: Domain,
-    /// Sandboxes to check.
     pub sandboxes: Arc<Sandboxes>,
 }
 

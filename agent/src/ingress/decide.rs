@@ -19,7 +19,6 @@ use super::{Owner, State, Target};
 pub struct Domain(String);
 
 impl Domain {
-    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -59,7 +58,6 @@ impl fmt::Display for Domain {
 pub struct Name {
     /// TCP port inside the sandbox.
     pub port: Port,
-    /// Sandbox that the host names.
     pub sandbox: SandboxRef,
 }
 
@@ -100,7 +98,6 @@ pub enum Via {
 pub enum Verdict {
     /// Send it to the sandbox on this node, if something listens there.
     Local {
-        /// Address and port of the sandbox.
         upstream: SocketAddr,
         /// Host header for the sandbox. Development servers refuse names that they do not know, and
         /// all of them know `localhost`; the name that the client used is in X-Forwarded-Host.
@@ -109,10 +106,7 @@ pub enum Verdict {
     /// Wake the paused sandbox, then decide again.
     Wake,
     /// Send it to the owner's Caddy.
-    Peer {
-        /// Address of that Caddy.
-        upstream: SocketAddr,
-    },
+    Peer { upstream: SocketAddr },
     /// 404: not a sandbox's name, or no such sandbox.
     NotFound(&'static str),
     /// 403: the port is not exposed.
@@ -128,13 +122,10 @@ pub enum Verdict {
 /// Reason why a sandbox cannot answer now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unavailable {
-    /// The sandbox boots.
     Booting,
     /// The sandbox is paused, and a request does not wake it.
     Paused,
-    /// The sandbox is stopped.
     Stopped,
-    /// The sandbox's node is down.
     NodeDown(NodeName),
     /// The sandbox's node is unknown: the cluster cannot be read.
     Blind,

@@ -33,9 +33,7 @@ use proto::{
 /// Sandbox of this node, as a route question needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Sandbox id.
     pub id: SandboxId,
-    /// VMID of the container.
     pub vmid: Vmid,
     /// State that decides whether it can answer.
     pub state: State,
@@ -48,7 +46,6 @@ pub struct Target {
 /// State of a sandbox towards a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// The sandbox runs.
     Running,
     /// The sandbox boots, for the first time or again.
     Booting,

@@ -63,7 +63,6 @@ pub struct Sources {
     pub peer_port: u16,
 }
 
-/// Owners of sandboxes, as the module describes them.
 #[derive(Debug)]
 pub struct Owners {
     pve: Arc<dyn Pve>,

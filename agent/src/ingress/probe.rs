@@ -31,7 +31,6 @@ const SILENT_MAX: usize = 4096;
 /// Result of a connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// Something listens.
     Open,
     /// Nothing listens: the connection was refused.
     Refused,
@@ -52,7 +51,6 @@ struct Addresses {
 }
 
 impl Probe {
-    /// Probes one address.
     pub async fn ask(&self, address: SocketAddr) -> Answer {
         let now = Instant::now();
         let cell = {

@@ -10,7 +10,6 @@ use crate::{
     sandbox::{Known, Sandboxes, Tombstone, Wake},
 };
 
-/// Route table of a node.
 #[derive(Debug)]
 pub struct NodeRoutes {
     sandboxes: Arc<Sandboxes>,

@@ -22,12 +22,9 @@ const FRESH_MS: u64 = 60_000;
 /// Most sandboxes that have left and are remembered.
 const LEFT_MAX: usize = 100_000;
 
-/// Sandbox of another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sighting {
-    /// VMID of its container.
     pub vmid: Vmid,
-    /// Node that has it.
     pub node: NodeName,
     /// Time when it was gone, in milliseconds since 1970; `None` while it is there.
     pub left_ms: Option<u64>,
@@ -38,13 +35,10 @@ pub struct Sighting {
 pub enum Place {
     /// No known location.
     Nowhere,
-    /// On this node.
     Here,
-    /// On another node.
     On(NodeName),
 }
 
-/// Memory of other nodes' sandboxes, as the module describes it.
 #[derive(Debug)]
 pub struct Seen {
     own: NodeName,
@@ -155,7 +149,6 @@ impl Seen {
         self.sandboxes.iter()
     }
 
-    /// Returns a remembered sandbox.
     pub fn sighting(&self, id: &SandboxId) -> Option<&Sighting> {
         self.sandboxes.get(id)
     }

@@ -62,12 +62,9 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// Most headers of a question, which are the client's.
 const HEADERS_MAX: usize = 512;
 
-/// Inputs of the route server.
 #[derive(Debug)]
 pub struct Ingress {
-    /// Sandboxes and owners.
     pub routes: Arc<dyn Routes>,
-    /// Domain of the sandboxes.
     pub domain: Domain,
     /// Proof by which Caddy recognizes this agent.
     pub proof: Proof,

@@ -9,7 +9,6 @@ use super::decide::Domain;
 /// Settings of Caddy's configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Domain of the sandboxes.
     pub domain: Domain,
     /// Addresses where clients reach Caddy; behind a tunnel, a port of loopback.
     pub public: Vec<SocketAddr>,
@@ -40,7 +39,6 @@ pub struct Peers {
 pub struct PlainPath(String);
 
 impl PlainPath {
-    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -18,7 +18,6 @@ use crate::sandbox::{
 };
 pub use plan::{Action, Intended, plan};
 
-/// Options of the reconciler, fixed at start.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Interval between two passes.
@@ -44,7 +43,6 @@ impl Waker {
     }
 }
 
-/// Driver of the reconciliation.
 #[derive(Debug)]
 pub struct Reconciler {
     sandboxes: Arc<Sandboxes>,
@@ -82,7 +80,6 @@ fn swept(action: &Action) -> Option<(Option<SandboxId>, Vmid)> {
 }
 
 impl Reconciler {
-    /// Creates the reconciler of these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, options: Options) -> Self {
         Self {
             sandboxes,
@@ -93,7 +90,6 @@ impl Reconciler {
         }
     }
 
-    /// Returns a handle that wakes the reconciler.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
     }

@@ -31,9 +31,7 @@ const SWEEPS_MAX_PERCENT: usize = 20;
 /// Intended state, from the journal.
 #[derive(Debug, Clone, Default)]
 pub struct Intended {
-    /// Records of live sandboxes.
     pub live: Vec<Arc<Record>>,
-    /// Tombstones of ended sandboxes.
     pub ended: Vec<Tombstone>,
     /// Sandboxes that an operation works on; they are left to it.
     pub busy: BTreeSet<SandboxId>,
@@ -72,33 +70,17 @@ pub enum Action {
     Unmark {
         /// Sandbox of the mark.
         id: SandboxId,
-        /// VMID of the container.
         vmid: Vmid,
     },
     /// Destroy a container, or its rest, that has come back after its sandbox ended.
-    Sweep {
-        /// Sandbox of the container.
-        id: SandboxId,
-        /// VMID of the container.
-        vmid: Vmid,
-    },
+    Sweep { id: SandboxId, vmid: Vmid },
     /// Remove a config that contains only the lock of an interrupted destruction, under a vmid of
     /// ours that no record knows any more: a later attempt has taken the record.
     Clear(Vmid),
     /// Report a container with a mark that is not in the journal.
-    Quarantine {
-        /// VMID of the container.
-        vmid: Vmid,
-        /// Mark of the container.
-        mark: Mark,
-    },
+    Quarantine { vmid: Vmid, mark: Mark },
     /// Report that too many containers would have to be swept.
-    TooMany {
-        /// Number of containers to sweep.
-        sweeps: usize,
-        /// Number of containers with a mark.
-        marked: usize,
-    },
+    TooMany { sweeps: usize, marked: usize },
     /// Drop old tombstones.
     Forget {
         /// Tombstones that ended before this time, in milliseconds since 1970.

@@ -29,12 +29,10 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Creates a reporter from the host's sampled load.
     pub fn new(sandboxes: Arc<Sandboxes>, host: watch::Receiver<HostLoad>) -> Self {
         Self { sandboxes, host, seq: Arc::default(), tally: Arc::default() }
     }
 
-    /// Makes a fresh report.
     pub(super) async fn report(&self) -> NodeLoad {
         let options = self.sandboxes.options();
         let host = *self.host.borrow();

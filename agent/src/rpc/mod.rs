@@ -58,7 +58,6 @@ const CALL_MAX: Duration = Duration::from_secs(25);
 /// Most concurrent watches.
 const WATCHES_MAX: usize = 16;
 
-/// Service `agent.v1`.
 #[derive(Debug, Clone)]
 pub struct Rpc {
     sandboxes: Arc<Sandboxes>,
@@ -73,7 +72,6 @@ pub struct Rpc {
 }
 
 impl Rpc {
-    /// Creates the service for these sandboxes.
     pub fn new(
         sandboxes: Arc<Sandboxes>,
         execs: Execs,

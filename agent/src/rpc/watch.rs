@@ -29,7 +29,6 @@ const LOAD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_milli
 
 pub(super) type Responses = ReceiverStream<Result<wire::WatchResponse, Status>>;
 
-/// Starts a watch.
 pub(super) fn watch(
     rpc: &Rpc,
     request: wire::WatchRequest,

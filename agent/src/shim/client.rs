@@ -42,11 +42,9 @@ pub struct Attachment {
     pub input: Input,
 }
 
-/// Receiver of a command's messages.
 #[derive(Debug)]
 pub struct Output(SplitStream<Frames>);
 
-/// Sender of messages to a command.
 #[derive(Debug)]
 pub struct Input(SplitSink<Frames, Bytes>);
 

@@ -9,7 +9,6 @@ const FRAME_MAX: usize = 9 * 1024 * 1024;
 /// Connection as a stream and a sink of frames.
 pub(super) type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 
-/// Wraps a connection in length-prefixed frames.
 pub(super) fn frames(stream: UnixStream) -> Frames {
     let codec = LengthDelimitedCodec::builder().max_frame_length(FRAME_MAX).new_codec();
     Framed::new(stream, codec)

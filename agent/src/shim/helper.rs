@@ -436,7 +436,6 @@ fn no_room(error: &io::Error) -> bool {
 /// Both ends of a command's pipes. The shim makes them, so nobody inside can substitute others.
 #[derive(Debug)]
 struct Pipes {
-    /// Shim's ends.
     ours: Ends,
     theirs: [OwnedFd; 3],
 }

@@ -33,7 +33,6 @@ impl Container {
         Ok(container)
     }
 
-    /// Returns the VMID.
     pub fn vmid(&self) -> Vmid {
         self.vmid
     }

@@ -26,7 +26,6 @@ const DEAD_MAX: usize = 256;
 /// Placeholder for the digest in a line that frees an exec_id.
 const GIVEN_BACK: &str = "-";
 
-/// Record of used exec_ids, as the module describes it.
 #[derive(Debug)]
 pub(super) struct Ids {
     path: PathBuf,

@@ -19,7 +19,6 @@ const NAMED_KEPT: Duration = Duration::from_secs(60 * 60);
 /// ended first is read no more, and its background processes are killed by their next write.
 const BACKGROUND_MAX: usize = 64;
 
-/// All commands of a shim.
 #[derive(Debug, Default)]
 pub(super) struct Commands {
     /// Commands that can be asked for, by exec_id.
@@ -31,14 +30,11 @@ pub(super) struct Commands {
 /// Size of an ended command's output in files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EndedOutput {
-    /// Time since the command ended.
     pub(super) age: Duration,
-    /// Number of bytes.
     pub(super) bytes: u64,
 }
 
 impl Commands {
-    /// Returns the number of commands.
     pub(super) fn count(&self) -> usize {
         self.named.len() + self.forgotten.len()
     }

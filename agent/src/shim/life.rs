@@ -64,7 +64,6 @@ pub(super) fn begin(
     session
 }
 
-/// Supervisor of a command.
 struct Life {
     session: Arc<Session>,
     host: Arc<dyn Host>,

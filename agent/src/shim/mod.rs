@@ -51,7 +51,6 @@ pub const COMMAND: &str = "shim";
 /// Options of a shim, passed on its command line; nothing in them is secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
-    /// VMID of the container.
     pub vmid: u32,
     /// Socket where agents find the shim.
     pub socket: PathBuf,
@@ -64,7 +63,6 @@ pub struct Options {
     pub ids: PathBuf,
     /// Program and leading arguments that enter the container.
     pub enter: Vec<String>,
-    /// Host paths.
     pub places: Places,
     /// Resource limits of the shim. Unset by an agent older than this field: the shim then stays in
     /// the agent's cgroup.
@@ -82,9 +80,7 @@ fn output_bytes_max() -> u64 {
 /// Size of a terminal's window, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// Number of lines.
     pub rows: u16,
-    /// Number of characters in a line.
     pub columns: u16,
 }
 
@@ -110,16 +106,11 @@ pub trait Host: Send + Sync + std::fmt::Debug {
 /// Inputs of [`serve`].
 #[derive(Debug)]
 pub struct Parts {
-    /// Sandbox to serve.
     pub host: Arc<dyn Host>,
     /// Sealed executable image of the helper.
     pub image: OwnedFd,
-    /// As in `Options`.
     pub dir: PathBuf,
-    /// As in `Options`.
     pub ids: PathBuf,
-    /// As in `Options`.
     pub socket: PathBuf,
-    /// As in `Options`.
     pub output_bytes_max: u64,
 }

@@ -27,10 +27,8 @@ const QUIET: Duration = Duration::from_millis(100);
 /// Time after which a terminal that is never silent is read no more.
 const TERMINAL_LEFT: Duration = Duration::from_secs(2);
 
-/// Source of an output.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// Pipe of a command.
     Pipe(Receiver),
     /// Pipe of a terminal's relay.
     Terminal(Receiver),

@@ -13,10 +13,8 @@ pub enum Error {
     /// The options on the command line are not valid JSON.
     #[error("what the shim was told is not understood")]
     Options(#[source] serde_json::Error),
-    /// The vmid is invalid.
     #[error("the vmid is none")]
     Vmid(#[source] proto::id::Invalid),
-    /// A system call failed.
     #[error("the shim could not serve")]
     Io(#[from] io::Error),
 }

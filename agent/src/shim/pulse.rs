@@ -24,7 +24,6 @@ pub(super) struct Unanswered {
 /// Next action for an unanswered ping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Keep waiting.
     Wait,
     /// Send SIGCONT if the helper is stopped.
     GoOn,

@@ -31,23 +31,19 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Creates a budget of `limit` bytes.
     pub(super) fn new(limit: u64) -> Arc<Self> {
         let (used, limit) = (AtomicU64::new(0), AtomicU64::new(limit));
         Arc::new(Self { used, limit, over: Notify::new() })
     }
 
-    /// Returns the bytes in use.
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Returns the bytes that may be used.
     pub(super) fn limit(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Changes the limit.
     pub(super) fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Ordering::Relaxed);
         self.tell();
@@ -83,7 +79,6 @@ enum Store {
     File(File),
 }
 
-/// Ring of the last bytes of one output.
 #[derive(Debug)]
 pub(super) struct Ring {
     store: Store,

@@ -62,7 +62,6 @@ struct Shim {
 #[derive(Debug)]
 struct Sessions {
     commands: Commands,
-    /// Exec_ids that are being started.
     starting: BTreeSet<String>,
     ids: Ids,
 }
@@ -416,14 +415,12 @@ impl Shim {
     }
 }
 
-/// Reason why a command was not started.
 struct NotStarted {
     refused: Refused,
     /// True when nothing was run, and nothing will be.
     certain: bool,
 }
 
-/// Returns the time left to start a command.
 fn left(start: &wire::Start) -> Duration {
     Duration::from_millis(start.start_by_ms.saturating_sub(helper::up_ms()))
 }

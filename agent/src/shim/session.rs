@@ -61,11 +61,8 @@ pub(super) enum End {
 /// Next event of an attachment.
 #[derive(Debug, PartialEq)]
 pub(super) enum Next {
-    /// Bytes of the command's stdout.
     Stdout(Bytes),
-    /// Bytes of the command's stderr.
     Stderr(Bytes),
-    /// End of the command.
     End(End),
 }
 
@@ -104,7 +101,6 @@ impl Shared {
     }
 }
 
-/// One command, as the module describes it.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) title: Title,
@@ -433,7 +429,6 @@ impl Session {
         Some(self.state().ended_at?.elapsed())
     }
 
-    /// Returns true while there is an attachment.
     pub(super) fn is_attached(&self) -> bool {
         !self.state().readers.is_empty()
     }
@@ -509,7 +504,6 @@ impl Session {
         }
     }
 
-    /// Stores bytes of this output.
     pub(super) fn write(&self, output: usize, bytes: &[u8]) -> io::Result<()> {
         self.change(|state| match state.forgotten {
             true => Ok(()),

@@ -37,10 +37,8 @@ const SIGKILL: i32 = nix::libc::SIGKILL;
 const SIGTERM: i32 = nix::libc::SIGTERM;
 const SIGCONT: i32 = nix::libc::SIGCONT;
 
-/// Processes of one command.
 #[derive(Debug, Clone)]
 pub(super) struct Tree {
-    /// Sandbox of the command.
     pub(super) host: Arc<dyn Host>,
     /// Pid of the command itself, which is also its session and its process group. Reported by the
     /// helper: at worst it is another process of the same sandbox.
