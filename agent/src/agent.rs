@@ -1,5 +1,5 @@
-//! One agent: its parts put together, started, served and stopped. The same in production, where
-//! `production` gives it the host, and in the simulation, which gives it fakes.
+//! Assembles, starts, serves and stops one agent. The same in production, where `production`
+//! provides the host, and in the simulation, which provides fakes.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -28,31 +28,29 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Between two samples of the host's load.
+/// Interval between two samples of the host's load.
 const SAMPLE: Duration = Duration::from_secs(1);
 
-/// Reads the host's load, of which the containers of these numbers are sandboxes.
+/// Reads the host's load; the containers with these vmids are sandboxes.
 pub type SampleHost = Box<dyn FnMut(Instant, &[Vmid]) -> HostLoad + Send>;
 
-/// What an agent is made of.
+/// Components of an agent.
 pub struct Parts {
-    /// What the configuration says about sandboxes.
+    /// Configuration of the sandboxes.
     pub sandboxes: sandbox::Options,
-    /// How the reconciler runs.
     pub reconcile: reconcile::Options,
-    /// The host.
+    /// Proxmox VE on this host.
     pub pve: Arc<dyn Pve>,
-    /// The truth.
+    /// Journal, the source of truth.
     pub journal: Arc<dyn Journal>,
-    /// The time.
     pub clock: Arc<dyn Clock>,
     /// Samples the host's load; called once a second.
     pub host_load: SampleHost,
-    /// The ways into the sandboxes.
+    /// Shims, which run commands in the sandboxes.
     pub shims: Arc<dyn Shims>,
     /// Replies of the DHCP server, where the configuration allows DHCP.
     pub dhcp: Option<Arc<dyn DhcpReplies>>,
-    /// What goes wrong; nothing, outside of tests.
+    /// Injected faults; none outside of tests.
     pub faults: Faults,
 }
 
@@ -62,7 +60,6 @@ impl fmt::Debug for Parts {
     }
 }
 
-/// An agent that runs.
 #[derive(Debug)]
 pub struct Agent {
     sandboxes: Arc<Sandboxes>,
@@ -72,7 +69,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Reads the journal and begins to reconcile. Nothing is served yet.
+    /// Reads the journal and starts the reconciler. Nothing is served yet.
     ///
     /// # Errors
     /// When the journal cannot be read.
@@ -82,7 +79,7 @@ impl Agent {
         let tasks = Tasks::default();
         let sandboxes =
             Sandboxes::open(sandboxes, pve, journal, clock, tasks.clone(), faults).await?;
-        // Before anything is started again that needs it.
+        // Before sandboxes that need it are started again.
         if let Some(dhcp) = dhcp {
             sandboxes.watch_dhcp(dhcp);
             tasks.spawn(Arc::clone(&sandboxes).follow_dhcp());
@@ -112,36 +109,36 @@ impl Agent {
         self.rpc.clone().serve(incoming, self.tasks.stopping().clone()).await
     }
 
-    /// The sandboxes, for exec, the ingress and the tests.
+    /// Returns the sandboxes, for exec, the ingress and the tests.
     pub fn sandboxes(&self) -> &Arc<Sandboxes> {
         &self.sandboxes
     }
 
-    /// Lets `fsck` check this, too.
+    /// Adds a check to `fsck`.
     pub fn also_check(&self, check: Arc<dyn Check>) {
         self.rpc.also_check(check);
     }
 
-    /// The agent's tasks, for what else must end with it.
+    /// Returns the agent's tasks, so that others can end with them.
     pub fn tasks(&self) -> &Tasks {
         &self.tasks
     }
 
-    /// Lets the reconciler look now.
+    /// Starts a pass of the reconciler now.
     pub fn wake(&self) {
         self.waker.wake();
     }
 
-    /// Takes nothing new, and waits for what is under way, at most so long. What is left then is
-    /// finished or undone by the next start.
+    /// Accepts nothing new, and waits at most `patience` for pending operations. The next start
+    /// finishes or undoes what is left then.
     pub async fn drain(&self, patience: Duration) {
         if timeout(patience, self.tasks.finish()).await.is_err() {
             let left = self.sandboxes.busy().len();
-            tracing::warn!(left, "stopped with operations under way");
+            tracing::warn!(left, "the agent stopped with pending operations");
         }
     }
 
-    /// Ends where it stands, as SIGKILL would: for the simulation.
+    /// Ends all tasks where they stand, as SIGKILL would: for the simulation.
     pub async fn kill(&self) {
         self.tasks.kill().await;
     }

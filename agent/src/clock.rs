@@ -1,4 +1,4 @@
-//! The wall clock, passed in: a simulation brings its own. Waiting goes by tokio's time.
+//! Wall clock, passed in as a parameter: a simulation brings its own. Waiting uses tokio's time.
 
 use std::{
     path::Path,
@@ -9,36 +9,37 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::read;
 
-/// How long after a boot the wall clock may still be wrong: a node without a battery asks the
-/// network for the time first.
+/// Time after a boot during which the wall clock may still be wrong: a node without a battery first
+/// asks the network for the time.
 const GRACE: Duration = Duration::from_secs(5 * 60);
 
-/// Says what time it is, and nothing else.
+/// Source of the current time.
 pub trait Clock: Send + Sync + std::fmt::Debug {
-    /// Milliseconds since 1970.
+    /// Returns the milliseconds since 1970.
     fn now_ms(&self) -> u64;
 
-    /// Now, by both clocks. One that never jumps has no need of a second.
+    /// Returns the current time on both clocks. A clock that never jumps does not need a second
+    /// one.
     fn moment(&self) -> Moment {
         Moment { wall_ms: self.now_ms(), boot: "-".into(), up_ms: self.now_ms() }
     }
 }
 
-/// A moment by the wall clock, and by the clock that only goes forward from the boot of the host.
-/// Between two of one boot the second decides, so that a wall clock that jumps changes nothing;
-/// across a boot there is only the wall clock.
+/// Point in time on the wall clock, and on the monotonic clock since the boot of the host. Between
+/// two moments of one boot the monotonic clock decides, so that a jump of the wall clock changes
+/// nothing; across a boot there is only the wall clock.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
-    /// Milliseconds since 1970; 0: nobody knows.
+    /// Milliseconds since 1970; 0 means unknown.
     pub wall_ms: u64,
-    /// Boot that `up_ms` is of.
+    /// Boot id that `up_ms` belongs to.
     pub boot: String,
-    /// Milliseconds since that boot, with those that the host slept.
+    /// Milliseconds since that boot, time asleep included.
     pub up_ms: u64,
 }
 
 impl Moment {
-    /// So much later.
+    /// Returns the moment that is `time` later.
     #[must_use]
     pub fn after(&self, time: Duration) -> Self {
         let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -49,7 +50,8 @@ impl Moment {
         }
     }
 
-    /// How long ago it was at `now`: nothing when it lies ahead, or when it cannot be said yet.
+    /// Returns how long ago this was at `now`: zero when it lies ahead, or when that is not known
+    /// yet.
     pub fn ago(&self, now: &Self) -> Duration {
         let ms = if self.boot == now.boot {
             now.up_ms.saturating_sub(self.up_ms)
@@ -61,8 +63,9 @@ impl Moment {
         Duration::from_millis(ms)
     }
 
-    /// The same moment by the clocks of another host, which show `there` when those of this one show
-    /// `here`: as long ago, or as far ahead. What only the wall clock knows is of no boot there, either.
+    /// Converts to the clocks of another host, which show `there` when those of this host show
+    /// `here`: the distance from now is kept. A moment known only by the wall clock belongs to no
+    /// boot there either.
     #[must_use]
     pub fn elsewhere(&self, here: &Self, there: &Self) -> Self {
         if *self == Self::default() {
@@ -75,7 +78,7 @@ impl Moment {
         Self { wall_ms: moved(there.wall_ms), boot, up_ms: moved(there.up_ms) }
     }
 
-    /// True when it is there or past.
+    /// Returns true when the moment has come or is past.
     pub fn reached(&self, now: &Self) -> bool {
         if self.boot == now.boot {
             return self.up_ms <= now.up_ms;
@@ -84,17 +87,16 @@ impl Moment {
     }
 }
 
-/// Where the kernel names the boot.
+/// File in which the kernel publishes the boot id.
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The host's clock.
 #[derive(Debug, Clone)]
 pub struct SystemClock {
     boot: String,
 }
 
 impl SystemClock {
-    /// With the name of the boot that stands in this file; `BOOT_ID` on a real host.
+    /// Reads the boot id from this file; `BOOT_ID` on a real host.
     pub fn new(boot_id: &Path) -> Self {
         Self { boot: read::text(boot_id, read::SMALL).trim().to_owned() }
     }

@@ -1,5 +1,5 @@
-//! The agent's configuration: flags, one file, the `PVE_*` variables that older set-ups have, what
-//! the host says, and defaults, in this order. Each value knows where it comes from.
+//! Configuration of the agent. Sources by precedence: flags, one file, the `PVE_*` variables of
+//! older setups, detection on the host, defaults. Each value records its source.
 
 mod file;
 mod network;
@@ -30,20 +30,18 @@ use crate::{
     sandbox::{Lifetimes, OnReboot, exec::shims::Backend},
 };
 
-/// Where a value comes from.
+/// Source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The command line.
     Flag,
-    /// The file.
     File,
-    /// This variable of the environment.
+    /// Environment variable of this name.
     Env(&'static str),
-    /// The host.
+    /// Detected on the host.
     Detected,
-    /// The journal, which remembers it from a time when the host could tell.
+    /// Journal, which remembers a value that was detected earlier.
     Journal,
-    /// Nobody said anything.
+    /// Default, without any other source.
     Default,
 }
 
@@ -60,16 +58,13 @@ impl fmt::Display for Source {
     }
 }
 
-/// A value and where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sourced<T> {
-    /// The value.
     pub value: T,
-    /// Its source.
     pub source: Source,
 }
 
-/// What the command line can say.
+/// Flags of the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Flags {
     /// Where the controller reaches the agent, address:port
@@ -95,22 +90,22 @@ pub struct Flags {
     pub domain: Option<String>,
 }
 
-/// A value that cannot be used, or one that is missing.
+/// Invalid or missing value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// Its name in the file.
+    /// Name of the setting in the file.
     pub what: &'static str,
-    /// What is wrong, and how to put it right.
+    /// Error, and how to fix it.
     pub why: String,
 }
 
-/// The configuration cannot be used.
+/// Reason why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file.
+    /// The file could not be read.
     #[error("the configuration was not read")]
     File(#[source] daemon::config::Error),
-    /// Everything that is wrong with it.
+    /// All mistakes in the configuration.
     #[error("the configuration cannot be used{}", list(.0))]
     Mistakes(Vec<Mistake>),
 }
@@ -119,14 +114,12 @@ fn list(mistakes: &[Mistake]) -> String {
     mistakes.iter().map(|mistake| format!("\n  {}: {}", mistake.what, mistake.why)).collect()
 }
 
-/// One line of the table that `check-config` prints and the log begins with.
+/// Line of the table that `check-config` prints and the log begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
-    /// Its name in the file.
+    /// Name of the setting in the file.
     pub name: &'static str,
-    /// Its value.
     pub value: String,
-    /// Where that comes from.
     pub source: Source,
 }
 
@@ -136,56 +129,55 @@ impl fmt::Display for Setting {
     }
 }
 
-/// The configuration, complete and checked.
+/// Configuration, complete and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// PVE's name of this node.
     pub node: Sourced<NodeName>,
-    /// Where the controller reaches the agent.
+    /// Address where the controller reaches the agent.
     pub listen: Sourced<std::net::SocketAddr>,
-    /// The journal and what else must survive.
+    /// Directory for the journal and other state that must survive a reboot.
     pub state_dir: PathBuf,
-    /// Sockets and output of commands.
+    /// Directory for sockets and the output of commands.
     pub run_dir: PathBuf,
-    /// Certificates towards the controller.
+    /// Certificates for the controller's connections.
     pub tls: Tls,
-    /// Where PVE's things are.
+    /// Host paths of PVE.
     pub pve: Places,
-    /// The number in the cluster that the ranges below are cut by; `None` while nobody knows it.
+    /// Number of this node in the cluster, which decides the ranges below; `None` while it is
+    /// unknown.
     pub number: Option<u32>,
-    /// This node's stripe of the vmids, inclusive.
+    /// Stripe of the vmids that belongs to this node, inclusive.
     pub vmids: Sourced<(Vmid, Vmid)>,
     /// Addresses of sandboxes.
     pub network: Network,
-    /// How long an address rests before another sandbox gets it.
+    /// Time for which a released address is not leased to another sandbox.
     pub quarantine: Duration,
-    /// What can be cloned here.
+    /// Templates that can be cloned on this node.
     pub templates: Vec<Template>,
-    /// Bounds.
+    /// Limits on concurrency and duration.
     pub limits: Limits,
-    /// How long sandboxes live.
     pub lifetimes: Lifetimes,
-    /// What becomes of those that ran when the node was rebooted.
+    /// Action after a reboot of the node for sandboxes that ran before.
     pub on_reboot: OnReboot,
-    /// What is said of the node.
+    /// Labels of the node.
     pub labels: Vec<Label>,
-    /// What a sandbox's commands may use of the host.
+    /// Limits on the host resources that serve a sandbox's commands.
     pub shim: Shim,
-    /// How a shim gets into its sandbox.
+    /// Method by which a shim enters its sandbox.
     pub exec_backend: Backend,
-    /// Where the host's boot has its name.
+    /// File with the boot id of the host.
     pub boot_id: PathBuf,
-    /// Where the load is read.
+    /// Paths where the load is read.
     pub load: Load,
-    /// The way in from the web; its domain with its source is in `settings`.
+    /// Ingress from the web; its domain is in `settings` too, with its source.
     pub ingress: Ingress,
     settings: Vec<Setting>,
 }
 
-/// Labels of a node.
 const LABELS_MAX: usize = 16;
 
-/// What the values are made of.
+/// Inputs of the configuration, and what is collected while it is completed.
 struct Sources<'a> {
     flags: &'a Flags,
     env: &'a dyn Fn(&str) -> Option<String>,
@@ -204,7 +196,7 @@ impl Sources<'_> {
         }
     }
 
-    /// The first of flag, file and variable that says something.
+    /// Returns the first value that flag, file or environment variable provides.
     fn said<T: std::str::FromStr>(
         &mut self,
         what: &'static str,
@@ -231,7 +223,7 @@ impl Sources<'_> {
         }
     }
 
-    /// What the host says, unless something was said.
+    /// Falls back to detection on the host when no value was provided.
     fn or_detect<T>(
         &mut self,
         what: &'static str,
@@ -258,7 +250,7 @@ impl Sources<'_> {
 }
 
 impl Config {
-    /// Reads the file, if there is one at `path` (one that is named must exist), and completes it.
+    /// Reads the file at `path`, if one is given (it must then exist), and completes it.
     pub fn load(
         path: Option<&Path>,
         flags: &Flags,
@@ -268,7 +260,7 @@ impl Config {
         Self::complete(file.unwrap_or_default(), flags, env, Path::new("/sys/class/net"))
     }
 
-    /// Completes what a file says.
+    /// Completes a configuration file from the other sources, and checks the result.
     pub fn complete(
         file: File,
         flags: &Flags,
@@ -297,7 +289,7 @@ impl Config {
             from.settings.push(Setting { name: "vmids", value, source: *source });
         }
         let network = network::complete(&mut from, &file.network, number, roots);
-        // Nothing of the agent's goes by it, so nothing that is wrong with it stops the agent.
+        // The agent does not use this value, so a mistake in it must not stop the agent.
         let said = from.said("storage", flags.storage.clone(), file.storage, "PVE_STORAGE");
         let detected = || {
             let found = detect::storage(roots, &node.as_ref()?.value).ok()?;
@@ -372,12 +364,12 @@ impl Config {
         })
     }
 
-    /// The file that the journal is in.
+    /// Returns the path of the journal.
     pub fn journal(&self) -> PathBuf {
         journal_in(&self.state_dir)
     }
 
-    /// What was chosen, and why.
+    /// Lists the chosen values with their sources.
     pub fn settings(&self) -> &[Setting] {
         &self.settings
     }
@@ -404,7 +396,8 @@ fn lifetimes(from: &mut Sources<'_>, file: &file::Lifetime) -> Lifetimes {
     }
 }
 
-/// This process's environment, for `Config::load`. Read at the start and nowhere else.
+/// Reads a variable of this process's environment, for `Config::load`. Called at the start and
+/// nowhere else.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -414,8 +407,8 @@ fn journal_in(state_dir: &Path) -> PathBuf {
     state_dir.join("journal.sqlite")
 }
 
-/// Chooses the node's name, and the number that its ranges are cut by. The journal's number comes
-/// first: what a node was given stays its own, until an operator has confirmed another.
+/// Chooses the node's name, and the number that decides its ranges. The journal's number takes
+/// precedence: a node keeps the number it was given until an operator has confirmed another.
 fn node(
     from: &mut Sources<'_>,
     file: Option<NodeName>,
@@ -434,7 +427,7 @@ fn node(
         let text = format!("{name} ({source}) is not this node, which is {}", identity.node);
         from.mistake("node", text);
     }
-    // pmxcfs may be away for a moment: what runs on this node is reached meanwhile.
+    // pmxcfs may be unavailable for a moment: the sandboxes of this node stay reachable meanwhile.
     let remembered = known.filter(|_| said.is_none() && detected.is_err());
     if let Some(node) = remembered {
         return (Some(Sourced { value: node.name, source: Source::Journal }), number);
@@ -442,11 +435,11 @@ fn node(
     (from.or_detect("node", said, || detected.map(|identity| identity.node)), number)
 }
 
-/// Why there is no stripe and no pool by default.
+/// Explains why there is no default stripe and no default pool.
 const NUMBER_UNKNOWN: &str = "the node's number in the cluster is not known: it is a member, and \
     corosync has not been heard of since pmxcfs was started; wait for it, or say it";
 
-/// Cuts out this node's stripe.
+/// Computes this node's stripe.
 fn vmids(
     from: &mut Sources<'_>,
     vmids: &file::Vmids,
@@ -480,7 +473,7 @@ fn vmids(
     Some(Sourced { value: (vmid(first)?, vmid(first + each - 1)?), source })
 }
 
-/// VLANs, as PVE takes them.
+/// VLAN tags that PVE accepts.
 const TAGS: std::ops::RangeInclusive<u16> = 1..=4094;
 
 fn check_templates(from: &mut Sources<'_>, templates: &[Template], roots: Roots<'_>) {

@@ -1,5 +1,5 @@
-//! What a PVE host says about itself, for what the configuration leaves open. Roots are parameters;
-//! nothing is forked, and ambiguity is an error that lists the candidates.
+//! Detects values on a PVE host that the configuration leaves open. Roots are parameters; no
+//! process is started, and ambiguity is an error that lists the candidates.
 
 use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
 
@@ -13,43 +13,36 @@ use crate::{
     sys::read,
 };
 
-/// Where to look.
+/// Root directories for the detection.
 #[derive(Debug, Clone, Copy)]
 pub struct Roots<'a> {
-    /// pmxcfs.
+    /// Root of pmxcfs.
     pub pve: &'a Path,
-    /// procfs.
+    /// Root of procfs.
     pub proc: &'a Path,
-    /// `/sys/class/net`.
+    /// Path of `/sys/class/net`.
     pub net: &'a Path,
 }
 
-/// Nothing, or more than one thing, fits.
+/// Reason why a value could not be detected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Undecided {
-    /// Nothing fits.
     #[error("{0}")]
     None(String),
-    /// Several things fit.
     #[error("{what} is ambiguous: {}", candidates.join(", "))]
-    Several {
-        /// What was looked for.
-        what: &'static str,
-        /// What fits.
-        candidates: Vec<String>,
-    },
+    Several { what: &'static str, candidates: Vec<String> },
 }
 
-/// This host on a bridge.
+/// Address of this host on a bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnBridge {
-    /// Its address.
     pub address: Ipv4Addr,
     /// Prefix length of the bridge's network.
     pub prefix: u8,
 }
 
-/// Who this node is. pmxcfs alone knows: the host's name may have been changed since it joined.
+/// Detects this node's identity. Only pmxcfs is authoritative: the host name may have changed since
+/// the node joined.
 pub fn identity(roots: Roots<'_>) -> Result<Identity, Undecided> {
     let path = roots.pve.join(".members");
     let members = read::whole(&path, read::LARGE).ok();
@@ -60,7 +53,7 @@ pub fn identity(roots: Roots<'_>) -> Result<Identity, Undecided> {
     })
 }
 
-/// The bridge that sandboxes are connected to: vmbr0, else the only one of PVE's.
+/// Detects the bridge for sandboxes: vmbr0, else the only bridge of PVE.
 pub fn bridge(roots: Roots<'_>) -> Result<String, Undecided> {
     let mut bridges: Vec<String> = fs::read_dir(roots.net)
         .into_iter()
@@ -68,7 +61,7 @@ pub fn bridge(roots: Roots<'_>) -> Result<String, Undecided> {
         .flatten()
         .filter(|entry| entry.path().join("bridge").is_dir())
         .filter_map(|entry| entry.file_name().into_string().ok())
-        // Those that PVE's firewall puts before an interface, and Docker's, are nobody's choice.
+        // Skip bridges of PVE's firewall, Docker and the like: nobody chose them.
         .filter(|name| {
             !["fwbr", "br-", "docker", "lxcbr", "virbr"].iter().any(|p| name.starts_with(p))
         })
@@ -84,7 +77,7 @@ pub fn bridge(roots: Roots<'_>) -> Result<String, Undecided> {
     }
 }
 
-/// This host's own address on a bridge; `None` when it has none.
+/// Returns this host's own address on a bridge; `None` when it has none.
 pub fn on_bridge(roots: Roots<'_>, bridge: &str) -> Option<OnBridge> {
     let routes = read::whole_text(&roots.proc.join("net/route"), read::LARGE).ok()?;
     let addresses = local_addresses(&read::text(&roots.proc.join("net/fib_trie"), read::LARGE));
@@ -97,22 +90,22 @@ pub fn on_bridge(roots: Roots<'_>, bridge: &str) -> Option<OnBridge> {
     })
 }
 
-/// All addresses of this host but loopback's.
+/// Lists all addresses of this host except loopback's.
 pub fn own_addresses(roots: Roots<'_>) -> Vec<Ipv4Addr> {
     let text = read::text(&roots.proc.join("net/fib_trie"), read::LARGE);
     local_addresses(&text).into_iter().collect()
 }
 
-/// The next hop of the host's default route, if that leaves by this bridge: then the bridge is on
-/// somebody else's network.
+/// Returns the next hop of the host's default route, if it leaves by this bridge: then the bridge
+/// is on a network of others.
 pub fn uplink(roots: Roots<'_>, bridge: &str) -> Option<Ipv4Addr> {
     let routes = read::whole_text(&roots.proc.join("net/route"), read::LARGE).ok()?;
     let default = routes_of(&routes).find(|r| r.prefix == 0 && r.interface == bridge)?;
     Some(default.gateway)
 }
 
-/// The storage that new templates go to: one that holds containers, with the most room. Which one
-/// clones go to is the template's doing.
+/// Detects the storage for new templates: the one with the most free space that holds containers.
+/// Clones go to the storage of their template.
 pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
     let text = read::text(&roots.pve.join("storage.cfg"), read::LARGE);
     let mut fit: Vec<_> =
@@ -128,7 +121,7 @@ pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
         Place::Flat(path) | Place::Images(path) => {
             rustix::fs::statvfs(&path).ok().map(|found| found.f_bavail * found.f_frsize)
         }
-        // Not to be measured without a program.
+        // Cannot be measured without starting a program.
         Place::Thin { .. } | Place::Other => None,
     };
     let rooms: Option<Vec<u64>> = fit.iter().map(|storage| room(storage.place())).collect();
@@ -142,7 +135,8 @@ pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
     }
 }
 
-/// Addresses of this host in its own `fib_trie`: a leaf, and below it that it is local.
+/// Finds this host's addresses in its own `fib_trie`: a leaf, and below it the mark that it is
+/// local.
 fn local_addresses(fib_trie: &str) -> BTreeSet<Ipv4Addr> {
     let mut found = BTreeSet::new();
     let mut leaf = None;
@@ -156,7 +150,6 @@ fn local_addresses(fib_trie: &str) -> BTreeSet<Ipv4Addr> {
     found
 }
 
-/// A row of `/proc/net/route`.
 struct Route<'a> {
     interface: &'a str,
     destination: Ipv4Addr,
@@ -167,7 +160,7 @@ struct Route<'a> {
 fn routes_of(text: &str) -> impl Iterator<Item = Route<'_>> {
     text.lines().skip(1).filter_map(|line| {
         let words: Vec<_> = line.split_ascii_whitespace().collect();
-        // The kernel prints the address as it lies in memory.
+        // The kernel prints the address in memory order.
         let address = |at: usize| {
             let number = u32::from_str_radix(words.get(at)?, 16).ok()?;
             Some(Ipv4Addr::from(number.to_le_bytes()))
@@ -192,7 +185,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A host's files, to be changed.
+    /// Files of a host, which tests can change.
     pub(crate) struct Host(pub(crate) tempfile::TempDir);
 
     const ROUTES: &str = "\
@@ -203,7 +196,7 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
 ";
 
     impl Host {
-        /// Node 3 of a cluster: a private bridge 10.100.3.1/24, uplink elsewhere.
+        /// Creates node 3 of a cluster: a private bridge 10.100.3.1/24, uplink elsewhere.
         pub(crate) fn new() -> Self {
             let host = Self(tempfile::tempdir().expect("tempdir"));
             let members = r#"{"nodename":"node3","cluster":{"quorate":1},

@@ -1,6 +1,6 @@
-//! Sees to it that sandboxes end as the rules of their lifetimes say: every second, whether or not a
-//! controller is there. What is due is decided by `sandbox::due`, which is pure; here it is looked
-//! whether one that seems idle is in use after all, and done.
+//! Ends sandboxes as the rules of their lifetimes say: every second, with or without a controller.
+//! `sandbox::due` decides what is due and is pure; this module checks whether a sandbox that seems
+//! idle is in use after all, and acts.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,34 +15,32 @@ use crate::{
     sandbox::{Due, Sandboxes, exec::Execs},
 };
 
-/// Between two looks.
+/// Interval between two passes.
 const TICK: Duration = Duration::from_secs(1);
-/// Operations at a time: what is due must not crowd out what callers want.
+/// Most concurrent operations: expiry must not crowd out callers.
 const PARALLEL: usize = 4;
-/// How long one of them is waited for: it goes on alone after that, and one that hangs keeps nobody
-/// else's time from coming.
+/// Longest wait for one operation: it then continues by itself, and an operation that hangs does
+/// not delay the expiry of others.
 const WAIT: Duration = Duration::from_secs(20);
-/// After one that failed.
+/// Pause before a failed expiry is tried again.
 const AGAIN: Duration = Duration::from_secs(60);
-/// How long a shim may take to list its commands.
+/// Longest wait for a shim to list its commands.
 const LIST: Duration = Duration::from_secs(5);
 
-/// The driver.
 #[derive(Debug)]
 pub struct Expiry {
     sandboxes: Arc<Sandboxes>,
     execs: Execs,
-    /// Those that failed, and when they are tried again.
+    /// Sandboxes whose expiry failed, and when it is tried again.
     later: HashMap<SandboxId, Instant>,
 }
 
 impl Expiry {
-    /// Of these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, execs: Execs) -> Self {
         Self { sandboxes, execs, later: HashMap::new() }
     }
 
-    /// Looks every second until the agent is to stop.
+    /// Runs a pass every second until the agent stops.
     pub async fn run(mut self) {
         let stop = self.sandboxes.tasks().stopping().clone();
         let mut ticks = interval(TICK);
@@ -61,7 +59,7 @@ impl Expiry {
         }
     }
 
-    /// One look. Returns what was done.
+    /// Runs one pass. Returns what was done.
     pub async fn pass(&mut self) -> Vec<(SandboxId, Due)> {
         let now = Instant::now();
         self.later.retain(|_, at| *at > now);
@@ -83,7 +81,8 @@ impl Expiry {
         seen_to
     }
 
-    /// True when it was done, false when it failed, nothing when it was not due after all.
+    /// Expires a sandbox. True when that succeeded, false when it failed, `None` when it was not
+    /// due after all.
     async fn see_to(&self, record: Arc<Record>, due: Due) -> (SandboxId, Due, Option<bool>) {
         let id = record.id;
         if due.cause == Cause::Idle && self.in_use(&record).await {
@@ -93,12 +92,12 @@ impl Expiry {
         tracing::info!(sandbox_id = %id, cause = due.cause.name(), action = ?due.action, "its time has come");
         let done = self.sandboxes.expire(&id, due, WAIT).await;
         if let Err(error) = &done {
-            tracing::warn!(sandbox_id = %id, %error, "it lives on for now");
+            tracing::warn!(sandbox_id = %id, %error, "sandbox could not be expired");
         }
         (id, due, Some(done.is_ok()))
     }
 
-    /// Somebody is connected to it, or it to somebody, or a command runs in it.
+    /// Returns true when a connection to or from the sandbox is open, or a command runs in it.
     async fn in_use(&self, record: &Record) -> bool {
         if self.sandboxes.pve().connected(record.vmid).await {
             return true;
@@ -106,7 +105,7 @@ impl Expiry {
         let name = SandboxRef::Id(record.id);
         match timeout(LIST, self.execs.list(&name)).await {
             Ok(Ok(list)) => list.iter().any(|exec| exec.exit.is_none() && exec.lost.is_empty()),
-            // Its shim is there and does not answer: nobody can tell that nothing runs.
+            // Its shim exists and does not answer: a command may be running.
             Ok(Err(_)) | Err(_) => true,
         }
     }

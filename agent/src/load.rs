@@ -1,5 +1,5 @@
-//! How busy the host is, read from /proc, or from the cgroup that the whole node is in where it is
-//! one of several on a machine; and how much of that is the sandboxes'. Nothing is forked; roots are
+//! Load of the host, and the share of the sandboxes in it. Read from /proc, or from the node's own
+//! cgroup where the node is one of several on a machine. No process is started; roots are
 //! parameters.
 
 use std::{
@@ -14,40 +14,40 @@ use tokio::time::Instant;
 
 use crate::{pve::cgroup, sys::read};
 
-/// More of a file of the kernel's is not read. /proc/stat, the longest, grows with cores and interrupts.
+/// Most bytes read of a kernel file. /proc/stat, the longest, grows with cores and interrupts.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// What the busy share is smoothed over.
+/// Window of the exponential smoothing of the busy share.
 const WINDOW: Duration = Duration::from_secs(10);
-/// The same for who wants to see further back.
+/// Longer window of the same.
 const LONG_WINDOW: Duration = Duration::from_secs(60);
 
-/// The cgroup that the whole node is in; empty on a real node. Where the machine has cgroup2 alone,
-/// `unified` is all there is; on a hybrid one the controllers have trees of their own.
+/// Cgroup that contains the whole node; empty on a real node. A machine with only cgroup2 has just
+/// `unified`; on a hybrid one the controllers have trees of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cgroup {
-    /// cgroup2.
+    /// Path in cgroup2.
     pub unified: Option<PathBuf>,
-    /// The `cpu` controller: quota.
+    /// Path in the `cpu` controller: quota.
     pub cpu: Option<PathBuf>,
-    /// The `cpuacct` controller: CPU time.
+    /// Path in the `cpuacct` controller: CPU time.
     pub cpuacct: Option<PathBuf>,
-    /// The `memory` controller.
+    /// Path in the `memory` controller.
     pub memory: Option<PathBuf>,
 }
 
-/// One report.
+/// Load of the host at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct HostLoad {
-    /// Cores that may be used; a fraction under a quota.
+    /// Usable cores; a fraction under a quota.
     pub cores: f64,
-    /// Share of them in use over the last 10 s, 0 to 1.
+    /// Share of the cores in use over the last 10 s, 0 to 1.
     pub cpu_busy: f64,
-    /// The same over the last 60 s.
+    /// Share of the cores in use over the last 60 s, 0 to 1.
     pub cpu_busy_60s: f64,
-    /// Cores that others than sandboxes use, over the last 10 s; `None` when that cannot be told.
+    /// Cores used by others than sandboxes, over the last 10 s; `None` when unknown.
     pub foreign_cores: Option<f64>,
-    /// Memory that others than sandboxes use, bytes; `None` when that cannot be told.
+    /// Memory used by others than sandboxes, in bytes; `None` when unknown.
     pub foreign_memory: Option<u64>,
     /// PSI `full avg10` of memory, percent.
     pub psi_memory_full: f64,
@@ -59,9 +59,9 @@ pub struct HostLoad {
     pub psi_memory: f64,
     /// PSI `some avg10` of io, percent.
     pub psi_io: f64,
-    /// Memory in all, bytes.
+    /// Total memory, in bytes.
     pub memory_total: u64,
-    /// Memory that new work can have, bytes.
+    /// Memory available for new work, in bytes.
     pub memory_available: u64,
 }
 
@@ -69,27 +69,27 @@ pub struct HostLoad {
 #[derive(Debug, Clone, Copy)]
 struct Mark {
     at: Instant,
-    /// Core-seconds in use since some start.
+    /// Core-seconds used since an arbitrary start.
     used: f64,
 }
 
-/// Reads the load; to be asked about once a second.
+/// Sampler of the load, called about once a second.
 #[derive(Debug)]
 pub struct Sampler {
     proc: PathBuf,
-    /// Where the cgroups of containers are.
+    /// Root of the containers' cgroups.
     containers: PathBuf,
     cgroup: Cgroup,
     last: Option<Mark>,
     busy: f64,
     busy_60s: f64,
-    /// CPU time of each sandbox at the last sample, microseconds.
+    /// CPU time of each sandbox at the last sample, in microseconds.
     sandboxes: BTreeMap<Vmid, u64>,
-    /// Cores that the sandboxes use.
+    /// Cores that the sandboxes use, smoothed.
     own: f64,
 }
 
-/// What the sandboxes have had since the last sample, and hold.
+/// Usage of all sandboxes: CPU time since the last sample, and memory now.
 #[derive(Debug, Clone, Copy, Default)]
 struct Own {
     core_seconds: Option<f64>,
@@ -97,8 +97,8 @@ struct Own {
 }
 
 impl Sampler {
-    /// Reads from this procfs, from the containers' cgroups below that root and, where given, from
-    /// the node's own cgroup.
+    /// Creates a sampler of this procfs, the containers' cgroups below that root and, if given, the
+    /// node's own cgroup.
     pub fn new(proc: PathBuf, containers: PathBuf, cgroup: Cgroup) -> Self {
         Self {
             proc,
@@ -112,7 +112,7 @@ impl Sampler {
         }
     }
 
-    /// The load now; these are the sandboxes that may be running.
+    /// Returns the current load; `sandboxes` are those that may be running.
     pub fn sample(&mut self, now: Instant, sandboxes: &[Vmid]) -> HostLoad {
         let cores = self.cores();
         let own = self.own(sandboxes);
@@ -137,14 +137,16 @@ impl Sampler {
         }
     }
 
-    /// `None` in it when the kernel does not count a sandbox that runs: then nobody's share is known.
+    /// Sums the usage of the sandboxes. A value is `None` when the kernel does not count a running
+    /// sandbox: then the share of others is unknown.
     fn own(&mut self, sandboxes: &[Vmid]) -> Own {
         let before = std::mem::take(&mut self.sandboxes);
         let mut own = Own { core_seconds: Some(0.0), memory: Some(0) };
         for vmid in sandboxes {
             let Some(share) = cgroup::share(&self.containers, *vmid) else { continue };
             own.core_seconds = own.core_seconds.zip(share.cpu_us).map(|(sum, cpu_us)| {
-                // What a new one has had before it was first seen is not of this second.
+                // The usage of a new sandbox before it was first seen does not belong to this
+                // second.
                 let last = before.get(vmid).copied().unwrap_or(cpu_us);
                 self.sandboxes.insert(*vmid, cpu_us);
                 sum + Duration::from_micros(cpu_us.saturating_sub(last)).as_secs_f64()
@@ -158,7 +160,7 @@ impl Sampler {
         let Some(last) = self.last.replace(mark) else { return };
         let passed = mark.at.saturating_duration_since(last.at);
         if passed.is_zero() {
-            // Asked twice at once: the next answer counts from the first.
+            // Sampled twice at the same time: the next sample counts from the first.
             self.last = Some(last);
             return;
         }
@@ -190,11 +192,11 @@ impl Sampler {
         v1().or_else(v2).or_else(|| busy_seconds(&read(&self.proc, "stat")))
     }
 
-    /// Total, and what new work can have.
+    /// Returns the total memory, and the memory available for new work.
     fn memory(&self) -> (u64, u64) {
         let info = read(&self.proc, "meminfo");
         let kib = |key| field(&info, key).map_or(0, bytes_of_kib);
-        // ZFS gives its cache back when asked; the kernel does not count that as available.
+        // ZFS releases its cache on demand, but the kernel does not count it as available.
         let arc = read(&self.proc, "spl/kstat/zfs/arcstats");
         let reclaimable = arcstat(&arc, "size").saturating_sub(arcstat(&arc, "c_min"));
         let total = kib("MemTotal:");
@@ -205,7 +207,7 @@ impl Sampler {
         }
     }
 
-    /// Limit, and what cannot be had back.
+    /// Returns the limit, and the memory that cannot be reclaimed.
     fn cgroup_memory(&self) -> Option<(u64, u64)> {
         let number = |text: String| text.trim().parse::<u64>().ok();
         let v2 = || {
@@ -229,7 +231,7 @@ impl Sampler {
         avg10(&text, whose)
     }
 
-    /// A file of the node's cgroup2, unless it is empty or not there.
+    /// Reads a file of the node's cgroup2; `None` if it is empty or missing.
     fn unified(&self, name: &str) -> Option<String> {
         let text = read(self.cgroup.unified.as_deref()?, name);
         (!text.is_empty()).then_some(text)
@@ -240,7 +242,7 @@ fn read(dir: &Path, name: &str) -> String {
     read::text(&dir.join(name), FILE_BYTES_MAX)
 }
 
-/// `key value` on a line of its own.
+/// Parses the line `key value`.
 fn field(text: &str, key: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix([' ', '\t']));
     line?.split_ascii_whitespace().next()?.parse().ok()
@@ -264,7 +266,7 @@ fn bytes_of_kib(kib: f64) -> u64 {
     if kib >= 0.0 { (kib * 1024.0) as u64 } else { 0 }
 }
 
-/// `name type value`.
+/// Parses the row `name type value`.
 fn arcstat(text: &str, key: &str) -> u64 {
     let mut rows = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
     let row = rows.find(|row| row.first() == Some(&key));
@@ -280,11 +282,12 @@ fn cores_online(stat: &str) -> f64 {
     f64::from(cores.max(1))
 }
 
-/// Core-seconds that were neither idle nor waiting for a disk; stolen ones are in use too.
+/// Returns the core-seconds that were neither idle nor waiting for a disk; stolen ones count as
+/// used.
 fn busy_seconds(stat: &str) -> Option<f64> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let ticks: Vec<f64> = line.split_ascii_whitespace().filter_map(|t| t.parse().ok()).collect();
-    // user nice system idle iowait irq softirq steal; guests' time is in user already.
+    // user nice system idle iowait irq softirq steal; guests' time is already in user.
     let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = ticks[..] else {
         return None;
     };
@@ -292,7 +295,7 @@ fn busy_seconds(stat: &str) -> Option<f64> {
     Some((user + nice + system + irq + softirq + steal) / 100.0)
 }
 
-/// `quota period`, or `max period`.
+/// Parses `quota period`, or `max period`.
 fn quota_v2(text: &str) -> Option<f64> {
     let mut words = text.split_ascii_whitespace();
     let quota: f64 = words.next()?.parse().ok()?;
@@ -361,7 +364,7 @@ mod tests {
         near(load.psi_memory_full, 3.0);
         assert_eq!(load.memory_total, 8000 * 1024);
         assert_eq!(load.memory_available, 4000 * 1024 + 1024 * 1000);
-        // One core-second on two cores in a second, again and again.
+        // One core-second per second on two cores, again and again.
         for second in 1..=60 {
             tree.write("stat", &STAT.replace("cpu  100", &format!("cpu  {}", 100 + 100 * second)));
             let load = sampler.sample(start + Duration::from_secs(second), &[]);
@@ -443,7 +446,7 @@ mod tests {
         let start = Instant::now();
         let mut load = sampler.sample(start, &sandboxes);
         assert_eq!(load.foreign_memory, Some(4000 * 1024 - 2_000_000));
-        // Both cores are in use, and a quarter of that is the sandbox's.
+        // Both cores are in use, a quarter of that by the sandbox.
         for second in 1..=100 {
             tree.write("stat", &STAT.replace("cpu  100", &format!("cpu  {}", 100 + 200 * second)));
             let used = 1_000_000 + second * 500_000;
@@ -451,7 +454,7 @@ mod tests {
             load = sampler.sample(start + Duration::from_secs(second), &sandboxes);
         }
         assert!((load.foreign_cores.expect("told") - 1.5).abs() < 0.01, "{load:?}");
-        // One that runs and is not counted: what the others use is not known any more.
+        // A sandbox runs and is not counted: what the others use becomes unknown.
         fs::remove_file(tree.path("cg/lxc/100/memory.current")).expect("removed");
         fs::remove_file(tree.path("cg/lxc/100/cpu.stat")).expect("removed");
         let load = sampler.sample(start + Duration::from_secs(101), &sandboxes);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use daemon::chain::Chain;
 
-/// Where the package puts the configuration.
+/// Path where the package installs the configuration.
 const CONFIG: &str = "/etc/pve-sandbox/agent.toml";
 
 /// Creates, runs and removes the sandboxes of one Proxmox VE node.
@@ -97,7 +97,7 @@ fn execute(command: &Command) -> Result<()> {
             let config = common.config()?;
             daemon::logs::init("info", common.log_json);
             agent::sys::privileges::confine().context("capabilities: is this root?")?;
-            // Waiting is most of what it does: two threads, and few for what blocks.
+            // The agent mostly waits: two threads, and few for blocking calls.
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)
                 .max_blocking_threads(8)

@@ -1,4 +1,4 @@
-//! The agent on a real node: what the configuration says, made into parts.
+//! Builds the agent on a real node from its configuration.
 
 use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
@@ -42,15 +42,15 @@ use tokio::{net::TcpListener, time::timeout};
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
-/// What systemd gives us, less what we need ourselves.
+/// Longest wait for pending operations at a stop: systemd's stop timeout, minus our own needs.
 const DRAIN: Duration = Duration::from_secs(40);
-/// Where the other nodes' Caddys listen for their peers, unless this node says otherwise.
+/// Default port where the Caddys of the nodes listen for their peers.
 const PEER_PORT: u16 = 8481;
-/// Between two looks at what shims have left.
+/// Interval between clean-ups of leftovers of shims.
 const SWEEP: Duration = Duration::from_secs(60);
-/// The kernel's list of network interfaces.
+/// Kernel's list of network interfaces.
 const NET: &str = "/sys/class/net";
-/// For the last answers to go out.
+/// Longest wait for the last answers to be sent.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// Runs the agent until `stop`.
@@ -88,7 +88,8 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
         Arc::clone(agent.sandboxes()),
         agent.tasks().stopping().clone(),
     ));
-    // Of its own, because it goes on while the agent drains: sandboxes are reached to the last.
+    // Separate tasks, because they continue while the agent drains: sandboxes stay reachable to the
+    // end.
     let edge = Tasks::default();
     ingress(&config, &agent, pve, clock, &edge)?;
 
@@ -96,7 +97,8 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?;
     let incoming = daemon::listen::tls(listener, server, agent.tasks().stopping().clone());
-    // Whoever else has a certificate of ours, such as another agent, is let go after its handshake.
+    // Other holders of our certificates, such as another agent, are disconnected after their
+    // handshake.
     let incoming =
         incoming.filter(|conn| conn.as_ref().map_or(true, |conn| *conn.peer() == Peer::Controller));
     daemon::stop::ready("serving");
@@ -107,18 +109,18 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
         served = &mut serving => return served.context("the server ended"),
         () = stop.cancelled() => {}
     }
-    // The last answers go out while what is under way ends.
+    // The last answers are sent while pending operations end.
     let (served, ()) = tokio::join!(timeout(DRAIN + LAST_ANSWERS, serving), agent.drain(DRAIN));
     if served.is_err() {
-        tracing::warn!("stopped with connections open");
+        tracing::warn!("the agent stopped with open connections");
     }
     if timeout(LAST_ANSWERS, edge.finish()).await.is_err() {
-        tracing::warn!("stopped with route questions open");
+        tracing::warn!("the agent stopped with open route questions");
     }
     Ok(())
 }
 
-/// Watches the DHCP server's replies, where somebody may ask it.
+/// Starts watching the DHCP server's replies, if any sandbox may use DHCP.
 fn dhcp(config: &Config, stop: &CancellationToken) -> Option<Arc<dyn DhcpReplies>> {
     let network = &config.network;
     if network.dhcp == sandbox::Dhcp::Refused {
@@ -146,7 +148,7 @@ fn allowance(shim: &Shim) -> Allowance {
     Allowance { limits, output_bytes_max: shim.output_mib << 20 }
 }
 
-/// Removes what the shims of sandboxes have left that live no more, now and then.
+/// Removes leftovers of shims whose sandboxes do not exist any more, periodically.
 async fn sweep(shims: Arc<ShimProcesses>, sandboxes: Arc<Sandboxes>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(SWEEP);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -155,7 +157,7 @@ async fn sweep(shims: Arc<ShimProcesses>, sandboxes: Arc<Sandboxes>, stop: Cance
     }
 }
 
-/// Answers Caddy's questions, where the node is a way in from the web.
+/// Starts to answer Caddy's route questions, if the node has an ingress.
 fn ingress(
     config: &Config,
     agent: &Agent,
@@ -164,7 +166,7 @@ fn ingress(
     tasks: &Tasks,
 ) -> Result<()> {
     let Some(settings) = caddy(config)? else {
-        tracing::info!("no ingress.domain: there is no way in from the web");
+        tracing::info!("ingress.domain is not set: there is no ingress from the web");
         return Ok(());
     };
     let path = &config.ingress.caddy_config;
@@ -210,10 +212,10 @@ fn socket(config: &Config) -> std::path::PathBuf {
     config.ingress.socket.clone().unwrap_or_else(|| config.run_dir.join("ingress.sock"))
 }
 
-/// What Caddy's configuration is rendered from; `None` without a domain.
+/// Builds the settings of Caddy's configuration; `None` without a domain.
 ///
 /// # Errors
-/// When a value cannot stand in Caddy's configuration.
+/// When a value must not appear in Caddy's configuration.
 fn caddy(config: &Config) -> Result<Option<Settings>> {
     let ingress = &config.ingress;
     let Some(domain) = &ingress.domain else { return Ok(None) };
@@ -231,10 +233,10 @@ fn caddy(config: &Config) -> Result<Option<Settings>> {
     }))
 }
 
-/// Looks for what `run` would stumble over, beyond what the configuration says.
+/// Checks for problems that would stop `run`, beyond those in the configuration itself.
 ///
 /// # Errors
-/// With all of it.
+/// Lists all problems.
 pub(crate) fn check(config: &Config) -> Result<()> {
     let tls = &config.tls;
     let mut found = Vec::new();
@@ -271,7 +273,7 @@ pub(crate) fn render(config: &Config, print: bool) -> Result<()> {
     Ok(())
 }
 
-/// Takes the node's number in its cluster for good: an operator has seen to it that no other node
+/// Stores the node's current number in its cluster: an operator has made sure that no other node
 /// hands out the ranges that go with it. The agent must not run.
 pub(crate) fn confirm_number(config: &Config) -> Result<()> {
     let roots =
@@ -321,7 +323,7 @@ fn parts(
     })
 }
 
-/// The journal holds what sandboxes were given in their environment.
+/// Creates a private directory: the journal contains the environment of sandboxes.
 fn private_dir(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)

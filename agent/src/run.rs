@@ -1,15 +1,15 @@
-//! The only place that starts processes.
+//! Starts processes; no other module does.
 //!
-//! What holds for every child: an absolute path, arguments that never pass through a shell, no
-//! environment but PATH and LC_ALL=C, its own session, no inherited descriptors.
-//! What an exit status means is the caller's to say.
+//! Every child has an absolute path, arguments that never pass through a shell, no environment
+//! except PATH and LC_ALL=C, its own session, and no inherited descriptors. The caller interprets
+//! the exit status.
 //!
-//! `Runner::run` is for commands that do a job and end: stdin is empty; output goes to files, never
+//! `Runner::run` is for commands that do a job and end. Stdin is empty; output goes to files, never
 //! to a pipe of ours (a broken pipe makes `pct` abort a clone half-way); there is a deadline. The
-//! command is awaited on a task of its own: a caller that goes away stops nothing. Nothing is ever
-//! killed with SIGKILL: `pct` would leave its locks and mounts behind.
+//! command is awaited on a task of its own, so a caller that goes away stops nothing. Nothing is
+//! ever killed with SIGKILL: `pct` would leave its locks and mounts behind.
 //!
-//! `spawn_piped` is for processes that somebody talks with.
+//! `spawn_piped` is for processes to communicate with.
 
 use std::{
     ffi::OsString,
@@ -38,24 +38,23 @@ use tokio_util::task::TaskTracker;
 
 use crate::sys::{self, pidfd, proc};
 
-/// What a child finds programs by. PVE's own tools set the same.
+/// PATH of every child. PVE's own tools set the same.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Bytes of each output that are read back: its end, where the tools say what went wrong.
+/// Most bytes read back of each output: its end, where the tools report errors.
 const OUTPUT_BYTES_MAX: u64 = 64 * 1024;
 
-/// How long a worker that was told to stop gets for its rollback before its parent is told too,
-/// and how long the parent gets then.
+/// Time that a worker gets for its rollback after SIGTERM, before its parent gets SIGTERM too; the
+/// parent then gets as much.
 const STOP_WAIT: Duration = Duration::from_secs(15);
 
-/// A command that runs for longer than this mostly waits: `pct` itself takes one to three seconds. It
-/// gives its turn to the next.
+/// Time after which a command is taken to be mostly waiting: `pct` itself takes one to three
+/// seconds. It then gives its turn to the next command.
 const TURN_MAX: Duration = Duration::from_secs(10);
 
-/// Commands that mostly wait, at a time.
+/// Most concurrent commands that mostly wait.
 const WAITING_MAX: usize = 4;
 
-/// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
     /// Absolute path.
@@ -64,61 +63,53 @@ pub struct Program {
     pub arguments: Vec<OsString>,
 }
 
-/// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// By itself, with this code.
+    /// Exited with this code.
     Code(i32),
-    /// By this signal.
+    /// Ended by this signal.
     Signal(i32),
 }
 
 impl From<ExitStatus> for Exit {
     fn from(status: ExitStatus) -> Self {
-        // A status that is no exit and no signal is not reported by wait without WUNTRACED.
+        // Without WUNTRACED, wait reports no status other than an exit or a signal.
         status.code().map_or_else(|| Self::Signal(status.signal().unwrap_or(0)), Self::Code)
     }
 }
 
-/// A command that ended by itself.
+/// Command that has ended by itself.
 #[derive(Debug, Clone)]
 pub struct Finished {
-    /// How.
     pub exit: Exit,
-    /// The end of its stdout.
+    /// End of its stdout.
     pub stdout: String,
-    /// The end of its stderr.
+    /// End of its stderr.
     pub stderr: String,
 }
 
-/// A command that did no job, or none that is known.
+/// Reason why a command did not do its job, or may not have.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It could not be started.
     #[error("{path} could not be started")]
-    Start {
-        /// The program.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Its turn did not come in time; nothing was started.
+    Start { path: PathBuf, source: io::Error },
+    /// The command's turn did not come in time; nothing was started.
     #[error("its turn did not come in time")]
     NoTurn,
-    /// It did not end in time and was told to stop. What it did must be looked at.
+    /// The command did not end in time and was sent SIGTERM. Its effects must be checked.
     #[error("it did not end in time{}", if *ended { ", and was stopped" } else { " and does not stop" })]
     Deadline {
-        /// It has ended since.
+        /// True when it has ended since.
         ended: bool,
-        /// What it had said by then.
+        /// Its output until then.
         said: String,
     },
-    /// The task that waited for it has gone: the agent is shutting down.
+    /// The task that waited for the command has gone: the agent is shutting down.
     #[error("the agent is shutting down")]
     Gone,
 }
 
-/// Runs commands that do a job and end. Clones share it.
+/// Runner of commands that do a job and end. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Runner(Arc<Shared>);
 
@@ -127,19 +118,20 @@ struct Shared {
     output_dir: PathBuf,
     proc: PathBuf,
     turns: Semaphore,
-    /// Turns of those that mostly wait.
+    /// Turns of commands that mostly wait.
     waits: Semaphore,
     serial: AtomicU64,
     tracker: TaskTracker,
 }
 
 impl Runner {
-    /// Output goes to files in `output_dir`; at most `parallel` commands run at a time (`pct` is
-    /// bound by CPU: more than the cores only makes each slower); workers are found in `proc`.
+    /// Creates a runner. Output goes to files in `output_dir`; at most `parallel` commands run at a
+    /// time (`pct` is bound by CPU: more commands than cores only slow each other down); workers
+    /// are found in `proc`.
     pub fn new(output_dir: PathBuf, proc: PathBuf, parallel: usize) -> io::Result<Self> {
         std::fs::create_dir_all(&output_dir)?;
-        // A life of the agent that was cut short left its files; a command of it that still runs
-        // keeps writing to the open file, whatever its name.
+        // An agent that crashed has left its files. A command of that agent which still runs keeps
+        // writing to its open file, whatever the name.
         for entry in std::fs::read_dir(&output_dir)?.flatten() {
             if entry.path().extension().is_some_and(|e| e == "stdout" || e == "stderr") {
                 std::fs::remove_file(entry.path())?;
@@ -155,18 +147,19 @@ impl Runner {
         })))
     }
 
-    /// The tasks that wait for commands. Closed and awaited at shutdown.
+    /// Returns the tracker of the tasks that wait for commands. Closed and awaited at shutdown.
     pub fn tracker(&self) -> &TaskTracker {
         &self.0.tracker
     }
 
-    /// Runs a command to its end, or tells it to stop at the deadline. Waiting for its turn counts.
+    /// Runs a command to its end, or sends it SIGTERM at the deadline. The wait for its turn
+    /// counts.
     pub async fn run(&self, program: Program, deadline: Instant) -> Result<Finished, Error> {
         self.start(program, Kind::Works, deadline).await
     }
 
-    /// The same for a command that mostly waits, such as one that sleeps until nobody else can have a
-    /// file system mounted: it keeps nobody else's command waiting for a turn.
+    /// Runs a command that mostly waits, such as one that sleeps until no other process can have a
+    /// file system mounted: it takes no turn from other commands.
     pub async fn run_waiting(
         &self,
         program: Program,
@@ -187,12 +180,12 @@ impl Runner {
     }
 }
 
-/// The resource that a command takes for most of its time.
+/// Resource that a command occupies for most of its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A core.
+    /// CPU core.
     Works,
-    /// None: it sleeps.
+    /// None: the command sleeps.
     Waits,
 }
 
@@ -243,13 +236,14 @@ impl Shared {
         Ok(Finished { exit, stdout, stderr })
     }
 
-    /// TERM to the workers first, because they hold the locks and roll back; then to the command.
+    /// Sends SIGTERM to the workers first, because they hold the locks and roll back; then to the
+    /// command.
     async fn stop(&self, child: &mut Child) -> bool {
         let Some(parent) = child.id() else { return true };
         let proc = self.proc.clone();
         let workers = tokio::task::spawn_blocking(move || {
             let workers = workers(&proc, parent);
-            // By pidfd: a number that has become somebody else's by now gets no signal.
+            // By pidfd: a pid that was reused meanwhile gets no signal.
             for worker in &workers {
                 let same = || proc::kin(&proc, worker.pid).is_some_and(|k| k.start == worker.start);
                 if let Err(error) = pidfd::signal(worker.pid, Signal::SIGTERM as i32, same) {
@@ -271,8 +265,8 @@ async fn ends(child: &mut Child) -> bool {
     timeout_at(Instant::now() + STOP_WAIT, child.wait()).await.is_ok()
 }
 
-/// The workers of a `pct` that runs: its descendants that are PVE tasks. PVE writes the task's
-/// UPID over a worker's argv, and each is the leader of a session of its own.
+/// Finds the workers of a running `pct`: its descendants that are PVE tasks. PVE writes the task's
+/// UPID over a worker's argv, and each worker leads a session of its own.
 fn workers(proc: &Path, parent: u32) -> Vec<proc::Process> {
     let processes = proc::host_processes(proc);
     let mut family = vec![parent];
@@ -296,7 +290,7 @@ fn send(pid: u32, signal: Signal) {
     }
 }
 
-/// The files that a command writes to; removed when dropped.
+/// Files for the output of a command; removed on drop.
 #[derive(Debug)]
 struct Output {
     stdout: File,
@@ -321,7 +315,7 @@ impl Drop for Output {
     fn drop(&mut self) {
         for path in &self.paths {
             if let Err(error) = std::fs::remove_file(path) {
-                tracing::warn!(path = %path.display(), %error, "an output file was not removed");
+                tracing::warn!(path = %path.display(), %error, "an output file could not be removed");
             }
         }
     }
@@ -352,7 +346,7 @@ fn command(program: &Program) -> Command {
     command
 }
 
-/// A process that somebody talks with. When dropped it runs on; it is reaped all the same.
+/// Process to communicate with. When dropped it continues to run, and is still reaped.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -360,18 +354,18 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its pid, which is also its process group and its session.
+    /// Returns its pid, which is also its process group and its session.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Waits for its end. Can be called again: the answer stays.
+    /// Waits for its end. Can be called again: the result stays.
     pub async fn wait(&mut self) -> io::Result<Exit> {
         self.child.wait().await.map(Exit::from)
     }
 
-    /// Sends a signal to its process group, unless it has been waited for: then the number may be
-    /// somebody else's.
+    /// Sends a signal to its process group, unless it has been waited for: then the pid may have
+    /// been reused.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         match self.child.id().map(i32::try_from) {
             Some(Ok(group)) => Ok(killpg(Pid::from_raw(group), signal)?),
@@ -380,21 +374,18 @@ impl Running {
     }
 }
 
-/// A process with three pipes.
+/// Process with three pipes.
 #[derive(Debug)]
 pub struct Piped {
-    /// Its stdin; dropping it is end of file.
+    /// Stdin of the process; dropping it is end of file.
     pub stdin: ChildStdin,
-    /// Its stdout.
     pub stdout: ChildStdout,
-    /// Its stderr.
     pub stderr: ChildStderr,
-    /// The process.
     pub process: Running,
 }
 
-/// Starts `argv` (an absolute path and its arguments) with three pipes, in a session of its own.
-/// `fds` are its descriptors from 3 on.
+/// Starts `argv` (an absolute path and its arguments) with three pipes, in its own session. `fds`
+/// become its descriptors from 3 on.
 pub fn spawn_piped(argv: &[OsString], fds: Vec<OwnedFd>) -> io::Result<Piped> {
     let mut command = command(&program(argv)?);
     sys::child::own_session(&mut command, fds)?;
@@ -409,12 +400,12 @@ pub fn spawn_piped(argv: &[OsString], fds: Vec<OwnedFd>) -> io::Result<Piped> {
     })
 }
 
-/// Starts `argv` in a session of its own, to outlive this process. It says what it has to say on
-/// our stderr. `fds` are its descriptors from 3 on.
+/// Starts `argv` in its own session, to outlive this process. It writes to our stderr. `fds` become
+/// its descriptors from 3 on.
 pub fn spawn_detached(argv: &[OsString], fds: Vec<OwnedFd>) -> io::Result<()> {
     let mut command = command(&program(argv)?);
     sys::child::own_session(&mut command, fds)?;
-    // Whoever drops it lets it run on; it is reaped all the same.
+    // Dropping the child lets it run on; it is still reaped.
     drop(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?);
     Ok(())
 }

@@ -1,60 +1,57 @@
-//! Steps with undos, in straight-line code. An undo is registered before its step runs: a step that
-//! fails may have had its effect. So every undo is idempotent, is true when nothing happened, and
-//! touches only what is provably ours. A crash leaves no list of undos; the reconciler then does
-//! what they do, by the same code.
+//! Steps with undos, in straight-line code. An undo is registered before its step runs, because a
+//! failed step may have had its effect. So every undo is idempotent, is correct when nothing
+//! happened, and touches only what is provably ours. A crash leaves no list of undos; the
+//! reconciler then does the same work by the same code.
 
 use std::{fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
-/// Where a fault strikes: before the effect of a step, or after it.
+/// Time of a fault: before the effect of a step, or after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// Before.
     Before,
-    /// After.
     After,
 }
 
-/// What the tests and the simulation let go wrong; nothing by default.
+/// Faults that tests and the simulation inject; none by default.
 #[derive(Clone, Default)]
 pub struct Faults {
-    /// Fails the step of this number, counted from 0.
+    /// Makes the step with this number fail, counted from 0.
     pub fail: Option<(usize, When)>,
     /// Runs every action and every undo twice.
     pub twice: bool,
     /// Called around each step; a simulated crash never returns from it.
     pub hook: Option<Hook>,
-    /// What the agent leaves out.
+    /// Safety measure that the agent omits.
     pub lapse: Option<Lapse>,
 }
 
-/// Something that must not be left out. The simulation leaves it out to show that it would notice;
-/// no configuration can.
+/// Omission of a safety measure. The simulation injects it to show that it would notice; no
+/// configuration can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lapse {
-    /// Undos say that they undid, and do nothing.
+    /// Undos report success and do nothing.
     Undo,
-    /// A controller of a lower epoch may change things.
+    /// A controller with a lower epoch may change things.
     Fence,
-    /// Nobody looks whose container it is before it is entered.
+    /// A container is entered without a check whose it is.
     Entry,
-    /// What is called off is said to be off, and lives on.
+    /// A cancelled creation is reported as cancelled, and lives on.
     CallOff,
-    /// A sandbox that goes to another node is left before that one has it.
+    /// A sandbox that moves to another node is dropped here before that node has it.
     Leave,
-    /// A clone is made under a number where volumes stand.
+    /// A clone is made under a vmid where volumes exist.
     Site,
 }
 
 impl Faults {
-    /// True when this is to be left out.
     pub fn lapses(&self, lapse: Lapse) -> bool {
         self.lapse == Some(lapse)
     }
 }
 
-/// Gets the number and the name of the step.
+/// Callback with the number and the name of the step.
 pub type Hook = Arc<dyn Fn(usize, &'static str, When) -> BoxFuture<'static, ()> + Send + Sync>;
 
 impl fmt::Debug for Faults {
@@ -63,14 +60,14 @@ impl fmt::Debug for Faults {
     }
 }
 
-/// The step was made to fail by `Faults`.
+/// Error of a step that `Faults` made fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("step {0} was made to fail")]
 pub struct Injected(pub &'static str);
 
 type Undo<'a, E> = Box<dyn Fn() -> BoxFuture<'a, Result<(), E>> + Send + Sync + 'a>;
 
-/// An operation under way.
+/// Operation in progress, with the undos of its steps.
 pub struct Saga<'a, E> {
     faults: &'a Faults,
     steps: usize,
@@ -84,12 +81,11 @@ impl<E> fmt::Debug for Saga<'_, E> {
 }
 
 impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
-    /// With nothing done yet.
     pub fn new(faults: &'a Faults) -> Self {
         Self { faults, steps: 0, undos: Vec::new() }
     }
 
-    /// Registers `undo`, then does `action`, which must be true when it is repeated.
+    /// Registers `undo`, then runs `action`, which must be idempotent.
     pub async fn step<T, F: Future<Output = Result<T, E>>>(
         &mut self,
         name: &'static str,
@@ -100,7 +96,7 @@ impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
         self.step_without_undo(name, action).await
     }
 
-    /// Does `action`, which an undo that stands already takes back too.
+    /// Runs `action`, whose effect an already registered undo reverts too.
     pub async fn step_without_undo<T, F: Future<Output = Result<T, E>>>(
         &mut self,
         name: &'static str,
@@ -124,8 +120,8 @@ impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
         if self.faults.fail == Some((number, when)) { Err(Injected(name).into()) } else { Ok(()) }
     }
 
-    /// Undoes in reverse order, and says how much. A failure stops nothing: it is logged, and the
-    /// first is returned for the record.
+    /// Runs the undos in reverse order, and returns how many succeeded. A failure does not stop the
+    /// others: it is logged, and the first one is returned for the record.
     pub async fn unwind(self) -> Result<usize, E> {
         let (mut done, mut failed) = (0, None);
         for (step, undo) in self.undos.into_iter().rev() {
@@ -136,7 +132,7 @@ impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
             match result {
                 Ok(()) => done += 1,
                 Err(error) => {
-                    tracing::error!(step, %error, "undo failed");
+                    tracing::error!(step, %error, "an undo failed");
                     failed.get_or_insert(error);
                 }
             }

@@ -1,9 +1,10 @@
-//! The agent's own tasks: what must go on although its caller hangs up, and what runs for ever.
+//! Tasks of the agent: those that must continue when their caller hangs up, and those that run for
+//! ever.
 
 use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Spawns, stops and awaits. Clones share it.
+/// Spawns, stops and awaits tasks. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -24,33 +25,34 @@ impl Tasks {
         });
     }
 
-    /// Runs `work` on a task of its own and waits for it; whoever stops waiting stops nothing.
-    /// `None` when the agent was stopped meanwhile.
+    /// Runs `work` on a task of its own and waits for it; a caller that stops waiting does not stop
+    /// it. `None` when the agent was stopped meanwhile.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
         let (sender, result) = oneshot::channel();
         self.spawn(async move {
-            // Nobody may be waiting any more.
+            // The caller may not wait any more.
             drop(sender.send(work.await));
         });
         result.await.ok()
     }
 
-    /// Cancelled when the agent is to stop: no new work, what runs is finished.
+    /// Returns a token that is cancelled when the agent is to stop: no new work, and current work
+    /// is completed.
     pub fn stopping(&self) -> &CancellationToken {
         &self.stop
     }
 
-    /// Asks what runs for ever to end, and waits until all has ended.
+    /// Asks permanent tasks to end, and waits until all tasks have ended.
     pub async fn finish(&self) {
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;
     }
 
-    /// Cancelled by `kill`.
+    /// Returns a token that `kill` cancels.
     pub fn killed(&self) -> &CancellationToken {
         &self.kill
     }

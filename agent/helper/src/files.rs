@@ -1,8 +1,8 @@
-//! Operations on files, in a process of their own and as the user that was asked for: the sandbox's
-//! own kernel rules decide what may be touched, and a file system that hangs hangs nobody else.
+//! File operations, in a process of their own and as the requested user: the permission checks of
+//! the sandbox's kernel decide what may be accessed, and a hanging file system blocks nothing else.
 //!
-//! Paths are the sandbox's: they are resolved in here, by it, and lead nowhere else. What is opened
-//! is never waited for (a FIFO without a writer), and only regular files are read or written.
+//! Paths are resolved inside the sandbox and cannot lead out of it. Opening never blocks (a FIFO
+//! without a writer), and only regular files are read or written.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions, Permissions},
@@ -15,20 +15,20 @@ use helper::{FileEntry, FileError, FileErrorKind, FileHead, FileKind, FileTask};
 use rustix::fs::OFlags;
 use tar::EntryType;
 
-/// Bytes of a line that tells of a file.
+/// Longest line of a [`FileHead`], in bytes.
 const HEAD_BYTES_MAX: u64 = 32 * 1024;
-/// Entries of a directory that are looked at to find the first by name.
+/// Most entries of a directory that are read to find the first ones by name.
 const ENTRIES_MAX: usize = 100_000;
-/// Bytes at a time.
+/// Size of the I/O buffers, in bytes.
 const CHUNK: usize = 64 * 1024;
 
-/// Does it. Returns the exit code.
+/// Runs a file operation. Returns the exit code.
 pub(crate) fn run(task: &FileTask) -> u8 {
     let mut out = BufWriter::with_capacity(CHUNK, io::stdout().lock());
     let done = dispatch(task, &mut out).and_then(|()| out.flush().map_err(Failure::from));
     let Err(Failure(error)) = done else { return 0 };
     let text = serde_json::to_vec(&error).unwrap_or_default();
-    // Nobody listens any more.
+    // The reader may have gone.
     drop(io::stderr().write_all(&text));
     1
 }
@@ -77,7 +77,7 @@ impl From<io::Error> for Failure {
 }
 
 trait At<T> {
-    /// Says which path it was about.
+    /// Adds the path to the error message.
     fn at(self, path: &Path) -> Result<T, Failure>;
 }
 
@@ -127,7 +127,7 @@ fn entry(path: &Path, metadata: &Metadata) -> FileEntry {
     }
 }
 
-/// Each file is written beside its place and then put there in one step.
+/// Writes each file under a temporary name in its directory, then renames it in one step.
 fn write_all(out: &mut impl Write) -> Result<(), Failure> {
     let mut input = BufReader::with_capacity(CHUNK, io::stdin().lock());
     let mut written = 0u32;
@@ -147,7 +147,7 @@ fn write_one(head: &FileHead, number: u32, input: &mut impl Read) -> io::Result<
     let path = Path::new(&head.path);
     let dir = path.parent().ok_or(io::ErrorKind::IsADirectory)?;
     fs::create_dir_all(dir)?;
-    // A directory cannot be replaced; told before its bytes are written for nothing.
+    // A directory cannot be replaced; fail before its bytes are written for nothing.
     if fs::symlink_metadata(path).is_ok_and(|there| there.is_dir()) {
         return Err(io::ErrorKind::IsADirectory.into());
     }
@@ -173,7 +173,7 @@ fn flags(flags: OFlags) -> i32 {
     i32::try_from(flags.bits()).unwrap_or_default()
 }
 
-/// A regular file, and nothing that could make us wait.
+/// Opens a regular file; never blocks on any other kind.
 fn open(path: &Path, more: OFlags) -> Result<(File, Metadata), Failure> {
     let flags = flags(OFlags::NONBLOCK | OFlags::NOCTTY | more);
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).at(path)?;
@@ -206,7 +206,7 @@ fn list(path: &Path, limit: u32, out: &mut impl Write) -> Result<(), Failure> {
     let more = names.len() > limit;
     for name in names.into_iter().take(limit) {
         let path = path.join(name);
-        // One that has gone since is not listed.
+        // The entry may have gone since the directory was read.
         if let Ok(metadata) = fs::symlink_metadata(&path) {
             line(out, &entry(&path, &metadata))?;
         }
@@ -257,7 +257,7 @@ fn unpack(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
             EntryType::XGlobalHeader | EntryType::XHeader => continue,
             _ => return Err(invalid("a device, a pipe, or something unknown")),
         }
-        // Refuses to write through a link that leads out, too.
+        // Also refuses to write through a link that leads out.
         if !entry.unpack_in(dir).at(&path)? {
             return Err(invalid("its path leads out of the directory"));
         }
@@ -272,8 +272,8 @@ fn stays_inside(path: &Path) -> bool {
 
 fn pack(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
     let name = PathBuf::from(path.file_name().unwrap_or(".".as_ref()));
-    // The path itself may be a link, as with `cp`. First of all: an archive that has been begun
-    // writes its end, whatever becomes of it.
+    // Like `cp`, follow the path if it is a link. Do this first: once begun, an archive is always
+    // completed, whatever fails later.
     let mut left = vec![(fs::canonicalize(path).at(path)?, name)];
     let mut archive = tar::Builder::new(out);
     while let Some((path, name)) = left.pop() {
@@ -312,10 +312,10 @@ fn append(
         let target = fs::read_link(path).at(path)?;
         archive.append_link(&mut header, name, target).at(path)
     } else if kind.is_file() {
-        // It is opened anew: by now it may be something else, which `open` refuses.
+        // The path is opened again: by now it may be something else, which `open` refuses.
         let (file, metadata) = open(path, OFlags::NOFOLLOW)?;
         header.set_metadata(&metadata);
-        // One that shrinks while it is read must not shift what comes behind it.
+        // A file that shrinks while it is read must not shift the entries after it.
         let size = metadata.len();
         archive.append_data(&mut header, name, file.chain(io::repeat(0)).take(size)).at(path)
     } else {

@@ -1,116 +1,109 @@
-//! What a shim and its helper say to each other, over a socket that keeps messages apart
-//! (`SOCK_SEQPACKET`). The helper runs among its sandbox's processes and is trusted no more than any
-//! of them: whoever reads `FromHelper` takes it for hostile input.
+//! Messages between a shim and its helper, over a `SOCK_SEQPACKET` socket, which keeps message
+//! boundaries. The helper runs among the processes of its sandbox and is trusted no more than they
+//! are: the shim treats `FromHelper` as hostile input.
 //!
-//! Both ends come out of one build, so there are no versions: a shim brings its own helper.
+//! Both ends come from one build, so the protocol has no versions: a shim brings its own helper.
 
 use serde::{Deserialize, Serialize};
 
 /// Descriptor of the socket in the helper.
 pub const CHANNEL_FD: i32 = 3;
-/// Descriptor of the helper's own image, which it is started from.
+/// Descriptor of the helper's executable image, which the helper is started from.
 pub const IMAGE_FD: i32 = 4;
-/// Bytes of a message; an order is larger and travels as a sealed memory file.
+/// Largest message, in bytes. An order can be larger and travels as a sealed memory file.
 pub const MESSAGE_BYTES_MAX: usize = 4096;
-/// Bytes of an order: a command's arguments and its environment.
+/// Largest order, in bytes: the arguments of a command and its environment.
 pub const ORDER_BYTES_MAX: u64 = 8 * 1024 * 1024;
-/// Bytes of a terminal's new size.
+/// Length of an encoded terminal size, in bytes.
 pub const WINDOW_BYTES: usize = 4;
-/// What a command exits with when there is no such program.
+/// Exit code of a command whose program does not exist.
 pub const NO_PROGRAM: u8 = 127;
-/// What it exits with when the program cannot be run.
+/// Exit code of a command whose program cannot be run.
 pub const NOT_RUNNABLE: u8 = 126;
 
-/// From the shim.
+/// Message from the shim to the helper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHelper {
-    /// Start what the first descriptor that comes along holds, an [`Order`] in JSON. The other
-    /// three are its stdin, stdout and stderr; on a terminal, what is typed, what is written, and
-    /// new sizes, [`WINDOW_BYTES`] each.
+    /// Start the [`Order`] that the first attached descriptor holds as JSON. The other three
+    /// descriptors are its stdin, stdout and stderr; on a terminal they are keyboard input, output,
+    /// and new sizes of [`WINDOW_BYTES`] each.
     Spawn {
-        /// The shim's name for it.
+        /// Number by which the shim names the command.
         token: u64,
-        /// Rows and columns of the terminal that it runs on.
+        /// Rows and columns of the terminal; `None` runs the command on pipes.
         tty: Option<(u16, u16)>,
-        /// Deadline of the start, milliseconds on [`up_ms`]'s clock: what has not become a program
-        /// by then is refused as [`Refusal::TooLate`].
+        /// Deadline of the start, in milliseconds of [`up_ms`]: a child that runs no program by
+        /// then is refused as [`Refusal::TooLate`].
         start_by_ms: u64,
     },
     /// Answer with [`FromHelper::Pong`].
     Ping {
-        /// The shim's number for it.
+        /// Number by which the shim names the ping.
         serial: u64,
     },
 }
 
-/// A terminal's size as it is passed on: rows, then columns.
+/// Encodes a terminal size: rows, then columns, both little endian.
 pub fn window_bytes((rows, columns): (u16, u16)) -> [u8; WINDOW_BYTES] {
     let ([a, b], [c, d]) = (rows.to_le_bytes(), columns.to_le_bytes());
     [a, b, c, d]
 }
 
-/// Rows and columns of a terminal's size.
+/// Decodes the rows and columns of a terminal size.
 pub fn window([a, b, c, d]: [u8; WINDOW_BYTES]) -> (u16, u16) {
     (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]))
 }
 
-/// From the helper.
+/// Message from the helper to the shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromHelper {
-    /// It is there.
+    /// The helper has started.
     Ready,
-    /// It runs. The kernel tells the receiver its pid.
+    /// The command runs. The kernel passes its pid to the receiver.
     Spawned {
-        /// The shim's name for it.
+        /// Number by which the shim names the command.
         token: u64,
-        /// No program could be run: the exit that follows is the helper's own, [`NO_PROGRAM`] or
-        /// [`NOT_RUNNABLE`].
+        /// True when no program could be run: the exit that follows is the helper's own,
+        /// [`NO_PROGRAM`] or [`NOT_RUNNABLE`].
         #[serde(default)]
         never_ran: bool,
     },
-    /// It does not run, and never did.
+    /// The command was not started and will not be.
     Refused {
-        /// The shim's name for it.
+        /// Number by which the shim names the command.
         token: u64,
-        /// Why.
         why: Refusal,
     },
-    /// It has ended.
+    /// The command has ended.
     Exited {
-        /// The shim's name for it.
+        /// Number by which the shim names the command.
         token: u64,
-        /// Its exit code; 0 when a signal ended it.
+        /// Exit code; 0 when a signal ended the command.
         code: u8,
-        /// The signal that ended it; 0 if none.
+        /// Signal that ended the command; 0 if none.
         signal: u8,
     },
-    /// The answer to [`ToHelper::Ping`].
     Pong {
-        /// The shim's number for it.
         serial: u64,
     },
 }
 
-/// Why nothing was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
-    /// There is no such user in the sandbox.
     NoUser,
-    /// There is no such directory in the sandbox.
     NoCwd,
-    /// The sandbox gives no terminal.
+    /// The sandbox provides no terminal.
     NoTerminal,
-    /// The sandbox lets nothing be started: it has too many processes, or too little memory.
+    /// The sandbox has too many processes or too little memory to start another one.
     NoProcess,
-    /// The deadline of the start had passed.
+    /// The deadline of the start has passed.
     TooLate,
 }
 
-/// Milliseconds since the host's boot, with those that it slept: `CLOCK_BOOTTIME`, the one clock that
-/// a shim and its helper share. It never jumps, and it runs on while the host sleeps and while the
-/// sandbox is frozen, so that an order which was held up by either is found to be too late. A
-/// container has the host's unless its configuration asks LXC for a time namespace of its own, which
-/// PVE never does.
+/// Milliseconds since the host's boot, time asleep included: `CLOCK_BOOTTIME`, the one clock that a
+/// shim and its helper share. It never jumps and keeps running while the host sleeps or the sandbox
+/// is frozen, so an order that either delayed is found to be too late. A container has the host's
+/// clock unless its configuration asks LXC for its own time namespace, which PVE never does.
 pub fn up_ms() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
@@ -118,43 +111,39 @@ pub fn up_ms() -> u64 {
     seconds.saturating_mul(1000).saturating_add(ms)
 }
 
-/// Something to run.
+/// Command that the helper is to start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// What.
     pub task: Task,
-    /// As whom.
+    /// User that the task runs as.
     pub user: User,
-    /// Where; the user's home if not said.
+    /// Working directory; `None` means the user's home.
     pub cwd: Option<String>,
-    /// Set over what the user's entry in /etc/passwd says.
+    /// Environment variables; they override those derived from the user's entry in /etc/passwd.
     pub env: Vec<(String, String)>,
 }
 
-/// What to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Task {
     /// A program, found by PATH, and its arguments.
     Program(Vec<String>),
-    /// An operation on files, by the helper itself.
+    /// A file operation, which the helper does itself.
     Files(FileTask),
 }
 
-/// Whom to run it as. Looked up inside: the sandbox's /etc/passwd means nothing outside.
+/// User that a task runs as, looked up inside the sandbox: its /etc/passwd means nothing outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum User {
-    /// By name.
     Name(String),
-    /// By number.
     Id(u32),
 }
 
-/// An operation on files. What it needs comes on stdin, what it finds goes to stdout; when it fails
-/// it exits with 1 and says why as a [`FileError`] in JSON on stderr.
+/// File operation. It reads its input from stdin and writes its result to stdout; when it fails, it
+/// exits with 1 and writes a [`FileError`] as JSON to stderr.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileTask {
-    /// Writes files: for each a [`FileHead`] in one line of JSON, then its bytes. Answers with
-    /// their number.
+    /// Writes files. The input has for each file a [`FileHead`] in one line of JSON, then its
+    /// bytes. Answers with the number of files.
     Write,
     /// Reads a regular file: a [`FileEntry`] in one line of JSON, then its bytes.
     Read {
@@ -162,10 +151,10 @@ pub enum FileTask {
         path: String,
         /// Bytes to skip.
         offset: u64,
-        /// Bytes to read at most; 0 means all.
+        /// Most bytes to read; 0 means all.
         length: u64,
     },
-    /// Tells what a path is: a [`FileEntry`] in one line of JSON.
+    /// Describes a path: a [`FileEntry`] in one line of JSON.
     Stat {
         /// Absolute path.
         path: String,
@@ -174,14 +163,14 @@ pub enum FileTask {
     List {
         /// Absolute path.
         path: String,
-        /// Entries at most; one line `{"more":true}` says that there are more.
+        /// Most entries to list; a last line `{"more":true}` says that there are more.
         limit: u32,
     },
-    /// Removes a path. Answers `true` if there was something.
+    /// Removes a path. Answers `true` if it existed.
     Remove {
         /// Absolute path.
         path: String,
-        /// A directory with all that is in it.
+        /// Removes a directory with all its contents.
         recursive: bool,
     },
     /// Unpacks the tar archive on stdin into a directory. Answers with the number of entries.
@@ -196,71 +185,65 @@ pub enum FileTask {
     },
 }
 
-/// What comes before the bytes of a file to write.
+/// Header that precedes the bytes of a file to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileHead {
     /// Absolute path.
     pub path: String,
     /// Permission bits.
     pub mode: u32,
-    /// Bytes that follow.
+    /// Number of bytes that follow.
     pub size: u64,
 }
 
-/// What a path is.
+/// Description of a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// Name in its directory; what is not UTF-8 in it is replaced.
+    /// Name in its directory; invalid UTF-8 is replaced.
     pub name: String,
-    /// What it is.
     pub kind: FileKind,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
-    /// Owner.
+    /// Uid of the owner.
     pub uid: u32,
-    /// Group.
+    /// Gid of the group.
     pub gid: u32,
-    /// Last change of its content, milliseconds since 1970.
+    /// Last change of the content, in milliseconds since 1970.
     pub modified_ms: i64,
-    /// Where a symbolic link points to; empty otherwise.
+    /// Target of a symbolic link; empty otherwise.
     pub target: String,
 }
 
-/// What a path names.
+/// Type of the file at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileKind {
-    /// A regular file.
     File,
-    /// A directory.
     Directory,
-    /// A symbolic link.
     Symlink,
     /// A device, a socket or a pipe.
     Special,
 }
 
-/// Why an operation on files did not do what was asked.
+/// Error of a file operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileError {
-    /// In what way.
     pub kind: FileErrorKind,
-    /// A sentence.
+    /// Message for people, one sentence.
     pub message: String,
 }
 
-/// In what way an operation on files failed.
+/// Class of a file operation's error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileErrorKind {
-    /// There is no such file.
+    /// No file exists at the path.
     NotFound,
-    /// It is not what the operation needs, or may not be touched.
+    /// The file has the wrong type, or permissions forbid the operation.
     Refused,
-    /// What was sent is wrong: an archive that leads out of its directory.
+    /// The input is invalid: an archive that leads out of its directory.
     Invalid,
     /// The file system is full.
     Full,
-    /// Anything else.
     Failed,
 }

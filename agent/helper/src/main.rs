@@ -1,6 +1,6 @@
-//! `pve-sandbox-helper`: runs inside of a sandbox, started from a sealed memory file, and starts
-//! what its shim tells it to. One thread, one loop, no file of its own. It ends with its shim, and
-//! then takes along what it has started: without the shim nobody could hear of it.
+//! `pve-sandbox-helper`: runs inside a sandbox, started from a sealed memory file, and starts
+//! commands for its shim. One thread, one loop, no files of its own. When its shim ends, it kills
+//! what it has started and exits: without the shim nobody could receive the results.
 
 mod files;
 mod relay;
@@ -35,22 +35,22 @@ use rustix::{
 
 use spawn::{Child, Start, Verdict};
 
-/// Descriptors that come with a message: an order and three ends.
+/// Most descriptors in a message: an order and three pipe ends.
 const FDS_MAX: usize = 4;
-/// Pause before the kernel is asked again for memory that it did not have.
+/// Pause before a call is repeated for which the kernel had no memory.
 const PAUSE: rustix::time::Timespec = rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        // There is nobody to tell: the shim sees the socket's end.
+        // There is nobody to report to: the shim sees the end of the socket.
         Err(_) => ExitCode::FAILURE,
     }
 }
 
 fn run() -> io::Result<()> {
     let channel = sys::take_channel()?;
-    // Nobody but the sandbox's own root may look into this process.
+    // Only the sandbox's own root may inspect this process.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     let mut ended = SigSet::empty();
     ended.add(Signal::SIGCHLD);
@@ -71,7 +71,7 @@ struct Helper {
 impl Helper {
     fn serve(&mut self, signals: &SignalFd) -> io::Result<()> {
         loop {
-            // In the order in which they must be looked at: what runs, what has ended, what is new.
+            // The order matters: undecided children first, then ended ones, then new requests.
             let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(2 + self.children.len());
             let undecided = self.children.values().filter(|(_, decided)| !decided);
             fds.extend(undecided.map(|(child, _)| PollFd::new(&child.status, PollFlags::IN)));
@@ -92,7 +92,7 @@ impl Helper {
         }
     }
 
-    /// Tells what has come to run, and what was refused.
+    /// Reports which children run a program now and which were refused.
     fn decide(&mut self) -> io::Result<()> {
         let is_open = |child: &Child| {
             let mut fd = [PollFd::new(&child.status, PollFlags::IN)];
@@ -112,7 +112,7 @@ impl Helper {
         }
         match spawn::verdict(&child.status) {
             Verdict::Refused(why) => {
-                // It ends by itself; nobody asks how.
+                // The child ends by itself; nobody needs its exit.
                 self.children.remove(&token);
                 self.say(&FromHelper::Refused { token, why }, None)
             }
@@ -123,18 +123,19 @@ impl Helper {
         }
     }
 
-    /// Tells of the children that have ended. Each is told of while it is a zombie: until it is
-    /// reaped its pid is its own, and the kernel translates it for the shim.
+    /// Reports the children that have ended. Each is reported while it is a zombie: until it is
+    /// reaped its pid is not reused, and the kernel translates it for the shim.
     fn reap(&mut self) -> io::Result<()> {
         while let Some(ended) = sys::ended_child() {
             let found = self.children.iter().find(|(_, (child, _))| child.pid == ended.pid);
             let token = found.map(|(token, _)| *token);
-            // One that has ended has become what it was to be, or said why not.
+            // A child that has ended either ran its program or reported why not.
             token.map_or(Ok(()), |token| self.decided(token))?;
             if !sys::reap(ended.pid) {
                 return Ok(());
             }
-            // Children that were refused, and orphans that a pid 1 inherits, are reaped untold.
+            // Children that were refused, and orphans that a pid 1 inherits, are reaped without a
+            // report.
             let Some(token) = token else { continue };
             if self.children.remove(&token).is_some() {
                 let sys::Ended { code, signal, .. } = ended;
@@ -144,13 +145,13 @@ impl Helper {
         Ok(())
     }
 
-    /// Takes one message. False when the shim has gone.
+    /// Receives one message. False when the shim has gone.
     fn heed(&mut self) -> io::Result<bool> {
         let mut bytes = vec![0; MESSAGE_BYTES_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut bytes)];
-        // Somebody inside may have taken the message that there was.
+        // Another process in the sandbox may have taken the message that was there.
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let received = match recvmsg(&self.channel, &mut slices, &mut ancillary, flags) {
             Ok(received) => received.bytes,
@@ -175,10 +176,10 @@ impl Helper {
                 self.say(&FromHelper::Pong { serial }, None)?;
                 return Ok(true);
             }
-            // A message that is not understood names no command that could be told of.
+            // A message that cannot be parsed names no command to report on.
             Err(_) => return Ok(true),
         };
-        // Without a free descriptor the kernel drops those that came along.
+        // Without a free descriptor the kernel drops those that came with the message.
         let started = match fds.is_empty() {
             true => Err(Refusal::NoProcess),
             false => spawn::start(Start { order: fds.remove(0), ends: fds, tty, start_by_ms }),
@@ -191,10 +192,10 @@ impl Helper {
     }
 
     /// Sends a message. The kernel translates `about`, a pid, for the receiver's pid namespace; a
-    /// pid that it refuses to pass on is left out. Waits while the shim does not read.
+    /// pid that it refuses to pass on is omitted. Waits while the shim does not read.
     ///
     /// # Errors
-    /// When the socket is broken. Nothing that is wrong with one message is an error: it would end
+    /// When the socket is broken. A problem with a single message is not an error: it would end
     /// every command of the sandbox.
     fn say(&self, message: &FromHelper, mut about: Option<Pid>) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
@@ -203,7 +204,7 @@ impl Helper {
                 Ok(()) => return Ok(()),
                 Err(Errno::AGAIN) => {
                     let mut room = [PollFd::new(&self.channel, PollFlags::OUT)];
-                    // An interrupted wait is repeated like one that is over.
+                    // An interrupted wait is repeated like a completed one.
                     poll(&mut room, None).ok();
                 }
                 Err(error) if passes(error) => pause(),
@@ -216,7 +217,8 @@ impl Helper {
 
     fn end_all(&mut self) {
         for (child, _) in self.children.values() {
-            // Its whole session is not to be found from in here; its group is most of it.
+            // From inside, the child's whole session cannot be found; its process group is most of
+            // it.
             kill(Pid::from_raw(-child.pid.as_raw()), Signal::SIGKILL).ok();
         }
     }
@@ -237,12 +239,12 @@ fn passes(error: Errno) -> bool {
     matches!(error, Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM)
 }
 
-/// True when nothing can be said any more: the shim has gone.
+/// True when nothing can be sent any more: the shim has gone.
 fn is_broken(error: Errno) -> bool {
     matches!(error, Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::BADF | Errno::NOTSOCK)
 }
 
 fn pause() {
-    // Cut short by a signal is long enough.
+    // A pause that a signal cuts short is long enough.
     poll(&mut [], Some(&PAUSE)).ok();
 }

@@ -1,7 +1,7 @@
-//! A process of its own between a command's terminal and the shim's pipes. Whoever is root in the
-//! sandbox can share our end of its terminals and change how it behaves, and whatever touches a
-//! terminal may have to wait for what they do. So nothing but this process touches one: what holds
-//! it up holds up its own terminal, and neither the helper nor anything on the host.
+//! Process between a command's terminal and the pipes to the shim. Root in the sandbox can share
+//! our end of its terminals and change how it behaves, and any call on a terminal may block on what
+//! root does there. So only this process touches a terminal: what blocks it blocks its own terminal
+//! only, and neither the helper nor anything on the host.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,23 +14,23 @@ use rustix::{
 
 use crate::sys;
 
-/// Bytes at a time.
+/// Buffer size, in bytes.
 const CHUNK: usize = 16 * 1024;
 
-/// The relay's ends of the pipes to the shim.
+/// Relay's ends of the pipes to the shim.
 #[derive(Debug)]
 pub(crate) struct Ends {
-    /// What is typed.
+    /// Keyboard input for the terminal.
     pub(crate) stdin: OwnedFd,
-    /// What the programs on the terminal write.
+    /// Output of the programs on the terminal.
     pub(crate) stdout: OwnedFd,
-    /// New sizes, `WINDOW_BYTES` each.
+    /// New terminal sizes, `WINDOW_BYTES` each.
     pub(crate) sizes: OwnedFd,
 }
 
-/// Opens a terminal, gives its other end away over `to`, and serves it until all programs have
-/// closed it or the shim does not listen any more. Nothing is told of a failure: whoever waits for
-/// the other end sees that `to` is closed.
+/// Opens a terminal, sends its other end over `to`, and serves it until all programs have closed it
+/// or the shim no longer reads. Failures are not reported: the process that waits for the other end
+/// sees that `to` is closed.
 pub(crate) fn run(window: (u16, u16), ends: &Ends, to: OwnedFd) {
     let Ok((ours, theirs)) = open_terminal(window) else { return };
     if sys::send_fd(&to, theirs.as_fd()).is_err() {
@@ -42,11 +42,12 @@ pub(crate) fn run(window: (u16, u16), ends: &Ends, to: OwnedFd) {
             return;
         }
     }
-    // The shim sees the end of the pipe, whatever it was.
+    // The shim sees the end of the pipe, whatever the error was.
     serve(&ours, ends).ok();
 }
 
-/// Of the sandbox's own devpts, so that nothing typed into it can reach a terminal of the host.
+/// Opens a terminal of the sandbox's own devpts, so that nothing typed into it can reach a terminal
+/// of the host.
 fn open_terminal(window: (u16, u16)) -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let ours = openpt(flags)?;
@@ -61,17 +62,17 @@ fn resize(terminal: &OwnedFd, (rows, columns): (u16, u16)) -> rustix::io::Result
     tcsetwinsize(terminal, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })
 }
 
-/// Bytes that were read and are not all written.
+/// Bytes that were read and not yet all written.
 #[derive(Debug)]
 struct Buffer {
     bytes: Vec<u8>,
     written: usize,
 }
 
-/// What became of a read or a write that must not wait.
+/// Result of a nonblocking read or write.
 enum Done {
     Some,
-    /// Nothing now.
+    /// Would block.
     Later,
     End,
 }
@@ -85,7 +86,7 @@ impl Buffer {
         self.written == self.bytes.len()
     }
 
-    /// Fills it, when it is empty.
+    /// Reads into the buffer, which must be empty.
     fn fill(&mut self, from: &OwnedFd) -> Done {
         self.bytes.resize(CHUNK, 0);
         let read = rustix::io::read(from, &mut self.bytes[..]);
@@ -93,7 +94,7 @@ impl Buffer {
             Ok(0) => (Done::End, 0),
             Ok(length) => (Done::Some, length),
             Err(Errno::AGAIN | Errno::INTR) => (Done::Later, 0),
-            // Linux says EIO when the last program has closed the terminal.
+            // Linux returns EIO when the last program has closed the terminal.
             Err(_) => (Done::End, 0),
         };
         self.bytes.truncate(length);
@@ -115,10 +116,10 @@ impl Buffer {
 
 fn serve(terminal: &OwnedFd, ends: &Ends) -> rustix::io::Result<()> {
     let (mut typed, mut said) = (Buffer::new(), Buffer::new());
-    // What can still bring something.
+    // False once the pipe can deliver nothing more.
     let (mut stdin, mut sizes) = (true, true);
     loop {
-        // Only what there is room or work for is looked at: an end is told of again and again.
+        // Poll only descriptors with room or work: an end of file is reported again and again.
         let mut looks: Vec<(Look, PollFd<'_>)> = Vec::with_capacity(4);
         let mut look = |what, fd, flags| looks.push((what, PollFd::new(fd, flags)));
         if stdin && typed.is_empty() {
@@ -156,7 +157,7 @@ fn serve(terminal: &OwnedFd, ends: &Ends) -> rustix::io::Result<()> {
                         return Ok(());
                     }
                 }
-                // The shim has closed its end: the terminal hangs up with ours.
+                // The shim has closed its end: closing ours hangs up the terminal.
                 Look::Stdout if seen.contains(PollFlags::ERR) => return Ok(()),
                 Look::Stdout => {
                     if matches!(said.drain(&ends.stdout), Done::End) {
@@ -175,12 +176,12 @@ enum Look {
     Stdout,
 }
 
-/// Takes a new size. False when no more can come.
+/// Reads a new size and applies it. False when no more can come.
 fn take_size(from: &OwnedFd, terminal: &OwnedFd) -> bool {
     let mut bytes = [0; helper::WINDOW_BYTES];
     match rustix::io::read(from, &mut bytes) {
         Ok(helper::WINDOW_BYTES) => {
-            // A terminal that keeps its size is still one.
+            // A terminal that keeps its old size is still usable.
             resize(terminal, helper::window(bytes)).ok();
             true
         }

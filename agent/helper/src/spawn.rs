@@ -1,4 +1,4 @@
-//! Starting one thing: what happens between fork and exec, in the order in which it must.
+//! Starts one command: the steps between fork and exec, in the order in which they must happen.
 
 use std::{
     ffi::{CStr, CString},
@@ -20,34 +20,34 @@ use rustix::{
 
 use crate::{files, relay, sys, users};
 
-/// What was asked for, with its descriptors.
+/// Request to start a command, with its descriptors.
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) order: OwnedFd,
-    /// Stdin, stdout and stderr; on a terminal those of its relay.
+    /// Stdin, stdout and stderr; on a terminal the descriptors of its relay.
     pub(crate) ends: Vec<OwnedFd>,
     pub(crate) tty: Option<(u16, u16)>,
-    /// Nothing is run after this moment of `helper::up_ms`.
+    /// Deadline of the start, in milliseconds of `helper::up_ms`: no program is run after it.
     pub(crate) start_by_ms: u64,
 }
 
-/// A child that has been forked.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) pid: Pid,
-    /// One byte when it runs no program, the end when it runs one.
+    /// Pipe that delivers one byte when the child runs no program, and end of file when it runs
+    /// one.
     pub(crate) status: OwnedFd,
 }
 
-/// What a command will have as its stdin, stdout and stderr.
 #[derive(Debug)]
 enum Place {
     Pipes([OwnedFd; 3]),
-    /// A terminal, which its relay sends over this.
+    /// Socket over which the relay sends the terminal.
     Terminal(OwnedFd),
 }
 
-/// Forks. All that can hang on the sandbox's own file systems and terminals is done by children.
+/// Forks. Everything that can hang on the sandbox's own file systems and terminals is done by
+/// children.
 pub(crate) fn start(start: Start) -> Result<Child, Refusal> {
     let nothing = |_| Refusal::NoProcess;
     let (status, tell) =
@@ -65,7 +65,7 @@ pub(crate) fn start(start: Start) -> Result<Child, Refusal> {
         Place::Pipes([a, b, c]) => sys::close_others([a, b, c, &start.order, &tell]),
         Place::Terminal(from) => sys::close_others([from, &start.order, &tell]),
     };
-    // Until it is a program it is a part of the helper, and must not outlive it.
+    // Until the child runs a program it is part of the helper and must not outlive it.
     let child = Unborn { parent, start_by_ms: start.start_by_ms };
     let code = match closed.and_then(|()| sys::end_with(parent)) {
         Ok(()) => child.run(start.order, place, tell),
@@ -74,8 +74,9 @@ pub(crate) fn start(start: Start) -> Result<Child, Refusal> {
     std::process::exit(code.into())
 }
 
-/// Starts the relay of a terminal, and returns what it sends the terminal over. When nothing comes
-/// of the command, the terminal goes with that, and the relay with the terminal.
+/// Starts the relay of a terminal, and returns the socket over which it sends the terminal. If the
+/// command fails to start, the terminal is closed with that socket, and the relay ends with the
+/// terminal.
 fn start_relay(window: (u16, u16), ends: [OwnedFd; 3]) -> Result<OwnedFd, Refusal> {
     let flags = SocketFlags::CLOEXEC;
     let (from, to) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
@@ -86,32 +87,33 @@ fn start_relay(window: (u16, u16), ends: [OwnedFd; 3]) -> Result<OwnedFd, Refusa
         return Ok(from);
     }
     let closed = sys::close_others([&stdin, &stdout, &sizes, &to]);
-    // One that somebody holds up for good ends with the helper at the latest.
+    // A relay that is blocked for good ends with the helper at the latest.
     if closed.and_then(|()| sys::end_with(parent)).is_ok() {
         relay::run(window, &relay::Ends { stdin, stdout, sizes }, to);
     }
     std::process::exit(0)
 }
 
-/// A child that is no program yet.
+/// Forked child before exec.
 struct Unborn {
-    /// The helper.
+    /// Pid of the helper.
     parent: Pid,
     start_by_ms: u64,
 }
 
 impl Unborn {
-    /// Never comes back when it becomes a program; the exit code when it does not.
+    /// Runs the order. Does not return when the child becomes a program; otherwise returns the exit
+    /// code.
     fn run(&self, order: OwnedFd, place: Place, tell: OwnedFd) -> u8 {
         let ready = prepare(order, place).and_then(|ready| {
-            // Again, because the change of the user has undone it. A program stays bound, too: what
-            // it starts is not.
+            // Again, because changing the user clears it. The program stays bound to the helper;
+            // the processes that it starts are not.
             sys::end_with(self.parent).map_err(|_| Refusal::NoProcess)?;
             Ok(ready)
         });
         let refusal = match ready {
             Ok(Ready::Program(argv, env)) => match self.become_program(&argv, &env) {
-                // From here on what goes wrong is the command's: its exit code, its stderr.
+                // From here on a failure is the command's: its exit code, its stderr.
                 NotRun::Failed(path, errno) => {
                     drop(File::from(tell).write_all(b"x"));
                     let text = format!("{path}: {}\n", io::Error::from(errno));
@@ -135,7 +137,7 @@ impl Unborn {
         helper::up_ms() >= self.start_by_ms
     }
 
-    /// Only comes back when it could not.
+    /// Executes the program; returns only on failure.
     fn become_program(&self, argv: &[CString], env: &[CString]) -> NotRun {
         let Some(program) = argv.first() else {
             return NotRun::Failed(String::new(), Errno::ENOENT);
@@ -153,7 +155,8 @@ impl Unborn {
             let dir = if dir.is_empty() { "." } else { dir };
             let Ok(path) = CString::new(format!("{dir}/{name}")) else { continue };
             let Some(errno) = self.exec(&path, argv, env) else { return NotRun::TooLate };
-            // As every shell does: found and not runnable is told only if no other one runs.
+            // Like every shell: "found but not executable" is reported only if no other candidate
+            // runs.
             if !matches!(errno, Errno::ENOENT | Errno::ENOTDIR) {
                 worst = errno;
             }
@@ -161,8 +164,9 @@ impl Unborn {
         NotRun::Failed(name, worst)
     }
 
-    /// Why it is no program yet; `None` when it is too late to become one. The clock is looked at
-    /// right before each try: looking for the program can hang on the sandbox's file systems.
+    /// Executes one path. Returns the error, or `None` when the deadline has passed. The clock is
+    /// read right before each attempt: searching for the program can hang on the sandbox's file
+    /// systems.
     fn exec(&self, path: &CStr, argv: &[CString], env: &[CString]) -> Option<Errno> {
         if self.is_late() {
             return None;
@@ -174,7 +178,7 @@ impl Unborn {
         if self.is_late() {
             return None;
         }
-        // A script without a first line that names its interpreter is one for the shell.
+        // A script without an interpreter line is run by the shell.
         let shell = c"/bin/sh";
         let line: Vec<&CStr> =
             [shell, path].into_iter().chain(argv.iter().skip(1).map(|a| &**a)).collect();
@@ -195,23 +199,23 @@ fn refuse(tell: OwnedFd, refusal: Refusal) -> u8 {
     NOT_RUNNABLE
 }
 
-/// Why a child did not become a program.
 enum NotRun {
-    /// No path that was tried could be run: which, and why.
+    /// No candidate path could be run: the program's name and the error.
     Failed(String, Errno),
     /// The deadline has passed.
     TooLate,
 }
 
-/// What a child has said of itself.
+/// Result that a child has reported about its start.
 pub(crate) enum Verdict {
-    /// It runs, with the helper's own code for a program that could not be run when `never_ran`.
+    /// The child runs; `never_ran` means that no program could be run and the helper's own exit
+    /// code follows.
     Runs { never_ran: bool },
-    /// It was refused.
+    /// The start was refused.
     Refused(Refusal),
 }
 
-/// Reads it; to be asked once there is something to read.
+/// Reads the verdict; call it once the descriptor is readable.
 pub(crate) fn verdict(status: &OwnedFd) -> Verdict {
     let mut byte = [0];
     match rustix::io::read(status, &mut byte) {
@@ -236,7 +240,7 @@ fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
     let failed = |_: Errno| Refusal::NoProcess;
     let order = read(order)?;
     let account = users::look_up(&order.user).ok_or(Refusal::NoUser)?;
-    // A session of its own: what it starts can be told from what others started.
+    // Its own session, so that the processes it starts can be told from others.
     nix::unistd::setsid().map_err(failed)?;
     let (ends, tty) = match place {
         Place::Pipes(ends) => (ends, false),
@@ -245,7 +249,7 @@ fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
     let [stdin, stdout, stderr] = &ends;
     if tty {
         rustix::process::ioctl_tiocsctty(stdin).map_err(|_| Refusal::NoTerminal)?;
-        // So that they can open it by name, too.
+        // So that the command can also open it by name.
         nix::unistd::fchown(stdin.as_fd(), Some(Uid::from_raw(account.uid)), None)
             .map_err(failed)?;
     }
@@ -281,7 +285,7 @@ fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
     }
 }
 
-/// The command's end of its terminal, three times.
+/// Receives the command's end of its terminal and duplicates it three times.
 fn terminal(from: &OwnedFd) -> Result<[OwnedFd; 3], Refusal> {
     let terminal = sys::receive_fd(from).ok_or(Refusal::NoTerminal)?;
     let copy = || terminal.try_clone().map_err(|_| Refusal::NoProcess);
@@ -298,7 +302,7 @@ fn read(order: OwnedFd) -> Result<Order, Refusal> {
     serde_json::from_slice(&bytes).map_err(|_| Refusal::NoProcess)
 }
 
-/// What the user's entry says, and over it what was ordered.
+/// Builds the environment: defaults of the user's account, overridden by the order.
 fn environment(account: &users::Account, ordered: Vec<(String, String)>) -> Vec<String> {
     let own = [
         ("HOME", account.home.clone()),

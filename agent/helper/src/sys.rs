@@ -1,4 +1,4 @@
-//! The few things that have no safe wrapper.
+//! Wrappers of the system calls that have no safe wrapper.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -17,7 +17,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// The socket to the shim. The descriptor of the image is closed. Called once, first of all.
+/// Takes the socket to the shim and closes the descriptor of the image. Called once, before
+/// anything else.
 #[expect(unsafe_code, reason = "descriptors that were inherited")]
 pub(crate) fn take_channel() -> io::Result<OwnedFd> {
     // SAFETY: the shim started this process with these two descriptors open, nothing in it has
@@ -29,7 +30,7 @@ pub(crate) fn take_channel() -> io::Result<OwnedFd> {
     Ok(channel)
 }
 
-/// Forks. `None` in the child.
+/// Forks. Returns `None` in the child.
 #[expect(unsafe_code, reason = "fork")]
 pub(crate) fn fork() -> nix::Result<Option<Pid>> {
     // SAFETY: this process never has a second thread, so the child may do all that it may do.
@@ -39,7 +40,7 @@ pub(crate) fn fork() -> nix::Result<Option<Pid>> {
     }
 }
 
-/// Signals do to a command what they do by default: the runtime ignores SIGPIPE, and this program
+/// Resets signals to their defaults for a command: the runtime ignores SIGPIPE, and this program
 /// blocks SIGCHLD.
 #[expect(unsafe_code, reason = "sigaction")]
 pub(crate) fn default_signals() -> nix::Result<()> {
@@ -48,17 +49,18 @@ pub(crate) fn default_signals() -> nix::Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
 
-/// A child that has ended and is not reaped yet.
+/// Child that has ended and is not reaped yet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ended {
     pub(crate) pid: Pid,
     /// Exit code; 0 when a signal ended it.
     pub(crate) code: u8,
-    /// The signal that ended it, of all 64; 0 if none.
+    /// Signal that ended the child, any of all 64; 0 if none.
     pub(crate) signal: u8,
 }
 
-/// A child that has ended, if there is one. It stays a zombie: the next call finds it again.
+/// Returns a child that has ended, if there is one. The child stays a zombie: the next call finds
+/// it again.
 #[expect(unsafe_code, reason = "no wrapper tells the pid of a child that a real-time signal ended")]
 pub(crate) fn ended_child() -> Option<Ended> {
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
@@ -77,7 +79,7 @@ pub(crate) fn ended_child() -> Option<Ended> {
     Some(Ended { pid: Pid::from_raw(pid), code, signal })
 }
 
-/// Frees the pid of a child that has ended. False when there is none.
+/// Reaps a child that has ended. False when there is none.
 pub(crate) fn reap(pid: Pid) -> bool {
     use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
     let Some(pid) = Pid::from_raw(pid.as_raw()) else { return false };
@@ -85,8 +87,9 @@ pub(crate) fn reap(pid: Pid) -> bool {
     matches!(waitid(WaitId::Pid(pid), flags), Ok(Some(_)))
 }
 
-/// Closes what a forked child has of its parent, but for stdin, stdout, stderr and these. Whatever
-/// else still owns a descriptor in this process must never be dropped: it ends by exit or exec.
+/// Closes all inherited descriptors of a forked child except stdin, stdout, stderr and `kept`. No
+/// other owner of a descriptor in this process may be dropped afterwards: the child ends by exit or
+/// exec.
 #[expect(unsafe_code, reason = "close_range has no safe wrapper")]
 pub(crate) fn close_others<const N: usize>(kept: [&OwnedFd; N]) -> io::Result<()> {
     let mut kept = kept.map(|fd| fd.as_raw_fd().unsigned_abs());
@@ -105,14 +108,13 @@ pub(crate) fn close_others<const N: usize>(kept: [&OwnedFd; N]) -> io::Result<()
     Ok(())
 }
 
-/// Ends a child with its parent, for whose pid `getpid` told it.
+/// Makes the kernel kill this child when its parent, whose pid `parent` is, ends.
 pub(crate) fn end_with(parent: Pid) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    // One whose parent ended before this would not be told.
+    // If the parent ended before that call, no signal would come.
     if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
 }
 
-/// Gives a descriptor to whoever has the other end of a socket.
 pub(crate) fn send_fd(to: &OwnedFd, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

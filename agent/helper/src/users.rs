@@ -1,34 +1,32 @@
-//! Users of the sandbox, by its own /etc/passwd and /etc/group. Whatever these say can only fool
-//! the one who wrote them. Pure, but for the reading.
+//! Looks up users in the sandbox's own /etc/passwd and /etc/group. Wrong content there can only
+//! mislead its author. Pure, except for reading the files.
 
 use std::{fs::File, io::Read};
 
 use helper::User;
 
-/// More of either file is not read.
+/// Most bytes read of either file.
 const BYTES_MAX: u64 = 1024 * 1024;
-/// More groups than the kernel takes are of no use.
+/// Most groups of a user; the kernel takes no more.
 const GROUPS_MAX: usize = 1024;
 
-/// A user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Account {
     pub(crate) name: String,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) home: String,
-    /// All groups.
     pub(crate) groups: Vec<u32>,
 }
 
-/// The user, if there is one. A number needs no entry.
+/// Looks up a user. A numeric uid needs no entry.
 pub(crate) fn look_up(user: &User) -> Option<Account> {
     find(user, &read("/etc/passwd"), &read("/etc/group"))
 }
 
 fn read(path: &str) -> String {
     let mut bytes = Vec::new();
-    // Absent or unreadable is empty: then there are no names.
+    // An absent or unreadable file counts as empty: then there are no names.
     if let Ok(file) = File::open(path) {
         drop(file.take(BYTES_MAX).read_to_end(&mut bytes));
     }

@@ -1,4 +1,4 @@
-//! The file, as it is written. Everything has a default; what stays open is detected.
+//! Format of the configuration file. Every field has a default; missing values are detected.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -14,65 +14,64 @@ use crate::{
     sandbox::{OnReboot, exec::shims::Backend},
 };
 
-/// The whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct File {
-    /// PVE's name of this node, where pmxcfs is to be contradicted; it never should be.
+    /// PVE's name of this node; set it only to contradict pmxcfs, which should never be necessary.
     pub node: Option<NodeName>,
-    /// Where the controller reaches the agent.
+    /// Address where the controller reaches the agent.
     pub listen: Option<SocketAddr>,
-    /// The journal and what else must survive.
+    /// Directory for the journal and other state that must survive a reboot.
     pub state_dir: Option<PathBuf>,
-    /// Sockets and output of commands; gone after a reboot.
+    /// Directory for sockets and the output of commands; its content is gone after a reboot.
     pub run_dir: Option<PathBuf>,
-    /// The storage that new templates go to.
+    /// Storage that new templates go to.
     pub storage: Option<String>,
-    /// What is said of the node, for creations that ask for it or want to avoid it.
+    /// Labels of the node, which creations can require or avoid.
     pub labels: Vec<Label>,
-    /// Certificates towards the controller.
+    /// Certificates for the controller's connections.
     pub tls: Tls,
-    /// Where PVE's things are.
+    /// Host paths of PVE.
     pub pve: Places,
-    /// Numbers of sandboxes.
+    /// Range of the sandboxes' vmids.
     pub vmids: Vmids,
     /// Addresses of sandboxes.
     pub network: Network,
-    /// What can be cloned here.
+    /// Templates that can be cloned on this node.
     pub template: Vec<Template>,
-    /// Bounds.
+    /// Limits on concurrency and duration.
     pub limits: Limits,
-    /// How long sandboxes live.
     pub lifetime: Lifetime,
-    /// What becomes of sandboxes that ran when the node was rebooted: `start`, or `keep` them stopped.
+    /// Action after a reboot of the node for sandboxes that ran before: `start` them, or `keep`
+    /// them stopped.
     pub on_reboot: OnReboot,
-    /// What a sandbox's commands may use of the host.
+    /// Limits on the host resources that serve a sandbox's commands.
     pub shim: Shim,
-    /// How commands get into sandboxes: `lxc`, or `pct` where lxc-attach must not be used by hand.
+    /// Method by which commands enter sandboxes: `lxc`, or `pct` where lxc-attach must not be used
+    /// directly.
     pub exec_backend: Backend,
-    /// Where the host's boot has its name. A real node needs to say nothing.
+    /// File with the boot id of the host. Not needed on a real node.
     pub boot_id: Option<PathBuf>,
-    /// Where the load is read.
+    /// Paths where the load is read.
     pub load: Load,
-    /// The way in from the web.
     pub ingress: Ingress,
 }
 
-/// A certificate, its key and the CA of the other side; PEM.
+/// Certificate, its key, and the CA of the other side; PEM files.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// Certificates of the CA.
+    /// File with the certificates of the CA.
     pub ca: PathBuf,
-    /// Own certificate.
+    /// File with our own certificate.
     pub cert: PathBuf,
-    /// Its key.
+    /// File with its private key.
     pub key: PathBuf,
 }
 
 impl Tls {
     fn named(name: &str) -> Self {
-        // What `pve-sandbox-controller node-cert` writes.
+        // These are the files that `pve-sandbox-controller node-cert` writes.
         let path = |file| format!("/etc/pve-sandbox/tls/{name}{file}").into();
         Self { ca: path("ca.crt"), cert: path("node.crt"), key: path("node.key") }
     }
@@ -84,24 +83,24 @@ impl Default for Tls {
     }
 }
 
-/// Numbers of sandboxes. A range for the cluster, of which each node hands out one stripe, so that
-/// two never try the same number.
+/// Range of the sandboxes' vmids in the whole cluster. Each node hands out one stripe of it, so
+/// that two nodes never try the same number.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Vmids {
-    /// First, inclusive.
+    /// First vmid, inclusive.
     pub first: Vmid,
-    /// Last, inclusive.
+    /// Last vmid, inclusive.
     pub last: Vmid,
-    /// Stripes that it is cut into: as many as the cluster will ever have nodes.
+    /// Number of stripes: as many as the cluster will ever have nodes.
     pub stripes: u32,
-    /// This node's stripe, from 1; its number in the cluster by default.
+    /// Stripe of this node, from 1; its number in the cluster by default.
     pub stripe: Option<u32>,
 }
 
 impl Default for Vmids {
     fn default() -> Self {
-        // Away from what people number by hand, and from the clean-up of older tools.
+        // Away from numbers that people choose by hand, and from the clean-up of older tools.
         let vmid = |number| Vmid::try_from(number).unwrap_or(Vmid::MIN);
         Self { first: vmid(100_000), last: vmid(999_999), stripes: 16, stripe: None }
     }
@@ -111,66 +110,66 @@ impl Default for Vmids {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Network {
-    /// Their bridge.
+    /// Bridge of the sandboxes.
     pub bridge: Option<String>,
-    /// Their default route.
+    /// Default route of the sandboxes.
     pub gateway: Option<std::net::Ipv4Addr>,
-    /// What of the bridge's network is theirs, as a network or as `first-last`.
+    /// Part of the bridge's network for sandboxes, as a network or as `first-last`.
     pub pool: Option<super::Pool>,
-    /// Says which sandboxes may ask a DHCP server.
+    /// Sandboxes that may ask a DHCP server.
     pub dhcp: Option<Dhcp>,
-    /// The DHCP server whose replies count; the gateway by default.
+    /// DHCP server whose replies count; the gateway by default.
     pub dhcp_server: Option<std::net::Ipv4Addr>,
-    /// How long an address rests before another sandbox gets it.
+    /// Time for which a released address is not leased to another sandbox, in seconds.
     pub quarantine_s: Option<u64>,
 }
 
-/// Says which sandboxes may ask a DHCP server: `false`, `true` or `"on_request"`.
+/// Setting of which sandboxes may ask a DHCP server: `false`, `true` or `"on_request"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum Dhcp {
-    /// None, or all of them.
+    /// No sandbox, or all of them.
     Switch(bool),
     /// Those that ask for it.
     Word(DhcpWord),
 }
 
-/// The only word that `dhcp` may be.
+/// Only word that `dhcp` may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DhcpWord {
-    /// Sandboxes whose order says so.
+    /// Sandboxes whose creation asks for it.
     OnRequest,
 }
 
-/// A PVE container template, and what users call it.
+/// PVE container template, with the name that users give it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Template {
-    /// What users call it.
+    /// Snapshot name that users give it.
     pub snapshot: SnapshotId,
-    /// The template on this node.
+    /// VMID of the template on this node.
     pub vmid: Vmid,
-    /// Cores of a sandbox unless it asks otherwise.
+    /// Default number of cores of a sandbox.
     #[serde(default = "one")]
     pub cores: u32,
-    /// Its memory unless it asks otherwise.
+    /// Default memory of a sandbox, in MiB.
     #[serde(default = "half_a_gib")]
     pub memory_mib: u32,
-    /// How a sandbox of it shows that it is ready.
+    /// Readiness probe of its sandboxes.
     #[serde(default)]
     pub probe: Probe,
-    /// Bridge of its sandboxes instead of the node's. Addresses and gateway stay the node's.
+    /// Bridge of its sandboxes instead of the node's. Addresses and gateway remain the node's.
     #[serde(default)]
     pub bridge: Option<String>,
-    /// VLAN of their interface, 1 to 4094. As in the template where nothing is said; the same holds for
-    /// the two below.
+    /// VLAN of the interface, 1 to 4094. If unset, the value in the template applies; the same
+    /// holds for the next two fields.
     #[serde(default)]
     pub tag: Option<u16>,
-    /// Its bandwidth, MB/s.
+    /// Bandwidth of the interface, in MB/s.
     #[serde(default)]
     pub rate: Option<Rate>,
-    /// PVE's firewall filters it.
+    /// True when PVE's firewall filters the interface.
     #[serde(default)]
     pub firewall: Option<bool>,
 }
@@ -183,22 +182,19 @@ fn half_a_gib() -> u32 {
     512
 }
 
-/// How a sandbox shows that it is ready, beyond that it has its address and runs `true`.
+/// Readiness probe of a sandbox, after it has its address and runs `true`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Probe {
-    /// That is enough.
     #[default]
     None,
-    /// An HTTP server in it answers.
+    /// An HTTP server in the sandbox answers.
     Http {
-        /// Its port.
         port: Port,
-        /// What is asked for.
         #[serde(default = "root")]
         path: String,
     },
-    /// A command in it exits with 0.
+    /// A command in the sandbox exits with 0.
     Command(Vec<String>),
 }
 
@@ -206,35 +202,36 @@ fn root() -> String {
     "/".to_owned()
 }
 
-/// Bounds of what the node does at once, and of how long.
+/// Limits on what the node does concurrently, and time budgets in seconds.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Calls of `pct` at a time; 0 means one per core: each loads half a second of Perl.
+    /// Most concurrent calls of `pct`; 0 means one per core: each call loads half a second of Perl.
     pub pct_parallel_max: usize,
-    /// Creations that may wait for a turn at one template.
+    /// Most creations that may wait for a turn at one template.
     pub clone_queue_max: usize,
-    /// Containers that may boot at a time.
+    /// Most containers that may boot at the same time.
     pub starts_max: usize,
-    /// Room on the storage that no clone may use up.
+    /// Storage space that no clone may use up, in MiB.
     pub storage_reserve_mib: u64,
-    /// Sum of the memory limits handed out, over the memory that is there.
+    /// Ratio of the sum of all memory limits to the memory of the node.
     pub memory_overcommit: f64,
-    /// Share of the memory that may be in use, with half of what is asked, when one more comes in.
+    /// Share of the memory that may be in use when a sandbox is admitted, half of its own memory
+    /// included.
     pub memory_used_max: f64,
-    /// A creation, from its admission to its answer.
+    /// Creation, from its admission to its answer.
     pub create_s: u64,
     /// One `pct clone`.
     pub clone_s: u64,
     /// One `pct start`. An ext4 that was not unmounted takes 44 s to mount.
     pub start_s: u64,
-    /// From the start to the answer.
+    /// Time from the start to the answer.
     pub answer_s: u64,
     /// One `pct stop`.
     pub stop_s: u64,
     /// One `pct destroy`.
     pub destroy_s: u64,
-    /// How long an operation waits for another one on the same sandbox.
+    /// Wait of an operation for another one on the same sandbox.
     pub turn_s: u64,
 }
 
@@ -258,18 +255,18 @@ impl Default for Limits {
     }
 }
 
-/// What the process on the host that serves a sandbox's commands may use, and the outputs that it
-/// keeps. Its use counts as the sandbox's.
+/// Limits of the host process that serves a sandbox's commands, and of the outputs that it keeps.
+/// Its usage counts as the sandbox's.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shim {
-    /// Cores; 0.05 or more.
+    /// CPU cores; 0.05 or more.
     pub cpu_cores: f64,
     /// Memory, MiB; 64 or more.
     pub memory_mib: u64,
-    /// What the outputs of a sandbox's commands may take on the disk, MiB; 8 or more.
+    /// Most disk space for the outputs of a sandbox's commands, in MiB; 8 or more.
     pub output_mib: u64,
-    /// The same of all sandboxes of the node, MiB.
+    /// Most disk space for the outputs of all sandboxes of the node, in MiB.
     pub output_node_mib: u64,
 }
 
@@ -279,28 +276,28 @@ impl Default for Shim {
     }
 }
 
-/// How long sandboxes live where nobody says so, and how long they are kept. 0 is for ever.
+/// Default lifetime of sandboxes, and how long they are kept paused or stopped. 0 means for ever.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lifetime {
-    /// Time to live of a sandbox that asks for none, seconds.
+    /// Default time to live of a sandbox, in seconds.
     pub ttl_s: u64,
-    /// What is done then.
+    /// Action at the end of the time to live.
     pub ttl_action: Action,
-    /// Time without use that counts as idle, seconds; at least 10.
+    /// Time without use after which a sandbox is idle, in seconds; at least 10.
     pub idle_s: u64,
-    /// What is done then.
+    /// Action when a sandbox is idle.
     pub idle_action: Action,
-    /// What has been paused for so many seconds is stopped.
+    /// Time after which a paused sandbox is stopped, in seconds.
     pub paused_max_s: u64,
-    /// What has been stopped for so many seconds is deleted.
+    /// Time after which a stopped sandbox is deleted, in seconds.
     pub stopped_max_s: u64,
-    /// Metadata that exempts a sandbox from the last two: `key=value`.
+    /// Metadata that exempts a sandbox from the last two limits: `key=value`.
     pub exempt: String,
 }
 
 impl Lifetime {
-    /// Key and value of `exempt`.
+    /// Parses `exempt` into key and value.
     ///
     /// # Errors
     /// A sentence, when it is neither empty nor such a pair.
@@ -313,35 +310,35 @@ impl Lifetime {
     }
 }
 
-/// Where the load is read. A real node needs none of this.
+/// Paths where the load is read. A real node needs none of this.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Load {
-    /// procfs; `pve.proc` by default.
+    /// Root of procfs; `pve.proc` by default.
     pub proc: Option<PathBuf>,
-    /// The cgroup that the whole node is in, where it is one.
+    /// Cgroup that contains the whole node, where the node itself is a container.
     pub cgroup: crate::load::Cgroup,
 }
 
-/// The way in from the web.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ingress {
-    /// Domain of the sandboxes' host names. Without one there is no way in.
+    /// Domain of the sandboxes' host names. Without one there is no ingress.
     pub domain: Option<String>,
-    /// Where clients reach the node's Caddy.
+    /// Addresses where clients reach the node's Caddy.
     pub public: Vec<SocketAddr>,
-    /// Where other nodes reach it; without, a request must come to the owner's node.
+    /// Address where other nodes reach the node's Caddy; without it, a request must come to the
+    /// owner's node.
     pub peer: Option<SocketAddr>,
-    /// Clients come by https, although Caddy itself is reached in plain.
+    /// True when clients use https, although Caddy itself is reached by plain HTTP.
     pub https: bool,
-    /// The agent's socket for route questions; `ingress.sock` in `run_dir` by default.
+    /// Socket of the agent for route questions; `ingress.sock` in `run_dir` by default.
     pub socket: Option<PathBuf>,
-    /// Group that may ask, which is Caddy's.
+    /// Group that may connect to the socket: Caddy's.
     pub group: Option<String>,
-    /// Caddy's configuration, rendered by the agent.
+    /// File for Caddy's configuration, which the agent renders.
     pub caddy_config: PathBuf,
-    /// Certificates between the nodes' Caddys.
+    /// Certificates for connections between the nodes' Caddys.
     pub tls: Tls,
 }
 

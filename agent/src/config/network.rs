@@ -1,4 +1,4 @@
-//! Which addresses sandboxes get. The bridge decides: the pool must lie in its network.
+//! Decides which addresses sandboxes get. The pool must lie in the bridge's network.
 
 use std::net::Ipv4Addr;
 
@@ -10,26 +10,26 @@ use crate::{
     sandbox::Dhcp,
 };
 
-/// Addresses of sandboxes, complete.
+/// Network settings of sandboxes, complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
-    /// Their bridge.
+    /// Bridge of the sandboxes.
     pub bridge: String,
-    /// Their default route.
+    /// Default route of the sandboxes.
     pub gateway: Ipv4Addr,
     /// Prefix length of the bridge's network.
     pub prefix: u8,
-    /// What may be leased: without the network's own addresses, the gateway's and the host's.
+    /// Addresses that may be leased: without the network's own addresses, the gateway's and the
+    /// host's.
     pub pool: Pool,
-    /// The host's own addresses.
     pub own: Vec<Ipv4Addr>,
-    /// Says which sandboxes may ask a DHCP server instead.
+    /// Sandboxes that may ask a DHCP server instead.
     pub dhcp: Dhcp,
-    /// The server whose replies count.
+    /// DHCP server whose replies count.
     pub dhcp_server: Ipv4Addr,
 }
 
-/// The pools of nodes whose bridge has no address: a /24 each.
+/// Returns the pool of a node whose bridge has no address: a /24 for each.
 fn by_number(number: u32) -> Option<Ipv4Net> {
     let third = u8::try_from(number).ok()?;
     Ipv4Net::new(Ipv4Addr::new(10, 100, third, 0), 24).ok()
@@ -65,7 +65,7 @@ pub(super) fn complete(
     let said = from.said("network.pool", from.flags.pool, file.pool, "PVE_IP_POOL_CIDR");
     let shared = detect::uplink(roots, &bridge.value).is_some();
     let pool = from.or_detect("network.pool", said, || by_default(network, number, shared))?;
-    // Without an address of its own on it, the host cannot tell the network's size.
+    // Without its own address on the bridge, the host cannot tell the size of the network.
     let network = network.or_else(|| smallest(pool.value, gateway.value))?;
     if !pool.value.is_in(network) || !network.contains(&gateway.value) {
         let text = format!(
@@ -110,8 +110,8 @@ pub(super) fn complete(
     })
 }
 
-/// The bridge's network, or the node's /24 of 10.100.0.0/16. Never a network that others are on:
-/// which of its addresses are free, nobody here knows.
+/// Chooses the default pool: the bridge's network, or the node's /24 of 10.100.0.0/16. Never a
+/// network shared with others: which of its addresses are free is unknown here.
 fn by_default(
     network: Option<Ipv4Net>,
     number: Option<u32>,
@@ -131,18 +131,18 @@ fn by_default(
     }
 }
 
-/// The smallest network that holds the pool and the gateway.
+/// Returns the smallest network that contains the pool and the gateway.
 fn smallest(pool: Pool, gateway: Ipv4Addr) -> Option<Ipv4Net> {
     let networks = (8..=30).rev().filter_map(|prefix| Ipv4Net::new(gateway, prefix).ok());
     networks.map(|network| network.trunc()).find(|network| pool.is_in(*network))
 }
 
-/// True when this is an interface of the host, and can be written into a config.
+/// Returns true when this is an interface of the host whose name can be written into a config.
 pub(super) fn is_bridge(name: &str, roots: Roots<'_>) -> bool {
     is_interface(name) && roots.net.join(name).exists()
 }
 
-/// An interface's name as the kernel takes it, and nothing that `pct` would split at.
+/// Returns true for a valid interface name without characters at which `pct` would split.
 fn is_interface(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))

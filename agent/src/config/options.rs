@@ -1,4 +1,4 @@
-//! What the configuration means to the domain and to the journal.
+//! Converts the configuration for the domain and the journal.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{Config, Probe};
 use crate::{journal::Pools, pve::Link, sandbox};
 
 impl Config {
-    /// What the domain is told.
+    /// Returns the options of the domain.
     pub fn options(&self) -> sandbox::Options {
         let templates = self.templates.iter().map(|template| sandbox::Template {
             snapshot: template.snapshot.clone(),
@@ -46,7 +46,7 @@ impl Config {
                 start: Duration::from_secs(limits.start_s),
                 answer: Duration::from_secs(limits.answer_s),
                 stop: Duration::from_secs(limits.stop_s),
-                // The kernel's, not the node's: what freezes does so in a millisecond.
+                // A property of the kernel, not of the node: freezing takes a millisecond.
                 freeze: sandbox::Limits::default().freeze,
                 destroy: Duration::from_secs(limits.destroy_s),
                 turn: Duration::from_secs(limits.turn_s),
@@ -58,7 +58,7 @@ impl Config {
         }
     }
 
-    /// What the journal leases out of.
+    /// Returns the pools that the journal leases from.
     pub fn pools(&self) -> Pools {
         Pools {
             vmids: self.vmids.value,

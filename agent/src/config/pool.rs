@@ -1,43 +1,39 @@
-//! A range of addresses: a network, or `first-last`.
+//! Range of addresses: a network, or `first-last`.
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 
-/// Addresses, inclusive.
+/// Range of addresses, inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Pool {
-    /// First.
     pub first: Ipv4Addr,
-    /// Last.
     pub last: Ipv4Addr,
 }
 
-/// The text is no range.
+/// Error of a text that is not a range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be a network, such as 10.100.1.0/24, or first-last")]
 pub struct Invalid;
 
 impl Pool {
-    /// All of a network.
     pub fn of(network: Ipv4Net) -> Self {
         Self { first: network.network(), last: network.broadcast() }
     }
 
-    /// True when all of it is in a network.
+    /// Returns true when the whole range lies in a network.
     pub fn is_in(&self, network: Ipv4Net) -> bool {
         network.contains(&self.first) && network.contains(&self.last)
     }
 
-    /// True when an address is in it.
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         (self.first..=self.last).contains(&address)
     }
 
-    /// What is left without the network's first and last address and without those that have an
-    /// owner: the longest range. `None` when nothing is left.
+    /// Removes the network's first and last address and the owned ones, and returns the longest
+    /// remaining range. `None` when nothing remains.
     pub fn without(self, network: Ipv4Net, owned: &[Ipv4Addr]) -> Option<Self> {
         let mut taken: Vec<u32> = [network.network(), network.broadcast()]
             .iter()
@@ -48,7 +44,7 @@ impl Pool {
         let (first, last) = (u32::from(self.first), u32::from(self.last));
         let mut best: Option<(u32, u32)> = None;
         let mut start = first;
-        // A guard behind the end closes the last range.
+        // A sentinel after the end closes the last range.
         for stop in
             taken.into_iter().filter(|t| (first..=last).contains(t)).chain([last.checked_add(1)?])
         {

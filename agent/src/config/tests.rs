@@ -73,12 +73,12 @@ fn a_number_comes_from_the_journal_first_and_from_a_lone_node_never_by_mistake()
     let load = || complete(&host, &file, &Flags::default(), &[]);
     let bare = "{\n\"nodename\": \"node3\",\n\"version\": 0\n}\n";
 
-    // A member whose pmxcfs was started while corosync is down, and no journal yet.
+    // A member whose pmxcfs was started while corosync is down, without a journal.
     host.write("pve/.members", bare);
     host.write("pve/corosync.conf", "totem {}");
     let text = mistakes(load());
     assert!(text.contains("vmids.stripe") && text.contains("corosync"), "{text}");
-    // A lone node is number 1.
+    // A node outside a cluster is number 1.
     fs::remove_file(host.path("pve/corosync.conf")).expect("removed");
     let config = load().expect("complete");
     assert_eq!((config.number, config.vmids.value.0.get()), (Some(1), 100_000));
@@ -87,7 +87,7 @@ fn a_number_comes_from_the_journal_first_and_from_a_lone_node_never_by_mistake()
     let node = journal::Node { name: "node3".parse().expect("a name"), number: 3 };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(journal.set_node(&node)).expect("written");
-    // Whatever pmxcfs says now, the ranges are those that the journal has handed out of.
+    // Whatever pmxcfs reports now, the journal's ranges apply.
     host.write("pve/corosync.conf", "totem {}");
     for members in [
         Some(bare),

@@ -1,10 +1,11 @@
-//! Which addresses the DHCP server gave, seen where no sandbox can have sent it.
+//! Records which addresses the DHCP server gave, seen where no sandbox can have sent the reply.
 //!
-//! A sandbox may answer DHCP requests of others, so a reply proves nothing by itself. Where it is seen
-//! does. The server is either this host, and its replies leave by the bridge itself, through which
-//! no frame goes that one port sends to another; or it is beyond the bridge's uplink, and its replies
-//! come in by that port. And the sender is the configured server: a packet of a sandbox that a router
-//! sends back does not carry its address, and the kernel forwards none that carries the host's own.
+//! A sandbox may answer DHCP requests of others, so a reply alone proves nothing; the place where
+//! it is seen does. If the server is this host, its replies leave by the bridge interface itself,
+//! which frames from one port to another do not pass. If the server is beyond the bridge's uplink,
+//! its replies come in by that port. In both cases the sender must be the configured server: a
+//! packet of a sandbox that a router sends back does not carry that address, and the kernel
+//! forwards no packet that carries the host's own.
 
 mod packet;
 
@@ -28,29 +29,28 @@ use crate::{
     },
 };
 
-/// Clients that are remembered: more than a /20 has.
+/// Most clients that are remembered: more than a /20 has.
 const CLIENTS_MAX: usize = 4096;
-/// Ports of a bridge that are listened to.
+/// Most ports of a bridge that are captured.
 const UPLINKS_MAX: usize = 16;
-/// Layers of VLANs that are looked through.
+/// Most layers of VLANs that are followed to a card.
 const LAYERS_MAX: usize = 4;
-/// Between two looks at which ports the bridge has.
+/// Interval between checks which ports the bridge has.
 const RESCAN: Duration = Duration::from_secs(5);
 
-/// Where a DHCP server is, and where its replies pass.
+/// DHCP server, and the interfaces that its replies pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// The sandboxes' bridge.
     pub bridge: String,
-    /// Its address: that of this host, or of somebody beyond the uplink.
+    /// IP address of the server: this host's, or one beyond the uplink.
     pub address: Ipv4Addr,
-    /// That is this host's own.
+    /// True when that address is this host's own.
     pub is_this_host: bool,
-    /// `/sys/class/net`.
+    /// Path of `/sys/class/net`.
     pub net: PathBuf,
 }
 
-/// The replies that were seen.
+/// Replies that were seen.
 #[derive(Debug)]
 pub struct Replies {
     server: Server,
@@ -59,19 +59,19 @@ pub struct Replies {
 
 #[derive(Debug)]
 struct Seen {
-    /// By client; a reply counts until its lease runs out.
+    /// Last reply by client, with the end of its lease, until which it counts.
     clients: HashMap<Mac, (Reply, Instant)>,
     ready: Result<(), String>,
 }
 
 impl Replies {
-    /// Listens on a task of its own until `stop`.
+    /// Starts capturing on a task of its own, until `stop`.
     pub fn watch(server: Server, stop: CancellationToken) -> Arc<Self> {
         let clients = HashMap::new();
         let seen = Mutex::new(Seen { clients, ready: Err("it was just started".to_owned()) });
         let replies = Arc::new(Self { server, seen });
         let mut listening = HashMap::new();
-        // At once: what is booted next is answered soon.
+        // At once: the next sandbox that boots gets its reply soon.
         replies.listen(&mut listening);
         tokio::spawn(Arc::clone(&replies).run(listening, stop));
         replies
@@ -89,7 +89,7 @@ impl Replies {
         }
     }
 
-    /// Listens to the interfaces that replies pass now, and to no others.
+    /// Captures on the interfaces that replies pass now, and on no others.
     fn listen(self: &Arc<Self>, listening: &mut HashMap<u32, AbortOnDropHandle<()>>) {
         listening.retain(|_, task| !task.is_finished());
         let found = match interfaces(&self.server) {
@@ -126,15 +126,15 @@ impl Replies {
             match capture.next(&mut frame).await {
                 Ok((length, way)) => self.saw(&frame[..length], way),
                 Err(error) => {
-                    // Listened to again with the next look, when it is back.
-                    tracing::warn!(interface, %error, "DHCP replies are not seen");
+                    // The next check captures again, once the interface is back.
+                    tracing::warn!(interface, %error, "DHCP replies can no longer be captured");
                     return;
                 }
             }
         }
     }
 
-    /// Takes note of a frame that passed one of the interfaces.
+    /// Records the reply in a frame that passed one of the interfaces.
     fn saw(&self, frame: &[u8], way: Way) {
         let expected = if self.server.is_this_host { Way::Out } else { Way::In };
         if way != expected {
@@ -145,7 +145,7 @@ impl Replies {
             return;
         }
         let now = Instant::now();
-        // A lease that never ends is one of 136 years.
+        // An infinite lease counts as 136 years.
         let until = now.checked_add(reply.lease).unwrap_or(now + Duration::from_secs(1 << 31));
         let mut seen = self.seen();
         if seen.clients.len() >= CLIENTS_MAX && !seen.clients.contains_key(&reply.mac) {
@@ -161,7 +161,7 @@ impl Replies {
         let mut seen = self.seen();
         if seen.ready != ready {
             match &ready {
-                Ok(()) => tracing::info!(bridge = self.server.bridge, "DHCP replies are watched"),
+                Ok(()) => tracing::info!(bridge = self.server.bridge, "DHCP replies are captured"),
                 Err(why) => tracing::warn!(why, "DHCP is refused"),
             }
             seen.ready = ready;
@@ -186,7 +186,7 @@ impl DhcpReplies for Replies {
     }
 }
 
-/// The interfaces that the server's replies pass, with their numbers.
+/// Finds the interfaces that the server's replies pass, with their indexes.
 ///
 /// # Errors
 /// A sentence, when there is none.
@@ -217,8 +217,8 @@ fn interfaces(server: &Server) -> Result<HashMap<String, u32>, String> {
     Ok(found)
 }
 
-/// True for a network card, a bond, and a VLAN of these: what no container and no virtual machine is
-/// at the other end of. Everything that is not known to be one is none.
+/// Returns true for a network card, a bond, and a VLAN of these: interfaces without a container or
+/// virtual machine at the other end. An interface of unknown kind is not an uplink.
 fn is_uplink(net: &Path, name: &str, layers: usize) -> bool {
     let dir = net.join(name);
     if dir.join("device").exists() || dir.join("bonding").is_dir() {
@@ -260,13 +260,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_what_the_server_can_have_sent_counts() {
-        // The host is the server: what comes in by the bridge is a sandbox's.
+        // The host is the server: a frame that comes in by the bridge is a sandbox's.
         let here = replies(true);
         here.saw(&frame(SERVER, MAC, ip(7)), Way::In);
         assert_eq!(address(&here), None);
         here.saw(&frame(SERVER, MAC, ip(7)), Way::Out);
         assert_eq!(address(&here), Some(ip(7)));
-        // It is beyond the uplink: what leaves by that is a sandbox's, flooded by the bridge.
+        // The server is beyond the uplink: a frame that leaves by it is a sandbox's, flooded by the
+        // bridge.
         let there = replies(false);
         there.saw(&frame(SERVER, MAC, ip(7)), Way::Out);
         assert_eq!(address(&there), None);
@@ -319,7 +320,7 @@ mod tests {
             net: net.to_owned(),
         };
         assert_eq!(interfaces(&server(true)), Ok(HashMap::from([("vmbr0".into(), 4)])));
-        // What sandboxes, machines and firewalls are connected by.
+        // Interfaces of sandboxes, virtual machines and firewalls.
         for (index, port) in ["veth100i0", "tap101i0", "fwpr102p0", "eth9"].iter().enumerate() {
             put(&format!("vmbr0/brif/{port}/x"), "");
             put(&format!("{port}/ifindex"), &format!("{}\n", 20 + index));
@@ -327,7 +328,7 @@ mod tests {
         }
         let why = interfaces(&server(false)).expect_err("no uplink");
         assert!(why.contains("vmbr0 has no uplink") && why.contains("10.100.1.1"), "{why}");
-        // A VLAN of something that a sandbox may be at the end of is no uplink either.
+        // A VLAN of an interface that a sandbox may be connected to is no uplink either.
         put("vmbr0/brif/veth100i0.5/x", "");
         put("veth100i0.5/ifindex", "30\n");
         put("veth100i0.5/uevent", "DEVTYPE=vlan\nINTERFACE=veth100i0.5\n");

@@ -1,32 +1,30 @@
-//! The one message of DHCP that matters, out of a frame. Pure, and of bounded work: a frame is
-//! walked once, and nothing in it is trusted.
+//! Parses a DHCPACK, the one DHCP message that matters, from a frame. Pure and of bounded work: a
+//! frame is read once, and nothing in it is trusted.
 
 use std::{net::Ipv4Addr, time::Duration};
 
 use crate::sandbox::address::Mac;
 
-/// A server's word that a client has an address now (RFC 2131, DHCPACK).
+/// Acknowledgement of a server that a client has an address now (RFC 2131, DHCPACK).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Acknowledgement {
-    /// The sender of the packet.
+    /// Sender of the packet.
     pub(super) from: Ipv4Addr,
-    /// The client's hardware address.
     pub(super) mac: Mac,
-    /// Its address.
     pub(super) ip: Ipv4Addr,
-    /// For how long.
     pub(super) lease: Duration,
 }
 
 const ETHERNET_BYTES: usize = 14;
 const UDP_BYTES: usize = 8;
-/// The fixed part of a DHCP message, with the cookie that its options begin with.
+/// Length of the fixed part of a DHCP message, in bytes, with the cookie that its options begin
+/// with.
 const FIXED_BYTES: usize = 240;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
-/// Reads an Ethernet frame; `None` when it is anything else.
+/// Parses an Ethernet frame; `None` when it is anything else.
 pub(super) fn acknowledgement(frame: &[u8]) -> Option<Acknowledgement> {
     let packet = frame.get(ETHERNET_BYTES..).filter(|_| number(frame, 12) == Some(0x0800))?;
     let header = usize::from(*packet.first()? & 0x0f) * 4;
@@ -41,7 +39,7 @@ pub(super) fn acknowledgement(frame: &[u8]) -> Option<Acknowledgement> {
         return None;
     }
     let message = datagram.get(UDP_BYTES..usize::from(number(datagram, 4)?))?;
-    // A reply, on Ethernet, whose addresses are six bytes.
+    // A reply, on Ethernet, with addresses of six bytes.
     if message.get(..3)? != [2, 1, 6] || message.get(FIXED_BYTES - 4..FIXED_BYTES)? != COOKIE {
         return None;
     }
@@ -54,7 +52,7 @@ pub(super) fn acknowledgement(frame: &[u8]) -> Option<Acknowledgement> {
         }
     }
     let ip = address(message, 16)?;
-    // The answer to a DHCPINFORM gives no address, and has no lease.
+    // A reply to a DHCPINFORM gives no address and has no lease.
     if !acknowledges || ip.is_unspecified() {
         return None;
     }
@@ -62,7 +60,7 @@ pub(super) fn acknowledgement(frame: &[u8]) -> Option<Acknowledgement> {
     Some(Acknowledgement { from, mac, ip, lease: Duration::from_secs(lease?.into()) })
 }
 
-/// Code and value of each option, up to the end or to what is cut short.
+/// Iterates over code and value of each option, up to the end or to a truncated option.
 fn options(mut rest: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         loop {
@@ -96,7 +94,7 @@ pub(super) mod tests {
 
     pub(in crate::dhcp) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 1);
 
-    /// A frame as a server sends it.
+    /// Builds a frame as a server sends it.
     pub(in crate::dhcp) fn frame(from: Ipv4Addr, mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
         with(from, mac, ip, &[53, 1, 5, 54, 4, 10, 100, 1, 1, 51, 4, 0, 0, 14, 16, 255])
     }
@@ -123,7 +121,7 @@ pub(super) mod tests {
         frame.extend(udp.to_be_bytes());
         frame.extend([0, 0]);
         frame.extend(message);
-        // What a card adds to a short frame.
+        // Padding that a card adds to a short frame.
         frame.extend([0; 9]);
         frame
     }
@@ -136,7 +134,7 @@ pub(super) mod tests {
         let lease = Duration::from_secs(3600);
         let expected = Acknowledgement { from: SERVER, mac: MAC, ip: IP, lease };
         assert_eq!(acknowledgement(&frame(SERVER, MAC, IP)), Some(expected.clone()));
-        // Options of IP, and padding between those of DHCP.
+        // IP options, and padding between DHCP options.
         let mut longer = frame(SERVER, MAC, IP);
         longer[14] = 0x46;
         let total = number(&longer, 16).expect("there") + 4;

@@ -1,4 +1,4 @@
-//! Caddy's files: its configuration, and beside it the proof that the agent's answers carry.
+//! Files of Caddy: its configuration, and beside it the proof that the agent's answers carry.
 
 use std::{
     fmt,
@@ -12,14 +12,14 @@ use http::HeaderValue;
 use super::{render, settings::Settings};
 use crate::sys::read;
 
-/// What Caddy knows the agent's answers by: random, known to these two alone.
+/// Secret by which Caddy recognizes the agent's answers: random, known only to these two.
 ///
-/// The one before stays valid, so that a Caddy that still runs with the configuration before gets
-/// its routes until it is replaced.
+/// The previous proof stays valid, so that a Caddy that still runs the previous configuration gets
+/// its routes until it is restarted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proof(Vec<HeaderValue>);
 
-/// The one of now and the one before.
+/// Most proofs that are valid: the current and the previous one.
 const PROOFS: usize = 2;
 
 impl fmt::Debug for Proof {
@@ -29,7 +29,7 @@ impl fmt::Debug for Proof {
 }
 
 impl Proof {
-    /// Reads what `write` left beside a configuration.
+    /// Reads the proof that `write` left beside a configuration.
     ///
     /// # Errors
     /// When the file cannot be read or holds no proof.
@@ -45,13 +45,12 @@ impl Proof {
         Ok(Self(proofs))
     }
 
-    /// What a configuration that is written now has.
+    /// Returns the current proof, which a configuration written now contains.
     fn newest(&self) -> &str {
-        // `read` takes nothing but digits, and at least one line of them.
+        // `read` accepts only hexadecimal digits, and at least one line of them.
         self.0.first().and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// The headers' values.
     pub(super) fn values(&self) -> &[HeaderValue] {
         &self.0
     }
@@ -70,45 +69,46 @@ fn proof_path(config: &Path) -> PathBuf {
     config.with_extension("proof")
 }
 
-/// The configuration as text, with what stands for the proof.
+/// Renders the configuration as text, with a placeholder for the proof.
 pub fn show(settings: &Settings) -> String {
     pretty(settings, "(made when the file is written)")
 }
 
-/// Writes the configuration to `path`, 0640 for the group that Caddy runs as, with a fresh proof,
-/// which goes to the file of the same name with the extension `proof`, 0600. The agent reads that
-/// at its start, so it is restarted first, Caddy second.
+/// Writes the configuration to `path`, mode 0640 for the group that Caddy runs as, with a fresh
+/// proof. The proof goes to the file of the same name with the extension `proof`, mode 0600. The
+/// agent reads that file when it starts, so restart the agent first and Caddy second.
 ///
 /// # Errors
-/// When a file cannot be written, or there is no such group.
+/// When a file cannot be written, or the group does not exist.
 pub fn write(settings: &Settings, path: &Path, group: Option<&str>) -> io::Result<()> {
     let mut random = [0u8; 32];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let fresh: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let before = Proof::read(path).ok().map(|proof| proof.newest().to_owned());
     let proofs: Vec<_> = [Some(fresh.clone()), before].into_iter().flatten().collect();
-    // The agent may know a proof that no Caddy uses yet, never the other way round.
+    // The agent may know a proof that no Caddy uses yet, but never the other way round.
     replace(&proof_path(path), 0o600, None, proofs.join("\n").as_bytes())?;
     replace(path, 0o640, group, pretty(settings, &fresh).as_bytes())
 }
 
-/// What `provide` found.
+/// Result of [`provide`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Provided {
-    /// The configuration is there, and is what the settings say.
+    /// The configuration exists and matches the settings.
     Current,
-    /// There was none: it was written.
+    /// There was no configuration: it was written.
     New,
-    /// The one that was there was of other settings, of another version, or without a proof: it was
-    /// replaced. A Caddy that runs has still the one before.
+    /// The existing configuration had other settings, another version or no proof: it was replaced.
+    /// A running Caddy still uses the previous one.
     Replaced,
 }
 
-/// Sees to it that Caddy's configuration is there and says what the settings say. Returns the proof
-/// that goes with it. A proof that is there stays, so that a Caddy that runs keeps its routes.
+/// Ensures that Caddy's configuration exists and matches the settings, and returns its proof. An
+/// existing proof is kept, so that a running Caddy keeps its routes.
 ///
 /// # Errors
-/// When a file cannot be read or written, there is no such group, or the proof's file holds none.
+/// When a file cannot be read or written, the group does not exist, or the proof file holds no
+/// proof.
 pub fn provide(
     settings: &Settings,
     path: &Path,
@@ -141,8 +141,8 @@ pub fn provide(
     }
 }
 
-/// Everything that would keep the ingress from starting with these settings, in words that say what
-/// to do.
+/// Lists everything that would prevent the ingress from starting with these settings, each with the
+/// remedy.
 pub fn obstacles(settings: &Settings, path: &Path, group: Option<&str>) -> Vec<String> {
     let mut found = Vec::new();
     let gid = match group.map(|name| (name, nix::unistd::Group::from_name(name))) {
@@ -178,7 +178,7 @@ pub fn obstacles(settings: &Settings, path: &Path, group: Option<&str>) -> Vec<S
     found
 }
 
-/// Why a group cannot read a file; `None` when it can, or when the file is not there.
+/// Explains why a group cannot read a file; `None` when it can, or when the file does not exist.
 fn unreadable(path: &Path, group: nix::unistd::Gid) -> Option<String> {
     use std::os::unix::fs::MetadataExt as _;
     let about = std::fs::metadata(path).ok()?;
@@ -263,7 +263,7 @@ mod tests {
         write(&settings(), &path, None).expect("written again");
         let second = Proof::read(&path).expect("a proof");
         assert_eq!((mode(&path), mode(&path.with_extension("proof"))), (0o640, 0o600));
-        // Fresh each time, and the one before is still good.
+        // Fresh each time, and the previous one is still valid.
         assert_eq!((first.values().len(), second.values().len()), (1, 2));
         assert_ne!(first.values()[0], second.values()[0]);
         assert_eq!(first.values()[0], second.values()[1]);
@@ -302,7 +302,7 @@ mod tests {
         assert_ne!(proof(&fresh), proof(&first));
         assert!(text().contains(fresh.newest()));
 
-        // What is no proof is somebody's mistake, and not written over.
+        // A malformed proof is somebody's mistake and is not overwritten.
         std::fs::write(path.with_extension("proof"), "short").expect("written");
         provide(&other, &path, None).expect_err("no proof");
     }
@@ -323,7 +323,7 @@ mod tests {
         assert!(told(&alone, &path, None).contains("remove that file"));
         std::fs::remove_file(path.with_extension("proof")).expect("removed");
 
-        // Certificates that are not there, and a key that only its owner reads.
+        // Certificates that do not exist, and a key that only its owner can read.
         let file = |name: &str| dir.path().join(name);
         let plain = |name: &str| PlainPath::try_from(file(name).as_path()).expect("a path");
         let listen = "10.99.0.1:8481".parse().expect("an address");

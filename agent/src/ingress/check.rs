@@ -1,5 +1,5 @@
-//! Whether the route questions are answered as they must be: over the socket, as Caddy asks them. Only
-//! such are asked that wake nobody and count as no use of a sandbox.
+//! Checks that route questions are answered correctly, over the socket, as Caddy asks them. The
+//! questions wake no sandbox and do not count as use of one.
 
 use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,27 +16,24 @@ use crate::sandbox::{
     check::{Check, Finding},
 };
 
-/// Sandboxes that are asked about, those that live and those that have ended.
+/// Most sandboxes that are checked, of the live and of the ended ones each.
 const ASKED_MAX: usize = 64;
-/// How long one answer may take.
+/// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(3);
-/// Bytes of an answer.
+/// Longest answer, in bytes.
 const ANSWER_MAX: u64 = 4096;
-/// There was no answer to judge.
+/// Invariant of a finding when there was no answer to check.
 const UNCHECKED: &str = "UNCHECKED";
-/// A port of a living sandbox that is not exposed.
+/// Expected status for a closed port of a live sandbox.
 const CLOSED: u16 = 403;
-/// A sandbox that has ended.
+/// Expected status for a sandbox that has ended.
 const GONE: u16 = 410;
 
-/// Asks.
+/// Check of the ingress by route questions.
 #[derive(Debug)]
 pub struct IngressCheck {
-    /// Where the questions go.
     pub socket: PathBuf,
-    /// The domain of the sandboxes.
     pub domain: Domain,
-    /// What is to be answered about.
     pub sandboxes: Arc<Sandboxes>,
 }
 
@@ -44,7 +41,7 @@ pub struct IngressCheck {
 impl Check for IngressCheck {
     async fn check(&self) -> Vec<Finding> {
         let mut findings: Vec<Finding> = Vec::new();
-        // One that is not answered at all takes seconds, and the others would not be either.
+        // A question without an answer takes seconds, and the others would get none either.
         let silent = |findings: &[Finding]| {
             findings.last().is_some_and(|finding| finding.invariant == UNCHECKED)
         };
@@ -78,7 +75,7 @@ impl IngressCheck {
         let host = format!("port-{port}-vm-{vmid}.{}", self.domain);
         match timeout(ANSWER, self.status(&host)).await {
             Ok(Ok(status)) if status == due => None,
-            // It began, ended, or was deleted while we asked.
+            // The sandbox began, ended, or was deleted during the check.
             Ok(Ok(_)) if self.moved(vmid, due) => None,
             Ok(Ok(status)) => {
                 let detail = format!("a request for {host} is answered with {status}, not {due}");
@@ -112,7 +109,7 @@ impl IngressCheck {
     }
 }
 
-/// The least port that is not open.
+/// Returns the lowest port that is not open.
 fn closed(open: &BTreeSet<Port>) -> Option<Port> {
     (1..=u32::from(u16::MAX))
         .filter_map(|port| Port::try_from(port).ok())
@@ -138,7 +135,7 @@ mod tests {
     };
     use proto::id::{SandboxId, SandboxRef};
 
-    /// A table that knows nobody.
+    /// Table without any sandbox.
     #[derive(Debug)]
     struct Nobody;
 

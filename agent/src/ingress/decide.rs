@@ -1,8 +1,9 @@
-//! Which upstream a request gets. Pure: a host name, what the tables say about it, a verdict.
+//! Decides which upstream a request gets. Pure: from a host name and what the tables say about it
+//! to a verdict.
 //!
-//! The host is taken apart here and nowhere else; the regular expression in Caddy's configuration
-//! is only a coarse sieve, and nothing that it captures routes anything. A sandbox is found in a
-//! table by its name, never by putting together an address out of the host.
+//! The host is parsed only here. The regular expression in Caddy's configuration is a coarse
+//! filter, and nothing that it captures is used for routing. A sandbox is looked up in a table by
+//! its name; no address is ever built from the host.
 
 use std::{fmt, net::SocketAddr, str::FromStr};
 
@@ -13,12 +14,11 @@ use proto::{
 
 use super::{Owner, State, Target};
 
-/// The domain that sandboxes are reached under: labels in lower case, without a dot at either end.
+/// Domain of the sandboxes' host names: labels in lower case, without a dot at either end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Domain(String);
 
 impl Domain {
-    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -35,7 +35,7 @@ impl FromStr for Domain {
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
-        // 253 is the longest name of DNS; the label of a sandbox and its dot come in front.
+        // 253 is the longest DNS name; the label of a sandbox and its dot come in front.
         if text.len() <= 253 - 64 && text.split('.').all(label) {
             Ok(Self(text.to_owned()))
         } else {
@@ -53,20 +53,19 @@ impl fmt::Display for Domain {
     }
 }
 
-/// What a host names: `port-{port}-vm-{vmid}.{domain}` or `port-{port}-{sandbox_id}.{domain}`.
+/// Parsed host name: `port-{port}-vm-{vmid}.{domain}` or `port-{port}-{sandbox_id}.{domain}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Name {
     /// TCP port inside the sandbox.
     pub port: Port,
-    /// The sandbox.
     pub sandbox: SandboxRef,
 }
 
 impl Name {
-    /// The name in a Host header, in any case and with or without a port; `None` when it has any
-    /// other form.
+    /// Parses a Host header, in any case and with or without a port; `None` when it has any other
+    /// form.
     pub fn parse(host: &str, domain: &Domain) -> Option<Self> {
-        // A DNS name and a port are shorter; nothing else is worth a copy.
+        // A DNS name and a port are shorter; do not copy anything else.
         if host.len() > 253 + 6 {
             return None;
         }
@@ -85,66 +84,59 @@ impl Name {
     }
 }
 
-/// Who asks.
+/// Caddy server that asks a route question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
-    /// The Caddy that clients reach.
+    /// The server for clients.
     Edge,
-    /// The Caddy that other nodes' Caddys reach. It never sends a request on: one hop at most.
+    /// The server for other nodes' Caddys. It never forwards a request: one hop at most.
     Peer,
 }
 
-/// What a request gets.
+/// Verdict on a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The sandbox, here, if something listens there.
+    /// Send it to the sandbox on this node, if something listens there.
     Local {
-        /// Its own address and port.
         upstream: SocketAddr,
-        /// What it gets as Host. Development servers refuse names that they do not know, and all
-        /// of them know `localhost`; the name that the client used is in X-Forwarded-Host.
+        /// Host header for the sandbox. Development servers refuse names that they do not know, and
+        /// all of them know `localhost`; the name that the client used is in X-Forwarded-Host.
         host: String,
     },
-    /// The sandbox is paused and this wakes it; then it is to be decided again.
+    /// Wake the paused sandbox, then decide again.
     Wake,
-    /// The owner's Caddy.
-    Peer {
-        /// Its address.
-        upstream: SocketAddr,
-    },
-    /// 404: not a name of ours, or nobody's.
+    /// Send it to the owner's Caddy.
+    Peer { upstream: SocketAddr },
+    /// 404: not a sandbox's name, or no such sandbox.
     NotFound(&'static str),
     /// 403: the port is not exposed.
     NotExposed(Port),
-    /// 410: there was such a sandbox.
+    /// 410: the sandbox has been deleted.
     Gone,
-    /// 503: soon, perhaps.
+    /// 503: the sandbox may become available soon.
     Unavailable(Unavailable),
-    /// 421: a peer asked for what is not here.
+    /// 421: a peer asked for a sandbox that is not here.
     Misdirected,
 }
 
-/// Why a sandbox cannot answer now.
+/// Reason why a sandbox cannot answer now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unavailable {
-    /// It boots.
     Booting,
-    /// It is paused, and a request does not wake it.
+    /// The sandbox is paused, and a request does not wake it.
     Paused,
-    /// It is stopped.
     Stopped,
-    /// Its node is down.
     NodeDown(NodeName),
-    /// Nobody knows where it is: the cluster cannot be read.
+    /// The sandbox's node is unknown: the cluster cannot be read.
     Blind,
 }
 
-/// Decides. `owner` is asked for only when the table alone does not say.
+/// Decides. `owner` is used only when the table alone does not decide (see [`needs_owner`]).
 pub fn decide(name: Option<Name>, via: Via, local: Option<&Target>, owner: &Owner) -> Verdict {
     let Some(name) = name else { return Verdict::NotFound(NO_NAME) };
     match (local, via, owner) {
         (Some(target), ..) if target.state != State::Gone => on_this_node(name.port, target),
-        // The number of a sandbox that was deleted here may be another node's by now.
+        // The vmid of a sandbox that was deleted here may belong to another node by now.
         (_, Via::Edge, Owner::Peer(upstream)) => Verdict::Peer { upstream: *upstream },
         (_, Via::Edge, Owner::Down(node)) => {
             Verdict::Unavailable(Unavailable::NodeDown(node.clone()))
@@ -156,7 +148,7 @@ pub fn decide(name: Option<Name>, via: Via, local: Option<&Target>, owner: &Owne
     }
 }
 
-/// True when the owner has a say in the verdict.
+/// Returns true when the owner can change the verdict.
 pub fn needs_owner(name: Option<Name>, local: Option<&Target>) -> bool {
     name.is_some() && local.is_none_or(|target| target.state == State::Gone)
 }
@@ -166,7 +158,7 @@ const NO_NAME: &str = "this host is no sandbox: the form is port-{port}-vm-{vmid
 const NOBODY: &str = "there is no such sandbox";
 
 fn on_this_node(port: Port, target: &Target) -> Verdict {
-    // First of all: a closed port says nothing about the sandbox behind it.
+    // Check this first: a closed port reveals nothing about the sandbox behind it.
     if !target.ports.contains(&port) {
         return Verdict::NotExposed(port);
     }

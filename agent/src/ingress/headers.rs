@@ -1,26 +1,27 @@
-//! Names of headers that a client may not say to a sandbox. Pure.
+//! Header names that a client must not send to a sandbox. Pure.
 //!
-//! Programs behind CGI, WSGI or PHP read names of headers without regard for case, and with every
-//! separator as `_`: to them `X-Sbx_Kind`, `x_sbx-kind` and `X.Sbx.Kind` are one header. So each name
-//! is meant in all of its spellings.
+//! Programs behind CGI, WSGI or PHP read header names without regard for case, and with every
+//! separator as `_`: to them `X-Sbx_Kind`, `x_sbx-kind` and `X.Sbx.Kind` are one header. So each
+//! name covers all of its spellings.
 
-/// What such programs take for one and the same separator.
+/// Separators that such programs treat as equal.
 const SEPARATORS: [char; 3] = ['-', '_', '.'];
 
-/// Beginnings of names that are ours or the tunnel's own. No client and no sandbox says them.
+/// Prefixes of header names that belong to us or to the tunnel. Neither clients nor sandboxes may
+/// send them.
 const RESERVED: &[&str] = &["x-sbx", "cf-access", "cf-warp"];
 
-/// Beginnings of names that Caddy, or the tunnel in front of it, says. They are said in this spelling,
-/// and another could take its place.
+/// Prefixes of header names that Caddy, or the tunnel in front of it, sets in this spelling. A
+/// client's other spelling could take their place.
 const SAID_FOR_THE_CLIENT: &[&str] = &["x-forwarded-", "x-request-id", "cf-", "cf-connecting-"];
 
-/// Patterns, as Caddy's `delete` knows them, for what is ours alone.
+/// Lists patterns for Caddy's `delete` that match our own headers.
 pub(super) fn reserved() -> Vec<String> {
     RESERVED.iter().copied().flat_map(spellings).map(pattern).collect()
 }
 
-/// Patterns for all that a client's request may not have on its way to a sandbox. None of them
-/// matches what Caddy sets itself.
+/// Lists patterns for all headers of a client that must not reach a sandbox. None of them matches a
+/// header that Caddy sets itself.
 pub(super) fn of_a_client() -> Vec<String> {
     let foreign = |name: &'static str| spellings(name).into_iter().filter(move |s| s != name);
     let said = SAID_FOR_THE_CLIENT.iter().copied().flat_map(foreign).map(pattern);
@@ -35,7 +36,7 @@ fn pattern(beginning: String) -> String {
     beginning + "*"
 }
 
-/// A name with each of its separators in every form.
+/// Lists all spellings of a name, with each separator in every form.
 fn spellings(name: &str) -> Vec<String> {
     name.chars().fold(vec![String::new()], |begun, next| {
         let forms: &[char] = if SEPARATORS.contains(&next) { &SEPARATORS } else { &[next] };
@@ -48,7 +49,7 @@ fn spellings(name: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// Whether Caddy's `delete` takes this header away.
+    /// Returns true when Caddy's `delete` removes this header.
     fn deleted(name: &str) -> bool {
         let name = name.to_ascii_lowercase();
         of_a_client().iter().any(|pattern| match pattern.to_ascii_lowercase().strip_suffix('*') {

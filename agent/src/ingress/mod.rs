@@ -1,12 +1,12 @@
-//! HTTP from outside into the sandboxes of the cluster.
+//! HTTP requests from outside into the sandboxes of the cluster.
 //!
-//! Caddy runs one static configuration (`render`, `headers`, `caddy`) and asks, for each request, over a unix
-//! socket (`server`): which upstream? The answer is decided (`decide`, pure) from the request's
-//! host, this node's sandboxes and the owner of what is not here (`owners`). So nothing is reloaded
-//! on the way of a request, a port is open only while it is exposed, and an open WebSocket never
-//! sees what happens to other sandboxes.
+//! Caddy runs one static configuration (`render`, `headers`, `caddy`) and asks the agent for the
+//! upstream of each request, over a unix socket (`server`). The answer is decided (`decide`, pure)
+//! from the request's host, this node's sandboxes, and the owners of sandboxes on other nodes
+//! (`owners`). So no request waits for a reload, a port is open only while it is exposed, and
+//! changes to other sandboxes do not disturb an open WebSocket.
 //!
-//! Knows `sandbox` and `pve`; knows neither `rpc` nor `reconcile`.
+//! Depends on `sandbox` and `pve`, not on `rpc` or `reconcile`.
 
 pub mod caddy;
 pub mod check;
@@ -30,67 +30,64 @@ use proto::{
     name::{NodeName, Port},
 };
 
-/// A sandbox of this node as a route question sees it.
+/// Sandbox of this node, as a route question needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Who it is.
     pub id: SandboxId,
-    /// Its container.
     pub vmid: Vmid,
-    /// Whether it can answer.
+    /// State that decides whether it can answer.
     pub state: State,
-    /// Its address, once it has one.
+    /// IP address, once it has one.
     pub ip: Option<IpAddr>,
-    /// Its open ports; all others are closed.
+    /// Exposed ports; all others are closed.
     pub ports: BTreeSet<Port>,
 }
 
-/// Whether a sandbox can answer a request.
+/// State of a sandbox towards a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It runs.
     Running,
-    /// It boots, for the first time or again.
+    /// The sandbox boots, for the first time or again.
     Booting,
-    /// It is paused.
+    /// The sandbox is paused.
     Paused {
-        /// A request wakes it.
+        /// True when a request wakes it.
         wakes: bool,
     },
-    /// It is stopped, or stopping.
+    /// The sandbox is stopped or stopping.
     Stopped,
-    /// It has been deleted, or is being.
+    /// The sandbox has been deleted, or is being deleted.
     Gone,
 }
 
-/// Whose sandbox it is that is not in this node's table.
+/// Owner of a sandbox that is not in this node's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
-    /// Nobody's, as far as the cluster knows.
+    /// No owner, as far as the cluster knows.
     Nobody,
-    /// The cluster cannot be read, so it may be anybody's.
+    /// Unknown: the cluster cannot be read, so any node may own it.
     Unknown,
-    /// A guest of this very node that is not ours: never reached.
+    /// This node: a guest that is not ours, so it is never reached.
     Here,
-    /// Another node's, whose Caddy takes requests of its peers at this address.
+    /// Another node, whose Caddy accepts requests from peers at this address.
     Peer(SocketAddr),
-    /// Another node's, which is down or has no address now.
+    /// Another node, which is down or has no address now.
     Down(NodeName),
 }
 
-/// What a route question is answered from.
+/// Tables that route questions are answered from.
 #[async_trait::async_trait]
 pub trait Routes: Send + Sync + std::fmt::Debug {
-    /// A sandbox of this node, from memory. By vmid: the one that lives there, else the last one
-    /// that did.
+    /// Looks up a sandbox of this node, in memory. By vmid: the current sandbox of that container,
+    /// else the last one.
     fn local(&self, sandbox: SandboxRef) -> Option<Target>;
 
-    /// The owner of a sandbox that lives on another node, or did.
+    /// Looks up the owner of a sandbox that lives, or lived, on another node.
     async fn owner(&self, sandbox: SandboxRef) -> Owner;
 
-    /// A request goes to this sandbox of this node.
+    /// Records that a request goes to this sandbox of this node.
     fn used(&self, sandbox: &SandboxId);
 
-    /// Wakes a paused sandbox of this node for a request; when this ends it can be looked at again.
+    /// Wakes a paused sandbox of this node for a request; when this returns, look it up again.
     async fn wake(&self, sandbox: SandboxRef);
 }

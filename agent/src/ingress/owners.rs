@@ -1,12 +1,12 @@
-//! Who owns a sandbox that is not on this node.
+//! Finds the owners of sandboxes that are not on this node.
 //!
-//! By vmid pmxcfs says it itself (`.vmlist`). By sandbox id, the mark in the container's config
-//! does, which pmxcfs keeps on every node, so nobody has to be asked and it works with the
-//! controller down. Both are polled, because pmxcfs tells nobody of changes; a name that is not
-//! known makes it look again at once, so a sandbox of a moment ago is found too.
+//! By vmid, pmxcfs lists the owner (`.vmlist`). By sandbox id, the mark in the container's config
+//! tells it; pmxcfs keeps all configs on every node, so no other node is asked and it works with
+//! the controller down. Both are polled, because pmxcfs does not notify of changes. An unknown name
+//! triggers a poll at once, so a sandbox that was just created is found too.
 //!
-//! What has been deleted leaves no trace in pmxcfs. That it was there is remembered (`seen`), across
-//! restarts in a small file: the request still goes to the owner, which says 410.
+//! A deleted sandbox leaves no trace in pmxcfs. It is remembered (`seen`), across restarts in a
+//! small file: the request still goes to the owner, which answers 410.
 
 use std::{
     collections::BTreeMap,
@@ -38,39 +38,38 @@ use crate::{
     sys::read,
 };
 
-/// How often pmxcfs is looked at.
+/// Interval between polls of pmxcfs.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How much younger than this the last look must be for a name to be unknown.
+/// Greatest age of the last poll for a name to count as unknown.
 const FRESH: Duration = Duration::from_millis(100);
-/// How long a look may take; pmxcfs answers within a millisecond, or hangs.
+/// Time budget of a poll; pmxcfs answers within a millisecond, or hangs.
 const LOOK: Duration = Duration::from_secs(2);
-/// Lines that the file may have more than there are sandboxes to remember.
+/// Most lines of the file beyond one for each sandbox to remember, before it is rewritten.
 const LINES_SPARE: usize = 10_000;
-/// Largest config that is read; PVE's own limit.
+/// Largest config that is read, in bytes; PVE's own limit.
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Largest file of memories that is read: half a million lines.
+/// Largest memory file that is read, in bytes: half a million lines.
 const MEMORY_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Where the owners are found.
+/// Sources of the owners.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// pmxcfs: `/etc/pve`.
+    /// Root of pmxcfs: `/etc/pve`.
     pub root: PathBuf,
-    /// The file that outlives a restart.
+    /// Memory file, which outlives a restart.
     pub memory: PathBuf,
-    /// Port of every node's peer server.
+    /// Port of the peer server on every node.
     pub peer_port: u16,
 }
 
-/// See the module.
 #[derive(Debug)]
 pub struct Owners {
     pve: Arc<dyn Pve>,
     clock: Arc<dyn Clock>,
     sources: Sources,
     state: RwLock<State>,
-    /// When pmxcfs was last looked at. Held while somebody looks.
+    /// Time of the last poll. Locked during a poll.
     looked: tokio::sync::Mutex<Looked>,
 }
 
@@ -78,7 +77,7 @@ pub struct Owners {
 struct State {
     seen: Seen,
     members: BTreeMap<NodeName, Member>,
-    /// pmxcfs could not be read last time.
+    /// True when pmxcfs could not be read last time.
     blind: bool,
 }
 
@@ -89,27 +88,27 @@ struct Looked {
 }
 
 impl Owners {
-    /// Reads what an earlier life remembered. Nothing is known of the cluster yet.
+    /// Reads the memory file. The cluster is not polled yet.
     pub fn new(pve: Arc<dyn Pve>, clock: Arc<dyn Clock>, sources: Sources) -> Self {
         let remembered = match read::whole_text(&sources.memory, MEMORY_BYTES_MAX) {
             Ok(text) => text,
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(%error, "what was seen of other nodes' sandboxes is forgotten");
+                    tracing::warn!(%error, "the memory of other nodes' sandboxes is lost");
                 }
                 String::new()
             }
         };
-        // Later lines win; a line cut short by a power cut is none.
+        // Later lines win; a line cut short by a power failure is skipped.
         let remembered: BTreeMap<_, _> = remembered.lines().filter_map(from_line).collect();
         let seen = Seen::new(pve.node().clone(), remembered);
         let state = RwLock::new(State { seen, members: BTreeMap::new(), blind: true });
-        // More than any file has: the first look writes it anew.
+        // More than any file has: the first poll rewrites it.
         let looked = tokio::sync::Mutex::new(Looked { at: None, lines: usize::MAX });
         Self { pve, clock, sources, state, looked }
     }
 
-    /// Looks at pmxcfs every second until `stop`.
+    /// Polls pmxcfs every second until `stop`.
     pub async fn poll(&self, stop: CancellationToken) {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -122,7 +121,7 @@ impl Owners {
         }
     }
 
-    /// The owner of a sandbox that this node's table does not hold.
+    /// Returns the owner of a sandbox that is not in this node's table.
     pub async fn of(&self, sandbox: SandboxRef) -> Owner {
         if let Some(owner) = self.known(sandbox) {
             return owner;
@@ -134,7 +133,7 @@ impl Owners {
 
     fn known(&self, sandbox: SandboxRef) -> Option<Owner> {
         let state = self.read();
-        // Nothing has been looked at yet; what is remembered has no address.
+        // No poll has succeeded yet; remembered sandboxes have no address.
         if state.members.is_empty() {
             return None;
         }
@@ -149,8 +148,8 @@ impl Owners {
         }
     }
 
-    /// Looks at pmxcfs, unless somebody has less than `fresh` ago. What cannot be read changes
-    /// nothing: a pmxcfs that is down is no empty cluster.
+    /// Polls pmxcfs, unless that happened less than `fresh` ago. A failed read changes nothing: a
+    /// pmxcfs that is down is not an empty cluster.
     async fn look(&self, fresh: Duration) {
         let mut looked = self.looked.lock().await;
         if looked.at.is_some_and(|at| at.elapsed() < fresh) {
@@ -160,7 +159,7 @@ impl Owners {
         looked.at = Some(Instant::now());
         match looking {
             Ok(Ok(lines)) => looked.lines = lines,
-            Ok(Err(error)) => tracing::warn!(%error, "sightings were not remembered"),
+            Ok(Err(error)) => tracing::warn!(%error, "sightings were not saved"),
             Err(_) => {
                 self.write().blind = true;
                 tracing::warn!("pmxcfs did not answer in time");
@@ -168,7 +167,7 @@ impl Owners {
         }
     }
 
-    /// Returns how many lines the file has.
+    /// Polls pmxcfs. Returns how many lines the memory file has.
     async fn look_now(&self, lines: usize) -> io::Result<usize> {
         let cluster = self.pve.cluster().await;
         if cluster.members.is_empty() {
@@ -221,7 +220,7 @@ impl Owners {
     }
 }
 
-/// The sandbox that a config is marked as, if the mark is of this very container.
+/// Reads the sandbox id from the mark in a config, if the mark belongs to this very container.
 async fn mark(path: &Path, vmid: Vmid) -> io::Result<Option<SandboxId>> {
     use tokio::io::AsyncReadExt;
     let mut bytes = Vec::new();
@@ -248,7 +247,7 @@ fn from_line(line: &str) -> Option<(SandboxId, Sighting)> {
         "-" => None,
         ms => Some(ms.parse().ok()?),
     };
-    // The last word says that the line is whole.
+    // The last word shows that the line is complete.
     (words.next() == Some(".")).then_some((id, Sighting { vmid, node, left_ms }))
 }
 

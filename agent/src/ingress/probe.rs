@@ -1,9 +1,9 @@
-//! Whether something listens, asked by connecting.
+//! Tests by connecting whether something listens.
 //!
-//! Caddy 2.6 cannot try a request with a body again after a failed dial, so a route is only given
-//! once a connection to it has been made. One connect at a time for each address: what asks
-//! meanwhile gets the same answer, so a sandbox that swallows packets holds one descriptor, and not
-//! one for each request.
+//! Caddy 2.6 cannot retry a request with a body after a failed dial, so a route is only given once
+//! a connection to it has succeeded. Each address has one connect at a time, whose result all
+//! concurrent questions share: a sandbox that drops packets occupies one descriptor, not one for
+//! each request.
 
 use std::{
     collections::HashMap,
@@ -19,29 +19,28 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// How long a connect may take. A container is one bridge away.
+/// Longest time for a connect. A container is one bridge away.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// How long an address that said nothing at all is not asked again.
+/// Time for which a silent address is not tried again.
 const REST: Duration = Duration::from_secs(1);
-/// Questions that may wait for one address.
+/// Most questions that may wait for one address.
 const WAITING_MAX: usize = 256;
-/// Addresses that are remembered as silent.
+/// Most addresses that are remembered as silent.
 const SILENT_MAX: usize = 4096;
 
-/// What came of a connect.
+/// Result of a connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// Something listens.
     Open,
-    /// Nothing does: it was refused.
+    /// Nothing listens: the connection was refused.
     Refused,
-    /// Nothing came back in time.
+    /// No reply in time.
     Silent,
-    /// Too many questions wait for this address already.
+    /// Too many questions already wait for this address.
     Busy,
 }
 
-/// Asks addresses. One for all questions.
+/// Prober of addresses, shared by all questions.
 #[derive(Debug, Default)]
 pub struct Probe(Mutex<Addresses>);
 
@@ -52,7 +51,6 @@ struct Addresses {
 }
 
 impl Probe {
-    /// Asks one address.
     pub async fn ask(&self, address: SocketAddr) -> Answer {
         let now = Instant::now();
         let cell = {
@@ -66,7 +64,7 @@ impl Probe {
             }
             Arc::clone(cell)
         };
-        // Should the one who connects be cancelled, the next in line connects.
+        // If the future that connects is cancelled, the next waiter connects.
         let answer = *cell.get_or_init(|| connect(address)).await;
         let mut addresses = self.addresses();
         if addresses.asked.get(&address).is_some_and(|asked| Arc::ptr_eq(asked, &cell)) {
@@ -79,7 +77,7 @@ impl Probe {
     }
 
     fn addresses(&self) -> MutexGuard<'_, Addresses> {
-        // Both maps are whole between any two statements.
+        // Both maps are consistent between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,7 +97,7 @@ async fn connect(address: SocketAddr) -> Answer {
     match timeout(DEADLINE, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Answer::Open,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Answer::Refused,
-        // No route, no neighbour: the container's interface is not there.
+        // No route, no neighbour: the container's interface does not exist.
         Ok(Err(_)) | Err(_) => Answer::Silent,
     }
 }
@@ -121,7 +119,7 @@ mod tests {
         assert!(probe.addresses().asked.is_empty());
     }
 
-    /// TEST-NET-1 answers nobody; where even a route to it is missing, that is silence too.
+    /// TEST-NET-1 never answers; where even a route to it is missing, that counts as silence too.
     #[tokio::test(start_paused = true)]
     async fn a_silent_address_holds_few_and_not_for_long() {
         let address: SocketAddr = "192.0.2.77:80".parse().expect("an address");

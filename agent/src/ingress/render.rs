@@ -1,21 +1,20 @@
-//! Caddy's one configuration, as a value. Pure.
+//! Renders Caddy's one configuration as a value. Pure.
 //!
-//! What must stay as it is, with the reason (all of it is tested against the real Caddy):
-//! - The question's leg has no keep-alive. Up to 2.11.4 Caddy may dial for a question with the
-//!   address of the sandbox's leg, and would then keep that connection for the next question.
-//! - An answer is a route only with the proof; another answer of success is a 502.
-//! - No passive health, no limits on the sandbox's leg: all sandboxes are one upstream to Caddy,
-//!   so one that is dead would take the others with it.
-//! - No keep-alive to sandboxes either: an address that changed hands must not get the old
+//! These properties must stay, for the reasons given (all are tested against the real Caddy):
+//! - The connection to the agent has no keep-alive. Up to 2.11.4 Caddy may dial the sandbox's
+//!   address for a question, and would then keep that connection for the next question.
+//! - An answer is a route only with the proof; any other answer of success is a 502.
+//! - No passive health checks and no limits on connections to sandboxes: to Caddy all sandboxes are
+//!   one upstream, so a dead one would affect the others.
+//! - No keep-alive to sandboxes either: an address that got a new owner must not get the old
 //!   connection.
-//! - The peer's leg does keep connections, and is never tried again: a retry rewrites what a dial
-//!   in the background may still read. The peer server has no peer branch, so there is one hop at
-//!   most.
-//! - The peer server takes TLS 1.3 only, so the hop is never anything else: Caddy's client has no such
-//!   setting.
-//! - What a route needs is taken from the answer's headers into `vars` before the sandbox is asked:
-//!   the sandbox's own response would overwrite them.
-//! - Nothing in it changes while it runs, so there is no admin endpoint.
+//! - Connections to peers are kept alive, and never retried: a retry rewrites what a dial in the
+//!   background may still read. The peer server has no peer branch, so there is one hop at most.
+//! - The peer server accepts TLS 1.3 only, since Caddy's client has no such setting: so a hop never
+//!   uses anything older.
+//! - The headers of a route are copied into `vars` before the sandbox is asked: the sandbox's own
+//!   response would overwrite them.
+//! - Nothing in it changes at run time, so there is no admin endpoint.
 
 use serde_json::{Value, json};
 
@@ -25,11 +24,11 @@ use super::{
     settings::{Peers, Settings},
 };
 
-/// Name in the certificate of every node's peer server. One for all: a name that differs from
-/// request to request would cost a transport for each.
+/// Name in the certificate of every node's peer server. All nodes share it: a name that differs
+/// from request to request would need a transport for each.
 pub const PEER_NAME: &str = "ingress.pve-sandbox.internal";
 
-/// Renders it. `proof` is what the agent's answers carry.
+/// Renders the configuration. The agent's answers carry `proof`.
 pub fn render(settings: &Settings, proof: &str) -> Value {
     let mut servers = json!({ "public": public_server(settings, proof) });
     let mut apps = json!({});
@@ -53,8 +52,8 @@ fn peer_server(settings: &Settings, peers: &Peers, proof: &str) -> Value {
     let mut server = server(settings, Via::Peer, proof);
     server["listen"] = json!([peers.listen.to_string()]);
     server["protocols"] = json!(["h1"]);
-    // Asking for certificates switches this on, and it would refuse: the name in the handshake is
-    // PEER_NAME, the Host is the sandbox's.
+    // Asking for client certificates enables this, and it would refuse requests: the name in the
+    // handshake is PEER_NAME, the Host is the sandbox's.
     server["strict_sni_host"] = json!(false);
     server["tls_connection_policies"] = json!([{
         "client_authentication": {
@@ -67,7 +66,7 @@ fn peer_server(settings: &Settings, peers: &Peers, proof: &str) -> Value {
     server
 }
 
-/// What both servers have.
+/// Renders the common part of both servers.
 fn server(settings: &Settings, via: Via, proof: &str) -> Value {
     json!({
         "automatic_https": { "disable": true },
@@ -92,9 +91,9 @@ fn server(settings: &Settings, via: Via, proof: &str) -> Value {
     })
 }
 
-/// A coarse sieve; the agent takes the host apart.
+/// Builds a coarse filter; the agent parses the host.
 fn host_pattern(domain: &Domain) -> String {
-    // A domain holds no other character that means something in a regular expression.
+    // A domain has no other character with a meaning in regular expressions.
     let domain = domain.as_str().replace('.', r"\.");
     format!(
         r"(?i)^port-[1-9][0-9]{{0,4}}-(vm-[1-9][0-9]{{2,8}}|pvelxc-[0-7][0-9a-v]{{25}})\.{domain}(:[0-9]{{1,5}})?$"
@@ -115,7 +114,7 @@ fn explanation(status: impl Into<Value>, body: &str) -> Value {
     })
 }
 
-/// Asks the agent, and does what it says.
+/// Renders the handler that asks the agent and follows its answer.
 fn question(settings: &Settings, via: Via, proof: &str) -> Value {
     let route = |kind: &str, then: Value| {
         json!({
@@ -142,7 +141,7 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
     if let (Via::Edge, Some(peers)) = (via, &settings.peers) {
         answers.push(route("peer", to_peer(peers)));
     }
-    // An answer of success that is no route is not the agent's.
+    // A successful answer that is not a route is not the agent's.
     answers.push(json!({
         "match": { "status_code": [1, 2] },
         "routes": [{ "handle": [explanation(502, "the node gave no route\n")] }],
@@ -154,14 +153,14 @@ fn question(settings: &Settings, via: Via, proof: &str) -> Value {
     json!({
         "handler": "reverse_proxy",
         "upstreams": [{ "dial": format!("unix/{}", settings.route_socket) }],
-        // With an identity of its own a question never has the client's path, and so never takes
-        // the client's body.
+        // With a URI of its own, a question never has the client's path, and so never consumes the
+        // client's body.
         "rewrite": {
             "method": "GET",
             "uri": format!("/v1/route?via={asks}&rid={{http.request.uuid}}"),
         },
         "transport": no_keep_alive(),
-        // As long as an agent takes to restart.
+        // The time that an agent takes to restart.
         "load_balancing": { "try_duration": "15s", "try_interval": "50ms" },
         "trusted_proxies": trusted(via),
         "headers": {
@@ -184,15 +183,15 @@ fn to_sandbox(settings: &Settings, via: Via) -> Value {
         "Host": ["{http.vars.sbx_host}"],
         "X-Forwarded-Host": ["{http.request.host}"],
     });
-    // Behind a tunnel the last leg to Caddy is plain, whatever the client's was.
+    // Behind a tunnel the last leg to Caddy is plain HTTP, whatever the client used.
     if settings.https {
         set["X-Forwarded-Proto"] = json!(["https"]);
     }
-    // A peer's request has the edge's.
+    // A peer's request already has the edge's id.
     if via == Via::Edge {
         set["X-Request-Id"] = json!(["{http.request.uuid}"]);
     }
-    // Ours and the tunnel's cookies and headers are not for tenants.
+    // Our own and the tunnel's cookies and headers are not for tenants.
     let no_cookie = |pattern: &str| {
         [
             json!({ "search_regexp": format!("{pattern}=[^;]*; *"), "replace": "" }),
@@ -258,7 +257,8 @@ fn no_keep_alive() -> Value {
     json!({ "protocol": "http", "keep_alive": { "enabled": false }, "dial_timeout": "3s" })
 }
 
-/// Whose X-Forwarded-For is taken on: the tunnel's, on this machine; behind mTLS, every peer's.
+/// Lists the senders whose X-Forwarded-For is trusted: the tunnel, on this host; behind mTLS, every
+/// peer.
 fn trusted(via: Via) -> Value {
     match via {
         Via::Edge => json!(["127.0.0.0/8", "::1/128"]),

@@ -1,4 +1,4 @@
-//! The node's own route table: the sandboxes of the agent, and the owners of everybody else's.
+//! Route table of the node: the agent's sandboxes, and the owners of all others.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -10,7 +10,6 @@ use crate::{
     sandbox::{Known, Sandboxes, Tombstone, Wake},
 };
 
-/// What route questions are answered from on a node.
 #[derive(Debug)]
 pub struct NodeRoutes {
     sandboxes: Arc<Sandboxes>,
@@ -18,7 +17,7 @@ pub struct NodeRoutes {
 }
 
 impl NodeRoutes {
-    /// Over the sandboxes of this node and what is known of the others'.
+    /// Combines the sandboxes of this node with the owners of all others.
     pub fn new(sandboxes: Arc<Sandboxes>, owners: Arc<Owners>) -> Self {
         Self { sandboxes, owners }
     }
@@ -45,7 +44,7 @@ impl Routes for NodeRoutes {
 
     async fn wake(&self, sandbox: SandboxRef) {
         if let Err(error) = self.sandboxes.wake(&sandbox, Wake::Http).await {
-            tracing::warn!(%sandbox, %error, "a request did not wake it");
+            tracing::warn!(%sandbox, %error, "a request could not wake the sandbox");
         }
     }
 }

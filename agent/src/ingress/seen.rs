@@ -1,7 +1,8 @@
-//! What this node has seen of the sandboxes of other nodes: where each is, and for a day where each
-//! was, so that its URL says "deleted" at every node, not only at its owner's. Pure.
+//! Memory of the sandboxes of other nodes: where each is, and for a day where each was, so that its
+//! URL says "deleted" at every node, not only at its owner's. Pure.
 //!
-//! A copy for finding the owner, who has the last word; nothing is ever decided by it alone.
+//! This copy only serves to find the owner, which is authoritative; nothing is ever decided by it
+//! alone.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,50 +13,45 @@ use proto::{
 
 use crate::pve::Cluster;
 
-/// As long as owners keep tombstones, milliseconds.
+/// Time for which sandboxes that have left are remembered, in milliseconds; the same as owners keep
+/// tombstones.
 const MEMORY_MS: u64 = 24 * 60 * 60 * 1000;
-/// How long a config is not read again, milliseconds. A mark does not change, but a vmid may get
-/// another owner.
+/// Time for which a config is not read again, in milliseconds. A mark does not change, but a vmid
+/// may get another owner.
 const FRESH_MS: u64 = 60_000;
-/// Sandboxes that have left and are remembered.
+/// Most sandboxes that have left and are remembered.
 const LEFT_MAX: usize = 100_000;
 
-/// One sandbox of another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sighting {
-    /// Its container.
     pub vmid: Vmid,
-    /// Its node.
     pub node: NodeName,
-    /// When it was gone; `None` while it is there.
+    /// Time when it was gone, in milliseconds since 1970; `None` while it is there.
     pub left_ms: Option<u64>,
 }
 
-/// Where a sandbox is, or was.
+/// Location of a sandbox, current or last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// Nowhere that is known.
+    /// No known location.
     Nowhere,
-    /// On this node.
     Here,
-    /// On another.
     On(NodeName),
 }
 
-/// See the module.
 #[derive(Debug)]
 pub struct Seen {
     own: NodeName,
     guests: BTreeMap<Vmid, NodeName>,
     sandboxes: HashMap<SandboxId, Sighting>,
-    /// Who is in a container, else who was last.
+    /// Sandbox of each container, current or last.
     vmids: HashMap<Vmid, SandboxId>,
-    /// When a config was read, and on which node.
+    /// Node and time of the last read of each config, in milliseconds.
     read: HashMap<Vmid, (NodeName, u64)>,
 }
 
 impl Seen {
-    /// Out of what was remembered. What is not there any more shows at the first `update`.
+    /// Starts from remembered sightings. The first `update` finds those that have left.
     pub fn new(own: NodeName, remembered: impl IntoIterator<Item = (SandboxId, Sighting)>) -> Self {
         let sandboxes: HashMap<_, _> = remembered.into_iter().collect();
         let mut vmids = HashMap::new();
@@ -67,7 +63,7 @@ impl Seen {
         Self { own, guests: BTreeMap::new(), sandboxes, vmids, read: HashMap::new() }
     }
 
-    /// Containers whose config has to be read before `update`.
+    /// Lists the containers whose config must be read before `update`.
     pub fn unread(&self, cluster: &Cluster, now_ms: u64) -> Vec<(Vmid, NodeName)> {
         let unread = |vmid: &Vmid, node: &NodeName| {
             self.read.get(vmid).is_none_or(|(at, ms)| at != node || now_ms >= ms + FRESH_MS)
@@ -76,8 +72,8 @@ impl Seen {
         elsewhere.filter(|(v, n)| unread(v, n)).map(|(v, n)| (*v, n.clone())).collect()
     }
 
-    /// Takes in the cluster as it is now, and the sandbox in each config that was read. Returns the
-    /// sandboxes that are new, have moved or have left, to be remembered.
+    /// Applies the current state of the cluster, and the sandbox ids in the configs that were read.
+    /// Returns the sandboxes that are new, have moved or have left, which must be saved.
     pub fn update(
         &mut self,
         cluster: Cluster,
@@ -129,14 +125,14 @@ impl Seen {
         });
     }
 
-    /// Where a sandbox is, or was.
+    /// Finds where a sandbox is, or was.
     pub fn find(&self, sandbox: SandboxRef) -> Place {
         let node = match sandbox {
             SandboxRef::Vmid(vmid) => self.guests.get(&vmid).or_else(|| {
                 self.vmids.get(&vmid).and_then(|id| self.sandboxes.get(id)).map(|s| &s.node)
             }),
             SandboxRef::Id(id) => self.sandboxes.get(&id).map(|sighting| match sighting.left_ms {
-                // It may have been moved since its config was read.
+                // The container may have moved since its config was read.
                 None => self.guests.get(&sighting.vmid).unwrap_or(&sighting.node),
                 Some(_) => &sighting.node,
             }),
@@ -148,12 +144,11 @@ impl Seen {
         }
     }
 
-    /// All that is remembered.
+    /// Iterates over all remembered sandboxes.
     pub fn sightings(&self) -> impl Iterator<Item = (&SandboxId, &Sighting)> {
         self.sandboxes.iter()
     }
 
-    /// One that is remembered.
     pub fn sighting(&self, id: &SandboxId) -> Option<&Sighting> {
         self.sandboxes.get(id)
     }

@@ -1,8 +1,9 @@
-//! Answers Caddy's route questions: HTTP/1.1 over a unix socket, one question a connection.
+//! Answers Caddy's route questions: HTTP/1.1 over a unix socket, one question per connection.
 //!
-//! `GET /v1/route?via=edge|peer&rid=UUID` with the client's Host. 204 and four headers are a route;
-//! anything else goes to the client as it is, so nothing internal is in it. The proof tells Caddy
-//! that it was this agent that answered: a sandbox that got hold of a question cannot answer it.
+//! A question is `GET /v1/route?via=edge|peer&rid=UUID` with the client's Host. An answer of 204
+//! with four headers is a route; any other answer is passed to the client unchanged, so it contains
+//! nothing internal. The proof shows Caddy that this agent answered: a sandbox that receives a
+//! question cannot answer it.
 
 use std::{
     collections::HashMap,
@@ -38,47 +39,44 @@ use super::{
     probe::{Answer, Probe},
 };
 
-/// The proof of a route.
+/// Header with the proof of a route.
 const PROOF: HeaderName = HeaderName::from_static("x-sbx-proof");
-/// `local` or `peer`.
+/// Header with the kind of a route: `local` or `peer`.
 const KIND: HeaderName = HeaderName::from_static("x-sbx-kind");
-/// Address to send the request to.
+/// Header with the address to send the request to.
 const UPSTREAM: HeaderName = HeaderName::from_static("x-sbx-upstream");
-/// Host to send it with.
+/// Header with the Host to send it with.
 const SANDBOX_HOST: HeaderName = HeaderName::from_static("x-sbx-host");
 
-/// Questions under way; more wait in the socket's backlog.
+/// Most concurrent questions; more wait in the socket's backlog.
 const QUESTIONS_MAX: usize = 4096;
-/// Questions under way about one sandbox: as long as it is woken they wait, and others must not wait
-/// with them.
+/// Most concurrent questions about one sandbox: they wait while it is woken, and questions about
+/// others must not wait with them.
 const ABOUT_ONE_MAX: usize = 512;
-/// How long a question may take to arrive.
+/// Longest time for a question to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
-/// How long an answer may take, whatever it waits for.
+/// Longest time for an answer, whatever it waits for.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long the last answers may take when the agent stops.
+/// Longest time for the last answers when the agent stops.
 const DRAIN: Duration = Duration::from_secs(3);
-/// Headers of a question, which are the client's.
+/// Most headers of a question, which are the client's.
 const HEADERS_MAX: usize = 512;
 
-/// What route questions are answered with.
 #[derive(Debug)]
 pub struct Ingress {
-    /// Sandboxes and owners.
     pub routes: Arc<dyn Routes>,
-    /// The domain of the sandboxes.
     pub domain: Domain,
-    /// What Caddy knows this agent by.
+    /// Proof by which Caddy recognizes this agent.
     pub proof: Proof,
-    /// Asks whether something listens.
+    /// Prober that tests whether something listens.
     pub probe: Probe,
 }
 
-/// Makes the socket, for the group that Caddy runs as. One that is there is replaced in one step,
-/// so that Caddy finds either the old agent or this one, at any time.
+/// Creates the socket, for the group that Caddy runs as. An existing socket is replaced in one
+/// step, so that Caddy always reaches either the old agent or this one.
 ///
 /// # Errors
-/// When the directory cannot be written to, or there is no such group.
+/// When the directory is not writable, or the group does not exist.
 pub fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt;
     let fresh = path.with_extension(format!("{}.new", std::process::id()));
@@ -87,7 +85,8 @@ pub fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    // The standard library asks for the longest backlog that the kernel gives; tokio for 1024.
+    // The standard library requests the longest backlog that the kernel allows; tokio requests
+    // 1024.
     let listener = std::os::unix::net::UnixListener::bind(&fresh)?;
     if let Some(name) = group {
         let group = nix::unistd::Group::from_name(name)?;
@@ -100,7 +99,7 @@ pub fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// Answers until `stop`, then ends what has been asked.
+/// Answers questions until `stop`, then completes the pending ones.
 pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: CancellationToken) {
     let questions = TaskTracker::new();
     let asked = Arc::new(Asked::default());
@@ -120,8 +119,8 @@ pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: Cancella
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a route question was not accepted");
-                // Out of descriptors, most likely: let some be given back.
+                tracing::warn!(%error, "a route question could not be accepted");
+                // Most likely out of descriptors: wait until some are released.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
@@ -129,7 +128,7 @@ pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: Cancella
     drop(listener);
     questions.close();
     if timeout(DRAIN, questions.wait()).await.is_err() {
-        tracing::warn!(left = questions.len(), "route questions were left unanswered");
+        tracing::warn!(left = questions.len(), "route questions remained unanswered at shutdown");
     }
 }
 
@@ -142,11 +141,11 @@ async fn accept(
     Ok((stream, slot))
 }
 
-/// Questions under way about each sandbox that has any.
+/// Counts of pending questions, for each sandbox that has any.
 #[derive(Debug, Default)]
 struct Asked(Mutex<HashMap<String, usize>>);
 
-/// One of the questions about a sandbox.
+/// Pending question about a sandbox; uncounted on drop.
 #[derive(Debug)]
 struct Question<'a> {
     asked: &'a Asked,
@@ -166,7 +165,7 @@ impl Drop for Question<'_> {
 }
 
 impl Asked {
-    /// `None` when as many are under way as may be.
+    /// Counts a question; `None` when too many are pending.
     fn begin(&self, sandbox: SandboxRef) -> Option<Question<'_>> {
         let (mut asked, sandbox) = (self.lock(), sandbox.to_string());
         let questions = asked.entry(sandbox.clone()).or_default();
@@ -195,8 +194,8 @@ async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Arc<Asked>
         .serve_connection(TokioIo::new(stream), service);
     match timeout(ARRIVAL + DEADLINE, connection).await {
         Ok(Ok(())) => {}
-        // A client that went away takes its question back.
-        Ok(Err(error)) => tracing::debug!(%error, "a route question broke off"),
+        // A client that goes away cancels its question.
+        Ok(Err(error)) => tracing::debug!(%error, "a route question was aborted"),
         Err(_) => tracing::debug!("a route question took too long"),
     }
 }
@@ -229,7 +228,7 @@ impl Ingress {
     async fn route(&self, via: Via, name: Option<Name>) -> Reply {
         let look = || name.and_then(|name| self.routes.local(name.sandbox));
         let mut local = look();
-        // Once: what is paused again by then is somebody's will.
+        // Once: a sandbox that is paused again by then was paused on purpose.
         if let Some(name) = name
             && decide::decide(Some(name), via, local.as_ref(), &Owner::Nobody) == Verdict::Wake
         {
@@ -255,7 +254,7 @@ impl Ingress {
                 }
             },
             Verdict::Wake => later("this sandbox is paused, and did not wake in time"),
-            // The owner's Caddy gets the Host as it came; the header only has to be there.
+            // The owner's Caddy gets the original Host; the header must only be present.
             Verdict::Peer { upstream } => self.go("peer", upstream, "-"),
             Verdict::NotFound(why) => explain(StatusCode::NOT_FOUND, why),
             Verdict::NotExposed(port) => explain(
@@ -295,7 +294,7 @@ impl Ingress {
     }
 }
 
-/// Who asks, if it is a route question.
+/// Returns the server that asks, if this is a route question.
 fn via<B>(request: &Request<B>) -> Option<Via> {
     if request.method() != Method::GET || request.uri().path() != "/v1/route" {
         return None;
@@ -308,7 +307,7 @@ fn via<B>(request: &Request<B>) -> Option<Via> {
     }
 }
 
-/// The one Host of a request.
+/// Returns the Host of a request, if there is exactly one.
 fn host(headers: &HeaderMap) -> Option<&str> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next()?.to_str().ok()?;
@@ -334,7 +333,7 @@ fn later(why: &str) -> Reply {
     reply
 }
 
-/// A refusal for people. Code in a browser can read it too, whatever page it runs in.
+/// Builds a refusal for people. Scripts in a browser can read it too, from any page.
 fn explain(status: StatusCode, why: &str) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from(format!("{why}\n"))));
     *reply.status_mut() = status;
@@ -345,7 +344,7 @@ fn explain(status: StatusCode, why: &str) -> Reply {
     reply
 }
 
-/// A header's value out of an address or a host of ours.
+/// Formats one of our addresses or hosts as a header value.
 fn plain(value: impl fmt::Display) -> HeaderValue {
     HeaderValue::try_from(value.to_string()).expect("addresses and hosts of ours are plain ASCII")
 }

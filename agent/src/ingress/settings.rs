@@ -6,42 +6,39 @@ use proto::id::Invalid;
 
 use super::decide::Domain;
 
-/// What Caddy's configuration is rendered from.
+/// Settings of Caddy's configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The domain of the sandboxes.
     pub domain: Domain,
-    /// Where clients reach Caddy; behind a tunnel, a port of loopback.
+    /// Addresses where clients reach Caddy; behind a tunnel, a port of loopback.
     pub public: Vec<SocketAddr>,
-    /// The agent's socket.
+    /// Socket of the agent's route server.
     pub route_socket: PlainPath,
-    /// Clients come by https, although Caddy itself is reached in plain.
+    /// True when clients use https, although Caddy itself is reached by plain HTTP.
     pub https: bool,
-    /// The other nodes; `None` where there are none.
+    /// Peer settings; `None` where there are no other nodes.
     pub peers: Option<Peers>,
 }
 
-/// How nodes send each other requests: TLS with certificates of a CA for this alone, since whoever
-/// has one may ask for any sandbox. Caddy reads them at its start only.
+/// Settings of requests between nodes: TLS with certificates of a dedicated CA, since the holder of
+/// one may ask for any sandbox. Caddy reads them only when it starts.
 #[derive(Debug, Clone)]
 pub struct Peers {
-    /// Where the others reach this node's Caddy: its cluster address.
+    /// Address where the others reach this node's Caddy: its cluster address.
     pub listen: SocketAddr,
     /// Certificate of the CA, PEM.
     pub ca: PlainPath,
     /// This node's certificate, PEM, for server and client, in the name of `render::PEER_NAME`.
     pub cert: PlainPath,
-    /// Its key, PEM.
+    /// Private key of the certificate, PEM.
     pub key: PlainPath,
 }
 
-/// An absolute path that means itself in Caddy's configuration: no placeholder, no control
-/// character.
+/// Absolute path that Caddy's configuration takes literally: no placeholder, no control character.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlainPath(String);
 
 impl PlainPath {
-    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! Does what was planned.
+//! Executes planned actions.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,25 +7,26 @@ use futures_util::{StreamExt, stream};
 use super::Action;
 use crate::sandbox::{Error, Sandboxes};
 
-/// Operations at a time: a reconciliation must not crowd out what callers want.
+/// Most concurrent operations: a reconciliation must not crowd out callers.
 const PARALLEL: usize = 4;
-/// How long a pass waits for one of them. It goes on alone after that.
+/// Longest wait of a pass for one operation, which then continues by itself.
 const WAIT: Duration = Duration::from_secs(240);
 
-/// Locks first, because what follows needs the templates; then the rest, a few at a time.
+/// Executes the actions: locks first, because the others need the templates; then the rest, a few
+/// at a time.
 pub(super) async fn apply(sandboxes: &Arc<Sandboxes>, actions: &[Action]) {
     for action in actions {
         if let Action::Unlock(template) = action
             && let Err(error) = sandboxes.unlock_template(*template).await
         {
-            tracing::warn!(%template, %error, "template stays locked");
+            tracing::warn!(%template, %error, "a template could not be unlocked");
         }
     }
     stream::iter(actions)
         .for_each_concurrent(PARALLEL, |action| async move {
-            // The operations log what went wrong themselves; the next pass tries again.
+            // The operations log their failures themselves; the next pass tries again.
             if let Err(error) = act(sandboxes, action).await {
-                tracing::debug!(?action, %error, "not reconciled yet");
+                tracing::debug!(?action, %error, "an action failed; the next pass tries again");
             }
         })
         .await;
@@ -46,7 +47,7 @@ async fn act(sandboxes: &Arc<Sandboxes>, action: &Action) -> Result<(), Error> {
         Action::Clear(vmid) => sandboxes.clear(*vmid).await,
         Action::Forget { before_ms } => {
             let forgotten = sandboxes.forget(*before_ms).await?;
-            tracing::info!(forgotten, "tombstones forgotten");
+            tracing::info!(forgotten, "old tombstones were forgotten");
             Ok(())
         }
         Action::Unlock(_) | Action::Quarantine { .. } | Action::TooMany { .. } => Ok(()),

@@ -1,4 +1,4 @@
-//! Tells what the reconciler does next, and why, without doing it.
+//! Previews the next actions of the reconciler and their reasons, without executing them.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::sandbox::{
     observe,
 };
 
-/// A look at the next pass.
+/// Preview of the next pass.
 #[derive(Debug)]
 pub struct Preview {
     sandboxes: Arc<Sandboxes>,
@@ -18,7 +18,7 @@ pub struct Preview {
 }
 
 impl Preview {
-    /// Of the reconciler with these options that this wakes.
+    /// Creates the preview for the reconciler with these options, which `waker` wakes.
     pub fn new(sandboxes: Arc<Sandboxes>, options: Options, waker: Waker) -> Self {
         Self { sandboxes, options, waker }
     }

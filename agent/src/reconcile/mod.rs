@@ -1,7 +1,7 @@
-//! Brings the host to what the journal says: at the start, every period, and when woken. Takes no
-//! input, is true when it is repeated, and does its work by the same operations that callers use.
+//! Reconciles the host with the journal: at the start, periodically, and when woken. Takes no
+//! input, is idempotent, and works by the same operations that callers use.
 //!
-//! `plan` decides and is pure; `apply` acts. Knows `sandbox`; knows no wire.
+//! `plan` decides and is pure; `apply` acts. Depends on `sandbox`, not on the wire.
 
 mod apply;
 pub mod garbage;
@@ -18,12 +18,11 @@ use crate::sandbox::{
 };
 pub use plan::{Action, Intended, plan};
 
-/// Fixed at start.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Between two passes.
+    /// Interval between two passes.
     pub period: Duration,
-    /// How long tombstones are kept.
+    /// Retention of tombstones.
     pub tombstones: Duration,
 }
 
@@ -33,26 +32,26 @@ impl Default for Options {
     }
 }
 
-/// Wakes the reconciler.
+/// Handle that wakes the reconciler.
 #[derive(Debug, Clone, Default)]
 pub struct Waker(Arc<Notify>);
 
 impl Waker {
-    /// Lets the next pass begin now.
+    /// Starts the next pass now.
     pub fn wake(&self) {
         self.0.notify_one();
     }
 }
 
-/// The driver.
 #[derive(Debug)]
 pub struct Reconciler {
     sandboxes: Arc<Sandboxes>,
     options: Options,
     waker: Waker,
-    /// Marks that nobody knows, as of the last pass: each is reported once.
+    /// Containers with a mark that the journal does not know, as of the last pass: each is reported
+    /// once.
     quarantined: BTreeSet<Vmid>,
-    /// What the last pass would have swept, had it been there before.
+    /// Containers to sweep in the last plan. Only those that are planned a second time are swept.
     sweeps: BTreeSet<(Option<SandboxId>, Vmid)>,
 }
 
@@ -81,7 +80,6 @@ fn swept(action: &Action) -> Option<(Option<SandboxId>, Vmid)> {
 }
 
 impl Reconciler {
-    /// Of these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, options: Options) -> Self {
         Self {
             sandboxes,
@@ -92,12 +90,11 @@ impl Reconciler {
         }
     }
 
-    /// Wakes it.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
     }
 
-    /// Passes until the agent is to stop.
+    /// Runs passes until the agent stops.
     pub async fn run(mut self) {
         let stop = self.sandboxes.tasks().stopping().clone();
         loop {
@@ -115,16 +112,17 @@ impl Reconciler {
         }
     }
 
-    /// One pass. Returns what it did.
+    /// Runs one pass. Returns the actions taken.
     pub async fn pass(&mut self) -> Vec<Action> {
         let observed = match observe::observe(&**self.sandboxes.pve()).await {
             Ok(observed) => observed,
             Err(error) => {
-                tracing::warn!(%error, "host could not be looked at, nothing is reconciled");
+                tracing::warn!(%error, "the host could not be observed, so nothing is reconciled");
                 Observed::default()
             }
         };
-        // Second, so that what an operation made in between is known to be under way.
+        // After the observation, so that an operation that created something in between is known to
+        // be under way.
         let intended = self.intended();
         if observed.cluster.quorate {
             self.sandboxes.note_strangers(&observed).await;
@@ -133,7 +131,7 @@ impl Reconciler {
             tracing::warn!(%error, "the node's number was not written");
         }
         let mut actions = plan(&intended, &observed);
-        // A container that has come back is removed when it is still there a pass later.
+        // A container that has come back is removed only if the next pass still finds it.
         let twice = |action: &Action| swept(action).is_none_or(|one| self.sweeps.contains(&one));
         let planned = sweeps(&actions);
         actions.retain(twice);
@@ -155,7 +153,7 @@ impl Reconciler {
                     if !self.quarantined.contains(vmid) {
                         tracing::error!(
                             %vmid, sandbox_id = %mark.sandbox_id,
-                            "container carries a mark that the journal does not know, left alone"
+                            "a container has a mark that the journal does not know; it is left alone"
                         );
                     }
                     quarantined.insert(*vmid);
@@ -163,7 +161,7 @@ impl Reconciler {
                 Action::TooMany { sweeps, marked } => tracing::error!(
                     sweeps,
                     marked,
-                    "too many containers of ended sandboxes to destroy at once, none was"
+                    "too many containers of ended sandboxes to destroy at once; none is destroyed"
                 ),
                 Action::Unlock(_)
                 | Action::Undo(_)
@@ -187,7 +185,8 @@ impl Reconciler {
 fn intended(sandboxes: &Sandboxes, options: &Options) -> Intended {
     let templates = sandboxes.options().templates.iter().map(|template| template.vmid);
     let kept = u64::try_from(options.tombstones.as_millis()).unwrap_or(u64::MAX);
-    // Busy before and after: what begins or ends while we read waits for the next pass.
+    // Read `busy` before and after: an operation that begins or ends in between waits for the next
+    // pass.
     let mut intended = Intended {
         busy: sandboxes.busy(),
         dead_clones: templates.filter(|vmid| sandboxes.has_dead_clone(*vmid)).collect(),

@@ -1,7 +1,8 @@
-//! What is to be done so that the host is as the journal says. Pure.
+//! Plans the actions that make the host match the journal. Pure.
 //!
-//! Nothing without a mark *and* a place in the journal is ever touched, but the empty rest of a removal
-//! under a number of this node's; absence proves nothing; and without quorum nothing is done at all.
+//! A container without a mark *and* a record in the journal is never touched, except the empty rest
+//! of a destruction under a vmid of this node. Absence proves nothing, and without quorum nothing
+//! is done.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,90 +23,73 @@ use crate::{
     },
 };
 
-/// Removals of orphans in a pass that are always allowed.
+/// Number of orphans that one pass may always remove.
 const SWEEPS_MAX: usize = 5;
-/// Share of the marked containers that may be orphans, percent; more looks like a wrong journal.
+/// Largest share of the marked containers that may be orphans, in percent; more suggests a wrong
+/// journal.
 const SWEEPS_MAX_PERCENT: usize = 20;
 
-/// What the journal says.
+/// Intended state, from the journal.
 #[derive(Debug, Clone, Default)]
 pub struct Intended {
-    /// Those that live.
     pub live: Vec<Arc<Record>>,
-    /// Tombstones.
     pub ended: Vec<Tombstone>,
-    /// Those that an operation works on: left to it.
+    /// Sandboxes that an operation works on; they are left to it.
     pub busy: BTreeSet<SandboxId>,
-    /// Templates that a clone of ours has left in the middle.
+    /// Templates whose lock a dead clone of ours has left.
     pub dead_clones: BTreeSet<Vmid>,
-    /// Tombstones from before are forgotten.
+    /// Tombstones that ended before this time are forgotten, in milliseconds since 1970.
     pub forget_before_ms: u64,
-    /// The numbers that are this node's to give, inclusive.
+    /// Range of vmids that this node hands out, inclusive.
     pub vmids: Option<(Vmid, Vmid)>,
-    /// The node's present life.
+    /// Current time and life of the node, which records may predate.
     pub life: Life,
 }
 
-/// One thing to do.
+/// Action of the reconciler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Take `lock: disk` off a template.
+    /// Remove `lock: disk` from a template.
     Unlock(Vmid),
-    /// Undo a creation that nobody works on.
+    /// Undo a creation that no task works on.
     Undo(SandboxId),
-    /// Go on deleting.
+    /// Continue a deletion.
     Delete(SandboxId),
-    /// Go on stopping.
+    /// Continue a stop.
     Stop(SandboxId),
-    /// Go on starting.
+    /// Continue a start.
     Start(SandboxId),
-    /// Freeze and lock, or thaw and unlock, as the phase says.
+    /// Freeze and lock, or thaw and unlock, as the phase requires.
     Settle(SandboxId),
-    /// Look at a container that is not as its record says, and take note.
+    /// Observe a container that differs from its record, and record the result.
     Look(SandboxId),
     /// Write the mark of a container that is being adopted.
     Adopt(SandboxId),
-    /// Take the mark off a container that is being given back.
+    /// Remove the mark from a container that is being released.
     Release(SandboxId),
-    /// Take a mark off that came back after its container had been given back.
+    /// Remove a mark that reappeared after its container had been released.
     Unmark {
-        /// Whose it was.
+        /// Sandbox of the mark.
         id: SandboxId,
-        /// The container.
         vmid: Vmid,
     },
-    /// Destroy a container that has come back after its end, or what is left of it.
-    Sweep {
-        /// Whose it was.
-        id: SandboxId,
-        /// The container.
-        vmid: Vmid,
-    },
-    /// Remove a config that holds nothing but the lock of a destruction that was cut off, under a
-    /// number of ours that no record knows any more: a later attempt has taken the record.
+    /// Destroy a container, or its rest, that has come back after its sandbox ended.
+    Sweep { id: SandboxId, vmid: Vmid },
+    /// Remove a config that contains only the lock of an interrupted destruction, under a vmid of
+    /// ours that no record knows any more: a later attempt has taken the record.
     Clear(Vmid),
-    /// Report a container that carries a mark and stands in no journal.
-    Quarantine {
-        /// The container.
-        vmid: Vmid,
-        /// Its mark.
-        mark: Mark,
-    },
+    /// Report a container with a mark that is not in the journal.
+    Quarantine { vmid: Vmid, mark: Mark },
     /// Report that too many containers would have to be swept.
-    TooMany {
-        /// How many.
-        sweeps: usize,
-        /// Of so many that carry a mark.
-        marked: usize,
-    },
+    TooMany { sweeps: usize, marked: usize },
     /// Drop old tombstones.
     Forget {
-        /// Older than this.
+        /// Tombstones that ended before this time, in milliseconds since 1970.
         before_ms: u64,
     },
 }
 
-/// Plans, in the order in which it is to be done.
+/// Plans the actions, in the order of their execution.
 pub fn plan(intended: &Intended, observed: &Observed) -> Vec<Action> {
     // An empty list of configs without quorum means that pmxcfs is down, not that nothing exists.
     if !observed.cluster.quorate {
@@ -121,7 +105,7 @@ pub fn plan(intended: &Intended, observed: &Observed) -> Vec<Action> {
     actions
 }
 
-/// A lock that a dead clone of ours has left, and no other lock.
+/// Plans to remove locks that a dead clone of ours has left, and no other locks.
 fn unlocks(intended: &Intended, observed: &Observed) -> Vec<Action> {
     let left = |vmid: &&Vmid| {
         let template = observed.containers.get(vmid).filter(|container| container.template);
@@ -149,7 +133,8 @@ fn of_record(record: &Record, observed: &Observed, life: &Life) -> Option<Action
         Phase::Stopping => Some(Action::Stop(record.id)),
         Phase::Starting => Some(Action::Start(record.id)),
         Phase::Paused => settle(ours.is_some_and(|seen| !seen.frozen || !seen.held)),
-        // A crash in a resume, or in the pause that was to be undone; a lock that a reboot outlived.
+        // A crash in a resume, or in a pause that was to be undone; or a lock that survived a
+        // reboot.
         Phase::Running | Phase::Stopped => settle(ours.is_some_and(|s| s.frozen || s.noted)),
         Phase::Deleted | Phase::Failed => None,
     }
@@ -171,7 +156,7 @@ fn place(record: &Record, observed: &Observed) -> Place {
     }
 }
 
-/// Containers with a mark that no living record accounts for.
+/// Plans actions for containers with a mark that no live record accounts for.
 fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
     let live: BTreeMap<SandboxId, &Record> =
         intended.live.iter().map(|record| (record.id, &**record)).collect();
@@ -190,7 +175,7 @@ fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
             continue;
         }
         let over = tombstone.is_some_and(|t| t.vmid == *vmid && t.attempt == mark.attempt);
-        // No attempt begins here before the one before it has been undone here.
+        // No attempt begins here before the previous one has been undone here.
         let last = record.map(|record| record.attempt).or(tombstone.map(|t| t.attempt));
         if tombstone.is_some_and(|tombstone| tombstone.released) {
             strangers.push(Action::Unmark { id, vmid: *vmid });
@@ -212,10 +197,10 @@ fn of_marks(intended: &Intended, observed: &Observed) -> Vec<Action> {
     sweeps
 }
 
-/// What a destruction of ours that was cut off has left, of a sandbox that had ended before.
+/// Plans to remove what an interrupted destruction has left of a sandbox that had ended before.
 fn gutted(intended: &Intended, observed: &Observed) -> Vec<Action> {
     let lives: BTreeSet<Vmid> = intended.live.iter().map(|record| record.vmid).collect();
-    // A number has had several owners: one look is enough.
+    // A vmid may have had several owners: one of them is enough.
     let ended: BTreeMap<Vmid, SandboxId> =
         intended.ended.iter().map(|tombstone| (tombstone.vmid, tombstone.id)).collect();
     let ours =

@@ -1,4 +1,4 @@
-//! Between the wire and the domain, by hand: neither knows the other's types.
+//! Conversions between wire and domain types, by hand: neither knows the other's types.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(super) fn attempt(number: u32) -> Result<u32, Invalid> {
     if number == 0 { Err(Invalid::new("attempt", "must be 1 or more")) } else { Ok(number) }
 }
 
-/// How long a call may stay silent: what was asked for, within the rule.
+/// Validates how long a call may wait: the requested time, within the limits.
 pub(super) fn wait(wait: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
     match wait.map(Duration::try_from) {
         None => Ok(SILENCE_MAX),
@@ -58,7 +58,7 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
     wire::Sandbox {
         id: record.id.to_string(),
         vmid: record.vmid.get(),
-        // Of one that has left, where it is now.
+        // For a sandbox that has moved, the node where it is now.
         node: record.moved_to.as_ref().unwrap_or(node).to_string(),
         team: record.team.to_string(),
         phase: phase(record.phase).into(),
@@ -101,8 +101,8 @@ fn lifetime(lifetime: &Lifetime) -> wire::Lifetime {
     }
 }
 
-/// A creation that is being undone is still being created to the world: FAILED says that nothing
-/// of it is left. Its failure tells that it will not come up.
+/// Converts a phase. A creation that is being undone is still CREATING on the wire: FAILED means
+/// that nothing of it is left. Its failure already tells that it will not start.
 fn phase(phase: Phase) -> wire::Phase {
     match phase {
         Phase::Creating | Phase::Undoing => wire::Phase::Creating,

@@ -1,5 +1,5 @@
-//! `Exec` on the wire: converts the messages of both directions. A caller that goes away drops the
-//! outputs, which is hanging up; one that ends its half has no more input.
+//! `Exec` on the wire: converts the messages of both directions. A caller that disconnects drops
+//! the outputs, which hangs up; a caller that closes its half sends no more input.
 
 use std::{
     collections::HashMap,
@@ -30,23 +30,23 @@ use crate::sandbox::exec::{
     order::{self, Command, Input, Order, Output, Window},
 };
 
-/// How long the first message may take.
+/// Longest wait for the first message.
 const FIRST: Duration = Duration::from_secs(10);
-/// Messages on their way in either direction.
+/// Most messages in transit, for each direction.
 const MESSAGES: usize = 4;
-/// What a terminal has unless the caller says.
+/// Terminal size unless the caller sets one.
 const WINDOW_DEFAULT: Window = Window { rows: 24, columns: 80 };
 
-/// Bytes of a stream's name.
+/// Longest stream id, in bytes.
 const STREAM_ID_MAX: usize = 64;
 
 pub(super) type Responses = ReceiverStream<Result<agent::ExecResponse, Status>>;
 
-/// The streams that are open, by the names that the controller gave them.
+/// Open streams, by the ids that the controller gave them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Streams(Arc<Mutex<HashMap<String, CancellationToken>>>);
 
-/// One open stream. Forgotten when it is dropped.
+/// Open stream; removed from `streams` on drop.
 struct Stream {
     streams: Streams,
     id: String,
@@ -59,7 +59,7 @@ impl Streams {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers a stream. One without a name cannot be hung up.
+    /// Adds a stream. A stream without an id cannot be hung up.
     fn add(&self, id: String) -> Stream {
         let hung_up = CancellationToken::new();
         if !id.is_empty() {
@@ -68,7 +68,7 @@ impl Streams {
         Stream { streams: self.clone(), id, hung_up }
     }
 
-    /// Ends a stream. One that is over is no error.
+    /// Hangs up a stream. A stream that is over is not an error.
     fn hang_up(&self, id: &str) {
         if let Some(hung_up) = self.open().get(id) {
             hung_up.cancel();
@@ -126,7 +126,7 @@ pub(super) async fn exec(
     sandboxes.tasks().spawn(receive(requests, input, wrong));
     let open = streams.add(stream_id);
     sandboxes.tasks().spawn(async move {
-        // Dropping the outputs is hanging up, and ends the other direction too.
+        // Dropping the outputs hangs up, and also ends the other direction.
         let hung_up = open.hung_up.clone();
         hung_up.run_until_cancelled(send(started, outputs, what, responses)).await;
         drop(open);
@@ -134,7 +134,7 @@ pub(super) async fn exec(
     Ok(Response::new(ReceiverStream::new(stream)))
 }
 
-/// The sandbox that a request is about, as it names it; `None` for what is about a stream of the agent's.
+/// Returns the sandbox that a request names; `None` for requests about a stream of the agent.
 pub(super) fn sandbox_of(request: &agent::ControlExecRequest) -> Option<&str> {
     use agent::control_exec_request::Action;
     match request.action.as_ref()? {
@@ -185,7 +185,7 @@ fn invalid(what: &'static str, why: &str) -> Status {
     Refusal::from(Invalid::new(what, why)).into()
 }
 
-/// Passes the caller's messages on. What is wrong with one ends the command.
+/// Forwards the caller's messages. An invalid message ends the command.
 async fn receive(
     mut requests: Streaming<agent::ExecRequest>,
     input: mpsc::Sender<Input>,
@@ -200,8 +200,9 @@ async fn receive(
         };
         let message = match request {
             Ok(Some(request)) => input_of(request).map_err(|e| Status::from(Refusal::from(e))),
-            // The caller's half is over, as it also looks when its connection broke: that ends no
-            // stdin, which whoever attaches next goes on with. The end of stdin is said.
+            // The caller's half is closed, which also happens when its connection breaks: so this
+            // does not end stdin, which the next attachment continues. The end of stdin has its own
+            // message.
             Ok(None) => return,
             Err(status) => Err(status),
         };
@@ -212,7 +213,7 @@ async fn receive(
                 }
             }
             Err(status) => {
-                // If nobody takes it, the command has ended.
+                // If nobody receives it, the command has ended.
                 drop(wrong.send(status));
                 return;
             }
@@ -220,7 +221,7 @@ async fn receive(
     }
 }
 
-/// Passes the command's messages on, to its exit or to an error.
+/// Forwards the command's messages, up to its exit or an error.
 async fn send(
     started: wire::ExecStarted,
     mut outputs: Outputs,
@@ -237,7 +238,7 @@ async fn send(
     let mut wrong = pin!(async {
         match wrong.await {
             Ok(status) => status,
-            // The caller's half has ended as it should.
+            // The caller's half has ended normally.
             Err(_) => std::future::pending().await,
         }
     });

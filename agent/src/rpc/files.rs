@@ -1,4 +1,4 @@
-//! `Files` on the wire: one operation a call.
+//! `Files` on the wire: one operation per call.
 
 use std::{pin::Pin, time::Duration};
 
@@ -20,18 +20,18 @@ use crate::sandbox::{
     files::{FileContent, Flow},
 };
 
-/// How long the first message may take.
+/// Longest wait for the first message.
 const FIRST: Duration = Duration::from_secs(10);
-/// Bytes of a path.
+/// Longest path, in bytes.
 const PATH_BYTES_MAX: usize = 4095;
-/// Files of one call, and their bytes.
+/// Most files of one call, and most bytes of them.
 const FILES_MAX: usize = 1000;
 const FILES_BYTES_MAX: usize = 1536 * 1024;
-/// Bytes of a message of an archive.
+/// Most bytes of an archive in one message.
 const DATA_BYTES_MAX: usize = 256 * 1024;
-/// Messages on their way.
+/// Most messages in transit.
 const MESSAGES: usize = 4;
-/// Permission bits of a file that says nothing about them.
+/// Default permission bits of a file.
 const MODE: u32 = 0o644;
 
 pub(super) type Responses =
@@ -117,7 +117,7 @@ fn data(flow: Flow) -> impl Stream<Item = Result<agent::FilesResponse, Status>> 
     })
 }
 
-/// Passes an archive on to its end; what is wrong with a message ends it.
+/// Forwards an archive to its end; an invalid message ends it.
 async fn pass(
     mut requests: Streaming<agent::FilesRequest>,
     to: mpsc::Sender<Result<bytes::Bytes, Error>>,

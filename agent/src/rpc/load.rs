@@ -1,4 +1,4 @@
-//! The load report: what the host says of itself, and what the sandboxes take of it.
+//! Load report: the load of the host, and the share of the sandboxes in it.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use crate::{
     sandbox::{Sandboxes, Tally, Template},
 };
 
-/// Makes load reports. Clones share it.
+/// Maker of load reports. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Reporter {
     sandboxes: Arc<Sandboxes>,
@@ -29,12 +29,10 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// From the host's load as it is sampled.
     pub fn new(sandboxes: Arc<Sandboxes>, host: watch::Receiver<HostLoad>) -> Self {
         Self { sandboxes, host, seq: Arc::default(), tally: Arc::default() }
     }
 
-    /// A fresh report.
     pub(super) async fn report(&self) -> NodeLoad {
         let options = self.sandboxes.options();
         let host = *self.host.borrow();
@@ -42,7 +40,7 @@ impl Reporter {
         let mut templates = self.sandboxes.cloneable().await;
         templates.sort_by_key(|template| &template.snapshot);
         let room = self.room(&templates).await;
-        // A snapshot of several templates is made from the one that the fewest wait for.
+        // A snapshot with several templates is cloned from the one with the shortest queue.
         let mut queues: BTreeMap<_, usize> = BTreeMap::new();
         for template in &templates {
             let queued = self.sandboxes.queued(template.vmid);
@@ -73,7 +71,7 @@ impl Reporter {
             quorate: cluster.quorate,
             snapshots: templates.iter().map(|template| template.snapshot.to_string()).collect(),
             start_ms: tally.start_ms,
-            // Taken last: a report of a higher number has seen at least as much.
+            // Taken last: a report with a higher number has seen at least as much.
             seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
             taken_at: Some(convert::timestamp(self.sandboxes.now_ms())),
             snapshot_sizes: templates.iter().map(|template| template.size.into()).collect(),
@@ -96,24 +94,25 @@ impl Reporter {
         }
     }
 
-    /// The last tally that could be made, when the journal cannot be read.
+    /// Returns the tally of the journal, or the last one when the journal cannot be read.
     async fn tally(&self) -> Tally {
         let fresh = self.sandboxes.tally().await;
         let mut kept = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         match fresh {
             Ok(fresh) => *kept = fresh,
-            Err(error) => tracing::warn!(%error, "load report is in part an old one"),
+            Err(error) => tracing::warn!(%error, "a load report contains old counts"),
         }
         *kept
     }
 
-    /// The worst of the templates' storages: a report must not promise what a clone will not find.
+    /// Returns the worst values of the templates' storages: a report must not promise what a clone
+    /// does not find.
     async fn room(&self, templates: &[&Template]) -> StorageRoom {
         let mut worst: Option<StorageRoom> = None;
         for template in templates {
             match self.sandboxes.pve().storage_room(template.vmid).await {
                 Ok(room) => worst = Some(worst.map_or(room, |worst| worst.worse(room))),
-                Err(error) => tracing::debug!(%error, "storage room is not known"),
+                Err(error) => tracing::debug!(%error, "the free space of a storage is unknown"),
             }
         }
         worst.unwrap_or_default()

@@ -1,5 +1,5 @@
-//! The wire: `agent.v1` for the controller, and nobody else. Handlers convert, make one call of the
-//! domain, and convert back. The only module that knows tonic; knows no reconciler.
+//! The wire: `agent.v1` for the controller only. Handlers convert, make one call of the domain, and
+//! convert back. The only module that uses tonic; it does not depend on the reconciler.
 
 mod convert;
 mod exec;
@@ -42,30 +42,29 @@ pub use load::Reporter;
 use places::{About, Places};
 pub use tonic::transport::Error;
 
-/// What a listener may say went wrong.
+/// Error type of a listener.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A byte stream that says who its peer is: its info is `daemon::listen::ConnInfo`, or the
+/// Byte stream with the identity of its peer: its info is `daemon::listen::ConnInfo`, or
 /// `daemon::peer::Peer` alone.
 pub trait Connection: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<T: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for T {}
 
-/// No call is silent for longer.
+/// Longest time without an answer, for any call.
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
-/// A call that is not answered by then has lost its answer.
+/// Time after which an unanswered call fails with an unknown outcome.
 const CALL_MAX: Duration = Duration::from_secs(25);
-/// Watches at a time.
+/// Most concurrent watches.
 const WATCHES_MAX: usize = 16;
 
-/// What the service is made of.
 #[derive(Debug, Clone)]
 pub struct Rpc {
     sandboxes: Arc<Sandboxes>,
     execs: Execs,
     reporter: Reporter,
     garbage: Arc<dyn Garbage>,
-    /// What is checked besides, by whoever runs beside us.
+    /// Additional check of another component.
     checks: Arc<OnceLock<Arc<dyn Check>>>,
     places: Places,
     watches: Arc<Semaphore>,
@@ -73,7 +72,6 @@ pub struct Rpc {
 }
 
 impl Rpc {
-    /// Over these sandboxes.
     pub fn new(
         sandboxes: Arc<Sandboxes>,
         execs: Execs,
@@ -92,12 +90,12 @@ impl Rpc {
         }
     }
 
-    /// Lets this be checked with the rest. Once.
+    /// Adds a check to `fsck`. Called once.
     pub fn also_check(&self, check: Arc<dyn Check>) {
         drop(self.checks.set(check));
     }
 
-    /// Serves every connection of `incoming` until `stop`, then what is under way.
+    /// Serves every connection of `incoming` until `stop`, then completes the pending calls.
     ///
     /// # Errors
     /// When the transport fails as a whole.
@@ -125,8 +123,8 @@ impl Rpc {
             .await
     }
 
-    /// Runs a unary call that needs nothing but the agent: not too many at a time, not too long,
-    /// errors in their form on the wire.
+    /// Runs a unary call that needs only the agent: bounds concurrency and duration, and converts
+    /// errors to their wire form.
     async fn call<T>(
         &self,
         work: impl Future<Output = Result<T, Refusal>>,
@@ -134,7 +132,7 @@ impl Rpc {
         self.call_about(About::Agent, work).await
     }
 
-    /// The same for a call about a sandbox, whose tenant may make it last.
+    /// Runs a call about a sandbox in the same way; its tenant may prolong the call.
     async fn call_about<T>(
         &self,
         about: About<'_>,
@@ -143,7 +141,7 @@ impl Rpc {
         let _place = self.places.take(about).ok_or_else(full)?;
         let answered = tokio::select! {
             biased;
-            // A simulated crash: whoever is connected still hears nothing of this life.
+            // A simulated crash: connected callers get no answer from this life of the agent.
             () = self.sandboxes.tasks().killed().cancelled() => std::future::pending().await,
             answered = timeout(CALL_MAX, work) => answered,
         };
@@ -158,7 +156,7 @@ impl Rpc {
         }
     }
 
-    /// Lets a change of this epoch pass.
+    /// Checks that the epoch permits a change.
     async fn fence(&self, epoch: u64) -> Result<(), Refusal> {
         if epoch == 0 {
             return Err(proto::id::Invalid::new("epoch", "must be the controller's epoch").into());
@@ -177,7 +175,8 @@ fn full() -> Status {
         .into()
 }
 
-/// Anybody else with a certificate of ours is another agent, or nobody.
+/// Rejects all peers but the controller: any other holder of our certificates is another agent, or
+/// unknown.
 fn only_the_controller(request: Request<()>) -> Result<Request<()>, Status> {
     let extensions = request.extensions();
     let peer = extensions.get::<ConnInfo>().map(|info| &info.peer);

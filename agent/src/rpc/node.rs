@@ -14,10 +14,10 @@ use proto::{
 use super::{Rpc, status::refusal};
 use crate::{journal::intake::Intake, sandbox::Adoption};
 
-/// Bytes of an operator's words.
+/// Longest reason of an operator, in bytes.
 const WHY_MAX: usize = 256;
 
-/// How long a call waits for a write of a config; the operation goes on by itself.
+/// Longest wait of a call for a config write; the operation then continues by itself.
 const WAIT: Duration = Duration::from_secs(15);
 
 impl Rpc {
@@ -25,7 +25,7 @@ impl Rpc {
         &self,
         request: wire::HelloRequest,
     ) -> Result<wire::HelloResponse, Refusal> {
-        // A lower one is told the highest, and will come again with more.
+        // A controller with a lower epoch learns the highest one, and returns with a higher one.
         if request.epoch > self.sandboxes.epoch() {
             self.sandboxes.fence(request.epoch).await.map_err(refusal)?;
         }
@@ -51,7 +51,7 @@ impl Rpc {
         Ok(wire::GetLoadResponse { load: Some(self.reporter.report().await) })
     }
 
-    /// What is told is what the pass that this wakes begins with.
+    /// Reports the actions at the beginning of the pass that this wakes.
     pub(super) async fn garbage(
         &self,
         request: wire::CollectGarbageRequest,

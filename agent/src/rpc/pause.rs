@@ -1,4 +1,4 @@
-//! Pausing, resuming, waking, lifetimes, and what sandboxes use.
+//! Calls about pause, resume, wake-up, lifetimes, and usage of sandboxes.
 
 use daemon::status::Refusal;
 use proto::{
@@ -14,7 +14,7 @@ use crate::{
     sandbox::Known,
 };
 
-/// Sandboxes whose usage is asked for in one call.
+/// Most sandboxes whose usage is requested in one call.
 const USAGES_MAX: usize = 200;
 
 impl Rpc {
@@ -62,7 +62,8 @@ impl Rpc {
         Ok(wire::SetLifetimeResponse { sandbox: Some(self.wire(&record)) })
     }
 
-    /// Those that cannot be measured are left out: a table of many must not fail for one.
+    /// Reports usage. Sandboxes that cannot be measured are omitted: a long list must not fail
+    /// because of one.
     pub(super) async fn usage(
         &self,
         request: wire::GetUsageRequest,
@@ -85,7 +86,7 @@ impl Rpc {
 
     async fn usage_of(&self, record: &Record) -> Option<Usage> {
         let usage = self.sandboxes.pve().usage(record.vmid).await?;
-        // Where the kernel knows of no limit PVE does.
+        // Where the kernel has no limit, PVE's applies.
         let limit = u64::from(record.size.memory_mib) << 20;
         Some(Usage {
             id: record.id.to_string(),

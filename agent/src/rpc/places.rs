@@ -1,5 +1,5 @@
-//! How many calls may be under way. Those that need nothing but the agent have places of their own:
-//! a tenant can make calls about its sandbox last, and must take no place from the rest with them.
+//! Bounds the number of concurrent calls. Calls that need only the agent have their own slots: a
+//! tenant can prolong calls about its sandbox, and these must not take slots from the others.
 
 use std::{
     collections::HashMap,
@@ -8,38 +8,38 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Calls that need the agent alone, at a time.
+/// Most concurrent calls that need only the agent.
 const AGENT_MAX: usize = 256;
-/// Calls about sandboxes, at a time.
+/// Most concurrent calls about sandboxes.
 const SANDBOXES_MAX: usize = 1024;
-/// Calls about one sandbox, at a time.
+/// Most concurrent calls about one sandbox.
 pub(super) const SANDBOX_MAX: usize = 64;
 
-/// Whose place a call takes.
+/// Subject of a call, which decides whose slot it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum About<'a> {
-    /// The agent's own.
+    /// The agent alone.
     Agent,
-    /// That of the sandbox with this id.
+    /// The sandbox with this id.
     Sandbox(&'a str),
-    /// Nobody's in particular: the call looks at many sandboxes, or makes one of a container.
+    /// No single sandbox: the call reads many sandboxes, or turns a container into one.
     Many,
 }
 
-/// The places of one node.
+/// Slots for calls on one node.
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     agent: Arc<Semaphore>,
     sandboxes: Arc<Semaphore>,
-    /// Calls about each sandbox that has any.
+    /// Number of calls about each sandbox that has any.
     of: Arc<Mutex<HashMap<String, usize>>>,
 }
 
-/// A call's place, given back when it is dropped.
+/// Slot of a call, released on drop.
 #[derive(Debug)]
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
-    /// One of the calls about this sandbox.
+    /// Share in the calls about this sandbox.
     _share: Option<Share>,
 }
 
@@ -74,7 +74,7 @@ impl Places {
         }
     }
 
-    /// Takes a place; `None` when there is none. Never waits.
+    /// Takes a slot; `None` when there is none. Never waits.
     pub(super) fn take(&self, about: About<'_>) -> Option<Place> {
         let (semaphore, share) = match about {
             About::Agent => (&self.agent, None),

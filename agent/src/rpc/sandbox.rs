@@ -12,7 +12,7 @@ use proto::{
 use super::{Rpc, convert, status::refusal};
 use crate::{journal::Record, sandbox::Known};
 
-/// Sandboxes on a page, unless asked otherwise, and at most.
+/// Default and largest number of sandboxes on a page.
 const PAGE: (u32, u32) = (200, 1000);
 
 impl Rpc {
@@ -37,8 +37,8 @@ impl Rpc {
         })
     }
 
-    /// A journal that fails is the end of a creation only where nothing of it is here: else it goes
-    /// on, or will be undone.
+    /// Converts a journal failure to an unknown outcome while anything of the creation is here:
+    /// then the creation continues or will be undone.
     fn unless_held(&self, id: &SandboxId, refusal: Refusal) -> Refusal {
         let lives = || matches!(self.sandboxes.known(&SandboxRef::Id(*id)), Some(Known::Live(_)));
         if refusal.reason != Reason::StoreFailed || !(lives() || self.sandboxes.busy().contains(id))

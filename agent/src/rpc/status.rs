@@ -4,7 +4,7 @@ use daemon::status::Refusal;
 
 use crate::sandbox::Error;
 
-/// An error of the domain as it goes on the wire.
+/// Converts an error of the domain to its wire form.
 pub fn refusal(error: Error) -> Refusal {
     let mut refusal = Refusal::new(error.reason, error.message);
     refusal.retry_after = error.retry_after;

@@ -1,4 +1,5 @@
-//! The service over in-memory streams, fake PVE and journal in memory, in paused time.
+//! Tests of the service over in-memory streams, with a fake PVE and an in-memory journal, in paused
+//! time.
 
 use std::{
     io,
@@ -29,7 +30,7 @@ use crate::{
     },
 };
 
-/// The server's end of an in-memory stream whose peer is `1`.
+/// Server end of an in-memory stream whose peer is `1`.
 struct Conn(DuplexStream, Peer);
 
 impl Connected for Conn {
@@ -211,7 +212,7 @@ async fn what_is_wrong_is_said_in_the_form_of_every_error() {
     client.get_load(wire::GetLoadRequest {}).await.expect("goes on");
 }
 
-/// A watch with the load reports left out.
+/// Watch that ignores load reports.
 struct Watch(Streaming<wire::WatchResponse>);
 
 impl Watch {
@@ -229,7 +230,7 @@ impl Watch {
         }
     }
 
-    /// Up to a bookmark: ids and phases, and the bookmark's revision.
+    /// Reads up to a bookmark. Returns ids and phases, and the bookmark's revision.
     async fn batch(&mut self) -> (Vec<(String, Phase)>, u64) {
         let mut sandboxes = Vec::new();
         loop {
@@ -263,13 +264,13 @@ async fn a_watch_begins_with_an_inventory_and_goes_on() {
     }
     assert!(bookmark > first);
 
-    // Resumed from the first bookmark: only what came after, and no reset.
+    // Resumed from the first bookmark: only later changes, and no reset.
     let mut resumed = Watch::start(&mut client, "journal", first).await;
     assert_eq!(resumed.batch().await, (vec![(id(1).to_string(), Phase::Deleted)], bookmark));
     let mut up_to_date = Watch::start(&mut client, "journal", bookmark).await;
     assert_eq!(up_to_date.batch().await, (vec![], bookmark));
 
-    // Another history, a future, and a past that is forgotten: all anew.
+    // Another history, a future revision, and a forgotten past: all reset.
     node.sandboxes.forget(u64::MAX).await.expect("forgotten");
     for (journal, revision) in [("other", first), ("journal", bookmark + 1), ("journal", first)] {
         let mut watch = Watch::start(&mut client, journal, revision).await;
@@ -295,7 +296,7 @@ async fn a_watch_brings_the_load_each_second_and_on_change() {
     }
     assert!(seqs.is_sorted_by(|a, b| a < b), "{seqs:?}");
     assert!(begun.elapsed() < Duration::from_secs(4));
-    // On change at once, with the creation counted.
+    // On a change, a report comes at once, with the creation counted.
     node.sandboxes.create(crate::sandbox::tests::order(1), Duration::ZERO).await.expect("admitted");
     let changed = async {
         loop {

@@ -1,5 +1,5 @@
-//! The watch stream: inventory, deltas, load. A watcher pulls from the journal by revision, so
-//! there is nothing to pile up; one that does not read for long is dropped.
+//! Watch stream: inventory, changes, load. A watcher pulls from the journal by revision, so no
+//! queue can grow; a watcher that does not read for long is dropped.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,18 +18,17 @@ use tonic::Status;
 use super::{Rpc, status::refusal};
 use crate::journal::Journal;
 
-/// Messages on their way to a watcher.
+/// Most messages in transit to a watcher.
 const BUFFER: usize = 64;
 /// Records read at a time.
 const PAGE: usize = 200;
-/// A watcher that takes nothing for so long is dropped.
+/// Time after which a watcher that reads nothing is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two load reports, and the least that is between them when much happens.
+/// Interval between two load reports, and the shortest interval when much happens.
 const LOAD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
 
 pub(super) type Responses = ReceiverStream<Result<wire::WatchResponse, Status>>;
 
-/// Starts a watch.
 pub(super) fn watch(
     rpc: &Rpc,
     request: wire::WatchRequest,
@@ -39,7 +38,7 @@ pub(super) fn watch(
     let journal = Arc::clone(rpc.sandboxes.journal());
     let watcher = Watcher { rpc: rpc.clone(), journal, sender, cursor: 0 };
     rpc.sandboxes.tasks().spawn(async move {
-        // A place for the last word is kept, however full the channel is.
+        // Reserve a slot for the last message, however full the channel is.
         let last = watcher.sender.clone().reserve_owned().await;
         let stop = watcher.rpc.sandboxes.tasks().stopping().clone();
         let stopped = tokio::select! {
@@ -63,12 +62,12 @@ struct Watcher {
     rpc: Rpc,
     journal: Arc<dyn Journal>,
     sender: mpsc::Sender<Result<wire::WatchResponse, Status>>,
-    /// Everything up to here has been sent.
+    /// Revision up to which everything has been sent.
     cursor: u64,
 }
 
 impl Watcher {
-    /// Runs until the watcher has gone or is dropped; then says why.
+    /// Runs until the watcher has gone or is dropped, and then reports the reason.
     async fn run(
         mut self,
         request: wire::WatchRequest,
@@ -114,13 +113,14 @@ impl Watcher {
         self.send(Message::Reset(wire::WatchReset { journal_id })).await
     }
 
-    /// Sends all that is newer than the cursor, then a bookmark. From 0 that is the inventory.
+    /// Sends all records newer than the cursor, then a bookmark. From 0 that is the inventory.
     async fn deltas(&mut self) -> Result<(), Refusal> {
         let (horizon, revision) = (
             self.journal.horizon().await.map_err(store)?,
             self.journal.revision().await.map_err(store)?,
         );
-        // Tombstones that it has not seen were forgotten meanwhile: it would keep what is gone.
+        // Tombstones that the watcher has not seen were forgotten meanwhile: it would keep
+        // sandboxes that are gone.
         if self.cursor != 0 && self.cursor < horizon {
             self.reset().await?;
         }
@@ -144,7 +144,7 @@ impl Watcher {
         let message = wire::WatchResponse { message: Some(message) };
         match timeout(PATIENCE, self.sender.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
-            // Nobody is there to read why.
+            // Nobody is there to read the reason.
             Ok(Err(_)) => Err(stopping()),
             Err(_) => Err(Refusal::new(Reason::TooManyCalls, "the watcher reads too slowly")),
         }

@@ -18,7 +18,7 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-/// Waits until a file has come.
+/// Waits until a file exists.
 async fn appears(path: &Path) {
     let deadline = soon();
     while !path.exists() {
@@ -42,7 +42,7 @@ async fn exit_status_and_outputs_are_data() {
 #[tokio::test]
 async fn a_child_gets_nothing_of_the_agents() {
     let dir = tempfile::tempdir().expect("tempdir");
-    // Without close-on-exec, as something that the agent inherited.
+    // Without close-on-exec, like a descriptor that the agent inherited.
     let file = File::open("/etc/hostname").expect("readable");
     nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
         .expect("a descriptor");
@@ -73,7 +73,7 @@ async fn a_late_command_is_told_to_stop_and_may_clean_up() {
     assert_eq!(said, "begun\ncleaned\n");
 }
 
-/// A parent that TERM would make say something else, and a worker whose argv is a task's.
+/// A parent that TERM would make say something else, and a worker with a task's argv.
 #[tokio::test]
 async fn the_worker_is_told_first() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -149,7 +149,7 @@ async fn a_command_that_turns_out_to_wait_gives_its_turn_away() {
     };
     let (waited, ()) = tokio::join!(runner.run(shell(&script), late), others);
     assert_eq!(waited.expect("runs").exit, Exit::Code(0));
-    // Its turn is given back once, not twice.
+    // Its turn is released once, not twice.
     assert_eq!((runner.0.turns.available_permits(), runner.0.waits.available_permits()), (1, 4));
 }
 
@@ -183,12 +183,12 @@ async fn pipes_are_apart_and_whole() {
     piped.process.signal(Signal::SIGKILL).expect("nothing to send to");
 }
 
-/// A descriptor that reads as this line.
+/// Makes a descriptor that reads as this line.
 fn line(text: &str) -> OwnedFd {
     sys::image::sealed("line", text.as_bytes()).map_err(|error| error.to_string()).expect("made")
 }
 
-/// Takes descriptors until this one is the lowest that is free.
+/// Opens descriptors until this number is the lowest free one.
 fn fill(held: &mut Vec<OwnedFd>, lowest: i32) {
     use std::os::fd::AsRawFd;
     loop {
@@ -232,7 +232,7 @@ async fn one_free_number_among_many_taken_is_no_harm() {
     let mut held = Vec::new();
     fill(&mut held, 301);
     for gap in (0..12).chain((12..held.len()).step_by(7)) {
-        // The pipe by which a failed exec is told may get this very number.
+        // The pipe that reports a failed exec may get this very number.
         drop(held.remove(gap));
         started_with(vec![line("one\n"), line("two\n")], &format!("gap {gap}")).await;
         fill(&mut held, 301);

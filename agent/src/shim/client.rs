@@ -1,4 +1,4 @@
-//! The agent's side of a conversation with a shim.
+//! Agent's side of a connection to a shim.
 
 use std::{io, time::Duration};
 
@@ -19,42 +19,40 @@ use tokio::{
 
 use super::frames::{Frames, frames};
 
-/// How long a shim that did not answer may take to hear that nobody waits any more.
+/// Longest time to tell a shim that did not answer that nobody waits any more.
 const HANG_UP: Duration = Duration::from_millis(100);
 
-/// The shim's no, or its silence.
+/// Reason why a request to the shim failed.
 #[derive(Debug)]
 pub enum Refused {
-    /// Its reason and a sentence.
+    /// The shim refused: its reason and a sentence.
     No(Reason, String),
-    /// It was lost, or did not answer: what was asked for may have been done.
+    /// The connection was lost, or no answer came: the request may have been carried out.
     Lost(io::Error),
 }
 
-/// Attached to a command: what it says, and the way to it.
+/// Attachment to a command: its output and input.
 #[derive(Debug)]
 pub struct Attachment {
-    /// Where stdin goes on and output begins.
+    /// Offsets where stdin continues and output begins.
     pub started: wire::Started,
-    /// What comes from it.
+    /// Receiver of the command's output.
     pub output: Output,
-    /// What goes to it.
+    /// Sender of the command's input.
     pub input: Input,
 }
 
-/// What comes from a command.
 #[derive(Debug)]
 pub struct Output(SplitStream<Frames>);
 
-/// What goes to a command.
 #[derive(Debug)]
 pub struct Input(SplitSink<Frames, Bytes>);
 
-/// Starts a command, or attaches to one. The answer may take until `deadline`; a command that comes
-/// to run after that is ended, unless its caller can ask for it again by its name.
+/// Starts a command, or attaches to one, and waits for the answer until `deadline`. A command that
+/// starts running after that is ended, unless its caller can ask for it again by its exec_id.
 ///
 /// # Errors
-/// When the shim says no, or nothing.
+/// When the shim refuses or does not answer.
 pub async fn attach(
     stream: UnixStream,
     message: request::Message,
@@ -63,8 +61,8 @@ pub async fn attach(
     let mut frames = frames(stream);
     let answer = match ask(&mut frames, message, deadline).await {
         Err(Refused::Lost(error)) => {
-            // Without this, a command is held for an agent that comes back. One that is gone by now
-            // needs no telling.
+            // Without this, the shim holds the command for an agent that comes back. A shim that is
+            // gone does not need it.
             let hang_up = encode(request::Message::HangUp(wire::HangUp {}));
             drop(timeout(HANG_UP, frames.send(hang_up)).await);
             return Err(Refused::Lost(error));
@@ -76,10 +74,10 @@ pub async fn attach(
     Ok(Attachment { started, output: Output(output), input: Input(input) })
 }
 
-/// What is one message and one answer.
+/// Sends a request that has a single answer.
 ///
 /// # Errors
-/// When the shim says no, or nothing.
+/// When the shim refuses or does not answer.
 pub async fn control(
     stream: UnixStream,
     message: request::Message,
@@ -122,7 +120,7 @@ fn decode(frame: Bytes) -> io::Result<response::Message> {
 }
 
 impl Output {
-    /// What comes next; `None` when the shim is gone.
+    /// Returns the next message; `None` when the shim is gone.
     pub async fn next(&mut self) -> Option<io::Result<response::Message>> {
         let frame = self.0.next().await?;
         Some(frame.and_then(|frame| decode(frame.freeze())))

@@ -1,6 +1,6 @@
-//! The helper inside the sandbox, as its shim sees it: how it gets in, and what it says. What it
-//! says is hostile input: a bounded message that is understood. One that is not is the end of the
-//! command that it names; one that names none is the end of the helper.
+//! Shim's side of the helper inside the sandbox: starts it and handles its messages. These are
+//! hostile input: bounded, and parsed strictly. An invalid message ends the command that it names;
+//! one that names no command ends the helper.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -42,16 +42,16 @@ use crate::{
     },
 };
 
-/// How long it may take to get in, and then to start a command: milliseconds, unless the node is
-/// under heavy load.
+/// Time budget to enter the sandbox and to be ready: milliseconds, unless the node is under heavy
+/// load.
 const DEADLINE: Duration = Duration::from_secs(15);
-/// How much is read of what `lxc-attach` says when it fails, and how much of that is passed on.
+/// Most bytes read of the stderr of a failed `lxc-attach`, and most characters of that in an error.
 const SAID_BYTES_MAX: u64 = 4096;
 const SAID_CHARS_MAX: usize = 300;
-/// How long it may take to say it, and to end when it is told to.
+/// Time budget for `lxc-attach` to write its error, and to end after each signal.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// What is connected to a command: three pipes.
+/// Shim's ends of a command's three pipes.
 #[derive(Debug)]
 pub(super) struct Ends {
     pub(super) stdin: Sender,
@@ -59,41 +59,41 @@ pub(super) struct Ends {
     pub(super) third: Third,
 }
 
-/// What the third pipe is for.
+/// Use of the third pipe.
 #[derive(Debug)]
 pub(super) enum Third {
     /// The command's stderr.
     Stderr(Receiver),
-    /// New sizes of its terminal, which has no stderr of its own.
+    /// New sizes of the command's terminal, which has no stderr of its own.
     Sizes(OwnedFd),
 }
 
-/// A command that runs.
+/// Command that was started.
 #[derive(Debug)]
 pub(super) struct Spawned {
     pub(super) ends: Ends,
-    /// No program was run; the exit says why.
+    /// True when no program was run; the exit tells why.
     pub(super) never_ran: bool,
-    /// Its pid here, by the helper's word.
+    /// Pid on the host; reported by the helper, so not trusted.
     pub(super) leader: Option<u32>,
-    /// How it ended, once it has. Closed when the helper has gone.
+    /// Exit of the command, once it has ended. Closed when the helper has gone.
     pub(super) exit: oneshot::Receiver<Ended>,
 }
 
-/// How a command ended: its code and its signal, or why nobody knows them.
+/// Exit code and signal of a command, or the reason why they are unknown.
 pub(super) type Ended = Result<(u8, u8), &'static str>;
 
-/// Why no command was started.
+/// Reason why no command was started.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The sandbox said no.
+    /// The helper refused the command.
     Refused(Refusal),
-    /// The helper could not get in, or was not asked: nothing was started.
+    /// The helper could not enter the sandbox, or was not asked: nothing was started.
     Gone(String),
-    /// The helper did not get in, or did not take the order, in time: nothing was started.
+    /// The helper did not get ready, or did not take the order, in time: nothing was started.
     Stuck,
-    /// The helper died with the order in its hands: what it had started went with it, but something
-    /// may have run until then.
+    /// The helper died after it had received the order: what it had started ended with it, but may
+    /// have run until then.
     Lost,
 }
 
@@ -111,39 +111,39 @@ struct Expected {
     exit: oneshot::Sender<Ended>,
 }
 
-/// What is told of a command of which the helper said what is not understood.
+/// Reason given for a command about which the helper sent an invalid message.
 const NOT_UNDERSTOOD: &str = "what supervised it inside the sandbox said nonsense of it";
-/// What is told of the commands of a helper that was taken for stuck.
+/// Reason given for the commands of a helper that was stuck.
 const STUCK: &str = "what supervised it inside the sandbox did not answer for 15 s and was replaced; \
                      the command was ended";
-/// Between two signs of life of a helper whose commands run. One that is to start something is asked
-/// for one at once.
+/// Interval between pings of a helper whose commands run. A helper that is to start something is
+/// pinged at once.
 const QUIET: Duration = Duration::from_secs(5);
-/// How long a killed helper may take to be gone. It runs nothing more, whenever that is.
+/// Longest wait for a killed helper to be gone. It runs nothing more in any case.
 const DEATH: Duration = Duration::from_secs(5);
-/// Pause before the kernel is asked again for memory that it did not have.
+/// Pause before a call is repeated for which the kernel had no memory.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A helper that is there, or was.
+/// Helper that runs, or did.
 #[derive(Debug)]
 pub(super) struct Helper {
     socket: Seqpacket,
-    /// Its pid here.
+    /// Pid on the host.
     pid: Option<u32>,
-    /// Itself, where it is a process of the sandbox's.
+    /// Pidfd, if the pid is a process of the sandbox.
     process: Option<OwnedFd>,
     tokens: AtomicU64,
     expected: Mutex<HashMap<u64, Expected>>,
-    /// Something more is expected.
+    /// Notified when something more is expected.
     asked: Notify,
-    /// Number of the last question for a sign of life, and of the last that was answered.
+    /// Serial number of the last ping, and in `pongs` of the last that was answered.
     pings: AtomicU64,
     pongs: watch::Sender<u64>,
     gone: CancellationToken,
 }
 
 impl Helper {
-    /// Gets one in.
+    /// Starts a helper inside the sandbox and waits until it is ready.
     pub(super) async fn attach(
         host: &Arc<dyn Host>,
         image: &OwnedFd,
@@ -159,7 +159,7 @@ impl Helper {
         let is_ready = |message: &Message| matches!(parse(&message.bytes), Some(FromHelper::Ready));
         let pid = match first {
             Ok(Ok(message)) if is_ready(&message) => {
-                // By the kernel's word.
+                // The kernel passed this pid.
                 message.pid.into_iter().for_each(|pid| host.entered(pid));
                 message.pid
             }
@@ -186,8 +186,8 @@ impl Helper {
         });
         let (listener, host) = (Arc::clone(&helper), Arc::clone(host));
         tokio::spawn(async move {
-            // Killed only once it is known to be stuck: its socket closes at that, as it does when
-            // somebody else kills it.
+            // Kill the helper only once it is stuck: that closes its socket, as when somebody else
+            // kills it.
             let stuck = tokio::select! {
                 () = listener.listen() => false,
                 () = listener.watch(&*host) => true,
@@ -195,7 +195,7 @@ impl Helper {
             if stuck {
                 listener.kill().await;
             }
-            // What was started goes with the helper; this closes every answer and exit.
+            // Everything that the helper started ends with it; this closes every answer and exit.
             listener.gone.cancel();
             let expected = std::mem::take(&mut *listener.expected());
             for expected in expected.into_values().filter(|_| stuck) {
@@ -206,14 +206,15 @@ impl Helper {
         Ok(helper)
     }
 
-    /// Cancelled when it is there no more.
+    /// Returns a token that is cancelled when the helper has gone.
     pub(super) fn gone(&self) -> &CancellationToken {
         &self.gone
     }
 
-    /// Starts what the order, a `helper::Order` in JSON, says, until `start_by_ms` of
-    /// `helper::up_ms`. Waits for as long as the helper lives: only its word, or its death, says that
-    /// nothing runs. To be awaited to its end; whoever cannot wait for that knows nothing.
+    /// Starts the command of `order`, a `helper::Order` in JSON, unless `start_by_ms` of
+    /// `helper::up_ms` has passed. Waits as long as the helper lives: only its answer, or its
+    /// death, proves that nothing runs. The future must be awaited to its end; otherwise the
+    /// outcome is unknown.
     pub(super) async fn spawn(
         &self,
         order: &[u8],
@@ -236,7 +237,7 @@ impl Helper {
         let [a, b, c] = &theirs;
         let fds = [&order, a, b, c].map(AsFd::as_fd);
         let left = Duration::from_millis(start_by_ms.saturating_sub(helper::up_ms()));
-        // One message goes as a whole or not at all.
+        // A message is sent as a whole or not at all.
         let sent = tokio::select! {
             biased;
             sent = timeout(left, self.socket.send(&bytes, &fds)) => match sent {
@@ -258,7 +259,8 @@ impl Helper {
         Ok(Spawned { ends: ours, never_ran, leader, exit: exited })
     }
 
-    /// Listens until the helper is gone, or says what names no command and is nothing.
+    /// Receives messages until the helper is gone, or sends an invalid message that names no
+    /// command.
     async fn listen(&self) {
         loop {
             let message = match self.socket.receive(MESSAGE_BYTES_MAX).await {
@@ -275,9 +277,7 @@ impl Helper {
                 None => match named(&message.bytes) {
                     Some(token) => self.give_up(token),
                     None => {
-                        tracing::warn!(
-                            "the helper said what is no message; it is taken for killed"
-                        );
+                        tracing::warn!("the helper sent an invalid message and is dropped");
                         return;
                     }
                 },
@@ -290,7 +290,7 @@ impl Helper {
             FromHelper::Ready => {}
             FromHelper::Pong { serial } => drop(self.pongs.send_replace(serial)),
             FromHelper::Spawned { token, never_ran } => {
-                // Where no pid could be passed on, the kernel tells the helper's own.
+                // Where no pid could be passed on, the kernel passes the helper's own.
                 let leader = message.pid.filter(|pid| Some(*pid) != self.pid);
                 self.answer(token, Ok(Answered { leader, never_ran }));
             }
@@ -299,27 +299,30 @@ impl Helper {
                 self.expected().remove(&token);
             }
             FromHelper::Exited { token, code, signal } => {
-                // One that was not told to run did, or it could not have ended.
+                // A command that was not reported as running did run, or it could not have ended.
                 self.answer(token, Ok(Answered { leader: None, never_ran: false }));
                 if let Some(expected) = self.expected().remove(&token) {
-                    // Nobody waits for it any more.
+                    // Nobody may wait for the exit any more.
                     expected.exit.send(Ok((code, signal))).ok();
                 }
             }
         }
     }
 
-    /// Gives up one command of which the helper said what is not understood.
+    /// Gives up a command about which the helper sent an invalid message.
     fn give_up(&self, token: u64) {
-        tracing::warn!(token, "the helper said what is no message of a command; it is lost");
+        tracing::warn!(
+            token,
+            "the helper sent an invalid message about a command; the command is lost"
+        );
         self.answer(token, Err(Failure::Lost));
         if let Some(expected) = self.expected().remove(&token) {
             expected.exit.send(Err(NOT_UNDERSTOOD)).ok();
         }
     }
 
-    /// Asks for signs of life whenever something is expected. Returns when the helper has given none
-    /// for too long.
+    /// Pings the helper whenever something is expected of it. Returns when the helper has not
+    /// answered for too long.
     async fn watch(&self, host: &dyn Host) {
         let mut last = Instant::now();
         loop {
@@ -342,16 +345,16 @@ impl Helper {
         }
     }
 
-    /// Kills it. It is dead when this returns, or will run nothing more.
+    /// Kills the helper. When this returns, it is dead or will run nothing more.
     async fn kill(&self) {
-        tracing::warn!(pid = self.pid, "the helper does not answer; it is killed");
+        tracing::warn!(pid = self.pid, "the helper does not answer and is killed");
         self.send(rustix::process::Signal::KILL);
         if let Some(pid) = self.pid.filter(|_| self.process.is_some()) {
             drop(timeout(DEATH, pidfd::ended(pid)).await);
         }
     }
 
-    /// Asks once. False when no answer comes.
+    /// Pings once. False when no answer comes.
     async fn answers(&self, host: &dyn Host) -> bool {
         let serial = self.pings.fetch_add(1, Ordering::Relaxed) + 1;
         let mut pongs = self.pongs.subscribe();
@@ -364,7 +367,7 @@ impl Helper {
         loop {
             tokio::select! {
                 biased;
-                // A socket that is broken is seen by who listens to it.
+                // `listen` notices a broken socket.
                 _ = &mut answer => return true,
                 () = sleep(pulse::BEAT) => {}
             }
@@ -377,10 +380,10 @@ impl Helper {
         }
     }
 
-    /// Lets it go on where a signal has stopped it: somebody inside has stopped all there is.
+    /// Resumes the helper if a signal has stopped it: somebody inside has stopped every process.
     fn go_on(&self) {
         if self.pid.is_some_and(|pid| proc::stopped(Path::new("/proc"), pid)) {
-            tracing::info!(pid = self.pid, "the helper was stopped; it is told to go on");
+            tracing::info!(pid = self.pid, "the helper was stopped and is sent SIGCONT");
             self.send(rustix::process::Signal::CONT);
         }
     }
@@ -388,7 +391,7 @@ impl Helper {
     fn send(&self, signal: rustix::process::Signal) {
         let Some(process) = &self.process else { return };
         if let Err(error) = pidfd_send_signal(process, signal) {
-            tracing::debug!(%error, "the helper was not sent a signal");
+            tracing::debug!(%error, "the helper could not be sent a signal");
         }
     }
 
@@ -404,7 +407,7 @@ impl Helper {
     }
 }
 
-/// The process itself, if it is one of the sandbox's: nothing else is ever sent a signal.
+/// Opens the pidfd of a process, if it belongs to the sandbox: nothing else is ever sent a signal.
 fn open(host: &dyn Host, pid: u32) -> Option<OwnedFd> {
     let process = Pid::from_raw(i32::try_from(pid).ok()?)?;
     let process = pidfd_open(process, PidfdFlags::empty()).ok()?;
@@ -415,7 +418,7 @@ fn parse(bytes: &[u8]) -> Option<FromHelper> {
     serde_json::from_slice(bytes).ok()
 }
 
-/// The command that a message names which is otherwise not understood.
+/// Returns the command that an otherwise invalid message names.
 fn named(bytes: &[u8]) -> Option<u64> {
     #[derive(serde::Deserialize)]
     struct Named {
@@ -425,15 +428,14 @@ fn named(bytes: &[u8]) -> Option<u64> {
     message.into_values().next().map(|named| named.token)
 }
 
-/// True when the kernel had no memory for a message.
+/// Returns true when the kernel had no memory for a message.
 fn no_room(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::ENOBUFS)
 }
 
-/// Both ends of a command's pipes, made here: nobody inside can give us something else instead.
+/// Both ends of a command's pipes. The shim makes them, so nobody inside can substitute others.
 #[derive(Debug)]
 struct Pipes {
-    /// As in [`Ends`].
     ours: Ends,
     theirs: [OwnedFd; 3],
 }
@@ -444,8 +446,9 @@ impl Pipes {
         let ((stdin, feed), (out, stdout), (read, write)) = (pipe()?, pipe()?, pipe()?);
         let (third, their_third) = if tty { (write, read) } else { (read, write) };
         let theirs = [stdin, stdout, their_third];
-        // /dev/stdout and the like are opened by name, and to whom the container's root is nobody,
-        // these would be somebody else's. The names are only seen by who may trace the command.
+        // /dev/stdout and the like are opened by name. A user to whom the container's root is
+        // nobody would not own these pipes. Only processes that may trace the command see the
+        // names.
         for end in theirs.iter().filter(|_| !tty) {
             rustix::fs::fchmod(end, Mode::from_raw_mode(0o666))?;
         }
@@ -460,27 +463,27 @@ impl Pipes {
     }
 }
 
-/// What it said on its stderr: its last line, fit for one line of an error.
+/// Returns the last line that `lxc-attach` wrote to stderr, cleaned for an error message.
 async fn said(stderr: &mut tokio::process::ChildStderr) -> String {
     let mut bytes = Vec::new();
-    // Cut short is better than nothing.
+    // A truncated text is better than none.
     drop(timeout(MOMENT, stderr.take(SAID_BYTES_MAX).read_to_end(&mut bytes)).await);
     let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no word of why");
     line.trim().chars().filter(|c| !c.is_control()).take(SAID_CHARS_MAX).collect()
 }
 
-/// Ends `lxc-attach`, which ends by itself once the helper has.
+/// Ends `lxc-attach`, which exits by itself once the helper has.
 async fn end(mut process: Running) {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         if timeout(MOMENT, process.wait()).await.is_ok() {
             return;
         }
         if let Err(error) = process.signal(signal) {
-            tracing::warn!(%error, "lxc-attach was not told to end");
+            tracing::warn!(%error, "lxc-attach could not be sent a signal");
         }
     }
     if timeout(MOMENT, process.wait()).await.is_err() {
-        tracing::warn!(pid = process.pid(), "lxc-attach does not end");
+        tracing::warn!(pid = process.pid(), "lxc-attach does not exit");
     }
 }

@@ -1,4 +1,4 @@
-//! A container, seen from the host by its files.
+//! Host's view of a container, through its files in procfs and cgroupfs.
 
 use std::ffi::OsString;
 
@@ -16,15 +16,15 @@ pub struct Container {
     vmid: Vmid,
     places: Places,
     enter: Vec<OsString>,
-    /// Its init when the shim was started, and when that was started.
+    /// Pid and start time of its init when the shim was started.
     init: Option<(u32, u64)>,
 }
 
 impl Container {
-    /// The container as it runs now.
+    /// Captures the current boot of the container.
     ///
     /// # Errors
-    /// When the vmid is none.
+    /// When the vmid is invalid.
     pub fn new(options: &Options) -> Result<Self, Invalid> {
         let vmid = Vmid::try_from(options.vmid)?;
         let (places, enter) = (options.places.clone(), options.enter.iter().map(Into::into));
@@ -33,7 +33,6 @@ impl Container {
         Ok(container)
     }
 
-    /// Its number.
     pub fn vmid(&self) -> Vmid {
         self.vmid
     }

@@ -1,9 +1,10 @@
-//! Names under which commands were run, for the whole life of a sandbox: a command that was asked
-//! for by name is run once. A name is on the disk before its command is started, and is given back
-//! there when it is certain that nothing was run.
+//! Exec_ids under which commands were run, for the whole life of a sandbox: a command with an
+//! exec_id from its caller is run once. An exec_id is on the disk before its command is started,
+//! and is freed there when it is certain that nothing was run.
 //!
-//! One line a name, `digest name`; a later line `- name` gives it back. A version that does not know
-//! the second form takes such a name for used by another command, and runs nothing.
+//! The file has one line for each exec_id, `digest exec_id`; a later line `- exec_id` frees it. A
+//! version that does not know the second form treats a freed exec_id as used by another command,
+//! and runs nothing.
 
 use std::{
     collections::HashMap,
@@ -15,31 +16,31 @@ use std::{
 
 use crate::sys::read;
 
-/// Names that a sandbox may use up.
+/// Most exec_ids that a sandbox may use.
 const MAX: usize = 100_000;
-/// Twice the size of a file with so many: a line is a digest of 64 characters and a name of 64.
+/// Largest file, in bytes: twice the size with [`MAX`] exec_ids. A line is a digest of 64
+/// characters and an exec_id of 64.
 const BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// Lines that say nothing any more, beyond which the file is written anew.
+/// Most dead lines, beyond which the file is rewritten.
 const DEAD_MAX: usize = 256;
-/// Stands for the digest in a line that gives a name back.
+/// Placeholder for the digest in a line that frees an exec_id.
 const GIVEN_BACK: &str = "-";
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Ids {
     path: PathBuf,
     file: File,
     digests: HashMap<String, String>,
-    /// Lines of the file that stand for no name: those that give one back, and those given back.
+    /// Lines of the file without effect: those that free an exec_id, and those that were freed.
     dead: usize,
 }
 
 impl Ids {
-    /// Reads what is there.
+    /// Opens the file and reads the exec_ids in it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().read(true).append(true).create(true).open(path)?;
         let bytes = read::whole(path, BYTES_MAX)?;
-        // What a crash cut short or garbled names no command that was ever started.
+        // A line that a crash truncated or garbled names no command that was ever started.
         let text = String::from_utf8_lossy(&bytes);
         let (mut digests, mut lines) = (HashMap::new(), 0);
         for (digest, id) in text.lines().filter_map(|line| line.split_once(' ')) {
@@ -54,24 +55,25 @@ impl Ids {
         Ok(Self { path: path.to_owned(), file, digests, dead })
     }
 
-    /// Digest of the command that this name was used for.
+    /// Returns the digest of the command that used this exec_id.
     pub(super) fn digest(&self, id: &str) -> Option<&str> {
         self.digests.get(id).map(String::as_str)
     }
 
-    /// No further name is taken.
+    /// Returns true when no further exec_id can be used.
     pub(super) fn full(&self) -> bool {
         self.digests.len() >= MAX
     }
 
-    /// Takes a name, durably.
+    /// Records an exec_id as used, durably.
     ///
     /// # Errors
-    /// When the disk does not take it. Then the name is free.
+    /// When the disk write fails. The exec_id is then free.
     pub(super) fn take(&mut self, id: &str, digest: &str) -> io::Result<()> {
         let _lock = self.lock()?;
         if let Err(error) = self.append(digest, id) {
-            // Some of the line may be on the disk. If this is not, either, the disk takes nothing.
+            // Part of the line may be on the disk. If this write fails too, the disk accepts
+            // nothing.
             self.append(GIVEN_BACK, id).ok();
             return Err(error);
         }
@@ -79,10 +81,10 @@ impl Ids {
         Ok(())
     }
 
-    /// Gives a name back whose command was certainly not run, durably.
+    /// Frees an exec_id whose command was certainly not run, durably.
     ///
     /// # Errors
-    /// When the disk does not take it: this shim knows that the name is free, the next one will not.
+    /// When the disk write fails: this shim knows that the exec_id is free, the next one will not.
     pub(super) fn give_back(&mut self, id: &str) -> io::Result<()> {
         self.digests.remove(id);
         let _lock = self.lock()?;
@@ -92,13 +94,13 @@ impl Ids {
     }
 
     fn append(&mut self, digest: &str, id: &str) -> io::Result<()> {
-        // The line end in front ends a line that a crash cut short.
+        // The leading line end terminates a line that a crash cut short.
         self.file.write_all(format!("\n{digest} {id}\n").as_bytes())?;
         self.file.sync_data()
     }
 
-    /// Keeps others from writing for as long as the lock lives. A shim that is on its way out may
-    /// still write beside its successor; what the other has written meanwhile is read.
+    /// Locks the file against other writers while the guard lives. A shim that is about to exit may
+    /// still write beside its successor; if the other has rewritten the file, it is read again.
     fn lock(&mut self) -> io::Result<File> {
         let lock = File::options()
             .write(true)
@@ -114,7 +116,7 @@ impl Ids {
     }
 
     fn write_anew(&mut self) -> io::Result<()> {
-        // What is in the file counts, not what this process remembers.
+        // The content of the file counts, not what this process remembers.
         let known = Self::open(&self.path)?;
         let lines = known.digests.iter().map(|(id, digest)| format!("{digest} {id}\n"));
         let draft = self.path.with_extension("ids-draft");
@@ -142,7 +144,7 @@ mod tests {
         ids.take("build-1", "d1").expect("taken");
         ids.take("build-2", "d2").expect("taken");
         assert_eq!(ids.digest("build-1"), Some("d1"));
-        // A crash in the middle of a third.
+        // A crash in the middle of a third write.
         let mut torn = File::options().append(true).open(&path).expect("opened");
         torn.write_all(b"\n\xff\0d3bui").expect("written");
         let mut again = Ids::open(&path).expect("opened");
@@ -172,7 +174,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("ids");
         let mut ids = Ids::open(&path).expect("opened");
-        // One that is on its way out, and takes names beside it.
+        // A shim that is about to exit and still records exec_ids.
         let mut other = Ids::open(&path).expect("opened");
         ids.take("kept", "d").expect("taken");
         for n in 0..DEAD_MAX {

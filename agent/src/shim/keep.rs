@@ -1,5 +1,5 @@
-//! What a shim keeps of its commands, and lets go of: by their age, their number, and the room that
-//! their outputs take on the disk.
+//! Retention of a shim's commands: decides what to drop by age, by number, and by the disk space
+//! that outputs take.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,41 +8,38 @@ use super::{
     session::{HELD, Session},
 };
 
-/// Commands that have ended and are kept: by their callers' names, and by made-up ones.
+/// Most ended commands that are kept: with exec_ids from callers, and with generated ones.
 const ENDED_MAX: usize = 64;
-/// How long a command with a made-up name is kept once it has ended: for an agent that restarts.
+/// Retention of an ended command with a generated exec_id: for an agent that restarts.
 const MADE_UP_KEPT: Duration = HELD;
-/// How long one with its caller's name is, or for as long as its background writes.
+/// Retention of an ended command with an exec_id from its caller, at least while its background
+/// processes write.
 const NAMED_KEPT: Duration = Duration::from_secs(60 * 60);
-/// Ended commands whose background may go on writing. Beyond them the one that ended first is read no
-/// more, and its background is killed by its next write.
+/// Most ended commands whose background processes may continue to write. Beyond them, the one that
+/// ended first is read no more, and its background processes are killed by their next write.
 const BACKGROUND_MAX: usize = 64;
 
-/// All commands of a shim.
 #[derive(Debug, Default)]
 pub(super) struct Commands {
-    /// Those that can be asked for, by their names.
+    /// Commands that can be asked for, by exec_id.
     pub(super) named: BTreeMap<String, Arc<Session>>,
-    /// Those that cannot any more, and whose background still writes.
+    /// Commands that cannot be asked for any more, and whose background processes still write.
     forgotten: Vec<Arc<Session>>,
 }
 
-/// An ended command's output in files.
+/// Size of an ended command's output in files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EndedOutput {
-    /// How long ago the command ended.
     pub(super) age: Duration,
-    /// How much it is.
     pub(super) bytes: u64,
 }
 
 impl Commands {
-    /// How many there are.
     pub(super) fn count(&self) -> usize {
         self.named.len() + self.forgotten.len()
     }
 
-    /// Lets go of what has been kept for long enough, and of what is too much.
+    /// Drops what has been kept for long enough, and what exceeds the limits.
     pub(super) fn tidy(&mut self) {
         self.forgotten.retain(|session| session.has_background());
         let done = self.named.values().filter(|session| !session.is_attached());
@@ -71,13 +68,13 @@ impl Commands {
         for session in background.drain(..too_many) {
             tracing::info!(
                 exec_id = session.title.exec_id,
-                "too many commands left something that writes: this one is read no more"
+                "too many ended commands have background output: this command is read no more"
             );
             session.let_background_go();
         }
     }
 
-    /// Nobody can ask for it any more.
+    /// Drops a command that nobody can ask for any more.
     pub(super) fn forget(&mut self, session: Arc<Session>) {
         session.forget();
         if session.has_background() {
@@ -85,8 +82,8 @@ impl Commands {
         }
     }
 
-    /// Lets go of outputs until the budget is kept: of the command that ended first before all
-    /// others. What is not read of one that runs stays; there is `floor` room for that.
+    /// Drops outputs until the budget is met, starting with the command that ended first. Running
+    /// commands come last and keep their unread output, for which `floor` bytes are reserved.
     pub(super) fn make_room(&self, budget: &Budget, floor: u64) {
         let ended = self.ended();
         for attached in [false, true] {
@@ -105,8 +102,8 @@ impl Commands {
         }
     }
 
-    /// Lets go of outputs of ended commands, of the one that ended first before all others, until so
-    /// many bytes are free.
+    /// Drops outputs of ended commands, the one that ended first before all others, until `bytes`
+    /// bytes are freed.
     pub(super) fn free(&self, bytes: u64) {
         let mut freed = 0;
         for session in self.ended() {
@@ -118,7 +115,7 @@ impl Commands {
         }
     }
 
-    /// The outputs of ended commands, the oldest first.
+    /// Lists the outputs of ended commands, the oldest first.
     pub(super) fn ended_outputs(&self) -> Vec<EndedOutput> {
         let output = |session: Arc<Session>| {
             let (age, bytes) = (session.ended_for()?, session.in_files());
@@ -131,7 +128,7 @@ impl Commands {
         self.by_age(|_| true)
     }
 
-    /// Of those that have ended, the one that ended first goes first.
+    /// Lists ended commands, the one that ended first at the front.
     fn by_age(&self, wanted: impl Fn(&Session) -> bool) -> Vec<Arc<Session>> {
         let all = self.named.values().chain(&self.forgotten).filter(|session| wanted(session));
         let mut ended: Vec<(Duration, &Arc<Session>)> =

@@ -1,4 +1,4 @@
-//! The life of one command: what it is fed, what it writes, its clock, its signals, its end.
+//! Lifecycle of one command: its input, output, clock, signals and end.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -21,18 +21,18 @@ use super::{
     tree::Tree,
 };
 
-/// How long a command may take to end once all that it started has been killed.
+/// Longest wait for a command to end once all its processes have been killed.
 const FOLLOW: Duration = Duration::from_secs(2);
-/// How finely time is counted: what is frozen in between does not count.
+/// Resolution of the timeout clock: time in which the sandbox is frozen does not count.
 const TICK: Duration = Duration::from_millis(250);
-/// Signals that may wait to be sent.
+/// Most signals that may wait to be sent.
 const SIGNALS: usize = 8;
-/// The code of a command whose time was over.
+/// Exit code of a command that timed out.
 const TIMED_OUT: u32 = 124;
 /// End of file, typed on a terminal.
 const EOT: &[u8] = b"\x04";
 
-/// What makes a session end.
+/// Cause of a session's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
     Own((u8, u8)),
@@ -42,7 +42,7 @@ enum Cause {
     HungUp,
 }
 
-/// Looks after a command that was spawned until its end, on a task of its own.
+/// Supervises a started command until its end, on a task of its own.
 pub(super) fn begin(
     title: Title,
     spawned: Spawned,
@@ -64,7 +64,6 @@ pub(super) fn begin(
     session
 }
 
-/// What looks after a command.
 struct Life {
     session: Arc<Session>,
     host: Arc<dyn Host>,
@@ -99,7 +98,7 @@ impl Life {
             Some(stderr) => {
                 let sources = [(0, Source::Pipe(stdout)), (1, Source::Pipe(stderr))];
                 let feeding = &session;
-                // Its end closes the pipe.
+                // Dropping `stdin` at the end closes the pipe.
                 let fed = until(&ended, async move { feed(feeding, &mut stdin).await });
                 let pumps = future::try_join_all(sources.map(pump));
                 let (cause, (), open) = tokio::join!(live, fed, pumps);
@@ -117,7 +116,7 @@ impl Life {
         };
         let end = match (cause, &open) {
             (_, Err(error)) => {
-                tracing::warn!(%error, "output of a command was lost");
+                tracing::warn!(%error, "the output of a command was lost");
                 End::Lost("its output could not be kept".to_owned())
             }
             (Cause::Own((code, 0)), _) => exit(code.into(), 0, false),
@@ -169,7 +168,7 @@ impl Life {
         };
         self.tree.end().await;
         if !matches!(cause, Cause::HelperGone | Cause::Unseen(_)) {
-            // That it has ended is known by now; this only lets the kernel catch up.
+            // The command is known to have ended; this only lets the kernel catch up.
             drop(timeout(FOLLOW, &mut self.exit).await);
         }
         cause
@@ -187,7 +186,7 @@ fn exit(code: u32, signal: u32, timed_out: bool) -> End {
     End::Exit(ExecExit { code, signal, timed_out })
 }
 
-/// Feeds it until it has ended or reads no more. Returns at the end of what was to come.
+/// Feeds stdin until the command has ended or reads no more, or the input has ended.
 async fn feed(session: &Session, to: &mut Sender) {
     while let Some(mut bytes) = session.stdin_next().await {
         while bytes.has_remaining() {

@@ -1,24 +1,25 @@
-//! The shim of a sandbox: a process of the host, in a session of its own, that outlives the agent
-//! which started it. It holds the socket to one helper inside, and of every command its output, its
-//! end and its clock. An agent that restarts finds it by its socket and goes on where it was.
+//! Shim of a sandbox: a process on the host, in its own session, that outlives the agent that
+//! started it. It holds the socket to one helper inside the sandbox, and the output, exit and clock
+//! of each command. An agent that restarts finds the shim by its socket and continues where it was.
 //!
 //! ```text
 //!  agent --(unix socket, shim.v1)--> shim --(seqpacket)--> helper (inside) --fork--> command
 //!                                     \____________________ pipes _____________________/
 //! ```
 //!
-//! One way in: the helper is started once, by `lxc-attach` (or `pct exec`), from a sealed memory
-//! file, so it has the container's cgroup, seccomp, AppArmor and capabilities. It is trusted no more
-//! than anything else in there: what it says is bounded and checked, no descriptor is taken from
-//! it, and one that was killed is started anew. All that a shim reads or writes are pipes of its
-//! own making: a terminal is touched by a process inside only, its relay, since whoever is root in
-//! there can make every touch of a terminal wait.
+//! The only way in: `lxc-attach` (or `pct exec`) starts the helper once, from a sealed memory file,
+//! so it has the container's cgroup, seccomp, AppArmor and capabilities. It is trusted no more than
+//! anything else in the sandbox: its messages are bounded and checked, no descriptor is accepted
+//! from it, and a killed helper is started again. The shim reads and writes only pipes that it made
+//! itself: a terminal is touched only by a process inside, its relay, since root in the sandbox can
+//! make any call on a terminal block.
 //!
-//! Code map: `server` talks to agents, `session` is the state of one command, `life` looks after it,
-//! `output` reads what it and its background write, `ring` keeps the last of that, `keep` decides how
-//! long ended commands are kept, `ids` records every name that was run, `helper` talks to the process
-//! in the sandbox, `pulse` decides whether that is stuck, `tree` finds the processes of a command,
-//! `client` is the agent's side, `frames` the format of both.
+//! Code map: `server` talks to agents, `session` is the state of one command, `life` runs its
+//! lifecycle, `output` reads what the command and its background processes write, `ring` keeps the
+//! last bytes of that, `keep` decides how long ended commands are kept, `ids` records every exec_id
+//! that was run, `helper` talks to the process in the sandbox, `pulse` decides whether that is
+//! stuck, `tree` finds the processes of a command, `client` is the agent's side, `frames` the
+//! format of both.
 
 pub mod client;
 mod frames;
@@ -44,34 +45,32 @@ pub use server::serve;
 
 use crate::pve::{pct::Places, shim_cgroup};
 
-/// The subcommand of the agent's program that is a shim.
+/// Subcommand of the agent's program that runs a shim.
 pub const COMMAND: &str = "shim";
 
-/// What a shim is told on its command line. Nothing in it is secret.
+/// Options of a shim, passed on its command line; nothing in them is secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
-    /// The container.
     pub vmid: u32,
-    /// Where agents find it.
+    /// Socket where agents find the shim.
     pub socket: PathBuf,
-    /// Where output is kept that does not fit into memory.
+    /// Directory for output that does not fit into memory.
     pub dir: PathBuf,
-    /// How much of that, bytes; the outputs of all its commands together.
+    /// Most bytes of output in that directory, for all commands of the shim together.
     #[serde(default = "output_bytes_max")]
     pub output_bytes_max: u64,
-    /// Names of all runs of this sandbox, over all its boots.
+    /// File with the exec_ids of all commands of this sandbox, over all its boots.
     pub ids: PathBuf,
-    /// How to get in: a program and its leading arguments.
+    /// Program and leading arguments that enter the container.
     pub enter: Vec<String>,
-    /// Where things are on the host.
     pub places: Places,
-    /// What the shim may use; unset, by an agent that was before this field: it stays in the agent's
-    /// cgroup.
+    /// Resource limits of the shim. Unset by an agent older than this field: the shim then stays in
+    /// the agent's cgroup.
     #[serde(default)]
     pub limits: Option<shim_cgroup::Limits>,
 }
 
-/// What the outputs of a sandbox's commands may take on the disk unless the configuration says, bytes.
+/// Default of `Options::output_bytes_max`, in bytes.
 pub const OUTPUT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 fn output_bytes_max() -> u64 {
@@ -81,43 +80,37 @@ fn output_bytes_max() -> u64 {
 /// Size of a terminal's window, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// Lines.
     pub rows: u16,
-    /// Characters in a line.
     pub columns: u16,
 }
 
-/// The sandbox, as its shim sees it from the host.
+/// Host's view of the sandbox, for its shim.
 pub trait Host: Send + Sync + std::fmt::Debug {
-    /// Pids of all that runs in it.
+    /// Lists the pids of all processes in the sandbox.
     fn processes(&self) -> Vec<u32>;
 
-    /// Nothing in it gets to run.
+    /// Returns true while the sandbox is frozen.
     fn frozen(&self) -> bool;
 
-    /// It still runs, and it is the boot that the shim was started for.
+    /// Returns true while the boot that the shim was started for still runs.
     fn runs(&self) -> bool;
 
-    /// A program and its leading arguments that run a command inside.
+    /// Returns a program and its leading arguments that run a command inside.
     fn enter(&self) -> Vec<std::ffi::OsString>;
 
-    /// This process has got in: from now on it is the sandbox's, whoever started it.
+    /// Reports a process that has entered the sandbox: from now on it belongs to the sandbox,
+    /// whoever started it.
     fn entered(&self, _pid: u32) {}
 }
 
-/// Everything that a shim needs.
+/// Inputs of [`serve`].
 #[derive(Debug)]
 pub struct Parts {
-    /// The sandbox.
     pub host: Arc<dyn Host>,
-    /// The helper's image, sealed.
+    /// Sealed executable image of the helper.
     pub image: OwnedFd,
-    /// As in `Options`.
     pub dir: PathBuf,
-    /// As in `Options`.
     pub ids: PathBuf,
-    /// As in `Options`.
     pub socket: PathBuf,
-    /// As in `Options`.
     pub output_bytes_max: u64,
 }

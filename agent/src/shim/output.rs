@@ -1,5 +1,5 @@
-//! A command's output on its way from its pipes or its terminal into the rings: while the command
-//! runs, what is there when it ends, and what its background writes after that.
+//! Moves a command's output from its pipes or its terminal into the rings: while the command runs,
+//! what remains when it ends, and what its background processes write after that.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -13,37 +13,37 @@ use tokio_util::sync::CancellationToken;
 
 use super::session::{CHUNK, Session};
 
-/// Bytes at a time once the command has ended: there may be many of these, for long.
+/// Buffer size once the command has ended, in bytes: many of these buffers may exist for a long
+/// time.
 const LATER_CHUNK: usize = 8 * 1024;
-/// Bytes of one output that are still the command's when it has ended and something else goes on
-/// writing: as many as a pipe can hold by default limits (`fs.pipe-max-size`).
+/// Most bytes of one output that still belong to a command that has ended, while another process
+/// continues to write: as many as a pipe can hold by default limits (`fs.pipe-max-size`).
 const LEFT_MAX: usize = 1024 * 1024;
-/// The same on a terminal: its buffers in the kernel hold less than 128 KiB, its relay's pipe 64.
+/// Same limit for a terminal: its buffers in the kernel hold less than 128 KiB, its relay's pipe 64
+/// KiB.
 const TERMINAL_LEFT_MAX: usize = 256 * 1024;
-/// A terminal that says nothing for so long once its command has ended has said all.
+/// Silence of a terminal, after its command has ended, that means that no output remains.
 const QUIET: Duration = Duration::from_millis(100);
-/// And one that is never quiet has after this.
+/// Time after which a terminal that is never silent is read no more.
 const TERMINAL_LEFT: Duration = Duration::from_secs(2);
 
-/// Where output comes from.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// A pipe of ours.
     Pipe(Receiver),
-    /// A pipe of ours too, from the relay of a terminal.
+    /// Pipe of a terminal's relay.
     Terminal(Receiver),
 }
 
 impl Source {
-    /// What comes next; 0 at the end, when nobody can write to it any more.
+    /// Reads the next bytes; 0 at the end, when nobody can write any more.
     async fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let (Self::Pipe(pipe) | Self::Terminal(pipe)) = self;
         pipe.read(bytes).await
     }
 }
 
-/// Passes an output on until the command has ended, and then what is there by then. Returns the
-/// source if something else can still write to it.
+/// Reads an output until the command has ended, and then what remains of it. Returns the source if
+/// another process can still write to it.
 pub(super) async fn pump(
     session: &Session,
     output: usize,
@@ -61,13 +61,13 @@ pub(super) async fn pump(
             session.write(output, &chunk[..read])?;
         }
     };
-    // Nothing is lost when it is dropped: what is read is written at once.
+    // Dropping this future loses nothing: bytes are written as soon as they are read.
     tokio::select! {
         biased;
         () = ended.cancelled() => {}
         closed = turn => return closed.map(|()| None),
     }
-    // Whoever is attached and does not read holds nothing up: the rings have room for this.
+    // An attachment that does not read blocks nothing here: the rings have room for this.
     let open = match &mut source {
         Source::Pipe(pipe) => empty_pipe(session, output, pipe, &mut chunk)?,
         Source::Terminal(terminal) => empty_terminal(session, output, terminal, &mut chunk).await?,
@@ -75,14 +75,14 @@ pub(super) async fn pump(
     Ok(open.then_some(source))
 }
 
-/// Takes what is in a pipe now. True when somebody can still write to it.
+/// Reads what is in a pipe now. True when somebody can still write to it.
 fn empty_pipe(
     session: &Session,
     output: usize,
     pipe: &Receiver,
     chunk: &mut [u8],
 ) -> io::Result<bool> {
-    // The kernel is asked, not the runtime, which may not have heard of the last bytes.
+    // Ask the kernel: the runtime may not know of the last bytes yet.
     let filled = rustix::io::ioctl_fionread(pipe)?;
     let mut left = usize::try_from(filled).unwrap_or(usize::MAX).min(LEFT_MAX);
     loop {
@@ -105,8 +105,8 @@ fn empty_pipe(
     }
 }
 
-/// The same for a terminal, where nobody can tell how much it and its relay hold: until it is quiet,
-/// or more has come than they can have held.
+/// Does the same for a terminal, where nobody can tell how much it and its relay hold: reads until
+/// it is silent, or until more has come than they can have held.
 async fn empty_terminal(
     session: &Session,
     output: usize,
@@ -128,9 +128,9 @@ async fn empty_terminal(
     Ok(true)
 }
 
-/// Takes what the background of a command that has ended writes, for as long as it does: whoever
-/// writes to what nobody reads is killed at that. It goes into the ring of a command that its caller
-/// can ask for by name; of another it is dropped.
+/// Reads what the background processes of an ended command write, as long as they do: a process
+/// that writes to a pipe without a reader is killed. The output goes into the ring if the caller
+/// can ask for the command by exec_id; otherwise it is dropped.
 pub(super) async fn follow(session: Arc<Session>, output: usize, mut source: Source) {
     let mut chunk = vec![0; LATER_CHUNK];
     loop {
@@ -142,12 +142,12 @@ pub(super) async fn follow(session: Arc<Session>, output: usize, mut source: Sou
             Ok(0) => return,
             Ok(read) if session.title.keep => {
                 if let Err(error) = session.write(output, &chunk[..read]) {
-                    tracing::warn!(%error, "output of a background process was lost");
+                    tracing::warn!(%error, "the output of a background process was lost");
                 }
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::debug!(%error, "output of a background process cannot be read");
+                tracing::debug!(%error, "the output of a background process cannot be read");
                 return;
             }
         }

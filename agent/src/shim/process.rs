@@ -1,4 +1,4 @@
-//! The process that a shim is.
+//! Main function of the shim process.
 
 use std::{io, sync::Arc};
 
@@ -7,25 +7,23 @@ use tokio::net::UnixListener;
 use super::{Container, Options, Parts, serve};
 use crate::{pve::shim_cgroup, sys::inherited};
 
-/// Why a shim did not serve.
+/// Reason why a shim did not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What it was told is no JSON of ours.
+    /// The options on the command line are not valid JSON.
     #[error("what the shim was told is not understood")]
     Options(#[source] serde_json::Error),
-    /// Not a vmid.
     #[error("the vmid is none")]
     Vmid(#[source] proto::id::Invalid),
-    /// Something of the operating system's.
     #[error("the shim could not serve")]
     Io(#[from] io::Error),
 }
 
-/// Serves one sandbox until it is gone. Its listener and the helper's image are its descriptors 3
-/// and 4.
+/// Serves one sandbox until it is gone. Inherits its listener as descriptor 3 and the helper's
+/// image as descriptor 4.
 ///
 /// # Errors
-/// When it cannot begin.
+/// When the shim cannot start.
 pub fn run(options: &str) -> Result<(), Error> {
     let [listener, image] = inherited::take()?;
     let options: Options = serde_json::from_str(options).map_err(Error::Options)?;
@@ -39,7 +37,7 @@ pub fn run(options: &str) -> Result<(), Error> {
         tracing::warn!(%vmid, %error, "the shim stays in the agent's cgroup");
     }
     let Options { socket, dir, ids, output_bytes_max, .. } = options;
-    // One thread, and few for what blocks: there is one of these for each sandbox.
+    // One thread, and few for blocking calls: there is one shim for each sandbox.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(2)
         .enable_all()
@@ -49,7 +47,7 @@ pub fn run(options: &str) -> Result<(), Error> {
         listener.set_nonblocking(true)?;
         let parts = Parts { host, image, dir, ids, socket, output_bytes_max };
         let served = serve(UnixListener::from_std(listener)?, parts).await;
-        // By now another may listen under the name; it is found again by whoever needs it.
+        // Leave the socket file: by now another shim may listen under that name.
         served.map_err(Error::Io)
     });
     if let Some((root, vmid, _)) = own {

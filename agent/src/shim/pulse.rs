@@ -1,41 +1,40 @@
-//! Whether a helper still lives in the sense that counts: it answers. Pure.
+//! Decides whether a helper is alive, that is: whether it answers. Pure.
 //!
-//! A helper that is dead is noticed by its socket. One that was stopped by a signal, is traced, or
-//! waits in the kernel for something of the sandbox's holds its socket open and says nothing, while
-//! every command of the sandbox waits for its word. So it is asked for a sign of life whenever
-//! something is expected of it.
+//! The socket shows when a helper is dead. A helper that was stopped by a signal, is traced, or
+//! blocks in the kernel on something of the sandbox's keeps its socket open but says nothing, while
+//! every command of the sandbox waits for it. So the shim pings it whenever it expects something
+//! from it.
 
 use std::time::Duration;
 
-/// Between two questions, and between two looks at whether the answer has come.
+/// Interval between pings, and between checks for the answer.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
-/// How long an answer may take before a helper that a signal has stopped is told to go on.
+/// Time without an answer after which a helper that a signal has stopped is sent SIGCONT.
 const SLOW: Duration = Duration::from_secs(1);
-/// How long an answer may take: milliseconds, unless the sandbox is under heavy load. Then it takes
-/// longer, and losing all commands for that would be worse than waiting.
+/// Time without an answer after which a helper is stuck. An answer takes milliseconds, unless the
+/// sandbox is under heavy load; losing all commands for that would be worse than waiting.
 pub(super) const STUCK: Duration = Duration::from_secs(15);
 
-/// A question that is not answered yet.
+/// Ping that is not answered yet.
 #[derive(Debug, Default)]
 pub(super) struct Unanswered {
     waited: Duration,
 }
 
-/// What there is to do about it.
+/// Next action for an unanswered ping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Wait.
     Wait,
-    /// Tell it to go on, if it was stopped.
+    /// Send SIGCONT if the helper is stopped.
     GoOn,
-    /// Take it for stuck.
+    /// Treat the helper as stuck.
     GiveUp,
 }
 
 impl Unanswered {
-    /// After another look, `since` the last one. Time in which the sandbox was frozen does not
-    /// count, and of a look that came late, by a shim or a host that stood still itself, only as
-    /// much as one look takes.
+    /// Decides after another check, `since` the last one. Time in which the sandbox was frozen does
+    /// not count. A check that came late, because the shim or the host was stalled, counts as one
+    /// interval only.
     pub(super) fn look(&mut self, since: Duration, frozen: bool) -> Next {
         if frozen {
             return Next::Wait;

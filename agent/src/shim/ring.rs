@@ -1,5 +1,6 @@
-//! The last bytes of an output, by their offset in all of it. In memory while they are few, in a
-//! file without a name once they are many. What stands in files counts in a [`Budget`].
+//! Last bytes of an output, addressed by their offset in the whole output. They are in memory while
+//! they are few, and in an unlinked file once they are many. Bytes in files count against a
+//! [`Budget`].
 
 use std::{
     fs::File,
@@ -16,12 +17,12 @@ use bytes::Bytes;
 use rustix::fs::{FallocateFlags, fallocate};
 use tokio::sync::Notify;
 
-/// Bytes that are kept. More than all that can be on its way between here and whoever reads it.
+/// Most bytes kept. More than can be in transit between the ring and its reader.
 pub(super) const KEPT: u64 = 4 * 1024 * 1024;
-/// Bytes that stay in memory; most commands say less.
+/// Most bytes kept in memory; most commands write less.
 const IN_MEMORY: usize = 16 * 1024;
 
-/// Bytes in files that all rings of a shim may take, and take.
+/// Bytes in files that all rings of a shim use, and may use.
 #[derive(Debug)]
 pub(super) struct Budget {
     used: AtomicU64,
@@ -30,30 +31,26 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// So many bytes.
     pub(super) fn new(limit: u64) -> Arc<Self> {
         let (used, limit) = (AtomicU64::new(0), AtomicU64::new(limit));
         Arc::new(Self { used, limit, over: Notify::new() })
     }
 
-    /// Bytes that are taken.
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Bytes that may be taken.
     pub(super) fn limit(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Changes that.
     pub(super) fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Ordering::Relaxed);
         self.tell();
     }
 
-    /// Waits until more is taken than may be: a ring never waits for room, so somebody else must make
-    /// some.
+    /// Waits until more bytes are used than allowed: a ring never waits for space, so another task
+    /// must free some.
     pub(super) async fn over(&self) {
         self.over.notified().await;
     }
@@ -82,7 +79,6 @@ enum Store {
     File(File),
 }
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Ring {
     store: Store,
@@ -96,17 +92,17 @@ impl Ring {
         Self { store: Store::Memory(Vec::new()), start: 0, end: 0, budget }
     }
 
-    /// Bytes that were ever written.
+    /// Returns the offset of the end: how many bytes were ever written.
     pub(super) fn end(&self) -> u64 {
         self.end
     }
 
-    /// Offset of the first byte that is still here.
+    /// Returns the offset of the first byte that is kept.
     pub(super) fn start(&self) -> u64 {
         self.start
     }
 
-    /// Bytes of the budget that this ring takes.
+    /// Returns how many bytes of the budget this ring uses.
     pub(super) fn in_file(&self) -> u64 {
         match self.store {
             Store::Memory(_) => 0,
@@ -114,7 +110,8 @@ impl Ring {
         }
     }
 
-    /// Adds bytes, at most [`KEPT`]; the oldest are let go for them. `dir` is where the file is made.
+    /// Appends bytes, at most [`KEPT`]; the oldest are dropped for them. `dir` is where the file is
+    /// created.
     pub(super) fn write(&mut self, bytes: &[u8], dir: &Path) -> io::Result<()> {
         let before = self.in_file();
         if let Store::Memory(kept) = &mut self.store {
@@ -135,7 +132,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Up to `max` bytes from this offset on, which must be one that is still here.
+    /// Reads up to `max` bytes from an offset on, which must still be kept.
     pub(super) fn read(&self, from: u64, max: u64) -> io::Result<Bytes> {
         let from = from.max(self.start);
         let length = self.end.saturating_sub(from).min(max);
@@ -157,7 +154,7 @@ impl Ring {
         Ok(bytes.into())
     }
 
-    /// Lets go of all in the file but the last bytes, and of the file when none are to be kept.
+    /// Drops all bytes in the file except the last `keep`, and the file if `keep` is 0.
     pub(super) fn trim(&mut self, keep: u64) {
         let before = self.in_file();
         let Store::File(file) = &self.store else { return };
@@ -167,9 +164,9 @@ impl Ring {
         } else {
             for (at, part) in pieces(self.start, start - self.start) {
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                // Where the file system cannot, the bytes are overwritten later.
+                // Where the file system does not support it, the bytes are overwritten later.
                 if let Err(error) = fallocate(file, flags, at, part.end - part.start) {
-                    tracing::debug!(%error, "old output keeps its room on the disk");
+                    tracing::debug!(%error, "disk space of old output could not be freed");
                 }
             }
         }
@@ -193,14 +190,15 @@ fn write_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Where `length` bytes from an offset on stand in the file: at most two pieces.
+/// Maps `length` bytes from an offset on to the file: at most two pieces.
 fn pieces(offset: u64, length: u64) -> impl Iterator<Item = (u64, std::ops::Range<u64>)> {
     let at = offset % KEPT;
     let first = length.min(KEPT - at);
     [(at, 0..first), (0, first..length)].into_iter().filter(|(_, part)| !part.is_empty())
 }
 
-/// Without a name, so that it goes with us, however we go. Not every file system has O_TMPFILE.
+/// Creates an unlinked file, which disappears with this process, however it ends. Not every file
+/// system has O_TMPFILE.
 fn nameless(dir: &Path) -> io::Result<File> {
     static SERIAL: AtomicU64 = AtomicU64::new(0);
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);

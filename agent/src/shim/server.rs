@@ -1,4 +1,4 @@
-//! The shim's end of its conversations with agents, and all of its commands.
+//! Shim's side of its connections to agents, and all of its commands.
 
 use std::{
     collections::BTreeSet,
@@ -35,17 +35,17 @@ use super::{
     tree::Tree,
 };
 
-/// Conversations at a time.
+/// Most connections at the same time.
 const CONVERSATIONS_MAX: usize = 1024;
-/// How long a start may take where the agent has set no deadline, milliseconds.
+/// Time budget of a start for which the agent has set no deadline, in milliseconds.
 const START_MS: u64 = 12_000;
-/// How long after its deadline a start waits for the helper's word on it.
+/// Longest wait for the helper's answer after the deadline of a start.
 const WORD: Duration = Duration::from_secs(1);
-/// How long the first message may take.
+/// Longest wait for the first message of a connection.
 const FIRST: Duration = Duration::from_secs(10);
-/// A shim with nothing to do goes after so long; the next command starts another.
+/// Time without work after which a shim exits; the next command starts another.
 const IDLE: Duration = Duration::from_secs(600);
-/// Between two looks at what can be let go.
+/// Interval between checks for output and commands to drop, and pause after a failed accept.
 const TIDY: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -55,25 +55,24 @@ struct Shim {
     shared: Arc<Shared>,
     helper: tokio::sync::Mutex<Option<Arc<Helper>>>,
     sessions: Mutex<Sessions>,
-    /// Counts up when something has come to run, or has not.
+    /// Change counter, increased when a start has succeeded or failed.
     settled: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 struct Sessions {
     commands: Commands,
-    /// Names that are being started.
     starting: BTreeSet<String>,
     ids: Ids,
 }
 
-/// What becomes of a name that somebody wants to start something under.
+/// Result of reserving an exec_id for a start.
 enum Reserved {
-    /// It was started before.
+    /// The exec_id was started before.
     Known(Arc<Session>),
-    /// It is the caller's to start.
+    /// The caller may start it.
     Ours,
-    /// Somebody else is starting it right now.
+    /// Another caller is starting it right now.
     Others,
 }
 
@@ -83,10 +82,10 @@ fn refused(reason: Reason, message: impl Into<String>) -> Refused {
     Refused { reason: reason.into(), message: message.into() }
 }
 
-/// Serves agents until the sandbox has gone, or nothing was to be done for long.
+/// Serves agents until the sandbox has gone, or until the shim has been idle for [`IDLE`].
 ///
 /// # Errors
-/// When the names of the runs cannot be read.
+/// When the exec_ids of earlier runs cannot be read.
 pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
     let Parts { host, image, dir, ids, socket, output_bytes_max } = parts;
     let ids = Ids::open(&ids)?;
@@ -107,17 +106,17 @@ pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else {
-                    // Out of descriptors, most likely: its commands are worth more than a caller.
+                    // Most likely out of descriptors: its commands are worth more than a caller.
                     sleep(TIDY).await;
                     continue;
                 };
-                // Questions alone keep no shim: the agent asks again and again what outputs take.
-                // One too many is hung up on; its agent tries again.
+                // Queries alone do not keep the shim busy: the agent polls what outputs occupy. A
+                // connection beyond the limit is closed; its agent tries again.
                 if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
                     let shim = Arc::clone(&shim);
                     tokio::spawn(async move {
                         if let Err(error) = shim.converse(frames(stream)).await {
-                            tracing::debug!(%error, "a conversation broke off");
+                            tracing::debug!(%error, "a connection to an agent failed");
                         }
                         drop(slot);
                     });
@@ -136,7 +135,7 @@ pub async fn serve(listener: UnixListener, parts: Parts) -> io::Result<()> {
                     drop(std::fs::remove_file(&socket));
                     return Ok(());
                 }
-                // Nobody finds this shim any more; who has just found it is still served.
+                // No agent finds this shim any more; one that has just connected is still served.
                 if busy.elapsed() > IDLE && !leaving {
                     leaving = true;
                     drop(std::fs::remove_file(&socket));
@@ -151,7 +150,7 @@ impl Shim {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many commands are left.
+    /// Drops what has expired. Returns how many commands are left.
     fn tidy(&self) -> usize {
         let mut sessions = self.sessions();
         sessions.commands.tidy();
@@ -189,14 +188,14 @@ impl Shim {
         }
     }
 
-    /// What is one message and one answer.
+    /// Handles a request that has a single answer.
     async fn control(&self, message: request::Message) -> Result<response::Message, Refused> {
         let done = |stdin_offset| response::Message::Done(wire::Done { stdin_offset });
         match message {
             request::Message::Stdin(stdin) => {
                 let session = self.find(&stdin.exec_id)?;
                 let gap = || refused(Reason::FieldInvalid, "offset: bytes before it are missing");
-                // Where it does not read, this says so soon, and how far it got.
+                // If the command does not read, answer soon, with the offset reached.
                 let taken = session.stdin(stdin.offset, stdin.data, stdin.eof);
                 match timeout(Duration::from_secs(5), taken).await {
                     Ok(taken) => taken.map(done).ok_or_else(gap),
@@ -257,11 +256,11 @@ impl Shim {
         }
     }
 
-    /// Starts a command. An answer comes [`WORD`] after the deadline of the start at the latest; what
-    /// becomes of the command after that is seen to all the same.
+    /// Starts a command. Answers at the latest [`WORD`] after the deadline of the start; what
+    /// becomes of the command after that is handled all the same.
     async fn start(self: &Arc<Self>, mut start: wire::Start) -> Result<Arc<Session>, Refused> {
         if start.start_by_ms == 0 {
-            // From an agent that is older than deadlines.
+            // From an agent that does not know deadlines yet.
             start.start_by_ms = helper::up_ms() + START_MS;
         }
         let late = left(&start) + WORD;
@@ -272,7 +271,7 @@ impl Shim {
                 match self.reserve(&start)? {
                     Reserved::Known(session) => return Ok(Some(session)),
                     Reserved::Ours => return Ok(None),
-                    // The sender is ours: it is there.
+                    // Cannot fail: the sender is in `self`.
                     Reserved::Others => drop(settled.changed().await),
                 }
             }
@@ -287,7 +286,8 @@ impl Shim {
             let started = shim.spawn(&start).await;
             let settled = shim.settle(&start, started);
             if let Err(Ok(session)) = tell.send(settled) {
-                // Whoever asked was told that it may run. One that nobody can find again must not.
+                // The caller was told that the command may run. One that nobody can find again must
+                // not.
                 session.give_up();
             }
         });
@@ -297,7 +297,7 @@ impl Shim {
         }
     }
 
-    /// What has become of a start. A name is free again when it is certain that nothing was run.
+    /// Records the result of a start. Frees the exec_id when it is certain that nothing was run.
     fn settle(
         &self,
         start: &wire::Start,
@@ -313,7 +313,7 @@ impl Shim {
             && never_ran
             && let Err(error) = sessions.ids.give_back(&start.exec_id)
         {
-            tracing::warn!(%error, "an exec_id stays used up, though nothing was run");
+            tracing::warn!(%error, "an exec_id could not be freed, though nothing was run");
         }
         if let Ok(session) = &started {
             let before = sessions.commands.named.insert(start.exec_id.clone(), Arc::clone(session));
@@ -324,11 +324,12 @@ impl Shim {
         started.map_err(|not_started| not_started.refused)
     }
 
-    /// A name that a caller chose is on the disk before anything is started under it.
+    /// Reserves an exec_id. One that a caller chose is on the disk before anything is started under
+    /// it.
     fn reserve(&self, start: &wire::Start) -> Result<Reserved, Refused> {
         let mut sessions = self.sessions();
         let exec_id = &start.exec_id;
-        // One that never was a program is asked for anew.
+        // A start that never ran a program is repeated.
         let known = sessions.commands.named.get(exec_id);
         let known = known.filter(|session| session.runs() || !session.title.never_ran);
         let digest = known.map(|session| session.title.digest.as_str());
@@ -369,7 +370,7 @@ impl Shim {
 
     async fn spawn(self: &Arc<Self>, start: &wire::Start) -> Result<Arc<Session>, NotStarted> {
         let window = start.window.and_then(window);
-        // One that takes too long for this command is there for the next.
+        // A helper that is too late for this command is there for the next.
         let shim = Arc::clone(self);
         let helper = tokio::spawn(async move { shim.helper().await });
         let stuck = || Err(why(Failure::Stuck));
@@ -380,7 +381,7 @@ impl Shim {
         let spawned = helper.spawn(&start.order, window, start.start_by_ms).await;
         let (host, time) = (Arc::clone(&self.host), Duration::from_millis(start.timeout_ms));
         if matches!(spawned, Err(Failure::Lost)) {
-            // Whatever it has become, it is not to go on alone.
+            // Whatever has become of it, the command must not continue unsupervised.
             Tree { host: Arc::clone(&host), leader: None, mark: start.mark.clone() }.end().await;
         }
         let spawned = spawned.map_err(why)?;
@@ -397,13 +398,13 @@ impl Shim {
         Ok(life::begin(title, spawned, host, start.mark.clone(), time, Arc::clone(&self.shared)))
     }
 
-    /// The helper that is there, or a new one.
+    /// Returns the running helper, or starts a new one.
     async fn helper(&self) -> Result<Arc<Helper>, NotStarted> {
         let mut helper = self.helper.lock().await;
         if let Some(there) = helper.as_ref().filter(|helper| !helper.gone().is_cancelled()) {
             return Ok(Arc::clone(there));
         }
-        // Not into another container that has got the number.
+        // The VMID may belong to another container by now: do not enter that one.
         if !self.host.runs() {
             let message = "the container does not run any more";
             let refused = refused(Reason::SandboxNotRunning, message);
@@ -414,14 +415,12 @@ impl Shim {
     }
 }
 
-/// Why a command was not started.
 struct NotStarted {
     refused: Refused,
-    /// Nothing was run, and nothing will be.
+    /// True when nothing was run, and nothing will be.
     certain: bool,
 }
 
-/// How long a command may still be started.
 fn left(start: &wire::Start) -> Duration {
     Duration::from_millis(start.start_by_ms.saturating_sub(helper::up_ms()))
 }
@@ -435,7 +434,7 @@ fn lost(exec_id: &str) -> Refused {
     )
 }
 
-/// The helper has neither refused the order nor died.
+/// Refusal when the helper has neither refused the order nor died.
 fn unknown() -> Refused {
     refused(
         Reason::OutcomeUnknown,
@@ -492,7 +491,7 @@ async fn say(
     frames.send(bytes.into()).await
 }
 
-/// Passes a command's output on to its end, and what the caller sends to it.
+/// Passes a command's output on to its end, and the caller's input to the command.
 async fn attached(session: &Arc<Session>, from: [u64; 2], frames: Frames) -> io::Result<()> {
     let (reader, [stdout_offset, stderr_offset], stdin_offset) = session.attach(from);
     let (mut to, mut from) = frames.split();
@@ -546,8 +545,8 @@ async fn attached(session: &Arc<Session>, from: [u64; 2], frames: Frames) -> io:
     }
 }
 
-/// What the caller sends, until it goes. True when it has gone for good. Bytes that the command does
-/// not read hold up nothing but further bytes.
+/// Handles the caller's messages until it goes. True when it has hung up. Bytes that the command
+/// does not read block further bytes only.
 async fn heed(
     session: &Session,
     from: &mut (impl futures_util::Stream<Item = io::Result<BytesMut>> + Unpin),
@@ -560,7 +559,7 @@ async fn heed(
             frame = from.next() => frame,
             took = async { bytes.as_mut().expect("checked").await }, if bytes.is_some() => {
                 bytes = None;
-                // Nobody hears it any more.
+                // Nobody may wait for it any more.
                 taken.send(took.unwrap_or(0)).await.ok();
                 continue;
             }
@@ -569,7 +568,7 @@ async fn heed(
         let Ok(request) = wire::Request::decode(frame.freeze()) else { return false };
         match request.message {
             Some(request::Message::Stdin(stdin)) => {
-                // An agent waits for the word that the ones before were taken.
+                // An agent must wait until the previous bytes are acknowledged.
                 if bytes.is_some() {
                     return false;
                 }

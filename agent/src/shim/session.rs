@@ -1,14 +1,14 @@
-//! One command: its output as far as it is kept, its stdin, its clock, its end.
+//! State of one command: the output that is kept, its stdin, its clock, its end.
 //!
-//! Output is taken from the command only as fast as the slowest of those who are attached takes it:
-//! one that does not read stops the command at its next write, and nothing else. When an agent is
-//! lost, the command is held for it for a while; when nobody is attached and nobody is expected, it
-//! runs free and the oldest output is let go. Nobody is expected by a command that was started
-//! detached.
+//! Output is read from the command only as fast as the slowest attachment takes it: an attachment
+//! that does not read blocks the command at its next write, and nothing else. When an agent is
+//! lost, the command is held for it for a while ([`HELD`]). When nobody is attached and nobody is
+//! expected, the command runs freely and the oldest output is dropped. A command that was started
+//! detached expects nobody.
 //!
-//! A command ends at once when its own process does, whoever has read what by then: each attachment
-//! is given what was written until that moment, then the end. What the command left in the background
-//! can go on writing (see `output`); that belongs to no attachment from before the end.
+//! A command ends as soon as its own process does, however much has been read: each attachment gets
+//! what was written until then, and the end. Background processes of the command can continue to
+//! write (see `output`); attachments from before the end do not get that output.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,50 +32,48 @@ use super::{
     ring::{Budget, KEPT, Ring},
 };
 
-/// Commands that run at a time.
+/// Most commands that run at the same time.
 pub(super) const RUNNING_MAX: usize = 64;
-/// Bytes of output at a time.
+/// Most bytes of output in one step.
 pub(super) const CHUNK: u64 = 64 * 1024;
-/// How far output may be ahead of whoever reads it, at least and at most. In between it is what each
-/// output has of the budget when as many commands run as may.
+/// Bounds of how far output may be ahead of its slowest reader, in bytes. The value in between is
+/// the share of one output in the budget when [`RUNNING_MAX`] commands run.
 const AHEAD: std::ops::RangeInclusive<u64> = 64 * 1024..=1024 * 1024;
-/// Bytes for a stdin that does not take them.
+/// Most bytes buffered for a stdin that the command does not read.
 const PENDING_MAX: usize = 256 * 1024;
-/// How long a command is held for an agent that was lost.
+/// Time for which a command is held for an agent that was lost.
 pub(super) const HELD: Duration = Duration::from_secs(60);
-/// How long one that is attached may take nothing of what is left once the command has ended.
+/// Longest time in which an attachment may read nothing of the remaining output once the command
+/// has ended.
 const REST: Duration = Duration::from_secs(60);
-/// Pause between two looks at whether an agent is still waited for.
+/// Interval between checks whether an agent is still waited for.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How it ended.
+/// End of a command.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum End {
-    /// By itself, or by its time.
+    /// The command exited, was ended by a signal, or timed out.
     Exit(ExecExit),
-    /// Nobody saw how; why not.
+    /// The exit is unknown; the text tells why.
     Lost(String),
 }
 
-/// What comes next for one who is attached.
+/// Next event of an attachment.
 #[derive(Debug, PartialEq)]
 pub(super) enum Next {
-    /// Bytes of its stdout.
     Stdout(Bytes),
-    /// Bytes of its stderr.
     Stderr(Bytes),
-    /// Its end.
     End(End),
 }
 
-/// What a command was started as.
+/// Parameters that a command was started with.
 #[derive(Debug)]
 pub(super) struct Title {
     pub(super) exec_id: String,
     pub(super) keep: bool,
-    /// Nobody is expected to read its output.
+    /// True when nobody is expected to read its output.
     pub(super) detached: bool,
-    /// No program was run: its exit is the helper's own word for that.
+    /// True when no program was run: the exit code is the helper's own.
     pub(super) never_ran: bool,
     pub(super) digest: String,
     pub(super) title: String,
@@ -83,47 +81,47 @@ pub(super) struct Title {
     pub(super) tty: bool,
 }
 
-/// What all sessions of a shim share.
+/// State shared by all sessions of a shim.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// Where output is kept that does not fit into memory.
+    /// Directory for output that does not fit into memory.
     pub(super) dir: PathBuf,
-    /// How much of that.
+    /// Budget of bytes in that directory.
     pub(super) budget: Arc<Budget>,
-    /// Told when a command has ended and its background holds on to its output.
+    /// Notified when a command has ended and its background processes keep its output open.
     pub(super) left_behind: Notify,
 }
 
 impl Shared {
-    /// How far an output may be ahead of whoever reads it: all that run share the budget.
+    /// Returns how far an output may be ahead of its reader, in bytes: all running commands share
+    /// the budget.
     pub(super) fn ahead(&self) -> u64 {
         let outputs = 2 * u64::try_from(RUNNING_MAX).unwrap_or(u64::MAX);
         (self.budget.limit() / outputs).clamp(*AHEAD.start(), *AHEAD.end())
     }
 }
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) title: Title,
     shared: Arc<Shared>,
     state: Mutex<State>,
-    /// Counts up at every change of the state.
+    /// Change counter of the state.
     changed: watch::Sender<u64>,
     signals: mpsc::Sender<i32>,
     hung_up: CancellationToken,
-    /// What its background writes is read no more.
+    /// Cancelled when the output of its background processes is read no more.
     let_go: CancellationToken,
-    /// Where its terminal gets its sizes from, if it runs on one.
+    /// Pipe for new sizes of its terminal, if it runs on one.
     sizes: Option<OwnedFd>,
 }
 
-/// Where one who is attached is.
+/// Position of an attachment.
 #[derive(Debug, Clone, Copy)]
 struct Reader {
     at: [u64; 2],
-    /// Where the command's own output ends, once it has; for one that attached after that, where it
-    /// found the end.
+    /// Offsets where the command's own output ends, once it has ended; for an attachment made after
+    /// the end, where the output ended at that time.
     until: [u64; 2],
 }
 
@@ -132,7 +130,8 @@ struct State {
     rings: [Ring; 2],
     readers: BTreeMap<u64, Reader>,
     next_reader: u64,
-    /// Where the last one was that was lost, and until when it is waited for.
+    /// Position of the last attachment that was lost, and the deadline until which its agent is
+    /// waited for.
     held: Option<([u64; 2], Instant)>,
     pending: VecDeque<Bytes>,
     pending_bytes: usize,
@@ -141,15 +140,15 @@ struct State {
     stdin_closed: bool,
     end: Option<End>,
     ended_at: Option<Instant>,
-    /// Something in its background holds on to its output.
+    /// True while background processes keep its output open.
     background: bool,
-    /// Nobody can ask for it any more.
+    /// True once nobody can ask for the command any more.
     forgotten: bool,
     told: bool,
 }
 
 impl State {
-    /// The oldest byte that somebody who is attached, or is waited for, has still to get.
+    /// Returns the oldest byte that an attachment, or an agent that is waited for, has not yet got.
     fn unread(&self, output: usize) -> Option<u64> {
         let attached =
             self.readers.values().filter(|reader| reader.at[output] < reader.until[output]);
@@ -157,7 +156,7 @@ impl State {
         attached.map(|reader| reader.at[output]).chain(held.map(|(at, _)| at[output])).min()
     }
 
-    /// Bytes that may be taken from this output now.
+    /// Returns how many bytes may be read from the command for this output now.
     fn room(&self, output: usize, ahead: u64) -> u64 {
         let end = self.rings[output].end();
         let slowest = self.unread(output);
@@ -170,7 +169,7 @@ impl State {
 }
 
 impl Session {
-    /// Of a command that was spawned. What tells it to end is told to whoever looks after it.
+    /// Creates the session of a command that was started. Signals for it go to `signals`.
     pub(super) fn new(
         title: Title,
         shared: Arc<Shared>,
@@ -181,7 +180,7 @@ impl Session {
             rings: [Ring::new(shared.budget.clone()), Ring::new(shared.budget.clone())],
             readers: BTreeMap::new(),
             next_reader: 0,
-            // Whoever started it is about to attach.
+            // The caller that started it is about to attach.
             held: (!title.detached).then(|| ([0, 0], Instant::now() + HELD)),
             pending: VecDeque::new(),
             pending_bytes: 0,
@@ -206,17 +205,17 @@ impl Session {
         })
     }
 
-    /// Waits until nobody wants it any more.
+    /// Waits until nobody wants the command any more.
     pub(super) async fn hung_up(&self) {
         self.hung_up.cancelled().await;
     }
 
-    /// Waits until what its background writes is to be read no more.
+    /// Waits until the output of background processes is to be read no more.
     pub(super) async fn let_go(&self) {
         self.let_go.cancelled().await;
     }
 
-    /// Its end: what it wrote until now is all that is its own.
+    /// Records the end: only what the command has written until now is its own output.
     pub(super) fn end(&self, end: End, background: bool) {
         self.change(|state| {
             let ends = state.ends();
@@ -231,12 +230,12 @@ impl Session {
         }
     }
 
-    /// What its background held open is closed, or is read no more.
+    /// Records that background processes have closed the output, or that it is read no more.
     pub(super) fn background_ended(&self) {
         self.change(|state| state.background = false);
     }
 
-    /// Waits for bytes for its stdin; `None` at the end of what was to come.
+    /// Waits for bytes for the command's stdin; `None` at the end of the input.
     pub(super) async fn stdin_next(&self) -> Option<Bytes> {
         self.when(|state| match state.pending.front() {
             Some(bytes) => Some(Some(bytes.clone())),
@@ -245,7 +244,7 @@ impl Session {
         .await
     }
 
-    /// The bytes that were next have been written.
+    /// Removes the bytes that were next: they have been written.
     pub(super) fn stdin_passed(&self) {
         self.change(|state| {
             let done = state.pending.pop_front().map_or(0, |bytes| bytes.len());
@@ -253,7 +252,7 @@ impl Session {
         });
     }
 
-    /// It reads no more: what comes is taken and dropped.
+    /// Closes stdin: the command reads no more, and further input is accepted and dropped.
     pub(super) fn close_stdin(&self) {
         self.change(|state| {
             (state.pending, state.pending_bytes) = (VecDeque::new(), 0);
@@ -271,7 +270,7 @@ impl Session {
         done
     }
 
-    /// Waits until `look` finds something.
+    /// Waits until `look` returns a value.
     async fn when<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         let mut changes = self.changed.subscribe();
         loop {
@@ -280,14 +279,15 @@ impl Session {
                 return found;
             }
             if changes.changed().await.is_err() {
-                // Not while the sender is ours.
+                // Cannot happen while `self` holds the sender.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Attaches from these offsets on. Returns a number for the attachment, where its output begins,
-    /// and how much stdin has been taken. To a command that has ended: up to what is there now.
+    /// Attaches from these offsets on. Returns the number of the attachment, where its output
+    /// begins, and how many bytes of stdin have been accepted. An attachment to a command that has
+    /// ended covers the output until now.
     pub(super) fn attach(&self, from: [u64; 2]) -> (u64, [u64; 2], u64) {
         self.change(|state| {
             let place = |n: usize| {
@@ -304,8 +304,8 @@ impl Session {
         })
     }
 
-    /// The caller of this attachment has gone, and its agent has said so. One that has given the
-    /// command a name may come back: what it has not read is held for it like for a lost agent.
+    /// Detaches: the caller has gone, as its agent reports. A caller that has given the command an
+    /// exec_id may come back: unread output is held for it as for a lost agent.
     pub(super) fn hang_up(&self, reader: u64) {
         if self.title.keep {
             return self.lose(reader);
@@ -319,15 +319,15 @@ impl Session {
         }
     }
 
-    /// Whoever wanted it started was told that it may not have been. Nobody will ask for one without
-    /// a caller's name, so it is ended.
+    /// Ends a command whose start was reported as uncertain. Without an exec_id from its caller
+    /// nobody will ask for it.
     pub(super) fn give_up(&self) {
         if !self.title.keep {
             self.hung_up.cancel();
         }
     }
 
-    /// The agent of this attachment has gone; another will come.
+    /// Detaches: the agent was lost, and another will come.
     pub(super) fn lose(&self, reader: u64) {
         self.change(|state| {
             if let Some(gone) = state.readers.remove(&reader)
@@ -340,7 +340,7 @@ impl Session {
         });
     }
 
-    /// What comes next for this attachment. Everything before it has been passed on.
+    /// Returns the next event of this attachment. All previous ones must have been passed on.
     pub(super) async fn next(&self, reader: u64) -> io::Result<Next> {
         self.when(|state| {
             let Reader { at, until } = *state.readers.get(&reader)?;
@@ -361,7 +361,7 @@ impl Session {
         .await
     }
 
-    /// This attachment has passed it on.
+    /// Records that this attachment has passed an event on.
     pub(super) fn passed(&self, reader: u64, next: &Next) {
         self.change(|state| {
             let Some(reader) = state.readers.get_mut(&reader) else { return };
@@ -373,8 +373,8 @@ impl Session {
         });
     }
 
-    /// Takes bytes for its stdin, once there is room for them; what it has of them already is
-    /// skipped. Returns how much it has taken in all; `None` for bytes that leave a gap.
+    /// Accepts bytes for stdin once there is room for them, and skips those that it already has.
+    /// Returns how many bytes it has accepted in all; `None` for bytes that leave a gap.
     pub(super) async fn stdin(&self, offset: u64, data: Bytes, eof: bool) -> Option<u64> {
         self.when(|state| {
             let room = state.pending_bytes < PENDING_MAX || state.stdin_closed;
@@ -399,21 +399,24 @@ impl Session {
         Some(state.stdin_taken)
     }
 
-    /// Tells the programs on its terminal a new size.
+    /// Passes a new size to the command's terminal.
     pub(super) fn resize(&self, window: Window) {
         let Some(sizes) = &self.sizes else { return };
-        // Written at once or not at all: a pipe takes so few bytes whole. One that is full belongs
-        // to a terminal that stands still.
+        // A write is atomic: a pipe takes so few bytes as a whole or not at all. A full pipe
+        // belongs to a terminal that is stalled.
         let bytes = helper::window_bytes((window.rows, window.columns));
         if let Err(error) = rustix::io::write(sizes, &bytes) {
-            tracing::debug!(%error, "a terminal kept its size");
+            tracing::debug!(%error, "a terminal could not be resized");
         }
     }
 
-    /// Sends a signal to all that it has started.
+    /// Sends a signal to all processes of the command.
     pub(super) fn signal(&self, number: i32) {
         if self.signals.try_send(number).is_err() {
-            tracing::debug!(number, "too many signals wait, or it has ended: one was dropped");
+            tracing::debug!(
+                number,
+                "a signal was dropped: too many wait, or the command has ended"
+            );
         }
     }
 
@@ -421,33 +424,32 @@ impl Session {
         self.state().end.is_none()
     }
 
-    /// How long it has been at its end, if it is.
+    /// Returns how long ago the command ended, if it has.
     pub(super) fn ended_for(&self) -> Option<Duration> {
         Some(self.state().ended_at?.elapsed())
     }
 
-    /// Somebody is attached.
     pub(super) fn is_attached(&self) -> bool {
         !self.state().readers.is_empty()
     }
 
-    /// It has ended, and something in its background holds on to its output.
+    /// Returns true when the command has ended and background processes keep its output open.
     pub(super) fn has_background(&self) -> bool {
         self.state().background
     }
 
-    /// Reads no more of what its background writes, which is killed by its next write.
+    /// Stops reading the output of background processes; their next write kills them.
     pub(super) fn let_background_go(&self) {
         self.let_go.cancel();
     }
 
-    /// Bytes of its output in files.
+    /// Returns how many bytes of its output are in files.
     pub(super) fn in_files(&self) -> u64 {
         self.state().rings.iter().map(Ring::in_file).sum()
     }
 
-    /// Lets go of the oldest output, down to so many bytes of each. While it runs, what somebody has
-    /// still to get is kept.
+    /// Drops the oldest output until at most `keep` bytes of each are left. While the command runs,
+    /// unread output is kept.
     pub(super) fn trim(&self, keep: u64) {
         self.change(|state| {
             for output in 0..2 {
@@ -459,10 +461,10 @@ impl Session {
         });
     }
 
-    /// Waits for `work` of one who is attached; once the command has ended, not for ever.
+    /// Awaits `work` of an attachment; once the command has ended, only for a limited time.
     ///
     /// # Errors
-    /// When it took too long, or as `work`.
+    /// When it took too long, or when `work` fails.
     pub(super) async fn in_time<T>(
         &self,
         work: impl Future<Output = io::Result<T>>,
@@ -478,7 +480,7 @@ impl Session {
         }
     }
 
-    /// Waits until bytes may be taken from this output; how many.
+    /// Waits until bytes may be read for this output; returns how many.
     pub(super) async fn room(&self, output: usize) -> usize {
         let room = self.when(|state| {
             let room = state.room(output, self.shared.ahead());
@@ -487,22 +489,21 @@ impl Session {
         usize::try_from(room.await).unwrap_or_default()
     }
 
-    /// The same once the command has ended: what its attachments have still to get is not written
-    /// over.
+    /// Like `room`, once the command has ended: unread output of its attachments is not
+    /// overwritten.
     pub(super) async fn room_after_end(&self, output: usize) -> usize {
         loop {
             let room = self.when(|state| {
                 let room = state.room(output, KEPT);
                 (room > 0).then_some(room)
             });
-            // Nobody tells that an agent is waited for no more.
+            // Nothing signals when the wait for an agent ends.
             if let Ok(room) = timeout(AGAIN, room).await {
                 return usize::try_from(room).unwrap_or_default();
             }
         }
     }
 
-    /// Keeps bytes of this output.
     pub(super) fn write(&self, output: usize, bytes: &[u8]) -> io::Result<()> {
         self.change(|state| match state.forgotten {
             true => Ok(()),
@@ -510,7 +511,7 @@ impl Session {
         })
     }
 
-    /// Nobody can ask for it any more: nothing of it is kept.
+    /// Drops all output: nobody can ask for the command any more.
     pub(super) fn forget(&self) {
         self.change(|state| {
             state.forgotten = true;
@@ -542,7 +543,7 @@ impl Session {
         }
     }
 
-    /// Lets go of an agent that did not come back.
+    /// Stops waiting for an agent that did not come back.
     pub(super) fn expire(&self) {
         let expired = self.state().held.is_some_and(|(_, until)| until <= Instant::now());
         if expired {

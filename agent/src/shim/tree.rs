@@ -1,9 +1,9 @@
-//! All that a command has started, and its end.
+//! Finds and ends all processes of a command.
 //!
-//! Killing a command does not kill what it has started, so the processes are looked for: in the
-//! container's cgroup, and of those the command itself, what is in its session or process group,
-//! what carries its mark in its environment, and whatever descends from any of them. What hides
-//! from all of that runs on in its own sandbox, as a service started there does.
+//! Killing a command does not kill what it has started, so its processes are searched in the
+//! container's cgroup: the command itself, its session and process group, processes with its mark
+//! in their environment, and the descendants of all these. A process that hides from all of that
+//! continues to run in its own sandbox, as a service started there does.
 
 use std::{
     collections::BTreeSet,
@@ -20,16 +20,16 @@ use tokio::{
 use super::Host;
 use crate::sys::{pidfd, proc, proc::Kin};
 
-/// How long they get to end by themselves after SIGTERM.
+/// Time that processes get to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
-/// When it is given up.
+/// Time after which ending the processes is given up.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Pause between two looks.
+/// Pause between two searches.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How long is looked for marks.
+/// Time budget of a search for marks.
 const MARK_LOOK: Duration = Duration::from_secs(1);
-/// Looks for marks that go on, or hang, at a time.
+/// Most concurrent searches for marks, hanging ones included.
 static MARK_LOOKS: Semaphore = Semaphore::const_new(4);
 
 const PROC: &str = "/proc";
@@ -37,20 +37,18 @@ const SIGKILL: i32 = nix::libc::SIGKILL;
 const SIGTERM: i32 = nix::libc::SIGTERM;
 const SIGCONT: i32 = nix::libc::SIGCONT;
 
-/// The processes of one command.
 #[derive(Debug, Clone)]
 pub(super) struct Tree {
-    /// The sandbox.
     pub(super) host: Arc<dyn Host>,
-    /// Pid of the command itself, which is also its session and its process group. By the helper's
-    /// word: at worst it is another process of the same sandbox.
+    /// Pid of the command itself, which is also its session and its process group. Reported by the
+    /// helper: at worst it is another process of the same sandbox.
     pub(super) leader: Option<u32>,
-    /// `NAME=value` in the environment of each.
+    /// Mark: `NAME=value` in the environment of each process.
     pub(super) mark: String,
 }
 
 impl Tree {
-    /// Those that run now.
+    /// Finds the processes that run now.
     async fn find(&self) -> Vec<Kin> {
         let host = Arc::clone(&self.host);
         let all = tokio::task::spawn_blocking(move || {
@@ -62,15 +60,15 @@ impl Tree {
         family(&all, self.leader, |kin| marked.contains(&kin.pid))
     }
 
-    /// Sends a signal to all of them, once.
+    /// Sends a signal to all processes, once.
     pub(super) async fn signal(&self, number: i32) {
         for kin in self.find().await {
             send(&kin, number);
         }
     }
 
-    /// Ends them all: SIGTERM, then SIGKILL, until none is left. False when some are left at the
-    /// deadline.
+    /// Ends all processes: SIGTERM, then SIGKILL, until none is left. False when some are left at
+    /// the deadline.
     pub(super) async fn end(&self) -> bool {
         let begun = Instant::now();
         let mut told = BTreeSet::new();
@@ -80,7 +78,7 @@ impl Tree {
                 return true;
             }
             if begun.elapsed() >= DEADLINE {
-                tracing::warn!(left = left.len(), "processes did not end");
+                tracing::warn!(left = left.len(), "processes of a command did not end");
                 return false;
             }
             for kin in left {
@@ -88,7 +86,7 @@ impl Tree {
                     send(&kin, SIGKILL);
                 } else if told.insert(kin) {
                     send(&kin, SIGTERM);
-                    // One that is stopped would never see it.
+                    // A stopped process would not handle SIGTERM.
                     send(&kin, SIGCONT);
                 }
             }
@@ -97,9 +95,9 @@ impl Tree {
     }
 }
 
-/// Pids of those that have the mark in their environment. That is in memory of the tenant's, who can
-/// put it where a read never ends: whoever is not looked at in time counts as not marked, and what
-/// hangs takes no more than a few threads.
+/// Finds the pids that have the mark in their environment. The environment is in the tenant's
+/// memory, which can be arranged so that a read never ends: a process that is not read in time
+/// counts as unmarked, and hanging reads occupy only a few threads.
 async fn marked(proc: &Path, all: &[Kin], mark: &str) -> BTreeSet<u32> {
     let Ok(slot) = MARK_LOOKS.try_acquire() else { return BTreeSet::new() };
     let (proc, mark) = (proc.to_owned(), mark.to_owned());
@@ -126,18 +124,18 @@ async fn marked(proc: &Path, all: &[Kin], mark: &str) -> BTreeSet<u32> {
 fn send(kin: &Kin, number: i32) {
     let same = || proc::kin(Path::new(PROC), kin.pid).is_some_and(|now| now.start == kin.start);
     if let Err(error) = pidfd::signal(kin.pid, number, same) {
-        tracing::warn!(pid = kin.pid, number, %error, "a signal was not sent");
+        tracing::warn!(pid = kin.pid, number, %error, "a signal could not be sent");
     }
 }
 
-/// Of all processes of a container, those of the command that `leader` is. Pure.
+/// Selects the processes of the command that `leader` is from all processes of a container. Pure.
 fn family(all: &[Kin], leader: Option<u32>, marked: impl Fn(&Kin) -> bool) -> Vec<Kin> {
     let root = |kin: &Kin| {
         let own = [kin.pid, kin.session, kin.group];
         leader.is_some_and(|leader| own.contains(&leader)) || marked(kin)
     };
     let (mut family, mut others): (Vec<Kin>, Vec<Kin>) = all.iter().copied().partition(root);
-    // Sessions that the family leads are all its own: on a terminal the command leads one.
+    // Sessions led by a member belong to the command: on a terminal the command leads one.
     let mut known: BTreeSet<u32> = family.iter().map(|kin| kin.pid).collect();
     loop {
         let (more, rest): (Vec<Kin>, Vec<Kin>) = others
@@ -168,25 +166,25 @@ mod tests {
             dir.path().join(pid).join("environ")
         };
         std::fs::write(put("20"), b"A=1\0MARK=x\0").expect("written");
-        // Nobody writes to it, so that a read of it never ends.
+        // A FIFO without a writer: a read of it never ends.
         let hangs = put("30");
         let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
         nix::unistd::mkfifo(&hangs, mode).expect("made");
         let all = [kin(20, 1, 20, 20), kin(30, 1, 30, 30)];
-        // More often than there are places for those that hang.
+        // More rounds than the semaphore has permits for hanging reads.
         for round in 0..8 {
             let look = marked(dir.path(), &all, "MARK=x");
             let found = timeout(Duration::from_secs(60), look).await.expect("given up on");
             assert_eq!(found, if round < 4 { [20].into() } else { BTreeSet::new() }, "{round}");
         }
-        // The threads end, so that the test can.
+        // Let the threads end, so that the test can.
         drop(std::fs::File::options().write(true).open(&hangs).expect("opened"));
     }
 
     #[test]
     fn a_family_is_all_that_comes_of_one_attach_and_nothing_else() {
         let all = [
-            // Systemd in there, and a service. The helper.
+            // Systemd in the container, a service, and the helper.
             kin(10, 1, 10, 10),
             kin(11, 10, 11, 11),
             kin(12, 1, 12, 12),
@@ -210,7 +208,7 @@ mod tests {
         };
         assert_eq!(pids(Some(20), 24), [20, 21, 22, 23, 24, 25]);
         assert_eq!(pids(Some(20), 0), [20, 21, 22, 23]);
-        // One that nobody told us the pid of: its mark leads to it.
+        // The pid of this command is unknown: its mark leads to it.
         assert_eq!(pids(None, 20), [20, 21, 22, 23]);
         assert_eq!(pids(Some(30), 0), [30, 31]);
         assert_eq!(pids(Some(40), 0), Vec::<u32>::new());

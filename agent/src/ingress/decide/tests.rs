@@ -141,7 +141,7 @@ fn the_table_of_verdicts() {
     let down = Verdict::Unavailable(Unavailable::NodeDown(node.clone()));
 
     for via in [Via::Edge, Via::Peer] {
-        // What lives here is answered here, whatever else the cluster says.
+        // A sandbox that lives here is answered here, whatever the cluster says.
         for owner in [Owner::Nobody, Owner::Here, Owner::Peer(peer), Owner::Down(node.clone())] {
             let ask = |number, state| ask(number, via, Some(target(state)), owner.clone());
             assert_eq!(ask(8000, State::Running), local);
@@ -201,7 +201,7 @@ proptest! {
         prop_assert_eq!(parse(&format!("port-{number}-{id}.sbx.test")), Some(by_id));
     }
 
-    /// Whatever is understood has exactly one spelling, but for case and a port behind it.
+    /// Every accepted host has exactly one spelling, except for case and a port at its end.
     #[test]
     fn no_other_host_is_a_name(host in "(?i)(port-)?[0-9+ ]{0,6}-?(vm-|pvelxc-)?[0-9a-z]{0,27}\\.?(sbx\\.test|\\PC{0,9})(:[0-9]{0,6})?") {
         if let Some(name) = parse(&host) {
@@ -221,7 +221,7 @@ proptest! {
         prop_assert_eq!(parse(&host), None);
     }
 
-    /// Named properties of the verdict, over all of its inputs.
+    /// Named properties of the verdict, for all of its inputs.
     #[test]
     fn a_verdict_keeps_the_rules(
         number in prop_oneof![Just(8000u32), 1u32..=65_535],
@@ -242,7 +242,7 @@ proptest! {
         if verdict == Verdict::Misdirected {
             prop_assert_eq!(via, Via::Peer);
         }
-        // The owner is asked for whenever it makes a difference.
+        // The owner is looked up whenever it makes a difference.
         let name = Name { port: port(number), sandbox: SandboxRef::Vmid(vmid(100_001)) };
         if !needs_owner(Some(name), here.map(target).as_ref()) {
             prop_assert_eq!(&verdict, &ask(number, via, here.map(target), Owner::Nobody));

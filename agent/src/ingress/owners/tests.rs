@@ -15,7 +15,7 @@ impl Clock for HandClock {
     }
 }
 
-/// Two nodes, of which the first looks at the second.
+/// Two nodes; the first polls the second.
 struct Rig {
     cluster: FakeCluster,
     nodes: [NodeName; 2],
@@ -50,7 +50,7 @@ impl Rig {
         Owners::new(self.cluster.node(&self.nodes[0]), clock, sources)
     }
 
-    /// A container on the second node, with a mark for `marked`.
+    /// Adds a container on the second node, with a mark for `marked`.
     fn put(&self, number: u32, sandbox: u8, marked: u32) {
         let mark = Mark {
             sandbox_id: id(sandbox),
@@ -67,7 +67,7 @@ impl Rig {
     }
 }
 
-/// The fake's nodes are all on loopback.
+/// Address of the peer: the fake's nodes are all on loopback.
 fn peer() -> Owner {
     Owner::Peer("127.0.0.1:8481".parse().expect("an address"))
 }
@@ -78,13 +78,13 @@ async fn a_sandbox_of_a_moment_ago_is_found_by_both_names() {
     let owners = rig.owners();
     assert_eq!(owners.of(SandboxRef::Vmid(vmid(200))).await, Owner::Nobody);
     rig.put(200, 2, 200);
-    // What was looked at just now is not looked at again for each question.
+    // A fresh poll is not repeated for each question.
     assert_eq!(owners.of(SandboxRef::Vmid(vmid(200))).await, Owner::Nobody);
     tokio::time::advance(FRESH).await;
     for name in [SandboxRef::Vmid(vmid(200)), SandboxRef::Id(id(2))] {
         assert_eq!(owners.of(name).await, peer());
     }
-    // Somebody's clone of ours carries the mark of another container: it is not that sandbox.
+    // A clone of a sandbox carries the mark of another container: it is not that sandbox.
     rig.put(201, 3, 999);
     tokio::time::advance(FRESH).await;
     assert_eq!(owners.of(SandboxRef::Id(id(3))).await, Owner::Nobody);
@@ -121,7 +121,7 @@ async fn a_pmxcfs_that_is_down_changes_nothing() {
     rig.cluster.set_pmxcfs(&rig.nodes[0], false);
     owners.look(Duration::ZERO).await;
     assert_eq!(owners.of(SandboxRef::Id(id(2))).await, peer());
-    // Not "nobody's": it may have been made since.
+    // Not `Nobody`: the sandbox may have been created since.
     tokio::time::advance(FRESH).await;
     assert_eq!(owners.of(SandboxRef::Id(id(3))).await, Owner::Unknown);
     let blind_from_the_start = rig.owners();
@@ -135,7 +135,7 @@ fn lines_survive_the_way_to_the_file_and_back() {
         let sighting = Sighting { vmid: vmid(200), node: node.clone(), left_ms };
         let line = to_lines([(&id(2), &sighting)].into_iter());
         assert_eq!(from_line(line.trim_end()), Some((id(2), sighting)));
-        // Cut short anywhere, it is no line.
+        // A line cut short anywhere is skipped.
         for cut in 0..line.len() - 1 {
             assert_eq!(from_line(&line[..cut]), None, "{}", &line[..cut]);
         }

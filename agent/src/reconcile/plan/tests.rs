@@ -11,15 +11,15 @@ use crate::{
 
 const TEMPLATE: u32 = 9000;
 
-/// What stands under a vmid.
+/// Container under a vmid.
 #[derive(Debug, Clone, Copy)]
 enum Stands {
     Nothing,
-    /// Ours, of this sandbox.
+    /// Container of this sandbox.
     Ours(u8),
-    /// A copy of ours that somebody made.
+    /// Copy of this sandbox's container.
     Copy(u8),
-    /// Somebody's, without a mark.
+    /// Foreign container without a mark.
     Foreign,
 }
 
@@ -27,9 +27,9 @@ enum Stands {
 struct World {
     records: Vec<(u8, u32, Phase, bool)>,
     stands: Vec<(u32, Stands, bool)>,
-    /// Whether the containers from 100 on are frozen, and locked by a pause.
+    /// True, for the containers from 100 on, when frozen, and when locked by a pause.
     pauses: Vec<(bool, bool)>,
-    /// Records in which a look has been noted.
+    /// Failures recorded by `Look`, by sandbox.
     noted: BTreeMap<SandboxId, Failure>,
     quorate: bool,
     template_lock: Option<&'static str>,
@@ -128,8 +128,8 @@ fn split(world: &World) -> (Intended, Observed) {
     (intended, observed)
 }
 
-/// What the operations do when nothing goes wrong. Panics when they would touch what is not ours,
-/// as `destroy_owned` refuses to.
+/// Simulates successful operations. Panics when one would touch a container that is not ours, as
+/// `destroy_owned` refuses to.
 fn apply(world: &mut World, actions: &[Action]) {
     for action in actions {
         let mut set = |id_: &SandboxId, to: Phase, goes: bool, runs: bool| {
@@ -148,7 +148,7 @@ fn apply(world: &mut World, actions: &[Action]) {
                         *pause = (to == Phase::Paused, to == Phase::Paused);
                     }
                 }
-                // What should start and is not there cannot: it is stopped again.
+                // A container that does not exist cannot be started: the record is stopped again.
                 None if runs => record.2 = Phase::Stopped,
                 None => {}
             }
@@ -204,7 +204,7 @@ proptest! {
     fn after_what_was_planned_nothing_is_left_to_do(mut world in world()) {
         let (intended, observed) = split(&world);
         apply(&mut world, &plan(&intended, &observed));
-        // What was only looked at may need more, now that it is known.
+        // A record that was only observed may need more, now that the result is known.
         let (intended, observed) = split(&world);
         apply(&mut world, &plan(&intended, &observed));
         let (intended, observed) = split(&world);
@@ -227,7 +227,7 @@ proptest! {
                 | Action::Look(id) | Action::Settle(id) | Action::Adopt(id)
                 | Action::Release(id) | Action::Unmark { id, .. } => *id,
                 Action::Sweep { id, vmid } => {
-                    // Its mark, its number, and a tombstone of both.
+                    // The mark, the vmid, and a tombstone with both must match.
                     let mark = observed.containers[vmid].mark.clone().expect("marked");
                     prop_assert_eq!((mark.sandbox_id, mark.vmid), (*id, *vmid));
                     prop_assert!(intended.ended.iter().any(|t| t.id == *id && t.vmid == *vmid));
@@ -281,7 +281,7 @@ fn a_pause_is_made_so_or_undone() {
         assert_eq!(plan_of(Phase::Running, true, half), settle, "{half:?}");
     }
     assert_eq!(plan_of(Phase::Stopped, false, (false, true)), settle);
-    // A reboot: it is down, and that comes first.
+    // After a reboot the container is down, and that comes first.
     assert_eq!(plan_of(Phase::Paused, false, (false, true)), [Action::Look(id(0))]);
 }
 
@@ -335,20 +335,21 @@ fn what_is_left_of_attempts_that_are_over_is_swept() {
     };
     let second = |on, phase| Record { attempt: 2, ..of(0, on, phase) };
     let sweep = [Action::Sweep { id: id(0), vmid: vmid(100) }];
-    // A power cut brings the first attempt's container back, while the second lives, and after it.
+    // A power cut brings back the first attempt's container, while the second lives and after it
+    // ended.
     let lives = planned(second(101, Phase::Stopped), vec![seen(100, 1), seen(101, 2)]);
     assert_eq!(lives, sweep);
     assert_eq!(planned(second(101, Phase::Failed), vec![seen(100, 1)]), sweep);
-    // A later one, or the same under another number, is no business of a sweep.
+    // A later attempt, or the same one under another vmid, must not be swept.
     for attempt in [2, 3] {
         let odd = planned(second(101, Phase::Stopped), vec![seen(100, attempt), seen(101, 2)]);
         assert!(matches!(odd[..], [Action::Quarantine { .. }]), "{odd:?}");
     }
-    // What has moved to another node is to come to no harm here; an attempt before it is over.
+    // A sandbox that has moved to another node must not be harmed here; an earlier attempt is over.
     let moved = |on| Record { cause: proto::Cause::Moved, ..second(on, Phase::Deleted) };
     let back = planned(moved(101), vec![seen(100, 1), seen(101, 2)]);
     assert!(matches!(back[..], [Action::Sweep { .. }, Action::Quarantine { .. }]), "{back:?}");
-    // A destruction that was cut off leaves a number and a lock.
+    // An interrupted destruction leaves a vmid and a lock.
     let gutted = || (vmid(100), Container { gutted: true, ..Container::default() });
     assert_eq!(planned(second(100, Phase::Deleted), vec![gutted()]), sweep);
     assert_eq!(planned(second(101, Phase::Deleted), vec![gutted()]), [], "somebody else's");
@@ -356,8 +357,8 @@ fn what_is_left_of_attempts_that_are_over_is_swept() {
 
 #[test]
 fn the_rest_of_a_destruction_under_our_number_is_cleared_though_nobody_knows_it() {
-    // A power cut brought an earlier attempt's container back, and its removal was cut off, while the
-    // later attempt has the record.
+    // A power cut brought back an earlier attempt's container, and its removal was interrupted,
+    // while the later attempt has the record.
     let planned = |at: u32, record: Option<Record>| {
         let mut intended = Intended { vmids: Some((vmid(100), vmid(199))), ..Intended::default() };
         intended.live.extend(record.map(Arc::new));
