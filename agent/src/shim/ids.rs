@@ -30,6 +30,8 @@ const GIVEN_BACK: &str = "-";
 pub(super) struct Ids {
     path: PathBuf,
     file: File,
+    /// Bytes of the file that `digests` knows.
+    known: u64,
     digests: HashMap<String, String>,
     /// Lines of the file without effect: those that free an exec_id, and those that were freed.
     dead: usize,
@@ -52,7 +54,7 @@ impl Ids {
             }
         }
         let dead = lines - digests.len();
-        Ok(Self { path: path.to_owned(), file, digests, dead })
+        Ok(Self { path: path.to_owned(), file, known: bytes.len() as u64, digests, dead })
     }
 
     /// Returns the digest of the command that used this exec_id.
@@ -71,6 +73,10 @@ impl Ids {
     /// When the disk write fails. The exec_id is then free.
     pub(super) fn take(&mut self, id: &str, digest: &str) -> io::Result<()> {
         let _lock = self.lock()?;
+        if self.digests.contains_key(id) {
+            let why = "another shim of this sandbox has taken it meanwhile";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+        }
         if let Err(error) = self.append(digest, id) {
             // Part of the line may be on the disk. If this write fails too, the disk accepts
             // nothing.
@@ -86,8 +92,10 @@ impl Ids {
     /// # Errors
     /// When the disk write fails: this shim knows that the exec_id is free, the next one will not.
     pub(super) fn give_back(&mut self, id: &str) -> io::Result<()> {
+        let lock = self.lock();
+        // After the lock, which may have read the file again.
         self.digests.remove(id);
-        let _lock = self.lock()?;
+        let _lock = lock?;
         self.append(GIVEN_BACK, id)?;
         self.dead += 2;
         if self.dead > DEAD_MAX { self.write_anew() } else { Ok(()) }
@@ -95,12 +103,14 @@ impl Ids {
 
     fn append(&mut self, digest: &str, id: &str) -> io::Result<()> {
         // The leading line end terminates a line that a crash cut short.
-        self.file.write_all(format!("\n{digest} {id}\n").as_bytes())?;
+        let line = format!("\n{digest} {id}\n");
+        self.file.write_all(line.as_bytes())?;
+        self.known += line.len() as u64;
         self.file.sync_data()
     }
 
     /// Locks the file against other writers while the guard lives. A shim that is about to exit may
-    /// still write beside its successor; if the other has rewritten the file, it is read again.
+    /// still write beside its successor; what the other has written meanwhile is read.
     fn lock(&mut self) -> io::Result<File> {
         let lock = File::options()
             .write(true)
@@ -109,7 +119,7 @@ impl Ids {
             .open(self.path.with_extension("ids-lock"))?;
         lock.lock()?;
         let current = std::fs::metadata(&self.path)?;
-        if current.ino() != self.file.metadata()?.ino() {
+        if current.ino() != self.file.metadata()?.ino() || current.len() != self.known {
             *self = Self::open(&self.path)?;
         }
         Ok(lock)
@@ -167,6 +177,20 @@ mod tests {
         assert_eq!((again.digest("a"), again.digest("b")), (None, Some("d2")));
         again.take("a", "d3").expect("taken");
         assert_eq!(Ids::open(&path).expect("opened").digest("a"), Some("d3"));
+    }
+
+    #[test]
+    fn a_name_that_another_shim_took_meanwhile_is_not_taken_again() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("ids");
+        let mut leaving = Ids::open(&path).expect("opened");
+        let mut next = Ids::open(&path).expect("opened");
+        leaving.take("build", "d1").expect("taken");
+        let error = next.take("build", "d1").expect_err("it may run already");
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(next.digest("build"), Some("d1"));
+        leaving.give_back("build").expect("given back");
+        next.take("build", "d2").expect("free again");
     }
 
     #[test]
