@@ -1,20 +1,21 @@
-//! Why a sandbox is in its phase, where nobody asked its node for it: `Sandbox.cause`. Empty otherwise.
+//! Values of `Sandbox.cause`: why a sandbox entered its phase without a caller's request to its
+//! node. Empty otherwise.
 
-/// Its time to live was over.
+/// The time to live ended.
 pub const TTL: &str = "ttl";
-/// Nobody used it.
+/// The sandbox was idle.
 pub const IDLE: &str = "idle";
-/// It had been paused or stopped for too long.
+/// The sandbox was paused or stopped for too long.
 pub const KEPT_TOO_LONG: &str = "kept_too_long";
-/// It was found down.
+/// The container was found stopped.
 pub const FOUND_DOWN: &str = "found_down";
-/// It was found running.
+/// The container was found running.
 pub const FOUND_UP: &str = "found_up";
-/// Its node was rebooted while it ran.
+/// The node was rebooted while the sandbox ran.
 pub const NODE_REBOOTED: &str = "node_rebooted";
-/// Its container was let go, and is left as it is.
+/// The container was released and stays as it is.
 pub const RELEASED: &str = "released";
-/// Its node was given up.
+/// An operator gave up the node.
 pub const NODE_LOST: &str = "node_lost";
-/// Its container went to another node, and the sandbox with it: it goes on there.
+/// The container moved to another node, and the sandbox continues there.
 pub const MOVED: &str = "moved";
