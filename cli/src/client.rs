@@ -1,4 +1,4 @@
-//! Client of the controller: TLS with its CA, the bearer token on every call, a deadline on every
+//! Client of the controller: TLS with its CA, a bearer token on every call, a deadline on every
 //! wait.
 
 use std::time::Duration;

@@ -16,8 +16,7 @@ use crate::{
 pub struct Failure {
     /// Sentence without a full stop.
     pub message: String,
-    /// Name of the API's reason, if it gave one; a newer API may have names that this program
-    /// lacks.
+    /// Name of the API's reason, if it gave one; this program may be too old to know it.
     pub reason: Option<String>,
     /// Next step for the user.
     pub hint: Option<String>,
@@ -198,8 +197,7 @@ impl From<Status> for Failure {
     }
 }
 
-/// Describes a status that the controller did not make: a broken connection, a proxy, another
-/// program's port.
+/// Describes a status from elsewhere: a broken connection, a proxy, another program's port.
 fn unexplained(status: &Status) -> Failure {
     let chain = causes(status);
     let is_tls = ["certificate", "tls", "UnknownIssuer", "HandshakeFailure", "corrupt message"]

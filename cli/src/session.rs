@@ -36,8 +36,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// Longest absence of the node's agent before the command has started: an agent that restarts is
 /// back within seconds.
 const AGENT_AWAY: Duration = Duration::from_secs(15);
-/// Silence after which the connection counts as broken: the controller sends a keep-alive every 15
-/// s.
+/// Silence that counts as a broken connection: the controller sends a keep-alive every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
 /// Messages queued for the command; beyond them, reading stdin waits.
 const QUEUE: usize = 16;
@@ -71,15 +70,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts a command; `start` has an `exec_id`, so the command runs once even if the call is
-    /// repeated.
+    /// Starts a command; its `exec_id` makes it run once, even if the call is repeated.
     pub fn start(controller: Controller, start: ExecStart) -> Self {
         let (id, exec_id) = (start.id.clone(), start.exec_id.clone());
         Self { start: Some(start), ..Self::attach(controller, id, exec_id, None) }
     }
 
-    /// Attaches to a command that runs or ran, from its first output to its end, or to the offsets
-    /// `until`.
+    /// Attaches to a command that runs or ran, from its first output to its end or to `until`.
     pub fn attach(
         controller: Controller,
         id: String,

@@ -100,8 +100,7 @@ fn read_token(path: &Path) -> Result<String, Failure> {
     })
 }
 
-/// Splits `https://host[:port]` into the address to connect to and the name that the certificate
-/// must have.
+/// Splits `https://host[:port]` into the address and the name that the certificate must have.
 fn parse_endpoint(endpoint: &str) -> Result<(String, String), Failure> {
     let wrong = || {
         Failure::usage(

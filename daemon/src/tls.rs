@@ -198,7 +198,6 @@ pub(crate) mod tests {
         Identity::load(&path("crt"), &path("key"), &path("ca")).expect("identity")
     }
 
-    /// Client with a certificate that speaks these versions.
     fn client_of(
         identity: &Identity,
         versions: &[&'static SupportedProtocolVersion],
@@ -211,7 +210,6 @@ pub(crate) mod tests {
         finish(config.expect("a certificate"))
     }
 
-    /// Server that speaks these versions.
     fn server_of(
         identity: &Identity,
         versions: &[&'static SupportedProtocolVersion],
@@ -224,7 +222,6 @@ pub(crate) mod tests {
         Arc::new(config.expect("a certificate"))
     }
 
-    /// Version that the two agree on.
     async fn agreed(
         server: Arc<ServerConfig>,
         client: Arc<ClientConfig>,

@@ -1,5 +1,4 @@
-//! Values of `Sandbox.cause`: why a sandbox entered its phase without a caller's request to its
-//! node. Empty otherwise.
+//! Values of `Sandbox.cause`: why a phase changed when nobody asked the node to. Empty otherwise.
 
 /// The time to live ended.
 pub const TTL: &str = "ttl";

@@ -10,7 +10,7 @@ pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Arguments of a command at most.
 const ARGUMENTS_MAX: usize = 4096;
-/// Bytes of one argument, and of a line for the shell, at most: the kernel takes 128 KiB with the
+/// Bytes of an argument, or of a line for the shell, at most: the kernel takes 128 KiB with the
 /// NUL.
 const ARGUMENT_BYTES_MAX: usize = 128 * 1024 - 1;
 /// Bytes of all arguments at most. The kernel takes a quarter of the stack's limit, 2 MiB as a

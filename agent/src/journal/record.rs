@@ -21,8 +21,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Intent recorded; being cloned, configured or booted. After a crash the creation is undone or
-    /// finished.
+    /// Intent recorded; being cloned, configured or booted. After a crash: undone or finished.
     Creating,
     /// The creation failed or was cancelled; what it made is being removed.
     Undoing,
@@ -74,8 +73,7 @@ impl Default for WakeOn {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lifetime {
-    /// Time to live, milliseconds; 0: for ever. A sandbox that expired gets it again when it
-    /// resumes.
+    /// Time to live, milliseconds; 0: for ever. Starts anew when an expired sandbox resumes.
     pub ttl_ms: u64,
     /// Action at expiry.
     pub ttl_action: Action,
@@ -127,8 +125,7 @@ pub struct Failure {
 pub struct Record {
     /// Id of the sandbox.
     pub id: SandboxId,
-    /// Vmid of its container, leased in the transaction that wrote the intent. A tombstone keeps
-    /// its last.
+    /// Vmid of its container, leased together with the intent. A tombstone keeps its last.
     pub vmid: Vmid,
     /// Template that it was cloned from.
     pub template: Vmid,
@@ -153,8 +150,7 @@ pub struct Record {
     /// Address: the lease, or the one that DHCP gave. Use `lease`, which checks whether it counts.
     pub ip: Option<Ipv4Addr>,
     /// Whether a DHCP reply seen on the host gave it `ip`. Unused with static addresses. Older
-    /// versions believed what the container itself reported: the addresses that they wrote do not
-    /// count.
+    /// versions believed the container itself: their addresses do not count.
     #[serde(default)]
     pub ip_granted: bool,
     /// Open ports.
@@ -212,8 +208,7 @@ impl Record {
     }
 
     /// Address that belongs to this sandbox alone: the only target of requests, probes and
-    /// connection kills. A stopped sandbox with DHCP has none, because the server may give it to
-    /// others.
+    /// connection kills. A stopped sandbox with DHCP has none, whose server may give it to others.
     pub fn lease(&self) -> Option<Ipv4Addr> {
         match self.network {
             Network::Static => self.ip,

@@ -45,12 +45,10 @@ struct Guest {
     node: NodeName,
 }
 
-/// Signs beside `.members` that distinguish a node without a cluster from a member that lost its
-/// cluster.
+/// Signs that distinguish a node without a cluster from a member that lost its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signs {
-    /// Whether the cluster's configuration is in /etc/pve: then this node is a member, whatever
-    /// `.members` says.
+    /// Whether /etc/pve has a cluster's configuration: then this node is a member.
     pub corosync_conf: bool,
     /// Whether /etc/pve has w bits: pmxcfs removes them from everything while it has no quorum.
     pub writable: bool,
@@ -106,8 +104,7 @@ fn quorum(members: &Members, signs: Signs) -> Quorum {
     let number = members.nodelist.get(&members.nodename).map(|node| node.id);
     match &members.cluster {
         Some(corosync) if corosync.quorate == 1 && signs.writable => Quorum::Quorate(number),
-        // Distinguishes no cluster from a pmxcfs that has had no contact with corosync since it
-        // started.
+        // Without the signs, pmxcfs may have had no contact with corosync since it started.
         None if !signs.corosync_conf && signs.writable => Quorum::Alone,
         Some(_) | None => Quorum::Lost(number),
     }
@@ -137,8 +134,7 @@ struct Manager {
     node_status: BTreeMap<NodeName, String>,
 }
 
-/// Reads the cluster's state. Without `.members`, pmxcfs is down: nothing is quorate, and nothing
-/// is known.
+/// Reads the cluster's state. Without `.members`, pmxcfs is down: not quorate, nothing known.
 pub fn cluster(
     members: Option<&[u8]>,
     guests: Option<&[u8]>,

@@ -308,8 +308,7 @@ impl ContainerConfig {
             })
     }
 
-    /// End of the settings of the main part: before the blank lines that separate it from a
-    /// section.
+    /// End of the main part's settings: before the blank lines that separate a section.
     fn end(&self) -> usize {
         let last = self.lines[..self.main].iter().rposition(|line| !trim_end(line).is_empty());
         last.map_or(0, |last| last + 1)

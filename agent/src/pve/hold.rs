@@ -17,8 +17,7 @@ pub fn held(config: &ContainerConfig) -> bool {
     config.lock() == Some(LOCK) && config.has_note(NOTE)
 }
 
-/// True when any part of our lock is left, also the line alone, which stays after an operator's
-/// `pct unlock`.
+/// True when our line is there, also without the lock: an operator's `pct unlock` leaves it.
 pub fn leaves(config: &ContainerConfig) -> bool {
     config.has_note(NOTE)
 }

@@ -57,8 +57,7 @@ impl FromStr for Mark {
         let mut fields = std::collections::BTreeMap::new();
         for word in words {
             let (key, value) = word.split_once('=').ok_or(NotAMark)?;
-            // A repeated key means that somebody edited the mark; keys of a later version are
-            // ignored.
+            // A repeated key means that somebody edited it; keys of a later version are ignored.
             if fields.insert(key, value).is_some() {
                 return Err(NotAMark);
             }

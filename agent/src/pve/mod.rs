@@ -98,8 +98,7 @@ pub struct CloneOrder {
 pub struct CloneSite {
     /// Storages that the clone's volumes will be on: those of the template.
     pub storages: Vec<String>,
-    /// Existing volumes of this vmid, on any storage that can hold containers. None of them is
-    /// ours.
+    /// Volumes of this vmid on any storage that can hold containers. None of them is ours.
     pub volumes: Vec<String>,
 }
 
@@ -254,11 +253,10 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Space on the storage that clones of `template` go to.
     async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error>;
 
-    /// Volumes on the node's storages that are named after this vmid, referenced by a config or
-    /// not.
+    /// Volumes on the node's storages that are named after this vmid, in a config or not.
     async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, Error>;
 
-    /// Volumes of all vmids on the node's storages, referenced by a config or not.
+    /// Volumes of all vmids on the node's storages, in a config or not.
     async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, Error>;
 
     /// Finds the volumes that exist under `vmid` before a clone of `template` to it. A storage that

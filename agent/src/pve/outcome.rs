@@ -17,8 +17,7 @@ pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<(), Err
         Exit::Code(code) => format!("pct ended with exit code {code} and said nothing"),
         Exit::Signal(signal) => format!("pct was ended by signal {signal} and said nothing"),
     });
-    // `pct` itself says only "startup for container 'N' failed"; the reason is in LXC's lines
-    // before.
+    // `pct` itself says only "startup for container 'N' failed"; LXC has said why before.
     if op == "start" && text.starts_with("startup for container") {
         for line in lines_of_lxc(stdout) {
             text = format!("{text}; {line}");

@@ -184,8 +184,7 @@ impl Host {
         Err(ErrorKind::NoQuorum(why.to_owned()))
     }
 
-    /// Checks that pmxcfs is mounted: only then does an absent config mean that there is no
-    /// container.
+    /// Checks that pmxcfs is mounted: only then an absent config means that there is no container.
     async fn check_mounted(&self) -> Result<(), ErrorKind> {
         match self.files.read(self.places.root.join(".members")).await {
             Ok(Some(_)) => Ok(()),
@@ -210,8 +209,7 @@ impl Host {
         container::init(&self.places.proc, &self.places.cgroup_root, vmid)
     }
 
-    /// Mark that a container carries; while /etc/pve cannot be read, the mark that it was last seen
-    /// with.
+    /// Mark that a container carries, or carried when /etc/pve could last be read.
     async fn mark_of(&self, vmid: Vmid) -> Result<Option<Mark>, ErrorKind> {
         match self.config(vmid).await {
             Ok(config) => Ok(config.and_then(|config| config.mark())),
@@ -359,8 +357,7 @@ impl Host {
         // whether another host has the file system mounted.
         let done = self.runner.run_waiting(program, deadline).await;
         let said = Self::judged(command.op(), done)?;
-        // The exit code is 0 also when nothing was done, and when the volume grew but not its file
-        // system.
+        // The exit code is 0 also when nothing grew, or only the volume without its file system.
         if let Some(why) = outcome::not_grown(&said) {
             return Err(ErrorKind::Failed(why));
         }

@@ -3,8 +3,7 @@
 //! sandbox's; but it must keep running when the sandbox is frozen or out of memory.
 //!
 //! The shim creates its cgroup, joins it, and removes it when it ends; that of a killed shim is
-//! removed by the agent's `sweep`. Works on cgroup2, and on v1 where a controller has its own
-//! hierarchy.
+//! removed by the agent's `sweep`. On cgroup2, and on v1 where a controller has its own hierarchy.
 
 use std::{
     collections::BTreeSet,
@@ -144,8 +143,7 @@ pub fn send_home(root: &Path, vmid: Vmid, pid: u32) {
     }
 }
 
-/// Resource usage of a container's shim; zero without a shim, or where the kernel does not count
-/// it.
+/// Resource usage of a container's shim; zero without a shim, or where it is not counted.
 pub fn in_use(root: &Path, vmid: Vmid) -> Use {
     let text = |path: PathBuf| read::text(&path, read::LARGE);
     let number = |path: PathBuf| text(path).trim().parse::<u64>().ok();

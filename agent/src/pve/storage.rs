@@ -117,8 +117,7 @@ impl Storage {
         })
     }
 
-    /// Volumes of a container, as far as directories show them; `None` when the storage has no
-    /// directories.
+    /// Volumes of a container in the directories of the storage; `None` when it has none.
     pub fn volumes_seen(&self, vmid: Vmid) -> Option<std::io::Result<Vec<String>>> {
         let dirs = match self.place() {
             Place::Flat(dir) => self.flat(dir),
@@ -132,8 +131,7 @@ impl Storage {
         Some(dirs.iter().map(volumes).collect::<std::io::Result<Vec<_>>>().map(|all| all.concat()))
     }
 
-    /// Volumes of all vmids, as far as directories show them; `None` when the storage has no
-    /// directories.
+    /// Volumes of all vmids in the directories of the storage; `None` when it has none.
     pub fn all_volumes_seen(&self) -> Option<std::io::Result<BTreeMap<Vmid, Vec<String>>>> {
         let names = match self.place() {
             Place::Flat(dir) => {

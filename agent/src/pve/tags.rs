@@ -21,8 +21,7 @@ pub fn put(config: &mut ContainerConfig) {
     }
 }
 
-/// Adds the tag to an adopted container, and a line that records the addition. Keeps every other
-/// byte.
+/// Adds the tag to an adopted container, and a line to record that. Keeps every other byte.
 pub fn add(config: &mut ContainerConfig) {
     if config.tags().any(|tag| tag == TAG) {
         return;

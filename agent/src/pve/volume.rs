@@ -7,8 +7,7 @@
 use proto::id::Vmid;
 use serde::{Deserialize, Serialize};
 
-/// Volumes that are destroyed with a sandbox although no config names them. Those that its config
-/// names are destroyed in any case.
+/// Volumes that are destroyed with a sandbox besides those that its config names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OwnVolumes {

@@ -18,8 +18,7 @@ use nix::sched::{CloneFlags, setns};
 /// start a thread.
 pub fn has_address(proc: &Path, pid: u32, ip: Ipv4Addr) -> io::Result<bool> {
     let namespace = File::open(proc.join(pid.to_string()).join("ns/net"))?;
-    // Runs in a thread of its own, which ends with the query: no other code may run in the
-    // namespace.
+    // The thread ends with the query: no other code may run in the namespace.
     let asked = thread::Builder::new().name("netns".to_owned()).spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         match UdpSocket::bind((ip, 0)) {

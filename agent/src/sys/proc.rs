@@ -3,8 +3,7 @@
 //!
 //! A process's owner controls what the process can write: a tenant's command line can have 80 MiB
 //! for which the tenant pays nothing, or lie in memory that never answers. So the kernel is first
-//! asked for the owner; values from tenants' processes are not read at all, those of others up to a
-//! few KiB.
+//! asked for the owner; of tenants' processes nothing of this is read, of others a few KiB.
 
 use std::{fs, path::Path};
 

@@ -9,8 +9,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Bound for a file of the kernel about one process, cgroup or setting, bytes. The kernel writes
-/// less.
+/// Bound for a kernel file about one process, cgroup or setting, bytes. The kernel writes less.
 pub const SMALL: u64 = 4 * 1024;
 /// Bound for a table of the kernel or of PVE about the whole host, bytes.
 pub const LARGE: u64 = 16 * 1024 * 1024;

@@ -25,8 +25,7 @@ pub struct Seqpacket(AsyncFd<OwnedFd>);
 pub struct Message {
     /// Content; empty at the end.
     pub bytes: Vec<u8>,
-    /// Pid of the sender, or the one that it named, in our own pid namespace, as given by the
-    /// kernel.
+    /// Pid of the sender, or the one that it named, in our pid namespace, checked by the kernel.
     pub pid: Option<u32>,
 }
 

@@ -75,8 +75,7 @@ pub(super) async fn run(controller: Controller, cp: Cp, output: Output) -> Resul
 struct Packing {
     /// Directory in the sandbox that the archive is unpacked into.
     into: String,
-    /// Name of the root entry in the archive; empty to put our directory's content right into
-    /// `into`.
+    /// Name of the root entry; empty to put our directory's content right into `into`.
     name: String,
 }
 
@@ -317,7 +316,6 @@ fn print(mut source: Source) -> Result<(), Failure> {
     Ok(stdout.flush()?)
 }
 
-/// Reader of the archive from the connection.
 struct Source {
     receiver: mpsc::Receiver<io::Result<Bytes>>,
     rest: Bytes,

@@ -60,8 +60,7 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
         return detached(controller, start, &control, output).await;
     }
     let (sender, input) = mpsc::channel(QUEUE);
-    // Installed before the command can be seen to run: a signal that arrives then is for the
-    // command.
+    // Before the command can be seen to run: signals from then on are for the command.
     let signals = Signals::listen()
         .map_err(|error| Failure::local(format!("cannot listen for signals: {error}")))?;
     let mut sink = Sink::new(output.json)?;
@@ -72,16 +71,14 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
         let carried = session.run(input, &mut sink, output);
         let terminal = async {
             if interactive {
-                // From here on the terminal's keys go to the command; the guard restores the
-                // terminal.
+                // From here on the keys go to the command; the guard restores the terminal.
                 running.wait_for(|runs| *runs).await.ok();
                 let raw = (tty && terminal::is_terminal()).then(terminal::Raw::enter);
                 let _raw = raw
                     .transpose()
                     .map_err(|error| Failure::local(format!("cannot use the terminal: {error}")))?;
                 let sender = sender.clone();
-                // Runs in its own thread: a read of stdin cannot be cancelled, and the thread ends
-                // with us.
+                // A thread of its own, which ends with us: a read of stdin cannot be cancelled.
                 std::thread::spawn(move || pump_stdin(&sender));
                 return std::future::pending::<Result<_, Failure>>().await;
             }

@@ -104,8 +104,7 @@ pub(super) fn settled(sandbox: &Sandbox, goal: Phase) -> Result<bool, Failure> {
         Phase::Deleted => {
             Err(Failure::local(format!("{} was deleted", sandbox.id)).exit(exit::NOT_FOUND))
         }
-        // The sandbox settled in another phase: if a failure explains it, waiting longer is
-        // useless.
+        // The sandbox is stable in another phase: final if a failure explains it.
         Phase::Running | Phase::Paused | Phase::Stopped => recorded().map_or(Ok(false), Err),
         Phase::Unspecified
         | Phase::Creating

@@ -1,5 +1,4 @@
-//! `top`: shows the resource usage of sandboxes. CPU is the difference of two readings, by the
-//! node's own clock.
+//! `top`: resource usage of sandboxes. CPU is the difference of two readings, by the node's clock.
 
 use std::{
     collections::BTreeMap,

@@ -63,7 +63,6 @@ pub(crate) struct Behaviour {
     pub(crate) events: Events,
 }
 
-/// Fake controller for one test.
 pub(crate) struct Fake {
     pub(crate) behaviour: Arc<Behaviour>,
     port: u16,
@@ -123,12 +122,10 @@ impl Fake {
         command
     }
 
-    /// Runs the program to its end.
     pub(crate) async fn run(&self, args: &[&str]) -> Ran {
         finish(self.command(args).spawn().expect("spawn")).await
     }
 
-    /// Runs the program with bytes on stdin.
     pub(crate) async fn run_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
         let mut child = self.command(args).stdin(Stdio::piped()).spawn().expect("spawn");
         let (mut pipe, bytes) = (child.stdin.take().expect("piped"), stdin.to_owned());
@@ -139,7 +136,6 @@ impl Fake {
     }
 }
 
-/// Result of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -172,8 +168,7 @@ pub(crate) fn refuse(reason: Reason) -> Status {
     Refusal::new(reason, "the fake refused").retry_after(Duration::from_millis(10)).into()
 }
 
-/// Name of a sandbox whose metadata holds a right-to-left override, a zero-width space and an
-/// escape.
+/// Sandbox with a right-to-left override, a zero-width space and an escape in its metadata.
 pub(crate) const HOSTILE: &str = "hostile";
 
 fn known(id: &str, phase: Phase) -> Result<Option<Sandbox>, Status> {

@@ -180,8 +180,7 @@ pub(crate) async fn feed(session: Arc<Session>, mut messages: Streaming<ExecRequ
     }
 }
 
-/// Sends the command's output, until one of the two has gone, or the stream breaks after so many
-/// messages.
+/// Sends the command's output, until one of the two has gone or the stream is to break.
 pub(crate) async fn relay(
     session: Arc<Session>,
     mut from: [u64; 2],

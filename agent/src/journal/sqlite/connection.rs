@@ -10,8 +10,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use crate::journal::Error;
 
-/// Schema migrations, one per version. They only add, so that the previous version can read the
-/// file.
+/// Schema migrations, one per version. They only add: the previous version reads the file too.
 const MIGRATIONS: &[&str] = &[include_str!("../schema/v1.sql")];
 
 /// An open journal file.

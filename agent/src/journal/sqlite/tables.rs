@@ -277,8 +277,7 @@ fn set_counter(db: &Connection, key: &str, value: u64) -> Result<(), Error> {
         .map_err(storage)
 }
 
-/// Leases the ring's next vmid. Those of tombstones come last: their URLs should answer 410 for
-/// long.
+/// Leases the ring's next vmid, those of tombstones last: their URLs should answer 410 for long.
 fn lease_vmid(db: &Connection, pools: &Pools, taken: &BTreeSet<Vmid>) -> Result<Vmid, Error> {
     let range = (pools.vmids.0.get(), pools.vmids.1.get());
     let cursor = counter(db, VMID_CURSOR).map_err(storage)?;
@@ -325,7 +324,6 @@ fn lease_address(
     Ok(address.into())
 }
 
-/// Compares the revision for a compare-and-swap.
 fn at_revision(db: &Connection, record: &Record) -> Result<Record, Error> {
     let found = get(db, &record.id)?;
     match found {

@@ -57,7 +57,6 @@ pub(super) struct Node {
     pub room: StorageRoom,
     /// Factor on the duration of everything.
     pub slow: u32,
-    /// Number in the cluster.
     pub number: u32,
     pub cluster: Membership,
 }
@@ -148,13 +147,11 @@ impl World {
         found.ok_or_else(|| missing(node, vmid))
     }
 
-    /// True when this defect is active.
     pub(super) fn lapses(&self, lapse: Lapse) -> bool {
         self.lapse == Some(lapse)
     }
 
-    /// Returns a container that may be changed: it carries a mark for its own vmid and is not
-    /// locked.
+    /// Returns a container that may be changed: marked for its own vmid, and not locked.
     fn ours(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest, ErrorKind> {
         let unseen = self.lapses(Lapse::Ownership);
         let guest = self.container_mut(node, vmid)?;
@@ -311,7 +308,6 @@ impl World {
         Ok(())
     }
 
-    /// True when the container does not run.
     pub(super) fn is_stopped(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
         let stopped = self.container_mut(node, vmid)?.pid.is_none();
         if stopped && !self.lapses(Lapse::Ownership) {

@@ -73,8 +73,7 @@ impl Host {
             };
             match result {
                 Ok(()) => {}
-                // Either a storage's lock was held for too long, or another process was faster:
-                // check again.
+                // A storage's lock was held for too long, or another process was faster.
                 Err(kind @ (ErrorKind::Locked(_) | ErrorKind::NotFound(_)))
                     if Instant::now() < deadline =>
                 {

@@ -37,8 +37,7 @@ impl Host {
         vmid: Vmid,
         change: impl FnOnce(&mut ContainerConfig) -> Result<(), ErrorKind> + Send + 'static,
     ) -> Result<(), ErrorKind> {
-        // Each read of pmxcfs goes through FUSE: no file is read twice, and the reads run in
-        // parallel.
+        // Reads of pmxcfs go through FUSE: no file is read twice, and they run in parallel.
         let until = Instant::now() + LOCK.min(CALL);
         let (quorum, lock) = tokio::join!(self.check_quorum(), self.lock_config(vmid, until));
         let (quorum, lock) = (quorum.map(drop), lock?);

@@ -25,11 +25,9 @@ use crate::{
 const LVS: &str = "/usr/sbin/lvs";
 const ZFS: &str = "/usr/sbin/zfs";
 
-/// Magic number of ZFS in statfs(2), whose numbers are the dataset's, not the pool's: ZFS is asked
-/// instead.
+/// Magic number of ZFS in statfs(2), which counts a dataset, not its pool: ZFS is asked instead.
 const ZFS_MAGIC: u64 = 0x2FC1_2FC1;
 
-/// Cached answers.
 #[derive(Debug, Default)]
 pub(super) struct Rooms(Mutex<HashMap<String, (Instant, StorageRoom)>>);
 
@@ -229,7 +227,6 @@ impl Host {
         self.tool(self.places.pvesm.clone(), ["free", volume]).await.map(drop)
     }
 
-    /// Runs a tool and returns its stdout.
     pub(super) async fn tool<'a>(
         &self,
         path: impl Into<PathBuf>,
