@@ -6,7 +6,7 @@ pub const REFUSED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// The named object does not exist.
 pub const NOT_FOUND: u8 = 3;
-/// The same call may work later.
+/// The call failed, but may succeed later.
 pub const NOT_NOW: u8 = 4;
 /// Failure of `exec` itself, not the command's own exit code.
 pub const EXEC: u8 = 125;

@@ -14,25 +14,25 @@ use crate::{
 
 /// Bounds of a request; the comments of the proto state the same.
 pub mod limit {
-    /// Cores of one sandbox.
+    /// Cores of one sandbox at most.
     pub const CORES_MAX: u32 = 64;
-    /// Memory of one sandbox, MiB.
+    /// Range of the memory of one sandbox, MiB.
     pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=524_288;
-    /// Root disk of one sandbox, GiB.
+    /// Largest root disk of one sandbox, GiB.
     pub const DISK_GIB_MAX: u32 = 16_384;
-    /// Metadata entries.
+    /// Metadata entries at most.
     pub const METADATA_MAX: usize = 32;
-    /// Bytes of a metadata key.
+    /// Bytes of a metadata key at most.
     pub const METADATA_KEY_BYTES_MAX: usize = 63;
-    /// Bytes of a metadata value.
+    /// Bytes of a metadata value at most.
     pub const METADATA_VALUE_BYTES_MAX: usize = 1024;
-    /// Environment variables of a sandbox or of one command.
+    /// Environment variables of a sandbox or of one command at most.
     pub const ENV_MAX: usize = 64;
-    /// Bytes of an environment in all.
+    /// Bytes of a whole environment at most.
     pub const ENV_BYTES_MAX: usize = 32 * 1024;
-    /// Open ports of one sandbox.
+    /// Open ports of one sandbox at most.
     pub const SERVICES_MAX: usize = 32;
-    /// Labels of one kind.
+    /// Labels of one kind at most.
     pub const LABELS_MAX: usize = 8;
 }
 
@@ -54,7 +54,7 @@ impl Size {
         u64::from(self.memory_mib) << 20
     }
 
-    /// This size, with what it leaves open taken from `default`.
+    /// Fills the parts of this size that are 0 from `default`.
     #[must_use]
     pub fn or(self, default: Self) -> Self {
         let pick = |own, other| if own == 0 { other } else { own };

@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(Signs::read(root.path()), FINE);
         fs::write(root.path().join("corosync.conf"), "totem {}").expect("write");
         assert_eq!(Signs::read(root.path()), Signs { corosync_conf: true, writable: true });
-        // pmxcfs shows its own directories without w bits, and the mount itself as it pleases.
+        // pmxcfs removes the w bits of its own directories, but not always of the mount itself.
         mode(&nodes, 0o555);
         assert!(!Signs::read(root.path()).writable);
         mode(&nodes, 0o755);

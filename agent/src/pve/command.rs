@@ -9,7 +9,7 @@ use proto::id::Vmid;
 
 use super::{CloneOrder, Settings, interface};
 
-/// One call of `pct`.
+/// Command of `pct`.
 #[derive(Debug, Clone)]
 pub enum Command<'a> {
     /// Makes a linked clone, PVE's default for a template.

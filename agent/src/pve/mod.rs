@@ -86,7 +86,7 @@ pub struct Error {
 pub struct CloneOrder {
     /// Template to clone, on this node.
     pub template: Vmid,
-    /// Number of the new container.
+    /// Vmid of the new container.
     pub vmid: Vmid,
     /// Identity of the container: its sandbox id is the hostname, and the whole mark is the
     /// description from the first write of the config on.

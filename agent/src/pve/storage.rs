@@ -39,7 +39,7 @@ pub enum Place {
     Other,
 }
 
-/// Reads `storage.cfg`.
+/// Parses `storage.cfg`.
 pub fn parse(text: &str) -> Vec<Storage> {
     let mut storages: Vec<Storage> = Vec::new();
     for line in text.lines() {

@@ -1,4 +1,4 @@
-//! `nodes`: the nodes and their load.
+//! `nodes`: lists the nodes and their load.
 
 use comfy_table::{Cell, Color};
 use proto::sandbox::v1::{ListNodesRequest, Node};

@@ -1,4 +1,4 @@
-//! `pause` and `resume`.
+//! `pause` and `resume`: freeze and thaw sandboxes.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The SQL. Every function is one request and runs inside the caller's transaction.
+//! SQL of the journal. Every function is one request and runs inside the caller's transaction.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 

@@ -47,7 +47,7 @@ impl Guest {
     }
 }
 
-/// A node.
+/// Node of the fake cluster.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     /// Counter of the node's deaths: each cuts off the operations under way.

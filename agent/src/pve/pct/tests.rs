@@ -1,4 +1,4 @@
-//! `pct resize` as the driver sees it, with a script in the place of `pct`.
+//! Tests of `resize`, with a script in place of `pct`.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 

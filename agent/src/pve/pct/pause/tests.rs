@@ -1,4 +1,4 @@
-//! On a tree of files, with a thread that plays the kernel.
+//! Tests of pausing on a tree of files, with a thread that plays the kernel.
 
 use std::{
     fs,
