@@ -1,4 +1,4 @@
-//! What can be typed. The help texts here are also the man pages.
+//! Definition of the command line. The help texts here are also the man pages.
 
 mod adopt;
 mod clean;

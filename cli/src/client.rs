@@ -1,4 +1,5 @@
-//! Calls the controller: TLS with its CA, the bearer token on every call, a deadline on every wait.
+//! Client of the controller: TLS with its CA, a bearer token on every call, a deadline on every
+//! wait.
 
 use std::time::Duration;
 
@@ -16,12 +17,12 @@ use tonic::{
 
 use crate::{failure::Failure, settings::Settings};
 
-/// A call answers within 20 s by the API's own rule; the rest is the way.
+/// Deadline of a call: the API answers within 20 s, the rest is for the network.
 const CALL: Duration = Duration::from_secs(30);
-/// Pause before a broken watch is taken up again.
+/// Pause before a broken watch is reopened.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
-/// Puts the token on every call.
+/// Adds the token to every call.
 #[derive(Debug, Clone)]
 pub struct Bearer(MetadataValue<Ascii>);
 
@@ -34,12 +35,12 @@ impl Interceptor for Bearer {
 
 type Authorized = InterceptedService<Channel, Bearer>;
 
-/// The controller, connected when first asked.
+/// Client of the controller, which connects at the first call.
 #[derive(Debug, Clone)]
 pub struct Controller {
-    /// Sandboxes of our team.
+    /// Service for the sandboxes of our team.
     pub sandboxes: SandboxServiceClient<Authorized>,
-    /// What an operator asks.
+    /// Service for operators.
     pub operator: OperatorServiceClient<Authorized>,
 }
 
@@ -76,8 +77,8 @@ impl Controller {
         })
     }
 
-    /// The sandbox at every change, until `done` says so or it is gone for good. A watch that
-    /// breaks is taken up again.
+    /// Passes the sandbox to `done` at every change, until that returns true or the sandbox has
+    /// ended. Reopens a watch that breaks.
     ///
     /// # Errors
     /// When it ends without `done`, or the deadline passes.
@@ -88,7 +89,7 @@ impl Controller {
         done: impl FnMut(&Sandbox) -> Result<bool, Failure>,
     ) -> Result<Sandbox, Failure> {
         let now = Instant::now();
-        // Some 30 years, for those who wait for as long as it takes.
+        // About 30 years, for a wait without a deadline.
         let wait = match deadline {
             Some(deadline) => deadline.saturating_duration_since(now),
             None => Duration::from_secs(1_000_000_000),
@@ -96,7 +97,7 @@ impl Controller {
         self.follow_since(id, now, wait, done).await
     }
 
-    /// The same for who has waited since an earlier time.
+    /// Follows like `follow`, for a caller that has waited since an earlier time.
     ///
     /// # Errors
     /// As `follow`.
@@ -158,7 +159,7 @@ impl Controller {
 /// Waits for an answer.
 ///
 /// # Errors
-/// With what the API said, or when no answer comes.
+/// With the API's error, or when no answer comes.
 pub async fn answer<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Failure> {
@@ -168,14 +169,14 @@ pub async fn answer<T>(
     }
 }
 
-/// How long a node's agent may take to be started again.
+/// Longest wait for a node's agent that restarts.
 const AGENT_AWAY: Duration = Duration::from_secs(15);
-/// Between two tries meanwhile.
+/// Pause between attempts meanwhile.
 const AGENT_AGAIN: Duration = Duration::from_millis(500);
 
-/// Waits for an answer to a call that is not done twice however often it is made, and makes it again
-/// while the sandbox's node cannot be reached: an agent that is upgraded is back within seconds. The
-/// hint of an error that stays says that the verb can be repeated.
+/// Makes an idempotent call, and repeats it while the sandbox's node cannot be reached: an agent
+/// that is upgraded is back within seconds. The hint of a final error says that the verb can be
+/// repeated.
 ///
 /// # Errors
 /// As `answer`.
@@ -197,19 +198,19 @@ where
     }
 }
 
-/// Asks for one sandbox.
+/// Reads one sandbox.
 ///
 /// # Errors
-/// When there is none of this name, or the call failed.
+/// When there is no such sandbox, or the call failed.
 pub async fn fetch(controller: &Controller, id: String) -> Result<Sandbox, Failure> {
     let request = GetSandboxRequest { id };
     promised(answer(controller.sandboxes.clone().get_sandbox(request)).await?.sandbox)
 }
 
-/// A field that the API promises to set.
+/// Unwraps a field that the API promises to set.
 ///
 /// # Errors
-/// When it is not set: the controller is not what we think.
+/// When it is not set: the controller is not of a matching version.
 pub fn promised<T>(field: Option<T>) -> Result<T, Failure> {
     field.ok_or_else(|| {
         Failure::local("the controller's answer lacks a field that it must have")

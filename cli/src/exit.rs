@@ -1,16 +1,16 @@
 //! Exit codes; `--help` lists them.
 
-/// Refused or failed.
+/// The call was refused or failed.
 pub const REFUSED: u8 = 1;
-/// Wrong usage or configuration.
+/// The usage or configuration is wrong.
 pub const USAGE: u8 = 2;
-/// What was named is not there.
+/// The named object does not exist.
 pub const NOT_FOUND: u8 = 3;
-/// The same call may work later.
+/// The call failed, but may succeed later.
 pub const NOT_NOW: u8 = 4;
-/// `exec`: not the command's own exit code.
+/// Failure of `exec` itself, not the command's own exit code.
 pub const EXEC: u8 = 125;
 /// Stopped by the user.
 pub const INTERRUPTED: u8 = 130;
-/// The reader of our output went away: 128 + SIGPIPE, as other programs die of it.
+/// The reader of our output has closed it: 128 + SIGPIPE, as with programs that the signal ends.
 pub const PIPE: u8 = 141;

@@ -1,4 +1,4 @@
-//! What went wrong: a sentence, the reason that programs branch on, what to do next, an exit code.
+//! Errors: a sentence, the reason that programs branch on, the next step, an exit code.
 
 use std::{error::Error, fmt, io, time::Duration};
 
@@ -11,27 +11,27 @@ use crate::{
     printable::{self, one_line, printable},
 };
 
-/// Why the verb did not do what it should.
+/// Reason why the verb failed.
 #[derive(Debug, Clone)]
 pub struct Failure {
-    /// A sentence without a full stop.
+    /// Sentence without a full stop.
     pub message: String,
-    /// Name of its reason, if the API said one; a newer API may have others than this program knows.
+    /// Name of the API's reason, if it gave one; this program may be too old to know it.
     pub reason: Option<String>,
-    /// What to do next.
+    /// Next step for the user.
     pub hint: Option<String>,
     /// Exit code.
     pub exit: u8,
-    /// The same call may work after this long.
+    /// Delay after which the same call may succeed.
     pub retry_after: Option<Duration>,
-    /// The connection or the other side gave out; nothing was decided.
+    /// Whether the connection or the other side failed, so that nothing was decided.
     pub transient: bool,
-    /// No connection came about, so the other side never heard of the call.
+    /// Whether no connection was made, so that the call never arrived.
     pub unreached: bool,
 }
 
 impl Failure {
-    /// A failure on this side of the wire.
+    /// Creates a failure on this side of the wire.
     pub fn local(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -44,26 +44,26 @@ impl Failure {
         }
     }
 
-    /// Wrong usage or configuration, with what to do about it.
+    /// Creates a failure of usage or configuration, with the remedy.
     pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), exit: exit::USAGE, ..Self::local(message) }
     }
 
-    /// With what to do next.
+    /// Sets the next step.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// With another exit code.
+    /// Sets another exit code.
     #[must_use]
     pub fn exit(mut self, exit: u8) -> Self {
         self.exit = exit;
         self
     }
 
-    /// A creation or another operation that the API says has failed.
+    /// Creates a failure from that of a creation or another operation in the API.
     pub fn recorded(failure: &proto::sandbox::v1::Failure) -> Self {
         let mut message = failure.message.clone();
         if !failure.rollback.is_empty() {
@@ -72,7 +72,7 @@ impl Failure {
         Self::local(message).with_reason(failure.reason().name())
     }
 
-    /// Waited for longer than was allowed.
+    /// Creates a failure for a wait that exceeded its limit.
     pub fn deadline(what: &str, waited: Duration) -> Self {
         let waited = match waited.subsec_millis() {
             0 => format!("{} s", waited.as_secs()),
@@ -88,18 +88,18 @@ impl Failure {
         }
     }
 
-    /// With a reason of the API that we found ourselves.
+    /// Creates a failure found on this side, with a reason of the API.
     pub fn of_reason(reason: Reason, message: impl Into<String>) -> Self {
         Self::local(message).with_reason(reason.name())
     }
 
-    /// True for what a call meets while the agent of its node is started again, or is stopping.
+    /// True for errors of a call while its node's agent restarts or stops.
     pub fn is_of_a_restart(&self) -> bool {
         matches!(self.known(), Some(Reason::NodeUnreachable | Reason::ShuttingDown))
     }
 
-    /// With a hint that fits a verb which can be repeated: what the table says of an outcome that is
-    /// not known is about creations.
+    /// Sets a hint for a verb that can be repeated, because the table's hint for an unknown outcome
+    /// is about creations.
     #[must_use]
     pub fn repeatable(mut self) -> Self {
         if self.known() == Some(Reason::OutcomeUnknown)
@@ -111,7 +111,7 @@ impl Failure {
         self
     }
 
-    /// Its reason, if this program knows it.
+    /// Reason, if this program knows it.
     pub fn known(&self) -> Option<Reason> {
         Reason::named(self.reason.as_deref()?)
     }
@@ -125,7 +125,7 @@ impl Failure {
         self
     }
 
-    /// Prints it to stderr: for people, or as one JSON object.
+    /// Prints the failure to stderr: for people, or as one JSON object.
     pub fn print(&self, json: bool) {
         if self.exit == exit::PIPE {
             return;
@@ -134,7 +134,7 @@ impl Failure {
             Ok(text) if json => text,
             _ => self.to_string(),
         };
-        // Nobody is left to tell when stderr is closed.
+        // A closed stderr cannot be reported.
         io::Write::write_all(&mut io::stderr(), format!("{text}\n").as_bytes()).ok();
     }
 
@@ -187,7 +187,7 @@ impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let retry_after = daemon::status::retry_after(&status);
         if let Some((reason, _)) = daemon::status::info(&status) {
-            // One line, whatever the other side sends: the next one is ours.
+            // Kept on one line, whatever the other side sends: the next line is ours.
             let message = status.message().trim_end_matches('.').replace('\n', " ");
             let transient = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
             let failure = Self { retry_after, transient, ..Self::local(message) };
@@ -197,7 +197,7 @@ impl From<Status> for Failure {
     }
 }
 
-/// A status that the controller did not make: a broken connection, a proxy, something else's port.
+/// Describes a status from elsewhere: a broken connection, a proxy, another program's port.
 fn unexplained(status: &Status) -> Failure {
     let chain = causes(status);
     let is_tls = ["certificate", "tls", "UnknownIssuer", "HandshakeFailure", "corrupt message"]
@@ -246,7 +246,7 @@ fn unexplained(status: &Status) -> Failure {
         | Code::Internal
         | Code::DataLoss => (
             exit::REFUSED,
-            // A connection that breaks in mid-stream comes as one of these two.
+            // A connection that breaks in mid-stream has one of these two codes.
             matches!(status.code(), Code::Unknown | Code::Internal),
             "see the log of the controller: `journalctl -u pve-sandbox-controller`",
         ),
@@ -263,7 +263,7 @@ fn unexplained(status: &Status) -> Failure {
     Failure { transient, unreached, ..Failure::local(message).hint(hint).exit(exit) }
 }
 
-/// The messages of a status and its sources, each said once.
+/// Messages of a status and its sources, without repetitions.
 fn causes(status: &Status) -> String {
     let parts = std::iter::once(status.message().to_owned());
     let parts = parts.chain(sources(status).map(ToString::to_string));

@@ -1,19 +1,19 @@
-//! What to do next, for each reason that the API gives. The one table of it.
+//! The table of next steps, one for each reason of the API.
 
 use proto::Reason;
 
 use crate::exit;
 
-/// What an error of a reason means to whoever sits at the shell.
+/// Exit code and next step for an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hint {
     /// Exit code.
     pub exit: u8,
-    /// What to do next.
+    /// Next step for the user.
     pub next: &'static str,
 }
 
-/// The hint for a reason.
+/// Hint for a reason.
 pub fn of(reason: Reason) -> Hint {
     let (exit, next) = match reason {
         Reason::FieldInvalid => {

@@ -1,9 +1,9 @@
 //! `sandboxctl`: the controller's public API for people and for scripts.
 //!
-//! Code map: `args` is what can be typed; `settings` finds the controller; `client` calls it;
-//! `session` holds on to a command when the connection breaks; `cmd` has one file a verb; `failure`
-//! and `hint` turn what went wrong into a sentence, a next step and an exit code; `output` prints
-//! tables and JSON. Knows sandbox.v1 and nothing of agents.
+//! Code map: `args` defines the command line; `settings` finds the controller; `client` calls it;
+//! `session` keeps a command's stream when the connection breaks; `cmd` has one file a verb;
+//! `failure` and `hint` turn an error into a sentence, a next step and an exit code; `output`
+//! prints tables and JSON. Uses sandbox.v1 only, nothing of agents.
 
 pub mod args;
 pub mod client;
@@ -24,17 +24,17 @@ use clap::Parser;
 
 use crate::{args::Args, failure::Failure};
 
-/// Reads the command line, runs the verb and says how it went.
+/// Reads the command line, runs the verb and reports the result.
 pub fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        // clap's own: usage errors, --help and --version. A closed pipe is no reason to complain.
+        // clap's own results: usage errors, --help and --version. A closed pipe is ignored.
         Err(error) => {
             error.print().ok();
             let exec = || std::env::args_os().any(|arg| arg == "exec" || arg == "logs");
             let code = match error.use_stderr() {
                 false => 0,
-                // 2 could be the command's own.
+                // 2 could be the exit code of the command itself.
                 true if exec() => exit::EXEC,
                 true => exit::USAGE,
             };
@@ -48,7 +48,7 @@ pub fn main() -> ExitCode {
         .map_err(|error| Failure::local(format!("cannot start: {error}")))
         .and_then(|runtime| {
             let ended = runtime.block_on(cmd::run(args));
-            // A read of the terminal that nobody waits for any more must not hold us up.
+            // A pending read of the terminal must not delay the exit.
             runtime.shutdown_background();
             ended
         });

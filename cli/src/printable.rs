@@ -1,16 +1,16 @@
-//! Text that somebody else wrote, made safe to print: names, metadata, command lines and messages
-//! come from tenants, and a terminal obeys some characters instead of showing them.
+//! Makes foreign text safe to print: names, metadata, command lines and messages come from tenants,
+//! and a terminal obeys some characters instead of showing them.
 
 use std::{fmt::Write as _, io};
 
 use serde::Serialize;
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter};
 
-/// Shown in place of a character that would steer the terminal or stay invisible.
+/// Replacement for a character that would control the terminal or be invisible.
 const REPLACEMENT: char = '\u{fffd}';
 
-/// Replaces what a terminal would obey or hide: control characters, marks that reorder text, and
-/// characters without width. Line feeds and tabs stay.
+/// Replaces characters that a terminal would obey or hide: control characters, marks that reorder
+/// text, and characters without width. Keeps line feeds and tabs.
 pub fn printable(text: &str) -> String {
     let keep = |c: char| matches!(c, '\n' | '\t') || !is_hidden(c);
     text.chars().map(|c| if keep(c) { c } else { REPLACEMENT }).collect()
@@ -21,7 +21,7 @@ pub fn one_line(text: &str) -> String {
     printable(text).replace(['\n', '\t'], " ")
 }
 
-/// Whether a terminal shows something else than the character itself. The ranges are the control
+/// True for a character that a terminal does not show as itself. The ranges are the control
 /// characters, the line separators, and Unicode's `Default_Ignorable_Code_Point`
 /// (DerivedCoreProperties.txt), which contains all marks of the bidirectional algorithm.
 fn is_hidden(c: char) -> bool {
@@ -35,8 +35,8 @@ fn is_hidden(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Writes a value as JSON on one line in which every hidden character is an escape: a parser reads
-/// back the same text, and a terminal obeys none of it.
+/// Writes a value as JSON on one line with every hidden character escaped: a parser reads the same
+/// text, and a terminal obeys none of it.
 ///
 /// # Errors
 /// When the value cannot be written as JSON.

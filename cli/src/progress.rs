@@ -1,4 +1,4 @@
-//! A spinner or a bar on stderr with what is being done, for a person who waits at a terminal.
+//! A spinner or a progress bar on stderr, for a person who waits at a terminal.
 
 use std::{
     io::{self, IsTerminal},
@@ -13,12 +13,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::printable::one_line;
 
-/// A spinner, or nothing where nobody would see it.
+/// Spinner, or nothing when stderr is no terminal.
 #[derive(Debug)]
 pub struct Spinner(Option<ProgressBar>);
 
 impl Spinner {
-    /// Starts it.
+    /// Starts the spinner.
     pub fn new(json: bool, message: impl Into<String>) -> Self {
         if json || !io::stderr().is_terminal() {
             return Self(None);
@@ -32,12 +32,12 @@ impl Spinner {
         Self(Some(bar))
     }
 
-    /// Whether a person sees it.
+    /// Whether the spinner is visible.
     pub fn shown(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Says what is being done now.
+    /// Shows the present activity.
     pub fn say(&self, message: impl Into<String>) {
         if let Some(bar) = &self.0 {
             bar.set_message(one_line(&message.into()));
@@ -53,7 +53,7 @@ impl Drop for Spinner {
     }
 }
 
-/// How much has been copied, drawn where somebody would see it.
+/// Progress of a copy, drawn only on a terminal.
 #[derive(Debug, Clone)]
 pub struct Bar {
     bar: Option<ProgressBar>,
@@ -61,7 +61,7 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// Starts it; `total` where it is known.
+    /// Starts the bar, with `total` if it is known.
     pub fn new(json: bool, message: impl Into<String>, total: Option<u64>) -> Self {
         let bytes = Arc::new(AtomicU64::new(0));
         if json || !io::stderr().is_terminal() {
@@ -80,7 +80,7 @@ impl Bar {
         Self { bar: Some(bar), bytes }
     }
 
-    /// So many bytes more.
+    /// Adds copied bytes.
     pub fn add(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         if let Some(bar) = &self.bar {
@@ -88,7 +88,7 @@ impl Bar {
         }
     }
 
-    /// Takes it away; how much it was.
+    /// Removes the bar and returns the number of bytes.
     pub fn done(self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }

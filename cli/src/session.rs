@@ -1,5 +1,5 @@
-//! A command that is held on to: its output goes to a sink, and when the connection to the
-//! controller breaks it is attached again where we are. No byte comes twice or is left out.
+//! The stream of a command that survives broken connections: when the connection to the controller
+//! breaks, the stream attaches again at its position. No byte is repeated or lost.
 
 use std::{
     io::{self, Write},
@@ -30,53 +30,53 @@ use crate::{
     output::Output,
 };
 
-/// How long the controller may be away.
+/// Longest absence of the controller.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long the node's agent may be away before the command has started: it is back within seconds,
-/// if it comes back.
+/// Longest absence of the node's agent before the command has started: an agent that restarts is
+/// back within seconds.
 const AGENT_AWAY: Duration = Duration::from_secs(15);
-/// The controller gives a sign of life every 15 s.
+/// Silence that counts as a broken connection: the controller sends a keep-alive every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
-/// Messages on their way to the command; beyond them, reading stdin waits.
+/// Messages queued for the command; beyond them, reading stdin waits.
 const QUEUE: usize = 16;
-/// Output that `--json` holds in memory.
+/// Bytes of output that `--json` holds in memory at most.
 const JSON_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 type Message = exec_request::Message;
 
-/// How a look at a command ended.
+/// Reason why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// It ended.
+    /// The command ended.
     Exit(ExecExit),
-    /// All that was asked for is there, and it runs on.
+    /// All requested output has arrived, and the command continues.
     Seen,
 }
 
-/// A command by its name.
+/// Session with a command, which its exec_id names.
 #[derive(Debug)]
 pub struct Session {
     controller: Controller,
     id: String,
     exec_id: String,
-    /// What to start; none to attach only.
+    /// Command to start; none to attach only.
     start: Option<ExecStart>,
     started: watch::Sender<bool>,
-    /// Where to stop, of stdout and stderr, when the command's end is not waited for.
+    /// Offsets in stdout and stderr to stop at, when not waiting for the command's end.
     until: Option<[u64; 2]>,
     have: [Received; 2],
     stdin: Sent,
 }
 
 impl Session {
-    /// To be started; `start` has an `exec_id`, with which it runs once however often we ask.
+    /// Starts a command; its `exec_id` makes it run once, even if the call is repeated.
     pub fn start(controller: Controller, start: ExecStart) -> Self {
         let (id, exec_id) = (start.id.clone(), start.exec_id.clone());
         Self { start: Some(start), ..Self::attach(controller, id, exec_id, None) }
     }
 
-    /// One that runs or ran, from its first output to its end, or until so much was said.
+    /// Attaches to a command that runs or ran, from its first output to its end or to `until`.
     pub fn attach(
         controller: Controller,
         id: String,
@@ -95,15 +95,15 @@ impl Session {
         }
     }
 
-    /// Turns true when the command is known to run.
+    /// Receiver that turns true when the command is known to run.
     pub fn started(&self) -> watch::Receiver<bool> {
         self.started.subscribe()
     }
 
-    /// Carries `input` to the command and its output to `sink`, to its end.
+    /// Sends `input` to the command and its output to `sink`, until it ends.
     ///
     /// # Errors
-    /// When it cannot be run, or its end did not come to us.
+    /// When the command cannot be run, or its end did not arrive.
     pub async fn run(
         &mut self,
         mut input: mpsc::Receiver<Message>,
@@ -139,12 +139,12 @@ impl Session {
         }
     }
 
-    /// Nothing was decided, so that asking again can help. Before it has started, what is clearly
-    /// refused, or was never reached, is told at once.
+    /// True when nothing was decided, so that asking again can help. Before the start, a clear
+    /// refusal or an unreachable controller is final.
     fn may_come_back(&self, failure: &Failure) -> bool {
         let unknown = failure.known() == Some(Reason::OutcomeUnknown);
         let early = !*self.started.borrow();
-        // With its name it runs once: an agent that is started again is waited for.
+        // The exec_id makes the command run once, so a restart of the agent is waited for.
         let restart = failure.is_of_a_restart();
         let decided = failure.reason.is_some() && !unknown && !restart;
         failure.transient && !(early && (failure.unreached || decided))
@@ -173,7 +173,7 @@ impl Session {
         let (begin, begun) = oneshot::channel();
         let Self { stdin, have, started, until, .. } = self;
         let forward = async {
-            // It says where stdin goes on.
+            // The answer says at which offset stdin continues.
             let Ok(offset) = begun.await else { return std::future::pending().await };
             let Some(missing) = stdin.from(offset) else {
                 return Failure::local("stdin that the command had not taken is not held any more");
@@ -210,7 +210,7 @@ impl Session {
                         *heard = true;
                         resume(have, &told, *started.borrow(), output)?;
                         started.send_replace(true);
-                        // Whoever waited for this goes first.
+                        // Tasks that wait for the start run first.
                         tokio::task::yield_now().await;
                         if let Some(begin) = begin.take() {
                             begin.send(told.stdin_offset).ok();
@@ -237,7 +237,7 @@ impl Session {
     }
 }
 
-/// Sends a message; when nobody listens any more, the stream's end says why.
+/// Sends a message; if nothing receives it, the end of the stream gives the reason.
 async fn send(to: &mpsc::Sender<ExecRequest>, message: Message) {
     to.send(ExecRequest { message: Some(message) }).await.ok();
 }
@@ -249,7 +249,7 @@ async fn next(responses: &mut Streaming<ExecResponse>) -> Result<exec_response::
         };
         match response? {
             Some(ExecResponse { message: Some(message) }) => return Ok(message),
-            // From a later version of the controller.
+            // Message of a later version of the controller.
             Some(ExecResponse { message: None }) => {}
             None => {
                 return Err(Failure::local(
@@ -261,7 +261,7 @@ async fn next(responses: &mut Streaming<ExecResponse>) -> Result<exec_response::
     }
 }
 
-/// Goes on with both outputs where the controller says that they do.
+/// Continues both outputs at the controller's offsets.
 fn resume(
     have: &mut [Received; 2],
     told: &ExecStarted,
@@ -285,21 +285,21 @@ fn resume(
     Ok(())
 }
 
-/// Where output goes: on at once, or into memory for `--json`.
+/// Destination of output: the process's own, or memory for `--json`.
 #[derive(Debug)]
 pub struct Sink {
     json: bool,
-    /// What is held of stdout.
+    /// Collected stdout.
     pub stdout: Vec<u8>,
-    /// What is held of stderr.
+    /// Collected stderr.
     pub stderr: Vec<u8>,
-    // Files of tokio: a reader of ours that is slow must not keep the connection from its pings.
+    // Files of tokio: a slow reader of ours must not delay the connection's pings.
     to_stdout: File,
     to_stderr: File,
 }
 
 impl Sink {
-    /// Over our own stdout and stderr.
+    /// Creates a sink to our own stdout and stderr.
     ///
     /// # Errors
     /// When they are closed.

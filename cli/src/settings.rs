@@ -1,4 +1,4 @@
-//! Where the controller is and who we are: flag, then environment, then file.
+//! Settings of the connection to the controller: from flags, then environment, then file.
 
 use std::{
     io,
@@ -9,10 +9,10 @@ use serde::Deserialize;
 
 use crate::{args::Global, failure::Failure};
 
-/// All that is needed to call the controller.
+/// Settings needed to call the controller.
 #[derive(Clone)]
 pub struct Settings {
-    /// `host:port`.
+    /// Address, `host:port`.
     pub address: String,
     /// Name that the controller's certificate must have.
     pub server_name: String,
@@ -24,7 +24,7 @@ pub struct Settings {
 
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The token is no business of a log.
+        // Logs must not contain the token.
         f.debug_struct("Settings")
             .field("address", &self.address)
             .field("ca", &self.ca)
@@ -32,7 +32,7 @@ impl std::fmt::Debug for Settings {
     }
 }
 
-/// The configuration file.
+/// Content of the configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -45,10 +45,10 @@ struct File {
 const HOW: &str = "set SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN (or _TOKEN_FILE) and SANDBOXCTL_CA, or write endpoint, token_file and ca to ~/.config/sandboxctl/config.toml; in a lab: `. target/lab/env`";
 
 impl Settings {
-    /// Puts them together.
+    /// Combines the sources.
     ///
     /// # Errors
-    /// When something that cannot be guessed is missing, or what is given cannot be used.
+    /// When a required setting is missing, or a given one cannot be used.
     pub fn find(global: &Global) -> Result<Self, Failure> {
         let file = read_file(global.config.as_deref())?;
         let missing = |what: &str| Failure::usage(format!("{what} is not configured"), HOW);
@@ -59,7 +59,7 @@ impl Settings {
             .ok_or_else(|| missing("the controller's endpoint"))?;
         let (address, server_name) = parse_endpoint(&endpoint)?;
         let ca = global.ca.clone().or(file.ca).ok_or_else(|| missing("the controller's CA"))?;
-        // A token that was typed beats a file, wherever the file was named.
+        // A token given directly overrides a token file, whichever source names the file.
         let token = match (&global.token, &global.token_file, file.token, &file.token_file) {
             (Some(token), ..) => token.clone(),
             (None, Some(path), ..) => read_token(path)?,
@@ -81,7 +81,7 @@ impl Settings {
 fn read_file(named: Option<&Path>) -> Result<File, Failure> {
     let usual = || std::env::home_dir().map(|home| home.join(".config/sandboxctl/config.toml"));
     let Some(path) = named.map(Path::to_owned).or_else(usual) else { return Ok(File::default()) };
-    // The usual one may be missing; one that was named may not.
+    // The default file may be missing; a named one may not.
     if named.is_none() && !path.exists() {
         return Ok(File::default());
     }
@@ -100,7 +100,7 @@ fn read_token(path: &Path) -> Result<String, Failure> {
     })
 }
 
-/// `https://host[:port]` as an address to connect to and the name that the certificate must have.
+/// Splits `https://host[:port]` into the address and the name that the certificate must have.
 fn parse_endpoint(endpoint: &str) -> Result<(String, String), Failure> {
     let wrong = || {
         Failure::usage(

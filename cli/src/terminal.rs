@@ -1,11 +1,11 @@
-//! The terminal that we sit at: its size, and raw mode that is undone whatever happens.
+//! The user's terminal: its size, and raw mode that is always undone.
 
 use std::io::{self, IsTerminal};
 
 use nix::sys::termios::{self, SetArg, Termios};
 use proto::sandbox::v1::WindowSize;
 
-/// Puts the terminal back as it was when dropped.
+/// Guard of raw mode; restores the terminal when dropped.
 #[derive(Debug)]
 pub struct Raw(Termios);
 
@@ -25,7 +25,7 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // Nothing can be done when the terminal is gone.
+        // Ignored, because the terminal may be gone.
         termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0).ok();
     }
 }
@@ -35,7 +35,7 @@ pub fn is_terminal() -> bool {
     io::stdin().is_terminal()
 }
 
-/// Size of the terminal that stdout or stdin is.
+/// Size of the terminal on stdout or stdin.
 pub fn size() -> Option<WindowSize> {
     let size = rustix::termios::tcgetwinsize(io::stdout())
         .or_else(|_| rustix::termios::tcgetwinsize(io::stdin()))

@@ -1,5 +1,5 @@
-//! An error with all its causes on one line. Our own `Display`s never repeat their source, so this
-//! is how a log line gets them.
+//! Formats an error with all its causes on one line. Our own `Display`s never repeat their source,
+//! so a log line needs this to show the causes.
 
 use std::{error::Error, fmt};
 

@@ -15,15 +15,15 @@ use tower::service_fn;
 
 use crate::flow::{self, Leg};
 
-/// How long to wait for TCP and TLS.
+/// Longest wait for TCP and TLS.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A peer that is silent for this long is pinged, and given up when it does not answer.
+/// Silence after which a peer is pinged; without an answer the connection is closed.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
 
 fn endpoint(leg: Leg) -> Endpoint {
-    // The address is the connector's business; the scheme must not be https, which would make
-    // tonic look for TLS of its own.
+    // Placeholder: the connector knows the address. The scheme must not be https, which would make
+    // tonic add TLS of its own.
     let endpoint = Endpoint::from_static("http://pve-sandbox.internal");
     flow::endpoint(leg, endpoint)
         .connect_timeout(CONNECT)
@@ -55,8 +55,8 @@ pub fn tls(
     })))
 }
 
-/// Connects over whatever `dial` returns: an in-memory stream, or a connection that a peer behind
-/// NAT has made to us.
+/// Connects over the stream that `dial` returns: an in-memory stream, or a connection that a peer
+/// behind NAT has made to us.
 pub fn over<D, F, S>(leg: Leg, dial: D) -> Channel
 where
     D: Fn() -> F + Send + Sync + 'static,

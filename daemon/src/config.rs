@@ -1,26 +1,26 @@
-//! One TOML file a daemon, read once at the start.
+//! Configuration of a daemon: one TOML file, read once at the start.
 
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-/// The file could not be read or does not say what it must.
+/// Failure to read or parse the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not readable.
+    /// The file is not readable.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Reason.
         source: std::io::Error,
     },
-    /// Not what it must be; the source shows line and column.
+    /// The content is not valid; the source shows line and column.
     #[error("{} is not a valid configuration", path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where and what.
+        /// Position and reason.
         source: toml::de::Error,
     },
 }

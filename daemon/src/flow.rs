@@ -1,9 +1,9 @@
 //! HTTP/2 flow control on both legs: between callers and the controller, and between the controller
 //! and its agents.
 //!
-//! A byte that was received and not yet read holds credit of its stream and of its connection. The
-//! receiver gives both. Here the credit of a connection always covers that of all its streams
-//! together, so a stream that nobody reads uses up its own window and holds up no other stream.
+//! A byte that is received but not yet read uses credit of its stream and of its connection. The
+//! receiver grants both. Here the credit of a connection always covers that of all its streams
+//! together, so an unread stream uses up its own window and delays no other stream.
 
 use tonic::transport::{Endpoint, Server};
 
@@ -12,17 +12,17 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 
 /// Bytes of one stream between controller and agent that may wait unread at either end.
 pub const AGENT_STREAM_WINDOW: u32 = 64 * 1024;
-/// Streams of one connection to an agent.
+/// Streams of one connection to an agent at most.
 pub const AGENT_STREAMS_MAX: u32 = 512;
 /// Credit of one connection between controller and agent, bytes.
 ///
 /// The stream windows are the limit (512 of them are 32 MiB); this only has to be larger. It is
-/// much larger because h2 also ends a connection on which too many small DATA frames wait unread,
+/// much larger because h2 also closes a connection on which too many small DATA frames wait unread,
 /// and allows half of this for them: `a_connection_allows_for_the_smallest_frames` has the sum.
 pub const AGENT_CONNECTION_WINDOW: u32 = 1 << 30;
 
-/// Bytes of one call that may wait unread in the controller. Callers may be far away: at a round
-/// trip of 50 ms this is 5 MB/s for each stream.
+/// Bytes of one call that may wait unread in the controller. Callers may be far away: at a
+/// round-trip time of 50 ms this is 5 MB/s for each stream.
 pub const CALLER_STREAM_WINDOW: u32 = 256 * 1024;
 
 /// Bytes of one answer that may wait unread in our own clients of the API.
@@ -30,25 +30,25 @@ const CLIENT_STREAM_WINDOW: u32 = 1024 * 1024;
 /// Credit of a connection of our own clients: more than their streams can use.
 const CLIENT_CONNECTION_WINDOW: u32 = 1 << 30;
 
-/// Which way a client's connection goes.
+/// Leg of a client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leg {
     /// From a caller to the controller.
     Api,
-    /// From the controller to an agent. Many teams share it.
+    /// From the controller to an agent; shared by many teams.
     Agent,
 }
 
-/// What a client allows the other end to send.
+/// Sets how much a client allows the other end to send.
 pub(crate) fn endpoint(leg: Leg, endpoint: Endpoint) -> Endpoint {
     let endpoint = endpoint.http2_adaptive_window(false);
     match leg {
         Leg::Api => endpoint
             .initial_stream_window_size(CLIENT_STREAM_WINDOW)
             .initial_connection_window_size(CLIENT_CONNECTION_WINDOW),
-        // Data that is still on its way for streams that were given up counts as an error of the
-        // peer, and h2 ends a connection after 1024 of those. Callers give streams up whenever they
-        // like; the agent is our own, and needs no such limit.
+        // Data still arriving for cancelled streams counts as an error of the peer, and h2 closes a
+        // connection after 1024 of those. Callers may cancel streams at any time; the agent is our
+        // own and needs no such limit.
         Leg::Agent => endpoint
             .initial_stream_window_size(AGENT_STREAM_WINDOW)
             .initial_connection_window_size(AGENT_CONNECTION_WINDOW)
@@ -57,18 +57,18 @@ pub(crate) fn endpoint(leg: Leg, endpoint: Endpoint) -> Endpoint {
     }
 }
 
-/// The server of an agent, whose only client is the controller.
+/// Server of an agent, whose only client is the controller.
 pub fn agent_server() -> Server {
     Server::builder()
         .http2_adaptive_window(Some(false))
         .max_concurrent_streams(AGENT_STREAMS_MAX)
         .initial_stream_window_size(AGENT_STREAM_WINDOW)
         .initial_connection_window_size(AGENT_CONNECTION_WINDOW)
-        // Callers that hang up at once, many of them, are no attack of the controller.
+        // Many callers that hang up at once are no attack by the controller.
         .http2_max_pending_accept_reset_streams(Some(AGENT_STREAMS_MAX as usize))
 }
 
-/// The server of the API. A connection is its caller's own, so `streams` is what one may have.
+/// Server of the API. A connection belongs to one caller, so `streams` is the limit of that caller.
 pub fn api_server(streams: u32) -> Server {
     let (stream, connection) = api_windows(streams);
     Server::builder()
@@ -78,11 +78,11 @@ pub fn api_server(streams: u32) -> Server {
         .initial_connection_window_size(connection)
 }
 
-/// Windows of a stream and of its connection. With very many streams each has less.
+/// Windows of a stream and of its connection. With very many streams, each is smaller.
 fn api_windows(streams: u32) -> (u32, u32) {
     let streams = streams.max(1);
     let stream = CALLER_STREAM_WINDOW.min(WINDOW_MAX / streams).max(1);
-    // RFC 9113 starts a connection with 65,535 bytes, and nothing makes that less.
+    // RFC 9113 starts a connection with 65,535 bytes, which cannot be reduced.
     (stream, stream.saturating_mul(streams).clamp(65_535, WINDOW_MAX))
 }
 
@@ -106,13 +106,13 @@ mod tests {
         assert_eq!(api_windows(128), (256 * 1024, 32 * 1024 * 1024));
     }
 
-    /// h2 0.4.20 counts 256 bytes less its payload for each unread DATA frame below 256 bytes, and
-    /// allows half of the connection's window in all.
+    /// Uses the rule of h2 0.4.20: each unread DATA frame below 256 bytes counts as 256 bytes less
+    /// its payload, and half of the connection's window is allowed in all.
     #[test]
     fn a_connection_allows_for_the_smallest_frames() {
-        /// Streams that the controller puts on one connection.
+        /// Streams of the controller on one connection.
         const STREAMS: u64 = 64;
-        /// A message of gRPC with one byte of data: 5 bytes of its head, and 3 of protobuf.
+        /// Message of gRPC with one byte of data: 5 bytes of header, and 3 of protobuf.
         const SMALLEST: u64 = 8;
         let frames = u64::from(AGENT_STREAM_WINDOW) / SMALLEST;
         let counted = STREAMS * frames * (256 - SMALLEST);

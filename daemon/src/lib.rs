@@ -1,5 +1,5 @@
-//! What a program needs to be a daemon of ours, whatever it does: configuration, logs, TLS,
-//! listening, stopping, and the form of its errors on the wire. No domain.
+//! Infrastructure of every daemon: configuration, logs, TLS, listening, stopping, and the form of
+//! errors on the wire. No domain.
 
 pub mod chain;
 pub mod channel;

@@ -1,6 +1,6 @@
-//! A TLS listener for tonic. Handshakes run beside each other, few at a time and not for long. Peers
-//! that stall hold up nobody: where there is no room for one more handshake, the oldest of the
-//! address that has the most is given up.
+//! A TLS listener for tonic. Handshakes run concurrently, with limits on their number and time.
+//! Peers that stall delay no others: when there is no room for another handshake, the oldest of the
+//! network with the most is aborted.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,9 +26,9 @@ use tonic::transport::server::Connected;
 
 use crate::peer::Peer;
 
-/// Handshakes under way at once.
+/// Concurrent handshakes at most.
 const HANDSHAKES_MAX: usize = 256;
-/// Connections that wait for the server to take them.
+/// Accepted connections that wait for the server at most.
 const ACCEPTED_MAX: usize = 64;
 const HANDSHAKE_S: u64 = 5;
 
@@ -41,18 +41,18 @@ pub struct Conn {
 }
 
 impl Conn {
-    /// Who is at the other end.
+    /// Identity of the peer.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 }
 
-/// What a handler finds in `request.extensions()`, beside the `Peer` itself.
+/// Data for handlers in `request.extensions()`, beside the `Peer` itself.
 #[derive(Debug, Clone)]
 pub struct ConnInfo {
-    /// Who it is.
+    /// Identity of the peer.
     pub peer: Peer,
-    /// Where it comes from.
+    /// Address of the peer.
     pub address: SocketAddr,
 }
 
@@ -64,7 +64,7 @@ impl Connected for Conn {
     }
 }
 
-/// Accepts until `stop`; the stream then ends.
+/// Accepts connections until `stop`; the stream then ends.
 pub fn tls(
     listener: TcpListener,
     config: Arc<ServerConfig>,
@@ -80,7 +80,7 @@ pub fn tls(
                 connection = listener.accept() => match connection {
                     Ok(connection) => connection,
                     Err(error) => {
-                        // Out of file descriptors, most likely: others must close some first.
+                        // Most likely out of file descriptors: other connections must close first.
                         tracing::warn!(%error, "could not accept a connection");
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
@@ -106,7 +106,7 @@ pub fn tls(
     ReceiverStream::new(stream)
 }
 
-/// Handshakes under way, oldest first, with the network that each comes from.
+/// Handshakes under way, oldest first, with the network of each.
 #[derive(Debug, Default)]
 struct Handshakes(VecDeque<(IpAddr, AbortHandle)>);
 
@@ -124,13 +124,13 @@ impl Handshakes {
         let of_most = |network: &IpAddr| counts.get(network).copied() == most;
         let oldest = self.0.iter().position(|(network, _)| of_most(network));
         if let Some((network, task)) = oldest.and_then(|at| self.0.remove(at)) {
-            tracing::debug!(%network, "gave up a handshake to make room");
+            tracing::debug!(%network, "aborted a handshake to make room for another");
             task.abort();
         }
     }
 }
 
-/// What one peer can easily have all addresses of: an address of IPv4, or a /64 of IPv6.
+/// Range of addresses that one peer can easily have: an address of IPv4, or a /64 of IPv6.
 pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -201,12 +201,12 @@ mod tests {
         tests::{ca, identity},
     };
 
-    /// What a server that requires certificates makes of this client.
+    /// Identity that a server which requires certificates derives from this client.
     async fn peer_of(server: &Identity, client: &Identity) -> Option<Peer> {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let stop = CancellationToken::new();
-        // Stalls on purpose: it must not hold up the one behind it.
+        // Stalls on purpose: the connection behind it must not wait.
         let stalled = TcpStream::connect(address).await.expect("connect");
         let config = keys::server(server, ClientAuth::Required).expect("server");
         let mut accepted = tls(listener, config, stop.clone());
@@ -224,7 +224,7 @@ mod tests {
             conn.write_u8(1).await.ok()?;
             conn.flush().await.ok()?;
             let peer = conn.connect_info().peer;
-            // The client must have read before the connection goes.
+            // Closes only after the client has read.
             drop(conn.read_u8().await);
             Some(peer)
         };
@@ -271,7 +271,7 @@ mod tests {
         let mut begun = [0x16, 3, 1, 2, 0];
         for n in 0..2 * HANDSHAKES_MAX {
             let mut tcp = TcpStream::connect(address).await.expect("connect");
-            // Some have begun a hello, the others say nothing.
+            // Half of them have begun a hello, the others send nothing.
             if n % 2 == 0 {
                 begun[4] = u8::try_from(n % 256).expect("a byte");
                 tcp.write_all(&begun).await.expect("written");
@@ -283,7 +283,7 @@ mod tests {
             tokio_rustls::TlsConnector::from(keys::client(&client).expect("client config"));
         let tcp = TcpStream::connect(address).await.expect("connect");
         let name = "test.internal".try_into().expect("name");
-        // Waiting for the stalled ones would take a multiple of their deadline.
+        // Less than the stalled handshakes, which would take a multiple of their deadline.
         let limit = Duration::from_secs(HANDSHAKE_S);
         let (client, conn) = tokio::time::timeout(limit, async {
             tokio::join!(connector.connect(name, tcp), accepted.next())

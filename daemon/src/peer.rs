@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, by its certificate.
+//! Identity of a connection's peer, from its certificate.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use x509_parser::{extensions::GeneralName, prelude::*};
 /// Identity in the URI name of a certificate of our CA, as `spiffe://pve-sandbox/...`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Peer {
-    /// No certificate, or one that names nobody of ours.
+    /// No certificate, or one without an identity of ours.
     Anonymous,
     /// The controller.
     Controller,
@@ -18,10 +18,10 @@ pub enum Peer {
 
 /// URI of the controller's certificate.
 pub const CONTROLLER_URI: &str = "spiffe://pve-sandbox/controller";
-/// URI of an agent's certificate, before the node's name.
+/// URI of an agent's certificate, without the node's name.
 pub const AGENT_URI: &str = "spiffe://pve-sandbox/agent/";
 
-/// Host names and addresses in a DER certificate: what clients may reach its holder by.
+/// Host names and addresses in a DER certificate, by which clients may reach its holder.
 ///
 /// # Errors
 /// When it is no certificate.
@@ -44,7 +44,7 @@ pub fn names(der: &[u8]) -> Result<Vec<String>, String> {
 }
 
 impl Peer {
-    /// The identity in a DER certificate whose chain has been verified.
+    /// Identity in a DER certificate whose chain has been verified.
     pub fn of_certificate(der: &[u8]) -> Self {
         let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Self::Anonymous };
         let Ok(Some(names)) = certificate.subject_alternative_name() else {
@@ -54,7 +54,7 @@ impl Peer {
             names.value.general_names.iter().filter_map(|name| {
                 if let GeneralName::URI(uri) = name { Some(*uri) } else { None }
             });
-        // Two URIs would be two identities: nobody.
+        // Two URIs would be two identities, so neither counts.
         match (uris.next(), uris.next()) {
             (Some(CONTROLLER_URI), None) => Self::Controller,
             (Some(uri), None) => uri

@@ -1,10 +1,10 @@
-//! A number of places for several parties, so that none of them can take all.
+//! Shares a number of places among parties, so that none of them can take all.
 
 use std::collections::BTreeMap;
 
-/// Counts who holds how many places. Whoever wants another may have it while it holds fewer than are
-/// free: one party alone gets half of all, two get a third each, and there is a place for the next
-/// one that comes. Pure.
+/// Counts the places that each party holds. A party may take another place while it holds fewer
+/// than are free: one party alone gets half of all, two get a third each, and a place is left for
+/// the next party. Pure.
 #[derive(Debug)]
 pub struct Shares<K> {
     free: usize,
@@ -12,17 +12,17 @@ pub struct Shares<K> {
 }
 
 impl<K: Ord + Clone> Shares<K> {
-    /// So many places, all free.
+    /// Creates `places` free places.
     pub fn new(places: usize) -> Self {
         Self { free: places, held: BTreeMap::new() }
     }
 
-    /// Places of one party.
+    /// Number of places that one party holds.
     pub fn held(&self, who: &K) -> usize {
         self.held.get(who).copied().unwrap_or(0)
     }
 
-    /// Takes a place. False when this party holds its share already.
+    /// Takes a place. False when this party already holds its share.
     #[must_use]
     pub fn take(&mut self, who: &K) -> bool {
         if self.held(who) >= self.free {
@@ -33,7 +33,7 @@ impl<K: Ord + Clone> Shares<K> {
         true
     }
 
-    /// Gives a place back. One that was not taken is ignored.
+    /// Returns a place. Ignored when the party holds none.
     pub fn give_back(&mut self, who: &K) {
         let Some(held) = self.held.get_mut(who) else { return };
         *held -= 1;

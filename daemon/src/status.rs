@@ -1,5 +1,5 @@
 //! The form of every error on the wire: a gRPC code, a sentence, and `google.rpc.ErrorInfo` with a
-//! constant reason that callers branch on. Each crate has one table that makes these.
+//! constant reason that callers branch on. Each crate builds these in one table.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -10,23 +10,23 @@ use proto::{
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 
-/// An error on its way to the wire.
+/// Error to be sent on the wire.
 #[derive(Debug, Clone)]
 pub struct Refusal {
-    /// What callers branch on; the gRPC code goes with it.
+    /// Reason that callers branch on; it determines the gRPC code.
     pub reason: Reason,
-    /// A sentence that says what is wrong and, where it can, what to do.
+    /// Sentence that says what is wrong and, if possible, what to do.
     pub message: String,
-    /// Field of the request that is wrong.
+    /// Field of the request that is invalid.
     pub field: Option<&'static str>,
-    /// When to try again.
+    /// Delay before a retry.
     pub retry_after: Option<Duration>,
-    /// More for programs, such as `node`.
+    /// Further data for programs, such as `node`.
     pub metadata: HashMap<String, String>,
 }
 
 impl Refusal {
-    /// With a reason and a sentence.
+    /// Creates an error with a reason and a sentence.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self {
             reason,
@@ -37,14 +37,14 @@ impl Refusal {
         }
     }
 
-    /// With a hint when to try again.
+    /// Adds a delay for a retry.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
     }
 
-    /// With one more pair for programs.
+    /// Adds a pair of data for programs.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<String>) -> Self {
         self.metadata.insert(key.to_owned(), value.into());
@@ -74,7 +74,7 @@ impl From<Refusal> for Status {
     }
 }
 
-/// Name of the reason, and metadata, of an error of ours; `None` for a status that something else made.
+/// Name of the reason, and metadata, of an error of ours; `None` for a status of other origin.
 pub fn info(status: &Status) -> Option<(String, HashMap<String, String>)> {
     let info = status.get_details_error_info()?;
     (info.domain == DOMAIN).then_some((info.reason, info.metadata))
@@ -85,7 +85,7 @@ pub fn reason(status: &Status) -> Option<Reason> {
     info(status).map(|(name, _)| Reason::named(&name).unwrap_or_default())
 }
 
-/// When to try again, if the status says.
+/// Delay before a retry, if the status has one.
 pub fn retry_after(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }

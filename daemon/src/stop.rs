@@ -1,12 +1,12 @@
-//! Starting and stopping as systemd expects it.
+//! Readiness and shutdown as systemd expects them.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that is cancelled by SIGTERM or SIGINT.
+/// Returns a token that SIGTERM or SIGINT cancels.
 ///
 /// # Errors
-/// When the signals cannot be listened for.
+/// When the signal handlers cannot be installed.
 pub fn signal_token() -> std::io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let mut term = signal(SignalKind::terminate())?;
@@ -17,16 +17,16 @@ pub fn signal_token() -> std::io::Result<CancellationToken> {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
-        tracing::info!("stopping");
+        tracing::info!("daemon is stopping");
         token.cancel();
     });
     Ok(stop)
 }
 
-/// Tells systemd that the daemon serves; nothing happens where systemd did not start it.
+/// Tells systemd that the daemon is ready; does nothing when systemd did not start it.
 pub fn ready(status: &str) {
     let states = [sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(status)];
     if let Err(error) = sd_notify::notify(&states) {
-        tracing::warn!(%error, "could not tell systemd that we are ready");
+        tracing::warn!(%error, "could not report readiness to systemd");
     }
 }

@@ -1,6 +1,6 @@
-//! TLS from PEM files. Between our own parts, where both ends show certificates, TLS 1.3 alone;
-//! callers may come with 1.2. No session resumption: a peer whose certificate or CA was withdrawn must not
-//! live on in a ticket.
+//! TLS from PEM files. Between our own daemons, where both ends have certificates, only TLS 1.3;
+//! callers may use 1.2. No session resumption: a ticket must not outlive a withdrawn certificate or
+//! CA.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,23 +16,23 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-/// The key material cannot be used.
+/// Error in the key material.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A PEM file is missing or is not what it must be.
+    /// A PEM file is missing or invalid.
     #[error("cannot use {}: {why}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Reason.
         why: String,
     },
-    /// The parts do not fit together.
+    /// The parts do not match.
     #[error("the certificates cannot be used: {0}")]
     Unusable(String),
 }
 
-/// A certificate with its key, and the CA that others must be of.
+/// Certificate with its key, and the CA that issues the peers' certificates.
 #[derive(Debug)]
 pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
@@ -40,16 +40,16 @@ pub struct Identity {
     roots: Arc<RootCertStore>,
 }
 
-/// What a server asks of its clients.
+/// Certificate that a server requires of its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// Nothing: they are callers.
+    /// None: they are callers.
     None,
-    /// A certificate of the CA: they are parts of our own.
+    /// One of the CA: they are our own daemons.
     Required,
 }
 
-/// Versions between parts of our own.
+/// TLS versions between our own daemons.
 const OWN: &[&SupportedProtocolVersion] = &[&TLS13];
 
 impl ClientAuth {
@@ -107,7 +107,7 @@ fn unusable(error: impl std::fmt::Display) -> Error {
     Error::Unusable(error.to_string())
 }
 
-/// A server's side, `h2` and `http/1.1`: TLS 1.3 for clients that show certificates, 1.2 too for
+/// Server configuration, `h2` and `http/1.1`: TLS 1.3 for clients with certificates, also 1.2 for
 /// others.
 ///
 /// # Errors
@@ -132,7 +132,7 @@ pub fn server(identity: &Identity, clients: ClientAuth) -> Result<Arc<ServerConf
     Ok(Arc::new(config))
 }
 
-/// A client's side with a certificate of its own, towards a part of our own: TLS 1.3.
+/// Client configuration with a certificate, for our own daemons: TLS 1.3.
 ///
 /// # Errors
 /// When certificate and key do not belong together.
@@ -146,7 +146,7 @@ pub fn client(identity: &Identity) -> Result<Arc<ClientConfig>, Error> {
     Ok(finish(config))
 }
 
-/// A client's side that shows no certificate and trusts the CA in a PEM file.
+/// Client configuration without a certificate; trusts the CA in a PEM file.
 ///
 /// # Errors
 /// When the file is missing or holds no certificate.
@@ -184,7 +184,7 @@ pub(crate) mod tests {
         CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("ca")
     }
 
-    /// A leaf of `issuer` with a URI, in files, trusting `trusted`.
+    /// Creates a leaf of `issuer` with a URI, in files, trusting `trusted`.
     pub(crate) fn identity(issuer: &Ca, trusted: &Ca, uri: &str) -> Identity {
         let dir = tempfile::tempdir().expect("tempdir");
         let key = KeyPair::generate().expect("key");
@@ -198,7 +198,6 @@ pub(crate) mod tests {
         Identity::load(&path("crt"), &path("key"), &path("ca")).expect("identity")
     }
 
-    /// A client with a certificate that speaks these versions.
     fn client_of(
         identity: &Identity,
         versions: &[&'static SupportedProtocolVersion],
@@ -211,7 +210,6 @@ pub(crate) mod tests {
         finish(config.expect("a certificate"))
     }
 
-    /// A server that speaks these versions.
     fn server_of(
         identity: &Identity,
         versions: &[&'static SupportedProtocolVersion],
@@ -224,7 +222,6 @@ pub(crate) mod tests {
         Arc::new(config.expect("a certificate"))
     }
 
-    /// The version that the two agree on.
     async fn agreed(
         server: Arc<ServerConfig>,
         client: Arc<ClientConfig>,

@@ -1,32 +1,33 @@
-//! Checks of what a caller says about a command. Controller and agent both go through this.
+//! Checks of a caller's command. Controller and agent both use them.
 
 use std::{ops::RangeInclusive, time::Duration};
 
 use crate::{id::Invalid, sandbox::v1::WindowSize};
 
-/// Bytes of stdin, or of a file, in one message.
+/// Bytes of stdin, or of a file, in one message at most.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// Longest time that a command may run.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-/// Arguments of a command.
+/// Arguments of a command at most.
 const ARGUMENTS_MAX: usize = 4096;
-/// Bytes of one argument, and of a line for the shell: the kernel takes 128 KiB with the NUL.
+/// Bytes of an argument, or of a line for the shell, at most: the kernel takes 128 KiB with the
+/// NUL.
 const ARGUMENT_BYTES_MAX: usize = 128 * 1024 - 1;
-/// Bytes of all arguments. The kernel takes a quarter of the stack's limit, 2 MiB as a rule, and
-/// the environment counts too.
+/// Bytes of all arguments at most. The kernel takes a quarter of the stack's limit, 2 MiB as a
+/// rule, and the environment counts too.
 const ARGUMENTS_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes of a path: the kernel takes 4 KiB with the NUL.
+/// Bytes of a path at most: the kernel takes 4 KiB with the NUL.
 const PATH_BYTES_MAX: usize = 4095;
-/// Bytes of the name of a user.
+/// Bytes of a user's name at most.
 const USER_BYTES_MAX: usize = 64;
-/// Characters of a caller's own name of a run.
+/// Characters of an exec_id at most.
 const EXEC_ID_MAX: usize = 64;
 /// Rows, and columns, of a terminal.
 const SIDE: RangeInclusive<u32> = 1..=1000;
-/// Signals that can be sent.
+/// Signals that callers can send.
 const SIGNALS: RangeInclusive<u32> = 1..=31;
 
-/// Checks the caller's own name of a run: 1 to 64 characters of `[A-Za-z0-9._-]`.
+/// Checks an exec_id, the caller's name of a run: 1 to 64 characters of `[A-Za-z0-9._-]`.
 ///
 /// # Errors
 /// Names the field when it is not.
@@ -60,7 +61,7 @@ pub fn check_window(window: &WindowSize) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Checks a signal's number.
+/// Checks the number of a signal.
 ///
 /// # Errors
 /// When it is not 1 to 31.
@@ -74,7 +75,7 @@ pub fn check_signal(signal: u32) -> Result<(), Invalid> {
 /// Checks the arguments of a command, or the one line of a shell.
 ///
 /// # Errors
-/// Names the field when there is no program, or no process could be started with them.
+/// Names the field when there is no program, or when no process could start with these arguments.
 pub fn check_command(field: &'static str, arguments: &[String]) -> Result<(), Invalid> {
     if arguments.first().is_none_or(String::is_empty) {
         return Err(Invalid::new(field, "must not be empty"));
@@ -105,7 +106,7 @@ pub fn check_path(field: &'static str, path: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Checks the name or number of a user in a sandbox, as far as its length goes.
+/// Checks the length of a user's name or number in a sandbox.
 ///
 /// # Errors
 /// When it is longer than 64 bytes or holds a NUL.

@@ -1,47 +1,47 @@
-//! Identities. A `SandboxId` is ours and never reused; a `Vmid` is PVE's and is.
+//! Identities. A `SandboxId` is ours and never reused; a `Vmid` is PVE's and reused.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A value that does not have the form it must have.
+/// Error: a value does not have its required form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {why}")]
 pub struct Invalid {
     /// Name of the value, such as `vmid` or `metadata.key`; also the field of a BadRequest.
     pub what: &'static str,
-    /// What it must be.
+    /// Rule that the value breaks.
     pub why: String,
 }
 
 impl Invalid {
-    /// `what` must be as `why` says.
+    /// Creates an error: `what` must be as `why` says.
     pub fn new(what: &'static str, why: impl Into<String>) -> Self {
         Self { what, why: why.into() }
     }
 }
 
 const PREFIX: &str = "pvelxc-";
-/// RFC 4648 §7 in lower case: unlike the plain alphabet it keeps the order of the bytes, so ids
-/// sort by the time of their creation.
+/// Alphabet of RFC 4648 §7 in lower case: unlike the plain alphabet it keeps the order of the
+/// bytes, so ids sort by the time of their creation.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
-/// 128 bits in groups of five.
+/// Digits of an id: 128 bits in groups of five.
 const DIGITS: usize = 26;
 
-/// One incarnation of a sandbox: `pvelxc-` and a UUIDv7 in base32, 33 characters, one DNS label.
-/// It is the container's hostname too.
+/// Id of one incarnation of a sandbox: `pvelxc-` and a UUIDv7 in base32, 33 characters, one DNS
+/// label. Also the container's hostname.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SandboxId(Uuid);
 
 impl SandboxId {
-    /// From a time in milliseconds since 1970 and 10 random bytes, which the caller gives so that
-    /// a simulation can be repeated.
+    /// Creates an id from a time in milliseconds since 1970 and 10 random bytes. The caller gives
+    /// both, so that a simulation can be repeated.
     pub fn new(unix_ms: u64, random: &[u8; 10]) -> Self {
         Self(uuid::Builder::from_unix_timestamp_millis(unix_ms, random).into_uuid())
     }
 
-    /// When it was made, milliseconds since 1970: the first 48 bits.
+    /// Time of the creation, milliseconds since 1970: the first 48 bits.
     pub fn created_ms(&self) -> u64 {
         u64::try_from(self.0.as_u128() >> 80).unwrap_or_default()
     }
@@ -106,7 +106,7 @@ impl<'de> Deserialize<'de> for SandboxId {
 pub struct Vmid(u32);
 
 impl Vmid {
-    /// The lowest number that PVE takes.
+    /// Lowest vmid that PVE accepts.
     pub const MIN: Self = Self(100);
 
     /// The number.
@@ -137,7 +137,7 @@ impl FromStr for Vmid {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        // `parse` alone would take "+100" and "0100".
+        // `parse` alone would accept "+100" and "0100".
         let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
         let number = text.parse::<u32>().ok().filter(|_| canonical).unwrap_or(0);
         Self::try_from(number)
@@ -150,12 +150,12 @@ impl fmt::Display for Vmid {
     }
 }
 
-/// What a caller may call a sandbox by.
+/// Name by which a caller refers to a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SandboxRef {
-    /// Its own id.
+    /// Id of the sandbox.
     Id(SandboxId),
-    /// The number of the container that it is in now: plain, `pve_lxc_{vmid}` or `cmux-{vmid}`.
+    /// Vmid of its present container: plain, `pve_lxc_{vmid}` or `cmux-{vmid}`.
     Vmid(Vmid),
 }
 

@@ -1,4 +1,4 @@
-//! How long a sandbox lives, as it is asked for: the checked form of `Lifetime`.
+//! Requested rules of a sandbox's lifetime: the checked form of `Lifetime`.
 
 use std::time::Duration;
 
@@ -6,21 +6,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{id::Invalid, sandbox::v1 as wire};
 
-/// The longest time to live.
+/// Longest time to live.
 pub const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// The shortest time without use that counts as idle.
+/// Shortest time without use that counts as idle.
 pub const IDLE_MIN: Duration = Duration::from_secs(10);
 
-/// What is done with a sandbox that has expired or is idle.
+/// Action on a sandbox that has expired or is idle.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Frozen: nothing is lost.
+    /// Pauses it: nothing is lost.
     #[default]
     Pause,
-    /// Stopped: its disk is kept.
+    /// Stops it: its disk is kept.
     Stop,
-    /// Deleted.
+    /// Deletes it.
     Delete,
 }
 
@@ -34,16 +34,16 @@ impl From<Action> for wire::ExpiryAction {
     }
 }
 
-/// Rules that are asked for; `None` where nothing is.
+/// Requested changes of the rules; `None` for a rule that stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wish {
     /// Time to live; zero: for ever.
     pub ttl: Option<Duration>,
-    /// What is done then.
+    /// Action at expiry.
     pub ttl_action: Option<Action>,
     /// Time without use that counts as idle; zero: never.
     pub idle: Option<Duration>,
-    /// What is done then.
+    /// Action when idle.
     pub idle_action: Option<Action>,
 }
 

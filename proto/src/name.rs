@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::Invalid;
 
-/// Defines a validated string: its field name, its check and the sentence that tells the rule.
+/// Defines a validated string: its field name, its check and the sentence that states the rule.
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal, $max:literal, $why:literal, $ok:expr) => {
         $(#[$doc])*
@@ -56,13 +56,13 @@ macro_rules! name {
     };
 }
 
-/// Letters, digits and `also`, starting with a letter or a digit.
+/// True for letters, digits and `also`, starting with a letter or a digit.
 fn word(text: &str, also: &[u8]) -> bool {
     text.bytes().all(|b| b.is_ascii_alphanumeric() || also.contains(&b))
         && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
 }
 
-/// One DNS label in lower case.
+/// True for one DNS label in lower case.
 fn label(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
@@ -70,7 +70,7 @@ fn label(text: &str) -> bool {
 }
 
 name!(
-    /// What an operator says of a node, and a creation asks of one.
+    /// Label that an operator gives a node, and that creations select nodes by.
     Label,
     "label",
     63,
@@ -78,7 +78,7 @@ name!(
     |text| word(text, b"._=-")
 );
 name!(
-    /// A size in the controller's configuration.
+    /// Name of a size in the controller's configuration.
     Preset,
     "size_preset",
     63,

@@ -1,5 +1,5 @@
-//! Reasons of errors: their names on the wire and their gRPC codes. docs/errors.md lists each with what
-//! to do.
+//! Reasons of errors: their names on the wire and their gRPC codes. docs/errors.md lists each with
+//! the remedy.
 
 use tonic::Code;
 
@@ -8,7 +8,7 @@ pub use crate::sandbox::v1::Reason;
 /// `ErrorInfo.domain` of every error of ours.
 pub const DOMAIN: &str = "pve-sandbox";
 
-/// In front of each name in the enum's definition, as its style asks for.
+/// Prefix of each name in the enum's definition, as required by protobuf's style.
 const PREFIX: &str = "REASON_";
 
 impl Reason {
@@ -83,8 +83,8 @@ impl Reason {
         }
     }
 
-    /// True when a node refuses a creation with it: nothing was made, and another node may do it, or
-    /// this one later. Every other reason is a failure of the creation.
+    /// True when a node refuses a creation for this reason: nothing was made, and another node, or
+    /// this one later, may accept it. Every other reason is a failure of the creation.
     pub const fn is_not_here_not_now(self) -> bool {
         matches!(
             self,
@@ -114,7 +114,7 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// A reason in a record, by its name: a name that is not known becomes UNSPECIFIED.
+/// Serializes a reason in a record by its name: an unknown name becomes UNSPECIFIED.
 pub mod by_name {
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -123,7 +123,7 @@ pub mod by_name {
     /// Writes the name.
     ///
     /// # Errors
-    /// As the serializer.
+    /// When the serializer fails.
     pub fn serialize<S: Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(reason.name())
     }

@@ -1,42 +1,42 @@
-//! Going on with a command's stream after its connection broke, for whoever holds one end of it:
-//! output that comes once more is dropped, stdin that was not taken is sent once more. Pure.
+//! Continues a command's stream after its connection broke, for either end: repeated output is
+//! dropped, stdin that was not accepted is sent again. Pure.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// Stdin that is kept until it is known to be taken, bytes. What a connection holds on its way is
-/// less.
+/// Stdin that is kept until it is known to be accepted, bytes. More than a connection holds in
+/// transit.
 pub const STDIN_KEPT_MAX: usize = 4 * 1024 * 1024;
 
-/// One of a command's outputs, as far as it has been received.
+/// Receive position of one of a command's outputs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Received {
     /// Bytes received.
     bytes: u64,
-    /// Bytes that come once more and are dropped.
+    /// Bytes that will be repeated and must be dropped.
     again: u64,
 }
 
 impl Received {
-    /// How much has been received, in bytes from the output's beginning.
+    /// Position in the output, bytes from its beginning.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// What comes first begins at `offset`, whatever was before it.
+    /// Starts at `offset`, whatever was received before.
     pub fn begin(&mut self, offset: u64) {
         *self = Self { bytes: offset, again: 0 };
     }
 
-    /// What comes next begins at `offset`. False when something is missing in between.
+    /// Continues with data from `offset` on. False when data in between is missing.
     #[must_use]
     pub fn resume(&mut self, offset: u64) -> bool {
         self.again = self.bytes.saturating_sub(offset);
         offset <= self.bytes
     }
 
-    /// What of `bytes` is new; `None` when all of it came before.
+    /// Returns the new part of `bytes`; `None` when all of it is a repetition.
     pub fn fresh(&mut self, mut bytes: Bytes) -> Option<Bytes> {
         let again = usize::try_from(self.again).unwrap_or(usize::MAX).min(bytes.len());
         if again > 0 {
@@ -51,25 +51,25 @@ impl Received {
     }
 }
 
-/// The last of a command's stdin, for a connection that breaks before it is taken.
+/// Most recent part of a command's stdin, to be sent again when a connection breaks.
 #[derive(Debug, Default)]
 pub struct Sent {
-    /// Where the next byte stands.
+    /// Offset behind the last byte.
     end: u64,
     kept: VecDeque<Bytes>,
     bytes: usize,
-    /// Nothing follows.
+    /// Whether stdin has ended.
     pub eof: bool,
 }
 
 impl Sent {
-    /// What is sent first stands at `offset`.
+    /// Starts at `offset`.
     pub fn begin(&mut self, offset: u64) {
         (self.end, self.bytes) = (offset, 0);
         self.kept.clear();
     }
 
-    /// Keeps what is sent next. Beyond [`STDIN_KEPT_MAX`] the oldest is let go.
+    /// Keeps bytes that are sent next. Beyond [`STDIN_KEPT_MAX`] the oldest are dropped.
     pub fn keep(&mut self, bytes: Bytes) {
         self.end += bytes.len() as u64;
         self.bytes += bytes.len();
@@ -81,11 +81,11 @@ impl Sent {
         }
     }
 
-    /// All from `offset` on, which is what the command has taken; `None` when some of it is not
-    /// kept any more.
+    /// Returns all bytes from `offset` on, which is the amount that the command has accepted;
+    /// `None` when some of them are no longer kept.
     pub fn from(&mut self, offset: u64) -> Option<Vec<Bytes>> {
         if offset > self.end {
-            // Another caller wrote too, or an earlier run of ours: we go on behind that.
+            // Another caller, or an earlier run of ours, wrote more: continue behind that.
             self.begin(offset);
         }
         let missing = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     proptest! {
-        /// However often the connection breaks and wherever, each byte comes once and in order.
+        /// Each byte arrives once and in order, however often and wherever the connection breaks.
         #[test]
         fn no_byte_is_lost_or_comes_twice(
             whole in prop::collection::vec(any::<u8>(), 0..300),

@@ -1,5 +1,5 @@
-//! What a caller may ask for, after every field has been checked. Controller and agent both go
-//! through this, so nothing unchecked reaches a PVE config, an argv or an environment.
+//! A checked creation. Controller and agent both check every field here, so nothing unchecked
+//! reaches a PVE config, an argv or an environment.
 
 use std::collections::BTreeMap;
 
@@ -12,27 +12,27 @@ use crate::{
     sandbox::v1 as wire,
 };
 
-/// Bounds of what is asked for; the proto comments tell callers the same.
+/// Bounds of a request; the comments of the proto state the same.
 pub mod limit {
-    /// Cores of one sandbox.
+    /// Cores of one sandbox at most.
     pub const CORES_MAX: u32 = 64;
-    /// Memory of one sandbox, MiB.
+    /// Range of the memory of one sandbox, MiB.
     pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=524_288;
-    /// Root disk of one sandbox, GiB.
+    /// Largest root disk of one sandbox, GiB.
     pub const DISK_GIB_MAX: u32 = 16_384;
-    /// Metadata entries.
+    /// Metadata entries at most.
     pub const METADATA_MAX: usize = 32;
-    /// Bytes of a metadata key.
+    /// Bytes of a metadata key at most.
     pub const METADATA_KEY_BYTES_MAX: usize = 63;
-    /// Bytes of a metadata value.
+    /// Bytes of a metadata value at most.
     pub const METADATA_VALUE_BYTES_MAX: usize = 1024;
-    /// Environment variables of a sandbox or of one command.
+    /// Environment variables of a sandbox or of one command at most.
     pub const ENV_MAX: usize = 64;
-    /// Bytes of an environment in all.
+    /// Bytes of a whole environment at most.
     pub const ENV_BYTES_MAX: usize = 32 * 1024;
-    /// Open ports of one sandbox.
+    /// Open ports of one sandbox at most.
     pub const SERVICES_MAX: usize = 32;
-    /// Labels of one kind.
+    /// Labels of one kind at most.
     pub const LABELS_MAX: usize = 8;
 }
 
@@ -54,7 +54,7 @@ impl Size {
         u64::from(self.memory_mib) << 20
     }
 
-    /// This size, with what it leaves open taken from `default`.
+    /// Fills the parts of this size that are 0 from `default`.
     #[must_use]
     pub fn or(self, default: Self) -> Self {
         let pick = |own, other| if own == 0 { other } else { own };
@@ -80,13 +80,13 @@ impl From<wire::Size> for Size {
     }
 }
 
-/// How a sandbox gets its address.
+/// Source of a sandbox's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
-    /// Leased from the node's pool.
+    /// Lease from the node's pool.
     Static,
-    /// Asked from a DHCP server on the bridge.
+    /// DHCP server on the bridge.
     Dhcp,
 }
 
@@ -95,36 +95,36 @@ pub enum Network {
 pub struct Spec {
     /// Idempotency key.
     pub request_id: RequestId,
-    /// What to create from.
+    /// Snapshot to create from.
     pub snapshot: SnapshotId,
     /// Compute; 0 where the snapshot decides.
     pub size: Size,
-    /// The caller's own pairs.
+    /// Metadata of the caller.
     pub metadata: BTreeMap<String, String>,
     /// Environment of every command.
     pub env: BTreeMap<String, String>,
-    /// How it gets its address.
+    /// Source of its address.
     pub network: Network,
     /// Ports open from the start.
     pub services: BTreeMap<ServiceName, Port>,
-    /// Node that it must be on.
+    /// Node that it must run on.
     pub node: Option<NodeName>,
-    /// How long it lives.
+    /// Rules for its lifetime.
     pub lifetime: Wish,
-    /// What it asks of its node.
+    /// Labels that its node must or should have, or not have.
     pub labels: Labels,
 }
 
-/// Labels of nodes that a creation cares for.
+/// Labels of nodes that matter to a creation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Labels {
     /// The node must have all of them.
     pub require: Vec<Label>,
     /// The node must have none of them.
     pub forbid: Vec<Label>,
-    /// Better with each of them.
+    /// Each of them makes a node better.
     pub prefer: Vec<Label>,
-    /// Worse with each of them.
+    /// Each of them makes a node worse.
     pub avoid: Vec<Label>,
 }
 
@@ -187,10 +187,10 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
     }
 }
 
-/// A service with its name, which is `port-{port}` unless given.
+/// Returns a service with its name, by default `port-{port}`.
 ///
 /// # Errors
-/// When the name or the port does not have the form that it must have.
+/// When the name or the port does not have the required form.
 pub fn service(name: &str, port: u32) -> Result<(ServiceName, Port), Invalid> {
     let port = Port::try_from(port)?;
     let name = if name.is_empty() { format!("port-{port}") } else { name.to_owned() };
@@ -211,10 +211,10 @@ fn services(list: &[wire::HttpService]) -> Result<BTreeMap<ServiceName, Port>, I
     Ok(services)
 }
 
-/// A size within its bounds.
+/// Checks that a size is within its bounds.
 ///
 /// # Errors
-/// With the part that is not.
+/// Names the part that is not.
 pub fn check_size(size: wire::Size) -> Result<Size, Invalid> {
     if size.cpu_cores > limit::CORES_MAX {
         return Err(Invalid::new("size.cpu_cores", "must be 1 to 64, or 0 for the snapshot's"));
@@ -256,7 +256,7 @@ fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Invalid> {
 /// Checks an environment: names of the shell's alphabet, values without NUL, both bounded.
 ///
 /// # Errors
-/// Names the rule that does not hold.
+/// Names the rule that is broken.
 pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), Invalid> {
     let bytes: usize = env.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
     if env.len() > limit::ENV_MAX || bytes > limit::ENV_BYTES_MAX {

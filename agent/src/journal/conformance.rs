@@ -1,4 +1,4 @@
-//! One suite over both journals: what one does, the other does.
+//! One test suite for both journals, which must behave the same.
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
@@ -73,7 +73,7 @@ pub(crate) fn intent(number: u8) -> Intent {
     }
 }
 
-/// A journal under test, and what keeps its file.
+/// Journal under test, with the directory of its file.
 struct Subject {
     journal: Arc<dyn Journal>,
     _dir: Option<tempfile::TempDir>,
@@ -98,7 +98,7 @@ fn sqlite(pools: Pools) -> Subject {
     Subject { journal: Arc::new(journal), _dir: Some(dir) }
 }
 
-/// Runs each check over both.
+/// Runs each check with both journals.
 macro_rules! suite {
     ($($check:ident),* $(,)?) => {
         mod over_memory { $(#[tokio::test] async fn $check() { super::$check(super::memory).await; })* }
@@ -142,8 +142,8 @@ async fn leases_go_round_and_skip_what_is_taken(make: fn(Pools) -> Subject) {
         assert_eq!(record.revision, u64::from(number));
     }
     assert_eq!(leased, [(1000, 2), (1002, 3), (1003, 4)]);
-    // The first is free again, and so is 1001: the ring goes on behind the last, past the
-    // tombstone, and only comes back to it when nothing else is left.
+    // The first vmid is free again, and so is 1001: the ring continues behind the last one, past
+    // the tombstone, and returns to it only when nothing else is left.
     let first = journal.get(&id(1)).await.expect("reads").expect("there");
     end(&journal, &first, Phase::Deleted, 5).await;
     let next = journal.begin(Intent { lease_address: false, ..intent(4) }, 0).await.expect("room");
@@ -191,7 +191,7 @@ async fn addresses_rest_after_use(make: fn(Pools) -> Subject) {
         journal.begin(intent(number), 0).await.expect("room");
     }
     assert_eq!(journal.begin(intent(4), 0).await.expect_err("full"), Error::AddressesExhausted);
-    // The failed request took no vmid either.
+    // The failed request took no vmid.
     assert_eq!(journal.room(0).await.expect("reads"), (1, 0));
     let first = journal.get(&id(1)).await.expect("reads").expect("there");
     end(&journal, &first, Phase::Deleted, 500).await;
@@ -356,7 +356,7 @@ async fn what_is_taken_over_gets_an_address_of_here(make: fn(Pools) -> Subject) 
     assert_eq!(journal.room(5).await.expect("reads").1, 2, "what was refused leases nothing");
     let dynamic = Record { vmid: vmid(5002), network: Network::Dhcp, ip: None, ..record(3) };
     assert_eq!(take_over(&dynamic).await.expect("taken over").ip, None);
-    // Over the tombstone of one that was let go, and over no other.
+    // Replaces the tombstone of a sandbox that was released or moved, and no other.
     let left = Record { cause: proto::Cause::Moved, ..here };
     let left = end(&journal, &left, Phase::Deleted, 10).await;
     assert_eq!(take_over(&there).await.expect("back again").vmid, left.vmid);
@@ -384,20 +384,20 @@ async fn what_dhcp_gave_is_a_lease_while_it_runs(make: fn(Pools) -> Subject) {
         phase: Phase::Running,
         ..record.clone()
     };
-    // Neither what is leased from the pool nor what another one was given.
+    // Neither an address of the pool nor one that DHCP gave to another sandbox.
     let taken = Error::AddressTaken { ip: fixed.ip.expect("leased") };
     assert_eq!(journal.update(&with(&first, fixed.ip)).await, Err(taken));
     let first = journal.update(&with(&first, Some(given))).await.expect("free");
     let taken = Err(Error::AddressTaken { ip: given });
     assert_eq!(journal.update(&with(&second, Some(given))).await, taken);
-    // The pool passes it over, too: 10.0.0.2 and 10.0.0.3 are away.
+    // The pool skips it too: 10.0.0.2 and 10.0.0.3 are taken.
     let fixed = journal.begin(intent(4), 0).await.expect("room");
     assert_eq!(fixed.ip, Some(Ipv4Addr::new(10, 0, 0, 4)));
-    // What an older version believed is no lease.
+    // An address written by an older version is no lease.
     let believed = Record { ip_granted: false, ..with(&second, Some(given)) };
     let second = journal.update(&believed).await.expect("nothing is leased");
     assert_eq!(second.lease(), None);
-    // A server gives the address of one that is stopped to others.
+    // A DHCP server may give a stopped sandbox's address to others.
     let stopped = Record { phase: Phase::Stopped, ..first.clone() };
     let stopped = journal.update(&stopped).await.expect("written");
     let second = journal.update(&with(&second, Some(given))).await.expect("free again");
@@ -420,7 +420,7 @@ async fn many_writers_at_once(make: fn(Pools) -> Subject) {
         let journal = Arc::clone(&subject.journal);
         tasks.spawn(async move {
             let record = journal.begin(intent(number), 0).await.expect("room");
-            // One in four loses a race with itself and must leave no trace.
+            // Every fourth update conflicts and must leave no trace.
             if number % 4 == 0 {
                 journal.update(&Record { revision: 9999, ..record }).await.expect_err("conflict");
             }

@@ -1,27 +1,27 @@
-//! Whether the node takes new work, as an operator said last.
+//! Whether the node takes new sandboxes, by the operator's last order.
 
 use serde::{Deserialize, Serialize};
 
-/// What an operator wants of the node.
+/// State that an operator wants for the node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Intake {
-    /// New sandboxes are made here.
+    /// New sandboxes are created here.
     #[default]
     Open,
-    /// None are made; those that are here live on as before.
+    /// No sandboxes are created; existing ones continue as before.
     Cordoned,
-    /// None are made, and the node is to become empty: those that are here run out.
+    /// No sandboxes are created, and existing ones run out until the node is empty.
     Draining,
 }
 
-/// That, and why.
+/// Wanted state with its reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// What is wanted.
+    /// Wanted state.
     pub intake: Intake,
-    /// The operator's own words; may be empty.
+    /// Reason in the operator's own words; may be empty.
     pub why: String,
-    /// Since when, milliseconds since 1970; 0: since ever.
+    /// Time of the order, milliseconds since 1970; 0 when there was none.
     pub since_ms: u64,
 }

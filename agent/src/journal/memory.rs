@@ -1,5 +1,5 @@
-//! The journal in memory, for the simulation: the same answers as the one on disk, and a crash
-//! loses what was not synced.
+//! The journal in memory, for the simulation: it behaves as the one on disk, and a crash loses
+//! unsynced writes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,16 +15,16 @@ use tokio::sync::watch;
 
 use super::{Error, Intent, Journal, Node, Phase, Pools, Record, intake, ring};
 
-/// What the simulation does around a sync: takes time, or crashes the node and never returns.
+/// Hooks around a sync, for the simulation: they take time, or crash the node and never return.
 #[async_trait::async_trait]
 pub trait Disk: Send + Sync + std::fmt::Debug {
-    /// The write is made and is lost by a crash.
+    /// Called after the write, while a crash still loses it.
     async fn before_sync(&self);
-    /// The write survives a crash; its caller does not know that yet.
+    /// Called when the write survives a crash, but its caller does not know that yet.
     async fn after_sync(&self);
 }
 
-/// A disk that takes no time and does not crash.
+/// Disk that takes no time and does not crash.
 #[derive(Debug)]
 pub struct SoundDisk;
 
@@ -34,37 +34,36 @@ impl Disk for SoundDisk {
     async fn after_sync(&self) {}
 }
 
-/// Something that a journal must not do wrong. This one does, when it is told to, so that the
-/// simulation can show that it notices.
+/// Deliberate defect of the journal. The simulation must notice each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lapse {
-    /// Nothing but intents is synced.
+    /// Syncs nothing but intents.
     Sync,
-    /// What is written of a creation before it is up is synced with the next other write only.
+    /// Syncs what is written of a creation before it is up only with the next other write.
     Intent,
-    /// That a creation came up is synced with the next write only.
+    /// Syncs that a creation came up only with the next write.
     Answer,
-    /// A vmid is leased that a living sandbox has.
+    /// Leases a vmid of a sandbox that has not ended.
     Vmids,
-    /// An address is leased that a living sandbox has.
+    /// Leases an address of a sandbox that has not ended.
     Addresses,
-    /// An end leaves no tombstone.
+    /// Ends sandboxes without a tombstone.
     Tombstones,
-    /// The epoch is not kept.
+    /// Loses the epoch.
     Epoch,
-    /// Whoever follows the changes does not hear of an end.
+    /// Hides ends from `changed_since`.
     News,
-    /// Tombstones count as leases.
+    /// Counts tombstones as leases.
     Room,
-    /// Rules of a lifetime that are changed are answered and not kept.
+    /// Confirms changed rules of a lifetime without storing them.
     Extensions,
-    /// An address is leased that a container has which is no sandbox.
+    /// Leases an address of a container that is no sandbox.
     Strangers,
-    /// A write that failed is answered as if it was made.
+    /// Reports failed writes as successful.
     Failures,
 }
 
-/// See the module.
+/// Journal in memory; see the module.
 #[derive(Debug)]
 pub struct MemoryJournal {
     id: String,
@@ -76,19 +75,19 @@ pub struct MemoryJournal {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What writes see.
+    /// State that writes see.
     written: Book,
-    /// What reads see and a crash leaves.
+    /// State that reads see and that survives a crash.
     synced: Book,
-    /// What a crash leaves instead, because a sync was left out.
+    /// State that survives a crash instead, when a defect left out a sync.
     durable: Option<Book>,
-    /// Why every write fails now.
+    /// Reason why every write fails now.
     failing: Option<String>,
-    /// Counts crashes: a write from before one must not be acknowledged after it.
+    /// Number of crashes: a write from before a crash must not be acknowledged after it.
     crashes: u64,
 }
 
-/// All that the file holds.
+/// Content of the file.
 #[derive(Debug, Clone, Default)]
 struct Book {
     lapse: Option<Lapse>,
@@ -105,7 +104,7 @@ struct Book {
 }
 
 impl MemoryJournal {
-    /// An empty journal. The id is given, so that a simulation can be repeated.
+    /// Creates an empty journal. The caller chooses the id, so that a simulation can be repeated.
     pub fn new(id: impl Into<String>, pools: Pools, disk: Arc<dyn Disk>) -> Self {
         Self {
             id: id.into(),
@@ -116,7 +115,7 @@ impl MemoryJournal {
         }
     }
 
-    /// The same, doing one thing wrong.
+    /// Activates a defect.
     #[must_use]
     pub fn lapsing(self, lapse: Lapse) -> Self {
         {
@@ -126,15 +125,15 @@ impl MemoryJournal {
         self
     }
 
-    /// What a crash would leave of this sandbox now.
+    /// Record of this sandbox as a crash would leave it now.
     pub fn durable(&self, id: &SandboxId) -> Option<Record> {
         let state = self.lock();
         let book = state.durable.as_ref().unwrap_or(&state.synced);
         book.records.get(id).map(|record| Record::clone(record))
     }
 
-    /// Every write fails for this reason and changes nothing, until there is none: a disk that is full
-    /// or broken.
+    /// Makes every write fail for this reason and change nothing, as on a full or broken disk;
+    /// `None` ends it.
     pub fn fail(&self, why: Option<&str>) {
         self.lock().failing = why.map(str::to_owned);
     }
@@ -144,7 +143,7 @@ impl MemoryJournal {
         self.lock().failing.is_some()
     }
 
-    /// Loses what was not synced. Writes that wait for their sync fail.
+    /// Loses unsynced writes. Writes that wait for their sync fail.
     pub fn crash(&self) {
         let mut state = self.lock();
         if let Some(durable) = state.durable.take() {
@@ -165,7 +164,7 @@ impl MemoryJournal {
         self.write_unless(&[Lapse::Sync], work).await
     }
 
-    /// Writes, and syncs unless that is what is left out.
+    /// Writes, and syncs unless a defect leaves that out.
     async fn write_unless<T>(
         &self,
         unsynced: &[Lapse],
@@ -173,7 +172,7 @@ impl MemoryJournal {
     ) -> Result<T, Error> {
         let (result, crashes) = {
             let mut state = self.lock();
-            // A request that fails leaves nothing, as a savepoint that is taken back.
+            // A failed request changes nothing, like a savepoint that is rolled back.
             let mut book = state.written.clone();
             let result = work(&mut book, &self.pools)?;
             match &state.failing {
@@ -256,7 +255,7 @@ impl Book {
         self.write_found(&record)
     }
 
-    /// Of a container that was there before its record.
+    /// Writes the record of a container that existed before it.
     fn write_found(&mut self, record: &Record) -> Result<Record, Error> {
         let clashes = |other: &Record| {
             other.vmid == record.vmid
@@ -565,7 +564,7 @@ mod tests {
 
     use super::{super::conformance as suite, *};
 
-    /// Crashes the journal where it is told to, once it has been armed.
+    /// Disk that crashes the journal at the chosen point, once it is armed.
     #[derive(Debug, Default)]
     struct Crashing {
         journal: OnceLock<Arc<MemoryJournal>>,

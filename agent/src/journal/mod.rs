@@ -1,8 +1,8 @@
 //! The agent's journal: the durable truth about the sandboxes of this node.
 //!
 //! A narrow trait with two implementations: `sqlite` (WAL, synchronous=FULL, one writer thread,
-//! group commit) and `memory`, which can lose what was not synced, so that the simulation runs the
-//! shipped code. `Ok` from a write means: it survives a power cut.
+//! group commit) and `memory`, which can lose unsynced writes, so that the simulation runs the
+//! shipped code. `Ok` from a write means that it survives a power cut.
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -22,7 +22,7 @@ pub use record::{Failure, Lifetime, Phase, Record, WakeOn};
 pub use memory::MemoryJournal;
 pub use sqlite::SqliteJournal;
 
-/// The journal could not do what was asked.
+/// Failure of a call to the journal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The record was changed in between: read it again.
@@ -32,82 +32,82 @@ pub enum Error {
         id: SandboxId,
         /// Revision that the caller had.
         expected: u64,
-        /// Revision that is there; 0 when there is none.
+        /// Present revision; 0 without a record.
         found: u64,
     },
-    /// Every vmid of the node's range is in use or was used too lately.
+    /// Every vmid of the node's range is in use or was used too recently.
     #[error("no vmid is left in the range {first}-{last}")]
     VmidsExhausted {
-        /// First of the range.
+        /// First vmid of the range.
         first: Vmid,
-        /// Last of the range.
+        /// Last vmid of the range.
         last: Vmid,
     },
-    /// A living sandbox has the address.
+    /// Another sandbox that has not ended has the address.
     #[error("{ip} is the address of another sandbox")]
     AddressTaken {
-        /// The address.
+        /// Address in question.
         ip: std::net::Ipv4Addr,
     },
     /// Every address of the pool is leased or in quarantine.
     #[error("no address is left in the pool")]
     AddressesExhausted,
-    /// The disk is full, and what is left of it is for ends.
+    /// The disk is full; the rest of it is kept for writes that end something.
     #[error("the journal's disk is full: nothing new is begun until there is room")]
     Full,
-    /// The disk, or the file.
+    /// The disk or the file failed.
     #[error("the journal failed: {0}")]
     Storage(String),
 }
 
-/// A creation's intent, before it has a number and an address.
+/// Intent of a creation, before it has a vmid and an address.
 #[derive(Debug, Clone)]
 pub struct Intent {
     /// The record with a placeholder `vmid` (ignored) and no `ip`.
     pub record: Record,
-    /// Lease an address too.
+    /// Whether to lease an address too.
     pub lease_address: bool,
-    /// Vmids that the cluster holds now: never leased, whatever the journal thinks.
+    /// Vmids in use in the cluster: never leased, even if the journal has them as free.
     pub taken: std::collections::BTreeSet<Vmid>,
-    /// Addresses that containers have which are not of this journal: never leased either.
+    /// Addresses of containers that are not in this journal: never leased either.
     pub taken_ips: std::collections::BTreeSet<std::net::Ipv4Addr>,
 }
 
-/// What the journal leases out of. Fixed at start.
+/// Ranges that the journal leases from. Fixed at start.
 #[derive(Debug, Clone)]
 pub struct Pools {
     /// This node's stripe of the vmid range, inclusive.
     pub vmids: (Vmid, Vmid),
-    /// Addresses that sandboxes may get: a range of the bridge's network without the network, the
-    /// broadcast and the gateway's address. Inclusive.
+    /// Addresses for sandboxes: a range of the bridge's network without the network, broadcast and
+    /// gateway addresses. Inclusive.
     pub addresses: (std::net::Ipv4Addr, std::net::Ipv4Addr),
-    /// How long an address rests after its sandbox has ended, milliseconds.
+    /// Quarantine of an address after its sandbox has ended, milliseconds.
     pub address_quarantine_ms: u64,
 }
 
 /// The journal. One writer; every method is one transaction.
 #[async_trait::async_trait]
 pub trait Journal: Send + Sync + std::fmt::Debug {
-    /// Random per journal file: another id means another history.
+    /// Random id of the journal file: another id means another history.
     fn id(&self) -> &str;
 
-    /// The vmids that are leased out, inclusive.
+    /// Range of the vmids that are leased, inclusive.
     fn vmids(&self) -> (Vmid, Vmid);
 
     /// Leases a vmid (the ring's next that is neither taken nor leased) and an address, and writes
-    /// the record, in one transaction. Returns the record as written. A record of this id that is
-    /// there already is a conflict, unless it is the tombstone of an earlier attempt. Full when the
-    /// disk is: ends are written then, and no beginnings.
+    /// the record, in one transaction. Returns the record as written. An existing record of this id
+    /// is a conflict, unless it is the tombstone of an earlier attempt. `Full` when the disk is
+    /// full: it takes only writes that end something then.
     async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error>;
 
-    /// Writes a record with the vmid and the address that it has, for a container that was there
-    /// before it. A conflict when a record of this id, or a living one of this vmid, address or
-    /// request, is there.
+    /// Writes the record of a container that existed before it, with its vmid and address. A
+    /// conflict with any record of this id, or one of the same vmid, address or request that has
+    /// not ended.
     async fn adopt(&self, record: &Record) -> Result<Record, Error>;
 
-    /// Writes a record that the journal of another node had, for a container that is here now. Where
-    /// its address is leased, it gets one of this node's pool. Also over the tombstone of one that
-    /// was let go or of an earlier attempt; else as `adopt`.
+    /// Writes a record from another node's journal, for a container that is on this node now. If
+    /// its address is leased already, it gets one from this node's pool. Replaces the tombstone of
+    /// a released sandbox or of an earlier attempt; otherwise as `adopt`.
     async fn take_over(
         &self,
         record: &Record,
@@ -115,62 +115,62 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
         now_ms: u64,
     ) -> Result<Record, Error>;
 
-    /// Gives a creation another vmid, because PVE said that the first is taken. The old one is not
-    /// leased again before the ring comes round.
+    /// Leases another vmid to a creation, because PVE said that the first is taken. The old one is
+    /// not leased again before the ring comes round.
     async fn next_vmid(
         &self,
         record: &Record,
         taken: std::collections::BTreeSet<Vmid>,
     ) -> Result<Record, Error>;
 
-    /// Writes a record if it is still at `record.revision`; returns it at its new revision. A record
-    /// whose phase has ended gives its vmid and its address back. `AddressTaken` when its lease is new
-    /// and another living record has it.
+    /// Writes a record if it is still at `record.revision`; returns it at its new revision. A
+    /// record whose phase has ended returns its vmid and its address. `AddressTaken` when its lease
+    /// is new and another record that has not ended has it.
     async fn update(&self, record: &Record) -> Result<Record, Error>;
 
-    /// Removes tombstones that ended before `before_ms`. Returns how many.
+    /// Removes tombstones that ended before `before_ms`. Returns their number.
     async fn forget(&self, before_ms: u64) -> Result<usize, Error>;
 
-    /// One record, tombstones included.
+    /// Reads one record, tombstones included.
     async fn get(&self, id: &SandboxId) -> Result<Option<Record>, Error>;
 
-    /// All records, tombstones included, ordered by id.
+    /// Reads all records, tombstones included, ordered by id.
     async fn all(&self) -> Result<Vec<Record>, Error>;
 
-    /// Records changed after `revision`, in the order of their revision, at most `limit`.
+    /// Reads the records changed after `revision`, in the order of their revision, at most `limit`.
     async fn changed_since(&self, revision: u64, limit: usize) -> Result<Vec<Record>, Error>;
 
-    /// The last revision that was written.
+    /// Last revision that was written.
     async fn revision(&self) -> Result<u64, Error>;
 
-    /// Highest revision of a tombstone that was forgotten: `changed_since` an older one would miss
-    /// an end, so whoever has an older one must read all anew.
+    /// Highest revision of a removed tombstone. `changed_since` an older revision would miss an
+    /// end, so a reader that is further behind must read all records again.
     async fn horizon(&self) -> Result<u64, Error>;
 
-    /// Raises the highest epoch seen to `epoch` if it is higher; returns the highest.
+    /// Raises the highest epoch seen to `epoch` if that is higher; returns the highest.
     async fn epoch(&self, epoch: u64) -> Result<u64, Error>;
 
-    /// What an operator wants of the node.
+    /// Reads the operator's order for the node.
     async fn intake(&self) -> Result<intake::Order, Error>;
 
-    /// Remembers what an operator wants of the node.
+    /// Stores the operator's order for the node.
     async fn set_intake(&self, order: &intake::Order) -> Result<(), Error>;
 
-    /// Which node this journal belongs to; `None` before that was known.
+    /// Node that this journal belongs to; `None` before that was known.
     async fn node(&self) -> Result<Option<Node>, Error>;
 
-    /// Remembers which node this journal belongs to.
+    /// Stores the node that this journal belongs to.
     async fn set_node(&self, node: &Node) -> Result<(), Error>;
 
-    /// Remembers that attempts of `id` up to `attempt` are off, although no record may exist.
+    /// Records that attempts of `id` up to `attempt` are cancelled, also when no record exists.
     async fn cancel(&self, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<(), Error>;
 
-    /// Highest attempt of `id` that was called off; 0 when none was.
+    /// Highest cancelled attempt of `id`; 0 when there is none.
     async fn cancelled(&self, id: &SandboxId) -> Result<u32, Error>;
 
-    /// Vmids and addresses that could still be leased.
+    /// Number of vmids and of addresses that can still be leased.
     async fn room(&self, now_ms: u64) -> Result<(u32, u32), Error>;
 
-    /// Counts up at every write; wakes watchers. Starts at the current revision.
+    /// Revision, for watchers: increases at every write. Starts at the current one.
     fn watch(&self) -> tokio::sync::watch::Receiver<u64>;
 }

@@ -1,4 +1,4 @@
-//! What the journal keeps of one sandbox: the truth about it.
+//! The journal's record of one sandbox: the truth about it.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
@@ -16,19 +16,19 @@ use crate::{
     pve::{Mark, OwnVolumes},
 };
 
-/// Where a sandbox is in its life. What is wanted follows from it: CREATING wants to run or to be
-/// undone, DELETING wants to be gone.
+/// Phase of a sandbox's life. The goal follows from it: CREATING is to run or to be undone,
+/// DELETING is to be gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Intent recorded; being cloned, configured, booted. After a crash: undone or finished.
+    /// Intent recorded; being cloned, configured or booted. After a crash: undone or finished.
     Creating,
-    /// The creation failed or was called off; what it made is being removed.
+    /// The creation failed or was cancelled; what it made is being removed.
     Undoing,
-    /// Up, and it answered.
+    /// Up; its probe succeeded.
     Running,
-    /// To be frozen: its memory is kept, nothing in it runs. It is frozen when the operation that
-    /// wrote this has ended well; after a crash the reconciler makes it so.
+    /// Frozen, or about to be: its memory is kept, nothing in it runs. Frozen once the operation
+    /// that wrote this phase has succeeded; after a crash the reconciler freezes it.
     Paused,
     /// Booting again.
     Starting,
@@ -36,57 +36,57 @@ pub enum Phase {
     Stopping,
     /// Down, disk kept.
     Stopped,
-    /// Being removed.
+    /// Being deleted.
     Deleting,
-    /// Gone. A tombstone.
+    /// Deleted: a tombstone.
     Deleted,
-    /// Undone. A tombstone with its failure.
+    /// Undone: a tombstone with its failure.
     Failed,
 }
 
 impl Phase {
-    /// A tombstone: nothing of it is on the host.
+    /// True for a tombstone: nothing of the sandbox is on the host.
     pub const fn ended(self) -> bool {
         matches!(self, Self::Deleted | Self::Failed)
     }
 }
 
-/// What wakes a sandbox when it is paused.
+/// Events that wake a paused sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WakeOn {
-    /// A request for one of its open ports.
+    /// Wake on a request for one of its open ports.
     pub http: bool,
-    /// A connection to its SSH port.
+    /// Wake on a connection to its SSH port.
     pub ssh: bool,
-    /// A command, or access to its files.
+    /// Wake on a command or an access to its files.
     pub exec: bool,
 }
 
 impl Default for WakeOn {
-    /// What a sandbox is used by; nothing asks for `ssh` yet.
+    /// All uses but `ssh`, which nothing asks for yet.
     fn default() -> Self {
         Self { http: true, ssh: false, exec: true }
     }
 }
 
-/// How long a sandbox lives, complete.
+/// Rules for the lifetime of a sandbox, complete.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lifetime {
-    /// Time to live, milliseconds; 0: for ever. What was paused or stopped by it gets as much again.
+    /// Time to live, milliseconds; 0: for ever. Starts anew when an expired sandbox resumes.
     pub ttl_ms: u64,
-    /// What is done then.
+    /// Action at expiry.
     pub ttl_action: Action,
-    /// When it expires, or did.
+    /// Time of the expiry, past or future.
     pub expires: Option<Moment>,
     /// Time without use that counts as idle, milliseconds; 0: never.
     pub idle_ms: u64,
-    /// What is done then.
+    /// Action when idle.
     pub idle_action: Action,
 }
 
 impl Lifetime {
-    /// With what `wish` changes, from `now` on.
+    /// Applies the changes of `wish`, from `now` on.
     #[must_use]
     pub fn with(mut self, wish: &Wish, now: &Moment) -> Self {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -100,7 +100,7 @@ impl Lifetime {
         self
     }
 
-    /// It runs again: an expiry that has been seen to begins anew.
+    /// Restarts the time to live of a sandbox that runs again after it expired.
     pub fn renew(&mut self, now: &Moment) {
         if self.expires.as_ref().is_some_and(|expiry| expiry.reached(now)) {
             self.expires = Some(now.after(Duration::from_millis(self.ttl_ms)));
@@ -108,24 +108,24 @@ impl Lifetime {
     }
 }
 
-/// Why the last operation failed.
+/// Reason of the last operation's failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What a caller branches on.
+    /// Reason that callers branch on.
     #[serde(with = "proto::reason::by_name")]
     pub reason: Reason,
-    /// A sentence, with `pct`'s own last line where it spoke.
+    /// One sentence, with `pct`'s own last line if it printed one.
     pub message: String,
-    /// What the rollback did and how it ended; empty when there was nothing to undo.
+    /// Actions and result of the rollback; empty when there was nothing to undo.
     pub rollback: String,
 }
 
-/// One sandbox. Fields are added, never changed: the version before must read what this one wrote.
+/// One sandbox. Fields are added, never changed: the previous version must read them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Identity.
+    /// Id of the sandbox.
     pub id: SandboxId,
-    /// Container; leased in the same transaction that wrote the intent. A tombstone keeps its last.
+    /// Vmid of its container, leased together with the intent. A tombstone keeps its last.
     pub vmid: Vmid,
     /// Template that it was cloned from.
     pub template: Vmid,
@@ -135,80 +135,80 @@ pub struct Record {
     pub request_id: RequestId,
     /// SHA-256 of the request's body, hex.
     pub body_digest: String,
-    /// The controller's try.
+    /// Attempt of the controller.
     pub attempt: u32,
-    /// Where it is in its life.
+    /// Phase of its life.
     pub phase: Phase,
-    /// How far its operation is.
+    /// Step, for people: queued, clone, configure, resize_offline, start, resize, probe.
     #[serde(rename = "step", with = "super::words::progress")]
     pub progress: Progress,
-    /// What it was created from.
+    /// Snapshot that it was created from.
     pub snapshot: SnapshotId,
     /// Compute, complete.
     pub size: Size,
-    /// How it gets its address.
+    /// Source of its address.
     pub network: Network,
-    /// Its address: the lease, or what DHCP gave. Use `lease`, which knows whether it counts.
+    /// Address: the lease, or the one that DHCP gave. Use `lease`, which checks whether it counts.
     pub ip: Option<Ipv4Addr>,
-    /// A DHCP reply that was seen on the host gave it `ip`. Without meaning for static addresses.
-    /// Older versions believed what stood inside of the container: what they wrote does not count.
+    /// Whether a DHCP reply seen on the host gave it `ip`. Unused with static addresses. Older
+    /// versions believed the container itself: their addresses do not count.
     #[serde(default)]
     pub ip_granted: bool,
     /// Open ports.
     pub services: BTreeMap<ServiceName, Port>,
-    /// The caller's pairs.
+    /// Metadata of the caller.
     pub metadata: BTreeMap<String, String>,
-    /// Environment of every command.
+    /// Environment variables of every command.
     pub env: BTreeMap<String, String>,
-    /// +1 at every start.
+    /// Number of starts: +1 at each.
     pub boot: u32,
-    /// When the intent was recorded, milliseconds since 1970.
+    /// Time of the intent, milliseconds since 1970.
     pub created_ms: u64,
-    /// When it last came up; 0 if never.
+    /// Time when it last came up; 0 if never.
     pub started_ms: u64,
-    /// When it ended; 0 while it lives.
+    /// Time when it ended; 0 before that.
     pub ended_ms: u64,
-    /// What wakes it when it is paused. Records of before there was such a thing have none.
+    /// Events that wake it while it is paused. Absent in older records.
     #[serde(default)]
     pub wake_on: WakeOn,
-    /// How long it lives.
+    /// Rules for its lifetime.
     #[serde(default)]
     pub lifetime: Lifetime,
-    /// When its phase last changed; unknown in records of before there was such a thing.
+    /// Time of the last change of its phase; unknown in older records.
     #[serde(default)]
     pub since: Moment,
-    /// Why it did.
+    /// Cause of that change, if no caller asked for it: a value of `Sandbox.cause`.
     #[serde(default, with = "super::words::cause")]
     pub cause: Cause,
-    /// It was somebody's container before it was a sandbox, and can be given back.
+    /// Whether it was adopted: its container existed before, and can be released.
     #[serde(default)]
     pub adopted: bool,
-    /// Volumes that are its own beside those that its config names. Empty in records of before there
-    /// was such a thing, and for containers that were not cloned here.
+    /// Volumes of its own beside those that its config names. Empty in older records, and for
+    /// containers that were not cloned here.
     #[serde(default)]
     pub volumes: OwnVolumes,
-    /// The node that has taken it over, once this one has left it.
+    /// Node that imported it, once this node has dropped it.
     #[serde(default)]
     pub moved_to: Option<proto::name::NodeName>,
-    /// Why the last operation failed.
+    /// Failure of the last operation.
     pub failure: Option<Failure>,
-    /// The journal's revision of this version of the record; set by the journal.
+    /// Revision of this version of the record; set by the journal.
     pub revision: u64,
 }
 
 impl Record {
-    /// It is the tombstone of one that may come from another node, as this record.
+    /// True for a tombstone that may be replaced by `record`, which comes from another node.
     pub fn gives_way_to(&self, record: &Self) -> bool {
         self.was_let_go() || self.phase.ended() && self.attempt < record.attempt
     }
 
-    /// It ended without its container, which may live on elsewhere.
+    /// True when the sandbox ended without its container, which may still exist elsewhere.
     pub fn was_let_go(&self) -> bool {
         self.phase.ended() && matches!(self.cause, Cause::Released | Cause::Moved)
     }
 
-    /// The address that is this sandbox's and nobody else's: the only one that requests, probes and
-    /// cuts go to. A stopped one has none by DHCP, whose server may give it to others.
+    /// Address that belongs to this sandbox alone: the only target of requests, probes and
+    /// connection kills. A stopped sandbox with DHCP has none, whose server may give it to others.
     pub fn lease(&self) -> Option<Ipv4Addr> {
         match self.network {
             Network::Static => self.ip,
@@ -216,7 +216,7 @@ impl Record {
         }
     }
 
-    /// The mark that the container must carry.
+    /// Mark that the container must carry.
     pub fn mark(&self) -> Mark {
         Mark {
             sandbox_id: self.id,

@@ -1,7 +1,7 @@
-//! The order in which vmids and addresses are leased: round and round, so that one that was used
-//! lately comes last. Pure.
+//! The order in which vmids and addresses are leased: in a ring, so that recently used ones come
+//! last. Pure.
 
-/// Walks the ring `first..=last` from behind `cursor` and returns the first that is free.
+/// Walks the ring `first..=last` from behind `cursor` and returns the first free number.
 pub(super) fn next<E>(
     (first, last): (u32, u32),
     cursor: Option<u32>,
@@ -9,7 +9,7 @@ pub(super) fn next<E>(
 ) -> Result<Option<u32>, E> {
     let start = match cursor {
         Some(cursor) if cursor >= first && cursor < last => cursor + 1,
-        // Never used, at the end, or of another range than the configured one.
+        // The cursor is unset, at the end, or of an earlier range.
         Some(_) | None => first,
     };
     for number in (start..=last).chain(first..start) {

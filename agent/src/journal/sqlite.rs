@@ -1,7 +1,7 @@
 //! The journal on disk: one SQLite file in WAL mode with `synchronous=FULL`, so a commit is an
-//! fsync. One thread writes; what waits for it goes into one transaction, each request in a
-//! savepoint of its own, and is answered when that transaction is on the disk. Reads have their
-//! own connection and never wait for a write.
+//! fsync. One thread writes: it puts all waiting requests into one transaction, each in a savepoint
+//! of its own, and answers them when the transaction is on the disk. Reads have their own
+//! connection and never wait for a write.
 
 mod connection;
 mod reserve;
@@ -22,7 +22,7 @@ use super::{Error, Intent, Journal, Node, Pools, Record, intake};
 use reserve::Reserve;
 use writer::Writer;
 
-/// See the module.
+/// Journal in a SQLite file; see the module.
 #[derive(Debug)]
 pub struct SqliteJournal {
     id: String,
@@ -33,13 +33,13 @@ pub struct SqliteJournal {
 }
 
 impl SqliteJournal {
-    /// Opens the file, making it when it is not there.
+    /// Opens the file, creating it if absent.
     ///
     /// # Errors
     /// When the file cannot be opened, is in use by another process, or was written by a version
     /// that is more than one schema ahead.
     pub fn open(path: &Path, pools: Pools) -> Result<Self, Error> {
-        // First, for a disk that is full may have no room to open a journal either.
+        // Comes first, because a full disk may have no room to open a journal either.
         let reserve = Reserve::beside(path);
         let opened = connection::open(path)?;
         let revision = tables::revision(&opened.writer)?;
@@ -53,9 +53,9 @@ impl SqliteJournal {
         })
     }
 
-    /// Which node the journal at `path` belongs to, without opening it as its writer: the
-    /// configuration goes by it before there is a journal. `None` when there is no file, or when it
-    /// does not say.
+    /// Node that the journal at `path` belongs to, read without opening it for writing: the
+    /// configuration needs the node before the journal is open. `None` when there is no file, or no
+    /// node in it.
     ///
     /// # Errors
     /// When the file is there and cannot be read.

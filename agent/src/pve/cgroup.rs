@@ -1,8 +1,8 @@
-//! A container's cgroups: freezing, thawing, and what it uses. Files alone, on cgroup2, or on v1
-//! where a controller has a hierarchy of its own; no fork, and no question to LXC's monitor.
+//! A container's cgroups: freezing, thawing, and resource usage. Uses only files, on cgroup2, or on
+//! v1 where a controller has a hierarchy of its own; no fork, and no call to LXC's monitor.
 //!
-//! What is frozen is the inner cgroup, `lxc/ID/ns`: with the outer one the container's monitor
-//! would be frozen too, and everybody who asks it would hang.
+//! Only the inner cgroup, `lxc/ID/ns`, is frozen: freezing the outer one would freeze the
+//! container's monitor too, and every process that queries it would hang.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -15,29 +15,29 @@ use proto::id::Vmid;
 use super::{Usage, shim_cgroup};
 use crate::sys::read;
 
-/// More of a cgroup's file is not read: `memory.stat`, the longest, has two KiB a NUMA node.
+/// Bytes read of a cgroup's file at most: `memory.stat`, the longest, has two KiB a NUMA node.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
-/// More directories of a container's cgroup are not searched for its processes.
+/// Directories of a container's cgroup that are searched for processes at most.
 const ALL_CGROUPS_MAX: usize = 20_000;
-/// More processes of a container are not looked at.
+/// Processes of a container that are examined at most.
 pub(super) const PROCESSES_MAX: usize = 65_536;
-/// The pids of so many, of seven digits at most.
+/// Bytes of that many pids, of seven digits at most.
 const PIDS_BYTES_MAX: u64 = 8 * 65_536;
-/// v1 says "no limit" by a number that no machine has.
+/// Limits from here on mean "no limit": v1 says it by a number that no machine has.
 const NO_LIMIT: u64 = 1 << 60;
 
-/// What freezes one cgroup.
+/// Control of the freezer of one cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Freezer {
-    /// A cgroup of v2.
+    /// Cgroup of v2.
     V2(PathBuf),
-    /// A cgroup of v1's `freezer`.
+    /// Cgroup of v1's `freezer`.
     V1(PathBuf),
 }
 
 impl Freezer {
-    /// Those of a container, the inner one first; none when it does not run. `root` is cgroup2's,
-    /// or has the hierarchies of v1 in it by the names of their controllers.
+    /// Freezers of a container, the inner one first; none when it does not run. `root` is
+    /// cgroup2's, or holds v1's hierarchies under the names of their controllers.
     pub fn of(root: &Path, vmid: Vmid) -> Vec<Self> {
         let id = vmid.to_string();
         let (v1, v2) = (root.join("freezer/lxc").join(&id), root.join("lxc").join(&id));
@@ -51,7 +51,7 @@ impl Freezer {
         v2.map(Self::V2).collect()
     }
 
-    /// Freezes or thaws. The kernel takes its time for the first: look with `frozen`.
+    /// Freezes or thaws. The kernel needs time to freeze: poll `frozen`.
     pub fn set(&self, frozen: bool) -> io::Result<()> {
         match self {
             Self::V2(dir) => write(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
@@ -61,7 +61,7 @@ impl Freezer {
         }
     }
 
-    /// True when every task in it is frozen.
+    /// True when every task in the cgroup is frozen.
     pub fn frozen(&self) -> bool {
         match self {
             Self::V2(dir) => {
@@ -72,7 +72,7 @@ impl Freezer {
         }
     }
 
-    /// True when it is frozen, or on the way there.
+    /// True when the cgroup is frozen or about to be.
     pub fn freezing(&self) -> bool {
         match self {
             Self::V2(dir) => self.frozen() || read(&dir.join("cgroup.freeze")).trim() == "1",
@@ -81,16 +81,16 @@ impl Freezer {
     }
 }
 
-/// What the load needs to know of a container.
+/// Resource usage of a container, for the load calculation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
-    /// CPU time that it has had, microseconds; `None` where the kernel does not count it.
+    /// CPU time used so far, microseconds; `None` where the kernel does not count it.
     pub cpu_us: Option<u64>,
-    /// Memory that cannot be had back, bytes; `None` where the kernel does not count it.
+    /// Memory that cannot be reclaimed, bytes; `None` where the kernel does not count it.
     pub memory_bytes: Option<u64>,
 }
 
-/// The cgroups of a container that runs.
+/// Cgroups of a running container.
 struct Trees<'a> {
     root: &'a Path,
     vmid: Vmid,
@@ -98,13 +98,13 @@ struct Trees<'a> {
 }
 
 impl<'a> Trees<'a> {
-    /// `None` when there are none, so it does not run.
+    /// Finds the cgroups; `None` when there are none, because the container does not run.
     fn of(root: &'a Path, vmid: Vmid) -> Option<Self> {
         let trees = Self { root, vmid, v2: root.join("lxc").join(vmid.to_string()) };
         (trees.v2.exists() || trees.v1("memory").exists()).then_some(trees)
     }
 
-    /// Where a controller has a tree of its own.
+    /// Directory of the container in the hierarchy of a v1 controller.
     fn v1(&self, controller: &str) -> PathBuf {
         self.root.join(controller).join("lxc").join(self.vmid.to_string())
     }
@@ -116,7 +116,7 @@ impl<'a> Trees<'a> {
     }
 }
 
-/// Pids of all that is in the container's cgroup or below, each once; of more than 65536, some.
+/// Pids in the container's cgroup and below, each once; at most 65536 of them.
 pub fn processes(cgroup_root: &Path, vmid: Vmid) -> Vec<u32> {
     let mut dirs = VecDeque::from([cgroup_root.join("lxc").join(vmid.to_string())]);
     let (mut pids, mut looked) = (BTreeSet::new(), 0);
@@ -128,27 +128,27 @@ pub fn processes(cgroup_root: &Path, vmid: Vmid) -> Vec<u32> {
         }
         dirs.extend(below(&dir).take(ALL_CGROUPS_MAX - dirs.len().min(ALL_CGROUPS_MAX)));
     }
-    // A process of a namespace that this one cannot see is listed as 0.
+    // Processes of a pid namespace that is not visible here are listed as 0.
     pids.remove(&0);
     pids.into_iter().collect()
 }
 
-/// Pids in one cgroup, in the kernel's order; not more than are worth looking at.
+/// Pids in one cgroup, in the kernel's order, at most `PROCESSES_MAX`.
 pub(super) fn pids_in(cgroup: &Path) -> Vec<u32> {
     let listed = read::text(&cgroup.join("cgroup.procs"), PIDS_BYTES_MAX);
-    // A number that the bound cuts in two would be another process.
+    // Drops the last, incomplete line: a number cut off by the bound would be another process.
     let whole = listed.rfind('\n').map_or("", |end| &listed[..end]);
     whole.lines().filter_map(|line| line.parse().ok()).take(PROCESSES_MAX).collect()
 }
 
-/// The cgroups right below this one.
+/// Child cgroups of this one.
 pub(super) fn below(cgroup: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
     let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
     entries.filter(is_dir).map(|entry| entry.path())
 }
 
-/// True while the container's inner cgroup, or the whole of it, is frozen.
+/// True while the container's inner cgroup, or the outer one, is frozen.
 pub fn frozen(cgroup_root: &Path, vmid: Vmid) -> bool {
     Freezer::of(cgroup_root, vmid).iter().any(Freezer::frozen)
 }
@@ -157,7 +157,7 @@ fn number(path: PathBuf) -> Option<u64> {
     read(&path).trim().parse().ok()
 }
 
-/// A container's part of the load, with its shim's, in few reads; `None` when it does not run.
+/// A container's share of the load, its shim included, in few reads; `None` when it does not run.
 pub fn share(root: &Path, vmid: Vmid) -> Option<Share> {
     let trees = Trees::of(root, vmid)?;
     let (v2, memory) = (&trees.v2, trees.v1("memory"));
@@ -174,8 +174,8 @@ pub fn share(root: &Path, vmid: Vmid) -> Option<Share> {
     })
 }
 
-/// What a container uses, with what its shim on the host uses for it; `None` when it has no cgroup,
-/// so does not run.
+/// Resource usage of a container and its shim on the host; `None` when it has no cgroup, so does
+/// not run.
 pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
     let trees = Trees::of(root, vmid)?;
     let (v2, memory) = (&trees.v2, trees.v1("memory"));
@@ -189,7 +189,7 @@ pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
     });
     let pids =
         number(v2.join("pids.current")).or_else(|| number(trees.v1("pids").join("pids.current")));
-    // Where a controller is not given to containers, their processes themselves are counted.
+    // Without a controller for containers, the numbers come from the processes themselves.
     let processes = || processes(root, vmid);
     let shim = shim_cgroup::in_use(root, vmid);
     let pressure = |what: &str| some_avg10(&read(&v2.join(format!("{what}.pressure"))));
@@ -210,10 +210,10 @@ pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
     })
 }
 
-/// Asks the kernel to write so much of a container's memory to swap; true when it did.
+/// Asks the kernel to write `bytes` of a container's memory to swap; true when it did.
 pub fn reclaim(root: &Path, vmid: Vmid, bytes: u64) -> bool {
     let file = root.join("lxc").join(vmid.to_string()).join("memory.reclaim");
-    // No such file where memory is v1's, or before Linux 5.19.
+    // The file does not exist where memory is v1's, or before Linux 5.19.
     file.exists() && write(&file, &bytes.to_string()).is_ok()
 }
 
@@ -222,7 +222,7 @@ pub fn has_swap(proc: &Path) -> bool {
     read(&proc.join("swaps")).lines().count() > 1
 }
 
-/// Memory that processes have for themselves, bytes.
+/// Anonymous memory of the processes, bytes.
 fn anonymous(proc: &Path, pids: &[u32]) -> u64 {
     let of = |pid: &u32| {
         let status = read(&proc.join(pid.to_string()).join("status"));
@@ -236,7 +236,7 @@ fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
 }
 
-/// `some avg10` of a pressure file, percent; 0 where the kernel does not say.
+/// `some avg10` of a pressure file, percent; 0 where the kernel does not report it.
 fn some_avg10(text: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix("some "));
     let value = line.and_then(|line| line.split(' ').find_map(|f| f.strip_prefix("avg10=")));
@@ -247,7 +247,7 @@ fn read(path: &Path) -> String {
     read::text(path, FILE_BYTES_MAX)
 }
 
-/// Cgroup files are written, never made.
+/// Writes an existing cgroup file; never creates one.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     use io::Write as _;
     fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())

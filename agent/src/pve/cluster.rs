@@ -1,4 +1,4 @@
-//! What pmxcfs tells of the cluster: `.members`, `.vmlist`, and the signs beside them. Only
+//! Reads the cluster's state from pmxcfs: `.members`, `.vmlist`, and the signs beside them. Only
 //! `Signs::read` touches files.
 
 use std::{
@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use super::{Cluster, Member};
 
-/// `.members`. A node that is in no cluster has a `nodename` and nothing else; so has a member whose
-/// pmxcfs was started while corosync is down.
+/// Content of `.members`. It has `nodename` alone on a node without a cluster, and also on a member
+/// whose pmxcfs was started while corosync was down.
 #[derive(Debug, Deserialize)]
 struct Members {
     nodename: NodeName,
@@ -45,19 +45,19 @@ struct Guest {
     node: NodeName,
 }
 
-/// What tells a node that is alone from a member that lost its cluster, beside `.members`.
+/// Signs that distinguish a node without a cluster from a member that lost its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signs {
-    /// The cluster's configuration is in /etc/pve: this node is a member, whatever `.members` says.
+    /// Whether /etc/pve has a cluster's configuration: then this node is a member.
     pub corosync_conf: bool,
-    /// /etc/pve has w bits: pmxcfs takes them off everything while it has no quorum.
+    /// Whether /etc/pve has w bits: pmxcfs removes them from everything while it has no quorum.
     pub writable: bool,
 }
 
 impl Signs {
-    /// Reads the signs of pmxcfs mounted at `root`. What cannot be told counts as the bad sign: a
-    /// member that takes itself for a lone node does harm, the other way round nothing is lost.
-    /// Blocks: `root` is a FUSE file system.
+    /// Reads the signs of pmxcfs mounted at `root`. An unreadable sign counts as the bad one: a
+    /// member that believes it has no cluster does harm, the reverse does none. Blocks: `root` is a
+    /// FUSE file system.
     pub fn read(root: &Path) -> Self {
         let writable = |dir: &Path| match fs::metadata(dir) {
             Ok(found) => found.permissions().mode() & 0o222 != 0,
@@ -70,14 +70,14 @@ impl Signs {
     }
 }
 
-/// Whether this node may change things in /etc/pve, and which number it has.
+/// Whether this node may change /etc/pve, and its number in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quorum {
     /// The node belongs to the majority of its cluster; its number, if the cluster lists it.
     Quorate(Option<u32>),
     /// The node is in no cluster. Its number is 1.
     Alone,
-    /// Nothing may be changed; its number, if that is known nevertheless.
+    /// Nothing may be changed; the number is given if it is known nevertheless.
     Lost(Option<u32>),
 }
 
@@ -90,7 +90,7 @@ impl Quorum {
         matches!(self, Self::Quorate(_) | Self::Alone)
     }
 
-    /// This node's number in its cluster, from 1, as far as it can be told.
+    /// Number of this node in its cluster, from 1, if it is known.
     pub const fn number(self) -> Option<u32> {
         match self {
             Self::Quorate(number) | Self::Lost(number) => number,
@@ -99,42 +99,42 @@ impl Quorum {
     }
 }
 
-/// Decides by `.members` and the signs beside it.
+/// Decides from `.members` and the signs beside it.
 fn quorum(members: &Members, signs: Signs) -> Quorum {
     let number = members.nodelist.get(&members.nodename).map(|node| node.id);
     match &members.cluster {
         Some(corosync) if corosync.quorate == 1 && signs.writable => Quorum::Quorate(number),
-        // pmxcfs has not heard of corosync since it was started.
+        // Without the signs, pmxcfs may have had no contact with corosync since it started.
         None if !signs.corosync_conf && signs.writable => Quorum::Alone,
         Some(_) | None => Quorum::Lost(number),
     }
 }
 
-/// Who this node is, by pmxcfs.
+/// Identity of this node, by pmxcfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Its name.
+    /// Name of the node.
     pub node: NodeName,
-    /// Its number in the cluster, from 1; it keeps it when others come and go. `None` while that
-    /// cannot be told.
+    /// Number in the cluster, from 1; it stays the same when other nodes come and go. `None` while
+    /// it is unknown.
     pub number: Option<u32>,
 }
 
-/// Reads who this node is out of `.members` and the signs beside it.
+/// Reads the node's identity from `.members` and the signs beside it.
 pub fn identity(members: &[u8], signs: Signs) -> Option<Identity> {
     let members: Members = serde_json::from_slice(members).ok()?;
     let number = quorum(&members, signs).number();
     Some(Identity { node: members.nodename, number })
 }
 
-/// `ha/manager_status`, where a cluster has HA.
+/// Content of `ha/manager_status`, where a cluster has HA.
 #[derive(Debug, Default, Deserialize)]
 struct Manager {
     #[serde(default)]
     node_status: BTreeMap<NodeName, String>,
 }
 
-/// Reads the cluster. Without `.members`, pmxcfs is down: nothing is quorate, and nothing known.
+/// Reads the cluster's state. Without `.members`, pmxcfs is down: not quorate, nothing known.
 pub fn cluster(
     members: Option<&[u8]>,
     guests: Option<&[u8]>,
@@ -192,7 +192,7 @@ mod tests {
 }
 "#;
 
-    /// What a node without a cluster, and nothing wrong, shows.
+    /// Signs of a healthy node without a cluster.
     const FINE: Signs = Signs { corosync_conf: false, writable: true };
     const BARE: &[u8] = b"{\n\"nodename\": \"pve1\",\n\"version\": 0\n}\n";
 
@@ -209,7 +209,7 @@ mod tests {
         let bare = members(std::str::from_utf8(BARE).expect("text"));
         let signs = |corosync_conf, writable| Signs { corosync_conf, writable };
         assert_eq!(quorum(&bare, signs(false, true)), Quorum::Alone);
-        // Seen on a real node: the same `.members`, and one of these signs or both.
+        // Observed on a real node: the same `.members`, and one of these signs or both.
         for (corosync_conf, writable) in [(true, false), (true, true), (false, false)] {
             let lost = quorum(&bare, signs(corosync_conf, writable));
             assert_eq!(lost, Quorum::Lost(None), "{corosync_conf} {writable}");
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(Signs::read(root.path()), FINE);
         fs::write(root.path().join("corosync.conf"), "totem {}").expect("write");
         assert_eq!(Signs::read(root.path()), Signs { corosync_conf: true, writable: true });
-        // pmxcfs shows its own directories without w bits, and the mount itself as it pleases.
+        // pmxcfs removes the w bits of its own directories, but not always of the mount itself.
         mode(&nodes, 0o555);
         assert!(!Signs::read(root.path()).writable);
         mode(&nodes, 0o755);

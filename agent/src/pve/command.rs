@@ -1,6 +1,6 @@
-//! The commands of `pct` that are used, and their arguments. Pure.
+//! The commands of `pct` in use, and their arguments. Pure.
 //!
-//! Everything that came from a caller is of a validated type: no value starts with a dash, holds a
+//! Everything that comes from a caller has a validated type: no value starts with a dash, holds a
 //! comma where `pct` splits at commas, or ends a line.
 
 use std::ffi::OsString;
@@ -9,23 +9,23 @@ use proto::id::Vmid;
 
 use super::{CloneOrder, Settings, interface};
 
-/// One call of `pct`.
+/// Command of `pct`.
 #[derive(Debug, Clone)]
 pub enum Command<'a> {
-    /// A linked clone: what PVE makes of a template by default.
+    /// Makes a linked clone, PVE's default for a template.
     Clone(&'a CloneOrder),
-    /// Settings, all in one call: each call costs PVE more than half a second. Over the `net0` that
-    /// stands there.
+    /// Writes all settings in one call, because each call costs PVE more than half a second. The
+    /// last field is the `net0` line to replace.
     Set(Vmid, &'a Settings, Option<&'a str>),
-    /// Make the root volume so large, GiB.
+    /// Grows the root volume to this size, GiB.
     Resize(Vmid, u32),
-    /// Boot.
+    /// Boots.
     Start(Vmid),
-    /// Stop at once.
+    /// Stops at once.
     Stop(Vmid),
-    /// Remove; a running one is stopped first.
+    /// Destroys; stops a running container first.
     Destroy(Vmid),
-    /// Take off PVE's lock.
+    /// Removes PVE's lock.
     Unlock(Vmid),
 }
 
@@ -43,7 +43,7 @@ impl Command<'_> {
         }
     }
 
-    /// The container that it is about; of a clone, the new one.
+    /// Container of the command; of a clone, the new one.
     pub fn vmid(&self) -> Vmid {
         match self {
             Self::Clone(order) => order.vmid,
@@ -56,7 +56,7 @@ impl Command<'_> {
         }
     }
 
-    /// The arguments of `pct`.
+    /// Arguments of `pct`.
     pub fn arguments(&self) -> Vec<OsString> {
         let mut arguments = vec![self.op().to_owned()];
         match self {
@@ -64,7 +64,7 @@ impl Command<'_> {
                 arguments.push(order.template.to_string());
                 arguments.push(order.vmid.to_string());
                 option(&mut arguments, "--hostname", order.mark.sandbox_id);
-                // In the config from its first write on, before there is a volume.
+                // Stands in the config from its first write on, before there is a volume.
                 option(&mut arguments, "--description", &order.mark);
             }
             Self::Set(vmid, settings, net0) => {
@@ -74,7 +74,7 @@ impl Command<'_> {
                 option(&mut arguments, "--cpulimit", settings.cores);
                 option(&mut arguments, "--memory", settings.memory_mib);
                 option(&mut arguments, "--swap", 0);
-                // The agent starts its sandboxes after a reboot, not PVE.
+                // After a reboot the agent starts the sandboxes, not PVE.
                 option(&mut arguments, "--onboot", 0);
             }
             Self::Resize(vmid, gib) => {
@@ -82,7 +82,7 @@ impl Command<'_> {
             }
             Self::Destroy(vmid) => {
                 arguments.push(vmid.to_string());
-                // The volumes that the config names, and no other: see `super::volume`.
+                // Destroys the volumes that the config names, and no other: see `super::volume`.
                 option(&mut arguments, "--force", 1);
             }
             Self::Start(vmid) | Self::Stop(vmid) | Self::Unlock(vmid) => {

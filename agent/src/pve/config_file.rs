@@ -1,9 +1,9 @@
 //! The grammar of a container's config, `ID.conf`. Pure: text in, text out.
 //!
-//! A main part, then sections (`[pve:pending]`, one per snapshot). In the main part `#` lines are
-//! the description, each %-encoded, and the rest is `key: value`. Only the main part is ever looked
-//! at or changed, and every line that is not meant stays as it is, byte for byte: other people's
-//! settings, and those of a later PVE, go through here.
+//! A config has a main part, then sections (`[pve:pending]`, one per snapshot). In the main part
+//! `#` lines are the description, each %-encoded, and the rest is `key: value`. Only the main part
+//! is read or changed, and every other line stays the same, byte for byte: it may be someone else's
+//! setting, or one of a later PVE.
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr};
 
@@ -11,16 +11,16 @@ use proto::id::Vmid;
 
 use super::{Mark, volume};
 
-/// PVE takes no longer description.
+/// Longest description that PVE accepts, characters.
 pub(super) const DESCRIPTION_CHARS_MAX: usize = 8192;
 
-/// The text would not be one setting.
+/// Error: the text is not one valid setting.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key} {why}")]
 pub struct Unfit {
-    /// The setting.
+    /// Name of the setting.
     pub key: String,
-    /// What it must be.
+    /// Rule that the text breaks.
     pub why: &'static str,
 }
 
@@ -29,36 +29,36 @@ pub struct Unfit {
 pub struct ContainerConfig {
     /// Lines with their line ends.
     lines: Vec<Vec<u8>>,
-    /// Lines of the main part.
+    /// Number of lines of the main part.
     main: usize,
 }
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// Its bridge.
+    /// Name of the bridge.
     pub bridge: String,
-    /// Its MAC, as it stands there.
+    /// MAC address as written in the config.
     pub mac: String,
-    /// Its IPv4 address.
+    /// IPv4 address.
     pub ip: Ip,
-    /// Its IPv4 gateway.
+    /// IPv4 gateway.
     pub gateway: Option<Ipv4Addr>,
 }
 
-/// How an interface gets its IPv4 address.
+/// Source of an interface's IPv4 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ip {
-    /// Fixed, with the prefix length.
+    /// Fixed address with the prefix length.
     Static(Ipv4Addr, u8),
-    /// By DHCP.
+    /// Address by DHCP.
     Dhcp,
-    /// Not by PVE.
+    /// Address not set by PVE.
     Manual,
 }
 
 impl ContainerConfig {
-    /// Reads a file. Whatever it holds is kept.
+    /// Parses a file. Accepts and keeps any content.
     pub fn parse(bytes: &[u8]) -> Self {
         let lines: Vec<Vec<u8>> =
             bytes.split_inclusive(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
@@ -66,17 +66,17 @@ impl ContainerConfig {
         Self { lines, main }
     }
 
-    /// The file.
+    /// Content of the file.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.lines.concat()
     }
 
-    /// The value of a setting. Where PVE finds one twice, the later counts.
+    /// Value of a setting. If PVE finds a setting twice, the later one counts.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.lines[..self.main].iter().rev().find_map(|line| value(line, key))
     }
 
-    /// The settings of the main part, in the order of the file.
+    /// Settings of the main part, in the order of the file.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
         let lines = self.lines[..self.main].iter().filter(|line| !line.starts_with(b"#"));
         let pairs = lines.filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
@@ -93,15 +93,15 @@ impl ContainerConfig {
             return Err(unfit("must be one line that is not empty"));
         }
         self.remove(key);
-        // PVE writes the settings sorted; it reads them in any order.
+        // PVE writes the settings sorted, but reads them in any order.
         let after = |line: &Vec<u8>| !line.starts_with(b"#") && line.as_slice() > key.as_bytes();
         let at = self.lines[..self.main].iter().position(after).unwrap_or_else(|| self.end());
         self.insert(at, format!("{key}: {}\n", text.trim()).into_bytes());
         Ok(())
     }
 
-    /// Writes another value into the line of a setting that is there, where it stands. Nothing happens
-    /// where there is none, or where the value is no line.
+    /// Replaces the value of an existing setting in its line. Does nothing if the setting is absent
+    /// or the value is not one line.
     pub fn replace(&mut self, key: &str, text: &str) {
         if text.chars().any(char::is_control) {
             return;
@@ -109,7 +109,7 @@ impl ContainerConfig {
         let main = self.lines[..self.main].iter_mut().rev();
         let Some(line) = main.into_iter().find(|line| value(line, key).is_some()) else { return };
         let Some(known) = value(line, key).map(str::to_owned) else { return };
-        // What stands around the value stays: its blanks, and the line end.
+        // Keeps the text around the value: blanks and the line end.
         let whole = String::from_utf8_lossy(line).into_owned();
         let head = key.len() + 1;
         if let Some(at) = whole[head..].find(&known) {
@@ -123,14 +123,14 @@ impl ContainerConfig {
         self.remove_main(|line| value(line, key).is_some());
     }
 
-    /// The description, decoded, without its last line end; `None` when there is none.
+    /// Description, decoded, without its last line end; `None` when there is none.
     pub fn description(&self) -> Option<String> {
         let lines = self.lines[..self.main].iter().filter_map(|line| line.strip_prefix(b"#"));
         let lines: Vec<String> = lines.map(|line| decode(trim_end(line))).collect();
         (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
-    /// Replaces the description. Empty removes it.
+    /// Replaces the description. An empty text removes it.
     pub fn set_description(&mut self, text: &str) -> Result<(), Unfit> {
         if text.chars().count() > DESCRIPTION_CHARS_MAX {
             let why = "must be at most 8192 characters long";
@@ -151,7 +151,7 @@ impl ContainerConfig {
         self.lines[..self.main].iter().any(|known| is_note(known, line))
     }
 
-    /// Adds a line to the description. The others stay as they are, byte for byte.
+    /// Adds a line to the description. The others stay the same, byte for byte.
     pub fn add_note(&mut self, line: &str) {
         if !self.has_note(line) {
             let last = self.lines[..self.main].iter().rposition(|known| known.starts_with(b"#"));
@@ -162,28 +162,28 @@ impl ContainerConfig {
         }
     }
 
-    /// Takes a line out of the description.
+    /// Removes a line from the description.
     pub fn remove_note(&mut self, line: &str) {
         self.remove_main(|known| is_note(known, line));
     }
 
-    /// The mark in the description. Whose container it is, is for the caller to say: a vmid in the
-    /// mark that is not the container's own means that somebody cloned ours.
+    /// Mark in the description. The caller must check the owner: a vmid in the mark that is not the
+    /// container's own means that somebody cloned ours.
     pub fn mark(&self) -> Option<Mark> {
         Mark::find(&self.description()?)
     }
 
-    /// The host name, which PVE shows as the container's name.
+    /// Host name, which PVE shows as the container's name.
     pub fn hostname(&self) -> Option<&str> {
         self.get("hostname")
     }
 
-    /// Why PVE keeps everyone away: `create`, `disk`, `backup`, ...
+    /// Reason of PVE's lock on the container: `create`, `disk`, `backup`, ...
     pub fn lock(&self) -> Option<&str> {
         self.get("lock")
     }
 
-    /// True for a template, which can be cloned and not started.
+    /// True for a template, which can be cloned but not started.
     pub fn is_template(&self) -> bool {
         self.get("template") == Some("1")
     }
@@ -193,34 +193,34 @@ impl ContainerConfig {
         self.get("protection") == Some("1")
     }
 
-    /// True when its root is nobody on the host.
+    /// True when root in the container is an unprivileged user of the host.
     pub fn is_unprivileged(&self) -> bool {
         self.get("unprivileged") == Some("1")
     }
 
-    /// Its tags.
+    /// Tags of the container.
     pub fn tags(&self) -> impl Iterator<Item = &str> {
         self.get("tags").unwrap_or("").split([';', ',', ' ']).filter(|tag| !tag.is_empty())
     }
 
-    /// Volume of its root, such as `local-zfs:subvol-100-disk-0`; `None` while it is being cloned.
+    /// Root volume, such as `local-zfs:subvol-100-disk-0`; `None` while it is being cloned.
     pub fn rootfs(&self) -> Option<&str> {
         self.get("rootfs").map(first)
     }
 
-    /// Size of its root, GiB, rounded down; 0 when it does not say.
+    /// Size of the root volume, GiB, rounded down; 0 when the config does not say.
     pub fn rootfs_gib(&self) -> u32 {
         let options = self.get("rootfs").unwrap_or("").split(',');
         options.filter_map(|option| option.strip_prefix("size=")).find_map(gib).unwrap_or(0)
     }
 
-    /// True when its root can be made larger while it runs. PVE tells the kernel, which grows a file
-    /// system that is mounted for writing, and sets a quota in any case.
+    /// True when the root volume can grow while the container runs. PVE tells the kernel, which
+    /// grows a file system that is mounted for writing, and sets a quota in any case.
     pub fn grows_running(&self) -> bool {
         !self.get("rootfs").unwrap_or("").split(',').any(|option| option == "ro=1")
     }
 
-    /// Volumes and paths of its root and its mount points.
+    /// Volumes and paths of the root and the mount points.
     pub fn mounts(&self) -> impl Iterator<Item = &str> {
         let is_mount = |key: &str| {
             let number = key.strip_prefix("mp").or_else(|| key.strip_prefix("unused"));
@@ -230,7 +230,7 @@ impl ContainerConfig {
         self.settings().filter(move |(key, _)| is_mount(key)).map(|(_, value)| first(value))
     }
 
-    /// The volumes of this number that it names, as `volume::key` writes them: its own, and no other's.
+    /// Volumes of this vmid that the config names, as `volume::key` writes them.
     pub fn own_volumes(&self, vmid: Vmid) -> Vec<String> {
         let owned = |key: &String| {
             let name = key.split_once(':').map_or("", |(_, name)| name);
@@ -239,29 +239,29 @@ impl ContainerConfig {
         self.mounts().filter_map(volume::key).filter(owned).collect()
     }
 
-    /// Storages of the volumes that it names, each once.
+    /// Storages of the volumes that the config names, each once.
     pub fn storages(&self) -> Vec<String> {
         let volumes = self.mounts().filter_map(volume::key);
         let storages = volumes.filter_map(|key| Some(key.split_once(':')?.0.to_owned()));
         storages.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Storage of its root.
+    /// Storage of the root volume.
     pub fn storage(&self) -> Option<&str> {
         self.rootfs()?.split_once(':').map(|(storage, _)| storage)
     }
 
-    /// Memory, MiB. PVE's default is 512.
+    /// Memory, MiB; PVE's default is 512.
     pub fn memory_mib(&self) -> u32 {
         self.get("memory").and_then(|text| text.parse().ok()).unwrap_or(512)
     }
 
-    /// Cores; `None` when it may use all of the host's.
+    /// Cores; `None` when the container may use all of the host.
     pub fn cores(&self) -> Option<u32> {
         self.get("cores")?.parse().ok()
     }
 
-    /// Its first interface.
+    /// First network interface.
     pub fn net0(&self) -> Option<Interface> {
         let text = self.get("net0")?;
         let field =
@@ -282,7 +282,7 @@ impl ContainerConfig {
         })
     }
 
-    /// The static IPv4 addresses of all its interfaces.
+    /// Static IPv4 addresses of all interfaces.
     pub fn static_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
         let is_interface = |key: &str| {
             let number = key.strip_prefix("net");
@@ -297,7 +297,7 @@ impl ContainerConfig {
         })
     }
 
-    /// True when some line of it, of whatever section, names this volume.
+    /// True when any line, of any section, names this volume.
     pub fn mentions(&self, volume: &str) -> bool {
         !volume.is_empty()
             && self.lines.iter().any(|line| {
@@ -308,14 +308,14 @@ impl ContainerConfig {
             })
     }
 
-    /// Where the settings of the main part end: before the blank lines that part it from a section.
+    /// End of the main part's settings: before the blank lines that separate a section.
     fn end(&self) -> usize {
         let last = self.lines[..self.main].iter().rposition(|line| !trim_end(line).is_empty());
         last.map_or(0, |last| last + 1)
     }
 
     fn insert(&mut self, at: usize, line: Vec<u8>) {
-        // A file may end without a line end; what comes behind must not join its last line.
+        // A file may lack a line end; the next line must not join its last line.
         if let Some(before) = at.checked_sub(1).and_then(|before| self.lines.get_mut(before))
             && before.last() != Some(&b'\n')
         {
@@ -344,18 +344,18 @@ fn value<'a>(line: &'a [u8], key: &str) -> Option<&'a str> {
     Some(std::str::from_utf8(text).ok()?.trim())
 }
 
-/// True for the line of the description that says this.
+/// True for the description's line with this text.
 fn is_note(line: &[u8], text: &str) -> bool {
     line.strip_prefix(b"#").is_some_and(|line| decode(trim_end(line)) == text)
 }
 
-/// The volume of a mount point's value, which goes on with options.
+/// Volume of a mount point's value, without the options behind it.
 fn first(text: &str) -> &str {
     let first = text.split(',').next().unwrap_or("");
     first.strip_prefix("volume=").unwrap_or(first)
 }
 
-/// A size as PVE writes it: a number, and K, M, G or T where it is not in bytes.
+/// Parses a size as PVE writes it: a number, and K, M, G or T where it is not in bytes.
 fn gib(size: &str) -> Option<u32> {
     let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &size[digits.len()..] {
@@ -366,7 +366,7 @@ fn gib(size: &str) -> Option<u32> {
         "T" => 40,
         _ => return None,
     };
-    // What somebody wrote as 4.5G is at least 4.
+    // Rounds 4.5G, written by hand, down to 4.
     let whole = digits.split('.').next()?;
     let bytes = whole.parse::<u64>().ok()?.checked_mul(1 << shift)?;
     u32::try_from(bytes >> 30).ok()
@@ -381,8 +381,8 @@ fn trim_end(line: &[u8]) -> &[u8] {
     line.trim_ascii_end()
 }
 
-/// One line of a description as PVE writes it: control characters, `%`, `:` and all but ASCII as
-/// `%XX`. Nothing that comes out of this can end a line.
+/// Encodes one line of a description as PVE does: control characters, `%`, `:` and non-ASCII bytes
+/// as `%XX`. The result never ends a line.
 fn encode(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
     for byte in line.bytes() {
@@ -395,7 +395,7 @@ fn encode(line: &str) -> String {
     text
 }
 
-/// The text behind an encoded line; a `%` that starts no code stays.
+/// Decodes a line; a `%` that starts no code stays.
 fn decode(line: &[u8]) -> String {
     let mut bytes = Vec::with_capacity(line.len());
     let mut rest = line;

@@ -1,5 +1,5 @@
-//! What a container does right now, read from /proc and the cgroup tree: no fork, and no question
-//! to LXC's monitor, which can hang.
+//! State of a running container, read from /proc and the cgroup tree: no fork, and no call to LXC's
+//! monitor, which can hang.
 
 use std::{collections::VecDeque, path::Path, time::Duration};
 
@@ -19,28 +19,28 @@ use crate::sys::{
     read,
 };
 
-/// More directories of a container's cgroup are not searched for its init, which is near the top.
+/// Directories of a container's cgroup that are searched for its init at most; it is near the top.
 const CGROUPS_MAX: usize = 1000;
-/// How long is looked for its init.
+/// Longest search for a container's init.
 const LOOK: Duration = Duration::from_secs(1);
-/// Bytes of a table of sockets, for about 28,000; of a longer one nobody tells whether it has a
-/// connection.
+/// Bytes read of a table of sockets at most, about 28,000 of them; with a longer table it is
+/// unknown whether there is a connection.
 const SOCKETS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// True when the container's monitor listens, which it does while the container runs. `pct` itself
-/// asks the same.
+/// True when the container's monitor listens, which it does while the container runs. `pct` uses
+/// the same check.
 pub fn running(proc: &Path, lxc_dir: &Path, vmid: Vmid) -> bool {
     let socket = format!("@{}/{vmid}/command", lxc_dir.display());
     let sockets = read::text(&proc.join("net/unix"), read::LARGE);
     sockets.lines().any(|line| line.rsplit(' ').next() == Some(&socket))
 }
 
-/// The container's init: the process in its cgroup that is number 1 one pid namespace down. `None`
-/// also where a tenant has put so much before it that it is not found in time.
+/// Pid of the container's init: the process in its cgroup that is number 1 one pid namespace down.
+/// `None` also when a tenant's processes delay the search beyond its limit.
 pub fn init_pid(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<u32> {
     let top = cgroup_root.join("lxc").join(vmid.to_string());
-    // systemd puts itself into `init.scope`; a plain init stays where it was put. Deeper ones are
-    // of containers inside, whose inits are further down too.
+    // systemd moves itself into `init.scope`; a plain init stays where it was put. Cgroups further
+    // down belong to nested containers, whose inits are further down too.
     let inner = top.join("ns");
     let until = Instant::now() + LOOK;
     let mut dirs: VecDeque<_> = [inner.join("init.scope"), inner, top].into();
@@ -63,23 +63,23 @@ pub fn init_pid(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<u32> {
     None
 }
 
-/// The container's init, and which process that is.
+/// Finds the container's init and its start time.
 pub fn init(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<Init> {
     let pid = init_pid(proc, cgroup_root, vmid)?;
     Some(Init { pid, start: kin(proc, pid)?.start })
 }
 
 /// True when an established TCP connection of this process's network namespace has its other end
-/// elsewhere, or when that cannot be told, as of one with more sockets than are looked at.
+/// elsewhere, or when that is unknown because the namespace has too many sockets.
 pub fn connected(proc: &Path, pid: u32) -> bool {
     let net = proc.join(pid.to_string()).join("net");
-    // There is none without IPv6.
+    // The file does not exist without IPv6.
     let v6 = if net.join("tcp6").exists() { remote_in(&net.join("tcp6")) } else { Some(false) };
     remote_in(&net.join("tcp")).unwrap_or(true) || v6.unwrap_or(true)
 }
 
-/// Whether a table of sockets has a connection with somebody else; `None` when it is too long, or not
-/// one.
+/// Whether a table of sockets has a connection with another host; `None` when it is too long or no
+/// such table.
 fn remote_in(table: &Path) -> Option<bool> {
     let bytes = read::whole(table, SOCKETS_BYTES_MAX).ok()?;
     let sockets = TcpNetEntries::from_buf_read(&bytes[..], current_system_info()).ok()?;
@@ -138,11 +138,11 @@ mod tests {
         assert_eq!(found.len(), PROCESSES_MAX);
         // None of them is an init.
         assert_eq!(init_pid(&root.join("proc"), &root.join("cg"), vmid(1001)), None);
-        // A number that the bound cuts in two is none.
+        // A number cut off by the bound is ignored.
         let padded = "0000001\n".repeat(65_535) + "1234567";
         write(root, "cg/lxc/1002/cgroup.procs", &padded);
         assert_eq!(processes(&root.join("cg"), vmid(1002)), [1]);
-        // Nor is a table of sockets without an end read: nobody can tell.
+        // Without an end the table of sockets is not read either: the result is unknown.
         fs::create_dir_all(root.join("7/net")).expect("mkdir");
         let table = fs::File::create(root.join("7/net/tcp")).expect("made");
         table.set_len(1 << 40).expect("grown");

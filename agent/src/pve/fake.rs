@@ -1,9 +1,9 @@
 //! A PVE cluster in memory, for the simulation and for tests of what is built on `Pve`.
 //!
-//! It keeps PVE's semantics: a number is taken cluster-wide, a template that is being cloned
-//! refuses the second clone at once, a clone is in the config with its mark before it has a volume,
-//! an operation goes on when its caller has gone, and what is cut off half-way leaves its locks and
-//! volumes behind. Time is tokio's, so it can be paused; durations vary by a seed.
+//! The fake keeps PVE's semantics: a vmid is taken cluster-wide, a template that is being cloned
+//! refuses a second clone at once, a clone's config has its mark before it has a volume, an
+//! operation continues when its caller has gone, and an operation that is cut off leaves its locks
+//! and volumes behind. Time is tokio's, so it can be paused; durations vary by a seed.
 
 mod membership;
 mod op;
@@ -36,85 +36,84 @@ use super::{
     known::{Init, Known},
 };
 
-/// How an operation goes wrong.
+/// Failure mode of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// It fails and has done nothing.
+    /// Fails and does nothing.
     Before(ErrorKind),
-    /// It does its work and says that it failed.
+    /// Does its work but reports a failure.
     After(ErrorKind),
-    /// It is cut off half-way and leaves what a killed worker leaves.
+    /// Stops half-way and leaves what a killed worker leaves.
     Killed,
-    /// A clone fails half-way; PVE rolls it back and forgets its volume.
+    /// Fails a clone half-way; PVE rolls it back and forgets its volume.
     RolledBack,
-    /// A clone is cut off after its first write, which says nothing of whose it is.
+    /// Stops a clone after its first write, which does not name an owner.
     KilledAtOnce,
-    /// It does nothing until `FakeCluster::release`, or until it is told to stop at its deadline.
+    /// Hangs until `FakeCluster::release`, or until the deadline stops the operation.
     Hangs,
 }
 
-/// Something that must not be done to a host. This one does it, when it is told to, so that the
-/// simulation can show that it notices.
+/// Deliberate defect of the fake host. The simulation must notice each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lapse {
-    /// Nobody looks whose container it is before it is changed or destroyed.
+    /// Changes and destroys containers without checking the owner.
     Ownership,
-    /// A destruction says that it is done, and does nothing.
+    /// Reports a destruction as done without doing anything.
     Destroy,
-    /// The lock of a dead clone stays, and its removal is reported.
+    /// Keeps the lock of a dead clone, but reports its removal.
     Unlock,
-    /// A pause takes no lock.
+    /// Pauses without taking a lock.
     Hold,
-    /// What is frozen counts as dead.
+    /// Reports frozen containers as dead.
     Frozen,
-    /// Marks that the agent does not know are destroyed when it looks.
+    /// Destroys containers with unknown marks when all configs are listed.
     Strangers,
-    /// All volumes of a number go with its sandbox, whoever made them.
+    /// Removes all volumes of a vmid with its sandbox, whoever made them.
     Volumes,
-    /// A member that has lost its cluster takes itself for a node that is in none.
+    /// Lets a member that has lost its cluster believe that it has none.
     Alone,
 }
 
 /// One planned failure; used up by the operation that it hits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// Which operation.
+    /// Operation to fail.
     pub op: Op,
-    /// On this node only.
+    /// Node to fail on; any if absent.
     pub node: Option<NodeName>,
-    /// Of this container only; for a clone, the new one.
+    /// Container to fail for (for a clone, the new one); any if absent.
     pub vmid: Option<Vmid>,
-    /// What happens.
+    /// Failure mode.
     pub trouble: Trouble,
 }
 
-/// How long operations take. Each lasts between this and a quarter more.
+/// Durations of the operations. Each takes between this and a quarter more.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
     /// `pct clone`.
     pub clone: Duration,
     /// `pct set`.
     pub set: Duration,
-    /// `pct resize` of a container that runs.
+    /// `pct resize` of a running container.
     pub resize: Duration,
-    /// `pct resize` of a stopped one, on a volume with a file system of its own.
+    /// `pct resize` of a stopped container, on a volume with its own file system.
     pub resize_stopped: Duration,
     /// `pct start`.
     pub start: Duration,
-    /// From the start to the address.
+    /// Time from the start to the address.
     pub boot: Duration,
     /// `pct stop`.
     pub stop: Duration,
     /// `pct destroy`.
     pub destroy: Duration,
-    /// One write of a config.
+    /// Write of a config.
     pub write: Duration,
-    /// Half of a freeze, and a thaw.
+    /// Half of a freeze, or a thaw.
     pub freeze: Duration,
 }
 
 impl Pace {
-    /// What was measured of the real thing.
+    /// Durations measured on real nodes.
     pub const RECORDED: Self = Self {
         clone: Duration::from_millis(904),
         set: Duration::from_millis(661),
@@ -129,7 +128,7 @@ impl Pace {
     };
 }
 
-/// The cluster: the world that its nodes share, and the hand that lets things happen to it.
+/// Handle of the cluster: holds the state that its nodes share, and lets tests change it.
 #[derive(Debug, Clone)]
 pub struct FakeCluster(Arc<Shared>);
 
@@ -139,15 +138,15 @@ struct Shared {
     faults: Mutex<Vec<Fault>>,
     random: Mutex<u64>,
     pace: Mutex<Pace>,
-    /// Something has changed that an operation may wait for.
+    /// Signals any change that an operation may wait for.
     changed: Notify,
     on_clone: OnClone,
     released: Notify,
-    /// Operations outlive their callers, as `pct` outlives the agent.
+    /// Runs operations, which outlive their callers as `pct` outlives the agent.
     tracker: TaskTracker,
 }
 
-/// Hears of every clone before it begins.
+/// Callback for every clone, before it begins.
 type Hear = Box<dyn Fn(&NodeName, &CloneOrder) + Send + Sync>;
 
 #[derive(Default)]
@@ -159,7 +158,7 @@ impl std::fmt::Debug for OnClone {
     }
 }
 
-/// One node of it.
+/// One node of the fake cluster.
 #[derive(Debug)]
 pub struct FakePve {
     node: NodeName,
@@ -168,7 +167,7 @@ pub struct FakePve {
 }
 
 impl FakeCluster {
-    /// A quorate cluster without guests and with 1 TiB on each node.
+    /// Creates a quorate cluster without guests and with 1 TiB on each node.
     pub fn new(nodes: &[NodeName], pace: Pace, seed: u64) -> Self {
         let room = StorageRoom::new(1 << 40, 1 << 40);
         let node = |number| Node {
@@ -201,7 +200,7 @@ impl FakeCluster {
         }))
     }
 
-    /// A node of it, as an agent sees it.
+    /// Returns a node as an agent sees it.
     pub fn node(&self, name: &NodeName) -> Arc<FakePve> {
         let (node, shared) = (name.clone(), Arc::clone(&self.0));
         Arc::new(FakePve { node, shared, known: Known::default() })
@@ -214,18 +213,18 @@ impl FakeCluster {
         self.0.world().volumes.entry((node.clone(), vmid)).or_default().insert(volume);
     }
 
-    /// Adds a stopped container, or a virtual machine, that is not the agent's doing.
+    /// Adds a stopped container, or a virtual machine, that the agent did not make.
     pub fn add_guest(&self, node: &NodeName, vmid: Vmid, config: ContainerConfig, is_vm: bool) {
         let guest = Guest { is_vm, ..Guest::stopped(node.clone(), config) };
         self.0.world().guests.insert(vmid, guest);
     }
 
-    /// Every guest.
+    /// All guests.
     pub fn guests(&self) -> BTreeMap<Vmid, Guest> {
         self.0.world().guests.clone()
     }
 
-    /// Somebody connects to this container, or nobody is any more.
+    /// Sets whether a client is connected to this container.
     pub fn connect(&self, vmid: Vmid, connected: bool) {
         if let Some(guest) = self.0.world().guests.get_mut(&vmid) {
             guest.connected = connected;
@@ -237,12 +236,12 @@ impl FakeCluster {
         self.0.world().edit(node, vmid, change);
     }
 
-    /// Gives a guest its volume.
+    /// Allocates a guest's volume.
     pub fn add_volume(&self, node: &NodeName, vmid: Vmid) {
         self.alloc(node, vmid, 0);
     }
 
-    /// Allocates a volume under a number, as an operator does by `pvesm alloc`. Returns its name.
+    /// Allocates a volume under a vmid, as an operator does with `pvesm alloc`. Returns its name.
     pub fn alloc(&self, node: &NodeName, vmid: Vmid, disk: u32) -> String {
         let volume = format!("local-zfs:subvol-{vmid}-disk-{disk}");
         let mut world = self.0.world();
@@ -257,12 +256,12 @@ impl FakeCluster {
         });
     }
 
-    /// Switches a container on or off as an operator would.
+    /// Starts or stops a container as an operator would.
     pub fn switch(&self, vmid: Vmid, on: bool) {
         self.0.world().switch(vmid, on);
     }
 
-    /// Moves a container that is off to another node, as an operator would.
+    /// Moves a stopped container to another node, as an operator would.
     pub fn migrate(&self, vmid: Vmid, to: &NodeName) {
         self.0.world().migrate(vmid, to);
     }
@@ -275,13 +274,13 @@ impl FakeCluster {
         }
     }
 
-    /// What is on the storages, by node and the vmid in its name.
+    /// Volumes on the storages, by node and the vmid in their name.
     pub fn volumes(&self) -> BTreeMap<(NodeName, Vmid), BTreeSet<String>> {
         self.0.world().volumes.clone()
     }
 
-    /// Puts another container in the place of one, as an operator would. What was there, switched
-    /// off; `None`, and nothing happens, while somebody is busy with it.
+    /// Replaces a container with another, as an operator would. Returns the old one, stopped; does
+    /// nothing and returns `None` while an operation on it is under way.
     pub fn replace(&self, vmid: Vmid, by: Guest) -> Option<Guest> {
         let mut world = self.0.world();
         if world.busy.contains(&vmid) {
@@ -291,17 +290,17 @@ impl FakeCluster {
         Some(Guest { pid: None, up_at: None, frozen: false, ..before })
     }
 
-    /// Tells `hear` of every clone before it begins. Once for a cluster.
+    /// Calls `hear` for every clone before it begins. Can be set once per cluster.
     pub fn on_clone(&self, hear: impl Fn(&NodeName, &CloneOrder) + Send + Sync + 'static) {
         drop(self.0.on_clone.0.set(Box::new(hear)));
     }
 
-    /// Does one thing wrong from now on.
+    /// Activates a defect.
     pub fn lapse(&self, lapse: Lapse) {
         self.0.world().lapse = Some(lapse);
     }
 
-    /// What begins from now on takes so long.
+    /// Sets the durations of operations that begin from now on.
     pub fn set_pace(&self, pace: Pace) {
         *lock(&self.0.pace) = pace;
     }
@@ -311,17 +310,17 @@ impl FakeCluster {
         lock(&self.0.faults).push(fault);
     }
 
-    /// Lets what hangs go on.
+    /// Continues operations that hang.
     pub fn release(&self) {
         self.0.released.notify_waiters();
     }
 
-    /// Every node sees the volumes of every other, or not.
+    /// Sets whether every node sees the volumes of every other.
     pub fn set_shared(&self, shared: bool) {
         self.0.world().shared = shared;
     }
 
-    /// Gives the cluster quorum or takes it.
+    /// Sets whether the cluster has quorum.
     pub fn set_quorate(&self, quorate: bool) {
         self.0.world().quorate = quorate;
     }
@@ -333,21 +332,21 @@ impl FakeCluster {
         }
     }
 
-    /// What a node does takes so many times as long from now on.
+    /// Multiplies the durations of a node's operations from now on.
     pub fn set_slow(&self, node: &NodeName, times: u32) {
         if let Some(node) = self.0.world().nodes.get_mut(node) {
             node.slow = times;
         }
     }
 
-    /// Sets the room on a node's storage, bytes.
+    /// Sets the free space on a node's storage, bytes.
     pub fn set_room(&self, node: &NodeName, free: u64) {
         if let Some(node) = self.0.world().nodes.get_mut(node) {
             node.room.free = free;
         }
     }
 
-    /// A node loses its power and comes back: nothing runs, what was under way was cut off.
+    /// Plays a power failure and reboot of a node: nothing runs, operations under way are cut off.
     pub fn crash(&self, node: &NodeName) {
         let mut world = self.0.world();
         if let Some(node) = world.nodes.get_mut(node) {
@@ -383,7 +382,7 @@ impl Shared {
         *lock(&self.pace)
     }
 
-    /// SplitMix64: small, and the same for a seed on every machine.
+    /// Next number of SplitMix64: small, and the same for a seed on every machine.
     fn random(&self) -> u64 {
         let mut state = lock(&self.random);
         *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -411,15 +410,15 @@ impl Shared {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No step panics in the middle of a change; a test that panics elsewhere may still look.
+    // No step panics in the middle of a change, so the state is valid even when a test panicked.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long the operations without a deadline of the caller's get.
+/// Deadline of the operations that take none.
 const CALL: Duration = Duration::from_secs(60);
 
 impl FakePve {
-    /// Runs an operation to its end, whether its caller waits for it or not.
+    /// Runs an operation to its end, even if its caller stops waiting.
     async fn run<F>(
         &self,
         op: Op,

@@ -1,5 +1,5 @@
-//! Reading /etc/pve. It is a FUSE file system: a read hangs when pmxcfs does, so each has a
-//! deadline and only so many threads are ever given to hanging ones.
+//! Reading /etc/pve. It is a FUSE file system: a read hangs when pmxcfs does, so each read has a
+//! deadline and the number of threads that can hang is bounded.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,10 +7,10 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::sys::read;
 
-/// Reads under way, hanging ones included.
+/// Concurrent reads at most, hanging ones included.
 const READS_MAX: usize = 32;
 
-/// A read of pmxcfs takes 0.1 ms; one that takes this long has found it hanging.
+/// Deadline of a read. A read of pmxcfs takes 0.1 ms; one that takes this long hangs.
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// Runs blocking reads with a deadline. Clones share their limit.
@@ -26,7 +26,7 @@ impl Default for Files {
 }
 
 impl Files {
-    /// A file; `None` when there is none.
+    /// Reads a file; `None` when it does not exist.
     pub async fn read(&self, path: PathBuf) -> io::Result<Option<Vec<u8>>> {
         self.blocking(move || match read::whole(&path, read::LARGE) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -36,7 +36,7 @@ impl Files {
         .await
     }
 
-    /// Anything that reads.
+    /// Runs any blocking read.
     pub async fn blocking<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -45,7 +45,7 @@ impl Files {
         let slots = Arc::clone(&self.slots);
         let slot = timeout(DEADLINE, slots.acquire_owned()).await.map_err(late)?;
         let task = tokio::task::spawn_blocking(move || {
-            // Held by the thread, not by the caller that may give up on it.
+            // The slot belongs to the thread, because the caller may give up first.
             let _slot = slot;
             read()
         });

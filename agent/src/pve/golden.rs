@@ -1,5 +1,5 @@
-//! Configs as real nodes write them, held against everything of ours that edits a config: what is
-//! done and undone leaves every byte as it was, and what stands in other sections is not read as ours.
+//! Applies all our edits to configs from real nodes: an edit and its undo must leave every byte the
+//! same, and lines of other sections must not be read as ours.
 
 use proto::id::{SandboxId, Vmid};
 

@@ -1,28 +1,28 @@
 //! PVE's config lock, held while a sandbox is paused: a snapshot or a backup of a frozen container
 //! would hang, and with it every `pct` of the node. Pure.
 //!
-//! The lock has the name of a backup's, for PVE knows no other that fits. What tells it from one is
-//! a line in the description, which comes and goes with it in one write of the file, and which says
-//! to an operator who wonders about the lock what it is.
+//! The lock has the name of a backup's lock, because PVE knows no other that fits. A line in the
+//! description distinguishes the two: it is written and removed together with the lock, and
+//! explains the lock to operators.
 
 use super::{ContainerConfig, ErrorKind};
 
 /// PVE's name of the lock.
 const LOCK: &str = "backup";
-/// The line. PVE would write a colon otherwise, so there is none in it.
+/// Line in the description. Without a colon, because PVE would encode it.
 const NOTE: &str = "paused by pve-sandbox, which holds the lock; resume it with sandboxctl";
 
-/// True when the lock stands and is ours.
+/// True when the lock is held and is ours.
 pub fn held(config: &ContainerConfig) -> bool {
     config.lock() == Some(LOCK) && config.has_note(NOTE)
 }
 
-/// True when something of ours is in it, be it the line alone that an operator's `pct unlock` left.
+/// True when our line is there, also without the lock: an operator's `pct unlock` leaves it.
 pub fn leaves(config: &ContainerConfig) -> bool {
     config.has_note(NOTE)
 }
 
-/// Locks. Somebody else's lock is respected.
+/// Takes the lock. Fails when somebody else holds one.
 pub fn take(config: &mut ContainerConfig) -> Result<(), ErrorKind> {
     if held(config) {
         return Ok(());
@@ -34,14 +34,14 @@ pub fn take(config: &mut ContainerConfig) -> Result<(), ErrorKind> {
     config.set("lock", LOCK).map_err(|unfit| ErrorKind::Failed(unfit.to_string()))
 }
 
-/// Unlocks, if the lock is ours.
+/// Releases the lock, if it is ours.
 pub fn give_back(config: &mut ContainerConfig) -> Result<(), ErrorKind> {
     if !leaves(config) {
         return Ok(());
     }
     match config.lock() {
         Some(LOCK) => config.remove("lock"),
-        // Whoever holds it writes the config when he is done.
+        // The holder of this lock writes the config when it is done.
         Some(lock) => return Err(ErrorKind::Locked(format!("CT is locked ({lock})"))),
         None => {}
     }

@@ -1,22 +1,22 @@
-//! The line of a sandbox's first interface, and what a template's interfaces may say. Pure.
+//! The line of a sandbox's first interface, and checks of a template's interfaces. Pure.
 //!
-//! A clone has its template's line. What that says of isolation and of the link (`firewall`, `tag`,
-//! `rate`, `mtu`, `trunks`, ...) is kept, also what a later PVE invents; only what makes the interface
-//! this sandbox's own is written anew.
+//! A clone has its template's line. Its settings for isolation and for the link (`firewall`, `tag`,
+//! `rate`, `mtu`, `trunks`, ...) are kept, unknown ones of a later PVE too; only the properties
+//! that identify this sandbox's interface are replaced.
 
 use std::fmt;
 
 use super::{Address, ContainerConfig, Settings};
 
-/// Properties that make an interface a sandbox's own: never kept.
+/// Properties that identify a sandbox's interface: never copied from the template.
 const OWN: [&str; 5] = ["name", "bridge", "hwaddr", "ip", "gw"];
 
-/// Bandwidth of an interface, MB/s, exact to a thousandth.
+/// Bandwidth limit of an interface, MB/s, exact to a thousandth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "f64")]
 pub struct Rate(u32);
 
-/// The number is no rate.
+/// Error: the number is no valid rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be 0.001 to 100000 MB/s")]
 pub struct NoRate;
@@ -44,20 +44,19 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Settings of a snapshot for the interfaces of its sandboxes; a setting that is absent stays as the
-/// template has it.
+/// Settings of a snapshot for the interfaces of its sandboxes; absent ones stay as in the template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
-    /// VLAN, 1 to 4094.
+    /// VLAN tag, 1 to 4094.
     pub tag: Option<u16>,
-    /// Bandwidth.
+    /// Bandwidth limit.
     pub rate: Option<Rate>,
-    /// PVE's firewall filters it.
+    /// Whether PVE's firewall filters the interface.
     pub firewall: Option<bool>,
 }
 
-/// The value of `net0`, over the one that stands there. Without `hwaddr`, PVE would choose another MAC
-/// at every change.
+/// Builds the value of `net0` from the present one. Always sets `hwaddr`: without it PVE would
+/// choose another MAC at every change.
 pub fn net0(settings: &Settings, before: Option<&str>) -> String {
     let Settings { bridge, mac, address, link, .. } = settings;
     let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02X}")).collect();
@@ -100,8 +99,8 @@ pub fn net0(settings: &Settings, before: Option<&str>) -> String {
     parts.join(",")
 }
 
-/// Why clones of this template would be in each other's way, with the line; `None` when they are not.
-/// PVE copies a static address to every clone. The IPv4 address of `net0` is the only one that is
+/// Error text, with the line, for a template whose clones would share a static address; `None` when
+/// there is none. PVE copies a static address to every clone; only the IPv4 address of `net0` is
 /// replaced.
 pub fn shared_address(template: &ContainerConfig) -> Option<String> {
     template.settings().find_map(|(key, value)| {
@@ -113,7 +112,7 @@ pub fn shared_address(template: &ContainerConfig) -> Option<String> {
         let is_shared = match key.strip_prefix("net") {
             Some("0") => fixed("ip6"),
             Some(number) if number.parse::<u32>().is_ok() => fixed("ip") || fixed("ip6"),
-            // What goes to LXC as it is.
+            // Lines that PVE passes to LXC unchanged.
             _ => key.starts_with("lxc.net.") && key.ends_with(".address"),
         };
         is_shared.then(|| {
@@ -145,7 +144,7 @@ mod tests {
         }
     }
 
-    /// Lines of `net0` as PVE's own tools and GUI write them.
+    /// Values of `net0` as PVE's own tools and GUI write them.
     const LINES: &[&str] = &[
         "name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:00:01,ip=dhcp,type=veth",
         "name=eth0,bridge=vmbr0,firewall=1,hwaddr=BC:24:11:EB:A5:13,ip=dhcp,tag=42,type=veth",
@@ -165,7 +164,7 @@ mod tests {
         name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=10.100.1.2/24,gw=10.100.1.1,host-managed=1,ip6=dhcp,link_down=1,trunks=10;20;30,type=veth
         name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=10.100.1.2/24,gw=10.100.1.1,queues=4,some-new-key=a=b,type=veth
         ");
-        // Written again over its own line, it is the same.
+        // Writing a line over itself changes nothing.
         for line in lines {
             assert_eq!(net0(&settings(Link::default()), Some(&line)), line);
         }
@@ -186,7 +185,7 @@ mod tests {
             let expected = "name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=dhcp,type=veth";
             assert_eq!(net0(&dhcp, before), expected);
         }
-        // A gateway of the template's is of no use without its address.
+        // The template's gateway is useless without its address.
         let line = net0(&dhcp, Some("name=eth0,bridge=vmbr0,gw=192.0.2.1,ip=192.0.2.9/24,tag=3"));
         assert_snapshot!(line, @"name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=dhcp,tag=3,type=veth");
     }

@@ -1,6 +1,6 @@
-//! Whose the running containers are, as of the last look at /etc/pve. pmxcfs is away for some
-//! seconds at each restart of pve-cluster; what runs is the same container as long as its init is the
-//! same process, so commands and pauses need not wait for it.
+//! Owners of the running containers, as of the last read of /etc/pve. pmxcfs is away for some
+//! seconds at each restart of pve-cluster; a container is still the same as long as its init is the
+//! same process, so commands and pauses need not wait for pmxcfs.
 
 use std::{
     collections::HashMap,
@@ -11,22 +11,22 @@ use proto::id::Vmid;
 
 use super::{ContainerConfig, Mark, ownership};
 
-/// The init of a running container: which process it is, for as long as the host runs.
+/// Identity of the init process of a running container, unique until the host reboots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Init {
     /// Pid in the host's pid namespace.
     pub pid: u32,
-    /// When it started, ticks since the host's boot: a pid alone is used again.
+    /// Start time, ticks since the host's boot: the pid alone may be reused.
     pub start: u64,
 }
 
-/// The containers that were seen to run with a mark of ours, by their numbers.
+/// Containers that ran with a mark of ours when last seen, by vmid.
 #[derive(Debug, Default)]
 pub struct Known(Mutex<HashMap<Vmid, (Mark, Init)>>);
 
 impl Known {
-    /// Takes note of a config that was read. `init` must have been looked up before the read: one
-    /// that ran by then ran under this config or under the one before, never under a later one.
+    /// Records a config that was read. `init` must have been looked up before the read: then it ran
+    /// under this config or under an earlier one, never under a later one.
     pub fn note(&self, vmid: Vmid, config: Option<&ContainerConfig>, init: Option<Init>) {
         let ours = config.filter(|config| ownership::marked(config, vmid).is_ok());
         match ours.and_then(ContainerConfig::mark).zip(init) {
@@ -35,12 +35,12 @@ impl Known {
         }
     }
 
-    /// Forgets those that a look at all containers has not seen.
+    /// Removes the containers for which `there` is false.
     pub fn retain(&self, there: impl Fn(&Vmid) -> bool) {
         self.lock().retain(|vmid, _| there(vmid));
     }
 
-    /// The mark of the container under this number, if its init is still the one that was seen.
+    /// Mark of the container with this vmid, if its init is still the recorded process.
     pub fn mark(&self, vmid: Vmid, init: Option<Init>) -> Option<Mark> {
         let known = self.lock();
         known.get(&vmid).filter(|(_, seen)| Some(*seen) == init).map(|(mark, _)| mark.clone())

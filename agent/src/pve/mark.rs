@@ -1,7 +1,7 @@
-//! The mark: our block in a container's description. It names the owner from the first write of
-//! the config on, replicates with pmxcfs and is seen in the GUI. A copy: the journal is the truth.
+//! The mark: our line in a container's description. It names the owner from the first write of the
+//! config on, replicates with pmxcfs and is visible in the GUI. A copy: the journal is the truth.
 //!
-//! One line of its own, so that foreign lines of the description survive:
+//! The mark has a line of its own, so that foreign lines of the description survive:
 //! `pve-sandbox:v1 id=pvelxc-... vmid=100000 attempt=1 team=acme request=r-1`
 
 use std::{fmt, str::FromStr};
@@ -12,18 +12,18 @@ use proto::{
 };
 
 const HEAD: &str = "pve-sandbox:v1";
-/// What marks of all versions begin with.
+/// Prefix of marks of all versions.
 const FAMILY: &str = "pve-sandbox:";
 
-/// Who a container is. Holds identity, never secrets: anyone with VM.Audit can read it.
+/// Identity of a container. Never holds secrets: anyone with VM.Audit can read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
     /// The sandbox.
     pub sandbox_id: SandboxId,
-    /// The container that the mark was written for. Another number than the container's own means
-    /// that somebody cloned ours: foreign.
+    /// Container that the mark was written for. If it differs from the container's own vmid, the
+    /// container is a clone of ours that somebody made: foreign.
     pub vmid: Vmid,
-    /// The controller's try.
+    /// Attempt of the controller.
     pub attempt: u32,
     /// Owner.
     pub team: Team,
@@ -41,7 +41,7 @@ impl fmt::Display for Mark {
     }
 }
 
-/// The text is no mark of a version that is known.
+/// Error: the text is not a mark of a known version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a mark")]
 pub struct NotAMark;
@@ -57,7 +57,7 @@ impl FromStr for Mark {
         let mut fields = std::collections::BTreeMap::new();
         for word in words {
             let (key, value) = word.split_once('=').ok_or(NotAMark)?;
-            // Twice the same key is somebody's edit; keys of a later version are passed over.
+            // A repeated key means that somebody edited it; keys of a later version are ignored.
             if fields.insert(key, value).is_some() {
                 return Err(NotAMark);
             }
@@ -74,12 +74,12 @@ impl FromStr for Mark {
 }
 
 impl Mark {
-    /// True for a line that is a mark, or would be one for another version.
+    /// True for a line that is a mark of any version.
     pub fn resembles(line: &str) -> bool {
         line.trim_start().starts_with(FAMILY)
     }
 
-    /// The mark in a (decoded) description. Two marks are none: somebody edited it.
+    /// Finds the mark in a (decoded) description. `None` when there are two: somebody edited it.
     pub fn find(description: &str) -> Option<Self> {
         let mut marks = description.lines().filter_map(|line| line.parse().ok());
         let mark = marks.next()?;

@@ -1,8 +1,9 @@
-//! The host: what PVE has, and what changes it. `pct` runs for what changes a container; files,
-//! cgroups and /proc answer what only asks. The words of `pct` are known in this module alone.
+//! Interface to the PVE host. `pct` runs for changes of a container; reads use files, cgroups and
+//! /proc. The syntax and the messages of `pct` are known in this module alone.
 //!
-//! `pct::Pct` drives the real thing (or the lab's stand-in, which it cannot tell apart), `fake::FakePve`
-//! keeps a cluster in memory for the simulation; one contract suite holds them to the same behaviour.
+//! `pct::Pct` drives a real node (or the lab's stand-in, which it cannot tell apart),
+//! `fake::FakePve` keeps a cluster in memory for the simulation; one contract suite holds both to
+//! the same behaviour.
 
 pub mod cgroup;
 pub mod cluster;
@@ -35,22 +36,22 @@ pub use interface::Link;
 pub use mark::Mark;
 pub use volume::OwnVolumes;
 
-/// What a caller can do about a failure; the text is `pct`'s own last line or ours.
+/// Reason of a failure, by what a caller can do about it; the text is `pct`'s last line or ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ErrorKind {
-    /// The vmid is taken, here or on another node: take the next.
+    /// The vmid is in use, here or on another node: take the next.
     #[error("the vmid is taken: {0}")]
     VmidTaken(String),
     /// No such container on this node.
     #[error("no such container: {0}")]
     NotFound(String),
-    /// Somebody holds PVE's lock on the container or its template; may be free soon.
+    /// Another process holds PVE's lock on the container or its template; it may be free soon.
     #[error("the container is locked: {0}")]
     Locked(String),
-    /// It is running, and must not be, or the other way round.
+    /// The container runs and must not, or the other way round.
     #[error("wrong state: {0}")]
     WrongState(String),
-    /// The storage has no room.
+    /// The storage is full.
     #[error("the storage is full: {0}")]
     StorageFull(String),
     /// The cluster has no quorum, or pmxcfs is down: nothing can be changed.
@@ -59,10 +60,10 @@ pub enum ErrorKind {
     /// The container does not carry the mark that it must carry: it is not ours.
     #[error("not ours: {0}")]
     NotOurs(String),
-    /// `pct` did not end in time. It was told to stop; what it did must be looked at.
+    /// `pct` did not end in time and was told to stop; the caller must check what it did.
     #[error("no answer within the deadline: {0}")]
     Deadline(String),
-    /// Anything else that `pct` said.
+    /// Any other failure that `pct` reported.
     #[error("{0}")]
     Failed(String),
 }
@@ -71,39 +72,40 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{op} {vmid} failed: {kind}")]
 pub struct Error {
-    /// The operation: clone, set, resize, hand over, start, stop, destroy, unlock, hold, release, freeze, thaw, read.
+    /// Operation: clone, set, resize, hand over, start, stop, destroy, unlock, hold, release,
+    /// freeze, thaw, read.
     pub op: &'static str,
-    /// The container; for a clone, the new one.
+    /// Container; for a clone, the new one.
     pub vmid: Vmid,
-    /// What can be done about it.
+    /// Reason, by what can be done about it.
     pub kind: ErrorKind,
 }
 
-/// One linked clone of a template.
+/// Order to make one linked clone of a template.
 #[derive(Debug, Clone)]
 pub struct CloneOrder {
     /// Template to clone, on this node.
     pub template: Vmid,
-    /// Number of the new container.
+    /// Vmid of the new container.
     pub vmid: Vmid,
-    /// Who it is; its sandbox id is the hostname, and all of it is the description from the first
-    /// write of the config on.
+    /// Identity of the container: its sandbox id is the hostname, and the whole mark is the
+    /// description from the first write of the config on.
     pub mark: Mark,
 }
 
-/// A look at a number right before a clone to it.
+/// State of a vmid right before a clone to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CloneSite {
-    /// Storages that the clone's volumes will be on: those of the template's.
+    /// Storages that the clone's volumes will be on: those of the template.
     pub storages: Vec<String>,
-    /// Volumes of the number on any storage that can hold containers. All of them are somebody else's.
+    /// Volumes of this vmid on any storage that can hold containers. None of them is ours.
     pub volumes: Vec<String>,
 }
 
-/// How a sandbox is connected.
+/// Network address of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// A leased address with the prefix length of the pool, and the gateway.
+    /// Leased address with the prefix length of the pool, and the gateway.
     Static {
         /// The address.
         ip: Ipv4Addr,
@@ -112,7 +114,7 @@ pub enum Address {
         /// Default route.
         gateway: Ipv4Addr,
     },
-    /// A DHCP server answers on the bridge.
+    /// Address from a DHCP server on the bridge.
     Dhcp,
 }
 
@@ -125,7 +127,7 @@ pub struct Settings {
     pub mac: [u8; 6],
     /// Its address.
     pub address: Address,
-    /// Settings of its snapshot for the interface. The rest is kept as the template has it.
+    /// Interface settings of its snapshot. Everything else stays as the template has it.
     pub link: Link,
     /// Cores; also the limit on CPU time.
     pub cores: u32,
@@ -136,17 +138,17 @@ pub struct Settings {
 /// The cluster as this node sees it, from `.members` and `.vmlist`.
 #[derive(Debug, Clone, Default)]
 pub struct Cluster {
-    /// Changes are possible. False also when pmxcfs is down, and on a member that has not heard of
-    /// its cluster since pmxcfs was started.
+    /// Whether changes are possible. False also when pmxcfs is down, and on a member that has had
+    /// no contact with its cluster since pmxcfs started.
     pub quorate: bool,
-    /// This node's number in its cluster, from 1, and 1 of a node that is in none; `None` while that
-    /// cannot be told.
+    /// Number of this node in its cluster, from 1; 1 for a node without a cluster. `None` while it
+    /// is unknown.
     pub number: Option<u32>,
-    /// Nodes with their cluster address and whether they are online; at least this node.
+    /// Nodes of the cluster; at least this node.
     pub members: BTreeMap<NodeName, Member>,
-    /// Every guest of the cluster, whatever its kind, and its node.
+    /// All guests of the cluster, of any kind, with their node.
     pub guests: BTreeMap<Vmid, NodeName>,
-    /// PVE's HA manager has this node in maintenance.
+    /// Whether PVE's HA manager has this node in maintenance.
     pub maintenance: bool,
 }
 
@@ -155,30 +157,30 @@ pub struct Cluster {
 pub struct Member {
     /// Cluster address; absent when the node is offline.
     pub ip: Option<std::net::IpAddr>,
-    /// Online by corosync.
+    /// Whether corosync says that the node is online.
     pub online: bool,
 }
 
-/// Room on a storage.
+/// Space on a storage.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StorageRoom {
-    /// Free, bytes.
+    /// Free space, bytes.
     pub free: u64,
-    /// In all, bytes.
+    /// Total space, bytes.
     pub total: u64,
-    /// Share of a thin pool's data that is in use, 0 to 1; 0 where there is none.
+    /// Share of a thin pool's data that is in use, 0 to 1; 0 without a thin pool.
     pub thin_data: f64,
-    /// The same of its metadata. Full, everything on the pool stops.
+    /// Share of its metadata that is in use, 0 to 1. At 1 everything on the pool stops.
     pub thin_metadata: f64,
 }
 
 impl StorageRoom {
-    /// Of a storage without a thin pool.
+    /// Space of a storage without a thin pool.
     pub const fn new(free: u64, total: u64) -> Self {
         Self { free, total, thin_data: 0.0, thin_metadata: 0.0 }
     }
 
-    /// The worse of both in each respect.
+    /// Combines the smaller free space and the higher usage of the thin pools.
     #[must_use]
     pub fn worse(self, other: Self) -> Self {
         let scarcer = if other.free < self.free { other } else { self };
@@ -190,20 +192,20 @@ impl StorageRoom {
     }
 }
 
-/// What a container uses now, read from its cgroup.
+/// Resource usage of a container, read from its cgroup.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Usage {
-    /// CPU time that it has had, microseconds.
+    /// CPU time used so far, microseconds.
     pub cpu_us: u64,
-    /// When it was read, nanoseconds of a clock of the node that only goes forward.
+    /// Time of the reading, nanoseconds of the node's monotonic clock.
     pub at_ns: u64,
-    /// Memory, bytes.
+    /// Memory used, bytes.
     pub memory_bytes: u64,
-    /// Its limit, bytes; 0: none, or none that is known.
+    /// Memory limit, bytes; 0 when there is none or it is unknown.
     pub memory_max_bytes: u64,
-    /// Swap, bytes.
+    /// Swap used, bytes.
     pub swap_bytes: u64,
-    /// Processes and threads.
+    /// Number of processes and threads.
     pub pids: u32,
     /// PSI `some avg10` of cpu, percent.
     pub psi_cpu: f64,
@@ -211,87 +213,87 @@ pub struct Usage {
     pub psi_memory: f64,
     /// PSI `some avg10` of io, percent.
     pub psi_io: f64,
-    /// It is frozen.
+    /// Whether the container is frozen.
     pub frozen: bool,
 }
 
 /// One PVE node. No method has a default body: a fake that forgets one would run the real thing.
 ///
-/// Reads never fork; every change takes a deadline and is refused without quorum. None of them
-/// frees a caller from the journal's rule: intent before effect.
+/// Reads never fork. Every change has a deadline and, unless noted otherwise, is refused without
+/// quorum. Callers must still follow the journal's rule: record the intent before the effect.
 #[async_trait::async_trait]
 pub trait Pve: Send + Sync + std::fmt::Debug {
     /// PVE's name of this node.
     fn node(&self) -> &NodeName;
 
-    /// The cluster now. Not an error when pmxcfs is down: then nothing is quorate, and an empty
-    /// list of guests means nothing.
+    /// State of the cluster. With pmxcfs down this is no error: nothing is quorate then, and the
+    /// empty list of guests means nothing.
     async fn cluster(&self) -> Cluster;
 
-    /// The config of a container of this node; `None` when there is none.
+    /// Config of a container of this node; `None` when there is no such container.
     async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, Error>;
 
-    /// The configs of all containers of this node.
+    /// Configs of all containers of this node.
     async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, Error>;
 
     /// True when the container's init runs, frozen or not.
     async fn running(&self, vmid: Vmid) -> bool;
 
-    /// True when the container carries this mark. While /etc/pve cannot be read, also when the init
-    /// that runs in it is the one that ran when it was last seen to carry it.
+    /// True when the container carries this mark. While /etc/pve cannot be read, also when its init
+    /// is still the process that ran when the mark was last read.
     async fn carries(&self, mark: &Mark) -> Result<bool, Error>;
 
     /// Pid of the container's init in the host's pid namespace.
     async fn init_pid(&self, vmid: Vmid) -> Option<u32>;
 
-    /// True when the container runs and has this address on an interface. Says that its network is
-    /// up, and nothing about whose the address is: root in a container can add any.
+    /// True when the container runs and has this address on an interface. Shows that its network is
+    /// up, not that the address is its own: root in a container can add any.
     async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool;
 
-    /// Room on the storage that clones of `template` go to.
+    /// Space on the storage that clones of `template` go to.
     async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error>;
 
-    /// Volumes on the node's storages that are named after this vmid, referenced or not.
+    /// Volumes on the node's storages that are named after this vmid, in a config or not.
     async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, Error>;
 
-    /// Volumes of every number on the node's storages, referenced or not.
+    /// Volumes of all vmids on the node's storages, in a config or not.
     async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, Error>;
 
-    /// Looks at what stands under `vmid` before a clone of `template` to it. A storage that cannot be
-    /// read is an error only where the clone would go there.
+    /// Finds the volumes that exist under `vmid` before a clone of `template` to it. A storage that
+    /// cannot be read is an error only where the clone would go there.
     async fn clone_site(&self, template: Vmid, vmid: Vmid) -> Result<CloneSite, Error>;
 
-    /// Makes a linked clone. Holds PVE's lock on the template meanwhile, and PVE refuses a second
-    /// one at once: callers queue per template.
+    /// Makes a linked clone. PVE locks the template meanwhile and refuses a second clone at once:
+    /// callers queue per template.
     async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error>;
 
-    /// Writes the settings of a stopped container of ours.
+    /// Writes the settings of a stopped sandbox container.
     async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error>;
 
-    /// Makes the root volume of a container of ours at least so large, GiB, with its file system. As
-    /// large already is `Ok`; PVE makes none smaller. While the container runs this takes as long as any
-    /// call of `pct`. On a volume of a stopped one with a file system of its own it takes half a minute,
-    /// which is waited out without a turn that others need.
+    /// Grows the root volume of a sandbox container and its file system to at least `gib` GiB. A
+    /// volume that is large enough already is `Ok`; PVE cannot shrink one. While the container runs
+    /// this takes as long as any call of `pct`. With a stopped container whose volume has its own
+    /// file system it takes half a minute, without keeping other commands waiting.
     async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error>;
 
-    /// Gives a stopped container of ours to another node that is online and sees its volumes, too:
-    /// they are all on shared storages. Its config is renamed from the one node's directory to the
-    /// other's, which PVE's own cluster does in one step. There already is `Ok`.
+    /// Moves a stopped sandbox container to another node, which is online and sees its volumes: all
+    /// of them are on shared storages. Its config is renamed from the one node's directory to the
+    /// other's, one atomic step in pmxcfs. A container that is there already is `Ok`.
     async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error>;
 
-    /// Starts a container. `Ok` when its init runs; a container that runs already is `Ok`. A lock
-    /// that was held while it was paused is taken off first.
+    /// Starts a container. `Ok` when its init runs, also when it ran already. Removes the lock of a
+    /// pause first.
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
 
-    /// Stops a container at once. One that is stopped already is `Ok`. A paused one is thawed and
-    /// its lock taken off first.
+    /// Stops a container at once. `Ok` when it is stopped already. A paused one is thawed and its
+    /// lock removed first; only that needs quorum.
     async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
 
-    /// Destroys the container if, and only if, its config carries this sandbox's mark for this
-    /// very vmid and is no template. The volumes that its config names go with it, then those of
-    /// `volumes` that no config names; other volumes of the number are left. Clears locks that our own
-    /// dead worker left, waits for a living one. Idempotent: `Ok` when nothing of the sandbox is left.
-    /// Running containers are stopped first, paused ones are thawed.
+    /// Destroys the container only if its config is no template and carries this sandbox's mark for
+    /// this vmid. The volumes that its config names are removed, then those of `volumes` that no
+    /// config names; other volumes of the vmid stay. Clears locks that our own dead worker left,
+    /// waits for a living one. Stops running containers and thaws paused ones first. Idempotent:
+    /// `Ok` when nothing of the sandbox is left.
     async fn destroy_owned(
         &self,
         vmid: Vmid,
@@ -300,49 +302,49 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
         deadline: Duration,
     ) -> Result<(), Error>;
 
-    /// Takes PVE's `lock: disk` off a template when no worker that holds it lives. Only called for
-    /// a template that the journal says our own dead clone has locked.
+    /// Removes PVE's `lock: disk` from a template when no worker that holds it is alive. Only
+    /// called for a template that, by the journal, our own dead clone has locked.
     async fn unlock_template(&self, template: Vmid) -> Result<(), Error>;
 
-    /// Writes a mark into the description of a container that has none, and touches nothing else of
-    /// it. There already is `Ok`.
+    /// Writes a mark and its tag into the config of a container that has none, and changes nothing
+    /// else. A mark that is there already is `Ok`.
     async fn mark(&self, mark: &Mark) -> Result<(), Error>;
 
-    /// Takes this sandbox's mark off its container, and touches nothing else of it. Not there is
-    /// `Ok`.
+    /// Removes this sandbox's mark and its tag from its container, and changes nothing else. `Ok`
+    /// when there is none.
     async fn unmark(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
 
-    /// Takes PVE's config lock on this sandbox's container, so that no snapshot and no backup meets
-    /// it frozen. Held already is `Ok`; somebody else's lock is respected. See `hold`.
+    /// Takes PVE's config lock on this sandbox's container, so that no snapshot or backup runs
+    /// while it is frozen. `Ok` when held already; a lock of somebody else is an error. See `hold`.
     async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
 
-    /// Gives that lock back, and never somebody else's. Not held is `Ok`.
+    /// Releases that lock, and never somebody else's. `Ok` when it is not held.
     async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
 
-    /// Freezes all that runs in this sandbox's container. `Ok` when nothing in it runs any more;
-    /// what does not freeze before the deadline is thawed again. Needs no quorum, and no /etc/pve: see
+    /// Freezes all processes of this sandbox's container. `Ok` when all are frozen; if they are not
+    /// before the deadline, they are thawed again. Needs neither quorum nor /etc/pve: see
     /// `carries`.
     async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error>;
 
-    /// Thaws this sandbox's container, whoever froze it. One that is not frozen, or does not run, is
-    /// `Ok`. Needs no quorum, and no /etc/pve.
+    /// Thaws this sandbox's container, whoever froze it. `Ok` when it is not frozen or does not
+    /// run. Needs neither quorum nor /etc/pve.
     async fn thaw(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
 
-    /// Writes so much of a container's memory to swap, if the host has any; true when it did and
+    /// Writes `bytes` of a container's memory to swap, if the host has swap; true when it did and
     /// there may be more. May take long.
     async fn reclaim(&self, vmid: Vmid, bytes: u64) -> bool;
 
-    /// What a container uses; `None` when it does not run.
+    /// Resource usage of a container; `None` when it does not run.
     async fn usage(&self, vmid: Vmid) -> Option<Usage>;
 
-    /// True when the container has an open TCP connection with somebody outside of it, or when that
-    /// cannot be told; false when it does not run.
+    /// True when the container has an open TCP connection with a peer outside of it, or when that
+    /// is unknown; false when it does not run.
     async fn connected(&self, vmid: Vmid) -> bool;
 
-    /// Pids of all that runs in the container, in this host's pid namespace.
+    /// Pids of all processes in the container, in this host's pid namespace.
     async fn processes(&self, vmid: Vmid) -> Vec<u32>;
 
-    /// True while nothing in the container gets to run: what is started in it would hang.
+    /// True while the container is frozen: a process started in it would hang.
     async fn frozen(&self, vmid: Vmid) -> bool;
 
     /// Program and leading arguments that run a command inside a running container with a clean

@@ -1,14 +1,14 @@
-//! What a `pct` that ended has done. Pure; held to recorded output in `testdata/`.
+//! Result of a `pct` run that ended. Pure; tested against recorded output in `testdata/`.
 //!
-//! The exit code says little (2, 4 and 255 come for the same error), so the text decides.
+//! The exit code says little (2, 4 and 255 occur for the same error), so the text decides.
 
 use super::ErrorKind;
 use crate::run::Exit;
 
-/// More of `pct`'s last line is not kept.
+/// Characters kept of `pct`'s last line at most.
 const TEXT_CHARS_MAX: usize = 500;
 
-/// What the end of a command means. `op` is the sub-command.
+/// Translates the end of a command to its result. `op` is the sub-command.
 pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<(), ErrorKind> {
     if exit == Exit::Code(0) {
         return Ok(());
@@ -17,14 +17,14 @@ pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<(), Err
         Exit::Code(code) => format!("pct ended with exit code {code} and said nothing"),
         Exit::Signal(signal) => format!("pct was ended by signal {signal} and said nothing"),
     });
-    // "startup for container 'N' failed" is all that pct says; why, LXC has said before.
+    // `pct` itself says only "startup for container 'N' failed"; LXC has said why before.
     if op == "start" && text.starts_with("startup for container") {
         for line in lines_of_lxc(stdout) {
             text = format!("{text}; {line}");
         }
     }
     match (op, kind(op, stdout, stderr)) {
-        // What was asked for is so already.
+        // The requested state was reached before.
         ("start", Some(Kind::Running))
         | ("stop", Some(Kind::NotRunning))
         | ("unlock", Some(Kind::NotLocked)) => Ok(()),
@@ -40,8 +40,8 @@ pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<(), Err
     }
 }
 
-/// Finds the warning of a `pct resize` that exits with 0 although only the volume has grown, and not the
-/// file system on it; `None` when there is none.
+/// Finds the warning of a `pct resize` that exits with 0 although only the volume has grown, and
+/// not its file system.
 pub fn not_grown(stdout: &str) -> Option<String> {
     let failed = |line: &&str| line.contains("ailed to update the container's filesystem");
     let line = stdout.lines().map(str::trim).find(failed)?;
@@ -61,7 +61,7 @@ enum Kind {
     State,
 }
 
-/// The first row whose words all stand in one line of stderr.
+/// Maps errors to kinds: the first row counts whose parts are all in one line of stderr.
 const ROWS: &[(&[&str], Kind)] = &[
     (&["already exists on node '"], Kind::Taken),
     (&["unable to create CT", "File exists"], Kind::Taken),
@@ -84,25 +84,25 @@ const ROWS: &[(&[&str], Kind)] = &[
     (&["protection mode enabled"], Kind::State),
 ];
 
-/// What a worker's helpers say on stdout when a storage is full; a full btrfs shows as the second.
+/// Signs of a full storage in the stdout of a worker's helpers; the second is a full btrfs.
 const FULL: &[&str] = &["No space left on device", "can't read superblock on"];
 
 fn kind(op: &str, stdout: &str, stderr: &str) -> Option<Kind> {
     let says = |line: &str, words: &[&str]| words.iter().all(|word| line.contains(word));
     let row = ROWS.iter().find(|(words, _)| stderr.lines().any(|line| says(line, words)));
-    // stdout may hold a hook script's words, so it is asked this one thing of clones only.
+    // Checked for clones only: the stdout of other commands may contain a hook script's output.
     let full = op == "clone" && FULL.iter().any(|word| stdout.contains(word));
     row.map(|(_, kind)| *kind).or_else(|| full.then_some(Kind::Full))
 }
 
-/// Lines of LXC's that are kept, and how long each may be.
+/// Bounds of the LXC lines that are kept: their number, and the length of each.
 const LXC_LINES_MAX: usize = 4;
 const LXC_CHARS_MAX: usize = 200;
 
-/// The last lines that LXC said of a start that failed, made fit for a message: a tenant may have had
-/// a say in them.
+/// Returns LXC's last lines about a failed start, made safe for a message: a tenant may control
+/// parts of them.
 fn lines_of_lxc(stdout: &str) -> Vec<String> {
-    // `function: line text`, or the whole of what lxc-start writes into its log.
+    // Matches `function: line text`, or all of what lxc-start writes to its log.
     let of_lxc = |line: &&str| {
         let mut words = line.split(' ');
         let function = words.next().and_then(|word| word.strip_suffix(':')).unwrap_or("");
@@ -118,19 +118,19 @@ fn lines_of_lxc(stdout: &str) -> Vec<String> {
     lines[last..].iter().map(|line| clean(line, LXC_CHARS_MAX)).collect()
 }
 
-/// One line without what steers a terminal or turns its text around.
+/// Removes the characters that control a terminal or change the direction of text.
 fn clean(line: &str, longest: usize) -> String {
     let turns = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
     line.chars().filter(|c| !c.is_control() && !turns(*c)).take(longest).collect()
 }
 
-/// The last line that says something.
+/// Last line with information.
 fn last_line(text: &str) -> Option<String> {
     let noise = |line: &&str| {
         line.is_empty()
             || *line == "OK"
             || line.starts_with("trying to acquire lock")
-            // The usage line behind a refused parameter.
+            // Usage line after a refused parameter.
             || (line.starts_with("pct ") && line.ends_with("[OPTIONS]"))
     };
     let line = text.lines().map(str::trim).rfind(|line| !noise(line))?;
@@ -161,7 +161,7 @@ mod tests {
         let verdict = match judge(op, exit, &stdout, &stderr) {
             Ok(()) => "Ok".to_owned(),
             Err(kind) => {
-                // Debug is `Kind("text")`; the text is told apart by hand to keep its quotes.
+                // Debug prints `Kind("text")`; the text is split off by hand to keep its quotes.
                 let debug = format!("{kind:?}");
                 let name = debug.split('(').next().unwrap_or("").to_owned();
                 let shown = kind.to_string();

@@ -1,4 +1,4 @@
-//! Whether a container is ours. Pure, and the one place that says so.
+//! Decides whether a container is ours. Pure, and the only place that decides it.
 
 use proto::id::{SandboxId, Vmid};
 
@@ -6,7 +6,7 @@ use super::{
     ContainerConfig, ErrorKind, Mark, config_file::DESCRIPTION_CHARS_MAX, interface, tags,
 };
 
-/// `Ok` when a container with this number and config may be destroyed as `owner`'s.
+/// `Ok` when a container with this vmid and config may be destroyed as `owner`'s.
 pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
     if is_bare(config) {
         return Ok(());
@@ -19,7 +19,7 @@ pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<
     Ok(())
 }
 
-/// `Ok` when a container with this number and config is `owner`'s.
+/// `Ok` when a container with this vmid and config is `owner`'s.
 pub fn owned(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
     marked(config, vmid)?;
     let not_ours = |why: String| Err(ErrorKind::NotOurs(why));
@@ -30,8 +30,8 @@ pub fn owned(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<
     }
 }
 
-/// `Ok` when a container with this number and config is some sandbox of ours: it carries a mark
-/// for this very number, and it is no template.
+/// `Ok` when a container with this vmid and config is a sandbox of ours: it carries a mark for this
+/// very vmid and is no template.
 pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
     let not_ours = |why: String| Err(ErrorKind::NotOurs(why));
     if config.is_template() {
@@ -39,7 +39,7 @@ pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
     }
     match config.mark() {
         None => not_ours(format!("CT {vmid} carries no mark")),
-        // A mark is copied with the description: somebody cloned a sandbox of ours.
+        // A clone copies the mark with the description: somebody cloned a sandbox of ours.
         Some(mark) if mark.vmid != vmid => {
             not_ours(format!("CT {vmid} is a copy of CT {}", mark.vmid))
         }
@@ -47,7 +47,7 @@ pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
     }
 }
 
-/// `Ok` when sandboxes can be cloned from the container with this number and config.
+/// `Ok` when sandboxes can be cloned from the container with this vmid and config.
 pub fn clonable(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
     if !config.is_template() {
         let text = format!("CT {vmid} is no template: a clone would copy it whole");
@@ -59,8 +59,8 @@ pub fn clonable(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
     }
 }
 
-/// Writes a mark into the description of a container that has none, and the tag that goes with it;
-/// every other byte is kept.
+/// Writes a mark, and the tag that goes with it, into a config that has none; keeps every other
+/// byte.
 pub fn mark(config: &mut ContainerConfig, mark: &Mark) -> Result<(), ErrorKind> {
     if config.mark().as_ref() == Some(mark) {
         return Ok(());
@@ -87,7 +87,7 @@ pub fn mark(config: &mut ContainerConfig, mark: &Mark) -> Result<(), ErrorKind> 
     Ok(())
 }
 
-/// Takes a sandbox's mark off again. A container that does not carry it stays as it is.
+/// Removes a sandbox's mark and tag. A container that does not carry the mark stays unchanged.
 pub fn unmark(config: &mut ContainerConfig, owner: &SandboxId) {
     if let Some(mark) = config.mark().filter(|mark| mark.sandbox_id == *owner) {
         config.remove_note(&mark.to_string());
@@ -95,15 +95,15 @@ pub fn unmark(config: &mut ContainerConfig, owner: &SandboxId) {
     }
 }
 
-/// A config that holds nothing but the lock of a clone or a destroy. PVE writes such a one before it
-/// writes the clone's own, and in place of the old one between removing the volumes and removing the
-/// config. Nobody's name is in it, and nothing that anybody could lose: with no worker alive it
-/// belongs to whom the number was given.
+/// True for a config that holds nothing but the lock of a clone or a destroy. PVE writes such a
+/// config before it writes the clone's own, and in place of the old one between removing the
+/// volumes and removing the config. It names no owner and holds nothing that could be lost: when no
+/// worker is alive, it belongs to the sandbox that the vmid is leased to.
 pub fn is_bare(config: &ContainerConfig) -> bool {
     is_gutted(config) || config.to_bytes().trim_ascii() == b"lock: create"
 }
 
-/// The second kind of those: a destruction was cut off before its last write.
+/// True for the config that a destruction leaves when it is cut off before its last write.
 pub fn is_gutted(config: &ContainerConfig) -> bool {
     config.to_bytes().trim_ascii() == b"lock: destroyed"
 }

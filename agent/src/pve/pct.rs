@@ -1,8 +1,8 @@
-//! A real node (or one of the lab, which it cannot tell apart): `pct` for what changes a container,
-//! files for what only asks.
+//! A real node (or one of the lab, which it cannot tell apart): `pct` for changes of a container,
+//! files for reads.
 //!
-//! Every change runs on a task of its own and under a lock of its container in this process, so
-//! that it goes on when its caller has gone, and a later one waits for it.
+//! Every change runs on a task of its own and under a lock of its container in this process: it
+//! continues when its caller has gone, and a later change waits for it.
 
 mod destroy;
 mod edit;
@@ -40,25 +40,25 @@ use crate::{
     sys::{netns, proc, read},
 };
 
-/// Where things are on the host. The defaults are PVE's own places.
+/// Paths on the host. The defaults are PVE's own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Places {
-    /// pmxcfs.
+    /// Mount point of pmxcfs.
     pub root: PathBuf,
-    /// The program that changes containers.
+    /// Program that changes containers.
     pub pct: PathBuf,
-    /// The program that changes volumes.
+    /// Program that changes volumes.
     pub pvesm: PathBuf,
-    /// The program that enters containers.
+    /// Program that enters containers.
     pub lxc_attach: PathBuf,
     /// LXC's directory of containers, also part of the names of their sockets.
     pub lxc_dir: PathBuf,
-    /// Where PVE's tools lock configs.
+    /// Directory of the locks that PVE's tools take on configs.
     pub lock_dir: PathBuf,
-    /// cgroup2.
+    /// Mount point of cgroup2.
     pub cgroup_root: PathBuf,
-    /// procfs.
+    /// Mount point of procfs.
     pub proc: PathBuf,
 }
 
@@ -79,7 +79,7 @@ impl Default for Places {
 
 const LXC_DIR: &str = "/var/lib/lxc";
 
-/// How long the calls get that have no deadline of their own.
+/// Deadline of the calls that take none.
 const CALL: Duration = Duration::from_secs(60);
 
 /// One PVE node.
@@ -92,14 +92,14 @@ struct Host {
     places: Places,
     runner: Runner,
     files: Files,
-    /// One lock per container that something is done to.
+    /// One lock per container with a change under way.
     locks: Mutex<HashMap<Vmid, Weak<tokio::sync::Mutex<()>>>>,
     rooms: rooms::Rooms,
     known: Known,
 }
 
 impl Pct {
-    /// The node of this name, whose commands `runner` runs.
+    /// Creates the node of this name, whose commands `runner` runs.
     pub fn new(node: NodeName, places: Places, runner: Runner) -> Self {
         Self(Arc::new(Host {
             node,
@@ -128,7 +128,7 @@ impl Pct {
             let start = Instant::now();
             let result = steps(Arc::clone(&host)).await;
             let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-            tracing::debug!(op, %vmid, ms, ok = result.is_ok(), "a container was changed");
+            tracing::debug!(op, %vmid, ms, ok = result.is_ok(), "container change ended");
             result
         });
         let gone = |_| Err(ErrorKind::Failed("the agent is shutting down".to_owned()));
@@ -165,16 +165,16 @@ impl Host {
         let signs = self.files.blocking(move || Ok(cluster::Signs::read(&root)));
         let (members, guests, manager, signs) =
             tokio::join!(read(".members"), read(".vmlist"), read("ha/manager_status"), signs);
-        let members = members.inspect_err(|error| tracing::warn!(%error, "pmxcfs was not read"));
+        let members = members.inspect_err(|error| tracing::warn!(%error, "could not read pmxcfs"));
         let (members, guests, manager) =
             (members.ok().flatten(), guests.ok().flatten(), manager.ok().flatten());
-        // What does not answer is no place to change anything.
+        // Signs that cannot be read allow no change.
         let signs = signs.unwrap_or(cluster::Signs { corosync_conf: true, writable: false });
         cluster::cluster(members.as_deref(), guests.as_deref(), manager.as_deref(), signs)
     }
 
-    /// Refuses a change while the cluster could not take it: `pct destroy` without quorum removes
-    /// the volume and keeps the config.
+    /// Refuses a change without quorum: `pct destroy` would then remove the volume and keep the
+    /// config.
     async fn check_quorum(&self) -> Result<Cluster, ErrorKind> {
         let cluster = self.cluster().await;
         if cluster.quorate {
@@ -184,7 +184,7 @@ impl Host {
         Err(ErrorKind::NoQuorum(why.to_owned()))
     }
 
-    /// An absent config means that there is no container only while pmxcfs is mounted.
+    /// Checks that pmxcfs is mounted: only then an absent config means that there is no container.
     async fn check_mounted(&self) -> Result<(), ErrorKind> {
         match self.files.read(self.places.root.join(".members")).await {
             Ok(Some(_)) => Ok(()),
@@ -209,7 +209,7 @@ impl Host {
         container::init(&self.places.proc, &self.places.cgroup_root, vmid)
     }
 
-    /// The mark that a container carries, or by which it is known while /etc/pve cannot be read.
+    /// Mark that a container carries, or carried when /etc/pve could last be read.
     async fn mark_of(&self, vmid: Vmid) -> Result<Option<Mark>, ErrorKind> {
         match self.config(vmid).await {
             Ok(config) => Ok(config.and_then(|config| config.mark())),
@@ -228,7 +228,7 @@ impl Host {
             for entry in std::fs::read_dir(dir)? {
                 let path = entry?.path();
                 let name = path.file_name().and_then(|name| name.to_str());
-                // PVE's half-written files are `ID.conf.tmp.PID`.
+                // Skips PVE's half-written files, `ID.conf.tmp.PID`.
                 let Some(id) = name.and_then(|name| name.strip_suffix(".conf")) else { continue };
                 let Ok(vmid) = id.parse() else { continue };
                 inits.insert(vmid, container::init(&proc, &cgroup_root, vmid));
@@ -250,7 +250,7 @@ impl Host {
         Ok(configs)
     }
 
-    /// The config of a sandbox of ours that nobody has locked.
+    /// Config of a sandbox of ours that nobody has locked.
     async fn ours(&self, vmid: Vmid) -> Result<ContainerConfig, ErrorKind> {
         let config = self.config(vmid).await?.ok_or_else(|| self.missing(vmid))?;
         ownership::marked(&config, vmid)?;
@@ -274,7 +274,7 @@ impl Host {
         self.run(command.op(), program, deadline).await.map(drop)
     }
 
-    /// Runs a tool of PVE's and gives back its stdout.
+    /// Runs a tool of PVE's and returns its stdout.
     async fn run(
         &self,
         op: &'static str,
@@ -304,7 +304,7 @@ impl Host {
     }
 
     async fn clone_template(&self, order: &CloneOrder, deadline: Instant) -> Result<(), ErrorKind> {
-        // What PVE would say too, but only after loading its half second of Perl.
+        // Checked here, because PVE refuses only after loading its half second of Perl.
         if let Some(node) = self.check_quorum().await?.guests.get(&order.vmid) {
             let text = format!("{} already exists on node '{node}'", order.vmid);
             return Err(ErrorKind::VmidTaken(text));
@@ -332,7 +332,7 @@ impl Host {
         }
         let set = Command::Set(vmid, settings, config.get("net0"));
         self.pct(set, Instant::now() + CALL).await?;
-        // Past `pct`, which would load its half second of Perl once more.
+        // Written without `pct`, which would load its half second of Perl once more.
         self.edit(vmid, move |config| {
             ownership::marked(config, vmid)?;
             tags::put(config);
@@ -353,11 +353,11 @@ impl Host {
         }
         let command = Command::Resize(vmid, gib);
         let program = Program { path: self.places.pct.clone(), arguments: command.arguments() };
-        // Half a minute of a stopped one is e2fsck and resize2fs, each waiting whether another host has
-        // the file system mounted.
+        // With a stopped container this takes half a minute: e2fsck and resize2fs each wait to see
+        // whether another host has the file system mounted.
         let done = self.runner.run_waiting(program, deadline).await;
         let said = Self::judged(command.op(), done)?;
-        // It exits with 0 also when it did nothing, and when the volume grew and its file system did not.
+        // The exit code is 0 also when nothing grew, or only the volume without its file system.
         if let Some(why) = outcome::not_grown(&said) {
             return Err(ErrorKind::Failed(why));
         }
@@ -383,12 +383,12 @@ impl Host {
         Err(ErrorKind::Failed("the container's init ended right after the start".to_owned()))
     }
 
-    /// Works without quorum, as PVE's does: it writes nothing to /etc/pve, but for the lock of a
-    /// paused one, which PVE would respect.
+    /// Stops without quorum, as PVE does, because that writes nothing to /etc/pve. Only removing
+    /// the lock of a paused container needs quorum; PVE would refuse to stop it while locked.
     async fn stop(&self, vmid: Vmid, deadline: Instant) -> Result<(), ErrorKind> {
         self.let_go(vmid).await?;
         if !self.running(vmid) {
-            // Whoever has locked it, there is nothing to stop.
+            // With nothing to stop, a lock does not matter.
             let config = self.config(vmid).await?.ok_or_else(|| self.missing(vmid))?;
             return ownership::marked(&config, vmid);
         }
@@ -416,7 +416,7 @@ impl Host {
         self.pct(Command::Unlock(template), Instant::now() + CALL).await
     }
 
-    /// Those of the host's processes that `pick` picks.
+    /// Pids of the host's processes that `pick` selects.
     async fn processes(
         &self,
         pick: impl FnOnce(&[proc::Process]) -> Vec<u32> + Send + 'static,
@@ -462,7 +462,7 @@ impl Pve for Pct {
 
     async fn init_pid(&self, vmid: Vmid) -> Option<u32> {
         let Places { cgroup_root, proc, .. } = self.0.places.clone();
-        // A tenant may have put many processes before it.
+        // Blocking, because a tenant may have put many processes before the init.
         let found =
             tokio::task::spawn_blocking(move || container::init_pid(&proc, &cgroup_root, vmid));
         found.await.ok().flatten()
@@ -597,7 +597,7 @@ impl Pve for Pct {
 
     async fn reclaim(&self, vmid: Vmid, bytes: u64) -> bool {
         let Places { cgroup_root, proc, .. } = self.0.places.clone();
-        // The write returns when the kernel is done.
+        // The write returns only when the kernel is done.
         let done = tokio::task::spawn_blocking(move || {
             cgroup::has_swap(&proc) && cgroup::reclaim(&cgroup_root, vmid, bytes)
         });
@@ -626,7 +626,7 @@ impl Pve for Pct {
 
     async fn processes(&self, vmid: Vmid) -> Vec<u32> {
         let root = self.0.places.cgroup_root.clone();
-        // A container may hold thousands of cgroups.
+        // Blocking, because a container may hold thousands of cgroups.
         let found = tokio::task::spawn_blocking(move || cgroup::processes(&root, vmid)).await;
         found.unwrap_or_default()
     }

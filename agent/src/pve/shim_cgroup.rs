@@ -1,9 +1,9 @@
-//! The cgroup of a sandbox's shim, `pve-sandbox/VMID`: beside the container's `lxc/VMID`, never below
-//! it. What the shim does it does for its sandbox, so it has limits, and what it uses counts as the
-//! sandbox's; but when the sandbox is frozen or runs out of memory, the shim must go on.
+//! The cgroup of a sandbox's shim, `pve-sandbox/VMID`: beside the container's `lxc/VMID`, never
+//! below it. The shim works for its sandbox, so it has limits, and its usage counts as the
+//! sandbox's; but it must keep running when the sandbox is frozen or out of memory.
 //!
-//! The shim makes its cgroup, joins it, and removes it when it leaves; one that was killed leaves it to
-//! the agent's `sweep`. On cgroup2, and on v1 where a controller has a hierarchy of its own.
+//! The shim creates its cgroup, joins it, and removes it when it ends; that of a killed shim is
+//! removed by the agent's `sweep`. On cgroup2, and on v1 where a controller has its own hierarchy.
 
 use std::{
     collections::BTreeSet,
@@ -16,36 +16,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::read;
 
-/// The cgroup that those of all shims are in.
+/// Parent cgroup of all shims' cgroups.
 const DIR: &str = "pve-sandbox";
-/// The cgroup below it for a shim that is about to end: a process cannot remove the one it is in.
+/// Cgroup for a shim that is about to end: a process cannot remove the cgroup that it is in.
 const LEAVING: &str = "leaving";
-/// Controllers that limit a shim, or count what it uses.
+/// Controllers that limit a shim or count its usage.
 const CONTROLLERS: [&str; 3] = ["cpu", "cpuacct", "memory"];
-/// What a quota of CPU time is counted over, microseconds: the kernel's default.
+/// Period of a quota of CPU time, microseconds: the kernel's default.
 const PERIOD_US: u64 = 100_000;
-/// Tries to join a cgroup that the agent's sweep may remove in between.
+/// Attempts to join a cgroup, which the agent's sweep may remove in between.
 const TRIES: usize = 3;
 
-/// What a shim may use.
+/// Limits of a shim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Thousandths of a core; at least 10.
+    /// CPU limit, thousandths of a core; at least 10.
     pub cpu_millicores: u64,
-    /// Bytes of memory.
+    /// Memory limit, bytes.
     pub memory_bytes: u64,
 }
 
-/// What a shim uses.
+/// Resource usage of a shim.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Use {
-    /// CPU time since the cgroup was made, microseconds.
+    /// CPU time since the cgroup was created, microseconds.
     pub cpu_us: u64,
-    /// Memory that cannot be had back, bytes.
+    /// Memory that cannot be reclaimed, bytes.
     pub memory_bytes: u64,
 }
 
-/// The hierarchies: cgroup2's, and those of v1 by their controllers.
+/// Hierarchies that exist: cgroup2's, and those of v1 by their controllers.
 fn hierarchies(root: &Path) -> Vec<PathBuf> {
     let v1 = CONTROLLERS.iter().map(|controller| root.join(controller));
     let all = std::iter::once(root.to_owned()).chain(v1);
@@ -56,16 +56,17 @@ fn own(hierarchy: &Path, vmid: Vmid) -> PathBuf {
     hierarchy.join(DIR).join(vmid.to_string())
 }
 
-/// Puts this process into the cgroup of this container's shim, in every hierarchy that there is, and
+/// Moves this process into the cgroup of this container's shim, in every hierarchy that exists, and
 /// sets the limits.
 ///
 /// # Errors
-/// When one cannot be joined; the others are. A limit that cannot be set is logged.
+/// When one hierarchy cannot be joined; the others are joined all the same. A limit that cannot be
+/// set is logged.
 pub fn join(root: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
     let mut failed = None;
     for hierarchy in hierarchies(root) {
         let joined = (0..TRIES).map(|_| join_one(&hierarchy, vmid, limits));
-        // The last error counts, where none of the tries came through.
+        // Keeps the last error, for the case that no attempt succeeds.
         let mut last = None;
         for tried in joined {
             last = tried.err();
@@ -83,12 +84,12 @@ fn join_one(hierarchy: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
     fs::create_dir_all(&dir)?;
     for parent in [hierarchy.to_owned(), hierarchy.join(DIR)] {
         let file = parent.join("cgroup.subtree_control");
-        // One at a time: the kernel takes all or none.
+        // Enabled one by one: the kernel takes all of a write or none.
         for controller in ["+cpu", "+memory"] {
             if file.exists()
                 && let Err(error) = fs::write(&file, controller)
             {
-                tracing::debug!(path = %file.display(), controller, %error, "no such controller here");
+                tracing::debug!(path = %file.display(), controller, %error, "could not enable a cgroup controller");
             }
         }
     }
@@ -104,13 +105,13 @@ fn join_one(hierarchy: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
         if path.exists()
             && let Err(error) = fs::write(&path, value)
         {
-            tracing::warn!(path = %path.display(), %error, "a limit of the shim was not set");
+            tracing::warn!(path = %path.display(), %error, "could not set a limit of the shim");
         }
     }
     fs::write(dir.join("cgroup.procs"), "0")
 }
 
-/// Takes this process out of its cgroup and removes that, where nothing else is in it.
+/// Moves this process out of its cgroup and removes the cgroup, if it is empty then.
 pub fn leave(root: &Path, vmid: Vmid) {
     for hierarchy in hierarchies(root) {
         let leaving = hierarchy.join(DIR).join(LEAVING);
@@ -118,14 +119,14 @@ pub fn leave(root: &Path, vmid: Vmid) {
             .and_then(|()| fs::write(leaving.join("cgroup.procs"), "0"))
             .and_then(|()| fs::remove_dir(own(&hierarchy, vmid)));
         if let Err(error) = left {
-            tracing::debug!(%error, "the shim's cgroup is left to the agent");
+            tracing::debug!(%error, "could not remove the shim's cgroup; the agent will");
         }
     }
 }
 
-/// Moves a process that was started into the container, and is still in the shim's cgroup, to the
-/// container's: what runs inside must not be limited, or killed, in place of the shim. LXC moves what
-/// it attaches on cgroup2, and on v1 only where it manages the controller.
+/// Moves a process that was started inside the container, but is still in the shim's cgroup, to the
+/// container's: it must not be limited, or killed, in place of the shim. LXC moves the processes
+/// that it attaches on cgroup2, and on v1 only where it manages the controller.
 pub fn send_home(root: &Path, vmid: Vmid, pid: u32) {
     for hierarchy in hierarchies(root) {
         let listed = read::text(&own(&hierarchy, vmid).join("cgroup.procs"), read::LARGE);
@@ -137,12 +138,12 @@ pub fn send_home(root: &Path, vmid: Vmid, pid: u32) {
         let homes = [outer.join("ns"), outer, hierarchy.clone()];
         let moved = homes.iter().any(|home| fs::write(home.join("cgroup.procs"), &pid).is_ok());
         if !moved {
-            tracing::warn!(pid, hierarchy = %hierarchy.display(), "a process stays with its shim");
+            tracing::warn!(pid, hierarchy = %hierarchy.display(), "could not move a process out of its shim's cgroup");
         }
     }
 }
 
-/// What the shim of a container uses; nothing where there is none, or where the kernel does not count.
+/// Resource usage of a container's shim; zero without a shim, or where it is not counted.
 pub fn in_use(root: &Path, vmid: Vmid) -> Use {
     let text = |path: PathBuf| read::text(&path, read::LARGE);
     let number = |path: PathBuf| text(path).trim().parse::<u64>().ok();
@@ -165,8 +166,8 @@ pub fn in_use(root: &Path, vmid: Vmid) -> Use {
     Use { cpu_us: cpu_us.unwrap_or(0), memory_bytes: memory_bytes.unwrap_or(0) }
 }
 
-/// Removes the cgroups of shims that have none in them any more, of whichever container. Returns the
-/// containers whose are left.
+/// Removes the empty cgroups of shims, whichever container they belong to. Returns the containers
+/// whose cgroups are in use.
 pub fn sweep(root: &Path) -> BTreeSet<Vmid> {
     let mut left = BTreeSet::new();
     for hierarchy in hierarchies(root) {
@@ -177,8 +178,8 @@ pub fn sweep(root: &Path) -> BTreeSet<Vmid> {
                 continue;
             };
             match fs::remove_dir(entry.path()) {
-                Ok(()) => tracing::info!(%vmid, "removed what a shim had left of its cgroup"),
-                // Something is in it: a shim that runs, most often.
+                Ok(()) => tracing::info!(%vmid, "removed the cgroup of an ended shim"),
+                // The cgroup is not empty: most often its shim runs.
                 Err(_) => drop(left.insert(vmid)),
             }
         }
@@ -196,7 +197,7 @@ mod tests {
         Vmid::try_from(number).expect("in range")
     }
 
-    /// Directories stand for cgroups; the kernel would make their files.
+    /// Directories stand for cgroups; the kernel would create their files.
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().expect("tempdir");
         for (path, text) in files {
@@ -279,7 +280,7 @@ mod tests {
 
     #[test]
     fn cgroups_that_nobody_is_in_are_swept() {
-        // A cgroup's own files are no hindrance to its removal; in a test there are none.
+        // A cgroup's own files do not prevent its removal; the test's cgroups have none.
         let dir = tree(&[
             ("cgroup.procs", ""),
             ("memory/cgroup.procs", ""),

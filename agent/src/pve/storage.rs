@@ -1,5 +1,5 @@
-//! Storages: `storage.cfg`, how much room there is, which volumes there are. Pure but for what is
-//! read from directories; what must run a program is `super::pct`'s.
+//! Storages: `storage.cfg`, their space, and their volumes. Pure except for reading directories;
+//! programs are run by `super::pct`.
 
 use std::{
     collections::BTreeMap,
@@ -13,33 +13,33 @@ use super::{StorageRoom, volume};
 /// One storage of `storage.cfg`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Storage {
-    /// Its name.
+    /// Name of the storage.
     pub name: String,
-    /// Its type: `dir`, `zfspool`, `lvmthin`, ...
+    /// Type: `dir`, `zfspool`, `lvmthin`, ...
     pub kind: String,
-    /// Its properties.
+    /// Other properties.
     pub properties: BTreeMap<String, String>,
 }
 
-/// Where a storage's volumes and room can be looked up.
+/// Source of a storage's volumes and free space.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// Volumes are entries of this directory; room is that of its file system.
+    /// Volumes are entries of this directory; space is that of its file system.
     Flat(PathBuf),
     /// Volumes of ID are entries of `images/ID` below this directory.
     Images(PathBuf),
-    /// Volumes are logical volumes of this group; room is that of the thin pool.
+    /// Volumes are logical volumes of this group; space is that of the thin pool.
     Thin {
         /// Volume group.
         group: String,
         /// Thin pool.
         pool: String,
     },
-    /// PVE has to be asked.
+    /// Only PVE can tell.
     Other,
 }
 
-/// Reads `storage.cfg`.
+/// Parses `storage.cfg`.
 pub fn parse(text: &str) -> Vec<Storage> {
     let mut storages: Vec<Storage> = Vec::new();
     for line in text.lines() {
@@ -60,7 +60,7 @@ pub fn parse(text: &str) -> Vec<Storage> {
 }
 
 impl Storage {
-    /// True when containers' volumes can be on it, on this node.
+    /// True when the storage can hold containers' volumes on this node.
     pub fn holds_containers(&self, node: &NodeName) -> bool {
         let listed = |key, word: &str| {
             self.properties.get(key).map(|list| list.split(',').any(|item| item.trim() == word))
@@ -71,15 +71,15 @@ impl Storage {
             && listed("nodes", node.as_str()).unwrap_or(true)
     }
 
-    /// True when all nodes that have it see the same volumes on it.
+    /// True when all nodes with this storage see the same volumes on it.
     pub fn is_shared(&self) -> bool {
-        // PVE takes these for shared whatever stands there.
+        // PVE treats these types as shared, whatever the config says.
         let by_nature = ["cephfs", "cifs", "glusterfs", "nfs", "rbd"];
         by_nature.contains(&self.kind.as_str())
             || self.properties.get("shared").is_some_and(|value| value != "0")
     }
 
-    /// Where it is on this host.
+    /// Location on this host.
     pub fn place(&self) -> Place {
         let property = |key| self.properties.get(key).cloned();
         match (self.kind.as_str(), property("path"), property("pool")) {
@@ -101,15 +101,15 @@ impl Storage {
         }
     }
 
-    /// The volume, as PVE names it, of an entry of this storage; `None` when it is not one of this
-    /// container's.
+    /// Volume of an entry of this storage, as PVE names it; `None` when it is not a volume of this
+    /// container.
     pub fn volume(&self, vmid: Vmid, entry: &str) -> Option<String> {
         if volume::owner(entry) != Some(vmid) {
             return None;
         }
         let name = &self.name;
         Some(match (self.kind.as_str(), self.place()) {
-            // On btrfs a volume is a directory whose name leaves out the format.
+            // On btrfs a volume is a directory whose name omits the format.
             ("btrfs", _) if entry.starts_with("subvol-") => format!("{name}:{vmid}/{entry}.subvol"),
             ("btrfs", _) if !entry.ends_with(".raw") => format!("{name}:{vmid}/{entry}.raw"),
             (_, Place::Images(_)) => format!("{name}:{vmid}/{entry}"),
@@ -117,7 +117,7 @@ impl Storage {
         })
     }
 
-    /// The volumes of a container that directories show; `None` when none does.
+    /// Volumes of a container in the directories of the storage; `None` when it has none.
     pub fn volumes_seen(&self, vmid: Vmid) -> Option<std::io::Result<Vec<String>>> {
         let dirs = match self.place() {
             Place::Flat(dir) => self.flat(dir),
@@ -131,7 +131,7 @@ impl Storage {
         Some(dirs.iter().map(volumes).collect::<std::io::Result<Vec<_>>>().map(|all| all.concat()))
     }
 
-    /// The volumes of every number that directories show; `None` when none does.
+    /// Volumes of all vmids in the directories of the storage; `None` when it has none.
     pub fn all_volumes_seen(&self) -> Option<std::io::Result<BTreeMap<Vmid, Vec<String>>>> {
         let names = match self.place() {
             Place::Flat(dir) => {
@@ -145,7 +145,7 @@ impl Storage {
         Some(names.map(|names| self.by_number(names.iter().map(String::as_str))))
     }
 
-    /// Volumes of every number among these entries.
+    /// Volumes of all vmids among these entries.
     pub fn by_number<'a>(
         &self,
         entries: impl Iterator<Item = &'a str>,
@@ -158,8 +158,8 @@ impl Storage {
         found
     }
 
-    /// Directories of a storage whose volumes are entries of one. On ZFS those that are no datasets
-    /// show as devices; what somebody allocates by hand is mostly of that kind.
+    /// Directories of a storage whose volumes are entries of one. On ZFS, volumes that are no
+    /// datasets appear as devices; volumes allocated by hand are mostly of that kind.
     fn flat(&self, dir: PathBuf) -> Vec<PathBuf> {
         let pool = self.properties.get("pool").filter(|_| self.kind == "zfspool");
         let devices = pool.map(|pool| Path::new("/dev/zvol").join(pool));
@@ -167,7 +167,7 @@ impl Storage {
     }
 }
 
-/// Entries of the directories `ID` below this one that carry that number.
+/// Entries of the directories `ID` below `dir` that carry that vmid.
 fn images(dir: &Path) -> std::io::Result<Vec<String>> {
     let mut found = Vec::new();
     for id in entries(dir)?.iter().filter_map(|name| name.parse::<Vmid>().ok()) {
@@ -191,12 +191,12 @@ fn entries(dir: &Path) -> std::io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The names in `lvs --noheadings -o lv_name`.
+/// Names in the output of `lvs --noheadings -o lv_name`.
 pub fn parse_lvs(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty())
 }
 
-/// Room of a thin pool, from `lvs --noheadings --units b --nosuffix -o
+/// Space of a thin pool, from `lvs --noheadings --units b --nosuffix -o
 /// lv_size,data_percent,metadata_percent`.
 pub fn parse_thin_room(text: &str) -> Option<StorageRoom> {
     let mut words = text.split_ascii_whitespace();
@@ -209,7 +209,7 @@ pub fn parse_thin_room(text: &str) -> Option<StorageRoom> {
     Some(StorageRoom { free: total.saturating_sub(used), total, thin_data, thin_metadata })
 }
 
-/// Room of a dataset, from `zfs list -Hp -o used,available`.
+/// Space of a dataset, from `zfs list -Hp -o used,available`.
 pub fn parse_zfs_room(text: &str) -> Option<StorageRoom> {
     let mut words = text.split_ascii_whitespace();
     let used: u64 = words.next()?.parse().ok()?;
@@ -217,7 +217,7 @@ pub fn parse_zfs_room(text: &str) -> Option<StorageRoom> {
     Some(StorageRoom::new(free, used + free))
 }
 
-/// Room of a storage, from `pvesm status --storage NAME`: name, type, status, then KiB.
+/// Space of a storage, from `pvesm status --storage NAME`: name, type, status, then KiB.
 pub fn parse_pvesm_room(text: &str, name: &str) -> Option<StorageRoom> {
     let words = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
     let row = words
@@ -227,7 +227,7 @@ pub fn parse_pvesm_room(text: &str, name: &str) -> Option<StorageRoom> {
     Some(StorageRoom::new(bytes(5)?, bytes(3)?))
 }
 
-/// The volumes in `pvesm list STORAGE --vmid ID`.
+/// Volumes in the output of `pvesm list STORAGE --vmid ID`.
 pub fn parse_pvesm_volumes(text: &str, name: &str) -> Vec<String> {
     let first = text.lines().filter_map(|line| line.split_ascii_whitespace().next());
     first.filter(|word| word.starts_with(&format!("{name}:"))).map(str::to_owned).collect()

@@ -1,27 +1,27 @@
-//! The tag that every sandbox carries, for an operator who filters PVE's GUI. It says nothing to us:
-//! anybody can set one. Pure.
+//! The tag that every sandbox carries, so that operators can filter PVE's GUI. The agent draws no
+//! conclusion from it: anybody can set a tag. Pure.
 
 use super::ContainerConfig;
 
-/// The tag.
+/// Name of the tag.
 pub const TAG: &str = "pve-sandbox";
-/// The line in the description of an adopted container that had no such tag before: it goes when the
-/// container is given back.
+/// Line in the description of an adopted container that had no such tag before: the tag is removed
+/// with it when the container is released.
 const NOTE: &str = "the tag pve-sandbox came with pve-sandbox and goes with it";
 
-/// Puts the tag beside those that the template gave a sandbox, sorted as PVE writes them.
+/// Adds the tag to those that a sandbox has from its template, sorted as PVE writes them.
 pub fn put(config: &mut ContainerConfig) {
     let mut tags: Vec<&str> = config.tags().chain([TAG]).collect();
     tags.sort_unstable();
     tags.dedup();
     let tags = tags.join(";");
     if config.get("tags") != Some(&tags) {
-        // The tags of a config are words of one line.
+        // Cannot fail: tags from a config are words of one line.
         drop(config.set("tags", &tags));
     }
 }
 
-/// Adds the tag to somebody's container, and a line that remembers it. Every other byte is kept.
+/// Adds the tag to an adopted container, and a line to record that. Keeps every other byte.
 pub fn add(config: &mut ContainerConfig) {
     if config.tags().any(|tag| tag == TAG) {
         return;
@@ -33,14 +33,14 @@ pub fn add(config: &mut ContainerConfig) {
     config.add_note(NOTE);
 }
 
-/// Takes the tag off again, where it was added.
+/// Removes the tag, if `add` added it.
 pub fn take_off(config: &mut ContainerConfig) {
     if !config.has_note(NOTE) {
         return;
     }
     config.remove_note(NOTE);
     let Some(tags) = config.get("tags").map(str::to_owned) else { return };
-    // As it was before, unless PVE has written the tags in its own order since.
+    // Restores the earlier text, unless PVE has sorted the tags since.
     let before = tags.strip_suffix(TAG).and_then(|tags| tags.strip_suffix(';'));
     let rest = match before {
         Some(before) => before.to_owned(),
@@ -80,7 +80,7 @@ mod tests {
             "arch: amd64\nhostname: x\n",
             "#a line\nhostname: x\narch: amd64\ntags:  b; a \nunprivileged: 1\n\n[snap]\ntags: z\n",
             "hostname: x\ntags: web\n",
-            // Theirs already: it stays.
+            // The tag was there before: it stays.
             "hostname: x\ntags: pve-sandbox\n",
         ] {
             let before = parsed(text);

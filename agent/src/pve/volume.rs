@@ -1,66 +1,66 @@
-//! Which volumes of a number are a sandbox's own. Pure.
+//! Decides which volumes of a vmid belong to a sandbox. Pure.
 //!
-//! A volume's name holds a number, and that says nothing of who made it: an operator allocates one by
-//! hand, or a backup that was restored half leaves one. PVE's `--destroy-unreferenced-disks` takes
-//! them all, so it is never used.
+//! A volume's name holds a vmid, but that does not say who made it: an operator may have allocated
+//! it by hand, or a failed restore may have left it. PVE's `--destroy-unreferenced-disks` removes
+//! all of them, so it is never used.
 
 use proto::id::Vmid;
 use serde::{Deserialize, Serialize};
 
-/// Volumes that go with a sandbox although no config names them. What its config names goes in any case.
+/// Volumes that are destroyed with a sandbox besides those that its config names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OwnVolumes {
-    /// Storages that a clone under way writes to. No volume of the number stood on any storage right
-    /// before it began, so whatever stands on these now was made by the clone. Empty once its volumes
-    /// are known by name.
+    /// Storages that a running clone writes to. Right before the clone no storage had a volume of
+    /// this vmid, so every such volume there now was made by the clone. Empty once the volumes are
+    /// known by name.
     pub cloned_to: Vec<String>,
     /// Volumes that the finished clone's config named, as `key` writes them.
     pub named: Vec<String>,
 }
 
 impl OwnVolumes {
-    /// A clone to these storages, which begins under a number without a volume.
+    /// Volumes of a clone that is about to write to these storages, under a vmid without a volume.
     pub fn cloned_to(storages: Vec<String>) -> Self {
         Self { cloned_to: storages, named: Vec::new() }
     }
 
-    /// These alone, whatever else stands under the number.
+    /// Keeps only the named volumes, whatever else exists under the vmid.
     #[must_use]
     pub fn named_alone(self) -> Self {
         Self { cloned_to: Vec::new(), ..self }
     }
 
-    /// True when this volume, as PVE or a storage writes it, is the sandbox's own.
+    /// True when this volume, as PVE or a storage writes it, belongs to the sandbox.
     pub fn owns(&self, volume: &str) -> bool {
         let Some(key) = key(volume) else { return false };
         let storage = key.split(':').next().unwrap_or("");
         self.cloned_to.iter().any(|to| to == storage) || self.named.contains(&key)
     }
 
-    /// Storages that a volume of its own can be on.
+    /// Storages that may hold a volume of the sandbox.
     pub fn storages(&self) -> impl Iterator<Item = &str> {
         let named = self.named.iter().filter_map(|volume| volume.split(':').next());
         self.cloned_to.iter().map(String::as_str).chain(named)
     }
 }
 
-/// A volume as `STORAGE:NAME`: without the base of a linked clone, and without the directory that some
-/// storages put in front. Both are written by some of PVE's tools and left out by others. `None` for
-/// what is no volume, such as a path of the host.
+/// Volume in the normal form `STORAGE:NAME`: without the base of a linked clone, and without the
+/// directory that some storages put in front. Some of PVE's tools write both, others omit them.
+/// `None` for a value that is no volume, such as a path of the host.
 pub fn key(volume: &str) -> Option<String> {
     let (storage, path) = volume.split_once(':').filter(|_| !volume.starts_with('/'))?;
     let name = path.rsplit('/').next().filter(|name| !name.is_empty())?;
     Some(format!("{storage}:{name}"))
 }
 
-/// The number in the name of a volume: `vm-100-disk-0`, `subvol-100-disk-0`, `base-100-disk-0`,
-/// `basevol-100-disk-0`, with whatever ending.
+/// Vmid in the name of a volume: `vm-100-disk-0`, `subvol-100-disk-0`, `base-100-disk-0`,
+/// `basevol-100-disk-0`, with any suffix.
 pub fn owner(name: &str) -> Option<Vmid> {
     let (stem, rest) = name.split_once('-')?;
     let (number, rest) = rest.split_once('-')?;
     let known = ["vm", "subvol", "base", "basevol"].contains(&stem);
-    // A snapshot, or a partition's device, that lies beside its volume is a part of it.
+    // A snapshot or a partition's device beside a volume is a part of that volume.
     if !known
         || rest.contains('@')
         || rest.contains("-part")

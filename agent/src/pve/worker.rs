@@ -1,24 +1,24 @@
-//! Who is busy with a container: PVE's workers, and `pct`s that have none yet. Read from the
-//! processes' argv, which outlives an agent that was killed. Pure.
+//! Finds processes that are changing a container: PVE's workers, and `pct`s that have no worker
+//! yet. Reads the processes' argv, which outlives a killed agent. Pure.
 //!
 //! A worker's argv is `task UPID:node:pid:pstart:time:type:id:user:`. The id of a clone is the
-//! template's, so which container it makes is known from its parent, `pct clone TEMPLATE NEW`.
+//! template's, so the new container is known from the worker's parent, `pct clone TEMPLATE NEW`.
 
 use proto::id::Vmid;
 
 use crate::sys::proc::Process;
 
-/// Types of tasks that change a container and do not start with `vz`.
+/// Types of tasks that change a container but do not start with `vz`.
 const CHANGES: &[&str] = &["resize", "move_volume", "push_file", "pull_file"];
 
-/// What a process does to containers.
+/// Action of a process on a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deed {
-    /// A worker: task type `vzclone` or another, and its id.
+    /// Worker: whether its task type is `vzclone`, and its id.
     Task { clones: bool, id: Vmid },
-    /// A `pct clone`.
+    /// Process of `pct clone`.
     Clone { template: Vmid, new: Vmid },
-    /// Another `pct` of a container.
+    /// Process of another `pct` command on a container.
     Other(Vmid),
 }
 
@@ -46,13 +46,14 @@ pub fn cloning(processes: &[Process], template: Vmid) -> Vec<u32> {
     processes.iter().filter(clones).map(|process| process.pid).collect()
 }
 
-/// What a clone's worker makes, by its parent; `None` when the parent is dead, so that nobody
-/// knows. `Vmid::MIN` stands for "something of another program": our numbers are not near it.
+/// Container that a clone's worker creates, from its parent; `None` when the parent is dead,
+/// because then it is unknown. `Vmid::MIN` stands for a container of another program: our vmids are
+/// not near it.
 fn makes(processes: &[Process], worker: &Process) -> Option<Vmid> {
     let parent = processes.iter().find(|process| process.pid == worker.parent)?;
     match deed(&parent.argv) {
         Some(Deed::Clone { new, .. }) => Some(new),
-        // An orphan is adopted by init; anything else is PVE's own daemon.
+        // Orphans become children of init; any other parent is PVE's own daemon.
         _ if parent.pid == 1 => None,
         _ => Some(Vmid::MIN),
     }
@@ -62,7 +63,7 @@ fn deed(argv: &[String]) -> Option<Deed> {
     if let Some(upid) = argv.first().and_then(|title| title.strip_prefix("task UPID:")) {
         let mut fields = upid.split(':').skip(4);
         let kind = fields.next()?;
-        // A console is a task too, for as long as somebody looks at it.
+        // A console is a task too, for as long as it is open.
         let changes = kind.starts_with("vz") || CHANGES.contains(&kind);
         let task = Deed::Task { clones: kind == "vzclone", id: fields.next()?.parse().ok()? };
         return changes.then_some(task);
@@ -76,7 +77,7 @@ fn deed(argv: &[String]) -> Option<Deed> {
     let id: Vmid = words.next()?.parse().ok()?;
     match op.as_str() {
         "clone" => Some(Deed::Clone { template: id, new: words.next()?.parse().ok()? }),
-        // These change nothing, and an operator's `pct enter` may stay for days.
+        // These change nothing, and an operator's `pct enter` may run for days.
         "exec" | "enter" | "console" | "config" | "status" | "pending" | "listsnapshot" | "df" => {
             None
         }

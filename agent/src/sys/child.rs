@@ -1,4 +1,4 @@
-//! What a child does between fork and exec.
+//! Steps of a child between fork and exec.
 
 use std::{
     ffi::{CString, OsStr},
@@ -12,16 +12,16 @@ use std::{
 use nix::libc;
 use tokio::process::Command;
 
-/// Number that the first of a child's own descriptors has in the child.
+/// First descriptor number of the descriptors passed to a child.
 const FIRST: RawFd = 3;
-/// Descriptors of its own that a child has at most.
+/// Descriptors passed to a child at most.
 const FDS_MAX: usize = 8;
 
 /// Makes the child the leader of a new session, without a controlling terminal: a Ctrl-C at the
-/// agent's own terminal does not reach it, and it cannot type into that terminal. Descriptors that
-/// the agent inherited without close-on-exec do not get into it either; `fds` alone do, as its
-/// descriptors from 3 on. The command's program and its environment must be complete: they are read
-/// here, and nothing of the agent's own environment is added.
+/// agent's own terminal does not reach it, and it cannot type into that terminal. It inherits no
+/// descriptors of the agent without close-on-exec; it gets only `fds`, as its descriptors from 3
+/// on. The command's program and environment must be complete: they are read here, and nothing of
+/// the agent's own environment is added.
 ///
 /// # Errors
 /// When there are more than 8 descriptors, or a NUL in an argument.
@@ -44,10 +44,10 @@ pub fn own_session(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts the descriptors where the program expects them, open across exec, and becomes the program.
-/// What stood there may be the pipe by which the standard library learns of a failed exec. So
-/// everything keeps a number of its own above them, which the kernel chooses among the free ones,
-/// and when the program cannot be run, all is put back as it was before that is told.
+/// Moves the descriptors to the numbers that the program expects, open across exec, and executes
+/// it. A number may hold the pipe by which the standard library learns of a failed exec. So every
+/// descriptor is first copied to a free number above them, which the kernel chooses, and all is
+/// restored before a failure is returned.
 fn become_with(program: &Program, fds: &[OwnedFd]) -> io::Result<()> {
     let above = FIRST + RawFd::try_from(fds.len()).map_err(io::Error::other)?;
     let places = FIRST..above;
@@ -72,8 +72,7 @@ fn become_with(program: &Program, fds: &[OwnedFd]) -> io::Result<()> {
     Err(error)
 }
 
-/// A copy of a descriptor at a free number from `above` on, closed on exec; `None` if it is not
-/// open.
+/// Copies a descriptor to a free number from `above` on, closed on exec; `None` if it is not open.
 #[expect(unsafe_code, reason = "a descriptor by its number")]
 fn aside(fd: RawFd, above: RawFd) -> io::Result<Option<RawFd>> {
     // SAFETY: three integers; the copy has a number that was free.
@@ -86,28 +85,28 @@ fn aside(fd: RawFd, above: RawFd) -> io::Result<Option<RawFd>> {
     }
 }
 
-/// Copies a descriptor to a number whose own one was put aside; it stays open across exec.
+/// Copies a descriptor to a number whose old descriptor has a copy; stays open across exec.
 #[expect(unsafe_code, reason = "a descriptor by its number")]
 fn put(fd: RawFd, place: RawFd) -> io::Result<()> {
-    // SAFETY: two integers; this child is about to exec, and what stood there is kept aside.
+    // SAFETY: two integers; this child is about to exec, and the replaced descriptor has a copy.
     if unsafe { libc::dup2(fd, place) } == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// As `put`, closed on exec.
+/// Copies like `put`, but closed on exec.
 #[expect(unsafe_code, reason = "a descriptor by its number")]
 fn put_closing(fd: RawFd, place: RawFd) -> io::Result<()> {
-    // SAFETY: three integers; what stood there is a copy that nobody uses.
+    // SAFETY: three integers; the replaced descriptor is a copy that nothing uses.
     let result = unsafe { libc::dup3(fd, place, libc::O_CLOEXEC) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[expect(unsafe_code, reason = "a descriptor by its number")]
 fn close(place: RawFd) {
-    // SAFETY: one integer; what stands there is a copy that nobody owns.
+    // SAFETY: one integer; the descriptor is a copy that nothing owns.
     unsafe { libc::close(place) };
 }
 
-/// A program as execve(2) takes it, made before the fork: a child must not allocate.
+/// Arguments of execve(2), built before the fork: a child must not allocate.
 #[derive(Debug)]
 struct Program {
     /// The program's path, then its arguments, then its environment.
@@ -147,7 +146,7 @@ impl Program {
         Ok(Self { path: all[0].as_ptr(), argv, env, _text: all })
     }
 
-    /// Becomes it. Only comes back when that fails.
+    /// Executes the program. Returns only when that fails.
     #[expect(unsafe_code, reason = "execve of what was made before the fork")]
     fn exec(&self) -> io::Error {
         // SAFETY: a string and two lists of strings that end with a null, alive while `self` is.

@@ -13,10 +13,10 @@ use nix::{
 };
 use tokio::time::Instant;
 
-/// flock(2) that waits would hold a thread, so it is tried this often instead.
+/// Interval of attempts: a blocking flock(2) would hold a thread.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Takes the lock, which its drop gives back; `None` when somebody holds it until `deadline`.
+/// Takes the lock until it is dropped; `None` when another process holds it until `deadline`.
 pub async fn lock(path: &Path, deadline: Instant) -> io::Result<Option<Flock<File>>> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     loop {

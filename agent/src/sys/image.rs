@@ -1,14 +1,14 @@
-//! Programs and orders as memory files that nobody can change any more: not the one who runs them,
-//! not through /proc/PID/exe, not root.
+//! Programs and orders as sealed memory files, which nothing can change any more: not the process
+//! that runs them, not through /proc/PID/exe, not root.
 
 use std::{fs::File, io::Write, os::fd::OwnedFd};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-/// The program that runs inside of sandboxes.
+/// Program that runs inside sandboxes.
 pub const HELPER: &[u8] = include_bytes!(env!("PVE_SANDBOX_HELPER"));
 
-/// A memory file with these bytes, sealed. Its offset is at its end.
+/// Creates a sealed memory file with these bytes. Its offset is at its end.
 ///
 /// # Errors
 /// When the kernel has no memory for it, or no memory files.
@@ -32,7 +32,7 @@ mod tests {
         let file = File::from(sealed("test", b"as it was").expect("made"));
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         assert!((&file).write_all(b"x").is_err() && file.set_len(0).is_err());
-        // Opened anew it can be written to no more than before.
+        // Opening it anew allows no writes either.
         let again = File::options().write(true).open(&path);
         assert!(again.map_or(true, |mut file| file.write_all(b"x").is_err()));
         let mut text = String::new();

@@ -1,6 +1,7 @@
-//! The kernel: one syscall a function, and the only `unsafe` of the product. Knows nothing of PVE.
+//! Interface to the kernel: one syscall a function, and the only `unsafe` of the product.
+//! Independent of PVE.
 //!
-//! Roots such as `/proc` are parameters, so that what reads them is tested on trees in a tempdir.
+//! Roots such as `/proc` are parameters, so that tests can use a tree in a tempdir.
 
 pub mod child;
 pub mod flock;

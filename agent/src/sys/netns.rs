@@ -1,4 +1,4 @@
-//! Asking the kernel in another network namespace.
+//! Queries of the kernel in another network namespace.
 
 use std::{
     fs::File,
@@ -10,15 +10,15 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-/// True when `ip` is an address of an interface in the network namespace of a process. One question
-/// about one address: its cost does not grow with what the namespace's owner puts into it.
+/// True when `ip` is an address of an interface in the network namespace of a process. Asks for one
+/// address, so the cost does not depend on what the namespace's owner puts into it.
 ///
 /// # Errors
-/// When the process has ended, or its namespace cannot be entered. Blocks as long as it takes to start
-/// a thread.
+/// When the process has ended, or its namespace cannot be entered. Blocks as long as it takes to
+/// start a thread.
 pub fn has_address(proc: &Path, pid: u32, ip: Ipv4Addr) -> io::Result<bool> {
     let namespace = File::open(proc.join(pid.to_string()).join("ns/net"))?;
-    // A thread that ends with the question: no other one must ever run in there.
+    // The thread ends with the query: no other code may run in the namespace.
     let asked = thread::Builder::new().name("netns".to_owned()).spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         match UdpSocket::bind((ip, 0)) {
@@ -37,12 +37,12 @@ mod tests {
     #[test]
     fn an_address_of_this_namespace_is_found_and_no_other() {
         if !nix::unistd::geteuid().is_root() {
-            // Entering a namespace takes root, as the agent is.
+            // Entering a namespace requires root.
             return;
         }
         let (proc, pid) = (Path::new("/proc"), std::process::id());
         assert!(has_address(proc, pid, Ipv4Addr::LOCALHOST).expect("asked"));
-        // TEST-NET-1 is nobody's.
+        // TEST-NET-1 is assigned to no host.
         assert!(!has_address(proc, pid, Ipv4Addr::new(192, 0, 2, 77)).expect("asked"));
         assert!(has_address(proc, u32::MAX, Ipv4Addr::LOCALHOST).is_err(), "no such process");
     }

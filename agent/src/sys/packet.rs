@@ -1,4 +1,4 @@
-//! Listening to the frames of one network interface.
+//! Capture of the frames of one network interface.
 
 use std::{
     io,
@@ -11,39 +11,39 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// No frame of a DHCP server is longer: it fits the MTU of an Ethernet.
+/// Longest frame of a DHCP server, bytes: it fits the MTU of an Ethernet.
 pub const FRAME_BYTES_MAX: usize = 1514;
 /// `PACKET_OUTGOING` of <linux/if_packet.h>: the frame left this host by the interface.
 const OUTGOING: u8 = 4;
 
-/// Frames of one interface, of IPv4 with UDP to port 68, whole, whoever sent them.
+/// Capture of one interface's IPv4 UDP frames to port 68, whole, from any sender.
 #[derive(Debug)]
 pub struct Capture(AsyncFd<OwnedFd>);
 
-/// Which way a frame went through the interface.
+/// Direction of a frame through the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// From what the interface is connected to.
+    /// Received from the network that the interface is connected to.
     In,
-    /// From this host, by the interface.
+    /// Sent by this host.
     Out,
 }
 
 impl Capture {
-    /// Listens from now on.
+    /// Starts to listen.
     ///
     /// # Errors
     /// Without CAP_NET_RAW, or when there is no such interface.
     pub fn on(interface: u32) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        // Protocol 0: nothing arrives before it is bound, and by then the filter stands.
+        // Protocol 0: nothing arrives before the bind, and by then the filter is set.
         let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
         filter(&fd)?;
         bind(&fd, interface)?;
         register(fd)
     }
 
-    /// Takes the next frame into `frame`. Returns its length and its way.
+    /// Reads the next frame into `frame`. Returns its length and direction.
     ///
     /// # Errors
     /// When the interface is down or gone.
@@ -66,8 +66,8 @@ fn register(fd: OwnedFd) -> io::Result<Capture> {
     Ok(Capture(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? }))
 }
 
-/// Lets through what `Capture` promises, so that other traffic wakes nobody. The kernel has taken
-/// VLAN tags off by then.
+/// Drops frames that `Capture` does not return, so that other traffic causes no wakeups. The kernel
+/// has removed VLAN tags by then.
 #[expect(unsafe_code, reason = "SO_ATTACH_FILTER has no safe wrapper")]
 fn filter(fd: &OwnedFd) -> io::Result<()> {
     const LD_HALF: u16 = 0x28;
@@ -98,7 +98,7 @@ fn filter(fd: &OwnedFd) -> io::Result<()> {
     };
     let size =
         libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).map_err(io::Error::other)?;
-    // SAFETY: the kernel copies the program, which lives until the call returns, and its size is told.
+    // SAFETY: the kernel copies the program, which lives until the call returns, and gets its size.
     let done = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -125,7 +125,7 @@ fn bind(fd: &OwnedFd, interface: u32) -> io::Result<()> {
     };
     let size =
         libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
-    // SAFETY: the address lives until the call returns, and its size is told.
+    // SAFETY: the address lives until the call returns, and the kernel gets its size.
     let done = unsafe { libc::bind(fd.as_raw_fd(), std::ptr::from_ref(&address).cast(), size) };
     if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -138,11 +138,11 @@ mod tests {
 
     use super::*;
 
-    /// Loopback shows each frame twice: as it leaves and as it arrives.
+    /// Expects each frame twice on loopback: as it leaves and as it arrives.
     #[tokio::test]
     async fn frames_to_port_68_are_seen_with_their_way_and_no_others() {
         if !geteuid().is_root() {
-            // Listening takes CAP_NET_RAW, as the agent has.
+            // Listening requires CAP_NET_RAW, which the agent has.
             return;
         }
         let capture = Capture::on(if_nametoindex("lo").expect("lo")).expect("listens");

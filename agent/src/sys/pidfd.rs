@@ -8,7 +8,7 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Waits until the process has ended. At once if there is none.
+/// Waits until the process has ended. Returns at once if there is none.
 #[expect(unsafe_code, reason = "AsyncFd")]
 pub async fn ended(pid: u32) -> io::Result<()> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
@@ -23,8 +23,8 @@ pub async fn ended(pid: u32) -> io::Result<()> {
     pidfd.readable().await.map(|mut ready| ready.retain_ready())
 }
 
-/// Sends a signal to a process, if it is still the one that `same` says it is: asked once its
-/// number can no longer become somebody else's.
+/// Sends a signal to a process, if `same` confirms that it is still the intended one. Calls `same`
+/// once the pid can no longer be reused.
 pub fn signal(pid: u32, number: i32, same: impl FnOnce() -> bool) -> io::Result<()> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
     let Some(signal) = Signal::from_named_raw(number) else {
@@ -33,7 +33,7 @@ pub fn signal(pid: u32, number: i32, same: impl FnOnce() -> bool) -> io::Result<
     let sent = pidfd_open(pid, PidfdFlags::empty())
         .and_then(|pidfd| if same() { pidfd_send_signal(&pidfd, signal) } else { Ok(()) });
     match sent {
-        // It has ended by itself.
+        // The process has ended by itself.
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(error.into()),
     }

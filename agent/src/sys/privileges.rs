@@ -1,10 +1,10 @@
-//! What the agent, and whatever it starts, may ever do: the list of its unit, also where no unit
-//! started it. Root keeps much of the host with these; the list keeps out what nobody needs here:
-//! loading modules, rebooting, setting the clock, reading the kernel's log.
+//! Capabilities of the agent and its children: the list of its unit, also when no unit started it.
+//! Root keeps much of the host with these; the list excludes what is not needed here: loading
+//! modules, rebooting, setting the clock, reading the kernel's log.
 
 use caps::{CapSet, Capability, errors::CapsError};
 
-/// Equal to `CapabilityBoundingSet=` of the unit; a test holds the two together.
+/// Capabilities to keep. Equal to `CapabilityBoundingSet=` of the unit, which a test checks.
 const KEPT: &[Capability] = &[
     Capability::CAP_AUDIT_WRITE,
     Capability::CAP_CHOWN,
@@ -31,7 +31,7 @@ const KEPT: &[Capability] = &[
     Capability::CAP_SYS_RESOURCE,
 ];
 
-/// Gives up for good all that is not kept. Before any thread is started.
+/// Drops all other capabilities permanently. Must be called before any thread starts.
 ///
 /// # Errors
 /// When the kernel refuses, which it does not do to root.

@@ -1,43 +1,43 @@
-//! Reading procfs, whose root is a parameter. A process may end at any moment, so what cannot be
-//! read is absent, not an error.
+//! Reading procfs, whose root is a parameter. A process may end at any moment, so a value that
+//! cannot be read is absent, not an error.
 //!
-//! What a process may write is its owner's to make: a tenant's command line can have 80 MiB for which
-//! the tenant pays nothing, or lie in memory that never answers. So whose a process is is asked of the
-//! kernel first, what tenants' processes say is not read at all, and of others' a few KiB are.
+//! A process's owner controls what the process can write: a tenant's command line can have 80 MiB
+//! for which the tenant pays nothing, or lie in memory that never answers. So the kernel is first
+//! asked for the owner; of tenants' processes nothing of this is read, of others a few KiB.
 
 use std::{fs, path::Path};
 
 use super::read;
 
-/// More of a command line is not looked at.
+/// Bytes read of a command line at most.
 const CMDLINE_BYTES_MAX: u64 = read::SMALL;
-/// More of an environment is not looked at.
+/// Bytes read of an environment at most.
 const ENVIRONMENT_BYTES_MAX: u64 = 256 * 1024;
 
 /// A process of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Its pid.
+    /// Pid of the process.
     pub pid: u32,
-    /// Its parent.
+    /// Pid of its parent.
     pub parent: u32,
-    /// When it started, in ticks since the boot: with the pid, who it is.
+    /// Start time, in ticks since the boot: identifies the process together with the pid.
     pub start: u64,
-    /// Its arguments, the first 4 KiB of them. A program that wrote over its own argv has one, with
-    /// its title.
+    /// Arguments, the first 4 KiB of them. A program that wrote over its own argv has one, its
+    /// title.
     pub argv: Vec<String>,
 }
 
-/// Every process of the host that has a command line (kernel threads and zombies have none). What
-/// runs in a container is none of them.
+/// Processes of the host that have a command line (kernel threads and zombies have none). Excludes
+/// the processes of containers.
 pub fn host_processes(proc: &Path) -> Vec<Process> {
     let Ok(entries) = fs::read_dir(proc) else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|&pid| is_of_the_host(proc, pid)).filter_map(|pid| process(proc, pid)).collect()
 }
 
-/// True for a process of our own pid namespace. A link of the kernel says so, whose size nobody else
-/// decides.
+/// True for a process of our own pid namespace. Reads a link of the kernel, whose size nobody else
+/// controls.
 pub fn is_of_the_host(proc: &Path, pid: u32) -> bool {
     let namespace = |whose: &str| fs::read_link(proc.join(whose).join("ns/pid")).ok();
     namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours))
@@ -51,22 +51,22 @@ fn process(proc: &Path, pid: u32) -> Option<Process> {
     (!argv.is_empty()).then_some(Process { pid, parent, start, argv })
 }
 
-/// A process among others: what ties it to them.
+/// Relations of a process to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kin {
-    /// Its pid.
+    /// Pid of the process.
     pub pid: u32,
-    /// Its parent.
+    /// Pid of its parent.
     pub parent: u32,
-    /// Its process group.
+    /// Process group.
     pub group: u32,
-    /// Its session.
+    /// Session.
     pub session: u32,
-    /// When it started, in ticks since the boot: with the pid, who it is.
+    /// Start time, in ticks since the boot: identifies the process together with the pid.
     pub start: u64,
 }
 
-/// A process that has not ended; a zombie has.
+/// Relations of a process that has not ended; `None` for a zombie.
 pub fn kin(proc: &Path, pid: u32) -> Option<Kin> {
     let stat = read::text(&proc.join(pid.to_string()).join("stat"), read::SMALL);
     let (_, fields) = stat.rsplit_once(") ")?;
@@ -81,24 +81,23 @@ pub fn kin(proc: &Path, pid: u32) -> Option<Kin> {
     Some(Kin { pid, parent, group, session, start })
 }
 
-/// True for a process that a signal has stopped, or that is traced: it does nothing until it is told
-/// to go on.
+/// True for a process that is traced or stopped by a signal: it does nothing until it is continued.
 pub fn stopped(proc: &Path, pid: u32) -> bool {
     let stat = read::text(&proc.join(pid.to_string()).join("stat"), read::SMALL);
     stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with(['T', 't']))
 }
 
 /// True when a process was started with this entry (`NAME=value`) in its environment, and has not
-/// written over it. That lies in the process's memory, whose owner can make a read of it hang: to be
-/// asked where nothing waits for the answer without a deadline.
+/// written over it. The environment lies in the process's memory, whose owner can make a read hang:
+/// never wait for the result without a deadline.
 pub fn has_environment(proc: &Path, pid: u32, entry: &str) -> bool {
     let path = proc.join(pid.to_string()).join("environ");
     let environment = read::head(&path, ENVIRONMENT_BYTES_MAX).unwrap_or_default();
     environment.split(|&byte| byte == 0).any(|one| one == entry.as_bytes())
 }
 
-/// Pids of a process from the outermost namespace that this procfs shows to its own; none when the
-/// process has so many groups that they are not among the first 4 KiB of what the kernel says.
+/// Pids of a process, from the outermost namespace that this procfs shows to its own. Empty when
+/// the process has so many groups that the pids are not in the first 4 KiB of its status.
 pub fn namespace_pids(proc: &Path, pid: u32) -> Vec<u32> {
     let status = read::text(&proc.join(pid.to_string()).join("status"), read::SMALL);
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
@@ -117,7 +116,7 @@ mod tests {
 
     const STAT: &str = "S 7 42 42 0 -1 4194304 54 0 0 0 0 0 0 0 20 0 1 0 178357 2703360 332";
 
-    /// A process in a made-up procfs, of this pid namespace.
+    /// Creates a process in a fake procfs, in this pid namespace.
     fn put(proc: &Path, pid: &str, namespace: u32) -> std::path::PathBuf {
         let dir = proc.join(pid);
         fs::create_dir_all(dir.join("ns")).expect("mkdir");
@@ -135,7 +134,7 @@ mod tests {
         let dir = put(proc, "42", 1);
         fs::write(dir.join("cmdline"), b"/usr/bin/perl\0-T\0/usr/sbin/pct\0list\0").expect("write");
         fs::write(dir.join("status"), "Name:\tx\nNSpid:\t42\t1\n").expect("write");
-        // A kernel thread, one that has just ended, and one of a container.
+        // Adds a kernel thread, a process that has just ended, and one of a container.
         fs::write(put(proc, "43", 1).join("cmdline"), "").expect("write");
         fs::create_dir(proc.join("44")).expect("mkdir");
         fs::write(put(proc, "45", 2).join("cmdline"), b"/usr/sbin/pct\0list\0").expect("write");
@@ -146,7 +145,7 @@ mod tests {
         assert!(namespace_pids(proc, 43).is_empty());
     }
 
-    /// A pipe that nobody writes to: whoever reads it hangs.
+    /// Creates a pipe without a writer: a read hangs.
     fn hangs(path: &Path) {
         let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
         nix::unistd::mkfifo(path, mode).expect("made");
@@ -157,7 +156,7 @@ mod tests {
         let proc = tempfile::tempdir().expect("tempdir");
         let proc = proc.path();
         put(proc, "self", 1);
-        // 1 TiB, sparse: read whole, it would not fit.
+        // Sparse file of 1 TiB, which does not fit if read whole.
         let large = |path: &Path| {
             fs::File::create(path).and_then(|file| file.set_len(1 << 40)).expect("made");
         };
@@ -184,7 +183,7 @@ mod tests {
         assert!(all as u64 <= CMDLINE_BYTES_MAX + 1, "{all}");
         large(&dir.join("environ"));
         assert!(!has_environment(proc, 42, "A=1"));
-        // All that the kernel lets a process have of groups, before the pids.
+        // Fills the status with as many groups as the kernel allows, before the pids.
         let groups = "100000 ".repeat(65_536);
         let status = format!("Name:\tx\nGroups:\t{groups}\nNSpid:\t42\t1\n");
         fs::write(dir.join("status"), status).expect("write");
@@ -193,7 +192,7 @@ mod tests {
         assert_eq!(kin(proc, 42), None);
     }
 
-    /// The largest command line that plain exec allows, in this very procfs.
+    /// Largest command line that plain exec allows, in the real procfs.
     #[test]
     fn a_process_with_megabytes_of_arguments_costs_a_page() {
         let one = "x".repeat(100_000);

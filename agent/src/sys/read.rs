@@ -1,5 +1,5 @@
-//! Reading files whose size somebody else decides. The agent reads no file in another way: what a
-//! tenant makes large costs no more than the bound.
+//! Reading files whose size others control. The agent reads all files through these functions: a
+//! file that a tenant makes large costs no more than the bound.
 
 use std::{
     fs::File,
@@ -9,12 +9,12 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// A file of the kernel about one thing: a process, a cgroup, a setting. The kernel writes less.
+/// Bound for a kernel file about one process, cgroup or setting, bytes. The kernel writes less.
 pub const SMALL: u64 = 4 * 1024;
-/// A table of the kernel or of PVE about the whole host.
+/// Bound for a table of the kernel or of PVE about the whole host, bytes.
 pub const LARGE: u64 = 16 * 1024 * 1024;
 
-/// The first bytes of a file, at most `max`; what is behind them is not read.
+/// Reads the first bytes of a file, at most `max`.
 ///
 /// # Errors
 /// When the file cannot be opened or read.
@@ -24,12 +24,12 @@ pub fn head(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same as text, of which what is no UTF-8 is replaced; empty when it cannot be read.
+/// Reads like `head`, as text with invalid UTF-8 replaced; empty when the file cannot be read.
 pub fn text(path: &Path, max: u64) -> String {
     String::from_utf8_lossy(&head(path, max).unwrap_or_default()).into_owned()
 }
 
-/// A whole file of at most `max` bytes: half of it would mean something else.
+/// Reads a whole file of at most `max` bytes: half of it would have another meaning.
 ///
 /// # Errors
 /// When the file cannot be opened or read, or is larger.
@@ -52,7 +52,7 @@ pub async fn stream(from: impl AsyncRead + Unpin, max: u64) -> io::Result<Vec<u8
     Ok(bytes)
 }
 
-/// The same as `whole`, as text.
+/// Reads like `whole`, as text.
 ///
 /// # Errors
 /// As `whole`, and when it is no UTF-8.
@@ -68,7 +68,7 @@ mod tests {
     fn no_more_than_the_bound_is_read() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("large");
-        // Sparse: of this size without taking the room.
+        // Sparse: has this size without using the space.
         File::create(&path).and_then(|file| file.set_len(1 << 40)).expect("made");
         assert_eq!(head(&path, 5).expect("reads"), [0; 5]);
         assert_eq!(text(&path, 3), "\0\0\0");

@@ -1,4 +1,4 @@
-//! A socket that keeps messages apart, with descriptors and pids beside their bytes.
+//! A socket that preserves message boundaries, and carries descriptors and pids beside the bytes.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -13,23 +13,23 @@ use rustix::net::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Descriptors that a message takes along at most.
+/// Descriptors in one message at most.
 const FDS_MAX: usize = 4;
 
-/// Our end.
+/// Our end of a connected pair.
 #[derive(Debug)]
 pub struct Seqpacket(AsyncFd<OwnedFd>);
 
-/// A message.
+/// Received message.
 #[derive(Debug)]
 pub struct Message {
-    /// Its bytes; none at the end.
+    /// Content; empty at the end.
     pub bytes: Vec<u8>,
-    /// Who sent it, or whom its sender named: a pid of our own pid namespace, by the kernel's word.
+    /// Pid of the sender, or the one that it named, in our pid namespace, checked by the kernel.
     pub pid: Option<u32>,
 }
 
-/// A connected pair: our end, and the one for somebody else.
+/// Creates a connected pair: our end, and the one for the peer.
 #[expect(unsafe_code, reason = "AsyncFd")]
 pub fn pair() -> io::Result<(Seqpacket, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
@@ -58,13 +58,13 @@ impl Seqpacket {
         self.0.async_io(Interest::WRITABLE, send).await
     }
 
-    /// Takes the next message, of at most `max` bytes; what is longer is cut. Descriptors that came
-    /// along are never taken: whoever sent them could have us wait for what is behind them, even at
-    /// their close.
+    /// Receives the next message, of at most `max` bytes; a longer one is cut. Never accepts
+    /// descriptors: their sender could make us wait for the files behind them, even when closing
+    /// them.
     pub async fn receive(&self, max: usize) -> io::Result<Message> {
         let receive = |socket: &OwnedFd| {
             let mut bytes = vec![0; max];
-            // Without room for descriptors; the kernel drops them.
+            // Has no space for descriptors, so the kernel drops them.
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let mut slices = [IoSliceMut::new(&mut bytes)];
@@ -94,7 +94,7 @@ mod tests {
         rustix::net::send(&theirs, b"back", SendFlags::empty()).expect("sent");
         let back = ours.receive(2).await.expect("received");
         assert_eq!((back.bytes.as_slice(), back.pid), (&b"ba"[..], Some(std::process::id())));
-        // Descriptors are not taken, and not kept open either.
+        // Descriptors are neither received nor kept open.
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let (mut end, brought) = std::io::pipe().expect("a pipe");

@@ -1,4 +1,4 @@
-//! What is typed to take containers over, and to let them go.
+//! Arguments that adopt and release containers.
 
 use clap::Args as Group;
 

@@ -1,4 +1,4 @@
-//! What is typed to clean up.
+//! Arguments that clean up.
 
 use std::{path::PathBuf, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What is typed to ask for a node by its labels.
+//! Arguments that select a node by its labels.
 
 use clap::Args as Group;
 use proto::sandbox::v1::Placement;

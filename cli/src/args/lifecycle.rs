@@ -1,4 +1,4 @@
-//! What is typed to name sandboxes, and to freeze and thaw them.
+//! Arguments that name sandboxes, and that pause and resume them.
 
 use clap::Args as Group;
 

@@ -1,4 +1,4 @@
-//! How long a sandbox is to live, as it is typed.
+//! Arguments for the lifetime of a sandbox.
 
 use std::time::Duration;
 

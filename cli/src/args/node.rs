@@ -1,4 +1,4 @@
-//! What is typed about a node as a whole.
+//! Arguments for operations on a whole node.
 
 use clap::{Args as Group, Subcommand};
 

@@ -1,4 +1,4 @@
-//! Values that are typed, and what they mean.
+//! Types of argument values.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 

@@ -1,4 +1,4 @@
-//! `adopt` and `release`: a container becomes a sandbox, and the other way round.
+//! `adopt` and `release`: make a container a sandbox, and the reverse.
 
 use proto::sandbox::v1::{AdoptSandboxRequest, ReleaseSandboxRequest};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! `gc`, `prune`, `compare` and `recover`: what is to go, and what is to come back.
+//! `gc`, `prune`, `compare` and `recover`: remove leftovers, and bring sandboxes back.
 
 use std::{io::Read, time::Duration};
 
@@ -17,9 +17,9 @@ use crate::{
     progress::Spinner,
 };
 
-/// Every node is looked at, or many sandboxes are deleted.
+/// Deadline of the calls: they check every node, or delete many sandboxes.
 const WAIT: Duration = Duration::from_secs(300);
-/// What a list of ids may weigh: 10000 of them and some room.
+/// Size of a list of ids, bytes, at most: 10000 of them and some room.
 const LIST_MAX: u64 = 1 << 20;
 
 pub(super) async fn gc(controller: Controller, wish: Gc, output: Output) -> Result<u8, Failure> {
@@ -144,7 +144,7 @@ pub(super) async fn compare(
     Ok(if same { 0 } else { exit::REFUSED })
 }
 
-/// The ids of a file, one a line.
+/// Reads the ids of a file, one a line.
 fn read(file: &std::path::Path) -> Result<Vec<String>, Failure> {
     let mut text = String::new();
     let unread = |error: std::io::Error| {

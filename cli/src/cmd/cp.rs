@@ -1,6 +1,6 @@
-//! `cp`: files and directories, as tar archives that are packed and unpacked on the way.
+//! `cp`: copies files and directories as tar archives, packed and unpacked in the stream.
 //!
-//! The archive of a sandbox is not trusted: no entry of it lands outside of the destination.
+//! Archives from a sandbox are not trusted: no entry is written outside of the destination.
 
 use std::{
     ffi::OsStr,
@@ -38,9 +38,9 @@ use crate::{
 
 /// Bytes of one message.
 const CHUNK: usize = 128 * 1024;
-/// Pieces on their way between the archive and the connection.
+/// Chunks queued between the archive and the connection.
 const QUEUE: usize = 8;
-/// The controller ends what is silent for longer.
+/// Silence after which the controller ends a transfer.
 const SILENCE: Duration = Duration::from_secs(45);
 
 pub(super) async fn run(controller: Controller, cp: Cp, output: Output) -> Result<u8, Failure> {
@@ -70,16 +70,16 @@ pub(super) async fn run(controller: Controller, cp: Cp, output: Output) -> Resul
 
 // ---- up -------------------------------------------------------------------------------------
 
-/// What of ours goes where in the archive.
+/// Place of the local files in the archive.
 #[derive(Debug, PartialEq, Eq)]
 struct Packing {
     /// Directory in the sandbox that the archive is unpacked into.
     into: String,
-    /// Name of it all in there; empty: what is in our directory goes right into it.
+    /// Name of the root entry; empty to put our directory's content right into `into`.
     name: String,
 }
 
-/// What there is at a path of the sandbox.
+/// Kind of the object at a path of the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum There {
     Nothing,
@@ -117,7 +117,7 @@ async fn upload(
     let bar = Bar::new(output.json, what, size);
     let counter = bar.clone();
     let (whole, is_whole) = oneshot::channel::<()>();
-    // Only a whole archive may look like one: the stream does not end when we failed to pack it.
+    // A failed packing must not look like a complete archive: the stream then never ends.
     let end = stream::once(is_whole).filter_map(async |whole: Result<(), _>| match whole {
         Ok(()) => None::<UploadArchiveRequest>,
         Err(_) => std::future::pending().await,
@@ -139,7 +139,7 @@ async fn upload(
     pin_mut!(sent);
     pin_mut!(packed);
     let answer = match futures_util::future::select(sent, packed).await {
-        // It was refused, most likely: the packing ends when nobody takes what it packs.
+        // The upload was refused, most likely; the packing ends when its output is no longer read.
         Either::Left((answer, _)) => answer,
         Either::Right((packed, sent)) => {
             packed?;
@@ -155,7 +155,7 @@ async fn upload(
     Ok(bar.done())
 }
 
-/// Looks at the destination; a link to a directory is a directory.
+/// Reads the kind of the destination; a link to a directory is a directory.
 async fn look(controller: &Controller, start: &ArchiveStart) -> Result<There, Failure> {
     let stat = async |path: String| {
         let request = StatFileRequest { id: start.id.clone(), path, user: start.user.clone() };
@@ -177,7 +177,7 @@ async fn look(controller: &Controller, start: &ArchiveStart) -> Result<There, Fa
     })
 }
 
-/// Into an existing directory it goes under its own name, else it becomes what the path names.
+/// Copies into an existing directory under the source's name, otherwise to the named path.
 fn packing(from: &Path, is_dir: bool, to: &str, there: There) -> Result<Packing, Failure> {
     let contents = from.as_os_str().as_encoded_bytes().ends_with(b"/.");
     let trimmed = to.trim_end_matches('/');
@@ -225,7 +225,7 @@ fn pack(from: &Path, name: &str, pipe: Pipe) -> Result<(), Failure> {
         .map_err(|error| local(from, &error))
 }
 
-/// Writes into the connection, a chunk at a time.
+/// Writer into the connection, one chunk at a time.
 struct Pipe {
     sender: mpsc::Sender<Bytes>,
     chunk: Vec<u8>,
@@ -289,12 +289,12 @@ async fn download(
         };
         bar.add(piece.data.len() as u64);
         if !piece.data.is_empty() && sender.send(Ok(piece.data)).await.is_err() {
-            // It does not want any more; why, its own end says.
+            // The unpacking has stopped; its own result gives the reason.
             break;
         }
     }
     if broken.is_some() {
-        // Not the end of the archive.
+        // An error, because this is not the end of the archive.
         sender.send(Err(io::Error::other("the connection broke"))).await.ok();
     }
     drop(sender);
@@ -316,7 +316,6 @@ fn print(mut source: Source) -> Result<(), Failure> {
     Ok(stdout.flush()?)
 }
 
-/// The archive as it comes.
 struct Source {
     receiver: mpsc::Receiver<io::Result<Bytes>>,
     rest: Bytes,
@@ -333,7 +332,7 @@ impl Read for Source {
     }
 }
 
-/// Into an existing directory under its own name, else as what `to` names.
+/// Unpacks into an existing directory under the archive's name, otherwise as `to`.
 fn unpack(source: impl Read, to: &Path) -> Result<(), Failure> {
     if to.is_dir() {
         return entries(source, to).map(drop);
@@ -342,7 +341,7 @@ fn unpack(source: impl Read, to: &Path) -> Result<(), Failure> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // Beside the destination, so that it gets its name in one step.
+    // Created beside the destination, to be renamed in one step.
     let own = format!(".sandboxctl-{}", super::create::random_key()?);
     let temporary = parent.join(own);
     fs::create_dir(&temporary).map_err(|error| local(parent, &error))?;
@@ -359,7 +358,7 @@ fn unpack(source: impl Read, to: &Path) -> Result<(), Failure> {
     placed
 }
 
-/// Unpacks every entry below `to`; the one name that all begin with.
+/// Unpacks every entry below `to`; returns the first component that all paths share.
 fn entries(source: impl Read, to: &Path) -> Result<PathBuf, Failure> {
     let broken = |error: io::Error| Failure::local(format!("cannot unpack the archive: {error}"));
     let hostile = |path: &Path, why: &str| {
@@ -385,7 +384,7 @@ fn entries(source: impl Read, to: &Path) -> Result<PathBuf, Failure> {
         }
         let kind = entry.header().entry_type();
         if kind == EntryType::Directory {
-            // Last, so that one that may not be written does not stop what goes into it.
+            // Directories come last, so that a read-only one does not block its content.
             directories.push(entry);
             continue;
         }
@@ -400,7 +399,7 @@ fn entries(source: impl Read, to: &Path) -> Result<PathBuf, Failure> {
         if !copied {
             return Err(hostile(&path, "is a device or something else that is not copied"));
         }
-        // Also refuses what leads out by a link that came before.
+        // Also refuses paths that leave the destination by an earlier link.
         if !entry.unpack_in(to).map_err(|error| local(&to.join(&path), &error))? {
             return Err(hostile(&path, "leads out of the destination"));
         }
@@ -436,7 +435,7 @@ mod tests {
         let mut archive = tar::Builder::new(Vec::new());
         for (path, kind, content) in entries {
             let mut header = tar::Header::new_ustar();
-            // The library refuses to make such names, so they are written as they are.
+            // The library refuses such names, so they are written directly.
             header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
             header.set_entry_type(*kind);
             header.set_mode(if *kind == EntryType::Directory { 0o755 } else { 0o644 });

@@ -1,4 +1,4 @@
-//! `create`: asks for sandboxes and waits until they answer.
+//! `create`: requests sandboxes and waits until they answer.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     progress::Spinner,
 };
 
-/// How long the API may take to answer, so that no call is silent for longer.
+/// Longest wait inside one call of the API, so that no call is silent for longer.
 const SILENT: Duration = Duration::from_secs(20);
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ pub(super) async fn run(
     .await
 }
 
-/// The id alone on stdout, for scripts; the rest on stderr, for people.
+/// Prints the id on stdout, for scripts, and the rest on stderr, for people.
 fn show(sandbox: &Sandbox, output: Output) -> Result<(), Failure> {
     output.line(&sandbox.id)?;
     let phase = json::phase(sandbox.phase());
@@ -67,14 +67,14 @@ async fn one(
     let since = Instant::now();
     let deadline = since + wait;
     let spinner = Spinner::new(output.json || !alone || no_wait, "asking the controller");
-    // With somebody watching, the steps are worth more than one call fewer.
+    // With a person watching, showing the steps is worth an additional call.
     let silent = if no_wait || spinner.shown() { Duration::ZERO } else { SILENT.min(wait) };
     request.wait = prost_types::Duration::try_from(silent).ok();
     let sandbox = ask(controller, &request, deadline).await?;
     if no_wait || settled(&sandbox, Phase::Running)? {
         return Ok(sandbox);
     }
-    // Without a terminal each step is a line, so that a log shows what was waited for.
+    // Without a terminal each step is a line, so that logs show what was waited for.
     let mut told = String::new();
     controller
         .follow_since(&sandbox.id, since, wait, |sandbox| {
@@ -96,7 +96,7 @@ fn progress(sandbox: &Sandbox) -> String {
     format!("{}{node}: {}", sandbox.id, sandbox.progress().name())
 }
 
-/// Asks until there is an answer: the same request_id is never done twice.
+/// Repeats the call until there is an answer: a request_id is never executed twice.
 async fn ask(
     controller: &Controller,
     request: &CreateSandboxRequest,
@@ -107,7 +107,7 @@ async fn ask(
         let call = answer(controller.sandboxes.clone().create_sandbox(request.clone())).await;
         match call {
             Ok(response) => return promised(response.sandbox),
-            // It may have arrived: ask again. One that cannot have arrived is told at once.
+            // The call may have arrived: ask again. If it cannot have arrived, fail at once.
             Err(failure) if failure.transient && (heard || !failure.unreached) => {
                 heard = true;
                 let pause = failure.retry_after.unwrap_or(AGAIN).min(AGAIN_MAX);

@@ -1,5 +1,5 @@
-//! `events`: what happened, a line for each. A stream that breaks is gone on with by the revision that
-//! came last, so that nothing comes twice or is left out.
+//! `events`: prints one line per event. A broken stream continues after the last revision, so that
+//! no event is repeated or lost.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crate::{
     printable::one_line,
 };
 
-/// How long the controller may be away.
+/// Longest absence of the controller.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(500);
-/// The controller gives a sign of life every 15 s.
+/// Silence after which the stream counts as broken: the controller sends a keep-alive every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
 
 pub(super) async fn run(
@@ -39,7 +39,7 @@ pub(super) async fn run(
     loop {
         let mut heard = false;
         let failure = match reader.once(&mut heard).await {
-            // What was never heard from is told at once.
+            // A controller that never answered is reported at once.
             Err(failure) if failure.transient && (heard || lost.is_some()) => failure,
             ended => {
                 ended?;
@@ -68,7 +68,7 @@ pub(super) async fn run(
     }
 }
 
-/// Where to begin.
+/// Position to begin at.
 enum Place {
     After(u64),
     Last(u32),
@@ -78,7 +78,7 @@ struct Reader {
     controller: Controller,
     events: Events,
     place: Place,
-    /// A line was printed, and with it the headings.
+    /// Whether a line, and with it the headings, was printed.
     printed: bool,
     output: Output,
 }
@@ -89,7 +89,7 @@ enum Stream {
 }
 
 impl Stream {
-    /// An event or none, and the place after it; `None` at the end.
+    /// Returns an event or none, and the position after it; `None` at the end.
     async fn next(&mut self) -> Result<Option<(Option<Event>, u64)>, Failure> {
         let next = async {
             Ok::<_, Failure>(match self {
@@ -125,13 +125,13 @@ impl Reader {
         })
     }
 
-    /// Prints what comes until the stream ends where it should.
+    /// Prints events until the stream ends as it should.
     async fn once(&mut self, heard: &mut bool) -> Result<(), Failure> {
         let mut stream = self.open().await?;
         let mut whole = false;
         while let Some((event, revision)) = stream.next().await? {
             *heard = true;
-            // A sign of life: all that there was has come.
+            // A keep-alive: all events up to now have arrived.
             whole = event.is_none();
             if let Some(event) = event {
                 self.print(&event)?;
@@ -169,7 +169,7 @@ impl Reader {
         ]))
     }
 
-    /// Columns of a fixed width: what follows is not known yet, so that no table can be made of it.
+    /// Formats fixed-width columns: a table would have to know the later lines.
     fn line(&self, cells: [String; 8]) -> String {
         let [revision, at, kind, id, node, actor, team, why] = cells.map(|cell| match cell {
             empty if empty.is_empty() => "-".to_owned(),

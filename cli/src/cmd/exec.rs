@@ -1,4 +1,4 @@
-//! `exec`: runs a command, carries its bytes both ways and ends with its exit code.
+//! `exec`: runs a command, forwards its bytes both ways and ends with its exit code.
 
 use std::{
     collections::BTreeMap,
@@ -31,16 +31,16 @@ use crate::{
     terminal,
 };
 
-/// Messages on their way to the command; beyond them, reading stdin waits.
+/// Messages queued for the command; beyond them, reading stdin waits.
 const QUEUE: usize = 16;
 const CHUNK: usize = 64 * 1024;
-/// What the API takes when no timeout is asked for.
+/// Timeout of the API when none is requested.
 const TIMEOUT: Duration = Duration::from_secs(300);
-/// How long after the command's own time its end may still come.
+/// Longest wait for the command's end after its own timeout.
 const GRACE: Duration = Duration::from_secs(90);
-/// The user means us, not the command, when it does not heed the signal.
+/// Interrupts after which we exit: the user means us when the command ignores them.
 const INTERRUPTS_MAX: u32 = 3;
-/// How long the last signal may take; we are on our way out.
+/// Longest time for the last signal before the exit.
 const LAST_WORD: Duration = Duration::from_secs(2);
 const KILL: u32 = 9;
 
@@ -60,7 +60,7 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
         return detached(controller, start, &control, output).await;
     }
     let (sender, input) = mpsc::channel(QUEUE);
-    // Before the command can be seen to run: a signal that comes then is the command's already.
+    // Before the command can be seen to run: signals from then on are for the command.
     let signals = Signals::listen()
         .map_err(|error| Failure::local(format!("cannot listen for signals: {error}")))?;
     let mut sink = Sink::new(output.json)?;
@@ -71,14 +71,14 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
         let carried = session.run(input, &mut sink, output);
         let terminal = async {
             if interactive {
-                // From here on the terminal's keys are the command's; the guard gives them back.
+                // From here on the keys go to the command; the guard restores the terminal.
                 running.wait_for(|runs| *runs).await.ok();
                 let raw = (tty && terminal::is_terminal()).then(terminal::Raw::enter);
                 let _raw = raw
                     .transpose()
                     .map_err(|error| Failure::local(format!("cannot use the terminal: {error}")))?;
                 let sender = sender.clone();
-                // A thread of its own: nobody can call back a read of stdin, and it dies with us.
+                // A thread of its own, which ends with us: a read of stdin cannot be cancelled.
                 std::thread::spawn(move || pump_stdin(&sender));
                 return std::future::pending::<Result<_, Failure>>().await;
             }
@@ -87,7 +87,7 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
         };
         let both = async {
             tokio::select! {
-                // Before the command's first output is shown, the keys must be its own.
+                // Raw mode must be on before the command's first output is shown.
                 biased;
                 failed = terminal => failed,
                 ended = carried => ended,
@@ -107,8 +107,8 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
         Ok(Ended::Exit(ended)) => ended,
         Ok(Ended::Seen) => ExecExit::default(),
         Err(failure) => {
-            // Nobody else knows its name: without us it would only use up its time. So would one of
-            // which nobody could say whether it runs.
+            // Kills the command, also if it is unknown whether it runs: nothing else knows its
+            // exec_id, so it would only use up its time.
             let unknown = failure.known() == Some(Reason::OutcomeUnknown);
             if ours && (*started.borrow() || unknown) {
                 control.kill().await;
@@ -130,7 +130,7 @@ pub(super) async fn run(controller: Controller, exec: Exec, output: Output) -> R
     Ok(code(ended, output))
 }
 
-/// The exit code that is ours as well.
+/// Exit code of the command, which becomes ours.
 pub(super) fn code(ended: ExecExit, output: Output) -> u8 {
     if ended.timed_out {
         output.note("the command was killed: its time was over (--timeout)");
@@ -138,7 +138,7 @@ pub(super) fn code(ended: ExecExit, output: Output) -> u8 {
     u8::try_from(ended.code).unwrap_or(u8::MAX)
 }
 
-/// Starts it, sees it run, and lets go of it.
+/// Starts the command, waits until it runs, and leaves it.
 async fn detached(
     controller: Controller,
     start: ExecStart,
@@ -147,7 +147,7 @@ async fn detached(
 ) -> Result<u8, Failure> {
     let (sender, input) = mpsc::channel(1);
     let mut sink = Sink::new(true)?;
-    // Nothing of its output is for us.
+    // Its output is ignored.
     let mut session = Session::start(controller, start);
     let mut started = session.started();
     tokio::select! {
@@ -164,7 +164,7 @@ async fn detached(
         eof: true,
         ..WriteExecStdinRequest::default()
     };
-    // One that has ended already needs no end of stdin.
+    // A command that has ended already needs no end of stdin.
     answer(control.controller.sandboxes.clone().write_exec_stdin(eof)).await.ok();
     match output.json {
         true => output.value(&json!({ "id": control.id, "exec_id": control.exec_id }))?,
@@ -236,7 +236,7 @@ fn pump_stdin(sender: &mpsc::Sender<Message>) {
     }
 }
 
-/// Acts on the command beside its stream, which may be full of stdin.
+/// Sends actions to the command outside its stream, which may be full of stdin.
 struct Control {
     controller: Controller,
     id: String,
@@ -264,13 +264,13 @@ impl Control {
         }
     }
 
-    /// Ends it, if that can be done at once.
+    /// Kills the command, if that is possible at once.
     async fn kill(&self) {
         timeout(LAST_WORD, self.act(Act::Signal(KILL))).await.ok();
     }
 }
 
-/// The signals that are the command's and not ours.
+/// Signals that are forwarded to the command.
 struct Signals {
     int: Signal,
     term: Signal,
@@ -279,7 +279,7 @@ struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals from now on; what comes before [`Signals::forward`] waits for it.
+    /// Catches the signals from now on; those before [`Signals::forward`] are queued for it.
     fn listen() -> io::Result<Self> {
         Ok(Self {
             int: signal(SignalKind::interrupt())?,
@@ -289,7 +289,7 @@ impl Signals {
         })
     }
 
-    /// Passes signals and the terminal's size on; returns when the user insists.
+    /// Forwards signals and the terminal's size; returns when the user insists.
     async fn forward(mut self, control: &Control, mut started: watch::Receiver<bool>, tty: bool) {
         let (sender, mut acts) = mpsc::channel(QUEUE);
         let take = async {
@@ -310,7 +310,7 @@ impl Signals {
                         _ => continue,
                     },
                 };
-                // Beyond so many that nobody took, one more says nothing new.
+                // When the queue is full, another signal adds nothing.
                 sender.try_send(act).ok();
             }
         };
@@ -318,7 +318,7 @@ impl Signals {
             // A command that does not run yet cannot be signalled.
             started.wait_for(|runs| *runs).await.ok();
             while let Some(act) = acts.recv().await {
-                // The command's stream says how it is; a signal that is lost can be given again.
+                // The command's stream shows its state; a lost signal can be sent again.
                 control.act(act).await.ok();
             }
         };

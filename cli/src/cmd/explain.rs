@@ -1,4 +1,4 @@
-//! `explain`: why a sandbox is on its node, node by node.
+//! `explain`: shows why a sandbox is on its node, node by node.
 
 use comfy_table::{Cell, Color};
 use proto::sandbox::v1::{

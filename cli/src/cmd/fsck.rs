@@ -1,4 +1,4 @@
-//! `fsck`: the invariants, checked over the whole system.
+//! `fsck`: checks the invariants of the whole system.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     progress::Spinner,
 };
 
-/// Every node is looked at; that may take longer than other calls.
+/// Deadline of the call: it checks every node, which may take longer than other calls.
 const WAIT: Duration = Duration::from_secs(120);
 
 pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Failure> {

@@ -1,4 +1,4 @@
-//! `get`: one sandbox with all that is known of it.
+//! `get`: shows all details of one sandbox.
 
 use proto::sandbox::v1::{Sandbox, Size};
 
@@ -21,7 +21,7 @@ pub(super) async fn run(controller: Controller, id: String, output: Output) -> R
     Ok(0)
 }
 
-/// Cores and memory, short.
+/// Short form of cores and memory.
 pub(super) fn size(size: Option<Size>) -> String {
     let size = size.unwrap_or_default();
     let disk = match size.disk_gib {

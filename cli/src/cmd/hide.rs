@@ -1,4 +1,4 @@
-//! `hide`: closes a port, under every name that it has, by one of them or by the port itself.
+//! `hide`: closes a port, under all its names, by one of the names or by the port itself.
 
 use proto::sandbox::v1::{HideHttpServiceRequest, HttpService};
 
@@ -11,7 +11,7 @@ use crate::{
 
 pub(super) async fn run(controller: Controller, hide: Hide, output: Output) -> Result<u8, Failure> {
     let Hide { id, name } = hide;
-    // Only what looks like a port needs a look at the sandbox first.
+    // Only an argument that looks like a port requires reading the sandbox.
     let name = if name.parse::<u16>().is_ok() {
         let sandbox = fetch(&controller, id.clone()).await?;
         find(&sandbox.services, &name).map_or(name, |service| service.name.clone())
@@ -24,7 +24,7 @@ pub(super) async fn run(controller: Controller, hide: Hide, output: Output) -> R
     if output.json {
         output.value(&json::sandbox(&sandbox))?;
     } else {
-        // A port is closed under every name that it has.
+        // A port is closed under all its names.
         let names: Vec<_> = closed.iter().map(|service| service.name.as_str()).collect();
         let names = if names.is_empty() { name } else { names.join(", ") };
         output.line(format!("{} {names} closed", sandbox.id))?;
@@ -32,7 +32,7 @@ pub(super) async fn run(controller: Controller, hide: Hide, output: Output) -> R
     Ok(0)
 }
 
-/// The service of that name, or else of that port.
+/// Finds the service with this name, or else with this port.
 pub(super) fn find<'a>(services: &'a [HttpService], wanted: &str) -> Option<&'a HttpService> {
     let by_port = || services.iter().find(|service| service.port.to_string() == wanted);
     services.iter().find(|service| service.name == wanted).or_else(by_port)

@@ -1,4 +1,4 @@
-//! `kill`: signals a command and all that it started.
+//! `kill`: signals a command and all its descendants.
 
 use proto::sandbox::v1::SignalExecRequest;
 use serde_json::json;

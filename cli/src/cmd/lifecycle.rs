@@ -1,4 +1,4 @@
-//! `start`, `stop`, `rm`: one call for each sandbox, then waiting for the phase that was asked for.
+//! `start`, `stop`, `rm`: call the API for each sandbox, then wait for the requested phase.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -16,9 +16,9 @@ use crate::{
     progress::Spinner,
 };
 
-/// Calls under way at once.
+/// Concurrent calls at most.
 const AT_ONCE: usize = 32;
-/// How long an operation may take in all; the nodes have shorter deadlines of their own.
+/// Longest time for an operation; the nodes have shorter deadlines of their own.
 const WAIT: Duration = Duration::from_secs(300);
 
 pub(super) async fn start(
@@ -92,7 +92,7 @@ fn show(sandbox: &Sandbox, output: Output) -> Result<(), Failure> {
     output.line(format!("{} {}", sandbox.id, json::phase(sandbox.phase())))
 }
 
-/// Whether the sandbox is where it was asked to be, or why it never will be.
+/// True when the sandbox is in the goal phase; an error when it will never be.
 pub(super) fn settled(sandbox: &Sandbox, goal: Phase) -> Result<bool, Failure> {
     let phase = sandbox.phase();
     if phase == goal {
@@ -104,7 +104,7 @@ pub(super) fn settled(sandbox: &Sandbox, goal: Phase) -> Result<bool, Failure> {
         Phase::Deleted => {
             Err(Failure::local(format!("{} was deleted", sandbox.id)).exit(exit::NOT_FOUND))
         }
-        // It came to rest elsewhere: if that says why, there is nothing more to wait for.
+        // The sandbox is stable in another phase: final if a failure explains it.
         Phase::Running | Phase::Paused | Phase::Stopped => recorded().map_or(Ok(false), Err),
         Phase::Unspecified
         | Phase::Creating
@@ -115,9 +115,9 @@ pub(super) fn settled(sandbox: &Sandbox, goal: Phase) -> Result<bool, Failure> {
     }
 }
 
-/// Does `work` for each item, a bounded number at once, and prints the results in order: one
-/// object for one item, a list for more. A failure is printed and does not stop the others; the
-/// exit code is that of the first.
+/// Does `work` for each item, a bounded number at once, and prints the results in order: one object
+/// for one item, a list for more. A failure is printed and does not stop the others; the exit code
+/// is that of the first.
 pub(super) async fn each<T, W, F>(
     items: Vec<T>,
     output: Output,

@@ -1,4 +1,4 @@
-//! `lifetime`: how long a sandbox lives.
+//! `lifetime`: sets the rules for a sandbox's lifetime.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(super) async fn run(
     Ok(0)
 }
 
-/// `expires 2026-01-01T00:00:00Z (pause); idle after 30m (stop)`.
+/// Text such as `expires 2026-01-01T00:00:00Z (pause); idle after 30m (stop)`.
 pub(super) fn words(sandbox: &Sandbox) -> String {
     let rules = sandbox.lifetime.unwrap_or_default();
     let expires = match time::rfc3339(sandbox.expires_at) {

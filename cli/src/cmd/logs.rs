@@ -1,4 +1,4 @@
-//! `logs`: what a command has said, and with -f what it goes on to say.
+//! `logs`: prints a command's output up to now, and with -f also what follows.
 
 use proto::{Reason, sandbox::v1::ListExecsRequest};
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use crate::{
 pub(super) async fn run(controller: Controller, logs: Logs, output: Output) -> Result<u8, Failure> {
     let until = match logs.follow {
         true => None,
-        // As much as there is now.
+        // Stops at the output's present length.
         false => {
             let request = ListExecsRequest { id: logs.id.clone() };
             let execs = answer(controller.sandboxes.clone().list_execs(request)).await?.execs;

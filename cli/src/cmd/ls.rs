@@ -1,4 +1,4 @@
-//! `ls`: the team's sandboxes.
+//! `ls`: lists the team's sandboxes.
 
 use comfy_table::Cell;
 use proto::sandbox::v1::{ListSandboxesRequest, Sandbox};

@@ -1,4 +1,4 @@
-//! `man`: the manual pages, made from the same texts as `--help`.
+//! `man`: writes the manual pages, made from the texts of `--help`.
 
 use std::path::PathBuf;
 

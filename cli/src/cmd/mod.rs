@@ -1,4 +1,4 @@
-//! One file a verb.
+//! Verbs, one file each.
 
 mod adopt;
 mod clean;
@@ -39,10 +39,10 @@ use crate::{
     settings::Settings,
 };
 
-/// Runs the verb; the number is the exit code.
+/// Runs the verb; returns the exit code.
 ///
 /// # Errors
-/// When it could not do what it should.
+/// When the verb fails.
 pub async fn run(args: Args) -> Result<u8, Failure> {
     let Args { global, verb } = args;
     let output = Output::new(global.json);
@@ -93,7 +93,7 @@ pub async fn run(args: Args) -> Result<u8, Failure> {
     }
 }
 
-/// Whatever we fail at must not look like an exit code of the command.
+/// Replaces our own failures' exit codes, which must not look like the command's.
 async fn own(ended: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
     ended.await.map_err(|failure| match failure.exit {
         exit::PIPE => failure,

@@ -1,4 +1,4 @@
-//! What is done to a node as a whole: `cordon`, `uncordon`, `drain`, `node forget`.
+//! Operations on a whole node: `cordon`, `uncordon`, `drain`, `node forget`.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::{
     progress::Spinner,
 };
 
-/// Between two looks at a node that is being drained.
+/// Interval of the checks of a node that is being drained.
 const LOOK: Duration = Duration::from_secs(2);
-/// So often nothing must be there until the node counts as empty: what was on its way in a moment
-/// ago is there by then.
+/// Consecutive checks that must find nothing until the node counts as empty: creations that were in
+/// transit appear meanwhile.
 const EMPTY: u32 = 3;
 
 pub(super) async fn cordon(

@@ -1,4 +1,4 @@
-//! `nodes`: the nodes and their load.
+//! `nodes`: lists the nodes and their load.
 
 use comfy_table::{Cell, Color};
 use proto::sandbox::v1::{ListNodesRequest, Node};
@@ -57,7 +57,7 @@ fn row(node: &Node, output: Output) -> Vec<Cell> {
         (true, true) if load.snapshots.is_empty() => ("no snapshots", Color::Yellow),
         (true, true) => ("ready", Color::Green),
     };
-    // Of cpu, memory and disk: what has to wait for them most.
+    // Maximum of CPU, memory and disk: the resource that processes wait for most.
     let pressure = load.psi_cpu.max(load.psi_memory).max(load.psi_io);
     let report = match json::millis(node.report_age) {
         Some(age) => format!("{} ago", time::seconds(age / 1000)),

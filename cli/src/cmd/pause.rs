@@ -1,4 +1,4 @@
-//! `pause` and `resume`.
+//! `pause` and `resume`: freeze and thaw sandboxes.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     output::{Output, json},
 };
 
-/// How long it may take in all. What does not freeze is given up by its node much sooner.
+/// Longest time for the operation. Its node gives up a freeze much sooner.
 const WAIT: Duration = Duration::from_secs(120);
 
 pub(super) async fn pause(

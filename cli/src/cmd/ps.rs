@@ -1,4 +1,4 @@
-//! `ps`: the commands that a sandbox runs, and the last that it ran.
+//! `ps`: lists the running and the most recent commands of a sandbox.
 
 use proto::sandbox::v1::{ExecInfo, ListExecsRequest};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! `snapshot ls`: what sandboxes are created from.
+//! `snapshot ls`: lists the snapshots, from which sandboxes are created.
 
 use proto::sandbox::v1::ListSnapshotsRequest;
 

@@ -1,4 +1,4 @@
-//! `top`: what sandboxes use. CPU is the difference of two readings, by the node's own clock.
+//! `top`: resource usage of sandboxes. CPU is the difference of two readings, by the node's clock.
 
 use std::{
     collections::BTreeMap,
@@ -17,9 +17,9 @@ use crate::{
     output::{Output, json, table},
 };
 
-/// Between two readings.
+/// Time between two readings.
 const PERIOD: Duration = Duration::from_secs(1);
-/// To the top left, and all that is below cleared.
+/// Escape sequence that moves to the top left and clears the screen.
 const HOME: &str = "\x1b[H\x1b[J";
 
 /// One sandbox in `--json`.
@@ -84,7 +84,7 @@ fn row<'a>(before: Option<&Usage>, usage: &'a Usage) -> Row<'a> {
     }
 }
 
-/// Of one core, so up to 100 for each; 0 when one of the readings is of an earlier boot.
+/// CPU usage in percent of one core; 0 when one of the readings is of an earlier boot.
 fn cpu_percent(before: &Usage, now: &Usage) -> f64 {
     let passed_us = now.at_ns.saturating_sub(before.at_ns) as f64 / 1000.0;
     let used_us = now.cpu_us.saturating_sub(before.cpu_us) as f64;

@@ -1,4 +1,4 @@
-//! `url`: addresses of open ports.
+//! `url`: prints the addresses of open ports.
 
 use super::hide::find;
 use crate::{

@@ -1,4 +1,4 @@
-//! `version`: ours, and the controller's where there is one.
+//! `version`: shows our version, and the controller's if it can be reached.
 
 use proto::sandbox::v1::GetVersionRequest;
 use serde_json::json;
@@ -18,7 +18,7 @@ pub(super) async fn run(global: &Global, output: Output) -> Result<u8, Failure> 
         }
         Err(failure) => Err(failure),
     };
-    // Our own version is what was asked first: a controller that is not there is no failure.
+    // Our own version was printed first, so an unreachable controller is no failure.
     match (&asked, output.json) {
         (Ok(theirs), false) => {
             output.line(format!("controller {} (epoch {})", theirs.version, theirs.epoch))?;

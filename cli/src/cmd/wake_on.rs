@@ -1,4 +1,4 @@
-//! `wake-on`: what wakes a paused sandbox.
+//! `wake-on`: sets the events that wake a paused sandbox.
 
 use proto::sandbox::v1::{self as wire, SetWakeOnRequest};
 
@@ -35,7 +35,7 @@ pub(super) async fn run(
     Ok(0)
 }
 
-/// `http, exec`, or `nothing`.
+/// Text such as `http, exec`, or `nothing`.
 pub(super) fn words(wake_on: Option<wire::WakeOn>) -> String {
     let on = wake_on.unwrap_or_default();
     let names = [("http", on.http), ("exec", on.exec), ("ssh", on.ssh)];

@@ -1,4 +1,4 @@
-//! The flags that describe a sandbox, as the request that the API takes.
+//! Translates the flags that describe a sandbox to a request of the API.
 
 use proto::sandbox::v1::{
     CreateSandboxRequest, HttpService, ListSnapshotsRequest, NetworkMode, Size,
@@ -11,7 +11,7 @@ use crate::{
     failure::Failure,
 };
 
-/// The request, with the only snapshot where none was named.
+/// Builds the request; without a named snapshot it uses the only one.
 pub(super) async fn request(
     controller: &Controller,
     wanted: Wanted,

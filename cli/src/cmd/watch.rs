@@ -1,4 +1,4 @@
-//! `watch`: a line for every change of a sandbox, until it is gone.
+//! `watch`: prints a line for every change of a sandbox, until it has ended.
 
 use proto::sandbox::v1::{Phase, Sandbox};
 
@@ -13,7 +13,7 @@ pub(super) async fn run(controller: Controller, id: String, output: Output) -> R
     let mut last = None;
     controller
         .follow(&id, None, |sandbox| {
-            // A watch that was taken up again repeats what was known.
+            // A reopened watch repeats the last known state.
             if last != Some((sandbox.revision, sandbox.phase, sandbox.progress())) {
                 last = Some((sandbox.revision, sandbox.phase, sandbox.progress()));
                 show(sandbox, output)?;

@@ -1,4 +1,4 @@
-//! The forms of `--json`. Scripts rely on them: fields are added, never renamed.
+//! The objects of `--json`. Scripts rely on them: fields are added, never renamed.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::time::rfc3339;
 
-/// A sandbox.
+/// JSON of a sandbox.
 #[derive(Debug, Serialize)]
 pub struct Sandbox<'a> {
     id: &'a str,
@@ -34,7 +34,7 @@ pub struct Sandbox<'a> {
     lifetime: Lifetime,
 }
 
-/// How long it lives; seconds, 0 is for ever.
+/// JSON of a lifetime; seconds, 0 is for ever.
 #[derive(Debug, Serialize)]
 pub struct Lifetime {
     ttl_s: u64,
@@ -43,7 +43,7 @@ pub struct Lifetime {
     idle_action: &'static str,
 }
 
-/// What wakes a paused sandbox.
+/// JSON of the events that wake a paused sandbox.
 #[derive(Debug, Serialize)]
 pub struct WakeOn {
     http: bool,
@@ -51,7 +51,7 @@ pub struct WakeOn {
     exec: bool,
 }
 
-/// Cores, memory, and the disk where one was asked for.
+/// JSON of a size: cores, memory, and the disk if it was requested.
 #[derive(Debug, Serialize)]
 pub struct Size {
     cpu_cores: u32,
@@ -59,7 +59,7 @@ pub struct Size {
     disk_gib: u32,
 }
 
-/// An open port.
+/// JSON of an open port.
 #[derive(Debug, Serialize)]
 pub struct Service<'a> {
     name: &'a str,
@@ -74,7 +74,7 @@ struct Recorded<'a> {
     rollback: &'a str,
 }
 
-/// A phase in lower case, without its prefix.
+/// Name of a phase in lower case, without its prefix.
 pub fn phase(phase: wire::Phase) -> &'static str {
     match phase {
         wire::Phase::Unspecified => "unknown",
@@ -96,12 +96,12 @@ fn size(size: Option<wire::Size>) -> Size {
     Size { cpu_cores: size.cpu_cores, memory_mib: size.memory_mib, disk_gib: size.disk_gib }
 }
 
-/// An open port.
+/// Converts an open port.
 pub fn service(service: &wire::HttpService) -> Service<'_> {
     Service { name: &service.name, port: service.port, url: &service.url }
 }
 
-/// A sandbox.
+/// Converts a sandbox.
 pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
     Sandbox {
         id: &sandbox.id,
@@ -133,13 +133,13 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
     }
 }
 
-/// What wakes a paused sandbox.
+/// Converts the events that wake a paused sandbox.
 pub fn wake_on(wake_on: Option<wire::WakeOn>) -> WakeOn {
     let wire::WakeOn { http, ssh, exec } = wake_on.unwrap_or_default();
     WakeOn { http, ssh, exec }
 }
 
-/// How long it lives.
+/// Converts a lifetime.
 fn lifetime(lifetime: Option<wire::Lifetime>) -> Lifetime {
     let rules = lifetime.unwrap_or_default();
     let seconds = |time: Option<prost_types::Duration>| {
@@ -153,7 +153,7 @@ fn lifetime(lifetime: Option<wire::Lifetime>) -> Lifetime {
     }
 }
 
-/// The word that is typed for it.
+/// Name of an expiry action on the command line.
 pub fn expiry_action(action: wire::ExpiryAction) -> &'static str {
     match action {
         wire::ExpiryAction::Unspecified | wire::ExpiryAction::Pause => "pause",
@@ -162,7 +162,7 @@ pub fn expiry_action(action: wire::ExpiryAction) -> &'static str {
     }
 }
 
-/// A snapshot.
+/// JSON of a snapshot.
 #[derive(Debug, Serialize)]
 pub struct Snapshot<'a> {
     id: &'a str,
@@ -170,12 +170,12 @@ pub struct Snapshot<'a> {
     nodes: &'a [String],
 }
 
-/// A snapshot.
+/// Converts a snapshot.
 pub fn snapshot(snapshot: &wire::Snapshot) -> Snapshot<'_> {
     Snapshot { id: &snapshot.id, size: size(snapshot.size), nodes: &snapshot.nodes }
 }
 
-/// A node.
+/// JSON of a node.
 #[derive(Debug, Serialize)]
 pub struct Node<'a> {
     id: &'a str,
@@ -222,13 +222,13 @@ struct Load<'a> {
     taken_at: Option<String>,
 }
 
-/// A span in whole milliseconds.
+/// Duration in whole milliseconds.
 pub fn millis(span: Option<prost_types::Duration>) -> Option<u64> {
     let span = span?;
     u64::try_from(span.seconds * 1000 + i64::from(span.nanos / 1_000_000)).ok()
 }
 
-/// A node.
+/// Converts a node.
 pub fn node(node: &wire::Node) -> Node<'_> {
     Node {
         id: &node.name,
@@ -273,7 +273,7 @@ pub fn node(node: &wire::Node) -> Node<'_> {
     }
 }
 
-/// A placement decision.
+/// JSON of a placement decision.
 #[derive(Debug, Serialize)]
 pub struct Decision<'a> {
     id: Option<&'a str>,
@@ -293,7 +293,7 @@ struct Verdict<'a> {
     parts: BTreeMap<&'a str, f64>,
 }
 
-/// A decision; `id` is the sandbox's, unless it was a dry run.
+/// Converts a decision; `id` is the sandbox's, and absent in a dry run.
 pub fn decision<'a>(id: Option<&'a str>, decision: &'a wire::PlacementDecision) -> Decision<'a> {
     let verdict = |verdict: &'a wire::NodeVerdict| Verdict {
         id: &verdict.node,
@@ -312,7 +312,7 @@ pub fn decision<'a>(id: Option<&'a str>, decision: &'a wire::PlacementDecision) 
     }
 }
 
-/// An event; its sandbox is its `id`.
+/// JSON of an event; its sandbox is its `id`.
 #[derive(Debug, Serialize)]
 pub struct Event<'a> {
     revision: u64,
@@ -327,10 +327,10 @@ pub struct Event<'a> {
     node_revision: u64,
 }
 
-/// A kind of events in lower case, without its prefix.
+/// Name of a kind of events in lower case, without its prefix.
 pub fn event_kind(kind: wire::EventKind) -> String {
     if kind == wire::EventKind::Unspecified {
-        // From a later version of the controller.
+        // Kind of a later version of the controller.
         return "unknown".into();
     }
     kind.as_str_name().trim_start_matches("EVENT_KIND_").to_lowercase()
@@ -365,7 +365,7 @@ pub fn event(event: &wire::Event) -> Event<'_> {
     }
 }
 
-/// What a check found.
+/// JSON of the findings of a check.
 #[derive(Debug, Serialize)]
 pub struct Fsck<'a> {
     findings: Vec<Finding<'a>>,
@@ -381,7 +381,7 @@ struct Finding<'a> {
     detail: &'a str,
 }
 
-/// What a check found; the subject of a finding is its `id`.
+/// Converts the findings of a check; the subject of a finding is its `id`.
 pub fn fsck(response: &wire::FsckResponse) -> Fsck<'_> {
     let findings = response.findings.iter().map(|finding| Finding {
         id: &finding.subject,

@@ -1,5 +1,5 @@
-//! Printing: tables and lines for people, JSON for scripts. All that goes to stdout goes through
-//! here, so that a closed pipe is an error that is handled and not a panic.
+//! Printing: tables and lines for people, JSON for scripts. All output to stdout goes through this
+//! module, so that a closed pipe is a handled error and not a panic.
 
 pub mod json;
 pub mod table;
@@ -14,23 +14,23 @@ use crate::{
     printable::{self, printable},
 };
 
-/// Where and how to print.
+/// Form of the output.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
-    /// JSON instead of words.
+    /// Whether to print JSON instead of text.
     pub json: bool,
-    /// Colours may be used on stdout.
+    /// Whether stdout may have colours.
     pub colour: bool,
 }
 
 impl Output {
-    /// Colours on a terminal, unless NO_COLOR says no.
+    /// Allows colours on a terminal, unless NO_COLOR is set.
     pub fn new(json: bool) -> Self {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { json, colour: io::stdout().is_terminal() && !no_colour }
     }
 
-    /// Prints a line on stdout, without what a terminal would obey.
+    /// Prints a line on stdout, without the characters that a terminal would obey.
     ///
     /// # Errors
     /// When stdout is closed or cannot be written.
@@ -38,8 +38,8 @@ impl Output {
         self.styled(printable(text.as_ref()))
     }
 
-    /// Prints text whose escape sequences are our own, such as a table with colours. Whatever comes
-    /// from elsewhere has gone through [`printable`] before it was put in.
+    /// Prints text with our own escape sequences, such as a table with colours. Foreign parts must
+    /// have gone through [`printable`] before.
     ///
     /// # Errors
     /// When stdout is closed or cannot be written.
@@ -50,7 +50,7 @@ impl Output {
         Ok(out.flush()?)
     }
 
-    /// A value as one line of JSON.
+    /// Prints a value as one line of JSON.
     ///
     /// # Errors
     /// When stdout is closed or cannot be written.
@@ -58,10 +58,10 @@ impl Output {
         self.styled(printable::json(value)?)
     }
 
-    /// Something for people beside the result, on stderr; nothing with --json.
+    /// Prints a note for people on stderr; nothing with --json.
     pub fn note(self, text: impl AsRef<str>) {
         if !self.json {
-            // Nobody is left to tell when stderr is closed.
+            // A closed stderr cannot be reported.
             io::stderr().write_all(format!("{}\n", printable(text.as_ref())).as_bytes()).ok();
         }
     }

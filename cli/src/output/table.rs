@@ -6,7 +6,7 @@ use proto::sandbox::v1::Phase;
 use super::{Output, json};
 use crate::printable::one_line;
 
-/// A table with these headings.
+/// Creates a table with these headings.
 pub fn new(output: Output, headings: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -18,30 +18,30 @@ pub fn new(output: Output, headings: &[&str]) -> Table {
     table
 }
 
-/// The table as text, without blanks at the ends of lines.
+/// Table as text, without blanks at the ends of lines.
 pub fn text(table: &Table) -> String {
     let lines = table.lines().map(|line| line.trim_end().to_owned());
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Text of a cell; a dash where there is none.
+/// Cell with text, or with a dash if it is empty.
 pub fn cell(text: impl AsRef<str>) -> Cell {
     let text = one_line(text.as_ref());
     Cell::new(if text.is_empty() { "-".to_owned() } else { text })
 }
 
-/// A number, flush right.
+/// Cell with a right-aligned number.
 pub fn number(value: impl std::fmt::Display) -> Cell {
     Cell::new(value).set_alignment(CellAlignment::Right)
 }
 
-/// A cell in a colour, where there are colours.
+/// Cell with a colour, if colours are allowed.
 pub fn coloured(output: Output, text: impl AsRef<str>, colour: Color) -> Cell {
     let cell = cell(text);
     if output.colour { cell.fg(colour) } else { cell }
 }
 
-/// A phase, with the step of a creation.
+/// Cell with a phase, and the step of a creation.
 pub fn phase(output: Output, phase: Phase, step: &str) -> Cell {
     let colour = match phase {
         Phase::Running => Color::Green,
@@ -61,7 +61,7 @@ pub fn phase(output: Output, phase: Phase, step: &str) -> Cell {
 
 const BAR: usize = 10;
 
-/// A share of 0 to 1 as a bar with percent.
+/// Cell with a share of 0 to 1 as a bar with percent.
 pub fn bar(output: Output, share: f64) -> Cell {
     let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
     let full = (share * BAR as f64).round() as usize;

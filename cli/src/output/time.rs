@@ -1,27 +1,27 @@
-//! Times as people and scripts read them.
+//! Times in the forms for people and scripts.
 
 use jiff::Timestamp;
 
-/// RFC 3339, to the millisecond at most.
+/// Time in RFC 3339, to the millisecond at most.
 pub fn rfc3339(time: Option<prost_types::Timestamp>) -> Option<String> {
     let time = time?;
     let time = Timestamp::new(time.seconds, time.nanos / 1_000_000 * 1_000_000).ok()?;
     Some(time.to_string())
 }
 
-/// Clock time of now, for lines of a watch.
+/// Present time, for lines of a watch.
 pub fn now() -> String {
     let now = Timestamp::now();
     Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now).to_string()
 }
 
-/// How long ago, in one or two units: `12s`, `5m`, `3h`, `2d`.
+/// Age in one unit: `12s`, `5m`, `3h`, `2d`.
 pub fn age(time: Option<prost_types::Timestamp>) -> String {
     let Some(time) = time else { return "-".into() };
     seconds(Timestamp::now().as_second().saturating_sub(time.seconds).max(0).unsigned_abs())
 }
 
-/// A span in one unit.
+/// Duration in one unit.
 pub fn seconds(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),

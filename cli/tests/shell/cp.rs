@@ -1,4 +1,4 @@
-//! `cp`: both ways, and archives as they are.
+//! Tests of `cp`, in both directions, and of hostile archives.
 
 use crate::fake::{Behaviour, Fake, ID};
 

@@ -1,4 +1,4 @@
-//! `events`: what is printed, and that a broken stream is gone on with.
+//! Tests of `events`: its output, and that it continues a broken stream.
 
 use std::{
     collections::VecDeque,
@@ -17,10 +17,10 @@ use tonic::Status;
 
 use crate::fake::{Behaviour, Fake, ID, refuse};
 
-/// A log of five events, of revisions 1 to 5.
+/// Log of five events, with revisions 1 to 5.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
-    /// After how many events the next streams break.
+    /// Numbers of events after which the next streams break.
     cuts: Mutex<VecDeque<usize>>,
     asked: AtomicUsize,
 }
@@ -133,12 +133,12 @@ async fn a_broken_stream_is_gone_on_with_by_revision() {
         assert_eq!(revisions, [1, 2, 3, 4, 5]);
         assert_eq!(fake.behaviour.events.asked.load(Ordering::SeqCst), asked);
     }
-    // With -f it goes on until it is told no.
+    // With -f the stream continues until the controller refuses.
     let fake = fake(&[3, 1]).await;
     let ran = fake.run(&["events", "-f", "--since", "1"]).await;
     assert_eq!((ran.code, ran.text().lines().count()), (Some(1), 5), "{ran:?}");
     assert_eq!(ran.stderr.matches("connection lost, going on").count(), 2, "{ran:?}");
-    // Nothing was heard at all: that is told at once.
+    // A controller that never sent an event is reported at once.
     let silent = crate::events::fake(&[0]).await;
     let ran = silent.run(&["events", "-f"]).await;
     assert_eq!(

@@ -1,4 +1,4 @@
-//! `exec`: bytes both ways, and exit codes that never lie.
+//! Tests of `exec`: bytes in both directions, and correct exit codes.
 
 use std::{process::Stdio, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
     session::Session,
 };
 
-/// The fake's side: does as the first argument says.
+/// Plays a command of the fake, which the first argument selects.
 pub(crate) async fn play(session: &Session) {
     let start = session.start.clone();
     let words = match start.command {
@@ -172,7 +172,7 @@ async fn json_holds_all_of_it() {
     assert_eq!(value["stderr"], "to stderr\n");
 }
 
-/// A run that has said that it is ready.
+/// Starts a run and waits until it says that it is ready.
 async fn ready(fake: &Fake, what: &str) -> (tokio::process::Child, Pid) {
     let mut child = fake.command(&["exec", ID, "--", what]).spawn().expect("spawn");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();

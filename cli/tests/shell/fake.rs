@@ -1,4 +1,4 @@
-//! A controller that knows one sandbox and does as its commands say, behind the real TLS.
+//! A fake controller with one sandbox, whose commands it plays, behind real TLS.
 
 mod operator;
 
@@ -39,31 +39,30 @@ use crate::{
 pub(crate) const ID: &str = "pvelxc-01h455vb4pex5vsknk084sn02q";
 const TOKEN: &str = "t0ken";
 
-/// What the fake was asked, and how it behaves.
+/// Behaviour of the fake, and counts of the calls that it received.
 #[derive(Debug, Default)]
 pub(crate) struct Behaviour {
-    /// Snapshots that it knows.
+    /// Snapshots to list.
     pub(crate) snapshots: Vec<&'static str>,
     /// Creations answered with OUTCOME_UNKNOWN before one succeeds.
     pub(crate) unknown: AtomicU32,
-    /// Calls to a sandbox's node that find its agent stopped before one finds it back.
+    /// Calls to a sandbox's node that find its agent stopped, before it is back.
     pub(crate) away: AtomicU32,
-    /// Creations that were asked for.
+    /// Number of creation requests.
     pub(crate) creates: AtomicU32,
-    /// Usages that were asked for.
+    /// Number of usage requests.
     pub(crate) readings: AtomicU32,
-    /// The creation ends like this instead of running.
+    /// Whether the creation fails instead of running.
     pub(crate) create_fails: bool,
-    /// The creation takes for ever.
+    /// Whether the creation never ends.
     pub(crate) create_hangs: bool,
-    /// After how many messages the next streams of commands break.
+    /// Numbers of messages after which the next streams of commands break.
     pub(crate) cuts: Mutex<VecDeque<usize>>,
     pub(crate) sessions: Sessions,
     pub(crate) files: Files,
     pub(crate) events: Events,
 }
 
-/// A controller of its own for one test.
 pub(crate) struct Fake {
     pub(crate) behaviour: Arc<Behaviour>,
     port: u16,
@@ -106,7 +105,7 @@ impl Fake {
         Self { behaviour, port, dir, _stop: stop.drop_guard() }
     }
 
-    /// The program, configured for this controller.
+    /// Program under test, configured for this controller.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sandboxctl"));
         command
@@ -123,12 +122,10 @@ impl Fake {
         command
     }
 
-    /// Runs it to its end.
     pub(crate) async fn run(&self, args: &[&str]) -> Ran {
         finish(self.command(args).spawn().expect("spawn")).await
     }
 
-    /// Runs it with bytes on stdin.
     pub(crate) async fn run_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
         let mut child = self.command(args).stdin(Stdio::piped()).spawn().expect("spawn");
         let (mut pipe, bytes) = (child.stdin.take().expect("piped"), stdin.to_owned());
@@ -139,7 +136,6 @@ impl Fake {
     }
 }
 
-/// How a run ended.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -172,7 +168,7 @@ pub(crate) fn refuse(reason: Reason) -> Status {
     Refusal::new(reason, "the fake refused").retry_after(Duration::from_millis(10)).into()
 }
 
-/// Names a sandbox whose metadata holds a right-to-left override, a zero-width space and an escape.
+/// Sandbox with a right-to-left override, a zero-width space and an escape in its metadata.
 pub(crate) const HOSTILE: &str = "hostile";
 
 fn known(id: &str, phase: Phase) -> Result<Option<Sandbox>, Status> {
@@ -218,7 +214,7 @@ type Answer<T> = Result<Response<T>, Status>;
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
-    /// Refuses as often as the agent of the node is to be away.
+    /// Refuses as many calls as `away` says.
     fn reached(&self) -> Result<(), Status> {
         let away = &self.0.away;
         let left =
@@ -406,7 +402,7 @@ impl SandboxService for Service {
         request: Request<PruneSandboxesRequest>,
     ) -> Answer<PruneSandboxesResponse> {
         let PruneSandboxesRequest { older_than, dry_run, .. } = request.into_inner();
-        // What it has was stopped a week ago.
+        // The only sandbox was stopped a week ago.
         let old = older_than.is_some_and(|age| age.seconds < 7 * 24 * 3600);
         let one = PrunedSandbox {
             sandbox: known(ID, Phase::Stopped)?,
@@ -520,7 +516,7 @@ impl SandboxService for Service {
         Ok(Response::new(Box::pin(tokio_stream::iter(pieces))))
     }
 
-    /// Half a core since the reading before.
+    /// Reports half a core of usage since the reading before.
     async fn get_usage(&self, _: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
         let readings = u64::from(self.0.readings.fetch_add(1, Ordering::SeqCst));
         let usage = Usage {

@@ -1,4 +1,4 @@
-//! The fake's files: paths and bytes; what is under a path makes it a directory.
+//! Files of the fake: paths and bytes; a path with files below is a directory.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! The help texts as they are, so that a change of them is seen; completion and man pages.
+//! Snapshots of the help texts, so that changes are seen; completion and man pages.
 
 use clap::CommandFactory;
 

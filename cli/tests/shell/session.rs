@@ -1,4 +1,4 @@
-//! The fake's commands: they live without a caller and are attached to by offset.
+//! Commands of the fake: they live without a caller, and callers attach by offset.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use tonic::{Status, Streaming};
 
 use crate::fake::refuse;
 
-/// What a command may be ahead of who reads it.
+/// Bytes that a command may be ahead of its reader.
 const AHEAD: usize = 256 * 1024;
 
 #[derive(Debug, Default)]
@@ -87,7 +87,7 @@ impl Sessions {
         locked(&self.0).iter().map(info).collect()
     }
 
-    /// Waits until the only command got so many signals.
+    /// Waits until the only command has received `count` signals.
     pub(crate) async fn until_signals(&self, count: usize) {
         let session = locked(&self.0).values().next().cloned().expect("one runs");
         session.until(|state| (state.signals.len() >= count).then_some(())).await;
@@ -173,14 +173,14 @@ impl Session {
     }
 }
 
-/// The caller's messages, until it has gone.
+/// Passes the caller's messages to the command, until the caller has gone.
 pub(crate) async fn feed(session: Arc<Session>, mut messages: Streaming<ExecRequest>) {
     while let Ok(Some(request)) = messages.message().await {
         request.message.into_iter().for_each(|message| session.input(message));
     }
 }
 
-/// The command's, until one of the two has gone, or the stream breaks after so many.
+/// Sends the command's output, until one of the two has gone or the stream is to break.
 pub(crate) async fn relay(
     session: Arc<Session>,
     mut from: [u64; 2],

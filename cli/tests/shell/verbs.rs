@@ -1,4 +1,4 @@
-//! What the other verbs print, for people and as JSON, and how they fail.
+//! Tests of the other verbs: their text and JSON, and their failures.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -93,7 +93,7 @@ async fn what_can_be_repeated_waits_for_an_agent_that_is_started_again() {
         assert_eq!(ran.code, Some(0), "{verb:?} {ran:?}");
         assert_eq!(fake.behaviour.away.load(Ordering::SeqCst), 0, "{verb:?}");
     }
-    // What is decided is told at once.
+    // An error that is final is reported at once.
     let ran = fake.run(&["stop", "pvelxc-01h455vb4pex5vsknk084sn02r"]).await;
     assert_eq!(ran.code, Some(3), "{ran:?}");
 }

@@ -1,4 +1,4 @@
-//! Opening the file: who may, how it syncs, and which schema it has.
+//! Opening the file: locking, permissions, sync mode, schema.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use crate::journal::Error;
 
-/// The schema, one step a version. Steps only add: the version before reads the file too.
+/// Schema migrations, one per version. They only add: the previous version reads the file too.
 const MIGRATIONS: &[&str] = &[include_str!("../schema/v1.sql")];
 
 /// An open journal file.
@@ -18,13 +18,13 @@ pub(super) struct Opened {
     pub(super) id: String,
     pub(super) writer: Connection,
     pub(super) reader: Connection,
-    /// Held while the journal is open: two writers would be two truths.
+    /// Lock held while the journal is open: two writers would corrupt it.
     pub(super) lock: File,
 }
 
 pub(super) fn open(path: &Path) -> Result<Opened, Error> {
     let lock = lock(path)?;
-    // The environment of sandboxes stands in here; SQLite gives its other files the same mode.
+    // The file holds the sandboxes' environment; SQLite gives its other files the same mode.
     private(path)?;
     let mut writer = connect(path)?;
     migrate(&mut writer)?;
@@ -34,7 +34,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, Error> {
     Ok(Opened { id, writer, reader, lock })
 }
 
-/// A connection that changes nothing, whoever has the journal open.
+/// Opens a read-only connection, whether or not another process has the journal open.
 pub(super) fn look(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags).map_err(storage)?;
@@ -42,7 +42,7 @@ pub(super) fn look(path: &Path) -> Result<Connection, Error> {
     Ok(db)
 }
 
-/// Any failure of SQLite that is no answer.
+/// Converts any other failure of SQLite.
 pub(super) fn storage(error: rusqlite::Error) -> Error {
     Error::Storage(error.to_string())
 }
@@ -77,7 +77,7 @@ fn connect(path: &Path) -> Result<Connection, Error> {
     db.busy_timeout(std::time::Duration::from_secs(5)).map_err(storage)?;
     db.pragma_update(None, "journal_mode", "wal").map_err(storage)?;
     db.pragma_update(None, "synchronous", "full").map_err(storage)?;
-    // KiB: the whole file of a node with thousands of sandboxes fits many times over.
+    // Size in KiB: the file of a node with thousands of sandboxes fits many times over.
     db.pragma_update(None, "cache_size", -1024).map_err(storage)?;
     let mode: String =
         db.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(storage)?;

@@ -1,6 +1,6 @@
-//! Room on the journal's disk for what must be possible when it is full: a deletion has to be
-//! written down before it is done. A file holds the room; it is given up when the disk is nearly full,
-//! and taken again when there is some.
+//! Reserved space for writes that must succeed on a full disk: a deletion is recorded before it is
+//! done. A file holds the space; it is removed when the disk is nearly full, and created again when
+//! there is space.
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ use nix::{fcntl::posix_fallocate, sys::statvfs::statvfs};
 use super::connection::private;
 use crate::journal::Error;
 
-/// What the file holds, bytes: thousands of records, and the write-ahead log of them.
+/// Size of the file, bytes: enough for thousands of records and their write-ahead log.
 const HELD: i64 = 8 << 20;
-/// With less than this free the file goes. A transaction of a whole batch is smaller.
+/// Free bytes below which the file is removed. A transaction of a whole batch is smaller.
 const LOW: u64 = 2 << 20;
-/// With this much free the file is made again.
+/// Free bytes from which the file is created again.
 const ENOUGH: u64 = 8 * LOW;
 
-/// The room.
+/// Reserve file and its state.
 #[derive(Debug)]
 pub(super) struct Reserve {
     file: PathBuf,
@@ -24,7 +24,7 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// Beside this journal. What is there already is kept.
+    /// Creates the reserve beside this journal, or keeps an existing one.
     pub(super) fn beside(journal: &Path) -> Self {
         let mut name = journal.as_os_str().to_owned();
         name.push(".reserve");
@@ -35,7 +35,7 @@ impl Reserve {
         reserve
     }
 
-    /// Looks at the disk, and gives the room up or takes it again.
+    /// Checks the free space, and removes or creates the file accordingly.
     pub(super) fn tend(&mut self) {
         let Some(free) = self.file.parent().and_then(free) else { return };
         if self.held && free < LOW {
@@ -46,7 +46,7 @@ impl Reserve {
             match self.hold() {
                 Ok(()) => self.held = true,
                 Err(error) => {
-                    tracing::warn!(%error, "no room could be kept on the journal's disk");
+                    tracing::warn!(%error, "could not reserve space on the journal's disk");
                     drop(std::fs::remove_file(&self.file));
                 }
             }
@@ -60,13 +60,13 @@ impl Reserve {
         Ok(())
     }
 
-    /// True while there is room for new work, and not only for ends.
+    /// True while there is space for new work; false while it is kept for ends.
     pub(super) fn held(&self) -> bool {
         self.held
     }
 }
 
-/// Bytes that we may still write there.
+/// Bytes that this process may still write in `dir`.
 fn free(dir: &Path) -> Option<u64> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     let found = statvfs(dir).ok()?;

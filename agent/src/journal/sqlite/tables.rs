@@ -1,4 +1,4 @@
-//! The SQL. Every function is one request and runs inside the caller's transaction.
+//! SQL of the journal. Every function is one request and runs inside the caller's transaction.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -15,9 +15,9 @@ use crate::journal::{Error, Intent, Node, Pools, Record, intake, ring};
 pub(super) const REVISION: &str = "revision";
 const HORIZON: &str = "horizon";
 const EPOCH: &str = "epoch";
-/// What an operator wants of the node, JSON.
+/// The operator's order for the node, JSON.
 const INTAKE: &str = "intake";
-/// Which node the journal belongs to, JSON.
+/// Node that the journal belongs to, JSON.
 const NODE: &str = "node";
 const VMID_CURSOR: &str = "vmid_cursor";
 const ADDRESS_CURSOR: &str = "address_cursor";
@@ -31,7 +31,7 @@ pub(super) fn begin(
     let mut record = intent.record.clone();
     let before = get(db, &record.id)?;
     if let Some(before) = &before {
-        // Only the tombstone of an earlier attempt makes room.
+        // Only the tombstone of an earlier attempt may be replaced.
         if !before.phase.ended() || before.attempt >= record.attempt {
             return Err(Error::Conflict { id: record.id, expected: 0, found: before.revision });
         }
@@ -67,7 +67,7 @@ pub(super) fn take_over(
     write_found(db, &record)
 }
 
-/// Of a container that was there before its record.
+/// Writes the record of a container that existed before it.
 fn write_found(db: &Connection, record: &Record) -> Result<Record, Error> {
     let known: Option<i64> = db
         .prepare_cached(
@@ -203,7 +203,7 @@ pub(super) fn set_node(db: &Connection, node: &Node) -> Result<(), Error> {
     set_json(db, NODE, node)
 }
 
-/// A row of `meta` that holds JSON.
+/// Reads a row of `meta` that holds JSON.
 fn json<T: serde::de::DeserializeOwned>(db: &Connection, key: &str) -> Result<Option<T>, Error> {
     let text: Option<String> = db
         .prepare_cached("SELECT value FROM meta WHERE key = ?1")
@@ -277,7 +277,7 @@ fn set_counter(db: &Connection, key: &str, value: u64) -> Result<(), Error> {
         .map_err(storage)
 }
 
-/// The ring's next. Numbers of tombstones come last: their URLs should answer 410 for long.
+/// Leases the ring's next vmid, those of tombstones last: their URLs should answer 410 for long.
 fn lease_vmid(db: &Connection, pools: &Pools, taken: &BTreeSet<Vmid>) -> Result<Vmid, Error> {
     let range = (pools.vmids.0.get(), pools.vmids.1.get());
     let cursor = counter(db, VMID_CURSOR).map_err(storage)?;
@@ -324,7 +324,6 @@ fn lease_address(
     Ok(address.into())
 }
 
-/// Compare of compare-and-swap.
 fn at_revision(db: &Connection, record: &Record) -> Result<Record, Error> {
     let found = get(db, &record.id)?;
     match found {
@@ -368,8 +367,8 @@ fn put(db: &Connection, mut record: Record) -> Result<Record, Error> {
     Ok(record)
 }
 
-/// The record as JSON, with the fields of a later version that the file has and this one does not
-/// know: a downgrade must not lose them.
+/// Returns the record as JSON, with the fields of a later version that the file has: a downgrade
+/// must not lose them.
 fn merged(db: &Connection, record: &Record) -> Result<String, Error> {
     let json = |error: serde_json::Error| Error::Storage(error.to_string());
     let before: Option<String> = db
@@ -406,7 +405,7 @@ fn collect(
     rows.map_err(storage)?.map(|row| record(&row.map_err(storage)?)).collect()
 }
 
-/// SQLite has no unsigned integers. Times and counters stay below 2^63.
+/// Converts to SQLite's signed integer. Times and counters stay below 2^63.
 fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! What only a file can do: be there again, be of another version, be shared.
+//! Tests of the file alone: reopening, other versions, sharing.
 
 use std::path::PathBuf;
 
@@ -23,12 +23,12 @@ async fn what_was_acknowledged_is_there_again() {
     assert_eq!(journal.all().await.expect("reads"), [record]);
     assert_eq!(*journal.watch().borrow(), 1);
     assert_eq!(journal.epoch(0).await.expect("written"), 7);
-    // The ring goes on where it was.
+    // The ring continues where it was.
     let next = journal.begin(suite::intent(2), 0).await.expect("room");
     assert_eq!(next.vmid, suite::vmid(1001));
 }
 
-/// Opens once the thread of the handle that was dropped before has let go of the file.
+/// Opens the file once the thread of the dropped handle has released it.
 async fn reopened(path: &Path) -> SqliteJournal {
     let opened = async {
         loop {
@@ -96,8 +96,8 @@ fn a_file_of_a_far_later_version_is_refused() {
     assert!(error.to_string().contains("schema 99"), "{error}");
 }
 
-/// The file of each schema version as that version wrote it. A missing one is written here, once,
-/// by the version that introduces the schema.
+/// Reads the file of each schema version as that version wrote it. The version that introduces a
+/// schema writes the missing file here, once.
 #[tokio::test]
 async fn files_of_every_schema_are_read() {
     let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/journal-v1.sqlite");
@@ -134,7 +134,7 @@ async fn files_of_every_schema_are_read() {
     assert_eq!(journal.node().await.expect("reads"), None, "it did not know of such a thing");
 }
 
-/// The same schema, by the first version that keeps the node's number in it.
+/// Same schema, written by the first version that stores the node's number.
 #[tokio::test]
 async fn a_file_that_knows_its_node_is_read() {
     let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/journal-v1-node.sqlite");
@@ -152,7 +152,7 @@ async fn a_file_that_knows_its_node_is_read() {
     assert_eq!(SqliteJournal::node_of(&path).expect("reads"), Some(node.clone()));
     let journal = open(&path);
     assert_eq!(journal.node().await.expect("reads"), Some(node.clone()));
-    // Beside the one that writes, as `check-config` does.
+    // Beside the writer, as `check-config` does.
     let moved = Node { number: 7, ..node };
     journal.set_node(&moved).await.expect("written");
     assert_eq!(SqliteJournal::node_of(&path).expect("reads"), Some(moved));

@@ -1,4 +1,4 @@
-//! The writing thread: group commit.
+//! The writer thread: group commit.
 
 use std::fs::File;
 
@@ -8,18 +8,18 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{connection::storage, reserve::Reserve, tables};
 use crate::journal::Error;
 
-/// Requests that may wait for the thread; more wait in their callers.
+/// Requests queued for the thread at most; further callers wait.
 const QUEUE_MAX: usize = 256;
-/// Requests in one transaction.
+/// Requests in one transaction at most.
 const BATCH_MAX: usize = 128;
 
-/// Tells the caller how its request ended, once the transaction is on the disk or lost.
+/// Sends the result to the caller, once the transaction is on the disk or lost.
 type Answer = Box<dyn FnOnce(Option<Error>) + Send>;
-/// Does the work in the transaction; false takes its savepoint back. Told whether there is room for
-/// new work.
+/// Does its work in the transaction, knowing whether there is space for new work; false rolls back
+/// its savepoint.
 type Request = Box<dyn FnOnce(&Connection, bool) -> (bool, Answer) + Send>;
 
-/// Handle of the writing thread. The thread ends when the handle is dropped.
+/// Handle of the writer thread. The thread ends when the handle is dropped.
 #[derive(Debug)]
 pub(super) struct Writer {
     requests: mpsc::Sender<Request>,
@@ -43,7 +43,7 @@ impl Writer {
         Ok(Self { requests })
     }
 
-    /// Writes what ends something, or what is small; also when the disk is nearly full.
+    /// Writes an end, or something small; also when the disk is nearly full.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
@@ -51,7 +51,7 @@ impl Writer {
         self.submit(move |db, _| work(db)).await
     }
 
-    /// Writes what begins something: refused while there is only room for ends.
+    /// Writes a beginning: refused while the remaining space is kept for ends.
     pub(super) async fn run_new<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
@@ -69,7 +69,7 @@ impl Writer {
             let result = work(db, room);
             let ok = result.is_ok();
             let reply: Answer = Box::new(move |lost| {
-                // A caller that no longer waits has lost interest in the answer, not in the write.
+                // A caller that stopped waiting needs no answer, but its write counts.
                 drop(answer.send(match lost {
                     Some(error) => Err(error),
                     None => result,
@@ -102,7 +102,7 @@ fn write(
         for answer in answers {
             answer(lost.clone());
         }
-        // Requests that were dropped unanswered tell their callers so by the closed channel.
+        // The closed channel tells the callers of unanswered requests.
         batch.clear();
     }
 }
@@ -129,9 +129,9 @@ fn transact(
     Ok(revision)
 }
 
-/// What a lost transaction means. After a failed fsync nobody knows what is on the disk, and a
-/// second try would say "synced" of pages that the kernel has thrown away: only a restart, which
-/// reads the file anew, tells the truth.
+/// Handles a lost transaction. After a failed fsync the disk's content is unknown, and a retry
+/// would report pages as synced that the kernel has dropped: only a restart, which reads the file
+/// anew, is safe.
 fn lost(error: rusqlite::Error) -> Error {
     if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
         tracing::error!(%error, "journal could not be written, stopping at once");

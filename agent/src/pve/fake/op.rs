@@ -1,4 +1,4 @@
-//! The operations of a node, by name.
+//! Names of a node's operations.
 
 /// An operation that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

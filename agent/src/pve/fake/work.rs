@@ -1,4 +1,4 @@
-//! PVE's operations as they go on in time, with what makes them fail.
+//! PVE's operations over time, and their failures.
 
 use std::{
     sync::{Arc, MutexGuard},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::pve::{CloneOrder, ErrorKind, Mark, OwnVolumes, Settings};
 
-/// One operation under way. Its container is busy until it is dropped.
+/// Operation under way. Its container is busy until it is dropped.
 #[derive(Debug)]
 pub(super) struct Work {
     shared: Arc<Shared>,
@@ -36,7 +36,7 @@ impl Drop for Work {
     }
 }
 
-/// What the caller of a killed `pct` reads.
+/// Error that the caller of a killed `pct` gets.
 fn cut_off() -> ErrorKind {
     ErrorKind::Failed("unexpected status".to_owned())
 }
@@ -86,7 +86,7 @@ impl Work {
         self.shared.world()
     }
 
-    /// Lets time pass; `Err` when the node dies meanwhile, or when the deadline comes.
+    /// Waits; fails when the node dies meanwhile or the deadline passes.
     async fn pass(&self, duration: Duration) -> Result<(), ErrorKind> {
         let slow = self.world().nodes.get(&self.node).map_or(1, |node| node.slow);
         let end = Instant::now() + self.shared.vary(duration) * slow;
@@ -101,7 +101,7 @@ impl Work {
         self.world().nodes.get(&self.node).is_some_and(|node| node.life == self.life)
     }
 
-    /// True when a planned kill hits now.
+    /// True when a planned kill is due.
     fn killed(&self) -> bool {
         self.trouble == Some(Trouble::Killed)
     }
@@ -147,7 +147,7 @@ impl Work {
                 self.end()
             }
             Err(kind) => {
-                // The node's death leaves all as it is; a failure and a TERM are rolled back.
+                // A dead node leaves everything unchanged; a failure and a TERM are rolled back.
                 if self.alive() {
                     self.world().roll_back_clone(&self.node, &order);
                 }
@@ -256,7 +256,7 @@ impl Work {
         self.end()
     }
 
-    /// Cut off, it leaves the container frozen.
+    /// Freezes. When cut off, leaves the container frozen.
     pub(super) async fn freeze(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
         self.pass(self.shared.pace().freeze).await?;
         self.world().freeze(&self.node, self.vmid, &owner, true)?;
@@ -298,7 +298,7 @@ impl Work {
             self.world().let_go(&self.node, self.vmid)?;
         }
         self.pass(self.shared.pace().destroy).await?;
-        // PVE looks at no quorum here: it removes the volumes and fails at the config.
+        // PVE does not check the quorum here: it removes the volumes and fails at the config.
         if let Err(kind) = quorum {
             self.world().free_volumes(&self.node, self.vmid, |_| true);
             return Err(kind);
@@ -326,7 +326,7 @@ impl Work {
                 Some("disk") if template.config.is_template() => {}
                 Some(lock) => return Err(locked(lock)),
             }
-            // A container that waits for its volume has a worker that holds the lock.
+            // A container that waits for its volume has a worker, which holds the lock.
             let cloning = |vmid: &Vmid| {
                 *vmid != self.vmid
                     && world.guests.get(vmid).is_some_and(|g| g.config.lock() == Some("create"))

@@ -1,5 +1,5 @@
-//! What the fake cluster is at one moment, and how PVE's operations change it. No time, no tasks:
-//! `super` lets the steps happen one after another and lets them fail.
+//! State of the fake cluster, and the effect of PVE's operations on it. No time, no tasks: `super`
+//! runs the steps one after another and injects failures.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,46 +18,45 @@ use crate::pve::{
     cluster::Signs, config_file::Ip, hold, interface, ownership, tags, volume,
 };
 
-/// Every volume of a clone, however small: what full storages are counted in.
+/// Size of every clone's volume, bytes, for the space on storages.
 const VOLUME_BYTES: u64 = 1 << 30;
 
-/// A guest of any kind.
+/// Guest of any kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Guest {
-    /// Where it is.
+    /// Node of the guest.
     pub node: NodeName,
-    /// Its config; a virtual machine has one too, but no agent reads it.
+    /// Config; a virtual machine has one too, but no agent reads it.
     pub config: ContainerConfig,
-    /// A virtual machine: its number is taken, and that is all there is to see of it.
+    /// Whether this is a virtual machine: agents see only that its vmid is taken.
     pub is_vm: bool,
-    /// Its init, while it runs.
+    /// Pid of its init, while it runs.
     pub pid: Option<u32>,
-    /// From when on it has its address.
+    /// Time from which it has its address.
     pub up_at: Option<Instant>,
-    /// Somebody is connected to it.
+    /// Whether a client is connected to it.
     pub connected: bool,
-    /// Nothing in it runs.
+    /// Whether it is frozen.
     pub frozen: bool,
 }
 
 impl Guest {
-    /// A container that is switched off.
+    /// Creates a stopped container.
     pub fn stopped(node: NodeName, config: ContainerConfig) -> Self {
         Self { node, config, is_vm: false, pid: None, up_at: None, frozen: false, connected: false }
     }
 }
 
-/// A node.
+/// Node of the fake cluster.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    /// Counts up when the node dies: what was under way then is cut off.
+    /// Counter of the node's deaths: each cuts off the operations under way.
     pub life: u64,
-    /// pmxcfs is mounted.
+    /// Whether pmxcfs is mounted.
     pub pmxcfs: bool,
     pub room: StorageRoom,
-    /// Everything takes so many times as long.
+    /// Factor on the duration of everything.
     pub slow: u32,
-    /// Its number in the cluster.
     pub number: u32,
     pub cluster: Membership,
 }
@@ -65,11 +64,11 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) struct World {
     pub quorate: bool,
-    /// Every node sees the volumes of every other.
+    /// Whether every node sees the volumes of every other.
     pub shared: bool,
     pub nodes: BTreeMap<NodeName, Node>,
     pub guests: BTreeMap<Vmid, Guest>,
-    /// By node and vmid: what is on a storage, referenced or not.
+    /// Volumes on the storages, by node and vmid, referenced or not.
     pub volumes: BTreeMap<(NodeName, Vmid), BTreeSet<String>>,
     /// Containers that a worker is busy with.
     pub busy: BTreeSet<Vmid>,
@@ -77,7 +76,7 @@ pub(super) struct World {
     pub lapse: Option<Lapse>,
 }
 
-/// What `destroy_owned` finds.
+/// Remains that `destroy_owned` finds.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Remains {
     Nothing,
@@ -93,7 +92,7 @@ impl World {
         }
     }
 
-    /// True where PVE changes things.
+    /// True where PVE allows changes.
     fn holds(&self, node: &Node) -> bool {
         match node.cluster {
             Membership::Member => self.quorate,
@@ -102,7 +101,7 @@ impl World {
         }
     }
 
-    /// What the agent of this node takes its quorum to be. It is wrong as a lapse alone.
+    /// Checks the quorum as the agent of this node sees it. Wrong only with a defect.
     pub(super) fn believes_in_quorum(&self, node: &NodeName) -> Result<(), ErrorKind> {
         if self.lapses(Lapse::Alone) && self.nodes.get(node).is_some_and(|node| node.pmxcfs) {
             return Ok(());
@@ -148,12 +147,11 @@ impl World {
         found.ok_or_else(|| missing(node, vmid))
     }
 
-    /// Whether this is left out.
     pub(super) fn lapses(&self, lapse: Lapse) -> bool {
         self.lapse == Some(lapse)
     }
 
-    /// A container that one may change: it carries a mark for its own vmid and nobody locks it.
+    /// Returns a container that may be changed: marked for its own vmid, and not locked.
     fn ours(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest, ErrorKind> {
         let unseen = self.lapses(Lapse::Ownership);
         let guest = self.container_mut(node, vmid)?;
@@ -166,15 +164,15 @@ impl World {
         }
     }
 
-    /// The first write of a clone: its lock, and nothing else.
+    /// First write of a clone: only its lock.
     pub(super) fn claim(&mut self, node: &NodeName, vmid: Vmid) {
         let config = ContainerConfig::parse(b"lock: create\n");
         let guest = Guest::stopped(node.clone(), config);
         self.guests.insert(vmid, guest);
     }
 
-    /// The next writes of a clone: the template's lock, and a config that names its owner before
-    /// there is a volume.
+    /// Next writes of a clone: the template's lock, and a config that names its owner before there
+    /// is a volume.
     pub(super) fn begin_clone(
         &mut self,
         node: &NodeName,
@@ -204,7 +202,7 @@ impl World {
         Ok(())
     }
 
-    /// The snapshot of the template's volume, under the first name that is free.
+    /// Snapshots the template's volume, under the first free name.
     pub(super) fn make_volume(&mut self, node: &NodeName, vmid: Vmid) -> Result<String, ErrorKind> {
         let room = self.nodes.get_mut(node).map(|node| &mut node.room);
         match room {
@@ -221,7 +219,7 @@ impl World {
         Ok(name)
     }
 
-    /// The last writes of a clone.
+    /// Last writes of a clone.
     pub(super) fn finish_clone(&mut self, node: &NodeName, order: &CloneOrder, volume: &str) {
         let (template, vmid) = (order.template, order.vmid);
         let source = self.container(node, template).and_then(|guest| guest.config.get("rootfs"));
@@ -235,7 +233,7 @@ impl World {
         self.edit(node, template, |config| config.remove("lock"));
     }
 
-    /// What a clone that fails, or that is told to stop, does. A volume that is being made when the
+    /// Rolls back a clone that fails or is told to stop. A volume that is being made when the
     /// signal comes stays behind: PVE does not know it yet.
     pub(super) fn roll_back_clone(&mut self, node: &NodeName, order: &CloneOrder) {
         self.guests.remove(&order.vmid);
@@ -287,7 +285,7 @@ impl World {
         Ok(())
     }
 
-    /// True when it runs already.
+    /// True when the container runs already.
     pub(super) fn may_start(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
         let guest = self.ours(node, vmid)?;
         if guest.config.rootfs().is_none() {
@@ -310,7 +308,6 @@ impl World {
         Ok(())
     }
 
-    /// True when it does not run.
     pub(super) fn is_stopped(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
         let stopped = self.container_mut(node, vmid)?.pid.is_none();
         if stopped && !self.lapses(Lapse::Ownership) {
@@ -327,7 +324,7 @@ impl World {
         Ok(())
     }
 
-    /// What an operator does beside the agent: nobody looks whose it is.
+    /// Starts or stops a container as an operator does, without checking the owner.
     pub(super) fn switch(&mut self, vmid: Vmid, on: bool) {
         let pid = self.next_pid;
         let Some(guest) = self.guests.get_mut(&vmid) else { return };
@@ -337,7 +334,7 @@ impl World {
         self.next_pid += u32::from(on);
     }
 
-    /// The same: the config goes to another node, and the volumes with it.
+    /// Moves a config and its volumes to another node, as an operator does.
     pub(super) fn migrate(&mut self, vmid: Vmid, to: &NodeName) {
         let Some(guest) = self.guests.get_mut(&vmid) else { return };
         let from = std::mem::replace(&mut guest.node, to.clone());
@@ -374,7 +371,7 @@ impl World {
         Ok(())
     }
 
-    /// A container of this owner's.
+    /// Returns a container of this owner.
     fn owned(
         &mut self,
         node: &NodeName,
@@ -453,7 +450,7 @@ impl World {
         Ok(())
     }
 
-    /// What stands in the way of a stop, a start and a destruction of a paused one is taken away.
+    /// Thaws a paused container and releases its lock, before a stop, a start or a destruction.
     pub(super) fn let_go(&mut self, node: &NodeName, vmid: Vmid) -> Result<(), ErrorKind> {
         let quorum = self.check_quorum(node);
         let Ok(guest) = self.container_mut(node, vmid) else { return Ok(()) };
@@ -468,7 +465,7 @@ impl World {
         Ok(())
     }
 
-    /// Looks at what there is of a vmid, right before it is destroyed.
+    /// Finds the remains of a vmid, right before it is destroyed.
     pub(super) fn remains(
         &self,
         node: &NodeName,
@@ -488,14 +485,14 @@ impl World {
             ownership::check(&guest.config, vmid, owner)?;
         }
         match guest.config.lock() {
-            // Nobody is busy with it, so whoever locked it is dead: a clone or destroy of ours.
+            // No worker is busy with it, so the lock was left by a dead clone or destroy of ours.
             None | Some("create" | "destroyed") => Ok(Remains::Container),
             Some(_) if hold::held(&guest.config) => Ok(Remains::Container),
             Some(lock) => Err(locked(lock)),
         }
     }
 
-    /// Only as a lapse: what carries a mark and was not made here goes.
+    /// Destroys marked containers that were not made here; only with a defect.
     pub(super) fn destroy_strangers(&mut self, node: &NodeName) {
         if self.lapses(Lapse::Strangers) {
             let volumes = &self.volumes;
@@ -522,7 +519,7 @@ impl World {
         }
     }
 
-    /// The destruction up to its last write: no volume of its own, and a config that says so.
+    /// Destroys all but the last write: the sandbox's volumes are gone, and its config says so.
     pub(super) fn half_destroy(&mut self, node: &NodeName, vmid: Vmid, own: &OwnVolumes) {
         let named = self.guests.get(&vmid).map(|guest| guest.config.own_volumes(vmid));
         let (named, all) = (named.unwrap_or_default(), self.lapses(Lapse::Volumes));
@@ -557,7 +554,7 @@ impl World {
         let guest = self.container(node, vmid).filter(up);
         guest.and_then(|guest| guest.config.net0()).is_some_and(|net0| match net0.ip {
             Ip::Static(found, _) => found == ip,
-            // Its client takes what it is given.
+            // The DHCP client accepts any address that it is given.
             Ip::Dhcp => true,
             Ip::Manual => false,
         })
@@ -576,7 +573,7 @@ fn put(config: &mut ContainerConfig, key: &str, text: &str) {
     config.set(key, text).expect("the fake's own values are one line");
 }
 
-/// A template's config, as PVE writes one.
+/// Config of a template, as PVE writes one.
 pub(super) fn template_config(vmid: Vmid) -> ContainerConfig {
     let text = format!(
         "arch: amd64\ncores: 1\nhostname: template\nmemory: 512\n\

@@ -1,5 +1,5 @@
-//! Destroying what is ours, whatever state it is in: running, half cloned, half destroyed, or
-//! nothing but a volume. Look, act, look again, until nothing is left.
+//! Destroys a sandbox's container in any state: running, half cloned, half destroyed, or only a
+//! volume. Repeats check and action until nothing is left.
 
 use std::{
     fs::File,
@@ -22,16 +22,16 @@ use crate::{
     sys::{flock, pidfd, read},
 };
 
-/// Looks at most this often: each round removes something or ends in an error.
+/// Rounds at most: each removes something or ends in an error.
 const ROUNDS_MAX: u32 = 6;
 
-/// How long a clone may show nothing but its lock. A clone of PVE's daemon has no worker yet then,
-/// and nothing else to be known by.
+/// Longest time that a clone shows nothing but its lock. A clone by PVE's daemon has no worker yet
+/// then, and nothing else identifies it.
 const BARE: Duration = Duration::from_secs(5);
 
 const LOSETUP: &str = "/usr/sbin/losetup";
 
-/// What there is of a container.
+/// Remains of a container.
 #[derive(Debug)]
 enum Found {
     Nothing,
@@ -51,7 +51,7 @@ impl Host {
         let mut seen_bare = None;
         for _ in 0..ROUNDS_MAX {
             self.check_quorum().await?;
-            // A `pct` of an agent that died may still be about to make the container.
+            // A `pct` of an agent that died may still be about to create the container.
             self.wait_until_idle(vmid, deadline).await?;
             let result = match self.look(vmid, owner, own, deadline).await? {
                 Found::Nothing => {
@@ -73,7 +73,7 @@ impl Host {
             };
             match result {
                 Ok(()) => {}
-                // A storage's lock was held for too long, or somebody was quicker: look again.
+                // A storage's lock was held for too long, or another process was faster.
                 Err(kind @ (ErrorKind::Locked(_) | ErrorKind::NotFound(_)))
                     if Instant::now() < deadline =>
                 {
@@ -95,7 +95,7 @@ impl Host {
         }
     }
 
-    /// Says whose it is under PVE's own lock, so that nobody is just writing the config.
+    /// Checks the ownership under PVE's own lock, so that nobody writes the config meanwhile.
     async fn look(
         &self,
         vmid: Vmid,
@@ -112,24 +112,24 @@ impl Host {
         };
         ownership::check(&config, vmid, owner)?;
         match config.lock() {
-            // No worker lives, so a clone or a destroy of ours left these.
+            // No worker is alive, so these are left by a clone or a destroy of ours.
             None | Some("create" | "destroyed") => Ok(Found::Container(config)),
-            // The lock of a pause, which `destroy` takes off.
+            // The lock of a pause, which `destroy` removes.
             Some(_) if hold::held(&config) => Ok(Found::Container(config)),
             Some(lock) => Err(ErrorKind::Locked(format!("CT is locked ({lock})"))),
         }
     }
 
-    /// Looks for what is left without a config. Volumes of the number that the sandbox did not make stay.
+    /// Finds volumes without a config. Volumes of the vmid that the sandbox did not make stay.
     async fn look_for_volumes(&self, vmid: Vmid, own: &OwnVolumes) -> Result<Found, ErrorKind> {
         if let Some(node) = self.cluster().await.guests.get(&vmid) {
-            // Another kind of guest has the number, or another node has the config.
+            // Either another kind of guest has the vmid, or another node has the config.
             return Err(ErrorKind::NotOurs(format!("{vmid} is a guest of node {node}")));
         }
         let volumes = self.volumes_among(vmid, own.storages()).await?;
         let (volumes, others): (Vec<_>, Vec<_>) = volumes.into_iter().partition(|v| own.owns(v));
         if !others.is_empty() {
-            tracing::warn!(%vmid, ?others, "volumes of this number that the sandbox did not make stay");
+            tracing::warn!(%vmid, ?others, "kept volumes of this vmid that the sandbox did not make");
         }
         if volumes.is_empty() {
             return Ok(Found::Nothing);
@@ -148,7 +148,7 @@ impl Host {
     async fn free_all(&self, volumes: Vec<String>) -> Result<(), ErrorKind> {
         for volume in volumes {
             self.free(&volume).await?;
-            tracing::info!(volume, "volume that no config named was removed");
+            tracing::info!(volume, "removed a volume that no config named");
         }
         Ok(())
     }
@@ -167,25 +167,25 @@ impl Host {
             self.pct(Command::Unlock(vmid), deadline).await?;
         }
         match self.pct(Command::Destroy(vmid), deadline).await {
-            // On some storages a destroy that was cut off after its volumes cannot be done again:
-            // what is not there cannot be removed.
+            // On some storages a destroy that was cut off after removing its volumes cannot be
+            // repeated, because it fails on the missing volumes.
             Err(ErrorKind::Failed(why))
                 if !self.running(vmid) && !self.has_volumes(vmid, config, own).await? =>
             {
-                // The worker may have outlived the `pct` that was heard of.
+                // The worker may have outlived the `pct` that reported the failure.
                 self.wait_until_idle(vmid, deadline).await?;
                 if self.config(vmid).await?.is_none() {
                     return Ok(());
                 }
-                tracing::warn!(%vmid, why, "a config whose volumes are gone is removed");
+                tracing::warn!(%vmid, why, "removing a config whose volumes are gone");
                 self.remove_config(vmid, config, deadline).await
             }
             result => result,
         }
     }
 
-    /// True when something of the sandbox's is left on a storage: what its config names, or what is its
-    /// own without.
+    /// True when a storage still holds a volume of the sandbox: one that its config names, or one
+    /// in `own`.
     async fn has_volumes(
         &self,
         vmid: Vmid,
@@ -199,7 +199,7 @@ impl Host {
         Ok(seen.iter().any(|volume| is_named(volume) || own.owns(volume)))
     }
 
-    /// Removes the config, if it is still the one that was looked at.
+    /// Removes the config, if it did not change since it was checked.
     async fn remove_config(
         &self,
         vmid: Vmid,
@@ -215,7 +215,7 @@ impl Host {
         removed.map_err(|error| ErrorKind::Failed(format!("its config was not removed: {error}")))
     }
 
-    /// PVE's own lock around a container's config.
+    /// Takes PVE's own lock on a container's config.
     pub(super) async fn lock_config(
         &self,
         vmid: Vmid,
@@ -227,14 +227,14 @@ impl Host {
         lock.ok_or_else(|| ErrorKind::Locked(late()))
     }
 
-    /// Undoes the mounts of a clone that was killed while it wrote into the new volume.
+    /// Undoes the mounts of a clone that was killed while it wrote to the new volume.
     async fn unmount(&self, vmid: Vmid) -> Result<(), ErrorKind> {
         let below = self.places.lxc_dir.join(vmid.to_string()).join("rootfs");
         let mountinfo = self.places.proc.join("self/mountinfo");
         let loops = self.files.blocking(move || {
             let text = read::whole_text(&mountinfo, read::LARGE)?;
             let mut loops = Vec::new();
-            // The later a mount is listed, the deeper it is.
+            // Mounts listed later are deeper.
             for (point, source) in mounts(&text).rev().filter(|(p, _)| p.starts_with(&below)) {
                 umount2(&point, MntFlags::empty())?;
                 loops.extend(Some(source).filter(|source| is_loop_of(source, vmid)));
@@ -248,19 +248,19 @@ impl Host {
         Ok(())
     }
 
-    /// PVE leaves a directory per number that was ever used. Only what is known to be there, and
-    /// only if it is empty, is removed.
+    /// Removes the directory that PVE leaves for every vmid ever used. Only known entries are
+    /// removed, and only empty directories.
     fn sweep(&self, vmid: Vmid) {
         let dir = self.places.lxc_dir.join(vmid.to_string());
         let removed = std::fs::remove_file(dir.join("rules.seccomp"));
         let rest = ["passthrough", "rootfs", ""].map(|name| std::fs::remove_dir(dir.join(name)));
-        // Whatever is in the way stays; the next container of this number uses it again.
+        // Anything else stays; the next container of this vmid reuses it.
         drop((removed, rest));
     }
 }
 
-/// True for a loop device over an image of this container's. A bind mount names the device of the
-/// file system that it is of, and that is not ours to detach.
+/// True for a loop device over an image of this container. A bind mount names the device of its
+/// file system, which must not be detached.
 fn is_loop_of(device: &str, vmid: Vmid) -> bool {
     let Some(name) = device.strip_prefix("/dev/").filter(|name| name.starts_with("loop")) else {
         return false;

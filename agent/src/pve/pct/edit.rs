@@ -1,4 +1,4 @@
-//! Writing a container's config past `pct`: one line of it, in one step, all others kept.
+//! Edits a container's config without `pct`: one line, in one atomic step, keeping all others.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     sys::read,
 };
 
-/// How long PVE's lock on a config, which is held for the time of a write, is waited for.
+/// Longest wait for PVE's lock on a config, which is held for the time of a write.
 const LOCK: Duration = Duration::from_secs(10);
 
 impl Host {
@@ -30,21 +30,21 @@ impl Host {
         }
     }
 
-    /// Changes the config in one step, under PVE's own lock on it. Whether it is ours is the
-    /// change's to say. One that is to stay as it is needs no quorum.
+    /// Changes the config in one step, under PVE's own lock on it. `change` must check the
+    /// ownership. A config that stays the same needs no quorum.
     pub(super) async fn edit(
         &self,
         vmid: Vmid,
         change: impl FnOnce(&mut ContainerConfig) -> Result<(), ErrorKind> + Send + 'static,
     ) -> Result<(), ErrorKind> {
-        // Every file of pmxcfs is a way through FUSE: none is read twice, and none in turn.
+        // Reads of pmxcfs go through FUSE: no file is read twice, and they run in parallel.
         let until = Instant::now() + LOCK.min(CALL);
         let (quorum, lock) = tokio::join!(self.check_quorum(), self.lock_config(vmid, until));
         let (quorum, lock) = (quorum.map(drop), lock?);
         let missing = quorum.clone().err().unwrap_or_else(|| self.missing(vmid));
         let path = self.config_path(vmid);
         let written = self.files.blocking(move || {
-            // Held by the thread that writes, however long that takes.
+            // The lock belongs to the thread that writes, however long that takes.
             let _lock = lock;
             let before = ContainerConfig::parse(&read::whole(&path, read::LARGE)?);
             let mut after = before.clone();
@@ -55,7 +55,7 @@ impl Host {
                 if let Err(kind) = quorum {
                     return Ok(Err(kind));
                 }
-                // As PVE names its own.
+                // Named like PVE's own temporary files.
                 let fresh = path.with_extension(format!("conf.tmp.{}", std::process::id()));
                 let renamed = std::fs::write(&fresh, after.to_bytes())
                     .and_then(|()| std::fs::rename(&fresh, &path));

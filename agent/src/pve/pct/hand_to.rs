@@ -1,6 +1,6 @@
-//! Giving a container to another node. `pct migrate` would do it over ssh, and leave its lock where it is
-//! cut off; of a container that is stopped and whose volumes every node sees, nothing has to be moved
-//! but its config, and that is one rename in pmxcfs: what PVE's HA manager does for a node that died.
+//! Moves a container to another node. `pct migrate` would use ssh, and leave its lock behind when
+//! cut off. When the container is stopped and every node sees its volumes, only its config has to
+//! move: one rename in pmxcfs, as PVE's HA manager does for a dead node.
 
 use proto::{
     id::{SandboxId, Vmid},
@@ -37,7 +37,7 @@ impl Host {
         let dir = self.places.root.join("nodes").join(target.as_str()).join("lxc");
         let to = dir.join(format!("{vmid}.conf"));
         let renamed = self.files.blocking(move || {
-            // Held by the thread that writes, however long that takes.
+            // The lock belongs to the thread that writes, however long that takes.
             let _lock = lock;
             std::fs::rename(from, to)
         });

@@ -1,5 +1,5 @@
-//! Freezing and thawing a container, and PVE's lock on its config meanwhile. By files alone: what
-//! `pct` calls suspend is CRIU, which is another thing and does not work.
+//! Freezes and thaws a container, and holds PVE's lock on its config meanwhile. Uses only files:
+//! what `pct` calls suspend is CRIU, which is different and does not work.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use tokio::time::{Instant, sleep};
 use super::Host;
 use crate::pve::{ErrorKind, cgroup::Freezer, hold, ownership};
 
-/// Thawing takes the kernel less than a millisecond.
+/// Longest wait for a thaw, which takes the kernel less than a millisecond.
 const THAW: Duration = Duration::from_secs(2);
-/// How long it is looked without a pause whether all is frozen: most often it is by then, and the
-/// runtime's shortest sleep is longer.
+/// Time of polling without sleep: most often all is frozen by then, and the runtime's shortest
+/// sleep is longer.
 const AT_ONCE: Duration = Duration::from_micros(500);
-/// Between two later looks.
+/// Interval of later polls.
 const PAUSE: Duration = Duration::from_millis(2);
 
 impl Host {
@@ -62,18 +62,18 @@ impl Host {
         self.thaw_all(vmid).await
     }
 
-    /// Thaws a paused container of ours and takes the lock off that was held meanwhile: PVE stops,
-    /// starts and removes none that is locked.
+    /// Thaws a paused container of ours and releases the lock that was held meanwhile: PVE refuses
+    /// to stop, start or destroy a locked container.
     pub(super) async fn let_go(&self, vmid: Vmid) -> Result<(), ErrorKind> {
         let Some(config) = self.config(vmid).await? else { return Ok(()) };
         if ownership::marked(&config, vmid).is_err() {
-            // The caller says what that means.
+            // The caller decides what that means.
             return Ok(());
         }
         if !hold::leaves(&config) {
             return self.thaw_all(vmid).await;
         }
-        // Where the lock cannot be taken off it is refused, and must stay paused.
+        // Without quorum the lock cannot be released, and the container must stay paused.
         self.check_quorum().await?;
         self.thaw_all(vmid).await?;
         self.edit(vmid, move |config| {
@@ -83,7 +83,7 @@ impl Host {
         .await
     }
 
-    /// The outer cgroup too, which an operator may have frozen.
+    /// Thaws the outer cgroup too, which an operator may have frozen.
     async fn thaw_all(&self, vmid: Vmid) -> Result<(), ErrorKind> {
         for freezer in Freezer::of(&self.places.cgroup_root, vmid).iter().rev() {
             if !freezer.freezing() {
@@ -91,7 +91,7 @@ impl Host {
             }
             match freezer.set(false) {
                 Ok(()) => {}
-                // It ended meanwhile.
+                // The container ended meanwhile.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(unfrozen(&error)),
             }
@@ -102,7 +102,7 @@ impl Host {
         Ok(())
     }
 
-    /// `Ok` when the container is this owner's, or is known to be while /etc/pve cannot be read.
+    /// `Ok` when the container is this owner's, or was when /etc/pve could last be read.
     async fn owned(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
         match self.config(vmid).await {
             Ok(config) => ownership::owned(&config.ok_or_else(|| self.missing(vmid))?, vmid, owner),
@@ -119,7 +119,7 @@ fn unfrozen(error: &std::io::Error) -> ErrorKind {
     ErrorKind::Failed(format!("the container's cgroup could not be written: {error}"))
 }
 
-/// Looks until it is frozen, or is not; false when that was not so in time.
+/// Polls until the cgroup is frozen (or not); false when the deadline passes first.
 async fn seen(freezer: &Freezer, frozen: bool, deadline: Instant) -> bool {
     let begun = Instant::now();
     loop {

@@ -1,5 +1,5 @@
-//! Room on storages, and the volumes on them. Directories are looked at; for the others a tool has
-//! to run, so its answer is kept for a while.
+//! Space and volumes of storages. Directories are read; other storages need a tool, whose answer is
+//! cached for a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,10 +25,9 @@ use crate::{
 const LVS: &str = "/usr/sbin/lvs";
 const ZFS: &str = "/usr/sbin/zfs";
 
-/// statfs(2)'s word for ZFS. It counts a dataset, not its pool, so ZFS is asked itself.
+/// Magic number of ZFS in statfs(2), which counts a dataset, not its pool: ZFS is asked instead.
 const ZFS_MAGIC: u64 = 0x2FC1_2FC1;
 
-/// Answers that are kept.
 #[derive(Debug, Default)]
 pub(super) struct Rooms(Mutex<HashMap<String, (Instant, StorageRoom)>>);
 
@@ -45,7 +44,7 @@ impl Rooms {
 }
 
 impl Host {
-    /// The storages that containers of this node can be on.
+    /// Storages that can hold containers of this node.
     pub(super) async fn storages(&self) -> Result<Vec<Storage>, ErrorKind> {
         let path = self.places.root.join("storage.cfg");
         let bytes = self.files.read(path).await.map_err(|error| unread(&error))?;
@@ -112,7 +111,7 @@ impl Host {
         Ok((Some(room), u64::try_from(found.f_type).unwrap_or(0)))
     }
 
-    /// Volumes that carry this number, on any storage.
+    /// Volumes of this vmid, on any storage.
     pub(super) async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, ErrorKind> {
         let mut volumes = Vec::new();
         for storage in self.storages().await? {
@@ -121,7 +120,7 @@ impl Host {
         Ok(volumes)
     }
 
-    /// Volumes that carry this number, on these storages.
+    /// Volumes of this vmid, on these storages.
     pub(super) async fn volumes_among<'a>(
         &self,
         vmid: Vmid,
@@ -163,9 +162,9 @@ impl Host {
         for (name, seen) in join_all(looks).await {
             match seen {
                 Ok(volumes) => site.volumes.extend(volumes),
-                // What a clone does not write to, no undo of it looks at.
+                // A storage that the clone does not write to does not matter for undoing it.
                 Err(error) if !site.storages.contains(&name) => {
-                    tracing::warn!(storage = name, %vmid, %error, "a storage was not looked at");
+                    tracing::warn!(storage = name, %vmid, %error, "could not list the volumes of a storage");
                 }
                 Err(error) => return Err(error),
             }
@@ -228,7 +227,6 @@ impl Host {
         self.tool(self.places.pvesm.clone(), ["free", volume]).await.map(drop)
     }
 
-    /// Runs a tool and gives back its stdout.
     pub(super) async fn tool<'a>(
         &self,
         path: impl Into<PathBuf>,

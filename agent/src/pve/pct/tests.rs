@@ -1,4 +1,4 @@
-//! `pct resize` as the driver sees it, with a script in the place of `pct`.
+//! Tests of `resize`, with a script in place of `pct`.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
@@ -25,7 +25,7 @@ fn conf(options: &str) -> String {
     format!("#{mark}\nrootfs: local-lvm:vm-{VMID}-disk-0,{options}\n")
 }
 
-/// A node of which `pct` is this script. `$CONF` is the container's config.
+/// Node with this script in place of `pct`. `$CONF` is the container's config.
 fn node(dir: &Path, options: &str, running: bool, script: &str) -> Pct {
     let at = |path: &str| dir.join(path);
     write(
@@ -96,7 +96,7 @@ async fn it_is_as_large_as_was_asked_or_it_is_an_error() {
 #[tokio::test]
 async fn while_it_waits_others_have_their_turn() {
     let dir = tempfile::tempdir().expect("tempdir");
-    // With one turn in all, the resize goes on only when a stop has had one meanwhile.
+    // With a single slot, the resize ends only if a stop gets the slot meanwhile.
     let script = format!(
         "case $1 in resize) touch $DIR/begun; until [ -e $DIR/over ]; do sleep 0.05; done; {GROW};; \
          *) touch $DIR/over;; esac"

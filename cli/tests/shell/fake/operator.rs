@@ -1,4 +1,4 @@
-//! What it tells operators.
+//! The fake's service for operators.
 
 use proto::sandbox::v1::{operator_service_server::OperatorService, *};
 use tonic::{Request, Response};

@@ -1,4 +1,4 @@
-//! On a tree of files, with a thread that plays the kernel.
+//! Tests of pausing on a tree of files, with a thread that plays the kernel.
 
 use std::{
     fs,
@@ -50,7 +50,7 @@ fn write(path: &Path, text: &str) {
 }
 
 impl Tree {
-    /// `freezes`: the kernel does what is written.
+    /// With `freezes`, a thread acts on writes as the kernel would.
     fn new(v1: bool, freezes: bool) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let at = |path: &str| dir.path().join(path);
@@ -131,7 +131,7 @@ async fn it_is_frozen_and_thawed_by_files_alone() {
     pct.thaw(vmid(), &owner).await.expect("thawed already");
 }
 
-/// A plain file keeps what was written over it, so each state is put there by hand.
+/// Sets each state by hand, because a plain file keeps the written text.
 #[tokio::test]
 async fn on_v1_the_state_is_asked_for_until_it_is_there() {
     let tree = Tree::new(true, true);
@@ -202,8 +202,8 @@ async fn without_quorum_it_is_frozen_and_not_locked() {
     pct.thaw(vmid(), &owner).await.expect("thawed");
 }
 
-/// The machine's own hierarchies, v1's freezer and cgroup2, in a cgroup of this test's. Removed
-/// when dropped, with what is in it.
+/// Hierarchies of this machine, v1's freezer and cgroup2, in a cgroup of this test. Removed when
+/// dropped, with its content.
 struct Kernel {
     tree: Tree,
     top: PathBuf,
@@ -218,7 +218,7 @@ impl Drop for Kernel {
         }
         drop(self.child.kill());
         drop(self.child.wait());
-        // The kernel lets go of an ended process a moment after it is gone.
+        // The kernel releases an ended process a moment after it is gone.
         let until = Instant::now() + Duration::from_secs(5);
         while fs::remove_dir(vmid_dir.join("ns")).is_err() && Instant::now() < until {
             std::thread::yield_now();
@@ -228,7 +228,7 @@ impl Drop for Kernel {
 }
 
 impl Kernel {
-    /// `None` where it cannot be had.
+    /// `None` where the hierarchies are not available.
     #[expect(clippy::disallowed_methods, reason = "a test's environment says what it may do")]
     fn with(v1: bool, program: &str, arguments: &[&str]) -> Option<Self> {
         if std::env::var_os("PVE_SANDBOX_CGROUP_TESTS").is_none() {
@@ -296,7 +296,7 @@ async fn the_kernel_stops_a_process_and_lets_it_go_on() {
     }
 }
 
-/// What waits for a FUSE file system does not freeze, and not for ever either.
+/// A process that waits for a FUSE file system does not freeze, and must not stay half-frozen.
 #[expect(clippy::disallowed_methods, reason = "a test starts what gets stuck")]
 #[tokio::test]
 async fn what_the_kernel_does_not_freeze_is_thawed_again() {
@@ -319,7 +319,7 @@ async fn what_the_kernel_does_not_freeze_is_thawed_again() {
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
         mount(Some("never"), &at, Some("fuse"), MsFlags::empty(), Some(options.as_str()))
             .expect("mount");
-        // INIT is answered, and nothing after it is even read.
+        // Answers INIT and reads nothing after it.
         let mut request = vec![0; 16 * 1024];
         let read = fuse.read(&mut request).expect("INIT");
         assert!(read >= 40);
@@ -350,7 +350,7 @@ async fn what_the_kernel_does_not_freeze_is_thawed_again() {
 }
 
 impl Tree {
-    /// The container's init, as the kernel shows it.
+    /// Creates the container's init in the fake /proc and cgroup.
     fn run_init(&self, pid: u32, start: u64) {
         let at = |path: &str| self.dir.path().join(path);
         write(&inner(self.dir.path(), self.v1).join("cgroup.procs"), &format!("{pid}\n"));
@@ -359,7 +359,7 @@ impl Tree {
         write(&at(&format!("proc/{pid}/stat")), &stat);
     }
 
-    /// pve-cluster is started again: /etc/pve is an empty directory meanwhile.
+    /// Plays a restart of pve-cluster: /etc/pve is an empty directory meanwhile.
     fn unmount(&self) {
         fs::rename(self.dir.path().join("pve"), self.dir.path().join("away")).expect("renamed");
         fs::create_dir(self.dir.path().join("pve")).expect("mkdir");
@@ -388,7 +388,7 @@ async fn what_was_seen_to_run_is_frozen_and_entered_while_pmxcfs_is_away() {
 
 #[tokio::test]
 async fn another_init_under_the_number_is_nobodys_while_pmxcfs_is_away() {
-    // The same pid again, and another one.
+    // Tries the same pid with another start, and another pid.
     for (pid, start) in [(72, 9000), (99, 5000)] {
         let tree = Tree::new(false, true);
         tree.run_init(72, 5000);
