@@ -172,6 +172,9 @@ pub struct Template {
     /// True when PVE's firewall filters the interface.
     #[serde(default)]
     pub firewall: Option<bool>,
+    /// Allows a privileged template: root in its sandboxes is close to root on the node.
+    #[serde(default)]
+    pub privileged: bool,
 }
 
 fn one() -> u32 {

@@ -15,6 +15,7 @@ impl Config {
             vmid: template.vmid,
             size: Size { cpu_cores: template.cores, memory_mib: template.memory_mib, disk_gib: 0 },
             bridge: template.bridge.clone(),
+            privileged: template.privileged,
             link: Link { tag: template.tag, rate: template.rate, firewall: template.firewall },
             probe: match &template.probe {
                 Probe::None => sandbox::Probe::None,

@@ -80,6 +80,8 @@ pub struct Template {
     pub bridge: Option<String>,
     /// Settings of their interface; they count more than the template's.
     pub link: Link,
+    /// True when the template may be privileged.
+    pub privileged: bool,
 }
 
 /// How a sandbox shows that it is ready, beyond that it has its address and runs `true`.

@@ -1,5 +1,5 @@
 //! Which of the configured templates sandboxes can be made from now. What is configured may be
-//! missing on the node, or be no template.
+//! missing on the node, be no template, or be privileged without that being allowed.
 
 use std::{collections::BTreeSet, sync::PoisonError};
 
@@ -14,7 +14,9 @@ impl Sandboxes {
         let mut unfit = BTreeSet::new();
         for template in &self.options.templates {
             match self.pve.config(template.vmid).await {
-                Ok(Some(config)) if config.is_template() => {}
+                Ok(Some(config))
+                    if config.is_template()
+                        && (config.is_unprivileged() || template.privileged) => {}
                 Ok(Some(_) | None) => drop(unfit.insert(template.vmid)),
                 Err(_) => {
                     let known = self.unfit.read().unwrap_or_else(PoisonError::into_inner);
@@ -38,7 +40,8 @@ impl Sandboxes {
             let Template { snapshot, vmid, .. } = template;
             tracing::error!(
                 %snapshot, %vmid,
-                "the snapshot is not offered: its template is missing on this node, or is no template"
+                "the snapshot is not offered: its template is missing on this node, is no template, or is \
+                 privileged, which its [[template]] does not allow"
             );
         }
         if none {
@@ -53,7 +56,10 @@ impl Sandboxes {
         let of_it = fit.into_iter().filter(|template| template.snapshot == *snapshot);
         of_it.min_by_key(|t| (self.gate.queued(t.vmid), t.vmid)).cloned().ok_or_else(|| {
             let known = self.options.templates.iter().any(|t| t.snapshot == *snapshot);
-            let why = if known { "its template is missing, or is none" } else { "it is not known" };
+            let why = match known {
+                true => "its template is missing, is none, or is privileged",
+                false => "it is not known",
+            };
             let message = format!("this node has no snapshot {snapshot}: {why}");
             Error::new(Reason::SnapshotNotFound, message)
         })

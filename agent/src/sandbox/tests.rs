@@ -165,6 +165,7 @@ impl Node {
                 size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
                 probe: Probe::None,
                 bridge: None,
+                privileged: false,
                 link: Default::default(),
             }],
             network: Bridge {

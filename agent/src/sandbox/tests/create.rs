@@ -339,6 +339,24 @@ async fn every_sandbox_carries_the_tag_beside_its_templates_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_privileged_template_is_used_only_where_the_operator_allows_it() {
+    let privileged = async |allowed: bool| {
+        let allow = |options: &mut Options| options.templates[0].privileged = allowed;
+        let node = Node::with(allow, Faults::default()).await;
+        node.cluster.edit(&node.name, vmid(TEMPLATE), |config| {
+            config.remove("unprivileged");
+        });
+        node
+    };
+    let refuses = privileged(false).await;
+    assert!(refuses.sandboxes.cloneable().await.is_empty());
+    let error = refuses.sandboxes.create(order(1), LONG).await.expect_err("privileged");
+    assert_eq!(error.reason, Reason::SnapshotNotFound);
+    assert!(error.message.contains("privileged"), "{error}");
+    privileged(true).await.running(1).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_snapshot_without_its_template_is_not_offered() {
     let two = |options: &mut Options| {
         let template = options.templates[0].clone();
