@@ -1,4 +1,4 @@
-//! What is due for a sandbox by the rules of its lifetime. Pure.
+//! Decides which action is due for a sandbox by the rules of its lifetime. Pure.
 
 use std::time::Duration;
 
@@ -10,31 +10,31 @@ use crate::{
     journal::{Phase, Record},
 };
 
-/// Why something was done to a sandbox.
+/// Cause of a change to a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// Somebody asked for it.
+    /// A caller asked for it.
     Asked,
-    /// Its time to live was over.
+    /// The time to live was over.
     Ttl,
-    /// Nobody used it.
+    /// The sandbox was not used.
     Idle,
-    /// It had been paused or stopped for too long.
+    /// The sandbox had been paused or stopped for too long.
     Kept,
-    /// It was found down.
+    /// The container was found stopped.
     FoundDown,
-    /// It was found running.
+    /// The container was found running.
     FoundUp,
-    /// Its node was rebooted while it ran.
+    /// The node was rebooted while the sandbox ran.
     Rebooted,
-    /// Its container was given back, and is left as it is.
+    /// The sandbox was released; its container stays as it is.
     Released,
-    /// Another node has it now.
+    /// Another node has the sandbox now.
     Moved,
 }
 
 impl Cause {
-    /// As it stands in a record and in answers; empty when it was asked for.
+    /// Name of the cause in records and answers; empty when a caller asked for it.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Asked => "",
@@ -50,16 +50,16 @@ impl Cause {
     }
 }
 
-/// One thing that is due.
+/// Lifetime action that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
-    /// Why.
+    /// Cause of the action.
     pub cause: Cause,
-    /// What.
+    /// Action to take.
     pub action: Action,
 }
 
-/// What is due for a sandbox that was last used so long ago.
+/// Decides what is due for a sandbox that has not been used for `unused`.
 pub(super) fn due(
     record: &Record,
     now: &Moment,
