@@ -10,7 +10,6 @@ use std::{
 use proto::id::SandboxId;
 use tokio::time::Instant;
 
-/// Times of the last uses.
 #[derive(Debug)]
 pub(super) struct Activity {
     begun: Instant,
@@ -23,7 +22,6 @@ impl Activity {
         Self { begun: Instant::now(), uses: Mutex::default() }
     }
 
-    /// Records a use now.
     pub(super) fn used(&self, id: &SandboxId) {
         self.uses().insert(*id, Instant::now());
     }

@@ -2,9 +2,8 @@
 //!
 //! An address is used only while the journal leases it. Nothing inside a container is trusted: its
 //! root can put any address on its interface. With DHCP, the lease is the address that the DHCP
-//! server was seen to acknowledge to the container's MAC, at a place where no sandbox can have sent
-//! the reply. It is written to the journal before the first packet goes to it, and stays the same
-//! for the whole boot.
+//! server was seen to acknowledge to the container's MAC, where no sandbox can have sent the reply.
+//! It is in the journal before the first packet goes to it, and stays the same for the whole boot.
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -27,8 +26,7 @@ use crate::{
 
 /// Interval of checks for a DHCP reply while a sandbox boots; each reads only memory.
 const LOOK: Duration = Duration::from_millis(20);
-/// Interval of checks for replies to running sandboxes: a renewal, or a container that was started
-/// outside of the agent.
+/// Interval of checks for replies to running sandboxes: renewals, and starts outside of the agent.
 const FOLLOW: Duration = Duration::from_secs(10);
 
 /// A hardware address.
@@ -56,8 +54,7 @@ pub trait DhcpReplies: Send + Sync + fmt::Debug {
 }
 
 impl Sandboxes {
-    /// Sets the source of DHCP replies; options may then allow DHCP. Only the first call has an
-    /// effect.
+    /// Sets the source of DHCP replies, without which DHCP is refused. Only the first call counts.
     pub fn watch_dhcp(&self, replies: Arc<dyn DhcpReplies>) {
         drop(self.dhcp.set(replies));
     }
@@ -100,8 +97,7 @@ impl Sandboxes {
         self.dhcp.get().ok_or_else(|| Error::new(Reason::DhcpRefused, why))
     }
 
-    /// Reads network and address of an existing container from its config, or from a DHCP reply to
-    /// it.
+    /// Reads network and address of an existing container from its config or from DHCP replies.
     ///
     /// # Errors
     /// DHCP_REFUSED when it asks a DHCP server and that is not allowed, or replies on its bridge
@@ -164,8 +160,7 @@ impl Sandboxes {
         strangers.contains(&ip).then(|| format!("{ip} is the address of a container of this node"))
     }
 
-    /// Checks that the container is connected as its record says, and that no other has its
-    /// address.
+    /// Checks that the container is connected as its record says, and alone has its address.
     ///
     /// # Errors
     /// ADDRESS_CONFLICT, with what differs and what to do.
@@ -253,8 +248,7 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Returns the MAC of a sandbox: from the record where the agent chose it, else from its
-    /// config.
+    /// Returns the MAC of a sandbox: by its record where the agent chose it, else by its config.
     async fn mac_of(&self, record: &Record) -> Result<Option<Mac>, Error> {
         if !was_found(record) {
             return Ok(Some(self.settings(record).mac));
@@ -263,8 +257,7 @@ impl Sandboxes {
         Ok(net0.and_then(|net0| parse_mac(&net0.mac)))
     }
 
-    /// Looks up the DHCP address of a sandbox that was started outside of the agent, if it may have
-    /// it.
+    /// Looks up the DHCP address of a sandbox started outside of the agent, if it may have it.
     pub(super) async fn found_by_dhcp(&self, record: &Record) -> Option<Ipv4Addr> {
         let mac = self.mac_of(record).await.ok()??;
         let reply = self.dhcp.get()?.last(mac)?;

@@ -27,7 +27,6 @@ const THIN_USED_MAX: f64 = 0.95;
 /// Facts that a creation is admitted on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts {
-    /// True when the agent is stopping.
     pub(super) stopping: bool,
     /// Scheduling state of the node, set by an operator.
     pub(super) intake: Intake,
@@ -252,8 +251,7 @@ pub(super) struct Gate(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// Admitted creations with their memory, bytes: they have no record before the intent is
-    /// durable.
+    /// Admitted creations and their memory, bytes: until the intent is durable they have no record.
     creations: BTreeMap<SandboxId, (Summary, u64)>,
     /// Reservations: they count as admitted creations until they expire.
     kept: BTreeMap<SandboxId, Kept>,
@@ -336,12 +334,10 @@ pub(super) struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// Returns the admitted creation with this id.
     pub(super) fn by_id(&self, id: &SandboxId) -> Option<Summary> {
         self.counts.creations.get(id).map(|(known, _)| known.clone())
     }
 
-    /// Returns the admitted creation for this request.
     pub(super) fn by_request(&self, team: &Team, request_id: &RequestId) -> Option<Summary> {
         let mut creations = self.counts.creations.values().map(|(known, _)| known);
         creations.find(|known| known.team == *team && known.request_id == *request_id).cloned()
@@ -353,7 +349,6 @@ impl Held<'_> {
         inside + self.counts.kept.values().map(|kept| kept.size.memory_bytes()).sum::<u64>()
     }
 
-    /// Number of creations that wait for this template, reservations included.
     pub(super) fn queued(&self, template: Vmid) -> usize {
         self.counts.queued(template)
     }
@@ -377,8 +372,7 @@ impl Held<'_> {
     }
 }
 
-/// Place of a creation or start in the counters. Dropping it, however its task ends, frees the
-/// place.
+/// Place of a creation or start in the counters. Dropped, however its task ends, it is freed.
 #[derive(Debug)]
 pub(super) struct Seat {
     gate: Gate,

@@ -120,8 +120,7 @@ impl Sandboxes {
         }
         match self.pve.mark(&record.mark()).await {
             Ok(()) => {}
-            // The container was removed, or is somebody else's now: there is nothing to adopt any
-            // more.
+            // The container was removed, or is somebody else's now: nothing is left to adopt.
             Err(error) if matches!(error.kind, ErrorKind::NotFound(_) | ErrorKind::NotOurs(_)) => {
                 let released = |_: &mut Record| {};
                 self.advance_because(id, Event::Released, Cause::Released, released).await?;

@@ -77,8 +77,7 @@ impl Sandboxes {
             Network::Dhcp => Some(self.lease_from_dhcp(boot, until).await?),
         };
         probe::until_it_answers(&*self.pve, vmid, ip, boot.probe, until).await?;
-        // From now on the container is recognised by its init, even if pmxcfs fails before the next
-        // check.
+        // From now on its init identifies it, even if pmxcfs fails before the next check.
         drop(self.pve.carries(&boot.record.mark()).await);
         Ok(())
     }

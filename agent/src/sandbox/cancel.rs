@@ -12,8 +12,7 @@ use crate::{journal::Record, saga::Lapse};
 
 impl Sandboxes {
     /// Cancels all attempts of `id` up to `attempt`: one that is to come is refused, one under way
-    /// is rolled back, one that has come up is deleted. Returns the record that the node has after
-    /// at most `wait`.
+    /// is rolled back, one that has come up is deleted. Returns the record after at most `wait`.
     ///
     /// # Errors
     /// When the journal cannot be written, or the sandbox could not be removed yet.

@@ -96,8 +96,7 @@ impl Sandboxes {
                 return (vec![Finding::new("UNCHECKED", self.pve.node(), error.to_string())], 0);
             }
         };
-        // For sandboxes that an operation changed between the two reads, a difference proves
-        // nothing.
+        // Where an operation changed a sandbox between the two reads, a difference proves nothing.
         intended.busy.extend(self.busy());
         let after = self.live();
         intended.used.extend(after.iter().map(|record| record.vmid));

@@ -82,8 +82,7 @@ impl Sandboxes {
         let cluster = self.pve.cluster().await;
         // Before anything is leased from ranges that depend on the number.
         if let Err(error) = self.note_number(&cluster).await {
-            // A journal that cannot take this cannot take an intent either; known sandboxes are
-            // answered.
+            // Then an intent cannot be written either; known sandboxes are still answered.
             tracing::warn!(%error, "the node's number was not written");
         }
         let (room, fit) = match &template {
@@ -126,8 +125,7 @@ impl Sandboxes {
         })
     }
 
-    /// Collects the facts for admitting a creation of this size; the caller holds the admission
-    /// lock.
+    /// Collects the facts that a creation of this size is admitted on, under the admission lock.
     pub(super) fn facts(
         &self,
         gate: &admission::Held<'_>,
@@ -152,8 +150,7 @@ impl Sandboxes {
         }
     }
 
-    /// Refuses a snapshot whose template cannot be cloned, or whose clones would disturb each
-    /// other.
+    /// Refuses a snapshot whose template cannot be cloned, or whose clones would collide.
     pub(super) async fn check_template(&self, template: &Template) -> Result<(), Error> {
         // A missing template is reported by the next step that reads it.
         let Some(config) = self.pve.config(template.vmid).await? else { return Ok(()) };

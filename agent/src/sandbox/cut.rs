@@ -15,8 +15,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Most bytes of output that are read; `ss` prints a line for each socket.
 const OUTPUT_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Delay from the first cut to the second: as long as Caddy may take to connect once it has a
-/// route.
+/// Delay from the first cut to the second: the time that Caddy may take to connect to a route.
 pub const AGAIN: Duration = Duration::from_secs(6);
 
 /// Destroys this node's TCP connections to an address and port, and returns how many there were.

@@ -19,8 +19,8 @@ pub(super) fn left(deadline: Instant, at_most: Duration) -> Result<Duration, Err
     Ok(left.min(at_most))
 }
 
-/// Computes a delay between `base` and twice that, which differs by sandbox and try and is the same
-/// in each simulation.
+/// Computes a delay of `base` to twice that. It differs by sandbox and try, and is the same in each
+/// simulation.
 pub(super) fn jitter(base: Duration, id: &SandboxId, tries: u32) -> Duration {
     let mut hasher = DefaultHasher::new();
     (id, tries).hash(&mut hasher);

@@ -14,12 +14,11 @@ use crate::journal::{Phase, Record};
 
 impl Sandboxes {
     /// Deletes the sandbox on its own task; returns when it is gone, or after `wait` with the
-    /// record as it is then. A deleted sandbox stays deleted; a creation under way is cancelled and
-    /// rolled back first.
+    /// record as it is then. A deleted sandbox stays deleted; a creation is rolled back first.
     ///
     /// # Errors
-    /// When there is no such sandbox, or it could not be removed yet: it stays DELETING, and the
-    /// reconciler continues.
+    /// When there is no such sandbox, or it could not be removed yet: it stays DELETING for the
+    /// reconciler.
     pub async fn delete(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -86,8 +85,7 @@ impl Sandboxes {
         self.advance(id, Event::Removed, |record| record.failure = None).await
     }
 
-    /// Cancels a creation, which is rolled back sooner than completed, and a start, which is
-    /// needless.
+    /// Cancels a creation or a start: undoing is faster than waiting for the end.
     async fn call_off_what_is_under_way(&self, id: &SandboxId) -> Result<(), Error> {
         if let Some(creation) = self.gate.creation(id) {
             // Durable first: a crash from here on must not bring the creation up again.

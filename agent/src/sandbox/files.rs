@@ -1,6 +1,6 @@
 //! Files of a sandbox. The sandbox's own helper does the work inside, as the requested user;
-//! nothing on the host ever opens a path of a tenant. Whatever comes out is hostile input: bounded
-//! and checked.
+//! nothing on the host ever opens a path of a tenant. Its answers are hostile input: bounded and
+//! checked.
 
 use std::{collections::BTreeMap, time::Duration};
 

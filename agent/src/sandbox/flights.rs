@@ -74,7 +74,6 @@ pub(super) enum Standing {
 }
 
 impl Flight {
-    /// Id of the sandbox.
     pub(super) fn id(&self) -> SandboxId {
         self.id
     }

@@ -1,5 +1,4 @@
-//! Moves a stopped sandbox to another node that sees its volumes, because this one must become
-//! empty.
+//! Moves a stopped sandbox to another node that sees its volumes, to empty this one.
 //!
 //! ```text
 //!  here: hand_over   gives the container's config to the other node, then returns the record to
@@ -89,8 +88,7 @@ impl Sandboxes {
         }
         match self.place(&record).await? {
             Some(Place::Here { running: false }) if !going => {}
-            // Also for a sandbox that was deleted after it had been given away: it is deleted
-            // there.
+            // Also for one that was deleted after it was given away: the other node deletes it.
             Some(Place::Elsewhere(_)) => return self.given(record).await,
             Some(Place::Here { .. } | Place::Taken | Place::Gone) | None => {
                 let why =

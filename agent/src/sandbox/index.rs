@@ -40,8 +40,7 @@ pub struct Tombstone {
     pub cloning: bool,
     /// True when it was released: the container that has its vmid now is left alone.
     pub released: bool,
-    /// True when another node took it over: if its container comes back here, that node's record
-    /// counts.
+    /// True when another node took it over: that node decides, even if the container comes back.
     pub moved: bool,
     revision: u64,
 }

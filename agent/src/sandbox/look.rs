@@ -37,8 +37,7 @@ pub enum Place {
         /// True when its init runs.
         running: bool,
     },
-    /// Replaced: the container with its vmid on this node does not carry its mark, or is a
-    /// template.
+    /// Replaced: what has its vmid on this node does not carry its mark, or is a template.
     Taken,
     /// On another node.
     Elsewhere(NodeName),
@@ -49,10 +48,9 @@ pub enum Place {
 /// Drift of a container from its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
-    /// The sandbox should run and does not, or cannot any more, for this reason and with this
-    /// sentence.
+    /// The sandbox should run and does not, or cannot any more; with reason and sentence.
     Down(Reason, String),
-    /// The sandbox is stopped, and cannot be started, for this reason and with this sentence.
+    /// The sandbox is stopped, and cannot be started; with reason and sentence.
     Unfit(Reason, String),
     /// The container runs; by its record it is stopped, or it ran before its node was rebooted.
     Up,
@@ -188,8 +186,7 @@ impl Sandboxes {
                 let noted = self
                     .advance(id, Event::FoundDown, |record| record.failure = Some(failure.clone()))
                     .await?;
-                // The lock of a pause outlives a reboot. What is left of it is removed by the next
-                // pass.
+                // The lock of a pause outlives a reboot. The next pass removes what is left.
                 if matches!(place, Place::Here { .. })
                     && let Err(error) = self.pve.release(record.vmid, id).await
                 {

@@ -88,8 +88,7 @@ pub use reads::Tally;
 pub use state::{Event, next};
 pub use wake::Wake;
 
-/// Number of record locks: writes to one record take turns, writes to different records mostly do
-/// not.
+/// Number of record locks: writes to one record take turns, to different ones mostly not.
 const PENS: usize = 64;
 
 /// All sandboxes of this node, with the state that their operations share.
@@ -166,8 +165,8 @@ impl Sandboxes {
         }))
     }
 
-    /// Accepts a change by the controller of this epoch, and from then on none by a lower epoch,
-    /// also after a restart.
+    /// Accepts a controller of this epoch, and from then on none of a lower one, even after a
+    /// restart.
     ///
     /// # Errors
     /// STALE_EPOCH when a controller with a higher epoch is in charge.

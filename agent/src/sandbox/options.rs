@@ -16,8 +16,8 @@ use crate::{journal::Record, pve::Link};
 /// Options that are fixed when the agent starts.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Templates that can be cloned on this node. A snapshot may have several: the one with the
-    /// shortest queue is used.
+    /// Templates that can be cloned on this node. Of several for one snapshot, the shortest queue
+    /// wins.
     pub templates: Vec<Template>,
     /// Network that sandboxes are connected to.
     pub network: Bridge,
@@ -29,8 +29,8 @@ pub struct Options {
     pub on_reboot: OnReboot,
     /// Labels that the operator gave the node.
     pub labels: Vec<Label>,
-    /// Cluster number that the node's ranges of vmids and addresses were computed from; `None`
-    /// where it did not matter.
+    /// Cluster number that the ranges of vmids and addresses come from; `None` where it does not
+    /// matter.
     pub number: Option<u32>,
 }
 
@@ -138,8 +138,7 @@ pub struct Limits {
     /// Largest sum of all memory limits, as a multiple of the host's memory. The controller's own
     /// limit is lower; this one holds when several controllers place at the same time.
     pub memory_overcommit: f64,
-    /// Largest share of memory in use, counting half of a new sandbox's size, at which it is
-    /// admitted.
+    /// Largest share of memory in use, with half of the new sandbox's, to admit it.
     pub memory_used_max: f64,
     /// Time limit of a creation, from its admission to its answer.
     pub create: Duration,

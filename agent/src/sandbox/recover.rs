@@ -28,9 +28,8 @@ impl Sandboxes {
     ///
     /// # Errors
     /// NOT_OURS when it carries no mark for its own vmid; CONTAINER_LOCKED when somebody works on
-    /// it; SANDBOX_KNOWN when the journal has this sandbox, or another one with its vmid, address
-    /// or request; SANDBOX_DELETED when it has ended; DHCP_REFUSED and ADDRESS_CONFLICT as
-    /// `address_of`.
+    /// it; SANDBOX_KNOWN when the journal has it, or another one with its vmid, address or request;
+    /// SANDBOX_DELETED when it has ended; DHCP_REFUSED and ADDRESS_CONFLICT as `address_of`.
     pub async fn recover(
         self: &Arc<Self>,
         vmid: Vmid,
@@ -74,8 +73,7 @@ impl Sandboxes {
         })
     }
 
-    /// Writes the first record of a container that exists already. Runs on its own task, as
-    /// `amend_living` does.
+    /// Writes the first record of an existing container, on its own task as `amend_living` does.
     pub(super) async fn take_in(self: &Arc<Self>, record: Record) -> Result<Arc<Record>, Error> {
         let (sandboxes, vmid) = (Arc::clone(self), record.vmid);
         let written = self.tasks.run(async move {
@@ -148,8 +146,7 @@ impl Sandboxes {
         })
     }
 
-    /// Stores the addresses of containers that are no sandboxes of ours, as they were just
-    /// observed.
+    /// Stores the addresses of observed containers that are no sandboxes of ours.
     pub async fn note_strangers(&self, observed: &observe::Observed) {
         let own: BTreeSet<Vmid> = self.live().iter().map(|record| record.vmid).collect();
         let strangers = observed.containers.iter().filter(|(vmid, _)| !own.contains(vmid));

@@ -1,6 +1,6 @@
-//! Releasing a sandbox: its record ends, and its container stays as it is and is no sandbox any
-//! more. Undoes an adoption, and ends a sandbox whose container is no longer its own, which nothing
-//! of ours may remove.
+//! Releasing a sandbox: its record ends, and its container stays, as no sandbox. Undoes an
+//! adoption, and ends a sandbox whose container is no longer its own, which the agent must not
+//! remove.
 
 use std::{sync::Arc, time::Duration};
 

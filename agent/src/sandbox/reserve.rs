@@ -1,5 +1,4 @@
-//! Reservations for creations that may come: a controller probes a few nodes in parallel and uses
-//! one.
+//! Reservations for creations that may come: a controller probes a few nodes and uses one.
 
 use proto::{
     id::{SandboxId, SandboxRef},
@@ -11,8 +10,7 @@ use super::{Error, Sandboxes, admission};
 
 impl Sandboxes {
     /// Reserves room for this creation, and for no other, for 2 s. The reservation counts as the
-    /// creation itself would. Repeating the call renews it; a creation that is known here needs
-    /// none.
+    /// creation itself would. Repeating the call renews it; a known creation needs none.
     ///
     /// # Errors
     /// When a creation of this size would be refused.

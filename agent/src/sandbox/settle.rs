@@ -42,8 +42,7 @@ impl Sandboxes {
         match record.phase {
             Phase::Paused => match self.make_paused(&record).await {
                 Ok(()) => {}
-                // No caller waits for this error: the sandbox keeps running, and its record says
-                // why.
+                // No caller waits for this: the sandbox keeps running, and its record says why.
                 Err(error) if error.reason == Reason::FreezeFailed => {
                     self.run_on(&record, &error).await?;
                 }

@@ -81,8 +81,7 @@ impl Sandboxes {
             Err(error) => {
                 tracing::warn!(sandbox_id = %id, reason = %error.reason, %error, "start failed");
                 if again && error.reason == Reason::NoQuorum {
-                    // A cluster that comes up has quorum only now and then: the next pass with
-                    // quorum continues.
+                    // Quorum comes and goes while a cluster comes up: a pass with quorum continues.
                     return Err(error);
                 }
                 // While this fails the record says STARTING, and the reconciler tries again.

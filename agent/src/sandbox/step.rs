@@ -18,8 +18,8 @@ pub(super) const RELEASE: &str = "release";
 /// change here any more: that node would not learn of it.
 pub(super) const HAND_OVER: &str = "hand_over";
 
-/// Taken over: the sandbox came from another node and is in the journal; its container is to be
-/// connected to this node.
+/// Taken over: the sandbox came from another node and is in the journal; its container must be
+/// connected here.
 pub(super) const TAKE_OVER: &str = "take_over";
 
 /// True while a container is becoming a sandbox of this node.

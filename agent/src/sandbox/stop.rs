@@ -108,8 +108,7 @@ impl Sandboxes {
     }
 
     /// Handles a stop that failed after its intent was written; returns the error for the caller.
-    /// Takes the stop back if a lock came in between and the container still runs; else it is
-    /// continued.
+    /// Takes the stop back if a lock came in between and the container runs; else continues it.
     async fn stop_failed(&self, record: &Record, error: Error) -> Result<Error, Error> {
         let Record { id, vmid, .. } = record;
         let runs_on = error.reason == Reason::ContainerLocked

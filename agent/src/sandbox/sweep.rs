@@ -10,8 +10,7 @@ use crate::pve::{OwnVolumes, ownership};
 
 impl Sandboxes {
     /// Destroys a container whose mark names an ended sandbox with this very vmid, or an attempt
-    /// before the one in the journal: a power cut can bring back what pmxcfs had not synced, and
-    /// deleted is deleted.
+    /// before the one in the journal: a power cut can bring back what pmxcfs had not synced.
     ///
     /// # Errors
     /// When the journal does not say that it has ended, or the container could not be destroyed.
@@ -51,8 +50,7 @@ impl Sandboxes {
         if !gutted || matches!(self.known(&name), Some(Known::Live(_))) {
             return Err(reads::not_found(&name));
         }
-        // PVE writes such a config when the volumes are gone. If there are any, it is something
-        // else.
+        // PVE writes such a config when the volumes are gone. With volumes it is something else.
         if !self.pve.volumes(vmid).await?.is_empty() {
             let why =
                 format!("there are volumes of {vmid}, whose config says that it is destroyed");

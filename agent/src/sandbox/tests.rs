@@ -101,7 +101,6 @@ impl HandClock {
         self.passed_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
-    /// Reboots the host now.
     pub(crate) fn reboot(&self) {
         self.boots.fetch_add(1, Ordering::Relaxed);
         let up_ms = 3_600_000 + self.passed_ms.load(Ordering::Relaxed);
@@ -205,7 +204,6 @@ impl Node {
         self.restart().await;
     }
 
-    /// Another node of the same cluster.
     pub(crate) fn other(&self) -> NodeName {
         OTHER.parse().expect("valid")
     }

@@ -31,7 +31,7 @@ impl Sandboxes {
         error: Error,
     ) -> Result<Arc<Record>, Error> {
         tracing::warn!(sandbox_id = %id, reason = %error.reason, %error, "creation failed, undoing it");
-        // Without a record of the failure nothing is rolled back: after a restart the journal
+        // Nothing is rolled back unless the failure is recorded: after a restart the journal
         // decides.
         self.advance(id, Event::CreateFailed, |record| {
             record.failure.get_or_insert_with(|| failure(&error));

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::journal::{Phase, Record, WakeOn};
 
-/// Longest wait for a sandbox to wake. A thaw takes a millisecond; only a pause that is failing
-/// just then takes longer.
+/// Longest wait for a sandbox to wake. A thaw takes a millisecond; only a pause that just fails
+/// takes longer.
 const WAIT: Duration = Duration::from_secs(8);
 
 /// Use that needs the sandbox to run.
@@ -53,8 +53,7 @@ impl Sandboxes {
     /// Concurrent callers resume it once.
     ///
     /// # Errors
-    /// SANDBOX_PAUSED when it is paused and this use does not wake it; else as for any sandbox that
-    /// does not run.
+    /// SANDBOX_PAUSED when it is paused and this use does not wake it; else as if it does not run.
     pub async fn wake(self: &Arc<Self>, name: &SandboxRef, by: Wake) -> Result<Arc<Record>, Error> {
         let record = self.living(name)?;
         self.used(&record.id);

@@ -49,8 +49,8 @@ impl Sandboxes {
 
     /// Changes the record of a live sandbox, and nothing else.
     ///
-    /// Runs on its own task: a caller that hangs up between the journal and the index would leave
-    /// the index outdated.
+    /// Runs on its own task: otherwise a caller that hangs up could leave the index behind the
+    /// journal.
     pub(super) async fn amend_living(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -148,8 +148,7 @@ impl Sandboxes {
         }
     }
 
-    /// Enters an operation and runs `work` for it on its own task, or joins the one that is under
-    /// way.
+    /// Enters an operation and runs `work` on its own task, or joins the one that is under way.
     pub(super) fn launch<F>(
         self: &Arc<Self>,
         id: SandboxId,

@@ -139,8 +139,7 @@ fn volumes_that_no_sandbox_made_are_told_and_no_others() {
     let add = |observed: &mut Observed, on: u32, disk: u32| {
         observed.volumes.entry(vmid(on)).or_default().extend(stray(on, disk));
     };
-    // Next to the volume of a live sandbox, unless an operation works on it, or it is known to be
-    // its own.
+    // Next to a live sandbox's volume, unless an operation works on it, or the volume is its own.
     finds(&["I1"], |_, observed| add(observed, 100, 7));
     finds(&[], |intended, observed| {
         add(observed, 100, 7);

@@ -19,10 +19,8 @@ use crate::{
     shim::client,
 };
 
-/// Channel for output to the caller.
 pub(super) type Sender = mpsc::Sender<Result<Output, Error>>;
 
-/// Caller that is attached to a command.
 #[derive(Debug)]
 pub(super) struct Attached {
     pub(super) sandboxes: Arc<Sandboxes>,

@@ -4,8 +4,8 @@
 //! module does the agent's part: it finds or starts the shim, and passes bytes between it and a
 //! caller. So a command outlives the agent. A command ends by itself, at its timeout, or when its
 //! caller hangs up, unless that caller gave the run a name (`exec_id`); at a timeout or hang-up
-//! everything that it started is ended too. What it leaves in the background when it ends by itself
-//! keeps running.
+//! everything that it started is ended too. After an end by itself, its background processes keep
+//! running.
 //!
 //! A stream of output always ends with an exit or with an error.
 
@@ -58,8 +58,7 @@ const LOCKS: usize = 64;
 const START: Duration = Duration::from_secs(12);
 /// Time after that in which the shim's answer may come. Controllers wait for 16 s.
 const WORD: Duration = Duration::from_secs(2);
-/// Time limit for attaching to a command that runs, including waking its sandbox. Controllers wait
-/// for 16 s.
+/// Time limit for attaching to a command, including waking its sandbox. Controllers wait for 16 s.
 const ATTACH: Duration = Duration::from_secs(14);
 /// Time limit for answering a control request, including waking the sandbox; its shim alone waits
 /// for 5 s for a command that does not read. Controllers wait for 10 s.

@@ -64,8 +64,7 @@ pub(super) async fn look(shims: &dyn Shims, budget: Budget, limit: u64) -> u64 {
     next
 }
 
-/// Computes the new limit of one sandbox, and how many bytes of ended commands each shim must drop.
-/// Pure.
+/// Computes the new limit of a sandbox, and the bytes of ended commands to drop by shim. Pure.
 fn decide(held: &[wire::OutputsHeld], budget: Budget, limit: u64) -> (u64, Vec<u64>) {
     let mut free = vec![0; held.len()];
     let total: u64 = held.iter().map(|held| held.bytes).sum();

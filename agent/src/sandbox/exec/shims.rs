@@ -97,8 +97,7 @@ pub struct ShimProcesses {
 }
 
 impl ShimProcesses {
-    /// Creates the directories: for sockets below `run_dir`, for what must survive a reboot below
-    /// `state_dir`.
+    /// Uses `run_dir` for sockets and `state_dir` for what must survive a reboot.
     ///
     /// # Errors
     /// When the directories or the helper's image cannot be made.
@@ -205,8 +204,7 @@ impl Shims for ShimProcesses {
 /// Sandbox whose shim has this command line, if it is a shim's.
 fn of_shim(argv: &[String]) -> Option<SandboxId> {
     let [_, command, options] = argv else { return None };
-    // The socket is near the front; the end may be missing, as a long command line is not read
-    // whole.
+    // The socket is near the front; the end of a long command line may not have been read.
     let (_, socket) = options.split_once("\"socket\":\"").filter(|_| command == shim::COMMAND)?;
     owner(Path::new(socket.split_once('"')?.0))
 }

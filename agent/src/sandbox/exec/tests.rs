@@ -1,5 +1,4 @@
-//! Tests with real processes. `PVE_SANDBOX_EXEC_LXC=name` runs them in a real container instead of
-//! on this machine.
+//! Real processes, on this machine or in the real container that `PVE_SANDBOX_EXEC_LXC` names.
 
 mod attach;
 mod background;
@@ -144,7 +143,6 @@ impl Rig {
         all.iter().copied().filter(|pid| self.is_ours(*pid) && !forked(*pid)).collect()
     }
 
-    /// Signals the helpers.
     fn signal_helpers(&self, number: i32) {
         let ours = self.helpers();
         assert!(!ours.is_empty(), "there is no helper");
@@ -447,8 +445,7 @@ async fn what_stays_in_the_background_holds_nobody_up() {
     // The background process keeps running.
     rig.until_count(&format!("sleep {mark}"), 1).await;
     rig.end(&mark).await;
-    // A background process that keeps writing delays nothing either, and earlier output is
-    // complete.
+    // One that keeps writing delays nothing either, and earlier output is complete.
     let ran = rig
         .run(shell(&format!("seq 100000; (while echo {mark} && sleep 0.01; do :; done) & exit 5")))
         .await;

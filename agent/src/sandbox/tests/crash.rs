@@ -3,8 +3,7 @@
 use super::*;
 use crate::{pve::ErrorKind, saga::When};
 
-/// Interval of the tested moments of death, milliseconds; after the last the creation has ended by
-/// itself.
+/// Interval of the tested moments of death, ms; before the last the operation ends by itself.
 const STEP_MS: u64 = 150;
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,4 @@
-//! Interface of a sandbox: settings from its template, from its snapshot's configuration, and its
-//! own.
+//! Interface of a sandbox: what comes from its template, its snapshot's configuration, and itself.
 
 use proto::Reason;
 

@@ -248,8 +248,7 @@ async fn a_crash_around_every_sync_of_every_operation_is_survived() {
                 }
             }
         }
-        // The first sync is an intent: before it nothing has happened, and after the last
-        // everything has.
+        // The first sync is an intent: nothing has happened before it, everything after the last.
         let both = operation.ends().len().min(2);
         assert!(seen.len() >= both, "{operation:?} over {syncs} syncs: {seen:?}");
     }

@@ -1,6 +1,5 @@
 //! Volumes with a sandbox's vmid that it did not make: an operator allocated them, or an
-//! interrupted restore left them. Such vmids are skipped; the volumes are reported and never
-//! removed.
+//! interrupted restore left them. Their vmids are skipped; they are reported, never removed.
 
 use super::*;
 
@@ -11,7 +10,6 @@ impl Node {
         self.cluster.alloc(&self.name, vmid(number), STRAY)
     }
 
-    /// Volumes with this vmid.
     fn volumes(&self, number: u32) -> Vec<String> {
         let volumes = self.cluster.volumes().remove(&(self.name.clone(), vmid(number)));
         volumes.into_iter().flatten().collect()

@@ -206,8 +206,7 @@ async fn outputs_of_ended_commands_keep_their_budget() {
     let (_, _input, outputs) =
         rig.start(named("yes", shell("yes & yes >&2"))).await.expect("it starts");
     drop(outputs);
-    // Output that its caller had not read is kept for a while; then the command runs without
-    // waiting.
+    // Its unread output is kept for a while; then the command no longer waits for a reader.
     let (_, _input, mut outputs) = {
         let (input, inputs) = mpsc::channel(4);
         let attach = Attach {

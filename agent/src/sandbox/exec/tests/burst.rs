@@ -102,8 +102,7 @@ async fn a_helper_without_descriptors_refuses_one_command_and_lives() {
         let limit = Rlimit { current: Some(number), maximum: Some(4096) };
         prlimit(Some(pid), Resource::Nofile, limit).expect("a limit");
     };
-    // No descriptor at all, some of those that come with the order, and all of these but none for
-    // the helper's own pipes.
+    // No descriptor at all, some of the order's, and all of these but none for the helper's pipes.
     for number in [4, 7, 9] {
         limit(number);
         let error = rig.start(argv(&["true"])).await.expect_err("no descriptors");

@@ -36,8 +36,8 @@ impl Marks {
     }
 }
 
-/// Simulates a freeze right after the agent's check. Stopping the helper alone is not enough: its
-/// shim continues it.
+/// Simulates a freeze right after the agent's check. A helper that is only stopped is continued by
+/// its shim.
 fn freeze(rig: &Rig) {
     rig.pve.frozen_later.store(true, Ordering::Relaxed);
     rig.signal_helpers(STOP);

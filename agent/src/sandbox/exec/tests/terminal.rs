@@ -50,7 +50,6 @@ impl Rig {
         }
     }
 
-    /// Waits until these processes have ended.
     async fn until_gone(&self, pids: &[u32]) {
         let begun = Instant::now();
         let runs = |pid: &u32| proc::kin(Path::new("/proc"), *pid).is_some();
