@@ -1,5 +1,5 @@
-//! When each sandbox was last used. In memory alone: a restart of the agent counts as a use, so that
-//! one which was not seen meanwhile is not taken for idle.
+//! Last use of each sandbox. In memory only: a restart of the agent counts as a use, so that a
+//! sandbox whose uses were not seen meanwhile does not count as idle.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,7 +10,6 @@ use std::{
 use proto::id::SandboxId;
 use tokio::time::Instant;
 
-/// The last uses.
 #[derive(Debug)]
 pub(super) struct Activity {
     begun: Instant,
@@ -18,22 +17,21 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    /// From now on.
+    /// Begins with no uses: all are idle from now on.
     pub(super) fn new() -> Self {
         Self { begun: Instant::now(), uses: Mutex::default() }
     }
 
-    /// It is used now.
     pub(super) fn used(&self, id: &SandboxId) {
         self.uses().insert(*id, Instant::now());
     }
 
-    /// How long it has not been used.
+    /// Time since the last use.
     pub(super) fn unused(&self, id: &SandboxId) -> Duration {
         self.uses().get(id).unwrap_or(&self.begun).elapsed()
     }
 
-    /// Forgets all others.
+    /// Forgets all other sandboxes.
     pub(super) fn keep(&self, live: &BTreeSet<SandboxId>) {
         self.uses().retain(|id, _| live.contains(id));
     }

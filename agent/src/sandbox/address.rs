@@ -1,9 +1,9 @@
-//! Which address a sandbox has, and whether its container is connected as its record says.
+//! Addresses of sandboxes, and the check that a container is connected as its record says.
 //!
-//! An address is a lease in the journal, or it is not used. Nothing that stands inside of a container
-//! is believed: its root can put any address on its interface. By DHCP the lease is what the DHCP
-//! server was seen to acknowledge to the container's MAC, where no sandbox can have sent it. It is
-//! written to the journal before the first packet goes to it, and stays the same for the whole boot.
+//! An address is used only while the journal leases it. Nothing inside a container is trusted: its
+//! root can put any address on its interface. With DHCP, the lease is the address that the DHCP
+//! server was seen to acknowledge to the container's MAC, where no sandbox can have sent the reply.
+//! It is in the journal before the first packet goes to it, and stays the same for the whole boot.
 
 use std::{collections::BTreeSet, fmt, net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -24,43 +24,42 @@ use crate::{
     },
 };
 
-/// Between two looks for a DHCP reply while a sandbox boots: nothing is read but memory.
+/// Interval of checks for a DHCP reply while a sandbox boots; each reads only memory.
 const LOOK: Duration = Duration::from_millis(20);
-/// Between two looks for replies to sandboxes that run: a renewal, or a container that was started
-/// beside us.
+/// Interval of checks for replies to running sandboxes: renewals, and starts outside of the agent.
 const FOLLOW: Duration = Duration::from_secs(10);
 
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// An acknowledgement of a DHCP server.
+/// Acknowledgement by a DHCP server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reply {
-    /// The address.
+    /// Address that was acknowledged.
     pub ip: Ipv4Addr,
-    /// When it was seen.
+    /// Time at which the reply was seen.
     pub seen: Instant,
 }
 
-/// The replies of the DHCP server, as this host sees them from where no sandbox can have sent them.
+/// Replies of the DHCP server, as this host sees them where no sandbox can have sent them.
 pub trait DhcpReplies: Send + Sync + fmt::Debug {
-    /// `Ok` while replies can be seen.
+    /// Checks that replies can be seen.
     ///
     /// # Errors
     /// A sentence that says why not, and what to do.
     fn ready(&self) -> Result<(), String>;
 
-    /// The last reply to this MAC whose lease has not run out.
+    /// Returns the last reply to this MAC whose lease has not expired.
     fn last(&self, mac: Mac) -> Option<Reply>;
 }
 
 impl Sandboxes {
-    /// Lets DHCP be used where the options allow it. Once.
+    /// Sets the source of DHCP replies, without which DHCP is refused. Only the first call counts.
     pub fn watch_dhcp(&self, replies: Arc<dyn DhcpReplies>) {
         drop(self.dhcp.set(replies));
     }
 
-    /// How a sandbox that asked for this gets its address on this node.
+    /// Decides how a sandbox that asked for `asked` gets its address on this node.
     pub(super) fn network_of(&self, asked: Network) -> Result<Network, Error> {
         let network = match (self.options.network.dhcp, asked) {
             (Dhcp::Refused | Dhcp::OnRequest, Network::Static) => Network::Static,
@@ -77,10 +76,10 @@ impl Sandboxes {
         Ok(network)
     }
 
-    /// `Ok` when DHCP replies to what is connected to this bridge are seen.
+    /// Checks that DHCP replies on this bridge are seen.
     ///
     /// # Errors
-    /// DHCP_REFUSED: those of one bridge are watched.
+    /// DHCP_REFUSED: replies are watched on one bridge only.
     pub(super) fn check_dhcp_bridge(&self, bridge: &str) -> Result<(), Error> {
         let watched = &self.options.network.name;
         if bridge == watched {
@@ -98,11 +97,11 @@ impl Sandboxes {
         self.dhcp.get().ok_or_else(|| Error::new(Reason::DhcpRefused, why))
     }
 
-    /// Network and address of a container that was there before its record, by its config alone.
+    /// Reads network and address of an existing container from its config or from DHCP replies.
     ///
     /// # Errors
-    /// DHCP_REFUSED when it asks a DHCP server and that is not allowed, or its bridge is not the one
-    /// where replies are seen; ADDRESS_CONFLICT when its address is the host's or another container's.
+    /// DHCP_REFUSED when it asks a DHCP server and that is not allowed, or replies on its bridge
+    /// are not seen; ADDRESS_CONFLICT when its address belongs to the host or to another container.
     pub(super) async fn address_of(
         &self,
         vmid: Vmid,
@@ -118,7 +117,7 @@ impl Sandboxes {
                     let why = format!("{ip} is the address of the host or of its gateway");
                     return refused(Reason::AddressConflict, why);
                 }
-                // That of another sandbox is refused by the journal.
+                // The address of another sandbox is refused by the journal.
                 if let Some(other) = self.stranger_with(ip, vmid).await? {
                     let why = format!("container {other} has its address {ip}, too");
                     return refused(Reason::AddressConflict, why);
@@ -147,7 +146,7 @@ impl Sandboxes {
         }
     }
 
-    /// Why a sandbox must not get an address that DHCP gave it; `None` when it may.
+    /// Says why a sandbox must not get this address from DHCP; `None` when it may.
     async fn unfit(&self, id: Option<&SandboxId>, ip: Ipv4Addr) -> Option<String> {
         if let Some(why) = self.options.network.unfit(ip) {
             return Some(why);
@@ -161,7 +160,7 @@ impl Sandboxes {
         strangers.contains(&ip).then(|| format!("{ip} is the address of a container of this node"))
     }
 
-    /// `Ok` when the container is connected as its record says, and no other has its address.
+    /// Checks that the container is connected as its record says, and alone has its address.
     ///
     /// # Errors
     /// ADDRESS_CONFLICT, with what differs and what to do.
@@ -187,7 +186,7 @@ impl Sandboxes {
         }
     }
 
-    /// A container other than `vmid` that is no sandbox, and whose config gives it this address.
+    /// Finds a container other than `vmid` that is no sandbox and whose config has this address.
     async fn stranger_with(&self, ip: Ipv4Addr, vmid: Vmid) -> Result<Option<Vmid>, Error> {
         let own: BTreeSet<Vmid> = self.live().iter().map(|record| record.vmid).collect();
         let configs = self.pve.configs().await?;
@@ -199,7 +198,7 @@ impl Sandboxes {
         Ok(holders.next().map(|(other, _)| *other))
     }
 
-    /// Waits for the DHCP server's reply to a sandbox that boots, and leases what it gave.
+    /// Waits for the DHCP server's reply to a booting sandbox, and leases the address.
     pub(super) async fn lease_from_dhcp(
         &self,
         boot: &Boot<'_>,
@@ -235,7 +234,7 @@ impl Sandboxes {
         Ok(ip)
     }
 
-    /// Writes an address that DHCP gave as the lease, unless the sandbox is in another boot by now.
+    /// Records an address from DHCP as the lease, unless the sandbox was booted again meanwhile.
     async fn grant(&self, id: &SandboxId, boot: u32, ip: Ipv4Addr) -> Result<(), Error> {
         self.amend(id, |record| {
             if record.phase.ended() || record.boot != boot {
@@ -249,7 +248,7 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// The MAC of a sandbox: by the record where we chose it, else by its config.
+    /// Returns the MAC of a sandbox: by its record where the agent chose it, else by its config.
     async fn mac_of(&self, record: &Record) -> Result<Option<Mac>, Error> {
         if !was_found(record) {
             return Ok(Some(self.settings(record).mac));
@@ -258,20 +257,20 @@ impl Sandboxes {
         Ok(net0.and_then(|net0| parse_mac(&net0.mac)))
     }
 
-    /// Looks up what DHCP gave a sandbox that was started beside us, if it may have it.
+    /// Looks up the DHCP address of a sandbox started outside of the agent, if it may have it.
     pub(super) async fn found_by_dhcp(&self, record: &Record) -> Option<Ipv4Addr> {
         let mac = self.mac_of(record).await.ok()??;
         let reply = self.dhcp.get()?.last(mac)?;
         match self.unfit(Some(&record.id), reply.ip).await {
             None => Some(reply.ip),
             Some(why) => {
-                tracing::warn!(sandbox_id = %record.id, why, "a DHCP reply is not followed");
+                tracing::warn!(sandbox_id = %record.id, why, "DHCP reply was not used");
                 None
             }
         }
     }
 
-    /// Looks up what DHCP gave a sandbox in the middle of its boot, where that is not its lease.
+    /// Looks up an address that DHCP gave in the middle of a boot, where it differs from the lease.
     pub(super) async fn given_otherwise(&self, record: &Record) -> Option<Ipv4Addr> {
         let lease = record.lease().filter(|_| record.network == Network::Dhcp)?;
         let mac = self.mac_of(record).await.ok()??;
@@ -279,7 +278,7 @@ impl Sandboxes {
         (reply.ip != lease).then_some(reply.ip)
     }
 
-    /// Leases what DHCP gives to sandboxes that run without an address, until the agent stops.
+    /// Leases DHCP addresses for running sandboxes that have none, until the agent stops.
     pub async fn follow_dhcp(self: Arc<Self>) {
         let stop = self.tasks.stopping().clone();
         while stop.run_until_cancelled(sleep(FOLLOW)).await.is_some() {
@@ -299,7 +298,7 @@ impl Sandboxes {
 }
 
 impl Bridge {
-    /// Why DHCP must not give this address to a sandbox; `None` when it may.
+    /// Says why DHCP must not give this address to a sandbox; `None` when it may.
     fn unfit(&self, ip: Ipv4Addr) -> Option<String> {
         let network = Ipv4Net::new(self.gateway, self.prefix).ok()?;
         let edge = ip == network.network() || ip == network.broadcast();
@@ -314,9 +313,9 @@ impl Bridge {
     }
 }
 
-/// How the container's first interface differs from what the record says; `None` when it does not.
-/// Bridge and MAC of an adopted container are its operator's own, and those of a recovered one were
-/// taken as they were found. Pure.
+/// Describes how the container's first interface differs from the record; `None` when it does not.
+/// Pure. Ignores bridge and MAC of an adopted container, which its operator chose, and of a
+/// recovered one, which were taken as found.
 pub(super) fn differs(
     record: &Record,
     expected: &Settings,
@@ -359,8 +358,8 @@ pub(super) fn differs(
     Some(format!("net0 of container {} {is}; by its record it has {should}", record.vmid))
 }
 
-/// True when we did not connect it. A recovered one was made from a template that nobody knows any
-/// more: its own number stands there.
+/// True when the agent did not choose bridge and MAC. The template of a recovered sandbox is
+/// unknown: its record has its own vmid there.
 fn was_found(record: &Record) -> bool {
     record.adopted || record.template == record.vmid
 }

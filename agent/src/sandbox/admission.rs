@@ -1,4 +1,4 @@
-//! Who may come in, and how many there are. The decisions are pure; the gate counts.
+//! Admission of creations, and its counters. The decisions are pure; `Gate` counts.
 
 use std::{
     cmp::Ordering,
@@ -21,45 +21,44 @@ use crate::{
     pve::StorageRoom,
 };
 
-/// Share of a thin pool that may be in use: one that is full stops everything that is on it.
+/// Largest share of a thin pool in use: a full one stops everything on it.
 const THIN_USED_MAX: f64 = 0.95;
 
-/// What a creation is admitted on.
+/// Facts that a creation is admitted on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts {
-    /// The agent is stopping.
     pub(super) stopping: bool,
-    /// What an operator wants of the node.
+    /// Scheduling state of the node, set by an operator.
     pub(super) intake: Intake,
-    /// The cluster can be changed.
+    /// True when the cluster can be changed.
     pub(super) quorate: bool,
-    /// The node's number in the cluster is not the one that its ranges go by.
+    /// Unconfirmed change of the node's number in the cluster.
     pub(super) renumbered: Option<Renumbered>,
     /// Room on the storage that the clone goes to.
     pub(super) room: StorageRoom,
     /// Creations that wait for a turn at the template.
     pub(super) queued: usize,
-    /// What a start took lately.
+    /// Median duration of recent starts.
     pub(super) start: Duration,
-    /// The memory; `None` before the host was looked at.
+    /// Memory of the host; `None` before it was sampled.
     pub(super) memory: Option<Memory>,
 }
 
-/// The memory that a creation is admitted on, bytes.
+/// Memory figures that a creation is admitted on, bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Memory {
-    /// What the sandbox may use.
+    /// Limit of the new sandbox.
     pub(super) asked: u64,
-    /// The sum of what all others that are in may use.
+    /// Sum of the limits of all others that are admitted.
     pub(super) given: u64,
-    /// What there is.
+    /// Memory of the host.
     pub(super) total: u64,
-    /// What can be had of it.
+    /// Memory of the host that is available.
     pub(super) available: u64,
 }
 
 impl Memory {
-    /// Why one more does not fit.
+    /// Says why one more sandbox does not fit; `None` when it does.
     #[expect(clippy::cast_precision_loss, reason = "exact below 2^52 bytes")]
     fn full(&self, limits: &Limits) -> Option<String> {
         let Self { asked, given, total, available } = *self;
@@ -78,7 +77,7 @@ impl Memory {
     }
 }
 
-/// Whether the node takes one more.
+/// Decides whether the node admits one more creation.
 pub(super) fn decide(facts: &Facts, limits: &Limits) -> Result<(), Error> {
     let soon = Duration::from_secs(2);
     if facts.stopping {
@@ -130,16 +129,16 @@ pub(super) fn decide(facts: &Facts, limits: &Limits) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is to be done about an order, by what is known of its id and of its request.
+/// Decision about an order, from what is known of its id and its request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Recall {
-    /// Nothing is known: make it.
+    /// Nothing is known: create it.
     New,
-    /// It was made, or is being made: the same answer.
+    /// Created, or being created: the same answer.
     Same(SandboxId),
 }
 
-/// Recalls. One sandbox for a request, one creation for an attempt.
+/// Looks an order up. One sandbox per request, one creation per attempt.
 pub(super) fn recall(
     order: &Order,
     by_id: Option<Summary>,
@@ -184,7 +183,7 @@ fn same_id(asked: &Summary, known: &Summary) -> Result<Recall, Error> {
     }
 }
 
-/// What matters of a creation that is known already, or under way.
+/// Facts about a creation that is known already, or under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Summary {
     id: SandboxId,
@@ -196,7 +195,7 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    /// The body of a sandbox that was recovered is not known any more: any will do.
+    /// Compares the bodies. That of a recovered sandbox is unknown: any body matches.
     fn is_of_body(&self, asked: &Self) -> bool {
         self.body_digest.is_empty() || self.body_digest == asked.body_digest
     }
@@ -232,10 +231,10 @@ impl From<Known> for Summary {
     }
 }
 
-/// How long a seat is kept for a creation that may come.
+/// Time that a reservation is kept for a creation that may come.
 const SEAT_KEPT: Duration = Duration::from_secs(2);
 
-/// A seat that is kept.
+/// Reservation for a creation that may come.
 #[derive(Debug, Clone, Copy)]
 struct Kept {
     size: Size,
@@ -243,67 +242,67 @@ struct Kept {
     until: Instant,
 }
 
-/// How many starts the median is of.
+/// Number of starts that the median is computed from.
 const STARTS_KEPT: usize = 16;
 
-/// Counts who is in.
+/// Counters of admission, and its lock.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Gate(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// Creations that are in, with their memory: they have no record before their intent is durable.
+    /// Admitted creations and their memory, bytes: until the intent is durable they have no record.
     creations: BTreeMap<SandboxId, (Summary, u64)>,
-    /// Seats for creations that may come: they count as if they were in, until their time is over.
+    /// Reservations: they count as admitted creations until they expire.
     kept: BTreeMap<SandboxId, Kept>,
-    /// Waiting for a turn, by template.
+    /// Number of creations that wait, by template.
     queued: BTreeMap<Vmid, usize>,
     starting: usize,
     start_ms: VecDeque<u32>,
 }
 
 impl Gate {
-    /// Holds the gate: nobody comes in beside whoever holds it. A seat that is kept for `id` is
-    /// whoever's who holds it.
+    /// Locks admission: no other creation is admitted while the guard lives. A reservation for `id`
+    /// passes to the holder of the guard.
     pub(super) fn hold(&self, id: &SandboxId) -> Held<'_> {
         let mut counts = self.lock();
         counts.kept.remove(id);
         Held { gate: self, counts }
     }
 
-    /// Gives back a seat that is kept.
+    /// Cancels a reservation.
     pub(super) fn give_back(&self, id: &SandboxId) {
         self.lock().kept.remove(id);
     }
 
-    /// What the seats that are kept would be given.
+    /// Sizes of all reservations.
     pub(super) fn kept(&self) -> Vec<Size> {
         self.lock().kept.values().map(|kept| kept.size).collect()
     }
 
-    /// Lets a start in.
+    /// Counts a start until the returned value is dropped.
     pub(super) fn start(&self) -> Seat {
         self.lock().starting += 1;
         Seat { gate: self.clone(), creation: None, queued: None }
     }
 
-    /// The creation of this id that is in.
+    /// Returns the admitted creation with this id.
     pub(super) fn creation(&self, id: &SandboxId) -> Option<Summary> {
         self.lock().creations.get(id).map(|(known, _)| known.clone())
     }
 
-    /// Waiting and starting.
+    /// Numbers of creations that wait, reservations included, and of those that start.
     pub(super) fn counts(&self) -> (usize, usize) {
         let counts = self.lock();
         (counts.queued.values().sum::<usize>() + counts.kept.len(), counts.starting)
     }
 
-    /// Waiting for this template.
+    /// Number of creations that wait for this template, reservations included.
     pub(super) fn queued(&self, template: Vmid) -> usize {
         self.lock().queued(template)
     }
 
-    /// Remembers what a start took.
+    /// Remembers the duration of a start.
     pub(super) fn took(&self, duration: Duration) {
         let mut counts = self.lock();
         if counts.start_ms.len() == STARTS_KEPT {
@@ -312,7 +311,7 @@ impl Gate {
         counts.start_ms.push_back(u32::try_from(duration.as_millis()).unwrap_or(u32::MAX));
     }
 
-    /// Median of what starts took lately, milliseconds; 0 when there was none.
+    /// Median duration of recent starts, milliseconds; 0 when there was none.
     pub(super) fn start_ms(&self) -> u32 {
         self.lock().start_ms()
     }
@@ -327,7 +326,7 @@ impl Gate {
     }
 }
 
-/// The gate while somebody is at it.
+/// Guard of the admission lock.
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     gate: &'a Gate,
@@ -335,40 +334,37 @@ pub(super) struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// The creation of this id that is in.
     pub(super) fn by_id(&self, id: &SandboxId) -> Option<Summary> {
         self.counts.creations.get(id).map(|(known, _)| known.clone())
     }
 
-    /// The creation for this request that is in.
     pub(super) fn by_request(&self, team: &Team, request_id: &RequestId) -> Option<Summary> {
         let mut creations = self.counts.creations.values().map(|(known, _)| known);
         creations.find(|known| known.team == *team && known.request_id == *request_id).cloned()
     }
 
-    /// Bytes that the creations which are in, or may come, may use.
+    /// Sum of the memory limits of admitted creations and reservations, bytes.
     pub(super) fn memory(&self) -> u64 {
         let inside: u64 = self.counts.creations.values().map(|(_, bytes)| bytes).sum();
         inside + self.counts.kept.values().map(|kept| kept.size.memory_bytes()).sum::<u64>()
     }
 
-    /// Waiting for this template.
     pub(super) fn queued(&self, template: Vmid) -> usize {
         self.counts.queued(template)
     }
 
-    /// What a start took lately.
+    /// Median duration of recent starts.
     pub(super) fn start(&self) -> Duration {
         Duration::from_millis(self.counts.start_ms().into())
     }
 
-    /// Keeps a seat for a creation that may come.
+    /// Stores a reservation for a creation that may come.
     pub(super) fn keep(mut self, id: SandboxId, size: Size, template: Vmid) {
         let until = Instant::now() + SEAT_KEPT;
         self.counts.kept.insert(id, Kept { size, template, until });
     }
 
-    /// Lets a creation in, at the end of the template's queue.
+    /// Admits a creation, at the end of the template's queue.
     pub(super) fn admit(mut self, order: &Order, memory: u64, template: Vmid) -> Seat {
         self.counts.creations.insert(order.id, (order.into(), memory));
         *self.counts.queued.entry(template).or_default() += 1;
@@ -376,17 +372,17 @@ impl Held<'_> {
     }
 }
 
-/// A place among those that are in. Dropped, however its task ends, it counts no more.
+/// Place of a creation or start in the counters. Dropped, however its task ends, it is freed.
 #[derive(Debug)]
 pub(super) struct Seat {
     gate: Gate,
     creation: Option<SandboxId>,
-    /// The template that it waits for; `None` once it is starting.
+    /// Template that it waits for; `None` once it is starting.
     queued: Option<Vmid>,
 }
 
 impl Seat {
-    /// Its turn has come.
+    /// Leaves the queue and counts as starting.
     pub(super) fn starts(&mut self) {
         let mut counts = self.gate.lock();
         if let Some(template) = self.queued.take() {
@@ -410,7 +406,7 @@ impl Drop for Seat {
 }
 
 impl Counts {
-    /// Waiting for this template, or kept a seat to do so.
+    /// Number of creations that wait for this template, reservations included.
     fn queued(&self, template: Vmid) -> usize {
         let kept = self.kept.values().filter(|kept| kept.template == template).count();
         self.queued.get(&template).copied().unwrap_or_default() + kept

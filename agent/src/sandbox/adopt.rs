@@ -1,6 +1,6 @@
-//! Making a sandbox of a container that somebody made without us. Journal first: from then on it is
-//! finished after a crash, and `release` takes it back. The container itself runs on; nothing of it
-//! is touched but one line of its description.
+//! Adopting a container that was made without the agent. The journal is written first: from then on
+//! the adoption is finished after a crash, and `release` takes it back. The container keeps
+//! running; nothing of it changes but one line of its description.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,29 +21,29 @@ use crate::{
     pve::{ContainerConfig, ErrorKind, Mark},
 };
 
-/// What an adopted sandbox was made from.
+/// Snapshot name of adopted sandboxes.
 const SNAPSHOT: &str = "adopted";
 
-/// What is to be adopted, as whose.
+/// Container to adopt, with its new identity.
 #[derive(Debug, Clone)]
 pub struct Adoption {
-    /// Who it will be.
+    /// Id of the new sandbox.
     pub id: SandboxId,
-    /// The container.
+    /// Vmid of the container.
     pub vmid: Vmid,
-    /// Its owner from now on.
+    /// Team that will own the sandbox.
     pub team: Team,
 }
 
 impl Sandboxes {
-    /// Makes the container a sandbox, running or stopped as it is, its ports closed. With `dry_run`
-    /// it is only told. Also the volumes that will go when the sandbox is deleted.
+    /// Adopts the container, running or stopped as it is, with its ports closed. With `dry_run`
+    /// nothing changes. Also returns the volumes that a deletion of the sandbox will remove.
     ///
     /// # Errors
-    /// SANDBOX_NOT_FOUND when this node has none of this number; NOT_OURS when it carries a mark
-    /// already; CONTAINER_UNFIT when it is a template, privileged or protected; CONTAINER_LOCKED;
-    /// SANDBOX_KNOWN when a sandbox has its number or its address; DHCP_REFUSED and ADDRESS_CONFLICT
-    /// as `address_of`.
+    /// SANDBOX_NOT_FOUND when this node has no container with this vmid; NOT_OURS when it carries a
+    /// mark already; CONTAINER_UNFIT when it is a template, privileged or protected;
+    /// CONTAINER_LOCKED; SANDBOX_KNOWN when a sandbox has its vmid or its address; DHCP_REFUSED and
+    /// ADDRESS_CONFLICT as `address_of`.
     pub async fn adopt(
         self: &Arc<Self>,
         adoption: Adoption,
@@ -99,14 +99,14 @@ impl Sandboxes {
         self.outcome(flight, wait).await
     }
 
-    /// Whoever asked is there to ask again: what cannot be done now is not left half done.
+    /// Adopts, or rolls back at once: the caller can ask again, so nothing is left half done.
     async fn adopt_or_let_go(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
         let error = match self.adopt_now(id, crew).await {
             Ok(record) => return Ok(record),
             Err(error) => error,
         };
         let Ok(record) = self.living(&SandboxRef::Id(*id)) else { return Err(error) };
-        // As long as this fails, the reconciler goes on with the adoption.
+        // While this fails, the reconciler continues the adoption.
         self.pve.unmark(record.vmid, id).await?;
         self.advance_because(id, Event::Released, Cause::Released, |_| {}).await?;
         Err(error)
@@ -120,7 +120,7 @@ impl Sandboxes {
         }
         match self.pve.mark(&record.mark()).await {
             Ok(()) => {}
-            // It was removed, or became somebody else's: there is nothing to adopt any more.
+            // The container was removed, or is somebody else's now: nothing is left to adopt.
             Err(error) if matches!(error.kind, ErrorKind::NotFound(_) | ErrorKind::NotOurs(_)) => {
                 let released = |_: &mut Record| {};
                 self.advance_because(id, Event::Released, Cause::Released, released).await?;
@@ -128,7 +128,7 @@ impl Sandboxes {
             }
             Err(error) => return Err(error.into()),
         }
-        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, team = %record.team, "adopted");
+        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, team = %record.team, "container adopted");
         self.amend(id, |record| {
             if record.phase.ended() {
                 return Err(reads::deleted(&SandboxRef::Id(record.id)));
@@ -140,7 +140,7 @@ impl Sandboxes {
     }
 }
 
-/// `Ok` when a container may become a sandbox. Pure.
+/// Checks that a container may become a sandbox. Pure.
 fn fit(vmid: Vmid, config: &ContainerConfig) -> Result<(), Error> {
     let refused = |reason, why: &str| Err(Error::new(reason, format!("container {vmid} {why}")));
     if config.is_template() {

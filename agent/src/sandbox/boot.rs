@@ -1,4 +1,4 @@
-//! Booting a container and waiting until it answers: the same for a creation and for a start.
+//! Boots a container and waits until it is ready, both for a creation and for a start.
 
 use proto::{Reason, spec::Network};
 use tokio::{
@@ -9,17 +9,17 @@ use tokio::{
 use super::{Error, Probe, Sandboxes, deadline, probe};
 use crate::{journal::Record, pve::ContainerConfig, saga::Lapse};
 
-/// One boot.
+/// Container boot under way.
 pub(super) struct Boot<'a> {
     pub(super) record: &'a Record,
-    /// When it began: DHCP replies of before are of another boot.
+    /// Start of the boot: earlier DHCP replies belong to another boot.
     pub(super) begun: Instant,
     pub(super) probe: &'a Probe,
     pub(super) deadline: Instant,
 }
 
 impl Sandboxes {
-    /// Waits for a place among the few that boot at a time.
+    /// Waits for one of the few slots for containers that boot at the same time.
     pub(super) async fn start_slot(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Error> {
         let slot = timeout_at(deadline, self.starts.acquire()).await;
         slot.ok()
@@ -42,8 +42,8 @@ impl Sandboxes {
         self.pve.start(boot.record.vmid, left).await.map_err(Error::from)
     }
 
-    /// The config of the container, which carries this sandbox's mark: an operator may have taken it
-    /// off, or made another container under the number.
+    /// Reads the config of the container, which must carry this sandbox's mark: an operator may
+    /// have removed the mark, or made another container under the vmid.
     ///
     /// # Errors
     /// NOT_OURS when it does not.
@@ -56,11 +56,11 @@ impl Sandboxes {
         Err(not_ours(record))
     }
 
-    /// Checks that the container carries this sandbox's mark. While pmxcfs is away, what runs is known
-    /// by its init.
+    /// Checks that the container carries this sandbox's mark. While pmxcfs is unavailable, a
+    /// running container is recognised by its init.
     ///
     /// # Errors
-    /// NOT_OURS when it does not; NO_QUORUM when nobody can tell.
+    /// NOT_OURS when it does not; NO_QUORUM when that cannot be decided.
     pub(super) async fn check_ours(&self, record: &Record) -> Result<(), Error> {
         if self.faults.lapses(Lapse::Entry) || self.pve.carries(&record.mark()).await? {
             return Ok(());
@@ -68,7 +68,7 @@ impl Sandboxes {
         Err(not_ours(record))
     }
 
-    /// Returns once it has its address, runs commands and answers its probe.
+    /// Waits until the sandbox has its address, runs commands and passes its probe.
     pub(super) async fn until_it_answers(&self, boot: &Boot<'_>) -> Result<(), Error> {
         let until = boot.deadline.min(Instant::now() + self.options.limits.answer);
         let Record { vmid, network, ip, .. } = *boot.record;
@@ -77,7 +77,7 @@ impl Sandboxes {
             Network::Dhcp => Some(self.lease_from_dhcp(boot, until).await?),
         };
         probe::until_it_answers(&*self.pve, vmid, ip, boot.probe, until).await?;
-        // From now on it is known by its init, also when pmxcfs goes away before the next look.
+        // From now on its init identifies it, even if pmxcfs fails before the next check.
         drop(self.pve.carries(&boot.record.mark()).await);
         Ok(())
     }

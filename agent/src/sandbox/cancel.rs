@@ -1,4 +1,4 @@
-//! Calling a creation off, whether the node has heard of it or not.
+//! Cancelling a creation, whether the node knows of it or not.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,12 +11,11 @@ use super::{
 use crate::{journal::Record, saga::Lapse};
 
 impl Sandboxes {
-    /// Makes attempts of `id` up to `attempt` void: one that is to come is refused, one under way is
-    /// undone, one that has come up is deleted. Answers with what the node holds of it after at
-    /// most `wait`.
+    /// Cancels all attempts of `id` up to `attempt`: one that is to come is refused, one under way
+    /// is rolled back, one that has come up is deleted. Returns the record after at most `wait`.
     ///
     /// # Errors
-    /// When the journal cannot be written, or what is there could not be removed yet.
+    /// When the journal cannot be written, or the sandbox could not be removed yet.
     pub async fn cancel(
         self: &Arc<Self>,
         id: &SandboxId,

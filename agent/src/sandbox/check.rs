@@ -1,4 +1,4 @@
-//! Whether what must hold does: journal, configs, volumes and containers against each other.
+//! Checks invariants: compares journal, configs, volumes and containers with each other.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,54 +20,54 @@ use crate::{
     pve::{OwnVolumes, Settings, volume},
 };
 
-/// Tombstones that are looked at, the latest first.
+/// Most tombstones that are checked, the latest first.
 const ENDED_MAX: usize = 1000;
 
-/// One thing that is wrong.
+/// Violated invariant, or one that could not be checked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
-    /// The invariant, or UNCHECKED when it could not be looked at.
+    /// Name of the invariant, or UNCHECKED when it could not be checked.
     pub invariant: &'static str,
     /// Sandbox id, vmid or volume.
     pub subject: String,
-    /// A sentence.
+    /// Explanation, one sentence.
     pub detail: String,
 }
 
-/// What else of the node can be checked.
+/// Further check of the node.
 #[async_trait::async_trait]
 pub trait Check: Send + Sync + std::fmt::Debug {
-    /// Everything that is wrong.
+    /// Returns all findings.
     async fn check(&self) -> Vec<Finding>;
 }
 
 impl Finding {
-    /// Of an invariant, or UNCHECKED.
+    /// Creates a finding for an invariant, or UNCHECKED.
     pub fn new(invariant: &'static str, subject: impl ToString, detail: impl Into<String>) -> Self {
         Self { invariant, subject: subject.to_string(), detail: detail.into() }
     }
 }
 
-/// What the check looked at.
+/// State by the journal, which the host is compared with.
 #[derive(Debug, Default)]
 struct Intended {
     live: Vec<Arc<Record>>,
     ended: Vec<Tombstone>,
     busy: BTreeSet<SandboxId>,
-    /// How the containers are to be connected.
+    /// Expected settings of each container's interface.
     connected: BTreeMap<SandboxId, Settings>,
-    /// Addresses that DHCP gave in the middle of a boot, where they are not the lease.
+    /// Addresses that DHCP gave in the middle of a boot, where they differ from the lease.
     given: BTreeMap<SandboxId, Ipv4Addr>,
-    /// Volumes of those that have ended.
+    /// Volumes of ended sandboxes.
     made: BTreeMap<SandboxId, OwnVolumes>,
-    /// Numbers that a sandbox had before the look, or has after it.
+    /// Vmids that a sandbox had before the observation, or has after it.
     used: BTreeSet<Vmid>,
-    /// Numbers that are this node's to give, inclusive.
+    /// Range of vmids that this node leases, inclusive.
     range: Option<(Vmid, Vmid)>,
 }
 
 impl Sandboxes {
-    /// Checks the node. Returns what is wrong and how many sandboxes were looked at.
+    /// Checks the node. Returns the findings and how many sandboxes were checked.
     pub async fn check(&self) -> (Vec<Finding>, usize) {
         let mut ended = self.ended();
         ended.sort_by_key(|tombstone| std::cmp::Reverse(tombstone.ended_ms));
@@ -96,7 +96,7 @@ impl Sandboxes {
                 return (vec![Finding::new("UNCHECKED", self.pve.node(), error.to_string())], 0);
             }
         };
-        // What an operation has touched between the two looks proves nothing.
+        // Where an operation changed a sandbox between the two reads, a difference proves nothing.
         intended.busy.extend(self.busy());
         let after = self.live();
         intended.used.extend(after.iter().map(|record| record.vmid));
@@ -113,7 +113,7 @@ impl Sandboxes {
         intended.made = over.map(|record| (record.id, record.volumes.clone())).collect();
         let mut findings = findings(&intended, &observed);
         for template in &self.options.templates {
-            // Of one that cannot be read the look above has told.
+            // A template that cannot be read was reported by the observation above.
             if let Err(error) = self.check_template(template).await
                 && error.reason == Reason::ContainerUnfit
             {
@@ -125,7 +125,7 @@ impl Sandboxes {
         (findings, looked_at)
     }
 
-    /// I12: what is in memory is what the journal says.
+    /// Checks I12: the records in memory equal those in the journal.
     fn against_the_journal(&self, all: &[Record]) -> Vec<Finding> {
         let known: BTreeMap<_, _> = self.live().into_iter().map(|r| (r.id, r)).collect();
         let differs = |record: &&Record| match known.get(&record.id) {
@@ -141,7 +141,7 @@ impl Sandboxes {
     }
 }
 
-/// Pure: everything that is wrong with what was seen.
+/// Returns all findings about the observed state. Pure.
 fn findings(intended: &Intended, observed: &Observed) -> Vec<Finding> {
     if !observed.cluster.quorate {
         let detail = "no quorum, or pmxcfs is down: the configs prove nothing";
@@ -212,7 +212,7 @@ fn of_record(record: &Record, observed: &Observed) -> Option<Finding> {
     pause(record, container)
 }
 
-/// I13: frozen and locked while it is paused, and neither otherwise.
+/// Checks I13: frozen and locked while paused, and neither otherwise.
 fn pause(record: &Record, container: &Container) -> Option<Finding> {
     let vmid = record.vmid;
     let detail = match (record.phase == Phase::Paused, container) {
@@ -233,7 +233,7 @@ fn pause(record: &Record, container: &Container) -> Option<Finding> {
     Some(Finding::new("I13", record.id, detail))
 }
 
-/// I5: connected as the record says.
+/// Checks I5: the container is connected as the record says.
 fn connection(record: &Record, intended: &Intended, observed: &Observed) -> Option<Finding> {
     let container = observed.containers.get(&record.vmid);
     let container =
@@ -250,11 +250,11 @@ fn connection(record: &Record, intended: &Intended, observed: &Observed) -> Opti
     Some(Finding::new("I5", record.id, detail))
 }
 
-/// I3: no container that is no sandbox has the address of one.
+/// Checks I3: no container that is no sandbox has the address of one.
 fn strangers(live: &[Arc<Record>], observed: &Observed, findings: &mut Vec<Finding>) {
     let own: BTreeSet<Vmid> = live.iter().map(|record| record.vmid).collect();
     for (vmid, container) in &observed.containers {
-        // What carries a mark of ours for its number is a finding by itself, if it is no sandbox.
+        // A container with our mark for its vmid that is no sandbox is a finding by itself.
         let marked = container.is_marked_as(*vmid).is_some();
         if container.template || marked || own.contains(vmid) {
             continue;
@@ -270,7 +270,7 @@ fn strangers(live: &[Arc<Record>], observed: &Observed, findings: &mut Vec<Findi
     }
 }
 
-/// I3: no vmid and no address twice; I4: no request twice.
+/// Checks I3: no vmid and no address twice; and I4: no request twice.
 fn twice(live: &[Arc<Record>], findings: &mut Vec<Finding>) {
     let mut requests = BTreeMap::new();
     for record in live {
@@ -294,7 +294,7 @@ fn twice(live: &[Arc<Record>], findings: &mut Vec<Finding>) {
     }
 }
 
-/// I1: nothing is left of what has ended.
+/// Checks I1: nothing is left of a sandbox that has ended.
 fn of_tombstone(
     tombstone: &Tombstone,
     intended: &Intended,
@@ -310,7 +310,7 @@ fn of_tombstone(
             Finding::new("I1", tombstone.id, detail)
         });
     }
-    // The number is somebody's again: so are the volumes.
+    // The vmid is in use again, so the volumes belong to its user.
     if observed.cluster.guests.contains_key(&vmid) || intended.used.contains(&vmid) {
         return None;
     }
@@ -323,7 +323,7 @@ fn of_tombstone(
     })
 }
 
-/// I1: a volume that carries a number of ours and that no sandbox made. It is left to its owner.
+/// Checks I1: a volume has a vmid of ours and no sandbox made it. It is left to its owner.
 fn of_volume(
     vmid: Vmid,
     volume: &str,
@@ -352,7 +352,8 @@ fn of_volume(
     if taken || !in_range && ended().next().is_none() {
         return None;
     }
-    // One that is being looked at, or that its own sandbox has left, is told of there.
+    // Skips a volume of a sandbox that an operation works on, and one that its own sandbox left:
+    // `of_tombstone` reports that.
     let told = |tombstone: &Tombstone| {
         let made = intended.made.get(&tombstone.id);
         intended.busy.contains(&tombstone.id) || made.is_some_and(|made| made.owns(volume))

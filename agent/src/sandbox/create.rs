@@ -22,14 +22,14 @@ use crate::{
     saga::{Lapse, Saga},
 };
 
-/// How many vmids are tried when PVE says that one is taken.
+/// Most vmids tried when PVE says that one is taken.
 const VMIDS_TRIED_MAX: u32 = 16;
-/// How long a caller that wants no wait is kept until its intent is durable.
+/// Longest wait for the intent to be durable, for a caller that asked for no wait.
 const RECORD: Duration = Duration::from_secs(20);
-/// Between two tries at a template that somebody else has locked.
+/// Base delay between two tries at a template that somebody else has locked.
 const LOCKED: Duration = Duration::from_millis(150);
 
-/// A creation that has been admitted.
+/// Admitted creation, with what its steps need.
 struct Work<'a> {
     order: &'a Order,
     template: &'a Template,
@@ -37,24 +37,24 @@ struct Work<'a> {
     deadline: Instant,
 }
 
-/// What an order led to.
+/// Result of admission.
 enum Admitted {
-    /// To be made by this call.
+    /// New sandbox, to be created by this call.
     New(Box<(Ticket, Seat, Flight, Template)>),
-    /// Being made.
+    /// Creation that is under way.
     Joined(Flight),
-    /// Made before.
+    /// Sandbox that was created before.
     Made(SandboxRef),
 }
 
 impl Sandboxes {
-    /// Admits or refuses; then makes the sandbox on a task of its own, and answers when it runs,
-    /// when it has failed and is undone, or after `wait` with the sandbox as it is by then. The
-    /// same order again is the same sandbox.
+    /// Creates a sandbox, or refuses it: admits the order, then works on its own task. Returns when
+    /// the sandbox runs, when the creation has failed and is rolled back, or after `wait` with the
+    /// record as it is then. The same order again returns the same sandbox.
     ///
     /// # Errors
-    /// When it is refused, or when not even the intent could be recorded. A creation that fails
-    /// later is no error here but a record with its failure.
+    /// When the order is refused, or when not even the intent could be recorded. A creation that
+    /// fails later returns no error but a record with its failure.
     pub async fn create(
         self: &Arc<Self>,
         order: Order,
@@ -79,9 +79,9 @@ impl Sandboxes {
     async fn admit(&self, order: &Order) -> Result<Admitted, Error> {
         let template = self.template(&order.spec.snapshot).await;
         let cluster = self.pve.cluster().await;
-        // Before anything is leased out of ranges that go by it.
+        // Before anything is leased from ranges that depend on the number.
         if let Err(error) = self.note_number(&cluster).await {
-            // What cannot write this cannot write an intent either; what is known is answered.
+            // Then an intent cannot be written either; known sandboxes are still answered.
             tracing::warn!(%error, "the node's number was not written");
         }
         let (room, fit) = match &template {
@@ -91,7 +91,7 @@ impl Sandboxes {
             }
             Err(error) => (Err(error.clone()), Ok(())),
         };
-        // From here on nobody comes in beside us, and nothing waits.
+        // From here on no other creation is admitted, and nothing waits.
         let gate = self.gate.hold(&order.id);
         let name = SandboxRef::Id(order.id);
         let by_id = gate.by_id(&order.id).or_else(|| self.known(&name).map(Summary::from));
@@ -99,7 +99,7 @@ impl Sandboxes {
         let by_request = gate
             .by_request(request.0, request.1)
             .or_else(|| self.index.by_request(request.0, request.1).map(Summary::from));
-        // What is known is answered even when nothing new could be made.
+        // A known sandbox is answered even when nothing new could be created.
         if let Recall::Same(id) = admission::recall(order, by_id, by_request)? {
             return Ok(match self.flights.find(&id, Kind::Create) {
                 Some(flight) => Admitted::Joined(flight),
@@ -124,7 +124,7 @@ impl Sandboxes {
         })
     }
 
-    /// What a creation of this size is admitted on, for who holds the gate.
+    /// Collects the facts that a creation of this size is admitted on, under the admission lock.
     pub(super) fn facts(
         &self,
         gate: &admission::Held<'_>,
@@ -149,9 +149,9 @@ impl Sandboxes {
         }
     }
 
-    /// Refuses a snapshot whose template cannot be cloned, or whose clones would be in each other's way.
+    /// Refuses a snapshot whose template cannot be cloned, or whose clones would collide.
     pub(super) async fn check_template(&self, template: &Template) -> Result<(), Error> {
-        // One that is missing is told by whoever looks for it next.
+        // A missing template is reported by the next step that reads it.
         let Some(config) = self.pve.config(template.vmid).await? else { return Ok(()) };
         ownership::clonable(&config, template.vmid).map_err(|why| {
             let message = format!("snapshot {}: {why}", template.snapshot);
@@ -178,10 +178,10 @@ impl Sandboxes {
         }
     }
 
-    /// The intent, durable before anything is touched. A vmid and an address are leased with it.
+    /// Writes the intent, durable before anything is touched. Leases a vmid and an address with it.
     async fn begin(&self, work: &Work<'_>) -> Result<Arc<Record>, Error> {
         let Order { id, team, attempt, body_digest, spec } = work.order;
-        // Whoever calls it off from here on finds us; whoever did before has left a note.
+        // A later cancellation finds this operation; an earlier one is in the journal.
         if self.journal.cancelled(id).await? >= *attempt {
             return Err(called_off(work));
         }
@@ -239,7 +239,7 @@ impl Sandboxes {
         record: Arc<Record>,
     ) -> Result<Arc<Record>, Error> {
         let id = record.id;
-        // PVE locks a template for a clone and fails a second one at once.
+        // PVE locks a template during a clone and fails a second clone at once.
         let turn =
             self.called_or(work, self.queues.turn(work.template.vmid, work.deadline)).await?;
         seat.starts();
@@ -298,15 +298,15 @@ impl Sandboxes {
         .await
     }
 
-    /// True when the disk can be made larger while the sandbox runs, which costs a second; else it is
-    /// done before the start and costs half a minute.
+    /// True when the disk can grow while the sandbox runs, which takes a second; otherwise it grows
+    /// before the start, which takes half a minute.
     async fn grows_running(&self, record: &Record) -> Result<bool, Error> {
         let config = self.pve.config(record.vmid).await?;
         Ok(config.is_none_or(|config| config.grows_running()))
     }
 
-    /// Makes the disk as large as was asked. Where that fails the creation fails: nobody gets a smaller
-    /// one than the answer says.
+    /// Grows the disk to the requested size. If that fails the creation fails: nobody gets a
+    /// smaller disk than the answer says.
     async fn resize<'a>(
         &'a self,
         saga: &mut Saga<'a, Error>,
@@ -328,7 +328,7 @@ impl Sandboxes {
         .await
     }
 
-    /// How large the disk is, GiB: a snapshot's may be larger than was asked. 0 when nobody asked.
+    /// Size of the disk, GiB: a snapshot's may be larger than requested. 0 when none was requested.
     async fn disk_gib(&self, record: &Record) -> Result<u32, Error> {
         let asked = record.size.disk_gib;
         if asked == 0 {
@@ -338,7 +338,7 @@ impl Sandboxes {
         Ok(config.map_or(asked, |config| config.rootfs_gib()))
     }
 
-    /// Clones; when PVE says that the vmid is taken, under the next.
+    /// Clones the template; when PVE says that the vmid is taken, tries the next one.
     async fn clone_under_a_free_vmid<'a>(
         &'a self,
         saga: &mut Saga<'a, Error>,
@@ -363,7 +363,7 @@ impl Sandboxes {
         ))
     }
 
-    /// One clone. False when the vmid is somebody else's.
+    /// Clones under one vmid. Returns false when the vmid belongs to somebody else.
     async fn clone_as(&self, work: &Work<'_>, record: &Record) -> Result<bool, Error> {
         let order =
             CloneOrder { template: record.template, vmid: record.vmid, mark: record.mark() };
@@ -374,12 +374,12 @@ impl Sandboxes {
                 let made = self.is_made(record).await?;
                 if !made {
                     let (vmid, volumes) = (record.vmid, site.volumes);
-                    tracing::warn!(%vmid, ?volumes, "number is passed over for somebody's volumes");
+                    tracing::warn!(%vmid, ?volumes, "vmid skipped: somebody else has volumes with it");
                 }
                 return Ok(made);
             }
-            // Durable first: by this a lock that a crash leaves on the template is known to be ours, and
-            // so is a volume that no config names.
+            // Durable first: after a crash this shows that a lock on the template is ours, and so
+            // is a volume that no config names.
             self.amend(&record.id, |record| {
                 record.progress = Progress::Clone;
                 record.volumes = OwnVolumes::cloned_to(site.storages.clone());
@@ -390,8 +390,8 @@ impl Sandboxes {
             let cloned = self.pve.clone_template(&order, left).await;
             let Err(error) = cloned else { return Ok(true) };
             if matches!(error.kind, ErrorKind::VmidTaken(_) | ErrorKind::Locked(_)) {
-                // It never began: a lock that stands on the template is not ours, nor is a volume that
-                // comes to the number before the next try.
+                // The clone never began: a lock on the template is not ours, nor is a volume that
+                // appears under the vmid before the next try.
                 self.amend(&record.id, |record| {
                     record.progress = Progress::Queued;
                     record.volumes = OwnVolumes::default();
@@ -432,8 +432,8 @@ impl Sandboxes {
         Ok(OwnVolumes { named, ..OwnVolumes::default() })
     }
 
-    /// From here on volumes are known by name: one that comes to the number is not the clone's. Written
-    /// again when the sandbox is up, so that it may be lost here.
+    /// Records the volumes by name: one that appears under the vmid later is not the clone's. A
+    /// lost write is repeated when the sandbox is up.
     async fn note_cloned(&self, id: &SandboxId, volumes: &OwnVolumes) {
         let noted = self.amend(id, |record| {
             record.progress = Progress::Configure;
@@ -441,11 +441,11 @@ impl Sandboxes {
             Ok(())
         });
         if let Err(error) = noted.await {
-            tracing::warn!(sandbox_id = %id, %error, "step was not noted");
+            tracing::warn!(sandbox_id = %id, %error, "step was not recorded");
         }
     }
 
-    /// A vmid that is taken by this very sandbox, whole, is no other's.
+    /// True when the vmid is taken by this very sandbox, complete and unlocked.
     async fn is_made(&self, record: &Record) -> Result<bool, Error> {
         let config = self.pve.config(record.vmid).await?;
         Ok(config
@@ -460,7 +460,7 @@ impl Sandboxes {
             }
             (Network::Static | Network::Dhcp, _) => Address::Dhcp,
         };
-        // Templates have a number of their own on each node: one that has come over goes by its snapshot.
+        // A template has another vmid on each node, so a moved sandbox is matched by its snapshot.
         let templates = &self.options.templates;
         let template = templates.iter().find(|template| template.vmid == record.template);
         let template = template
@@ -477,7 +477,7 @@ impl Sandboxes {
         }
     }
 
-    /// Waits, unless the creation is called off first.
+    /// Waits, unless the creation is cancelled first.
     async fn called_or<T>(
         &self,
         work: &Work<'_>,
@@ -491,8 +491,8 @@ impl Sandboxes {
     }
 }
 
-/// Locally administered. A leased address has one MAC for ever, so that no neighbour's cache is
-/// wrong when it is used again; under DHCP the vmid has.
+/// Computes a locally administered MAC. A leased address keeps one MAC for ever, so that no
+/// neighbour's cache is wrong when it is used again; with DHCP the vmid determines the MAC.
 fn mac(address: &Address, vmid: Vmid) -> [u8; 6] {
     let (kind, [a, b, c, d]) = match address {
         Address::Static { ip, .. } => (0x50, ip.octets()),

@@ -1,8 +1,8 @@
-//! Cutting connections that are open, so that a port is closed at once and for all.
+//! Cuts open connections, so that a port is closed at once and for all.
 //!
-//! Caddy has no way to end one connection of many. The kernel has: `ss -K` destroys the sockets of
-//! this node that are connected to an address and port. A request that was given its route just
-//! before may still connect just after, so whoever hides a port cuts again a little later.
+//! Caddy cannot end one connection of many. The kernel can: `ss -K` destroys the sockets of this
+//! node that are connected to an address and port. A request that got its route just before may
+//! still connect just after, so `hide` cuts again a little later.
 
 use std::{ffi::OsString, io, net::SocketAddr, time::Duration};
 
@@ -10,22 +10,21 @@ use tokio::time::timeout;
 
 use crate::{run, sys::read};
 
-/// `ss` takes milliseconds.
+/// Time limit of `ss`, which takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Bytes of output that are read: a line for each socket.
+/// Most bytes of output that are read; `ss` prints a line for each socket.
 const OUTPUT_BYTES_MAX: u64 = 1024 * 1024;
 
-/// How long after the first cut the second one comes: as long as Caddy may take to connect once it
-/// has a route.
+/// Delay from the first cut to the second: the time that Caddy may take to connect to a route.
 pub const AGAIN: Duration = Duration::from_secs(6);
 
 /// Destroys this node's TCP connections to an address and port, and returns how many there were.
 ///
 /// # Errors
-/// When `ss` is not there, or the kernel cannot do it (CONFIG_INET_DIAG_DESTROY): then connections
-/// that are open stay open until one of the two ends closes them.
+/// When `ss` is missing, or the kernel lacks CONFIG_INET_DIAG_DESTROY: then open connections stay
+/// open until one end closes them.
 pub async fn connections(to: SocketAddr) -> io::Result<usize> {
-    // Numbers only, so nothing in here can be read as anything else.
+    // Numbers only, so `ss` cannot take an argument for anything else.
     let (ip, port) = (to.ip().to_string(), format!(":{}", to.port()));
     let argv = ["/usr/bin/ss", "-K", "-H", "-n", "-t", "dst", &ip, "dport", "=", &port];
     let mut ss = run::spawn_piped(&argv.map(OsString::from), Vec::new())?;

@@ -1,4 +1,4 @@
-//! Time that is left, and time between tries.
+//! Remaining time of an operation, and delays between tries.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Error;
 
-/// What one step may take of an operation's time.
+/// Limits the time of one step to the rest of the operation's time, and to `at_most`.
 pub(super) fn left(deadline: Instant, at_most: Duration) -> Result<Duration, Error> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -19,7 +19,8 @@ pub(super) fn left(deadline: Instant, at_most: Duration) -> Result<Duration, Err
     Ok(left.min(at_most))
 }
 
-/// Between `base` and twice that, other for each sandbox and try, and the same in each simulation.
+/// Computes a delay of `base` to twice that. It differs by sandbox and try, and is the same in each
+/// simulation.
 pub(super) fn jitter(base: Duration, id: &SandboxId, tries: u32) -> Duration {
     let mut hasher = DefaultHasher::new();
     (id, tries).hash(&mut hasher);

@@ -15,13 +15,12 @@ use super::{
 use crate::journal::{Phase, Record};
 
 impl Sandboxes {
-    /// Deletes the sandbox on a task of its own; answers when it is gone, or after `wait` with the
-    /// sandbox as it is by then. One that is deleted stays deleted; one that is being created is
-    /// called off and undone first.
+    /// Deletes the sandbox on its own task; returns when it is gone, or after `wait` with the
+    /// record as it is then. A deleted sandbox stays deleted; a creation is rolled back first.
     ///
     /// # Errors
-    /// When there is no such sandbox, or it could not be removed yet: it stays DELETING, and the
-    /// reconciler goes on.
+    /// When there is no such sandbox, or it could not be removed yet: it stays DELETING for the
+    /// reconciler.
     pub async fn delete(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -72,7 +71,7 @@ impl Sandboxes {
         if record.phase.ended() {
             return Ok(record);
         }
-        // Mark, vmid and sandbox_id are checked once more in there, right before.
+        // `destroy_owned` checks mark, vmid and sandbox_id once more, right before it destroys.
         let Record { vmid, volumes, .. } = &*record;
         if let Err(error) = self.pve.destroy_owned(*vmid, id, volumes, limits.destroy).await {
             let error = Error::from(error);
@@ -88,10 +87,10 @@ impl Sandboxes {
         self.advance(id, Event::Removed, |record| record.failure = None).await
     }
 
-    /// A creation is undone sooner than waited for; a start need not come up any more.
+    /// Cancels a creation or a start: undoing is faster than waiting for the end.
     async fn call_off_what_is_under_way(&self, id: &SandboxId) -> Result<(), Error> {
         if let Some(creation) = self.gate.creation(id) {
-            // Durable first: a crash from here on must not bring it up again.
+            // Durable first: a crash from here on must not bring the creation up again.
             self.journal.cancel(id, creation.attempt, self.now_ms()).await?;
         }
         for kind in [Kind::Create, Kind::Start] {

@@ -1,4 +1,4 @@
-//! What is due for a sandbox by the rules of its lifetime. Pure.
+//! Decides which action is due for a sandbox by the rules of its lifetime. Pure.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::{
 /// One thing that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
-    /// Why.
+    /// Cause of the action.
     pub cause: Cause,
-    /// What.
+    /// Action to take.
     pub action: Action,
 }
 
-/// What is due for a sandbox that was last used so long ago.
+/// Decides what is due for a sandbox that has not been used for `unused`.
 pub(super) fn due(
     record: &Record,
     now: &Moment,

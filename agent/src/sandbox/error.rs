@@ -1,4 +1,4 @@
-//! Why an operation was refused or failed, in words that survive on the wire and in a record.
+//! Reasons why operations were refused or failed, in a form for the wire and for records.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use proto::Reason;
 
 use crate::{journal, pve, saga::Injected};
 
-/// A refusal or a failure.
+/// Refusal or failure of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// What a caller branches on.
+    /// Reason code that callers branch on.
     pub reason: Reason,
-    /// A sentence, with `pct`'s own last line where it spoke.
+    /// Sentence for people, with the last line that `pct` printed, if any.
     pub message: String,
-    /// When it may be otherwise.
+    /// Delay after which a retry may succeed.
     pub retry_after: Option<Duration>,
 }
 
 impl Error {
-    /// Without a hint when to try again.
+    /// Creates an error without a hint when to retry.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), retry_after: None }
     }
 
-    /// With a hint when to try again.
+    /// Adds a hint when to retry.
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
@@ -32,7 +32,7 @@ impl Error {
     }
 }
 
-/// A text of our own making that does not fit: what callers send is checked before.
+/// Converts an invalid text that the agent itself built: texts of callers are checked before.
 impl From<proto::id::Invalid> for Error {
     fn from(error: proto::id::Invalid) -> Self {
         Self::new(Reason::Invariant, error.to_string())

@@ -1,4 +1,5 @@
-//! Opening and closing ports. Nothing is touched but the record: the ingress asks for each request.
+//! Opening and closing ports. Opening changes only the record, which the ingress reads for each
+//! request; closing also cuts open connections.
 
 use std::{
     collections::BTreeMap,
@@ -16,11 +17,11 @@ use proto::{
 use super::{Error, Sandboxes, cut};
 use crate::journal::Record;
 
-/// Services that were closed.
+/// Services that were closed, with their ports.
 pub type Closed = BTreeMap<ServiceName, Port>;
 
 impl Sandboxes {
-    /// Opens a port under a name. Again with the same port: nothing changes.
+    /// Opens a port under a name. Repeating it with the same port changes nothing.
     ///
     /// # Errors
     /// When there is no such sandbox, the name is taken by another port, or there are too many.
@@ -48,8 +49,8 @@ impl Sandboxes {
         .await
     }
 
-    /// Closes a port, under every name that it has, and cuts the connections to it that are open.
-    /// `name` is one of its names. Also returns the services that were closed.
+    /// Closes a port under all of its names, and cuts open connections to it. `name` is one of the
+    /// names. Also returns the services that were closed.
     ///
     /// # Errors
     /// When there is no such sandbox, or no service of this name in it.
@@ -77,9 +78,9 @@ impl Sandboxes {
         Ok((hidden, closed))
     }
 
-    /// Now, and again when whoever got a route just before has connected.
+    /// Cuts connections now, and again once a request that got its route just before has connected.
     async fn cut(self: &Arc<Self>, record: &Record, port: Port, ip: Ipv4Addr) {
-        // No way in: a fake, which has no connections either.
+        // A fake PVE has no way in, and no connections either.
         if self.pve.enter(record.vmid).is_none() || record.services.values().any(|p| *p == port) {
             return;
         }

@@ -1,6 +1,6 @@
-//! Files of a sandbox. The work is done inside, by the sandbox's own helper as the user that was
-//! asked for; nothing on the host's side ever opens a path of a tenant. What comes out of there is
-//! hostile input: bounded, and checked.
+//! Files of a sandbox. The sandbox's own helper does the work inside, as the requested user;
+//! nothing on the host ever opens a path of a tenant. Its answers are hostile input: bounded and
+//! checked.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,40 +17,39 @@ use super::{
     },
 };
 
-/// How long what works on files inside may take; an archive takes as long as it flows.
+/// Time limit of a file operation inside; archives and file contents have `FLOW`.
 const CALL: Duration = Duration::from_secs(14);
-/// Within which a call about files is answered, whatever becomes of the sandbox, of what works inside
-/// and of its shim: with all of the answer, or with the beginning of what flows. Controllers wait for
-/// 18 s.
+/// Time limit for answering a call about files, whatever happens to the sandbox, its helper or its
+/// shim: with the whole answer, or with the beginning of a stream. Controllers wait for 18 s.
 const ANSWER: Duration = Duration::from_secs(16);
-/// How long an archive or a file may flow.
+/// Time limit of the stream of an archive or a file.
 const FLOW: Duration = Duration::from_secs(60 * 60);
-/// Bytes of a line that tells of a file.
+/// Longest line that describes a file, bytes.
 const LINE_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of an answer that is not a file: a listing, or why it failed.
+/// Longest answer that is not a file, bytes: a listing, or why it failed.
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Bytes of one message of stdin.
+/// Largest message of stdin, bytes.
 const CHUNK: usize = 256 * 1024;
-/// Messages on their way.
+/// Most messages in flight per channel.
 const MESSAGES: usize = 4;
-/// Entries of a listing.
+/// Most entries of a listing.
 pub const ENTRIES_MAX: u32 = 5000;
 
-/// A file to write.
+/// File to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileContent {
     /// Absolute path.
     pub path: String,
-    /// All of it.
+    /// Whole content.
     pub content: Bytes,
     /// Permission bits.
     pub mode: u32,
 }
 
-/// What comes out of a file or an archive, to its end or to an error.
+/// Stream of a file or an archive, up to its end or an error.
 pub type Flow = mpsc::Receiver<Result<Bytes, Error>>;
 
-/// An operation that runs inside.
+/// File operation that runs inside.
 struct Running {
     input: mpsc::Sender<Input>,
     outputs: Outputs,
@@ -58,10 +57,10 @@ struct Running {
 }
 
 impl Execs {
-    /// Writes files, each replaced in one step. Returns how many.
+    /// Writes files, each replaced in one step. Returns how many were written.
     ///
     /// # Errors
-    /// When one cannot be written; those before it are.
+    /// When one cannot be written; the files before it are.
     pub async fn write_files(
         &self,
         sandbox: &SandboxRef,
@@ -78,7 +77,7 @@ impl Execs {
         parse(&answer.await?)
     }
 
-    /// Tells what a path is.
+    /// Describes a path.
     ///
     /// # Errors
     /// FILE_NOT_FOUND, FILE_REFUSED, or as for any command.
@@ -91,7 +90,7 @@ impl Execs {
         parse(&self.answer(sandbox, user, FileTask::Stat { path }, Bytes::new()).await?)
     }
 
-    /// Lists a directory, by name; true when there is more.
+    /// Lists a directory, ordered by name; the flag is true when there are more entries.
     ///
     /// # Errors
     /// As `stat_file`.
@@ -114,7 +113,7 @@ impl Execs {
         Ok((entries, more))
     }
 
-    /// Removes a path; false when there was nothing.
+    /// Removes a path; returns false when there was nothing.
     ///
     /// # Errors
     /// As `stat_file`.
@@ -129,10 +128,10 @@ impl Execs {
         parse(&self.answer(sandbox, user, task, Bytes::new()).await?)
     }
 
-    /// Reads a regular file: what it is, and its bytes as they are taken.
+    /// Reads a regular file: returns its description, and its bytes as they are consumed.
     ///
     /// # Errors
-    /// As `stat_file`; later errors end the flow.
+    /// As `stat_file`; later errors end the stream.
     pub async fn read_file(
         &self,
         sandbox: &SandboxRef,
@@ -167,7 +166,7 @@ impl Execs {
     /// Packs a path into a tar archive.
     ///
     /// # Errors
-    /// When it cannot be begun; later errors end the flow.
+    /// When it cannot begin; later errors end the stream.
     pub async fn download(
         &self,
         sandbox: &SandboxRef,
@@ -184,8 +183,8 @@ impl Execs {
         Ok(self.flow(running, first))
     }
 
-    /// Unpacks a tar archive, whose bytes come over `archive`; its end is the archive's, and
-    /// dropping it before that calls it off. Returns the number of entries.
+    /// Unpacks a tar archive that comes over `archive`. The end of the channel is the end of the
+    /// archive; dropping this call before that cancels it. Returns the number of entries.
     ///
     /// # Errors
     /// FIELD_INVALID when the archive leads out of the directory; or as `stat_file`.
@@ -200,7 +199,7 @@ impl Execs {
         let input = running.input.clone();
         let feed = async move {
             while let Some(bytes) = archive.recv().await {
-                // One that reads no more has said why.
+                // A helper that reads no more has said why.
                 if input.send(Input::Stdin(bytes?)).await.is_err() {
                     break;
                 }
@@ -212,7 +211,7 @@ impl Execs {
         let answer = tokio::select! {
             biased;
             answer = &mut answer => answer?,
-            // It has all that it needs by now.
+            // The helper has all of its input by now.
             fed = feed => {
                 fed?;
                 in_time(answer).await?
@@ -221,7 +220,7 @@ impl Execs {
         parse(&answer)
     }
 
-    /// Gives an operation all of its input and takes all of its answer, in time.
+    /// Sends an operation all of its input and returns its whole answer, in time.
     async fn answer(
         &self,
         sandbox: &SandboxRef,
@@ -241,7 +240,7 @@ impl Execs {
     ) -> Result<Running, Error> {
         let limits = self.limits();
         let record = self.awake(sandbox).await?;
-        // Where it runs does not matter: paths are absolute.
+        // The working directory does not matter: paths are absolute.
         let cwd = Some("/".to_owned());
         let mut start = exec::of_task(Task::Files(task), user, cwd, BTreeMap::new())?;
         start.timeout_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -251,7 +250,7 @@ impl Execs {
         Ok(Running { input, outputs, stderr: BytesMut::new() })
     }
 
-    /// Passes on what comes, on a task of its own.
+    /// Forwards the output on its own task.
     fn flow(&self, mut running: Running, first: Bytes) -> Flow {
         let (sender, flow) = mpsc::channel(MESSAGES);
         self.spawn(async move {
@@ -265,7 +264,7 @@ impl Execs {
                     Ok(None) => return,
                     Err(error) => (Err(error), true),
                 };
-                // Whoever goes away drops the operation with it.
+                // A receiver that goes away drops the operation with it.
                 if sender.send(message).await.is_err() || last {
                     return;
                 }
@@ -282,11 +281,11 @@ impl Execs {
 
 impl Running {
     async fn close(&mut self) {
-        // One that has ended by now needs no input.
+        // A helper that has ended needs no input.
         drop(self.input.send(Input::Eof).await);
     }
 
-    /// Bytes of its stdout; `None` at its good end.
+    /// Returns bytes of stdout; `None` after a successful end.
     async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             match self.outputs.recv().await {
@@ -304,7 +303,7 @@ impl Running {
         }
     }
 
-    /// Gives it all of its input and takes all of its answer.
+    /// Sends all of the input and returns the whole answer.
     async fn answer(self, mut input: Bytes) -> Result<Bytes, Error> {
         let sender = self.input.clone();
         let feed = async move {
@@ -332,7 +331,7 @@ impl Running {
     }
 }
 
-/// What is not answered in time is called off: dropping it ends what works inside.
+/// Bounds `work` by `ANSWER`. Late work is cancelled: dropping it ends the helper's work inside.
 async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     timeout(ANSWER, work).await.unwrap_or_else(|_| Err(late()))
 }
@@ -356,7 +355,7 @@ fn late() -> Error {
     Error::new(Reason::OutcomeUnknown, "the sandbox's file system did not answer in time")
 }
 
-/// What it said on its stderr before it failed.
+/// Error that the helper wrote to stderr before it failed.
 fn why(stderr: &[u8]) -> Error {
     let Ok(error) = serde_json::from_slice::<helper::FileError>(stderr) else { return nonsense() };
     let reason = match error.kind {

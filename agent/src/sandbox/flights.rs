@@ -1,6 +1,6 @@
-//! Operations under way. One at a time works on a sandbox; the same one asked for twice is joined;
-//! another kind waits for its turn. Each runs on a task of its own, so a caller that hangs up
-//! cancels nothing.
+//! Operations under way. One at a time works on a sandbox. A second request for the same operation
+//! joins the first; another kind waits for its turn. Each runs on its own task, so a caller that
+//! hangs up cancels nothing.
 
 use std::{
     collections::HashMap,
@@ -18,36 +18,36 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use crate::journal::Record;
 
-/// What is being done to a sandbox.
+/// Kind of operation on a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
-    /// Made.
+    /// Creates the sandbox.
     Create,
-    /// Unmade, after a creation that a crash cut short.
+    /// Rolls back a creation that a crash cut short.
     Undo,
-    /// Booted.
+    /// Boots the container.
     Start,
-    /// Stopped.
+    /// Stops the container.
     Stop,
-    /// Frozen.
+    /// Freezes the container.
     Pause,
-    /// Frozen, or else stopped.
+    /// Freezes the container, or stops it if that fails.
     PauseOrStop,
-    /// Thawed.
+    /// Thaws the container.
     Resume,
-    /// Made what its phase says, as far as a pause goes.
+    /// Freezes or thaws the container, as its phase says.
     Settle,
-    /// Removed.
+    /// Deletes the sandbox.
     Delete,
-    /// Looked at, whether it still runs.
+    /// Compares the container with its record.
     Look,
-    /// A container that was there becomes it.
+    /// Makes a sandbox of an existing container.
     Adopt,
-    /// Its container is left.
+    /// Ends the record and keeps the container.
     Release,
-    /// Its container goes to another node.
+    /// Gives the container to another node.
     HandOver,
-    /// Its container went to another node.
+    /// Ends the record after another node took over the container.
     Leave,
 }
 
@@ -58,7 +58,7 @@ enum Progress {
     Done(Result<Arc<Record>, Error>),
 }
 
-/// An operation that somebody may wait for, or call off.
+/// Handle of an operation, to wait for it or to cancel it.
 #[derive(Debug, Clone)]
 pub(super) struct Flight {
     id: SandboxId,
@@ -66,7 +66,7 @@ pub(super) struct Flight {
     cancel: CancellationToken,
 }
 
-/// How an operation stands when the wait is over.
+/// State of an operation when the wait is over.
 #[derive(Debug)]
 pub(super) enum Standing {
     Done(Result<Arc<Record>, Error>),
@@ -74,12 +74,11 @@ pub(super) enum Standing {
 }
 
 impl Flight {
-    /// The sandbox.
     pub(super) fn id(&self) -> SandboxId {
         self.id
     }
 
-    /// Waits until the operation has ended, at most so long.
+    /// Waits until the operation has ended, at most `wait`.
     pub(super) async fn ended(mut self, wait: Duration) -> Standing {
         match timeout(wait, self.progress.wait_for(|p| matches!(p, Progress::Done(_)))).await {
             Ok(Ok(progress)) => match &*progress {
@@ -94,17 +93,17 @@ impl Flight {
     /// Waits until the intent is durable or the operation has ended.
     pub(super) async fn recorded(&mut self, wait: Duration) {
         let recorded = self.progress.wait_for(|p| !matches!(p, Progress::Begun));
-        // Whatever it is, `ended` finds it out again.
+        // The result does not matter here: `ended` reads the state again.
         drop(timeout(wait, recorded).await);
     }
 
-    /// Asks the operation to stop and to undo what it did.
+    /// Asks the operation to stop and to roll back what it did.
     pub(super) fn cancel(&self) {
         self.cancel.cancel();
     }
 }
 
-/// The task ended without a word.
+/// Error of an operation whose task ended without a result.
 pub(super) fn lost() -> Error {
     Error::new(Reason::ShuttingDown, "the agent stopped during the operation")
         .retry_after(Duration::from_secs(2))
@@ -116,16 +115,16 @@ struct Runway {
     flights: Vec<(Kind, Flight)>,
 }
 
-/// All operations under way.
+/// Table of all operations under way.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flights(Arc<Mutex<HashMap<SandboxId, Runway>>>);
 
-/// Whether an operation is new.
+/// Result of entering an operation.
 #[derive(Debug)]
 pub(super) enum Entered {
-    /// The caller must run it.
+    /// A new operation; the caller must run it.
     New(Ticket, Flight),
-    /// It is under way already.
+    /// An operation of this kind that was under way already.
     Joined(Flight),
 }
 
@@ -150,14 +149,14 @@ impl Flights {
         Entered::New(ticket, flight)
     }
 
-    /// The operation of this kind, if it is under way.
+    /// Finds the operation of this kind, if one is under way.
     pub(super) fn find(&self, id: &SandboxId, kind: Kind) -> Option<Flight> {
         let map = self.lock();
         let flights = &map.get(id)?.flights;
         flights.iter().find(|(known, _)| *known == kind).map(|(_, flight)| flight.clone())
     }
 
-    /// Sandboxes that something is being done to.
+    /// Sandboxes with an operation under way.
     pub(super) fn busy(&self) -> Vec<SandboxId> {
         self.lock().keys().copied().collect()
     }
@@ -167,7 +166,7 @@ impl Flights {
     }
 }
 
-/// What an operation knows of itself.
+/// Context of an operation while it runs.
 #[derive(Debug, Clone)]
 pub(super) struct Crew {
     id: SandboxId,
@@ -188,18 +187,18 @@ impl Crew {
         })
     }
 
-    /// Cancelled when the operation was called off.
+    /// Token that is cancelled when the operation is to be cancelled.
     pub(super) fn cancelled(&self) -> &CancellationToken {
         &self.cancel
     }
 
-    /// The intent is durable.
+    /// Reports that the intent is durable.
     pub(super) fn recorded(&self) {
         self.progress.send_replace(Progress::Recorded);
     }
 }
 
-/// The right to run an operation. Dropped, however the task ends, it makes way.
+/// Right to run an operation. Dropping it, however the task ends, frees the place in the table.
 #[derive(Debug)]
 pub(super) struct Ticket {
     kind: Kind,
@@ -208,15 +207,15 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    /// Who works on it.
+    /// Context for the task that runs the operation.
     pub(super) fn crew(&self) -> Crew {
         self.crew.clone()
     }
 
-    /// The operation has ended.
+    /// Ends the operation with its result.
     pub(super) fn done(self, result: Result<Arc<Record>, Error>) {
         let progress = self.crew.progress.clone();
-        // First out of the map, so that whoever hears of the end can begin anew at once.
+        // Leaves the table first, so that a caller that learns of the end can begin again at once.
         drop(self);
         progress.send_replace(Progress::Done(result));
     }

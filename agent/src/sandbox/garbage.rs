@@ -1,22 +1,22 @@
-//! What is cleaned up on the node: told, or done. Whoever reconciles knows it; the wire asks.
+//! Cleanup of the node, listed or triggered. The reconciler implements it; the wire asks for it.
 
-/// One thing to clean up.
+/// Item of the cleanup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// A word for what is done, or why nothing is.
+    /// Keyword for what is done, or why nothing is.
     pub action: &'static str,
-    /// What it is about.
+    /// Thing that the item is about.
     pub subject: String,
-    /// A sentence.
+    /// Explanation, one sentence.
     pub why: String,
 }
 
-/// Tells what there is to clean up.
+/// Lists and triggers the cleanup of the node.
 #[async_trait::async_trait]
 pub trait Garbage: Send + Sync + std::fmt::Debug {
-    /// What the next pass does.
+    /// Lists what the next pass does.
     async fn look(&self) -> Vec<Item>;
 
-    /// Lets it do so now.
+    /// Starts the next pass now.
     fn collect(&self);
 }

@@ -1,13 +1,13 @@
-//! Giving a stopped sandbox to another node that sees its volumes, because this one is to become empty.
+//! Moves a stopped sandbox to another node that sees its volumes, to empty this one.
 //!
 //! ```text
-//!  here: hand_over   the container's config goes to the other node, then the record is given to whoever
-//!                    asked, and does not change here any more
-//!  there: take_over  the other journal has the record, with an address of its own
-//!  here: leave       this journal lets go of it
+//!  here: hand_over   gives the container's config to the other node, then returns the record to
+//!                    the caller; from then on the record does not change here
+//!  there: take_over  writes the record to the other journal, with an address of that node
+//!  here: leave       ends the record in this journal
 //! ```
-//! Each is repeated without harm, so whoever asks can be cut off anywhere and begins anew. Nothing is
-//! lost on the way: until the last, this journal has the record.
+//! Each step can be repeated, so a caller that is interrupted anywhere begins again. Nothing is
+//! lost on the way: this journal has the record until the last step.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,22 +32,22 @@ use crate::{
     saga::Lapse,
 };
 
-/// A sandbox as it goes over.
+/// Sandbox in transit to another node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Handed {
-    /// All that its node knows of it.
+    /// Complete record from its node.
     pub record: Record,
-    /// The clocks of its node by then: no two nodes have the same.
+    /// Clocks of its node at that time: no two nodes have the same.
     pub now: Moment,
 }
 
 impl Sandboxes {
-    /// Gives the container to the node, and answers with the sandbox and where the container is: on
-    /// the node that it was given to before, if it was.
+    /// Gives the container to the node. Returns the sandbox and the node that has the container:
+    /// the earlier target, if it was given away before.
     ///
     /// # Errors
-    /// NOT_MOVABLE when it is not stopped, or the other node is not online or does not see its volumes;
-    /// NOT_OURS when its container is not its own any more.
+    /// NOT_MOVABLE when it is not stopped, was adopted, or the other node is not online or does not
+    /// see its volumes; NOT_OURS when its container is no longer its own.
     pub async fn hand_over(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -87,7 +87,7 @@ impl Sandboxes {
         }
         match self.place(&record).await? {
             Some(Place::Here { running: false }) if !going => {}
-            // Also of what was deleted after it had been given away: it is deleted there.
+            // Also for one that was deleted after it was given away: the other node deletes it.
             Some(Place::Elsewhere(_)) => return self.given(record).await,
             Some(Place::Here { .. } | Place::Taken | Place::Gone) | None => {
                 let why =
@@ -102,14 +102,14 @@ impl Sandboxes {
             }
             Error::from(error)
         })?;
-        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, %target, "gave its container away");
+        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, %target, "container given to another node");
         if self.faults.lapses(Lapse::Leave) {
             return self.left(id, target.clone()).await;
         }
         self.given(record).await
     }
 
-    /// The record as it goes over: what is asked for from now on is asked for there.
+    /// Marks the record as handed over: from now on requests for the sandbox go to the other node.
     async fn given(&self, record: Arc<Record>) -> Result<Arc<Record>, Error> {
         if record.phase == Phase::Deleting || record.progress == Progress::Export {
             return Ok(record);
@@ -121,12 +121,12 @@ impl Sandboxes {
         .await
     }
 
-    /// Takes a sandbox over whose container another node has given to this one: stopped, with all that
-    /// its record said, and with an address of this node's. One that was being deleted is deleted here.
+    /// Takes over a sandbox whose container another node gave to this one: stopped, with its whole
+    /// record, and with an address of this node. One that was being deleted is deleted here.
     ///
     /// # Errors
-    /// NOT_OURS when its container is not here; SANDBOX_KNOWN when a sandbox of its number or request
-    /// is; ADDRESSES_EXHAUSTED; NODE_NUMBER_CHANGED.
+    /// NOT_OURS when its container is not here; SANDBOX_KNOWN when a sandbox with its vmid or
+    /// request is here; ADDRESSES_EXHAUSTED; NODE_NUMBER_CHANGED.
     pub async fn take_over(
         self: &Arc<Self>,
         handed: Handed,
@@ -186,7 +186,7 @@ impl Sandboxes {
         self.finish_adoption(&id, wait).await
     }
 
-    /// On a task of its own, as `amend_living` does.
+    /// Writes the record on its own task, as `amend_living` does.
     async fn write_taken(self: &Arc<Self>, record: Record) -> Result<(), Error> {
         let (sandboxes, vmid) = (Arc::clone(self), record.vmid);
         let written = self.tasks.run(async move {
@@ -204,8 +204,8 @@ impl Sandboxes {
         })
     }
 
-    /// Lets go of one that `to` has taken over, with its container: it goes on there. One that
-    /// has gone already is as it should be.
+    /// Ends the record of a sandbox that `to` has taken over with its container. A sandbox that has
+    /// ended already stays as it is.
     ///
     /// # Errors
     /// NOT_MOVABLE when its container is not there.
@@ -238,7 +238,7 @@ impl Sandboxes {
             let why = format!("container {} of {id} is not on {to}", record.vmid);
             return Err(Error::new(Reason::NotMovable, why));
         }
-        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, node = %to, "it has left");
+        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, node = %to, "sandbox moved to another node");
         self.left(id, to.clone()).await
     }
 
@@ -249,8 +249,8 @@ impl Sandboxes {
         .await
     }
 
-    /// Connects a container that came from another node to this one. What is to come up must have its
-    /// address first: a crash may have been in between.
+    /// Connects a container that came from another node to this one. It must have its address
+    /// before it boots: a crash may have come in between.
     pub(super) async fn connected(&self, record: Arc<Record>) -> Result<Arc<Record>, Error> {
         if record.progress != Progress::Import {
             return Ok(record);
@@ -264,7 +264,7 @@ impl Sandboxes {
     }
 }
 
-/// Refuses what another node would not hear of.
+/// Refuses a change that the other node would not learn of.
 pub(super) fn on_its_way(record: &Record) -> Result<(), Error> {
     if record.progress != Progress::Export {
         return Ok(());

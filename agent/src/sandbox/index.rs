@@ -1,5 +1,5 @@
-//! The records in memory, for whoever only asks: lists, exec, and every HTTP request. Fed by the
-//! journal's writes, after they are durable; never the truth.
+//! Records in memory, for reads: lists, exec, and every HTTP request. Updated after each write to
+//! the journal is durable; the journal stays the authority.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,32 +15,32 @@ use proto::{
 
 use crate::journal::{Phase, Record};
 
-/// What is kept in memory of a sandbox that has ended.
+/// Part of an ended sandbox's record that is kept in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tombstone {
-    /// Who it was.
+    /// Id of the sandbox.
     pub id: SandboxId,
-    /// Its last container.
+    /// Vmid of its last container.
     pub vmid: Vmid,
     /// Deleted or failed.
     pub phase: Phase,
-    /// The controller's try.
+    /// Attempt of the controller.
     pub attempt: u32,
-    /// Owner.
+    /// Team that owned the sandbox.
     pub team: Team,
-    /// The owner's idempotency key.
+    /// Idempotency key of the creation.
     pub request_id: RequestId,
     /// Digest of the request's body.
     pub body_digest: String,
-    /// When it ended.
+    /// Time of the end, milliseconds since 1970.
     pub ended_ms: u64,
-    /// What it was cloned from.
+    /// Template that it was cloned from.
     pub template: Vmid,
-    /// Its creation ended in the middle of the clone.
+    /// True when its creation ended in the middle of the clone.
     pub cloning: bool,
-    /// Its container was given back: what is there under the number is left.
+    /// True when it was released: the container that has its vmid now is left alone.
     pub released: bool,
-    /// Another node took it over: should its container come back here, that one's word counts.
+    /// True when another node took it over: that node decides, even if the container comes back.
     pub moved: bool,
     revision: u64,
 }
@@ -65,16 +65,16 @@ impl From<&Record> for Tombstone {
     }
 }
 
-/// What the node knows of a name.
+/// Live or ended sandbox that a name refers to.
 #[derive(Debug, Clone)]
 pub enum Known {
-    /// It lives.
+    /// Sandbox that has not ended.
     Live(Arc<Record>),
-    /// It has ended.
+    /// Sandbox that has ended.
     Ended(Tombstone),
 }
 
-/// See the module.
+/// Index of all records; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Index(RwLock<Maps>);
 
@@ -82,14 +82,14 @@ pub(super) struct Index(RwLock<Maps>);
 struct Maps {
     live: BTreeMap<SandboxId, Arc<Record>>,
     ended: BTreeMap<SandboxId, Tombstone>,
-    /// Who has a vmid; else who had it last.
+    /// Sandbox that has a vmid; if none lives, the last that had it.
     vmids: HashMap<Vmid, SandboxId>,
-    /// Who was made for a request; else who was last.
+    /// Sandbox of a request; if none lives, the last one.
     requests: HashMap<(Team, RequestId), SandboxId>,
 }
 
 impl Index {
-    /// Of all records of the journal.
+    /// Builds the index from all records of the journal.
     pub(super) fn new(mut records: Vec<Record>) -> Self {
         records.sort_by_key(|record| record.revision);
         let mut maps = Maps::default();
@@ -99,7 +99,7 @@ impl Index {
         Self(RwLock::new(maps))
     }
 
-    /// Takes in a record that the journal has written; an older one than is here changes nothing.
+    /// Stores a record that the journal has written; ignores one that is older than the stored one.
     pub(super) fn apply(&self, record: Record) -> Arc<Record> {
         let record = Arc::new(record);
         self.write().apply(Arc::clone(&record));
@@ -130,12 +130,12 @@ impl Index {
         maps.known(id)
     }
 
-    /// Those that live, by id.
+    /// Live sandboxes, ordered by id.
     pub(super) fn all_live(&self) -> Vec<Arc<Record>> {
         self.read().live.values().cloned().collect()
     }
 
-    /// Ids after this one, living and ended, in order.
+    /// Lists ids after this one, live and ended, in order.
     pub(super) fn ids_after(&self, after: Option<SandboxId>, limit: usize) -> Vec<SandboxId> {
         let from = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
         let maps = self.read();
@@ -147,7 +147,7 @@ impl Index {
         ids
     }
 
-    /// The tombstones, by id.
+    /// Tombstones, ordered by id.
     pub(super) fn ended(&self) -> Vec<Tombstone> {
         self.read().ended.values().cloned().collect()
     }
@@ -181,7 +181,7 @@ impl Maps {
             }
         }
         let request = (record.team.clone(), record.request_id.clone());
-        // A tombstone does not push aside one that lives.
+        // A tombstone does not replace a live sandbox.
         let takes = |holder: Option<&SandboxId>| {
             !record.phase.ended()
                 || holder.is_none_or(|holder| *holder == id || !self.live.contains_key(holder))
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(who(&index, 100), Some((id(1), false)));
         index.apply(at(2, 100, Phase::Creating, 3));
         assert_eq!(who(&index, 100), Some((id(2), true)));
-        // A late write on the tombstone does not push the living one aside.
+        // A late write of the tombstone does not replace the live sandbox.
         index.apply(at(1, 100, Phase::Deleted, 4));
         assert_eq!(who(&index, 100), Some((id(2), true)));
         index.apply(at(2, 101, Phase::Creating, 5));

@@ -1,5 +1,5 @@
-//! Cordon and drain: whether the node takes new work, as an operator says. Kept in the journal, so that
-//! a restart and another controller find it as it was.
+//! Cordon and drain: whether the operator lets the node take new work. Kept in the journal, so that
+//! it survives a restart and every controller sees the same.
 
 use std::sync::PoisonError;
 
@@ -7,12 +7,12 @@ use super::{Error, Sandboxes};
 use crate::journal::intake::{Intake, Order};
 
 impl Sandboxes {
-    /// What is wanted of the node now.
+    /// Current scheduling state of the node.
     pub fn intake(&self) -> Order {
         self.intake.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes it; durable when this returns. What is being created goes on.
+    /// Changes the scheduling state; durable when this returns. Creations under way continue.
     ///
     /// # Errors
     /// When the journal cannot be written.
@@ -21,7 +21,7 @@ impl Sandboxes {
         let since_ms = if known.intake == intake { known.since_ms } else { self.now_ms() };
         let order = Order { intake, why, since_ms };
         self.journal.set_intake(&order).await?;
-        tracing::info!(intake = ?order.intake, why = order.why, "an operator said what is wanted");
+        tracing::info!(intake = ?order.intake, why = order.why, "operator changed the scheduling state");
         order.clone_into(&mut self.intake.write().unwrap_or_else(PoisonError::into_inner));
         Ok(order)
     }

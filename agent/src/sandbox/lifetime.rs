@@ -1,4 +1,4 @@
-//! How long a sandbox lives: the rules, and what is done when their time has come. `due` decides.
+//! Lifetime of sandboxes: changes its rules, and carries out what is due. `due` decides.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use super::{
 use crate::{clock::Moment, journal::Record};
 
 impl Sandboxes {
-    /// Changes the rules of its lifetime. A time to live counts from now.
+    /// Changes the lifetime rules of a sandbox. A time to live counts from now.
     ///
     /// # Errors
     /// When there is no such sandbox.
@@ -32,7 +32,7 @@ impl Sandboxes {
         .await
     }
 
-    /// What is due, for those that no operation works on.
+    /// Lists the lifetime actions that are due, for sandboxes that no operation works on.
     pub fn due(&self) -> Vec<(Arc<Record>, Due)> {
         let (busy, live) = (self.busy(), self.live());
         self.activity.keep(&live.iter().map(|record| record.id).collect::<BTreeSet<_>>());
@@ -45,12 +45,12 @@ impl Sandboxes {
         due(record, now, self.activity.unused(&record.id), &self.options.lifetimes)
     }
 
-    /// It is used right now.
+    /// Records that the sandbox is in use now.
     pub fn used(&self, id: &SandboxId) {
         self.activity.used(id);
     }
 
-    /// Does what is due, unless that is not so any more when its turn comes.
+    /// Carries out a due action, unless it is no longer due when its turn comes.
     ///
     /// # Errors
     /// As pause, stop and delete.
@@ -67,7 +67,7 @@ impl Sandboxes {
         }
     }
 
-    /// True when what was due is so no more: it was extended, or used, in between.
+    /// True when an action is no longer due: the sandbox was extended, or used, meanwhile.
     pub(super) fn is_moot(&self, record: &Record, cause: Cause) -> bool {
         cause != Cause::ASKED
             && self.due_for(record, &self.clock.moment()).is_none_or(|due| due.cause != cause)

@@ -1,5 +1,5 @@
-//! Taking note of what was done to a container beside us: in PVE's GUI, by `pct`, or in the container
-//! itself. The table of it is `seen`; docs/cleanup.md tells it to operators.
+//! Detects and records what was done to a container outside of the agent: in PVE's GUI, by `pct`,
+//! or in the container itself. `seen` is the table of it; docs/cleanup.md explains it to operators.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,67 +20,67 @@ use crate::{
     journal::{Failure, Phase, Record},
 };
 
-/// What a container that was frozen and is not there any more has come to: it could not end itself.
+/// Failure of a paused sandbox whose container does not run any more: it cannot end by itself.
 const LOST_WHILE_PAUSED: &str =
     "its node was rebooted while it was paused; its memory is gone, its disk is kept";
-/// Why one that ran before a reboot of its node is not started again.
+/// Failure of a sandbox that ran before a reboot of its node and is not started again.
 const NOT_STARTED_AGAIN: &str =
     "its node was rebooted, and on_reboot in the agent's configuration says that it stays stopped";
 const EXPIRED_MEANWHILE: &str = "its node was rebooted, and its time to live was over by then";
 
-/// Where the container of a sandbox is.
+/// Location of a sandbox's container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// On this node, and the sandbox's own.
+    /// On this node, with the sandbox's mark.
     Here {
-        /// Its init runs.
+        /// True when its init runs.
         running: bool,
     },
-    /// What is on this node under its number does not carry its mark, or is a template.
+    /// Replaced: what has its vmid on this node does not carry its mark, or is a template.
     Taken,
-    /// Another node has it.
+    /// On another node.
     Elsewhere(NodeName),
-    /// Nowhere.
+    /// On no node.
     Gone,
 }
 
-/// What the record does not say yet.
+/// Drift of a container from its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
-    /// It should run and does not, or cannot any more, for this reason and with this sentence.
+    /// The sandbox should run and does not, or cannot any more; with reason and sentence.
     Down(Reason, String),
-    /// It is stopped, and cannot be started, for this reason and with this sentence.
+    /// The sandbox is stopped, and cannot be started; with reason and sentence.
     Unfit(Reason, String),
-    /// It is stopped by its record, or ran before its node was rebooted, and runs.
+    /// The container runs; by its record it is stopped, or it ran before its node was rebooted.
     Up,
-    /// It ran when its node was rebooted, and is to run again.
+    /// The sandbox ran when its node was rebooted, and must run again.
     Rebooted,
-    /// The same, but its time to live was over before it could.
+    /// As `Rebooted`, but its time to live was over before it could.
     Expired(&'static str),
-    /// It was unfit and is not any more.
+    /// The container can be used again, after it was unfit or handed over.
     Fit,
 }
 
-/// The present life of the node, which what a record says may be older than.
+/// Current boot of the node, with which a record is compared.
 #[derive(Debug, Clone, Default)]
 pub struct Life {
-    /// Now.
+    /// Current time.
     pub now: Moment,
-    /// What becomes of those that ran when the node was rebooted.
+    /// Handling of sandboxes that ran when the node was rebooted.
     pub on_reboot: OnReboot,
 }
 
 impl Life {
-    /// True when the record was written before the node was rebooted. One that does not say when is
-    /// of an older version, or has come from another node.
+    /// True when the record was written before the node was rebooted. A record that does not say
+    /// when is from an older version, or came from another node.
     fn is_later_than(&self, record: &Record) -> bool {
         let before = &record.since.boot;
         !before.is_empty() && !self.now.boot.is_empty() && *before != self.now.boot
     }
 
-    /// What becomes of one that ran before, and does not run now.
+    /// Decides about a sandbox that ran before the reboot, and does not run now.
     fn after_reboot(&self, record: &Record) -> Seen {
-        // By the wall clock as it is: it may be set later, but what was started is not taken back.
+        // Uses the wall clock as it is: it may be set later, but a start is not taken back.
         let expires = record.lifetime.expires.as_ref();
         if expires.is_some_and(|expiry| expiry.wall_ms <= self.now.wall_ms) {
             return Seen::Expired(EXPIRED_MEANWHILE);
@@ -92,7 +92,7 @@ impl Life {
     }
 }
 
-/// What is new of a sandbox whose container is there. Pure.
+/// Detects drift of a container from its record; `None` when there is none. Pure.
 pub fn seen(record: &Record, place: &Place, life: &Life) -> Option<Seen> {
     let rebooted = life.is_later_than(record);
     let stood = record.failure.as_ref().map(|failure| failure.reason);
@@ -103,7 +103,7 @@ pub fn seen(record: &Record, place: &Place, life: &Life) -> Option<Seen> {
             let back = record.progress == Progress::Export;
             return (unfit || back).then_some(Seen::Fit);
         }
-        // PVE started it with the node, or an operator did: it is another boot of it all the same.
+        // PVE started it with the node, or an operator did: either way it is another boot.
         (Place::Here { running: true }, Phase::Running) if rebooted => return Some(Seen::Up),
         (Place::Here { running: true }, _) => return None,
         (Place::Here { running: false }, Phase::Running) if rebooted => {
@@ -131,7 +131,7 @@ pub fn seen(record: &Record, place: &Place, life: &Life) -> Option<Seen> {
     match record.phase {
         Phase::Running | Phase::Paused => Some(Seen::Down(reason, why)),
         Phase::Stopped => (stood != Some(reason)).then_some(Seen::Unfit(reason, why)),
-        // An operation has it, or will.
+        // Another operation works on it, or will.
         Phase::Creating
         | Phase::Undoing
         | Phase::Starting
@@ -143,7 +143,7 @@ pub fn seen(record: &Record, place: &Place, life: &Life) -> Option<Seen> {
 }
 
 impl Sandboxes {
-    /// Looks at the container again, with nobody at work on it, and takes note of what is new.
+    /// Compares the container with its record while no other operation works on it; records drift.
     ///
     /// # Errors
     /// When the journal cannot be written.
@@ -164,10 +164,10 @@ impl Sandboxes {
         let record = self.living(&SandboxRef::Id(*id))?;
         let Some(place) = self.place(&record).await? else { return Ok(record) };
         let Some(seen) = seen(&record, &place, &self.life()) else { return Ok(record) };
-        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, ?seen, "not as its record says");
+        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, ?seen, "container differs from its record");
         match seen {
             Seen::Rebooted => {
-                // The intent is durable; the next pass starts it, as it goes on with every start.
+                // The intent is durable; the next pass starts it, as it continues every start.
                 self.advance(id, Event::Rebooted, |record| {
                     record.boot += 1;
                     record.failure = None;
@@ -185,11 +185,11 @@ impl Sandboxes {
                 let noted = self
                     .advance(id, Event::FoundDown, |record| record.failure = Some(failure.clone()))
                     .await?;
-                // The lock of a pause outlives a reboot. What is left of it goes with the next pass.
+                // The lock of a pause outlives a reboot. The next pass removes what is left.
                 if matches!(place, Place::Here { .. })
                     && let Err(error) = self.pve.release(record.vmid, id).await
                 {
-                    tracing::warn!(sandbox_id = %id, %error, "the lock of its pause stays for now");
+                    tracing::warn!(sandbox_id = %id, %error, "lock of the pause stays for now");
                 }
                 Ok(noted)
             }
@@ -207,7 +207,7 @@ impl Sandboxes {
             }
             Seen::Up => {
                 let now = self.clock.moment();
-                // What is inside is its tenant's to choose, so nothing of it is looked at.
+                // A tenant controls everything inside, so nothing of it is read.
                 let dhcp = record.network == Network::Dhcp;
                 let given = if dhcp { self.found_by_dhcp(&record).await } else { None };
                 self.advance(id, Event::FoundUp, |record| {
@@ -227,7 +227,7 @@ impl Sandboxes {
         }
     }
 
-    /// The node as it is now.
+    /// Current boot of the node, and its rule for reboots.
     pub fn life(&self) -> Life {
         Life { now: self.clock.moment(), on_reboot: self.options.on_reboot }
     }
@@ -246,7 +246,7 @@ impl Sandboxes {
         .await
     }
 
-    /// `None` while that cannot be told.
+    /// Locates the container; `None` while that cannot be decided.
     pub(super) async fn place(&self, record: &Record) -> Result<Option<Place>, Error> {
         if let Some(config) = self.pve.config(record.vmid).await? {
             if config.mark() != Some(record.mark()) || config.is_template() {
@@ -284,7 +284,7 @@ mod tests {
             Place::Gone,
         ];
         let lives = [OnReboot::Start, OnReboot::Keep].map(|on_reboot| {
-            // Records of the conformance suite are of no boot; these are of the one before.
+            // Records of the conformance suite have no boot; these have the one before the reboot.
             let now = Moment { wall_ms: 9, boot: "new".into(), up_ms: 9 };
             Life { now, on_reboot }
         });

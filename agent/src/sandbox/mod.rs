@@ -1,9 +1,9 @@
-//! The sandboxes of this node, and the one door to them.
+//! Sandboxes of this node: every operation on a sandbox begins here.
 //!
-//! One file an operation. All state goes through the journal first: the intent before the effect,
-//! the record before the answer. An operation runs on a task of its own, one at a time on a
-//! sandbox; every wait in it has a deadline. Knows `pve`, `journal`, `saga`; knows no wire, and no
-//! clock but the one that it is given.
+//! One file per operation. All state goes through the journal first: the intent before the effect,
+//! the record before the answer. Each operation runs on its own task, one at a time per sandbox;
+//! every wait in it has a deadline. Knows `pve`, `journal` and `saga`; knows no wire protocol, and
+//! no clock but the one that it is given.
 
 mod activity;
 pub mod address;
@@ -87,10 +87,10 @@ pub use reads::Tally;
 pub use state::{Event, next};
 pub use wake::Wake;
 
-/// Pens: writes on one record take turns, writes on different ones mostly do not.
+/// Number of record locks: writes to one record take turns, to different ones mostly not.
 const PENS: usize = 64;
 
-/// The sandboxes of this node.
+/// All sandboxes of this node, with the state that their operations share.
 #[derive(Debug)]
 pub struct Sandboxes {
     options: Options,
@@ -108,22 +108,22 @@ pub struct Sandboxes {
     epoch: AtomicU64,
     activity: Activity,
     intake: RwLock<journal::intake::Order>,
-    /// Which node this is, by the journal.
+    /// Name and number of this node, from the journal.
     node: RwLock<Option<journal::Node>>,
-    /// Templates that are none on this node; `None` before the first look.
+    /// Configured templates that are no templates on this node; `None` before the first check.
     unfit: RwLock<Option<BTreeSet<Vmid>>>,
-    /// The other number that was last told of in the log.
+    /// Changed node number that was logged last, so that each is logged once.
     warned: AtomicU32,
-    /// The host's load, once somebody samples it.
+    /// Load of the host; empty until `watch_host` sets its source.
     host: OnceLock<watch::Receiver<HostLoad>>,
-    /// Replies of the DHCP server, where they can be seen.
+    /// Replies of the DHCP server; empty where they cannot be seen.
     dhcp: OnceLock<Arc<dyn address::DhcpReplies>>,
-    /// Addresses of containers that are no sandboxes of this journal; `None` before the first look.
+    /// Addresses of containers that are not in this journal; `None` before the first observation.
     strangers: Mutex<Option<BTreeSet<Ipv4Addr>>>,
 }
 
 impl Sandboxes {
-    /// Of what the journal holds. Nothing is done about it here: that is the reconciler's.
+    /// Loads the sandboxes from the journal. Changes nothing on the host: the reconciler does that.
     ///
     /// # Errors
     /// When the journal cannot be read.
@@ -164,8 +164,8 @@ impl Sandboxes {
         }))
     }
 
-    /// Lets the controller of this epoch change things, and none of a lower one from now on, nor
-    /// after a restart.
+    /// Accepts a controller of this epoch, and from then on none of a lower one, even after a
+    /// restart.
     ///
     /// # Errors
     /// STALE_EPOCH when a controller with a higher epoch is in charge.
@@ -184,42 +184,42 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Lets admission see the host's load. Once.
+    /// Gives admission the host's load. Only the first call has an effect.
     pub fn watch_host(&self, host: watch::Receiver<HostLoad>) {
         drop(self.host.set(host));
     }
 
-    /// Highest epoch seen.
+    /// Highest controller epoch seen.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// The host.
+    /// Interface to PVE on this host.
     pub fn pve(&self) -> &Arc<dyn Pve> {
         &self.pve
     }
 
-    /// The journal, for whoever follows it.
+    /// Journal of this node.
     pub fn journal(&self) -> &Arc<dyn Journal> {
         &self.journal
     }
 
-    /// What the configuration says.
+    /// Options from the configuration.
     pub fn options(&self) -> &Options {
         &self.options
     }
 
-    /// The time, milliseconds since 1970.
+    /// Current time, milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         self.clock.now_ms()
     }
 
-    /// Now, by both clocks.
+    /// Current time by the wall clock and by the clock since boot.
     pub fn moment(&self) -> Moment {
         self.clock.moment()
     }
 
-    /// The agent's tasks.
+    /// Tasks of the agent.
     pub fn tasks(&self) -> &Tasks {
         &self.tasks
     }

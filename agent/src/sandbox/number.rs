@@ -1,5 +1,5 @@
-//! The node's number in its cluster. Its ranges of vmids and addresses are cut by it, so the journal
-//! remembers it: a node that takes itself for another would hand out what is that one's.
+//! Number of the node in its cluster. The node's ranges of vmids and addresses are computed from
+//! it, so the journal keeps it: a node with a wrong number would hand out what belongs to another.
 
 use std::sync::PoisonError;
 
@@ -8,17 +8,17 @@ use proto::Reason;
 use super::{Error, Sandboxes};
 use crate::{journal, pve::Cluster};
 
-/// A number that nobody has confirmed.
+/// Change of the node's number that no operator has confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Renumbered {
-    /// The number that the node's ranges go by.
+    /// Number that the node's ranges were computed from.
     pub known: u32,
-    /// The number that it has in its cluster now.
+    /// Number of the node in its cluster now.
     pub now: u32,
 }
 
 impl Renumbered {
-    /// The refusal of a creation.
+    /// Builds the refusal of a creation.
     pub(super) fn refusal(self) -> Error {
         let Self { known, now } = self;
         let message = format!(
@@ -29,8 +29,8 @@ impl Renumbered {
     }
 }
 
-/// What is known of the node, against what its cluster says now. Pure. `cut_by` is the number that
-/// the configured ranges were cut by.
+/// Compares the known number of the node with the one in its cluster. Pure. `cut_by` is the number
+/// that the configured ranges were computed from.
 fn renumbered(known: Option<u32>, cut_by: Option<u32>, cluster: &Cluster) -> Option<Renumbered> {
     let now = cluster.number.filter(|_| cluster.quorate)?;
     let other = |number: &u32| *number != now;
@@ -39,15 +39,15 @@ fn renumbered(known: Option<u32>, cut_by: Option<u32>, cluster: &Cluster) -> Opt
 }
 
 impl Sandboxes {
-    /// The number that the cluster gives this node, where that is another than its ranges go by and
-    /// no operator has confirmed it. `None` also while the cluster cannot tell.
+    /// Returns the number in the cluster if it differs from the one of the node's ranges and no
+    /// operator has confirmed it. `None` also while the cluster cannot tell.
     pub fn renumbered(&self, cluster: &Cluster) -> Option<Renumbered> {
         let node = self.node.read().unwrap_or_else(PoisonError::into_inner);
         renumbered(node.as_ref().map(|node| node.number), self.options.number, cluster)
     }
 
-    /// Writes the node's number into the journal, the first time that it is quorate, or alone
-    /// without a cluster. Another number later is not written: see `renumbered`.
+    /// Writes the node's number into the journal, when the node is quorate for the first time or
+    /// has no cluster. A different number later is not written: see `renumbered`.
     ///
     /// # Errors
     /// When the journal cannot be written.
@@ -69,12 +69,12 @@ impl Sandboxes {
             return Ok(());
         }
         self.journal.set_node(&node).await?;
-        tracing::info!(node = %node.name, number, "the node's number is in the journal");
+        tracing::info!(node = %node.name, number, "node number written to the journal");
         *self.node.write().unwrap_or_else(PoisonError::into_inner) = Some(node);
         Ok(())
     }
 
-    /// Refuses what would lease a vmid or an address while the ranges are another node's.
+    /// Refuses to lease a vmid or an address while the ranges belong to another number.
     pub(super) async fn check_number(&self) -> Result<(), Error> {
         match self.renumbered(&self.pve.cluster().await) {
             Some(renumbered) => Err(renumbered.refusal()),
@@ -96,7 +96,7 @@ mod tests {
         let other = Some(Renumbered { known: 1, now: 3 });
         assert_eq!(renumbered(one, one, &cluster(true, Some(3))), other);
         assert_eq!(renumbered(None, one, &cluster(true, Some(3))), other, "the ranges are cut");
-        // Confirmed, and the ranges are still the old ones: the agent is to be started again.
+        // Confirmed, but the ranges are still the old ones: the agent must be restarted.
         assert_eq!(renumbered(Some(3), one, &cluster(true, Some(3))), other);
         assert_eq!(renumbered(one, one, &cluster(false, Some(3))), None, "no quorum, no word");
         assert_eq!(renumbered(one, one, &cluster(true, None)), None);

@@ -1,4 +1,4 @@
-//! What is really there: one look at the host, as data for the reconciler and the check.
+//! Observation of the host: containers and volumes as they are, for the reconciler and the check.
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -6,54 +6,54 @@ use proto::{id::Vmid, name::NodeName};
 
 use crate::pve::{self, Cluster, Mark, Pve, config_file::Interface, hold, ownership};
 
-/// A container of this node, as far as it matters.
+/// Container of this node, with the facts that matter here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Container {
-    /// The mark in its description.
+    /// Mark in its description.
     pub mark: Option<Mark>,
-    /// It is a template.
+    /// True for a template.
     pub template: bool,
-    /// PVE's lock.
+    /// PVE's lock on it.
     pub lock: Option<String>,
-    /// Its init runs.
+    /// True when its init runs.
     pub running: bool,
-    /// Nothing in it gets to run.
+    /// True when nothing in it gets to run.
     pub frozen: bool,
-    /// Its first interface.
+    /// First interface.
     pub net0: Option<Interface>,
-    /// The static addresses of all its interfaces.
+    /// Static addresses of all its interfaces.
     pub ips: Vec<Ipv4Addr>,
-    /// PVE's lock on it is ours, of a pause.
+    /// True when PVE's lock on it is ours, of a pause.
     pub held: bool,
-    /// Something of such a lock is left, be it the line that explains it.
+    /// True when anything of such a lock is left, even only the line that explains it.
     pub noted: bool,
-    /// A destruction was cut off before its last write: its lock is all that is left.
+    /// True when a destruction was cut off before its last write, so that only its lock is left.
     pub gutted: bool,
     /// Volumes of its own that its config names, as `volume::key` writes them.
     pub volumes: Vec<String>,
 }
 
 impl Container {
-    /// True when the mark says that this very container is ours.
+    /// Returns the mark if it says that this very container is ours.
     pub fn is_marked_as(&self, vmid: Vmid) -> Option<&Mark> {
         self.mark.as_ref().filter(|mark| mark.vmid == vmid && !self.template)
     }
 }
 
-/// One look at the host.
+/// State of the host when it was observed.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
-    /// Which node it is; `None` before the first look.
+    /// Name of this node; `None` before the first observation.
     pub node: Option<NodeName>,
-    /// The cluster.
+    /// State of the cluster.
     pub cluster: Cluster,
-    /// The containers of this node.
+    /// Containers of this node.
     pub containers: BTreeMap<Vmid, Container>,
-    /// Volumes by the vmid in their names, where they were looked for.
+    /// Volumes by the vmid in their names; empty unless the storages were read.
     pub volumes: BTreeMap<Vmid, Vec<String>>,
 }
 
-/// Looks at the containers, and not at the storages.
+/// Observes the containers, but not the storages.
 ///
 /// # Errors
 /// When /etc/pve cannot be read.
@@ -65,7 +65,7 @@ pub async fn observe(pve: &dyn Pve) -> Result<Observed, pve::Error> {
     };
     for (vmid, config) in pve.configs().await? {
         let mark = config.mark();
-        // A look at each of somebody else's would be for nothing.
+        // Only containers with a mark are checked: for others the answer is not needed.
         let frozen = mark.is_some() && pve.frozen(vmid).await;
         let container = Container {
             mark,
@@ -85,7 +85,7 @@ pub async fn observe(pve: &dyn Pve) -> Result<Observed, pve::Error> {
     Ok(observed)
 }
 
-/// Looks at the containers, then at the volumes of every number.
+/// Observes the containers, then the volumes of every vmid.
 ///
 /// # Errors
 /// When /etc/pve or a storage cannot be read.

@@ -1,4 +1,4 @@
-//! What the node's configuration says about sandboxes, and what a caller orders.
+//! Sandbox options from the node's configuration, and the checked order of a creation.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -13,53 +13,53 @@ use serde::Deserialize;
 
 use crate::{journal::Record, pve::Link};
 
-/// Fixed at start.
+/// Options that are fixed when the agent starts.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// What can be cloned here. A snapshot may have several templates: the one with the shortest
-    /// queue is taken.
+    /// Templates that can be cloned on this node. Of several for one snapshot, the shortest queue
+    /// wins.
     pub templates: Vec<Template>,
-    /// Where sandboxes are connected.
+    /// Network that sandboxes are connected to.
     pub network: Bridge,
-    /// Bounds.
+    /// Bounds of concurrency, resources and time.
     pub limits: Limits,
-    /// How long sandboxes live.
+    /// Default lifetime and retention of sandboxes.
     pub lifetimes: Lifetimes,
-    /// What becomes of those that ran when the node was rebooted.
+    /// Handling of sandboxes that ran when the node was rebooted.
     pub on_reboot: OnReboot,
-    /// What the operator says of the node.
+    /// Labels that the operator gave the node.
     pub labels: Vec<Label>,
-    /// The number in the cluster that the node's ranges of vmids and addresses were cut by; `None`
-    /// where it did not matter.
+    /// Cluster number that the ranges of vmids and addresses come from; `None` where it does not
+    /// matter.
     pub number: Option<u32>,
 }
 
-/// What becomes of sandboxes that ran when their node was rebooted.
+/// Handling of sandboxes that ran when their node was rebooted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnReboot {
-    /// They are started again, a few at a time.
+    /// Starts them again, a few at a time.
     #[default]
     Start,
-    /// They stay stopped until somebody starts them.
+    /// Leaves them stopped until somebody starts them.
     Keep,
 }
 
-/// How long sandboxes live where nobody says so, and how long they are kept.
+/// Default lifetime of sandboxes, and retention of paused and stopped ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lifetimes {
-    /// What a sandbox gets unless it asks otherwise.
+    /// Lifetime rules where the creation sets none.
     pub default: Wish,
-    /// What has been paused for so long is stopped; zero: never.
+    /// Longest time paused, after which a sandbox is stopped; zero: no limit.
     pub paused_max: Duration,
-    /// What has been stopped for so long is deleted; zero: never.
+    /// Longest time stopped, after which a sandbox is deleted; zero: no limit.
     pub stopped_max: Duration,
-    /// Metadata that exempts a sandbox from these two.
+    /// Metadata (key, value) that exempts a sandbox from these two limits.
     pub exempt: Option<(String, String)>,
 }
 
 impl Lifetimes {
-    /// True when this sandbox is kept however long that is.
+    /// True when the sandbox is exempt from both retention limits.
     pub fn exempts(&self, record: &Record) -> bool {
         self.exempt.as_ref().is_some_and(|(key, value)| record.metadata.get(key) == Some(value))
     }
@@ -68,95 +68,95 @@ impl Lifetimes {
 /// A PVE container template that a snapshot is cloned from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    /// What users call it.
+    /// Name of the snapshot, as users give it.
     pub snapshot: SnapshotId,
-    /// The template on this node.
+    /// Vmid of the template on this node.
     pub vmid: Vmid,
-    /// What a sandbox gets unless it asks otherwise.
+    /// Size where the creation sets none.
     pub size: Size,
-    /// How a sandbox of it shows that it is ready.
+    /// Readiness probe of its sandboxes.
     pub probe: Probe,
-    /// Bridge of its sandboxes, where that is not the node's.
+    /// Bridge of its sandboxes; `None`: the node's bridge.
     pub bridge: Option<String>,
-    /// Settings of their interface; they count more than the template's.
+    /// Interface settings of its sandboxes; they override those of the template.
     pub link: Link,
     /// True when the template may be privileged.
     pub privileged: bool,
 }
 
-/// How a sandbox shows that it is ready, beyond that it has its address and runs `true`.
+/// Readiness probe, beyond that the sandbox has its address and runs `true`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Probe {
-    /// That is enough.
+    /// No further condition.
     #[default]
     None,
-    /// An HTTP server in it answers with 2xx or 3xx.
+    /// An HTTP server in the sandbox answers with 2xx or 3xx.
     Http {
-        /// Its port.
+        /// Port of the server.
         port: Port,
-        /// What is asked for; starts with a slash.
+        /// Path to request; starts with a slash.
         path: String,
     },
-    /// A command in it exits with 0.
+    /// A command in the sandbox exits with 0.
     Command(Vec<String>),
 }
 
-/// Where sandboxes are connected.
+/// Network that sandboxes are connected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bridge {
-    /// Its name.
+    /// Name of the bridge.
     pub name: String,
-    /// Prefix length of its network.
+    /// Prefix length of the network.
     pub prefix: u8,
     /// Default route.
     pub gateway: Ipv4Addr,
-    /// The host's own addresses.
+    /// Addresses of the host itself.
     pub own: Vec<Ipv4Addr>,
-    /// Says which sandboxes may ask a DHCP server for an address.
+    /// Sandboxes that may ask a DHCP server for an address.
     pub dhcp: Dhcp,
 }
 
-/// Says which sandboxes may ask a DHCP server for an address.
+/// Sandboxes that may ask a DHCP server for an address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Dhcp {
-    /// Nobody: the journal leases all addresses.
+    /// None: the journal leases all addresses.
     #[default]
     Refused,
-    /// Sandboxes whose order says so.
+    /// Sandboxes whose order asks for DHCP.
     OnRequest,
     /// Every sandbox, whatever its order says.
     All,
 }
 
-/// Bounds of what the node does at once, and of how long.
+/// Bounds of concurrency, resources and time of the node's operations.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Creations that may wait for a turn at one template.
+    /// Most creations that wait for one template.
     pub clone_queue_max: usize,
-    /// Containers that may boot at a time.
+    /// Most containers that boot at the same time.
     pub starts_max: usize,
     /// Bytes of the storage that no clone may use up.
     pub storage_reserve_bytes: u64,
-    /// Sum of the memory limits handed out, over the memory that is there. The controller's own limit
-    /// is lower; this one holds when several controllers place at once.
+    /// Largest sum of all memory limits, as a multiple of the host's memory. The controller's own
+    /// limit is lower; this one holds when several controllers place at the same time.
     pub memory_overcommit: f64,
-    /// Share of the memory that may be in use, with half of what is asked, when one more comes in.
+    /// Largest share of memory in use, with half of the new sandbox's, to admit it.
     pub memory_used_max: f64,
-    /// A creation, from its admission to its answer.
+    /// Time limit of a creation, from its admission to its answer.
     pub create: Duration,
-    /// One `pct clone`.
+    /// Time limit of one `pct clone`.
     pub clone: Duration,
-    /// One `pct start`. An ext4 that was not unmounted takes 44 s to mount.
+    /// Time limit of one `pct start`. An ext4 that was not unmounted takes 44 s to mount.
     pub start: Duration,
-    /// From the start to the answer.
+    /// Time limit from the start until the sandbox is ready.
     pub answer: Duration,
-    /// One `pct stop`.
+    /// Time limit of one `pct stop`.
     pub stop: Duration,
-    /// Until nothing runs in a sandbox that is paused.
+    /// Time limit until nothing runs in a sandbox that is paused.
     pub freeze: Duration,
-    /// One `pct destroy`.
+    /// Time limit of one `pct destroy`.
     pub destroy: Duration,
-    /// How long an operation waits for another one on the same sandbox.
+    /// Longest wait of an operation for another one on the same sandbox.
     pub turn: Duration,
 }
 
@@ -180,17 +180,17 @@ impl Default for Limits {
     }
 }
 
-/// A checked creation, with the identity that the controller gave it.
+/// Checked order of a creation, with the id that the controller assigned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
-    /// Identity.
+    /// Id of the sandbox.
     pub id: SandboxId,
-    /// Owner.
+    /// Team that owns the sandbox.
     pub team: Team,
-    /// The controller's try, from 1.
+    /// Attempt of the controller, from 1.
     pub attempt: u32,
     /// SHA-256 of the request's body, hex.
     pub body_digest: String,
-    /// What to make.
+    /// Specification of the sandbox.
     pub spec: Spec,
 }

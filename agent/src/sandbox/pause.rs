@@ -1,8 +1,8 @@
-//! Pausing a sandbox: frozen where it stands. Its memory is kept, nothing in it runs.
+//! Pausing a sandbox: freezes it. Its memory is kept, and nothing in it runs.
 //!
-//! There is one phase for it. PAUSED is written first and says what is to be; the lock and the
-//! freeze follow; when they fail it is thawed and RUNNING again. So after a crash at any step the
-//! reconciler has nothing to find out: it makes the host what the phase says (`settle`).
+//! There is one phase for it. PAUSED is written first, as the intended state; the lock and the
+//! freeze follow. If they fail, the container is thawed and the phase is RUNNING again. So after a
+//! crash at any step the reconciler only makes the host match the phase (`settle`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,19 +22,19 @@ use crate::{
     pve::ErrorKind,
 };
 
-/// Memory is written to swap in pieces, so that a resume does not wait for long.
+/// Bytes of memory written to swap at a time, so that a resume does not wait for long.
 const PIECE: u64 = 32 << 20;
-/// How long a pause may go on writing memory to swap.
+/// Longest time of writing memory to swap after a pause.
 const RECLAIM: Duration = Duration::from_secs(60);
 
 impl Sandboxes {
-    /// Freezes the sandbox on a task of its own; answers when nothing in it runs, or after `wait`
-    /// with the sandbox as it is by then. One that is paused stays as it is.
+    /// Freezes the sandbox on its own task; returns when nothing in it runs, or after `wait` with
+    /// the record as it is then. A paused sandbox stays as it is.
     ///
     /// # Errors
-    /// FREEZE_FAILED when something in it does not freeze: it runs on, unless it was to be stopped
-    /// then. CONTAINER_LOCKED when a backup or a snapshot is being made of it. SANDBOX_BUSY when the
-    /// wait was over before it was frozen.
+    /// FREEZE_FAILED when something in it does not freeze: it keeps running, unless `or_stop` asks
+    /// to stop it then. CONTAINER_LOCKED when a backup or a snapshot of it is being made.
+    /// SANDBOX_BUSY when the wait was over before it was frozen.
     pub async fn pause(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -51,7 +51,7 @@ impl Sandboxes {
         cause: Cause,
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
-        // Not if it is being resumed: then the pause comes after that.
+        // Not while it is being resumed: then the pause comes after the resume.
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.phase == Phase::Paused && !self.busy().contains(id) {
             return Ok(record);
@@ -67,7 +67,7 @@ impl Sandboxes {
         }
     }
 
-    /// PAUSED is written before it is so: while the pause is under way that is no answer.
+    /// Refuses to report PAUSED while the pause is under way: it is written before it is true.
     async fn not_paused_yet(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
         let record = self.get(&SandboxRef::Id(*id)).await?;
         if record.phase != Phase::Paused {
@@ -98,7 +98,7 @@ impl Sandboxes {
                 Ok(record)
             }
             Err(error) if or_stop && error.reason == Reason::FreezeFailed => {
-                tracing::warn!(sandbox_id = %id, %error, "not frozen, so it is stopped");
+                tracing::warn!(sandbox_id = %id, %error, "sandbox could not be frozen, stopping it");
                 self.stop_in_turn(id, cause, Some(undo::failure(&error))).await
             }
             Err(error) => {
@@ -108,14 +108,14 @@ impl Sandboxes {
         }
     }
 
-    /// Lock first, so that no snapshot begins on what is frozen a moment later. On an error it is
-    /// not frozen.
+    /// Locks the container, then freezes it. Locks first, so that no snapshot begins of a container
+    /// that is frozen a moment later. On an error it is not frozen.
     pub(super) async fn make_paused(&self, record: &Record) -> Result<(), Error> {
         match self.pve.hold(record.vmid, &record.id).await {
             Ok(()) => {}
-            // Nobody else can lock it either; the reconciler does it when there is quorum again.
+            // Nobody else can lock it either; the reconciler locks it when there is quorum again.
             Err(error) if matches!(error.kind, ErrorKind::NoQuorum(_)) => {
-                tracing::warn!(sandbox_id = %record.id, %error, "is frozen without a lock so far");
+                tracing::warn!(sandbox_id = %record.id, %error, "sandbox is frozen without a lock for now");
             }
             Err(error) => return Err(error.into()),
         }
@@ -129,17 +129,17 @@ impl Sandboxes {
         })
     }
 
-    /// Undoes a pause that failed: thawed, unlocked, and then recorded, with the reason. As long as
-    /// the thaw fails the record says PAUSED, and the reconciler tries again.
+    /// Rolls back a failed pause: thaws, records RUNNING and the reason, and unlocks. While the
+    /// thaw fails the record says PAUSED, and the reconciler tries again.
     pub(super) async fn run_on(&self, record: &Record, why: &Error) -> Result<(), Error> {
         tracing::warn!(sandbox_id = %record.id, reason = %why.reason, error = %why, "pause failed");
         match self.pve.thaw(record.vmid, &record.id).await {
             Ok(()) => {}
-            // Nobody knows whose it is, so it was not frozen either.
+            // Without quorum the owner is unknown, so it was not frozen either.
             Err(error)
                 if why.reason == Reason::NoQuorum
                     && matches!(error.kind, ErrorKind::NoQuorum(_)) => {}
-            // It is nobody's business of ours any more; the reconciler says so.
+            // The container is not ours any more; the reconciler reports that.
             Err(error) if matches!(error.kind, ErrorKind::NotOurs(_) | ErrorKind::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
         }
@@ -148,12 +148,12 @@ impl Sandboxes {
         })
         .await?;
         if let Err(error) = self.pve.release(record.vmid, &record.id).await {
-            tracing::warn!(sandbox_id = %record.id, %error, "its lock stays for now");
+            tracing::warn!(sandbox_id = %record.id, %error, "lock of the failed pause stays for now");
         }
         Ok(())
     }
 
-    /// Writes its memory to swap, where there is any, for as long as it is paused.
+    /// Writes the memory to swap in the background, if there is swap, while the sandbox is paused.
     fn reclaim_later(self: &Arc<Self>, record: &Record) {
         let (sandboxes, id, vmid) = (Arc::clone(self), record.id, record.vmid);
         let revision = record.revision;

@@ -1,5 +1,4 @@
-//! Whether a sandbox answers: its address is there, it runs `true`, and the probe that its template
-//! declares is green.
+//! Readiness of a sandbox: it has its address, it runs `true`, and its template's probe succeeds.
 
 use std::{ffi::OsString, net::Ipv4Addr, time::Duration};
 
@@ -16,16 +15,17 @@ use crate::{
     run::{self, Exit},
 };
 
-/// First pause between two looks.
+/// First delay between two checks.
 const PAUSE: Duration = Duration::from_millis(5);
-/// The longest where a look reads a file or knocks at a port, and where it starts a command.
+/// Longest delay where a check reads a file or connects to a port.
 const PAUSE_MAX: Duration = Duration::from_millis(20);
+/// Longest delay where a check starts a command.
 const PAUSE_COMMAND_MAX: Duration = Duration::from_millis(250);
-/// One look; a server that accepts and says nothing is asked again.
+/// Time limit of one check; a server that accepts and says nothing is asked again.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Looks until all is well, the container is down, or `until`. Nothing goes to an address but to
-/// `ip`, which is the sandbox's lease; one without a lease has no address.
+/// Checks until the sandbox is ready, the container is down, or `until`. Nothing is sent to an
+/// address but to `ip`, the sandbox's lease; a sandbox without a lease has no address.
 pub(super) async fn until_it_answers(
     pve: &dyn Pve,
     vmid: Vmid,
@@ -60,7 +60,7 @@ pub(super) async fn until_it_answers(
     }
 }
 
-/// One look: `Err` is what is missing. That it can be entered is found out once.
+/// Checks once; `Err` says what is missing. Entering is tried only until it works once.
 async fn look(
     pve: &dyn Pve,
     vmid: Vmid,
@@ -69,13 +69,13 @@ async fn look(
     enters: &mut bool,
     until: Instant,
 ) -> Result<(), String> {
-    // Asked of the kernel about one address: how many a tenant adds costs nothing.
+    // Asks the kernel about one address: however many a tenant adds, that costs nothing.
     if let Some(ip) = ip
         && !pve.has_address(vmid, ip).await
     {
         return Err(format!("it does not have its address {ip} yet"));
     }
-    // No way in: a fake, which answers as soon as it has its address.
+    // A fake PVE has no way in, and is ready as soon as it has its address.
     let Some(enter) = pve.enter(vmid) else { return Ok(()) };
     let until = until.min(Instant::now() + LOOK);
     if !*enters {
@@ -99,7 +99,7 @@ async fn look(
 async fn command(enter: &[OsString], argv: &[OsString], until: Instant) -> Result<(), String> {
     let said = |what: String| format!("`{}` {what}", argv.join(" ".as_ref()).display());
     let line = [enter, argv].concat();
-    // Its output is nobody's business: the pipes are closed at once.
+    // Nobody reads its output: the pipes are closed at once.
     let mut process = run::spawn_piped(&line, Vec::new())
         .map_err(|error| said(format!("was not started: {error}")))?
         .process;
@@ -110,7 +110,7 @@ async fn command(enter: &[OsString], argv: &[OsString], until: Instant) -> Resul
         Ok(Err(error)) => Err(said(format!("was lost: {error}"))),
         Err(_) => {
             if let Err(error) = process.signal(nix::sys::signal::Signal::SIGKILL) {
-                tracing::warn!(%error, "a probe was not ended");
+                tracing::warn!(%error, "probe command was not killed");
             }
             Err(said("did not end".to_owned()))
         }

@@ -1,5 +1,5 @@
-//! Turns at a template. PVE locks a template for a clone and fails a second one at once, so they
-//! queue here, first come first served.
+//! Clone queues. PVE locks a template during a clone and fails a second clone at once, so clones of
+//! one template wait here, first come first served.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use tokio::{
 
 use super::Error;
 
-/// One queue a template. How many may wait is the gate's to say.
+/// One queue per template. Admission bounds how many wait.
 #[derive(Debug, Default)]
 pub(super) struct Queues(Mutex<BTreeMap<Vmid, Arc<tokio::sync::Mutex<()>>>>);
 

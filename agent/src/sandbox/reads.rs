@@ -1,4 +1,4 @@
-//! What is asked of the sandboxes, answered from memory.
+//! Queries about sandboxes, answered from memory.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
     load::HostLoad,
 };
 
-/// What the sandboxes take of the node, for the load report.
+/// Resources that sandboxes use on the node, for the load report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Creations and starts under way.
@@ -22,23 +22,23 @@ pub struct Tally {
     pub queued: u32,
     /// Running sandboxes.
     pub running: u32,
-    /// Memory limits of what runs, comes up or is paused, bytes.
+    /// Memory limits of sandboxes that run, boot or are paused, bytes.
     pub memory_allocated: u64,
-    /// Cores of what runs, comes up or is paused.
+    /// Cores of sandboxes that run, boot or are paused.
     pub cores_allocated: u32,
     /// Vmids that can be leased.
     pub vmids_free: u32,
     /// Addresses that can be leased.
     pub ips_free: u32,
-    /// Cores, at most 4 a sandbox, of those that boot or came up less than 15 s ago.
+    /// Cores, at most 4 per sandbox, of sandboxes that boot or came up less than 15 s ago.
     pub young_cores: u32,
-    /// Median of what starts took lately, milliseconds; 0 when unknown.
+    /// Median duration of recent starts, milliseconds; 0 when unknown.
     pub start_ms: u32,
 }
 
-/// What has come up is at its busiest for so long.
+/// Time after boot in which a sandbox is busiest, milliseconds.
 const YOUNG_MS: u64 = 15_000;
-/// Cores that a sandbox keeps busy then, at most.
+/// Most cores that a sandbox keeps busy in that time.
 const YOUNG_CORES_MAX: u32 = 4;
 
 impl Sandboxes {
@@ -47,12 +47,12 @@ impl Sandboxes {
         self.gate.queued(template)
     }
 
-    /// The sandbox that has this name: one that lives, else the last that did. Never waits.
+    /// Finds the sandbox with this name: the live one, else the last that ended. Never waits.
     pub fn known(&self, name: &SandboxRef) -> Option<Known> {
         self.index.known(name)
     }
 
-    /// The sandbox, if it is booted, frozen or not.
+    /// Finds a sandbox that is booted, frozen or not.
     pub(super) fn up(&self, name: &SandboxRef) -> Result<Arc<Record>, Error> {
         let record = self.living(name)?;
         if matches!(record.phase, Phase::Running | Phase::Paused) {
@@ -61,7 +61,7 @@ impl Sandboxes {
         Err(not_running(&record))
     }
 
-    /// The sandbox, if it has not ended.
+    /// Finds a sandbox that has not ended and is not being deleted.
     pub(super) fn living(&self, name: &SandboxRef) -> Result<Arc<Record>, Error> {
         match self.known(name) {
             Some(Known::Live(record)) if record.phase == Phase::Deleting => Err(deleted(name)),
@@ -71,7 +71,7 @@ impl Sandboxes {
         }
     }
 
-    /// The sandbox or its tombstone.
+    /// Returns the record of a sandbox, live or ended.
     ///
     /// # Errors
     /// SANDBOX_NOT_FOUND; STORE_FAILED when a tombstone cannot be read.
@@ -86,7 +86,7 @@ impl Sandboxes {
         }
     }
 
-    /// A page of all, tombstones too, ordered by id, and what the next page comes after.
+    /// Returns a page of all records, ordered by id, tombstones too, and the id to continue after.
     ///
     /// # Errors
     /// STORE_FAILED when a tombstone cannot be read.
@@ -103,7 +103,7 @@ impl Sandboxes {
         for id in ids {
             match self.get(&SandboxRef::Id(id)).await {
                 Ok(record) => page.push(record),
-                // Forgotten since.
+                // Forgotten since the ids were listed.
                 Err(error) if error.reason == Reason::SandboxNotFound => {}
                 Err(error) => return Err(error),
             }
@@ -111,12 +111,12 @@ impl Sandboxes {
         Ok((page, next))
     }
 
-    /// All that live, by id.
+    /// All live sandboxes, ordered by id.
     pub fn live(&self) -> Vec<Arc<Record>> {
         self.index.all_live()
     }
 
-    /// The tombstones.
+    /// All tombstones.
     pub fn ended(&self) -> Vec<Tombstone> {
         self.index.ended()
     }
@@ -126,12 +126,12 @@ impl Sandboxes {
         self.flights.busy().into_iter().collect()
     }
 
-    /// The host as it was last looked at.
+    /// Load of the host when it was last sampled.
     pub(super) fn host(&self) -> Option<HostLoad> {
         self.host.get().map(|host| *host.borrow()).filter(|host| host.memory_total > 0)
     }
 
-    /// Bytes that the sandboxes may use which hold any, those apart that are being created.
+    /// Sum of the memory limits of sandboxes that hold memory, bytes; those being created excluded.
     pub(super) fn memory_given(&self) -> u64 {
         let holds = |record: &&Arc<Record>| match record.phase {
             Phase::Running | Phase::Starting | Phase::Stopping | Phase::Paused => true,
@@ -146,7 +146,7 @@ impl Sandboxes {
         live.iter().filter(holds).map(|record| record.size.memory_bytes()).sum()
     }
 
-    /// What the sandboxes take.
+    /// Adds up what the sandboxes use.
     ///
     /// # Errors
     /// STORE_FAILED when the journal cannot be read.
@@ -170,7 +170,7 @@ impl Sandboxes {
         for record in self.live() {
             match record.phase {
                 Phase::Running => tally.running += 1,
-                // What is paused keeps its memory.
+                // A paused sandbox keeps its memory.
                 Phase::Creating | Phase::Starting | Phase::Stopping | Phase::Paused => {}
                 Phase::Undoing
                 | Phase::Stopped
@@ -204,7 +204,7 @@ pub(super) fn not_found(name: &SandboxRef) -> Error {
     Error::new(Reason::SandboxNotFound, format!("there is no sandbox {name} on this node"))
 }
 
-/// Why a sandbox that must run cannot be used.
+/// Says why a sandbox that must run cannot be used.
 pub(super) fn not_running(record: &Record) -> Error {
     if matches!(record.phase, Phase::Deleting | Phase::Deleted) {
         return deleted(&SandboxRef::Id(record.id));
@@ -221,7 +221,7 @@ pub(super) fn deleted(name: &SandboxRef) -> Error {
     Error::new(Reason::SandboxDeleted, format!("{name} is deleted or being deleted"))
 }
 
-/// The phase in a sentence.
+/// Phase as a sentence names it.
 pub(super) fn phase_word(phase: Phase) -> &'static str {
     match phase {
         Phase::Creating => "being created",

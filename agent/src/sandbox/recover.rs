@@ -1,5 +1,5 @@
-//! Taking back a container that carries our mark and stands in no journal: the journal was lost, or
-//! is an older one. Until somebody decides that, it is left alone.
+//! Recovering a container that carries our mark and is in no journal: the journal was lost, or is
+//! an older one. Until an operator decides, the container is left alone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,16 +19,16 @@ use crate::{
     pve::{ContainerConfig, Mark, OwnVolumes, hold},
 };
 
-/// What a sandbox was made from, where its record was lost.
+/// Snapshot name of sandboxes whose record was lost.
 const UNKNOWN_SNAPSHOT: &str = "recovered";
 
 impl Sandboxes {
-    /// Records the container as the sandbox that its mark names, running, paused or stopped as it is,
-    /// its ports closed. Nothing is done to the container. With `dry_run` it is only told.
+    /// Records the container as the sandbox that its mark names: running, paused or stopped as it
+    /// is, with its ports closed. Does nothing to the container. With `dry_run` nothing is written.
     ///
     /// # Errors
-    /// NOT_OURS when it carries no mark of its own number, CONTAINER_LOCKED when somebody works on
-    /// it; SANDBOX_KNOWN when the journal knows it, or another with its number, address or request;
+    /// NOT_OURS when it carries no mark for its own vmid; CONTAINER_LOCKED when somebody works on
+    /// it; SANDBOX_KNOWN when the journal has it, or another one with its vmid, address or request;
     /// SANDBOX_DELETED when it has ended; DHCP_REFUSED and ADDRESS_CONFLICT as `address_of`.
     pub async fn recover(
         self: &Arc<Self>,
@@ -62,19 +62,18 @@ impl Sandboxes {
             return Ok(Arc::new(record));
         }
         let record = self.take_in(record).await?;
-        tracing::warn!(sandbox_id = %record.id, %vmid, phase = ?record.phase, "recovered");
+        tracing::warn!(sandbox_id = %record.id, %vmid, phase = ?record.phase, "sandbox recovered");
         Ok(record)
     }
 
-    /// The config of a container of this node.
+    /// Reads the config of a container of this node.
     pub(super) async fn container(&self, vmid: Vmid) -> Result<ContainerConfig, Error> {
         self.pve.config(vmid).await?.ok_or_else(|| {
             Error::new(Reason::SandboxNotFound, format!("this node has no container {vmid}"))
         })
     }
 
-    /// Writes the first record of a container that is there already. On a task of its own, as
-    /// `amend_living` does.
+    /// Writes the first record of an existing container, on its own task as `amend_living` does.
     pub(super) async fn take_in(self: &Arc<Self>, record: Record) -> Result<Arc<Record>, Error> {
         let (sandboxes, vmid) = (Arc::clone(self), record.vmid);
         let written = self.tasks.run(async move {
@@ -91,7 +90,7 @@ impl Sandboxes {
         })
     }
 
-    /// What can be said of a container that no journal knows.
+    /// Builds the record of a container that is in no journal.
     pub(super) async fn record_of(
         &self,
         config: &ContainerConfig,
@@ -105,7 +104,7 @@ impl Sandboxes {
         Ok(Record {
             id: mark.sandbox_id,
             vmid: mark.vmid,
-            // Nobody knows any more.
+            // The real template is unknown.
             template: mark.vmid,
             team: mark.team.clone(),
             request_id: mark.request_id.clone(),
@@ -129,7 +128,7 @@ impl Sandboxes {
             services: BTreeMap::new(),
             metadata: BTreeMap::new(),
             env: BTreeMap::new(),
-            // Whatever was known of earlier boots is not of this one.
+            // Facts about earlier boots do not apply to this one.
             boot: 1,
             created_ms,
             started_ms: if running { now.wall_ms } else { 0 },
@@ -140,14 +139,14 @@ impl Sandboxes {
             cause: Cause::ASKED,
             adopted: false,
             moved_to: None,
-            // Who made what is not in its config, nobody knows.
+            // The maker of volumes that its config does not name is unknown.
             volumes: OwnVolumes::default(),
             failure: None,
             revision: 0,
         })
     }
 
-    /// Notes the addresses of containers that are no sandboxes of ours, as they were just seen.
+    /// Stores the addresses of observed containers that are no sandboxes of ours.
     pub async fn note_strangers(&self, observed: &observe::Observed) {
         let own: BTreeSet<Vmid> = self.live().iter().map(|record| record.vmid).collect();
         let strangers = observed.containers.iter().filter(|(vmid, _)| !own.contains(vmid));
@@ -155,7 +154,7 @@ impl Sandboxes {
         *self.strangers.lock().await = Some(ips);
     }
 
-    /// Addresses that no sandbox may get, whatever the journal thinks.
+    /// Addresses that no sandbox may get, even if they are free in the journal.
     pub(super) async fn taken_addresses(&self) -> BTreeSet<Ipv4Addr> {
         if let Some(known) = self.strangers.lock().await.clone() {
             return known;

@@ -1,6 +1,6 @@
-//! Letting go of a sandbox: its record ends, its container stays as it is and is nobody's sandbox any
-//! more. The way back from an adoption, and the way out for a sandbox whose container is not its own
-//! any more, which nothing of ours may remove.
+//! Releasing a sandbox: its record ends, and its container stays, as no sandbox. Undoes an
+//! adoption, and ends a sandbox whose container is no longer its own, which the agent must not
+//! remove.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,12 +18,12 @@ use super::{
 use crate::journal::{Phase, Record};
 
 impl Sandboxes {
-    /// Lets go of it; a paused one is thawed. Answers when that is done, or after `wait` with the
-    /// sandbox as it is by then.
+    /// Releases the sandbox; thaws a paused one. Returns when that is done, or after `wait` with
+    /// the record as it is then.
     ///
     /// # Errors
-    /// When there is no such sandbox; NOT_ADOPTED when its container is its own and was made for it:
-    /// that one is deleted; or when the mark cannot be taken off yet, and the reconciler goes on.
+    /// When there is no such sandbox; NOT_ADOPTED when its container is its own and was made for
+    /// it: delete it instead; or when the mark cannot be removed yet: the reconciler continues.
     pub async fn release(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -62,17 +62,17 @@ impl Sandboxes {
             self.pve.release(record.vmid, id).await?;
             self.pve.unmark(record.vmid, id).await?;
         }
-        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, "its container was let go");
+        tracing::warn!(sandbox_id = %id, vmid = %record.vmid, "sandbox released, container kept");
         self.advance_because(id, Event::Released, Cause::Released, |record| record.failure = None)
             .await
     }
 
-    /// One that is being deleted may be let go, too.
+    /// Finds a live sandbox, also one that is being deleted: that can be released, too.
     pub(super) fn living_or_going(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
         self.index.live(id).ok_or_else(|| super::reads::not_found(&SandboxRef::Id(*id)))
     }
 
-    /// A power cut can bring the mark back after the end: it is taken off again.
+    /// Removes a mark that a power cut brought back after the release.
     ///
     /// # Errors
     /// When the config cannot be written.

@@ -1,4 +1,4 @@
-//! A seat for a creation that may come: a controller asks a few nodes at once, and goes to one.
+//! Reservations for creations that may come: a controller probes a few nodes and uses one.
 
 use proto::{
     id::{SandboxId, SandboxRef},
@@ -9,8 +9,8 @@ use proto::{
 use super::{Error, Sandboxes, admission};
 
 impl Sandboxes {
-    /// Keeps a seat for this creation, and for no other, for 2 s. It counts as the creation itself
-    /// would. Asked for again, it is kept anew; what is here already needs none.
+    /// Reserves room for this creation, and for no other, for 2 s. The reservation counts as the
+    /// creation itself would. Repeating the call renews it; a known creation needs none.
     ///
     /// # Errors
     /// When a creation of this size would be refused.
@@ -34,7 +34,7 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Gives the seat back before its time.
+    /// Cancels a reservation before it expires.
     pub fn give_back(&self, id: &SandboxId) {
         self.gate.give_back(id);
     }

@@ -1,4 +1,4 @@
-//! Resuming a paused sandbox: thawed first, its lock taken off behind.
+//! Resuming a paused sandbox: thaws it, then removes its lock.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,12 +13,12 @@ use super::{
 use crate::journal::{Phase, Record};
 
 impl Sandboxes {
-    /// Thaws the sandbox on a task of its own; answers when it runs, or after `wait` with the
-    /// sandbox as it is by then. One that runs stays as it is.
+    /// Thaws the sandbox on its own task; returns when it runs, or after `wait` with the record as
+    /// it is then. A running sandbox stays as it is.
     ///
     /// # Errors
     /// When there is no such sandbox, it is neither paused nor running, or it could not be thawed:
-    /// the record says RUNNING then, and the reconciler thaws it.
+    /// then the record says RUNNING, and the reconciler thaws it.
     pub async fn resume(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -49,8 +49,8 @@ impl Sandboxes {
             return Err(refused(&record, Event::ResumeAsked));
         }
         let now = self.clock.moment();
-        // At once: whichever of them a crash lets through alone, the reconciler makes the host what
-        // the record says, and nobody has had an answer yet.
+        // In parallel: if a crash lets only one of them happen, the reconciler makes the host match
+        // the record, and nobody has had an answer yet.
         let (record, thawed) = tokio::join!(
             self.advance(id, Event::ResumeAsked, |record| {
                 record.failure = None;
@@ -60,12 +60,12 @@ impl Sandboxes {
         );
         let record = record?;
         thawed?;
-        // Entered while this one is under way, so that nobody finds it idle with its lock on.
+        // Entered while this operation is under way, so that the sandbox is never idle and locked.
         self.settle_later(id);
         Ok(record)
     }
 
-    /// Takes the lock off without anybody waiting for it.
+    /// Removes the lock in the background.
     fn settle_later(self: &Arc<Self>, id: &SandboxId) {
         let id = *id;
         let flight = self.launch(id, Kind::Settle, |sandboxes, crew| async move {

@@ -1,5 +1,5 @@
-//! Making a container what its sandbox's phase says, as far as a pause goes: PAUSED is frozen and
-//! locked, everything else is neither. For the reconciler, and behind a resume.
+//! Enforces a sandbox's phase on its container, as far as pausing goes: PAUSED is frozen and
+//! locked, any other phase is neither. Used by the reconciler, and after a resume.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,10 +16,10 @@ use super::{
 use crate::journal::{Phase, Record};
 
 impl Sandboxes {
-    /// Settles on a task of its own. True when it is repeated.
+    /// Enforces the pause state on its own task. Idempotent.
     ///
     /// # Errors
-    /// When something is in the way, such as somebody else's lock; it can be tried again.
+    /// When something prevents it, such as somebody else's lock; it can be tried again.
     pub async fn settle(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -42,18 +42,18 @@ impl Sandboxes {
         match record.phase {
             Phase::Paused => match self.make_paused(&record).await {
                 Ok(()) => {}
-                // Nobody is there to hear of it: it runs on, and its record says why.
+                // No caller waits for this: the sandbox keeps running, and its record says why.
                 Err(error) if error.reason == Reason::FreezeFailed => {
                     self.run_on(&record, &error).await?;
                 }
-                // A backup that an operator made possible, say. It stays what it is to be.
+                // For example a backup that an operator made possible. The intended phase stays.
                 Err(error) => return Err(error),
             },
             Phase::Running | Phase::Stopped => {
                 self.pve.thaw(record.vmid, id).await?;
                 self.pve.release(record.vmid, id).await?;
             }
-            // Another operation has it, or will.
+            // Another operation works on it, or will.
             Phase::Creating
             | Phase::Undoing
             | Phase::Starting

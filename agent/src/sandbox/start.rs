@@ -19,11 +19,11 @@ use super::{
 use crate::journal::{Phase, Record};
 
 impl Sandboxes {
-    /// Starts the sandbox on a task of its own; answers when it runs, or after `wait` with the
-    /// sandbox as it is by then. One that runs stays as it is.
+    /// Starts the sandbox on its own task; returns when it runs, or after `wait` with the record as
+    /// it is then. A running sandbox stays as it is.
     ///
     /// # Errors
-    /// When there is no such sandbox, or when it did not come up: it is stopped then.
+    /// When there is no such sandbox, or it did not come up: then it is stopped.
     pub async fn start(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -51,10 +51,10 @@ impl Sandboxes {
         let _seat = self.gate.start();
         let _slot = self.start_slot(Instant::now() + limits.turn).await?;
         let now = self.clock.moment();
-        // The node was rebooted under it: its boot is counted, and its time to live goes on as it was.
+        // After a reboot of the node the boot is counted already, and the time to live continues.
         let again = record.phase == Phase::Starting && record.cause == Cause::NodeRebooted;
         let cause = if again { Cause::NodeRebooted } else { Cause::ASKED };
-        // The boot counts from the intent on: what was true of the last one holds no more.
+        // The boot counts from the intent on: facts about the last boot no longer hold.
         let record = self
             .advance(id, Event::StartAsked, |record| {
                 if !again {
@@ -81,10 +81,10 @@ impl Sandboxes {
             Err(error) => {
                 tracing::warn!(sandbox_id = %id, reason = %error.reason, %error, "start failed");
                 if again && error.reason == Reason::NoQuorum {
-                    // A cluster that comes up has quorum now and then: the next pass that has goes on.
+                    // Quorum comes and goes while a cluster comes up: a pass with quorum continues.
                     return Err(error);
                 }
-                // As long as this fails the record says STARTING, and the reconciler tries again.
+                // While this fails the record says STARTING, and the reconciler tries again.
                 self.stop_container(&record).await?;
                 self.advance_because(id, Event::StartFailed, cause, |record| {
                     record.failure = Some(undo::failure(&error));
@@ -101,7 +101,7 @@ impl Sandboxes {
         let boot = Boot {
             record,
             begun: Instant::now(),
-            // A template that the configuration no longer names had no probe that is known.
+            // The probe of a template that the configuration no longer names is unknown.
             probe: template.map_or(&Probe::None, |template| &template.probe),
             deadline: Instant::now() + limits.start + limits.answer,
         };

@@ -1,4 +1,4 @@
-//! The life of a sandbox. Pure.
+//! State machine of a sandbox's phases. Pure.
 //!
 //! ```text
 //!            CameUp              StopAsked             WentDown
@@ -20,55 +20,55 @@
 //!          FreezeFailed
 //! ```
 //!
-//! Released: from every phase but CREATING and UNDOING to DELETED, the container is left.
-//! FoundUp: from STOPPED to RUNNING. Rebooted: from RUNNING to STARTING. StopRefused: from
-//! STOPPING to RUNNING.
+//! Released: from every live phase but CREATING and UNDOING to DELETED; the container stays.
+//! FoundUp: from STOPPED to RUNNING. Rebooted: from RUNNING to STARTING. StopRefused: from STOPPING
+//! to RUNNING.
 //!
-//! PAUSED and RUNNING say what is to be, and are written before the container is frozen or thawed;
-//! there is nothing between them, so there is nothing to be found out after a crash.
+//! PAUSED and RUNNING are intended states: they are written before the container is frozen or
+//! thawed. There is no phase in between, so a crash leaves nothing to find out.
 
 use crate::journal::Phase;
 
-/// What happens to a sandbox.
+/// Event in the life of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// It runs and answered.
+    /// The sandbox runs and is ready.
     CameUp,
-    /// Its creation failed or was called off.
+    /// The creation failed or was cancelled.
     CreateFailed,
-    /// Nothing of a failed creation is left.
+    /// The rollback of a failed creation is complete.
     Undone,
-    /// Somebody wants it to run.
+    /// A start was requested.
     StartAsked,
-    /// It did not come up again; it was stopped.
+    /// The start failed; the container was stopped.
     StartFailed,
-    /// Somebody wants it frozen.
+    /// A pause was requested.
     PauseAsked,
-    /// Somebody wants it thawed.
+    /// A resume was requested.
     ResumeAsked,
-    /// It could not be frozen; it was thawed.
+    /// The container could not be frozen; it was thawed.
     FreezeFailed,
-    /// Somebody wants it stopped.
+    /// A stop was requested.
     StopAsked,
-    /// It is down, as asked.
+    /// The requested stop is complete.
     WentDown,
-    /// It could not be stopped, and runs on.
+    /// The container could not be stopped; it keeps running.
     StopRefused,
-    /// It was seen to be down, unasked.
+    /// The container was found stopped, without a request.
     FoundDown,
-    /// It was seen to run, unasked.
+    /// The container was found running, without a request.
     FoundUp,
-    /// Its node was rebooted while it ran; it is started again.
+    /// The node was rebooted while the sandbox ran; it is started again.
     Rebooted,
-    /// Its container is a sandbox no more, and is left as it is.
+    /// The container is no longer a sandbox; it stays as it is.
     Released,
-    /// Somebody wants it gone.
+    /// A deletion was requested.
     DeleteAsked,
-    /// Nothing of it is left.
+    /// Nothing of the sandbox is left.
     Removed,
 }
 
-/// The phase that follows; `None` when the event cannot happen in this phase.
+/// Returns the phase that follows; `None` when the event cannot happen in this phase.
 pub const fn next(phase: Phase, event: Event) -> Option<Phase> {
     use Event as E;
     use Phase as P;

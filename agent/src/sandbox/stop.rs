@@ -1,4 +1,4 @@
-//! Stopping a sandbox: its disk stays, its memory does not.
+//! Stopping a sandbox: its disk is kept, its memory is lost.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,13 +19,13 @@ use crate::{
 };
 
 impl Sandboxes {
-    /// Stops the sandbox on a task of its own; answers when it is down, or after `wait` with the
-    /// sandbox as it is by then. One that is stopped stays as it is.
+    /// Stops the sandbox on its own task; returns when it is down, or after `wait` with the record
+    /// as it is then. A stopped sandbox stays as it is.
     ///
     /// # Errors
-    /// When there is no such sandbox, or it could not be stopped: the message says whether it stays as
-    /// it is (CONTAINER_LOCKED while somebody else holds PVE's lock on it, NO_QUORUM while pmxcfs is
-    /// away), or whether the stop is tried again.
+    /// When there is no such sandbox, or it could not be stopped: the message says whether it stays
+    /// as it is (CONTAINER_LOCKED while somebody else holds PVE's lock on it, NO_QUORUM while
+    /// pmxcfs is unavailable), or whether the stop is tried again.
     pub async fn stop(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -65,7 +65,7 @@ impl Sandboxes {
         self.stop_in_turn(id, cause, None).await
     }
 
-    /// Stops it in a turn that the caller has; `why`, if it was not asked for as such.
+    /// Stops the sandbox in the caller's turn; `why` is set if a stop as such was not requested.
     pub(super) async fn stop_in_turn(
         &self,
         id: &SandboxId,
@@ -85,8 +85,8 @@ impl Sandboxes {
         }
     }
 
-    /// Refuses to begin what PVE would refuse for as long as somebody else holds its lock on the
-    /// container, or while its config cannot be read. Nothing is written: the sandbox stays as it is.
+    /// Refuses a stop that PVE would refuse, because somebody else holds its lock on the container
+    /// or the config cannot be read. Writes nothing: the sandbox stays as it is.
     async fn check_stoppable(&self, record: &Record) -> Result<(), Error> {
         let Record { id, vmid, .. } = record;
         let as_it_is = |error: Error| {
@@ -107,8 +107,8 @@ impl Sandboxes {
         }
     }
 
-    /// What became of a stop that failed after its intent was written, as the error for the caller:
-    /// taken back where a lock came in between and the container runs on, else gone on with.
+    /// Handles a stop that failed after its intent was written; returns the error for the caller.
+    /// Takes the stop back if a lock came in between and the container runs; else continues it.
     async fn stop_failed(&self, record: &Record, error: Error) -> Result<Error, Error> {
         let Record { id, vmid, .. } = record;
         let runs_on = error.reason == Reason::ContainerLocked
@@ -124,7 +124,7 @@ impl Sandboxes {
         Ok(Error { message: format!("{}; {id} runs on: stop it again", error.message), ..error })
     }
 
-    /// Stops the container, if it is the sandbox's own. What is not there does not run.
+    /// Stops the container, if it is the sandbox's own. A missing container does not run.
     pub(super) async fn stop_container(&self, record: &Record) -> Result<(), Error> {
         match self.pve.config(record.vmid).await? {
             Some(config) if config.mark() == Some(record.mark()) => {

@@ -1,4 +1,4 @@
-//! Clearing away what ended sandboxes have left: containers that came back, and old tombstones.
+//! Removes leftovers of ended sandboxes: containers that came back, and old tombstones.
 
 use proto::{
     Reason,
@@ -9,12 +9,11 @@ use super::{Error, Known, Sandboxes, reads};
 use crate::pve::{OwnVolumes, ownership};
 
 impl Sandboxes {
-    /// Destroys a container that carries the mark of a sandbox whose tombstone stands in the
-    /// journal with this very vmid, or of an attempt before the one that stands there: a power cut
-    /// can bring back what pmxcfs had not synced, and deleted is deleted.
+    /// Destroys a container whose mark names an ended sandbox with this very vmid, or an attempt
+    /// before the one in the journal: a power cut can bring back what pmxcfs had not synced.
     ///
     /// # Errors
-    /// When the journal does not say that it is over, or the container could not be destroyed.
+    /// When the journal does not say that it has ended, or the container could not be destroyed.
     pub async fn sweep(&self, id: &SandboxId, vmid: Vmid) -> Result<(), Error> {
         let name = SandboxRef::Id(*id);
         let marked = self.pve.config(vmid).await?.and_then(|config| config.mark());
@@ -31,19 +30,19 @@ impl Sandboxes {
             return Err(reads::not_found(&name));
         }
         tracing::warn!(sandbox_id = %id, %vmid, "container of an ended sandbox was found");
-        // Looks at the mark once more: whose it is, and for which number.
+        // `destroy_owned` checks the mark once more: sandbox and vmid.
         let record = self.journal.get(id).await?.filter(|record| record.vmid == vmid);
-        // Long after its clone, what came to the storages since may be anybody's.
+        // Long after its clone, volumes that came to the storages since may be anybody's.
         let volumes = record.map(|record| record.volumes.named_alone()).unwrap_or_default();
         let removed = self.pve.destroy_owned(vmid, id, &volumes, self.options.limits.destroy).await;
         removed.map_err(Error::from)
     }
 
-    /// Removes what a destruction that was cut off has left under a number of this node's: a config
-    /// with its lock and nothing else, in which is nothing that anybody could lose.
+    /// Removes the remnant of a destruction that was cut off, under a vmid of this node: a config
+    /// with its lock and nothing else, so that nobody can lose anything.
     ///
     /// # Errors
-    /// When a record has the number, or it could not be removed.
+    /// When a record has the vmid, or the remnant could not be removed.
     pub async fn clear(&self, vmid: Vmid) -> Result<(), Error> {
         let name = SandboxRef::Vmid(vmid);
         let config = self.pve.config(vmid).await?;
@@ -51,14 +50,14 @@ impl Sandboxes {
         if !gutted || matches!(self.known(&name), Some(Known::Live(_))) {
             return Err(reads::not_found(&name));
         }
-        // PVE writes such a config when the volumes are gone. Where there are any, it is something else.
+        // PVE writes such a config when the volumes are gone. With volumes it is something else.
         if !self.pve.volumes(vmid).await?.is_empty() {
             let why =
                 format!("there are volumes of {vmid}, whose config says that it is destroyed");
             return Err(Error::new(Reason::NotOurs, why));
         }
-        tracing::warn!(%vmid, "what is left of a destruction was found");
-        // It is nobody's. Should it become somebody's meanwhile, it is not this one's.
+        tracing::warn!(%vmid, "remnant of a destruction was found");
+        // This id belongs to nobody: if the vmid gets an owner meanwhile, its mark does not match.
         let nobody = SandboxId::new(0, &[0; 10]);
         let (none, limit) = (OwnVolumes::default(), self.options.limits.destroy);
         let removed = self.pve.destroy_owned(vmid, &nobody, &none, limit).await;

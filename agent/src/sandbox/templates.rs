@@ -1,5 +1,5 @@
-//! Which of the configured templates sandboxes can be made from now. What is configured may be
-//! missing on the node, be no template, or be privileged without that being allowed.
+//! Configured templates that sandboxes can be created from now. A configured template may be
+//! missing on the node, or be no template.
 
 use std::{collections::BTreeSet, sync::PoisonError};
 
@@ -8,8 +8,8 @@ use proto::{Reason, id::Vmid, name::SnapshotId};
 use super::{Error, Sandboxes, Template};
 
 impl Sandboxes {
-    /// The configured templates that are templates on this node. While that cannot be looked up, all
-    /// that were the last time.
+    /// Lists the configured templates that are templates on this node. One that cannot be looked up
+    /// keeps its last known state.
     pub async fn cloneable(&self) -> Vec<&Template> {
         let mut unfit = BTreeSet::new();
         for template in &self.options.templates {
@@ -30,7 +30,7 @@ impl Sandboxes {
         fit
     }
 
-    /// Says once what sandboxes cannot be made from.
+    /// Logs the snapshots that are not offered, whenever they change.
     fn tell(&self, none: bool, unfit: BTreeSet<Vmid>) {
         let mut known = self.unfit.write().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref() == Some(&unfit) {
@@ -50,7 +50,7 @@ impl Sandboxes {
         *known = Some(unfit);
     }
 
-    /// The template of the snapshot that the fewest wait for.
+    /// Picks the template of the snapshot with the shortest queue.
     pub(super) async fn template(&self, snapshot: &SnapshotId) -> Result<Template, Error> {
         let fit = self.cloneable().await;
         let of_it = fit.into_iter().filter(|template| template.snapshot == *snapshot);

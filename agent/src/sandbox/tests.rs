@@ -1,4 +1,4 @@
-//! The sandboxes over the fake PVE and the journal in memory, in paused time.
+//! Sandboxes over the fake PVE and the journal in memory, in paused time.
 
 mod address;
 mod adopt;
@@ -47,11 +47,11 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Longer than any operation takes.
+/// Wait that is longer than any operation.
 pub(crate) const LONG: Duration = Duration::from_secs(3600);
 pub(crate) const TEMPLATE: u32 = 9000;
 const FOREIGN: u32 = 100_003;
-/// A node of the cluster that has no agent.
+/// Node of the cluster that has no agent.
 const OTHER: &str = "node2";
 
 pub(crate) fn vmid(number: u32) -> Vmid {
@@ -71,7 +71,7 @@ pub(crate) fn order(number: u8) -> Order {
         spec: Spec {
             request_id: format!("r-{number}").parse().expect("valid"),
             snapshot: "base".parse().expect("valid"),
-            // With every step that a creation can have.
+            // The disk size makes the creation run every step that one can have.
             size: Size { disk_gib: 8, ..Size::default() },
             metadata: BTreeMap::new(),
             env: BTreeMap::new(),
@@ -84,13 +84,13 @@ pub(crate) fn order(number: u8) -> Order {
     }
 }
 
-/// Moves only when told to.
+/// Clock that moves only when a test moves it.
 #[derive(Debug, Default)]
 pub(crate) struct HandClock {
     passed_ms: AtomicU64,
-    /// How far the wall clock is off.
+    /// Offset of the wall clock, milliseconds.
     off_ms: std::sync::atomic::AtomicI64,
-    /// How often the host was rebooted, and when it was last.
+    /// Number of reboots of the host, and the time of the last.
     boots: AtomicU64,
     booted_ms: AtomicU64,
 }
@@ -101,14 +101,13 @@ impl HandClock {
         self.passed_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
-    /// The host is rebooted now.
     pub(crate) fn reboot(&self) {
         self.boots.fetch_add(1, Ordering::Relaxed);
         let up_ms = 3_600_000 + self.passed_ms.load(Ordering::Relaxed);
         self.booted_ms.store(up_ms, Ordering::Relaxed);
     }
 
-    /// The wall clock alone.
+    /// Moves only the wall clock.
     pub(crate) fn jump(&self, seconds: i64) {
         self.off_ms.fetch_add(seconds * 1000, Ordering::Relaxed);
     }
@@ -128,7 +127,7 @@ impl Clock for HandClock {
     }
 }
 
-/// One node with an agent's inside on it.
+/// Node with the core of an agent on it.
 pub(crate) struct Node {
     pub(crate) cluster: FakeCluster,
     pub(crate) name: NodeName,
@@ -189,7 +188,7 @@ impl Node {
         Self { cluster, name, journal, clock, options, tasks, sandboxes }
     }
 
-    /// Ends the agent as SIGKILL would and starts another on the same journal.
+    /// Kills the agent like SIGKILL and starts another one on the same journal.
     pub(crate) async fn restart(&mut self) {
         self.tasks.kill().await;
         self.journal.crash();
@@ -199,19 +198,18 @@ impl Node {
             open(cluster, name, journal, clock, options, tasks, Faults::default()).await;
     }
 
-    /// The node loses its power and comes back, and its agent with it.
+    /// Cuts the power of the node; it comes back, and its agent with it.
     pub(crate) async fn reboot(&mut self) {
         self.cluster.crash(&self.name);
         self.clock.reboot();
         self.restart().await;
     }
 
-    /// Another node of its cluster.
     pub(crate) fn other(&self) -> NodeName {
         OTHER.parse().expect("valid")
     }
 
-    /// A container of somebody else's in our range, with a name as ours have them.
+    /// Adds a container of somebody else in our range, with a name like ours.
     pub(crate) fn add_foreign(&self) {
         let config = crate::pve::ContainerConfig::parse(
             b"hostname: pvelxc-lookalike\ntags: pve-sandbox\nrootfs: local-zfs:subvol-100003-disk-0\n",
@@ -241,13 +239,13 @@ impl Node {
         Reconciler::new(Arc::clone(&self.sandboxes), ReconcileOptions::default())
     }
 
-    /// Passes until there is nothing to do; few passes must be enough.
+    /// Runs passes until there is nothing to do; a few must be enough.
     pub(crate) async fn reconcile(&self) -> Vec<Action> {
         let mut reconciler = self.reconciler();
         let (mut done, mut quiet) = (Vec::new(), false);
         for _ in 0..6 {
             let actions = reconciler.pass().await;
-            // Some things are done when they are seen for the second time.
+            // Some actions are taken only when their reason is seen for the second time.
             if actions.is_empty() && quiet {
                 return done;
             }
@@ -257,14 +255,14 @@ impl Node {
         panic!("still not done: {done:?}");
     }
 
-    /// Containers that are there, templates and foreign ones apart.
+    /// Containers that exist, without templates and foreign ones.
     pub(crate) fn containers(&self) -> Vec<u32> {
         let guests = self.cluster.guests().into_iter();
         let ours = guests.filter(|(vmid, _)| ![TEMPLATE, FOREIGN].contains(&vmid.get()));
         ours.map(|(vmid, _)| vmid.get()).collect()
     }
 
-    /// Nothing wrong, and no lock on the template.
+    /// Asserts that there are no findings, and no lock on the template.
     pub(crate) async fn assert_sound(&self) {
         self.cluster.settle().await;
         let (findings, _) = self.sandboxes.check().await;
@@ -273,7 +271,7 @@ impl Node {
         assert_eq!(guests[&vmid(TEMPLATE)].config.lock(), None);
     }
 
-    /// Nothing is there at all: no container, volume, lease or seat.
+    /// Asserts that nothing exists: no container, volume, lease or reservation.
     pub(crate) async fn assert_clean(&self) {
         self.assert_sound().await;
         assert_eq!(self.containers(), [] as [u32; 0]);

@@ -1,4 +1,4 @@
-//! Undoing a creation: when it fails, when it is called off, and after a crash in its middle.
+//! Rollback of a creation: when it fails, when it is cancelled, and after a crash in its middle.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,11 +19,11 @@ use crate::{
     saga::Saga,
 };
 
-/// What is recorded of a rollback that worked.
+/// Text in the record of a rollback that removed something.
 const REMOVED: &str = "the container and its volumes were removed";
 
 impl Sandboxes {
-    /// Takes back what a failed creation did, and records both.
+    /// Rolls back a failed creation; records the failure and the rollback.
     pub(super) async fn give_up(
         &self,
         saga: Saga<'_, Error>,
@@ -31,7 +31,8 @@ impl Sandboxes {
         error: Error,
     ) -> Result<Arc<Record>, Error> {
         tracing::warn!(sandbox_id = %id, reason = %error.reason, %error, "creation failed, undoing it");
-        // Without a record of it nothing is undone: after a restart the journal says what is right.
+        // Nothing is rolled back unless the failure is recorded: after a restart the journal
+        // decides.
         self.advance(id, Event::CreateFailed, |record| {
             record.failure.get_or_insert_with(|| failure(&error));
         })
@@ -40,10 +41,10 @@ impl Sandboxes {
         self.record_undo(id, outcome).await
     }
 
-    /// Undoes a creation that no task works on any more; does nothing when there is none.
+    /// Rolls back a creation that no task works on any more; does nothing when there is none.
     ///
     /// # Errors
-    /// When it could not be undone; the record stays and it can be tried again.
+    /// When the rollback failed; the record stays and it can be tried again.
     pub async fn undo(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -101,15 +102,15 @@ impl Sandboxes {
         }
     }
 
-    /// Removes the container that a creation made under this vmid, if it did. True when nothing was
-    /// made, and when it is done twice.
+    /// Removes the container that a creation made under this vmid, if it did. Succeeds also when
+    /// nothing was made, and when it is repeated.
     pub(super) async fn unmake(&self, id: SandboxId, vmid: Vmid) -> Result<(), Error> {
         let record = self.index.live(&id).filter(|record| record.vmid == vmid);
         let volumes = record.map(|record| record.volumes.clone()).unwrap_or_default();
         let removed =
             self.pve.destroy_owned(vmid, &id, &volumes, self.options.limits.destroy).await;
         match removed {
-            // Our clone never came to be, so whatever stands there is somebody else's.
+            // The clone was never made, so the container there belongs to somebody else.
             Err(pve::Error { kind: ErrorKind::NotOurs(_), .. }) if !self.is_cloned(id, vmid) => {
                 Ok(())
             }
@@ -123,7 +124,7 @@ impl Sandboxes {
     }
 }
 
-/// An error as it is kept in a record.
+/// Converts an error to the form that records keep.
 pub(super) fn failure(error: &Error) -> Failure {
     Failure { reason: error.reason.into(), message: error.message.clone(), rollback: String::new() }
 }

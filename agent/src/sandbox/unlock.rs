@@ -1,5 +1,5 @@
-//! Taking PVE's lock off a template that a dead clone of ours has left on it. Without that no clone
-//! of it would ever work again.
+//! Removes PVE's lock that a dead clone of ours left on a template. Otherwise no clone of that
+//! template would ever work again.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use tokio::time::Instant;
 
 use super::{Error, Known, Sandboxes};
 
-/// How long the reconciler waits for a turn at a template.
+/// Longest wait of the reconciler for a turn at a template.
 const TURN: Duration = Duration::from_secs(2);
 
 impl Sandboxes {
-    /// True when a clone of this template was ours and ended in its middle: then, and only then, a
-    /// lock on the template may be what it left.
+    /// True when a clone of this template was ours and ended in its middle: only then may a lock on
+    /// the template be its leftover.
     pub fn has_dead_clone(&self, template: Vmid) -> bool {
         let busy = self.busy();
-        // In whatever phase: a creation that was cut short may be deleted before anybody looks.
+        // In any phase: a creation that was cut short may be deleted before anybody checks.
         let cut_short = self.live().into_iter().any(|record| {
             record.template == template
                 && record.progress.is_cloning()
@@ -29,11 +29,11 @@ impl Sandboxes {
                 .any(|tombstone| tombstone.template == template && tombstone.cloning)
     }
 
-    /// Before the tombstone of an attempt is replaced by the record of the next: if it ended in the
-    /// middle of a clone, it is all that says whose the lock on the template is.
+    /// Unlocks a template before the tombstone of an attempt is replaced by the record of the next:
+    /// if the attempt ended in the middle of a clone, only the tombstone shows whose the lock is.
     ///
     /// # Errors
-    /// When the lock is there and could not be taken off: the tombstone must stay.
+    /// When the lock is there and could not be removed: the tombstone must stay.
     pub(super) async fn unlock_before(
         &self,
         id: &SandboxId,
@@ -52,17 +52,17 @@ impl Sandboxes {
         }
     }
 
-    /// Takes the lock off, in a turn at the template, so no clone of ours is under way; whether
-    /// anybody else's is, `Pve` looks.
+    /// Removes the lock, in a turn at the template, so that no clone of ours is under way; `Pve`
+    /// checks for a clone by anybody else.
     ///
     /// # Errors
-    /// When the turn did not come, or the lock is somebody's who lives.
+    /// When the turn did not come, or the owner of the lock lives.
     pub async fn unlock_template(&self, template: Vmid) -> Result<(), Error> {
         let _turn = self.queues.turn(template, Instant::now() + TURN).await?;
         self.pve.unlock_template(template).await.map_err(Error::from)
     }
 
-    /// The same for a creation that has the turn and found the template locked.
+    /// Removes the lock for a creation that has the turn and found the template locked.
     pub(super) async fn unlock_after_dead_clone(&self, template: Vmid) {
         let locked = matches!(
             self.pve.config(template).await,
@@ -72,7 +72,7 @@ impl Sandboxes {
             return;
         }
         match self.pve.unlock_template(template).await {
-            Ok(()) => tracing::warn!(%template, "lock of a dead clone was taken off"),
+            Ok(()) => tracing::warn!(%template, "lock of a dead clone removed"),
             Err(error) => tracing::warn!(%template, %error, "template stays locked"),
         }
     }

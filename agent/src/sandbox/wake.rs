@@ -1,4 +1,4 @@
-//! What wakes a paused sandbox, beside a resume.
+//! Waking a paused sandbox on use, without a resume call.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::journal::{Phase, Record, WakeOn};
 
-/// How long a wake waits for its sandbox. A thaw takes a millisecond; only a pause that is just
-/// failing takes longer.
+/// Longest wait for a sandbox to wake. A thaw takes a millisecond; only a pause that just fails
+/// takes longer.
 const WAIT: Duration = Duration::from_secs(8);
 
-/// Who wants a sandbox to run.
+/// Use that needs the sandbox to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
     /// A request for an open port.
@@ -30,7 +30,7 @@ pub enum Wake {
 }
 
 impl Wake {
-    /// True when this may wake it.
+    /// True when this use may wake the sandbox.
     pub const fn allowed(self, by: WakeOn) -> bool {
         match self {
             Self::Http => by.http,
@@ -49,16 +49,16 @@ impl Wake {
 }
 
 impl Sandboxes {
-    /// The sandbox, running: resumed first if it is paused and this may wake it. However many ask
-    /// at once, it is resumed once.
+    /// Returns the running sandbox; resumes it first if it is paused and this use may wake it.
+    /// Concurrent callers resume it once.
     ///
     /// # Errors
-    /// SANDBOX_PAUSED when it is paused and this does not wake it; as `running` otherwise.
+    /// SANDBOX_PAUSED when it is paused and this use does not wake it; else as if it does not run.
     pub async fn wake(self: &Arc<Self>, name: &SandboxRef, by: Wake) -> Result<Arc<Record>, Error> {
         let record = self.living(name)?;
         self.used(&record.id);
         match record.phase {
-            // RUNNING is written before it is thawed: whoever comes in between waits too.
+            // RUNNING is written before the thaw: a caller that comes in between waits too.
             Phase::Running => match self.flights.find(&record.id, Kind::Resume) {
                 Some(flight) => match flight.ended(WAIT).await {
                     Standing::Done(result) => still_runs(result?),
@@ -67,7 +67,7 @@ impl Sandboxes {
                 None => Ok(record),
             },
             Phase::Paused if by.allowed(record.wake_on) => {
-                tracing::info!(sandbox_id = %record.id, by = by.word(), "woken");
+                tracing::info!(sandbox_id = %record.id, by = by.word(), "waking sandbox");
                 still_runs(self.resume(&record.id, WAIT).await?)
             }
             Phase::Paused => Err(Error::new(
@@ -85,7 +85,7 @@ impl Sandboxes {
         }
     }
 
-    /// Says what wakes it, from now on.
+    /// Sets which uses wake the sandbox from now on.
     ///
     /// # Errors
     /// When there is no such sandbox.

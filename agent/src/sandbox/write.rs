@@ -1,4 +1,4 @@
-//! Writing a record: journal first, then the index. The only way that one is changed.
+//! Writes to records: journal first, then the index. Every change of an existing record comes here.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
 };
 
 impl Sandboxes {
-    /// Changes a record as it is now; returns it once the change is durable. No change, no write.
+    /// Changes a record; returns it once the change is durable. Writes nothing if nothing changes.
     pub(super) async fn amend(
         &self,
         id: &SandboxId,
@@ -38,7 +38,7 @@ impl Sandboxes {
             }
             match self.journal.update(&record).await {
                 Ok(record) => return Ok(self.index.apply(record)),
-                // Somebody stopped waiting between the write and the index; the journal is right.
+                // A caller stopped waiting between the write and the index; the journal is right.
                 Err(journal::Error::Conflict { found, .. }) if found > current.revision => {
                     current = self.reload(id).await?;
                 }
@@ -47,10 +47,10 @@ impl Sandboxes {
         }
     }
 
-    /// Changes the record of a sandbox that lives, and nothing else.
+    /// Changes the record of a live sandbox, and nothing else.
     ///
-    /// On a task of its own: a caller that hangs up between the journal and the index would leave
-    /// the index behind.
+    /// Runs on its own task: otherwise a caller that hangs up could leave the index behind the
+    /// journal.
     pub(super) async fn amend_living(
         self: &Arc<Self>,
         id: &SandboxId,
@@ -69,14 +69,14 @@ impl Sandboxes {
         changed.await.unwrap_or_else(|| Err(lost()))
     }
 
-    /// Gives a creation another vmid than the one that turned out to be taken.
+    /// Gives a creation another vmid after the first turned out to be taken.
     pub(super) async fn renumber(
         &self,
         id: &SandboxId,
         taken: BTreeSet<Vmid>,
     ) -> Result<Arc<Record>, Error> {
         let _pen = self.pens[pen(id)].lock().await;
-        // What is known of volumes was known of those of the old number.
+        // The recorded volumes belong to the old vmid.
         let volumes = OwnVolumes::default();
         let current = Record { volumes, ..Record::clone(&*self.reload(id).await?) };
         Ok(self.index.apply(self.journal.next_vmid(&current, taken).await?))
@@ -88,7 +88,7 @@ impl Sandboxes {
         Ok(self.index.apply(record))
     }
 
-    /// Moves a sandbox on as somebody asked, with `more` in the same write.
+    /// Moves a sandbox to its next phase because of a request, with `more` in the same write.
     pub(super) async fn advance(
         &self,
         id: &SandboxId,
@@ -98,7 +98,7 @@ impl Sandboxes {
         self.advance_because(id, event, Cause::ASKED, more).await
     }
 
-    /// Moves a sandbox on, with the reason in the same write.
+    /// Moves a sandbox to its next phase, with the cause in the same write.
     pub(super) async fn advance_because(
         &self,
         id: &SandboxId,
@@ -134,8 +134,8 @@ impl Sandboxes {
         Ok(record)
     }
 
-    /// Tells people how far an operation is. Runs beside the step itself, so it costs it nothing;
-    /// lost, it is only old news.
+    /// Records how far an operation is, for people. Runs in parallel to the step, so it takes no
+    /// time; if the write is lost, the record only shows an older step.
     pub(super) async fn note(&self, id: &SandboxId, progress: Progress) {
         let noted = self
             .amend(id, |record| {
@@ -144,12 +144,11 @@ impl Sandboxes {
             })
             .await;
         if let Err(error) = noted {
-            tracing::warn!(sandbox_id = %id, %error, "step was not noted");
+            tracing::warn!(sandbox_id = %id, %error, "step was not recorded");
         }
     }
 
-    /// Enters an operation and runs `work` for it on a task of its own, or joins the one that is
-    /// under way.
+    /// Enters an operation and runs `work` on its own task, or joins the one that is under way.
     pub(super) fn launch<F>(
         self: &Arc<Self>,
         id: SandboxId,
@@ -168,7 +167,7 @@ impl Sandboxes {
         }
     }
 
-    /// Runs an operation that has been entered.
+    /// Runs an operation that was entered before.
     pub(super) fn run<F>(self: &Arc<Self>, ticket: Ticket, work: impl FnOnce(Arc<Self>, Crew) -> F)
     where
         F: Future<Output = Result<Arc<Record>, Error>> + Send + 'static,
@@ -180,7 +179,7 @@ impl Sandboxes {
         });
     }
 
-    /// Waits for an operation, at most so long; then the sandbox is as it is.
+    /// Waits for an operation, at most `wait`; then returns the record as it is.
     pub(super) async fn outcome(
         &self,
         flight: Flight,
@@ -194,10 +193,10 @@ impl Sandboxes {
     }
 }
 
-/// The reason that is recorded with an event; `None` for those that end what another began.
+/// Cause to record with an event; `None` for events that complete what another one began.
 const fn told(event: Event, cause: Cause) -> Option<Cause> {
     match event {
-        // Found down is what an operator did, or the end of what ran; where more is known, that.
+        // An operator stopped it, or it ended by itself; a more precise cause is kept.
         Event::FoundDown if matches!(cause, Cause::ASKED) => Some(Cause::FoundDown),
         Event::Rebooted => Some(Cause::NodeRebooted),
         Event::FoundUp => Some(Cause::FoundUp),

@@ -65,7 +65,7 @@ fn what_was_made_is_recalled() {
     for phase in [Phase::Creating, Phase::Running, Phase::Deleted, Phase::Failed] {
         assert_eq!(recalled(made(phase), None), Ok(Recall::Same(id(1))), "{phase:?}");
     }
-    // Of a request alone, a failure is no answer: another try is.
+    // By the request alone, a failed creation is no answer: a new try is.
     assert_eq!(recalled(None, made(Phase::Failed)), Ok(Recall::New));
     assert_eq!(recalled(None, made(Phase::Deleted)), Ok(Recall::Same(id(1))));
 }

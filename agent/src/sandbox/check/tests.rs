@@ -13,7 +13,7 @@ fn container(record: &Record, running: bool) -> Container {
     Container { mark: Some(record.mark()), running, volumes, ..Container::default() }
 }
 
-/// A running sandbox 1 on 100, all well.
+/// Running sandbox 1 on vmid 100, without findings.
 fn well() -> (Intended, Observed) {
     let record = of(1, 100, Phase::Running);
     let mut observed = Observed::default();
@@ -85,7 +85,7 @@ fn every_kind_of_damage_is_found() {
         intended.live.push(twin);
         observed.volumes.insert(vmid(100), vec!["local:subvol-100-disk-0".into()]);
     });
-    // Its volume is gone, and somebody's stands there.
+    // Its volume is gone, and somebody else's is there.
     finds(&["I2", "I1"], |_, observed| {
         observed.volumes.insert(vmid(100), vec!["local:subvol-100-disk-7".into()]);
     });
@@ -106,7 +106,7 @@ fn nothing_may_be_left_of_what_has_ended() {
         intended.live.clear();
         intended.ended = vec![Tombstone::from(&Record { phase: Phase::Deleted, ..dead })];
     };
-    // Its container; then its volumes alone; then volumes of whoever has the number now.
+    // Its container; then only its volumes; then volumes of the new owner of the vmid.
     finds(&["I1"], |intended, _| end(intended));
     finds(&["I1"], |intended, observed| {
         end(intended);
@@ -118,14 +118,14 @@ fn nothing_may_be_left_of_what_has_ended() {
         observed.cluster.guests.insert(vmid(100), "node1".parse().expect("valid"));
     });
     finds(&["I1"], |intended, _| intended.live.clear());
-    // What a destruction that was cut off leaves carries no mark.
+    // The remnant of an interrupted destruction carries no mark.
     finds(&["I1"], |intended, observed| {
         end(intended);
         observed.volumes.clear();
         let gutted = Container { gutted: true, ..Container::default() };
         observed.containers.insert(vmid(100), gutted);
     });
-    // A second container with the mark of one that lives.
+    // A second container with the mark of a live sandbox.
     finds(&["I1"], |intended, observed| {
         let mark = Record { vmid: vmid(101), ..Record::clone(&intended.live[0]) }.mark();
         let twin = Container { mark: Some(mark), ..Container::default() };
@@ -139,7 +139,7 @@ fn volumes_that_no_sandbox_made_are_told_and_no_others() {
     let add = |observed: &mut Observed, on: u32, disk: u32| {
         observed.volumes.entry(vmid(on)).or_default().extend(stray(on, disk));
     };
-    // Beside the volume of one that lives, unless an operation works on it, or it is known to be its own.
+    // Next to a live sandbox's volume, unless an operation works on it, or the volume is its own.
     finds(&["I1"], |_, observed| add(observed, 100, 7));
     finds(&[], |intended, observed| {
         add(observed, 100, 7);
@@ -150,7 +150,7 @@ fn volumes_that_no_sandbox_made_are_told_and_no_others() {
         let volumes = OwnVolumes { named: stray(100, 1), ..OwnVolumes::default() };
         intended.live = vec![Arc::new(Record { volumes, ..Record::clone(&intended.live[0]) })];
     });
-    // Under a number of ours that nobody has; not of others', nor of one that is just being made.
+    // With a free vmid of ours; not with a foreign vmid, nor one of a creation under way.
     let ours = Some((vmid(100), vmid(199)));
     finds(&["I1"], |intended, observed| {
         intended.range = ours;
@@ -170,7 +170,7 @@ fn volumes_that_no_sandbox_made_are_told_and_no_others() {
         add(observed, 150, 0);
         observed.cluster.guests.insert(vmid(150), "node2".parse().expect("valid"));
     });
-    // What is left of one that has ended is told once.
+    // The leftover of an ended sandbox is reported once.
     finds(&["I1"], |intended, observed| {
         intended.range = ours;
         add(observed, 150, 0);

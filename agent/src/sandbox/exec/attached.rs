@@ -1,4 +1,4 @@
-//! Between a caller and a shim: passes on what each has for the other.
+//! Passes messages between a caller and a shim.
 
 use std::{io, sync::Arc};
 
@@ -19,20 +19,19 @@ use crate::{
     shim::client,
 };
 
-/// Where output goes.
 pub(super) type Sender = mpsc::Sender<Result<Output, Error>>;
 
-/// A caller that is attached to a command.
 #[derive(Debug)]
 pub(super) struct Attached {
     pub(super) sandboxes: Arc<Sandboxes>,
     pub(super) record: Arc<Record>,
-    /// Where the caller's stdin goes on.
+    /// Offset at which the caller's stdin continues.
     pub(super) stdin_offset: u64,
 }
 
 impl Attached {
-    /// To the command's end, or the caller's, or ours. The last thing sent is an exit or an error.
+    /// Runs until the command ends, the caller hangs up, or the agent stops. Sends an exit or an
+    /// error as the last message.
     pub(super) async fn run(
         self,
         mut from: client::Output,
@@ -48,7 +47,7 @@ impl Attached {
             let message = tokio::select! {
                 biased;
                 () = output.closed() => break None,
-                // The command lives on: its shim holds it for the agent that comes after us.
+                // The command lives on: its shim keeps it for the next agent.
                 () = stopping.cancelled() => break Some(Err(Error::new(
                     Reason::ShuttingDown,
                     "the agent stops; the command runs on and can be attached to",
@@ -68,7 +67,7 @@ impl Attached {
                 }
                 other => break Some(self.last(other).await),
             };
-            // While the caller does not take it, nothing more is read; but its input still flows.
+            // While the caller does not take output, no more is read; but its input still flows.
             tokio::select! {
                 biased;
                 sent = output.send(Ok(bytes)) => if sent.is_err() {
@@ -85,17 +84,17 @@ impl Attached {
         };
         drop(feed);
         match last {
-            // A caller that has gone by now has nobody to hear it.
+            // A caller that has gone does not get it.
             Some(last) => drop(output.send(last).await),
             None => hang_up(&mut to).await,
         }
     }
 
-    /// The last message.
+    /// Converts the shim's last message.
     async fn last(&self, message: Option<io::Result<response::Message>>) -> Result<Output, Error> {
         match message {
             Some(Ok(response::Message::Exit(exit))) => {
-                // What ends with its sandbox says nothing about itself.
+                // A command that is killed with its sandbox says nothing about itself.
                 if exit.signal != 0 && !self.still_runs().await {
                     return Err(stopped());
                 }
@@ -135,12 +134,12 @@ fn stopped() -> Error {
 }
 
 async fn hang_up(to: &mut client::Input) {
-    // One that is gone needs no telling.
+    // A shim that has gone needs no message.
     drop(to.send(request::Message::HangUp(wire::HangUp {})).await);
 }
 
-/// Passes the caller's input on. Bytes wait until those before them were taken; signals and sizes
-/// overtake them. Returns when no more can come.
+/// Forwards the caller's input. Bytes wait until those before them were taken; signals and window
+/// sizes overtake them. Returns when no more input can come.
 async fn feed(
     to: &mut client::Input,
     mut inputs: mpsc::Receiver<Input>,
@@ -169,7 +168,7 @@ async fn feed(
                 under_way = false;
                 continue;
             }
-            // One message waits at most: a caller that sends more is not read until there is room.
+            // At most one message waits: a caller that sends more is not read until there is room.
             input = inputs.recv(), if waiting.is_none() => input,
             else => return,
         };
@@ -191,7 +190,7 @@ async fn feed(
                 exec_id: String::new(),
                 number: u32::try_from(number).unwrap_or_default(),
             }),
-            // The caller's half is over; what it said is said.
+            // The caller sends no more; what it sent is still forwarded.
             None => {
                 if waiting.is_none() {
                     return;

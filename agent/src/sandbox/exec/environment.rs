@@ -1,18 +1,18 @@
-//! The environment of a command. Pure.
+//! Environment of a command. Pure.
 
 use std::collections::BTreeMap;
 
 /// Name of the variable that all processes of one command carry.
 pub(super) const MARK: &str = "PVE_SANDBOX_EXEC";
 
-/// What every command has unless somebody says otherwise. HOME, USER, LOGNAME and XDG_RUNTIME_DIR
+/// Variables of every command, unless they are overridden. HOME, USER, LOGNAME and XDG_RUNTIME_DIR
 /// come from the user, inside.
 const DEFAULTS: [(&str, &str); 2] =
     [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("LANG", "C.UTF-8")];
-/// On a terminal, this too.
+/// Variable that is added on a terminal.
 const TERM: (&str, &str) = ("TERM", "xterm-256color");
 
-/// The command's environment: the sandbox's own over the defaults, the caller's over both.
+/// Builds the command's environment: the sandbox's own over the defaults, the caller's over both.
 pub(super) fn environment(
     sandbox: &BTreeMap<String, String>,
     caller: &BTreeMap<String, String>,

@@ -1,12 +1,13 @@
 //! Running a command in a sandbox, and attaching to one that runs.
 //!
-//! The sandbox's shim (`crate::shim`) runs the command and keeps its output and its end; here stands
-//! what an agent does: it finds the shim or starts it, and passes bytes between it and a caller. So
-//! a command outlives the agent. It ends by itself, at its timeout, or when its caller hangs up,
-//! unless that caller has given it a name (`exec_id`); then all that it started is ended too. What
-//! it leaves in the background when it ends by itself runs on.
+//! The sandbox's shim (`crate::shim`) runs the command and keeps its output and its exit. This
+//! module does the agent's part: it finds or starts the shim, and passes bytes between it and a
+//! caller. So a command outlives the agent. A command ends by itself, at its timeout, or when its
+//! caller hangs up, unless that caller gave the run a name (`exec_id`); at a timeout or hang-up
+//! everything that it started is ended too. After an end by itself, its background processes keep
+//! running.
 //!
-//! A stream of output ends with an exit or with an error, and with nothing else.
+//! A stream of output always ends with an exit or with an error.
 
 mod attached;
 mod environment;
@@ -43,33 +44,32 @@ use environment::{MARK, environment};
 use order::{Attach, Command, Control, Input, Order, Output, Started};
 use shims::Shims;
 
-/// Callers that are attached at a time, on the node.
+/// Most callers that are attached at the same time, on the node.
 const ATTACHED_MAX: usize = 2048;
-/// Messages of output on their way: half a MiB at most, much less than a shim keeps.
+/// Most messages of output in flight: half a MiB, much less than a shim keeps.
 const OUTPUT_MESSAGES: usize = 8;
-/// Characters of a command line that are shown.
+/// Most characters of a command line that are shown.
 const TITLE_MAX: usize = 200;
-/// Locks: shims of one sandbox are started one after another, of different ones mostly at once.
+/// Number of locks: shims of one sandbox start one after another, others mostly in parallel.
 const LOCKS: usize = 64;
 
-/// How long after it was asked for a command may still be started, with the time in which its sandbox
-/// is woken: milliseconds, unless the node is under heavy load. The order carries this as its deadline.
+/// Longest time from the request to the start of a command, including waking its sandbox. A start
+/// takes milliseconds, unless the node is under heavy load. The order carries this as its deadline.
 const START: Duration = Duration::from_secs(12);
-/// How long after that the shim's word on it may come. Controllers wait for 16 s.
+/// Time after that in which the shim's answer may come. Controllers wait for 16 s.
 const WORD: Duration = Duration::from_secs(2);
-/// Within which a command that runs is attached to, with the time in which its sandbox is woken.
-/// Controllers wait for 16 s.
+/// Time limit for attaching to a command, including waking its sandbox. Controllers wait for 16 s.
 const ATTACH: Duration = Duration::from_secs(14);
-/// Within which what is done to a command is answered, the same way; its shim alone waits for 5 s for
-/// a command that does not read. Controllers wait for 10 s.
+/// Time limit for answering a control request, including waking the sandbox; its shim alone waits
+/// for 5 s for a command that does not read. Controllers wait for 10 s.
 const CONTROL: Duration = Duration::from_millis(8500);
-/// Within which the commands are listed. Controllers wait for 5 s.
+/// Time limit for listing the commands. Controllers wait for 5 s.
 const LIST: Duration = Duration::from_secs(4);
 
-/// How long a shim may run after its sandbox has ended.
+/// Longest time that a shim may run after its sandbox has ended.
 const LINGER: Duration = Duration::from_secs(60);
 
-/// Runs commands. Clones share it.
+/// Runs commands in sandboxes. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Execs(Arc<Shared>);
 
@@ -81,19 +81,19 @@ struct Shared {
     locks: Vec<Mutex<()>>,
 }
 
-/// What a command sends, to its exit or to an error.
+/// Output of a command, up to its exit or an error.
 pub type Outputs = mpsc::Receiver<Result<Output, Error>>;
 
 impl Execs {
-    /// In these sandboxes.
+    /// Creates the service for these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, shims: Arc<dyn Shims>) -> Self {
         let places = Arc::new(Semaphore::new(ATTACHED_MAX));
         let locks = (0..LOCKS).map(|_| Mutex::default()).collect();
         Self(Arc::new(Shared { sandboxes, shims, places, locks }))
     }
 
-    /// I1: shims, and their cgroups, that have outlived their sandboxes, for longer than a shim takes
-    /// to see that.
+    /// Checks I1: finds shims, and their cgroups, that have outlived their sandboxes for longer
+    /// than a shim takes to notice.
     pub async fn check(&self) -> Vec<Finding> {
         let sandboxes = &self.0.sandboxes;
         let running = self.0.shims.running().await;
@@ -115,15 +115,14 @@ impl Execs {
         shims.chain(cgroups).collect()
     }
 
-    /// Starts a command and returns once it runs. One with an `exec_id` that was started before is
-    /// attached to, from the beginning of what is kept of its output. Dropping the receiver is
-    /// hanging up.
+    /// Starts a command and returns once it runs. If one with its `exec_id` was started before,
+    /// attaches to that, from the beginning of its kept output. Dropping the receiver hangs up.
     ///
     /// # Errors
     /// When there is no such sandbox, it does not run, there is no such user or directory in it,
-    /// too many commands run, it cannot be entered, or the `exec_id` was used up. OUTCOME_UNKNOWN
-    /// when the command may run all the same, EXEC_LOST when it may have run; after every other error
-    /// nothing has run, and nothing will.
+    /// too many commands run, it cannot be entered, or the `exec_id` is used up. OUTCOME_UNKNOWN
+    /// when the command may run all the same, EXEC_LOST when it may have run; after every other
+    /// error nothing has run, and nothing will.
     pub async fn start(
         &self,
         order: Order,
@@ -154,7 +153,7 @@ impl Execs {
         self.talk(record, attach.exec_id, message, deadline, input).await
     }
 
-    /// Deadlines of a command that is asked for now.
+    /// Computes the deadlines of a command that is requested now.
     pub(super) fn limits(&self) -> Limits {
         Limits {
             start_by_ms: self.0.sandboxes.moment().after(START).up_ms,
@@ -162,7 +161,7 @@ impl Execs {
         }
     }
 
-    /// Starts what is meant for the helper alone: it has a name that nobody chose.
+    /// Sends a prepared start to the sandbox's shim, and attaches to what it starts.
     pub(super) async fn begin(
         &self,
         record: Arc<Record>,
@@ -189,7 +188,7 @@ impl Execs {
         })?;
         let (sender, outputs) = mpsc::channel(OUTPUT_MESSAGES);
         let shared = Arc::clone(&self.0);
-        // On a task of its own: whoever stops waiting leaves nothing behind that nobody ends.
+        // On its own task: a caller that stops waiting leaves no command that nobody ends.
         let begun = self.0.sandboxes.tasks().run(async move {
             let Attachment { started, output, input: to } = {
                 let starts = matches!(message, request::Message::Start(_));
@@ -215,7 +214,7 @@ impl Execs {
             });
             Ok(told)
         });
-        // Dropped where it stood, by a stop of the agent that waits no longer.
+        // The agent stops and waits no longer, so the task was dropped where it was.
         let dropped = || {
             let message = "the agent stopped while the command was being started";
             Error::new(Reason::OutcomeUnknown, message)
@@ -224,7 +223,7 @@ impl Execs {
         Ok((started, outputs))
     }
 
-    /// Acts on a command that runs. Returns how much stdin it has taken.
+    /// Acts on a command that runs. Returns how many bytes of stdin it has taken.
     ///
     /// # Errors
     /// As `attach`.
@@ -256,14 +255,14 @@ impl Execs {
         }
     }
 
-    /// Commands of the sandbox that run, and the last that have ended.
+    /// Lists the commands of the sandbox: those that run, and the last that have ended.
     ///
     /// # Errors
     /// When there is no such sandbox, or it is not up.
     pub async fn list(&self, sandbox: &SandboxRef) -> Result<Vec<ExecInfo>, Error> {
         let deadline = Instant::now() + LIST;
         let record = self.0.sandboxes.up(sandbox)?;
-        // Without a shim nothing was ever run in this boot, or nothing for long.
+        // Without a shim nothing has run in this boot, or not for a long time.
         let Some(stream) = self.0.shims.find(&record).await else { return Ok(Vec::new()) };
         match client::control(stream, request::Message::List(wire::List {}), deadline).await {
             Ok(response::Message::Execs(list)) => Ok(list.execs),
@@ -272,15 +271,15 @@ impl Execs {
         }
     }
 
-    /// Runs something that ends with the agent.
+    /// Runs a task that ends with the agent.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.0.sandboxes.tasks().spawn(work);
     }
 
-    /// The sandbox, which runs; a paused one is woken, where it may be.
+    /// Returns the sandbox, which runs; wakes a paused one where allowed.
     pub(super) async fn awake(&self, sandbox: &SandboxRef) -> Result<Arc<Record>, Error> {
         let record = self.0.sandboxes.wake(sandbox, Wake::Exec).await?;
-        // Whatever is started in there would hang until it is thawed.
+        // A process that is started in a frozen container hangs until it is thawed.
         if self.0.sandboxes.pve().frozen(record.vmid).await {
             return Err(Error::new(
                 Reason::SandboxNotRunning,
@@ -292,24 +291,24 @@ impl Execs {
 }
 
 impl Shared {
-    /// A connection to the sandbox's shim, which is started if there is none.
+    /// Connects to the sandbox's shim; starts it if there is none.
     async fn connect(&self, record: &Record) -> Result<UnixStream, Error> {
         let _lock = self.locks[lock(&record.id)].lock().await;
         if let Some(stream) = self.shims.find(record).await {
             return Ok(stream);
         }
-        // An operator may have made another container under the number.
+        // An operator may have made another container under the vmid.
         self.sandboxes.check_ours(record).await?;
         let started = self.shims.start(record).await;
         started.map_err(|error| failed(format!("its shim was not started: {error}")))
     }
 
-    /// A shim's no as the caller can use it: first of all, whether the sandbox runs. `acts`: what was
-    /// asked for does something, so that silence leaves open whether it was done.
+    /// Converts a shim's refusal to an error for the caller; a sandbox that does not run comes
+    /// first. `acts`: the request changes something, so without an answer its outcome is unknown.
     fn explain(&self, record: &Record, refused: Refused, acts: bool) -> Error {
         let now = self.sandboxes.up(&SandboxRef::Id(record.id));
         match (now, refused) {
-            // It may have been done before the sandbox ended.
+            // The request may have been carried out before the sandbox ended.
             (Err(error), refused) if acts && may_be_done(&refused) => Error::new(
                 Reason::ExecLost,
                 format!("the sandbox ended meanwhile, and what was asked for with it: {error}"),
@@ -331,7 +330,7 @@ fn lock(id: &SandboxId) -> usize {
     usize::try_from(hasher.finish() % LOCKS as u64).unwrap_or_default()
 }
 
-/// The words of a shim, which may be newer or older than this agent.
+/// Converts the refusal of a shim, which may be newer or older than this agent.
 fn said(reason: Reason, message: String) -> Error {
     let known = (reason != Reason::Unspecified).then_some(reason);
     let error = Error::new(known.unwrap_or(Reason::ExecFailed), message);
@@ -341,7 +340,7 @@ fn said(reason: Reason, message: String) -> Error {
     error
 }
 
-/// Neither done nor refused, for all that is known.
+/// True when the request may have been carried out.
 fn may_be_done(refused: &Refused) -> bool {
     match refused {
         Refused::No(reason, _) => matches!(reason, Reason::OutcomeUnknown | Reason::ExecLost),
@@ -352,13 +351,13 @@ fn may_be_done(refused: &Refused) -> bool {
 /// Deadlines of a start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// The command is not started after this, milliseconds on the clock of `helper::up_ms`.
+    /// Deadline for starting the command, milliseconds on the clock of `helper::up_ms`.
     start_by_ms: u64,
-    /// The caller has its answer by then.
+    /// Deadline for the caller's answer.
     answer_by: Instant,
 }
 
-/// What comes before anything is asked of the shim.
+/// Bounds the work that comes before anything is asked of the shim.
 async fn in_time<T>(
     deadline: Instant,
     work: impl Future<Output = Result<T, Error>>,
@@ -366,7 +365,7 @@ async fn in_time<T>(
     timeout_at(deadline, work).await.unwrap_or_else(|_| Err(not_reached()))
 }
 
-/// Nothing was asked of the shim.
+/// Error for a shim that was not reached: nothing was asked of it.
 fn not_reached() -> Error {
     failed("the sandbox's shim could not be reached in time; nothing was done".to_owned())
 }
@@ -375,7 +374,7 @@ fn failed(message: String) -> Error {
     Error::new(Reason::ExecFailed, message)
 }
 
-/// True while this is still the boot of the sandbox that was meant.
+/// True while the sandbox is still in the boot of `record`.
 fn same_boot(sandboxes: &Sandboxes, record: &Record) -> bool {
     let now = sandboxes.up(&SandboxRef::Id(record.id));
     now.is_ok_and(|now| now.boot == record.boot && now.vmid == record.vmid)
@@ -385,7 +384,7 @@ fn size(window: order::Window) -> WindowSize {
     WindowSize { rows: window.rows.into(), cols: window.columns.into() }
 }
 
-/// What the shim is told of a command.
+/// Builds the shim's start message for a command.
 fn start(record: &Record, order: &Order, now_ms: u64) -> Result<wire::Start, Error> {
     let (argv, title) = match &order.command {
         Command::Argv(argv) => (argv.clone(), argv.join(" ")),
@@ -408,7 +407,7 @@ fn start(record: &Record, order: &Order, now_ms: u64) -> Result<wire::Start, Err
     })
 }
 
-/// The same for any task; it has a name that nobody chose.
+/// Builds the start message for any task, with a generated `exec_id`.
 pub(super) fn of_task(
     task: helper::Task,
     user: &order::User,
@@ -424,7 +423,7 @@ pub(super) fn of_task(
         serde_json::to_vec(order).map_err(|error| failed(format!("it cannot be sent: {error}")))
     };
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    // Of what the caller ordered; the mark is another each time.
+    // The digest covers the caller's order; the mark is another each time.
     let digest = hex(&Sha256::digest(bytes(&order)?));
     let mark = hex(&random()?);
     order.env.push((MARK.to_owned(), mark.clone()));
@@ -437,7 +436,7 @@ pub(super) fn of_task(
     })
 }
 
-/// So that no other command has it.
+/// Generates a mark that no other command has.
 fn random() -> Result<[u8; 16], Error> {
     let mut random = [0u8; 16];
     getrandom::fill(&mut random).map_err(|error| failed(format!("no randomness: {error}")))?;

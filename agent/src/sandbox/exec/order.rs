@@ -1,4 +1,4 @@
-//! What a caller orders, after it has been checked.
+//! Requests of callers about commands, after they have been checked.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,40 +11,40 @@ use proto::{
 
 pub use crate::shim::Window;
 
-/// Highest id of a user; a container has these at least.
+/// Highest id of a user; every container has at least these.
 const UID_MAX: u32 = 65_535;
-/// Characters of a user's name.
+/// Most characters of a user's name.
 const USER_MAX: usize = 32;
-/// How long a command may take unless it says otherwise.
+/// Timeout of a command that sets none.
 const TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// A command to run in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
-    /// Where.
+    /// Sandbox to run in.
     pub sandbox: SandboxRef,
-    /// What.
+    /// Command to run.
     pub command: Command,
     /// Working directory; `None` is the user's home.
     pub cwd: Option<String>,
-    /// Added to the sandbox's environment.
+    /// Variables that are added to the sandbox's environment.
     pub env: BTreeMap<String, String>,
-    /// As whom.
+    /// User to run as.
     pub user: User,
-    /// After this, all that it started is ended.
+    /// Time after which everything that it started is ended.
     pub timeout: Duration,
-    /// On a terminal of this size.
+    /// Size of its terminal; `None`: no terminal.
     pub tty: Option<Window>,
-    /// The caller's own name for this run.
+    /// Name that the caller chose for this run.
     pub exec_id: Option<String>,
-    /// Its output is never held for a reader that has gone. Only with an `exec_id`.
+    /// True when the command never waits for a reader that has gone. Only with an `exec_id`.
     pub detached: bool,
 }
 
 /// A command to attach to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attach {
-    /// Where.
+    /// Sandbox that it runs in.
     pub sandbox: SandboxRef,
     /// Name of the run.
     pub exec_id: String,
@@ -54,25 +54,25 @@ pub struct Attach {
     pub stderr_offset: u64,
 }
 
-/// What is done to a command from outside of its stream.
+/// Control request for a command, from outside of its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
     /// Bytes for its stdin.
     Stdin {
-        /// Where they stand in all of it.
+        /// Offset of the bytes in the whole stdin.
         offset: u64,
         /// The bytes.
         data: Bytes,
-        /// No more after these.
+        /// True when no more follow.
         eof: bool,
     },
-    /// The terminal's new size.
+    /// New size of the terminal.
     Resize(Window),
-    /// A signal for all that it started, 1 to 31.
+    /// Signal for everything that it started, 1 to 31.
     Signal(i32),
 }
 
-/// What to run.
+/// Program to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// A program and its arguments, passed on as they are.
@@ -81,67 +81,67 @@ pub enum Command {
     Shell(String),
 }
 
-/// Whom to run it as. Looked up inside: the sandbox's /etc/passwd means nothing to us.
+/// User to run a command as. Looked up inside: the sandbox's /etc/passwd means nothing to the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum User {
-    /// By name.
+    /// Name of the user.
     Name(String),
-    /// By number.
+    /// Number of the user.
     Id(u32),
 }
 
-/// What a caller sends to a command that runs.
+/// Message from the caller to a command that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// For its stdin.
+    /// Bytes for its stdin.
     Stdin(Bytes),
-    /// No more of it.
+    /// End of its stdin.
     Eof,
-    /// The terminal's new size.
+    /// New size of the terminal.
     Resize(Window),
-    /// A signal for all that it started, 1 to 31.
+    /// Signal for everything that it started, 1 to 31.
     Signal(i32),
 }
 
-/// What a command that runs sends.
+/// Message from a command that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Of its stdout; of its terminal, where it has one.
+    /// Bytes of its stdout; of its terminal, if it has one.
     Stdout(Bytes),
-    /// Of its stderr.
+    /// Bytes of its stderr.
     Stderr(Bytes),
-    /// It has ended. The last one.
+    /// End of the command. The last message.
     Exit(Exit),
 }
 
-/// How a command ended.
+/// Exit of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
-    /// 0 to 255; 128 + n when signal n ended it, 124 when its time was over.
+    /// Exit code, 0 to 255; 128 + n when signal n ended it, 124 when it reached its timeout.
     pub code: u8,
-    /// The signal that ended it; 0 if none.
+    /// Signal that ended it; 0 if none.
     pub signal: u8,
-    /// It was ended because its time was over.
+    /// True when it was ended because it reached its timeout.
     pub timed_out: bool,
 }
 
-/// A command that runs.
+/// Command that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
     /// Boot of the sandbox that it runs in.
     pub boot: u32,
-    /// Name of the run: the caller's, or one that was made up.
+    /// Name of the run: the caller's, or a generated one.
     pub exec_id: String,
     /// Bytes of stdin that have been taken.
     pub stdin_offset: u64,
-    /// Where the stdout that follows begins.
+    /// Offset at which the stdout that follows begins.
     pub stdout_offset: u64,
-    /// Where the stderr that follows begins.
+    /// Offset at which the stderr that follows begins.
     pub stderr_offset: u64,
 }
 
 impl Command {
-    /// Checks what is asked for.
+    /// Checks the program and its arguments.
     ///
     /// # Errors
     /// When it is empty, too long, or no process could be started with it.
@@ -158,7 +158,7 @@ impl Command {
 impl std::str::FromStr for User {
     type Err = Invalid;
 
-    /// Empty is root.
+    /// Parses a user; empty is root.
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let bad = || {
             Invalid::new(
@@ -187,7 +187,7 @@ impl std::str::FromStr for User {
     }
 }
 
-/// A working directory; empty is none.
+/// Checks a working directory; empty is none.
 ///
 /// # Errors
 /// When it is not an absolute path.
@@ -199,7 +199,7 @@ pub fn cwd(text: String) -> Result<Option<String>, Invalid> {
     Ok(Some(text))
 }
 
-/// An environment.
+/// Checks an environment.
 ///
 /// # Errors
 /// As `spec::check_env`.
@@ -208,7 +208,7 @@ pub fn env(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, In
     Ok(env)
 }
 
-/// A name of a run.
+/// Checks the name of a run.
 ///
 /// # Errors
 /// When it has other characters than names have.
@@ -217,7 +217,7 @@ pub fn exec_id(text: String) -> Result<String, Invalid> {
     Ok(text)
 }
 
-/// A timeout; zero is the default.
+/// Checks a timeout; zero is the default.
 ///
 /// # Errors
 /// When it is longer than a day.

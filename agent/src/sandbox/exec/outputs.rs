@@ -1,7 +1,7 @@
-//! What the outputs of commands take on the node's disk. Each shim keeps the budget of its sandbox by
-//! itself; here stands what all of them may take together. Beyond that, outputs are let go: of the
-//! command that ended first on the node before all others; and where those of commands that run are
-//! too much by themselves, each sandbox has an equal share.
+//! Disk space of command outputs on the node. Each shim keeps the budget of its sandbox; this
+//! module keeps the budget of all of them together. Beyond that, outputs are dropped: those of the
+//! command that ended first on the node before all others; and if the outputs of running commands
+//! alone are too much, each sandbox gets an equal share.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,23 +20,23 @@ use tokio_util::sync::CancellationToken;
 use super::shims::Shims;
 use crate::shim::client;
 
-/// Between two looks. In between the node's budget can be exceeded, each sandbox's own cannot.
+/// Interval of checks. In between the node's budget can be exceeded, each sandbox's own cannot.
 const PERIOD: Duration = Duration::from_secs(5);
-/// How long a shim may take to answer; one that does not is asked again the next time.
+/// Time limit for a shim's answer; one that does not answer is asked again the next time.
 const ANSWER: Duration = Duration::from_secs(1);
-/// Shims that are asked at a time.
+/// Most shims that are asked in parallel.
 const PARALLEL: usize = 8;
 
-/// Bytes that outputs may take.
+/// Bytes that outputs may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// Of all sandboxes of the node.
+    /// Budget of all sandboxes of the node.
     pub node: u64,
-    /// Of one.
+    /// Budget of one sandbox.
     pub sandbox: u64,
 }
 
-/// Keeps the node's budget until `stop`.
+/// Keeps the node's budget until `stop` is cancelled.
 pub async fn keep(shims: Arc<dyn Shims>, budget: Budget, stop: CancellationToken) {
     let mut ticks = interval(PERIOD);
     let mut limit = budget.sandbox;
@@ -45,8 +45,8 @@ pub async fn keep(shims: Arc<dyn Shims>, budget: Budget, stop: CancellationToken
     }
 }
 
-/// One look: asks all shims, and lets go of what is too much. `limit` is what the outputs of one sandbox
-/// may take by now; returns what they may take from now on.
+/// Checks once: asks all shims, and drops outputs beyond the budget. `limit` is what the outputs of
+/// one sandbox may use now; returns the new limit.
 pub(super) async fn look(shims: &dyn Shims, budget: Budget, limit: u64) -> u64 {
     let ask = |socket: PathBuf| async move {
         let held = say(&socket, limit, 0).await?;
@@ -64,13 +64,12 @@ pub(super) async fn look(shims: &dyn Shims, budget: Budget, limit: u64) -> u64 {
     next
 }
 
-/// What the outputs of one sandbox may take from now on, and what each shim is to let go of ended
-/// commands. Pure.
+/// Computes the new limit of a sandbox, and the bytes of ended commands to drop by shim. Pure.
 fn decide(held: &[wire::OutputsHeld], budget: Budget, limit: u64) -> (u64, Vec<u64>) {
     let mut free = vec![0; held.len()];
     let total: u64 = held.iter().map(|held| held.bytes).sum();
     if total <= budget.node {
-        // Not to and fro.
+        // Rises only with room to spare, so that the limit does not go up and down.
         let roomy = total <= budget.node / 4 * 3;
         return (if roomy { budget.sandbox } else { limit }, free);
     }
@@ -102,7 +101,7 @@ async fn say(socket: &Path, limit_bytes: u64, free_bytes: u64) -> Option<wire::O
     };
     match timeout_at(deadline, asked).await {
         Ok(Some(response::Message::Outputs(held))) => Some(held),
-        // It is on its way out, older than this question, or stands still.
+        // The shim is about to end, is older than this message, or is stalled.
         Ok(Some(_) | None) | Err(_) => None,
     }
 }
@@ -132,7 +131,7 @@ mod tests {
             held(400, &[(40, 200)]),
             held(400, &[(700, 30), (3, 370)]),
         ];
-        // 200 too much: those of 700, 500 and 50 are 230.
+        // 200 too much: those of ages 700, 500 and 50 are 230.
         assert_eq!(decide(&all, BUDGET, 400), (400, vec![200, 0, 30]));
     }
 
@@ -140,7 +139,7 @@ mod tests {
     fn where_running_commands_are_too_much_each_sandbox_has_its_share() {
         let all = [held(700, &[(5, 100)]), held(500, &[])];
         assert_eq!(decide(&all, Budget { node: 600, ..BUDGET }, 400), (300, vec![100, 0]));
-        // Nearly full: it stays so. With room again each may take what the configuration says.
+        // Nearly full: the limit stays. With room again each may use what the configuration says.
         let tight = [held(300, &[]), held(280, &[])];
         assert_eq!(decide(&tight, Budget { node: 600, ..BUDGET }, 300).0, 300);
         let roomy = [held(100, &[]), held(280, &[])];

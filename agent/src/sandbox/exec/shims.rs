@@ -1,4 +1,4 @@
-//! The shims of this node's sandboxes: found by their sockets, started when there is none.
+//! Shims of this node's sandboxes: found by their sockets, started when there is none.
 
 use std::{
     collections::BTreeSet,
@@ -23,33 +23,33 @@ use crate::{
     sys::{image, proc},
 };
 
-/// Ways to a sandbox's shim. The tests have one that serves in their own process.
+/// Access to the shims of sandboxes. Tests use shims that serve in their own process.
 #[async_trait::async_trait]
 pub trait Shims: Send + Sync + std::fmt::Debug {
-    /// A connection to the shim of this boot, if it runs.
+    /// Connects to the shim of this boot, if it runs.
     async fn find(&self, record: &Record) -> Option<UnixStream>;
 
-    /// Starts a shim for this boot. The container has been found to be the sandbox's own.
+    /// Starts a shim for this boot. The caller has checked that the container is the sandbox's own.
     async fn start(&self, record: &Record) -> io::Result<UnixStream>;
 
-    /// Where all shims listen that run; some may not any more.
+    /// Sockets of all shims; some of the shims may not run any more.
     fn sockets(&self) -> Vec<PathBuf> {
         Vec::new()
     }
 
-    /// Removes what shims that were killed have left of their cgroups. Returns the containers whose
-    /// cannot be removed: something runs there.
+    /// Removes cgroups that killed shims left. Returns the containers whose cgroups cannot be
+    /// removed because something runs there.
     async fn sweep_cgroups(&self) -> BTreeSet<Vmid> {
         BTreeSet::new()
     }
 
-    /// Whose shims run, by the host's processes and not by what anybody remembers.
+    /// Sandboxes whose shims run, by the host's processes and not from memory.
     async fn running(&self) -> BTreeSet<SandboxId> {
         BTreeSet::new()
     }
 }
 
-/// A node without a way in: the simulation's.
+/// Node without a way into its containers, for the simulation.
 #[derive(Debug)]
 pub struct NoShims;
 
@@ -64,27 +64,27 @@ impl Shims for NoShims {
     }
 }
 
-/// How a helper gets into its sandbox.
+/// Way in which a helper enters its sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
-    /// By `lxc-attach`, as `pct exec` does.
+    /// `lxc-attach`, used as `pct exec` does.
     #[default]
     Lxc,
-    /// By `pct exec` itself: half a second of Perl once a boot.
+    /// `pct exec` itself: half a second of Perl once per boot.
     Pct,
 }
 
-/// What the shim of a sandbox may use.
+/// Resources that the shim of a sandbox may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
-    /// Of CPU and memory.
+    /// Limits of CPU and memory.
     pub limits: shim_cgroup::Limits,
-    /// What the outputs of its commands may take on the disk, bytes.
+    /// Disk space for the outputs of its commands, bytes.
     pub output_bytes_max: u64,
 }
 
-/// Processes of this program.
+/// Shims that are processes of this program.
 #[derive(Debug)]
 pub struct ShimProcesses {
     sockets: PathBuf,
@@ -92,12 +92,12 @@ pub struct ShimProcesses {
     places: Places,
     backend: Backend,
     allowance: Allowance,
-    /// One image for all sandboxes of this life of the agent.
+    /// Image of the helper, one for all sandboxes while this agent runs.
     image: OwnedFd,
 }
 
 impl ShimProcesses {
-    /// With their sockets below `run_dir` and what must survive a reboot below `state_dir`.
+    /// Uses `run_dir` for sockets and `state_dir` for what must survive a reboot.
     ///
     /// # Errors
     /// When the directories or the helper's image cannot be made.
@@ -116,7 +116,7 @@ impl ShimProcesses {
         Ok(Self { sockets, state, places, backend, allowance, image })
     }
 
-    /// Removes what sandboxes have left that live no more.
+    /// Removes the files of sandboxes that are not in `live`.
     pub fn sweep(&self, live: &BTreeSet<SandboxId>) {
         for dir in [&self.sockets, &self.state] {
             for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -124,7 +124,7 @@ impl ShimProcesses {
                 if owner(&path).is_some_and(|id| !live.contains(&id))
                     && let Err(error) = std::fs::remove_file(&path)
                 {
-                    tracing::warn!(path = %path.display(), %error, "a file was not removed");
+                    tracing::warn!(path = %path.display(), %error, "file of an ended sandbox was not removed");
                 }
             }
         }
@@ -153,7 +153,7 @@ impl ShimProcesses {
 #[async_trait::async_trait]
 impl Shims for ShimProcesses {
     async fn find(&self, record: &Record) -> Option<UnixStream> {
-        // Refused or absent: whoever listened is gone.
+        // Refused or absent: the shim that listened is gone.
         UnixStream::connect(self.socket(record)).await.ok()
     }
 
@@ -163,7 +163,7 @@ impl Shims for ShimProcesses {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        // Made here, so that there is something to connect to from the first moment on.
+        // Bound here, so that there is something to connect to from the first moment on.
         let listener = UnixListener::bind(&socket)?;
         let vmid = record.vmid.get();
         let options = Options {
@@ -177,7 +177,7 @@ impl Shims for ShimProcesses {
             places: self.places.clone(),
         };
         let options = serde_json::to_string(&options)?;
-        // Whatever has been installed since: the program that this process runs.
+        // The program that this process runs, whatever has been installed since.
         let line = ["/proc/self/exe", shim::COMMAND, &options].map(OsString::from);
         run::spawn_detached(&line, vec![listener.into(), self.image.try_clone()?])?;
         UnixStream::connect(&socket).await
@@ -201,15 +201,15 @@ impl Shims for ShimProcesses {
     }
 }
 
-/// Whose shim has this command line, if it is a shim's.
+/// Sandbox whose shim has this command line, if it is a shim's.
 fn of_shim(argv: &[String]) -> Option<SandboxId> {
     let [_, command, options] = argv else { return None };
-    // It stands near the front, and the end may be missing: a long command line is not read whole.
+    // The socket is near the front; the end of a long command line may not have been read.
     let (_, socket) = options.split_once("\"socket\":\"").filter(|_| command == shim::COMMAND)?;
     owner(Path::new(socket.split_once('"')?.0))
 }
 
-/// Whose file it is, by its name.
+/// Sandbox that a file belongs to, by its name.
 fn owner(path: &Path) -> Option<SandboxId> {
     path.file_name()?.to_str()?.split('.').next()?.parse().ok()
 }

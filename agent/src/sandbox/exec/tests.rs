@@ -1,5 +1,4 @@
-//! Real processes. `PVE_SANDBOX_EXEC_LXC=name` runs them in a real container instead of on this
-//! machine.
+//! Real processes, on this machine or in the real container that `PVE_SANDBOX_EXEC_LXC` names.
 
 mod attach;
 mod background;
@@ -39,11 +38,11 @@ use crate::{
 };
 use entered::{Entered, Here};
 
-/// As many as a shim runs.
+/// Most commands that a shim runs.
 const RUNNING_MAX: usize = 64;
 /// Bytes of each output that a shim keeps.
 const KEPT: u64 = 4 * 1024 * 1024;
-/// No test waits longer for one thing.
+/// Longest wait of a test for one thing.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 struct Rig {
@@ -54,7 +53,7 @@ struct Rig {
     tasks: Tasks,
 }
 
-/// What a command sent, to its end.
+/// Output of a command, up to its end.
 #[derive(Debug)]
 struct Ran {
     stdout: Vec<u8>,
@@ -72,7 +71,7 @@ impl Ran {
     }
 }
 
-/// A command line on a fresh order.
+/// Builds an order for a shell line.
 fn shell(line: &str) -> Order {
     Order {
         sandbox: SandboxRef::Id(id(1)),
@@ -92,7 +91,7 @@ fn argv(list: &[&str]) -> Order {
     Order { command: Command::Argv(list), ..shell("") }
 }
 
-/// All until the end, which must come.
+/// Reads everything up to the end, which must come.
 async fn drain(mut outputs: Outputs) -> Ran {
     let mut ran = Ran { stdout: Vec::new(), stderr: Vec::new(), end: Err(failed("none".into())) };
     loop {
@@ -114,12 +113,12 @@ impl Rig {
         Self::with(None).await
     }
 
-    /// Another life of the agent, with the same shims.
+    /// Starts another agent with the same shims.
     async fn over(shims: Arc<Here>) -> Self {
         Self::with(Some(shims)).await
     }
 
-    /// True for what this test started: others run beside it.
+    /// True for a process that this test started: other tests run in parallel.
     fn is_ours(&self, pid: u32) -> bool {
         let proc = std::path::Path::new("/proc");
         let own = std::process::id();
@@ -136,7 +135,7 @@ impl Rig {
     /// Pids of the helpers that this test's shims have started.
     fn helpers(&self) -> Vec<u32> {
         let all = self.pve.pids_of_image("/memfd:pve-sandbox-helper");
-        // What a helper has forked, and works on files, has the same image.
+        // A fork of a helper, which works on files, has the same image.
         let forked = |pid: u32| {
             let kin = crate::sys::proc::kin(std::path::Path::new("/proc"), pid);
             kin.is_none_or(|kin| all.contains(&kin.parent))
@@ -144,7 +143,6 @@ impl Rig {
         all.iter().copied().filter(|pid| self.is_ours(*pid) && !forked(*pid)).collect()
     }
 
-    /// Signals them.
     fn signal_helpers(&self, number: i32) {
         let ours = self.helpers();
         assert!(!ours.is_empty(), "there is no helper");
@@ -225,10 +223,10 @@ impl Rig {
         Ok((started, input, outputs))
     }
 
-    /// Runs it to its end with nothing on its stdin.
+    /// Runs a command to its end with an empty stdin.
     async fn run(&self, order: Order) -> Ran {
         let (_, input, outputs) = self.start(order).await.expect("it starts");
-        // It may have ended by now.
+        // The command may have ended by now.
         input.send(Input::Eof).await.ok();
         drain(outputs).await
     }
@@ -244,12 +242,12 @@ impl Rig {
         all.filter_map(line).collect()
     }
 
-    /// Processes whose command line starts so.
+    /// Counts processes whose command line starts with `start`.
     async fn count(&self, start: &str) -> usize {
         self.lines().await.iter().filter(|(_, line)| line.starts_with(start)).count()
     }
 
-    /// Kills what holds this text in its arguments, as a stop of the container does.
+    /// Kills processes with this text in their arguments, as a stop of the container does.
     async fn end(&self, text: &str) {
         for (pid, line) in self.lines().await {
             if line.contains(text) {
@@ -323,7 +321,7 @@ async fn bytes_pass_as_they_are() {
             input.send(Input::Stdin(all.slice(start..end))).await.expect("taken");
         }
         input.send(Input::Eof).await.expect("taken");
-        // What comes after the end is nothing.
+        // Input after the end is ignored.
         drop(input.send(Input::Stdin(Bytes::from_static(b"late"))).await);
     });
     let ran = drain(outputs).await;
@@ -384,8 +382,8 @@ async fn users_and_directories_are_those_of_the_sandbox() {
     rig.until_no_place_is_taken().await;
 }
 
-/// A tree with everything in it that is hard to find: other groups, other sessions, orphans, and
-/// one that ignores SIGTERM.
+/// Builds a process tree with everything that is hard to find: other groups, other sessions,
+/// orphans, and one that ignores SIGTERM.
 fn thicket(mark: &str) -> String {
     format!(
         "trap '' TERM; (sleep {mark}.1 & sleep {mark}.2 & wait) & setsid sleep {mark}.3 & \
@@ -439,16 +437,16 @@ async fn so_does_hanging_up_before_it_runs() {
 #[tokio::test]
 async fn what_stays_in_the_background_holds_nobody_up() {
     let rig = Rig::new().await;
-    // Nobody ends these but the test, so another run may have left some.
+    // Only the test ends these processes, so another run may have left some.
     let mark = format!("7400.{}", std::process::id());
     let begun = Instant::now();
     let ran = rig.run(shell(&format!("echo before; sleep {mark} & echo bg"))).await;
     assert_eq!((ran.out(), ran.code()), ("before\nbg\n", 0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    // It runs on.
+    // The background process keeps running.
     rig.until_count(&format!("sleep {mark}"), 1).await;
     rig.end(&mark).await;
-    // One that goes on writing does not hold up either, and what came before it is whole.
+    // One that keeps writing delays nothing either, and earlier output is complete.
     let ran = rig
         .run(shell(&format!("seq 100000; (while echo {mark} && sleep 0.01; do :; done) & exit 5")))
         .await;
@@ -463,7 +461,7 @@ async fn a_caller_that_does_not_read_stops_the_writer() {
     let rig = Rig::new().await;
     let line = "i=0; while :; do head -c 65536 /dev/zero; i=$((i+1)); echo $i >&2; done";
     let (_, _input, mut outputs) = rig.start(shell(line)).await.expect("it starts");
-    // Nothing is read: after a while nothing more is written. What has been is counted on stderr.
+    // Without a reader the command stops writing after a while. It counts on stderr what it wrote.
     sleep(Duration::from_secs(1)).await;
     let mut written = 0;
     let mut read = 0;
@@ -534,7 +532,7 @@ async fn a_terminal_is_one() {
     rig.until_count("sleep 7500", 1).await;
     input.send(Input::Stdin(Bytes::from_static(b"\x03"))).await.expect("taken");
     assert_eq!(drain(outputs).await.code(), 130);
-    // A long output, whole.
+    // A long output arrives complete.
     let mut order = shell("seq 30000");
     order.tty = Some(Window { rows: 24, columns: 80 });
     let ran = rig.run(order).await;

@@ -1,4 +1,4 @@
-//! Addresses: leases, what DHCP gives, and what operators do to a container's net0.
+//! Addresses: leases, replies from DHCP, and changes of a container's net0 by operators.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -10,14 +10,14 @@ use crate::sandbox::address::{DhcpReplies, Mac, Reply};
 use tokio::time::Instant;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 1);
-/// The host's own, besides.
+/// Further address of the host itself.
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 200);
 
 fn ip(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 100, 1, last)
 }
 
-/// A DHCP server: what it gives by MAC, seen at a moment or whenever one looks.
+/// DHCP server: addresses by MAC, each seen at one time, or whenever it is asked for.
 #[derive(Debug, Default)]
 struct Server {
     gives: Mutex<HashMap<Mac, (Ipv4Addr, Option<Instant>)>>,
@@ -46,7 +46,7 @@ impl DhcpReplies for Server {
     }
 }
 
-/// The MAC of the sandbox with this number under DHCP.
+/// MAC of the sandbox with this vmid under DHCP.
 fn mac(vmid: u32) -> Mac {
     let [a, b, c, d] = vmid.to_be_bytes();
     [0x02, 0x51, a, b, c, d]
@@ -81,7 +81,7 @@ impl Node {
         findings.iter().map(|finding| finding.invariant).collect()
     }
 
-    /// An operator writes net0 anew.
+    /// Rewrites net0, as an operator would.
     fn connect(&self, vmid: Vmid, change: impl Fn(&str) -> String) {
         self.cluster.edit(&self.name, vmid, |config| {
             let net0 = change(config.get("net0").expect("connected"));
@@ -138,7 +138,7 @@ async fn by_dhcp_the_lease_is_what_the_reply_of_this_boot_gave() {
     assert_eq!((record.phase, record.network), (Phase::Running, Network::Dhcp));
     assert_eq!(record.lease(), Some(ip(40)));
     node.assert_sound().await;
-    // A renewal with another address is told, and not followed.
+    // A renewal with another address is reported, and not used.
     server.gave(mac(100_000), ip(41));
     assert_eq!(node.finds().await, ["I5"]);
     assert_eq!(node.record(1).await.lease(), Some(ip(40)));
@@ -147,7 +147,7 @@ async fn by_dhcp_the_lease_is_what_the_reply_of_this_boot_gave() {
     assert_eq!(node.record(1).await.lease(), Some(ip(40)), "for the whole boot");
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
     assert_eq!(node.record(1).await.lease(), None);
-    // The next boot: what was seen before it does not count.
+    // In the next boot, an earlier reply does not count.
     let error = node.sandboxes.start(&id(1), LONG).await.expect_err("no reply");
     assert_eq!(error.reason, Reason::ProbeTimeout, "{error}");
     assert_eq!(node.record(1).await.lease(), None);
@@ -184,7 +184,7 @@ async fn dhcp_gives_no_address_that_is_somebodys_or_outside_of_the_network() {
         Ipv4Addr::LOCALHOST,
     ];
     for (number, ip) in (3..).zip(unfit) {
-        // Numbers are handed out one after another.
+        // Vmids are leased one after another.
         server.give(mac(99_999 + u32::from(number)), ip);
         let record = node.sandboxes.create(asks(number), LONG).await.expect("admitted");
         let failure = record.failure.as_ref().map(|failure| failure.reason);
@@ -192,7 +192,7 @@ async fn dhcp_gives_no_address_that_is_somebodys_or_outside_of_the_network() {
     }
     assert_eq!(node.record(1).await.lease(), fixed.ip);
     assert_eq!(node.record(2).await.lease(), Some(ip(40)));
-    // The one that is stopped gives its address back.
+    // The stopped sandbox frees its address.
     node.sandboxes.stop(&id(2), LONG).await.expect("stopped");
     server.give(mac(100_011), ip(40));
     assert_eq!(node.asking(99).await.lease(), Some(ip(40)));
@@ -205,7 +205,7 @@ async fn what_an_older_version_believed_is_not_used() {
     let (node, server) = node(Dhcp::All).await;
     server.give(mac(100_000), ip(40));
     node.sandboxes.create(order(1), LONG).await.expect("admitted");
-    // As the version wrote it that read the container's own table.
+    // As written by the older version that read the container's own table.
     let before = node.record(1).await;
     let believed = Record { ip: Some(ip(2)), ip_granted: false, ..Record::clone(&before) };
     let json = serde_json::to_value(&believed).expect("serializes");
@@ -290,7 +290,7 @@ async fn a_container_of_an_operator_with_the_address_of_a_sandbox_is_found() {
         node.sandboxes.start(&id(1), LONG).await.expect("starts");
         node.assert_sound().await;
     }
-    // A template is started by nobody.
+    // A template is never started.
     let mut template = clone;
     template.set("template", "1").expect("fits");
     node.cluster.add_guest(&node.name, vmid(500), template, false);
@@ -299,7 +299,7 @@ async fn a_container_of_an_operator_with_the_address_of_a_sandbox_is_found() {
     node.sandboxes.start(&id(1), LONG).await.expect("starts");
 }
 
-/// As the predecessor connected them.
+/// Connected by DHCP, like containers of the predecessor.
 fn by_dhcp() -> String {
     CMUX.replace("bridge=vmbr0,ip=10.9.0.7/24", "bridge=vmbr0,hwaddr=BC:24:11:00:00:07,ip=dhcp")
 }
@@ -356,7 +356,7 @@ async fn an_adopted_container_has_no_address_of_the_host_or_of_another_container
     let other = crate::pve::ContainerConfig::parse(b"net0: bridge=vmbr0,ip=10.100.1.90/24\n");
     node.cluster.add_guest(&node.name, vmid(500), other, false);
     refused(&with("10.100.1.90/24"), Reason::AddressConflict).await;
-    // One that PVE gives no address is a sandbox without one.
+    // A container without an address from PVE is a sandbox without one.
     node.add_cmux(&with("manual"), true);
     let (record, _) = node.sandboxes.adopt(adoption(), false, LONG).await.expect("adopted");
     assert_eq!((record.network, record.lease()), (Network::Static, None));

@@ -1,4 +1,4 @@
-//! A container that was there before us becomes a sandbox, and somebody's container again.
+//! Adopts a container that existed before, and releases it again.
 
 use proto::Cause;
 
@@ -16,7 +16,7 @@ pub(super) fn adoption() -> Adoption {
 }
 
 impl Node {
-    /// A container as the predecessor made them.
+    /// Adds a container like those of the predecessor.
     pub(super) fn add_cmux(&self, text: &str, runs: bool) -> ContainerConfig {
         let config = ContainerConfig::parse(text.as_bytes());
         self.cluster.add_guest(&self.name, vmid(VMID), config.clone(), false);
@@ -33,7 +33,7 @@ impl Node {
         self.sandboxes.adopt(adoption(), false, LONG).await.expect("adopted").0
     }
 
-    /// It is its operator's, as it was before.
+    /// Asserts that the operator has the container back as it was before.
     pub(super) fn give_back(&self, before: &ContainerConfig) {
         assert_eq!(self.config_of_cmux(), *before, "byte for byte");
         self.cluster.remove(vmid(VMID));
@@ -58,7 +58,7 @@ async fn it_is_told_first_and_then_it_is_a_sandbox_like_any_other() {
     assert!(now.description().expect("one").contains("cmux-execd-auth-token"), "others' lines");
     node.assert_sound().await;
     assert_eq!(node.reconcile().await, []);
-    // Asked again it is the same; another one does not get it.
+    // The same request returns the same sandbox; another id does not get the container.
     assert_eq!(node.adopted().await.id, record.id);
     let other = Adoption { id: id(2), ..adoption() };
     let error = node.sandboxes.adopt(other, false, LONG).await.expect_err("is one");
@@ -90,7 +90,7 @@ async fn it_can_be_given_back_from_every_phase() {
         assert_eq!((guest.pid.is_some(), guest.frozen), (phase != Phase::Stopped, false));
         assert_eq!(node.reconcile().await, []);
         node.assert_sound().await;
-        // And taken again, as another.
+        // The container can be adopted again, with another id.
         let again = Adoption { id: id(2), ..adoption() };
         node.sandboxes.adopt(again, false, LONG).await.expect("adopted");
         node.sandboxes.release(&id(2), LONG).await.expect("given back");
@@ -134,7 +134,7 @@ async fn what_cannot_be_a_sandbox_is_refused_and_left_as_it_is() {
     let error = node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("privileged");
     assert_eq!(error.reason, Reason::ContainerUnfit);
     node.cluster.remove(vmid(VMID));
-    // One of ours, and a copy of it.
+    // A container of a sandbox, and a copy of it.
     let ours = node.running(3).await;
     let of = |vmid| Adoption { vmid, ..adoption() };
     let error = node.sandboxes.adopt(of(ours.vmid), false, LONG).await.expect_err("ours");
@@ -153,7 +153,7 @@ async fn what_cannot_be_marked_is_let_go_at_once() {
     node.fault(Op::Mark, Trouble::Before(full.clone()));
     node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("could not be written");
     assert_eq!(node.sandboxes.live(), []);
-    // It was written, and nobody said so.
+    // The mark is written, but the write reports an error.
     node.fault(Op::Mark, Trouble::After(full));
     let another = Adoption { id: id(2), ..adoption() };
     node.sandboxes.adopt(another, false, LONG).await.expect_err("is not known to be written");

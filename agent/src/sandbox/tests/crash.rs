@@ -1,9 +1,9 @@
-//! The agent dies in the middle of an operation; the next one finishes or undoes it.
+//! The agent dies in the middle of an operation; the next one finishes it or rolls it back.
 
 use super::*;
 use crate::{pve::ErrorKind, saga::When};
 
-/// Dies at every millisecond that matters: after this the operation has ended by itself.
+/// Interval of the tested moments of death, ms; before the last the operation ends by itself.
 const STEP_MS: u64 = 150;
 
 #[tokio::test(start_paused = true)]
@@ -25,7 +25,7 @@ async fn a_creation_that_is_cut_short_is_undone() {
             assert!(failure.message.contains("in the middle"), "{failure:?}");
             node.assert_clean().await;
         }
-        // The node is as good as new.
+        // The node works as before.
         node.running(2).await;
     }
     assert!((15..40).contains(&cut_short), "{cut_short}");
@@ -112,7 +112,7 @@ async fn the_lock_of_a_dead_clone_is_taken_off_the_template() {
     let locked = |node: &Node| node.cluster.guests()[&vmid(TEMPLATE)].config.lock() == Some("disk");
     assert!(locked(&node), "the fake leaves what PVE leaves");
     node.restart().await;
-    // A creation that comes before the reconciler finds a way too.
+    // A creation that comes before the reconciler also unlocks the template.
     assert_eq!(node.create(2).await.phase, Phase::Running);
     assert!(!locked(&node));
     node.reconcile().await;
@@ -127,13 +127,13 @@ async fn the_lock_of_a_dead_clone_is_known_by_the_next_attempt_and_after_a_delet
         tokio::time::sleep(Duration::from_millis(300)).await;
         node.cluster.crash(&node.name);
         node.restart().await;
-        // What was made is undone; the template is not looked at yet.
+        // The creation is rolled back; the template is not checked yet.
         node.sandboxes.undo(&id(1), LONG).await.expect("undone");
         assert_eq!(node.cluster.guests()[&vmid(TEMPLATE)].config.lock(), Some("disk"));
         if deleted {
             node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
         } else {
-            // It fails and leaves no word of the clone before it.
+            // It fails and leaves no trace of the clone before it.
             node.fault(Op::Clone, Trouble::Before(ErrorKind::Failed("no".into())));
             let second = Order { attempt: 2, ..order(1) };
             node.sandboxes.create(second, LONG).await.expect("admitted");
@@ -159,7 +159,8 @@ async fn somebody_elses_lock_on_the_template_stays() {
     assert_eq!(node.cluster.guests()[&vmid(TEMPLATE)].config.lock(), Some("disk"));
 }
 
-/// A pause takes milliseconds: dies around every write and every effect of it.
+/// Interval of the tested moments of death: a pause takes milliseconds, so they fall around every
+/// write and every effect of it.
 const PAUSE_STEP: Duration = Duration::from_micros(500);
 
 #[tokio::test(start_paused = true)]
@@ -188,7 +189,7 @@ async fn a_pause_and_a_resume_that_are_cut_short_are_made_so_or_undone() {
             let guest = &node.cluster.guests()[&record.vmid];
             let paused = record.phase == Phase::Paused;
             assert_eq!((guest.frozen, crate::pve::hold::held(&guest.config)), (paused, paused));
-            // The node is as good as new.
+            // The node works as before.
             if record.phase == Phase::Paused {
                 node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
             }
@@ -229,7 +230,7 @@ async fn what_a_removal_left_that_was_cut_off_goes_though_no_record_knows_it() {
     assert_eq!(node.reconcile().await, [Action::Clear(vmid(100_050))], "when it is seen twice");
     assert_eq!(node.containers(), [555], "somebody else's number is not looked at");
     node.assert_sound().await;
-    // One that has volumes is no rest.
+    // A config with volumes is no remnant.
     node.cluster.add_guest(&node.name, vmid(100_051), rest(), false);
     node.cluster.add_volume(&node.name, vmid(100_051));
     let error = node.sandboxes.clear(vmid(100_051)).await.expect_err("left alone");

@@ -1,4 +1,4 @@
-//! Creations: admission, idempotency, parallelism, refusals, calling off, hanging up.
+//! Creations: admission, idempotency, parallelism, refusals, cancellation, hang-up.
 
 use proto::{Progress, Reason, id::SandboxRef};
 use tokio::time::timeout;
@@ -44,7 +44,7 @@ async fn a_disk_is_never_made_smaller_and_the_sandbox_says_what_it_has() {
     assert_eq!((record.phase, record.size.disk_gib), (Phase::Running, 0), "as the snapshot says");
 }
 
-/// The steps from the configuration on that a creation is seen in, but for those that take no time.
+/// Steps that a creation shows after the clone, except those that take no time.
 async fn steps_of(node: &Node) -> Vec<Progress> {
     node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
     let mut steps = Vec::new();
@@ -96,16 +96,16 @@ async fn a_disk_that_does_not_grow_fails_the_creation() {
 #[tokio::test(start_paused = true)]
 async fn the_same_order_is_the_same_sandbox() {
     let node = Node::new().await;
-    // Twice at once, and once more later.
+    // Twice in parallel, and once more later.
     let (first, second) = tokio::join!(node.create(1), node.create(1));
     assert_eq!(first, second);
     assert_eq!(node.create(1).await, first);
-    // By its request alone, as after a controller that lost its disk.
+    // By its request alone, as after a controller lost its disk.
     let mut twin = order(2);
     twin.spec.request_id = "r-1".parse().expect("valid");
     let answer = node.sandboxes.create(twin.clone(), LONG).await.expect("replayed");
     assert_eq!(answer, first);
-    // Even once it is deleted.
+    // Even after it is deleted.
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     let answer = node.sandboxes.create(twin.clone(), LONG).await.expect("replayed");
     assert_eq!((answer.id, answer.phase), (id(1), Phase::Deleted));
@@ -155,7 +155,7 @@ async fn a_seat_is_for_one_creation_and_not_for_long() {
     let error = node.sandboxes.create(order(2), LONG).await.expect_err("full");
     assert_eq!(error.reason, Reason::QueueFull);
     node.running(1).await;
-    // What is here needs no seat, and one that nobody comes for is free again.
+    // A known sandbox needs no reservation, and an unused reservation expires.
     node.sandboxes.reserve(&id(1), &snapshot, size).await.expect("is here");
     node.sandboxes.reserve(&id(2), &snapshot, size).await.expect("kept");
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -175,7 +175,7 @@ async fn a_caller_that_hangs_up_cancels_nothing() {
     let patience = Duration::from_millis(500);
     timeout(patience, node.create(1)).await.expect_err("still being made");
     assert_eq!(node.record(1).await.phase, Phase::Creating);
-    // Asking again finds the same one on its way.
+    // A repeated request finds the same creation under way.
     assert_eq!(node.running(1).await.vmid, vmid(100_000));
     node.assert_sound().await;
 }
@@ -193,7 +193,7 @@ async fn a_caller_that_wants_no_wait_hears_of_the_intent() {
 async fn a_taken_vmid_is_passed_over() {
     let node = Node::new().await;
     node.add_foreign();
-    // One that the cluster's list does not show yet.
+    // A vmid that the cluster's list does not show yet.
     node.fault(Op::Clone, Trouble::Before(ErrorKind::VmidTaken("CT 100000 exists".into())));
     assert_eq!(node.running(1).await.vmid, vmid(100_001));
     assert_eq!(node.running(2).await.vmid, vmid(100_002));
@@ -238,7 +238,7 @@ async fn refusals_say_why() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(refused(order(4)).await, (Reason::QueueFull, true));
-    // What is known is answered all the same.
+    // A known sandbox is still answered.
     node.cluster.set_quorate(false);
     assert_eq!(node.sandboxes.create(order(1), Duration::ZERO).await.expect("known").id, id(1));
     node.cluster.set_quorate(true);
@@ -259,7 +259,7 @@ async fn a_creation_that_is_called_off_is_undone() {
         let failure = held.failure.as_ref().expect("recorded");
         assert_eq!(failure.reason, Reason::CreateCancelled);
         node.assert_clean().await;
-        // The attempt stays off, the next one is another matter.
+        // The attempt stays cancelled; the next one is admitted.
         assert_eq!(node.create(1).await.phase, Phase::Failed);
         let again = Order { attempt: 2, ..order(1) };
         let record = node.sandboxes.create(again, LONG).await.expect("admitted");
@@ -280,7 +280,7 @@ async fn an_attempt_can_be_called_off_before_it_comes_and_after_it_is_up() {
     let third = Order { attempt: 3, ..order(1) };
     let record = node.sandboxes.create(third, LONG).await.expect("admitted");
     assert_eq!(record.phase, Phase::Running);
-    // Of an earlier attempt nothing is here: the one that is here stays.
+    // No attempt up to 2 is here: the third one stays.
     let held = node.sandboxes.cancel(&id(1), 2, LONG).await.expect("noted");
     assert_eq!(held.map(|held| held.phase), Some(Phase::Running));
     let held = node.sandboxes.cancel(&id(1), 3, LONG).await.expect("deleted");
@@ -383,7 +383,7 @@ async fn a_snapshot_without_its_template_is_not_offered() {
     };
     let error = node.sandboxes.create(other.clone(), LONG).await.expect_err("no template");
     assert_eq!(error.reason, Reason::SnapshotNotFound);
-    // Of one snapshot's templates those are used that are there, whatever waits for them.
+    // The existing templates of a snapshot are used, whatever the length of their queues.
     for number in 1..=3 {
         assert_eq!(node.running(number).await.template, vmid(TEMPLATE));
     }
@@ -392,7 +392,7 @@ async fn a_snapshot_without_its_template_is_not_offered() {
     assert_eq!(offered().await, [TEMPLATE, TEMPLATE + 2]);
     let record = node.sandboxes.create(other, LONG).await.expect("admitted");
     assert_eq!(record.template, vmid(TEMPLATE + 2));
-    // While nobody can look, it is as it was.
+    // While configs cannot be read, the last known state is kept.
     node.cluster.set_pmxcfs(&node.name, false);
     assert_eq!(offered().await, [TEMPLATE, TEMPLATE + 2]);
 }

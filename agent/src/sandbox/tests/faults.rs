@@ -1,9 +1,9 @@
-//! The saga of a creation under every fault: the world is as before.
+//! Saga of a creation under every fault: afterwards the world is as before.
 
 use super::*;
 use crate::{pve::ErrorKind, saga::When};
 
-/// How many steps a creation has.
+/// Number of steps of a creation.
 pub(super) async fn steps() -> usize {
     let count = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&count);
@@ -61,7 +61,7 @@ async fn whatever_pct_does_wrong_leaves_nothing() {
             node.reconcile().await;
             node.assert_clean().await;
             assert_eq!(node.cluster.guests()[&vmid(FOREIGN)], foreign);
-            // The template is as good as before.
+            // The template can be used as before.
             node.running(2).await;
         }
     }

@@ -1,4 +1,4 @@
-//! A stopped sandbox goes to another node that sees its disk.
+//! Moves a stopped sandbox to another node that sees its disk.
 
 use proto::{Cause, Reason, lifetime::Wish};
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::pve::ErrorKind;
 use crate::sandbox::hand_over::Handed;
 
-/// Two nodes of one cluster, an agent on each.
+/// Two nodes of one cluster, each with an agent.
 struct Two {
     node: Node,
     there: Arc<Sandboxes>,
@@ -76,10 +76,10 @@ async fn it_goes_over_with_all_that_it_was() {
     assert_eq!(interface.gateway, Some(Ipv4Addr::new(10, 100, 2, 1)));
     two.assert_sound().await;
 
-    // And back, over what it left there.
+    // Back again, over the tombstone that it left there.
     two.there.stop(&id(1), LONG).await.expect("stopped");
     let (handed, _) = two.there.hand_over(&id(1), &two.node.name, LONG).await.expect("back");
-    // Until it is taken back, the container with the mark of one that ended here is left alone.
+    // Until it is taken back, a container with the mark of a sandbox that ended here is left alone.
     two.node.reconcile_some().await;
     two.node.sandboxes.take_over(handed, LONG).await.expect("taken back");
     two.there.leave(&id(1), &two.node.name, LONG).await.expect("let go");
@@ -100,7 +100,7 @@ async fn each_step_can_be_repeated_and_cut_off() {
     assert_eq!(again.record.env, first.record.env);
     assert_eq!((again.record.id, again.record.vmid), (first.record.id, first.record.vmid));
 
-    // Written down there, and not connected yet.
+    // Recorded there, and not connected yet.
     let said = ErrorKind::Failed("lost its way".into());
     two.node.fault(Op::Set, Trouble::Before(said));
     two.there.take_over(again.clone(), LONG).await.expect_err("could not be connected");
@@ -108,7 +108,7 @@ async fn each_step_can_be_repeated_and_cut_off() {
     let ip = two.node.cluster.guests()[&up.vmid].config.net0().map(|net| net.ip);
     let expected = up.ip.map(|ip| crate::pve::config_file::Ip::Static(ip, 24));
     assert_eq!(ip, expected);
-    // What is asked for meanwhile would be lost.
+    // A change that is requested meanwhile would be lost.
     let extended = two.node.sandboxes.set_lifetime(&id(1), Wish::default()).await;
     assert_eq!(extended.expect_err("not here").reason, Reason::SandboxBusy);
     let started = two.node.sandboxes.start(&id(1), LONG).await;
@@ -151,12 +151,12 @@ async fn what_is_deleted_on_its_way_is_deleted_where_it_went() {
     two.node.sandboxes.delete(&id(1), LONG).await.expect_err("its container is not here");
     let handed = two.hand_over().await;
     assert_eq!(handed.record.phase, Phase::Deleting);
-    // The reconciler goes on with it, or whoever asks again.
+    // The reconciler continues it, or a caller who asks again.
     for phase in [Phase::Deleting, Phase::Deleted] {
         let taken = two.there.take_over(handed.clone(), LONG).await.expect("taken over");
         assert_eq!(taken.phase, phase);
     }
-    // Now that it is nowhere, it is deleted here, too.
+    // Now that the container is on no node, the sandbox is deleted here, too.
     two.node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     assert_eq!(two.node.cluster.guests().get(&handed.record.vmid), None);
     two.assert_sound().await;

@@ -1,4 +1,4 @@
-//! Start, stop, delete, ports, and what the reconciler makes of what it finds.
+//! Start, stop, delete, ports, and how the reconciler handles what it finds.
 
 use proto::{Reason, id::SandboxRef};
 
@@ -169,7 +169,7 @@ async fn hiding_closes_the_port_under_every_name_and_no_other_port() {
         assert_eq!(node.record(1).await.services, record.services);
         let again = node.sandboxes.hide(&id(1), name(closed[0])).await;
         assert_eq!(again.expect_err("is closed").reason, Reason::ServiceNotFound, "{hidden}");
-        // Opened again, it is open under the one name that was said.
+        // Opened again, it has only the new name.
         let (again, number) = (name("again"), number);
         let record = node.sandboxes.expose(&id(1), again.clone(), number).await.expect("opened");
         let names = record.services.iter().filter(|(_, open)| **open == number);
@@ -260,7 +260,7 @@ async fn pages_hold_everything_once() {
     assert_eq!(seen, [1, 2, 3, 4, 5].map(id));
 }
 
-/// The shims of these sandboxes run.
+/// Shims that report these sandboxes as running.
 #[derive(Debug)]
 struct Run(std::collections::BTreeSet<SandboxId>);
 

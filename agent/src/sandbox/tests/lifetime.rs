@@ -1,4 +1,4 @@
-//! Time to live, idleness, and what is kept too long; by the clock that only goes forward.
+//! Time to live, idleness, and retention, by the clock that only moves forward.
 
 use proto::{Cause, lifetime::Action};
 
@@ -30,11 +30,11 @@ impl Node {
         Expiry::new(Arc::clone(&self.sandboxes), execs)
     }
 
-    /// Both clocks go on.
+    /// Advances both clocks.
     async fn pass_time(&self, time: Duration) {
         self.clock.forward(time);
         tokio::time::advance(time).await;
-        // A resume takes its lock off behind its answer.
+        // A resume removes its lock after its answer.
         while !self.sandboxes.busy().is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -82,7 +82,7 @@ async fn what_runs_again_gets_as_much_time_again() {
     assert_eq!(node.record(1).await.cause, Cause::ASKED, "somebody asked for that");
     node.pass_time(Duration::from_secs(61)).await;
     assert_eq!(expiry.pass().await.len(), 2);
-    // Before its time a resume changes nothing.
+    // Before the expiry a resume changes nothing.
     node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
     node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
     node.pass_time(HOUR / 2).await;

@@ -1,5 +1,4 @@
-//! The line of a sandbox's interface: what its template says, what its snapshot's configuration says, and
-//! what is its own.
+//! Interface of a sandbox: what comes from its template, its snapshot's configuration, and itself.
 
 use proto::Reason;
 
@@ -68,7 +67,7 @@ async fn a_template_whose_clones_would_share_an_address_is_refused_with_its_line
         let (findings, _) = node.sandboxes.check().await;
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert!(findings[0].detail.contains(line), "{findings:?}");
-        // Put right, it can be used.
+        // Once it is corrected, it can be used.
         node.template_says(key, "name=eth1,bridge=vmbr1,ip=dhcp");
         node.running(2).await;
         node.assert_sound().await;

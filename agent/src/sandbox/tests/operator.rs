@@ -1,6 +1,6 @@
-//! What an operator does beside us, in PVE's GUI or by `pct`: one test a row of the table in
-//! docs/cleanup.md. Nothing of it may lose a sandbox, touch what is not ours, or end where nothing
-//! leads on.
+//! Actions of an operator outside of the agent, in PVE's GUI or by `pct`: one test per row of the
+//! table in docs/cleanup.md. None may lose a sandbox, touch a container that is not ours, or end in
+//! a state without a way out.
 
 use proto::Cause;
 
@@ -8,7 +8,7 @@ use super::*;
 use crate::pve::{ContainerConfig, ErrorKind};
 
 impl Node {
-    /// A running sandbox, and what the operator does to its container.
+    /// Creates a running sandbox and lets the operator change its container.
     async fn meddled(meddle: impl FnOnce(&Self, &Record)) -> (Self, Arc<Record>) {
         let node = Self::new().await;
         let record = node.running(1).await;
@@ -26,7 +26,7 @@ impl Node {
         self.cluster.edit(&self.name, record.vmid, change);
     }
 
-    /// It is there again, and as good as before.
+    /// Asserts that the sandbox works as before.
     async fn assert_works(&self) {
         self.assert_sound().await;
         if self.record(1).await.phase == Phase::Stopped {
@@ -56,7 +56,7 @@ async fn started_by_an_operator_it_runs() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
-    // Another address is in there than the one that it was leased: a neighbour's, say.
+    // It has another address than its lease: a neighbour's, for example.
     let net0 = node.cluster.guests()[&record.vmid].config.get("net0").expect("one").to_owned();
     node.change(&record, |config| {
         config.set("net0", "name=eth0,bridge=vmbr0,ip=10.100.1.77/24").expect("fits");
@@ -161,7 +161,7 @@ async fn without_its_mark_it_can_be_let_go_even_in_the_middle_of_its_deletion() 
 async fn a_copy_that_an_operator_cloned_is_the_operators() {
     let (node, record) = Node::meddled(|node, record| {
         let mut config = node.cluster.guests()[&record.vmid].config.clone();
-        // With its address it would be a finding.
+        // With the sandbox's address it would be a finding.
         config.set("net0", "name=eth0,bridge=vmbr0,ip=10.100.1.77/24").expect("fits");
         node.cluster.add_guest(&node.name, vmid(100_050), config, false);
     })
@@ -265,7 +265,7 @@ async fn while_a_snapshot_or_a_backup_is_made_what_would_disturb_it_waits() {
         let error = node.sandboxes.delete(&id(1), LONG).await.expect_err("locked");
         assert_eq!(error.reason, Reason::ContainerLocked);
         assert_eq!(node.containers(), [record.vmid.get()]);
-        // It is over: the deletion goes on by itself.
+        // The lock is gone: the deletion continues by itself.
         node.change(&record, |config| config.remove("lock"));
         node.reconcile().await;
         node.assert_clean().await;
@@ -334,7 +334,7 @@ async fn another_container_under_its_number_is_somebody_elses() {
 }
 
 impl Node {
-    /// Passes while something cannot be done.
+    /// Runs a few passes while something cannot be done.
     pub(super) async fn reconcile_some(&self) {
         let mut reconciler = self.reconciler();
         for _ in 0..3 {
@@ -379,7 +379,7 @@ async fn a_stop_that_a_lock_refuses_leaves_it_as_it_is() {
             node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
         }
         let before = node.record(1).await;
-        // A backup in mode "stop", or a snapshot: PVE refuses every change for as long as it takes.
+        // A backup in mode "stop", or a snapshot: PVE refuses every change as long as it takes.
         node.change(&record, |config| {
             config.remove("lock");
             config.remove_note(
@@ -413,7 +413,7 @@ async fn a_stop_that_a_lock_overtakes_is_taken_back_and_says_so() {
     assert!(error.message.contains("runs on"), "{error}");
     assert_eq!(node.stands().await, (Phase::Running, because(Reason::ContainerLocked)));
     assert_eq!(node.reconcile().await, [], "nobody stops it behind the caller's back");
-    // What may have been done is gone on with, and says that.
+    // A stop that may have had an effect is continued, and the error says so.
     node.fault(Op::Stop, Trouble::Before(ErrorKind::Failed("simulated".into())));
     let error = node.sandboxes.stop(&id(1), LONG).await.expect_err("failed");
     assert!(error.message.contains("tried again"), "{error}");
@@ -446,7 +446,7 @@ async fn a_start_under_somebody_elses_lock_ends_at_once_and_says_why() {
     assert_eq!(error.reason, Reason::ContainerLocked);
     assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::ContainerLocked)));
     assert_eq!(node.reconcile().await, []);
-    // One that is stopped already is stopped, whoever has locked it.
+    // A stopped sandbox counts as stopped, whoever has locked it.
     node.sandboxes.stop(&id(1), LONG).await.expect("is stopped");
     node.change(&record, |config| config.remove("lock"));
     node.assert_works().await;

@@ -1,4 +1,4 @@
-//! Pausing, resuming and waking; and all that goes wrong on the way.
+//! Pausing, resuming and waking, and everything that goes wrong on the way.
 
 use proto::{Reason, id::SandboxRef};
 
@@ -25,9 +25,9 @@ impl Node {
         self.sandboxes.wake(&SandboxRef::Id(id(number)), by).await
     }
 
-    /// Nothing of a pause is left on the host.
+    /// Asserts that nothing of a pause is left on the host.
     async fn assert_awake(&self, record: &Record) {
-        // The lock is taken off behind the answer; paused time passes by itself.
+        // The lock is removed after the answer; paused time passes by itself.
         while !self.sandboxes.busy().is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -106,7 +106,7 @@ async fn what_does_not_freeze_runs_on() {
     assert_eq!(after.phase, Phase::Running);
     assert_eq!(after.failure.as_ref().expect("recorded").reason, Reason::FreezeFailed);
     node.assert_awake(&record).await;
-    // And the next time it does.
+    // The next pause succeeds.
     let paused = node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
     assert_eq!((paused.phase, &paused.failure), (Phase::Paused, &None));
 }

@@ -1,4 +1,4 @@
-//! A node that has lost its cluster, one whose number in it changes, and one whose pmxcfs is away.
+//! Node without quorum, node whose number in the cluster changes, and node without pmxcfs.
 
 use proto::Reason;
 
@@ -59,7 +59,7 @@ async fn a_number_is_written_once_the_node_is_quorate_and_not_before() {
     assert_eq!(node.number(), Some(2));
     let kept = journal::Node { name: node.name.clone(), number: 2 };
     assert_eq!(node.journal.node().await.expect("reads"), Some(kept));
-    // It stays that of the journal when nobody can tell.
+    // The number in the journal stays while the cluster cannot tell.
     node.cluster.set_membership(&node.name, Membership::Unheard);
     node.restart().await;
     node.reconcile().await;
@@ -95,7 +95,7 @@ async fn a_lone_node_that_joins_a_cluster_makes_nothing_until_that_is_confirmed(
         let cluster = node.sandboxes.pve().cluster().await;
         let told = node.sandboxes.renumbered(&cluster).expect("another");
         assert_eq!((told.known, told.now), (1, 3));
-        // What is there lives on in every respect.
+        // Existing sandboxes work in every respect.
         node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
         node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
         node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
@@ -129,7 +129,7 @@ async fn a_node_with_another_number_takes_no_sandbox_over() {
     assert_eq!(error.reason, Reason::NodeNumberChanged);
 }
 
-/// pmxcfs of the node is away, as at each restart of pve-cluster.
+/// Stops or restores pmxcfs of the node; it stops at each restart of pve-cluster.
 fn away(node: &Node, away: bool) {
     node.cluster.set_pmxcfs(&node.name, !away);
 }
@@ -139,7 +139,7 @@ async fn what_runs_is_paused_and_resumed_while_pmxcfs_is_away() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let guest = || node.cluster.guests()[&record.vmid].clone();
-    // Also what has not been looked at since it was started.
+    // Also for a container that was not observed since its start.
     away(&node, true);
     node.sandboxes.check_ours(&record).await.expect("its init is the one that was started");
     let paused = node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
@@ -153,7 +153,7 @@ async fn what_runs_is_paused_and_resumed_while_pmxcfs_is_away() {
     let woken = node.sandboxes.wake(&SandboxRef::Id(id(1)), Wake::Exec).await.expect("woken");
     assert_eq!(woken.phase, Phase::Running);
     assert!(!guest().frozen);
-    // What would take the lock off has come to nothing.
+    // The removal of the lock has failed.
     while !node.sandboxes.busy().is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -169,7 +169,7 @@ async fn another_container_under_the_number_is_not_entered_while_pmxcfs_is_away(
     let record = node.running(1).await;
     node.reconcile().await;
     away(&node, true);
-    // An operator's, which nobody can see yet: another process is its init.
+    // A container of an operator, which is not visible yet: another process is its init.
     node.cluster.switch(record.vmid, false);
     let error = node.sandboxes.check_ours(&record).await.expect_err("it does not run");
     assert_eq!(error.reason, Reason::NoQuorum);

@@ -1,5 +1,5 @@
-//! A node that loses its power: what ran runs again, what was paused is stopped, what expired
-//! meanwhile does not start.
+//! Node that loses its power: running sandboxes run again, paused ones are stopped, and ones that
+//! expired meanwhile do not start.
 
 use proto::{Cause, Reason};
 
@@ -27,7 +27,7 @@ async fn what_ran_runs_again_in_its_next_boot_and_keeps_its_lifetime() {
     let onboot = node.cluster.guests()[&record.vmid].config.get("onboot").map(str::to_owned);
     assert_eq!(onboot.as_deref(), Some("0"), "PVE starts none of them by itself");
     node.assert_sound().await;
-    // Twice is not once: each boot of the node counts.
+    // A second reboot is not the same as one: each boot of the node counts.
     node.reboot().await;
     node.reconcile().await;
     assert_eq!(node.record(1).await.boot, record.boot + 2);
@@ -84,7 +84,7 @@ async fn what_expired_meanwhile_expires_and_does_not_start() {
         node.reboot().await;
         let execs = crate::sandbox::exec::Execs::new(node.sandboxes.clone(), Arc::new(NoShims));
         let mut expiry = Expiry::new(node.sandboxes.clone(), execs);
-        // In whichever order the two look, and long before the wall clock is trusted.
+        // In either order of the two passes, and long before the wall clock is trusted.
         expiry.pass().await;
         node.reconcile().await;
         let after = node.record(1).await;
@@ -124,7 +124,7 @@ async fn without_quorum_they_wait_and_start_when_it_is_back() {
     assert_eq!(node.reconcile().await, []);
     assert_eq!(node.record(1).await.phase, Phase::Running, "nothing is concluded yet");
     node.cluster.set_quorate(true);
-    // It goes again right before the start.
+    // Quorum is lost again right before the start.
     node.fault(Op::Start, Trouble::Before(ErrorKind::NoQuorum("no quorum".into())));
     node.reconcile().await;
     let after = node.record(1).await;

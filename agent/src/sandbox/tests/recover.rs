@@ -1,9 +1,9 @@
-//! A journal that was lost: what is there is left alone, keeps its address, and can be taken back.
+//! Lost journal: containers are left alone, keep their addresses, and can be recovered.
 
 use super::*;
 
 impl Node {
-    /// The agent comes back with an empty journal.
+    /// Restarts the agent with an empty journal.
     async fn lose_journal(&mut self) {
         self.tasks.kill().await;
         self.tasks = Tasks::default();
@@ -43,7 +43,7 @@ async fn what_no_journal_knows_is_left_alone_until_it_is_recovered() {
     assert!(after.services.is_empty(), "its ports are closed");
     node.assert_sound().await;
     assert_eq!(node.reconcile().await, []);
-    // The same request is the same sandbox, and all else works as ever.
+    // The same request returns the same sandbox, and everything else works as before.
     let again = node.sandboxes.create(order(1), LONG).await.expect("known");
     assert_eq!(again.id, before.id);
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
@@ -68,7 +68,7 @@ async fn what_was_paused_or_stopped_is_recovered_as_that() {
     assert_eq!(node.reconcile().await, [], "they are as they are to be");
     node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
     node.sandboxes.start(&id(2), LONG).await.expect("started");
-    // A backup that is being made is not ours.
+    // The lock of a running backup is not ours.
     node.lose_journal().await;
     node.cluster.edit(&node.name, stopped.vmid, |c| c.set("lock", "backup").expect("fits"));
     let error = node.sandboxes.recover(stopped.vmid, false).await.expect_err("locked");

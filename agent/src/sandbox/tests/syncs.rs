@@ -1,7 +1,7 @@
-//! The agent dies at every sync of its journal, right before it and right after it, in every
-//! operation; and once more in what the next one does about that. The syncs are counted first, so a
-//! new step is covered by itself. Before a sync an effect was had that nobody knows of, and is had
-//! again; after it an intent is known that had none.
+//! The agent dies at every sync of its journal, right before and right after it, in every
+//! operation; then again in the recovery by the next agent. The syncs are counted first, so a new
+//! step is covered by itself. After a crash before a sync, an effect is unrecorded and is repeated;
+//! after a crash behind a sync, an intent is recorded that had no effect.
 
 use std::{
     collections::BTreeSet,
@@ -13,10 +13,10 @@ use tokio::sync::Notify;
 use super::*;
 use crate::saga::When;
 
-/// No operation takes longer.
+/// Time that no operation exceeds.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A disk that holds up one sync for ever.
+/// Disk that blocks one sync for ever.
 #[derive(Debug, Default)]
 struct Fatal {
     armed: AtomicBool,
@@ -57,20 +57,20 @@ impl Disk for Fatal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Create,
-    /// One that fails behind the clone and is undone.
+    /// A creation that fails after the clone and is rolled back.
     Undo,
-    /// One that is called off in the middle.
+    /// A creation that is cancelled in the middle.
     Cancel,
     Start,
     Stop,
     Pause,
     Resume,
     Delete,
-    /// Of somebody's container.
+    /// Adoption of somebody's container.
     Adopt,
-    /// Of an adopted one.
+    /// Release of an adopted sandbox.
     Release,
-    /// What the reconciler does about a creation and a deletion that were cut short.
+    /// Recovery by the reconciler of a creation and a deletion that were cut short.
     Recover,
 }
 
@@ -89,14 +89,14 @@ const ALL: [Operation; 11] = [
 ];
 
 impl Operation {
-    /// Of the first life.
+    /// Faults of the first agent.
     fn faults(self) -> Faults {
         // The third step starts what the first has cloned.
         let fail = (self == Self::Undo).then_some((2, When::Before));
         Faults { fail, ..Faults::default() }
     }
 
-    /// Up to the moment before.
+    /// Brings the node to the moment before the operation.
     async fn prepare(self, node: &mut Node) {
         match self {
             Self::Create | Self::Undo | Self::Cancel => {}
@@ -125,7 +125,7 @@ impl Operation {
         }
     }
 
-    /// To its end, or to the agent's.
+    /// Runs to the end of the operation, or of the agent.
     async fn run(self, node: &Node) {
         let sandboxes = &node.sandboxes;
         let one = id(1);
@@ -156,7 +156,7 @@ impl Operation {
         }
     }
 
-    /// What may have become of the sandbox when the next agent is done. `None`: nobody knows of it.
+    /// Phases that the sandbox may have when the next agent is done. `None`: it has no record.
     fn ends(self) -> &'static [Option<Phase>] {
         match self {
             Self::Create => &[None, Some(Phase::Failed), Some(Phase::Running)],
@@ -172,7 +172,7 @@ impl Operation {
     }
 }
 
-/// The syncs of an operation.
+/// Counts the syncs of an operation.
 async fn syncs(operation: Operation) -> usize {
     let disk = Arc::new(Fatal::default());
     let mut node = Node::on(Arc::clone(&disk) as _, |_| {}, operation.faults()).await;
@@ -182,7 +182,7 @@ async fn syncs(operation: Operation) -> usize {
     disk.begun.load(Ordering::Relaxed)
 }
 
-/// Dies at that sync; what the next agent makes of it.
+/// Kills the agent at that sync; returns the phase that the next agent arrives at.
 async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Option<Phase> {
     let disk = Arc::new(Fatal { at: Some(at), ..Fatal::default() });
     let mut node = Node::on(Arc::clone(&disk) as _, |_| {}, operation.faults()).await;
@@ -196,14 +196,14 @@ async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Optio
         () = operation.run(&node) => false,
         () = tokio::time::sleep(PATIENCE) => panic!("{operation:?} hangs at {at:?}"),
     };
-    // The last answer may be out by the time that the disk is asked for more.
+    // The last answer may be sent before the disk is asked for more.
     assert!(died || at.1 == When::After, "{operation:?} has no sync {at:?}");
     disk.arm(false);
     if power_cut {
         node.cluster.crash(&node.name);
     }
     node.restart().await;
-    // What `pct` was doing ends by itself, before or while the next agent looks.
+    // The `pct` processes end by themselves, before or while the next agent checks.
     node.reconcile().await;
     node.cluster.settle().await;
     node.reconcile().await;
@@ -214,7 +214,7 @@ async fn dies(operation: Operation, at: (usize, When), power_cut: bool) -> Optio
     if theirs {
         node.give_back(&crate::pve::ContainerConfig::parse(adopt::CMUX.as_bytes()));
     }
-    // Whatever it is, it can be asked for again, and deleted; and the node is as good as new.
+    // In any phase, it can be requested again and deleted; and the node works as before.
     if operation == Operation::Delete || left.is_some_and(|phase| phase != Phase::Failed) {
         node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     }
@@ -248,7 +248,7 @@ async fn a_crash_around_every_sync_of_every_operation_is_survived() {
                 }
             }
         }
-        // The first sync is an intent: before it nothing has happened, and after the last all has.
+        // The first sync is an intent: nothing has happened before it, everything after the last.
         let both = operation.ends().len().min(2);
         assert!(seen.len() >= both, "{operation:?} over {syncs} syncs: {seen:?}");
     }

@@ -1,5 +1,5 @@
-//! Volumes that carry a sandbox's number and that it did not make: an operator allocated them, or a
-//! backup that was restored half left them. They are passed over, told of, and never removed.
+//! Volumes with a sandbox's vmid that it did not make: an operator allocated them, or an
+//! interrupted restore left them. Their vmids are skipped; they are reported, never removed.
 
 use proto::Progress;
 
@@ -12,13 +12,12 @@ impl Node {
         self.cluster.alloc(&self.name, vmid(number), STRAY)
     }
 
-    /// Volumes of this number.
     fn volumes(&self, number: u32) -> Vec<String> {
         let volumes = self.cluster.volumes().remove(&(self.name.clone(), vmid(number)));
         volumes.into_iter().flatten().collect()
     }
 
-    /// All is well but for this volume, which is told of.
+    /// Asserts that this volume is the only finding.
     async fn assert_told(&self, volume: &str) {
         self.cluster.settle().await;
         let (findings, _) = self.sandboxes.check().await;
@@ -87,7 +86,7 @@ async fn a_volume_that_comes_to_a_living_sandbox_stays_when_that_is_deleted() {
         assert_eq!(node.containers(), [] as [u32; 0]);
         node.reconcile().await;
         node.assert_told(&stray).await;
-        // Nobody gets the number while that stands there.
+        // The vmid is not used while the volume exists.
         assert_ne!(node.running(2).await.vmid, record.vmid);
     }
 }

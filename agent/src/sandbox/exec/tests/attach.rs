@@ -52,18 +52,18 @@ async fn a_named_command_runs_once_and_outlives_its_caller() {
     let order = || named("build-1", shell(&line));
     let (_, _input, outputs) = rig.start(order()).await.expect("it starts");
     drop(outputs);
-    // Asked for again, it is the same run; so it is for two at once.
+    // A repeated request is the same run, also for two in parallel.
     let (first, second) = tokio::join!(rig.start(order()), rig.start(order()));
     let (_, input, outputs) = first.expect("attached");
     drop(second.expect("attached"));
     input.send(Input::Stdin(Bytes::from_static(b"it\n"))).await.expect("taken");
     assert_eq!(drain(outputs).await.out(), "got it\n");
-    // And when it has ended.
+    // And after it has ended.
     let ran = rig.run(order()).await;
     assert_eq!((ran.out(), ran.code()), ("got it\n", 0));
     let error = rig.start(named("build-1", shell("true"))).await.expect_err("another");
     assert_eq!(error.reason, Reason::ExecIdReused);
-    // A shim that was killed knows no end any more; it does not run it again.
+    // A shim that replaces a killed one knows no exit any more; it does not run the command again.
     rig.shims.serving.lock().expect("no panic").drain(..).for_each(|shim| shim.abort());
     let begun = Instant::now();
     let error = loop {
@@ -84,7 +84,7 @@ async fn a_named_command_runs_once_and_outlives_its_caller() {
     assert_eq!(error.reason, Reason::ExecNotFound);
 }
 
-/// Bytes of stdout of a run that nobody reads, once it has written more than is kept.
+/// Waits until an unread run has written more than is kept.
 async fn until_it_runs_free(rig: &Rig, exec_id: &str) {
     let begun = Instant::now();
     loop {
@@ -105,7 +105,7 @@ async fn a_detached_command_waits_for_no_reader_that_has_gone() {
     let (_, _input, outputs) = rig.start(order).await.expect("it starts");
     drop(outputs);
     until_it_runs_free(&rig, "server").await;
-    // Nor for one that came later, read a little, and left.
+    // Nor for a reader that came later, read a little, and left.
     let (started, _input, mut outputs) = rig.attach("server", 0).await;
     assert!(started.stdout_offset > 0, "the oldest was let go");
     assert!(matches!(timeout(DEADLINE, outputs.recv()).await, Ok(Some(Ok(Output::Stdout(_))))));

@@ -1,10 +1,10 @@
-//! What goes on after a command has ended: its background, and its outputs on the disk.
+//! After a command has ended: its background processes, and its outputs on the disk.
 
 use std::os::unix::fs::MetadataExt;
 
 use super::{attach::named, *};
 
-/// What the commands of a test have left behind.
+/// Files that the commands of a test write.
 struct Marks(tempfile::TempDir);
 
 impl Marks {
@@ -20,7 +20,7 @@ impl Marks {
         std::fs::read_to_string(self.path(name)).unwrap_or_default().lines().count()
     }
 
-    /// Waits until this file has so many more lines than it has now.
+    /// Waits until this file has `more` lines more than now.
     async fn until_more(&self, name: &str, more: usize) {
         let (begun, before) = (Instant::now(), self.lines(name));
         while self.lines(name) < before + more {
@@ -30,8 +30,8 @@ impl Marks {
     }
 }
 
-/// A line that leaves a writer in the background, which keeps count in a file, until its stdout breaks
-/// or the test takes the file `go` away.
+/// Builds a line that leaves a writer in the background. The writer counts in a file, until its
+/// stdout breaks or the test removes the file `go`.
 fn leaves_a_writer(marks: &Marks, name: &str) -> String {
     std::fs::write(marks.path("go"), "").expect("written");
     let (go, mark) = (marks.path("go"), marks.path(name));
@@ -43,7 +43,7 @@ fn leaves_a_writer(marks: &Marks, name: &str) -> String {
 const TTY: Option<Window> = Some(Window { rows: 24, columns: 80 });
 
 impl Rig {
-    /// Bytes that files without a name take on the disk.
+    /// Bytes on the disk of files without a name.
     fn on_disk(&self) -> u64 {
         let dir = self.shims.dir.path().to_owned();
         let fds = std::fs::read_dir("/proc/self/fd").expect("procfs").flatten();
@@ -59,7 +59,7 @@ impl Rig {
         list.into_iter().find(|exec| exec.exec_id == exec_id).expect("there")
     }
 
-    /// All that can be had of a command by now.
+    /// Reads all output of a command that is available now.
     async fn logs(&self, exec_id: &str) -> (u64, Ran) {
         let (_keep, inputs) = mpsc::channel(1);
         let attach = Attach {
@@ -89,13 +89,13 @@ async fn a_background_writer_outlives_its_command_and_holds_nobody_up() {
         assert_eq!(ran.end, Ok(Exit { code: 4, signal: 0, timed_out: false }), "{name}");
         assert!(ran.out().contains("before"), "{name}: {}", ran.out());
         assert!(begun.elapsed() < Duration::from_secs(20), "{name}: {:?}", begun.elapsed());
-        // It writes on.
+        // The writer keeps writing.
         marks.until_more(name, 20).await;
     }
     // None of them counts as running: nothing keeps the sandbox from being idle.
     let list = rig.execs.list(&SandboxRef::Id(id(1))).await.expect("listed");
     assert!(list.iter().all(|exec| exec.exit.is_some_and(|exit| exit.code == 4)), "{list:?}");
-    // What a named one wrote later is there for whoever asks, up to what is there by then.
+    // Later output of a named command can be read, up to what exists at that time.
     for name in ["named", "named-tty"] {
         let later = |ran: &Ran| ran.out().matches("later").count();
         let (_, first) = rig.logs(name).await;
@@ -112,7 +112,7 @@ async fn a_background_writer_outlives_its_command_and_holds_nobody_up() {
 #[tokio::test]
 async fn background_of_as_many_commands_as_may_run_holds_no_place() {
     let rig = Rig::new().await;
-    // Another run of this test may go on beside it.
+    // Another run of this test may be active in parallel.
     let sleep = format!("sleep 8400.{}", std::process::id());
     for _ in 0..RUNNING_MAX + 6 {
         assert_eq!(rig.run(shell(&format!("{sleep} & true"))).await.code(), 0);
@@ -142,7 +142,7 @@ async fn the_oldest_background_writer_beyond_the_bound_is_read_no_more() {
     rig.until_none_holds(&marks.path("go")).await;
 }
 
-/// Until its output has come to a stand because nobody reads it.
+/// Waits until the output stalls because nobody reads it.
 async fn until_it_stands(rig: &Rig, exec_id: &str) {
     let (begun, mut last) = (Instant::now(), 0);
     loop {
@@ -170,13 +170,13 @@ async fn a_killed_command_that_nobody_reads_has_ended_at_once() {
             assert!(begun.elapsed() < DEADLINE, "{name} is still running");
             sleep(Duration::from_millis(20)).await;
         }
-        // Whoever is attached gets all of it, and the end.
+        // An attached caller gets all of the output, and the end.
         let wrote = rig.info(name).await.stdout_bytes;
         let ran = drain(outputs).await;
         let end = ran.end.expect("an exit");
         assert_eq!((end.signal, ran.stdout.len() as u64), (9, wrote), "{name}");
     }
-    // So does one whose time is over.
+    // So does a command that reaches its timeout.
     let order = Order { timeout: Duration::from_secs(2), ..named("late", argv(&["yes", "late"])) };
     let (_, _input, outputs) = rig.start(order).await.expect("it starts");
     let begun = Instant::now();
@@ -197,16 +197,16 @@ async fn outputs_of_ended_commands_keep_their_budget() {
         assert_eq!(rig.run(writes(n)).await.stdout.len(), 500_000);
         assert!(rig.on_disk() <= 2 * MIB + 700_000, "{n}: {}", rig.on_disk());
     }
-    // The oldest were let go, and say so by where their output begins; their ends are known.
+    // The oldest outputs were dropped, which their offsets show; their exits are known.
     let (from, ran) = rig.logs("n0").await;
     assert_eq!((from, ran.stdout.len(), ran.code()), (500_000, 0, 7));
     let (from, ran) = rig.logs("n11").await;
     assert_eq!((from, ran.stdout.len(), ran.code()), (0, 500_000, 7));
-    // One that runs, and that nobody is attached to, does not fill the disk, either.
+    // A running command without an attached caller does not fill the disk either.
     let (_, _input, outputs) =
         rig.start(named("yes", shell("yes & yes >&2"))).await.expect("it starts");
     drop(outputs);
-    // What its caller had not read is kept for a while; then it runs free.
+    // Its unread output is kept for a while; then the command no longer waits for a reader.
     let (_, _input, mut outputs) = {
         let (input, inputs) = mpsc::channel(4);
         let attach = Attach {

@@ -1,15 +1,15 @@
-//! Many short commands beside a long one, and what must not end the helper that all of them share.
+//! Many short commands next to a long one, and events that must not end the helper they all share.
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::*;
 
-/// Callers at a time: as many as a shim runs, with the long command.
+/// Callers in parallel: with the long command, as many as a shim runs.
 const CALLERS: usize = RUNNING_MAX - 1;
-/// Calls of each.
+/// Calls of each caller.
 const CALLS: usize = 24;
 
-/// What short commands and short operations on files have in common: each is one child inside.
+/// Makes one short call, a command or a file operation: each is one child inside.
 async fn short_call(rig: &Rig, number: usize) -> Result<(), Error> {
     let name = SandboxRef::Id(id(1));
     let root = User::Id(0);
@@ -82,7 +82,7 @@ async fn a_helper_that_may_name_no_pid_runs_and_ends_commands() {
     for code in [0, 3] {
         assert_eq!(rig.run(shell(&format!("exit {code}"))).await.code(), code);
     }
-    // What ends one by force finds it by its mark, and does not take the helper for it.
+    // A forced end finds the command by its mark, and does not take the helper for it.
     let time = format!("8200.{}", std::process::id());
     let (_, _input, hung_up) = rig.start(argv(&["sleep", &time])).await.expect("it starts");
     rig.until_count(&format!("sleep {time}"), 1).await;
@@ -102,7 +102,7 @@ async fn a_helper_without_descriptors_refuses_one_command_and_lives() {
         let limit = Rlimit { current: Some(number), maximum: Some(4096) };
         prlimit(Some(pid), Resource::Nofile, limit).expect("a limit");
     };
-    // None at all, some of those that come along, and those but none for the helper's own pipes.
+    // No descriptor at all, some of the order's, and all of these but none for the helper's pipes.
     for number in [4, 7, 9] {
         limit(number);
         let error = rig.start(argv(&["true"])).await.expect_err("no descriptors");

@@ -1,4 +1,4 @@
-//! A fake node whose containers can be entered: all of them are this machine, or the container that
+//! Fake node whose containers can be entered: each is this machine, or the container that
 //! `PVE_SANDBOX_EXEC_LXC` names, which must run.
 
 use std::{
@@ -31,21 +31,21 @@ use crate::{
     sys::image,
 };
 
-/// See the module.
+/// Fake PVE whose containers can be entered; see the module.
 #[derive(Debug)]
 pub(super) struct Entered {
     fake: Arc<FakePve>,
     container: Option<String>,
     pub(super) frozen: AtomicBool,
-    /// Frozen as the shim sees it alone: after the agent has looked.
+    /// True when only the shim sees it frozen: it was frozen after the agent's check.
     pub(super) frozen_later: AtomicBool,
-    /// The container runs; a test that stops it says so.
+    /// True when a test has stopped the container.
     pub(super) down: AtomicBool,
-    /// What stands for the helper, when it lies.
+    /// Script that stands in for the helper, when it lies.
     pub(super) lie: std::sync::Mutex<Option<String>>,
 }
 
-/// What a shim sees of it.
+/// View of the container that a shim has.
 #[derive(Debug)]
 struct Inside(Arc<Entered>);
 
@@ -63,7 +63,7 @@ impl Host for Inside {
     }
 
     fn enter(&self) -> Vec<OsString> {
-        // A script in place of the helper: it gets the helper's path as an argument.
+        // A script in place of the helper gets the helper's path as an argument.
         let lie = self.0.lie.lock().expect("no panic").clone();
         match lie {
             Some(script) => ["/bin/bash", "-c", &script].map(OsString::from).into(),
@@ -72,14 +72,14 @@ impl Host for Inside {
     }
 }
 
-/// Shims that run in the test's own process, over the real helper.
+/// Shims that run in the test's own process, with the real helper.
 #[derive(Debug)]
 pub(super) struct Here {
     pub(super) entered: Arc<Entered>,
     pub(super) dir: tempfile::TempDir,
-    /// What the outputs in one of them may take.
+    /// Bytes that the outputs of one shim may use.
     pub(super) output_bytes_max: AtomicU64,
-    /// Those that serve; aborting one is killing it.
+    /// Shims that serve; aborting one kills it.
     pub(super) serving: std::sync::Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
 
@@ -132,7 +132,7 @@ impl Entered {
         }
     }
 
-    /// Those that run a program of this path.
+    /// Pids of processes that run a program of this path.
     pub(super) fn pids_of_image(&self, image: &str) -> Vec<u32> {
         let runs = |pid: &u32| {
             let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
@@ -159,7 +159,7 @@ impl Entered {
     }
 }
 
-/// All processes in a cgroup and below.
+/// Lists all processes in a cgroup and below.
 fn listed(dir: &Path, pids: &mut Vec<u32>) {
     let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));

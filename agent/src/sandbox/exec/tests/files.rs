@@ -1,4 +1,4 @@
-//! Files, here on this machine in a directory of the test's.
+//! Files, on this machine in a directory of the test.
 
 use std::{
     fs,
@@ -81,7 +81,7 @@ async fn files_are_written_whole_and_come_back() {
     assert!(place.read("big").await.expect("read") == big);
     assert_eq!(place.read("empty\nname").await, Ok(Vec::new()));
     assert_eq!(fs::metadata(place.at("empty\nname")).expect("there").mode() & 0o7777, 0o4711);
-    // Replaced in one step: whoever has it open has the old one.
+    // Replaced in one step: an open descriptor still reads the old file.
     let mut open = fs::File::open(place.at("big")).expect("open");
     assert_eq!(place.write(vec![place.file("big", b"new", 0o644)]).await, Ok(1));
     let mut old = Vec::new();
@@ -93,7 +93,7 @@ async fn files_are_written_whole_and_come_back() {
         names.iter().all(|name| !name.to_string_lossy().starts_with(".pve-sandbox")),
         "{names:?}"
     );
-    // A part of it.
+    // A part of the file.
     let path = place.at("big");
     let ranged = place.rig.execs.read_file(&place.name, &ROOT, path, (1, 1)).await;
     let (entry, flow) = ranged.expect("read");
@@ -134,7 +134,7 @@ async fn what_is_no_file_is_refused_at_once() {
     assert!(place.read("loop").await.is_err());
     let error = place.read(&"x".repeat(300)).await.expect_err("too long a name");
     assert_eq!(error.reason, Reason::ExecFailed, "{error}");
-    // What is in the way of a write is replaced, and never followed or written into.
+    // An obstacle to a write is replaced, and never followed or written into.
     fs::write(place.at("target"), "as it was").expect("written");
     symlink(place.at("target"), place.at("to-target")).expect("a link");
     let files = vec![place.file("to-target", b"new", 0o644), place.file("fifo", b"new", 0o644)];
@@ -144,7 +144,7 @@ async fn what_is_no_file_is_refused_at_once() {
     fs::create_dir(place.at("dir")).expect("made");
     let error = place.write(vec![place.file("dir", b"x", 0o644)]).await.expect_err("a directory");
     assert_eq!(error.reason, Reason::FileRefused, "{error}");
-    // A giant with nothing in it: what it is, and as little of it as one likes.
+    // A huge sparse file: its description, and as little of it as requested.
     fs::File::create(place.at("giant")).and_then(|f| f.set_len(1 << 43)).expect("made");
     let path = place.at("giant");
     let (entry, flow) =

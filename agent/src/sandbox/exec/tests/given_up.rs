@@ -1,4 +1,4 @@
-//! What was told as not run never runs, and what may run is told as that.
+//! A command that is reported as not run never runs; one that may run is reported as such.
 
 use std::sync::atomic::Ordering;
 
@@ -13,7 +13,7 @@ use crate::{
 const STOP: i32 = nix::libc::SIGSTOP;
 const CONT: i32 = nix::libc::SIGCONT;
 
-/// What the commands of a test have left behind.
+/// Files that the commands of a test write.
 struct Marks(tempfile::TempDir);
 
 impl Marks {
@@ -25,7 +25,7 @@ impl Marks {
         self.0.path().join(name).display().to_string()
     }
 
-    /// Appends a line to this file.
+    /// Builds a command that appends a line to this file.
     fn leave(&self, name: &str) -> Order {
         shell(&format!("echo ran >>{}", self.path(name)))
     }
@@ -36,8 +36,8 @@ impl Marks {
     }
 }
 
-/// As a freeze that comes when the agent has just looked. A helper that is merely stopped is told to
-/// go on by its shim.
+/// Simulates a freeze right after the agent's check. A helper that is only stopped is continued by
+/// its shim.
 fn freeze(rig: &Rig) {
     rig.pve.frozen_later.store(true, Ordering::Relaxed);
     rig.signal_helpers(STOP);
@@ -68,7 +68,7 @@ async fn what_a_frozen_sandbox_was_asked_for_does_not_run_afterwards() {
     assert!(begun.elapsed() > START, "{:?}", begun.elapsed());
     rig.pve.frozen_later.store(false, Ordering::Relaxed);
     rig.signal_helpers(CONT);
-    // The helper takes its orders one after another: once this has run, those before were decided.
+    // The helper takes orders in sequence: once this has run, the earlier ones were decided.
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
     assert_eq!((marks.left("unnamed"), marks.left("named")), (0, 0));
     assert!(!std::path::Path::new(&marks.path("file")).exists());
@@ -103,7 +103,7 @@ async fn an_order_that_comes_too_late_is_refused_and_uses_up_no_name() {
     assert_eq!(marks.left("late"), 0);
     assert_eq!(rig.run(named("late", marks.leave("late"))).await.code(), 0);
     assert_eq!(marks.left("late"), 1);
-    // One from an agent that sets no deadline has the shim's own.
+    // An order from an agent that sets no deadline gets the shim's own.
     let stream = rig.shims.find(&record).await.expect("a shim");
     attach(stream, start(0), Instant::now() + DEADLINE).await.expect("known by its name");
 }
@@ -114,7 +114,7 @@ async fn a_helper_that_dies_with_an_order_in_its_hands_leaves_it_lost() {
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
     freeze(&rig);
     let killed = async {
-        // Until the shim has the order out; one that is killed before it had it lost none.
+        // Until the shim has sent the order; a helper that is killed before that loses no order.
         sleep(Duration::from_secs(1)).await;
         rig.signal_helpers(9);
         rig.pve.frozen_later.store(false, Ordering::Relaxed);

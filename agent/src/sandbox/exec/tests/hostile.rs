@@ -1,12 +1,12 @@
-//! A sandbox whose root does what it can against the one who enters it.
+//! Sandbox whose root does all it can against whoever enters it.
 
 use super::*;
 
-/// Bash that says to the shim whatever a helper could say.
+/// Builds a Bash script that sends the shim whatever a helper could send.
 fn says(messages: &[&str]) -> String {
     let said = messages.iter().map(|message| {
         if message.is_empty() {
-            // Until it is asked for something.
+            // Waits for a request.
             "head -c 1 <&3 >/dev/null; ".to_owned()
         } else {
             format!("printf '%s' '{message}' >&3; ")
@@ -30,14 +30,14 @@ async fn what_a_helper_says_is_not_believed() {
     for nonsense in ["junk", "{}", "{\"Exited\":{\"token\":0,\"code\":999,\"signal\":0}}", &long] {
         let error = lies(&[nonsense], argv(&["true"])).await;
         assert_eq!(error.reason, Reason::ExecFailed, "{nonsense:.60}: {error}");
-        // It had the order by then.
+        // The helper had the order by then.
         let error = lies(&["\"Ready\"", "", nonsense], argv(&["true"])).await;
         assert_eq!(error.reason, Reason::ExecLost, "{nonsense:.60}: {error}");
     }
-    // Ends of commands that nobody asked for mean nothing.
+    // Exits of commands that nobody requested are ignored.
     let strangers = ["\"Ready\"", "{\"Exited\":{\"token\":7,\"code\":0,\"signal\":0}}", "", "bye"];
     assert_eq!(lies(&strangers, argv(&["true"])).await.reason, Reason::ExecLost);
-    // One that says "it runs" and is gone: the end was not seen.
+    // The helper reports a start and is gone: the end was not seen.
     let gone = ["\"Ready\"", "", "{\"Spawned\":{\"token\":0}}", "junk"];
     assert_eq!(lies(&gone, argv(&["true"])).await.reason, Reason::ExecLost);
 }
@@ -68,7 +68,7 @@ async fn nonsense_about_one_command_ends_that_one_alone() {
 #[tokio::test]
 async fn the_helpers_image_cannot_be_overwritten() {
     let rig = Rig::new().await;
-    // As the one of CVE-2019-5736: through the exe link of whatever came in from outside.
+    // As CVE-2019-5736: through the exe link of whatever came in from outside.
     let line = "for exe in /proc/[0-9]*/exe; do case $(readlink $exe) in /memfd:pve-sandbox-helper*) \
                 (echo overwritten >$exe) 2>/dev/null && echo wrote; (: >>$exe) 2>/dev/null && \
                 (echo x >>$exe) 2>/dev/null && echo appended; echo seen;; esac; done";
@@ -99,7 +99,7 @@ async fn one_that_floods_or_forks_is_ended_by_its_time() {
     let mut order = shell("yes >&2 & yes");
     order.timeout = Duration::from_millis(700);
     let (_, _input, mut outputs) = rig.start(order).await.expect("it starts");
-    // Read only now and then.
+    // Reads only now and then.
     let mut bytes = 0;
     let end = loop {
         match timeout(DEADLINE, outputs.recv()).await.expect("in time").expect("an end") {
@@ -109,7 +109,7 @@ async fn one_that_floods_or_forks_is_ended_by_its_time() {
         }
     };
     assert!(end.timed_out && bytes > 0);
-    // A small fork bomb: what it leaves carries its mark, whoever adopts it.
+    // A small fork bomb: its processes carry its mark, whichever process adopts them.
     let bomb =
         "f() { sleep 8100 & [ $1 -gt 0 ] && { f $(($1-1)) & f $(($1-1)) & }; }; f 6; sleep 8100";
     let mut order = shell(bomb);

@@ -1,8 +1,8 @@
-//! A refusal that leaves nothing behind: not even its exec_id is used up.
+//! A refusal leaves nothing behind: not even its exec_id is used up.
 
 use super::{attach::named, *};
 
-/// As an agent's restart, and a shim that was killed: the next one reads the names from the disk.
+/// Restarts the agent and kills its shim: the next shim reads the names from the disk.
 async fn restart(rig: Rig) -> Rig {
     rig.shims.serving.lock().expect("no panic").drain(..).for_each(|shim| shim.abort());
     let shims = Arc::clone(&rig.shims);
@@ -10,7 +10,7 @@ async fn restart(rig: Rig) -> Rig {
     Rig::over(shims).await
 }
 
-/// Starts it once the shim that was killed is certainly gone.
+/// Runs an order once the killed shim is certainly gone.
 async fn run(rig: &Rig, order: Order) -> Ran {
     let begun = Instant::now();
     loop {
@@ -37,7 +37,7 @@ async fn a_refused_exec_id_can_be_used_again() {
             let error = rig.start(named(name, refused.clone())).await.expect_err("refused");
             assert_eq!((error.reason, error.message.contains(name)), (Reason::FieldInvalid, true));
         }
-        // Also when two ask at once.
+        // Also for two requests in parallel.
         let (one, two) = tokio::join!(
             rig.start(named(name, refused.clone())),
             rig.start(named(name, refused.clone())),
@@ -49,7 +49,7 @@ async fn a_refused_exec_id_can_be_used_again() {
         assert_eq!(rig.run(named(name, fine())).await.out(), "ran\n");
         rig.start(named(&rest, refused.clone())).await.expect_err("refused");
         rig.run(named(&kept, fine())).await;
-        // Over a restart, too; and one that has run stays used up.
+        // Also over a restart; and a name that has run stays used up.
         rig = restart(rig).await;
         assert_eq!(run(&rig, named(&rest, fine())).await.out(), "ran\n");
         let error = rig.start(named(&kept, fine())).await.expect_err("lost");
@@ -65,7 +65,7 @@ async fn an_exec_id_of_what_is_no_program_can_be_used_again() {
     std::fs::write(&script, "#!/bin/sh\necho ran\n").expect("written");
     let path = script.to_str().expect("UTF-8");
     let order = || named("script", argv(&[path]));
-    // Its exit is there for whoever asks, as often as asked.
+    // Its exit can be read as often as somebody asks.
     for _ in 0..2 {
         assert_eq!(rig.run(order()).await.code(), 126);
     }

@@ -1,9 +1,9 @@
-//! Shims that are there and never answer.
+//! Shims that exist and never answer.
 
 use super::*;
 use crate::sandbox::files::FileContent;
 
-/// Takes every connection, and says nothing.
+/// Accepts every connection, and says nothing.
 #[derive(Debug)]
 struct Silent {
     held: std::sync::Mutex<Vec<UnixStream>>,
@@ -22,7 +22,7 @@ impl shims::Shims for Silent {
     }
 }
 
-/// Runs a call, which must end with an error of this reason before its controller gives it up.
+/// Runs a call, which must fail with this reason before its controller stops waiting.
 async fn ends<T>(
     what: &str,
     controller: u64,
@@ -33,7 +33,7 @@ async fn ends<T>(
     let error = call.await.map(drop).expect_err("nobody answered");
     let took = begun.elapsed();
     assert_eq!(error.reason, wanted, "{what}: {error}");
-    // With something left for the way between the two.
+    // With some time left for the way to the controller.
     assert!(took + Duration::from_secs(1) <= Duration::from_secs(controller), "{what}: {took:?}");
 }
 

@@ -1,4 +1,4 @@
-//! Helpers that stand still.
+//! Helpers that are stalled.
 
 use super::*;
 use crate::sys::pidfd;
@@ -14,7 +14,7 @@ async fn a_helper_that_was_stopped_goes_on_and_loses_nothing() {
         pidfd::signal(helper, SIGSTOP, || true).expect("stopped");
         assert_eq!(rig.run(shell(&format!("exit {code}"))).await.code(), code);
     }
-    // The end of a command is told by a helper that was stopped when it came.
+    // A helper that was stopped when a command ended still reports the end.
     pidfd::signal(helper, SIGSTOP, || true).expect("stopped");
     input.send(Input::Stdin(Bytes::from_static(b"end\n"))).await.expect("taken");
     assert_eq!(drain(outputs).await.code(), 9);
@@ -24,7 +24,7 @@ async fn a_helper_that_was_stopped_goes_on_and_loses_nothing() {
 #[tokio::test]
 async fn a_helper_that_never_answers_is_replaced_and_its_commands_are_told() {
     let rig = Rig::new().await;
-    // Starts one command, as it says, and never says anything again.
+    // Reports the start of one command, and never says anything again.
     let script = r#"printf '"Ready"' >&3; head -c 1 <&3 >/dev/null
         printf '{"Spawned":{"token":0}}' >&3; exec sleep TIME"#;
     let time = format!("8400.{}", std::process::id());
@@ -32,7 +32,7 @@ async fn a_helper_that_never_answers_is_replaced_and_its_commands_are_told() {
     let (_, _input, mut outputs) = rig.start(argv(&["true"])).await.expect("it starts");
     *rig.pve.lie.lock().expect("no panic") = None;
     rig.until_count(&format!("sleep {time}"), 1).await;
-    // As patient as a helper under heavy load needs it.
+    // Waits as long as a helper under heavy load needs.
     let end = timeout(4 * DEADLINE, outputs.recv()).await.expect("in time").expect("an end");
     let error = end.expect_err("nobody saw its end");
     assert_eq!(error.reason, Reason::ExecLost, "{error}");

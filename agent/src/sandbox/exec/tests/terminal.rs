@@ -1,4 +1,4 @@
-//! Terminals of a sandbox whose root makes every touch of them wait.
+//! Terminals of a sandbox whose root makes every access to them wait.
 
 use std::{fs, os::fd::OwnedFd, path::Path};
 
@@ -10,7 +10,7 @@ use rustix::{
 use super::*;
 use crate::sys::proc;
 
-/// The same on a terminal.
+/// Puts an order on a terminal.
 fn on_terminal(order: Order) -> Order {
     Order { tty: Some(Window { rows: 24, columns: 80 }), ..order }
 }
@@ -26,7 +26,7 @@ impl Rig {
         all.filter(of_helper).collect()
     }
 
-    /// What root in the sandbox can have of a relay: its own open terminal, to share.
+    /// Takes what root in the sandbox can get from a relay: its open terminal, to share.
     fn steal_terminal(&self) -> OwnedFd {
         let [relay] = self.relays()[..] else { panic!("one relay: {:?}", self.relays()) };
         let fds = fs::read_dir(format!("/proc/{relay}/fd")).expect("its descriptors").flatten();
@@ -39,7 +39,7 @@ impl Rig {
         pidfd_getfd(pidfd, terminal, PidfdGetfdFlags::empty()).expect("root may")
     }
 
-    /// Waits until the command on the terminal has said so.
+    /// Waits until the command on the terminal has printed `wanted`.
     async fn until_said(&self, wanted: &str, outputs: &mut Outputs) {
         let mut text = String::new();
         while !text.contains(wanted) {
@@ -50,7 +50,6 @@ impl Rig {
         }
     }
 
-    /// Waits until these have ended.
     async fn until_gone(&self, pids: &[u32]) {
         let begun = Instant::now();
         let runs = |pid: &u32| proc::kin(Path::new("/proc"), *pid).is_some();
@@ -65,7 +64,7 @@ impl Rig {
 async fn paste(input: &mpsc::Sender<Input>) {
     for _ in 0..64 {
         let chunk = Input::Stdin(Bytes::from(vec![b'x'; 16 * 1024]));
-        // What is not taken after so long stays with the shim: no more fits.
+        // Input that is not taken in this time stays with the shim: no more fits.
         if timeout(Duration::from_millis(200), input.send(chunk)).await.is_err() {
             return;
         }
@@ -81,7 +80,7 @@ async fn a_terminal_that_makes_its_reader_wait_holds_up_nothing_else() {
     rig.until_said("up", &mut outputs).await;
     let (stolen, relays) = (rig.steal_terminal(), rig.relays());
     fcntl_setfl(&stolen, fcntl_getfl(&stolen).expect("flags") - OFlags::NONBLOCK).expect("set");
-    // Whatever is read waits for output that does not come, whatever is typed for a reader.
+    // Every read waits for output that does not come, and all input waits for a reader.
     paste(&input).await;
     let asked = Instant::now();
     for size in 1..50 {
@@ -99,11 +98,11 @@ async fn a_terminal_that_makes_its_reader_wait_holds_up_nothing_else() {
     kill.send(Input::Signal(9)).await.expect("taken");
     assert_eq!(drain(other).await.code(), 137);
     assert!(asked.elapsed() < DEADLINE, "{:?}", asked.elapsed());
-    // Its own time ends it, too.
+    // Its own timeout ends it, too.
     let exit = drain(outputs).await.end.expect("an exit");
     assert_eq!((exit.code, exit.timed_out), (124, true));
     drop(stolen);
-    // Linux lets a writer that waits wait on when the last program is gone. It ends with the helper.
+    // Linux keeps a waiting writer waiting when the last program is gone. It ends with the helper.
     for helper in rig.helpers() {
         crate::sys::pidfd::signal(helper, 9, || true).expect("killed");
     }
@@ -123,7 +122,7 @@ async fn a_terminal_whose_output_is_stopped_holds_up_only_its_own() {
     let ran = drain(outputs).await;
     assert_eq!(ran.code(), 124);
     assert!(!ran.out().contains("drained"), "{}", ran.out());
-    // One that goes on where it was stopped loses nothing.
+    // Output that continues where it was stopped loses nothing.
     let (_, input, mut outputs) = rig.start(on_terminal(shell(line))).await.expect("it starts");
     rig.until_said("up", &mut outputs).await;
     input.send(Input::Stdin(Bytes::from_static(b"\x13\n"))).await.expect("taken");
