@@ -8,13 +8,13 @@
 //! - `cli`: the program `lab`. `lab`: the same for tests, `Lab` and `Node`.
 //! - `up`, `down`: create and remove the parts of a lab, in order.
 //! - `configure`: what an operator would write: certificates, tokens, configurations. `demo`: shows
-//! the main job.
+//!   the main job.
 //! - `daemons`: the services as data. `supervise`: keeps them running, also as a node's init.
 //! - `node`: namespaces, root, entering. `disk`, `net`, `cgroup`: the parts of a node.
 //! - `pmxcfs`: /etc/pve. `pve`: what the lab writes there. `template`: the sandboxes' Debian.
 //! - `machine`: packages and devices. `forward`: ports on the loopback.
 //! - `layout`, `settings`, `owner`: paths, settings, and which lab has the machine. `process`,
-//! `run`, `mounts`, `sources`, `wire`, `progress`: small helpers for the rest.
+//!   `run`, `mounts`, `sources`, `wire`, `progress`: small helpers for the rest.
 //!
 //! Invariants: in the machine's own network the lab has only listeners on the loopback; the lab
 //! ends only processes that it has recorded with the time of their start; nothing outlives the
