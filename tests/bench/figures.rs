@@ -15,12 +15,12 @@ struct Figure {
     ratio: Option<f64>,
 }
 
-/// All of a run.
+/// All figures of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Figures(Vec<Figure>);
 
 impl Figures {
-    /// A figure beside what it is compared with, in the same unit.
+    /// Adds a figure beside the value that it is compared with, in the same unit.
     pub(crate) fn add(&mut self, name: &str, value: f64, unit: &str, against: &str, other: f64) {
         self.0.push(Figure {
             name: name.into(),
@@ -31,7 +31,7 @@ impl Figures {
         });
     }
 
-    /// A figure that stands alone.
+    /// Adds a figure without a comparison.
     pub(crate) fn alone(&mut self, name: &str, value: f64, unit: &str) {
         let (value, unit) = (rounded(value), unit.to_owned());
         self.0.push(Figure { name: name.into(), value, unit, against: None, ratio: None });
@@ -59,7 +59,7 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// The middle one.
+/// Returns the median.
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
