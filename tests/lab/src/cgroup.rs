@@ -85,7 +85,7 @@ pub struct NodeCgroup {
 }
 
 impl NodeCgroup {
-    /// Creates the cgroups anew and sets the limits. Returns messages about limits that could not
+    /// Recreates the cgroups and sets the limits. Returns messages about limits that could not
     /// be set.
     pub fn prepare(&self, limits: &Limits) -> Result<Vec<String>> {
         self.remove()?;

@@ -141,7 +141,7 @@ impl Layout {
         self.dir.join("run")
     }
 
-    /// Marker of a lab that has come up completely: without it, the lab is started anew.
+    /// Marker of a lab that has come up completely: without it, the lab is started again.
     pub fn complete(&self) -> PathBuf {
         self.run().join("complete")
     }

@@ -19,7 +19,7 @@ pub fn netns_file() -> PathBuf {
     Path::new("/run/netns").join(NETNS)
 }
 
-/// Creates the namespace and its bridge anew. `ip netns` finds it by its name, but `ip netns add`
+/// Recreates the namespace and its bridge. `ip netns` finds it by its name, but `ip netns add`
 /// is not used because it would leave its own mount behind.
 pub fn make() -> Result<()> {
     remove()?;

@@ -254,7 +254,7 @@ fn stopped_it_is_empty_and_started_again_it_is_whole() {
         assert!(names.iter().any(|n| n == name), "{name} in {names:?}");
     }
 
-    // The daemon restarts: the files are there, the counters begin anew.
+    // The daemon restarts: the files are there, the counters start again.
     drop(pair.mounted.take());
     pair.mount();
     assert_eq!(fs::read_to_string(root.join("lxc/100.conf")).expect("read"), "a: b\n");
