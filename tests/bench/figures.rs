@@ -5,7 +5,6 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-/// One figure.
 #[derive(Debug, Serialize)]
 struct Figure {
     name: String,
@@ -15,7 +14,6 @@ struct Figure {
     ratio: Option<f64>,
 }
 
-/// All figures of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Figures(Vec<Figure>);
 
@@ -45,7 +43,6 @@ impl Figures {
             .with_context(|| path.display().to_string())
     }
 
-    /// Prints the table.
     pub(crate) fn print(&self) {
         for Figure { name, value, unit, against, ratio } in &self.0 {
             let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio} x"));

@@ -12,7 +12,6 @@ use crate::{
     world::{World, timed},
 };
 
-/// Rounds.
 const ROUNDS: usize = 40;
 /// Id of the container that is frozen by hand.
 const BY_HAND: u32 = 150_001;

@@ -20,7 +20,6 @@ pub(crate) type Behaviour = (&'static str, for<'a> fn(&'a dyn Stage) -> Showing<
 
 macro_rules! behaviours {
     ($($module:ident :: $name:ident,)*) => {
-        /// All behaviours.
         pub(crate) const ALL: &[Behaviour] = &[$(
             (concat!(stringify!($module), "::", stringify!($name)), |stage| Box::pin($module::$name(stage))),
         )*];

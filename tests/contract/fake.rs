@@ -219,7 +219,7 @@ const BAD: &[Behaviour] = &[
     ("good again", |stage| Box::pin(leaves(stage, Shown::Yes))),
 ];
 
-/// Behaves as `shown` says, but leaves a container behind.
+/// Leaves a container behind and returns `shown`.
 async fn leaves(stage: &dyn Stage, shown: Shown) -> Shown {
     assert_eq!(stage.pve().configs().await.expect("list").len(), 1, "the template alone");
     stage.cloned().await;

@@ -103,10 +103,8 @@ fn cut() -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
 }
 
-/// A response.
 #[derive(Debug, Clone)]
 pub(crate) struct Response {
-    /// Status code.
     pub(crate) status: u16,
     /// Status line and headers.
     pub(crate) head: Head,
@@ -126,7 +124,6 @@ impl Response {
 pub(crate) struct Client<S = TcpStream>(BufReader<S>);
 
 impl Client {
-    /// Connects to an address.
     pub(crate) async fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -140,7 +137,6 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
         Self(BufReader::new(stream))
     }
 
-    /// Sends bytes.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.0.get_mut().write_all(bytes.as_ref()).await?;
         self.0.get_mut().flush().await
@@ -172,10 +168,8 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
     }
 }
 
-/// A request.
 #[derive(Debug, Clone)]
 pub(crate) struct Request<'a> {
-    /// Method.
     pub(crate) method: &'a str,
     /// Target, as in the request line.
     pub(crate) target: &'a str,

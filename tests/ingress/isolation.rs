@@ -21,7 +21,6 @@ use crate::{
 
 /// Concurrent connections. The fault that this test looks for was never seen below 64.
 const CLIENTS: usize = 200;
-/// Duration of the storm.
 const LENGTH: Duration = Duration::from_secs(8);
 
 /// Puts load on two sandboxes at once; some clients abort in the middle. Returns the number of

@@ -103,7 +103,6 @@ impl Routes for Table {
     }
 }
 
-/// Converts a number to a vmid.
 pub(crate) fn vmid(number: u32) -> Vmid {
     Vmid::try_from(number).expect("a vmid")
 }
@@ -190,7 +189,6 @@ pub(crate) struct Node {
     pub(crate) public: SocketAddr,
     /// Address for peers.
     pub(crate) peer: SocketAddr,
-    /// Route table.
     pub(crate) table: Arc<Table>,
     /// Directory of its files.
     pub(crate) dir: PathBuf,

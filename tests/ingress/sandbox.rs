@@ -25,14 +25,12 @@ use crate::http::Head;
 pub(crate) struct Got {
     /// Request line and headers.
     pub(crate) head: Head,
-    /// Body.
     pub(crate) body: Vec<u8>,
 }
 
 /// A server in a sandbox; it ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
-    /// Listening address.
     pub(crate) address: SocketAddr,
     got: Arc<Mutex<Vec<Got>>>,
     _task: AbortOnDropHandle<()>,

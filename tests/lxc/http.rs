@@ -16,7 +16,6 @@ pub(crate) fn ingress_port(node: &str) -> u16 {
     }
 }
 
-/// Returns the host of a URL.
 pub(crate) fn host(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.split(['/', ':']).next().unwrap_or_default().to_owned()

@@ -1,4 +1,4 @@
-//! Placement by the reports of live nodes, and the loss of nodes.
+//! Nodes: placement by their live reports, lost quorum, cordon and drain.
 
 use std::{
     collections::BTreeMap,

@@ -59,7 +59,6 @@ pub(crate) enum Knows {
     All,
     /// The content of the last backup.
     Backup,
-    /// Nothing.
     Nothing,
 }
 

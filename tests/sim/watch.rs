@@ -25,7 +25,6 @@ pub(crate) struct Watch {
     commands: Mutex<BTreeMap<u64, Command>>,
 }
 
-/// State of a command.
 #[derive(Debug, Default)]
 struct Command {
     ran: bool,

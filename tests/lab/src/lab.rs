@@ -66,7 +66,6 @@ impl Lab {
         Ok(ids.into_iter().map(|id| self.node_of(id)).collect())
     }
 
-    /// Returns the node of that name.
     pub fn node(&self, name: &str) -> Result<Node> {
         let id: NodeId = name.parse().map_err(anyhow::Error::msg)?;
         let settings = Settings::load(&self.layout)?;
@@ -89,7 +88,6 @@ impl Lab {
     }
 }
 
-/// A node of a lab.
 #[derive(Debug, Clone)]
 pub struct Node {
     layout: Layout,

@@ -176,12 +176,10 @@ impl Layout {
         self.dir.join("cgroup")
     }
 
-    /// Directory of all nodes.
     pub fn nodes(&self) -> PathBuf {
         self.dir.join("nodes")
     }
 
-    /// Directory of a node.
     pub fn node(&self, node: NodeId) -> PathBuf {
         self.nodes().join(node.name())
     }

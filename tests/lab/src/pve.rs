@@ -22,9 +22,7 @@ pub struct Template {
     pub tags: String,
     /// Disk size in GiB, as the config names it.
     pub disk_gib: u32,
-    /// Memory in MiB.
     pub memory_mib: u32,
-    /// Number of cores.
     pub cores: u32,
 }
 

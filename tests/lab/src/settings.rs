@@ -27,7 +27,6 @@ impl Default for Limits {
 /// Settings with which a lab was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Number of nodes.
     pub nodes: u8,
     /// Limits of each node.
     pub limits: Limits,

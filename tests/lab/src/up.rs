@@ -29,7 +29,6 @@ const DAEMON_WITHIN: Duration = Duration::from_secs(30);
 /// Options of [`up`].
 #[derive(Debug, Clone)]
 pub struct UpOptions {
-    /// Number of nodes.
     pub nodes: u8,
     /// Whether to discard the nodes' disks and /etc/pve of the last time.
     pub fresh: bool,

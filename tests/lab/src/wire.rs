@@ -26,7 +26,6 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
     UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))
 }
 
-/// Sends a line.
 pub fn send<T: Serialize>(mut stream: &UnixStream, message: &T) -> Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');

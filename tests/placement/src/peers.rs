@@ -45,7 +45,6 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// All peers.
     pub(crate) const ALL: [Self; 14] = [
         Self::Random,
         Self::RoundRobin,

@@ -6,7 +6,6 @@ use crate::stream::{self, Stream};
 /// A variant of the workload.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scenario {
-    /// Number of nodes.
     pub nodes: usize,
     /// Number of controllers, each with its own view.
     pub controllers: usize,
@@ -47,7 +46,7 @@ impl Scenario {
     }
 }
 
-/// A node.
+/// A node of the cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
     pub(crate) cores: f64,

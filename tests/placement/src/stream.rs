@@ -16,7 +16,6 @@ pub(crate) const SERVICE: u64 = 5;
 /// Stream of the first controller; those of the others follow.
 pub(crate) const CONTROLLERS: u64 = 50;
 
-/// One stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Stream(pub(crate) SplitMix64);
 

@@ -14,7 +14,6 @@ use crate::{
     view::Seen,
 };
 
-/// A placement algorithm.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Algorithm {
     /// A published algorithm.

@@ -13,11 +13,9 @@ pub(crate) enum Kind {
     Bool,
     /// A whole number between two bounds.
     Whole(u64, u64),
-    /// Any text.
     Text,
     /// An id of a guest.
     Vmid,
-    /// A name of a snapshot.
     Snapshot,
     /// A setting of the configuration, checked by `conf::values`.
     Setting,
@@ -32,7 +30,6 @@ pub(crate) struct Spec {
     pub(crate) positional: &'static [(&'static str, Kind)],
     /// Whether more arguments may follow.
     pub(crate) extra: bool,
-    /// Options.
     pub(crate) options: &'static [(&'static str, Kind)],
     /// Rest of the usage line.
     pub(crate) usage: &'static str,

@@ -18,7 +18,6 @@ pub struct Failure {
     pub forced: bool,
 }
 
-/// Result of a command.
 pub type Result<T = ()> = std::result::Result<T, Failure>;
 
 impl Failure {

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use super::cluster::Cluster;
 use crate::wire;
 
-/// An order to the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Order {
@@ -16,28 +15,24 @@ pub enum Order {
     State,
     /// Cuts the node off from the others, or reconnects it.
     Quorum {
-        /// The node.
         node: String,
         /// False: cut off. True: it has quorum if a majority is up.
         on: bool,
     },
     /// Restarts the node's pmxcfs with corosync down, or reconnects it to corosync.
     Corosync {
-        /// The node.
         node: String,
         /// False: down.
         on: bool,
     },
     /// Stops the node's pmxcfs, which leaves its /etc/pve empty, or starts it again.
     Running {
-        /// The node.
         node: String,
         /// False: stopped.
         on: bool,
     },
 }
 
-/// Answer of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// Reason of a refusal.

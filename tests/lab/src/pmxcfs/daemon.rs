@@ -19,7 +19,6 @@ use crate::wire;
 /// One node's mount.
 #[derive(Debug, Clone)]
 pub struct Mount {
-    /// Name of the node.
     pub node: String,
     /// The node's membership in the cluster.
     pub member: Member,

@@ -30,7 +30,6 @@ pub struct Inode {
     pub parent: Ino,
     /// Name in that directory.
     pub name: String,
-    /// Content.
     pub body: Body,
     /// Time of the last write.
     pub mtime: SystemTime,
@@ -45,7 +44,6 @@ pub struct Inode {
 pub enum Body {
     /// Names to inodes.
     Dir(BTreeMap<String, Ino>),
-    /// Bytes.
     File(Vec<u8>),
 }
 

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::service::{Service, State, Status};
 use crate::wire;
 
-/// An order to a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Order {
@@ -21,30 +20,19 @@ pub enum Order {
         services: Vec<Service>,
     },
     /// Starts a service, unless it runs.
-    Start {
-        /// Name of the service.
-        name: String,
-    },
+    Start { name: String },
     /// Sends SIGTERM, and SIGKILL after a while; the service stays stopped.
-    Stop {
-        /// Name of the service.
-        name: String,
-    },
+    Stop { name: String },
     /// Sends SIGKILL; the service restarts as its definition says, unless `hold` is set.
     Kill {
-        /// Name of the service.
         name: String,
         /// Whether to keep the service stopped.
         hold: bool,
     },
     /// Stops a service, and starts it once it has ended.
-    Restart {
-        /// Name of the service.
-        name: String,
-    },
+    Restart { name: String },
     /// Answers once the service has a state.
     Wait {
-        /// Name of the service.
         name: String,
         /// State to wait for: ready or stopped.
         state: State,
@@ -55,12 +43,10 @@ pub enum Order {
     End,
 }
 
-/// Answer of a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// Reason why the order failed.
     pub error: Option<String>,
-    /// States of the services.
     pub services: Vec<Status>,
 }
 

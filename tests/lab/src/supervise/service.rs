@@ -43,7 +43,6 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
-    /// Never.
     #[default]
     No,
     /// After an exit code other than 0 or a signal.
@@ -52,7 +51,6 @@ pub enum Restart {
     Always,
 }
 
-/// State of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -69,9 +67,7 @@ pub enum State {
 /// Report on a service in an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Name of the service.
     pub name: String,
-    /// State of the service.
     pub state: State,
     /// Pid as the supervisor sees it.
     pub pid: Option<i32>,

@@ -45,7 +45,6 @@ pub struct Place {
     pub bound: bool,
 }
 
-/// A running supervisor.
 #[derive(Debug)]
 pub struct Supervisor {
     place: Place,

@@ -14,7 +14,6 @@ use crate::storage::pool;
 use crate::storage::usable;
 use crate::storage::volume::{MountPoint, Volume};
 
-/// Plan of one clone.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) vmid: u32,

@@ -30,7 +30,6 @@ pub(super) const ENTRY: Entry = Entry {
     run,
 };
 
-/// Plan of one destroy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     vmid: u32,

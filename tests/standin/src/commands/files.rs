@@ -50,7 +50,6 @@ pub(super) const PULL: Entry = Entry {
     },
 };
 
-/// Plan of one copy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) vmid: u32,

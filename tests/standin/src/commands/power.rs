@@ -1,4 +1,4 @@
-//! `pct stop`, `shutdown`, `reboot`, and two that do nothing: `suspend` and `resume`.
+//! `pct stop`, `shutdown`, `reboot`, and two that always fail: `suspend` and `resume`.
 
 use super::{Entry, Work, in_worker, start};
 use crate::args::{Args, Kind, Spec};

@@ -85,7 +85,6 @@ impl Section {
         self.get(key)?.parse().ok()
     }
 
-    /// Sets a key.
     pub fn set(&mut self, key: &str, value: impl Into<String>) {
         self.keys.insert(key.to_owned(), value.into());
     }

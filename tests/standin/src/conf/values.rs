@@ -8,7 +8,6 @@ use super::net;
 /// line before the usage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
-    /// Text of the complaint.
     pub text: String,
     /// Whether an empty line follows.
     pub blank_line: bool,

@@ -217,7 +217,6 @@ pub fn read_plan(control_dir: &Path) -> io::Result<Vec<Rule>> {
     }
 }
 
-/// Removes the plan.
 pub fn clear_plan(control_dir: &Path) -> io::Result<()> {
     write_plan(control_dir, &[])
 }

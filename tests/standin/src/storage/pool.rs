@@ -229,7 +229,6 @@ pub(crate) fn names(ctx: &Ctx, storage: &Storage) -> Vec<String> {
     names
 }
 
-/// Returns all volumes in a storage.
 pub(crate) fn volumes(ctx: &Ctx, storage: &Storage) -> Vec<Volume> {
     let volume = |name: String| Volume {
         storage: storage.name.clone(),

@@ -6,7 +6,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Name of a task, which tells whether its worker still lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upid {
-    /// Name of the node.
     pub node: String,
     /// Process id of the worker.
     pub pid: u32,

@@ -14,7 +14,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Plan for one transcript.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub fixture: String,

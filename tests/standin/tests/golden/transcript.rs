@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-/// One recorded command.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorded {
     /// Line in the transcript, from 1; with the file's name it identifies the command.
