@@ -5,7 +5,6 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-/// One figure.
 #[derive(Debug, Serialize)]
 struct Figure {
     name: String,
@@ -15,12 +14,11 @@ struct Figure {
     ratio: Option<f64>,
 }
 
-/// All of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Figures(Vec<Figure>);
 
 impl Figures {
-    /// A figure beside what it is compared with, in the same unit.
+    /// Adds a figure beside the value that it is compared with, in the same unit.
     pub(crate) fn add(&mut self, name: &str, value: f64, unit: &str, against: &str, other: f64) {
         self.0.push(Figure {
             name: name.into(),
@@ -31,7 +29,7 @@ impl Figures {
         });
     }
 
-    /// A figure that stands alone.
+    /// Adds a figure without a comparison.
     pub(crate) fn alone(&mut self, name: &str, value: f64, unit: &str) {
         let (value, unit) = (rounded(value), unit.to_owned());
         self.0.push(Figure { name: name.into(), value, unit, against: None, ratio: None });
@@ -45,7 +43,6 @@ impl Figures {
             .with_context(|| path.display().to_string())
     }
 
-    /// Prints the table.
     pub(crate) fn print(&self) {
         for Figure { name, value, unit, against, ratio } in &self.0 {
             let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio} x"));
@@ -59,7 +56,7 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// The middle one.
+/// Returns the median.
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,22 +1,22 @@
-//! The same by hand: a shell in the node, and the clock of that shell.
+//! The same work by hand, in a shell on the node, timed by that shell.
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::world::{SNAPSHOT_TEMPLATE, World};
 
-/// The longest that a line of these may take, seconds.
+/// Longest run of one line, seconds.
 const LINE_S: &str = "300";
 
-/// A creation by hand.
+/// Times of a creation by hand.
 pub(crate) struct ByHand {
-    /// The three calls.
+    /// Time of the three calls.
     pub(crate) calls_ms: f64,
-    /// The three calls, and until its web server answers.
+    /// Time of the three calls and until the web server answers.
     pub(crate) answers_ms: f64,
 }
 
-/// What an operator types to get the same container, timed in the node. One MAC for one address:
-/// else the node would look for the last one.
+/// Runs what an operator types to get the same container, timed in the node. One address always has
+/// the same MAC; otherwise the node would look for the last one.
 pub(crate) fn create(world: &World, node: &str, vmid: u32) -> Result<ByHand> {
     let template = SNAPSHOT_TEMPLATE;
     let said = run(
@@ -41,19 +41,19 @@ pub(crate) fn create(world: &World, node: &str, vmid: u32) -> Result<ByHand> {
     Ok(ByHand { calls_ms: calls / 1000.0, answers_ms: answers / 1000.0 })
 }
 
-/// A container that runs and that no agent knows.
+/// Creates a running container that no agent knows.
 pub(crate) fn container(world: &World, node: &str, vmid: u32) -> Result<()> {
     let template = SNAPSHOT_TEMPLATE;
     run(world, node, &format!("pct clone {template} {vmid} --hostname by-hand && pct start {vmid}"))
         .map(drop)
 }
 
-/// Takes it away.
+/// Removes the container.
 pub(crate) fn destroy(world: &World, node: &str, vmid: u32) -> Result<()> {
     run(world, node, &format!("pct stop {vmid} && pct destroy {vmid}")).map(drop)
 }
 
-/// Milliseconds of each of so many runs of a command.
+/// Returns the milliseconds of each of `times` runs of a command.
 pub(crate) fn repeat(world: &World, node: &str, times: usize, command: &str) -> Result<Vec<f64>> {
     let said = run(
         world,
@@ -68,7 +68,7 @@ pub(crate) fn repeat(world: &World, node: &str, times: usize, command: &str) -> 
     Ok(us.into_iter().map(|us| us / 1000.0).collect())
 }
 
-/// The same of a command that is undone after each run, which is not counted.
+/// Does the same for a command that is undone after each run; the undo is not counted.
 pub(crate) fn repeat_undone(
     world: &World,
     node: &str,

@@ -21,15 +21,15 @@ use crate::{
     world::{World, exec_true, timed},
 };
 
-/// Commands at once.
+/// Number of concurrent commands.
 const PARALLEL: usize = 100;
-/// At most so many in one sandbox.
+/// Largest number of them in one sandbox.
 const PER_SANDBOX: usize = 50;
 /// Bytes of output.
 const OUTPUT: u64 = 256 * 1024 * 1024;
 /// Files in one call.
 const FILES: usize = 100;
-/// Rounds of what takes tens of milliseconds.
+/// Rounds of steps that take tens of milliseconds.
 const ROUNDS: usize = 10;
 
 type Agent = AgentServiceClient<Channel>;
@@ -50,7 +50,7 @@ pub(crate) async fn measure(world: &World, figures: &mut Figures) -> Result<()> 
     world.delete(&second).await
 }
 
-/// A hundred commands at once, and `lxc-attach` as often at once.
+/// Measures a hundred concurrent commands, and as many concurrent `lxc-attach`.
 async fn parallel(
     world: &World,
     figures: &mut Figures,
@@ -121,7 +121,7 @@ async fn read_all(agent: &mut Agent, id: &str, line: &str) -> Result<u64> {
     bail!("the stream ended without an exit")
 }
 
-/// A hundred small files in one call, and a hundred times `pct push`.
+/// Measures a hundred small files in one call, and a hundred times `pct push`.
 async fn write_files(
     world: &World,
     figures: &mut Figures,

@@ -1,8 +1,9 @@
-//! `make bench`: what it costs, each figure beside what it is compared with, in the same run.
+//! `make bench`: measures costs, each figure beside the value that it is compared with, in the same
+//! run.
 //!
 //! Runs in the lab's network, against its controller and its agents; `recovery`, `placement` and
-//! `fleet` alone need no lab. Figures with the cost of the real `pct` switched on are marked `modelled`: the stand-in then burns the CPU time that was
-//! measured of the real one.
+//! `fleet` need no lab. Figures marked `modelled` include the cost of the real `pct`: the stand-in
+//! then burns the CPU time that was measured with it.
 
 #![expect(clippy::disallowed_methods, reason = "a bench measures the real clock")]
 
@@ -21,20 +22,20 @@ use anyhow::{Context as _, Result, ensure};
 use figures::{Figures, median};
 use world::{World, timed};
 
-/// Rounds of what takes seconds.
+/// Rounds of steps that take seconds.
 const CREATES: usize = 5;
-/// Rounds of what takes milliseconds.
+/// Rounds of steps that take milliseconds.
 const EXECS: usize = 60;
-/// Creations at once.
+/// Number of concurrent creations.
 const BURST: usize = 30;
-/// The burst must be over by then.
+/// Longest duration of the burst, seconds.
 const BURST_S: u64 = 180;
-/// Sandboxes that one agent knows when its memory is read.
+/// Number of sandboxes that an agent knows when its memory is read.
 const KNOWN: usize = 50;
 
-/// What can be measured alone, in the order in which all of it is.
+/// Parts that can be measured alone, in the order of a full run.
 const PARTS: [&str; 8] = ["create", "exec", "inside", "pause", "burst", RECOVERY, PLACEMENT, FLEET];
-/// The parts that need no lab.
+/// Part that needs no lab, as are the next two.
 const RECOVERY: &str = "recovery";
 const PLACEMENT: &str = "placement";
 const FLEET: &str = "fleet";
@@ -83,7 +84,8 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// A creation through the controller, and the same calls of `pct` by hand, in turns on one node.
+/// Measures a creation through the controller and the same `pct` calls by hand, in turns on one
+/// node.
 async fn cold_create(world: &World, figures: &mut Figures, modelled: bool) -> Result<()> {
     world.set_cost(modelled)?;
     let (mut ours, mut theirs, mut calls) = (Vec::new(), Vec::new(), Vec::new());
@@ -117,7 +119,7 @@ async fn cold_create(world: &World, figures: &mut Figures, modelled: bool) -> Re
     Ok(())
 }
 
-/// `true` through the agent, by `lxc-attach` by hand, and by `pct exec` at the real one's cost.
+/// Measures `true` through the agent, by `lxc-attach` by hand, and by `pct exec` at the real cost.
 async fn exec_true(world: &World, figures: &mut Figures) -> Result<()> {
     let id = world.create("node1").await?;
     let sandbox = world.get(&id).await?;
@@ -139,7 +141,7 @@ async fn exec_true(world: &World, figures: &mut Figures) -> Result<()> {
     world.delete(&id).await
 }
 
-/// Many creations at once over all nodes, and what an agent weighs that knows many.
+/// Measures many concurrent creations over all nodes, and the memory of an agent that knows many.
 async fn burst_and_memory(world: &World, figures: &mut Figures) -> Result<()> {
     eprintln!("a burst of {BURST}");
     let mut burst = tokio::task::JoinSet::new();

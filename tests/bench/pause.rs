@@ -1,4 +1,4 @@
-//! Pausing and resuming through the agent, beside LXC's own freeze by hand.
+//! Pause and resume through the agent, beside LXC's own freeze by hand.
 
 use anyhow::{Context as _, Result, ensure};
 use proto::{
@@ -12,9 +12,8 @@ use crate::{
     world::{World, timed},
 };
 
-/// Rounds.
 const ROUNDS: usize = 40;
-/// The container that is frozen by hand.
+/// Id of the container that is frozen by hand.
 const BY_HAND: u32 = 150_001;
 
 pub(crate) async fn pause_and_resume(world: &World, figures: &mut Figures) -> Result<()> {
@@ -24,7 +23,7 @@ pub(crate) async fn pause_and_resume(world: &World, figures: &mut Figures) -> Re
     let epoch = agent.hello(proto::agent::v1::HelloRequest::default()).await?.into_inner().epoch;
     let (mut pauses, mut resumes) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        // What a resume does behind its answer is not this pause's.
+        // The work of a resume after its answer must not count for this pause.
         unlocked(world, vmid).await?;
         let request = PauseSandboxRequest { epoch, id: id.clone(), ..Default::default() };
         let (took, answer) = timed(agent.pause_sandbox(request)).await;
@@ -37,7 +36,7 @@ pub(crate) async fn pause_and_resume(world: &World, figures: &mut Figures) -> Re
         ensure!(phase == Phase::Running, "{id} is {phase:?}");
         resumes.push(took);
     }
-    // Of a container of its own: the agent thaws what somebody else has frozen of ours.
+    // Uses another container: the agent thaws a sandbox that somebody else has frozen.
     hand::container(world, "node1", BY_HAND)?;
     let by_hand = |command: &str, undo: &str| {
         let (command, undo) = (format!("{command} -n {BY_HAND}"), format!("{undo} -n {BY_HAND}"));
@@ -54,7 +53,7 @@ pub(crate) async fn pause_and_resume(world: &World, figures: &mut Figures) -> Re
     world.delete(&id).await
 }
 
-/// Waits until the lock of the last pause is gone.
+/// Waits until the lock of the last pause is removed.
 async fn unlocked(world: &World, vmid: u32) -> Result<()> {
     let node = world.lab.node("node1")?;
     let locked = format!("grep -q '^lock:' /etc/pve/lxc/{vmid}.conf");
@@ -67,7 +66,7 @@ async fn unlocked(world: &World, vmid: u32) -> Result<()> {
     anyhow::bail!("CT {vmid} stays locked")
 }
 
-/// Memory of a sandbox before it is paused and when its memory has gone to swap.
+/// Measures the memory of a sandbox before its pause and after its memory has been swapped out.
 async fn paused_rss(world: &World, figures: &mut Figures, id: &str, vmid: u32) -> Result<()> {
     let current = || -> Result<Option<f64>> {
         let file = format!("cat /sys/fs/cgroup/lxc/{vmid}/memory.current 2>/dev/null; true");

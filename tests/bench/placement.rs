@@ -1,16 +1,17 @@
-//! Placement on its workload, beside what others have published, and what a decision costs.
+//! Placement on its workload, beside published algorithms, and the cost of a decision.
 //!
-//! PVE_SANDBOX_PLACEMENT_SEEDS runs so many seeds of each variant, in place of one to ten;
-//! PVE_SANDBOX_PLACEMENT_FIRST_SEED begins with another than 1.
+//! PVE_SANDBOX_PLACEMENT_SEEDS sets the number of seeds of each variant, in place of one to ten;
+//! PVE_SANDBOX_PLACEMENT_FIRST_SEED the first seed, in place of 1.
 
 use anyhow::{Context as _, Result, ensure};
 use controller::placement::Look;
 
 use crate::figures::Figures;
 
-/// Nodes among which a decision is timed; the last is the one that is called by no number.
+/// Numbers of nodes for which a decision is timed; the figure of the last has no number in its
+/// name.
 const NODES: [usize; 4] = [10, 100, 1000, 5000];
-/// A decision may take so long, nanoseconds.
+/// Longest time of a decision, nanoseconds.
 const DECISION_NS_MAX: f64 = 2000.0;
 
 pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
@@ -45,7 +46,7 @@ pub(crate) fn measure(figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// A number of the environment, if it is there.
+/// Reads a number from the environment, if it is set.
 pub(crate) fn number(name: &str) -> Result<Option<u64>> {
     match std::env::var(name) {
         Ok(text) => Ok(Some(text.parse().with_context(|| format!("{name} is no number"))?)),

@@ -1,5 +1,5 @@
-//! Coming back after a crash, checking, and simulating. Needs no lab: an agent in this process over
-//! its journal on the disk and the fake PVE, which takes as long as was recorded of the real one.
+//! Recovery after a crash, a check, and the simulation. Needs no lab: an agent in this process uses
+//! its journal on the disk and the fake PVE, which takes the recorded times of the real one.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
@@ -24,25 +24,25 @@ use crate::{
     world::timed,
 };
 
-/// Sandboxes that the agent knows when it comes back.
+/// Number of sandboxes that the agent knows when it recovers.
 const KNOWN: u32 = 200;
-/// Of those, creations that were cut off behind the clone.
+/// Number of those whose creation was interrupted after the clone.
 const CUT: u32 = 20;
-/// And deletions that were asked for, and not done.
+/// Number of those whose deletion was requested and not done.
 const DELETED: u32 = 10;
-/// It must be back by then.
+/// Longest recovery.
 const RECOVERY: Duration = Duration::from_secs(120);
-/// Aim for it, milliseconds.
+/// Aim for the recovery, milliseconds.
 const RECOVERY_AIM: f64 = 10_000.0;
-/// Sandboxes that one check looks at.
+/// Number of sandboxes in one check.
 const CHECKED: u32 = 1000;
-/// Rounds of it.
+/// Rounds of the check.
 const CHECKS: usize = 9;
-/// How long seeds are counted.
+/// Time during which seeds are counted.
 const SEEDS: Duration = Duration::from_secs(10);
-/// Of those, so many at the most.
+/// Largest number of seeds.
 const SEEDS_MAX: u64 = 100_000;
-/// Creations at a time.
+/// Number of concurrent creations.
 const AT_ONCE: u32 = 32;
 
 const TEMPLATE: u32 = 9000;
@@ -53,14 +53,14 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     simulation(figures).await
 }
 
-/// From the start of an agent to all operations settled.
+/// Measures the time from the start of an agent until all operations are settled.
 async fn recovery_agent(figures: &mut Figures) -> Result<()> {
     eprintln!("an agent comes back to {KNOWN} sandboxes");
     let stage = Stage::new()?;
     let agent = stage.start(Faults::default()).await?;
     create(&agent, 0..KNOWN - CUT).await?;
     end(agent).await;
-    // A life in which creations stop behind the clone.
+    // An agent whose creations stop after the clone.
     let hook = |_, name: &'static str, when| -> futures_util::future::BoxFuture<'static, ()> {
         if name == "configure" && when == When::Before {
             return Box::pin(std::future::pending());
@@ -71,7 +71,7 @@ async fn recovery_agent(figures: &mut Figures) -> Result<()> {
     for number in KNOWN - CUT..KNOWN {
         agent.sandboxes().create(order(number)?, Duration::ZERO).await?;
     }
-    // With the template.
+    // Plus one for the template.
     let cloned = || stage.pve.guests().len() == count(KNOWN) + 1;
     until("the creations to stand behind their clones", cloned).await?;
     stage.pve.set_pace(Pace::RECORDED);
@@ -102,7 +102,7 @@ async fn recovery_agent(figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// One check of many sandboxes.
+/// Measures one check of many sandboxes.
 async fn fsck(figures: &mut Figures) -> Result<()> {
     eprintln!("a check of {CHECKED} sandboxes");
     let stage = Stage::new()?;
@@ -119,7 +119,7 @@ async fn fsck(figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// How many stories a core tells.
+/// Measures how many stories a core runs.
 async fn simulation(figures: &mut Figures) -> Result<()> {
     eprintln!("seeds of the simulation for {SEEDS:?}");
     let counted = tokio::task::spawn_blocking(|| {
@@ -153,7 +153,7 @@ impl Stage {
         let name: NodeName = "n1".parse()?;
         let pve = FakeCluster::new(std::slice::from_ref(&name), Pace::default(), 1);
         pve.add_template(&name, Vmid::try_from(TEMPLATE)?);
-        // Beside the program, which is on a disk: /tmp may be memory.
+        // Beside the program, which is on a disk: /tmp may be in memory.
         let here = std::env::current_exe()?;
         let here = here.parent().unwrap_or(Path::new("."));
         Ok(Self { name, pve, state: tempfile::tempdir_in(here)? })
@@ -180,7 +180,7 @@ impl Stage {
         Ok(Arc::new(Agent::start(parts).await?))
     }
 
-    /// The agent before holds it until the last of its threads has ended.
+    /// Opens the journal, which the agent before holds until its last thread has ended.
     async fn journal(&self) -> Result<SqliteJournal> {
         let pools = Pools {
             vmids: (Vmid::try_from(100_000)?, Vmid::try_from(101_999)?),
@@ -251,7 +251,7 @@ fn order(number: u32) -> Result<Order> {
     })
 }
 
-/// Makes them, many at a time.
+/// Creates the sandboxes, many at a time.
 async fn create(agent: &Arc<Agent>, numbers: std::ops::Range<u32>) -> Result<()> {
     let mut left = numbers;
     while !left.is_empty() {
@@ -268,7 +268,7 @@ async fn create(agent: &Arc<Agent>, numbers: std::ops::Range<u32>) -> Result<()>
     Ok(())
 }
 
-/// SIGKILL.
+/// Ends the agent as SIGKILL does.
 async fn end(agent: Arc<Agent>) {
     agent.kill().await;
 }

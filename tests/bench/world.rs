@@ -1,5 +1,5 @@
-//! The lab as a backend sees it: the controller's API with a token, and an agent's as the
-//! controller calls it.
+//! The lab as a backend sees it: the controller's API with a token, and the agents' API as the
+//! controller uses it.
 
 use std::{
     path::PathBuf,
@@ -19,9 +19,9 @@ use proto::{
 };
 use tonic::{Request, metadata::MetadataValue, transport::Channel};
 
-/// node1's template.
+/// Id of node1's template.
 pub(crate) const SNAPSHOT_TEMPLATE: u32 = 9000;
-/// A sandbox must be up or gone within this.
+/// Longest wait until a sandbox is up or gone.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 #[derive(Clone)]
@@ -48,7 +48,7 @@ impl World {
         Ok(Self { lab, api: SandboxServiceClient::new(channel), token })
     }
 
-    /// Where the figures go.
+    /// Returns the path of the results.
     pub(crate) fn results(&self) -> PathBuf {
         self.lab.layout().dir().join("../bench/results.json")
     }
@@ -60,7 +60,7 @@ impl World {
         Ok(request)
     }
 
-    /// Creates a sandbox on that node, or anywhere; returns when it runs.
+    /// Creates a sandbox on that node, or anywhere if it is empty; returns when it runs.
     pub(crate) async fn create(&self, node: &str) -> Result<String> {
         let mut random = [0u8; 8];
         getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("randomness: {error}"))?;
@@ -68,13 +68,13 @@ impl World {
             request_id: format!("bench-{}", u64::from_le_bytes(random)),
             snapshot_id: lab::configure::SNAPSHOT.into(),
             node: node.into(),
-            // Small, so that a node has room for as many as are to be known.
+            // Small, so that a node has room for all of them.
             size: Some(Size { cpu_cores: 0, memory_mib: 128, disk_gib: 0 }),
             ..CreateSandboxRequest::default()
         };
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // The same request again is the same sandbox, and waits on.
+            // A repeated request is for the same sandbox and continues to wait.
             let answer = self.api.clone().create_sandbox(self.authorised(message.clone())?).await?;
             let sandbox = answer.into_inner().sandbox.context("a sandbox")?;
             let phase = sandbox.phase();
@@ -103,14 +103,14 @@ impl World {
         bail!("{id} was not deleted in time")
     }
 
-    /// How many sandboxes live on a node.
+    /// Returns the number of sandboxes on a node.
     pub(crate) async fn count(&self, node: &str) -> Result<usize> {
         let request = ListSandboxesRequest { page_size: 1000, ..Default::default() };
         let page = self.api.clone().list_sandboxes(self.authorised(request)?).await?.into_inner();
         Ok(page.sandboxes.iter().filter(|sandbox| sandbox.node == node).count())
     }
 
-    /// Makes every call of `pct` cost what the real one costs, on all nodes, or nothing.
+    /// Makes every `pct` call on all nodes cost as much as a real one, or nothing.
     pub(crate) fn set_cost(&self, on: bool) -> Result<()> {
         for node in self.lab.nodes()? {
             standin::cost::switch(&node.root()?.join("run/pct-standin"), on)?;
@@ -118,7 +118,7 @@ impl World {
         Ok(())
     }
 
-    /// An agent, called as the controller calls it.
+    /// Connects to an agent as the controller does.
     pub(crate) fn agent(&self, node: &str) -> Result<AgentServiceClient<Channel>> {
         let ca = self.lab.layout().dir().join("controller/ca");
         let file = |name: &str| ca.join(name);
@@ -131,7 +131,7 @@ impl World {
         Ok(AgentServiceClient::new(channel))
     }
 
-    /// Resident memory of a node's agent.
+    /// Returns the resident memory of a node's agent.
     pub(crate) fn agent_rss_mib(&self, node: &str) -> Result<f64> {
         let output = self.lab.node(node)?.shell(
             "for p in /proc/[0-9]*; do grep -zqx run $p/cmdline 2>/dev/null \
@@ -143,8 +143,8 @@ impl World {
         Ok(kib / 1024.0)
     }
 
-    /// What the ways into the sandboxes of a node take on the host, on average: the memory that no
-    /// other process shares (PSS) of shim, `lxc-attach` and helper. And how many there are.
+    /// Returns the mean memory that the access to a sandbox takes on the host, and the number of
+    /// shims: the PSS of shim, `lxc-attach` and helper.
     pub(crate) fn shim_pss_mib(&self, node: &str) -> Result<(f64, f64)> {
         let output = self.lab.node(node)?.shell(
             "n=0; k=0; for p in /proc/[0-9]*; do case $(tr '\\0' ' ' <$p/cmdline 2>/dev/null) in \
@@ -162,7 +162,7 @@ impl World {
     }
 }
 
-/// Runs `true` in a sandbox; its exit code.
+/// Runs `true` in a sandbox and returns its exit code.
 pub(crate) async fn exec_true(agent: &mut AgentServiceClient<Channel>, id: &str) -> Result<u32> {
     let start = ExecStart {
         id: id.into(),
@@ -186,7 +186,7 @@ pub(crate) async fn exec_true(agent: &mut AgentServiceClient<Channel>, id: &str)
     bail!("the stream ended without an exit")
 }
 
-/// How long it took, milliseconds, and what came of it.
+/// Returns the duration in milliseconds, and the result.
 pub(crate) async fn timed<T>(work: impl Future<Output = T>) -> (f64, T) {
     let begun = Instant::now();
     let done = work.await;

@@ -1,4 +1,4 @@
-//! The behaviours, one function each. Every one leaves nothing behind.
+//! The behaviours, one function each. Each one cleans up after itself.
 
 mod clone;
 mod destroy;
@@ -15,12 +15,11 @@ use crate::stage::{Shown, Stage};
 
 type Showing<'a> = Pin<Box<dyn Future<Output = Shown> + 'a>>;
 
-/// A behaviour and its name.
+/// Name and function of a behaviour.
 pub(crate) type Behaviour = (&'static str, for<'a> fn(&'a dyn Stage) -> Showing<'a>);
 
 macro_rules! behaviours {
     ($($module:ident :: $name:ident,)*) => {
-        /// All of them.
         pub(crate) const ALL: &[Behaviour] = &[$(
             (concat!(stringify!($module), "::", stringify!($name)), |stage| Box::pin($module::$name(stage))),
         )*];
@@ -66,7 +65,7 @@ behaviours! {
     quorum::without_pmxcfs_nothing_is_known,
 }
 
-/// The kind of an error that there must be.
+/// Returns the kind of the error, which must be there.
 fn refused(result: Result<(), Error>) -> ErrorKind {
     result.expect_err("it must be refused").kind
 }

@@ -1,4 +1,4 @@
-//! Over the cluster in memory, on paused time: always, and nothing may be missing.
+//! Runs the suite over the in-memory cluster, on paused time: always, and nothing may be skipped.
 
 use std::{
     ffi::OsString,
@@ -102,7 +102,7 @@ impl Stage for InMemory {
     async fn kill_next_clone(&self, vmid: Vmid, moment: Moment) -> bool {
         let trouble = match moment {
             Moment::FirstWrite => Trouble::KilledAtOnce,
-            // Nothing is mounted in memory.
+            // The in-memory cluster mounts nothing.
             Moment::Volume | Moment::Mounted => Trouble::Killed,
         };
         self.cluster.inject(Fault { op: Op::Clone, node: None, vmid: Some(vmid), trouble });
@@ -120,7 +120,7 @@ impl Stage for InMemory {
     }
 
     async fn slow_next_clone(&self, _: Vmid) -> bool {
-        // At the recorded pace, each takes its time.
+        // At the recorded pace, every clone takes long enough.
         true
     }
 
@@ -175,7 +175,7 @@ impl Stage for InMemory {
     }
 }
 
-/// Stands for every container: those of the cluster in memory run nothing.
+/// Host of every container: those of the in-memory cluster run nothing.
 #[derive(Debug)]
 struct ThisMachine;
 
@@ -210,7 +210,7 @@ async fn every_behaviour() {
     }
 }
 
-/// Behaviours that fail in every way, between two that are shown.
+/// Behaviours that fail in every way, with good ones before and after.
 const BAD: &[Behaviour] = &[
     ("good", |stage| Box::pin(leaves(stage, Shown::Yes))),
     ("skipped", |stage| Box::pin(leaves(stage, Shown::NotHere("a moon")))),
@@ -219,7 +219,7 @@ const BAD: &[Behaviour] = &[
     ("good again", |stage| Box::pin(leaves(stage, Shown::Yes))),
 ];
 
-/// Leaves a container behind.
+/// Leaves a container behind and returns `shown`.
 async fn leaves(stage: &dyn Stage, shown: Shown) -> Shown {
     assert_eq!(stage.pve().configs().await.expect("list").len(), 1, "the template alone");
     stage.cloned().await;

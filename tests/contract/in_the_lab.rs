@@ -1,5 +1,5 @@
-//! Over the real driver in a node of the lab: this very program is run in there, and does what
-//! `on_a_node` says. What cannot be done from within, such as cutting the node off, it asks of us.
+//! Runs the suite over the real driver in a node of the lab: this program runs there again, as
+//! `on_a_node`. For what cannot be done from inside, such as cutting the node off, it asks us.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -17,7 +17,7 @@ fn every_behaviour() {
     let lab = Lab::open(Lab::default_dir()).expect("a lab's directory");
     assert!(lab.is_up(), "no lab is up: run `make test-lab`, or `make lab` first");
     let node = lab.node("node1").expect("node1");
-    // Into the node's own disk: what it sees of the machine's may be older than this build.
+    // On the node's own disk: its view of the machine's files may be older than this build.
     let program = "/var/tmp/contract";
     let root = node.root().expect("a root");
     std::fs::copy(std::env::current_exe().expect("a path"), root.join(&program[1..]))
@@ -26,7 +26,7 @@ fn every_behaviour() {
     let environment = [
         "PVE_TESTS=1".to_owned(),
         format!("PVE_TEST_TEMPLATE={}", node.id().template_vmid()),
-        // Above what the agent and the DHCP server give away.
+        // Outside the ranges of the agent and the DHCP server.
         format!("PVE_TEST_ADDRESS={net}.200/24,{net}.1"),
         "PVE_TEST_STANDIN=1".to_owned(),
         "PVE_TEST_HAND=1".to_owned(),
@@ -55,7 +55,7 @@ fn every_behaviour() {
         }
     }
     let status = child.wait().expect("it ends");
-    // Whatever happened in there, the node is left whole.
+    // Restores the node, whatever happened inside.
     fulfil(&node, "pmxcfs on");
     fulfil(&node, "quorum on");
     std::fs::remove_file(root.join(&program[1..])).expect("the copy is removed");

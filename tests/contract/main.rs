@@ -1,12 +1,12 @@
-//! What `Pve` promises, as one suite of behaviours over whatever implements it: the cluster in
-//! memory, the real driver over the lab's stand-in for `pct`, and the real driver on a PVE node.
-//! What they all do alike can be relied upon, and what the simulation shows is worth something.
+//! The contract of `Pve` as one suite of behaviours, run over every implementation: the in-memory
+//! cluster, the real driver over the lab's stand-in for `pct`, and the real driver on a PVE node.
+//! Only what all implementations do alike can be relied upon, and makes the simulation meaningful.
 //!
 //! - Over the fake: always.
 //! - In a node of the lab: with `PVE_SANDBOX_LAB_TESTS=1`, which `make test-lab` sets.
 //! - On a PVE node: with `PVE_TESTS=1 PVE_TEST_TEMPLATE=vmid`, and where needed
 //!   `PVE_TEST_BRIDGE=vmbr0`, `PVE_TEST_ADDRESS=ip/prefix,gateway` (DHCP without) and
-//!   `PVE_TEST_VMID=first` (990000). It works on containers that it made itself, and no other. Its last
+//!   `PVE_TEST_VMID=first` (990000). It touches only containers that it created itself. Its last
 //!   line counts what was shown, skipped and failed, and names the latter two.
 
 #![expect(

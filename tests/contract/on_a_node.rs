@@ -1,5 +1,5 @@
-//! Over the real driver on the node that this runs on: a PVE node, or one of the lab. The operator
-//! is played with `pct`, fate with the stand-in's fault plan where there is one.
+//! Runs the suite over the real driver on this node: a PVE node, or one of the lab. `pct` plays the
+//! operator; the stand-in's fault plan, where there is one, causes the faults.
 
 use std::{
     collections::BTreeSet,
@@ -36,7 +36,7 @@ use crate::{
 
 const STORAGE_CFG: &str = "/etc/pve/storage.cfg";
 
-/// Where the stand-in reads its fault plan.
+/// Directory of the stand-in's fault plan.
 const CONTROL: &str = "/run/pct-standin";
 
 struct OnANode {
@@ -47,15 +47,15 @@ struct OnANode {
     /// Prefix length and gateway, and the next address.
     addresses: Option<(u8, Ipv4Addr, AtomicU32)>,
     next: AtomicU32,
-    /// Numbers that the suite has used: all that it may touch.
+    /// Numbers that the suite has used; it may touch no others.
     used: Mutex<BTreeSet<Vmid>>,
-    /// `pct` is the stand-in.
+    /// Whether `pct` is the stand-in.
     is_standin: bool,
-    /// Somebody outside does what cannot be done from within: a line out, a line back.
+    /// Whether a process outside does what cannot be done from inside: a line out, a line back.
     has_hand: bool,
-    /// That one has cut the node off.
+    /// Whether that process has cut the node off.
     cut_off: AtomicBool,
-    /// Every node saw the volumes before the suite began.
+    /// Whether every node saw the volumes before the suite began.
     was_shared: bool,
 }
 
@@ -67,7 +67,7 @@ fn pct(output: &Path) -> Pct {
     let places = Places::default();
     let members = std::fs::read(places.root.join(".members")).expect("pmxcfs is mounted");
     let node = identity(&members, Signs::read(&places.root)).expect("pmxcfs names the node").node;
-    // Two at least: some behaviours need two calls of `pct` at once.
+    // At least two: some behaviours need two concurrent calls of `pct`.
     let runner = Runner::new(output.to_owned(), places.proc.clone(), 4).expect("a directory");
     Pct::new(node, places, runner)
 }
@@ -100,7 +100,7 @@ impl OnANode {
         }
     }
 
-    /// True when nothing boots in a container any more.
+    /// Returns true once nothing in a container is booting any more.
     async fn has_booted(&self, vmid: Vmid) -> bool {
         let enter = self.pct.enter(vmid).expect("a way in");
         let ask = "systemctl is-system-running 2>/dev/null || true";
@@ -110,13 +110,13 @@ impl OnANode {
         if matches!(state.as_str(), "initializing" | "starting") {
             return false;
         }
-        // Without systemd there is nobody to ask; then it is enough that nothing comes or goes.
+        // Without systemd, it is enough that no process starts or ends.
         let before = self.pct.processes(vmid).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         !before.is_empty() && before == self.pct.processes(vmid).await
     }
 
-    /// Removes everything with a number of the suite's, in whatever state a failure has left it.
+    /// Removes everything under a number of the suite's, in whatever state a failure has left it.
     async fn remove_all_of(&self, vmid: Vmid) {
         let id = vmid.to_string();
         if let Some(node) = self.pct.cluster().await.guests.get(&vmid)
@@ -125,7 +125,7 @@ impl OnANode {
             self.fetch_back(vmid, node).await;
         }
         for freezer in ["", "/ns"] {
-            // Whichever of the two there is; one that is not frozen stays so.
+            // Only one of the two may exist; a cgroup that is not frozen stays so.
             drop(std::fs::write(format!("/sys/fs/cgroup/lxc/{id}{freezer}/cgroup.freeze"), "0"));
         }
         if !self.pct.running(vmid).await {
@@ -141,7 +141,7 @@ impl OnANode {
             if self.pct.config(vmid).await.expect("read").is_none() {
                 break;
             }
-            // One that is not needed fails, and the last one is looked at below.
+            // A step that is not needed fails; the result is checked below.
             drop(Command::new("/usr/sbin/pct").args(*step).output().await);
         }
         assert_eq!(self.pct.config(vmid).await.expect("read"), None, "CT {vmid} is left");
@@ -164,7 +164,7 @@ impl OnANode {
         self.is_standin
     }
 
-    /// Asks the one outside.
+    /// Sends a request to the process outside.
     fn ask(&self, line: &str) -> bool {
         if !self.has_hand {
             return false;
@@ -296,7 +296,8 @@ impl Stage for OnANode {
         template.storages().iter().all(shared)
     }
 
-    /// Only where the disk is the lab's: on a PVE node what stands in storage.cfg is not ours to change.
+    /// Shares the volumes only where the disk is the lab's: a PVE node's storage.cfg is not
+    /// changed.
     async fn share(&self, on: bool) -> bool {
         if !self.is_standin {
             return false;
@@ -340,7 +341,7 @@ impl Stage for OnANode {
         for vmid in used.into_iter().filter(left) {
             self.remove_all_of(vmid).await;
         }
-        // A clone that was killed leaves the lock on the template, which had none.
+        // A killed clone leaves the lock on the template, which had none.
         let template = self.pct.config(self.template).await.expect("read").expect("the template");
         if template.lock() == Some("disk") {
             self.pct.unlock_template(self.template).await.expect("unlock");
@@ -376,7 +377,7 @@ impl Stage for OnANode {
     }
 }
 
-/// Everything of the node's that is not the suite's, to be the same at the end.
+/// Describes everything on the node that is not the suite's; it must be the same at the end.
 async fn others(stage: &OnANode) -> String {
     let used = stage.used.lock().expect("whole").clone();
     let configs = stage.pct.configs().await.expect("list");
@@ -410,12 +411,12 @@ async fn every_behaviour() {
     assert_eq!(after, before, "what the suite did not make is as it was");
     assert!(left.iter().all(|vmid| !used.contains(vmid)), "{left:?}");
     assert!(tally.failed.is_empty(), "{tally}");
-    // In the lab everything can be had.
+    // In the lab nothing may be skipped.
     let whole = variable("PVE_TEST_WHOLE").is_some();
     assert!(!whole || tally.skipped.is_empty(), "{tally}");
 }
 
-/// A `storage.cfg` in which these storages are shared, or are not.
+/// Returns a `storage.cfg` in which these storages are shared, or are not.
 fn set_shared(text: &str, names: &[String], on: bool) -> String {
     let mut changed = String::new();
     let mut within = false;
@@ -450,6 +451,6 @@ fn storages_of_every_kind_can_be_told_to_be_shared() {
         assert!(storage::parse(&off).iter().all(|storage| !storage.is_shared()), "{off}");
         assert_eq!(off, set_shared(text, &names, false));
     }
-    // What is shared by nature needs no word.
+    // A storage that is shared by its nature needs no `shared`.
     assert!(storage::parse("rbd: ceph\n\tpool rbd\n\tcontent rootdir\n")[0].is_shared());
 }

@@ -1,4 +1,4 @@
-//! Where the behaviours are shown, and the hands that play the operator and fate.
+//! Stage of the behaviours, with functions that play the operator and cause faults.
 
 use std::{
     fmt::Debug,
@@ -19,117 +19,117 @@ use proto::{
 };
 use tokio::time::{Instant, sleep};
 
-/// Longer than anything may take on a slow machine; a real start alone is 2 s.
+/// Deadline of a step, longer than any takes on a slow machine; a real start alone takes 2 s.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-/// What has been shown.
+/// Result of a behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shown {
-    /// It is so.
+    /// The behaviour was shown.
     Yes,
-    /// It takes something that cannot be had here.
+    /// The behaviour needs something that is not available here.
     NotHere(&'static str),
 }
 
-/// When a clone is killed.
+/// Moment at which a clone is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// After its first write, which is a lock and nothing else.
+    /// After its first write, which is only a lock.
     FirstWrite,
-    /// When its volume is made and its config does not name it.
+    /// When its volume exists and its config does not name it.
     Volume,
-    /// When its config names its volume, and that is mounted to be written into.
+    /// When its config names its volume, and the volume is mounted to be written to.
     Mounted,
 }
 
-/// A `Pve`, and what others can do to it.
+/// A `Pve` under test, and actions of others on it.
 #[async_trait::async_trait]
 pub(crate) trait Stage: Sync {
-    /// What is held to its promises.
+    /// Returns the implementation under test.
     fn pve(&self) -> Arc<dyn Pve>;
 
-    /// A template of this node.
+    /// Returns a template of this node.
     fn template(&self) -> Vmid;
 
-    /// A number that nobody has, another one each time.
+    /// Returns an unused number, another one each time.
     fn fresh(&self) -> Vmid;
 
-    /// Bridge and address for one container.
+    /// Returns bridge and address for one container.
     fn network(&self) -> (String, Address);
 
-    /// Somebody else clones the template, with that description.
+    /// Clones the template as somebody else, with that description.
     async fn by_others(&self, vmid: Vmid, description: &str);
 
-    /// An operator sets something of a container that the suite made.
+    /// Changes a setting of a container of the suite, as an operator.
     async fn operator_sets(&self, vmid: Vmid, key: &str, value: &str);
 
-    /// An operator takes a snapshot of a container that the suite made; what he is told when he may
-    /// not.
+    /// Takes a snapshot of a container of the suite, as an operator. Returns the error if PVE
+    /// refuses.
     async fn snapshot(&self, vmid: Vmid) -> Result<(), String>;
 
-    /// The cluster loses its quorum or gets it back; false when that cannot be had.
+    /// Removes or restores the cluster's quorum; returns false if that is not possible here.
     async fn set_quorate(&self, on: bool) -> bool;
 
-    /// pmxcfs stops or comes back; false when that cannot be had.
+    /// Stops or starts pmxcfs; returns false if that is not possible here.
     async fn set_pmxcfs(&self, on: bool) -> bool;
 
-    /// The next clone to this number is killed at that moment; false when that cannot be had.
+    /// Plans to kill the next clone to this number; returns false if that is not possible here.
     async fn kill_next_clone(&self, vmid: Vmid, moment: Moment) -> bool;
 
-    /// The next destruction of this number is killed when the volume is gone and the config is not;
-    /// false when that cannot be had.
+    /// Plans to kill the next destruction of this number, when the volume is gone and the config is
+    /// not; returns false if that is not possible here.
     async fn kill_next_destroy(&self, vmid: Vmid) -> bool;
 
-    /// The same node, as an agent that was started anew sees it.
+    /// Returns the same node, as a restarted agent sees it.
     fn another_life(&self) -> Arc<dyn Pve>;
 
-    /// The next clone to this number takes so long that others can look at it; false when it takes
-    /// as long as it takes.
+    /// Makes the next clone to this number slow enough to be observed; returns false if its
+    /// duration cannot be changed.
     async fn slow_next_clone(&self, vmid: Vmid) -> bool;
 
-    /// True when every node of the cluster sees the volumes of clones of the template now.
+    /// Returns whether every node of the cluster sees the volumes of clones of the template now.
     async fn is_shared(&self) -> bool;
 
-    /// Every node of the cluster sees the others' volumes from now on, or not; false when that cannot
-    /// be had.
+    /// Makes the nodes' volumes visible to every node of the cluster, or not; returns false if that
+    /// is not possible here.
     async fn share(&self, on: bool) -> bool;
 
-    /// Waits until a container that was started is at rest: its boot is over.
+    /// Waits until a started container has finished its boot.
     async fn at_rest(&self, vmid: Vmid);
 
-    /// Removes whatever is left of what the suite made, and puts right what it did to the node.
+    /// Removes what is left of the suite, and restores what it changed on the node.
     async fn clean_up(&self);
 
-    /// An operator moves a container that the suite gave to another node back here.
+    /// Moves a container that the suite gave to another node back here, as an operator.
     async fn fetch_back(&self, vmid: Vmid, from: &NodeName);
 
-    /// An operator allocates a volume under a number of the suite's. Returns it as PVE names it.
+    /// Allocates a volume under a number of the suite's, as an operator. Returns PVE's name of it.
     async fn allocate(&self, vmid: Vmid) -> String;
 
-    /// And removes it.
+    /// Removes an allocated volume.
     async fn free(&self, volume: &str);
 
-    /// How a shim sees a container that runs, and gets into it; this machine, where nothing runs in
-    /// containers.
+    /// Returns a shim's view of a running container and its way into it; for containers that run
+    /// nothing, of this machine.
     fn inside(&self, vmid: Vmid) -> Arc<dyn Host>;
 
-    /// How many short commands are enough to show that none is lost.
+    /// Returns how many short commands are enough to show that none is lost.
     fn calls(&self) -> usize;
 
-    /// Removes what `by_others` made.
+    /// Removes a container that `by_others` created.
     async fn remove(&self, vmid: Vmid);
 }
 
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 impl dyn Stage + '_ {
-    /// An order of a clone to a fresh number.
+    /// Returns an order for a clone to a fresh number.
     pub(crate) fn order(&self) -> CloneOrder {
         let vmid = self.fresh();
         CloneOrder { template: self.template(), vmid, mark: mark(vmid) }
     }
 
-    /// Settings for one container.
+    /// Returns settings for one container.
     pub(crate) fn settings(&self) -> Settings {
         let (bridge, address) = self.network();
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
@@ -138,21 +138,21 @@ impl dyn Stage + '_ {
         Settings { bridge, mac, address, link, cores: 1, memory_mib: 128 }
     }
 
-    /// A finished clone of ours.
+    /// Creates a clone.
     pub(crate) async fn cloned(&self) -> CloneOrder {
         let order = self.order();
         self.pve().clone_template(&order, DEADLINE).await.expect("clone");
         order
     }
 
-    /// A clone of ours that has its settings.
+    /// Creates a clone and configures it.
     pub(crate) async fn configured(&self) -> CloneOrder {
         let order = self.cloned().await;
         self.pve().configure(order.vmid, &self.settings()).await.expect("configure");
         order
     }
 
-    /// Removes a clone of ours and sees that nothing is left.
+    /// Destroys a clone and checks that nothing is left.
     pub(crate) async fn destroy(&self, order: &CloneOrder) {
         let (pve, own) = (self.pve(), self.own().await);
         let id = order.mark.sandbox_id;
@@ -160,13 +160,13 @@ impl dyn Stage + '_ {
         self.nothing_left(order.vmid).await;
     }
 
-    /// The knowledge of the volumes of a clone under way.
+    /// Returns the known volumes of a clone in progress.
     pub(crate) async fn own(&self) -> OwnVolumes {
         let template = self.pve().config(self.template()).await.expect("read").expect("template");
         OwnVolumes::cloned_to(template.storages())
     }
 
-    /// Sees that there is nothing of a number.
+    /// Checks that nothing exists under a number.
     pub(crate) async fn nothing_left(&self, vmid: Vmid) {
         let pve = self.pve();
         assert_eq!(pve.config(vmid).await.expect("read"), None);
@@ -175,7 +175,7 @@ impl dyn Stage + '_ {
         assert!(!pve.cluster().await.guests.contains_key(&vmid));
     }
 
-    /// All that can be seen of a container, to be compared with later.
+    /// Returns everything visible of a container, for a later comparison.
     pub(crate) async fn look(&self, vmid: Vmid) -> impl Debug + PartialEq {
         let pve = self.pve();
         let config = pve.config(vmid).await.expect("read").expect("it is there");
@@ -183,7 +183,7 @@ impl dyn Stage + '_ {
     }
 }
 
-/// A mark for that number.
+/// Returns a mark for that number.
 pub(crate) fn mark(vmid: Vmid) -> Mark {
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let mut random = [0; 10];
@@ -198,7 +198,7 @@ pub(crate) fn mark(vmid: Vmid) -> Mark {
     }
 }
 
-/// Looks until something is to be seen.
+/// Polls until a result appears.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {

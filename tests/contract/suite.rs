@@ -1,5 +1,5 @@
-//! Going through the behaviours: each is tried, whatever became of the one before, and what one that
-//! failed has left is removed before the next. Nothing that was skipped looks like a success.
+//! Runs the behaviours: each is tried, whatever the result of the one before, and the remnants of
+//! each are removed before the next. A skipped one is never reported as a success.
 
 use std::{fmt, panic::AssertUnwindSafe, time::Duration};
 
@@ -11,18 +11,18 @@ use crate::{
     stage::{Shown, Stage},
 };
 
-/// One that hangs longer than this has failed: all of its calls have deadlines of 2 minutes.
+/// Longest run of a behaviour, after which it has failed; its calls have deadlines of 2 minutes.
 const BEHAVIOUR: Duration = Duration::from_secs(900);
-/// Removing what one has left, which must not hang either.
+/// Longest removal of a behaviour's remnants.
 const CLEANING: Duration = Duration::from_secs(300);
 
-/// Outcomes of the behaviours.
+/// Results of the behaviours.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) shown: Vec<&'static str>,
-    /// Name, and what it needs.
+    /// Names, and what each needs.
     pub(crate) skipped: Vec<(&'static str, &'static str)>,
-    /// Name, and the first line of why.
+    /// Names, and the first line of each reason.
     pub(crate) failed: Vec<(&'static str, String)>,
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Tries all of them, and says of each what became of it.
+/// Runs all behaviours, and prints the result of each.
 pub(crate) async fn run(stage: &dyn Stage, behaviours: impl Iterator<Item = &Behaviour>) -> Tally {
     let mut tally = Tally::default();
     for (name, show) in behaviours {
@@ -63,7 +63,7 @@ pub(crate) async fn run(stage: &dyn Stage, behaviours: impl Iterator<Item = &Beh
                 tally.failed.push((name, why));
             }
         }
-        // Also of one that was shown or skipped: it may have forgotten something.
+        // Also after one that was shown or skipped: it may have forgotten something.
         if let Err(why) = tried(timeout(CLEANING, stage.clean_up()), "cleaning up hangs").await {
             println!("  NOT CLEANED UP: {why}");
             tally.failed.push((name, format!("what it left was not removed: {why}")));
@@ -72,7 +72,7 @@ pub(crate) async fn run(stage: &dyn Stage, behaviours: impl Iterator<Item = &Beh
     tally
 }
 
-/// The outcome of something that may panic or hang.
+/// Returns the result of work that may panic or hang.
 async fn tried<T>(
     work: impl Future<Output = Result<T, tokio::time::error::Elapsed>>,
     hangs: &str,

@@ -1,4 +1,4 @@
-//! The packages of the daemons: units, conffiles, users, a start by hand, removal.
+//! The packages of the daemons: units, conffiles, users, a manual start, removal.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{
     wanted,
 };
 
-/// How long a daemon may take until it is up, or says why it cannot be.
+/// Longest time until a daemon is up, or says why it cannot start.
 const UP: Duration = Duration::from_secs(60);
 
 struct Package {
@@ -42,7 +42,7 @@ const CONTROLLER: Package = Package {
     user: "pve-sandbox-controller",
 };
 
-/// Installs it and looks at what is there.
+/// Installs a package and checks its files.
 fn install(package: &Package) -> Root {
     let root = Root::new(package.name);
     let deb = root.package(package.name);
@@ -56,7 +56,7 @@ fn install(package: &Package) -> Root {
         let wants = format!("/etc/systemd/system/multi-user.target.wants/{unit}");
         assert!(root.has(&wants), "{unit} is enabled");
     }
-    // Somebody's changes survive the next installation.
+    // An operator's changes survive the next installation.
     let mine = "# changed by hand\n";
     let conffile = root.path(package.conffile);
     fs::OpenOptions::new()
@@ -70,7 +70,7 @@ fn install(package: &Package) -> Root {
     root
 }
 
-/// Removes it, then purges it.
+/// Removes a package, then purges it.
 fn remove(root: &Root, package: &Package) {
     let listed = root.ok(&["dpkg", "--listfiles", package.name]);
     root.ok(&["dpkg", "--remove", package.name]);
@@ -83,7 +83,7 @@ fn remove(root: &Root, package: &Package) {
     }
 }
 
-/// The unit's ExecStart line, run as its user.
+/// Runs the unit's ExecStart line as its user.
 fn start(root: &Root, unit: &str, notify: &str) -> Child {
     let text =
         fs::read_to_string(root.path(&format!("/usr/lib/systemd/system/{unit}"))).expect("unit");
@@ -99,7 +99,7 @@ fn start(root: &Root, unit: &str, notify: &str) -> Child {
     root.start(&argv, notify)
 }
 
-/// How a daemon that cannot serve ends: exit code and what it says.
+/// Runs a daemon that cannot serve, checks that it fails, and returns its output.
 fn refuses(root: &Root, unit: &str) -> String {
     let child = start(root, unit, "/run/nobody-listens");
     let (code, text) =
@@ -131,7 +131,7 @@ fn the_controller_is_installed_started_and_removed() {
     assert!(root.has("/var/lib/pve-sandbox-controller"), "a purge keeps the CA");
 }
 
-/// A unit comes up, and ends when it is told.
+/// Checks that a unit starts, and ends on SIGTERM.
 #[track_caller]
 fn starts_and_stops(root: &Root, unit: &str, program: &str) {
     let socket = root.path("/run/notify.sock");
@@ -144,7 +144,7 @@ fn starts_and_stops(root: &Root, unit: &str, program: &str) {
         .recv(&mut message)
         .map(|length| String::from_utf8_lossy(&message[..length]).into_owned());
     let up = ready.as_ref().is_ok_and(|message| message.contains("READY=1"));
-    // `timeout` hands the signal on to nobody inside a namespace of pids, so it goes to the program.
+    // `timeout` passes the signal to nobody inside a pid namespace, so it is sent to the program.
     for pid in inside(root, program) {
         kill(pid, Signal::SIGTERM).expect("signalled");
     }
@@ -153,7 +153,7 @@ fn starts_and_stops(root: &Root, unit: &str, program: &str) {
     assert_eq!(code, Some(0), "it stops when it is told: {text}");
 }
 
-/// The processes that run a program of the root.
+/// Returns the processes that run a program of the root.
 fn inside(root: &Root, program: &str) -> Vec<Pid> {
     let exe = root.path(program);
     let all = fs::read_dir("/proc").expect("/proc").flatten();
@@ -168,7 +168,7 @@ fn the_agent_is_installed_says_what_it_lacks_and_is_removed() {
         return;
     }
     let root = install(&AGENT);
-    // No PVE here: it must say so, in words that name what to do.
+    // There is no PVE here: the daemon must say so, and name what to do.
     let told = refuses(&root, "pve-sandbox-agent.service");
     assert!(told.contains("/etc/pve") || told.contains("node"), "{told}");
     let (code, told) = root.run(&["/usr/sbin/pve-sandbox-agent", "check-config"]);
@@ -177,8 +177,8 @@ fn the_agent_is_installed_says_what_it_lacks_and_is_removed() {
     remove(&root, &AGENT);
 }
 
-/// The steps of pve-sandbox-controller(8) and pve-sandbox-agent(8), one by one, on a host that has of
-/// PVE what the agent reads at its start.
+/// Follows the steps of pve-sandbox-controller(8) and pve-sandbox-agent(8) one by one, on a host
+/// with the parts of PVE that the agent reads at its start.
 #[test]
 fn the_steps_of_the_manuals_lead_to_an_agent_and_an_ingress_that_start() {
     if !wanted() {
@@ -198,26 +198,26 @@ fn the_steps_of_the_manuals_lead_to_an_agent_and_an_ingress_that_start() {
         fs::create_dir_all(root.path(folder)).expect("made");
     }
 
-    // The controller's.
+    // The steps of the controller's manual.
     let program = "/usr/sbin/pve-sandbox-controller";
     let as_user = ["runuser", "-u", CONTROLLER.user, "--", program];
     root.ok(&[&as_user[..], &["init", "--name", "controller.test"]].concat());
     let told = root.ok(&[&as_user[..], &["init"]].concat());
     assert!(told.contains("controller.test"), "run again, it keeps the names: {told}");
 
-    // 1: the certificates of the node.
+    // 1: the node's certificates.
     let tls = "/etc/pve-sandbox/tls";
     root.ok(&[program, "node-cert", "pve1", "--address", "127.0.0.1", "--out", tls]);
     let agent = "/usr/sbin/pve-sandbox-agent";
     let config = root.path(AGENT.conffile);
-    // 2: the domain, and what is detected on a real host.
+    // 2: the domain, and values that are detected on a real host.
     let text = fs::read_to_string(&config).expect("there");
     let text = text.replace("#domain = \"sandbox.example.com\"", "domain = \"sandbox.test\"");
     let text = text.replace("#peer = \"192.0.2.11:8481\"", "peer = \"127.0.0.1:8481\"");
     let network =
         "[network]\nbridge = \"vmbr0\"\ngateway = \"10.100.1.1\"\npool = \"10.100.1.0/24\"\n";
     fs::write(&config, format!("{text}\n{network}")).expect("written");
-    // Caddy's key is forgotten easily, and then told.
+    // Access to Caddy's key is easily forgotten, and then reported.
     let (code, told) = root.run(&[agent, "check-config"]);
     assert!(code != Some(0) && told.contains("Caddy cannot read"), "{told}");
     let key = format!("{tls}/ingress-node.key");

@@ -1,13 +1,13 @@
-//! Installs, starts and removes each Debian package once in a Debian 12 root of its own.
+//! Installs, starts and removes each Debian package once in its own Debian 12 root.
 //!
-//! On demand: PVE_SANDBOX_DEB_TESTS=1, as root, with the packages of `make deb` in target/debian.
+//! Opt-in: PVE_SANDBOX_DEB_TESTS=1, as root, with the packages of `make deb` in target/debian.
 #![expect(clippy::disallowed_methods, reason = "dpkg and the daemons are processes")]
 
 mod daemons;
 mod root;
 mod sandboxctl;
 
-/// Whether these tests were asked for; says so when they were not.
+/// Returns whether these tests were requested, and prints a message if not.
 fn wanted() -> bool {
     let wanted = std::env::var("PVE_SANDBOX_DEB_TESTS").is_ok_and(|value| value == "1");
     if !wanted {

@@ -1,5 +1,5 @@
-//! A Debian 12 root that packages are installed in. PID 1 is no systemd there, and there is no
-//! network: what a package needs must be in it or in the base.
+//! A Debian 12 root for the installation of packages. Its PID 1 is not systemd, and it has no
+//! network: everything that a package needs must be in it or in the base.
 
 use std::{
     fs,
@@ -8,18 +8,18 @@ use std::{
     sync::Mutex,
 };
 
-/// No step takes longer.
+/// Longest time of a step, in seconds.
 const DEADLINE_S: &str = "600";
-/// What PVE hosts have that a minimal root has not.
+/// Packages that PVE hosts have and a minimal root has not.
 const INCLUDE: &str = "--include=systemd,caddy";
 
-/// A root, removed at the end.
+/// A root, which is removed at the end.
 pub(crate) struct Root {
     dir: PathBuf,
 }
 
 impl Root {
-    /// A fresh copy of the base, which is made once.
+    /// Creates a copy of the base, which is built once.
     pub(crate) fn new(name: &str) -> Self {
         let all = target().join("deb-root");
         let base = base(&all);
@@ -31,12 +31,12 @@ impl Root {
         Self { dir }
     }
 
-    /// A path of the root, seen from outside.
+    /// Returns a path of the root, as seen from outside.
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
         self.dir.join(inside.trim_start_matches('/'))
     }
 
-    /// The package that `make deb` built.
+    /// Returns the package that `make deb` built.
     #[track_caller]
     pub(crate) fn package(&self, name: &str) -> String {
         let dir = target().join("debian");
@@ -51,7 +51,7 @@ impl Root {
         inside
     }
 
-    /// A command in the root, in namespaces of its own: what it starts ends with it.
+    /// Prepares a command in the root, in its own namespaces: processes that it starts end with it.
     pub(crate) fn command(&self, argv: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
@@ -71,12 +71,12 @@ impl Root {
         command
     }
 
-    /// Runs it to its end: exit code and all that it said.
+    /// Runs a command to its end; returns exit code and output.
     pub(crate) fn run(&self, argv: &[&str]) -> (Option<i32>, String) {
         said(&self.command(argv).output().expect("unshare"))
     }
 
-    /// Runs what must succeed.
+    /// Runs a command that must succeed.
     #[track_caller]
     pub(crate) fn ok(&self, argv: &[&str]) -> String {
         let (code, text) = self.run(argv);
@@ -84,12 +84,12 @@ impl Root {
         text
     }
 
-    /// Starts what goes on.
+    /// Starts a command that keeps running.
     pub(crate) fn start(&self, argv: &[&str], notify: &str) -> Child {
         self.command(argv).env("NOTIFY_SOCKET", notify).spawn().expect("unshare")
     }
 
-    /// Whether somebody is there inside.
+    /// Returns whether a path exists inside.
     pub(crate) fn has(&self, inside: &str) -> bool {
         self.path(inside).symlink_metadata().is_ok()
     }
@@ -112,7 +112,7 @@ fn target() -> PathBuf {
 }
 
 fn base(all: &Path) -> PathBuf {
-    // The tests of one run share it.
+    // The tests of one run share the base.
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock();
     let (base, half) = (all.join("base"), all.join("base.new"));
@@ -142,7 +142,7 @@ fn base(all: &Path) -> PathBuf {
     base
 }
 
-/// Removes a root, if nothing is mounted in it any more: a removal would go through the mount.
+/// Removes a root, if nothing is mounted in it: the removal would delete files in the mount.
 fn remove(dir: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
     let inside = format!("{}/", dir.display());

@@ -1,4 +1,4 @@
-//! The package of the command line.
+//! The package of `sandboxctl`.
 
 use crate::{root::Root, wanted};
 
@@ -20,7 +20,7 @@ fn sandboxctl_is_installed_used_and_removed() {
         "/usr/share/zsh/vendor-completions/_sandboxctl",
         "/usr/share/doc/sandboxctl/copyright",
     ] {
-        // dpkg may be told to leave manuals and documents out of a small root.
+        // dpkg may be configured to leave manuals and documents out of a small root.
         let told = root.ok(&["dpkg", "--listfiles", "sandboxctl"]);
         assert!(told.lines().any(|line| line == file), "{file}");
     }

@@ -1,21 +1,21 @@
-//! A file system of its own that can be full and can lose its power.
+//! A separate file system that can be full and can lose its power.
 
 use std::{fs::File, os::fd::AsRawFd as _, path::PathBuf, process::Command};
 
 use nix::mount::{MntFlags, umount2};
 
-/// ioctl of ext4 that ends a file system at once; linux/fs: `_IOR('X', 125, __u32)`.
+/// ioctl of ext4 that shuts a file system down at once; linux/fs: `_IOR('X', 125, __u32)`.
 const EXT4_IOC_SHUTDOWN: nix::libc::c_ulong = 0x8004_587d;
-/// Without writing out what the journal of the file system holds: as a power cut.
+/// Flag: do not write the journal of the file system, as in a power cut.
 const NOLOGFLUSH: u32 = 2;
 
-/// Mounted while it is there.
+/// A file system that is mounted until it is dropped.
 pub(crate) struct Disk {
     dir: tempfile::TempDir,
 }
 
 impl Disk {
-    /// An ext4 on a loop device, in a file of so many MiB.
+    /// Creates an ext4 on a loop device, with a size of `mib` MiB.
     pub(crate) fn ext4(mib: u64) -> Self {
         let disk = Self { dir: tempfile::tempdir().expect("a directory") };
         let image = File::create(disk.image()).expect("created");
@@ -26,7 +26,7 @@ impl Disk {
         disk
     }
 
-    /// One in memory, of so many MiB.
+    /// Creates a tmpfs of `mib` MiB.
     pub(crate) fn memory(mib: u64) -> Self {
         let disk = Self { dir: tempfile::tempdir().expect("a directory") };
         std::fs::create_dir(disk.path()).expect("created");
@@ -47,7 +47,7 @@ impl Disk {
         run(Command::new("mount").args(["-o", "loop"]).arg(self.image()).arg(self.path()));
     }
 
-    /// What is not on the disk by now never will be, and every later write fails.
+    /// Cuts the power: data that is not on the disk yet is lost, and every later write fails.
     #[expect(unsafe_code, reason = "there is no safe call for this one ioctl")]
     pub(crate) fn cut_power(&self) {
         let dir = File::open(self.path()).expect("a directory");
@@ -56,14 +56,14 @@ impl Disk {
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     }
 
-    /// Mounted again, as after a boot.
+    /// Mounts the file system again, as after a boot.
     pub(crate) fn power_on(self) -> Self {
         umount2(&self.path(), MntFlags::empty()).expect("unmounted");
         self.mount();
         self
     }
 
-    /// A file that takes all that is left.
+    /// Creates a file that takes all free space.
     pub(crate) fn fill(&self) -> PathBuf {
         let path = self.path().join("filler");
         let mut file = File::create(&path).expect("created");

@@ -1,6 +1,6 @@
-//! What a disk can do to the agent's journal: lose power, be torn, be full. Real file systems, on loop
-//! devices and in memory; so this needs root, as the lab does. Where nothing can be mounted,
-//! `PVE_SANDBOX_SKIP_DISK_TESTS=1` skips what must be, and says so.
+//! Faults of a disk under the agent's journal: lost power, a torn log, no space. The file systems
+//! are real, on loop devices and in memory; so this needs root, as the lab does. Where nothing can
+//! be mounted, `PVE_SANDBOX_SKIP_DISK_TESTS=1` skips these tests, with a message.
 
 #![expect(
     clippy::disallowed_methods,
@@ -52,8 +52,8 @@ async fn records(path: &Path) -> BTreeMap<String, Record> {
     all.into_iter().map(|record| (record.id.to_string(), record)).collect()
 }
 
-/// Runs the writer until it has acknowledged so many writes, then does `fault`, and reads on to its
-/// end: the last revision that was acknowledged of each record, and how it ended.
+/// Runs the writer until it has acknowledged `count` writes, then causes `fault`, and reads to its
+/// end. Returns the last acknowledged revision of each record, and the exit status.
 fn write_until(
     path: &Path,
     count: usize,
@@ -80,7 +80,7 @@ fn write_until(
     (acked, writer.wait().expect("it ends"))
 }
 
-/// A program that stands still: none of its threads is in a call.
+/// A stopped program: none of its threads is in a system call.
 struct Stopped(nix::unistd::Pid);
 
 impl Stopped {
@@ -102,7 +102,7 @@ impl Drop for Stopped {
     }
 }
 
-/// The states of a program's threads, as in proc(5).
+/// Returns the states of a program's threads, as in proc(5).
 fn threads(pid: nix::unistd::Pid) -> Vec<char> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
     let state = |task: std::io::Result<std::fs::DirEntry>| {
@@ -112,7 +112,7 @@ fn threads(pid: nix::unistd::Pid) -> Vec<char> {
     tasks.filter_map(state).collect()
 }
 
-/// The power is cut in the middle of the writing: what was not synced is gone, and nothing else.
+/// Cuts the power during writes: unsynced data is lost, and nothing else.
 #[tokio::test]
 async fn what_was_acked_is_there_after_the_power_was_cut() {
     if skipped() {
@@ -125,13 +125,13 @@ async fn what_was_acked_is_there_after_the_power_was_cut() {
         let path = disk.path().join("journal.sqlite");
         let (acked, ended) = write_until(&path, count, |writer| {
             std::fs::write(&unsynced, vec![7; 1 << 16]).expect("written");
-            // A sync that is under way when ext4 is shut down is told that it was done, and was not
-            // (seen with nothing but fdatasync in a loop): no disk does that, so none is.
+            // If ext4 is shut down during a sync, the sync reports success although it failed (seen
+            // with only fdatasync in a loop). No disk does that, so no sync may run meanwhile.
             let stopped = Stopped::new(writer.id());
             disk.cut_power();
             drop(stopped);
         });
-        // It is told that a read failed, or it ends at once: a second try of a failed sync would lie.
+        // The writer sees a failed read, or ends at once: a retry of a failed sync would lie.
         assert!(!ended.success(), "{ended}");
         aborted += usize::from(ended.signal() == Some(nix::libc::SIGABRT));
         let disk = disk.power_on();
@@ -147,8 +147,8 @@ async fn what_was_acked_is_there_after_the_power_was_cut() {
     assert!(aborted > 0, "no sync failed in front of anybody");
 }
 
-/// The last writes of the log are torn off anywhere: what comes before is there, in order, and the
-/// journal opens.
+/// Tears the last writes of the log off at many places: the journal opens with all earlier writes,
+/// in order.
 #[tokio::test]
 async fn a_log_that_is_torn_anywhere_opens_with_what_came_before() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -158,7 +158,7 @@ async fn a_log_that_is_torn_anywhere_opens_with_what_came_before() {
     let (base, log) = (read("journal.sqlite"), read("journal.sqlite-wal"));
     assert!(log.len() > 30_000, "{} bytes", log.len());
     let mut before = 0;
-    // Every byte around the ends of frames, and some within: a frame is a page and its head.
+    // Every byte around the ends of frames, and some within: a frame is a page and its header.
     let cuts = (0..=log.len()).filter(|at| (at + 2) % 4120 < 8 || at % 509 == 0);
     for cut in cuts.chain([log.len()]) {
         let torn = tempfile::tempdir().expect("a directory");
@@ -173,8 +173,8 @@ async fn a_log_that_is_torn_anywhere_opens_with_what_came_before() {
     assert!(before >= acked.values().copied().max().expect("some"), "{before}");
 }
 
-/// On a full disk nothing new is begun, what lives can still be ended, and all goes on by itself when
-/// there is room.
+/// Fills the disk: nothing new starts, living sandboxes can still be ended, and everything recovers
+/// by itself when there is space.
 #[tokio::test]
 async fn on_a_full_disk_what_lives_can_be_ended_and_nothing_new_is_begun() {
     if skipped() {
@@ -182,7 +182,7 @@ async fn on_a_full_disk_what_lives_can_be_ended_and_nothing_new_is_begun() {
     }
     let disk = Disk::memory(48);
     let path = disk.path().join("journal.sqlite");
-    // What stands in it: so much as the writer makes in a moment.
+    // Content of the journal: as much as the writer creates in a moment.
     write_until(&path, 100, |writer| writer.kill().expect("killed"));
     let model = records(&path).await.into_values().next().expect("some");
     let journal = opened(&path).await;
@@ -199,7 +199,8 @@ async fn on_a_full_disk_what_lives_can_be_ended_and_nothing_new_is_begun() {
         living.push(journal.begin(begin(number), 0).await.expect("there is room"));
     }
     let filler = disk.fill();
-    // The file system is full to the last byte, and the room that was kept is found out here.
+    // The file system is full to the last byte; the journal notices here that only its reserve is
+    // left.
     let refused = journal.begin(begin(1000), 0).await;
     assert_eq!(refused.expect_err("full"), Error::Full);
     for record in &living[..200] {
@@ -208,7 +209,7 @@ async fn on_a_full_disk_what_lives_can_be_ended_and_nothing_new_is_begun() {
             journal.update(&Record { phase, ended_ms: 1, ..current }).await.expect("ended");
         }
     }
-    // A restart in that state, and on with it.
+    // A restart in that state, then it continues.
     drop(journal);
     let journal = opened(&path).await;
     for record in &living[200..] {
@@ -221,7 +222,7 @@ async fn on_a_full_disk_what_lives_can_be_ended_and_nothing_new_is_begun() {
     journal.begin(begin(1002), 0).await.expect("there is room again");
 }
 
-/// Once the thread of the handle that was dropped has let go of the file.
+/// Opens the journal once the thread of the dropped handle has closed the file.
 async fn opened(path: &Path) -> SqliteJournal {
     let until = Instant::now() + Duration::from_secs(5);
     loop {

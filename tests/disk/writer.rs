@@ -1,5 +1,5 @@
-//! Keeps writing to a journal and prints what was answered as durable, until it is ended. For the
-//! tests of what a disk can do to a journal: `journal-writer FILE`.
+//! Writes to a journal until it is ended, and prints every write that was answered as durable. For
+//! the tests of disk faults: `journal-writer FILE`.
 
 use std::{io::Write as _, net::Ipv4Addr, path::PathBuf, sync::Arc};
 
@@ -13,7 +13,7 @@ use proto::{
     spec::{Network, Size},
 };
 
-/// Callers at a time, so that transactions hold several of them.
+/// Number of concurrent callers, so that transactions hold several writes.
 const CALLERS: u64 = 8;
 
 #[tokio::main]
@@ -50,7 +50,7 @@ async fn call(journal: &SqliteJournal, caller: u64) -> Result<()> {
     Ok(())
 }
 
-/// One write, and a short one: a line is whole or not there.
+/// Prints a line in one short write: it is complete or missing.
 fn tell(record: &Record) -> Result<()> {
     let line = format!("{} {}\n", record.id, record.revision);
     std::io::stdout().lock().write_all(line.as_bytes()).context("nobody listens")

@@ -30,7 +30,7 @@ async fn bodies_pass_whole() {
     assert_eq!(client.response(false).await.expect("an answer").status, 200);
     assert!(sandbox.last().body == body, "the body is another");
 
-    // The same connection goes on, and a body on the question's own path is the sandbox's.
+    // The connection stays usable, and a body on the path of a route question is the sandbox's.
     for (method, path) in [("GET", "/v1/route"), ("PUT", "/v1/route?via=peer"), ("PATCH", "/a")] {
         let request = Request { method, body: b"hello", ..Request::get(&host, path) };
         let answer = client.request(&request).await.expect("an answer");
@@ -54,7 +54,7 @@ async fn bodies_pass_whole() {
         assert_eq!(sandbox.last().head.line, format!("{method} /m HTTP/1.1"));
     }
 
-    // Paths reach the sandbox as they are.
+    // Paths reach the sandbox unchanged.
     for path in ["/a%2Fb", "/%00", "/%2e%2e/x", "//a", "/a//b/../c", "/?a=b&&c", "/ü"] {
         let mut client = Client::connect(node.public).await.expect("connected");
         let answer = client.request(&Request::get(&host, path)).await.expect("an answer");

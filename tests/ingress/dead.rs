@@ -12,7 +12,7 @@ use crate::{
     sandbox::Sandbox,
 };
 
-/// A port that swallows connections: its queue is full and nobody takes from it.
+/// A port that accepts no connections: its queue is full and nobody takes from it.
 struct Swallows {
     _listener: tokio::net::TcpListener,
     _queue: Vec<TcpStream>,

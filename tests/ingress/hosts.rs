@@ -59,13 +59,13 @@ async fn only_names_of_sandboxes_reach_them() {
         (400, "port-8000-vm-100001.sbx.tëst".to_owned()),
     ] {
         let answer = get(node.public, &host, "/").await;
-        // An empty Host is 400 to a later Caddy.
+        // A later Caddy answers 400 to an empty Host.
         let empty = host.is_empty() && answer.status == 400;
         assert!(answer.status == status || empty, "{host:?}: {} {}", answer.status, answer.text());
         assert!(!answer.head.any("x-sbx-"), "{host:?}: {:?}", answer.head);
     }
 
-    // Two hosts, and a host in the request's first line.
+    // Two hosts, and a host in the request line.
     let mut client = Client::connect(node.public).await.expect("connected");
     let two = format!("GET / HTTP/1.1\r\nHost: {}\r\nHost: sbx.test\r\n\r\n", host(8000, 100_001));
     client.send(two).await.expect("sent");

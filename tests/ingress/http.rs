@@ -1,5 +1,5 @@
-//! HTTP/1.1 by hand: what a client sends is in the test's power to the byte, and what a server got
-//! is seen to the byte.
+//! HTTP/1.1 by hand: the test controls every byte that a client sends, and sees every byte that a
+//! server got.
 
 use std::{fmt::Write as _, io, net::SocketAddr, time::Duration};
 
@@ -9,20 +9,20 @@ use tokio::{
     time::timeout,
 };
 
-/// No test waits longer for one answer.
+/// Longest wait of a test for one answer.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The head of a request or a response.
+/// Head of a request or a response.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Head {
-    /// The first line.
+    /// First line.
     pub(crate) line: String,
-    /// Headers as they came: order, case, repetitions.
+    /// Headers as received: order, case, repetitions.
     pub(crate) headers: Vec<(String, String)>,
 }
 
 impl Head {
-    /// Reads one; `None` at the end of the stream.
+    /// Reads a head; returns `None` at the end of the stream.
     pub(crate) async fn read(
         stream: &mut (impl AsyncBufReadExt + Unpin),
     ) -> io::Result<Option<Self>> {
@@ -43,13 +43,13 @@ impl Head {
         }
     }
 
-    /// All values of a header.
+    /// Returns all values of a header.
     pub(crate) fn all(&self, name: &str) -> Vec<&str> {
         let own = |(n, _): &&(String, String)| n.eq_ignore_ascii_case(name);
         self.headers.iter().filter(own).map(|(_, value)| value.as_str()).collect()
     }
 
-    /// The one value of a header.
+    /// Returns the value of a header that occurs exactly once.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         match self.all(name)[..] {
             [value] => Some(value),
@@ -57,13 +57,13 @@ impl Head {
         }
     }
 
-    /// True when any header's name starts so, in any case.
+    /// Returns whether any header's name has this prefix, in any case.
     pub(crate) fn any(&self, prefix: &str) -> bool {
         let prefix = prefix.to_ascii_lowercase();
         self.headers.iter().any(|(name, _)| name.to_ascii_lowercase().starts_with(&prefix))
     }
 
-    /// The body that belongs to it. `to_end`: without a length it goes to the end of the stream.
+    /// Reads the body for this head. `to_end`: without a length the body ends with the stream.
     pub(crate) async fn body(
         &self,
         stream: &mut (impl AsyncBufReadExt + Unpin),
@@ -76,7 +76,7 @@ impl Head {
                 stream.read_line(&mut size).await?;
                 let size = usize::from_str_radix(size.trim(), 16).map_err(|_| cut())?;
                 if size == 0 {
-                    // Trailers, so that a test sees them.
+                    // Includes trailers, so that a test sees them.
                     while stream.read_until(b'\n', &mut body).await? > 2 {}
                     body.truncate(body.len() - 2);
                     return Ok(body);
@@ -103,19 +103,17 @@ fn cut() -> io::Error {
     io::ErrorKind::UnexpectedEof.into()
 }
 
-/// A response.
 #[derive(Debug, Clone)]
 pub(crate) struct Response {
-    /// Its status.
     pub(crate) status: u16,
-    /// Its head.
+    /// Status line and headers.
     pub(crate) head: Head,
-    /// Its body.
+    /// Body without its encoding.
     pub(crate) body: Vec<u8>,
 }
 
 impl Response {
-    /// The body as text.
+    /// Returns the body as text.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
@@ -126,7 +124,6 @@ impl Response {
 pub(crate) struct Client<S = TcpStream>(BufReader<S>);
 
 impl Client {
-    /// Connects.
     pub(crate) async fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -135,18 +132,17 @@ impl Client {
 }
 
 impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
-    /// Speaks over a stream that is there.
+    /// Uses an open stream.
     pub(crate) fn over(stream: S) -> Self {
         Self(BufReader::new(stream))
     }
 
-    /// Sends bytes.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.0.get_mut().write_all(bytes.as_ref()).await?;
         self.0.get_mut().flush().await
     }
 
-    /// Reads a response, passing over 100 Continue. `head`: to a HEAD request.
+    /// Reads a response and skips 100 Continue. `head`: the request was a HEAD request.
     pub(crate) async fn response(&mut self, head: bool) -> io::Result<Response> {
         timeout(DEADLINE, self.read_response(head)).await?
     }
@@ -165,35 +161,33 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    /// One request on this connection, which stays open.
+    /// Sends one request on this connection, which stays open.
     pub(crate) async fn request(&mut self, request: &Request<'_>) -> io::Result<Response> {
         self.send(request.bytes()).await?;
         self.response(request.method == "HEAD").await
     }
 }
 
-/// A request.
 #[derive(Debug, Clone)]
 pub(crate) struct Request<'a> {
-    /// Its method.
     pub(crate) method: &'a str,
-    /// Its target, as it stands in the first line.
+    /// Target, as in the request line.
     pub(crate) target: &'a str,
-    /// Its Host.
+    /// Value of the Host header.
     pub(crate) host: &'a str,
     /// More headers.
     pub(crate) headers: Vec<(&'a str, &'a str)>,
-    /// Its body, sent with a length.
+    /// Body, sent with a length.
     pub(crate) body: &'a [u8],
 }
 
 impl<'a> Request<'a> {
-    /// A GET.
+    /// Creates a GET request.
     pub(crate) fn get(host: &'a str, target: &'a str) -> Self {
         Self { method: "GET", target, host, headers: Vec::new(), body: b"" }
     }
 
-    /// With a header.
+    /// Adds a header.
     pub(crate) fn with(mut self, name: &'a str, value: &'a str) -> Self {
         self.headers.push((name, value));
         self
@@ -213,12 +207,12 @@ impl<'a> Request<'a> {
     }
 }
 
-/// One request on a connection of its own.
+/// Sends one request on its own connection.
 pub(crate) async fn once(address: SocketAddr, request: &Request<'_>) -> io::Result<Response> {
     Client::connect(address).await?.request(request).await
 }
 
-/// A GET on a connection of its own, which must be answered.
+/// Sends a GET on its own connection; it must be answered.
 pub(crate) async fn get(address: SocketAddr, host: &str, target: &str) -> Response {
     once(address, &Request::get(host, target)).await.expect("an answer")
 }

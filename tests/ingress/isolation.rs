@@ -19,13 +19,12 @@ use crate::{
     sandbox::Sandbox,
 };
 
-/// Connections at once. What this test is about was never seen below 64.
+/// Concurrent connections. The fault that this test looks for was never seen below 64.
 const CLIENTS: usize = 200;
-/// How long it is looked for.
 const LENGTH: Duration = Duration::from_secs(8);
 
-/// Load on two sandboxes at once, some of it from clients that break off in the middle. Returns
-/// requests answered, and what was wrong.
+/// Puts load on two sandboxes at once; some clients abort in the middle. Returns the number of
+/// answered requests, and the violations.
 async fn storm(node: &Node, length: Duration) -> (usize, Vec<String>) {
     let end = Instant::now() + length;
     let answered = Arc::new(AtomicUsize::new(0));
@@ -39,7 +38,7 @@ async fn storm(node: &Node, length: Duration) -> (usize, Vec<String>) {
             let mut bad = Vec::new();
             while Instant::now() < end {
                 let Ok(mut connection) = Client::connect(public).await else { continue };
-                // One in eight only ever breaks off.
+                // One client in eight always aborts.
                 if client % 8 == 7 {
                     let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
                     drop(connection.send(head).await);
@@ -66,8 +65,8 @@ async fn storm(node: &Node, length: Duration) -> (usize, Vec<String>) {
     (answered.load(Ordering::Relaxed), bad)
 }
 
-/// Both sandboxes answer route questions with lies. They never get one, and nobody gets another's
-/// request.
+/// Lets both sandboxes answer route questions with lies. They never get such a question, and no
+/// sandbox gets another's request.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_sandbox_ever_gets_a_route_question() {
     need_caddy!();
@@ -92,9 +91,9 @@ async fn no_sandbox_ever_gets_a_route_question() {
     }
 }
 
-/// The negative control: the same storm with keep-alive on the question's leg, at both ends, finds
-/// the fault in a Caddy that has it (all that Debian ships), so the test above can find it too.
-/// It is a race, so it is only asked for by name.
+/// Negative control: with keep-alive on the connection for route questions, at both ends, the same
+/// storm finds the fault in a Caddy that has it (all that Debian ships), so the test above can find
+/// it, too. The fault is a race, so this test runs only on request.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_keep_alive_sandboxes_do_get_questions() {
     need_caddy!();
@@ -135,7 +134,7 @@ async fn with_keep_alive_sandboxes_do_get_questions() {
     assert!(leaked > 0 || !node.caddy_runs(), "this Caddy does not have the fault");
 }
 
-/// A route server that keeps its connections.
+/// Runs a route server that keeps its connections open.
 async fn keeps_alive(stream: tokio::net::UnixStream, routes: Arc<[String; 2]>) {
     let mut stream = BufReader::new(stream);
     while let Ok(Some(head)) = Head::read(&mut stream).await {

@@ -1,9 +1,9 @@
 //! The ingress: the real Caddy with the rendered configuration, the agent's real route server over
-//! a table in memory, and sandboxes that may be hostile. Everything is on addresses of loopback that
-//! no other run has.
+//! an in-memory table, and sandboxes that may be hostile. All addresses are on the loopback and
+//! differ between runs.
 //!
 //! Needs Debian's `caddy`; `PVE_SANDBOX_CADDY` names another binary.
-//! `PVE_SANDBOX_SKIP_INGRESS_TESTS=1` skips, and says so.
+//! `PVE_SANDBOX_SKIP_INGRESS_TESTS=1` skips the tests, with a message.
 
 mod bodies;
 mod dead;

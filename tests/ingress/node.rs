@@ -26,10 +26,10 @@ use proto::{
 use tokio::{net::TcpStream, runtime::Runtime, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// The domain of every test.
+/// Domain of every test.
 pub(crate) const DOMAIN: &str = "sbx.test";
 
-/// The Caddy to test; `None`, and a line that says so, when it was asked for to skip.
+/// Returns the Caddy to test; `None`, with a message, if the tests are skipped.
 pub(crate) fn caddy() -> Option<PathBuf> {
     let named = std::env::var_os("PVE_SANDBOX_CADDY").map(PathBuf::from);
     let found = named.unwrap_or_else(|| PathBuf::from("/usr/bin/caddy"));
@@ -46,7 +46,7 @@ pub(crate) fn caddy() -> Option<PathBuf> {
     Some(found)
 }
 
-/// Skips the test when there shall be none.
+/// Returns from the test if the tests are skipped.
 macro_rules! need_caddy {
     () => {
         if $crate::node::caddy().is_none() {
@@ -56,18 +56,18 @@ macro_rules! need_caddy {
 }
 pub(crate) use need_caddy;
 
-/// An address of loopback that no other test has at the time.
+/// Returns a loopback address that no concurrent test run uses.
 pub(crate) fn ip(last: u8) -> Ipv4Addr {
     let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 100 + high % 100, low, last)
 }
 
-/// An address and a port.
+/// Returns such an address with a port.
 pub(crate) fn at(last: u8, port: u16) -> SocketAddr {
     SocketAddr::from((ip(last), port))
 }
 
-/// A table in memory.
+/// An in-memory route table.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     local: Mutex<HashMap<Vmid, Target>>,
@@ -90,10 +90,10 @@ impl Routes for Table {
         self.owners.lock().expect("no panic").get(&vmid).cloned().unwrap_or(Owner::Nobody)
     }
 
-    /// In a moment, as a thaw takes one.
     fn used(&self, _: &SandboxId) {}
 
     async fn wake(&self, sandbox: SandboxRef) {
+        // A thaw takes a moment, too.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let SandboxRef::Vmid(vmid) = sandbox else { return };
         self.wakes.fetch_add(1, Ordering::Relaxed);
@@ -103,24 +103,23 @@ impl Routes for Table {
     }
 }
 
-/// A vmid.
 pub(crate) fn vmid(number: u32) -> Vmid {
     Vmid::try_from(number).expect("a vmid")
 }
 
-/// The sandbox in a container.
+/// Returns the id of the sandbox in a container.
 pub(crate) fn id(number: u32) -> SandboxId {
     let [a, b, c, d] = number.to_be_bytes();
     SandboxId::new(1_700_000_000_000, &[a, b, c, d, 0, 0, 0, 0, 0, 0])
 }
 
 impl Table {
-    /// How often something was woken.
+    /// Returns the number of wakes.
     pub(crate) fn wakes(&self) -> u32 {
         self.wakes.load(Ordering::Relaxed)
     }
 
-    /// A sandbox with open ports.
+    /// Adds a sandbox with open ports.
     pub(crate) fn put(&self, number: u32, ip: Ipv4Addr, state: State, ports: &[u16]) {
         let port = |port: &u16| Port::try_from(u32::from(*port)).expect("a port");
         let target = Target {
@@ -133,13 +132,13 @@ impl Table {
         self.local.lock().expect("no panic").insert(vmid(number), target);
     }
 
-    /// A sandbox elsewhere.
+    /// Adds a sandbox on another node.
     pub(crate) fn elsewhere(&self, number: u32, owner: Owner) {
         self.owners.lock().expect("no panic").insert(vmid(number), owner);
     }
 }
 
-/// The agent's route server, in a runtime of its own, so that it can be killed.
+/// The agent's route server, in its own runtime, so that it can be killed.
 #[derive(Debug)]
 pub(crate) struct Agent {
     runtime: Option<Runtime>,
@@ -168,7 +167,7 @@ impl Agent {
         Self { runtime: Some(runtime), stop }
     }
 
-    /// As SIGKILL does: everything stops where it is.
+    /// Stops everything at once, as SIGKILL does.
     fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -183,16 +182,15 @@ impl Drop for Agent {
     }
 }
 
-/// A node.
+/// A node with its route server and its Caddy.
 #[derive(Debug)]
 pub(crate) struct Node {
-    /// Where clients reach it.
+    /// Address for clients.
     pub(crate) public: SocketAddr,
-    /// Where its peers do.
+    /// Address for peers.
     pub(crate) peer: SocketAddr,
-    /// Its table.
     pub(crate) table: Arc<Table>,
-    /// Its files.
+    /// Directory of its files.
     pub(crate) dir: PathBuf,
     agent: Agent,
     old: Vec<Agent>,
@@ -201,12 +199,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts one on the given last byte of the address, without peers.
+    /// Starts a node without peers; `last` is the last byte of its address.
     pub(crate) async fn start(last: u8) -> Self {
         Self::start_with(last, None, |_| {}).await
     }
 
-    /// With the certificates in `pki`, and a change to the configuration.
+    /// Starts a node with the certificates in `pki`, and a change to its configuration.
     pub(crate) async fn start_with(
         last: u8,
         pki: Option<&Path>,
@@ -250,22 +248,22 @@ impl Node {
         }
     }
 
-    /// What Caddy has logged.
+    /// Returns Caddy's log.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("caddy.log")).unwrap_or_default()
     }
 
-    /// A sandbox on this node, running.
+    /// Adds a running sandbox on this node.
     pub(crate) fn put(&self, number: u32, address: SocketAddr) {
         let IpAddr::V4(ip) = address.ip() else { panic!("IPv4 only") };
         self.table.put(number, ip, State::Running, &[address.port()]);
     }
 
-    /// Stops the route server as an orderly stop does, and starts another.
+    /// Stops the route server in an orderly way, and starts another one.
     pub(crate) fn restart_agent(&mut self) {
         self.agent.stop.cancel();
         let fresh = Agent::start(&self.dir, Arc::clone(&self.table));
-        // The old one still ends what it was asked.
+        // The old one still finishes its requests.
         self.old.push(std::mem::replace(&mut self.agent, fresh));
     }
 
@@ -279,7 +277,7 @@ impl Node {
         self.agent = Agent::start(&self.dir, Arc::clone(&self.table));
     }
 
-    /// True while Caddy runs.
+    /// Returns true while Caddy runs.
     pub(crate) fn caddy_runs(&mut self) -> bool {
         self.caddy.try_wait().expect("a child").is_none()
     }
@@ -287,7 +285,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may have ended by itself; the test that minds has looked.
+        // Caddy may have ended already; a test that needs it has checked that.
         drop(self.caddy.kill());
         drop(self.caddy.wait());
     }
@@ -309,10 +307,10 @@ fn run_caddy(config: &Path, dir: &Path) -> Child {
         .expect("Caddy starts")
 }
 
-/// Runs `caddy validate`; what it said when it refused.
+/// Runs `caddy validate`; returns its output if it refuses.
 #[expect(clippy::disallowed_methods, reason = "tests start Caddy themselves")]
 pub(crate) fn validate(config: &Path) -> Result<(), String> {
-    // Caddy makes its directories in there.
+    // Caddy creates its directories there.
     let home = tempfile::tempdir().expect("a directory");
     let output = Command::new(caddy().expect("not skipped"))
         .arg("validate")
@@ -329,12 +327,12 @@ pub(crate) fn validate(config: &Path) -> Result<(), String> {
     }
 }
 
-/// Host of a port of the sandbox in a container.
+/// Returns the host of a port of the sandbox in a container.
 pub(crate) fn host(port: u16, number: u32) -> String {
     format!("port-{port}-vm-{number}.{DOMAIN}")
 }
 
-/// The other form of it.
+/// Returns the host with the sandbox's id in place of the vmid.
 pub(crate) fn host_by_id(port: u16, number: u32) -> String {
     format!("port-{port}-{}.{DOMAIN}", id(number))
 }

@@ -21,12 +21,12 @@ use crate::{
     websocket,
 };
 
-/// A CA of its own and one node's certificate, as files.
+/// A CA with one node's certificate, as files.
 #[derive(Debug)]
 pub(crate) struct Pki(tempfile::TempDir);
 
 impl Pki {
-    /// Makes one.
+    /// Creates the CA and the certificate.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let mut ca = CertificateParams::default();
@@ -50,7 +50,7 @@ impl Pki {
         Self(dir)
     }
 
-    /// Where the files are.
+    /// Returns the directory of the files.
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
@@ -60,7 +60,7 @@ impl Pki {
     }
 }
 
-/// Two nodes that know each other.
+/// Starts two nodes that know each other.
 pub(crate) async fn two(pki: &Pki) -> (Node, Node) {
     let first = Node::start_with(1, Some(pki.path()), |_| {}).await;
     let second = Node::start_with(2, Some(pki.path()), |_| {}).await;
@@ -92,14 +92,14 @@ async fn any_node_serves_every_sandbox() {
         assert_eq!(got.get("x-forwarded-host"), Some(host_name.as_str()));
         assert_eq!(got.get("host"), Some("localhost:8000"));
         assert!(!got.any("x-sbx"), "{got:?}");
-        // The client, then the edge.
+        // The chain has the client, then the edge.
         let chain = got.get("x-forwarded-for").expect("a chain").split(", ").count();
         assert_eq!(chain, 2, "{got:?}");
         let post = Request { method: "POST", body: &body, ..Request::get(&host_name, "/up") };
         assert_eq!(once(edge.public, &post).await.expect("an answer").status, 200);
         assert!(sandbox.last().body == body);
     }
-    // A client's chain is taken on over the hop.
+    // A client's chain is continued over the hop.
     let request = Request::get(&host_name, "/").with("X-Forwarded-For", "203.0.113.9");
     once(edge.public, &request).await.expect("an answer");
     let got = sandbox.last().head;
@@ -108,7 +108,7 @@ async fn any_node_serves_every_sandbox() {
     let mut socket = websocket::open(edge.public, &host_name).await.expect("open");
     websocket::echo(&mut socket, Message::text("over two nodes")).await;
 
-    // What the owner says, the client hears.
+    // The client gets the owner's answer.
     for (number, port, status, words) in [
         (100_001, 22, 403, "not exposed"),
         (100_002, 8000, 410, "deleted"),
@@ -119,7 +119,7 @@ async fn any_node_serves_every_sandbox() {
         assert_eq!(answer.status, status, "{number}: {}", answer.text());
         assert!(answer.text().contains(words), "{number}: {}", answer.text());
     }
-    // By its id it is found at the owner only: this edge's table knows none.
+    // An id is known only to the owner: this edge's table has none.
     assert_eq!(get(owner.public, &host_by_id(8000, 100_001), "/").await.status, 200);
     assert_eq!(get(edge.public, &host_by_id(8000, 100_001), "/").await.status, 404);
 }
@@ -135,7 +135,7 @@ async fn a_request_goes_over_one_hop_at_most() {
         let answer = get(node.public, &host(8000, 100_001), "/").await;
         assert_eq!(answer.status, 421, "{}", answer.text());
     }
-    // A peer that is not there is an error, not a wait.
+    // A missing peer is an error at once, not a wait.
     first.table.elsewhere(100_002, Owner::Peer(at(9, 8481)));
     let answer = get(first.public, &host(8000, 100_002), "/").await;
     assert_eq!(answer.status, 502);
@@ -183,7 +183,7 @@ async fn only_peers_reach_the_peer_port() {
     let served = sandbox.got().len();
 
     for own in [None, Some(&foreign)] {
-        // With TLS 1.3 the refusal may come as late as the first read.
+        // With TLS 1.3 the refusal may come only with the first read.
         if let Ok(stream) = handshake(node.peer, &pki, own, ALL_VERSIONS).await {
             Client::over(stream).request(&request).await.expect_err("refused");
         }

@@ -8,7 +8,7 @@ use crate::{
     peers::Pki,
 };
 
-/// What is rendered, Caddy takes; with peers and without.
+/// Checks that Caddy accepts the rendered configuration, with peers and without.
 #[test]
 fn caddy_takes_the_configuration() {
     need_caddy!();
@@ -32,13 +32,13 @@ fn caddy_takes_the_configuration() {
         caddy::write(&settings, &path, None).expect("written");
         node::validate(&path).expect("valid");
     }
-    // A field that Caddy does not know would be refused: the check bites.
+    // Caddy refuses an unknown field: the check is effective.
     let path = pki.path().join("bad.json");
     std::fs::write(&path, r#"{"apps":{"http":{"servers":{"a":{"nosuch":1}}}}}"#).expect("written");
     node::validate(&path).expect_err("invalid");
 }
 
-/// What pve-sandbox-agent(8) says: `node-cert`, the files in place, the agent started, then Caddy.
+/// Follows pve-sandbox-agent(8): `node-cert`, the files in place, the agent started, then Caddy.
 #[test]
 fn certificates_of_the_controller_and_an_agent_that_starts_make_an_ingress() {
     need_caddy!();
@@ -61,7 +61,7 @@ fn certificates_of_the_controller_and_an_agent_that_starts_make_an_ingress() {
         }),
     };
     let path = dir.path().join("caddy.json");
-    // `check-config` is content, and the agent makes what is missing.
+    // `check-config` finds no obstacle, and the agent creates what is missing.
     assert_eq!(caddy::obstacles(&settings, &path, None), [] as [&str; 0]);
     let (proof, provided) = caddy::provide(&settings, &path, None).expect("provided");
     assert_eq!(provided, Provided::New);

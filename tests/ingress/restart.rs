@@ -14,7 +14,7 @@ use crate::{
     sandbox::Sandbox,
 };
 
-/// Waits until as many requests more have been served.
+/// Waits until a hundred more requests have been served.
 async fn a_hundred_more(done: &AtomicUsize) {
     let before = done.load(Ordering::Relaxed);
     let served = async {
@@ -25,7 +25,7 @@ async fn a_hundred_more(done: &AtomicUsize) {
     timeout(Duration::from_secs(30), served).await.expect("requests are served");
 }
 
-/// Restarts and kills of the agent, and not one request fails: Caddy asks again.
+/// Restarts and kills the agent: no request fails, because Caddy asks again.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_is_lost_when_the_agent_restarts() {
     need_caddy!();
@@ -56,7 +56,7 @@ async fn no_request_is_lost_when_the_agent_restarts() {
         });
     }
     for round in 0..6 {
-        // Under load each time: some requests have been served since the last one.
+        // Always under load: some requests have been served since the last restart.
         a_hundred_more(&done).await;
         if round % 2 == 0 {
             node.restart_agent();

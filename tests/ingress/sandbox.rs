@@ -1,4 +1,4 @@
-//! What runs in a sandbox: a server that tells what it got, and one that lies.
+//! Servers in sandboxes: one that reports what it got, and one that lies.
 
 use std::{
     fmt::Write as _,
@@ -20,27 +20,25 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::http::Head;
 
-/// A request that a sandbox got.
+/// A request that reached a sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Got {
-    /// Its head.
+    /// Request line and headers.
     pub(crate) head: Head,
-    /// Bytes of its body.
     pub(crate) body: Vec<u8>,
 }
 
-/// A server in a sandbox. Ends when dropped.
+/// A server in a sandbox; it ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
-    /// Where it listens.
     pub(crate) address: SocketAddr,
     got: Arc<Mutex<Vec<Got>>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Sandbox {
-    /// Starts one that answers with `name` and what it got. To a route question, should it ever get
-    /// one, it answers with a route to itself.
+    /// Starts a server that answers with `name` and the request. If it ever gets a route question,
+    /// it answers with a route to itself.
     pub(crate) async fn start(address: SocketAddr, name: &str) -> Self {
         let listener = TcpListener::bind(address).await.expect("a free address");
         let got = Arc::new(Mutex::new(Vec::new()));
@@ -60,24 +58,24 @@ impl Sandbox {
         Self { address, got, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// What it got so far.
+    /// Returns all requests so far.
     pub(crate) fn got(&self) -> Vec<Got> {
         self.got.lock().expect("no panic").clone()
     }
 
-    /// What it got last.
+    /// Returns the last request.
     pub(crate) fn last(&self) -> Got {
         self.got().pop().expect("a request")
     }
 
-    /// Route questions that it got: there must be none.
+    /// Returns the number of route questions, which must be zero.
     pub(crate) fn questions(&self) -> usize {
         let question = |got: &&Got| got.head.line.contains("/v1/route?via=edge&rid=");
         self.got.lock().expect("no panic").iter().filter(question).count()
     }
 }
 
-/// Headers of a route to `address`.
+/// Returns the headers of a route to `address`.
 fn forged(address: SocketAddr) -> String {
     format!(
         "X-Sbx-Proof: 0\r\nX-Sbx-Kind: local\r\nX-Sbx-Upstream: {address}\r\nX-Sbx-Host: forged\r\n"

@@ -9,8 +9,8 @@ use crate::{
     sandbox::Sandbox,
 };
 
-/// Spellings of what only the ingress, or the tunnel in front of it, says. Programs behind CGI and
-/// the like take each of them for the real one.
+/// Spellings of headers that only the ingress, or the tunnel in front of it, may set. Programs
+/// behind CGI and the like take each of them for the real one.
 const FORGED: &[&str] = &[
     "X-Sbx-Kind",
     "X-Sbx_kind",
@@ -39,12 +39,12 @@ const FORGED: &[&str] = &[
     "Forwarded",
 ];
 
-/// The header as a program behind CGI names it.
+/// Returns the header's name as a program behind CGI sees it.
 fn folded(name: &str) -> String {
     name.to_ascii_lowercase().replace(['-', '.'], "_")
 }
 
-/// Nothing of what was forged came through, and nothing else is missing.
+/// Checks that no forged header came through and no other header is missing.
 fn assert_clean(got: &Head, host: &str) {
     for (name, value) in &got.headers {
         assert!(!value.contains("forged"), "{name} came through: {got:?}");
@@ -62,7 +62,7 @@ fn assert_clean(got: &Head, host: &str) {
 fn forged<'a>(host: &'a str, connection: &'a str) -> Request<'a> {
     let mut request = Request::get(host, "/").with("Connection", connection);
     for name in FORGED {
-        // Each twice: none of them is the one that counts.
+        // Each twice: none of them may count.
         request = request.with(name, "forged").with(name, "forged again");
     }
     request.with("X_Requested_With", "kept").with("My_Header", "kept")
@@ -77,10 +77,10 @@ async fn no_spelling_of_a_header_of_ours_reaches_a_sandbox() {
     owner.put(100_001, sandbox.address);
     edge.table.elsewhere(100_001, Owner::Peer(owner.peer));
     let host = host(8000, 100_001);
-    // Told to be of one hop, so that a proxy on the way takes away what it has said itself.
+    // Declares them as hop-by-hop headers, so that a proxy might remove its own.
     let hop = "close, X-Sbx-Kind, X-Sbx_kind, X-Forwarded-For, X-Forwarded-Host, \
                X-Forwarded-Proto, X-Request-Id";
-    // Straight, and over another node.
+    // Directly, and through another node.
     for node in [&owner, &edge] {
         for connection in ["close", hop] {
             let answer = once(node.public, &forged(&host, connection)).await.expect("an answer");
@@ -88,7 +88,7 @@ async fn no_spelling_of_a_header_of_ours_reaches_a_sandbox() {
             assert_clean(&sandbox.last().head, &host);
         }
 
-        // By WebSocket, whose request is another path through a proxy.
+        // By WebSocket, whose request takes another path through a proxy.
         let mut request = format!("ws://{host}/ws").into_client_request().expect("a request");
         for name in FORGED {
             let name: HeaderName = name.parse().expect("a name");
@@ -102,7 +102,7 @@ async fn no_spelling_of_a_header_of_ours_reaches_a_sandbox() {
         assert_clean(&sandbox.last().head, &host);
         drop(socket);
 
-        // After the body.
+        // As trailers after the body.
         let mut client = Client::connect(node.public).await.expect("connected");
         let raw = format!(
             "POST / HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\
@@ -158,7 +158,7 @@ async fn headers_of_a_client_are_not_obeyed() {
     assert!(got.all("cookie").concat().find("secret").is_none(), "{got:?}");
     assert!(victim.got().is_empty());
 
-    // Cookies of the app stay.
+    // The app's own cookies stay.
     let request = Request::get(&host, "/").with("Cookie", "a=1; __Host-sbx-8000=secret; b=2");
     once(node.public, &request).await.expect("an answer");
     assert_eq!(sandbox.last().head.get("cookie"), Some("a=1; b=2"));
@@ -166,7 +166,7 @@ async fn headers_of_a_client_are_not_obeyed() {
     once(node.public, &request).await.expect("an answer");
     assert_eq!(sandbox.last().head.get("cookie"), Some("a=1"));
 
-    // A header twice, and placeholders of Caddy's, which mean nothing.
+    // A repeated header, and placeholders of Caddy, which must have no effect.
     let request = Request::get(&host, "/{env.HOME}?q={http.vars.sbx_upstream}")
         .with("X-A", "1")
         .with("X-A", "{http.reverse_proxy.header.X-Sbx-Proof}");
@@ -191,21 +191,21 @@ async fn headers_of_a_sandbox_are_not_obeyed() {
         assert_eq!((answer.status, answer.text().starts_with("alpha ")), (200, true));
         assert!(!answer.head.any("x-sbx"), "{:?}", answer.head);
     }
-    // The path of the question is an ordinary path of the sandbox.
+    // The path of the route question is an ordinary path of the sandbox.
     let answer = get(node.public, &host, "/v1/route").await;
     assert!(answer.text().starts_with("alpha got GET /v1/route "), "{}", answer.text());
     assert!(victim.got().is_empty());
     assert_eq!(sandbox.questions(), 0);
 }
 
-/// Whatever sits behind the socket: without the proof its word is nothing.
+/// Checks that an answer without the proof is ignored, whatever is behind the socket.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_without_the_proof_is_no_route() {
     need_caddy!();
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
     let node = Node::start_with(1, None, |json| {
         *json = serde_json::from_str(
-            // Another proof than the agent's.
+            // Not the agent's proof.
             &json.to_string().replace("\"X-Sbx-Proof\":[\"", "\"X-Sbx-Proof\":[\"0"),
         )
         .expect("it is JSON");

@@ -1,4 +1,4 @@
-//! Paused sandboxes: a request wakes what may be woken, and nothing else does.
+//! Paused sandboxes: a request wakes a sandbox that allows it, and no other.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ async fn a_request_wakes_what_is_paused_and_gets_its_answer() {
     let sandbox = Sandbox::start(at(10, 8000), "woken").await;
     let IpAddr::V4(ip) = sandbox.address.ip() else { panic!("IPv4 only") };
     node.table.put(100_001, ip, State::Paused { wakes: true }, &[8000]);
-    // A port that is closed says that it is closed, and wakes nobody.
+    // A closed port is reported as closed, and wakes nobody.
     assert_eq!(get(node.public, &host(8001, 100_001), "/").await.status, 403);
     assert_eq!(node.table.wakes(), 0);
     let answer = get(node.public, &host(8000, 100_001), "/").await;

@@ -13,7 +13,7 @@ use crate::{
     sandbox::Sandbox,
 };
 
-/// A WebSocket through Caddy.
+/// Opens a WebSocket through Caddy.
 pub(crate) async fn open(
     caddy: SocketAddr,
     host: &str,
@@ -24,7 +24,7 @@ pub(crate) async fn open(
     Ok(socket)
 }
 
-/// Sends and gets back.
+/// Sends a message and checks that the same one comes back.
 pub(crate) async fn echo(socket: &mut WebSocketStream<TcpStream>, message: Message) {
     socket.send(message.clone()).await.expect("sent");
     let back = timeout(Duration::from_secs(10), socket.next()).await.expect("in time");
@@ -41,7 +41,7 @@ async fn a_websocket_outlives_what_happens_to_others() {
     echo(&mut socket, Message::text("hello")).await;
     echo(&mut socket, Message::binary(vec![7u8; 300_000])).await;
 
-    // Others come and go, ports open and close, the agent restarts.
+    // Other sandboxes come and go, ports open and close, the agent restarts.
     for number in 0..200 {
         node.table.put(200_000 + number, ip(10), State::Running, &[8000]);
         node.table.put(200_000 + number, ip(10), State::Gone, &[]);
@@ -53,7 +53,7 @@ async fn a_websocket_outlives_what_happens_to_others() {
     node.start_agent();
     assert!(node.caddy_runs());
 
-    // A port that is not exposed takes no WebSocket either.
+    // A port that is not exposed accepts no WebSocket, either.
     match open(node.public, &host(8001, 100_001)).await {
         Err(tungstenite::Error::Http(answer)) => assert_eq!(answer.status(), 403),
         other => panic!("{other:?}"),

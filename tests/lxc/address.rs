@@ -1,4 +1,4 @@
-//! Addresses: what a tenant does to its own interface, and to the DHCP of others.
+//! Addresses: a tenant changes its own interface, and answers other sandboxes' DHCP.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use crate::{
     world::{World, id, node, vmid, wait, world},
 };
 
-/// Says to everybody on the bridge, again and again, that the DHCP server gives `IP` to `MAC`.
+/// Tells everybody on the bridge, repeatedly, that the DHCP server gives `IP` to `MAC`.
 const ROGUE: &str = r#"
 import socket, struct, sys, time
 mac, ip, server = bytes.fromhex(sys.argv[1]), socket.inet_aton(sys.argv[2]), socket.inet_aton(sys.argv[3])
@@ -30,7 +30,7 @@ fn ip(sandbox: &Value) -> &str {
     sandbox["ip"].as_str().unwrap_or_default()
 }
 
-/// Root in the sandbox puts more addresses on its interface, at every boot from now on.
+/// Adds addresses to the sandbox's interface as its root, at every boot from now on.
 fn adds(world: &World, sandbox: &str, addresses: [&str; 2]) {
     let [one, two] = addresses
         .map(|address| format!("ExecStart=/usr/bin/env ip address add {address} dev eth0\n"));
@@ -69,7 +69,7 @@ fn a_tenant_who_adds_addresses_gets_no_other() {
         assert_eq!(last >= 240, dhcp, "{before}: the server's range is at the end of the network");
         let host = format!("port-8000-vm-{}.sandbox.localhost", vmid(&sandbox));
         wait("its page", || get(node(&sandbox), &host).0 == 200);
-        // Lower than its own, outside of the network and inside.
+        // Lower than its own: one outside the network and one inside.
         adds(&world, &own, ["10.100.0.7/32", "10.100.1.232/32"]);
         let after = restart(&world, &own);
         let address = ip(&after);

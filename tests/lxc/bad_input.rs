@@ -1,4 +1,4 @@
-//! What callers must not get away with: each a typed error, and nothing changes.
+//! Invalid requests of callers: each gets a typed error and changes nothing.
 
 use crate::world::{World, id, ran, refusal, world};
 

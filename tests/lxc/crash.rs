@@ -1,4 +1,4 @@
-//! Daemons, callers and nodes that die in the middle.
+//! Daemons, callers and nodes that die during an operation.
 
 use std::process::Stdio;
 
@@ -7,7 +7,7 @@ use standin::faults::{Action, Rule};
 
 use crate::world::{PATIENCE, World, id, node, unique, vmid, wait, world};
 
-/// Starts a creation on node1 that takes its time at a step of `pct`; returns when it is there.
+/// Starts a creation on node1 that is slow at a step of `pct`; returns once it is known.
 fn slow_create(world: &World, command: &str, step: &str, key: &str) -> std::process::Child {
     world.faults("node1", &[Rule::once(command, step, Action::SleepMs).lasting_ms(3000)]);
     let child = world
@@ -23,7 +23,7 @@ fn slow_create(world: &World, command: &str, step: &str, key: &str) -> std::proc
     child
 }
 
-/// The creation of that key is finished or undone, and nothing is left of what was undone.
+/// Checks that the creation of that key is finished or undone, and that an undone one left nothing.
 #[track_caller]
 fn settled(world: &World, key: &str) {
     wait("the creation to be finished or undone", || {
@@ -52,7 +52,7 @@ fn agent_killed_in(command: &str, step: &str) {
     services.kill(AGENT, false, PATIENCE).expect("kill -9");
     child.wait().expect("sandboxctl ends");
     settled(&world, &key);
-    // What ran goes on running.
+    // The other sandbox still runs.
     assert_eq!(world.get(id(&bystander))["boot"], 1);
     assert_eq!(world.ctl(&["exec", id(&bystander), "--", "true"]).code, 0);
     world.finish();
@@ -111,7 +111,7 @@ fn a_dead_node_is_unreachable_and_its_sandboxes_are_not_gone() {
     assert!(reason == "NO_CAPACITY" || reason == "NODE_UNREACHABLE", "{reason}: {message}");
     assert!(message.contains("node3"), "{message}");
     world.node("node3").boot().expect("boot");
-    // A reboot is a power cut to what ran: it is started again, with its disk.
+    // A reboot is a power cut for a running sandbox: it is started again, with its disk.
     wait("it to run in its next boot", || {
         let now = world.get(id(&there));
         now["phase"] == "running" && now["boot"] == 2

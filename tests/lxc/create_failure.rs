@@ -1,10 +1,10 @@
-//! A creation that fails leaves nothing behind and says what `pct` said.
+//! A failed creation leaves nothing behind and reports the error of `pct`.
 
 use standin::faults::{Action, Rule};
 
 use crate::world::{node, unique, vmid, wait, world};
 
-/// Creates on node1 while the plan stands; returns the failed record.
+/// Creates on node1 with a fault plan, and checks that the creation fails as expected.
 fn fails(rules: &[Rule], expected: &str) {
     let Some(world) = world() else { return };
     world.faults("node1", rules);
@@ -18,7 +18,7 @@ fn fails(rules: &[Rule], expected: &str) {
         assert_eq!(world.left_of(node(sandbox), vmid(sandbox)), "", "left behind");
     }
     world.faults("node1", &[]);
-    // And nothing stands in the way of the next.
+    // The next creation works.
     world.create(&["--node", "node1"]);
     world.finish();
 }
@@ -46,7 +46,7 @@ fn when_the_configuration_fails() {
 #[test]
 fn when_the_clone_is_killed_and_leaves_its_locks() {
     let Some(world) = world() else { return };
-    // Parent and worker die behind the volume: the template stays locked, the volume unreferenced.
+    // Parent and worker die after the volume: the template stays locked, the volume unreferenced.
     world.faults("node1", &[Rule::once("clone", "volume", Action::DieAfter)]);
     let key = unique("killed");
     let ran = world.ctl(&["create", "--node", "node1", "--request-id", &key]);
@@ -79,7 +79,7 @@ fn when_the_storage_is_full() {
     });
     let why = world.json(&["explain", "--dry-run", "--node", "node2"]);
     let verdicts = why["nodes"].as_array().cloned().unwrap_or_default();
-    // A creation that has nowhere to go waits for room.
+    // A creation that fits on no node waits for room.
     let key = unique("full");
     let ran = world.ctl(&["create", "--node", "node2", "--no-wait", "--request-id", &key]);
     let freed = world.shell("node2", "rm /rpool/data/.filler && sync -f /rpool/data && echo freed");

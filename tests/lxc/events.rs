@@ -1,9 +1,9 @@
-//! The log of events on real nodes: a life from its first to its last, through a crash of the
-//! controller, read in two parts.
+//! The log of events on real nodes: the whole life of a sandbox, through a crash of the controller,
+//! read in two parts.
 
 use crate::world::{World, id, node, wait, world};
 
-/// What the log has of a sandbox after a revision: kinds and actors, and the last revision.
+/// Reads a sandbox's events after a revision: kinds and actors, and the last revision.
 fn read(world: &World, id: &str, since: u64) -> (Vec<(String, String)>, u64) {
     let ran = world.ctl(&["--json", "events", id, "--since", &since.to_string()]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -26,7 +26,7 @@ fn a_life_is_in_the_log_with_who_did_it() {
     world.json(&["pause", id]);
     let (told, seen) = read(&world, id, 0);
     assert_eq!(kinds(&told), ["create_asked", "created", "pause_asked", "paused"]);
-    // The public part of the token that the lab's sandboxctl has.
+    // The public part of the token that the lab's sandboxctl uses.
     let token = world.variable("SANDBOXCTL_TOKEN");
     let public = token.split('_').nth(1).expect("a token").to_owned();
     assert!(told.iter().all(|(_, actor)| *actor == public), "{told:?}");

@@ -1,14 +1,14 @@
-//! A container that is not ours but looks like it: in our VMID range, with a host name like ours, a
-//! tag, and a mark that is another container's. It must be the same after everything.
+//! A foreign container that looks like ours: in our VMID range, with a host name like ours, a tag,
+//! and the mark of another container. It must be unchanged after every test.
 
 use std::path::PathBuf;
 
 use lab::Lab;
 
-/// In node1's stripe of the range, where our own ring would come to it.
+/// Id within node1's part of the range, which our own assignment would reach.
 const VMID: u32 = 100_003;
 
-/// What it was when it was made.
+/// The container, with its fingerprint from its creation.
 pub(crate) struct Foreign {
     fingerprint: PathBuf,
 }
@@ -28,7 +28,7 @@ cat /proc/$pid/root/etc/machine-id
 ";
 
 impl Foreign {
-    /// Makes it once a boot of its node; later calls find it.
+    /// Creates the container once per boot of its node; later calls find it.
     pub(crate) fn ensure(lab: &Lab) -> Self {
         let node = lab.node("node1").expect("node1");
         let boot = node.boot_id().expect("boot id");
@@ -60,11 +60,11 @@ vmid=100000 attempt=1 team=demo request=r'; \
         foreign
     }
 
-    /// Fails when it is not what it was.
+    /// Fails if the container has changed.
     #[track_caller]
     pub(crate) fn check(&self, lab: &Lab) {
         let Ok(before) = std::fs::read_to_string(&self.fingerprint) else {
-            return; // Its node was rebooted by the test: the next one makes a new fingerprint.
+            return; // The test rebooted its node: the next test makes a new fingerprint.
         };
         let boot = lab.node("node1").and_then(|node| node.boot_id()).expect("boot id");
         if self.fingerprint.ends_with(format!("foreign-{boot}")) {

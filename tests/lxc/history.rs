@@ -1,28 +1,28 @@
-//! What callers were told, each at the moment when they were, and what must then be so.
+//! Answers that callers got, recorded when they got them, and what must be true by them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// What is known of one request_id.
+/// Knowledge about one request_id.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Known {
     /// Every id that an answer named.
     pub(crate) ids: BTreeSet<String>,
-    /// The sandbox that an answer said to run.
+    /// The sandbox that an answer reported as running.
     pub(crate) acked: Option<Sandbox>,
-    /// Somebody wants it gone.
+    /// Whether a deletion was requested.
     pub(crate) delete_asked: bool,
-    /// And was told that it is.
+    /// Whether an answer reported it as deleted.
     pub(crate) deleted: bool,
-    /// Its init was killed: it is down, and its commands are lost.
+    /// Whether its init was killed: it is stopped, and its commands are lost.
     pub(crate) hit: bool,
-    /// Commands, by their name, and the code that came, if one did.
+    /// Commands by name, with their exit code if one came.
     pub(crate) ran: BTreeMap<String, Option<i32>>,
 }
 
-/// Where it is.
+/// Id and place of a sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Sandbox {
     pub(crate) id: String,
@@ -30,7 +30,7 @@ pub(crate) struct Sandbox {
     pub(crate) vmid: u64,
 }
 
-/// All of it, for all callers.
+/// Answers that all callers got.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     known: Mutex<BTreeMap<String, Known>>,
@@ -50,7 +50,8 @@ impl History {
         self.lock().clone()
     }
 
-    /// A sandbox that its callers know to run and nobody wants gone; which, says `pick`.
+    /// Returns a sandbox that is known to run and that nobody has asked to delete; `pick` selects
+    /// it.
     pub(crate) fn living(&self, pick: u64) -> Option<(String, Sandbox)> {
         let all = self.lock();
         let living: Vec<_> = all
@@ -63,13 +64,13 @@ impl History {
         Some((key.clone(), sandbox.clone()))
     }
 
-    /// Something that may not be; the run goes on, and fails at its end.
+    /// Records a violation; the run continues, and fails at its end.
     pub(crate) fn broken(&self, what: String) {
         eprintln!("BROKEN: {what}");
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).push(what);
     }
 
-    /// Fails when something was not as it must be.
+    /// Fails if a violation was recorded.
     #[track_caller]
     pub(crate) fn judge(&self) {
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);

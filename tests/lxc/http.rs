@@ -1,5 +1,5 @@
-//! The least HTTP and WebSocket that looking at an ingress takes, over plain sockets, so that the
-//! test sees the bytes.
+//! Minimal HTTP and WebSocket client for tests of the ingress, over plain sockets, so that the test
+//! sees the bytes.
 
 use std::{
     io::{Read, Write},
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-/// Loopback port of a node's ingress.
+/// Returns the loopback port of a node's ingress.
 pub(crate) fn ingress_port(node: &str) -> u16 {
     match node {
         "node1" => 8480,
@@ -16,7 +16,6 @@ pub(crate) fn ingress_port(node: &str) -> u16 {
     }
 }
 
-/// The host of a URL.
 pub(crate) fn host(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.split(['/', ':']).next().unwrap_or_default().to_owned()
@@ -28,7 +27,7 @@ fn connect(node: &str) -> TcpStream {
     stream
 }
 
-/// Status of a GET by way of a node that may not answer.
+/// Returns the status of a GET through a node that may not answer.
 pub(crate) fn status(node: &str, host: &str) -> Option<u16> {
     let mut stream = TcpStream::connect(("127.0.0.1", ingress_port(node))).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -38,7 +37,7 @@ pub(crate) fn status(node: &str, host: &str) -> Option<u16> {
     String::from_utf8_lossy(&answer).split(' ').nth(1)?.parse().ok()
 }
 
-/// Status and body of a GET by way of a node.
+/// Returns status and body of a GET through a node.
 pub(crate) fn get(node: &str, host: &str) -> (u16, String) {
     let mut stream = connect(node);
     write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("send");
@@ -54,7 +53,7 @@ pub(crate) fn get(node: &str, host: &str) -> (u16, String) {
 pub(crate) struct Socket(TcpStream);
 
 impl Socket {
-    /// Upgrades a connection by way of a node.
+    /// Upgrades a connection through a node.
     pub(crate) fn open(node: &str, host: &str) -> Self {
         let mut stream = connect(node);
         write!(
@@ -71,13 +70,13 @@ impl Socket {
         }
         let head = String::from_utf8_lossy(&head).into_owned();
         assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-        // The accept value of RFC 6455's own example key.
+        // The accept value for the example key of RFC 6455.
         assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
         Self(stream)
     }
 
-    /// Sends a masked text frame and returns the text that comes back, or an error when the
-    /// connection is gone.
+    /// Sends a masked text frame and returns the text that comes back; fails if the connection is
+    /// gone.
     pub(crate) fn echo(&mut self, text: &str) -> std::io::Result<String> {
         let length = u8::try_from(text.len()).expect("short");
         let mask = [1, 2, 3, 4];

@@ -1,11 +1,11 @@
-//! The way in from a browser, through the node's own Caddy.
+//! HTTP access from outside, through the node's own Caddy.
 
 use crate::{
     http::{Socket, get},
     world::{id, node, vmid, wait, world},
 };
 
-/// A WebSocket echo in the template's own Python, without a library.
+/// A WebSocket echo server in the template's own Python, without a library.
 const ECHO: &str = r#"
 import socket, hashlib, base64, threading
 def serve(c):
@@ -49,13 +49,13 @@ fn a_websocket_survives_other_sandboxes_and_ends_with_hide() {
     let other = world.create(&["--node", node]);
     world.json(&["expose", other["id"].as_str().expect("id"), "8000"]);
     assert_eq!(socket.echo("after").expect("alive"), "after", "another sandbox cut the socket");
-    // By one of its two names: the port is closed under both.
+    // Hidden by one of its two names: the port is closed under both.
     assert_eq!(world.ctl(&["hide", id, "echo"]).text(), format!("{id} echo, second closed\n"));
     wait("hide to cut the open socket", || socket.echo("x").is_err());
     assert_eq!(get(node, &host).0, 403);
     assert_eq!(get(node, &format!("port-9000-{id}.sandbox.localhost")).0, 403);
     assert_eq!(world.refused(&["hide", id, "second"]).0, "SERVICE_NOT_FOUND");
-    // Opened again, and closed by its number.
+    // Exposed again, and closed by its number.
     world.json(&["expose", id, "9000", "--name", "second"]);
     let mut socket = Socket::open(node, &host);
     assert_eq!(socket.echo("again").expect("alive"), "again");

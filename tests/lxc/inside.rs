@@ -1,5 +1,5 @@
-//! Commands and files in a real container: what survives the agent's end, and what a hostile root
-//! in there gets.
+//! Commands and files in a real container: they survive the agent's end, and a hostile root inside
+//! gains nothing.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
@@ -10,13 +10,13 @@ use lab::daemons::AGENT;
 
 use crate::world::{Caller, PATIENCE, id, node, vmid, wait, world};
 
-/// Kills of the agent under load, each a whole restart; `PVE_SANDBOX_KILLS` says
-/// otherwise.
+/// Number of kills of the agent under load, each with a whole restart; `PVE_SANDBOX_KILLS`
+/// overrides it.
 const KILLS: u32 = 100;
 
-/// Runs commands one after another until it is told to stop. Each has a code of its own and leaves
-/// a line behind; returns how many there were. A node that cannot be reached to begin with is asked
-/// again, under the same name, as a backend does.
+/// Runs commands one after another until it is told to stop, and returns their number. Each has its
+/// own exit code and writes a line. If a node cannot be reached, the command is repeated under the
+/// same name, as a backend does.
 fn run_commands(world: &Caller, id: &str, lane: u32, stop: &AtomicBool) -> u32 {
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -52,7 +52,7 @@ fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), &content).expect("written");
     let runs = std::thread::scope(|scope| {
-        // One command over all of it: its output comes whole.
+        // One command runs all the time: its output must be complete.
         let long = scope.spawn(|| {
             let line =
                 "i=0; while [ ! -e /root/stop ]; do i=$((i+1)); echo $i; sleep 0.02; done; exit 42";
@@ -64,7 +64,7 @@ fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
         });
         let toggling = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                // Refused while the agent is down; then it is asked again.
+                // Refused while the agent is down; repeated in the next round.
                 for verb in ["pause", "resume"] {
                     let done = here.ctl(&[verb, paused]).0 == 0;
                     pauses.fetch_add(u32::from(done), Ordering::Relaxed);
@@ -86,7 +86,7 @@ fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
         let kills = std::env::var("PVE_SANDBOX_KILLS").ok();
         for _ in 0..kills.map_or(KILLS, |kills| kills.parse().expect("a number")) {
             services.kill(AGENT, false, PATIENCE).expect("kill -9");
-            // Its next life has begun, and the controller has found it.
+            // The agent runs again, and the controller has found it.
             wait("the agent to be back", || here.ctl(&["ps", busy]).0 == 0);
         }
         stop.store(true, Ordering::Relaxed);
@@ -104,7 +104,7 @@ fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
         assert!(numbers == wanted, "a line was lost or came twice");
         runs
     });
-    // Each ran once.
+    // Each command ran once.
     let ran = world.ctl(&["exec", busy, "--", "sort", "/root/ran"]);
     let mut wanted: Vec<String> =
         (0..2).flat_map(|lane| (0..runs[lane]).map(move |n| format!("{lane}-{n}"))).collect();
@@ -114,7 +114,7 @@ fn commands_files_and_pauses_run_on_through_kills_of_the_agent() {
     assert_eq!(lines, wanted);
     assert!(runs.iter().all(|runs| *runs > 3), "{runs:?}");
     assert!(pauses.load(Ordering::Relaxed) > 3, "{pauses:?}");
-    // A copy is the whole file or none.
+    // A copy is the whole file or nothing.
     let ran = world.ctl(&["exec", busy, "--", "cat", "/root/copy"]);
     assert_eq!(ran.text(), content);
     wait("the paused one to be resumed", || world.ctl(&["resume", paused]).code == 0);
@@ -128,7 +128,7 @@ fn a_hostile_root_gets_nothing_of_the_host() {
     let sandbox = world.create(&["--node", "node1"]);
     let id = id(&sandbox);
     let shell = |line: &str| world.ctl(&["exec", id, "--shell", line]);
-    // The way in: its image, its descriptors, its environment, its capabilities, its filter.
+    // Inspects the helper: image, descriptors, environment, capabilities, filter.
     let probe = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in /memfd:*) \
         (echo x >$p/exe) 2>/dev/null && echo overwritten; (echo x >>$p/exe) 2>/dev/null && echo appended; \
         echo helper; ls -l $p/fd $p/cwd | sed 's/.*-> //' ; tr '\\0' '\\n' <$p/environ;; esac; done; \
@@ -140,19 +140,19 @@ fn a_hostile_root_gets_nothing_of_the_host() {
     {
         assert!(!seen.contains(leaked), "{leaked}: {seen}");
     }
-    // Killing it costs the sandbox's own commands, and nothing else.
+    // A killed helper affects only the sandbox's own commands.
     let kill = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in /memfd:*) kill -9 ${p#/proc/};; \
                 esac; done; sleep 5";
     let lost = world.ctl(&["--json", "exec", id, "--shell", kill]);
     assert_eq!(crate::world::refusal(&lost).0, "EXEC_LOST", "{}", lost.stderr);
     assert_eq!(shell("exit 3").code, 3, "a new helper");
-    // A terminal of its own: nothing that is typed into it reaches a terminal of the node.
+    // The command has its own terminal: its input reaches no terminal of the node.
     let tty = world.shell(node(&sandbox), "ls /dev/pts | wc -l");
     let inject = "python3 -c 1 2>/dev/null; tty; ls -l /proc/self/fd/0";
     let ran = world.ctl(&["exec", id, "-t", "--shell", inject]);
     assert!(ran.text().contains("/dev/pts/"), "{}", ran.text());
     assert_eq!(world.shell(node(&sandbox), "ls /dev/pts | wc -l"), tty);
-    // A fork bomb ends with its time, and the node's other sandboxes do not notice.
+    // A fork bomb ends at its time limit, and the node's other sandboxes are not disturbed.
     let other = world.create(&["--node", "node1"]);
     let bomb = "f() { sleep 60 & [ $1 -gt 0 ] && { f $(($1-1)) & f $(($1-1)) & }; }; f 7; sleep 60";
     let ran = world.ctl(&["exec", "--timeout", "3s", id, "--shell", bomb]);
@@ -184,13 +184,13 @@ fn hostile_files_are_refused_and_hold_up_nobody() {
         assert_ne!(ran.code, 0, "{bad}: {}", ran.stderr);
     }
     assert!(begun.elapsed() < PATIENCE, "something was waited for");
-    // The sandbox's own /etc/shadow, not the node's.
+    // Must be the sandbox's own /etc/shadow, not the node's.
     let mine = world.ctl(&["exec", id, "--", "cat", "/etc/shadow"]).text();
     let ran = world.ctl(&["cp", &format!("{id}:/srv/shadow"), &format!("{to}/shadow")]);
     if ran.code == 0 {
         assert_eq!(std::fs::read_to_string(dir.path().join("shadow")).expect("read"), mine);
     }
-    // A link that leads out stays a link here, and nothing is written through it.
+    // A link that leads outside stays a link here, and nothing is written through it.
     let ran = world.ctl(&["cp", &format!("{id}:/srv/d"), to]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert!(std::fs::symlink_metadata(dir.path().join("d/out")).expect("there").is_symlink());
@@ -202,7 +202,7 @@ fn commands_are_held_to_the_limits_of_their_sandbox() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&["--memory", "256"]);
     let (id, node) = (id(&sandbox), node(&sandbox));
-    // Every hierarchy that counts CPU or memory, v1 or v2, as the node sees it.
+    // Checks every hierarchy that counts CPU or memory, v1 or v2, as the node sees it.
     let marker = format!("sleep {}", 40_000_000 + vmid(&sandbox));
     let line = format!("exec {marker}");
     let started = world.ctl(&["exec", "--detach", "--timeout", "10m", id, "--shell", &line]);
@@ -221,14 +221,14 @@ fn commands_are_held_to_the_limits_of_their_sandbox() {
         let mut fields = line.splitn(3, ':');
         let (controllers, path) = (fields.nth(1).unwrap_or_default(), fields.next());
         let counts = |name: &str| ["", "cpu", "cpuacct", "memory", "pids"].contains(&name);
-        // Those that the lab does not give to nodes stand at the machine's root.
+        // Controllers that the lab does not give to nodes are at the machine's root.
         if controllers.split(',').any(counts) && path != Some("/") {
             assert!(path.is_some_and(|path| path.contains(&own)), "{line} of:\n{cgroups}");
         }
     }
     let of_memory = |line: &str| line.contains(":memory:") || line.starts_with("0::");
     assert!(cgroups.lines().any(|line| of_memory(line) && line.contains(&own)), "{cgroups}");
-    // What takes more memory than the sandbox has is ended in it; nothing else on the node is.
+    // A command that needs more memory than the sandbox has is killed; nothing else on the node is.
     let greedy = world.ctl(&["exec", id, "--timeout", "2m", "--", "tail", "/dev/zero"]);
     assert_eq!(greedy.code, 137, "{greedy:?}");
     assert_eq!(world.ctl(&["exec", id, "--", "true"]).code, 0);

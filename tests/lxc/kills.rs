@@ -1,6 +1,6 @@
-//! Everything that can be killed is, again and again, under a load of callers: the agents, the
-//! controller, a worker of `pct`, Caddy, a container's init. Then everything that a caller was told
-//! must be so, and nothing may be left behind.
+//! Kills everything that can be killed, repeatedly, under a load of callers: the agents, the
+//! controller, a worker of `pct`, Caddy, a container's init. Afterwards every answer that a caller
+//! got must be true, and nothing may be left behind.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,19 +22,19 @@ use crate::{
     world::{Caller, PATIENCE, World, unique, wait, world},
 };
 
-/// Kills of a plain run; `PVE_SANDBOX_CHAOS` says otherwise.
+/// Number of kills in a plain run; `PVE_SANDBOX_CHAOS` overrides it.
 const KILLS: u32 = 50;
-/// No call of `sandboxctl` takes longer.
+/// Longest call of `sandboxctl`, in seconds.
 const CALL_S: u32 = 90;
-/// A caller that creates keeps so many.
+/// Number of sandboxes that a creating caller keeps.
 const KEPT: usize = 2;
-/// A step of `pct` that takes this long can be hit.
+/// Duration of a step of `pct`, in milliseconds, long enough to be hit by a kill.
 const STEP_MS: u64 = 150;
-/// How long a worker is looked for.
+/// Longest search for a worker.
 const LOOK: Duration = Duration::from_secs(20);
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
-/// Who is killed, in turn: each is a fifth.
+/// Victims of the kills, in turn: each gets a fifth.
 const VICTIMS: [Victim; 5] =
     [Victim::Agent, Victim::Worker, Victim::Controller, Victim::Init, Victim::Caddy];
 
@@ -47,7 +47,7 @@ enum Victim {
     Init,
 }
 
-/// SplitMix64: what is done when is said by the seed, what it hits is not.
+/// SplitMix64 generator. The seed fixes the actions and their times, but not what they hit.
 struct Dice(u64);
 
 impl Dice {
@@ -68,7 +68,7 @@ impl Dice {
     }
 }
 
-/// One caller.
+/// A caller in its own thread.
 struct Lane<'a> {
     caller: Caller,
     history: &'a History,
@@ -90,7 +90,7 @@ impl Lane<'_> {
         done
     }
 
-    /// Creates and deletes until it is told to stop, and keeps the last few.
+    /// Creates and deletes until it is told to stop, and keeps the last few sandboxes.
     fn create_and_delete(mut self) {
         let (mut number, mut kept) = (0, Vec::new());
         while self.goes_on() {
@@ -107,13 +107,13 @@ impl Lane<'_> {
         }
     }
 
-    /// Runs commands in what others have made.
+    /// Runs commands in sandboxes of other callers.
     fn run_commands(mut self) {
         let mut number = 0;
         while self.goes_on() {
             let roll = self.dice.roll();
             if let Some((key, sandbox)) = self.history.living(roll) {
-                // Not one of `sandboxctl`'s own.
+                // Not an exit code that `sandboxctl` itself uses.
                 let code = 10 + number % 110;
                 run(&self, &key, &sandbox, &format!("{}-{number}", self.prefix), code);
                 number += 1;
@@ -122,14 +122,14 @@ impl Lane<'_> {
         }
     }
 
-    /// I2: what was acked is found, whenever the controller answers.
+    /// Checks I2: an acked sandbox is found, whenever the controller answers.
     fn look(mut self) {
         while self.goes_on() {
             let roll = self.dice.roll();
             if let Some((key, Sandbox { id, .. })) = self.history.living(roll) {
                 let (code, _, err) = self.ctl(&["get", &id]);
                 let unasked = !self.history.note(&key, |known| known.delete_asked);
-                // 3: there is no such sandbox.
+                // 3: the sandbox does not exist.
                 if code == 3 && unasked {
                     self.history.broken(format!("I2: {key}, acked as {id}, is not found: {err}"));
                 }
@@ -139,11 +139,11 @@ impl Lane<'_> {
     }
 }
 
-/// The same request until it is answered; true when it runs.
+/// Repeats a creation until it is answered; returns whether the sandbox runs.
 fn create(lane: &Lane<'_>, key: &str) -> bool {
     let begun = Instant::now();
     lane.history.note(key, |_| {});
-    // Somebody asks again for what he has already, now and then.
+    // Sometimes repeats a request that was answered already.
     let mut again = key.len() % 2;
     loop {
         let (code, out, err) = lane.ctl(&["--json", "create", "--request-id", key]);
@@ -156,7 +156,8 @@ fn create(lane: &Lane<'_>, key: &str) -> bool {
             }
             again -= 1;
         } else if code == 1 && err.contains("\"reason\"") {
-            // It failed for good: the same answer for ever, or a number of its own.
+            // A final failure, which a repetition would get again. Temporary ones have exit codes of
+            // their own.
             return lane.history.note(key, |known| known.acked.is_some());
         }
         if begun.elapsed() > PATIENCE * 2 {
@@ -167,7 +168,7 @@ fn create(lane: &Lane<'_>, key: &str) -> bool {
     }
 }
 
-/// I4: the same sandbox for the same request_id.
+/// Records an ack and checks I4: the same sandbox for the same request_id.
 fn acked(history: &History, key: &str, answer: &Value) {
     let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
     let (id, node) = (text("id"), text("node"));
@@ -181,7 +182,7 @@ fn acked(history: &History, key: &str, answer: &Value) {
     }
 }
 
-/// Until it is gone.
+/// Deletes a sandbox and waits until it is gone.
 fn delete(lane: &Lane<'_>, key: &str) {
     let known = lane.history.note(key, |known| {
         known.delete_asked = true;
@@ -207,7 +208,7 @@ fn delete(lane: &Lane<'_>, key: &str) {
     }
 }
 
-/// One command: its own code, or a clear failure.
+/// Runs a command, which must end with its own code or a clear failure.
 fn run(lane: &Lane<'_>, key: &str, sandbox: &Sandbox, name: &str, code: i32) {
     let line = format!("echo {name} >>/root/ran; sync /root/ran; exit {code}");
     lane.history.note(key, |known| known.ran.insert(name.to_owned(), None));
@@ -217,7 +218,7 @@ fn run(lane: &Lane<'_>, key: &str, sandbox: &Sandbox, name: &str, code: i32) {
         lane.history.note(key, |known| known.ran.insert(name.to_owned(), Some(code)));
         return;
     }
-    // 125: it was not run, or its outcome was lost; 3, 4: there is no such sandbox, or not now.
+    // 125: not run, or its outcome is lost; 3, 4: the sandbox does not exist, or cannot run it now.
     let clear = matches!(came, 1 | 3 | 4 | 125) && !err.trim().is_empty();
     if !clear {
         let id = &sandbox.id;
@@ -225,7 +226,7 @@ fn run(lane: &Lane<'_>, key: &str, sandbox: &Sandbox, name: &str, code: i32) {
     }
 }
 
-/// Kills one; false when there was none.
+/// Kills a victim; returns false if there was none.
 fn kill(world: &World, history: &History, dice: &mut Dice, victim: Victim) -> bool {
     let service = |services: Services, name: &str| {
         services.wait(name, State::Ready, PATIENCE).expect("it is up again");
@@ -238,10 +239,10 @@ fn kill(world: &World, history: &History, dice: &mut Dice, victim: Victim) -> bo
         Victim::Controller => service(world.lab.services(), CONTROLLER),
         Victim::Worker => worker(world, dice),
         Victim::Init => history.living(dice.roll()).is_some_and(|(key, sandbox)| {
-            // Before: whoever runs a command in it from now on may lose it.
+            // Marked before the kill: commands in it may be lost from now on.
             history.note(&key, |known| known.hit = true);
             let Sandbox { id, node, vmid } = sandbox;
-            // The number may be somebody else's by now: the config says whose it is.
+            // The vmid may have another owner by now; the config names it.
             let killed = world.shell(
                 &node,
                 &format!(
@@ -254,7 +255,7 @@ fn kill(world: &World, history: &History, dice: &mut Dice, victim: Victim) -> bo
     }
 }
 
-/// The first worker of `pct` that is seen on a node.
+/// Kills the first `pct` worker that is seen on a node.
 fn worker(world: &World, dice: &mut Dice) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < LOOK {
@@ -270,7 +271,8 @@ fn worker(world: &World, dice: &mut Dice) -> bool {
     false
 }
 
-/// Everything on a node that a sandbox could leave: configs, volumes, links, cgroups, locks, tasks.
+/// Lists everything on a node that a sandbox could leave: configs, volumes, links, cgroups, locks,
+/// tasks.
 fn footprint(world: &World, node: &str) -> BTreeSet<String> {
     let lines = world.shell(
         node,
@@ -281,7 +283,7 @@ fn footprint(world: &World, node: &str) -> BTreeSet<String> {
     lines.lines().map(str::to_owned).collect()
 }
 
-/// What all of the callers were told, now that nobody disturbs.
+/// Checks all recorded answers after the kills have stopped.
 fn check(world: &World, history: &History) {
     for (key, known) in history.all() {
         let tries = world.of_request(&key);
@@ -310,7 +312,7 @@ fn check(world: &World, history: &History) {
     }
 }
 
-/// A code that came means one run; no code means one at most.
+/// Checks the runs of commands: exactly one run if a code came, at most one otherwise.
 fn each_command_ran_once(world: &World, history: &History, id: &str, known: &Known) {
     let ran = world.ctl(&["exec", id, "--shell", "cat /root/ran 2>/dev/null; true"]);
     if ran.code != 0 {
@@ -341,7 +343,7 @@ fn a_load_runs_on_through_kills_of_everything() {
     wait("a lab without leftovers", || world.ctl(&["fsck"]).code == 0);
     let before = NODES.map(|node| footprint(&world, node));
     for node in NODES {
-        // So that there is something to hit.
+        // Slows steps down, so that kills hit them.
         let slow =
             |command, step| Rule::once(command, step, Action::SleepMs).lasting_ms(STEP_MS).always();
         world.faults(
@@ -360,7 +362,7 @@ fn a_load_runs_on_through_kills_of_everything() {
     };
     let mut hits: BTreeMap<Victim, u32> = BTreeMap::new();
     thread::scope(|scope| {
-        // Told to stop whatever happens here: else a failure would wait for its callers for ever.
+        // Stops the callers even after a failure here; otherwise it would wait for them for ever.
         let stopping = Stop(&stop);
         for number in 0..2 {
             let (create, run) = (lane("create", number), lane("run", 10 + number));
@@ -373,7 +375,7 @@ fn a_load_runs_on_through_kills_of_everything() {
         wait("the first sandboxes", || history.living(0).is_some());
         let turns = VICTIMS.iter().copied().cycle();
         for (number, victim) in (0..kills).zip(turns) {
-            // The containers that callers keep are few: now and then there is none to hit.
+            // Callers keep few containers: sometimes there is none to hit.
             let done = (0..10).any(|_| {
                 let done = kill(&world, &history, &mut dice, victim);
                 dice.pause(600);
@@ -431,7 +433,7 @@ fn a_load_runs_on_through_kills_of_everything() {
     world.finish();
 }
 
-/// Tells all callers to stop when it goes.
+/// Tells all callers to stop when it is dropped.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {

@@ -1,4 +1,4 @@
-//! Sandboxes that end by themselves, on a node whose controller is away.
+//! Sandboxes that expire on a node whose controller is down.
 
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ fn what_expires_ends_while_the_controller_is_down() {
     assert_eq!(world.get(id(&deleted))["cause"], "ttl");
     let paused_now = world.wait_phase(id(&paused), "paused");
     assert_eq!(paused_now["cause"], "ttl");
-    // Resumed, it has as much time again, and can be given more.
+    // After a resume it has the full time again, and the time can be extended.
     assert_eq!(world.ctl(&["resume", id(&paused)]).code, 0);
     assert_eq!(
         world.json(&["lifetime", id(&paused), "--ttl", "never"])["expires_at"],

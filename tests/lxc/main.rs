@@ -1,8 +1,8 @@
-//! End to end on the lab: real LXC, the shipped daemons, `sandboxctl` as a user runs it. Needs a
-//! lab that is up (`make test-lab` sees to that) and leaves it as it was; every test ends with a
-//! check that the foreign container is the one it was before.
+//! End-to-end tests on the lab: real LXC, the shipped daemons, `sandboxctl` as a user runs it. They
+//! need a running lab (`make test-lab` starts one) and leave it as it was; every test ends with a
+//! check that the foreign container is unchanged.
 //!
-//! Without a lab these tests fail. `PVE_SANDBOX_SKIP_LAB_TESTS=1` skips them, and says so.
+//! Without a lab these tests fail. `PVE_SANDBOX_SKIP_LAB_TESTS=1` skips them, with a message.
 
 #![expect(
     clippy::disallowed_methods,

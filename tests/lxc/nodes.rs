@@ -1,4 +1,4 @@
-//! Placement by what the nodes report, live.
+//! Nodes: placement by their live reports, lost quorum, cordon and drain.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::world::{PATIENCE, World, id, node, vmid, wait, world};
 
-/// What every node reports of `key`, at one moment.
+/// Returns each node's reported value of `key`, at one moment.
 fn loads(world: &World, key: &str) -> BTreeMap<String, f64> {
     let nodes = world.json(&["nodes"]);
     let of = |node: &Value| Some((node["id"].as_str()?.to_owned(), node["load"][key].as_f64()?));
@@ -22,8 +22,8 @@ fn loads(world: &World, key: &str) -> BTreeMap<String, f64> {
 fn a_burdened_node_is_avoided_and_explain_says_so() {
     let Some(world) = world() else { return };
     let hogs: Vec<_> = (0..4).map(|_| Hog::on(&world, "node2")).collect();
-    // On a small machine the nodes share their cores, and what else runs moves all of them: the
-    // answer is awaited, not taken at one moment.
+    // On a small machine the nodes share their cores, and other work affects all of them: so the
+    // test waits for the answer instead of asking once.
     wait("a report of node2 that stands out, and an answer that avoids it", || {
         let nodes = loads(&world, "cpu_busy");
         let own = nodes.get("node2").copied().unwrap_or_default();
@@ -55,8 +55,8 @@ fn a_burdened_node_is_avoided_and_explain_says_so() {
     world.finish();
 }
 
-/// Keeps a core of a node busy until it is dropped: a process of `lab exec`, which takes what it runs
-/// along when it is killed.
+/// A process that keeps a core of a node busy until it is dropped. It is started by `lab exec`,
+/// whose end also kills it.
 struct Hog(Child);
 
 impl Hog {
@@ -73,7 +73,7 @@ impl Drop for Hog {
     }
 }
 
-/// Memory of a node that is in use, until this is dropped.
+/// Memory in use on a node until this is dropped.
 struct Ballast<'a>(&'a World, &'static str);
 
 impl<'a> Ballast<'a> {
@@ -91,8 +91,8 @@ impl Drop for Ballast<'_> {
     }
 }
 
-/// Creates so many at a time: what has just booted counts as a core, of which a node of the lab has
-/// two, so that more would be too much for any of them, burdened or not.
+/// Creates sandboxes in small groups. A booting sandbox counts as a core, and a node of the lab has
+/// two, so that larger groups would be too much for any node.
 fn create_at_rest(world: &World, counts: &[usize]) -> Vec<Value> {
     let mut made = Vec::new();
     for count in counts {
@@ -110,7 +110,7 @@ fn twelve_go_where_there_is_room_and_even_out_when_there_is_room_again() {
     let busy = |key: &str, node: &str| loads(&world, key).get(node).copied().unwrap_or_default();
     let mib = |key: &str, node: &str| busy(key, node) / f64::from(1 << 20);
     let hogs: Vec<_> = (0..8).map(|_| Hog::on(&world, "node2")).collect();
-    // As much as leaves less than a tenth free.
+    // Leaves less than a tenth free.
     let free = mib("memory_available", "node1") - 0.08 * mib("memory_total", "node1");
     let ballast = Ballast::of(&world, "node1", free as u64);
     wait("reports of both", || {
@@ -134,7 +134,7 @@ fn twelve_go_where_there_is_room_and_even_out_when_there_is_room_again() {
         busy("cpu_busy", "node2") < 0.3
             && mib("memory_available", "node1") > 0.5 * mib("memory_total", "node1")
     });
-    // Two nodes are twelve behind; spread evenly from now on, they would stay so.
+    // Two nodes are twelve behind; with an even spread from now on, they would stay so.
     let apart = |made: &[Value]| {
         let counts = on(made);
         let (least, most) = (counts.values().min(), counts.values().max());
@@ -180,7 +180,7 @@ fn a_node_whose_corosync_is_down_makes_and_removes_nothing() {
         let verdicts = why["nodes"].as_array().cloned().unwrap_or_default();
         verdicts.iter().any(|v| v["id"] == "node2" && v["filtered"] == "NO_QUORUM")
     });
-    // Its agent may be started anew: it is still node 2.
+    // Its agent may restart: it is still node 2.
     let services = host.services().expect("services");
     services.kill(AGENT, false, PATIENCE).expect("kill -9");
     wait("the agent again", || world.ctl(&["exec", id(&there), "--", "true"]).code == 0);
@@ -229,7 +229,7 @@ fn a_cordon_is_the_nodes_own_and_a_drain_says_what_is_left() {
     assert_eq!(world.ctl(&["cordon", "node3", "--why", "new disks"]).code, 0);
     let why = dry_run(&world);
     assert!(why["nodes"].to_string().contains("CORDONED"), "{why}");
-    // The agent keeps it over its own end, and refuses whoever asks.
+    // The agent keeps the cordon through a restart, and refuses creations.
     let services = world.node("node3").services().expect("services");
     services.stop(AGENT, PATIENCE).expect("stopped");
     services.start(AGENT, PATIENCE).expect("started");
@@ -253,7 +253,7 @@ fn a_cordon_is_the_nodes_own_and_a_drain_says_what_is_left() {
     world.finish();
 }
 
-/// PVE takes the nodes' own disks for one that all of them see, until this is dropped.
+/// Marks the nodes' own storage as shared for PVE, until this is dropped.
 struct Shared(PathBuf);
 
 impl Shared {
@@ -280,7 +280,7 @@ impl Drop for Shared {
     }
 }
 
-/// What a shared storage does by nature: the other node has the disk.
+/// Copies the disk to the other node, which a shared storage would not need.
 fn carry(world: &World, vmid: u64, from: &str, to: &str) {
     let volume = |node: &str| {
         let name = format!("subvol-{vmid}-disk-0");

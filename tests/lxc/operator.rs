@@ -1,11 +1,11 @@
-//! What an operator does beside us with `pct`, and containers that are taken over and given back.
+//! Actions of an operator with `pct`, and containers that are adopted and given back.
 
 use crate::world::{World, id, vmid, wait, world};
 
-/// In no node's stripe of the range: as somebody numbered it.
+/// Id outside every node's part of the range, as an operator may choose it.
 const THEIRS: u32 = 300_207;
 
-/// A container as people make them by hand.
+/// Creates a container as people make them by hand.
 fn make(world: &World) -> String {
     world.shell(
         "node2",

@@ -1,4 +1,4 @@
-//! Ten creations of one template at once: PVE itself would fail nine.
+//! Ten concurrent creations of one template: PVE itself would fail nine of them.
 
 use crate::world::{id, world};
 

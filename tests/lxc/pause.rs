@@ -1,4 +1,4 @@
-//! Paused sandboxes: nothing in them runs, their memory stays, and what wakes them does.
+//! Paused sandboxes: nothing in them runs, their memory stays, and only a wake event wakes them.
 
 use lab::daemons::AGENT;
 
@@ -8,11 +8,11 @@ use crate::{
     world::{PATIENCE, World, id, node, vmid, wait, world},
 };
 
-/// Counts in its own memory, and leaves the number on the disk for whoever looks from outside.
+/// Counts in its own memory, and writes the number to the disk for readers outside.
 const COUNTER: &str = "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i >/root/n.new; \
     mv /root/n.new /root/n; sleep 0.02; done' >/dev/null 2>&1 </dev/null & echo $!";
 
-/// A process that counts in a sandbox.
+/// A counting process in a sandbox.
 struct Counter<'a> {
     world: &'a World,
     id: String,
@@ -36,7 +36,7 @@ impl<'a> Counter<'a> {
         counter
     }
 
-    /// The number, read from the node: nothing in the sandbox is asked.
+    /// Reads the number from the node, without using the sandbox.
     fn read(&self) -> u64 {
         let line = format!("cat /rpool/data/subvol-{}-disk-0/root/n", self.vmid);
         self.world.shell(&self.node, &line).trim().parse().unwrap_or(0)
@@ -104,7 +104,7 @@ fn a_request_wakes_it_unless_it_is_told_not_to() {
     let closed = format!("port-8001-vm-{}.sandbox.localhost", vmid(&sandbox));
     assert_eq!(get("node2", &closed).0, 403);
     assert_eq!(world.get(id)["phase"], "paused", "a closed port wakes nobody");
-    // By way of another node too.
+    // Through another node, too.
     assert_eq!(get("node1", &host).0, 200);
     world.wait_phase(id, "running");
     world.json(&["wake-on", id, "--http", "off"]);
@@ -113,7 +113,7 @@ fn a_request_wakes_it_unless_it_is_told_not_to() {
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("this sandbox is paused"), "{body}");
     assert_eq!(world.get(id)["phase"], "paused");
-    // And what is paused can be deleted.
+    // A paused sandbox can be deleted.
     world.json(&["rm", id]);
     world.wait_phase(id, "deleted");
     world.finish();

@@ -1,4 +1,4 @@
-//! A journal that is lost: what runs is left alone, told of, and taken back.
+//! A lost journal: running sandboxes are left alone, reported, and recovered.
 
 use lab::daemons::AGENT;
 

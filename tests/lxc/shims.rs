@@ -1,10 +1,10 @@
-//! The shim of a sandbox, as a process of its node: its cgroup, and what it uses.
+//! The shim of a sandbox as a process of its node: its cgroup and its resource usage.
 
 use std::time::Duration;
 
 use crate::world::{World, id, node, vmid, wait, world};
 
-/// Pids of the shim of a sandbox.
+/// Returns the pids of a sandbox's shims.
 fn shims(world: &World, node: &str, id: &str) -> Vec<u32> {
     let found = world.shell(node, &format!("pgrep -f '[s]him .*{id}'"));
     found.lines().filter_map(|line| line.parse().ok()).collect()
@@ -27,7 +27,7 @@ fn a_shim_has_a_cgroup_of_its_own_that_goes_with_it() {
     assert_eq!(world.ctl(&["exec", id, "--", "true"]).code, 0);
     let [shim] = shims(&world, &node, id)[..] else { panic!("one shim") };
     assert!(cgroup(&world, &node, vmid).contains(&shim), "{:?}", cgroup(&world, &node, vmid));
-    // Beside the container: it is not frozen with it, and nothing of the inside is in it.
+    // Beside the container's cgroup: not frozen with it, and without processes from inside.
     let inside = world.ctl(&["exec", id, "--", "cat", "/proc/self/cgroup"]).stdout;
     assert!(!String::from_utf8_lossy(&inside).contains("pve-sandbox"), "{inside:?}");
     assert_eq!(world.ctl(&["pause", id]).code, 0);
@@ -35,21 +35,21 @@ fn a_shim_has_a_cgroup_of_its_own_that_goes_with_it() {
     assert!(world.shell(&node, &events).contains("frozen 0"));
     assert_eq!(world.ctl(&["resume", id]).code, 0);
 
-    // An agent that starts again finds it as it was.
+    // A restarted agent finds the shim unchanged.
     let services = world.node(&node).services().expect("services");
     services.kill(lab::daemons::AGENT, false, Duration::from_secs(30)).expect("killed");
     wait("the agent", || world.ctl(&["exec", id, "--", "true"]).code == 0);
     assert_eq!(shims(&world, &node, id), [shim]);
     assert!(cgroup(&world, &node, vmid).contains(&shim));
 
-    // One that was killed is followed by another, in the same cgroup.
+    // A killed shim is replaced by another one in the same cgroup.
     world.shell(&node, &format!("kill -9 {shim}"));
     wait("another shim", || world.ctl(&["exec", id, "--", "true"]).code == 0);
     let [next] = shims(&world, &node, id)[..] else { panic!("one shim") };
     assert_ne!(next, shim);
     assert!(cgroup(&world, &node, vmid).contains(&next));
 
-    // Killed with its sandbox, it leaves its cgroup to the agent.
+    // If it is killed with its sandbox, the agent removes its cgroup.
     world.shell(&node, &format!("kill -9 {next}"));
     assert_eq!(world.ctl(&["rm", id]).code, 0);
     wait("the cgroup's end", || {
@@ -76,7 +76,7 @@ fn what_the_shim_does_counts_as_its_sandboxes() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&[]);
     let (id, vmid, node) = (id(&sandbox), vmid(&sandbox), node(&sandbox).to_owned());
-    // Nobody reads it: the shim alone takes it out of the pipe.
+    // Without a reader: only the shim reads the pipe.
     let yes = ["exec", "--exec-id", "yes", "--detach", id, "--", "yes"];
     assert_eq!(world.ctl(&yes).code, 0);
     let stat = format!("cat /sys/fs/cgroup/pve-sandbox/{vmid}/cpu.stat");

@@ -1,4 +1,4 @@
-//! Streams that stand still on a real node: they hold up no other call there.
+//! Stalled streams on a real node: they delay no other call there.
 
 use std::{
     fs::File,
@@ -7,12 +7,12 @@ use std::{
 
 use crate::world::{World, id, node, ran, vmid, wait, world};
 
-/// Calls of another team beside the streams.
+/// Number of calls of another team beside the streams.
 const CALLS: usize = 100;
-/// How long one of them may take, with the start of the program, on a machine that does much else.
+/// Longest call in seconds, with the start of the program, on a machine with much other work.
 const LIMIT_S: &str = "15";
 
-/// Programs that are ended with the test.
+/// Programs that end with the test.
 #[derive(Default)]
 struct Running(Vec<Child>);
 
@@ -26,14 +26,14 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            // One that has ended by itself is no error.
+            // The child may have ended already.
             drop(child.kill());
             drop(child.wait());
         }
     }
 }
 
-/// `sandboxctl` of a team, which must end well and in time.
+/// Runs `sandboxctl` as a team; it must succeed in time.
 #[track_caller]
 fn in_time(world: &World, token: &str, args: &[&str]) -> String {
     let inner = world.command_with_token(args, token);
@@ -66,7 +66,7 @@ fn streams_that_stand_still_hold_up_no_call_of_their_node() {
     let big = tempfile::NamedTempFile::new().expect("a file");
     big.as_file().set_len(1 << 30).expect("a large file without content");
     let from = big.path().to_str().expect("UTF-8");
-    // By its name: what it takes on the disk shows when the disk is written, seconds later.
+    // Detected by its name: its disk usage appears only when the disk is written, seconds later.
     let arrives = format!("ls -A /rpool/data/subvol-{}-disk-0/root", vmid(&paused));
     let before = world.shell(node(&paused), &arrives);
     let mut upload = world.command(&["cp", from, &format!("{frozen}:/root/big")]);
@@ -88,7 +88,7 @@ fn streams_that_stand_still_hold_up_no_call_of_their_node() {
         };
         in_time(&world, &blue, args);
     }
-    // The team itself gets through too, with what it can do about it.
+    // The team's own calls work, too, including those that end the stall.
     in_time(&world, &red, &["exec", busy, "--", "true"]);
     in_time(&world, &red, &["resume", frozen]);
     let list = world.json(&["ps", busy]);

@@ -1,5 +1,5 @@
-//! A process that does not freeze: it waits for a FUSE file system that never answers. This very
-//! program is run in the node for that, and puts a child into the container's cgroup.
+//! A process that does not freeze, because it waits for a FUSE file system that never answers. This
+//! test program runs in the node for that, and puts a child into the container's cgroup.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -15,7 +15,7 @@ use crate::world::World;
 const CGROUP: &str = "PVE_SANDBOX_TEST_STUCK_IN";
 const MOUNT: &str = "/run/stuck";
 
-/// Alive as long as this.
+/// The process; it lives as long as this value.
 pub(crate) struct Stuck {
     keeper: Child,
     program: PathBuf,
@@ -47,14 +47,14 @@ impl Stuck {
 
 impl Drop for Stuck {
     fn drop(&mut self) {
-        // It ends with its stdin.
+        // The keeper ends when its stdin closes.
         drop(self.keeper.stdin.take());
         drop(self.keeper.wait());
         drop(std::fs::remove_file(&self.program));
     }
 }
 
-/// In the node, when it is told where; else nothing.
+/// Keeps the process in the node, if the environment names the cgroup; otherwise does nothing.
 #[test]
 fn keeper() {
     let Some(cgroup) = std::env::var_os(CGROUP).map(PathBuf::from) else { return };
@@ -64,8 +64,8 @@ fn keeper() {
     let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
     mount(Some("stuck"), MOUNT, Some("fuse"), MsFlags::empty(), Some(options.as_str()))
         .expect("mount");
-    // The kernel's INIT is answered, and nothing after it is even read: so a signal that kills
-    // still ends whoever waits.
+    // Answers the kernel's INIT and reads nothing after it, so that a fatal signal still ends a
+    // waiting process.
     let mut request = vec![0; 16 * 1024];
     let read = fuse.read(&mut request).expect("INIT");
     assert!(read >= 40 && request[4..8] == 26_u32.to_ne_bytes(), "it is INIT");
@@ -74,7 +74,7 @@ fn keeper() {
         answer.extend(word.to_ne_bytes());
     }
     answer.extend(&request[8..16]);
-    // Version 7.31, nothing else; 4 KiB at a time.
+    // Version 7.31 without options; 4 KiB at a time.
     for word in [7_u32, 31, 0, 0, 0, 4096] {
         answer.extend(word.to_ne_bytes());
     }

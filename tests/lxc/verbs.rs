@@ -1,4 +1,4 @@
-//! Every verb, the way a user goes through them.
+//! Every command of `sandboxctl`, in the order of a user.
 
 use crate::{
     http::{get, host},
@@ -33,7 +33,7 @@ fn a_life_from_create_to_rm() {
     assert_eq!(world.json(&["explain", id])["node"], node);
     assert!(!world.json(&["version"]).is_null());
 
-    // The size that was asked for is what the kernel holds it to.
+    // The kernel enforces the requested size.
     let limit = world.shell(
         node,
         &format!(
@@ -91,14 +91,14 @@ fn exec_is_byte_exact_and_keeps_streams_and_codes_apart() {
     assert_eq!((ran.code, ran.text().as_str()), (7, "out\n"));
     assert!(ran.stderr.contains("err\n"), "{}", ran.stderr);
 
-    // Every byte, far more than a pipe holds.
+    // Every byte must come back, far more than a pipe holds.
     let bytes: Vec<u8> =
         (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let ran = world.ctl_with(&["exec", "-i", id, "--", "cat"], &bytes);
     assert_eq!((ran.code, ran.stdout.len()), (0, bytes.len()), "{}", ran.stderr);
     assert!(ran.stdout == bytes, "the bytes came back changed");
 
-    // Arguments are arguments: no shell, no options of ours or of lxc-attach.
+    // Arguments are passed unchanged: no shell, no options of ours or of lxc-attach.
     let odd = ["-n", "--", "$(id)", "a b", "", "'", "\n", "ä"];
     let mut args = vec!["exec", id, "--", "printf", "%s|"];
     args.extend(odd);
@@ -121,7 +121,7 @@ fn exec_is_byte_exact_and_keeps_streams_and_codes_apart() {
     ]);
     assert_eq!(ran.text(), "/srv\n1\nnobody\n", "{}", ran.stderr);
 
-    // Nothing of the host's environment, no descriptors but the three.
+    // Inherits nothing of the host's environment, and only three descriptors.
     let ran = world.ctl(&[
         "exec",
         id,
@@ -135,7 +135,7 @@ fn exec_is_byte_exact_and_keeps_streams_and_codes_apart() {
     );
     assert!(said.ends_with("0 1 2 3 "), "descriptors leak (3 is ls's own): {said}");
 
-    // The tree dies with the time, however it tried to get away.
+    // The time limit kills the whole process tree, however it tried to escape.
     let ran = world.ctl(&[
         "exec",
         "--timeout",

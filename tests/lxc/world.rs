@@ -1,4 +1,4 @@
-//! The lab as a test sees it: `sandboxctl`, the nodes, and what stands in them.
+//! The lab as a test sees it: `sandboxctl`, the nodes, and their containers.
 
 use std::{
     collections::BTreeSet,
@@ -14,11 +14,11 @@ use standin::faults::{self, Rule};
 
 use crate::foreign::Foreign;
 
-/// How long anything that is waited for may take: a create under the modelled cost is 4 s, and CI
-/// machines are slow.
+/// Longest wait for anything: a creation under the modelled cost takes 4 s, and CI machines are
+/// slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a command said and how it ended.
+/// Output and exit code of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -32,26 +32,26 @@ impl Ran {
     }
 }
 
-/// A lab that is up.
+/// A running lab.
 pub(crate) struct World {
     pub(crate) lab: Lab,
     foreign: Foreign,
     made: std::cell::RefCell<BTreeSet<String>>,
 }
 
-/// What a thread needs of the world to run `sandboxctl`.
+/// Program and environment with which a thread runs `sandboxctl`.
 pub(crate) struct Caller {
     program: PathBuf,
     variables: [(&'static str, String); 3],
 }
 
 impl Caller {
-    /// Code, stdout and stderr of a call.
+    /// Returns exit code, stdout and stderr of a call.
     pub(crate) fn ctl(&self, args: &[&str]) -> (i32, String, String) {
         self.ended(Command::new(&self.program).args(args))
     }
 
-    /// The same of one that is not waited for for ever; 124 when it took too long.
+    /// Does the same with a time limit; the code is 124 if the call took too long.
     pub(crate) fn ctl_within(&self, seconds: u32, args: &[&str]) -> (i32, String, String) {
         let limit = seconds.to_string();
         self.ended(Command::new("timeout").args(["-k", "5", &limit]).arg(&self.program).args(args))
@@ -65,7 +65,7 @@ impl Caller {
     }
 }
 
-/// The lab, or `None` when it is to be skipped by name.
+/// Returns the lab, or `None` if the environment says to skip these tests.
 pub(crate) fn world() -> Option<World> {
     if std::env::var_os("PVE_SANDBOX_SKIP_LAB_TESTS").is_some() {
         println!("SKIPPED by PVE_SANDBOX_SKIP_LAB_TESTS: this test needs the lab");
@@ -74,7 +74,7 @@ pub(crate) fn world() -> Option<World> {
     let lab = Lab::open(Lab::default_dir()).expect("lab directory");
     assert!(lab.is_up(), "no lab is up: run `make test-lab`, or `make lab` first");
     for node in lab.nodes().expect("nodes") {
-        // An earlier test may have failed half-way.
+        // An earlier test may have failed before it restored the lab.
         if node.init().is_none() {
             node.boot().expect("boot");
         }
@@ -95,12 +95,12 @@ pub(crate) fn world() -> Option<World> {
 }
 
 impl World {
-    /// Runs `sandboxctl`, its input closed.
+    /// Runs `sandboxctl` with empty stdin.
     pub(crate) fn ctl(&self, args: &[&str]) -> Ran {
         self.ctl_with(args, b"")
     }
 
-    /// Runs `sandboxctl` with that input.
+    /// Runs `sandboxctl` with that stdin.
     pub(crate) fn ctl_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
         let mut child = self
             .command(args)
@@ -111,19 +111,20 @@ impl World {
             .expect("sandboxctl");
         let mut pipe = child.stdin.take().expect("stdin");
         let output = std::thread::scope(|scope| {
-            // It may end before it has read everything: a closed pipe is not the test's failure.
+            // sandboxctl may end before it has read everything: a closed pipe is not the test's
+            // failure.
             scope.spawn(move || drop(pipe.write_all(stdin)));
             child.wait_with_output().expect("output")
         });
         ran(output)
     }
 
-    /// `sandboxctl` with the lab's environment, to be started.
+    /// Prepares `sandboxctl` with the lab's environment.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         self.command_with_token(args, &self.variable("SANDBOXCTL_TOKEN"))
     }
 
-    /// The same as another team, or nobody.
+    /// Prepares `sandboxctl` with another token, or an empty one.
     pub(crate) fn command_with_token(&self, args: &[&str], token: &str) -> Command {
         let mut command = Command::new(self.lab.layout().dir().join("bin/sandboxctl"));
         command.args(args).env("SANDBOXCTL_TOKEN", token);
@@ -133,7 +134,7 @@ impl World {
         command
     }
 
-    /// `sandboxctl` for a thread.
+    /// Prepares `sandboxctl` for a thread.
     pub(crate) fn caller(&self) -> Caller {
         let names = ["SANDBOXCTL_ENDPOINT", "SANDBOXCTL_CA", "SANDBOXCTL_TOKEN"];
         Caller {
@@ -142,7 +143,7 @@ impl World {
         }
     }
 
-    /// A value out of target/lab/env.
+    /// Returns a value from target/lab/env.
     pub(crate) fn variable(&self, name: &str) -> String {
         let text = std::fs::read_to_string(self.lab.layout().dir().join("env")).expect("env file");
         let line = format!("export {name}=");
@@ -170,7 +171,7 @@ impl World {
         refusal(&ran)
     }
 
-    /// Creates a sandbox; it is deleted when the test ends.
+    /// Creates a sandbox, which is deleted when the test ends.
     #[track_caller]
     pub(crate) fn create(&self, args: &[&str]) -> Value {
         let args: Vec<&str> = std::iter::once("create").chain(args.iter().copied()).collect();
@@ -181,7 +182,7 @@ impl World {
         sandbox
     }
 
-    /// Notes a sandbox to be deleted at the end.
+    /// Records a sandbox to be deleted at the end.
     pub(crate) fn mine(&self, id: &str) {
         self.made.borrow_mut().insert(id.to_owned());
     }
@@ -191,14 +192,14 @@ impl World {
         self.json(&["get", id])
     }
 
-    /// Sandboxes of this request_id, ended ones included.
+    /// Returns the sandboxes of this request_id, including ended ones.
     pub(crate) fn of_request(&self, request_id: &str) -> Vec<Value> {
         let all = self.json(&["ls", "--all"]);
         let all = all.as_array().expect("a list");
         all.iter().filter(|sandbox| sandbox["request_id"] == request_id).cloned().collect()
     }
 
-    /// Waits for a phase.
+    /// Waits until the sandbox has a phase.
     #[track_caller]
     pub(crate) fn wait_phase(&self, id: &str, phase: &str) -> Value {
         wait(&format!("{id} to be {phase}"), || self.get(id)["phase"] == phase);
@@ -214,13 +215,14 @@ impl World {
         self.lab.node(name).expect("node")
     }
 
-    /// Output of a shell line in a node.
+    /// Runs a shell line in a node and returns its output.
     pub(crate) fn shell(&self, node: &str, line: &str) -> String {
         let output = self.node(node).shell(line).expect("a shell in the node");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Everything of a vmid that is left on a node: config, volume, veth, cgroup, lock, process.
+    /// Lists everything of a vmid that is left on a node: config, volume, veth, cgroup, lock,
+    /// process.
     pub(crate) fn left_of(&self, node: &str, vmid: u64) -> String {
         self.shell(
             node,
@@ -233,13 +235,13 @@ impl World {
         )
     }
 
-    /// Invariants over controller, journals, configs and volumes.
+    /// Checks the invariants over controller, journals, configs and volumes.
     #[track_caller]
     pub(crate) fn fsck(&self) {
         wait("a clean fsck", || self.ctl(&["fsck"]).code == 0);
     }
 
-    /// Deletes what the test made and checks that nothing else was touched.
+    /// Deletes the test's sandboxes and checks that nothing else was touched.
     #[track_caller]
     pub(crate) fn finish(self) {
         for node in self.lab.nodes().expect("nodes") {
@@ -268,7 +270,7 @@ pub(crate) fn node(sandbox: &Value) -> &str {
     sandbox["node"].as_str().expect("a node")
 }
 
-/// Reason and message of an error that `sandboxctl --json` printed.
+/// Returns reason and message of an error that `sandboxctl --json` printed.
 #[track_caller]
 pub(crate) fn refusal(ran: &Ran) -> (String, String) {
     let line = ran.stderr.lines().find(|line| line.starts_with('{')).unwrap_or_default();
@@ -286,7 +288,7 @@ pub(crate) fn ran(output: Output) -> Ran {
     }
 }
 
-/// Waits until it is true, and says what for when it never is.
+/// Waits until a condition is true; the failure names what was waited for.
 #[track_caller]
 pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -296,7 +298,7 @@ pub(crate) fn wait(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// A request_id that no earlier run used.
+/// Returns a request_id that no earlier run used.
 pub(crate) fn unique(name: &str) -> String {
     let now = std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970");
     format!("{name}-{}", now.as_nanos())

@@ -1,6 +1,6 @@
-//! The suite can fail: each kept mutation must turn the simulation red, by the invariant that it
-//! breaks, within a few seeds; without one it must stay green over the same seeds. `make mutants`
-//! prints the table, `make mutants ONLY=word` tries those that have the word in their line.
+//! Shows that the suite can fail: each mutation must make the simulation fail, by the invariant
+//! that it breaks, within a few seeds; without mutations the same seeds must pass. `make mutants`
+//! prints the table, `make mutants ONLY=word` tries the mutants with that word in their line.
 
 #![expect(clippy::disallowed_methods, reason = "which mutants to run is said by the environment")]
 
@@ -12,18 +12,18 @@ use std::{
 
 use simulation::{Broken, Mutant, mutant, tell};
 
-/// A mutant that these do not find has survived.
+/// Number of seeds after which an undetected mutant counts as survived.
 const SEEDS: u64 = 200;
 
-/// How a mutant was found.
+/// Result of the search for a mutant.
 struct Found {
-    /// Seeds until one turned red.
+    /// Number of seeds until one failed.
     red: Option<u64>,
-    /// Seeds until the invariant that it breaks was named.
+    /// Number of seeds until the invariant that the mutant breaks was named.
     named: Option<u64>,
-    /// All that were named.
+    /// All invariants that were named.
     by: BTreeSet<String>,
-    /// One line of it.
+    /// One line of a failure.
     said: String,
 }
 
@@ -45,7 +45,7 @@ fn hunt(mutant: &Mutant) -> Found {
     found
 }
 
-/// The invariants that a line names: I1 to I13.
+/// Returns the invariants that a line names: `I` and a number.
 fn invariants(line: &str) -> impl Iterator<Item = String> {
     let words = line.split(|c: char| !c.is_ascii_alphanumeric());
     let number = |word: &&str| word.strip_prefix('I').is_some_and(|n| n.parse::<u8>().is_ok());
@@ -55,7 +55,7 @@ fn invariants(line: &str) -> impl Iterator<Item = String> {
 #[test]
 fn every_mutant_is_found_and_nothing_else() {
     daemon::logs::init("off", false);
-    // A mutant may make a daemon panic: that is a way of turning red, and no news.
+    // A mutant may make a daemon panic: that counts as a failed seed and needs no message.
     let loud = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let only = std::env::var("PVE_SANDBOX_MUTANTS").unwrap_or_default();
@@ -95,7 +95,7 @@ fn every_mutant_is_found_and_nothing_else() {
             survived.push(format!("{invariant}: {what}"));
         }
     }
-    // A suite that is always red finds everything.
+    // A suite that always fails would find every mutant.
     let deepest = lines.iter().filter_map(|(_, found)| found.named).max().unwrap_or(SEEDS);
     for seed in 0..deepest {
         if let Err(Broken(wrong)) = tell(seed, None) {

@@ -1,4 +1,4 @@
-//! The callers: what they ask for, what they are told, and what they know by that.
+//! The callers: their requests, the answers, and what they conclude from these.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,14 +20,14 @@ use crate::{
     watch::Watch,
 };
 
-/// Requests of sandboxes that delete themselves begin so.
+/// Prefix of request_ids whose sandboxes delete themselves.
 pub(crate) const MORTAL: &str = "mortal";
-/// When they do.
+/// Time to live of these sandboxes.
 pub(crate) const TTL: Duration = Duration::from_secs(90);
-/// When they do after they were extended: not in this story.
+/// Time to live after an extension: longer than the story.
 const EXTENDED: Duration = Duration::from_secs(24 * 3600);
 
-/// What a caller does to a sandbox.
+/// Operation of a caller on a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
     Delete,
@@ -40,24 +40,24 @@ pub(crate) enum Verb {
     Extend,
 }
 
-/// What the caller knows of one request_id.
+/// Knowledge of the caller about one request_id.
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
-    /// When it was asked for first.
+    /// Time of the first request.
     pub(crate) since: Instant,
-    /// The sandbox that an answer named.
+    /// Id of the sandbox, from an answer.
     pub(crate) id: Option<String>,
-    /// An answer said that it runs.
+    /// Whether an answer said that the sandbox runs.
     pub(crate) acked: bool,
-    /// A deletion was asked for; whether it was answered.
+    /// Set once a deletion was requested; true once it was answered.
     pub(crate) deleted: Option<bool>,
-    /// A longer life was asked for; whether it was answered.
+    /// Set once an extension was requested; true once it was answered.
     pub(crate) extended: Option<bool>,
-    /// An answer said that it is paused, and nobody has asked for anything since.
+    /// Whether an answer said that the sandbox is paused, with no request since.
     pub(crate) paused: bool,
-    /// Calls under way.
+    /// Number of calls in progress.
     pub(crate) calls: u64,
-    /// A call had no answer: it may be carried out at any time.
+    /// Whether a call had no answer: it may be carried out at any time.
     murky: bool,
 }
 
@@ -77,19 +77,19 @@ impl Default for Known {
 }
 
 impl Known {
-    /// It is paused, and nothing can have happened to it.
+    /// Returns whether the sandbox is paused and no request can have changed that.
     pub(crate) fn is_paused(&self) -> bool {
         self.paused && !self.murky && self.deleted.is_none()
     }
 
-    /// A node lost its power: nothing is paused there any more, and an answer that is on its way is
-    /// of the time before.
+    /// Records a power cut of a node: nothing is paused there any more, and an answer that is still
+    /// in transit describes the time before.
     pub(crate) fn shaken(&mut self) {
         self.paused = false;
         self.murky |= self.calls > 0;
     }
 
-    /// A call had no answer.
+    /// Returns whether a call had no answer.
     pub(crate) fn is_murky(&self) -> bool {
         self.murky
     }
@@ -109,16 +109,16 @@ impl Known {
     }
 }
 
-/// The callers' memory, by request_id.
+/// Knowledge of all callers, by request_id.
 pub(crate) type Memory = BTreeMap<String, Known>;
 
-/// Sandboxes that their callers know to have come up, and have not deleted.
+/// Returns the sandboxes that their callers know to have started and have not deleted.
 pub(crate) fn acked(memory: &Memory) -> Vec<(String, String)> {
     let known = memory.iter().filter(|(_, k)| k.acked && k.deleted.is_none());
     known.filter_map(|(key, k)| Some((key.clone(), k.id.clone()?))).collect()
 }
 
-/// What a call came to.
+/// Result of a call.
 pub(crate) struct Done {
     pub(crate) key: String,
     pub(crate) came_to: CameTo,
@@ -133,20 +133,20 @@ pub(crate) enum CameTo {
     Paused,
     Extended,
     Changed,
-    /// It was not done, and will not be.
+    /// The call was not carried out, and will not be.
     Refused,
-    /// It may be done yet.
+    /// The call may still be carried out.
     Unknown,
 }
 
 impl Known {
-    /// Takes note of what a call came to.
+    /// Records the result of a call.
     pub(crate) fn note(&mut self, key: &str, came_to: CameTo) {
         self.calls -= 1;
         match came_to {
             CameTo::Created { id, running } => {
-                // I4: one sandbox per request_id, whatever is asked again. A failed try may be
-                // followed by another sandbox; an acked one never is.
+                // I4: one sandbox per request_id, however often it is requested. Another sandbox
+                // may follow a failed attempt, but never an acked one.
                 if let Some(before) = self.id.as_ref().filter(|_| self.acked) {
                     assert_eq!(before, &id, "I4: {key} is two sandboxes");
                 }
@@ -154,7 +154,7 @@ impl Known {
                 self.id = Some(id);
             }
             CameTo::Deleted => self.deleted = Some(true),
-            // What else is under way may undo it.
+            // Another call in progress may undo the pause.
             CameTo::Paused => self.paused = self.calls == 0,
             CameTo::Extended => self.extended = Some(true),
             CameTo::Changed | CameTo::Refused => {}
@@ -173,12 +173,12 @@ pub(crate) fn authorised<T>(token: &str, message: T) -> Request<T> {
     request
 }
 
-/// A caller and whom it calls.
+/// A caller's connection to one controller.
 struct Line {
     api: Api,
     token: String,
     watch: Arc<Watch>,
-    /// The number of the controller, if it was replaced before this call.
+    /// Number of the controller, if it was replaced before this call.
     replaced: Option<u64>,
 }
 
@@ -196,14 +196,14 @@ impl Line {
         authorised(&self.token, message)
     }
 
-    /// I10: nothing is changed through a controller that was replaced before it was asked.
+    /// Checks I10: a controller that was replaced before the call changes nothing.
     fn obeyed(&self, what: &str) {
         if let Some(number) = self.replaced {
             self.watch.wrong(format!("I10: controller {number} was replaced, and {what}"));
         }
     }
 
-    /// What an error says of what was asked.
+    /// Converts an error to the result of a call.
     fn refused(&self, status: &Status) -> CameTo {
         match daemon::status::reason(status) {
             Some(why) if why == Reason::Invariant => {
@@ -216,7 +216,7 @@ impl Line {
     }
 }
 
-/// `new`: nobody has asked for it before.
+/// Creates a sandbox. `new`: no earlier request used this key.
 pub(crate) fn create(
     cluster: &Cluster,
     life: &Life,
@@ -228,7 +228,7 @@ pub(crate) fn create(
         let request = line.ask(CreateSandboxRequest {
             request_id: key.clone(),
             snapshot_id: SNAPSHOT.into(),
-            // Some with a disk of their own, which is a step more.
+            // Some get a larger disk, which adds a step.
             size: key.ends_with(['3', '7']).then(|| Size { disk_gib: 4, ..Size::default() }),
             lifetime: key.starts_with(MORTAL).then(|| lives_for(TTL)),
             ..CreateSandboxRequest::default()
@@ -268,7 +268,8 @@ pub(crate) fn change(
         let came_to = match changed(&line, id, verb).await {
             Err(status) => line.refused(&status),
             Ok(sandbox) => {
-                // Whoever deletes what is gone is told so by anybody, and commands have no epoch.
+                // Any controller may answer that a deleted sandbox is gone, and commands have no
+                // epoch.
                 if !matches!(verb, Verb::Delete | Verb::Exec) {
                     line.obeyed(&format!("did {verb:?} to {key}"));
                 }

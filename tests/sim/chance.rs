@@ -1,8 +1,8 @@
-//! Everything random, from one seed: SplitMix64.
+//! Random numbers from one seed: SplitMix64.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A stream of numbers; clones of the seed with another `stream` are independent of it.
+/// A stream of random numbers; streams of one seed with different `stream` are independent.
 #[derive(Debug)]
 pub(crate) struct Chance(AtomicU64);
 
@@ -18,12 +18,12 @@ impl Chance {
         z ^ (z >> 31)
     }
 
-    /// 0 to `end`, exclusive.
+    /// Returns a number from 0 to `end`, exclusive.
     pub(crate) fn below(&self, end: u64) -> u64 {
         self.next() % end
     }
 
-    /// True in so many of a hundred cases.
+    /// Returns true in `share` percent of the calls.
     pub(crate) fn percent(&self, share: u64) -> bool {
         self.below(100) < share
     }

@@ -1,5 +1,5 @@
-//! The invariants, once the faults have stopped. What the daemons say is held against what the fake
-//! PVE and the journals really hold.
+//! Checks the invariants once the faults have stopped: compares what the daemons report with the
+//! real content of the fake PVE and of the journals.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,11 +29,11 @@ use crate::{
     drains,
 };
 
-/// After the last fault everything converges within this: I9. An operation that hangs is given up
-/// after its own deadline first.
+/// Longest convergence after the last fault (I9). It is long because an operation that hangs first
+/// runs until its own deadline.
 const CONVERGES: Duration = Duration::from_secs(600);
 
-/// Waits until nothing is under way, then checks everything.
+/// Waits until nothing is in progress, then checks everything.
 pub(crate) async fn settles(cluster: &mut Cluster, memory: &Memory) -> Result<(), Vec<String>> {
     let deadline = Instant::now() + CONVERGES;
     loop {
@@ -54,10 +54,10 @@ pub(crate) async fn settles(cluster: &mut Cluster, memory: &Memory) -> Result<()
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 
-/// The records that have not ended, each with the node that holds it.
+/// Records of living sandboxes, each with the node that holds it.
 type Living = BTreeMap<String, (NodeName, Record)>;
 
-/// Everything that does not fit.
+/// Runs all checks and returns the violations.
 async fn at_rest(cluster: &Cluster, memory: &Memory) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut living = Living::new();
@@ -84,14 +84,14 @@ async fn at_rest(cluster: &Cluster, memory: &Memory) -> Vec<String> {
     wrong
 }
 
-/// No creation is left in the store that nobody works on.
+/// Checks that the store has no creation on which nobody works.
 async fn by_the_store(cluster: &Cluster) -> Vec<String> {
     let rows = cluster.store.all().await.expect("a store");
     let placing = rows.iter().filter(|row| row.state == State::Placing);
     placing.map(|row| format!("I9: {} is still being placed", row.id)).collect()
 }
 
-/// Containers, volumes and locks against the records.
+/// Compares containers, volumes and locks with the records.
 fn on_the_hosts(cluster: &Cluster, living: &Living) -> Vec<String> {
     let mut wrong = Vec::new();
     let guests = cluster.pve.guests();
@@ -156,7 +156,7 @@ fn on_the_hosts(cluster: &Cluster, living: &Living) -> Vec<String> {
     wrong
 }
 
-/// I13 and I12: what the record says is how the container is.
+/// Checks I13 and I12: the container is in the state that its record says.
 fn as_recorded(record: &Record, guest: &Guest) -> Option<String> {
     let (id, phase) = (record.id, record.phase);
     let paused = phase == Phase::Paused;
@@ -169,7 +169,7 @@ fn as_recorded(record: &Record, guest: &Guest) -> Option<String> {
     (runs != should).then(|| format!("I12: {id} is {phase:?}; its container runs: {runs}"))
 }
 
-/// I12: what the agents count is what a recount gives.
+/// Checks I12: the agents' counts equal a recount.
 async fn counted(cluster: &Cluster, living: &Living) -> Vec<String> {
     let mut wrong = Vec::new();
     for host in &cluster.hosts {
@@ -190,7 +190,7 @@ async fn counted(cluster: &Cluster, living: &Living) -> Vec<String> {
     wrong
 }
 
-/// What the callers were told is so.
+/// Checks that the answers that callers got are true.
 fn remembered(cluster: &Cluster, memory: &Memory, living: &Living) -> Vec<String> {
     let mut wrong = Vec::new();
     for (key, known) in memory {
@@ -232,15 +232,16 @@ fn remembered(cluster: &Cluster, memory: &Memory, living: &Living) -> Vec<String
     wrong
 }
 
-/// Its node has booted since, and by its wall clock, which is all that there is then, it is not time
-/// yet.
+/// Returns whether a sandbox may live past its time to live: its node has booted since, so only the
+/// wall clock counts, and that has not reached the time yet.
 fn may_outlive(cluster: &Cluster, node: &NodeName, record: &Record) -> bool {
     let host = cluster.hosts.iter().find(|host| host.name == *node).expect("a host");
     let now = host.clock.moment();
     record.lifetime.expires.as_ref().is_some_and(|at| at.boot != now.boot && !at.reached(&now))
 }
 
-/// The controller's log must lead to what is, through all of its crashes: nothing twice, no gap.
+/// Checks that the controller's log leads to the present state through all crashes: no event twice,
+/// no gap.
 async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
     use EventKind as E;
     let mut of: BTreeMap<String, Vec<EventKind>> = BTreeMap::new();
@@ -280,8 +281,8 @@ async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
         }
     }
     for (id, told) in &of {
-        // A boot can follow a boot, and a start that comes to nothing ends where it began; every
-        // other state is left before it comes again.
+        // A boot can follow a boot, and a failed start ends where it began; every other state must
+        // be left before it can be entered again.
         let again = [E::Started, E::Stopped];
         let twice = told.windows(2).any(|two| two[0] == two[1] && !again.contains(&two[0]));
         let over =
@@ -292,7 +293,7 @@ async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
     }
     for (id, (_, record)) in living {
         let last = of.get(id).and_then(|told| told.last());
-        // Of what a controller had to find anew, the log says no more.
+        // The log says no more about a sandbox that a controller had to find again.
         let found = cluster.forgot && last == Some(&E::Found);
         let fits = match record.phase {
             Phase::Paused => found || last == Some(&E::Paused),
@@ -300,7 +301,7 @@ async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
             Phase::Running => {
                 matches!(last, Some(E::Created | E::Started | E::Resumed | E::Found))
             }
-            // Said above.
+            // Reported by the checks of the records.
             Phase::Creating
             | Phase::Undoing
             | Phase::Starting
@@ -320,7 +321,7 @@ async fn by_the_log(cluster: &Cluster, living: &Living) -> Vec<String> {
     wrong
 }
 
-/// What the controller says must be what the nodes have.
+/// Compares the controller's lists and findings with the nodes.
 async fn by_the_controller(cluster: &Cluster, living: &Living) -> Vec<String> {
     let mut wrong = Vec::new();
     let request = ListSandboxesRequest { page_size: 1000, ..ListSandboxesRequest::default() };
@@ -344,7 +345,7 @@ async fn by_the_controller(cluster: &Cluster, living: &Living) -> Vec<String> {
     match fsck {
         Ok(found) => {
             let (mut strangers, mut strays) = (0, cluster.strays.clone());
-            // One under the number of somebody's container is for that one to explain.
+            // A volume under the number of a foreign container is reported with that container.
             strays.retain(|_, vmid| !cluster.foreign.contains_key(vmid));
             for finding in found.into_inner().findings {
                 if finding.invariant == "I1" && cluster.strays.contains_key(&finding.subject) {
@@ -372,7 +373,7 @@ async fn by_the_controller(cluster: &Cluster, living: &Living) -> Vec<String> {
     wrong
 }
 
-/// I10: a controller of an epoch before is refused, by the agents as they are and by the next ones.
+/// Checks I10: agents refuse a controller of an earlier epoch, also after they restart.
 async fn fenced(cluster: &mut Cluster) -> Vec<String> {
     let mut wrong = Vec::new();
     for index in 0..cluster.hosts.len() {

@@ -1,5 +1,5 @@
-//! The clocks of a host: one on the wall, which may be wrong and may jump, and one that counts from
-//! the boot of the host and only goes forward.
+//! The clocks of a host: a wall clock, which may be wrong and may jump, and a clock that counts
+//! from the host's boot and only moves forward.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,15 +9,15 @@ use std::{
 use agent::clock::Moment;
 use tokio::time::Instant;
 
-/// How long hosts have been up when a story begins.
+/// Uptime of hosts at the beginning of a story.
 const UP: Duration = Duration::from_secs(24 * 3600);
 
-/// Clones are the same clock.
+/// Clock of a host; clones share their state.
 #[derive(Debug, Clone)]
 pub(crate) struct SimClock {
     begun: Instant,
     hands: Arc<Mutex<Hands>>,
-    /// There is nothing but the wall.
+    /// Whether the host has only the wall clock.
     wall_alone: bool,
 }
 
@@ -30,7 +30,7 @@ struct Hands {
 }
 
 impl SimClock {
-    /// Off by so much.
+    /// Creates a clock whose wall time is off by `off_ms`.
     pub(crate) fn new(off_ms: i64, wall_alone: bool) -> Self {
         let begun = Instant::now();
         let hands = Hands { off_ms, boot: 1, up_since: begun, up_before: UP };
@@ -41,12 +41,12 @@ impl SimClock {
         self.hands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody sets the wall clock.
+    /// Sets the wall clock forward or back.
     pub(crate) fn jump(&self, ms: i64) {
         self.hands().off_ms += ms;
     }
 
-    /// The host has booted.
+    /// Records a boot of the host.
     pub(crate) fn boot(&self) {
         let mut hands = self.hands();
         hands.boot += 1;

@@ -1,5 +1,5 @@
-//! Three nodes with agents, started, killed and started again over the same journals; and what they
-//! stand on. Their controllers are in `lives`.
+//! Three nodes whose agents are started, killed and restarted over the same journals, with their
+//! surroundings. The controllers are in `lives`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,34 +41,34 @@ use crate::{
     weather::{self, SlowDisk, StoreDisk},
 };
 
-/// What sandboxes are created from.
+/// Snapshot of all sandboxes.
 pub(crate) const SNAPSHOT: &str = "base_v1";
-/// Somebody else's container, in our range of numbers, with our host name pattern.
+/// A foreign container within our range of vmids, with our host name pattern.
 const FOREIGN: u32 = 100_001;
-/// Somebody's clone of a sandbox of ours, mark and all.
+/// An operator's clone of a sandbox, with its mark.
 const COPY: u32 = 200_002;
-/// It carries a mark for itself that no journal knows.
+/// A foreign container with a mark for its own vmid that no journal knows.
 pub(crate) const STRANGER: u32 = 300_003;
-/// Its address, out of the pool of its node.
+/// Address of [`STRANGER`], from the pool of its node.
 pub(crate) const STRANGER_IP: Ipv4Addr = Ipv4Addr::new(10, 100, 3, 3);
-/// Number of an operator's volume among those of its vmid.
+/// Disk number of an operator's volume, among those of its vmid.
 const STRAY_DISK: u32 = 77;
-/// Vmids of a node.
+/// Number of vmids of a node.
 pub(crate) const VMIDS: u32 = 1000;
 
-/// One node's agent.
+/// A node with its agent.
 pub(crate) struct Host {
     pub(crate) name: NodeName,
     number: u8,
     pub(crate) journal: Arc<MemoryJournal>,
     pub(crate) clock: SimClock,
-    /// Its disk takes so many times as long as else.
+    /// Factor by which the disk is slower than usual.
     pub(crate) slow: Arc<AtomicU32>,
     agent: Option<(Arc<Agent>, JoinHandle<()>)>,
 }
 
 impl Host {
-    /// The agent that runs now.
+    /// Returns the running agent.
     pub(crate) fn agent(&self) -> Option<&Arc<Agent>> {
         self.agent.as_ref().map(|(agent, _)| agent)
     }
@@ -78,29 +78,29 @@ pub(crate) struct Cluster {
     pub(crate) pve: FakeCluster,
     pub(crate) net: Arc<Net>,
     pub(crate) hosts: Vec<Host>,
-    /// A handle on what the last controller has.
+    /// Handle on the store of the last controller.
     pub(crate) store: Store,
     pub(crate) backup: Option<Store>,
     pub(crate) token: String,
-    /// The same as a store keeps it.
+    /// The same token in the form that a store keeps.
     pub(crate) token_kept: Token,
     pub(crate) watch: Arc<Watch>,
-    /// What is not ours, as it was made.
+    /// Foreign containers, as they were created.
     pub(crate) foreign: BTreeMap<Vmid, Guest>,
-    /// Volumes of somebody's that carry a number of ours.
+    /// Foreign volumes that carry a vmid of ours.
     pub(crate) strays: BTreeMap<String, Vmid>,
-    /// Sandboxes that ran when their node lost its power, of which nobody has asked anything since.
+    /// Sandboxes that ran when their node lost power, without a request since.
     pub(crate) rebooted: BTreeSet<String>,
-    /// The controllers that live, the last one last.
+    /// Living controllers, the newest last.
     pub(crate) lives: Vec<Life>,
-    /// One of them began with less than the one before knew.
+    /// Whether a controller began with less knowledge than the one before.
     pub(crate) forgot: bool,
-    /// How many there ever were.
+    /// Number of controllers ever started.
     pub(crate) begun: u64,
-    /// The controllers'.
+    /// Clock of the controllers.
     pub(crate) clock: SimClock,
     pub(crate) seed: u64,
-    /// What helpers in sandboxes do.
+    /// Random source for the helpers in sandboxes.
     doors: Arc<Chance>,
     lapse: Option<Lapse>,
 }
@@ -167,7 +167,7 @@ impl Cluster {
         cluster
     }
 
-    /// Puts a container of somebody's on a node, with a mark for that number if one is given.
+    /// Adds a foreign container on a node, with a mark for the vmid `marked` if that is given.
     pub(crate) fn add_somebodys(&mut self, host: usize, number: Vmid, marked: Option<Vmid>) {
         let mut guest = operator::somebodys(&self.hosts[host].name, number);
         if let Some(marked) = marked {
@@ -188,14 +188,14 @@ impl Cluster {
         self.foreign.insert(number, guest);
     }
 
-    /// An operator allocates a volume under this number.
+    /// Adds an operator's volume under a vmid.
     pub(crate) fn allocate(&mut self, node: &NodeName, number: Vmid) {
-        // A name that no clone takes: which of two of one name is whose, nobody could tell.
+        // A disk number that no clone uses: with equal names the owner could not be told.
         self.strays.insert(self.pve.alloc(node, number, STRAY_DISK), number);
     }
 
-    /// An operator puts a container of his in the place of one of ours. `None` while somebody is
-    /// busy with it.
+    /// Replaces one of our containers by a foreign one. Returns `None` while an operation works on
+    /// the container.
     pub(crate) fn take_out(&mut self, number: Vmid) -> Option<Guest> {
         let node = self.pve.guests().remove(&number)?.node;
         let theirs = operator::somebodys(&node, number);
@@ -204,11 +204,11 @@ impl Cluster {
         Some(was)
     }
 
-    /// And puts ours back, switched off.
+    /// Puts our container back, stopped.
     pub(crate) async fn put_back(&mut self, number: Vmid, was: Guest) {
         self.foreign.remove(&number);
         let until = tokio::time::Instant::now() + Duration::from_secs(300);
-        // What hangs there is let go.
+        // Releases a hanging operation.
         while self.pve.replace(number, was.clone()).is_none() {
             assert!(tokio::time::Instant::now() < until, "{number} is busy for ever");
             self.pve.release();
@@ -216,7 +216,7 @@ impl Cluster {
         }
     }
 
-    /// What must hold at every moment.
+    /// Checks the invariants that must hold at every moment.
     pub(crate) async fn look(&self, memory: &Memory) {
         let (mut vmids, mut ips) = (BTreeMap::new(), BTreeMap::new());
         for host in &self.hosts {
@@ -226,7 +226,7 @@ impl Cluster {
             }
             for record in records.into_iter().filter(|record| !record.phase.ended()) {
                 let other = vmids.insert(record.vmid, record.id);
-                // One that moves stands in both journals until the first has left it.
+                // A moving sandbox is in both journals until the first node has dropped it.
                 if let Some(other) = other.filter(|other| *other != record.id) {
                     self.watch
                         .wrong(format!("I3: {} is {other}'s and {}'s", record.vmid, record.id));
@@ -249,7 +249,7 @@ impl Cluster {
             }
             let records = host.journal.all().await.expect("a journal");
             for record in records.into_iter().filter(|record| !record.phase.ended()) {
-                // PVE removes the volume of a container before it looks whether it can remove the rest.
+                // PVE removes a container's volume before it checks whether it can remove the rest.
                 let whole = |guest: &&Guest| {
                     guest.node == host.name
                         && guest.config.rootfs().is_some()
@@ -273,8 +273,8 @@ impl Cluster {
         }
     }
 
-    /// Starts the agents that do not run. One whose journal cannot be written does not come up, and
-    /// is started again later, as by systemd.
+    /// Starts the agents that do not run. An agent whose journal cannot be written fails to start
+    /// and is started again later, as by systemd.
     pub(crate) async fn start_the_dead(&mut self) {
         for index in 0..self.hosts.len() {
             if self.hosts[index].agent.is_none() {
@@ -339,7 +339,7 @@ impl Cluster {
         host.agent = Some((agent, serving));
     }
 
-    /// SIGKILL to an agent: what it had not synced is lost, `pct` goes on.
+    /// Kills an agent with SIGKILL: its unsynced writes are lost, `pct` continues.
     pub(crate) async fn kill_agent(&mut self, index: usize) {
         let host = &mut self.hosts[index];
         if let Some((agent, serving)) = host.agent.take() {
@@ -349,7 +349,7 @@ impl Cluster {
         }
     }
 
-    /// Power cut: the agent, `pct` and every container of the node.
+    /// Cuts the power of a node: ends its agent, its `pct` processes and its containers.
     pub(crate) async fn power_cut(&mut self, index: usize) {
         self.kill_agent(index).await;
         let (guests, records) = (self.pve.guests(), self.hosts[index].journal.all().await);

@@ -1,7 +1,7 @@
-//! The way into sandboxes: a model of a shim and its helper, one a conversation. The helper gets to an
-//! order at once, late, or never, and keeps the order's deadline; the shim answers as `agent::shim`
-//! does. What is shipped here is the agent's and the controller's part: who gives up when, and what a
-//! caller is told.
+//! Access to sandboxes: a model of a shim and its helper, one per conversation. The helper handles
+//! an order at once, late or never, and observes the order's deadline; the shim answers as
+//! `agent::shim` does. The agent's and the controller's parts are the shipped ones: their timeouts
+//! and the callers' answers are tested.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -26,12 +26,12 @@ use tokio_util::{
 
 use crate::{chance::Chance, clock::SimClock, mutant::Lapse, watch::Watch};
 
-/// How long after the deadline a shim answers at the latest.
+/// Longest time between an order's deadline and the shim's answer.
 const WORD: Duration = Duration::from_secs(1);
-/// How long a helper may stand still, milliseconds.
+/// Longest stall of a helper, in milliseconds.
 const STANDS_MS: u64 = 40_000;
 
-/// The doors of one node.
+/// Shims and helpers of one node.
 #[derive(Debug, Clone)]
 pub(crate) struct Doors {
     pub(crate) pve: FakeCluster,
@@ -47,7 +47,7 @@ impl Shims for Doors {
         None
     }
 
-    /// I5: only the sandbox that was named, and only in its life.
+    /// Connects to a sandbox, and checks I5: only the sandbox that was named, and only in its life.
     async fn start(&self, record: &Record) -> io::Result<UnixStream> {
         let guest = self.pve.guests().remove(&record.vmid);
         let mark = guest.as_ref().and_then(|guest| guest.config.mark());
@@ -64,13 +64,13 @@ impl Shims for Doors {
     }
 }
 
-/// What one who waits is told.
+/// Answer to the agent.
 enum Answer {
     Runs,
     No(Reason),
-    /// Nothing: the connection breaks.
+    /// No answer: the connection breaks.
     Breaks,
-    /// Nothing: the connection stays.
+    /// No answer: the connection stays open.
     Silence,
 }
 
@@ -95,14 +95,14 @@ impl Doors {
                 message: "the simulation says so".to_owned(),
             })],
             Answer::Breaks => return,
-            // Until the agent goes.
+            // Until the agent closes the connection.
             Answer::Silence => {
                 while let Some(Ok(_)) = frames.next().await {}
                 return;
             }
         };
         for message in messages {
-            // The agent may have gone.
+            // The agent may be gone.
             drop(frames.send(say(message)).await);
         }
     }
@@ -111,7 +111,7 @@ impl Doors {
         Duration::from_millis(start.start_by_ms.saturating_sub(self.clock.moment().up_ms))
     }
 
-    /// What becomes of an order, and what is said of it.
+    /// Decides whether an order runs, and what the shim answers.
     async fn decide(&self, start: &wire::Start, number: u64) -> Answer {
         let boot = self.clock.moment().boot;
         let stands = match self.chance.below(10) {
@@ -120,12 +120,12 @@ impl Doors {
             _ => self.chance.below(STANDS_MS),
         };
         let (stands, left) = (Duration::from_millis(stands), self.left(start));
-        // The helper, which the shim may not hear of any more.
+        // The helper, whose result may not reach the shim any more.
         let (doors, by) = (self.clone(), start.clone());
         let helper = tokio::spawn(async move {
             sleep(stands).await;
             let in_time = !doors.left(&by).is_zero() || doors.lapse == Some(Lapse::GivenUp);
-            // A power cut ends it with all else.
+            // A power cut ends the helper, too.
             let runs = in_time && doors.clock.moment().boot == boot;
             if runs {
                 doors.watch.ran(number);
@@ -139,7 +139,7 @@ impl Doors {
         match runs.map(|runs| runs.expect("no panic")) {
             Ok(true) if self.chance.percent(10) => Answer::Breaks,
             Ok(true) => Answer::Runs,
-            // The helper has refused it.
+            // The helper refused the order.
             Ok(false) => Answer::No(Reason::ExecFailed),
             Err(_) if self.lapse == Some(Lapse::GivenUp) => Answer::No(Reason::ExecFailed),
             Err(_) => Answer::No(Reason::OutcomeUnknown),

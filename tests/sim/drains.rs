@@ -1,4 +1,4 @@
-//! Nodes that are drained, and take new work again.
+//! Drains nodes and makes them schedulable again.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use tonic::transport::Channel;
 
 use crate::{calls::authorised, cluster::Cluster};
 
-/// Drains a node; after a while it takes new work again. Whatever comes of either; how many it moved.
+/// Drains a node and uncordons it after `pause`, whatever the results are; returns the number of
+/// moved sandboxes.
 pub(crate) fn drain(
     cluster: &Cluster,
     node: NodeName,
@@ -29,7 +30,7 @@ pub(crate) fn drain(
     }
 }
 
-/// The node on which most stands still.
+/// Returns the node with the most stopped sandboxes.
 pub(crate) async fn fullest(cluster: &Cluster) -> NodeName {
     let mut most = (0, &cluster.hosts[0].name);
     for host in &cluster.hosts {
@@ -40,7 +41,7 @@ pub(crate) async fn fullest(cluster: &Cluster) -> NodeName {
     most.1.clone()
 }
 
-/// How many it has moved, as far as it says.
+/// Drains a node and returns the number of sandboxes that it reports as moved.
 async fn ask(channel: Channel, token: &str, node: &NodeName) -> usize {
     let request = DrainNodeRequest { node: node.to_string(), why: String::new() };
     let drained = OperatorServiceClient::new(channel).drain_node(authorised(token, request)).await;
@@ -52,7 +53,7 @@ async fn open(channel: Channel, token: &str, node: &NodeName) {
     drop(OperatorServiceClient::new(channel).uncordon_node(authorised(token, request)).await);
 }
 
-/// An operator sees to it that what was on its way arrives, and that every node takes work.
+/// Finishes the drains as an operator would: moves under way arrive, and every node is schedulable.
 pub(crate) async fn finish(cluster: &Cluster) {
     let (channel, token) = (cluster.controller().channel(), &cluster.token);
     for host in &cluster.hosts {

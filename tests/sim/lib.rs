@@ -1,8 +1,8 @@
-//! The shipped controller and agents in one process, over a fake PVE, streams in memory, journals
-//! that lose what was not synced, and time that jumps; everything that happens comes from a seed.
+//! The shipped controller and agents in one process, over a fake PVE, in-memory streams, journals
+//! that lose unsynced writes, and simulated time. All events come from one seed.
 //!
-//! A story can be told with a mutant: one thing that must not be left out is left out. The story
-//! must then end badly, or the checks are worth nothing.
+//! A story can be run with a mutant, which leaves out one thing that an invariant depends on. The
+//! story must then fail; otherwise the checks are worth nothing.
 
 mod calls;
 mod chance;
@@ -25,17 +25,17 @@ use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 pub use mutant::Mutant;
 pub use story::Told;
 
-/// Simulated time that one story may take. It ends by itself long before.
+/// Longest simulated time of a story, which normally ends long before.
 const STORY_MAX: Duration = Duration::from_secs(4 * 3600);
 
-/// What did not fit at the end of a story.
+/// Violations at the end of a story.
 #[derive(Debug)]
 pub struct Broken(pub Vec<String>);
 
-/// Tells the story of a seed, and checks its end.
+/// Runs the story of a seed and checks its end.
 ///
 /// # Errors
-/// What was wrong, each with the invariant that it breaks.
+/// The violations, each with the invariant that it breaks.
 pub fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Broken> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,5 +1,5 @@
-//! The controllers: one after another, or an old one that lives on beside the new; over the same
-//! store, over a copy of it that knows nothing of what came later, or over an empty one.
+//! The controllers: one after another, or an old one that lives on beside the new one; over the
+//! same store, over an older copy of it, or over an empty one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,23 +13,23 @@ use crate::{
     net::Dialler,
 };
 
-/// Controllers that live on beside the last.
+/// Largest number of controllers that live on beside the last one.
 const OLD_MAX: usize = 2;
-/// A controller that is older does not take a node for one that it has to win over: `node::epoch`.
+/// Age after which a controller no longer raises its epoch above a node's: `node::epoch`.
 const SETTLED_IN: Duration = Duration::from_secs(16);
 
-/// One controller.
+/// A controller and its state in the simulation.
 pub(crate) struct Life {
     pub(crate) number: u64,
     controller: Controller,
     dial: tokio::sync::mpsc::Sender<std::io::Result<tokio::io::DuplexStream>>,
     begun: Instant,
-    /// Every node has heard of a later one: this one must not be able to change anything.
+    /// Whether every node knows a later epoch: this controller must not change anything any more.
     pub(crate) replaced: bool,
 }
 
 impl Life {
-    /// A connection to its API.
+    /// Opens a connection to the controller's API.
     pub(crate) fn channel(&self) -> tonic::transport::Channel {
         let dial = self.dial.clone();
         daemon::channel::over(daemon::flow::Leg::Api, move || {
@@ -52,24 +52,24 @@ impl Life {
     }
 }
 
-/// What the next controller knows.
+/// Knowledge of the next controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Knows {
-    /// All that the one before knew.
+    /// Everything that the one before knew.
     All,
-    /// What was in the last backup.
+    /// The content of the last backup.
     Backup,
-    /// Nothing.
     Nothing,
 }
 
 impl Cluster {
-    /// The controller that was started last.
+    /// Returns the controller that was started last.
     pub(crate) fn controller(&self) -> &Life {
         self.lives.last().expect("there is always one")
     }
 
-    /// Whom a caller calls: the last, or now and then one that does not know yet that it is old.
+    /// Chooses the controller to call: the last one, or sometimes an old one that is not aware of
+    /// it.
     pub(crate) fn called(&self, chance: &Chance) -> &Life {
         if chance.percent(25) {
             return chance.pick(&self.lives).expect("there is always one");
@@ -77,13 +77,13 @@ impl Cluster {
         self.controller()
     }
 
-    /// Drops the controllers in mid-air and starts another over the same store.
+    /// Drops the controllers abruptly and starts another one over the same store.
     pub(crate) async fn restart_controller(&mut self) {
         self.lives.clear();
         self.start_controller(Knows::All).await;
     }
 
-    /// Another controller takes over. The one before is not told; it is gone, or it goes on.
+    /// Starts another controller. The one before is not told; it is gone or lives on.
     pub(crate) async fn take_over(&mut self, knows: Knows, lives_on: bool) {
         if !lives_on {
             self.lives.clear();
@@ -121,7 +121,7 @@ impl Cluster {
                 agent_port: 7445,
                 limits: controller::placement::Limits::default(),
             },
-            // Every other story asks for seats before it chooses.
+            // Every other story uses candidate probes before the choice.
             creates: controller::sandbox::Options {
                 bids: if self.seed.is_multiple_of(2) { 3 } else { 1 },
                 ..controller::sandbox::Options::default()
@@ -137,9 +137,9 @@ impl Cluster {
         let stopped = controller.stopping().cancelled_owned();
         let api = controller.api();
         tokio::spawn(async move { api.serve(ReceiverStream::new(dialled), stopped).await });
-        // One over an old copy is called when it has heard of all that the nodes hold, also from one
-        // that is slow: what it promises holds from then on (docs/guarantees.md). Over an empty store
-        // it sees to that itself.
+        // A controller over an old copy is called only after it has heard of all sandboxes on the
+        // nodes, including slow nodes: its promises hold from then on (docs/guarantees.md). Over an
+        // empty store the controller itself waits for that.
         let patience = if knows == Knows::Backup { 300 } else { 8 };
         controller.settled(Duration::from_secs(patience)).await;
         let begun = Instant::now();
@@ -147,7 +147,7 @@ impl Cluster {
         self.note_replaced();
     }
 
-    /// Once every node has heard of the last controller, those before it must be obeyed by none.
+    /// Marks the earlier controllers as replaced once every node knows the epoch of the last one.
     pub(crate) fn note_replaced(&mut self) {
         let Some((last, before)) = self.lives.split_last_mut() else { return };
         let epoch = last.epoch();
@@ -160,8 +160,8 @@ impl Cluster {
         }
     }
 
-    /// Every agent runs and can be reached, and every journal can be written: a controller that knows
-    /// less than the nodes can hear of all of it.
+    /// Returns whether every agent runs and can be reached and every journal can be written, so
+    /// that a controller that knows less than the nodes can learn all of it.
     pub(crate) fn is_whole(&self) -> bool {
         self.hosts.iter().all(|host| {
             host.agent().is_some() && self.net.is_clear(&host.name) && !host.journal.is_failing()

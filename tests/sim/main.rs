@@ -1,5 +1,5 @@
-//! `make test` runs some seeds of the simulation, `make sim SEEDS=n` as many as one likes,
-//! `make sim SEED=s` one again. A failure prints its seed and what was wrong.
+//! `make test` runs some seeds of the simulation, `make sim SEEDS=n` any number of them, `make sim
+//! SEED=s` a single one. A failure prints its seed and the violations.
 
 #![expect(clippy::disallowed_methods, reason = "which seeds to run is said by the environment")]
 
@@ -7,9 +7,9 @@ use std::env;
 
 use simulation::{Broken, Told, tell};
 
-/// Seeds of a plain test run.
+/// Number of seeds in a plain test run.
 const SEEDS: u64 = 60;
-/// A run ends with so many that broke.
+/// Number of failed seeds after which a run ends.
 const BROKEN_MAX: usize = 10;
 
 #[test]
@@ -33,7 +33,7 @@ fn no_seed_breaks_an_invariant() {
                 let wrong = wrong.join("\n  ");
                 eprintln!("seed {seed} broke; again with: make sim SEED={seed}\n  {wrong}");
                 broken.push(seed);
-                // Enough to see whether they are one fault or several.
+                // Enough to see whether they have one cause or several.
                 if broken.len() == BROKEN_MAX {
                     break;
                 }
@@ -42,6 +42,6 @@ fn no_seed_breaks_an_invariant() {
     }
     assert!(broken.is_empty(), "seeds that broke: {broken:?}");
     println!("{count} seeds, no invariant broken: {told}");
-    // A simulation in which nothing happens proves nothing; a single seed may be a quiet one.
+    // A simulation without events proves nothing; only a single seed may be quiet.
     assert!(count < 10 || told.is_busy(), "{told}");
 }

@@ -1,32 +1,32 @@
-//! The mutants: each leaves out, or does wrong, one thing that an invariant stands on. Most live in
-//! what the daemons are given here (journal, store, PVE, clock, options); a few are in the shipped code,
-//! as `agent::saga::Lapse`, because nothing that is given can stand for them.
+//! The mutants: each leaves out, or does wrongly, one thing that an invariant depends on. Most are
+//! in the parts that the daemons are given here (journal, store, PVE, clock, options). A few are in
+//! the shipped code, as `agent::saga::Lapse`, because no given part can stand for them.
 
 use agent::{journal::memory, pve::fake, saga};
 use controller::store;
 
-/// One thing that goes wrong.
+/// One mutation and the invariant that it breaks.
 #[derive(Debug)]
 pub struct Mutant {
-    /// The invariant that it breaks.
+    /// Invariant that the mutation breaks.
     pub invariant: &'static str,
-    /// What it does.
+    /// Description of the mutation.
     pub what: &'static str,
     pub(crate) lapse: Lapse,
 }
 
-/// Where it lives.
+/// Part that contains the mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lapse {
     Agent(saga::Lapse),
     Journal(memory::Lapse),
     Pve(fake::Lapse),
     Store(store::memory::Lapse),
-    /// The reconciler looks once, at the start.
+    /// The reconciler runs only once, at the start.
     Asleep,
-    /// What a shim has given up is told as not run, and runs.
+    /// The shim reports an order as not run after its deadline, and the helper runs it.
     GivenUp,
-    /// A node has no clock but the one on its wall.
+    /// A node has only a wall clock.
     WallAlone,
 }
 
@@ -34,7 +34,7 @@ const fn mutant(invariant: &'static str, what: &'static str, lapse: Lapse) -> Mu
     Mutant { invariant, what, lapse }
 }
 
-/// All that are kept, at least one an invariant.
+/// All mutants, at least one for each invariant.
 pub const ALL: &[Mutant] = &[
     mutant("I1", "an undo is skipped", Lapse::Agent(saga::Lapse::Undo)),
     mutant("I1", "a destruction does nothing", Lapse::Pve(fake::Lapse::Destroy)),

@@ -1,5 +1,5 @@
-//! The network between the controllers and the agents: streams in memory that can be cut, slowed
-//! down, held up in one direction, and said again by a ghost.
+//! The network between the controllers and the agents: in-memory streams that can be cut, slowed
+//! down, held up in one direction, and replayed.
 
 use std::{
     collections::BTreeMap,
@@ -26,10 +26,10 @@ use crate::{
     pipe::{Reader, Recording, Road, Writer, pipe},
 };
 
-/// What an agent accepts connections from.
+/// Source of an agent's incoming connections.
 pub(crate) type Incoming = mpsc::Receiver<Result<Link, io::Error>>;
 
-/// How long a ghost stays after its last word.
+/// Time that a replayed connection stays open after its last piece.
 const HAUNTS: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
@@ -41,26 +41,26 @@ pub(crate) struct Net {
 #[derive(Debug)]
 struct Host {
     door: mpsc::Sender<Result<Link, io::Error>>,
-    /// Cuts every connection that was made before.
+    /// Cuts every earlier connection.
     cut: CancellationToken,
     reachable: bool,
     roads: Roads,
-    /// What controllers have said to it, with the number of the controller, in the order in which
-    /// they connected.
+    /// Recordings of what controllers sent to the host, with the controllers' numbers, in the order
+    /// of their connections.
     said: Vec<(u64, Recording)>,
 }
 
 /// Both directions between a host and the controllers.
 #[derive(Debug, Clone)]
 pub(crate) struct Roads {
-    /// From the controllers.
+    /// Direction from the controllers.
     pub(crate) to: Arc<Road>,
-    /// To the controllers.
+    /// Direction to the controllers.
     pub(crate) from: Arc<Road>,
 }
 
 impl Roads {
-    /// Nothing is held up or slow.
+    /// Ends all delays and holds.
     pub(crate) fn clear(&self) {
         for road in [&self.to, &self.from] {
             road.delay(0);
@@ -74,7 +74,7 @@ impl Net {
         Self { seed, hosts: Mutex::default() }
     }
 
-    /// A host comes up under this name; connections to one before it are dead.
+    /// Starts a host under this name; connections to an earlier one are dead.
     pub(crate) fn listen(&self, name: &NodeName) -> Incoming {
         let (door, incoming) = mpsc::channel(16);
         let mut hosts = self.hosts.lock().expect("hosts");
@@ -94,7 +94,7 @@ impl Net {
         incoming
     }
 
-    /// Cuts a host off, with all its connections, or joins it again.
+    /// Cuts a host off, with all its connections, or reconnects it.
     pub(crate) fn set_reachable(&self, name: &NodeName, reachable: bool) {
         let mut hosts = self.hosts.lock().expect("hosts");
         let host = hosts.get_mut(name).expect("a host of that name");
@@ -104,26 +104,26 @@ impl Net {
         }
     }
 
-    /// The ways to a host and back.
+    /// Returns both directions between a host and the controllers.
     pub(crate) fn roads(&self, name: &NodeName) -> Roads {
         self.hosts.lock().expect("hosts").get(name).expect("a host of that name").roads.clone()
     }
 
-    /// Whatever is said to the host, and all that it says, gets there now.
+    /// Returns whether nothing holds up traffic to or from the host.
     pub(crate) fn is_clear(&self, name: &NodeName) -> bool {
         let hosts = self.hosts.lock().expect("hosts");
         let host = hosts.get(name).expect("a host of that name");
         host.reachable && host.roads.to.is_open() && host.roads.from.is_open()
     }
 
-    /// `by`: the controller that connects, and whose words are kept.
+    /// Connects to a host. `by`: the controller that connects, whose data is recorded.
     async fn dial(&self, name: &NodeName, by: Option<u64>) -> io::Result<Link> {
         let roads = {
             let hosts = self.hosts.lock().expect("hosts");
             let host = hosts.get(name).filter(|host| host.reachable);
             host.ok_or(io::ErrorKind::HostUnreachable)?.roads.clone()
         };
-        // A connection begins with a word and its answer.
+        // A connection begins with one packet each way.
         roads.to.passes().await;
         roads.from.passes().await;
         let mut hosts = self.hosts.lock().expect("hosts");
@@ -142,8 +142,8 @@ impl Net {
         Ok(near)
     }
 
-    /// A ghost says to a host again what a controller before `before` has said to it. Its answers
-    /// are lost. False when there was none.
+    /// Replays to a host what a controller before `before` has sent to it, and drops the answers.
+    /// Returns false if there is no such recording.
     pub(crate) fn haunt(self: &Arc<Self>, name: &NodeName, before: u64) -> bool {
         let said = {
             let hosts = self.hosts.lock().expect("hosts");
@@ -173,18 +173,18 @@ impl Net {
     }
 }
 
-/// A controller's way to the agents.
+/// Connector of a controller to the agents.
 #[derive(Debug)]
 pub(crate) struct Dialler {
     pub(crate) net: Arc<Net>,
-    /// Which controller it is.
+    /// Number of the controller.
     pub(crate) by: u64,
 }
 
 impl controller::node::Connector for Dialler {
     fn channel(&self, node: &NodeName, _address: &str, lane: Lane) -> io::Result<Channel> {
         let (net, node) = (self.net.clone(), node.clone());
-        // A ghost says again what changes something, which only goes over this one.
+        // Only this lane carries changes, so only this lane is recorded for replays.
         let by = (lane == Lane::Control).then_some(self.by);
         Ok(daemon::channel::over(Leg::Agent, move || {
             let (net, node) = (net.clone(), node.clone());
@@ -193,7 +193,7 @@ impl controller::node::Connector for Dialler {
     }
 }
 
-/// One end of a connection. Cut: reads and writes fail, as on a reset.
+/// One end of a connection. Once it is cut, reads and writes fail as after a reset.
 #[derive(Debug)]
 pub(crate) struct Link {
     reader: Reader,

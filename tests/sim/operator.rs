@@ -1,4 +1,4 @@
-//! What an operator does beside us, and what a power cut does to /etc/pve.
+//! Actions of an operator on the host, and the effect of a power cut on /etc/pve.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use proto::{id::Vmid, name::NodeName};
 
 use crate::{chance::Chance, cluster::Cluster};
 
-/// So many come back at most: of more the agent would think that its journal is wrong.
+/// Most containers that come back at once: with more, the agent would distrust its journal.
 const BACK_MAX: u64 = 3;
 
-/// Containers with their configs, as they were seen last; by the vmid.
+/// Last known containers and their configs, by vmid.
 #[derive(Debug, Default)]
 pub(crate) struct Seen(BTreeMap<Vmid, (NodeName, ContainerConfig)>);
 
 impl Seen {
-    /// Takes note of what there is of ours.
+    /// Records the present containers that are ours.
     pub(crate) fn look(&mut self, cluster: &Cluster) {
         for (vmid, guest) in cluster.pve.guests() {
             let whole = guest.config.lock().is_none() && guest.config.rootfs().is_some();
@@ -28,11 +28,12 @@ impl Seen {
         }
     }
 
-    /// pmxcfs loses its last writes at a power cut: containers that were deleted are there again.
+    /// Restores deleted containers: pmxcfs loses its last writes at a power cut.
     pub(crate) async fn bring_back(&self, cluster: &Cluster, index: usize, chance: &Chance) {
         let host = &cluster.hosts[index];
         let records = host.journal.all().await.expect("a journal");
-        // What has gone to another node is in all copies of pmxcfs but this one's, which are more.
+        // A container that moved to another node is in the other copies of pmxcfs, which are the
+        // majority.
         let left = |r: &Record| !r.phase.ended() || r.moved_to.is_some();
         let lives = |vmid: &Vmid| records.iter().any(|r| r.vmid == *vmid && left(r));
         let guests = cluster.pve.guests();
@@ -50,7 +51,7 @@ impl Seen {
     }
 }
 
-/// A number that an agent has given to a creation, or will give next.
+/// Returns a vmid that an agent has assigned to a creation, or will assign next.
 pub(crate) async fn coveted(cluster: &Cluster, chance: &Chance) -> Option<(NodeName, Vmid)> {
     let host = chance.pick(&cluster.hosts)?;
     let records = host.journal.all().await.expect("a journal");
@@ -62,7 +63,7 @@ pub(crate) async fn coveted(cluster: &Cluster, chance: &Chance) -> Option<(NodeN
     Some((host.name.clone(), vmid))
 }
 
-/// A number that an agent will give next.
+/// Returns a vmid that an agent will assign next.
 pub(crate) async fn next(cluster: &Cluster, chance: &Chance) -> Option<(NodeName, Vmid)> {
     let host = chance.pick(&cluster.hosts)?;
     let records = host.journal.all().await.expect("a journal");
@@ -75,7 +76,7 @@ pub(crate) async fn next(cluster: &Cluster, chance: &Chance) -> Option<(NodeName
     free.then(|| (host.name.clone(), next))
 }
 
-/// A sandbox whose container can be taken out for a while.
+/// Returns the record of a sandbox whose container can be removed for a while.
 pub(crate) async fn quiet(cluster: &Cluster, id: &str) -> Option<Record> {
     for host in &cluster.hosts {
         let records = host.journal.all().await.expect("a journal");
@@ -88,7 +89,7 @@ pub(crate) async fn quiet(cluster: &Cluster, id: &str) -> Option<Record> {
     None
 }
 
-/// A container of somebody's, stopped, without a mark but with our tag.
+/// Creates a foreign container: stopped, without a mark but with our tag.
 pub(crate) fn somebodys(node: &NodeName, vmid: Vmid) -> Guest {
     let text = format!(
         "hostname: pvelxc-00000000000000000000000000\ntags: pve-sandbox\n\

@@ -1,5 +1,5 @@
-//! One direction of a connection: bytes that arrive in order, late where the road is slow, and not
-//! at all while it is held up.
+//! One direction of a connection: bytes arrive in order, late if the road is slow, and not at all
+//! while it is held up.
 
 use std::{
     collections::VecDeque,
@@ -17,18 +17,18 @@ use tokio::{
 
 use crate::chance::Chance;
 
-/// Bytes on their way before the writer must wait.
+/// Bytes in transit after which the writer must wait.
 const ROOM: usize = 256 * 1024;
-/// How long a connection takes at most to find out that its road is open again.
+/// Longest time, in milliseconds, until a connection notices that its road is open again.
 const RETRY_MS: u64 = 20_000;
-/// Of a connection this much is kept for a replay.
+/// Bytes of a connection that are kept for a replay.
 const KEPT: usize = 256 * 1024;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What all connections between two hosts go over, in one direction.
+/// One direction between two hosts, which all their connections share.
 #[derive(Debug)]
 pub(crate) struct Road {
     chance: Chance,
@@ -47,14 +47,14 @@ impl Road {
         Self { chance, state: Mutex::default() }
     }
 
-    /// Each piece takes up to this long, and each connection keeps its own order: so what goes over
-    /// two connections overtakes.
+    /// Sets the longest delay of a piece. Each connection keeps its order, but pieces on different
+    /// connections overtake each other.
     pub(crate) fn delay(&self, ms: u64) {
         lock(&self.state).delay_ms = ms;
     }
 
-    /// Nothing arrives until it is let go. What was on its way arrives after that, on each connection
-    /// when it happens to try again, as TCP does: so it can come after what is said on a newer one.
+    /// Holds up all traffic, or lets it pass again. Held pieces then arrive when their connection
+    /// retries, as in TCP, and so possibly after pieces on a newer connection.
     pub(crate) fn hold(&self, held: bool) {
         let mut state = lock(&self.state);
         state.held = held;
@@ -86,21 +86,21 @@ impl Road {
         Duration::from_millis(ms)
     }
 
-    /// Waits for as long as a packet takes.
+    /// Waits for the travel time of a packet.
     pub(crate) async fn passes(&self) {
         std::future::poll_fn(|cx| self.poll_open(cx)).await;
         sleep(self.travel()).await;
     }
 }
 
-/// What was written to a connection, in the pieces in which it was.
+/// Data that was written to a connection, in its original pieces.
 pub(crate) type Recording = Arc<Mutex<Vec<Vec<u8>>>>;
 
 #[derive(Debug, Default)]
 struct Flow {
     pieces: VecDeque<(Instant, Vec<u8>)>,
     bytes: usize,
-    /// Of the first piece, what was read.
+    /// Number of bytes of the first piece that were read.
     read: usize,
     closed: bool,
     abandoned: bool,
@@ -122,7 +122,7 @@ impl Flow {
     }
 }
 
-/// The end that is written to.
+/// Writing end of a pipe.
 #[derive(Debug)]
 pub(crate) struct Writer {
     flow: Arc<Mutex<Flow>>,
@@ -130,19 +130,19 @@ pub(crate) struct Writer {
     recording: Option<Recording>,
 }
 
-/// The end that is read from.
+/// Reading end of a pipe.
 #[derive(Debug)]
 pub(crate) struct Reader {
     flow: Arc<Mutex<Flow>>,
     road: Arc<Road>,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// It was found held up.
+    /// Whether the last poll found the road held up.
     held: bool,
-    /// Nothing arrives before that.
+    /// Time before which nothing arrives.
     resumes: Instant,
 }
 
-/// A pipe over a road. What is written is kept too, if it is to be.
+/// Creates a pipe over a road; writes are also added to `recording`, if there is one.
 pub(crate) fn pipe(road: &Arc<Road>, recording: Option<Recording>) -> (Writer, Reader) {
     let flow = Arc::<Mutex<Flow>>::default();
     let writer = Writer { flow: Arc::clone(&flow), road: Arc::clone(road), recording };
@@ -182,7 +182,7 @@ impl AsyncWrite for Writer {
         }
         if let Some(recording) = &self.recording {
             let mut kept = lock(recording);
-            // A piece that is missing in the middle would make nonsense of the rest.
+            // A recording with a gap is useless, so pieces are only dropped at the end.
             if kept.iter().map(Vec::len).sum::<usize>() < KEPT {
                 kept.push(bytes.to_vec());
             }

@@ -1,5 +1,5 @@
 //! One story: callers create, stop, start and delete while agents, nodes, links, clocks, disks and
-//! `pct` fail, and controllers are replaced. Then all is well again, and the world must be right.
+//! `pct` fail and controllers are replaced. Then all faults end, and the invariants are checked.
 
 use std::{fmt, time::Duration};
 
@@ -19,10 +19,10 @@ use crate::{
     operator::{self, Seen},
 };
 
-/// Moves of a story.
+/// Number of moves in a story.
 const MOVES: u64 = 36;
 
-/// What a caller does to a sandbox.
+/// Operations of callers on a sandbox; repeated ones are more frequent.
 const VERBS: [Verb; 10] = [
     Verb::Delete,
     Verb::Delete,
@@ -36,28 +36,28 @@ const VERBS: [Verb; 10] = [
     Verb::Extend,
 ];
 
-/// What happened, counted.
+/// Counts of the events in a story.
 #[derive(Debug, Default)]
 pub struct Told {
     created: u64,
     deleted: u64,
     crashes: u64,
     faults: u64,
-    /// What an operator did beside us.
+    /// Actions of an operator on the host.
     meddled: u64,
-    /// A host's network, disk, speed or clock went wrong.
+    /// Faults of a host's network, disk, speed or clock.
     worsened: u64,
-    /// A controller took over from one that was not told.
+    /// Controllers that replaced one that was not told.
     taken_over: u64,
-    /// What a controller had said was said again.
+    /// Replays of what an earlier controller had sent.
     haunted: u64,
-    /// A sandbox went to another node.
+    /// Sandboxes that moved to another node.
     moved: u64,
     unknown: u64,
 }
 
 impl Told {
-    /// Everything that can happen did.
+    /// Returns whether every kind of event happened.
     pub fn is_busy(&self) -> bool {
         let Self {
             created,
@@ -76,7 +76,7 @@ impl Told {
             .all(|count| *count > 0)
     }
 
-    /// Both together.
+    /// Adds the counts of another story.
     pub fn add(&mut self, other: &Told) {
         self.created += other.created;
         self.deleted += other.deleted;
@@ -116,7 +116,7 @@ impl fmt::Display for Told {
     }
 }
 
-/// Tells the story of a seed, and checks its end.
+/// Runs the story of a seed and checks its end.
 pub(crate) async fn tell(seed: u64, mutant: Option<&Mutant>) -> Result<Told, Broken> {
     let cluster = Cluster::new(seed, mutant).await;
     let mut story = Story {
@@ -194,12 +194,12 @@ impl Story {
             85..92 => {
                 self.cluster.worsen(&self.chance);
                 self.told.worsened += 1;
-                // Now and then for longer than a creation waits for its node.
+                // Sometimes longer than a creation waits for its node.
                 self.pause(if self.chance.percent(15) { 120_000 } else { 10_000 }).await;
             }
             92..93 if self.chance.percent(50) => self.allocate().await,
             92..93 => {
-                // Somebody takes the number that a creation was given, or the next.
+                // An operator takes the vmid that a creation was given, or the next one.
                 if let Some((node, vmid)) = operator::coveted(&self.cluster, &self.chance).await {
                     let mut hosts = self.cluster.hosts.iter();
                     let index = hosts.position(|host| host.name == node);
@@ -224,7 +224,7 @@ impl Story {
     }
 
     fn create(&mut self, step: u64) {
-        // Now and then the same request again, as a caller does that got no answer.
+        // Sometimes repeats a request, as a caller does that got no answer.
         let key = match self.chance.pick(&self.memory.keys().cloned().collect::<Vec<_>>()) {
             Some(key) if self.chance.percent(20) => key.clone(),
             _ if self.chance.percent(20) => format!("{MORTAL}{step}"),
@@ -236,7 +236,7 @@ impl Story {
         self.calls.spawn(create(&self.cluster, life, key, new));
     }
 
-    /// A sandbox that this can be done to.
+    /// Returns a sandbox to which the verb applies.
     fn somebody(&self, verb: Verb) -> Option<(String, String)> {
         let mut acked = acked(&self.memory);
         acked.retain(|(key, _)| verb != Verb::Extend || key.starts_with(MORTAL));
@@ -248,7 +248,7 @@ impl Story {
         let life = self.cluster.called(&self.chance);
         let known = self.memory.get_mut(&key).expect("known");
         known.calls += 1;
-        // What is asked of a controller that was replaced must change nothing.
+        // A request to a replaced controller must change nothing.
         if !life.replaced {
             known.asked(verb);
         }
@@ -262,11 +262,11 @@ impl Story {
     async fn kill(&mut self) {
         let index = self.host();
         if self.chance.percent(30) {
-            // What was answered before it is known before it.
+            // Answers from before the power cut are recorded before it.
             self.drain();
             self.cluster.power_cut(index).await;
             self.memory.values_mut().for_each(Known::shaken);
-            // What was asked before, and has no answer yet, may still be done.
+            // Earlier requests without an answer may still be carried out.
             let asked = self.memory.values().filter(|known| known.calls > 0 || known.is_murky());
             for id in asked.filter_map(|known| known.id.as_ref()) {
                 self.cluster.rebooted.remove(id);
@@ -280,8 +280,8 @@ impl Story {
         self.cluster.start_the_dead().await;
     }
 
-    /// The pmxcfs of a node is started again while its corosync is down, and callers delete and create
-    /// meanwhile; its agent may be started anew as well.
+    /// Restarts a node's pmxcfs while its corosync is down; callers delete and create meanwhile,
+    /// and the node's agent may restart as well.
     async fn lose_corosync(&mut self) {
         let index = self.host();
         let name = self.cluster.hosts[index].name.clone();
@@ -300,7 +300,7 @@ impl Story {
         self.cluster.pve.set_membership(&name, Membership::Member);
     }
 
-    /// A node on which something stands still is drained; mostly somebody dies or falls silent meanwhile.
+    /// Drains a node with stopped sandboxes; meanwhile a daemon mostly restarts or is cut off.
     async fn drain_a_node(&mut self) {
         for _ in 0..3 {
             if let Some((key, id)) = self.somebody(Verb::Stop) {
@@ -327,12 +327,12 @@ impl Story {
     async fn cut(&mut self) {
         let name = self.cluster.hosts[self.host()].name.clone();
         self.cluster.net.set_reachable(&name, false);
-        // Now and then for longer than a creation waits for its node.
+        // Sometimes longer than a creation waits for its node.
         self.pause(if self.chance.percent(25) { 120_000 } else { 20_000 }).await;
         self.cluster.net.set_reachable(&name, true);
     }
 
-    /// A link that comes and goes.
+    /// Cuts and reconnects a link several times.
     async fn flap(&mut self) {
         let name = self.cluster.hosts[self.host()].name.clone();
         for _ in 0..3 + self.chance.below(6) {
@@ -349,8 +349,8 @@ impl Story {
             6..8 => Knows::Backup,
             _ => Knows::Nothing,
         };
-        // Who knows less than the nodes must be able to hear all of them: of a node that is away,
-        // nobody can tell what was made there.
+        // A controller that knows less than the nodes must be able to hear all of them: nobody can
+        // tell what was created on a node that is away.
         if knows == Knows::All || self.cluster.is_whole() {
             let lives_on = self.chance.percent(60);
             self.cluster.take_over(knows, lives_on).await;
@@ -358,7 +358,7 @@ impl Story {
         }
     }
 
-    /// An operator puts another container in the place of a sandbox's for a while.
+    /// Replaces a sandbox's container with a foreign one for a while.
     async fn meddle(&mut self) {
         let verbs = [Verb::Delete, Verb::Start, Verb::Exec];
         let verb = *self.chance.pick(&verbs).expect("there are some");
@@ -374,8 +374,8 @@ impl Story {
         }
     }
 
-    /// An operator allocates a volume: under the number that a creation is given next, which then
-    /// mostly fails, or under that of a sandbox that stands.
+    /// Allocates a foreign volume: under the vmid of the next creation, which then mostly fails, or
+    /// under that of an existing sandbox.
     async fn allocate(&mut self) {
         if self.chance.percent(50) {
             if let Some((node, vmid)) = operator::next(&self.cluster, &self.chance).await {

@@ -1,4 +1,4 @@
-//! What must hold at every moment, not only at the end.
+//! Invariants that must hold at every moment, not only at the end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,18 +17,17 @@ use crate::{
     clock::SimClock,
 };
 
-/// What was seen to be wrong; each once.
+/// Violations that were seen, each once.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     wrong: Mutex<BTreeSet<String>>,
     commands: Mutex<BTreeMap<u64, Command>>,
 }
 
-/// What is known of a command.
 #[derive(Debug, Default)]
 struct Command {
     ran: bool,
-    /// Its caller was told that it was not run, with this reason.
+    /// Reason with which its caller was told that the command was not run.
     denied: Option<Reason>,
 }
 
@@ -45,7 +44,7 @@ impl Watch {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A number for a command that somebody is about to ask for.
+    /// Returns a number for a new command.
     pub(crate) fn command(&self) -> u64 {
         let mut commands = self.commands();
         let number = u64::try_from(commands.len()).expect("a count");
@@ -53,7 +52,7 @@ impl Watch {
         number
     }
 
-    /// The command runs.
+    /// Records that the command runs.
     pub(crate) fn ran(&self, number: u64) {
         let mut commands = self.commands();
         let command = commands.entry(number).or_default();
@@ -64,7 +63,7 @@ impl Watch {
         self.not_both(number, command);
     }
 
-    /// Its caller was told that it was not run.
+    /// Records that the caller was told that the command was not run.
     pub(crate) fn denied(&self, number: u64, reason: Reason) {
         let mut commands = self.commands();
         let command = commands.entry(number).or_default();
@@ -72,7 +71,7 @@ impl Watch {
         self.not_both(number, command);
     }
 
-    /// I14: what was answered as not run never runs.
+    /// Checks I14: a command that was answered as not run never runs.
     fn not_both(&self, number: u64, command: &Command) {
         if let Some(reason) = command.denied.as_ref().filter(|_| command.ran) {
             self.wrong(format!(
@@ -81,8 +80,8 @@ impl Watch {
         }
     }
 
-    /// I2: nothing is ended by its time to live before that has passed since somebody first asked
-    /// for it, whatever the wall clock says. Across a boot there is only the wall clock.
+    /// Checks I2: a time to live ends nothing before it has passed since the first request,
+    /// whatever the wall clock says. Across a boot there is only the wall clock.
     pub(crate) fn ended(&self, record: &Record, memory: &Memory, clock: &SimClock) {
         let Some(known) = memory.get(record.request_id.as_str()) else { return };
         let boot = clock.moment().boot;
@@ -93,7 +92,7 @@ impl Watch {
         }
     }
 
-    /// I11: a clone begins when its intent would survive a power cut, and not before.
+    /// Checks I11: a clone begins only when its intent would survive a power cut.
     pub(crate) fn clones(self: &Arc<Self>, pve: &FakeCluster, journals: Vec<Journals>) {
         let watch = Arc::clone(self);
         pve.on_clone(move |node, order: &CloneOrder| {

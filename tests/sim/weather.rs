@@ -1,5 +1,5 @@
-//! What is wrong with a host for a while: its network, its disk, its speed, its clock. It goes on
-//! through the moves of a story until it eases.
+//! Temporary faults of a host: its network, disk, speed and clock. A fault lasts through moves of a
+//! story until it eases.
 
 use std::{
     sync::Arc,
@@ -11,11 +11,11 @@ use agent::journal::memory::Disk;
 
 use crate::{chance::Chance, cluster::Cluster};
 
-/// A disk that takes its time: a kill may hit before the sync and after it.
+/// A disk whose syncs take time: a kill may come before or after the sync.
 #[derive(Debug)]
 pub(crate) struct SlowDisk {
     pub(crate) chance: Chance,
-    /// So many times as long as else.
+    /// Factor by which the disk is slower than usual.
     pub(crate) slow: Arc<AtomicU32>,
 }
 
@@ -37,8 +37,8 @@ impl Disk for SlowDisk {
     }
 }
 
-/// The disk of the controllers' store: mostly fast, now and then so slow that a crash finds a write
-/// of which nobody knows yet whether it was made.
+/// The disk of the controllers' store: mostly fast, but sometimes so slow that a crash comes during
+/// a write whose result nobody knows yet.
 #[derive(Debug)]
 pub(crate) struct StoreDisk(pub(crate) Chance);
 
@@ -60,16 +60,16 @@ impl controller::store::memory::Disk for StoreDisk {
     }
 }
 
-/// Wall clocks are wrong by up to this, and are set by up to this.
+/// Offsets and jumps of wall clocks, in milliseconds.
 const OFF_MS: [i64; 6] = [-3_600_000, -60_000, -1500, 1500, 60_000, 3_600_000];
 
-/// How wrong a clock is when a story begins.
+/// Returns the offset of a clock at the beginning of a story.
 pub(crate) fn skew(chance: &Chance) -> i64 {
     if chance.percent(50) { 0 } else { *chance.pick(&OFF_MS).expect("there are some") }
 }
 
 impl Cluster {
-    /// Something goes wrong with a host.
+    /// Starts a fault on a random host.
     pub(crate) fn worsen(&mut self, chance: &Chance) {
         let host = chance.pick(&self.hosts).expect("there are some");
         let roads = self.net.roads(&host.name);
@@ -79,9 +79,9 @@ impl Cluster {
                     road.delay(*chance.pick(&[20, 300, 3000]).expect("there are some"));
                 }
             }
-            // What is asked arrives, and the answers do not.
+            // Requests arrive, but their answers do not.
             1 | 2 => roads.from.hold(true),
-            // And the other way: what was asked arrives when nobody waits for it any more.
+            // Requests arrive when nobody waits for them any more.
             3 => roads.to.hold(true),
             4 => {
                 roads.to.hold(true);
@@ -104,7 +104,7 @@ impl Cluster {
         }
     }
 
-    /// Some of it ends.
+    /// Ends some of the faults.
     pub(crate) fn ease(&self, chance: &Chance) {
         for host in &self.hosts {
             if chance.percent(20) {
@@ -120,7 +120,7 @@ impl Cluster {
         }
     }
 
-    /// All of it ends; clocks stay as wrong as they are.
+    /// Ends all faults; clocks stay wrong.
     pub(crate) fn calm(&self) {
         for host in &self.hosts {
             self.net.roads(&host.name).clear();

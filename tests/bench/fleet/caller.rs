@@ -1,4 +1,4 @@
-//! A backend: the public API with a token.
+//! A backend that calls the public API with a token.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -16,13 +16,13 @@ use tonic::{Request, metadata::MetadataValue, transport::Channel};
 
 use super::nodes::SNAPSHOT;
 
-/// Tries of one creation, each of which waits for up to 20 s.
+/// Attempts of one creation, each of which waits for up to 20 s.
 const TRIES: usize = 4;
-/// While the controller comes back, nobody is there to answer.
+/// Longest wait for the controller, which does not answer while it restarts.
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// One connection; callers at once share it.
+/// One connection, shared by concurrent callers.
 #[derive(Clone)]
 pub(super) struct Caller {
     sandboxes: SandboxServiceClient<Channel>,
@@ -46,7 +46,7 @@ impl Caller {
         Ok(request)
     }
 
-    /// Creates one as backends do, and returns when it runs.
+    /// Creates a sandbox as backends do, and returns when it runs.
     pub(super) async fn create(&self, number: usize) -> Result<String> {
         let message = CreateSandboxRequest {
             request_id: format!("fleet-{number:06}"),
@@ -75,7 +75,7 @@ impl Caller {
         bail!("a creation did not come up")
     }
 
-    /// How many are on a page, and the token of the next.
+    /// Returns the number of sandboxes on a page, and the token of the next page.
     pub(super) async fn page(&self, page_size: u32, token: &str) -> Result<(usize, String)> {
         let message = ListSandboxesRequest {
             page_size,
@@ -87,7 +87,7 @@ impl Caller {
         Ok((page.sandboxes.len(), page.next_page_token))
     }
 
-    /// Waits until so many nodes are ready, and until `known` is said to run.
+    /// Waits until `nodes` nodes are ready and `known` is reported as running.
     pub(super) async fn until_up(&self, nodes: usize, known: Option<&str>) -> Result<()> {
         let up = async {
             while self.is_up(nodes, known).await.is_err() {

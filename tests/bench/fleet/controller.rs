@@ -1,4 +1,4 @@
-//! The controller's process, and what the kernel says of it.
+//! The controller's process and its resource usage from the kernel.
 
 use std::{
     fmt::Write as _,
@@ -14,10 +14,10 @@ use proto::name::NodeName;
 
 use super::caller::Caller;
 
-/// Ticks of /proc/PID/stat in a second.
+/// Ticks of /proc/PID/stat per second.
 const TICKS: f64 = 100.0;
 
-/// The shipped program over a directory.
+/// The shipped controller on a data directory.
 pub(super) struct Process {
     dir: PathBuf,
     program: PathBuf,
@@ -26,10 +26,10 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Configures it for these nodes and starts it.
+    /// Configures the controller for these nodes and starts it.
     pub(super) fn start(dir: &Path, nodes: &[(NodeName, SocketAddr)]) -> Result<Self> {
         let program = std::env::current_exe()?.with_file_name("pve-sandbox-controller");
-        // Free a moment ago; nobody else takes ports here.
+        // Free a moment ago; no other process takes ports here.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut config = format!(
             "listen = \"{address}\"\ndata_dir = \"{}\"\nurl_template = \"http://{{id}}-{{port}}.test\"\n",
@@ -43,7 +43,7 @@ impl Process {
         Ok(Self { dir: dir.to_owned(), program, address, child })
     }
 
-    /// A token, and so many connections for it.
+    /// Creates a token and opens `connections` connections with it.
     pub(super) fn callers(&self, connections: usize) -> Result<Vec<Caller>> {
         let made = Command::new(&self.program)
             .args(["token", "create", "--team", "fleet", "--scope", "operator", "--data-dir"])
@@ -60,19 +60,19 @@ impl Process {
         (0..connections).map(connect).collect()
     }
 
-    /// SIGKILL.
+    /// Kills the process with SIGKILL.
     pub(super) fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait().map(drop).context("it ended")
     }
 
-    /// Starts it once more.
+    /// Starts the process again.
     pub(super) fn again(&mut self) -> Result<()> {
         self.child = spawn(&self.program, &self.dir)?;
         Ok(())
     }
 
-    /// Waits until so many nodes are up, and until `known` is said to run.
+    /// Waits until `nodes` nodes are up and `known` is reported as running.
     pub(super) async fn until_up(
         &mut self,
         caller: &Caller,
@@ -85,7 +85,7 @@ impl Process {
         up
     }
 
-    /// Resident memory (VmRSS).
+    /// Returns the resident memory (VmRSS).
     pub(super) fn rss_bytes(&self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -93,16 +93,16 @@ impl Process {
         Ok(kib.parse::<f64>()? * 1024.0)
     }
 
-    /// Seconds that it has computed.
+    /// Returns the CPU time in seconds.
     pub(super) fn cpu_s(&self) -> Result<f64> {
         cpu_s(self.child.id())
     }
 }
 
-/// Seconds that a process has computed, for itself and in the kernel.
+/// Returns the CPU time of a process in seconds, user and system.
 pub(super) fn cpu_s(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Its name, in brackets, may hold spaces.
+    // The name, in parentheses, may hold spaces.
     let (_, fields) = stat.rsplit_once(')').context("a name")?;
     let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
     Ok(ticks.sum::<Result<f64, _>>()? / TICKS)

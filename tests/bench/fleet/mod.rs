@@ -1,9 +1,8 @@
-//! One controller and a fleet: the shipped program as a process of its own, over its store on a
-//! disk, and in this process the agents of all nodes, over mutual TLS on TCP, and the callers. Needs
-//! no lab. All of it shares the machine, so what is left for the controller is less than it would
-//! have alone.
+//! One controller and a fleet. The shipped program runs as its own process, over its store on a
+//! disk; the agents of all nodes, over mutual TLS on TCP, and the callers are in this process.
+//! Needs no lab. All share the machine, so the controller has less of it than it would have alone.
 //!
-//! PVE_SANDBOX_FLEET_NODES and PVE_SANDBOX_FLEET_SANDBOXES make it smaller, for a quick look.
+//! PVE_SANDBOX_FLEET_NODES and PVE_SANDBOX_FLEET_SANDBOXES make it smaller, for a quick run.
 
 mod caller;
 mod controller;
@@ -32,19 +31,19 @@ use crate::{
 
 const NODES: u64 = 1_000;
 const SANDBOXES: u64 = 100_000;
-/// The share of the fill that is measured again by itself: the last tenth, when all is full.
+/// Divisor of the part that is also measured separately: the last tenth, when all is full.
 const LAST: usize = 10;
-/// Callers at once, over so many connections.
+/// Concurrent callers, over `CONNECTIONS` connections.
 const CALLERS: usize = 512;
 const CONNECTIONS: usize = 8;
-/// Writes of which the middle one says how long the disk takes.
+/// Number of writes; their median is the time of the disk.
 const SYNCS: usize = 200;
 const BLOCK: [u8; 4096] = [7; 4096];
-/// Nothing is asked for so long before memory is read, so that what is written behind is written.
+/// Quiet time before memory is read, so that delayed writes are finished.
 const QUIET: Duration = Duration::from_secs(5);
-/// Pages that are timed for each size.
+/// Number of pages that are timed for each size.
 const PAGES: usize = 300;
-/// The default, as 0, and the largest.
+/// Page sizes: the default, as 0, and the largest.
 const PAGE_SIZES: [(u32, &str); 2] = [(0, "list_page_ms"), (1000, "list_page_1000_ms")];
 
 const CREATES_PER_SECOND_AIM: f64 = 2_000.0;
@@ -53,7 +52,7 @@ const BYTES_PER_SANDBOX_AIM: f64 = 1_024.0;
 pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     let nodes = usize::try_from(number("PVE_SANDBOX_FLEET_NODES")?.unwrap_or(NODES))?;
     let sandboxes = usize::try_from(number("PVE_SANDBOX_FLEET_SANDBOXES")?.unwrap_or(SANDBOXES))?;
-    // Beside the program, which is on a disk: /tmp may be memory.
+    // Beside the program, which is on a disk: /tmp may be in memory.
     let here = std::env::current_exe()?;
     let here = here.parent().context("a program in a directory")?.join("../bench");
     fs::create_dir_all(&here)?;
@@ -80,7 +79,7 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     aim(figures, "creates_per_second", filled.rate, "creates/s", CREATES_PER_SECOND_AIM, true);
     aim(figures, "creates_per_second_last", filled.last, "creates/s", CREATES_PER_SECOND_AIM, true);
 
-    // What a disk takes may change from one minute to the next.
+    // The speed of a disk may change from one minute to the next.
     figures.alone("disk_fsync_after_ms", sync_ms(dir.path())?, "ms");
     sleep(QUIET).await;
     let after = process.rss_bytes()?;
@@ -110,18 +109,18 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// A figure beside its aim; one that is missed is said to be.
+/// Adds a figure beside its aim, and says whether the aim was met.
 fn aim(figures: &mut Figures, name: &str, value: f64, unit: &str, aim: f64, at_least: bool) {
     let met = if at_least { value >= aim } else { value <= aim };
     figures.add(name, value, unit, if met { "the aim, met" } else { "the aim, MISSED" }, aim);
 }
 
-/// How long the disk takes to keep a block.
+/// Measures how long the disk takes to persist a block.
 fn sync_ms(dir: &Path) -> Result<f64> {
     let mut file = fs::File::create(dir.join("sync"))?;
     let mut times = Vec::new();
     for _ in 0..SYNCS {
-        // In place, as a log that was grown before is written.
+        // In place, as a preallocated log is written.
         file.seek(SeekFrom::Start(0))?;
         let begun = Instant::now();
         file.write_all(&BLOCK)?;
@@ -131,17 +130,17 @@ fn sync_ms(dir: &Path) -> Result<f64> {
     Ok(median(&mut times))
 }
 
-/// How the fill went.
+/// Result of the fill.
 struct Filled {
-    /// Creations a second, over all.
+    /// Creations per second, over all.
     rate: f64,
-    /// The same over the last of them.
+    /// Creations per second, over the last part.
     last: f64,
-    /// One of them.
+    /// Id of one of the sandboxes.
     known: String,
 }
 
-/// Creates so many, each until it runs.
+/// Creates `sandboxes` sandboxes, each until it runs.
 async fn fill(callers: &[Caller], sandboxes: usize) -> Result<Filled> {
     let (next, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let last = sandboxes / LAST;
@@ -181,7 +180,7 @@ async fn fill(callers: &[Caller], sandboxes: usize) -> Result<Filled> {
     })
 }
 
-/// How long pages take, one after the other, from the first again when all are through.
+/// Times pages one after the other, and begins again when all are through.
 async fn pages(caller: &Caller, size: u32, sandboxes: usize) -> Result<Vec<f64>> {
     let (mut times, mut token, mut listed) = (Vec::new(), String::new(), 0);
     while times.len() < PAGES {

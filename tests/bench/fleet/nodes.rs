@@ -1,5 +1,5 @@
-//! The agents of many nodes in one process: the made-up agent of the controller's tests, each on a
-//! port of its own with a certificate that the controller's CA has made for it.
+//! The agents of many nodes in one process: the fake agent of the controller's tests, each on its
+//! own port with its own certificate from the controller's CA.
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -14,18 +14,18 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub(super) const SNAPSHOT: &str = "base_v1";
-/// Numbers of sandboxes that one node may give.
+/// Number of vmids of one node.
 const VMIDS: usize = 1000;
 
-/// The agents.
+/// Running agents.
 pub(super) struct Fleet {
     agents: Vec<Arc<FakeAgent>>,
-    /// Where they listen.
+    /// Addresses on which they listen.
     pub(super) addresses: Vec<(NodeName, SocketAddr)>,
 }
 
 impl Fleet {
-    /// Makes the controller's CA below `dir`, and starts so many agents.
+    /// Creates the controller's CA below `dir`, and starts `nodes` agents.
     pub(super) async fn start(dir: &Path, nodes: usize) -> Result<Self> {
         ca::init(dir, &[])?;
         let net = Net::new();
@@ -41,7 +41,7 @@ impl Fleet {
             addresses.push((name.clone(), listener.local_addr()?));
             let first_vmid = u32::try_from(100_000 + number * VMIDS)?;
             let agent = FakeAgent::start(&net, name.as_str(), first_vmid, &[SNAPSHOT]);
-            // Room for what is to be made on it: how a full node is met is another question.
+            // Room for all sandboxes: behaviour on full nodes is another question.
             agent.load(|load| {
                 load.cores = 64.0;
                 load.memory_total = 1 << 40;
@@ -56,7 +56,7 @@ impl Fleet {
         Ok(Self { agents, addresses })
     }
 
-    /// Sandboxes that live.
+    /// Returns the number of living sandboxes.
     pub(super) fn made(&self) -> usize {
         self.agents.iter().map(|agent| agent.living().len()).sum()
     }

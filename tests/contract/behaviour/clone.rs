@@ -14,7 +14,7 @@ pub(super) async fn it_has_its_mark_and_its_volume(stage: &dyn Stage) -> Shown {
     let rootfs = config.rootfs().expect("a volume").to_owned();
     let volumes = pve.volumes(vmid).await.expect("volumes");
     let [volume] = volumes.as_slice() else { panic!("{volumes:?}") };
-    // Of a linked clone some of PVE's tools write the base, too, and some storages a directory.
+    // For a linked clone, some of PVE's tools also write the base, and some storages a directory.
     assert_eq!(volume::key(&rootfs), volume::key(volume), "{rootfs} is {volume}");
     assert!(!pve.running(vmid).await);
     assert_eq!(pve.init_pid(vmid).await, None);
@@ -32,7 +32,7 @@ pub(super) async fn its_mark_is_there_from_the_first_write(stage: &dyn Stage) ->
         return Shown::NotHere("a clone that takes its time");
     }
     let pve = stage.pve();
-    // PVE's very first write is the lock alone; what comes next says whose it is.
+    // PVE's very first write is only the lock; the next one shows the owner.
     let first = until("a config", async || {
         let config = pve.config(order.vmid).await.expect("read");
         config.filter(|config| config.to_bytes() != b"lock: create\n")
@@ -64,7 +64,7 @@ pub(super) async fn a_second_one_of_the_template_is_refused(stage: &dyn Stage) -
     one.expect("the first");
     assert_kind!(two, Locked);
     stage.nothing_left(second.vmid).await;
-    // And when the first is done, the next can.
+    // Once the first clone is done, the next one works.
     pve.clone_template(&second, DEADLINE).await.expect("the second, later");
     stage.destroy(&first).await;
     stage.destroy(&second).await;

@@ -37,11 +37,11 @@ pub(super) async fn what_is_not_the_owners_is_refused(stage: &dyn Stage) -> Show
     stage.by_others(copy, &ours.mark.to_string()).await;
     let nobody = SandboxId::new(1, &[9; 10]);
     let cases = [
-        // The right mark, and another one is asked for.
+        // A correct mark, but another sandbox is requested.
         (ours.vmid, nobody),
         // No mark.
         (foreign, ours.mark.sandbox_id),
-        // The mark that is asked for, in a copy with another number.
+        // The requested mark, in a copy with another number.
         (copy, ours.mark.sandbox_id),
         (stage.template(), ours.mark.sandbox_id),
     ];
@@ -86,7 +86,7 @@ pub(super) async fn a_killed_clone_is_cleaned_up(stage: &dyn Stage) -> Shown {
     assert_eq!((config.lock(), config.rootfs()), (Some("create"), None));
     assert_eq!(config.mark().as_ref(), Some(&order.mark), "it names its owner");
     assert_eq!(pve.volumes(order.vmid).await.expect("volumes").len(), 1, "that no config names");
-    // The template's lock stands, and somebody else's clone of it is refused.
+    // The template's lock stays, and a clone by somebody else is refused.
     let next = stage.order();
     assert_kind!(pve.clone_template(&next, DEADLINE).await, Locked);
     let stranger = mark(order.vmid).sandbox_id;
@@ -138,7 +138,7 @@ pub(super) async fn a_killed_destruction_is_finished(stage: &dyn Stage) -> Shown
         return Shown::NotHere("a destruction that is killed half-way");
     }
     let (pve, owner) = (stage.pve(), order.mark.sandbox_id);
-    // One that sees what has happened may finish it by itself.
+    // An implementation that notices the kill may finish the destruction by itself.
     if pve.destroy_owned(order.vmid, &owner, &own, DEADLINE).await.is_err() {
         assert!(pve.config(order.vmid).await.expect("read").is_some());
         assert_eq!(pve.volumes(order.vmid).await.expect("volumes"), [""; 0]);
@@ -147,8 +147,8 @@ pub(super) async fn a_killed_destruction_is_finished(stage: &dyn Stage) -> Shown
     Shown::Yes
 }
 
-/// An agent that died in the middle of a clone leaves a `pct` that goes on. The next agent must not
-/// take its absence, so far, for the end of it.
+/// Destroys while a `pct clone` of a killed agent still runs. The next agent must not take the
+/// container's absence, so far, for the end of the clone.
 pub(super) async fn it_waits_for_the_clone_of_an_earlier_life(stage: &dyn Stage) -> Shown {
     let own = stage.own().await;
     let early = stage.order();
@@ -162,7 +162,7 @@ pub(super) async fn it_waits_for_the_clone_of_an_earlier_life(stage: &dyn Stage)
             if wait {
                 until("a config", async || pve.config(order.vmid).await.expect("read")).await;
             } else {
-                // Long enough to have been started, not to have written anything.
+                // Long enough for the start, not for a write.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             let owner = order.mark.sandbox_id;
@@ -206,13 +206,13 @@ pub(super) async fn a_clone_that_was_told_to_stop_leaves_nothing(stage: &dyn Sta
     let kind = super::refused(pve.clone_template(&order, Duration::from_millis(500)).await);
     assert!(matches!(kind, ErrorKind::Deadline(_)), "{kind:?}");
     stage.destroy(&order).await;
-    // It was told, not killed: it took its lock off the template.
+    // The clone was told to end, not killed: it removed its lock from the template.
     let next = stage.cloned().await;
     stage.destroy(&next).await;
     Shown::Yes
 }
 
-/// An operator's volume under the number of a sandbox that lives: nobody's config names it.
+/// Deletes a sandbox with an operator's volume under its number that no config names.
 pub(super) async fn what_the_sandbox_did_not_make_stays(stage: &dyn Stage) -> Shown {
     let order = stage.cloned().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
@@ -231,7 +231,7 @@ pub(super) async fn what_the_sandbox_did_not_make_stays(stage: &dyn Stage) -> Sh
         assert_eq!(pve.config(vmid).await.expect("read"), None);
         assert_eq!(there().await, std::slice::from_ref(&key));
     }
-    // It is seen before the next clone to that number, and among all.
+    // The volume is visible before the next clone to that number, and in the list of all volumes.
     let site = pve.clone_site(stage.template(), vmid).await.expect("a look");
     let seen: Vec<_> = site.volumes.iter().filter_map(|volume| volume::key(volume)).collect();
     assert_eq!(seen, std::slice::from_ref(&key));
@@ -242,7 +242,7 @@ pub(super) async fn what_the_sandbox_did_not_make_stays(stage: &dyn Stage) -> Sh
     Shown::Yes
 }
 
-/// A clone that was killed is known by its config, and its volume by what stood there before.
+/// Identifies a killed clone by its config, and its volume by the volumes that existed before.
 pub(super) async fn a_killed_clones_volume_goes_only_where_it_is_known(stage: &dyn Stage) -> Shown {
     let order = stage.order();
     if !stage.kill_next_clone(order.vmid, Moment::Volume).await {

@@ -1,4 +1,4 @@
-//! Commands, by a shim of the suite's own and the helper that it gets in.
+//! Commands, through the suite's own shim and the helper that it starts inside.
 
 use std::{
     sync::{
@@ -29,17 +29,17 @@ use tokio::{
 
 use crate::stage::{DEADLINE, Shown, Stage};
 
-/// Callers at a time.
+/// Number of concurrent callers.
 const CALLERS: usize = 64;
-/// Pause of a caller that was told that too many commands run.
+/// Pause of a caller after the answer that too many commands run.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// 64 callers at a time run the shortest commands and operations on files; one that runs beside them
-/// all the while does not notice, and each of the others is answered.
+/// Runs the shortest commands and operations on files from 64 concurrent callers. A long command
+/// beside them is not disturbed, and each of the others is answered.
 pub(super) async fn short_commands_end_no_long_one(stage: &dyn Stage) -> Shown {
     let order = stage.started().await;
     let (host, calls) = (stage.inside(order.vmid), stage.calls());
-    // What runs inside takes real time, whatever clock the suite has here.
+    // Commands inside take real time, whatever clock the suite has here.
     let run = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         runtime.expect("a runtime").block_on(burst(host, calls));
@@ -94,7 +94,7 @@ fn program(line: &str) -> Task {
     Task::Program(["/bin/sh", "-c", line].map(str::to_owned).to_vec())
 }
 
-/// One of the shortest things that can be done inside, and its exit code.
+/// Returns one of the shortest tasks, and its exit code.
 fn short(number: usize) -> (Task, u32) {
     let path = || "/etc/passwd".to_owned();
     match number % 6 {
@@ -112,7 +112,7 @@ struct Shim {
 }
 
 impl Shim {
-    /// Starts something. A caller that is told to come again does.
+    /// Starts a task, and retries if it is told to.
     async fn start(&self, task: Task) -> Attachment {
         static SERIAL: AtomicUsize = AtomicUsize::new(0);
         let name = format!("x-{}", SERIAL.fetch_add(1, Ordering::Relaxed));
@@ -144,7 +144,7 @@ impl Shim {
     }
 }
 
-/// Takes all output of what runs, to its exit.
+/// Reads all output of a task until its exit.
 async fn end(mut running: Attachment) -> ExecExit {
     loop {
         let next = timeout(DEADLINE, running.output.next()).await.expect("in time");

@@ -32,7 +32,7 @@ pub(super) async fn configure_sets_and_keeps(stage: &dyn Stage) -> Shown {
     Shown::Yes
 }
 
-/// Losing `firewall` or `tag` is losing isolation.
+/// Keeps `firewall` and `tag`: without them, isolation is lost.
 pub(super) async fn configure_keeps_what_the_interface_says(stage: &dyn Stage) -> Shown {
     let order = stage.cloned().await;
     let (pve, vmid) = (stage.pve(), order.vmid);
@@ -71,7 +71,7 @@ pub(super) async fn a_disk_is_made_larger_and_never_smaller(stage: &dyn Stage) -
         assert_eq!((config.rootfs(), config.lock()), (before.rootfs(), None));
         assert_eq!(config.mark().as_ref(), Some(&order.mark));
     }
-    // Also while it runs, where that takes no wait.
+    // Also while it runs, where that needs no wait.
     pve.start(vmid, DEADLINE).await.expect("start");
     for _ in 0..2 {
         pve.resize(vmid, larger + 1, DEADLINE).await.expect("resize while it runs");
@@ -132,7 +132,7 @@ pub(super) async fn start_and_stop_are_idempotent(stage: &dyn Stage) -> Shown {
     pve.start(vmid, DEADLINE).await.expect("start again");
     assert_eq!(pve.init_pid(vmid).await, Some(pid), "the same init");
     assert_kind!(pve.configure(vmid, &settings).await, WrongState);
-    // TEST-NET-1 is nobody's.
+    // TEST-NET-1 belongs to nobody.
     let other = Ipv4Addr::new(192, 0, 2, 77);
     let own = match settings.address {
         Address::Static { ip, .. } => Some(ip),
@@ -158,7 +158,7 @@ pub(super) async fn start_and_stop_are_idempotent(stage: &dyn Stage) -> Shown {
 pub(super) async fn what_is_not_ours_is_left_alone(stage: &dyn Stage) -> Shown {
     let (pve, foreign, copy) = (stage.pve(), stage.fresh(), stage.fresh());
     stage.by_others(foreign, "somebody's own").await;
-    // Somebody cloned a sandbox: the description came along, the number in it did not change.
+    // A clone of a sandbox by somebody else: the description is copied, with the original number.
     stage.by_others(copy, &mark(stage.fresh()).to_string()).await;
     for vmid in [foreign, copy, stage.template()] {
         let before = stage.look(vmid).await;

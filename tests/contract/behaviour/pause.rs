@@ -7,12 +7,12 @@ use super::assert_kind;
 use crate::stage::{DEADLINE, Shown, Stage, mark, until};
 
 impl dyn Stage + '_ {
-    /// A clone of ours that runs.
+    /// Creates a clone with settings and starts it.
     pub(super) async fn started(&self) -> CloneOrder {
         let order = self.configured().await;
         self.pve().start(order.vmid, DEADLINE).await.expect("start");
         until("an init", async || self.pve().init_pid(order.vmid).await).await;
-        // What still boots comes and goes by itself.
+        // Processes of a boot come and go by themselves.
         self.at_rest(order.vmid).await;
         order
     }
@@ -35,7 +35,7 @@ pub(super) async fn what_is_frozen_keeps_its_processes_and_goes_on(stage: &dyn S
     let mut frozen = None;
     for _ in 0..2 {
         pve.freeze(vmid, &owner, DEADLINE).await.expect("freeze");
-        // Nothing ends and nothing is born.
+        // No process ends and none starts.
         let processes: BTreeSet<u32> = pve.processes(vmid).await.into_iter().collect();
         assert_eq!(frozen.get_or_insert(processes.clone()), &processes);
         assert!(pve.frozen(vmid).await && pve.running(vmid).await);
@@ -71,7 +71,7 @@ pub(super) async fn no_snapshot_is_made_while_it_is_held(stage: &dyn Stage) -> S
         assert_eq!(pve.config(vmid).await.expect("read"), before, "as it was, byte for byte");
     }
     stage.snapshot(vmid).await.expect("nobody holds it");
-    // Somebody else's lock is neither taken nor given back.
+    // A foreign lock is neither taken over nor removed.
     stage.operator_sets(vmid, "lock", "backup").await;
     let before = stage.look(vmid).await;
     assert_kind!(pve.hold(vmid, &owner).await, Locked);
@@ -125,7 +125,7 @@ pub(super) async fn what_is_paused_is_stopped_started_and_destroyed(stage: &dyn 
     pause().await;
     pve.stop(vmid, DEADLINE).await.expect("stop");
     assert!(!pve.running(vmid).await && !stage.held(&order).await);
-    // A lock that a reboot has outlived is in nobody's way.
+    // A lock that outlived a reboot blocks nobody.
     pve.hold(vmid, &owner).await.expect("hold");
     pve.start(vmid, DEADLINE).await.expect("start");
     assert!(pve.running(vmid).await && !stage.held(&order).await);

@@ -23,7 +23,7 @@ pub(super) async fn without_it_changes_are_refused(stage: &dyn Stage) -> Shown {
     assert_kind!(pve.destroy_owned(stopped.vmid, &owner, &own, DEADLINE).await, NoQuorum);
     assert_kind!(pve.unlock_template(stage.template()).await, NoQuorum);
     assert_eq!(stage.look(stopped.vmid).await, before, "the volume too");
-    // What only reads goes on, and so does a stop.
+    // Reads continue to work, and so does a stop.
     assert!(pve.configs().await.expect("list").contains_key(&running.vmid));
     assert!(pve.running(running.vmid).await);
     pve.stop(running.vmid, DEADLINE).await.expect("stop");
@@ -46,7 +46,7 @@ pub(super) async fn without_pmxcfs_nothing_is_known(stage: &dyn Stage) -> Shown 
     until("no pmxcfs", async || pve.cluster().await.members.is_empty().then_some(())).await;
     let cluster = pve.cluster().await;
     assert!(!cluster.quorate && cluster.guests.is_empty());
-    // An empty /etc/pve does not mean that there is no container.
+    // An empty /etc/pve does not mean that there are no containers.
     assert_kind!(pve.config(order.vmid).await.map(drop), NoQuorum);
     assert_kind!(pve.configs().await.map(drop), NoQuorum);
     assert_kind!(pve.start(order.vmid, DEADLINE).await, NoQuorum);

@@ -1,5 +1,5 @@
-//! The nodes' cgroups on the machine's own hierarchies, v1, v2 or both: a share of the CPU and a
-//! limit on memory. What a node sees of them is its own part alone.
+//! Cgroups of the nodes on the machine's own hierarchies (v1, v2 or both): a CPU quota and a memory
+//! limit. A node sees only its own part of them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,33 +15,33 @@ use crate::mounts::{self, Mount};
 use crate::process::wait_until;
 use crate::settings::Limits;
 
-/// The v1 controllers that a node is put under.
+/// v1 controllers under which each node is placed.
 const V1: [&str; 3] = ["cpu", "cpuacct", "memory"];
-/// The v2 controllers that containers are given, where v2 has them.
+/// v2 controllers that containers get, where v2 has them.
 const V2: [&str; 4] = ["cpu", "memory", "io", "pids"];
 const PERIOD_US: u64 = 100_000;
-/// How long the kernel may take to let go of an ended process.
+/// Longest wait for the kernel to release an ended process.
 const EMPTY_WITHIN: Duration = Duration::from_secs(20);
 
-/// Where the machine has its hierarchies mounted.
+/// Mount points of the machine's cgroup hierarchies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchies {
-    /// The one of v2.
+    /// Mount point of v2.
     pub v2: PathBuf,
-    /// Those of v1 by controller; empty on a machine of v2 alone.
+    /// Mount points of v1 by controller; empty on a machine that has only v2.
     pub v1: BTreeMap<String, PathBuf>,
 }
 
 impl Hierarchies {
-    /// Finds them.
+    /// Finds the mounted hierarchies.
     pub fn open() -> Result<Hierarchies> {
         let mounted = mounts::here()?;
         let v2 = find_v2(&mounted).context("cgroup v2 is not mounted, nor is the lab up")?;
         Ok(Hierarchies { v2, v1: find_v1(&mounted) })
     }
 
-    /// Finds them, after having mounted below the lab's directory what is not mounted here: a
-    /// chroot has none. Not to be called by two at a time.
+    /// Finds the hierarchies and mounts missing ones below the lab's directory: a chroot has none.
+    /// Two processes must not call this at the same time.
     pub fn ensure(layout: &Layout) -> Result<Hierarchies> {
         let mounted = mounts::here()?;
         if find_v2(&mounted).is_none() {
@@ -58,14 +58,14 @@ impl Hierarchies {
         Hierarchies::open()
     }
 
-    /// The cgroups of a node.
+    /// Returns the cgroups of a node.
     pub fn node(&self, node: NodeId) -> NodeCgroup {
         let own = |root: &PathBuf| root.join(CGROUP).join(node.name());
         let v1 = self.v1.iter().map(|(name, root)| (name.clone(), own(root))).collect();
         NodeCgroup { v2: own(&self.v2), v1 }
     }
 
-    /// Removes what is left of the lab in all hierarchies.
+    /// Removes the lab's cgroups from all hierarchies.
     pub fn remove(&self) -> Result<()> {
         let roots: Vec<&PathBuf> = std::iter::once(&self.v2).chain(self.v1.values()).collect();
         for root in roots {
@@ -75,17 +75,18 @@ impl Hierarchies {
     }
 }
 
-/// The cgroups of one node.
+/// Cgroups of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeCgroup {
-    /// Its directory in v2, the root of what it sees.
+    /// Directory in v2; the node sees it as its root.
     pub v2: PathBuf,
-    /// Its directories in v1 by controller.
+    /// Directories in v1 by controller.
     pub v1: BTreeMap<String, PathBuf>,
 }
 
 impl NodeCgroup {
-    /// Makes them anew and sets the limits. What could not be set is returned, to be told.
+    /// Recreates the cgroups and sets the limits. Returns messages about limits that could not
+    /// be set.
     pub fn prepare(&self, limits: &Limits) -> Result<Vec<String>> {
         self.remove()?;
         let mut missed = Vec::new();
@@ -118,7 +119,8 @@ impl NodeCgroup {
         Ok(missed)
     }
 
-    /// Puts this process into them; in v2 into `leaf`, for a cgroup with children holds none.
+    /// Moves this process into the cgroups. In v2 it joins the child `leaf`, because a cgroup with
+    /// children cannot hold processes.
     pub fn join(&self, leaf: &str) -> Result<()> {
         let v2 = self.v2.join(leaf);
         fs::create_dir_all(&v2)?;
@@ -129,22 +131,22 @@ impl NodeCgroup {
         Ok(())
     }
 
-    /// True while a process lives in them.
+    /// Returns true while a process lives in the cgroups.
     pub fn populated(&self) -> bool {
         let text = fs::read_to_string(self.v2.join("cgroup.events")).unwrap_or_default();
         text.lines().any(|line| line == "populated 1")
     }
 
-    /// Ends every process in them: all of the node, however it got away from its init.
+    /// Kills every process in the cgroups, including those that left the node's init.
     pub fn kill(&self) -> Result<()> {
         if self.populated() {
-            // Missing before Linux 5.14; the end of the node's init does the same.
+            // cgroup.kill is missing before Linux 5.14; the end of the node's init does the same.
             drop(fs::write(self.v2.join("cgroup.kill"), "1"));
         }
         self.wait_empty()
     }
 
-    /// Waits until no process is left. What lives on was not started by this lab.
+    /// Waits until no process is left. A process that stays was not started by this lab.
     pub fn wait_empty(&self) -> Result<()> {
         wait_until(EMPTY_WITHIN, || !self.populated()).with_context(|| {
             let dir = self.v2.display();
@@ -152,17 +154,17 @@ impl NodeCgroup {
         })
     }
 
-    /// Removes them; no process may be left.
+    /// Removes the cgroups; no process may be left in them.
     pub fn remove(&self) -> Result<()> {
         std::iter::once(&self.v2).chain(self.v1.values()).try_for_each(|dir| remove_tree(dir))
     }
 }
 
-/// Lets the children of a v2 cgroup have controllers, each that is there to give.
+/// Enables every available controller for the children of a v2 cgroup.
 pub fn enable_v2(dir: &Path) {
     for controller in V2 {
         let control = fs::OpenOptions::new().write(true).open(dir.join("cgroup.subtree_control"));
-        // Missing ones are on v1, or the machine's own cgroup withholds them.
+        // A missing controller is on v1, or the machine's own cgroup withholds it.
         drop(control.and_then(|mut file| file.write_all(format!("+{controller}").as_bytes())));
     }
 }
@@ -182,7 +184,7 @@ fn find_v1(mounted: &[Mount]) -> BTreeMap<String, PathBuf> {
     found
 }
 
-/// The controllers of each v1 hierarchy, as /proc/self/cgroup names them.
+/// Returns the controllers of each v1 hierarchy, as /proc/self/cgroup names them.
 fn v1_hierarchies(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .filter_map(|line| line.split(':').nth(1))
@@ -207,7 +209,7 @@ fn remove_tree(dir: &Path) -> Result<()> {
             remove_tree(&entry.path())?;
         }
     }
-    // The kernel lets go of an ended process a moment after it is gone from the list.
+    // The kernel releases an ended process slightly after it leaves the list.
     let mut last = None;
     wait_until(EMPTY_WITHIN, || match fs::remove_dir(dir) {
         Ok(()) => true,

@@ -54,7 +54,7 @@ enum Verb {
     Status,
     /// Cut a node's power, boot it, or both.
     Node {
-        /// What to do.
+        /// Action to take.
         action: NodeAction,
         /// The node.
         node: NodeId,
@@ -78,7 +78,7 @@ enum Verb {
     Service {
         /// The node, or `machine`.
         place: String,
-        /// What to do.
+        /// Action to take.
         action: ServiceAction,
         /// The service.
         name: String,
@@ -123,10 +123,10 @@ struct Up {
     /// Forget the disks and /etc/pve of the last time.
     #[arg(long)]
     fresh: bool,
-    /// What a node may use of the CPUs, in percent of one.
+    /// CPU limit of a node, in percent of one core.
     #[arg(long, default_value_t = 200)]
     cpu_percent: u32,
-    /// What a node may use of the memory, in MiB.
+    /// Memory limit of a node, in MiB.
     #[arg(long, default_value_t = 6144)]
     memory_mib: u64,
     /// The size of a new node's sparse disk, in GiB.
@@ -167,7 +167,7 @@ enum ServiceAction {
 
 #[derive(Debug, Subcommand)]
 enum PmxcfsAction {
-    /// Who is in the cluster, as JSON.
+    /// Show the members of the cluster, as JSON.
     State,
     /// Stop a node's pmxcfs: its /etc/pve is empty.
     Stop {
@@ -184,7 +184,7 @@ enum PmxcfsAction {
     Serve,
 }
 
-/// Parses the command line and does what it says.
+/// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
@@ -208,7 +208,7 @@ fn run(cli: Cli) -> Result<i32> {
         Verb::Demo => crate::demo::demo(&lab)?,
         Verb::Status => {
             status(&lab)?;
-            // As systemctl says that something does not run.
+            // The exit code of systemctl for a service that does not run.
             return Ok(if lab.is_up() { 0 } else { 3 });
         }
         Verb::Node { action, node } => {
@@ -221,7 +221,7 @@ fn run(cli: Cli) -> Result<i32> {
         }
         Verb::Exec { node, command } => {
             let ended = enter::enter_and_run(lab.layout(), node, &command);
-            // As ssh does: what is the lab's failure is not taken for the command's.
+            // As ssh does: 255 marks a failure of the lab, not of the command.
             return Ok(ended.unwrap_or_else(|error| {
                 say(&format!("lab: {error:#}"));
                 255
@@ -304,7 +304,7 @@ fn status(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Prints a line; one who has read enough and gone is no error.
+/// Prints a line; a reader that has closed the pipe is no error.
 fn show(line: &str) {
     let _unread = writeln!(std::io::stdout(), "{line}");
 }

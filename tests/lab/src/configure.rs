@@ -1,5 +1,5 @@
-//! What an operator would write on real nodes: the controller's CA and tokens, each node's
-//! certificates, the daemons' configurations. What is there already is kept, tokens above all.
+//! Writes what an operator would write on real nodes: the controller's CA and tokens, each node's
+//! certificates, the daemons' configurations. Existing files are kept, above all the tokens.
 
 use std::{
     fmt::Write as _,
@@ -18,16 +18,16 @@ use crate::{
     pve::Template,
 };
 
-/// What users call the lab's template.
+/// Name by which users refer to the lab's template.
 pub const SNAPSHOT: &str = "pvelxc_1vcpu_512mb_2gb_v1";
-/// The team that `target/lab/env` is for; its token may ask what an operator asks, too.
+/// Team of `target/lab/env`; its token has the operator's scopes, too.
 const TEAM: &str = "demo";
-/// Another team, for those who try to look over the fence.
+/// Second team, for tests of the isolation between teams.
 const OTHER_TEAM: &str = "other";
-/// Where a node's certificates are, in the node.
+/// Directory of a node's certificates, inside the node.
 const TLS: &str = "/etc/pve-sandbox/tls";
 
-/// The controller's CA, configuration and tokens, and the environment of `sandboxctl`.
+/// Writes the controller's CA, configuration and tokens, and the environment of `sandboxctl`.
 pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<()> {
     let layout = lab.layout();
     let program = layout.dir().join("bin/pve-sandbox-controller");
@@ -47,7 +47,7 @@ pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<()> {
          url_template = \"http://port-{{port}}-vm-{{vmid}}.{DOMAIN}:8480\"\ndiscover = true\n",
         data.display()
     );
-    // The first node alone: the others are discovered from its /etc/pve/.members.
+    // Only the first node: the others are discovered from its /etc/pve/.members.
     if let Some(node) = nodes.first() {
         write!(config, "\n[[node]]\nname = \"{node}\"\naddress = \"{}:7445\"\n", node.ip())?;
     }
@@ -55,7 +55,7 @@ pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<()> {
     environment(layout, &program, &data)
 }
 
-/// Writes target/lab/env, once: a token is shown only when it is made.
+/// Writes target/lab/env once: a token is shown only when it is created.
 fn environment(layout: &Layout, program: &Path, data: &Path) -> Result<()> {
     let file = layout.dir().join("env");
     if file.exists() {
@@ -83,13 +83,13 @@ fn environment(layout: &Layout, program: &Path, data: &Path) -> Result<()> {
         other = token(OTHER_TEAM, &[])?,
     );
     fs::write(&file, text)?;
-    // It holds tokens.
+    // The file holds tokens.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
     Ok(())
 }
 
-/// A node's certificates and configurations. Returns whether the agent must be started again to
-/// see what changed.
+/// Writes a node's certificates and configurations. Returns whether the agent must be restarted to
+/// read a change.
 pub fn node(lab: &Lab, node: &Node, template: &Template) -> Result<bool> {
     let (layout, id, root) = (lab.layout(), node.id(), node.root()?);
     let controller = layout.dir().join("bin/pve-sandbox-controller");

@@ -1,5 +1,5 @@
-//! What runs in the lab, as data: on the machine and on each node. A daemon whose program or
-//! configuration is not there is left out, so that the lab comes up without it.
+//! The lab's services as data, on the machine and on each node. A daemon whose program or
+//! configuration is missing is left out, so that the lab comes up without it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use crate::layout::{HUB_IP, Layout, NETNS, NODE_LOGS, NodeId};
 use crate::settings::Settings;
 use crate::supervise::{Restart, Service};
 
-/// The service on the machine that is /etc/pve.
+/// Service on the machine that serves /etc/pve.
 pub const PMXCFS: &str = "pmxcfs";
-/// The service on the machine that opens the lab's ports on the loopback.
+/// Service on the machine that opens the lab's ports on the loopback.
 pub const FORWARD: &str = "forward";
 /// The controller, in the lab's network.
 pub const CONTROLLER: &str = "controller";
@@ -22,31 +22,31 @@ pub const CADDY: &str = "caddy";
 /// The DHCP server on a node's bridge.
 pub const DHCP: &str = "dhcp";
 
-/// The controller's configuration, below the lab's directory.
+/// Path of the controller's configuration, below the lab's directory.
 pub const CONTROLLER_CONFIG: &str = "controller/controller.toml";
-/// The agent's configuration, in a node.
+/// Path of the agent's configuration, inside a node.
 pub const AGENT_CONFIG: &str = "/etc/pve-sandbox/agent.toml";
-/// Caddy's configuration, in a node.
+/// Path of Caddy's configuration, inside a node.
 pub const CADDY_CONFIG: &str = "/etc/pve-sandbox/caddy.json";
 
-/// Debian's `lxc-attach`, which a node has under another name: the stand-in takes its place.
+/// Path of `lxc-attach`. In a node the stand-in has this path, and Debian's program another one.
 pub const LXC_ATTACH: &str = "/usr/bin/lxc-attach";
 
-/// A program of the workspace and where it goes in a node.
+/// A program of the workspace and its place in a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Program {
-    /// Its name among the built ones.
+    /// File name in the build directory.
     pub name: &'static str,
-    /// Its path in a node; none where it stays on the machine.
+    /// Path in a node; none for a program that stays on the machine.
     pub in_node: Option<&'static str>,
-    /// The service that runs it, started again when it was built anew.
+    /// Service that runs the program and is restarted after a rebuild.
     pub service: Option<&'static str>,
 }
 
 /// The programs of the workspace that the lab uses.
 pub const PROGRAMS: [Program; 6] = [
     Program { name: "pct", in_node: Some("/usr/sbin/pct"), service: None },
-    // The same program, which knows by its name what it is.
+    // The same program acts by the name under which it is called.
     Program { name: "pct", in_node: Some("/usr/sbin/pvesm"), service: None },
     Program { name: "pct", in_node: Some(LXC_ATTACH), service: None },
     Program {
@@ -58,8 +58,8 @@ pub const PROGRAMS: [Program; 6] = [
     Program { name: "pve-sandbox-controller", in_node: None, service: Some(CONTROLLER) },
 ];
 
-/// What the lab's own directory and the machine's loopback have in common: 7443 is the controller,
-/// 8480 the first node's Caddy, 8482 and so on those of the others.
+/// Returns the ports on the machine's loopback: 7443 leads to the controller, 8480 to the first
+/// node's Caddy, 8482 and so on to the Caddies of the others.
 pub fn forwards(nodes: &[NodeId]) -> Vec<Forward> {
     let at = |from: u16, to: String| format!("127.0.0.1:{from}={to}").parse::<Forward>().ok();
     let controller = at(7443, format!("{HUB_IP}:7443"));
@@ -71,7 +71,7 @@ pub fn forwards(nodes: &[NodeId]) -> Vec<Forward> {
     std::iter::once(controller).chain(caddies).flatten().collect()
 }
 
-/// What the lab itself needs on the machine; the lab starts these in its own order.
+/// Returns the lab's own services on the machine; the lab starts them in its own order.
 pub fn of_the_lab(layout: &Layout, settings: &Settings) -> Vec<Service> {
     let lab = |name: &str, words: &[&str]| -> Service {
         let mut argv = vec![shown(&layout.binary()), "--lab-dir".to_owned(), shown(layout.dir())];
@@ -97,7 +97,7 @@ pub fn of_the_lab(layout: &Layout, settings: &Settings) -> Vec<Service> {
     services
 }
 
-/// The daemons on the machine, in the lab's network.
+/// Returns the daemons on the machine, in the lab's network.
 pub fn on_the_machine(layout: &Layout) -> Vec<Service> {
     let program = layout.dir().join("bin/pve-sandbox-controller");
     let config = layout.dir().join(CONTROLLER_CONFIG);
@@ -116,12 +116,12 @@ pub fn on_the_machine(layout: &Layout) -> Vec<Service> {
     }]
 }
 
-/// The daemons of a node. `root` is the node's root as the machine sees it.
+/// Returns the daemons of a node. `root` is the node's root as the machine sees it.
 pub fn on_a_node(node: NodeId, root: &Path) -> Vec<Service> {
     let there = |path: &str| root.join(path.trim_start_matches('/')).exists();
     let net = node.containers_net();
     let mut services = Vec::new();
-    // Its range is at the end of the node's /24, away from the addresses that are leased first.
+    // The range is at the end of the node's /24, away from the addresses that are leased first.
     services.push(in_node(
         DHCP,
         &[
@@ -135,7 +135,7 @@ pub fn on_a_node(node: NodeId, root: &Path) -> Vec<Service> {
             "--interface=vmbr0",
             "--bind-interfaces",
             "--dhcp-authoritative",
-            // Or it would ping each address for three seconds before it gives it away.
+            // Otherwise dnsmasq pings each address for three seconds before it leases it.
             "--no-ping",
             "--dhcp-leasefile=/run/lab/dhcp.leases",
             &format!("--dhcp-range={net}.240,{net}.254,1h"),

@@ -1,4 +1,4 @@
-//! The main job before the reader's eyes: what a user types, and what the lab answers.
+//! Shows the main job of the project: each command that a user types, and its output.
 
 use std::{
     collections::BTreeMap,
@@ -15,17 +15,17 @@ use crate::{
     progress::{say, step},
 };
 
-/// How many sandboxes it creates.
+/// Number of sandboxes that the demo creates.
 const SANDBOXES: &str = "6";
-/// How long the nodes may take to report.
+/// Longest wait for the reports of all nodes.
 const REPORTED_WITHIN: Duration = Duration::from_secs(60);
-/// How long a burden may take to change the answer. A report comes every few seconds, and what
-/// else runs on the machine moves all nodes at once.
+/// Longest wait until the load on a node changes the answer. A report comes every few seconds, and
+/// other work on the machine moves all nodes at once.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(45);
-/// How often is asked meanwhile: each question is a program that needs CPU itself.
+/// Time between two questions: each one is a program that needs CPU itself.
 const ASKED_EVERY: Duration = Duration::from_secs(1);
 
-/// Runs it on a lab that is up, and leaves the lab running.
+/// Runs the demo on a lab that is up, and leaves the lab running.
 pub fn demo(lab: &Lab) -> Result<()> {
     ensure!(lab.is_up(), "the lab is down: `make lab` starts it");
     let user = User { lab, env: environment(lab)? };
@@ -72,7 +72,7 @@ pub fn demo(lab: &Lab) -> Result<()> {
     user.types(&["expose", first, "8000", "--name", "web"])?;
     let url = user.json(&["url", first, "web"])?;
     let url = url["url"].as_str().context("an address")?;
-    // A browser resolves *.localhost by itself; curl does, too.
+    // Browsers and curl resolve *.localhost by themselves.
     shows("curl", &["-sS", "-i", "--max-time", "20", url])?;
     println!();
     user.types(&["hide", first, "web"])?;
@@ -102,7 +102,7 @@ fn heading(text: &str) {
     println!("\n== {text}");
 }
 
-/// Somebody with target/lab/env in their shell.
+/// A user whose shell has the variables of target/lab/env.
 struct User<'a> {
     lab: &'a Lab,
     env: BTreeMap<String, String>,
@@ -115,7 +115,7 @@ impl User<'_> {
         command
     }
 
-    /// Shows what is typed and what comes.
+    /// Prints a command line, runs it and shows its output.
     fn types(&self, words: &[&str]) -> Result<()> {
         println!("$ sandboxctl {}", quoted(words));
         let status = self.command(words).status().context("cannot run sandboxctl")?;
@@ -139,7 +139,7 @@ impl User<'_> {
         nodes.as_array().map_or(0, |n| n.iter().filter(|node| node["ready"] == true).count())
     }
 
-    /// One line: the chosen node and what the others scored.
+    /// Prints one line: the chosen node and the scores of all nodes.
     fn tells_why(&self, id: &str) -> Result<()> {
         let why = self.json(&["explain", id])?;
         let scores: Vec<String> = why["nodes"]
@@ -162,11 +162,11 @@ impl User<'_> {
         Ok(())
     }
 
-    /// Asks where the next would go, burdens that node, and asks again.
+    /// Asks where the next sandbox would go, loads that node, and asks again.
     ///
-    /// Fails only where the answers cannot be had. How much CPU the busy loops get is up to what else
-    /// runs on the machine, so no share of it is asked for: on a machine that is busy all over the
-    /// answer may rightly stay, and that is said.
+    /// Fails only if an answer cannot be had. The CPU share of the busy loops depends on what else
+    /// runs on the machine, so none is asserted: on a busy machine the answer may rightly stay the
+    /// same, and the demo says so.
     fn burdens(&self) -> Result<()> {
         let before = self.next_node()?.context("no node has room")?;
         println!("the next would go to {before}; now {LOOPS} busy loops in it");
@@ -189,13 +189,13 @@ impl User<'_> {
         Ok(())
     }
 
-    /// Where a new sandbox would go now.
+    /// Returns the node where a new sandbox would go now.
     fn next_node(&self) -> Result<Option<String>> {
         let answer = self.json(&["explain", "--dry-run"])?;
         Ok(answer["node"].as_str().map(str::to_owned))
     }
 
-    /// Whether a node reports more CPU in use than each of the others.
+    /// Returns whether a node reports more CPU in use than each of the others.
     fn stands_out(&self, node: &str) -> bool {
         let nodes = self.json(&["nodes"]).unwrap_or_default();
         let busy = |one: &Value| one["load"]["cpu_busy"].as_f64().unwrap_or_default();
@@ -205,10 +205,10 @@ impl User<'_> {
     }
 }
 
-/// As many as make two cores busy, whatever else runs.
+/// Number of busy loops: enough to keep two cores busy, whatever else runs.
 const LOOPS: usize = 4;
 
-/// Busy loops in a node, ended with the value.
+/// Busy loops in a node; dropping the value ends them.
 struct Hog(Vec<Child>);
 
 impl Hog {
@@ -216,7 +216,7 @@ impl Hog {
         let node = lab.node(node)?;
         let mut hog = Hog(Vec::new());
         for _ in 0..LOOPS {
-            // Each a process of `lab exec` alone, which takes it along when it is killed.
+            // Each loop has its own `lab exec`; killing that process also kills the loop.
             let mut busy = node.command(["/bin/bash", "-c", "while :; do :; done"]);
             busy.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             hog.0.push(busy.spawn().context("cannot burden the node")?);
@@ -243,7 +243,7 @@ fn shows(program: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// As one would type it.
+/// Quotes a command line as a user would type it.
 fn quoted(words: &[&str]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=".contains(c);
     let word = |word: &&str| {
@@ -256,7 +256,7 @@ fn quoted(words: &[&str]) -> String {
     words.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// What target/lab/env exports.
+/// Reads the variables that target/lab/env exports.
 fn environment(lab: &Lab) -> Result<BTreeMap<String, String>> {
     let file = lab.layout().dir().join("env");
     let text = std::fs::read_to_string(&file)

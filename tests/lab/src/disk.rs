@@ -11,19 +11,19 @@ use crate::layout::{Layout, NodeId};
 use crate::mounts;
 use crate::run::{run, run_command};
 
-/// How containers' ids are shifted, as on PVE.
+/// Mapping of the containers' ids, as on PVE.
 const ID_MAP: &str = "b:0:100000:65536";
 const SHIFT: u32 = 100_000;
 const UNTAR: &str = "tar --numeric-owner -xpf -";
 
-/// Where the overlay keeps what the node changes, below the disk.
+/// Directory of the overlay's changes, below the disk.
 pub const UPPER: &str = "root/upper";
-/// Where the overlay prepares its changes.
+/// Work directory of the overlay, below the disk.
 pub const WORK: &str = "root/work";
-/// What becomes /rpool in the node.
+/// Directory that becomes /rpool in the node.
 pub const POOL: &str = "rpool";
 
-/// Makes the image where it is missing, and mounts it.
+/// Creates the image if it is missing, and mounts it.
 pub fn ensure_mounted(layout: &Layout, node: NodeId, gib: u64) -> Result<()> {
     let (image, at) = (layout.disk_image(node), layout.disk(node));
     fs::create_dir_all(&at)?;
@@ -31,7 +31,7 @@ pub fn ensure_mounted(layout: &Layout, node: NodeId, gib: u64) -> Result<()> {
         return Ok(());
     }
     if !image.exists() {
-        // Under another name until it is whole: a half-made image must not be taken for one.
+        // Under another name until it is complete: a half-made image must not be used.
         let new = image.with_extension("new");
         File::create(&new)?.set_len(gib << 30).context("cannot make the disk image")?;
         let new_path = new.as_os_str();
@@ -41,10 +41,10 @@ pub fn ensure_mounted(layout: &Layout, node: NodeId, gib: u64) -> Result<()> {
         )?;
         fs::rename(&new, &image)?;
     }
-    // The loop device goes by itself when the last mount of it does.
+    // The loop device disappears with its last mount.
     let options = "loop,noatime,discard=async";
     run("mount", ["-o".as_ref(), options.as_ref(), image.as_os_str(), at.as_os_str()])?;
-    // The overlay wants both of its directories in one subvolume: no rename crosses two.
+    // The overlay needs both of its directories in one subvolume: no rename crosses two.
     for subvolume in ["root", POOL] {
         subvolume_ensure(&at.join(subvolume))?;
     }
@@ -54,14 +54,14 @@ pub fn ensure_mounted(layout: &Layout, node: NodeId, gib: u64) -> Result<()> {
     Ok(())
 }
 
-/// Where a volume such as `basevol-9000-disk-0` is, on the machine.
+/// Returns the path of a volume such as `basevol-9000-disk-0`, on the machine.
 pub fn volume(layout: &Layout, node: NodeId, name: &str) -> PathBuf {
     layout.disk(node).join(POOL).join("data").join(name)
 }
 
-/// Unpacks the template on a node that is up, into a new, read-only volume whose owners are shifted as those of an
-/// unprivileged container are. Nothing happens where the volume is there and of the same stamp;
-/// one of another is replaced, which its clones do not feel.
+/// Unpacks the template on a running node into a new, read-only volume whose owners are shifted as
+/// those of an unprivileged container are. A volume with the same stamp is kept; one with another
+/// stamp is replaced, which does not affect its clones.
 pub fn unpack(layout: &Layout, node: &Node, name: &str) -> Result<()> {
     let stamp = fs::read_to_string(layout.template_stamp()).context("there is no template")?;
     let volume = volume(layout, node.id(), name);
@@ -73,8 +73,8 @@ pub fn unpack(layout: &Layout, node: &Node, name: &str) -> Result<()> {
     subvolume_remove(&new)?;
     subvolume_ensure(&new)?;
     std::os::unix::fs::chown(&new, Some(SHIFT), Some(SHIFT))?;
-    // In a user namespace, so that the kernel shifts set-uid bits and file capabilities, too;
-    // inside the node, because a chroot is refused one.
+    // In a user namespace, so that the kernel also shifts set-uid bits and file capabilities;
+    // inside the node, because a chroot may not create a user namespace.
     let at = format!("/{POOL}/data/{name}.new");
     let line = format!("cd {at} && exec lxc-usernsexec -m {ID_MAP} -- {UNTAR}");
     let status = node

@@ -1,4 +1,4 @@
-//! Takes a lab away: what runs, what is mounted, the cgroups, the network. Also what a crash left.
+//! Takes a lab down: its processes, mounts, cgroups and network, also after a crash.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -17,12 +17,12 @@ use crate::progress::{say, step};
 use crate::supervise::Services;
 use crate::{mounts, net, owner};
 
-/// How long the supervisor may take: its services have ten seconds each, at the same time.
+/// Longest wait for the supervisor to end: its services have ten seconds each, in parallel.
 const END_WITHIN: Duration = Duration::from_secs(15);
 const KILL_WITHIN: Duration = Duration::from_secs(10);
 
-/// Stops the lab and takes everything away but the cache and the logs; with `keep`, also what the
-/// next one goes on from.
+/// Stops the lab and removes everything except the cache and the logs. With `keep`, the state that
+/// the next lab continues from stays, too.
 pub fn down(layout: &Layout, keep: bool) -> Result<()> {
     if !layout.dir().exists() {
         say("there is no lab");
@@ -35,8 +35,8 @@ pub fn down(layout: &Layout, keep: bool) -> Result<()> {
     })
 }
 
-/// Removes what a lab that has ended would go on from: the nodes' disks and /etc/pve, and with them
-/// the controller, which would look for sandboxes that are no more.
+/// Removes the state that an ended lab would continue from: the nodes' disks, /etc/pve, and the
+/// controller's data, because the controller would look for sandboxes that no longer exist.
 pub fn forget(layout: &Layout) -> Result<()> {
     let env = layout.dir().join("env");
     if env.exists() {
@@ -51,7 +51,7 @@ pub fn forget(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Only one of `up` and `down` at a time. The lock goes with the value.
+/// Locks the lab, so that only one `up` or `down` runs at a time. Dropping the value unlocks it.
 pub fn lock(layout: &Layout) -> Result<Flock<File>> {
     fs::create_dir_all(layout.dir())?;
     let file = File::create(layout.lock()).context("cannot make the lock file")?;
@@ -64,10 +64,10 @@ pub fn lock(layout: &Layout) -> Result<Flock<File>> {
     }
 }
 
-/// Ends and removes everything that runs or is mounted, whoever left it. Disks stay.
+/// Ends every process and removes every mount of the lab, whoever left it. Disks stay.
 pub fn clean(layout: &Layout) -> Result<()> {
     if let Some(supervisor) = Proc::from_file(&layout.host_pid()) {
-        // It may hang or be half up; then it is killed, and what it started dies with it.
+        // The supervisor may hang or be half up; then it is killed, and its children die with it.
         let asked = Services::at(&layout.host_socket()).end();
         if asked.is_err() || supervisor.wait_gone(END_WITHIN).is_err() {
             supervisor.signal(Signal::SIGKILL)?;
@@ -101,7 +101,7 @@ pub fn clean(layout: &Layout) -> Result<()> {
 fn unmount_below(dir: &Path) -> Result<()> {
     for at in mounts::below(&mounts::here()?, dir) {
         let done = match umount2(&at, MntFlags::empty()) {
-            // Somebody stands in it; it goes when they leave.
+            // Still in use; a detached mount disappears when its last user leaves.
             Err(Errno::EBUSY) => umount2(&at, MntFlags::MNT_DETACH),
             done => done,
         };

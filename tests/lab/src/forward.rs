@@ -1,5 +1,5 @@
-//! Ports on the machine's loopback that lead into the lab's network. A listener keeps the network
-//! namespace that it was made in, so this process listens first and then moves into the lab's.
+//! Forwards ports on the machine's loopback into the lab's network. A listener keeps the network
+//! namespace that it was created in, so this process listens first and then moves into the lab's.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -17,12 +17,12 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const CONNECTIONS_MAX: usize = 1024;
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// A port on the loopback and where it leads.
+/// A port on the loopback and its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forward {
-    /// On the machine.
+    /// Address on the machine.
     pub from: SocketAddr,
-    /// In the lab's network.
+    /// Address in the lab's network.
     pub to: SocketAddr,
 }
 
@@ -49,7 +49,7 @@ impl std::str::FromStr for Forward {
     }
 }
 
-/// Forwards for ever. `ready` is called when all ports listen.
+/// Forwards connections and never returns without an error. Calls `ready` when all ports listen.
 pub fn forward(forwards: &[Forward], ready: impl FnOnce()) -> Result<()> {
     if forwards.is_empty() {
         bail!("there is nothing to forward");
@@ -79,7 +79,7 @@ fn accept(listener: &TcpListener, to: SocketAddr, open: &Arc<AtomicUsize>) {
             Ok((stream, _)) => stream,
             Err(error) => {
                 eprintln!("forward: cannot accept: {error}");
-                // Out of descriptors, most likely; some come back.
+                // Most likely out of descriptors; some are returned soon.
                 std::thread::sleep(Duration::from_millis(50));
                 continue;
             }
@@ -91,7 +91,7 @@ fn accept(listener: &TcpListener, to: SocketAddr, open: &Arc<AtomicUsize>) {
         open.fetch_add(1, Ordering::Relaxed);
         let open = Arc::clone(open);
         std::thread::spawn(move || {
-            // A connection that breaks is its two ends' business.
+            // A broken connection concerns only its two ends.
             drop(join(&stream, to));
             open.fetch_sub(1, Ordering::Relaxed);
         });
@@ -109,7 +109,7 @@ fn join(from: &TcpStream, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Copies one direction to its end and hands the end on.
+/// Copies one direction until its end, then closes it on the other side.
 fn copy(mut from: &TcpStream, mut to: &TcpStream) {
     let mut buffer = vec![0_u8; BUFFER_BYTES];
     while let Ok(len) = from.read(&mut buffer) {
@@ -117,7 +117,7 @@ fn copy(mut from: &TcpStream, mut to: &TcpStream) {
             break;
         }
     }
-    // Either may be gone already.
+    // Either side may be gone already.
     drop(to.shutdown(Shutdown::Write));
     drop(from.shutdown(Shutdown::Read));
 }

@@ -1,4 +1,4 @@
-//! Puts the workspace's programs where the lab runs them: its own directory and each node's root.
+//! Installs the workspace's programs in the lab's own directory and in each node's root.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 use crate::daemons::{LXC_ATTACH, PROGRAMS};
 use crate::layout::Layout;
 
-/// Copies the lab's own binary and the programs of the machine; returns the services whose
-/// program is another now.
+/// Copies the lab's own binary and the programs of the machine. Returns the services whose program
+/// changed.
 pub fn on_the_machine(layout: &Layout, built: &Path) -> Result<Vec<&'static str>> {
     copy(&built.join("lab"), &layout.binary())?;
     let bin = layout.dir().join("bin");
@@ -24,10 +24,10 @@ pub fn on_the_machine(layout: &Layout, built: &Path) -> Result<Vec<&'static str>
     Ok(changed)
 }
 
-/// Copies the programs of a node into its root; returns the services whose program is another now.
+/// Copies the programs of a node into its root. Returns the services whose program changed.
 pub fn in_node(root: &Path, built: &Path) -> Result<Vec<&'static str>> {
     let mut changed = Vec::new();
-    // From the machine's own root, where nothing has taken its place.
+    // From the machine's own root, where the stand-in has not replaced it.
     copy(Path::new(LXC_ATTACH), &root.join(standin::REAL_LXC_ATTACH.trim_start_matches('/')))?;
     for program in PROGRAMS {
         let (from, Some(at)) = (built.join(program.name), program.in_node) else { continue };
@@ -38,14 +38,14 @@ pub fn in_node(root: &Path, built: &Path) -> Result<Vec<&'static str>> {
     Ok(changed)
 }
 
-/// The programs that are not built.
+/// Returns the programs that are not built.
 pub fn missing(built: &Path) -> Vec<&'static str> {
     let names = PROGRAMS.iter().map(|program| program.name);
     names.filter(|name| !built.join(name).exists()).collect()
 }
 
-/// Copies a program unless the very same is there; true when it was copied. It goes in by a
-/// rename, so that one that runs keeps its own.
+/// Copies a program unless an identical file is there; returns whether it was copied. A rename puts
+/// it in place, so that a running process keeps its own file.
 fn copy(from: &Path, at: &Path) -> Result<bool> {
     let bytes = fs::read(from)
         .with_context(|| format!("cannot read {}: was everything built?", from.display()))?;

@@ -1,4 +1,4 @@
-//! A lab and its nodes, for tests and for the command line.
+//! A lab and its nodes, as tests and the command line use them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,57 +16,56 @@ use crate::supervise::Services;
 use crate::up::{self, UpOptions};
 use crate::{down, up::BOOT_WITHIN};
 
-/// How long an order to a service of the lab's own may take.
+/// Longest time of an order to one of the lab's own services.
 const SERVICE_WITHIN: Duration = Duration::from_secs(30);
 
-/// A lab, by its directory.
+/// A lab, identified by its directory.
 #[derive(Debug, Clone)]
 pub struct Lab {
     layout: Layout,
 }
 
 impl Lab {
-    /// The lab in that directory, up or down.
+    /// Opens the lab in a directory, whether it is up or down.
     pub fn open(dir: impl AsRef<Path>) -> Result<Lab> {
         let dir = std::path::absolute(dir.as_ref()).context("cannot find the lab's directory")?;
         Ok(Lab { layout: Layout::new(&dir) })
     }
 
-    /// `LAB_DIR`, or `target/lab` of this checkout.
+    /// Returns `LAB_DIR`, or `target/lab` of this checkout.
     pub fn default_dir() -> PathBuf {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
         std::env::var_os("LAB_DIR")
             .map_or_else(|| workspace.unwrap_or(Path::new(".")).join("target/lab"), PathBuf::from)
     }
 
-    /// Where it keeps what.
+    /// Returns the paths of the lab.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Makes the machine ready and starts the lab; where it is up, brings its programs up to date.
+    /// Prepares the machine and starts the lab; updates the programs of a lab that is up.
     pub fn up(&self, options: &UpOptions) -> Result<()> {
         up::up(self, options)
     }
 
-    /// Stops everything and takes it away, but for the cache and the logs; `keep` leaves the nodes'
-    /// disks, /etc/pve and the controller for the next time.
+    /// Stops the lab and removes everything except the cache and the logs; `keep` also leaves the
+    /// nodes' disks, /etc/pve and the controller for the next time.
     pub fn down(&self, keep: bool) -> Result<()> {
         down::down(&self.layout, keep)
     }
 
-    /// True while its supervisor lives.
+    /// Returns true while the lab's supervisor lives.
     pub fn is_up(&self) -> bool {
         Proc::from_file(&self.layout.host_pid()).is_some()
     }
 
-    /// Its nodes.
+    /// Returns the nodes of the lab.
     pub fn nodes(&self) -> Result<Vec<Node>> {
         let ids = Settings::load(&self.layout)?.node_ids();
         Ok(ids.into_iter().map(|id| self.node_of(id)).collect())
     }
 
-    /// The node of that name.
     pub fn node(&self, name: &str) -> Result<Node> {
         let id: NodeId = name.parse().map_err(anyhow::Error::msg)?;
         let settings = Settings::load(&self.layout)?;
@@ -74,12 +73,12 @@ impl Lab {
         Ok(self.node_of(id))
     }
 
-    /// The services on the machine: pmxcfs, the nodes, the forwards, the controller.
+    /// Returns the services on the machine: pmxcfs, the nodes, the forwards, the controller.
     pub fn services(&self) -> Services {
         Services::at(&self.layout.host_socket())
     }
 
-    /// The cluster file system.
+    /// Returns the control of the cluster file system.
     pub fn pmxcfs(&self) -> Control {
         Control::new(&self.layout.pmxcfs_socket())
     }
@@ -89,7 +88,6 @@ impl Lab {
     }
 }
 
-/// A node of a lab.
 #[derive(Debug, Clone)]
 pub struct Node {
     layout: Layout,
@@ -97,13 +95,13 @@ pub struct Node {
 }
 
 impl Node {
-    /// Its number, name and addresses.
+    /// Returns the id, which gives the node's number, name and addresses.
     pub fn id(&self) -> NodeId {
         self.id
     }
 
-    /// A command that will run inside the node, as root, with an environment of its own. Its exit
-    /// code is the command's; it dies with the process that it is started as.
+    /// Prepares a command that runs inside the node as root, with its own environment. Its exit
+    /// code is the command's; killing the started process also kills the command.
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, argv: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(self.layout.binary());
         command.arg("--lab-dir").arg(self.layout.dir()).arg("exec").arg(self.id.name()).arg("--");
@@ -111,7 +109,7 @@ impl Node {
         command
     }
 
-    /// Runs a command inside the node, its input closed, and returns what it said.
+    /// Runs a command inside the node with closed stdin and returns its output.
     pub fn exec<S: AsRef<std::ffi::OsStr>>(
         &self,
         argv: impl IntoIterator<Item = S>,
@@ -125,64 +123,64 @@ impl Node {
         self.exec(["/bin/bash", "-c", line])
     }
 
-    /// Its init, as the machine sees it; none while it is down.
+    /// Returns the node's init as the machine sees it; none while the node is down.
     pub fn init(&self) -> Option<Proc> {
         Proc::from_file(&self.layout.node_pid(self.id))
     }
 
-    /// Its root, as the machine sees it: for reading and writing files in a node that is up.
+    /// Returns the node's root as the machine sees it, to read and write files in a running node.
     pub fn root(&self) -> Result<PathBuf> {
         let init = self.init().with_context(|| format!("{} is down", self.id))?;
         Ok(PathBuf::from(format!("/proc/{}/root", init.pid)))
     }
 
-    /// The id of its present boot.
+    /// Reads the id of the present boot.
     pub fn boot_id(&self) -> Result<String> {
         let id = fs::read_to_string(self.root()?.join("run/lab/boot_id"))?;
         Ok(id.trim().to_owned())
     }
 
-    /// Cuts its power: everything in it is gone at once, its disk stays.
+    /// Cuts the node's power: every process ends at once, the disk stays.
     pub fn kill(&self) -> Result<()> {
         self.machine().kill(&self.id.name(), true, SERVICE_WITHIN)?;
         self.cgroup()?.kill()
     }
 
-    /// Boots it and waits until its init is up. Its services start by themselves.
+    /// Boots the node and waits until its init is up. Its services start by themselves.
     pub fn boot(&self) -> Result<()> {
         self.machine().start(&self.id.name(), BOOT_WITHIN)
     }
 
-    /// Cuts its power, and boots it.
+    /// Cuts the node's power and boots it again.
     pub fn reboot(&self) -> Result<()> {
         self.kill()?;
         self.boot()
     }
 
-    /// Takes its quorum away, by cutting it off from the others, or gives it back.
+    /// Removes the node's quorum, by cutting it off from the others, or restores it.
     pub fn set_quorum(&self, on: bool) -> Result<()> {
         let order = Order::Quorum { node: self.id.name(), on };
         Control::new(&self.layout.pmxcfs_socket()).give(&order).map(drop)
     }
 
-    /// Starts its pmxcfs anew while its corosync is down, or lets it hear of corosync again.
+    /// Restarts the node's pmxcfs with corosync down (false), or reconnects it to corosync (true).
     pub fn set_corosync(&self, on: bool) -> Result<()> {
         let order = Order::Corosync { node: self.id.name(), on };
         Control::new(&self.layout.pmxcfs_socket()).give(&order).map(drop)
     }
 
-    /// Stops its pmxcfs, after which its /etc/pve is empty, or starts it again.
+    /// Stops the node's pmxcfs, which leaves its /etc/pve empty, or starts it again.
     pub fn set_pmxcfs(&self, on: bool) -> Result<()> {
         let order = Order::Running { node: self.id.name(), on };
         Control::new(&self.layout.pmxcfs_socket()).give(&order).map(drop)
     }
 
-    /// Its services: the agent, Caddy, DHCP.
+    /// Returns the node's services: the agent, Caddy, DHCP.
     pub fn services(&self) -> Result<Services> {
         Ok(Services::at(&self.root()?.join(NODE_SOCKET.trim_start_matches('/'))))
     }
 
-    /// Its cgroups on the machine.
+    /// Returns the node's cgroups on the machine.
     pub fn cgroup(&self) -> Result<NodeCgroup> {
         Ok(Hierarchies::open()?.node(self.id))
     }

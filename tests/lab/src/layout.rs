@@ -1,61 +1,60 @@
-//! Where the lab keeps what, and what its nodes are called.
+//! Paths of the lab, and names and addresses of its nodes.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// The network namespace that joins the nodes.
+/// Network namespace that joins the nodes.
 pub const NETNS: &str = "pve-lab";
-/// The bridge in it.
+/// Bridge in that namespace.
 pub const BRIDGE: &str = "br-lab";
-/// The address of the controller's side in it.
+/// Address of the controller's side in that namespace.
 pub const HUB_IP: &str = "10.99.0.254";
-/// The name under which cgroups of the lab stand on the machine.
+/// Name of the lab's cgroups on the machine.
 pub const CGROUP: &str = "pve-lab";
-/// The domain of the sandboxes' host names.
+/// Domain of the sandboxes' host names.
 pub const DOMAIN: &str = "sandbox.localhost";
-/// The most nodes that a lab has.
+/// Largest number of nodes in a lab.
 pub const NODES_MAX: u8 = 9;
-/// Where the id of a node's boot stands: the kernel's own is the machine's.
+/// File with the id of a node's boot: the kernel's own boot id is the machine's.
 pub const BOOT_ID: &str = "/run/lab/boot_id";
-/// Where a node's supervisor listens, inside the node.
+/// Socket of a node's supervisor, inside the node.
 pub const NODE_SOCKET: &str = "/run/lab/init.sock";
-/// Where a node keeps the list of its services.
+/// File with the list of a node's services, inside the node.
 pub const NODE_SERVICES: &str = "/etc/lab/services.toml";
-/// Where a node's services log, inside the node.
+/// Directory of the logs of a node's services, inside the node.
 pub const NODE_LOGS: &str = "/var/log/lab";
 
-/// The number of a node, from 1.
+/// Number of a node, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeId(u8);
 
 impl NodeId {
-    /// The first `count` nodes.
+    /// Returns the first `count` nodes.
     pub fn first(count: u8) -> Vec<NodeId> {
         (1..=count.min(NODES_MAX)).map(NodeId).collect()
     }
 
-    /// The number.
     pub fn number(self) -> u8 {
         self.0
     }
 
-    /// `node1`.
+    /// Returns the name, such as `node1`.
     pub fn name(self) -> String {
         format!("node{}", self.0)
     }
 
-    /// Its address in the cluster's network.
+    /// Returns the address in the cluster's network.
     pub fn ip(self) -> String {
         format!("10.99.0.{}", self.0)
     }
 
-    /// The first three parts of its containers' addresses.
+    /// Returns the first three parts of the addresses of the node's containers.
     pub fn containers_net(self) -> String {
         format!("10.100.{}", self.0)
     }
 
-    /// The number of its Debian template.
+    /// Returns the id of the node's Debian template.
     pub fn template_vmid(self) -> u32 {
         8999 + u32::from(self.0)
     }
@@ -81,134 +80,131 @@ impl FromStr for NodeId {
     }
 }
 
-/// The lab's directory and the places in it.
+/// Paths below the lab's directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     dir: PathBuf,
 }
 
 impl Layout {
-    /// The lab in `dir`, which must be absolute.
+    /// Returns the layout of the lab in `dir`, which must be absolute.
     pub fn new(dir: &Path) -> Layout {
         Layout { dir: dir.to_owned() }
     }
 
-    /// The lab's directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What the lab was started with.
+    /// Settings with which the lab was started.
     pub fn settings(&self) -> PathBuf {
         self.dir.join("lab.toml")
     }
 
-    /// Held while the lab goes up or down.
+    /// Lock that is held while the lab goes up or down.
     pub fn lock(&self) -> PathBuf {
         self.dir.join("lock")
     }
 
-    /// The lab's own copy of its binary: a rebuild must not pull it from under what runs.
+    /// The lab's own copy of its binary: a rebuild must not replace a running program.
     pub fn binary(&self) -> PathBuf {
         self.dir.join("bin/lab")
     }
 
-    /// What outlives the lab: the template.
+    /// Directory that outlives the lab; it holds the template.
     pub fn cache(&self) -> PathBuf {
         self.dir.join("cache")
     }
 
-    /// The template's files.
+    /// Archive of the template's files.
     pub fn template_tar(&self) -> PathBuf {
         self.cache().join("debian-template.tar")
     }
 
-    /// Of which recipe the template was made.
+    /// Hash of the recipe from which the template was built.
     pub fn template_stamp(&self) -> PathBuf {
         self.cache().join("debian-template.stamp")
     }
 
-    /// The logs of what runs on the machine; a node's are in a directory of its name below.
+    /// Logs of the services on the machine, with one directory below for each node.
     pub fn logs(&self) -> PathBuf {
         self.dir.join("log")
     }
 
-    /// The logs of a node's services.
+    /// Logs of a node's services.
     pub fn node_logs(&self, node: NodeId) -> PathBuf {
         self.logs().join(node.name())
     }
 
-    /// Sockets and pid files; empty when the lab is down.
+    /// Sockets and pid files; empty while the lab is down.
     pub fn run(&self) -> PathBuf {
         self.dir.join("run")
     }
 
-    /// There once the lab has come up as a whole: one that broke on its way is started anew.
+    /// Marker of a lab that has come up completely: without it, the lab is started again.
     pub fn complete(&self) -> PathBuf {
         self.run().join("complete")
     }
 
-    /// Where the supervisor on the machine listens.
+    /// Socket of the supervisor on the machine.
     pub fn host_socket(&self) -> PathBuf {
         self.run().join("host.sock")
     }
 
-    /// The process of the supervisor on the machine.
+    /// Pid file of the supervisor on the machine.
     pub fn host_pid(&self) -> PathBuf {
         self.run().join("host.pid")
     }
 
-    /// The services on the machine.
+    /// List of the services on the machine.
     pub fn host_services(&self) -> PathBuf {
         self.run().join("services.toml")
     }
 
-    /// Where pmxcfs takes orders.
+    /// Control socket of pmxcfs.
     pub fn pmxcfs_socket(&self) -> PathBuf {
         self.run().join("pmxcfs.sock")
     }
 
-    /// The copy of /etc/pve on disk.
+    /// Copy of /etc/pve on disk.
     pub fn pmxcfs_store(&self) -> PathBuf {
         self.dir.join("pmxcfs")
     }
 
-    /// Where cgroup hierarchies are mounted that the machine has not mounted.
+    /// Mount points of cgroup hierarchies that the machine has not mounted.
     pub fn cgroups(&self) -> PathBuf {
         self.dir.join("cgroup")
     }
 
-    /// All nodes' directories.
     pub fn nodes(&self) -> PathBuf {
         self.dir.join("nodes")
     }
 
-    /// A node's directory.
     pub fn node(&self, node: NodeId) -> PathBuf {
         self.nodes().join(node.name())
     }
 
-    /// A node's disk, sparse.
+    /// Sparse image of a node's disk.
     pub fn disk_image(&self, node: NodeId) -> PathBuf {
         self.node(node).join("disk.img")
     }
 
-    /// Where that disk is mounted on the machine.
+    /// Mount point of that disk on the machine.
     pub fn disk(&self, node: NodeId) -> PathBuf {
         self.node(node).join("disk")
     }
 
-    /// Where the node's root is put together before the node changes into it.
+    /// Directory where the node's root is assembled before the node changes into it.
     pub fn root(&self, node: NodeId) -> PathBuf {
         self.node(node).join("root")
     }
 
-    /// Where the node's /etc/pve is mounted on the machine.
+    /// Mount point of the node's /etc/pve on the machine.
     pub fn pve(&self, node: NodeId) -> PathBuf {
         self.node(node).join("pve")
     }
 
-    /// The node's init.
+    /// Pid file of the node's init.
     pub fn node_pid(&self, node: NodeId) -> PathBuf {
         self.run().join(format!("{node}.pid"))
     }

@@ -1,24 +1,24 @@
 //! The lab: a cluster of real nodes on one Debian machine, without Proxmox VE.
 //!
-//! A node is a set of namespaces with an init of its own, a root laid over the machine's root, a
-//! copy-on-write disk, a bridge, and an /etc/pve that it shares with the others. Containers in it
-//! are LXC's. Killing a node is a power cut; it boots again with its disk.
+//! A node is a set of namespaces with its own init, a root overlaid on the machine's root, a
+//! copy-on-write disk, a bridge, and an /etc/pve that it shares with the others. Its containers are
+//! real LXC containers. Killing a node is a power cut; it boots again with its disk.
 //!
 //! Code map, from the outside in:
 //! - `cli`: the program `lab`. `lab`: the same for tests, `Lab` and `Node`.
-//! - `up`, `down`: the order in which things are made and unmade.
-//! - `configure`: what an operator would write: certificates, tokens, configurations. `demo`: the
-//!   main job, shown.
-//! - `daemons`: what runs where, as data. `supervise`: keeps it running, also as a node's init.
-//! - `node`: namespaces, root, entering. `disk`, `net`, `cgroup`: what a node is made of.
+//! - `up`, `down`: create and remove the parts of a lab, in order.
+//! - `configure`: what an operator would write: certificates, tokens, configurations. `demo`: shows
+//!   the main job.
+//! - `daemons`: the services as data. `supervise`: keeps them running, also as a node's init.
+//! - `node`: namespaces, root, entering. `disk`, `net`, `cgroup`: the parts of a node.
 //! - `pmxcfs`: /etc/pve. `pve`: what the lab writes there. `template`: the sandboxes' Debian.
 //! - `machine`: packages and devices. `forward`: ports on the loopback.
-//! - `layout`, `settings`, `owner`: where what is, and whose the machine is. `process`, `run`, `mounts`, `sources`, `wire`,
-//!   `progress`: small things that the rest stands on.
+//! - `layout`, `settings`, `owner`: paths, settings, and which lab has the machine. `process`,
+//!   `run`, `mounts`, `sources`, `wire`, `progress`: small helpers for the rest.
 //!
-//! What is never so: nothing of the lab is in the machine's own network but listeners on the
-//! loopback; no process is ended that the lab has not recorded with the moment of its start;
-//! nothing outlives the lab's supervisor, which every process of the lab is bound to.
+//! Invariants: in the machine's own network the lab has only listeners on the loopback; the lab
+//! ends only processes that it has recorded with the time of their start; nothing outlives the
+//! lab's supervisor, to which every process of the lab is bound.
 
 #![expect(
     clippy::disallowed_methods,

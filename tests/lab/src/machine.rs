@@ -1,4 +1,4 @@
-//! Makes the machine ready: packages, sub-ids, device nodes, file systems.
+//! Prepares the machine: packages, sub-ids, device nodes, file systems.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -12,11 +12,11 @@ use crate::run::run;
 
 const PREPARE: &str = include_str!("../prepare");
 const PACKAGES: &str = include_str!("../packages.txt");
-/// The ids that containers live under, as on PVE.
+/// Ids of the containers' users, as on PVE.
 const SUBIDS: &str = "root:100000:65536";
 
-/// Limits of the kernel that a few dozen containers reach, all of them being one user to it; the
-/// values are those that PVE sets. They are raised, never lowered.
+/// Kernel limits that a few dozen containers reach, because to the kernel all of them are one user.
+/// The values are those of PVE; limits are raised, never lowered.
 const SYSCTLS: [(&str, u64); 5] = [
     ("fs/inotify/max_queued_events", 8_388_608),
     ("fs/inotify/max_user_instances", 65_536),
@@ -25,7 +25,7 @@ const SYSCTLS: [(&str, u64); 5] = [
     ("kernel/keys/maxbytes", 2_000_000),
 ];
 
-/// Installs missing packages and makes what the kernel side needs.
+/// Installs missing packages and creates the devices and settings that the kernel side needs.
 pub fn prepare() -> Result<()> {
     packages()?;
     for file in ["/etc/subuid", "/etc/subgid"] {
@@ -82,7 +82,7 @@ fn sysctl(name: &str, least: u64) -> Result<()> {
     fs::write(&file, least.to_string()).with_context(|| format!("cannot raise {name}"))
 }
 
-/// A chroot's /dev may be a plain directory.
+/// Creates missing device nodes: a chroot's /dev may be a plain directory.
 fn devices() -> Result<()> {
     let node = |path: &str, kind: SFlag, major: u64, minor: u64| -> Result<()> {
         if Path::new(path).exists() {
@@ -110,7 +110,7 @@ fn filesystem(fs_type: &str, module: &str) -> Result<()> {
     if known()? {
         return Ok(());
     }
-    // Where modules cannot be loaded the next look says what is missing.
+    // Loading modules may be impossible; the check below then reports what is missing.
     let tried = run("modprobe", [module]);
     if !known()? {
         bail!("this kernel has no {fs_type}, which the lab needs ({tried:?})");

@@ -1,4 +1,4 @@
-//! /proc/self/mountinfo, parsed. Pure but for `here`.
+//! Parser of /proc/self/mountinfo. Pure except for `here`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -6,32 +6,32 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// One line of mountinfo, what of it matters here.
+/// One line of mountinfo, reduced to the fields that are used here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// The part of the file system that is mounted.
+    /// Directory of the file system that is mounted.
     pub root: PathBuf,
-    /// Where it is mounted.
+    /// Mount point.
     pub at: PathBuf,
-    /// Its type: `ext4`, `cgroup2`.
+    /// Type of the file system, such as `ext4` or `cgroup2`.
     pub fs_type: String,
-    /// The options of the file system; for cgroup v1 they name the controllers.
+    /// Options of the file system; for cgroup v1 they name the controllers.
     pub super_options: Vec<String>,
 }
 
-/// What this process has mounted.
+/// Returns the mounts of this process's mount namespace.
 pub fn here() -> Result<Vec<Mount>> {
     let text =
         std::fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc: mount it")?;
     Ok(parse(&text))
 }
 
-/// The mounts at and below a directory, the innermost and latest first: the order to unmount in.
+/// Returns the mounts at and below a directory, innermost and latest first: the unmount order.
 pub fn below(mounts: &[Mount], dir: &Path) -> Vec<PathBuf> {
     mounts.iter().rev().filter(|m| m.at.starts_with(dir)).map(|m| m.at.clone()).collect()
 }
 
-/// Parses mountinfo; a line that is none is left out.
+/// Parses mountinfo; malformed lines are skipped.
 pub fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(parse_line).collect()
 }
@@ -48,7 +48,7 @@ fn parse_line(line: &str) -> Option<Mount> {
     })
 }
 
-/// Blanks and backslashes in a path stand as three octal digits.
+/// Decodes a path, in which blanks and backslashes are written as three octal digits.
 fn unescape(text: &str) -> PathBuf {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());

@@ -1,4 +1,4 @@
-//! The network: one namespace with a bridge that joins the nodes, and each node's two links.
+//! The network: one namespace with a bridge that joins the nodes, and two links for each node.
 //! Nothing of it is in the machine's own namespace.
 
 use std::fs::{self, File};
@@ -14,13 +14,13 @@ use nix::sched::{CloneFlags, setns};
 use crate::layout::{BRIDGE, HUB_IP, NETNS, NodeId};
 use crate::run::{run, run_command, run_line};
 
-/// Where the namespace is found.
+/// Returns the file that names the namespace.
 pub fn netns_file() -> PathBuf {
     Path::new("/run/netns").join(NETNS)
 }
 
-/// Makes the namespace and its bridge anew. It is found by its name as one that `ip netns add`
-/// made is, which however would leave a mount of its own behind.
+/// Recreates the namespace and its bridge. `ip netns` finds it by its name, but `ip netns add`
+/// is not used because it would leave its own mount behind.
 pub fn make() -> Result<()> {
     remove()?;
     let file = netns_file();
@@ -38,25 +38,25 @@ pub fn make() -> Result<()> {
     Ok(())
 }
 
-/// Removes the namespace, and what is left of its name where it went with a reboot.
+/// Removes the namespace, or only its name if a reboot removed the namespace.
 pub fn remove() -> Result<()> {
     let file = netns_file();
     if !file.exists() {
         return Ok(());
     }
     match umount2(&file, MntFlags::MNT_DETACH) {
-        // A plain file, from before a reboot.
+        // A plain file that is left from before a reboot.
         Ok(()) | Err(Errno::EINVAL) => {}
         Err(errno) => return Err(errno).context("cannot let go of the network namespace"),
     }
     fs::remove_file(&file).context("cannot remove the network namespace")
 }
 
-/// Links the namespace that this process is in, a node's, to the others and gives it the bridge
+/// Links the node's namespace, in which this process is, to the other nodes and creates the bridge
 /// for its containers.
 pub fn link_node(node: NodeId) -> Result<()> {
     let (name, number) = (node.name(), node.number());
-    // The link of the node's last boot may go a moment later than the node did.
+    // The link of the node's last boot may disappear slightly later than the node.
     drop(ip_in_lab(&format!("link del {name}")));
     for line in [
         "link set lo up".to_owned(),
@@ -75,14 +75,13 @@ pub fn link_node(node: NodeId) -> Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot switch forwarding on")
 }
 
-/// Runs `ip` in the lab's namespace. `ip -n` does not do: it wants `/` to be a mount, which it is
-/// not in a chroot.
+/// Runs `ip` in the lab's namespace. `ip -n` does not work in a chroot: it needs `/` to be a mount.
 #[expect(unsafe_code, reason = "what a child does to itself before exec goes through pre_exec")]
 fn ip_in_lab(line: &str) -> Result<String> {
     let netns = File::open(netns_file()).context("the lab's network is not there")?;
     let mut command = Command::new("ip");
     command.args(line.split_ascii_whitespace());
-    // SAFETY: the one call in the child is a plain system call on a descriptor opened before.
+    // SAFETY: the only call in the child is a plain system call on a descriptor opened before.
     unsafe { command.pre_exec(move || Ok(setns(&netns, CloneFlags::CLONE_NEWNET)?)) };
     run_command(&mut command)
 }

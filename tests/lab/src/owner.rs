@@ -1,5 +1,5 @@
-//! Which lab has the machine: the names of its cgroups, its network and its ports are the same for
-//! every lab, so there is one at a time.
+//! Records which lab uses the machine. All labs use the same names of cgroups, network and ports,
+//! so only one can be up at a time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use crate::process::Proc;
 
 const DIR: &str = "/run/pve-lab";
 
-/// The directory of another lab that is up.
+/// Returns the directory of another lab that is up.
 pub fn other(layout: &Layout) -> Option<PathBuf> {
     let dir = fs::read_link(Path::new(DIR).join("dir")).ok()?;
     (dir != layout.dir() && Proc::from_file(&Layout::new(&dir).host_pid()).is_some()).then_some(dir)
 }
 
-/// Writes down that this lab has the machine.
+/// Records that this lab uses the machine.
 pub fn take(layout: &Layout) -> Result<()> {
     fs::create_dir_all(DIR).with_context(|| format!("cannot make {DIR}"))?;
     let link = Path::new(DIR).join("dir");

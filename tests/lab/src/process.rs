@@ -1,5 +1,5 @@
-//! A process that is recorded in a file: its pid with the moment of its start, so that a pid that
-//! was given to another process since, or before a reboot, is never taken for it.
+//! A process recorded in a file: its pid with its start time, so that a pid that was reused since,
+//! or before a reboot, is never mistaken for it.
 
 use std::fs;
 use std::io;
@@ -11,24 +11,24 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-/// A process and the moment of its start, in clock ticks since the machine's boot.
+/// A process and its start time, in clock ticks since the machine's boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proc {
-    /// Its number, as this process sees it.
+    /// Pid as this process sees it.
     pub pid: i32,
-    /// Field 22 of its stat file.
+    /// Start time, field 22 of the stat file.
     pub start_ticks: u64,
 }
 
 impl Proc {
-    /// The process of that number, if it lives.
+    /// Returns the process with that pid, if it lives.
     pub fn of(pid: i32) -> Option<Proc> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (state, start_ticks) = parse_stat(&stat)?;
         (!matches!(state, 'Z' | 'X')).then_some(Proc { pid, start_ticks })
     }
 
-    /// The process that `file` names, if it still lives.
+    /// Returns the process that `file` names, if it still lives.
     pub fn from_file(file: &Path) -> Option<Proc> {
         let text = fs::read_to_string(file).ok()?;
         let (boot, rest) = text.trim_end().split_once(' ')?;
@@ -37,19 +37,19 @@ impl Proc {
         (boot == machine_boot() && proc.is_alive()).then_some(proc)
     }
 
-    /// Writes the process down, with the machine's boot.
+    /// Records the process in a file, with the machine's boot id.
     pub fn write(&self, file: &Path) -> io::Result<()> {
         let new = file.with_extension("new");
         fs::write(&new, format!("{} {} {}\n", machine_boot(), self.pid, self.start_ticks))?;
         fs::rename(new, file)
     }
 
-    /// True while this very process runs; a zombie does not.
+    /// Returns true while this very process runs; a zombie counts as ended.
     pub fn is_alive(&self) -> bool {
         Proc::of(self.pid) == Some(*self)
     }
 
-    /// Sends a signal, if it is still this process.
+    /// Sends a signal, if the pid still belongs to this process.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         if self.is_alive() {
             kill(Pid::from_raw(self.pid), signal)
@@ -58,19 +58,19 @@ impl Proc {
         Ok(())
     }
 
-    /// Waits until it is gone.
+    /// Waits until the process has ended.
     pub fn wait_gone(&self, within: Duration) -> Result<()> {
         wait_until(within, || !self.is_alive())
             .with_context(|| format!("process {} does not end", self.pid))
     }
 }
 
-/// Looks every few milliseconds whether something has come true.
+/// Checks every 5 ms whether a condition is true.
 pub fn wait_until(within: Duration, done: impl FnMut() -> bool) -> Result<()> {
     poll_until(within, Duration::from_millis(5), done)
 }
 
-/// Like [`wait_until`], asking once in `every`: for questions that cost something.
+/// Like [`wait_until`], but checks once in `every`: for checks that are expensive.
 pub fn poll_until(within: Duration, every: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + within;
     while !done() {
@@ -87,8 +87,8 @@ fn machine_boot() -> String {
         .map_or_else(|_| "-".to_owned(), |id| id.trim().to_owned())
 }
 
-/// The state letter and the start of a process, from its stat file. The name in parentheses may
-/// hold anything, so what counts begins behind the last one.
+/// Parses the state letter and the start time from a stat file. The name in parentheses may hold
+/// anything, so the fields begin behind the last parenthesis.
 fn parse_stat(stat: &str) -> Option<(char, u64)> {
     let rest = stat.get(stat.rfind(')')? + 1..)?;
     let mut fields = rest.split_ascii_whitespace();

@@ -1,4 +1,4 @@
-//! Says what goes on: a spinner with a clock on a terminal, plain lines elsewhere.
+//! Reports progress: a spinner with a clock on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::time::{Duration, Instant};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Steps shorter than this are not timed: the number would say nothing.
+/// Shortest step whose time is printed: for shorter ones the number says nothing.
 const WORTH_TIMING: Duration = Duration::from_millis(100);
 
-/// A step under way, for a word on how far it is.
+/// A running step, which can report its progress.
 #[derive(Debug)]
 pub struct Step {
     bar: Option<ProgressBar>,
@@ -17,7 +17,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// Says how far the step is; on a terminal only, so that logs stay short.
+    /// Reports the progress of the step; only on a terminal, so that logs stay short.
     pub fn note(&self, note: &str) {
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{}: {note}", self.what));
@@ -25,7 +25,7 @@ impl Step {
     }
 }
 
-/// Does a step and says that it did, with the time that it took. A failure carries the step's name.
+/// Runs a step and reports it with the time that it took. An error carries the step's name.
 pub fn step<T>(what: &str, work: impl FnOnce(&Step) -> Result<T>) -> Result<T> {
     let started = Instant::now();
     let bar = stderr().is_terminal().then(|| spinner(what));
@@ -46,7 +46,7 @@ pub fn step<T>(what: &str, work: impl FnOnce(&Step) -> Result<T>) -> Result<T> {
     result.with_context(|| format!("{what}: failed"))
 }
 
-/// Prints a line for the person who watches.
+/// Prints a line for the user.
 pub fn say(line: &str) {
     // A closed terminal must not end the work.
     let _unheard = writeln!(stderr(), "{line}");

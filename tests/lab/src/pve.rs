@@ -1,4 +1,4 @@
-//! What the lab itself writes into /etc/pve: the storage and each node's template, in PVE's format.
+//! Writes the lab's own files into /etc/pve: the storage and each node's template, in PVE's format.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,18 +13,16 @@ use crate::layout::{Layout, NodeId};
 const STORAGE: &str = "dir: local\n\tpath /var/lib/vz\n\tcontent iso,vztmpl,backup\n\n\
      zfspool: local-zfs\n\tpool rpool/data\n\tsparse 1\n\tcontent images,rootdir\n\n";
 
-/// The size of a sandbox on the template.
+/// Size and texts of the sandboxes' template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    /// Lines for people and for the agent; they stand as comments on top of the config.
+    /// Description, for people and for the agent; the config begins with it as comments.
     pub description: String,
-    /// Tags, which every clone carries from its start.
+    /// Tags, which every clone has from its start.
     pub tags: String,
-    /// The disk's size as the config names it.
+    /// Disk size in GiB, as the config names it.
     pub disk_gib: u32,
-    /// Memory.
     pub memory_mib: u32,
-    /// Cores.
     pub cores: u32,
 }
 
@@ -40,18 +38,19 @@ impl Default for Template {
     }
 }
 
-/// The name of a node's template volume.
+/// Returns the name of a node's template volume.
 pub fn base_volume(node: NodeId) -> String {
     format!("basevol-{}-disk-0", node.template_vmid())
 }
 
-/// Unpacks the template on the node and writes its config, where they are missing.
+/// Unpacks the template on the node and writes its config, if they are missing.
 pub fn ensure_template(layout: &Layout, node: &Node, template: &Template) -> Result<()> {
     let id = node.id();
     disk::unpack(layout, node, &base_volume(id))?;
     let lxc = layout.pve(id).join("nodes").join(id.name()).join("lxc");
     let name = format!("{}.conf", id.template_vmid());
-    // Written again when it is to be another than last time, not when somebody has changed it.
+    // Written again if the wanted config differs from the last one, not if somebody changed the
+    // file.
     let wanted = config(id, template);
     let last = layout.disk(id).join(format!("{name}.last"));
     if !lxc.join(&name).exists() || !fs::read_to_string(&last).is_ok_and(|old| old == wanted) {
@@ -61,13 +60,13 @@ pub fn ensure_template(layout: &Layout, node: &Node, template: &Template) -> Res
     Ok(())
 }
 
-/// Writes the storage configuration, where it is missing.
+/// Writes the storage configuration, if it is missing.
 pub fn ensure_storage(layout: &Layout, node: NodeId) -> Result<()> {
     let dir = layout.pve(node);
     if dir.join("storage.cfg").exists() { Ok(()) } else { write(&dir, "storage.cfg", STORAGE) }
 }
 
-/// The template's config as PVE writes it: comments, then the keys in order.
+/// Returns the template's config as PVE writes it: comments, then the keys in order.
 pub fn config(node: NodeId, template: &Template) -> String {
     let mut out = String::new();
     for line in template.description.lines() {
@@ -105,7 +104,7 @@ pub fn config(node: NodeId, template: &Template) -> String {
     out
 }
 
-/// How PVE keeps a line of a description: what could end or split it stands as %XX.
+/// Encodes a line of a description as PVE does: bytes that could end or split it become %XX.
 fn encode(line: &str) -> String {
     let mut out = String::new();
     for byte in line.bytes() {
@@ -118,7 +117,7 @@ fn encode(line: &str) -> String {
     out
 }
 
-/// Writes a file under another name first, so that nobody reads half of it.
+/// Writes a file under another name first, so that nobody reads a half-written one.
 fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
     let file = dir.join(name);
     let new = dir.join(format!("{name}.tmp.{}", std::process::id()));

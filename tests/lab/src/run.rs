@@ -1,28 +1,28 @@
-//! Runs a program of the system and says what it said when it fails.
+//! Runs a system program and puts its output into the error when it fails.
 
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// How much of a failed program's output goes into the error.
+/// Number of lines of a failed program's output that go into the error.
 const TAIL_LINES: usize = 15;
 
-/// Runs a program to its end; an exit code other than 0 is an error that carries its last words.
+/// Runs a program to its end; another exit code than 0 is an error that carries its last lines.
 pub fn run<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> Result<String> {
     let mut command = Command::new(program);
     command.args(args);
     run_command(&mut command)
 }
 
-/// Runs a line whose words hold no blanks: `run_line("ip link set lo up")`.
+/// Runs a line whose words contain no blanks: `run_line("ip link set lo up")`.
 pub fn run_line(line: &str) -> Result<String> {
     let mut words = line.split_ascii_whitespace();
     let program = words.next().context("an empty command line")?;
     run(program, words)
 }
 
-/// Runs a prepared command to its end, its input closed.
+/// Runs a prepared command to its end, with closed stdin.
 pub fn run_command(command: &mut Command) -> Result<String> {
     let line = shown(command);
     let output = command

@@ -1,4 +1,4 @@
-//! What a lab was started with, kept so that a node boots the same later.
+//! Settings with which a lab was started, saved so that a node boots the same later.
 
 use std::fs;
 
@@ -10,11 +10,11 @@ use crate::layout::{Layout, NodeId};
 /// A node's share of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// In percent of one core.
+    /// CPU quota in percent of one core.
     pub cpu_percent: u32,
-    /// In MiB, all its containers together.
+    /// Memory limit in MiB, for all containers of the node together.
     pub memory_mib: u64,
-    /// The size of its sparse disk in GiB.
+    /// Size of the sparse disk in GiB.
     pub disk_gib: u64,
 }
 
@@ -24,22 +24,21 @@ impl Default for Limits {
     }
 }
 
-/// What a lab was started with.
+/// Settings with which a lab was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// How many nodes it has.
     pub nodes: u8,
-    /// What each may use.
+    /// Limits of each node.
     pub limits: Limits,
 }
 
 impl Settings {
-    /// The nodes.
+    /// Returns the ids of the nodes.
     pub fn node_ids(&self) -> Vec<NodeId> {
         NodeId::first(self.nodes)
     }
 
-    /// Reads them back.
+    /// Reads the saved settings.
     pub fn load(layout: &Layout) -> Result<Settings> {
         let file = layout.settings();
         let text = fs::read_to_string(&file)
@@ -47,7 +46,7 @@ impl Settings {
         toml::from_str(&text).with_context(|| format!("{} is broken", file.display()))
     }
 
-    /// Writes them.
+    /// Saves the settings.
     pub fn save(&self, layout: &Layout) -> Result<()> {
         fs::write(layout.settings(), toml::to_string(self)?).context("cannot write the settings")
     }

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-/// What Debian itself recommends.
+/// Mirror that Debian itself recommends.
 pub const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 
-/// The mirror of the machine's own apt configuration below `etc_apt`, or the default.
+/// Returns the mirror of the machine's own apt configuration below `etc_apt`, or the default.
 pub fn mirror(etc_apt: &Path) -> String {
     let mut files = vec![etc_apt.join("sources.list")];
     if let Ok(entries) = fs::read_dir(etc_apt.join("sources.list.d")) {
@@ -24,7 +24,7 @@ pub fn mirror(etc_apt: &Path) -> String {
         .unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
 }
 
-/// The first Debian archive in one-line style: `deb [options] URI suite main ...`.
+/// Returns the first Debian archive in one-line style: `deb [options] URI suite main ...`.
 pub fn in_list(text: &str) -> Option<String> {
     text.lines().find_map(|line| {
         let rest = line.trim().strip_prefix("deb ")?.trim_start();
@@ -40,7 +40,7 @@ pub fn in_list(text: &str) -> Option<String> {
     })
 }
 
-/// The first Debian archive in deb822 style: stanzas of `Types:`, `URIs:`, `Suites:`.
+/// Returns the first Debian archive in deb822 style: stanzas of `Types:`, `URIs:`, `Suites:`.
 pub fn in_deb822(text: &str) -> Option<String> {
     text.split("\n\n").find_map(|stanza| {
         let field = |name: &str| {
@@ -63,8 +63,8 @@ pub fn in_deb822(text: &str) -> Option<String> {
     })
 }
 
-/// An archive of Debian itself ends in `/debian`, on whichever mirror; security and backports
-/// archives and those of other projects do not hold a whole system.
+/// Returns whether an archive is Debian's main one: its URI ends in `/debian` on every mirror.
+/// Security and backports archives and those of other projects do not hold a whole system.
 fn is_debian(uri: &str) -> bool {
     (uri.starts_with("http://") || uri.starts_with("https://"))
         && uri.trim_end_matches('/').ends_with("/debian")

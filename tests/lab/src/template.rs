@@ -1,5 +1,5 @@
-//! The template of the sandboxes: a small Debian whose boot takes a fraction of a second. It is
-//! built once and kept as a tar; the recipe's hash beside it says of which recipe.
+//! The template of the sandboxes: a small Debian that boots in a fraction of a second. It is built
+//! once and kept as a tar; the stamp beside it is the hash of its recipe.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, ErrorKind};
@@ -22,7 +22,7 @@ const SUITE: &str = "bookworm";
 const PACKAGES: &str = include_str!("../template/packages.txt");
 const MASKED: &str = include_str!("../template/masked.txt");
 
-/// The files that are put into it: path, mode, text.
+/// Files that are written into the template: path, mode, text.
 const FILES: [(&str, u32, &str); 10] = [
     ("etc/systemd/system/www.service", 0o644, include_str!("../template/www.service")),
     (
@@ -40,7 +40,7 @@ const FILES: [(&str, u32, &str); 10] = [
     ("etc/hostname", 0o644, "debian\n"),
     ("etc/resolv.conf", 0o644, ""),
 ];
-/// What no sandbox reads, and every clone would carry.
+/// Files that no sandbox reads and every clone would carry.
 const REMOVED: [&str; 9] = [
     "usr/share/doc",
     "usr/share/info",
@@ -53,7 +53,7 @@ const REMOVED: [&str; 9] = [
     "var/log/bootstrap.log",
 ];
 
-/// Builds the template unless there is one of this recipe.
+/// Builds the template unless one of the same recipe exists.
 pub fn ensure(layout: &Layout) -> Result<()> {
     let mirror = sources::mirror(Path::new("/etc/apt"));
     let stamp = stamp(&mirror);
@@ -76,7 +76,7 @@ fn build(layout: &Layout, mirror: &str, step: &Step) -> Result<()> {
     step.note("packing");
     let new = layout.template_tar().with_extension("new");
     let mut tar = Command::new("tar");
-    // Devices are the container's own; a user namespace could not make them anyway.
+    // A container has its own devices; a user namespace could not create them anyway.
     tar.args(["--numeric-owner", "--exclude=./dev/*", "-C"]).arg(&root).arg("-cf").arg(&new);
     run_command(tar.arg("."))?;
     fs::rename(&new, layout.template_tar())?;
@@ -121,7 +121,7 @@ fn customise(root: &Path) -> Result<()> {
             Ok(()) | Err(_) => {}
         }
     }
-    // apt wants its directories back when somebody uses it.
+    // apt needs its directories when somebody uses it.
     for dir in ["var/cache/apt/archives/partial", "var/lib/apt/lists/partial"] {
         fs::create_dir_all(root.join(dir))?;
     }
@@ -133,7 +133,7 @@ fn customise(root: &Path) -> Result<()> {
     for (path, mode, text) in FILES {
         let file = root.join(path);
         fs::create_dir_all(file.parent().unwrap_or(root))?;
-        // Not through a symlink that the release may have there.
+        // Removed first, so that the write does not follow a symlink of the release.
         drop(fs::remove_file(&file));
         fs::write(&file, text).with_context(|| format!("cannot write {path}"))?;
         fs::set_permissions(&file, fs::Permissions::from_mode(mode))?;
@@ -143,10 +143,10 @@ fn customise(root: &Path) -> Result<()> {
         fs::create_dir_all(&wants)?;
         link(&format!("/etc/systemd/system/{unit}"), &wants.join(unit))?;
     }
-    // The host writes its file there.
+    // The host writes its interfaces file there.
     fs::create_dir_all(root.join("etc/network"))?;
     drop(fs::remove_file(root.join("var/lib/dbus/machine-id")));
-    // Somebody who is not root, to run commands as.
+    // A user other than root, to run commands as.
     let useradd = ["useradd", "--create-home", "--uid", "1000", "--shell", "/bin/bash", "user"];
     let mut chroot = Command::new("chroot");
     run_command(chroot.arg(root).args(useradd)).map(drop)
@@ -159,8 +159,8 @@ fn link(target: &str, at: &Path) -> Result<()> {
     symlink(target, at).with_context(|| format!("cannot link {}", at.display()))
 }
 
-/// Removes a root, and what an interrupted debootstrap left mounted in it: a plain removal would
-/// reach into the machine's own /sys.
+/// Removes a root and the mounts that an interrupted debootstrap left in it: a plain removal would
+/// delete files in the machine's own /sys.
 fn clear(root: &Path) -> Result<()> {
     if !root.exists() {
         return Ok(());
@@ -177,7 +177,7 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Everything that the template is made of, hashed.
+/// Hashes everything that the template is built from.
 fn stamp(mirror: &str) -> String {
     let mut hash = Sha256::new();
     let parts = [SUITE, mirror, PACKAGES, MASKED, include_str!("template.rs")];

@@ -1,4 +1,4 @@
-//! Brings a lab up, in the order of this file; or a lab that is up, up to date.
+//! Brings a lab up, in the order of this file, or updates a lab that is up.
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -20,24 +20,23 @@ use crate::settings::{Limits, Settings};
 use crate::supervise::Service;
 use crate::{configure, disk, down, install, machine, net, owner, template};
 
-/// How long a node may take to boot.
+/// Longest time of a node's boot.
 pub const BOOT_WITHIN: Duration = Duration::from_secs(60);
 const START_WITHIN: Duration = Duration::from_secs(10);
-/// A daemon opens its database and its certificates first.
+/// Longest start of a daemon, which first opens its database and its certificates.
 const DAEMON_WITHIN: Duration = Duration::from_secs(30);
 
-/// How to bring a lab up.
+/// Options of [`up`].
 #[derive(Debug, Clone)]
 pub struct UpOptions {
-    /// How many nodes.
     pub nodes: u8,
-    /// Forget the nodes' disks and /etc/pve of the last time.
+    /// Whether to discard the nodes' disks and /etc/pve of the last time.
     pub fresh: bool,
-    /// What each node may use.
+    /// Limits of each node.
     pub limits: Limits,
-    /// What is written on the nodes' templates.
+    /// Values that are written into the nodes' templates.
     pub template: Template,
-    /// Where the workspace's programs are built.
+    /// Directory of the workspace's built programs.
     pub built: PathBuf,
 }
 
@@ -53,7 +52,7 @@ impl Default for UpOptions {
     }
 }
 
-/// Where the workspace's programs are: beside this one, or in the checkout's target directory.
+/// Finds the workspace's programs: beside this one, or in the checkout's target directory.
 fn built() -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
@@ -122,7 +121,7 @@ fn clear(layout: &Layout, options: &UpOptions) -> Result<()> {
     net::make()
 }
 
-/// Starts the process that everything else of the lab is bound to, and /etc/pve.
+/// Starts the supervisor, to which every process of the lab is bound, and /etc/pve.
 fn supervisor(lab: &Lab, settings: &Settings, options: &UpOptions) -> Result<()> {
     let layout = lab.layout();
     install::on_the_machine(layout, &options.built)?;
@@ -145,11 +144,11 @@ fn supervisor(lab: &Lab, settings: &Settings, options: &UpOptions) -> Result<()>
 
 #[expect(unsafe_code, reason = "what a child does to itself before exec goes through pre_exec")]
 fn detach(command: &mut Command) {
-    // SAFETY: the one call in the child is a plain system call.
+    // SAFETY: the only call in the child is a plain system call.
     unsafe { command.pre_exec(|| Ok(setsid().map(drop)?)) };
 }
 
-/// Installs the built programs and makes the services what they are to be.
+/// Installs the built programs and updates the services.
 fn programs(lab: &Lab, options: &UpOptions) -> Result<()> {
     let missing = install::missing(&options.built);
     if !missing.is_empty() {
@@ -157,7 +156,7 @@ fn programs(lab: &Lab, options: &UpOptions) -> Result<()> {
     }
     let settings = Settings::load(lab.layout())?;
     let nodes = settings.node_ids();
-    // The machine first: the nodes' certificates are the controller's to write.
+    // The machine first: the controller writes the nodes' certificates.
     let changed = step("installing the programs", |_| {
         let changed = install::on_the_machine(lab.layout(), &options.built)?;
         configure::controller(lab, &nodes)?;
@@ -188,7 +187,7 @@ fn programs_in(lab: &Lab, node: &Node, options: &UpOptions) -> Result<()> {
     ready(&services, &daemons, &changed)
 }
 
-/// Starts again what was built anew, and waits until every daemon is ready.
+/// Restarts the daemons whose program changed, and waits until every daemon is ready.
 fn ready(
     services: &crate::supervise::Services,
     daemons: &[Service],
@@ -204,7 +203,7 @@ fn ready(
     Ok(())
 }
 
-/// Does something for all nodes at the same time; the first failure is returned.
+/// Runs the work for all nodes in parallel; returns the first failure.
 fn each(nodes: &[NodeId], work: impl Fn(NodeId) -> Result<()> + Sync) -> Result<()> {
     let work = &work;
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! How the lab's processes talk: one line of JSON each way over a unix socket.
+//! Protocol between the lab's processes: one line of JSON each way over a unix socket.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// How long an answer that waits for nothing may take.
+/// Longest wait for an answer to a request that itself waits for nothing.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const LINE_BYTES_MAX: u64 = 1024 * 1024;
-/// What fits into a socket's address, the closing zero not counted.
+/// Longest path of a unix socket in bytes, without the closing zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Listens on a socket, in the place of one that a dead process left.
+/// Listens on a socket, and replaces one that a dead process left.
 pub fn listen(socket: &Path) -> Result<UnixListener> {
     check_length(socket)?;
     if fs::symlink_metadata(socket).is_ok() {
@@ -26,14 +26,13 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
     UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))
 }
 
-/// Sends a line.
 pub fn send<T: Serialize>(mut stream: &UnixStream, message: &T) -> Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     stream.write_all(&line).context("cannot send")
 }
 
-/// Receives a line; the other side has a second to write it.
+/// Receives a line; the other side has one second to write it.
 pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> Result<T> {
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
     read_line(stream)

@@ -1,5 +1,5 @@
-//! The cluster file system as the kernel sees it: two nodes, two real mounts. Needs root; left out
-//! only where PVE_SANDBOX_SKIP_ROOT_TESTS is set, and says so.
+//! The cluster file system as the kernel sees it: two nodes, two real mounts. Needs root; skipped,
+//! with a message, only where PVE_SANDBOX_SKIP_ROOT_TESTS is set.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -79,9 +79,9 @@ fn a_number_is_used_once_in_the_cluster() {
     new(&one).expect("the first is made").write_all(b"#mark\nlock: create\n").expect("written");
     assert_eq!(errno(new(&one)), Errno::EEXIST);
     assert_eq!(errno(new(&pair.at("node2", "lxc/100000.conf"))), Errno::EEXIST);
-    // Without O_EXCL, too: it is another file, and its number is taken.
+    // Without O_EXCL, too: it would be another file with a guest number that is taken.
     assert_eq!(errno(File::create(pair.at("node2", "lxc/100000.conf"))), Errno::EEXIST);
-    // The other node sees it at once, where it is.
+    // The other node sees it at once, in node1's directory.
     let seen = pair.at("node2", "nodes/node1/lxc/100000.conf");
     assert_eq!(fs::read_to_string(seen).expect("read"), "#mark\nlock: create\n");
     let vmlist = json(&pair.at("node2", ".vmlist"));
@@ -151,7 +151,7 @@ fn modes_are_forced_and_special_files_refused() {
     fs::set_permissions(at("x"), Permissions::from_mode(0o640)).expect("the forced mode is");
     assert_eq!(errno(std::os::unix::fs::chown(at("x"), Some(1), None)), Errno::EPERM);
     assert_eq!(errno(symlink("a", at("y"))), Errno::ENOSYS);
-    // Newer kernels say it in their own words.
+    // Newer kernels return another error.
     assert!([Errno::ENOSYS, Errno::EPERM].contains(&errno(fs::hard_link(at("x"), at("z")))));
     let fifo = nix::unistd::mkfifo(&at("f"), nix::sys::stat::Mode::S_IRWXU);
     assert_eq!(fifo, Err(Errno::ENOSYS));
@@ -171,7 +171,7 @@ fn sizes_times_and_locks() {
     big.set_len(3).expect("cut");
     big.write_all_at(b"y", 4).expect("with a hole");
     assert_eq!(fs::read(at("big")).expect("read"), b"xxx\0y");
-    // PVE's own locks: a directory is made, kept alive by its time, and removed.
+    // PVE's own locks: a directory is created, kept alive by its time, and removed.
     let lock = at("priv/lock/storage-x");
     fs::create_dir(&lock).expect("taken");
     let taken = fs::create_dir(pair.at("node2", "priv/lock/storage-x"));
@@ -254,7 +254,7 @@ fn stopped_it_is_empty_and_started_again_it_is_whole() {
         assert!(names.iter().any(|n| n == name), "{name} in {names:?}");
     }
 
-    // The daemon ends and comes back: what was written is there, the counters start anew.
+    // The daemon restarts: the files are there, the counters start again.
     drop(pair.mounted.take());
     pair.mount();
     assert_eq!(fs::read_to_string(root.join("lxc/100.conf")).expect("read"), "a: b\n");

@@ -1,4 +1,4 @@
-//! The supervisor as a process, with services that are real ones.
+//! Tests of the supervisor as a process, with real services.
 
 use std::fs;
 use std::path::Path;
@@ -55,7 +55,7 @@ impl Supervised {
 
 impl Drop for Supervised {
     fn drop(&mut self) {
-        // It may have ended by then, as the test wanted.
+        // The supervisor may have ended already, as the test wanted.
         drop(self.services.end());
         drop(self.process.wait());
     }
@@ -140,7 +140,7 @@ fn a_changed_list_touches_what_changed_alone() {
     first_a.wait_gone(WITHIN).expect("the changed one ends");
     supervised.services.wait("a", State::Ready, WITHIN).expect("and starts again");
     assert_ne!(supervised.proc("a"), first_a);
-    // What was taken off the list is known until its process has ended.
+    // A service that was removed from the list is listed until its process has ended.
     let alone = || supervised.services.status().expect("answered").len() == 1;
     wait_until(WITHIN, alone).expect("nothing else is left");
 }

@@ -1,4 +1,4 @@
-//! All of it: the table, the peers against what is known of them, and the gates.
+//! Runs everything: the table, the check of the peers against their known figures, and the gates.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use crate::{
     world::{Algorithm, run},
 };
 
-/// The product as it is shipped.
+/// Product's algorithm with the shipped settings.
 pub(crate) const OURS: Algorithm =
     Algorithm::Ours { look: Look::Sample(16), bids: false, spread: true };
 
@@ -32,7 +32,7 @@ const UNSPREAD: Algorithm = Algorithm::Ours { look: Look::Sample(16), bids: fals
 const BIDS: Algorithm = Algorithm::Ours { look: Look::Sample(16), bids: true, spread: true };
 
 impl Algorithm {
-    /// As it stands in the table.
+    /// Returns the name in the table.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Peer(peer) => peer.name().into(),
@@ -44,7 +44,7 @@ impl Algorithm {
     }
 }
 
-/// A variant of the workload and who goes through it.
+/// A variant of the workload and its algorithms.
 pub(crate) struct Part {
     pub(crate) name: &'static str,
     pub(crate) scenario: Scenario,
@@ -63,7 +63,7 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// The runs of an algorithm in a part.
+    /// Returns the runs of an algorithm in a part.
     pub(crate) fn of(&self, part: &str, algorithm: Algorithm) -> Option<&Runs> {
         let at = self.parts.iter().position(|known| known.name == part)?;
         let who = self.parts[at].algorithms.iter().position(|known| *known == algorithm)?;
@@ -80,12 +80,12 @@ fn everybody() -> Vec<Algorithm> {
     peers.chain([ours(4), ours(8), OURS, UNSPREAD, FULL, BIDS]).collect()
 }
 
-/// Which seeds are run.
+/// Choice of the seeds to run.
 #[derive(Debug, Clone, Copy)]
 pub struct Seeds {
-    /// The first. The score was tuned on some of those from 1 on; others are a harder question.
+    /// First seed. The score was tuned on some of the seeds from 1 on; others are a harder test.
     pub first: u64,
-    /// So many in each variant, in place of the usual numbers.
+    /// Number of seeds in each variant, in place of the usual numbers.
     pub number: Option<u64>,
 }
 
@@ -102,7 +102,7 @@ fn parts(seeds: Seeds) -> Vec<Part> {
     let late = |period_s| Scenario { period_s, ..of_100 };
     let serial = |nodes| Scenario { serial: true, ..Scenario::of(nodes) };
     vec![
-        // An hour of a thousand nodes is a long time.
+        // Simulating an hour of a thousand nodes takes too long.
         part("N=1000", Scenario { measured_s: 1800, ..Scenario::of(1000) }, 1, everybody()),
         part("N=100", of_100, 5, everybody()),
         part("N=32", Scenario::of(32), 8, everybody()),
@@ -139,18 +139,18 @@ fn parts(seeds: Seeds) -> Vec<Part> {
     ]
 }
 
-/// What came of it.
+/// Result of the bench.
 #[derive(Debug)]
 pub struct Report {
-    /// For people.
+    /// Lines of the table, for people.
     pub lines: Vec<String>,
-    /// Gates that were missed, and peers that are not what they are known for. Empty is good.
+    /// Missed gates, and peers outside their known figures; empty if all is well.
     pub failures: Vec<String>,
-    /// Name, value, unit, and what the best peer came to.
+    /// Figures: name, value, unit, and the best peer's value.
     pub figures: Vec<(String, f64, &'static str, f64)>,
 }
 
-/// The best peer of those that hardly fail: what the product is held against.
+/// Best peer among those that rarely fail; the product is compared with it.
 pub(crate) const RIVAL: Algorithm = Algorithm::Peer(Peer::Trimaran);
 
 /// Runs everything on `threads` threads. Takes minutes.

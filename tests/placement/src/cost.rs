@@ -1,4 +1,4 @@
-//! What a decision costs.
+//! Cost of a decision.
 
 #![expect(clippy::disallowed_methods, reason = "a cost is measured with the real clock")]
 
@@ -13,15 +13,15 @@ use proto::{
 use crate::{ours::SNAPSHOT, stream::Stream};
 
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
-/// Batches, of which the median is taken: many short ones, because a machine that does other things
-/// too takes the time of some.
+/// Number of batches, of which the median is taken. They are many and short, because other work on
+/// the machine takes time from some of them.
 const BATCHES: usize = 201;
 
-/// A fleet of so many different nodes, all of which hold the snapshot.
+/// Returns a fleet of `nodes` different nodes, all of which hold the snapshot.
 pub fn fleet(nodes: usize) -> Fleet {
     let mut random = Stream::new(1, 1);
     let mut fleet = Fleet::new(Limits::default(), 1);
-    // Ranks of names are found anew with each node, so they come in order and at once.
+    // Each new node updates the ranks of names, so nodes are added together and in order.
     for at in 0..nodes {
         let node = fleet.add(format!("n{at:05}").parse().expect("a name"));
         fleet.set_down(node, false);
@@ -54,7 +54,7 @@ pub fn fleet(nodes: usize) -> Fleet {
     fleet
 }
 
-/// One decision; whether a node was found.
+/// Makes one decision; returns whether a node was found.
 pub fn decide(fleet: &mut Fleet, snapshot: &SnapshotId, look: Look) -> bool {
     let ask = Ask {
         size: Size::default(),
@@ -67,11 +67,11 @@ pub fn decide(fleet: &mut Fleet, snapshot: &SnapshotId, look: Look) -> bool {
     fleet.choose(snapshot, black_box(&ask), look, 500).best.first().is_some()
 }
 
-/// Nanoseconds of a decision among so many nodes: the median of several batches.
+/// Returns the nanoseconds of a decision among `nodes` nodes: the median of several batches.
 pub fn decision_ns(nodes: usize, look: Look) -> f64 {
     let snapshot: SnapshotId = SNAPSHOT.parse().expect("a name");
     let mut fleet = fleet(nodes);
-    // About a millisecond.
+    // A batch takes about a millisecond.
     let in_a_batch = match look {
         Look::Sample(_) => 500_u32,
         Look::All => u32::try_from(10_000 / nodes.max(20)).unwrap_or(u32::MAX),

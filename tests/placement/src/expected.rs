@@ -1,14 +1,13 @@
-//! What the peers came to when this workload was first measured, with their originals at hand. A peer
-//! that comes out otherwise here is a straw man, or a hero, and the comparison is worth nothing: the
-//! bench fails.
+//! Figures of the peers from the first measurement of this workload, which was checked against
+//! their originals. If a peer differs here, the comparison is worth nothing, and the bench fails.
 //!
-//! Bands are the spread over seeds that was seen then: for e2b at 100 nodes, crowded 6.5 to 11.1 %,
-//! failed 1.7 to 3.6 %, starts 6.9 to 12.4 s around the means below, a third to both sides and some.
+//! Bands are the spread over seeds of that time: for e2b at 100 nodes, crowded 6.5 to 11.1 %,
+//! failed 1.7 to 3.6 %, starts 6.9 to 12.4 s around the means below, about a third to both sides.
 //! Small shares of failures are a handful of requests, so a band is never narrower than a point.
 
 use crate::{measure::Measured, peers::Peer};
 
-/// A figure and how far a run may be from it, as a share of it and at least.
+/// Expected value; `share` is the relative tolerance, `least` the smallest absolute one.
 #[derive(Debug, Clone, Copy)]
 struct Band {
     value: f64,
@@ -22,15 +21,15 @@ impl Band {
     }
 }
 
-/// Means over the seeds of one peer.
+/// Expected means of one peer over the seeds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expected {
     pub(crate) peer: Peer,
-    /// Nodes and seconds with more than 90 % of the cores asked for, percent.
+    /// Share of nodes and seconds with more than 90 % of the cores in demand, percent.
     crowded: Band,
-    /// Requests that came to nothing, percent.
+    /// Failed requests, percent.
     failed: Band,
-    /// 99th percentile of the time to the sandbox, seconds.
+    /// 99th percentile of the time until the sandbox runs, seconds.
     start_p99: Band,
 }
 
@@ -43,7 +42,7 @@ const fn of(peer: Peer, crowded: f64, failed: f64, start_p99: f64) -> Expected {
     }
 }
 
-/// Five seeds.
+/// Means over five seeds.
 pub(crate) const OF_100: [Expected; 14] = [
     of(Peer::Random, 15.6, 5.25, 10.4),
     of(Peer::RoundRobin, 15.9, 5.95, 9.4),
@@ -61,7 +60,7 @@ pub(crate) const OF_100: [Expected; 14] = [
     of(Peer::Trimaran, 6.5, 1.07, 4.1),
 ];
 
-/// Ten seeds.
+/// Means over ten seeds.
 pub(crate) const OF_10: [Expected; 14] = [
     of(Peer::Random, 14.1, 5.2, 9.4),
     of(Peer::RoundRobin, 14.5, 6.2, 9.7),
@@ -80,7 +79,7 @@ pub(crate) const OF_10: [Expected; 14] = [
 ];
 
 impl Expected {
-    /// What is out of its band, as sentences.
+    /// Returns the values outside their bands, as sentences.
     pub(crate) fn departures(&self, nodes: usize, seen: &Measured) -> Vec<String> {
         let checks = [
             ("crowded, %", self.crowded, seen.t90_cpu),

@@ -1,4 +1,4 @@
-//! What must hold, or the bench fails.
+//! Gates of the bench: if one is missed, the bench fails.
 
 use std::fmt;
 
@@ -9,10 +9,11 @@ use crate::{
     world::Algorithm,
 };
 
-/// Peers that fail more are not compared with: who refuses work looks light. Percent.
+/// Largest share of failures, in percent, of a peer that is compared with: a node that refuses work
+/// looks lightly loaded.
 const FAILED_MAX: f64 = 5.0;
 
-/// One gate.
+/// A bound on one figure.
 #[derive(Debug)]
 pub(crate) struct Gate {
     what: String,
@@ -54,7 +55,7 @@ pub(crate) fn check(results: &Results) -> Vec<Gate> {
         ("start p99, s", |m| m.start_p99),
         ("crowded cpu, %", |m| m.t90_cpu),
     ];
-    // On every seed of a hundred nodes, no worse than the best peer in each.
+    // On every seed of a hundred nodes, at least as good as the best peer for each value.
     for (what, value) in &values[..3] {
         gates.push(no_worse_on_every_seed(results, what, *value));
     }
@@ -66,13 +67,13 @@ pub(crate) fn check(results: &Results) -> Vec<Gate> {
     gates
 }
 
-/// Peers that take the work at all.
+/// Returns the runs of the peers that fail rarely enough.
 fn peers<'a>(results: &'a Results, part: &'a str) -> impl Iterator<Item = &'a Vec<Measured>> {
     let runs = Peer::ALL.into_iter().filter_map(|peer| results.of(part, Algorithm::Peer(peer)));
     runs.filter(|runs| Measured::mean(runs).failed <= FAILED_MAX)
 }
 
-/// The seed on which it is tightest.
+/// Returns the gate for the seed with the smallest margin.
 fn no_worse_on_every_seed(results: &Results, what: &str, value: Value) -> Gate {
     let own = results.of("N=100", OURS).cloned().unwrap_or_default();
     let seeds = own.iter().enumerate().map(|(seed, own)| {

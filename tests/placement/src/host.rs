@@ -1,4 +1,4 @@
-//! A node of the workload and its agent: what runs on it, what it takes in, and what it reports.
+//! A node of the workload and its agent: its sandboxes, its admission and its reports.
 
 use std::collections::VecDeque;
 
@@ -7,12 +7,12 @@ use crate::{
     stream::Stream,
 };
 
-/// A sandbox is young, and keeps its cores busy, for so long after its start.
+/// Time after its start during which a sandbox keeps its cores busy, seconds.
 const YOUNG_S: f64 = 15.0;
-/// What the busy share and the stalls are smoothed over, seconds.
+/// Time over which the busy share and the stalls are smoothed, seconds.
 const WINDOW_S: f64 = 10.0;
 
-/// What a node says of itself.
+/// Report of a node.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Report {
     pub(crate) seq: u64,
@@ -41,15 +41,15 @@ struct Sandbox {
     request: Request,
     stage: Stage,
     random: Stream,
-    /// It works, and does not wait.
+    /// Whether the sandbox works now or waits.
     works: bool,
-    /// How far it is from the memory that it comes to use, from 1 to 0.
+    /// Remaining growth of its memory, from 1 to 0.
     growing: f64,
     used_gib: f64,
 }
 
 impl Sandbox {
-    /// Goes on for a second, and tells what it uses of the cores.
+    /// Advances by a second and returns the cores in use.
     fn tick(&mut self, now: f64) -> f64 {
         match self.stage {
             Stage::Queued => 0.0,
@@ -59,7 +59,7 @@ impl Sandbox {
             }
             Stage::Running { since, .. } => {
                 let age = now - since;
-                // e^(-1/60) a second.
+                // e^(-1/60) per second.
                 self.growing *= 0.983_471_453_821_617_4;
                 let grown = self.request.appetite * f64::from(self.request.memory_gib);
                 self.used_gib = grown * (1.0 - self.growing) + 0.25;
@@ -87,18 +87,18 @@ impl Sandbox {
     }
 }
 
-/// What a second on a node was like.
+/// State of a node during one second.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Second {
-    /// Cores asked for, over those that there are.
+    /// Cores in demand, as a share of the node's cores.
     pub(crate) cpu: f64,
-    /// Memory in use, over what there is.
+    /// Memory in use, as a share of the node's memory.
     pub(crate) memory: f64,
     pub(crate) demand_cores: f64,
     pub(crate) starved_cores: f64,
 }
 
-/// A start that has begun.
+/// A start in progress.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Begun {
     pub(crate) id: usize,
@@ -119,7 +119,7 @@ pub(crate) struct Host {
     psi: f64,
     start_s: f64,
     seq: u64,
-    /// Promised to a bidder, until it comes or that time is over.
+    /// Reservations from candidate probes, until the sandbox comes or the time ends.
     pub(crate) promised: Vec<(usize, f64, Request)>,
 }
 
@@ -147,7 +147,7 @@ impl Host {
         self.machine.slow.holds(now)
     }
 
-    /// Takes a creation, or refuses it.
+    /// Admits a creation, or refuses it.
     pub(crate) fn admit(&mut self, id: usize, request: &Request, seed: u64) -> bool {
         self.promised.retain(|(promised, ..)| *promised != id);
         let asked = f64::from(request.memory_gib);
@@ -174,12 +174,12 @@ impl Host {
         true
     }
 
-    /// Where one starts at a time, 16 may wait and not 4.
+    /// Returns the factor of the queue's length: with one start at a time, 16 may wait, not 4.
     fn queue_factor(&self) -> usize {
         if self.machine.slots == 1 { 4 } else { 1 }
     }
 
-    /// Lets the next in the queue start, if there is a slot.
+    /// Starts the next sandbox in the queue, if there is a slot.
     pub(crate) fn begin(&mut self, now: f64, random: &mut Stream) -> Option<Begun> {
         if self.starting == self.machine.slots {
             return None;
@@ -196,7 +196,8 @@ impl Host {
         Some(Begun { id, takes_s })
     }
 
-    /// A start is over. It runs, unless `late`: then nobody waits for it any more and it is gone.
+    /// Ends a start. The sandbox runs, unless `late`: then nobody waits for it any more and it is
+    /// gone.
     pub(crate) fn started(&mut self, id: usize, now: f64, late: bool) {
         self.starting -= 1;
         let Some(at) = self.sandboxes.iter().position(|sandbox| sandbox.id == id) else { return };
@@ -215,8 +216,8 @@ impl Host {
         gone.id
     }
 
-    /// A second passes. `ended` gets those whose time is over, `killed` those that memory was taken
-    /// from.
+    /// Advances by a second. `ended` gets the sandboxes whose lifetime is over, `killed` those that
+    /// were killed for memory.
     pub(crate) fn tick(
         &mut self,
         now: f64,
@@ -257,7 +258,7 @@ impl Host {
         }
     }
 
-    /// What it says of itself now. A later one has a higher number.
+    /// Creates a report of the present state, with the next number.
     pub(crate) fn report(&mut self, now: f64) -> Report {
         self.seq += 1;
         let young = self.sandboxes.iter().filter(|sandbox| sandbox.young(now));

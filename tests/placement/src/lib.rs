@@ -1,6 +1,6 @@
-//! The workload that placement is measured on: a cluster with nodes of three sizes, foreign guests,
-//! faults, bursts, lost and late reports and controllers that do not see each other. The product's own
-//! placement runs through it, and beside it, on the same requests, what others have published.
+//! The workload on which placement is measured: a cluster with nodes of three sizes, foreign
+//! guests, faults, bursts, lost and late reports and controllers that do not see each other. The
+//! product's placement and published algorithms run on the same requests.
 //!
 //! ```text
 //!  scenario (all that is drawn before a run) -> world (events in order of time)

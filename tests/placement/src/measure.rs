@@ -1,14 +1,14 @@
-//! What is measured in a run.
+//! Measurements of a run.
 
 use std::collections::BTreeMap;
 
 use crate::host::{Second, count};
 
-/// Steps of the histograms: 0.002 of a node each, the last for all above.
+/// Steps of the histograms: 0.002 of a node each, the last one for all larger values.
 const STEPS: usize = 2000;
 const STEP: f64 = 0.002;
 
-/// A run being measured.
+/// Measurements of a run in progress.
 #[derive(Debug)]
 pub(crate) struct Measures {
     cpu: Vec<u64>,
@@ -20,7 +20,7 @@ pub(crate) struct Measures {
     starved: f64,
     deviations: f64,
     ticks: f64,
-    /// Nodes, sum and sum of squares of the second under way.
+    /// Number of nodes, sum and sum of squares of the present second.
     this: (f64, f64, f64),
     asked: u64,
     failed: u64,
@@ -32,34 +32,35 @@ pub(crate) struct Measures {
     bursts: BTreeMap<u32, BTreeMap<usize, u32>>,
 }
 
-/// What a run came to. Shares in percent.
+/// Results of a run. Shares are in percent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Measured {
-    /// 99th percentile over nodes and seconds of cores asked for, over those that there are.
+    /// 99th percentile over nodes and seconds of the cores in demand, as a share of the node's
+    /// cores.
     pub p99_cpu: f64,
-    /// Share of nodes and seconds with more than 90 % of the cores asked for.
+    /// Share of nodes and seconds with more than 90 % of the cores in demand.
     pub t90_cpu: f64,
     /// 99th percentile over nodes and seconds of the share of memory in use.
     pub p99_memory: f64,
     /// Share of nodes and seconds with more than 90 % of the memory in use.
     pub t90_memory: f64,
-    /// Work that was asked for and not done for want of cores, of all work.
+    /// Share of the work in demand that was not done for lack of cores.
     pub starved: f64,
-    /// Requests that came to nothing.
+    /// Share of requests that failed.
     pub failed: f64,
-    /// Refusals by nodes, over requests.
+    /// Refusals by nodes, as a share of the requests.
     pub refused: f64,
-    /// Median time from the request to the sandbox, seconds.
+    /// Median time from the request until the sandbox runs, seconds.
     pub start_p50: f64,
-    /// 99th percentile of it.
+    /// 99th percentile of the time from the request until the sandbox runs, seconds.
     pub start_p99: f64,
-    /// Standard deviation of the nodes' cpu, mean over time.
+    /// Standard deviation of the nodes' CPU demand, mean over time.
     pub deviation: f64,
-    /// Largest share of a burst of ten and more on one node, mean.
+    /// Largest share of a burst of ten or more on one node, mean.
     pub burst: f64,
-    /// Placements on nodes that were slow.
+    /// Share of placements on nodes that were slow.
     pub slow: f64,
-    /// Sandboxes killed for want of memory, an hour.
+    /// Sandboxes killed for lack of memory, per hour.
     pub killed: f64,
 }
 
@@ -165,7 +166,7 @@ impl Measures {
 }
 
 impl Measured {
-    /// The mean of several runs.
+    /// Returns the mean of several runs.
     pub fn mean(all: &[Self]) -> Self {
         let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / count(all.len().max(1));
         Self {

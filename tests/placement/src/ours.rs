@@ -1,4 +1,4 @@
-//! The product's own placement, as a controller of the workload: nothing of it is written again here.
+//! The product's placement as a controller of the workload: calls the shipped code, copies none.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
 };
 
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
-/// The one snapshot; every node holds it.
+/// The only snapshot; every node holds it.
 pub const SNAPSHOT: &str = "base";
 
-/// One controller.
+/// A controller with the product's placement.
 #[derive(Debug)]
 pub(crate) struct Ours {
     fleet: Fleet,
@@ -28,13 +28,13 @@ pub(crate) struct Ours {
     machines: Vec<(f64, f64, f64, f64, f64)>,
     seqs: Vec<u64>,
     look: Look,
-    /// Living sandboxes of a team on a node, as far as this controller has heard.
+    /// Living sandboxes of a team on a node, as far as this controller knows.
     teams: HashMap<(u32, u32), u32>,
     spread: bool,
     random: SplitMix64,
 }
 
-/// What the nodes of the workload take; their agents have no bound on cores.
+/// Limits of the workload's nodes; their agents have no limit on cores.
 const LIMITS: Limits = Limits {
     memory_overcommit: 2.0,
     cpu_overcommit: 0.0,
@@ -142,7 +142,7 @@ impl Ours {
         with(fleet, &ask)
     }
 
-    /// The nodes to go to, best first.
+    /// Returns the nodes to try, best first.
     pub(crate) fn best(&mut self, request: &Request, tried: &[usize], now: f64) -> Vec<usize> {
         let met: Vec<_> = tried.iter().map(|&at| (node(at), Before::Refused)).collect();
         let (snapshot, look) = (self.snapshot.clone(), self.look);
@@ -152,7 +152,7 @@ impl Ours {
         })
     }
 
-    /// The best of those that have just made a bid, which has been taken in as a report.
+    /// Returns the best of the nodes that were just probed; their answers were recorded as reports.
     pub(crate) fn best_bid(
         &mut self,
         request: &Request,

@@ -1,14 +1,14 @@
-//! The algorithms that placement is compared with, each from its published description.
+//! The algorithms with which placement is compared, each written from its published description.
 //!
-//! Every peer gets what its original has: a candidate has been heard of within 30 s and has not been
-//! tried for this request. Cores are handed out up to four times over and memory up to twice, where
-//! an original has a notion of capacity, because the nodes of the workload take as much.
+//! Every peer has the candidates that its original has: nodes with a report of the last 30 s that
+//! were not tried for this request. Where an original has a notion of capacity, cores may be
+//! allocated four times over and memory twice, because the nodes of the workload accept as much.
 
 use crate::{scenario::Request, stream::Stream, topsis, view::Seen};
 
-/// Cores that may be handed out, over those that are there, to who counts them.
+/// Largest ratio of allocated cores to the node's cores, for peers that count them.
 const CPU_OVERCOMMIT: f64 = 4.0;
-/// The same for memory.
+/// Largest ratio of allocated memory to the node's memory, for peers that count it.
 const MEMORY_OVERCOMMIT: f64 = 2.0;
 
 /// A published algorithm.
@@ -20,19 +20,19 @@ pub enum Peer {
     RoundRobin,
     /// The least busy node by the last report.
     LeastCpu,
-    /// The node with the least cores handed out by the last report.
+    /// The node with the least cores allocated by the last report.
     LeastAllocated,
     /// The less busy of two (Mitzenmacher 2000).
     TwoChoicesCpu,
-    /// The one of two with less handed out, own decisions counted.
+    /// The one of two with less allocated, with the peer's own decisions counted.
     TwoChoicesAllocated,
-    /// e2b: the best of three by cores handed out, in progress and half of those in use.
+    /// e2b: the best of three by cores allocated, in progress and half of those in use.
     E2b,
     /// Daytona: closeness to fixed ideals, one of the best ten.
     Daytona,
-    /// Proxmox VE's cluster resource scheduler by what is handed out.
+    /// Proxmox VE's cluster resource scheduler by allocated resources.
     CrsStatic,
-    /// The same by what is in use.
+    /// Proxmox VE's cluster resource scheduler by used resources.
     CrsDynamic,
     /// Nomad: the fullest of two that fit.
     NomadBinpack,
@@ -45,7 +45,6 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// All of them.
     pub(crate) const ALL: [Self; 14] = [
         Self::Random,
         Self::RoundRobin,
@@ -63,7 +62,7 @@ impl Peer {
         Self::Trimaran,
     ];
 
-    /// As it stands in the table.
+    /// Returns the name in the table.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
@@ -83,14 +82,14 @@ impl Peer {
         }
     }
 
-    /// One scheduler decides for the whole cluster and has seen all of its decisions: Nomad's plans
-    /// are applied one after another, Kubernetes and PVE's resource manager have one leader. What PVE
-    /// measures comes from each node's own status, and is as old as everybody's.
+    /// Returns whether one scheduler decides for the whole cluster and knows all its decisions:
+    /// Nomad's plans are applied one after another, Kubernetes and PVE's resource manager have one
+    /// leader. PVE's measurements come from each node's own status and are as old as everybody's.
     pub(crate) const fn decides_alone(self) -> bool {
         matches!(self, Self::CrsStatic | Self::NomadBinpack | Self::NomadSpread | Self::Kubernetes)
     }
 
-    /// It counts its own decisions until a report shows them.
+    /// Returns whether the peer counts its own decisions until a report shows them.
     pub(crate) const fn counts_its_own(self) -> bool {
         match self {
             Self::Random
@@ -111,16 +110,16 @@ impl Peer {
     }
 }
 
-/// One decision of a peer.
+/// Inputs of one decision of a peer.
 pub(crate) struct Question<'a> {
     pub(crate) seen: &'a [Seen],
     pub(crate) request: &'a Request,
     pub(crate) tried: &'a [usize],
     pub(crate) now: f64,
     pub(crate) random: &'a mut Stream,
-    /// Where a round robin is.
+    /// Position of a round robin.
     pub(crate) cursor: &'a mut usize,
-    /// Reused, so that a decision costs no memory.
+    /// Reused buffer, so that a decision allocates nothing.
     pub(crate) usable: &'a mut Vec<usize>,
 }
 
@@ -133,7 +132,7 @@ impl Question<'_> {
         self.seen[at].usable(self.now) && !self.tried.contains(&at)
     }
 
-    /// All that may be chosen.
+    /// Lists the usable nodes.
     fn list(&mut self) {
         self.usable.clear();
         for at in 0..self.seen.len() {
@@ -150,7 +149,7 @@ impl Question<'_> {
             && gib + f64::from(self.request.memory_gib) <= MEMORY_OVERCOMMIT * node.memory_gib
     }
 
-    /// The least by `cost`, of equals any.
+    /// Returns the node with the least `cost`, a random one among equals.
     fn least(&mut self, cost: impl Fn(&Self, usize) -> f64) -> Option<usize> {
         let mut best: Option<(usize, f64, u32)> = None;
         for i in 0..self.usable.len() {
@@ -170,7 +169,7 @@ impl Question<'_> {
         best.map(|(at, ..)| at)
     }
 
-    /// Any `k` different ones of those that may be chosen, or all when there are fewer.
+    /// Reduces the list to `k` different random nodes, or keeps all if there are fewer.
     fn some(&mut self, k: usize) {
         let n = self.usable.len();
         for at in 0..k.min(n) {
@@ -242,15 +241,15 @@ pub(crate) fn choose(peer: Peer, q: &mut Question<'_>) -> Option<usize> {
     }
 }
 
-/// What PVE's scheduler counts a node's load by.
+/// Resources by which PVE's scheduler measures a node's load.
 #[derive(Clone, Copy)]
 enum Basis {
     Given,
     Used,
 }
 
-/// For each node as if the guest were there: root mean square and maximum over the cluster of cpu and
-/// of memory, weighted 1, 2, 5 and 10.
+/// Scores each node as if the guest were there: root mean square and maximum over the cluster of
+/// CPU and of memory, weighted 1, 2, 5 and 10.
 fn crs(q: &mut Question<'_>, basis: Basis) -> Option<usize> {
     q.list();
     let (vcpus, gib) = (q.vcpus(), f64::from(q.request.memory_gib));
@@ -267,7 +266,7 @@ fn crs(q: &mut Question<'_>, basis: Basis) -> Option<usize> {
         (share(cores, memory), share(cores + vcpus, memory + gib))
     };
     let loads: Vec<_> = q.usable.iter().map(|&at| load(at)).collect();
-    // One node changes at a time, so sums and the two largest say it all: n steps and not n^2.
+    // Only one node changes at a time, so sums and the two largest suffice: n steps, not n^2.
     let (mut squares, mut top) = ([0.0; 2], [[f64::NEG_INFINITY; 2]; 2]);
     for (before, _) in &loads {
         for c in 0..2 {
@@ -340,7 +339,7 @@ fn nomad(q: &mut Question<'_>, limit: usize, binpack: bool) -> Option<usize> {
 
 fn kubernetes(q: &mut Question<'_>) -> Option<usize> {
     q.list();
-    // So many feasible nodes are looked for, going round; all of up to a hundred.
+    // Number of feasible nodes to find, going round; all nodes if there are up to a hundred.
     let n = q.seen.len();
     let share = 50_usize.saturating_sub(n / 125).max(5);
     let wanted = (n * share / 100).max(100);
@@ -368,8 +367,8 @@ fn kubernetes(q: &mut Question<'_>) -> Option<usize> {
     })
 }
 
-/// Best at 60 % in use, worse on both sides, and worst above. What is younger than the metrics is
-/// predicted.
+/// Prefers nodes at 60 % in use, is worse on both sides, and worst above. The usage of sandboxes
+/// that are younger than the metrics is predicted.
 fn trimaran(q: &mut Question<'_>) -> Option<usize> {
     const TARGET: f64 = 60.0;
     q.list();
@@ -388,8 +387,8 @@ fn trimaran(q: &mut Question<'_>) -> Option<usize> {
     })
 }
 
-/// Weighted distance to a fixed best and a fixed worst node; exponentially less above thresholds; one
-/// of the ten best, by chance.
+/// Weighs the distance to a fixed best and a fixed worst node, exponentially less above thresholds,
+/// and returns one of the ten best by chance.
 fn daytona(q: &mut Question<'_>) -> Option<usize> {
     const THRESHOLD: f64 = 10.0;
     const BEST: usize = 10;
@@ -400,7 +399,7 @@ fn daytona(q: &mut Question<'_>) -> Option<usize> {
         let memory = node.report.used_gib / node.memory_gib * 100.0;
         let given_cpu = cores_with(node) / node.cores * 100.0;
         let given_memory = gib_with(node) / node.memory_gib * 100.0;
-        // Value, best, worst, weight. Disks play no part in the workload.
+        // Value, best, worst, weight. The workload has no disks.
         let criteria = [
             (cpu, 0.0, 100.0, 0.25),
             (memory, 0.0, 100.0, 0.4),

@@ -1,33 +1,33 @@
-//! What happens, whoever places: nodes, their faults, and all requests of a run, drawn before it.
+//! Events that do not depend on placement: nodes, their faults, and all requests of a run. They are
+//! drawn before the run.
 
 use crate::stream::{self, Stream};
 
 /// A variant of the workload.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scenario {
-    /// Nodes.
     pub nodes: usize,
-    /// Controllers, each with a view of its own.
+    /// Number of controllers, each with its own view.
     pub controllers: usize,
     /// Mean time between two reports of a node, seconds.
     pub period_s: f64,
-    /// Cores handed out in the mean, over the cores that are there.
+    /// Mean of allocated cores, as a ratio to the cores of the nodes.
     pub load: f64,
     /// Share of the requests that come in bursts.
     pub bursts: f64,
-    /// Nodes get slow, silent and unreachable, and others than sandboxes work on them.
+    /// Whether nodes get slow, silent and unreachable, and foreign guests work on them.
     pub faults: bool,
-    /// A node starts one sandbox at a time.
+    /// Whether a node starts one sandbox at a time.
     pub serial: bool,
     /// Measured time, seconds, after the warm-up.
     pub measured_s: u32,
 }
 
-/// Not measured, seconds.
+/// Time before the measurement, in seconds.
 pub(crate) const WARM_UP_S: u32 = 1800;
 
 impl Scenario {
-    /// The workload as it stands, on so many nodes.
+    /// Returns the standard workload on `nodes` nodes.
     pub const fn of(nodes: usize) -> Self {
         Self {
             nodes,
@@ -46,7 +46,7 @@ impl Scenario {
     }
 }
 
-/// A node.
+/// A node of the cluster.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
     pub(crate) cores: f64,
@@ -59,7 +59,7 @@ pub(crate) struct Machine {
     pub(crate) unreachable: Spells,
 }
 
-/// Times between which something is so, in order.
+/// Time spans of a condition, in order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Spells(Vec<(f64, f64)>);
 
@@ -81,38 +81,38 @@ impl Spells {
     }
 }
 
-/// One creation that is asked for.
+/// One request for a creation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request {
     pub(crate) at: f64,
     pub(crate) controller: usize,
-    /// Bursts are of one team each; a request that comes alone is of no team that matters.
+    /// Number of the burst. Each burst has its own team; single requests have no team that matters.
     pub(crate) burst: Option<u32>,
     pub(crate) vcpus: u32,
     pub(crate) memory_gib: u32,
     pub(crate) life_s: f64,
-    /// Share of its cores that it uses when it works.
+    /// Share of its cores that the sandbox uses when it works.
     pub(crate) zeal: f64,
-    /// Share of its memory that it comes to use.
+    /// Share of its memory that the sandbox grows to.
     pub(crate) appetite: f64,
 }
 
 impl Request {
-    /// Cores that it keeps busy while it boots.
+    /// Returns the cores that the sandbox keeps busy while it boots.
     pub(crate) fn boot_cores(&self) -> f64 {
         f64::from(self.vcpus.min(4))
     }
 }
 
-/// All that is drawn before a run.
+/// Everything that is drawn before a run.
 #[derive(Debug)]
 pub(crate) struct Drawn {
     pub(crate) machines: Vec<Machine>,
     pub(crate) requests: Vec<Request>,
 }
 
-/// Mean life of a sandbox, seconds: 0.6 * (20 + 100) + 0.3 * E max(20, Exp(900)) + 0.1 * E min(7200,
-/// Pareto(1800, 1.5)).
+/// Returns the mean life of a sandbox, seconds: 0.6 * (20 + 100) + 0.3 * E max(20, Exp(900)) + 0.1
+/// * E min(7200, Pareto(1800, 1.5)).
 fn mean_life_s() -> f64 {
     0.6 * 120.0 + 0.3 * (20.0 + 900.0 * (-20.0_f64 / 900.0).exp()) + 0.1 * 3600.0
 }
@@ -137,7 +137,7 @@ pub(crate) fn draw(scenario: &Scenario, seed: u64) -> Drawn {
     }
     #[expect(clippy::cast_precision_loss, reason = "a count of nodes")]
     let (low, high) = (5.0, (2.0 * scenario.nodes as f64).max(10.0));
-    // The mean of a bounded Pareto of shape 1; that sizes are rounded down is not made up for.
+    // Mean of a bounded Pareto of shape 1; the rounding down of sizes is not corrected.
     let mean_size = low * (high / low).ln() / (1.0 - low / high);
     let (mut at, mut burst) = (0.0, 0);
     loop {

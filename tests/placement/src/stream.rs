@@ -1,22 +1,21 @@
-//! Streams of chance. Each thing that is drawn has a stream of its own, so that two runs of one seed
+//! Streams of random numbers. Each drawn thing has its own stream, so that two runs of one seed
 //! differ only in what is under test.
 
 use controller::placement::SplitMix64;
 
-/// The workload.
+/// Stream of the workload.
 pub(crate) const WORKLOAD: u64 = 1;
-/// The nodes.
+/// Stream of the nodes.
 pub(crate) const NODES: u64 = 2;
-/// When nodes fail.
+/// Stream of the times when nodes fail.
 pub(crate) const FAULTS: u64 = 3;
-/// Delays of messages.
+/// Stream of the delays of messages.
 pub(crate) const NETWORK: u64 = 4;
-/// What starts take.
+/// Stream of the durations of starts.
 pub(crate) const SERVICE: u64 = 5;
-/// What the first controller draws; the others follow.
+/// Stream of the first controller; those of the others follow.
 pub(crate) const CONTROLLERS: u64 = 50;
 
-/// One stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Stream(pub(crate) SplitMix64);
 
@@ -27,12 +26,12 @@ impl Stream {
         Self(random)
     }
 
-    /// What a sandbox does in its life.
+    /// Creates the stream of a sandbox's behaviour.
     pub(crate) fn of_sandbox(seed: u64, id: usize) -> Self {
         Self::new(seed ^ 0xABCD, id as u64 + 1000)
     }
 
-    /// 0 to 1.
+    /// Returns a number from 0 to 1.
     #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
     pub(crate) fn unit(&mut self) -> f64 {
         (self.0.next() >> 11) as f64 / (1_u64 << 53) as f64
@@ -46,7 +45,7 @@ impl Stream {
         -mean * (1.0 - self.unit()).ln()
     }
 
-    /// Bounded Pareto of shape 1.
+    /// Draws from a bounded Pareto of shape 1.
     pub(crate) fn pareto(&mut self, low: f64, high: f64) -> f64 {
         low / (1.0 - self.unit() * (1.0 - low / high))
     }

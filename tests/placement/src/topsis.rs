@@ -1,7 +1,7 @@
-//! TOPSIS (Hwang and Yoon 1981): of alternatives with several criteria, the one that is nearest to the
-//! best and farthest from the worst values that occur. Here each criterion is a cost.
+//! TOPSIS (Hwang and Yoon 1981): of alternatives with several criteria, chooses the one nearest to
+//! the best and farthest from the worst values that occur. Here each criterion is a cost.
 
-/// The place of the best of `alternatives`; of equals the first.
+/// Returns the index of the best of `alternatives`, the first one among equals.
 pub(crate) fn best<const C: usize>(alternatives: &[[f64; C]], weights: &[f64; C]) -> Option<usize> {
     let mut norms = [0.0; C];
     let (mut low, mut high) = ([f64::INFINITY; C], [f64::NEG_INFINITY; C]);

@@ -1,9 +1,9 @@
-//! What a controller of a peer knows: the last report of each node, and what it has decided itself
-//! and no report has shown yet.
+//! Knowledge of a peer's controller: the last report of each node, and its own decisions that no
+//! report has shown yet.
 
 use crate::{host::Report, scenario::Machine, scenario::Request};
 
-/// Reports that are older are ignored by all.
+/// Age of a report after which every peer ignores it, seconds.
 const OLD_S: f64 = 30.0;
 
 #[derive(Debug, Clone, Copy)]
@@ -11,7 +11,7 @@ struct Reserved {
     id: usize,
     vcpus: f64,
     memory_gib: f64,
-    /// When the node took it; a report that was made later shows it.
+    /// Time when the node admitted it; a later report includes it.
     admitted: Option<f64>,
 }
 

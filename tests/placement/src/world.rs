@@ -1,4 +1,4 @@
-//! One run: seconds that pass, messages that travel, requests that are placed.
+//! One run: time, messages in transit, and the placement of requests.
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
@@ -14,29 +14,28 @@ use crate::{
     view::Seen,
 };
 
-/// What places.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Algorithm {
-    /// A published one.
+    /// A published algorithm.
     Peer(Peer),
-    /// The product's.
+    /// The product's algorithm.
     Ours {
-        /// How many nodes it looks at.
+        /// Number of nodes to look at.
         look: Look,
-        /// The best three are asked for a fresh report and a promise before one is chosen.
+        /// Whether the best three are asked for a fresh report and a reservation before the choice.
         bids: bool,
-        /// A team's sandboxes are spread.
+        /// Whether a team's sandboxes are spread.
         spread: bool,
     },
 }
 
-/// Tries of one request.
+/// Most attempts for one request.
 const ATTEMPTS_MAX: usize = 3;
-/// A node that does not answer is given up after so long, seconds.
+/// Longest wait for a node's answer, seconds.
 const TIME_OUT_S: f64 = 5.0;
-/// A caller waits so long for its sandbox, seconds.
+/// Longest wait of a caller for its sandbox, seconds.
 const PATIENCE_S: f64 = 20.0;
-/// A promise to a bidder holds so long, seconds.
+/// Lifetime of a reservation from a candidate probe, seconds.
 const PROMISE_S: f64 = 2.0;
 
 #[derive(Debug)]
@@ -78,7 +77,7 @@ impl PartialOrd for Due {
     }
 }
 
-/// The heap gives the largest: the earliest, of equals the first that was made.
+/// Orders the heap, which returns the largest: the earliest event, and among equals the oldest.
 impl Ord for Due {
     fn cmp(&self, other: &Self) -> Ordering {
         other.at.total_cmp(&self.at).then(other.number.cmp(&self.number))
@@ -168,7 +167,7 @@ impl World<'_> {
         }
         let end = self.scenario.end_s();
         while let Some(Due { at: now, event, .. }) = self.events.pop() {
-            // Those that were asked for in time may come up after the end.
+            // A sandbox that was requested in time may start after the end.
             if now > end + PATIENCE_S {
                 break;
             }
@@ -210,7 +209,7 @@ impl World<'_> {
         }
     }
 
-    /// It was asked for in the measured time.
+    /// Returns whether the request came in the measured time.
     fn counts(&self, id: usize) -> bool {
         let at = self.requests[id].at;
         at >= f64::from(WARM_UP_S) && at < self.scenario.end_s()
@@ -298,7 +297,7 @@ impl World<'_> {
         self.push(now + delay, Event::Arrives { id, node });
     }
 
-    /// Asks the best for a fresh report and a promise, and takes the best of the answers.
+    /// Asks the best nodes for a fresh report and a reservation, and takes the best of the answers.
     fn bid(&mut self, id: usize, best: &[usize], now: f64) -> Option<usize> {
         let request = self.requests[id];
         let Controller::Ours(ours) = &mut self.controllers[request.controller] else { return None };
@@ -381,7 +380,7 @@ impl World<'_> {
         }
     }
 
-    /// It did not come to be where it was decided to go.
+    /// Corrects the team's count: the sandbox did not start on the chosen node.
     fn decided_wrongly(&mut self, id: usize, node: usize) {
         let Request { controller, burst, .. } = self.requests[id];
         if let (Controller::Ours(ours), Some(team)) = (&mut self.controllers[controller], burst) {

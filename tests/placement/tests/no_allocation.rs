@@ -1,4 +1,4 @@
-//! A decision allocates nothing. A test binary of its own: its allocator counts.
+//! A decision allocates nothing. Separate test binary, because it counts allocations globally.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -12,16 +12,16 @@ static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 struct Counting;
 
 #[expect(unsafe_code, reason = "an allocator cannot be had without")]
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is passed unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller's guarantees are passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller's guarantees are passed on.
         unsafe { System.dealloc(at, layout) }
     }
 }

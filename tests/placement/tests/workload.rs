@@ -1,4 +1,4 @@
-//! A short run of the workload with every build: what placement must be good at, it is good at.
+//! A short run of the workload in every build: checks the strengths of placement.
 
 use controller::placement::Look;
 use workload::{Algorithm, Measured, Peer, Scenario, run};

@@ -1,43 +1,41 @@
-//! The command line as `pct` reads it: options anywhere, one dash or two, `--` ends them.
+//! Parser of the command line, as `pct` reads it: options anywhere, one dash or two, `--` ends
+//! them.
 
 use std::collections::BTreeMap;
 
 use crate::conf::values::{self, Complaint};
 use crate::failure::{Failure, Result};
 
-/// What an option or a positional argument holds.
+/// Type of an option or a positional argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// May stand alone for 1.
+    /// A boolean; without a value it means 1.
     Bool,
-    /// A whole number.
+    /// A whole number between two bounds.
     Whole(u64, u64),
-    /// Any text.
     Text,
-    /// A VMID.
+    /// An id of a guest.
     Vmid,
-    /// A snapshot's name.
     Snapshot,
-    /// A setting of the configuration, checked as `conf::values` says.
+    /// A setting of the configuration, checked by `conf::values`.
     Setting,
 }
 
-/// How one sub-command is called.
+/// Arguments and options of one sub-command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spec {
-    /// `clone`.
+    /// Name, such as `clone`.
     pub(crate) name: &'static str,
     /// Positional arguments in order.
     pub(crate) positional: &'static [(&'static str, Kind)],
     /// Whether more arguments may follow.
     pub(crate) extra: bool,
-    /// Options.
     pub(crate) options: &'static [(&'static str, Kind)],
-    /// The rest of the usage line.
+    /// Rest of the usage line.
     pub(crate) usage: &'static str,
 }
 
-/// A command line that fits its specification.
+/// Parsed command line that fits its specification.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Args {
     positional: Vec<String>,
@@ -46,49 +44,49 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// A positional argument, empty where the specification has none.
+    /// Returns a positional argument, empty if the specification has none.
     pub(crate) fn at(&self, index: usize) -> &str {
         self.positional.get(index).map_or("", String::as_str)
     }
 
-    /// A positional VMID; it was checked.
+    /// Returns a positional VMID, which the parser has checked.
     pub(crate) fn vmid(&self, index: usize) -> u32 {
         self.at(index).parse().unwrap_or(0)
     }
 
-    /// An option's value.
+    /// Returns an option's value.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.options.get(name).map(String::as_str)
     }
 
-    /// Whether a boolean option is on.
+    /// Returns whether a boolean option is on.
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.get(name) == Some("1")
     }
 
-    /// A whole-number option.
+    /// Returns the value of a whole-number option.
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
         self.get(name)?.parse().ok()
     }
 
-    /// All options, by name.
+    /// Returns all options, by name.
     pub(crate) fn options(&self) -> &BTreeMap<String, String> {
         &self.options
     }
 
-    /// What stood behind the last positional argument.
+    /// Returns the arguments behind the last positional one.
     pub(crate) fn extra(&self) -> &[String] {
         &self.extra
     }
 }
 
 impl Spec {
-    /// The usage line, as it stands under an error.
+    /// Returns the usage line that follows an error.
     pub(crate) fn usage_line(&self) -> String {
         format!("pct {} {}", self.name, self.usage)
     }
 
-    /// Several complaints under their heading, or none.
+    /// Formats several complaints under their heading.
     pub(crate) fn refuse(&self, code: u8, complaints: &BTreeMap<String, Complaint>) -> Failure {
         let mut text = String::from("400 Parameter verification failed.\n");
         let mut blank = false;
@@ -102,7 +100,7 @@ impl Spec {
         Failure::coded(code, text + &self.usage_line())
     }
 
-    /// Reads the arguments behind the sub-command.
+    /// Parses the arguments behind the sub-command.
     pub(crate) fn parse(&self, argv: &[String]) -> Result<Args> {
         let mut args = Args::default();
         let mut plain = Vec::new();
@@ -237,7 +235,7 @@ mod tests {
         for line in ["900 101 --full 1", "--full 900 101 -hostname a", "900 --full=1 101"] {
             let args = parse(line);
             if line.starts_with("--full 900") {
-                // A switch takes the next word for its value, as the real one does.
+                // A switch takes the next word as its value, as in the real `pct`.
                 assert!(args.is_err());
                 continue;
             }

@@ -1,7 +1,7 @@
-//! /etc/pve as `pct` uses it: who am I, is there quorum, whose VMID is that, configurations.
+//! /etc/pve as `pct` uses it: the node's name, the quorum, the holder of a VMID, configurations.
 //!
-//! On the real thing pmxcfs enforces the rules (one ID.conf in the whole cluster, nothing written
-//! without quorum). On a plain directory, in tests, they are kept here.
+//! On real nodes pmxcfs enforces the rules (one ID.conf in the whole cluster, no writes without
+//! quorum). On a plain directory, in tests, this module enforces them.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -15,7 +15,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, Result, ignore, reason};
 use crate::roots::Roots;
 
-/// This node's name: the host's, without its domain.
+/// Returns this node's name: the host's name without its domain.
 pub(crate) fn node_name() -> String {
     let named = std::env::var("PCT_NODE").ok().filter(|n| !n.is_empty());
     let host = || nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
@@ -23,7 +23,7 @@ pub(crate) fn node_name() -> String {
     name.split('.').next().unwrap_or_default().to_owned()
 }
 
-/// Whether the cluster file system is there at all. An empty /etc/pve is a stopped pmxcfs.
+/// Returns whether the cluster file system runs; an empty /etc/pve means that pmxcfs is stopped.
 pub(crate) fn is_up(roots: &Roots) -> bool {
     roots.etc_pve.join("nodes").is_dir()
 }
@@ -32,19 +32,19 @@ fn dir(ctx: &Ctx) -> PathBuf {
     ctx.roots.etc_pve.join("nodes").join(&ctx.node).join("lxc")
 }
 
-/// The path of a container's configuration on this node.
+/// Returns the path of a container's configuration on this node.
 pub(crate) fn conf_path(ctx: &Ctx, vmid: u32) -> PathBuf {
     dir(ctx).join(format!("{vmid}.conf"))
 }
 
-/// Whether `.members` says that the cluster has no quorum.
+/// Returns whether `.members` says that the cluster has no quorum.
 fn inquorate(roots: &Roots) -> bool {
     let Ok(text) = fs::read_to_string(roots.etc_pve.join(".members")) else { return false };
     let Ok(members) = serde_json::from_str::<serde_json::Value>(&text) else { return false };
     members.pointer("/cluster/quorate").and_then(serde_json::Value::as_i64) == Some(0)
 }
 
-/// Refuses where nothing can be written.
+/// Fails if the cluster has no quorum.
 pub(crate) fn check_quorum(ctx: &Ctx) -> Result {
     if inquorate(&ctx.roots) {
         return Err(Failure::new("cluster not ready - no quorum?"));
@@ -52,7 +52,7 @@ pub(crate) fn check_quorum(ctx: &Ctx) -> Result {
     Ok(())
 }
 
-/// The VMIDs with a configuration on this node, in order.
+/// Returns the VMIDs with a configuration on this node, in order.
 pub(crate) fn own_vmids(ctx: &Ctx) -> Vec<u32> {
     let Ok(entries) = fs::read_dir(dir(ctx)) else { return Vec::new() };
     let vmid = |entry: io::Result<fs::DirEntry>| {
@@ -63,7 +63,7 @@ pub(crate) fn own_vmids(ctx: &Ctx) -> Vec<u32> {
     vmids
 }
 
-/// The node whose directory holds a guest with this number, and the guest's kind.
+/// Returns the node whose directory holds a guest with this number, and the guest's kind.
 fn holder(roots: &Roots, vmid: u32) -> Option<(String, &'static str)> {
     let nodes = fs::read_dir(roots.etc_pve.join("nodes")).ok()?;
     nodes.flatten().find_map(|node| {
@@ -75,7 +75,7 @@ fn holder(roots: &Roots, vmid: u32) -> Option<(String, &'static str)> {
     })
 }
 
-/// Refuses a number that any guest in the cluster has.
+/// Fails if any guest in the cluster has the number.
 pub(crate) fn check_unused(ctx: &Ctx, vmid: u32) -> Result {
     match holder(&ctx.roots, vmid) {
         None => Ok(()),
@@ -85,20 +85,20 @@ pub(crate) fn check_unused(ctx: &Ctx, vmid: u32) -> Result {
     }
 }
 
-/// Reads a configuration without a word about what is wrong in it.
+/// Reads a configuration without warnings about bad lines.
 pub(crate) fn load_quiet(ctx: &Ctx, vmid: u32) -> Result<Conf> {
     match fs::read(conf_path(ctx, vmid)) {
         Ok(bytes) => Ok(Conf::parse(&String::from_utf8_lossy(&bytes))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let path = format!("nodes/{}/lxc/{vmid}.conf", ctx.node);
-            // ENOENT is left over.
+            // The exit code is ENOENT, the errno that is left over.
             Err(Failure::coded(2, format!("Configuration file '{path}' does not exist")))
         }
         Err(error) => Err(Failure::io("open file", &conf_path(ctx, vmid), &error)),
     }
 }
 
-/// Reads a configuration and complains about bad lines on stderr.
+/// Reads a configuration and prints warnings about bad lines on stderr.
 pub(crate) fn load(ctx: &Ctx, vmid: u32) -> Result<Conf> {
     let conf = load_quiet(ctx, vmid)?;
     for warning in &conf.warnings {
@@ -107,7 +107,7 @@ pub(crate) fn load(ctx: &Ctx, vmid: u32) -> Result<Conf> {
     Ok(conf)
 }
 
-/// Refuses a container with a lock in its configuration.
+/// Fails if the container's configuration has a lock.
 pub(crate) fn check_lock(conf: &Conf) -> Result {
     match conf.main.get("lock") {
         None => Ok(()),
@@ -115,16 +115,16 @@ pub(crate) fn check_lock(conf: &Conf) -> Result {
     }
 }
 
-/// Writes a configuration whole: a file beside it, then a rename.
+/// Replaces a configuration atomically: writes a file beside it, then renames it.
 pub(crate) fn save(ctx: &Ctx, vmid: u32, conf: &Conf) -> Result {
     let tmp = write_beside(ctx, vmid, conf)?;
     fs::rename(&tmp, conf_path(ctx, vmid)).map_err(|error| rename_failed(ctx, vmid, &tmp, &error))
 }
 
-/// Writes the first version of a configuration; of two that try, on whichever nodes, one wins.
+/// Writes the first version of a configuration. If two processes try, on any nodes, one wins.
 pub(crate) fn create(ctx: &Ctx, vmid: u32, conf: &Conf) -> Result {
-    // pmxcfs refuses a second ID.conf by itself; a plain directory needs this lock. Where the file
-    // system has no flock, it is pmxcfs or something like it.
+    // pmxcfs refuses a second ID.conf by itself; a plain directory needs this lock. A file system
+    // without flock is pmxcfs or something like it.
     let root = File::open(&ctx.roots.etc_pve);
     if let Ok(root) = &root {
         ignore(flock(root, FlockOperation::LockExclusive));
@@ -177,7 +177,7 @@ pub(crate) fn remove(ctx: &Ctx, vmid: u32) -> Result {
     fs::remove_file(&path).map_err(|error| Failure::io("unlink", &path, &error))
 }
 
-/// Takes the lock out of a configuration, under its flock.
+/// Removes the lock from a configuration, under its flock.
 pub(crate) fn remove_lock(ctx: &Ctx, vmid: u32, expected: &str) -> Result {
     let _held = crate::locks::config(ctx, vmid)?;
     let mut conf = load_quiet(ctx, vmid)?;

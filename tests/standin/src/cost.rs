@@ -1,4 +1,4 @@
-//! What a call of the real one costs: CPU, burnt in user space, not slept.
+//! CPU cost of a call of the real `pct`, burnt in user space, not slept.
 //!
 //! The figures are medians of the recorded timings (load of Perl, work of the task, hooks).
 //! Off unless the file `cost` in the control directory or `PCT_COST` says `real`.
@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Which part of a call is paid for.
+/// A part of a call that costs CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part<'a> {
-    /// Loading the program, for a sub-command.
+    /// Load of the program, for a sub-command.
     Load(&'a str),
-    /// What the task of a sub-command burns on top.
+    /// Work of a sub-command's task, on top of the load.
     Work(&'a str),
-    /// The hooks that `lxc-start` runs while a container starts: pre-start, autodev, net up.
+    /// Hooks that `lxc-start` runs while a container starts: pre-start, autodev, net up.
     StartHooks,
-    /// The hook behind a stop.
+    /// Hook after a stop.
     StopHook,
 }
 
@@ -48,7 +48,7 @@ pub fn switch(control_dir: &Path, on: bool) -> io::Result<()> {
     fs::write(control_dir.join("cost"), if on { "real\n" } else { "off\n" })
 }
 
-/// Whether calls cost what the real ones do.
+/// Returns whether calls cost as much as real ones.
 #[must_use]
 pub fn is_on(control_dir: &Path) -> bool {
     let named = std::env::var("PCT_COST").ok();
@@ -56,9 +56,9 @@ pub fn is_on(control_dir: &Path) -> bool {
     named.or_else(written).is_some_and(|text| text.trim() == "real")
 }
 
-/// Lets the volumes of every call that uses this control directory count as raw ones with multi-mount
-/// protection: whoever opens one that is not mounted waits so long first. Twice 11 s were recorded of
-/// `pct resize`. `None` takes it back.
+/// Treats the volumes of every call that uses this control directory as raw ones with multi-mount
+/// protection: a tool that opens an unmounted one first waits that long. Recorded with `pct
+/// resize`: twice 11 s. `None` switches it off.
 pub fn set_mmp(control_dir: &Path, wait: Option<Duration>) -> io::Result<()> {
     fs::create_dir_all(control_dir)?;
     let file = control_dir.join("mmp");
@@ -71,21 +71,21 @@ pub fn set_mmp(control_dir: &Path, wait: Option<Duration>) -> io::Result<()> {
     }
 }
 
-/// How long that is; `None` where volumes are subvolumes.
+/// Returns that wait; `None` where volumes are subvolumes.
 pub(crate) fn mmp(control_dir: &Path) -> Option<Duration> {
     let text = fs::read_to_string(control_dir.join("mmp")).ok()?;
     text.trim().parse().ok().map(Duration::from_millis)
 }
 
-/// Pays for a part, where the switch is on.
+/// Burns the CPU of a part, if the cost is switched on.
 pub(crate) fn pay(control_dir: &Path, part: Part<'_>) {
     if is_on(control_dir) {
         burn(Duration::from_millis(part.milliseconds()));
     }
 }
 
-/// Keeps the CPU busy until this thread has used that much of it. Wall time does not count: on a
-/// busy machine the real one takes longer too.
+/// Keeps the CPU busy until this thread has used that much CPU time. Wall time does not count: on a
+/// busy machine the real `pct` takes longer, too.
 pub fn burn(amount: Duration) {
     let used = || {
         let now = clock_gettime(ClockId::ThreadCPUTime);
@@ -95,7 +95,7 @@ pub fn burn(amount: Duration) {
     let end = used() + amount;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     while used() < end {
-        // In user space for the most part, as an interpreter is.
+        // Mostly in user space, like an interpreter.
         for _ in 0..20_000 {
             state ^= state << 13;
             state ^= state >> 7;

@@ -1,4 +1,4 @@
-//! What every command has at hand.
+//! Context of a command: paths, signals, fault points, output.
 
 use std::cell::Cell;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use crate::faults::act;
 use crate::roots::Roots;
 use crate::signals::Signals;
 
-/// Which command this is and on what it works; fault rules are matched against it.
+/// The command and its containers; fault rules are matched against them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Subject {
     pub(crate) command: String,
@@ -20,24 +20,24 @@ pub(crate) struct Subject {
     pub(crate) template: Option<u32>,
 }
 
-/// The surroundings of one call.
+/// Context of one call.
 #[derive(Debug)]
 pub(crate) struct Ctx {
     pub(crate) roots: Roots,
     pub(crate) node: String,
     pub(crate) subject: Subject,
-    /// Present in a worker, and in a parent that waits for one.
+    /// Caught signals: present in a worker, and in a parent that waits for one.
     pub(crate) signals: Option<Signals>,
-    /// In a worker: the process that started it.
+    /// Process that started this worker.
     pub(crate) parent: Option<Pid>,
-    /// A fault wants the locks in the configurations to stay.
+    /// Set by a fault: the locks in the configurations stay.
     pub(crate) leave_lock: Cell<bool>,
-    /// What is being undone is undone to the end, whoever asks to stop.
+    /// Set during an undo, which ignores signals and runs to its end.
     deaf: Cell<bool>,
 }
 
 impl Ctx {
-    /// The surroundings of a parent, before anything has begun.
+    /// Creates the context of a parent, before anything has begun.
     pub(crate) fn new(roots: Roots, node: String, subject: Subject) -> Self {
         Self {
             roots,
@@ -50,12 +50,12 @@ impl Ctx {
         }
     }
 
-    /// The signals that cut a wait short now.
+    /// Returns the signals that can interrupt a wait now.
     pub(crate) fn signals(&self) -> Option<&Signals> {
         self.signals.as_ref().filter(|_| !self.deaf.get())
     }
 
-    /// Undoes something; no signal stops it, no reader's going does either.
+    /// Runs an undo, which neither a signal nor a closed stdout interrupts.
     pub(crate) fn undo<T>(&self, run: impl FnOnce() -> T) -> T {
         let before = self.deaf.replace(true);
         let done = run();
@@ -63,7 +63,7 @@ impl Ctx {
         done
     }
 
-    /// Runs a step with its two fault points around it.
+    /// Runs a step between its two fault points.
     pub(crate) fn step<T>(&self, name: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
         act::point(self, name, When::Before)?;
         let done = run()?;
@@ -71,17 +71,17 @@ impl Ctx {
         Ok(done)
     }
 
-    /// A single fault point.
+    /// Passes a single fault point.
     pub(crate) fn point(&self, name: &str) -> Result {
         act::point(self, name, When::Before)
     }
 
-    /// Says a line on stdout. A reader that has gone ends the command; a full disk does not.
+    /// Prints a line on stdout. A closed reader ends the command; a full disk does not.
     pub(crate) fn say(&self, line: &str) -> Result {
         self.heard(write_line(&mut io::stdout(), line))
     }
 
-    /// Says a line on stderr, which is stdout in a worker.
+    /// Prints a line on stderr, which is stdout in a worker.
     pub(crate) fn warn(&self, line: &str) -> Result {
         self.heard(write_line(&mut io::stderr(), line))
     }
@@ -90,8 +90,8 @@ impl Ctx {
         if self.deaf.get() { Ok(()) } else { written }
     }
 
-    /// Waits as a tool does that looks at an unmounted raw volume: says its name, then sleeps, unless a
-    /// signal comes. Nothing where volumes are subvolumes.
+    /// Waits like a tool that opens an unmounted raw volume: prints its name, then sleeps, unless a
+    /// signal comes. Does nothing where volumes are subvolumes.
     pub(crate) fn wait_for_mmp(&self, tool: &str) -> Result {
         match cost::mmp(&self.roots.control_dir) {
             Some(wait) => {
@@ -102,7 +102,7 @@ impl Ctx {
         }
     }
 
-    /// Pays for a part of the real one's cost.
+    /// Burns the CPU of a part of the real `pct`.
     pub(crate) fn pay(&self, part: Part<'_>) {
         cost::pay(&self.roots.control_dir, part);
     }

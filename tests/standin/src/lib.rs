@@ -1,11 +1,11 @@
 //! A stand-in for Proxmox VE's `pct` over Debian's LXC, for tests and the lab.
 //!
-//! It reproduces what was recorded of the real one: output, exit codes, the format of `ID.conf`,
-//! locks, tasks with a worker in a session of its own, and what is left behind when it is killed.
-//! Beyond the real one it takes a fault plan ([`faults`]) and can be made to cost what the real one
-//! costs ([`cost`]). What it does not do stands in `NOT_MODELLED.md`; such a call fails loudly.
+//! It reproduces what was recorded of the real `pct`: output, exit codes, the format of `ID.conf`,
+//! locks, tasks with a worker in its own session, and what stays behind when it is killed. In
+//! addition it takes a fault plan ([`faults`]) and can cost as much CPU as the real one ([`cost`]).
+//! `NOT_MODELLED.md` lists what is missing; such a call fails loudly.
 //!
-//! Where to look: `args` the command line, `commands` one file per sub-command, `task` parent and
+//! Code map: `args` the command line, `commands` one file per sub-command, `task` parent and
 //! worker, `cluster` and [`conf`] the configurations, `locks`, `storage` volumes, `lxc` containers.
 
 #![expect(
@@ -40,8 +40,8 @@ use cost::Part;
 use ctx::{Ctx, Subject};
 use failure::{Failure, Result, ignore};
 
-/// The whole program: `pct`, `pvesm`, `lxc-attach`, a worker or an LXC hook, as its name and
-/// arguments say.
+/// Runs the program, which is `pct`, `pvesm`, `lxc-attach`, a worker or an LXC hook, depending on
+/// its name and arguments.
 #[must_use]
 pub fn run_program() -> ExitCode {
     let mut argv: Vec<String> =
@@ -86,7 +86,7 @@ fn answer(done: Result) -> ExitCode {
     }
 }
 
-/// Only root may ask, and only while the cluster file system runs.
+/// Fails unless the caller is root and the cluster file system runs.
 fn check_access(ctx: &Ctx) -> Result {
     let refuse = |why: &str| {
         let mut text = String::new();

@@ -1,4 +1,5 @@
-//! flock files: one per configuration, one per storage, at the real paths with the real limits.
+//! flock files: one per configuration and one per storage, at the real paths with the real
+//! timeouts.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -14,28 +15,28 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, Result, ignore};
 use crate::signals::{Woken, wait};
 
-/// How long most operations wait for a configuration or a storage.
+/// Longest wait of most operations for a configuration or a storage.
 const USUAL: Duration = Duration::from_secs(10);
-/// How long the making of a new configuration waits.
+/// Longest wait for the lock of a new configuration.
 const CREATE: Duration = Duration::from_secs(5);
 
-/// A held lock; dropping it lets go.
+/// A held lock; dropping it unlocks the file.
 #[derive(Debug)]
 pub(crate) struct Held {
     _file: File,
 }
 
-/// The lock of a container's configuration.
+/// Locks a container's configuration.
 pub(crate) fn config(ctx: &Ctx, vmid: u32) -> Result<Held> {
     take(ctx, &config_path(ctx, vmid), USUAL)
 }
 
-/// The same for a configuration that is about to be made.
+/// Locks a configuration that is about to be created.
 pub(crate) fn new_config(ctx: &Ctx, vmid: u32) -> Result<Held> {
     take(ctx, &config_path(ctx, vmid), CREATE)
 }
 
-/// The lock of a storage.
+/// Locks a storage.
 pub(crate) fn storage(ctx: &Ctx, name: &str) -> Result<Held> {
     take(ctx, &ctx.roots.storage_lock_dir.join(format!("pve-storage-{name}")), USUAL)
 }
@@ -44,7 +45,7 @@ fn config_path(ctx: &Ctx, vmid: u32) -> PathBuf {
     ctx.roots.lock_dir.join(format!("pve-config-{vmid}.lock"))
 }
 
-/// A quick try first; then PVE says that it waits, and waits in the kernel's queue.
+/// Tries the lock without waiting; then prints PVE's message and waits in the kernel's queue.
 fn take(ctx: &Ctx, path: &Path, limit: Duration) -> Result<Held> {
     let fail = |error: &io::Error| Failure::io("open lock", path, error);
     if let Some(dir) = path.parent() {
@@ -63,13 +64,13 @@ fn take(ctx: &Ctx, path: &Path, limit: Duration) -> Result<Held> {
         return Ok(Held { _file: file });
     }
     let message = format!("can't lock file '{}' - got timeout", path.display());
-    // EINTR is what the alarm leaves in errno.
+    // The code is EINTR, the errno that Perl's alarm leaves.
     Err(Failure::coded(4, message))
 }
 
-/// A thread blocks in flock(2), so that waiters are served in their order; this one waits for the
-/// thread, for a signal and for the deadline. After a timeout the thread holds a duplicate of the
-/// descriptor until the process ends, which it then soon does.
+/// Waits for the lock, a signal or the deadline, while a thread blocks in flock(2), which serves
+/// waiters in order. After a timeout the thread holds a duplicate of the descriptor until the
+/// process ends, which happens soon.
 fn wait_in_queue(ctx: &Ctx, file: &File, limit: Duration) -> Result<bool> {
     let fail = |error: io::Error| Failure::new(format!("waiting for a lock failed: {error}"));
     let waiter = file.try_clone().map_err(fail)?;

@@ -1,4 +1,4 @@
-//! `pvesm`: the sub-commands that a look at a storage needs, and those that an operator plays with.
+//! `pvesm`: the sub-commands that show a storage, and some that an operator uses.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::failure::{Failure, Result};
 use crate::storage::volume::Volume;
 use crate::storage::{self, Storage, pool};
 
-/// `pvesm ARGS`.
+/// Runs `pvesm ARGS`.
 pub(crate) fn main(ctx: &Ctx, argv: &[String]) -> Result {
     let words: Vec<&str> = argv.iter().map(String::as_str).collect();
     match words.as_slice() {
@@ -77,7 +77,7 @@ fn list_of(ctx: &Ctx, name: &str, only: Option<u32>) -> Result {
     row("Volid", "Format", "Type", "Size", "VMID")?;
     for volume in &volumes {
         let vmid = volume.owner().unwrap_or(0);
-        // A volume whose container nobody knows does not count as a container's.
+        // A volume whose container does not exist is not listed as a container's.
         let kind = if cluster::check_unused(ctx, vmid).is_err() { "rootdir" } else { "images" };
         let size = pool::size_bytes(ctx, volume).to_string();
         row(&volume.to_string(), "subvol", kind, &size, &vmid.to_string())?;
@@ -85,7 +85,7 @@ fn list_of(ctx: &Ctx, name: &str, only: Option<u32>) -> Result {
     Ok(())
 }
 
-/// The size is not kept: nothing here has a quota.
+/// Allocates a volume. The size is not stored: nothing here has a quota.
 fn alloc(ctx: &Ctx, storage: &str, vmid: &str) -> Result {
     let unfit = || Failure::coded(2, "400 Parameter verification failed.\nvmid: invalid format");
     let volume = pool::alloc_as(ctx, storage, "vm", vmid.parse().map_err(|_| unfit())?)?;

@@ -1,12 +1,12 @@
-//! Every place on the machine that the stand-in touches, each with the real path as default.
+//! Every path on the machine that the stand-in uses, each with the real path as default.
 //!
-//! Tests build the whole tree in a temporary directory and name it through the environment; a lab
-//! node sets nothing and gets PVE's own paths.
+//! Tests build the whole tree in a temporary directory and set the environment; a lab node sets
+//! nothing and uses PVE's own paths.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// The directories that the stand-in reads and writes.
+/// Directories that the stand-in reads and writes.
 #[derive(Debug, Clone)]
 pub struct Roots {
     /// `PCT_ETC_PVE`: the cluster file system.
@@ -21,22 +21,22 @@ pub struct Roots {
     pub log_dir: PathBuf,
     /// `PCT_CONTROL_DIR`: fault plan, cost switch, markers.
     pub control_dir: PathBuf,
-    /// `PCT_POOL`: where the pool `rpool/data` lives.
+    /// `PCT_POOL`: directory of the pool `rpool/data`.
     pub pool: PathBuf,
-    /// `PCT_RUN_PVE`: what a failed container start said.
+    /// `PCT_RUN_PVE`: logs of failed container starts.
     pub run_pve: PathBuf,
-    /// `PCT_SYS_NET`: the network interfaces, to know a bridge.
+    /// `PCT_SYS_NET`: the network interfaces, to check that a bridge exists.
     pub sys_net: PathBuf,
-    /// `PCT_CGROUP`: the cgroup2 tree that containers live in.
+    /// `PCT_CGROUP`: the cgroup2 tree of the containers.
     pub cgroup: PathBuf,
-    /// `PCT_LAB_CGROUP`: the machine's own controllers where it is hybrid.
+    /// `PCT_LAB_CGROUP`: the machine's own v1 controllers, on a hybrid machine.
     pub lab_cgroup: PathBuf,
     /// `PCT_TEMPLATE_CACHE`: archives for `pct create`.
     pub template_cache: PathBuf,
 }
 
 impl Roots {
-    /// The places that the environment names, else the real ones.
+    /// Returns the paths from the environment, or the real ones.
     #[must_use]
     pub fn from_env() -> Self {
         let at = |name: &str, real: &str| {
@@ -58,7 +58,7 @@ impl Roots {
         }
     }
 
-    /// The same tree below one directory, and the environment that makes a child use it.
+    /// Returns the tree below one directory, and the environment that makes a child use it.
     #[must_use]
     pub fn below(dir: &Path) -> (Self, Vec<(&'static str, PathBuf)>) {
         let roots = Self {

@@ -1,4 +1,4 @@
-//! Other programs: always with a deadline, and cut short by a signal.
+//! Runs other programs, always with a deadline and interruptible by a signal.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -12,16 +12,16 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, Result, ignore};
 use crate::signals::{Woken, wait};
 
-/// Where real `pct` looks for programs, whatever its caller says.
+/// Search path of the real `pct`, whatever its caller sets.
 pub(crate) const PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin";
 
-/// The words for an argument list in a message.
+/// Formats a command line for a message.
 fn spoken(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs a program to its end and gives its output. Its exit code is the caller's to judge.
+/// Runs a program to its end and returns its output. The caller judges the exit code.
 pub(crate) fn output(ctx: &Ctx, command: &mut Command, limit: Duration) -> Result<Output> {
     let told = spoken(command);
     let fail = |error: io::Error| Failure::new(format!("command '{told}' failed: {error}"));
@@ -31,7 +31,7 @@ pub(crate) fn output(ctx: &Ctx, command: &mut Command, limit: Duration) -> Resul
     let err = drain(child.stderr.take());
     let waited = wait_child(ctx, &mut child, limit);
     if waited.is_err() {
-        // The readers end when the last holder of the pipe does, which may be a grandchild.
+        // The readers end with the last holder of the pipe, which may be a grandchild.
         return Err(waited_failure(waited, &told));
     }
     let status = child.wait().map_err(fail)?;
@@ -41,7 +41,7 @@ pub(crate) fn output(ctx: &Ctx, command: &mut Command, limit: Duration) -> Resul
     Ok(Output { status, stdout: text(out), stderr: text(err) })
 }
 
-/// Runs a program; anything but success is a failure in PVE's words, with what it said last.
+/// Runs a program; any failure is reported in PVE's words, with the last lines of its output.
 pub(crate) fn run(ctx: &Ctx, command: &mut Command, limit: Duration) -> Result<String> {
     let told = spoken(command);
     let output = output(ctx, command, limit)?;
@@ -58,7 +58,7 @@ pub(crate) fn run(ctx: &Ctx, command: &mut Command, limit: Duration) -> Result<S
     Err(Failure::new(format!("command '{told}' failed: {why}")))
 }
 
-/// The failure of a command that a signal cut short, in PVE's words.
+/// Returns the failure of a command that a signal interrupted, in PVE's words.
 pub(crate) fn interrupted(told: &str) -> Failure {
     Failure::interrupt(format!("command '{told}' failed: interrupted by signal"))
 }
@@ -72,7 +72,7 @@ fn waited_failure(waited: std::result::Result<(), Woken>, told: &str) -> Failure
     }
 }
 
-/// Waits for a child; one that is cut short is killed.
+/// Waits for a child, and kills it if the wait is interrupted.
 pub(crate) fn wait_child(
     ctx: &Ctx,
     child: &mut Child,
@@ -98,13 +98,13 @@ where
     let pipe = pipe?;
     Some(std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        // What these programs say is short; the bound is against a runaway.
+        // The output of these programs is short; the bound is for a runaway one.
         ignore(pipe.take(1 << 20).read_to_end(&mut bytes));
         bytes
     }))
 }
 
-/// `/dev/null` for reading and writing.
+/// Opens `/dev/null` for reading and writing.
 pub(crate) fn null() -> io::Result<File> {
     File::options().read(true).write(true).open("/dev/null")
 }

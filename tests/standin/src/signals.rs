@@ -1,4 +1,4 @@
-//! Signals as something to wait for, so that every wait can be cut short and undone.
+//! Signals as an event to wait for, so that every wait can be interrupted and undone.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,26 +8,26 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// The signals that mean "end, but undo first".
+/// Signals that mean "end, but undo first".
 const CAUGHT: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
 
-/// Blocked signals behind a file descriptor. Children get an empty mask back from `std`.
+/// Blocked signals behind a file descriptor. `std` gives children an empty mask.
 #[derive(Debug)]
 pub(crate) struct Signals(SignalFd);
 
-/// Why a wait ended.
+/// Reason why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Woken {
     /// A signal to end.
     Signal,
-    /// The descriptor at this place is ready.
+    /// The descriptor at this index is ready.
     Ready(usize),
     /// The deadline passed.
     Timeout,
 }
 
 impl Signals {
-    /// Blocks the signals for this thread and all that it starts.
+    /// Blocks the signals for this thread and all threads and processes that it starts.
     pub(crate) fn block() -> io::Result<Self> {
         let mut set = SigSet::empty();
         for signal in CAUGHT {
@@ -43,7 +43,8 @@ impl Signals {
     }
 }
 
-/// A shell starts its background jobs with SIGINT ignored, and an ignored signal is never pending.
+/// Restores the default action. A shell starts background jobs with SIGINT ignored, and an ignored
+/// signal is never pending.
 #[expect(unsafe_code, reason = "sigaction has no safe form")]
 fn default_action(signal: Signal) -> io::Result<()> {
     let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
@@ -53,7 +54,7 @@ fn default_action(signal: Signal) -> io::Result<()> {
 }
 
 /// Waits until a signal comes, a descriptor is ready or the deadline passes, whichever is first.
-/// Without `Signals` the default action of a signal holds: the process ends.
+/// Without `Signals` the default action of a signal applies: the process ends.
 pub(crate) fn wait(
     signals: Option<&Signals>,
     fds: &[BorrowedFd<'_>],
@@ -62,7 +63,7 @@ pub(crate) fn wait(
     wait_or_hangup(signals, fds, None, deadline)
 }
 
-/// The same, and also woken when the reader of a pipe has gone; that one counts behind the others.
+/// Does the same, and also wakes when the reader of a pipe is gone; the pipe's index is the last.
 pub(crate) fn wait_or_hangup(
     signals: Option<&Signals>,
     fds: &[BorrowedFd<'_>],
@@ -77,7 +78,7 @@ pub(crate) fn wait_or_hangup(
         let mut polled: Vec<PollFd<'_>> =
             fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         if let Some(pipe) = pipe {
-            // Errors are reported unasked.
+            // Errors are reported without being requested.
             polled.push(PollFd::from_borrowed_fd(pipe, PollFlags::empty()));
         }
         if let Some(signals) = signals {
@@ -87,7 +88,7 @@ pub(crate) fn wait_or_hangup(
         let count = poll(&mut polled, timeout.as_ref());
         let ready: Vec<bool> = polled.iter().map(|p| !p.revents().is_empty()).collect();
         if count.is_err() {
-            continue; // EINTR: look at the clock again.
+            continue; // EINTR: check the clock again.
         }
         if signals.is_some() && ready.last() == Some(&true) && signals.is_some_and(Signals::take) {
             return Woken::Signal;

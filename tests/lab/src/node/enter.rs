@@ -14,10 +14,10 @@ use crate::layout::{Layout, NodeId};
 use crate::process::Proc;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What of the caller's environment goes along.
+/// Variables of the caller's environment that are passed on.
 const KEPT: [&str; 4] = ["TERM", "LANG", "LC_ALL", "COLORTERM"];
-/// The namespaces in the order to join them: the user's stays, and the mounts go last, because
-/// the paths to the others go with them.
+/// Namespaces in the order to join them. The user namespace is not joined; the mount namespace is
+/// last, because the paths to the others disappear with it.
 const NAMESPACES: [(&str, CloneFlags); 6] = [
     ("cgroup", CloneFlags::CLONE_NEWCGROUP),
     ("ipc", CloneFlags::CLONE_NEWIPC),
@@ -27,8 +27,8 @@ const NAMESPACES: [(&str, CloneFlags); 6] = [
     ("mnt", CloneFlags::CLONE_NEWNS),
 ];
 
-/// Joins the node and runs the command; returns its exit code, or 128 and the signal's number.
-/// To be called by a process of one thread, which is never outside again.
+/// Joins the node and runs the command; returns its exit code, or 128 plus the signal's number. The
+/// calling process must have one thread, and it cannot leave the node again.
 #[expect(unsafe_code, reason = "what a child does to itself before exec goes through pre_exec")]
 pub fn enter_and_run(layout: &Layout, node: NodeId, argv: &[String]) -> Result<i32> {
     let init =
@@ -51,7 +51,7 @@ pub fn enter_and_run(layout: &Layout, node: NodeId, argv: &[String]) -> Result<i
             command.env(name, value);
         }
     }
-    // SAFETY: the one call in the child is a plain system call.
+    // SAFETY: the only call in the child is a plain system call.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
     let mut child = match command.spawn() {
         Ok(child) => child,

@@ -1,5 +1,5 @@
-//! The init of a node, process 1 of its pid namespace: puts the node together, step by step, and
-//! then keeps its services.
+//! The init of a node, process 1 of its pid namespace: assembles the node step by step and then
+//! keeps its services running.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -16,17 +16,17 @@ use crate::net;
 use crate::settings::Settings;
 use crate::supervise::supervisor::{Place, Supervisor};
 
-/// Where the node sees its own cgroups.
+/// Path where the node sees its own cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Makes the node and keeps it. Returns when its services were told to end.
+/// Assembles the node and runs its services. Returns when the services were told to end.
 pub fn init(layout: &Layout, node: NodeId) -> Result<()> {
     let settings = Settings::load(layout)?;
     let cgroup = Hierarchies::open()?.node(node);
-    // Connected now: the path leads nowhere once the root is another.
+    // Connected now: the path does not exist after the change of the root.
     let ready = notify_socket()?;
 
-    // The cgroups first, for the cgroup namespace takes the ones that it is made in as its root.
+    // The cgroups first: a new cgroup namespace takes the current ones as its root.
     cgroup.join("")?;
     unshare(
         CloneFlags::CLONE_NEWNS
@@ -37,11 +37,11 @@ pub fn init(layout: &Layout, node: NodeId) -> Result<()> {
     )
     .context("cannot make the node's namespaces")?;
     sethostname(node.name()).context("cannot set the host name")?;
-    // Before the root changes, because the machine's name for the other end is still seen.
+    // Before the root changes: the link's other end is in a namespace named on the machine.
     net::link_node(node)?;
     root::enter(layout, node, &cgroup)?;
 
-    // Where a real node's init is, and where LXC looks for it to find the root of the rest.
+    // Real nodes have their init there, and LXC uses it to find the root of the hierarchy.
     let scope = Path::new(CGROUPS).join("init.scope");
     fs::create_dir_all(&scope)?;
     fs::write(scope.join("cgroup.procs"), "0").context("cannot move into init.scope")?;
@@ -71,7 +71,7 @@ fn notify_socket() -> Result<Option<UnixDatagram>> {
     Ok(Some(socket))
 }
 
-/// What a node has in files of its own.
+/// Writes the files that differ on each node.
 fn files(node: NodeId, all: &[NodeId]) -> Result<()> {
     let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
     fs::write(BOOT_ID, id).context("cannot write the boot id")?;

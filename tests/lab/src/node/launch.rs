@@ -1,5 +1,5 @@
-//! Launches a node and stays until it ends: the process on the machine that stands for it.
-//! Killing this process is a power cut, for the node's init is bound to it.
+//! Launches a node and stays until it ends, as the process on the machine that stands for it.
+//! Killing this process is a power cut, because the node's init is bound to it.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -14,7 +14,7 @@ use crate::layout::{Layout, NodeId};
 use crate::process::Proc;
 use crate::settings::Settings;
 
-/// Makes the node's cgroups, starts its init in a new pid namespace and waits for its end.
+/// Creates the node's cgroups, starts its init in a new pid namespace and waits for its end.
 #[expect(unsafe_code, reason = "what a child does to itself before exec goes through pre_exec")]
 pub fn launch(layout: &Layout, node: NodeId) -> Result<i32> {
     let settings = Settings::load(layout)?;
@@ -23,11 +23,11 @@ pub fn launch(layout: &Layout, node: NodeId) -> Result<i32> {
     for missed in cgroup.prepare(&settings.limits)? {
         eprintln!("{node}: a limit could not be set: {missed}");
     }
-    // For children alone: the first of them becomes the init of the new namespace.
+    // Only for children: the first one becomes the init of the new namespace.
     unshare(CloneFlags::CLONE_NEWPID).context("cannot make a pid namespace")?;
     let mut init = Command::new("/proc/self/exe");
     init.arg0("lab").arg("--lab-dir").arg(layout.dir()).arg("node-init").arg(node.name());
-    // SAFETY: the one call in the child is a plain system call.
+    // SAFETY: the only call in the child is a plain system call.
     unsafe { init.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
     let mut child = init.spawn().context("cannot start the node's init")?;
     let pid = child.id().cast_signed();

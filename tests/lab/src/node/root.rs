@@ -1,4 +1,4 @@
-//! The root of a node: the machine's own, with everything that the node changes on its own disk.
+//! The root of a node: an overlay on the machine's root, with all changes on the node's own disk.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -14,10 +14,10 @@ use crate::cgroup::NodeCgroup;
 use crate::disk::{POOL, UPPER, WORK};
 use crate::layout::{Layout, NODE_LOGS, NodeId};
 
-/// Directories that are the node's alone: what the machine has there must not show through.
+/// Directories that the node does not share: the machine's content must not show through.
 const OWN: [&str; 3] = ["var/lib/lxc", "var/lib/vz", "var/log/pve"];
 
-/// The devices of a node: name, major, minor. They are the kernel's, not the machine's disks.
+/// Devices of a node: name, major, minor. They belong to the kernel; no disk is among them.
 const DEVICES: [(&str, u64, u64); 9] = [
     ("null", 1, 3),
     ("zero", 1, 5),
@@ -30,10 +30,10 @@ const DEVICES: [(&str, u64, u64); 9] = [
     ("net/tun", 10, 200),
 ];
 
-/// Puts the root together and makes it this process's own. To be called in a mount namespace and
-/// a cgroup namespace of the node's own.
+/// Assembles the root and makes it this process's own. The caller must be in the node's own mount
+/// namespace and cgroup namespace.
 pub(super) fn enter(layout: &Layout, node: NodeId, cgroup: &NodeCgroup) -> Result<()> {
-    // Nothing that is mounted from here on is to be seen on the machine.
+    // Mounts from here on must not be visible on the machine.
     let here = File::open("/")?;
     to_the_namespaces_root()?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -52,13 +52,13 @@ pub(super) fn enter(layout: &Layout, node: NodeId, cgroup: &NodeCgroup) -> Resul
     bind(&layout.pve(node), &root.join("etc/pve"))?;
     new(&root.join("proc"), "proc", None)?;
     new(&root.join("sys"), "sysfs", None)?;
-    // Of v2 alone, as on PVE, whatever the machine has; the namespace makes it the node's part.
+    // Only v2, as on PVE, whatever the machine has; the namespace limits it to the node's part.
     new(&root.join("sys/fs/cgroup"), "cgroup2", None)?;
     new(&root.join("run"), "tmpfs", Some("mode=755"))?;
     new(&root.join("tmp"), "tmpfs", Some("mode=1777"))?;
     devices(&root.join("dev"))?;
-    // For load reports, which on a machine of v1 find there what v2 does not have; the v1 part can
-    // be written, so that containers are held to their limits.
+    // For load reports: on a machine with v1 they read there what v2 does not have. The v1 part is
+    // writable, so that limits can be set for containers.
     let cgroups = root.join("run/lab/cgroup");
     bind_read_only(&cgroup.v2, &cgroups.join("unified"))?;
     for (controller, dir) in &cgroup.v1 {
@@ -71,14 +71,14 @@ pub(super) fn enter(layout: &Layout, node: NodeId, cgroup: &NodeCgroup) -> Resul
     let held = File::open(&root)?;
     to_the_namespaces_root()?;
     fchdir(held)?;
-    // The old root goes on top of the new one's own directory and away at once.
+    // Stacks the old root on top of the new root's own directory and detaches it at once.
     pivot_root(".", ".").context("cannot change the root")?;
     umount2(".", MntFlags::MNT_DETACH).context("cannot let go of the machine's root")?;
     chdir("/").context("cannot enter the new root")
 }
 
-/// Leaves a chroot, if this is one: its root is no mount, and only a mount can be made private or
-/// be changed for another. Joining the namespace that one is in leads to its own root.
+/// Leaves a chroot, if this is one. Its root is no mount, and only a mount can be made private or
+/// be replaced; joining the own mount namespace again leads to its real root.
 fn to_the_namespaces_root() -> Result<()> {
     let namespace = File::open("/proc/self/ns/mnt")?;
     setns(namespace, CloneFlags::CLONE_NEWNS).context("cannot leave the chroot")
@@ -103,7 +103,7 @@ fn devices(dev: &Path) -> Result<()> {
         let mode = Mode::from_bits_truncate(0o666);
         mknod(&dev.join(name), SFlag::S_IFCHR, Mode::empty(), makedev(major, minor))
             .with_context(|| format!("cannot make /dev/{name}"))?;
-        // Apart, because the umask would take from it.
+        // Set separately, because the umask applies to mknod.
         fs::set_permissions(
             dev.join(name),
             std::os::unix::fs::PermissionsExt::from_mode(mode.bits()),

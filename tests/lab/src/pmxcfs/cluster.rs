@@ -1,4 +1,4 @@
-//! Who is in the cluster, who is up and who is cut off; and the virtual files that say so. Pure.
+//! Membership of the cluster, and the virtual files that show it. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tree::Tree;
 
-/// The files whose changes `.version` counts.
+/// Files whose changes `.version` counts.
 const VERSIONED: &[&str] = &[
     "corosync.conf",
     "corosync.conf.new",
@@ -33,31 +33,31 @@ const VERSIONED: &[&str] = &[
 /// One node as the cluster file system knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Its number in the cluster.
+    /// Number in the cluster.
     pub id: u8,
-    /// Its cluster address.
+    /// Cluster address.
     pub ip: String,
-    /// It is booted.
+    /// True while the node is booted.
     pub up: bool,
-    /// It is cut off from the others: it has no quorum, and they see it offline.
+    /// Cut off from the others: it has no quorum, and they see it offline.
     pub cut: bool,
-    /// Its pmxcfs is stopped: /etc/pve is empty there.
+    /// True while the node's pmxcfs is stopped and its /etc/pve is empty.
     pub stopped: bool,
-    /// Its pmxcfs was started while its corosync is down: it knows of no cluster.
+    /// True if the node's pmxcfs was started while its corosync was down: it knows of no cluster.
     pub unheard: bool,
 }
 
-/// The members by name, with the counter of their changes.
+/// Members by name, with the counter of their changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
-    /// The nodes.
+    /// Nodes by name.
     pub members: BTreeMap<String, Member>,
-    /// Counts the changes of membership.
+    /// Number of changes of the membership.
     pub version: u64,
 }
 
 impl Cluster {
-    /// True where `viewer` sees `other` online.
+    /// Returns whether `viewer` sees `other` online.
     pub fn online(&self, viewer: &str, other: &str) -> bool {
         let reaches =
             |name: &str| self.members.get(name).is_some_and(|m| m.up && !m.cut && !m.unheard);
@@ -68,15 +68,15 @@ impl Cluster {
         }
     }
 
-    /// True where `viewer` belongs to a majority. A node alone in its cluster loses its quorum
-    /// only by being cut off, which no real one can be, but a test wants.
+    /// Returns whether `viewer` belongs to a majority. A node alone in its cluster loses its quorum
+    /// only by being cut off, which cannot happen to a real one but is useful in tests.
     pub fn quorate(&self, viewer: &str) -> bool {
         let seen = self.members.keys().filter(|other| self.online(viewer, other)).count();
         let heard = self.members.get(viewer).is_some_and(|m| !m.cut && !m.unheard);
         heard && seen * 2 > self.members.len()
     }
 
-    /// The text of `.members` on a node.
+    /// Returns the text of `.members` on a node.
     pub fn members_file(&self, viewer: &str) -> String {
         if self.members.get(viewer).is_some_and(|m| m.unheard) {
             return format!("{{\n\"nodename\": \"{viewer}\",\n\"version\": 0\n}}\n");
@@ -104,7 +104,7 @@ impl Cluster {
     }
 }
 
-/// Takes down who is booted, and counts the change where there is one.
+/// Records which members are booted, and counts a change.
 pub(super) fn members_up(cluster: &mut Cluster, up: impl Fn(&str) -> bool) {
     let mut changed = false;
     for (name, member) in &mut cluster.members {
@@ -115,7 +115,7 @@ pub(super) fn members_up(cluster: &mut Cluster, up: impl Fn(&str) -> bool) {
     cluster.version += u64::from(changed);
 }
 
-/// The text of `.vmlist`.
+/// Returns the text of `.vmlist`.
 pub fn vmlist_file(tree: &Tree) -> String {
     let lines: Vec<String> = tree
         .guests()
@@ -131,7 +131,7 @@ pub fn vmlist_file(tree: &Tree) -> String {
     format!("{{\n\"version\": {version},\n\"ids\": {{\n{}}}\n\n}}\n", lines.join(",\n"))
 }
 
-/// The text of `.version`.
+/// Returns the text of `.version`.
 pub fn version_file(tree: &Tree, cluster: &Cluster, started_s: u64) -> String {
     let mut out = format!(
         "{{\n\"starttime\": {started_s},\n\"clinfo\": {},\n\"vmlist\": {}",

@@ -1,4 +1,4 @@
-//! The orders that the daemon takes over its unix socket: one line of JSON each way.
+//! Orders to the daemon over its unix socket: one line of JSON each way.
 
 use std::path::{Path, PathBuf};
 
@@ -8,57 +8,52 @@ use serde::{Deserialize, Serialize};
 use super::cluster::Cluster;
 use crate::wire;
 
-/// An order to the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Order {
-    /// Say who is in the cluster.
+    /// Returns the cluster.
     State,
-    /// Cut the node off from the others, or join it to them again.
+    /// Cuts the node off from the others, or reconnects it.
     Quorum {
-        /// The node.
         node: String,
-        /// True: it has quorum if a majority is up.
+        /// False: cut off. True: it has quorum if a majority is up.
         on: bool,
     },
-    /// Start the node's pmxcfs anew while its corosync is down, or let it hear of corosync again.
+    /// Restarts the node's pmxcfs with corosync down, or reconnects it to corosync.
     Corosync {
-        /// The node.
         node: String,
         /// False: down.
         on: bool,
     },
-    /// Stop the node's pmxcfs (its /etc/pve is empty), or start it again.
+    /// Stops the node's pmxcfs, which leaves its /etc/pve empty, or starts it again.
     Running {
-        /// The node.
         node: String,
         /// False: stopped.
         on: bool,
     },
 }
 
-/// What the daemon answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// Why the order was refused.
+    /// Reason of a refusal.
     pub error: Option<String>,
     /// The cluster after the order.
     pub cluster: Cluster,
 }
 
-/// The daemon of a lab, by its socket.
+/// The daemon of a lab, identified by its socket.
 #[derive(Debug, Clone)]
 pub struct Control {
     socket: PathBuf,
 }
 
 impl Control {
-    /// The daemon that listens on `socket`.
+    /// Returns the daemon that listens on `socket`.
     pub fn new(socket: &Path) -> Control {
         Control { socket: socket.to_owned() }
     }
 
-    /// Gives an order and returns the cluster after it.
+    /// Sends an order and returns the cluster after it.
     pub fn give(&self, order: &Order) -> Result<Cluster> {
         let answer: Answer = wire::call(&self.socket, order, wire::ANSWER_WITHIN)?;
         match answer.error {

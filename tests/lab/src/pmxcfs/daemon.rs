@@ -1,4 +1,4 @@
-//! The daemon: mounts the tree once a node and takes orders until it is ended.
+//! The daemon: mounts the tree once for each node and takes orders until it is ended.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,17 +19,16 @@ use crate::wire;
 /// One node's mount.
 #[derive(Debug, Clone)]
 pub struct Mount {
-    /// The node's name.
     pub node: String,
-    /// What the cluster knows of it.
+    /// The node's membership in the cluster.
     pub member: Member,
-    /// Where to mount.
+    /// Mount point.
     pub dir: PathBuf,
-    /// Where its init's pid is written; without it the node counts as booted.
+    /// Pid file of the node's init; without one the node counts as booted.
     pub pid_file: Option<PathBuf>,
 }
 
-/// The mounts of a running daemon. They go when this is dropped.
+/// Mounts of a running daemon; dropping the value unmounts them.
 #[derive(Debug)]
 pub struct Mounted {
     shared: Arc<Shared>,
@@ -70,7 +69,7 @@ pub fn mount(store: &Path, mounts: &[Mount]) -> Result<Mounted> {
 }
 
 impl Mounted {
-    /// Takes orders on `socket`, for ever. `ready` is called when it listens.
+    /// Takes orders on `socket`, for ever. Calls `ready` when it listens.
     pub fn serve(&self, socket: &Path, ready: impl FnOnce()) -> Result<()> {
         let listener: UnixListener = wire::listen(socket)?;
         ready();
@@ -89,7 +88,7 @@ impl Mounted {
         wire::send(stream, &Answer { error, cluster })
     }
 
-    /// Carries an order out; the text is why not.
+    /// Carries out an order; returns the reason of a refusal.
     pub fn obey(&self, order: &Order) -> Option<String> {
         let mut state = self.shared.state();
         let (node, on, off_flag): (&str, bool, fn(&mut Member) -> &mut bool) = match order {

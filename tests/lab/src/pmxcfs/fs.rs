@@ -17,12 +17,12 @@ use nix::libc;
 use super::shared::Shared;
 use super::tree::{Body, FIRST, ROOT, is_private};
 
-/// Nothing is cached by the kernel: another node may change it at any moment.
+/// Cache time for the kernel: zero, because another node may change a file at any moment.
 const NO_CACHE: Duration = Duration::ZERO;
 const WWW_DATA: u32 = 33;
 const BLOCK: u32 = 4096;
 
-/// The virtual files of the root and their modes, from inode 2 on.
+/// Virtual files of the root and their modes, from inode 2 on.
 const VIRTUAL_FILES: [(&str, u16); 6] = [
     (".clusterlog", 0o440),
     (".debug", 0o640),
@@ -31,7 +31,7 @@ const VIRTUAL_FILES: [(&str, u16); 6] = [
     (".version", 0o440),
     (".vmlist", 0o440),
 ];
-/// The symlinks of the root and what they name below the node's directory, from inode 20 on.
+/// Symlinks of the root and their targets below the node's directory, from inode 20 on.
 const LINKS: [(&str, &str); 4] =
     [("local", ""), ("lxc", "/lxc"), ("openvz", "/openvz"), ("qemu-server", "/qemu-server")];
 const FIRST_FILE: u64 = 2;
@@ -106,7 +106,7 @@ impl NodeFs {
         let state = self.shared.state();
         let inode = state.tree.get(ino)?;
         let private = is_private(&state.tree.path(ino));
-        // Without quorum pmxcfs shows what it holds without w bits, but for the mount itself.
+        // Without quorum pmxcfs shows its files without w bits, but not the mount itself.
         let writable = ino == ROOT || state.cluster.quorate(&self.node);
         let shown = |perm: u16| if writable { perm } else { perm & !0o222 };
         Ok(match &inode.body {
@@ -142,7 +142,7 @@ impl NodeFs {
         }
     }
 
-    /// The forced mode may be asked for, any other may not; a file belongs to root and www-data.
+    /// Accepts a request for the forced mode, which changes nothing; any other mode is refused.
     fn may_chmod(&self, ino: u64, mode: u32) -> Result<(), Unix> {
         let perm = self.attr_of(ino)?.perm;
         if mode & 0o7777 == u32::from(perm) { Ok(()) } else { Err(Unix::EPERM) }
@@ -173,7 +173,7 @@ impl NodeFs {
     }
 }
 
-/// What of `setattr` matters here.
+/// Fields of `setattr` that are used here.
 struct Set {
     mode: Option<u32>,
     uid: Option<u32>,
@@ -330,7 +330,7 @@ impl Filesystem for NodeFs {
                 return;
             }
         }
-        // Something else has got its name since the kernel looked that up: it is to look again.
+        // Another file got this name since the kernel's lookup: the kernel must look it up again.
         if !virtual_file && !self.shared.state().tree.opened(ino.0) {
             reply.error(Errno::ESTALE);
             return;
@@ -350,7 +350,8 @@ impl Filesystem for NodeFs {
     ) {
         let made = text(name).and_then(|name| {
             self.shared.change(&self.node, |tree, now| match tree.create(parent.0, name, now) {
-                // Another node made it since the kernel looked: fine unless it is to be new.
+                // Another node created it since the kernel's lookup: fine unless O_EXCL was asked
+                // for.
                 Err(Unix::EEXIST) if flags & libc::O_EXCL == 0 => {
                     tree.lookup(parent.0, name).map_err(|_| Unix::EEXIST)
                 }

@@ -1,4 +1,4 @@
-//! What all mounts share: the tree, its copy on disk, and who is in the cluster.
+//! State that all mounts share: the tree, its copy on disk, and the cluster's membership.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use super::store::Store;
 use super::tree::{ROOT, Tree};
 use crate::process::Proc;
 
-/// How old what is known of the nodes' lives may be: to look costs more than what most calls do,
-/// and the real one's membership is much slower.
+/// Largest age of the recorded liveness of nodes: a check costs more than most calls, and the real
+/// membership is much slower.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// What tells every member that it is one, also before it has heard of the others.
+/// File that tells every node that it is a member, before it has heard of the others.
 const COROSYNC_CONF: &str = "corosync.conf";
 
 /// The tree and the cluster behind one lock, with the store that mirrors the tree.
@@ -26,7 +26,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     store: Store,
     started_s: u64,
-    /// Where the nodes' pid files are: a node is up as long as its init lives.
+    /// Pid files of the nodes: a node is up as long as its init lives.
     pids: BTreeMap<String, PathBuf>,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct State {
 }
 
 impl Shared {
-    /// Reads the tree from `root` and makes the directories that every cluster has. A member
+    /// Reads the tree from `root` and creates the directories that every cluster has. A member
     /// without a pid file counts as booted.
     pub(super) fn open(
         root: &Path,
@@ -81,7 +81,7 @@ impl Shared {
         })
     }
 
-    /// The state, with the membership as it was a moment ago.
+    /// Returns the state, with a membership of at most [`LOOK_EVERY`] ago.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
@@ -94,7 +94,7 @@ impl Shared {
         state
     }
 
-    /// Changes the tree as `node` would, if it has quorum, and writes the change to disk.
+    /// Changes the tree on behalf of `node`, if that has quorum, and writes the change to disk.
     pub(super) fn change<T>(
         &self,
         node: &str,
@@ -114,7 +114,7 @@ impl Shared {
         answer
     }
 
-    /// The text of a virtual file on `node`.
+    /// Returns the text of a virtual file on `node`.
     pub(super) fn virtual_file(&self, node: &str, name: &str) -> String {
         let state = self.state();
         match name {

@@ -1,5 +1,5 @@
-//! Keeps the tree on disk as plain files, so that a person can look at it and it survives the
-//! daemon. No fsync: pmxcfs, too, may lose its last writes at a power cut.
+//! Keeps the tree on disk as plain files: people can read it and it survives the daemon. No fsync:
+//! pmxcfs, too, may lose its last writes at a power cut.
 
 use std::fs;
 use std::io;
@@ -10,31 +10,31 @@ use anyhow::{Context as _, Result};
 
 use super::tree::{Change, Ino, ROOT, Tree};
 
-/// The directory that mirrors the tree.
+/// Directory that mirrors the tree.
 #[derive(Debug)]
 pub(super) struct Store {
     root: PathBuf,
 }
 
 impl Store {
-    /// Opens the directory, which is made where it is missing.
+    /// Opens the directory and creates it if it is missing.
     pub(super) fn open(root: &Path) -> Result<Store> {
         fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
         Ok(Store { root: root.to_owned() })
     }
 
-    /// Reads the tree back.
+    /// Reads the tree from disk.
     pub(super) fn load(&self) -> Result<Tree> {
         let mut tree = Tree::new(SystemTime::now());
         load_dir(&self.root, &mut tree, ROOT)
             .with_context(|| format!("cannot read {}", self.root.display()))?;
         tree.restart_counters();
-        // What was just read needs no writing.
+        // The changes of the load are on disk already.
         drop(tree.take_changes());
         Ok(tree)
     }
 
-    /// Writes what an operation on the tree has changed.
+    /// Writes the changes of an operation on the tree.
     pub(super) fn apply(&self, tree: &Tree, changes: Vec<Change>) -> io::Result<()> {
         for change in changes {
             match change {

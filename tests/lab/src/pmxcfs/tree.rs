@@ -1,66 +1,64 @@
-//! The tree behind /etc/pve: names, bytes and versions. Pure: it knows no FUSE, no clock and no disk;
-//! what a caller has to write to disk it leaves in `take_changes`.
+//! The tree behind /etc/pve: names, bytes and versions. Pure: no FUSE, no clock and no disk;
+//! `take_changes` returns what the caller has to write to disk.
 //!
-//! It refuses what pmxcfs refuses: a second `ID.conf` anywhere in the cluster, a file over 1 MiB,
-//! more than 128 MiB in all.
+//! The tree refuses what pmxcfs refuses: a second `ID.conf` anywhere in the cluster, a file over 1
+//! MiB, more than 128 MiB in all.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
 use nix::errno::Errno;
 
-/// The largest file that pmxcfs takes.
+/// Largest file that pmxcfs accepts, in bytes.
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;
-/// What all files together may hold.
+/// Largest size of all files together, in bytes.
 pub const TREE_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// How many files and directories there may be.
+/// Largest number of files and directories.
 pub const INODES_MAX: usize = 256 * 1024;
 
-/// The number of an inode; the root is 1 and the numbers below `FIRST` are left to virtual files.
+/// Number of an inode. The root is 1; numbers below `FIRST` are reserved for virtual files.
 pub type Ino = u64;
-/// The root directory.
+/// Inode of the root directory.
 pub const ROOT: Ino = 1;
-/// The first number that the tree gives out.
+/// First inode number that the tree assigns.
 pub const FIRST: Ino = 1000;
 
 /// A file or a directory.
 #[derive(Debug)]
 pub struct Inode {
-    /// The directory that holds it.
+    /// Directory that holds the inode.
     pub parent: Ino,
-    /// Its name there.
+    /// Name in that directory.
     pub name: String,
-    /// What it holds.
     pub body: Body,
-    /// When it was written last.
+    /// Time of the last write.
     pub mtime: SystemTime,
-    /// How many handles are open on it, over all mounts.
+    /// Number of open handles, over all mounts.
     open: u32,
-    /// False once it was removed or replaced; it lives on until the last handle is closed.
+    /// False once removed or replaced; the inode lives until its last handle is closed.
     linked: bool,
 }
 
-/// What an inode holds.
+/// Content of an inode.
 #[derive(Debug)]
 pub enum Body {
     /// Names to inodes.
     Dir(BTreeMap<String, Ino>),
-    /// Bytes.
     File(Vec<u8>),
 }
 
-/// The guest that an `ID.conf` stands for.
+/// The guest to which an `ID.conf` belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
-    /// The node whose directory holds the config.
+    /// Node whose directory holds the config.
     pub node: String,
-    /// `lxc` or `qemu`.
+    /// Kind of guest: `lxc` or `qemu`.
     pub kind: &'static str,
-    /// Counts the changes of the config.
+    /// Number of the config's last change.
     pub version: u64,
 }
 
-/// What has to be written to disk after an operation; paths are relative and name no root.
+/// A change that has to be written to disk; paths are relative to the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// The file's bytes or time changed.
@@ -69,7 +67,7 @@ pub enum Change {
     Mkdir(String),
     /// The file or the empty directory is gone.
     Remove(String),
-    /// It moved, over what stood there.
+    /// The file or directory moved from the first path to the second and replaced what was there.
     Rename(String, String),
 }
 
@@ -87,7 +85,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// An empty tree whose root carries `now`.
+    /// Creates an empty tree whose root has the time `now`.
     pub fn new(now: SystemTime) -> Tree {
         let root = Inode {
             parent: ROOT,
@@ -109,24 +107,24 @@ impl Tree {
         }
     }
 
-    /// The inode, if it is there or still open.
+    /// Returns the inode, if it exists or is still open.
     pub fn get(&self, ino: Ino) -> Result<&Inode, Errno> {
         self.inodes.get(&ino).ok_or(Errno::ENOENT)
     }
 
-    /// The inode of that name in a directory.
+    /// Returns the inode of that name in a directory.
     pub fn lookup(&self, dir: Ino, name: &str) -> Result<Ino, Errno> {
         self.dir(dir)?.get(name).copied().ok_or(Errno::ENOENT)
     }
 
-    /// The inode at a path such as `nodes/node1/lxc`.
+    /// Returns the inode at a path such as `nodes/node1/lxc`.
     pub fn at(&self, path: &str) -> Result<Ino, Errno> {
         path.split('/')
             .filter(|part| !part.is_empty())
             .try_fold(ROOT, |dir, part| self.lookup(dir, part))
     }
 
-    /// The path of an inode, without a leading slash.
+    /// Returns the path of an inode, without a leading slash.
     pub fn path(&self, ino: Ino) -> String {
         let mut parts = Vec::new();
         let mut at = ino;
@@ -139,7 +137,7 @@ impl Tree {
         parts.join("/")
     }
 
-    /// The names in a directory.
+    /// Returns the names in a directory.
     pub fn dir(&self, ino: Ino) -> Result<&BTreeMap<String, Ino>, Errno> {
         match &self.get(ino)?.body {
             Body::Dir(names) => Ok(names),
@@ -147,7 +145,7 @@ impl Tree {
         }
     }
 
-    /// The bytes of a file.
+    /// Returns the bytes of a file.
     pub fn file(&self, ino: Ino) -> Result<&[u8], Errno> {
         match &self.get(ino)?.body {
             Body::File(bytes) => Ok(bytes),
@@ -155,7 +153,7 @@ impl Tree {
         }
     }
 
-    /// Makes a file. There is none of that name, and no guest of that number elsewhere.
+    /// Creates a file. Fails if the name exists or a guest of that number is elsewhere.
     pub fn create(&mut self, dir: Ino, name: &str, now: SystemTime) -> Result<Ino, Errno> {
         self.vacant(dir, name)?;
         let path = join(&self.path(dir), name);
@@ -166,7 +164,7 @@ impl Tree {
         Ok(ino)
     }
 
-    /// Makes a directory.
+    /// Creates a directory.
     pub fn mkdir(&mut self, dir: Ino, name: &str, now: SystemTime) -> Result<Ino, Errno> {
         self.vacant(dir, name)?;
         let path = join(&self.path(dir), name);
@@ -175,7 +173,7 @@ impl Tree {
         Ok(ino)
     }
 
-    /// Writes into a file, which grows with zeros up to `offset` where it must.
+    /// Writes into a file; a gap before `offset` is filled with zeros.
     pub fn write(
         &mut self,
         ino: Ino,
@@ -197,7 +195,7 @@ impl Tree {
         Ok(data.len())
     }
 
-    /// Cuts or extends a file.
+    /// Truncates or extends a file.
     pub fn truncate(&mut self, ino: Ino, size: u64, now: SystemTime) -> Result<(), Errno> {
         let size = usize::try_from(size).map_err(|_| Errno::EFBIG)?;
         let len = self.file(ino)?.len();
@@ -208,7 +206,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Sets the time of the last change, which is how PVE keeps a lock of its own alive.
+    /// Sets the modification time, by which PVE keeps its own locks alive.
     pub fn set_mtime(&mut self, ino: Ino, mtime: SystemTime) -> Result<(), Errno> {
         self.inodes.get_mut(&ino).ok_or(Errno::ENOENT)?.mtime = mtime;
         let path = self.path(ino);
@@ -234,8 +232,8 @@ impl Tree {
         self.remove(dir, name, ino, now)
     }
 
-    /// Moves a file or directory, over a file that stands in its place. Refused where a guest of
-    /// the new name's number has its config elsewhere, unless that config is what moves.
+    /// Moves a file or directory and replaces a file at the new name. Refused if the guest of the
+    /// new name's number has its config elsewhere, unless that config is what moves.
     pub fn rename(
         &mut self,
         dir: Ino,
@@ -277,13 +275,13 @@ impl Tree {
         Ok(())
     }
 
-    /// Notes that a handle was opened; false when the file is gone.
+    /// Counts an opened handle; returns false if the file is gone.
     pub fn opened(&mut self, ino: Ino) -> bool {
         let inode = self.inodes.get_mut(&ino);
         inode.map(|inode| inode.open += 1).is_some()
     }
 
-    /// Notes that a handle was closed; a removed file goes with its last one.
+    /// Counts a closed handle; a removed file is freed with its last one.
     pub fn released(&mut self, ino: Ino) {
         let gone = match self.inodes.get_mut(&ino) {
             Some(inode) => {
@@ -297,22 +295,22 @@ impl Tree {
         }
     }
 
-    /// The guests of the cluster by number.
+    /// Returns the guests of the cluster by number.
     pub fn guests(&self) -> &BTreeMap<u32, Guest> {
         &self.guests
     }
 
-    /// Counts the changes of `.vmlist`.
+    /// Returns the number of changes of `.vmlist`.
     pub fn vmlist_version(&self) -> u64 {
         self.vmlist_version
     }
 
-    /// How often a file such as `storage.cfg` was changed since the start, for `.version`.
+    /// Returns how often a file such as `storage.cfg` changed since the start, for `.version`.
     pub fn file_version(&self, path: &str) -> u64 {
         self.versions.get(path).copied().unwrap_or(1)
     }
 
-    /// Counts from the start again, as pmxcfs does when it starts.
+    /// Resets the counters, as pmxcfs does when it starts.
     pub fn restart_counters(&mut self) {
         self.versions.clear();
         self.vmlist_version = 1;
@@ -323,7 +321,7 @@ impl Tree {
         }
     }
 
-    /// What to write to disk since the last call.
+    /// Returns the changes since the last call, for the disk.
     pub fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
     }
@@ -420,7 +418,7 @@ impl Tree {
     }
 
     fn touched(&mut self, ino: Ino) {
-        // A removed file that is still open must not write over what has taken its name.
+        // A removed file that is still open must not overwrite the file that now has its name.
         if self.inodes.get(&ino).is_some_and(|inode| inode.linked) {
             let path = self.path(ino);
             self.written(&path);
@@ -449,7 +447,7 @@ impl Tree {
     }
 }
 
-/// The guest that a path such as `nodes/node1/lxc/100.conf` stands for.
+/// Returns the guest to which a path such as `nodes/node1/lxc/100.conf` belongs.
 pub fn guest_of(path: &str) -> Option<(u32, String, &'static str)> {
     let mut parts = path.split('/');
     let (root, node, dir, file) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -465,7 +463,7 @@ pub fn guest_of(path: &str) -> Option<(u32, String, &'static str)> {
         .then(|| (vmid, node.to_owned(), kind))
 }
 
-/// True below `priv/` and `nodes/NODE/priv/`, where files are for root alone.
+/// Returns true below `priv/` and `nodes/NODE/priv/`, where only root may read files.
 pub fn is_private(path: &str) -> bool {
     let mut parts = path.split('/');
     match parts.next() {

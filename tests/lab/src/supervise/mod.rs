@@ -1,7 +1,7 @@
-//! Keeps services running, on the machine and in each node: the same code is the init of a node.
+//! Keeps services running on the machine and in each node, where the same code is the init.
 //!
-//! `service` is what a service is, `order` how the lab gives orders, `supervisor` the loop,
-//! `spawn` how a process starts.
+//! `service` defines a service, `order` sends orders, `supervisor` is the loop, `spawn` starts
+//! processes.
 
 pub mod order;
 pub mod service;

@@ -1,4 +1,4 @@
-//! The orders that a supervisor takes over its unix socket.
+//! Orders to a supervisor over its unix socket.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,79 +9,65 @@ use serde::{Deserialize, Serialize};
 use super::service::{Service, State, Status};
 use crate::wire;
 
-/// An order to a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Order {
-    /// Say how the services are.
+    /// Returns the states of the services.
     Status,
-    /// These are the services from now on: new ones start, changed ones start again, others end.
+    /// Replaces the list of services: new ones start, changed ones restart, others end.
     Put {
-        /// All of them.
+        /// The whole list.
         services: Vec<Service>,
     },
-    /// Start it, unless it runs.
-    Start {
-        /// Its name.
-        name: String,
-    },
-    /// SIGTERM, SIGKILL after a while; it stays stopped.
-    Stop {
-        /// Its name.
-        name: String,
-    },
-    /// SIGKILL; it is started again as its definition says, unless it is to be held.
+    /// Starts a service, unless it runs.
+    Start { name: String },
+    /// Sends SIGTERM, and SIGKILL after a while; the service stays stopped.
+    Stop { name: String },
+    /// Sends SIGKILL; the service restarts as its definition says, unless `hold` is set.
     Kill {
-        /// Its name.
         name: String,
-        /// Keep it stopped.
+        /// Whether to keep the service stopped.
         hold: bool,
     },
-    /// Stop it, and start it once it has ended.
-    Restart {
-        /// Its name.
-        name: String,
-    },
-    /// Answer once the service is so.
+    /// Stops a service, and starts it once it has ended.
+    Restart { name: String },
+    /// Answers once the service has a state.
     Wait {
-        /// Its name.
         name: String,
-        /// Ready or stopped.
+        /// State to wait for: ready or stopped.
         state: State,
-        /// How long at most.
+        /// Longest wait in milliseconds.
         within_ms: u64,
     },
-    /// Stop all services and end.
+    /// Stops all services and ends the supervisor.
     End,
 }
 
-/// What a supervisor answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// Why the order failed.
+    /// Reason why the order failed.
     pub error: Option<String>,
-    /// How the services are.
     pub services: Vec<Status>,
 }
 
-/// A supervisor, by its socket.
+/// A supervisor, identified by its socket.
 #[derive(Debug, Clone)]
 pub struct Services {
     socket: PathBuf,
 }
 
 impl Services {
-    /// The supervisor that listens on `socket`.
+    /// Returns the supervisor that listens on `socket`.
     pub fn at(socket: &Path) -> Services {
         Services { socket: socket.to_owned() }
     }
 
-    /// How all services are.
+    /// Returns the states of all services.
     pub fn status(&self) -> Result<Vec<Status>> {
         self.give(&Order::Status)
     }
 
-    /// How one service is.
+    /// Returns the state of one service.
     pub fn status_of(&self, name: &str) -> Result<Status> {
         let all = self.status()?;
         all.into_iter()
@@ -106,7 +92,8 @@ impl Services {
         self.wait(name, State::Stopped, within)
     }
 
-    /// Kills a service. Held, it is waited for and stays down; else its definition says.
+    /// Kills a service. With `hold`, waits for its end and keeps it down; otherwise its definition
+    /// decides whether it restarts.
     pub fn kill(&self, name: &str, hold: bool, within: Duration) -> Result<()> {
         self.give(&Order::Kill { name: name.to_owned(), hold })?;
         if hold { self.wait(name, State::Stopped, within) } else { Ok(()) }
@@ -118,7 +105,7 @@ impl Services {
         self.wait(name, State::Ready, within)
     }
 
-    /// Waits until a service is so.
+    /// Waits until a service has a state.
     pub fn wait(&self, name: &str, state: State, within: Duration) -> Result<()> {
         let within_ms = u64::try_from(within.as_millis())?;
         let order = Order::Wait { name: name.to_owned(), state, within_ms };

@@ -1,4 +1,4 @@
-//! What a service is, as data.
+//! Definition and state of a service, as data.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,29 +8,29 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// A program that is kept running.
+/// A program that the supervisor keeps running.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// Its name in orders and in the file names of its log.
+    /// Name in orders and in the file names of the log.
     pub name: String,
-    /// The program, by absolute path, and its arguments.
+    /// Absolute path of the program, and its arguments.
     pub argv: Vec<String>,
-    /// Its whole environment, but for PATH, HOME and NOTIFY_SOCKET.
+    /// Whole environment, except for PATH, HOME and NOTIFY_SOCKET.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Where stdout and stderr go, at the end of what is there.
+    /// File to which stdout and stderr are appended.
     pub log: PathBuf,
-    /// When it is started again by itself.
+    /// Policy of automatic restarts.
     #[serde(default)]
     pub restart: Restart,
-    /// It says READY=1 over NOTIFY_SOCKET; else it is ready as soon as it runs.
+    /// Whether the service sends READY=1 over NOTIFY_SOCKET; otherwise it is ready once it runs.
     #[serde(default)]
     pub notify: bool,
-    /// It starts with its supervisor.
+    /// Whether the service starts with its supervisor.
     #[serde(default = "yes")]
     pub autostart: bool,
-    /// The named network namespace that it runs in, if not its supervisor's.
+    /// Named network namespace of the service, if not its supervisor's.
     #[serde(default)]
     pub netns: Option<String>,
 }
@@ -39,45 +39,41 @@ fn yes() -> bool {
     true
 }
 
-/// When a service is started again by itself.
+/// Policy of automatic restarts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
-    /// Never.
     #[default]
     No,
-    /// When it did not exit with 0.
+    /// After an exit code other than 0 or a signal.
     OnFailure,
-    /// However it ended.
+    /// After every end.
     Always,
 }
 
-/// How a service is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It does not run and will not by itself.
+    /// Not running, with no start pending.
     Stopped,
-    /// It runs and has not said that it is ready.
+    /// Running, but not ready yet.
     Starting,
-    /// It runs.
+    /// Running and ready.
     Ready,
-    /// It ended and is about to be started again.
+    /// Ended, with a restart pending.
     Waiting,
 }
 
-/// How a service is, for the one who asks.
+/// Report on a service in an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Its name.
     pub name: String,
-    /// How it is.
     pub state: State,
-    /// Its process, as its supervisor sees it.
+    /// Pid as the supervisor sees it.
     pub pid: Option<i32>,
-    /// How often it was started again by itself.
+    /// Number of automatic restarts.
     pub restarts: u32,
-    /// How it ended last: `exit code 1`, `killed by SIGKILL`.
+    /// Last end: `exit code 1`, `killed by SIGKILL`.
     pub last_end: Option<String>,
 }
 
@@ -112,7 +108,7 @@ pub fn save(file: &Path, services: &[Service]) -> Result<()> {
     fs::rename(&new, file).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// A service's name is part of paths.
+/// Checks the name of a service, which becomes part of paths.
 pub fn check(service: &Service) -> Result<()> {
     let name = &service.name;
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';

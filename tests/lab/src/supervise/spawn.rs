@@ -1,4 +1,4 @@
-//! How a service's process starts.
+//! Starts the process of a service.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -16,18 +16,18 @@ use super::service::Service;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the supervisor adds to each of its services.
+/// Settings that the supervisor adds to each of its services.
 #[derive(Debug)]
 pub(super) struct Surroundings<'a> {
-    /// The cgroup to start in; none leaves it in the supervisor's.
+    /// Cgroup to start in; none leaves the process in the supervisor's.
     pub(super) cgroup: Option<&'a Path>,
-    /// The socket for READY=1.
+    /// Socket for READY=1.
     pub(super) notify: Option<&'a Path>,
-    /// It dies when the supervisor dies.
+    /// Whether the process dies with the supervisor.
     pub(super) bound: bool,
 }
 
-/// Starts the process and returns its number.
+/// Starts the process and returns its pid.
 #[expect(unsafe_code, reason = "what a child does to itself before exec goes through pre_exec")]
 pub(super) fn spawn(service: &Service, around: &Surroundings<'_>) -> Result<i32> {
     let (program, args) = service.argv.split_first().context("an empty command")?;
@@ -55,12 +55,12 @@ pub(super) fn spawn(service: &Service, around: &Surroundings<'_>) -> Result<i32>
     command.stdout(log.try_clone()?).stderr(log);
     let bound = around.bound;
     let before_exec = move || {
-        // A session of its own, so that no terminal and no group signal of the lab reaches it.
+        // Its own session, so that no terminal and no group signal of the lab reaches it.
         setsid()?;
         if bound {
             set_pdeathsig(Signal::SIGKILL)?;
         }
-        // The supervisor reads its signals from a descriptor and has them blocked.
+        // The supervisor blocks its signals and reads them from a descriptor.
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
         if let Some(mut procs) = cgroup.as_ref() {
             procs.write_all(b"0")?;
@@ -70,8 +70,8 @@ pub(super) fn spawn(service: &Service, around: &Surroundings<'_>) -> Result<i32>
         }
         Ok(())
     };
-    // SAFETY: the supervisor has one thread, so the child may call anything; what it calls here
-    // are plain system calls on descriptors that were opened before the fork.
+    // SAFETY: the supervisor has one thread, so the child may call anything; its calls here are
+    // plain system calls on descriptors that were opened before the fork.
     unsafe { command.pre_exec(before_exec) };
     let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     Ok(child.id().cast_signed())

@@ -1,8 +1,8 @@
-//! The loop that keeps services running: one thread that waits for a child's end, an order, a
+//! The loop that keeps services running: one thread that waits for the end of a child, an order, a
 //! READY=1 or a deadline, whichever comes first.
 //!
-//! One thread, because a service that is bound to its supervisor dies with the *thread* that
-//! started it, and because a child that ends must never be reaped by two.
+//! One thread, because a bound service dies with the *thread* that started it, and because two
+//! threads must never reap the same child.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,25 +27,24 @@ use crate::wire;
 const KILL_AFTER_TERM: Duration = Duration::from_secs(10);
 const DELAY_MIN: Duration = Duration::from_millis(100);
 const DELAY_MAX: Duration = Duration::from_secs(5);
-/// A service that ran this long starts again without a longer delay.
+/// Run time after which a service restarts without a longer delay.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
 const WAITERS_MAX: usize = 256;
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Where a supervisor works.
+/// Paths and options of a supervisor.
 #[derive(Debug, Clone)]
 pub struct Place {
-    /// Its socket for orders; the sockets for READY=1 are made beside it.
+    /// Socket for orders; the sockets for READY=1 are created beside it.
     pub socket: PathBuf,
-    /// The list of its services.
+    /// File with the list of services.
     pub services: PathBuf,
-    /// The cgroup below which each service has its own.
+    /// Cgroup below which each service has its own.
     pub slice: Option<PathBuf>,
-    /// Its services die when it dies. An init needs that not: the kernel sees to it.
+    /// Whether services die with the supervisor. An init does not need this: the kernel does it.
     pub bound: bool,
 }
 
-/// The supervisor of one place.
 #[derive(Debug)]
 pub struct Supervisor {
     place: Place,
@@ -62,7 +61,7 @@ struct Running {
     state: State,
     pid: Option<i32>,
     since: Instant,
-    /// What happens once it has ended.
+    /// Action after the end of the process.
     then: Then,
     kill_at: Option<Instant>,
     start_at: Option<Instant>,
@@ -89,7 +88,7 @@ struct Waiter {
 }
 
 impl Supervisor {
-    /// Listens and starts what starts by itself.
+    /// Listens for orders and starts the services that start automatically.
     pub fn start(place: Place) -> Result<Supervisor> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
@@ -114,7 +113,7 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// Works until it is told to end and its services have ended.
+    /// Runs until the supervisor is told to end and its services have ended.
     pub fn run(mut self) -> Result<()> {
         while !(self.ending && self.services.iter().all(|s| s.pid.is_none())) {
             let ready = self.wait_for_something()?;
@@ -131,7 +130,7 @@ impl Supervisor {
             self.do_what_is_due(Instant::now());
             self.answer_waiters(Instant::now());
         }
-        // The socket goes last: whoever waits for the end looks for it.
+        // The socket is removed last: waiting processes take that as the end.
         fs::remove_file(&self.place.socket).context("cannot remove the socket")
     }
 
@@ -145,7 +144,7 @@ impl Supervisor {
             .chain(self.waiters.iter().map(|w| w.deadline))
             .min();
         let wait = due.map_or(IDLE, |due| due.saturating_duration_since(now)).min(IDLE);
-        // Rounded up, or the loop would spin through the last millisecond.
+        // Rounded up; otherwise the loop would spin through the last millisecond.
         let timeout = PollTimeout::try_from(wait + Duration::from_millis(1))?;
         let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
@@ -224,7 +223,7 @@ impl Supervisor {
                     service.then = Then::Stay;
                     service.start_at = None;
                 }
-                // Somebody wanted that: it is no reason to start it later each time.
+                // The kill was ordered, so it must not lengthen the delay of the restart.
                 service.delay = Duration::ZERO;
                 service.signal(Signal::SIGKILL);
             }
@@ -330,10 +329,10 @@ impl Supervisor {
                     (pid, format!("killed by {signal}"), false)
                 }
                 Err(Errno::EINTR) => continue,
-                // Stops and continues are not asked for; anything else means that none is left.
+                // Stops and continues are not reported; anything else means that no child is left.
                 Ok(_) | Err(_) => return,
             };
-            // A process that is no service was left to an init by its parent.
+            // Another pid is an orphan that the kernel gave to this init.
             let pid = Some(pid.as_raw());
             if let Some(service) = self.services.iter_mut().find(|s| s.pid == pid) {
                 service.ended(&how, clean);
@@ -369,7 +368,7 @@ impl Supervisor {
         self.waiters = left;
     }
 
-    /// None: wait on. Else the error, or that there is none.
+    /// Returns none while the waiter must wait; otherwise the error, if there is one.
     fn outcome(&self, waiter: &Waiter, now: Instant) -> Option<Option<String>> {
         let name = &waiter.name;
         let Ok(index) = self.find(name) else {
@@ -492,7 +491,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some((_, path)) = &self.notify {
-            // It may be gone with the directory.
+            // The socket may be gone with its directory.
             drop(fs::remove_file(path));
         }
     }

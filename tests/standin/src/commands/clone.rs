@@ -1,5 +1,5 @@
-//! `pct clone`: the parent's half. It takes the number, locks the source and writes the new
-//! configuration; the worker makes the volume.
+//! `pct clone`, the parent's part: reserves the number, locks the source and writes the new
+//! configuration; the worker creates the volume.
 
 use super::clone_work::Plan;
 use super::{Entry, Work, in_worker};
@@ -33,8 +33,8 @@ pub(super) const ENTRY: Entry = Entry {
     run,
 };
 
-/// Real `pct` makes the number its own first (a configuration with nothing but `lock: create`),
-/// then locks the source, then writes what the new container will be.
+/// Clones in the order of the real `pct`: reserves the number (a configuration with only `lock:
+/// create`), then locks the source, then writes the new container's configuration.
 fn run(ctx: &mut Ctx, args: &Args) -> Result {
     let (vmid, newid) = (args.vmid(0), args.vmid(1));
     cluster::check_quorum(ctx)?;
@@ -79,7 +79,7 @@ fn check_target(ctx: &Ctx, args: &Args) -> Result {
     }
 }
 
-/// What the worker will do; every reason against it is found before anything is changed.
+/// Plans the worker's job; every refusal happens here, before anything is changed.
 fn plan(ctx: &Ctx, args: &Args, source: &Conf) -> Result<Plan> {
     let (vmid, newid) = (args.vmid(0), args.vmid(1));
     let section = section(args, source)?;
@@ -120,7 +120,7 @@ fn reserve(ctx: &Ctx, newid: u32) -> Result {
     cluster::create(ctx, newid, &bare)
 }
 
-/// A second clone of the same source does not wait: it finds the lock and fails.
+/// Locks the source. A second clone of the same source finds the lock and fails without waiting.
 fn lock_source(ctx: &Ctx, vmid: u32) -> Result {
     let _held = locks::config(ctx, vmid)?;
     let mut conf = cluster::load_quiet(ctx, vmid)?;
@@ -140,8 +140,8 @@ fn write_conf(ctx: &Ctx, vmid: u32, newid: u32, conf: &Conf) -> Result {
     Ok(())
 }
 
-/// Everything is copied but what belongs to the source alone; each interface gets an address of
-/// its own. The volume comes later.
+/// Copies the configuration except for the keys that belong only to the source; each interface gets
+/// a new hardware address. The volume is added later.
 fn new_conf(_ctx: &Ctx, args: &Args, source: &Conf) -> Conf {
     let mut section = section(args, source).cloned().unwrap_or_default();
     let dropped = |key: &String| {

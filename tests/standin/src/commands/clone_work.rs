@@ -1,4 +1,4 @@
-//! `pct clone`: the worker's half, with its undo.
+//! `pct clone`, the worker's part, with its undo.
 
 use std::cell::RefCell;
 
@@ -14,20 +14,20 @@ use crate::storage::pool;
 use crate::storage::usable;
 use crate::storage::volume::{MountPoint, Volume};
 
-/// One clone.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) vmid: u32,
     pub(crate) newid: u32,
     pub(crate) full: bool,
     pub(crate) snapshot: Option<String>,
-    /// The source's `rootfs` line.
+    /// `rootfs` line of the source.
     pub(crate) rootfs: String,
     pub(crate) storage: Option<String>,
 }
 
 pub(super) fn work(ctx: &Ctx, plan: &Plan) -> Result {
-    // What has been made and noted; a volume under way is in neither list nor configuration.
+    // Volumes created and recorded so far; a volume in progress is in neither list nor
+    // configuration.
     let made = RefCell::new(Vec::new());
     let done = make(ctx, plan, &made);
     match done {
@@ -87,8 +87,8 @@ fn write_rootfs(ctx: &Ctx, plan: &Plan, volume: &Volume) -> Result {
     cluster::save(ctx, plan.newid, &conf)
 }
 
-/// The volume is mounted for a moment to take the source's identity out of it. Whoever is killed in
-/// this step leaves the mount.
+/// Mounts the volume for a moment to remove the source's identity from it. If the process is killed
+/// in this step, the mount stays.
 fn dress(ctx: &Ctx, newid: u32, volume: &Volume) -> Result {
     let path = pool::existing(ctx, volume)?;
     let mounted = guest::mount_rootfs(ctx, newid, &path).is_ok();

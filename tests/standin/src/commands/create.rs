@@ -1,5 +1,5 @@
-//! `pct create`, as far as the lab and tests need it: from an archive or a directory, one root
-//! volume, one address.
+//! `pct create`, as far as the lab and tests need it: from an archive or a directory, with one root
+//! volume and one address.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,11 +50,11 @@ pub(super) const ENTRY: Entry = Entry {
     run,
 };
 
-/// One new container.
+/// Plan of one new container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     vmid: u32,
-    /// An archive or a directory.
+    /// Source: an archive or a directory.
     from: PathBuf,
     storage: String,
     size_gib: u64,

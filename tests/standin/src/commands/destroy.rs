@@ -1,4 +1,4 @@
-//! `pct destroy`. The volumes go first and the configuration last, which is why a destroy without
+//! `pct destroy`. The volumes are removed first and the configuration last; so a destroy without
 //! quorum leaves a configuration without a volume.
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,6 @@ pub(super) const ENTRY: Entry = Entry {
     run,
 };
 
-/// One destroy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     vmid: u32,
@@ -57,7 +56,7 @@ fn check(ctx: &Ctx, plan: &Plan, conf: &Conf) -> Result {
     if conf.main.flag("protection") {
         return Err(Failure::new(format!("can't remove CT {vmid} - protection mode enabled")));
     }
-    // What a destroy without quorum leaves behind can be destroyed again.
+    // The remnant of a destroy without quorum can be destroyed again.
     if conf.main.get("lock") != Some("destroyed") {
         cluster::check_lock(conf)?;
     }
@@ -102,7 +101,7 @@ fn free_volumes(ctx: &Ctx, plan: &Plan, conf: &Conf) -> Result {
         for name in conf.snapshots.keys() {
             ignore(pool::drop_snapshot(ctx, &volume, name));
         }
-        // Somebody else's volume in our configuration is not ours to remove.
+        // A volume of another guest in this configuration must not be removed.
         if volume.owner() == Some(plan.vmid) {
             pool::free(ctx, &volume)?;
         }

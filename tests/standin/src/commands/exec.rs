@@ -1,5 +1,5 @@
-//! `pct exec`: a check, then this process becomes `lxc-attach`. The caller's environment and open
-//! files go in with it, and a killed caller leaves the command alive inside, as on the real one.
+//! `pct exec`: a check, then this process becomes `lxc-attach`. As with the real `pct`, the
+//! caller's environment and open files are inherited, and the command survives a killed caller.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -45,8 +45,8 @@ fn run(ctx: &mut Ctx, args: &Args) -> Result {
     Err(Failure::new(format!("exec failed: {error}")))
 }
 
-/// Not `Command::exec`, which would give the program the default action for SIGPIPE: what the real
-/// one runs has it ignored, and a command whose reader goes sees an error instead of a signal.
+/// Executes the program with SIGPIPE ignored, as the real `pct` does: a command whose reader is
+/// gone sees an error instead of a signal. `Command::exec` would restore the default action.
 fn become_program(command: &Command) -> Errno {
     let c_string = |word: &OsStr| CString::new(word.as_bytes()).unwrap_or_default();
     let words = std::iter::once(command.get_program()).chain(command.get_args());

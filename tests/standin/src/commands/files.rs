@@ -1,4 +1,4 @@
-//! `pct push` and `pct pull`. A failure of the work exits 0, as on the real one.
+//! `pct push` and `pct pull`. If the work fails, the exit code is 0, as with the real `pct`.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -50,7 +50,6 @@ pub(super) const PULL: Entry = Entry {
     },
 };
 
-/// One copy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) vmid: u32,
@@ -109,7 +108,7 @@ pub(super) fn pull(ctx: &Ctx, plan: &Plan) -> Result {
 }
 
 /// Opens a path with the container's root as the root, as the container's own root user: the mount
-/// has no host ids to give a new file.
+/// has no mapping for host ids, so they could not own a new file.
 fn open_inside(ctx: &Ctx, plan: &Plan, path: &PathBuf, flags: OFlags) -> io::Result<File> {
     let pid = state::init_pid(ctx, plan.vmid).ok().flatten();
     let pid = pid.ok_or_else(|| io::Error::other("not running"))?;
@@ -120,7 +119,7 @@ fn open_inside(ctx: &Ctx, plan: &Plan, path: &PathBuf, flags: OFlags) -> io::Res
         setfsuid(NixUid::from_raw(id));
     };
     become_user(FIRST_ID);
-    // openat2 refuses a mode where nothing is created.
+    // openat2 refuses a mode if nothing is created.
     let new = flags.contains(OFlags::CREATE);
     let mode = if new { Mode::from_raw_mode(0o600) } else { Mode::empty() };
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

@@ -1,4 +1,4 @@
-//! `pct list`: this node's containers; nothing at all when there is none.
+//! `pct list`: this node's containers; prints nothing when there are none.
 
 use super::Entry;
 use super::status::complain_about_memory;
@@ -17,12 +17,12 @@ fn run(ctx: &mut Ctx, _args: &Args) -> Result {
     let sockets = state::sockets();
     let mut lines = Vec::new();
     for vmid in cluster::own_vmids(ctx) {
-        // Between the listing and the reading it may have gone.
+        // The container may have been removed between the listing and the read.
         let Ok(conf) = cluster::load(ctx, vmid) else { continue };
         complain_about_memory(ctx, &conf)?;
         let running = state::is_listed(ctx, &sockets, vmid);
         if running {
-            // One hanging monitor makes the list of the whole node hang.
+            // One hanging monitor makes the node's whole list hang.
             state::wait_for_monitor(ctx, vmid)?;
         }
         let status = if running { "running" } else { "stopped" };

@@ -26,7 +26,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, Result};
 use crate::task::{self, Job};
 
-/// A sub-command: how it is called and what its parent does.
+/// A sub-command: its specification and the parent's part.
 pub(crate) struct Entry {
     pub(crate) spec: Spec,
     pub(crate) run: fn(&mut Ctx, &Args) -> Result,
@@ -60,7 +60,7 @@ const ENTRIES: &[Entry] = &[
     unlock::ENTRY,
 ];
 
-/// What a worker does.
+/// Job of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Work {
     Clone(clone_work::Plan),
@@ -81,7 +81,7 @@ pub(crate) enum Work {
     Template { vmid: u32 },
 }
 
-/// Does a job inside a worker.
+/// Runs a job inside a worker.
 pub(crate) fn work(ctx: &Ctx, work: &Work) -> Result {
     match work {
         Work::Clone(plan) => clone_work::work(ctx, plan),
@@ -107,7 +107,7 @@ pub(crate) fn work(ctx: &Ctx, work: &Work) -> Result {
     }
 }
 
-/// Runs a job in a worker, listed as a task of a kind under a container.
+/// Runs a job in a worker, as a task of the given kind and container.
 pub(crate) fn in_worker(ctx: &mut Ctx, kind: &str, id: u32, work: Work) -> Result {
     let job = Job {
         kind: kind.to_owned(),
@@ -121,7 +121,7 @@ pub(crate) fn in_worker(ctx: &mut Ctx, kind: &str, id: u32, work: Work) -> Resul
     task::run(ctx, &job)
 }
 
-/// `pct ARGS`.
+/// Runs `pct ARGS`.
 pub(crate) fn main(ctx: &mut Ctx, argv: &[String]) -> Result {
     let Some((name, rest)) = argv.split_first() else {
         return Err(Failure::new(format!("ERROR: no command specified\n{}", usage::all())));
@@ -143,7 +143,7 @@ pub(crate) fn main(ctx: &mut Ctx, argv: &[String]) -> Result {
     ctx.point("end")
 }
 
-/// A fault plan speaks of a clone's new container, and of its source as the template.
+/// Records the containers for fault rules: a clone's `vmid` is the new one, `template` its source.
 fn name_subject(ctx: &mut Ctx, spec: &Spec, args: &Args) {
     let first = args.at(0).parse().ok();
     if spec.name == "clone" {

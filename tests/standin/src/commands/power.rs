@@ -1,4 +1,4 @@
-//! `pct stop`, `shutdown`, `reboot`, and the two that only pretend: `suspend` and `resume`.
+//! `pct stop`, `shutdown`, `reboot`, and two that always fail: `suspend` and `resume`.
 
 use super::{Entry, Work, in_worker, start};
 use crate::args::{Args, Kind, Spec};
@@ -10,9 +10,9 @@ use crate::locks;
 use crate::lxc::{control, state};
 
 const VMID: &[(&str, Kind)] = &[("vmid", Kind::Vmid)];
-/// How long a shutdown waits when nobody says.
+/// Default timeout of a shutdown, in seconds.
 const SHUTDOWN_S: u64 = 60;
-/// A bound on what a caller may wait for.
+/// Longest timeout that a caller may give, in seconds.
 const LONGEST_S: u64 = 86_400;
 
 pub(super) const STOP: Entry = Entry {
@@ -83,7 +83,7 @@ pub(super) const RESUME: Entry = Entry {
     },
 };
 
-/// A container that does not exist is not running either.
+/// Fails if the container does not run; one that does not exist does not run either.
 fn check_running(ctx: &Ctx, vmid: u32, noun: &str) -> Result {
     if state::is_running(ctx, vmid) {
         return Ok(());

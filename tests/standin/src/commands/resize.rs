@@ -1,4 +1,5 @@
-//! `pct resize`. A failure of the work exits 0, as on the real one; a smaller size is refused before.
+//! `pct resize`. If the work fails, the exit code is 0, as with the real `pct`; a smaller size is
+//! refused before.
 
 use super::template::exit_zero;
 use super::{Entry, Work, in_worker};
@@ -57,7 +58,7 @@ fn root(conf: &Conf) -> Result<MountPoint> {
     Ok(MountPoint::parse(line))
 }
 
-/// The size is a number in the configuration: a subvolume here has no quota.
+/// Changes only the size in the configuration: a subvolume here has no quota.
 pub(super) fn work(ctx: &Ctx, vmid: u32, bytes: u64) -> Result {
     let _held = locks::config(ctx, vmid)?;
     let mut conf = cluster::load(ctx, vmid)?;
@@ -67,7 +68,7 @@ pub(super) fn work(ctx: &Ctx, vmid: u32, bytes: u64) -> Result {
     let volume = Volume::parse(&point.source)?;
     ctx.step("volume", || {
         pool::existing(ctx, &volume)?;
-        // Of one that runs the kernel has the file system mounted, and waits for nobody.
+        // The kernel has a running container's file system mounted already, so nothing waits.
         if !state::is_running(ctx, vmid) {
             ctx.wait_for_mmp("e2fsck 1.47.2 (1-Jan-2025)")?;
             ctx.wait_for_mmp("resize2fs 1.47.2 (1-Jan-2025)")?;
@@ -79,7 +80,7 @@ pub(super) fn work(ctx: &Ctx, vmid: u32, bytes: u64) -> Result {
     ctx.step("write", || cluster::save(ctx, vmid, &conf))
 }
 
-/// As PVE writes it: in the largest unit that leaves no rest.
+/// Formats a size as PVE writes it: in the largest unit that divides it.
 fn size(bytes: u64) -> String {
     let units = [("T", 40), ("G", 30), ("M", 20), ("K", 10)];
     let fits = units.iter().find(|(_, shift)| bytes.trailing_zeros() >= *shift);

@@ -63,7 +63,7 @@ const SPEC: Spec = Spec {
     usage: "<vmid> [OPTIONS]",
 };
 
-/// Settings that a running container takes only at its next start.
+/// Settings that a running container takes over only at its next start.
 const AT_NEXT_START: &[&str] =
     &["arch", "cmode", "console", "entrypoint", "features", "ostype", "rootfs", "timezone", "tty"];
 
@@ -86,7 +86,7 @@ fn run(ctx: &mut Ctx, args: &Args) -> Result {
     let running = state::is_running(ctx, vmid);
     change.apply(ctx, &mut conf, running)?;
     ctx.step("write", || cluster::save(ctx, vmid, &conf))?;
-    // Only now, as on the real one: a refused bridge stands in the configuration all the same.
+    // Only now, as in the real `pct`: the configuration keeps a bridge that is then refused.
     for (_, value) in conf.main.numbered("net") {
         check_bridge(ctx, &Net::parse(value))?;
     }
@@ -114,7 +114,7 @@ fn check_digest(ctx: &Ctx, vmid: u32, given: Option<&str>) -> Result {
     Err(Failure::new(text))
 }
 
-/// What the command line asks for.
+/// Changes that the command line asks for.
 struct Change {
     set: BTreeMap<String, String>,
     delete: Vec<String>,
@@ -138,7 +138,7 @@ impl Change {
         Ok(Self { set, delete, revert: list(args.get("revert")) })
     }
 
-    /// What no container may have.
+    /// Fails on settings that no container may have.
     fn check(&self) -> Result {
         if let Some(key) = ["unprivileged", "template"].iter().find(|k| self.set.contains_key(**k))
         {

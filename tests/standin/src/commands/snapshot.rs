@@ -87,7 +87,7 @@ pub(super) fn take(ctx: &Ctx, vmid: u32, name: &str, description: Option<&str>) 
     let volume = ctx.step("prepare", || prepare(ctx, vmid, name, description))?;
     let taken = freeze_around(ctx, vmid, || pool::take_snapshot(ctx, &volume, name));
     if let Err(failure) = taken {
-        // One that is cut short stays in the configuration, in the state of its preparation.
+        // An interrupted snapshot stays in the configuration, in the state of its preparation.
         ctx.undo(|| ignore(drop_lock(ctx, vmid, name, failure.interrupted)));
         return Err(failure);
     }
@@ -101,7 +101,7 @@ pub(super) fn take(ctx: &Ctx, vmid: u32, name: &str, description: Option<&str>) 
     ctx.step("write", || cluster::save(ctx, vmid, &conf))
 }
 
-/// The section and the lock stand in the configuration while the volume is worked on.
+/// Writes the section and the lock, which stay in the configuration while the volume is copied.
 fn prepare(ctx: &Ctx, vmid: u32, name: &str, description: Option<&str>) -> Result<Volume> {
     let _held = ctx.step("lock", || locks::config(ctx, vmid))?;
     let mut conf = cluster::load(ctx, vmid)?;
@@ -135,9 +135,9 @@ fn drop_lock(ctx: &Ctx, vmid: u32, name: &str, keep_section: bool) -> Result {
     cluster::save(ctx, vmid, &conf)
 }
 
-/// A container that runs is frozen by its monitor meanwhile. One that somebody has already frozen
-/// makes the monitor wait for an event that never comes. One whose inner cgroup alone is frozen is
-/// thawed behind the snapshot.
+/// Runs the snapshot as the monitor does, which freezes a running container meanwhile. If the
+/// container was already frozen, the monitor waits for an event that never comes. If only its inner
+/// cgroup was frozen, it is thawed after the snapshot.
 fn freeze_around(ctx: &Ctx, vmid: u32, run: impl FnOnce() -> Result) -> Result {
     if !state::is_running(ctx, vmid) {
         return run();
@@ -181,7 +181,7 @@ pub(super) fn delete(ctx: &Ctx, vmid: u32, name: &str) -> Result {
     cluster::check_lock(&conf)?;
     pool::drop_snapshot(ctx, &volume(&conf)?, name)?;
     conf.snapshots.remove(name);
-    // Whoever had it for a parent has its parent now.
+    // Children of the removed snapshot get its parent.
     let Conf { main, snapshots, .. } = &mut conf;
     for child in std::iter::once(main).chain(snapshots.values_mut()) {
         if child.get("parent") == Some(name) {
@@ -197,7 +197,7 @@ pub(super) fn delete(ctx: &Ctx, vmid: u32, name: &str) -> Result {
 fn list(ctx: &Ctx, conf: &Conf) -> Result {
     let mut depth = 0;
     let mut parent: Option<String> = None;
-    // One line of descent; the real one draws a tree.
+    // One line of descent; the real `pct` draws a tree.
     loop {
         let child = |(_, s): &(&String, &crate::conf::Section)| {
             s.get("parent").map(str::to_owned) == parent
@@ -220,7 +220,7 @@ fn line(ctx: &Ctx, depth: usize, name: &str, time: &str, said: &str) -> Result {
     ctx.say(&format!("{head:<31} {time:<23} {said}"))
 }
 
-/// A time of day in UTC, as the recorded machine had it.
+/// Formats a time of day in UTC, the time zone of the recorded machine.
 fn utc(seconds: u64) -> String {
     let days = i64::try_from(seconds / 86_400).unwrap_or(0);
     let rest = seconds % 86_400;

@@ -15,7 +15,7 @@ use crate::lxc::{cgroup, config, control, state};
 use crate::storage::pool;
 use crate::storage::volume::{MountPoint, Volume};
 
-/// How long the real one waits for news from a monitor that has none.
+/// Time that the real `pct` waits for events of a monitor that sends none.
 const MONITOR_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) const ENTRY: Entry = Entry {
@@ -49,7 +49,7 @@ pub(super) fn work(ctx: &Ctx, vmid: u32, skip_lock: bool) -> Result {
         return Err(Failure::new("you can't start a CT if it's a template"));
     }
     if state::is_running(ctx, vmid) {
-        // Somebody else's start was faster; its events have passed.
+        // Another process started it first; the events have passed.
         state::nap(ctx, MONITOR_LIMIT)?;
         return ctx.say("problem with monitor socket, but continuing anyway: got timeout\n");
     }
@@ -64,7 +64,7 @@ pub(super) fn work(ctx: &Ctx, vmid: u32, skip_lock: bool) -> Result {
     ctx.point("running")
 }
 
-/// What must be there: the volume on its storage, the bridges.
+/// Checks that the volume is on its storage and that the bridges exist.
 fn check(ctx: &Ctx, conf: &Section) -> Result {
     let line = conf.get("rootfs").ok_or_else(|| Failure::new("missing 'rootfs' configuration"))?;
     let volume = Volume::parse(&MountPoint::parse(line).source)?;
@@ -75,7 +75,7 @@ fn check(ctx: &Ctx, conf: &Section) -> Result {
     Ok(())
 }
 
-/// Refuses a bridge that this node does not have.
+/// Fails if this node does not have the bridge.
 pub(super) fn check_bridge(ctx: &Ctx, net: &Net) -> Result {
     match net.get("bridge") {
         Some(bridge) if !ctx.roots.sys_net.join(bridge).exists() => {

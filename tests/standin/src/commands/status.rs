@@ -40,7 +40,7 @@ fn run(ctx: &mut Ctx, args: &Args) -> Result {
     Ok(())
 }
 
-/// Perl's complaint about a memory size that is no number.
+/// Prints Perl's warning about a memory size that is no number.
 pub(super) fn complain_about_memory(ctx: &Ctx, conf: &Conf) -> Result {
     let bad = |w: &&Warning| matches!(w, Warning::Value { key, .. } if key == "memory");
     if conf.warnings.iter().any(|w| bad(&w)) {

@@ -1,4 +1,4 @@
-//! `pct template`. A failure of the work exits 0, as on the real one.
+//! `pct template`. If the work fails, the exit code is 0, as with the real `pct`.
 
 use super::{Entry, Work, in_worker};
 use crate::args::{Kind, Spec};
@@ -33,7 +33,7 @@ pub(super) const ENTRY: Entry = Entry {
     },
 };
 
-/// The commands whose exit code says nothing.
+/// Sets the exit code to 0, for commands that do so after a failure of their work.
 pub(super) fn exit_zero(failure: Failure) -> Failure {
     let code = if failure.forced { failure.code } else { 0 };
     Failure { code, ..failure }

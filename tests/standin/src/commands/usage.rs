@@ -47,12 +47,12 @@ USAGE: pct <COMMAND> [ARGS] [OPTIONS]\n\
 \n\
 \x20      pct help [<extra-args>] [OPTIONS]";
 
-/// The whole table.
+/// Returns the whole table.
 pub(crate) fn all() -> String {
     TEXT.to_owned()
 }
 
-/// Whether the real one has a sub-command of this name.
+/// Returns whether the real `pct` has a sub-command of this name.
 pub(crate) fn is_command(name: &str) -> bool {
     let names = TEXT.lines().filter_map(|line| line.trim_start().strip_prefix("pct "));
     names.filter_map(|line| line.split(' ').next()).any(|known| known == name)

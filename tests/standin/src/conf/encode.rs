@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-/// One line of a description as it stands in the file: control characters, `%`, `:` and every byte
-/// outside ASCII are written as `%XX`.
+/// Encodes one line of a description as in the file: control characters, `%`, `:` and every byte
+/// outside ASCII become `%XX`.
 #[must_use]
 pub fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -18,7 +18,7 @@ pub fn encode(text: &str) -> String {
     out
 }
 
-/// The text behind an encoded line; a `%` that starts no code stays.
+/// Decodes an encoded line; a `%` that starts no code stays.
 #[must_use]
 pub fn decode(line: &str) -> String {
     let bytes = line.as_bytes();

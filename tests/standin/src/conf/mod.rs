@@ -1,7 +1,7 @@
-//! The grammar of `ID.conf`: read it, change it, write it back as PVE does.
+//! Grammar of `ID.conf`: parses it, changes it, writes it as PVE does.
 //!
-//! A file is a main part, then sections: `[pve:pending]` and one per snapshot. In each, leading
-//! `#` lines are the description, `key: value` lines are sorted, raw `lxc.*` lines come last.
+//! A file is a main part, then sections: `[pve:pending]` and one per snapshot. In each, leading `#`
+//! lines are the description, `key: value` lines are sorted, raw `lxc.*` lines come last.
 
 pub mod encode;
 pub mod net;
@@ -12,49 +12,49 @@ use std::fmt::Write as _;
 
 use crate::failure::ignore;
 
-/// The name of the section with changes that wait for the next start.
+/// Name of the section with changes that take effect at the next start.
 const PENDING: &str = "pve:pending";
 
 /// One part of a configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Section {
-    /// The text of the comment lines, with a newline behind each.
+    /// Text of the comment lines, each followed by a newline.
     pub description: Option<String>,
-    /// `key: value`.
+    /// Settings (`key: value`).
     pub keys: BTreeMap<String, String>,
-    /// `lxc.key: value`, in the order of the file.
+    /// Raw LXC settings (`lxc.key: value`), in the order of the file.
     pub lxc: Vec<(String, String)>,
 }
 
 /// A whole `ID.conf`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conf {
-    /// What counts now.
+    /// Current settings.
     pub main: Section,
-    /// What counts after the next start.
+    /// Changes that take effect at the next start.
     pub pending: Option<Section>,
     /// One section per snapshot.
     pub snapshots: BTreeMap<String, Section>,
-    /// What the reader complained about; not written.
+    /// Warnings of the parser; not written back.
     pub warnings: Vec<Warning>,
 }
 
-/// A line that the reader could not take.
+/// A line that the parser rejects or warns about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warning {
-    /// A line that is no setting; dropped by the next write.
+    /// A line that is no setting; the next write drops it.
     Line(String),
-    /// A setting whose value is bad; kept.
+    /// A setting with a bad value; the setting is kept.
     Value {
-        /// The setting.
+        /// Name of the setting.
         key: String,
-        /// What is wrong with it.
+        /// Description of the error.
         complaint: String,
     },
 }
 
 impl Warning {
-    /// The words on stderr.
+    /// Returns the text for stderr.
     #[must_use]
     pub fn text(&self, vmid: u32) -> String {
         match self {
@@ -67,30 +67,29 @@ impl Warning {
 }
 
 impl Section {
-    /// The value of a key.
+    /// Returns the value of a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.keys.get(key).map(String::as_str)
     }
 
-    /// Whether a boolean key is on.
+    /// Returns whether a boolean key is on.
     #[must_use]
     pub fn flag(&self, key: &str) -> bool {
         self.get(key).is_some_and(|v| v == "1")
     }
 
-    /// A whole number, where the key has one.
+    /// Returns the value of a key as a whole number, if it is one.
     #[must_use]
     pub fn number(&self, key: &str) -> Option<u64> {
         self.get(key)?.parse().ok()
     }
 
-    /// Sets a key.
     pub fn set(&mut self, key: &str, value: impl Into<String>) {
         self.keys.insert(key.to_owned(), value.into());
     }
 
-    /// The keys that start with a stem and go on with a number, in order: `net` gives `net0`...
+    /// Returns the keys that are a stem and a number, in order: `net` gives `net0`...
     pub fn numbered<'a>(&'a self, stem: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.keys.iter().filter_map(move |(key, value)| {
             let number = key.strip_prefix(stem)?;
@@ -99,7 +98,7 @@ impl Section {
         })
     }
 
-    /// The lines that `pct config` prints.
+    /// Returns the lines that `pct config` prints.
     #[must_use]
     pub fn listing(&self) -> Vec<(String, String)> {
         let mut lines: BTreeMap<String, String> = self.keys.clone();
@@ -125,7 +124,7 @@ impl Section {
 }
 
 impl Conf {
-    /// Reads a file. Bad lines become warnings, as on the real one.
+    /// Parses a file. Bad lines become warnings, as in the real `pct`.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut conf = Self::default();
@@ -153,7 +152,7 @@ impl Conf {
         }
     }
 
-    /// The text of the file.
+    /// Returns the text of the file.
     #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::new();
@@ -169,7 +168,7 @@ impl Conf {
         out
     }
 
-    /// The main part with the waiting changes laid over it: what `pct config` shows.
+    /// Returns the main part with the pending changes applied, as `pct config` shows it.
     #[must_use]
     pub fn with_pending(&self) -> Section {
         let mut section = self.main.clone();
@@ -183,14 +182,14 @@ impl Conf {
         section
     }
 
-    /// The keys that the next start removes.
+    /// Returns the keys that the next start removes.
     #[must_use]
     pub fn pending_deletes(&self) -> Vec<String> {
         let list = self.pending.as_ref().and_then(|p| p.get("delete")).unwrap_or("");
         list.split(',').filter(|k| !k.is_empty()).map(str::to_owned).collect()
     }
 
-    /// Makes the waiting changes count; true when there were some.
+    /// Applies the pending changes; returns whether there were any.
     pub fn apply_pending(&mut self) -> bool {
         if self.pending.is_none() {
             return false;

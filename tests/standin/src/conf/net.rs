@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::values::Complaint;
 
-/// The properties of one network interface.
+/// Properties of one network interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Net(pub BTreeMap<String, String>);
 
@@ -28,20 +28,20 @@ const KNOWN: &[&str] = &[
 ];
 
 impl Net {
-    /// Reads `key=value,...`.
+    /// Parses `key=value,...`.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let pairs = text.split(',').filter_map(|part| part.split_once('='));
         Self(pairs.map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned())).collect())
     }
 
-    /// One property.
+    /// Returns one property.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
 
-    /// `name` and `bridge` first, the others by name.
+    /// Formats the line: `name` and `bridge` first, the others by name.
     #[must_use]
     pub fn text(&self) -> String {
         let first = ["name", "bridge"];
@@ -51,14 +51,14 @@ impl Net {
         parts.join(",")
     }
 
-    /// Puts in another address of the hardware.
+    /// Sets a new hardware address.
     pub fn renew_hwaddr(&mut self) {
         self.0.insert("hwaddr".to_owned(), random_hwaddr());
     }
 }
 
-/// Checks a line from the command line; adds what PVE adds: a type, and a new hardware address
-/// where none is given, even when the interface had one.
+/// Checks a line from the command line and adds what PVE adds: a type, and a new hardware address
+/// if none is given, even when the interface had one.
 pub fn check(text: &str) -> Result<String, Complaint> {
     if text.split(',').any(|part| !part.contains('=')) {
         return Err(property_error("format error", text));
@@ -127,12 +127,12 @@ fn is_hwaddr(text: &str) -> bool {
     parts.len() == 6 && parts.iter().all(octet) && unicast.is_some_and(|b| b & 1 == 0)
 }
 
-/// A new hardware address under Proxmox's prefix.
+/// Returns a new hardware address with Proxmox's prefix.
 #[must_use]
 pub fn random_hwaddr() -> String {
     let mut low = [0_u8; 3];
     if getrandom::fill(&mut low).is_err() {
-        // No randomness is no reason to stop a test program: the process id tells clones apart.
+        // A test program need not stop without randomness: the process id tells clones apart.
         low.copy_from_slice(&std::process::id().to_be_bytes()[1..]);
     }
     format!("BC:24:11:{:02X}:{:02X}:{:02X}", low[0], low[1], low[2])

@@ -1,6 +1,6 @@
-//! Which settings there are and what each may hold.
+//! The settings and their valid values.
 //!
-//! Every check gives either the value as it is stored or a complaint in PVE's words.
+//! Every check returns either the value as it is stored or a complaint in PVE's words.
 
 use super::net;
 
@@ -8,19 +8,18 @@ use super::net;
 /// line before the usage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
-    /// The words.
     pub text: String,
     /// Whether an empty line follows.
     pub blank_line: bool,
 }
 
 impl Complaint {
-    /// A wrong type or length.
+    /// Returns a complaint about a wrong type or length.
     pub(crate) fn plain(text: impl Into<String>) -> Self {
         Self { text: text.into(), blank_line: false }
     }
 
-    /// A value that its format refuses.
+    /// Returns a complaint about a value with a bad format.
     pub(crate) fn format(text: &str) -> Self {
         Self { text: format!("invalid format - {text}"), blank_line: true }
     }
@@ -28,7 +27,7 @@ impl Complaint {
 
 type Checked = Result<String, Complaint>;
 
-/// What a setting holds.
+/// Type of a setting.
 enum Kind {
     Bool,
     Whole(u64, u64),
@@ -82,13 +81,13 @@ fn kind(key: &str) -> Option<Kind> {
     })
 }
 
-/// Whether a configuration may have this key.
+/// Returns whether a configuration may have this key.
 #[must_use]
 pub fn is_key(key: &str) -> bool {
     key != "description" && kind(key).is_some()
 }
 
-/// What the reader says about a value in a file; only types are checked there.
+/// Returns the parser's complaint about a value in a file; only types are checked there.
 #[must_use]
 pub fn complaint_when_read(key: &str, value: &str) -> Option<String> {
     let complaint = match kind(key)? {
@@ -100,7 +99,7 @@ pub fn complaint_when_read(key: &str, value: &str) -> Option<String> {
     complaint.map(|c| c.text)
 }
 
-/// Checks a value given on the command line and brings it into the form that is stored.
+/// Checks a value given on the command line and converts it to its stored form.
 pub fn check(key: &str, value: &str) -> Checked {
     match kind(key) {
         None => Err(Complaint::plain("unknown option")),
@@ -123,7 +122,7 @@ fn wrong_type(name: &str, value: &str) -> Complaint {
     Complaint::plain(format!("type check ('{name}') failed - got '{value}'"))
 }
 
-/// A boolean in any of the forms that PVE takes.
+/// Checks a boolean in any of the forms that PVE accepts.
 pub fn boolean(value: &str) -> Checked {
     match value.to_ascii_lowercase().as_str() {
         "1" | "on" | "yes" | "true" => Ok("1".to_owned()),
@@ -132,7 +131,7 @@ pub fn boolean(value: &str) -> Checked {
     }
 }
 
-/// A whole number within bounds.
+/// Checks a whole number against its bounds.
 pub fn whole(value: &str, min: u64, max: u64) -> Checked {
     let number: i128 = value.parse().map_err(|_| wrong_type("integer", value))?;
     if number < i128::from(min) {
@@ -162,7 +161,7 @@ fn text(value: &str, max: usize) -> Checked {
     Ok(value.to_owned())
 }
 
-/// A DNS name, of one label or more.
+/// Checks a DNS name of one label or more.
 pub fn dns_name(value: &str) -> Checked {
     let label = |l: &str| {
         !l.is_empty()
@@ -195,7 +194,7 @@ fn tags(value: &str) -> Checked {
     Ok(tags.join(";"))
 }
 
-/// A VMID.
+/// Checks a VMID.
 pub fn vmid(value: &str) -> Result<u32, Complaint> {
     let number: i128 = value.parse().map_err(|_| wrong_type("integer", value))?;
     let plain = !value.starts_with(['0', '+', '-']);
@@ -205,7 +204,7 @@ pub fn vmid(value: &str) -> Result<u32, Complaint> {
         .ok_or_else(|| Complaint::format("value does not look like a valid VM ID"))
 }
 
-/// Whether a snapshot may have this name.
+/// Returns whether a snapshot may have this name.
 #[must_use]
 pub fn is_snapshot_name(name: &str) -> bool {
     let mut bytes = name.bytes();

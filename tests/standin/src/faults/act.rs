@@ -1,4 +1,4 @@
-//! Acting on a fault.
+//! Carries out a planned fault.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::ctx::Ctx;
 use crate::failure::{Failure, Result, ignore};
 use crate::signals::{Woken, wait};
 
-/// Reports one side of a step; whatever is planned for it happens here.
+/// Reports one side of a step and carries out the fault that is planned for it.
 pub(crate) fn point(ctx: &Ctx, step: &str, when: When) -> Result {
     let point = Point {
         command: &ctx.subject.command,
@@ -62,7 +62,7 @@ fn act(ctx: &Ctx, rule: &Rule) -> Result {
     }
 }
 
-/// Waits, unless a signal comes.
+/// Sleeps, unless a signal comes.
 pub(crate) fn sleep(ctx: &Ctx, time: Duration) -> Result {
     pause(ctx, Some(Instant::now() + time))
 }
@@ -80,7 +80,7 @@ fn kill(pid: Option<Pid>) {
     }
 }
 
-/// Only as long as it is ours: after its death our parent is whoever takes in orphans.
+/// Kills the parent, if it still is our parent: after its death we have another one.
 fn kill_parent(ctx: &Ctx) {
     kill(ctx.parent.filter(|parent| getppid() == Some(*parent)));
 }

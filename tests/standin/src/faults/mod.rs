@@ -1,14 +1,14 @@
 //! The fault plan: what goes wrong, where, and how often.
 //!
-//! `faults.json` in the control directory is a list of [`Rule`]s. Each command reports the steps it
-//! passes; the first rule that fits a step is used up by one and acted on. Reading and using up
-//! happen under one flock, so that of several callers exactly one meets a fault with `times: 1`.
+//! `faults.json` in the control directory is a list of [`Rule`]s. Each command reports its steps;
+//! the first rule that fits a step is applied and its count drops by one. Both happen under one
+//! flock, so that of several callers exactly one meets a fault with `times: 1`.
 //!
-//! Steps, in order; each has a side before and one after, those in brackets are single points:
+//! Steps, in order; each has a side before and one after. Those in parentheses are single points:
 //!
 //! | command | steps |
 //! |---|---|
-//! | every one | (`begin`) ... (`end`) |
+//! | all | (`begin`) ... (`end`) |
 //! | clone | create-conf, lock-source, write-conf, volume, write-rootfs, mount with (mounted) in it, unlock-target, unlock-source |
 //! | create | create-conf, volume, extract, write |
 //! | start | lock, write-config, lxc-start, (running) |
@@ -24,9 +24,9 @@
 //! | push, pull | copy |
 //! | exec | (attach) |
 //!
-//! `begin`, `end` and what stands before `volume` in a clone happen in the parent, the rest in the
-//! worker. A step that a signal cuts short is undone as the real one undoes it: what `volume` has
-//! made by then stays as an orphan.
+//! `begin`, `end` and the steps before `volume` in a clone happen in the parent, the rest in the
+//! worker. A step that a signal interrupts is undone as the real `pct` undoes it: what `volume` has
+//! created by then stays as an orphan.
 
 pub(crate) mod act;
 
@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-/// What a fault does.
+/// Effect of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -46,68 +46,68 @@ pub enum Action {
     /// Waits for `ms`.
     SleepMs,
     /// Fails with `message` and exits with `code`. At the step `end` the work is done and only the
-    /// answer is wrong.
+    /// exit code is wrong.
     Exit,
-    /// SIGKILL to the whole command right before the step.
+    /// Sends SIGKILL to the whole command right before the step.
     DieBefore,
-    /// SIGKILL to the whole command right after the step.
+    /// Sends SIGKILL to the whole command right after the step.
     DieAfter,
-    /// SIGKILL to the worker alone.
+    /// Sends SIGKILL to the worker only.
     KillWorker,
-    /// SIGKILL to the parent alone: the worker goes on.
+    /// Sends SIGKILL to the parent only: the worker continues.
     KillParent,
-    /// The locks in the configuration files are not taken away at the end.
+    /// Leaves the locks in the configuration files at the end.
     LeaveLock,
-    /// Says `message` on stderr and goes on.
+    /// Prints `message` on stderr and continues.
     Stderr,
 }
 
-/// On which side of the step.
+/// Side of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
-    /// Before it begins.
+    /// Before the step begins.
     Before,
-    /// After its effect, before anything is noted about it.
+    /// After the step's effect, before anything is recorded about it.
     After,
 }
 
-/// One planned fault. Fields that are absent fit everything.
+/// One planned fault. Absent fields match everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// The sub-command; `*` is any.
+    /// Sub-command; `*` matches any.
     pub command: String,
-    /// The container: of a clone, the new one.
+    /// Container; for a clone, the new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmid: Option<u32>,
-    /// The source of a clone.
+    /// Source of a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<u32>,
-    /// The step; none is the first one, `begin`.
+    /// Step; without one, the first step, `begin`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<String>,
-    /// The side of the step; `die_before` and `die_after` say it themselves.
+    /// Side of the step; implied by `die_before` and `die_after`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<When>,
-    /// What happens.
+    /// Effect of the fault.
     pub action: Action,
-    /// How long, for `sleep_ms`.
+    /// Duration in milliseconds, for `sleep_ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ms: Option<u64>,
-    /// The exit code, for `exit`.
+    /// Exit code, for `exit`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u8>,
-    /// The words, for `exit` and `stderr`.
+    /// Text, for `exit` and `stderr`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// How often; none is for ever.
+    /// Number of times that the rule applies; without one, always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u32>,
 }
 
 impl Rule {
-    /// A fault at a step of a command, once.
+    /// Creates a rule that applies once, at a step of a command.
     #[must_use]
     pub fn once(command: &str, step: &str, action: Action) -> Self {
         Self {
@@ -124,28 +124,28 @@ impl Rule {
         }
     }
 
-    /// The same for one container.
+    /// Restricts the rule to one container.
     #[must_use]
     pub fn for_vmid(mut self, vmid: u32) -> Self {
         self.vmid = Some(vmid);
         self
     }
 
-    /// The same behind the step.
+    /// Moves the fault behind the step.
     #[must_use]
     pub fn after(mut self) -> Self {
         self.when = Some(When::After);
         self
     }
 
-    /// With a duration.
+    /// Sets the duration.
     #[must_use]
     pub fn lasting_ms(mut self, ms: u64) -> Self {
         self.ms = Some(ms);
         self
     }
 
-    /// With an exit code and words.
+    /// Sets the exit code and the message.
     #[must_use]
     pub fn saying(mut self, code: u8, message: &str) -> Self {
         self.code = Some(code);
@@ -153,7 +153,7 @@ impl Rule {
         self
     }
 
-    /// As often as it fits.
+    /// Makes the rule apply every time.
     #[must_use]
     pub fn always(mut self) -> Self {
         self.times = None;
@@ -181,7 +181,7 @@ impl Rule {
     }
 }
 
-/// Where a command is.
+/// Position of a command: its subject and its step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Point<'a> {
     pub(crate) command: &'a str,
@@ -201,14 +201,14 @@ fn locked(control_dir: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Writes a plan; replaces the one that stood there.
+/// Writes a plan and replaces an older one.
 pub fn write_plan(control_dir: &Path, rules: &[Rule]) -> io::Result<()> {
     fs::create_dir_all(control_dir)?;
     let _lock = locked(control_dir)?;
     store(control_dir, rules)
 }
 
-/// The plan as it stands: what is left of it.
+/// Reads the rest of the plan that is still unused.
 pub fn read_plan(control_dir: &Path) -> io::Result<Vec<Rule>> {
     match fs::read(plan_path(control_dir)) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
@@ -217,7 +217,6 @@ pub fn read_plan(control_dir: &Path) -> io::Result<Vec<Rule>> {
     }
 }
 
-/// Takes the plan away.
 pub fn clear_plan(control_dir: &Path) -> io::Result<()> {
     write_plan(control_dir, &[])
 }
@@ -235,8 +234,8 @@ fn store(control_dir: &Path, rules: &[Rule]) -> io::Result<()> {
     fs::rename(tmp, path)
 }
 
-/// The fault for this point, used up by one. A plan that cannot be read is an error: a test whose
-/// plan has a typing mistake must not pass.
+/// Takes the fault for this point and lowers its count by one. An unreadable plan is an error: a
+/// test whose plan has a typing mistake must not pass.
 pub(crate) fn take(control_dir: &Path, point: &Point<'_>) -> io::Result<Option<Rule>> {
     if !plan_path(control_dir).exists() {
         return Ok(None);

@@ -1,7 +1,7 @@
-//! `lxc-attach` in a lab node. Debian's LXC puts what it starts into the container's cgroup of v2,
-//! and knows nothing of the v1 controllers that a machine may have beside it: a command would use
-//! the node's CPU and memory outside of its sandbox's limits. This program goes into the container's
-//! v1 cgroups and then becomes the real one.
+//! `lxc-attach` in a lab node. Debian's LXC moves what it starts into the container's v2 cgroup,
+//! but knows nothing of v1 controllers that a machine may have beside it: a command would use the
+//! node's CPU and memory outside its sandbox's limits. This program joins the container's v1
+//! cgroups and then becomes the real one.
 
 use std::{
     ffi::{CString, OsString},
@@ -18,12 +18,12 @@ use crate::{failure::ignore, roots::Roots};
 
 /// Name under which a node calls this program.
 pub(crate) const NAME: &str = "lxc-attach";
-/// Where a lab node keeps the program of Debian's LXC.
+/// Path of Debian's `lxc-attach` in a lab node.
 pub const REAL: &str = "/usr/libexec/pve-lab/lxc-attach";
-/// The exit code of `lxc-attach` when nothing was started.
+/// Exit code of `lxc-attach` when nothing was started.
 const NOT_STARTED: u8 = 255;
 
-/// Joins the cgroups of the container that the arguments name, then runs the real program.
+/// Joins the cgroups of the container that the arguments name, then executes the real program.
 pub(crate) fn main(roots: &Roots, argv: &[OsString]) -> ExitCode {
     let error = match named(argv).map_or(Ok(()), |vmid| join(roots, vmid)) {
         Ok(()) => become_real(argv),
@@ -33,7 +33,7 @@ pub(crate) fn main(roots: &Roots, argv: &[OsString]) -> ExitCode {
     ExitCode::from(NOT_STARTED)
 }
 
-/// The container: what follows `-n` or `--name`, before the command.
+/// Returns the container: the value of `-n` or `--name`, before the command.
 fn named(argv: &[OsString]) -> Option<u32> {
     let mut own = argv.iter().take_while(|word| *word != "--").map(|word| word.as_bytes());
     while let Some(word) = own.next() {
@@ -49,8 +49,8 @@ fn named(argv: &[OsString]) -> Option<u32> {
     None
 }
 
-/// Moves this process. A container that does not run has no cgroups, and is refused by the real
-/// program in its own words.
+/// Moves this process into the container's cgroups. A container that does not run has none; the
+/// real program then reports its own error.
 fn join(roots: &Roots, vmid: u32) -> io::Result<()> {
     for controller in V1 {
         let Some(dir) = leg(roots, controller, vmid).filter(|dir| dir.is_dir()) else { continue };

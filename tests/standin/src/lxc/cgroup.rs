@@ -1,5 +1,5 @@
-//! Limits: in the container's own cgroup2 where that has the controllers, else in the machine's
-//! cgroup v1 hierarchies that a lab node sees beside it.
+//! Limits of a container: in its own cgroup2 if that has the controllers, otherwise in the
+//! machine's cgroup v1 hierarchies that a lab node sees beside it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::roots::Roots;
 const PERIOD_US: u64 = 100_000;
 const MIB: u64 = 1 << 20;
 
-/// What a configuration allows.
+/// Limits that a configuration sets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Limits {
     pub(crate) memory_bytes: u64,
@@ -25,7 +25,7 @@ pub(crate) struct Limits {
 impl Limits {
     pub(crate) fn of(conf: &Section, cpus: usize) -> Self {
         let limit = conf.get("cpulimit").and_then(|v| v.parse::<f64>().ok()).filter(|v| *v > 0.0);
-        // PVE pins `cores` to CPUs; a quota of as much bounds the sum the same way.
+        // PVE pins `cores` to CPUs; a quota of the same size bounds the sum the same way.
         let cores = conf.number("cores").filter(|c| usize::try_from(*c).is_ok_and(|c| c < cpus));
         let quota = limit.map(|l| l * 100_000.0).or_else(|| cores.map(|c| c as f64 * 100_000.0));
         Self {
@@ -39,18 +39,18 @@ impl Limits {
     }
 }
 
-/// The number of CPUs of the machine.
+/// Returns the number of CPUs of the machine.
 pub(crate) fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Whether the cgroup2 tree of this place has a controller.
+/// Returns whether the cgroup2 tree has a controller.
 pub(crate) fn has_controller(ctx: &Ctx, name: &str) -> bool {
     let text = fs::read_to_string(ctx.roots.cgroup.join("cgroup.controllers")).unwrap_or_default();
     text.split_whitespace().any(|c| c == name)
 }
 
-/// The lines for the container's LXC configuration; none without controllers.
+/// Returns the lines for the container's LXC configuration; none without controllers.
 pub(crate) fn lxc_lines(ctx: &Ctx, conf: &Section) -> Vec<(String, String)> {
     let limits = Limits::of(conf, cpus());
     let mut lines = Vec::new();
@@ -67,17 +67,17 @@ pub(crate) fn lxc_lines(ctx: &Ctx, conf: &Section) -> Vec<(String, String)> {
     lines
 }
 
-/// The v1 controllers that containers are put under.
+/// v1 controllers under which containers are placed.
 pub(crate) const V1: [&str; 4] = ["memory", "cpu", "cpuacct", "pids"];
 
-/// A container's cgroup under a v1 controller; none where the machine does not have that.
+/// Returns a container's cgroup under a v1 controller; none if the machine does not have it.
 pub(crate) fn leg(roots: &Roots, controller: &str, vmid: u32) -> Option<PathBuf> {
     let root = roots.lab_cgroup.join(controller);
     root.join("cgroup.procs").exists().then(|| root.join("lxc").join(vmid.to_string()))
 }
 
-/// Puts a process under the machine's v1 controllers, with the limits of its container. What the
-/// machine does not have or does not let us write stays as it is.
+/// Moves a process under the machine's v1 controllers, with the limits of its container. Settings
+/// that are missing or not writable stay as they are.
 pub(crate) fn enter_v1(ctx: &Ctx, vmid: u32, pid: u32, conf: &Section) {
     for controller in V1 {
         let Some(dir) = leg(&ctx.roots, controller, vmid) else { continue };
@@ -91,7 +91,7 @@ fn limit_v1(ctx: &Ctx, vmid: u32, conf: &Section) {
     let limits = Limits::of(conf, cpus());
     if let Some(dir) = leg(&ctx.roots, "memory", vmid) {
         let both = limits.memory_bytes.saturating_add(limits.swap_bytes);
-        // Growing needs the sum first, shrinking needs it last.
+        // To grow, the sum must be raised first; to shrink, it must be lowered last.
         for _ in 0..2 {
             put(&dir, "memory.memsw.limit_in_bytes", both);
             put(&dir, "memory.limit_in_bytes", limits.memory_bytes);
@@ -103,7 +103,7 @@ fn limit_v1(ctx: &Ctx, vmid: u32, conf: &Section) {
             Some(quota) => put(&dir, "cpu.cfs_quota_us", quota),
             None => ignore(fs::write(dir.join("cpu.cfs_quota_us"), "-1")),
         }
-        // A weight of 100 is what 1024 shares are.
+        // A weight of 100 equals 1024 shares.
         let shares = limits.shares.unwrap_or(100).saturating_mul(1024) / 100;
         put(&dir, "cpu.shares", shares.clamp(2, 262_144));
     }
@@ -116,7 +116,7 @@ fn put(dir: &Path, file: &str, value: u64) {
     }
 }
 
-/// New limits for a container that runs.
+/// Applies new limits to a running container.
 pub(crate) fn relimit(ctx: &Ctx, vmid: u32, conf: &Section) {
     limit_v1(ctx, vmid, conf);
     let dir = super::state::cgroup(ctx, vmid);
@@ -127,8 +127,8 @@ pub(crate) fn relimit(ctx: &Ctx, vmid: u32, conf: &Section) {
     }
 }
 
-/// Removes what a killed monitor left of a stopped container's cgroups; with it there LXC refuses to
-/// start. On the real thing systemd does that with the unit.
+/// Removes cgroups that a killed monitor left of a stopped container; LXC refuses to start while
+/// they exist. On real nodes systemd removes them with the unit.
 pub(crate) fn sweep(ctx: &Ctx, vmid: u32) -> Result {
     let deadline = Instant::now() + Duration::from_secs(5);
     for parent in ["lxc", "lxc.monitor"] {
@@ -144,7 +144,7 @@ pub(crate) fn sweep(ctx: &Ctx, vmid: u32) -> Result {
     Ok(())
 }
 
-/// Children first; a cgroup has no other way to go.
+/// Removes a cgroup after its children; the kernel allows no other order.
 fn remove_tree(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -154,8 +154,8 @@ fn remove_tree(dir: &Path) {
     ignore(fs::remove_dir(dir));
 }
 
-/// Takes the v1 directories of a stopped container away. An `lxc-attach` that has not ended yet is
-/// on the node's account from now on: a directory with a process in it cannot be removed.
+/// Removes the v1 directories of a stopped container. A directory with a process cannot be removed,
+/// so an `lxc-attach` that still runs is moved to the node's cgroup.
 pub(crate) fn leave_v1(ctx: &Ctx, vmid: u32) {
     for controller in V1 {
         let Some(dir) = leg(&ctx.roots, controller, vmid) else { continue };

@@ -14,12 +14,12 @@ use crate::storage::volume::MountPoint;
 /// First host id of an unprivileged container.
 pub(crate) const FIRST_ID: u32 = 100_000;
 
-/// The filter of system calls, as the real one writes it.
+/// Filter of system calls, as the real `pct` writes it.
 const SECCOMP: &str = "2\ndenylist\nreject_force_umount\n[all]\nkexec_load errno 1\n\
     open_by_handle_at errno 1\ninit_module errno 1\nfinit_module errno 1\ndelete_module errno 1\n\
     ioctl errno 1 [1,0x9400,SCMP_CMP_MASKED_EQ,0xff00]\nkeyctl errno 38\n";
 
-/// What every container may use: null, zero, full, random, urandom, tty, console, ptmx, pts.
+/// Devices of every container: null, zero, full, random, urandom, tty, console, ptmx, pts.
 const DEVICES: [&str; 11] = [
     "c *:* m",
     "b *:* m",
@@ -34,17 +34,17 @@ const DEVICES: [&str; 11] = [
     "c 136:* rwm",
 ];
 
-/// A container's directory.
+/// Returns a container's directory.
 pub(crate) fn dir(ctx: &Ctx, vmid: u32) -> PathBuf {
     ctx.roots.lxc_dir.join(vmid.to_string())
 }
 
-/// Where its volume is mounted.
+/// Returns the mount point of a container's volume.
 pub(crate) fn rootfs(ctx: &Ctx, vmid: u32) -> PathBuf {
     dir(ctx, vmid).join("rootfs")
 }
 
-/// Writes the directory of a container: configuration, filter, mount point.
+/// Writes a container's directory: configuration, filter, mount point.
 pub(crate) fn write(ctx: &Ctx, vmid: u32, conf: &Section) -> Result {
     let dir = dir(ctx, vmid);
     for sub in ["passthrough", "rootfs"] {
@@ -88,7 +88,7 @@ fn render(ctx: &Ctx, vmid: u32, conf: &Section) -> Result<String> {
     }
     line("rootfs.path", &dir.join("rootfs").to_string_lossy());
     if unprivileged && !super::guest::is_shifted(ctx, conf) {
-        // The volume holds plain ids: the kernel maps them in the mount.
+        // The volume holds unshifted ids: the kernel maps them in the mount.
         line("rootfs.options", "idmap=container");
     }
     for (name, value) in conf.numbered("mp") {
@@ -107,7 +107,8 @@ fn render(ctx: &Ctx, vmid: u32, conf: &Section) -> Result<String> {
         net(&mut line, vmid, name, &Net::parse(value), set_addresses);
     }
     if conf.lxc.iter().any(|(key, _)| key.starts_with("lxc.cgroup2.devices.")) {
-        // Debian's list for user namespaces is empty, and one rule on an empty list denies the rest.
+        // Debian's list for user namespaces is empty; with one rule in it, all other devices are
+        // denied.
         line("cgroup2.devices.deny", "a");
         for device in DEVICES {
             line("cgroup2.devices.allow", device);
@@ -127,7 +128,8 @@ fn hooks(line: &mut impl FnMut(&str, &str)) {
     }
 }
 
-/// The address is set from outside: a guest without any network service of its own has it too.
+/// Adds an interface. The address is set from outside: a guest without a network service has it,
+/// too.
 fn net(line: &mut impl FnMut(&str, &str), vmid: u32, name: &str, net: &Net, set_addresses: bool) {
     let index = name.trim_start_matches("net");
     let mut line = |key: &str, value: &str| line(&format!("net.{index}.{key}"), value);

@@ -11,9 +11,9 @@ use crate::failure::{Failure, Result, ignore};
 use crate::run::{self, wait_child};
 use crate::signals::Woken;
 
-/// A file system that was not cleanly unmounted may wait 44 s in the mount alone.
+/// Longest start: the mount of a file system that was not cleanly unmounted may wait 44 s.
 const START_LIMIT: Duration = Duration::from_secs(95);
-/// How long a container may take to show a pid.
+/// Longest wait for a container's pid.
 const PID_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -44,14 +44,14 @@ pub(crate) fn start(ctx: &Ctx, vmid: u32, skip_lock: bool) -> Result {
     let well = child.wait().is_ok_and(|status| status.success());
     report(ctx, vmid, &log, well)?;
     if !well {
-        // Its monitor may still be cleaning up.
+        // The monitor may still be cleaning up.
         ignore(state::wait_stopped(ctx, vmid, PID_LIMIT));
         return Err(failed());
     }
     has_pid(ctx, vmid)
 }
 
-/// What went wrong, in the form of LXC's stderr: `function: line text`.
+/// Reports the errors of a start in the form of LXC's stderr: `function: line text`.
 fn report(ctx: &Ctx, vmid: u32, log: &std::path::Path, well: bool) -> Result {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<String> = text.lines().filter_map(error_line).collect();
@@ -65,7 +65,7 @@ fn report(ctx: &Ctx, vmid: u32, log: &std::path::Path, well: bool) -> Result {
     Ok(())
 }
 
-/// `lxc-start 302 TIME ERROR sync - ../src/lxc/sync.c:sync_wait:34 - text`.
+/// Parses `lxc-start 302 TIME ERROR sync - ../src/lxc/sync.c:sync_wait:34 - text`.
 fn error_line(line: &str) -> Option<String> {
     let (_, rest) = line.split_once(" ERROR ")?;
     let (_, rest) = rest.split_once(" - ")?;
@@ -75,7 +75,8 @@ fn error_line(line: &str) -> Option<String> {
     Some(format!("{function}: {number} {text}"))
 }
 
-/// An init that ends at once leaves a container that never shows a pid.
+/// Waits for the container's pid. An init that ends at once leaves a container that never shows
+/// one.
 fn has_pid(ctx: &Ctx, vmid: u32) -> Result {
     let deadline = Instant::now() + PID_LIMIT;
     while Instant::now() < deadline {
@@ -94,7 +95,7 @@ pub(crate) fn kill(ctx: &Ctx, vmid: u32) -> Result {
     finish(ctx, vmid, stopped.map(|output| output.status.code()), "--kill")
 }
 
-/// Asks a container to end; kills it afterwards where that is wished.
+/// Asks a container to end and, with `force`, kills it after the timeout.
 pub(crate) fn shut_down(ctx: &Ctx, vmid: u32, timeout_s: u64, force: bool) -> Result {
     let mut command = state::program(ctx, "lxc-stop", vmid);
     if !force {
@@ -102,7 +103,7 @@ pub(crate) fn shut_down(ctx: &Ctx, vmid: u32, timeout_s: u64, force: bool) -> Re
     }
     command.arg("--timeout").arg(timeout_s.to_string());
     let options = if force { "--timeout" } else { "--nokill --timeout" };
-    // lxc-stop itself may wait for as long again behind its timeout.
+    // lxc-stop itself may wait for its timeout a second time.
     let limit = Duration::from_secs(timeout_s.saturating_mul(2) + 60);
     let stopped = run::output(ctx, &mut command, limit);
     finish(ctx, vmid, stopped.map(|o| o.status.code()), &format!("{options} {timeout_s}"))
@@ -111,7 +112,7 @@ pub(crate) fn shut_down(ctx: &Ctx, vmid: u32, timeout_s: u64, force: bool) -> Re
 fn finish(ctx: &Ctx, vmid: u32, stopped: Result<Option<i32>>, options: &str) -> Result {
     let told = format!("lxc-stop -n {vmid} {options}");
     match stopped {
-        // 2: it was not running any more.
+        // 2: the container did not run any more.
         Ok(Some(0 | 2)) => {}
         Ok(code) => {
             let code = code.unwrap_or(255);
@@ -130,8 +131,8 @@ fn finish(ctx: &Ctx, vmid: u32, stopped: Result<Option<i32>>, options: &str) -> 
     Ok(())
 }
 
-/// What destroying a container leaves of its directory: `passthrough` and the filter. A mount that a
-/// killed clone has left there stays.
+/// Removes a destroyed container's directory except for `passthrough` and the filter. A mount that
+/// a killed clone left there stays.
 pub(crate) fn tidy_dir(ctx: &Ctx, vmid: u32) {
     let dir = config::dir(ctx, vmid);
     ignore(fs::remove_file(dir.join("config")));

@@ -1,4 +1,4 @@
-//! Files that are written into a guest, and the mounting of its volume.
+//! Writes files into a guest and mounts its volume.
 //!
 //! A guest is hostile: it may have put a symbolic link where its hostname belongs. Every path is
 //! resolved by the kernel with the guest's root as the root.
@@ -19,14 +19,14 @@ use crate::failure::{Failure, Result, ignore};
 use crate::storage::pool;
 use crate::storage::volume::{MountPoint, Volume};
 
-/// Whether the files of a container's volume already carry the ids of its user namespace.
+/// Returns whether the files of a container's volume already have the ids of its user namespace.
 pub(crate) fn is_shifted(ctx: &Ctx, conf: &Section) -> bool {
     let owner =
         volume_path(ctx, conf).and_then(|path| fs::metadata(path).ok()).map(|meta| meta.uid());
     owner.is_some_and(|uid| uid >= config::FIRST_ID)
 }
 
-/// Mounts a volume where LXC looks for it. Without the right to mount, the volume itself serves.
+/// Mounts a volume where LXC expects it. Without the permission to mount, the volume itself serves.
 pub(crate) fn mount_rootfs(ctx: &Ctx, vmid: u32, volume: &Path) -> Result {
     let target = config::rootfs(ctx, vmid);
     fs::create_dir_all(&target).map_err(|e| Failure::io("create", &target, &e))?;
@@ -37,12 +37,12 @@ pub(crate) fn mount_rootfs(ctx: &Ctx, vmid: u32, volume: &Path) -> Result {
     })
 }
 
-/// Takes such a mount away; one that is not there is fine.
+/// Unmounts such a volume; a missing mount is fine.
 pub(crate) fn unmount_rootfs(ctx: &Ctx, vmid: u32) {
     ignore(umount2(&config::rootfs(ctx, vmid), MntFlags::MNT_DETACH));
 }
 
-/// A new clone is nobody yet: its machine id is emptied.
+/// Empties the machine id of a new clone, so that it makes its own.
 pub(crate) fn forget_identity(root: &Path) -> Result {
     if root.join("etc/machine-id").symlink_metadata().is_ok() {
         write(root, "etc/machine-id", "")?;
@@ -50,7 +50,7 @@ pub(crate) fn forget_identity(root: &Path) -> Result {
     Ok(())
 }
 
-/// Name, hosts and resolver of a guest, before each start.
+/// Writes name, hosts and resolver of a guest, before each start.
 pub(crate) fn configure(root: &Path, vmid: u32, conf: &Section) -> Result {
     if !root.join("etc").is_dir() {
         return Ok(());
@@ -78,7 +78,7 @@ pub(crate) fn configure(root: &Path, vmid: u32, conf: &Section) -> Result {
     Ok(())
 }
 
-/// The file that a Debian guest brings its interfaces up from.
+/// Returns the file from which a Debian guest configures its interfaces.
 fn interfaces(conf: &Section) -> String {
     let mut text = String::from("auto lo\niface lo inet loopback\n");
     for (_, value) in conf.numbered("net") {
@@ -99,7 +99,7 @@ fn interfaces(conf: &Section) -> String {
     text
 }
 
-/// Whether a guest sets its addresses itself, and would fail to if it had them already.
+/// Returns whether a guest sets its addresses itself, which fails if they are set already.
 pub(crate) fn has_ifupdown(ctx: &Ctx, conf: &Section) -> bool {
     let root = volume_path(ctx, conf);
     root.is_some_and(|root| ["sbin/ifup", "usr/sbin/ifup"].iter().any(|p| root.join(p).exists()))
@@ -110,7 +110,7 @@ fn volume_path(ctx: &Ctx, conf: &Section) -> Option<PathBuf> {
     pool::existing(ctx, &volume).ok()
 }
 
-/// Replaces a file below a guest's root; a symbolic link at the end is not followed.
+/// Replaces a file below a guest's root; a symbolic link as last part is not followed.
 fn write(root: &Path, path: &str, text: &str) -> Result {
     let fail = |error: std::io::Error| Failure::io("write", &root.join(path), &error);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
@@ -122,7 +122,7 @@ fn write(root: &Path, path: &str, text: &str) -> Result {
         openat2(&dir, path, flags | OFlags::CLOEXEC, mode, resolve).map(File::from)
     };
     let mut file = match write() {
-        // A link in the place of the file: it is the guest's own doing, and it stays.
+        // A link in place of the file was put there by the guest, and it stays.
         Err(rustix::io::Errno::LOOP) => return Ok(()),
         other => other.map_err(|e| fail(e.into()))?,
     };

@@ -1,4 +1,4 @@
-//! What LXC runs for us while a container starts and after it has stopped.
+//! Hooks that LXC runs while a container starts and after it has stopped.
 
 use std::fs;
 use std::process::ExitCode;
@@ -13,10 +13,10 @@ use crate::roots::Roots;
 use crate::storage::pool;
 use crate::storage::volume::{MountPoint, Volume};
 
-/// The sub-command that LXC's configuration names; not one of `pct`'s.
+/// Sub-command that LXC's configuration names; not one of `pct`'s.
 pub(crate) const COMMAND: &str = "standin-hook";
 
-/// `pct standin-hook HOOK VMID lxc ...`: LXC adds the container and the section.
+/// Runs `pct standin-hook HOOK VMID lxc ...`: LXC adds the container and the section.
 pub(crate) fn main(argv: &[String]) -> ExitCode {
     let [hook, vmid, ..] = argv else { return ExitCode::from(2) };
     let Ok(vmid) = vmid.parse::<u32>() else { return ExitCode::from(2) };
@@ -32,7 +32,7 @@ pub(crate) fn main(argv: &[String]) -> ExitCode {
 }
 
 fn run(ctx: &Ctx, hook: &str, vmid: u32) -> Result {
-    // A container whose configuration is not on this node is none of ours.
+    // A container without a configuration on this node is not handled here.
     if !cluster::conf_path(ctx, vmid).exists() {
         return Ok(());
     }
@@ -64,7 +64,7 @@ fn run(ctx: &Ctx, hook: &str, vmid: u32) -> Result {
     }
 }
 
-/// In the monitor's own mount namespace, so that the mount goes with the monitor.
+/// Mounts the volume in the monitor's own mount namespace, so that the mount ends with the monitor.
 fn pre_start(ctx: &Ctx, vmid: u32, conf: &crate::conf::Section) -> Result {
     let line = conf.get("rootfs").ok_or_else(|| Failure::new("missing 'rootfs' configuration"))?;
     let volume = Volume::parse(&MountPoint::parse(line).source)?;
@@ -73,7 +73,7 @@ fn pre_start(ctx: &Ctx, vmid: u32, conf: &crate::conf::Section) -> Result {
     guest::configure(&path, vmid, conf)
 }
 
-/// Changes that waited for the stop count from now on. Lines that are no settings go, too.
+/// Applies the changes that waited for the stop, and drops lines that are no settings.
 fn apply_pending(ctx: &Ctx, vmid: u32, mut conf: Conf) -> Result {
     let unknown = conf.warnings.iter().any(|w| matches!(w, Warning::Line(_)));
     if conf.apply_pending() || unknown {

@@ -1,4 +1,4 @@
-//! Changes to a container that runs.
+//! Changes to a running container.
 
 use std::process::Command;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use crate::ctx::Ctx;
 use crate::failure::{Result, ignore};
 use crate::run::{PATH, run};
 
-/// Gives a running container's interface the address, the gateway and the hardware address that
-/// its configuration now has.
+/// Sets the address, the gateway and the hardware address of a running container's interface to
+/// those in its configuration.
 pub(crate) fn change_net(ctx: &Ctx, vmid: u32, net: &Net) -> Result {
     let Some(pid) = state::init_pid(ctx, vmid)? else { return Ok(()) };
     let Some(name) = net.get("name") else { return Ok(()) };
@@ -20,7 +20,7 @@ pub(crate) fn change_net(ctx: &Ctx, vmid: u32, net: &Net) -> Result {
         run(ctx, &mut command, Duration::from_secs(10))
     };
     if let Some(hwaddr) = net.get("hwaddr") {
-        // Setting the same again would cost the routes for nothing.
+        // Setting the same hardware address again would drop the routes for nothing.
         let now = ip(&["-o", "link", "show", "dev", name])?;
         if !now.to_ascii_uppercase().contains(&hwaddr.to_ascii_uppercase()) {
             ip(&["link", "set", name, "down"])?;

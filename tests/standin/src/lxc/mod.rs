@@ -1,4 +1,4 @@
-//! What the stand-in does with Debian's LXC.
+//! Operations on containers through Debian's LXC.
 
 pub(crate) mod attach;
 pub(crate) mod cgroup;

@@ -1,4 +1,4 @@
-//! Whether a container runs, and its init's pid.
+//! State of a container: whether it runs, and the pid of its init.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use crate::failure::{Failure, Result};
 use crate::run::{PATH, output};
 use crate::signals::{Woken, wait};
 
-/// How often a state that nobody announces is looked at.
+/// Interval of polling for a state that is not announced.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// An LXC program for a container, in the right container directory.
+/// Prepares an LXC program for a container, with the right container directory.
 pub(crate) fn program(ctx: &Ctx, name: &str, vmid: u32) -> Command {
     let mut command = Command::new(name);
     command.env("PATH", PATH).env_remove(crate::task::JOB).env_remove(crate::task::NAME);
@@ -28,31 +28,31 @@ fn command_socket(ctx: &Ctx, vmid: u32) -> String {
     format!("@{}/{vmid}/command", ctx.roots.lxc_dir.display())
 }
 
-/// Whether the container's monitor listens: exactly what the real one looks at.
+/// Returns whether the container's monitor listens, which is the check of the real `pct`.
 pub(crate) fn is_running(ctx: &Ctx, vmid: u32) -> bool {
     let name = command_socket(ctx, vmid);
     sockets().lines().any(|line| line.ends_with(&name))
 }
 
-/// The list of unix sockets, for several questions at once.
+/// Reads the list of unix sockets, for several checks at once.
 pub(crate) fn sockets() -> String {
     fs::read_to_string("/proc/net/unix").unwrap_or_default()
 }
 
-/// The same question against a list.
+/// Returns whether the container's monitor is in a list of sockets.
 pub(crate) fn is_listed(ctx: &Ctx, sockets: &str, vmid: u32) -> bool {
     let name = command_socket(ctx, vmid);
     sockets.lines().any(|line| line.ends_with(&name))
 }
 
-/// The pid of a running container's init.
+/// Returns the pid of a running container's init.
 pub(crate) fn init_pid(ctx: &Ctx, vmid: u32) -> Result<Option<u32>> {
     let mut command = program(ctx, "lxc-info", vmid);
     let said = output(ctx, command.args(["-p", "-H"]), Duration::from_secs(10))?;
     Ok(String::from_utf8_lossy(&said.stdout).trim().parse().ok())
 }
 
-/// Waits until the monitor has gone with all its clean-up; false when the time is over.
+/// Waits until the monitor has ended and cleaned up; returns false after the limit.
 pub(crate) fn wait_stopped(ctx: &Ctx, vmid: u32, limit: Duration) -> Result<bool> {
     let deadline = Instant::now() + limit;
     while is_running(ctx, vmid) {
@@ -64,7 +64,7 @@ pub(crate) fn wait_stopped(ctx: &Ctx, vmid: u32, limit: Duration) -> Result<bool
     Ok(true)
 }
 
-/// A pause that a signal ends.
+/// Sleeps, unless a signal comes.
 pub(crate) fn nap(ctx: &Ctx, time: Duration) -> Result {
     match wait(ctx.signals(), &[], Some(Instant::now() + time)) {
         Woken::Timeout | Woken::Ready(_) => Ok(()),
@@ -72,12 +72,12 @@ pub(crate) fn nap(ctx: &Ctx, time: Duration) -> Result {
     }
 }
 
-/// The cgroup of a container.
+/// Returns the cgroup of a container.
 pub(crate) fn cgroup(ctx: &Ctx, vmid: u32) -> PathBuf {
     ctx.roots.cgroup.join("lxc").join(vmid.to_string())
 }
 
-/// Whether the outer cgroup is frozen: the state in which a snapshot hangs.
+/// Returns whether the outer cgroup is frozen; a snapshot hangs in this state.
 pub(crate) fn is_frozen(ctx: &Ctx, vmid: u32) -> bool {
     let events = fs::read_to_string(cgroup(ctx, vmid).join("cgroup.events")).unwrap_or_default();
     events.lines().any(|line| line == "frozen 1")
@@ -87,8 +87,8 @@ fn hung_marker(ctx: &Ctx, vmid: u32) -> PathBuf {
     ctx.roots.control_dir.join("monitor-hung").join(vmid.to_string())
 }
 
-/// A snapshot of a frozen container makes its monitor hang, and with it everything that asks that
-/// monitor, until somebody thaws the cgroup. The caller hangs here too.
+/// Hangs the monitor of a frozen container, as a snapshot does: the caller, and every later request
+/// to that monitor, waits until somebody thaws the cgroup.
 pub(crate) fn hang_monitor(ctx: &Ctx, vmid: u32) -> Result {
     let marker = hung_marker(ctx, vmid);
     if let Some(dir) = marker.parent() {
@@ -98,7 +98,7 @@ pub(crate) fn hang_monitor(ctx: &Ctx, vmid: u32) -> Result {
     wait_for_monitor(ctx, vmid)
 }
 
-/// What asks a monitor waits here while it hangs.
+/// Waits while the container's monitor hangs.
 pub(crate) fn wait_for_monitor(ctx: &Ctx, vmid: u32) -> Result {
     let marker = hung_marker(ctx, vmid);
     while marker.exists() && is_frozen(ctx, vmid) {

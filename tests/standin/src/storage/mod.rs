@@ -1,4 +1,4 @@
-//! Storages: what `storage.cfg` says, and volumes as subvolumes of a btrfs pool.
+//! Storages: the entries of `storage.cfg`, and volumes as subvolumes of a btrfs pool.
 
 pub(crate) mod pool;
 pub(crate) mod volume;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use crate::ctx::Ctx;
 use crate::failure::{Failure, Result};
 
-/// A storage entry.
+/// An entry of `storage.cfg`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Storage {
     pub(crate) name: String,
@@ -30,13 +30,13 @@ impl Storage {
         self.get("nodes").is_none_or(|nodes| nodes.split(',').any(|n| n.trim() == node))
     }
 
-    /// The directory of the volumes: the dataset's place in the file system.
+    /// Returns the directory of the volumes: the mount point of the dataset.
     pub(crate) fn dir(&self, ctx: &Ctx) -> PathBuf {
         match self.get("mountpoint").or(self.get("path")) {
             Some(path) => PathBuf::from(path),
             None => match self.get("pool") {
                 None | Some("rpool/data") => ctx.roots.pool.clone(),
-                // Another pool lies beside the first, so that a test can have two.
+                // Another pool is beside the first one, so that a test can have two.
                 Some(pool) => {
                     let name = pool.rsplit('/').next().unwrap_or(pool);
                     ctx.roots.pool.with_file_name(name)
@@ -46,7 +46,7 @@ impl Storage {
     }
 }
 
-/// All entries, in the order of the file.
+/// Returns all entries, in the order of the file.
 pub(crate) fn all(ctx: &Ctx) -> Vec<Storage> {
     let text = fs::read_to_string(ctx.roots.etc_pve.join("storage.cfg")).unwrap_or_default();
     parse(&text)
@@ -69,13 +69,13 @@ fn parse(text: &str) -> Vec<Storage> {
     storages
 }
 
-/// A storage by name, whatever its state.
+/// Returns a storage by name, whatever its state.
 pub(crate) fn find(ctx: &Ctx, name: &str) -> Result<Storage> {
     let found = all(ctx).into_iter().find(|storage| storage.name == name);
     found.ok_or_else(|| Failure::new(format!("storage '{name}' does not exist")))
 }
 
-/// A storage that can be used on this node now.
+/// Returns a storage that can be used on this node now.
 pub(crate) fn usable(ctx: &Ctx, name: &str) -> Result<Storage> {
     let storage = find(ctx, name)?;
     if storage.is_disabled() {
@@ -97,7 +97,7 @@ pub(crate) fn usable(ctx: &Ctx, name: &str) -> Result<Storage> {
     Ok(storage)
 }
 
-/// Whether a storage counts as enabled here, for `pvesm status`.
+/// Returns whether a storage is enabled here, for `pvesm status`.
 pub(crate) fn is_enabled(ctx: &Ctx, storage: &Storage) -> bool {
     !storage.is_disabled() && storage.is_here(&ctx.node)
 }

@@ -1,7 +1,7 @@
 //! Volumes of a pool: btrfs subvolumes, or plain directories where a test has no btrfs.
 //!
-//! All of it goes through the `btrfs` program, as real `pct` does for its btrfs storage, so that
-//! the recorded messages come out by themselves and a test can slow a step with a wrapper.
+//! Everything goes through the `btrfs` program, as real `pct` does for its btrfs storage, so that
+//! the recorded messages appear by themselves and a test can slow a step with a wrapper.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::failure::{Failure, Result, ignore};
 use crate::locks;
 use crate::run::{self, PATH, run};
 
-/// A copy of a template is the longest of these.
+/// Longest run of a program; the copy of a template takes longest.
 const LIMIT: Duration = Duration::from_secs(300);
 const BTRFS_MAGIC: u64 = 0x9123_683E;
 
@@ -32,12 +32,12 @@ fn program(name: &str) -> Command {
     command
 }
 
-/// The place of a volume.
+/// Returns the path of a volume.
 pub(crate) fn path(ctx: &Ctx, storage: &Storage, name: &str) -> PathBuf {
     storage.dir(ctx).join(name)
 }
 
-/// The place of a volume of a usable storage; a volume that is not there is a failure.
+/// Returns the path of a volume of a usable storage; fails if the volume does not exist.
 pub(crate) fn existing(ctx: &Ctx, volume: &Volume) -> Result<PathBuf> {
     let storage = usable(ctx, &volume.storage)?;
     let path = path(ctx, &storage, &volume.name);
@@ -47,7 +47,7 @@ pub(crate) fn existing(ctx: &Ctx, volume: &Volume) -> Result<PathBuf> {
     Err(Failure::new(format!("volume '{volume}' does not exist")))
 }
 
-/// The first `STEM-ID-disk-N` whose number no volume of a container has.
+/// Returns the first `STEM-ID-disk-N` whose number no volume of a container has.
 fn free_name(ctx: &Ctx, storage: &Storage, stem: &str, vmid: u32) -> String {
     let is_free = |n: &u32| {
         let taken = |stem: &&str| path(ctx, storage, &format!("{stem}-{vmid}-disk-{n}")).exists();
@@ -56,8 +56,8 @@ fn free_name(ctx: &Ctx, storage: &Storage, stem: &str, vmid: u32) -> String {
     (0..).find(is_free).map(|n| format!("{stem}-{vmid}-disk-{n}")).unwrap_or_default()
 }
 
-/// Makes a linked clone. The volume is there before anybody has noted it down: whoever is stopped
-/// in between leaves an orphan, as on the real one.
+/// Creates a linked clone. The volume exists before it is recorded anywhere: a process that is
+/// stopped in between leaves an orphan, as the real `pct` does.
 pub(crate) fn clone(ctx: &Ctx, source: &Volume, vmid: u32) -> Result<Volume> {
     let storage = usable(ctx, &source.storage)?;
     let _held = locks::storage(ctx, &storage.name)?;
@@ -84,7 +84,8 @@ fn snapshot(ctx: &Ctx, from: &Path, to: &Path, read_only: bool) -> Result {
         }
     });
     done.map_err(|failure| {
-        // Wherever in this step the signal came, the real one says which command it met.
+        // Wherever in this step the signal came, the real `pct` names the command that it
+        // interrupted.
         if failure.interrupted && !failure.message.contains("broken pipe") {
             return run::interrupted(&told);
         }
@@ -97,12 +98,12 @@ fn copy(ctx: &Ctx, from: &Path, to: &Path) -> Result {
     run(ctx, command.args(["-a", "--reflink=auto", "--"]).arg(from).arg(to), LIMIT).map(drop)
 }
 
-/// Makes an empty volume for a container.
+/// Creates an empty volume for a container.
 pub(crate) fn alloc(ctx: &Ctx, storage_name: &str, vmid: u32) -> Result<Volume> {
     alloc_as(ctx, storage_name, "subvol", vmid)
 }
 
-/// Makes an empty volume whose name begins with that stem.
+/// Creates an empty volume whose name begins with a stem.
 pub(crate) fn alloc_as(ctx: &Ctx, storage_name: &str, stem: &str, vmid: u32) -> Result<Volume> {
     let storage = usable(ctx, storage_name)?;
     let _held = locks::storage(ctx, &storage.name)?;
@@ -119,7 +120,7 @@ pub(crate) fn alloc_as(ctx: &Ctx, storage_name: &str, stem: &str, vmid: u32) -> 
     Ok(Volume { storage: storage.name, base: None, name })
 }
 
-/// Makes a volume with a copy of what another holds.
+/// Creates a volume with a copy of another volume's content.
 pub(crate) fn full_copy(ctx: &Ctx, source: &Volume, storage: &str, vmid: u32) -> Result<Volume> {
     let from = existing(ctx, source)?;
     let made = alloc(ctx, storage, vmid)?;
@@ -168,7 +169,7 @@ pub(crate) fn delete(ctx: &Ctx, path: &Path) -> Result {
     fs::remove_dir_all(path).map_err(|e| Failure::io("delete", path, &e))
 }
 
-/// Turns a container's volume into a template's.
+/// Turns a container's volume into a template's volume.
 pub(crate) fn make_base(ctx: &Ctx, volume: &Volume) -> Result<Volume> {
     let storage = usable(ctx, &volume.storage)?;
     let _held = locks::storage(ctx, &storage.name)?;
@@ -178,7 +179,7 @@ pub(crate) fn make_base(ctx: &Ctx, volume: &Volume) -> Result<Volume> {
     Ok(Volume { storage: storage.name, base: None, name })
 }
 
-/// Makes a read-only copy of a volume beside it, under a snapshot's name.
+/// Creates a read-only copy of a volume beside it, under a snapshot's name.
 pub(crate) fn take_snapshot(ctx: &Ctx, volume: &Volume, name: &str) -> Result {
     let storage = usable(ctx, &volume.storage)?;
     let _held = locks::storage(ctx, &storage.name)?;
@@ -186,7 +187,7 @@ pub(crate) fn take_snapshot(ctx: &Ctx, volume: &Volume, name: &str) -> Result {
     snapshot(ctx, &from, &snapshot_path(ctx, &storage, volume, name), true)
 }
 
-/// Puts a volume back to a snapshot of it.
+/// Resets a volume to one of its snapshots.
 pub(crate) fn roll_back(ctx: &Ctx, volume: &Volume, name: &str) -> Result {
     let storage = usable(ctx, &volume.storage)?;
     let _held = locks::storage(ctx, &storage.name)?;
@@ -199,7 +200,7 @@ pub(crate) fn roll_back(ctx: &Ctx, volume: &Volume, name: &str) -> Result {
     snapshot(ctx, &kept, &at, false)
 }
 
-/// Removes a snapshot of a volume; one that is not there is as good as removed.
+/// Removes a snapshot of a volume; a missing one counts as removed.
 pub(crate) fn drop_snapshot(ctx: &Ctx, volume: &Volume, name: &str) -> Result {
     let storage = usable(ctx, &volume.storage)?;
     let _held = locks::storage(ctx, &storage.name)?;
@@ -211,12 +212,12 @@ fn snapshot_path(ctx: &Ctx, storage: &Storage, volume: &Volume, name: &str) -> P
     path(ctx, storage, &format!("{}@{name}", volume.name))
 }
 
-/// A snapshot as the source of a linked clone.
+/// Returns a snapshot as the source of a linked clone.
 pub(crate) fn snapshot_volume(volume: &Volume, name: &str) -> Volume {
     Volume { base: None, name: format!("{}@{name}", volume.name), ..volume.clone() }
 }
 
-/// The volumes in a storage, by name.
+/// Returns the names of the volumes in a storage.
 pub(crate) fn names(ctx: &Ctx, storage: &Storage) -> Vec<String> {
     let Ok(entries) = fs::read_dir(storage.dir(ctx)) else { return Vec::new() };
     let mut names: Vec<String> = entries
@@ -228,7 +229,6 @@ pub(crate) fn names(ctx: &Ctx, storage: &Storage) -> Vec<String> {
     names
 }
 
-/// All volumes in a storage.
 pub(crate) fn volumes(ctx: &Ctx, storage: &Storage) -> Vec<Volume> {
     let volume = |name: String| Volume {
         storage: storage.name.clone(),
@@ -238,7 +238,7 @@ pub(crate) fn volumes(ctx: &Ctx, storage: &Storage) -> Vec<Volume> {
     names(ctx, storage).into_iter().map(volume).collect()
 }
 
-/// How large a volume was asked to be: what any configuration says of it.
+/// Returns the requested size of a volume, as its owner's or its base's configuration states it.
 pub(crate) fn size_bytes(ctx: &Ctx, volume: &Volume) -> u64 {
     let says = |vmid: Option<u32>| {
         let conf = cluster::load_quiet(ctx, vmid?).ok()?;
@@ -249,7 +249,7 @@ pub(crate) fn size_bytes(ctx: &Ctx, volume: &Volume) -> u64 {
     says(volume.owner()).or_else(|| says(base_owner)).unwrap_or(0)
 }
 
-/// ZFS knows where a clone came from; btrfs is told here, in a file beside the volumes.
+/// Returns the file that records the origin of a clone: ZFS knows it, btrfs does not.
 fn base_note(ctx: &Ctx, storage: &Storage, name: &str) -> PathBuf {
     storage.dir(ctx).join(".origin").join(name)
 }

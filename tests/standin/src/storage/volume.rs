@@ -2,18 +2,18 @@
 
 use crate::failure::{Failure, Result};
 
-/// A volume.
+/// Id of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Volume {
     pub(crate) storage: String,
-    /// The base of a linked clone.
+    /// Base of a linked clone.
     pub(crate) base: Option<String>,
-    /// `subvol-101-disk-0`.
+    /// Name, such as `subvol-101-disk-0`.
     pub(crate) name: String,
 }
 
 impl Volume {
-    /// Reads a volume id, the first part of a `rootfs` line.
+    /// Parses a volume id, the first part of a `rootfs` line.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let bad = || Failure::new(format!("unable to parse volume ID '{text}'"));
         let (storage, path) = text.split_once(':').ok_or_else(bad)?;
@@ -34,18 +34,18 @@ impl Volume {
         Ok(Self { storage: storage.to_owned(), base, name })
     }
 
-    /// The container that a volume's name says it belongs to.
+    /// Returns the container to which the volume belongs by its name.
     pub(crate) fn owner(&self) -> Option<u32> {
         owner_of(&self.name)
     }
 
-    /// Whether it is a template's volume.
+    /// Returns whether it is a template's volume.
     pub(crate) fn is_base(&self) -> bool {
         self.name.starts_with("basevol-")
     }
 }
 
-/// The number in `subvol-101-disk-0`; `vm-101-disk-0` is what `pvesm alloc` makes.
+/// Returns the number in `subvol-101-disk-0`; `pvesm alloc` creates names like `vm-101-disk-0`.
 pub(crate) fn owner_of(name: &str) -> Option<u32> {
     let stems = ["subvol-", "basevol-", "vm-"];
     let rest = stems.iter().find_map(|stem| name.strip_prefix(stem))?;
@@ -71,7 +71,7 @@ pub(crate) struct MountPoint {
 }
 
 impl MountPoint {
-    /// Reads a line.
+    /// Parses a line.
     pub(crate) fn parse(text: &str) -> Self {
         let mut source = String::new();
         let mut properties = Vec::new();
@@ -85,12 +85,12 @@ impl MountPoint {
         Self { source, properties }
     }
 
-    /// A property.
+    /// Returns a property.
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.properties.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
-    /// Sets a property, in its place if it has one.
+    /// Sets a property; an existing one keeps its place.
     pub(crate) fn set(&mut self, key: &str, value: &str) {
         match self.properties.iter_mut().find(|(k, _)| k == key) {
             Some((_, old)) => value.clone_into(old),
@@ -98,18 +98,18 @@ impl MountPoint {
         }
     }
 
-    /// A host path, not a volume.
+    /// Returns whether the source is a host path, not a volume.
     pub(crate) fn is_bind(&self) -> bool {
         self.source.starts_with('/')
     }
 
-    /// The same properties for another volume.
+    /// Formats the same properties for another volume.
     pub(crate) fn on(&self, volume: &Volume) -> String {
         let properties = self.properties.iter().map(|(k, v)| format!(",{k}={v}"));
         format!("{volume}{}", properties.collect::<String>())
     }
 
-    /// `size=2G` in bytes.
+    /// Returns the size in bytes, from a property such as `size=2G`.
     pub(crate) fn size_bytes(&self) -> u64 {
         let Some(size) = self.get("size") else { return 0 };
         let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());

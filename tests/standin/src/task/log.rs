@@ -1,4 +1,4 @@
-//! Task logs: a file per task, an index of what ended, a list of what runs.
+//! Task logs: a file per task, an index of ended tasks, a list of running tasks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,16 +9,16 @@ use rustix::fs::{FlockOperation, flock};
 use super::upid::{Upid, now};
 use crate::failure::ignore;
 
-/// How a task ended, in the words of the index.
+/// Status of a task that ended unexpectedly, in the words of the index.
 pub(crate) const UNEXPECTED: &str = "unexpected status";
 
-/// The file of a task: below the last hex digit of its time.
+/// Returns the log file of a task, in a directory named by the last hex digit of its time.
 pub(crate) fn path(log_dir: &Path, upid: &Upid) -> PathBuf {
     log_dir.join(format!("{:X}", upid.time % 16)).join(upid.to_string())
 }
 
-/// Opens the log of a new task and notes it among the running ones. Tasks whose parent died are
-/// entered in the index on this occasion.
+/// Opens the log of a new task and adds the task to the running ones. Tasks whose parent died are
+/// then added to the index.
 pub(crate) fn begin(log_dir: &Path, upid: &Upid) -> io::Result<File> {
     let file = path(log_dir, upid);
     if let Some(dir) = file.parent() {
@@ -57,13 +57,13 @@ fn index(log_dir: &Path, upid: &Upid, status: &str) -> io::Result<()> {
     writeln!(index, "{upid} {:08X} {status}", now())
 }
 
-/// The tasks that run; those whose worker has gone without its parent go into the index.
+/// Returns the running tasks, and adds tasks to the index whose worker and parent are gone.
 fn sweep(log_dir: &Path) -> io::Result<Vec<Upid>> {
     let text = fs::read_to_string(log_dir.join("active")).unwrap_or_default();
     let noted = text.lines().filter_map(|line| Upid::parse(line.split(' ').next()?));
     let (running, gone): (Vec<Upid>, Vec<Upid>) = noted.partition(Upid::is_alive);
     for upid in gone {
-        // Whoever ended properly is in the index by its parent.
+        // The parent has added tasks that ended normally.
         let done = fs::read_to_string(log_dir.join("index")).unwrap_or_default();
         if !done.lines().any(|line| line.starts_with(&upid.to_string())) {
             index(log_dir, &upid, UNEXPECTED)?;

@@ -1,11 +1,11 @@
-//! Tasks: a parent that waits and a worker in a session of its own that does the work.
+//! Tasks: a parent that waits and a worker in its own session that does the work.
 //!
 //! ```text
 //! pct clone ...             parent: reads the worker's output, prints it, writes the task log
 //!   `- task UPID:...:       worker: its stdout and stderr are one pipe to the parent
 //! ```
-//! The worker is this program again, started with the task's name for its argument list. A parent
-//! that is told to end passes that on; a parent that is killed leaves the worker at work.
+//! The worker is this program again, started with the task's name as its argument list. A parent
+//! that is told to end passes this on; if a parent is killed, the worker continues.
 
 pub(crate) mod log;
 pub mod upid;
@@ -26,33 +26,33 @@ use crate::run;
 use crate::signals::{Signals, Woken, wait_or_hangup};
 use upid::Upid;
 
-/// What the worker is told, in its environment.
+/// Job that the worker gets in its environment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Job {
-    /// `vzclone` and so on.
+    /// Kind of task, such as `vzclone`.
     pub(crate) kind: String,
-    /// The container that the task is listed under.
+    /// Container under which the task is listed.
     pub(crate) id: String,
-    /// What to do.
+    /// The work.
     pub(crate) work: crate::commands::Work,
-    /// For the fault plan.
+    /// Sub-command, for the fault plan.
     pub(crate) command: String,
     pub(crate) vmid: Option<u32>,
     pub(crate) template: Option<u32>,
-    /// The process that waits for the worker.
+    /// Process that waits for the worker.
     pub(crate) parent: i32,
 }
 
-/// The variable that holds the job.
+/// Environment variable that holds the job.
 pub(crate) const JOB: &str = "PCT_STANDIN_JOB";
-/// The variable that holds the task's name, once it is known.
+/// Environment variable that holds the task's name, once it is known.
 pub(crate) const NAME: &str = "PCT_STANDIN_UPID";
-/// This very program, even when another has taken its path meanwhile.
+/// This very program, even if another one has replaced it at its path.
 const SELF: &str = "/proc/self/exe";
-/// What the parent reads about the worker, in between its output.
+/// First byte of the worker's notes to the parent, which are mixed with its output.
 const MARK: u8 = 0;
 
-/// How a worker ended.
+/// Result of a worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 enum Ended {
     Ok,
@@ -65,7 +65,7 @@ enum Note {
     Ended(Ended),
 }
 
-/// Runs a job in a worker and waits for it. The error is the worker's last word.
+/// Runs a job in a worker and waits for it. The error is the worker's last message.
 pub(crate) fn run(ctx: &mut Ctx, job: &Job) -> Result {
     let fail = |error: io::Error| Failure::new(format!("fork failed - {error}"));
     ctx.signals = Some(Signals::block().map_err(fail)?);
@@ -82,16 +82,16 @@ pub(crate) fn run(ctx: &mut Ctx, job: &Job) -> Result {
     Parent { ctx, child, output, pending: Vec::new(), task: None, ended: None, gone: false }.wait()
 }
 
-/// A parent at its pipe.
+/// A parent that reads its worker's pipe.
 struct Parent<'a> {
     ctx: &'a Ctx,
     child: Child,
     output: io::PipeReader,
-    /// The beginning of a line that may be a note.
+    /// Beginning of a line that may be a note.
     pending: Vec<u8>,
     task: Option<(Upid, File)>,
     ended: Option<Ended>,
-    /// The reader of our stdout has gone.
+    /// Whether the reader of our stdout is gone.
     gone: bool,
 }
 
@@ -104,7 +104,7 @@ impl Parent<'_> {
         let mut told = false;
         while self.ended.is_none() {
             let fds = [self.output.as_fd(), pidfd.as_fd()];
-            // No deadline of its own: the worker's steps have theirs, as on the real one.
+            // No deadline here: the worker's steps have their own, as in the real `pct`.
             let stdout = io::stdout();
             let reader = (!self.gone).then(|| stdout.as_fd());
             match wait_or_hangup(self.ctx.signals.as_ref(), &fds, reader, None) {
@@ -129,7 +129,7 @@ impl Parent<'_> {
         self.finish()
     }
 
-    /// Reads what is there; false at the end.
+    /// Reads the available output; returns false at its end.
     fn read(&mut self) -> Result<bool> {
         let mut buffer = [0_u8; 8192];
         let count = self
@@ -193,7 +193,7 @@ impl Parent<'_> {
         match self.ended {
             Some(Ended::Ok) => Ok(()),
             Some(Ended::Failed { message, code, forced }) => {
-                // Inside a worker every failure is 255, whatever errno was.
+                // Inside a worker every failure is 255, whatever the errno was.
                 let code = if forced { code } else { 255 };
                 Err(Failure { forced, ..Failure::coded(code, message) })
             }

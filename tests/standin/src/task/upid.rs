@@ -3,25 +3,24 @@
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A task's name, with what tells whether its worker still lives.
+/// Name of a task, which tells whether its worker still lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upid {
-    /// The node.
     pub node: String,
-    /// The worker's process id.
+    /// Process id of the worker.
     pub pid: u32,
-    /// The worker's start, in clock ticks since boot.
+    /// Start of the worker, in clock ticks since boot.
     pub pstart: u64,
-    /// When the task began, seconds since the epoch.
+    /// Start of the task, in seconds since the epoch.
     pub time: u64,
-    /// `vzclone` and so on.
+    /// Kind of task, such as `vzclone`.
     pub kind: String,
-    /// The container.
+    /// Container of the task.
     pub id: String,
 }
 
 impl Upid {
-    /// The name of a task that this process works on.
+    /// Creates the name of a task whose worker is this process.
     pub(crate) fn of_this_process(node: &str, kind: &str, id: &str) -> Self {
         let pid = std::process::id();
         Self {
@@ -34,7 +33,7 @@ impl Upid {
         }
     }
 
-    /// Reads a name.
+    /// Parses a name.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.strip_prefix("UPID:")?.split(':').collect();
@@ -51,7 +50,7 @@ impl Upid {
         })
     }
 
-    /// Whether its worker is the process that now has the number.
+    /// Returns whether the process with that pid still is the worker.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         start_of(self.pid) == Some(self.pstart)
@@ -65,12 +64,12 @@ impl std::fmt::Display for Upid {
     }
 }
 
-/// Seconds since the epoch.
+/// Returns the seconds since the epoch.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// The 22nd field of `/proc/PID/stat`. A zombie does not count as living.
+/// Returns the 22nd field of `/proc/PID/stat`; none for a zombie.
 fn start_of(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = stat.get(stat.rfind(')')? + 2..)?.split(' ').collect();

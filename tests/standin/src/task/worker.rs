@@ -15,8 +15,8 @@ use crate::failure::{Failure, Result, ignore};
 use crate::roots::Roots;
 use crate::signals::Signals;
 
-/// The whole life of a worker process: first under a name to come, then, after it has become its
-/// own program again, under the task's name. Pid and start time stay the same in between.
+/// Runs a worker process: first without a task name, then, after it has executed its own program
+/// again, under that name. Pid and start time stay the same.
 pub(crate) fn main(encoded: &str) -> ExitCode {
     let Ok(job) = serde_json::from_str::<Job>(encoded) else { return ExitCode::from(255) };
     let node = cluster::node_name();
@@ -50,7 +50,7 @@ fn work(job: &Job, node: String, name: &str) -> Result {
     commands::work(&ctx, &job.work)
 }
 
-/// A note between the lines of output. A parent that has gone does not hear it.
+/// Sends a note between the lines of output. A parent that is gone does not receive it.
 fn tell(note: &Note) {
     let Ok(text) = serde_json::to_string(note) else { return };
     let mut line = vec![MARK];

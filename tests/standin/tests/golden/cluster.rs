@@ -1,5 +1,5 @@
-//! A cluster in a temporary directory: /etc/pve as plain files, a pool as plain directories, or a
-//! real pool and real containers where the surroundings have them.
+//! A cluster in a temporary directory: /etc/pve as plain files, and a pool as plain directories; or
+//! a real pool and real containers if the environment provides them.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use standin::Roots;
 
-/// The paths of a node that a command line may name. `/usr/sbin/btrfs` is among them because a
-/// recorded command puts a wrapper there, which must never reach the machine's own.
+/// Paths of a node that a command line may contain. `/usr/sbin/btrfs` is among them because a
+/// recorded command puts a wrapper there, which must never replace the machine's own.
 const MOVED: [&str; 11] = [
     "/etc/pve",
     "/var/lib/lxc",
@@ -27,7 +27,7 @@ const MOVED: [&str; 11] = [
     "/rpool",
 ];
 
-/// What a command said.
+/// Output of a command.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub out: Vec<String>,
@@ -35,17 +35,17 @@ pub(crate) struct Said {
     pub exit: Option<i32>,
 }
 
-/// Where containers can run: named by the environment.
+/// Environment in which real containers can run.
 #[derive(Debug, Clone)]
 pub(crate) struct RealLxc {
-    /// A directory on btrfs for pools.
+    /// Directory on btrfs, for pools.
     pub pool: PathBuf,
-    /// A root file system with an init.
+    /// Root file system with an init.
     pub rootfs: PathBuf,
 }
 
 impl RealLxc {
-    /// `STANDIN_LXC=1` with `STANDIN_POOL` and `STANDIN_ROOTFS`, inside a node.
+    /// Reads `STANDIN_LXC=1` with `STANDIN_POOL` and `STANDIN_ROOTFS`, which are set inside a node.
     pub(crate) fn from_env() -> Option<Self> {
         let on = std::env::var("STANDIN_LXC").is_ok_and(|v| v == "1");
         let path = |name: &str| PathBuf::from(std::env::var_os(name).unwrap_or_default());
@@ -53,16 +53,16 @@ impl RealLxc {
     }
 }
 
-/// A cluster of one node or two.
+/// A cluster of one or two nodes.
 pub(crate) struct Cluster {
     pub dir: PathBuf,
     roots: Roots,
     env: Vec<(&'static str, PathBuf)>,
     real: Option<RealLxc>,
-    /// Containers of several replays would meet in one cgroup tree; the tests may be several
-    /// processes.
+    /// Lock against other replays, whose containers would share one cgroup tree; the tests may be
+    /// several processes.
     _alone: Option<File>,
-    /// Process groups that were started.
+    /// Process groups of started commands.
     groups: Mutex<Vec<u32>>,
     _temp: tempfile::TempDir,
 }
@@ -138,10 +138,10 @@ impl Cluster {
         &self.roots.control_dir
     }
 
-    /// A recorded command line, its paths moved below our directory.
+    /// Prepares a recorded command line, with its paths moved below our directory.
     pub(crate) fn command(&self, text: &str, node: &str) -> Command {
         let mut text = text.to_owned();
-        // A mark first: the directory itself lies below one of these.
+        // Marked first, because the directory itself is below one of these prefixes.
         for prefix in MOVED {
             text = text.replace(prefix, &format!("\u{1}{prefix}"));
         }
@@ -165,13 +165,13 @@ impl Cluster {
         command
     }
 
-    /// Runs such a line.
+    /// Runs a recorded command line.
     pub(crate) fn run(&self, text: &str, node: &str) -> Said {
         let mut command = self.command(text, node);
-        // Files and not pipes: what a command leaves in the background may hold them open.
+        // Files, not pipes: a command's background processes may hold pipes open.
         let files = ["_o", "_e"].map(|name| self.dir.join("tmp").join(name));
         let [out, err] = files.each_ref().map(|path| File::create(path).expect("a file"));
-        // Its own group, so that what it leaves in the background does not outlive the replay.
+        // Its own group, so that its background processes do not outlive the replay.
         command.stdout(out).stderr(err).process_group(0);
         let mut child = command.spawn().expect("bash runs");
         self.groups.lock().expect("a list").push(child.id());
@@ -193,7 +193,8 @@ impl Cluster {
         Said { out, err, exit: status.and_then(|s| s.code()) }
     }
 
-    /// Shell functions for fixtures: a template, a container, without going through `pct`.
+    /// Returns shell functions for fixtures: a template or a container, without going through
+    /// `pct`.
     fn functions(&self) -> String {
         let dir = self.dir.display();
         let fill = match &self.real {
@@ -221,7 +222,7 @@ impl Drop for Cluster {
             let mut kill = Command::new("kill");
             drop(kill.args(["-KILL", "--", &group]).stderr(Stdio::null()).status());
         }
-        // Mounts and containers that a failed replay left.
+        // Removes mounts and containers of a failed replay.
         let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
         let ours = self.dir.display().to_string();
         for target in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {

@@ -1,7 +1,7 @@
-//! The recorded transcripts of the real `pct`, replayed over the stand-in.
+//! Replays the recorded transcripts of the real `pct` against the stand-in.
 //!
 //! Every command of every transcript is either replayed or listed with a reason in
-//! `NOT_MODELLED.md`. Those that need containers that run are replayed only with `STANDIN_LXC=1`,
+//! `NOT_MODELLED.md`. Commands that need running containers are replayed only with `STANDIN_LXC=1`,
 //! inside a node of the lab, with `STANDIN_POOL` (a directory on btrfs) and `STANDIN_ROOTFS` (a
 //! subvolume with a root file system).
 
@@ -27,7 +27,7 @@ fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
 }
 
-/// `- `FILE:LINE`` or `- `FILE`` at the beginning of a line of the list.
+/// Parses `- `FILE:LINE`` or `- `FILE`` at the beginning of a line of the list.
 fn not_modelled() -> BTreeMap<String, String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("NOT_MODELLED.md");
     let text = std::fs::read_to_string(path).expect("the list is readable");
@@ -111,7 +111,7 @@ fn replay(name: &str) {
     assert!(wrong.is_empty(), "{} differ\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// Replays one command; the difference, where there is one.
+/// Replays one command; returns the difference, if there is one.
 fn step(cluster: &Cluster, plan: &Plan, command: &Recorded) -> Option<String> {
     let line = command.line;
     let node = command.node.as_deref().unwrap_or("pve1");

@@ -1,8 +1,8 @@
-//! What differs between the recorded machine and this one, brought to one form.
+//! Normalizes output that differs between the recorded machine and this one.
 
 use std::path::Path;
 
-/// One line of output in the form that is compared.
+/// Normalizes one line of output for the comparison.
 pub(crate) fn line(text: &str, dir: &Path) -> String {
     let mut text = text.replace(&dir.display().to_string(), "");
     text = text.replace("/var/lib/pve/tiny'", "/rpool/tiny'");
@@ -19,7 +19,7 @@ pub(crate) fn line(text: &str, dir: &Path) -> String {
         text = text.split(' ').map(moment).collect::<Vec<_>>().join(" ");
     }
     if text.contains("../src/lxc/") {
-        // Line numbers of another version.
+        // Line numbers differ between versions of LXC.
         text = after(&text, "lxc_attach_run_command: ", |c| c.is_ascii_digit(), "N");
     }
     if text.contains("VOL-") || text.contains("Volid ") {
@@ -29,7 +29,7 @@ pub(crate) fn line(text: &str, dir: &Path) -> String {
     text
 }
 
-/// A date or a time of day.
+/// Replaces a date or a time of day.
 fn moment(word: &str) -> &str {
     let shape: String = word.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
     match shape.as_str() {
@@ -39,7 +39,7 @@ fn moment(word: &str) -> &str {
     }
 }
 
-/// `images/502/vm-502-disk-0` has one directory more than ours.
+/// Removes a directory level: `images/502/vm-502-disk-0` has one more than our paths.
 fn strip_images(text: &str, prefix: &str, to: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -55,7 +55,7 @@ fn strip_images(text: &str, prefix: &str, to: &str) -> String {
     out + rest
 }
 
-/// `btr:900/base-900-disk-0.raw` and `btr:basevol-900-disk-0` are both `btr:VOL-900-disk-0`.
+/// Maps `btr:900/base-900-disk-0.raw` and `btr:basevol-900-disk-0` to `btr:VOL-900-disk-0`.
 fn volumes(text: &str) -> String {
     let is_part = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
     let mut out = String::new();
@@ -88,7 +88,7 @@ fn volume(token: &str) -> String {
     };
     let name = name[kind.len()..].trim_end_matches(".raw").trim_end_matches(".subvol");
     let head = match head.split_once(':') {
-        // The storage's name stays, the directory or base in front of the volume's goes.
+        // Keeps the storage's name and drops the directory or base in front of the volume's name.
         Some((storage, _)) => format!("{storage}:"),
         None => head.to_owned(),
     };
@@ -107,7 +107,7 @@ fn after(text: &str, mark: &str, part: impl Fn(char) -> bool, to: &str) -> Strin
     out + rest
 }
 
-/// Pids and times out of a task's name, and the time behind it in the index.
+/// Removes pids and times from a task's name, and the time behind it in the index.
 fn upid(text: &str) -> String {
     let words = text.split(' ').map(|word| {
         let parts: Vec<&str> = word.split(':').collect();

@@ -1,20 +1,19 @@
-//! How a transcript is replayed: what stands before it, and what a command needs.
+//! Plan for the replay of a transcript: its fixture, and what each command needs.
 //!
 //! ```text
 //! fixture                      shell lines up to "end", run before the first command
-//! skip-plain 60-84             commands that need containers that run
+//! skip-plain 60-84             commands that need running containers
 //! faults 3 [JSON]              the fault plan for a command
 //! before 20 SHELL              a shell line before a command
 //! edit 3 |from|to|             a literal replacement in a command's text
-//! drop 20 TEXT                 lines with this text ("=TEXT": that are it) count on neither side
-//! unordered 3                  the order of lines does not count
-//! either 3 |A|B|               with the two words exchanged it is as good
+//! drop 20 TEXT                 ignores lines that contain TEXT ("=TEXT": that equal TEXT)
+//! unordered 3                  ignores the order of lines
+//! either 3 |A|B|               also accepts output with the two words exchanged
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// A plan for one transcript.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub fixture: String,
@@ -46,7 +45,7 @@ impl Lines {
     }
 }
 
-/// Reads a plan; none is no plan.
+/// Reads a plan; returns none if the file is missing.
 pub(crate) fn read(path: &Path) -> Option<Plan> {
     let text = std::fs::read_to_string(path).ok()?;
     let mut plan = Plan::default();
@@ -98,7 +97,7 @@ impl Plan {
         }
     }
 
-    /// The command as it is run here.
+    /// Returns the command as it is run here.
     pub(crate) fn edited(&self, line: usize, text: &str) -> String {
         let mut text = text.to_owned();
         for (lines, from, to) in &self.edits {
@@ -109,7 +108,7 @@ impl Plan {
         text
     }
 
-    /// Whether a line of output counts.
+    /// Returns whether a line of output is compared.
     pub(crate) fn counts(&self, line: usize, said: &str) -> bool {
         let fits = |text: &str| match text.strip_prefix('=') {
             Some(whole) => said == whole,
@@ -119,7 +118,7 @@ impl Plan {
     }
 }
 
-/// `|from|to|`; the first character separates.
+/// Parses `|from|to|`; the first character is the separator.
 fn pair(text: &str) -> (String, String) {
     let separator = text.chars().next().expect("a pair has a separator");
     let mut parts = text.split(separator).skip(1);

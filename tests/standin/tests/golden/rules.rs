@@ -1,5 +1,5 @@
-//! Rules of the real one that no single transcript can show, because chance or a process id is in
-//! them, and the fault plan and the cost switch.
+//! Rules of the real `pct` that no single transcript can show, because they involve chance or a
+//! process id. Also tests of the fault plan and the cost switch.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -43,7 +43,7 @@ fn index(cluster: &Cluster) -> String {
     fs::read_to_string(cluster.dir.join("var/log/pve/tasks/index")).unwrap_or_default()
 }
 
-/// The one task that runs, as soon as there is one.
+/// Waits for the only running task and returns it.
 fn running_task(cluster: &Cluster) -> Upid {
     let active = cluster.dir.join("var/log/pve/tasks/active");
     let found = wait_for(|| {
@@ -97,7 +97,7 @@ fn two_nodes_that_want_one_number_have_one_winner() {
         let (winner, loser) = if one.status.success() { ("pve1", &two) } else { ("pve2", &one) };
         assert!(one.status.success() != two.status.success(), "{one:?} {two:?}");
         let said = String::from_utf8_lossy(&loser.stderr);
-        // They share a directory of lock files here, so the loser may have waited for that first.
+        // Both share a directory of lock files here, so the loser may have waited for that first.
         let last = said.lines().last();
         let wanted = format!("CT {vmid} already exists on node '{winner}'");
         assert_eq!(last, Some(wanted.as_str()));
@@ -157,7 +157,7 @@ fn a_worker_is_named_after_its_task_and_heads_a_session() {
         let text = String::from_utf8_lossy(&said.stderr);
         assert!(text.contains("failed: interrupted by signal"), "{text}");
     });
-    // The volume under way is nobody's: it stays.
+    // The volume in progress has no configuration: it stays.
     assert!(conf(&cluster, 501).is_empty() && has_volume(&cluster, 501));
     assert!(!conf(&cluster, 900).contains("lock:"));
 }
@@ -229,7 +229,7 @@ fn a_stopped_raw_volume_is_waited_for_when_it_grows() {
     assert!(start.elapsed() >= 2 * wait, "e2fsck and resize2fs wait, each");
     assert_eq!((said.exit, said.out.len()), (Some(0), 2), "{said:?}");
     assert!(conf(&cluster, 501).contains("size=6G"));
-    // Whoever is told to stop meanwhile has changed nothing.
+    // A resize that is told to end during the wait has changed nothing.
     cost::set_mmp(cluster.control_dir(), Some(std::time::Duration::from_secs(60))).expect("a file");
     cluster.run("timeout -s TERM 1 pct resize 501 rootfs 7G", "pve1");
     assert!(conf(&cluster, 501).contains("size=6G"));
@@ -249,25 +249,25 @@ fn containers_that_run() {
     let said = cluster.run("pct clone 900 501 && pct start 501", "pve1");
     assert_eq!(said.exit, Some(0), "{said:?}");
 
-    // The caller's open files and environment go in; --keep-env 0 keeps the environment out.
+    // The caller's open files and environment are inherited; --keep-env 0 drops the environment.
     let fd = "pct exec 501 -- sh -c 'read l <&9; echo got $l' 9<<<from-outside";
     assert_eq!(cluster.run(fd, "pve1").out, ["got from-outside"]);
     let leak = "SECRET=x pct exec 501 -- sh -c 'echo [$SECRET]'; \
         SECRET=x pct exec 501 --keep-env 0 -- sh -c 'echo [$SECRET]'";
     assert_eq!(cluster.run(leak, "pve1").out, ["[x]", "[]"]);
 
-    // Both ways byte for byte.
+    // Both directions transfer byte for byte.
     let same = "head -c 3000000 /dev/urandom > /tmp/blob; \
         [ \"$(md5sum < /tmp/blob)\" = \"$(pct exec 501 -- cat < /tmp/blob | md5sum)\" ]";
     assert_eq!(cluster.run(same, "pve1").exit, Some(0));
 
-    // A killed caller leaves its command alive inside.
+    // The command survives inside when its caller is killed.
     let orphan = "pct exec 501 -- sleep 987 & P=$!; sleep 0.5; kill -KILL $P; wait $P; \
         echo rc=$?; sleep 0.2; pct exec 501 -- sh -c 'cat /proc/[0-9]*/cmdline' | tr '\\0' ' ' | \
         grep -o 'sleep 987' | head -1";
     assert_eq!(cluster.run(orphan, "pve1").out, ["rc=137", "sleep 987"]);
 
-    // What a destroy leaves.
+    // Remnants of a destroy.
     let said = cluster.run("pct destroy 501 --force 1; ls /var/lib/lxc/501; ip -br link", "pve1");
     assert_eq!(
         said.out[..3],

@@ -1,22 +1,21 @@
-//! Recorded transcripts: commands, what they said on which stream, their exit codes.
+//! Recorded transcripts: commands, their output on each stream, their exit codes.
 
 use std::path::Path;
 
-/// One recorded command.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorded {
-    /// The line of the transcript, counted from 1; with the file's name it names the command.
+    /// Line in the transcript, from 1; with the file's name it identifies the command.
     pub line: usize,
-    /// The node it ran on, in transcripts of several.
+    /// Node on which the command ran, in transcripts of several nodes.
     pub node: Option<String>,
     pub text: String,
     pub out: Vec<String>,
     pub err: Vec<String>,
-    /// Some pieces of a longer session have none.
+    /// Exit code; some parts of a longer session have none.
     pub exit: Option<i32>,
 }
 
-/// All commands of a file.
+/// Reads all commands of a file.
 pub(crate) fn read(path: &Path) -> Vec<Recorded> {
     let text = std::fs::read_to_string(path).expect("a transcript is readable");
     let mut commands: Vec<Recorded> = Vec::new();
