@@ -33,7 +33,7 @@ enum Command {
     /// Serve the commands of one sandbox; started by the agent
     #[command(hide = true)]
     Shim {
-        /// What to serve, in JSON
+        /// The sandbox to serve, in JSON
         options: String,
     },
     /// Write Caddy's configuration with a fresh proof, as the agent does at its start where there is

@@ -206,7 +206,7 @@ fn options() -> Result<Options> {
             size: Size { cpu_cores: 1, memory_mib: 128, disk_gib: 0 },
             probe: Probe::None,
             bridge: None,
-                privileged: false,
+            privileged: false,
             link: Default::default(),
         }],
         network: Bridge {

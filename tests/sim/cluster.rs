@@ -386,7 +386,7 @@ fn options(number: u8) -> Options {
             size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
             probe: Probe::None,
             bridge: None,
-                privileged: false,
+            privileged: false,
             link: Default::default(),
         }],
         network: Bridge {

@@ -94,7 +94,7 @@ fn longest(mut path: Module, all: &BTreeSet<Module>) -> Option<Module> {
     None
 }
 
-/// Who needs whom among the modules right under each module: a module counts for all below it.
+/// Dependencies between the modules right under each module; a module counts for all below it.
 fn siblings(uses: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeMap<Module, BTreeSet<Module>> {
     let mut found: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
     for (from, to) in uses {
@@ -109,7 +109,7 @@ fn siblings(uses: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeMap<Module, BTree
     found
 }
 
-/// The modules that are needed by what they need.
+/// Lists the modules that depend on each other.
 fn circles(needs: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<String> {
     let reach = |from: &Module| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![from.clone()]);

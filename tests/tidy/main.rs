@@ -2,6 +2,7 @@
 
 mod circles;
 mod docs;
+mod language;
 mod layers;
 mod reads;
 mod source;

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+mod feed;
 pub mod intake;
 pub mod memory;
 pub mod node;
@@ -16,6 +17,7 @@ mod words;
 
 use proto::id::{SandboxId, Vmid};
 
+pub use feed::Feed;
 pub use node::Node;
 pub use record::{Failure, Lifetime, Phase, Record, WakeOn};
 

@@ -1,7 +1,7 @@
 //! Watch stream: inventory, changes, load. A watcher pulls from the journal by revision, so no
 //! queue can grow; a watcher that does not read for long is dropped.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use daemon::status::Refusal;
 use proto::{
@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{Rpc, status::refusal};
-use crate::journal::Journal;
+use crate::journal::Feed;
 
 /// Most messages in transit to a watcher.
 const BUFFER: usize = 64;
@@ -35,7 +35,7 @@ pub(super) fn watch(
     permit: OwnedSemaphorePermit,
 ) -> Responses {
     let (sender, messages) = mpsc::channel(BUFFER);
-    let journal = Arc::clone(rpc.sandboxes.journal());
+    let journal = rpc.sandboxes.journal();
     let watcher = Watcher { rpc: rpc.clone(), journal, sender, cursor: 0 };
     rpc.sandboxes.tasks().spawn(async move {
         // Reserve a slot for the last message, however full the channel is.
@@ -60,7 +60,7 @@ fn stopping() -> Refusal {
 
 struct Watcher {
     rpc: Rpc,
-    journal: Arc<dyn Journal>,
+    journal: Feed,
     sender: mpsc::Sender<Result<wire::WatchResponse, Status>>,
     /// Revision up to which everything has been sent.
     cursor: u64,

@@ -236,14 +236,15 @@ impl Sandboxes {
 
     /// Records an address from DHCP as the lease, unless the sandbox was booted again meanwhile.
     async fn grant(&self, id: &SandboxId, boot: u32, ip: Ipv4Addr) -> Result<(), Error> {
-        self.amend(id, |record| {
-            if record.phase.ended() || record.boot != boot {
-                return Err(reads::deleted(&SandboxRef::Id(record.id)));
-            }
-            (record.ip, record.ip_granted) = (Some(ip), true);
-            Ok(())
-        })
-        .await?;
+        self.records
+            .amend(id, |record| {
+                if record.phase.ended() || record.boot != boot {
+                    return Err(reads::deleted(&SandboxRef::Id(record.id)));
+                }
+                (record.ip, record.ip_granted) = (Some(ip), true);
+                Ok(())
+            })
+            .await?;
         tracing::info!(sandbox_id = %id, %ip, "address leased from a DHCP reply");
         Ok(())
     }

@@ -129,14 +129,15 @@ impl Sandboxes {
             Err(error) => return Err(error.into()),
         }
         tracing::warn!(sandbox_id = %id, vmid = %record.vmid, team = %record.team, "container adopted");
-        self.amend(id, |record| {
-            if record.phase.ended() {
-                return Err(reads::deleted(&SandboxRef::Id(record.id)));
-            }
-            record.progress = Progress::Done;
-            Ok(())
-        })
-        .await
+        self.records
+            .amend(id, |record| {
+                if record.phase.ended() {
+                    return Err(reads::deleted(&SandboxRef::Id(record.id)));
+                }
+                record.progress = Progress::Done;
+                Ok(())
+            })
+            .await
     }
 }
 

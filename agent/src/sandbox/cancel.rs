@@ -25,13 +25,13 @@ impl Sandboxes {
         if self.faults.lapses(Lapse::CallOff) {
             return Ok(None);
         }
-        self.journal.cancel(id, attempt, self.now_ms()).await?;
+        self.records.cancel(id, attempt, self.now_ms()).await?;
         let name = SandboxRef::Id(*id);
         let meant = self.gate.creation(id).is_none_or(|creation| creation.attempt <= attempt);
         if let Some(flight) = self.flights.find(id, Kind::Create).filter(|_| meant) {
             flight.cancel();
             if let Standing::UnderWay = flight.ended(wait).await {
-                return Ok(self.index.live(id));
+                return Ok(self.records.live(id));
             }
         }
         match self.known(&name) {

@@ -86,7 +86,7 @@ impl Sandboxes {
             connected,
             given,
             used,
-            range: Some(self.journal.vmids()),
+            range: Some(self.records.feed().vmids()),
             ..Intended::default()
         };
         let looked_at = intended.live.len();
@@ -103,7 +103,7 @@ impl Sandboxes {
         let after: BTreeMap<_, _> = after.into_iter().map(|r| (r.id, r.revision)).collect();
         let moved = |record: &Arc<Record>| after.get(&record.id) != Some(&record.revision);
         intended.busy.extend(intended.live.iter().filter(|r| moved(r)).map(|r| r.id));
-        let all = match self.journal.all().await {
+        let all = match self.records.feed().all().await {
             Ok(all) => all,
             Err(error) => {
                 return (vec![Finding::new("UNCHECKED", "journal", error.to_string())], 0);

@@ -98,7 +98,7 @@ impl Sandboxes {
         let request = (&order.team, &order.spec.request_id);
         let by_request = gate
             .by_request(request.0, request.1)
-            .or_else(|| self.index.by_request(request.0, request.1).map(Summary::from));
+            .or_else(|| self.records.by_request(request.0, request.1).map(Summary::from));
         // A known sandbox is answered even when nothing new could be created.
         if let Recall::Same(id) = admission::recall(order, by_id, by_request)? {
             return Ok(match self.flights.find(&id, Kind::Create) {
@@ -182,7 +182,7 @@ impl Sandboxes {
     async fn begin(&self, work: &Work<'_>) -> Result<Arc<Record>, Error> {
         let Order { id, team, attempt, body_digest, spec } = work.order;
         // A later cancellation finds this operation; an earlier one is in the journal.
-        if self.journal.cancelled(id).await? >= *attempt {
+        if self.records.feed().cancelled(id).await? >= *attempt {
             return Err(called_off(work));
         }
         self.unlock_before(id, work.deadline).await?;
@@ -226,9 +226,9 @@ impl Sandboxes {
         let taken_ips = self.taken_addresses().await;
         let lease_address = network == Network::Static;
         let intent = Intent { record, lease_address, taken, taken_ips };
-        let record = self.journal.begin(intent, now_ms).await?;
+        let record = self.records.begin(intent, now_ms).await?;
         tracing::info!(sandbox_id = %id, vmid = %record.vmid, attempt, "creation recorded");
-        Ok(self.index.apply(record))
+        Ok(record)
     }
 
     async fn steps<'a>(
@@ -355,7 +355,7 @@ impl Sandboxes {
             }
             tracing::info!(sandbox_id = %id, %vmid, "vmid was taken, trying the next");
             let taken = self.pve.cluster().await.guests.into_keys().collect();
-            record = self.renumber(&id, taken).await?;
+            record = self.records.renumber(&id, taken).await?;
         }
         Err(Error::new(
             Reason::VmidsExhausted,
@@ -380,24 +380,26 @@ impl Sandboxes {
             }
             // Durable first: after a crash this shows that a lock on the template is ours, and so
             // is a volume that no config names.
-            self.amend(&record.id, |record| {
-                record.progress = Progress::Clone;
-                record.volumes = OwnVolumes::cloned_to(site.storages.clone());
-                Ok(())
-            })
-            .await?;
+            self.records
+                .amend(&record.id, |record| {
+                    record.progress = Progress::Clone;
+                    record.volumes = OwnVolumes::cloned_to(site.storages.clone());
+                    Ok(())
+                })
+                .await?;
             let left = deadline::left(work.deadline, self.options.limits.clone)?;
             let cloned = self.pve.clone_template(&order, left).await;
             let Err(error) = cloned else { return Ok(true) };
             if matches!(error.kind, ErrorKind::VmidTaken(_) | ErrorKind::Locked(_)) {
                 // The clone never began: a lock on the template is not ours, nor is a volume that
                 // appears under the vmid before the next try.
-                self.amend(&record.id, |record| {
-                    record.progress = Progress::Queued;
-                    record.volumes = OwnVolumes::default();
-                    Ok(())
-                })
-                .await?;
+                self.records
+                    .amend(&record.id, |record| {
+                        record.progress = Progress::Queued;
+                        record.volumes = OwnVolumes::default();
+                        Ok(())
+                    })
+                    .await?;
             }
             match error.kind {
                 ErrorKind::VmidTaken(_) => return self.is_made(record).await,
@@ -435,7 +437,7 @@ impl Sandboxes {
     /// Records the volumes by name: one that appears under the vmid later is not the clone's. A
     /// lost write is repeated when the sandbox is up.
     async fn note_cloned(&self, id: &SandboxId, volumes: &OwnVolumes) {
-        let noted = self.amend(id, |record| {
+        let noted = self.records.amend(id, |record| {
             record.progress = Progress::Configure;
             record.volumes.clone_from(volumes);
             Ok(())

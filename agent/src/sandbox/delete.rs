@@ -76,11 +76,12 @@ impl Sandboxes {
         if let Err(error) = self.pve.destroy_owned(*vmid, id, volumes, limits.destroy).await {
             let error = Error::from(error);
             tracing::error!(sandbox_id = %id, vmid = %record.vmid, %error, "sandbox was not removed");
-            self.amend(id, |record| {
-                record.failure = Some(undo::failure(&error));
-                Ok(())
-            })
-            .await?;
+            self.records
+                .amend(id, |record| {
+                    record.failure = Some(undo::failure(&error));
+                    Ok(())
+                })
+                .await?;
             let message = format!("{}; that is tried again until {id} is gone", error.message);
             return Err(Error { message, ..error });
         }
@@ -91,7 +92,7 @@ impl Sandboxes {
     async fn call_off_what_is_under_way(&self, id: &SandboxId) -> Result<(), Error> {
         if let Some(creation) = self.gate.creation(id) {
             // Durable first: a crash from here on must not bring the creation up again.
-            self.journal.cancel(id, creation.attempt, self.now_ms()).await?;
+            self.records.cancel(id, creation.attempt, self.now_ms()).await?;
         }
         for kind in [Kind::Create, Kind::Start] {
             if let Some(flight) = self.flights.find(id, kind) {

@@ -92,7 +92,7 @@ impl Sandboxes {
                 () = sandboxes.tasks.stopping().cancelled() => {}
                 () = tokio::time::sleep(cut::AGAIN) => {}
             }
-            let open = sandboxes.index.live(&id).is_some_and(|record| {
+            let open = sandboxes.records.live(&id).is_some_and(|record| {
                 record.lease() == Some(ip) && record.services.values().any(|p| *p == port)
             });
             if !open {

@@ -114,11 +114,12 @@ impl Sandboxes {
         if record.phase == Phase::Deleting || record.progress == Progress::Export {
             return Ok(record);
         }
-        self.amend(&record.id, |record| {
-            record.progress = Progress::Export;
-            Ok(())
-        })
-        .await
+        self.records
+            .amend(&record.id, |record| {
+                record.progress = Progress::Export;
+                Ok(())
+            })
+            .await
     }
 
     /// Takes over a sandbox whose container another node gave to this one: stopped, with its whole
@@ -191,11 +192,9 @@ impl Sandboxes {
         let (sandboxes, vmid) = (Arc::clone(self), record.vmid);
         let written = self.tasks.run(async move {
             let (taken, now_ms) = (sandboxes.taken_addresses().await, sandboxes.now_ms());
-            let written = sandboxes.journal.take_over(&record, taken, now_ms).await?;
-            sandboxes.index.apply(written);
-            Ok(())
+            sandboxes.records.import(&record, taken, now_ms).await
         });
-        written.await.ok_or_else(lost)?.map_err(|error| {
+        written.await.ok_or_else(lost)?.map(drop).map_err(|error| {
             if matches!(error, journal::Error::Conflict { .. }) {
                 let why = "another sandbox has its number or its request";
                 return Error::new(Reason::SandboxKnown, format!("container {vmid}: {why}"));
@@ -216,7 +215,7 @@ impl Sandboxes {
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let (id, to) = (*id, to.clone());
-        if self.index.live(&id).is_none() {
+        if self.records.live(&id).is_none() {
             return self.get(&SandboxRef::Id(id)).await;
         }
         let flight = self.launch(id, Kind::Leave, |sandboxes, crew| async move {
@@ -256,11 +255,12 @@ impl Sandboxes {
             return Ok(record);
         }
         self.pve.configure(record.vmid, &self.settings(&record)).await.map_err(Error::from)?;
-        self.amend(&record.id, |record| {
-            record.progress = Progress::Done;
-            Ok(())
-        })
-        .await
+        self.records
+            .amend(&record.id, |record| {
+                record.progress = Progress::Done;
+                Ok(())
+            })
+            .await
     }
 }
 

@@ -20,7 +20,7 @@ impl Sandboxes {
         let known = self.intake();
         let since_ms = if known.intake == intake { known.since_ms } else { self.now_ms() };
         let order = Order { intake, why, since_ms };
-        self.journal.set_intake(&order).await?;
+        self.records.set_intake(&order).await?;
         tracing::info!(intake = ?order.intake, why = order.why, "operator changed the scheduling state");
         order.clone_into(&mut self.intake.write().unwrap_or_else(PoisonError::into_inner));
         Ok(order)

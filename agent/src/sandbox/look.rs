@@ -237,13 +237,14 @@ impl Sandboxes {
         id: &SandboxId,
         note: impl Fn(&mut Record),
     ) -> Result<Arc<Record>, Error> {
-        self.amend(id, |record| {
-            if record.phase == Phase::Stopped {
-                note(record);
-            }
-            Ok(())
-        })
-        .await
+        self.records
+            .amend(id, |record| {
+                if record.phase == Phase::Stopped {
+                    note(record);
+                }
+                Ok(())
+            })
+            .await
     }
 
     /// Locates the container; `None` while that cannot be decided.

@@ -12,6 +12,7 @@ mod adopt;
 mod boot;
 mod cancel;
 pub mod check;
+mod core;
 mod create;
 pub mod cut;
 mod deadline;
@@ -24,7 +25,6 @@ pub mod files;
 mod flights;
 pub mod garbage;
 mod hand_over;
-mod index;
 mod intake;
 mod lifetime;
 pub mod look;
@@ -62,9 +62,10 @@ use std::{
 use proto::{Reason, id::Vmid};
 use tokio::sync::{Mutex, Semaphore, watch};
 
+use self::core::Records;
 use crate::{
     clock::{Clock, Moment},
-    journal::{self, Journal},
+    journal::{self, Feed, Journal},
     load::HostLoad,
     pve::Pve,
     saga::{Faults, Lapse},
@@ -73,38 +74,32 @@ use crate::{
 use activity::Activity;
 use admission::Gate;
 use flights::Flights;
-use index::Index;
 use queue::Queues;
 
+pub use self::core::{Known, Tombstone};
 pub use adopt::Adoption;
 pub use due::Due;
 pub use error::Error;
 pub use expose::Closed;
-pub use index::{Known, Tombstone};
 pub use number::Renumbered;
 pub use options::{Bridge, Dhcp, Lifetimes, Limits, OnReboot, Options, Order, Probe, Template};
 pub use reads::Tally;
 pub use state::{Event, next};
 pub use wake::Wake;
 
-/// Number of record locks: writes to one record take turns, to different ones mostly not.
-const PENS: usize = 64;
-
 /// All sandboxes of this node, with the state that their operations share.
 #[derive(Debug)]
 pub struct Sandboxes {
     options: Options,
     pve: Arc<dyn Pve>,
-    journal: Arc<dyn Journal>,
+    records: Records,
     clock: Arc<dyn Clock>,
     tasks: Tasks,
     faults: Faults,
-    index: Index,
     flights: Flights,
     gate: Gate,
     queues: Queues,
     starts: Semaphore,
-    pens: Vec<Mutex<()>>,
     epoch: AtomicU64,
     activity: Activity,
     intake: RwLock<journal::intake::Order>,
@@ -135,7 +130,6 @@ impl Sandboxes {
         tasks: Tasks,
         faults: Faults,
     ) -> Result<Arc<Self>, Error> {
-        let index = Index::new(journal.all().await?);
         let epoch = journal.epoch(0).await?;
         let intake = journal.intake().await?;
         let node = journal.node().await?;
@@ -143,15 +137,13 @@ impl Sandboxes {
             starts: Semaphore::new(options.limits.starts_max.max(1)),
             options,
             pve,
-            journal,
+            records: Records::open(journal).await?,
             clock,
             tasks,
             faults,
-            index,
             flights: Flights::default(),
             gate: Gate::default(),
             queues: Queues::default(),
-            pens: (0..PENS).map(|_| Mutex::default()).collect(),
             epoch: AtomicU64::new(epoch),
             activity: Activity::new(),
             intake: RwLock::new(intake),
@@ -172,7 +164,7 @@ impl Sandboxes {
     pub async fn fence(&self, epoch: u64) -> Result<(), Error> {
         let mut highest = self.epoch.load(Ordering::Acquire);
         if epoch > highest {
-            highest = self.journal.epoch(epoch).await?;
+            highest = self.records.epoch(epoch).await?;
             self.epoch.fetch_max(highest, Ordering::AcqRel);
         }
         if epoch < highest && !self.faults.lapses(Lapse::Fence) {
@@ -199,9 +191,9 @@ impl Sandboxes {
         &self.pve
     }
 
-    /// Journal of this node.
-    pub fn journal(&self) -> &Arc<dyn Journal> {
-        &self.journal
+    /// Journal of this node, to read.
+    pub fn journal(&self) -> Feed {
+        self.records.feed()
     }
 
     /// Options from the configuration.

@@ -68,7 +68,7 @@ impl Sandboxes {
         if self.node.read().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&node) {
             return Ok(());
         }
-        self.journal.set_node(&node).await?;
+        self.records.set_node(&node).await?;
         tracing::info!(node = %node.name, number, "node number written to the journal");
         *self.node.write().unwrap_or_else(PoisonError::into_inner) = Some(node);
         Ok(())

@@ -161,7 +161,7 @@ impl Sandboxes {
             let until = Instant::now() + RECLAIM;
             let (mut pieces, mut left) = (0_u64, true);
             while left && Instant::now() < until && !sandboxes.tasks.stopping().is_cancelled() {
-                let still = sandboxes.index.live(&id).is_some_and(|record| {
+                let still = sandboxes.records.live(&id).is_some_and(|record| {
                     record.phase == Phase::Paused && record.revision == revision
                 });
                 left = still && sandboxes.pve.reclaim(vmid, PIECE).await;

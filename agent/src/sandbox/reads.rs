@@ -49,7 +49,7 @@ impl Sandboxes {
 
     /// Finds the sandbox with this name: the live one, else the last that ended. Never waits.
     pub fn known(&self, name: &SandboxRef) -> Option<Known> {
-        self.index.known(name)
+        self.records.known(name)
     }
 
     /// Finds a sandbox that is booted, frozen or not.
@@ -79,7 +79,7 @@ impl Sandboxes {
         match self.known(name) {
             Some(Known::Live(record)) => Ok(record),
             Some(Known::Ended(Tombstone { id, .. })) => {
-                let record = self.journal.get(&id).await?;
+                let record = self.records.feed().get(&id).await?;
                 record.map(Arc::new).ok_or_else(|| not_found(name))
             }
             None => Err(not_found(name)),
@@ -95,7 +95,7 @@ impl Sandboxes {
         after: Option<SandboxId>,
         limit: usize,
     ) -> Result<(Vec<Arc<Record>>, Option<SandboxId>), Error> {
-        let mut ids = self.index.ids_after(after, limit.saturating_add(1));
+        let mut ids = self.records.ids_after(after, limit.saturating_add(1));
         let more = ids.len() > limit;
         ids.truncate(limit);
         let next = ids.last().copied().filter(|_| more);
@@ -113,12 +113,12 @@ impl Sandboxes {
 
     /// All live sandboxes, ordered by id.
     pub fn live(&self) -> Vec<Arc<Record>> {
-        self.index.all_live()
+        self.records.all_live()
     }
 
     /// All tombstones.
     pub fn ended(&self) -> Vec<Tombstone> {
-        self.index.ended()
+        self.records.ended()
     }
 
     /// Sandboxes that an operation works on.
@@ -151,7 +151,7 @@ impl Sandboxes {
     /// # Errors
     /// STORE_FAILED when the journal cannot be read.
     pub async fn tally(&self) -> Result<Tally, Error> {
-        let (vmids_free, ips_free) = self.journal.room(self.now_ms()).await?;
+        let (vmids_free, ips_free) = self.records.feed().room(self.now_ms()).await?;
         let (queued, starting) = self.gate.counts();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let mut tally = Tally {

@@ -76,10 +76,7 @@ impl Sandboxes {
     /// Writes the first record of an existing container, on its own task as `amend_living` does.
     pub(super) async fn take_in(self: &Arc<Self>, record: Record) -> Result<Arc<Record>, Error> {
         let (sandboxes, vmid) = (Arc::clone(self), record.vmid);
-        let written = self.tasks.run(async move {
-            let written = sandboxes.journal.adopt(&record).await;
-            written.map(|record| sandboxes.index.apply(record))
-        });
+        let written = self.tasks.run(async move { sandboxes.records.adopt(&record).await });
         let written = written.await.ok_or_else(lost)?;
         written.map_err(|error| {
             if matches!(error, journal::Error::Conflict { .. }) {

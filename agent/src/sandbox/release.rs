@@ -53,11 +53,12 @@ impl Sandboxes {
                 let why = format!("container {} was made for {id}: delete it", record.vmid);
                 return Err(Error::new(Reason::NotAdopted, why));
             }
-            self.amend(id, |record| {
-                record.progress = Progress::Release;
-                Ok(())
-            })
-            .await?;
+            self.records
+                .amend(id, |record| {
+                    record.progress = Progress::Release;
+                    Ok(())
+                })
+                .await?;
             self.pve.thaw(record.vmid, id).await?;
             self.pve.release(record.vmid, id).await?;
             self.pve.unmark(record.vmid, id).await?;
@@ -69,7 +70,7 @@ impl Sandboxes {
 
     /// Finds a live sandbox, also one that is being deleted: that can be released, too.
     pub(super) fn living_or_going(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
-        self.index.live(id).ok_or_else(|| super::reads::not_found(&SandboxRef::Id(*id)))
+        self.records.live(id).ok_or_else(|| super::reads::not_found(&SandboxRef::Id(*id)))
     }
 
     /// Removes a mark that a power cut brought back after the release.

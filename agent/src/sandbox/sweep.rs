@@ -31,7 +31,7 @@ impl Sandboxes {
         }
         tracing::warn!(sandbox_id = %id, %vmid, "container of an ended sandbox was found");
         // `destroy_owned` checks the mark once more: sandbox and vmid.
-        let record = self.journal.get(id).await?.filter(|record| record.vmid == vmid);
+        let record = self.records.feed().get(id).await?.filter(|record| record.vmid == vmid);
         // Long after its clone, volumes that came to the storages since may be anybody's.
         let volumes = record.map(|record| record.volumes.named_alone()).unwrap_or_default();
         let removed = self.pve.destroy_owned(vmid, id, &volumes, self.options.limits.destroy).await;
@@ -69,8 +69,6 @@ impl Sandboxes {
     /// # Errors
     /// When the journal cannot be written.
     pub async fn forget(&self, before_ms: u64) -> Result<usize, Error> {
-        let forgotten = self.journal.forget(before_ms).await?;
-        self.index.forget(before_ms);
-        Ok(forgotten)
+        self.records.forget(before_ms).await
     }
 }

@@ -60,7 +60,7 @@ impl Sandboxes {
     async fn undo_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
         let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
         let name = SandboxRef::Id(*id);
-        let record = self.index.live(id).ok_or_else(|| reads::not_found(&name))?;
+        let record = self.records.live(id).ok_or_else(|| reads::not_found(&name))?;
         if !matches!(record.phase, Phase::Creating | Phase::Undoing) {
             return Ok(record);
         }
@@ -93,11 +93,12 @@ impl Sandboxes {
             Err(error) => {
                 tracing::error!(sandbox_id = %id, %error, "creation not undone, trying again later");
                 let rollback = format!("failed, is tried again: {error}");
-                self.amend(id, |record| {
-                    note(record, &rollback);
-                    Ok(())
-                })
-                .await
+                self.records
+                    .amend(id, |record| {
+                        note(record, &rollback);
+                        Ok(())
+                    })
+                    .await
             }
         }
     }
@@ -105,7 +106,7 @@ impl Sandboxes {
     /// Removes the container that a creation made under this vmid, if it did. Succeeds also when
     /// nothing was made, and when it is repeated.
     pub(super) async fn unmake(&self, id: SandboxId, vmid: Vmid) -> Result<(), Error> {
-        let record = self.index.live(&id).filter(|record| record.vmid == vmid);
+        let record = self.records.live(&id).filter(|record| record.vmid == vmid);
         let volumes = record.map(|record| record.volumes.clone()).unwrap_or_default();
         let removed =
             self.pve.destroy_owned(vmid, &id, &volumes, self.options.limits.destroy).await;
@@ -119,7 +120,7 @@ impl Sandboxes {
     }
 
     fn is_cloned(&self, id: SandboxId, vmid: Vmid) -> bool {
-        let record = self.index.live(&id);
+        let record = self.records.live(&id);
         record.is_some_and(|record| record.vmid == vmid && record.progress.is_past_clone())
     }
 }

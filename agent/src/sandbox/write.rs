@@ -1,10 +1,10 @@
-//! Writes to records: journal first, then the index. Every change of an existing record comes here.
+//! Moves sandboxes from phase to phase.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use proto::{
     Cause, Progress, Reason,
-    id::{SandboxId, SandboxRef, Vmid},
+    id::{SandboxId, SandboxRef},
 };
 
 use super::{
@@ -13,40 +13,9 @@ use super::{
     hand_over::on_its_way,
     next, reads,
 };
-use crate::{
-    journal::{self, Phase, Record},
-    pve::OwnVolumes,
-};
+use crate::journal::{Phase, Record};
 
 impl Sandboxes {
-    /// Changes a record; returns it once the change is durable. Writes nothing if nothing changes.
-    pub(super) async fn amend(
-        &self,
-        id: &SandboxId,
-        change: impl Fn(&mut Record) -> Result<(), Error>,
-    ) -> Result<Arc<Record>, Error> {
-        let _pen = self.pens[pen(id)].lock().await;
-        let mut current = match self.index.live(id) {
-            Some(current) => current,
-            None => self.reload(id).await?,
-        };
-        loop {
-            let mut record = Record::clone(&current);
-            change(&mut record)?;
-            if record == *current {
-                return Ok(current);
-            }
-            match self.journal.update(&record).await {
-                Ok(record) => return Ok(self.index.apply(record)),
-                // A caller stopped waiting between the write and the index; the journal is right.
-                Err(journal::Error::Conflict { found, .. }) if found > current.revision => {
-                    current = self.reload(id).await?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
     /// Changes the record of a live sandbox, and nothing else.
     ///
     /// Runs on its own task: otherwise a caller that hangs up could leave the index behind the
@@ -65,27 +34,8 @@ impl Sandboxes {
             on_its_way(record)?;
             change(record)
         };
-        let changed = self.tasks.run(async move { sandboxes.amend(&id, change).await });
+        let changed = self.tasks.run(async move { sandboxes.records.amend(&id, change).await });
         changed.await.unwrap_or_else(|| Err(lost()))
-    }
-
-    /// Gives a creation another vmid after the first turned out to be taken.
-    pub(super) async fn renumber(
-        &self,
-        id: &SandboxId,
-        taken: BTreeSet<Vmid>,
-    ) -> Result<Arc<Record>, Error> {
-        let _pen = self.pens[pen(id)].lock().await;
-        // The recorded volumes belong to the old vmid.
-        let volumes = OwnVolumes::default();
-        let current = Record { volumes, ..Record::clone(&*self.reload(id).await?) };
-        Ok(self.index.apply(self.journal.next_vmid(&current, taken).await?))
-    }
-
-    async fn reload(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
-        let record = self.journal.get(id).await?;
-        let record = record.ok_or_else(|| reads::not_found(&SandboxRef::Id(*id)))?;
-        Ok(self.index.apply(record))
     }
 
     /// Moves a sandbox to its next phase because of a request, with `more` in the same write.
@@ -108,6 +58,7 @@ impl Sandboxes {
     ) -> Result<Arc<Record>, Error> {
         let now = self.clock.moment();
         let record = self
+            .records
             .amend(id, |record| {
                 let from = record.phase;
                 record.phase = next(from, event).ok_or_else(|| refused(record, event))?;
@@ -138,6 +89,7 @@ impl Sandboxes {
     /// time; if the write is lost, the record only shows an older step.
     pub(super) async fn note(&self, id: &SandboxId, progress: Progress) {
         let noted = self
+            .records
             .amend(id, |record| {
                 record.progress = progress;
                 Ok(())
@@ -213,13 +165,6 @@ const fn told(event: Event, cause: Cause) -> Option<Cause> {
         | Event::DeleteAsked => Some(cause),
         Event::CreateFailed | Event::Undone | Event::WentDown | Event::Removed => None,
     }
-}
-
-fn pen(id: &SandboxId) -> usize {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    id.hash(&mut hasher);
-    usize::try_from(hasher.finish() % super::PENS as u64).unwrap_or_default()
 }
 
 pub(super) fn refused(record: &Record, event: Event) -> Error {

@@ -62,20 +62,20 @@ pub struct EventPage {
     pub whole: bool,
 }
 
-/// Why something happened.
+/// Reason or cause of an event.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Why {
-    /// Somebody asked for it, or nobody says why.
+    /// A caller asked for it, or the reason is not known.
     #[default]
     Unsaid,
     /// The reason of a failure.
     Reason(Reason),
-    /// What led to it without anybody asking.
+    /// The cause, where nobody asked for it.
     Cause(Cause),
 }
 
 impl Why {
-    /// How it is stored: a name of either enum; they have none in common.
+    /// Name in the store. The two enums have no name in common.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Unsaid => "",
@@ -84,7 +84,7 @@ impl Why {
         }
     }
 
-    /// By its name; one that a later version wrote reads as unsaid.
+    /// Parses a stored name; one that a later version wrote reads as unsaid.
     pub(super) fn named(name: &str) -> Self {
         let cause = match name {
             "" => return Self::Unsaid,
