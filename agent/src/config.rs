@@ -15,7 +15,7 @@ use std::{
 
 use proto::{
     id::Vmid,
-    lifetime::Wish,
+    lifetime::LifetimePatch,
     name::{Label, NodeName},
 };
 
@@ -26,7 +26,7 @@ pub use pool::Pool;
 use crate::{
     detect::{self, Roots},
     journal::{self, SqliteJournal},
-    pve::pct::Places,
+    pve::pct::HostPaths,
     sandbox::{Lifetimes, OnReboot, exec::shims::Backend},
 };
 
@@ -143,7 +143,7 @@ pub struct Config {
     /// Certificates for the controller's connections.
     pub tls: Tls,
     /// Host paths of PVE.
-    pub pve: Places,
+    pub pve: HostPaths,
     /// Number of this node in the cluster, which decides the ranges below; `None` while it is
     /// unknown.
     pub number: Option<u32>,
@@ -384,7 +384,7 @@ fn lifetimes(from: &mut Sources<'_>, file: &file::Lifetime) -> Lifetimes {
         None
     });
     Lifetimes {
-        default: Wish {
+        default: LifetimePatch {
             ttl: Some(Duration::from_secs(file.ttl_s)),
             ttl_action: Some(file.ttl_action),
             idle: Some(Duration::from_secs(file.idle_s)),

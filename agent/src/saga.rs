@@ -24,13 +24,13 @@ pub struct Faults {
     /// Called around each step; a simulated crash never returns from it.
     pub hook: Option<Hook>,
     /// Safety measure that the agent omits.
-    pub lapse: Option<Lapse>,
+    pub mutation: Option<Mutation>,
 }
 
 /// Omission of a safety measure. The simulation injects it to show that it would notice; no
 /// configuration can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lapse {
+pub enum Mutation {
     /// Undos report success and do nothing.
     Undo,
     /// A controller with a lower epoch may change things.
@@ -46,8 +46,8 @@ pub enum Lapse {
 }
 
 impl Faults {
-    pub fn lapses(&self, lapse: Lapse) -> bool {
-        self.lapse == Some(lapse)
+    pub fn has(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
     }
 }
 
@@ -125,7 +125,7 @@ impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
     pub async fn unwind(self) -> Result<usize, E> {
         let (mut done, mut failed) = (0, None);
         for (step, undo) in self.undos.into_iter().rev() {
-            let mut result = if self.faults.lapses(Lapse::Undo) { Ok(()) } else { undo().await };
+            let mut result = if self.faults.has(Mutation::Undo) { Ok(()) } else { undo().await };
             if self.faults.twice && result.is_ok() {
                 result = undo().await;
             }

@@ -36,7 +36,7 @@ impl From<Action> for wire::ExpiryAction {
 
 /// Requested changes of the rules; `None` for a rule that stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wish {
+pub struct LifetimePatch {
     /// Time to live; zero: for ever.
     pub ttl: Option<Duration>,
     /// Action at expiry.
@@ -47,7 +47,7 @@ pub struct Wish {
     pub idle_action: Option<Action>,
 }
 
-impl TryFrom<&wire::Lifetime> for Wish {
+impl TryFrom<&wire::Lifetime> for LifetimePatch {
     type Error = Invalid;
 
     fn try_from(asked: &wire::Lifetime) -> Result<Self, Invalid> {
@@ -97,9 +97,12 @@ mod tests {
 
     #[test]
     fn what_is_not_asked_for_stays_open() {
-        assert_eq!(Wish::try_from(&wire::Lifetime::default()), Ok(Wish::default()));
+        assert_eq!(
+            LifetimePatch::try_from(&wire::Lifetime::default()),
+            Ok(LifetimePatch::default())
+        );
         let asked = wire::Lifetime { ttl: seconds(0), idle: seconds(600), ..Default::default() };
-        let wish = Wish::try_from(&asked).expect("valid");
+        let wish = LifetimePatch::try_from(&asked).expect("valid");
         assert_eq!((wish.ttl, wish.ttl_action), (Some(Duration::ZERO), None));
         assert_eq!(wish.idle, Some(Duration::from_secs(600)));
     }
@@ -107,7 +110,7 @@ mod tests {
     #[test]
     fn what_is_out_of_bounds_is_named() {
         let refused = |field: &str, asked: wire::Lifetime| {
-            assert_eq!(Wish::try_from(&asked).expect_err(field).what, field);
+            assert_eq!(LifetimePatch::try_from(&asked).expect_err(field).what, field);
         };
         refused("lifetime.ttl", wire::Lifetime { ttl: seconds(-1), ..Default::default() });
         refused("lifetime.ttl", wire::Lifetime { ttl: seconds(1 << 40), ..Default::default() });

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::Invalid,
-    lifetime::Wish,
+    lifetime::LifetimePatch,
     name::{Label, NodeName, Port, RequestId, ServiceName, SnapshotId},
     sandbox::v1 as wire,
 };
@@ -110,7 +110,7 @@ pub struct Spec {
     /// Node that it must run on.
     pub node: Option<NodeName>,
     /// Rules for its lifetime.
-    pub lifetime: Wish,
+    pub lifetime: LifetimePatch,
     /// Labels that its node must or should have, or not have.
     pub labels: Labels,
 }
@@ -173,7 +173,7 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
             lifetime: request
                 .lifetime
                 .as_ref()
-                .map(Wish::try_from)
+                .map(LifetimePatch::try_from)
                 .transpose()?
                 .unwrap_or_default(),
             labels: request

@@ -246,7 +246,7 @@ fn order(number: u32) -> Result<Order> {
             services: BTreeMap::new(),
             node: None,
             labels: Default::default(),
-            lifetime: proto::lifetime::Wish::default(),
+            lifetime: proto::lifetime::LifetimePatch::default(),
         },
     })
 }

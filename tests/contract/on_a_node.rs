@@ -18,7 +18,7 @@ use agent::{
     pve::{
         Address, Pve,
         cluster::{Signs, identity},
-        pct::{Pct, Places},
+        pct::{HostPaths, Pct},
         storage,
     },
     run::Runner,
@@ -64,7 +64,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn pct(output: &Path) -> Pct {
-    let places = Places::default();
+    let places = HostPaths::default();
     let members = std::fs::read(places.root.join(".members")).expect("pmxcfs is mounted");
     let node = identity(&members, Signs::read(&places.root)).expect("pmxcfs names the node").node;
     // At least two: some behaviours need two concurrent calls of `pct`.
@@ -239,7 +239,7 @@ impl Stage for OnANode {
     }
 
     fn inside(&self, vmid: Vmid) -> Arc<dyn Host> {
-        let places = Places::default();
+        let places = HostPaths::default();
         let lxc_attach = places.lxc_attach.to_string_lossy().into_owned();
         let vmid = vmid.get();
         let enter =

@@ -97,7 +97,7 @@ fn create_at_rest(world: &World, counts: &[usize]) -> Vec<Value> {
     let mut made = Vec::new();
     for count in counts {
         wait("what has booted to be at rest", || {
-            loads(world, "young_cores").values().all(|young| *young == 0.0)
+            loads(world, "booting_cores").values().all(|young| *young == 0.0)
         });
         made.extend((0..*count).map(|_| world.create(&["--memory", "64"])));
     }

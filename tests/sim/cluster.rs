@@ -34,7 +34,7 @@ use crate::{
     clock::SimClock,
     doors::Doors,
     lives::{Knows, Life},
-    mutant::{Lapse, Mutant},
+    mutant::{Mutant, Mutation},
     net::Net,
     operator,
     watch::Watch,
@@ -102,20 +102,20 @@ pub(crate) struct Cluster {
     pub(crate) seed: u64,
     /// Random source for the helpers in sandboxes.
     doors: Arc<Chance>,
-    lapse: Option<Lapse>,
+    mutation: Option<Mutation>,
 }
 
 impl Cluster {
     pub(crate) async fn new(seed: u64, mutant: Option<&Mutant>) -> Self {
-        let lapse = mutant.map(|mutant| mutant.lapse);
+        let mutation = mutant.map(|mutant| mutant.mutation);
         let names: Vec<NodeName> =
             (1..=3).map(|n| format!("n{n}").parse().expect("a node name")).collect();
         let pve = FakeCluster::new(&names, Pace::RECORDED, seed);
         pve.set_shared(true);
-        if let Some(Lapse::Pve(lapse)) = lapse {
-            pve.lapse(lapse);
+        if let Some(Mutation::Pve(mutation)) = mutation {
+            pve.mutation(mutation);
         }
-        let (clocks, wall_alone) = (Chance::new(seed, 99), lapse == Some(Lapse::WallAlone));
+        let (clocks, wall_alone) = (Chance::new(seed, 99), mutation == Some(Mutation::WallAlone));
         let mut hosts = Vec::new();
         for (number, name) in (1u8..).zip(names) {
             pve.add_template(&name, vmid(9000 + u32::from(number)));
@@ -124,8 +124,8 @@ impl Cluster {
             let disk = SlowDisk { chance, slow: slow.clone() };
             let clock = SimClock::new(weather::skew(&clocks), wall_alone);
             let journal = MemoryJournal::new(format!("j{number}"), pools(number), Arc::new(disk));
-            let journal = match lapse {
-                Some(Lapse::Journal(lapse)) => journal.lapsing(lapse),
+            let journal = match mutation {
+                Some(Mutation::Journal(mutation)) => journal.lapsing(mutation),
                 Some(_) | None => journal,
             };
             let journal = Arc::new(journal);
@@ -134,8 +134,8 @@ impl Cluster {
         let watch = Arc::new(Watch::default());
         watch.clones(&pve, hosts.iter().map(|h| (h.name.clone(), h.journal.clone())).collect());
         let store = Store::on(Arc::new(StoreDisk(Chance::new(seed, 98))));
-        let store = match lapse {
-            Some(Lapse::Store(lapse)) => store.lapsing(lapse),
+        let store = match mutation {
+            Some(Mutation::Store(mutation)) => store.lapsing(mutation),
             Some(_) | None => store,
         };
         let issued = controller::token::issue("red".parse().expect("team"), "sandbox operator", 1);
@@ -157,7 +157,7 @@ impl Cluster {
             clock: SimClock::new(weather::skew(&clocks), false),
             seed,
             doors: Arc::new(Chance::new(seed, 97)),
-            lapse,
+            mutation,
         };
         cluster.add_somebodys(0, vmid(FOREIGN), None);
         cluster.add_somebodys(1, vmid(COPY), Some(vmid(200_000)));
@@ -296,8 +296,8 @@ impl Cluster {
         let parts = Parts {
             sandboxes: options(host.number),
             reconcile: agent::reconcile::Options {
-                period: match self.lapse {
-                    Some(Lapse::Asleep) => Duration::from_secs(24 * 3600),
+                period: match self.mutation {
+                    Some(Mutation::Asleep) => Duration::from_secs(24 * 3600),
                     Some(_) | None => agent::reconcile::Options::default().period,
                 },
                 ..agent::reconcile::Options::default()
@@ -311,12 +311,12 @@ impl Cluster {
                 watch: self.watch.clone(),
                 clock: host.clock.clone(),
                 chance: Arc::clone(&self.doors),
-                lapse: self.lapse,
+                mutation: self.mutation,
             }),
             dhcp: None,
             faults: Faults {
-                lapse: match self.lapse {
-                    Some(Lapse::Agent(lapse)) => Some(lapse),
+                mutation: match self.mutation {
+                    Some(Mutation::Agent(mutation)) => Some(mutation),
                     Some(_) | None => None,
                 },
                 ..Faults::default()

@@ -24,7 +24,7 @@ use tokio_util::{
     codec::{Framed, LengthDelimitedCodec},
 };
 
-use crate::{chance::Chance, clock::SimClock, mutant::Lapse, watch::Watch};
+use crate::{chance::Chance, clock::SimClock, mutant::Mutation, watch::Watch};
 
 /// Longest time between an order's deadline and the shim's answer.
 const WORD: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub(crate) struct Doors {
     pub(crate) watch: Arc<Watch>,
     pub(crate) clock: SimClock,
     pub(crate) chance: Arc<Chance>,
-    pub(crate) lapse: Option<Lapse>,
+    pub(crate) mutation: Option<Mutation>,
 }
 
 #[async_trait::async_trait]
@@ -124,7 +124,7 @@ impl Doors {
         let (doors, by) = (self.clone(), start.clone());
         let helper = tokio::spawn(async move {
             sleep(stands).await;
-            let in_time = !doors.left(&by).is_zero() || doors.lapse == Some(Lapse::GivenUp);
+            let in_time = !doors.left(&by).is_zero() || doors.mutation == Some(Mutation::GivenUp);
             // A power cut ends the helper, too.
             let runs = in_time && doors.clock.moment().boot == boot;
             if runs {
@@ -141,7 +141,7 @@ impl Doors {
             Ok(true) => Answer::Runs,
             // The helper refused the order.
             Ok(false) => Answer::No(Reason::ExecFailed),
-            Err(_) if self.lapse == Some(Lapse::GivenUp) => Answer::No(Reason::ExecFailed),
+            Err(_) if self.mutation == Some(Mutation::GivenUp) => Answer::No(Reason::ExecFailed),
             Err(_) => Answer::No(Reason::OutcomeUnknown),
         }
     }

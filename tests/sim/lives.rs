@@ -84,7 +84,7 @@ impl Cluster {
     }
 
     /// Starts another controller. The one before is not told; it is gone or lives on.
-    pub(crate) async fn take_over(&mut self, knows: Knows, lives_on: bool) {
+    pub(crate) async fn import(&mut self, knows: Knows, lives_on: bool) {
         if !lives_on {
             self.lives.clear();
         }

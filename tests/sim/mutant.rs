@@ -1,6 +1,6 @@
 //! The mutants: each leaves out, or does wrongly, one thing that an invariant depends on. Most are
 //! in the parts that the daemons are given here (journal, store, PVE, clock, options). A few are in
-//! the shipped code, as `agent::saga::Lapse`, because no given part can stand for them.
+//! the shipped code, as `agent::saga::Mutation`, because no given part can stand for them.
 
 use agent::{journal::memory, pve::fake, saga};
 use controller::store;
@@ -12,16 +12,16 @@ pub struct Mutant {
     pub invariant: &'static str,
     /// Description of the mutation.
     pub what: &'static str,
-    pub(crate) lapse: Lapse,
+    pub(crate) mutation: Mutation,
 }
 
 /// Part that contains the mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lapse {
-    Agent(saga::Lapse),
-    Journal(memory::Lapse),
-    Pve(fake::Lapse),
-    Store(store::memory::Lapse),
+pub(crate) enum Mutation {
+    Agent(saga::Mutation),
+    Journal(memory::Mutation),
+    Pve(fake::Mutation),
+    Store(store::memory::Mutation),
     /// The reconciler runs only once, at the start.
     Asleep,
     /// The shim reports an order as not run after its deadline, and the helper runs it.
@@ -30,74 +30,86 @@ pub(crate) enum Lapse {
     WallAlone,
 }
 
-const fn mutant(invariant: &'static str, what: &'static str, lapse: Lapse) -> Mutant {
-    Mutant { invariant, what, lapse }
+const fn mutant(invariant: &'static str, what: &'static str, mutation: Mutation) -> Mutant {
+    Mutant { invariant, what, mutation }
 }
 
 /// All mutants, at least one for each invariant.
 pub const ALL: &[Mutant] = &[
-    mutant("I1", "an undo is skipped", Lapse::Agent(saga::Lapse::Undo)),
-    mutant("I1", "a destruction does nothing", Lapse::Pve(fake::Lapse::Destroy)),
-    mutant("I1", "a dead clone's lock stays on its template", Lapse::Pve(fake::Lapse::Unlock)),
+    mutant("I1", "an undo is skipped", Mutation::Agent(saga::Mutation::Undo)),
+    mutant("I1", "a destruction does nothing", Mutation::Pve(fake::Mutation::Destroy)),
+    mutant(
+        "I1",
+        "a dead clone's lock stays on its template",
+        Mutation::Pve(fake::Mutation::Unlock),
+    ),
     mutant("I2", "a creation is answered before it is durable", {
-        Lapse::Journal(memory::Lapse::Answer)
+        Mutation::Journal(memory::Mutation::Answer)
     }),
     mutant("I1", "a node leaves a sandbox before another has taken it over", {
-        Lapse::Agent(saga::Lapse::Leave)
+        Mutation::Agent(saga::Mutation::Leave)
     }),
-    mutant("I2", "a node has no clock but the one on its wall", Lapse::WallAlone),
+    mutant("I2", "a node has no clock but the one on its wall", Mutation::WallAlone),
     mutant("I2", "a longer life is answered and not kept", {
-        Lapse::Journal(memory::Lapse::Extensions)
+        Mutation::Journal(memory::Mutation::Extensions)
     }),
     mutant("I2", "a member without quorum takes itself for a lone node", {
-        Lapse::Pve(fake::Lapse::Alone)
+        Mutation::Pve(fake::Mutation::Alone)
     }),
-    mutant("I3", "the address of a stranger is leased", Lapse::Journal(memory::Lapse::Strangers)),
-    mutant("I3", "a vmid is leased twice", Lapse::Journal(memory::Lapse::Vmids)),
-    mutant("I3", "an address is leased twice", Lapse::Journal(memory::Lapse::Addresses)),
-    mutant("I4", "request_ids are not looked up", Lapse::Store(store::memory::Lapse::Requests)),
-    mutant("I4", "what is called off lives on", Lapse::Agent(saga::Lapse::CallOff)),
+    mutant(
+        "I3",
+        "the address of a stranger is leased",
+        Mutation::Journal(memory::Mutation::Strangers),
+    ),
+    mutant("I3", "a vmid is leased twice", Mutation::Journal(memory::Mutation::Vmids)),
+    mutant("I3", "an address is leased twice", Mutation::Journal(memory::Mutation::Addresses)),
+    mutant(
+        "I4",
+        "request_ids are not looked up",
+        Mutation::Store(store::memory::Mutation::Requests),
+    ),
+    mutant("I4", "what is called off lives on", Mutation::Agent(saga::Mutation::CallOff)),
     mutant("I4", "a node hears of a creation before the choice of it is durable", {
-        Lapse::Store(store::memory::Lapse::Choices)
+        Mutation::Store(store::memory::Mutation::Choices)
     }),
     mutant("I4", "what nodes hold is not remembered by an empty store", {
-        Lapse::Store(store::memory::Lapse::Found)
+        Mutation::Store(store::memory::Mutation::Found)
     }),
-    mutant("I5", "a container is entered unseen", Lapse::Agent(saga::Lapse::Entry)),
-    mutant("I6", "the journal syncs intents only", Lapse::Journal(memory::Lapse::Sync)),
-    mutant("I7", "an end leaves no tombstone", Lapse::Journal(memory::Lapse::Tombstones)),
-    mutant("I8", "containers are changed unseen", Lapse::Pve(fake::Lapse::Ownership)),
-    mutant("I8", "marks that nobody knows are destroyed", Lapse::Pve(fake::Lapse::Strangers)),
+    mutant("I5", "a container is entered unseen", Mutation::Agent(saga::Mutation::Entry)),
+    mutant("I6", "the journal syncs intents only", Mutation::Journal(memory::Mutation::Sync)),
+    mutant("I7", "an end leaves no tombstone", Mutation::Journal(memory::Mutation::Tombstones)),
+    mutant("I8", "containers are changed unseen", Mutation::Pve(fake::Mutation::Ownership)),
+    mutant("I8", "marks that nobody knows are destroyed", Mutation::Pve(fake::Mutation::Strangers)),
     mutant(
         "I8",
         "a foreign volume is destroyed with the sandbox",
-        Lapse::Pve(fake::Lapse::Volumes),
+        Mutation::Pve(fake::Mutation::Volumes),
     ),
     mutant("I8", "a clone is made under a number where volumes stand", {
-        Lapse::Agent(saga::Lapse::Site)
+        Mutation::Agent(saga::Mutation::Site)
     }),
-    mutant("I9", "the reconciler looks once", Lapse::Asleep),
+    mutant("I9", "the reconciler looks once", Mutation::Asleep),
     mutant("I9", "a controller that was replaced writes to the store", {
-        Lapse::Store(store::memory::Lapse::Claim)
+        Mutation::Store(store::memory::Mutation::Claim)
     }),
-    mutant("I10", "an old controller is not refused", Lapse::Agent(saga::Lapse::Fence)),
-    mutant("I10", "the epoch is forgotten", Lapse::Journal(memory::Lapse::Epoch)),
+    mutant("I10", "an old controller is not refused", Mutation::Agent(saga::Mutation::Fence)),
+    mutant("I10", "the epoch is forgotten", Mutation::Journal(memory::Mutation::Epoch)),
     mutant("I11", "a clone begins before its intent is durable", {
-        Lapse::Journal(memory::Lapse::Intent)
+        Mutation::Journal(memory::Mutation::Intent)
     }),
-    mutant("I12", "leases are miscounted", Lapse::Journal(memory::Lapse::Room)),
-    mutant("I12", "ends are not told to the controller", Lapse::Journal(memory::Lapse::News)),
+    mutant("I12", "leases are miscounted", Mutation::Journal(memory::Mutation::Room)),
+    mutant("I12", "ends are not told to the controller", Mutation::Journal(memory::Mutation::News)),
     mutant("I12", "a write that failed is answered as if it was made", {
-        Lapse::Journal(memory::Lapse::Failures)
+        Mutation::Journal(memory::Mutation::Failures)
     }),
-    mutant("I12", "the log leaves pauses out", Lapse::Store(store::memory::Lapse::Pauses)),
+    mutant("I12", "the log leaves pauses out", Mutation::Store(store::memory::Mutation::Pauses)),
     mutant("I12", "the log tells twice what is said twice", {
-        Lapse::Store(store::memory::Lapse::Again)
+        Mutation::Store(store::memory::Mutation::Again)
     }),
     mutant("I12", "the log is written later than what it tells of", {
-        Lapse::Store(store::memory::Lapse::Behind)
+        Mutation::Store(store::memory::Mutation::Behind)
     }),
-    mutant("I13", "what is frozen counts as dead", Lapse::Pve(fake::Lapse::Frozen)),
-    mutant("I13", "a pause takes no lock", Lapse::Pve(fake::Lapse::Hold)),
-    mutant("I14", "what was given up runs all the same", Lapse::GivenUp),
+    mutant("I13", "what is frozen counts as dead", Mutation::Pve(fake::Mutation::Frozen)),
+    mutant("I13", "a pause takes no lock", Mutation::Pve(fake::Mutation::Hold)),
+    mutant("I14", "what was given up runs all the same", Mutation::GivenUp),
 ];

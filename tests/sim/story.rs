@@ -185,7 +185,7 @@ impl Story {
                 self.cluster.restart_controller().await;
                 self.told.crashes += 1;
             }
-            80..83 => self.take_over().await,
+            80..83 => self.import().await,
             83..85 => {
                 let host = self.chance.pick(&self.cluster.hosts).expect("there are some");
                 let now = self.cluster.controller().number;
@@ -319,7 +319,7 @@ impl Story {
                 self.cluster.restart_controller().await;
                 self.told.crashes += 1;
             }
-            5 => self.take_over().await,
+            5 => self.import().await,
             _ => {}
         }
     }
@@ -343,7 +343,7 @@ impl Story {
         }
     }
 
-    async fn take_over(&mut self) {
+    async fn import(&mut self) {
         let knows = match self.chance.below(10) {
             0..6 => Knows::All,
             6..8 => Knows::Backup,
@@ -353,7 +353,7 @@ impl Story {
         // tell what was created on a node that is away.
         if knows == Knows::All || self.cluster.is_whole() {
             let lives_on = self.chance.percent(60);
-            self.cluster.take_over(knows, lives_on).await;
+            self.cluster.import(knows, lives_on).await;
             self.told.taken_over += 1;
         }
     }

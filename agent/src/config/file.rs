@@ -10,7 +10,7 @@ use proto::{
 use serde::Deserialize;
 
 use crate::{
-    pve::{interface::Rate, pct::Places},
+    pve::{interface::Rate, pct::HostPaths},
     sandbox::{OnReboot, exec::shims::Backend},
 };
 
@@ -32,7 +32,7 @@ pub struct File {
     /// Certificates for the controller's connections.
     pub tls: Tls,
     /// Host paths of PVE.
-    pub pve: Places,
+    pub pve: HostPaths,
     /// Range of the sandboxes' vmids.
     pub vmids: Vmids,
     /// Addresses of sandboxes.

@@ -346,25 +346,24 @@ async fn what_is_taken_over_gets_an_address_of_here(make: fn(Pools) -> Subject) 
         ip: Some(Ipv4Addr::new(10, 9, 9, 9)),
         ..record(1)
     };
-    let take_over =
-        async |record: &Record| journal.take_over(record, BTreeSet::from([strange]), 5).await;
-    let here = take_over(&there).await.expect("taken over");
+    let import = async |record: &Record| journal.import(record, BTreeSet::from([strange]), 5).await;
+    let here = import(&there).await.expect("taken over");
     assert_eq!((here.vmid, here.ip), (vmid(5000), Some(Ipv4Addr::new(10, 0, 0, 3))));
-    assert!(matches!(take_over(&there).await, Err(Error::Conflict { .. })), "it is here");
+    assert!(matches!(import(&there).await, Err(Error::Conflict { .. })), "it is here");
     let other = Record { vmid: vmid(5001), request_id: here.request_id.clone(), ..record(2) };
-    assert!(matches!(take_over(&other).await, Err(Error::Conflict { .. })), "its request is");
+    assert!(matches!(import(&other).await, Err(Error::Conflict { .. })), "its request is");
     assert_eq!(journal.room(5).await.expect("reads").1, 2, "what was refused leases nothing");
     let dynamic = Record { vmid: vmid(5002), network: Network::Dhcp, ip: None, ..record(3) };
-    assert_eq!(take_over(&dynamic).await.expect("taken over").ip, None);
+    assert_eq!(import(&dynamic).await.expect("taken over").ip, None);
     // Replaces the tombstone of a sandbox that was released or moved, and no other.
     let left = Record { cause: proto::Cause::Moved, ..here };
     let left = end(&journal, &left, Phase::Deleted, 10).await;
-    assert_eq!(take_over(&there).await.expect("back again").vmid, left.vmid);
+    assert_eq!(import(&there).await.expect("back again").vmid, left.vmid);
     let deleted = journal.get(&id(3)).await.expect("reads").expect("there");
     end(&journal, &deleted, Phase::Deleted, 10).await;
-    assert!(matches!(take_over(&dynamic).await, Err(Error::Conflict { .. })), "deleted is deleted");
+    assert!(matches!(import(&dynamic).await, Err(Error::Conflict { .. })), "deleted is deleted");
     let later = Record { attempt: dynamic.attempt + 1, ..dynamic };
-    take_over(&later).await.expect("over an attempt before it");
+    import(&later).await.expect("over an attempt before it");
 }
 
 async fn what_dhcp_gave_is_a_lease_while_it_runs(make: fn(Pools) -> Subject) {

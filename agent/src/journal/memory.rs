@@ -36,7 +36,7 @@ impl Disk for SoundDisk {
 
 /// Deliberate defect of the journal. The simulation must notice each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lapse {
+pub enum Mutation {
     /// Syncs nothing but intents.
     Sync,
     /// Syncs what is written of a creation before it is up only with the next other write.
@@ -90,7 +90,7 @@ struct State {
 /// Content of the file.
 #[derive(Debug, Clone, Default)]
 struct Book {
-    lapse: Option<Lapse>,
+    mutation: Option<Mutation>,
     records: BTreeMap<SandboxId, Arc<Record>>,
     resting: BTreeMap<Ipv4Addr, u64>,
     cancelled: BTreeMap<SandboxId, (u32, u64)>,
@@ -117,10 +117,10 @@ impl MemoryJournal {
 
     /// Activates a defect.
     #[must_use]
-    pub fn lapsing(self, lapse: Lapse) -> Self {
+    pub fn lapsing(self, mutation: Mutation) -> Self {
         {
             let mut state = self.lock();
-            (state.written.lapse, state.synced.lapse) = (Some(lapse), Some(lapse));
+            (state.written.mutation, state.synced.mutation) = (Some(mutation), Some(mutation));
         }
         self
     }
@@ -161,13 +161,13 @@ impl MemoryJournal {
         &self,
         work: impl FnOnce(&mut Book, &Pools) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.write_unless(&[Lapse::Sync], work).await
+        self.write_unless(&[Mutation::Sync], work).await
     }
 
     /// Writes, and syncs unless a defect leaves that out.
     async fn write_unless<T>(
         &self,
-        unsynced: &[Lapse],
+        unsynced: &[Mutation],
         work: impl FnOnce(&mut Book, &Pools) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let (result, crashes) = {
@@ -176,7 +176,7 @@ impl MemoryJournal {
             let mut book = state.written.clone();
             let result = work(&mut book, &self.pools)?;
             match &state.failing {
-                Some(_) if book.lapse == Some(Lapse::Failures) => return Ok(result),
+                Some(_) if book.mutation == Some(Mutation::Failures) => return Ok(result),
                 Some(why) => return Err(Error::Storage(why.clone())),
                 None => state.written = book,
             }
@@ -188,12 +188,12 @@ impl MemoryJournal {
         Ok(result)
     }
 
-    fn sync(&self, crashes: u64, unsynced: &[Lapse]) -> Result<(), Error> {
+    fn sync(&self, crashes: u64, unsynced: &[Mutation]) -> Result<(), Error> {
         let mut state = self.lock();
         if state.crashes != crashes {
             return Err(Error::Storage("the node crashed before the sync".into()));
         }
-        let left_out = state.written.lapse.is_some_and(|lapse| unsynced.contains(&lapse));
+        let left_out = state.written.mutation.is_some_and(|mutation| unsynced.contains(&mutation));
         state.durable =
             left_out.then(|| state.durable.take().unwrap_or_else(|| state.synced.clone()));
         state.synced = state.written.clone();
@@ -218,9 +218,9 @@ impl Book {
         }
         let none = BTreeSet::new();
         let strangers =
-            if self.lapse == Some(Lapse::Strangers) { &none } else { &intent.taken_ips };
+            if self.mutation == Some(Mutation::Strangers) { &none } else { &intent.taken_ips };
         record.vmid = self.lease_vmid(pools, &intent.taken)?;
-        if self.lapse == Some(Lapse::Vmids) {
+        if self.mutation == Some(Mutation::Vmids) {
             record.vmid = self.living().next().map_or(record.vmid, |other| other.vmid);
         }
         if intent.lease_address {
@@ -236,7 +236,7 @@ impl Book {
         self.write_found(record)
     }
 
-    fn take_over(
+    fn import(
         &mut self,
         pools: &Pools,
         record: &Record,
@@ -299,7 +299,7 @@ impl Book {
         if let Some(ip) = lease.filter(|ip| before.lease() != Some(*ip)).filter(taken) {
             return Err(Error::AddressTaken { ip });
         }
-        if self.lapse == Some(Lapse::Extensions) && record.phase == before.phase {
+        if self.mutation == Some(Mutation::Extensions) && record.phase == before.phase {
             record.lifetime = before.lifetime.clone();
         }
         self.put(record)
@@ -343,8 +343,8 @@ impl Book {
         taken: &BTreeSet<Ipv4Addr>,
         now_ms: u64,
     ) -> Result<Ipv4Addr, Error> {
-        if let (Some(Lapse::Addresses), Some(ip)) =
-            (self.lapse, self.living().find_map(|other| other.ip))
+        if let (Some(Mutation::Addresses), Some(ip)) =
+            (self.mutation, self.living().find_map(|other| other.ip))
         {
             return Ok(ip);
         }
@@ -393,7 +393,7 @@ impl Book {
         }
         self.revision += 1;
         record.revision = self.revision;
-        if self.lapse == Some(Lapse::Tombstones) && record.phase.ended() {
+        if self.mutation == Some(Mutation::Tombstones) && record.phase.ended() {
             self.records.remove(&record.id);
         } else {
             self.records.insert(record.id, Arc::new(record.clone()));
@@ -407,7 +407,7 @@ impl Book {
         let leased = self
             .records
             .values()
-            .filter(|record| !record.phase.ended() || self.lapse == Some(Lapse::Room))
+            .filter(|record| !record.phase.ended() || self.mutation == Some(Mutation::Room))
             .filter(|record| vmids.contains(&record.vmid))
             .count();
         let busy = self.busy_addresses(now_ms);
@@ -434,20 +434,21 @@ impl Journal for MemoryJournal {
     }
 
     async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error> {
-        self.write_unless(&[Lapse::Intent], |book, pools| book.begin(pools, &intent, now_ms)).await
+        self.write_unless(&[Mutation::Intent], |book, pools| book.begin(pools, &intent, now_ms))
+            .await
     }
 
     async fn adopt(&self, record: &Record) -> Result<Record, Error> {
         self.write(|book, _| book.adopt(record)).await
     }
 
-    async fn take_over(
+    async fn import(
         &self,
         record: &Record,
         taken_ips: BTreeSet<Ipv4Addr>,
         now_ms: u64,
     ) -> Result<Record, Error> {
-        self.write(|book, pools| book.take_over(pools, record, &taken_ips, now_ms)).await
+        self.write(|book, pools| book.import(pools, record, &taken_ips, now_ms)).await
     }
 
     async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record, Error> {
@@ -456,8 +457,8 @@ impl Journal for MemoryJournal {
 
     async fn update(&self, record: &Record) -> Result<Record, Error> {
         let unsynced: &[_] = match record.phase {
-            Phase::Creating => &[Lapse::Sync, Lapse::Intent],
-            Phase::Running => &[Lapse::Sync, Lapse::Answer],
+            Phase::Creating => &[Mutation::Sync, Mutation::Intent],
+            Phase::Running => &[Mutation::Sync, Mutation::Answer],
             Phase::Undoing
             | Phase::Paused
             | Phase::Starting
@@ -465,7 +466,7 @@ impl Journal for MemoryJournal {
             | Phase::Stopped
             | Phase::Deleting
             | Phase::Deleted
-            | Phase::Failed => &[Lapse::Sync],
+            | Phase::Failed => &[Mutation::Sync],
         };
         self.write_unless(unsynced, |book, pools| book.update(pools, record)).await
     }
@@ -484,7 +485,7 @@ impl Journal for MemoryJournal {
 
     async fn changed_since(&self, revision: u64, limit: usize) -> Result<Vec<Record>, Error> {
         let mut changed: Vec<Arc<Record>> = self.read(|book| {
-            let told = |r: &&Arc<Record>| !r.phase.ended() || book.lapse != Some(Lapse::News);
+            let told = |r: &&Arc<Record>| !r.phase.ended() || book.mutation != Some(Mutation::News);
             let changed = book.records.values().filter(|record| record.revision > revision);
             changed.filter(told).cloned().collect()
         });
@@ -504,7 +505,7 @@ impl Journal for MemoryJournal {
     async fn epoch(&self, epoch: u64) -> Result<u64, Error> {
         self.write(|book, _| {
             let highest = book.epoch.max(epoch);
-            if book.lapse != Some(Lapse::Epoch) {
+            if book.mutation != Some(Mutation::Epoch) {
                 book.epoch = highest;
             }
             Ok(highest)

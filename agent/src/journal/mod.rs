@@ -110,7 +110,7 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// Writes a record from another node's journal, for a container that is on this node now. If
     /// its address is leased already, it gets one from this node's pool. Replaces the tombstone of
     /// a released sandbox or of an earlier attempt; otherwise as `adopt`.
-    async fn take_over(
+    async fn import(
         &self,
         record: &Record,
         taken_ips: std::collections::BTreeSet<std::net::Ipv4Addr>,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 use proto::{
     Cause, Progress, Reason,
     id::{SandboxId, Vmid},
-    lifetime::{Action, Wish},
+    lifetime::{Action, LifetimePatch},
     name::{Port, RequestId, ServiceName, SnapshotId, Team},
     spec::{Network, Size},
 };
@@ -88,7 +88,7 @@ pub struct Lifetime {
 impl Lifetime {
     /// Applies the changes of `wish`, from `now` on.
     #[must_use]
-    pub fn with(mut self, wish: &Wish, now: &Moment) -> Self {
+    pub fn with(mut self, wish: &LifetimePatch, now: &Moment) -> Self {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         if let Some(ttl) = wish.ttl {
             self.ttl_ms = ms(ttl);

@@ -100,14 +100,14 @@ impl Journal for SqliteJournal {
         self.writer.run_new(move |db| tables::adopt(db, &record)).await
     }
 
-    async fn take_over(
+    async fn import(
         &self,
         record: &Record,
         taken_ips: BTreeSet<std::net::Ipv4Addr>,
         now_ms: u64,
     ) -> Result<Record, Error> {
         let (pools, record) = (self.pools.clone(), record.clone());
-        let work = move |db: &_| tables::take_over(db, &pools, &record, &taken_ips, now_ms);
+        let work = move |db: &_| tables::import(db, &pools, &record, &taken_ips, now_ms);
         self.writer.run_new(work).await
     }
 

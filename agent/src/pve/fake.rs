@@ -55,7 +55,7 @@ pub enum Trouble {
 
 /// Deliberate defect of the fake host. The simulation must notice each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lapse {
+pub enum Mutation {
     /// Changes and destroys containers without checking the owner.
     Ownership,
     /// Reports a destruction as done without doing anything.
@@ -186,7 +186,7 @@ impl FakeCluster {
             volumes: BTreeMap::new(),
             busy: BTreeSet::new(),
             next_pid: 1000,
-            lapse: None,
+            mutation: None,
         };
         Self(Arc::new(Shared {
             world: Mutex::new(world),
@@ -296,8 +296,8 @@ impl FakeCluster {
     }
 
     /// Activates a defect.
-    pub fn lapse(&self, lapse: Lapse) {
-        self.0.world().lapse = Some(lapse);
+    pub fn mutation(&self, mutation: Mutation) {
+        self.0.world().mutation = Some(mutation);
     }
 
     /// Sets the durations of operations that begin from now on.
@@ -507,7 +507,7 @@ impl Pve for FakePve {
 
     async fn init_pid(&self, vmid: Vmid) -> Option<u32> {
         let world = self.shared.world();
-        let dead = |guest: &&Guest| guest.frozen && world.lapse == Some(Lapse::Frozen);
+        let dead = |guest: &&Guest| guest.frozen && world.mutation == Some(Mutation::Frozen);
         world.container(&self.node, vmid).filter(|guest| !dead(guest))?.pid
     }
 

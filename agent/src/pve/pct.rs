@@ -43,7 +43,7 @@ use crate::{
 /// Paths on the host. The defaults are PVE's own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Places {
+pub struct HostPaths {
     /// Mount point of pmxcfs.
     pub root: PathBuf,
     /// Program that changes containers.
@@ -62,7 +62,7 @@ pub struct Places {
     pub proc: PathBuf,
 }
 
-impl Default for Places {
+impl Default for HostPaths {
     fn default() -> Self {
         Self {
             root: "/etc/pve".into(),
@@ -89,7 +89,7 @@ pub struct Pct(Arc<Host>);
 #[derive(Debug)]
 struct Host {
     node: NodeName,
-    places: Places,
+    places: HostPaths,
     runner: Runner,
     files: Files,
     /// One lock per container with a change under way.
@@ -100,7 +100,7 @@ struct Host {
 
 impl Pct {
     /// Creates the node of this name, whose commands `runner` runs.
-    pub fn new(node: NodeName, places: Places, runner: Runner) -> Self {
+    pub fn new(node: NodeName, places: HostPaths, runner: Runner) -> Self {
         Self(Arc::new(Host {
             node,
             places,
@@ -222,7 +222,7 @@ impl Host {
 
     async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, ErrorKind> {
         let dir = self.configs_dir();
-        let Places { proc, cgroup_root, .. } = self.places.clone();
+        let HostPaths { proc, cgroup_root, .. } = self.places.clone();
         let read = self.files.blocking(move || {
             let (mut configs, mut inits) = (BTreeMap::new(), BTreeMap::new());
             for entry in std::fs::read_dir(dir)? {
@@ -461,7 +461,7 @@ impl Pve for Pct {
     }
 
     async fn init_pid(&self, vmid: Vmid) -> Option<u32> {
-        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        let HostPaths { cgroup_root, proc, .. } = self.0.places.clone();
         // Blocking, because a tenant may have put many processes before the init.
         let found =
             tokio::task::spawn_blocking(move || container::init_pid(&proc, &cgroup_root, vmid));
@@ -469,7 +469,7 @@ impl Pve for Pct {
     }
 
     async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool {
-        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        let HostPaths { cgroup_root, proc, .. } = self.0.places.clone();
         let asked = tokio::task::spawn_blocking(move || {
             let pid = container::init_pid(&proc, &cgroup_root, vmid)?;
             netns::has_address(&proc, pid, ip).ok()
@@ -596,7 +596,7 @@ impl Pve for Pct {
     }
 
     async fn reclaim(&self, vmid: Vmid, bytes: u64) -> bool {
-        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        let HostPaths { cgroup_root, proc, .. } = self.0.places.clone();
         // The write returns only when the kernel is done.
         let done = tokio::task::spawn_blocking(move || {
             cgroup::has_swap(&proc) && cgroup::reclaim(&cgroup_root, vmid, bytes)
@@ -605,7 +605,7 @@ impl Pve for Pct {
     }
 
     async fn usage(&self, vmid: Vmid) -> Option<Usage> {
-        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        let HostPaths { cgroup_root, proc, .. } = self.0.places.clone();
         let read = tokio::task::spawn_blocking(move || {
             let at = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
             let ns = u64::try_from(at.tv_sec).unwrap_or(0) * 1_000_000_000
@@ -616,7 +616,7 @@ impl Pve for Pct {
     }
 
     async fn connected(&self, vmid: Vmid) -> bool {
-        let Places { cgroup_root, proc, .. } = self.0.places.clone();
+        let HostPaths { cgroup_root, proc, .. } = self.0.places.clone();
         let read = tokio::task::spawn_blocking(move || {
             let pid = container::init_pid(&proc, &cgroup_root, vmid)?;
             Some(container::connected(&proc, pid))
@@ -636,7 +636,7 @@ impl Pve for Pct {
     }
 
     fn enter(&self, vmid: Vmid) -> Option<Vec<OsString>> {
-        let Places { lxc_attach, lxc_dir, .. } = &self.0.places;
+        let HostPaths { lxc_attach, lxc_dir, .. } = &self.0.places;
         let mut argv: Vec<OsString> = vec![lxc_attach.into(), "-n".into(), vmid.to_string().into()];
         if lxc_dir.as_os_str() != LXC_DIR {
             argv.extend(["-P".into(), lxc_dir.into()]);

@@ -13,7 +13,7 @@ const CHANGES: &[&str] = &["resize", "move_volume", "push_file", "pull_file"];
 
 /// Action of a process on a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Deed {
+enum TaskKind {
     /// Worker: whether its task type is `vzclone`, and its id.
     Task { clones: bool, id: Vmid },
     /// Process of `pct clone`.
@@ -25,10 +25,10 @@ enum Deed {
 /// Pids of the processes that may still change this container.
 pub fn busy_with(processes: &[Process], vmid: Vmid) -> Vec<u32> {
     let concerns = |process: &&Process| match deed(&process.argv) {
-        Some(Deed::Clone { new, .. }) => new == vmid,
-        Some(Deed::Other(id)) => id == vmid,
-        Some(Deed::Task { clones: false, id }) => id == vmid,
-        Some(Deed::Task { clones: true, id }) => {
+        Some(TaskKind::Clone { new, .. }) => new == vmid,
+        Some(TaskKind::Other(id)) => id == vmid,
+        Some(TaskKind::Task { clones: false, id }) => id == vmid,
+        Some(TaskKind::Task { clones: true, id }) => {
             id == vmid || makes(processes, process).is_none_or(|new| new == vmid)
         }
         None => false,
@@ -39,9 +39,9 @@ pub fn busy_with(processes: &[Process], vmid: Vmid) -> Vec<u32> {
 /// Pids of the processes that clone this template, and so may hold its lock.
 pub fn cloning(processes: &[Process], template: Vmid) -> Vec<u32> {
     let clones = |process: &&Process| match deed(&process.argv) {
-        Some(Deed::Task { clones, id }) => clones && id == template,
-        Some(Deed::Clone { template: source, .. }) => source == template,
-        Some(Deed::Other(_)) | None => false,
+        Some(TaskKind::Task { clones, id }) => clones && id == template,
+        Some(TaskKind::Clone { template: source, .. }) => source == template,
+        Some(TaskKind::Other(_)) | None => false,
     };
     processes.iter().filter(clones).map(|process| process.pid).collect()
 }
@@ -52,20 +52,20 @@ pub fn cloning(processes: &[Process], template: Vmid) -> Vec<u32> {
 fn makes(processes: &[Process], worker: &Process) -> Option<Vmid> {
     let parent = processes.iter().find(|process| process.pid == worker.parent)?;
     match deed(&parent.argv) {
-        Some(Deed::Clone { new, .. }) => Some(new),
+        Some(TaskKind::Clone { new, .. }) => Some(new),
         // Orphans become children of init; any other parent is PVE's own daemon.
         _ if parent.pid == 1 => None,
         _ => Some(Vmid::MIN),
     }
 }
 
-fn deed(argv: &[String]) -> Option<Deed> {
+fn deed(argv: &[String]) -> Option<TaskKind> {
     if let Some(upid) = argv.first().and_then(|title| title.strip_prefix("task UPID:")) {
         let mut fields = upid.split(':').skip(4);
         let kind = fields.next()?;
         // A console is a task too, for as long as it is open.
         let changes = kind.starts_with("vz") || CHANGES.contains(&kind);
-        let task = Deed::Task { clones: kind == "vzclone", id: fields.next()?.parse().ok()? };
+        let task = TaskKind::Task { clones: kind == "vzclone", id: fields.next()?.parse().ok()? };
         return changes.then_some(task);
     }
     // `/usr/bin/perl -T /usr/sbin/pct clone ...`, or `pct` itself.
@@ -76,12 +76,12 @@ fn deed(argv: &[String]) -> Option<Deed> {
     let op = words.next()?;
     let id: Vmid = words.next()?.parse().ok()?;
     match op.as_str() {
-        "clone" => Some(Deed::Clone { template: id, new: words.next()?.parse().ok()? }),
+        "clone" => Some(TaskKind::Clone { template: id, new: words.next()?.parse().ok()? }),
         // These change nothing, and an operator's `pct enter` may run for days.
         "exec" | "enter" | "console" | "config" | "status" | "pending" | "listsnapshot" | "df" => {
             None
         }
-        _ => Some(Deed::Other(id)),
+        _ => Some(TaskKind::Other(id)),
     }
 }
 

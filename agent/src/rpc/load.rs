@@ -80,7 +80,7 @@ impl Reporter {
             psi_io_full: host.psi_io_full,
             foreign_cores: host.foreign_cores,
             foreign_memory: host.foreign_memory,
-            young_cores: Some(f64::from(tally.young_cores)),
+            booting_cores: Some(f64::from(tally.booting_cores)),
             start_slots: count(options.limits.starts_max),
             snapshot_queues: queues.values().map(|&queued| count(queued)).collect(),
             snapshot_queue_max: count(options.limits.clone_queue_max),

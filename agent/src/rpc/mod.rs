@@ -335,20 +335,20 @@ impl AgentService for Rpc {
         self.call(Rpc::give_back(self, request.into_inner())).await
     }
 
-    async fn hand_over(
+    async fn export_sandbox(
         &self,
-        request: Request<wire::HandOverRequest>,
-    ) -> Result<Response<wire::HandOverResponse>, Status> {
+        request: Request<wire::ExportSandboxRequest>,
+    ) -> Result<Response<wire::ExportSandboxResponse>, Status> {
         let request = request.into_inner();
         let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), Rpc::hand_over(self, request)).await
+        self.call_about(About::Sandbox(&id), Rpc::export_sandbox(self, request)).await
     }
 
-    async fn take_over(
+    async fn import_sandbox(
         &self,
-        request: Request<wire::TakeOverRequest>,
-    ) -> Result<Response<wire::TakeOverResponse>, Status> {
-        self.call_about(About::Many, Rpc::take_over(self, request.into_inner())).await
+        request: Request<wire::ImportSandboxRequest>,
+    ) -> Result<Response<wire::ImportSandboxResponse>, Status> {
+        self.call_about(About::Many, Rpc::import_sandbox(self, request.into_inner())).await
     }
 
     async fn adopt_sandbox(

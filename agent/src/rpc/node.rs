@@ -122,29 +122,29 @@ impl Rpc {
         Ok(wire::GiveBackResponse {})
     }
 
-    pub(super) async fn hand_over(
+    pub(super) async fn export_sandbox(
         &self,
-        request: wire::HandOverRequest,
-    ) -> Result<wire::HandOverResponse, Refusal> {
+        request: wire::ExportSandboxRequest,
+    ) -> Result<wire::ExportSandboxResponse, Refusal> {
         let (id, target) = (request.id.parse()?, request.target.parse()?);
         self.fence(request.epoch).await?;
-        let handed = self.sandboxes.hand_over(&id, &target, WAIT).await;
-        let (handed, node) = handed.map_err(refusal)?;
-        let record = serde_json::to_vec(&handed).map_err(|error| {
+        let exported = self.sandboxes.export(&id, &target, WAIT).await;
+        let (exported, node) = exported.map_err(refusal)?;
+        let record = serde_json::to_vec(&exported).map_err(|error| {
             Refusal::new(Reason::Invariant, format!("the record of {id}: {error}"))
         })?;
-        Ok(wire::HandOverResponse { node: node.to_string(), record: record.into() })
+        Ok(wire::ExportSandboxResponse { node: node.to_string(), record: record.into() })
     }
 
-    pub(super) async fn take_over(
+    pub(super) async fn import_sandbox(
         &self,
-        request: wire::TakeOverRequest,
-    ) -> Result<wire::TakeOverResponse, Refusal> {
-        let handed = serde_json::from_slice(&request.record)
+        request: wire::ImportSandboxRequest,
+    ) -> Result<wire::ImportSandboxResponse, Refusal> {
+        let exported = serde_json::from_slice(&request.record)
             .map_err(|error| Invalid::new("record", format!("is none of this version: {error}")))?;
         self.fence(request.epoch).await?;
-        let record = self.sandboxes.take_over(handed, WAIT).await.map_err(refusal)?;
-        Ok(wire::TakeOverResponse { sandbox: Some(self.wire(&record)) })
+        let record = self.sandboxes.import(exported, WAIT).await.map_err(refusal)?;
+        Ok(wire::ImportSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
     pub(super) async fn adopt(

@@ -4,7 +4,7 @@ use daemon::status::Refusal;
 use proto::{
     agent::v1 as wire,
     id::{Invalid, SandboxId, SandboxRef},
-    lifetime::Wish,
+    lifetime::LifetimePatch,
     sandbox::v1::Usage,
 };
 
@@ -56,7 +56,7 @@ impl Rpc {
     ) -> Result<wire::SetLifetimeResponse, Refusal> {
         let id = request.id.parse()?;
         let asked = request.lifetime.ok_or_else(|| Invalid::new("lifetime", "must be given"))?;
-        let wish = Wish::try_from(&asked)?;
+        let wish = LifetimePatch::try_from(&asked)?;
         self.fence(request.epoch).await?;
         let record = self.sandboxes.set_lifetime(&id, wish).await.map_err(refusal)?;
         Ok(wire::SetLifetimeResponse { sandbox: Some(self.wire(&record)) })

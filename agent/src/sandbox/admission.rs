@@ -65,7 +65,7 @@ impl Memory {
         let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
         if (given + asked) as f64 > limits.memory_overcommit * total as f64 {
             return Some(format!(
-                "{:.1} GiB of {:.1} are handed out, {:.1} more are too much",
+                "{:.1} GiB of {:.1} are exported out, {:.1} more are too much",
                 gib(given),
                 gib(total),
                 gib(asked)

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Error, Event, Known, Sandboxes,
-    flights::{Crew, Kind},
+    operations::{OperationContext, OperationKind},
     reads,
 };
 use crate::{
@@ -77,10 +77,10 @@ impl Sandboxes {
             return Ok((Arc::new(record), volumes));
         }
         self.take_in(record).await?;
-        let flight = self.launch(id, Kind::Adopt, |sandboxes, crew| async move {
-            sandboxes.adopt_or_let_go(&id, &crew).await
+        let operation = self.launch(id, OperationKind::Adopt, |sandboxes, context| async move {
+            sandboxes.adopt_or_let_go(&id, &context).await
         });
-        Ok((self.outcome(flight, wait).await?, volumes))
+        Ok((self.outcome(operation, wait).await?, volumes))
     }
 
     /// Finishes an adoption that a crash cut short.
@@ -93,15 +93,19 @@ impl Sandboxes {
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let id = *id;
-        let flight = self.launch(id, Kind::Adopt, |sandboxes, crew| async move {
-            sandboxes.adopt_now(&id, &crew).await
+        let operation = self.launch(id, OperationKind::Adopt, |sandboxes, context| async move {
+            sandboxes.adopt_now(&id, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
     /// Adopts, or rolls back at once: the caller can ask again, so nothing is left half done.
-    async fn adopt_or_let_go(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
-        let error = match self.adopt_now(id, crew).await {
+    async fn adopt_or_let_go(
+        &self,
+        id: &SandboxId,
+        context: &OperationContext,
+    ) -> Result<Arc<Record>, Error> {
+        let error = match self.adopt_now(id, context).await {
             Ok(record) => return Ok(record),
             Err(error) => error,
         };
@@ -112,8 +116,12 @@ impl Sandboxes {
         Err(error)
     }
 
-    async fn adopt_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+    async fn adopt_now(
+        &self,
+        id: &SandboxId,
+        context: &OperationContext,
+    ) -> Result<Arc<Record>, Error> {
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.progress != Progress::Adopt {
             return self.connected(record).await;

@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::{Error, Probe, Sandboxes, deadline, probe};
-use crate::{journal::Record, pve::ContainerConfig, saga::Lapse};
+use crate::{journal::Record, pve::ContainerConfig, saga::Mutation};
 
 /// Container boot under way.
 pub(super) struct Boot<'a> {
@@ -50,7 +50,7 @@ impl Sandboxes {
     async fn config_of_ours(&self, record: &Record) -> Result<Option<ContainerConfig>, Error> {
         let config = self.pve.config(record.vmid).await?;
         let ours = config.as_ref().is_some_and(|config| config.mark() == Some(record.mark()));
-        if ours || self.faults.lapses(Lapse::Entry) {
+        if ours || self.faults.has(Mutation::Entry) {
             return Ok(config.filter(|_| ours));
         }
         Err(not_ours(record))
@@ -62,7 +62,7 @@ impl Sandboxes {
     /// # Errors
     /// NOT_OURS when it does not; NO_QUORUM when that cannot be decided.
     pub(super) async fn check_ours(&self, record: &Record) -> Result<(), Error> {
-        if self.faults.lapses(Lapse::Entry) || self.pve.carries(&record.mark()).await? {
+        if self.faults.has(Mutation::Entry) || self.pve.carries(&record.mark()).await? {
             return Ok(());
         }
         Err(not_ours(record))

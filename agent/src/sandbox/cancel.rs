@@ -6,9 +6,9 @@ use proto::id::{SandboxId, SandboxRef};
 
 use super::{
     Error, Known, Sandboxes,
-    flights::{Kind, Standing},
+    operations::{OperationKind, OperationState},
 };
-use crate::{journal::Record, saga::Lapse};
+use crate::{journal::Record, saga::Mutation};
 
 impl Sandboxes {
     /// Cancels all attempts of `id` up to `attempt`: one that is to come is refused, one under way
@@ -22,15 +22,15 @@ impl Sandboxes {
         attempt: u32,
         wait: Duration,
     ) -> Result<Option<Arc<Record>>, Error> {
-        if self.faults.lapses(Lapse::CallOff) {
+        if self.faults.has(Mutation::CallOff) {
             return Ok(None);
         }
         self.records.cancel(id, attempt, self.now_ms()).await?;
         let name = SandboxRef::Id(*id);
         let meant = self.gate.creation(id).is_none_or(|creation| creation.attempt <= attempt);
-        if let Some(flight) = self.flights.find(id, Kind::Create).filter(|_| meant) {
-            flight.cancel();
-            if let Standing::UnderWay = flight.ended(wait).await {
+        if let Some(operation) = self.operations.find(id, OperationKind::Create).filter(|_| meant) {
+            operation.cancel();
+            if let OperationState::UnderWay = operation.ended(wait).await {
                 return Ok(self.records.live(id));
             }
         }

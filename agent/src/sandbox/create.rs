@@ -14,12 +14,12 @@ use super::{
     Error, Event, Order, Sandboxes, Template,
     admission::{self, Facts, Memory, Recall, Seat, Summary},
     boot, deadline,
-    flights::{Crew, Entered, Flight, Kind, Ticket},
+    operations::{Entry, OperationContext, OperationGuard, OperationHandle, OperationKind},
 };
 use crate::{
     journal::{Intent, Lifetime, Phase, Record, WakeOn},
     pve::{Address, CloneOrder, Cluster, ErrorKind, OwnVolumes, Settings, StorageRoom, ownership},
-    saga::{Lapse, Saga},
+    saga::{Mutation, Saga},
 };
 
 /// Most vmids tried when PVE says that one is taken.
@@ -33,16 +33,16 @@ const LOCKED: Duration = Duration::from_millis(150);
 struct Work<'a> {
     order: &'a Order,
     template: &'a Template,
-    crew: &'a Crew,
+    context: &'a OperationContext,
     deadline: Instant,
 }
 
 /// Result of admission.
 enum Admitted {
     /// New sandbox, to be created by this call.
-    New(Box<(Ticket, Seat, Flight, Template)>),
+    New(Box<(OperationGuard, Seat, OperationHandle, Template)>),
     /// Creation that is under way.
-    Joined(Flight),
+    Joined(OperationHandle),
     /// Sandbox that was created before.
     Made(SandboxRef),
 }
@@ -61,19 +61,19 @@ impl Sandboxes {
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let until = Instant::now() + wait;
-        let mut flight = match self.admit(&order).await? {
+        let mut operation = match self.admit(&order).await? {
             Admitted::Made(name) => return self.get(&name).await,
-            Admitted::Joined(flight) => flight,
+            Admitted::Joined(operation) => operation,
             Admitted::New(new) => {
-                let (ticket, seat, flight, template) = *new;
-                self.run(ticket, |sandboxes, crew| async move {
-                    sandboxes.make(&order, &template, &crew, seat).await
+                let (guard, seat, operation, template) = *new;
+                self.run(guard, |sandboxes, context| async move {
+                    sandboxes.make(&order, &template, &context, seat).await
                 });
-                flight
+                operation
             }
         };
-        flight.recorded(RECORD).await;
-        self.outcome(flight, until.saturating_duration_since(Instant::now())).await
+        operation.recorded(RECORD).await;
+        self.outcome(operation, until.saturating_duration_since(Instant::now())).await
     }
 
     async fn admit(&self, order: &Order) -> Result<Admitted, Error> {
@@ -101,8 +101,8 @@ impl Sandboxes {
             .or_else(|| self.records.by_request(request.0, request.1).map(Summary::from));
         // A known sandbox is answered even when nothing new could be created.
         if let Recall::Same(id) = admission::recall(order, by_id, by_request)? {
-            return Ok(match self.flights.find(&id, Kind::Create) {
-                Some(flight) => Admitted::Joined(flight),
+            return Ok(match self.operations.find(&id, OperationKind::Create) {
+                Some(operation) => Admitted::Joined(operation),
                 None => Admitted::Made(SandboxRef::Id(id)),
             });
         }
@@ -115,11 +115,11 @@ impl Sandboxes {
         let size = order.spec.size.or(template.size);
         let facts = self.facts(&gate, &template, size, (&cluster, room?));
         admission::decide(&facts, &self.options.limits)?;
-        Ok(match self.flights.enter(order.id, Kind::Create) {
-            Entered::Joined(flight) => Admitted::Joined(flight),
-            Entered::New(ticket, flight) => {
+        Ok(match self.operations.enter(order.id, OperationKind::Create) {
+            Entry::Joined(operation) => Admitted::Joined(operation),
+            Entry::New(guard, operation) => {
                 let seat = gate.admit(order, size.memory_bytes(), template.vmid);
-                Admitted::New(Box::new((ticket, seat, flight, template)))
+                Admitted::New(Box::new((guard, seat, operation, template)))
             }
         })
     }
@@ -163,14 +163,14 @@ impl Sandboxes {
         &self,
         order: &Order,
         template: &Template,
-        crew: &Crew,
+        context: &OperationContext,
         mut seat: Seat,
     ) -> Result<Arc<Record>, Error> {
         let deadline = Instant::now() + self.options.limits.create;
-        let _turn = crew.turn(deadline).await?;
-        let work = Work { order, template, crew, deadline };
+        let _turn = context.turn(deadline).await?;
+        let work = Work { order, template, context, deadline };
         let record = self.begin(&work).await?;
-        crew.recorded();
+        context.recorded();
         let mut saga = Saga::new(&self.faults);
         match self.steps(&mut saga, &work, &mut seat, record).await {
             Ok(record) => Ok(record),
@@ -370,7 +370,7 @@ impl Sandboxes {
         for tries in 0u32.. {
             check_called_off(work)?;
             let site = self.pve.clone_site(record.template, record.vmid).await?;
-            if !site.volumes.is_empty() && !self.faults.lapses(Lapse::Site) {
+            if !site.volumes.is_empty() && !self.faults.has(Mutation::Site) {
                 let made = self.is_made(record).await?;
                 if !made {
                     let (vmid, volumes) = (record.vmid, site.volumes);
@@ -487,7 +487,7 @@ impl Sandboxes {
     ) -> Result<T, Error> {
         tokio::select! {
             biased;
-            () = work.crew.cancelled().cancelled() => Err(called_off(work)),
+            () = work.context.cancelled().cancelled() => Err(called_off(work)),
             done = wait => done,
         }
     }
@@ -504,7 +504,7 @@ fn mac(address: &Address, vmid: Vmid) -> [u8; 6] {
 }
 
 fn check_called_off(work: &Work<'_>) -> Result<(), Error> {
-    if work.crew.cancelled().is_cancelled() { Err(called_off(work)) } else { Ok(()) }
+    if work.context.cancelled().is_cancelled() { Err(called_off(work)) } else { Ok(()) }
 }
 
 fn called_off(work: &Work<'_>) -> Error {

@@ -9,7 +9,7 @@ use proto::Cause;
 
 use super::{
     Error, Event, Known, Sandboxes,
-    flights::{Crew, Kind},
+    operations::{OperationContext, OperationKind},
     reads, undo,
 };
 use crate::journal::{Phase, Record};
@@ -44,23 +44,23 @@ impl Sandboxes {
             Some(Known::Ended(_) | Known::Live(_)) => {}
         }
         let id = *id;
-        let flight = self.launch(id, Kind::Delete, |sandboxes, crew| async move {
-            sandboxes.delete_now(&id, cause, &crew).await
+        let operation = self.launch(id, OperationKind::Delete, |sandboxes, context| async move {
+            sandboxes.delete_now(&id, cause, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
     async fn delete_now(
         &self,
         id: &SandboxId,
         cause: Cause,
-        crew: &Crew,
+        context: &OperationContext,
     ) -> Result<Arc<Record>, Error> {
         let limits = &self.options.limits;
         if cause == Cause::ASKED {
             self.call_off_what_is_under_way(id).await?;
         }
-        let _turn = crew.turn(Instant::now() + limits.turn).await?;
+        let _turn = context.turn(Instant::now() + limits.turn).await?;
         if cause != Cause::ASKED {
             let record = self.living(&SandboxRef::Id(*id))?;
             if self.is_moot(&record, cause) {
@@ -94,9 +94,9 @@ impl Sandboxes {
             // Durable first: a crash from here on must not bring the creation up again.
             self.records.cancel(id, creation.attempt, self.now_ms()).await?;
         }
-        for kind in [Kind::Create, Kind::Start] {
-            if let Some(flight) = self.flights.find(id, kind) {
-                flight.cancel();
+        for kind in [OperationKind::Create, OperationKind::Start] {
+            if let Some(operation) = self.operations.find(id, kind) {
+                operation.cancel();
             }
         }
         Ok(())

@@ -30,7 +30,7 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest message of stdin, bytes.
 const CHUNK: usize = 256 * 1024;
-/// Most messages in flight per channel.
+/// Most messages in operation per channel.
 const MESSAGES: usize = 4;
 /// Most entries of a listing.
 pub const ENTRIES_MAX: u32 = 5000;

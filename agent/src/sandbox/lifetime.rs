@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use proto::{
     Cause,
     id::SandboxId,
-    lifetime::{Action, Wish},
+    lifetime::{Action, LifetimePatch},
 };
 
 use super::{
@@ -22,7 +22,7 @@ impl Sandboxes {
     pub async fn set_lifetime(
         self: &Arc<Self>,
         id: &SandboxId,
-        wish: Wish,
+        wish: LifetimePatch,
     ) -> Result<Arc<Record>, Error> {
         let now = self.clock.moment();
         self.amend_living(id, move |record| {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Error, Event, OnReboot, Sandboxes,
-    flights::{Crew, Kind},
+    operations::{OperationContext, OperationKind},
 };
 use crate::{
     clock::Moment,
@@ -57,7 +57,7 @@ pub enum Seen {
     Rebooted,
     /// As `Rebooted`, but its time to live was over before it could.
     Expired(&'static str),
-    /// The container can be used again, after it was unfit or handed over.
+    /// The container can be used again, after it was unfit or exported over.
     Fit,
 }
 
@@ -153,14 +153,18 @@ impl Sandboxes {
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let id = *id;
-        let flight = self.launch(id, Kind::Look, |sandboxes, crew| async move {
-            sandboxes.look_now(&id, &crew).await
+        let operation = self.launch(id, OperationKind::Look, |sandboxes, context| async move {
+            sandboxes.look_now(&id, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
-    async fn look_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+    async fn look_now(
+        &self,
+        id: &SandboxId,
+        context: &OperationContext,
+    ) -> Result<Arc<Record>, Error> {
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         let Some(place) = self.place(&record).await? else { return Ok(record) };
         let Some(seen) = seen(&record, &place, &self.life()) else { return Ok(record) };

@@ -22,14 +22,14 @@ mod error;
 pub mod exec;
 mod expose;
 pub mod files;
-mod flights;
 pub mod garbage;
-mod hand_over;
 mod intake;
 mod lifetime;
 pub mod look;
+mod migrate;
 mod number;
 pub mod observe;
+mod operations;
 mod options;
 mod pause;
 mod probe;
@@ -68,12 +68,12 @@ use crate::{
     journal::{self, Feed, Journal},
     load::HostLoad,
     pve::Pve,
-    saga::{Faults, Lapse},
+    saga::{Faults, Mutation},
     tasks::Tasks,
 };
 use activity::Activity;
 use admission::Gate;
-use flights::Flights;
+use operations::OperationTable;
 use queue::Queues;
 
 pub use self::core::{Known, Tombstone};
@@ -96,7 +96,7 @@ pub struct Sandboxes {
     clock: Arc<dyn Clock>,
     tasks: Tasks,
     faults: Faults,
-    flights: Flights,
+    operations: OperationTable,
     gate: Gate,
     queues: Queues,
     starts: Semaphore,
@@ -141,7 +141,7 @@ impl Sandboxes {
             clock,
             tasks,
             faults,
-            flights: Flights::default(),
+            operations: OperationTable::default(),
             gate: Gate::default(),
             queues: Queues::default(),
             epoch: AtomicU64::new(epoch),
@@ -167,7 +167,7 @@ impl Sandboxes {
             highest = self.records.epoch(epoch).await?;
             self.epoch.fetch_max(highest, Ordering::AcqRel);
         }
-        if epoch < highest && !self.faults.lapses(Lapse::Fence) {
+        if epoch < highest && !self.faults.has(Mutation::Fence) {
             return Err(Error::new(
                 Reason::StaleEpoch,
                 format!("a controller of epoch {highest} is in charge, this one has {epoch}"),

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use proto::{
     id::{SandboxId, Vmid},
-    lifetime::Wish,
+    lifetime::LifetimePatch,
     name::{Label, Port, SnapshotId, Team},
     spec::{Size, Spec},
 };
@@ -49,7 +49,7 @@ pub enum OnReboot {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lifetimes {
     /// Lifetime rules where the creation sets none.
-    pub default: Wish,
+    pub default: LifetimePatch,
     /// Longest time paused, after which a sandbox is stopped; zero: no limit.
     pub paused_max: Duration,
     /// Longest time stopped, after which a sandbox is deleted; zero: no limit.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     Error, Event, Sandboxes,
-    flights::{Crew, Kind, Standing},
+    operations::{OperationContext, OperationKind, OperationState},
     undo,
 };
 use crate::{
@@ -57,13 +57,13 @@ impl Sandboxes {
             return Ok(record);
         }
         let id = *id;
-        let kind = if or_stop { Kind::PauseOrStop } else { Kind::Pause };
-        let flight = self.launch(id, kind, |sandboxes, crew| async move {
-            sandboxes.pause_now(&id, or_stop, cause, &crew).await
+        let kind = if or_stop { OperationKind::PauseOrStop } else { OperationKind::Pause };
+        let operation = self.launch(id, kind, |sandboxes, context| async move {
+            sandboxes.pause_now(&id, or_stop, cause, &context).await
         });
-        match flight.ended(wait).await {
-            Standing::Done(result) => result,
-            Standing::UnderWay => self.not_paused_yet(&id).await,
+        match operation.ended(wait).await {
+            OperationState::Done(result) => result,
+            OperationState::UnderWay => self.not_paused_yet(&id).await,
         }
     }
 
@@ -82,9 +82,9 @@ impl Sandboxes {
         id: &SandboxId,
         or_stop: bool,
         cause: Cause,
-        crew: &Crew,
+        context: &OperationContext,
     ) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.phase == Phase::Paused || self.is_moot(&record, cause) {
             return Ok(record);

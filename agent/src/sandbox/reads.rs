@@ -31,7 +31,7 @@ pub struct Tally {
     /// Addresses that can be leased.
     pub ips_free: u32,
     /// Cores, at most 4 per sandbox, of sandboxes that boot or came up less than 15 s ago.
-    pub young_cores: u32,
+    pub booting_cores: u32,
     /// Median duration of recent starts, milliseconds; 0 when unknown.
     pub start_ms: u32,
 }
@@ -123,7 +123,7 @@ impl Sandboxes {
 
     /// Sandboxes that an operation works on.
     pub fn busy(&self) -> BTreeSet<SandboxId> {
-        self.flights.busy().into_iter().collect()
+        self.operations.busy().into_iter().collect()
     }
 
     /// Load of the host when it was last sampled.
@@ -163,7 +163,7 @@ impl Sandboxes {
             ..Tally::default()
         };
         for size in self.gate.kept() {
-            tally.young_cores += size.cpu_cores.min(YOUNG_CORES_MAX);
+            tally.booting_cores += size.cpu_cores.min(YOUNG_CORES_MAX);
             tally.memory_allocated += size.memory_bytes();
             tally.cores_allocated += size.cpu_cores;
         }
@@ -191,7 +191,7 @@ impl Sandboxes {
                 | Phase::Failed => false,
             };
             if boots {
-                tally.young_cores += record.size.cpu_cores.min(YOUNG_CORES_MAX);
+                tally.booting_cores += record.size.cpu_cores.min(YOUNG_CORES_MAX);
             }
             tally.memory_allocated += record.size.memory_bytes();
             tally.cores_allocated += record.size.cpu_cores;

@@ -13,7 +13,7 @@ use proto::{
     spec::{Network, Size},
 };
 
-use super::{Error, Known, Sandboxes, flights::lost, observe};
+use super::{Error, Known, Sandboxes, observe, operations::lost};
 use crate::{
     journal::{self, Lifetime, Phase, Record, WakeOn},
     pve::{ContainerConfig, Mark, OwnVolumes, hold},

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::{
     Error, Event, Sandboxes,
-    flights::{Crew, Kind},
     look::Place,
+    operations::{OperationContext, OperationKind},
 };
 use crate::journal::{Phase, Record};
 
@@ -31,14 +31,18 @@ impl Sandboxes {
     ) -> Result<Arc<Record>, Error> {
         let id = *id;
         self.living_or_going(&id)?;
-        let flight = self.launch(id, Kind::Release, |sandboxes, crew| async move {
-            sandboxes.release_now(&id, &crew).await
+        let operation = self.launch(id, OperationKind::Release, |sandboxes, context| async move {
+            sandboxes.release_now(&id, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
-    async fn release_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+    async fn release_now(
+        &self,
+        id: &SandboxId,
+        context: &OperationContext,
+    ) -> Result<Arc<Record>, Error> {
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living_or_going(id)?;
         if matches!(record.phase, Phase::Creating | Phase::Undoing) {
             let why = format!("{id} is being created: delete it");

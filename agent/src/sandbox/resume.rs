@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Error, Event, Sandboxes,
-    flights::{Crew, Kind},
+    operations::{OperationContext, OperationKind},
     write::refused,
 };
 use crate::journal::{Phase, Record};
@@ -29,18 +29,18 @@ impl Sandboxes {
             return Ok(record);
         }
         let id = *id;
-        let flight = self.launch(id, Kind::Resume, |sandboxes, crew| async move {
-            sandboxes.resume_now(&id, &crew).await
+        let operation = self.launch(id, OperationKind::Resume, |sandboxes, context| async move {
+            sandboxes.resume_now(&id, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
     async fn resume_now(
         self: &Arc<Self>,
         id: &SandboxId,
-        crew: &Crew,
+        context: &OperationContext,
     ) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.phase == Phase::Running {
             return Ok(record);
@@ -60,7 +60,7 @@ impl Sandboxes {
         );
         let record = record?;
         thawed?;
-        // Entered while this operation is under way, so that the sandbox is never idle and locked.
+        // Entry while this operation is under way, so that the sandbox is never idle and locked.
         self.settle_later(id);
         Ok(record)
     }
@@ -68,9 +68,9 @@ impl Sandboxes {
     /// Removes the lock in the background.
     fn settle_later(self: &Arc<Self>, id: &SandboxId) {
         let id = *id;
-        let flight = self.launch(id, Kind::Settle, |sandboxes, crew| async move {
-            sandboxes.settle_now(&id, &crew).await
+        let operation = self.launch(id, OperationKind::Settle, |sandboxes, context| async move {
+            sandboxes.settle_now(&id, &context).await
         });
-        drop(flight);
+        drop(operation);
     }
 }

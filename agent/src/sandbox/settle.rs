@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Error, Sandboxes,
-    flights::{Crew, Kind},
+    operations::{OperationContext, OperationKind},
 };
 use crate::journal::{Phase, Record};
 
@@ -26,18 +26,18 @@ impl Sandboxes {
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let id = *id;
-        let flight = self.launch(id, Kind::Settle, |sandboxes, crew| async move {
-            sandboxes.settle_now(&id, &crew).await
+        let operation = self.launch(id, OperationKind::Settle, |sandboxes, context| async move {
+            sandboxes.settle_now(&id, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
     pub(super) async fn settle_now(
         &self,
         id: &SandboxId,
-        crew: &Crew,
+        context: &OperationContext,
     ) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         match record.phase {
             Phase::Paused => match self.make_paused(&record).await {

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::{
     Error, Event, Probe, Sandboxes,
     boot::Boot,
-    flights::{Crew, Kind},
-    hand_over::on_its_way,
+    migrate::on_its_way,
+    operations::{OperationContext, OperationKind},
     undo,
 };
 use crate::journal::{Phase, Record};
@@ -34,15 +34,19 @@ impl Sandboxes {
             return Ok(record);
         }
         let id = *id;
-        let flight = self.launch(id, Kind::Start, |sandboxes, crew| async move {
-            sandboxes.start_now(&id, &crew).await
+        let operation = self.launch(id, OperationKind::Start, |sandboxes, context| async move {
+            sandboxes.start_now(&id, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
-    async fn start_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
+    async fn start_now(
+        &self,
+        id: &SandboxId,
+        context: &OperationContext,
+    ) -> Result<Arc<Record>, Error> {
         let limits = &self.options.limits;
-        let _turn = crew.turn(Instant::now() + limits.turn).await?;
+        let _turn = context.turn(Instant::now() + limits.turn).await?;
         let record = self.connected(self.living(&SandboxRef::Id(*id))?).await?;
         if record.phase == Phase::Running {
             return Ok(record);
@@ -69,7 +73,7 @@ impl Sandboxes {
             })
             .await?;
         let since = Instant::now();
-        match self.boot_again(&record, crew).await {
+        match self.boot_again(&record, context).await {
             Ok(()) => {
                 self.gate.took(since.elapsed());
                 self.advance_because(id, Event::CameUp, cause, |record| {
@@ -95,7 +99,7 @@ impl Sandboxes {
         }
     }
 
-    async fn boot_again(&self, record: &Record, crew: &Crew) -> Result<(), Error> {
+    async fn boot_again(&self, record: &Record, context: &OperationContext) -> Result<(), Error> {
         let limits = &self.options.limits;
         let template = self.options.templates.iter().find(|t| t.vmid == record.template);
         let boot = Boot {
@@ -108,7 +112,7 @@ impl Sandboxes {
         self.start_container(&boot).await?;
         tokio::select! {
             biased;
-            () = crew.cancelled().cancelled() => Err(super::reads::deleted(&SandboxRef::Id(record.id))),
+            () = context.cancelled().cancelled() => Err(super::reads::deleted(&SandboxRef::Id(record.id))),
             answer = self.until_it_answers(&boot) => answer,
         }
     }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Error, Event, Sandboxes,
-    flights::{Crew, Kind},
+    operations::{OperationContext, OperationKind},
     undo,
 };
 use crate::{
@@ -45,19 +45,19 @@ impl Sandboxes {
             return Ok(record);
         }
         let id = *id;
-        let flight = self.launch(id, Kind::Stop, |sandboxes, crew| async move {
-            sandboxes.stop_now(&id, cause, &crew).await
+        let operation = self.launch(id, OperationKind::Stop, |sandboxes, context| async move {
+            sandboxes.stop_now(&id, cause, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
     async fn stop_now(
         &self,
         id: &SandboxId,
         cause: Cause,
-        crew: &Crew,
+        context: &OperationContext,
     ) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         if record.phase == Phase::Stopped || self.is_moot(&record, cause) {
             return Ok(record);

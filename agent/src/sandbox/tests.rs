@@ -5,10 +5,10 @@ mod adopt;
 mod crash;
 mod create;
 mod faults;
-mod hand_over;
 mod life;
 mod lifetime;
 mod link;
+mod migrate;
 mod operator;
 mod pause;
 mod quorum;
@@ -29,7 +29,7 @@ use std::{
 
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
-    lifetime::Wish,
+    lifetime::LifetimePatch,
     name::NodeName,
     spec::{Network, Size, Spec},
 };
@@ -79,7 +79,7 @@ pub(crate) fn order(number: u8) -> Order {
             services: BTreeMap::new(),
             node: None,
             labels: Default::default(),
-            lifetime: Wish::default(),
+            lifetime: LifetimePatch::default(),
         },
     }
 }

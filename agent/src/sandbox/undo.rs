@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Error, Event, Sandboxes,
-    flights::{Crew, Kind},
+    operations::{OperationContext, OperationKind},
     reads,
 };
 use crate::{
@@ -51,14 +51,18 @@ impl Sandboxes {
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let id = *id;
-        let flight = self.launch(id, Kind::Undo, |sandboxes, crew| async move {
-            sandboxes.undo_now(&id, &crew).await
+        let operation = self.launch(id, OperationKind::Undo, |sandboxes, context| async move {
+            sandboxes.undo_now(&id, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
-    async fn undo_now(&self, id: &SandboxId, crew: &Crew) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+    async fn undo_now(
+        &self,
+        id: &SandboxId,
+        context: &OperationContext,
+    ) -> Result<Arc<Record>, Error> {
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let name = SandboxRef::Id(*id);
         let record = self.records.live(id).ok_or_else(|| reads::not_found(&name))?;
         if !matches!(record.phase, Phase::Creating | Phase::Undoing) {

@@ -9,7 +9,7 @@ use proto::{
 
 use super::{
     Error, Sandboxes,
-    flights::{Kind, Standing},
+    operations::{OperationKind, OperationState},
     reads,
 };
 use crate::journal::{Phase, Record, WakeOn};
@@ -59,10 +59,10 @@ impl Sandboxes {
         self.used(&record.id);
         match record.phase {
             // RUNNING is written before the thaw: a caller that comes in between waits too.
-            Phase::Running => match self.flights.find(&record.id, Kind::Resume) {
-                Some(flight) => match flight.ended(WAIT).await {
-                    Standing::Done(result) => still_runs(result?),
-                    Standing::UnderWay => Err(slow(&record.id)),
+            Phase::Running => match self.operations.find(&record.id, OperationKind::Resume) {
+                Some(operation) => match operation.ended(WAIT).await {
+                    OperationState::Done(result) => still_runs(result?),
+                    OperationState::UnderWay => Err(slow(&record.id)),
                 },
                 None => Ok(record),
             },

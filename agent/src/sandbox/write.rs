@@ -9,9 +9,13 @@ use proto::{
 
 use super::{
     Error, Event, Sandboxes,
-    flights::{Crew, Entered, Flight, Kind, Standing, Ticket, lost},
-    hand_over::on_its_way,
-    next, reads,
+    migrate::on_its_way,
+    next,
+    operations::{
+        Entry, OperationContext, OperationGuard, OperationHandle, OperationKind, OperationState,
+        lost,
+    },
+    reads,
 };
 use crate::journal::{Phase, Record};
 
@@ -104,43 +108,46 @@ impl Sandboxes {
     pub(super) fn launch<F>(
         self: &Arc<Self>,
         id: SandboxId,
-        kind: Kind,
-        work: impl FnOnce(Arc<Self>, Crew) -> F,
-    ) -> Flight
+        kind: OperationKind,
+        work: impl FnOnce(Arc<Self>, OperationContext) -> F,
+    ) -> OperationHandle
     where
         F: Future<Output = Result<Arc<Record>, Error>> + Send + 'static,
     {
-        match self.flights.enter(id, kind) {
-            Entered::Joined(flight) => flight,
-            Entered::New(ticket, flight) => {
-                self.run(ticket, work);
-                flight
+        match self.operations.enter(id, kind) {
+            Entry::Joined(operation) => operation,
+            Entry::New(guard, operation) => {
+                self.run(guard, work);
+                operation
             }
         }
     }
 
     /// Runs an operation that was entered before.
-    pub(super) fn run<F>(self: &Arc<Self>, ticket: Ticket, work: impl FnOnce(Arc<Self>, Crew) -> F)
-    where
+    pub(super) fn run<F>(
+        self: &Arc<Self>,
+        guard: OperationGuard,
+        work: impl FnOnce(Arc<Self>, OperationContext) -> F,
+    ) where
         F: Future<Output = Result<Arc<Record>, Error>> + Send + 'static,
     {
-        let work = work(Arc::clone(self), ticket.crew());
+        let work = work(Arc::clone(self), guard.context());
         self.tasks.spawn(async move {
             let result = work.await;
-            ticket.done(result);
+            guard.done(result);
         });
     }
 
     /// Waits for an operation, at most `wait`; then returns the record as it is.
     pub(super) async fn outcome(
         &self,
-        flight: Flight,
+        operation: OperationHandle,
         wait: std::time::Duration,
     ) -> Result<Arc<Record>, Error> {
-        let id = flight.id();
-        match flight.ended(wait).await {
-            Standing::Done(result) => result,
-            Standing::UnderWay => self.get(&SandboxRef::Id(id)).await,
+        let id = operation.id();
+        match operation.ended(wait).await {
+            OperationState::Done(result) => result,
+            OperationState::UnderWay => self.get(&SandboxRef::Id(id)).await,
         }
     }
 }

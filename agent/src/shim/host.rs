@@ -6,7 +6,7 @@ use proto::id::{Invalid, Vmid};
 
 use super::{Host, Options};
 use crate::{
-    pve::{cgroup, container, pct::Places, shim_cgroup},
+    pve::{cgroup, container, pct::HostPaths, shim_cgroup},
     sys::proc,
 };
 
@@ -14,7 +14,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Container {
     vmid: Vmid,
-    places: Places,
+    places: HostPaths,
     enter: Vec<OsString>,
     /// Pid and start time of its init when the shim was started.
     init: Option<(u32, u64)>,
@@ -38,7 +38,7 @@ impl Container {
     }
 
     fn init(&self) -> Option<(u32, u64)> {
-        let Places { proc, cgroup_root, .. } = &self.places;
+        let HostPaths { proc, cgroup_root, .. } = &self.places;
         let pid = container::init_pid(proc, cgroup_root, self.vmid)?;
         Some((pid, proc::kin(proc, pid)?.start))
     }

@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 pub use host::Container;
 pub use server::serve;
 
-use crate::pve::{pct::Places, shim_cgroup};
+use crate::pve::{pct::HostPaths, shim_cgroup};
 
 /// Subcommand of the agent's program that runs a shim.
 pub const COMMAND: &str = "shim";
@@ -63,7 +63,7 @@ pub struct Options {
     pub ids: PathBuf,
     /// Program and leading arguments that enter the container.
     pub enter: Vec<String>,
-    pub places: Places,
+    pub places: HostPaths,
     /// Resource limits of the shim. Unset by an agent older than this field: the shim then stays in
     /// the agent's cgroup.
     #[serde(default)]

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::Host;
-use crate::sys::{pidfd, proc, proc::Kin};
+use crate::sys::{pidfd, proc, proc::ProcStat};
 
 /// Time that processes get to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
@@ -49,7 +49,7 @@ pub(super) struct Tree {
 
 impl Tree {
     /// Finds the processes that run now.
-    async fn find(&self) -> Vec<Kin> {
+    async fn find(&self) -> Vec<ProcStat> {
         let host = Arc::clone(&self.host);
         let all = tokio::task::spawn_blocking(move || {
             let pids = host.processes().into_iter();
@@ -98,7 +98,7 @@ impl Tree {
 /// Finds the pids that have the mark in their environment. The environment is in the tenant's
 /// memory, which can be arranged so that a read never ends: a process that is not read in time
 /// counts as unmarked, and hanging reads occupy only a few threads.
-async fn marked(proc: &Path, all: &[Kin], mark: &str) -> BTreeSet<u32> {
+async fn marked(proc: &Path, all: &[ProcStat], mark: &str) -> BTreeSet<u32> {
     let Ok(slot) = MARK_LOOKS.try_acquire() else { return BTreeSet::new() };
     let (proc, mark) = (proc.to_owned(), mark.to_owned());
     let pids: Vec<u32> = all.iter().map(|kin| kin.pid).collect();
@@ -121,7 +121,7 @@ async fn marked(proc: &Path, all: &[Kin], mark: &str) -> BTreeSet<u32> {
     found.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-fn send(kin: &Kin, number: i32) {
+fn send(kin: &ProcStat, number: i32) {
     let same = || proc::kin(Path::new(PROC), kin.pid).is_some_and(|now| now.start == kin.start);
     if let Err(error) = pidfd::signal(kin.pid, number, same) {
         tracing::warn!(pid = kin.pid, number, %error, "a signal could not be sent");
@@ -129,16 +129,21 @@ fn send(kin: &Kin, number: i32) {
 }
 
 /// Selects the processes of the command that `leader` is from all processes of a container. Pure.
-fn family(all: &[Kin], leader: Option<u32>, marked: impl Fn(&Kin) -> bool) -> Vec<Kin> {
-    let root = |kin: &Kin| {
+fn family(
+    all: &[ProcStat],
+    leader: Option<u32>,
+    marked: impl Fn(&ProcStat) -> bool,
+) -> Vec<ProcStat> {
+    let root = |kin: &ProcStat| {
         let own = [kin.pid, kin.session, kin.group];
         leader.is_some_and(|leader| own.contains(&leader)) || marked(kin)
     };
-    let (mut family, mut others): (Vec<Kin>, Vec<Kin>) = all.iter().copied().partition(root);
+    let (mut family, mut others): (Vec<ProcStat>, Vec<ProcStat>) =
+        all.iter().copied().partition(root);
     // Sessions led by a member belong to the command: on a terminal the command leads one.
     let mut known: BTreeSet<u32> = family.iter().map(|kin| kin.pid).collect();
     loop {
-        let (more, rest): (Vec<Kin>, Vec<Kin>) = others
+        let (more, rest): (Vec<ProcStat>, Vec<ProcStat>) = others
             .into_iter()
             .partition(|kin| known.contains(&kin.parent) || known.contains(&kin.session));
         if more.is_empty() {
@@ -154,8 +159,8 @@ fn family(all: &[Kin], leader: Option<u32>, marked: impl Fn(&Kin) -> bool) -> Ve
 mod tests {
     use super::*;
 
-    fn kin(pid: u32, parent: u32, group: u32, session: u32) -> Kin {
-        Kin { pid, parent, group, session, start: u64::from(pid) }
+    fn kin(pid: u32, parent: u32, group: u32, session: u32) -> ProcStat {
+        ProcStat { pid, parent, group, session, start: u64::from(pid) }
     }
 
     #[tokio::test]

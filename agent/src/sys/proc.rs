@@ -44,7 +44,7 @@ pub fn is_of_the_host(proc: &Path, pid: u32) -> bool {
 }
 
 fn process(proc: &Path, pid: u32) -> Option<Process> {
-    let Kin { parent, start, .. } = kin(proc, pid)?;
+    let ProcStat { parent, start, .. } = kin(proc, pid)?;
     let cmdline =
         read::head(&proc.join(pid.to_string()).join("cmdline"), CMDLINE_BYTES_MAX).ok()?;
     let argv = argv(&cmdline);
@@ -53,7 +53,7 @@ fn process(proc: &Path, pid: u32) -> Option<Process> {
 
 /// Relations of a process to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kin {
+pub struct ProcStat {
     /// Pid of the process.
     pub pid: u32,
     /// Pid of its parent.
@@ -67,7 +67,7 @@ pub struct Kin {
 }
 
 /// Relations of a process that has not ended; `None` for a zombie.
-pub fn kin(proc: &Path, pid: u32) -> Option<Kin> {
+pub fn kin(proc: &Path, pid: u32) -> Option<ProcStat> {
     let stat = read::text(&proc.join(pid.to_string()).join("stat"), read::SMALL);
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split(' ');
@@ -78,7 +78,7 @@ pub fn kin(proc: &Path, pid: u32) -> Option<Kin> {
     let (parent, group, session) = (number()?, number()?, number()?);
     // tty_nr is the seventh field, starttime the twenty-second.
     let start = fields.nth(15)?.parse().ok()?;
-    Some(Kin { pid, parent, group, session, start })
+    Some(ProcStat { pid, parent, group, session, start })
 }
 
 /// True for a process that is traced or stopped by a signal: it does nothing until it is continued.
@@ -228,7 +228,7 @@ mod tests {
         assert!(
             !stopped(proc.path(), 42) && !stopped(proc.path(), 43) && !stopped(proc.path(), 44)
         );
-        let expected = Kin { pid: 42, parent: 7, group: 8, session: 9, start: 178_357 };
+        let expected = ProcStat { pid: 42, parent: 7, group: 8, session: 9, start: 178_357 };
         assert_eq!(kin(proc.path(), 42), Some(expected));
         assert_eq!((kin(proc.path(), 43), kin(proc.path(), 44)), (None, None));
         assert!(has_environment(proc.path(), 42, "MARK=x"));

@@ -128,7 +128,7 @@ impl Log {
     }
 
     /// Queues an event behind all earlier ones.
-    pub fn say(&self, mut event: Event) {
+    pub fn append(&self, mut event: Event) {
         truncate(&mut event.detail);
         let mut queue = self.queue();
         if queue.events.len() >= QUEUE_MAX {
@@ -166,7 +166,7 @@ impl Log {
     }
 
     /// Takes the actor who requested what has now happened.
-    pub fn asker(&self, id: &SandboxId, kind: EventKind) -> Option<String> {
+    pub fn attributed_to(&self, id: &SandboxId, kind: EventKind) -> Option<String> {
         let mut asked = self.asked();
         let actor = asked.remove(&(*id, kind));
         if matches!(kind, EventKind::Deleted | EventKind::CreateFailed) {
@@ -184,15 +184,15 @@ impl Log {
 
     /// Queues the events of a node's report. Call in the order of the reports, before the state is
     /// stored.
-    pub fn observe(&self, told: &Told<'_>, old: Option<&Sandbox>, new: &Sandbox) {
-        self.meaning(told, old, new).into_iter().for_each(|event| self.say(event));
+    pub fn observe(&self, told: &Source<'_>, old: Option<&Sandbox>, new: &Sandbox) {
+        self.meaning(told, old, new).into_iter().for_each(|event| self.append(event));
     }
 
     /// Returns the events of a node's report, for a caller that writes them itself.
-    pub fn meaning(&self, told: &Told<'_>, old: Option<&Sandbox>, new: &Sandbox) -> Vec<Event> {
+    pub fn meaning(&self, told: &Source<'_>, old: Option<&Sandbox>, new: &Sandbox) -> Vec<Event> {
         let meant = |Change { kind, why, mut detail, unasked }| {
             // A caller who requested the same did not cause it.
-            let asker = self.asker(&told.id, kind).filter(|_| !unasked);
+            let attributed_to = self.attributed_to(&told.id, kind).filter(|_| !unasked);
             truncate(&mut detail);
             Event {
                 sandbox: Some(told.id),
@@ -202,16 +202,16 @@ impl Log {
                 detail,
                 node_revision: new.revision,
                 once: Some(told.once(&new.revision.to_string(), kind)),
-                ..self.event(kind, asker.unwrap_or_else(|| AGENT.to_owned()))
+                ..self.event(kind, attributed_to.unwrap_or_else(|| AGENT.to_owned()))
             }
         };
         derive(old, new).into_iter().map(meant).collect()
     }
 
     /// Logs that a node has lost a sandbox.
-    pub fn lost(&self, told: &Told<'_>) {
+    pub fn lost(&self, told: &Source<'_>) {
         let kind = EventKind::Lost;
-        self.say(Event {
+        self.append(Event {
             sandbox: Some(told.id),
             team: Some(told.team.clone()),
             node: Some(told.node.clone()),
@@ -273,7 +273,7 @@ impl Log {
 
 /// Source of a report: node, journal and sandbox.
 #[derive(Debug)]
-pub struct Told<'a> {
+pub struct Source<'a> {
     /// Id of the sandbox.
     pub id: SandboxId,
     /// Team of the sandbox.
@@ -284,7 +284,7 @@ pub struct Told<'a> {
     pub journal: &'a str,
 }
 
-impl Told<'_> {
+impl Source<'_> {
     fn once(&self, what: &str, kind: EventKind) -> String {
         format!("{} {} {what} {}", self.node, self.journal, kind.as_str_name())
     }
@@ -315,11 +315,11 @@ mod tests {
     fn what_finds_no_room_is_counted_and_told() {
         let log = log();
         for _ in 0..QUEUE_MAX + 7 {
-            log.say(log.event(EventKind::NodeUp, CONTROLLER));
+            log.append(log.event(EventKind::NodeUp, CONTROLLER));
         }
         assert_eq!(log.pending().len(), QUEUE_MAX);
         log.wrote(QUEUE_MAX, 5);
-        log.say(log.event(EventKind::NodeDown, CONTROLLER));
+        log.append(log.event(EventKind::NodeDown, CONTROLLER));
         let pending = log.pending();
         let kinds: Vec<_> = pending.iter().map(|event| event.kind).collect();
         assert_eq!(kinds, [EventKind::EventsLost, EventKind::NodeDown]);
@@ -330,7 +330,7 @@ mod tests {
     fn what_was_asked_for_is_the_callers_doing_and_the_rest_the_agents() {
         let log = log();
         let (team, node) = ("red".parse().expect("team"), "n1".parse().expect("node"));
-        let told = Told { id: id(1), team: &team, node: &node, journal: "j" };
+        let told = Source { id: id(1), team: &team, node: &node, journal: "j" };
         let at = |phase: proto::sandbox::v1::Phase, revision| Sandbox {
             phase: phase.into(),
             revision,
@@ -363,7 +363,7 @@ mod tests {
     async fn who_waits_for_the_write_is_told_or_gives_up() {
         let log = log();
         log.flushed().await.expect("nothing waits");
-        log.say(log.event(EventKind::NodeUp, CONTROLLER));
+        log.append(log.event(EventKind::NodeUp, CONTROLLER));
         log.flushed().await.expect_err("nobody writes");
         let (flushed, ()) = tokio::join!(log.flushed(), async {
             log.waits().await;

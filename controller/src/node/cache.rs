@@ -26,7 +26,7 @@ use tokio::sync::{Notify, watch};
 mod moved;
 
 use self::moved::{has_moved, is_gone};
-use super::kept::{Kept, Numbers, ended};
+use super::kept::{CompactSandbox, Interner, ended};
 use crate::store::Event;
 
 /// One sandbox.
@@ -97,9 +97,9 @@ pub struct Cache {
 
 #[derive(Debug, Default)]
 struct Inner {
-    by_id: BTreeMap<SandboxId, Box<Kept>>,
-    teams: Numbers<Team>,
-    nodes: Numbers<NodeName>,
+    by_id: BTreeMap<SandboxId, Box<CompactSandbox>>,
+    teams: Interner<Team>,
+    nodes: Interner<NodeName>,
     /// Index by the numbers of the team and of the node.
     by_team: BTreeMap<u32, BTreeSet<SandboxId>>,
     by_node: BTreeMap<u32, BTreeSet<SandboxId>>,
@@ -577,7 +577,7 @@ impl Inner {
         self.by_id.get(id).map(|kept| self.entry(*id, kept))
     }
 
-    fn entry(&self, id: SandboxId, kept: &Kept) -> Entry {
+    fn entry(&self, id: SandboxId, kept: &CompactSandbox) -> Entry {
         Entry {
             id,
             team: self.teams.name(kept.team).clone(),
@@ -601,7 +601,7 @@ impl Inner {
         on.iter().filter_map(|id| self.get(id)).filter(|entry| !entry.ended()).collect()
     }
 
-    fn count(&mut self, kept: &Kept, add: bool) {
+    fn count(&mut self, kept: &CompactSandbox, add: bool) {
         let Some(node) = kept.node.filter(|_| !kept.ended()) else { return };
         let (node, team) = (self.nodes.name(node), self.teams.name(kept.team));
         let change = |count: &mut u32| *count = if add { *count + 1 } else { *count - 1 };
@@ -638,7 +638,7 @@ impl Inner {
         let id = entry.id;
         let (team, node) = (self.teams.give(&entry.team), entry.node.as_ref());
         let node = node.map(|node| self.nodes.give(node));
-        let mut kept = Kept::new(team, node, &mut entry.sandbox);
+        let mut kept = CompactSandbox::new(team, node, &mut entry.sandbox);
         (kept.creating, kept.lost) = (entry.creating, entry.lost);
         (kept.ended_ms, kept.inventory) = (entry.ended_ms, entry.inventory);
         kept.later = entry.later;

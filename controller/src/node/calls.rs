@@ -31,8 +31,8 @@ pub enum Call {
     Reserve,
     GiveBack,
     AdoptSandbox,
-    HandOver,
-    TakeOver,
+    ExportSandbox,
+    ImportSandbox,
     ReleaseSandbox,
     Check,
 }
@@ -77,8 +77,8 @@ impl Call {
         Self::Reserve,
         Self::GiveBack,
         Self::AdoptSandbox,
-        Self::HandOver,
-        Self::TakeOver,
+        Self::ExportSandbox,
+        Self::ImportSandbox,
         Self::ReleaseSandbox,
         Self::Check,
     ];
@@ -117,8 +117,8 @@ impl Call {
             | Self::RecoverSandbox
             | Self::AdoptSandbox
             | Self::ReleaseSandbox
-            | Self::HandOver
-            | Self::TakeOver
+            | Self::ExportSandbox
+            | Self::ImportSandbox
             // Inspections of every container of the node.
             | Self::CollectGarbage
             | Self::Check => Silence::Sandbox,

@@ -380,7 +380,7 @@ impl Client {
     }
 
     /// Exports a stopped sandbox's container; returns the node that has it now, and its record.
-    pub async fn hand_over(
+    pub async fn export_sandbox(
         &self,
         epoch: u64,
         id: &SandboxId,
@@ -388,16 +388,20 @@ impl Client {
     ) -> Result<(String, bytes::Bytes), Error> {
         let mut agent = self.agent.clone();
         let (id, target) = (id.to_string(), target.to_string());
-        let request = wire::HandOverRequest { epoch, id, target };
-        let answer = call(Call::HandOver, UNDO, agent.hand_over(request)).await?;
+        let request = wire::ExportSandboxRequest { epoch, id, target };
+        let answer = call(Call::ExportSandbox, UNDO, agent.export_sandbox(request)).await?;
         Ok((answer.node, answer.record))
     }
 
     /// Imports a sandbox whose container was moved to this node.
-    pub async fn take_over(&self, epoch: u64, record: bytes::Bytes) -> Result<api::Sandbox, Error> {
+    pub async fn import_sandbox(
+        &self,
+        epoch: u64,
+        record: bytes::Bytes,
+    ) -> Result<api::Sandbox, Error> {
         let mut agent = self.agent.clone();
-        let request = wire::TakeOverRequest { epoch, record };
-        sandbox(call(Call::TakeOver, UNDO, agent.take_over(request)).await?.sandbox)
+        let request = wire::ImportSandboxRequest { epoch, record };
+        sandbox(call(Call::ImportSandbox, UNDO, agent.import_sandbox(request)).await?.sandbox)
     }
 
     /// Adopts a container as a sandbox. Also returns the volumes that its deletion will remove.

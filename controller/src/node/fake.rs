@@ -86,7 +86,7 @@ pub(super) struct World {
     execs: exec::Execs,
     /// Streams of commands by name; cancelling one ends it.
     streams: BTreeMap<String, CancellationToken>,
-    /// Numbers of messages after which the next streams of commands break.
+    /// Interner of messages after which the next streams of commands break.
     breaks: VecDeque<u32>,
     files: files::Files,
     /// Number of calls that came and are not answered.

@@ -24,7 +24,7 @@ pub(super) fn was_let_go(sandbox: &Sandbox) -> bool {
 
 /// A sandbox in compact form.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct CompactSandbox {
     /// Encoded message without the id, which is the key in the cache.
     message: Box<[u8]>,
     /// Replaces the message's revision: 0 when that is of a lost journal.
@@ -53,7 +53,7 @@ pub(super) struct Kept {
     pub(super) let_go: bool,
 }
 
-impl Kept {
+impl CompactSandbox {
     /// Encodes a sandbox of a team on a node, with its creation over.
     pub(super) fn new(team: u32, node: Option<u32>, sandbox: &mut Sandbox) -> Self {
         Self {
@@ -102,18 +102,18 @@ fn encode(sandbox: &mut Sandbox) -> Vec<u8> {
 
 /// Interner: gives each name a number. There are few names, and none is removed.
 #[derive(Debug)]
-pub(super) struct Numbers<T> {
+pub(super) struct Interner<T> {
     by_name: BTreeMap<T, u32>,
     names: Vec<T>,
 }
 
-impl<T> Default for Numbers<T> {
+impl<T> Default for Interner<T> {
     fn default() -> Self {
         Self { by_name: BTreeMap::new(), names: Vec::new() }
     }
 }
 
-impl<T: Ord + Clone> Numbers<T> {
+impl<T: Ord + Clone> Interner<T> {
     /// Returns the number of a name; a new name gets one.
     pub(super) fn give(&mut self, name: &T) -> u32 {
         if let Some(number) = self.by_name.get(name) {
@@ -154,7 +154,7 @@ mod tests {
             ..Sandbox::default()
         };
         told.set_phase(Phase::Running);
-        let mut kept = Kept::new(1, None, &mut told);
+        let mut kept = CompactSandbox::new(1, None, &mut told);
         assert_eq!(kept.sandbox(&id), told);
         kept.revision = 0;
         assert_eq!(kept.sandbox(&id), Sandbox { revision: 0, ..told.clone() });
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_name_keeps_its_number() {
-        let mut numbers = Numbers::default();
+        let mut numbers = Interner::default();
         assert_eq!((numbers.give(&"a"), numbers.give(&"b"), numbers.give(&"a")), (0, 1, 0));
         assert_eq!(
             (numbers.find(&"b"), numbers.find(&"c"), *numbers.name(1)),

@@ -163,9 +163,9 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
 /// Sends the node its pending cancels.
 async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
     let failed = |error: crate::store::Error| Error::Unknown(error.to_string());
-    for (id, attempt) in nodes.store.owed(&node.name).await.map_err(failed)? {
+    for (id, attempt) in nodes.store.pending_cancels(&node.name).await.map_err(failed)? {
         if call_off(nodes, node, id, attempt).await? {
-            nodes.store.paid(&node.name, &id, attempt).await.map_err(failed)?;
+            nodes.store.cancel_delivered(&node.name, &id, attempt).await.map_err(failed)?;
         }
     }
     Ok(())

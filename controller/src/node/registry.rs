@@ -19,8 +19,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Cache, Client, Connector, Entry, Error, epoch::Epoch, link};
 use crate::{
     clock::{Clock, Random},
-    events::{self, Log, Told},
-    placement::{self, Ask, Before, Decided, Decision, Fleet, Limits, Look, Words},
+    events::{self, Log, Source},
+    placement::{self, Ask, Decided, Decision, ExplainText, Fleet, Limits, Look, PriorOutcome},
     store::{self, Event, Store},
 };
 
@@ -144,7 +144,7 @@ impl Node {
 
 /// Nodes that have refused or failed a creation so far.
 #[derive(Debug, Default, Clone)]
-pub struct Tried {
+pub struct AttemptHistory {
     /// Nodes that refused it, with the end of that refusal and its message.
     pub refused: BTreeMap<NodeName, (Instant, String)>,
     /// Nodes that failed it, with the reason.
@@ -329,7 +329,7 @@ impl Nodes {
         }
         self.cache.set_up(name, false);
         let news = |old: &Entry, new: &Entry| {
-            let told = Told { id: new.id, team: &new.team, node: name, journal: "" };
+            let told = Source { id: new.id, team: &new.team, node: name, journal: "" };
             self.log.observe(&told, Some(&old.sandbox), &new.sandbox);
         };
         self.cache.give_up(name, self.clock.now_ms(), news);
@@ -379,7 +379,7 @@ impl Nodes {
         team: &Team,
         spec: &Spec,
         attempt: u32,
-        tried: &Tried,
+        tried: &AttemptHistory,
         among: Option<&[NodeName]>,
     ) -> Decision {
         let (now, now_ms) = (Instant::now(), self.now_ms());
@@ -428,8 +428,8 @@ impl Nodes {
     }
 
     /// Returns what is known about a node that refused, failed or is down, for the explanation.
-    fn words(&self, name: &NodeName, tried: &Tried) -> Words {
-        Words {
+    fn words(&self, name: &NodeName, tried: &AttemptHistory) -> ExplainText {
+        ExplainText {
             down: self.get(name).and_then(|node| node.down()),
             refused: tried.refused.get(name).map(|(_, why)| why.clone()),
             failed: tried.failed.get(name).cloned(),
@@ -510,7 +510,7 @@ impl Nodes {
         let journal =
             known.as_ref().map(|known| known.state().journal_id.clone()).unwrap_or_default();
         let news = |old: Option<&Entry>, new: &Entry| {
-            let told = Told { id: new.id, team: &new.team, node, journal: &journal };
+            let told = Source { id: new.id, team: &new.team, node, journal: &journal };
             // A lost sandbox that reappears alive counts as found; one that has ended has ended.
             // The end of another attempt is not a former state of this one.
             let old = old.filter(|old| !old.lost || new.ended());
@@ -553,7 +553,7 @@ impl Nodes {
             let Some(node) = entry.node.as_ref().and_then(|name| self.get(name)) else { return };
             let journal = node.state().journal_id.clone();
             let told =
-                Told { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
+                Source { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
             self.log.observe(&told, Some(sandbox), &entry.sandbox);
         };
         let later = self.cache.settle(id, sandbox, self.clock.now_ms(), since);
@@ -569,7 +569,7 @@ impl Nodes {
         let node = sandbox.node.parse().ok().and_then(|name| self.get(&name));
         let Some(node) = node else { return Vec::new() };
         let journal = node.state().journal_id.clone();
-        let told = Told { id, team, node: &node.name, journal: &journal };
+        let told = Source { id, team, node: &node.name, journal: &journal };
         let mut up = Sandbox { failure: None, ..sandbox.clone() };
         up.set_phase(Phase::Running);
         self.log.meaning(&told, Some(&up), sandbox)
@@ -582,7 +582,7 @@ impl Nodes {
             tracing::error!(node = %node.name, sandbox_id = %entry.id,
                 "sandbox lost: its node does not know it any more");
             let told =
-                Told { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
+                Source { id: entry.id, team: &entry.team, node: &node.name, journal: &journal };
             self.log.lost(&told);
         }
     }
@@ -591,7 +591,7 @@ impl Nodes {
     pub(super) fn turned(&self, node: &Node, up: bool, detail: String) {
         let kind = if up { EventKind::NodeUp } else { EventKind::NodeDown };
         let node = Some(node.name.clone());
-        self.log.say(Event { node, detail, ..self.log.event(kind, events::CONTROLLER) });
+        self.log.append(Event { node, detail, ..self.log.event(kind, events::CONTROLLER) });
     }
 
     /// Logs that a node has cancelled an attempt, before the pending cancel is removed.
@@ -605,7 +605,7 @@ impl Nodes {
         let kind = EventKind::AttemptCalledOff;
         let team = self.cache.get(&SandboxRef::Id(*id)).map(|entry| entry.team);
         let left = if held.is_some() { "it is undone" } else { "the node had not heard of it" };
-        self.log.say(Event {
+        self.log.append(Event {
             sandbox: Some(*id),
             team: team.or_else(|| held.and_then(|held| held.team.parse().ok())),
             node: Some(node.name.clone()),
@@ -652,9 +652,9 @@ impl Nodes {
 }
 
 /// Returns the nodes that have refused or failed a creation, as far as that still counts.
-fn met(fleet: &Fleet, tried: &Tried, now: Instant) -> Vec<(u32, Before)> {
-    let failed = tried.failed.keys().map(|name| (name, Before::Failed));
+fn met(fleet: &Fleet, tried: &AttemptHistory, now: Instant) -> Vec<(u32, PriorOutcome)> {
+    let failed = tried.failed.keys().map(|name| (name, PriorOutcome::Failed));
     let refused = tried.refused.iter().filter(|(_, (until, _))| now < *until);
-    let all = failed.chain(refused.map(|(name, _)| (name, Before::Refused)));
+    let all = failed.chain(refused.map(|(name, _)| (name, PriorOutcome::Refused)));
     all.filter_map(|(name, before)| Some((fleet.find(name)?, before))).collect()
 }

@@ -110,8 +110,8 @@ pub fn choose(
     }
     // A refusal, or a node with an old report, is the last resort after all nodes.
     for (at, holder) in (0u32..).zip(holders) {
-        let wished = ask.wish.is_none_or(|wish| wish == holder.node);
-        if wished && !sample.contains(at) {
+        let preferred = ask.wish.is_none_or(|wish| wish == holder.node);
+        if preferred && !sample.contains(at) {
             seen.look(nodes, holder, ask, limits, now);
         }
     }

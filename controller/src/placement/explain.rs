@@ -120,7 +120,7 @@ pub enum Obstacle {
 
 /// Error messages about a node, which its numbers do not contain.
 #[derive(Debug, Clone, Default)]
-pub struct Words {
+pub struct ExplainText {
     /// Reason why its agent does not answer.
     pub down: Option<String>,
     /// Reason of its refusal of this creation.
@@ -151,7 +151,7 @@ impl Fleet {
         &self,
         decided: &Decided<'_>,
         now_ms: u64,
-        words: &dyn Fn(u32) -> Words,
+        words: &dyn Fn(u32) -> ExplainText,
     ) -> Vec<Verdict> {
         let Decided { snapshot, ask, choice, look, among } = *decided;
         let holders = self.holders(snapshot);
@@ -229,7 +229,7 @@ struct Case<'a> {
     ask: &'a Ask<'a>,
     now: &'a Now,
     /// Called only where a sentence needs them.
-    words: &'a dyn Fn(u32) -> Words,
+    words: &'a dyn Fn(u32) -> ExplainText,
 }
 
 impl Case<'_> {
@@ -237,14 +237,17 @@ impl Case<'_> {
         // Its snapshots are unknown before its first report.
         let unheard =
             Holder { node, size: Size::default(), queued: 0, queue_max: 0, cached: false };
-        let wished = self.ask.wish.is_none_or(|wish| wish == node);
-        if wished && self.view.reported_ms.is_none() {
+        let preferred = self.ask.wish.is_none_or(|wish| wish == node);
+        if preferred && self.view.reported_ms.is_none() {
             let why = if self.view.down { Filtered::NotReady } else { Filtered::NeverReported };
             return (why, self.sentence(&unheard, why));
         }
-        let why = if wished { Filtered::SnapshotMissing } else { Filtered::NotWished };
-        let detail =
-            if wished { format!("does not hold {snapshot}") } else { self.sentence(&unheard, why) };
+        let why = if preferred { Filtered::SnapshotMissing } else { Filtered::NotWished };
+        let detail = if preferred {
+            format!("does not hold {snapshot}")
+        } else {
+            self.sentence(&unheard, why)
+        };
         (why, detail)
     }
 

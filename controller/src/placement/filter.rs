@@ -3,7 +3,7 @@
 use proto::spec::Network;
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Before, Holder, Limits, NodeView, Now, Obstacle, STALE_MS, view::as_f64};
+use super::{Ask, Holder, Limits, NodeView, Now, Obstacle, PriorOutcome, STALE_MS, view::as_f64};
 
 /// Largest share of the time in which all work waits for memory, or for a disk. Above it more work
 /// makes everything slower.
@@ -144,7 +144,7 @@ pub(super) fn check(
     let out_if = |out, why| if out { Err(why) } else { Ok(()) };
     out_if(ask.wish.is_some_and(|wish| wish != holder.node), Filtered::NotWished)?;
     let before = ask.before(holder.node);
-    out_if(before == Some(Before::Failed), Filtered::FailedBefore)?;
+    out_if(before == Some(PriorOutcome::Failed), Filtered::FailedBefore)?;
     out_if(node.down, Filtered::NotReady)?;
     let age_ms = node.age_ms(now.ms).ok_or(Filtered::NeverReported)?;
     out_if(age_ms > STALE_MS, Filtered::ReportStale)?;
@@ -159,7 +159,7 @@ pub(super) fn check(
         && load.labels & affinity.forbidden == 0;
     out_if(!fits, Filtered::Labels)?;
     room(node, holder, ask, limits)?;
-    out_if(before == Some(Before::Refused), Filtered::Refused)?;
+    out_if(before == Some(PriorOutcome::Refused), Filtered::Refused)?;
     let stalled = load.psi_memory_full > MEMORY_STALL_MAX || load.psi_io_full > IO_STALL_MAX;
     out_if(stalled, Filtered::Stalled)?;
     let waiting = holder.queued.saturating_add(node.reserved.sandboxes);

@@ -11,8 +11,8 @@ use proto::{
 };
 
 use super::{
-    Affinity, Ask, BREAKER_MS, Choice, Habits, Holder, Ledger, Limits, Load, Look, NodeView, Now,
-    REPORT_PERIOD_MS, SplitMix64, choose,
+    Affinity, Ask, BREAKER_MS, Choice, Holder, Ledger, Limits, Load, Look, NodeView, Now,
+    REPORT_PERIOD_MS, SplitMix64, UsageModel, choose,
 };
 
 /// Most labels, one bit each. Later ones count as missing.
@@ -31,7 +31,7 @@ pub struct Fleet {
     held: Vec<Vec<String>>,
     labels: Vec<String>,
     ledger: Ledger,
-    habits: Habits,
+    usage_model: UsageModel,
     period_ms: u64,
     random: SplitMix64,
 }
@@ -48,7 +48,7 @@ impl Fleet {
             held: Vec::new(),
             labels: Vec::new(),
             ledger: Ledger::default(),
-            habits: Habits::new(limits.cpu_habit, limits.memory_habit),
+            usage_model: UsageModel::new(limits.cpu_habit, limits.memory_habit),
             period_ms: REPORT_PERIOD_MS,
             random: SplitMix64::new(seed),
         }
@@ -111,8 +111,8 @@ impl Fleet {
     }
 
     /// Returns the learnt usage of sandboxes.
-    pub const fn habits(&self) -> &Habits {
-        &self.habits
+    pub const fn usage_model(&self) -> &UsageModel {
+        &self.usage_model
     }
 
     /// Marks a node as up or down.
@@ -171,7 +171,7 @@ impl Fleet {
         view.reported_ms = Some(now_ms);
         self.ledger.reported(node, seq, first);
         self.nodes[node as usize].reserved = self.ledger.on(node);
-        self.habits.learn(&self.nodes, now_ms);
+        self.usage_model.learn(&self.nodes, now_ms);
     }
 
     /// Adds or updates a holder of a snapshot.
@@ -207,8 +207,8 @@ impl Fleet {
         Affinity {
             required: if possible { bits(&labels.require) } else { u64::MAX },
             forbidden: bits(&labels.forbid),
-            wished: bits(&labels.prefer),
-            shunned: bits(&labels.avoid),
+            preferred: bits(&labels.prefer),
+            avoided: bits(&labels.avoid),
         }
     }
 
@@ -221,7 +221,7 @@ impl Fleet {
 
     /// Returns the values that all nodes share in a decision.
     pub const fn now(&self, ms: u64) -> Now {
-        Now { ms, period_ms: self.period_ms, habits: self.habits }
+        Now { ms, period_ms: self.period_ms, usage_model: self.usage_model }
     }
 
     /// Chooses a node. Nothing is reserved.

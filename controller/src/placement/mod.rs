@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  reports, time-outs ---> fleet (view: the nodes in numbers; ledger: decided, not reported yet;
-//!                            |     habits: share of their size that sandboxes use)
+//!                            |     usage_model: share of their size that sandboxes use)
 //!  request --------------> choose: sample (random) -> filter -> score -> up to three nodes
 //!                            |
 //!                          explain: the same filter and score in words, when somebody reads it
@@ -13,23 +13,23 @@ mod choose;
 mod explain;
 mod filter;
 mod fleet;
-mod habits;
 mod ledger;
 mod random;
 mod score;
+mod usage_model;
 mod view;
 
 use serde::Deserialize;
 
 pub use choose::{BEST, Best, Choice, Look, Pick, choose};
-pub use explain::{Decided, Decision, Obstacle, Part, Verdict, Words};
+pub use explain::{Decided, Decision, ExplainText, Obstacle, Part, Verdict};
 pub use filter::Filtered;
 pub use fleet::Fleet;
-pub use habits::Habits;
 pub use ledger::{Ledger, Reserved};
 pub use random::{SAMPLE, Sample, SplitMix64};
 pub use score::PARTS;
-pub use view::{Affinity, Ask, Before, Holder, Load, NodeView, Now};
+pub use usage_model::UsageModel;
+pub use view::{Affinity, Ask, Holder, Load, NodeView, Now, PriorOutcome};
 
 /// Period of the agents' reports, milliseconds.
 pub const REPORT_PERIOD_MS: u64 = 1000;

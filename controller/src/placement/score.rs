@@ -34,7 +34,7 @@ pub(super) struct Needs {
 
 /// Returns the load with the new sandbox.
 pub(super) fn needs(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) -> Needs {
-    let (load, reserved, habits) = (&node.load, &node.reserved, &now.habits);
+    let (load, reserved, usage_model) = (&node.load, &node.reserved, &now.usage_model);
     let size = ask.size.or(holder.size);
     let vcpus = f64::from(size.cpu_cores.max(1));
 
@@ -42,18 +42,18 @@ pub(super) fn needs(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
     let per_core = 1.0 / load.cores;
     let busy = load.cpu_busy / (1.0 - load.psi_cpu.min(0.8));
     let foreign = load.foreign_cores.unwrap_or(0.0);
-    let expected = (foreign + habits.cpu * load.cores_allocated) * per_core;
-    let boots = load.young_cores * per_core;
+    let expected = (foreign + usage_model.cpu * load.cores_allocated) * per_core;
+    let boots = load.booting_cores * per_core;
     let boot = f64::from(reserved.boot_cores) + vcpus.min(f64::from(BOOT_CORES_MAX));
-    let coming = BOOT * boot + habits.cpu * (f64::from(reserved.cores) + vcpus);
+    let coming = BOOT * boot + usage_model.cpu * (f64::from(reserved.cores) + vcpus);
     let cpu =
         MEASURED * (busy + 0.5 * boots) + (1.0 - MEASURED) * (expected + boots) + coming * per_core;
 
     let used = load.memory_used;
     let foreign = load.foreign_memory.unwrap_or(0.0);
-    let given = (used + foreign + habits.memory * load.memory_allocated) * 0.5;
+    let given = (used + foreign + usage_model.memory * load.memory_allocated) * 0.5;
     let asked = as_f64(u64::from(size.memory_mib) << 20) + as_f64(reserved.memory_bytes);
-    let memory = (used.max(given) + habits.memory * asked) / load.memory_total.max(1.0);
+    let memory = (used.max(given) + usage_model.memory * asked) / load.memory_total.max(1.0);
     Needs { cpu, memory }
 }
 
@@ -65,16 +65,16 @@ pub(super) fn parts(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
     let (cpu_part, memory_part) = if cpu >= memory { (cpu, 0.0) } else { (0.0, memory) };
     let starting =
         (load.starting + f64::from(reserved.sandboxes) + 1.0) / load.start_slots.max(1.0);
-    let latency = if load.start_ms > 0.0 && now.habits.start_ms > 0.0 {
-        (load.start_ms / now.habits.start_ms - 2.0).clamp(0.0, 4.0)
+    let latency = if load.start_ms > 0.0 && now.usage_model.start_ms > 0.0 {
+        (load.start_ms / now.usage_model.start_ms - 2.0).clamp(0.0, 4.0)
     } else {
         0.0
     };
     let late =
         as_f64(node.age_ms(now.ms).unwrap_or_default().saturating_sub(now.period_ms)) / 1000.0;
     let spread = f64::from((ask.team)(holder.node)) / (load.cores / 16.0).max(1.0);
-    let labels = f64::from((load.labels & ask.affinity.shunned).count_ones())
-        - f64::from((load.labels & ask.affinity.wished).count_ones());
+    let labels = f64::from((load.labels & ask.affinity.avoided).count_ones())
+        - f64::from((load.labels & ask.affinity.preferred).count_ones());
     [
         cpu_part,
         memory_part,

@@ -22,7 +22,7 @@ struct Node {
     down: bool,
     breaker_until_ms: Option<u64>,
     reserved: u32,
-    before: Option<Before>,
+    before: Option<PriorOutcome>,
     team: u32,
 }
 
@@ -124,7 +124,7 @@ fn decide(nodes: &[Node], asked: Asked) -> (Choice, Decision) {
     let choice = fleet.choose(&snapshot, &ask, asked.look, NOW);
     let decided =
         Decided { snapshot: &snapshot, ask: &ask, choice: &choice, look: asked.look, among: None };
-    let verdicts = fleet.explain(&decided, NOW, &|_| Words::default());
+    let verdicts = fleet.explain(&decided, NOW, &|_| ExplainText::default());
     (choice, Decision { attempt: 1, decided_ms: 0, holders: 0, verdicts })
 }
 
@@ -143,7 +143,7 @@ fn a_burdened_node_loses() {
     assert_eq!(chosen(&[full, idle("b")]).as_deref(), Some("b"));
     let boots = with("a", |_, load, _| load.starting = 6);
     assert_eq!(chosen(&[boots, idle("b")]).as_deref(), Some("b"));
-    let young = with("a", |_, load, _| load.young_cores = Some(2.0));
+    let young = with("a", |_, load, _| load.booting_cores = Some(2.0));
     assert_eq!(chosen(&[young, idle("b")]).as_deref(), Some("b"));
     let foreign = with("a", |_, load, _| load.foreign_cores = Some(2.0));
     assert_eq!(chosen(&[foreign, idle("b")]).as_deref(), Some("b"));
@@ -230,7 +230,11 @@ fn each_reason_is_told() {
         ("STORAGE_FULL", with("a", |_, l, _| l.thin_metadata_used = 0.96), Obstacle::Full),
         ("VMIDS_EXHAUSTED", with("a", |_, l, _| l.vmids_free = 0), Obstacle::Full),
         ("ADDRESSES_EXHAUSTED", with("a", |_, l, _| l.ips_free = 0), Obstacle::Full),
-        ("FAILED_BEFORE", with("a", |n, _, _| n.before = Some(Before::Failed)), Obstacle::Failed),
+        (
+            "FAILED_BEFORE",
+            with("a", |n, _, _| n.before = Some(PriorOutcome::Failed)),
+            Obstacle::Failed,
+        ),
     ];
     for (reason, node, obstacle) in cases {
         let (choice, decision) = decide(&[node], asked(0));
@@ -262,9 +266,9 @@ fn labels_are_wished_or_required() {
         let (_, decision) = decide(nodes, Asked { affinity, ..asked(0) });
         decision.node().map(ToString::to_string)
     };
-    let wish = Affinity { wished: ssd, ..Affinity::default() };
+    let wish = Affinity { preferred: ssd, ..Affinity::default() };
     assert_eq!(node(&nodes, wish).as_deref(), Some("b"));
-    let shun = Affinity { shunned: hdd, ..Affinity::default() };
+    let shun = Affinity { avoided: hdd, ..Affinity::default() };
     assert_eq!(node(&nodes, shun).as_deref(), Some("b"));
     let mut busy = nodes.clone();
     busy[1].report.as_mut().expect("report").0.cpu_busy = 1.0;
@@ -349,7 +353,8 @@ fn any_node() -> impl Strategy<Value = Node> {
             node.down = down;
             node.breaker_until_ms = breaker.then_some(NOW + 500);
             (node.team, node.reserved) = (more.0, more.1);
-            node.before = [None, Some(Before::Refused), Some(Before::Failed)][more.3 as usize];
+            node.before =
+                [None, Some(PriorOutcome::Refused), Some(PriorOutcome::Failed)][more.3 as usize];
             if more.3 > 0 && more.0 > 0 {
                 node.before = None;
             }

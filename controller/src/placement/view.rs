@@ -61,7 +61,7 @@ pub struct Load {
     /// Memory that other processes than sandboxes use, bytes; `None` when its agent cannot tell.
     pub foreign_memory: Option<f64>,
     /// Cores that booting sandboxes use or will use and that the measured load does not show yet.
-    pub young_cores: f64,
+    pub booting_cores: f64,
     /// Cores handed out.
     pub cores_allocated: f64,
     /// Total memory, bytes.
@@ -123,7 +123,7 @@ impl From<&NodeLoad> for Load {
             psi_io_full: share(report.psi_io_full),
             foreign_cores: report.foreign_cores,
             foreign_memory: report.foreign_memory.map(as_f64),
-            young_cores: report.young_cores.unwrap_or(starting * BOOT_CORES),
+            booting_cores: report.booting_cores.unwrap_or(starting * BOOT_CORES),
             cores_allocated: f64::from(report.cores_allocated),
             memory_total: as_f64(report.memory_total),
             memory_used: as_f64(report.memory_total.saturating_sub(report.memory_available)),
@@ -163,7 +163,7 @@ pub struct Holder {
 
 /// Earlier outcome of a creation on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Before {
+pub enum PriorOutcome {
     /// The node refused it a short time ago.
     Refused,
     /// The node failed it.
@@ -178,9 +178,9 @@ pub struct Affinity {
     /// Labels that a node must not have.
     pub forbidden: u64,
     /// Preferred labels.
-    pub wished: u64,
+    pub preferred: u64,
     /// Labels to avoid.
-    pub shunned: u64,
+    pub avoided: u64,
 }
 
 /// Placement request.
@@ -195,7 +195,7 @@ pub struct Ask<'a> {
     /// Labels that it refers to.
     pub affinity: Affinity,
     /// Earlier outcomes on nodes; a few.
-    pub met: &'a [(u32, Before)],
+    pub met: &'a [(u32, PriorOutcome)],
     /// Returns the number of living sandboxes of its team on a node.
     pub team: &'a dyn Fn(u32) -> u32,
 }
@@ -214,7 +214,7 @@ impl std::fmt::Debug for Ask<'_> {
 
 impl Ask<'_> {
     /// Returns the earlier outcome on a node.
-    pub(super) fn before(&self, node: u32) -> Option<Before> {
+    pub(super) fn before(&self, node: u32) -> Option<PriorOutcome> {
         self.met.iter().find(|(met, _)| *met == node).map(|(_, before)| *before)
     }
 }
@@ -227,7 +227,7 @@ pub struct Now {
     /// Period of the agents' reports, milliseconds.
     pub period_ms: u64,
     /// Learnt usage of sandboxes.
-    pub habits: super::Habits,
+    pub usage_model: super::UsageModel,
 }
 
 impl Now {

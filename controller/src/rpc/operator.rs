@@ -10,7 +10,7 @@ use super::{
     convert,
     sandbox::{Messages, split},
 };
-use crate::sandbox::{Said, Sandboxes, Wanted};
+use crate::sandbox::{EventItem, EventQuery, Sandboxes};
 
 /// Implementation of the service.
 #[derive(Debug)]
@@ -35,9 +35,9 @@ impl OperatorService for Rpc {
         request: Request<WatchAllEventsRequest>,
     ) -> Result<Response<Self::WatchAllEventsStream>, Status> {
         let WatchAllEventsRequest { after_revision, id, follow, last } = request.into_inner();
-        let wanted = Wanted { team: None, id, after_revision, last, follow };
+        let wanted = EventQuery { team: None, id, after_revision, last, follow };
         let stream = self.sandboxes.events(wanted).await?.map(|said| {
-            let Said { event, revision } = said?;
+            let EventItem { event, revision } = said?;
             Ok(WatchAllEventsResponse { event: event.map(convert::event), revision })
         });
         Ok(Response::new(stream.boxed()))

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use crate::{
-    sandbox::{Caller, Error, Said, Sandboxes, Wanted},
+    sandbox::{Caller, Error, EventItem, EventQuery, Sandboxes},
     url::UrlTemplate,
 };
 
@@ -76,9 +76,9 @@ impl SandboxService for Rpc {
     ) -> Answer<Self::WatchEventsStream> {
         let (caller, ask) = split(request)?;
         let WatchEventsRequest { after_revision, id, follow, last } = ask;
-        let wanted = Wanted { team: Some(caller.team), id, after_revision, last, follow };
+        let wanted = EventQuery { team: Some(caller.team), id, after_revision, last, follow };
         let stream = self.sandboxes.events(wanted).await?.map(|said| {
-            let Said { event, revision } = said?;
+            let EventItem { event, revision } = said?;
             Ok(WatchEventsResponse { event: event.map(convert::event), revision })
         });
         Ok(Response::new(stream.boxed()))

@@ -62,7 +62,7 @@ impl Sandboxes {
         let set = node.client.set_intake(self.nodes.epoch.get(), intake, why.clone()).await;
         let load = set.map_err(|error| self.of_node(&node, error))?;
         self.nodes.heard(&node, load);
-        self.log().say(Event {
+        self.log().append(Event {
             node: Some(node.name.clone()),
             detail: why,
             ..self.log().event(kind, &caller.token)

@@ -17,9 +17,9 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Caller, Error, RETRY, Sandboxes, WAIT_MAX, job::Job};
+use super::{Caller, Error, RETRY, Sandboxes, WAIT_MAX, job::Creation};
 use crate::{
-    node::{Order, registry::Tried},
+    node::{Order, registry::AttemptHistory},
     store::{Begun, Event, Row, State},
 };
 
@@ -123,11 +123,11 @@ impl Sandboxes {
     }
 
     /// Places and records a creation. The returned job does the rest.
-    async fn accept(&self, checked: Checked) -> Result<(Accepted, Option<Job>), Error> {
+    async fn accept(&self, checked: Checked) -> Result<(Accepted, Option<Creation>), Error> {
         let Checked { caller: Caller { team, token }, request, spec, digest } = checked;
         let created_ms = self.clock.now_ms();
         let id = self.new_id(created_ms);
-        let decision = self.place(id, &team, &spec, 1, &Tried::default()).await;
+        let decision = self.place(id, &team, &spec, 1, &AttemptHistory::default()).await;
         if decision.node().is_none()
             && let Some(error) = self.hopeless(&decision, &spec)
         {
@@ -172,7 +172,7 @@ impl Sandboxes {
             node = node.as_ref().map(tracing::field::display), "creation accepted");
         self.nodes.cache.begin(id, team.clone(), placeholder);
         let order = Order { id, team: team.to_string(), attempt, digest, request };
-        let job = Job::new(order, team, spec, node);
+        let job = Creation::new(order, team, spec, node);
         self.jobs().insert(id, job.cancel.clone());
         Ok((Accepted::New(id), Some(job)))
     }

@@ -23,7 +23,7 @@ const LAST_MAX: u32 = 10_000;
 
 /// Query of the event log.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct EventQuery {
     /// Team of the events; `None`: those of all teams and of the nodes.
     pub team: Option<Team>,
     /// Sandbox, by any form of its name; empty: all.
@@ -38,7 +38,7 @@ pub struct Wanted {
 
 /// An event with its revision, or a heartbeat.
 #[derive(Debug)]
-pub struct Said {
+pub struct EventItem {
     /// Event with its revision; `None`: a heartbeat.
     pub event: Option<(u64, Event)>,
     /// Revision up to which all events have been sent.
@@ -69,8 +69,8 @@ impl Sandboxes {
     /// when there is no such sandbox, and when both a revision and a number are given.
     pub async fn events(
         self: &Arc<Self>,
-        wanted: Wanted,
-    ) -> Result<impl Stream<Item = Result<Said, Error>> + Send + use<>, Error> {
+        wanted: EventQuery,
+    ) -> Result<impl Stream<Item = Result<EventItem, Error>> + Send + use<>, Error> {
         if wanted.last.is_some() && wanted.after_revision > 0 {
             return Err(Invalid::new("last", "must not be given with after_revision").into());
         }
@@ -137,14 +137,14 @@ impl Reader {
         Ok(())
     }
 
-    async fn next(&mut self) -> Option<Result<Said, Error>> {
+    async fn next(&mut self) -> Option<Result<EventItem, Error>> {
         loop {
             if self.over {
                 return None;
             }
             if let Some((revision, event)) = self.page.pop_front() {
                 self.greeted = false;
-                return Some(Ok(Said { event: Some((revision, event)), revision }));
+                return Some(Ok(EventItem { event: Some((revision, event)), revision }));
             }
             if !self.whole {
                 if let Err(error) = self.read().await {
@@ -156,7 +156,7 @@ impl Reader {
             if !self.greeted {
                 self.greeted = true;
                 self.over = !self.follow;
-                return Some(Ok(Said { event: None, revision: self.seen }));
+                return Some(Ok(EventItem { event: None, revision: self.seen }));
             }
             tokio::select! {
                 changed = timeout(HEARTBEAT, self.news.changed()) => match changed {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Sandboxes};
 use crate::{
-    node::registry::Tried,
+    node::registry::AttemptHistory,
     placement::{Decision, Filtered, PARTS, Part, Verdict},
 };
 
@@ -108,7 +108,7 @@ impl Sandboxes {
             request.request_id = "dry-run".into();
         }
         let spec = self.sized(&mut request)?;
-        Ok(self.nodes.place(None, team, &spec, 1, &Tried::default(), None))
+        Ok(self.nodes.place(None, team, &spec, 1, &AttemptHistory::default(), None))
     }
 }
 

@@ -50,7 +50,7 @@ impl Sandboxes {
             return in_use(format!("node {name} has {count} sandboxes: say that they are lost"));
         }
         self.may_change()?;
-        self.log().say(Event {
+        self.log().append(Event {
             node: Some(name.clone()),
             detail: format!("{} sandboxes were on it", living.len()),
             ..self.log().event(EventKind::NodeForgotten, &caller.token)

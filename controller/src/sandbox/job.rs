@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, RETRY, Sandboxes, WAIT};
 use crate::{
     events as log,
-    node::{self, Node, Order, registry::Tried},
+    node::{self, Node, Order, registry::AttemptHistory},
     placement::{Decision, Obstacle},
     store::{self, Choice, Event},
 };
@@ -46,7 +46,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// A creation under way.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct Creation {
     pub(super) order: Order,
     team: Team,
     spec: Spec,
@@ -56,9 +56,9 @@ pub(super) struct Job {
     maybe_sent: bool,
     /// Whether an earlier controller began the creation.
     resumed: bool,
-    tried: Tried,
+    tried: AttemptHistory,
     faults: Vec<Failure>,
-    /// Attempt with unknown outcome that is abandoned; stored with the next choice of a node.
+    /// AttemptResult with unknown outcome that is abandoned; stored with the next choice of a node.
     leave: Option<(NodeName, u32)>,
     /// Later attempt that the current node reported.
     found: Option<Box<Sandbox>>,
@@ -70,7 +70,7 @@ pub(super) struct Job {
     begun: Instant,
 }
 
-impl Job {
+impl Creation {
     pub(super) fn new(order: Order, team: Team, spec: Spec, node: Option<NodeName>) -> Self {
         Self {
             order,
@@ -79,7 +79,7 @@ impl Job {
             node,
             maybe_sent: false,
             resumed: false,
-            tried: Tried::default(),
+            tried: AttemptHistory::default(),
             faults: Vec::new(),
             leave: None,
             found: None,
@@ -100,7 +100,7 @@ impl Job {
 }
 
 /// Outcome of a creation.
-enum End {
+enum Outcome {
     Up(Box<Sandbox>),
     Failed(Failure),
     CalledOff,
@@ -111,8 +111,8 @@ enum End {
 }
 
 /// Outcome of one attempt.
-enum Attempt {
-    Up(Box<Sandbox>),
+enum AttemptResult {
+    Running(Box<Sandbox>),
     /// Nothing was made; another node may make it, or this one later.
     Refused(String, Option<Duration>),
     /// Something was made, failed, and was rolled back.
@@ -120,10 +120,10 @@ enum Attempt {
     /// No other node can succeed.
     Hopeless(Failure),
     /// The node has not answered for too long.
-    Left,
+    Abandoned,
     CalledOff,
     /// The node holds a later attempt: our store is an old copy.
-    Behind(Box<Sandbox>),
+    Superseded(Box<Sandbox>),
     /// A later controller is in charge.
     Replaced,
 }
@@ -138,7 +138,7 @@ enum Step {
 impl Sandboxes {
     /// Carries out a creation until it is over, and records the outcome. Dropped when the
     /// controller stops; the row stays.
-    pub(super) async fn make(&self, mut job: Job) {
+    pub(super) async fn make(&self, mut job: Creation) {
         let end = loop {
             if let Some(node) = job.node.clone() {
                 let attempt = self.attempt(&mut job, &node).await;
@@ -149,7 +149,7 @@ impl Sandboxes {
             } else if let Err(end) = self.next_node(&mut job).await {
                 // Without another node the abandoned one is asked again: it may have the sandbox.
                 match (end, job.leave.take()) {
-                    (End::Failed(_) | End::CalledOff, Some((node, _))) => {
+                    (Outcome::Failed(_) | Outcome::CalledOff, Some((node, _))) => {
                         (job.node, job.maybe_sent) = (Some(node), true);
                     }
                     (end, _) => break end,
@@ -160,7 +160,7 @@ impl Sandboxes {
     }
 
     /// Chooses and records the next attempt's node; waits in the queue while all are full.
-    async fn next_node(&self, job: &mut Job) -> Result<(), End> {
+    async fn next_node(&self, job: &mut Creation) -> Result<(), Outcome> {
         let id = job.order.id;
         let until = job.begun + self.options.queue;
         let mut ticket = None;
@@ -168,10 +168,10 @@ impl Sandboxes {
         loop {
             news.mark_unchanged();
             if job.cancel.is_cancelled() {
-                return Err(End::CalledOff);
+                return Err(Outcome::CalledOff);
             }
             if job.faults.len() >= FAULTS_MAX {
-                return Err(End::Failed(job.faults[0].clone()));
+                return Err(Outcome::Failed(job.faults[0].clone()));
             }
             if job.resumed {
                 if let Some(later) = self.later(job) {
@@ -193,18 +193,18 @@ impl Sandboxes {
                     message: error.message,
                     ..Failure::default()
                 };
-                return Err(End::Failed(job.faults.first().cloned().unwrap_or(own)));
+                return Err(Outcome::Failed(job.faults.first().cloned().unwrap_or(own)));
             }
             let full = |what: &str| {
                 let message = format!("{what}: {}", decision.why());
                 Failure { reason: Reason::NoCapacity.into(), message, rollback: String::new() }
             };
             if Instant::now() >= until {
-                return Err(End::Failed(full("no node had room in time")));
+                return Err(Outcome::Failed(full("no node had room in time")));
             }
             if ticket.is_none() {
                 let Ok(permit) = self.queue.try_acquire() else {
-                    return Err(End::Failed(full("the queue for room is full")));
+                    return Err(Outcome::Failed(full("the queue for room is full")));
                 };
                 ticket = Some(permit);
                 self.nodes.cache.placed(&id, None, job.order.attempt, Progress::Queued);
@@ -221,13 +221,13 @@ impl Sandboxes {
 
     /// Returns true when nodes that have not reported yet may know more of the creation than the
     /// store, which may be an old copy.
-    fn may_hear_more(&self, job: &Job) -> bool {
+    fn may_hear_more(&self, job: &Creation) -> bool {
         let behind = self.nodes.epoch.behind() && Instant::now() < job.begun + self.options.queue;
         (behind || self.started.elapsed() < START_GRACE) && self.unheard()
     }
 
     /// Returns the latest of the nodes' attempts that are later than ours.
-    fn later(&self, job: &mut Job) -> Option<Box<Sandbox>> {
+    fn later(&self, job: &mut Creation) -> Option<Box<Sandbox>> {
         let told = self.nodes.cache.get(&SandboxRef::Id(job.order.id)).and_then(|e| e.later);
         let later = job.found.take().into_iter().chain(told).max_by_key(|later| later.attempt)?;
         let goes_on = later.attempt > job.order.attempt || later.cause() == Cause::Moved;
@@ -235,14 +235,14 @@ impl Sandboxes {
     }
 
     /// Continues an attempt that a controller with a newer store began.
-    async fn go_on_with(&self, job: &mut Job, later: &Sandbox) -> Result<(), End> {
+    async fn go_on_with(&self, job: &mut Creation, later: &Sandbox) -> Result<(), Outcome> {
         let (id, attempt) = (job.order.id, later.attempt);
-        let Ok(node) = later.node.parse::<NodeName>() else { return Err(End::Gone) };
+        let Ok(node) = later.node.parse::<NodeName>() else { return Err(Outcome::Gone) };
         tracing::warn!(sandbox_id = %id, %node, attempt, "node has a later attempt of a creation");
         let (name, leave) = (node.clone(), job.leave.take());
         let choice = Choice { node: name, attempt, decision: String::new(), leave };
         if !self.persist(|| self.store.choose(&id, choice.clone())).await {
-            return Err(End::Gone);
+            return Err(Outcome::Gone);
         }
         job.order.attempt = attempt;
         self.nodes.cache.placed(&id, Some(&node), attempt, Progress::Placing);
@@ -250,7 +250,12 @@ impl Sandboxes {
         Ok(())
     }
 
-    async fn choose(&self, job: &mut Job, node: NodeName, decision: &Decision) -> Result<(), End> {
+    async fn choose(
+        &self,
+        job: &mut Creation,
+        node: NodeName,
+        decision: &Decision,
+    ) -> Result<(), Outcome> {
         let id = job.order.id;
         let attempt = job.order.attempt + 1;
         let choice = Choice {
@@ -262,7 +267,7 @@ impl Sandboxes {
         if let Some(broke) = job.broke.take() {
             let (reason, message) = (broke.reason(), broke.message);
             let kind = EventKind::AttemptMoved;
-            self.log().say(Event {
+            self.log().append(Event {
                 node: Some(node.clone()),
                 why: reason.into(),
                 detail: format!("attempt {attempt} goes there: {message}"),
@@ -274,7 +279,7 @@ impl Sandboxes {
         self.persist(|| self.log().flushed()).await;
         let chosen = self.persist(|| self.store.choose(&id, choice.clone())).await;
         if !chosen {
-            return Err(End::Gone);
+            return Err(Outcome::Gone);
         }
         tracing::info!(sandbox_id = %id, %node, attempt, "node chosen");
         job.leave = None;
@@ -285,14 +290,14 @@ impl Sandboxes {
     }
 
     /// Carries out one attempt on one node.
-    async fn attempt(&self, job: &mut Job, name: &NodeName) -> Attempt {
+    async fn attempt(&self, job: &mut Creation, name: &NodeName) -> AttemptResult {
         let Some(node) = self.nodes.get(name) else {
             if job.maybe_sent {
                 // Not configured any more; a pending cancel waits for the node to come back.
                 sleep(RETRY).await;
-                return Attempt::Left;
+                return AttemptResult::Abandoned;
             }
-            return Attempt::Refused("it is not in the configuration any more".into(), None);
+            return AttemptResult::Refused("it is not in the configuration any more".into(), None);
         };
         let mut step = if job.maybe_sent { Step::Ask } else { Step::Send };
         let mut silent_since = Instant::now();
@@ -312,7 +317,7 @@ impl Sandboxes {
                 // The node carried out this request before, under an id that our store has lost.
                 Ok((sandbox, _)) if sandbox.id != job.order.id.to_string() => {
                     self.nodes.apply(name, sandbox.clone());
-                    return Attempt::Hopeless(Failure {
+                    return AttemptResult::Hopeless(Failure {
                         reason: Reason::RequestIdReused.into(),
                         message: format!("this request made {} before; use that", sandbox.id),
                         rollback: String::new(),
@@ -320,7 +325,7 @@ impl Sandboxes {
                 }
                 // Our store is an old copy: the sandbox came up and has moved since.
                 Ok((sandbox, _)) if sandbox.cause() == Cause::Moved => {
-                    return Attempt::Behind(Box::new(sandbox));
+                    return AttemptResult::Superseded(Box::new(sandbox));
                 }
                 Ok((sandbox, load)) if sandbox.attempt == job.order.attempt => {
                     silent_since = Instant::now();
@@ -357,13 +362,16 @@ impl Sandboxes {
                         | Phase::Unreachable => {
                             let over = job.resumed && sandbox.phase() == Phase::Deleted;
                             let later = if over { self.later(job) } else { None };
-                            return later.map_or(Attempt::Up(Box::new(sandbox)), Attempt::Behind);
+                            return later.map_or(
+                                AttemptResult::Running(Box::new(sandbox)),
+                                AttemptResult::Superseded,
+                            );
                         }
                     }
                     continue;
                 }
                 Ok((sandbox, _)) if sandbox.attempt > job.order.attempt => {
-                    return Attempt::Behind(Box::new(sandbox));
+                    return AttemptResult::Superseded(Box::new(sandbox));
                 }
                 // The tombstone of an earlier attempt: the node has not received this one.
                 Ok(_) => {
@@ -375,7 +383,7 @@ impl Sandboxes {
             };
             self.nodes.noticed(&error);
             if self.nodes.epoch.fenced() {
-                return Attempt::Replaced;
+                return AttemptResult::Replaced;
             }
             match error {
                 ref unknown if unknown.is_not_found() && !matches!(step, Step::Send) => {
@@ -394,7 +402,7 @@ impl Sandboxes {
                 }
                 // No earlier request has arrived anywhere.
                 node::Error::Unreachable(why) if !job.maybe_sent => {
-                    return Attempt::Refused(why, Some(RETRY));
+                    return AttemptResult::Refused(why, Some(RETRY));
                 }
                 node::Error::Unreachable(_)
                 | node::Error::Unknown(_)
@@ -408,7 +416,7 @@ impl Sandboxes {
                     (job.maybe_sent, step) = (true, Step::Ask);
                     let silent = silent_since.elapsed() > self.options.patience;
                     if silent && node.down().is_some() {
-                        return Attempt::Left;
+                        return AttemptResult::Abandoned;
                     }
                     tokio::select! {
                         () = job.cancel.cancelled() => {}
@@ -423,7 +431,7 @@ impl Sandboxes {
 
     async fn ask(
         &self,
-        job: &Job,
+        job: &Creation,
         node: &Node,
         step: &Step,
     ) -> Result<(Sandbox, Option<NodeLoad>), node::Error> {
@@ -437,7 +445,7 @@ impl Sandboxes {
     }
 
     /// Cancels the earlier attempts. A failure here is repeated with the next try.
-    async fn clear(&self, job: &Job, node: &Node) {
+    async fn clear(&self, job: &Creation, node: &Node) {
         let (epoch, before) = (self.nodes.epoch.get(), job.order.attempt - 1);
         if let Err(error) = node.client.cancel_create(epoch, &job.order.id, before).await {
             tracing::warn!(sandbox_id = %job.order.id, node = %node.name, %error,
@@ -446,7 +454,7 @@ impl Sandboxes {
     }
 
     /// Removes the attempt from the node. Retries for ever: a requested deletion stays wanted.
-    async fn call_off(&self, job: &Job, node: &Node) -> Attempt {
+    async fn call_off(&self, job: &Creation, node: &Node) -> AttemptResult {
         let id = &job.order.id;
         loop {
             let epoch = self.nodes.epoch.get();
@@ -456,7 +464,7 @@ impl Sandboxes {
                 Err(error) => {
                     self.nodes.noticed(&error);
                     if self.nodes.epoch.fenced() {
-                        return Attempt::Replaced;
+                        return AttemptResult::Replaced;
                     }
                     tracing::warn!(sandbox_id = %id, node = %node.name, %error,
                         "could not cancel a creation, trying again");
@@ -465,7 +473,7 @@ impl Sandboxes {
                 }
             };
             match held.as_ref().map(Sandbox::phase) {
-                None | Some(Phase::Failed | Phase::Deleted) => return Attempt::CalledOff,
+                None | Some(Phase::Failed | Phase::Deleted) => return AttemptResult::CalledOff,
                 // The sandbox had come up before.
                 Some(Phase::Running | Phase::Paused | Phase::Stopped) => {
                     if let Err(error) = node.client.delete(epoch, id, WAIT).await {
@@ -487,16 +495,16 @@ impl Sandboxes {
     }
 
     /// Records the outcome, then shows it.
-    async fn finish(&self, job: &Job, end: End) {
+    async fn finish(&self, job: &Creation, end: Outcome) {
         let id = job.order.id;
         let now_ms = self.clock.now_ms();
         let held = self.nodes.cache.get(&SandboxRef::Id(id)).map(|entry| entry.sandbox);
         let mut sandbox = held.unwrap_or_default();
         match end {
-            End::Up(up) => {
+            Outcome::Up(up) => {
                 sandbox = *up;
                 let last = sandbox.encode_to_vec();
-                let by = self.log().asker(&id, EventKind::Created);
+                let by = self.log().attributed_to(&id, EventKind::Created);
                 let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
                 let mut told = vec![Event {
                     node: sandbox.node.parse().ok(),
@@ -511,7 +519,7 @@ impl Sandboxes {
                 tracing::info!(sandbox_id = %id, node = sandbox.node, vmid = sandbox.vmid,
                     attempt = job.order.attempt, "sandbox is up");
             }
-            End::Failed(failure) => {
+            Outcome::Failed(failure) => {
                 tracing::warn!(sandbox_id = %id, reason = %failure.reason(), message = failure.message,
                     rollback = failure.rollback, "creation failed");
                 let released = failure.reason().is_not_here_not_now();
@@ -523,7 +531,7 @@ impl Sandboxes {
                 self.persist(|| self.store.failed(&id, last.clone(), released, now_ms)).await;
                 self.nodes.release(&id);
             }
-            End::CalledOff => {
+            Outcome::CalledOff => {
                 tracing::info!(sandbox_id = %id, "creation cancelled");
                 sandbox.set_phase(Phase::Deleted);
                 let failure = Failure {
@@ -538,9 +546,9 @@ impl Sandboxes {
                 self.persist(|| self.store.failed(&id, last.clone(), false, now_ms)).await;
                 self.nodes.release(&id);
             }
-            End::Gone => self.nodes.release(&id),
+            Outcome::Gone => self.nodes.release(&id),
             // Our state of the sandbox may be outdated.
-            End::Replaced => {
+            Outcome::Replaced => {
                 self.jobs().remove(&id);
                 return;
             }
@@ -550,7 +558,7 @@ impl Sandboxes {
     }
 
     /// Builds an event of a creation.
-    fn of_job(&self, job: &Job, kind: EventKind, actor: &str) -> Event {
+    fn of_job(&self, job: &Creation, kind: EventKind, actor: &str) -> Event {
         Event {
             sandbox: Some(job.order.id),
             team: Some(job.team.clone()),
@@ -559,16 +567,16 @@ impl Sandboxes {
     }
 
     /// As `of_job`, for a kind that occurs once per sandbox, even if a crash repeats the end.
-    fn once(&self, job: &Job, kind: EventKind, actor: &str) -> Event {
+    fn once(&self, job: &Creation, kind: EventKind, actor: &str) -> Event {
         let once = Some(format!("{} {}", job.order.id, kind.as_str_name()));
         Event { once, ..self.of_job(job, kind, actor) }
     }
 
     /// Logs that a creation failed or was cancelled.
-    fn ended(&self, job: &Job, kind: EventKind, failure: &Failure) {
-        let by = self.log().asker(&job.order.id, kind);
+    fn ended(&self, job: &Creation, kind: EventKind, failure: &Failure) {
+        let by = self.log().attributed_to(&job.order.id, kind);
         let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
-        self.log().say(Event {
+        self.log().append(Event {
             why: failure.reason().into(),
             detail: failure.message.clone(),
             ..self.once(job, kind, &by)
@@ -636,35 +644,35 @@ impl Sandboxes {
 }
 
 /// Records the outcome of an attempt in the job; `Some` when the creation is over with it.
-fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
+fn judge(job: &mut Creation, node: NodeName, attempt: AttemptResult) -> Option<Outcome> {
     (job.node, job.maybe_sent) = (None, false);
     let id = job.order.id;
     match attempt {
-        Attempt::Up(sandbox) => return Some(End::Up(sandbox)),
-        Attempt::Hopeless(failure) => return Some(End::Failed(failure)),
-        Attempt::CalledOff if job.expired => {
-            return Some(End::Failed(Failure {
+        AttemptResult::Running(sandbox) => return Some(Outcome::Up(sandbox)),
+        AttemptResult::Hopeless(failure) => return Some(Outcome::Failed(failure)),
+        AttemptResult::CalledOff if job.expired => {
+            return Some(Outcome::Failed(Failure {
                 reason: Reason::ProbeTimeout.into(),
                 message: format!("node {node}: it did not come up in time and was called off"),
                 rollback: "the node says that nothing of it is left".into(),
             }));
         }
-        Attempt::CalledOff => return Some(End::CalledOff),
-        Attempt::Replaced => return Some(End::Replaced),
-        Attempt::Behind(later) => job.found = Some(later),
-        Attempt::Refused(why, retry_after) => {
+        AttemptResult::CalledOff => return Some(Outcome::CalledOff),
+        AttemptResult::Replaced => return Some(Outcome::Replaced),
+        AttemptResult::Superseded(later) => job.found = Some(later),
+        AttemptResult::Refused(why, retry_after) => {
             tracing::info!(sandbox_id = %id, %node, why, "node refused a creation");
             let until = Instant::now() + retry_after.unwrap_or(REFUSAL);
             job.tried.refused.insert(node, (until, why));
         }
-        Attempt::Fault(failure) => {
+        AttemptResult::Fault(failure) => {
             tracing::warn!(sandbox_id = %id, %node, reason = %failure.reason(),
                 message = failure.message, rollback = failure.rollback, "node failed a creation");
             job.tried.failed.insert(node, failure.reason().name().to_owned());
             job.broke = Some(failure.clone());
             job.faults.push(failure);
         }
-        Attempt::Left => {
+        AttemptResult::Abandoned => {
             tracing::warn!(sandbox_id = %id, %node, attempt = job.order.attempt,
                 "node does not answer, its attempt is abandoned and cancelled when it is back");
             let until = Instant::now() + RETRY;
@@ -681,16 +689,16 @@ fn judge(job: &mut Job, node: NodeName, attempt: Attempt) -> Option<End> {
 }
 
 /// Classifies a node's refusal, or the failure that it recorded.
-fn by_failure(node: &NodeName, failure: Failure, retry_after: Option<Duration>) -> Attempt {
+fn by_failure(node: &NodeName, failure: Failure, retry_after: Option<Duration>) -> AttemptResult {
     let told = Failure { message: format!("node {node}: {}", failure.message), ..failure };
     if told.reason().is_not_here_not_now() {
-        return Attempt::Refused(format!("{}: {}", told.reason(), told.message), retry_after);
+        return AttemptResult::Refused(format!("{}: {}", told.reason(), told.message), retry_after);
     }
     match told.reason() {
         Reason::FieldInvalid
         | Reason::TooLarge
         | Reason::ScopeMissing
-        | Reason::RequestIdReused => Attempt::Hopeless(told),
-        _ => Attempt::Fault(told),
+        | Reason::RequestIdReused => AttemptResult::Hopeless(told),
+        _ => AttemptResult::Fault(told),
     }
 }

@@ -2,7 +2,7 @@
 
 use proto::{
     id::Invalid,
-    lifetime::Wish,
+    lifetime::LifetimePatch,
     sandbox::v1::{EventKind, Lifetime, Sandbox},
 };
 
@@ -24,7 +24,7 @@ impl Sandboxes {
         lifetime: Option<Lifetime>,
     ) -> Result<Sandbox, Error> {
         let lifetime = lifetime.ok_or_else(|| Invalid::new("lifetime", "must be given"))?;
-        Wish::try_from(&lifetime)?;
+        LifetimePatch::try_from(&lifetime)?;
         self.may_change()?;
         let (entry, node) = self.on_node(&caller.team, id)?;
         self.wanted(caller, &entry, None, EFFECTS);

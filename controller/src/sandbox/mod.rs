@@ -61,7 +61,7 @@ use crate::{
     store::{self, Event, Store},
 };
 
-pub use events::{Said, Wanted};
+pub use events::{EventItem, EventQuery};
 pub use exec::Responses;
 pub use exec_command::Output;
 pub use files::Piece;
@@ -333,7 +333,7 @@ impl Sandboxes {
     ) {
         self.log().ask(entry.id, effects, &caller.token);
         if let Some(kind) = asked {
-            self.log().say(Event {
+            self.log().append(Event {
                 sandbox: Some(entry.id),
                 team: Some(entry.team.clone()),
                 node: entry.node.clone(),

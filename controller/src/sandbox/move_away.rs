@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{Caller, Error, Sandboxes};
 use crate::{
-    node::{Entry, Node, registry::Tried},
+    node::{Entry, Node, registry::AttemptHistory},
     store::Event,
 };
 
@@ -59,20 +59,20 @@ impl Sandboxes {
         (moved, stays)
     }
 
-    /// Takes the three steps of `agent/src/sandbox/hand_over.rs`, from where they were interrupted.
+    /// Takes the three steps of `agent/src/sandbox/export_sandbox.rs`, from where they were interrupted.
     async fn move_one(&self, caller: &Caller, entry: &Entry, from: &Node) -> Result<(), Error> {
         let (id, epoch) = (entry.id, self.nodes.epoch.get());
         let to = self.better(entry, &from.name)?;
-        let handed = from.client.hand_over(epoch, &id, &to).await;
+        let handed = from.client.export_sandbox(epoch, &id, &to).await;
         let (to, record) = handed.map_err(|error| self.of_node(from, error))?;
         let to = self.node(&to)?;
-        let taken = to.client.take_over(epoch, record).await;
+        let taken = to.client.import_sandbox(epoch, record).await;
         let sandbox = taken.map_err(|error| self.of_node(&to, error))?;
         let revision = sandbox.revision;
         self.nodes.apply(&to.name, sandbox);
         let left = from.client.release(epoch, &id, Some(&to.name)).await;
         self.nodes.apply(&from.name, left.map_err(|error| self.of_node(from, error))?);
-        self.log().say(Event {
+        self.log().append(Event {
             sandbox: Some(id),
             team: Some(entry.team.clone()),
             node: Some(to.name.clone()),
@@ -87,7 +87,8 @@ impl Sandboxes {
     /// Picks the node that a new sandbox of this kind would go to.
     fn better(&self, entry: &Entry, from: &NodeName) -> Result<NodeName, Error> {
         let spec = spec(entry.id, &entry.sandbox)?;
-        let decision = self.nodes.place(None, &entry.team, &spec, 1, &Tried::default(), None);
+        let decision =
+            self.nodes.place(None, &entry.team, &spec, 1, &AttemptHistory::default(), None);
         let fit = decision.verdicts.iter().filter(|verdict| verdict.filtered.is_none());
         let best = fit.map(|verdict| &verdict.node).find(|node| *node != from);
         best.cloned().ok_or_else(|| {

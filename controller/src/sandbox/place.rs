@@ -11,7 +11,7 @@ use proto::{
 
 use super::Sandboxes;
 use crate::{
-    node::registry::Tried,
+    node::registry::AttemptHistory,
     placement::{Decision, Filtered, Verdict},
 };
 
@@ -27,7 +27,7 @@ impl Sandboxes {
         team: &Team,
         spec: &Spec,
         attempt: u32,
-        tried: &Tried,
+        tried: &AttemptHistory,
     ) -> Decision {
         let decision = self.nodes.place(Some(id), team, spec, attempt, tried, None);
         let fit = decision.verdicts.iter().filter(|verdict| verdict.filtered.is_none());

@@ -66,7 +66,7 @@ impl Sandboxes {
         (id, team): (SandboxId, Team),
         node: &Node,
     ) {
-        self.log().say(Event {
+        self.log().append(Event {
             sandbox: Some(id),
             team: Some(team),
             node: Some(node.name.clone()),

@@ -7,7 +7,7 @@ use prost::Message;
 use proto::sandbox::v1::{CreateSandboxRequest, Phase, Sandbox};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Sandboxes, create, job::Job};
+use super::{Sandboxes, create, job::Creation};
 use crate::{
     node::{Entry, Order},
     store::{self, Row, Seen, State},
@@ -52,7 +52,7 @@ impl Sandboxes {
                     self.nodes.cache.begin(row.id, row.team.clone(), sandbox);
                     let (id, team, digest) = (row.id, row.team.to_string(), row.digest);
                     let order = Order { id, team, attempt: row.attempt, digest, request };
-                    let job = Job::new(order, row.team, spec, row.node).resumed(row.cancelled);
+                    let job = Creation::new(order, row.team, spec, row.node).resumed(row.cancelled);
                     self.jobs().insert(row.id, job.cancel.clone());
                     let (this, stop) = (self.clone(), self.stop.clone());
                     self.tasks.spawn(async move {

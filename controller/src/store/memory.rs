@@ -41,7 +41,7 @@ impl Disk for SoundDisk {
 pub struct Memory {
     tables: Arc<Mutex<Tables>>,
     disk: Arc<dyn Disk>,
-    lapse: Option<Lapse>,
+    mutation: Option<Mutation>,
     /// Epoch that this handle has claimed; 0: none.
     claimed: AtomicU64,
 }
@@ -54,7 +54,7 @@ impl Default for Memory {
 
 /// Deliberate fault of the store, which shows that the simulation detects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lapse {
+pub enum Mutation {
     /// Request ids are never taken.
     Requests,
     /// The choice of a node is confirmed and not stored.
@@ -76,7 +76,7 @@ pub enum Lapse {
 struct Tables {
     rows: BTreeMap<SandboxId, Row>,
     cancels: BTreeMap<(NodeName, SandboxId), u32>,
-    /// Delayed events of `Lapse::Behind`.
+    /// Delayed events of `Mutation::Behind`.
     unwritten: Vec<Event>,
     tokens: BTreeMap<String, Token>,
     nodes: BTreeMap<NodeName, String>,
@@ -115,7 +115,7 @@ impl Memory {
 
     /// Creates an empty store on this disk.
     pub fn on(disk: Arc<dyn Disk>) -> Self {
-        Self { tables: Arc::default(), disk, lapse: None, claimed: AtomicU64::new(0) }
+        Self { tables: Arc::default(), disk, mutation: None, claimed: AtomicU64::new(0) }
     }
 
     /// Returns another handle on the same store, as another process has.
@@ -134,7 +134,7 @@ impl Memory {
     /// Returns an empty store on the same disk, as after the loss of its data.
     #[must_use]
     pub fn like(&self) -> Self {
-        Self { lapse: self.lapse, ..Self::on(Arc::clone(&self.disk)) }
+        Self { mutation: self.mutation, ..Self::on(Arc::clone(&self.disk)) }
     }
 
     async fn write<T: Send>(&self, work: impl FnOnce(&mut Tables) -> T + Send) -> Result<T, Error> {
@@ -148,34 +148,34 @@ impl Memory {
     fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>, Error> {
         let tables = self.tables();
         let claimed = self.claimed.load(Ordering::Acquire);
-        let replaced = claimed > 0 && tables.epoch > claimed && !self.lapses(Lapse::Claim);
+        let replaced = claimed > 0 && tables.epoch > claimed && !self.has(Mutation::Claim);
         if replaced { Err(Error::Replaced) } else { Ok(tables) }
     }
 
     /// Returns this store with a fault.
     #[must_use]
-    pub fn lapsing(self, lapse: Lapse) -> Self {
-        Self { lapse: Some(lapse), ..self }
+    pub fn lapsing(self, mutation: Mutation) -> Self {
+        Self { mutation: Some(mutation), ..self }
     }
 
     /// Returns the events to write, after the fault.
     fn lapsed(&self, tables: &mut Tables, mut events: Vec<Event>) -> Vec<Event> {
-        if self.lapses(Lapse::Pauses) {
+        if self.has(Mutation::Pauses) {
             events.retain(|event| event.kind != EventKind::Paused);
         }
-        if self.lapses(Lapse::Again) {
+        if self.has(Mutation::Again) {
             for event in &mut events {
                 event.once = None;
             }
         }
-        if self.lapses(Lapse::Behind) {
+        if self.has(Mutation::Behind) {
             events = std::mem::replace(&mut tables.unwritten, events);
         }
         events
     }
 
-    fn lapses(&self, lapse: Lapse) -> bool {
-        self.lapse == Some(lapse)
+    fn has(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -186,10 +186,10 @@ impl Memory {
 #[async_trait::async_trait]
 impl Store for Memory {
     async fn begin(&self, mut row: Row, asked: Event) -> Result<Begun, Error> {
-        if self.lapses(Lapse::Choices) {
+        if self.has(Mutation::Choices) {
             (row.node, row.attempt) = (None, 0);
         }
-        row.released |= self.lapses(Lapse::Requests);
+        row.released |= self.has(Mutation::Requests);
         self.write(|tables| {
             if let Some(holder) = tables.holder(&row.team, &row.request_id) {
                 return Begun::Taken(Box::new(holder.clone()));
@@ -236,7 +236,7 @@ impl Store for Memory {
         last: Vec<u8>,
         mut events: Vec<Event>,
     ) -> Result<u64, Error> {
-        if self.lapses(Lapse::Again) {
+        if self.has(Mutation::Again) {
             let first = std::mem::take(&mut events);
             self.write(|tables| {
                 let first = self.lapsed(tables, first);
@@ -289,7 +289,7 @@ impl Store for Memory {
                 }
                 continue;
             }
-            if self.lapses(Lapse::Found) {
+            if self.has(Mutation::Found) {
                 continue;
             }
             let taken = tables.holder(&seen.team, &seen.request_id).is_some();
@@ -378,16 +378,22 @@ impl Store for Memory {
         Ok(old)
     }
 
-    async fn owed(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error> {
+    async fn pending_cancels(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error> {
         let tables = self.tables();
-        let of_node = tables.cancels.iter().filter(|((owed, _), _)| owed == node);
+        let of_node =
+            tables.cancels.iter().filter(|((pending_cancels, _), _)| pending_cancels == node);
         Ok(of_node.map(|((_, id), attempt)| (*id, *attempt)).collect())
     }
 
-    async fn paid(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<(), Error> {
+    async fn cancel_delivered(
+        &self,
+        node: &NodeName,
+        id: &SandboxId,
+        attempt: u32,
+    ) -> Result<(), Error> {
         self.write(|tables| {
             let key = (node.clone(), *id);
-            if tables.cancels.get(&key).is_some_and(|owed| *owed <= attempt) {
+            if tables.cancels.get(&key).is_some_and(|pending_cancels| *pending_cancels <= attempt) {
                 tables.cancels.remove(&key);
             }
         })
@@ -427,7 +433,7 @@ impl Store for Memory {
     async fn forget_node(&self, name: &NodeName) -> Result<(), Error> {
         let mut tables = self.tables();
         tables.nodes.insert(name.clone(), String::new());
-        tables.cancels.retain(|(owed, _), _| owed != name);
+        tables.cancels.retain(|(pending_cancels, _), _| pending_cancels != name);
         Ok(())
     }
 

@@ -207,10 +207,15 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error>;
 
     /// Returns the pending cancels of a node: attempts that it must cancel.
-    async fn owed(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error>;
+    async fn pending_cancels(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error>;
 
     /// Removes a pending cancel that the node has acknowledged.
-    async fn paid(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<(), Error>;
+    async fn cancel_delivered(
+        &self,
+        node: &NodeName,
+        id: &SandboxId,
+        attempt: u32,
+    ) -> Result<(), Error>;
 
     /// Adds a token.
     async fn add_token(&self, token: Token) -> Result<(), Error>;

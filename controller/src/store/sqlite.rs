@@ -454,7 +454,7 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn owed(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error> {
+    async fn pending_cancels(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error> {
         let node = node.clone();
         self.read(move |db| {
             db.prepare_cached("SELECT id, attempt FROM cancels WHERE node = ?1 ORDER BY id")?
@@ -464,7 +464,12 @@ impl Store for Sqlite {
         .await
     }
 
-    async fn paid(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<(), Error> {
+    async fn cancel_delivered(
+        &self,
+        node: &NodeName,
+        id: &SandboxId,
+        attempt: u32,
+    ) -> Result<(), Error> {
         let (node, id) = (node.clone(), id.to_string());
         self.write_as_claimed(move |db| {
             db.prepare_cached("DELETE FROM cancels WHERE node = ?1 AND id = ?2 AND attempt <= ?3")?

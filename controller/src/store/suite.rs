@@ -153,9 +153,9 @@ async fn creations(store: &dyn Store) -> Result<(), Error> {
     assert!(store.choose(&id(1), choice.clone()).await?);
     let chosen = store.get(&id(1)).await?.expect("row");
     assert_eq!((chosen.node, chosen.attempt, chosen.decision), (Some(node("n2")), 2, "{2}".into()));
-    assert_eq!(store.owed(&node("n1")).await?, [(id(1), 1)]);
-    store.paid(&node("n1"), &id(1), 1).await?;
-    assert_eq!(store.owed(&node("n1")).await?, []);
+    assert_eq!(store.pending_cancels(&node("n1")).await?, [(id(1), 1)]);
+    store.cancel_delivered(&node("n1"), &id(1), 1).await?;
+    assert_eq!(store.pending_cancels(&node("n1")).await?, []);
 
     store.cancel(&id(1)).await?;
     let told = store.done(&id(1), vec![7], vec![event(1, EventKind::Created)]).await?;
@@ -276,7 +276,7 @@ async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
         first.remember(vec![seen(3, 0)], vec![asked(3)]).await.map(drop),
         first.prune_events(u64::MAX / 2, 0, 100).await.map(drop),
         first.forget(u64::MAX / 2).await.map(drop),
-        first.paid(&node("n1"), &id(1), 1).await,
+        first.cancel_delivered(&node("n1"), &id(1), 1).await,
         first.raise(1000).await.map(drop),
     ];
     assert_eq!(refused, [const { Err(Error::Replaced) }; 10]);

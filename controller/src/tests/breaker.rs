@@ -75,7 +75,7 @@ async fn ask(lab: &Lab, call: Call, sandbox: &Sandbox) -> bool {
             let request = CordonNodeRequest { node, why: "test".into() };
             operator.cordon_node(request).await.is_err()
         }
-        Call::CancelCreate | Call::HandOver | Call::TakeOver => return false,
+        Call::CancelCreate | Call::ExportSandbox | Call::ImportSandbox => return false,
         Call::Hello
         | Call::CreateSandbox
         | Call::GetSandbox
@@ -143,10 +143,10 @@ async fn every_kind_of_call_is_decoded_as_its_own_silence() {
 
     swallow(Call::CancelCreate);
     assert!(unknown(client.cancel_create(1, &id, 1).await.expect_err("swallowed")));
-    swallow(Call::HandOver);
-    assert!(unknown(client.hand_over(1, &id, holder.name()).await.expect_err("swallowed")));
-    swallow(Call::TakeOver);
-    assert!(unknown(client.take_over(1, bytes::Bytes::new()).await.expect_err("swallowed")));
+    swallow(Call::ExportSandbox);
+    assert!(unknown(client.export_sandbox(1, &id, holder.name()).await.expect_err("swallowed")));
+    swallow(Call::ImportSandbox);
+    assert!(unknown(client.import_sandbox(1, bytes::Bytes::new()).await.expect_err("swallowed")));
     swallow(Call::StopSandbox);
     assert!(unknown(client.stop(1, &id, wait).await.expect_err("swallowed")));
 

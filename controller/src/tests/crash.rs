@@ -164,8 +164,8 @@ impl Story {
             }
         }
         for agent in &lab.agents {
-            let owed = lab.store.owed(agent.name()).await.expect("a store");
-            assert_eq!(owed, [], "{self:?}, {at}: owed to {}", agent.name());
+            let pending_cancels = lab.store.pending_cancels(agent.name()).await.expect("a store");
+            assert_eq!(pending_cancels, [], "{self:?}, {at}: pending_cancels to {}", agent.name());
         }
     }
 }

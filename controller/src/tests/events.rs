@@ -307,7 +307,7 @@ async fn a_slow_reader_holds_nothing() {
         for _ in 0..count {
             let team = Some("red".parse().expect("team"));
             let detail = "x".repeat(1000);
-            log.say(crate::store::Event { team, detail, ..log.event(EventKind::Paused, "x") });
+            log.append(crate::store::Event { team, detail, ..log.event(EventKind::Paused, "x") });
         }
         log.flushed().await.expect("written");
     };
@@ -421,7 +421,7 @@ async fn a_stop_of_the_controller_leaves_nothing_unwritten() {
     let controller = lab.controller.take().expect("a controller");
     let log = &controller.sandboxes().nodes().log;
     let team = Some("red".parse().expect("team"));
-    log.say(crate::store::Event { team, ..log.event(EventKind::Paused, "x") });
+    log.append(crate::store::Event { team, ..log.event(EventKind::Paused, "x") });
     controller.stop().await;
     lab.start().await;
     assert_eq!(kinds(&of(&lab, "", seen).await), [EventKind::Paused]);

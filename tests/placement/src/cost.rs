@@ -35,7 +35,7 @@ pub fn fleet(nodes: usize) -> Fleet {
             psi_cpu: random.uniform(0.0, 0.2),
             foreign_cores: Some(random.uniform(0.0, 4.0)),
             foreign_memory: Some(random.uniform(0.0, 16.0) * GIB),
-            young_cores: random.uniform(0.0, 8.0),
+            booting_cores: random.uniform(0.0, 8.0),
             cores_allocated: random.uniform(0.0, 100.0),
             memory_total: 128.0 * GIB,
             memory_used: random.uniform(16.0, 100.0) * GIB,

@@ -23,7 +23,7 @@ pub(crate) struct Report {
     pub(crate) allocated_cores: f64,
     pub(crate) allocated_gib: f64,
     pub(crate) starting: f64,
-    pub(crate) young_cores: f64,
+    pub(crate) booting_cores: f64,
     pub(crate) start_ms: f64,
     pub(crate) sandboxes: f64,
 }
@@ -271,7 +271,7 @@ impl Host {
             allocated_cores: self.allocated_cores,
             allocated_gib: self.allocated_gib,
             starting: count(self.queue.len() + self.starting),
-            young_cores: young.map(|sandbox| sandbox.request.boot_cores()).sum(),
+            booting_cores: young.map(|sandbox| sandbox.request.boot_cores()).sum(),
             start_ms: self.start_s * 1000.0,
             sandboxes: count(self.sandboxes.len()),
         };
@@ -280,7 +280,7 @@ impl Host {
             report.allocated_cores += f64::from(request.vcpus);
             report.allocated_gib += f64::from(request.memory_gib);
             report.starting += 1.0;
-            report.young_cores += request.boot_cores();
+            report.booting_cores += request.boot_cores();
         }
         report
     }

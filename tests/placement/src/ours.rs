@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use controller::placement::{
-    Affinity, Ask, Before, Fleet, Holder, Limits, Load, Look, SplitMix64, choose,
+    Affinity, Ask, Fleet, Holder, Limits, Load, Look, PriorOutcome, SplitMix64, choose,
 };
 use proto::{
     id::SandboxId,
@@ -96,7 +96,7 @@ impl Ours {
             psi_cpu: report.psi,
             foreign_cores: Some(foreign_cores),
             foreign_memory: Some(foreign_gib * GIB),
-            young_cores: report.young_cores,
+            booting_cores: report.booting_cores,
             cores_allocated: report.allocated_cores,
             memory_total: memory * GIB,
             memory_used: report.used_gib * GIB,
@@ -123,7 +123,7 @@ impl Ours {
     fn ask<T>(
         &mut self,
         request: &Request,
-        met: &[(u32, Before)],
+        met: &[(u32, PriorOutcome)],
         with: impl FnOnce(&mut Fleet, &Ask<'_>) -> T,
     ) -> T {
         let Self { fleet, teams, spread, .. } = self;
@@ -144,7 +144,7 @@ impl Ours {
 
     /// Returns the nodes to try, best first.
     pub(crate) fn best(&mut self, request: &Request, tried: &[usize], now: f64) -> Vec<usize> {
-        let met: Vec<_> = tried.iter().map(|&at| (node(at), Before::Refused)).collect();
+        let met: Vec<_> = tried.iter().map(|&at| (node(at), PriorOutcome::Refused)).collect();
         let (snapshot, look) = (self.snapshot.clone(), self.look);
         self.ask(request, &met, |fleet, ask| {
             let choice = fleet.choose(&snapshot, ask, look, ms(now));

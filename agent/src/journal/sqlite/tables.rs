@@ -50,7 +50,7 @@ pub(super) fn adopt(db: &Connection, record: &Record) -> Result<Record, Error> {
     write_found(db, record)
 }
 
-pub(super) fn take_over(
+pub(super) fn import(
     db: &Connection,
     pools: &Pools,
     record: &Record,

@@ -12,7 +12,7 @@ use proto::{
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    Lapse, Op, Shared, Trouble,
+    Mutation, Op, Shared, Trouble,
     world::{Remains, World, locked, missing},
 };
 use crate::pve::{CloneOrder, ErrorKind, Mark, OwnVolumes, Settings};
@@ -287,7 +287,7 @@ impl Work {
     ) -> Result<(), ErrorKind> {
         self.world().believes_in_quorum(&self.node)?;
         let quorum = self.world().check_quorum(&self.node);
-        if self.world().lapses(Lapse::Destroy) {
+        if self.world().has(Mutation::Destroy) {
             return Ok(());
         }
         let remains = self.world().remains(&self.node, self.vmid, &owner, &own)?;
@@ -314,7 +314,7 @@ impl Work {
     pub(super) async fn unlock_template(mut self) -> Result<(), ErrorKind> {
         self.world().check_quorum(&self.node)?;
         self.pass(self.shared.pace().set).await?;
-        if self.world().lapses(Lapse::Unlock) {
+        if self.world().has(Mutation::Unlock) {
             return Ok(());
         }
         {

@@ -12,7 +12,7 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::{Lapse, Membership};
+use super::{Membership, Mutation};
 use crate::pve::{
     CloneOrder, ContainerConfig, ErrorKind, Mark, OwnVolumes, Settings, StorageRoom,
     cluster::Signs, config_file::Ip, hold, interface, ownership, tags, volume,
@@ -73,7 +73,7 @@ pub(super) struct World {
     /// Containers that a worker is busy with.
     pub busy: BTreeSet<Vmid>,
     pub next_pid: u32,
-    pub lapse: Option<Lapse>,
+    pub mutation: Option<Mutation>,
 }
 
 /// Remains that `destroy_owned` finds.
@@ -103,7 +103,7 @@ impl World {
 
     /// Checks the quorum as the agent of this node sees it. Wrong only with a defect.
     pub(super) fn believes_in_quorum(&self, node: &NodeName) -> Result<(), ErrorKind> {
-        if self.lapses(Lapse::Alone) && self.nodes.get(node).is_some_and(|node| node.pmxcfs) {
+        if self.has(Mutation::Alone) && self.nodes.get(node).is_some_and(|node| node.pmxcfs) {
             return Ok(());
         }
         self.check_quorum(node)
@@ -115,7 +115,7 @@ impl World {
         let fine = Signs { corosync_conf: false, writable: true };
         let Some(node) = self.nodes.get(name) else { return (bare, fine) };
         let signs = match node.cluster {
-            Membership::Unheard if self.lapses(Lapse::Alone) => fine,
+            Membership::Unheard if self.has(Mutation::Alone) => fine,
             Membership::Member | Membership::Unheard => {
                 Signs { corosync_conf: true, writable: self.holds(node) }
             }
@@ -147,13 +147,13 @@ impl World {
         found.ok_or_else(|| missing(node, vmid))
     }
 
-    pub(super) fn lapses(&self, lapse: Lapse) -> bool {
-        self.lapse == Some(lapse)
+    pub(super) fn has(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
     }
 
     /// Returns a container that may be changed: marked for its own vmid, and not locked.
     fn ours(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest, ErrorKind> {
-        let unseen = self.lapses(Lapse::Ownership);
+        let unseen = self.has(Mutation::Ownership);
         let guest = self.container_mut(node, vmid)?;
         if !unseen {
             ownership::marked(&guest.config, vmid)?;
@@ -310,7 +310,7 @@ impl World {
 
     pub(super) fn is_stopped(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
         let stopped = self.container_mut(node, vmid)?.pid.is_none();
-        if stopped && !self.lapses(Lapse::Ownership) {
+        if stopped && !self.has(Mutation::Ownership) {
             ownership::marked(&self.container_mut(node, vmid)?.config, vmid)?;
         }
         if stopped { Ok(true) } else { self.ours(node, vmid).map(|_| false) }
@@ -378,7 +378,7 @@ impl World {
         vmid: Vmid,
         owner: &SandboxId,
     ) -> Result<&mut Guest, ErrorKind> {
-        let unseen = self.lapses(Lapse::Ownership);
+        let unseen = self.has(Mutation::Ownership);
         let guest = self.container_mut(node, vmid)?;
         if !unseen {
             ownership::owned(&guest.config, vmid, owner)?;
@@ -411,7 +411,7 @@ impl World {
         owner: &SandboxId,
     ) -> Result<(), ErrorKind> {
         self.check_quorum(node)?;
-        if self.lapses(Lapse::Hold) {
+        if self.has(Mutation::Hold) {
             return Ok(());
         }
         hold::take(&mut self.owned(node, vmid, owner)?.config)
@@ -481,7 +481,7 @@ impl World {
         if guest.node != *node || guest.is_vm {
             return Err(ErrorKind::NotOurs(format!("{vmid} is a guest of node {}", guest.node)));
         }
-        if !self.lapses(Lapse::Ownership) {
+        if !self.has(Mutation::Ownership) {
             ownership::check(&guest.config, vmid, owner)?;
         }
         match guest.config.lock() {
@@ -494,7 +494,7 @@ impl World {
 
     /// Destroys marked containers that were not made here; only with a defect.
     pub(super) fn destroy_strangers(&mut self, node: &NodeName) {
-        if self.lapses(Lapse::Strangers) {
+        if self.has(Mutation::Strangers) {
             let volumes = &self.volumes;
             let ours = |vmid: &Vmid| volumes.contains_key(&(node.clone(), *vmid));
             self.guests.retain(|vmid, guest| {
@@ -522,7 +522,7 @@ impl World {
     /// Destroys all but the last write: the sandbox's volumes are gone, and its config says so.
     pub(super) fn half_destroy(&mut self, node: &NodeName, vmid: Vmid, own: &OwnVolumes) {
         let named = self.guests.get(&vmid).map(|guest| guest.config.own_volumes(vmid));
-        let (named, all) = (named.unwrap_or_default(), self.lapses(Lapse::Volumes));
+        let (named, all) = (named.unwrap_or_default(), self.has(Mutation::Volumes));
         let is_named = |text: &str| volume::key(text).is_some_and(|key| named.contains(&key));
         self.free_volumes(node, vmid, |text| all || is_named(text) || own.owns(text));
         if let Some(guest) = self.guests.get_mut(&vmid) {

@@ -46,12 +46,12 @@ fn node(dir: &Path, options: &str, running: bool, script: &str) -> Pct {
         &format!("#!/bin/sh\nCONF={}\nDIR={}\n{script}\n", config.display(), dir.display()),
     );
     fs::set_permissions(&pct, fs::Permissions::from_mode(0o755)).expect("a program");
-    let places = Places {
+    let places = HostPaths {
         root: at("pve"),
         pct,
         lock_dir: at("lock"),
         proc: at("proc"),
-        ..Places::default()
+        ..HostPaths::default()
     };
     let runner = Runner::new(at("out"), at("proc"), 1).expect("a directory");
     Pct::new("n1".parse().expect("valid"), places, runner)

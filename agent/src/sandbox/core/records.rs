@@ -66,7 +66,7 @@ impl Records {
         taken: BTreeSet<Ipv4Addr>,
         now_ms: u64,
     ) -> Result<Arc<Record>, journal::Error> {
-        Ok(self.index.apply(self.journal.take_over(record, taken, now_ms).await?))
+        Ok(self.index.apply(self.journal.import(record, taken, now_ms).await?))
     }
 
     /// Changes a record and returns it once the change is durable. No change, no write. `change` may

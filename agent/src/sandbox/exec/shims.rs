@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 
 use crate::{
     journal::Record,
-    pve::{pct::Places, shim_cgroup},
+    pve::{pct::HostPaths, shim_cgroup},
     run,
     shim::{self, Options},
     sys::{image, proc},
@@ -89,7 +89,7 @@ pub struct Allowance {
 pub struct ShimProcesses {
     sockets: PathBuf,
     state: PathBuf,
-    places: Places,
+    places: HostPaths,
     backend: Backend,
     allowance: Allowance,
     /// Image of the helper, one for all sandboxes while this agent runs.
@@ -104,7 +104,7 @@ impl ShimProcesses {
     pub fn new(
         run_dir: &Path,
         state_dir: &Path,
-        places: Places,
+        places: HostPaths,
         backend: Backend,
         allowance: Allowance,
     ) -> io::Result<Self> {
@@ -229,7 +229,7 @@ mod tests {
             limits: None,
             ids: "/var/lib/x/y.ids".into(),
             enter: Vec::new(),
-            places: Places::default(),
+            places: HostPaths::default(),
         };
         let line =
             ["/proc/self/exe", shim::COMMAND, &serde_json::to_string(&options).expect("fits")];

@@ -10,18 +10,18 @@ use crate::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn with(number: u8, wish: Wish) -> Order {
+fn with(number: u8, wish: LifetimePatch) -> Order {
     let mut order = order(number);
     order.spec.lifetime = wish;
     order
 }
 
-fn ttl(time: Duration, action: Action) -> Wish {
-    Wish { ttl: Some(time), ttl_action: Some(action), ..Wish::default() }
+fn ttl(time: Duration, action: Action) -> LifetimePatch {
+    LifetimePatch { ttl: Some(time), ttl_action: Some(action), ..LifetimePatch::default() }
 }
 
-fn idle(time: Duration, action: Action) -> Wish {
-    Wish { idle: Some(time), idle_action: Some(action), ..Wish::default() }
+fn idle(time: Duration, action: Action) -> LifetimePatch {
+    LifetimePatch { idle: Some(time), idle_action: Some(action), ..LifetimePatch::default() }
 }
 
 impl Node {
@@ -104,7 +104,7 @@ async fn it_is_extended_and_its_rules_are_changed() {
     assert_eq!(expiry.pass().await.len(), 1);
     assert_eq!(node.record(1).await.phase, Phase::Stopped);
     node.sandboxes.start(&id(1), LONG).await.expect("started");
-    let for_ever = Wish { ttl: Some(Duration::ZERO), ..Wish::default() };
+    let for_ever = LifetimePatch { ttl: Some(Duration::ZERO), ..LifetimePatch::default() };
     node.sandboxes.set_lifetime(&id(1), for_ever).await.expect("set");
     node.pass_time(HOUR * 99).await;
     assert_eq!(expiry.pass().await, []);

@@ -121,11 +121,11 @@ async fn a_node_with_another_number_takes_no_sandbox_over() {
     let mut config = crate::pve::ContainerConfig::parse(b"rootfs: shared:x,size=1G\n");
     config.set_description(&record.mark().to_string()).expect("a mark is short");
     node.cluster.add_guest(&node.name, record.vmid, config, false);
-    let handed = crate::sandbox::hand_over::Handed {
+    let exported = crate::sandbox::migrate::Exported {
         record: Record { phase: Phase::Stopped, ..record },
         now: node.clock.moment(),
     };
-    let error = node.sandboxes.take_over(handed, LONG).await.expect_err("refused");
+    let error = node.sandboxes.import(exported, LONG).await.expect_err("refused");
     assert_eq!(error.reason, Reason::NodeNumberChanged);
 }
 

@@ -473,11 +473,17 @@ impl AgentService for Service {
         Ok(Response::new(GiveBackResponse {}))
     }
 
-    async fn hand_over(&self, _request: Request<HandOverRequest>) -> Answer<HandOverResponse> {
+    async fn export_sandbox(
+        &self,
+        _request: Request<ExportSandboxRequest>,
+    ) -> Answer<ExportSandboxResponse> {
         refuse(Reason::NotMovable, "its disk is this node's alone")
     }
 
-    async fn take_over(&self, _request: Request<TakeOverRequest>) -> Answer<TakeOverResponse> {
+    async fn import_sandbox(
+        &self,
+        _request: Request<ImportSandboxRequest>,
+    ) -> Answer<ImportSandboxResponse> {
         refuse(Reason::NotOurs, "it is not here")
     }
 

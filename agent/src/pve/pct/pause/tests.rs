@@ -11,7 +11,7 @@ use std::{
 
 use super::*;
 use crate::{
-    pve::{ContainerConfig, Mark, Pve, pct::Pct, pct::Places},
+    pve::{ContainerConfig, Mark, Pve, pct::HostPaths, pct::Pct},
     run::Runner,
 };
 
@@ -54,12 +54,12 @@ impl Tree {
     fn new(v1: bool, freezes: bool) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let at = |path: &str| dir.path().join(path);
-        let places = Places {
+        let places = HostPaths {
             root: at("pve"),
             lock_dir: at("lock"),
             cgroup_root: at("cg"),
             proc: at("proc"),
-            ..Places::default()
+            ..HostPaths::default()
         };
         write(
             &at("pve/.members"),

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use crate::journal::Record;
 
-/// Kind of operation on a sandbox.
+/// OperationKind of operation on a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(super) enum OperationKind {
     /// Creates the sandbox.
     Create,
     /// Rolls back a creation that a crash cut short.
@@ -46,7 +46,7 @@ pub(super) enum Kind {
     /// Ends the record and keeps the container.
     Release,
     /// Gives the container to another node.
-    HandOver,
+    ExportSandbox,
     /// Ends the record after another node took over the container.
     Leave,
 }
@@ -60,7 +60,7 @@ enum Progress {
 
 /// Handle of an operation, to wait for it or to cancel it.
 #[derive(Debug, Clone)]
-pub(super) struct Flight {
+pub(super) struct OperationHandle {
     id: SandboxId,
     progress: watch::Receiver<Progress>,
     cancel: CancellationToken,
@@ -68,25 +68,25 @@ pub(super) struct Flight {
 
 /// State of an operation when the wait is over.
 #[derive(Debug)]
-pub(super) enum Standing {
+pub(super) enum OperationState {
     Done(Result<Arc<Record>, Error>),
     UnderWay,
 }
 
-impl Flight {
+impl OperationHandle {
     pub(super) fn id(&self) -> SandboxId {
         self.id
     }
 
     /// Waits until the operation has ended, at most `wait`.
-    pub(super) async fn ended(mut self, wait: Duration) -> Standing {
+    pub(super) async fn ended(mut self, wait: Duration) -> OperationState {
         match timeout(wait, self.progress.wait_for(|p| matches!(p, Progress::Done(_)))).await {
             Ok(Ok(progress)) => match &*progress {
-                Progress::Done(result) => Standing::Done(result.clone()),
-                Progress::Begun | Progress::Recorded => Standing::UnderWay,
+                Progress::Done(result) => OperationState::Done(result.clone()),
+                Progress::Begun | Progress::Recorded => OperationState::UnderWay,
             },
-            Ok(Err(_)) => Standing::Done(Err(lost())),
-            Err(_) => Standing::UnderWay,
+            Ok(Err(_)) => OperationState::Done(Err(lost())),
+            Err(_) => OperationState::UnderWay,
         }
     }
 
@@ -110,50 +110,50 @@ pub(super) fn lost() -> Error {
 }
 
 #[derive(Debug, Default)]
-struct Runway {
+struct OperationSlot {
     lock: Arc<tokio::sync::Mutex<()>>,
-    flights: Vec<(Kind, Flight)>,
+    operations: Vec<(OperationKind, OperationHandle)>,
 }
 
 /// Table of all operations under way.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Flights(Arc<Mutex<HashMap<SandboxId, Runway>>>);
+pub(super) struct OperationTable(Arc<Mutex<HashMap<SandboxId, OperationSlot>>>);
 
 /// Result of entering an operation.
 #[derive(Debug)]
-pub(super) enum Entered {
+pub(super) enum Entry {
     /// A new operation; the caller must run it.
-    New(Ticket, Flight),
+    New(OperationGuard, OperationHandle),
     /// An operation of this kind that was under way already.
-    Joined(Flight),
+    Joined(OperationHandle),
 }
 
-impl Flights {
+impl OperationTable {
     /// Enters an operation, unless one of its kind is under way.
-    pub(super) fn enter(&self, id: SandboxId, kind: Kind) -> Entered {
+    pub(super) fn enter(&self, id: SandboxId, kind: OperationKind) -> Entry {
         let mut map = self.lock();
-        let runway = map.entry(id).or_default();
-        if let Some((_, flight)) = runway.flights.iter().find(|(known, _)| *known == kind) {
-            return Entered::Joined(flight.clone());
+        let slot = map.entry(id).or_default();
+        if let Some((_, operation)) = slot.operations.iter().find(|(known, _)| *known == kind) {
+            return Entry::Joined(operation.clone());
         }
         let (sender, progress) = watch::channel(Progress::Begun);
-        let flight = Flight { id, progress, cancel: CancellationToken::new() };
-        runway.flights.push((kind, flight.clone()));
-        let crew = Crew {
+        let operation = OperationHandle { id, progress, cancel: CancellationToken::new() };
+        slot.operations.push((kind, operation.clone()));
+        let context = OperationContext {
             id,
             progress: sender,
-            cancel: flight.cancel.clone(),
-            turn: Arc::clone(&runway.lock),
+            cancel: operation.cancel.clone(),
+            turn: Arc::clone(&slot.lock),
         };
-        let ticket = Ticket { kind, crew, flights: self.clone() };
-        Entered::New(ticket, flight)
+        let guard = OperationGuard { kind, context, operations: self.clone() };
+        Entry::New(guard, operation)
     }
 
     /// Finds the operation of this kind, if one is under way.
-    pub(super) fn find(&self, id: &SandboxId, kind: Kind) -> Option<Flight> {
+    pub(super) fn find(&self, id: &SandboxId, kind: OperationKind) -> Option<OperationHandle> {
         let map = self.lock();
-        let flights = &map.get(id)?.flights;
-        flights.iter().find(|(known, _)| *known == kind).map(|(_, flight)| flight.clone())
+        let operations = &map.get(id)?.operations;
+        operations.iter().find(|(known, _)| *known == kind).map(|(_, operation)| operation.clone())
     }
 
     /// Sandboxes with an operation under way.
@@ -161,21 +161,21 @@ impl Flights {
         self.lock().keys().copied().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SandboxId, Runway>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SandboxId, OperationSlot>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Context of an operation while it runs.
 #[derive(Debug, Clone)]
-pub(super) struct Crew {
+pub(super) struct OperationContext {
     id: SandboxId,
     progress: watch::Sender<Progress>,
     cancel: CancellationToken,
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-impl Crew {
+impl OperationContext {
     /// Waits until no other operation works on the sandbox.
     pub(super) async fn turn(&self, deadline: Instant) -> Result<OwnedMutexGuard<()>, Error> {
         timeout_at(deadline, Arc::clone(&self.turn).lock_owned()).await.map_err(|_| {
@@ -200,34 +200,34 @@ impl Crew {
 
 /// Right to run an operation. Dropping it, however the task ends, frees the place in the table.
 #[derive(Debug)]
-pub(super) struct Ticket {
-    kind: Kind,
-    crew: Crew,
-    flights: Flights,
+pub(super) struct OperationGuard {
+    kind: OperationKind,
+    context: OperationContext,
+    operations: OperationTable,
 }
 
-impl Ticket {
+impl OperationGuard {
     /// Context for the task that runs the operation.
-    pub(super) fn crew(&self) -> Crew {
-        self.crew.clone()
+    pub(super) fn context(&self) -> OperationContext {
+        self.context.clone()
     }
 
     /// Ends the operation with its result.
     pub(super) fn done(self, result: Result<Arc<Record>, Error>) {
-        let progress = self.crew.progress.clone();
+        let progress = self.context.progress.clone();
         // Leaves the table first, so that a caller that learns of the end can begin again at once.
         drop(self);
         progress.send_replace(Progress::Done(result));
     }
 }
 
-impl Drop for Ticket {
+impl Drop for OperationGuard {
     fn drop(&mut self) {
-        let mut map = self.flights.lock();
-        if let Some(runway) = map.get_mut(&self.crew.id) {
-            runway.flights.retain(|(kind, _)| *kind != self.kind);
-            if runway.flights.is_empty() {
-                map.remove(&self.crew.id);
+        let mut map = self.operations.lock();
+        if let Some(slot) = map.get_mut(&self.context.id) {
+            slot.operations.retain(|(kind, _)| *kind != self.kind);
+            if slot.operations.is_empty() {
+                map.remove(&self.context.id);
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Moves a stopped sandbox to another node that sees its disk.
 
-use proto::{Cause, Reason, lifetime::Wish};
+use proto::{Cause, Reason, lifetime::LifetimePatch};
 
 use super::*;
 use crate::pve::ErrorKind;
-use crate::sandbox::hand_over::Handed;
+use crate::sandbox::migrate::Exported;
 
 /// Two nodes of one cluster, each with an agent.
 struct Two {
@@ -43,11 +43,11 @@ impl Two {
         self.node.sandboxes.stop(&id(1), LONG).await.expect("stopped")
     }
 
-    async fn hand_over(&self) -> Handed {
-        let handed = self.node.sandboxes.hand_over(&id(1), &self.node.other(), LONG).await;
-        let (handed, node) = handed.expect("handed over");
+    async fn export(&self) -> Exported {
+        let exported = self.node.sandboxes.export(&id(1), &self.node.other(), LONG).await;
+        let (exported, node) = exported.expect("exported over");
         assert_eq!(node, self.node.other());
-        handed
+        exported
     }
 
     async fn assert_sound(&self) {
@@ -60,8 +60,8 @@ impl Two {
 async fn it_goes_over_with_all_that_it_was() {
     let two = Two::new().await;
     let before = two.stopped().await;
-    let handed = two.hand_over().await;
-    let after = two.there.take_over(handed, LONG).await.expect("taken over");
+    let exported = two.export().await;
+    let after = two.there.import(exported, LONG).await.expect("taken over");
     let released = two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
     assert_eq!((released.phase, released.cause), (Phase::Deleted, Cause::Moved));
 
@@ -78,10 +78,10 @@ async fn it_goes_over_with_all_that_it_was() {
 
     // Back again, over the tombstone that it left there.
     two.there.stop(&id(1), LONG).await.expect("stopped");
-    let (handed, _) = two.there.hand_over(&id(1), &two.node.name, LONG).await.expect("back");
+    let (exported, _) = two.there.export(&id(1), &two.node.name, LONG).await.expect("back");
     // Until it is taken back, a container with the mark of a sandbox that ended here is left alone.
     two.node.reconcile_some().await;
-    two.node.sandboxes.take_over(handed, LONG).await.expect("taken back");
+    two.node.sandboxes.import(exported, LONG).await.expect("taken back");
     two.there.leave(&id(1), &two.node.name, LONG).await.expect("let go");
     two.node.sandboxes.start(&id(1), LONG).await.expect("starts");
     two.assert_sound().await;
@@ -91,29 +91,29 @@ async fn it_goes_over_with_all_that_it_was() {
 async fn each_step_can_be_repeated_and_cut_off() {
     let mut two = Two::new().await;
     two.stopped().await;
-    let first = two.hand_over().await;
+    let first = two.export().await;
     two.node.restart().await;
     two.node.reconcile().await;
     let told = two.node.record(1).await;
     assert_eq!(told.failure.as_ref().map(|f| f.reason), Some(Reason::ContainerGone));
-    let again = two.hand_over().await;
+    let again = two.export().await;
     assert_eq!(again.record.env, first.record.env);
     assert_eq!((again.record.id, again.record.vmid), (first.record.id, first.record.vmid));
 
     // Recorded there, and not connected yet.
     let said = ErrorKind::Failed("lost its way".into());
     two.node.fault(Op::Set, Trouble::Before(said));
-    two.there.take_over(again.clone(), LONG).await.expect_err("could not be connected");
+    two.there.import(again.clone(), LONG).await.expect_err("could not be connected");
     let up = two.there.start(&id(1), LONG).await.expect("connected first");
     let ip = two.node.cluster.guests()[&up.vmid].config.net0().map(|net| net.ip);
     let expected = up.ip.map(|ip| crate::pve::config_file::Ip::Static(ip, 24));
     assert_eq!(ip, expected);
     // A change that is requested meanwhile would be lost.
-    let extended = two.node.sandboxes.set_lifetime(&id(1), Wish::default()).await;
+    let extended = two.node.sandboxes.set_lifetime(&id(1), LifetimePatch::default()).await;
     assert_eq!(extended.expect_err("not here").reason, Reason::SandboxBusy);
     let started = two.node.sandboxes.start(&id(1), LONG).await;
     assert_eq!(started.expect_err("not here").reason, Reason::SandboxBusy);
-    let taken = two.there.take_over(again, LONG).await.expect("it is there");
+    let taken = two.there.import(again, LONG).await.expect("it is there");
     assert_eq!(taken.phase, Phase::Running, "as it is by now");
     two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
     two.assert_sound().await;
@@ -124,8 +124,8 @@ async fn what_cannot_go_stays() {
     let two = Two::new().await;
     let (node, other) = (&two.node, two.node.other());
     let refused = async |sandbox: u8, to: &NodeName| {
-        let handed = node.sandboxes.hand_over(&id(sandbox), to, LONG).await;
-        handed.expect_err("stays").reason
+        let exported = node.sandboxes.export(&id(sandbox), to, LONG).await;
+        exported.expect_err("stays").reason
     };
     node.running(2).await;
     assert_eq!(refused(2, &other).await, Reason::NotMovable, "it runs");
@@ -136,8 +136,8 @@ async fn what_cannot_go_stays() {
     assert_eq!(refused(9, &other).await, Reason::SandboxNotFound);
     let error = node.sandboxes.leave(&id(1), &other, LONG).await.expect_err("it is here");
     assert_eq!(error.reason, Reason::NotMovable);
-    let here = Handed { record: Record::clone(&record), now: node.clock.moment() };
-    let error = two.there.take_over(here, LONG).await.expect_err("is not there");
+    let here = Exported { record: Record::clone(&record), now: node.clock.moment() };
+    let error = two.there.import(here, LONG).await.expect_err("is not there");
     assert_eq!(error.reason, Reason::SandboxNotFound);
     node.sandboxes.start(&id(1), LONG).await.expect("as before");
     two.assert_sound().await;
@@ -147,18 +147,18 @@ async fn what_cannot_go_stays() {
 async fn what_is_deleted_on_its_way_is_deleted_where_it_went() {
     let two = Two::new().await;
     two.stopped().await;
-    two.hand_over().await;
+    two.export().await;
     two.node.sandboxes.delete(&id(1), LONG).await.expect_err("its container is not here");
-    let handed = two.hand_over().await;
-    assert_eq!(handed.record.phase, Phase::Deleting);
+    let exported = two.export().await;
+    assert_eq!(exported.record.phase, Phase::Deleting);
     // The reconciler continues it, or a caller who asks again.
     for phase in [Phase::Deleting, Phase::Deleted] {
-        let taken = two.there.take_over(handed.clone(), LONG).await.expect("taken over");
+        let taken = two.there.import(exported.clone(), LONG).await.expect("taken over");
         assert_eq!(taken.phase, phase);
     }
     // Now that the container is on no node, the sandbox is deleted here, too.
     two.node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
-    assert_eq!(two.node.cluster.guests().get(&handed.record.vmid), None);
+    assert_eq!(two.node.cluster.guests().get(&exported.record.vmid), None);
     two.assert_sound().await;
 }
 
@@ -173,7 +173,7 @@ async fn an_attempt_that_failed_there_is_in_nobodys_way() {
     let second = Order { attempt: 2, ..order(1) };
     two.node.sandboxes.create(second, LONG).await.expect("admitted");
     two.node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
-    let taken = two.there.take_over(two.hand_over().await, LONG).await.expect("taken over");
+    let taken = two.there.import(two.export().await, LONG).await.expect("taken over");
     assert_eq!((taken.attempt, taken.phase), (2, Phase::Stopped));
     two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
     two.assert_sound().await;

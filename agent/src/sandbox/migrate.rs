@@ -1,9 +1,9 @@
 //! Moves a stopped sandbox to another node that sees its volumes, to empty this one.
 //!
 //! ```text
-//!  here: hand_over   gives the container's config to the other node, then returns the record to
+//!  here: export   gives the container's config to the other node, then returns the record to
 //!                    the caller; from then on the record does not change here
-//!  there: take_over  writes the record to the other journal, with an address of that node
+//!  there: import  writes the record to the other journal, with an address of that node
 //!  here: leave       ends the record in this journal
 //! ```
 //! Each step can be repeated, so a caller that is interrupted anywhere begins again. Nothing is
@@ -22,19 +22,19 @@ use tokio::time::Instant;
 
 use super::{
     Dhcp, Error, Event, Known, Sandboxes,
-    flights::{Crew, Kind, lost},
     look::Place,
+    operations::{OperationContext, OperationKind, lost},
 };
 use crate::{
     clock::Moment,
     journal::{self, Lifetime, Phase, Record},
     pve::ErrorKind,
-    saga::Lapse,
+    saga::Mutation,
 };
 
 /// Sandbox in transit to another node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Handed {
+pub struct Exported {
     /// Complete record from its node.
     pub record: Record,
     /// Clocks of its node at that time: no two nodes have the same.
@@ -48,22 +48,23 @@ impl Sandboxes {
     /// # Errors
     /// NOT_MOVABLE when it is not stopped, was adopted, or the other node is not online or does not
     /// see its volumes; NOT_OURS when its container is no longer its own.
-    pub async fn hand_over(
+    pub async fn export(
         self: &Arc<Self>,
         id: &SandboxId,
         target: &NodeName,
         wait: Duration,
-    ) -> Result<(Handed, NodeName), Error> {
+    ) -> Result<(Exported, NodeName), Error> {
         let (id, to) = (*id, target.clone());
         self.living_or_going(&id)?;
-        let flight = self.launch(id, Kind::HandOver, |sandboxes, crew| async move {
-            sandboxes.hand_over_now(&id, &to, &crew).await
-        });
-        let record = self.outcome(flight, wait).await?;
+        let operation =
+            self.launch(id, OperationKind::ExportSandbox, |sandboxes, context| async move {
+                sandboxes.export_now(&id, &to, &context).await
+            });
+        let record = self.outcome(operation, wait).await?;
         match self.place(&record).await? {
             Some(Place::Elsewhere(node)) => {
                 let (record, now) = (Record::clone(&record), self.clock.moment());
-                Ok((Handed { record, now }, node))
+                Ok((Exported { record, now }, node))
             }
             Some(Place::Here { .. } | Place::Taken | Place::Gone) | None => {
                 let why = format!("{id} is not on another node: ask again");
@@ -72,13 +73,13 @@ impl Sandboxes {
         }
     }
 
-    async fn hand_over_now(
+    async fn export_now(
         &self,
         id: &SandboxId,
         target: &NodeName,
-        crew: &Crew,
+        context: &OperationContext,
     ) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living_or_going(id)?;
         let going = record.phase == Phase::Deleting;
         if !(record.phase == Phase::Stopped || going) || record.adopted {
@@ -95,21 +96,21 @@ impl Sandboxes {
                 return Err(Error::new(Reason::NotMovable, why));
             }
         }
-        let handed = self.pve.hand_to(record.vmid, id, target).await;
-        handed.map_err(|error| {
+        let exported = self.pve.hand_to(record.vmid, id, target).await;
+        exported.map_err(|error| {
             if matches!(error.kind, ErrorKind::WrongState(_)) {
                 return Error::new(Reason::NotMovable, format!("{id}: {error}"));
             }
             Error::from(error)
         })?;
         tracing::warn!(sandbox_id = %id, vmid = %record.vmid, %target, "container given to another node");
-        if self.faults.lapses(Lapse::Leave) {
+        if self.faults.has(Mutation::Leave) {
             return self.left(id, target.clone()).await;
         }
         self.given(record).await
     }
 
-    /// Marks the record as handed over: from now on requests for the sandbox go to the other node.
+    /// Marks the record as exported over: from now on requests for the sandbox go to the other node.
     async fn given(&self, record: Arc<Record>) -> Result<Arc<Record>, Error> {
         if record.phase == Phase::Deleting || record.progress == Progress::Export {
             return Ok(record);
@@ -128,12 +129,12 @@ impl Sandboxes {
     /// # Errors
     /// NOT_OURS when its container is not here; SANDBOX_KNOWN when a sandbox with its vmid or
     /// request is here; ADDRESSES_EXHAUSTED; NODE_NUMBER_CHANGED.
-    pub async fn take_over(
+    pub async fn import(
         self: &Arc<Self>,
-        handed: Handed,
+        exported: Exported,
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
-        let Handed { record, now } = handed;
+        let Exported { record, now } = exported;
         let (id, vmid) = (record.id, record.vmid);
         let (phase, progress) = if record.phase == Phase::Deleting {
             (Phase::Deleting, Progress::Done)
@@ -218,19 +219,19 @@ impl Sandboxes {
         if self.records.live(&id).is_none() {
             return self.get(&SandboxRef::Id(id)).await;
         }
-        let flight = self.launch(id, Kind::Leave, |sandboxes, crew| async move {
-            sandboxes.leave_now(&id, &to, &crew).await
+        let operation = self.launch(id, OperationKind::Leave, |sandboxes, context| async move {
+            sandboxes.leave_now(&id, &to, &context).await
         });
-        self.outcome(flight, wait).await
+        self.outcome(operation, wait).await
     }
 
     async fn leave_now(
         &self,
         id: &SandboxId,
         to: &NodeName,
-        crew: &Crew,
+        context: &OperationContext,
     ) -> Result<Arc<Record>, Error> {
-        let _turn = crew.turn(Instant::now() + self.options.limits.turn).await?;
+        let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living_or_going(id)?;
         let place = self.place(&record).await?;
         if !matches!(&place, Some(Place::Elsewhere(there)) if there == to) {

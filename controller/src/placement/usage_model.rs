@@ -15,7 +15,7 @@ const MEMORY: (f64, f64) = (0.2, 1.0);
 
 /// Learnt usage of the cluster's sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Habits {
+pub struct UsageModel {
     /// Cores used, as a share of those handed out.
     pub cpu: f64,
     /// Memory used, as a share of that handed out.
@@ -25,7 +25,7 @@ pub struct Habits {
     learnt_ms: Option<u64>,
 }
 
-impl Habits {
+impl UsageModel {
     /// Creates initial estimates.
     pub const fn new(cpu: f64, memory: f64) -> Self {
         Self { cpu, memory, start_ms: 0.0, learnt_ms: None }
@@ -52,7 +52,7 @@ impl Habits {
                 continue;
             };
             // Booting usage is not long-run usage.
-            let used = load.cpu_busy * load.cores - foreign_cores - load.young_cores;
+            let used = load.cpu_busy * load.cores - foreign_cores - load.booting_cores;
             cores_used += used.max(0.0);
             cores += load.cores_allocated;
             memory_used += (load.memory_used - foreign_memory).max(0.0);
@@ -108,18 +108,18 @@ mod tests {
             ..NodeView::default()
         };
         let learnt = |nodes: [NodeView; 2]| {
-            let mut habits = Habits::new(0.14, 0.4);
+            let mut usage_model = UsageModel::new(0.14, 0.4);
             for second in 0..2400 {
                 let now_ms = second * 1000;
                 let nodes = nodes.map(|node| NodeView { reported_ms: Some(now_ms), ..node });
-                habits.learn(&nodes, now_ms);
+                usage_model.learn(&nodes, now_ms);
             }
-            habits
+            usage_model
         };
-        let habits = learnt([node(Some(4.0)), node(Some(4.0))]);
-        near(habits.cpu, 8.0 / 40.0);
-        near(habits.memory, 0.5);
-        near(habits.start_ms, 1500.0);
+        let usage_model = learnt([node(Some(4.0)), node(Some(4.0))]);
+        near(usage_model.cpu, 8.0 / 40.0);
+        near(usage_model.memory, 0.5);
+        near(usage_model.start_ms, 1500.0);
         let untold = learnt([node(None), node(None)]);
         near(untold.cpu, 0.14);
         near(untold.memory, 0.4);
