@@ -11,7 +11,7 @@ use agent::{
     ingress::{
         caddy::{self as files, Provided},
         check::IngressCheck,
-        owners::{Owners, Sources},
+        owner_resolver::{Owners, Sources},
         probe::Probe,
         routes::NodeRoutes,
         server::{self, Ingress},

@@ -3,7 +3,7 @@
 //! ```text
 //!  rpc/ (tonic; token -> team)          one request: rpc/sandbox.rs -> sandbox/create.rs
 //!    -> sandbox/ (domain, one file an operation)       -> placement (pure) -> store (durable)
-//!         -> placement/ (pure: where, and why)         -> sandbox/job.rs -> node/client.rs
+//!         -> placement/ (pure: where, and why)         -> sandbox/creation.rs -> node/client.rs
 //!         -> node/ (agent.v1: calls, watch, cache)
 //!         -> events/ (the log of what happened; derivation is pure)
 //!         -> store/ (intent and the log: SQLite, or memory)

@@ -125,7 +125,7 @@ mod tests {
         ingress::{
             Owner, Routes, Target,
             caddy::Proof,
-            owners::{Owners, Sources},
+            owner_resolver::{Owners, Sources},
             probe::Probe,
             routes::NodeRoutes,
             server::{self, Ingress},

@@ -12,11 +12,11 @@ pub mod caddy;
 pub mod check;
 pub mod decide;
 mod headers;
-pub mod owners;
+pub mod owner_resolver;
+pub mod peer_directory;
 pub mod probe;
 pub mod render;
 pub mod routes;
-pub mod seen;
 pub mod server;
 pub mod settings;
 

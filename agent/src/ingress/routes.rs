@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use proto::id::{SandboxId, SandboxRef};
 
-use super::{Owner, Routes, State, Target, owners::Owners};
+use super::{Owner, Routes, State, Target, owner_resolver::Owners};
 use crate::{
     journal::{Phase, Record},
     sandbox::{Known, Sandboxes, Tombstone, Wake},

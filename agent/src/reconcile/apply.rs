@@ -38,7 +38,7 @@ async fn act(sandboxes: &Arc<Sandboxes>, action: &Action) -> Result<(), Error> {
         Action::Delete(id) => sandboxes.delete(id, WAIT).await.map(drop),
         Action::Stop(id) => sandboxes.stop(id, WAIT).await.map(drop),
         Action::Start(id) => sandboxes.start(id, WAIT).await.map(drop),
-        Action::Settle(id) => sandboxes.settle(id, WAIT).await.map(drop),
+        Action::EnforcePause(id) => sandboxes.enforce_pause(id, WAIT).await.map(drop),
         Action::Look(id) => sandboxes.look(id, WAIT).await.map(drop),
         Action::Adopt(id) => sandboxes.finish_adoption(id, WAIT).await.map(drop),
         Action::Release(id) => sandboxes.release(id, WAIT).await.map(drop),

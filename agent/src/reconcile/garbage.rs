@@ -60,8 +60,8 @@ fn item(action: &Action) -> Item {
         Action::Delete(id) => of("delete", id, "its deletion was asked for and has not ended"),
         Action::Stop(id) => of("stop", id, "a stop was asked for and has not ended"),
         Action::Start(id) => of("start", id, "a start was asked for and has not ended"),
-        Action::Settle(id) => of(
-            "settle",
+        Action::EnforcePause(id) => of(
+            "enforce_pause",
             id,
             "it is not frozen and locked, or not thawed and unlocked, as it should",
         ),

@@ -18,7 +18,7 @@ use crate::{
     pve::Mark,
     sandbox::{
         Tombstone,
-        look::{self, Life, Place},
+        drift::{self, ContainerLocation, Life},
         observe::{Container, Observed},
     },
 };
@@ -60,7 +60,7 @@ pub enum Action {
     /// Continue a start.
     Start(SandboxId),
     /// Freeze and lock, or thaw and unlock, as the phase requires.
-    Settle(SandboxId),
+    EnforcePause(SandboxId),
     /// Observe a container that differs from its record, and record the result.
     Look(SandboxId),
     /// Write the mark of a container that is being adopted.
@@ -121,21 +121,21 @@ fn of_record(record: &Record, observed: &Observed, life: &Life) -> Option<Action
     if record.progress == Progress::Release {
         return Some(Action::Release(record.id));
     }
-    if look::seen(record, &place(record, observed), life).is_some() {
+    if drift::detect_drift(record, &place(record, observed), life).is_some() {
         return Some(Action::Look(record.id));
     }
     let ours = observed.containers.get(&record.vmid);
     let ours = ours.filter(|seen| is_its_own(record, seen));
-    let settle = |wrong: bool| wrong.then_some(Action::Settle(record.id));
+    let enforce = |wrong: bool| wrong.then_some(Action::EnforcePause(record.id));
     match record.phase {
         Phase::Creating | Phase::Undoing => Some(Action::Undo(record.id)),
         Phase::Deleting => Some(Action::Delete(record.id)),
         Phase::Stopping => Some(Action::Stop(record.id)),
         Phase::Starting => Some(Action::Start(record.id)),
-        Phase::Paused => settle(ours.is_some_and(|seen| !seen.frozen || !seen.held)),
+        Phase::Paused => enforce(ours.is_some_and(|seen| !seen.frozen || !seen.held)),
         // A crash in a resume, or in a pause that was to be undone; or a lock that survived a
         // reboot.
-        Phase::Running | Phase::Stopped => settle(ours.is_some_and(|s| s.frozen || s.noted)),
+        Phase::Running | Phase::Stopped => enforce(ours.is_some_and(|s| s.frozen || s.noted)),
         Phase::Deleted | Phase::Failed => None,
     }
 }
@@ -144,14 +144,14 @@ fn is_its_own(record: &Record, seen: &Container) -> bool {
     seen.mark.as_ref() == Some(&record.mark()) && !seen.template
 }
 
-fn place(record: &Record, observed: &Observed) -> Place {
+fn place(record: &Record, observed: &Observed) -> ContainerLocation {
     match observed.containers.get(&record.vmid) {
-        Some(seen) if is_its_own(record, seen) => Place::Here { running: seen.running },
-        Some(_) => Place::Taken,
+        Some(seen) if is_its_own(record, seen) => ContainerLocation::Here { running: seen.running },
+        Some(_) => ContainerLocation::Taken,
         None => match observed.cluster.guests.get(&record.vmid) {
-            Some(node) if Some(node) == observed.node.as_ref() => Place::Taken,
-            Some(node) => Place::Elsewhere(node.clone()),
-            None => Place::Gone,
+            Some(node) if Some(node) == observed.node.as_ref() => ContainerLocation::Taken,
+            Some(node) => ContainerLocation::Elsewhere(node.clone()),
+            None => ContainerLocation::Gone,
         },
     }
 }

@@ -63,7 +63,7 @@ impl Sandboxes {
         let _turn = context.turn(Instant::now() + limits.turn).await?;
         if cause != Cause::ASKED {
             let record = self.living(&SandboxRef::Id(*id))?;
-            if self.is_moot(&record, cause) {
+            if self.no_longer_due(&record, cause) {
                 return Ok(record);
             }
         }

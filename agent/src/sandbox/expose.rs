@@ -14,7 +14,7 @@ use proto::{
     spec::limit,
 };
 
-use super::{Error, Sandboxes, cut};
+use super::{Error, Sandboxes, kill_connections};
 use crate::journal::Record;
 
 /// Services that were closed, with their ports.
@@ -90,7 +90,7 @@ impl Sandboxes {
         self.tasks.spawn(async move {
             tokio::select! {
                 () = sandboxes.tasks.stopping().cancelled() => {}
-                () = tokio::time::sleep(cut::AGAIN) => {}
+                () = tokio::time::sleep(kill_connections::AGAIN) => {}
             }
             let open = sandboxes.records.live(&id).is_some_and(|record| {
                 record.lease() == Some(ip) && record.services.values().any(|p| *p == port)
@@ -103,7 +103,7 @@ impl Sandboxes {
 }
 
 async fn cut_now(to: SocketAddr) {
-    match cut::connections(to).await {
+    match kill_connections::connections(to).await {
         Ok(0) => {}
         Ok(connections) => tracing::info!(%to, connections, "open connections were cut"),
         Err(error) => tracing::warn!(%to, %error, "open connections were not cut"),

@@ -10,7 +10,7 @@ use proto::{
 
 use super::{
     Error, Sandboxes,
-    due::{Due, due},
+    expiry::{Due, due},
 };
 use crate::{clock::Moment, journal::Record};
 
@@ -68,7 +68,7 @@ impl Sandboxes {
     }
 
     /// True when an action is no longer due: the sandbox was extended, or used, meanwhile.
-    pub(super) fn is_moot(&self, record: &Record, cause: Cause) -> bool {
+    pub(super) fn no_longer_due(&self, record: &Record, cause: Cause) -> bool {
         cause != Cause::ASKED
             && self.due_for(record, &self.clock.moment()).is_none_or(|due| due.cause != cause)
     }

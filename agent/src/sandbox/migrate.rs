@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::{
     Dhcp, Error, Event, Known, Sandboxes,
-    look::Place,
+    drift::ContainerLocation,
     operations::{OperationContext, OperationKind, lost},
 };
 use crate::{
@@ -62,11 +62,14 @@ impl Sandboxes {
             });
         let record = self.outcome(operation, wait).await?;
         match self.place(&record).await? {
-            Some(Place::Elsewhere(node)) => {
+            Some(ContainerLocation::Elsewhere(node)) => {
                 let (record, now) = (Record::clone(&record), self.clock.moment());
                 Ok((Exported { record, now }, node))
             }
-            Some(Place::Here { .. } | Place::Taken | Place::Gone) | None => {
+            Some(
+                ContainerLocation::Here { .. } | ContainerLocation::Taken | ContainerLocation::Gone,
+            )
+            | None => {
                 let why = format!("{id} is not on another node: ask again");
                 Err(Error::new(Reason::NotMovable, why))
             }
@@ -87,10 +90,13 @@ impl Sandboxes {
             return Err(Error::new(Reason::NotMovable, why));
         }
         match self.place(&record).await? {
-            Some(Place::Here { running: false }) if !going => {}
+            Some(ContainerLocation::Here { running: false }) if !going => {}
             // Also for one that was deleted after it was given away: the other node deletes it.
-            Some(Place::Elsewhere(_)) => return self.given(record).await,
-            Some(Place::Here { .. } | Place::Taken | Place::Gone) | None => {
+            Some(ContainerLocation::Elsewhere(_)) => return self.given(record).await,
+            Some(
+                ContainerLocation::Here { .. } | ContainerLocation::Taken | ContainerLocation::Gone,
+            )
+            | None => {
                 let why =
                     format!("the container of {id} runs, is being deleted, or is not its own");
                 return Err(Error::new(Reason::NotMovable, why));
@@ -234,7 +240,7 @@ impl Sandboxes {
         let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living_or_going(id)?;
         let place = self.place(&record).await?;
-        if !matches!(&place, Some(Place::Elsewhere(there)) if there == to) {
+        if !matches!(&place, Some(ContainerLocation::Elsewhere(there)) if there == to) {
             let why = format!("container {} of {id} is not on {to}", record.vmid);
             return Err(Error::new(Reason::NotMovable, why));
         }

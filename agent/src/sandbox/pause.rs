@@ -2,7 +2,7 @@
 //!
 //! There is one phase for it. PAUSED is written first, as the intended state; the lock and the
 //! freeze follow. If they fail, the container is thawed and the phase is RUNNING again. So after a
-//! crash at any step the reconciler only makes the host match the phase (`settle`).
+//! crash at any step the reconciler only makes the host match the phase (`enforce_pause`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -86,7 +86,7 @@ impl Sandboxes {
     ) -> Result<Arc<Record>, Error> {
         let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
-        if record.phase == Phase::Paused || self.is_moot(&record, cause) {
+        if record.phase == Phase::Paused || self.no_longer_due(&record, cause) {
             return Ok(record);
         }
         let record = self

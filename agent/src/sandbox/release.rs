@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     Error, Event, Sandboxes,
-    look::Place,
+    drift::ContainerLocation,
     operations::{OperationContext, OperationKind},
 };
 use crate::journal::{Phase, Record};
@@ -52,7 +52,7 @@ impl Sandboxes {
             let why = "without quorum nobody can tell where its container is";
             return Err(Error::new(Reason::NoQuorum, why).retry_after(Duration::from_secs(2)));
         };
-        if matches!(place, Place::Here { .. }) {
+        if matches!(place, ContainerLocation::Here { .. }) {
             if !record.adopted {
                 let why = format!("container {} was made for {id}: delete it", record.vmid);
                 return Err(Error::new(Reason::NotAdopted, why));

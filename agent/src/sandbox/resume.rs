@@ -61,15 +61,15 @@ impl Sandboxes {
         let record = record?;
         thawed?;
         // Entry while this operation is under way, so that the sandbox is never idle and locked.
-        self.settle_later(id);
+        self.enforce_pause_later(id);
         Ok(record)
     }
 
     /// Removes the lock in the background.
-    fn settle_later(self: &Arc<Self>, id: &SandboxId) {
+    fn enforce_pause_later(self: &Arc<Self>, id: &SandboxId) {
         let id = *id;
         let operation = self.launch(id, OperationKind::Settle, |sandboxes, context| async move {
-            sandboxes.settle_now(&id, &context).await
+            sandboxes.enforce_pause_now(&id, &context).await
         });
         drop(operation);
     }

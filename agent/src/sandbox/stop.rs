@@ -59,7 +59,7 @@ impl Sandboxes {
     ) -> Result<Arc<Record>, Error> {
         let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
-        if record.phase == Phase::Stopped || self.is_moot(&record, cause) {
+        if record.phase == Phase::Stopped || self.no_longer_due(&record, cause) {
             return Ok(record);
         }
         self.stop_in_turn(id, cause, None).await

@@ -26,7 +26,7 @@ use tokio::sync::{Notify, watch};
 mod moved;
 
 use self::moved::{has_moved, is_gone};
-use super::kept::{CompactSandbox, Interner, ended};
+use super::compact::{CompactSandbox, Interner, ended};
 use crate::store::Event;
 
 /// One sandbox.

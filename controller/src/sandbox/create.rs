@@ -1,5 +1,5 @@
 //! Accepts a creation: checks the request, picks a node, records that, and only then lets a task of
-//! its own (`job`) call the node. The caller waits for that task, and may leave.
+//! its own (`creation`) call the node. The caller waits for that task, and may leave.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Caller, Error, RETRY, Sandboxes, WAIT_MAX, job::Creation};
+use super::{Caller, Error, RETRY, Sandboxes, WAIT_MAX, creation::Creation};
 use crate::{
     node::{Order, registry::AttemptHistory},
     store::{Begun, Event, Row, State},

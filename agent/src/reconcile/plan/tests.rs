@@ -6,7 +6,7 @@ use crate::{
         Failure,
         conformance::{id, record, vmid},
     },
-    sandbox::look::Seen,
+    sandbox::drift::Drift,
 };
 
 const TEMPLATE: u32 = 9000;
@@ -154,7 +154,7 @@ fn apply(world: &mut World, actions: &[Action]) {
             }
         };
         match action {
-            Action::Settle(id_) => {
+            Action::EnforcePause(id_) => {
                 let record = world.records.iter().find(|r| id(r.0) == *id_).expect("a record");
                 let paused = record.2 == Phase::Paused;
                 world.pauses[usize::from(record.0)] = (paused, paused);
@@ -166,14 +166,14 @@ fn apply(world: &mut World, actions: &[Action]) {
                 let (intended, observed) = split(world);
                 let record = intended.live.iter().find(|record| record.id == *id_);
                 let record = record.expect("it lives");
-                let seen = look::seen(record, &place(record, &observed), &intended.life);
+                let seen = drift::detect_drift(record, &place(record, &observed), &intended.life);
                 let seen = seen.expect("something new");
                 let at = world.records.iter_mut().find(|r| id(r.0) == *id_).expect("a record");
                 match seen {
-                    Seen::Up => at.2 = Phase::Running,
-                    Seen::Fit => {}
-                    Seen::Rebooted | Seen::Expired(_) => panic!("the node was not rebooted"),
-                    Seen::Down(reason, message) | Seen::Unfit(reason, message) => {
+                    Drift::Up => at.2 = Phase::Running,
+                    Drift::Fit => {}
+                    Drift::Rebooted | Drift::Expired(_) => panic!("the node was not rebooted"),
+                    Drift::Down(reason, message) | Drift::Unfit(reason, message) => {
                         at.2 = Phase::Stopped;
                         let rollback = String::new();
                         let failure = Failure { reason: reason.into(), message, rollback };
@@ -224,7 +224,7 @@ proptest! {
         for action in plan(&intended, &observed) {
             let touched = match &action {
                 Action::Undo(id) | Action::Delete(id) | Action::Stop(id) | Action::Start(id)
-                | Action::Look(id) | Action::Settle(id) | Action::Adopt(id)
+                | Action::Look(id) | Action::EnforcePause(id) | Action::Adopt(id)
                 | Action::Release(id) | Action::Unmark { id, .. } => *id,
                 Action::Sweep { id, vmid } => {
                     // The mark, the vmid, and a tombstone with both must match.
@@ -271,16 +271,16 @@ fn a_pause_is_made_so_or_undone() {
         let (intended, observed) = split(&world);
         plan(&intended, &observed)
     };
-    let settle = [Action::Settle(id(0))];
+    let enforced = [Action::EnforcePause(id(0))];
     assert_eq!(plan_of(Phase::Paused, true, (true, true)), []);
     assert_eq!(plan_of(Phase::Running, true, (false, false)), []);
     for half in [(false, false), (true, false), (false, true)] {
-        assert_eq!(plan_of(Phase::Paused, true, half), settle, "{half:?}");
+        assert_eq!(plan_of(Phase::Paused, true, half), enforced, "{half:?}");
     }
     for half in [(true, true), (true, false), (false, true)] {
-        assert_eq!(plan_of(Phase::Running, true, half), settle, "{half:?}");
+        assert_eq!(plan_of(Phase::Running, true, half), enforced, "{half:?}");
     }
-    assert_eq!(plan_of(Phase::Stopped, false, (false, true)), settle);
+    assert_eq!(plan_of(Phase::Stopped, false, (false, true)), enforced);
     // After a reboot the container is down, and that comes first.
     assert_eq!(plan_of(Phase::Paused, false, (false, true)), [Action::Look(id(0))]);
 }

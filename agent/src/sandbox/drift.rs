@@ -30,7 +30,7 @@ const EXPIRED_MEANWHILE: &str = "its node was rebooted, and its time to live was
 
 /// Location of a sandbox's container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum ContainerLocation {
     /// On this node, with the sandbox's mark.
     Here {
         /// True when its init runs.
@@ -46,7 +46,7 @@ pub enum Place {
 
 /// Drift of a container from its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
+pub enum Drift {
     /// The sandbox should run and does not, or cannot any more; with reason and sentence.
     Down(Reason, String),
     /// The sandbox is stopped, and cannot be started; with reason and sentence.
@@ -79,58 +79,60 @@ impl Life {
     }
 
     /// Decides about a sandbox that ran before the reboot, and does not run now.
-    fn after_reboot(&self, record: &Record) -> Seen {
+    fn after_reboot(&self, record: &Record) -> Drift {
         // Uses the wall clock as it is: it may be set later, but a start is not taken back.
         let expires = record.lifetime.expires.as_ref();
         if expires.is_some_and(|expiry| expiry.wall_ms <= self.now.wall_ms) {
-            return Seen::Expired(EXPIRED_MEANWHILE);
+            return Drift::Expired(EXPIRED_MEANWHILE);
         }
         match self.on_reboot {
-            OnReboot::Start => Seen::Rebooted,
-            OnReboot::Keep => Seen::Down(Reason::SandboxNotRunning, NOT_STARTED_AGAIN.to_owned()),
+            OnReboot::Start => Drift::Rebooted,
+            OnReboot::Keep => Drift::Down(Reason::SandboxNotRunning, NOT_STARTED_AGAIN.to_owned()),
         }
     }
 }
 
 /// Detects drift of a container from its record; `None` when there is none. Pure.
-pub fn seen(record: &Record, place: &Place, life: &Life) -> Option<Seen> {
+pub fn detect_drift(record: &Record, place: &ContainerLocation, life: &Life) -> Option<Drift> {
     let rebooted = life.is_later_than(record);
     let stood = record.failure.as_ref().map(|failure| failure.reason);
     let (reason, why) = match (place, record.phase) {
-        (Place::Here { running: true }, Phase::Stopped) => return Some(Seen::Up),
-        (Place::Here { running: false }, Phase::Stopped) => {
+        (ContainerLocation::Here { running: true }, Phase::Stopped) => return Some(Drift::Up),
+        (ContainerLocation::Here { running: false }, Phase::Stopped) => {
             let unfit = matches!(stood, Some(Reason::NotOurs | Reason::ContainerGone));
             let back = record.progress == Progress::Export;
-            return (unfit || back).then_some(Seen::Fit);
+            return (unfit || back).then_some(Drift::Fit);
         }
         // PVE started it with the node, or an operator did: either way it is another boot.
-        (Place::Here { running: true }, Phase::Running) if rebooted => return Some(Seen::Up),
-        (Place::Here { running: true }, _) => return None,
-        (Place::Here { running: false }, Phase::Running) if rebooted => {
+        (ContainerLocation::Here { running: true }, Phase::Running) if rebooted => {
+            return Some(Drift::Up);
+        }
+        (ContainerLocation::Here { running: true }, _) => return None,
+        (ContainerLocation::Here { running: false }, Phase::Running) if rebooted => {
             return Some(life.after_reboot(record));
         }
-        (Place::Here { running: false }, Phase::Paused) => {
+        (ContainerLocation::Here { running: false }, Phase::Paused) => {
             (Reason::SandboxNotRunning, LOST_WHILE_PAUSED.to_owned())
         }
-        (Place::Here { running: false }, _) => {
+        (ContainerLocation::Here { running: false }, _) => {
             let why = "it was found stopped: it ended by itself, or somebody stopped it";
             (Reason::SandboxNotRunning, why.to_owned())
         }
-        (Place::Taken, _) => {
+        (ContainerLocation::Taken, _) => {
             let why = "its container does not carry its mark any more and is left alone";
             (Reason::NotOurs, why.to_owned())
         }
-        (Place::Elsewhere(node), _) => {
+        (ContainerLocation::Elsewhere(node), _) => {
             let why = format!("its container was moved to node {node}: recover it there");
             (Reason::ContainerGone, why)
         }
-        (Place::Gone, _) => {
+        (ContainerLocation::Gone, _) => {
             (Reason::ContainerGone, "its container was removed by somebody else".to_owned())
         }
     };
     match record.phase {
-        Phase::Running | Phase::Paused => Some(Seen::Down(reason, why)),
-        Phase::Stopped => (stood != Some(reason)).then_some(Seen::Unfit(reason, why)),
+        Phase::Running | Phase::Paused => Some(Drift::Down(reason, why)),
+        Phase::Stopped => (stood != Some(reason)).then_some(Drift::Unfit(reason, why)),
         // Another operation works on it, or will.
         Phase::Creating
         | Phase::Undoing
@@ -167,10 +169,10 @@ impl Sandboxes {
         let _turn = context.turn(Instant::now() + self.options.limits.turn).await?;
         let record = self.living(&SandboxRef::Id(*id))?;
         let Some(place) = self.place(&record).await? else { return Ok(record) };
-        let Some(seen) = seen(&record, &place, &self.life()) else { return Ok(record) };
+        let Some(seen) = detect_drift(&record, &place, &self.life()) else { return Ok(record) };
         tracing::warn!(sandbox_id = %id, vmid = %record.vmid, ?seen, "container differs from its record");
         match seen {
-            Seen::Rebooted => {
+            Drift::Rebooted => {
                 // The intent is durable; the next pass starts it, as it continues every start.
                 self.advance(id, Event::Rebooted, |record| {
                     record.boot += 1;
@@ -179,37 +181,37 @@ impl Sandboxes {
                 })
                 .await
             }
-            Seen::Expired(why) => {
+            Drift::Expired(why) => {
                 let failure = failure(Reason::SandboxNotRunning, why.to_owned());
                 let note = |record: &mut Record| record.failure = Some(failure.clone());
                 self.advance_because(id, Event::FoundDown, Cause::Ttl, note).await
             }
-            Seen::Down(reason, message) => {
+            Drift::Down(reason, message) => {
                 let failure = failure(reason, message);
                 let noted = self
                     .advance(id, Event::FoundDown, |record| record.failure = Some(failure.clone()))
                     .await?;
                 // The lock of a pause outlives a reboot. The next pass removes what is left.
-                if matches!(place, Place::Here { .. })
+                if matches!(place, ContainerLocation::Here { .. })
                     && let Err(error) = self.pve.release(record.vmid, id).await
                 {
                     tracing::warn!(sandbox_id = %id, %error, "lock of the pause stays for now");
                 }
                 Ok(noted)
             }
-            Seen::Unfit(reason, message) => {
+            Drift::Unfit(reason, message) => {
                 let failure = failure(reason, message);
                 let note = |record: &mut Record| record.failure = Some(failure.clone());
                 self.amend_stopped(id, note).await
             }
-            Seen::Fit => {
+            Drift::Fit => {
                 let fit = |record: &mut Record| {
                     record.failure = None;
                     record.progress = Progress::Done;
                 };
                 self.amend_stopped(id, fit).await
             }
-            Seen::Up => {
+            Drift::Up => {
                 let now = self.clock.moment();
                 // A tenant controls everything inside, so nothing of it is read.
                 let dhcp = record.network == Network::Dhcp;
@@ -252,20 +254,20 @@ impl Sandboxes {
     }
 
     /// Locates the container; `None` while that cannot be decided.
-    pub(super) async fn place(&self, record: &Record) -> Result<Option<Place>, Error> {
+    pub(super) async fn place(&self, record: &Record) -> Result<Option<ContainerLocation>, Error> {
         if let Some(config) = self.pve.config(record.vmid).await? {
             if config.mark() != Some(record.mark()) || config.is_template() {
-                return Ok(Some(Place::Taken));
+                return Ok(Some(ContainerLocation::Taken));
             }
             let running = self.pve.running(record.vmid).await;
-            return Ok(Some(Place::Here { running }));
+            return Ok(Some(ContainerLocation::Here { running }));
         }
         let cluster = self.pve.cluster().await;
         // Without quorum, or with pmxcfs down, absence proves nothing.
         Ok(cluster.quorate.then(|| match cluster.guests.get(&record.vmid) {
-            Some(node) if node == self.pve.node() => Place::Taken,
-            Some(node) => Place::Elsewhere(node.clone()),
-            None => Place::Gone,
+            Some(node) if node == self.pve.node() => ContainerLocation::Taken,
+            Some(node) => ContainerLocation::Elsewhere(node.clone()),
+            None => ContainerLocation::Gone,
         }))
     }
 }
@@ -282,11 +284,11 @@ mod tests {
     #[test]
     fn nothing_is_noted_twice_and_nothing_of_an_operation() {
         let places = [
-            Place::Here { running: true },
-            Place::Here { running: false },
-            Place::Taken,
-            Place::Elsewhere("n2".parse().expect("a name")),
-            Place::Gone,
+            ContainerLocation::Here { running: true },
+            ContainerLocation::Here { running: false },
+            ContainerLocation::Taken,
+            ContainerLocation::Elsewhere("n2".parse().expect("a name")),
+            ContainerLocation::Gone,
         ];
         let lives = [OnReboot::Start, OnReboot::Keep].map(|on_reboot| {
             // Records of the conformance suite have no boot; these have the one before the reboot.
@@ -303,22 +305,22 @@ mod tests {
                 let since = Moment { boot: "old".into(), ..Moment::default() };
                 let mut record = Record { phase, progress, since, failure: None, ..record(1) };
                 for round in 0..3 {
-                    match seen(&record, place, &life) {
+                    match detect_drift(&record, place, &life) {
                         None => break,
-                        Some(Seen::Down(reason, why)) => {
+                        Some(Drift::Down(reason, why)) => {
                             record.phase = Phase::Stopped;
                             record.failure = Some(failure(reason, why));
                         }
-                        Some(Seen::Unfit(reason, why)) => {
+                        Some(Drift::Unfit(reason, why)) => {
                             record.failure = Some(failure(reason, why));
                         }
-                        Some(Seen::Up) => {
+                        Some(Drift::Up) => {
                             (record.phase, record.failure) = (Phase::Running, None);
                             record.since = life.now.clone();
                         }
-                        Some(Seen::Rebooted) => record.phase = Phase::Starting,
-                        Some(Seen::Expired(_)) => panic!("it lives for ever"),
-                        Some(Seen::Fit) => {
+                        Some(Drift::Rebooted) => record.phase = Phase::Starting,
+                        Some(Drift::Expired(_)) => panic!("it lives for ever"),
+                        Some(Drift::Fit) => {
                             (record.progress, record.failure) = (Progress::Done, None);
                         }
                     }
@@ -326,7 +328,11 @@ mod tests {
                 }
             }
             for phase in [Phase::Creating, Phase::Starting, Phase::Stopping, Phase::Deleting] {
-                assert_eq!(seen(&Record { phase, ..record(1) }, place, &life), None, "{place:?}");
+                assert_eq!(
+                    detect_drift(&Record { phase, ..record(1) }, place, &life),
+                    None,
+                    "{place:?}"
+                );
             }
         }
     }

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Owner,
-    seen::{Place, Seen, Sighting},
+    peer_directory::{Place, Seen, Sighting},
 };
 use crate::{
     clock::Clock,

@@ -7,7 +7,7 @@ use prost::Message;
 use proto::sandbox::v1::{CreateSandboxRequest, Phase, Sandbox};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Sandboxes, create, job::Creation};
+use super::{Sandboxes, create, creation::Creation};
 use crate::{
     node::{Entry, Order},
     store::{self, Row, Seen, State},

@@ -20,19 +20,19 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When something prevents it, such as somebody else's lock; it can be tried again.
-    pub async fn settle(
+    pub async fn enforce_pause(
         self: &Arc<Self>,
         id: &SandboxId,
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let id = *id;
         let operation = self.launch(id, OperationKind::Settle, |sandboxes, context| async move {
-            sandboxes.settle_now(&id, &context).await
+            sandboxes.enforce_pause_now(&id, &context).await
         });
         self.outcome(operation, wait).await
     }
 
-    pub(super) async fn settle_now(
+    pub(super) async fn enforce_pause_now(
         &self,
         id: &SandboxId,
         context: &OperationContext,
