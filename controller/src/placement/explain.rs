@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Ask, Choice, Filtered, Fleet, Holder, Look, NodeView, Now,
     filter::{self, Room},
-    score::{self, PARTS},
+    score,
 };
 
 /// One part of a score.
@@ -197,13 +197,11 @@ impl Fleet {
                     }
                     Ok(()) => {
                         let parts = score::parts(view, holder, ask, &now);
-                        let part = |(name, value): (&&'static str, f64)| Part {
-                            name: (*name).into(),
-                            value,
-                        };
+                        let part =
+                            |(name, value): (&'static str, f64)| Part { name: name.into(), value };
                         fit.push(Verdict {
-                            score: parts.iter().sum(),
-                            parts: PARTS.iter().zip(parts).map(part).collect(),
+                            score: parts.sum(),
+                            parts: parts.named().into_iter().map(part).collect(),
                             ..verdict(None, case.figures(holder))
                         });
                     }
