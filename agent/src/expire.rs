@@ -89,7 +89,7 @@ impl Expiry {
             self.sandboxes.used(&id);
             return (id, due, None);
         }
-        tracing::info!(sandbox_id = %id, cause = due.cause.name(), action = ?due.action, "its time has come");
+        tracing::info!(sandbox_id = %id, cause = due.cause.name(), action = ?due.action, "sandbox expired");
         let done = self.sandboxes.expire(&id, due, WAIT).await;
         if let Err(error) = &done {
             tracing::warn!(sandbox_id = %id, %error, "sandbox could not be expired");

@@ -94,7 +94,7 @@ pub enum Error {
     #[error("{path} could not be started")]
     Start { path: PathBuf, source: io::Error },
     /// The command's turn did not come in time; nothing was started.
-    #[error("its turn did not come in time")]
+    #[error("the process waited too long for a free slot")]
     NoTurn,
     /// The command did not end in time and was sent SIGTERM. Its effects must be checked.
     #[error("it did not end in time{}", if *ended { ", and was stopped" } else { " and does not stop" })]

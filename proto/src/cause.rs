@@ -8,17 +8,14 @@ impl Cause {
 
     /// The name, UPPER_SNAKE; empty for [`Cause::ASKED`].
     pub fn name(self) -> &'static str {
-        match self {
-            Self::ASKED => "",
-            cause => cause.as_str_name().trim_start_matches("CAUSE_"),
-        }
+        if self == Self::ASKED { "" } else { self.as_str_name().trim_start_matches("CAUSE_") }
     }
 
     /// The cause of this name; `None` for one that is newer than this program.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "" => Some(Self::ASKED),
-            name => Self::from_str_name(&format!("CAUSE_{name}")),
+            name => Self::from_str_name(&format!("CAUSE_{name}")).filter(|c| *c != Self::ASKED),
         }
     }
 }
@@ -70,6 +67,6 @@ mod tests {
             assert_eq!(Cause::named(cause.name()), Some(cause));
         }
         assert_eq!((Cause::Ttl.name(), Cause::ASKED.name()), ("TTL", ""));
-        assert_eq!(Cause::named("NEWER"), None);
+        assert_eq!((Cause::named("NEWER"), Cause::named("UNSPECIFIED")), (None, None));
     }
 }

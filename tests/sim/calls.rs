@@ -206,7 +206,7 @@ impl Line {
     /// Converts an error to the result of a call.
     fn refused(&self, status: &Status) -> CameTo {
         match daemon::status::reason(status) {
-            Some(why) if why == Reason::Invariant => {
+            Some(Reason::Invariant) => {
                 self.watch.wrong(format!("I9: a caller was told INVARIANT: {}", status.message()));
                 CameTo::Unknown
             }

@@ -91,7 +91,7 @@ impl Doors {
                 response::Message::Exit(ExecExit::default()),
             ],
             Answer::No(reason) => vec![response::Message::Refused(wire::Refused {
-                reason: reason.into(),
+                reason: reason.name().to_owned(),
                 message: "the simulation says so".to_owned(),
             })],
             Answer::Breaks => return,

@@ -3,7 +3,7 @@
 //! Caddy runs one static configuration (`render`, `headers`, `caddy`) and asks the agent for the
 //! upstream of each request, over a unix socket (`server`). The answer is decided (`decide`, pure)
 //! from the request's host, this node's sandboxes, and the owners of sandboxes on other nodes
-//! (`owners`). So no request waits for a reload, a port is open only while it is exposed, and
+//! (`peer_directory`, `owner_resolver`). So no request waits for a reload, a port is open only while it is exposed, and
 //! changes to other sandboxes do not disturb an open WebSocket.
 //!
 //! Depends on `sandbox` and `pve`, not on `rpc` or `reconcile`.

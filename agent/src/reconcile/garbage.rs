@@ -65,7 +65,9 @@ fn item(action: &Action) -> Item {
             id,
             "it is not frozen and locked, or not thawed and unlocked, as it should",
         ),
-        Action::Look(id) => of("look", id, "its container is not as its record says: take note"),
+        Action::Look(id) => {
+            of("look", id, "its container has drifted from its record, which will be recorded")
+        }
         Action::Adopt(id) => of("adopt", id, "its adoption was cut short"),
         Action::Release(id) => of("release", id, "it was to be given back, and that has not ended"),
         Action::Unmark { id, vmid } => {

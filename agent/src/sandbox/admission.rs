@@ -65,7 +65,7 @@ impl Memory {
         let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
         if (given + asked) as f64 > limits.memory_overcommit * total as f64 {
             return Some(format!(
-                "{:.1} GiB of {:.1} are exported out, {:.1} more are too much",
+                "{:.1} of {:.1} GiB are given to sandboxes already; {:.1} GiB more do not fit",
                 gib(given),
                 gib(total),
                 gib(asked)
@@ -73,7 +73,7 @@ impl Memory {
         }
         let used = total.saturating_sub(available) + asked / 2;
         (used as f64 > limits.memory_used_max * total as f64)
-            .then(|| format!("{:.1} GiB of {:.1} can be had", gib(available), gib(total)))
+            .then(|| format!("only {:.1} of {:.1} GiB are available", gib(available), gib(total)))
     }
 }
 

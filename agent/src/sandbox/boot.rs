@@ -24,7 +24,7 @@ impl Sandboxes {
         let slot = timeout_at(deadline, self.starts.acquire()).await;
         slot.ok()
             .and_then(Result::ok)
-            .ok_or_else(|| Error::new(Reason::QueueFull, "no place among those that boot in time"))
+            .ok_or_else(|| Error::new(Reason::QueueFull, "no free slot for a start in time"))
     }
 
     pub(super) async fn start_container(&self, boot: &Boot<'_>) -> Result<(), Error> {

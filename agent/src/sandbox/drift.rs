@@ -57,7 +57,7 @@ pub enum Drift {
     Rebooted,
     /// As `Rebooted`, but its time to live was over before it could.
     Expired(&'static str),
-    /// The container can be used again, after it was unfit or exported over.
+    /// The container can be used again, after it was unfit or exported to another node.
     Fit,
 }
 

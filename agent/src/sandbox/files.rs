@@ -30,7 +30,7 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Largest message of stdin, bytes.
 const CHUNK: usize = 256 * 1024;
-/// Most messages in operation per channel.
+/// Most messages that are buffered per channel.
 const MESSAGES: usize = 4;
 /// Most entries of a listing.
 pub const ENTRIES_MAX: u32 = 5000;
@@ -348,7 +348,7 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 }
 
 fn nonsense() -> Error {
-    Error::new(Reason::ExecFailed, "what works on files inside the sandbox answered nonsense")
+    Error::new(Reason::ExecFailed, "the file helper in the sandbox sent an invalid answer")
 }
 
 fn late() -> Error {

@@ -97,8 +97,9 @@ impl Sandboxes {
                 ContainerLocation::Here { .. } | ContainerLocation::Taken | ContainerLocation::Gone,
             )
             | None => {
-                let why =
-                    format!("the container of {id} runs, is being deleted, or is not its own");
+                let why = format!(
+                    "the container of {id} runs, is being deleted, or does not carry its mark"
+                );
                 return Err(Error::new(Reason::NotMovable, why));
             }
         }
@@ -116,7 +117,7 @@ impl Sandboxes {
         self.given(record).await
     }
 
-    /// Marks the record as exported over: from now on requests for the sandbox go to the other node.
+    /// Marks the record as exported: from now on requests for the sandbox go to the other node.
     async fn given(&self, record: Arc<Record>) -> Result<Arc<Record>, Error> {
         if record.phase == Phase::Deleting || record.progress == Progress::Export {
             return Ok(record);

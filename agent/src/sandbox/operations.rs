@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use crate::journal::Record;
 
-/// OperationKind of operation on a sandbox.
+/// Kind of an operation on a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum OperationKind {
     /// Creates the sandbox.

@@ -60,7 +60,7 @@ impl Sandboxes {
         );
         let record = record?;
         thawed?;
-        // Entry while this operation is under way, so that the sandbox is never idle and locked.
+        // Launched while this operation is under way, so that the sandbox is never idle and locked.
         self.enforce_pause_later(id);
         Ok(record)
     }

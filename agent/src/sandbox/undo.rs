@@ -131,7 +131,7 @@ impl Sandboxes {
 
 /// Converts an error to the form that records keep.
 pub(super) fn failure(error: &Error) -> Failure {
-    Failure { reason: error.reason.into(), message: error.message.clone(), rollback: String::new() }
+    Failure { reason: error.reason, message: error.message.clone(), rollback: String::new() }
 }
 
 fn note(record: &mut Record, rollback: &str) {

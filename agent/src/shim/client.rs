@@ -103,7 +103,7 @@ async fn ask(
     let late = || io::Error::new(io::ErrorKind::TimedOut, "its shim does not answer");
     match timeout_at(deadline, answer).await.unwrap_or_else(|_| Err(late())) {
         Ok(response::Message::Refused(refused)) => {
-            Err(Refused::No(refused.reason(), refused.message))
+            Err(Refused::No(Reason::named(&refused.reason).unwrap_or_default(), refused.message))
         }
         Ok(message) => Ok(message),
         Err(error) => Err(Refused::Lost(error)),

@@ -11,9 +11,9 @@ use crate::{pve::shim_cgroup, sys::inherited};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The options on the command line are not valid JSON.
-    #[error("what the shim was told is not understood")]
+    #[error("the shim's options are not valid JSON")]
     Options(#[source] serde_json::Error),
-    #[error("the vmid is none")]
+    #[error("the vmid is not valid")]
     Vmid(#[source] proto::id::Invalid),
     #[error("the shim could not serve")]
     Io(#[from] io::Error),

@@ -79,7 +79,7 @@ enum Reserved {
 type Refused = wire::Refused;
 
 fn refused(reason: Reason, message: impl Into<String>) -> Refused {
-    Refused { reason: reason.into(), message: message.into() }
+    Refused { reason: reason.name().to_owned(), message: message.into() }
 }
 
 /// Serves agents until the sandbox has gone, or until the shim has been idle for [`IDLE`].
@@ -336,8 +336,7 @@ impl Shim {
         if let Some(digest) = digest.or_else(|| sessions.ids.digest(exec_id))
             && digest != start.digest
         {
-            let message = format!("{exec_id} was another command");
-            return Err(refused(Reason::ExecIdReused, message));
+            return Err(other(exec_id));
         }
         if let Some(session) = known {
             return Ok(Reserved::Known(Arc::clone(session)));
@@ -358,11 +357,17 @@ impl Shim {
                 let message = "this sandbox has used up its exec_ids; leave exec_id empty";
                 return Err(refused(Reason::TooManyCalls, message));
             }
-            sessions.ids.take(exec_id, &start.digest).map_err(|error| {
-                let message =
-                    format!("exec_id could not be recorded, nothing was started: {error}");
-                refused(Reason::StoreFailed, message)
-            })?;
+            if let Err(error) = sessions.ids.take(exec_id, &start.digest) {
+                return Err(match sessions.ids.digest(exec_id) {
+                    // Another shim of this sandbox has taken it meanwhile, and may have run it.
+                    Some(digest) if digest != start.digest => other(exec_id),
+                    Some(_) => lost(exec_id),
+                    None => refused(
+                        Reason::StoreFailed,
+                        format!("exec_id could not be recorded, nothing was started: {error}"),
+                    ),
+                });
+            }
         }
         sessions.starting.insert(exec_id.clone());
         Ok(Reserved::Ours)
@@ -423,6 +428,10 @@ struct NotStarted {
 
 fn left(start: &wire::Start) -> Duration {
     Duration::from_millis(start.start_by_ms.saturating_sub(helper::up_ms()))
+}
+
+fn other(exec_id: &str) -> Refused {
+    refused(Reason::ExecIdReused, format!("{exec_id} was another command"))
 }
 
 fn lost(exec_id: &str) -> Refused {

@@ -36,7 +36,7 @@ pub(super) async fn adopt(
     if yes {
         let id = &sandbox.id;
         output.line(format!("container {vmid} is {id} of team {team}: {as_it_is}"))?;
-        output.note(format!("open its ports with `sandboxctl expose {id} NAME PORT`"));
+        output.note(format!("open its ports with `sandboxctl expose {id} PORT --name NAME`"));
     } else {
         let on = &sandbox.node;
         output.line(format!(

@@ -52,7 +52,7 @@ pub(super) async fn gc(controller: Controller, wish: Gc, output: Output) -> Resu
         output.line(match (found.items.len(), wish.dry_run) {
             (0, _) => "there is nothing to clean up".to_owned(),
             (count, true) => format!("{count} found; nothing was done"),
-            (count, false) => format!("{count} found; the nodes are at it"),
+            (count, false) => format!("{count} found; the nodes are cleaning up now"),
         })?;
     }
     for node in &found.unreachable {

@@ -48,7 +48,7 @@ fn row(sandbox: &Sandbox, output: Output) -> Vec<Cell> {
         table::cell(&sandbox.id),
         if sandbox.vmid == 0 { table::cell("") } else { table::number(sandbox.vmid) },
         table::cell(&sandbox.node),
-        table::phase(output, sandbox.phase(), &sandbox.progress().name()),
+        table::phase(output, sandbox.phase(), sandbox.progress().name()),
         table::cell(&sandbox.ip),
         table::cell(&sandbox.snapshot_id),
         table::cell(super::get::size(sandbox.size)),

@@ -31,13 +31,14 @@ pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
     let mut changes = Vec::new();
     if let Some(kind) = of_phase(old, new) {
         let failure = new.failure.as_ref().filter(|failure| old.failure.as_ref() != Some(*failure));
-        let reason = failure.map(|failure| Why::Reason(failure.reason()));
-        let why = match new.cause() {
-            Cause::ASKED => reason.unwrap_or_default(),
-            cause => cause.into(),
+        let reason = failure.map(|failure| Why::from(failure.reason()));
+        let why = match Why::from(new.cause()) {
+            Why::Unsaid => reason.unwrap_or_default(),
+            why @ (Why::Reason(_) | Why::Cause(_)) => why,
         };
-        // These causes are requests of an operator.
-        let asked = matches!(new.cause(), Cause::ASKED | Cause::Released | Cause::NodeLost);
+        // The number, not its name: a cause of a later version is no request either. An operator
+        // asks for these two.
+        let asked = new.cause == 0 || matches!(new.cause(), Cause::Released | Cause::NodeLost);
         changes.push(Change {
             kind,
             unasked: !asked,

@@ -556,7 +556,7 @@ fn unanswered(call: Call, why: String) -> Error {
 pub(super) fn decode(call: Call, status: &Status) -> Error {
     let message = status.message().to_owned();
     match daemon::status::reason(status) {
-        Some(reason) if reason == Reason::OutcomeUnknown => Error::Unknown(message),
+        Some(Reason::OutcomeUnknown) => Error::Unknown(message),
         Some(reason) => {
             Error::Refused { reason, message, retry_after: daemon::status::retry_after(status) }
         }

@@ -609,7 +609,7 @@ impl Nodes {
             sandbox: Some(*id),
             team: team.or_else(|| held.and_then(|held| held.team.parse().ok())),
             node: Some(node.name.clone()),
-            detail: format!("attempt {attempt} is off; {left}"),
+            detail: format!("attempt {attempt} was cancelled; {left}"),
             node_revision: held.map_or(0, |held| held.revision),
             once: Some(format!("{id} {attempt} {}", kind.as_str_name())),
             ..self.log.event(kind, events::CONTROLLER)

@@ -268,7 +268,7 @@ impl Case<'_> {
             Filtered::BreakerOpen => "its agent let a call time out a moment ago".into(),
             Filtered::ReportStale => format!("last reported {age_s} s ago"),
             Filtered::ReportOld => "its report is old and others are current".into(),
-            Filtered::NoBid => "gave no seat".into(),
+            Filtered::NoBid => "gave no reservation".into(),
             Filtered::SnapshotMissing => "does not hold the snapshot".into(),
             Filtered::NoQuorum => "its cluster has no quorum".into(),
             Filtered::Cordoned => "it is cordoned: it gets no new work".into(),

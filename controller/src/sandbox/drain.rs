@@ -59,7 +59,7 @@ impl Sandboxes {
         (moved, stays)
     }
 
-    /// Takes the three steps of `agent/src/sandbox/export_sandbox.rs`, from where they were interrupted.
+    /// Takes the three steps of `agent/src/sandbox/migrate.rs`, from where they were interrupted.
     async fn move_one(&self, caller: &Caller, entry: &Entry, from: &Node) -> Result<(), Error> {
         let (id, epoch) = (entry.id, self.nodes.epoch.get());
         let to = self.better(entry, &from.name)?;

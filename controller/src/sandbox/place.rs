@@ -103,7 +103,7 @@ fn with_bids(before: Decision, among: Decision, refused: Vec<(NodeName, String)>
             None => verdict,
             Some((_, why)) => Verdict {
                 filtered: Some(Filtered::NoBid),
-                detail: format!("gave no seat: {why}"),
+                detail: format!("gave no reservation: {why}"),
                 score: 0.0,
                 parts: Vec::new(),
                 ..verdict

@@ -300,7 +300,8 @@ impl Session {
         let whole =
             self.stdout.resume(started.stdout_offset) && self.stderr.resume(started.stderr_offset);
         if !whole {
-            return Err(self.gone("output that had not been passed on was let go"));
+            let why = "output that came meanwhile is not kept; the command may still run";
+            return Err(self.unknown(why));
         }
         let Some(missing) = self.stdin.from(started.stdin_offset) else {
             return Err(self.gone("stdin that it had not taken was no longer held"));
@@ -412,17 +413,25 @@ impl Session {
             | node::Error::Silent(why)
             | node::Error::Unreachable(why) => self.unknown(why),
             node::Error::Nonsense(_) => of_node(error),
-            node::Error::Refused { reason, message, .. } => match reason {
+            node::Error::Refused { reason, message, .. } => {
                 // Specific to this command, from the agent that would know it.
-                Reason::ExecLost | Reason::ExecIdReused => of_node(error),
-                Reason::FieldInvalid if !self.started => of_node(error),
-                Reason::ExecNotFound
-                | Reason::FieldInvalid
-                | Reason::SandboxNotRunning
-                | Reason::SandboxDeleted
-                | Reason::SandboxNotFound => self.gone(message),
-                _ => self.unknown(message),
-            },
+                let own = matches!(reason, Reason::ExecLost | Reason::ExecIdReused);
+                let gone = matches!(
+                    reason,
+                    Reason::ExecNotFound
+                        | Reason::FieldInvalid
+                        | Reason::SandboxNotRunning
+                        | Reason::SandboxDeleted
+                        | Reason::SandboxNotFound
+                );
+                if own || *reason == Reason::FieldInvalid && !self.started {
+                    of_node(error)
+                } else if gone {
+                    self.gone(message)
+                } else {
+                    self.unknown(message)
+                }
+            }
         }
     }
 

@@ -102,16 +102,13 @@ impl Why {
 
 impl From<Reason> for Why {
     fn from(reason: Reason) -> Self {
-        Self::Reason(reason)
+        if reason == Reason::Unspecified { Self::Unsaid } else { Self::Reason(reason) }
     }
 }
 
 impl From<Cause> for Why {
     fn from(cause: Cause) -> Self {
-        match cause {
-            Cause::ASKED => Self::Unsaid,
-            cause => Self::Cause(cause),
-        }
+        if cause == Cause::ASKED { Self::Unsaid } else { Self::Cause(cause) }
     }
 }
 

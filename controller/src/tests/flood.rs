@@ -120,8 +120,8 @@ async fn a_check_without_its_message_ends_and_few_of_one_connection_wait() {
         answers.push((status.code(), daemon::status::reason(&status).expect("a reason")));
     }
     let (busy, late) = (Reason::TooManyCalls, Reason::OutcomeUnknown);
-    let refused = answers.iter().filter(|a| **a == (Code::ResourceExhausted, busy.clone())).count();
-    let ended = answers.iter().filter(|a| **a == (Code::DeadlineExceeded, late.clone())).count();
+    let refused = answers.iter().filter(|a| **a == (Code::ResourceExhausted, busy)).count();
+    let ended = answers.iter().filter(|a| **a == (Code::DeadlineExceeded, late)).count();
     assert_eq!((refused, ended), (6, 4), "{answers:?}");
     assert_eq!(check(channel).await.expect("there is room again"), 1);
 }

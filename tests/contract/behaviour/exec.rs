@@ -135,7 +135,7 @@ impl Shim {
             let message = request::Message::Start(start.clone());
             match client::attach(stream, message, Instant::now() + DEADLINE).await {
                 Ok(attachment) => return attachment,
-                Err(Refused::No(reason, _)) if reason == Reason::TooManyCalls => {
+                Err(Refused::No(Reason::TooManyCalls, _)) => {
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(refused) => panic!("it was not started: {refused:?}"),

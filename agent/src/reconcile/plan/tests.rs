@@ -176,7 +176,7 @@ fn apply(world: &mut World, actions: &[Action]) {
                     Drift::Down(reason, message) | Drift::Unfit(reason, message) => {
                         at.2 = Phase::Stopped;
                         let rollback = String::new();
-                        let failure = Failure { reason: reason.into(), message, rollback };
+                        let failure = Failure { reason, message, rollback };
                         world.noted.insert(*id_, failure);
                         continue;
                     }

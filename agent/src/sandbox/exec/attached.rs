@@ -109,7 +109,7 @@ impl Attached {
                 if !self.still_runs().await {
                     return Err(stopped());
                 }
-                Err(said(refused.reason(), refused.message))
+                Err(said(Reason::named(&refused.reason).unwrap_or_default(), refused.message))
             }
             Some(Ok(_)) => Err(Error::new(
                 Reason::OutcomeUnknown,

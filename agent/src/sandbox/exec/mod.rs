@@ -46,7 +46,7 @@ use shims::Shims;
 
 /// Most callers that are attached at the same time, on the node.
 const ATTACHED_MAX: usize = 2048;
-/// Most messages of output in operation: half a MiB, much less than a shim keeps.
+/// Most messages of output that are buffered: half a MiB, much less than a shim keeps.
 const OUTPUT_MESSAGES: usize = 8;
 /// Most characters of a command line that are shown.
 const TITLE_MAX: usize = 200;

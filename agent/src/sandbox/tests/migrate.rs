@@ -45,7 +45,7 @@ impl Two {
 
     async fn export(&self) -> Exported {
         let exported = self.node.sandboxes.export(&id(1), &self.node.other(), LONG).await;
-        let (exported, node) = exported.expect("exported over");
+        let (exported, node) = exported.expect("exported");
         assert_eq!(node, self.node.other());
         exported
     }

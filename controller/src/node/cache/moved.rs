@@ -15,11 +15,11 @@ pub(super) fn has_moved(sandbox: &Sandbox) -> bool {
 
 /// Returns true when the container is no longer on the node of this record.
 pub(super) fn is_gone(sandbox: &Sandbox) -> bool {
-    sandbox.failure.as_ref().is_some_and(|failure| match failure.reason() {
-        Reason::ContainerGone => true,
-        // Deleting a sandbox whose container is elsewhere ends with this reason.
-        Reason::NotOurs => sandbox.phase() == Phase::Deleting,
-        _ => false,
+    sandbox.failure.as_ref().is_some_and(|failure| {
+        let reason = failure.reason();
+        // NOT_OURS is what a deletion leads to then.
+        reason == Reason::ContainerGone
+            || reason == Reason::NotOurs && sandbox.phase() == Phase::Deleting
     })
 }
 
