@@ -59,7 +59,20 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use prost::{Message as _, encoding::string};
+
     use super::*;
+    use crate::sandbox::v1::{Phase, Sandbox};
+
+    #[test]
+    fn a_sandbox_that_an_older_version_stored_is_still_read() {
+        let sandbox = Sandbox { id: "a".into(), phase: Phase::Failed.into(), ..Sandbox::default() };
+        let mut stored = sandbox.encode_to_vec();
+        // The step and the cause were texts, under these numbers.
+        string::encode(18, &"done".to_owned(), &mut stored);
+        string::encode(20, &"ttl".to_owned(), &mut stored);
+        assert_eq!(Sandbox::decode(&stored[..]), Ok(sandbox));
+    }
 
     #[test]
     fn names_of_causes_go_there_and_back() {

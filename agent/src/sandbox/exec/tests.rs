@@ -36,7 +36,7 @@ use crate::{
     },
     tasks::Tasks,
 };
-use entered::{Entry, Here};
+use entered::{Entered, Here};
 
 /// Most commands that a shim runs.
 const RUNNING_MAX: usize = 64;
@@ -48,7 +48,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 struct Rig {
     execs: Execs,
     sandboxes: Arc<Sandboxes>,
-    pve: Arc<Entry>,
+    pve: Arc<Entered>,
     shims: Arc<Here>,
     tasks: Tasks,
 }
@@ -184,7 +184,7 @@ impl Rig {
             number: None,
         };
         let journal = MemoryJournal::new("journal", pools, Arc::new(SoundDisk));
-        let pve = Arc::new(Entry::new(cluster.node(&name)));
+        let pve = Arc::new(Entered::new(cluster.node(&name)));
         let serving = shims;
         let tasks = Tasks::default();
         let sandboxes = Sandboxes::open(

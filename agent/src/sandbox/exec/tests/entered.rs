@@ -33,7 +33,7 @@ use crate::{
 
 /// Fake PVE whose containers can be entered; see the module.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct Entered {
     fake: Arc<FakePve>,
     container: Option<String>,
     pub(super) frozen: AtomicBool,
@@ -47,7 +47,7 @@ pub(super) struct Entry {
 
 /// View of the container that a shim has.
 #[derive(Debug)]
-struct Inside(Arc<Entry>);
+struct Inside(Arc<Entered>);
 
 impl Host for Inside {
     fn processes(&self) -> Vec<u32> {
@@ -75,7 +75,7 @@ impl Host for Inside {
 /// Shims that run in the test's own process, with the real helper.
 #[derive(Debug)]
 pub(super) struct Here {
-    pub(super) entered: Arc<Entry>,
+    pub(super) entered: Arc<Entered>,
     pub(super) dir: tempfile::TempDir,
     /// Bytes that the outputs of one shim may use.
     pub(super) output_bytes_max: AtomicU64,
@@ -119,7 +119,7 @@ impl Shims for Here {
     }
 }
 
-impl Entry {
+impl Entered {
     #[expect(clippy::disallowed_methods, reason = "a test's environment says what it runs on")]
     pub(super) fn new(fake: Arc<FakePve>) -> Self {
         Self {
@@ -171,7 +171,7 @@ fn listed(dir: &Path, pids: &mut Vec<u32>) {
 }
 
 #[async_trait::async_trait]
-impl Pve for Entry {
+impl Pve for Entered {
     async fn connected(&self, vmid: Vmid) -> bool {
         self.fake.connected(vmid).await
     }

@@ -110,3 +110,15 @@ async fn an_exec_id_that_found_no_place_can_be_used_again() {
     };
     assert_eq!(ran.out(), "ran\n");
 }
+
+#[tokio::test]
+async fn an_exec_id_that_another_shim_has_taken_meanwhile_is_not_run() {
+    let rig = Rig::new().await;
+    // From now on this shim knows the exec_ids on the disk.
+    assert_eq!(rig.run(named("first", argv(&["true"]))).await.code(), 0);
+    let ids = rig.shims.dir.path().join("ids");
+    let mut file = std::fs::File::options().append(true).open(ids).expect("there");
+    std::io::Write::write_all(&mut file, b"\nd1 build\n").expect("written");
+    let error = rig.start(named("build", argv(&["true"]))).await.expect_err("another's");
+    assert_eq!(error.reason, Reason::ExecIdReused, "{error}");
+}
