@@ -7,7 +7,8 @@ set -euo pipefail
 minutes=${1:?how many minutes}
 max_kib=$((25 * 1024))
 lab=target/release/lab
-ending='test(/^(crash|kills|recover|nodes|events)::/) | test(kill) | test(power) | test(what_is_in_memory)'
+ending='test(/^(crash|kills|recover|nodes|events)::/) | test(kill) | test(power) | test(what_is_in_memory)
+  | test(a_shim_has_a_cgroup)'
 
 # "NODE PID KIB" for each agent: the process is found by its program and its sub-command.
 agents() {
