@@ -138,7 +138,8 @@ pub fn on_a_node(node: NodeId, root: &Path) -> Vec<Service> {
             // Otherwise dnsmasq pings each address for three seconds before it leases it.
             "--no-ping",
             "--dhcp-leasefile=/run/lab/dhcp.leases",
-            &format!("--dhcp-range={net}.240,{net}.254,1h"),
+            // The shortest lease there is: tests in a loop would use all addresses up.
+            &format!("--dhcp-range={net}.240,{net}.254,2m"),
         ],
     ));
     if there("/usr/bin/pve-sandbox-agent") && there(AGENT_CONFIG) {
