@@ -1,4 +1,4 @@
-//! Words of the journal's records: they are on disks, so they stay what they are.
+//! Words in the journal's records. Records on disk have them, so a word never changes.
 
 /// A cause in a record: empty when the change was asked for.
 pub(super) mod cause {
@@ -62,8 +62,8 @@ fn word<T: Copy + PartialEq>(words: &[(T, &'static str)], value: T) -> &'static 
     words.iter().find(|(other, _)| *other == value).map_or("", |(_, word)| word)
 }
 
-/// The value of a word. One that a later version wrote reads as the default, so that its record is not
-/// lost to this version.
+/// The value of a word. A word of a later version reads as the default, so that this version can read
+/// the record; its next update writes the default's word.
 fn of_word<T: Copy + Default>(words: &[(T, &'static str)], word: &str) -> T {
     words.iter().find(|(_, other)| *other == word).map_or_else(T::default, |(value, _)| *value)
 }

@@ -26,9 +26,10 @@ impl Sandboxes {
         wait: Duration,
     ) -> Result<Arc<Record>, Error> {
         let id = *id;
-        let operation = self.launch(id, OperationKind::Settle, |sandboxes, context| async move {
-            sandboxes.enforce_pause_now(&id, &context).await
-        });
+        let operation =
+            self.launch(id, OperationKind::EnforcePause, |sandboxes, context| async move {
+                sandboxes.enforce_pause_now(&id, &context).await
+            });
         self.outcome(operation, wait).await
     }
 

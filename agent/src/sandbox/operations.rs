@@ -36,7 +36,7 @@ pub(super) enum OperationKind {
     /// Thaws the container.
     Resume,
     /// Freezes or thaws the container, as its phase says.
-    Settle,
+    EnforcePause,
     /// Deletes the sandbox.
     Delete,
     /// Compares the container with its record.

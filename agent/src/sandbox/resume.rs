@@ -68,9 +68,10 @@ impl Sandboxes {
     /// Removes the lock in the background.
     fn enforce_pause_later(self: &Arc<Self>, id: &SandboxId) {
         let id = *id;
-        let operation = self.launch(id, OperationKind::Settle, |sandboxes, context| async move {
-            sandboxes.enforce_pause_now(&id, &context).await
-        });
+        let operation =
+            self.launch(id, OperationKind::EnforcePause, |sandboxes, context| async move {
+                sandboxes.enforce_pause_now(&id, &context).await
+            });
         drop(operation);
     }
 }

@@ -89,7 +89,7 @@ impl Sandboxes {
         Ok(record)
     }
 
-    /// Records how far an operation is, for people. Runs in parallel to the step, so it takes no
+    /// Records how far an operation is. Runs in parallel to the step, so it takes no
     /// time; if the write is lost, the record only shows an older step.
     pub(super) async fn note(&self, id: &SandboxId, progress: Progress) {
         let noted = self

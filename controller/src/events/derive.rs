@@ -31,11 +31,10 @@ pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
     let mut changes = Vec::new();
     if let Some(kind) = of_phase(old, new) {
         let failure = new.failure.as_ref().filter(|failure| old.failure.as_ref() != Some(*failure));
-        let reason = failure.map(|failure| Why::from(failure.reason()));
-        let why = match Why::from(new.cause()) {
-            Why::Unsaid => reason.unwrap_or_default(),
-            why @ (Why::Reason(_) | Why::Cause(_)) => why,
-        };
+        let mut why = Why::from(new.cause());
+        if why == Why::Unsaid {
+            why = failure.map(|failure| failure.reason().into()).unwrap_or_default();
+        }
         // The number, not its name: a cause of a later version is no request either. An operator
         // asks for these two.
         let asked = new.cause == 0 || matches!(new.cause(), Cause::Released | Cause::NodeLost);
@@ -234,6 +233,9 @@ mod tests {
         assert_eq!((change.why, change.unasked), (Why::Cause(Cause::Idle), true));
         let [change] = derive(Some(&running), &sandbox(Phase::Paused, 1)).try_into().expect("one");
         assert_eq!((change.why, change.unasked), (Why::Unsaid, false));
+        let later = Sandbox { cause: 99, ..sandbox(Phase::Paused, 1) };
+        let [change] = derive(Some(&running), &later).try_into().expect("one");
+        assert_eq!((change.why, change.unasked), (Why::Unsaid, true), "of a later version");
         let with = |seconds: i64, expires: i64| Sandbox {
             lifetime: Some(Lifetime {
                 ttl: Some(prost_types::Duration { seconds, nanos: 0 }),

@@ -51,6 +51,8 @@ pub struct Faults {
     pub boot: Duration,
     /// Creations take no time: the answer says RUNNING.
     pub at_once: bool,
+    /// Output from before an attachment is not kept.
+    pub forgets_output: bool,
     /// Other changing calls are carried out but not answered.
     pub mute: bool,
     /// Call that is neither carried out nor answered, however often it comes.

@@ -207,6 +207,20 @@ async fn what_cannot_be_gone_on_with_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn output_that_was_not_kept_over_a_break_is_not_told_as_the_commands_end() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let agent = lab.holder(&sandbox.id).clone();
+    agent.break_streams([20]);
+    let run = start(named(&sandbox.id, "long", &["count", "3000000"]));
+    let output = lab.api().exec(stream::iter([run])).await.expect("started").into_inner();
+    agent.faults(|faults| faults.forgets_output = true);
+    let heard = Heard::of(output).await;
+    assert_eq!((heard.exits.as_slice(), heard.error), (&[][..], Some(Reason::OutcomeUnknown)));
+    assert!(!heard.stdout.is_empty() && heard.stdout.len() < 3_000_000, "{}", heard.stdout.len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_named_command_is_waited_for_over_several_calls() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");

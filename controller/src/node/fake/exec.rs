@@ -346,13 +346,15 @@ impl FakeAgent {
             let state = session.state();
             (state.taken, state.stdout.len() as u64, state.stderr.len() as u64)
         };
+        let forgets = self.world().faults.forgets_output;
+        let kept = |from: u64, end: u64| if forgets { end } else { from.min(end) };
         let started = api::ExecStarted {
             node: self.name.to_string(),
             boot: sandbox.boot,
             exec_id: session.exec_id.clone(),
             stdin_offset,
-            stdout_offset: offsets.0.min(stdout),
-            stderr_offset: offsets.1.min(stderr),
+            stdout_offset: kept(offsets.0, stdout),
+            stderr_offset: kept(offsets.1, stderr),
         };
         let left = self.world().breaks.pop_front().map(AtomicU32::new);
         let line = Arc::new(Line { agent: self.clone(), left, broken: AtomicBool::new(false) });
