@@ -5,15 +5,22 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 export LAB_DIR ?= $(CURDIR)/target/lab
+# The profile for the lab and the tests, and the one of what ships. Tests are always built from the whole
+# workspace: with other packages selected, their dependencies would have other features and be built again.
 CARGO_BUILD := cargo build --release --locked
+CARGO_DIST := cargo build --profile dist --locked
 NEXTEST := cargo nextest run --release --locked
 LAB := target/release/lab
+# sandbox.v1 as callers know it: it only grows. agent.v1 is between our own programs.
+BASELINE := sandbox.v1.binpb
+BUF := cd proto && ../clients/node_modules/.bin/buf
+BUF_BREAKING := $(BUF) breaking --path sandbox --against $(BASELINE)
 SEEDS ?= 200
 SOAK_SEEDS ?= 20000
 SOAK_KILLS ?= 500
 MINUTES ?= 120
 
-.PHONY: help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
+.PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
 	sim mutants soak soak-memory bench deb test-deb clients
 
 help: ## This list
@@ -46,50 +53,58 @@ test-fast: ## Unit tests, the simulation, the contract suite over the fake, gold
 	$(NEXTEST) --workspace -E 'not binary(/^(lxc|ingress|deb)$$/)'
 
 test-ingress: packages ## Real Caddy with the agent's ingress
-	$(NEXTEST) -p tests --test ingress
+	$(NEXTEST) --workspace --test ingress
 
 test-lab: build ## Real LXC: the contract suite inside a node, and the end-to-end tests
-	tests/lab/with-lab.sh $(NEXTEST) -p tests --test contract --test lxc
+	tests/lab/with-lab.sh $(NEXTEST) --workspace --test contract --test lxc
 
-test-client: build clients ## gRPC and gRPC-Web from Node, against the lab's controller
-	tests/lab/with-lab.sh clients/node-smoke/run.sh
+test-client: build clients ## Backends in Node (gRPC and gRPC-Web) and Python (gRPC), against the lab's controller
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || PVE_LAB_PACKAGES="python3 python3-venv" tests/lab/prepare
+	tests/lab/with-lab.sh bash -c 'clients/node-smoke/run.sh && clients/python-smoke/run.sh'
 
 ci: lint test ## What CI runs
 
-lint: packages clients ## rustfmt, clippy, buf, cargo-deny
+lint: packages clients ## rustfmt, clippy, buf, cargo-deny, cargo-machete
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release --locked -- -D warnings
-	cd clients && npx --no-install buf lint ../proto
-	@.ci/tools cargo-deny
+	$(BUF) lint
+	$(BUF_BREAKING)
+	@.ci/tools cargo-deny cargo-machete
 	cargo deny --all-features check bans licenses sources
+	cargo machete --skip-target-dir
+
+baseline: clients ## After an addition to sandbox.v1: from then on `make lint` keeps it, too
+	$(BUF_BREAKING)
+	$(BUF) build --path sandbox --exclude-source-info -o $(BASELINE)
 
 clients: ## Installs what the Node scripts and buf need
 	@command -v npm >/dev/null || PVE_LAB_PACKAGES="nodejs npm" tests/lab/prepare
 	cd clients && npm ci --no-audit --no-fund --silent
 
 sim: ## The simulation: make sim SEEDS=n, or make sim SEED=s to see one again
-	PVE_SANDBOX_SIM_SEEDS=$(SEEDS) PVE_SANDBOX_SIM_SEED=$(SEED) $(NEXTEST) -p tests --test sim --no-capture
+	PVE_SANDBOX_SIM_SEEDS=$(SEEDS) PVE_SANDBOX_SIM_SEED=$(SEED) $(NEXTEST) --workspace --test sim --no-capture
 
 mutants: ## Shows that the simulation can fail; those with a word alone: make mutants ONLY=I4
-	PVE_SANDBOX_MUTANTS=$(ONLY) $(NEXTEST) -p tests --test mutants --no-capture
+	PVE_SANDBOX_MUTANTS=$(ONLY) $(NEXTEST) --workspace --test mutants --no-capture
 
 soak: build ## The long runs: many seeds of the simulation, and hundreds of kills under load on the lab
 	@$(MAKE) sim SEEDS=$(SOAK_SEEDS)
-	PVE_SANDBOX_CHAOS=$(SOAK_KILLS) tests/lab/with-lab.sh $(NEXTEST) -p tests --test lxc --no-capture \
+	PVE_SANDBOX_CHAOS=$(SOAK_KILLS) tests/lab/with-lab.sh $(NEXTEST) --workspace --test lxc --no-capture \
 		-E 'test(through_kills_of_everything)'
 
 soak-memory: build ## The lab's tests in a loop for MINUTES (120); then no agent may use more than 25 MiB
-	$(NEXTEST) -p tests --test lxc --no-run
+	$(NEXTEST) --workspace --test lxc --no-run
 	tests/lab/with-lab.sh tests/lab/memory.sh $(MINUTES)
 
-bench: build ## Measures; writes target/bench/results.json. One part alone: make bench ONLY=pause; ONLY=placement and ONLY=fleet need no lab
-	$(CARGO_BUILD) -p tests --bin bench
+bench: packages ## Measures what ships; writes target/bench/results.json. One part alone: make bench ONLY=pause; ONLY=placement and ONLY=fleet need no lab
+	$(CARGO_DIST) -p agent -p controller -p cli -p lab -p standin -p tests --bins
 	@case "$(ONLY)" in recovery|placement|fleet) \
-	  ulimit -n $$(ulimit -Hn) && target/release/bench $(ONLY);; *) \
-	  tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/release/bench $(ONLY);; esac
+	  ulimit -n $$(ulimit -Hn) && target/dist/bench $(ONLY);; *) \
+	  LAB_BUILT=target/dist tests/lab/with-lab.sh nsenter --net=/run/netns/pve-lab target/dist/bench $(ONLY);; esac
 
-deb: build ## Builds the three Debian packages into target/debian
+deb: packages ## Builds the three Debian packages into target/debian
+	$(CARGO_DIST) -p agent -p controller -p cli
 	packaging/build-debs.sh
 
 test-deb: deb ## Installs, starts and removes each package in a Debian 12 root
-	PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) -p tests --test deb
+	PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb

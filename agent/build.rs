@@ -6,10 +6,10 @@
     reason = "cargo tells a build script so, and only so; the helper is built by cargo"
 )]
 
-use std::{env, path::PathBuf, process::Command};
+use std::{env, fs, path::PathBuf, process::Command};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo:rerun-if-changed=helper");
+    println!("cargo:rerun-if-changed=helper/Cargo.toml");
     println!("cargo:rerun-if-changed=../Cargo.lock");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let target = out.join("helper");
@@ -27,6 +27,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err(format!("the helper was not built: {built}").into());
     }
     let image = target.join("release/pve-sandbox-helper");
+    // Cargo wrote down each source of the helper and of our crates that it uses: "image: a.rs b.rs".
+    for sources in fs::read_to_string(image.with_extension("d"))?.lines() {
+        for source in sources.split_whitespace().skip(1) {
+            println!("cargo:rerun-if-changed={source}");
+        }
+    }
     println!("cargo:rustc-env=PVE_SANDBOX_HELPER={}", image.display());
     Ok(())
 }

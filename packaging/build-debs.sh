@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the Debian packages into target/debian from the binaries in target/release, so that what is
-# packaged is what was tested. Built twice from one commit, they are the same to the byte.
+# Builds the Debian packages into target/debian from the binaries in target/dist, so that what is
+# packaged is what was measured. Built twice from one commit, they are the same to the byte.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,8 +23,8 @@ binary() {
   esac
 }
 for package in "${packages[@]}"; do
-  if [ ! -x "target/release/$(binary "$package")" ]; then
-    echo "target/release/$(binary "$package") is missing: cargo build --release --locked -p $package" >&2
+  if [ ! -x "target/dist/$(binary "$package")" ]; then
+    echo "target/dist/$(binary "$package") is missing: cargo build --profile dist --locked -p $package" >&2
     exit 1
   fi
 done
@@ -33,18 +33,19 @@ done
 PATH=$PWD/target/tools/bin:$PATH
 
 # What the program itself knows best.
-if [ -x target/release/sandboxctl ]; then
+if [ -x target/dist/sandboxctl ]; then
   rm -rf target/man target/completions
   mkdir -p target/completions
-  target/release/sandboxctl man target/man
-  target/release/sandboxctl completion bash >target/completions/sandboxctl
-  target/release/sandboxctl completion zsh >target/completions/_sandboxctl
-  target/release/sandboxctl completion fish >target/completions/sandboxctl.fish
+  target/dist/sandboxctl man target/man
+  target/dist/sandboxctl completion bash >target/completions/sandboxctl
+  target/dist/sandboxctl completion zsh >target/completions/_sandboxctl
+  target/dist/sandboxctl completion fish >target/completions/sandboxctl.fish
 fi
 
+# cargo-deb takes `target/release` in a list of assets for the folder of the profile.
 mkdir -p target/debian
 for package in "${packages[@]}"; do
   rm -f "target/debian/$(binary "$package")"_*.deb
-  cargo deb -p "$package" --no-build --locked --strip --quiet --output target/debian/
+  cargo deb -p "$package" --profile dist --no-build --locked --quiet --output target/debian/
 done
 ls -l target/debian/*.deb

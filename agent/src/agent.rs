@@ -12,7 +12,6 @@ use tokio_stream::Stream;
 
 use crate::{
     clock::Clock,
-    expire::Expiry,
     journal::Journal,
     load::HostLoad,
     pve::Pve,
@@ -21,9 +20,10 @@ use crate::{
     saga::Faults,
     sandbox::{
         self, Sandboxes,
-        address::DhcpReplies,
-        check::Check,
+        drift::fsck::Check,
         exec::{Execs, shims::Shims},
+        lifecycle::address::DhcpReplies,
+        lifetime::expiry_loop::Expiry,
     },
     tasks::Tasks,
 };
@@ -88,6 +88,7 @@ impl Agent {
         let waker = reconciler.waker();
         let garbage = Arc::new(Preview::new(Arc::clone(&sandboxes), reconcile, waker.clone()));
         tasks.spawn(reconciler.run());
+        tasks.spawn(Arc::clone(&sandboxes).watch_boots());
         let (sampled, host) = watch::channel(HostLoad::default());
         sandboxes.watch_host(host.clone());
         tasks.spawn(sample(host_load, Arc::clone(&sandboxes), sampled, tasks.clone()));
@@ -152,14 +153,8 @@ async fn sample(
 ) {
     let mut ticks = interval(SAMPLE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            biased;
-            () = tasks.stopping().cancelled() => return,
-            now = ticks.tick() => {
-                let vmids: Vec<_> = sandboxes.live().iter().map(|record| record.vmid).collect();
-                sampled.send_replace(host_load(now, &vmids));
-            }
-        }
+    while let Some(now) = tasks.stopping().run_until_cancelled(ticks.tick()).await {
+        let vmids: Vec<_> = sandboxes.live().iter().map(|record| record.vmid).collect();
+        sampled.send_replace(host_load(now, &vmids));
     }
 }

@@ -1,10 +1,8 @@
 //! Wall clock, passed in as a parameter: a simulation brings its own. Waiting uses tokio's time.
 
-use std::{
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{path::Path, time::Duration};
 
+use daemon::clock::millis;
 use serde::{Deserialize, Serialize};
 
 use crate::sys::read;
@@ -42,7 +40,7 @@ impl Moment {
     /// Returns the moment that is `time` later.
     #[must_use]
     pub fn after(&self, time: Duration) -> Self {
-        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let ms = millis(time);
         Self {
             wall_ms: self.wall_ms.saturating_add(ms),
             boot: self.boot.clone(),
@@ -60,6 +58,13 @@ impl Moment {
         } else {
             now.wall_ms.saturating_sub(self.wall_ms)
         };
+        Duration::from_millis(ms)
+    }
+
+    /// Returns the time from `now` until this moment; zero when it has passed, or belongs to another
+    /// boot.
+    pub fn left(&self, now: &Self) -> Duration {
+        let ms = if self.boot == now.boot { self.up_ms.saturating_sub(now.up_ms) } else { 0 };
         Duration::from_millis(ms)
     }
 
@@ -111,18 +116,13 @@ impl Default for SystemClock {
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the host for the time")]
     fn now_ms(&self) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        daemon::clock::now_ms()
     }
 
     fn moment(&self) -> Moment {
         let up = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
         let up = up.map(Duration::from).unwrap_or_default();
-        Moment {
-            wall_ms: self.now_ms(),
-            boot: self.boot.clone(),
-            up_ms: u64::try_from(up.as_millis()).unwrap_or(u64::MAX),
-        }
+        Moment { wall_ms: self.now_ms(), boot: self.boot.clone(), up_ms: millis(up) }
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn within_a_boot_a_jump_of_the_wall_clock_changes_nothing() {
+    fn wall_clock_jump_within_a_boot_changes_nothing() {
         let then = at(10_000, "a", 100).after(Duration::from_secs(60));
         for wall_s in [0, 6_400, 10_060, 13_600] {
             assert!(!then.reached(&at(wall_s, "a", 159)), "{wall_s}");
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn across_a_boot_the_wall_clock_decides_once_it_can_be_trusted() {
+    fn wall_clock_decides_across_boots_once_it_is_trusted() {
         let then = at(10_060, "a", 160);
         assert!(!then.reached(&at(20_000, "b", 299)), "it may not have been set yet");
         assert!(then.reached(&at(20_000, "b", 300)));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn on_another_host_it_is_as_long_ago_or_as_far_ahead() {
+    fn moment_keeps_its_distance_on_another_host() {
         let (here, there) = (at(10_060, "a", 160), at(99, "x", 5000));
         let second = Duration::from_secs(1);
         let past = at(10_000, "a", 100).elsewhere(&here, &there);
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_has_both_clocks() {
+    fn system_clock_has_wall_time_uptime_and_boot_id() {
         let clock = SystemClock::default();
         let now = clock.moment();
         assert!(now.wall_ms > 0 && now.up_ms > 0 && now.boot.len() == 36, "{now:?}");

@@ -3,11 +3,13 @@
 
 use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
 
+use nix::sys::statvfs::statvfs;
 use proto::name::NodeName;
 
 use crate::{
     pve::{
         cluster::{self, Identity, Signs},
+        pmxcfs,
         storage::{self, Place},
     },
     sys::read,
@@ -44,7 +46,7 @@ pub struct OnBridge {
 /// Detects this node's identity. Only pmxcfs is authoritative: the host name may have changed since
 /// the node joined.
 pub fn identity(roots: Roots<'_>) -> Result<Identity, Undecided> {
-    let path = roots.pve.join(".members");
+    let path = roots.pve.join(pmxcfs::MEMBERS);
     let members = read::whole(&path, read::LARGE).ok();
     let identity = members.and_then(|members| cluster::identity(&members, Signs::read(roots.pve)));
     identity.ok_or_else(|| {
@@ -107,7 +109,7 @@ pub fn uplink(roots: Roots<'_>, bridge: &str) -> Option<Ipv4Addr> {
 /// Detects the storage for new templates: the one with the most free space that holds containers.
 /// Clones go to the storage of their template.
 pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
-    let text = read::text(&roots.pve.join("storage.cfg"), read::LARGE);
+    let text = read::text(&roots.pve.join(pmxcfs::STORAGES), read::LARGE);
     let mut fit: Vec<_> =
         storage::parse(&text).into_iter().filter(|s| s.holds_containers(node)).collect();
     if fit.len() == 1 {
@@ -119,7 +121,7 @@ pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
     }
     let room = |place| match place {
         Place::Flat(path) | Place::Images(path) => {
-            rustix::fs::statvfs(&path).ok().map(|found| found.f_bavail * found.f_frsize)
+            statvfs(&path).ok().map(|found| found.blocks_available() * found.fragment_size())
         }
         // Cannot be measured without starting a program.
         Place::Thin { .. } | Place::Other => None,
@@ -235,7 +237,7 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
     }
 
     #[test]
-    fn a_node_of_a_cluster() {
+    fn identity_bridge_and_storage_of_a_cluster_node_are_detected() {
         let host = Host::new();
         let node: NodeName = "node3".parse().expect("valid");
         with(&host, |roots| {
@@ -252,7 +254,7 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
     }
 
     #[test]
-    fn without_vmbr0_the_only_bridge_counts() {
+    fn only_bridge_is_detected_without_vmbr0() {
         let host = Host::new();
         fs::rename(host.path("net/vmbr0"), host.path("net/vmbr7")).expect("rename");
         host.write("net/fwbr100i0/bridge/x", "");
@@ -265,7 +267,7 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
     }
 
     #[test]
-    fn storages_that_cannot_be_compared_are_named() {
+    fn ambiguous_storages_are_listed_in_the_error() {
         let host = Host::new();
         host.write("pve/storage.cfg", "rbd: a\n\tcontent rootdir\n\nrbd: b\n\tcontent rootdir\n");
         let node: NodeName = "node3".parse().expect("valid");
@@ -276,7 +278,7 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
     }
 
     #[test]
-    fn pmxcfs_down() {
+    fn identity_is_undecided_while_pmxcfs_is_down() {
         let host = Host::new();
         fs::remove_file(host.path("pve/.members")).expect("remove");
         with(&host, |roots| assert!(matches!(identity(roots), Err(Undecided::None(_)))));

@@ -27,7 +27,6 @@ pub mod clock;
 pub mod config;
 pub mod detect;
 pub mod dhcp;
-pub mod expire;
 pub mod ingress;
 pub mod journal;
 pub mod load;

@@ -12,7 +12,13 @@ use proto::id::Vmid;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::{pve::cgroup, sys::read};
+use crate::{
+    pve::cgroup,
+    sys::{
+        psi::{self, Stalled},
+        read,
+    },
+};
 
 /// Most bytes read of a kernel file. /proc/stat, the longest, grows with cores and interrupts.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -127,11 +133,11 @@ impl Sampler {
             cpu_busy_60s: self.busy_60s,
             foreign_cores: own.core_seconds.map(|_| (self.busy * cores - self.own).max(0.0)),
             foreign_memory: own.memory.map(|own| used.saturating_sub(own)),
-            psi_memory_full: self.pressure("memory", "full "),
-            psi_io_full: self.pressure("io", "full "),
-            psi_cpu: self.pressure("cpu", "some "),
-            psi_memory: self.pressure("memory", "some "),
-            psi_io: self.pressure("io", "some "),
+            psi_memory_full: self.pressure("memory", Stalled::Full),
+            psi_io_full: self.pressure("io", Stalled::Full),
+            psi_cpu: self.pressure("cpu", Stalled::Some),
+            psi_memory: self.pressure("memory", Stalled::Some),
+            psi_io: self.pressure("io", Stalled::Some),
             memory_total,
             memory_available,
         }
@@ -225,10 +231,10 @@ impl Sampler {
         v2().or_else(v1)
     }
 
-    fn pressure(&self, what: &str, whose: &str) -> f64 {
+    fn pressure(&self, what: &str, stalled: Stalled) -> f64 {
         let of_node = self.unified(&format!("{what}.pressure"));
         let text = of_node.unwrap_or_else(|| read(&self.proc, &format!("pressure/{what}")));
-        avg10(&text, whose)
+        psi::avg10(&text, stalled)
     }
 
     /// Reads a file of the node's cgroup2; `None` if it is empty or missing.
@@ -303,12 +309,6 @@ fn quota_v2(text: &str) -> Option<f64> {
     (quota > 0.0 && period > 0.0).then(|| quota / period)
 }
 
-fn avg10(text: &str, whose: &str) -> f64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(whose));
-    let value = line.and_then(|line| line.split(' ').find_map(|word| word.strip_prefix("avg10=")));
-    value.and_then(|value| value.parse().ok()).unwrap_or(0.0)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_real_node() {
+    fn load_is_sampled_from_proc_and_smoothed() {
         let tree = Tree::new(&[
             ("stat", STAT),
             ("meminfo", MEMINFO),
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_of_a_hybrid_machine() {
+    fn load_is_sampled_from_cgroups_of_a_hybrid_machine() {
         let tree = Tree::new(&[
             ("proc/stat", STAT),
             ("proc/meminfo", MEMINFO),
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_of_a_cgroup2_machine() {
+    fn load_is_sampled_from_a_unified_cgroup() {
         let tree = Tree::new(&[
             ("proc/stat", STAT),
             ("proc/meminfo", MEMINFO),
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sandboxes_use_is_told_from_what_others_use() {
+    fn load_of_sandboxes_is_separated_from_foreign_load() {
         let tree = Tree::new(&[
             ("stat", STAT),
             ("meminfo", MEMINFO),
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_readable_is_not_a_panic() {
+    fn sampling_without_readable_files_does_not_panic() {
         let mut sampler =
             Sampler::new("/nonexistent".into(), "/nonexistent".into(), Cgroup::default());
         let load = sampler.sample(Instant::now(), &[]);

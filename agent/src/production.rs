@@ -19,17 +19,17 @@ use agent::{
     },
     journal::{self, Journal, SqliteJournal},
     load::Sampler,
-    pve::{Pve, pct::Pct, shim_cgroup},
+    pve::{Pve, pct::Pct, shim_cgroup, worker},
     reconcile,
     run::Runner,
     saga::Faults,
     sandbox::{
         self, Sandboxes,
-        address::DhcpReplies,
         exec::{
             outputs,
             shims::{Allowance, ShimProcesses, Shims},
         },
+        lifecycle::address::DhcpReplies,
     },
     tasks::Tasks,
 };
@@ -293,9 +293,9 @@ pub(crate) fn confirm_number(config: &Config) -> Result<()> {
 
 fn pct(config: &Config) -> Result<Pct> {
     let output = config.run_dir.join("output");
-    let runner =
-        Runner::new(output.clone(), config.pve.proc.clone(), config.limits.pct_parallel_max)
-            .with_context(|| format!("directory {}", output.display()))?;
+    let (proc, parallel) = (config.pve.proc.clone(), config.limits.pct_parallel_max);
+    let runner = Runner::new(output.clone(), proc, worker::is_task, parallel)
+        .with_context(|| format!("directory {}", output.display()))?;
     Ok(Pct::new(config.node.value.clone(), config.pve.clone(), runner))
 }
 

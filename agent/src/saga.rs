@@ -23,32 +23,10 @@ pub struct Faults {
     pub twice: bool,
     /// Called around each step; a simulated crash never returns from it.
     pub hook: Option<Hook>,
-    /// Safety measure that the agent omits.
-    pub mutation: Option<Mutation>,
-}
-
-/// Omission of a safety measure. The simulation injects it to show that it would notice; no
-/// configuration can.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mutation {
     /// Undos report success and do nothing.
-    Undo,
-    /// A controller with a lower epoch may change things.
-    Fence,
-    /// A container is entered without a check whose it is.
-    Entry,
+    pub skip_undos: bool,
     /// A cancelled creation is reported as cancelled, and lives on.
-    CallOff,
-    /// A sandbox that moves to another node is dropped here before that node has it.
-    Leave,
-    /// A clone is made under a vmid where volumes exist.
-    Site,
-}
-
-impl Faults {
-    pub fn has(&self, mutation: Mutation) -> bool {
-        self.mutation == Some(mutation)
-    }
+    pub ignore_cancels: bool,
 }
 
 /// Callback with the number and the name of the step.
@@ -104,16 +82,16 @@ impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
     ) -> Result<T, E> {
         let number = self.steps;
         self.steps += 1;
-        self.strike(number, name, When::Before).await?;
+        self.inject(number, name, When::Before).await?;
         let mut done = action().await?;
         if self.faults.twice {
             done = action().await?;
         }
-        self.strike(number, name, When::After).await?;
+        self.inject(number, name, When::After).await?;
         Ok(done)
     }
 
-    async fn strike(&self, number: usize, name: &'static str, when: When) -> Result<(), E> {
+    async fn inject(&self, number: usize, name: &'static str, when: When) -> Result<(), E> {
         if let Some(hook) = &self.faults.hook {
             hook(number, name, when).await;
         }
@@ -125,7 +103,7 @@ impl<'a, E: fmt::Display + From<Injected>> Saga<'a, E> {
     pub async fn unwind(self) -> Result<usize, E> {
         let (mut done, mut failed) = (0, None);
         for (step, undo) in self.undos.into_iter().rev() {
-            let mut result = if self.faults.has(Mutation::Undo) { Ok(()) } else { undo().await };
+            let mut result = if self.faults.skip_undos { Ok(()) } else { undo().await };
             if self.faults.twice && result.is_ok() {
                 result = undo().await;
             }

@@ -4,18 +4,24 @@
 use std::time::Duration;
 
 use proto::sandbox::v1::{
-    GetSandboxRequest, Phase, Sandbox, WatchSandboxRequest,
-    operator_service_client::OperatorServiceClient, sandbox_service_client::SandboxServiceClient,
+    GetSandboxRequest, ListSandboxesRequest, ListSnapshotsRequest, Phase, Sandbox, Snapshot,
+    WatchSandboxRequest, operator_service_client::OperatorServiceClient,
+    sandbox_service_client::SandboxServiceClient,
 };
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{
     Request, Response, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::Channel,
 };
 
-use crate::{failure::Failure, settings::Settings};
+use crate::{
+    exit,
+    failure::Failure,
+    settings::Settings,
+    state::State,
+    trace::{self, Traced},
+};
 
 /// Deadline of a call: the API answers within 20 s, the rest is for the network.
 const CALL: Duration = Duration::from_secs(30);
@@ -33,15 +39,19 @@ impl Interceptor for Bearer {
     }
 }
 
-type Authorized = InterceptedService<Channel, Bearer>;
+type Authorized = InterceptedService<Traced, Bearer>;
+/// Client of the service for the sandboxes of our team.
+pub type Sandboxes = SandboxServiceClient<Authorized>;
 
 /// Client of the controller, which connects at the first call.
 #[derive(Debug, Clone)]
 pub struct Controller {
     /// Service for the sandboxes of our team.
-    pub sandboxes: SandboxServiceClient<Authorized>,
+    pub sandboxes: Sandboxes,
     /// Service for operators.
     pub operator: OperatorServiceClient<Authorized>,
+    /// Memory about the controller's sandboxes.
+    pub state: State,
 }
 
 impl Controller {
@@ -52,9 +62,16 @@ impl Controller {
     pub fn new(settings: &Settings) -> Result<Self, Failure> {
         let unusable = |error: &dyn std::error::Error| {
             let message = daemon::chain::Chain(error).to_string();
-            Failure::usage(message, "SANDBOXCTL_CA must name the PEM file of the controller's CA")
+            Failure::usage(
+                message,
+                "SANDBOXCTL_CA must name the PEM file of the controller's CA; without it, the system's CAs count",
+            )
         };
-        let tls = daemon::tls::client_with_roots(&settings.ca).map_err(|error| unusable(&error))?;
+        let tls = match &settings.ca {
+            Some(ca) => daemon::tls::client_with_roots(ca),
+            None => daemon::tls::client_with_system_roots(),
+        };
+        let tls = tls.map_err(|error| unusable(&error))?;
         let channel = daemon::channel::tls(
             daemon::flow::Leg::Api,
             &settings.address,
@@ -65,15 +82,20 @@ impl Controller {
         let mut token: MetadataValue<Ascii> =
             format!("Bearer {}", settings.token).parse().map_err(|_| {
                 Failure::usage(
-                    "the token has characters that no token has",
+                    "the token has characters that a token cannot have",
                     "check SANDBOXCTL_TOKEN",
                 )
             })?;
         token.set_sensitive(true);
         let bearer = Bearer(token);
+        if settings.debug {
+            trace::say(&format!("the controller is {}", settings.address));
+        }
+        let channel = Traced::new(channel, settings.debug);
         Ok(Self {
             sandboxes: SandboxServiceClient::with_interceptor(channel.clone(), bearer.clone()),
             operator: OperatorServiceClient::with_interceptor(channel, bearer),
+            state: State::of(&settings.address),
         })
     }
 
@@ -123,10 +145,9 @@ impl Controller {
         });
         match followed.await {
             Ok(ended) => ended,
-            Err(_) => {
-                Err(broken
-                    .unwrap_or_else(|| Failure::deadline(&format!("{id} was not done"), wait)))
-            }
+            Err(_) => Err(broken.unwrap_or_else(|| {
+                Failure::deadline(&format!("the operation on {id} did not finish"), wait)
+            })),
         }
     }
 
@@ -150,7 +171,8 @@ impl Controller {
             Some(gone) if matches!(gone.phase(), Phase::Deleted | Phase::Failed) => Ok(gone),
             _ => Err(Failure {
                 transient: true,
-                ..Failure::local("the controller ended the watch before the sandbox did")
+                exit: exit::NOT_NOW,
+                ..Failure::local("the controller ended the watch of the sandbox too early")
             }),
         }
     }
@@ -169,18 +191,31 @@ pub async fn answer<T>(
     }
 }
 
-/// Longest wait for a node's agent that restarts.
-const AGENT_AWAY: Duration = Duration::from_secs(15);
+/// Longest wait for a node's agent that restarts, and for a controller that has too much to do.
+const AWAY: Duration = Duration::from_secs(15);
 /// Pause between attempts meanwhile.
-const AGENT_AGAIN: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_millis(500);
+/// Longest pause that the other side can ask for.
+const AGAIN_MAX: Duration = Duration::from_secs(5);
 
-/// Makes an idempotent call, and repeats it while the sandbox's node cannot be reached: an agent
-/// that is upgraded is back within seconds. The hint of a final error says that the verb can be
-/// repeated.
+/// Makes an idempotent call, and repeats it while the sandbox's node cannot be reached, or the
+/// controller has too much to do: an agent that is upgraded is back within seconds. The hint of a
+/// final error says that the verb can be repeated.
 ///
 /// # Errors
 /// As `answer`.
-pub async fn patient<T, C>(mut call: impl FnMut() -> C) -> Result<T, Failure>
+pub async fn patient<T, C>(call: impl FnMut() -> C) -> Result<T, Failure>
+where
+    C: Future<Output = Result<Response<T>, Status>>,
+{
+    read(call).await.map_err(Failure::repeatable)
+}
+
+/// Makes a call that changes nothing, and repeats it like `patient`.
+///
+/// # Errors
+/// As `answer`.
+pub async fn read<T, C>(mut call: impl FnMut() -> C) -> Result<T, Failure>
 where
     C: Future<Output = Result<Response<T>, Status>>,
 {
@@ -190,9 +225,10 @@ where
             Ok(answer) => return Ok(answer),
             Err(failure) => failure,
         };
-        let pause = failure.retry_after.unwrap_or(AGENT_AGAIN).max(AGENT_AGAIN);
-        if !failure.is_of_a_restart() || since.elapsed() + pause >= AGENT_AWAY {
-            return Err(failure.repeatable());
+        let pause = failure.retry_after.unwrap_or(AGAIN).clamp(AGAIN, AGAIN_MAX);
+        let may_pass = failure.is_of_a_restart() || failure.is_overload();
+        if !may_pass || since.elapsed() + pause >= AWAY {
+            return Err(failure);
         }
         tokio::time::sleep(pause).await;
     }
@@ -203,8 +239,55 @@ where
 /// # Errors
 /// When there is no such sandbox, or the call failed.
 pub async fn fetch(controller: &Controller, id: String) -> Result<Sandbox, Failure> {
-    let request = GetSandboxRequest { id };
-    promised(answer(controller.sandboxes.clone().get_sandbox(request)).await?.sandbox)
+    let call = || {
+        let (mut client, request) =
+            (controller.sandboxes.clone(), GetSandboxRequest { id: id.clone() });
+        async move { client.get_sandbox(request).await }
+    };
+    promised(read(call).await?.sandbox)
+}
+
+/// Reads all pages of the list of the team's sandboxes.
+///
+/// # Errors
+/// When a call failed.
+pub async fn list(controller: &Controller, include_ended: bool) -> Result<Vec<Sandbox>, Failure> {
+    list_all(controller, ListSandboxesRequest { include_ended, ..Default::default() }).await
+}
+
+/// Reads all pages of a list.
+///
+/// # Errors
+/// When a call failed.
+pub async fn list_all(
+    controller: &Controller,
+    mut request: ListSandboxesRequest,
+) -> Result<Vec<Sandbox>, Failure> {
+    let mut sandboxes = Vec::new();
+    loop {
+        let call = || {
+            let (mut client, request) = (controller.sandboxes.clone(), request.clone());
+            async move { client.list_sandboxes(request).await }
+        };
+        let page = read(call).await?;
+        sandboxes.extend(page.sandboxes);
+        if page.next_page_token.is_empty() {
+            return Ok(sandboxes);
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+/// Reads the snapshots.
+///
+/// # Errors
+/// When the call failed.
+pub async fn snapshots(controller: &Controller) -> Result<Vec<Snapshot>, Failure> {
+    let call = || {
+        let mut client = controller.sandboxes.clone();
+        async move { client.list_snapshots(ListSnapshotsRequest {}).await }
+    };
+    Ok(read(call).await?.snapshots)
 }
 
 /// Unwraps a field that the API promises to set.
@@ -214,6 +297,6 @@ pub async fn fetch(controller: &Controller, id: String) -> Result<Sandbox, Failu
 pub fn promised<T>(field: Option<T>) -> Result<T, Failure> {
     field.ok_or_else(|| {
         Failure::local("the controller's answer lacks a field that it must have")
-            .hint("`sandboxctl version` shows both versions; they may not fit together")
+            .hint("`sandboxctl version` shows both versions; they may not be compatible")
     })
 }

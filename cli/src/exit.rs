@@ -12,5 +12,9 @@ pub const NOT_NOW: u8 = 4;
 pub const EXEC: u8 = 125;
 /// Stopped by the user.
 pub const INTERRUPTED: u8 = 130;
+/// Ended by SIGHUP: 128 + 1.
+pub const HUNG_UP: u8 = 129;
+/// Ended by SIGTERM: 128 + 15.
+pub const TERMINATED: u8 = 143;
 /// The reader of our output has closed it: 128 + SIGPIPE, as with programs that the signal ends.
 pub const PIPE: u8 = 141;

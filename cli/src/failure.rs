@@ -28,6 +28,8 @@ pub struct Failure {
     pub transient: bool,
     /// Whether no connection was made, so that the call never arrived.
     pub unreached: bool,
+    /// Whether the controller has too much to do, or is being started.
+    pub overloaded: bool,
 }
 
 impl Failure {
@@ -41,6 +43,7 @@ impl Failure {
             retry_after: None,
             transient: false,
             unreached: false,
+            overloaded: false,
         }
     }
 
@@ -96,6 +99,12 @@ impl Failure {
     /// True for errors of a call while its node's agent restarts or stops.
     pub fn is_of_a_restart(&self) -> bool {
         matches!(self.known(), Some(Reason::NodeUnreachable | Reason::ShuttingDown))
+    }
+
+    /// True when the controller or a node did not keep up. The same call can be made again, if it
+    /// never arrived or is not done twice.
+    pub fn is_overload(&self) -> bool {
+        self.overloaded || matches!(self.known(), Some(Reason::TooManyCalls | Reason::QueueFull))
     }
 
     /// Sets a hint for a verb that can be repeated, because the table's hint for an unknown outcome
@@ -171,7 +180,7 @@ impl fmt::Display for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Self::local("the reader of our output went away").exit(exit::PIPE);
+            return Self::local("the reader of the output has closed it").exit(exit::PIPE);
         }
         Self::local(format!("cannot write the output: {error}"))
     }
@@ -197,33 +206,40 @@ impl From<Status> for Failure {
     }
 }
 
+/// Words of TLS errors that another try does not change: the two sides do not trust each other.
+const UNTRUSTED: &[&str] = &[
+    "invalid peer certificate",
+    "peer sent no certificates",
+    "received fatal alert",
+    "received corrupt message",
+    "peer is incompatible",
+];
+/// Words of connections that end before TLS is agreed on: the controller does not keep up.
+const BROKEN_HANDSHAKE: &[&str] =
+    &["handshake eof", "reset by peer", "Broken pipe", "timed out", "deadline has elapsed"];
+/// Words of HTTP/2 for a connection with too many frames or streams.
+const REFUSED_BY_HTTP2: &[&str] = &["ENHANCE_YOUR_CALM", "too many", "too_many"];
+
 /// Describes a status from elsewhere: a broken connection, a proxy, another program's port.
 fn unexplained(status: &Status) -> Failure {
     let chain = causes(status);
-    let is_tls = ["certificate", "tls", "UnknownIssuer", "HandshakeFailure", "corrupt message"]
-        .iter()
-        .any(|word| chain.contains(word));
-    if status.code() == Code::Unavailable && is_tls {
-        return Failure::usage(
-            format!("the TLS connection to the controller failed: {chain}"),
-            "SANDBOXCTL_CA must be the CA of this controller, and the name in SANDBOXCTL_ENDPOINT one that its certificate has",
-        );
+    let unreached = sources(status).any(|error| error.is::<tonic::ConnectError>());
+    if let Some(failure) = of_connection(status, &chain) {
+        return Failure { unreached, ..failure };
     }
     let (exit, transient, hint) = match status.code() {
         Code::Unavailable => (
             exit::NOT_NOW,
             true,
-            "check SANDBOXCTL_ENDPOINT, and on that machine `systemctl status pve-sandbox-controller`",
+            "check the endpoint (`sandboxctl context ls`, or SANDBOXCTL_ENDPOINT), and on that machine `systemctl status pve-sandbox-controller`",
         ),
-        Code::Cancelled | Code::DeadlineExceeded => (
-            exit::NOT_NOW,
-            true,
-            "try again; `sandboxctl nodes` shows whether something does not answer",
-        ),
+        Code::Cancelled | Code::DeadlineExceeded => {
+            (exit::NOT_NOW, true, "try again; `sandboxctl nodes` shows whether all nodes answer")
+        }
         Code::Unimplemented => (
             exit::REFUSED,
             false,
-            "`sandboxctl version` shows both versions: the controller is older than this program, or it is something else that listens there",
+            "`sandboxctl version` shows both versions: the controller is older than this program, or another program listens there",
         ),
         Code::Unauthenticated => (
             exit::USAGE,
@@ -256,11 +272,30 @@ fn unexplained(status: &Status) -> Failure {
     } else if exit == exit::NOT_NOW {
         "the controller did not answer in time"
     } else {
-        "the controller answered with an error that does not explain itself"
+        "the controller answered with an unknown error"
     };
     let message = if chain.is_empty() { what.to_owned() } else { format!("{what}: {chain}") };
-    let unreached = sources(status).any(|error| error.is::<tonic::ConnectError>());
     Failure { transient, unreached, ..Failure::local(message).hint(hint).exit(exit) }
+}
+
+/// Describes a connection that was not made or not kept: the two sides do not trust each other, or
+/// the controller does not keep up.
+fn of_connection(status: &Status, chain: &str) -> Option<Failure> {
+    let has = |words: &[&str]| words.iter().any(|word| chain.contains(word));
+    if status.code() == Code::Unavailable && has(UNTRUSTED) {
+        return Some(Failure::usage(
+            format!("the TLS connection to the controller failed: {chain}"),
+            "SANDBOXCTL_CA must be the CA of this controller (without it the system's CAs count), and its certificate must have the name in SANDBOXCTL_ENDPOINT",
+        ));
+    }
+    let refused = status.code() == Code::ResourceExhausted && has(REFUSED_BY_HTTP2);
+    let broken = status.code() == Code::Unavailable && has(BROKEN_HANDSHAKE);
+    (refused || broken).then(|| {
+        let message = format!("the controller does not keep up, or is being started: {chain}");
+        let next = "try again in a few seconds; if it stays so, check the endpoint (`sandboxctl context ls`, or SANDBOXCTL_ENDPOINT), and on that machine `systemctl status pve-sandbox-controller`";
+        let failure = Failure::local(message).hint(next).exit(exit::NOT_NOW);
+        Failure { transient: true, overloaded: true, ..failure }
+    })
 }
 
 /// Messages of a status and its sources, without repetitions.
@@ -290,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_becomes_a_sentence_with_a_next_step() {
+    fn every_reason_is_printed_with_a_hint() {
         for reason in Reason::all() {
             let status = Status::from(Refusal::new(reason, "it broke."));
             let failure = Failure::from(status);
@@ -301,7 +336,35 @@ mod tests {
     }
 
     #[test]
-    fn a_hint_fits_the_verb() {
+    fn overload_is_not_told_as_a_wrong_ca() {
+        for broken in [
+            "tls handshake eof",
+            "Connection reset by peer (os error 104)",
+            "Connection timed out (os error 110)",
+            "deadline has elapsed",
+        ] {
+            let failure = Failure::from(Status::unavailable(broken));
+            assert_eq!(failure.exit, exit::NOT_NOW, "{failure}");
+            assert!(failure.is_overload() && failure.transient, "{failure}");
+            assert!(!failure.to_string().contains("SANDBOXCTL_CA"), "{failure}");
+        }
+        let calm = "h2 protocol error: ENHANCE_YOUR_CALM";
+        assert!(Failure::from(Status::resource_exhausted(calm)).is_overload());
+        for wrong in
+            ["invalid peer certificate: UnknownIssuer", "received corrupt message of type X"]
+        {
+            let failure = Failure::from(Status::unavailable(wrong));
+            assert_eq!(failure.exit, exit::USAGE, "{failure}");
+            assert!(failure.to_string().contains("SANDBOXCTL_CA"), "{failure}");
+        }
+        let gone = Failure::from(Status::unavailable("Connection refused (os error 111)"));
+        assert!(gone.exit == exit::NOT_NOW && !gone.is_overload(), "{gone}");
+        let calls = Failure::from(Status::from(Refusal::new(Reason::TooManyCalls, "too many")));
+        assert!(calls.exit == exit::NOT_NOW && calls.is_overload(), "{calls}");
+    }
+
+    #[test]
+    fn hint_fits_the_verb() {
         let unknown = Refusal::new(Reason::OutcomeUnknown, "who knows");
         let failure = Failure::from(Status::from(unknown));
         assert!(failure.hint.as_deref().is_some_and(|hint| hint.contains("--exec-id")));
@@ -320,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_from_the_future_is_still_shown() {
+    fn unknown_reason_of_a_later_version_is_shown() {
         let mut details = tonic_types::ErrorDetails::new();
         details.set_error_info(
             "BRAND_NEW",
@@ -332,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hint_when_to_retry_is_told() {
+    fn retry_delay_is_printed() {
         let refusal =
             Refusal::new(Reason::NoCapacity, "no room").retry_after(Duration::from_millis(1500));
         let failure = Failure::from(Status::from(refusal));
@@ -342,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_from_the_wire_steers_the_terminal() {
+    fn control_characters_from_the_wire_are_not_printed() {
         let status = Status::from(Refusal::new(Reason::PctFailed, "a\x1b[2Jb"));
         assert!(!Failure::from(status).to_string().contains('\x1b'));
         let text = "no sandbox \u{202e}gpj.exe\u{200b} here";
@@ -354,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_creation_says_what_the_rollback_did() {
+    fn failed_creation_shows_what_the_rollback_did() {
         let failure = Failure::recorded(&proto::sandbox::v1::Failure {
             reason: Reason::PctFailed.into(),
             message: "start failed: no such device".into(),

@@ -21,7 +21,7 @@ pub fn of(reason: Reason) -> Hint {
         }
         Reason::TokenInvalid => (
             exit::USAGE,
-            "set SANDBOXCTL_TOKEN or SANDBOXCTL_TOKEN_FILE to a token that the controller knows; an operator makes one with `pve-sandbox-controller token`",
+            "give a token that the controller knows (`sandboxctl login`, SANDBOXCTL_TOKEN or SANDBOXCTL_TOKEN_FILE); an operator makes one with `pve-sandbox-controller token`",
         ),
         Reason::ScopeMissing => (
             exit::REFUSED,
@@ -29,7 +29,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::SandboxNotFound => (
             exit::NOT_FOUND,
-            "`sandboxctl ls -a` lists the sandboxes of your team; another team's are not found",
+            "`sandboxctl ls -a` lists the sandboxes of your team; those of another team are not found",
         ),
         Reason::SnapshotNotFound => (
             exit::NOT_FOUND,
@@ -43,56 +43,68 @@ pub fn of(reason: Reason) -> Hint {
             (exit::NOT_FOUND, "`sandboxctl ps ID` lists the commands that the sandbox runs and ran")
         }
         Reason::FileNotFound => {
-            (exit::NOT_FOUND, "look around with `sandboxctl exec ID -- ls -l DIRECTORY`")
+            (exit::NOT_FOUND, "`sandboxctl exec ID -- ls -l DIRECTORY` lists a directory")
         }
         Reason::RequestIdReused => (
             exit::REFUSED,
-            "this --request-id made another sandbox: take a new one, or repeat the first call unchanged",
+            "this --request-id belongs to another sandbox: use a new one, or repeat the first call unchanged",
         ),
         Reason::SandboxKnown => (
             exit::REFUSED,
-            "`sandboxctl get` shows the one that is known; there is nothing to recover",
+            "`sandboxctl get` shows the sandbox that is known; there is nothing to recover",
+        ),
+        Reason::NeverFits => (
+            exit::REFUSED,
+            "ask for less memory, disk or cores, or for other labels; `sandboxctl nodes` shows what there is",
+        ),
+        Reason::MemoryInUse => (
+            exit::REFUSED,
+            "`sandboxctl top ID` shows what it uses; give it more, or end something in it first",
+        ),
+        Reason::NameTaken => (
+            exit::REFUSED,
+            "use another name, or `sandboxctl rename ID NEW` for the sandbox that has it",
         ),
         Reason::ServiceExists => (
             exit::REFUSED,
-            "take another --name, or close the port that has it with `sandboxctl hide ID NAME`",
+            "use another --name, or close the port that has it with `sandboxctl hide ID NAME`",
         ),
         Reason::ExecIdReused => (
             exit::REFUSED,
-            "this --exec-id ran another command: take a new one, or repeat the first call unchanged",
+            "this --exec-id belongs to another command: use a new one, or repeat the first call unchanged",
         ),
         Reason::SandboxPaused => (
             exit::REFUSED,
-            "thaw it with `sandboxctl resume ID`, or let this wake it with `sandboxctl wake-on ID`",
+            "resume it with `sandboxctl resume ID`; `sandboxctl wake-on ID` shows and changes what wakes it",
         ),
         Reason::FreezeFailed => (
             exit::REFUSED,
-            "unmount what is mounted by FUSE in it, or use `sandboxctl pause --or-stop ID`",
+            "unmount the FUSE file systems in it, or use `sandboxctl pause --or-stop ID`",
         ),
         Reason::FileRefused => {
-            (exit::REFUSED, "check the path, and as whom it is touched (--user)")
+            (exit::REFUSED, "check the path, and the user that opens it (--user)")
         }
         Reason::SandboxNotRunning => (
             exit::REFUSED,
             "`sandboxctl get ID` shows its state; boot a stopped one with `sandboxctl start ID`",
         ),
         Reason::SandboxDeleted => {
-            (exit::NOT_FOUND, "it is gone for good; make another with `sandboxctl create`")
+            (exit::NOT_FOUND, "it cannot come back; create another with `sandboxctl create`")
         }
         Reason::SandboxBusy => (
             exit::NOT_NOW,
             "wait for the operation under way to end (`sandboxctl watch ID`) and run it again",
         ),
         Reason::CreateCancelled => {
-            (exit::REFUSED, "make another with `sandboxctl create` and a new --request-id")
+            (exit::REFUSED, "create another with `sandboxctl create` and a new --request-id")
         }
         Reason::NotOurs => (
             exit::REFUSED,
-            "containers that this system did not make are never touched; use PVE's own tools for them",
+            "sandboxctl never changes containers that it did not create; use PVE's own tools for them",
         ),
         Reason::ContainerUnfit => (
             exit::REFUSED,
-            "only an unprivileged container without protection, and no template, can be a sandbox",
+            "a sandbox must be an unprivileged container, without protection, and not a template",
         ),
         Reason::AddressConflict => (
             exit::REFUSED,
@@ -103,33 +115,32 @@ pub fn of(reason: Reason) -> Hint {
             "leave the address to the node (no --dhcp), or allow DHCP with `network.dhcp` in its agent's configuration",
         ),
         Reason::NotAdopted => (exit::REFUSED, "delete it with `sandboxctl rm ID`"),
-        Reason::NotMovable => (
-            exit::REFUSED,
-            "stop it first; only what is on storage that both nodes see can be moved",
-        ),
+        Reason::NotMovable => {
+            (exit::REFUSED, "stop it first; its disk must be on storage that both nodes see")
+        }
         Reason::ContainerGone => (
             exit::REFUSED,
             "`sandboxctl get ID` says where it is; recover it there, or delete the sandbox",
         ),
         Reason::NodeInUse => (
             exit::REFUSED,
-            "only a node that does not answer is forgotten; `sandboxctl nodes` shows them all",
+            "only a node that does not answer can be forgotten; `sandboxctl nodes` shows the state of all",
         ),
         Reason::NoCapacity => (
             exit::NOT_NOW,
-            "`sandboxctl explain --dry-run` says why for each node; delete what is not needed, or try later",
+            "`sandboxctl explain --dry-run` says why for each node; delete sandboxes that are not needed, or try later",
         ),
         Reason::NodeCordoned => (
             exit::NOT_NOW,
-            "leave the node to the controller, or let it take work with `sandboxctl uncordon NODE`",
+            "leave out --node, or give the node new sandboxes again with `sandboxctl uncordon NODE`",
         ),
         Reason::NodeNumberChanged => (
             exit::NOT_NOW,
-            "leave the node to the controller, or on it, with the agent stopped, run `pve-sandbox-agent confirm-node-number`",
+            "leave out --node; or on the node, with the agent stopped, run `pve-sandbox-agent confirm-node-number`",
         ),
         Reason::MemoryFull => (
             exit::NOT_NOW,
-            "delete or stop sandboxes there, ask for less memory, or leave the node to the controller",
+            "delete or stop sandboxes there, ask for less memory, or leave out --node",
         ),
         Reason::StorageFull => (
             exit::NOT_NOW,
@@ -153,23 +164,22 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::EventsGone => (
             exit::REFUSED,
-            "`sandboxctl ls -a` shows what is now; leave --since out for the events that are kept",
+            "`sandboxctl ls -a` shows the present state; leave out --since to get the events that are kept",
         ),
         Reason::StaleEpoch => (
             exit::NOT_NOW,
             "another controller is in charge: point SANDBOXCTL_ENDPOINT at it, or restart this one if it should be",
         ),
-        Reason::RevisionConflict => (
-            exit::NOT_NOW,
-            "look at the sandbox again with `sandboxctl get ID` and repeat the call",
-        ),
+        Reason::RevisionConflict => {
+            (exit::NOT_NOW, "read the sandbox again with `sandboxctl get ID` and repeat the call")
+        }
         Reason::ExecLost => (
             exit::REFUSED,
-            "it may have run in part: look at what it did before you run it again under a new --exec-id",
+            "a part of it may have run: check what it did before you run it again under a new --exec-id",
         ),
         Reason::NodeUnreachable => (
             exit::NOT_NOW,
-            "`sandboxctl nodes` shows which; on it, see `systemctl status pve-sandbox-agent`",
+            "`sandboxctl nodes` shows which node; on it, run `systemctl status pve-sandbox-agent`",
         ),
         Reason::NoQuorum => (
             exit::NOT_NOW,
@@ -177,12 +187,12 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::ContainerLocked => (
             exit::NOT_NOW,
-            "PVE works on the container (a backup, perhaps): try again when its task has ended",
+            "PVE works on the container (perhaps a backup): try again when its task has ended",
         ),
         Reason::ShuttingDown => (exit::NOT_NOW, "try again in a few seconds"),
         Reason::OutcomeUnknown => (
             exit::NOT_NOW,
-            "it may be done by now: `sandboxctl ls` shows; to repeat it, give `create` the same --request-id and `exec` the same --exec-id, so that it is not done twice",
+            "it may be done by now: check with `sandboxctl ls`; to repeat it, give `create` the same --request-id and `exec` the same --exec-id, so that it is not done twice",
         ),
         Reason::ProbeTimeout => (
             exit::REFUSED,

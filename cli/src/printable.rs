@@ -46,6 +46,50 @@ pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
     String::from_utf8(bytes).map_err(|error| serde_json::Error::io(io::Error::other(error)))
 }
 
+/// Breaks JSON on one line into indented lines.
+pub fn indented(json: &str) -> String {
+    let mut text = String::with_capacity(json.len() * 2);
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    let mut chars = json.chars().peekable();
+    while let Some(c) = chars.next() {
+        if quoted {
+            text.push(c);
+            (quoted, escaped) = (escaped || c != '"', !escaped && c == '\\');
+            continue;
+        }
+        let broken = |text: &mut String, depth: usize| {
+            text.push('\n');
+            text.extend(std::iter::repeat_n("  ", depth));
+        };
+        match c {
+            '{' | '[' if matches!(chars.peek(), Some('}' | ']')) => {
+                text.push(c);
+                text.extend(chars.next());
+            }
+            '{' | '[' => {
+                depth += 1;
+                text.push(c);
+                broken(&mut text, depth);
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                broken(&mut text, depth);
+                text.push(c);
+            }
+            ',' => {
+                text.push(c);
+                broken(&mut text, depth);
+            }
+            ':' => text.push_str(": "),
+            _ => {
+                quoted = c == '"';
+                text.push(c);
+            }
+        }
+    }
+    text
+}
+
 struct EscapeHidden;
 
 impl Formatter for EscapeHidden {
@@ -116,9 +160,23 @@ mod tests {
         assert_eq!(one_line("a\nb\tc\u{202e}d"), "a b c\u{fffd}d");
     }
 
+    #[test]
+    fn indented_json_has_a_value_on_each_line() {
+        let json = r#"{"a":[1,{"b":"x,{}: \\\"y"}],"c":{},"d":[]}"#;
+        let expected = "{\n  \"a\": [\n    1,\n    {\n      \"b\": \"x,{}: \\\\\\\"y\"\n    }\n  ],\n  \"c\": {},\n  \"d\": []\n}";
+        assert_eq!(indented(json), expected);
+    }
+
     proptest! {
         #[test]
-        fn nothing_hidden_is_printed_and_json_reads_back_the_same(text in any::<String>()) {
+        fn indented_json_is_the_same_value(text in any::<String>(), other in "[\\\\\",{}:\\[\\]]{0,20}") {
+            let value = serde_json::json!({ "a": [text, { "b": other }], "c": {} });
+            let shown = indented(&json(&value).expect("JSON"));
+            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"), value);
+        }
+
+        #[test]
+        fn hidden_characters_are_not_printed_and_json_reads_back_the_same(text in any::<String>()) {
             prop_assert!(!one_line(&text).chars().any(is_hidden));
             let json = json(&text).expect("JSON");
             prop_assert!(!json.chars().any(is_hidden), "{:?}", json);

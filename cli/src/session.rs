@@ -1,11 +1,7 @@
 //! The stream of a command that survives broken connections: when the connection to the controller
 //! breaks, the stream attaches again at its position. No byte is repeated or lost.
 
-use std::{
-    io::{self, Write},
-    os::fd::AsFd,
-    time::Duration,
-};
+use std::time::Duration;
 
 use proto::{
     Reason,
@@ -16,8 +12,6 @@ use proto::{
     },
 };
 use tokio::{
-    fs::File,
-    io::AsyncWriteExt,
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
 };
@@ -28,20 +22,19 @@ use crate::{
     client::{Controller, answer},
     failure::Failure,
     output::Output,
+    sink::Sink,
 };
 
 /// Longest absence of the controller.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(500);
-/// Longest absence of the node's agent before the command has started: an agent that restarts is
-/// back within seconds.
-const AGENT_AWAY: Duration = Duration::from_secs(15);
+/// Longest absence of the node's agent, or of a controller that has too much to do, before the
+/// command has started: an agent that restarts is back within seconds.
+const AWAY: Duration = Duration::from_secs(15);
 /// Silence that counts as a broken connection: the controller sends a keep-alive every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
 /// Messages queued for the command; beyond them, reading stdin waits.
 const QUEUE: usize = 16;
-/// Bytes of output that `--json` holds in memory at most.
-const JSON_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 type Message = exec_request::Message;
 
@@ -95,6 +88,11 @@ impl Session {
         }
     }
 
+    /// Begins with the output behind these offsets in stdout and stderr.
+    pub fn begin(&mut self, offsets: [u64; 2]) {
+        self.have.iter_mut().zip(offsets).for_each(|(have, offset)| have.begin(offset));
+    }
+
     /// Receiver that turns true when the command is known to run.
     pub fn started(&self) -> watch::Receiver<bool> {
         self.started.subscribe()
@@ -124,8 +122,9 @@ impl Session {
                 output.note(format!("connection lost, attaching again ... ({})", failure.message));
                 Instant::now()
             });
-            let early = !*self.started.borrow() && failure.is_of_a_restart();
-            if early && since.elapsed() >= AGENT_AWAY {
+            let may_pass = failure.is_of_a_restart() || failure.is_overload();
+            let early = !*self.started.borrow() && may_pass;
+            if early && since.elapsed() >= AWAY {
                 return Err(failure);
             }
             if since.elapsed() >= PATIENCE {
@@ -145,9 +144,23 @@ impl Session {
         let unknown = failure.known() == Some(Reason::OutcomeUnknown);
         let early = !*self.started.borrow();
         // The exec_id makes the command run once, so a restart of the agent is waited for.
-        let restart = failure.is_of_a_restart();
-        let decided = failure.reason.is_some() && !unknown && !restart;
-        failure.transient && !(early && (failure.unreached || decided))
+        let may_pass = failure.is_of_a_restart() || failure.is_overload();
+        let decided = failure.reason.is_some() && !unknown && !may_pass;
+        let unreached = failure.unreached && !failure.is_overload();
+        (failure.transient || early && failure.is_overload()) && !(early && (unreached || decided))
+    }
+
+    /// Message that starts the command, or attaches to it once it runs.
+    fn first(&self) -> Message {
+        match &self.start {
+            Some(start) if !*self.started.borrow() => Message::Start(start.clone()),
+            _ => Message::Attach(ExecAttach {
+                id: self.id.clone(),
+                exec_id: self.exec_id.clone(),
+                stdout_offset: self.have[0].bytes(),
+                stderr_offset: self.have[1].bytes(),
+            }),
+        }
     }
 
     async fn once(
@@ -158,44 +171,17 @@ impl Session {
         output: Output,
     ) -> Result<Ended, Failure> {
         let (to_command, messages) = mpsc::channel(QUEUE);
-        let first = match &self.start {
-            Some(start) if !*self.started.borrow() => Message::Start(start.clone()),
-            _ => Message::Attach(ExecAttach {
-                id: self.id.clone(),
-                exec_id: self.exec_id.clone(),
-                stdout_offset: self.have[0].bytes(),
-                stderr_offset: self.have[1].bytes(),
-            }),
-        };
-        send(&to_command, first).await;
+        send(&to_command, self.first()).await;
         let mut client = self.controller.sandboxes.clone();
         let mut responses = answer(client.exec(ReceiverStream::new(messages))).await?;
         let (begin, begun) = oneshot::channel();
         let Self { stdin, have, started, until, .. } = self;
         let forward = async {
             // The answer says at which offset stdin continues.
-            let Ok(offset) = begun.await else { return std::future::pending().await };
-            let Some(missing) = stdin.from(offset) else {
-                return Failure::local("stdin that the command had not taken is not held any more");
-            };
-            for bytes in missing {
-                send(&to_command, Message::Stdin(bytes)).await;
+            match begun.await {
+                Ok(offset) => forward(stdin, offset, input, &to_command).await,
+                Err(_) => std::future::pending().await,
             }
-            if stdin.eof {
-                send(&to_command, Message::StdinEof(true)).await;
-            }
-            while let Some(message) = input.recv().await {
-                match &message {
-                    Message::Stdin(bytes) => stdin.keep(bytes.clone()),
-                    Message::StdinEof(eof) => stdin.eof |= eof,
-                    Message::Start(_)
-                    | Message::Attach(_)
-                    | Message::Resize(_)
-                    | Message::Signal(_) => {}
-                }
-                send(&to_command, message).await;
-            }
-            std::future::pending().await
         };
         let receive = async {
             let mut begin = Some(begin);
@@ -218,12 +204,14 @@ impl Session {
                     }
                     exec_response::Message::Stdout(bytes) => {
                         if let Some(bytes) = have[0].fresh(bytes) {
-                            sink.take(&bytes, false).await?;
+                            let offset = have[0].bytes() - bytes.len() as u64;
+                            sink.take(&bytes, offset, false).await?;
                         }
                     }
                     exec_response::Message::Stderr(bytes) => {
                         if let Some(bytes) = have[1].fresh(bytes) {
-                            sink.take(&bytes, true).await?;
+                            let offset = have[1].bytes() - bytes.len() as u64;
+                            sink.take(&bytes, offset, true).await?;
                         }
                     }
                     exec_response::Message::Exit(exit) => return Ok(Ended::Exit(exit)),
@@ -237,6 +225,35 @@ impl Session {
     }
 }
 
+/// Sends stdin from `offset` on, then what comes. Ends only when a part is not held any more.
+async fn forward(
+    stdin: &mut Sent,
+    offset: u64,
+    input: &mut mpsc::Receiver<Message>,
+    to_command: &mpsc::Sender<ExecRequest>,
+) -> Failure {
+    let Some(missing) = stdin.from(offset) else {
+        return Failure::local(
+            "the connection was lost, and input that the command had not read is gone",
+        );
+    };
+    for bytes in missing {
+        send(to_command, Message::Stdin(bytes)).await;
+    }
+    if stdin.eof {
+        send(to_command, Message::StdinEof(true)).await;
+    }
+    while let Some(message) = input.recv().await {
+        match &message {
+            Message::Stdin(bytes) => stdin.keep(bytes.clone()),
+            Message::StdinEof(eof) => stdin.eof |= eof,
+            Message::Start(_) | Message::Attach(_) | Message::Resize(_) | Message::Signal(_) => {}
+        }
+        send(to_command, message).await;
+    }
+    std::future::pending().await
+}
+
 /// Sends a message; if nothing receives it, the end of the stream gives the reason.
 async fn send(to: &mpsc::Sender<ExecRequest>, message: Message) {
     to.send(ExecRequest { message: Some(message) }).await.ok();
@@ -245,7 +262,7 @@ async fn send(to: &mpsc::Sender<ExecRequest>, message: Message) {
 async fn next(responses: &mut Streaming<ExecResponse>) -> Result<exec_response::Message, Failure> {
     loop {
         let Ok(response) = timeout(SILENCE, responses.message()).await else {
-            return Err(Failure::deadline("the controller gave no sign of life", SILENCE));
+            return Err(Failure::deadline("the controller sent nothing", SILENCE));
         };
         match response? {
             Some(ExecResponse { message: Some(message) }) => return Ok(message),
@@ -274,7 +291,7 @@ fn resume(
             continue;
         }
         if again {
-            let what = format!("{name} that came while the connection was lost is not kept");
+            let what = format!("a part of {name} was lost while the connection was down");
             return Err(Failure::local(what).hint(
                 "the command may still run; `sandboxctl logs ID EXEC_ID` has its last output",
             ));
@@ -285,61 +302,6 @@ fn resume(
     Ok(())
 }
 
-/// Destination of output: the process's own, or memory for `--json`.
-#[derive(Debug)]
-pub struct Sink {
-    json: bool,
-    /// Collected stdout.
-    pub stdout: Vec<u8>,
-    /// Collected stderr.
-    pub stderr: Vec<u8>,
-    // Files of tokio: a slow reader of ours must not delay the connection's pings.
-    to_stdout: File,
-    to_stderr: File,
-}
-
-impl Sink {
-    /// Creates a sink to our own stdout and stderr.
-    ///
-    /// # Errors
-    /// When they are closed.
-    pub fn new(json: bool) -> io::Result<Self> {
-        let to_stdout = io::stdout().as_fd().try_clone_to_owned()?;
-        let to_stderr = io::stderr().as_fd().try_clone_to_owned()?;
-        io::stdout().flush()?;
-        Ok(Self {
-            json,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-            to_stdout: File::from_std(to_stdout.into()),
-            to_stderr: File::from_std(to_stderr.into()),
-        })
-    }
-
-    async fn take(&mut self, bytes: &[u8], is_stderr: bool) -> Result<(), Failure> {
-        if !self.json {
-            return match is_stderr {
-                true => write(&mut self.to_stderr, bytes).await,
-                false => write(&mut self.to_stdout, bytes).await,
-            };
-        }
-        if self.stdout.len() + self.stderr.len() + bytes.len() > JSON_BYTES_MAX {
-            return Err(Failure::local(
-                "the command wrote more than 16 MiB, which is more than --json holds",
-            )
-            .hint("leave --json out: the output then goes through as it comes"));
-        }
-        let kept = if is_stderr { &mut self.stderr } else { &mut self.stdout };
-        kept.extend_from_slice(bytes);
-        Ok(())
-    }
-}
-
-async fn write(to: &mut File, bytes: &[u8]) -> Result<(), Failure> {
-    to.write_all(bytes).await?;
-    Ok(to.flush().await?)
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -347,8 +309,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_first_look_takes_what_there_is_and_a_later_one_misses_nothing() {
-        let output = Output { json: true, colour: false };
+    fn new_reader_starts_anywhere_and_a_resumed_one_misses_nothing() {
+        let output = Output::plain(true);
         let told = |stdout_offset| ExecStarted { stdout_offset, ..ExecStarted::default() };
         let mut have = [Received::default(); 2];
         have[0].begin(10);

@@ -1,13 +1,90 @@
-//! Settings of the connection to the controller: from flags, then environment, then file.
+//! Settings of the connection to the controller: from flags, then environment, then the context that is
+//! chosen, then the top level of the file.
 
 use std::{
-    io,
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use clap::{ArgMatches, Args, parser::ValueSource};
 
-use crate::{args::Global, failure::Failure};
+use crate::{config_file, failure::Failure};
+
+/// Longest token file that is read.
+const TOKEN_MAX: u64 = 8192;
+
+/// Flags of the connection, which every verb takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Connection {
+    /// Where the controller listens, such as https://controller:7443
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_ENDPOINT",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Connection"
+    )]
+    pub endpoint: Option<String>,
+    /// Bearer token. Others on this machine can read arguments: prefer the environment or a file
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        help_heading = "Connection"
+    )]
+    pub token: Option<String>,
+    /// File that holds the bearer token
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_TOKEN_FILE",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
+    pub token_file: Option<PathBuf>,
+    /// CA of the controller's certificate, PEM [default: the system's CAs]
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_CA",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
+    pub ca: Option<PathBuf>,
+    /// Context to use, in place of the chosen one; `sandboxctl context ls` lists them
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_CONTEXT",
+        hide_env_values = true,
+        value_name = "NAME",
+        help_heading = "Connection"
+    )]
+    pub context: Option<String>,
+    /// Show each call on stderr: its name, its time and its result
+    #[arg(long, global = true, help_heading = "Connection")]
+    pub debug: bool,
+    /// Configuration file [default: ~/.config/sandboxctl/config.toml]
+    #[arg(
+        long,
+        global = true,
+        env = "SANDBOXCTL_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
+    pub config: Option<PathBuf>,
+    /// Names of what came from the environment.
+    #[arg(skip)]
+    pub from_environment: BTreeSet<&'static str>,
+}
 
 /// Settings needed to call the controller.
 #[derive(Clone)]
@@ -18,8 +95,10 @@ pub struct Settings {
     pub server_name: String,
     /// Bearer token.
     pub token: String,
-    /// PEM file of the CA.
-    pub ca: PathBuf,
+    /// PEM file of the CA; none trusts those of the system.
+    pub ca: Option<PathBuf>,
+    /// Whether each call is shown on stderr.
+    pub debug: bool,
 }
 
 impl std::fmt::Debug for Settings {
@@ -32,72 +111,119 @@ impl std::fmt::Debug for Settings {
     }
 }
 
-/// Content of the configuration file.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    endpoint: Option<String>,
-    token: Option<String>,
-    token_file: Option<PathBuf>,
-    ca: Option<PathBuf>,
+/// How to set what is missing.
+pub const HOW: &str = "`sandboxctl login` asks for it and saves it; or set SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN (or _TOKEN_FILE) and SANDBOXCTL_CA; in a lab: `. target/lab/env`";
+
+impl Connection {
+    /// Orders what came from the command line and from the environment. A flag is meant for this call, and
+    /// the environment for all of them: a context that is named by a flag wins over all of it, and a token
+    /// file over its token.
+    pub fn order_sources(&mut self, matches: &ArgMatches) {
+        let from = |name: &str, source| matches.value_source(name) == Some(source);
+        self.from_environment = ["endpoint", "token", "token_file", "ca", "context"]
+            .into_iter()
+            .filter(|name| from(name, ValueSource::EnvVariable))
+            .collect();
+        let is_flag = |name: &str| from(name, ValueSource::CommandLine);
+        if is_flag("context") {
+            *self = self.without_environment();
+        } else if is_flag("token_file") {
+            let is_set = self.from_environment.contains("token");
+            self.token.take_if(|_| is_set);
+        }
+    }
+
+    /// Returns what the command line says alone.
+    #[must_use]
+    pub fn without_environment(&self) -> Self {
+        let mut own = self.clone();
+        let is_set = |name: &str| self.from_environment.contains(name);
+        own.endpoint.take_if(|_| is_set("endpoint"));
+        own.token.take_if(|_| is_set("token"));
+        own.token_file.take_if(|_| is_set("token_file"));
+        own.ca.take_if(|_| is_set("ca"));
+        own.context.take_if(|_| is_set("context"));
+        own
+    }
 }
 
-const HOW: &str = "set SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN (or _TOKEN_FILE) and SANDBOXCTL_CA, or write endpoint, token_file and ca to ~/.config/sandboxctl/config.toml; in a lab: `. target/lab/env`";
-
 impl Settings {
-    /// Combines the sources.
+    /// Combines the sources, the first that is set first.
     ///
     /// # Errors
     /// When a required setting is missing, or a given one cannot be used.
-    pub fn find(global: &Global) -> Result<Self, Failure> {
-        let file = read_file(global.config.as_deref())?;
+    pub fn find(flags: &Connection) -> Result<Self, Failure> {
+        let file = config_file::read(flags.config.as_deref())?;
         let missing = |what: &str| Failure::usage(format!("{what} is not configured"), HOW);
-        let endpoint = global
+        let chosen = flags.context.as_ref().or(file.context.as_ref());
+        let chosen = chosen.map(|name| file.named(name)).transpose()?.cloned();
+        // A context has a CA of its own, or none.
+        let its_ca = match &chosen {
+            Some(context) => context.ca.clone(),
+            None => file.ca,
+        };
+        let chosen = chosen.unwrap_or_default();
+        let endpoint = flags
             .endpoint
             .clone()
+            .or(chosen.endpoint)
             .or(file.endpoint)
             .ok_or_else(|| missing("the controller's endpoint"))?;
-        let (address, server_name) = parse_endpoint(&endpoint)?;
-        let ca = global.ca.clone().or(file.ca).ok_or_else(|| missing("the controller's CA"))?;
-        // A token given directly overrides a token file, whichever source names the file.
-        let token = match (&global.token, &global.token_file, file.token, &file.token_file) {
-            (Some(token), ..) => token.clone(),
-            (None, Some(path), ..) => read_token(path)?,
-            (None, None, Some(token), _) => token,
-            (None, None, None, Some(path)) => read_token(path)?,
-            (None, None, None, None) => return Err(missing("the token")),
+        let ca = flags.ca.clone().or(its_ca);
+        // A token given directly overrides a token file of the same place.
+        let given =
+            (flags.token.clone(), flags.token_file.as_deref().or(chosen.token_file.as_deref()));
+        let token = match (given, file.token, &file.token_file) {
+            ((Some(token), _), ..) => token,
+            ((None, Some(path)), ..) => read_token(path)?,
+            (_, Some(token), _) => token,
+            (_, None, Some(path)) => read_token(path)?,
+            (_, None, None) => return Err(missing("the token")),
         };
+        Self::new(&endpoint, &token, ca, flags.debug)
+    }
+
+    /// Checks the form of the endpoint and of the token.
+    ///
+    /// # Errors
+    /// When one of them cannot be used.
+    pub fn new(
+        endpoint: &str,
+        token: &str,
+        ca: Option<PathBuf>,
+        debug: bool,
+    ) -> Result<Self, Failure> {
+        let (address, server_name) = parse_endpoint(endpoint)?;
         let token = token.trim().to_owned();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Failure::usage(
-                "the token is empty or has characters that no token has",
+                "the token is empty or has characters that a token cannot have",
                 HOW,
             ));
         }
-        Ok(Self { address, server_name, token, ca })
+        Ok(Self { address, server_name, token, ca, debug })
     }
 }
 
-fn read_file(named: Option<&Path>) -> Result<File, Failure> {
-    let usual = || std::env::home_dir().map(|home| home.join(".config/sandboxctl/config.toml"));
-    let Some(path) = named.map(Path::to_owned).or_else(usual) else { return Ok(File::default()) };
-    // The default file may be missing; a named one may not.
-    if named.is_none() && !path.exists() {
-        return Ok(File::default());
-    }
-    daemon::config::load(&path).map_err(|error| {
-        let message = daemon::chain::Chain(&error).to_string();
-        Failure::usage(
-            message.trim_end().to_owned(),
-            "correct the file, or name another with --config",
-        )
-    })
-}
-
-fn read_token(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|error: io::Error| {
+/// Reads a token from its file.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_token(path: &Path) -> Result<String, Failure> {
+    let mut token = String::new();
+    let read = File::open(path).and_then(|file| file.take(TOKEN_MAX).read_to_string(&mut token));
+    read.map_err(|error: io::Error| {
         Failure::usage(format!("cannot read the token in {}: {error}", path.display()), HOW)
-    })
+    })?;
+    Ok(token)
+}
+
+/// Checks the form of an endpoint.
+///
+/// # Errors
+/// When it cannot be used.
+pub fn check_endpoint(endpoint: &str) -> Result<(), Failure> {
+    parse_endpoint(endpoint).map(drop)
 }
 
 /// Splits `https://host[:port]` into the address and the name that the certificate must have.
@@ -129,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints() {
+    fn endpoints_are_split_into_address_and_name() {
         for (endpoint, address, name) in [
             ("https://c.example:7443", "c.example:7443", "c.example"),
             ("https://c.example/", "c.example:7443", "c.example"),
@@ -148,26 +274,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named_with_what_to_do() {
+    fn missing_setting_is_named_with_a_hint() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("config.toml");
         std::fs::write(&path, "endpoint = \"https://c:1\"\nca = \"/ca.pem\"\n").expect("write");
-        let mut global = Global { config: Some(path.clone()), ..Global::default() };
-        let failure = Settings::find(&global).expect_err("no token");
+        let mut flags = Connection { config: Some(path.clone()), ..Connection::default() };
+        let failure = Settings::find(&flags).expect_err("no token");
         assert!(failure.to_string().contains("the token is not configured"), "{failure}");
-        assert!(failure.to_string().contains("hint: set SANDBOXCTL_ENDPOINT"), "{failure}");
+        assert!(failure.to_string().contains("hint: `sandboxctl login` asks"), "{failure}");
 
         let secret = dir.path().join("token");
         std::fs::write(&secret, "s3cret\n").expect("write");
-        global.token_file = Some(secret);
-        assert_eq!(Settings::find(&global).expect("complete").token, "s3cret");
-        global.token = Some("typed".into());
-        let settings = Settings::find(&global).expect("complete");
+        flags.token_file = Some(secret);
+        assert_eq!(Settings::find(&flags).expect("complete").token, "s3cret");
+        flags.token = Some("typed".into());
+        let settings = Settings::find(&flags).expect("complete");
         assert_eq!(settings.token, "typed");
         assert!(!format!("{settings:?}").contains("typed"), "a token must not be printed");
 
         std::fs::write(&path, "endpont = 1\n").expect("write");
-        let failure = Settings::find(&global).expect_err("unknown key");
+        let failure = Settings::find(&flags).expect_err("unknown key");
         assert!(failure.to_string().contains("endpont"), "{failure}");
     }
 }

@@ -1,8 +1,8 @@
-//! The user's terminal: its size, and raw mode that is always undone.
+//! The user's terminal: its size, and modes that are always undone.
 
 use std::io::{self, IsTerminal};
 
-use nix::sys::termios::{self, SetArg, Termios};
+use nix::sys::termios::{self, LocalFlags, SetArg, Termios};
 use proto::sandbox::v1::WindowSize;
 
 /// Guard of raw mode; restores the terminal when dropped.
@@ -24,6 +24,31 @@ impl Raw {
 }
 
 impl Drop for Raw {
+    fn drop(&mut self) {
+        // Ignored, because the terminal may be gone.
+        termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0).ok();
+    }
+}
+
+/// Guard of a terminal that does not show what is typed; restores it when dropped.
+#[derive(Debug)]
+pub struct Hidden(Termios);
+
+impl Hidden {
+    /// Stops showing what is typed on stdin's terminal.
+    ///
+    /// # Errors
+    /// When stdin is not a terminal or cannot be switched.
+    pub fn enter() -> io::Result<Self> {
+        let before = termios::tcgetattr(io::stdin())?;
+        let mut hidden = before.clone();
+        hidden.local_flags.remove(LocalFlags::ECHO);
+        termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &hidden)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Hidden {
     fn drop(&mut self) {
         // Ignored, because the terminal may be gone.
         termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0).ok();

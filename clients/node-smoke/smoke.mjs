@@ -2,14 +2,15 @@
 // over gRPC-Web creates a sandbox, runs commands in it, meets errors and deletes it again.
 //
 // Configured like sandboxctl: SANDBOXCTL_ENDPOINT, SANDBOXCTL_TOKEN or SANDBOXCTL_TOKEN_FILE,
-// SANDBOXCTL_CA; SMOKE_SNAPSHOT chooses a snapshot other than the first.
+// SANDBOXCTL_CA; SANDBOXCTL_SNAPSHOT chooses a snapshot other than the first.
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { BinaryReader } from "@bufbuild/protobuf/wire";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcTransport, createGrpcWebTransport } from "@connectrpc/connect-node";
-import { Phase, SandboxService } from "../gen/sandbox/v1/sandbox_pb.js";
+import { SandboxService } from "../gen/sandbox/v1/sandbox_pb.js";
+import { Phase } from "../gen/sandbox/v1/state_pb.js";
 
 const CALL_MS = 30_000;
 const RUNNING_MS = 120_000;
@@ -132,7 +133,7 @@ async function story(name, transport) {
   const done = (what) => console.log(`${name}: ${what}`);
 
   const { snapshots } = await client.listSnapshots({});
-  const snapshotId = process.env.SMOKE_SNAPSHOT ?? snapshots[0]?.id;
+  const snapshotId = process.env.SANDBOXCTL_SNAPSHOT ?? snapshots[0]?.id;
   assert(snapshotId, "no snapshot is known");
 
   const request = {

@@ -1,8 +1,6 @@
 //! Wall clock and randomness as traits, so that a simulation on paused time with a seed can be
 //! repeated. Durations are measured with `tokio::time`; this clock only stamps records.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 /// Wall-clock time.
 pub trait Clock: Send + Sync + std::fmt::Debug {
     /// Returns milliseconds since 1970.
@@ -22,8 +20,7 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
     fn now_ms(&self) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        daemon::clock::now_ms()
     }
 }
 

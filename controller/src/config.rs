@@ -100,8 +100,10 @@ pub struct ApiLimits {
     pub streams_max: usize,
     /// Most concurrent streams of one team. The default is half of `streams_max`.
     pub team_streams_max: Option<usize>,
-    /// Most HTTP/2 streams of one connection, which every kind of call needs.
-    pub streams_per_connection: u32,
+    /// Most HTTP/2 streams of one connection, which every kind of call needs. The default is more
+    /// than a team may have calls and streams: HTTP/2 makes one too many wait without a word, while
+    /// a team that has too many is told so.
+    pub streams_per_connection: Option<u32>,
     /// Most connections at once. A further one closes a connection without a valid token, or one of
     /// the team that has the most.
     pub connections_max: usize,
@@ -114,13 +116,20 @@ impl Default for ApiLimits {
             team_calls_max: None,
             streams_max: 8192,
             team_streams_max: None,
-            streams_per_connection: 128,
+            streams_per_connection: None,
             connections_max: 2048,
         }
     }
 }
 
 impl ApiLimits {
+    /// Returns the most HTTP/2 streams of one connection.
+    pub fn streams_per_connection(&self) -> u32 {
+        let more_than_a_team = self.team_calls() + self.team_streams() + 64;
+        let default = u32::try_from(more_than_a_team).unwrap_or(u32::MAX);
+        self.streams_per_connection.unwrap_or(default)
+    }
+
     /// Returns the most concurrent unary calls of one team.
     pub fn team_calls(&self) -> usize {
         self.team_calls_max.unwrap_or_else(|| self.calls_max.div_ceil(2))
@@ -249,7 +258,7 @@ impl Config {
         }
         must(limits.connections_max >= 16, "limits.connections_max must be at least 16".into());
         must(
-            self.limits.streams_per_connection > 0,
+            self.limits.streams_per_connection != Some(0),
             "limits.streams_per_connection must be at least 1".into(),
         );
         must(self.create.creates_max > 0, "create.creates_max must be at least 1".into());
@@ -325,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_packaged_example_is_taken() {
+    fn packaged_example_is_valid() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/controller.toml");
         let config = Config::load(&path).expect("the example");
         assert_eq!(config.listen, default_listen());
@@ -335,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_told_at_once() {
+    fn reports_all_mistakes_at_once() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("c.toml");
         let text = "url_template = \"x\"\ndata_dir = \"x\"\nevents_keep_days = 0\n\

@@ -1,10 +1,11 @@
 //! The controller: serves the API and places the callers' sandboxes on the nodes of a cluster.
 //!
 //! ```text
-//!  rpc/ (tonic; token -> team)          one request: rpc/sandbox.rs -> sandbox/create.rs
+//!  rpc/ (tonic; token -> team)          one request: rpc/sandbox.rs -> sandbox/create
 //!    -> sandbox/ (domain, one file an operation)       -> placement (pure) -> store (durable)
-//!         -> placement/ (pure: where, and why)         -> sandbox/creation.rs -> node/client.rs
-//!         -> node/ (agent.v1: calls, watch, cache)
+//!         -> placement/ (pure: where, and why)         -> sandbox/create/creation -> node/client.rs
+//!         -> node/ (agent.v1: calls, watch)
+//!         -> inventory/ (all sandboxes, as the nodes report them)
 //!         -> events/ (the log of what happened; derivation is pure)
 //!         -> store/ (intent and the log: SQLite, or memory)
 //! ```
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod events;
+pub mod inventory;
 pub mod node;
 pub mod placement;
 pub mod rpc;

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_good_until_it_is_revoked_and_only_with_its_secret() {
+    fn token_is_valid_with_its_secret_until_it_is_revoked() {
         let Issued { text, mut token } = issue("red".parse().expect("team"), "sandbox", 1);
         let (id, secret) = split(&text).expect("a token");
         assert_eq!(id, token.id);
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_a_token() {
+    fn malformed_tokens_are_refused() {
         for text in ["", "pvesb_", "pvesb_a_b", "Bearer x", "pvesb_00_00\n"] {
             assert_eq!(split(text), None, "{text:?}");
         }

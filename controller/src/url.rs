@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_is_filled_or_refused() {
+    fn url_template_is_filled_or_refused() {
         let template =
             UrlTemplate::new("http://port-{port}-vm-{vmid}.sandbox.localhost:8480").expect("good");
         let url = template.url(8000, 100_001, "pvelxc-x");

@@ -1,14 +1,21 @@
-//! Infrastructure of every daemon: configuration, logs, TLS, listening, stopping, and the form of
-//! errors on the wire. No domain.
+//! Infrastructure of every daemon: configuration, logs, TLS, listening, stopping, the form of errors
+//! on the wire, and what is written to the disk in groups or in one step. No domain.
 
 pub mod chain;
 pub mod channel;
+pub mod clock;
 pub mod config;
+pub mod disk;
 pub mod flow;
+pub mod group_commit;
+pub mod keyed_count;
+pub mod keyed_lock;
 pub mod listen;
 pub mod logs;
 pub mod peer;
+pub mod replace;
 pub mod shares;
 pub mod status;
 pub mod stop;
+pub mod sync;
 pub mod tls;

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_is_known_by_its_certificate_and_a_foreign_one_is_refused() {
+    async fn peer_is_identified_by_its_certificate_and_a_foreign_one_is_refused() {
         let (ours, foreign) = (ca("ours"), ca("foreign"));
         let server = identity(&ours, &ours, "spiffe://pve-sandbox/agent/n1");
         for (uri, expected) in [
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn peers_that_stall_in_their_handshake_hold_up_nobody() {
+    async fn stalled_handshakes_do_not_delay_other_peers() {
         let ours = ca("ours");
         let server = identity(&ours, &ours, "spiffe://pve-sandbox/agent/n1");
         let config = keys::server(&server, ClientAuth::Required).expect("server");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peers_addresses_count_as_one() {
+    fn addresses_of_one_network_count_as_one_peer() {
         let network = |text: &str| network(text.parse().expect("an address")).to_string();
         assert_eq!(network("192.0.2.1"), "192.0.2.1");
         assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");

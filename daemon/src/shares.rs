@@ -34,7 +34,7 @@ impl<K: Ord + Clone> Shares<K> {
     }
 
     /// Returns a place. Ignored when the party holds none.
-    pub fn give_back(&mut self, who: &K) {
+    pub fn release(&mut self, who: &K) {
         let Some(held) = self.held.get_mut(who) else { return };
         *held -= 1;
         self.free += 1;
@@ -56,14 +56,14 @@ mod tests {
         assert_eq!(take(&mut shares, "blue"), 25);
         assert!(take(&mut shares, "green") > 0);
         for _ in 0..50 {
-            shares.give_back(&"red");
+            shares.release(&"red");
         }
         assert_eq!(shares.held(&"red"), 0);
         assert!(take(&mut shares, "blue") > 0, "what is given back is free for all");
     }
 
     #[test]
-    fn parties_that_grow_together_get_the_same() {
+    fn parties_that_grow_together_get_equal_shares() {
         let mut shares = Shares::new(100);
         let parties = ["a", "b", "c"];
         while parties.into_iter().filter(|who| shares.take(who)).count() > 0 {}
@@ -72,9 +72,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_taken_cannot_be_given_back() {
+    fn giving_back_an_untaken_place_changes_nothing() {
         let mut shares = Shares::new(4);
-        shares.give_back(&"red");
+        shares.release(&"red");
         assert!(shares.take(&"red") && shares.take(&"red") && !shares.take(&"red"));
         assert!(!Shares::new(0).take(&"red"));
     }

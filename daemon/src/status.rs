@@ -1,7 +1,7 @@
 //! The form of every error on the wire: a gRPC code, a sentence, and `google.rpc.ErrorInfo` with a
 //! constant reason that callers branch on. Each crate builds these in one table.
 
-use std::{collections::HashMap, time::Duration};
+use std::{borrow::Cow, collections::HashMap, time::Duration};
 
 use proto::{
     id::Invalid,
@@ -9,6 +9,14 @@ use proto::{
 };
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
+
+/// Delay before a retry where a temporary refusal names none.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Key of the metadata with the number of files that were written before one failed.
+pub const FILES_WRITTEN: &str = "files_written";
+/// Key of the metadata with the path of the file that could not be written.
+pub const FAILED_PATH: &str = "failed_path";
 
 /// Error to be sent on the wire.
 #[derive(Debug, Clone)]
@@ -18,7 +26,7 @@ pub struct Refusal {
     /// Sentence that says what is wrong and, if possible, what to do.
     pub message: String,
     /// Field of the request that is invalid.
-    pub field: Option<&'static str>,
+    pub field: Option<Cow<'static, str>>,
     /// Delay before a retry.
     pub retry_after: Option<Duration>,
     /// Further data for programs, such as `node`.
@@ -67,7 +75,8 @@ impl From<Refusal> for Status {
         if let Some(field) = refusal.field {
             details.add_bad_request_violation(field, refusal.message.clone());
         }
-        if let Some(delay) = refusal.retry_after {
+        let again = refusal.reason.is_temporary().then_some(RETRY);
+        if let Some(delay) = refusal.retry_after.or(again) {
             details.set_retry_info(Some(delay));
         }
         Self::with_error_details(refusal.reason.code(), refusal.message, details)
@@ -97,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_on_the_wire_comes_back() {
+    fn refusal_round_trips_through_a_status() {
         let refusal = Refusal::new(Reason::NoCapacity, "full")
             .retry_after(Duration::from_millis(1500))
             .with("node", "n1");
@@ -110,7 +119,17 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_field_is_named() {
+    fn temporary_refusal_always_says_when_to_try_again() {
+        let after = |reason| retry_after(&Status::from(Refusal::new(reason, "no")));
+        assert_eq!(after(Reason::TooManyCalls), Some(RETRY));
+        assert_eq!(after(Reason::NoQuorum), Some(RETRY));
+        for permanent in [Reason::TooLarge, Reason::NeverFits, Reason::SandboxNotFound] {
+            assert_eq!(after(permanent), None);
+        }
+    }
+
+    #[test]
+    fn invalid_field_is_named_in_the_status() {
         let status = Status::from(Refusal::from(Invalid::new("request_id", "must be short")));
         let bad = status.get_details_bad_request().expect("bad request");
         assert_eq!(bad.field_violations[0].field, "request_id");

@@ -99,6 +99,29 @@ fn roots(path: &Path, pem: &[u8]) -> Result<Arc<RootCertStore>, Error> {
     Ok(Arc::new(store))
 }
 
+/// Files of CAs that systems have: Debian, Fedora, openSUSE; Alpine, macOS and the BSDs.
+const SYSTEM: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Reads the CAs that the system trusts; those that cannot be used are left out, as others do. One file
+/// with the reader that is here already takes a millisecond; rustls-native-certs reads a directory
+/// besides, three times as long.
+fn system_roots() -> Result<Arc<RootCertStore>, Error> {
+    // The variable that OpenSSL and others heed.
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let usual = || SYSTEM.iter().map(PathBuf::from).find(|path| path.exists());
+    let path = named.or_else(usual).ok_or_else(|| {
+        Error::Unusable("the system has no file of CAs: install the package ca-certificates".into())
+    })?;
+    let mut store = RootCertStore::empty();
+    let (added, _) = store.add_parsable_certificates(certificates(&path, &read(&path)?)?);
+    if added == 0 { Err(file(&path, "it holds no CA".into())) } else { Ok(Arc::new(store)) }
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
@@ -151,10 +174,23 @@ pub fn client(identity: &Identity) -> Result<Arc<ClientConfig>, Error> {
 /// # Errors
 /// When the file is missing or holds no certificate.
 pub fn client_with_roots(ca: &Path) -> Result<Arc<ClientConfig>, Error> {
+    client_that_trusts(roots(ca, &read(ca)?)?)
+}
+
+/// Client configuration without a certificate; trusts the CAs of the system, for servers whose certificate
+/// is a public one.
+///
+/// # Errors
+/// When the system has none.
+pub fn client_with_system_roots() -> Result<Arc<ClientConfig>, Error> {
+    client_that_trusts(system_roots()?)
+}
+
+fn client_that_trusts(roots: Arc<RootCertStore>) -> Result<Arc<ClientConfig>, Error> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
-        .with_root_certificates(roots(ca, &read(ca)?)?)
+        .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(finish(config))
 }
@@ -235,7 +271,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn parts_of_our_own_speak_tls_1_3_alone_and_callers_may_come_with_1_2() {
+    async fn daemons_speak_only_tls_1_3_and_callers_may_use_1_2() {
         let ours = ca("ours");
         let one = identity(&ours, &ours, "spiffe://pve-sandbox/controller");
         let (new, old) = (Some(ProtocolVersion::TLSv1_3), Some(ProtocolVersion::TLSv1_2));

@@ -1,17 +1,17 @@
-//! Names of the enums `Cause` and `Progress`.
+//! Names of the values of the enums `Cause` and `Progress`, and questions about a step.
 
 pub use crate::sandbox::v1::{Cause, Progress};
 
 impl Cause {
-    /// Somebody asked for the change.
+    /// No cause: a caller requested the change.
     pub const ASKED: Self = Self::Unspecified;
 
-    /// The name, UPPER_SNAKE; empty for [`Cause::ASKED`].
+    /// Returns the name in UPPER_SNAKE; empty for [`Cause::ASKED`].
     pub fn name(self) -> &'static str {
         if self == Self::ASKED { "" } else { self.as_str_name().trim_start_matches("CAUSE_") }
     }
 
-    /// The cause of this name; `None` for one that is newer than this program.
+    /// Returns the cause with this name; `None` for one of a later version.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "" => Some(Self::ASKED),
@@ -21,7 +21,7 @@ impl Cause {
 }
 
 impl Progress {
-    /// The name in lower case; empty when no step is known.
+    /// Returns the name in lower case; empty when no step is known.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unspecified => "",
@@ -38,20 +38,22 @@ impl Progress {
             Self::Release => "release",
             Self::Export => "export",
             Self::Import => "import",
+            Self::Files => "files",
         }
     }
 
-    /// True while a container becomes a sandbox of this node.
+    /// Returns true while a container becomes a sandbox of this node.
     pub const fn is_adopting(self) -> bool {
         matches!(self, Self::Adopt | Self::Import)
     }
 
-    /// True while a clone is under way, which holds PVE's lock on the template.
+    /// Returns true while a clone is under way, which holds PVE's lock on the template.
     pub const fn is_cloning(self) -> bool {
         matches!(self, Self::Clone)
     }
 
-    /// True when the clone is known to have been made: what stands under the vmid must be ours.
+    /// Returns true when the clone is known to exist: a container with the sandbox's vmid must then
+    /// be the sandbox's own.
     pub const fn is_past_clone(self) -> bool {
         !matches!(self, Self::Queued | Self::Clone)
     }
@@ -65,7 +67,7 @@ mod tests {
     use crate::sandbox::v1::{Phase, Sandbox};
 
     #[test]
-    fn a_sandbox_that_an_older_version_stored_is_still_read() {
+    fn sandbox_stored_by_an_older_version_is_decoded() {
         let sandbox = Sandbox { id: "a".into(), phase: Phase::Failed.into(), ..Sandbox::default() };
         let mut stored = sandbox.encode_to_vec();
         // The step and the cause were texts, under these numbers.
@@ -75,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_causes_go_there_and_back() {
+    fn cause_names_round_trip() {
         for cause in (0..).map_while(|number| Cause::try_from(number).ok()) {
             assert_eq!(Cause::named(cause.name()), Some(cause));
         }

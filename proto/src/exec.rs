@@ -1,36 +1,35 @@
-//! Checks of a caller's command. Controller and agent both use them.
+//! Checks of a caller's command. The controller and the agent both use them.
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use crate::{id::Invalid, sandbox::v1::WindowSize};
+use crate::{duration, id::Invalid, sandbox::v1::WindowSize};
 
-/// Bytes of stdin, or of a file, in one message at most.
+/// Most bytes of stdin, or of a file, in one message.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
-/// Longest time that a command may run.
-pub const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-/// Arguments of a command at most.
+/// Most arguments of a command.
 const ARGUMENTS_MAX: usize = 4096;
-/// Bytes of an argument, or of a line for the shell, at most: the kernel takes 128 KiB with the
-/// NUL.
+/// Most bytes of an argument, or of a line for the shell: the kernel takes 128 KiB with the NUL.
 const ARGUMENT_BYTES_MAX: usize = 128 * 1024 - 1;
-/// Bytes of all arguments at most. The kernel takes a quarter of the stack's limit, 2 MiB as a
-/// rule, and the environment counts too.
+/// Most bytes of all arguments. The kernel takes a quarter of the stack's limit, usually 2 MiB, and
+/// the environment counts too.
 const ARGUMENTS_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes of a path at most: the kernel takes 4 KiB with the NUL.
+/// Most bytes of a path: the kernel takes 4 KiB with the NUL.
 const PATH_BYTES_MAX: usize = 4095;
-/// Bytes of a user's name at most.
+/// Most bytes of a user's name.
 const USER_BYTES_MAX: usize = 64;
-/// Characters of an exec_id at most.
+/// Most bytes of the name of an owner of files.
+const NAME_BYTES_MAX: usize = 32;
+/// Most characters of an exec_id.
 const EXEC_ID_MAX: usize = 64;
-/// Rows, and columns, of a terminal.
+/// Allowed numbers of rows and of columns of a terminal.
 const SIDE: RangeInclusive<u32> = 1..=1000;
-/// Signals that callers can send.
+/// Numbers of the signals that callers can send.
 const SIGNALS: RangeInclusive<u32> = 1..=31;
 
 /// Checks an exec_id, the caller's name of a run: 1 to 64 characters of `[A-Za-z0-9._-]`.
 ///
 /// # Errors
-/// Names the field when it is not.
+/// When it has another form. The error names `field`.
 pub fn check_exec_id(field: &'static str, exec_id: &str) -> Result<(), Invalid> {
     let of_alphabet = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     if exec_id.is_empty() || exec_id.len() > EXEC_ID_MAX || !exec_id.bytes().all(of_alphabet) {
@@ -39,10 +38,21 @@ pub fn check_exec_id(field: &'static str, exec_id: &str) -> Result<(), Invalid> 
     Ok(())
 }
 
-/// Checks the bytes of one message.
+/// Reads the timeout of a command; zero or unset is none.
 ///
 /// # Errors
-/// Names the field when they are more than [`CHUNK_BYTES_MAX`].
+/// When it is negative. The error names `field`.
+pub fn timeout(
+    field: &'static str,
+    asked: Option<prost_types::Duration>,
+) -> Result<Option<Duration>, Invalid> {
+    Ok(duration::check(field, asked)?.filter(|asked| !asked.is_zero()))
+}
+
+/// Checks the number of bytes in one message.
+///
+/// # Errors
+/// When there are more than [`CHUNK_BYTES_MAX`]. The error names `field`.
 pub fn check_chunk(field: &'static str, bytes: &[u8]) -> Result<(), Invalid> {
     if bytes.len() > CHUNK_BYTES_MAX {
         return Err(Invalid::new(field, "must be at most 256 KiB in one message"));
@@ -53,7 +63,7 @@ pub fn check_chunk(field: &'static str, bytes: &[u8]) -> Result<(), Invalid> {
 /// Checks the size of a terminal.
 ///
 /// # Errors
-/// When a side is not 1 to 1000.
+/// When the rows or the columns are not 1 to 1000.
 pub fn check_window(window: &WindowSize) -> Result<(), Invalid> {
     if !(SIDE.contains(&window.rows) && SIDE.contains(&window.cols)) {
         return Err(Invalid::new("window", "must be 1 to 1000 rows and columns"));
@@ -72,10 +82,11 @@ pub fn check_signal(signal: u32) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Checks the arguments of a command, or the one line of a shell.
+/// Checks the arguments of a command, or the one line for a shell.
 ///
 /// # Errors
-/// Names the field when there is no program, or when no process could start with these arguments.
+/// When there is no program, or when the kernel could not start a process with these arguments. The
+/// error names `field`.
 pub fn check_command(field: &'static str, arguments: &[String]) -> Result<(), Invalid> {
     if arguments.first().is_none_or(String::is_empty) {
         return Err(Invalid::new(field, "must not be empty"));
@@ -97,7 +108,7 @@ pub fn check_command(field: &'static str, arguments: &[String]) -> Result<(), In
 /// Checks a path in a sandbox.
 ///
 /// # Errors
-/// Names the field when it is not absolute, holds a NUL, or is longer than 4095 bytes.
+/// When it is not absolute, contains a NUL, or is longer than 4095 bytes. The error names `field`.
 pub fn check_path(field: &'static str, path: &str) -> Result<(), Invalid> {
     if !path.starts_with('/') || path.contains('\0') || path.len() > PATH_BYTES_MAX {
         let why = "must be absolute, without a NUL, and at most 4095 bytes";
@@ -106,10 +117,10 @@ pub fn check_path(field: &'static str, path: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Checks the length of a user's name or number in a sandbox.
+/// Checks the length of a user's name or number. The agent checks its form.
 ///
 /// # Errors
-/// When it is longer than 64 bytes or holds a NUL.
+/// When it is longer than 64 bytes or contains a NUL.
 pub fn check_user(user: &str) -> Result<(), Invalid> {
     if user.len() > USER_BYTES_MAX || user.contains('\0') {
         return Err(Invalid::new("user", "must be a name or a number of at most 64 characters"));
@@ -117,12 +128,40 @@ pub fn check_user(user: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// Checks an owner of files: empty, `USER` or `USER:GROUP`, each by name or number.
+///
+/// # Errors
+/// When it has another form. The error names `field`.
+pub fn check_owner(field: &'static str, owner: &str) -> Result<(), Invalid> {
+    let (user, group) = owner.split_once(':').unwrap_or((owner, "0"));
+    let valid = owner.is_empty() || is_owner(user) && is_owner(group);
+    if !valid {
+        let why = "must be USER or USER:GROUP, each a name of at most 32 characters or an id";
+        return Err(Invalid::new(field, why));
+    }
+    Ok(())
+}
+
+fn is_owner(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    match text.bytes().next() {
+        // The largest number means "nobody in particular" to the kernel.
+        Some(b'0'..=b'9') => text.parse::<u32>().is_ok_and(|id| id != u32::MAX),
+        Some(first) => {
+            (first.is_ascii_alphabetic() || first == b'_')
+                && text.len() <= NAME_BYTES_MAX
+                && text.bytes().all(plain)
+        }
+        None => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn refuses_arguments_that_no_process_can_be_started_with() {
+    fn arguments_that_cannot_start_a_process_are_refused() {
         let check = |arguments: &[&str]| {
             let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
             check_command("argv", &arguments)
@@ -139,6 +178,16 @@ mod tests {
     }
 
     #[test]
+    fn timeout_of_zero_is_none_and_none_is_too_long() {
+        let of = |seconds, nanos| timeout("t", Some(prost_types::Duration { seconds, nanos }));
+        assert_eq!(timeout("t", None), Ok(None));
+        assert_eq!(of(0, 0), Ok(None));
+        assert_eq!(of(0, 1), Ok(Some(Duration::from_nanos(1))));
+        assert_eq!(of(i64::MAX, 0), Ok(Some(Duration::from_secs(i64::MAX.unsigned_abs()))));
+        of(-1, 0).expect_err("negative");
+    }
+
+    #[test]
     fn paths_are_absolute_and_short() {
         for good in ["/", "/a", "/a b/\u{e9}\n", "/../a"] {
             check_path("path", good).expect(good);
@@ -146,6 +195,17 @@ mod tests {
         let long = format!("/{}", "a".repeat(PATH_BYTES_MAX));
         for bad in ["", "a", "./a", "/a\0b", long.as_str()] {
             assert!(check_path("path", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn owners_are_names_or_numbers() {
+        for good in ["", "root", "www-data:adm", "0:0", "70000", "4294967294:_x"] {
+            check_owner("owner", good).expect(good);
+        }
+        let long = "x".repeat(NAME_BYTES_MAX + 1);
+        for bad in [":", "root:", ":adm", "4294967295", "-1", "1x", "a b", "a:b:c", long.as_str()] {
+            assert!(check_owner("owner", bad).is_err(), "{bad}");
         }
     }
 }

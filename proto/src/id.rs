@@ -1,6 +1,7 @@
-//! Identities. A `SandboxId` is ours and never reused; a `Vmid` is PVE's and reused.
+//! Identities. A `SandboxId` is chosen by the controller and never used again; a `Vmid` is PVE's
+//! and is used again.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -9,16 +10,28 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {why}")]
 pub struct Invalid {
-    /// Name of the value, such as `vmid` or `metadata.key`; also the field of a BadRequest.
-    pub what: &'static str,
+    /// Name of the value, such as `vmid` or `files[3].path`; also the field of a BadRequest.
+    pub what: Cow<'static, str>,
     /// Rule that the value breaks.
     pub why: String,
 }
 
 impl Invalid {
-    /// Creates an error: `what` must be as `why` says.
-    pub fn new(what: &'static str, why: impl Into<String>) -> Self {
-        Self { what, why: why.into() }
+    /// Creates an error about the value `what`, which breaks the rule `why`.
+    pub fn new(what: impl Into<Cow<'static, str>>, why: impl Into<String>) -> Self {
+        Self { what: what.into(), why: why.into() }
+    }
+
+    /// Names the value from the message that holds it: `path` under `files[3]` is `files[3].path`.
+    #[must_use]
+    pub fn under(self, message: impl fmt::Display) -> Self {
+        Self { what: format!("{message}.{}", self.what).into(), ..self }
+    }
+
+    /// Names the value `what`, whatever it was called.
+    #[must_use]
+    pub fn named(self, what: impl Into<Cow<'static, str>>) -> Self {
+        Self { what: what.into(), ..self }
     }
 }
 
@@ -26,11 +39,11 @@ const PREFIX: &str = "pvelxc-";
 /// Alphabet of RFC 4648 §7 in lower case: unlike the plain alphabet it keeps the order of the
 /// bytes, so ids sort by the time of their creation.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
-/// Digits of an id: 128 bits in groups of five.
+/// Number of digits of an id: 128 bits in groups of five.
 const DIGITS: usize = 26;
 
-/// Id of one incarnation of a sandbox: `pvelxc-` and a UUIDv7 in base32, 33 characters, one DNS
-/// label. Also the container's hostname.
+/// Id of a sandbox: `pvelxc-` and a UUIDv7 in base32, 33 characters, one DNS label. Also the
+/// hostname of the container.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SandboxId(Uuid);
 
@@ -41,7 +54,7 @@ impl SandboxId {
         Self(uuid::Builder::from_unix_timestamp_millis(unix_ms, random).into_uuid())
     }
 
-    /// Time of the creation, milliseconds since 1970: the first 48 bits.
+    /// Returns the time of the creation in milliseconds since 1970: the first 48 bits.
     pub fn created_ms(&self) -> u64 {
         u64::try_from(self.0.as_u128() >> 80).unwrap_or_default()
     }
@@ -100,7 +113,8 @@ impl<'de> Deserialize<'de> for SandboxId {
     }
 }
 
-/// PVE's number of a container, 100 to 999999999, unique in the cluster and reused after a while.
+/// PVE's number of a container, 100 to 999999999. Unique in the cluster; used again after a
+/// deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct Vmid(u32);
@@ -109,7 +123,7 @@ impl Vmid {
     /// Lowest vmid that PVE accepts.
     pub const MIN: Self = Self(100);
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u32 {
         self.0
     }
@@ -194,7 +208,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sandbox_ids_survive_the_way_to_text_and_back(ms in 0u64..1 << 48, random: [u8; 10]) {
+        fn sandbox_id_round_trips_through_text(ms in 0u64..1 << 48, random: [u8; 10]) {
             let id = SandboxId::new(ms, &random);
             let text = id.to_string();
             prop_assert_eq!(text.len(), 33);
@@ -211,7 +225,7 @@ mod tests {
         }
 
         #[test]
-        fn no_other_text_is_a_reference(text in "\\PC{0,40}") {
+        fn only_known_forms_parse_as_a_reference(text in "\\PC{0,40}") {
             if let Ok(reference) = text.parse::<SandboxRef>() {
                 let canonical = reference.to_string();
                 let known = [canonical.clone(), format!("pve_lxc_{canonical}"), format!("cmux-{canonical}")];
@@ -221,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn old_forms_are_understood() {
+    fn old_forms_of_a_vmid_are_parsed() {
         let vmid = Vmid::try_from(100_001).expect("in range");
         for text in ["100001", "pve_lxc_100001", "cmux-100001"] {
             assert_eq!(text.parse(), Ok(SandboxRef::Vmid(vmid)), "{text}");

@@ -1,21 +1,29 @@
-//! The wire: generated messages and services, and the validated values that both sides of it use.
+//! Protocol of all parts: the generated messages and services, and the validated values that both
+//! ends of a call use.
 //!
-//! Code map: `id` holds the identities, `name` the other names, `spec` what a caller may ask for,
-//! `reason` the constants of `ErrorInfo.reason`. Knows no other crate of the workspace.
+//! Code map: `id` has the identities, `name` the other names, `spec` the checked creation,
+//! `lifetime` its lifetime rules, `exec` the checks of a command, `phase` and `cause` questions
+//! about a phase, a cause and a step, `reason` the constants of `ErrorInfo.reason`, `reattach` the
+//! positions in a command's streams. Depends on no other crate of the workspace.
 
 pub mod cause;
+pub mod duration;
+mod enums;
 pub mod exec;
 pub mod id;
 pub mod lifetime;
 pub mod name;
+mod phase;
 pub mod reason;
 pub mod reattach;
 pub mod spec;
+pub mod update;
 
 pub use cause::{Cause, Progress};
 pub use reason::Reason;
+pub use sandbox::v1::Invariant;
 
-/// `sandbox.v1`: the public API.
+/// Package `sandbox.v1`: the public API of the controller.
 #[allow(missing_debug_implementations, unreachable_pub, clippy::all, reason = "generated")]
 pub mod sandbox {
     /// Version 1.
@@ -24,7 +32,7 @@ pub mod sandbox {
     }
 }
 
-/// `agent.v1`: controller to agent.
+/// Package `agent.v1`: the API between the controller and an agent.
 #[allow(missing_debug_implementations, unreachable_pub, clippy::all, reason = "generated")]
 pub mod agent {
     /// Version 1.
@@ -33,7 +41,7 @@ pub mod agent {
     }
 }
 
-/// `shim.v1`: agent to the shim of a sandbox.
+/// Package `shim.v1`: the protocol between an agent and the shim of a sandbox.
 #[allow(missing_debug_implementations, unreachable_pub, clippy::all, reason = "generated")]
 pub mod shim {
     /// Version 1.
@@ -45,5 +53,5 @@ pub mod shim {
 /// Descriptor set of all packages, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// Largest message that either side takes, bytes. Exec and files travel in smaller chunks.
+/// Largest message that either end accepts, in bytes. Output and files travel in smaller chunks.
 pub const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;

@@ -1,26 +1,39 @@
-//! Requested rules of a sandbox's lifetime: the checked form of `Lifetime`.
+//! Requested lifetime rules of a sandbox: the checked form of the message `Lifetime`.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::Invalid, sandbox::v1 as wire};
+use crate::{duration, id::Invalid, sandbox::v1 as wire};
 
 /// Longest time to live.
 pub const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Shortest time without use that counts as idle.
 pub const IDLE_MIN: Duration = Duration::from_secs(10);
+/// Longest time that a sandbox gets to shut down by itself.
+pub const GRACE_MAX: Duration = Duration::from_secs(600);
+
+/// Reads the time that a sandbox gets to shut down by itself; `None` when the caller sets none.
+///
+/// # Errors
+/// When it is negative or longer than [`GRACE_MAX`].
+pub fn grace(asked: Option<prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
+    match duration::check("grace", asked)? {
+        Some(grace) if grace > GRACE_MAX => Err(Invalid::new("grace", "must be at most 600 s")),
+        asked => Ok(asked),
+    }
+}
 
 /// Action on a sandbox that has expired or is idle.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Pauses it: nothing is lost.
+    /// Pauses the sandbox: nothing is lost.
     #[default]
     Pause,
-    /// Stops it: its disk is kept.
+    /// Stops the sandbox: its disk is kept.
     Stop,
-    /// Deletes it.
+    /// Deletes the sandbox.
     Delete,
 }
 
@@ -34,16 +47,16 @@ impl From<Action> for wire::ExpiryAction {
     }
 }
 
-/// Requested changes of the rules; `None` for a rule that stays.
+/// Requested changes of the rules; `None` leaves a rule as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LifetimePatch {
-    /// Time to live; zero: for ever.
+    /// Time to live; zero means for ever.
     pub ttl: Option<Duration>,
-    /// Action at expiry.
+    /// Action when the time to live is over.
     pub ttl_action: Option<Action>,
-    /// Time without use that counts as idle; zero: never.
+    /// Time without use after which the sandbox is idle; zero means never.
     pub idle: Option<Duration>,
-    /// Action when idle.
+    /// Action when the sandbox is idle.
     pub idle_action: Option<Action>,
 }
 
@@ -51,11 +64,11 @@ impl TryFrom<&wire::Lifetime> for LifetimePatch {
     type Error = Invalid;
 
     fn try_from(asked: &wire::Lifetime) -> Result<Self, Invalid> {
-        let ttl = duration(asked.ttl, "lifetime.ttl")?;
+        let ttl = duration::check("lifetime.ttl", asked.ttl)?;
         if ttl.is_some_and(|ttl| ttl > TTL_MAX) {
             return Err(Invalid::new("lifetime.ttl", "must be at most 10 years; 0 is for ever"));
         }
-        let idle = duration(asked.idle, "lifetime.idle")?;
+        let idle = duration::check("lifetime.idle", asked.idle)?;
         if idle.is_some_and(|idle| !idle.is_zero() && !(IDLE_MIN..=TTL_MAX).contains(&idle)) {
             let rule = "must be 10 s to 10 years; 0 is never";
             return Err(Invalid::new("lifetime.idle", rule));
@@ -67,14 +80,6 @@ impl TryFrom<&wire::Lifetime> for LifetimePatch {
             idle_action: action(asked.idle_action, "lifetime.idle_action")?,
         })
     }
-}
-
-fn duration(
-    asked: Option<prost_types::Duration>,
-    field: &'static str,
-) -> Result<Option<Duration>, Invalid> {
-    let checked = asked.map(Duration::try_from).transpose();
-    checked.map_err(|_| Invalid::new(field, "must not be negative"))
 }
 
 fn action(asked: i32, field: &'static str) -> Result<Option<Action>, Invalid> {
@@ -96,19 +101,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_asked_for_stays_open() {
+    fn unset_lifetime_fields_stay_unset() {
         assert_eq!(
             LifetimePatch::try_from(&wire::Lifetime::default()),
             Ok(LifetimePatch::default())
         );
         let asked = wire::Lifetime { ttl: seconds(0), idle: seconds(600), ..Default::default() };
-        let wish = LifetimePatch::try_from(&asked).expect("valid");
-        assert_eq!((wish.ttl, wish.ttl_action), (Some(Duration::ZERO), None));
-        assert_eq!(wish.idle, Some(Duration::from_secs(600)));
+        let patch = LifetimePatch::try_from(&asked).expect("valid");
+        assert_eq!((patch.ttl, patch.ttl_action), (Some(Duration::ZERO), None));
+        assert_eq!(patch.idle, Some(Duration::from_secs(600)));
     }
 
     #[test]
-    fn what_is_out_of_bounds_is_named() {
+    fn lifetime_field_out_of_bounds_is_named() {
         let refused = |field: &str, asked: wire::Lifetime| {
             assert_eq!(LifetimePatch::try_from(&asked).expect_err(field).what, field);
         };

@@ -1,5 +1,5 @@
-//! Names that callers and operators choose. Each is a type of its own with one narrow alphabet, so
-//! that none can add a line to a PVE config or an option to an argv.
+//! Names that callers and operators choose. Each is a type of its own with a narrow alphabet, so
+//! that no name can add a line to a PVE config or an option to a command line.
 
 use std::{fmt, str::FromStr};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::Invalid;
 
-/// Defines a validated string: its field name, its check and the sentence that states the rule.
+/// Defines a validated string: its type, field name, largest length, rule as a sentence, and check.
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal, $max:literal, $why:literal, $ok:expr) => {
         $(#[$doc])*
@@ -16,7 +16,7 @@ macro_rules! name {
         pub struct $type(String);
 
         impl $type {
-            /// The text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -56,13 +56,14 @@ macro_rules! name {
     };
 }
 
-/// True for letters, digits and `also`, starting with a letter or a digit.
+/// Returns true for a text of letters, digits and bytes of `also` that starts with a letter or
+/// digit.
 fn word(text: &str, also: &[u8]) -> bool {
     text.bytes().all(|b| b.is_ascii_alphanumeric() || also.contains(&b))
         && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
 }
 
-/// True for one DNS label in lower case.
+/// Returns true for one DNS label in lower case. The caller checks the length.
 fn label(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
@@ -77,6 +78,21 @@ name!(
     "must be 1 to 63 characters of A-Z a-z 0-9 . _ = - and start with a letter or digit",
     |text| word(text, b"._=-")
 );
+/// Beginnings of ids and of host names of ours.
+const RESERVED: [&str; 4] = ["pvelxc-", "pve-lxc-", "cmux-", "port-"];
+
+name!(
+    /// Name that a caller gives a sandbox. Never reads as an id, a vmid or a host name of ours.
+    SandboxName,
+    "name",
+    30,
+    "must be a DNS label of 1 to 30 characters that starts with a letter, without `--`, and not begin \
+     with pvelxc-, pve-lxc-, cmux- or port-",
+    |text| label(text)
+        && text.starts_with(|first: char| first.is_ascii_lowercase())
+        && !text.contains("--")
+        && !RESERVED.iter().any(|start| text.starts_with(start))
+);
 name!(
     /// Name of a size in the controller's configuration.
     Preset,
@@ -86,7 +102,7 @@ name!(
     |text| word(text, b"._-")
 );
 name!(
-    /// A team: owner of sandboxes, holder of tokens.
+    /// Name of a team, which owns sandboxes and has tokens.
     Team,
     "team",
     63,
@@ -94,7 +110,7 @@ name!(
     |text| word(text, b"._-")
 );
 name!(
-    /// A caller's idempotency key, unique in its team.
+    /// Idempotency key of a caller, unique in its team.
     RequestId,
     "request_id",
     64,
@@ -102,7 +118,7 @@ name!(
     |text| word(text, b"._-")
 );
 name!(
-    /// A snapshot: a named, versioned template, such as `pvelxc_4vcpu_6gb_32gb_v1`.
+    /// Name of a snapshot, such as `pvelxc_4vcpu_6gb_32gb_v1`.
     SnapshotId,
     "snapshot_id",
     63,
@@ -110,7 +126,7 @@ name!(
     |text| word(text, b"._-")
 );
 name!(
-    /// PVE's name of a node: one DNS label.
+    /// Name of a node in PVE: one DNS label.
     NodeName,
     "node",
     63,
@@ -120,19 +136,19 @@ name!(
 name!(
     /// Name of an open port, unique in its sandbox.
     ServiceName,
-    "services.name",
+    "name",
     40,
     "must be 1 to 40 characters of a-z 0-9 - and not start or end with a dash",
     label
 );
 
-/// A TCP port, 1 to 65535.
+/// TCP port, 1 to 65535.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct Port(u16);
 
 impl Port {
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u16 {
         self.0
     }
@@ -179,7 +195,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_name_holds_anything_but_its_alphabet(text in any::<String>()) {
+        fn names_contain_only_their_alphabet(text in any::<String>()) {
             let plain = |name: &str| !name.starts_with('-')
                 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
             if let Ok(name) = text.parse::<Team>() { prop_assert!(plain(name.as_str())) }
@@ -191,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_canonical() {
+    fn only_canonical_ports_are_parsed() {
         assert_eq!("8000".parse::<Port>().map(Port::get), Ok(8000));
         for text in ["", "0", "080", "65536", "-1", "+1", " 1"] {
             assert!(text.parse::<Port>().is_err(), "{text:?}");

@@ -1,34 +1,34 @@
-//! Reasons of errors: their names on the wire and their gRPC codes. docs/errors.md lists each with
-//! the remedy.
+//! Reasons of errors: their names in `ErrorInfo` and their gRPC codes. docs/errors.md lists each
+//! with its remedy.
 
 use tonic::Code;
 
 pub use crate::sandbox::v1::Reason;
 
-/// `ErrorInfo.domain` of every error of ours.
+/// Value of `ErrorInfo.domain` in every error of this product.
 pub const DOMAIN: &str = "pve-sandbox";
 
-/// Prefix of each name in the enum's definition, as required by protobuf's style.
+/// Prefix of each name in the enum's definition, which the style guide of protobuf requires.
 const PREFIX: &str = "REASON_";
 
 impl Reason {
-    /// Every reason but UNSPECIFIED, in the order of their numbers.
+    /// Returns every reason except UNSPECIFIED, in the order of their numbers.
     pub fn all() -> impl Iterator<Item = Self> {
         (1..).map_while(|number| Self::try_from(number).ok())
     }
 
-    /// The name that `ErrorInfo.reason` carries, UPPER_SNAKE.
+    /// Returns the name for `ErrorInfo.reason`, in UPPER_SNAKE.
     pub fn name(self) -> &'static str {
         self.as_str_name().trim_start_matches(PREFIX)
     }
 
-    /// The reason of this name; `None` for one that is newer than this program.
+    /// Returns the reason with this name; `None` for one of a later version.
     pub fn named(name: &str) -> Option<Self> {
         Self::from_str_name(&format!("{PREFIX}{name}"))
             .filter(|reason| *reason != Self::Unspecified)
     }
 
-    /// The gRPC code that every error of this reason has.
+    /// Returns the gRPC code that every error with this reason has.
     pub const fn code(self) -> Code {
         match self {
             Self::FieldInvalid => Code::InvalidArgument,
@@ -43,6 +43,7 @@ impl Reason {
             Self::RequestIdReused
             | Self::SandboxKnown
             | Self::ServiceExists
+            | Self::NameTaken
             | Self::ExecIdReused => Code::AlreadyExists,
             Self::SandboxNotRunning
             | Self::SandboxDeleted
@@ -58,6 +59,8 @@ impl Reason {
             | Self::ContainerGone
             | Self::SandboxPaused
             | Self::FreezeFailed
+            | Self::NeverFits
+            | Self::MemoryInUse
             | Self::FileRefused => Code::FailedPrecondition,
             Self::NoCapacity
             | Self::NodeCordoned
@@ -83,9 +86,15 @@ impl Reason {
         }
     }
 
-    /// True when a node refuses a creation for this reason: nothing was made, and another node, or
-    /// this one later, may accept it. Every other reason is a failure of the creation.
-    pub const fn is_not_here_not_now(self) -> bool {
+    /// Returns true for a reason with which the same call may succeed later.
+    pub fn is_temporary(self) -> bool {
+        matches!(self.code(), Code::Unavailable | Code::ResourceExhausted) && self != Self::TooLarge
+    }
+
+    /// Returns true for a reason with which a node only refuses a creation: nothing was made, and
+    /// another node, or this one later, may accept it. Every other reason is a failure of the
+    /// creation.
+    pub const fn is_node_refusal(self) -> bool {
         matches!(
             self,
             Self::NoCapacity
@@ -114,13 +123,13 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// Serializes a reason in a record by its name: an unknown name becomes UNSPECIFIED.
+/// Serialization of a reason in a record by its name. An unknown name is read as UNSPECIFIED.
 pub mod by_name {
     use serde::{Deserialize, Deserializer, Serializer};
 
     use super::Reason;
 
-    /// Writes the name.
+    /// Writes the name of a reason.
     ///
     /// # Errors
     /// When the serializer fails.
@@ -128,10 +137,10 @@ pub mod by_name {
         serializer.serialize_str(reason.name())
     }
 
-    /// Reads a name.
+    /// Reads a reason by its name.
     ///
     /// # Errors
-    /// When it is no text.
+    /// When the value is not a text.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Reason, D::Error> {
         let name = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
         Ok(Reason::named(&name).unwrap_or_default())
@@ -143,11 +152,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_go_there_and_back() {
+    fn reason_names_round_trip() {
         for reason in Reason::all() {
             assert_eq!(Reason::named(reason.name()), Some(reason));
         }
-        assert_eq!(Reason::all().last(), Some(Reason::Invariant), "their numbers have no gap");
+        assert_eq!(Reason::all().last(), Some(Reason::MemoryInUse), "their numbers have no gap");
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
     }
 

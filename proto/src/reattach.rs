@@ -1,25 +1,25 @@
-//! Continues a command's stream after its connection broke, for either end: repeated output is
-//! dropped, stdin that was not accepted is sent again. Pure.
+//! Positions in a command's streams, to continue after a broken connection: repeated output is
+//! dropped, and stdin that was not accepted is sent again. Pure; for either end.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// Stdin that is kept until it is known to be accepted, bytes. More than a connection holds in
-/// transit.
+/// Most bytes of stdin that are kept until they are known to be accepted. More than a connection
+/// has in transit.
 pub const STDIN_KEPT_MAX: usize = 4 * 1024 * 1024;
 
-/// Receive position of one of a command's outputs.
+/// Receive position in stdout or stderr of a command.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes received.
+    /// Number of bytes received.
     bytes: u64,
-    /// Bytes that will be repeated and must be dropped.
+    /// Number of bytes that will be repeated and must be dropped.
     again: u64,
 }
 
 impl Received {
-    /// Position in the output, bytes from its beginning.
+    /// Returns the position in the output, in bytes from its beginning.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -29,14 +29,14 @@ impl Received {
         *self = Self { bytes: offset, again: 0 };
     }
 
-    /// Continues with data from `offset` on. False when data in between is missing.
+    /// Continues with data from `offset` on. Returns false when data in between is missing.
     #[must_use]
     pub fn resume(&mut self, offset: u64) -> bool {
         self.again = self.bytes.saturating_sub(offset);
         offset <= self.bytes
     }
 
-    /// Returns the new part of `bytes`; `None` when all of it is a repetition.
+    /// Returns the new part of `bytes`; `None` when all of them are a repetition.
     pub fn fresh(&mut self, mut bytes: Bytes) -> Option<Bytes> {
         let again = usize::try_from(self.again).unwrap_or(usize::MAX).min(bytes.len());
         if again > 0 {
@@ -69,7 +69,7 @@ impl Sent {
         self.kept.clear();
     }
 
-    /// Keeps bytes that are sent next. Beyond [`STDIN_KEPT_MAX`] the oldest are dropped.
+    /// Keeps bytes that are sent next. Beyond [`STDIN_KEPT_MAX`] the oldest bytes are dropped.
     pub fn keep(&mut self, bytes: Bytes) {
         self.end += bytes.len() as u64;
         self.bytes += bytes.len();
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stdin_goes_on_from_where_it_was_taken() {
+    fn stdin_is_resent_from_the_accepted_offset() {
         let mut sent = Sent::default();
         sent.begin(100);
         sent.keep(Bytes::from_static(b"hello "));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn output_that_comes_again_is_dropped() {
+    fn repeated_output_is_dropped() {
         let mut output = Received::default();
         output.begin(10);
         assert!(output.resume(7));
@@ -147,7 +147,7 @@ mod tests {
     proptest! {
         /// Each byte arrives once and in order, however often and wherever the connection breaks.
         #[test]
-        fn no_byte_is_lost_or_comes_twice(
+        fn no_output_byte_is_lost_or_duplicated(
             whole in prop::collection::vec(any::<u8>(), 0..300),
             breaks in prop::collection::vec((0..300_usize, 1..50_usize, 0..50_u64), 0..8),
         ) {

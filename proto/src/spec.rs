@@ -1,5 +1,5 @@
-//! A checked creation. Controller and agent both check every field here, so nothing unchecked
-//! reaches a PVE config, an argv or an environment.
+//! Checked creation. The controller and the agent both check every field here, so that nothing
+//! unchecked reaches a PVE config, a command line or an environment.
 
 use std::collections::BTreeMap;
 
@@ -8,53 +8,53 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::Invalid,
     lifetime::LifetimePatch,
-    name::{Label, NodeName, Port, RequestId, ServiceName, SnapshotId},
+    name::{Label, NodeName, Port, RequestId, SandboxName, ServiceName, SnapshotId},
     sandbox::v1 as wire,
 };
 
-/// Bounds of a request; the comments of the proto state the same.
+/// Limits of a request. The comments of the .proto files state the same.
 pub mod limit {
-    /// Cores of one sandbox at most.
+    /// Most cores of one sandbox.
     pub const CORES_MAX: u32 = 64;
-    /// Range of the memory of one sandbox, MiB.
+    /// Memory of one sandbox, in MiB.
     pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=524_288;
-    /// Largest root disk of one sandbox, GiB.
+    /// Largest root disk of one sandbox, in GiB.
     pub const DISK_GIB_MAX: u32 = 16_384;
-    /// Metadata entries at most.
+    /// Most metadata entries.
     pub const METADATA_MAX: usize = 32;
-    /// Bytes of a metadata key at most.
+    /// Most bytes of a metadata key.
     pub const METADATA_KEY_BYTES_MAX: usize = 63;
-    /// Bytes of a metadata value at most.
+    /// Most bytes of a metadata value.
     pub const METADATA_VALUE_BYTES_MAX: usize = 1024;
-    /// Environment variables of a sandbox or of one command at most.
+    /// Most environment variables of a sandbox, or of one command.
     pub const ENV_MAX: usize = 64;
-    /// Bytes of a whole environment at most.
+    /// Most bytes of a whole environment.
     pub const ENV_BYTES_MAX: usize = 32 * 1024;
-    /// Open ports of one sandbox at most.
+    /// Most open ports of one sandbox.
     pub const SERVICES_MAX: usize = 32;
-    /// Labels of one kind at most.
+    /// Most labels in one list.
     pub const LABELS_MAX: usize = 8;
 }
 
-/// Compute and storage given to a sandbox; 0 where the snapshot decides.
+/// Compute and storage of a sandbox; 0 means the default of the snapshot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Size {
-    /// Cores.
+    /// CPU cores.
     pub cpu_cores: u32,
-    /// Memory, MiB.
+    /// Memory, in MiB.
     pub memory_mib: u32,
-    /// Root disk, GiB.
+    /// Root disk, in GiB.
     #[serde(default)]
     pub disk_gib: u32,
 }
 
 impl Size {
-    /// Memory, bytes.
+    /// Returns the memory in bytes.
     pub fn memory_bytes(self) -> u64 {
         u64::from(self.memory_mib) << 20
     }
 
-    /// Fills the parts of this size that are 0 from `default`.
+    /// Returns this size, with the fields that are 0 taken from `default`.
     #[must_use]
     pub fn or(self, default: Self) -> Self {
         let pick = |own, other| if own == 0 { other } else { own };
@@ -80,51 +80,53 @@ impl From<wire::Size> for Size {
     }
 }
 
-/// Source of a sandbox's address.
+/// Source of a sandbox's IP address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {
-    /// Lease from the node's pool.
+    /// Static address, leased from the node's pool.
     Static,
-    /// DHCP server on the bridge.
+    /// DHCP server on the node's bridge.
     Dhcp,
 }
 
-/// A checked creation.
+/// Checked creation request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
-    /// Idempotency key.
+    /// Idempotency key of the caller.
     pub request_id: RequestId,
     /// Snapshot to create from.
     pub snapshot: SnapshotId,
-    /// Compute; 0 where the snapshot decides.
+    /// Compute and storage; 0 means the default of the snapshot.
     pub size: Size,
-    /// Metadata of the caller.
+    /// Key/value pairs of the caller.
     pub metadata: BTreeMap<String, String>,
-    /// Environment of every command.
+    /// Environment variables of every command.
     pub env: BTreeMap<String, String>,
-    /// Source of its address.
+    /// Source of the IP address.
     pub network: Network,
-    /// Ports open from the start.
+    /// Ports that are open from the start.
     pub services: BTreeMap<ServiceName, Port>,
-    /// Node that it must run on.
+    /// Node that the sandbox must be on.
     pub node: Option<NodeName>,
-    /// Rules for its lifetime.
+    /// Name of the sandbox.
+    pub name: Option<SandboxName>,
+    /// Lifetime rules.
     pub lifetime: LifetimePatch,
-    /// Labels that its node must or should have, or not have.
+    /// Requirements and preferences for the node.
     pub labels: Labels,
 }
 
-/// Labels of nodes that matter to a creation.
+/// Requirements and preferences of a creation for its node, by the labels of nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Labels {
-    /// The node must have all of them.
+    /// Labels that the node must have, all of them.
     pub require: Vec<Label>,
-    /// The node must have none of them.
+    /// Labels that the node must not have, none of them.
     pub forbid: Vec<Label>,
-    /// Each of them makes a node better.
+    /// Labels that each make a node better.
     pub prefer: Vec<Label>,
-    /// Each of them makes a node worse.
+    /// Labels that each make a node worse.
     pub avoid: Vec<Label>,
 }
 
@@ -133,17 +135,24 @@ impl TryFrom<&wire::Placement> for Labels {
 
     fn try_from(placement: &wire::Placement) -> Result<Self, Invalid> {
         let wire::Placement { require, forbid, prefer, avoid } = placement;
-        let parsed = |labels: &[String]| -> Result<Vec<Label>, Invalid> {
+        let parsed = |what: &str, labels: &[String]| -> Result<Vec<Label>, Invalid> {
             if labels.len() > limit::LABELS_MAX {
-                return Err(Invalid::new("placement", "must have at most 8 labels of a kind"));
+                return Err(Invalid::new(
+                    format!("placement.{what}"),
+                    "must have at most 8 labels",
+                ));
             }
-            labels.iter().map(|label| label.parse()).collect()
+            let parse = |(index, label): (usize, &String)| {
+                let here = format!("placement.{what}[{index}]");
+                label.parse().map_err(|invalid: Invalid| invalid.named(here))
+            };
+            labels.iter().enumerate().map(parse).collect()
         };
         Ok(Self {
-            require: parsed(require)?,
-            forbid: parsed(forbid)?,
-            prefer: parsed(prefer)?,
-            avoid: parsed(avoid)?,
+            require: parsed("require", require)?,
+            forbid: parsed("forbid", forbid)?,
+            prefer: parsed("prefer", prefer)?,
+            avoid: parsed("avoid", avoid)?,
         })
     }
 }
@@ -183,11 +192,12 @@ impl TryFrom<&wire::CreateSandboxRequest> for Spec {
                 .transpose()?
                 .unwrap_or_default(),
             node: (!request.node.is_empty()).then(|| request.node.parse()).transpose()?,
+            name: (!request.name.is_empty()).then(|| request.name.parse()).transpose()?,
         })
     }
 }
 
-/// Returns a service with its name, by default `port-{port}`.
+/// Checks the name and the port of a service. An empty name becomes `port-{port}`.
 ///
 /// # Errors
 /// When the name or the port does not have the required form.
@@ -202,19 +212,20 @@ fn services(list: &[wire::HttpService]) -> Result<BTreeMap<ServiceName, Port>, I
         return Err(Invalid::new("services", "must be at most 32"));
     }
     let mut services = BTreeMap::new();
-    for entry in list {
-        let (name, port) = service(&entry.name, entry.port)?;
+    for (index, entry) in list.iter().enumerate() {
+        let here = |invalid: Invalid| invalid.under(format_args!("services[{index}]"));
+        let (name, port) = service(&entry.name, entry.port).map_err(here)?;
         if services.insert(name, port).is_some() {
-            return Err(Invalid::new("services.name", "must not be given twice"));
+            return Err(here(Invalid::new("name", "must not be given twice")));
         }
     }
     Ok(services)
 }
 
-/// Checks that a size is within its bounds.
+/// Checks that a size is within the limits.
 ///
 /// # Errors
-/// Names the part that is not.
+/// When a field is not. The error names the field.
 pub fn check_size(size: wire::Size) -> Result<Size, Invalid> {
     if size.cpu_cores > limit::CORES_MAX {
         return Err(Invalid::new("size.cpu_cores", "must be 1 to 64, or 0 for the snapshot's"));
@@ -231,7 +242,7 @@ pub fn check_size(size: wire::Size) -> Result<Size, Invalid> {
     Ok(size.into())
 }
 
-fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Invalid> {
+pub(crate) fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Invalid> {
     if metadata.len() > limit::METADATA_MAX {
         return Err(Invalid::new("metadata", "must be at most 32 pairs"));
     }
@@ -253,10 +264,11 @@ fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Checks an environment: names of the shell's alphabet, values without NUL, both bounded.
+/// Checks an environment: names of letters, digits and underscores, values without NUL, and the
+/// limits.
 ///
 /// # Errors
-/// Names the rule that is broken.
+/// When a variable breaks a rule, or a limit is exceeded. The error names the rule.
 pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), Invalid> {
     let bytes: usize = env.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
     if env.len() > limit::ENV_MAX || bytes > limit::ENV_BYTES_MAX {
@@ -298,13 +310,13 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_request_is_taken() {
+    fn plain_request_is_accepted() {
         let spec = Spec::try_from(&request()).expect("valid");
         assert_eq!((spec.network, spec.node), (Network::Static, None));
     }
 
     #[test]
-    fn what_is_out_of_bounds_is_named() {
+    fn spec_field_out_of_bounds_is_named() {
         refused("request_id", |r| r.request_id = String::new());
         refused("request_id", |r| r.request_id = "a\nb".into());
         refused("request_id", |r| r.request_id = "x".repeat(65));
@@ -327,10 +339,12 @@ mod tests {
         let placement = |r: &mut wire::CreateSandboxRequest, labels: Vec<String>| {
             r.placement = Some(wire::Placement { avoid: labels, ..Default::default() });
         };
-        refused("label", |r| placement(r, vec!["a b".into()]));
-        refused("placement", |r| placement(r, vec!["a".into(); 9]));
-        refused("port", |r| r.services.push(wire::HttpService { port: 0, ..Default::default() }));
-        refused("services.name", |r| {
+        refused("placement.avoid[1]", |r| placement(r, vec!["a".into(), "a b".into()]));
+        refused("placement.avoid", |r| placement(r, vec!["a".into(); 9]));
+        refused("services[0].port", |r| {
+            r.services.push(wire::HttpService { port: 0, ..Default::default() })
+        });
+        refused("services[0].name", |r| {
             r.services =
                 vec![wire::HttpService { name: "A".into(), port: 80, ..Default::default() }];
         });

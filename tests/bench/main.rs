@@ -138,7 +138,25 @@ async fn exec_true(world: &World, figures: &mut Figures) -> Result<()> {
     let (ours, attach, pct) = (median(&mut ours), median(&mut attach), median(&mut pct?));
     figures.add("exec_true", ours, "ms", "lxc-attach -- true by hand", attach);
     figures.add("exec_true_vs_pct", ours, "ms", "pct exec -- true (modelled)", pct);
+    cli_exec(world, figures, &id).await?;
     world.delete(&id).await
+}
+
+/// Measures `true` by `sandboxctl exec`, a new process and connection each time, and over a connection to the
+/// controller that is open already, in turns.
+async fn cli_exec(world: &World, figures: &mut Figures, id: &str) -> Result<()> {
+    let (mut cli, mut warm) = (Vec::new(), Vec::new());
+    for _ in 0..EXECS {
+        let (took, status) = timed(world.cli(&["exec", id, "--", "true"])).await;
+        ensure!(status?.success(), "sandboxctl exec true did not exit with 0");
+        cli.push(took);
+        let (took, code) = timed(world.exec_true(id)).await;
+        ensure!(code? == 0, "exec true did not exit with 0");
+        warm.push(took);
+    }
+    let (cli, warm) = (median(&mut cli), median(&mut warm));
+    figures.add("cli_exec_ms", cli, "ms", "the same exec over a warm channel", warm);
+    Ok(())
 }
 
 /// Measures many concurrent creations over all nodes, and the memory of an agent that knows many.

@@ -237,6 +237,7 @@ fn order(number: u32) -> Result<Order> {
         attempt: 1,
         body_digest: "0".repeat(64),
         spec: Spec {
+            name: None,
             request_id: format!("r{number}").parse()?,
             snapshot: "base_v1".parse()?,
             size: Size::default(),

@@ -3,6 +3,7 @@
 
 use std::{
     path::PathBuf,
+    process::{ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -66,7 +67,7 @@ impl World {
         getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("randomness: {error}"))?;
         let message = CreateSandboxRequest {
             request_id: format!("bench-{}", u64::from_le_bytes(random)),
-            snapshot_id: lab::configure::SNAPSHOT.into(),
+            snapshot_id: lab::image::MINIMAL.snapshot.into(),
             node: node.into(),
             // Small, so that a node has room for all of them.
             size: Some(Size { cpu_cores: 0, memory_mib: 128, disk_gib: 0 }),
@@ -101,6 +102,34 @@ impl World {
             }
         }
         bail!("{id} was not deleted in time")
+    }
+
+    /// Runs `true` in a sandbox through the controller, and returns its exit code.
+    pub(crate) async fn exec_true(&self, id: &str) -> Result<u32> {
+        let sent = tokio_stream::iter(
+            true_messages(id).map(|message| ExecRequest { message: Some(message) }),
+        );
+        let mut answers = self.api.clone().exec(self.authorised(sent)?).await?.into_inner();
+        while let Some(answer) = answers.message().await? {
+            if let Some(exec_response::Message::Exit(exit)) = answer.message {
+                return Ok(exit.code);
+            }
+        }
+        bail!("the stream ended without an exit")
+    }
+
+    /// Runs the lab's `sandboxctl`.
+    pub(crate) async fn cli(&self, args: &[&str]) -> Result<ExitStatus> {
+        let dir = self.lab.layout().dir();
+        let mut command = tokio::process::Command::new(dir.join("bin/sandboxctl"));
+        command
+            .args(args)
+            .env("SANDBOXCTL_ENDPOINT", format!("https://{}:7443", lab::layout::HUB_IP))
+            .env("SANDBOXCTL_CA", dir.join("controller/ca/ca.crt"))
+            .env("SANDBOXCTL_TOKEN", &self.token)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command.status().await.context("sandboxctl does not start")
     }
 
     /// Returns the number of sandboxes on a node.
@@ -162,21 +191,22 @@ impl World {
     }
 }
 
-/// Runs `true` in a sandbox and returns its exit code.
-pub(crate) async fn exec_true(agent: &mut AgentServiceClient<Channel>, id: &str) -> Result<u32> {
+/// Returns what a caller sends to run `true`.
+fn true_messages(id: &str) -> [exec_request::Message; 2] {
     let start = ExecStart {
         id: id.into(),
         command: Some(exec_start::Command::Argv(Argv { args: vec!["true".into()] })),
         ..ExecStart::default()
     };
-    let message = |message| agent::ExecRequest {
+    [exec_request::Message::Start(start), exec_request::Message::StdinEof(true)]
+}
+
+/// Runs `true` in a sandbox through its agent, and returns its exit code.
+pub(crate) async fn exec_true(agent: &mut AgentServiceClient<Channel>, id: &str) -> Result<u32> {
+    let sent = tokio_stream::iter(true_messages(id).map(|message| agent::ExecRequest {
         message: Some(ExecRequest { message: Some(message) }),
         ..Default::default()
-    };
-    let sent = tokio_stream::iter([
-        message(exec_request::Message::Start(start)),
-        message(exec_request::Message::StdinEof(true)),
-    ]);
+    }));
     let mut answers = agent.exec(sent).await?.into_inner();
     while let Some(answer) = answers.message().await? {
         if let Some(exec_response::Message::Exit(exit)) = answer.message.and_then(|m| m.message) {

@@ -200,7 +200,7 @@ impl Host for ThisMachine {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_behaviour() {
+async fn every_behaviour_holds() {
     for (name, show) in behaviour::ALL {
         println!("{name}");
         let stage = InMemory::new();
@@ -240,7 +240,7 @@ async fn hangs(stage: &dyn Stage) -> Shown {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_suite_goes_on_after_a_failure_and_names_what_it_did_not_show() {
+async fn suite_continues_after_a_failure_and_reports_skipped_and_failed() {
     let stage = InMemory::new();
     let tally = suite::run(&stage, BAD.iter()).await;
     assert_eq!(tally.shown, ["good", "good again"]);

@@ -9,7 +9,7 @@ use std::{
 use lab::{Lab, Node};
 
 #[test]
-fn every_behaviour() {
+fn every_behaviour_holds() {
     if std::env::var_os("PVE_SANDBOX_LAB_TESTS").is_none() {
         println!("SKIPPED: PVE_SANDBOX_LAB_TESTS=1 runs this in a node of the lab");
         return;
@@ -25,7 +25,7 @@ fn every_behaviour() {
     let net = node.id().containers_net();
     let environment = [
         "PVE_TESTS=1".to_owned(),
-        format!("PVE_TEST_TEMPLATE={}", node.id().template_vmid()),
+        format!("PVE_TEST_TEMPLATE={}", lab::image::MINIMAL.vmid(node.id())),
         // Outside the ranges of the agent and the DHCP server.
         format!("PVE_TEST_ADDRESS={net}.200/24,{net}.1"),
         "PVE_TEST_STANDIN=1".to_owned(),
@@ -36,7 +36,7 @@ fn every_behaviour() {
     let mut argv = vec!["/usr/bin/env".to_owned()];
     argv.extend(environment);
     argv.extend(
-        [program, "on_a_node::every_behaviour", "--exact", "--nocapture"].map(str::to_owned),
+        [program, "on_a_node::every_behaviour_holds", "--exact", "--nocapture"].map(str::to_owned),
     );
     let mut child = node
         .command(argv)
@@ -49,8 +49,8 @@ fn every_behaviour() {
     for line in BufReader::new(output).lines() {
         let line = line.expect("text");
         println!("{line}");
-        if let Some(wish) = line.strip_prefix('@') {
-            fulfil(&node, wish);
+        if let Some(asked) = line.strip_prefix('@') {
+            fulfil(&node, asked);
             writeln!(input, "done").expect("it listens");
         }
     }
@@ -62,13 +62,13 @@ fn every_behaviour() {
     assert!(status.success(), "{status}");
 }
 
-fn fulfil(node: &Node, wish: &str) {
-    match wish {
+fn fulfil(node: &Node, asked: &str) {
+    match asked {
         "quorum off" => node.set_quorum(false),
         "quorum on" => node.set_quorum(true),
         "pmxcfs off" => node.set_pmxcfs(false),
         "pmxcfs on" => node.set_pmxcfs(true),
         other => panic!("nobody knows how to do {other:?}"),
     }
-    .unwrap_or_else(|error| panic!("{wish}: {error:#}"));
+    .unwrap_or_else(|error| panic!("{asked}: {error:#}"));
 }

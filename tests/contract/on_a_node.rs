@@ -16,10 +16,10 @@ use std::{
 
 use agent::{
     pve::{
-        Address, Pve,
+        Address, HostPaths, Pve,
         cluster::{Signs, identity},
-        pct::{HostPaths, Pct},
-        storage,
+        pct::Pct,
+        storage, worker,
     },
     run::Runner,
     shim::{Container, Host, OUTPUT_BYTES_MAX, Options},
@@ -68,7 +68,8 @@ fn pct(output: &Path) -> Pct {
     let members = std::fs::read(places.root.join(".members")).expect("pmxcfs is mounted");
     let node = identity(&members, Signs::read(&places.root)).expect("pmxcfs names the node").node;
     // At least two: some behaviours need two concurrent calls of `pct`.
-    let runner = Runner::new(output.to_owned(), places.proc.clone(), 4).expect("a directory");
+    let runner = Runner::new(output.to_owned(), places.proc.clone(), worker::is_task, 4)
+        .expect("a directory");
     Pct::new(node, places, runner)
 }
 
@@ -240,10 +241,8 @@ impl Stage for OnANode {
 
     fn inside(&self, vmid: Vmid) -> Arc<dyn Host> {
         let places = HostPaths::default();
-        let lxc_attach = places.lxc_attach.to_string_lossy().into_owned();
-        let vmid = vmid.get();
-        let enter =
-            vec![lxc_attach, "-n".into(), vmid.to_string(), "--clear-env".into(), "--".into()];
+        let enter = places.attach(vmid).into_iter().map(|word| word.to_string_lossy().into_owned());
+        let (vmid, enter) = (vmid.get(), enter.collect());
         let nowhere = PathBuf::new();
         let (socket, dir, ids) = (nowhere.clone(), nowhere.clone(), nowhere);
         let (output_bytes_max, limits) = (OUTPUT_BYTES_MAX, None);
@@ -383,14 +382,14 @@ async fn others(stage: &OnANode) -> String {
     let configs = stage.pct.configs().await.expect("list");
     let mut text = String::new();
     for (vmid, config) in configs.iter().filter(|(vmid, _)| !used.contains(vmid)) {
-        let pid = stage.pct.init_pid(*vmid).await;
+        let pid = stage.pct.init(*vmid).await;
         text += &format!("{vmid} {pid:?}\n{config:?}\n");
     }
     text
 }
 
 #[tokio::test]
-async fn every_behaviour() {
+async fn every_behaviour_holds() {
     if variable("PVE_TESTS").is_none() {
         println!("SKIPPED: PVE_TESTS=1 PVE_TEST_TEMPLATE=vmid runs this on a PVE node");
         return;
@@ -436,7 +435,7 @@ fn set_shared(text: &str, names: &[String], on: bool) -> String {
 }
 
 #[test]
-fn storages_of_every_kind_can_be_told_to_be_shared() {
+fn shared_flag_can_be_set_for_every_kind_of_storage() {
     let text = "zfspool: local-zfs\n\tpool rpool/data\n\tcontent rootdir\n\n\
         lvmthin: local-lvm\n\tthinpool data\n\tvgname pve\n\tcontent rootdir,images\n\n\
         dir: raw\n\tpath /srv/raw\n\tshared 0\n\n# of the third\nbtrfs: btr\n\tpath /b\n";

@@ -179,7 +179,7 @@ impl dyn Stage + '_ {
     pub(crate) async fn look(&self, vmid: Vmid) -> impl Debug + PartialEq {
         let pve = self.pve();
         let config = pve.config(vmid).await.expect("read").expect("it is there");
-        (config, pve.volumes(vmid).await.expect("volumes"), pve.init_pid(vmid).await)
+        (config, pve.volumes(vmid).await.expect("volumes"), pve.init(vmid).await)
     }
 }
 

@@ -163,7 +163,7 @@ fn inside(root: &Root, program: &str) -> Vec<Pid> {
 }
 
 #[test]
-fn the_agent_is_installed_says_what_it_lacks_and_is_removed() {
+fn agent_package_is_installed_reports_what_it_lacks_and_is_removed() {
     if !wanted() {
         return;
     }
@@ -180,7 +180,7 @@ fn the_agent_is_installed_says_what_it_lacks_and_is_removed() {
 /// Follows the steps of pve-sandbox-controller(8) and pve-sandbox-agent(8) one by one, on a host
 /// with the parts of PVE that the agent reads at its start.
 #[test]
-fn the_steps_of_the_manuals_lead_to_an_agent_and_an_ingress_that_start() {
+fn manual_steps_start_the_agent_and_give_a_valid_ingress_config() {
     if !wanted() {
         return;
     }

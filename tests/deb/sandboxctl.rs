@@ -12,7 +12,7 @@ fn sandboxctl_is_installed_used_and_removed() {
     assert!(root.ok(&["sandboxctl", "version"]).starts_with("sandboxctl "));
     let (code, text) = root.run(&["sandboxctl", "ls"]);
     assert_eq!(code, Some(2), "{text}");
-    assert!(text.contains("hint: set SANDBOXCTL_ENDPOINT"), "{text}");
+    assert!(text.contains("hint: `sandboxctl login` asks"), "{text}");
     for file in [
         "/usr/share/man/man1/sandboxctl.1.gz",
         "/usr/share/man/man1/sandboxctl-exec.1.gz",

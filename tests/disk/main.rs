@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent::journal::{Error, Intent, Journal as _, Phase, Pools, Record, SqliteJournal};
+use agent::journal::{Error, Feed, Intent, Journal as _, Phase, Pools, Record, SqliteJournal};
 use disk::Disk;
 use nix::sys::signal::{self, Signal};
 use proto::id::Vmid;
@@ -114,7 +114,7 @@ fn threads(pid: nix::unistd::Pid) -> Vec<char> {
 
 /// Cuts the power during writes: unsynced data is lost, and nothing else.
 #[tokio::test]
-async fn what_was_acked_is_there_after_the_power_was_cut() {
+async fn acknowledged_writes_survive_a_power_cut() {
     if skipped() {
         return;
     }
@@ -150,7 +150,7 @@ async fn what_was_acked_is_there_after_the_power_was_cut() {
 /// Tears the last writes of the log off at many places: the journal opens with all earlier writes,
 /// in order.
 #[tokio::test]
-async fn a_log_that_is_torn_anywhere_opens_with_what_came_before() {
+async fn torn_log_opens_with_all_earlier_writes() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("journal.sqlite");
     let (acked, _) = write_until(&path, 24, |writer| writer.kill().expect("killed"));
@@ -176,7 +176,7 @@ async fn a_log_that_is_torn_anywhere_opens_with_what_came_before() {
 /// Fills the disk: nothing new starts, living sandboxes can still be ended, and everything recovers
 /// by itself when there is space.
 #[tokio::test]
-async fn on_a_full_disk_what_lives_can_be_ended_and_nothing_new_is_begun() {
+async fn full_disk_refuses_creations_and_lets_sandboxes_end() {
     if skipped() {
         return;
     }

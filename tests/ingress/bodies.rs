@@ -5,7 +5,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_pass_whole() {
+async fn request_bodies_methods_and_paths_pass_unchanged() {
     need_caddy!();
     let node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;

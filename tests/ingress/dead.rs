@@ -34,7 +34,7 @@ impl Swallows {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_dead_sandbox_takes_nobody_with_it() {
+async fn dead_sandbox_does_not_slow_down_another() {
     need_caddy!();
     let node = Node::start(1).await;
     let alive = Sandbox::start(at(10, 8000), "alive").await;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use agent::{ingress::State, sandbox::kill_connections};
+use agent::{ingress::State, sandbox::access::kill_connections};
 use futures_util::StreamExt;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
@@ -13,7 +13,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hiding_a_port_closes_what_is_open() {
+async fn hiding_a_port_closes_its_open_connections() {
     need_caddy!();
     let node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;

@@ -7,7 +7,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_names_of_sandboxes_reach_them() {
+async fn only_valid_host_names_reach_a_sandbox() {
     need_caddy!();
     let node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
@@ -82,10 +82,12 @@ async fn only_names_of_sandboxes_reach_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_says_why() {
+async fn refused_request_is_answered_with_its_reason() {
     need_caddy!();
     let node = Node::start(1).await;
     node.table.put(100_001, ip(10), State::Running, &[8000, 8001]);
+    node.table.put(100_008, ip(10), State::Running, &[8000]);
+    node.table.listen_on_loopback(100_008, 8000);
     node.table.put(100_002, ip(10), State::Stopped, &[8000]);
     node.table.put(100_003, ip(10), State::Booting, &[8000]);
     node.table.put(100_004, ip(10), State::Gone, &[8000]);
@@ -93,6 +95,7 @@ async fn a_refusal_says_why() {
     node.table.elsewhere(100_006, Owner::Here);
     for (number, status, words) in [
         (100_001, 502, "nothing listens on port 8000"),
+        (100_008, 502, "let it listen on 0.0.0.0:8000"),
         (100_002, 503, "is stopped"),
         (100_003, 503, "is booting"),
         (100_004, 410, "has been deleted"),

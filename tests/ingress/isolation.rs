@@ -95,7 +95,7 @@ async fn no_sandbox_ever_gets_a_route_question() {
 /// storm finds the fault in a Caddy that has it (all that Debian ships), so the test above can find
 /// it, too. The fault is a race, so this test runs only on request.
 #[tokio::test(flavor = "multi_thread")]
-async fn with_keep_alive_sandboxes_do_get_questions() {
+async fn sandboxes_get_route_questions_with_keep_alive() {
     need_caddy!();
     if std::env::var_os("PVE_SANDBOX_INGRESS_CONTROL").is_none_or(|value| value != "1") {
         eprintln!("skipped: PVE_SANDBOX_INGRESS_CONTROL=1 runs the negative control");

@@ -73,6 +73,8 @@ pub(crate) struct Table {
     local: Mutex<HashMap<Vmid, Target>>,
     owners: Mutex<HashMap<Vmid, Owner>>,
     wakes: AtomicU32,
+    /// Ports that a container listens on for itself.
+    loopback: Mutex<BTreeSet<(Vmid, u16)>>,
 }
 
 #[async_trait::async_trait]
@@ -91,6 +93,10 @@ impl Routes for Table {
     }
 
     fn used(&self, _: &SandboxId) {}
+
+    async fn on_loopback(&self, vmid: Vmid, port: u16) -> bool {
+        self.loopback.lock().expect("no panic").contains(&(vmid, port))
+    }
 
     async fn wake(&self, sandbox: SandboxRef) {
         // A thaw takes a moment, too.
@@ -117,6 +123,11 @@ impl Table {
     /// Returns the number of wakes.
     pub(crate) fn wakes(&self) -> u32 {
         self.wakes.load(Ordering::Relaxed)
+    }
+
+    /// Makes a container listen on a port for itself alone.
+    pub(crate) fn listen_on_loopback(&self, number: u32, port: u16) {
+        self.loopback.lock().expect("no panic").insert((vmid(number), port));
     }
 
     /// Adds a sandbox with open ports.

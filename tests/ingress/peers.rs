@@ -68,7 +68,7 @@ pub(crate) async fn two(pki: &Pki) -> (Node, Node) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_node_serves_every_sandbox() {
+async fn every_node_serves_every_sandbox() {
     need_caddy!();
     let pki = Pki::new();
     let (edge, owner) = two(&pki).await;
@@ -125,7 +125,7 @@ async fn any_node_serves_every_sandbox() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_goes_over_one_hop_at_most() {
+async fn request_takes_at_most_one_hop() {
     need_caddy!();
     let pki = Pki::new();
     let (first, second) = two(&pki).await;
@@ -194,7 +194,7 @@ async fn only_peers_reach_the_peer_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn peers_speak_tls_1_3_and_nothing_older() {
+async fn peers_speak_only_tls_1_3() {
     need_caddy!();
     let pki = Pki::new();
     let (node, _other) = two(&pki).await;

@@ -10,7 +10,7 @@ use crate::{
 
 /// Checks that Caddy accepts the rendered configuration, with peers and without.
 #[test]
-fn caddy_takes_the_configuration() {
+fn caddy_accepts_the_rendered_configuration() {
     need_caddy!();
     let pki = Pki::new();
     let plain = |path: std::path::PathBuf| PlainPath::try_from(path.as_path()).expect("plain");
@@ -40,7 +40,7 @@ fn caddy_takes_the_configuration() {
 
 /// Follows pve-sandbox-agent(8): `node-cert`, the files in place, the agent started, then Caddy.
 #[test]
-fn certificates_of_the_controller_and_an_agent_that_starts_make_an_ingress() {
+fn controller_certificates_and_agent_files_make_a_valid_ingress() {
     need_caddy!();
     let dir = tempfile::tempdir().expect("a directory");
     let (data, tls) = (dir.path().join("data"), dir.path().join("tls"));

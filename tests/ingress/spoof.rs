@@ -69,7 +69,7 @@ fn forged<'a>(host: &'a str, connection: &'a str) -> Request<'a> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_spelling_of_a_header_of_ours_reaches_a_sandbox() {
+async fn no_spelling_of_our_headers_reaches_a_sandbox() {
     need_caddy!();
     let pki = Pki::new();
     let (edge, owner) = two(&pki).await;
@@ -119,7 +119,7 @@ async fn no_spelling_of_a_header_of_ours_reaches_a_sandbox() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_of_a_client_are_not_obeyed() {
+async fn forged_headers_of_a_client_are_ignored() {
     need_caddy!();
     let node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
@@ -178,7 +178,7 @@ async fn headers_of_a_client_are_not_obeyed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_of_a_sandbox_are_not_obeyed() {
+async fn forged_headers_of_a_sandbox_are_ignored() {
     need_caddy!();
     let node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
@@ -200,7 +200,7 @@ async fn headers_of_a_sandbox_are_not_obeyed() {
 
 /// Checks that an answer without the proof is ignored, whatever is behind the socket.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_without_the_proof_is_no_route() {
+async fn route_answer_without_the_proof_is_ignored() {
     need_caddy!();
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;
     let node = Node::start_with(1, None, |json| {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_wakes_what_is_paused_and_gets_its_answer() {
+async fn request_wakes_a_paused_sandbox_and_is_answered() {
     need_caddy!();
     let node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "woken").await;
@@ -28,7 +28,7 @@ async fn a_request_wakes_what_is_paused_and_gets_its_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_to_be_woken_says_that_it_is_paused() {
+async fn request_does_not_wake_a_sandbox_that_forbids_it() {
     need_caddy!();
     let node = Node::start(1).await;
     let IpAddr::V4(ip) = at(10, 8000).ip() else { panic!("IPv4 only") };

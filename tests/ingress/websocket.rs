@@ -32,7 +32,7 @@ pub(crate) async fn echo(socket: &mut WebSocketStream<TcpStream>, message: Messa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_outlives_what_happens_to_others() {
+async fn websocket_survives_other_sandboxes_and_agent_restarts() {
     need_caddy!();
     let mut node = Node::start(1).await;
     let sandbox = Sandbox::start(at(10, 8000), "alpha").await;

@@ -7,8 +7,7 @@ set -euo pipefail
 minutes=${1:?how many minutes}
 max_kib=$((25 * 1024))
 lab=target/release/lab
-ending='test(/^(crash|kills|recover|nodes|events)::/) | test(kill) | test(power) | test(what_is_in_memory)
-  | test(a_shim_has_a_cgroup)'
+ending='test(/^(crash|kills|recover|nodes|events)::/) | test(kill) | test(power)'
 
 # "NODE PID KIB" for each agent: the process is found by its program and its sub-command.
 agents() {
@@ -28,7 +27,7 @@ echo "at the start: $(tr '\n' ';' <<<"$before")"
 deadline=$((SECONDS + minutes * 60))
 rounds=0
 while [ "$SECONDS" -lt "$deadline" ]; do
-  cargo nextest run --release --locked -p tests --test lxc -E "not ($ending)"
+  cargo nextest run --release --locked --workspace --test lxc -E "not ($ending)"
   rounds=$((rounds + 1))
   echo "after round $rounds, $((SECONDS / 60)) min: $(agents | tr '\n' ';')"
 done

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Runs a command beside a lab that is up: starts one if none is, and takes it down again only then.
+# LAB_BUILT names the folder with the programs that run in it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export LAB_DIR="${LAB_DIR:-$PWD/target/lab}"
-lab=target/release/lab
+# It installs the programs beside it.
+lab=${LAB_BUILT:-target/release}/lab
 
 was_up=yes
 "$lab" status >/dev/null 2>&1 || was_up=no

@@ -57,7 +57,7 @@ fn restart(world: &World, sandbox: &str) -> Value {
 }
 
 #[test]
-fn a_tenant_who_adds_addresses_gets_no_other() {
+fn tenant_that_adds_addresses_keeps_its_lease() {
     let Some(world) = world() else { return };
     for dhcp in [false, true] {
         let mut args = vec!["--node", "node1", "--expose", "web=8000"];
@@ -86,7 +86,7 @@ fn a_tenant_who_adds_addresses_gets_no_other() {
 }
 
 #[test]
-fn a_dhcp_server_in_a_sandbox_gives_nobody_an_address() {
+fn dhcp_server_inside_a_sandbox_gives_no_address_to_others() {
     let Some(world) = world() else { return };
     let rogue = world.create(&["--node", "node1"]);
     let victim = world.create(&["--node", "node1", "--dhcp"]);
@@ -114,7 +114,7 @@ fn a_dhcp_server_in_a_sandbox_gives_nobody_an_address() {
 }
 
 #[test]
-fn a_net0_that_an_operator_changed_is_told() {
+fn changed_net0_is_reported_and_the_sandbox_is_not_started() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&["--node", "node2"]);
     let (own, number) = (id(&sandbox).to_owned(), vmid(&sandbox));

@@ -9,7 +9,7 @@ fn refused_as(world: &World, token: &str, args: &[&str]) -> (String, String) {
 }
 
 #[test]
-fn bad_values_are_named() {
+fn invalid_arguments_are_refused_with_their_reason() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&[]);
     let id = id(&sandbox);
@@ -24,7 +24,8 @@ fn bad_values_are_named() {
         (&["create", "--meta", &format!("k={long}")], "FIELD_INVALID"),
         (&["create", "--node", "no-such-node"], "NODE_NOT_FOUND"),
         (&["create", "--node", "../etc"], "FIELD_INVALID"),
-        (&["get", "nonsense"], "FIELD_INVALID"),
+        (&["get", "no_name"], "FIELD_INVALID"),
+        (&["get", "nobody"], "SANDBOX_NOT_FOUND"),
         (&["get", "100003"], "SANDBOX_NOT_FOUND"),
         (&["rm", "100003"], "SANDBOX_NOT_FOUND"),
         (&["stop", "9000"], "SANDBOX_NOT_FOUND"),

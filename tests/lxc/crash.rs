@@ -59,17 +59,17 @@ fn agent_killed_in(command: &str, step: &str) {
 }
 
 #[test]
-fn an_agent_killed_in_the_clone_finishes_or_undoes() {
+fn creation_is_finished_or_undone_after_agent_kill_in_the_clone() {
     agent_killed_in("clone", "volume");
 }
 
 #[test]
-fn an_agent_killed_in_the_start_finishes_or_undoes() {
+fn creation_is_finished_or_undone_after_agent_kill_in_the_start() {
     agent_killed_in("start", "lxc-start");
 }
 
 #[test]
-fn a_controller_killed_in_a_create_knows_it_afterwards() {
+fn controller_killed_during_a_creation_knows_it_afterwards() {
     let Some(world) = world() else { return };
     let key = unique("controller");
     let mut child = slow_create(&world, "clone", "volume", &key);
@@ -84,7 +84,7 @@ fn a_controller_killed_in_a_create_knows_it_afterwards() {
 }
 
 #[test]
-fn a_caller_that_hangs_up_changes_nothing() {
+fn creation_is_finished_after_its_caller_is_killed() {
     let Some(world) = world() else { return };
     let key = unique("hangup");
     let mut child = slow_create(&world, "clone", "volume", &key);
@@ -98,7 +98,7 @@ fn a_caller_that_hangs_up_changes_nothing() {
 }
 
 #[test]
-fn a_dead_node_is_unreachable_and_its_sandboxes_are_not_gone() {
+fn dead_node_is_unreachable_and_its_sandboxes_return_with_it() {
     let Some(world) = world() else { return };
     let there = world.create(&["--node", "node3"]);
     world.node("node3").kill().expect("power cut");

@@ -24,7 +24,7 @@ fn fails(rules: &[Rule], expected: &str) {
 }
 
 #[test]
-fn when_the_start_fails() {
+fn failed_start_leaves_nothing_and_reports_pct() {
     fails(
         &[Rule::once("start", "lxc-start", Action::Exit)
             .saying(255, "startup for container '100000' failed")
@@ -34,7 +34,7 @@ fn when_the_start_fails() {
 }
 
 #[test]
-fn when_the_configuration_fails() {
+fn failed_configuration_leaves_nothing_and_reports_pct() {
     fails(
         &[Rule::once("set", "write", Action::Exit)
             .saying(255, "bridge 'vmbr0' does not exist")
@@ -44,7 +44,7 @@ fn when_the_configuration_fails() {
 }
 
 #[test]
-fn when_the_clone_is_killed_and_leaves_its_locks() {
+fn killed_clone_and_its_locks_are_cleaned_up() {
     let Some(world) = world() else { return };
     // Parent and worker die after the volume: the template stays locked, the volume unreferenced.
     world.faults("node1", &[Rule::once("clone", "volume", Action::DieAfter)]);
@@ -67,7 +67,7 @@ fn when_the_clone_is_killed_and_leaves_its_locks() {
 }
 
 #[test]
-fn when_the_storage_is_full() {
+fn creation_waits_while_the_storage_is_full() {
     let Some(world) = world() else { return };
     // Again and again: what was removed before is freed by the file system a while later.
     let fill = "free=$(($(df --output=avail -B1 /rpool/data | tail -n 1) - 67108864)); \

@@ -19,7 +19,7 @@ fn kinds(told: &[(String, String)]) -> Vec<&str> {
 }
 
 #[test]
-fn a_life_is_in_the_log_with_who_did_it() {
+fn event_log_has_the_whole_life_of_a_sandbox_with_its_actors() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&[]);
     let id = id(&sandbox);
@@ -44,7 +44,7 @@ fn a_life_is_in_the_log_with_who_did_it() {
 }
 
 #[test]
-fn a_nodes_reboot_is_told_as_nobodys_wish() {
+fn node_reboot_is_logged_with_the_agent_as_actor() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&[]);
     let (id, name) = (id(&sandbox), node(&sandbox));

@@ -66,7 +66,7 @@ fn a_websocket_survives_other_sandboxes_and_ends_with_hide() {
 }
 
 #[test]
-fn any_node_serves_any_sandbox_and_strangers_get_nothing() {
+fn every_node_serves_every_sandbox_and_no_other_container() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&["--node", "node2", "--expose", "web=8000"]);
     let (id, vmid) = (id(&sandbox), vmid(&sandbox));

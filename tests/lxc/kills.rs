@@ -315,6 +315,11 @@ fn check(world: &World, history: &History) {
 /// Checks the runs of commands: exactly one run if a code came, at most one otherwise.
 fn each_command_ran_once(world: &World, history: &History, id: &str, known: &Known) {
     let ran = world.ctl(&["exec", id, "--shell", "cat /root/ran 2>/dev/null; true"]);
+    if ran.code != 0 && known.hit && ran.stderr.contains("SANDBOX_NOT_RUNNING") {
+        // Its init was killed so late that its phase did not say so yet.
+        world.wait_phase(id, "stopped");
+        return;
+    }
     if ran.code != 0 {
         history.broken(format!("{id} runs no command: {}", ran.stderr));
         return;
@@ -333,7 +338,7 @@ fn each_command_ran_once(world: &World, history: &History, id: &str, known: &Kno
 }
 
 #[test]
-fn a_load_runs_on_through_kills_of_everything() {
+fn callers_get_true_answers_through_kills_of_everything() {
     let Some(world) = world() else { return };
     let kills = std::env::var("PVE_SANDBOX_CHAOS").ok().filter(|text| !text.is_empty());
     let kills: u32 = kills.map_or(KILLS, |kills| kills.parse().expect("a number"));

@@ -7,7 +7,7 @@ use lab::daemons::CONTROLLER;
 use crate::world::{PATIENCE, id, node, vmid, wait, world};
 
 #[test]
-fn what_expires_ends_while_the_controller_is_down() {
+fn sandboxes_expire_while_the_controller_is_down() {
     let Some(world) = world() else { return };
     let paused = world.create(&["--ttl", "4s", "--ttl-action", "pause"]);
     let deleted = world.create(&["--ttl", "4s", "--ttl-action", "delete"]);
@@ -34,17 +34,28 @@ fn what_expires_ends_while_the_controller_is_down() {
 }
 
 #[test]
-fn idle_is_what_nobody_uses() {
+fn idle_sandbox_is_paused_and_one_with_an_active_command_is_not() {
     let Some(world) = world() else { return };
     let rule = ["--idle", "10s", "--idle-action", "pause"];
-    let (quiet, busy) = (world.create(&rule), world.create(&rule));
-    let sleep = ["exec", "--exec-id", "busy", "--detach", "--timeout", "10m", id(&busy), "--"];
-    let ran = world.ctl(&[&sleep[..], &["sleep", "600"]].concat());
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let [quiet, forgotten, writes, works] = [(); 4].map(|()| world.create(&rule));
+    for (sandbox, line) in [
+        // As a server that nobody asks anything.
+        (&forgotten, "exec sleep 600"),
+        (&writes, "while sleep 1; do echo on; done"),
+        (&works, "while :; do :; done"),
+    ] {
+        let run = ["exec", "--exec-id", "run", "--detach", id(sandbox), "--shell", line];
+        let ran = world.ctl(&run);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
     let begun = Instant::now();
-    let paused = world.wait_phase(id(&quiet), "paused");
-    assert_eq!(paused["cause"], "idle");
+    for sandbox in [&quiet, &forgotten] {
+        let paused = world.wait_phase(id(sandbox), "paused");
+        assert_eq!(paused["cause"], "idle");
+    }
     assert!(begun.elapsed().as_secs() >= 5, "not at once");
-    assert_eq!(world.get(id(&busy))["phase"], "running", "a command runs in it");
+    for sandbox in [&writes, &works] {
+        assert_eq!(world.get(id(sandbox))["phase"], "running", "a command is active in it");
+    }
     world.finish();
 }

@@ -19,7 +19,7 @@ fn loads(world: &World, key: &str) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn a_burdened_node_is_avoided_and_explain_says_so() {
+fn loaded_node_is_avoided_and_explain_shows_why() {
     let Some(world) = world() else { return };
     let hogs: Vec<_> = (0..4).map(|_| Hog::on(&world, "node2")).collect();
     // On a small machine the nodes share their cores, and other work affects all of them: so the
@@ -105,7 +105,7 @@ fn create_at_rest(world: &World, counts: &[usize]) -> Vec<Value> {
 }
 
 #[test]
-fn twelve_go_where_there_is_room_and_even_out_when_there_is_room_again() {
+fn creations_go_where_there_is_room_and_even_out_later() {
     let Some(world) = world() else { return };
     let busy = |key: &str, node: &str| loads(&world, key).get(node).copied().unwrap_or_default();
     let mib = |key: &str, node: &str| busy(key, node) / f64::from(1 << 20);
@@ -150,7 +150,7 @@ fn twelve_go_where_there_is_room_and_even_out_when_there_is_room_again() {
 }
 
 #[test]
-fn a_node_without_quorum_takes_nothing_and_serves_on() {
+fn node_without_quorum_gets_no_creations_and_keeps_serving() {
     let Some(world) = world() else { return };
     let there = world.create(&["--node", "node2"]);
     world.node("node2").set_quorum(false).expect("cut");
@@ -170,7 +170,7 @@ fn a_node_without_quorum_takes_nothing_and_serves_on() {
 }
 
 #[test]
-fn a_node_whose_corosync_is_down_makes_and_removes_nothing() {
+fn node_without_corosync_creates_and_removes_nothing() {
     let Some(world) = world() else { return };
     let there = world.create(&["--node", "node2"]);
     let host = world.node("node2");
@@ -196,7 +196,7 @@ fn a_node_whose_corosync_is_down_makes_and_removes_nothing() {
 }
 
 #[test]
-fn what_runs_is_reached_and_paused_while_pmxcfs_is_away() {
+fn running_sandbox_is_reached_and_paused_without_pmxcfs() {
     let Some(world) = world() else { return };
     let used = world.create(&["--node", "node2"]);
     let fresh = world.create(&["--node", "node2"]);
@@ -222,7 +222,7 @@ fn what_runs_is_reached_and_paused_while_pmxcfs_is_away() {
 }
 
 #[test]
-fn a_cordon_is_the_nodes_own_and_a_drain_says_what_is_left() {
+fn cordon_survives_an_agent_restart_and_drain_lists_what_is_left() {
     let Some(world) = world() else { return };
     let there = world.create(&["--node", "node3"]);
     let dry_run = |world: &World| world.json(&["explain", "--dry-run", "--node", "node3"]);
@@ -298,7 +298,7 @@ fn carry(world: &World, vmid: u64, from: &str, to: &str) {
 }
 
 #[test]
-fn a_drain_moves_what_is_stopped_to_a_node_that_sees_its_disk() {
+fn drain_moves_a_stopped_sandbox_to_a_node_that_sees_its_disk() {
     let Some(world) = world() else { return };
     let stopped = world.create(&["--node", "node3", "--meta", "colour=green"]);
     let running = world.create(&["--node", "node3"]);

@@ -24,7 +24,7 @@ fn init(world: &World) -> String {
 }
 
 #[test]
-fn a_container_is_adopted_given_back_and_adopted_again() {
+fn container_is_adopted_released_and_adopted_again() {
     let Some(world) = world() else { return };
     let config = |world: &World| world.shell("node2", &format!("cat /etc/pve/lxc/{THEIRS}.conf"));
     let number = THEIRS.to_string();
@@ -64,7 +64,7 @@ fn a_container_is_adopted_given_back_and_adopted_again() {
 }
 
 #[test]
-fn what_is_done_with_pct_is_noted() {
+fn changes_made_with_pct_are_recorded() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&["--node", "node2"]);
     let (own, number) = (id(&sandbox).to_owned(), vmid(&sandbox));

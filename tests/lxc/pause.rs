@@ -60,7 +60,7 @@ impl<'a> Counter<'a> {
 }
 
 #[test]
-fn what_is_in_memory_is_kept_and_the_agent_may_die_meanwhile() {
+fn memory_of_a_paused_sandbox_survives_an_agent_kill() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&["--node", "node1"]);
     let (id, boot) = (id(&sandbox), &sandbox["boot"]);
@@ -95,7 +95,7 @@ fn what_is_in_memory_is_kept_and_the_agent_may_die_meanwhile() {
 }
 
 #[test]
-fn a_request_wakes_it_unless_it_is_told_not_to() {
+fn http_request_wakes_a_paused_sandbox_unless_it_is_switched_off() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&["--node", "node2", "--expose", "web=8000"]);
     let (id, host) = (id(&sandbox), format!("port-8000-vm-{}.sandbox.localhost", vmid(&sandbox)));
@@ -120,7 +120,7 @@ fn a_request_wakes_it_unless_it_is_told_not_to() {
 }
 
 #[test]
-fn a_power_cut_loses_its_memory_and_says_so() {
+fn paused_sandbox_is_stopped_after_a_power_cut_and_says_why() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&["--node", "node3"]);
     world.json(&["pause", id(&sandbox)]);
@@ -138,7 +138,7 @@ fn a_power_cut_loses_its_memory_and_says_so() {
 }
 
 #[test]
-fn what_does_not_freeze_runs_on_or_is_stopped() {
+fn sandbox_that_does_not_freeze_keeps_running_or_is_stopped() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&["--node", "node1"]);
     let id = id(&sandbox);

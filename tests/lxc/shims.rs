@@ -20,7 +20,7 @@ fn is_there(world: &World, node: &str, vmid: u64) -> bool {
 }
 
 #[test]
-fn a_shim_has_a_cgroup_of_its_own_that_goes_with_it() {
+fn killed_shim_is_replaced_in_its_own_cgroup() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&[]);
     let (id, vmid, node) = (id(&sandbox), vmid(&sandbox), node(&sandbox).to_owned());
@@ -60,7 +60,7 @@ fn a_shim_has_a_cgroup_of_its_own_that_goes_with_it() {
 }
 
 #[test]
-fn the_cgroup_of_a_shim_goes_with_its_sandbox() {
+fn shim_cgroup_is_removed_with_its_sandbox() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&[]);
     let (id, vmid, node) = (id(&sandbox), vmid(&sandbox), node(&sandbox).to_owned());
@@ -72,7 +72,7 @@ fn the_cgroup_of_a_shim_goes_with_its_sandbox() {
 }
 
 #[test]
-fn what_the_shim_does_counts_as_its_sandboxes() {
+fn cpu_time_of_the_shim_is_counted_in_its_cgroup() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&[]);
     let (id, vmid, node) = (id(&sandbox), vmid(&sandbox), node(&sandbox).to_owned());

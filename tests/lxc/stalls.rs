@@ -46,7 +46,7 @@ fn in_time(world: &World, token: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn streams_that_stand_still_hold_up_no_call_of_their_node() {
+fn stalled_streams_delay_no_other_call_of_the_node() {
     let Some(world) = world() else { return };
     let (red, blue) = (world.variable("SANDBOXCTL_TOKEN"), world.variable("LAB_OTHER_TEAM_TOKEN"));
     let (busy, paused) = (world.create(&["--node", "node1"]), world.create(&["--node", "node1"]));
@@ -106,7 +106,7 @@ fn streams_that_stand_still_hold_up_no_call_of_their_node() {
 }
 
 #[test]
-fn a_caller_that_goes_away_is_missed_though_its_stdin_was_not_taken() {
+fn departed_caller_is_noticed_despite_unread_stdin() {
     let Some(world) = world() else { return };
     let sandbox = world.create(&["--node", "node1"]);
     let id = id(&sandbox);

@@ -1,12 +1,14 @@
 //! Every command of `sandboxctl`, in the order of a user.
 
+use std::{fs::Permissions, os::unix::fs::PermissionsExt};
+
 use crate::{
     http::{get, host},
     world::{id, node, vmid, wait, world},
 };
 
 #[test]
-fn a_life_from_create_to_rm() {
+fn sandbox_works_from_create_to_rm() {
     let Some(world) = world() else { return };
     let size = ["--cpus", "1", "--memory", "256", "--disk", "7"];
     let sandbox = world.create(&[&size[..], &["--env", "COLOUR=green", "--meta", "a=b"]].concat());
@@ -151,7 +153,7 @@ fn exec_is_byte_exact_and_keeps_streams_and_codes_apart() {
 }
 
 #[test]
-fn a_request_id_is_one_sandbox() {
+fn request_id_identifies_one_sandbox() {
     let Some(world) = world() else { return };
     let key = crate::world::unique("idem");
     let first = world.create(&["--request-id", &key]);
@@ -162,5 +164,28 @@ fn a_request_id_is_one_sandbox() {
     assert_eq!(first["id"], after["id"], "the controller's restart forgot the request_id");
     let (reason, _) = world.refused(&["create", "--request-id", &key, "--cpus", "2"]);
     assert_eq!(reason, "REQUEST_ID_REUSED");
+    world.finish();
+}
+
+#[test]
+fn files_of_a_creation_are_there_when_it_runs() {
+    let Some(world) = world() else { return };
+    let dir = tempfile::tempdir().expect("tempdir");
+    let local = dir.path().join("run.sh");
+    std::fs::write(&local, "#!/bin/sh\necho began\n").expect("written");
+    std::fs::set_permissions(&local, Permissions::from_mode(0o755)).expect("chmod");
+    let file = format!("{}:/srv/tools/run.sh", local.display());
+
+    let sandbox = world.create(&["--file", &file]);
+    let ran = world.ctl(&["exec", id(&sandbox), "--", "/srv/tools/run.sh"]);
+    assert_eq!((ran.code, ran.text().as_str()), (0, "began\n"), "{}", ran.stderr);
+
+    let begun = world.json(&["create", "--no-wait", "--file", &file]);
+    let begun = begun.as_array().map_or(begun.clone(), |list| list[0].clone());
+    world.mine(id(&begun));
+    let seen = world.wait_phase(id(&begun), "running");
+    wait("the files of a creation that nobody waits for", || {
+        world.ctl(&["exec", id(&seen), "--", "test", "-x", "/srv/tools/run.sh"]).code == 0
+    });
     world.finish();
 }

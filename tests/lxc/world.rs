@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{Lab, Node};
+use lab::{Lab, Node, image::MINIMAL};
 use serde_json::Value;
 use standin::faults::{self, Rule};
 
@@ -42,7 +42,7 @@ pub(crate) struct World {
 /// Program and environment with which a thread runs `sandboxctl`.
 pub(crate) struct Caller {
     program: PathBuf,
-    variables: [(&'static str, String); 3],
+    variables: [(&'static str, String); 4],
 }
 
 impl Caller {
@@ -128,6 +128,7 @@ impl World {
     pub(crate) fn command_with_token(&self, args: &[&str], token: &str) -> Command {
         let mut command = Command::new(self.lab.layout().dir().join("bin/sandboxctl"));
         command.args(args).env("SANDBOXCTL_TOKEN", token);
+        command.env("SANDBOXCTL_SNAPSHOT", MINIMAL.snapshot);
         for name in ["SANDBOXCTL_ENDPOINT", "SANDBOXCTL_CA"] {
             command.env(name, self.variable(name));
         }
@@ -136,10 +137,15 @@ impl World {
 
     /// Prepares `sandboxctl` for a thread.
     pub(crate) fn caller(&self) -> Caller {
-        let names = ["SANDBOXCTL_ENDPOINT", "SANDBOXCTL_CA", "SANDBOXCTL_TOKEN"];
+        let variable = |name| (name, self.variable(name));
         Caller {
             program: self.lab.layout().dir().join("bin/sandboxctl"),
-            variables: names.map(|name| (name, self.variable(name))),
+            variables: [
+                variable("SANDBOXCTL_ENDPOINT"),
+                variable("SANDBOXCTL_CA"),
+                variable("SANDBOXCTL_TOKEN"),
+                ("SANDBOXCTL_SNAPSHOT", MINIMAL.snapshot.to_owned()),
+            ],
         }
     }
 

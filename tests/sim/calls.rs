@@ -6,8 +6,8 @@ use proto::{
     Reason,
     sandbox::v1::{
         CreateSandboxRequest, DeleteSandboxRequest, ExecCommandRequest, ExecStart, ExpiryAction,
-        Lifetime, PauseSandboxRequest, Phase, ResumeSandboxRequest, Sandbox, SetLifetimeRequest,
-        Size, StartSandboxRequest, StopSandboxRequest, exec_start,
+        Lifetime, PauseSandboxRequest, Phase, ResumeSandboxRequest, Sandbox, Size,
+        StartSandboxRequest, StopSandboxRequest, exec_start,
         sandbox_service_client::SandboxServiceClient,
     },
 };
@@ -38,6 +38,8 @@ pub(crate) enum Verb {
     Resume,
     Exec,
     Extend,
+    Grow,
+    Shrink,
 }
 
 /// Knowledge of the caller about one request_id.
@@ -104,6 +106,8 @@ impl Known {
             | Verb::Pause
             | Verb::PauseOrStop
             | Verb::Resume
+            | Verb::Grow
+            | Verb::Shrink
             | Verb::Exec => {}
         }
     }
@@ -299,14 +303,28 @@ async fn changed(line: &Line, id: String, verb: Verb) -> Result<Option<Sandbox>,
             api.resume_sandbox(line.ask(ResumeSandboxRequest { id })).await?.into_inner().sandbox
         }
         Verb::Stop => {
-            api.stop_sandbox(line.ask(StopSandboxRequest { id })).await?.into_inner().sandbox
+            api.stop_sandbox(line.ask(StopSandboxRequest { id, grace: None }))
+                .await?
+                .into_inner()
+                .sandbox
         }
         Verb::Start => {
             api.start_sandbox(line.ask(StartSandboxRequest { id })).await?.into_inner().sandbox
         }
         Verb::Extend => {
-            let request = SetLifetimeRequest { id, lifetime: Some(lives_for(EXTENDED)) };
-            api.set_lifetime(line.ask(request)).await?.into_inner().sandbox
+            let lifetime = Some(lives_for(EXTENDED));
+            let change = Sandbox { id, lifetime, ..Sandbox::default() };
+            let fields = ["lifetime.ttl", "lifetime.ttl_action"];
+            let request = proto::update::request(change, &fields);
+            api.update_sandbox(line.ask(request)).await?.into_inner().sandbox
+        }
+        Verb::Grow | Verb::Shrink => {
+            let (cpu_cores, memory_mib, disk_gib) =
+                if verb == Verb::Grow { (3, 2048, 9) } else { (1, 320, 0) };
+            let size = Some(Size { cpu_cores, memory_mib, disk_gib });
+            let change = Sandbox { id, size, ..Sandbox::default() };
+            let request = proto::update::request(change, &["size"]);
+            api.update_sandbox(line.ask(request)).await?.into_inner().sandbox
         }
         Verb::Exec => {
             let number = line.watch.command();

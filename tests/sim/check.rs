@@ -8,11 +8,12 @@ use std::{
 
 use agent::{
     clock::Clock,
-    journal::{Journal, Phase, Record},
-    pve::{fake::Guest, hold},
+    journal::{Feed, Phase, Record},
+    pve::{fake::Guest, pause_lock},
 };
 use controller::store::{State, Store};
 use proto::{
+    Invariant,
     id::Vmid,
     name::NodeName,
     sandbox::v1::{
@@ -160,9 +161,14 @@ fn on_the_hosts(cluster: &Cluster, living: &Living) -> Vec<String> {
 fn as_recorded(record: &Record, guest: &Guest) -> Option<String> {
     let (id, phase) = (record.id, record.phase);
     let paused = phase == Phase::Paused;
-    if (guest.frozen, hold::held(&guest.config)) != (paused, paused) {
-        let (frozen, config) = (guest.frozen, hold::held(&guest.config));
+    if (guest.frozen, pause_lock::is_held(&guest.config)) != (paused, paused) {
+        let (frozen, config) = (guest.frozen, pause_lock::is_held(&guest.config));
         return Some(format!("I13: {id} is {phase:?}; frozen: {frozen}, locked: {config}"));
+    }
+    let given = (guest.config.cores(), guest.config.memory_mib());
+    if record.resizing.is_some() || given != (Some(record.size.cpu_cores), record.size.memory_mib) {
+        let (size, resizing) = (record.size, record.resizing);
+        return Some(format!("I12: {id} has {given:?}; recorded: {size:?}, {resizing:?}"));
     }
     let runs = guest.pid.is_some();
     let should = matches!(phase, Phase::Running | Phase::Paused);
@@ -348,17 +354,22 @@ async fn by_the_controller(cluster: &Cluster, living: &Living) -> Vec<String> {
             // A volume under the number of a foreign container is reported with that container.
             strays.retain(|_, vmid| !cluster.foreign.contains_key(vmid));
             for finding in found.into_inner().findings {
-                if finding.invariant == "I1" && cluster.strays.contains_key(&finding.subject) {
+                if finding.invariant() == Invariant::I1
+                    && cluster.strays.contains_key(&finding.subject)
+                {
                     strays.remove(&finding.subject);
                     continue;
                 }
-                if finding.invariant == "I1" && finding.subject == STRANGER.to_string() {
+                if finding.invariant() == Invariant::I1 && finding.subject == STRANGER.to_string() {
                     strangers += 1;
                     continue;
                 }
                 wrong.push(format!(
                     "fsck {}: {} {}: {}",
-                    finding.invariant, finding.node, finding.subject, finding.detail
+                    finding.invariant().name(),
+                    finding.node,
+                    finding.subject,
+                    finding.detail
                 ));
             }
             for stray in strays.into_keys() {

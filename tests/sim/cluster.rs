@@ -10,7 +10,7 @@ use std::{
 
 use agent::{
     Agent, Parts,
-    journal::{Journal, Phase, Pools, Record, memory::MemoryJournal},
+    journal::{Feed, Phase, Pools, Record, memory::MemoryJournal},
     load::HostLoad,
     pve::{
         Mark, Pve,
@@ -315,10 +315,8 @@ impl Cluster {
             }),
             dhcp: None,
             faults: Faults {
-                mutation: match self.mutation {
-                    Some(Mutation::Agent(mutation)) => Some(mutation),
-                    Some(_) | None => None,
-                },
+                skip_undos: self.mutation == Some(Mutation::SkippedUndo),
+                ignore_cancels: self.mutation == Some(Mutation::IgnoredCancel),
                 ..Faults::default()
             },
         };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent::journal::{Journal, Phase};
+use agent::journal::{Feed, Phase};
 use proto::{
     Reason,
     name::NodeName,

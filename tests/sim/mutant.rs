@@ -1,8 +1,8 @@
 //! The mutants: each leaves out, or does wrongly, one thing that an invariant depends on. Most are
-//! in the parts that the daemons are given here (journal, store, PVE, clock, options). A few are in
-//! the shipped code, as `agent::saga::Mutation`, because no given part can stand for them.
+//! in the parts that the daemons are given here (journal, store, PVE, clock, options). Two are faults
+//! that the shipped code is told to make, because no given part can stand for them.
 
-use agent::{journal::memory, pve::fake, saga};
+use agent::{journal::memory, pve::fake};
 use controller::store;
 
 /// One mutation and the invariant that it breaks.
@@ -18,10 +18,13 @@ pub struct Mutant {
 /// Part that contains the mutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutation {
-    Agent(saga::Mutation),
     Journal(memory::Mutation),
     Pve(fake::Mutation),
     Store(store::memory::Mutation),
+    /// Undos report success and do nothing.
+    SkippedUndo,
+    /// A cancelled creation is reported as cancelled, and lives on.
+    IgnoredCancel,
     /// The reconciler runs only once, at the start.
     Asleep,
     /// The shim reports an order as not run after its deadline, and the helper runs it.
@@ -36,7 +39,7 @@ const fn mutant(invariant: &'static str, what: &'static str, mutation: Mutation)
 
 /// All mutants, at least one for each invariant.
 pub const ALL: &[Mutant] = &[
-    mutant("I1", "an undo is skipped", Mutation::Agent(saga::Mutation::Undo)),
+    mutant("I1", "an undo is skipped", Mutation::SkippedUndo),
     mutant("I1", "a destruction does nothing", Mutation::Pve(fake::Mutation::Destroy)),
     mutant(
         "I1",
@@ -47,7 +50,7 @@ pub const ALL: &[Mutant] = &[
         Mutation::Journal(memory::Mutation::Answer)
     }),
     mutant("I1", "a node leaves a sandbox before another has taken it over", {
-        Mutation::Agent(saga::Mutation::Leave)
+        Mutation::Journal(memory::Mutation::Exports)
     }),
     mutant("I2", "a node has no clock but the one on its wall", Mutation::WallAlone),
     mutant("I2", "a longer life is answered and not kept", {
@@ -68,14 +71,14 @@ pub const ALL: &[Mutant] = &[
         "request_ids are not looked up",
         Mutation::Store(store::memory::Mutation::Requests),
     ),
-    mutant("I4", "what is called off lives on", Mutation::Agent(saga::Mutation::CallOff)),
+    mutant("I4", "a cancelled creation lives on", Mutation::IgnoredCancel),
     mutant("I4", "a node hears of a creation before the choice of it is durable", {
         Mutation::Store(store::memory::Mutation::Choices)
     }),
     mutant("I4", "what nodes hold is not remembered by an empty store", {
         Mutation::Store(store::memory::Mutation::Found)
     }),
-    mutant("I5", "a container is entered unseen", Mutation::Agent(saga::Mutation::Entry)),
+    mutant("I5", "a container is entered unseen", Mutation::Pve(fake::Mutation::Entry)),
     mutant("I6", "the journal syncs intents only", Mutation::Journal(memory::Mutation::Sync)),
     mutant("I7", "an end leaves no tombstone", Mutation::Journal(memory::Mutation::Tombstones)),
     mutant("I8", "containers are changed unseen", Mutation::Pve(fake::Mutation::Ownership)),
@@ -86,13 +89,13 @@ pub const ALL: &[Mutant] = &[
         Mutation::Pve(fake::Mutation::Volumes),
     ),
     mutant("I8", "a clone is made under a number where volumes stand", {
-        Mutation::Agent(saga::Mutation::Site)
+        Mutation::Pve(fake::Mutation::Site)
     }),
     mutant("I9", "the reconciler looks once", Mutation::Asleep),
     mutant("I9", "a controller that was replaced writes to the store", {
         Mutation::Store(store::memory::Mutation::Claim)
     }),
-    mutant("I10", "an old controller is not refused", Mutation::Agent(saga::Mutation::Fence)),
+    mutant("I10", "an old controller is not refused", Mutation::Journal(memory::Mutation::Fence)),
     mutant("I10", "the epoch is forgotten", Mutation::Journal(memory::Mutation::Epoch)),
     mutant("I11", "a clone begins before its intent is durable", {
         Mutation::Journal(memory::Mutation::Intent)
@@ -110,6 +113,6 @@ pub const ALL: &[Mutant] = &[
         Mutation::Store(store::memory::Mutation::Behind)
     }),
     mutant("I13", "what is frozen counts as dead", Mutation::Pve(fake::Mutation::Frozen)),
-    mutant("I13", "a pause takes no lock", Mutation::Pve(fake::Mutation::Hold)),
+    mutant("I13", "a pause takes no lock", Mutation::Pve(fake::Mutation::PauseLock)),
     mutant("I14", "what was given up runs all the same", Mutation::GivenUp),
 ];

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use agent::{
-    journal::{Journal, Phase, Record},
+    journal::{Feed, Phase, Record},
     pve::{ContainerConfig, fake::Guest},
 };
 use proto::{id::Vmid, name::NodeName};

@@ -23,7 +23,7 @@ use crate::{
 const MOVES: u64 = 36;
 
 /// Operations of callers on a sandbox; repeated ones are more frequent.
-const VERBS: [Verb; 10] = [
+const VERBS: [Verb; 12] = [
     Verb::Delete,
     Verb::Delete,
     Verb::Pause,
@@ -34,6 +34,8 @@ const VERBS: [Verb; 10] = [
     Verb::Resume,
     Verb::Exec,
     Verb::Extend,
+    Verb::Grow,
+    Verb::Shrink,
 ];
 
 /// Counts of the events in a story.
@@ -375,7 +377,7 @@ impl Story {
     }
 
     /// Allocates a foreign volume: under the vmid of the next creation, which then mostly fails, or
-    /// under that of an existing sandbox.
+    /// under that of an existing sandbox, which is deleted then, or lives on.
     async fn allocate(&mut self) {
         if self.chance.percent(50) {
             if let Some((node, vmid)) = operator::next(&self.cluster, &self.chance).await {
@@ -391,12 +393,15 @@ impl Story {
             }
             return;
         }
-        let Some((_, id)) = self.somebody(Verb::Delete) else { return };
+        let Some((key, id)) = self.somebody(Verb::Delete) else { return };
         if let Some(record) = operator::quiet(&self.cluster, &id).await
             && let Some(guest) = self.cluster.pve.guests().get(&record.vmid)
         {
             self.cluster.allocate(&guest.node, record.vmid);
             self.told.meddled += 1;
+            if self.chance.percent(50) {
+                self.change(key, id, Verb::Delete);
+            }
         }
     }
 
@@ -428,8 +433,8 @@ fn fault(chance: &Chance) -> Fault {
             Op::Start,
             Op::Stop,
             Op::Destroy,
-            Op::Hold,
-            Op::Release,
+            Op::PauseLock,
+            Op::PauseUnlock,
             Op::Freeze,
             Op::Thaw,
         ])

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use agent::journal::memory::Disk;
+use daemon::disk::Disk;
 
 use crate::{chance::Chance, cluster::Cluster};
 
@@ -50,12 +50,12 @@ impl StoreDisk {
 }
 
 #[async_trait::async_trait]
-impl controller::store::memory::Disk for StoreDisk {
-    async fn before_write(&self) {
+impl Disk for StoreDisk {
+    async fn before_sync(&self) {
         self.takes().await;
     }
 
-    async fn after_write(&self) {
+    async fn after_sync(&self) {
         self.takes().await;
     }
 }

@@ -1,18 +1,54 @@
 //! Plain English in the comments.
 
-use crate::source::files;
+use crate::source::{code, files};
 
 /// Words that no line of a doc comment begins with: it begins with a verb, or names its noun.
 const RIDDLES: &[&str] = &["It", "What", "Who", "They", "Of", "Over", "In"];
+
+/// Words of an earlier dialect, as whole identifiers, and what replaced them.
+const RETIRED: &[(&str, &str)] = &[
+    ("called_off", "cancelled"),
+    ("call_off", "cancel"),
+    ("flight", "operation"),
+    ("Flight", "OperationHandle"),
+    ("give_back", "release, or cancel_reservation"),
+    ("GiveBack", "CancelReservation"),
+    ("habits", "usage_model"),
+    ("hand_over", "export"),
+    ("Intake", "SchedulingState"),
+    ("intake", "scheduling"),
+    ("Lapse", "Mutation"),
+    ("Runway", "OperationTable"),
+    ("Seat", "CountGuard, or Reservation"),
+    ("seat", "reservation"),
+    ("shunned", "avoided"),
+    ("take_over", "import"),
+    ("unmake", "destroy_clone"),
+    ("wish", "patch, or args"),
+    ("wished", "preferred"),
+    ("young_cores", "booting_cores"),
+];
+
+#[test]
+fn retired_words_are_not_used() {
+    let mut wrong = Vec::new();
+    for file in files("", &[".rs", ".proto"]) {
+        // Strings may hold one: a journal keeps the words that it was written with.
+        for (at, line) in code(&file.text).lines().enumerate() {
+            for word in line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+                if let Some((_, now)) = RETIRED.iter().find(|(retired, _)| *retired == word) {
+                    wrong.push(format!("{}:{}: {word} is {now}", file.path, at + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "use the words of docs/glossary.md:\n{}", wrong.join("\n"));
+}
 
 #[test]
 fn doc_comments_begin_with_a_verb_or_a_noun() {
     let mut wrong = Vec::new();
     for file in files("", &[".rs"]) {
-        // Help texts of the command line are whole sentences for its users.
-        if file.path.starts_with("cli/src/args") {
-            continue;
-        }
         for (at, line) in file.text.lines().enumerate() {
             let line = line.trim();
             let first = line.strip_prefix("/// ").and_then(|text| text.split(' ').next());

@@ -32,7 +32,10 @@ pub(crate) fn files(dir: &str, endings: &[&str]) -> Vec<File> {
             let entry = entry.expect("readable");
             let (name, path) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
             let kind = entry.file_type().expect("has a type");
-            if kind.is_dir() && !SKIPPED.contains(&name.as_str()) {
+            if SKIPPED.contains(&name.as_str()) {
+                continue;
+            }
+            if kind.is_dir() {
                 open.push(path);
             } else if kind.is_file()
                 && (endings.is_empty() || endings.iter().any(|end| name.ends_with(end)))
@@ -50,6 +53,15 @@ pub(crate) fn files(dir: &str, endings: &[&str]) -> Vec<File> {
 
 /// Rust code as it ships: comments, strings and what is compiled for tests only are blanked.
 pub(crate) fn shipped(file: &File) -> String {
+    without_tests(file, code)
+}
+
+/// Rust code as it ships, with its strings.
+pub(crate) fn shipped_with_strings(file: &File) -> String {
+    without_tests(file, |text| blank(text, false))
+}
+
+fn without_tests(file: &File, code: fn(&str) -> String) -> String {
     if file.path.ends_with("/tests.rs") || file.path.contains("/tests/") {
         return String::new();
     }
@@ -65,6 +77,11 @@ pub(crate) fn shipped(file: &File) -> String {
 
 /// Rust code without comments and strings. Good enough for searching, no lexer.
 pub(crate) fn code(text: &str) -> String {
+    blank(text, true)
+}
+
+/// Blanks comments, and strings where `strings` says so.
+fn blank(text: &str, strings: bool) -> String {
     let mut out = String::with_capacity(text.len());
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -86,6 +103,11 @@ pub(crate) fn code(text: &str) -> String {
             at += width;
             continue;
         };
+        if !strings && !rest.starts_with('/') {
+            out.push_str(&rest[..end]);
+            at += end;
+            continue;
+        }
         // Lines stay lines.
         out.extend(rest[..end].chars().filter(|&c| c == '\n'));
         at += end;
@@ -126,10 +148,14 @@ pub(crate) fn names(code: &str, word: &str) -> bool {
 }
 
 #[test]
-fn what_is_not_code_is_not_seen() {
+fn strings_and_comments_are_not_code() {
     let text = "let a = \"unsafe \\\" x\"; // unsafe\nlet b = r#\"unsafe\"#; /* unsafe\n*/ let c = '\"'; d(b\"unsafe\");\n";
     let code = code(text);
     assert!(!names(&code, "unsafe"), "{code}");
     assert!(names(&code, "c") && code.lines().count() == 3, "{code}");
     assert!(names("unsafe { x }", "unsafe") && !names("unsafe_code", "unsafe"));
+    let file = File { path: "x.rs".into(), text: text.into() };
+    let kept =
+        "let a = \"unsafe \\\" x\"; \nlet b = r#\"unsafe\"#; \n let c = '\"'; d(b\"unsafe\");\n";
+    assert_eq!(shipped_with_strings(&file), kept);
 }

@@ -14,7 +14,7 @@ fn files_are_short() {
 }
 
 #[test]
-fn nothing_is_left_for_later_or_switched_off() {
+fn no_test_is_ignored_and_no_code_is_unfinished() {
     // In pieces, so that this file may be looked at too.
     let banned = [concat!("#[ign", "ore"), concat!("todo", "!("), concat!("unimplemen", "ted!(")];
     for file in files("", &[".rs"]) {
@@ -26,7 +26,7 @@ fn nothing_is_left_for_later_or_switched_off() {
 }
 
 #[test]
-fn the_repository_names_no_machine_and_no_workplace() {
+fn repository_names_no_private_paths_or_registries() {
     // Paths of somebody's checkout or home, and hosts of somebody's registry.
     let banned = [
         concat!("/wo", "rk/"),
@@ -48,7 +48,7 @@ fn the_repository_names_no_machine_and_no_workplace() {
 }
 
 #[test]
-fn every_rust_file_says_what_it_is() {
+fn every_rust_file_starts_with_a_doc_comment() {
     let crates = ["proto", "daemon", "agent", "controller", "cli"];
     for file in crates.iter().flat_map(|krate| files(&format!("{krate}/src"), &[".rs"])) {
         // What is for tests only is said by the file that it tests.

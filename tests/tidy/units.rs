@@ -19,7 +19,7 @@ fn value(unit: &[(String, String)], key: &str) -> Option<String> {
 }
 
 #[test]
-fn the_agent_shares_the_hosts_mounts_and_outlives_nothing_it_started() {
+fn agent_unit_shares_host_mounts_and_does_not_end_its_children() {
     let agent = unit("pve-sandbox-agent");
     assert_eq!(
         value(&agent, "KillMode").as_deref(),
@@ -73,7 +73,7 @@ fn the_agent_shares_the_hosts_mounts_and_outlives_nothing_it_started() {
 }
 
 #[test]
-fn the_agents_capabilities_are_those_of_its_code() {
+fn agent_unit_has_only_the_capabilities_of_its_code() {
     let listed: BTreeSet<_> = value(&unit("pve-sandbox-agent"), "CapabilityBoundingSet")
         .expect("the unit bounds them")
         .split_whitespace()
@@ -101,7 +101,7 @@ fn the_agents_capabilities_are_those_of_its_code() {
 }
 
 #[test]
-fn what_faces_the_network_alone_is_locked_in() {
+fn network_facing_units_are_locked_down() {
     for name in ["pve-sandbox-controller", "pve-sandbox-ingress"] {
         let unit = unit(name);
         assert_eq!(value(&unit, "User").as_deref(), Some(name), "{name} runs as a user of its own");
@@ -117,7 +117,7 @@ fn what_faces_the_network_alone_is_locked_in() {
 }
 
 #[test]
-fn binaries_are_where_the_units_start_them() {
+fn packages_install_binaries_where_the_units_start_them() {
     for (krate, name) in [("agent", "pve-sandbox-agent"), ("controller", "pve-sandbox-controller")]
     {
         let start = value(&unit(name), "ExecStart").expect("it starts something");

@@ -5,22 +5,35 @@
 //! without a writer), and only regular files are read or written.
 
 use std::{
-    fs::{self, File, Metadata, OpenOptions, Permissions},
+    collections::BTreeSet,
+    ffi::OsString,
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
-    path::{Component, Path, PathBuf},
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::{OsStrExt, OsStringExt},
+            fs::{MetadataExt, OpenOptionsExt},
+        },
+    },
+    path::{Path, PathBuf},
 };
 
-use helper::{FileEntry, FileError, FileErrorKind, FileHead, FileKind, FileTask};
-use rustix::fs::OFlags;
-use tar::EntryType;
+use archive::{Attributes, Destination, NewFile, Owner, Root, Rules};
+use helper::{FileEntry, FileError, FileErrorKind, FileHead, FileKind, FileTask, More};
+use nix::fcntl::OFlag;
+
+use crate::users;
 
 /// Longest line of a [`FileHead`], in bytes.
 const HEAD_BYTES_MAX: u64 = 32 * 1024;
-/// Most entries of a directory that are read to find the first ones by name.
-const ENTRIES_MAX: usize = 100_000;
+/// Bytes after which a list ends early: half of what the agent takes.
+const LIST_BYTES: usize = 2 * 1024 * 1024;
 /// Size of the I/O buffers, in bytes.
 const CHUNK: usize = 64 * 1024;
+
+/// Flags that open a directory without the permission to list it.
+const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY);
 
 /// Runs a file operation. Returns the exit code.
 pub(crate) fn run(task: &FileTask) -> u8 {
@@ -41,9 +54,11 @@ fn dispatch(task: &FileTask, out: &mut impl Write) -> Result<(), Failure> {
             let path = Path::new(path);
             line(out, &entry(path, &fs::symlink_metadata(path)?))
         }
-        FileTask::List { path, limit } => list(Path::new(path), *limit, out),
+        FileTask::List { path, limit, after } => list(Path::new(path), *limit, after, out),
         FileTask::Remove { path, recursive } => remove(Path::new(path), *recursive, out),
-        FileTask::Unpack { path } => unpack(Path::new(path), out),
+        FileTask::Unpack { path, owner, keep_existing } => {
+            unpack(Path::new(path), owner, *keep_existing, out)
+        }
         FileTask::Pack { path } => pack(Path::new(path), out),
     }
 }
@@ -52,7 +67,7 @@ struct Failure(FileError);
 
 impl Failure {
     fn new(kind: FileErrorKind, message: impl Into<String>) -> Self {
-        Self(FileError { kind, message: message.into() })
+        Self(FileError { kind, message: message.into(), written: None })
     }
 }
 
@@ -73,6 +88,20 @@ impl From<io::Error> for Failure {
             _ => FileErrorKind::Failed,
         };
         Self::new(kind, error.to_string())
+    }
+}
+
+impl From<archive::Error> for Failure {
+    fn from(error: archive::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            archive::Error::File { error, .. } => {
+                let Self(failure) = error.into();
+                Self(FileError { message, ..failure })
+            }
+            archive::Error::Invalid(_) => Self::new(FileErrorKind::Invalid, message),
+            archive::Error::Stream(_) => Self::new(FileErrorKind::Failed, message),
+        }
     }
 }
 
@@ -127,56 +156,57 @@ fn entry(path: &Path, metadata: &Metadata) -> FileEntry {
     }
 }
 
-/// Writes each file under a temporary name in its directory, then renames it in one step.
+/// Writes file by file, each in one step. An error tells how many were written before it.
 fn write_all(out: &mut impl Write) -> Result<(), Failure> {
     let mut input = BufReader::with_capacity(CHUNK, io::stdin().lock());
-    let mut written = 0u32;
+    let mut written = 0;
     loop {
-        let mut head = Vec::new();
-        input.by_ref().take(HEAD_BYTES_MAX).read_until(b'\n', &mut head)?;
-        if head.is_empty() {
-            return line(out, &written);
+        match write_next(&mut input) {
+            Ok(true) => written += 1,
+            Ok(false) => return line(out, &written),
+            Err(Failure(error)) => {
+                return Err(Failure(FileError { written: Some(written), ..error }));
+            }
         }
-        let head: FileHead = serde_json::from_slice(&head).map_err(io::Error::from)?;
-        write_one(&head, written, &mut input).at(Path::new(&head.path))?;
-        written += 1;
     }
 }
 
-fn write_one(head: &FileHead, number: u32, input: &mut impl Read) -> io::Result<()> {
+/// Writes the next file; false when there is none.
+fn write_next(input: &mut impl BufRead) -> Result<bool, Failure> {
+    let mut head = Vec::new();
+    input.by_ref().take(HEAD_BYTES_MAX).read_until(b'\n', &mut head)?;
+    if head.is_empty() {
+        return Ok(false);
+    }
+    let head: FileHead = serde_json::from_slice(&head).map_err(io::Error::from)?;
+    write_one(&head, input).at(Path::new(&head.path))?;
+    Ok(true)
+}
+
+fn write_one(head: &FileHead, input: &mut impl Read) -> io::Result<()> {
     let path = Path::new(&head.path);
-    let dir = path.parent().ok_or(io::ErrorKind::IsADirectory)?;
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::IsADirectory.into());
+    };
     fs::create_dir_all(dir)?;
     // A directory cannot be replaced; fail before its bytes are written for nothing.
     if fs::symlink_metadata(path).is_ok_and(|there| there.is_dir()) {
         return Err(io::ErrorKind::IsADirectory.into());
     }
-    let beside = dir.join(format!(".pve-sandbox-{}-{number}", std::process::id()));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(flags(OFlags::NOFOLLOW))
-        .open(&beside)?;
-    let mut place = || {
-        let copied = io::copy(&mut input.take(head.size), &mut file)?;
-        if copied < head.size {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        file.set_permissions(Permissions::from_mode(head.mode))?;
-        fs::rename(&beside, path)
-    };
-    place().inspect_err(|_| drop(fs::remove_file(&beside)))
-}
-
-fn flags(flags: OFlags) -> i32 {
-    i32::try_from(flags.bits()).unwrap_or_default()
+    let dir = OpenOptions::new().read(true).custom_flags(DIRECTORY.bits()).open(dir)?;
+    let mut file = NewFile::create(dir.as_fd())?;
+    let copied = io::copy(&mut input.take(head.size), &mut file)?;
+    if copied < head.size {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let (mode, keep_mode) = (head.mode, head.keep_mode);
+    file.place(name, &Attributes { mode, keep_mode, owner: None, modified: None })
 }
 
 /// Opens a regular file; never blocks on any other kind.
-fn open(path: &Path, more: OFlags) -> Result<(File, Metadata), Failure> {
-    let flags = flags(OFlags::NONBLOCK | OFlags::NOCTTY | more);
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).at(path)?;
+fn open(path: &Path) -> Result<(File, Metadata), Failure> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).at(path)?;
     let metadata = file.metadata().at(path)?;
     if metadata.is_file() {
         return Ok((file, metadata));
@@ -186,7 +216,7 @@ fn open(path: &Path, more: OFlags) -> Result<(File, Metadata), Failure> {
 }
 
 fn read(path: &Path, offset: u64, length: u64, out: &mut impl Write) -> Result<(), Failure> {
-    let (mut file, metadata) = open(path, OFlags::empty())?;
+    let (mut file, metadata) = open(path)?;
     line(out, &entry(path, &metadata))?;
     if offset > 0 {
         file.seek(SeekFrom::Start(offset)).at(path)?;
@@ -196,22 +226,49 @@ fn read(path: &Path, offset: u64, length: u64, out: &mut impl Write) -> Result<(
     Ok(())
 }
 
-fn list(path: &Path, limit: u32, out: &mut impl Write) -> Result<(), Failure> {
-    let mut names = Vec::new();
-    for found in fs::read_dir(path).at(path)?.take(ENTRIES_MAX) {
-        names.push(found.at(path)?.file_name());
-    }
-    names.sort_unstable();
+fn list(path: &Path, limit: u32, after: &str, out: &mut impl Write) -> Result<(), Failure> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let more = names.len() > limit;
-    for name in names.into_iter().take(limit) {
+    let after = OsString::from_vec(from_hex(after));
+    // The first `limit` of those after `after`, and one more: the directory may have millions.
+    let mut names = BTreeSet::new();
+    for found in fs::read_dir(path).at(path)? {
+        let name = found.at(path)?.file_name();
+        if name > after {
+            names.insert(name);
+            if names.len() > limit.saturating_add(1) {
+                names.pop_last();
+            }
+        }
+    }
+    let (mut listed, mut bytes) = (0, 0);
+    let mut last = OsString::new();
+    for name in &names {
+        if listed == limit || bytes > LIST_BYTES {
+            return line(out, &More { more: true, after: to_hex(last.as_bytes()) });
+        }
         let path = path.join(name);
         // The entry may have gone since the directory was read.
         if let Ok(metadata) = fs::symlink_metadata(&path) {
-            line(out, &entry(&path, &metadata))?;
+            let text = serde_json::to_vec(&entry(&path, &metadata)).map_err(io::Error::from)?;
+            bytes += text.len();
+            out.write_all(&text)?;
+            out.write_all(b"\n")?;
         }
+        listed += 1;
+        last.clone_from(name);
     }
-    if more { Ok(out.write_all(b"{\"more\":true}\n")?) } else { Ok(()) }
+    Ok(())
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Decodes hexadecimal digits; what is none counts as zero.
+fn from_hex(text: &str) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let pair = |pair: &[u8]| pair.iter().fold(0, |sum, b| sum << 4 | digit(*b).unwrap_or_default());
+    text.as_bytes().chunks(2).map(pair).collect()
 }
 
 fn remove(path: &Path, recursive: bool, out: &mut impl Write) -> Result<(), Failure> {
@@ -228,98 +285,30 @@ fn remove(path: &Path, recursive: bool, out: &mut impl Write) -> Result<(), Fail
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "what is not known is refused")]
-fn unpack(dir: &Path, out: &mut impl Write) -> Result<(), Failure> {
+fn unpack(dir: &Path, owner: &str, keep: bool, out: &mut impl Write) -> Result<(), Failure> {
+    let owner = match users::owner(owner) {
+        Some(Some((uid, gid))) => Owner::Given(uid, gid),
+        Some(None) if keep => Owner::Kept,
+        Some(None) => Owner::Archive,
+        None => {
+            let what =
+                format!("the sandbox has no owner {owner}: neither a user nor a group of it");
+            return Err(Failure::new(FileErrorKind::Invalid, what));
+        }
+    };
     fs::create_dir_all(dir).at(dir)?;
-    let mut archive = tar::Archive::new(io::stdin().lock());
-    archive.set_preserve_permissions(true);
-    archive.set_preserve_ownerships(rustix::process::geteuid().is_root());
-    let mut entries = 0u64;
-    let broken = |error: io::Error| Failure::new(FileErrorKind::Invalid, error.to_string());
-    for entry in archive.entries().map_err(broken)? {
-        let mut entry = entry.map_err(broken)?;
-        let path = entry.path().map_err(broken)?.into_owned();
-        let invalid = |why: &str| {
-            Failure::new(FileErrorKind::Invalid, format!("entry {}: {why}", path.display()))
-        };
-        if !stays_inside(&path) {
-            return Err(invalid("its path leads out of the directory"));
-        }
-        match entry.header().entry_type() {
-            EntryType::Link => {
-                let target = entry.link_name().map_err(broken)?.unwrap_or_default();
-                if !stays_inside(&target) {
-                    return Err(invalid("a hard link that leads out of the directory"));
-                }
-            }
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {}
-            EntryType::Directory | EntryType::Symlink => {}
-            EntryType::XGlobalHeader | EntryType::XHeader => continue,
-            _ => return Err(invalid("a device, a pipe, or something unknown")),
-        }
-        // Also refuses to write through a link that leads out.
-        if !entry.unpack_in(dir).at(&path)? {
-            return Err(invalid("its path leads out of the directory"));
-        }
-        entries += 1;
-    }
-    line(out, &entries)
-}
-
-fn stays_inside(path: &Path) -> bool {
-    path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+    let rules = Rules { owner, keep_mode: keep, follow: true };
+    let to = Destination { dir: dir.to_owned(), root: Root::Kept, is_new: false };
+    let mut input = io::stdin().lock();
+    let report = archive::unpack(&mut input, &rules, |_| Ok::<_, Failure>(to))?;
+    // Whoever sends the rest of the archive, which is only padding, can send it to its end.
+    io::copy(&mut input, &mut io::sink())?;
+    line(out, &report.entries)
 }
 
 fn pack(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
-    let name = PathBuf::from(path.file_name().unwrap_or(".".as_ref()));
-    // Like `cp`, follow the path if it is a link. Do this first: once begun, an archive is always
-    // completed, whatever fails later.
-    let mut left = vec![(fs::canonicalize(path).at(path)?, name)];
-    let mut archive = tar::Builder::new(out);
-    while let Some((path, name)) = left.pop() {
-        let metadata = match fs::symlink_metadata(&path) {
-            Ok(metadata) => metadata,
-            // Gone since its directory was read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error).at(&path),
-        };
-        if metadata.is_dir() {
-            for found in fs::read_dir(&path).at(&path)? {
-                let found = found.at(&path)?.file_name();
-                left.push((path.join(&found), name.join(&found)));
-            }
-        }
-        append(&mut archive, &path, &name, &metadata)?;
-    }
-    archive.finish()?;
+    let name = path.file_name().unwrap_or(".".as_ref());
+    // What is left out stands in the archive itself.
+    archive::pack(path, Path::new(name), out)?;
     Ok(())
-}
-
-fn append(
-    archive: &mut tar::Builder<&mut impl Write>,
-    path: &Path,
-    name: &Path,
-    metadata: &Metadata,
-) -> Result<(), Failure> {
-    let mut header = tar::Header::new_gnu();
-    header.set_metadata(metadata);
-    let kind = metadata.file_type();
-    if kind.is_dir() {
-        header.set_size(0);
-        archive.append_data(&mut header, name, io::empty()).at(path)
-    } else if kind.is_symlink() {
-        header.set_size(0);
-        let target = fs::read_link(path).at(path)?;
-        archive.append_link(&mut header, name, target).at(path)
-    } else if kind.is_file() {
-        // The path is opened again: by now it may be something else, which `open` refuses.
-        let (file, metadata) = open(path, OFlags::NOFOLLOW)?;
-        header.set_metadata(&metadata);
-        // A file that shrinks while it is read must not shift the entries after it.
-        let size = metadata.len();
-        archive.append_data(&mut header, name, file.chain(io::repeat(0)).take(size)).at(path)
-    } else {
-        // Devices, pipes and sockets mean nothing elsewhere.
-        Ok(())
-    }
 }

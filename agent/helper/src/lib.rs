@@ -105,10 +105,9 @@ pub enum Refusal {
 /// is frozen, so an order that either delayed is found to be too late. A container has the host's
 /// clock unless its configuration asks LXC for its own time namespace, which PVE never does.
 pub fn up_ms() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    let ms = u64::try_from(now.tv_nsec / 1_000_000).unwrap_or_default();
-    seconds.saturating_mul(1000).saturating_add(ms)
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    let now = now.map(std::time::Duration::from).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Command that the helper is to start.
@@ -163,8 +162,12 @@ pub enum FileTask {
     List {
         /// Absolute path.
         path: String,
-        /// Most entries to list; a last line `{"more":true}` says that there are more.
+        /// Most entries to list; a last line, [`More`], says that there are more.
         limit: u32,
+        /// Lists only entries after this one; empty for all. The name in hexadecimal digits, since it
+        /// may have any bytes.
+        #[serde(default)]
+        after: String,
     },
     /// Removes a path. Answers `true` if it existed.
     Remove {
@@ -177,12 +180,30 @@ pub enum FileTask {
     Unpack {
         /// Absolute path.
         path: String,
+        /// Owner of everything that is unpacked: `USER` or `USER:GROUP`, by name or number. Empty:
+        /// as `keep_existing` says.
+        #[serde(default)]
+        owner: String,
+        /// Keeps the owner and the permission bits of what is written over; what is new belongs to
+        /// the user. False: all as in the archive, with its owners where root unpacks.
+        #[serde(default)]
+        keep_existing: bool,
     },
     /// Packs a path: a tar archive.
     Pack {
-        /// Absolute path.
+        /// Absolute path; a link at its end is packed as a link, unless a slash follows.
         path: String,
     },
+}
+
+/// Last line of a list that has more entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct More {
+    /// True.
+    pub more: bool,
+    /// Last entry that was listed, for the next list.
+    #[serde(default)]
+    pub after: String,
 }
 
 /// Header that precedes the bytes of a file to write.
@@ -192,6 +213,9 @@ pub struct FileHead {
     pub path: String,
     /// Permission bits.
     pub mode: u32,
+    /// A file that is written over keeps its permission bits.
+    #[serde(default)]
+    pub keep_mode: bool,
     /// Number of bytes that follow.
     pub size: u64,
 }
@@ -232,6 +256,9 @@ pub struct FileError {
     pub kind: FileErrorKind,
     /// Message for people, one sentence.
     pub message: String,
+    /// Number of files that were written before: the first ones of a [`FileTask::Write`].
+    #[serde(default)]
+    pub written: Option<u32>,
 }
 
 /// Class of a file operation's error.

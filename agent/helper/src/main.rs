@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 fn run() -> io::Result<()> {
     let channel = sys::take_channel()?;
     // Only the sandbox's own root may inspect this process.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    nix::sys::prctl::set_dumpable(false)?;
     let mut ended = SigSet::empty();
     ended.add(Signal::SIGCHLD);
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ended), None)?;

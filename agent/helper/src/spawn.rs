@@ -10,13 +10,11 @@ use std::{
 use helper::{NO_PROGRAM, NOT_RUNNABLE, ORDER_BYTES_MAX, Order, Refusal, Task};
 use nix::{
     errno::Errno,
+    fcntl::OFlag,
     sys::stat::Mode,
-    unistd::{Gid, Pid, Uid},
+    unistd::{Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, pipe2},
 };
-use rustix::{
-    net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    pipe::PipeFlags,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::{files, relay, sys, users};
 
@@ -50,8 +48,7 @@ enum Place {
 /// children.
 pub(crate) fn start(start: Start) -> Result<Child, Refusal> {
     let nothing = |_| Refusal::NoProcess;
-    let (status, tell) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(nothing)?;
+    let (status, tell) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(nothing)?;
     let ends: [OwnedFd; 3] = start.ends.try_into().map_err(|_| Refusal::NoProcess)?;
     let place = match start.tty {
         Some(window) => Place::Terminal(start_relay(window, ends)?),
@@ -218,7 +215,7 @@ pub(crate) enum Verdict {
 /// Reads the verdict; call it once the descriptor is readable.
 pub(crate) fn verdict(status: &OwnedFd) -> Verdict {
     let mut byte = [0];
-    match rustix::io::read(status, &mut byte) {
+    match nix::unistd::read(status, &mut byte) {
         Ok(1) => match byte[0] {
             b'x' => Verdict::Runs { never_ran: true },
             b'u' => Verdict::Refused(Refusal::NoUser),
@@ -253,12 +250,9 @@ fn prepare(order: OwnedFd, place: Place) -> Result<Ready, Refusal> {
         nix::unistd::fchown(stdin.as_fd(), Some(Uid::from_raw(account.uid)), None)
             .map_err(failed)?;
     }
-    let place = || -> rustix::io::Result<()> {
-        rustix::stdio::dup2_stdin(stdin)?;
-        rustix::stdio::dup2_stdout(stdout)?;
-        rustix::stdio::dup2_stderr(stderr)
-    };
-    place().map_err(|_| Refusal::NoProcess)?;
+    dup2_stdin(stdin).map_err(failed)?;
+    dup2_stdout(stdout).map_err(failed)?;
+    dup2_stderr(stderr).map_err(failed)?;
     // The originals are close-on-exec.
     drop(ends);
     sys::default_signals().map_err(failed)?;

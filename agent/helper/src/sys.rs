@@ -8,6 +8,7 @@ use std::{
 
 use helper::{CHANNEL_FD, IMAGE_FD};
 use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
     libc,
     sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask},
     unistd::{ForkResult, Pid},
@@ -26,7 +27,7 @@ pub(crate) fn take_channel() -> io::Result<OwnedFd> {
     let (channel, image) =
         unsafe { (OwnedFd::from_raw_fd(CHANNEL_FD), OwnedFd::from_raw_fd(IMAGE_FD)) };
     drop(image);
-    rustix::io::fcntl_setfd(&channel, rustix::io::FdFlags::CLOEXEC)?;
+    fcntl(&channel, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(channel)
 }
 
@@ -110,7 +111,7 @@ pub(crate) fn close_others<const N: usize>(kept: [&OwnedFd; N]) -> io::Result<()
 
 /// Makes the kernel kill this child when its parent, whose pid `parent` is, ends.
 pub(crate) fn end_with(parent: Pid) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     // If the parent ended before that call, no signal would come.
     if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
 }

@@ -24,6 +24,33 @@ pub(crate) fn look_up(user: &User) -> Option<Account> {
     find(user, &read("/etc/passwd"), &read("/etc/group"))
 }
 
+/// Looks up the owner of files, `USER` or `USER:GROUP`, each by name or number. A user alone brings
+/// the group of its entry in /etc/passwd. Returns `Some(None)` for an empty text, and `None` for an
+/// unknown name.
+pub(crate) fn owner(text: &str) -> Option<Option<(u32, u32)>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    find_owner(text, &read("/etc/passwd"), &read("/etc/group")).map(Some)
+}
+
+fn find_owner(text: &str, passwd: &str, group: &str) -> Option<(u32, u32)> {
+    let (user, of_group) = text.split_once(':').map_or((text, None), |(u, g)| (u, Some(g)));
+    let user = user.parse().map_or_else(|_| User::Name(user.to_owned()), User::Id);
+    let account = find(&user, passwd, "")?;
+    let Some(name) = of_group else { return Some((account.uid, account.gid)) };
+    if let Ok(gid) = name.parse() {
+        return Some((account.uid, gid));
+    }
+    let gid = group.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let own = fields.next()? == name;
+        let gid = fields.nth(1)?.parse().ok()?;
+        own.then_some(gid)
+    });
+    Some((account.uid, gid?))
+}
+
 fn read(path: &str) -> String {
     let mut bytes = Vec::new();
     // An absent or unreadable file counts as empty: then there are no names.
@@ -94,5 +121,24 @@ mod tests {
         );
         assert_eq!(find(User::Name("1234".into())), None);
         assert_eq!(find(User::Name("x".into())), None, "a broken entry is none");
+    }
+
+    #[test]
+    fn owners_are_found_by_name_and_by_number() {
+        let find = |text: &str| find_owner(text, PASSWD, GROUP);
+        for (text, found) in [
+            ("www-data", Some((33, 33))),
+            ("www-data:adm", Some((33, 4))),
+            ("33", Some((33, 33))),
+            ("70000", Some((70_000, 70_000))),
+            ("4294967294:tape", Some((4_294_967_294, 26))),
+            ("root:7", Some((0, 7))),
+            ("nobody", None),
+            ("root:nogroup", None),
+            ("root:", None),
+            (":root", None),
+        ] {
+            assert_eq!(find(text), found, "{text}");
+        }
     }
 }

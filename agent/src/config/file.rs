@@ -5,13 +5,13 @@ use std::{net::SocketAddr, path::PathBuf};
 use proto::{
     id::Vmid,
     lifetime::Action,
-    name::{Label, NodeName, Port, SnapshotId},
+    name::{Label, NodeName, SnapshotId},
 };
 use serde::Deserialize;
 
 use crate::{
-    pve::{interface::Rate, pct::HostPaths},
-    sandbox::{OnReboot, exec::shims::Backend},
+    pve::{HostPaths, interface::Rate},
+    sandbox::{OnReboot, Probe, exec::shims::Backend},
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -185,26 +185,6 @@ fn half_a_gib() -> u32 {
     512
 }
 
-/// Readiness probe of a sandbox, after it has its address and runs `true`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Probe {
-    #[default]
-    None,
-    /// An HTTP server in the sandbox answers.
-    Http {
-        port: Port,
-        #[serde(default = "root")]
-        path: String,
-    },
-    /// A command in the sandbox exits with 0.
-    Command(Vec<String>),
-}
-
-fn root() -> String {
-    "/".to_owned()
-}
-
 /// Limits on what the node does concurrently, and time budgets in seconds.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -230,12 +210,17 @@ pub struct Limits {
     pub start_s: u64,
     /// Time from the start to the answer.
     pub answer_s: u64,
+    /// Time that a sandbox gets to shut down by itself before it is killed, at most 600; 0 kills it
+    /// at once. A stop may set another.
+    pub grace_s: u64,
     /// One `pct stop`.
     pub stop_s: u64,
     /// One `pct destroy`.
     pub destroy_s: u64,
     /// Wait of an operation for another one on the same sandbox.
     pub turn_s: u64,
+    /// Longest timeout of a command, and that of a command that sets none; 0 means no limit.
+    pub exec_s: u64,
 }
 
 impl Default for Limits {
@@ -251,9 +236,11 @@ impl Default for Limits {
             clone_s: 120,
             start_s: 90,
             answer_s: 60,
+            grace_s: 10,
             stop_s: 60,
             destroy_s: 60,
             turn_s: 180,
+            exec_s: 0,
         }
     }
 }

@@ -86,19 +86,7 @@ pub(super) fn complete(
         return None;
     };
     from.show("network.pool", Some(&Sourced { value: usable, source: pool.source }));
-    let (dhcp, word) = match file.dhcp {
-        None | Some(file::Dhcp::Switch(false)) => (Dhcp::Refused, "false"),
-        Some(file::Dhcp::Switch(true)) => (Dhcp::All, "true"),
-        Some(file::Dhcp::Word(file::DhcpWord::OnRequest)) => (Dhcp::OnRequest, "on_request"),
-    };
-    let source = if file.dhcp.is_some() { Source::File } else { Source::Default };
-    from.settings.push(Setting { name: "network.dhcp", value: word.to_owned(), source });
-    let dhcp_server = file.dhcp_server.unwrap_or(gateway.value);
-    if dhcp != Dhcp::Refused {
-        let source = if file.dhcp_server.is_some() { Source::File } else { Source::Default };
-        let value = dhcp_server.to_string();
-        from.settings.push(Setting { name: "network.dhcp_server", value, source });
-    }
+    let (dhcp, dhcp_server) = dhcp(from, file, gateway.value);
     Some(Network {
         bridge: bridge.value,
         gateway: gateway.value,
@@ -108,6 +96,23 @@ pub(super) fn complete(
         dhcp,
         dhcp_server,
     })
+}
+
+fn dhcp(from: &mut Sources<'_>, file: &file::Network, gateway: Ipv4Addr) -> (Dhcp, Ipv4Addr) {
+    let (dhcp, word) = match file.dhcp {
+        None | Some(file::Dhcp::Switch(false)) => (Dhcp::Refused, "false"),
+        Some(file::Dhcp::Switch(true)) => (Dhcp::All, "true"),
+        Some(file::Dhcp::Word(file::DhcpWord::OnRequest)) => (Dhcp::OnRequest, "on_request"),
+    };
+    let source = if file.dhcp.is_some() { Source::File } else { Source::Default };
+    from.settings.push(Setting { name: "network.dhcp", value: word.to_owned(), source });
+    let server = file.dhcp_server.unwrap_or(gateway);
+    if dhcp != Dhcp::Refused {
+        let source = if file.dhcp_server.is_some() { Source::File } else { Source::Default };
+        let value = server.to_string();
+        from.settings.push(Setting { name: "network.dhcp_server", value, source });
+    }
+    (dhcp, server)
 }
 
 /// Chooses the default pool: the bridge's network, or the node's /24 of 10.100.0.0/16. Never a

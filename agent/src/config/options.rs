@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto::spec::Size;
 
-use super::{Config, Probe};
+use super::Config;
 use crate::{journal::Pools, pve::Link, sandbox};
 
 impl Config {
@@ -17,13 +17,7 @@ impl Config {
             bridge: template.bridge.clone(),
             privileged: template.privileged,
             link: Link { tag: template.tag, rate: template.rate, firewall: template.firewall },
-            probe: match &template.probe {
-                Probe::None => sandbox::Probe::None,
-                Probe::Http { port, path } => {
-                    sandbox::Probe::Http { port: *port, path: path.clone() }
-                }
-                Probe::Command(argv) => sandbox::Probe::Command(argv.clone()),
-            },
+            probe: template.probe.clone(),
         });
         let network = &self.network;
         let limits = &self.limits;
@@ -46,11 +40,13 @@ impl Config {
                 clone: Duration::from_secs(limits.clone_s),
                 start: Duration::from_secs(limits.start_s),
                 answer: Duration::from_secs(limits.answer_s),
+                grace: Duration::from_secs(limits.grace_s),
                 stop: Duration::from_secs(limits.stop_s),
                 // A property of the kernel, not of the node: freezing takes a millisecond.
                 freeze: sandbox::Limits::default().freeze,
                 destroy: Duration::from_secs(limits.destroy_s),
                 turn: Duration::from_secs(limits.turn_s),
+                exec: (limits.exec_s > 0).then(|| Duration::from_secs(limits.exec_s)),
             },
             lifetimes: self.lifetimes.clone(),
             on_reboot: self.on_reboot,
@@ -64,7 +60,7 @@ impl Config {
         Pools {
             vmids: self.vmids.value,
             addresses: (self.network.pool.first, self.network.pool.last),
-            address_quarantine_ms: u64::try_from(self.quarantine.as_millis()).unwrap_or(u64::MAX),
+            address_quarantine_ms: daemon::clock::millis(self.quarantine),
         }
     }
 }

@@ -21,7 +21,7 @@ fn mistakes(result: Result<Config, Error>) -> String {
 }
 
 #[test]
-fn everything_is_detected() {
+fn empty_configuration_is_completed_by_detection() {
     let config = complete(&Host::new(), "", &Flags::default(), &[]).expect("complete");
     insta::assert_snapshot!(table(&config), @r"
     node = node3 (detected)
@@ -38,7 +38,7 @@ fn everything_is_detected() {
 }
 
 #[test]
-fn flag_before_file_before_variable() {
+fn flag_overrides_file_and_file_overrides_variable() {
     let file = "storage = \"from-file\"\n[network]\npool = \"10.100.3.128/25\"\ndhcp = true\n\
         [ingress]\ndomain = \"file.example\"\n[vmids]\nstripes = 3\n";
     let flags = Flags { domain: Some("flag.example".to_owned()), ..Flags::default() };
@@ -65,7 +65,7 @@ fn flag_before_file_before_variable() {
 }
 
 #[test]
-fn a_number_comes_from_the_journal_first_and_from_a_lone_node_never_by_mistake() {
+fn node_number_of_the_journal_wins_and_none_is_guessed() {
     let host = Host::new();
     let state = host.path("state");
     fs::create_dir_all(&state).expect("mkdir");
@@ -110,7 +110,7 @@ fn a_number_comes_from_the_journal_first_and_from_a_lone_node_never_by_mistake()
 }
 
 #[test]
-fn a_storage_that_cannot_be_told_stops_no_agent() {
+fn undetectable_storage_does_not_stop_the_agent() {
     for text in ["", "rbd: a\n\tcontent rootdir\n\nrbd: b\n\tcontent rootdir\n"] {
         let host = Host::new();
         host.write("pve/storage.cfg", text);
@@ -124,7 +124,7 @@ fn a_storage_that_cannot_be_told_stops_no_agent() {
 }
 
 #[test]
-fn all_mistakes_at_once() {
+fn all_configuration_mistakes_are_reported_together() {
     let file = "[[template]]\nsnapshot = \"s\"\nvmid = 9000\ncores = 0\n\
         probe = { http = { port = 80, path = \"x\" } }\n\
         [vmids]\nstripe = 17\n";
@@ -141,7 +141,7 @@ fn all_mistakes_at_once() {
 }
 
 #[test]
-fn a_bridge_on_a_shared_network_is_not_plundered() {
+fn bridge_on_a_shared_network_needs_an_explicit_pool() {
     let host = Host::new();
     host.write(
         "proc/net/route",
@@ -159,7 +159,7 @@ fn a_bridge_on_a_shared_network_is_not_plundered() {
 }
 
 #[test]
-fn a_bridge_without_an_address() {
+fn bridge_without_an_address_needs_an_explicit_gateway() {
     let host = Host::new();
     host.write("proc/net/route", "");
     let text = mistakes(complete(&host, "", &Flags::default(), &[]));
@@ -173,7 +173,7 @@ fn a_bridge_without_an_address() {
 }
 
 #[test]
-fn pools() {
+fn pool_leaves_out_addresses_of_the_host() {
     let left = |pool: &str, owned: &[&str]| {
         let owned: Vec<_> = owned.iter().map(|text| text.parse().expect("an address")).collect();
         let network = "10.0.0.0/24".parse().expect("a network");
@@ -190,7 +190,7 @@ fn pools() {
 }
 
 #[test]
-fn a_snapshot_may_have_a_link_of_its_own() {
+fn snapshot_can_configure_its_own_link() {
     let template = |more: &str| {
         let file = format!("[[template]]\nsnapshot = \"s\"\nvmid = 9000\n{more}");
         complete(&Host::new(), &file, &Flags::default(), &[])

@@ -14,15 +14,16 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use daemon::sync::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    sandbox::address::{DhcpReplies, Mac, Reply},
+    sandbox::lifecycle::address::{DhcpReplies, Mac, Reply},
     sys::{
         packet::{Capture, FRAME_BYTES_MAX, Way},
         read,
@@ -147,7 +148,7 @@ impl Replies {
         let now = Instant::now();
         // An infinite lease counts as 136 years.
         let until = now.checked_add(reply.lease).unwrap_or(now + Duration::from_secs(1 << 31));
-        let mut seen = self.seen();
+        let mut seen = self.seen.lock();
         if seen.clients.len() >= CLIENTS_MAX && !seen.clients.contains_key(&reply.mac) {
             let oldest = seen.clients.iter().min_by_key(|(_, (reply, _))| reply.seen);
             if let Some(oldest) = oldest.map(|(mac, _)| *mac) {
@@ -158,7 +159,7 @@ impl Replies {
     }
 
     fn set_ready(&self, ready: Result<(), String>) {
-        let mut seen = self.seen();
+        let mut seen = self.seen.lock();
         if seen.ready != ready {
             match &ready {
                 Ok(()) => tracing::info!(bridge = self.server.bridge, "DHCP replies are captured"),
@@ -167,20 +168,16 @@ impl Replies {
             seen.ready = ready;
         }
     }
-
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl DhcpReplies for Replies {
     fn ready(&self) -> Result<(), String> {
-        self.seen().ready.clone()
+        self.seen.lock().ready.clone()
     }
 
     fn last(&self, mac: Mac) -> Option<Reply> {
         let now = Instant::now();
-        let seen = self.seen();
+        let seen = self.seen.lock();
         let (reply, until) = seen.clients.get(&mac)?;
         (*until > now).then_some(*reply)
     }
@@ -259,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_the_server_can_have_sent_counts() {
+    async fn only_replies_that_the_server_can_have_sent_count() {
         // The host is the server: a frame that comes in by the bridge is a sandbox's.
         let here = replies(true);
         here.saw(&frame(SERVER, MAC, ip(7)), Way::In);
@@ -281,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reply_counts_as_long_as_its_lease() {
+    async fn reply_counts_until_its_lease_ends() {
         let replies = replies(true);
         replies.saw(&frame(SERVER, MAC, ip(7)), Way::Out);
         tokio::time::advance(Duration::from_secs(3599)).await;
@@ -291,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn clients_without_number_take_no_memory_without_bound() {
+    async fn number_of_remembered_clients_is_bounded() {
         let replies = replies(true);
         for number in 0..10_000u32 {
             let [a, b, c, d] = number.to_be_bytes();
@@ -299,7 +296,7 @@ mod tests {
             tokio::time::advance(Duration::from_millis(1)).await;
         }
         replies.saw(&frame(SERVER, MAC, ip(8)), Way::Out);
-        assert_eq!(replies.seen().clients.len(), CLIENTS_MAX);
+        assert_eq!(replies.seen.lock().clients.len(), CLIENTS_MAX);
         assert_eq!(address(&replies), Some(ip(8)));
     }
 

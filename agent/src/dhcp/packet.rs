@@ -3,7 +3,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use crate::sandbox::address::Mac;
+use crate::sandbox::lifecycle::address::Mac;
 
 /// Acknowledgement of a server that a client has an address now (RFC 2131, DHCPACK).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,7 +130,7 @@ pub(super) mod tests {
     const IP: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 7);
 
     #[test]
-    fn an_acknowledgement_is_read() {
+    fn acknowledgement_is_parsed() {
         let lease = Duration::from_secs(3600);
         let expected = Acknowledgement { from: SERVER, mac: MAC, ip: IP, lease };
         assert_eq!(acknowledgement(&frame(SERVER, MAC, IP)), Some(expected.clone()));
@@ -146,7 +146,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_gives_no_address_is_not_read() {
+    fn frame_without_a_valid_acknowledgement_is_ignored() {
         let changed = |at: usize, to: u8| {
             let mut frame = frame(SERVER, MAC, IP);
             frame[at] = to;
@@ -178,12 +178,12 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn any_frame_is_read_or_not(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        fn parsing_any_frame_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             let _ = acknowledgement(&bytes);
         }
 
         #[test]
-        fn a_frame_that_is_changed_or_cut_anywhere_is_read_or_not(
+        fn parsing_a_damaged_frame_does_not_panic(
             at in 0usize..320, to: u8, length in 0usize..320,
         ) {
             let mut frame = frame(SERVER, MAC, IP);
@@ -195,7 +195,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn options_of_any_form_end(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn parsing_any_options_terminates(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(options(&bytes).count() <= bytes.len());
             let _ = acknowledgement(&with(SERVER, MAC, IP, &bytes));
         }

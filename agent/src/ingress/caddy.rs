@@ -1,12 +1,11 @@
 //! Files of Caddy: its configuration, and beside it the proof that the agent's answers carry.
 
 use std::{
-    fmt,
-    io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    fmt, io,
     path::{Path, PathBuf},
 };
 
+use daemon::replace::Access;
 use http::HeaderValue;
 
 use super::{render, settings::Settings};
@@ -194,28 +193,20 @@ fn pretty(settings: &Settings, proof: &str) -> String {
     format!("{:#}\n", render::render(settings, proof))
 }
 
-/// Replaces a file in one step; nobody sees it half written or with another mode.
+/// Replaces a file that this group may read.
 fn replace(path: &Path, mode: u32, group: Option<&str>, bytes: &[u8]) -> io::Result<()> {
-    let fresh = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&fresh)?;
-    if let Some(name) = group {
-        let group = nix::unistd::Group::from_name(name)?;
-        let gid = group.ok_or_else(|| io::Error::other(format!("there is no group {name}")))?.gid;
-        nix::unistd::fchown(&file, None, Some(gid))?;
-    }
-    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, path)
+    let group = group.map(|name| {
+        let found = nix::unistd::Group::from_name(name)?;
+        found.ok_or_else(|| io::Error::other(format!("there is no group {name}")))
+    });
+    let group = group.transpose()?.map(|group| group.gid.as_raw());
+    daemon::replace::replace(path, bytes, Access { mode, group })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::{
         super::settings::{Peers, PlainPath},
         *,
@@ -238,12 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_is_the_one_that_was_tried() {
+    fn rendered_configuration_matches_the_tested_one() {
         insta::assert_snapshot!(show(&settings()));
     }
 
     #[test]
-    fn a_node_alone_has_no_peers() {
+    fn configuration_of_a_lone_node_has_no_peers() {
         let alone = Settings { peers: None, ..settings() };
         let text = show(&alone);
         for word in ["8481", "\"peer\"", "tls"] {
@@ -252,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_for_caddy_and_the_agent_alone() {
+    fn files_are_readable_only_by_caddy_and_the_agent() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("caddy.json");
         let mode =
@@ -274,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_is_missing_or_of_other_settings_is_written_and_its_proof_stays() {
+    fn missing_or_changed_configuration_is_written_and_keeps_its_proof() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("caddy.json");
         let text = || std::fs::read_to_string(&path).expect("there");
@@ -308,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_the_ingress_from_starting_is_told() {
+    fn obstacles_to_the_ingress_are_reported() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("caddy.json");
         let alone = Settings { peers: None, ..settings() };

@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_a_reserved_name_is_taken_away() {
+    fn every_spelling_of_a_reserved_header_is_deleted() {
         for one in SEPARATORS {
             for two in SEPARATORS {
                 for name in ["Kind", "UPSTREAM", "proof", "User", ""] {
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_for_the_client_stays_in_its_own_spelling_alone() {
+    fn client_information_headers_stay_only_in_their_own_spelling() {
         for name in [
             "X-Forwarded-For",
             "X-Forwarded-Host",
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_programs_stay() {
+    fn application_headers_stay() {
         for name in [
             "X-Requested-With",
             "X_Requested_With",

@@ -88,6 +88,9 @@ pub trait Routes: Send + Sync + std::fmt::Debug {
     /// Records that a request goes to this sandbox of this node.
     fn used(&self, sandbox: &SandboxId);
 
+    /// True when a container of this node listens on this port of its loopback interface only.
+    async fn on_loopback(&self, vmid: Vmid, port: u16) -> bool;
+
     /// Wakes a paused sandbox of this node for a request; when this returns, look it up again.
     async fn wake(&self, sandbox: SandboxRef);
 }

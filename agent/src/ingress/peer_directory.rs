@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_elsewhere_is_found_by_both_names() {
+    fn sandbox_of_another_node_is_found_by_id_and_vmid() {
         let mut seen = seen();
         let now = cluster(&[(100, 1), (200, 2), (300, 3)]);
         assert_eq!(seen.unread(&now, 0), [(vmid(200), node(2)), (vmid(300), node(3))]);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_left_is_remembered_for_a_day() {
+    fn departed_sandbox_is_remembered_for_a_day() {
         let mut seen = seen();
         seen.update(cluster(&[(200, 2)]), &marks(&[(200, Some(2))]), 0);
         assert_eq!(seen.update(cluster(&[]), &marks(&[]), 5), [id(2)]);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reused_vmid_is_the_new_sandbox() {
+    fn reused_vmid_resolves_to_the_new_sandbox() {
         let mut seen = seen();
         seen.update(cluster(&[(200, 2)]), &marks(&[(200, Some(2))]), 0);
         let changed = seen.update(cluster(&[(200, 3)]), &marks(&[(200, Some(3))]), 1);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_is_read_again_after_a_move_and_now_and_then() {
+    fn config_is_reread_after_a_move_and_periodically() {
         let mut seen = seen();
         let now = || cluster(&[(200, 2)]);
         seen.update(now(), &marks(&[(200, Some(2))]), 0);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_remembered_is_found_after_a_restart() {
+    fn remembered_sandbox_is_found_after_a_restart() {
         let there = Sighting { vmid: vmid(200), node: node(2), left_ms: None };
         let mut seen = Seen::new(node(1), [(id(2), there)]);
         assert_eq!(seen.update(cluster(&[]), &marks(&[]), 9), [id(2)]);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded() {
+    fn number_of_departed_sandboxes_is_bounded() {
         let many = u32::try_from(LEFT_MAX).expect("fits") + 10;
         let remembered = (0..many).map(|n| {
             let [.., a, b, c] = n.to_be_bytes();

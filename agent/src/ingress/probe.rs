@@ -5,14 +5,9 @@
 //! concurrent questions share: a sandbox that drops packets occupies one descriptor, not one for
 //! each request.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use daemon::sync::Mutex;
 use tokio::{
     net::TcpStream,
     sync::OnceCell,
@@ -54,7 +49,7 @@ impl Probe {
     pub async fn ask(&self, address: SocketAddr) -> Answer {
         let now = Instant::now();
         let cell = {
-            let mut addresses = self.addresses();
+            let mut addresses = self.0.lock();
             if addresses.silent.get(&address).is_some_and(|until| *until > now) {
                 return Answer::Silent;
             }
@@ -66,7 +61,7 @@ impl Probe {
         };
         // If the future that connects is cancelled, the next waiter connects.
         let answer = *cell.get_or_init(|| connect(address)).await;
-        let mut addresses = self.addresses();
+        let mut addresses = self.0.lock();
         if addresses.asked.get(&address).is_some_and(|asked| Arc::ptr_eq(asked, &cell)) {
             addresses.asked.remove(&address);
             if answer == Answer::Silent {
@@ -74,11 +69,6 @@ impl Probe {
             }
         }
         answer
-    }
-
-    fn addresses(&self) -> MutexGuard<'_, Addresses> {
-        // Both maps are consistent between any two statements.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -109,19 +99,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_open_port_is_open_and_a_closed_one_is_not() {
+    async fn probe_tells_an_open_port_from_a_closed_one() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let probe = Probe::default();
         assert_eq!(probe.ask(address).await, Answer::Open);
         drop(listener);
         assert_eq!(probe.ask(address).await, Answer::Refused);
-        assert!(probe.addresses().asked.is_empty());
+        assert!(probe.0.lock().asked.is_empty());
     }
 
     /// TEST-NET-1 never answers; where even a route to it is missing, that counts as silence too.
     #[tokio::test(start_paused = true)]
-    async fn a_silent_address_holds_few_and_not_for_long() {
+    async fn probes_of_a_silent_address_are_few_and_short() {
         let address: SocketAddr = "192.0.2.77:80".parse().expect("an address");
         let probe = Arc::new(Probe::default());
         let mut questions = JoinSet::new();

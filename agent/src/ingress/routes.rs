@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use proto::id::{SandboxId, SandboxRef};
+use proto::{
+    id::{SandboxId, SandboxRef, Vmid},
+    name::Port,
+};
 
 use super::{Owner, Routes, State, Target, owner_resolver::Owners};
 use crate::{
@@ -40,6 +43,13 @@ impl Routes for NodeRoutes {
 
     fn used(&self, sandbox: &SandboxId) {
         self.sandboxes.used(sandbox);
+    }
+
+    async fn on_loopback(&self, vmid: Vmid, port: u16) -> bool {
+        match Port::try_from(u32::from(port)) {
+            Ok(port) => self.sandboxes.pve().listens_on_loopback(vmid, port).await,
+            Err(_) => false,
+        }
     }
 
     async fn wake(&self, sandbox: SandboxRef) {

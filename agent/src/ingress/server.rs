@@ -5,16 +5,10 @@
 //! nothing internal. The proof shows Caddy that this agent answered: a sandbox that receives a
 //! question cannot answer it.
 
-use std::{
-    collections::HashMap,
-    fmt, io,
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use daemon::keyed_count::{Counted, KeyedCount};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{
@@ -33,7 +27,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Owner, Routes,
+    Owner, Routes, Target,
     caddy::Proof,
     decide::{self, Domain, Name, Unavailable, Verdict, Via},
     probe::{Answer, Probe},
@@ -102,17 +96,12 @@ pub fn listen(path: &Path, group: Option<&str>) -> io::Result<UnixListener> {
 /// Answers questions until `stop`, then completes the pending ones.
 pub async fn serve(listener: UnixListener, ingress: Arc<Ingress>, stop: CancellationToken) {
     let questions = TaskTracker::new();
-    let asked = Arc::new(Asked::default());
+    let asked = Asked::default();
     let slots = Arc::new(Semaphore::new(QUESTIONS_MAX));
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
-        };
+    while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &slots)).await {
         match accepted {
             Ok((stream, slot)) => {
-                let (ingress, asked) = (Arc::clone(&ingress), Arc::clone(&asked));
+                let (ingress, asked) = (Arc::clone(&ingress), asked.clone());
                 questions.spawn(async move {
                     answer_one(stream, ingress, asked).await;
                     drop(slot);
@@ -141,49 +130,17 @@ async fn accept(
     Ok((stream, slot))
 }
 
-/// Counts of pending questions, for each sandbox that has any.
-#[derive(Debug, Default)]
-struct Asked(Mutex<HashMap<String, usize>>);
+/// Counts of pending questions, by sandbox.
+type Asked = KeyedCount<String>;
 
-/// Pending question about a sandbox; uncounted on drop.
-#[derive(Debug)]
-struct Question<'a> {
-    asked: &'a Asked,
-    sandbox: String,
+/// Counts a question; `None` when too many are pending.
+fn begin(asked: &Asked, sandbox: SandboxRef) -> Option<Counted<String>> {
+    asked.begin(sandbox.to_string(), ABOUT_ONE_MAX)
 }
 
-impl Drop for Question<'_> {
-    fn drop(&mut self) {
-        let mut asked = self.asked.lock();
-        if let Some(questions) = asked.get_mut(&self.sandbox) {
-            *questions -= 1;
-            if *questions == 0 {
-                asked.remove(&self.sandbox);
-            }
-        }
-    }
-}
-
-impl Asked {
-    /// Counts a question; `None` when too many are pending.
-    fn begin(&self, sandbox: SandboxRef) -> Option<Question<'_>> {
-        let (mut asked, sandbox) = (self.lock(), sandbox.to_string());
-        let questions = asked.entry(sandbox.clone()).or_default();
-        if *questions >= ABOUT_ONE_MAX {
-            return None;
-        }
-        *questions += 1;
-        Some(Question { asked: self, sandbox })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Arc<Asked>) {
+async fn answer_one(stream: UnixStream, ingress: Arc<Ingress>, asked: Asked) {
     let service = service_fn(move |request| {
-        let (ingress, asked) = (Arc::clone(&ingress), Arc::clone(&asked));
+        let (ingress, asked) = (Arc::clone(&ingress), asked.clone());
         async move { Ok::<_, std::convert::Infallible>(ingress.answer(&request, &asked).await) }
     });
     let connection = http1::Builder::new()
@@ -208,7 +165,7 @@ impl Ingress {
             return explain(StatusCode::NOT_FOUND, "there is only /v1/route here");
         };
         let name = host(request.headers()).and_then(|host| Name::parse(host, &self.domain));
-        let Some(_question) = name.map_or(Some(None), |name| asked.begin(name.sandbox).map(Some))
+        let Some(_question) = name.map_or(Some(None), |name| begin(asked, name.sandbox).map(Some))
         else {
             return later("too many requests wait for this sandbox");
         };
@@ -249,9 +206,12 @@ impl Ingress {
                     }
                     self.go("local", upstream, &host)
                 }
-                answer @ (Answer::Refused | Answer::Silent | Answer::Busy) => {
-                    not_open(answer, upstream.port())
-                }
+                Answer::Refused => self.nothing_listens(local.as_ref(), upstream.port()).await,
+                Answer::Silent => explain(
+                    StatusCode::BAD_GATEWAY,
+                    &format!("the sandbox does not answer on port {}", upstream.port()),
+                ),
+                Answer::Busy => later("too many requests wait for this sandbox"),
             },
             Verdict::Wake => later("this sandbox is paused, and did not wake in time"),
             // The owner's Caddy gets the original Host; the header must only be present.
@@ -278,6 +238,23 @@ impl Ingress {
                 "this sandbox is on another node; try again",
             ),
         }
+    }
+
+    /// Says why a connection was refused: a server that listens on 127.0.0.1 alone is no absent one.
+    async fn nothing_listens(&self, target: Option<&Target>, port: u16) -> Reply {
+        let local = match target {
+            Some(target) => self.routes.on_loopback(target.vmid, port).await,
+            None => false,
+        };
+        let why = if local {
+            format!(
+                "something listens on 127.0.0.1:{port} in the sandbox, which only the sandbox itself \
+                 reaches; let it listen on 0.0.0.0:{port}"
+            )
+        } else {
+            format!("nothing listens on port {port} in the sandbox")
+        };
+        explain(StatusCode::BAD_GATEWAY, &why)
     }
 
     fn go(&self, kind: &'static str, upstream: SocketAddr, host: &str) -> Reply {
@@ -314,19 +291,6 @@ fn host(headers: &HeaderMap) -> Option<&str> {
     hosts.next().is_none().then_some(host)
 }
 
-fn not_open(answer: Answer, port: u16) -> Reply {
-    match answer {
-        Answer::Refused => explain(
-            StatusCode::BAD_GATEWAY,
-            &format!("nothing listens on port {port} in the sandbox"),
-        ),
-        Answer::Silent => {
-            explain(StatusCode::BAD_GATEWAY, &format!("the sandbox does not answer on port {port}"))
-        }
-        Answer::Open | Answer::Busy => later("too many requests wait for this sandbox"),
-    }
-}
-
 fn later(why: &str) -> Reply {
     let mut reply = explain(StatusCode::SERVICE_UNAVAILABLE, why);
     reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
@@ -357,11 +321,10 @@ mod tests {
     fn questions_about_one_sandbox_leave_room_for_others() {
         let (asked, sandbox) = (Asked::default(), |name: &str| name.parse().expect("a name"));
         let one = sandbox("100001");
-        let held: Vec<_> = std::iter::from_fn(|| asked.begin(one)).collect();
+        let held: Vec<_> = std::iter::from_fn(|| begin(&asked, one)).collect();
         assert_eq!(held.len(), ABOUT_ONE_MAX);
-        drop(asked.begin(sandbox("100002")).expect("another's"));
+        drop(begin(&asked, sandbox("100002")).expect("another's"));
         drop(held);
-        assert!(asked.begin(one).is_some());
-        assert!(asked.lock().is_empty(), "nothing is kept of sandboxes that nobody asks about");
+        assert!(begin(&asked, one).is_some());
     }
 }

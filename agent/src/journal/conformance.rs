@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
+use daemon::disk::SoundDisk;
 use proto::{
     id::{SandboxId, Vmid},
     spec::{Network, Size},
@@ -9,7 +10,8 @@ use proto::{
 
 use super::{
     Error, Failure, Intent, Journal, Lifetime, MemoryJournal, Node, Phase, Pools, Record,
-    SqliteJournal, WakeOn, intake, memory::SoundDisk,
+    SqliteJournal, WakeOn,
+    scheduling::{Scheduling, SchedulingState},
 };
 use crate::clock::Moment;
 
@@ -46,6 +48,7 @@ pub(crate) fn record(number: u8) -> Record {
         ip: None,
         ip_granted: false,
         services: [("web".parse().expect("valid"), "80".parse().expect("valid"))].into(),
+        name: None,
         metadata: [("a".into(), "b".into())].into(),
         env: [("A".into(), "b\nc".into())].into(),
         boot: 0,
@@ -55,6 +58,11 @@ pub(crate) fn record(number: u8) -> Record {
         wake_on: WakeOn::default(),
         lifetime: Lifetime::default(),
         since: Moment::default(),
+        init: None,
+        halt_by: None,
+        resizing: None,
+        disk_unfinished: false,
+        stop_result: proto::sandbox::v1::StopResult::Unspecified,
         cause: proto::Cause::ASKED,
         adopted: false,
         moved_to: None,
@@ -107,23 +115,23 @@ macro_rules! suite {
 }
 
 suite!(
-    leases_go_round_and_skip_what_is_taken,
-    begins_once,
-    vmids_run_out,
-    addresses_rest_after_use,
-    a_taken_vmid_is_replaced,
-    updates_compare_and_swap,
-    changes_come_in_order,
-    tombstones_are_forgotten,
-    epochs_only_rise,
-    what_an_operator_wants_is_kept,
-    which_node_it_belongs_to_is_kept,
-    attempts_are_called_off,
-    watchers_are_woken,
-    requests_are_unique_among_the_living,
-    what_is_taken_over_gets_an_address_of_here,
-    what_dhcp_gave_is_a_lease_while_it_runs,
-    many_writers_at_once,
+    leases_rotate_and_skip_taken_vmids,
+    attempt_begins_only_once,
+    begin_fails_when_no_vmid_is_left,
+    released_address_rests_before_it_is_leased_again,
+    taken_vmid_is_replaced_by_the_next_free_one,
+    update_with_an_old_revision_is_refused,
+    changes_are_listed_in_revision_order,
+    old_tombstones_and_cancellations_are_forgotten,
+    epoch_never_decreases,
+    cordon_and_drain_orders_are_stored,
+    node_name_and_number_are_stored,
+    highest_cancelled_attempt_is_stored,
+    watchers_are_notified_of_record_changes_only,
+    request_id_is_unique_among_live_records,
+    imported_record_gets_an_address_of_this_node,
+    dhcp_address_is_a_lease_only_while_running,
+    concurrent_writers_get_distinct_leases_and_revisions,
 );
 
 async fn end(journal: &Subject, record: &Record, phase: Phase, ended_ms: u64) -> Record {
@@ -131,7 +139,7 @@ async fn end(journal: &Subject, record: &Record, phase: Phase, ended_ms: u64) ->
     journal.update(&record).await.expect("ends")
 }
 
-async fn leases_go_round_and_skip_what_is_taken(make: fn(Pools) -> Subject) {
+async fn leases_rotate_and_skip_taken_vmids(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let taken = BTreeSet::from([vmid(1001)]);
     let mut leased = Vec::new();
@@ -152,7 +160,7 @@ async fn leases_go_round_and_skip_what_is_taken(make: fn(Pools) -> Subject) {
     assert_eq!(last.vmid, vmid(1000));
 }
 
-async fn begins_once(make: fn(Pools) -> Subject) {
+async fn attempt_begins_only_once(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let first = journal.begin(intent(1), 0).await.expect("room");
     assert_eq!(
@@ -171,7 +179,7 @@ async fn begins_once(make: fn(Pools) -> Subject) {
     assert_eq!(journal.all().await.expect("reads").len(), 1);
 }
 
-async fn vmids_run_out(make: fn(Pools) -> Subject) {
+async fn begin_fails_when_no_vmid_is_left(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let plain = |number| Intent { lease_address: false, ..intent(number) };
     for number in 1..=4 {
@@ -185,7 +193,7 @@ async fn vmids_run_out(make: fn(Pools) -> Subject) {
     assert_eq!(journal.revision().await.expect("reads"), 4);
 }
 
-async fn addresses_rest_after_use(make: fn(Pools) -> Subject) {
+async fn released_address_rests_before_it_is_leased_again(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     for number in 1..=3 {
         journal.begin(intent(number), 0).await.expect("room");
@@ -205,7 +213,7 @@ async fn addresses_rest_after_use(make: fn(Pools) -> Subject) {
     assert_eq!(fourth.ip, Some(Ipv4Addr::new(10, 0, 0, 2)));
 }
 
-async fn a_taken_vmid_is_replaced(make: fn(Pools) -> Subject) {
+async fn taken_vmid_is_replaced_by_the_next_free_one(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let record = journal.begin(intent(1), 0).await.expect("room");
     let taken = BTreeSet::from([vmid(1001)]);
@@ -218,7 +226,7 @@ async fn a_taken_vmid_is_replaced(make: fn(Pools) -> Subject) {
     assert_eq!(journal.get(&id(1)).await.expect("reads"), Some(moved));
 }
 
-async fn updates_compare_and_swap(make: fn(Pools) -> Subject) {
+async fn update_with_an_old_revision_is_refused(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let old = journal.begin(intent(1), 0).await.expect("room");
     let failure = Failure {
@@ -240,7 +248,7 @@ async fn updates_compare_and_swap(make: fn(Pools) -> Subject) {
     );
 }
 
-async fn changes_come_in_order(make: fn(Pools) -> Subject) {
+async fn changes_are_listed_in_revision_order(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let first = journal.begin(intent(2), 0).await.expect("room");
     journal.begin(intent(1), 0).await.expect("room");
@@ -252,7 +260,7 @@ async fn changes_come_in_order(make: fn(Pools) -> Subject) {
     assert_eq!(ids(journal.all().await.expect("reads")), [id(1), id(2)]);
 }
 
-async fn tombstones_are_forgotten(make: fn(Pools) -> Subject) {
+async fn old_tombstones_and_cancellations_are_forgotten(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let first = journal.begin(intent(1), 0).await.expect("room");
     let second = journal.begin(intent(2), 0).await.expect("room");
@@ -273,24 +281,26 @@ async fn tombstones_are_forgotten(make: fn(Pools) -> Subject) {
     assert_eq!(journal.revision().await.expect("reads"), 5);
 }
 
-async fn epochs_only_rise(make: fn(Pools) -> Subject) {
+async fn epoch_never_decreases(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     for (asked, highest) in [(0, 0), (3, 3), (2, 3), (0, 3), (4, 4)] {
         assert_eq!(journal.epoch(asked).await.expect("written"), highest);
     }
 }
 
-async fn what_an_operator_wants_is_kept(make: fn(Pools) -> Subject) {
+async fn cordon_and_drain_orders_are_stored(make: fn(Pools) -> Subject) {
     let journal = make(pools());
-    assert_eq!(journal.intake().await.expect("reads"), intake::Order::default());
-    for wanted in [intake::Intake::Draining, intake::Intake::Cordoned, intake::Intake::Open] {
-        let order = intake::Order { intake: wanted, why: "disks \"x\"".into(), since_ms: 7 };
-        journal.set_intake(&order).await.expect("written");
-        assert_eq!(journal.intake().await.expect("reads"), order);
+    assert_eq!(journal.scheduling().await.expect("reads"), Scheduling::default());
+    for wanted in
+        [SchedulingState::Draining, SchedulingState::Cordoned, SchedulingState::Schedulable]
+    {
+        let order = Scheduling { state: wanted, why: "disks \"x\"".into(), since_ms: 7 };
+        journal.set_scheduling(&order).await.expect("written");
+        assert_eq!(journal.scheduling().await.expect("reads"), order);
     }
 }
 
-async fn which_node_it_belongs_to_is_kept(make: fn(Pools) -> Subject) {
+async fn node_name_and_number_are_stored(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     assert_eq!(journal.node().await.expect("reads"), None);
     for number in [1, 3] {
@@ -300,7 +310,7 @@ async fn which_node_it_belongs_to_is_kept(make: fn(Pools) -> Subject) {
     }
 }
 
-async fn attempts_are_called_off(make: fn(Pools) -> Subject) {
+async fn highest_cancelled_attempt_is_stored(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     assert_eq!(journal.cancelled(&id(1)).await.expect("reads"), 0);
     for (attempt, highest) in [(2, 2), (1, 2), (3, 3)] {
@@ -309,7 +319,7 @@ async fn attempts_are_called_off(make: fn(Pools) -> Subject) {
     }
 }
 
-async fn watchers_are_woken(make: fn(Pools) -> Subject) {
+async fn watchers_are_notified_of_record_changes_only(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let mut watcher = journal.watch();
     assert_eq!(*watcher.borrow_and_update(), 0);
@@ -323,7 +333,7 @@ async fn watchers_are_woken(make: fn(Pools) -> Subject) {
     assert!(!watcher.has_changed().expect("open"), "no record was changed");
 }
 
-async fn requests_are_unique_among_the_living(make: fn(Pools) -> Subject) {
+async fn request_id_is_unique_among_live_records(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let first = journal.begin(intent(1), 0).await.expect("room");
     let twin = || {
@@ -337,7 +347,7 @@ async fn requests_are_unique_among_the_living(make: fn(Pools) -> Subject) {
     journal.begin(twin(), 0).await.expect("the first has ended");
 }
 
-async fn what_is_taken_over_gets_an_address_of_here(make: fn(Pools) -> Subject) {
+async fn imported_record_gets_an_address_of_this_node(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let strange = Ipv4Addr::new(10, 0, 0, 2);
     let there = Record {
@@ -366,7 +376,7 @@ async fn what_is_taken_over_gets_an_address_of_here(make: fn(Pools) -> Subject) 
     import(&later).await.expect("over an attempt before it");
 }
 
-async fn what_dhcp_gave_is_a_lease_while_it_runs(make: fn(Pools) -> Subject) {
+async fn dhcp_address_is_a_lease_only_while_running(make: fn(Pools) -> Subject) {
     let journal = make(pools());
     let begin = async |number: u8| {
         let mut asked = Intent { lease_address: false, ..intent(number) };
@@ -407,7 +417,7 @@ async fn what_dhcp_gave_is_a_lease_while_it_runs(make: fn(Pools) -> Subject) {
     journal.update(&up).await.expect("free again");
 }
 
-async fn many_writers_at_once(make: fn(Pools) -> Subject) {
+async fn concurrent_writers_get_distinct_leases_and_revisions(make: fn(Pools) -> Subject) {
     let wide = Pools {
         vmids: (vmid(1000), vmid(1199)),
         addresses: (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 200)),

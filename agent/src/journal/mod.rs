@@ -6,23 +6,26 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
-mod feed;
-pub mod intake;
 pub mod memory;
 pub mod node;
 pub mod record;
 mod ring;
+pub mod scheduling;
 pub mod sqlite;
 mod words;
 
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
 use proto::id::{SandboxId, Vmid};
 
-pub use feed::Feed;
 pub use node::Node;
 pub use record::{Failure, Lifetime, Phase, Record, WakeOn};
 
 pub use memory::MemoryJournal;
 pub use sqlite::SqliteJournal;
+
+/// Result of a call to the journal.
+type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Failure of a call to the journal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,7 +52,7 @@ pub enum Error {
     #[error("{ip} is the address of another sandbox")]
     AddressTaken {
         /// Address in question.
-        ip: std::net::Ipv4Addr,
+        ip: Ipv4Addr,
     },
     /// Every address of the pool is leased or in quarantine.
     #[error("no address is left in the pool")]
@@ -70,9 +73,9 @@ pub struct Intent {
     /// Whether to lease an address too.
     pub lease_address: bool,
     /// Vmids in use in the cluster: never leased, even if the journal has them as free.
-    pub taken: std::collections::BTreeSet<Vmid>,
+    pub taken: BTreeSet<Vmid>,
     /// Addresses of containers that are not in this journal: never leased either.
-    pub taken_ips: std::collections::BTreeSet<std::net::Ipv4Addr>,
+    pub taken_ips: BTreeSet<Ipv4Addr>,
 }
 
 /// Ranges that the journal leases from. Fixed at start.
@@ -82,30 +85,65 @@ pub struct Pools {
     pub vmids: (Vmid, Vmid),
     /// Addresses for sandboxes: a range of the bridge's network without the network, broadcast and
     /// gateway addresses. Inclusive.
-    pub addresses: (std::net::Ipv4Addr, std::net::Ipv4Addr),
+    pub addresses: (Ipv4Addr, Ipv4Addr),
     /// Quarantine of an address after its sandbox has ended, milliseconds.
     pub address_quarantine_ms: u64,
 }
 
-/// The journal. One writer; every method is one transaction.
+/// Reads of the journal, for code that must not write it.
 #[async_trait::async_trait]
-pub trait Journal: Send + Sync + std::fmt::Debug {
+pub trait Feed: Send + Sync + std::fmt::Debug {
     /// Random id of the journal file: another id means another history.
     fn id(&self) -> &str;
 
     /// Range of the vmids that are leased, inclusive.
     fn vmids(&self) -> (Vmid, Vmid);
 
+    /// Reads one record, tombstones included.
+    async fn get(&self, id: &SandboxId) -> Result<Option<Record>>;
+
+    /// Reads all records, tombstones included, ordered by id.
+    async fn all(&self) -> Result<Vec<Record>>;
+
+    /// Reads the records changed after `revision`, in the order of their revision, at most `limit`.
+    async fn changed_since(&self, revision: u64, limit: usize) -> Result<Vec<Record>>;
+
+    /// Last revision that was written.
+    async fn revision(&self) -> Result<u64>;
+
+    /// Highest revision of a removed tombstone. `changed_since` an older revision would miss an
+    /// end, so a reader that is further behind must read all records again.
+    async fn horizon(&self) -> Result<u64>;
+
+    /// Reads the operator's order for the node.
+    async fn scheduling(&self) -> Result<scheduling::Scheduling>;
+
+    /// Node that this journal belongs to; `None` before that was known.
+    async fn node(&self) -> Result<Option<Node>>;
+
+    /// Highest cancelled attempt of `id`; 0 when there is none.
+    async fn cancelled(&self, id: &SandboxId) -> Result<u32>;
+
+    /// Number of vmids and of addresses that can still be leased.
+    async fn room(&self, now_ms: u64) -> Result<(u32, u32)>;
+
+    /// Revision, for watchers: increases at every write. Starts at the current one.
+    fn watch(&self) -> tokio::sync::watch::Receiver<u64>;
+}
+
+/// The journal. One writer; every method is one transaction.
+#[async_trait::async_trait]
+pub trait Journal: Feed {
     /// Leases a vmid (the ring's next that is neither taken nor leased) and an address, and writes
     /// the record, in one transaction. Returns the record as written. An existing record of this id
     /// is a conflict, unless it is the tombstone of an earlier attempt. `Full` when the disk is
     /// full: it takes only writes that end something then.
-    async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record, Error>;
+    async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Record>;
 
     /// Writes the record of a container that existed before it, with its vmid and address. A
     /// conflict with any record of this id, or one of the same vmid, address or request that has
     /// not ended.
-    async fn adopt(&self, record: &Record) -> Result<Record, Error>;
+    async fn adopt(&self, record: &Record) -> Result<Record>;
 
     /// Writes a record from another node's journal, for a container that is on this node now. If
     /// its address is leased already, it gets one from this node's pool. Replaces the tombstone of
@@ -113,66 +151,31 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     async fn import(
         &self,
         record: &Record,
-        taken_ips: std::collections::BTreeSet<std::net::Ipv4Addr>,
+        taken_ips: BTreeSet<Ipv4Addr>,
         now_ms: u64,
-    ) -> Result<Record, Error>;
+    ) -> Result<Record>;
 
     /// Leases another vmid to a creation, because PVE said that the first is taken. The old one is
     /// not leased again before the ring comes round.
-    async fn next_vmid(
-        &self,
-        record: &Record,
-        taken: std::collections::BTreeSet<Vmid>,
-    ) -> Result<Record, Error>;
+    async fn next_vmid(&self, record: &Record, taken: BTreeSet<Vmid>) -> Result<Record>;
 
     /// Writes a record if it is still at `record.revision`; returns it at its new revision. A
     /// record whose phase has ended returns its vmid and its address. `AddressTaken` when its lease
     /// is new and another record that has not ended has it.
-    async fn update(&self, record: &Record) -> Result<Record, Error>;
+    async fn update(&self, record: &Record) -> Result<Record>;
 
     /// Removes tombstones that ended before `before_ms`. Returns their number.
-    async fn forget(&self, before_ms: u64) -> Result<usize, Error>;
-
-    /// Reads one record, tombstones included.
-    async fn get(&self, id: &SandboxId) -> Result<Option<Record>, Error>;
-
-    /// Reads all records, tombstones included, ordered by id.
-    async fn all(&self) -> Result<Vec<Record>, Error>;
-
-    /// Reads the records changed after `revision`, in the order of their revision, at most `limit`.
-    async fn changed_since(&self, revision: u64, limit: usize) -> Result<Vec<Record>, Error>;
-
-    /// Last revision that was written.
-    async fn revision(&self) -> Result<u64, Error>;
-
-    /// Highest revision of a removed tombstone. `changed_since` an older revision would miss an
-    /// end, so a reader that is further behind must read all records again.
-    async fn horizon(&self) -> Result<u64, Error>;
+    async fn forget(&self, before_ms: u64) -> Result<usize>;
 
     /// Raises the highest epoch seen to `epoch` if that is higher; returns the highest.
-    async fn epoch(&self, epoch: u64) -> Result<u64, Error>;
-
-    /// Reads the operator's order for the node.
-    async fn intake(&self) -> Result<intake::Order, Error>;
+    async fn epoch(&self, epoch: u64) -> Result<u64>;
 
     /// Stores the operator's order for the node.
-    async fn set_intake(&self, order: &intake::Order) -> Result<(), Error>;
-
-    /// Node that this journal belongs to; `None` before that was known.
-    async fn node(&self) -> Result<Option<Node>, Error>;
+    async fn set_scheduling(&self, order: &scheduling::Scheduling) -> Result<()>;
 
     /// Stores the node that this journal belongs to.
-    async fn set_node(&self, node: &Node) -> Result<(), Error>;
+    async fn set_node(&self, node: &Node) -> Result<()>;
 
     /// Records that attempts of `id` up to `attempt` are cancelled, also when no record exists.
-    async fn cancel(&self, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<(), Error>;
-
-    /// Highest cancelled attempt of `id`; 0 when there is none.
-    async fn cancelled(&self, id: &SandboxId) -> Result<u32, Error>;
-
-    /// Number of vmids and of addresses that can still be leased.
-    async fn room(&self, now_ms: u64) -> Result<(u32, u32), Error>;
-
-    /// Revision, for watchers: increases at every write. Starts at the current one.
-    fn watch(&self) -> tokio::sync::watch::Receiver<u64>;
+    async fn cancel(&self, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<()>;
 }

@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
+use daemon::clock::millis;
 use proto::{
     Cause, Progress, Reason,
     id::{SandboxId, Vmid},
     lifetime::{Action, LifetimePatch},
-    name::{Port, RequestId, ServiceName, SnapshotId, Team},
+    name::{Port, RequestId, SandboxName, ServiceName, SnapshotId, Team},
+    sandbox::v1::StopResult,
     spec::{Network, Size},
 };
 use serde::{Deserialize, Serialize};
@@ -45,9 +47,64 @@ pub enum Phase {
 }
 
 impl Phase {
+    // Each predicate names all phases, so that a new one is decided on here and nowhere else.
+
     /// True for a tombstone: nothing of the sandbox is on the host.
     pub const fn ended(self) -> bool {
-        matches!(self, Self::Deleted | Self::Failed)
+        match self {
+            Self::Deleted | Self::Failed => true,
+            Self::Creating
+            | Self::Undoing
+            | Self::Running
+            | Self::Paused
+            | Self::Starting
+            | Self::Stopping
+            | Self::Stopped
+            | Self::Deleting => false,
+        }
+    }
+
+    /// True when the container's init runs, frozen or not.
+    pub const fn is_up(self) -> bool {
+        match self {
+            Self::Running | Self::Paused => true,
+            Self::Creating
+            | Self::Undoing
+            | Self::Starting
+            | Self::Stopping
+            | Self::Stopped
+            | Self::Deleting
+            | Self::Deleted
+            | Self::Failed => false,
+        }
+    }
+
+    /// True while the creation is neither complete nor rolled back.
+    pub const fn is_creation(self) -> bool {
+        match self {
+            Self::Creating | Self::Undoing => true,
+            Self::Running
+            | Self::Paused
+            | Self::Starting
+            | Self::Stopping
+            | Self::Stopped
+            | Self::Deleting
+            | Self::Deleted
+            | Self::Failed => false,
+        }
+    }
+
+    /// True when the sandbox has ended or is certain to end: it accepts no more changes.
+    pub const fn is_ending(self) -> bool {
+        match self {
+            Self::Undoing | Self::Deleting | Self::Deleted | Self::Failed => true,
+            Self::Creating
+            | Self::Running
+            | Self::Paused
+            | Self::Starting
+            | Self::Stopping
+            | Self::Stopped => false,
+        }
     }
 }
 
@@ -86,17 +143,16 @@ pub struct Lifetime {
 }
 
 impl Lifetime {
-    /// Applies the changes of `wish`, from `now` on.
+    /// Applies the changes of `patch`, from `now` on.
     #[must_use]
-    pub fn with(mut self, wish: &LifetimePatch, now: &Moment) -> Self {
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        if let Some(ttl) = wish.ttl {
-            self.ttl_ms = ms(ttl);
+    pub fn with(mut self, patch: &LifetimePatch, now: &Moment) -> Self {
+        if let Some(ttl) = patch.ttl {
+            self.ttl_ms = millis(ttl);
             self.expires = (!ttl.is_zero()).then(|| now.after(ttl));
         }
-        self.ttl_action = wish.ttl_action.unwrap_or(self.ttl_action);
-        self.idle_ms = wish.idle.map_or(self.idle_ms, ms);
-        self.idle_action = wish.idle_action.unwrap_or(self.idle_action);
+        self.ttl_action = patch.ttl_action.unwrap_or(self.ttl_action);
+        self.idle_ms = patch.idle.map_or(self.idle_ms, millis);
+        self.idle_action = patch.idle_action.unwrap_or(self.idle_action);
         self
     }
 
@@ -146,6 +202,13 @@ pub struct Record {
     pub snapshot: SnapshotId,
     /// Compute, complete.
     pub size: Size,
+    /// Size that its container is being given.
+    #[serde(default)]
+    pub resizing: Option<Size>,
+    /// Whether a growth of its disk was cut short, so that its file system may be smaller than the
+    /// volume. The next growth finishes it.
+    #[serde(default)]
+    pub disk_unfinished: bool,
     /// Source of its address.
     pub network: Network,
     /// Address: the lease, or the one that DHCP gave. Use `lease`, which checks whether it counts.
@@ -156,12 +219,19 @@ pub struct Record {
     pub ip_granted: bool,
     /// Open ports.
     pub services: BTreeMap<ServiceName, Port>,
+    /// Name that the caller gave it.
+    #[serde(default)]
+    pub name: Option<SandboxName>,
     /// Metadata of the caller.
     pub metadata: BTreeMap<String, String>,
     /// Environment variables of every command.
     pub env: BTreeMap<String, String>,
     /// Number of starts: +1 at each.
     pub boot: u32,
+    /// Start time of its container's init in this boot, in ticks since the boot of the host that
+    /// `since` names; `None` while it is unknown.
+    #[serde(default)]
+    pub init: Option<u64>,
     /// Time of the intent, milliseconds since 1970.
     pub created_ms: u64,
     /// Time when it last came up; 0 if never.
@@ -183,6 +253,13 @@ pub struct Record {
     /// Whether it was adopted: its container existed before, and can be released.
     #[serde(default)]
     pub adopted: bool,
+    /// While it is being stopped: time until which its container may shut down by itself; `None`: it
+    /// is killed at once.
+    #[serde(default)]
+    pub halt_by: Option<Moment>,
+    /// How it was stopped.
+    #[serde(default, with = "super::words::stop_result")]
+    pub stop_result: StopResult,
     /// Volumes of its own beside those that its config names. Empty in older records, and for
     /// containers that were not cloned here.
     #[serde(default)]
@@ -199,11 +276,11 @@ pub struct Record {
 impl Record {
     /// True for a tombstone that may be replaced by `record`, which comes from another node.
     pub fn gives_way_to(&self, record: &Self) -> bool {
-        self.was_let_go() || self.phase.ended() && self.attempt < record.attempt
+        self.was_released() || self.phase.ended() && self.attempt < record.attempt
     }
 
     /// True when the sandbox ended without its container, which may still exist elsewhere.
-    pub fn was_let_go(&self) -> bool {
+    pub fn was_released(&self) -> bool {
         self.phase.ended() && matches!(self.cause, Cause::Released | Cause::Moved)
     }
 
@@ -214,6 +291,12 @@ impl Record {
             Network::Static => self.ip,
             Network::Dhcp => self.ip.filter(|_| self.ip_granted && self.phase != Phase::Stopped),
         }
+    }
+
+    /// Memory that counts as given to it, bytes: the larger one while its size changes.
+    pub fn memory_bytes(&self) -> u64 {
+        let next = self.resizing.map_or(0, Size::memory_bytes);
+        self.size.memory_bytes().max(next)
     }
 
     /// Mark that the container must carry.

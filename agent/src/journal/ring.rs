@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_round() {
+    fn next_free_number_wraps_around_the_range() {
         assert_eq!(next_free((5, 8), None, &[]), Some(5));
         assert_eq!(next_free((5, 8), Some(5), &[6]), Some(7));
         assert_eq!(next_free((5, 8), Some(8), &[]), Some(5));
@@ -45,7 +45,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_returns_what_is_busy_or_out_of_range_and_finds_what_is_free(
+        fn next_free_number_is_free_and_in_range_and_found_if_there_is_one(
             first in 0u32..50, len in 0u32..50, cursor: Option<u8>,
             busy in proptest::collection::vec(0u32..100, 0..100),
         ) {

@@ -16,6 +16,7 @@ pub(super) mod cause {
         (Cause::Released, "released"),
         (Cause::NodeLost, "node_lost"),
         (Cause::Moved, "moved"),
+        (Cause::Rebooted, "rebooted"),
     ];
 
     pub(crate) fn serialize<S: Serializer>(cause: &Cause, to: S) -> Result<S::Ok, S::Error> {
@@ -23,6 +24,26 @@ pub(super) mod cause {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Cause, D::Error> {
+        Ok(super::of_word(WORDS, &String::deserialize(from)?))
+    }
+}
+
+/// How a sandbox was stopped, in a record: empty while it is not stopped, and when it is unknown.
+pub(super) mod stop_result {
+    use proto::sandbox::v1::StopResult;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    const WORDS: &[(StopResult, &str)] = &[
+        (StopResult::Unspecified, ""),
+        (StopResult::ShutDown, "shut_down"),
+        (StopResult::Killed, "killed"),
+    ];
+
+    pub(crate) fn serialize<S: Serializer>(how: &StopResult, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(super::word(WORDS, *how))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<StopResult, D::Error> {
         Ok(super::of_word(WORDS, &String::deserialize(from)?))
     }
 }
@@ -47,6 +68,7 @@ pub(super) mod progress {
         (Progress::Release, "release"),
         (Progress::Export, "hand_over"),
         (Progress::Import, "take_over"),
+        (Progress::Files, "files"),
     ];
 
     pub(crate) fn serialize<S: Serializer>(step: &Progress, to: S) -> Result<S::Ok, S::Error> {
@@ -81,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_has_a_word_of_its_own() {
+    fn every_cause_and_step_round_trips_through_its_word() {
         let causes = (0..).map_while(|number| Cause::try_from(number).ok());
         let steps = (0..).map_while(|number| Progress::try_from(number).ok());
         let last = Cause::ASKED;

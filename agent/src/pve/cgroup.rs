@@ -13,7 +13,10 @@ use std::{
 use proto::id::Vmid;
 
 use super::{Usage, shim_cgroup};
-use crate::sys::read;
+use crate::sys::{
+    psi::{self, Stalled},
+    read,
+};
 
 /// Bytes read of a cgroup's file at most: `memory.stat`, the longest, has two KiB a NUMA node.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -90,30 +93,70 @@ pub struct Share {
     pub memory_bytes: Option<u64>,
 }
 
-/// Cgroups of a running container.
+/// Cgroups of a running container, or of its shim.
 struct Trees<'a> {
     root: &'a Path,
-    vmid: Vmid,
-    v2: PathBuf,
+    /// Path below the root of each hierarchy.
+    path: PathBuf,
 }
 
 impl<'a> Trees<'a> {
-    /// Finds the cgroups; `None` when there are none, because the container does not run.
-    fn of(root: &'a Path, vmid: Vmid) -> Option<Self> {
-        let trees = Self { root, vmid, v2: root.join("lxc").join(vmid.to_string()) };
-        (trees.v2.exists() || trees.v1("memory").exists()).then_some(trees)
+    fn of(root: &'a Path, parent: &str, vmid: Vmid) -> Self {
+        Self { root, path: Path::new(parent).join(vmid.to_string()) }
     }
 
-    /// Directory of the container in the hierarchy of a v1 controller.
+    /// Finds the container's cgroups; `None` when there are none, because it does not run.
+    fn of_container(root: &'a Path, vmid: Vmid) -> Option<Self> {
+        let trees = Self::of(root, "lxc", vmid);
+        (trees.v2().exists() || trees.v1("memory").exists()).then_some(trees)
+    }
+
+    fn v2(&self) -> PathBuf {
+        self.root.join(&self.path)
+    }
+
+    /// Directory in the hierarchy of a v1 controller.
     fn v1(&self, controller: &str) -> PathBuf {
-        self.root.join(controller).join("lxc").join(self.vmid.to_string())
+        self.root.join(controller).join(&self.path)
     }
 
     /// CPU time, microseconds.
     fn cpu_us(&self) -> Option<u64> {
         let v1 = || number(self.v1("cpuacct").join("cpuacct.usage")).map(|ns| ns / 1000);
-        field(&read(&self.v2.join("cpu.stat")), "usage_usec").or_else(v1)
+        field(&read(&self.v2().join("cpu.stat")), "usage_usec").or_else(v1)
     }
+
+    /// Memory in use and the part of it that can be reclaimed, bytes.
+    fn memory(&self) -> Option<(u64, u64)> {
+        let memory_of = |dir: PathBuf, in_use: &str, cache: &str| {
+            let cache = field(&read(&dir.join("memory.stat")), cache).unwrap_or(0);
+            Some((number(dir.join(in_use))?, cache))
+        };
+        memory_of(self.v2(), "memory.current", "inactive_file").or_else(|| {
+            memory_of(self.v1("memory"), "memory.usage_in_bytes", "total_inactive_file")
+        })
+    }
+
+    /// Memory that the kernel takes back when it is short, bytes: pages of files, used lately or not.
+    fn reclaimable(&self) -> Option<u64> {
+        let sum = |dir: PathBuf, fields: [&str; 2]| {
+            let stat = read(&dir.join("memory.stat"));
+            fields.into_iter().filter_map(|name| field(&stat, name)).reduce(|a, b| a + b)
+        };
+        sum(self.v2(), ["inactive_file", "active_file"])
+            .or_else(|| sum(self.v1("memory"), ["total_inactive_file", "total_active_file"]))
+    }
+
+    /// CPU time and memory in use.
+    fn share(&self) -> Share {
+        let memory_bytes = self.memory().map(|(used, cache)| used.saturating_sub(cache));
+        Share { cpu_us: self.cpu_us(), memory_bytes }
+    }
+}
+
+/// Resource usage of a container's shim; nothing without a shim.
+fn of_shim(root: &Path, vmid: Vmid) -> Share {
+    Trees::of(root, shim_cgroup::DIR, vmid).share()
 }
 
 /// Pids in the container's cgroup and below, each once; at most 65536 of them.
@@ -159,26 +202,19 @@ fn number(path: PathBuf) -> Option<u64> {
 
 /// A container's share of the load, its shim included, in few reads; `None` when it does not run.
 pub fn share(root: &Path, vmid: Vmid) -> Option<Share> {
-    let trees = Trees::of(root, vmid)?;
-    let (v2, memory) = (&trees.v2, trees.v1("memory"));
-    let of = |dir: &Path, in_use: &str, cache: &str| {
-        let cache = field(&read(&dir.join("memory.stat")), cache).unwrap_or(0);
-        number(dir.join(in_use)).map(|bytes| bytes.saturating_sub(cache))
-    };
-    let memory_bytes = of(v2, "memory.current", "inactive_file")
-        .or_else(|| of(&memory, "memory.usage_in_bytes", "total_inactive_file"));
-    let shim = shim_cgroup::in_use(root, vmid);
+    let own = Trees::of_container(root, vmid)?.share();
+    let shim = of_shim(root, vmid);
     Some(Share {
-        cpu_us: trees.cpu_us().map(|cpu_us| cpu_us + shim.cpu_us),
-        memory_bytes: memory_bytes.map(|bytes| bytes + shim.memory_bytes),
+        cpu_us: own.cpu_us.map(|cpu_us| cpu_us + shim.cpu_us.unwrap_or(0)),
+        memory_bytes: own.memory_bytes.map(|bytes| bytes + shim.memory_bytes.unwrap_or(0)),
     })
 }
 
 /// Resource usage of a container and its shim on the host; `None` when it has no cgroup, so does
 /// not run.
 pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
-    let trees = Trees::of(root, vmid)?;
-    let (v2, memory) = (&trees.v2, trees.v1("memory"));
+    let trees = Trees::of_container(root, vmid)?;
+    let (v2, memory) = (trees.v2(), trees.v1("memory"));
     let v1_memory = number(memory.join("memory.usage_in_bytes"));
     let memory_bytes = number(v2.join("memory.current")).or(v1_memory);
     let memory_max = number(v2.join("memory.max"))
@@ -191,13 +227,15 @@ pub fn usage(root: &Path, proc: &Path, vmid: Vmid) -> Option<Usage> {
         number(v2.join("pids.current")).or_else(|| number(trees.v1("pids").join("pids.current")));
     // Without a controller for containers, the numbers come from the processes themselves.
     let processes = || processes(root, vmid);
-    let shim = shim_cgroup::in_use(root, vmid);
-    let pressure = |what: &str| some_avg10(&read(&v2.join(format!("{what}.pressure"))));
+    let shim = of_shim(root, vmid);
+    let pressure =
+        |what: &str| psi::avg10(&read(&v2.join(format!("{what}.pressure"))), Stalled::Some);
     Some(Usage {
-        cpu_us: trees.cpu_us().unwrap_or(0) + shim.cpu_us,
+        cpu_us: trees.cpu_us().unwrap_or(0) + shim.cpu_us.unwrap_or(0),
         at_ns: 0,
         memory_bytes: memory_bytes.unwrap_or_else(|| anonymous(proc, &processes()))
-            + shim.memory_bytes,
+            + shim.memory_bytes.unwrap_or(0),
+        reclaimable_bytes: trees.reclaimable().unwrap_or(0),
         memory_max_bytes: memory_max.unwrap_or(0),
         swap_bytes: swap.unwrap_or(0),
         pids: pids
@@ -236,13 +274,6 @@ fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
 }
 
-/// `some avg10` of a pressure file, percent; 0 where the kernel does not report it.
-fn some_avg10(text: &str) -> f64 {
-    let line = text.lines().find_map(|line| line.strip_prefix("some "));
-    let value = line.and_then(|line| line.split(' ').find_map(|f| f.strip_prefix("avg10=")));
-    value.and_then(|value| value.parse().ok()).unwrap_or(0.0)
-}
-
 fn read(path: &Path) -> String {
     read::text(path, FILE_BYTES_MAX)
 }
@@ -272,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_inner_cgroup_of_v2_is_frozen() {
+    fn freezer_of_v2_is_the_inner_cgroup() {
         let dir = tree(&[
             ("lxc/100/cgroup.freeze", "0\n"),
             ("lxc/100/ns/cgroup.freeze", "0\n"),
@@ -291,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_freezer_of_v1_goes_first_where_there_is_one() {
+    fn freezer_of_v1_is_preferred_where_it_exists() {
         let dir = tree(&[
             ("freezer/lxc/100/ns/freezer.state", "THAWED\n"),
             ("lxc/100/ns/cgroup.freeze", "0\n"),
@@ -311,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_not_made() {
+    fn missing_cgroup_file_is_not_created() {
         let dir = tree(&[("lxc/100/x", "")]);
         Freezer::V2(dir.path().join("lxc/100")).set(true).expect_err("there is no such file");
         assert!(!reclaim(dir.path(), vmid(100), 1));
@@ -319,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_of_v2() {
+    fn usage_on_v2_includes_the_shim() {
         let dir = tree(&[
             ("cg/lxc/100/cpu.stat", "usage_usec 1234567\nuser_usec 1\n"),
             ("cg/lxc/100/memory.current", "1048576\n"),
@@ -346,7 +377,27 @@ mod tests {
     }
 
     #[test]
-    fn usage_of_v1_and_of_processes() {
+    fn shim_usage_is_counted_on_v1_and_v2() {
+        let v2 = tree(&[
+            ("cgroup.procs", ""),
+            ("pve-sandbox/100/cpu.stat", "usage_usec 12\n"),
+            ("pve-sandbox/100/memory.current", "1000\n"),
+            ("pve-sandbox/100/memory.stat", "anon 1\ninactive_file 400\n"),
+        ]);
+        let in_use = Share { cpu_us: Some(12), memory_bytes: Some(600) };
+        assert_eq!(of_shim(v2.path(), vmid(100)), in_use);
+        let none = Share { cpu_us: None, memory_bytes: None };
+        assert_eq!(of_shim(v2.path(), vmid(101)), none);
+        let v1 = tree(&[
+            ("cpuacct/pve-sandbox/100/cpuacct.usage", "12000\n"),
+            ("memory/pve-sandbox/100/memory.usage_in_bytes", "1000\n"),
+        ]);
+        let in_use = Share { cpu_us: Some(12), memory_bytes: Some(1000) };
+        assert_eq!(of_shim(v1.path(), vmid(100)), in_use);
+    }
+
+    #[test]
+    fn usage_is_read_from_v1_or_counted_from_processes() {
         let dir = tree(&[
             ("cg/cpuacct/lxc/100/cpuacct.usage", "5000000\n"),
             ("cg/memory/lxc/100/memory.usage_in_bytes", "100\n"),
@@ -365,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn swap_is_there_or_not() {
+    fn swap_is_detected() {
         let heading = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
         let none = tree(&[("swaps", heading)]);
         assert!(!has_swap(none.path()));
@@ -374,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn all_processes_of_a_container_are_found_and_no_other() {
+    fn all_processes_of_one_container_and_no_others_are_found() {
         let tree = tempfile::tempdir().expect("tempdir");
         let root = tree.path();
         let write = |path: &str, text: &str| {

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_whose_corosync_is_down_is_not_alone() {
+    fn member_without_corosync_is_not_taken_for_a_lone_node() {
         let bare = members(std::str::from_utf8(BARE).expect("text"));
         let signs = |corosync_conf, writable| Signs { corosync_conf, writable };
         assert_eq!(quorum(&bare, signs(false, true)), Quorum::Alone);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn signs_are_read_from_the_mount() {
+    fn quorum_signs_are_read_from_the_mount() {
         let root = tempfile::tempdir().expect("tempdir");
         let mode = |path: &Path, mode| {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_without_quorum() {
+    fn state_of_a_cluster_without_quorum_is_parsed() {
         let cluster = cluster(Some(MEMBERS.as_bytes()), Some(GUESTS.as_bytes()), None, FINE);
         assert!(!cluster.quorate);
         let ip = Some(IpAddr::from([10, 99, 0, 11]));
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_alone() {
+    fn lone_node_is_quorate_with_number_one() {
         let cluster = cluster(Some(BARE), None, None, FINE);
         assert!(cluster.quorate && cluster.guests.is_empty());
         assert_eq!(cluster.number, Some(1));
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn maintenance_is_what_the_ha_manager_says_of_this_node() {
+    fn maintenance_follows_the_ha_manager_status_of_this_node() {
         let of = |status: &str| {
             let manager = format!(r#"{{"master_node":"pve1","node_status":{{{status}}}}}"#);
             cluster(Some(MEMBERS.as_bytes()), None, Some(manager.as_bytes()), FINE).maintenance
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn pmxcfs_down_is_not_an_empty_cluster() {
+    fn unreadable_members_mean_no_quorum() {
         for members in [None, Some(b"".as_slice()), Some(b"{}".as_slice())] {
             let cluster = cluster(members, None, None, FINE);
             assert!(!cluster.quorate && cluster.members.is_empty());

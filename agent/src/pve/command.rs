@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use proto::id::Vmid;
+use proto::{id::Vmid, spec::Size};
 
 use super::{CloneOrder, Settings, interface};
 
@@ -17,6 +17,8 @@ pub enum Command<'a> {
     /// Writes all settings in one call, because each call costs PVE more than half a second. The
     /// last field is the `net0` line to replace.
     Set(Vmid, &'a Settings, Option<&'a str>),
+    /// Sets cores and memory, of a running container at once.
+    Limits(Vmid, Size),
     /// Grows the root volume to this size, GiB.
     Resize(Vmid, u32),
     /// Boots.
@@ -34,7 +36,7 @@ impl Command<'_> {
     pub fn op(&self) -> &'static str {
         match self {
             Self::Clone(_) => "clone",
-            Self::Set(..) => "set",
+            Self::Set(..) | Self::Limits(..) => "set",
             Self::Resize(..) => "resize",
             Self::Start(_) => "start",
             Self::Stop(_) => "stop",
@@ -48,6 +50,7 @@ impl Command<'_> {
         match self {
             Self::Clone(order) => order.vmid,
             Self::Set(vmid, ..)
+            | Self::Limits(vmid, _)
             | Self::Resize(vmid, _)
             | Self::Start(vmid)
             | Self::Stop(vmid)
@@ -64,18 +67,20 @@ impl Command<'_> {
                 arguments.push(order.template.to_string());
                 arguments.push(order.vmid.to_string());
                 option(&mut arguments, "--hostname", order.mark.sandbox_id);
-                // Stands in the config from its first write on, before there is a volume.
+                // In the config before there is a volume.
                 option(&mut arguments, "--description", &order.mark);
             }
             Self::Set(vmid, settings, net0) => {
                 arguments.push(vmid.to_string());
                 option(&mut arguments, "--net0", interface::net0(settings, *net0));
-                option(&mut arguments, "--cores", settings.cores);
-                option(&mut arguments, "--cpulimit", settings.cores);
-                option(&mut arguments, "--memory", settings.memory_mib);
+                limits(&mut arguments, settings.cores, settings.memory_mib);
                 option(&mut arguments, "--swap", 0);
                 // After a reboot the agent starts the sandboxes, not PVE.
                 option(&mut arguments, "--onboot", 0);
+            }
+            Self::Limits(vmid, size) => {
+                arguments.push(vmid.to_string());
+                limits(&mut arguments, size.cpu_cores, size.memory_mib);
             }
             Self::Resize(vmid, gib) => {
                 arguments.extend([vmid.to_string(), "rootfs".to_owned(), format!("{gib}G")]);
@@ -91,6 +96,13 @@ impl Command<'_> {
         }
         arguments.into_iter().map(OsString::from).collect()
     }
+}
+
+/// PVE pins a container with `cores` alone to CPUs, and only every ten seconds; `cpulimit` is exact.
+fn limits(arguments: &mut Vec<String>, cores: u32, memory_mib: u32) {
+    option(arguments, "--cores", cores);
+    option(arguments, "--cpulimit", cores);
+    option(arguments, "--memory", memory_mib);
 }
 
 fn option(arguments: &mut Vec<String>, name: &str, value: impl std::fmt::Display) {
@@ -139,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments() {
+    fn pct_commands_have_the_expected_arguments() {
         let order = order("acme", "r-1").expect("valid");
         let (ip, gateway) = (Ipv4Addr::new(10, 100, 1, 2), Ipv4Addr::new(10, 100, 1, 1));
         let fixed = settings(Address::Static { ip, prefix: 24, gateway });
@@ -149,6 +161,7 @@ mod tests {
             Command::Clone(&order),
             Command::Set(id, &fixed, None),
             Command::Set(id, &dhcp, Some("name=eth0,bridge=vmbr9,firewall=1,tag=7,type=veth")),
+            Command::Limits(id, Size { cpu_cores: 4, memory_mib: 2048, disk_gib: 20 }),
             Command::Resize(id, 20),
             Command::Start(id),
             Command::Stop(id),
@@ -160,6 +173,7 @@ mod tests {
         clone 9000 100000 --hostname pvelxc-01hf7uaq00es3oe1o70s3ge1o7 --description 'pve-sandbox:v1 id=pvelxc-01hf7uaq00es3oe1o70s3ge1o7 vmid=100000 attempt=1 team=acme request=r-1'
         set 100000 --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=10.100.1.2/24,gw=10.100.1.1,type=veth --cores 2 --cpulimit 2 --memory 512 --swap 0 --onboot 0
         set 100000 --net0 name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=dhcp,firewall=1,tag=7,type=veth --cores 2 --cpulimit 2 --memory 512 --swap 0 --onboot 0
+        set 100000 --cores 4 --cpulimit 4 --memory 2048
         resize 100000 rootfs 20G
         start 100000
         stop 100000
@@ -170,7 +184,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_name_of_a_caller_becomes_an_option_or_a_line(
+        fn caller_names_never_become_options_or_lines(
             team in "(\\PC|[a-z\n-]){1,4}", request_id in "(\\PC|[a-z\n-]){1,4}",
         ) {
             if let Some(order) = order(&team, &request_id) {

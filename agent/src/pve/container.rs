@@ -3,11 +3,15 @@
 
 use std::{collections::VecDeque, path::Path, time::Duration};
 
+use nix::{
+    libc::{SIGRTMAX, SIGRTMIN},
+    sys::signal::Signal,
+};
 use procfs::{
     FromBufReadSI, current_system_info,
     net::{TcpNetEntries, TcpState},
 };
-use proto::id::Vmid;
+use proto::{id::Vmid, name::Port};
 use tokio::time::Instant;
 
 use super::{
@@ -15,7 +19,7 @@ use super::{
     known::Init,
 };
 use crate::sys::{
-    proc::{kin, namespace_pids},
+    proc::{kin, namespace_pids, signal_masks},
     read,
 };
 
@@ -26,6 +30,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Bytes read of a table of sockets at most, about 28,000 of them; with a longer table it is
 /// unknown whether there is a connection.
 const SOCKETS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Bytes read of a table of sockets to find listeners, about 400 of them.
+const LISTENERS_BYTES_MAX: u64 = 64 * 1024;
 
 /// True when the container's monitor listens, which it does while the container runs. `pct` uses
 /// the same check.
@@ -69,6 +76,37 @@ pub fn init(proc: &Path, cgroup_root: &Path, vmid: Vmid) -> Option<Init> {
     Some(Init { pid, start: kin(proc, pid)?.start })
 }
 
+/// Number of the signal that shuts a container down, chosen as `lxc-stop` does: `configured`, the
+/// value of `lxc.signal.halt`; else SIGRTMIN+3 for an init that blocks it, as systemd does; else
+/// SIGPWR. `None` while the init does not take the signal: the kernel drops what an init does not
+/// handle, and one that has just been started handles nothing yet.
+pub fn halt_signal(proc: &Path, init: u32, configured: Option<&str>) -> Option<i32> {
+    let masks = signal_masks(proc, init);
+    let is_in = |mask: u64, number: i32| mask >> (number - 1) & 1 == 1;
+    let systemd = SIGRTMIN() + 3;
+    let number = match configured.and_then(signal_number) {
+        Some(number) => number,
+        None if is_in(masks.blocked, systemd) => systemd,
+        None => Signal::SIGPWR as i32,
+    };
+    let taken = number == Signal::SIGKILL as i32 || is_in(masks.blocked | masks.caught, number);
+    taken.then_some(number)
+}
+
+/// Reads a signal as LXC's configuration writes it: a number, a name, SIGRTMIN+n or SIGRTMAX-n.
+fn signal_number(text: &str) -> Option<i32> {
+    let number = if let Some(offset) = text.strip_prefix("SIGRTMIN+") {
+        SIGRTMIN().checked_add(offset.parse().ok()?)?
+    } else if let Some(offset) = text.strip_prefix("SIGRTMAX-") {
+        SIGRTMAX().checked_sub(offset.parse().ok()?)?
+    } else if text.starts_with("SIG") {
+        text.parse::<Signal>().ok()? as i32
+    } else {
+        text.parse().ok()?
+    };
+    (1..=SIGRTMAX()).contains(&number).then_some(number)
+}
+
 /// True when an established TCP connection of this process's network namespace has its other end
 /// elsewhere, or when that is unknown because the namespace has too many sockets.
 pub fn connected(proc: &Path, pid: u32) -> bool {
@@ -89,6 +127,25 @@ fn remote_in(table: &Path) -> Option<bool> {
     }))
 }
 
+/// True when a socket of this process's network namespace listens on the port of a loopback address.
+pub fn listens_on_loopback(proc: &Path, pid: u32, port: Port) -> bool {
+    let net = proc.join(pid.to_string()).join("net");
+    ["tcp", "tcp6"].iter().any(|table| {
+        // The kernel lists listeners first, so the beginning is enough.
+        let text = read::text(&net.join(table), LISTENERS_BYTES_MAX);
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let sockets = TcpNetEntries::from_buf_read(whole.as_bytes(), current_system_info());
+        sockets.is_ok_and(|sockets| {
+            sockets.0.iter().any(|socket| {
+                let local = socket.local_address;
+                socket.state == TcpState::Listen
+                    && local.port() == port.get()
+                    && local.ip().to_canonical().is_loopback()
+            })
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -97,7 +154,7 @@ mod tests {
     use crate::pve::cgroup::{PROCESSES_MAX, processes};
 
     #[test]
-    fn a_connection_counts_when_its_other_end_is_elsewhere() {
+    fn connection_counts_if_its_peer_is_outside_the_container() {
         let with = |table: &str, remote: &str, state: &str| {
             let dir = tempfile::tempdir().expect("tempdir");
             write(dir.path(), "7/net/tcp", "head\n");
@@ -126,7 +183,33 @@ mod tests {
     }
 
     #[test]
-    fn a_container_with_more_than_is_looked_at_costs_no_more() {
+    fn listener_on_a_loopback_address_is_found() {
+        let on = |table: &str, local: &str, state: &str| {
+            let dir = tempfile::tempdir().expect("tempdir");
+            let row = format!(
+                "head\n   0: {local}:1F92 00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 1 1\n"
+            );
+            let row = if table == "tcp6" {
+                row.replace("00000000:0000 ", "00000000000000000000000000000000:0000 ")
+            } else {
+                row
+            };
+            write(dir.path(), &format!("7/net/{table}"), &row);
+            let port = |port: u32| Port::try_from(port).expect("a port");
+            assert!(!listens_on_loopback(dir.path(), 7, port(80)), "another port");
+            listens_on_loopback(dir.path(), 7, port(8082))
+        };
+        assert!(on("tcp", "0100007F", "0A"), "127.0.0.1");
+        assert!(on("tcp6", "00000000000000000000000001000000", "0A"), "::1");
+        assert!(!on("tcp", "00000000", "0A"), "0.0.0.0");
+        assert!(!on("tcp", "0164640A", "0A"), "another address");
+        assert!(!on("tcp", "0100007F", "01"), "connected, not listening");
+        let nothing = tempfile::tempdir().expect("tempdir");
+        assert!(!listens_on_loopback(nothing.path(), 7, Port::try_from(80).expect("a port")));
+    }
+
+    #[test]
+    fn reads_of_a_huge_container_are_bounded() {
         let root = tempfile::tempdir().expect("tempdir");
         let root = root.path();
         let pids: String = (1..200_000).map(|pid| format!("{pid}\n")).collect();
@@ -160,7 +243,32 @@ mod tests {
     }
 
     #[test]
-    fn a_running_container() {
+    fn halt_signal_is_one_that_the_init_takes() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let root = root.path();
+        let init = |pid: u32, blocked: u64, caught: u64| {
+            let status = format!("Name:\tinit\nSigBlk:\t{blocked:016x}\nSigCgt:\t{caught:016x}\n");
+            write(root, &format!("{pid}/status"), &status);
+            pid
+        };
+        let bit = |number: i32| 1u64 << (number - 1);
+        let systemd = SIGRTMIN() + 3;
+        let of = |pid, configured| halt_signal(root, pid, configured);
+        assert_eq!(of(init(1, bit(systemd), 0), None), Some(systemd));
+        assert_eq!(of(init(2, 0, bit(30)), None), Some(30), "SIGPWR");
+        assert_eq!(of(init(3, 0, 0), None), None, "it handles nothing yet");
+        let trap = init(4, 0, bit(15) | bit(10));
+        for (text, number) in [("SIGTERM", 15), ("15", 15), ("SIGUSR1", 10)] {
+            assert_eq!(of(trap, Some(text)), Some(number), "{text}");
+        }
+        assert_eq!(of(init(5, bit(systemd), 0), Some("SIGRTMIN+3")), Some(systemd));
+        assert_eq!(of(trap, Some("SIGHUP")), None, "it would be dropped");
+        assert_eq!(of(init(6, bit(systemd), 0), Some("nonsense")), Some(systemd));
+        assert_eq!(of(99, None), None, "it has ended");
+    }
+
+    #[test]
+    fn running_container_and_its_init_are_found() {
         let root = tempfile::tempdir().expect("tempdir");
         let root = root.path();
         write(

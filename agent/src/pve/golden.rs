@@ -3,7 +3,7 @@
 
 use proto::id::{SandboxId, Vmid};
 
-use super::{ContainerConfig, Mark, hold, ownership};
+use super::{ContainerConfig, Mark, ownership, pause_lock};
 
 const CONFIGS: [(&str, &str); 3] = [
     ("raw", include_str!("testdata/configs/raw.conf")),
@@ -30,15 +30,15 @@ fn mark() -> Mark {
 }
 
 #[test]
-fn what_is_adopted_paused_resumed_and_given_back_is_as_it_was() {
+fn adopt_pause_resume_and_release_leave_the_config_unchanged() {
     for (name, before) in configs() {
         let mut config = before.clone();
         ownership::mark(&mut config, &mark()).expect("it fits");
         assert_eq!(config.mark(), Some(mark()), "{name}");
         let adopted = config.clone();
-        hold::take(&mut config).expect("nobody holds it");
-        assert!(hold::held(&config) && config.lock() == Some("backup"), "{name}");
-        hold::give_back(&mut config).expect("ours");
+        pause_lock::acquire(&mut config).expect("nobody holds it");
+        assert!(pause_lock::is_held(&config) && config.lock() == Some("backup"), "{name}");
+        pause_lock::release(&mut config).expect("ours");
         assert_eq!(config, adopted, "{name}");
         ownership::unmark(&mut config, &mark().sandbox_id);
         assert_eq!(config, before, "{name}");
@@ -46,7 +46,7 @@ fn what_is_adopted_paused_resumed_and_given_back_is_as_it_was() {
 }
 
 #[test]
-fn sections_of_snapshots_and_of_what_is_pending_are_not_the_container() {
+fn snapshot_and_pending_sections_are_not_read_as_the_container() {
     let of = |name: &str| configs().find(|(known, _)| *known == name).expect("there").1;
     assert_eq!(of("pending").get("tags"), None);
     assert_eq!(of("raw").description().as_deref(), Some("an operator's note: 100 % hers"));

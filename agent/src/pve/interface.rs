@@ -154,7 +154,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_the_template_says_is_kept_and_what_is_ours_is_on_top() {
+    fn template_settings_are_kept_under_our_identity() {
         let lines: Vec<_> =
             LINES.iter().map(|line| net0(&settings(Link::default()), Some(line))).collect();
         assert_snapshot!(lines.join("\n"), @r"
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_snapshot_says_counts_more_than_what_the_template_says() {
+    fn snapshot_link_overrides_template_link() {
         let rate = Some(Rate::try_from(2.25).expect("a rate"));
         let link = Link { tag: Some(7), rate, firewall: Some(false) };
         let line = net0(&settings(link), Some(LINES[1]));
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_line_there_is_one_of_ours() {
+    fn interface_line_is_generated_without_a_template_line() {
         let dhcp = Settings { address: Address::Dhcp, ..settings(Link::default()) };
         for before in [None, Some(""), Some(",")] {
             let expected = "name=eth0,bridge=vmbr0,hwaddr=02:00:0A:64:01:02,ip=dhcp,type=veth";
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_written_as_pve_writes_numbers() {
+    fn rate_is_formatted_as_pve_formats_numbers() {
         let said = |rate: f64| Rate::try_from(rate).map(|rate| rate.to_string()).ok();
         for (rate, text) in [(10.0, "10"), (0.5, "0.5"), (12.125, "12.125"), (0.001, "0.001")] {
             assert_eq!(said(rate).as_deref(), Some(text));
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_all_clones_would_share_is_told_with_its_line() {
+    fn shared_address_is_reported_with_its_line() {
         let told = |line: &str| {
             let text =
                 format!("net0: {}\n{line}\nrootfs: a:b\n[old]\nnet5: ip=1.2.3.4/8\n", LINES[0]);

@@ -2,11 +2,9 @@
 //! seconds at each restart of pve-cluster; a container is still the same as long as its init is the
 //! same process, so commands and pauses need not wait for pmxcfs.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
 
+use daemon::sync::Mutex;
 use proto::id::Vmid;
 
 use super::{ContainerConfig, Mark, ownership};
@@ -30,24 +28,20 @@ impl Known {
     pub fn note(&self, vmid: Vmid, config: Option<&ContainerConfig>, init: Option<Init>) {
         let ours = config.filter(|config| ownership::marked(config, vmid).is_ok());
         match ours.and_then(ContainerConfig::mark).zip(init) {
-            Some(known) => drop(self.lock().insert(vmid, known)),
-            None => drop(self.lock().remove(&vmid)),
+            Some(known) => drop(self.0.lock().insert(vmid, known)),
+            None => drop(self.0.lock().remove(&vmid)),
         }
     }
 
     /// Removes the containers for which `there` is false.
     pub fn retain(&self, there: impl Fn(&Vmid) -> bool) {
-        self.lock().retain(|vmid, _| there(vmid));
+        self.0.lock().retain(|vmid, _| there(vmid));
     }
 
     /// Mark of the container with this vmid, if its init is still the recorded process.
     pub fn mark(&self, vmid: Vmid, init: Option<Init>) -> Option<Mark> {
-        let known = self.lock();
+        let known = self.0.lock();
         known.get(&vmid).filter(|(_, seen)| Some(*seen) == init).map(|(mark, _)| mark.clone())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Vmid, (Mark, Init)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -78,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_init_that_was_seen_is_known() {
+    fn only_the_observed_init_is_known() {
         let known = Known::default();
         let init = Some(Init { pid: 7, start: 100 });
         known.note(vmid(100), Some(&config(&mark(100))), init);
@@ -90,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_or_does_not_run_is_forgotten() {
+    fn foreign_or_stopped_container_is_forgotten() {
         let init = Some(Init { pid: 7, start: 100 });
         let mut template = config(&mark(100));
         template.set("template", "1").expect("fits");

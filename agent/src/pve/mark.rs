@@ -1,5 +1,6 @@
-//! The mark: our line in a container's description. It names the owner from the first write of the
-//! config on, replicates with pmxcfs and is visible in the GUI. A copy: the journal is the truth.
+//! The mark: our line in a container's description. It names the owner before the first volume is
+//! made (only PVE's `lock: create` is written before it), replicates with pmxcfs and is visible in
+//! the GUI. A copy: the journal is the truth.
 //!
 //! The mark has a line of its own, so that foreign lines of the description survive:
 //! `pve-sandbox:v1 id=pvelxc-... vmid=100000 attempt=1 team=acme request=r-1`
@@ -114,13 +115,13 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text: String) {
+        fn finding_a_mark_in_any_text_does_not_panic(text: String) {
             let _ = Mark::find(&text);
         }
     }
 
     #[test]
-    fn two_marks_are_none() {
+    fn two_marks_count_as_none() {
         let mark = mark([0; 10], 100, 1);
         assert_eq!(Mark::find(&format!("{mark}\n{mark}")), None);
         assert_eq!(Mark::find(&format!("{mark} id=x")), None);

@@ -14,13 +14,15 @@ pub mod fake;
 pub mod files;
 #[cfg(test)]
 mod golden;
-pub mod hold;
+pub mod host_paths;
 pub mod interface;
 pub mod known;
 pub mod mark;
 pub mod outcome;
 pub mod ownership;
+pub mod pause_lock;
 pub mod pct;
+pub mod pmxcfs;
 pub mod shim_cgroup;
 pub mod storage;
 pub mod tags;
@@ -29,10 +31,16 @@ pub mod worker;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
-use proto::{id::SandboxId, id::Vmid, name::NodeName};
+use proto::{
+    id::{SandboxId, Vmid},
+    name::{NodeName, Port},
+    spec::Size,
+};
 
 pub use config_file::ContainerConfig;
+pub use host_paths::HostPaths;
 pub use interface::Link;
+pub use known::Init;
 pub use mark::Mark;
 pub use volume::OwnVolumes;
 
@@ -68,12 +76,15 @@ pub enum ErrorKind {
     Failed(String),
 }
 
+/// Result of a step of an operation.
+type Result<T, E = ErrorKind> = std::result::Result<T, E>;
+
 /// A failed operation on the host.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{op} {vmid} failed: {kind}")]
 pub struct Error {
-    /// Operation: clone, set, resize, hand over, start, stop, destroy, unlock, hold, release,
-    /// freeze, thaw, read.
+    /// Operation: clone, set, set limits, resize, hand over, start, stop, destroy, unlock, pause lock,
+    /// pause unlock, freeze, thaw, read.
     pub op: &'static str,
     /// Container; for a clone, the new one.
     pub vmid: Vmid,
@@ -89,7 +100,7 @@ pub struct CloneOrder {
     /// Vmid of the new container.
     pub vmid: Vmid,
     /// Identity of the container: its sandbox id is the hostname, and the whole mark is the
-    /// description from the first write of the config on.
+    /// description before the first volume is made.
     pub mark: Mark,
 }
 
@@ -201,6 +212,8 @@ pub struct Usage {
     pub at_ns: u64,
     /// Memory used, bytes.
     pub memory_bytes: u64,
+    /// Part of it that the kernel frees when it is needed: cached files, bytes.
+    pub reclaimable_bytes: u64,
     /// Memory limit, bytes; 0 when there is none or it is unknown.
     pub memory_max_bytes: u64,
     /// Swap used, bytes.
@@ -243,8 +256,8 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// is still the process that ran when the mark was last read.
     async fn carries(&self, mark: &Mark) -> Result<bool, Error>;
 
-    /// Pid of the container's init in the host's pid namespace.
-    async fn init_pid(&self, vmid: Vmid) -> Option<u32>;
+    /// Init of the container, if it runs.
+    async fn init(&self, vmid: Vmid) -> Option<Init>;
 
     /// True when the container runs and has this address on an interface. Shows that its network is
     /// up, not that the address is its own: root in a container can add any.
@@ -276,6 +289,10 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// file system it takes half a minute, without keeping other commands waiting.
     async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error>;
 
+    /// Gives this sandbox's container the cores and the memory of `size`, at once where it runs. Its disk
+    /// stays as it is.
+    async fn set_limits(&self, vmid: Vmid, owner: &SandboxId, size: Size) -> Result<(), Error>;
+
     /// Moves a stopped sandbox container to another node, which is online and sees its volumes: all
     /// of them are on shared storages. Its config is renamed from the one node's directory to the
     /// other's, one atomic step in pmxcfs. A container that is there already is `Ok`.
@@ -284,6 +301,17 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Starts a container. `Ok` when its init runs, also when it ran already. Removes the lock of a
     /// pause first.
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
+
+    /// Asks the init of this sandbox's container to shut down, by the signal that `pct shutdown`
+    /// sends, and does not wait. `Ok` when it does not run; WrongState while its init does not take
+    /// the signal, as one that was just started. Needs neither quorum nor /etc/pve.
+    async fn halt(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
+
+    /// Tells this init, while it shuts down, to look which processes have ended, by the signal that
+    /// the kernel sends it for its own children. An init waits for every process of its container,
+    /// and is told nothing of those that entered from outside, as commands do: systemd's then looks
+    /// again after 10 s only.
+    async fn recheck_ended(&self, init: Init);
 
     /// Stops a container at once. `Ok` when it is stopped already. A paused one is thawed and its
     /// lock removed first; only that needs quorum.
@@ -315,11 +343,11 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     async fn unmark(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
 
     /// Takes PVE's config lock on this sandbox's container, so that no snapshot or backup runs
-    /// while it is frozen. `Ok` when held already; a lock of somebody else is an error. See `hold`.
-    async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
+    /// while it is frozen. `Ok` when held already; a lock of somebody else is an error. See `pause_lock`.
+    async fn acquire_pause_lock(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
 
     /// Releases that lock, and never somebody else's. `Ok` when it is not held.
-    async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
+    async fn release_pause_lock(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error>;
 
     /// Freezes all processes of this sandbox's container. `Ok` when all are frozen; if they are not
     /// before the deadline, they are thawed again. Needs neither quorum nor /etc/pve: see
@@ -340,6 +368,10 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// True when the container has an open TCP connection with a peer outside of it, or when that
     /// is unknown; false when it does not run.
     async fn connected(&self, vmid: Vmid) -> bool;
+
+    /// True when something in the container listens on this TCP port of its loopback interface, which
+    /// nobody else reaches; false when that is unknown.
+    async fn listens_on_loopback(&self, vmid: Vmid, port: Port) -> bool;
 
     /// Pids of all processes in the container, in this host's pid namespace.
     async fn processes(&self, vmid: Vmid) -> Vec<u32>;

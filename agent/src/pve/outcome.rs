@@ -2,14 +2,14 @@
 //!
 //! The exit code says little (2, 4 and 255 occur for the same error), so the text decides.
 
-use super::ErrorKind;
+use super::{ErrorKind, Result};
 use crate::run::Exit;
 
 /// Characters kept of `pct`'s last line at most.
 const TEXT_CHARS_MAX: usize = 500;
 
 /// Translates the end of a command to its result. `op` is the sub-command.
-pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<(), ErrorKind> {
+pub fn judge(op: &str, exit: Exit, stdout: &str, stderr: &str) -> Result<()> {
     if exit == Exit::Code(0) {
         return Ok(());
     }
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_output() {
+    fn recorded_outputs_are_classified() {
         let blocks = include_str!("testdata/outcomes.txt").split("\n\n");
         let blocks: Vec<_> = blocks.filter(|block| block.contains("$ pct")).collect();
         assert!(blocks.len() > 35, "{}", blocks.len());
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_did_not_grow_is_told_apart() {
+    fn failed_file_system_growth_is_recognized() {
         let said = "Image resized.\nresize2fs 1.47.2 (1-Jan-2025)\n\
             The filesystem on /dev/loop3 is now 786432 (4k) blocks long.\n";
         assert_eq!(not_grown(said), None);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_start_carries_a_few_clean_lines_of_lxc() {
+    fn failed_start_reports_the_last_lines_of_lxc() {
         let long = format!("do_start: 7 {}\u{202e}\u{1b}[2J end", "x".repeat(900));
         let stdout = format!(
             "hook 302 pre-start\nlxc_setup: 1 one\nsync_wait: 34 two\nvm 302 - unable to parse\n\
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_last_line_is_one_short_line() {
+    fn failure_text_is_one_short_line() {
         let kind = judge("set", Exit::Code(255), "", &"\u{1b}[1m\u{7}é".repeat(1000));
         let Err(ErrorKind::Failed(text)) = kind else { panic!("{kind:?}") };
         assert!(text.chars().count() == TEXT_CHARS_MAX && !text.contains('\u{7}'));

@@ -3,11 +3,11 @@
 use proto::id::{SandboxId, Vmid};
 
 use super::{
-    ContainerConfig, ErrorKind, Mark, config_file::DESCRIPTION_CHARS_MAX, interface, tags,
+    ContainerConfig, ErrorKind, Mark, Result, config_file::DESCRIPTION_CHARS_MAX, interface, tags,
 };
 
 /// `Ok` when a container with this vmid and config may be destroyed as `owner`'s.
-pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
+pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<()> {
     if is_bare(config) {
         return Ok(());
     }
@@ -20,7 +20,7 @@ pub fn check(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<
 }
 
 /// `Ok` when a container with this vmid and config is `owner`'s.
-pub fn owned(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<(), ErrorKind> {
+pub fn owned(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<()> {
     marked(config, vmid)?;
     let not_ours = |why: String| Err(ErrorKind::NotOurs(why));
     match config.mark() {
@@ -32,7 +32,7 @@ pub fn owned(config: &ContainerConfig, vmid: Vmid, owner: &SandboxId) -> Result<
 
 /// `Ok` when a container with this vmid and config is a sandbox of ours: it carries a mark for this
 /// very vmid and is no template.
-pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
+pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<()> {
     let not_ours = |why: String| Err(ErrorKind::NotOurs(why));
     if config.is_template() {
         return not_ours(format!("CT {vmid} is a template"));
@@ -48,7 +48,7 @@ pub fn marked(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
 }
 
 /// `Ok` when sandboxes can be cloned from the container with this vmid and config.
-pub fn clonable(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
+pub fn clonable(config: &ContainerConfig, vmid: Vmid) -> Result<()> {
     if !config.is_template() {
         let text = format!("CT {vmid} is no template: a clone would copy it whole");
         return Err(ErrorKind::WrongState(text));
@@ -61,7 +61,7 @@ pub fn clonable(config: &ContainerConfig, vmid: Vmid) -> Result<(), ErrorKind> {
 
 /// Writes a mark, and the tag that goes with it, into a config that has none; keeps every other
 /// byte.
-pub fn mark(config: &mut ContainerConfig, mark: &Mark) -> Result<(), ErrorKind> {
+pub fn mark(config: &mut ContainerConfig, mark: &Mark) -> Result<()> {
     if config.mark().as_ref() == Some(mark) {
         return Ok(());
     }

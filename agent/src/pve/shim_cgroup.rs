@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::sys::read;
 
 /// Parent cgroup of all shims' cgroups.
-const DIR: &str = "pve-sandbox";
+pub(super) const DIR: &str = "pve-sandbox";
 /// Cgroup for a shim that is about to end: a process cannot remove the cgroup that it is in.
 const LEAVING: &str = "leaving";
 /// Controllers that limit a shim or count its usage.
@@ -33,15 +33,6 @@ pub struct Limits {
     /// CPU limit, thousandths of a core; at least 10.
     pub cpu_millicores: u64,
     /// Memory limit, bytes.
-    pub memory_bytes: u64,
-}
-
-/// Resource usage of a shim.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Use {
-    /// CPU time since the cgroup was created, microseconds.
-    pub cpu_us: u64,
-    /// Memory that cannot be reclaimed, bytes.
     pub memory_bytes: u64,
 }
 
@@ -143,29 +134,6 @@ pub fn send_home(root: &Path, vmid: Vmid, pid: u32) {
     }
 }
 
-/// Resource usage of a container's shim; zero without a shim, or where it is not counted.
-pub fn in_use(root: &Path, vmid: Vmid) -> Use {
-    let text = |path: PathBuf| read::text(&path, read::LARGE);
-    let number = |path: PathBuf| text(path).trim().parse::<u64>().ok();
-    let field = |path: PathBuf, key: &str| -> Option<u64> {
-        text(path).lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
-    };
-    let v2 = own(root, vmid);
-    let (cpuacct, v1) = (own(&root.join("cpuacct"), vmid), own(&root.join("memory"), vmid));
-    let cpu_us = field(v2.join("cpu.stat"), "usage_usec")
-        .or_else(|| number(cpuacct.join("cpuacct.usage")).map(|ns| ns / 1000));
-    let memory_v2 = || {
-        let back = field(v2.join("memory.stat"), "inactive_file").unwrap_or(0);
-        Some(number(v2.join("memory.current"))?.saturating_sub(back))
-    };
-    let memory_v1 = || {
-        let back = field(v1.join("memory.stat"), "total_inactive_file").unwrap_or(0);
-        Some(number(v1.join("memory.usage_in_bytes"))?.saturating_sub(back))
-    };
-    let memory_bytes = memory_v2().or_else(memory_v1);
-    Use { cpu_us: cpu_us.unwrap_or(0), memory_bytes: memory_bytes.unwrap_or(0) }
-}
-
 /// Removes the empty cgroups of shims, whichever container they belong to. Returns the containers
 /// whose cgroups are in use.
 pub fn sweep(root: &Path) -> BTreeSet<Vmid> {
@@ -213,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shim_joins_beside_its_container_with_its_limits() {
+    fn shim_joins_a_limited_cgroup_beside_its_container() {
         let dir = tree(&[
             ("cgroup.procs", ""),
             ("cgroup.subtree_control", ""),
@@ -230,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn on_v1_it_joins_in_each_hierarchy() {
+    fn shim_joins_every_v1_hierarchy() {
         let dir = tree(&[
             ("cpu/cgroup.procs", ""),
             ("memory/cgroup.procs", ""),
@@ -247,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_inside_does_not_stay_with_the_shim() {
+    fn process_inside_is_moved_out_of_the_shim_cgroup() {
         let dir = tree(&[
             ("cgroup.procs", ""),
             ("memory/cgroup.procs", ""),
@@ -262,24 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_shim_uses_is_counted_on_both() {
-        let v2 = tree(&[
-            ("cgroup.procs", ""),
-            ("pve-sandbox/100/cpu.stat", "usage_usec 12\n"),
-            ("pve-sandbox/100/memory.current", "1000\n"),
-            ("pve-sandbox/100/memory.stat", "anon 1\ninactive_file 400\n"),
-        ]);
-        assert_eq!(in_use(v2.path(), vmid(100)), Use { cpu_us: 12, memory_bytes: 600 });
-        assert_eq!(in_use(v2.path(), vmid(101)), Use::default());
-        let v1 = tree(&[
-            ("cpuacct/pve-sandbox/100/cpuacct.usage", "12000\n"),
-            ("memory/pve-sandbox/100/memory.usage_in_bytes", "1000\n"),
-        ]);
-        assert_eq!(in_use(v1.path(), vmid(100)), Use { cpu_us: 12, memory_bytes: 1000 });
-    }
-
-    #[test]
-    fn cgroups_that_nobody_is_in_are_swept() {
+    fn empty_shim_cgroups_are_removed() {
         // A cgroup's own files do not prevent its removal; the test's cgroups have none.
         let dir = tree(&[
             ("cgroup.procs", ""),

@@ -292,7 +292,7 @@ rbd: ceph
     }
 
     #[test]
-    fn what_every_node_sees_is_shared() {
+    fn storage_is_shared_by_its_kind_or_its_setting() {
         let shared: Vec<_> = parse(CONFIG).iter().map(Storage::is_shared).collect();
         assert_eq!(shared, [false, false, false, false, true]);
         let marked =
@@ -318,7 +318,7 @@ rbd: ceph
     }
 
     #[test]
-    fn volumes_are_seen_in_directories() {
+    fn volumes_are_listed_from_directories() {
         let root = tempfile::tempdir().expect("tempdir");
         let config = format!("zfspool: z\n\tpool p\n\tmountpoint {}\n", root.path().display());
         let storage = parse(&config).remove(0);
@@ -341,7 +341,7 @@ rbd: ceph
     }
 
     #[test]
-    fn images_are_seen_by_number_and_snapshots_are_none() {
+    fn images_are_listed_by_vmid_without_snapshots() {
         let root = tempfile::tempdir().expect("tempdir");
         let config = format!("btrfs: b\n\tpath {}\n", root.path().display());
         let storage = parse(&config).remove(0);
@@ -357,7 +357,7 @@ rbd: ceph
     }
 
     #[test]
-    fn rooms() {
+    fn free_room_and_volumes_are_parsed() {
         let room = |free, total| Some(StorageRoom::new(free, total));
         let thin = parse_thin_room("  1000000 25.00 96.50\n").expect("a pool");
         assert_eq!((thin.free, thin.total), (750_000, 1_000_000));

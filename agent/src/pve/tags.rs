@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn every_sandbox_has_the_tag_beside_its_templates() {
+    fn our_tag_is_put_beside_the_templates_tags() {
         for (before, after) in [
             ("arch: amd64\n", "arch: amd64\ntags: pve-sandbox\n"),
             ("tags: web;a\nunprivileged: 1\n", "tags: a;pve-sandbox;web\nunprivileged: 1\n"),
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_is_taken_off_byte_for_byte() {
+    fn added_tag_is_removed_byte_for_byte() {
         for text in [
             "arch: amd64\nhostname: x\n",
             "#a line\nhostname: x\narch: amd64\ntags:  b; a \nunprivileged: 1\n\n[snap]\ntags: z\n",
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_made_of_the_tags_meanwhile_stays() {
+    fn tags_changed_by_an_operator_stay() {
         let mut config = parsed("hostname: x\ntags: web\n");
         add(&mut config);
         config.set("tags", "a;pve-sandbox;web").expect("fits");

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_of_a_volume_is_the_same_volume() {
+    fn all_spellings_of_a_volume_have_one_key() {
         for (volume, expected) in [
             ("local-zfs:subvol-100-disk-0", "local-zfs:subvol-100-disk-0"),
             ("local-zfs:basevol-9000-disk-0/subvol-100-disk-0", "local-zfs:subvol-100-disk-0"),
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_is_in_the_name() {
+    fn owner_of_a_volume_is_parsed_from_its_name() {
         let number = |name| owner(name).map(Vmid::get);
         for name in [
             "vm-100-disk-0",
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_owns_what_came_to_its_storages_and_a_sandbox_what_was_named() {
+    fn clone_owns_volumes_by_storage_and_sandbox_by_name() {
         let clone = OwnVolumes::cloned_to(vec!["local-zfs".into()]);
         assert!(clone.owns("local-zfs:subvol-100-disk-0"));
         assert!(clone.owns("local-zfs:basevol-9000-disk-0/subvol-100-disk-1"));

@@ -59,8 +59,18 @@ fn makes(processes: &[Process], worker: &Process) -> Option<Vmid> {
     }
 }
 
+/// True for a worker of PVE.
+pub fn is_task(process: &Process) -> bool {
+    upid(&process.argv).is_some()
+}
+
+/// Fields of the UPID that PVE has written over a worker's argv.
+fn upid(argv: &[String]) -> Option<&str> {
+    argv.first()?.strip_prefix("task UPID:")
+}
+
 fn deed(argv: &[String]) -> Option<TaskKind> {
-    if let Some(upid) = argv.first().and_then(|title| title.strip_prefix("task UPID:")) {
+    if let Some(upid) = upid(argv) {
         let mut fields = upid.split(':').skip(4);
         let kind = fields.next()?;
         // A console is a task too, for as long as it is open.
@@ -99,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_and_its_worker() {
+    fn processes_working_on_a_container_are_found() {
         let processes = [
             process(1, 0, "/sbin/init"),
             process(10, 1, "/usr/bin/perl -T /usr/sbin/pct clone 900 501 --hostname h501"),
@@ -121,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_orphaned_clone_may_be_anybodys() {
+    fn orphaned_clone_worker_counts_for_every_vmid() {
         let processes = [
             process(1, 0, "/sbin/init"),
             process(12, 1, "task UPID:pve1:0000000C:0005B7B3:6B0456DF:vzclone:900:root@pam:"),

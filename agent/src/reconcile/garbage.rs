@@ -2,11 +2,18 @@
 
 use std::sync::Arc;
 
+use proto::sandbox::v1::GarbageAction;
+
 use super::{Action, Options, Waker, intended, plan};
-use crate::sandbox::{
-    Sandboxes,
-    garbage::{Garbage, Item},
-    observe,
+use crate::{
+    pve::pmxcfs,
+    sandbox::{
+        Sandboxes,
+        drift::{
+            garbage::{Garbage, Item},
+            observe,
+        },
+    },
 };
 
 /// Preview of the next pass.
@@ -43,7 +50,7 @@ impl Garbage for Preview {
 }
 
 fn nothing(why: &str) -> Item {
-    Item { action: "unchecked", subject: "/etc/pve".into(), why: why.into() }
+    Item { action: GarbageAction::Unchecked, subject: pmxcfs::ROOT.into(), why: why.into() }
 }
 
 fn item(action: &Action) -> Item {
@@ -54,49 +61,60 @@ fn item(action: &Action) -> Item {
     };
     match action {
         Action::Unlock(vmid) => {
-            of("unlock", vmid, "a clone of ours died and left this template locked")
+            of(GarbageAction::Unlock, vmid, "a clone of ours died and left this template locked")
         }
-        Action::Undo(id) => of("undo", id, "its creation was cut short, and nobody works on it"),
-        Action::Delete(id) => of("delete", id, "its deletion was asked for and has not ended"),
-        Action::Stop(id) => of("stop", id, "a stop was asked for and has not ended"),
-        Action::Start(id) => of("start", id, "a start was asked for and has not ended"),
-        Action::EnforcePause(id) => of(
-            "enforce_pause",
+        Action::Undo(id) => of(GarbageAction::Undo, id, "its creation was interrupted"),
+        Action::Delete(id) => of(GarbageAction::Delete, id, "its deletion was interrupted"),
+        Action::Stop(id) => of(GarbageAction::Stop, id, "its stop was interrupted"),
+        Action::Start(id) => of(GarbageAction::Start, id, "its start was interrupted"),
+        Action::EnforcePause(id) => {
+            of(GarbageAction::EnforcePause, id, "its freezer and its lock do not match its phase")
+        }
+        Action::SettleSize(id) => {
+            of(GarbageAction::SettleSize, id, "a change of its size was interrupted")
+        }
+        Action::RecordDrift(id) => of(
+            GarbageAction::Look,
             id,
-            "it is not frozen and locked, or not thawed and unlocked, as it should",
+            "its container differs from its record; the record will be corrected",
         ),
-        Action::Look(id) => {
-            of("look", id, "its container has drifted from its record, which will be recorded")
-        }
-        Action::Adopt(id) => of("adopt", id, "its adoption was cut short"),
-        Action::Release(id) => of("release", id, "it was to be given back, and that has not ended"),
-        Action::Unmark { id, vmid } => {
-            of("release", vmid, &format!("it carries the mark of {id} again, which was given back"))
-        }
-        Action::Sweep { id, vmid } => of(
-            "destroy",
+        Action::Adopt(id) => of(GarbageAction::Adopt, id, "its adoption was interrupted"),
+        Action::Release(id) => of(GarbageAction::Release, id, "its release was interrupted"),
+        Action::Unmark { id, vmid } => of(
+            GarbageAction::Release,
             vmid,
-            &format!("it carries the mark of {id}, which has ended; if it is seen twice"),
+            &format!("it carries the mark of {id} again, which was released"),
         ),
-        Action::Clear(vmid) => {
-            of("destroy", vmid, "a destruction of ours was cut off, and only its lock is left")
-        }
-        Action::Quarantine { vmid, mark } => of(
-            "quarantined",
+        Action::DestroyOrphan { id, vmid } => of(
+            GarbageAction::Destroy,
             vmid,
             &format!(
-                "it carries the mark of {}, which this node's journal does not know: left alone, \
+                "it carries the mark of {id}, which has ended; destroyed when a second pass still finds it"
+            ),
+        ),
+        Action::RemoveRemnant(vmid) => of(
+            GarbageAction::Destroy,
+            vmid,
+            "a destruction was interrupted, and only its lock is left",
+        ),
+        Action::Quarantine { vmid, mark } => of(
+            GarbageAction::Quarantined,
+            vmid,
+            &format!(
+                "it carries the mark of {}, which the journal of this node does not know: left alone \
                  until it is recovered or loses its mark",
                 mark.sandbox_id
             ),
         ),
-        Action::TooMany { sweeps, marked } => of(
-            "too_many",
-            sweeps,
-            &format!("of {marked} containers with a mark so many have ended: none is destroyed"),
+        Action::TooManyOrphans { orphans, marked } => of(
+            GarbageAction::TooMany,
+            orphans,
+            &format!(
+                "so many of {marked} marked containers belong to ended sandboxes: none is destroyed"
+            ),
         ),
         Action::Forget { before_ms } => {
-            of("forget", before_ms, "tombstones from before this moment are old enough")
+            of(GarbageAction::Forget, before_ms, "older tombstones are dropped")
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use crate::sandbox::{
     Sandboxes,
-    observe::{self, Observed},
+    drift::observe::{self, Observed},
 };
 pub use plan::{Action, Intended, plan};
 
@@ -51,30 +51,31 @@ pub struct Reconciler {
     /// Containers with a mark that the journal does not know, as of the last pass: each is reported
     /// once.
     quarantined: BTreeSet<Vmid>,
-    /// Containers to sweep in the last plan. Only those that are planned a second time are swept.
-    sweeps: BTreeSet<(Option<SandboxId>, Vmid)>,
+    /// Containers that the last plan would destroy. Only those that are planned a second time are destroyed.
+    orphans: BTreeSet<(Option<SandboxId>, Vmid)>,
 }
 
-fn sweeps(actions: &[Action]) -> BTreeSet<(Option<SandboxId>, Vmid)> {
-    actions.iter().filter_map(swept).collect()
+fn orphans(actions: &[Action]) -> BTreeSet<(Option<SandboxId>, Vmid)> {
+    actions.iter().filter_map(orphan).collect()
 }
 
-fn swept(action: &Action) -> Option<(Option<SandboxId>, Vmid)> {
+fn orphan(action: &Action) -> Option<(Option<SandboxId>, Vmid)> {
     match action {
-        Action::Sweep { id, vmid } => Some((Some(*id), *vmid)),
-        Action::Clear(vmid) => Some((None, *vmid)),
+        Action::DestroyOrphan { id, vmid } => Some((Some(*id), *vmid)),
+        Action::RemoveRemnant(vmid) => Some((None, *vmid)),
         Action::Unlock(_)
         | Action::Undo(_)
         | Action::Delete(_)
         | Action::Stop(_)
         | Action::Start(_)
         | Action::EnforcePause(_)
-        | Action::Look(_)
+        | Action::SettleSize(_)
+        | Action::RecordDrift(_)
         | Action::Adopt(_)
         | Action::Release(_)
         | Action::Unmark { .. }
         | Action::Quarantine { .. }
-        | Action::TooMany { .. }
+        | Action::TooManyOrphans { .. }
         | Action::Forget { .. } => None,
     }
 }
@@ -86,7 +87,7 @@ impl Reconciler {
             options,
             waker: Waker::default(),
             quarantined: BTreeSet::new(),
-            sweeps: BTreeSet::new(),
+            orphans: BTreeSet::new(),
         }
     }
 
@@ -97,12 +98,7 @@ impl Reconciler {
     /// Runs passes until the agent stops.
     pub async fn run(mut self) {
         let stop = self.sandboxes.tasks().stopping().clone();
-        loop {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                _ = self.pass() => {}
-            }
+        while stop.run_until_cancelled(self.pass()).await.is_some() {
             let woken = Arc::clone(&self.waker.0);
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -125,17 +121,17 @@ impl Reconciler {
         // be under way.
         let intended = self.intended();
         if observed.cluster.quorate {
-            self.sandboxes.note_strangers(&observed).await;
+            self.sandboxes.note_foreign_addresses(&observed).await;
         }
         if let Err(error) = self.sandboxes.note_number(&observed.cluster).await {
             tracing::warn!(%error, "the node's number was not written");
         }
         let mut actions = plan(&intended, &observed);
         // A container that has come back is removed only if the next pass still finds it.
-        let twice = |action: &Action| swept(action).is_none_or(|one| self.sweeps.contains(&one));
-        let planned = sweeps(&actions);
+        let twice = |action: &Action| orphan(action).is_none_or(|one| self.orphans.contains(&one));
+        let planned = orphans(&actions);
         actions.retain(twice);
-        self.sweeps = planned;
+        self.orphans = planned;
         self.report(&actions);
         apply::apply(&self.sandboxes, &actions).await;
         actions
@@ -148,34 +144,22 @@ impl Reconciler {
     fn report(&mut self, actions: &[Action]) {
         let mut quarantined = BTreeSet::new();
         for action in actions {
-            match action {
-                Action::Quarantine { vmid, mark } => {
-                    if !self.quarantined.contains(vmid) {
-                        tracing::error!(
-                            %vmid, sandbox_id = %mark.sandbox_id,
-                            "a container has a mark that the journal does not know; it is left alone"
-                        );
-                    }
-                    quarantined.insert(*vmid);
+            if let Action::Quarantine { vmid, mark } = action {
+                if !self.quarantined.contains(vmid) {
+                    tracing::error!(
+                        %vmid, sandbox_id = %mark.sandbox_id,
+                        "a container has a mark that the journal does not know; it is left alone"
+                    );
                 }
-                Action::TooMany { sweeps, marked } => tracing::error!(
-                    sweeps,
+                quarantined.insert(*vmid);
+            } else if let Action::TooManyOrphans { orphans, marked } = action {
+                tracing::error!(
+                    orphans,
                     marked,
                     "too many containers of ended sandboxes to destroy at once; none is destroyed"
-                ),
-                Action::Unlock(_)
-                | Action::Undo(_)
-                | Action::Delete(_)
-                | Action::Stop(_)
-                | Action::Start(_)
-                | Action::EnforcePause(_)
-                | Action::Look(_)
-                | Action::Adopt(_)
-                | Action::Release(_)
-                | Action::Unmark { .. }
-                | Action::Sweep { .. }
-                | Action::Clear(_)
-                | Action::Forget { .. } => tracing::info!(?action, "reconciling"),
+                );
+            } else {
+                tracing::info!(?action, "reconciling");
             }
         }
         self.quarantined = quarantined;
@@ -184,7 +168,7 @@ impl Reconciler {
 
 fn intended(sandboxes: &Sandboxes, options: &Options) -> Intended {
     let templates = sandboxes.options().templates.iter().map(|template| template.vmid);
-    let kept = u64::try_from(options.tombstones.as_millis()).unwrap_or(u64::MAX);
+    let kept = daemon::clock::millis(options.tombstones);
     // Read `busy` before and after: an operation that begins or ends in between waits for the next
     // pass.
     let mut intended = Intended {

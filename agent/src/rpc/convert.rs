@@ -1,9 +1,10 @@
 //! Conversions between wire and domain types, by hand: neither knows the other's types.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use proto::{
     agent::v1 as agent,
+    duration,
     id::Invalid,
     name::{NodeName, Port, ServiceName},
     sandbox::v1 as wire,
@@ -42,11 +43,8 @@ pub(super) fn attempt(number: u32) -> Result<u32, Invalid> {
 
 /// Validates how long a call may wait: the requested time, within the limits.
 pub(super) fn wait(wait: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
-    match wait.map(Duration::try_from) {
-        None => Ok(SILENCE_MAX),
-        Some(Ok(wait)) => Ok(wait.min(SILENCE_MAX)),
-        Some(Err(_)) => Err(Invalid::new("wait", "must not be negative")),
-    }
+    let wait = duration::check("wait", wait)?;
+    Ok(wait.unwrap_or(SILENCE_MAX).min(SILENCE_MAX))
 }
 
 pub(super) fn service(name: &ServiceName, port: Port) -> wire::HttpService {
@@ -66,6 +64,7 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         size: Some(record.size.into()),
         ip: record.lease().map(|ip| ip.to_string()).unwrap_or_default(),
         services: services.collect(),
+        name: record.name.as_ref().map(ToString::to_string).unwrap_or_default(),
         metadata: record.metadata.clone(),
         created_at: Some(timestamp(record.created_ms)),
         started_at: (record.started_ms != 0).then(|| timestamp(record.started_ms)),
@@ -87,6 +86,7 @@ pub(super) fn sandbox(record: &Record, node: &NodeName) -> wire::Sandbox {
         cause: record.cause.into(),
         expires_at: record.lifetime.expires.as_ref().map(|at| timestamp(at.wall_ms)),
         lifetime: Some(lifetime(&record.lifetime)),
+        stop_result: record.stop_result.into(),
         since: (record.since.wall_ms != 0).then(|| timestamp(record.since.wall_ms)),
     }
 }
@@ -118,10 +118,7 @@ fn phase(phase: Phase) -> wire::Phase {
 }
 
 pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
-        nanos: i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000,
-    }
+    (UNIX_EPOCH + Duration::from_millis(ms)).into()
 }
 
 #[cfg(test)]
@@ -153,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_checked_field_by_field() {
+    fn creation_order_is_checked_field_by_field() {
         assert_eq!(order(&request()).map(|order| order.attempt), Ok(1));
         refused("sandbox_id", |r| r.sandbox_id = "pvelxc-1".into());
         refused("team", |r| r.team = "a\nb".into());
@@ -164,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_kept_within_the_rule() {
+    fn wait_is_limited_to_the_longest_silence() {
         let of = |seconds| wait(Some(prost_types::Duration { seconds, nanos: 0 }));
         assert_eq!(of(3), Ok(Duration::from_secs(3)));
         assert_eq!(of(3600), Ok(SILENCE_MAX));

@@ -1,14 +1,9 @@
 //! `Exec` on the wire: converts the messages of both directions. A caller that disconnects drops
 //! the outputs, which hangs up; a caller that closes its half sends no more input.
 
-use std::{
-    collections::HashMap,
-    pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
-use daemon::status::Refusal;
+use daemon::{status::Refusal, sync::Mutex};
 use proto::{
     Reason,
     agent::v1 as agent,
@@ -20,11 +15,11 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status, Streaming};
 
-use super::status::refusal;
+use super::{Answer, status::refusal};
 use crate::sandbox::exec::{
     Execs, Outputs,
     order::{self, Command, Input, Order, Output, Window},
@@ -55,22 +50,18 @@ struct Stream {
 }
 
 impl Streams {
-    fn open(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a stream. A stream without an id cannot be hung up.
     fn add(&self, id: String) -> Stream {
         let hung_up = CancellationToken::new();
         if !id.is_empty() {
-            self.open().insert(id.clone(), hung_up.clone());
+            self.0.lock().insert(id.clone(), hung_up.clone());
         }
         Stream { streams: self.clone(), id, hung_up }
     }
 
     /// Hangs up a stream. A stream that is over is not an error.
     fn hang_up(&self, id: &str) {
-        if let Some(hung_up) = self.open().get(id) {
+        if let Some(hung_up) = self.0.lock().get(id) {
             hung_up.cancel();
         }
     }
@@ -78,7 +69,7 @@ impl Streams {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.streams.open().remove(&self.id);
+        self.streams.0.lock().remove(&self.id);
     }
 }
 
@@ -87,7 +78,7 @@ pub(super) async fn exec(
     sandboxes: Arc<crate::sandbox::Sandboxes>,
     streams: &Streams,
     mut requests: Streaming<agent::ExecRequest>,
-) -> Result<Response<Responses>, Status> {
+) -> Answer<Responses> {
     let first = timeout(FIRST, requests.message()).await;
     let first = first.map_err(|_| invalid("message", "must come within 10 s: start first"))??;
     let agent::ExecRequest { message, stream_id } = first.unwrap_or_default();
@@ -96,9 +87,11 @@ pub(super) async fn exec(
     }
     let message = message.and_then(|message| message.message);
     let (input, inputs) = mpsc::channel(MESSAGES);
+    let mut named = true;
     let (started, outputs) = match message {
         Some(exec_request::Message::Start(start)) => {
             let order = order(start).map_err(Refusal::from)?;
+            named = order.exec_id.is_some();
             execs.start(order, inputs).await.map_err(refusal)?
         }
         Some(exec_request::Message::Attach(attach)) => {
@@ -123,7 +116,7 @@ pub(super) async fn exec(
     };
     let (responses, stream) = mpsc::channel(MESSAGES);
     let (wrong, what) = oneshot::channel();
-    sandboxes.tasks().spawn(receive(requests, input, wrong));
+    sandboxes.tasks().spawn(receive(requests, named, input, wrong));
     let open = streams.add(stream_id);
     sandboxes.tasks().spawn(async move {
         // Dropping the outputs hangs up, and also ends the other direction.
@@ -185,9 +178,11 @@ fn invalid(what: &'static str, why: &str) -> Status {
     Refusal::from(Invalid::new(what, why)).into()
 }
 
-/// Forwards the caller's messages. An invalid message ends the command.
+/// Forwards the caller's messages. An invalid message ends the command. The end of the messages is
+/// the end of its stdin, unless it has a name: another attachment may continue that stdin.
 async fn receive(
-    mut requests: Streaming<agent::ExecRequest>,
+    mut requests: impl tokio_stream::Stream<Item = Result<agent::ExecRequest, Status>> + Unpin,
+    named: bool,
     input: mpsc::Sender<Input>,
     wrong: oneshot::Sender<Status>,
 ) {
@@ -196,14 +191,15 @@ async fn receive(
             biased;
             // The command has ended.
             () = input.closed() => return,
-            request = requests.message() => request,
+            request = requests.next() => request.transpose(),
         };
         let message = match request {
             Ok(Some(request)) => input_of(request).map_err(|e| Status::from(Refusal::from(e))),
-            // The caller's half is closed, which also happens when its connection breaks: so this
-            // does not end stdin, which the next attachment continues. The end of stdin has its own
-            // message.
-            Ok(None) => return,
+            Ok(None) if named => return,
+            Ok(None) => {
+                drop(input.send(Input::Eof).await);
+                return;
+            }
             Err(status) => Err(status),
         };
         match message {
@@ -294,16 +290,13 @@ fn order(start: wire::ExecStart) -> Result<Order, Invalid> {
     if start.detached && start.exec_id.is_empty() {
         return Err(Invalid::new("exec_id", "must be set for a command that is detached"));
     }
-    let time = start.timeout.unwrap_or_default();
-    let time =
-        Duration::try_from(time).map_err(|_| Invalid::new("timeout", "must not be negative"))?;
     Ok(Order {
         sandbox: start.id.parse()?,
         command: command.check()?,
         cwd: order::cwd(start.cwd)?,
         env: order::env(start.env)?,
         user: start.user.parse()?,
-        timeout: order::timeout(time)?,
+        timeout: exec::timeout("timeout", start.timeout)?,
         tty,
         exec_id: match start.exec_id {
             text if text.is_empty() => None,
@@ -361,9 +354,9 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_checked_field_by_field() {
+    fn exec_order_is_checked_field_by_field() {
         let plain = order(start()).expect("valid");
-        assert_eq!((plain.tty, plain.timeout), (None, Duration::from_secs(300)));
+        assert_eq!((plain.tty, plain.timeout), (None, None));
         let seconds = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
         refused("id", |s| s.id = "x".into());
         refused("command", |s| s.command = None);
@@ -374,7 +367,7 @@ mod tests {
         refused("user", |s| s.user = "--help".into());
         refused("exec_id", |s| s.detached = true);
         refused("timeout", |s| s.timeout = seconds(-1, 0));
-        refused("timeout", |s| s.timeout = seconds(86_400, 1));
+        refused("timeout", |s| s.timeout = seconds(0, -1));
         let window = |rows, cols| Some(wire::WindowSize { rows, cols });
         refused("window", |s| (s.tty, s.window) = (true, window(0, 80)));
         refused("window", |s| (s.tty, s.window) = (true, window(24, 1001)));
@@ -383,8 +376,25 @@ mod tests {
         assert_eq!(order(sized).expect("valid").tty, Some(size));
     }
 
+    #[tokio::test]
+    async fn end_of_the_requests_is_the_end_of_stdin_unless_the_run_has_a_name() {
+        for (named, wanted) in [(false, Some(Input::Eof)), (true, None)] {
+            let (input, mut inputs) = mpsc::channel(4);
+            let (wrong, what) = oneshot::channel();
+            let data = exec_request::Message::Stdin("abc".into());
+            let data = agent::ExecRequest {
+                message: Some(wire::ExecRequest { message: Some(data) }),
+                ..Default::default()
+            };
+            receive(tokio_stream::iter([Ok(data)]), named, input, wrong).await;
+            assert_eq!(inputs.recv().await, Some(Input::Stdin("abc".into())));
+            assert_eq!(inputs.recv().await, wanted, "{named}");
+            what.await.expect_err("nothing was wrong");
+        }
+    }
+
     #[test]
-    fn a_stream_is_hung_up_by_its_name_while_it_is_open() {
+    fn open_stream_can_be_hung_up_by_its_name() {
         let streams = Streams::default();
         let (one, nameless) = (streams.add("7-1".into()), streams.add(String::new()));
         let other = streams.add("7-2".into());
@@ -393,12 +403,12 @@ mod tests {
         let hung_up = [&one, &nameless, &other].map(|stream| stream.hung_up.is_cancelled());
         assert_eq!(hung_up, [true, false, false]);
         drop((one, nameless, other));
-        assert!(streams.open().is_empty(), "what is over is forgotten");
+        assert!(streams.0.lock().is_empty(), "what is over is forgotten");
         streams.hang_up("7-2");
     }
 
     #[test]
-    fn inputs_are_checked() {
+    fn invalid_inputs_are_refused() {
         let input = |message| {
             input_of(agent::ExecRequest {
                 message: Some(wire::ExecRequest { message: Some(message) }),

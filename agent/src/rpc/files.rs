@@ -6,6 +6,7 @@ use daemon::status::Refusal;
 use helper::{FileEntry, FileKind};
 use proto::{
     agent::v1::{self as agent, files_request, files_response},
+    exec::check_owner,
     id::Invalid,
     sandbox::v1 as wire,
 };
@@ -16,12 +17,16 @@ use tonic::{Response, Status, Streaming};
 use super::status::refusal;
 use crate::sandbox::{
     Error,
+    access::files::{FileContent, Flow, UnpackRules},
     exec::{Execs, order},
-    files::{FileContent, Flow},
 };
 
 /// Longest wait for the first message.
 const FIRST: Duration = Duration::from_secs(10);
+/// Longest name of an entry in a directory, in bytes.
+const NAME_BYTES_MAX: usize = 255;
+/// Most entries of a directory on a page.
+const ENTRIES_MAX: u32 = 5000;
 /// Longest path, in bytes.
 const PATH_BYTES_MAX: usize = 4095;
 /// Most files of one call, and most bytes of them.
@@ -31,8 +36,6 @@ const FILES_BYTES_MAX: usize = 1536 * 1024;
 const DATA_BYTES_MAX: usize = 256 * 1024;
 /// Most messages in transit.
 const MESSAGES: usize = 4;
-/// Default permission bits of a file.
-const MODE: u32 = 0o644;
 
 pub(super) type Responses =
     Pin<Box<dyn Stream<Item = Result<agent::FilesResponse, Status>> + Send>>;
@@ -53,45 +56,49 @@ pub(super) async fn files(
         files_request::Message::Write(ask) => {
             let (id, user) = who(&ask.id, &ask.user)?;
             let files = contents(ask.files).map_err(Refusal::from)?;
-            let written = execs.write_files(&id, &user, files).await.map_err(refusal)?;
+            let written = execs.files(&id, &user).write(files).await.map_err(refusal)?;
             one(Answer::Write(wire::WriteFilesResponse { written }))
         }
         files_request::Message::Stat(ask) => {
             let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
-            let entry = execs.stat_file(&id, &user, path).await.map_err(refusal)?;
+            let entry = execs.files(&id, &user).stat(path).await.map_err(refusal)?;
             one(Answer::File(info(entry)))
         }
         files_request::Message::List(ask) => {
             let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
-            let (entries, truncated) = execs.list_dir(&id, &user, path).await.map_err(refusal)?;
+            let page = page(ask.page_size, ask.page_token).map_err(Refusal::from)?;
+            let listed = execs.files(&id, &user).list(path, page).await;
+            let (entries, next) = listed.map_err(refusal)?;
             let entries = entries.into_iter().map(info).collect();
-            one(Answer::List(wire::ListDirResponse { entries, truncated }))
+            one(Answer::List(wire::ListDirResponse { entries, next_page_token: next }))
         }
         files_request::Message::Remove(ask) => {
             let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
             if path.trim_matches('/').is_empty() {
                 return Err(invalid("path", "must not be the root"));
             }
-            let removed = execs.remove_file(&id, &user, path, ask.recursive).await;
+            let removed = execs.files(&id, &user).remove(path, ask.recursive).await;
             let existed = removed.map_err(refusal)?;
             one(Answer::Remove(wire::RemoveFileResponse { existed }))
         }
         files_request::Message::Read(ask) => {
             let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
             let range = (ask.offset, ask.length);
-            let (entry, flow) = execs.read_file(&id, &user, path, range).await.map_err(refusal)?;
+            let (entry, flow) = execs.files(&id, &user).read(path, range).await.map_err(refusal)?;
             let head = tokio_stream::once(Ok(wrap(Answer::File(info(entry)))));
             Box::pin(head.chain(data(flow)))
         }
         files_request::Message::Download(ask) => {
             let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
-            Box::pin(data(execs.download(&id, &user, path).await.map_err(refusal)?))
+            Box::pin(data(execs.files(&id, &user).download(path).await.map_err(refusal)?))
         }
         files_request::Message::Upload(ask) => {
             let ((id, user), path) = (who(&ask.id, &ask.user)?, path(ask.path)?);
+            check_owner("owner", &ask.owner).map_err(Refusal::from)?;
+            let rules = UnpackRules { owner: ask.owner, keep_existing: ask.keep_existing };
             let (sender, archive) = mpsc::channel(MESSAGES);
             let pass = pass(requests, sender);
-            let upload = execs.upload(&id, &user, path, archive);
+            let upload = execs.files(&id, &user).upload(path, rules, archive);
             let (entries, ()) = tokio::join!(upload, pass);
             let entries = entries.map_err(refusal)?;
             one(Answer::Upload(wire::UploadArchiveResponse { entries }))
@@ -160,6 +167,19 @@ fn path(text: String) -> Result<String, Status> {
     Ok(text)
 }
 
+/// Checks a page of a directory: its size, and the token of the previous one.
+fn page(size: u32, token: String) -> Result<(u32, String), Invalid> {
+    let size = if size == 0 { ENTRIES_MAX } else { size };
+    if size > ENTRIES_MAX {
+        return Err(Invalid::new("page_size", "must be 1 to 5000, or 0 for 5000"));
+    }
+    // The name of an entry, in hexadecimal digits.
+    if token.len() > 2 * NAME_BYTES_MAX || !token.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(Invalid::new("page_token", "must be the token of the page before"));
+    }
+    Ok((size, token))
+}
+
 fn check(path: &str) -> Result<(), Invalid> {
     if path.starts_with('/') && path.len() <= PATH_BYTES_MAX && !path.contains('\0') {
         return Ok(());
@@ -172,15 +192,16 @@ fn contents(files: Vec<wire::FileContent>) -> Result<Vec<FileContent>, Invalid> 
     if files.is_empty() || files.len() > FILES_MAX || bytes > FILES_BYTES_MAX {
         return Err(Invalid::new("files", "must be 1 to 1000, of at most 1.5 MiB in all"));
     }
-    let content = |file: wire::FileContent| {
-        check(&file.path)?;
+    let content = |(index, file): (usize, wire::FileContent)| {
+        let here = |invalid: Invalid| invalid.under(format_args!("files[{index}]"));
+        check(&file.path).map_err(here)?;
         if file.mode > 0o7777 {
-            return Err(Invalid::new("mode", "must be 0 to 07777"));
+            return Err(here(Invalid::new("mode", "must be 0 to 07777")));
         }
-        let mode = if file.mode == 0 { MODE } else { file.mode };
+        let mode = (file.mode != 0).then_some(file.mode);
         Ok(FileContent { path: file.path, content: file.content, mode })
     };
-    files.into_iter().map(content).collect()
+    files.into_iter().enumerate().map(content).collect()
 }
 
 fn info(entry: FileEntry) -> wire::FileInfo {
@@ -211,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_and_contents_are_checked() {
+    fn invalid_paths_and_contents_are_refused() {
         assert_eq!(check("/a b"), Ok(()));
         for bad in ["", "a", "./a", "/a\0b", &format!("/{}", "x".repeat(4095))] {
             assert!(check(bad).is_err(), "{bad:?}");
@@ -222,7 +243,9 @@ mod tests {
             mode,
         };
         let good = contents(vec![file("/a", 1, 0), file("/b", 0, 0o4755)]).expect("valid");
-        assert_eq!((good[0].mode, good[1].mode), (0o644, 0o4755));
+        assert_eq!((good[0].mode, good[1].mode), (None, Some(0o4755)));
+        let second = contents(vec![file("/a", 1, 0), file("b", 1, 0)]).expect_err("no path");
+        assert_eq!(second.what, "files[1].path");
         for bad in [
             vec![],
             vec![file("a", 1, 0)],

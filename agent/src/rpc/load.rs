@@ -3,17 +3,18 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use daemon::sync::Mutex;
 use proto::sandbox::v1::NodeLoad;
 use tokio::sync::watch;
 
 use super::convert;
 use crate::{
-    journal::intake::Intake,
+    journal::scheduling::SchedulingState,
     load::HostLoad,
     pve::StorageRoom,
     sandbox::{Sandboxes, Tally, Template},
@@ -50,7 +51,7 @@ impl Reporter {
         templates.dedup_by_key(|template| &template.snapshot);
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let cluster = self.sandboxes.pve().cluster().await;
-        let intake = self.sandboxes.intake().intake;
+        let state = self.sandboxes.scheduling().state;
         NodeLoad {
             cores: host.cores,
             cpu_busy: host.cpu_busy,
@@ -87,8 +88,8 @@ impl Reporter {
             maintenance: cluster.maintenance,
             thin_data_used: room.thin_data,
             thin_metadata_used: room.thin_metadata,
-            cordoned: intake == Intake::Cordoned,
-            draining: intake == Intake::Draining,
+            cordoned: state == SchedulingState::Cordoned,
+            draining: state == SchedulingState::Draining,
             renumbered_to: self.sandboxes.renumbered(&cluster).map_or(0, |changed| changed.now),
             labels: options.labels.iter().map(ToString::to_string).collect(),
         }
@@ -97,7 +98,7 @@ impl Reporter {
     /// Returns the tally of the journal, or the last one when the journal cannot be read.
     async fn tally(&self) -> Tally {
         let fresh = self.sandboxes.tally().await;
-        let mut kept = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.tally.lock();
         match fresh {
             Ok(fresh) => *kept = fresh,
             Err(error) => tracing::warn!(%error, "a load report contains old counts"),

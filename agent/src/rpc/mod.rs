@@ -21,8 +21,8 @@ use daemon::{flow, listen::ConnInfo, peer::Peer, status::Refusal};
 use proto::{
     MESSAGE_BYTES_MAX, Reason,
     agent::v1::{
-        self as wire,
         agent_service_server::{AgentService, AgentServiceServer},
+        *,
     },
 };
 use tokio::{
@@ -37,7 +37,11 @@ use tonic::{
     transport::server::Connected,
 };
 
-use crate::sandbox::{Sandboxes, check::Check, exec::Execs, garbage::Garbage};
+use crate::sandbox::{
+    Sandboxes,
+    drift::{fsck::Check, garbage::Garbage},
+    exec::Execs,
+};
 pub use load::Reporter;
 use places::{About, Places};
 pub use tonic::transport::Error;
@@ -50,6 +54,11 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub trait Connection: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<T: Connected + AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection for T {}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Answer of a handler, before it has its form on the wire.
+type Handled<T> = Result<T, Refusal>;
 
 /// Longest time without an answer, for any call.
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -125,11 +134,17 @@ impl Rpc {
 
     /// Runs a unary call that needs only the agent: bounds concurrency and duration, and converts
     /// errors to their wire form.
-    async fn call<T>(
-        &self,
-        work: impl Future<Output = Result<T, Refusal>>,
-    ) -> Result<Response<T>, Status> {
+    async fn call<T>(&self, work: impl Future<Output = Result<T, Refusal>>) -> Answer<T> {
         self.call_about(About::Agent, work).await
+    }
+
+    /// Runs a call about one sandbox in the same way.
+    async fn call_about_one<T>(
+        &self,
+        id: String,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Answer<T> {
+        self.call_about(About::Sandbox(&id), work).await
     }
 
     /// Runs a call about a sandbox in the same way; its tenant may prolong the call.
@@ -137,7 +152,7 @@ impl Rpc {
         &self,
         about: About<'_>,
         work: impl Future<Output = Result<T, Refusal>>,
-    ) -> Result<Response<T>, Status> {
+    ) -> Answer<T> {
         let _place = self.places.take(about).ok_or_else(full)?;
         let answered = tokio::select! {
             biased;
@@ -190,257 +205,206 @@ fn only_the_controller(request: Request<()>) -> Result<Request<()>, Status> {
 
 #[tonic::async_trait]
 impl AgentService for Rpc {
-    async fn hello(
-        &self,
-        request: Request<wire::HelloRequest>,
-    ) -> Result<Response<wire::HelloResponse>, Status> {
+    async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
         self.call(self.say_hello(request.into_inner())).await
     }
 
     async fn create_sandbox(
         &self,
-        request: Request<wire::CreateSandboxRequest>,
-    ) -> Result<Response<wire::CreateSandboxResponse>, Status> {
+        request: Request<CreateSandboxRequest>,
+    ) -> Answer<CreateSandboxResponse> {
         self.call(self.create(request.into_inner())).await
     }
 
     async fn cancel_create(
         &self,
-        request: Request<wire::CancelCreateRequest>,
-    ) -> Result<Response<wire::CancelCreateResponse>, Status> {
+        request: Request<CancelCreateRequest>,
+    ) -> Answer<CancelCreateResponse> {
         let request = request.into_inner();
-        let id = request.sandbox_id.clone();
-        self.call_about(About::Sandbox(&id), self.cancel(request)).await
+        self.call_about_one(request.sandbox_id.clone(), self.cancel(request)).await
     }
 
-    async fn get_sandbox(
-        &self,
-        request: Request<wire::GetSandboxRequest>,
-    ) -> Result<Response<wire::GetSandboxResponse>, Status> {
+    async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Answer<GetSandboxResponse> {
         self.call(self.get(request.into_inner())).await
     }
 
     async fn list_sandboxes(
         &self,
-        request: Request<wire::ListSandboxesRequest>,
-    ) -> Result<Response<wire::ListSandboxesResponse>, Status> {
+        request: Request<ListSandboxesRequest>,
+    ) -> Answer<ListSandboxesResponse> {
         self.call(self.list(request.into_inner())).await
     }
 
     async fn start_sandbox(
         &self,
-        request: Request<wire::StartSandboxRequest>,
-    ) -> Result<Response<wire::StartSandboxResponse>, Status> {
+        request: Request<StartSandboxRequest>,
+    ) -> Answer<StartSandboxResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.start(request)).await
+        self.call_about_one(request.id.clone(), self.start(request)).await
     }
 
     async fn stop_sandbox(
         &self,
-        request: Request<wire::StopSandboxRequest>,
-    ) -> Result<Response<wire::StopSandboxResponse>, Status> {
+        request: Request<StopSandboxRequest>,
+    ) -> Answer<StopSandboxResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.stop(request)).await
+        self.call_about_one(request.id.clone(), self.stop(request)).await
     }
 
     async fn delete_sandbox(
         &self,
-        request: Request<wire::DeleteSandboxRequest>,
-    ) -> Result<Response<wire::DeleteSandboxResponse>, Status> {
+        request: Request<DeleteSandboxRequest>,
+    ) -> Answer<DeleteSandboxResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.delete(request)).await
+        self.call_about_one(request.id.clone(), self.delete(request)).await
     }
 
     type ExecStream = exec::Responses;
 
-    async fn exec(
-        &self,
-        request: Request<Streaming<wire::ExecRequest>>,
-    ) -> Result<Response<Self::ExecStream>, Status> {
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
         let (execs, sandboxes) = (self.execs.clone(), Arc::clone(&self.sandboxes));
         exec::exec(execs, sandboxes, &self.streams, request.into_inner()).await
     }
 
     async fn pause_sandbox(
         &self,
-        request: Request<wire::PauseSandboxRequest>,
-    ) -> Result<Response<wire::PauseSandboxResponse>, Status> {
+        request: Request<PauseSandboxRequest>,
+    ) -> Answer<PauseSandboxResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.pause(request)).await
+        self.call_about_one(request.id.clone(), self.pause(request)).await
     }
 
     async fn resume_sandbox(
         &self,
-        request: Request<wire::ResumeSandboxRequest>,
-    ) -> Result<Response<wire::ResumeSandboxResponse>, Status> {
+        request: Request<ResumeSandboxRequest>,
+    ) -> Answer<ResumeSandboxResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.resume(request)).await
+        self.call_about_one(request.id.clone(), self.resume(request)).await
     }
 
-    async fn set_wake_on(
+    async fn update_sandbox(
         &self,
-        request: Request<wire::SetWakeOnRequest>,
-    ) -> Result<Response<wire::SetWakeOnResponse>, Status> {
+        request: Request<UpdateSandboxRequest>,
+    ) -> Answer<UpdateSandboxResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.wake_on(request)).await
-    }
-
-    async fn set_lifetime(
-        &self,
-        request: Request<wire::SetLifetimeRequest>,
-    ) -> Result<Response<wire::SetLifetimeResponse>, Status> {
-        let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.lifetime(request)).await
+        self.call_about_one(request.id.clone(), self.update(request)).await
     }
 
     async fn collect_garbage(
         &self,
-        request: Request<wire::CollectGarbageRequest>,
-    ) -> Result<Response<wire::CollectGarbageResponse>, Status> {
+        request: Request<CollectGarbageRequest>,
+    ) -> Answer<CollectGarbageResponse> {
         self.call_about(About::Many, self.garbage(request.into_inner())).await
     }
 
     async fn recover_sandbox(
         &self,
-        request: Request<wire::RecoverSandboxRequest>,
-    ) -> Result<Response<wire::RecoverSandboxResponse>, Status> {
+        request: Request<RecoverSandboxRequest>,
+    ) -> Answer<RecoverSandboxResponse> {
         self.call_about(About::Many, self.recover(request.into_inner())).await
     }
 
-    async fn set_intake(
+    async fn set_scheduling(
         &self,
-        request: Request<wire::SetIntakeRequest>,
-    ) -> Result<Response<wire::SetIntakeResponse>, Status> {
-        self.call(self.intake(request.into_inner())).await
+        request: Request<SetSchedulingRequest>,
+    ) -> Answer<SetSchedulingResponse> {
+        self.call(self.set_scheduling(request.into_inner())).await
     }
 
-    async fn reserve(
-        &self,
-        request: Request<wire::ReserveRequest>,
-    ) -> Result<Response<wire::ReserveResponse>, Status> {
+    async fn reserve(&self, request: Request<ReserveRequest>) -> Answer<ReserveResponse> {
         self.call(Rpc::reserve(self, request.into_inner())).await
     }
 
-    async fn give_back(
+    async fn cancel_reservation(
         &self,
-        request: Request<wire::GiveBackRequest>,
-    ) -> Result<Response<wire::GiveBackResponse>, Status> {
-        self.call(Rpc::give_back(self, request.into_inner())).await
+        request: Request<CancelReservationRequest>,
+    ) -> Answer<CancelReservationResponse> {
+        self.call(Rpc::cancel_reservation(self, request.into_inner())).await
     }
 
     async fn export_sandbox(
         &self,
-        request: Request<wire::ExportSandboxRequest>,
-    ) -> Result<Response<wire::ExportSandboxResponse>, Status> {
+        request: Request<ExportSandboxRequest>,
+    ) -> Answer<ExportSandboxResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), Rpc::export_sandbox(self, request)).await
+        self.call_about_one(request.id.clone(), Rpc::export_sandbox(self, request)).await
     }
 
     async fn import_sandbox(
         &self,
-        request: Request<wire::ImportSandboxRequest>,
-    ) -> Result<Response<wire::ImportSandboxResponse>, Status> {
+        request: Request<ImportSandboxRequest>,
+    ) -> Answer<ImportSandboxResponse> {
         self.call_about(About::Many, Rpc::import_sandbox(self, request.into_inner())).await
     }
 
     async fn adopt_sandbox(
         &self,
-        request: Request<wire::AdoptSandboxRequest>,
-    ) -> Result<Response<wire::AdoptSandboxResponse>, Status> {
+        request: Request<AdoptSandboxRequest>,
+    ) -> Answer<AdoptSandboxResponse> {
         self.call_about(About::Many, self.adopt(request.into_inner())).await
     }
 
     async fn release_sandbox(
         &self,
-        request: Request<wire::ReleaseSandboxRequest>,
-    ) -> Result<Response<wire::ReleaseSandboxResponse>, Status> {
+        request: Request<ReleaseSandboxRequest>,
+    ) -> Answer<ReleaseSandboxResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.release(request)).await
+        self.call_about_one(request.id.clone(), self.release(request)).await
     }
 
     async fn control_exec(
         &self,
-        request: Request<wire::ControlExecRequest>,
-    ) -> Result<Response<wire::ControlExecResponse>, Status> {
+        request: Request<ControlExecRequest>,
+    ) -> Answer<ControlExecResponse> {
         let request = request.into_inner();
         let id = exec::sandbox_of(&request).map(str::to_owned);
         let about = id.as_deref().map_or(About::Agent, About::Sandbox);
         self.call_about(about, exec::control(&self.execs, &self.streams, request)).await
     }
 
-    async fn list_execs(
-        &self,
-        request: Request<wire::ListExecsRequest>,
-    ) -> Result<Response<wire::ListExecsResponse>, Status> {
+    async fn list_execs(&self, request: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), exec::list(&self.execs, request)).await
+        self.call_about_one(request.id.clone(), exec::list(&self.execs, request)).await
     }
 
     type FilesStream = files::Responses;
 
-    async fn files(
-        &self,
-        request: Request<Streaming<wire::FilesRequest>>,
-    ) -> Result<Response<Self::FilesStream>, Status> {
+    async fn files(&self, request: Request<Streaming<FilesRequest>>) -> Answer<Self::FilesStream> {
         files::files(self.execs.clone(), request.into_inner()).await
     }
 
-    async fn get_usage(
-        &self,
-        request: Request<wire::GetUsageRequest>,
-    ) -> Result<Response<wire::GetUsageResponse>, Status> {
+    async fn get_usage(&self, request: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
         self.call_about(About::Many, self.usage(request.into_inner())).await
     }
 
     async fn expose_http_service(
         &self,
-        request: Request<wire::ExposeHttpServiceRequest>,
-    ) -> Result<Response<wire::ExposeHttpServiceResponse>, Status> {
+        request: Request<ExposeHttpServiceRequest>,
+    ) -> Answer<ExposeHttpServiceResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.expose(request)).await
+        self.call_about_one(request.id.clone(), self.expose(request)).await
     }
 
     async fn hide_http_service(
         &self,
-        request: Request<wire::HideHttpServiceRequest>,
-    ) -> Result<Response<wire::HideHttpServiceResponse>, Status> {
+        request: Request<HideHttpServiceRequest>,
+    ) -> Answer<HideHttpServiceResponse> {
         let request = request.into_inner();
-        let id = request.id.clone();
-        self.call_about(About::Sandbox(&id), self.hide(request)).await
+        self.call_about_one(request.id.clone(), self.hide(request)).await
     }
 
-    async fn get_load(
-        &self,
-        _: Request<wire::GetLoadRequest>,
-    ) -> Result<Response<wire::GetLoadResponse>, Status> {
+    async fn get_load(&self, _: Request<GetLoadRequest>) -> Answer<GetLoadResponse> {
         self.call(self.load()).await
     }
 
     type WatchStream = watch::Responses;
 
-    async fn watch(
-        &self,
-        request: Request<wire::WatchRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
         let permit = permit(&self.watches)?;
         Ok(Response::new(watch::watch(self, request.into_inner(), permit)))
     }
 
-    async fn check(
-        &self,
-        _: Request<wire::CheckRequest>,
-    ) -> Result<Response<wire::CheckResponse>, Status> {
+    async fn check(&self, _: Request<CheckRequest>) -> Answer<CheckResponse> {
         self.call_about(About::Many, self.check_node()).await
     }
 }

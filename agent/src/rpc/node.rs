@@ -5,14 +5,14 @@ use std::time::Duration;
 use daemon::status::Refusal;
 use proto::{
     Reason,
-    agent::v1 as wire,
+    agent::v1::{self as wire, *},
     id::{Invalid, Vmid},
     sandbox::v1::{Finding, GarbageItem},
     spec,
 };
 
-use super::{Rpc, status::refusal};
-use crate::{journal::intake::Intake, sandbox::Adoption};
+use super::{Handled, Rpc, status::refusal};
+use crate::{journal::scheduling::SchedulingState, sandbox::Adoption};
 
 /// Longest reason of an operator, in bytes.
 const WHY_MAX: usize = 256;
@@ -21,10 +21,7 @@ const WHY_MAX: usize = 256;
 const WAIT: Duration = Duration::from_secs(15);
 
 impl Rpc {
-    pub(super) async fn say_hello(
-        &self,
-        request: wire::HelloRequest,
-    ) -> Result<wire::HelloResponse, Refusal> {
+    pub(super) async fn say_hello(&self, request: HelloRequest) -> Handled<HelloResponse> {
         // A controller with a lower epoch learns the highest one, and returns with a higher one.
         if request.epoch > self.sandboxes.epoch() {
             self.sandboxes.fence(request.epoch).await.map_err(refusal)?;
@@ -36,7 +33,7 @@ impl Rpc {
             online: member.online,
         });
         let (first, last) = self.sandboxes.journal().vmids();
-        Ok(wire::HelloResponse {
+        Ok(HelloResponse {
             node: self.sandboxes.pve().node().to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             journal_id: self.sandboxes.journal().id().to_owned(),
@@ -47,15 +44,15 @@ impl Rpc {
         })
     }
 
-    pub(super) async fn load(&self) -> Result<wire::GetLoadResponse, Refusal> {
-        Ok(wire::GetLoadResponse { load: Some(self.reporter.report().await) })
+    pub(super) async fn load(&self) -> Handled<GetLoadResponse> {
+        Ok(GetLoadResponse { load: Some(self.reporter.report().await) })
     }
 
     /// Reports the actions at the beginning of the pass that this wakes.
     pub(super) async fn garbage(
         &self,
-        request: wire::CollectGarbageRequest,
-    ) -> Result<wire::CollectGarbageResponse, Refusal> {
+        request: CollectGarbageRequest,
+    ) -> Handled<CollectGarbageResponse> {
         if !request.dry_run {
             self.fence(request.epoch).await?;
         }
@@ -66,66 +63,65 @@ impl Rpc {
         let node = self.sandboxes.pve().node();
         let items = found.into_iter().map(|item| GarbageItem {
             node: node.to_string(),
-            action: item.action.to_owned(),
+            action: item.action.into(),
             subject: item.subject,
             why: item.why,
         });
-        Ok(wire::CollectGarbageResponse { items: items.collect() })
+        Ok(CollectGarbageResponse { items: items.collect() })
     }
 
     pub(super) async fn recover(
         &self,
-        request: wire::RecoverSandboxRequest,
-    ) -> Result<wire::RecoverSandboxResponse, Refusal> {
+        request: RecoverSandboxRequest,
+    ) -> Handled<RecoverSandboxResponse> {
         let vmid = Vmid::try_from(request.vmid)?;
         if !request.dry_run {
             self.fence(request.epoch).await?;
         }
         let record = self.sandboxes.recover(vmid, request.dry_run).await.map_err(refusal)?;
-        Ok(wire::RecoverSandboxResponse { sandbox: Some(self.wire(&record)) })
+        Ok(RecoverSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
-    pub(super) async fn intake(
+    pub(super) async fn set_scheduling(
         &self,
-        request: wire::SetIntakeRequest,
-    ) -> Result<wire::SetIntakeResponse, Refusal> {
-        let intake = match request.intake() {
-            wire::Intake::Open => Intake::Open,
-            wire::Intake::Cordoned => Intake::Cordoned,
-            wire::Intake::Draining => Intake::Draining,
-            wire::Intake::Unspecified => return Err(Invalid::new("intake", "must be given").into()),
+        request: SetSchedulingRequest,
+    ) -> Handled<SetSchedulingResponse> {
+        let state = match request.state() {
+            wire::SchedulingState::Schedulable => SchedulingState::Schedulable,
+            wire::SchedulingState::Cordoned => SchedulingState::Cordoned,
+            wire::SchedulingState::Draining => SchedulingState::Draining,
+            wire::SchedulingState::Unspecified => {
+                return Err(Invalid::new("state", "must be given").into());
+            }
         };
         if request.why.len() > WHY_MAX {
             return Err(Invalid::new("why", "must be at most 256 bytes").into());
         }
         self.fence(request.epoch).await?;
-        self.sandboxes.set_intake(intake, request.why).await.map_err(refusal)?;
-        Ok(wire::SetIntakeResponse { load: Some(self.reporter.report().await) })
+        self.sandboxes.set_scheduling(state, request.why).await.map_err(refusal)?;
+        Ok(SetSchedulingResponse { load: Some(self.reporter.report().await) })
     }
 
-    pub(super) async fn reserve(
-        &self,
-        request: wire::ReserveRequest,
-    ) -> Result<wire::ReserveResponse, Refusal> {
+    pub(super) async fn reserve(&self, request: ReserveRequest) -> Handled<ReserveResponse> {
         let (id, snapshot) = (request.sandbox_id.parse()?, request.snapshot_id.parse()?);
         let size = spec::check_size(request.size.unwrap_or_default())?;
         self.fence(request.epoch).await?;
         self.sandboxes.reserve(&id, &snapshot, size).await.map_err(refusal)?;
-        Ok(wire::ReserveResponse { load: Some(self.reporter.report().await) })
+        Ok(ReserveResponse { load: Some(self.reporter.report().await) })
     }
 
-    pub(super) async fn give_back(
+    pub(super) async fn cancel_reservation(
         &self,
-        request: wire::GiveBackRequest,
-    ) -> Result<wire::GiveBackResponse, Refusal> {
-        self.sandboxes.give_back(&request.sandbox_id.parse()?);
-        Ok(wire::GiveBackResponse {})
+        request: CancelReservationRequest,
+    ) -> Handled<CancelReservationResponse> {
+        self.sandboxes.cancel_reservation(&request.sandbox_id.parse()?);
+        Ok(CancelReservationResponse {})
     }
 
     pub(super) async fn export_sandbox(
         &self,
-        request: wire::ExportSandboxRequest,
-    ) -> Result<wire::ExportSandboxResponse, Refusal> {
+        request: ExportSandboxRequest,
+    ) -> Handled<ExportSandboxResponse> {
         let (id, target) = (request.id.parse()?, request.target.parse()?);
         self.fence(request.epoch).await?;
         let exported = self.sandboxes.export(&id, &target, WAIT).await;
@@ -133,24 +129,25 @@ impl Rpc {
         let record = serde_json::to_vec(&exported).map_err(|error| {
             Refusal::new(Reason::Invariant, format!("the record of {id}: {error}"))
         })?;
-        Ok(wire::ExportSandboxResponse { node: node.to_string(), record: record.into() })
+        Ok(ExportSandboxResponse { node: node.to_string(), record: record.into() })
     }
 
     pub(super) async fn import_sandbox(
         &self,
-        request: wire::ImportSandboxRequest,
-    ) -> Result<wire::ImportSandboxResponse, Refusal> {
-        let exported = serde_json::from_slice(&request.record)
-            .map_err(|error| Invalid::new("record", format!("is none of this version: {error}")))?;
+        request: ImportSandboxRequest,
+    ) -> Handled<ImportSandboxResponse> {
+        let exported = serde_json::from_slice(&request.record).map_err(|error| {
+            Invalid::new("record", format!("cannot be read by this version: {error}"))
+        })?;
         self.fence(request.epoch).await?;
         let record = self.sandboxes.import(exported, WAIT).await.map_err(refusal)?;
-        Ok(wire::ImportSandboxResponse { sandbox: Some(self.wire(&record)) })
+        Ok(ImportSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
     pub(super) async fn adopt(
         &self,
-        request: wire::AdoptSandboxRequest,
-    ) -> Result<wire::AdoptSandboxResponse, Refusal> {
+        request: AdoptSandboxRequest,
+    ) -> Handled<AdoptSandboxResponse> {
         let adoption = Adoption {
             id: request.id.parse()?,
             vmid: Vmid::try_from(request.vmid)?,
@@ -161,25 +158,25 @@ impl Rpc {
         }
         let adopted = self.sandboxes.adopt(adoption, request.dry_run, WAIT).await;
         let (record, volumes) = adopted.map_err(refusal)?;
-        Ok(wire::AdoptSandboxResponse { sandbox: Some(self.wire(&record)), volumes })
+        Ok(AdoptSandboxResponse { sandbox: Some(self.wire(&record)), volumes })
     }
 
     pub(super) async fn release(
         &self,
-        request: wire::ReleaseSandboxRequest,
-    ) -> Result<wire::ReleaseSandboxResponse, Refusal> {
+        request: ReleaseSandboxRequest,
+    ) -> Handled<ReleaseSandboxResponse> {
         let id = request.id.parse()?;
         self.fence(request.epoch).await?;
         let released = if request.moved_to.is_empty() {
             self.sandboxes.release(&id, WAIT).await
         } else {
-            self.sandboxes.leave(&id, &request.moved_to.parse()?, WAIT).await
+            self.sandboxes.forget_moved(&id, &request.moved_to.parse()?, WAIT).await
         };
         let record = released.map_err(refusal)?;
-        Ok(wire::ReleaseSandboxResponse { sandbox: Some(self.wire(&record)) })
+        Ok(ReleaseSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
-    pub(super) async fn check_node(&self) -> Result<wire::CheckResponse, Refusal> {
+    pub(super) async fn check_node(&self) -> Handled<CheckResponse> {
         let (mut findings, sandboxes) = self.sandboxes.check().await;
         findings.extend(self.execs.check().await);
         if let Some(check) = self.checks.get() {
@@ -187,12 +184,12 @@ impl Rpc {
         }
         let node = self.sandboxes.pve().node();
         let findings = findings.into_iter().map(|finding| Finding {
-            invariant: finding.invariant.to_owned(),
+            invariant: finding.invariant.into(),
             node: node.to_string(),
             subject: finding.subject,
             detail: finding.detail,
         });
-        Ok(wire::CheckResponse {
+        Ok(CheckResponse {
             findings: findings.collect(),
             sandboxes: u32::try_from(sandboxes).unwrap_or(u32::MAX),
         })

@@ -1,18 +1,14 @@
-//! Calls about pause, resume, wake-up, lifetimes, and usage of sandboxes.
+//! Calls about pause, resume and usage of sandboxes.
 
 use daemon::status::Refusal;
 use proto::{
     agent::v1 as wire,
     id::{Invalid, SandboxId, SandboxRef},
-    lifetime::LifetimePatch,
     sandbox::v1::Usage,
 };
 
 use super::{Rpc, convert, status::refusal};
-use crate::{
-    journal::{Phase, Record},
-    sandbox::Known,
-};
+use crate::{journal::Record, sandbox::Known};
 
 /// Most sandboxes whose usage is requested in one call.
 const USAGES_MAX: usize = 200;
@@ -38,30 +34,6 @@ impl Rpc {
         Ok(wire::ResumeSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
-    pub(super) async fn wake_on(
-        &self,
-        request: wire::SetWakeOnRequest,
-    ) -> Result<wire::SetWakeOnResponse, Refusal> {
-        let id = request.id.parse()?;
-        let wake_on = request.wake_on.ok_or_else(|| Invalid::new("wake_on", "must be given"))?;
-        self.fence(request.epoch).await?;
-        let record =
-            self.sandboxes.set_wake_on(&id, wake_on_of(&wake_on)).await.map_err(refusal)?;
-        Ok(wire::SetWakeOnResponse { sandbox: Some(self.wire(&record)) })
-    }
-
-    pub(super) async fn lifetime(
-        &self,
-        request: wire::SetLifetimeRequest,
-    ) -> Result<wire::SetLifetimeResponse, Refusal> {
-        let id = request.id.parse()?;
-        let asked = request.lifetime.ok_or_else(|| Invalid::new("lifetime", "must be given"))?;
-        let wish = LifetimePatch::try_from(&asked)?;
-        self.fence(request.epoch).await?;
-        let record = self.sandboxes.set_lifetime(&id, wish).await.map_err(refusal)?;
-        Ok(wire::SetLifetimeResponse { sandbox: Some(self.wire(&record)) })
-    }
-
     /// Reports usage. Sandboxes that cannot be measured are omitted: a long list must not fail
     /// because of one.
     pub(super) async fn usage(
@@ -76,7 +48,7 @@ impl Rpc {
         let mut usages = Vec::new();
         for id in ids? {
             if let Some(Known::Live(record)) = self.sandboxes.known(&SandboxRef::Id(id))
-                && matches!(record.phase, Phase::Running | Phase::Paused)
+                && record.phase.is_up()
             {
                 usages.extend(self.usage_of(&record).await);
             }
@@ -106,8 +78,4 @@ impl Rpc {
             frozen: usage.frozen,
         })
     }
-}
-
-fn wake_on_of(wire: &proto::sandbox::v1::WakeOn) -> crate::journal::WakeOn {
-    crate::journal::WakeOn { http: wire.http, ssh: wire.ssh, exec: wire.exec }
 }

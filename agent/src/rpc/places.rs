@@ -1,11 +1,9 @@
 //! Bounds the number of concurrent calls. Calls that need only the agent have their own slots: a
 //! tenant can prolong calls about its sandbox, and these must not take slots from the others.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
+use daemon::keyed_count::{Counted, KeyedCount};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Most concurrent calls that need only the agent.
@@ -32,7 +30,7 @@ pub(super) struct Places {
     agent: Arc<Semaphore>,
     sandboxes: Arc<Semaphore>,
     /// Number of calls about each sandbox that has any.
-    of: Arc<Mutex<HashMap<String, usize>>>,
+    of: KeyedCount<String>,
 }
 
 /// Slot of a call, released on drop.
@@ -40,29 +38,7 @@ pub(super) struct Places {
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
     /// Share in the calls about this sandbox.
-    _share: Option<Share>,
-}
-
-#[derive(Debug)]
-struct Share {
-    of: Arc<Mutex<HashMap<String, usize>>>,
-    sandbox: String,
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        let mut of = lock(&self.of);
-        if let Some(calls) = of.get_mut(&self.sandbox) {
-            *calls -= 1;
-            if *calls == 0 {
-                of.remove(&self.sandbox);
-            }
-        }
-    }
-}
-
-fn lock(of: &Mutex<HashMap<String, usize>>) -> MutexGuard<'_, HashMap<String, usize>> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
+    _share: Option<Counted<String>>,
 }
 
 impl Places {
@@ -70,7 +46,7 @@ impl Places {
         Self {
             agent: Arc::new(Semaphore::new(AGENT_MAX)),
             sandboxes: Arc::new(Semaphore::new(SANDBOXES_MAX)),
-            of: Arc::default(),
+            of: KeyedCount::default(),
         }
     }
 
@@ -78,21 +54,13 @@ impl Places {
     pub(super) fn take(&self, about: About<'_>) -> Option<Place> {
         let (semaphore, share) = match about {
             About::Agent => (&self.agent, None),
-            About::Sandbox(id) => (&self.sandboxes, Some(self.share(id)?)),
+            About::Sandbox(id) => {
+                (&self.sandboxes, Some(self.of.begin(id.to_owned(), SANDBOX_MAX)?))
+            }
             About::Many => (&self.sandboxes, None),
         };
         let permit = Arc::clone(semaphore).try_acquire_owned().ok()?;
         Some(Place { _permit: permit, _share: share })
-    }
-
-    fn share(&self, id: &str) -> Option<Share> {
-        let mut of = lock(&self.of);
-        let calls = of.entry(id.to_owned()).or_default();
-        if *calls >= SANDBOX_MAX {
-            return None;
-        }
-        *calls += 1;
-        Some(Share { of: Arc::clone(&self.of), sandbox: id.to_owned() })
     }
 }
 
@@ -105,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_about_a_sandbox_leave_room_for_others_and_for_the_agents_own() {
+    fn calls_about_one_sandbox_leave_room_for_other_calls() {
         let places = Places::new();
         let one = fill(&places, About::Sandbox("one"));
         assert_eq!(one.len(), SANDBOX_MAX);
@@ -115,7 +83,6 @@ mod tests {
         assert!(places.take(About::Sandbox("late")).is_none(), "the node has its bound, too");
         assert_eq!(fill(&places, About::Agent).len(), AGENT_MAX);
         drop((one, many));
-        assert!(lock(&places.of).is_empty(), "nothing is kept of sandboxes without calls");
         assert_eq!(fill(&places, About::Sandbox("one")).len(), SANDBOX_MAX);
     }
 }

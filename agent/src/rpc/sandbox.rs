@@ -3,14 +3,19 @@
 use daemon::status::Refusal;
 use proto::{
     Reason,
-    agent::v1 as wire,
+    agent::v1::*,
     id::{Invalid, SandboxId, SandboxRef},
+    lifetime,
     sandbox::v1::Sandbox,
     spec,
+    update::Update,
 };
 
-use super::{Rpc, convert, status::refusal};
-use crate::{journal::Record, sandbox::Known};
+use super::{Handled, Rpc, convert, status::refusal};
+use crate::{
+    journal::Record,
+    sandbox::{Known, lifecycle::resize::Resize},
+};
 
 /// Default and largest number of sandboxes on a page.
 const PAGE: (u32, u32) = (200, 1000);
@@ -18,8 +23,8 @@ const PAGE: (u32, u32) = (200, 1000);
 impl Rpc {
     pub(super) async fn create(
         &self,
-        request: wire::CreateSandboxRequest,
-    ) -> Result<wire::CreateSandboxResponse, Refusal> {
+        request: CreateSandboxRequest,
+    ) -> Handled<CreateSandboxResponse> {
         let (order, wait) = (convert::order(&request)?, convert::wait(request.wait)?);
         if let Some(node) = &order.spec.node
             && node != self.sandboxes.pve().node()
@@ -31,7 +36,7 @@ impl Rpc {
         self.fence(request.epoch).await.map_err(unless_held)?;
         let made = self.sandboxes.create(order, wait).await;
         let record = made.map_err(refusal).map_err(unless_held)?;
-        Ok(wire::CreateSandboxResponse {
+        Ok(CreateSandboxResponse {
             sandbox: Some(self.wire(&record)),
             load: Some(self.reporter.report().await),
         })
@@ -50,29 +55,26 @@ impl Rpc {
 
     pub(super) async fn cancel(
         &self,
-        request: wire::CancelCreateRequest,
-    ) -> Result<wire::CancelCreateResponse, Refusal> {
+        request: CancelCreateRequest,
+    ) -> Handled<CancelCreateResponse> {
         let id: SandboxId = request.sandbox_id.parse()?;
         let attempt = convert::attempt(request.attempt)?;
         self.fence(request.epoch).await?;
         let held =
             self.sandboxes.cancel(&id, attempt, super::SILENCE_MAX).await.map_err(refusal)?;
-        Ok(wire::CancelCreateResponse { sandbox: held.map(|record| self.wire(&record)) })
+        Ok(CancelCreateResponse { sandbox: held.map(|record| self.wire(&record)) })
     }
 
-    pub(super) async fn get(
-        &self,
-        request: wire::GetSandboxRequest,
-    ) -> Result<wire::GetSandboxResponse, Refusal> {
+    pub(super) async fn get(&self, request: GetSandboxRequest) -> Handled<GetSandboxResponse> {
         let name: SandboxRef = request.id.parse()?;
         let record = self.sandboxes.get(&name).await.map_err(refusal)?;
-        Ok(wire::GetSandboxResponse { sandbox: Some(self.wire(&record)) })
+        Ok(GetSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
     pub(super) async fn list(
         &self,
-        request: wire::ListSandboxesRequest,
-    ) -> Result<wire::ListSandboxesResponse, Refusal> {
+        request: ListSandboxesRequest,
+    ) -> Handled<ListSandboxesResponse> {
         let size = match request.page_size {
             0 => PAGE.0,
             size if size <= PAGE.1 => size,
@@ -87,7 +89,7 @@ impl Rpc {
             };
         let limit = usize::try_from(size).unwrap_or(usize::MAX);
         let (page, next) = self.sandboxes.page(after, limit).await.map_err(refusal)?;
-        Ok(wire::ListSandboxesResponse {
+        Ok(ListSandboxesResponse {
             sandboxes: page.iter().map(|record| self.wire(record)).collect(),
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
         })
@@ -95,55 +97,76 @@ impl Rpc {
 
     pub(super) async fn start(
         &self,
-        request: wire::StartSandboxRequest,
-    ) -> Result<wire::StartSandboxResponse, Refusal> {
+        request: StartSandboxRequest,
+    ) -> Handled<StartSandboxResponse> {
         let (id, wait) = (request.id.parse()?, convert::wait(request.wait)?);
         self.fence(request.epoch).await?;
         let record = self.sandboxes.start(&id, wait).await.map_err(refusal)?;
-        Ok(wire::StartSandboxResponse { sandbox: Some(self.wire(&record)) })
+        Ok(StartSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
-    pub(super) async fn stop(
-        &self,
-        request: wire::StopSandboxRequest,
-    ) -> Result<wire::StopSandboxResponse, Refusal> {
+    pub(super) async fn stop(&self, request: StopSandboxRequest) -> Handled<StopSandboxResponse> {
         let (id, wait) = (request.id.parse()?, convert::wait(request.wait)?);
+        let grace = lifetime::grace(request.grace)?;
         self.fence(request.epoch).await?;
-        let record = self.sandboxes.stop(&id, wait).await.map_err(refusal)?;
-        Ok(wire::StopSandboxResponse { sandbox: Some(self.wire(&record)) })
+        let stopped = match grace {
+            Some(grace) => self.sandboxes.stop_within(&id, grace, wait).await,
+            None => self.sandboxes.stop(&id, wait).await,
+        };
+        let record = stopped.map_err(refusal)?;
+        Ok(StopSandboxResponse { sandbox: Some(self.wire(&record)) })
+    }
+
+    pub(super) async fn update(
+        &self,
+        request: UpdateSandboxRequest,
+    ) -> Handled<UpdateSandboxResponse> {
+        let id = request.id.parse()?;
+        let asked = request.update.ok_or_else(|| Invalid::new("update", "must be given"))?;
+        let (update, wait) = (Update::try_from(&asked)?, convert::wait(request.wait)?);
+        self.fence(request.epoch).await?;
+        let changed = match update.size {
+            Some(size) => {
+                let resize = Resize { size, revision: update.revision };
+                self.sandboxes.resize(&id, resize, wait).await
+            }
+            None => self.sandboxes.update(&id, update).await,
+        };
+        let record = changed.map_err(refusal)?;
+        Ok(UpdateSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
     pub(super) async fn delete(
         &self,
-        request: wire::DeleteSandboxRequest,
-    ) -> Result<wire::DeleteSandboxResponse, Refusal> {
+        request: DeleteSandboxRequest,
+    ) -> Handled<DeleteSandboxResponse> {
         let (id, wait) = (request.id.parse()?, convert::wait(request.wait)?);
         self.fence(request.epoch).await?;
         let record = self.sandboxes.delete(&id, wait).await.map_err(refusal)?;
-        Ok(wire::DeleteSandboxResponse { sandbox: Some(self.wire(&record)) })
+        Ok(DeleteSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
     pub(super) async fn expose(
         &self,
-        request: wire::ExposeHttpServiceRequest,
-    ) -> Result<wire::ExposeHttpServiceResponse, Refusal> {
+        request: ExposeHttpServiceRequest,
+    ) -> Handled<ExposeHttpServiceResponse> {
         let id = request.id.parse()?;
         let service = request.service.ok_or_else(|| Invalid::new("service", "must be given"))?;
         let (name, port) = spec::service(&service.name, service.port)?;
         self.fence(request.epoch).await?;
         let record = self.sandboxes.expose(&id, name, port).await.map_err(refusal)?;
-        Ok(wire::ExposeHttpServiceResponse { sandbox: Some(self.wire(&record)) })
+        Ok(ExposeHttpServiceResponse { sandbox: Some(self.wire(&record)) })
     }
 
     pub(super) async fn hide(
         &self,
-        request: wire::HideHttpServiceRequest,
-    ) -> Result<wire::HideHttpServiceResponse, Refusal> {
+        request: HideHttpServiceRequest,
+    ) -> Handled<HideHttpServiceResponse> {
         let (id, name) = (request.id.parse()?, request.name.parse()?);
         self.fence(request.epoch).await?;
         let (record, closed) = self.sandboxes.hide(&id, name).await.map_err(refusal)?;
         let closed = closed.iter().map(|(name, port)| convert::service(name, *port)).collect();
-        Ok(wire::HideHttpServiceResponse { sandbox: Some(self.wire(&record)), closed })
+        Ok(HideHttpServiceResponse { sandbox: Some(self.wire(&record)), closed })
     }
 
     pub(super) fn wire(&self, record: &Record) -> Sandbox {

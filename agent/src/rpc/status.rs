@@ -1,6 +1,6 @@
 //! Errors of the domain on the wire.
 
-use daemon::status::Refusal;
+use daemon::status::{FILES_WRITTEN, Refusal};
 
 use crate::sandbox::Error;
 
@@ -8,5 +8,9 @@ use crate::sandbox::Error;
 pub fn refusal(error: Error) -> Refusal {
     let mut refusal = Refusal::new(error.reason, error.message);
     refusal.retry_after = error.retry_after;
-    refusal
+    refusal.field = error.field;
+    match error.files_written {
+        Some(written) => refusal.with(FILES_WRITTEN, written.to_string()),
+        None => refusal,
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 use daemon::{channel, flow::Leg, status as wire_status};
 use proto::{
     Reason,
-    agent::v1::{agent_service_client::AgentServiceClient, watch_response::Message},
+    agent::v1::{self as wire, agent_service_client::AgentServiceClient, watch_response::Message},
     sandbox::v1::{self as public, Phase},
 };
 use tokio::{
@@ -24,8 +24,8 @@ use super::*;
 use crate::{
     load::HostLoad,
     sandbox::{
+        drift::garbage::Item,
         exec::shims::NoShims,
-        garbage::Item,
         tests::{LONG, Node, id},
     },
 };
@@ -139,7 +139,7 @@ fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: Re
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_journal_that_fails_is_not_the_end_of_a_creation_under_way() {
+async fn failing_journal_does_not_end_a_creation_under_way() {
     let node = Node::new().await;
     let mut client = serve(&node, Peer::Controller);
     client.create_sandbox(create(1)).await.expect("begun");
@@ -154,7 +154,7 @@ async fn a_journal_that_fails_is_not_the_end_of_a_creation_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_the_controller_is_answered() {
+async fn only_the_controller_may_call_the_agent() {
     let node = Node::new().await;
     for peer in [Peer::Anonymous, Peer::Agent("node2".parse().expect("valid"))] {
         let mut client = serve(&node, peer);
@@ -164,7 +164,7 @@ async fn only_the_controller_is_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_is_made_found_listed_and_deleted() {
+async fn sandbox_is_created_found_listed_and_deleted() {
     let node = Node::new().await;
     let mut client = serve(&node, Peer::Controller);
     let hello = client.hello(wire::HelloRequest { epoch: 7 }).await.expect("answers").into_inner();
@@ -189,7 +189,7 @@ async fn a_sandbox_is_made_found_listed_and_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_wrong_is_said_in_the_form_of_every_error() {
+async fn invalid_request_gets_a_code_and_a_reason() {
     let node = Node::new().await;
     let mut client = serve(&node, Peer::Controller);
     client.hello(wire::HelloRequest { epoch: 7 }).await.expect("answers");
@@ -198,7 +198,8 @@ async fn what_is_wrong_is_said_in_the_form_of_every_error() {
     refused(client.create_sandbox(unfenced).await, Code::InvalidArgument, Reason::FieldInvalid);
     let bad = wire::CreateSandboxRequest { epoch: 7, team: "a\nb".into(), ..create(1) };
     refused(client.create_sandbox(bad).await, Code::InvalidArgument, Reason::FieldInvalid);
-    let stop = |id: &str| wire::StopSandboxRequest { epoch: 7, id: id.into(), wait: None };
+    let stop =
+        |id: &str| wire::StopSandboxRequest { epoch: 7, id: id.into(), wait: None, grace: None };
     let unknown = client.stop_sandbox(stop(&id(9).to_string())).await;
     refused(unknown, Code::NotFound, Reason::SandboxNotFound);
     let no_id = client.stop_sandbox(stop("--force")).await;
@@ -244,7 +245,7 @@ impl Watch {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_begins_with_an_inventory_and_goes_on() {
+async fn watch_begins_with_an_inventory_and_can_be_resumed() {
     let node = Node::new().await;
     let mut client = serve(&node, Peer::Controller);
     node.running(1).await;
@@ -281,7 +282,7 @@ async fn a_watch_begins_with_an_inventory_and_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_brings_the_load_each_second_and_on_change() {
+async fn watch_reports_the_load_every_second_and_on_change() {
     let node = Node::new().await;
     let mut client = serve(&node, Peer::Controller);
     let mut watch = Watch::start(&mut client, "", 0).await.0;
@@ -312,7 +313,7 @@ async fn a_watch_brings_the_load_each_second_and_on_change() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watcher_that_does_not_read_is_dropped_and_holds_nobody_up() {
+async fn watcher_that_does_not_read_is_dropped() {
     let node = Node::new().await;
     let rpc = rpc(&node);
     let permit = permit(&rpc.watches).expect("free");

@@ -1,7 +1,7 @@
 //! Watch stream: inventory, changes, load. A watcher pulls from the journal by revision, so no
 //! queue can grow; a watcher that does not read for long is dropped.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use daemon::status::Refusal;
 use proto::{
@@ -60,7 +60,7 @@ fn stopping() -> Refusal {
 
 struct Watcher {
     rpc: Rpc,
-    journal: Feed,
+    journal: Arc<dyn Feed>,
     sender: mpsc::Sender<Result<wire::WatchResponse, Status>>,
     /// Revision up to which everything has been sent.
     cursor: u64,

@@ -3,7 +3,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 
 fn runner(dir: &Path, parallel: usize) -> Runner {
-    Runner::new(dir.join("output"), "/proc".into(), parallel).expect("a directory")
+    let is_worker: IsWorker = |process| process.argv.first().is_some_and(|name| name == "worker");
+    Runner::new(dir.join("output"), "/proc".into(), is_worker, parallel).expect("a directory")
 }
 
 fn shell(script: &str) -> Program {
@@ -28,7 +29,7 @@ async fn appears(path: &Path) {
 }
 
 #[tokio::test]
-async fn exit_status_and_outputs_are_data() {
+async fn run_returns_exit_status_and_outputs() {
     let dir = tempfile::tempdir().expect("tempdir");
     let runner = runner(dir.path(), 2);
     let done = runner.run(shell("echo out; echo err >&2; exit 7"), soon()).await.expect("runs");
@@ -40,7 +41,7 @@ async fn exit_status_and_outputs_are_data() {
 }
 
 #[tokio::test]
-async fn a_child_gets_nothing_of_the_agents() {
+async fn child_inherits_nothing_from_the_agent() {
     let dir = tempfile::tempdir().expect("tempdir");
     // Without close-on-exec, like a descriptor that the agent inherited.
     let file = File::open("/etc/hostname").expect("readable");
@@ -64,7 +65,7 @@ async fn only_the_end_of_an_endless_output_is_kept() {
 }
 
 #[tokio::test]
-async fn a_late_command_is_told_to_stop_and_may_clean_up() {
+async fn late_command_is_terminated_and_may_clean_up() {
     let dir = tempfile::tempdir().expect("tempdir");
     let script = "trap 'echo cleaned; exit 3' TERM; echo begun; sleep 60 & wait";
     let deadline = Instant::now() + Duration::from_millis(300);
@@ -73,11 +74,11 @@ async fn a_late_command_is_told_to_stop_and_may_clean_up() {
     assert_eq!(said, "begun\ncleaned\n");
 }
 
-/// A parent that TERM would make say something else, and a worker with a task's argv.
+/// A parent that TERM would make say something else, and a worker by its argv.
 #[tokio::test]
-async fn the_worker_is_told_first() {
+async fn late_worker_is_terminated_before_its_parent() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let worker = "exec -a 'task UPID:n:1:2:3:vzclone:900:root@pam:' sleep 60";
+    let worker = "exec -a worker sleep 60";
     let script = format!("trap 'echo told' TERM; bash -c \"{worker}\"; echo rolled back");
     let deadline = Instant::now() + Duration::from_millis(500);
     let program = Program { path: "/bin/bash".into(), arguments: argv(&script)[1..].to_vec() };
@@ -87,7 +88,7 @@ async fn the_worker_is_told_first() {
 }
 
 #[tokio::test]
-async fn a_command_outlives_its_caller() {
+async fn command_continues_without_its_caller() {
     let dir = tempfile::tempdir().expect("tempdir");
     let runner = runner(dir.path(), 1);
     let (begun, done) = (dir.path().join("begun"), dir.path().join("done"));
@@ -102,7 +103,7 @@ async fn a_command_outlives_its_caller() {
 }
 
 #[tokio::test]
-async fn commands_take_turns() {
+async fn command_without_a_turn_in_time_is_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
     let runner = runner(dir.path(), 1);
     let begun = dir.path().join("begun");
@@ -117,7 +118,7 @@ async fn commands_take_turns() {
 }
 
 #[tokio::test]
-async fn a_command_that_mostly_waits_keeps_no_turn_from_others() {
+async fn waiting_command_leaves_its_turn_to_others() {
     let dir = tempfile::tempdir().expect("tempdir");
     let runner = runner(dir.path(), 1);
     let (begun, over) = (dir.path().join("begun"), dir.path().join("over"));
@@ -135,7 +136,7 @@ async fn a_command_that_mostly_waits_keeps_no_turn_from_others() {
 }
 
 #[tokio::test]
-async fn a_command_that_turns_out_to_wait_gives_its_turn_away() {
+async fn slow_command_gives_up_its_turn() {
     let dir = tempfile::tempdir().expect("tempdir");
     let runner = runner(dir.path(), 1);
     let (begun, over) = (dir.path().join("begun"), dir.path().join("over"));
@@ -154,7 +155,7 @@ async fn a_command_that_turns_out_to_wait_gives_its_turn_away() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there() {
+async fn missing_program_is_a_start_error() {
     let dir = tempfile::tempdir().expect("tempdir");
     let program = Program { path: "/nonexistent".into(), arguments: vec![] };
     let error = runner(dir.path(), 1).run(program, soon()).await.expect_err("none");
@@ -162,7 +163,7 @@ async fn a_program_that_is_not_there() {
 }
 
 #[tokio::test]
-async fn pipes_are_apart_and_whole() {
+async fn piped_streams_are_separate_and_complete() {
     let script = "cat; echo \"$LC_ALL$RUSTUP_HOME$CARGO\" >&2; kill -TERM $$";
     let mut piped = spawn_piped(&argv(script), Vec::new()).expect("spawns");
     let bytes: Vec<u8> = (0..=255).cycle().take(200_000).collect();
@@ -228,7 +229,7 @@ async fn children_get_their_descriptors_whatever_number_is_free() {
 }
 
 #[tokio::test]
-async fn one_free_number_among_many_taken_is_no_harm() {
+async fn children_get_their_descriptors_with_gaps_among_the_numbers() {
     let mut held = Vec::new();
     fill(&mut held, 301);
     for gap in (0..12).chain((12..held.len()).step_by(7)) {

@@ -1,91 +1,68 @@
 //! Sandboxes of this node: every operation on a sandbox begins here.
 //!
-//! One file per operation. All state goes through the journal first: the intent before the effect,
-//! the record before the answer. Each operation runs on its own task, one at a time per sandbox;
-//! every wait in it has a deadline. Knows `pve`, `journal` and `saga`; knows no wire protocol, and
-//! no clock but the one that it is given.
+//! - `core`: records and their only writer, phases, operations, options
+//! - `lifecycle`: create, start, stop, pause, resume, delete
+//! - `drift`: how a container differs from its record; orphans, `fsck`, garbage
+//! - `ownership`: adopt, release, recover, move to another node
+//! - `access`: ports, files, wake-ups
+//! - `admission`: whether the node takes another sandbox, and the queues
+//! - `lifetime`: expiry and idleness
+//! - `exec`: commands
+//!
+//! One file per operation; its header shows its steps and what undoes them. All state goes through
+//! the journal first: the intent before the effect, the record before the answer. Each operation
+//! runs on its own task, one at a time per sandbox; every wait in it has a deadline. Knows `pve`,
+//! `journal` and `saga`; knows no wire protocol, and no clock but the one that it is given.
 
-mod activity;
-pub mod address;
+pub mod access;
 mod admission;
-mod adopt;
-mod boot;
-mod cancel;
-pub mod check;
 mod core;
-mod create;
-mod deadline;
-mod delete;
 pub mod drift;
-mod enforce_pause;
-mod error;
 pub mod exec;
-mod expiry;
-mod expose;
-pub mod files;
-pub mod garbage;
-mod intake;
-pub mod kill_connections;
-mod lifetime;
-mod migrate;
-mod number;
-pub mod observe;
-mod operations;
-mod options;
-mod pause;
-mod probe;
-mod queue;
-mod reads;
-mod recover;
-mod release;
-mod reserve;
-mod resume;
-mod start;
-mod state;
-mod stop;
-mod sweep;
-mod templates;
-mod undo;
-mod unlock;
-mod wake;
-mod write;
+pub mod lifecycle;
+pub mod lifetime;
+mod ownership;
 
 use std::{
     collections::BTreeSet,
     net::Ipv4Addr,
     sync::{
-        Arc, OnceLock, RwLock,
+        Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
+use daemon::sync::RwLock;
 use proto::{Reason, id::Vmid};
 use tokio::sync::{Mutex, Semaphore, watch};
 
-use self::core::Records;
+use self::{
+    admission::{clone_queue::Queues, lock::AdmissionLock},
+    core::{Records, operations::OperationTable},
+    lifetime::activity::Activity,
+};
 use crate::{
     clock::{Clock, Moment},
     journal::{self, Feed, Journal},
     load::HostLoad,
     pve::Pve,
-    saga::{Faults, Mutation},
+    saga::Faults,
     tasks::Tasks,
 };
-use activity::Activity;
-use admission::Gate;
-use operations::OperationTable;
-use queue::Queues;
 
-pub use self::core::{Known, Tombstone};
-pub use adopt::Adoption;
-pub use error::Error;
-pub use expiry::Due;
-pub use expose::Closed;
-pub use number::Renumbered;
-pub use options::{Bridge, Dhcp, Lifetimes, Limits, OnReboot, Options, Order, Probe, Template};
-pub use reads::Tally;
-pub use state::{Event, next};
-pub use wake::Wake;
+pub use self::{
+    access::{expose::Closed, wake::Wake},
+    admission::number::Renumbered,
+    core::{
+        Known, Tombstone,
+        error::{Error, Result},
+        options::{Bridge, Dhcp, Lifetimes, Limits, OnReboot, Options, Order, Probe, Template},
+        phase::{Event, next},
+        queries::Tally,
+    },
+    lifetime::expiry::Due,
+    ownership::adopt::Adoption,
+};
 
 /// All sandboxes of this node, with the state that their operations share.
 #[derive(Debug)]
@@ -97,24 +74,24 @@ pub struct Sandboxes {
     tasks: Tasks,
     faults: Faults,
     operations: OperationTable,
-    gate: Gate,
+    admission: AdmissionLock,
     queues: Queues,
     starts: Semaphore,
     epoch: AtomicU64,
     activity: Activity,
-    intake: RwLock<journal::intake::Order>,
+    scheduling: RwLock<journal::scheduling::Scheduling>,
     /// Name and number of this node, from the journal.
     node: RwLock<Option<journal::Node>>,
     /// Configured templates that are no templates on this node; `None` before the first check.
-    unfit: RwLock<Option<BTreeSet<Vmid>>>,
+    unfit_templates: RwLock<Option<BTreeSet<Vmid>>>,
     /// Changed node number that was logged last, so that each is logged once.
-    warned: AtomicU32,
+    logged_number: AtomicU32,
     /// Load of the host; empty until `watch_host` sets its source.
     host: OnceLock<watch::Receiver<HostLoad>>,
     /// Replies of the DHCP server; empty where they cannot be seen.
-    dhcp: OnceLock<Arc<dyn address::DhcpReplies>>,
+    dhcp: OnceLock<Arc<dyn lifecycle::address::DhcpReplies>>,
     /// Addresses of containers that are not in this journal; `None` before the first observation.
-    strangers: Mutex<Option<BTreeSet<Ipv4Addr>>>,
+    foreign_addresses: Mutex<Option<BTreeSet<Ipv4Addr>>>,
 }
 
 impl Sandboxes {
@@ -129,9 +106,9 @@ impl Sandboxes {
         clock: Arc<dyn Clock>,
         tasks: Tasks,
         faults: Faults,
-    ) -> Result<Arc<Self>, Error> {
+    ) -> Result<Arc<Self>> {
         let epoch = journal.epoch(0).await?;
-        let intake = journal.intake().await?;
+        let scheduling = journal.scheduling().await?;
         let node = journal.node().await?;
         Ok(Arc::new(Self {
             starts: Semaphore::new(options.limits.starts_max.max(1)),
@@ -142,17 +119,17 @@ impl Sandboxes {
             tasks,
             faults,
             operations: OperationTable::default(),
-            gate: Gate::default(),
+            admission: AdmissionLock::default(),
             queues: Queues::default(),
             epoch: AtomicU64::new(epoch),
             activity: Activity::new(),
-            intake: RwLock::new(intake),
+            scheduling: RwLock::new(scheduling),
             node: RwLock::new(node),
-            unfit: RwLock::default(),
-            warned: AtomicU32::new(0),
+            unfit_templates: RwLock::default(),
+            logged_number: AtomicU32::new(0),
             host: OnceLock::new(),
             dhcp: OnceLock::new(),
-            strangers: Mutex::default(),
+            foreign_addresses: Mutex::default(),
         }))
     }
 
@@ -161,13 +138,13 @@ impl Sandboxes {
     ///
     /// # Errors
     /// STALE_EPOCH when a controller with a higher epoch is in charge.
-    pub async fn fence(&self, epoch: u64) -> Result<(), Error> {
+    pub async fn fence(&self, epoch: u64) -> Result<()> {
         let mut highest = self.epoch.load(Ordering::Acquire);
         if epoch > highest {
             highest = self.records.epoch(epoch).await?;
             self.epoch.fetch_max(highest, Ordering::AcqRel);
         }
-        if epoch < highest && !self.faults.has(Mutation::Fence) {
+        if epoch < highest {
             return Err(Error::new(
                 Reason::StaleEpoch,
                 format!("a controller of epoch {highest} is in charge, this one has {epoch}"),
@@ -192,7 +169,7 @@ impl Sandboxes {
     }
 
     /// Journal of this node, to read.
-    pub fn journal(&self) -> Feed {
+    pub fn journal(&self) -> Arc<dyn Feed> {
         self.records.feed()
     }
 

@@ -9,19 +9,23 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use daemon::sync::Mutex;
 use helper::{FromHelper, IMAGE_FD, MESSAGE_BYTES_MAX, Refusal, ToHelper};
-use nix::sys::signal::Signal;
-use rustix::{
-    fs::Mode,
-    pipe::PipeFlags,
-    process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
+use nix::{
+    fcntl::OFlag,
+    sys::{
+        signal::Signal,
+        stat::{Mode, fchmod},
+    },
+    unistd::pipe2,
 };
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use tokio::{
     io::AsyncReadExt,
     net::unix::pipe::{Receiver, Sender},
@@ -197,7 +201,7 @@ impl Helper {
             }
             // Everything that the helper started ends with it; this closes every answer and exit.
             listener.gone.cancel();
-            let expected = std::mem::take(&mut *listener.expected());
+            let expected = std::mem::take(&mut *listener.expected.lock());
             for expected in expected.into_values().filter(|_| stuck) {
                 expected.exit.send(Err(STUCK)).ok();
             }
@@ -226,7 +230,7 @@ impl Helper {
         let Pipes { ours, theirs } = Pipes::new(window.is_some()).map_err(told)?;
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         let ((answer, answered), (exit, exited)) = (oneshot::channel(), oneshot::channel());
-        self.expected().insert(token, Expected { answer: Some(answer), exit });
+        self.expected.lock().insert(token, Expected { answer: Some(answer), exit });
         self.asked.notify_one();
         let message = ToHelper::Spawn {
             token,
@@ -247,7 +251,7 @@ impl Helper {
             () = self.gone.cancelled() => Err(Failure::Gone("the helper was killed".to_owned())),
         };
         if let Err(failure) = sent {
-            self.expected().remove(&token);
+            self.expected.lock().remove(&token);
             return Err(failure);
         }
         let answer = tokio::select! {
@@ -296,12 +300,12 @@ impl Helper {
             }
             FromHelper::Refused { token, why } => {
                 self.answer(token, Err(Failure::Refused(why)));
-                self.expected().remove(&token);
+                self.expected.lock().remove(&token);
             }
             FromHelper::Exited { token, code, signal } => {
                 // A command that was not reported as running did run, or it could not have ended.
                 self.answer(token, Ok(Answered { leader: None, never_ran: false }));
-                if let Some(expected) = self.expected().remove(&token) {
+                if let Some(expected) = self.expected.lock().remove(&token) {
                     // Nobody may wait for the exit any more.
                     expected.exit.send(Ok((code, signal))).ok();
                 }
@@ -316,7 +320,7 @@ impl Helper {
             "the helper sent an invalid message about a command; the command is lost"
         );
         self.answer(token, Err(Failure::Lost));
-        if let Some(expected) = self.expected().remove(&token) {
+        if let Some(expected) = self.expected.lock().remove(&token) {
             expected.exit.send(Err(NOT_UNDERSTOOD)).ok();
         }
     }
@@ -328,7 +332,7 @@ impl Helper {
         loop {
             sleep(pulse::BEAT).await;
             let (expects, starts) = {
-                let expected = self.expected();
+                let expected = self.expected.lock();
                 let starts = expected.values().any(|expected| expected.answer.is_some());
                 (!expected.is_empty(), starts)
             };
@@ -396,14 +400,11 @@ impl Helper {
     }
 
     fn answer(&self, token: u64, answer: Answer) {
-        let waits = self.expected().get_mut(&token).and_then(|expected| expected.answer.take());
+        let waits =
+            self.expected.lock().get_mut(&token).and_then(|expected| expected.answer.take());
         if let Some(waits) = waits {
             drop(waits.send(answer));
         }
-    }
-
-    fn expected(&self) -> MutexGuard<'_, HashMap<u64, Expected>> {
-        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -442,7 +443,7 @@ struct Pipes {
 
 impl Pipes {
     fn new(tty: bool) -> io::Result<Self> {
-        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
+        let pipe = || pipe2(OFlag::O_CLOEXEC);
         let ((stdin, feed), (out, stdout), (read, write)) = (pipe()?, pipe()?, pipe()?);
         let (third, their_third) = if tty { (write, read) } else { (read, write) };
         let theirs = [stdin, stdout, their_third];
@@ -450,7 +451,7 @@ impl Pipes {
         // nobody would not own these pipes. Only processes that may trace the command see the
         // names.
         for end in theirs.iter().filter(|_| !tty) {
-            rustix::fs::fchmod(end, Mode::from_raw_mode(0o666))?;
+            fchmod(end, Mode::from_bits_truncate(0o666))?;
         }
         let third = if tty {
             rustix::io::ioctl_fionbio(&third, true)?;

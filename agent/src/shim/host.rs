@@ -6,7 +6,7 @@ use proto::id::{Invalid, Vmid};
 
 use super::{Host, Options};
 use crate::{
-    pve::{cgroup, container, pct::HostPaths, shim_cgroup},
+    pve::{HostPaths, cgroup, container, shim_cgroup},
     sys::proc,
 };
 

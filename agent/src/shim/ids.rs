@@ -14,6 +14,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use daemon::replace::{Access, replace};
+
 use crate::sys::read;
 
 /// Most exec_ids that a sandbox may use.
@@ -91,7 +93,7 @@ impl Ids {
     ///
     /// # Errors
     /// When the disk write fails: this shim knows that the exec_id is free, the next one will not.
-    pub(super) fn give_back(&mut self, id: &str) -> io::Result<()> {
+    pub(super) fn release(&mut self, id: &str) -> io::Result<()> {
         let lock = self.lock();
         // After the lock, which may have read the file again.
         self.digests.remove(id);
@@ -129,14 +131,7 @@ impl Ids {
         // The content of the file counts, not what this process remembers.
         let known = Self::open(&self.path)?;
         let lines = known.digests.iter().map(|(id, digest)| format!("{digest} {id}\n"));
-        let draft = self.path.with_extension("ids-draft");
-        let mut file = File::create(&draft)?;
-        file.write_all(lines.collect::<String>().as_bytes())?;
-        file.sync_data()?;
-        std::fs::rename(&draft, &self.path)?;
-        if let Some(dir) = self.path.parent() {
-            File::open(dir)?.sync_all()?;
-        }
+        replace(&self.path, lines.collect::<String>().as_bytes(), Access::PRIVATE)?;
         *self = Self::open(&self.path)?;
         Ok(())
     }
@@ -147,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_outlive_the_process() {
+    fn exec_ids_survive_a_reopen_and_a_torn_write() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("ids");
         let mut ids = Ids::open(&path).expect("opened");
@@ -165,13 +160,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_was_given_back_is_free_after_a_restart_too() {
+    fn freed_exec_id_stays_free_after_a_reopen() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("ids");
         let mut ids = Ids::open(&path).expect("opened");
         ids.take("a", "d1").expect("taken");
         ids.take("b", "d2").expect("taken");
-        ids.give_back("a").expect("given back");
+        ids.release("a").expect("released");
         assert_eq!((ids.digest("a"), ids.digest("b")), (None, Some("d2")));
         let mut again = Ids::open(&path).expect("opened");
         assert_eq!((again.digest("a"), again.digest("b")), (None, Some("d2")));
@@ -180,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_another_shim_took_meanwhile_is_not_taken_again() {
+    fn exec_id_taken_by_another_shim_cannot_be_taken() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("ids");
         let mut leaving = Ids::open(&path).expect("opened");
@@ -189,12 +184,12 @@ mod tests {
         let error = next.take("build", "d1").expect_err("it may run already");
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(next.digest("build"), Some("d1"));
-        leaving.give_back("build").expect("given back");
+        leaving.release("build").expect("released");
         next.take("build", "d2").expect("free again");
     }
 
     #[test]
-    fn refusals_without_end_do_not_fill_the_disk_and_lose_no_name() {
+    fn endless_refusals_neither_fill_the_disk_nor_lose_an_exec_id() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("ids");
         let mut ids = Ids::open(&path).expect("opened");
@@ -203,7 +198,7 @@ mod tests {
         ids.take("kept", "d").expect("taken");
         for n in 0..DEAD_MAX {
             ids.take("refused", "d").expect("taken");
-            ids.give_back("refused").expect("given back");
+            ids.release("refused").expect("released");
             if n % 100 == 0 {
                 other.take(&format!("other-{n}"), "d").expect("taken");
             }

@@ -70,7 +70,7 @@ impl Commands {
                 exec_id = session.title.exec_id,
                 "too many ended commands have background output: this command is read no more"
             );
-            session.let_background_go();
+            session.drop_background();
         }
     }
 

@@ -25,6 +25,10 @@ use super::{
 const FOLLOW: Duration = Duration::from_secs(2);
 /// Resolution of the timeout clock: time in which the sandbox is frozen does not count.
 const TICK: Duration = Duration::from_millis(250);
+/// Interval between two looks at the CPU time of a command without a caller.
+const LOOK: Duration = Duration::from_secs(5);
+/// CPU time between two looks that counts as activity: 1 % of a core. Servers that wait use less.
+const ACTIVE: Duration = Duration::from_millis(50);
 /// Most signals that may wait to be sent.
 const SIGNALS: usize = 8;
 /// Exit code of a command that timed out.
@@ -99,18 +103,18 @@ impl Life {
                 let sources = [(0, Source::Pipe(stdout)), (1, Source::Pipe(stderr))];
                 let feeding = &session;
                 // Dropping `stdin` at the end closes the pipe.
-                let fed = until(&ended, async move { feed(feeding, &mut stdin).await });
+                let fed = ended.run_until_cancelled(async move { feed(feeding, &mut stdin).await });
                 let pumps = future::try_join_all(sources.map(pump));
-                let (cause, (), open) = tokio::join!(live, fed, pumps);
+                let (cause, _, open) = tokio::join!(live, fed, pumps);
                 (cause, open)
             }
             None => {
-                let fed = until(&ended, async {
+                let fed = ended.run_until_cancelled(async {
                     feed(&session, &mut stdin).await;
                     drop(timeout(Duration::from_secs(1), stdin.write_all(EOT)).await);
                 });
                 let pumps = future::try_join_all([(0, Source::Terminal(stdout))].map(pump));
-                let (cause, (), open) = tokio::join!(live, fed, pumps);
+                let (cause, _, open) = tokio::join!(live, fed, pumps);
                 (cause, open)
             }
         };
@@ -136,7 +140,7 @@ impl Life {
         let follow = |(output, source)| output::follow(Arc::clone(&session), output, source);
         tokio::select! {
             biased;
-            () = session.let_go() => {}
+            () = session.background_dropped() => {}
             _ = future::join_all(background.into_iter().map(follow)) => {}
         }
         session.background_ended();
@@ -145,6 +149,7 @@ impl Life {
     async fn live(&mut self, mut left: Duration) -> Cause {
         let session = Arc::clone(&self.session);
         let mut last = Instant::now();
+        let mut looked = (last, Duration::ZERO);
         let cause = loop {
             tokio::select! {
                 biased;
@@ -155,7 +160,10 @@ impl Life {
                 },
                 () = session.hung_up() => break Cause::HungUp,
                 Some(number) = self.signals.recv() => self.tree.signal(number).await,
-                () = sleep(left.min(TICK)) => session.expire(),
+                () = sleep(left.min(TICK)) => {
+                    session.expire();
+                    self.look(&mut looked).await;
+                }
             }
             let now = Instant::now();
             if !self.host.frozen() {
@@ -173,12 +181,18 @@ impl Life {
         }
         cause
     }
-}
 
-async fn until(ended: &CancellationToken, work: impl Future<Output = ()>) {
-    tokio::select! {
-        () = ended.cancelled() => {}
-        () = work => {}
+    /// Looks from time to time whether a command without a caller uses CPU. `looked` is when that
+    /// was done before, and the CPU time that it had used by then.
+    async fn look(&self, looked: &mut (Instant, Duration)) {
+        if looked.0.elapsed() < LOOK || self.session.is_attached() {
+            return;
+        }
+        let used = self.tree.cpu().await;
+        if used.saturating_sub(looked.1) >= ACTIVE {
+            self.session.works();
+        }
+        *looked = (Instant::now(), used);
     }
 }
 

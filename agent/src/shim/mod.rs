@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 pub use host::Container;
 pub use server::serve;
 
-use crate::pve::{pct::HostPaths, shim_cgroup};
+use crate::pve::{HostPaths, shim_cgroup};
 
 /// Subcommand of the agent's program that runs a shim.
 pub const COMMAND: &str = "shim";

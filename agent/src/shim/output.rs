@@ -1,9 +1,13 @@
 //! Moves a command's output from its pipes or its terminal into the rings: while the command runs,
 //! what remains when it ends, and what its background processes write after that.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::read,
+};
 use tokio::{
     io::AsyncReadExt,
     net::unix::pipe::Receiver,
@@ -86,20 +90,21 @@ fn empty_pipe(
     let filled = rustix::io::ioctl_fionread(pipe)?;
     let mut left = usize::try_from(filled).unwrap_or(usize::MAX).min(LEFT_MAX);
     loop {
-        let mut fd = [PollFd::new(pipe, PollFlags::IN)];
-        poll(&mut fd, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))?;
-        let nobody_writes = fd[0].revents().contains(PollFlags::HUP);
+        let mut fd = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fd, PollTimeout::ZERO)?;
+        let nobody_writes =
+            fd[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP));
         let most = if nobody_writes { chunk.len() } else { left.min(chunk.len()) };
         if most == 0 {
             return Ok(true);
         }
-        match rustix::io::read(pipe, &mut chunk[..most]) {
+        match read(pipe, &mut chunk[..most]) {
             Ok(0) => return Ok(false),
             Ok(read) => {
                 left = left.saturating_sub(read);
                 session.write(output, &chunk[..read])?;
             }
-            Err(rustix::io::Errno::AGAIN) => return Ok(true),
+            Err(Errno::EAGAIN) => return Ok(true),
             Err(error) => return Err(error.into()),
         }
     }

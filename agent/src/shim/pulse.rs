@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_does_not_come_is_waited_for_and_then_given_up() {
+    fn helper_is_given_up_after_many_missed_answers() {
         let mut unanswered = Unanswered::default();
         assert_eq!(unanswered.look(BEAT / 2, false), Next::Wait);
         let mut looks = 0;
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shim_that_stood_still_itself_gives_nothing_up() {
+    fn long_pause_of_the_shim_counts_as_one_missed_answer() {
         let mut unanswered = Unanswered::default();
         for _ in 0..14 {
             assert_ne!(unanswered.look(Duration::from_secs(3600), false), Next::GiveUp);

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use rustix::fs::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, fallocate};
 use tokio::sync::Notify;
 
 /// Most bytes kept. More than can be in transit between the ring and its reader.
@@ -163,9 +163,12 @@ impl Ring {
             self.store = Store::Memory(Vec::new());
         } else {
             for (at, part) in pieces(self.start, start - self.start) {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                let flags =
+                    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                let offset = |at: u64| i64::try_from(at).unwrap_or(i64::MAX);
+                let (at, length) = (offset(at), offset(part.end - part.start));
                 // Where the file system does not support it, the bytes are overwritten later.
-                if let Err(error) = fallocate(file, flags, at, part.end - part.start) {
+                if let Err(error) = fallocate(file, flags, at, length) {
                     tracing::debug!(%error, "disk space of old output could not be freed");
                 }
             }
@@ -218,7 +221,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn what_is_kept_is_what_was_written(
+        fn ring_returns_the_bytes_that_were_written(
             steps in prop::collection::vec((0usize..700_000, prop::option::of(0u64..2_000_000)), 1..24),
             asked in prop::collection::vec(any::<(u64, u32)>(), 8),
         ) {
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_let_go_gives_its_room_on_the_disk_back() {
+    fn trimmed_bytes_free_their_disk_space() {
         use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().expect("tempdir");
         let mut ring = Ring::new(Budget::new(u64::MAX));

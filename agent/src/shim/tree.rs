@@ -5,13 +5,9 @@
 //! in their environment, and the descendants of all these. A process that hides from all of that
 //! continues to run in its own sandbox, as a service started there does.
 
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
+use daemon::sync::Mutex;
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout},
@@ -48,13 +44,21 @@ pub(super) struct Tree {
 }
 
 impl Tree {
+    /// Returns the CPU time that the command has used. Leaves out processes that only its mark
+    /// connects to it: their environment is slow to read.
+    pub(super) async fn cpu(&self) -> Duration {
+        let (host, leader) = (Arc::clone(&self.host), self.leader);
+        let used = tokio::task::spawn_blocking(move || {
+            let family = family(&processes(&*host), leader, |_| false);
+            family.iter().map(|kin| proc::cpu(Path::new(PROC), kin.pid)).sum()
+        });
+        used.await.unwrap_or_default()
+    }
+
     /// Finds the processes that run now.
     async fn find(&self) -> Vec<ProcStat> {
         let host = Arc::clone(&self.host);
-        let all = tokio::task::spawn_blocking(move || {
-            let pids = host.processes().into_iter();
-            pids.filter_map(|pid| proc::kin(Path::new(PROC), pid)).collect::<Vec<_>>()
-        });
+        let all = tokio::task::spawn_blocking(move || processes(&*host));
         let all = all.await.unwrap_or_default();
         let marked = marked(Path::new(PROC), &all, &self.mark).await;
         family(&all, self.leader, |kin| marked.contains(&kin.pid))
@@ -95,6 +99,12 @@ impl Tree {
     }
 }
 
+/// Lists the processes of the container.
+fn processes(host: &dyn Host) -> Vec<ProcStat> {
+    let pids = host.processes().into_iter();
+    pids.filter_map(|pid| proc::kin(Path::new(PROC), pid)).collect()
+}
+
 /// Finds the pids that have the mark in their environment. The environment is in the tenant's
 /// memory, which can be arranged so that a read never ends: a process that is not read in time
 /// counts as unmarked, and hanging reads occupy only a few threads.
@@ -110,7 +120,7 @@ async fn marked(proc: &Path, all: &[ProcStat], mark: &str) -> BTreeSet<u32> {
         let until = Instant::now() + MARK_LOOK;
         for pid in pids {
             if proc::has_environment(&proc, pid, &mark) {
-                finds.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+                finds.lock().insert(pid);
             }
             if Instant::now() >= until {
                 return;
@@ -118,7 +128,7 @@ async fn marked(proc: &Path, all: &[ProcStat], mark: &str) -> BTreeSet<u32> {
         }
     });
     drop(timeout(MARK_LOOK, looked).await);
-    found.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    found.lock().clone()
 }
 
 fn send(kin: &ProcStat, number: i32) {
@@ -164,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_environment_that_hangs_holds_up_no_kill() {
+    async fn hanging_environment_read_blocks_no_kill() {
         let dir = tempfile::tempdir().expect("a directory");
         let put = |pid: &str| {
             std::fs::create_dir(dir.path().join(pid)).expect("made");
@@ -187,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_is_all_that_comes_of_one_attach_and_nothing_else() {
+    fn family_is_exactly_the_processes_of_one_command() {
         let all = [
             // Systemd in the container, a service, and the helper.
             kin(10, 1, 10, 10),

@@ -3,7 +3,10 @@
 
 use std::{fs::File, io::Write, os::fd::OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
 
 /// Program that runs inside sandboxes.
 pub const HELPER: &[u8] = include_bytes!(env!("PVE_SANDBOX_HELPER"));
@@ -13,11 +16,14 @@ pub const HELPER: &[u8] = include_bytes!(env!("PVE_SANDBOX_HELPER"));
 /// # Errors
 /// When the kernel has no memory for it, or no memory files.
 pub fn sealed(name: &str, bytes: &[u8]) -> std::io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let mut file = File::from(memfd_create(name, flags)?);
     file.write_all(bytes)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    fcntl_add_seals(&file, seals)?;
+    let seals = SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(file.into())
 }
 
@@ -28,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_changes_a_sealed_file() {
+    fn sealed_file_cannot_be_changed() {
         let file = File::from(sealed("test", b"as it was").expect("made"));
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
         assert!((&file).write_all(b"x").is_err() && file.set_len(0).is_err());

@@ -5,7 +5,7 @@ use std::{
     os::fd::{FromRawFd, OwnedFd, RawFd},
 };
 
-use rustix::io::{FdFlags, fcntl_setfd};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// Takes ownership of the first `N` descriptors from 3 on and hides them from children. Call it
 /// first in a program that was started with exactly these.
@@ -20,7 +20,7 @@ pub fn take<const N: usize>() -> io::Result<[OwnedFd; N]> {
         // SAFETY: the parent left them open for this process, and nothing in it has used them yet.
         // If one is not open, the next line says so.
         let fd = unsafe { OwnedFd::from_raw_fd(number) };
-        if let Err(error) = fcntl_setfd(&fd, FdFlags::CLOEXEC) {
+        if let Err(error) = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)) {
             // Not ours to close.
             std::mem::forget(fd);
             return Err(error.into());

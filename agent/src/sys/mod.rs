@@ -13,5 +13,6 @@ pub mod packet;
 pub mod pidfd;
 pub mod privileges;
 pub mod proc;
+pub mod psi;
 pub mod read;
 pub mod seqpacket;

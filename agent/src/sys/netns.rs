@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_of_this_namespace_is_found_and_no_other() {
+    fn only_addresses_of_the_namespace_are_found() {
         if !nix::unistd::geteuid().is_root() {
             // Entering a namespace requires root.
             return;

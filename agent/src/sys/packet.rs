@@ -140,7 +140,7 @@ mod tests {
 
     /// Expects each frame twice on loopback: as it leaves and as it arrives.
     #[tokio::test]
-    async fn frames_to_port_68_are_seen_with_their_way_and_no_others() {
+    async fn only_frames_to_dhcp_clients_are_captured_with_their_direction() {
         if !geteuid().is_root() {
             // Listening requires CAP_NET_RAW, which the agent has.
             return;

@@ -27,9 +27,7 @@ pub async fn ended(pid: u32) -> io::Result<()> {
 /// once the pid can no longer be reused.
 pub fn signal(pid: u32, number: i32, same: impl FnOnce() -> bool) -> io::Result<()> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
-    let Some(signal) = Signal::from_named_raw(number) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
+    let signal = signal_of(number).ok_or(io::ErrorKind::InvalidInput)?;
     let sent = pidfd_open(pid, PidfdFlags::empty())
         .and_then(|pidfd| if same() { pidfd_send_signal(&pidfd, signal) } else { Ok(()) });
     match sent {
@@ -37,4 +35,12 @@ pub fn signal(pid: u32, number: i32, same: impl FnOnce() -> bool) -> io::Result<
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+#[expect(unsafe_code, reason = "a real-time signal")]
+fn signal_of(number: i32) -> Option<Signal> {
+    let real_time = (nix::libc::SIGRTMIN()..=nix::libc::SIGRTMAX()).contains(&number);
+    // SAFETY: it is valid, and sent to another process only; libc uses none of these in ours.
+    Signal::from_named_raw(number)
+        .or_else(|| real_time.then(|| unsafe { Signal::from_raw_unchecked(number) }))
 }

@@ -5,7 +5,7 @@
 //! for which the tenant pays nothing, or lie in memory that never answers. So the kernel is first
 //! asked for the owner; of tenants' processes nothing of this is read, of others a few KiB.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use super::read;
 
@@ -13,6 +13,10 @@ use super::read;
 const CMDLINE_BYTES_MAX: u64 = read::SMALL;
 /// Bytes read of an environment at most.
 const ENVIRONMENT_BYTES_MAX: u64 = 256 * 1024;
+
+/// Unit of CPU times in procfs, in milliseconds: the kernel shows 100 ticks a second to programs on
+/// each architecture that PVE runs on (USER_HZ, proc(5)).
+const TICK_MS: u64 = 10;
 
 /// A process of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +85,15 @@ pub fn kin(proc: &Path, pid: u32) -> Option<ProcStat> {
     Some(ProcStat { pid, parent, group, session, start })
 }
 
+/// CPU time that a process has used, with its children that have ended; zero once it has ended.
+pub fn cpu(proc: &Path, pid: u32) -> Duration {
+    let stat = read::text(&proc.join(pid.to_string()).join("stat"), read::SMALL);
+    let Some((_, fields)) = stat.rsplit_once(") ") else { return Duration::ZERO };
+    // utime, stime, cutime and cstime are the fields 14 to 17; the state is the third.
+    let ticks = fields.split(' ').skip(11).take(4).filter_map(|field| field.parse::<u64>().ok());
+    Duration::from_millis(ticks.fold(0, u64::saturating_add).saturating_mul(TICK_MS))
+}
+
 /// True for a process that is traced or stopped by a signal: it does nothing until it is continued.
 pub fn stopped(proc: &Path, pid: u32) -> bool {
     let stat = read::text(&proc.join(pid.to_string()).join("stat"), read::SMALL);
@@ -102,6 +115,26 @@ pub fn namespace_pids(proc: &Path, pid: u32) -> Vec<u32> {
     let status = read::text(&proc.join(pid.to_string()).join("status"), read::SMALL);
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     line.unwrap_or("").split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// Signals of a process as masks: bit n - 1 is signal n.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SignalMasks {
+    /// Signals that it blocks, for a signalfd for example.
+    pub blocked: u64,
+    /// Signals that it has a handler for.
+    pub caught: u64,
+}
+
+/// Signals of a process; none when that is unknown, which a process with very many groups can
+/// arrange.
+pub fn signal_masks(proc: &Path, pid: u32) -> SignalMasks {
+    let status = read::text(&proc.join(pid.to_string()).join("status"), read::SMALL);
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok()).unwrap_or_default()
+    };
+    SignalMasks { blocked: mask("SigBlk:"), caught: mask("SigCgt:") }
 }
 
 fn argv(cmdline: &[u8]) -> Vec<String> {
@@ -127,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_hosts_processes() {
+    fn only_processes_of_the_host_are_read() {
         let proc = tempfile::tempdir().expect("tempdir");
         let proc = proc.path();
         put(proc, "self", 1);
@@ -152,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_tenant_wrote_is_not_read_and_of_others_a_few_bytes_are() {
+    fn tenant_files_are_not_read_and_reads_of_others_are_bounded() {
         let proc = tempfile::tempdir().expect("tempdir");
         let proc = proc.path();
         put(proc, "self", 1);
@@ -194,7 +227,7 @@ mod tests {
 
     /// Largest command line that plain exec allows, in the real procfs.
     #[test]
-    fn a_process_with_megabytes_of_arguments_costs_a_page() {
+    fn huge_command_line_is_read_only_up_to_the_limit() {
         let one = "x".repeat(100_000);
         #[expect(clippy::disallowed_methods, reason = "a process to look at")]
         let mut child = std::process::Command::new("/bin/sh")
@@ -213,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn kin_are_told_by_their_stat() {
+    fn process_stat_and_environment_are_parsed() {
         let proc = tempfile::tempdir().expect("tempdir");
         let put = |pid: u32, stat: &str| {
             let dir = proc.path().join(pid.to_string());

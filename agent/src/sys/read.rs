@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_than_the_bound_is_read() {
+    fn reads_never_exceed_their_bound() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("large");
         // Sparse: has this size without using the space.

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn messages_stay_apart_and_bring_pids() {
+    async fn messages_keep_their_boundaries_and_carry_pids() {
         let (ours, theirs) = pair().expect("a pair");
         let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
         ours.send(b"one", &[writer.as_fd()]).await.expect("sent");

@@ -1,21 +1,45 @@
-//! `adopt` and `release`: make a container a sandbox, and the reverse.
+//! `adopt`: makes a sandbox of a container that was made without us.
 
-use proto::sandbox::v1::{AdoptSandboxRequest, ReleaseSandboxRequest};
+use clap::Args;
+use proto::sandbox::v1::AdoptSandboxRequest;
 use serde_json::json;
 
 use crate::{
-    args::{Adopt, Release},
     client::{Controller, answer, promised},
     failure::Failure,
     output::{Output, json},
 };
 
-pub(super) async fn adopt(
+/// Arguments of `adopt`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl admin adopt 207 --team acme              what it would become; nothing is done
+  sandboxctl admin adopt 207 --team acme --yes        it is a sandbox of the team
+  sandboxctl admin release 207                        and somebody's container again
+
+The container runs on as it is. A line is added to its description, its ports are closed to the web
+until they are opened with `expose`, and `rm` deletes it, volumes and all.")]
+pub(crate) struct Adopt {
+    /// Number of the container
+    vmid: u32,
+    /// Team that it will belong to
+    #[arg(long, value_name = "TEAM")]
+    team: String,
+    /// Node that it is on [default: the one that has it]
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    /// Do it; without this it is only told
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) async fn run(
     controller: Controller,
-    wish: Adopt,
+    args: Adopt,
     output: Output,
 ) -> Result<u8, Failure> {
-    let Adopt { vmid, team, node, yes } = wish;
+    let Adopt { vmid, team, node, yes } = args;
     let request = AdoptSandboxRequest {
         node: node.unwrap_or_default(),
         vmid,
@@ -46,22 +70,6 @@ pub(super) async fn adopt(
             output.line(format!("  {volume} goes when the sandbox is deleted"))?;
         }
         output.line("nothing was done; say --yes to do it")?;
-    }
-    Ok(0)
-}
-
-pub(super) async fn release(
-    controller: Controller,
-    wish: Release,
-    output: Output,
-) -> Result<u8, Failure> {
-    let request = ReleaseSandboxRequest { id: wish.id };
-    let released = answer(controller.operator.clone().release_sandbox(request)).await?.sandbox;
-    let sandbox = promised(released)?;
-    if output.json {
-        output.value(&json::sandbox(&sandbox))?;
-    } else {
-        output.line(format!("{} has ended; container {} is left", sandbox.id, sandbox.vmid))?;
     }
     Ok(0)
 }

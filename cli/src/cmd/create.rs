@@ -1,18 +1,57 @@
 //! `create`: requests sandboxes and waits until they answer.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use clap::Args;
 use proto::sandbox::v1::{CreateSandboxRequest, Phase, Sandbox};
 use tokio::time::Instant;
 
-use super::{lifecycle::settled, wanted};
+use super::{
+    lifecycle::settled,
+    wanted::{self, Wanted},
+};
 use crate::{
-    args::Create,
     client::{Controller, answer, promised},
     failure::Failure,
     output::{Output, json},
     progress::Spinner,
+    signals::Stops,
+    state::Slot,
+    values::duration,
 };
+
+/// Arguments of `create`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl create --snapshot pvelxc_4vcpu_6gb_32gb_v1 --cpus 2 --memory 2g --disk 20g
+  sandboxctl create --expose web=8080 --env RUST_LOG=debug --meta user=ada
+  sandboxctl create --count 6
+  sandboxctl create --ttl 8h --ttl-action delete --idle 30m
+  sandboxctl create --request-id build-117      run it twice: still one sandbox
+
+With --count each is printed as it comes. After Ctrl-C a creation goes on, and its id and request id
+are printed. See also `run`.")]
+pub(crate) struct Create {
+    /// Description of the sandbox.
+    #[command(flatten)]
+    wanted: Wanted,
+    /// Idempotency key: the same key and the same wishes are the same sandbox [default: random]
+    #[arg(long, value_name = "KEY")]
+    request_id: Option<String>,
+    /// Print the id as soon as the creation is recorded
+    #[arg(long)]
+    no_wait: bool,
+    /// How many, at once; with --request-id the keys are KEY-1, KEY-2 and so on
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "name", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// How long to wait for it to run before giving up watching
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    wait: Duration,
+}
 
 /// Longest wait inside one call of the API, so that no call is silent for longer.
 const SILENT: Duration = Duration::from_secs(20);
@@ -29,17 +68,28 @@ pub(super) async fn run(
         None => random_key()?,
     };
     let request = wanted::request(&controller, create.wanted, key.clone()).await?;
-    let count = create.count;
-    let requests = (1..=count).map(|number| CreateSandboxRequest {
-        request_id: if count == 1 { key.clone() } else { format!("{key}-{number}") },
-        ..request.clone()
-    });
-    let (wait, no_wait) = (create.wait, create.no_wait);
-    super::lifecycle::each(requests.collect(), output, show, move |request| {
-        let controller = controller.clone();
-        async move { one(&controller, request, wait, no_wait, count == 1, output).await }
-    })
-    .await
+    let (count, no_wait) = (create.count, create.no_wait);
+    let creation = |number| {
+        let request_id = if count == 1 { key.clone() } else { format!("{key}-{number}") };
+        let request = CreateSandboxRequest { request_id, ..request.clone() };
+        Arc::new(Creation::new(&controller, request, create.wait))
+    };
+    let creations: Vec<_> = (1..=count).map(creation).collect();
+    let mut stops = Stops::listen()?;
+    let all =
+        super::lifecycle::each(creations.clone(), output, show, true, move |creation| async move {
+            let way = Way { quick: false, no_wait, alone: count == 1 };
+            creation.finish(way, output).await
+        });
+    tokio::select! {
+        ended = all => ended,
+        stop = stops.next() => {
+            // The tasks that were given up clear their spinners first.
+            tokio::task::yield_now().await;
+            tell(creations.iter().map(AsRef::as_ref), output);
+            Ok(stop.exit())
+        }
+    }
 }
 
 /// Prints the id on stdout, for scripts, and the rest on stderr, for people.
@@ -56,38 +106,154 @@ fn show(sandbox: &Sandbox, output: Output) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn one(
-    controller: &Controller,
-    mut request: CreateSandboxRequest,
+/// Way to wait for a creation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    /// Whether the id must be known as soon as there is one.
+    pub(super) quick: bool,
+    /// Whether not to wait until it runs.
+    pub(super) no_wait: bool,
+    /// Whether it is the only one, and may show what is done.
+    pub(super) alone: bool,
+}
+
+/// A creation under way, and what is known of its sandbox.
+#[derive(Debug)]
+pub(super) struct Creation {
+    controller: Controller,
+    request: CreateSandboxRequest,
+    since: Instant,
+    /// How long it is waited for.
     wait: Duration,
-    no_wait: bool,
-    alone: bool,
-    output: Output,
-) -> Result<Sandbox, Failure> {
-    let since = Instant::now();
-    let deadline = since + wait;
-    let spinner = Spinner::new(output.json || !alone || no_wait, "asking the controller");
-    // With a person watching, showing the steps is worth an additional call.
-    let silent = if no_wait || spinner.shown() { Duration::ZERO } else { SILENT.min(wait) };
-    request.wait = prost_types::Duration::try_from(silent).ok();
-    let sandbox = ask(controller, &request, deadline).await?;
-    if no_wait || settled(&sandbox, Phase::Running)? {
-        return Ok(sandbox);
+    known: Mutex<Option<Sandbox>>,
+}
+
+impl Creation {
+    /// Prepares a creation that is waited for so long from now on.
+    pub(super) fn new(
+        controller: &Controller,
+        request: CreateSandboxRequest,
+        wait: Duration,
+    ) -> Self {
+        let (controller, since) = (controller.clone(), Instant::now());
+        Self { controller, request, since, wait, known: Mutex::default() }
     }
-    // Without a terminal each step is a line, so that logs show what was waited for.
-    let mut told = String::new();
-    controller
-        .follow_since(&sandbox.id, since, wait, |sandbox| {
+
+    /// Controller that was asked.
+    pub(super) fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    /// Sandbox as it was last heard of; none before the controller has answered.
+    pub(super) fn known(&self) -> Option<Sandbox> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn learn(&self, sandbox: &Sandbox) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(sandbox.clone());
+    }
+
+    /// Asks for the sandbox and waits until it runs.
+    ///
+    /// # Errors
+    /// When the creation failed, or it is not known how it ends.
+    pub(super) async fn finish(&self, way: Way, output: Output) -> Result<Sandbox, Failure> {
+        let Way { quick, no_wait, alone } = way;
+        let wait = self.wait;
+        let spinner = Spinner::new(output.json || !alone || no_wait, "asking the controller");
+        // With a person watching, showing the steps is worth an additional call.
+        let at_once = quick || no_wait || spinner.shown();
+        let silent = if at_once { Duration::ZERO } else { SILENT.min(wait) };
+        let sandbox = self.ask(silent).await?;
+        if no_wait || settled(&sandbox, Phase::Running)? {
+            return Ok(sandbox);
+        }
+        // Without a terminal each step is a line, so that logs show what was waited for.
+        let mut told = String::new();
+        let followed = self.controller.follow_since(&sandbox.id, self.since, wait, |sandbox| {
+            self.learn(sandbox);
             let now = progress(sandbox);
             if spinner.shown() {
                 spinner.say(now);
-            } else if alone && now != told && sandbox.phase() == Phase::Creating {
+            } else if alone && !quick && now != told && sandbox.phase() == Phase::Creating {
                 output.note(&now);
                 told = now;
             }
             settled(sandbox, Phase::Running)
+        });
+        followed.await.map_err(|failure| match failure.transient {
+            true => failure.hint(self.next_steps()),
+            false => failure,
         })
-        .await
+    }
+
+    /// Repeats the call until there is an answer: a request_id is never executed twice.
+    ///
+    /// # Errors
+    /// When it was refused, or there was no answer until the deadline.
+    pub(super) async fn ask(&self, silent: Duration) -> Result<Sandbox, Failure> {
+        let wait = prost_types::Duration::try_from(silent).ok();
+        let request = CreateSandboxRequest { wait, ..self.request.clone() };
+        let mut heard = false;
+        loop {
+            let mut client = self.controller.sandboxes.clone();
+            let failure = match answer(client.create_sandbox(request.clone())).await {
+                Ok(response) => {
+                    let sandbox = promised(response.sandbox)?;
+                    self.learn(&sandbox);
+                    // For `@last`; a home that cannot be written is no reason to fail.
+                    self.controller.state.set(Slot::Last, &sandbox.id).ok();
+                    return Ok(sandbox);
+                }
+                Err(failure) => failure,
+            };
+            // The call may have arrived: ask again. If it cannot have arrived, fail at once, unless
+            // there is only too much to do.
+            let unknown = failure.transient && (heard || !failure.unreached);
+            if !unknown && !failure.is_overload() {
+                return Err(failure);
+            }
+            heard |= !failure.unreached && failure.transient;
+            let pause = failure.retry_after.unwrap_or(AGAIN).min(AGAIN_MAX);
+            if self.since.elapsed() + pause >= self.wait {
+                return Err(failure.hint(self.next_steps()));
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Next steps where it is not known how the creation ends.
+    fn next_steps(&self) -> String {
+        let key = &self.request.request_id;
+        let again = format!(
+            "with --request-id {key} and the same flags, `create` never makes a second one"
+        );
+        match self.known() {
+            Some(sandbox) => {
+                let id = sandbox.id;
+                format!(
+                    "`sandboxctl wait {id} --for running` waits for it, `sandboxctl rm {id}` deletes it; {again}"
+                )
+            }
+            None => format!(
+                "it may be created all the same: {again}; `sandboxctl ls` lists what there is"
+            ),
+        }
+    }
+}
+
+/// Tells what goes on without us.
+pub(super) fn tell<'a>(creations: impl IntoIterator<Item = &'a Creation>, output: Output) {
+    for creation in creations {
+        let message = match creation.known() {
+            Some(sandbox) if sandbox.phase() != Phase::Creating => continue,
+            Some(sandbox) => {
+                format!("interrupted, and the creation goes on: {}", progress(&sandbox))
+            }
+            None => "interrupted before the controller has answered".into(),
+        };
+        Failure::local(message).hint(creation.next_steps()).print(output.json);
+    }
 }
 
 fn progress(sandbox: &Sandbox) -> String {
@@ -96,37 +262,27 @@ fn progress(sandbox: &Sandbox) -> String {
     format!("{}{node}: {}", sandbox.id, sandbox.progress().name())
 }
 
-/// Repeats the call until there is an answer: a request_id is never executed twice.
-async fn ask(
-    controller: &Controller,
-    request: &CreateSandboxRequest,
-    deadline: Instant,
-) -> Result<Sandbox, Failure> {
-    let mut heard = false;
-    loop {
-        let call = answer(controller.sandboxes.clone().create_sandbox(request.clone())).await;
-        match call {
-            Ok(response) => return promised(response.sandbox),
-            // The call may have arrived: ask again. If it cannot have arrived, fail at once.
-            Err(failure) if failure.transient && (heard || !failure.unreached) => {
-                heard = true;
-                let pause = failure.retry_after.unwrap_or(AGAIN).min(AGAIN_MAX);
-                if Instant::now() + pause >= deadline {
-                    let key = &request.request_id;
-                    return Err(failure.hint(format!(
-                        "it may still be created: ask again with --request-id {key}, it is not done twice"
-                    )));
-                }
-                tokio::time::sleep(pause).await;
-            }
-            Err(failure) => return Err(failure),
-        }
-    }
-}
-
 pub(super) fn random_key() -> Result<String, Failure> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes)
-        .map_err(|error| Failure::local(format!("no random numbers: {error}")))?;
+        .map_err(|error| Failure::local(format!("cannot get random numbers: {error}")))?;
     Ok(uuid::Builder::from_random_bytes(bytes).into_uuid().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::parse, *};
+
+    #[test]
+    fn create_refuses_malformed_pairs_services_and_times() {
+        let line = "--env A=b=c --meta user=ada --expose web=8080 --expose 81 --dhcp";
+        let create: Create = parse(line).expect(line);
+        assert_eq!((create.count, create.wait), (1, Duration::from_secs(300)));
+        let wrong = ["--env A", "--env =b", "--expose web=0", "--expose x=y", "--expose 65536"];
+        for wrong in
+            wrong.into_iter().chain(["--count 0", "--wait 5d", "--memory 2x", "--disk 512m"])
+        {
+            assert!(parse::<Create>(wrong).is_err(), "{wrong}");
+        }
+    }
 }

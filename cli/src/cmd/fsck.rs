@@ -9,12 +9,24 @@ use crate::{
     client::Controller,
     exit,
     failure::Failure,
-    output::{Output, json, table},
+    listing,
+    output::{
+        Output, json,
+        layout::{Column, Fit},
+        table::{self, Table},
+    },
     progress::Spinner,
 };
 
 /// Deadline of the call: it checks every node, which may take longer than other calls.
 const WAIT: Duration = Duration::from_secs(120);
+
+const COLUMNS: &[Column] = &[
+    Column::new("INVARIANT"),
+    Column::new("NODE").fit(Fit::Cut(8)),
+    Column::new("SUBJECT").fit(Fit::Fold(16)),
+    Column::new("FINDING").fit(Fit::Fold(24)),
+];
 
 pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Failure> {
     let spinner = Spinner::new(output.json, "checking the controller and every node");
@@ -29,12 +41,13 @@ pub(super) async fn run(controller: Controller, output: Output) -> Result<u8, Fa
         output.value(&json::fsck(&response))?;
     } else {
         if !clean {
-            let mut rows = table::new(output, &["INVARIANT", "NODE", "SUBJECT", "FINDING"]);
+            let mut rows = Table::new(COLUMNS);
             for finding in &response.findings {
-                let cells = [&finding.invariant, &finding.node, &finding.subject, &finding.detail];
-                rows.add_row(cells.map(table::cell));
+                let invariant = finding.invariant().name();
+                let cells = [invariant, &finding.node, &finding.subject, &finding.detail];
+                rows.row(cells.map(table::cell).into());
             }
-            output.styled(table::text(&rows))?;
+            listing::table(output, rows)?;
         }
         let verdict = match response.findings.len() {
             0 => "nothing is wrong".to_owned(),

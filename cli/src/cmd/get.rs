@@ -1,8 +1,8 @@
 //! `get`: shows all details of one sandbox.
 
-use proto::sandbox::v1::{Sandbox, Size};
-
+use clap::Args;
 use proto::Cause;
+use proto::sandbox::v1::{Sandbox, Size};
 
 use crate::{
     client::{Controller, fetch},
@@ -11,7 +11,22 @@ use crate::{
     printable::one_line,
 };
 
-pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {
+/// Arguments of `get`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl get ID
+  sandboxctl get --json ID | jq -r .ip          see `inspect` for everything")]
+pub(crate) struct Get {
+    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
+    pub(super) id: String,
+}
+
+pub(super) async fn run(
+    controller: Controller,
+    Get { id }: Get,
+    output: Output,
+) -> Result<u8, Failure> {
     let sandbox = fetch(&controller, id).await?;
     if output.json {
         output.value(&json::sandbox(&sandbox))?;
@@ -21,14 +36,19 @@ pub(super) async fn run(controller: Controller, id: String, output: Output) -> R
     Ok(0)
 }
 
-/// Short form of cores and memory.
+/// Short form of a size.
 pub(super) fn size(size: Option<Size>) -> String {
     let size = size.unwrap_or_default();
     let disk = match size.disk_gib {
         0 => String::new(),
         gib => format!(", disk {}", table::bytes(u64::from(gib) << 30)),
     };
-    format!("{} cpu, {}{disk}", size.cpu_cores, table::bytes(u64::from(size.memory_mib) << 20))
+    format!("{}{disk}", cores_and_memory(size))
+}
+
+/// Short form of a size without its disk.
+pub(super) fn cores_and_memory(size: Size) -> String {
+    format!("{} cpu, {}", size.cpu_cores, table::bytes(u64::from(size.memory_mib) << 20))
 }
 
 fn describe(sandbox: &Sandbox) -> String {
@@ -43,6 +63,7 @@ fn describe(sandbox: &Sandbox) -> String {
     };
     let mut lines = vec![
         ("id", sandbox.id.clone()),
+        ("name", sandbox.name.clone()),
         ("vmid", sandbox.vmid.to_string()),
         ("phase", format!("{phase}{step}")),
         ("node", sandbox.node.clone()),
@@ -60,6 +81,10 @@ fn describe(sandbox: &Sandbox) -> String {
     lines.push(("lifetime", super::lifetime::words(sandbox)));
     if sandbox.cause() != Cause::ASKED {
         lines.push(("cause", sandbox.cause().name().to_lowercase()));
+    }
+    match json::stop_result(sandbox.stop_result()) {
+        "" => {}
+        how => lines.push(("stopped", how.replace('_', " "))),
     }
     for service in &sandbox.services {
         lines.push(("port", format!("{} {} {}", service.port, service.name, service.url)));

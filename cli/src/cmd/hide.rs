@@ -1,13 +1,26 @@
 //! `hide`: closes a port, under all its names, by one of the names or by the port itself.
 
+use clap::Args;
 use proto::sandbox::v1::{HideHttpServiceRequest, HttpService};
 
 use crate::{
-    args::Hide,
     client::{Controller, answer, fetch, promised},
     failure::Failure,
     output::{Output, json},
 };
+
+/// Arguments of `hide`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl hide ID web
+  sandboxctl hide ID 8080                       under all its names")]
+pub(crate) struct Hide {
+    /// Sandbox
+    pub(super) id: String,
+    /// Name of the service, or its port
+    name: String,
+}
 
 pub(super) async fn run(controller: Controller, hide: Hide, output: Output) -> Result<u8, Failure> {
     let Hide { id, name } = hide;
@@ -43,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_beats_a_port() {
+    fn service_name_wins_over_its_port() {
         let service =
             |name: &str, port| HttpService { name: name.into(), port, url: String::new() };
         let services = [service("web", 80), service("80", 81)];

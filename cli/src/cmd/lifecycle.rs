@@ -1,15 +1,15 @@
-//! `start`, `stop`, `rm`: call the API for each sandbox, then wait for the requested phase.
+//! Operations on one sandbox or several: `start`, `stop`, `rm`, `pause` and `resume` call the API for
+//! each, then wait for the phase that they ask for.
 
 use std::{collections::VecDeque, time::Duration};
 
-use proto::sandbox::v1::{
-    DeleteSandboxRequest, Phase, Sandbox, StartSandboxRequest, StopSandboxRequest,
-};
+use clap::Args;
+use proto::sandbox::v1::{Phase, Sandbox};
 use tokio::{task::JoinSet, time::Instant};
+use tonic::{Response, Status};
 
 use crate::{
-    args::Many,
-    client::{Controller, patient, promised},
+    client::{Controller, Sandboxes, patient, promised},
     exit,
     failure::Failure,
     output::{Output, json},
@@ -21,74 +21,55 @@ const AT_ONCE: usize = 32;
 /// Longest time for an operation; the nodes have shorter deadlines of their own.
 const WAIT: Duration = Duration::from_secs(300);
 
-pub(super) async fn start(
-    controller: Controller,
-    many: Many,
-    output: Output,
-) -> Result<u8, Failure> {
-    run(controller, many, output, Phase::Running).await
+/// One sandbox or several.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl stop ID && sandboxctl start ID     the disk is kept, what ran is not
+  sandboxctl ls -q --filter phase=stopped | xargs sandboxctl start
+  sandboxctl stop --no-wait ID1 ID2             `wait ID --for stopped` waits later")]
+pub(crate) struct Many {
+    /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
+    #[arg(required = true, value_name = "ID")]
+    pub(super) ids: Vec<String>,
+    /// Do not wait for the end of what takes longer than a call
+    #[arg(long)]
+    pub(super) no_wait: bool,
 }
 
-pub(super) async fn stop(
+/// Makes the call for each sandbox, then waits until `goal` is true of it.
+pub(super) async fn change<C, F, G>(
     controller: Controller,
-    many: Many,
+    Many { ids, no_wait }: Many,
     output: Output,
-) -> Result<u8, Failure> {
-    run(controller, many, output, Phase::Stopped).await
-}
-
-pub(super) async fn rm(controller: Controller, many: Many, output: Output) -> Result<u8, Failure> {
-    run(controller, many, output, Phase::Deleted).await
-}
-
-async fn run(
-    controller: Controller,
-    many: Many,
-    output: Output,
-    goal: Phase,
-) -> Result<u8, Failure> {
-    let no_wait = many.no_wait;
-    each(many.ids, output, show, move |id| {
+    call: C,
+    goal: G,
+) -> Result<u8, Failure>
+where
+    C: Fn(Sandboxes, String) -> F + Copy + Send + Sync + 'static,
+    F: Future<Output = Result<Response<Option<Sandbox>>, Status>> + Send,
+    G: Fn(&Sandbox) -> Result<bool, Failure> + Copy + Send + 'static,
+{
+    each(ids, output, show, false, move |id| {
         let controller = controller.clone();
         async move {
             let deadline = Instant::now() + WAIT;
-            let sandbox = ask(&controller, id, goal).await?;
-            if no_wait || settled(&sandbox, goal)? {
+            let asked = patient(|| call(controller.sandboxes.clone(), id.clone())).await?;
+            let sandbox = promised(asked)?;
+            if no_wait || goal(&sandbox)? {
                 return Ok(sandbox);
             }
             let _spinner = Spinner::new(output.json, format!("waiting for {}", sandbox.id));
-            let follow = controller.follow(&sandbox.id, Some(deadline), |now| settled(now, goal));
-            follow.await
+            controller.follow(&sandbox.id, Some(deadline), goal).await
         }
     })
     .await
 }
 
-async fn ask(controller: &Controller, id: String, goal: Phase) -> Result<Sandbox, Failure> {
-    let client = || (controller.sandboxes.clone(), id.clone());
-    let sandbox = if goal == Phase::Running {
-        let call = || {
-            let (mut client, id) = client();
-            async move { client.start_sandbox(StartSandboxRequest { id }).await }
-        };
-        patient(call).await?.sandbox
-    } else if goal == Phase::Stopped {
-        let call = || {
-            let (mut client, id) = client();
-            async move { client.stop_sandbox(StopSandboxRequest { id }).await }
-        };
-        patient(call).await?.sandbox
-    } else {
-        let call = || {
-            let (mut client, id) = client();
-            async move { client.delete_sandbox(DeleteSandboxRequest { id }).await }
-        };
-        patient(call).await?.sandbox
-    };
-    promised(sandbox)
-}
-
 fn show(sandbox: &Sandbox, output: Output) -> Result<(), Failure> {
+    if output.names {
+        return output.line(&sandbox.id);
+    }
     output.line(format!("{} {}", sandbox.id, json::phase(sandbox.phase())))
 }
 
@@ -117,11 +98,12 @@ pub(super) fn settled(sandbox: &Sandbox, goal: Phase) -> Result<bool, Failure> {
 
 /// Does `work` for each item, a bounded number at once, and prints the results in order: one object
 /// for one item, a list for more. A failure is printed and does not stop the others; the exit code
-/// is that of the first.
+/// is that of the first. Lines are printed in order, or `as_they_come`.
 pub(super) async fn each<T, W, F>(
     items: Vec<T>,
     output: Output,
     show: fn(&Sandbox, Output) -> Result<(), Failure>,
+    as_they_come: bool,
     work: W,
 ) -> Result<u8, Failure>
 where
@@ -130,6 +112,7 @@ where
     F: Future<Output = Result<Sandbox, Failure>> + Send + 'static,
 {
     let alone = items.len() == 1;
+    let at_once = as_they_come && !output.json && !alone;
     let mut waiting: VecDeque<_> = items.into_iter().enumerate().collect();
     let mut ended: Vec<_> = (0..waiting.len()).map(|_| None).collect();
     let mut running = JoinSet::new();
@@ -142,7 +125,12 @@ where
         }
         let Some(joined) = running.join_next().await else { break };
         let (place, result) =
-            joined.map_err(|error| Failure::local(format!("a task broke: {error}")))?;
+            joined.map_err(|error| Failure::local(format!("a task failed: {error}")))?;
+        match &result {
+            Ok(sandbox) if at_once => show(sandbox, output)?,
+            Err(failure) if at_once => failure.print(false),
+            _ => {}
+        }
         ended[place] = Some(result);
     }
     let (mut done, mut failed) = (Vec::new(), Vec::new());
@@ -151,6 +139,9 @@ where
             Ok(sandbox) => done.push(sandbox),
             Err(failure) => failed.push(failure),
         }
+    }
+    if at_once {
+        return Ok(failed.first().map_or(0, |failure: &Failure| failure.exit));
     }
     match (output.json, done.as_slice()) {
         (true, []) if alone => {}
@@ -179,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_ends_where_nothing_more_can_come() {
+    fn waiting_ends_when_the_goal_cannot_be_reached() {
         let check = |phase, failed, goal| settled(&sandbox(phase, failed), goal).ok();
         assert_eq!(check(Phase::Creating, false, Phase::Running), Some(false));
         assert_eq!(check(Phase::Running, false, Phase::Running), Some(true));

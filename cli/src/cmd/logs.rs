@@ -1,38 +1,54 @@
 //! `logs`: prints a command's output up to now, and with -f also what follows.
 
-use proto::{Reason, sandbox::v1::ListExecsRequest};
+use clap::Args;
 use tokio::sync::mpsc;
 
-use super::exec::code;
+use super::{exec::code, exec_id};
 use crate::{
-    args::Logs,
-    client::{Controller, answer},
+    client::Controller,
     failure::Failure,
     output::Output,
-    session::{Ended, Session, Sink},
+    session::{Ended, Session},
+    sink::Sink,
 };
 
+/// Arguments of `logs`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl logs ID EXEC_ID           what it has said until now
+  sandboxctl logs -f ID EXEC_ID        and what it goes on to say; its exit code is ours then
+  sandboxctl logs --json ID EXEC_ID    an object a line: stream, offset, text (or base64)
+
+The last of the output is kept while the sandbox is up; `sandboxctl ps ID` lists the exec ids.")]
+pub(crate) struct Logs {
+    /// Go on until the command ends, and end with its exit code
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Sandbox
+    pub(super) id: String,
+    /// Exec id of the run, or its beginning
+    exec_id: String,
+}
+
 pub(super) async fn run(controller: Controller, logs: Logs, output: Output) -> Result<u8, Failure> {
-    let until = match logs.follow {
-        true => None,
+    let Logs { follow, id, exec_id } = logs;
+    let (exec_id, until) = match follow {
+        true => (exec_id::resolve(&controller, &id, exec_id).await?, None),
         // Stops at the output's present length.
         false => {
-            let request = ListExecsRequest { id: logs.id.clone() };
-            let execs = answer(controller.sandboxes.clone().list_execs(request)).await?.execs;
-            let exec = execs.into_iter().find(|exec| exec.exec_id == logs.exec_id);
-            let exec = exec.ok_or_else(|| {
-                let what = format!("there is no command {} in the sandbox", logs.exec_id);
-                Failure::of_reason(Reason::ExecNotFound, what)
-            })?;
-            Some([exec.stdout_bytes, exec.stderr_bytes])
+            let exec = exec_id::find(&controller, &id, exec_id).await?;
+            (exec.exec_id, Some([exec.stdout_bytes, exec.stderr_bytes]))
         }
     };
     // Our half stays open: its end could be taken for the end of the command's stdin.
     let (_sender, input) = mpsc::channel(1);
-    let mut sink = Sink::new(false)?;
-    let mut session = Session::attach(controller, logs.id, logs.exec_id, until);
-    match session.run(input, &mut sink, output).await? {
-        Ended::Exit(exit) if logs.follow => Ok(code(exit, output)),
+    let mut sink = if output.json { Sink::lines()? } else { Sink::new(false)? };
+    let mut session = Session::attach(controller, id, exec_id, until);
+    let ended = session.run(input, &mut sink, output).await;
+    sink.end().await?;
+    match ended? {
+        Ended::Exit(exit) if follow => Ok(code(exit, output)),
         Ended::Exit(_) | Ended::Seen => Ok(0),
     }
 }

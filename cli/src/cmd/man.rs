@@ -2,22 +2,33 @@
 
 use std::path::PathBuf;
 
-use clap::CommandFactory;
+use clap::{Args, Command};
 
-use crate::{args::Args, failure::Failure, output::Output};
+use crate::{failure::Failure, output::Output};
 
-pub(super) fn run(dir: Option<PathBuf>, output: Output) -> Result<u8, Failure> {
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl man | man -l -
+  sandboxctl man /usr/local/share/man/man1")]
+pub(crate) struct Man {
+    /// Folder; created if it is not there
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn run(definition: Command, Man { dir }: Man, output: Output) -> Result<u8, Failure> {
     match dir {
         Some(dir) => {
             let failed = |error: std::io::Error| {
                 Failure::local(format!("cannot write the man pages to {}: {error}", dir.display()))
             };
             std::fs::create_dir_all(&dir).map_err(failed)?;
-            clap_mangen::generate_to(Args::command(), &dir).map_err(failed)?;
+            clap_mangen::generate_to(definition, &dir).map_err(failed)?;
         }
         None => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Args::command()).render(&mut page)?;
+            clap_mangen::Man::new(definition).render(&mut page)?;
             output.line(String::from_utf8_lossy(&page).trim_end())?;
         }
     }

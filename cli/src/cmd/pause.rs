@@ -1,73 +1,46 @@
-//! `pause` and `resume`: freeze and thaw sandboxes.
+//! `pause`: freezes running sandboxes.
 
-use std::time::Duration;
+use clap::Args;
+use proto::sandbox::v1::{PauseSandboxRequest, Phase};
 
-use proto::sandbox::v1::{PauseSandboxRequest, Phase, ResumeSandboxRequest, Sandbox};
-use tokio::time::Instant;
-
-use super::lifecycle;
+use super::lifecycle::{Many, change, settled};
 use crate::{
-    args::{Pause, Resume},
-    client::{Controller, patient, promised},
+    client::{Controller, Sandboxes},
     failure::Failure,
-    output::{Output, json},
+    output::Output,
 };
 
-/// Longest time for the operation. Its node gives up a freeze much sooner.
-const WAIT: Duration = Duration::from_secs(120);
+/// Arguments of `pause`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl pause ID                           frozen where it stands; `resume` goes on from there
+  sandboxctl pause --or-stop ID                 stop it where something in it does not freeze
+  sandboxctl ls -q | xargs sandboxctl pause     all of them
 
-pub(super) async fn pause(
-    controller: Controller,
-    pause: Pause,
-    output: Output,
-) -> Result<u8, Failure> {
-    let or_stop = pause.or_stop;
-    lifecycle::each(pause.ids, output, show, move |id| {
-        let controller = controller.clone();
-        async move {
-            let call = || {
-                let request = PauseSandboxRequest { id: id.clone(), or_stop };
-                let mut client = controller.sandboxes.clone();
-                async move { client.pause_sandbox(request).await }
-            };
-            let sandbox = promised(patient(call).await?.sandbox)?;
-            let goal = |now: &Sandbox| {
-                let stopped = or_stop && now.phase() == Phase::Stopped;
-                if stopped { Ok(true) } else { lifecycle::settled(now, Phase::Paused) }
-            };
-            if goal(&sandbox)? {
-                return Ok(sandbox);
-            }
-            controller.follow(&sandbox.id, Some(Instant::now() + WAIT), goal).await
-        }
-    })
-    .await
+A paused sandbox keeps its memory, not its CPU. A request for an open port, or an exec, wakes it; see
+`wake-on`. A reboot of its node loses what was in its memory.")]
+pub(crate) struct Pause {
+    /// Sandboxes: each an id or a part of it from either end, a vmid, @current or @last
+    #[arg(required = true, value_name = "ID")]
+    pub(super) ids: Vec<String>,
+    /// Stop it where it cannot be frozen, instead of leaving it running
+    #[arg(long)]
+    or_stop: bool,
 }
 
-pub(super) async fn resume(
+pub(super) async fn run(
     controller: Controller,
-    resume: Resume,
+    Pause { ids, or_stop }: Pause,
     output: Output,
 ) -> Result<u8, Failure> {
-    lifecycle::each(resume.ids, output, show, move |id| {
-        let controller = controller.clone();
-        async move {
-            let call = || {
-                let request = ResumeSandboxRequest { id: id.clone() };
-                let mut client = controller.sandboxes.clone();
-                async move { client.resume_sandbox(request).await }
-            };
-            let sandbox = promised(patient(call).await?.sandbox)?;
-            let goal = |now: &Sandbox| lifecycle::settled(now, Phase::Running);
-            if goal(&sandbox)? {
-                return Ok(sandbox);
-            }
-            controller.follow(&sandbox.id, Some(Instant::now() + WAIT), goal).await
-        }
+    let call = move |mut client: Sandboxes, id| async move {
+        let request = PauseSandboxRequest { id, or_stop };
+        Ok(client.pause_sandbox(request).await?.map(|told| told.sandbox))
+    };
+    change(controller, Many { ids, no_wait: false }, output, call, move |now| {
+        let stopped = or_stop && now.phase() == Phase::Stopped;
+        if stopped { Ok(true) } else { settled(now, Phase::Paused) }
     })
     .await
-}
-
-fn show(sandbox: &Sandbox, output: Output) -> Result<(), Failure> {
-    output.line(format!("{} {}", sandbox.id, json::phase(sandbox.phase())))
 }

@@ -1,42 +1,77 @@
 //! `ps`: lists the running and the most recent commands of a sandbox.
 
-use proto::sandbox::v1::{ExecInfo, ListExecsRequest};
+use clap::Args;
+use proto::sandbox::v1::ExecInfo;
 use serde_json::{Value, json};
 
+use super::exec_id;
 use crate::{
-    client::{Controller, patient},
+    client::Controller,
     failure::Failure,
-    output::{Output, table, time},
+    listing::Listing,
+    output::{
+        Output,
+        layout::{Column, Fit},
+        short::Part,
+        table::{self, Table},
+        time,
+    },
 };
 
-pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {
-    let call = || {
-        let (mut client, request) =
-            (controller.sandboxes.clone(), ListExecsRequest { id: id.clone() });
-        async move { client.list_execs(request).await }
-    };
-    let execs = patient(call).await?.execs;
-    if output.json {
-        output.value(&execs.iter().map(value).collect::<Vec<_>>())?;
-    } else if execs.is_empty() {
-        output.note("no commands; `sandboxctl exec` runs one");
-    } else {
-        let headings = ["EXEC ID", "STATE", "EXIT", "STARTED", "STDOUT", "STDERR", "COMMAND"];
-        let mut rows = table::new(output, &headings);
-        for exec in &execs {
-            rows.add_row(vec![
-                table::cell(&exec.exec_id),
-                table::cell(state(exec)),
-                table::cell(exec.exit.map(|exit| exit.code.to_string()).unwrap_or_default()),
-                table::cell(time::age(exec.started_at)),
-                table::number(exec.stdout_bytes),
-                table::number(exec.stderr_bytes),
-                table::cell(&exec.command),
-            ]);
-        }
-        output.styled(table::text(&rows))?;
-    }
+/// Arguments of `ps`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl ps ID                              the exec ids are for `logs` and `kill`
+  sandboxctl ps ID -o wide                      whole exec ids and command lines
+  sandboxctl ps ID --sort -started              the latest last")]
+pub(crate) struct Ps {
+    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
+    pub(super) id: String,
+    /// Flags of the list.
+    #[command(flatten)]
+    listing: Listing,
+}
+
+const COLUMNS: &[Column] = &[
+    Column::new("EXEC ID").fit(Fit::Cut(16)).ids(Part::Beginning),
+    Column::new("STATE"),
+    Column::new("EXIT").rank(1).right(),
+    Column::new("STARTED").rank(2).right(),
+    Column::new("STDOUT").rank(4).right(),
+    Column::new("STDERR").rank(5).right(),
+    Column::new("COMMAND").fit(Fit::Cut(20)),
+];
+
+pub(super) async fn run(
+    controller: Controller,
+    Ps { id, listing }: Ps,
+    output: Output,
+) -> Result<u8, Failure> {
+    let execs = exec_id::list(&controller, &id).await?;
+    let values: Vec<_> = execs.iter().map(value).collect();
+    listing.print(output, table(&execs), &values, "no commands; `sandboxctl exec` runs one")?;
     Ok(0)
+}
+
+fn table(execs: &[ExecInfo]) -> Table {
+    let mut table = Table::new(COLUMNS);
+    for exec in execs {
+        let code = exec.exit.map(|exit| exit.code);
+        table.row(vec![
+            table::cell(&exec.exec_id),
+            table::cell(state(exec)),
+            match code {
+                Some(code) => table::cell(code.to_string()).number(code.into()),
+                None => table::cell(""),
+            },
+            table::age(exec.started_at),
+            table::number(exec.stdout_bytes),
+            table::number(exec.stderr_bytes),
+            table::cell(&exec.command),
+        ]);
+    }
+    table
 }
 
 fn state(exec: &ExecInfo) -> &'static str {
@@ -50,7 +85,8 @@ fn state(exec: &ExecInfo) -> &'static str {
     }
 }
 
-fn value(exec: &ExecInfo) -> Value {
+/// JSON of a command.
+pub(super) fn value(exec: &ExecInfo) -> Value {
     json!({
         "id": exec.exec_id,
         "command": exec.command,
@@ -65,4 +101,30 @@ fn value(exec: &ExecInfo) -> Value {
         "attached": exec.attached,
         "tty": exec.tty,
     })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proto::sandbox::v1::ExecExit;
+
+    use super::*;
+
+    /// Table of commands with long values, for the screens.
+    pub(in crate::cmd) fn screen() -> Table {
+        let exec = |exec_id: &str, exit: Option<ExecExit>| ExecInfo {
+            exec_id: exec_id.into(),
+            command: "cargo nextest run --workspace --all-targets --locked -- --nocapture a b c"
+                .into(),
+            exit,
+            stdout_bytes: 123_456_789,
+            stderr_bytes: 1024,
+            ..ExecInfo::default()
+        };
+        let killed = ExecExit { code: 137, signal: 9, timed_out: true };
+        table(&[
+            exec("0b7d5ad4-2f5c-4b0e-9a51-5f0c3c1d2e3f", Some(killed)),
+            exec("0b7d5ad4-3f5c-4b0e-9a51-5f0c3c1d2e3f", Some(ExecExit::default())),
+            exec("nightly-build-of-the-main-branch-0117", None),
+        ])
+    }
 }

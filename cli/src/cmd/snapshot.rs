@@ -1,31 +1,55 @@
 //! `snapshot ls`: lists the snapshots, from which sandboxes are created.
 
-use proto::sandbox::v1::ListSnapshotsRequest;
+use clap::Subcommand;
 
 use super::get;
 use crate::{
-    client::{Controller, answer},
+    client::{self, Controller},
     failure::Failure,
-    output::{Output, json, table},
+    listing::Listing,
+    output::{
+        Output, json,
+        layout::{Column, Fit},
+        table::{self, Table},
+    },
 };
 
-pub(super) async fn ls(controller: Controller, output: Output) -> Result<u8, Failure> {
-    let known =
-        answer(controller.sandboxes.clone().list_snapshots(ListSnapshotsRequest {})).await?;
-    if output.json {
-        output.value(&known.snapshots.iter().map(json::snapshot).collect::<Vec<_>>())?;
-    } else if known.snapshots.is_empty() {
-        output.note("no snapshots; name a template in `[[template]]` of an agent's configuration");
-    } else {
-        let mut rows = table::new(output, &["ID", "SIZE", "NODES"]);
-        for snapshot in &known.snapshots {
-            rows.add_row([
-                table::cell(&snapshot.id),
-                table::cell(get::size(snapshot.size)),
-                table::cell(snapshot.nodes.join(", ")),
-            ]);
-        }
-        output.styled(table::text(&rows))?;
+/// Verbs of `snapshot`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Snapshot {
+    /// List the snapshots and the nodes that hold them
+    #[command(
+        visible_alias = "list",
+        after_help = "\
+Examples:
+  sandboxctl snapshot ls
+  sandboxctl snapshot ls -o name | head -1"
+    )]
+    Ls(Listing),
+}
+
+const COLUMNS: &[Column] = &[
+    Column::new("ID"),
+    Column::new("SIZE").rank(1),
+    Column::new("NODES").rank(2).fit(Fit::Cut(12)),
+];
+
+pub(super) async fn ls(
+    controller: Controller,
+    listing: Listing,
+    output: Output,
+) -> Result<u8, Failure> {
+    let snapshots = client::snapshots(&controller).await?;
+    let mut table = Table::new(COLUMNS);
+    for snapshot in &snapshots {
+        table.row(vec![
+            table::cell(&snapshot.id),
+            table::cell(get::size(snapshot.size)),
+            table::cell(snapshot.nodes.join(", ")),
+        ]);
     }
+    let values: Vec<_> = snapshots.iter().map(json::snapshot).collect();
+    let empty = "no snapshots; name a template in `[[template]]` of an agent's configuration";
+    listing.print(output, table, &values, empty)?;
     Ok(0)
 }

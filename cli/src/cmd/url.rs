@@ -1,13 +1,28 @@
 //! `url`: prints the addresses of open ports.
 
+use clap::Args;
+
 use super::hide::find;
 use crate::{
-    args::Url,
     client::{Controller, fetch},
     exit,
     failure::Failure,
     output::{Output, json},
 };
+
+/// Arguments of `url`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl url ID                             all that are open, one a line
+  curl $(sandboxctl url ID 8080)")]
+pub(crate) struct Url {
+    /// Sandbox
+    pub(super) id: String,
+    /// Port or name [default: all that are open]
+    #[arg(value_name = "PORT|NAME")]
+    service: Option<String>,
+}
 
 pub(super) async fn run(controller: Controller, url: Url, output: Output) -> Result<u8, Failure> {
     let sandbox = fetch(&controller, url.id).await?;

@@ -3,16 +3,22 @@
 use proto::sandbox::v1::GetVersionRequest;
 use serde_json::json;
 
-use super::connect;
-use crate::{args::Global, client::answer, failure::Failure, output::Output};
+use crate::{
+    client::{Controller, answer},
+    failure::Failure,
+    output::Output,
+};
 
 const OWN: &str = env!("CARGO_PKG_VERSION");
 
-pub(super) async fn run(global: &Global, output: Output) -> Result<u8, Failure> {
+pub(super) async fn run(
+    controller: Result<Controller, Failure>,
+    output: Output,
+) -> Result<u8, Failure> {
     if !output.json {
         output.line(format!("sandboxctl {OWN}"))?;
     }
-    let asked = match connect(global) {
+    let asked = match controller {
         Ok(controller) => {
             answer(controller.operator.clone().get_version(GetVersionRequest {})).await
         }

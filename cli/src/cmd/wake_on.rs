@@ -1,29 +1,66 @@
 //! `wake-on`: sets the events that wake a paused sandbox.
 
-use proto::sandbox::v1::{self as wire, SetWakeOnRequest};
+use clap::Args;
+use proto::{sandbox::v1 as wire, update};
 
 use crate::{
-    args::WakeOn,
     client::{Controller, fetch, patient, promised},
     failure::Failure,
     output::{Output, json},
 };
 
+/// Arguments of `wake-on`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl wake-on ID                         show what wakes it
+  sandboxctl wake-on ID --http off              requests get 503 while it is paused
+  sandboxctl wake-on ID --http on --exec on     as a new sandbox has it
+
+What is not named stays as it is.")]
+pub(crate) struct WakeOn {
+    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
+    pub(super) id: String,
+    /// A request for one of its open ports
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    http: Option<bool>,
+    /// A command, or access to its files
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    exec: Option<bool>,
+    /// A connection to its SSH port
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    ssh: Option<bool>,
+}
+
+/// `on` or `off`.
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("must be on or off".into()),
+    }
+}
+
 pub(super) async fn run(
     controller: Controller,
-    wish: WakeOn,
+    args: WakeOn,
     output: Output,
 ) -> Result<u8, Failure> {
-    let mut sandbox = fetch(&controller, wish.id).await?;
-    if wish.http.is_some() || wish.exec.is_some() || wish.ssh.is_some() {
-        let mut wake_on = sandbox.wake_on.unwrap_or_default();
-        wake_on.http = wish.http.unwrap_or(wake_on.http);
-        wake_on.exec = wish.exec.unwrap_or(wake_on.exec);
-        wake_on.ssh = wish.ssh.unwrap_or(wake_on.ssh);
-        let request = SetWakeOnRequest { id: sandbox.id, wake_on: Some(wake_on) };
+    let mut sandbox = fetch(&controller, args.id).await?;
+    if args.http.is_some() || args.exec.is_some() || args.ssh.is_some() {
+        let wake_on = wire::WakeOn {
+            http: args.http.unwrap_or_default(),
+            exec: args.exec.unwrap_or_default(),
+            ssh: args.ssh.unwrap_or_default(),
+        };
+        let fields =
+            [("wake_on.http", args.http), ("wake_on.exec", args.exec), ("wake_on.ssh", args.ssh)];
+        let fields = fields.iter().filter(|(_, on)| on.is_some()).map(|(field, _)| *field);
+        let change = wire::Sandbox { id: sandbox.id, wake_on: Some(wake_on), ..Default::default() };
+        let request = update::request(change, &fields.collect::<Vec<_>>());
         let call = || {
             let (mut client, request) = (controller.sandboxes.clone(), request.clone());
-            async move { client.set_wake_on(request).await }
+            async move { client.update_sandbox(request).await }
         };
         sandbox = promised(patient(call).await?.sandbox)?;
     }

@@ -1,5 +1,6 @@
 //! `watch`: prints a line for every change of a sandbox, until it has ended.
 
+use clap::Args;
 use proto::sandbox::v1::{Phase, Sandbox};
 
 use crate::{
@@ -9,7 +10,22 @@ use crate::{
     printable::one_line,
 };
 
-pub(super) async fn run(controller: Controller, id: String, output: Output) -> Result<u8, Failure> {
+/// Arguments of `watch`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl watch ID                           a line for each change, until it is gone
+  sandboxctl watch ID --json                    an object on each line")]
+pub(crate) struct Watch {
+    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
+    pub(super) id: String,
+}
+
+pub(super) async fn run(
+    controller: Controller,
+    Watch { id }: Watch,
+    output: Output,
+) -> Result<u8, Failure> {
     let mut last = None;
     controller
         .follow(&id, None, |sandbox| {

@@ -11,6 +11,7 @@ use super::time::rfc3339;
 #[derive(Debug, Serialize)]
 pub struct Sandbox<'a> {
     id: &'a str,
+    name: &'a str,
     vmid: u32,
     node: &'a str,
     team: &'a str,
@@ -30,6 +31,7 @@ pub struct Sandbox<'a> {
     failure: Option<Recorded<'a>>,
     wake_on: WakeOn,
     cause: String,
+    stop_result: &'static str,
     expires_at: Option<String>,
     lifetime: Lifetime,
 }
@@ -105,6 +107,7 @@ pub fn service(service: &wire::HttpService) -> Service<'_> {
 pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
     Sandbox {
         id: &sandbox.id,
+        name: &sandbox.name,
         vmid: sandbox.vmid,
         node: &sandbox.node,
         team: &sandbox.team,
@@ -128,8 +131,18 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
         }),
         wake_on: wake_on(sandbox.wake_on),
         cause: sandbox.cause().name().to_lowercase(),
+        stop_result: stop_result(sandbox.stop_result()),
         expires_at: rfc3339(sandbox.expires_at),
         lifetime: lifetime(sandbox.lifetime),
+    }
+}
+
+/// How a sandbox was stopped, in words; empty when it is not stopped, or nobody knows.
+pub fn stop_result(result: wire::StopResult) -> &'static str {
+    match result {
+        wire::StopResult::Unspecified => "",
+        wire::StopResult::ShutDown => "shut_down",
+        wire::StopResult::Killed => "killed",
     }
 }
 
@@ -290,7 +303,7 @@ struct Verdict<'a> {
     filtered: &'a str,
     detail: &'a str,
     score: f64,
-    parts: BTreeMap<&'a str, f64>,
+    parts: BTreeMap<String, f64>,
 }
 
 /// Converts a decision; `id` is the sandbox's, and absent in a dry run.
@@ -298,10 +311,14 @@ pub fn decision<'a>(id: Option<&'a str>, decision: &'a wire::PlacementDecision) 
     let verdict = |verdict: &'a wire::NodeVerdict| Verdict {
         id: &verdict.node,
         chosen: !decision.node.is_empty() && verdict.node == decision.node,
-        filtered: &verdict.filtered,
+        filtered: verdict.filtered().name(),
         detail: &verdict.detail,
         score: verdict.score,
-        parts: verdict.parts.iter().map(|part| (part.name.as_str(), part.value)).collect(),
+        parts: verdict
+            .parts
+            .iter()
+            .map(|part| (part.kind().name().to_lowercase(), part.value))
+            .collect(),
     };
     Decision {
         id,
@@ -385,7 +402,7 @@ struct Finding<'a> {
 pub fn fsck(response: &wire::FsckResponse) -> Fsck<'_> {
     let findings = response.findings.iter().map(|finding| Finding {
         id: &finding.subject,
-        invariant: &finding.invariant,
+        invariant: finding.invariant().name(),
         node: &finding.node,
         detail: &finding.detail,
     });

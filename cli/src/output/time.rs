@@ -9,6 +9,11 @@ pub fn rfc3339(time: Option<prost_types::Timestamp>) -> Option<String> {
     Some(time.to_string())
 }
 
+/// Day and time to the second of a time in RFC 3339: `11-14 22:13:20`.
+pub fn day_and_time(rfc3339: &str) -> String {
+    rfc3339.get(5..19).unwrap_or(rfc3339).replace('T', " ")
+}
+
 /// Present time, for lines of a watch.
 pub fn now() -> String {
     let now = Timestamp::now();
@@ -36,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_have_one_unit() {
+    fn durations_are_printed_with_one_unit() {
         let spans = [0, 119, 120, 7_199, 7_200, 172_799, 172_800].map(seconds);
         assert_eq!(spans, ["0s", "119s", "2m", "119m", "2h", "47h", "2d"]);
     }

@@ -3,7 +3,7 @@
 use crate::fake::{Behaviour, Fake, ID};
 
 #[tokio::test]
-async fn files_and_directories_go_both_ways() {
+async fn cp_copies_files_and_directories_both_ways() {
     let fake = Fake::start(Behaviour::default()).await;
     let dir = tempfile::tempdir().expect("tempdir");
     let path = |name: &str| dir.path().join(name).to_str().expect("utf-8").to_owned();
@@ -53,7 +53,7 @@ async fn files_and_directories_go_both_ways() {
 }
 
 #[tokio::test]
-async fn archives_go_through_as_they_are() {
+async fn cp_passes_an_archive_through_unchanged() {
     let fake = Fake::start(Behaviour::default()).await;
     fake.behaviour.files.put("/srv/a", "one");
     let out = fake.run(&["cp", &format!("{ID}:/srv"), "-"]).await;

@@ -83,7 +83,7 @@ async fn fake(cuts: &[usize]) -> Fake {
 }
 
 #[tokio::test]
-async fn a_line_for_people_and_an_object_for_programs() {
+async fn events_print_one_line_or_one_json_object_each() {
     let fake = fake(&[]).await;
     let ran = fake.run(&["events", ID, "--last", "4"]).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -116,7 +116,7 @@ async fn a_line_for_people_and_an_object_for_programs() {
 }
 
 #[tokio::test]
-async fn a_broken_stream_is_gone_on_with_by_revision() {
+async fn events_continue_after_the_last_revision_when_the_stream_breaks() {
     for (args, asked) in
         [(&["events", "--since", "0", "--json"][..], 4), (&["events", "--json"], 4)]
     {

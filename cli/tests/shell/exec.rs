@@ -67,6 +67,15 @@ pub(crate) async fn play(session: &Session) {
             }
             exit(3);
         }
+        // Its number of lines chooses how it ends.
+        "journalctl" => match words[3].as_str() {
+            "--lines=127" => exit(127),
+            "--lines=101" => exit(1),
+            _ => {
+                session.say(0, format!("{}\n", words.join(" ")).as_bytes()).await;
+                exit(0);
+            }
+        },
         "timeout" => session.end(ExecExit { code: 124, signal: 9, timed_out: true }),
         "signal" => {
             session.say(0, b"ready\n").await;
@@ -91,7 +100,7 @@ async fn fake() -> Fake {
 }
 
 #[tokio::test]
-async fn the_exit_code_is_the_commands_own() {
+async fn exec_ends_with_the_exit_code_of_the_command() {
     let fake = fake().await;
     for code in [0, 1, 2, 42, 125, 255] {
         let ran = fake.run(&["exec", ID, "--", "exit", &code.to_string()]).await;
@@ -103,7 +112,7 @@ async fn the_exit_code_is_the_commands_own() {
 }
 
 #[tokio::test]
-async fn our_own_failures_are_125() {
+async fn exec_ends_with_125_when_it_fails_itself() {
     let fake = fake().await;
     let lost = fake.run(&["exec", ID, "--", "vanish"]).await;
     assert_eq!(lost.code, Some(125), "a lost command must not look like exit 0: {lost:?}");
@@ -126,7 +135,7 @@ async fn our_own_failures_are_125() {
 }
 
 #[tokio::test]
-async fn bytes_go_through_as_they_are() {
+async fn exec_passes_bytes_through_unchanged() {
     let fake = fake().await;
     let ran = fake.run(&["exec", ID, "--", "both"]).await;
     assert_eq!(
@@ -144,7 +153,7 @@ async fn bytes_go_through_as_they_are() {
 }
 
 #[tokio::test]
-async fn how_it_is_run_is_passed_on() {
+async fn exec_passes_its_options_to_the_controller() {
     let args = [
         "exec",
         "--env",
@@ -165,7 +174,7 @@ async fn how_it_is_run_is_passed_on() {
 }
 
 #[tokio::test]
-async fn json_holds_all_of_it() {
+async fn exec_json_holds_the_output_and_the_exit_code() {
     let ran = fake().await.run(&["exec", "--json", ID, "--", "both"]).await;
     let value = ran.json();
     assert_eq!((&value["id"], &value["code"]), (&ID.into(), &0.into()), "{value}");
@@ -183,7 +192,7 @@ async fn ready(fake: &Fake, what: &str) -> (tokio::process::Child, Pid) {
 }
 
 #[tokio::test]
-async fn signals_reach_the_command() {
+async fn exec_forwards_signals_to_the_command() {
     let fake = fake().await;
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGHUP, 129), (Signal::SIGTERM, 143)] {
         let (child, pid) = ready(&fake, "signal").await;
@@ -193,7 +202,7 @@ async fn signals_reach_the_command() {
 }
 
 #[tokio::test]
-async fn the_third_interrupt_kills_it() {
+async fn third_interrupt_kills_the_command() {
     let fake = fake().await;
     let (child, pid) = ready(&fake, "stubborn").await;
     for told in 1..=3 {
@@ -208,7 +217,7 @@ async fn the_third_interrupt_kills_it() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_is_made_again_and_nothing_comes_twice() {
+async fn exec_reattaches_after_a_broken_connection_and_repeats_no_output() {
     let fake = fake().await;
     let cuts = [2, 1, 5, 3];
     fake.behaviour.cuts.lock().expect("no panic").extend(cuts);
@@ -222,7 +231,7 @@ async fn a_connection_that_breaks_is_made_again_and_nothing_comes_twice() {
 }
 
 #[tokio::test]
-async fn a_run_with_a_name_is_one_run() {
+async fn exec_id_runs_the_command_once() {
     let fake = fake().await;
     let args = ["exec", "--exec-id", "job", ID, "--shell", "hello"];
     for _ in 0..2 {
@@ -259,7 +268,7 @@ async fn a_run_with_a_name_is_one_run() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_ends_it_without_a_word() {
+async fn closed_stdout_ends_the_program_silently() {
     let fake = fake().await;
     let mut child =
         fake.command(&["exec", ID, "--", "flood"]).stdout(Stdio::piped()).spawn().expect("spawn");
@@ -271,7 +280,7 @@ async fn a_reader_that_goes_away_ends_it_without_a_word() {
 }
 
 #[tokio::test]
-async fn on_a_terminal_every_key_goes_to_the_command() {
+async fn terminal_passes_every_key_to_the_command() {
     let fake = fake().await;
     let size = Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(Some(&size), None).expect("pty");

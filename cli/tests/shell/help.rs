@@ -1,25 +1,26 @@
 //! Snapshots of the help texts, so that changes are seen; completion and man pages.
 
-use clap::CommandFactory;
-
 use crate::fake::{Behaviour, Fake};
 
 #[test]
-fn help() {
-    let mut root = cli::args::Args::command().term_width(100);
-    root.build();
+fn help_texts_are_as_recorded() {
+    let mut root = cli::args::for_help().term_width(100);
     let mut text = root.render_long_help().to_string();
     let names: Vec<_> = root.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
     for name in names.iter().filter(|name| *name != "help") {
         let verb = root.find_subcommand_mut(name).expect("listed");
         text.push_str(&format!("\n\n=== {name}\n{}", verb.render_long_help()));
     }
+    let forget =
+        root.find_subcommand_mut("node").and_then(|node| node.find_subcommand_mut("forget"));
+    let forget = forget.expect("listed").render_long_help();
+    text.push_str(&format!("\n\n=== node forget\n{forget}"));
     let lines: Vec<_> = text.lines().map(str::trim_end).collect();
     insta::assert_snapshot!(lines.join("\n"));
 }
 
 #[tokio::test]
-async fn scripts_for_shells_and_man_pages() {
+async fn completion_scripts_and_man_pages_are_written() {
     let fake = Fake::start(Behaviour::default()).await;
     for (shell, word) in [("bash", "complete "), ("zsh", "#compdef"), ("fish", "complete -c")] {
         let ran = fake.run(&["completion", shell]).await;

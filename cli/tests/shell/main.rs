@@ -2,11 +2,19 @@
 //! exit codes that scripts rely on.
 #![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
 
+mod attach;
+mod care;
+mod contexts;
+mod copying;
 mod cp;
 mod events;
 mod exec;
 mod fake;
 mod files;
+mod first_use;
 mod help;
 mod session;
+mod short;
+mod terminal;
 mod verbs;
+mod whole;

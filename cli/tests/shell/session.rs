@@ -11,7 +11,7 @@ use proto::{
     Reason,
     sandbox::v1::{
         ExecExit, ExecInfo, ExecRequest, ExecResponse, ExecStart, ExecStarted, exec_request,
-        exec_response::Message,
+        exec_response::Message, exec_start,
     },
 };
 use tokio::{
@@ -77,14 +77,29 @@ impl Sessions {
             let state = session.state();
             ExecInfo {
                 exec_id: exec_id.clone(),
-                command: format!("{:?}", session.start.command),
+                command: match &session.start.command {
+                    Some(exec_start::Command::Argv(argv)) => argv.args.join(" "),
+                    Some(exec_start::Command::Shell(line)) => line.clone(),
+                    None => String::new(),
+                },
                 exit: state.exit,
                 stdout_bytes: state.output[0].len() as u64,
+                tty: session.start.tty,
                 stderr_bytes: state.output[1].len() as u64,
                 ..ExecInfo::default()
             }
         };
         locked(&self.0).iter().map(info).collect()
+    }
+
+    /// Waits until a command of this name runs.
+    pub(crate) async fn until_started(&self, exec_id: &str) {
+        let wait = async {
+            while self.get(exec_id).is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), wait).await.expect("it starts");
     }
 
     /// Waits until the only command has received `count` signals.

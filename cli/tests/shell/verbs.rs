@@ -25,7 +25,7 @@ async fn create_takes_the_only_snapshot_and_waits_until_it_runs() {
 }
 
 #[tokio::test]
-async fn create_with_several_snapshots_asks_which() {
+async fn create_with_several_snapshots_lists_them() {
     let fake =
         Fake::start(Behaviour { snapshots: vec!["big", "small"], ..Behaviour::default() }).await;
     let ran = fake.run(&["create"]).await;
@@ -36,6 +36,9 @@ async fn create_with_several_snapshots_asks_which() {
     );
     let value = fake.run(&["create", "--json", "--no-wait", "--snapshot", "big"]).await.json();
     assert_eq!(value["snapshot_id"], "big");
+    let mut set = fake.command(&["create", "--json", "--no-wait"]);
+    let set = finish(set.env("SANDBOXCTL_SNAPSHOT", "small").spawn().expect("spawn")).await;
+    assert_eq!(set.json()["snapshot_id"], "small");
     let none = Fake::start(Behaviour::default()).await.run(&["create"]).await;
     assert_eq!(none.code, Some(3), "{none:?}");
 }
@@ -50,7 +53,7 @@ async fn create_asks_again_when_the_outcome_is_unknown() {
 }
 
 #[tokio::test]
-async fn create_that_fails_says_why_and_what_was_undone() {
+async fn failed_create_shows_the_reason_and_the_rollback() {
     let behaviour =
         Behaviour { snapshots: vec!["small"], create_fails: true, ..Behaviour::default() };
     let ran = Fake::start(behaviour).await.run(&["create"]).await;
@@ -66,7 +69,7 @@ async fn create_says_how_long_it_waited() {
     let fake = Fake::start(behaviour).await;
     let ran = fake.run(&["create", "--wait", "1s"]).await;
     assert_eq!(ran.code, Some(4), "{ran:?}");
-    assert!(ran.stderr.contains("was not done within 1 s"), "{ran:?}");
+    assert!(ran.stderr.contains("did not finish within 1 s"), "{ran:?}");
 }
 
 #[tokio::test]
@@ -83,7 +86,7 @@ async fn hidden_characters_of_a_tenant_do_not_reach_the_terminal() {
 }
 
 #[tokio::test]
-async fn what_can_be_repeated_waits_for_an_agent_that_is_started_again() {
+async fn idempotent_verbs_wait_for_an_agent_that_restarts() {
     let fake = fake().await;
     for verb in
         [["stop", ID].as_slice(), &["pause", ID], &["rm", ID], &["exec", ID, "--", "exit", "0"]]
@@ -107,7 +110,7 @@ async fn ls_reads_every_page() {
     assert!(
         rows[0]
             .split_whitespace()
-            .eq(["ID", "VMID", "NODE", "PHASE", "IP", "SNAPSHOT", "SIZE", "PORTS", "AGE"])
+            .eq(["ID", "NAME", "VMID", "NODE", "PHASE", "IP", "SNAPSHOT", "SIZE", "PORTS", "AGE"])
     );
     assert!(rows[2].contains("creating (clone)"), "{ran:?}");
     assert!(!ran.text().contains('\x1b'), "no colours in a pipe");
@@ -117,11 +120,12 @@ async fn ls_reads_every_page() {
 }
 
 #[tokio::test]
-async fn get_tells_all_of_one() {
+async fn get_shows_all_details_of_a_sandbox() {
     let fake = fake().await;
     let value = fake.run(&["get", "--json", "100001"]).await.json();
     let expected = json!({
-        "id": ID, "vmid": 100_001, "node": "node2", "team": "lab", "phase": "running", "step": "done",
+        "id": ID, "name": "", "vmid": 100_001, "node": "node2", "team": "lab", "phase": "running",
+        "step": "done",
         "snapshot_id": "small", "size": { "cpu_cores": 1, "memory_mib": 512, "disk_gib": 20 }, "ip": "10.100.2.7",
         "services": [{
             "name": "web", "port": 8080, "url": format!("http://port-8080-{ID}.sandbox.localhost"),
@@ -129,7 +133,7 @@ async fn get_tells_all_of_one() {
         "metadata": { "user": "ada" }, "created_at": "2023-11-14T22:13:20Z", "started_at": null,
         "boot": 1, "attempt": 1, "revision": 7, "request_id": "r-1", "failure": null,
         "wake_on": { "http": true, "ssh": false, "exec": true },
-        "cause": "", "expires_at": null,
+        "cause": "", "stop_result": "", "expires_at": null,
         "lifetime": { "ttl_s": 0, "ttl_action": "pause", "idle_s": 0, "idle_action": "pause" },
     });
     assert_eq!(value, expected);
@@ -137,7 +141,7 @@ async fn get_tells_all_of_one() {
 }
 
 #[tokio::test]
-async fn what_is_to_be_cleaned_up_is_told() {
+async fn gc_lists_garbage_and_recover_takes_a_container_back() {
     let fake = fake().await;
     let ran = fake.run(&["gc", "--dry-run", "--node", "node1"]).await;
     let text = ran.text();
@@ -154,7 +158,7 @@ async fn what_is_to_be_cleaned_up_is_told() {
 }
 
 #[tokio::test]
-async fn a_container_is_adopted_only_when_that_is_said_and_a_node_is_given_up() {
+async fn adopt_needs_yes_and_forget_gives_up_a_node() {
     let fake = fake().await;
     let ran = fake.run(&["adopt", "207", "--team", "lab"]).await;
     let told = ran.text();
@@ -177,7 +181,7 @@ async fn a_container_is_adopted_only_when_that_is_said_and_a_node_is_given_up() 
 }
 
 #[tokio::test]
-async fn a_node_is_cordoned_and_drained() {
+async fn cordon_and_drain_report_the_state_of_the_node() {
     let fake = fake().await;
     let ran = fake.run(&["cordon", "node2", "--why", "disks"]).await;
     assert_eq!(ran.text(), "node2 gets no new sandboxes\n");
@@ -196,7 +200,7 @@ async fn a_node_is_cordoned_and_drained() {
 }
 
 #[tokio::test]
-async fn what_is_old_is_pruned_and_lists_are_compared() {
+async fn prune_lists_old_sandboxes_and_compare_lists_differences() {
     let fake = fake().await;
     let ran = fake.run(&["prune", "--older-than", "2d", "--dry-run"]).await;
     assert!(ran.text().contains("would be deleted"), "{}", ran.text());
@@ -220,7 +224,7 @@ async fn what_is_old_is_pruned_and_lists_are_compared() {
 }
 
 #[tokio::test]
-async fn a_lifetime_is_shown_and_set() {
+async fn lifetime_shows_and_sets_the_rules() {
     let fake = fake().await;
     assert_eq!(fake.run(&["lifetime", ID]).await.text(), format!("{ID} does not expire\n"));
     let set = ["--ttl", "2d", "--ttl-action", "delete", "--idle", "30m", "--idle-action", "stop"];
@@ -244,7 +248,7 @@ async fn a_lifetime_is_shown_and_set() {
 }
 
 #[tokio::test]
-async fn pause_and_resume_and_what_wakes() {
+async fn pause_resume_and_wake_on_print_the_new_state() {
     let fake = fake().await;
     assert_eq!(fake.run(&["pause", ID]).await.text(), format!("{ID} paused\n"));
     assert_eq!(fake.run(&["pause", "--or-stop", ID]).await.text(), format!("{ID} stopped\n"));
@@ -259,7 +263,7 @@ async fn pause_and_resume_and_what_wakes() {
 }
 
 #[tokio::test]
-async fn top_tells_what_was_used_in_a_second() {
+async fn top_shows_the_usage_of_one_second() {
     let fake = fake().await;
     let list = fake.run(&["top", "--json"]).await.json();
     let expected = json!([{
@@ -287,7 +291,7 @@ async fn top_tells_what_was_used_in_a_second() {
 }
 
 #[tokio::test]
-async fn one_that_is_not_there() {
+async fn unknown_sandbox_ends_with_3_and_a_hint() {
     let fake = fake().await;
     for verb in [&["get"][..], &["rm"], &["watch"], &["url"]] {
         let ran = fake.run(&[verb, &["100002"]].concat()).await;
@@ -300,7 +304,7 @@ async fn one_that_is_not_there() {
 }
 
 #[tokio::test]
-async fn several_at_once_one_object_or_a_list() {
+async fn one_id_gives_an_object_and_several_give_a_list() {
     let fake = fake().await;
     assert_eq!(fake.run(&["stop", ID]).await.text(), format!("{ID} stopped\n"));
     assert_eq!(
@@ -316,7 +320,7 @@ async fn several_at_once_one_object_or_a_list() {
 }
 
 #[tokio::test]
-async fn ports_and_addresses() {
+async fn ports_are_exposed_listed_and_hidden() {
     let fake = fake().await;
     let url = format!("http://port-9000-{ID}.sandbox.localhost");
     assert_eq!(fake.run(&["expose", ID, "9000"]).await.text(), format!("{url}\n"));
@@ -336,7 +340,7 @@ async fn ports_and_addresses() {
 }
 
 #[tokio::test]
-async fn operators_verbs() {
+async fn verbs_of_operators_print_text_and_json() {
     let fake = fake().await;
     let nodes = fake.run(&["nodes"]).await;
     assert!(nodes.text().contains("█████░░░░░  50 %"), "{nodes:?}");
@@ -352,7 +356,7 @@ async fn operators_verbs() {
     let explained = fake.run(&["explain", ID]).await;
     assert!(explained.text().contains("went to node2"), "{explained:?}");
     assert!(explained.text().contains("cpu 0.125 + memory 0.125"), "{explained:?}");
-    assert!(explained.text().contains("NO_MEMORY: 512 MiB wanted"), "{explained:?}");
+    assert!(explained.text().contains("MEMORY_SUM: 512 MiB wanted"), "{explained:?}");
     let value = fake.run(&["explain", "--json", "--dry-run"]).await.json();
     assert_eq!(
         (&value["id"], &value["node"], &value["nodes"][0]["chosen"]),
@@ -368,12 +372,12 @@ async fn operators_verbs() {
 }
 
 #[tokio::test]
-async fn a_wrong_token_and_a_wrong_ca_say_what_to_set() {
+async fn wrong_token_and_wrong_ca_say_what_to_set() {
     let fake = fake().await;
     let wrong = fake.command(&["ls"]).env("SANDBOXCTL_TOKEN", "wrong").spawn().expect("spawn");
     let wrong = finish(wrong).await;
     assert_eq!(wrong.code, Some(2));
-    assert!(wrong.stderr.contains("(TOKEN_INVALID)\nhint: set SANDBOXCTL_TOKEN"), "{wrong:?}");
+    assert!(wrong.stderr.contains("(TOKEN_INVALID)\nhint: give a token"), "{wrong:?}");
 
     let other = Fake::start(Behaviour::default()).await;
     let mut command = fake.command(&["ls"]);
@@ -384,11 +388,23 @@ async fn a_wrong_token_and_a_wrong_ca_say_what_to_set() {
     assert_eq!(foreign.code, Some(2), "{foreign:?}");
     assert!(foreign.stderr.contains("hint: SANDBOXCTL_CA must be the CA"), "{foreign:?}");
 
+    // Without a CA those of the system count, which this one becomes here.
+    let mut command = fake.command(&["ls"]);
+    command.env_remove("SANDBOXCTL_CA").env("SSL_CERT_FILE", fake.file("cert.pem"));
+    let public = finish(command.spawn().expect("spawn")).await;
+    assert_eq!(public.code, Some(0), "{public:?}");
+    command.env("SSL_CERT_FILE", other.file("cert.pem"));
+    let foreign = finish(command.spawn().expect("spawn")).await;
+    assert!(foreign.code == Some(2) && foreign.stderr.contains("the system's CAs"), "{foreign:?}");
+    command.env("SSL_CERT_FILE", fake.file("none.pem"));
+    let missing = finish(command.spawn().expect("spawn")).await;
+    assert!(missing.code == Some(2) && missing.stderr.contains("none.pem"), "{missing:?}");
+
     let bare = fake.command(&["ls"]).env_remove("SANDBOXCTL_ENDPOINT").spawn().expect("spawn");
     let bare = finish(bare).await;
     assert_eq!(bare.code, Some(2));
     assert!(
-        bare.stderr.contains("endpoint is not configured\nhint: set SANDBOXCTL_ENDPOINT"),
+        bare.stderr.contains("endpoint is not configured\nhint: `sandboxctl login` asks"),
         "{bare:?}"
     );
     let bare = fake.command(&["version"]).env_remove("SANDBOXCTL_ENDPOINT").spawn().expect("spawn");

@@ -5,14 +5,14 @@
 mod issue;
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use daemon::replace::{Access, replace};
 use proto::name::NodeName;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
@@ -22,6 +22,9 @@ use issue::{Authority, Usage};
 const LONG: Duration = Duration::from_hours(24 * 365 * 10);
 /// Life of the certificates of the controller and the agents.
 const SHORT: Duration = Duration::from_hours(24 * 365);
+
+/// Result of making or reading certificates.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Failure of a CA operation.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +84,7 @@ impl Files {
 ///
 /// # Errors When a name is malformed, a file cannot be written, or the old certificate cannot be
 /// parsed.
-pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>), Error> {
+pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>)> {
     let files = Files::new(data_dir);
     let file = |path: &Path| {
         let path = path.to_owned();
@@ -113,7 +116,7 @@ pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>), E
 }
 
 /// Returns the names in the certificate of an earlier `init`, or none without such a certificate.
-fn names_before(certificate: &Path) -> Result<Vec<String>, Error> {
+fn names_before(certificate: &Path) -> Result<Vec<String>> {
     let file = |source| Error::File { path: certificate.to_owned(), source };
     let pem = match fs::read(certificate) {
         Ok(pem) => pem,
@@ -133,12 +136,7 @@ fn names_before(certificate: &Path) -> Result<Vec<String>, Error> {
 ///
 /// # Errors
 /// When `init` was not run, or a file cannot be written.
-pub fn node(
-    data_dir: &Path,
-    node: &NodeName,
-    address: Option<IpAddr>,
-    out: &Path,
-) -> Result<(), Error> {
+pub fn node(data_dir: &Path, node: &NodeName, address: Option<IpAddr>, out: &Path) -> Result<()> {
     let files = Files::new(data_dir);
     fs::create_dir_all(out).map_err(|source| Error::File { path: out.to_owned(), source })?;
 
@@ -161,7 +159,7 @@ pub fn node(
     write(&out.join("ingress-node.key"), &leaf.key, 0o600)
 }
 
-fn load(files: &Files, name: &str) -> Result<Authority, Error> {
+fn load(files: &Files, name: &str) -> Result<Authority> {
     let read = |path: PathBuf| match fs::read_to_string(&path) {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -174,20 +172,9 @@ fn load(files: &Files, name: &str) -> Result<Authority, Error> {
     Authority::load(certificate, &read(files.path(&format!("{name}.key")))?)
 }
 
-/// Replaces a file atomically. The temporary file has its final mode from the start.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
-    let temporary = path.with_extension("new");
-    let replace = || -> io::Result<()> {
-        if temporary.exists() {
-            fs::remove_file(&temporary)?;
-        }
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    replace().map_err(|source| Error::File { path: path.to_owned(), source })
+fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
+    replace(path, text.as_bytes(), Access { mode, group: None })
+        .map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -299,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_none_is_refused() {
+    fn refuses_a_malformed_node_name() {
         let dir = tempfile::tempdir().expect("tempdir");
         for name in ["a b", "", "ü.example.com", "a\nb"] {
             let error = init(dir.path(), &[name.to_owned()]).expect_err(name);

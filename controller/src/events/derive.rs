@@ -49,12 +49,13 @@ pub fn derive(old: Option<&Sandbox>, new: &Sandbox) -> Vec<Change> {
         changes.extend(of_services(&old.services, &new.services));
         changes.extend(of_wake_on(old.wake_on, new.wake_on));
         changes.extend(of_lifetime(old, new));
+        changes.extend(of_size(old, new));
     }
     changes
 }
 
 fn living(sandbox: &Sandbox) -> bool {
-    !matches!(sandbox.phase(), Phase::Deleted | Phase::Failed)
+    !sandbox.phase().has_ended()
 }
 
 fn found(sandbox: &Sandbox) -> Change {
@@ -150,9 +151,27 @@ fn of_lifetime(old: &Sandbox, new: &Sandbox) -> Option<Change> {
     })
 }
 
+fn of_size(old: &Sandbox, new: &Sandbox) -> Option<Change> {
+    // A missing old value counts as unchanged. A creation settles the size with its first phase.
+    let (before, now) = (old.size?, new.size?);
+    let settled = old.phase() == Phase::Creating;
+    let disk = (now.disk_gib > 0).then(|| format!(", {} GiB disk", now.disk_gib));
+    (before != now && !settled).then(|| Change {
+        kind: EventKind::Resized,
+        why: Why::Unsaid,
+        detail: format!(
+            "{} cores, {} MiB{}",
+            now.cpu_cores,
+            now.memory_mib,
+            disk.unwrap_or_default()
+        ),
+        unasked: false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use proto::sandbox::v1::{Failure, Lifetime};
+    use proto::sandbox::v1::{Failure, Lifetime, Size};
 
     use super::*;
 
@@ -165,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_from_phase_to_phase() {
+    fn derives_the_event_of_each_phase_change() {
         use EventKind as E;
         use Phase as P;
         let ways = [
@@ -198,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_known_is_found_unless_it_is_gone() {
+    fn unknown_sandbox_is_found_unless_it_has_ended() {
         let [found] = derive(None, &sandbox(Phase::Stopped, 1)).try_into().expect("one");
         assert_eq!(
             (found.kind, found.detail.as_str()),
@@ -209,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_once_with_the_phase_that_it_led_to() {
+    fn failure_is_in_one_event_with_its_phase() {
         let mut stopped = sandbox(Phase::Stopped, 1);
         let reason = proto::Reason::FreezeFailed.into();
         let message = "it did not freeze and was stopped".to_owned();
@@ -226,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_node_did_by_itself_says_why_and_rules_are_told() {
+    fn derives_causes_and_lifetime_changes() {
         let running = sandbox(Phase::Running, 1);
         let paused = Sandbox { cause: Cause::Idle.into(), ..sandbox(Phase::Paused, 1) };
         let [change] = derive(Some(&running), &paused).try_into().expect("one");
@@ -256,7 +275,24 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_what_wakes_it() {
+    fn derives_the_event_of_a_new_size_after_the_creation() {
+        let with = |phase, memory_mib, disk_gib| Sandbox {
+            size: Some(Size { cpu_cores: 2, memory_mib, disk_gib }),
+            ..sandbox(phase, 1)
+        };
+        let running = with(Phase::Running, 512, 0);
+        assert_eq!(kinds(&running, &running), []);
+        let [change] =
+            derive(Some(&running), &with(Phase::Running, 1024, 9)).try_into().expect("1");
+        assert_eq!(change.kind, EventKind::Resized);
+        assert_eq!(change.detail, "2 cores, 1024 MiB, 9 GiB disk");
+        let creating = with(Phase::Creating, 512, 0);
+        assert_eq!(kinds(&creating, &with(Phase::Running, 512, 8)), [EventKind::Created]);
+        assert_eq!(kinds(&sandbox(Phase::Running, 1), &running), [], "the first word on it");
+    }
+
+    #[test]
+    fn derives_events_of_services_and_wake_on() {
         let service =
             |name: &str, port| HttpService { name: name.into(), port, url: String::new() };
         let with = |services: &[HttpService], http| Sandbox {

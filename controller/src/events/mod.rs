@@ -2,7 +2,7 @@
 //! in order; a caller that needs an event to be durable waits for that.
 //!
 //! ```text
-//!  call, job, link --- say ---------+
+//!  call, creation, link -- append --+
 //!  report of a node -- observe -----+--> queue --> store (one write with the states) --> last
 //!                      (derive)                                                           |
 //!  a reader: a page from the store, then wait for `last` <--------------------------------+
@@ -17,10 +17,11 @@ mod derive;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use daemon::sync::Mutex;
 use proto::{
     id::SandboxId,
     name::{NodeName, Team},
@@ -103,14 +104,6 @@ impl Log {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn asked(&self) -> MutexGuard<'_, BTreeMap<(SandboxId, EventKind), String>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Builds an event of now, without the optional fields.
     pub fn event(&self, kind: EventKind, actor: impl Into<String>) -> Event {
         Event {
@@ -130,7 +123,7 @@ impl Log {
     /// Queues an event behind all earlier ones.
     pub fn append(&self, mut event: Event) {
         truncate(&mut event.detail);
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         if queue.events.len() >= QUEUE_MAX {
             if queue.missing == 0 {
                 tracing::error!("event log cannot be written, events are dropped");
@@ -153,13 +146,13 @@ impl Log {
 
     /// Records that a caller requested a change: events of these kinds are attributed to it.
     pub fn ask(&self, id: SandboxId, effects: &[EventKind], actor: &str) {
-        let mut asked = self.asked();
+        let mut asked = self.asked.lock();
         asked.extend(effects.iter().map(|effect| ((id, *effect), actor.to_owned())));
     }
 
     /// Drops the record of a request that failed or changed nothing.
     pub fn unask(&self, id: &SandboxId, effects: &[EventKind]) {
-        let mut asked = self.asked();
+        let mut asked = self.asked.lock();
         for effect in effects {
             asked.remove(&(*id, *effect));
         }
@@ -167,7 +160,7 @@ impl Log {
 
     /// Takes the actor who requested what has now happened.
     pub fn attributed_to(&self, id: &SandboxId, kind: EventKind) -> Option<String> {
-        let mut asked = self.asked();
+        let mut asked = self.asked.lock();
         let actor = asked.remove(&(*id, kind));
         if matches!(kind, EventKind::Deleted | EventKind::CreateFailed) {
             let of_it: Vec<_> = asked
@@ -184,24 +177,24 @@ impl Log {
 
     /// Queues the events of a node's report. Call in the order of the reports, before the state is
     /// stored.
-    pub fn observe(&self, told: &Source<'_>, old: Option<&Sandbox>, new: &Sandbox) {
-        self.meaning(told, old, new).into_iter().for_each(|event| self.append(event));
+    pub fn observe(&self, source: &Source<'_>, old: Option<&Sandbox>, new: &Sandbox) {
+        self.meaning(source, old, new).into_iter().for_each(|event| self.append(event));
     }
 
     /// Returns the events of a node's report, for a caller that writes them itself.
-    pub fn meaning(&self, told: &Source<'_>, old: Option<&Sandbox>, new: &Sandbox) -> Vec<Event> {
+    pub fn meaning(&self, source: &Source<'_>, old: Option<&Sandbox>, new: &Sandbox) -> Vec<Event> {
         let meant = |Change { kind, why, mut detail, unasked }| {
             // A caller who requested the same did not cause it.
-            let attributed_to = self.attributed_to(&told.id, kind).filter(|_| !unasked);
+            let attributed_to = self.attributed_to(&source.id, kind).filter(|_| !unasked);
             truncate(&mut detail);
             Event {
-                sandbox: Some(told.id),
-                team: Some(told.team.clone()),
-                node: Some(told.node.clone()),
+                sandbox: Some(source.id),
+                team: Some(source.team.clone()),
+                node: Some(source.node.clone()),
                 why,
                 detail,
                 node_revision: new.revision,
-                once: Some(told.once(&new.revision.to_string(), kind)),
+                once: Some(source.once(&new.revision.to_string(), kind)),
                 ..self.event(kind, attributed_to.unwrap_or_else(|| AGENT.to_owned()))
             }
         };
@@ -209,34 +202,34 @@ impl Log {
     }
 
     /// Logs that a node has lost a sandbox.
-    pub fn lost(&self, told: &Source<'_>) {
+    pub fn lost(&self, source: &Source<'_>) {
         let kind = EventKind::Lost;
         self.append(Event {
-            sandbox: Some(told.id),
-            team: Some(told.team.clone()),
-            node: Some(told.node.clone()),
+            sandbox: Some(source.id),
+            team: Some(source.team.clone()),
+            node: Some(source.node.clone()),
             detail: "its node does not know it any more".into(),
             // Same key until the journal changes: logged once, across restarts.
-            once: Some(told.once(&told.id.to_string(), kind)),
+            once: Some(source.once(&source.id.to_string(), kind)),
             ..self.event(kind, CONTROLLER)
         });
     }
 
     /// Returns the queued events in order. They stay queued until `wrote`.
     pub fn pending(&self) -> Vec<Event> {
-        self.queue().events.iter().cloned().collect()
+        self.queue.lock().events.iter().cloned().collect()
     }
 
     /// Waits until an event is queued.
     pub async fn waits(&self) {
-        while self.queue().events.is_empty() {
+        while self.queue.lock().events.is_empty() {
             self.waiting.notified().await;
         }
     }
 
     /// Removes the first `count` queued events, which are stored; `last` is the last revision.
     pub fn wrote(&self, count: usize, last: u64) {
-        drop(self.queue().events.drain(..count));
+        drop(self.queue.lock().events.drain(..count));
         self.written.send_modify(|written| *written += count as u64);
         self.reached(last);
     }
@@ -255,7 +248,7 @@ impl Log {
     /// # Errors
     /// When that takes too long: the store fails.
     pub async fn flushed(&self) -> Result<(), store::Error> {
-        let queued = self.queue().queued;
+        let queued = self.queue.lock().queued;
         let mut written = self.written.subscribe();
         match timeout(WRITTEN, written.wait_for(|written| *written >= queued)).await {
             Ok(Ok(_)) => Ok(()),
@@ -312,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_no_room_is_counted_and_told() {
+    fn full_queue_counts_and_reports_dropped_events() {
         let log = log();
         for _ in 0..QUEUE_MAX + 7 {
             log.append(log.event(EventKind::NodeUp, CONTROLLER));
@@ -327,10 +320,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_is_the_callers_doing_and_the_rest_the_agents() {
+    fn requested_changes_are_attributed_to_the_caller() {
         let log = log();
         let (team, node) = ("red".parse().expect("team"), "n1".parse().expect("node"));
-        let told = Source { id: id(1), team: &team, node: &node, journal: "j" };
+        let source = Source { id: id(1), team: &team, node: &node, journal: "j" };
         let at = |phase: proto::sandbox::v1::Phase, revision| Sandbox {
             phase: phase.into(),
             revision,
@@ -339,20 +332,20 @@ mod tests {
         use proto::sandbox::v1::Phase::{Deleted, Paused, Running};
         log.ask(id(1), &[EventKind::Paused], "abc");
         log.ask(id(2), &[EventKind::Resumed], "other");
-        log.observe(&told, Some(&at(Running, 1)), &at(Paused, 2));
-        log.observe(&told, Some(&at(Paused, 2)), &at(Running, 3));
-        log.observe(&told, Some(&at(Running, 3)), &at(Paused, 4));
+        log.observe(&source, Some(&at(Running, 1)), &at(Paused, 2));
+        log.observe(&source, Some(&at(Paused, 2)), &at(Running, 3));
+        log.observe(&source, Some(&at(Running, 3)), &at(Paused, 4));
         log.ask(id(1), &[EventKind::Stopped], "abc");
-        log.observe(&told, Some(&at(Paused, 4)), &at(Deleted, 5));
+        log.observe(&source, Some(&at(Paused, 4)), &at(Deleted, 5));
         let actors: Vec<_> = log.pending().into_iter().map(|event| event.actor).collect();
         assert_eq!(actors, ["abc", AGENT, AGENT, AGENT]);
-        assert_eq!(log.asked().len(), 1, "with the sandbox goes what was asked of it");
+        assert_eq!(log.asked.lock().len(), 1, "with the sandbox goes what was asked of it");
         let once: Vec<_> = log.pending().into_iter().filter_map(|event| event.once).collect();
         assert_eq!(once[0], "n1 j 2 EVENT_KIND_PAUSED");
     }
 
     #[test]
-    fn a_sentence_is_cut_between_characters() {
+    fn long_detail_is_cut_between_characters() {
         let mut detail = "ä".repeat(DETAIL_MAX);
         detail.insert(0, 'x');
         truncate(&mut detail);
@@ -360,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_for_the_write_is_told_or_gives_up() {
+    async fn flush_waits_for_the_writer_up_to_a_limit() {
         let log = log();
         log.flushed().await.expect("nothing waits");
         log.append(log.event(EventKind::NodeUp, CONTROLLER));

@@ -1,14 +1,9 @@
 //! Streams of commands and files to one node. They use connections of their own, opened on demand
 //! and closed when idle, so that a stalled stream blocks neither a control call nor the watch.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
-use daemon::shares::Shares;
+use daemon::{shares::Shares, sync::Mutex};
 use futures_util::{Stream, StreamExt};
 use proto::{
     Reason, agent::v1::agent_service_client::AgentServiceClient, id::SandboxId, name::Team,
@@ -34,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Team and sandbox that a stream counts against.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Whose {
+pub struct StreamOwner {
     /// Team of the caller.
     pub team: Team,
     /// Sandbox at the other end of the stream.
@@ -68,7 +63,7 @@ struct Connection {
 
 impl std::fmt::Debug for Bulk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let state = self.state();
+        let state = self.state.lock();
         let streams: Vec<_> = state.connections.iter().map(|one| one.streams).collect();
         f.debug_struct("Bulk").field("streams", &streams).finish_non_exhaustive()
     }
@@ -86,22 +81,18 @@ impl Bulk {
         Arc::new(Self { open, state: Mutex::new(state) })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Reserves one stream on a connection with a free stream, or on a new connection.
     ///
     /// # Errors
     /// TOO_MANY_CALLS when the sandbox or the team already uses its share of the node.
-    pub(super) fn lease(self: &Arc<Self>, whose: &Whose) -> Result<Lease, Error> {
-        let mut state = self.state();
-        let of_sandbox = state.sandboxes.get(&whose.sandbox).copied().unwrap_or(0);
+    pub(super) fn lease(self: &Arc<Self>, owner: &StreamOwner) -> Result<Lease, Error> {
+        let mut state = self.state.lock();
+        let of_sandbox = state.sandboxes.get(&owner.sandbox).copied().unwrap_or(0);
         if of_sandbox >= SANDBOX_STREAMS_MAX {
             return Err(full(format!("this sandbox has {of_sandbox} streams open already")));
         }
-        if !state.teams.take(&whose.team) {
-            let held = state.teams.held(&whose.team);
+        if !state.teams.take(&owner.team) {
+            let held = state.teams.held(&owner.team);
             return Err(full(format!(
                 "this team has {held} of the node's {STREAMS_MAX} streams open already, \
                  which is its share now"
@@ -119,40 +110,40 @@ impl Bulk {
                     state.connections.len() - 1
                 }
                 Err(error) => {
-                    state.teams.give_back(&whose.team);
+                    state.teams.release(&owner.team);
                     return Err(Error::Unreachable(error.to_string()));
                 }
             },
         };
         state.connections[place].streams += 1;
-        *state.sandboxes.entry(whose.sandbox).or_default() += 1;
+        *state.sandboxes.entry(owner.sandbox).or_default() += 1;
         let Connection { number, agent, .. } = &state.connections[place];
         let (number, agent) = (*number, agent.clone());
         drop(state);
         Ok(Lease {
             agent,
-            place: Arc::new(Place { bulk: self.clone(), number, whose: whose.clone() }),
+            slot: Arc::new(Slot { bulk: self.clone(), number, owner: owner.clone() }),
         })
     }
 
     /// Closes connections that have been idle for `IDLE`.
     pub(super) fn close_idle(&self) {
-        self.state().connections.retain(|one| one.streams > 0 || one.idle.elapsed() < IDLE);
+        self.state.lock().connections.retain(|one| one.streams > 0 || one.idle.elapsed() < IDLE);
     }
 
     /// Returns the number of streams of each open connection.
     #[cfg(test)]
     pub(super) fn streams(&self) -> Vec<usize> {
-        self.state().connections.iter().map(|one| one.streams).collect()
+        self.state.lock().connections.iter().map(|one| one.streams).collect()
     }
 
-    fn give_back(&self, number: u64, whose: &Whose) {
-        let mut state = self.state();
-        state.teams.give_back(&whose.team);
-        if let Some(streams) = state.sandboxes.get_mut(&whose.sandbox) {
+    fn release(&self, number: u64, owner: &StreamOwner) {
+        let mut state = self.state.lock();
+        state.teams.release(&owner.team);
+        if let Some(streams) = state.sandboxes.get_mut(&owner.sandbox) {
             *streams -= 1;
             if *streams == 0 {
-                state.sandboxes.remove(&whose.sandbox);
+                state.sandboxes.remove(&owner.sandbox);
             }
         }
         if let Some(one) = state.connections.iter_mut().find(|one| one.number == number) {
@@ -167,19 +158,19 @@ impl Bulk {
 pub(super) struct Lease {
     /// Connection to open the stream on.
     pub(super) agent: Agent,
-    place: Arc<Place>,
+    slot: Arc<Slot>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct Slot {
     bulk: Arc<Bulk>,
     number: u64,
-    whose: Whose,
+    owner: StreamOwner,
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
-        self.bulk.give_back(self.number, &self.whose);
+        self.bulk.release(self.number, &self.owner);
     }
 }
 
@@ -187,16 +178,17 @@ impl Lease {
     /// Keeps the lease while this direction lives. Both directions count: one that the agent does
     /// not read can outlive the other.
     pub(super) fn hold<S: Stream>(&self, stream: S) -> impl Stream<Item = S::Item> + use<S> {
-        let place = self.place.clone();
+        let slot = self.slot.clone();
         stream.map(move |item| {
-            let _held = &place;
+            let _held = &slot;
             item
         })
     }
 }
 
 fn full(message: String) -> Error {
-    Error::Refused { reason: Reason::TooManyCalls, message, retry_after: Some(RETRY) }
+    let (reason, retry_after) = (Reason::TooManyCalls, Some(RETRY));
+    Error::Refused { reason, message, retry_after, files_written: None }
 }
 
 #[cfg(test)]
@@ -210,22 +202,25 @@ mod tests {
         }))
     }
 
-    fn whose(team: &str, sandbox: u8) -> Whose {
-        Whose { team: team.parse().expect("team"), sandbox: SandboxId::new(1, &[sandbox; 10]) }
+    fn owner(team: &str, sandbox: u8) -> StreamOwner {
+        StreamOwner {
+            team: team.parse().expect("team"),
+            sandbox: SandboxId::new(1, &[sandbox; 10]),
+        }
     }
 
     /// Opens as many streams as this team gets, over as many sandboxes as needed.
     fn all(bulk: &Arc<Bulk>, team: &str) -> Vec<Lease> {
-        let of_sandbox = |n| std::iter::from_fn(move || bulk.lease(&whose(team, n)).ok());
+        let of_sandbox = |n| std::iter::from_fn(move || bulk.lease(&owner(team, n)).ok());
         (0..20).flat_map(of_sandbox).collect()
     }
 
     #[tokio::test]
-    async fn a_team_leaves_streams_of_its_node_for_others() {
+    async fn team_cannot_take_all_streams_of_a_node() {
         let bulk = bulk();
         let red = all(&bulk, "red");
         assert_eq!(red.len(), STREAMS_MAX / 2);
-        let refused = bulk.lease(&whose("red", 99)).expect_err("its share");
+        let refused = bulk.lease(&owner("red", 99)).expect_err("its share");
         assert_eq!(refused.reason(), Some(Reason::TooManyCalls), "{refused}");
         assert_eq!(all(&bulk, "blue").len(), STREAMS_MAX / 4);
         drop(red);
@@ -233,20 +228,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sandbox_leaves_streams_of_its_team_for_others() {
+    async fn sandbox_cannot_take_all_streams_of_its_team() {
         let bulk = bulk();
-        let one: Vec<_> = std::iter::from_fn(|| bulk.lease(&whose("red", 1)).ok()).collect();
+        let one: Vec<_> = std::iter::from_fn(|| bulk.lease(&owner("red", 1)).ok()).collect();
         assert_eq!(one.len(), SANDBOX_STREAMS_MAX);
-        bulk.lease(&whose("red", 2)).expect("another sandbox has its own");
+        bulk.lease(&owner("red", 2)).expect("another sandbox has its own");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_are_opened_when_needed_and_closed_when_idle() {
+    async fn connections_open_on_demand_and_close_when_idle() {
         let bulk = bulk();
         assert_eq!(bulk.streams(), [0; 0]);
-        let first = bulk.lease(&whose("red", 1)).expect("a stream");
+        let first = bulk.lease(&owner("red", 1)).expect("a stream");
         let mut more: Vec<_> = (0..CONNECTION_STREAMS_MAX)
-            .map(|_| bulk.lease(&whose("red", 1)).expect("room"))
+            .map(|_| bulk.lease(&owner("red", 1)).expect("room"))
             .collect();
         assert_eq!(bulk.streams(), [CONNECTION_STREAMS_MAX, 1]);
         drop(more.pop());
@@ -264,9 +259,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_place_is_kept_until_both_directions_are_gone() {
+    async fn lease_lasts_until_both_directions_are_dropped() {
         let bulk = bulk();
-        let lease = bulk.lease(&whose("red", 1)).expect("a stream");
+        let lease = bulk.lease(&owner("red", 1)).expect("a stream");
         let input = lease.hold(futures_util::stream::pending::<()>());
         let output = lease.hold(futures_util::stream::pending::<()>());
         drop(lease);

@@ -1,42 +1,5 @@
 //! Calls of `agent.v1`, and what a missing answer of each means.
 
-/// Method of `agent.v1`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the calls of proto/agent/v1/agent.proto, which describes them")]
-pub enum Call {
-    Hello,
-    CreateSandbox,
-    CancelCreate,
-    GetSandbox,
-    ListSandboxes,
-    StartSandbox,
-    StopSandbox,
-    PauseSandbox,
-    ResumeSandbox,
-    SetWakeOn,
-    SetLifetime,
-    DeleteSandbox,
-    Exec,
-    ControlExec,
-    ListExecs,
-    Files,
-    GetUsage,
-    ExposeHttpService,
-    HideHttpService,
-    GetLoad,
-    Watch,
-    CollectGarbage,
-    RecoverSandbox,
-    SetIntake,
-    Reserve,
-    GiveBack,
-    AdoptSandbox,
-    ExportSandbox,
-    ImportSandbox,
-    ReleaseSandbox,
-    Check,
-}
-
 /// Likely cause of a missing answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Silence {
@@ -47,83 +10,66 @@ pub enum Silence {
     Sandbox,
 }
 
-impl Call {
-    /// Every method.
-    pub const ALL: &[Self] = &[
-        Self::Hello,
-        Self::CreateSandbox,
-        Self::CancelCreate,
-        Self::GetSandbox,
-        Self::ListSandboxes,
-        Self::StartSandbox,
-        Self::StopSandbox,
-        Self::PauseSandbox,
-        Self::ResumeSandbox,
-        Self::SetWakeOn,
-        Self::SetLifetime,
-        Self::DeleteSandbox,
-        Self::Exec,
-        Self::ControlExec,
-        Self::ListExecs,
-        Self::Files,
-        Self::GetUsage,
-        Self::ExposeHttpService,
-        Self::HideHttpService,
-        Self::GetLoad,
-        Self::Watch,
-        Self::CollectGarbage,
-        Self::RecoverSandbox,
-        Self::SetIntake,
-        Self::Reserve,
-        Self::GiveBack,
-        Self::AdoptSandbox,
-        Self::ExportSandbox,
-        Self::ImportSandbox,
-        Self::ReleaseSandbox,
-        Self::Check,
-    ];
-
-    /// Returns the likely cause of a missing answer.
-    pub fn silence(self) -> Silence {
-        match self {
-            // Answered from memory and the journal, or after the wait that the caller named. Only
-            // the creation concerns a sandbox, and no tenant has been in it yet.
-            Self::Hello
-            | Self::Watch
-            | Self::GetLoad
-            | Self::ListSandboxes
-            | Self::GetSandbox
-            | Self::SetIntake
-            | Self::Reserve
-            | Self::GiveBack
-            | Self::CreateSandbox => Silence::Agent,
-            // Commands, files and measurements in a sandbox.
-            Self::Exec
-            | Self::ControlExec
-            | Self::ListExecs
-            | Self::Files
-            | Self::GetUsage
-            | Self::ExposeHttpService
-            | Self::HideHttpService
-            // Changes of a container: they wait for its processes, and for each other.
-            | Self::CancelCreate
-            | Self::StartSandbox
-            | Self::StopSandbox
-            | Self::PauseSandbox
-            | Self::ResumeSandbox
-            | Self::DeleteSandbox
-            | Self::SetWakeOn
-            | Self::SetLifetime
-            | Self::RecoverSandbox
-            | Self::AdoptSandbox
-            | Self::ReleaseSandbox
-            | Self::ExportSandbox
-            | Self::ImportSandbox
-            // Inspections of every container of the node.
-            | Self::CollectGarbage
-            | Self::Check => Silence::Sandbox,
+/// Makes the calls of a table: each with the likely cause of its missing answer.
+macro_rules! calls {
+    ($($call:ident: $silence:ident,)*) => {
+        /// Method of `agent.v1`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "proto/agent/v1/agent.proto describes them")]
+        pub enum Call {
+            $($call,)*
         }
-    }
+
+        impl Call {
+            /// Every method.
+            pub const ALL: &[Self] = &[$(Self::$call,)*];
+
+            /// Returns the likely cause of a missing answer.
+            pub fn silence(self) -> Silence {
+                match self {
+                    $(Self::$call => Silence::$silence,)*
+                }
+            }
+        }
+    };
+}
+
+calls! {
+    // Answered from memory and the journal, or after the wait that the caller named. Only the creation
+    // concerns a sandbox, and no tenant has been in it yet.
+    Hello: Agent,
+    Watch: Agent,
+    GetLoad: Agent,
+    ListSandboxes: Agent,
+    GetSandbox: Agent,
+    SetScheduling: Agent,
+    Reserve: Agent,
+    CancelReservation: Agent,
+    CreateSandbox: Agent,
+    // Commands, files and measurements in a sandbox.
+    Exec: Sandbox,
+    ControlExec: Sandbox,
+    ListExecs: Sandbox,
+    Files: Sandbox,
+    GetUsage: Sandbox,
+    ExposeHttpService: Sandbox,
+    HideHttpService: Sandbox,
+    // Changes of a container: they wait for its processes, and for each other.
+    CancelCreate: Sandbox,
+    StartSandbox: Sandbox,
+    StopSandbox: Sandbox,
+    PauseSandbox: Sandbox,
+    ResumeSandbox: Sandbox,
+    DeleteSandbox: Sandbox,
+    UpdateSandbox: Sandbox,
+    RecoverSandbox: Sandbox,
+    AdoptSandbox: Sandbox,
+    ReleaseSandbox: Sandbox,
+    ExportSandbox: Sandbox,
+    ImportSandbox: Sandbox,
+    // Inspections of every container of the node.
+    CollectGarbage: Sandbox,
+    Check: Sandbox,
 }
 
 #[cfg(test)]
@@ -133,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_call_of_the_agent_has_its_kind() {
+    fn every_rpc_of_the_agent_has_a_call_kind() {
         let files =
             prost_types::FileDescriptorSet::decode(proto::DESCRIPTORS).expect("descriptors");
         let services = files.file.iter().flat_map(|file| &file.service);

@@ -1,7 +1,6 @@
 //! Calls to one agent. Every call has a deadline, and every failure is one of `node::Error`.
 
 use std::{
-    fmt::Debug,
     io,
     sync::{
         Arc,
@@ -10,10 +9,9 @@ use std::{
     time::Duration,
 };
 
-use daemon::flow::Leg;
 use futures_util::{Stream, StreamExt};
 use proto::{
-    MESSAGE_BYTES_MAX, Reason,
+    MESSAGE_BYTES_MAX,
     agent::v1::{
         self as wire, agent_service_client::AgentServiceClient, files_request, files_response,
     },
@@ -21,12 +19,13 @@ use proto::{
     name::{NodeName, Port, ServiceName, SnapshotId},
     sandbox::v1 as api,
 };
-use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic::{Request, Status, transport::Channel};
 
 use super::{
-    Error,
-    bulk::{Bulk, Whose},
-    calls::{Call, Silence},
+    Connector, Error, Lane, Result,
+    answer::{call, decode},
+    bulk::{Bulk, StreamOwner},
+    calls::Call,
     output::{self, HangUp, Output},
 };
 
@@ -43,43 +42,9 @@ const START: Duration = Duration::from_secs(16);
 /// Deadline of a whole check of a node.
 const CHECK: Duration = Duration::from_secs(15);
 
-/// Kind of calls with connections of its own, so that none waits for calls of another kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
-    /// Unary calls. One connection per node.
-    Control,
-    /// Watch of the agent. One connection per node.
-    Watch,
-    /// Commands and files, whose readers may stall. Up to 16 connections per node.
-    Bulk,
-}
-
-/// Opens channels to agents: TLS over TCP in a daemon, in-memory streams in a simulation, or a
-/// connection that an agent behind NAT has opened.
-pub trait Connector: Send + Sync + Debug {
-    /// Returns a lazy channel over a connection of its own. It connects when used, and reconnects
-    /// when the connection is lost.
-    ///
-    /// # Errors
-    /// When the address can never work.
-    fn channel(&self, node: &NodeName, address: &str, lane: Lane) -> io::Result<Channel>;
-}
-
-/// Mutual TLS over TCP. The agent's certificate must contain the node's name, so that a node cannot
-/// answer for another.
-#[derive(Debug)]
-pub struct TlsConnector(pub Arc<rustls::ClientConfig>);
-
-impl Connector for TlsConnector {
-    fn channel(&self, node: &NodeName, address: &str, _: Lane) -> io::Result<Channel> {
-        let server_name = format!("{node}.agent.pve-sandbox.internal");
-        daemon::channel::tls(Leg::Agent, address, &server_name, self.0.clone())
-    }
-}
-
 /// One attempt of a creation, as it is sent to a node.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub struct CreateOrder {
     /// Id of the sandbox.
     pub id: SandboxId,
     /// Team that owns the sandbox.
@@ -124,15 +89,19 @@ impl Client {
         Ok(Self { agent, watch, bulk, streams: Arc::default() })
     }
 
+    /// Connection of short calls. Clones share it.
+    fn agent(&self) -> AgentServiceClient<Channel> {
+        self.agent.clone()
+    }
+
     /// Closes bulk connections that are idle.
     pub(super) fn close_idle(&self) {
         self.bulk.close_idle();
     }
 
     /// Asks the agent for its identity. `epoch` 0 does not claim the node.
-    pub async fn hello(&self, epoch: u64) -> Result<wire::HelloResponse, Error> {
-        let mut agent = self.agent.clone();
-        call(Call::Hello, QUICK, agent.hello(wire::HelloRequest { epoch })).await
+    pub async fn hello(&self, epoch: u64) -> Result<wire::HelloResponse> {
+        call(Call::Hello, QUICK, self.agent().hello(wire::HelloRequest { epoch })).await
     }
 
     /// Starts or follows a creation; answers after `wait` at the latest. The same id and attempt
@@ -140,9 +109,9 @@ impl Client {
     pub async fn create(
         &self,
         epoch: u64,
-        order: &Order,
+        order: &CreateOrder,
         wait: Duration,
-    ) -> Result<(api::Sandbox, Option<api::NodeLoad>), Error> {
+    ) -> Result<(api::Sandbox, Option<api::NodeLoad>)> {
         let request = wire::CreateSandboxRequest {
             epoch,
             sandbox_id: order.id.to_string(),
@@ -151,11 +120,10 @@ impl Client {
             body_digest: order.digest.clone(),
             attempt: order.attempt,
             spec: Some(order.request.clone()),
-            wait: Some(duration(wait)),
+            wait: duration(wait),
         };
-        let mut agent = self.agent.clone();
         let answer =
-            call(Call::CreateSandbox, wait + MARGIN, agent.create_sandbox(request)).await?;
+            call(Call::CreateSandbox, wait + MARGIN, self.agent().create_sandbox(request)).await?;
         Ok((sandbox(answer.sandbox)?, answer.load))
     }
 
@@ -165,47 +133,40 @@ impl Client {
         epoch: u64,
         id: &SandboxId,
         attempt: u32,
-    ) -> Result<Option<api::Sandbox>, Error> {
+    ) -> Result<Option<api::Sandbox>> {
         let request = wire::CancelCreateRequest { epoch, sandbox_id: id.to_string(), attempt };
-        let mut agent = self.agent.clone();
-        call(Call::CancelCreate, UNDO, agent.cancel_create(request))
+        call(Call::CancelCreate, UNDO, self.agent().cancel_create(request))
             .await
             .map(|answer| answer.sandbox)
     }
 
     /// Returns one sandbox of this node.
-    pub async fn get(&self, id: &SandboxId) -> Result<api::Sandbox, Error> {
-        let mut agent = self.agent.clone();
+    pub async fn get(&self, id: &SandboxId) -> Result<api::Sandbox> {
         let request = wire::GetSandboxRequest { id: id.to_string() };
-        sandbox(call(Call::GetSandbox, QUICK, agent.get_sandbox(request)).await?.sandbox)
+        sandbox(call(Call::GetSandbox, QUICK, self.agent().get_sandbox(request)).await?.sandbox)
     }
 
     /// Boots a sandbox; answers after `wait` at the latest.
-    pub async fn start(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        wait: Duration,
-    ) -> Result<api::Sandbox, Error> {
-        let wait_for = Some(duration(wait));
-        let request = wire::StartSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
-        let mut agent = self.agent.clone();
-        sandbox(
-            call(Call::StartSandbox, wait + MARGIN, agent.start_sandbox(request)).await?.sandbox,
-        )
+    pub async fn start(&self, epoch: u64, id: &SandboxId, wait: Duration) -> Result<api::Sandbox> {
+        let request = wire::StartSandboxRequest { epoch, id: id.to_string(), wait: duration(wait) };
+        let answer =
+            call(Call::StartSandbox, wait + MARGIN, self.agent().start_sandbox(request)).await?;
+        sandbox(answer.sandbox)
     }
 
-    /// Stops a sandbox; answers after `wait` at the latest.
+    /// Stops a sandbox, with `grace` to shut down by itself; answers after `wait` at the latest.
     pub async fn stop(
         &self,
         epoch: u64,
         id: &SandboxId,
+        grace: Option<Duration>,
         wait: Duration,
-    ) -> Result<api::Sandbox, Error> {
-        let wait_for = Some(duration(wait));
-        let request = wire::StopSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
-        let mut agent = self.agent.clone();
-        sandbox(call(Call::StopSandbox, wait + MARGIN, agent.stop_sandbox(request)).await?.sandbox)
+    ) -> Result<api::Sandbox> {
+        let (id, wait_for, grace) = (id.to_string(), duration(wait), grace.and_then(duration));
+        let request = wire::StopSandboxRequest { epoch, id, wait: wait_for, grace };
+        let answer =
+            call(Call::StopSandbox, wait + MARGIN, self.agent().stop_sandbox(request)).await?;
+        sandbox(answer.sandbox)
     }
 
     /// Freezes a sandbox; answers after `wait` at the latest.
@@ -215,76 +176,51 @@ impl Client {
         id: &SandboxId,
         or_stop: bool,
         wait: Duration,
-    ) -> Result<api::Sandbox, Error> {
-        let (id, wait_for) = (id.to_string(), Some(duration(wait)));
+    ) -> Result<api::Sandbox> {
+        let (id, wait_for) = (id.to_string(), duration(wait));
         let request = wire::PauseSandboxRequest { epoch, id, or_stop, wait: wait_for };
-        let mut agent = self.agent.clone();
-        sandbox(
-            call(Call::PauseSandbox, wait + MARGIN, agent.pause_sandbox(request)).await?.sandbox,
-        )
+        let answer =
+            call(Call::PauseSandbox, wait + MARGIN, self.agent().pause_sandbox(request)).await?;
+        sandbox(answer.sandbox)
     }
 
     /// Thaws a sandbox; answers after `wait` at the latest.
-    pub async fn resume(
+    pub async fn resume(&self, epoch: u64, id: &SandboxId, wait: Duration) -> Result<api::Sandbox> {
+        let request =
+            wire::ResumeSandboxRequest { epoch, id: id.to_string(), wait: duration(wait) };
+        let answer =
+            call(Call::ResumeSandbox, wait + MARGIN, self.agent().resume_sandbox(request)).await?;
+        sandbox(answer.sandbox)
+    }
+
+    /// Changes the fields of a sandbox that the request names; answers after `wait` at the latest.
+    pub async fn update(
         &self,
         epoch: u64,
         id: &SandboxId,
+        update: api::UpdateSandboxRequest,
         wait: Duration,
-    ) -> Result<api::Sandbox, Error> {
-        let wait_for = Some(duration(wait));
-        let request = wire::ResumeSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
-        let mut agent = self.agent.clone();
-        sandbox(
-            call(Call::ResumeSandbox, wait + MARGIN, agent.resume_sandbox(request)).await?.sandbox,
-        )
-    }
-
-    /// Sets the events that wake a sandbox.
-    pub async fn set_wake_on(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        wake_on: api::WakeOn,
-    ) -> Result<api::Sandbox, Error> {
-        let (id, wake_on) = (id.to_string(), Some(wake_on));
-        let request = wire::SetWakeOnRequest { epoch, id, wake_on };
-        let mut agent = self.agent.clone();
-        sandbox(call(Call::SetWakeOn, QUICK, agent.set_wake_on(request)).await?.sandbox)
-    }
-
-    /// Changes the lifetime rules of a sandbox.
-    pub async fn set_lifetime(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        lifetime: api::Lifetime,
-    ) -> Result<api::Sandbox, Error> {
-        let (id, lifetime) = (id.to_string(), Some(lifetime));
-        let request = wire::SetLifetimeRequest { epoch, id, lifetime };
-        let mut agent = self.agent.clone();
-        sandbox(call(Call::SetLifetime, QUICK, agent.set_lifetime(request)).await?.sandbox)
+    ) -> Result<api::Sandbox> {
+        let (id, update) = (id.to_string(), Some(update));
+        let request = wire::UpdateSandboxRequest { epoch, id, update, wait: duration(wait) };
+        let answer =
+            call(Call::UpdateSandbox, wait + MARGIN, self.agent().update_sandbox(request)).await?;
+        sandbox(answer.sandbox)
     }
 
     /// Returns the resource usage of those of the sandboxes that run on this node.
-    pub async fn usage(&self, ids: &[SandboxId]) -> Result<Vec<api::Usage>, Error> {
+    pub async fn usage(&self, ids: &[SandboxId]) -> Result<Vec<api::Usage>> {
         let request = wire::GetUsageRequest { ids: ids.iter().map(ToString::to_string).collect() };
-        let mut agent = self.agent.clone();
-        Ok(call(Call::GetUsage, QUICK, agent.get_usage(request)).await?.usages)
+        Ok(call(Call::GetUsage, QUICK, self.agent().get_usage(request)).await?.usages)
     }
 
     /// Deletes a sandbox; answers after `wait` at the latest.
-    pub async fn delete(
-        &self,
-        epoch: u64,
-        id: &SandboxId,
-        wait: Duration,
-    ) -> Result<api::Sandbox, Error> {
-        let wait_for = Some(duration(wait));
-        let request = wire::DeleteSandboxRequest { epoch, id: id.to_string(), wait: wait_for };
-        let mut agent = self.agent.clone();
-        sandbox(
-            call(Call::DeleteSandbox, wait + MARGIN, agent.delete_sandbox(request)).await?.sandbox,
-        )
+    pub async fn delete(&self, epoch: u64, id: &SandboxId, wait: Duration) -> Result<api::Sandbox> {
+        let request =
+            wire::DeleteSandboxRequest { epoch, id: id.to_string(), wait: duration(wait) };
+        let answer =
+            call(Call::DeleteSandbox, wait + MARGIN, self.agent().delete_sandbox(request)).await?;
+        sandbox(answer.sandbox)
     }
 
     /// Exposes a port.
@@ -294,15 +230,14 @@ impl Client {
         id: &SandboxId,
         name: &ServiceName,
         port: Port,
-    ) -> Result<api::Sandbox, Error> {
+    ) -> Result<api::Sandbox> {
         let service =
             api::HttpService { name: name.to_string(), port: port.into(), url: String::new() };
         let request =
             wire::ExposeHttpServiceRequest { epoch, id: id.to_string(), service: Some(service) };
-        let mut agent = self.agent.clone();
-        sandbox(
-            call(Call::ExposeHttpService, QUICK, agent.expose_http_service(request)).await?.sandbox,
-        )
+        let answer =
+            call(Call::ExposeHttpService, QUICK, self.agent().expose_http_service(request)).await?;
+        sandbox(answer.sandbox)
     }
 
     /// Closes a port. Returns the sandbox and the services that were closed.
@@ -311,11 +246,11 @@ impl Client {
         epoch: u64,
         id: &SandboxId,
         name: &ServiceName,
-    ) -> Result<(api::Sandbox, Vec<api::HttpService>), Error> {
+    ) -> Result<(api::Sandbox, Vec<api::HttpService>)> {
         let request =
             wire::HideHttpServiceRequest { epoch, id: id.to_string(), name: name.to_string() };
-        let mut agent = self.agent.clone();
-        let answer = call(Call::HideHttpService, QUICK, agent.hide_http_service(request)).await?;
+        let answer =
+            call(Call::HideHttpService, QUICK, self.agent().hide_http_service(request)).await?;
         Ok((sandbox(answer.sandbox)?, answer.closed))
     }
 
@@ -324,34 +259,28 @@ impl Client {
         &self,
         epoch: u64,
         dry_run: bool,
-    ) -> Result<Vec<api::GarbageItem>, Error> {
-        let mut agent = self.agent.clone();
+    ) -> Result<Vec<api::GarbageItem>> {
         let request = wire::CollectGarbageRequest { epoch, dry_run };
-        Ok(call(Call::CollectGarbage, CHECK, agent.collect_garbage(request)).await?.items)
+        Ok(call(Call::CollectGarbage, CHECK, self.agent().collect_garbage(request)).await?.items)
     }
 
     /// Recovers a container that carries our mark.
-    pub async fn recover(
-        &self,
-        epoch: u64,
-        vmid: u32,
-        dry_run: bool,
-    ) -> Result<api::Sandbox, Error> {
-        let mut agent = self.agent.clone();
+    pub async fn recover(&self, epoch: u64, vmid: u32, dry_run: bool) -> Result<api::Sandbox> {
         let request = wire::RecoverSandboxRequest { epoch, vmid, dry_run };
-        sandbox(call(Call::RecoverSandbox, QUICK, agent.recover_sandbox(request)).await?.sandbox)
+        sandbox(
+            call(Call::RecoverSandbox, QUICK, self.agent().recover_sandbox(request)).await?.sandbox,
+        )
     }
 
     /// Sets whether the node takes new work. Returns the load that it reports afterwards.
-    pub async fn set_intake(
+    pub async fn set_scheduling(
         &self,
         epoch: u64,
-        intake: wire::Intake,
+        state: wire::SchedulingState,
         why: String,
-    ) -> Result<Option<api::NodeLoad>, Error> {
-        let mut agent = self.agent.clone();
-        let request = wire::SetIntakeRequest { epoch, intake: intake.into(), why };
-        Ok(call(Call::SetIntake, QUICK, agent.set_intake(request)).await?.load)
+    ) -> Result<Option<api::NodeLoad>> {
+        let request = wire::SetSchedulingRequest { epoch, state: state.into(), why };
+        Ok(call(Call::SetScheduling, QUICK, self.agent().set_scheduling(request)).await?.load)
     }
 
     /// Reserves for a creation; returns the node's load. No answer within `time` is an error.
@@ -361,22 +290,22 @@ impl Client {
         id: &SandboxId,
         (snapshot, size): (&SnapshotId, api::Size),
         time: Duration,
-    ) -> Result<Option<api::NodeLoad>, Error> {
-        let mut agent = self.agent.clone();
+    ) -> Result<Option<api::NodeLoad>> {
         let request = wire::ReserveRequest {
             epoch,
             sandbox_id: id.to_string(),
             snapshot_id: snapshot.to_string(),
             size: Some(size),
         };
-        Ok(call(Call::Reserve, time, agent.reserve(request)).await?.load)
+        Ok(call(Call::Reserve, time, self.agent().reserve(request)).await?.load)
     }
 
     /// Cancels a reservation.
-    pub async fn give_back(&self, id: &SandboxId) -> Result<(), Error> {
-        let mut agent = self.agent.clone();
-        let request = wire::GiveBackRequest { sandbox_id: id.to_string() };
-        call(Call::GiveBack, QUICK, agent.give_back(request)).await.map(drop)
+    pub async fn cancel_reservation(&self, id: &SandboxId) -> Result<()> {
+        let request = wire::CancelReservationRequest { sandbox_id: id.to_string() };
+        call(Call::CancelReservation, QUICK, self.agent().cancel_reservation(request))
+            .await
+            .map(drop)
     }
 
     /// Exports a stopped sandbox's container; returns the node that has it now, and its record.
@@ -385,32 +314,27 @@ impl Client {
         epoch: u64,
         id: &SandboxId,
         target: &NodeName,
-    ) -> Result<(String, bytes::Bytes), Error> {
-        let mut agent = self.agent.clone();
+    ) -> Result<(String, bytes::Bytes)> {
         let (id, target) = (id.to_string(), target.to_string());
         let request = wire::ExportSandboxRequest { epoch, id, target };
-        let answer = call(Call::ExportSandbox, UNDO, agent.export_sandbox(request)).await?;
+        let answer = call(Call::ExportSandbox, UNDO, self.agent().export_sandbox(request)).await?;
         Ok((answer.node, answer.record))
     }
 
     /// Imports a sandbox whose container was moved to this node.
-    pub async fn import_sandbox(
-        &self,
-        epoch: u64,
-        record: bytes::Bytes,
-    ) -> Result<api::Sandbox, Error> {
-        let mut agent = self.agent.clone();
+    pub async fn import_sandbox(&self, epoch: u64, record: bytes::Bytes) -> Result<api::Sandbox> {
         let request = wire::ImportSandboxRequest { epoch, record };
-        sandbox(call(Call::ImportSandbox, UNDO, agent.import_sandbox(request)).await?.sandbox)
+        sandbox(
+            call(Call::ImportSandbox, UNDO, self.agent().import_sandbox(request)).await?.sandbox,
+        )
     }
 
     /// Adopts a container as a sandbox. Also returns the volumes that its deletion will remove.
     pub async fn adopt(
         &self,
         request: wire::AdoptSandboxRequest,
-    ) -> Result<(api::Sandbox, Vec<String>), Error> {
-        let mut agent = self.agent.clone();
-        let answer = call(Call::AdoptSandbox, UNDO, agent.adopt_sandbox(request)).await?;
+    ) -> Result<(api::Sandbox, Vec<String>)> {
+        let answer = call(Call::AdoptSandbox, UNDO, self.agent().adopt_sandbox(request)).await?;
         Ok((sandbox(answer.sandbox)?, answer.volumes))
     }
 
@@ -420,17 +344,17 @@ impl Client {
         epoch: u64,
         id: &SandboxId,
         moved_to: Option<&NodeName>,
-    ) -> Result<api::Sandbox, Error> {
-        let mut agent = self.agent.clone();
+    ) -> Result<api::Sandbox> {
         let moved_to = moved_to.map(ToString::to_string).unwrap_or_default();
         let request = wire::ReleaseSandboxRequest { epoch, id: id.to_string(), moved_to };
-        sandbox(call(Call::ReleaseSandbox, UNDO, agent.release_sandbox(request)).await?.sandbox)
+        sandbox(
+            call(Call::ReleaseSandbox, UNDO, self.agent().release_sandbox(request)).await?.sandbox,
+        )
     }
 
     /// Checks the node. Returns the findings and the number of sandboxes checked.
-    pub async fn check(&self) -> Result<(Vec<api::Finding>, u32), Error> {
-        let mut agent = self.agent.clone();
-        let answer = call(Call::Check, CHECK, agent.check(wire::CheckRequest {})).await?;
+    pub async fn check(&self) -> Result<(Vec<api::Finding>, u32)> {
+        let answer = call(Call::Check, CHECK, self.agent().check(wire::CheckRequest {})).await?;
         Ok((answer.findings, answer.sandboxes))
     }
 
@@ -441,13 +365,13 @@ impl Client {
     pub async fn exec<S>(
         &self,
         epoch: u64,
-        whose: &Whose,
+        owner: &StreamOwner,
         input: S,
-    ) -> Result<impl Stream<Item = Result<api::ExecResponse, Error>> + Send + use<S>, Error>
+    ) -> Result<impl Stream<Item = Result<api::ExecResponse>> + Send + use<S>>
     where
         S: Stream<Item = api::ExecRequest> + Send + 'static,
     {
-        let mut lease = self.bulk.lease(whose)?;
+        let mut lease = self.bulk.lease(owner)?;
         // Unique at the agent: each controller has an epoch of its own.
         let number = self.streams.fetch_add(1, Ordering::Relaxed);
         let stream_id = format!("{epoch}-{number}");
@@ -466,22 +390,19 @@ impl Client {
     }
 
     /// Acts on a command from outside its stream. Returns the number of stdin bytes taken by then.
-    pub async fn control_exec(
-        &self,
-        action: wire::control_exec_request::Action,
-    ) -> Result<u64, Error> {
+    pub async fn control_exec(&self, action: wire::control_exec_request::Action) -> Result<u64> {
         let request = wire::ControlExecRequest { action: Some(action) };
-        let mut agent = self.agent.clone();
-        call(Call::ControlExec, CONTROL, agent.control_exec(request))
+        call(Call::ControlExec, CONTROL, self.agent().control_exec(request))
             .await
             .map(|answer| answer.stdin_offset)
     }
 
     /// Lists the commands of a sandbox.
-    pub async fn list_execs(&self, id: &SandboxId) -> Result<Vec<api::ExecInfo>, Error> {
+    pub async fn list_execs(&self, id: &SandboxId) -> Result<Vec<api::ExecInfo>> {
         let request = wire::ListExecsRequest { id: id.to_string() };
-        let mut agent = self.agent.clone();
-        call(Call::ListExecs, QUICK, agent.list_execs(request)).await.map(|answer| answer.execs)
+        call(Call::ListExecs, QUICK, self.agent().list_execs(request))
+            .await
+            .map(|answer| answer.execs)
     }
 
     /// Runs one file operation. Readers pull both streams. The caller bounds the wait: an upload is
@@ -491,15 +412,15 @@ impl Client {
     /// As `exec`.
     pub async fn files<S>(
         &self,
-        whose: &Whose,
+        owner: &StreamOwner,
         input: S,
-    ) -> Result<impl Stream<Item = Result<files_response::Message, Error>> + Send + use<S>, Error>
+    ) -> Result<impl Stream<Item = Result<files_response::Message>> + Send + use<S>>
     where
         S: Stream<Item = files_request::Message> + Send + 'static,
     {
         let input = input.map(|message| wire::FilesRequest { message: Some(message) });
         let broken = |status: Status| decode(Call::Files, &status);
-        let mut lease = self.bulk.lease(whose)?;
+        let mut lease = self.bulk.lease(owner)?;
         let request = Request::new(lease.hold(input));
         let output = lease.agent.files(request).await.map_err(broken)?;
         Ok(lease.hold(output.into_inner()).map(move |message| match message {
@@ -515,107 +436,16 @@ impl Client {
         &self,
         journal_id: String,
         revision: u64,
-    ) -> Result<tonic::Streaming<wire::WatchResponse>, Error> {
-        let mut agent = self.watch.clone();
-        call(Call::Watch, QUICK, agent.watch(wire::WatchRequest { journal_id, revision })).await
+    ) -> Result<tonic::Streaming<wire::WatchResponse>> {
+        let request = wire::WatchRequest { journal_id, revision };
+        call(Call::Watch, QUICK, self.watch.clone().watch(request)).await
     }
 }
 
-fn duration(wait: Duration) -> prost_types::Duration {
-    let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
-    let nanos = i32::try_from(wait.subsec_nanos()).unwrap_or_default();
-    prost_types::Duration { seconds, nanos }
+fn duration(wait: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(wait).ok()
 }
 
-fn sandbox(answer: Option<api::Sandbox>) -> Result<api::Sandbox, Error> {
+fn sandbox(answer: Option<api::Sandbox>) -> Result<api::Sandbox> {
     answer.ok_or_else(|| Error::Nonsense("there is no sandbox in the answer".into()))
-}
-
-async fn call<T>(
-    call: Call,
-    limit: Duration,
-    answer: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Error> {
-    match tokio::time::timeout(limit, answer).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(decode(call, &status)),
-        Err(_) => Err(unanswered(call, format!("no answer within {} s", limit.as_secs()))),
-    }
-}
-
-/// Builds the error of a call without an answer, which may have been carried out.
-fn unanswered(call: Call, why: String) -> Error {
-    match call.silence() {
-        Silence::Agent => Error::Silent(why),
-        Silence::Sandbox => Error::Unknown(why),
-    }
-}
-
-/// Decodes an agent's status. Only a status with our reason is a refusal; all others come from the
-/// transport, and then the call may have been carried out, unless the connection was never made.
-pub(super) fn decode(call: Call, status: &Status) -> Error {
-    let message = status.message().to_owned();
-    match daemon::status::reason(status) {
-        Some(Reason::OutcomeUnknown) => Error::Unknown(message),
-        Some(reason) => {
-            Error::Refused { reason, message, retry_after: daemon::status::retry_after(status) }
-        }
-        None if never_sent(status) => Error::Unreachable(chain(status)),
-        None => match status.code() {
-            Code::Unimplemented => Error::Refused {
-                reason: Reason::Invariant,
-                message: "its agent is too old for this call".into(),
-                retry_after: None,
-            },
-            Code::OutOfRange | Code::ResourceExhausted => {
-                Error::Refused { reason: Reason::TooLarge, message, retry_after: None }
-            }
-            Code::Ok
-            | Code::Cancelled
-            | Code::Unknown
-            | Code::InvalidArgument
-            | Code::DeadlineExceeded
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::FailedPrecondition
-            | Code::Aborted
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss
-            | Code::Unauthenticated => unanswered(call, chain(status)),
-        },
-    }
-}
-
-fn chain(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
-/// Returns true when the operating system reports that the connection could not be made.
-fn never_sent(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return matches!(
-                error.kind(),
-                io::ErrorKind::ConnectionRefused
-                    | io::ErrorKind::HostUnreachable
-                    | io::ErrorKind::NetworkUnreachable
-                    | io::ErrorKind::NetworkDown
-                    | io::ErrorKind::AddrNotAvailable
-            );
-        }
-        cause = error.source();
-    }
-    false
 }

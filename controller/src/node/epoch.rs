@@ -43,13 +43,13 @@ enum Standing {
     Replaced,
 }
 
-/// Compares the epochs. `met`: the node has seen our epoch before.
-fn standing(seen: u64, own: u64, met: bool, age: Duration) -> Standing {
+/// Compares the epochs. `handshaken`: the node has seen our epoch before.
+fn standing(seen: u64, own: u64, handshaken: bool, age: Duration) -> Standing {
     match (seen > own, seen == own) {
-        (true, _) if met || age > STARTING => Standing::Replaced,
+        (true, _) if handshaken || age > STARTING => Standing::Replaced,
         (true, _) => Standing::Raise,
         // Another controller may have used the same number, over a copy of the store.
-        (false, true) if !met => Standing::Raise,
+        (false, true) if !handshaken => Standing::Raise,
         (false, _) => Standing::Ours,
     }
 }
@@ -107,9 +107,9 @@ impl Epoch {
     ///
     /// # Errors
     /// When a higher number cannot be persisted.
-    pub async fn meet(&self, seen: u64, met: bool) -> Result<(), store::Error> {
+    pub async fn handshake(&self, seen: u64, handshaken: bool) -> Result<(), store::Error> {
         let _one_at_a_time = self.raising.lock().await;
-        match standing(seen, self.get(), met, self.started.elapsed()) {
+        match standing(seen, self.get(), handshaken, self.started.elapsed()) {
             Standing::Ours => Ok(()),
             Standing::Replaced => {
                 self.fence();
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_just_started_goes_above_and_later_it_was_replaced() {
+    fn new_controller_raises_its_epoch_and_an_old_one_was_replaced() {
         let (young, old) = (Duration::ZERO, STARTING * 2);
         assert_eq!(standing(7, 3, false, young), Standing::Raise, "its store was lost");
         assert_eq!(standing(3, 3, false, young), Standing::Raise, "over a copy of the store");

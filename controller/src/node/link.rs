@@ -19,7 +19,7 @@ use proto::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::{Error, Node, Nodes, calls::Call};
+use super::{Error, Node, Nodes, Result, calls::Call};
 
 /// Longest time without a message. An agent reports every second; a silent one is down.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Watches `node` until the future is dropped.
 pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
     let mut pause = PAUSE_MIN;
-    let mut told = false;
+    let mut logged = false;
     let mut down_since = Instant::now();
     loop {
         let error = match timeout_at_grace(&nodes, &node, session(&nodes, &node), down_since).await
@@ -41,10 +41,10 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
             Err(error) => error,
         };
         let was_up = nodes.set_down(&node, Some(error.to_string()));
-        if was_up || !told {
+        if was_up || !logged {
             tracing::warn!(node = %node.name, %error, "node is down");
-            nodes.turned(&node, false, error.to_string());
-            told = true;
+            nodes.log_up_or_down(&node, false, error.to_string());
+            logged = true;
         } else {
             tracing::debug!(node = %node.name, %error, "node does not answer");
         }
@@ -56,7 +56,7 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
         tokio::pin!(sleep);
         tokio::select! {
             () = &mut sleep => {}
-            () = gone(&nodes, &node, down_since) => sleep.await,
+            () = mark_unreachable(&nodes, &node, down_since) => sleep.await,
         }
         pause = (pause * 2).min(PAUSE_MAX);
     }
@@ -66,17 +66,17 @@ pub(super) async fn keep(nodes: Arc<Nodes>, node: Arc<Node>) {
 async fn timeout_at_grace<T>(
     nodes: &Nodes,
     node: &Node,
-    session: impl Future<Output = Result<T, Error>>,
+    session: impl Future<Output = Result<T>>,
     down_since: Instant,
-) -> Result<T, Error> {
+) -> Result<T> {
     tokio::pin!(session);
     tokio::select! {
         result = &mut session => result,
-        () = gone(nodes, node, down_since) => session.await,
+        () = mark_unreachable(nodes, node, down_since) => session.await,
     }
 }
 
-async fn gone(nodes: &Nodes, node: &Node, down_since: Instant) {
+async fn mark_unreachable(nodes: &Nodes, node: &Node, down_since: Instant) {
     tokio::time::sleep_until(down_since + GRACE).await;
     if node.down().is_some() {
         nodes.cache.set_up(&node.name, false);
@@ -89,19 +89,21 @@ fn jittered(nodes: &Nodes, pause: Duration) -> Duration {
     pause.mul_f64(0.75 + f64::from(byte[0]) / 510.0)
 }
 
-async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infallible, Error> {
+async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infallible> {
     let hello = node.client.hello(0).await?;
     if hello.node != node.name.as_str() {
         return Err(Error::Nonsense(format!("it says that it is {}", hello.node)));
     }
-    let met = nodes.connected(node, &hello.version, &hello.journal_id);
-    let mut told = 0;
-    nodes.epoch.meet(hello.epoch, met).await.map_err(|e| Error::Unknown(e.to_string()))?;
+    let handshaken = nodes.connected(node, &hello.version, &hello.journal_id);
+    let mut claimed = 0;
+    nodes
+        .epoch
+        .handshake(hello.epoch, handshaken)
+        .await
+        .map_err(|e| Error::Unknown(e.to_string()))?;
     if !nodes.epoch.fenced() {
-        // From here on the node refuses earlier controllers.
-        told = nodes.epoch.get();
-        node.client.hello(told).await.inspect_err(|error| nodes.noticed(error))?;
-        pay(nodes, node).await?;
+        claimed = claim(nodes, node).await?;
+        send_pending_cancels(nodes, node).await?;
     }
     nodes.discovered(&hello.members).await;
 
@@ -113,58 +115,69 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
         let message = timeout(SILENCE, stream.message())
             .await
             .map_err(|_| Error::Unknown(format!("it said nothing for {} s", SILENCE.as_secs())))?;
-        let message = message.map_err(|status| super::client::decode(Call::Watch, &status))?;
+        let message = message.map_err(|status| super::answer::decode(Call::Watch, &status))?;
         let Some(message) = message else {
             return Err(Error::Unreachable("it ended the watch".into()));
         };
         // An agent reports every second, so this is often enough.
         node.client.close_idle();
-        match message.message {
-            Some(Message::Reset(reset)) => {
-                let before = node.journal().map(|(journal, _)| journal);
-                nodes.cache.begin_inventory(&node.name, before.as_ref() == Some(&reset.journal_id));
-                node.set_journal(None);
-                whole = false;
-            }
-            Some(Message::Sandbox(sandbox)) => nodes.apply(&node.name, sandbox),
-            Some(Message::Bookmark(bookmark)) => {
-                if !whole {
-                    nodes.end_inventory(node);
-                    whole = true;
-                }
-                node.set_journal(Some((bookmark.journal_id, bookmark.revision)));
-            }
-            Some(Message::Load(load)) => nodes.reported(node, load, true),
-            // From a later version of the agent.
-            None => {}
-        }
+        receive(nodes, node, message.message, &mut whole);
         if !nodes.epoch.fenced() {
             // Another node had seen a higher epoch: nodes that know our former one get the new one.
-            if told < nodes.epoch.get() {
-                told = nodes.epoch.get();
-                node.client.hello(told).await.inspect_err(|error| nodes.noticed(error))?;
+            if claimed < nodes.epoch.get() {
+                claimed = claim(nodes, node).await?;
             }
-            while let Some((id, attempt)) = node.void() {
-                call_off(nodes, node, id, attempt).await?;
+            while let Some((id, attempt)) = node.next_stale_attempt() {
+                cancel_attempt(nodes, node, id, attempt).await?;
             }
             for (id, to) in node.moved() {
-                leave(nodes, node, id, to).await?;
+                drop_moved(nodes, node, id, to).await?;
             }
         }
         if whole && nodes.set_down(node, None) {
             tracing::info!(node = %node.name, version = hello.version, "node is up");
             nodes.cache.set_up(&node.name, true);
-            nodes.turned(node, true, format!("its agent is {}", hello.version));
+            nodes.log_up_or_down(node, true, format!("its agent is {}", hello.version));
             nodes.announce();
         }
     }
 }
 
+/// Claims the node: from here on it refuses earlier controllers. Returns the epoch that it was told.
+async fn claim(nodes: &Nodes, node: &Node) -> Result<u64> {
+    let epoch = nodes.epoch.get();
+    node.client.hello(epoch).await.inspect_err(|error| nodes.fence_if_replaced(error))?;
+    Ok(epoch)
+}
+
+/// Applies a message of the watch. `whole`: no inventory is under way.
+fn receive(nodes: &Nodes, node: &Node, message: Option<Message>, whole: &mut bool) {
+    match message {
+        Some(Message::Reset(reset)) => {
+            let before = node.journal().map(|(journal, _)| journal);
+            nodes.cache.begin_inventory(&node.name, before.as_ref() == Some(&reset.journal_id));
+            node.set_journal(None);
+            *whole = false;
+        }
+        Some(Message::Sandbox(sandbox)) => nodes.apply(&node.name, sandbox),
+        Some(Message::Bookmark(bookmark)) => {
+            if !*whole {
+                nodes.end_inventory(node);
+                *whole = true;
+            }
+            node.set_journal(Some((bookmark.journal_id, bookmark.revision)));
+        }
+        Some(Message::Load(load)) => nodes.reported(node, load, true),
+        // From a later version of the agent.
+        None => {}
+    }
+}
+
 /// Sends the node its pending cancels.
-async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
+async fn send_pending_cancels(nodes: &Nodes, node: &Node) -> Result<()> {
     let failed = |error: crate::store::Error| Error::Unknown(error.to_string());
     for (id, attempt) in nodes.store.pending_cancels(&node.name).await.map_err(failed)? {
-        if call_off(nodes, node, id, attempt).await? {
+        if cancel_attempt(nodes, node, id, attempt).await? {
             nodes.store.cancel_delivered(&node.name, &id, attempt).await.map_err(failed)?;
         }
     }
@@ -173,13 +186,13 @@ async fn pay(nodes: &Nodes, node: &Node) -> Result<(), Error> {
 
 /// Tells the node to drop a sandbox that has moved to another node, as an uninterrupted drain does.
 /// A sandbox that is not dropped now is tried again with the node's next message.
-async fn leave(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Result<(), Error> {
+async fn drop_moved(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Result<()> {
     let epoch = nodes.epoch.get();
     let entry = nodes.cache.get(&SandboxRef::Id(id));
     if let Some(entry) = entry.as_ref().filter(|entry| entry.ended()) {
         // The sandbox has ended on the other node by now.
-        call_off(nodes, node, id, entry.sandbox.attempt).await?;
-        node.has_left(&id);
+        cancel_attempt(nodes, node, id, entry.sandbox.attempt).await?;
+        node.has_dropped(&id);
         return Ok(());
     }
     let going = entry.is_some_and(|entry| entry.sandbox.phase() == Phase::Deleting);
@@ -193,12 +206,12 @@ async fn leave(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Resul
     }
     match node.client.release(epoch, &id, Some(&to)).await {
         Ok(left) => {
-            node.has_left(&id);
+            node.has_dropped(&id);
             nodes.apply(&node.name, left);
         }
-        Err(error) if error.is_not_found() => node.has_left(&id),
+        Err(error) if error.is_not_found() => node.has_dropped(&id),
         Err(error @ Error::Refused { .. }) => {
-            nodes.noticed(&error);
+            nodes.fence_if_replaced(&error);
             // The other node may be deleting it just now.
             tracing::debug!(node = %node.name, sandbox_id = %id, %error, "record not dropped yet");
         }
@@ -209,22 +222,22 @@ async fn leave(nodes: &Nodes, node: &Node, id: SandboxId, to: NodeName) -> Resul
 
 /// Cancels an attempt on the node. False when the node has recorded the cancel and could not undo
 /// the attempt yet: the next connection asks again.
-async fn call_off(nodes: &Nodes, node: &Node, id: SandboxId, attempt: u32) -> Result<bool, Error> {
+async fn cancel_attempt(nodes: &Nodes, node: &Node, id: SandboxId, attempt: u32) -> Result<bool> {
     let epoch = nodes.epoch.get();
-    let held = match node.client.cancel_create(epoch, &id, attempt).await {
-        Ok(held) => held,
+    let record = match node.client.cancel_create(epoch, &id, attempt).await {
+        Ok(record) => record,
         // One attempt that cannot be undone now must not keep the whole node down.
         Err(error @ Error::Refused { .. }) if error.reason() != Some(Reason::StoreFailed) => {
-            nodes.noticed(&error);
+            nodes.fence_if_replaced(&error);
             tracing::error!(node = %node.name, sandbox_id = %id, attempt, %error,
                 "could not cancel a stale attempt");
             return Ok(false);
         }
         Err(error) => return Err(error),
     };
-    tracing::info!(node = %node.name, sandbox_id = %id, attempt, held = held.is_some(),
+    tracing::info!(node = %node.name, sandbox_id = %id, attempt, held = record.is_some(),
         "cancelled a stale attempt");
-    let logged = nodes.called_off(node, &id, attempt, held.as_ref()).await;
+    let logged = nodes.log_cancelled(node, &id, attempt, record.as_ref()).await;
     logged.map_err(|error| Error::Unknown(error.to_string()))?;
     Ok(true)
 }

@@ -1,35 +1,41 @@
 //! The nodes: the only module that speaks `agent.v1`. `client` makes calls over any byte stream,
-//! `bulk` shares out the streams of commands and files, `link` keeps a watch on each agent and
-//! feeds `cache`, `registry` knows the nodes and their load, `epoch` is the fencing number, `fake`
-//! is an agent for tests and simulations.
+//! `bulk` shares out the streams of commands and files, `link` keeps a watch on each agent,
+//! `reports` feeds the inventory from it, `registry` knows the nodes and their load, `epoch` is the
+//! fencing number, `fake` is an agent for tests and simulations.
 //!
 //! An agent's status is decoded into `Error` here and never passed on. A node's report of a sandbox
 //! is kept as the message that it sent; its identities are checked before use.
 
+mod answer;
 mod bulk;
-pub mod cache;
 pub mod calls;
 pub mod client;
-mod compact;
+mod connector;
 pub mod epoch;
 pub mod fake;
 mod link;
 mod output;
 pub mod registry;
+mod reports;
+mod state;
 
 use std::time::Duration;
 
 use proto::Reason;
 
-pub use bulk::Whose;
-pub use cache::{Cache, Entry};
-pub use client::{Client, Connector, Lane, Order, TlsConnector};
-pub use registry::{Node, NodeStatus, Nodes, Options};
+pub use bulk::StreamOwner;
+pub use client::{Client, CreateOrder};
+pub use connector::{Connector, Lane, TlsConnector};
+pub use registry::{Nodes, Options};
+pub use state::{Node, NodeStatus};
+
+/// Result of a call of an agent.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Failure of a call to an agent, by what the caller can do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The agent refused. Nothing was changed.
+    /// The agent refused. Nothing was changed, but for `files_written`.
     #[error("{message}")]
     Refused {
         /// Reason of the agent.
@@ -38,6 +44,8 @@ pub enum Error {
         message: String,
         /// Time after which the call may be tried again.
         retry_after: Option<Duration>,
+        /// Number of files that were written before the one that failed.
+        files_written: Option<u32>,
     },
     /// The call was never sent: nothing was changed.
     #[error("its agent cannot be reached: {0}")]

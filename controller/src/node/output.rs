@@ -99,8 +99,8 @@ impl HangUp {
             return;
         }
         let action = Some(Action::HangUp(HangUpExec { stream_id: self.stream_id.clone() }));
-        let told = self.agent.control_exec(wire::ControlExecRequest { action });
-        match timeout(CALL, told).await {
+        let answer = self.agent.control_exec(wire::ControlExecRequest { action });
+        match timeout(CALL, answer).await {
             Ok(Ok(_)) => {}
             Ok(Err(status)) => tracing::debug!(%status, "could not hang up a stream"),
             Err(_) => tracing::debug!("hang-up of a stream was not answered"),

@@ -96,12 +96,12 @@ pub fn choose(
     random: &mut SplitMix64,
 ) -> Choice {
     let n = u32::try_from(holders.len()).unwrap_or(u32::MAX);
-    let k = match (look, ask.wish) {
+    let k = match (look, ask.required) {
         (Look::Sample(k), None) => k,
         (Look::All, _) | (Look::Sample(_), Some(_)) => 0,
     };
     let sample = Sample::draw(n, k, random);
-    let mut seen = Seen::default();
+    let mut seen = Drawn::default();
     for &at in sample.picked() {
         seen.look(nodes, &holders[at as usize], ask, limits, now);
     }
@@ -110,7 +110,7 @@ pub fn choose(
     }
     // A refusal, or a node with an old report, is the last resort after all nodes.
     for (at, holder) in (0u32..).zip(holders) {
-        let preferred = ask.wish.is_none_or(|wish| wish == holder.node);
+        let preferred = ask.required.is_none_or(|required| required == holder.node);
         if preferred && !sample.contains(at) {
             seen.look(nodes, holder, ask, limits, now);
         }
@@ -120,13 +120,13 @@ pub fn choose(
 }
 
 #[derive(Default)]
-struct Seen {
+struct Drawn {
     fresh: Best,
     /// Nodes whose last report is old: better than none, and worse than any current one.
     aging: Best,
 }
 
-impl Seen {
+impl Drawn {
     fn look(
         &mut self,
         nodes: &[NodeView],

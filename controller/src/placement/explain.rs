@@ -60,9 +60,9 @@ impl Decision {
     }
 
     /// Returns why no node fits.
-    pub fn obstacle(&self, wish: Option<&NodeName>) -> Obstacle {
-        if let Some(wish) = wish
-            && !self.verdicts.iter().any(|verdict| verdict.node == *wish)
+    pub fn obstacle(&self, required: Option<&NodeName>) -> Obstacle {
+        if let Some(required) = required
+            && !self.verdicts.iter().any(|verdict| verdict.node == *required)
         {
             return Obstacle::UnknownNode;
         }
@@ -74,6 +74,7 @@ impl Decision {
         };
         let order = [
             Obstacle::Full,
+            Obstacle::Withdrawn,
             Obstacle::NoQuorum,
             Obstacle::Unreachable,
             Obstacle::Failed,
@@ -114,6 +115,8 @@ pub enum Obstacle {
     Unreachable,
     /// The cluster of those nodes has no quorum.
     NoQuorum,
+    /// An operator lets the nodes have no new work for now.
+    Withdrawn,
     /// The nodes are full now.
     Full,
 }
@@ -151,14 +154,14 @@ impl Fleet {
         &self,
         decided: &Decided<'_>,
         now_ms: u64,
-        words: &dyn Fn(u32) -> ExplainText,
+        text: &dyn Fn(u32) -> ExplainText,
     ) -> Vec<Verdict> {
         let Decided { snapshot, ask, choice, look, among } = *decided;
         let holders = self.holders(snapshot);
         let now = self.now(now_ms);
         let of = |node: u32| holders.binary_search_by_key(&node, |held| held.node).ok();
         let all = look == Look::All || choice.best.first().is_none();
-        let told: Vec<u32> = if let Some(among) = among {
+        let listed: Vec<u32> = if let Some(among) = among {
             among.to_vec()
         } else if all {
             self.in_use().collect()
@@ -166,15 +169,15 @@ impl Fleet {
             // Only the few examined nodes, without a pass over all nodes.
             let sample = choice.sample.picked().iter().filter_map(|at| holders.get(*at as usize));
             let best = choice.best.iter().map(|pick| pick.node);
-            let mut told: Vec<u32> = sample.map(|holder| holder.node).chain(best).collect();
-            told.sort_unstable();
-            told.dedup();
-            told
+            let mut listed: Vec<u32> = sample.map(|holder| holder.node).chain(best).collect();
+            listed.sort_unstable();
+            listed.dedup();
+            listed
         };
         let best = choice.best.first();
         let any_fresh = best.is_some_and(|pick| is_fresh(self.view(pick.node), &now));
         let (mut fit, mut out) = (Vec::new(), Vec::new());
-        for node in told {
+        for node in listed {
             let view = self.view(node);
             let verdict = |filtered, detail| Verdict {
                 node: self.name(node).clone(),
@@ -183,7 +186,7 @@ impl Fleet {
                 score: 0.0,
                 parts: Vec::new(),
             };
-            let case = Case { fleet: self, node, view, ask, now: &now, words };
+            let case = Case { fleet: self, node, view, ask, now: &now, text };
             match of(node).map(|at| &holders[at]) {
                 None => {
                     let (why, detail) = case.without_snapshot(node, snapshot);
@@ -200,8 +203,8 @@ impl Fleet {
                         let part =
                             |(name, value): (&'static str, f64)| Part { name: name.into(), value };
                         fit.push(Verdict {
-                            score: parts.sum(),
-                            parts: parts.named().into_iter().map(part).collect(),
+                            score: score::sum(&parts),
+                            parts: parts.into_iter().map(part).collect(),
                             ..verdict(None, case.figures(holder))
                         });
                     }
@@ -227,7 +230,7 @@ struct Case<'a> {
     ask: &'a Ask<'a>,
     now: &'a Now,
     /// Called only where a sentence needs them.
-    words: &'a dyn Fn(u32) -> ExplainText,
+    text: &'a dyn Fn(u32) -> ExplainText,
 }
 
 impl Case<'_> {
@@ -235,12 +238,12 @@ impl Case<'_> {
         // Its snapshots are unknown before its first report.
         let unheard =
             Holder { node, size: Size::default(), queued: 0, queue_max: 0, cached: false };
-        let preferred = self.ask.wish.is_none_or(|wish| wish == node);
+        let preferred = self.ask.required.is_none_or(|required| required == node);
         if preferred && self.view.reported_ms.is_none() {
             let why = if self.view.down { Filtered::NotReady } else { Filtered::NeverReported };
             return (why, self.sentence(&unheard, why));
         }
-        let why = if preferred { Filtered::SnapshotMissing } else { Filtered::NotWished };
+        let why = if preferred { Filtered::SnapshotMissing } else { Filtered::NotRequested };
         let detail = if preferred {
             format!("does not hold {snapshot}")
         } else {
@@ -254,21 +257,22 @@ impl Case<'_> {
         let room = Room::of(self.view, holder, self.ask, limits);
         let gib = |bytes: f64| bytes / (1024.0 * 1024.0 * 1024.0);
         let percent = |share: f64| share * 100.0;
-        let words = || (self.words)(self.node);
+        let text = || (self.text)(self.node);
         let or = |word: Option<String>| word.unwrap_or_else(|| "no reason given".into());
         let age_s = self.view.age_ms(self.now.ms).unwrap_or_default() / 1000;
         match why {
-            Filtered::NotWished => {
-                let wish = self.ask.wish.and_then(|wish| self.fleet.names.get(wish as usize));
-                let wish = wish.map_or("another", NodeName::as_str);
-                format!("{wish} was asked for")
+            Filtered::NotRequested => {
+                let required =
+                    self.ask.required.and_then(|required| self.fleet.names.get(required as usize));
+                let required = required.map_or("another", NodeName::as_str);
+                format!("{required} was asked for")
             }
-            Filtered::NotReady => format!("its agent does not answer: {}", or(words().down)),
+            Filtered::NotReady => format!("its agent does not answer: {}", or(text().down)),
             Filtered::NeverReported => "its agent has not reported yet".into(),
             Filtered::BreakerOpen => "its agent let a call time out a moment ago".into(),
             Filtered::ReportStale => format!("last reported {age_s} s ago"),
             Filtered::ReportOld => "its report is old and others are current".into(),
-            Filtered::NoBid => "gave no reservation".into(),
+            Filtered::NoReservation => "gave no reservation".into(),
             Filtered::SnapshotMissing => "does not hold the snapshot".into(),
             Filtered::NoQuorum => "its cluster has no quorum".into(),
             Filtered::Cordoned => "it is cordoned: it gets no new work".into(),
@@ -278,9 +282,9 @@ impl Case<'_> {
                 "its number in the cluster has changed, and nobody has confirmed it".into()
             }
             Filtered::Labels => "its labels are not those that are asked for".into(),
-            Filtered::Refused => format!("refused it a moment ago: {}", or(words().refused)),
+            Filtered::Refused => format!("refused it a moment ago: {}", or(text().refused)),
             Filtered::FailedBefore => {
-                format!("this creation failed here: {}", or(words().failed))
+                format!("this creation failed here: {}", or(text().failed))
             }
             Filtered::TooLarge if room.memory_asked > room.memory => {
                 let (asked, all) = (gib(room.memory_asked), gib(room.memory));

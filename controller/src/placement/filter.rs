@@ -1,6 +1,6 @@
 //! Excludes nodes that cannot take a creation, each with its reason.
 
-use proto::spec::Network;
+use proto::{sandbox::v1 as wire, spec::Network};
 use serde::{Deserialize, Serialize};
 
 use super::{Ask, Holder, Limits, NodeView, Now, Obstacle, PriorOutcome, STALE_MS, view::as_f64};
@@ -17,7 +17,8 @@ const THIN_USED_MAX: f64 = 0.95;
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Filtered {
     /// The caller requested another node.
-    NotWished,
+    #[serde(alias = "NOT_WISHED")]
+    NotRequested,
     /// Its agent cannot be reached.
     NotReady,
     /// Its agent has not reported since the controller started.
@@ -29,7 +30,8 @@ pub enum Filtered {
     /// Its last report is old, and others are current.
     ReportOld,
     /// The node refused a reservation, and other nodes gave one.
-    NoBid,
+    #[serde(alias = "NO_BID")]
+    NoReservation,
     /// The node does not hold the snapshot.
     SnapshotMissing,
     /// Its cluster has no quorum.
@@ -69,34 +71,34 @@ pub enum Filtered {
 }
 
 impl Filtered {
-    /// Returns the reason in UPPER_SNAKE, as callers and records have it.
-    pub const fn as_str(self) -> &'static str {
+    /// Returns the reason as callers see it.
+    pub const fn wire(self) -> wire::Filtered {
         match self {
-            Self::NotWished => "NOT_WISHED",
-            Self::NotReady => "NOT_READY",
-            Self::NeverReported => "NEVER_REPORTED",
-            Self::BreakerOpen => "BREAKER_OPEN",
-            Self::ReportStale => "REPORT_STALE",
-            Self::ReportOld => "REPORT_OLD",
-            Self::NoBid => "NO_BID",
-            Self::SnapshotMissing => "SNAPSHOT_MISSING",
-            Self::NoQuorum => "NO_QUORUM",
-            Self::Cordoned => "CORDONED",
-            Self::Draining => "DRAINING",
-            Self::Maintenance => "MAINTENANCE",
-            Self::Renumbered => "RENUMBERED",
-            Self::Labels => "LABELS",
-            Self::Refused => "REFUSED",
-            Self::FailedBefore => "FAILED_BEFORE",
-            Self::TooLarge => "TOO_LARGE",
-            Self::CpuSum => "CPU_SUM",
-            Self::MemorySum => "MEMORY_SUM",
-            Self::MemoryUsed => "MEMORY_USED",
-            Self::Stalled => "STALLED",
-            Self::QueueFull => "QUEUE_FULL",
-            Self::StorageFull => "STORAGE_FULL",
-            Self::VmidsExhausted => "VMIDS_EXHAUSTED",
-            Self::AddressesExhausted => "ADDRESSES_EXHAUSTED",
+            Self::NotRequested => wire::Filtered::NotRequested,
+            Self::NotReady => wire::Filtered::NotReady,
+            Self::NeverReported => wire::Filtered::NeverReported,
+            Self::BreakerOpen => wire::Filtered::BreakerOpen,
+            Self::ReportStale => wire::Filtered::ReportStale,
+            Self::ReportOld => wire::Filtered::ReportOld,
+            Self::NoReservation => wire::Filtered::NoReservation,
+            Self::SnapshotMissing => wire::Filtered::SnapshotMissing,
+            Self::NoQuorum => wire::Filtered::NoQuorum,
+            Self::Cordoned => wire::Filtered::Cordoned,
+            Self::Draining => wire::Filtered::Draining,
+            Self::Maintenance => wire::Filtered::Maintenance,
+            Self::Renumbered => wire::Filtered::Renumbered,
+            Self::Labels => wire::Filtered::Labels,
+            Self::Refused => wire::Filtered::Refused,
+            Self::FailedBefore => wire::Filtered::FailedBefore,
+            Self::TooLarge => wire::Filtered::TooLarge,
+            Self::CpuSum => wire::Filtered::CpuSum,
+            Self::MemorySum => wire::Filtered::MemorySum,
+            Self::MemoryUsed => wire::Filtered::MemoryUsed,
+            Self::Stalled => wire::Filtered::Stalled,
+            Self::QueueFull => wire::Filtered::QueueFull,
+            Self::StorageFull => wire::Filtered::StorageFull,
+            Self::VmidsExhausted => wire::Filtered::VmidsExhausted,
+            Self::AddressesExhausted => wire::Filtered::AddressesExhausted,
         }
     }
 
@@ -108,12 +110,10 @@ impl Filtered {
             Self::NoQuorum => Obstacle::NoQuorum,
             Self::FailedBefore => Obstacle::Failed,
             Self::TooLarge | Self::Labels => Obstacle::Unfit,
-            // Operator's decision or load: both are temporary.
-            Self::Cordoned
-            | Self::Draining
-            | Self::Maintenance
-            | Self::Renumbered
-            | Self::Refused
+            Self::Cordoned | Self::Draining | Self::Maintenance | Self::Renumbered => {
+                Obstacle::Withdrawn
+            }
+            Self::Refused
             | Self::CpuSum
             | Self::MemorySum
             | Self::MemoryUsed
@@ -124,9 +124,9 @@ impl Filtered {
             | Self::AddressesExhausted
             // Only ever beside a node that fits.
             | Self::ReportOld
-            | Self::NoBid => Obstacle::Full,
+            | Self::NoReservation => Obstacle::Full,
             // Not decisive alone: with only these, no node holds the snapshot.
-            Self::NotWished | Self::SnapshotMissing => Obstacle::UnknownSnapshot,
+            Self::NotRequested | Self::SnapshotMissing => Obstacle::UnknownSnapshot,
         }
     }
 }
@@ -142,7 +142,7 @@ pub(super) fn check(
 ) -> Result<(), Filtered> {
     let load = &node.load;
     let out_if = |out, why| if out { Err(why) } else { Ok(()) };
-    out_if(ask.wish.is_some_and(|wish| wish != holder.node), Filtered::NotWished)?;
+    out_if(ask.required.is_some_and(|required| required != holder.node), Filtered::NotRequested)?;
     let before = ask.before(holder.node);
     out_if(before == Some(PriorOutcome::Failed), Filtered::FailedBefore)?;
     out_if(node.down, Filtered::NotReady)?;

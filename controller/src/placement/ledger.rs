@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reservation_stands_until_a_report_has_seen_it() {
+    fn reservation_lasts_until_a_report_includes_it() {
         let mut ledger = Ledger::default();
         ledger.reserve(id(1), 1, Size { cpu_cores: 2, memory_mib: 512, disk_gib: 0 });
         ledger.reported(1, 10, false);
@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_sums_equal_a_recount(steps in prop::collection::vec((0u8..4, 0u8..6, 0u32..3, 1u32..9), 0..60)) {
+        fn ledger_sums_equal_a_recount(steps in prop::collection::vec((0u8..4, 0u8..6, 0u32..3, 1u32..9), 0..60)) {
             let mut ledger = Ledger::default();
             for (step, sandbox, on, cores) in steps {
                 match step {

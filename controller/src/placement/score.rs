@@ -20,82 +20,9 @@ const BOOT: f64 = 1.5;
 /// Share of memory above which it is short.
 const MEMORY_SHORT: f64 = 0.9;
 
-/// Parts of a score, weighted. Their sum is the score.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Parts {
-    /// Load of the processor, where it is the scarcer of the two.
-    cpu: f64,
-    /// Load of the memory, where it is the scarcer of the two.
-    memory: f64,
-    /// Sandboxes that start, against the node's slots for starts.
-    starting: f64,
-    /// Time that starts take, against the usual.
-    latency: f64,
-    /// Age of the report beyond the usual.
-    age: f64,
-    /// Memory beyond what is short.
-    pressure: f64,
-    /// Sandboxes of the same team.
-    spread: f64,
-    /// Labels that the creation avoids, minus those that it prefers.
-    labels: f64,
-    /// A warm copy of the snapshot.
-    cached: f64,
-}
-
-impl Parts {
-    /// Returns the parts with their names, as explanations show them.
-    pub(super) const fn named(&self) -> [(&'static str, f64); 9] {
-        [
-            ("cpu", self.cpu),
-            ("memory", self.memory),
-            ("starting", self.starting),
-            ("latency", self.latency),
-            ("age", self.age),
-            ("pressure", self.pressure),
-            ("spread", self.spread),
-            ("labels", self.labels),
-            ("cached", self.cached),
-        ]
-    }
-
-    /// Returns the score.
-    pub(super) fn sum(&self) -> f64 {
-        self.cpu
-            + self.memory
-            + self.starting
-            + self.latency
-            + self.age
-            + self.pressure
-            + self.spread
-            + self.labels
-            + self.cached
-    }
-
-    const fn names() -> [&'static str; 9] {
-        let zero = 0.0;
-        let none = Self {
-            cpu: zero,
-            memory: zero,
-            starting: zero,
-            latency: zero,
-            age: zero,
-            pressure: zero,
-            spread: zero,
-            labels: zero,
-            cached: zero,
-        };
-        let (named, mut names, mut at) = (none.named(), [""; 9], 0);
-        while at < names.len() {
-            names[at] = named[at].0;
-            at += 1;
-        }
-        names
-    }
-}
-
-/// Names of the parts, in the order of [`Parts::named`].
-pub const PARTS: [&str; 9] = Parts::names();
+/// Names of the parts of a score, in their order.
+pub const PARTS: [&str; 9] =
+    ["cpu", "memory", "starting", "latency", "age", "pressure", "spread", "labels", "cached"];
 
 /// Expected load of processor and memory, each as a share of the capacity.
 pub(super) struct Needs {
@@ -128,8 +55,13 @@ pub(super) fn needs(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
     Needs { cpu, memory }
 }
 
-/// Returns the score of a candidate, in parts.
-pub(super) fn parts(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) -> Parts {
+/// Returns the parts of a candidate's score, weighted, with their names. Their sum is the score.
+pub(super) fn parts(
+    node: &NodeView,
+    holder: &Holder,
+    ask: &Ask<'_>,
+    now: &Now,
+) -> [(&'static str, f64); PARTS.len()] {
     let (load, reserved) = (&node.load, &node.reserved);
     let Needs { cpu, memory } = needs(node, holder, ask, now);
     // The scarcer of the two counts.
@@ -146,21 +78,34 @@ pub(super) fn parts(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) 
     let spread = f64::from((ask.team)(holder.node)) / (load.cores / 16.0).max(1.0);
     let labels = f64::from((load.labels & ask.affinity.avoided).count_ones())
         - f64::from((load.labels & ask.affinity.preferred).count_ones());
-    Parts {
-        cpu: cpu_part,
-        memory: memory_part,
-        starting: 0.15 * starting,
-        latency: 0.1 * latency,
-        age: 0.01 * late,
-        pressure: 10.0 * (memory - MEMORY_SHORT).max(0.0),
-        spread: 0.1 * spread,
-        // One label weighs as much as a third of a node: a preference, not a rule.
-        labels: 0.3 * labels,
-        cached: if holder.cached { -0.05 } else { 0.0 },
-    }
+    [
+        // Only where it is the scarcer of the two, like the memory.
+        ("cpu", cpu_part),
+        ("memory", memory_part),
+        // Sandboxes that start, against the node's slots for starts.
+        ("starting", 0.15 * starting),
+        // Time that starts take, against the usual.
+        ("latency", 0.1 * latency),
+        // Age of the report beyond the usual.
+        ("age", 0.01 * late),
+        // Memory beyond what is short.
+        ("pressure", 10.0 * (memory - MEMORY_SHORT).max(0.0)),
+        // Sandboxes of the same team.
+        ("spread", 0.1 * spread),
+        // Labels that the creation avoids, minus those that it prefers. One label weighs as much as
+        // a third of a node: a preference, not a rule.
+        ("labels", 0.3 * labels),
+        // A warm copy of the snapshot.
+        ("cached", if holder.cached { -0.05 } else { 0.0 }),
+    ]
 }
 
 /// Returns the score of a candidate.
 pub(super) fn score(node: &NodeView, holder: &Holder, ask: &Ask<'_>, now: &Now) -> f64 {
-    parts(node, holder, ask, now).sum()
+    sum(&parts(node, holder, ask, now))
+}
+
+/// Returns the score that has these parts.
+pub(super) fn sum(parts: &[(&str, f64)]) -> f64 {
+    parts.iter().map(|(_, value)| value).sum()
 }

@@ -65,7 +65,7 @@ fn with(name: &str, change: impl FnOnce(&mut Node, &mut NodeLoad, &mut u64)) -> 
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     size: Size,
-    wish: Option<usize>,
+    required: Option<usize>,
     affinity: Affinity,
     look: Look,
     seed: u64,
@@ -74,7 +74,7 @@ struct Asked {
 fn asked(memory_mib: u32) -> Asked {
     Asked {
         size: Size { cpu_cores: 0, memory_mib, disk_gib: 0 },
-        wish: None,
+        required: None,
         affinity: Affinity::default(),
         look: Look::default(),
         seed: 7,
@@ -110,15 +110,15 @@ fn fleet(nodes: &[Node], seed: u64) -> Fleet {
 fn decide(nodes: &[Node], asked: Asked) -> (Choice, Decision) {
     let mut fleet = fleet(nodes, asked.seed);
     let snapshot: SnapshotId = SNAPSHOT.parse().expect("id");
-    let met: Vec<_> =
+    let prior: Vec<_> =
         nodes.iter().zip(0..).filter_map(|(node, at)| Some((at, node.before?))).collect();
     let team = |node: u32| nodes[node as usize].team;
     let ask = Ask {
         size: asked.size,
         network: Network::Static,
-        wish: asked.wish.and_then(|wish| u32::try_from(wish).ok()),
+        required: asked.required.and_then(|required| u32::try_from(required).ok()),
         affinity: asked.affinity,
-        met: &met,
+        prior: &prior,
         team: &team,
     };
     let choice = fleet.choose(&snapshot, &ask, asked.look, NOW);
@@ -136,7 +136,7 @@ fn chosen(nodes: &[Node]) -> Option<String> {
 }
 
 #[test]
-fn a_burdened_node_loses() {
+fn loaded_node_loses() {
     let hog = with("a", |_, load, _| (load.cpu_busy, load.psi_cpu) = (1.0, 60.0));
     assert_eq!(chosen(&[hog, idle("b")]).as_deref(), Some("b"));
     let full = with("a", |_, load, _| load.memory_available = 3 * GIB);
@@ -156,7 +156,7 @@ fn a_burdened_node_loses() {
 }
 
 #[test]
-fn a_team_spreads_but_a_hog_weighs_more() {
+fn team_spreads_but_load_weighs_more() {
     let home = with("a", |node, _, _| node.team = 1);
     assert_eq!(chosen(&[home.clone(), idle("b")]).as_deref(), Some("b"));
     let hog = with("b", |_, load, _| (load.cpu_busy, load.psi_cpu) = (1.0, 50.0));
@@ -164,7 +164,7 @@ fn a_team_spreads_but_a_hog_weighs_more() {
 }
 
 #[test]
-fn an_old_report_is_used_only_if_nothing_else_is_there() {
+fn old_report_is_used_only_when_no_other_exists() {
     let old = with("a", |_, _, age_ms| *age_ms = 10_000);
     let busy = with("b", |_, load, _| load.cpu_busy = 1.0);
     assert_eq!(chosen(&[old.clone(), busy.clone()]).as_deref(), Some("b"));
@@ -176,15 +176,15 @@ fn an_old_report_is_used_only_if_nothing_else_is_there() {
 }
 
 #[test]
-fn after_a_time_out_one_creation_tries_the_node_again() {
+fn after_a_timeout_one_creation_tries_the_node_again() {
     let mut fleet = fleet(&[idle("a")], 1);
     let snapshot: SnapshotId = SNAPSHOT.parse().expect("id");
     let ask = Ask {
         size: Size::default(),
         network: Network::Static,
-        wish: None,
+        required: None,
         affinity: Affinity::default(),
-        met: &[],
+        prior: &[],
         team: &|_| 0,
     };
     let fits = |fleet: &mut Fleet, now_ms| {
@@ -201,7 +201,7 @@ fn after_a_time_out_one_creation_tries_the_node_again() {
 }
 
 #[test]
-fn each_reason_is_told() {
+fn each_reason_is_explained() {
     let cases: [(&str, Node, Obstacle); 20] = [
         ("NOT_READY", with("a", |n, _, _| n.down = true), Obstacle::Unreachable),
         (
@@ -213,10 +213,10 @@ fn each_reason_is_told() {
         ("NEVER_REPORTED", Node { report: None, ..idle("a") }, Obstacle::Unreachable),
         ("SNAPSHOT_MISSING", with("a", |_, l, _| l.snapshots.clear()), Obstacle::UnknownSnapshot),
         ("NO_QUORUM", with("a", |_, l, _| l.quorate = false), Obstacle::NoQuorum),
-        ("CORDONED", with("a", |_, l, _| l.cordoned = true), Obstacle::Full),
-        ("DRAINING", with("a", |_, l, _| l.draining = true), Obstacle::Full),
-        ("MAINTENANCE", with("a", |_, l, _| l.maintenance = true), Obstacle::Full),
-        ("RENUMBERED", with("a", |_, l, _| l.renumbered_to = 3), Obstacle::Full),
+        ("CORDONED", with("a", |_, l, _| l.cordoned = true), Obstacle::Withdrawn),
+        ("DRAINING", with("a", |_, l, _| l.draining = true), Obstacle::Withdrawn),
+        ("MAINTENANCE", with("a", |_, l, _| l.maintenance = true), Obstacle::Withdrawn),
+        ("RENUMBERED", with("a", |_, l, _| l.renumbered_to = 3), Obstacle::Withdrawn),
         ("MEMORY_SUM", with("a", |_, l, _| l.memory_allocated = 24 * GIB), Obstacle::Full),
         ("MEMORY_USED", with("a", |_, l, _| l.memory_available = GIB), Obstacle::Full),
         ("STALLED", with("a", |_, l, _| l.psi_memory_full = 11.0), Obstacle::Full),
@@ -239,7 +239,7 @@ fn each_reason_is_told() {
     for (reason, node, obstacle) in cases {
         let (choice, decision) = decide(&[node], asked(0));
         assert_eq!(choice.best.first(), None, "{reason}");
-        assert_eq!(decision.verdicts[0].filtered.map(Filtered::as_str), Some(reason));
+        assert_eq!(decision.verdicts[0].filtered.map(|f| f.wire().name()), Some(reason));
         assert_eq!(decision.obstacle(None), obstacle, "{reason}");
         let json = serde_json::to_value(decision.verdicts[0].filtered).expect("json");
         assert_eq!(json, reason, "the record says the same");
@@ -247,17 +247,17 @@ fn each_reason_is_told() {
 }
 
 #[test]
-fn a_wish_is_the_only_choice() {
+fn requested_node_is_the_only_choice() {
     let nodes = [idle("a"), with("b", |_, load, _| load.cpu_busy = 1.0)];
-    let wish = Asked { wish: Some(1), ..asked(0) };
-    assert_eq!(decide(&nodes, wish).1.node().map(NodeName::as_str), Some("b"));
-    let nobody = Asked { wish: Some(2), ..asked(0) };
+    let required = Asked { required: Some(1), ..asked(0) };
+    assert_eq!(decide(&nodes, required).1.node().map(NodeName::as_str), Some("b"));
+    let nobody = Asked { required: Some(2), ..asked(0) };
     let name = "z".parse().expect("name");
     assert_eq!(decide(&nodes, nobody).1.obstacle(Some(&name)), Obstacle::UnknownNode);
 }
 
 #[test]
-fn labels_are_wished_or_required() {
+fn labels_are_preferred_or_required() {
     let label = |name, label: &str| with(name, |_, load, _| load.labels = vec![label.into()]);
     let nodes = [label("a", "hdd"), label("b", "ssd")];
     // Bits are assigned in the order in which labels are seen.
@@ -266,21 +266,21 @@ fn labels_are_wished_or_required() {
         let (_, decision) = decide(nodes, Asked { affinity, ..asked(0) });
         decision.node().map(ToString::to_string)
     };
-    let wish = Affinity { preferred: ssd, ..Affinity::default() };
-    assert_eq!(node(&nodes, wish).as_deref(), Some("b"));
+    let required = Affinity { preferred: ssd, ..Affinity::default() };
+    assert_eq!(node(&nodes, required).as_deref(), Some("b"));
     let shun = Affinity { avoided: hdd, ..Affinity::default() };
     assert_eq!(node(&nodes, shun).as_deref(), Some("b"));
     let mut busy = nodes.clone();
     busy[1].report.as_mut().expect("report").0.cpu_busy = 1.0;
-    assert_eq!(node(&busy, wish).as_deref(), Some("a"), "a wish is not a rule");
-    assert_eq!(node(&busy, Affinity { required: ssd, ..wish }).as_deref(), Some("b"));
-    assert_eq!(node(&busy, Affinity { forbidden: hdd, ..wish }).as_deref(), Some("b"));
-    let neither = Asked { affinity: Affinity { required: 4, ..wish }, ..asked(0) };
+    assert_eq!(node(&busy, required).as_deref(), Some("a"), "a preference is not a rule");
+    assert_eq!(node(&busy, Affinity { required: ssd, ..required }).as_deref(), Some("b"));
+    assert_eq!(node(&busy, Affinity { forbidden: hdd, ..required }).as_deref(), Some("b"));
+    let neither = Asked { affinity: Affinity { required: 4, ..required }, ..asked(0) };
     assert_eq!(decide(&nodes, neither).1.obstacle(None), Obstacle::Unfit);
 }
 
 #[test]
-fn what_is_larger_than_every_node_is_not_waited_for() {
+fn request_larger_than_every_node_does_not_wait() {
     let (_, decision) = decide(&[idle("a"), idle("b")], asked(100 * 1024));
     assert_eq!(decision.obstacle(None), Obstacle::Unfit);
     // A node that is only full now makes waiting worthwhile.
@@ -293,7 +293,7 @@ fn what_is_larger_than_every_node_is_not_waited_for() {
 }
 
 #[test]
-fn a_snapshot_that_a_node_gave_up_is_not_placed_there() {
+fn node_without_the_snapshot_any_more_is_not_chosen() {
     let mut fleet = fleet(&[idle("a")], 1);
     let snapshot: SnapshotId = SNAPSHOT.parse().expect("id");
     assert_eq!(fleet.holders(&snapshot).len(), 1);
@@ -304,7 +304,7 @@ fn a_snapshot_that_a_node_gave_up_is_not_placed_there() {
 }
 
 #[test]
-fn a_sample_is_uniform() {
+fn sample_is_uniform() {
     // Each of 40 is in a sample of 16 with 0.4, and each pair with 16/40 * 15/39.
     let (n, k, rounds) = (40_u32, 16, 20_000);
     let mut random = SplitMix64::new(1);
@@ -332,7 +332,7 @@ fn a_sample_is_uniform() {
 }
 
 #[test]
-fn splitmix_is_the_published_one() {
+fn splitmix_matches_the_published_values() {
     let mut random = SplitMix64::new(1_234_567);
     let first: Vec<u64> = (0..3).map(|_| random.next()).collect();
     assert_eq!(
@@ -387,7 +387,7 @@ fn picks(choice: &Choice) -> Vec<usize> {
 
 proptest! {
     #[test]
-    fn never_on_a_cordoned_node(nodes in some_nodes(40), seed in any::<u64>()) {
+    fn cordoned_node_is_never_chosen(nodes in some_nodes(40), seed in any::<u64>()) {
         let (choice, _) = decide(&nodes, Asked { seed, ..asked(64) });
         for at in picks(&choice) {
             let (load, _) = nodes[at].report.as_ref().expect("reported");
@@ -396,7 +396,7 @@ proptest! {
     }
 
     #[test]
-    fn never_beyond_a_limit(nodes in some_nodes(40), memory in 64u32..100_000, seed in any::<u64>()) {
+    fn no_node_is_filled_beyond_a_limit(nodes in some_nodes(40), memory in 64u32..100_000, seed in any::<u64>()) {
         let (choice, _) = decide(&nodes, Asked { seed, ..asked(memory) });
         let limits = Limits::default();
         for at in picks(&choice) {
@@ -412,12 +412,12 @@ proptest! {
     }
 
     #[test]
-    fn never_on_a_stale_node_while_a_fresh_one_fits(nodes in some_nodes(40), seed in any::<u64>()) {
+    fn stale_node_is_never_chosen_while_a_fresh_one_fits(nodes in some_nodes(40), seed in any::<u64>()) {
         let (choice, _) = decide(&nodes, Asked { seed, ..asked(64) });
         let age = |at: usize| nodes[at].report.as_ref().expect("reported").1;
         // Whether a node fits is determined for each alone.
         let fits = |at: usize| {
-            let alone = Asked { wish: Some(at), seed, ..asked(64) };
+            let alone = Asked { required: Some(at), seed, ..asked(64) };
             decide(&nodes, alone).0.best.first().is_some()
         };
         let fresh_fits = (0..nodes.len()).any(|at| {
@@ -432,13 +432,13 @@ proptest! {
     }
 
     #[test]
-    fn same_input_and_seed_same_output(nodes in some_nodes(40), seed in any::<u64>()) {
+    fn same_input_and_seed_give_the_same_choice(nodes in some_nodes(40), seed in any::<u64>()) {
         let ask = Asked { seed, ..asked(512) };
         prop_assert_eq!(decide(&nodes, ask), decide(&nodes, ask));
     }
 
     #[test]
-    fn same_nodes_in_any_order_same_node(nodes in some_nodes(16), seed in any::<u64>()) {
+    fn order_of_the_nodes_does_not_change_the_choice(nodes in some_nodes(16), seed in any::<u64>()) {
         let mut shuffled = nodes.clone();
         let mut random = SplitMix64::new(seed);
         for i in (1..shuffled.len()).rev() {
@@ -450,7 +450,7 @@ proptest! {
     }
 
     #[test]
-    fn an_impossible_request_says_why_for_each_node(nodes in some_nodes(40), seed in any::<u64>()) {
+    fn impossible_request_is_explained_for_each_node(nodes in some_nodes(40), seed in any::<u64>()) {
         let (choice, decision) = decide(&nodes, Asked { seed, ..asked(512_000) });
         prop_assert_eq!(choice.best.first(), None);
         prop_assert_eq!(decision.verdicts.len(), nodes.len());
@@ -460,11 +460,13 @@ proptest! {
     }
 
     #[test]
-    fn the_parts_add_up_to_the_score(nodes in some_nodes(40), seed in any::<u64>()) {
+    fn parts_add_up_to_the_score(nodes in some_nodes(40), seed in any::<u64>()) {
         let (choice, decision) = decide(&nodes, Asked { seed, ..asked(64) });
         let by_name: BTreeMap<_, _> = decision.verdicts.iter().map(|v| (&v.node, v)).collect();
         for pick in choice.best.iter() {
             let verdict = by_name[&nodes[pick.node as usize].name];
+            let names: Vec<_> = verdict.parts.iter().map(|part| &*part.name).collect();
+            prop_assert_eq!(names, PARTS);
             let sum: f64 = verdict.parts.iter().map(|part| part.value).sum();
             prop_assert!((sum - verdict.score).abs() < 1e-9);
             prop_assert!((pick.score - verdict.score).abs() < 1e-9, "the decision had the same");
@@ -474,7 +476,7 @@ proptest! {
     }
 
     #[test]
-    fn a_sample_is_of_distinct_nodes_and_as_large_as_it_can_be(n in 0u32..100, k in 0usize..20, seed in any::<u64>()) {
+    fn sample_has_distinct_nodes_and_full_size(n in 0u32..100, k in 0usize..20, seed in any::<u64>()) {
         let sample = Sample::draw(n, k, &mut SplitMix64::new(seed));
         let set: BTreeSet<_> = sample.picked().iter().copied().collect();
         prop_assert_eq!(set.len(), sample.picked().len());
@@ -483,7 +485,7 @@ proptest! {
     }
 
     #[test]
-    fn more_load_never_makes_a_node_better(busy in 0.0f64..0.9, more in 0.0f64..0.1) {
+    fn more_load_never_improves_a_score(busy in 0.0f64..0.9, more in 0.0f64..0.1) {
         let score = |busy| {
             let node = with("a", |_, load, _| load.cpu_busy = busy);
             decide(&[node], asked(0)).1.verdicts[0].score

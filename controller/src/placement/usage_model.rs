@@ -39,11 +39,11 @@ impl UsageModel {
             None => 0,
         };
         self.learnt_ms = Some(now_ms);
-        let told = nodes
+        let reported = nodes
             .iter()
             .filter(|node| node.age_ms(now_ms).is_some_and(|age_ms| age_ms <= STALE_MS));
         let (mut cores_used, mut cores, mut memory_used, mut memory) = (0.0, 0.0, 0.0, 0.0);
-        for node in told {
+        for node in reported {
             let load = &node.load;
             // Without the usage of other processes, that of the sandboxes is unknown.
             let (Some(foreign_cores), Some(foreign_memory)) =
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn habits_are_learnt_from_what_sandboxes_use_and_not_from_others() {
+    fn usage_model_learns_from_sandboxes_only() {
         let node = |foreign| NodeView {
             reported_ms: Some(3_600_000),
             load: Load {
@@ -120,8 +120,8 @@ mod tests {
         near(usage_model.cpu, 8.0 / 40.0);
         near(usage_model.memory, 0.5);
         near(usage_model.start_ms, 1500.0);
-        let untold = learnt([node(None), node(None)]);
-        near(untold.cpu, 0.14);
-        near(untold.memory, 0.4);
+        let unreported = learnt([node(None), node(None)]);
+        near(unreported.cpu, 0.14);
+        near(unreported.memory, 0.4);
     }
 }

@@ -191,11 +191,11 @@ pub struct Ask<'a> {
     /// Kind of address assignment.
     pub network: Network,
     /// Required node.
-    pub wish: Option<u32>,
+    pub required: Option<u32>,
     /// Labels that it refers to.
     pub affinity: Affinity,
     /// Earlier outcomes on nodes; a few.
-    pub met: &'a [(u32, PriorOutcome)],
+    pub prior: &'a [(u32, PriorOutcome)],
     /// Returns the number of living sandboxes of its team on a node.
     pub team: &'a dyn Fn(u32) -> u32,
 }
@@ -205,9 +205,9 @@ impl std::fmt::Debug for Ask<'_> {
         f.debug_struct("Ask")
             .field("size", &self.size)
             .field("network", &self.network)
-            .field("wish", &self.wish)
+            .field("required", &self.required)
             .field("affinity", &self.affinity)
-            .field("met", &self.met)
+            .field("prior", &self.prior)
             .finish_non_exhaustive()
     }
 }
@@ -215,7 +215,7 @@ impl std::fmt::Debug for Ask<'_> {
 impl Ask<'_> {
     /// Returns the earlier outcome on a node.
     pub(super) fn before(&self, node: u32) -> Option<PriorOutcome> {
-        self.met.iter().find(|(met, _)| *met == node).map(|(_, before)| *before)
+        self.prior.iter().find(|(prior, _)| *prior == node).map(|(_, before)| *before)
     }
 }
 

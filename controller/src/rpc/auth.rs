@@ -4,12 +4,9 @@
 //! Callers with bad tokens must not delay the look-ups of others: a token that was valid before is
 //! looked up at once, all others wait for one of a few turns.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
-use daemon::status::Refusal;
+use daemon::{status::Refusal, sync::Mutex};
 use http::HeaderValue;
 use proto::{Reason, name::Team};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -63,7 +60,7 @@ impl Tokens {
 
     /// Returns the team of a token that was valid at its last look-up. It may be revoked since.
     pub(super) fn team(&self, shown: Shown<'_>) -> Option<Team> {
-        let known = self.known().get(shown.id).cloned()?;
+        let known = self.known.lock().get(shown.id).cloned()?;
         token::verify(&known, shown.secret).then_some(known.team)
     }
 
@@ -79,7 +76,7 @@ impl Tokens {
     pub(super) async fn verify(&self, shown: Shown<'_>) -> Result<store::Token, Status> {
         let found = self.store.token(shown.id).await.map_err(sandbox::Error::from)?;
         let valid = found.filter(|found| token::verify(found, shown.secret));
-        let mut known = self.known();
+        let mut known = self.known.lock();
         let Some(token) = valid else {
             // Another caller's wrong secret must not remove the right one from the cache.
             if known.get(shown.id).is_some_and(|known| token::verify(known, shown.secret)) {
@@ -92,10 +89,6 @@ impl Tokens {
         }
         known.insert(shown.id.to_owned(), token.clone());
         Ok(token)
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashMap<String, store::Token>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,14 +11,14 @@ use std::{
     net::IpAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use daemon::listen::ConnInfo;
+use daemon::{listen::ConnInfo, sync::Mutex};
 use proto::name::Team;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -106,7 +106,7 @@ impl Connections {
         let address = (&info as &dyn Any).downcast_ref::<ConnInfo>();
         let address = address.map(|info| daemon::listen::network(info.address.ip()));
         let (close, calls) = (CancellationToken::new(), Arc::<AtomicUsize>::default());
-        let mut table = self.table();
+        let mut table = self.table.lock();
         while table.rows.len() >= self.max
             && let Some(victim) = table.victim(false).or_else(|| table.victim(true))
         {
@@ -119,7 +119,7 @@ impl Connections {
         drop(table);
         Connection {
             io,
-            seat: Seat(Arc::new(Inner {
+            row: RowHandle(Arc::new(Inner {
                 id,
                 connections: self.clone(),
                 team: OnceLock::new(),
@@ -132,12 +132,8 @@ impl Connections {
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn belongs_to(&self, id: u64, team: Team) {
-        let mut table = self.table();
+        let mut table = self.table.lock();
         let Some(row) = table.rows.get_mut(&id) else { return };
         row.owner = Owner::Team(team);
         if table.of_teams() > self.max - self.max / 8
@@ -150,7 +146,7 @@ impl Connections {
 
 /// Entry of a connection in the table; requests carry it in their extensions.
 #[derive(Debug, Clone)]
-pub(super) struct Seat(Arc<Inner>);
+pub(super) struct RowHandle(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -172,7 +168,7 @@ impl Drop for Busy {
     }
 }
 
-impl Seat {
+impl RowHandle {
     /// Assigns the connection to the team of its first valid token.
     pub(super) fn belongs_to(&self, team: &Team) {
         if self.0.team.set(team.clone()).is_ok() {
@@ -201,7 +197,7 @@ impl Seat {
 #[derive(Debug)]
 pub(super) struct Connection<IO> {
     io: IO,
-    seat: Seat,
+    row: RowHandle,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Timeout until the first byte.
     silent: Option<Pin<Box<Sleep>>>,
@@ -209,15 +205,15 @@ pub(super) struct Connection<IO> {
 
 impl<IO> Drop for Connection<IO> {
     fn drop(&mut self) {
-        self.seat.0.connections.table().rows.remove(&self.seat.0.id);
+        self.row.0.connections.table.lock().rows.remove(&self.row.0.id);
     }
 }
 
 impl<IO: Connected> Connected for Connection<IO> {
-    type ConnectInfo = Seat;
+    type ConnectInfo = RowHandle;
 
-    fn connect_info(&self) -> Seat {
-        self.seat.clone()
+    fn connect_info(&self) -> RowHandle {
+        self.row.clone()
     }
 }
 
@@ -293,10 +289,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_without_a_token_make_room_for_newcomers_and_never_push_out_a_team() {
+    async fn connections_without_a_token_give_way_and_never_displace_a_team() {
         let connections = Connections::new(8);
         let (mut red, _far) = connect(&connections);
-        red.seat.belongs_to(&team("red"));
+        red.row.belongs_to(&team("red"));
         let mut crowd: Vec<_> = (0..30).map(|_| connect(&connections)).collect();
         let mut open = 0;
         for (connection, _) in &mut crowd {
@@ -305,21 +301,21 @@ mod tests {
         assert_eq!(open, 7, "the newest");
         assert!(!is_closed(&mut crowd[29].0).await);
         assert!(!is_closed(&mut red).await);
-        assert_eq!(connections.table().rows.len(), 8);
+        assert_eq!(connections.table.lock().rows.len(), 8);
         drop(crowd);
-        assert_eq!(connections.table().rows.len(), 1);
+        assert_eq!(connections.table.lock().rows.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_team_with_the_most_connections_makes_room_for_other_teams() {
         let connections = Connections::new(16);
         let mut red: Vec<_> = (0..16).map(|_| connect(&connections)).collect();
-        let busy = red[0].0.seat.busy();
+        let busy = red[0].0.row.busy();
         for (connection, _) in &red {
-            connection.seat.belongs_to(&team("red"));
+            connection.row.belongs_to(&team("red"));
         }
         let (mut blue, _far) = connect(&connections);
-        blue.seat.belongs_to(&team("blue"));
+        blue.row.belongs_to(&team("blue"));
         assert!(!is_closed(&mut blue).await);
         assert!(!is_closed(&mut red[0].0).await, "a call is under way on it");
         assert!(is_closed(&mut red[1].0).await, "the oldest without a call");
@@ -329,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_never_says_anything_is_let_go() {
+    async fn silent_connection_is_closed() {
         let connections = Connections::new(8);
         let (mut connection, _far) = connect(&connections);
         let error = connection.read_u8().await.expect_err("closed");

@@ -1,9 +1,15 @@
 //! Converts domain types to wire types, where the two differ.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use proto::sandbox::v1 as wire;
 
 use crate::{
-    node::NodeStatus, placement::Decision, sandbox::Piece, store::Event, store::Why,
+    node::NodeStatus,
+    placement::{Decision, Filtered},
+    sandbox::Piece,
+    store::Event,
+    store::Why,
     url::UrlTemplate,
 };
 
@@ -16,8 +22,7 @@ pub(super) fn sandbox(mut sandbox: wire::Sandbox, urls: &UrlTemplate) -> wire::S
 }
 
 pub(super) fn timestamp(ms: u64) -> prost_types::Timestamp {
-    let nanos = i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000;
-    prost_types::Timestamp { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos }
+    (UNIX_EPOCH + Duration::from_millis(ms)).into()
 }
 
 /// Converts an event with its revision.
@@ -40,17 +45,23 @@ pub(super) fn event((revision, event): (u64, Event)) -> wire::Event {
     }
 }
 
+/// Kind of a part of a score; unspecified for a name that an earlier version has stored.
+fn kind(name: &str) -> wire::ScorePartKind {
+    let name = format!("SCORE_PART_KIND_{}", name.to_uppercase());
+    wire::ScorePartKind::from_str_name(&name).unwrap_or_default()
+}
+
 pub(super) fn decision(decision: Decision) -> wire::PlacementDecision {
     let node = decision.node().map(ToString::to_string).unwrap_or_default();
     let nodes = decision.verdicts.into_iter().map(|verdict| wire::NodeVerdict {
         node: verdict.node.to_string(),
-        filtered: verdict.filtered.map(|f| f.as_str().to_owned()).unwrap_or_default(),
+        filtered: verdict.filtered.map(Filtered::wire).unwrap_or_default().into(),
         detail: verdict.detail,
         score: verdict.score,
         parts: verdict
             .parts
             .into_iter()
-            .map(|part| wire::ScorePart { name: part.name.into_owned(), value: part.value })
+            .map(|part| wire::ScorePart { kind: kind(&part.name).into(), value: part.value })
             .collect(),
     });
     wire::PlacementDecision {

@@ -23,7 +23,7 @@ use tower::{Layer, Service};
 
 use super::{
     auth::{self, Tokens},
-    connections::{Busy, Seat},
+    connections::{Busy, RowHandle},
     permits::{Full as NoRoom, Permit, Permits},
     scope::{self, Method, Need, Shape},
     status,
@@ -99,12 +99,12 @@ where
                 let message = format!("there is no method {path}");
                 return Ok(unread(Status::unimplemented(message), version));
             };
-            let Some(seat) = request.extensions().get::<Seat>().cloned() else {
+            let Some(row) = request.extensions().get::<RowHandle>().cloned() else {
                 return Ok(unread(Status::internal("a call came over no connection"), version));
             };
             match method.need {
-                Need::Open => open(&seat, request, inner).await,
-                Need::Token | Need::Scope(_) => known(&rules, method, &seat, request, inner).await,
+                Need::Open => open(&row, request, inner).await,
+                Need::Token | Need::Scope(_) => known(&rules, method, &row, request, inner).await,
             }
         })
     }
@@ -113,7 +113,7 @@ where
 /// Handles a call that needs no token: few per connection, short and with little to read. The whole
 /// answer is made before any of it is sent, so that a caller who does not read it holds no permit.
 async fn open<S>(
-    seat: &Seat,
+    row: &RowHandle,
     request: Request<Body>,
     mut inner: S,
 ) -> Result<Response<Body>, S::Error>
@@ -121,7 +121,7 @@ where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
     let version = request.version();
-    let Some(_place) = seat.open() else {
+    let Some(_place) = row.open() else {
         let message = "too many calls without a token on this connection; try again in a moment";
         return Ok(unread(no_room(message.to_owned()), version));
     };
@@ -151,7 +151,7 @@ where
 async fn known<S>(
     rules: &Rules,
     method: Method,
-    seat: &Seat,
+    row: &RowHandle,
     mut request: Request<Body>,
     mut inner: S,
 ) -> Result<Response<Body>, S::Error>
@@ -161,12 +161,12 @@ where
     let version = request.version();
     // Only the header, not the request: its body must not be shared between threads.
     let header = request.headers().get(AUTHORIZATION).cloned();
-    let (caller, permit) = match rules.admit(method, seat, header.as_ref()).await {
+    let (caller, permit) = match rules.admit(method, row, header.as_ref()).await {
         Ok(admitted) => admitted,
         Err(status) => return Ok(unread(status, version)),
     };
     request.extensions_mut().insert(caller);
-    let held = Held { _permit: permit, _busy: seat.busy() };
+    let held = Held { _permit: permit, _busy: row.busy() };
     let answer = inner.call(request);
     let response = match method.shape {
         Shape::Stream => answer.await?,
@@ -182,7 +182,7 @@ impl Rules {
     async fn admit(
         &self,
         method: Method,
-        seat: &Seat,
+        row: &RowHandle,
         header: Option<&HeaderValue>,
     ) -> Result<(Caller, Permit), Status> {
         let shown = auth::shown(header)?;
@@ -193,7 +193,7 @@ impl Rules {
         let turn = match &early {
             Some(_) => None,
             None => {
-                let place = seat.stranger().ok_or_else(|| {
+                let place = row.stranger().ok_or_else(|| {
                     let message = "too many calls with unknown tokens on this connection";
                     no_room(message.to_owned())
                 })?;
@@ -202,7 +202,7 @@ impl Rules {
         };
         let token = self.tokens.verify(shown).await?;
         drop(turn);
-        seat.belongs_to(&token.team);
+        row.belongs_to(&token.team);
         if let Need::Scope(needed) = method.need
             && !token.scopes.split(' ').any(|scope| scope == needed)
         {

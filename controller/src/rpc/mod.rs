@@ -22,7 +22,7 @@ use proto::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{service::Routes, transport::server::Connected};
+use tonic::{codec::CompressionEncoding, service::Routes, transport::server::Connected};
 use tonic_web::GrpcWebLayer;
 
 use connections::Connections;
@@ -52,9 +52,11 @@ impl Api {
     ) -> Self {
         let own = sandbox::Rpc { sandboxes: sandboxes.clone(), urls: Arc::new(urls) };
         let sandbox = SandboxServiceServer::new(own)
+            .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let operator = OperatorServiceServer::new(operator::Rpc { sandboxes })
+            .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<SandboxServiceServer<sandbox::Rpc>>().await;
@@ -92,7 +94,7 @@ impl Api {
     {
         let connections = Connections::new(self.limits.connections_max);
         let incoming = incoming.map(move |io| io.map(|io| connections.admit(io)));
-        daemon::flow::api_server(self.limits.streams_per_connection)
+        daemon::flow::api_server(self.limits.streams_per_connection())
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use proto::sandbox::v1::{operator_service_server::OperatorService, *};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
 use super::{
     convert,
-    sandbox::{Messages, split},
+    sandbox::{Answer, Messages, split},
 };
 use crate::sandbox::{EventItem, EventQuery, Sandboxes};
 
@@ -20,10 +20,7 @@ pub(super) struct Rpc {
 
 #[tonic::async_trait]
 impl OperatorService for Rpc {
-    async fn list_nodes(
-        &self,
-        _request: Request<ListNodesRequest>,
-    ) -> Result<Response<ListNodesResponse>, Status> {
+    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
         let nodes = self.sandboxes.nodes().statuses().into_iter().map(convert::node).collect();
         Ok(Response::new(ListNodesResponse { nodes }))
     }
@@ -33,17 +30,17 @@ impl OperatorService for Rpc {
     async fn watch_all_events(
         &self,
         request: Request<WatchAllEventsRequest>,
-    ) -> Result<Response<Self::WatchAllEventsStream>, Status> {
+    ) -> Answer<Self::WatchAllEventsStream> {
         let WatchAllEventsRequest { after_revision, id, follow, last } = request.into_inner();
-        let wanted = EventQuery { team: None, id, after_revision, last, follow };
-        let stream = self.sandboxes.events(wanted).await?.map(|said| {
-            let EventItem { event, revision } = said?;
+        let query = EventQuery { team: None, id, after_revision, last, follow };
+        let stream = self.sandboxes.events(query).await?.map(|item| {
+            let EventItem { event, revision } = item?;
             Ok(WatchAllEventsResponse { event: event.map(convert::event), revision })
         });
         Ok(Response::new(stream.boxed()))
     }
 
-    async fn fsck(&self, _request: Request<FsckRequest>) -> Result<Response<FsckResponse>, Status> {
+    async fn fsck(&self, _: Request<FsckRequest>) -> Answer<FsckResponse> {
         let report = self.sandboxes.fsck().await;
         Ok(Response::new(FsckResponse {
             findings: report.findings,
@@ -55,7 +52,7 @@ impl OperatorService for Rpc {
     async fn collect_garbage(
         &self,
         request: Request<CollectGarbageRequest>,
-    ) -> Result<Response<CollectGarbageResponse>, Status> {
+    ) -> Answer<CollectGarbageResponse> {
         let CollectGarbageRequest { dry_run, node } = request.into_inner();
         let (items, unreachable) = self.sandboxes.collect_garbage(&node, dry_run).await?;
         Ok(Response::new(CollectGarbageResponse { items, unreachable }))
@@ -64,7 +61,7 @@ impl OperatorService for Rpc {
     async fn recover_sandbox(
         &self,
         request: Request<RecoverSandboxRequest>,
-    ) -> Result<Response<RecoverSandboxResponse>, Status> {
+    ) -> Answer<RecoverSandboxResponse> {
         let (caller, request) = split(request)?;
         let RecoverSandboxRequest { node, vmid, dry_run } = request;
         let sandbox = self.sandboxes.recover(&caller, &node, vmid, dry_run).await?;
@@ -74,7 +71,7 @@ impl OperatorService for Rpc {
     async fn adopt_sandbox(
         &self,
         request: Request<AdoptSandboxRequest>,
-    ) -> Result<Response<AdoptSandboxResponse>, Status> {
+    ) -> Answer<AdoptSandboxResponse> {
         let (caller, request) = split(request)?;
         let AdoptSandboxRequest { node, vmid, team, dry_run } = request;
         let adopted = self.sandboxes.adopt(&caller, &node, (vmid, &team), dry_run).await;
@@ -85,16 +82,13 @@ impl OperatorService for Rpc {
     async fn release_sandbox(
         &self,
         request: Request<ReleaseSandboxRequest>,
-    ) -> Result<Response<ReleaseSandboxResponse>, Status> {
+    ) -> Answer<ReleaseSandboxResponse> {
         let (caller, request) = split(request)?;
         let sandbox = self.sandboxes.release(&caller, &request.id).await?;
         Ok(Response::new(ReleaseSandboxResponse { sandbox: Some(sandbox) }))
     }
 
-    async fn cordon_node(
-        &self,
-        request: Request<CordonNodeRequest>,
-    ) -> Result<Response<CordonNodeResponse>, Status> {
+    async fn cordon_node(&self, request: Request<CordonNodeRequest>) -> Answer<CordonNodeResponse> {
         let (caller, CordonNodeRequest { node, why }) = split(request)?;
         self.sandboxes.cordon(&caller, &node, why).await?;
         Ok(Response::new(CordonNodeResponse {}))
@@ -103,34 +97,25 @@ impl OperatorService for Rpc {
     async fn uncordon_node(
         &self,
         request: Request<UncordonNodeRequest>,
-    ) -> Result<Response<UncordonNodeResponse>, Status> {
+    ) -> Answer<UncordonNodeResponse> {
         let (caller, request) = split(request)?;
         self.sandboxes.uncordon(&caller, &request.node).await?;
         Ok(Response::new(UncordonNodeResponse {}))
     }
 
-    async fn drain_node(
-        &self,
-        request: Request<DrainNodeRequest>,
-    ) -> Result<Response<DrainNodeResponse>, Status> {
+    async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Answer<DrainNodeResponse> {
         let (caller, DrainNodeRequest { node, why }) = split(request)?;
         Ok(Response::new(self.sandboxes.drain(&caller, &node, why).await?))
     }
 
-    async fn forget_node(
-        &self,
-        request: Request<ForgetNodeRequest>,
-    ) -> Result<Response<ForgetNodeResponse>, Status> {
+    async fn forget_node(&self, request: Request<ForgetNodeRequest>) -> Answer<ForgetNodeResponse> {
         let (caller, request) = split(request)?;
         let ForgetNodeRequest { node, lost, dry_run } = request;
         let sandboxes = self.sandboxes.forget_node(&caller, &node, lost, dry_run).await?;
         Ok(Response::new(ForgetNodeResponse { sandboxes }))
     }
 
-    async fn get_version(
-        &self,
-        _request: Request<GetVersionRequest>,
-    ) -> Result<Response<GetVersionResponse>, Status> {
+    async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let epoch = self.sandboxes.nodes().epoch.get();
         Ok(Response::new(GetVersionResponse { version, epoch }))

@@ -4,11 +4,9 @@
 //! counts, so that no number of other teams can shut a team out. Unary calls and streams are
 //! counted separately: a team whose streams are all taken can still ask, stop and delete.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use daemon::sync::Mutex;
 use proto::name::Team;
 
 use super::scope::Shape;
@@ -64,7 +62,7 @@ impl Used {
         Ok(())
     }
 
-    fn give_back(&mut self, bounds: Bounds, team: &Team) {
+    fn release(&mut self, bounds: Bounds, team: &Team) {
         let floor = FLOOR.min(bounds.team);
         let Some(own) = self.teams.get_mut(team) else { return };
         *own -= 1;
@@ -89,10 +87,6 @@ impl Counter {
     fn new(all: usize, team: usize) -> Arc<Self> {
         Arc::new(Self { bounds: Bounds { all, team }, used: Mutex::default() })
     }
-
-    fn used(&self) -> MutexGuard<'_, Used> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Permits of the calls of all teams.
@@ -111,7 +105,7 @@ pub(super) struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.counter.used().give_back(self.counter.bounds, &self.team);
+        self.counter.used.lock().release(self.counter.bounds, &self.team);
     }
 }
 
@@ -129,7 +123,7 @@ impl Permits {
             Shape::Unary => &self.unary,
             Shape::Stream => &self.streams,
         };
-        counter.used().take(counter.bounds, team)?;
+        counter.used.lock().take(counter.bounds, team)?;
         Ok(Permit { counter: Arc::clone(counter), team: team.clone() })
     }
 }
@@ -163,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn one_team_takes_its_share_and_no_more() {
+    fn team_gets_no_more_than_its_share() {
         let permits = Permits::new(&limits(1000, 100));
         let (held, full) = fill(&permits, "red", Shape::Unary);
         assert_eq!((held.len(), full), (100, Full::Team(100)));
@@ -174,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_leave_room_for_unary_calls_and_the_other_way_round() {
+    fn streams_and_unary_calls_leave_room_for_each_other() {
         let permits = Permits::new(&limits(1000, 100));
         for (first, second) in [(Shape::Stream, Shape::Unary), (Shape::Unary, Shape::Stream)] {
             let (_held, _) = fill(&permits, "red", first);
@@ -183,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn many_teams_that_take_all_leave_every_other_team_its_floor() {
+    fn every_team_keeps_its_floor_beside_greedy_teams() {
         let permits = Permits::new(&limits(200, 150));
         let crowd: Vec<_> =
             (0..20).map(|n| fill(&permits, &format!("t{n}"), Shape::Stream)).collect();
@@ -193,12 +187,15 @@ mod tests {
         drop(crowd);
         assert_eq!(fill(&permits, "late", Shape::Stream).0.len(), 150 - FLOOR);
         drop(late);
-        assert_eq!(permits.streams.used().shared, 0);
-        assert!(permits.streams.used().teams.is_empty(), "nothing is kept of teams without calls");
+        assert_eq!(permits.streams.used.lock().shared, 0);
+        assert!(
+            permits.streams.used.lock().teams.is_empty(),
+            "nothing is kept of teams without calls"
+        );
     }
 
     #[test]
-    fn a_bound_below_the_floor_holds() {
+    fn bound_below_the_floor_holds() {
         let permits = Permits::new(&limits(10, 2));
         assert_eq!(fill(&permits, "red", Shape::Unary).0.len(), 2);
     }

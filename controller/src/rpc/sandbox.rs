@@ -15,7 +15,7 @@ use crate::{
     url::UrlTemplate,
 };
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(super) type Answer<T> = Result<Response<T>, Status>;
 pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Implementation of the service.
@@ -61,11 +61,25 @@ impl SandboxService for Rpc {
         request: Request<ListSandboxesRequest>,
     ) -> Answer<ListSandboxesResponse> {
         let (caller, ask) = split(request)?;
-        let page =
-            self.sandboxes.list(&caller.team, ask.page_size, &ask.page_token, ask.include_ended)?;
-        let sandboxes =
-            page.sandboxes.into_iter().map(|s| convert::sandbox(s, &self.urls)).collect();
-        Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token: page.next }))
+        let (sandboxes, next_page_token) = self.sandboxes.list(&caller.team, ask)?;
+        let sandboxes = sandboxes.into_iter().map(|s| convert::sandbox(s, &self.urls)).collect();
+        Ok(Response::new(ListSandboxesResponse { sandboxes, next_page_token }))
+    }
+
+    type WatchSandboxesStream = Messages<WatchSandboxesResponse>;
+
+    async fn watch_sandboxes(
+        &self,
+        request: Request<WatchSandboxesRequest>,
+    ) -> Answer<Self::WatchSandboxesStream> {
+        let (caller, request) = split(request)?;
+        let urls = self.urls.clone();
+        let stream = self.sandboxes.watch_many(&caller.team, request.filter)?.map(move |told| {
+            let told = told?;
+            let sandbox = told.sandbox.map(|sandbox| convert::sandbox(sandbox, &urls));
+            Ok(WatchSandboxesResponse { sandbox, ..told })
+        });
+        Ok(Response::new(stream.boxed()))
     }
 
     type WatchEventsStream = Messages<WatchEventsResponse>;
@@ -76,9 +90,9 @@ impl SandboxService for Rpc {
     ) -> Answer<Self::WatchEventsStream> {
         let (caller, ask) = split(request)?;
         let WatchEventsRequest { after_revision, id, follow, last } = ask;
-        let wanted = EventQuery { team: Some(caller.team), id, after_revision, last, follow };
-        let stream = self.sandboxes.events(wanted).await?.map(|said| {
-            let EventItem { event, revision } = said?;
+        let query = EventQuery { team: Some(caller.team), id, after_revision, last, follow };
+        let stream = self.sandboxes.events(query).await?.map(|item| {
+            let EventItem { event, revision } = item?;
             Ok(WatchEventsResponse { event: event.map(convert::event), revision })
         });
         Ok(Response::new(stream.boxed()))
@@ -113,7 +127,7 @@ impl SandboxService for Rpc {
         request: Request<StopSandboxRequest>,
     ) -> Answer<StopSandboxResponse> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.stop(&caller, &request.id).await?;
+        let sandbox = self.sandboxes.stop(&caller, &request.id, request.grace).await?;
         Ok(Response::new(StopSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
@@ -168,23 +182,28 @@ impl SandboxService for Rpc {
         request: Request<ResumeSandboxRequest>,
     ) -> Answer<ResumeSandboxResponse> {
         let (caller, request) = split(request)?;
-        let sandbox = self.sandboxes.thaw(&caller, &request.id).await?;
+        let sandbox = self.sandboxes.resume(&caller, &request.id).await?;
         Ok(Response::new(ResumeSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
-    async fn set_wake_on(&self, request: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
-        let (caller, ask) = split(request)?;
-        let sandbox = self.sandboxes.set_wake_on(&caller, &ask.id, ask.wake_on).await?;
-        Ok(Response::new(SetWakeOnResponse { sandbox: self.out(sandbox) }))
+    async fn update_sandbox(
+        &self,
+        request: Request<UpdateSandboxRequest>,
+    ) -> Answer<UpdateSandboxResponse> {
+        let (caller, request) = split(request)?;
+        let sandbox = self.sandboxes.update(&caller, request).await?;
+        Ok(Response::new(UpdateSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
-    async fn set_lifetime(
+    async fn get_or_create_sandbox(
         &self,
-        request: Request<SetLifetimeRequest>,
-    ) -> Answer<SetLifetimeResponse> {
-        let (caller, ask) = split(request)?;
-        let sandbox = self.sandboxes.set_lifetime(&caller, &ask.id, ask.lifetime).await?;
-        Ok(Response::new(SetLifetimeResponse { sandbox: self.out(sandbox) }))
+        request: Request<GetOrCreateSandboxRequest>,
+    ) -> Answer<GetOrCreateSandboxResponse> {
+        let (caller, request) = split(request)?;
+        let missing = || Error::from(Invalid::new("create", "must be given"));
+        let create = request.create.ok_or_else(missing)?;
+        let sandbox = self.sandboxes.get_or_create(&caller, create).await?;
+        Ok(Response::new(GetOrCreateSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
     async fn prune_sandboxes(
@@ -243,8 +262,7 @@ impl SandboxService for Rpc {
 
     async fn list_execs(&self, request: Request<ListExecsRequest>) -> Answer<ListExecsResponse> {
         let (caller, request) = split(request)?;
-        let execs = self.sandboxes.list_execs(&caller.team, &request.id).await?;
-        Ok(Response::new(ListExecsResponse { execs }))
+        Ok(Response::new(self.sandboxes.list_execs(&caller.team, &request).await?))
     }
 
     async fn write_files(&self, request: Request<WriteFilesRequest>) -> Answer<WriteFilesResponse> {
@@ -301,8 +319,8 @@ impl SandboxService for Rpc {
 
     async fn get_usage(&self, request: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
         let (caller, request) = split(request)?;
-        let usages = self.sandboxes.usage(&caller.team, &request.ids).await?;
-        Ok(Response::new(GetUsageResponse { usages }))
+        let (usages, next_page_token) = self.sandboxes.usage(&caller.team, &request).await?;
+        Ok(Response::new(GetUsageResponse { usages, next_page_token }))
     }
 
     async fn expose_http_service(

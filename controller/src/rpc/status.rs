@@ -1,6 +1,6 @@
 //! Converts our errors to gRPC statuses.
 
-use daemon::status::Refusal;
+use daemon::status::{FAILED_PATH, FILES_WRITTEN, Refusal};
 use proto::Reason;
 use tonic::{Code, Status};
 
@@ -13,6 +13,12 @@ impl From<sandbox::Error> for Status {
         refusal.retry_after = error.retry_after;
         if let Some(id) = error.sandbox_id {
             refusal = refusal.with("sandbox_id", id);
+        }
+        if let Some(partial) = error.partial {
+            refusal = refusal.with(FILES_WRITTEN, partial.files_written.to_string());
+            if let Some(path) = partial.failed_path {
+                refusal = refusal.with(FAILED_PATH, path);
+            }
         }
         refusal.into()
     }

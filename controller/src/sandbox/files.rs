@@ -8,13 +8,13 @@ use futures_util::{Stream, StreamExt, stream};
 use proto::{
     Reason,
     agent::v1::{files_request::Message as Ask, files_response::Message as Said},
-    exec::{check_chunk, check_path, check_user},
+    exec::{check_chunk, check_owner, check_path, check_user},
     id::Invalid,
     name::Team,
     sandbox::v1::{
-        DownloadArchiveRequest, FileInfo, ListDirRequest, ListDirResponse, ReadFileRequest,
-        RemoveFileRequest, StatFileRequest, UploadArchiveRequest, WriteFilesRequest,
-        upload_archive_request,
+        DownloadArchiveRequest, FileContent, FileInfo, ListDirRequest, ListDirResponse,
+        ReadFileRequest, RemoveFileRequest, StatFileRequest, UploadArchiveRequest,
+        WriteFilesRequest, upload_archive_request,
     },
 };
 use tokio::{
@@ -23,8 +23,8 @@ use tokio::{
 };
 
 use super::{
-    Error, RETRY, Sandboxes,
-    exec::{Place, whose},
+    Error, RETRY, Result, Sandboxes,
+    exec::{Target, owner},
 };
 use crate::node::{self, Node};
 
@@ -52,34 +52,22 @@ impl Sandboxes {
     /// Writes files, each atomically; returns how many.
     ///
     /// # Errors
-    /// When a path is not valid, or the sandbox refuses it.
-    pub async fn write_files(
-        &self,
-        team: &Team,
-        mut request: WriteFilesRequest,
-    ) -> Result<u32, Error> {
+    /// When a path is not valid, or the sandbox refuses it. The files before the one that is refused are
+    /// written, and the error has their number and its path.
+    pub async fn write_files(&self, team: &Team, mut request: WriteFilesRequest) -> Result<u32> {
         check_user(&request.user)?;
-        if request.files.is_empty() || request.files.len() > FILES_MAX {
-            return Err(Invalid::new("files", "must be 1 to 1000").into());
-        }
-        let mut bytes = 0;
-        for file in &request.files {
-            check_path("files.path", &file.path)?;
-            if file.path.ends_with('/') {
-                return Err(Invalid::new("files.path", "must not end with a slash").into());
-            }
-            if file.mode > MODE_MAX {
-                return Err(Invalid::new("files.mode", "must be 0 to 07777").into());
-            }
-            bytes += file.content.len();
-        }
-        if bytes > FILES_BYTES_MAX {
-            let why = "must be at most 1.5 MiB in all; UploadArchive takes more";
-            return Err(Invalid::new("files.content", why).into());
-        }
+        check_files(&request.files)?;
         self.may_change()?;
         let place = self.holding(team, &mut request.id)?;
-        let Said::Write(answer) = self.one(&place, Ask::Write(request)).await? else {
+        let paths: Vec<_> = request.files.iter().map(|file| file.path.clone()).collect();
+        let answer = self.one(&place, Ask::Write(request)).await.map_err(|mut error| {
+            if let Some(partial) = &mut error.partial {
+                let failed = usize::try_from(partial.files_written).ok();
+                partial.failed_path = failed.and_then(|index| paths.get(index).cloned());
+            }
+            error
+        })?;
+        let Said::Write(answer) = answer else {
             return Err(self.nonsense(&place.0));
         };
         Ok(answer.written)
@@ -93,7 +81,7 @@ impl Sandboxes {
         self: &Arc<Self>,
         team: &Team,
         mut request: ReadFileRequest,
-    ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<Piece>> + Send + use<>> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
         let place = self.holding(team, &mut request.id)?;
@@ -104,11 +92,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When there is nothing.
-    pub async fn stat_file(
-        &self,
-        team: &Team,
-        mut request: StatFileRequest,
-    ) -> Result<FileInfo, Error> {
+    pub async fn stat_file(&self, team: &Team, mut request: StatFileRequest) -> Result<FileInfo> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
         let place = self.holding(team, &mut request.id)?;
@@ -126,7 +110,7 @@ impl Sandboxes {
         &self,
         team: &Team,
         mut request: ListDirRequest,
-    ) -> Result<ListDirResponse, Error> {
+    ) -> Result<ListDirResponse> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
         let place = self.holding(team, &mut request.id)?;
@@ -140,11 +124,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When it cannot be removed.
-    pub async fn remove_file(
-        &self,
-        team: &Team,
-        mut request: RemoveFileRequest,
-    ) -> Result<bool, Error> {
+    pub async fn remove_file(&self, team: &Team, mut request: RemoveFileRequest) -> Result<bool> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
         if request.path.split('/').all(|part| part.is_empty() || part == ".") {
@@ -162,9 +142,9 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When it breaks the protocol, or the sandbox refuses it. Part of it may be unpacked.
-    pub async fn upload_archive<S>(&self, team: &Team, mut input: S) -> Result<u64, Error>
+    pub async fn upload_archive<S>(&self, team: &Team, mut input: S) -> Result<u64>
     where
-        S: Stream<Item = Result<UploadArchiveRequest, Error>> + Send + Unpin + 'static,
+        S: Stream<Item = Result<UploadArchiveRequest>> + Send + Unpin + 'static,
     {
         let first = match timeout(FIRST, input.next()).await {
             Ok(Some(first)) => first?.message,
@@ -175,13 +155,14 @@ impl Sandboxes {
         };
         check_user(&start.user)?;
         check_path("start.path", &start.path)?;
+        check_owner("start.owner", &start.owner)?;
         self.may_change()?;
-        let (node, whose) = self.holding(team, &mut start.id)?;
+        let (node, owner) = self.holding(team, &mut start.id)?;
 
         let (progress, mut seen) = watch::channel(Progress::Since(Instant::now()));
         let upload = stream::once(ready(Ask::Upload(start))).chain(data(input, progress));
         let mut call = std::pin::pin!(async {
-            let mut said = std::pin::pin!(node.client.files(&whose, upload).await?);
+            let mut said = std::pin::pin!(node.client.files(&owner, upload).await?);
             said.next().await.transpose()
         });
         loop {
@@ -193,7 +174,7 @@ impl Sandboxes {
             };
             tokio::select! {
                 answer = &mut call => {
-                    return match answer.map_err(|error| self.of_node(&node, error))? {
+                    return match answer.map_err(|error| self.node_error(&node, error))? {
                         Some(Said::Upload(answer)) => Ok(answer.entries),
                         Some(_) => Err(self.nonsense(&node)),
                         None => Err(self.unsaid(&node)),
@@ -218,7 +199,7 @@ impl Sandboxes {
         self: &Arc<Self>,
         team: &Team,
         mut request: DownloadArchiveRequest,
-    ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<Piece>> + Send + use<>> {
         check_user(&request.user)?;
         check_path("path", &request.path)?;
         let place = self.holding(team, &mut request.id)?;
@@ -226,42 +207,42 @@ impl Sandboxes {
     }
 
     /// Returns the sandbox's node, and replaces the caller's form of the id by the sandbox id.
-    fn holding(&self, team: &Team, id: &mut String) -> Result<Place, Error> {
+    fn holding(&self, team: &Team, id: &mut String) -> Result<Target> {
         let (entry, node) = self.on_node(team, id)?;
         *id = entry.id.to_string();
-        Ok((node, whose(&entry)))
+        Ok((node, owner(&entry)))
     }
 
     /// Sends a request that has one answer.
-    async fn one(&self, (node, whose): &Place, ask: Ask) -> Result<Said, Error> {
+    async fn one(&self, (node, owner): &Target, ask: Ask) -> Result<Said> {
         let asked = async {
             let mut said =
-                std::pin::pin!(node.client.files(whose, stream::once(ready(ask))).await?);
+                std::pin::pin!(node.client.files(owner, stream::once(ready(ask))).await?);
             said.next().await.transpose()
         };
         match timeout(SILENCE, asked).await {
             Ok(Ok(Some(said))) => Ok(said),
             Ok(Ok(None)) => Err(self.unsaid(node)),
-            Ok(Err(error)) => Err(self.of_node(node, error)),
-            Err(_) => Err(self.of_node(node, node::Error::Unknown(silent()))),
+            Ok(Err(error)) => Err(self.node_error(node, error)),
+            Err(_) => Err(self.node_error(node, node::Error::Unknown(silent()))),
         }
     }
 
     /// Sends a request with many answers. Waits for the first: a refusal is the call's error.
     async fn many(
         self: &Arc<Self>,
-        (node, whose): Place,
+        (node, owner): Target,
         ask: Ask,
-    ) -> Result<impl Stream<Item = Result<Piece, Error>> + Send + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<Piece>> + Send + use<>> {
         let deadline = Instant::now() + SILENCE;
         let late = || Error::unreachable(&node.name, &silent());
-        let asked = node.client.files(&whose, stream::once(ready(ask)));
+        let asked = node.client.files(&owner, stream::once(ready(ask)));
         let said = timeout_at(deadline, asked).await.map_err(|_| late())?;
-        let said = said.map_err(|error| self.of_node(&node, error))?;
+        let said = said.map_err(|error| self.node_error(&node, error))?;
         let mut said = Box::pin(said.peekable());
         timeout_at(deadline, said.as_mut().peek()).await.map_err(|_| late())?;
         if let Some(Err(error)) = said.as_mut().peek().await {
-            return Err(self.of_node(&node, error.clone()));
+            return Err(self.node_error(&node, error.clone()));
         }
         let state = Some((self.clone(), node, said));
         Ok(stream::unfold(state, |state| async {
@@ -274,7 +255,7 @@ impl Sandboxes {
                 Ok(Some(Ok(Said::File(file)))) => Ok(Piece::File(file)),
                 Ok(Some(Ok(Said::Data(bytes)))) => Ok(Piece::Data(bytes)),
                 Ok(Some(Ok(_))) => Err(this.nonsense(&node)),
-                Ok(Some(Err(error))) => Err(this.of_node(&node, error)),
+                Ok(Some(Err(error))) => Err(this.node_error(&node, error)),
                 Ok(None) => return None,
                 Err(_) => Err(Error::unreachable(&node.name, &silent())),
             };
@@ -284,12 +265,36 @@ impl Sandboxes {
     }
 
     fn nonsense(&self, node: &Node) -> Error {
-        self.of_node(node, node::Error::Nonsense("it answered another question".into()))
+        self.node_error(node, node::Error::Nonsense("it answered another question".into()))
     }
 
     fn unsaid(&self, node: &Node) -> Error {
-        self.of_node(node, node::Error::Nonsense("it said nothing".into()))
+        self.node_error(node, node::Error::Nonsense("it said nothing".into()))
     }
+}
+
+/// Checks the files of one call.
+pub(super) fn check_files(files: &[FileContent]) -> Result<(), Invalid> {
+    if files.is_empty() || files.len() > FILES_MAX {
+        return Err(Invalid::new("files", "must be 1 to 1000"));
+    }
+    let mut bytes = 0;
+    for (index, file) in files.iter().enumerate() {
+        let here = |invalid: Invalid| invalid.under(format_args!("files[{index}]"));
+        check_path("path", &file.path).map_err(here)?;
+        if file.path.ends_with('/') {
+            return Err(here(Invalid::new("path", "must not end with a slash")));
+        }
+        if file.mode > MODE_MAX {
+            return Err(here(Invalid::new("mode", "must be 0 to 07777")));
+        }
+        bytes += file.content.len();
+    }
+    if bytes > FILES_BYTES_MAX {
+        let why = "must have at most 1.5 MiB in all; UploadArchive takes more";
+        return Err(Invalid::new("files", why));
+    }
+    Ok(())
 }
 
 /// Progress of an upload.
@@ -306,7 +311,7 @@ enum Progress {
 /// would say that the archive is complete.
 fn data<S>(input: S, progress: watch::Sender<Progress>) -> impl Stream<Item = Ask> + Send + 'static
 where
-    S: Stream<Item = Result<UploadArchiveRequest, Error>> + Send + Unpin + 'static,
+    S: Stream<Item = Result<UploadArchiveRequest>> + Send + Unpin + 'static,
 {
     stream::unfold((input, progress), |(mut input, progress)| async move {
         let error = loop {

@@ -3,49 +3,23 @@
 //!
 //! A node reports a sandbox as a message of the public API, which is kept without translation.
 
-mod adopt;
-mod control_exec;
-mod cordon;
+mod change;
 mod create;
-mod creation;
-mod delete;
-mod drain;
-mod events;
 mod exec;
-mod exec_command;
-mod explain;
-mod expose;
 mod files;
-mod forget_node;
-mod fsck;
-mod garbage;
-mod lifetime;
-mod list;
-mod pause;
-mod place;
-mod prune;
-mod recover;
-mod release;
-mod session;
-mod snapshots;
-mod start;
+mod names;
+mod operate;
+mod read;
 mod startup;
-mod stop;
-mod usage;
-mod wake_on;
-mod watch;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
+use daemon::{keyed_lock::KeyedLock, shares::Shares, sync::Mutex};
 use proto::{
     Reason,
     id::{Invalid, SandboxId, SandboxRef},
     name::{NodeName, Preset, Team},
-    sandbox::v1::{EventKind, Failure, Phase, Sandbox},
+    sandbox::v1::{Failure, Sandbox},
     spec::Size,
 };
 use tokio::{
@@ -57,23 +31,22 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     clock::{Clock, Random},
     events::{self as log, Log},
-    node::{self, Entry, Node, Nodes},
-    store::{self, Event, Store},
+    inventory::Entry,
+    node::{self, Node, Nodes},
+    store::{self, Store},
 };
 
-pub use events::{EventItem, EventQuery};
-pub use exec::Responses;
-pub use exec_command::Output;
+pub use exec::{Output, Responses};
 pub use files::Piece;
-pub use fsck::Report;
-pub use list::Page;
+pub use operate::Report;
+pub use read::{EventItem, EventQuery};
 
 /// Longest call to a node, so that no call of ours is silent for more than 20 s.
 const WAIT: Duration = Duration::from_secs(15);
 /// Longest wait that a caller may ask for.
 pub const WAIT_MAX: Duration = Duration::from_secs(20);
 /// Longest time that an answer waits for the event log.
-const LOGGED: Duration = Duration::from_secs(2);
+const FLUSH_WAIT: Duration = Duration::from_secs(2);
 /// Retry hint while a node does not answer.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -86,6 +59,9 @@ pub struct Caller {
     pub token: String,
 }
 
+/// Result of an operation, or of a part of one.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
 /// Failure of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -95,17 +71,35 @@ pub struct Error {
     /// Message for people; says what to do where it can.
     pub message: String,
     /// Field of the request that is wrong.
-    pub field: Option<&'static str>,
+    pub field: Option<Cow<'static, str>>,
     /// Time after which to try again.
     pub retry_after: Option<Duration>,
     /// Sandbox of the error, where the caller might not know it yet.
     pub sandbox_id: Option<String>,
+    /// Files that were written before one failed.
+    pub partial: Option<Box<PartialWrite>>,
+}
+
+/// Part of several files that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialWrite {
+    /// Number of files that were written before one failed.
+    pub files_written: u32,
+    /// Path of the file that could not be written.
+    pub failed_path: Option<String>,
 }
 
 impl Error {
     /// Creates an error with a reason and a message.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), field: None, retry_after: None, sandbox_id: None }
+        Self {
+            reason,
+            message: message.into(),
+            field: None,
+            retry_after: None,
+            sandbox_id: None,
+            partial: None,
+        }
     }
 
     /// Adds a retry hint.
@@ -124,7 +118,7 @@ impl Error {
             .retry(RETRY)
     }
 
-    fn of_failure(sandbox: &Sandbox, failure: &Failure) -> Self {
+    fn from_failure(sandbox: &Sandbox, failure: &Failure) -> Self {
         let mut message = failure.message.clone();
         if !failure.rollback.is_empty() {
             message = format!("{message} (rollback: {})", failure.rollback);
@@ -200,13 +194,17 @@ pub struct Sandboxes {
     random: Arc<dyn Random>,
     options: Options,
     /// Retention of the event log.
-    kept: log::Options,
+    retention: log::Options,
     /// Lock of the log writer.
     writing: tokio::sync::Mutex<()>,
     /// Creations under way; cancelling the token cancels the creation.
-    jobs: Mutex<BTreeMap<SandboxId, CancellationToken>>,
+    creations: Mutex<BTreeMap<SandboxId, CancellationToken>>,
     creates: Arc<Semaphore>,
     queue: Semaphore,
+    /// Places for writing files of creations.
+    writers: Mutex<Shares<Team>>,
+    /// Locks of names, by hash, held from the look at who has one until it is given.
+    names: KeyedLock<u64>,
     started: Instant,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -220,7 +218,7 @@ impl Sandboxes {
     pub async fn start_up(
         nodes: Arc<Nodes>,
         store: Arc<dyn Store>,
-        (options, kept): (Options, log::Options),
+        (options, retention): (Options, log::Options),
         (clock, random): (Arc<dyn Clock>, Arc<dyn Random>),
         (tasks, stop): (TaskTracker, CancellationToken),
     ) -> Result<Arc<Self>, store::Error> {
@@ -229,17 +227,19 @@ impl Sandboxes {
             store,
             clock,
             random,
-            jobs: Mutex::default(),
+            creations: Mutex::default(),
             creates: Arc::new(Semaphore::new(options.creates_max)),
             queue: Semaphore::new(options.queue_max),
+            writers: Mutex::new(Shares::new(create::WRITERS)),
+            names: KeyedLock::default(),
             options,
-            kept,
+            retention,
             writing: tokio::sync::Mutex::default(),
             started: Instant::now(),
             tasks,
             stop,
         });
-        sandboxes.resume().await?;
+        sandboxes.load().await?;
         Ok(sandboxes)
     }
 
@@ -249,8 +249,8 @@ impl Sandboxes {
     }
 
     /// Finds a sandbox of the team, by any form of its name. Those of other teams do not exist.
-    fn find(&self, team: &Team, id: &str) -> Result<Entry, Error> {
-        let name: SandboxRef = id.parse()?;
+    fn find(&self, team: &Team, id: &str) -> Result<Entry> {
+        let name = self.reference(team, id)?;
         self.nodes
             .cache
             .get(&name)
@@ -259,7 +259,7 @@ impl Sandboxes {
     }
 
     /// Finds a sandbox that is neither being created nor deleted, with its node.
-    fn on_node(&self, team: &Team, id: &str) -> Result<(Entry, Arc<Node>), Error> {
+    fn on_node(&self, team: &Team, id: &str) -> Result<(Entry, Arc<Node>)> {
         let entry = self.find(team, id)?;
         if entry.creating {
             return Err(Error::new(
@@ -275,7 +275,7 @@ impl Sandboxes {
         Ok((entry, node))
     }
 
-    fn reachable(&self, entry: &Entry) -> Result<Arc<Node>, Error> {
+    fn reachable(&self, entry: &Entry) -> Result<Arc<Node>> {
         let name = entry
             .node
             .as_ref()
@@ -291,14 +291,17 @@ impl Sandboxes {
     }
 
     /// Turns an agent's refusal or missing answer into an error for the caller.
-    fn of_node(&self, node: &Node, error: node::Error) -> Error {
-        self.nodes.noticed(&error);
+    fn node_error(&self, node: &Node, error: node::Error) -> Error {
+        self.nodes.fence_if_replaced(&error);
         match error {
-            node::Error::Refused { reason, message, retry_after } => {
+            node::Error::Refused { reason, message, retry_after, files_written } => {
                 let known = (reason != Reason::Unspecified).then_some(reason);
                 let reason = known.unwrap_or(Reason::Invariant);
                 let message = format!("node {}: {message}", node.name);
-                Error { retry_after, ..Error::new(reason, message) }
+                let partial = files_written.map(|files_written| {
+                    Box::new(PartialWrite { files_written, failed_path: None })
+                });
+                Error { retry_after, partial, ..Error::new(reason, message) }
             }
             node::Error::Unreachable(why) => Error::unreachable(&node.name, &why),
             node::Error::Unknown(ref why) | node::Error::Silent(ref why) => {
@@ -322,64 +325,11 @@ impl Sandboxes {
         &self.nodes.log
     }
 
-    /// Records a requested change before its node receives it. `asked` is the event for that, if
-    /// there is one; `effects` are the kinds of events that will be attributed to the caller.
-    fn wanted(
-        &self,
-        caller: &Caller,
-        entry: &Entry,
-        asked: Option<EventKind>,
-        effects: &[EventKind],
-    ) {
-        self.log().ask(entry.id, effects, &caller.token);
-        if let Some(kind) = asked {
-            self.log().append(Event {
-                sandbox: Some(entry.id),
-                team: Some(entry.team.clone()),
-                node: entry.node.clone(),
-                ..self.log().event(kind, &caller.token)
-            });
-        }
-    }
-
-    /// Finishes a successful change: returns the known state, which is at least as new as the
-    /// node's answer. The change is logged before the caller gets the answer.
-    async fn changed(
-        &self,
-        entry: &Entry,
-        node: &Node,
-        effects: &[EventKind],
-        answer: Sandbox,
-    ) -> Sandbox {
-        self.nodes.apply(&node.name, answer.clone());
-        let under_way = [Phase::Creating, Phase::Starting, Phase::Stopping, Phase::Deleting];
-        if !under_way.contains(&answer.phase()) {
-            self.log().unask(&entry.id, effects);
-        }
-        self.written().await;
-        self.view(&entry.id).unwrap_or(answer)
-    }
-
     /// Waits for the event log, but a slow log does not hold back an answer.
-    async fn written(&self) {
-        if !matches!(timeout(LOGGED, self.log().flushed()).await, Ok(Ok(()))) {
+    async fn log_flushed(&self) {
+        if !matches!(timeout(FLUSH_WAIT, self.log().flushed()).await, Ok(Ok(()))) {
             tracing::error!("call answered before its events were stored");
         }
-    }
-
-    /// Finishes a change that failed.
-    async fn unchanged(
-        &self,
-        entry: &Entry,
-        node: &Node,
-        effects: &[EventKind],
-        error: node::Error,
-    ) -> Error {
-        if matches!(error, node::Error::Refused { .. } | node::Error::Unreachable(_)) {
-            self.log().unask(&entry.id, effects);
-        }
-        self.written().await;
-        self.of_node(node, error)
     }
 
     fn view(&self, id: &SandboxId) -> Option<Sandbox> {
@@ -388,7 +338,7 @@ impl Sandboxes {
     }
 
     /// Checks that this controller may make changes.
-    fn may_change(&self) -> Result<(), Error> {
+    fn may_change(&self) -> Result<()> {
         if self.nodes.epoch.fenced() {
             return Err(replaced());
         }

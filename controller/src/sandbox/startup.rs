@@ -7,14 +7,18 @@ use prost::Message;
 use proto::sandbox::v1::{CreateSandboxRequest, Phase, Sandbox};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Sandboxes, create, creation::Creation};
+use super::{
+    Sandboxes,
+    create::{self, Creation},
+};
 use crate::{
-    node::{Entry, Order},
-    store::{self, Row, Seen, State},
+    inventory::Entry,
+    node::CreateOrder,
+    store::{self, KnownState, Row, State},
 };
 
 /// Retention of an ended sandbox and its request_id.
-const MEMORY: Duration = Duration::from_hours(24);
+const RETENTION: Duration = Duration::from_hours(24);
 const SWEEP: Duration = Duration::from_mins(10);
 /// Most rows in one write.
 const BATCH: usize = 256;
@@ -22,7 +26,7 @@ const BATCH: usize = 256;
 const PRUNE: u32 = 2000;
 
 impl Sandboxes {
-    pub(super) async fn resume(self: &Arc<Self>) -> Result<(), store::Error> {
+    pub(super) async fn load(self: &Arc<Self>) -> Result<(), store::Error> {
         let last = self.store.before_last(store::Filter::default(), 0).await?;
         self.log().reached(last);
         let mut last = None;
@@ -32,11 +36,11 @@ impl Sandboxes {
             last = Some(row.id);
             rows.into_iter().for_each(|row| self.recall(row));
         }
-        self.nodes.recalled();
+        self.nodes.loaded();
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             // A write under way always ends: without its result it would be repeated.
-            tokio::join!(this.remember(), stop.run_until_cancelled(this.sweep()));
+            tokio::join!(this.write_behind_loop(), stop.run_until_cancelled(this.retention_loop()));
         });
         Ok(())
     }
@@ -51,12 +55,13 @@ impl Sandboxes {
                     tracing::info!(sandbox_id = %row.id, "creation resumed");
                     self.nodes.cache.begin(row.id, row.team.clone(), sandbox);
                     let (id, team, digest) = (row.id, row.team.to_string(), row.digest);
-                    let order = Order { id, team, attempt: row.attempt, digest, request };
-                    let job = Creation::new(order, row.team, spec, row.node).resumed(row.cancelled);
-                    self.jobs().insert(row.id, job.cancel.clone());
+                    let order = CreateOrder { id, team, attempt: row.attempt, digest, request };
+                    let creation =
+                        Creation::new(order, row.team, spec, row.node).resumed(row.cancelled);
+                    self.creations.lock().insert(row.id, creation.cancel.clone());
                     let (this, stop) = (self.clone(), self.stop.clone());
                     self.tasks.spawn(async move {
-                        stop.run_until_cancelled_owned(Box::pin(this.make(job))).await;
+                        stop.run_until_cancelled_owned(Box::pin(this.make(creation))).await;
                     });
                 }
                 Err(error) => {
@@ -68,15 +73,15 @@ impl Sandboxes {
                 if sandbox.phase() == Phase::Creating {
                     sandbox.set_phase(Phase::Unreachable);
                 }
-                self.nodes.cache.recall(row.id, row.team, sandbox, row.ended_ms);
+                self.nodes.cache.restore(row.id, row.team, sandbox, row.ended_ms);
             }
-            State::Failed => self.nodes.cache.recall(row.id, row.team, sandbox, row.ended_ms),
+            State::Failed => self.nodes.cache.restore(row.id, row.team, sandbox, row.ended_ms),
         }
     }
 
     /// Writes states and events behind, so that a sandbox whose node is down is known after a
     /// restart. Many changes share a write; the node reports again what a lost write contained.
-    async fn remember(&self) {
+    async fn write_behind_loop(&self) {
         loop {
             tokio::select! {
                 () = self.nodes.cache.dirty() => {}
@@ -102,10 +107,10 @@ impl Sandboxes {
     /// Writes once, one writer at a time: what it wrote must be the front of the queue.
     async fn write_behind_once(&self) -> bool {
         let _alone = self.writing.lock().await;
-        let (entries, events) = self.nodes.cache.take(BATCH, || self.log().pending());
-        let seen = entries.iter().filter_map(seen).collect();
+        let (entries, events) = self.nodes.cache.take_dirty(BATCH, || self.log().pending());
+        let states = entries.iter().filter_map(known_state).collect();
         let count = events.len();
-        match self.store.remember(seen, events).await {
+        match self.store.put_states(states, events).await {
             Ok(last) => {
                 self.log().wrote(count, last);
                 true
@@ -121,13 +126,13 @@ impl Sandboxes {
         }
     }
 
-    async fn sweep(&self) {
+    async fn retention_loop(&self) {
         let mut ticks = interval(SWEEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let memory_ms = u64::try_from(MEMORY.as_millis()).unwrap_or(u64::MAX);
-            let before_ms = self.clock.now_ms().saturating_sub(memory_ms);
+            let retention_ms = daemon::clock::millis(RETENTION);
+            let before_ms = self.clock.now_ms().saturating_sub(retention_ms);
             match self.store.forget(before_ms).await {
                 Ok(ids) => self.nodes.cache.forget(&ids),
                 Err(error) => tracing::error!(%error, "could not remove old creations"),
@@ -142,20 +147,20 @@ impl Sandboxes {
 impl Sandboxes {
     /// Removes old events in batches, so that other writes come in between.
     async fn prune_events(&self) -> Result<(), store::Error> {
-        let keep_ms = u64::try_from(self.kept.keep.as_millis()).unwrap_or(u64::MAX);
+        let keep_ms = daemon::clock::millis(self.retention.keep);
         let before_ms = self.clock.now_ms().saturating_sub(keep_ms);
-        while self.store.prune_events(before_ms, self.kept.max, PRUNE).await? > 0 {}
+        while self.store.prune_events(before_ms, self.retention.max, PRUNE).await? > 0 {}
         Ok(())
     }
 }
 
-fn seen(entry: &Entry) -> Option<Seen> {
+fn known_state(entry: &Entry) -> Option<KnownState> {
     let sandbox = &entry.sandbox;
     let created = sandbox.created_at.as_ref().map_or(0, |at| {
         u64::try_from(at.seconds).unwrap_or_default() * 1000
             + u64::try_from(at.nanos).unwrap_or_default() / 1_000_000
     });
-    Some(Seen {
+    Some(KnownState {
         id: entry.id,
         team: entry.team.clone(),
         request_id: sandbox.request_id.parse().ok()?,

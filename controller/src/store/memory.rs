@@ -4,37 +4,25 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use daemon::{
+    disk::{Disk, SoundDisk},
+    sync::Mutex,
+};
 use proto::{
     id::SandboxId,
     name::{NodeName, RequestId, Team},
     sandbox::v1::EventKind,
 };
 
-use super::{Begun, Choice, Error, Event, EventPage, Filter, Row, Seen, State, Store, Token};
-
-/// Hook of a test around a write of a creation: does nothing, or crashes and never returns.
-#[async_trait::async_trait]
-pub trait Disk: Send + Sync + std::fmt::Debug {
-    /// A crash here loses the write.
-    async fn before_write(&self);
-    /// A crash here keeps the write, but its caller does not know.
-    async fn after_write(&self);
-}
-
-/// A disk that does not crash.
-#[derive(Debug)]
-struct SoundDisk;
-
-#[async_trait::async_trait]
-impl Disk for SoundDisk {
-    async fn before_write(&self) {}
-    async fn after_write(&self) {}
-}
+use super::{
+    Begun, Choice, Error, Event, EventPage, FILES_BYTES_MAX, Filter, KnownState, Result, Row,
+    State, Store, Token,
+};
 
 /// Store in maps with a fixed order.
 #[derive(Debug)]
@@ -75,6 +63,8 @@ pub enum Mutation {
 #[derive(Debug, Clone, Default)]
 struct Tables {
     rows: BTreeMap<SandboxId, Row>,
+    /// Files of creations under way, with their team.
+    files: BTreeMap<SandboxId, (Team, Vec<u8>)>,
     cancels: BTreeMap<(NodeName, SandboxId), u32>,
     /// Delayed events of `Mutation::Behind`.
     unwritten: Vec<Event>,
@@ -127,7 +117,7 @@ impl Memory {
     /// Returns a copy, as a backup is: later writes are not in it.
     #[must_use]
     pub fn copy(&self) -> Self {
-        let tables = self.tables().clone();
+        let tables = self.tables.lock().clone();
         Self { tables: Arc::new(Mutex::new(tables)), ..self.like() }
     }
 
@@ -137,16 +127,16 @@ impl Memory {
         Self { mutation: self.mutation, ..Self::on(Arc::clone(&self.disk)) }
     }
 
-    async fn write<T: Send>(&self, work: impl FnOnce(&mut Tables) -> T + Send) -> Result<T, Error> {
-        self.disk.before_write().await;
+    async fn write<T: Send>(&self, work: impl FnOnce(&mut Tables) -> T + Send) -> Result<T> {
+        self.disk.before_sync().await;
         let done = work(&mut *self.claimed_tables()?);
-        self.disk.after_write().await;
+        self.disk.after_sync().await;
         Ok(done)
     }
 
     /// Locks the tables for a write, unless another handle has claimed the store later.
-    fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>, Error> {
-        let tables = self.tables();
+    fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>> {
+        let tables = self.tables.lock();
         let claimed = self.claimed.load(Ordering::Acquire);
         let replaced = claimed > 0 && tables.epoch > claimed && !self.has(Mutation::Claim);
         if replaced { Err(Error::Replaced) } else { Ok(tables) }
@@ -177,15 +167,11 @@ impl Memory {
     fn has(&self, mutation: Mutation) -> bool {
         self.mutation == Some(mutation)
     }
-
-    fn tables(&self) -> MutexGuard<'_, Tables> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[async_trait::async_trait]
 impl Store for Memory {
-    async fn begin(&self, mut row: Row, asked: Event) -> Result<Begun, Error> {
+    async fn begin(&self, mut row: Row, files: Option<Vec<u8>>, asked: Event) -> Result<Begun> {
         if self.has(Mutation::Choices) {
             (row.node, row.attempt) = (None, 0);
         }
@@ -194,35 +180,52 @@ impl Store for Memory {
             if let Some(holder) = tables.holder(&row.team, &row.request_id) {
                 return Begun::Taken(Box::new(holder.clone()));
             }
+            if let Some(files) = files {
+                let kept = tables.files.values();
+                let bytes = |of: &Team| {
+                    let of_team = kept.clone().filter(|(team, _)| team == of);
+                    of_team.map(|(_, files)| files.len() as u64).sum::<u64>()
+                };
+                let all: u64 = kept.clone().map(|(_, files)| files.len() as u64).sum();
+                let (more, (team_max, all_max)) = (files.len() as u64, FILES_BYTES_MAX);
+                if bytes(&row.team) + more > team_max || all + more > all_max {
+                    return Begun::Full;
+                }
+                tables.files.insert(row.id, (row.team.clone(), files));
+            }
             tables.rows.insert(row.id, row);
             Begun::New(tables.append(vec![asked]))
         })
         .await
     }
 
-    async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>, Error> {
-        Ok(self.tables().holder(team, request).cloned())
+    async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>> {
+        Ok(self.tables.lock().holder(team, request).cloned())
     }
 
-    async fn get(&self, id: &SandboxId) -> Result<Option<Row>, Error> {
-        Ok(self.tables().rows.get(id).cloned())
+    async fn files(&self, id: &SandboxId) -> Result<Option<Vec<u8>>> {
+        Ok(self.tables.lock().files.get(id).map(|(_, files)| files.clone()))
     }
 
-    async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>, Error> {
+    async fn get(&self, id: &SandboxId) -> Result<Option<Row>> {
+        Ok(self.tables.lock().rows.get(id).cloned())
+    }
+
+    async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>> {
         let from = id.map_or(Bound::Unbounded, Bound::Excluded);
-        let tables = self.tables();
+        let tables = self.tables.lock();
         let rows = tables.rows.range((from, Bound::Unbounded));
         Ok(rows.take(limit as usize).map(|(_, row)| row.clone()).collect())
     }
 
-    async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error> {
+    async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool> {
         self.write(|tables| {
             let row = tables.rows.get_mut(id).filter(|row| row.state == State::Placing);
             let Some(row) = row else { return false };
             row.node = Some(choice.node);
             row.attempt = choice.attempt;
             row.decision = choice.decision;
-            if let Some((node, attempt)) = choice.leave {
+            if let Some((node, attempt)) = choice.abandoned {
                 tables.cancels.insert((node, *id), attempt);
             }
             true
@@ -230,12 +233,7 @@ impl Store for Memory {
         .await
     }
 
-    async fn done(
-        &self,
-        id: &SandboxId,
-        last: Vec<u8>,
-        mut events: Vec<Event>,
-    ) -> Result<u64, Error> {
+    async fn done(&self, id: &SandboxId, last: Vec<u8>, mut events: Vec<Event>) -> Result<u64> {
         if self.has(Mutation::Again) {
             let first = std::mem::take(&mut events);
             self.write(|tables| {
@@ -248,6 +246,7 @@ impl Store for Memory {
             if let Some(row) = tables.rows.get_mut(id) {
                 (row.state, row.last) = (State::Done, last);
             }
+            tables.files.remove(id);
             let events = self.lapsed(tables, events);
             tables.append(events)
         })
@@ -260,17 +259,18 @@ impl Store for Memory {
         last: Vec<u8>,
         released: bool,
         now_ms: u64,
-    ) -> Result<(), Error> {
+    ) -> Result<()> {
         self.write(|tables| {
             if let Some(row) = tables.rows.get_mut(id) {
                 (row.state, row.last) = (State::Failed, last);
                 (row.released, row.ended_ms) = (released, now_ms);
             }
+            tables.files.remove(id);
         })
         .await
     }
 
-    async fn cancel(&self, id: &SandboxId) -> Result<(), Error> {
+    async fn cancel(&self, id: &SandboxId) -> Result<()> {
         self.write(|tables| {
             if let Some(row) = tables.rows.get_mut(id) {
                 row.cancelled = true;
@@ -279,9 +279,9 @@ impl Store for Memory {
         .await
     }
 
-    async fn remember(&self, seen: Vec<Seen>, events: Vec<Event>) -> Result<u64, Error> {
+    async fn put_states(&self, states: Vec<KnownState>, events: Vec<Event>) -> Result<u64> {
         let mut tables = self.claimed_tables()?;
-        for seen in seen {
+        for seen in states {
             if let Some(row) = tables.rows.get_mut(&seen.id) {
                 if row.state == State::Done {
                     row.last = seen.last;
@@ -317,8 +317,8 @@ impl Store for Memory {
         Ok(tables.append(events))
     }
 
-    async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage, Error> {
-        let tables = self.tables();
+    async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage> {
+        let tables = self.tables.lock();
         let gone = match tables.events.keys().next() {
             Some(first) => first - 1,
             None => tables.revision,
@@ -337,14 +337,14 @@ impl Store for Memory {
         Ok(EventPage { events, gone, seen, whole })
     }
 
-    async fn before_last(&self, filter: Filter, count: u32) -> Result<u64, Error> {
-        let tables = self.tables();
+    async fn before_last(&self, filter: Filter, count: u32) -> Result<u64> {
+        let tables = self.tables.lock();
         let newest = tables.events.iter().rev().filter(|(_, event)| filter.admits(event));
         let first = newest.take(count as usize).last();
         Ok(first.map_or(tables.revision, |(revision, _)| revision - 1))
     }
 
-    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64, Error> {
+    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64> {
         let mut tables = self.claimed_tables()?;
         let young = tables.events.iter().find(|(_, event)| event.at_ms >= before_ms);
         let old = young.map_or(tables.revision, |(revision, _)| revision - 1);
@@ -364,7 +364,7 @@ impl Store for Memory {
         Ok(removed.len() as u64)
     }
 
-    async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error> {
+    async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>> {
         let mut tables = self.claimed_tables()?;
         let old: Vec<_> = tables
             .rows
@@ -378,45 +378,39 @@ impl Store for Memory {
         Ok(old)
     }
 
-    async fn pending_cancels(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error> {
-        let tables = self.tables();
-        let of_node =
-            tables.cancels.iter().filter(|((pending_cancels, _), _)| pending_cancels == node);
+    async fn pending_cancels(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>> {
+        let tables = self.tables.lock();
+        let of_node = tables.cancels.iter().filter(|((of, _), _)| of == node);
         Ok(of_node.map(|((_, id), attempt)| (*id, *attempt)).collect())
     }
 
-    async fn cancel_delivered(
-        &self,
-        node: &NodeName,
-        id: &SandboxId,
-        attempt: u32,
-    ) -> Result<(), Error> {
+    async fn cancel_delivered(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<()> {
         self.write(|tables| {
             let key = (node.clone(), *id);
-            if tables.cancels.get(&key).is_some_and(|pending_cancels| *pending_cancels <= attempt) {
+            if tables.cancels.get(&key).is_some_and(|pending| *pending <= attempt) {
                 tables.cancels.remove(&key);
             }
         })
         .await
     }
 
-    async fn add_token(&self, token: Token) -> Result<(), Error> {
-        self.tables().tokens.insert(token.id.clone(), token);
+    async fn add_token(&self, token: Token) -> Result<()> {
+        self.tables.lock().tokens.insert(token.id.clone(), token);
         Ok(())
     }
 
-    async fn token(&self, id: &str) -> Result<Option<Token>, Error> {
-        Ok(self.tables().tokens.get(id).cloned())
+    async fn token(&self, id: &str) -> Result<Option<Token>> {
+        Ok(self.tables.lock().tokens.get(id).cloned())
     }
 
-    async fn tokens(&self) -> Result<Vec<Token>, Error> {
-        let mut tokens: Vec<_> = self.tables().tokens.values().cloned().collect();
+    async fn tokens(&self) -> Result<Vec<Token>> {
+        let mut tokens: Vec<_> = self.tables.lock().tokens.values().cloned().collect();
         tokens.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
         Ok(tokens)
     }
 
-    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool, Error> {
-        let mut tables = self.tables();
+    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool> {
+        let mut tables = self.tables.lock();
         let token = tables.tokens.get_mut(id);
         let found = token.is_some();
         if let Some(token) = token.filter(|token| token.revoked_ms == 0) {
@@ -425,39 +419,39 @@ impl Store for Memory {
         Ok(found)
     }
 
-    async fn put_node(&self, name: &NodeName, address: &str) -> Result<(), Error> {
-        self.tables().nodes.insert(name.clone(), address.to_owned());
+    async fn put_node(&self, name: &NodeName, address: &str) -> Result<()> {
+        self.tables.lock().nodes.insert(name.clone(), address.to_owned());
         Ok(())
     }
 
-    async fn forget_node(&self, name: &NodeName) -> Result<(), Error> {
-        let mut tables = self.tables();
+    async fn forget_node(&self, name: &NodeName) -> Result<()> {
+        let mut tables = self.tables.lock();
         tables.nodes.insert(name.clone(), String::new());
         tables.cancels.retain(|(pending_cancels, _), _| pending_cancels != name);
         Ok(())
     }
 
-    async fn forgotten_nodes(&self) -> Result<Vec<NodeName>, Error> {
-        let tables = self.tables();
+    async fn forgotten_nodes(&self) -> Result<Vec<NodeName>> {
+        let tables = self.tables.lock();
         let forgotten = tables.nodes.iter().filter(|(_, address)| address.is_empty());
         Ok(forgotten.map(|(name, _)| name.clone()).collect())
     }
 
-    async fn nodes(&self) -> Result<Vec<(NodeName, String)>, Error> {
-        let tables = self.tables();
+    async fn nodes(&self) -> Result<Vec<(NodeName, String)>> {
+        let tables = self.tables.lock();
         let known = tables.nodes.iter().filter(|(_, address)| !address.is_empty());
         Ok(known.map(|(name, address)| (name.clone(), address.clone())).collect())
     }
 
-    async fn claim(&self) -> Result<u64, Error> {
-        let mut tables = self.tables();
+    async fn claim(&self) -> Result<u64> {
+        let mut tables = self.tables.lock();
         tables.unwritten.clear();
         tables.epoch += 1;
         self.claimed.store(tables.epoch, Ordering::Release);
         Ok(tables.epoch)
     }
 
-    async fn raise(&self, least: u64) -> Result<u64, Error> {
+    async fn raise(&self, least: u64) -> Result<u64> {
         let mut tables = self.claimed_tables()?;
         tables.epoch = tables.epoch.max(least);
         self.claimed.store(tables.epoch, Ordering::Release);

@@ -26,6 +26,9 @@ pub use events::{Event, EventPage, Filter, Why};
 /// Creations in one page.
 pub const ROWS: u32 = 500;
 
+/// Result of a call of the store.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
 /// Failure of the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -81,6 +84,9 @@ pub struct Row {
     pub last: Vec<u8>,
 }
 
+/// Most bytes of files that the creations of a team keep, and those of all teams.
+pub const FILES_BYTES_MAX: (u64, u64) = (32 << 20, 256 << 20);
+
 /// Result of `begin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Begun {
@@ -88,6 +94,8 @@ pub enum Begun {
     New(u64),
     /// The request_id is taken by this creation.
     Taken(Box<Row>),
+    /// The files of creations under way are too large in total.
+    Full,
 }
 
 /// The next attempt of a creation.
@@ -100,12 +108,12 @@ pub struct Choice {
     /// JSON of the decision.
     pub decision: String,
     /// Node and attempt that are abandoned with unknown outcome; they get a pending cancel.
-    pub leave: Option<(NodeName, u32)>,
+    pub abandoned: Option<(NodeName, u32)>,
 }
 
 /// State of a sandbox that a node reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct KnownState {
     /// Id of the sandbox.
     pub id: SandboxId,
     /// Team that owns it.
@@ -146,20 +154,24 @@ pub struct Token {
 /// long the other runs. Any handle can write tokens.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
-    /// Adds a creation and the event of its request, unless the team already uses the request_id.
-    async fn begin(&self, row: Row, asked: Event) -> Result<Begun, Error>;
+    /// Adds a creation, its files and the event of its request, unless the team already uses the
+    /// request_id.
+    async fn begin(&self, row: Row, files: Option<Vec<u8>>, asked: Event) -> Result<Begun>;
+
+    /// Returns the files of a creation that is neither done nor failed, if it has any.
+    async fn files(&self, id: &SandboxId) -> Result<Option<Vec<u8>>>;
 
     /// Returns the creation that holds a request_id.
-    async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>, Error>;
+    async fn by_request(&self, team: &Team, request: &RequestId) -> Result<Option<Row>>;
 
     /// Returns one creation.
-    async fn get(&self, id: &SandboxId) -> Result<Option<Row>, Error>;
+    async fn get(&self, id: &SandboxId) -> Result<Option<Row>>;
 
     /// Returns at most `limit` creations after `id`, ordered by id.
-    async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>, Error>;
+    async fn after(&self, id: Option<SandboxId>, limit: u32) -> Result<Vec<Row>>;
 
     /// Returns all creations. They are large: prefer pages.
-    async fn all(&self) -> Result<Vec<Row>, Error> {
+    async fn all(&self) -> Result<Vec<Row>> {
         let mut rows: Vec<Row> = Vec::new();
         loop {
             let page = self.after(rows.last().map(|row| row.id), ROWS).await?;
@@ -172,81 +184,77 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     }
 
     /// Records the next attempt, before its node receives it. False unless it is being placed.
-    async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool, Error>;
+    async fn choose(&self, id: &SandboxId, choice: Choice) -> Result<bool>;
 
-    /// Records that a creation is up, with its events; returns the log's last revision.
-    async fn done(&self, id: &SandboxId, last: Vec<u8>, events: Vec<Event>) -> Result<u64, Error>;
+    /// Records that a creation is up, with its events, and drops its files; returns the log's last
+    /// revision.
+    async fn done(&self, id: &SandboxId, last: Vec<u8>, events: Vec<Event>) -> Result<u64>;
 
-    /// Records that a creation failed. `released` frees the request_id.
+    /// Records that a creation failed, and drops its files. `released` frees the request_id.
     async fn failed(
         &self,
         id: &SandboxId,
         last: Vec<u8>,
         released: bool,
         now_ms: u64,
-    ) -> Result<(), Error>;
+    ) -> Result<()>;
 
     /// Records that a sandbox under creation is to be deleted.
-    async fn cancel(&self, id: &SandboxId) -> Result<(), Error>;
+    async fn cancel(&self, id: &SandboxId) -> Result<()>;
 
     /// Appends events and stores reported states. Adds rows for unknown sandboxes (after this store
     /// was lost); leaves creations under way as they are. Returns the log's last revision.
-    async fn remember(&self, seen: Vec<Seen>, events: Vec<Event>) -> Result<u64, Error>;
+    async fn put_states(&self, states: Vec<KnownState>, events: Vec<Event>) -> Result<u64>;
 
     /// Returns at most `limit` events after a revision.
-    async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage, Error>;
+    async fn events(&self, after: u64, filter: Filter, limit: u32) -> Result<EventPage>;
 
     /// Returns the revision before the last `count` events; with 0, the last revision.
-    async fn before_last(&self, filter: Filter, count: u32) -> Result<u64, Error>;
+    async fn before_last(&self, filter: Filter, count: u32) -> Result<u64>;
 
     /// Removes at most `limit` of the oldest events: those from before `before_ms`, and those
     /// beyond the newest `max`. Returns how many. Later revisions continue the sequence.
-    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64, Error>;
+    async fn prune_events(&self, before_ms: u64, max: u64, limit: u32) -> Result<u64>;
 
     /// Removes creations that ended before `before_ms`; returns their ids.
-    async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>, Error>;
+    async fn forget(&self, before_ms: u64) -> Result<Vec<SandboxId>>;
 
     /// Returns the pending cancels of a node: attempts that it must cancel.
-    async fn pending_cancels(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>, Error>;
+    async fn pending_cancels(&self, node: &NodeName) -> Result<Vec<(SandboxId, u32)>>;
 
     /// Removes a pending cancel that the node has acknowledged.
-    async fn cancel_delivered(
-        &self,
-        node: &NodeName,
-        id: &SandboxId,
-        attempt: u32,
-    ) -> Result<(), Error>;
+    async fn cancel_delivered(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<()>;
 
     /// Adds a token.
-    async fn add_token(&self, token: Token) -> Result<(), Error>;
+    async fn add_token(&self, token: Token) -> Result<()>;
 
     /// Returns one token, revoked or not.
-    async fn token(&self, id: &str) -> Result<Option<Token>, Error>;
+    async fn token(&self, id: &str) -> Result<Option<Token>>;
 
     /// Returns all tokens, ordered by the time of their issue.
-    async fn tokens(&self) -> Result<Vec<Token>, Error>;
+    async fn tokens(&self) -> Result<Vec<Token>>;
 
     /// Revokes a token. False when there is none.
-    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool, Error>;
+    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool>;
 
     /// Stores the address of a node's agent.
-    async fn put_node(&self, name: &NodeName, address: &str) -> Result<(), Error>;
+    async fn put_node(&self, name: &NodeName, address: &str) -> Result<()>;
 
     /// Marks a node as forgotten until `put_node`, and removes its pending cancels.
-    async fn forget_node(&self, name: &NodeName) -> Result<(), Error>;
+    async fn forget_node(&self, name: &NodeName) -> Result<()>;
 
     /// Returns the forgotten nodes, ordered by name.
-    async fn forgotten_nodes(&self) -> Result<Vec<NodeName>, Error>;
+    async fn forgotten_nodes(&self) -> Result<Vec<NodeName>>;
 
     /// Returns all nodes that are known and not forgotten, with their addresses.
-    async fn nodes(&self) -> Result<Vec<(NodeName, String)>, Error>;
+    async fn nodes(&self) -> Result<Vec<(NodeName, String)>>;
 
     /// Claims the store for this handle, with an epoch above all earlier ones.
-    async fn claim(&self) -> Result<u64, Error>;
+    async fn claim(&self) -> Result<u64>;
 
     /// Raises the epoch of the handle that has claimed the store to at least `least`; returns it.
     /// The epoch never decreases.
-    async fn raise(&self, least: u64) -> Result<u64, Error>;
+    async fn raise(&self, least: u64) -> Result<u64>;
 }
 
 #[cfg(test)]

@@ -31,9 +31,9 @@ fn node(name: &str) -> NodeName {
     name.parse().expect("node")
 }
 
-fn seen(n: u8, ended_ms: u64) -> Seen {
+fn seen(n: u8, ended_ms: u64) -> KnownState {
     let row = row(n, &format!("r{n}"));
-    Seen {
+    KnownState {
         id: row.id,
         team: row.team,
         request_id: row.request_id,
@@ -62,7 +62,7 @@ fn event(n: u8, kind: EventKind) -> Event {
 
 async fn begin(store: &dyn Store, row: Row) -> Result<Begun, Error> {
     let asked = Event { sandbox: Some(row.id), ..event(1, EventKind::CreateAsked) };
-    store.begin(row, asked).await
+    store.begin(row, None, asked).await
 }
 
 /// Needs a store without events.
@@ -78,11 +78,11 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     let of_node = Event { sandbox: None, team: None, ..event(3, EventKind::NodeDown) };
     let named = Event { once: Some("n1 j 4".into()), ..event(4, EventKind::Stopped) };
     let first = vec![event(1, EventKind::Created), blue.clone(), of_node.clone(), named.clone()];
-    assert_eq!(store.remember(vec![], first).await?, 4);
+    assert_eq!(store.put_states(vec![], first).await?, 4);
     // The same key again: in another write, and twice in one.
     let other = Event { once: Some("n1 j 5".into()), ..event(5, EventKind::Started) };
     let again = vec![named.clone(), other.clone(), other.clone(), event(1, EventKind::Deleted)];
-    assert_eq!(store.remember(vec![], again).await?, 6);
+    assert_eq!(store.put_states(vec![], again).await?, 6);
 
     let page = store.events(0, all(), 10).await?;
     let revisions: Vec<_> = page.events.iter().map(|(revision, _)| *revision).collect();
@@ -122,7 +122,7 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     assert_eq!((page.gone, page.seen, page.events), (6, 6, vec![]));
     // Revisions continue although nothing is left; a key that is free again can be used.
     let named = Event { once: Some("n1 j 4".into()), ..event(4, EventKind::Stopped) };
-    assert_eq!(store.remember(vec![], vec![named]).await?, 7);
+    assert_eq!(store.put_states(vec![], vec![named]).await?, 7);
     // Acceptance is logged in the same write.
     let Begun::New(revision) = begin(store, row(40, "r40")).await? else { panic!("new") };
     let page = store.events(7, all(), 10).await?;
@@ -132,6 +132,32 @@ async fn log_of_events(store: &dyn Store) -> Result<(), Error> {
     assert_eq!(store.before_last(all(), 0).await?, revision, "nothing was accepted");
     store.failed(&id(40), vec![], true, 50).await?;
     assert_eq!(store.forget(60).await?, [id(40)]);
+    Ok(())
+}
+
+async fn files_of_creations(store: &dyn Store) -> Result<(), Error> {
+    let asked = || event(1, EventKind::CreateAsked);
+    let begun = |n: u8, team: &str, bytes: u64| {
+        let row = Row { team: team.parse().expect("team"), ..row(n, &format!("f{n}")) };
+        let files = vec![n; usize::try_from(bytes).expect("fits")];
+        store.begin(row, Some(files), asked())
+    };
+    let (of_team, of_all) = FILES_BYTES_MAX;
+    assert!(matches!(begun(80, "red", of_team - 1).await?, Begun::New(_)));
+    assert_eq!(store.files(&id(80)).await?.map(|files| files.len() as u64), Some(of_team - 1));
+    assert_eq!(begun(81, "red", 2).await?, Begun::Full);
+    assert_eq!((store.get(&id(81)).await?, store.files(&id(81)).await?), (None, None));
+    assert!(matches!(begun(82, "red", 1).await?, Begun::New(_)));
+    let teams = u8::try_from(of_all / of_team).expect("few");
+    for n in 1..teams {
+        assert!(matches!(begun(82 + n, &format!("t{n}"), of_team).await?, Begun::New(_)));
+    }
+    assert_eq!(begun(99, "blue", 1).await?, Begun::Full, "all teams together");
+    // Both ends drop the files.
+    store.done(&id(80), vec![], vec![]).await?;
+    store.failed(&id(82), vec![], true, 50).await?;
+    assert_eq!((store.files(&id(80)).await?, store.files(&id(82)).await?), (None, None));
+    assert!(matches!(begun(99, "blue", 1).await?, Begun::New(_)));
     Ok(())
 }
 
@@ -148,7 +174,7 @@ async fn creations(store: &dyn Store) -> Result<(), Error> {
         node: node("n2"),
         attempt: 2,
         decision: "{2}".into(),
-        leave: Some((node("n1"), 1)),
+        abandoned: Some((node("n1"), 1)),
     };
     assert!(store.choose(&id(1), choice.clone()).await?);
     let chosen = store.get(&id(1)).await?.expect("row");
@@ -182,18 +208,18 @@ async fn creations(store: &dyn Store) -> Result<(), Error> {
 
 async fn memory_of_nodes(store: &dyn Store) -> Result<(), Error> {
     // Unknown before: the row is rebuilt, without a digest.
-    store.remember(vec![seen(11, 0)], vec![]).await?;
+    store.put_states(vec![seen(11, 0)], vec![]).await?;
     let rebuilt = store.get(&id(11)).await?.expect("row");
     assert_eq!((rebuilt.state, rebuilt.digest.as_str(), rebuilt.last), (State::Done, "", vec![9]));
-    store.remember(vec![seen(11, 70)], vec![]).await?;
+    store.put_states(vec![seen(11, 70)], vec![]).await?;
     assert_eq!(store.get(&id(11)).await?.expect("row").ended_ms, 70);
     // During a creation the controller's own state stays.
     begin(store, row(12, "r12")).await?;
-    store.remember(vec![seen(12, 0)], vec![]).await?;
+    store.put_states(vec![seen(12, 0)], vec![]).await?;
     assert_eq!(store.get(&id(12)).await?, Some(row(12, "r12")));
     // Another creation holds the key: the rebuilt row does not take it.
-    let clash = Seen { request_id: "r12".parse().expect("request"), ..seen(13, 0) };
-    store.remember(vec![clash], vec![]).await?;
+    let clash = KnownState { request_id: "r12".parse().expect("request"), ..seen(13, 0) };
+    store.put_states(vec![clash], vec![]).await?;
     assert!(store.get(&id(13)).await?.expect("row").released);
     Ok(())
 }
@@ -231,15 +257,16 @@ async fn suite(store: &dyn Store) {
     creations(store).await.expect("creations");
     memory_of_nodes(store).await.expect("memory of nodes");
     the_rest(store).await.expect("the rest");
+    files_of_creations(store).await.expect("files");
 }
 
 #[tokio::test]
-async fn memory_passes() {
+async fn memory_store_passes_the_suite() {
     suite(&Memory::new()).await;
 }
 
 #[tokio::test]
-async fn sqlite_passes_and_keeps_it() {
+async fn sqlite_store_passes_the_suite_and_keeps_its_data() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("c.db");
     let store = Sqlite::open(&path).expect("open");
@@ -254,7 +281,7 @@ async fn sqlite_passes_and_keeps_it() {
     while store.prune_events(u64::MAX / 2, 1, 100).await.expect("pruned") > 0 {}
     drop(store);
     let store = Sqlite::open(&path).expect("open once more");
-    let next = store.remember(vec![], vec![event(1, EventKind::NodeUp)]).await;
+    let next = store.put_states(vec![], vec![event(1, EventKind::NodeUp)]).await;
     assert!(last > 7 && next.expect("written") == last + 1);
 }
 
@@ -262,18 +289,19 @@ async fn sqlite_passes_and_keeps_it() {
 async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
     let asked = |n| event(n, EventKind::CreateAsked);
     first.claim().await.expect("claimed");
-    let begun = first.begin(row(1, "r1"), asked(1)).await.expect("begun");
+    let begun = first.begin(row(1, "r1"), None, asked(1)).await.expect("begun");
     assert!(matches!(begun, Begun::New(_)));
     second.claim().await.expect("claimed");
     let before = second.all().await.expect("all");
-    let choice = || Choice { node: node("n2"), attempt: 2, decision: String::new(), leave: None };
+    let choice =
+        || Choice { node: node("n2"), attempt: 2, decision: String::new(), abandoned: None };
     let refused = [
-        first.begin(row(2, "r2"), asked(2)).await.map(drop),
+        first.begin(row(2, "r2"), None, asked(2)).await.map(drop),
         first.choose(&id(1), choice()).await.map(drop),
         first.done(&id(1), vec![1], vec![asked(1)]).await.map(drop),
         first.failed(&id(1), vec![1], true, 9).await,
         first.cancel(&id(1)).await,
-        first.remember(vec![seen(3, 0)], vec![asked(3)]).await.map(drop),
+        first.put_states(vec![seen(3, 0)], vec![asked(3)]).await.map(drop),
         first.prune_events(u64::MAX / 2, 0, 100).await.map(drop),
         first.forget(u64::MAX / 2).await.map(drop),
         first.cancel_delivered(&node("n1"), &id(1), 1).await,
@@ -294,7 +322,7 @@ async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
 }
 
 #[tokio::test]
-async fn who_was_replaced_writes_nothing() {
+async fn replaced_controller_writes_nothing() {
     let store = Memory::new();
     claimed_twice(&store, &store.beside()).await;
     let dir = tempfile::tempdir().expect("tempdir");
@@ -303,7 +331,7 @@ async fn who_was_replaced_writes_nothing() {
 }
 
 #[tokio::test]
-async fn a_file_of_the_first_schema_gets_its_log() {
+async fn file_of_the_first_schema_is_migrated() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("c.db");
     let raw = rusqlite::Connection::open(&path).expect("open");
@@ -317,7 +345,7 @@ async fn a_file_of_the_first_schema_gets_its_log() {
 }
 
 #[tokio::test]
-async fn many_writers_share_commits_and_a_bad_one_fails_alone() {
+async fn concurrent_writers_share_commits_and_fail_alone() {
     let dir = tempfile::tempdir().expect("tempdir");
     let store = std::sync::Arc::new(Sqlite::open(&dir.path().join("c.db")).expect("open"));
     let tasks = tokio_util::task::TaskTracker::new();
@@ -336,7 +364,7 @@ async fn many_writers_share_commits_and_a_bad_one_fails_alone() {
 }
 
 #[test]
-fn a_later_schema_is_left_alone() {
+fn file_of_a_later_schema_is_refused() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("c.db");
     let raw = rusqlite::Connection::open(&path).expect("open");

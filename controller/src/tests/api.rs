@@ -10,7 +10,7 @@ use tower::ServiceExt;
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn without_a_good_token_there_is_nothing() {
+async fn calls_without_a_valid_token_are_refused() {
     let lab = Lab::new().await;
     let list = || ListSandboxesRequest::default();
     let revoked = token(&lab.store, "red", "sandbox").await;
@@ -35,7 +35,7 @@ async fn without_a_good_token_there_is_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_teams_sandbox_does_not_exist() {
+async fn sandbox_of_another_team_is_not_found() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let blue = token(&lab.store, "blue", "sandbox").await;
@@ -44,7 +44,7 @@ async fn another_teams_sandbox_does_not_exist() {
         let not_found = Reason::SandboxNotFound;
         let get = api.get_sandbox(GetSandboxRequest { id: id.clone() }).await;
         assert_eq!(reason(get), not_found);
-        let stop = api.stop_sandbox(StopSandboxRequest { id: id.clone() }).await;
+        let stop = api.stop_sandbox(StopSandboxRequest { id: id.clone(), grace: None }).await;
         assert_eq!(reason(stop), not_found);
         let start = api.start_sandbox(StartSandboxRequest { id: id.clone() }).await;
         assert_eq!(reason(start), not_found);
@@ -52,10 +52,10 @@ async fn another_teams_sandbox_does_not_exist() {
         assert_eq!(reason(api.pause_sandbox(pause).await), not_found);
         let resume = api.resume_sandbox(ResumeSandboxRequest { id: id.clone() }).await;
         assert_eq!(reason(resume), not_found);
-        let wake_on = Some(WakeOn::default());
-        let set = SetWakeOnRequest { id: id.clone(), wake_on };
-        assert_eq!(reason(api.set_wake_on(set).await), not_found);
-        let usage = GetUsageRequest { ids: vec![id.clone()] };
+        let change = Sandbox { id: id.clone(), ..Sandbox::default() };
+        let change = proto::update::request(change, &["wake_on", "name"]);
+        assert_eq!(reason(api.update_sandbox(change).await), not_found);
+        let usage = GetUsageRequest { ids: vec![id.clone()], ..Default::default() };
         assert_eq!(reason(api.get_usage(usage).await), not_found);
         let delete = api.delete_sandbox(DeleteSandboxRequest { id: id.clone() }).await;
         assert_eq!(reason(delete), not_found);
@@ -82,7 +82,7 @@ async fn another_teams_sandbox_does_not_exist() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_of_10_mib_is_told_to_be_too_large() {
+async fn message_of_10_mib_is_too_large() {
     let lab = Lab::new().await;
     let mut large = request("r1");
     large.metadata.insert("k".into(), "x".repeat(10 << 20));
@@ -93,7 +93,7 @@ async fn a_message_of_10_mib_is_told_to_be_too_large() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pages_are_in_order_and_whole() {
+async fn pages_are_ordered_and_complete() {
     let lab = Lab::new().await;
     let mut made = Vec::new();
     for n in 0..7 {
@@ -106,7 +106,12 @@ async fn pages_are_in_order_and_whole() {
     for include_ended in [false, true] {
         let (mut seen, mut page_token) = (Vec::new(), String::new());
         loop {
-            let request = ListSandboxesRequest { page_size: 2, page_token, include_ended };
+            let request = ListSandboxesRequest {
+                page_size: 2,
+                page_token,
+                include_ended,
+                ..Default::default()
+            };
             let page = lab.api().list_sandboxes(request).await.expect("a page").into_inner();
             assert!(page.sandboxes.len() <= 2);
             seen.extend(page.sandboxes.into_iter().map(|sandbox| sandbox.id));
@@ -126,7 +131,7 @@ async fn pages_are_in_order_and_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_tells_every_change_and_ends_with_the_sandbox() {
+async fn watch_sends_every_change_and_ends_with_the_sandbox() {
     let lab = Lab::new().await;
     for agent in &lab.agents {
         agent.faults(|faults| faults.boot = Duration::from_secs(40));
@@ -154,7 +159,7 @@ async fn a_watch_tells_every_change_and_ends_with_the_sandbox() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ports_get_addresses() {
+async fn exposed_ports_get_urls() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let id = sandbox.id.clone();
@@ -186,7 +191,7 @@ async fn ports_get_addresses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn snapshots_are_the_union_and_a_dry_run_changes_nothing() {
+async fn snapshots_are_the_union_over_nodes_and_a_dry_run_changes_nothing() {
     let lab = Lab::new().await;
     lab.agents[1].load(|load| {
         load.snapshots.push("other_v1".into());
@@ -203,7 +208,7 @@ async fn snapshots_are_the_union_and_a_dry_run_changes_nothing() {
     let answer = lab.api().explain_placement(ExplainPlacementRequest { subject }).await;
     let decision = answer.expect("explained").into_inner().decision.expect("a decision");
     assert_eq!(decision.node, "n2");
-    let out: Vec<_> = decision.nodes[1..].iter().map(|verdict| verdict.filtered.as_str()).collect();
+    let out: Vec<_> = decision.nodes[1..].iter().map(|verdict| verdict.filtered().name()).collect();
     assert_eq!(out, ["SNAPSHOT_MISSING", "SNAPSHOT_MISSING"]);
     assert!(lab.living().is_empty());
 }
@@ -246,4 +251,17 @@ async fn grpc_web_is_served_on_the_same_port() {
     let told =
         grpc.as_deref() == Some("16") || String::from_utf8_lossy(&body).contains("grpc-status:16");
     assert!(told, "UNAUTHENTICATED");
+}
+
+#[tokio::test(start_paused = true)]
+async fn compressed_requests_are_accepted_up_to_the_limit_of_a_message() {
+    let lab = Lab::new().await;
+    let mut api = lab.api().send_compressed(tonic::codec::CompressionEncoding::Gzip);
+    let sandbox = create(&mut api, request("r1")).await.expect("made");
+    // A thousand times smaller on the wire than what it becomes.
+    let content = bytes::Bytes::from(vec![0; 3 << 20]);
+    let file = FileContent { path: "/srv/a".into(), content, mode: 0 };
+    let write = WriteFilesRequest { id: sandbox.id, files: vec![file], user: String::new() };
+    let status = api.write_files(write).await.expect_err("too large");
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
 }

@@ -2,56 +2,15 @@
 //! another one continues over the same store. The writes are counted first, so new ones are
 //! covered.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize};
-
+use daemon::disk::{FatalDisk, When};
 use proto::{Reason, sandbox::v1::*};
-use tokio::{sync::Notify, time::timeout};
+use tokio::time::timeout;
 
 use super::*;
-use crate::store::{State, memory::Disk};
+use crate::store::State;
 
 /// Longest duration of a story.
 const PATIENCE: Duration = Duration::from_secs(900);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum When {
-    Before,
-    After,
-}
-
-/// A disk that blocks one write for ever.
-#[derive(Debug, Default)]
-struct Fatal {
-    armed: AtomicBool,
-    begun: AtomicUsize,
-    ended: AtomicUsize,
-    at: Option<(usize, When)>,
-    reached: Notify,
-}
-
-impl Fatal {
-    async fn pass(&self, count: &AtomicUsize, when: When) {
-        if !self.armed.load(Ordering::Relaxed) {
-            return;
-        }
-        let number = count.fetch_add(1, Ordering::Relaxed);
-        if self.at == Some((number, when)) {
-            self.reached.notify_one();
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-#[async_trait::async_trait]
-impl Disk for Fatal {
-    async fn before_write(&self) {
-        self.pass(&self.begun, When::Before).await;
-    }
-
-    async fn after_write(&self) {
-        self.pass(&self.ended, When::After).await;
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Story {
@@ -172,10 +131,10 @@ impl Story {
 
 /// Runs a story up to the crash, if there is one; returns the number of writes.
 async fn tell(story: Story, at: Option<(usize, When)>) -> usize {
-    let disk = Arc::new(Fatal { at, ..Fatal::default() });
+    let disk = Arc::new(FatalDisk::new(at));
     let mut lab = Lab::over(Arc::new(Memory::on(Arc::clone(&disk) as _))).await;
     story.prepare(&lab).await;
-    disk.armed.store(true, Ordering::Relaxed);
+    disk.arm(true);
     let whole = async {
         let (told, ()) = tokio::join!(story.ask(&lab), story.meanwhile(&lab));
         drop(told);
@@ -184,21 +143,21 @@ async fn tell(story: Story, at: Option<(usize, When)>) -> usize {
     };
     let died = tokio::select! {
         biased;
-        () = disk.reached.notified() => true,
+        () = disk.reached() => true,
         () = whole => false,
         () = tokio::time::sleep(PATIENCE) => panic!("{story:?} hangs, {at:?}"),
     };
     assert_eq!(died, at.is_some(), "{story:?}, {at:?}");
-    disk.armed.store(false, Ordering::Relaxed);
+    disk.arm(false);
     if died {
         lab.start().await;
     }
     story.check(&lab, &format!("{at:?}")).await;
-    disk.begun.load(Ordering::Relaxed)
+    disk.syncs()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crash_around_every_write_of_a_creation_is_survived() {
+async fn creation_survives_a_crash_around_every_write() {
     for story in ALL {
         let writes = tell(story, None).await;
         assert!(writes >= 2, "{story:?} writes {writes} times");

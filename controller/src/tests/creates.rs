@@ -6,7 +6,7 @@ use super::*;
 use crate::node::fake::Cut;
 
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_is_made_and_explained() {
+async fn creates_and_explains_a_sandbox() {
     let lab = Lab::new().await;
     lab.agents[0].load(|load| (load.cpu_busy, load.psi_cpu) = (1.0, 80.0));
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -34,7 +34,7 @@ async fn a_sandbox_is_made_and_explained() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_request_is_the_same_sandbox_over_restarts() {
+async fn same_request_gives_the_same_sandbox_over_restarts() {
     let mut lab = Lab::new().await;
     let first = lab.create("r1").await.expect("made");
     assert_eq!(lab.create("r1").await.expect("again").id, first.id);
@@ -57,7 +57,7 @@ async fn the_same_request_is_the_same_sandbox_over_restarts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_at_once_with_one_request_id_get_one_sandbox() {
+async fn concurrent_calls_with_one_request_id_get_one_sandbox() {
     let lab = Lab::new().await;
     let calls = (0..20).map(|_| lab.create("r1"));
     let answers = futures_util::future::join_all(calls).await;
@@ -67,7 +67,7 @@ async fn callers_at_once_with_one_request_id_get_one_sandbox() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_spreads_over_the_nodes() {
+async fn burst_of_creations_spreads_over_the_nodes() {
     let lab = Lab::new().await;
     for agent in &lab.agents {
         agent.faults(|faults| faults.boot = Duration::from_secs(2));
@@ -82,7 +82,7 @@ async fn a_burst_spreads_over_the_nodes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_goes_to_the_next_node() {
+async fn refused_creation_goes_to_the_next_node() {
     let lab = Lab::new().await;
     for n in [0, 1] {
         let full = Some(Reason::StorageFull);
@@ -95,7 +95,7 @@ async fn a_refusal_goes_to_the_next_node() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_all_refuse_it_waits_for_room() {
+async fn creation_waits_while_all_nodes_refuse() {
     let lab = Lab::new().await;
     let full = Some(Reason::QueueFull);
     for agent in &lab.agents {
@@ -120,7 +120,7 @@ async fn when_all_refuse_it_waits_for_room() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn three_faults_are_enough_and_the_first_is_told() {
+async fn creation_fails_after_three_faults_with_the_first() {
     let lab = Lab::new().await;
     for agent in &lab.agents {
         agent.faults(|faults| faults.fail = Some(Reason::PctFailed));
@@ -128,18 +128,18 @@ async fn three_faults_are_enough_and_the_first_is_told() {
     let status = lab.create("r1").await.expect_err("failed");
     assert!(status.message().contains("node n1: failed on purpose"), "{}", status.message());
     assert!(status.message().contains("all undone"));
-    let tries: usize = lab.agents.iter().map(|agent| agent.heard().len()).sum();
+    let tries: usize = lab.agents.iter().map(|agent| agent.received().len()).sum();
     assert!(tries >= 3 && lab.living().is_empty());
     assert_eq!(reason(lab.create("r1").await), Reason::PctFailed, "the same answer again");
 
     // A requested node gets one attempt.
-    let wish = CreateSandboxRequest { node: "n2".into(), ..request("r2") };
-    let status = create(&mut lab.api(), wish).await.expect_err("failed");
+    let asked = CreateSandboxRequest { node: "n2".into(), ..request("r2") };
+    let status = create(&mut lab.api(), asked).await.expect_err("failed");
     assert!(status.message().contains("node n2: failed on purpose"), "{}", status.message());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_is_asked_for_and_not_made_twice() {
+async fn lost_answer_does_not_create_twice() {
     let lab = Lab::new().await;
     for cut in [Cut::After, Cut::Before] {
         let request = format!("r{cut:?}");
@@ -162,7 +162,7 @@ async fn a_lost_answer_is_asked_for_and_not_made_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_hangs_is_unknown_and_then_left_with_a_cancel() {
+async fn hanging_node_is_abandoned_with_a_pending_cancel() {
     let mut lab = Lab::new().await;
     // n1 accepts it, and goes down before it is up.
     lab.agents[0].faults(|faults| faults.boot = Duration::from_secs(5));
@@ -192,7 +192,7 @@ async fn a_node_that_hangs_is_unknown_and_then_left_with_a_cancel() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_in_the_middle_is_finished_after_a_restart() {
+async fn restart_finishes_a_creation_under_way() {
     let mut lab = Lab::new().await;
     for agent in &lab.agents {
         agent.faults(|faults| faults.boot = Duration::from_secs(30));
@@ -209,7 +209,7 @@ async fn a_creation_in_the_middle_is_finished_after_a_restart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_hangs_up_changes_nothing() {
+async fn creation_continues_when_the_caller_hangs_up() {
     let lab = Lab::new().await;
     for agent in &lab.agents {
         agent.faults(|faults| faults.boot = Duration::from_secs(3));
@@ -222,7 +222,7 @@ async fn a_caller_that_hangs_up_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_can_be_deleted_in_the_middle() {
+async fn creation_under_way_can_be_deleted() {
     let lab = Lab::new().await;
     for agent in &lab.agents {
         agent.faults(|faults| faults.boot = Duration::from_secs(60));
@@ -265,7 +265,7 @@ async fn a_creation_can_be_deleted_in_the_middle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_preset_is_a_size_and_labels_choose_the_node() {
+async fn preset_sets_the_size_and_labels_choose_the_node() {
     let mut lab = Lab::new().await;
     let small = proto::spec::Size { cpu_cores: 2, memory_mib: 1024, disk_gib: 0 };
     lab.options.sizes = [("small".parse().expect("valid"), small)].into();
@@ -290,13 +290,13 @@ async fn a_preset_is_a_size_and_labels_choose_the_node() {
     }
     let tpu = Placement { require: label("tpu"), ..Placement::default() };
     let refused = create(&mut lab.api(), ask("r6", "", tpu)).await;
-    assert_eq!(reason(refused), Reason::NoCapacity, "no node has it, and none will in a moment");
+    assert_eq!(reason(refused), Reason::NeverFits, "no node has it, and none will in a moment");
     let refused = create(&mut lab.api(), ask("r7", "huge", Placement::default())).await;
     assert_eq!(reason(refused), Reason::FieldInvalid);
 }
 
 #[tokio::test(start_paused = true)]
-async fn bids_choose_by_what_the_nodes_say_at_that_moment() {
+async fn reservations_choose_by_fresh_reports() {
     let mut lab = Lab::new().await;
     lab.options.bids = 3;
     lab.start().await;
@@ -312,12 +312,12 @@ async fn bids_choose_by_what_the_nodes_say_at_that_moment() {
     let answer = lab.api().explain_placement(ExplainPlacementRequest { subject }).await;
     let explained = answer.expect("explained").into_inner().decision.expect("a decision").nodes;
     let verdict = |node: &str| explained.iter().find(|verdict| verdict.node == node).expect("told");
-    assert_eq!(verdict("n2").filtered, "NO_BID");
+    assert_eq!(verdict("n2").filtered(), Filtered::NoReservation);
     assert!(verdict("n2").detail.contains("refused on purpose"), "{explained:?}");
     assert!(verdict("n1").score > verdict("n3").score, "{explained:?}");
     for agent in &lab.agents {
         let given_back = async {
-            while !agent.seats().is_empty() {
+            while !agent.reservations().is_empty() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -343,7 +343,20 @@ async fn bids_choose_by_what_the_nodes_say_at_that_moment() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_never_be_is_refused_at_once() {
+async fn cordoned_node_that_is_asked_for_by_name_refuses_at_once() {
+    let lab = Lab::new().await;
+    lab.agents[0].load(|load| load.cordoned = true);
+    let begun = tokio::time::Instant::now();
+    let there = CreateSandboxRequest { node: "n1".into(), ..request("r1") };
+    let status = create(&mut lab.api(), there).await.expect_err("cordoned");
+    assert!(begun.elapsed() < Duration::from_secs(5), "it waited in a queue");
+    assert_eq!(daemon::status::reason(&status), Some(Reason::NodeCordoned));
+    assert!(status.message().contains("n1"), "{status:?}");
+    assert_ne!(lab.create("r2").await.expect("elsewhere").node, "n1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn impossible_request_is_refused_at_once() {
     let lab = Lab::new().await;
     let try_it = async |change: fn(&mut CreateSandboxRequest)| {
         let mut request = request("r1");
@@ -357,7 +370,7 @@ async fn what_can_never_be_is_refused_at_once() {
     let large = |r: &mut CreateSandboxRequest| {
         r.size = Some(Size { cpu_cores: 1, memory_mib: 500_000, disk_gib: 0 });
     };
-    assert_eq!(try_it(large).await, Reason::NoCapacity);
+    assert_eq!(try_it(large).await, Reason::NeverFits);
     for bad in [
         (|r| r.request_id = "a\nb".into()) as fn(&mut CreateSandboxRequest),
         |r| r.snapshot_id = "--force".into(),
@@ -384,7 +397,7 @@ async fn what_can_never_be_is_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_never_left_goes_to_another_node_at_once() {
+async fn unsent_attempt_goes_to_another_node_at_once() {
     let lab = Lab::new().await;
     for agent in &lab.agents[1..] {
         agent.load(|load| load.cpu_busy = 0.9);
@@ -394,5 +407,5 @@ async fn what_never_left_goes_to_another_node_at_once() {
     lab.agents[0].down();
     let sandbox = lab.create("r1").await.expect("made elsewhere");
     assert_eq!((sandbox.node.as_str(), sandbox.phase()), ("n2", Phase::Running));
-    assert!(lab.agents[0].heard().is_empty());
+    assert!(lab.agents[0].received().is_empty());
 }

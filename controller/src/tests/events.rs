@@ -30,7 +30,7 @@ async fn read(api: &mut Api, request: WatchEventsRequest) -> (Vec<Event>, u64) {
     (events, seen)
 }
 
-async fn of(lab: &Lab, id: &str, after_revision: u64) -> Vec<Event> {
+pub(super) async fn of(lab: &Lab, id: &str, after_revision: u64) -> Vec<Event> {
     let request = WatchEventsRequest { id: id.into(), after_revision, ..Default::default() };
     read(&mut lab.api(), request).await.0
 }
@@ -47,7 +47,7 @@ fn kinds(events: &[Event]) -> Vec<EventKind> {
 }
 
 /// Waits until the log is written; a controller dropped without `stop` would not do that.
-async fn settled(lab: &Lab) {
+pub(super) async fn settled(lab: &Lab) {
     lab.domain().nodes().log.flushed().await.expect("written");
 }
 
@@ -73,7 +73,7 @@ impl Lab {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_life_is_told_in_order_with_who_did_it() {
+async fn logs_a_life_in_order_with_its_actors() {
     use EventKind as E;
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
@@ -84,7 +84,10 @@ async fn a_life_is_told_in_order_with_who_did_it() {
     lab.api().expose_http_service(expose).await.expect("exposed");
     let hide = HideHttpServiceRequest { id: id.clone(), name: "web".into() };
     lab.api().hide_http_service(hide).await.expect("hidden");
-    lab.api().stop_sandbox(StopSandboxRequest { id: id.clone() }).await.expect("stopped");
+    lab.api()
+        .stop_sandbox(StopSandboxRequest { id: id.clone(), grace: None })
+        .await
+        .expect("stopped");
     lab.api().start_sandbox(StartSandboxRequest { id: id.clone() }).await.expect("started");
     // No caller requests this one.
     let holder = lab.holder(&id).clone();
@@ -138,7 +141,7 @@ async fn a_life_is_told_in_order_with_who_did_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_teams_events_never_show() {
+async fn events_of_another_team_never_show() {
     let lab = Lab::new().await;
     let ours = lab.create("r1").await.expect("made").id;
     let blue = token(&lab.store, "blue", "sandbox").await;
@@ -178,7 +181,7 @@ async fn another_teams_events_never_show() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restart_of_the_controller_gives_no_gap_and_no_double() {
+async fn restart_leaves_no_gap_and_no_double_event() {
     use EventKind as E;
     let mut lab = Lab::new().await;
     let id = lab.create("r1").await.expect("made").id;
@@ -209,7 +212,7 @@ async fn a_restart_of_the_controller_gives_no_gap_and_no_double() {
 
 /// A crash between the write of an event and the next write: a repeated report adds no event.
 #[tokio::test(start_paused = true)]
-async fn what_a_node_says_again_is_not_written_again() {
+async fn repeated_report_is_not_logged_again() {
     let mut lab = Lab::new().await;
     let id = lab.create("r1").await.expect("made").id;
     lab.pause(&id).await;
@@ -219,7 +222,7 @@ async fn what_a_node_says_again_is_not_written_again() {
     let row = lab.store.get(&id.parse().expect("id")).await.expect("read").expect("a row");
     let mut old = Sandbox::decode(row.last.as_slice()).expect("a sandbox");
     old.set_phase(Phase::Paused);
-    let seen = crate::store::Seen {
+    let seen = crate::store::KnownState {
         id: row.id,
         team: row.team,
         request_id: row.request_id,
@@ -229,14 +232,14 @@ async fn what_a_node_says_again_is_not_written_again() {
         ended_ms: 0,
         last: old.encode_to_vec(),
     };
-    lab.store.remember(vec![seen], vec![]).await.expect("written");
+    lab.store.put_states(vec![seen], vec![]).await.expect("written");
     lab.start().await;
     settled(&lab).await;
     assert_eq!(of(&lab, &id, 0).await, before);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_kept_any_more_is_told_with_where_it_begins() {
+async fn pruned_events_are_reported_with_the_first_kept_revision() {
     let mut lab = Lab::new().await;
     lab.events.max = 10;
     lab.start().await;
@@ -273,7 +276,7 @@ async fn what_is_not_kept_any_more_is_told_with_where_it_begins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_follower_hears_what_comes_and_a_sign_of_life() {
+async fn follower_gets_new_events_and_heartbeats() {
     let lab = Lab::new().await;
     let id = lab.create("r1").await.expect("made").id;
     let from_now = WatchEventsRequest { follow: true, last: Some(0), ..Default::default() };
@@ -295,7 +298,7 @@ async fn a_follower_hears_what_comes_and_a_sign_of_life() {
 
 /// Nothing is buffered for a reader that does not read: it gets what it missed, or EVENTS_GONE.
 #[tokio::test(start_paused = true)]
-async fn a_slow_reader_holds_nothing() {
+async fn slow_reader_holds_no_events_in_memory() {
     let mut lab = Lab::new().await;
     lab.events.max = 3000;
     lab.start().await;
@@ -337,12 +340,12 @@ async fn a_slow_reader_holds_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_that_moves_and_one_that_fails() {
+async fn logs_a_retried_and_a_failed_creation() {
     use EventKind as E;
     let lab = Lab::new().await;
-    let wish = CreateSandboxRequest { node: "n1".into(), ..request("r0") };
+    let asked = CreateSandboxRequest { node: "n1".into(), ..request("r0") };
     lab.agents[0].faults(|faults| faults.fail = Some(Reason::PctFailed));
-    let failed = create(&mut lab.api(), wish).await;
+    let failed = create(&mut lab.api(), asked).await;
     assert!(failed.is_err());
     let (events, seen) = read(&mut lab.api(), WatchEventsRequest::default()).await;
     let told: Vec<_> = events.iter().map(|event| (event.kind(), reason_of(event))).collect();
@@ -363,7 +366,7 @@ async fn a_creation_that_moves_and_one_that_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_was_left_is_called_off_when_its_node_is_back() {
+async fn logs_the_cancel_of_an_abandoned_attempt() {
     let lab = Lab::new().await;
     lab.agents[0].faults(|faults| faults.cut = Some(node::fake::Cut::After));
     for agent in &lab.agents[1..] {
@@ -371,8 +374,8 @@ async fn an_attempt_that_was_left_is_called_off_when_its_node_is_back() {
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let wait = Some(prost_types::Duration::default());
-    let wish = CreateSandboxRequest { wait, ..request("r1") };
-    let id = create(&mut lab.api(), wish).await.expect("accepted").id;
+    let asked = CreateSandboxRequest { wait, ..request("r1") };
+    let id = create(&mut lab.api(), asked).await.expect("accepted").id;
     tokio::time::sleep(Duration::from_millis(200)).await;
     lab.agents[0].down();
     lab.until(&id, Phase::Running).await;
@@ -382,7 +385,7 @@ async fn an_attempt_that_was_left_is_called_off_when_its_node_is_back() {
     settled(&lab).await;
     let events = of(&lab, &id, 0).await;
     use EventKind as E;
-    let expected = [E::CreateAsked, E::AttemptMoved, E::Created, E::AttemptCalledOff];
+    let expected = [E::CreateAsked, E::AttemptMoved, E::Created, E::AttemptCancelled];
     assert_eq!(kinds(&events), expected);
     assert_eq!(
         (reason_of(&events[1]), events[3].node.as_str()),
@@ -391,7 +394,7 @@ async fn an_attempt_that_was_left_is_called_off_when_its_node_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_node_lost_is_told_once() {
+async fn lost_sandbox_is_logged_once() {
     use EventKind as E;
     let mut lab = Lab::new().await;
     let id = lab.create("r1").await.expect("made").id;
@@ -412,7 +415,7 @@ async fn what_a_node_lost_is_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_of_the_controller_leaves_nothing_unwritten() {
+async fn stop_writes_all_events() {
     let mut lab = Lab::new().await;
     let id = lab.create("r1").await.expect("made").id;
     let (_, seen) = read(&mut lab.api(), WatchEventsRequest::default()).await;
@@ -428,7 +431,7 @@ async fn a_stop_of_the_controller_leaves_nothing_unwritten() {
 }
 
 #[tokio::test]
-async fn the_log_goes_on_over_sqlite() {
+async fn event_log_works_over_sqlite() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("c.db");
     let open = || Arc::new(crate::store::sqlite::Sqlite::open(&path).expect("store"));

@@ -30,7 +30,7 @@ pub(super) async fn command(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_runs_to_its_end() {
+async fn command_runs_to_its_end() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let vmid = format!("cmux-{}", sandbox.vmid);
@@ -62,7 +62,7 @@ async fn a_command_runs_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_goes_both_ways_and_is_never_silent() {
+async fn exec_stream_goes_both_ways_with_heartbeats() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let input = stream::iter([
@@ -106,7 +106,7 @@ async fn a_stream_goes_both_ways_and_is_never_silent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_reader_slows_the_command() {
+async fn slow_reader_slows_the_command() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let start = message(exec_request::Message::Start(argv(&sandbox.id, &["yes"])));
@@ -120,11 +120,14 @@ async fn a_slow_reader_slows_the_command() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_run_runs_nothing() {
+async fn stopped_sandbox_runs_no_command() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let id = sandbox.id.clone();
-    lab.api().stop_sandbox(StopSandboxRequest { id: id.clone() }).await.expect("stopped");
+    lab.api()
+        .stop_sandbox(StopSandboxRequest { id: id.clone(), grace: None })
+        .await
+        .expect("stopped");
     let stopped = command(&lab, argv(&id, &["true"]), Bytes::new()).await;
     assert_eq!(reason(stopped), Reason::SandboxNotRunning);
     lab.api().start_sandbox(StartSandboxRequest { id: id.clone() }).await.expect("started");
@@ -137,7 +140,7 @@ async fn what_does_not_run_runs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_must_begin_with_its_start_and_have_one() {
+async fn exec_stream_must_begin_with_one_start() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let input = stream::iter([message(exec_request::Message::StdinEof(true))]);

@@ -57,7 +57,7 @@ async fn kinds(lab: &Lab, id: &str) -> Vec<EventKind> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_replaced_leaves_a_creation_to_the_next() {
+async fn replaced_controller_leaves_a_creation_to_the_next() {
     let memory = Arc::new(Memory::new());
     let mut lab = slow(&memory).await;
     let answer = begin(&lab).await;
@@ -75,7 +75,7 @@ async fn who_was_replaced_leaves_a_creation_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_deleted_is_not_made_again_over_an_old_copy_of_the_store() {
+async fn deleted_sandbox_is_not_made_again_over_an_old_store() {
     let memory = Arc::new(Memory::new());
     let mut lab = slow(&memory).await;
     let answer = begin(&lab).await;
@@ -89,7 +89,7 @@ async fn what_was_deleted_is_not_made_again_over_an_old_copy_of_the_store() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_copy_of_the_store_goes_on_with_the_attempt_that_came_up() {
+async fn old_store_continues_with_the_attempt_that_came_up() {
     let (mut lab, copy, made) = made_elsewhere().await;
     restored(&mut lab, copy).await;
     let same = lab.until(&made.id, Phase::Running).await;
@@ -98,7 +98,7 @@ async fn an_old_copy_of_the_store_goes_on_with_the_attempt_that_came_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_was_called_off_is_no_end_while_a_node_is_away() {
+async fn cancelled_attempt_does_not_end_a_creation_while_a_node_is_away() {
     let (mut lab, copy, made) = made_elsewhere().await;
     let holder = lab.holder(&made.id).clone();
     // The sandbox had come up, and was cancelled in favour of the second attempt.
@@ -120,7 +120,7 @@ async fn an_attempt_that_was_called_off_is_no_end_while_a_node_is_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_an_old_copy_does_not_know_and_that_was_deleted_is_not_made_again() {
+async fn deleted_attempt_unknown_to_an_old_store_is_not_made_again() {
     let (mut lab, copy, made) = made_elsewhere().await;
     lab.api().delete_sandbox(DeleteSandboxRequest { id: made.id.clone() }).await.expect("deleted");
     // The copy knows the first attempt, whose node reports that it failed.
@@ -131,7 +131,7 @@ async fn an_attempt_that_an_old_copy_does_not_know_and_that_was_deleted_is_not_m
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_holds_a_later_attempt_than_an_old_copy_knows_is_believed() {
+async fn later_attempt_on_a_node_beats_an_old_store() {
     let memory = Arc::new(Memory::new());
     let mut lab = slow(&memory).await;
     let answer = begin(&lab).await;
@@ -146,12 +146,12 @@ async fn a_node_that_holds_a_later_attempt_than_an_old_copy_knows_is_believed() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_empty_store_finds_what_came_up_and_calls_off_what_was_given_up() {
+async fn empty_store_finds_the_running_attempt_and_cancels_the_abandoned_one() {
     let mut lab = Lab::new().await;
     let made = lab.create("r1").await.expect("made");
     let holder = lab.holder(&made.id).clone();
     let mut others = lab.agents.iter().filter(|agent| agent.name() != holder.name());
-    let (void, tombstone) = (others.next().expect("a node"), others.next().expect("a node"));
+    let (stale, tombstone) = (others.next().expect("a node"), others.next().expect("a node"));
     // Three attempts, the last of which came up; the store with a node's pending cancel is lost.
     let at = |agent: &FakeAgent, attempt| Sandbox {
         attempt,
@@ -161,7 +161,7 @@ async fn an_empty_store_finds_what_came_up_and_calls_off_what_was_given_up() {
     let mut failed = at(tombstone, 1);
     failed.set_phase(Phase::Failed);
     tombstone.put(failed);
-    void.put(at(void, 2));
+    stale.put(at(stale, 2));
     holder.put(at(&holder, 3));
     restored(&mut lab, Memory::new()).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -173,7 +173,7 @@ async fn an_empty_store_finds_what_came_up_and_calls_off_what_was_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_node_hears_of_an_epoch_that_was_raised_for_another() {
+async fn raised_epoch_reaches_every_node() {
     let mut lab = Lab::new().await;
     lab.agents[2].set_epoch(1000);
     restored(&mut lab, Memory::new()).await;

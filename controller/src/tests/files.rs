@@ -52,7 +52,7 @@ async fn files_are_written_and_read() {
     assert_eq!(file.expect("a file").size, 1);
     assert_eq!(reason(api.stat_file(path("/srv/c")).await), Reason::FileNotFound);
     assert_eq!(reason(api.read_file(read(&vmid, "/srv/c")).await), Reason::FileNotFound);
-    let list = ListDirRequest { id: vmid.clone(), path: "/srv".into(), user: String::new() };
+    let list = ListDirRequest { id: vmid.clone(), path: "/srv".into(), ..Default::default() };
     let entries = api.list_dir(list).await.expect("listed").into_inner().entries;
     assert_eq!(entries.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     let remove = RemoveFileRequest {
@@ -67,7 +67,37 @@ async fn files_are_written_and_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_out_of_bounds_goes_nowhere() {
+async fn write_that_fails_midway_tells_what_is_written() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let (id, mut api) = (sandbox.id.clone(), lab.api());
+    let files = ["/a", "/b", "/srv/unwritable", "/c"].map(|path| content(path, b"new"));
+    let status = api.write_files(write(&id, files.into())).await.expect_err("refused");
+    let (reason, metadata) = daemon::status::info(&status).expect("ours");
+    assert_eq!(reason, "FILE_REFUSED");
+    assert_eq!(metadata["files_written"], "2");
+    assert_eq!(metadata["failed_path"], "/srv/unwritable");
+    let stat =
+        |path: &str| StatFileRequest { id: id.clone(), path: path.into(), ..Default::default() };
+    api.stat_file(stat("/b")).await.expect("written");
+    assert_eq!(super::reason(api.stat_file(stat("/c")).await), Reason::FileNotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalid_file_is_named_by_its_index() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    let mode = FileContent { mode: 0o10000, ..content("/a", b"") };
+    for (bad, field) in [(content("srv", b""), "files[1].path"), (mode, "files[1].mode")] {
+        let files = vec![content("/ok", b""), bad];
+        let status = lab.api().write_files(write(&sandbox.id, files)).await.expect_err("invalid");
+        // The same as in the details: see `daemon::status`.
+        assert!(status.message().starts_with(&format!("{field} must")), "{status:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_out_of_bounds_reach_no_node() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let (id, mut api) = (sandbox.id.clone(), lab.api());
@@ -98,7 +128,7 @@ async fn what_is_out_of_bounds_goes_nowhere() {
 }
 
 fn upload(id: &str, path: &str) -> UploadArchiveRequest {
-    let start = ArchiveStart { id: id.into(), path: path.into(), user: String::new() };
+    let start = ArchiveStart { id: id.into(), path: path.into(), ..ArchiveStart::default() };
     UploadArchiveRequest { message: Some(upload_archive_request::Message::Start(start)) }
 }
 
@@ -108,7 +138,7 @@ fn data(bytes: &[u8]) -> UploadArchiveRequest {
 }
 
 #[tokio::test(start_paused = true)]
-async fn archives_go_up_and_come_down() {
+async fn archives_are_uploaded_and_downloaded() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let (id, mut api) = (sandbox.id.clone(), lab.api());
@@ -136,6 +166,15 @@ async fn archives_go_up_and_come_down() {
         let input = stream::iter([upload(&id, "/half"), data(b"x"), wrong]);
         assert_eq!(reason(api.upload_archive(input).await), Reason::FieldInvalid);
     }
+    let start = ArchiveStart {
+        owner: "a b".into(),
+        id: id.clone(),
+        path: "/a".into(),
+        ..Default::default()
+    };
+    let start = Some(upload_archive_request::Message::Start(start));
+    let input = stream::iter([UploadArchiveRequest { message: start }]);
+    assert_eq!(reason(api.upload_archive(input).await), Reason::FieldInvalid);
     let silent = stream::iter([upload(&id, "/half"), data(b"x")]).chain(stream::pending());
     assert_eq!(reason(api.upload_archive(silent).await), Reason::OutcomeUnknown);
     lab.holder(&id).down();

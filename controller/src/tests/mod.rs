@@ -9,9 +9,13 @@ mod events;
 mod exec;
 mod failover;
 mod files;
+mod first_files;
 mod flood;
+mod lists;
+mod names;
 mod nodes;
 mod pause;
+mod resize;
 mod sessions;
 mod stalls;
 mod tls;
@@ -29,7 +33,8 @@ use proto::{
     Reason,
     id::SandboxRef,
     sandbox::v1::{
-        CreateSandboxRequest, Phase, Sandbox, operator_service_client::OperatorServiceClient,
+        CreateSandboxRequest, Phase, Progress, Sandbox,
+        operator_service_client::OperatorServiceClient,
         sandbox_service_client::SandboxServiceClient,
     },
 };
@@ -216,6 +221,14 @@ impl Lab {
     }
 
     async fn until(&self, id: &str, phase: Phase) -> Sandbox {
+        self.until_seen(id, |view| view.phase() == phase).await
+    }
+
+    async fn until_progress(&self, id: &str, progress: Progress) -> Sandbox {
+        self.until_seen(id, |view| view.progress() == progress).await
+    }
+
+    async fn until_seen(&self, id: &str, seen: impl Fn(&Sandbox) -> bool) -> Sandbox {
         let cache = &self.domain().nodes().cache;
         let name: SandboxRef = id.parse().expect("id");
         let entry = cache.get(&name).expect("known");
@@ -223,7 +236,7 @@ impl Lab {
         let reached = async {
             loop {
                 let view = cache.view(&cache.get(&name).expect("known"));
-                if view.phase() == phase {
+                if seen(&view) {
                     return view;
                 }
                 changes.changed().await.expect("the cache lives");

@@ -6,7 +6,7 @@ use super::*;
 use crate::node::calls::Call;
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_is_down_makes_its_sandboxes_unreachable_and_not_gone() {
+async fn sandboxes_of_a_down_node_are_unreachable_and_not_gone() {
     let mut lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let holder = lab.holder(&sandbox.id).clone();
@@ -14,7 +14,7 @@ async fn a_node_that_is_down_makes_its_sandboxes_unreachable_and_not_gone() {
     lab.until(&sandbox.id, Phase::Unreachable).await;
     let delete = DeleteSandboxRequest { id: sandbox.id.clone() };
     assert_eq!(reason(lab.api().delete_sandbox(delete.clone()).await), Reason::NodeUnreachable);
-    let stop = StopSandboxRequest { id: sandbox.id.clone() };
+    let stop = StopSandboxRequest { id: sandbox.id.clone(), grace: None };
     assert_eq!(reason(lab.api().stop_sandbox(stop).await), Reason::NodeUnreachable);
 
     // A controller that starts while the node is down knows the sandbox, by its vmid too.
@@ -26,7 +26,7 @@ async fn a_node_that_is_down_makes_its_sandboxes_unreachable_and_not_gone() {
     let ready: Vec<_> = nodes.nodes.iter().map(|node| node.ready).collect();
     assert_eq!(ready.iter().filter(|ready| **ready).count(), 2);
     let fsck = lab.operator().fsck(FsckRequest {}).await.expect("fsck").into_inner();
-    assert_eq!((fsck.nodes, fsck.findings[0].invariant.as_str()), (2, "UNCHECKED"));
+    assert_eq!((fsck.nodes, fsck.findings[0].invariant()), (2, Invariant::Unchecked));
 
     holder.up();
     lab.until(&sandbox.id, Phase::Running).await;
@@ -36,7 +36,7 @@ async fn a_node_that_is_down_makes_its_sandboxes_unreachable_and_not_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_is_compared_within_the_team_and_old_ones_are_pruned() {
+async fn compare_and_prune_stay_within_the_team() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let other = lab.create("r2").await.expect("made");
@@ -79,7 +79,7 @@ async fn a_list_is_compared_within_the_team_and_old_ones_are_pruned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_goes_on_where_it_was_after_a_cut() {
+async fn watch_resumes_after_a_cut() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let holder = lab.holder(&sandbox.id).clone();
@@ -93,7 +93,7 @@ async fn a_watch_goes_on_where_it_was_after_a_cut() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_journal_is_noticed_and_nothing_is_called_gone() {
+async fn lost_journal_is_noticed_and_deletes_nothing() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let holder = lab.holder(&sandbox.id).clone();
@@ -101,7 +101,7 @@ async fn a_lost_journal_is_noticed_and_nothing_is_called_gone() {
     lab.net.cut(holder.name());
     lab.until(&sandbox.id, Phase::Unreachable).await;
     let fsck = lab.operator().fsck(FsckRequest {}).await.expect("fsck").into_inner();
-    assert_eq!(fsck.findings[0].invariant, "I2");
+    assert_eq!(fsck.findings[0].invariant(), Invariant::I2);
     // The owner can still delete it.
     let delete = DeleteSandboxRequest { id: sandbox.id.clone() };
     lab.api().delete_sandbox(delete).await.expect("deleted");
@@ -109,7 +109,7 @@ async fn a_lost_journal_is_noticed_and_nothing_is_called_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_was_lost_is_rebuilt_from_the_nodes() {
+async fn lost_store_is_rebuilt_from_the_nodes() {
     let mut lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let epoch = lab.agents[0].epoch();
@@ -123,7 +123,7 @@ async fn a_store_that_was_lost_is_rebuilt_from_the_nodes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn over_a_lost_store_nothing_new_is_made_before_every_node_was_heard() {
+async fn lost_store_creates_nothing_before_every_node_has_reported() {
     let mut lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let holder = lab.holder(&sandbox.id).clone();
@@ -143,7 +143,7 @@ async fn over_a_lost_store_nothing_new_is_made_before_every_node_was_heard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_controller_that_was_replaced_is_fenced() {
+async fn replaced_controller_is_fenced() {
     let lab = Lab::new().await;
     for agent in &lab.agents {
         agent.set_epoch(1000);
@@ -154,22 +154,22 @@ async fn a_controller_that_was_replaced_is_fenced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_without_an_answer_keeps_new_work_away() {
+async fn call_without_an_answer_keeps_new_work_away() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let holder = lab.holder(&sandbox.id).clone();
-    holder.faults(|faults| faults.unanswered = Some(Call::SetIntake));
+    holder.faults(|faults| faults.unanswered = Some(Call::SetScheduling));
     let cordon = CordonNodeRequest { node: holder.name().to_string(), why: String::new() };
     assert_eq!(reason(lab.operator().cordon_node(cordon).await), Reason::OutcomeUnknown);
     let status = lab.domain().nodes().statuses();
     let status = status.iter().find(|status| status.name == *holder.name()).expect("listed");
     assert!(status.not_ready.as_deref().is_some_and(|why| why.contains("time out")), "{status:?}");
-    let wish = CreateSandboxRequest { node: holder.name().to_string(), ..request("r2") };
-    assert_eq!(reason(create(&mut lab.api(), wish).await), Reason::NodeUnreachable);
+    let asked = CreateSandboxRequest { node: holder.name().to_string(), ..request("r2") };
+    assert_eq!(reason(create(&mut lab.api(), asked).await), Reason::NodeUnreachable);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nodes_are_discovered_and_remembered() {
+async fn discovered_nodes_are_stored() {
     let mut lab = Lab::new().await;
     lab.agents[0].add_member("n1", "10.0.0.1");
     lab.agents[0].add_member("n2", "10.0.0.2");
@@ -192,7 +192,7 @@ async fn nodes_are_discovered_and_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_seed_gives_the_same_history() {
+async fn same_seed_gives_the_same_history() {
     let history = async || {
         let lab = Lab::new().await;
         let mut ids = Vec::new();
@@ -206,7 +206,7 @@ async fn the_same_seed_gives_the_same_history() {
 }
 
 #[tokio::test]
-async fn it_all_works_over_sqlite_too() {
+async fn creation_works_over_sqlite() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("c.db");
     let open = || Arc::new(crate::store::sqlite::Sqlite::open(&path).expect("store"));

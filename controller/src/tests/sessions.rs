@@ -71,7 +71,7 @@ impl Chance {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_that_break_lose_and_double_nothing() {
+async fn broken_connections_lose_and_repeat_nothing() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let agent = lab.holder(&sandbox.id).clone();
@@ -109,7 +109,7 @@ async fn connections_that_break_lose_and_double_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn both_outputs_come_whole_over_broken_connections() {
+async fn both_outputs_are_complete_over_broken_connections() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let agent = lab.holder(&sandbox.id).clone();
@@ -125,7 +125,7 @@ async fn both_outputs_come_whole_over_broken_connections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_attaches_where_it_left() {
+async fn caller_attaches_where_it_left() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let agent = lab.holder(&sandbox.id).clone();
@@ -166,7 +166,10 @@ async fn a_caller_attaches_where_it_left() {
     let foreign = lab.api_as(&blue).exec(stream::iter([attached()])).await;
     assert_eq!(reason(foreign), Reason::SandboxNotFound);
     let id = sandbox.id.clone();
-    lab.api().stop_sandbox(StopSandboxRequest { id: id.clone() }).await.expect("stopped");
+    lab.api()
+        .stop_sandbox(StopSandboxRequest { id: id.clone(), grace: None })
+        .await
+        .expect("stopped");
     lab.api().start_sandbox(StartSandboxRequest { id }).await.expect("started");
     assert_eq!(reason(lab.api().exec(stream::iter([attached()])).await), Reason::ExecLost);
     assert_eq!(reason(lab.api().exec(stream::iter([run()])).await), Reason::ExecLost);
@@ -174,7 +177,7 @@ async fn a_caller_attaches_where_it_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_gone_on_with_says_so() {
+async fn command_that_cannot_continue_says_so() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let agent = lab.holder(&sandbox.id).clone();
@@ -207,7 +210,7 @@ async fn what_cannot_be_gone_on_with_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn output_that_was_not_kept_over_a_break_is_not_told_as_the_commands_end() {
+async fn missing_output_after_a_break_is_not_the_end_of_the_command() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let agent = lab.holder(&sandbox.id).clone();
@@ -221,7 +224,7 @@ async fn output_that_was_not_kept_over_a_break_is_not_told_as_the_commands_end()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_named_command_is_waited_for_over_several_calls() {
+async fn named_command_is_awaited_over_several_calls() {
     let lab = Lab::new().await;
     let sandbox = lab.create("r1").await.expect("made");
     let agent = lab.holder(&sandbox.id).clone();
@@ -260,7 +263,7 @@ async fn commands_are_listed_and_acted_on() {
     let run = start(named(&sandbox.id, "shell", &["cat"]));
     let input = stream::iter([run]).chain(stream::pending());
     let _output = lab.api().exec(input).await.expect("started").into_inner();
-    let list = ListExecsRequest { id: sandbox.vmid.to_string() };
+    let list = ListExecsRequest { id: sandbox.vmid.to_string(), ..Default::default() };
     let execs = lab.api().list_execs(list).await.expect("listed").into_inner().execs;
     let names: Vec<_> = execs.iter().map(|exec| (exec.exec_id.as_str(), exec.exit)).collect();
     assert_eq!(names, [("shell", None)]);
@@ -292,7 +295,7 @@ async fn commands_are_listed_and_acted_on() {
     let blue = token(&lab.store, "blue", "sandbox").await;
     let foreign = lab.api_as(&blue).resize_exec(resize).await;
     assert_eq!(reason(foreign), Reason::SandboxNotFound);
-    let foreign = lab.api_as(&blue).list_execs(ListExecsRequest { id }).await;
+    let foreign = lab.api_as(&blue).list_execs(ListExecsRequest { id, ..Default::default() }).await;
     assert_eq!(reason(foreign), Reason::SandboxNotFound);
 }
 
@@ -328,7 +331,7 @@ async fn grpc_web_streams_output_and_writes_stdin() {
     };
     let streamed = web(&lab, Some(&lab.red), "StreamExec", &request);
     let written = async {
-        let list = ListExecsRequest { id: sandbox.id.clone() };
+        let list = ListExecsRequest { id: sandbox.id.clone(), ..Default::default() };
         while lab.api().list_execs(list.clone()).await.expect("listed").get_ref().execs.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

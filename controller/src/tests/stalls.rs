@@ -234,12 +234,14 @@ impl Scene {
                             piece?;
                         }
                     }
-                    4 => drop(api.list_execs(ListExecsRequest { id: id.into() }).await?),
+                    4 => drop(
+                        api.list_execs(ListExecsRequest { id: id.into(), ..Default::default() })
+                            .await?,
+                    ),
                     5 => {
-                        let id = id.to_owned();
-                        let lifetime =
-                            SetLifetimeRequest { id, lifetime: Some(Lifetime::default()) };
-                        drop(api.set_lifetime(lifetime).await?);
+                        let change = Sandbox { id: id.into(), ..Sandbox::default() };
+                        let change = proto::update::request(change, &["lifetime"]);
+                        drop(api.update_sandbox(change).await?);
                     }
                     6 => {
                         let request = PauseSandboxRequest { id: id.into(), or_stop: false };
@@ -292,7 +294,7 @@ impl Scene {
         let mut api = self.red();
         let kill = async {
             for exec in api
-                .list_execs(ListExecsRequest { id: self.running.clone() })
+                .list_execs(ListExecsRequest { id: self.running.clone(), ..Default::default() })
                 .await?
                 .into_inner()
                 .execs
@@ -316,7 +318,7 @@ impl Scene {
 
     /// Returns how many callers are attached to this run.
     async fn attached(&self, exec_id: &str) -> u32 {
-        let request = ListExecsRequest { id: self.running.clone() };
+        let request = ListExecsRequest { id: self.running.clone(), ..Default::default() };
         let execs = self.red().list_execs(request).await.expect("a list").into_inner().execs;
         execs.iter().find(|exec| exec.exec_id == exec_id).expect("it runs").attached
     }
@@ -414,7 +416,7 @@ fn connection(lab: &Lab) -> (Channel, CancellationToken) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_goes_away_is_missed_though_its_stdin_was_not_taken() {
+async fn vanished_caller_is_noticed_though_its_stdin_was_not_taken() {
     let scene = Scene::new().await;
     for program in ["sleep", "yes"] {
         let (channel, cut) = connection(&scene.lab);
@@ -436,7 +438,7 @@ async fn a_caller_that_goes_away_is_missed_though_its_stdin_was_not_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_has_a_share_of_its_nodes_streams_and_no_more() {
+async fn sandbox_gets_no_more_than_its_share_of_streams() {
     let scene = Scene::new().await;
     let (mut held, mut cuts) = (Vec::new(), Vec::new());
     let refused = loop {
@@ -456,7 +458,7 @@ async fn a_sandbox_has_a_share_of_its_nodes_streams_and_no_more() {
     assert!(held.len() >= 64, "as many as it can run at a time: {}", held.len());
     let beside = "a sandbox with all its streams";
     scene.calls(&mut scene.lab.api_as(&scene.blue), &scene.other, beside).await;
-    let request = ListExecsRequest { id: scene.running.clone() };
+    let request = ListExecsRequest { id: scene.running.clone(), ..Default::default() };
     scene.red().list_execs(request).await.expect("calls do not need a stream");
     for cut in cuts {
         cut.cancel();
@@ -471,7 +473,7 @@ async fn a_sandbox_has_a_share_of_its_nodes_streams_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_for_commands_that_breaks_says_nothing_of_its_node() {
+async fn broken_bulk_connection_does_not_take_its_node_down() {
     let scene = Scene::new().await;
     let name = "n1".parse().expect("a node's name");
     let (to_command, input) = mpsc::channel(4);

@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn our_certificates_carry_a_creation() {
+async fn creation_works_over_our_certificates() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (data, out) = (dir.path().join("data"), dir.path().join("node"));
     let (files, _) = ca::init(&data, &["sandbox.localhost".into()]).expect("init");

@@ -7,7 +7,7 @@ use proto::{
     MESSAGE_BYTES_MAX,
     sandbox::v1::{
         CreateSandboxRequest, GetSandboxRequest, ListNodesRequest, ListSandboxesRequest, Phase,
-        operator_service_client::OperatorServiceClient,
+        SandboxFilter, operator_service_client::OperatorServiceClient,
         sandbox_service_client::SandboxServiceClient,
     },
 };
@@ -21,6 +21,11 @@ const TRIES: usize = 4;
 /// Longest wait for the controller, which does not answer while it restarts.
 const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// Returns the metadata by which a sandbox is found.
+pub(super) fn session(number: usize) -> String {
+    format!("s{number:06}")
+}
 
 /// One connection, shared by concurrent callers.
 #[derive(Clone)]
@@ -51,7 +56,7 @@ impl Caller {
         let message = CreateSandboxRequest {
             request_id: format!("fleet-{number:06}"),
             snapshot_id: SNAPSHOT.into(),
-            metadata: BTreeMap::from([("session".into(), format!("s{number:06}"))]),
+            metadata: BTreeMap::from([("session".into(), session(number))]),
             ..CreateSandboxRequest::default()
         };
         for _ in 0..TRIES {
@@ -76,10 +81,16 @@ impl Caller {
     }
 
     /// Returns the number of sandboxes on a page, and the token of the next page.
-    pub(super) async fn page(&self, page_size: u32, token: &str) -> Result<(usize, String)> {
+    pub(super) async fn page(
+        &self,
+        page_size: u32,
+        token: &str,
+        filter: Option<SandboxFilter>,
+    ) -> Result<(usize, String)> {
         let message = ListSandboxesRequest {
             page_size,
             page_token: token.into(),
+            filter,
             ..ListSandboxesRequest::default()
         };
         let request = self.authorised(message)?;

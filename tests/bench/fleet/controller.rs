@@ -43,21 +43,46 @@ impl Process {
         Ok(Self { dir: dir.to_owned(), program, address, child })
     }
 
-    /// Creates a token and opens `connections` connections with it.
+    /// Opens `connections` connections with a token.
     pub(super) fn callers(&self, connections: usize) -> Result<Vec<Caller>> {
-        let made = Command::new(&self.program)
-            .args(["token", "create", "--team", "fleet", "--scope", "operator", "--data-dir"])
-            .arg(&self.dir)
-            .output()?;
-        ensure!(made.status.success(), "no token: {}", String::from_utf8_lossy(&made.stderr));
-        let token: Arc<str> = String::from_utf8(made.stdout)?.trim().into();
-        let tls = daemon::tls::client_with_roots(&self.dir.join("ca/ca.crt"))?;
+        let token: Arc<str> = self.token()?.into();
+        let tls = daemon::tls::client_with_roots(&self.ca())?;
         let connect = |_| {
             let (address, tls) = (self.address.to_string(), tls.clone());
             let channel = daemon::channel::tls(daemon::flow::Leg::Api, &address, "localhost", tls)?;
             Ok(Caller::new(channel, token.clone()))
         };
         (0..connections).map(connect).collect()
+    }
+
+    /// Runs `sandboxctl get` so many times, and returns the CPU time of one run in milliseconds.
+    pub(super) fn get_cpu_ms(&self, id: &str, runs: u32) -> Result<f64> {
+        let mut command = Command::new(self.program.with_file_name("sandboxctl"));
+        command
+            .args(["get", id])
+            .env("SANDBOXCTL_ENDPOINT", format!("https://localhost:{}", self.address.port()))
+            .env("SANDBOXCTL_TOKEN", self.token()?)
+            .env("SANDBOXCTL_CA", self.ca());
+        let before = children_cpu_s()?;
+        for _ in 0..runs {
+            let got = command.output().context("sandboxctl does not start: is it built?")?;
+            ensure!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
+        }
+        Ok((children_cpu_s()? - before) * 1000.0 / f64::from(runs))
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.dir.join("ca/ca.crt")
+    }
+
+    /// Creates a token.
+    fn token(&self) -> Result<String> {
+        let made = Command::new(&self.program)
+            .args(["token", "create", "--team", "fleet", "--scope", "operator", "--data-dir"])
+            .arg(&self.dir)
+            .output()?;
+        ensure!(made.status.success(), "no token: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(String::from_utf8(made.stdout)?.trim().to_owned())
     }
 
     /// Kills the process with SIGKILL.
@@ -101,10 +126,20 @@ impl Process {
 
 /// Returns the CPU time of a process in seconds, user and system.
 pub(super) fn cpu_s(pid: u32) -> Result<f64> {
+    stat_s(pid, 11)
+}
+
+/// Returns the CPU time of our children that have ended, in seconds.
+fn children_cpu_s() -> Result<f64> {
+    stat_s(std::process::id(), 13)
+}
+
+/// Adds two fields of /proc/PID/stat, counted after the name.
+fn stat_s(pid: u32, first: usize) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in parentheses, may hold spaces.
     let (_, fields) = stat.rsplit_once(')').context("a name")?;
-    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    let ticks = fields.split_whitespace().skip(first).take(2).map(str::parse::<f64>);
     Ok(ticks.sum::<Result<f64, _>>()? / TICKS)
 }
 

@@ -9,6 +9,7 @@ mod controller;
 mod nodes;
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{Seek as _, SeekFrom, Write as _},
     path::Path,
@@ -20,9 +21,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use proto::sandbox::v1::{Phase, SandboxFilter};
 use tokio::{sync::OnceCell, task::JoinSet, time::sleep};
 
-use self::{caller::Caller, controller::Process, nodes::Fleet};
+use self::{
+    caller::{Caller, session},
+    controller::Process,
+    nodes::Fleet,
+};
 use crate::{
     figures::{Figures, median},
     placement::number,
@@ -46,8 +52,12 @@ const PAGES: usize = 300;
 /// Page sizes: the default, as 0, and the largest.
 const PAGE_SIZES: [(u32, &str); 2] = [(0, "list_page_ms"), (1000, "list_page_1000_ms")];
 
-const CREATES_PER_SECOND_AIM: f64 = 2_000.0;
+const CREATES_PER_SECOND_AIM: f64 = 2_400.0;
 const BYTES_PER_SANDBOX_AIM: f64 = 1_024.0;
+/// CPU time of `sandboxctl get`.
+const CLI_GET_CPU_MS_AIM: f64 = 10.0;
+/// Number of these calls: the kernel counts in steps of 10 ms.
+const GETS: u32 = 50;
 
 pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     let nodes = usize::try_from(number("PVE_SANDBOX_FLEET_NODES")?.unwrap_or(NODES))?;
@@ -88,12 +98,10 @@ pub(crate) async fn measure(figures: &mut Figures) -> Result<()> {
     let each = (after - before) / as_f64(sandboxes);
     aim(figures, "controller_bytes_per_sandbox", each, "bytes", BYTES_PER_SANDBOX_AIM, false);
 
-    for (size, name) in PAGE_SIZES {
-        let mut times = pages(&callers[0], size, sandboxes).await?;
-        let middle = median(&mut times);
-        figures.alone(name, middle, "ms");
-        figures.alone(&format!("{name}_p99"), times[times.len() * 99 / 100], "ms");
-    }
+    lists(figures, &callers[0], sandboxes).await?;
+
+    let cpu = process.get_cpu_ms(&filled.known, GETS)?;
+    aim(figures, "cli_get_cpu_ms", cpu, "ms", CLI_GET_CPU_MS_AIM, false);
 
     eprintln!("the controller is killed and comes back");
     process.kill()?;
@@ -180,11 +188,38 @@ async fn fill(callers: &[Caller], sandboxes: usize) -> Result<Filled> {
     })
 }
 
-/// Times pages one after the other, and begins again when all are through.
-async fn pages(caller: &Caller, size: u32, sandboxes: usize) -> Result<Vec<f64>> {
+/// Measures pages of the list of all sandboxes, without a filter and with one.
+async fn lists(figures: &mut Figures, caller: &Caller, sandboxes: usize) -> Result<()> {
+    let mut largest = 0.0;
+    for (size, name) in PAGE_SIZES {
+        let mut times = pages(caller, size, None, sandboxes).await?;
+        largest = median(&mut times);
+        figures.alone(name, largest, "ms");
+        figures.alone(&format!("{name}_p99"), times[times.len() * 99 / 100], "ms");
+    }
+    let unfiltered = "the page of 1000 without a filter";
+    // All fulfil this one: the pages are the same, and each sandbox on them is checked.
+    let running = SandboxFilter { phases: vec![Phase::Running.into()], ..Default::default() };
+    let mut times = pages(caller, 1000, Some(running), sandboxes).await?;
+    figures.add("list_1000_ms", median(&mut times), "ms", unfiltered, largest);
+    // One fulfils this one: all sandboxes are checked for one page.
+    let metadata = BTreeMap::from([("session".into(), session(0))]);
+    let one = SandboxFilter { metadata, ..Default::default() };
+    let mut times = pages(caller, 1000, Some(one), 1).await?;
+    figures.add("list_one_of_all_ms", median(&mut times), "ms", unfiltered, largest);
+    Ok(())
+}
+
+/// Times pages one after the other, and begins again when all `sandboxes` are through.
+async fn pages(
+    caller: &Caller,
+    size: u32,
+    filter: Option<SandboxFilter>,
+    sandboxes: usize,
+) -> Result<Vec<f64>> {
     let (mut times, mut token, mut listed) = (Vec::new(), String::new(), 0);
     while times.len() < PAGES {
-        let (took, page) = timed(caller.page(size, &token)).await;
+        let (took, page) = timed(caller.page(size, &token, filter.clone())).await;
         let (count, next) = page?;
         times.push(took);
         (listed, token) = (listed + count, next);
@@ -199,7 +234,7 @@ async fn pages(caller: &Caller, size: u32, sandboxes: usize) -> Result<Vec<f64>>
 async fn all_pages(caller: &Caller) -> Result<usize> {
     let (mut listed, mut token) = (0, String::new());
     loop {
-        let (count, next) = caller.page(1000, &token).await?;
+        let (count, next) = caller.page(1000, &token, None).await?;
         listed += count;
         if next.is_empty() {
             return Ok(listed);

@@ -3,7 +3,7 @@ use agent::pve::{CloneOrder, volume};
 use super::assert_kind;
 use crate::stage::{DEADLINE, Shown, Stage, mark, until};
 
-pub(super) async fn it_has_its_mark_and_its_volume(stage: &dyn Stage) -> Shown {
+pub(super) async fn cloned_container_has_its_mark_and_its_volume(stage: &dyn Stage) -> Shown {
     let order = stage.cloned().await;
     let (pve, vmid) = (stage.pve(), order.vmid);
     let config = pve.config(vmid).await.expect("read").expect("it is there");
@@ -17,7 +17,7 @@ pub(super) async fn it_has_its_mark_and_its_volume(stage: &dyn Stage) -> Shown {
     // For a linked clone, some of PVE's tools also write the base, and some storages a directory.
     assert_eq!(volume::key(&rootfs), volume::key(volume), "{rootfs} is {volume}");
     assert!(!pve.running(vmid).await);
-    assert_eq!(pve.init_pid(vmid).await, None);
+    assert_eq!(pve.init(vmid).await, None);
     assert_eq!(pve.configs().await.expect("list").get(&vmid), Some(&config));
     assert_eq!(pve.cluster().await.guests.get(&vmid), Some(pve.node()));
     let template = pve.config(stage.template()).await.expect("read").expect("the template");
@@ -26,7 +26,7 @@ pub(super) async fn it_has_its_mark_and_its_volume(stage: &dyn Stage) -> Shown {
     Shown::Yes
 }
 
-pub(super) async fn its_mark_is_there_from_the_first_write(stage: &dyn Stage) -> Shown {
+pub(super) async fn mark_is_written_before_the_volume(stage: &dyn Stage) -> Shown {
     let order = stage.order();
     if !stage.slow_next_clone(order.vmid).await {
         return Shown::NotHere("a clone that takes its time");
@@ -46,7 +46,7 @@ pub(super) async fn its_mark_is_there_from_the_first_write(stage: &dyn Stage) ->
     Shown::Yes
 }
 
-pub(super) async fn a_second_one_of_the_template_is_refused(stage: &dyn Stage) -> Shown {
+pub(super) async fn second_clone_of_a_busy_template_is_refused(stage: &dyn Stage) -> Shown {
     let (first, second) = (stage.order(), stage.order());
     if !stage.slow_next_clone(first.vmid).await {
         return Shown::NotHere("a clone that takes its time");
@@ -71,7 +71,7 @@ pub(super) async fn a_second_one_of_the_template_is_refused(stage: &dyn Stage) -
     Shown::Yes
 }
 
-pub(super) async fn a_taken_number_is_refused(stage: &dyn Stage) -> Shown {
+pub(super) async fn clone_to_a_taken_vmid_is_refused(stage: &dyn Stage) -> Shown {
     let order = stage.cloned().await;
     let before = stage.look(order.vmid).await;
     let other = CloneOrder { mark: mark(order.vmid), ..order.clone() };
@@ -83,7 +83,9 @@ pub(super) async fn a_taken_number_is_refused(stage: &dyn Stage) -> Shown {
     Shown::Yes
 }
 
-pub(super) async fn a_template_that_is_none_is_refused(stage: &dyn Stage) -> Shown {
+pub(super) async fn clone_of_a_missing_or_ordinary_container_is_refused(
+    stage: &dyn Stage,
+) -> Shown {
     let pve = stage.pve();
     let order = CloneOrder { template: stage.fresh(), ..stage.order() };
     assert_kind!(pve.clone_template(&order, DEADLINE).await, NotFound);
@@ -96,7 +98,7 @@ pub(super) async fn a_template_that_is_none_is_refused(stage: &dyn Stage) -> Sho
     Shown::Yes
 }
 
-pub(super) async fn it_goes_on_without_its_caller(stage: &dyn Stage) -> Shown {
+pub(super) async fn clone_continues_without_its_caller(stage: &dyn Stage) -> Shown {
     let order = stage.order();
     if !stage.slow_next_clone(order.vmid).await {
         return Shown::NotHere("a clone that takes its time");

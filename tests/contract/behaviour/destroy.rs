@@ -6,7 +6,7 @@ use proto::id::SandboxId;
 use super::assert_kind;
 use crate::stage::{DEADLINE, Moment, Shown, Stage, mark, until};
 
-pub(super) async fn it_is_idempotent(stage: &dyn Stage) -> Shown {
+pub(super) async fn destroy_is_idempotent(stage: &dyn Stage) -> Shown {
     let (pve, never) = (stage.pve(), stage.order());
     let own = stage.own().await;
     let nobody = never.mark.sandbox_id;
@@ -20,7 +20,9 @@ pub(super) async fn it_is_idempotent(stage: &dyn Stage) -> Shown {
     Shown::Yes
 }
 
-pub(super) async fn what_runs_is_stopped_first(stage: &dyn Stage) -> Shown {
+pub(super) async fn running_container_is_stopped_before_it_is_destroyed(
+    stage: &dyn Stage,
+) -> Shown {
     let order = stage.configured().await;
     stage.pve().start(order.vmid, DEADLINE).await.expect("start");
     assert!(stage.pve().running(order.vmid).await);
@@ -28,7 +30,7 @@ pub(super) async fn what_runs_is_stopped_first(stage: &dyn Stage) -> Shown {
     Shown::Yes
 }
 
-pub(super) async fn what_is_not_the_owners_is_refused(stage: &dyn Stage) -> Shown {
+pub(super) async fn destroy_of_a_container_of_another_owner_is_refused(stage: &dyn Stage) -> Shown {
     let own = stage.own().await;
     let pve = stage.pve();
     let ours = stage.cloned().await;
@@ -56,7 +58,9 @@ pub(super) async fn what_is_not_the_owners_is_refused(stage: &dyn Stage) -> Show
     Shown::Yes
 }
 
-pub(super) async fn what_is_protected_or_locked_is_refused(stage: &dyn Stage) -> Shown {
+pub(super) async fn destroy_of_a_protected_or_locked_container_is_refused(
+    stage: &dyn Stage,
+) -> Shown {
     let own = stage.own().await;
     let order = stage.cloned().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
@@ -149,7 +153,7 @@ pub(super) async fn a_killed_destruction_is_finished(stage: &dyn Stage) -> Shown
 
 /// Destroys while a `pct clone` of a killed agent still runs. The next agent must not take the
 /// container's absence, so far, for the end of the clone.
-pub(super) async fn it_waits_for_the_clone_of_an_earlier_life(stage: &dyn Stage) -> Shown {
+pub(super) async fn destroy_waits_for_the_clone_of_an_earlier_agent(stage: &dyn Stage) -> Shown {
     let own = stage.own().await;
     let early = stage.order();
     let late = stage.order();
@@ -175,7 +179,7 @@ pub(super) async fn it_waits_for_the_clone_of_an_earlier_life(stage: &dyn Stage)
     Shown::Yes
 }
 
-pub(super) async fn a_template_is_unlocked_only_from_the_dead(stage: &dyn Stage) -> Shown {
+pub(super) async fn template_is_not_unlocked_while_its_clone_runs(stage: &dyn Stage) -> Shown {
     let pve = stage.pve();
     pve.unlock_template(stage.template()).await.expect("nothing to unlock");
     let order = stage.order();
@@ -197,7 +201,7 @@ pub(super) async fn a_template_is_unlocked_only_from_the_dead(stage: &dyn Stage)
     Shown::Yes
 }
 
-pub(super) async fn a_clone_that_was_told_to_stop_leaves_nothing(stage: &dyn Stage) -> Shown {
+pub(super) async fn clone_terminated_at_its_deadline_is_cleaned_up(stage: &dyn Stage) -> Shown {
     let order = stage.order();
     if !stage.slow_next_clone(order.vmid).await {
         return Shown::NotHere("a clone that takes its time");
@@ -213,7 +217,7 @@ pub(super) async fn a_clone_that_was_told_to_stop_leaves_nothing(stage: &dyn Sta
 }
 
 /// Deletes a sandbox with an operator's volume under its number that no config names.
-pub(super) async fn what_the_sandbox_did_not_make_stays(stage: &dyn Stage) -> Shown {
+pub(super) async fn destroy_spares_a_foreign_volume(stage: &dyn Stage) -> Shown {
     let order = stage.cloned().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
     let config = pve.config(vmid).await.expect("read").expect("it is there");
@@ -243,7 +247,9 @@ pub(super) async fn what_the_sandbox_did_not_make_stays(stage: &dyn Stage) -> Sh
 }
 
 /// Identifies a killed clone by its config, and its volume by the volumes that existed before.
-pub(super) async fn a_killed_clones_volume_goes_only_where_it_is_known(stage: &dyn Stage) -> Shown {
+pub(super) async fn volume_of_a_killed_clone_is_removed_only_if_it_is_owned(
+    stage: &dyn Stage,
+) -> Shown {
     let order = stage.order();
     if !stage.kill_next_clone(order.vmid, Moment::Volume).await {
         return Shown::NotHere("a clone that is killed half-way");

@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// Runs the shortest commands and operations on files from 64 concurrent callers. A long command
 /// beside them is not disturbed, and each of the others is answered.
-pub(super) async fn short_commands_end_no_long_one(stage: &dyn Stage) -> Shown {
+pub(super) async fn short_commands_do_not_end_a_long_one(stage: &dyn Stage) -> Shown {
     let order = stage.started().await;
     let (host, calls) = (stage.inside(order.vmid), stage.calls());
     // Commands inside take real time, whatever clock the suite has here.
@@ -103,7 +103,10 @@ fn short(number: usize) -> (Task, u32) {
         2 => (program("exit 3"), 3),
         3 => (Task::Files(FileTask::Stat { path: path() }), 0),
         4 => (Task::Files(FileTask::Read { path: path(), offset: 0, length: 0 }), 0),
-        _ => (Task::Files(FileTask::List { path: "/".to_owned(), limit: 100 }), 0),
+        _ => (
+            Task::Files(FileTask::List { path: "/".to_owned(), limit: 100, after: String::new() }),
+            0,
+        ),
     }
 }
 

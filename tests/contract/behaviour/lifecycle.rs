@@ -1,11 +1,12 @@
 use std::net::Ipv4Addr;
 
 use agent::pve::{Address, Link, config_file::Ip, interface::Rate};
+use proto::{id::SandboxId, spec::Size};
 
 use super::assert_kind;
 use crate::stage::{DEADLINE, Shown, Stage, mark, until};
 
-pub(super) async fn configure_sets_and_keeps(stage: &dyn Stage) -> Shown {
+pub(super) async fn configure_sets_our_values_and_keeps_others(stage: &dyn Stage) -> Shown {
     let order = stage.cloned().await;
     let (pve, vmid) = (stage.pve(), order.vmid);
     stage.operator_sets(vmid, "tags", "kept").await;
@@ -33,7 +34,7 @@ pub(super) async fn configure_sets_and_keeps(stage: &dyn Stage) -> Shown {
 }
 
 /// Keeps `firewall` and `tag`: without them, isolation is lost.
-pub(super) async fn configure_keeps_what_the_interface_says(stage: &dyn Stage) -> Shown {
+pub(super) async fn configure_keeps_the_interface_settings(stage: &dyn Stage) -> Shown {
     let order = stage.cloned().await;
     let (pve, vmid) = (stage.pve(), order.vmid);
     let mut settings = stage.settings();
@@ -59,7 +60,7 @@ pub(super) async fn configure_keeps_what_the_interface_says(stage: &dyn Stage) -
     Shown::Yes
 }
 
-pub(super) async fn a_disk_is_made_larger_and_never_smaller(stage: &dyn Stage) -> Shown {
+pub(super) async fn resize_grows_a_disk_and_never_shrinks_it(stage: &dyn Stage) -> Shown {
     let order = stage.configured().await;
     let (pve, vmid) = (stage.pve(), order.vmid);
     let before = pve.config(vmid).await.expect("read").expect("it is there");
@@ -83,7 +84,34 @@ pub(super) async fn a_disk_is_made_larger_and_never_smaller(stage: &dyn Stage) -
     Shown::Yes
 }
 
-pub(super) async fn it_goes_to_a_node_that_sees_its_disk(stage: &dyn Stage) -> Shown {
+pub(super) async fn limits_of_a_container_change_at_once(stage: &dyn Stage) -> Shown {
+    let order = stage.configured().await;
+    let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
+    let before = pve.config(vmid).await.expect("read").expect("it is there");
+    pve.start(vmid, DEADLINE).await.expect("start");
+    for (cpu_cores, memory_mib) in [(2, 384), (1, 256)] {
+        let size = Size { cpu_cores, memory_mib, disk_gib: 0 };
+        pve.set_limits(vmid, &owner, size).await.expect("set while it runs");
+        let config = pve.config(vmid).await.expect("read").expect("it is there");
+        assert_eq!((config.cores(), config.memory_mib()), (Some(cpu_cores), memory_mib));
+        assert_eq!((config.mark(), config.lock()), (before.mark(), None));
+        assert_eq!(config.get("net0"), before.get("net0"), "nothing else changes");
+        let limit = pve.usage(vmid).await.expect("it runs").memory_max_bytes;
+        // 0 where the kernel counts no memory of containers.
+        assert!(limit == 0 || limit == size.memory_bytes(), "{limit}");
+    }
+    let other = SandboxId::new(owner.created_ms(), &[9; 10]);
+    let size = Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 };
+    assert_kind!(pve.set_limits(vmid, &other, size).await, NotOurs);
+    pve.stop(vmid, DEADLINE).await.expect("stop");
+    pve.set_limits(vmid, &owner, size).await.expect("set while it is stopped");
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+pub(super) async fn container_is_handed_only_to_a_node_that_sees_its_disk(
+    stage: &dyn Stage,
+) -> Shown {
     let order = stage.configured().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
     let members = pve.cluster().await.members;
@@ -128,9 +156,9 @@ pub(super) async fn start_and_stop_are_idempotent(stage: &dyn Stage) -> Shown {
     pve.configure(vmid, &settings).await.expect("configure");
     pve.start(vmid, DEADLINE).await.expect("start");
     assert!(pve.running(vmid).await);
-    let pid = until("an init", async || pve.init_pid(vmid).await).await;
+    let pid = until("an init", async || pve.init(vmid).await).await;
     pve.start(vmid, DEADLINE).await.expect("start again");
-    assert_eq!(pve.init_pid(vmid).await, Some(pid), "the same init");
+    assert_eq!(pve.init(vmid).await, Some(pid), "the same init");
     assert_kind!(pve.configure(vmid, &settings).await, WrongState);
     // TEST-NET-1 belongs to nobody.
     let other = Ipv4Addr::new(192, 0, 2, 77);
@@ -144,18 +172,36 @@ pub(super) async fn start_and_stop_are_idempotent(stage: &dyn Stage) -> Shown {
     }
     pve.stop(vmid, DEADLINE).await.expect("stop");
     assert!(!pve.running(vmid).await);
-    assert_eq!(pve.init_pid(vmid).await, None);
+    assert_eq!(pve.init(vmid).await, None);
     assert!(!pve.has_address(vmid, own.unwrap_or(other)).await);
     pve.stop(vmid, DEADLINE).await.expect("stop again");
     pve.start(vmid, DEADLINE).await.expect("start after a stop");
-    let next = until("an init", async || pve.init_pid(vmid).await).await;
+    let next = until("an init", async || pve.init(vmid).await).await;
     assert_ne!(next, pid);
     pve.stop(vmid, DEADLINE).await.expect("stop after a start");
     stage.destroy(&order).await;
     Shown::Yes
 }
 
-pub(super) async fn what_is_not_ours_is_left_alone(stage: &dyn Stage) -> Shown {
+pub(super) async fn container_shuts_down_when_it_is_asked(stage: &dyn Stage) -> Shown {
+    let order = stage.configured().await;
+    let (pve, vmid, owner) = (stage.pve(), order.vmid, order.mark.sandbox_id);
+    pve.halt(vmid, &owner).await.expect("one that does not run");
+    pve.start(vmid, DEADLINE).await.expect("start");
+    let init = until("an init", async || pve.init(vmid).await).await;
+    assert_kind!(pve.halt(vmid, &mark(stage.fresh()).sandbox_id).await, NotOurs);
+    assert_eq!(pve.init(vmid).await, Some(init), "nobody asked it");
+    until("an init that takes the signal", async || pve.halt(vmid, &owner).await.ok()).await;
+    until("it is down", async || (!pve.running(vmid).await).then_some(())).await;
+    assert_eq!(pve.init(vmid).await, None);
+    pve.stop(vmid, DEADLINE).await.expect("nothing to stop");
+    pve.start(vmid, DEADLINE).await.expect("start after a shutdown");
+    pve.stop(vmid, DEADLINE).await.expect("stop");
+    stage.destroy(&order).await;
+    Shown::Yes
+}
+
+pub(super) async fn foreign_container_is_left_alone(stage: &dyn Stage) -> Shown {
     let (pve, foreign, copy) = (stage.pve(), stage.fresh(), stage.fresh());
     stage.by_others(foreign, "somebody's own").await;
     // A clone of a sandbox by somebody else: the description is copied, with the original number.
@@ -166,6 +212,7 @@ pub(super) async fn what_is_not_ours_is_left_alone(stage: &dyn Stage) -> Shown {
         assert_kind!(pve.resize(vmid, 99, DEADLINE).await, NotOurs);
         assert_kind!(pve.start(vmid, DEADLINE).await, NotOurs);
         assert_kind!(pve.stop(vmid, DEADLINE).await, NotOurs);
+        assert_kind!(pve.halt(vmid, &mark(vmid).sandbox_id).await, NotOurs);
         assert_eq!(stage.look(vmid).await, before);
     }
     stage.remove(foreign).await;
@@ -173,21 +220,22 @@ pub(super) async fn what_is_not_ours_is_left_alone(stage: &dyn Stage) -> Shown {
     Shown::Yes
 }
 
-pub(super) async fn what_is_missing_is_not_found(stage: &dyn Stage) -> Shown {
+pub(super) async fn missing_container_is_not_found(stage: &dyn Stage) -> Shown {
     let (pve, vmid) = (stage.pve(), stage.fresh());
     assert_eq!(pve.config(vmid).await.expect("read"), None);
     assert!(!pve.running(vmid).await);
-    assert_eq!(pve.init_pid(vmid).await, None);
+    assert_eq!(pve.init(vmid).await, None);
     assert!(!pve.has_address(vmid, Ipv4Addr::LOCALHOST).await);
     assert_kind!(pve.configure(vmid, &stage.settings()).await, NotFound);
     assert_kind!(pve.start(vmid, DEADLINE).await, NotFound);
     assert_kind!(pve.stop(vmid, DEADLINE).await, NotFound);
+    assert_kind!(pve.halt(vmid, &mark(vmid).sandbox_id).await, NotFound);
     assert_kind!(pve.unlock_template(vmid).await, NotFound);
     assert_kind!(pve.storage_room(vmid).await.map(drop), NotFound);
     Shown::Yes
 }
 
-pub(super) async fn a_foreign_lock_is_respected(stage: &dyn Stage) -> Shown {
+pub(super) async fn start_stop_and_configure_respect_a_foreign_lock(stage: &dyn Stage) -> Shown {
     let order = stage.configured().await;
     let (pve, vmid) = (stage.pve(), order.vmid);
     stage.operator_sets(vmid, "lock", "backup").await;
@@ -206,7 +254,7 @@ pub(super) async fn a_foreign_lock_is_respected(stage: &dyn Stage) -> Shown {
     Shown::Yes
 }
 
-pub(super) async fn there_is_room(stage: &dyn Stage) -> Shown {
+pub(super) async fn storage_room_is_reported(stage: &dyn Stage) -> Shown {
     let room = stage.pve().storage_room(stage.template()).await.expect("room");
     assert!(0 < room.free && room.free <= room.total, "{room:?}");
     let template = stage.pve().config(stage.template()).await.expect("read").expect("template");

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use agent::pve::{CloneOrder, hold};
+use agent::pve::{CloneOrder, pause_lock};
 use proto::id::SandboxId;
 
 use super::assert_kind;
@@ -11,7 +11,7 @@ impl dyn Stage + '_ {
     pub(super) async fn started(&self) -> CloneOrder {
         let order = self.configured().await;
         self.pve().start(order.vmid, DEADLINE).await.expect("start");
-        until("an init", async || self.pve().init_pid(order.vmid).await).await;
+        until("an init", async || self.pve().init(order.vmid).await).await;
         // Processes of a boot come and go by themselves.
         self.at_rest(order.vmid).await;
         order
@@ -19,7 +19,7 @@ impl dyn Stage + '_ {
 
     async fn held(&self, order: &CloneOrder) -> bool {
         let config = self.pve().config(order.vmid).await.expect("read").expect("it is there");
-        hold::held(&config)
+        pause_lock::is_held(&config)
     }
 }
 
@@ -27,11 +27,11 @@ fn owner(order: &CloneOrder) -> SandboxId {
     order.mark.sandbox_id
 }
 
-pub(super) async fn what_is_frozen_keeps_its_processes_and_goes_on(stage: &dyn Stage) -> Shown {
+pub(super) async fn frozen_container_keeps_its_processes_and_continues(stage: &dyn Stage) -> Shown {
     let order = stage.started().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, owner(&order));
     let before = stage.look(vmid).await;
-    let pid = pve.init_pid(vmid).await;
+    let pid = pve.init(vmid).await;
     let mut frozen = None;
     for _ in 0..2 {
         pve.freeze(vmid, &owner, DEADLINE).await.expect("freeze");
@@ -41,24 +41,24 @@ pub(super) async fn what_is_frozen_keeps_its_processes_and_goes_on(stage: &dyn S
         assert!(pve.frozen(vmid).await && pve.running(vmid).await);
         assert!(pve.usage(vmid).await.expect("it runs").frozen);
     }
-    assert_eq!(pve.init_pid(vmid).await, pid);
+    assert_eq!(pve.init(vmid).await, pid);
     for _ in 0..2 {
         pve.thaw(vmid, &owner).await.expect("thaw");
         assert!(!pve.frozen(vmid).await && pve.running(vmid).await);
         assert!(!pve.usage(vmid).await.expect("it runs").frozen);
     }
-    assert_eq!(pve.init_pid(vmid).await, pid, "the same init");
+    assert_eq!(pve.init(vmid).await, pid, "the same init");
     assert_eq!(stage.look(vmid).await, before, "nothing of it was written");
     stage.destroy(&order).await;
     Shown::Yes
 }
 
-pub(super) async fn no_snapshot_is_made_while_it_is_held(stage: &dyn Stage) -> Shown {
+pub(super) async fn snapshot_is_refused_while_the_lock_is_held(stage: &dyn Stage) -> Shown {
     let order = stage.started().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, owner(&order));
     let before = pve.config(vmid).await.expect("read");
     for _ in 0..2 {
-        pve.hold(vmid, &owner).await.expect("hold");
+        pve.acquire_pause_lock(vmid, &owner).await.expect("locked");
         assert!(stage.held(&order).await);
     }
     pve.freeze(vmid, &owner, DEADLINE).await.expect("freeze");
@@ -67,22 +67,22 @@ pub(super) async fn no_snapshot_is_made_while_it_is_held(stage: &dyn Stage) -> S
     assert!(pve.frozen(vmid).await);
     pve.thaw(vmid, &owner).await.expect("thaw");
     for _ in 0..2 {
-        pve.release(vmid, &owner).await.expect("release");
+        pve.release_pause_lock(vmid, &owner).await.expect("release");
         assert_eq!(pve.config(vmid).await.expect("read"), before, "as it was, byte for byte");
     }
     stage.snapshot(vmid).await.expect("nobody holds it");
     // A foreign lock is neither taken over nor removed.
     stage.operator_sets(vmid, "lock", "backup").await;
     let before = stage.look(vmid).await;
-    assert_kind!(pve.hold(vmid, &owner).await, Locked);
-    pve.release(vmid, &owner).await.expect("there is none of ours");
+    assert_kind!(pve.acquire_pause_lock(vmid, &owner).await, Locked);
+    pve.release_pause_lock(vmid, &owner).await.expect("there is none of ours");
     assert_eq!(stage.look(vmid).await, before);
     stage.operator_sets(vmid, "lock", "").await;
     stage.destroy(&order).await;
     Shown::Yes
 }
 
-pub(super) async fn what_is_not_the_owners_is_left_alone(stage: &dyn Stage) -> Shown {
+pub(super) async fn pause_leaves_a_container_of_another_owner_alone(stage: &dyn Stage) -> Shown {
     let ours = stage.started().await;
     let (pve, foreign, copy) = (stage.pve(), stage.fresh(), stage.fresh());
     stage.by_others(foreign, "somebody's own").await;
@@ -96,10 +96,10 @@ pub(super) async fn what_is_not_the_owners_is_left_alone(stage: &dyn Stage) -> S
     ];
     for (vmid, owner) in cases {
         let before = stage.look(vmid).await;
-        assert_kind!(pve.hold(vmid, &owner).await, NotOurs);
+        assert_kind!(pve.acquire_pause_lock(vmid, &owner).await, NotOurs);
         assert_kind!(pve.freeze(vmid, &owner, DEADLINE).await, NotOurs);
         assert_kind!(pve.thaw(vmid, &owner).await, NotOurs);
-        assert_kind!(pve.release(vmid, &owner).await, NotOurs);
+        assert_kind!(pve.release_pause_lock(vmid, &owner).await, NotOurs);
         assert!(!pve.frozen(vmid).await);
         assert_eq!(stage.look(vmid).await, before);
     }
@@ -115,27 +115,29 @@ pub(super) async fn what_is_not_the_owners_is_left_alone(stage: &dyn Stage) -> S
     Shown::Yes
 }
 
-pub(super) async fn what_is_paused_is_stopped_started_and_destroyed(stage: &dyn Stage) -> Shown {
+pub(super) async fn paused_container_can_be_stopped_started_and_destroyed(
+    stage: &dyn Stage,
+) -> Shown {
     let order = stage.started().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, owner(&order));
     let pause = async || {
-        pve.hold(vmid, &owner).await.expect("hold");
+        pve.acquire_pause_lock(vmid, &owner).await.expect("locked");
         pve.freeze(vmid, &owner, DEADLINE).await.expect("freeze");
     };
     pause().await;
     pve.stop(vmid, DEADLINE).await.expect("stop");
     assert!(!pve.running(vmid).await && !stage.held(&order).await);
     // A lock that outlived a reboot blocks nobody.
-    pve.hold(vmid, &owner).await.expect("hold");
+    pve.acquire_pause_lock(vmid, &owner).await.expect("locked");
     pve.start(vmid, DEADLINE).await.expect("start");
     assert!(pve.running(vmid).await && !stage.held(&order).await);
-    until("an init", async || pve.init_pid(vmid).await).await;
+    until("an init", async || pve.init(vmid).await).await;
     pause().await;
     stage.destroy(&order).await;
     Shown::Yes
 }
 
-pub(super) async fn without_quorum_it_is_frozen_and_thawed(stage: &dyn Stage) -> Shown {
+pub(super) async fn container_is_frozen_and_thawed_without_quorum(stage: &dyn Stage) -> Shown {
     let order = stage.started().await;
     let (pve, vmid, owner) = (stage.pve(), order.vmid, owner(&order));
     if !stage.set_quorate(false).await {
@@ -143,10 +145,10 @@ pub(super) async fn without_quorum_it_is_frozen_and_thawed(stage: &dyn Stage) ->
         return Shown::NotHere("a cluster without quorum");
     }
     until("no quorum", async || (!pve.cluster().await.quorate).then_some(())).await;
-    assert_kind!(pve.hold(vmid, &owner).await, NoQuorum);
+    assert_kind!(pve.acquire_pause_lock(vmid, &owner).await, NoQuorum);
     pve.freeze(vmid, &owner, DEADLINE).await.expect("freeze");
     assert!(pve.frozen(vmid).await);
-    pve.release(vmid, &owner).await.expect("there is nothing to give back");
+    pve.release_pause_lock(vmid, &owner).await.expect("there is nothing to give back");
     pve.thaw(vmid, &owner).await.expect("thaw");
     stage.set_quorate(true).await;
     until("quorum", async || pve.cluster().await.quorate.then_some(())).await;

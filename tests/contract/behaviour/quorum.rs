@@ -1,7 +1,9 @@
+use proto::spec::Size;
+
 use super::assert_kind;
 use crate::stage::{DEADLINE, Shown, Stage, until};
 
-pub(super) async fn without_it_changes_are_refused(stage: &dyn Stage) -> Shown {
+pub(super) async fn changes_are_refused_without_quorum(stage: &dyn Stage) -> Shown {
     let own = stage.own().await;
     let (running, stopped) = (stage.configured().await, stage.cloned().await);
     let pve = stage.pve();
@@ -19,6 +21,8 @@ pub(super) async fn without_it_changes_are_refused(stage: &dyn Stage) -> Shown {
     let other = "node2".parse().expect("a name");
     assert_kind!(pve.hand_to(stopped.vmid, &owner, &other).await, NoQuorum);
     assert_kind!(pve.resize(stopped.vmid, 99, DEADLINE).await, NoQuorum);
+    let size = Size { cpu_cores: 1, memory_mib: 256, disk_gib: 0 };
+    assert_kind!(pve.set_limits(stopped.vmid, &stopped.mark.sandbox_id, size).await, NoQuorum);
     assert_kind!(pve.start(stopped.vmid, DEADLINE).await, NoQuorum);
     assert_kind!(pve.destroy_owned(stopped.vmid, &owner, &own, DEADLINE).await, NoQuorum);
     assert_kind!(pve.unlock_template(stage.template()).await, NoQuorum);
@@ -35,7 +39,7 @@ pub(super) async fn without_it_changes_are_refused(stage: &dyn Stage) -> Shown {
     Shown::Yes
 }
 
-pub(super) async fn without_pmxcfs_nothing_is_known(stage: &dyn Stage) -> Shown {
+pub(super) async fn reads_and_changes_are_refused_without_pmxcfs(stage: &dyn Stage) -> Shown {
     let own = stage.own().await;
     let order = stage.cloned().await;
     let pve = stage.pve();

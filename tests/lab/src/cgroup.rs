@@ -16,9 +16,9 @@ use crate::process::wait_until;
 use crate::settings::Limits;
 
 /// v1 controllers under which each node is placed.
-const V1: [&str; 3] = ["cpu", "cpuacct", "memory"];
+const V1: [&str; 4] = ["cpu", "cpuacct", "cpuset", "memory"];
 /// v2 controllers that containers get, where v2 has them.
-const V2: [&str; 4] = ["cpu", "memory", "io", "pids"];
+const V2: [&str; 5] = ["cpu", "cpuset", "memory", "io", "pids"];
 const PERIOD_US: u64 = 100_000;
 /// Longest wait for the kernel to release an ended process.
 const EMPTY_WITHIN: Duration = Duration::from_secs(20);
@@ -98,6 +98,13 @@ impl NodeCgroup {
         for dir in std::iter::once(&self.v2).chain(self.v1.values()) {
             fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         }
+        if let Some(dir) = self.v1.get("cpuset") {
+            // A new one takes no process before it has CPUs and memory nodes.
+            for dir in [dir.parent().unwrap_or(dir), dir] {
+                inherit(dir, "cpuset.cpus")?;
+                inherit(dir, "cpuset.mems")?;
+            }
+        }
         let quota_us = u64::from(limits.cpu_percent) * PERIOD_US / 100;
         let bytes = limits.memory_mib * 1024 * 1024;
         let mut set = |file: PathBuf, value: String| {
@@ -169,6 +176,14 @@ pub fn enable_v2(dir: &Path) {
     }
 }
 
+/// Gives a v1 cgroup the value of its parent.
+fn inherit(dir: &Path, file: &str) -> Result<()> {
+    let parent = dir.parent().context("a cgroup has a parent")?;
+    let value = fs::read(parent.join(file))?;
+    fs::write(dir.join(file), value)
+        .with_context(|| format!("cannot set {file} of {}", dir.display()))
+}
+
 fn find_v2(mounted: &[Mount]) -> Option<PathBuf> {
     let v2 = mounted.iter().filter(|m| m.fs_type == "cgroup2");
     v2.min_by_key(|m| m.at.components().count()).map(|m| m.at.clone())
@@ -227,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hierarchies_of_a_hybrid_machine() {
+    fn hierarchies_of_a_hybrid_machine_are_found() {
         let text = "\
 31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
 32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
@@ -241,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn hierarchies_in_proc() {
+    fn v1_hierarchies_are_parsed_from_proc() {
         let text = "9:name=systemd:/\n4:memory:/x\n1:cpu,cpuacct:/\n0::/\n";
         assert_eq!(v1_hierarchies(text).collect::<Vec<_>>(), ["memory", "cpu,cpuacct"]);
     }

@@ -13,13 +13,11 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     daemons::{AGENT_CONFIG, CADDY_CONFIG, CONTROLLER_CONFIG},
+    image::{IMAGES, TOOLS},
     lab::{Lab, Node},
     layout::{BOOT_ID, DOMAIN, HUB_IP, Layout, NodeId},
-    pve::Template,
 };
 
-/// Name by which users refer to the lab's template.
-pub const SNAPSHOT: &str = "pvelxc_1vcpu_512mb_2gb_v1";
 /// Team of `target/lab/env`; its token has the operator's scopes, too.
 const TEAM: &str = "demo";
 /// Second team, for tests of the isolation between teams.
@@ -58,8 +56,13 @@ pub fn controller(lab: &Lab, nodes: &[NodeId]) -> Result<()> {
 /// Writes target/lab/env once: a token is shown only when it is created.
 fn environment(layout: &Layout, program: &Path, data: &Path) -> Result<()> {
     let file = layout.dir().join("env");
-    if file.exists() {
-        return Ok(());
+    let snapshot = format!("export SANDBOXCTL_SNAPSHOT='{}'\n", TOOLS.snapshot);
+    if let Ok(old) = fs::read_to_string(&file) {
+        // An earlier version did not write it.
+        return match old.contains("SANDBOXCTL_SNAPSHOT") {
+            true => Ok(()),
+            false => fs::write(&file, old + &snapshot).context("cannot complete the env file"),
+        };
     }
     let token = |team: &str, scopes: &[&str]| {
         let data = shown(data);
@@ -74,6 +77,7 @@ fn environment(layout: &Layout, program: &Path, data: &Path) -> Result<()> {
          export SANDBOXCTL_ENDPOINT='https://127.0.0.1:7443'\n\
          export SANDBOXCTL_CA='{ca}'\n\
          export SANDBOXCTL_TOKEN='{own}'\n\
+         {snapshot}\
          export LAB_OTHER_TEAM_TOKEN='{other}'\n",
         file = file.display(),
         bin = layout.dir().join("bin").display(),
@@ -90,7 +94,7 @@ fn environment(layout: &Layout, program: &Path, data: &Path) -> Result<()> {
 
 /// Writes a node's certificates and configurations. Returns whether the agent must be restarted to
 /// read a change.
-pub fn node(lab: &Lab, node: &Node, template: &Template) -> Result<bool> {
+pub fn node(lab: &Lab, node: &Node) -> Result<bool> {
     let (layout, id, root) = (lab.layout(), node.id(), node.root()?);
     let controller = layout.dir().join("bin/pve-sandbox-controller");
     let agent = root.join("usr/bin/pve-sandbox-agent");
@@ -107,7 +111,7 @@ pub fn node(lab: &Lab, node: &Node, template: &Template) -> Result<bool> {
             &["node-cert", &id.name(), "--address", &id.ip(), "--out", &out, "--data-dir", &data],
         )?;
     }
-    let config = agent_config(id, &root, template);
+    let config = agent_config(id, &root);
     let changed = fs::read_to_string(there(AGENT_CONFIG)).is_ok_and(|old| old != config);
     fs::write(there(AGENT_CONFIG), config)?;
     if changed || !there(CADDY_CONFIG).exists() {
@@ -122,24 +126,33 @@ pub fn node(lab: &Lab, node: &Node, template: &Template) -> Result<bool> {
     Ok(changed)
 }
 
-fn agent_config(node: NodeId, root: &Path, template: &Template) -> String {
-    let (vmid, ip, net) = (node.template_vmid(), node.ip(), node.containers_net());
+fn agent_config(node: NodeId, root: &Path) -> String {
+    let (ip, net) = (node.ip(), node.containers_net());
+    let mut templates = String::new();
+    for image in &IMAGES {
+        // write! to a String cannot fail.
+        let _infallible = write!(
+            templates,
+            "[[template]]\nsnapshot = \"{}\"\nvmid = {}\ncores = {}\nmemory_mib = {}\n\
+             probe = {{ http = {{ port = 8000, path = \"/\" }} }}\n\n",
+            image.snapshot,
+            image.vmid(node),
+            image.cores,
+            image.memory_mib,
+        );
+    }
     let mut config = format!(
         "listen = \"{ip}:7445\"\n# The kernel is the machine's: a boot of this node has a name of its own.\n\
          boot_id = \"{BOOT_ID}\"\n\n\
          [tls]\nca = \"{TLS}/ca.crt\"\ncert = \"{TLS}/node.crt\"\nkey = \"{TLS}/node.key\"\n\n\
          [network]\n# The end of the network is the DHCP server's, and the lab's own.\n\
          pool = \"{net}.2-{net}.229\"\ndhcp = \"on_request\"\n\n\
-         [[template]]\nsnapshot = \"{SNAPSHOT}\"\nvmid = {vmid}\ncores = {cores}\n\
-         memory_mib = {memory}\nprobe = {{ http = {{ port = 8000, path = \"/\" }} }}\n\n\
-         [ingress]\ndomain = \"{DOMAIN}\"\nhttps = false\n\
+         {templates}[ingress]\ndomain = \"{DOMAIN}\"\nhttps = false\n\
          public = [\"127.0.0.1:8480\", \"{ip}:8480\"]\npeer = \"{ip}:8481\"\n\
          tls = {{ ca = \"{TLS}/ingress-ca.crt\", cert = \"{TLS}/ingress-node.crt\", \
          key = \"{TLS}/ingress-node.key\" }}\n\n\
          # The node is a cgroup of the machine, not a machine: its load is read from there.\n\
          [load.cgroup]\n",
-        cores = template.cores,
-        memory = template.memory_mib,
     );
     for controller in ["unified", "cpu", "cpuacct", "memory"] {
         if root.join("run/lab/cgroup").join(controller).exists() {

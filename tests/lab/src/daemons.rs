@@ -8,9 +8,14 @@ use crate::forward::Forward;
 use crate::layout::{HUB_IP, Layout, NETNS, NODE_LOGS, NodeId};
 use crate::settings::Settings;
 use crate::supervise::{Restart, Service};
+use crate::{lxcfs, way_out};
 
 /// Service on the machine that serves /etc/pve.
 pub const PMXCFS: &str = "pmxcfs";
+/// Service on the machine that shows sandboxes their own limits in /proc.
+pub const LXCFS: &str = "lxcfs";
+/// Service on the machine that carries connections of sandboxes to the world outside.
+pub const WAY_OUT: &str = "way-out";
 /// Service on the machine that opens the lab's ports on the loopback.
 pub const FORWARD: &str = "forward";
 /// The controller, in the lab's network.
@@ -94,6 +99,13 @@ pub fn of_the_lab(layout: &Layout, settings: &Settings) -> Vec<Service> {
     let words: Vec<&str> =
         std::iter::once("forward").chain(forwards.iter().map(String::as_str)).collect();
     services.push(lab(FORWARD, &words));
+    services.push(Service { notify: false, argv: lxcfs::argv(layout), ..lab(LXCFS, &[]) });
+    services.push(Service {
+        notify: false,
+        argv: way_out::argv(),
+        restart: Restart::Always,
+        ..lab(WAY_OUT, &[])
+    });
     services
 }
 

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::image::Image;
 use crate::lab::Node;
 use crate::layout::{Layout, NodeId};
 use crate::mounts;
@@ -59,11 +60,11 @@ pub fn volume(layout: &Layout, node: NodeId, name: &str) -> PathBuf {
     layout.disk(node).join(POOL).join("data").join(name)
 }
 
-/// Unpacks the template on a running node into a new, read-only volume whose owners are shifted as
+/// Unpacks a template on a running node into a new, read-only volume whose owners are shifted as
 /// those of an unprivileged container are. A volume with the same stamp is kept; one with another
 /// stamp is replaced, which does not affect its clones.
-pub fn unpack(layout: &Layout, node: &Node, name: &str) -> Result<()> {
-    let stamp = fs::read_to_string(layout.template_stamp()).context("there is no template")?;
+pub fn unpack(layout: &Layout, node: &Node, image: &Image, name: &str) -> Result<()> {
+    let stamp = fs::read_to_string(layout.template_stamp(image)).context("there is no template")?;
     let volume = volume(layout, node.id(), name);
     let stamp_file = layout.disk(node.id()).join(format!("{name}.stamp"));
     if volume.exists() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
@@ -79,7 +80,7 @@ pub fn unpack(layout: &Layout, node: &Node, name: &str) -> Result<()> {
     let line = format!("cd {at} && exec lxc-usernsexec -m {ID_MAP} -- {UNTAR}");
     let status = node
         .command(["/bin/sh", "-c", &line])
-        .stdin(File::open(layout.template_tar())?)
+        .stdin(File::open(layout.template_tar(image))?)
         .stdout(Stdio::null())
         .status()
         .context("cannot unpack the template")?;

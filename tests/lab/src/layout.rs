@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::image::Image;
+
 /// Network namespace that joins the nodes.
 pub const NETNS: &str = "pve-lab";
 /// Bridge in that namespace.
@@ -52,11 +54,6 @@ impl NodeId {
     /// Returns the first three parts of the addresses of the node's containers.
     pub fn containers_net(self) -> String {
         format!("10.100.{}", self.0)
-    }
-
-    /// Returns the id of the node's Debian template.
-    pub fn template_vmid(self) -> u32 {
-        8999 + u32::from(self.0)
     }
 }
 
@@ -111,19 +108,19 @@ impl Layout {
         self.dir.join("bin/lab")
     }
 
-    /// Directory that outlives the lab; it holds the template.
+    /// Directory that outlives the lab; it holds the templates.
     pub fn cache(&self) -> PathBuf {
         self.dir.join("cache")
     }
 
-    /// Archive of the template's files.
-    pub fn template_tar(&self) -> PathBuf {
-        self.cache().join("debian-template.tar")
+    /// Archive of a template's files.
+    pub fn template_tar(&self, image: &Image) -> PathBuf {
+        self.cache().join(format!("template-{}.tar", image.name))
     }
 
-    /// Hash of the recipe from which the template was built.
-    pub fn template_stamp(&self) -> PathBuf {
-        self.cache().join("debian-template.stamp")
+    /// Hash of the recipe from which a template was built.
+    pub fn template_stamp(&self, image: &Image) -> PathBuf {
+        self.cache().join(format!("template-{}.stamp", image.name))
     }
 
     /// Logs of the services on the machine, with one directory below for each node.
@@ -176,6 +173,11 @@ impl Layout {
         self.dir.join("cgroup")
     }
 
+    /// Mount point of the files of /proc that show a sandbox's own limits.
+    pub fn lxcfs(&self) -> PathBuf {
+        self.dir.join("lxcfs")
+    }
+
     pub fn nodes(&self) -> PathBuf {
         self.dir.join("nodes")
     }
@@ -213,15 +215,16 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::MINIMAL;
 
     #[test]
-    fn names_of_nodes() {
+    fn node_names_are_parsed() {
         assert_eq!("node2".parse::<NodeId>(), Ok(NodeId(2)));
         assert_eq!("3".parse::<NodeId>(), Ok(NodeId(3)));
         for bad in ["node0", "node10", "pve1", "", "node", "node-1"] {
             assert!(bad.parse::<NodeId>().is_err(), "{bad}");
         }
         let node = NodeId::first(3)[2];
-        assert_eq!((node.ip().as_str(), node.template_vmid()), ("10.99.0.3", 9002));
+        assert_eq!((node.ip().as_str(), MINIMAL.vmid(node)), ("10.99.0.3", 9002));
     }
 }

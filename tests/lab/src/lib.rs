@@ -11,14 +11,16 @@
 //!   the main job.
 //! - `daemons`: the services as data. `supervise`: keeps them running, also as a node's init.
 //! - `node`: namespaces, root, entering. `disk`, `net`, `cgroup`: the parts of a node.
-//! - `pmxcfs`: /etc/pve. `pve`: what the lab writes there. `template`: the sandboxes' Debian.
+//! - `pmxcfs`: /etc/pve. `pve`: what the lab writes there. `template`: builds the sandboxes' Debian.
+//! - `image`: the templates as data. `lxcfs`, `way_out`: what makes sandboxes a place to work in.
 //! - `machine`: packages and devices. `forward`: ports on the loopback.
 //! - `layout`, `settings`, `owner`: paths, settings, and which lab has the machine. `process`,
 //!   `run`, `mounts`, `sources`, `wire`, `progress`: small helpers for the rest.
 //!
-//! Invariants: in the machine's own network the lab has only listeners on the loopback; the lab
-//! ends only processes that it has recorded with the time of their start; nothing outlives the
-//! lab's supervisor, to which every process of the lab is bound.
+//! Invariants: in the machine's own network the lab has only listeners on the loopback, and the
+//! connections that sandboxes open by `way_out`; the lab ends only processes that it has recorded
+//! with the time of their start; nothing outlives the lab's supervisor, to which every process of
+//! the lab is bound.
 
 #![expect(
     clippy::disallowed_methods,
@@ -33,9 +35,11 @@ pub mod demo;
 pub mod disk;
 pub mod down;
 pub mod forward;
+pub mod image;
 pub mod install;
 mod lab;
 pub mod layout;
+pub mod lxcfs;
 pub mod machine;
 pub mod mounts;
 pub mod net;
@@ -51,6 +55,7 @@ pub mod sources;
 pub mod supervise;
 pub mod template;
 pub mod up;
+pub mod way_out;
 pub mod wire;
 
 pub use lab::{Lab, Node};

@@ -95,6 +95,7 @@ fn devices() -> Result<()> {
             .with_context(|| format!("cannot make {path}"))
     };
     node("/dev/fuse", SFlag::S_IFCHR, 10, 229)?;
+    node("/dev/net/tun", SFlag::S_IFCHR, 10, 200)?;
     node("/dev/loop-control", SFlag::S_IFCHR, 10, 237)?;
     for minor in 0..16 {
         node(&format!("/dev/loop{minor}"), SFlag::S_IFBLK, 7, minor)?;

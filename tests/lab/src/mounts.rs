@@ -84,7 +84,7 @@ mod tests {
 not a mount";
 
     #[test]
-    fn lines_with_and_without_optional_fields() {
+    fn lines_with_and_without_optional_fields_are_parsed() {
         let mounts = parse(TEXT);
         assert_eq!(mounts.len(), 5);
         assert_eq!(mounts[1].super_options, ["rw", "cpu", "cpuacct"]);
@@ -94,7 +94,7 @@ not a mount";
     }
 
     #[test]
-    fn below_gives_the_innermost_first() {
+    fn below_lists_the_innermost_mount_first() {
         let mounts = parse(TEXT);
         let dir = Path::new(r"/tmp/a b\c");
         assert_eq!(below(&mounts, dir), [dir.join("d"), dir.to_owned()]);

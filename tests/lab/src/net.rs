@@ -68,6 +68,7 @@ pub fn link_node(node: NodeId) -> Result<()> {
         format!("link add vmbr0 address 02:64:00:00:00:{number:02x} type bridge"),
         format!("addr add {}.1/24 dev vmbr0", node.containers_net()),
         "link set vmbr0 up".to_owned(),
+        format!("route add default via {HUB_IP}"),
     ] {
         run_line(&format!("ip {line}"))?;
     }
@@ -76,11 +77,16 @@ pub fn link_node(node: NodeId) -> Result<()> {
 }
 
 /// Runs `ip` in the lab's namespace. `ip -n` does not work in a chroot: it needs `/` to be a mount.
+pub fn ip_in_lab(line: &str) -> Result<String> {
+    run_in_lab("ip", line.split_ascii_whitespace())
+}
+
+/// Runs a program in the lab's namespace.
 #[expect(unsafe_code, reason = "what a child does to itself before exec goes through pre_exec")]
-fn ip_in_lab(line: &str) -> Result<String> {
+pub fn run_in_lab<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Result<String> {
     let netns = File::open(netns_file()).context("the lab's network is not there")?;
-    let mut command = Command::new("ip");
-    command.args(line.split_ascii_whitespace());
+    let mut command = Command::new(program);
+    command.args(args);
     // SAFETY: the only call in the child is a plain system call on a descriptor opened before.
     unsafe { command.pre_exec(move || Ok(setns(&netns, CloneFlags::CLONE_NEWNET)?)) };
     run_command(&mut command)

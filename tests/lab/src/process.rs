@@ -101,14 +101,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stat_with_a_hostile_name() {
+    fn stat_with_a_hostile_name_is_parsed() {
         let stat = "7 (a) Z 1 2) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 1 2 3";
         assert_eq!(parse_stat(stat), Some(('S', 4242)));
         assert_eq!(parse_stat("7 (a"), None);
     }
 
     #[test]
-    fn this_process_is_alive_and_another_start_is_not_it() {
+    fn process_is_identified_by_pid_and_start_time() {
         let me = Proc::of(std::process::id().cast_signed()).expect("it runs");
         assert!(me.is_alive());
         assert!(!Proc { start_ticks: me.start_ticks + 1, ..me }.is_alive());

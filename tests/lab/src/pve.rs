@@ -1,4 +1,4 @@
-//! Writes the lab's own files into /etc/pve: the storage and each node's template, in PVE's format.
+//! Writes the lab's own files into /etc/pve: the storage and each node's templates, in PVE's format.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,51 +7,43 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use crate::disk;
+use crate::image::Image;
 use crate::lab::Node;
 use crate::layout::{Layout, NodeId};
 
 const STORAGE: &str = "dir: local\n\tpath /var/lib/vz\n\tcontent iso,vztmpl,backup\n\n\
      zfspool: local-zfs\n\tpool rpool/data\n\tsparse 1\n\tcontent images,rootdir\n\n";
 
-/// Size and texts of the sandboxes' template.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Values that are written into the configs of all templates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Template {
     /// Description, for people and for the agent; the config begins with it as comments.
     pub description: String,
     /// Tags, which every clone has from its start.
     pub tags: String,
-    /// Disk size in GiB, as the config names it.
-    pub disk_gib: u32,
-    pub memory_mib: u32,
-    pub cores: u32,
+    /// Name server of the sandboxes; empty for none.
+    pub name_server: String,
 }
 
-impl Default for Template {
-    fn default() -> Template {
-        Template {
-            description: String::new(),
-            tags: String::new(),
-            disk_gib: 2,
-            memory_mib: 512,
-            cores: 1,
-        }
-    }
+/// Returns the name of the volume of a node's template.
+pub fn base_volume(image: &Image, node: NodeId) -> String {
+    format!("basevol-{}-disk-0", image.vmid(node))
 }
 
-/// Returns the name of a node's template volume.
-pub fn base_volume(node: NodeId) -> String {
-    format!("basevol-{}-disk-0", node.template_vmid())
-}
-
-/// Unpacks the template on the node and writes its config, if they are missing.
-pub fn ensure_template(layout: &Layout, node: &Node, template: &Template) -> Result<()> {
+/// Unpacks a template on the node and writes its config, if they are missing.
+pub fn ensure_template(
+    layout: &Layout,
+    node: &Node,
+    image: &Image,
+    template: &Template,
+) -> Result<()> {
     let id = node.id();
-    disk::unpack(layout, node, &base_volume(id))?;
+    disk::unpack(layout, node, image, &base_volume(image, id))?;
     let lxc = layout.pve(id).join("nodes").join(id.name()).join("lxc");
-    let name = format!("{}.conf", id.template_vmid());
+    let name = format!("{}.conf", image.vmid(id));
     // Written again if the wanted config differs from the last one, not if somebody changed the
     // file.
-    let wanted = config(id, template);
+    let wanted = config(id, image, template);
     let last = layout.disk(id).join(format!("{name}.last"));
     if !lxc.join(&name).exists() || !fs::read_to_string(&last).is_ok_and(|old| old == wanted) {
         write(&lxc, &name, &wanted)?;
@@ -66,21 +58,22 @@ pub fn ensure_storage(layout: &Layout, node: NodeId) -> Result<()> {
     if dir.join("storage.cfg").exists() { Ok(()) } else { write(&dir, "storage.cfg", STORAGE) }
 }
 
-/// Returns the template's config as PVE writes it: comments, then the keys in order.
-pub fn config(node: NodeId, template: &Template) -> String {
+/// Returns a template's config as PVE writes it: comments, then the keys in order.
+pub fn config(node: NodeId, image: &Image, template: &Template) -> String {
     let mut out = String::new();
     for line in template.description.lines() {
         out.push('#');
         out.push_str(&encode(line));
         out.push('\n');
     }
-    let volume = base_volume(node);
-    let mut keys = vec![
+    let volume = base_volume(image, node);
+    let keys = [
         ("arch", "amd64".to_owned()),
-        ("cores", template.cores.to_string()),
+        ("cores", image.cores.to_string()),
         ("features", "nesting=1".to_owned()),
         ("hostname", "debian".to_owned()),
-        ("memory", template.memory_mib.to_string()),
+        ("memory", image.memory_mib.to_string()),
+        ("nameserver", template.name_server.clone()),
         (
             "net0",
             format!(
@@ -89,15 +82,13 @@ pub fn config(node: NodeId, template: &Template) -> String {
             ),
         ),
         ("ostype", "debian".to_owned()),
-        ("rootfs", format!("local-zfs:{volume},size={}G", template.disk_gib)),
+        ("rootfs", format!("local-zfs:{volume},size={}G", image.disk_gib)),
         ("swap", "0".to_owned()),
+        ("tags", template.tags.clone()),
         ("template", "1".to_owned()),
         ("unprivileged", "1".to_owned()),
     ];
-    if !template.tags.is_empty() {
-        keys.insert(9, ("tags", template.tags.clone()));
-    }
-    for (key, value) in keys {
+    for (key, value) in keys.into_iter().filter(|(_, value)| !value.is_empty()) {
         // write! to a String cannot fail.
         let _infallible = writeln!(out, "{key}: {value}");
     }
@@ -128,13 +119,14 @@ fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::MINIMAL;
 
     #[test]
-    fn a_template_as_pve_writes_it() {
+    fn template_config_is_written_as_pve_writes_it() {
         let template = Template {
             description: "a: b 100%\n\täö".to_owned(),
             tags: "sandbox-template".to_owned(),
-            ..Template::default()
+            name_server: "10.99.1.3".to_owned(),
         };
         let expected = "\
 #a%3A b 100%25
@@ -144,6 +136,7 @@ cores: 1
 features: nesting=1
 hostname: debian
 memory: 512
+nameserver: 10.99.1.3
 net0: name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:02:00,ip=dhcp,type=veth
 ostype: debian
 rootfs: local-zfs:basevol-9001-disk-0,size=2G
@@ -152,6 +145,6 @@ tags: sandbox-template
 template: 1
 unprivileged: 1
 ";
-        assert_eq!(config(NodeId::first(2)[1], &template), expected);
+        assert_eq!(config(NodeId::first(2)[1], &MINIMAL, &template), expected);
     }
 }

@@ -30,6 +30,9 @@ pub struct Settings {
     pub nodes: u8,
     /// Limits of each node.
     pub limits: Limits,
+    /// Whether sandboxes reach the world outside.
+    #[serde(default)]
+    pub way_out: bool,
 }
 
 impl Settings {

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_style() {
+    fn mirror_is_found_in_one_line_style() {
         let text = "# deb http://no.example/debian x main\n\
                     deb https://packages.example/apt cloud main\n\
                     deb http://security.debian.org/debian-security bookworm-security main\n\
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn deb822_style() {
+    fn mirror_is_found_in_deb822_style() {
         let text = "Types: deb\nURIs: https://deb.nodesource.com/node_20.x\nSuites: nodistro\n\
                     Components: main\n\n\
                     Types: deb\n# a comment: here\nURIs: http://deb.debian.org/debian\n\
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_found_is_the_default() {
+    fn default_mirror_is_used_if_none_is_found() {
         let dir = tempfile::tempdir().expect("tempdir");
         assert_eq!(mirror(dir.path()), DEFAULT_MIRROR);
         fs::create_dir(dir.path().join("sources.list.d")).expect("mkdir");

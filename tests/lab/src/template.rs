@@ -1,28 +1,28 @@
-//! The template of the sandboxes: a small Debian that boots in a fraction of a second. It is built
+//! The templates of the sandboxes: small Debians that boot in a fraction of a second. Each is built
 //! once and kept as a tar; the stamp beside it is the hash of its recipe.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MntFlags, umount2};
 use sha2::{Digest as _, Sha256};
 
+use crate::image::{IMAGES, Image};
 use crate::layout::Layout;
 use crate::mounts;
 use crate::progress::{Step, step};
 use crate::run::{run, run_command};
 use crate::sources;
 
-/// The release of Debian in the template.
+/// The release of Debian in the templates.
 const SUITE: &str = "bookworm";
-const PACKAGES: &str = include_str!("../template/packages.txt");
 const MASKED: &str = include_str!("../template/masked.txt");
 
-/// Files that are written into the template: path, mode, text.
+/// Files that are written into each template: path, mode, text.
 const FILES: [(&str, u32, &str); 10] = [
     ("etc/systemd/system/www.service", 0o644, include_str!("../template/www.service")),
     (
@@ -53,41 +53,63 @@ const REMOVED: [&str; 9] = [
     "var/log/bootstrap.log",
 ];
 
-/// Builds the template unless one of the same recipe exists.
-pub fn ensure(layout: &Layout) -> Result<()> {
+/// Builds each template unless one of the same recipe exists.
+pub fn ensure_all(layout: &Layout) -> Result<()> {
     let mirror = sources::mirror(Path::new("/etc/apt"));
-    let stamp = stamp(&mirror);
-    let built = fs::read_to_string(layout.template_stamp()).is_ok_and(|old| old == stamp);
-    if built && layout.template_tar().exists() {
-        return Ok(());
+    for image in &IMAGES {
+        let stamp = stamp(image, &mirror);
+        let stamp_file = layout.template_stamp(image);
+        let built = fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp);
+        if built && layout.template_tar(image).exists() {
+            continue;
+        }
+        let what = format!("building the template `{}`: Debian {SUITE} from {mirror}", image.name);
+        step(&what, |step| build(layout, image, &mirror, step))?;
+        fs::write(stamp_file, stamp).context("cannot write the template's stamp")?;
     }
-    let what = format!("building the template: Debian {SUITE} from {mirror}");
-    step(&what, |step| build(layout, &mirror, step))?;
-    fs::write(layout.template_stamp(), stamp).context("cannot write the template's stamp")
+    // The archives of the packages serve both builds, and no later one.
+    match fs::remove_dir_all(archives(layout)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
-fn build(layout: &Layout, mirror: &str, step: &Step) -> Result<()> {
+/// Returns the directory that keeps downloaded packages between two builds.
+fn archives(layout: &Layout) -> PathBuf {
+    layout.cache().join("archives")
+}
+
+fn build(layout: &Layout, image: &Image, mirror: &str, step: &Step) -> Result<()> {
     let root = layout.cache().join("template-root");
     clear(&root)?;
     fs::create_dir_all(&root)?;
-    debootstrap(layout, mirror, &root, step)?;
+    debootstrap(layout, image, mirror, &root, step)?;
     step.note("trimming");
     customise(&root)?;
     step.note("packing");
-    let new = layout.template_tar().with_extension("new");
+    let new = layout.template_tar(image).with_extension("new");
     let mut tar = Command::new("tar");
     // A container has its own devices; a user namespace could not create them anyway.
     tar.args(["--numeric-owner", "--exclude=./dev/*", "-C"]).arg(&root).arg("-cf").arg(&new);
     run_command(tar.arg("."))?;
-    fs::rename(&new, layout.template_tar())?;
+    fs::rename(&new, layout.template_tar(image))?;
     clear(&root)
 }
 
-fn debootstrap(layout: &Layout, mirror: &str, root: &Path, step: &Step) -> Result<()> {
-    let log = layout.logs().join("debootstrap.log");
-    let include = lines(PACKAGES).collect::<Vec<_>>().join(",");
+fn debootstrap(
+    layout: &Layout,
+    image: &Image,
+    mirror: &str,
+    root: &Path,
+    step: &Step,
+) -> Result<()> {
+    let log = layout.logs().join(format!("debootstrap-{}.log", image.name));
+    let include = image.package_names().collect::<Vec<_>>().join(",");
+    let archives = archives(layout);
+    fs::create_dir_all(&archives)?;
     let mut child = Command::new("debootstrap")
         .arg("--variant=minbase")
+        .arg(format!("--cache-dir={}", archives.display()))
         .arg(format!("--include={include}"))
         .arg(SUITE)
         .arg(root)
@@ -177,13 +199,39 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Hashes everything that the template is built from.
-fn stamp(mirror: &str) -> String {
+/// Hashes everything that a template is built from.
+fn stamp(image: &Image, mirror: &str) -> String {
     let mut hash = Sha256::new();
-    let parts = [SUITE, mirror, PACKAGES, MASKED, include_str!("template.rs")];
-    for part in parts.into_iter().chain(FILES.iter().map(|(_, _, text)| *text)) {
+    let mut add = |part: &str| {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
+    };
+    for part in [SUITE, mirror, MASKED, include_str!("template.rs")] {
+        add(part);
     }
+    image.package_names().for_each(&mut add);
+    FILES.iter().for_each(|(_, _, text)| add(text));
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{MINIMAL, TOOLS};
+
+    #[test]
+    fn stamp_changes_with_the_packages_and_the_mirror() {
+        let other = Image { packages: &["git"], ..MINIMAL };
+        let stamps = [
+            stamp(&MINIMAL, "http://a.example/debian"),
+            stamp(&MINIMAL, "http://b.example/debian"),
+            stamp(&TOOLS, "http://a.example/debian"),
+            stamp(&other, "http://a.example/debian"),
+        ];
+        for (at, one) in stamps.iter().enumerate() {
+            assert!(stamps[..at].iter().all(|before| before != one), "{at}");
+        }
+        let renamed = Image { name: "other", ..MINIMAL };
+        assert_eq!(stamp(&renamed, "http://a.example/debian"), stamps[0]);
+    }
 }

@@ -11,6 +11,7 @@ use nix::unistd::{Uid, setsid};
 
 use crate::cgroup::Hierarchies;
 use crate::daemons::{self, FORWARD, PMXCFS};
+use crate::image::IMAGES;
 use crate::lab::{Lab, Node};
 use crate::layout::{Layout, NODES_MAX, NodeId};
 use crate::process::wait_until;
@@ -18,7 +19,7 @@ use crate::progress::{say, step};
 use crate::pve::{self, Template};
 use crate::settings::{Limits, Settings};
 use crate::supervise::Service;
-use crate::{configure, disk, down, install, machine, net, owner, template};
+use crate::{configure, disk, down, install, lxcfs, machine, net, owner, template, way_out};
 
 /// Longest time of a node's boot.
 pub const BOOT_WITHIN: Duration = Duration::from_secs(60);
@@ -34,7 +35,7 @@ pub struct UpOptions {
     pub fresh: bool,
     /// Limits of each node.
     pub limits: Limits,
-    /// Values that are written into the nodes' templates.
+    /// Values that are written into the nodes' templates; the lab adds the name server.
     pub template: Template,
     /// Directory of the workspace's built programs.
     pub built: PathBuf,
@@ -87,11 +88,21 @@ pub fn up(lab: &Lab, options: &UpOptions) -> Result<()> {
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     step("making the machine ready", |_| machine::prepare())?;
-    template::ensure(layout)?;
+    template::ensure_all(layout)?;
     step("clearing what was left", |_| clear(layout, options))?;
-    let settings = Settings { nodes: options.nodes, limits: options.limits.clone() };
+    let mut settings =
+        Settings { nodes: options.nodes, limits: options.limits.clone(), way_out: false };
     settings.save(layout)?;
     step("starting the supervisor and /etc/pve", |_| supervisor(lab, &settings, options))?;
+    // The lab goes on without these two.
+    if let Err(error) = step("starting lxcfs", |_| lxcfs::start(lab)) {
+        say(&format!("  {error:#}\n  In sandboxes `free` shows the memory of the whole machine"));
+    }
+    match step("opening the way out", |_| way_out::start(lab)) {
+        Ok(()) => settings.way_out = true,
+        Err(error) => say(&format!("  {error:#}\n  Sandboxes reach nothing outside the lab")),
+    }
+    settings.save(layout)?;
     step("making the disks", |_| {
         each(&settings.node_ids(), |node| {
             disk::ensure_mounted(layout, node, settings.limits.disk_gib)
@@ -100,10 +111,15 @@ pub fn up(lab: &Lab, options: &UpOptions) -> Result<()> {
     step(&format!("booting {} nodes", options.nodes), |_| {
         each(&settings.node_ids(), |node| lab.node(&node.name())?.boot())
     })?;
+    let name_server = if settings.way_out { way_out::NAME_SERVER } else { "" };
+    let template = Template { name_server: name_server.to_owned(), ..options.template.clone() };
     step("writing the templates", |_| {
         pve::ensure_storage(layout, settings.node_ids()[0])?;
         each(&settings.node_ids(), |node| {
-            pve::ensure_template(layout, &lab.node(&node.name())?, &options.template)
+            let node = lab.node(&node.name())?;
+            IMAGES
+                .iter()
+                .try_for_each(|image| pve::ensure_template(layout, &node, image, &template))
         })
     })?;
     programs(lab, options)?;
@@ -178,7 +194,7 @@ fn programs(lab: &Lab, options: &UpOptions) -> Result<()> {
 fn programs_in(lab: &Lab, node: &Node, options: &UpOptions) -> Result<()> {
     let root = node.root()?;
     let mut changed = install::in_node(&root, &options.built)?;
-    if configure::node(lab, node, &options.template)? {
+    if configure::node(lab, node)? {
         changed.push(daemons::AGENT);
     }
     let daemons = daemons::on_a_node(node.id(), &root);

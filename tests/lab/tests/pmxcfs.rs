@@ -73,7 +73,7 @@ fn json(path: &Path) -> serde_json::Value {
 }
 
 #[test]
-fn a_number_is_used_once_in_the_cluster() {
+fn vmid_is_used_once_in_the_cluster() {
     let Some(pair) = Pair::start() else { return };
     let one = pair.at("node1", "lxc/100000.conf");
     new(&one).expect("the first is made").write_all(b"#mark\nlock: create\n").expect("written");
@@ -94,7 +94,7 @@ fn a_number_is_used_once_in_the_cluster() {
 }
 
 #[test]
-fn hundred_races_have_one_winner_each() {
+fn hundred_vmid_races_have_one_winner_each() {
     let Some(pair) = Pair::start() else { return };
     let race = |node: &'static str| {
         let lxc = pair.at(node, "lxc");
@@ -161,7 +161,7 @@ fn modes_are_forced_and_special_files_refused() {
 }
 
 #[test]
-fn sizes_times_and_locks() {
+fn file_sizes_times_and_locks_work_as_in_pmxcfs() {
     let Some(pair) = Pair::start() else { return };
     let at = |path: &str| pair.at("node1", path);
     let mut big = new(&at("big")).expect("made");
@@ -214,7 +214,7 @@ fn without_quorum_nothing_is_written() {
 }
 
 #[test]
-fn a_member_without_corosync_looks_like_a_lone_node_but_for_two_signs() {
+fn member_without_corosync_differs_from_a_lone_node_in_two_signs() {
     let Some(pair) = Pair::start() else { return };
     let at = |path: &str| pair.at("node1", path);
     fs::write(at("lxc/100.conf"), "a: b\n").expect("written");
@@ -234,7 +234,7 @@ fn a_member_without_corosync_looks_like_a_lone_node_but_for_two_signs() {
 }
 
 #[test]
-fn stopped_it_is_empty_and_started_again_it_is_whole() {
+fn stopped_mount_is_empty_and_complete_after_a_restart() {
     let Some(mut pair) = Pair::start() else { return };
     let root = pair.at("node1", "");
     fs::write(pair.at("node1", "lxc/100.conf"), "a: b\n").expect("written");

@@ -66,7 +66,7 @@ fn read(path: &Path) -> String {
 }
 
 #[test]
-fn a_service_starts_logs_ends_and_says_how() {
+fn service_starts_logs_and_reports_its_end() {
     let supervised = Supervised::start();
     let mut service = supervised.service("one", "echo out $WHO; echo err >&2; exit 3");
     service.autostart = false;
@@ -82,7 +82,7 @@ fn a_service_starts_logs_ends_and_says_how() {
 }
 
 #[test]
-fn a_killed_service_comes_back_unless_it_is_held() {
+fn killed_service_restarts_unless_it_is_held() {
     let supervised = Supervised::start();
     let mut service = supervised.service("one", "exec sleep 1000");
     service.restart = Restart::OnFailure;
@@ -110,7 +110,7 @@ fn a_killed_service_comes_back_unless_it_is_held() {
 }
 
 #[test]
-fn a_service_that_fails_at_once_is_an_error_and_one_that_never_is_ready_a_late_one() {
+fn service_that_cannot_start_or_is_never_ready_is_an_error() {
     let supervised = Supervised::start();
     let mut slow = supervised.service("slow", "exec sleep 1000");
     slow.notify = true;
@@ -125,7 +125,7 @@ fn a_service_that_fails_at_once_is_an_error_and_one_that_never_is_ready_a_late_o
 }
 
 #[test]
-fn a_changed_list_touches_what_changed_alone() {
+fn changed_list_restarts_only_what_changed() {
     let supervised = Supervised::start();
     let service = |name: &str, text: &str| supervised.service(name, text);
     let (a, b) = (service("a", "exec sleep 1000"), service("b", "exec sleep 1000"));
@@ -146,7 +146,7 @@ fn a_changed_list_touches_what_changed_alone() {
 }
 
 #[test]
-fn nothing_outlives_the_supervisor() {
+fn services_end_with_the_supervisor() {
     let supervised = Supervised::start();
     supervised.services.put(vec![supervised.service("one", "exec sleep 1000")]).expect("put");
     let service = supervised.proc("one");

@@ -59,9 +59,9 @@ pub fn decide(fleet: &mut Fleet, snapshot: &SnapshotId, look: Look) -> bool {
     let ask = Ask {
         size: Size::default(),
         network: Network::Static,
-        wish: None,
+        required: None,
         affinity: Affinity::default(),
-        met: &[],
+        prior: &[],
         team: &|node| node % 3,
     };
     fleet.choose(snapshot, black_box(&ask), look, 500).best.first().is_some()

@@ -123,7 +123,7 @@ impl Ours {
     fn ask<T>(
         &mut self,
         request: &Request,
-        met: &[(u32, PriorOutcome)],
+        prior: &[(u32, PriorOutcome)],
         with: impl FnOnce(&mut Fleet, &Ask<'_>) -> T,
     ) -> T {
         let Self { fleet, teams, spread, .. } = self;
@@ -134,9 +134,9 @@ impl Ours {
         let ask = Ask {
             size: size(request),
             network: Network::Dhcp,
-            wish: None,
+            required: None,
             affinity: Affinity::default(),
-            met,
+            prior,
             team: &team,
         };
         with(fleet, &ask)

@@ -11,13 +11,13 @@ fn mean(algorithm: Algorithm) -> Measured {
 }
 
 #[test]
-fn the_same_seed_is_the_same_run() {
+fn same_seed_gives_the_same_run() {
     let scenario = Scenario { measured_s: 300, ..Scenario::of(10) };
     assert_eq!(run(OURS, &scenario, 7), run(OURS, &scenario, 7));
 }
 
 #[test]
-fn hardly_anything_fails_and_starts_are_fast() {
+fn few_creations_fail_and_starts_are_fast() {
     let (ours, random) = (mean(OURS), mean(Algorithm::Peer(Peer::Random)));
     assert!(ours.failed <= 0.3, "{ours:?}");
     assert!(ours.start_p99 <= 4.0, "{ours:?}");

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn options_anywhere_with_one_dash_or_two() {
+    fn options_are_parsed_anywhere_with_one_dash_or_two() {
         for line in ["900 101 --full 1", "--full 900 101 -hostname a", "900 --full=1 101"] {
             let args = parse(line);
             if line.starts_with("--full 900") {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_as_recorded() {
+    fn argument_errors_are_as_recorded() {
         let said = |line: &str| parse(line).unwrap_err().message;
         assert_eq!(said("900"), "400 not enough arguments\npct clone <vmid> <newid> [OPTIONS]");
         assert_eq!(

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_switch_is_a_file() {
+    fn cost_is_switched_by_a_file() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!is_on(dir.path()));
         switch(dir.path(), true).unwrap();

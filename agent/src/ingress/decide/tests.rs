@@ -24,7 +24,7 @@ fn vmid(number: u32) -> Vmid {
 }
 
 #[test]
-fn both_forms_are_understood() {
+fn host_names_by_vmid_and_by_id_are_parsed() {
     let by_vmid = Name { port: port(8000), sandbox: SandboxRef::Vmid(vmid(100_001)) };
     for host in [
         "port-8000-vm-100001.sbx.test",
@@ -43,7 +43,7 @@ fn both_forms_are_understood() {
 }
 
 #[test]
-fn nothing_else_is() {
+fn other_host_names_are_refused() {
     for host in [
         "",
         ".",
@@ -128,7 +128,7 @@ fn ask(number: u32, via: Via, local: Option<Target>, owner: Owner) -> Verdict {
 }
 
 #[test]
-fn the_table_of_verdicts() {
+fn verdicts_match_the_table() {
     use Verdict::{Gone, Local, Misdirected, NotExposed, NotFound, Peer};
     let peer: SocketAddr = "10.99.0.2:8481".parse().expect("an address");
     let node: NodeName = "node2".parse().expect("a node");
@@ -191,7 +191,7 @@ fn state() -> impl Strategy<Value = State> {
 
 proptest! {
     #[test]
-    fn a_name_survives_the_way_to_a_host_and_back(
+    fn host_name_round_trips(
         number in 1u32..=65_535, guest in 100u32..=999_999_999, ms in 0u64..1 << 48, random: [u8; 10],
     ) {
         let by_vmid = Name { port: port(number), sandbox: SandboxRef::Vmid(vmid(guest)) };
@@ -203,7 +203,7 @@ proptest! {
 
     /// Every accepted host has exactly one spelling, except for case and a port at its end.
     #[test]
-    fn no_other_host_is_a_name(host in "(?i)(port-)?[0-9+ ]{0,6}-?(vm-|pvelxc-)?[0-9a-z]{0,27}\\.?(sbx\\.test|\\PC{0,9})(:[0-9]{0,6})?") {
+    fn accepted_host_has_exactly_one_spelling(host in "(?i)(port-)?[0-9+ ]{0,6}-?(vm-|pvelxc-)?[0-9a-z]{0,27}\\.?(sbx\\.test|\\PC{0,9})(:[0-9]{0,6})?") {
         if let Some(name) = parse(&host) {
             let sandbox = match name.sandbox {
                 SandboxRef::Id(id) => id.to_string(),
@@ -217,13 +217,13 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_survived(host in any::<String>()) {
+    fn any_text_is_refused_without_a_panic(host in any::<String>()) {
         prop_assert_eq!(parse(&host), None);
     }
 
     /// Named properties of the verdict, for all of its inputs.
     #[test]
-    fn a_verdict_keeps_the_rules(
+    fn verdict_obeys_the_rules_for_all_inputs(
         number in prop_oneof![Just(8000u32), 1u32..=65_535],
         edge: bool, here in proptest::option::of(state()), owner in owner(),
     ) {

@@ -73,7 +73,7 @@ fn peer() -> Owner {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_of_a_moment_ago_is_found_by_both_names() {
+async fn new_sandbox_is_found_by_id_and_vmid_at_the_next_poll() {
     let rig = Rig::new();
     let owners = rig.owners();
     assert_eq!(owners.of(SandboxRef::Vmid(vmid(200))).await, Owner::Nobody);
@@ -92,7 +92,7 @@ async fn a_sandbox_of_a_moment_ago_is_found_by_both_names() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_deleted_is_its_owners_still_and_after_a_restart() {
+async fn deleted_sandbox_keeps_its_owner_for_a_day_across_restarts() {
     let rig = Rig::new();
     let owners = rig.owners();
     rig.put(200, 2, 200);
@@ -113,7 +113,7 @@ async fn what_was_deleted_is_its_owners_still_and_after_a_restart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pmxcfs_that_is_down_changes_nothing() {
+async fn known_owners_are_kept_while_pmxcfs_is_down() {
     let rig = Rig::new();
     let owners = rig.owners();
     rig.put(200, 2, 200);
@@ -129,7 +129,7 @@ async fn a_pmxcfs_that_is_down_changes_nothing() {
 }
 
 #[test]
-fn lines_survive_the_way_to_the_file_and_back() {
+fn sighting_lines_round_trip_and_torn_lines_are_skipped() {
     let node: NodeName = "node2".parse().expect("valid");
     for left_ms in [None, Some(7)] {
         let sighting = Sighting { vmid: vmid(200), node: node.clone(), left_ms };

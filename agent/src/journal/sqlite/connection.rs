@@ -1,4 +1,4 @@
-//! Opening the file: locking, permissions, sync mode, schema.
+//! Opening the file: locking and schema.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -6,12 +6,19 @@ use std::{
     path::Path,
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use daemon::group_commit::{self, Failure};
+use rusqlite::{Connection, OptionalExtension};
 
-use crate::journal::Error;
+use crate::journal::{Error, Result};
 
 /// Schema migrations, one per version. They only add: the previous version reads the file too.
 const MIGRATIONS: &[&str] = &[include_str!("../schema/v1.sql")];
+
+/// Pages in the write-ahead log at which it is copied into the file.
+const LOG_PAGES: u32 = 1000;
+/// Size of a connection's cache, negative for KiB. Small, because it is what grows in an agent that
+/// runs for long: reads are answered by the index, and the kernel caches the file.
+const CACHE: i64 = -256;
 
 /// An open journal file.
 pub(super) struct Opened {
@@ -22,24 +29,26 @@ pub(super) struct Opened {
     pub(super) lock: File,
 }
 
-pub(super) fn open(path: &Path) -> Result<Opened, Error> {
+pub(super) fn open(path: &Path) -> Result<Opened> {
     let lock = lock(path)?;
-    // The file holds the sandboxes' environment; SQLite gives its other files the same mode.
-    private(path)?;
-    let mut writer = connect(path)?;
+    let mut writer = group_commit::open(path, LOG_PAGES).map_err(failed)?;
     migrate(&mut writer)?;
     let id = journal_id(&writer)?;
-    let reader = connect(path)?;
-    reader.pragma_update(None, "query_only", true).map_err(storage)?;
+    let reader = look(path)?;
+    for db in [&writer, &reader] {
+        db.pragma_update(None, "cache_size", CACHE).map_err(storage)?;
+    }
     Ok(Opened { id, writer, reader, lock })
 }
 
 /// Opens a read-only connection, whether or not another process has the journal open.
-pub(super) fn look(path: &Path) -> Result<Connection, Error> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(path, flags).map_err(storage)?;
-    db.busy_timeout(std::time::Duration::from_secs(5)).map_err(storage)?;
-    Ok(db)
+pub(super) fn look(path: &Path) -> Result<Connection> {
+    group_commit::open_to_read(path).map_err(failed)
+}
+
+/// Converts a failure of the database.
+pub(super) fn failed(failure: Failure) -> Error {
+    Error::Storage(failure.to_string())
 }
 
 /// Converts any other failure of SQLite.
@@ -47,7 +56,7 @@ pub(super) fn storage(error: rusqlite::Error) -> Error {
     Error::Storage(error.to_string())
 }
 
-fn lock(path: &Path) -> Result<File, Error> {
+fn lock(path: &Path) -> Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let file = private(Path::new(&name))?;
@@ -62,7 +71,8 @@ fn lock(path: &Path) -> Result<File, Error> {
     }
 }
 
-pub(super) fn private(path: &Path) -> Result<File, Error> {
+/// Opens a file beside the journal, readable by its owner only.
+pub(super) fn private(path: &Path) -> Result<File> {
     OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -72,22 +82,7 @@ pub(super) fn private(path: &Path) -> Result<File, Error> {
         .map_err(|error| Error::Storage(format!("{}: {error}", path.display())))
 }
 
-fn connect(path: &Path) -> Result<Connection, Error> {
-    let db = Connection::open(path).map_err(storage)?;
-    db.busy_timeout(std::time::Duration::from_secs(5)).map_err(storage)?;
-    db.pragma_update(None, "journal_mode", "wal").map_err(storage)?;
-    db.pragma_update(None, "synchronous", "full").map_err(storage)?;
-    // Size in KiB: the file of a node with thousands of sandboxes fits many times over.
-    db.pragma_update(None, "cache_size", -1024).map_err(storage)?;
-    let mode: String =
-        db.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(storage)?;
-    if mode != "wal" {
-        return Err(Error::Storage(format!("{}: no WAL on this file system", path.display())));
-    }
-    Ok(db)
-}
-
-fn migrate(db: &mut Connection) -> Result<(), Error> {
+fn migrate(db: &mut Connection) -> Result<()> {
     let version: u16 =
         db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(storage)?;
     let version = usize::from(version);
@@ -107,7 +102,7 @@ fn migrate(db: &mut Connection) -> Result<(), Error> {
     Ok(())
 }
 
-fn journal_id(db: &Connection) -> Result<String, Error> {
+fn journal_id(db: &Connection) -> Result<String> {
     let found = db
         .query_row("SELECT value FROM meta WHERE key = 'journal_id'", [], |row| row.get(0))
         .optional()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::{fcntl::posix_fallocate, sys::statvfs::statvfs};
 
 use super::connection::private;
-use crate::journal::Error;
+use crate::journal::{Error, Result};
 
 /// Size of the file, bytes: enough for thousands of records and their write-ahead log.
 const HELD: i64 = 8 << 20;
@@ -53,7 +53,7 @@ impl Reserve {
         }
     }
 
-    fn hold(&self) -> Result<(), Error> {
+    fn hold(&self) -> Result<()> {
         let file = private(&self.file)?;
         let full = |error: nix::Error| Error::Storage(error.to_string());
         posix_fallocate(&file, 0, HELD).map_err(full)?;

@@ -6,28 +6,31 @@ use proto::{
     id::{SandboxId, Vmid},
     spec::Network,
 };
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, params, types::FromSql};
 
 use super::connection::storage;
-use crate::journal::{Error, Intent, Node, Pools, Record, intake, ring};
+use crate::journal::{Error, Intent, Node, Pools, Record, Result, ring, scheduling};
 
 /// Counters of `meta`; absent means 0.
 pub(super) const REVISION: &str = "revision";
 const HORIZON: &str = "horizon";
 const EPOCH: &str = "epoch";
 /// The operator's order for the node, JSON.
-const INTAKE: &str = "intake";
+const SCHEDULING: &str = "intake";
 /// Node that the journal belongs to, JSON.
 const NODE: &str = "node";
 const VMID_CURSOR: &str = "vmid_cursor";
 const ADDRESS_CURSOR: &str = "address_cursor";
+
+/// Writes an entry of `meta`.
+const SET: &str = "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)";
 
 pub(super) fn begin(
     db: &Connection,
     pools: &Pools,
     intent: &Intent,
     now_ms: u64,
-) -> Result<Record, Error> {
+) -> Result<Record> {
     let mut record = intent.record.clone();
     let before = get(db, &record.id)?;
     if let Some(before) = &before {
@@ -43,7 +46,7 @@ pub(super) fn begin(
     put(db, record)
 }
 
-pub(super) fn adopt(db: &Connection, record: &Record) -> Result<Record, Error> {
+pub(super) fn adopt(db: &Connection, record: &Record) -> Result<Record> {
     if let Some(known) = get(db, &record.id)? {
         return Err(Error::Conflict { id: record.id, expected: 0, found: known.revision });
     }
@@ -56,7 +59,7 @@ pub(super) fn import(
     record: &Record,
     taken_ips: &BTreeSet<Ipv4Addr>,
     now_ms: u64,
-) -> Result<Record, Error> {
+) -> Result<Record> {
     if let Some(known) = get(db, &record.id)?.filter(|known| !known.gives_way_to(record)) {
         return Err(Error::Conflict { id: record.id, expected: 0, found: known.revision });
     }
@@ -68,19 +71,14 @@ pub(super) fn import(
 }
 
 /// Writes the record of a container that existed before it.
-fn write_found(db: &Connection, record: &Record) -> Result<Record, Error> {
-    let known: Option<i64> = db
-        .prepare_cached(
-            "SELECT revision FROM records WHERE ended = 0
-             AND (vmid = ?1 OR lease = ?2 OR (team = ?3 AND request_id = ?4))",
-        )
-        .and_then(|mut sql| {
-            let (team, request) = (record.team.to_string(), record.request_id.to_string());
-            let vmid = record.vmid.get();
-            let lease = lease_of(record);
-            sql.query_row(params![vmid, lease, team, request], |row| row.get(0)).optional()
-        })
-        .map_err(storage)?;
+fn write_found(db: &Connection, record: &Record) -> Result<Record> {
+    let (team, request) = (record.team.to_string(), record.request_id.to_string());
+    let known: Option<i64> = find(
+        db,
+        "SELECT revision FROM records WHERE ended = 0
+         AND (vmid = ?1 OR lease = ?2 OR (team = ?3 AND request_id = ?4))",
+        params![record.vmid.get(), lease_of(record), team, request],
+    )?;
     match known {
         Some(found) => Err(Error::Conflict { id: record.id, expected: 0, found: uint(found) }),
         None => put(db, record.clone()),
@@ -92,7 +90,7 @@ pub(super) fn next_vmid(
     pools: &Pools,
     record: &Record,
     taken: &BTreeSet<Vmid>,
-) -> Result<Record, Error> {
+) -> Result<Record> {
     at_revision(db, record)?;
     let mut taken = taken.clone();
     taken.insert(record.vmid);
@@ -101,85 +99,66 @@ pub(super) fn next_vmid(
     put(db, record)
 }
 
-pub(super) fn update(db: &Connection, pools: &Pools, record: &Record) -> Result<Record, Error> {
+pub(super) fn update(db: &Connection, pools: &Pools, record: &Record) -> Result<Record> {
     let before = at_revision(db, record)?;
     if let (false, true, Some(lease)) =
         (before.phase.ended(), record.phase.ended(), lease_of(&before))
     {
         let until = record.ended_ms.saturating_add(pools.address_quarantine_ms);
-        db.prepare_cached("INSERT OR REPLACE INTO resting (ip, until_ms) VALUES (?1, ?2)")
-            .and_then(|mut sql| sql.execute(params![lease, int(until)]))
-            .map_err(storage)?;
+        let sql = "INSERT OR REPLACE INTO resting (ip, until_ms) VALUES (?1, ?2)";
+        execute(db, sql, params![lease, int(until)])?;
     }
     if let Some(ip) =
         record.lease().filter(|ip| !record.phase.ended() && before.lease() != Some(*ip))
     {
         let sql =
             "SELECT EXISTS (SELECT 1 FROM records WHERE lease = ?1 AND ended = 0 AND id <> ?2)";
-        let taken: bool = db
-            .prepare_cached(sql)
-            .and_then(|mut sql| {
-                sql.query_row(params![u32::from(ip), record.id.to_string()], |row| row.get(0))
-            })
-            .map_err(storage)?;
-        if taken {
+        if value(db, sql, params![u32::from(ip), record.id.to_string()])? {
             return Err(Error::AddressTaken { ip });
         }
     }
     put(db, record.clone())
 }
 
-pub(super) fn forget(db: &Connection, before_ms: u64) -> Result<usize, Error> {
+pub(super) fn forget(db: &Connection, before_ms: u64) -> Result<usize> {
     let before = int(before_ms);
-    let last: Option<i64> = db
-        .prepare_cached("SELECT max(revision) FROM records WHERE ended = 1 AND ended_ms < ?1")
-        .and_then(|mut sql| sql.query_row([before], |row| row.get(0)))
-        .map_err(storage)?;
+    let sql = "SELECT max(revision) FROM records WHERE ended = 1 AND ended_ms < ?1";
+    let last: Option<i64> = value(db, sql, [before])?;
     for sql in ["DELETE FROM cancelled WHERE at_ms < ?1", "DELETE FROM resting WHERE until_ms < ?1"]
     {
-        db.prepare_cached(sql).and_then(|mut sql| sql.execute([before])).map_err(storage)?;
+        execute(db, sql, [before])?;
     }
     let Some(last) = last else { return Ok(0) };
     let horizon = counter(db, HORIZON).map_err(storage)?.max(uint(last));
     set_counter(db, HORIZON, horizon)?;
-    db.prepare_cached("DELETE FROM records WHERE ended = 1 AND ended_ms < ?1")
-        .and_then(|mut sql| sql.execute([before]))
-        .map_err(storage)
+    execute(db, "DELETE FROM records WHERE ended = 1 AND ended_ms < ?1", [before])
 }
 
-pub(super) fn get(db: &Connection, id: &SandboxId) -> Result<Option<Record>, Error> {
-    let body: Option<String> = db
-        .prepare_cached("SELECT body FROM records WHERE id = ?1")
-        .and_then(|mut sql| sql.query_row([id.to_string()], |row| row.get(0)).optional())
-        .map_err(storage)?;
-    body.map(|body| record(&body)).transpose()
+pub(super) fn get(db: &Connection, id: &SandboxId) -> Result<Option<Record>> {
+    body_of(db, id)?.map(|body| record(&body)).transpose()
 }
 
-pub(super) fn all(db: &Connection) -> Result<Vec<Record>, Error> {
+pub(super) fn all(db: &Connection) -> Result<Vec<Record>> {
     let mut sql = db.prepare_cached("SELECT body FROM records ORDER BY id").map_err(storage)?;
     collect(sql.query_map([], body))
 }
 
-pub(super) fn changed_since(
-    db: &Connection,
-    revision: u64,
-    limit: usize,
-) -> Result<Vec<Record>, Error> {
+pub(super) fn changed_since(db: &Connection, revision: u64, limit: usize) -> Result<Vec<Record>> {
     let mut sql = db
         .prepare_cached("SELECT body FROM records WHERE revision > ?1 ORDER BY revision LIMIT ?2")
         .map_err(storage)?;
     collect(sql.query_map(params![int(revision), int(limit as u64)], body))
 }
 
-pub(super) fn revision(db: &Connection) -> Result<u64, Error> {
+pub(super) fn revision(db: &Connection) -> Result<u64> {
     counter(db, REVISION).map_err(storage)
 }
 
-pub(super) fn horizon(db: &Connection) -> Result<u64, Error> {
+pub(super) fn horizon(db: &Connection) -> Result<u64> {
     counter(db, HORIZON).map_err(storage)
 }
 
-pub(super) fn epoch(db: &Connection, epoch: u64) -> Result<u64, Error> {
+pub(super) fn epoch(db: &Connection, epoch: u64) -> Result<u64> {
     let highest = counter(db, EPOCH).map_err(storage)?;
     if epoch > highest {
         set_counter(db, EPOCH, epoch)?;
@@ -187,78 +166,62 @@ pub(super) fn epoch(db: &Connection, epoch: u64) -> Result<u64, Error> {
     Ok(highest.max(epoch))
 }
 
-pub(super) fn intake(db: &Connection) -> Result<intake::Order, Error> {
-    Ok(json(db, INTAKE)?.unwrap_or_default())
+pub(super) fn scheduling(db: &Connection) -> Result<scheduling::Scheduling> {
+    Ok(json(db, SCHEDULING)?.unwrap_or_default())
 }
 
-pub(super) fn set_intake(db: &Connection, order: &intake::Order) -> Result<(), Error> {
-    set_json(db, INTAKE, order)
+pub(super) fn set_scheduling(db: &Connection, order: &scheduling::Scheduling) -> Result<()> {
+    set_json(db, SCHEDULING, order)
 }
 
-pub(super) fn node(db: &Connection) -> Result<Option<Node>, Error> {
+pub(super) fn node(db: &Connection) -> Result<Option<Node>> {
     json(db, NODE)
 }
 
-pub(super) fn set_node(db: &Connection, node: &Node) -> Result<(), Error> {
+pub(super) fn set_node(db: &Connection, node: &Node) -> Result<()> {
     set_json(db, NODE, node)
 }
 
 /// Reads a row of `meta` that holds JSON.
-fn json<T: serde::de::DeserializeOwned>(db: &Connection, key: &str) -> Result<Option<T>, Error> {
-    let text: Option<String> = db
-        .prepare_cached("SELECT value FROM meta WHERE key = ?1")
-        .and_then(|mut sql| sql.query_row([key], |row| row.get(0)).optional())
-        .map_err(storage)?;
+fn json<T: serde::de::DeserializeOwned>(db: &Connection, key: &str) -> Result<Option<T>> {
+    let text: Option<String> = find(db, "SELECT value FROM meta WHERE key = ?1", [key])?;
     let unread = |error: serde_json::Error| Error::Storage(format!("{key}: {error}"));
     text.map(|text| serde_json::from_str(&text).map_err(unread)).transpose()
 }
 
-fn set_json(db: &Connection, key: &str, value: &impl serde::Serialize) -> Result<(), Error> {
+fn set_json(db: &Connection, key: &str, value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|error| Error::Storage(error.to_string()))?;
-    db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")
-        .and_then(|mut sql| sql.execute(params![key, text]))
-        .map(drop)
-        .map_err(storage)
+    execute(db, SET, params![key, text]).map(drop)
 }
 
-pub(super) fn cancel(
-    db: &Connection,
-    id: &SandboxId,
-    attempt: u32,
-    now_ms: u64,
-) -> Result<(), Error> {
-    db.prepare_cached(
+pub(super) fn cancel(db: &Connection, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<()> {
+    execute(
+        db,
         "INSERT INTO cancelled (id, attempt, at_ms) VALUES (?1, ?2, ?3)
          ON CONFLICT (id) DO UPDATE SET attempt = max(attempt, excluded.attempt),
                                         at_ms = excluded.at_ms",
+        params![id.to_string(), attempt, int(now_ms)],
     )
-    .and_then(|mut sql| sql.execute(params![id.to_string(), attempt, int(now_ms)]))
     .map(drop)
-    .map_err(storage)
 }
 
-pub(super) fn cancelled(db: &Connection, id: &SandboxId) -> Result<u32, Error> {
-    db.prepare_cached("SELECT attempt FROM cancelled WHERE id = ?1")
-        .and_then(|mut sql| sql.query_row([id.to_string()], |row| row.get(0)).optional())
-        .map(Option::unwrap_or_default)
-        .map_err(storage)
+pub(super) fn cancelled(db: &Connection, id: &SandboxId) -> Result<u32> {
+    let found = find(db, "SELECT attempt FROM cancelled WHERE id = ?1", [id.to_string()])?;
+    Ok(found.unwrap_or_default())
 }
 
-pub(super) fn room(db: &Connection, pools: &Pools, now_ms: u64) -> Result<(u32, u32), Error> {
+pub(super) fn room(db: &Connection, pools: &Pools, now_ms: u64) -> Result<(u32, u32)> {
     let (first, last) = (pools.vmids.0.get(), pools.vmids.1.get());
-    let vmids: u32 = db
-        .prepare_cached("SELECT count(*) FROM records WHERE ended = 0 AND vmid BETWEEN ?1 AND ?2")
-        .and_then(|mut sql| sql.query_row([first, last], |row| row.get(0)))
-        .map_err(storage)?;
+    let sql = "SELECT count(*) FROM records WHERE ended = 0 AND vmid BETWEEN ?1 AND ?2";
+    let vmids: u32 = value(db, sql, [first, last])?;
     let (low, high) = (u32::from(pools.addresses.0), u32::from(pools.addresses.1));
-    let addresses: u32 = db
-        .prepare_cached(
-            "SELECT count(*) FROM (
-               SELECT lease FROM records WHERE ended = 0 AND lease BETWEEN ?1 AND ?2
-               UNION SELECT ip FROM resting WHERE until_ms > ?3 AND ip BETWEEN ?1 AND ?2)",
-        )
-        .and_then(|mut sql| sql.query_row(params![low, high, int(now_ms)], |row| row.get(0)))
-        .map_err(storage)?;
+    let addresses: u32 = value(
+        db,
+        "SELECT count(*) FROM (
+           SELECT lease FROM records WHERE ended = 0 AND lease BETWEEN ?1 AND ?2
+           UNION SELECT ip FROM resting WHERE until_ms > ?3 AND ip BETWEEN ?1 AND ?2)",
+        params![low, high, int(now_ms)],
+    )?;
     let free = |first: u32, last: u32, used| (last - first).saturating_add(1).saturating_sub(used);
     Ok((free(first, last, vmids), free(low, high, addresses)))
 }
@@ -270,15 +233,12 @@ pub(super) fn counter(db: &Connection, key: &str) -> Result<u64, rusqlite::Error
         .map(|value| value.map(uint).unwrap_or_default())
 }
 
-fn set_counter(db: &Connection, key: &str, value: u64) -> Result<(), Error> {
-    db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)")
-        .and_then(|mut sql| sql.execute(params![key, int(value)]))
-        .map(drop)
-        .map_err(storage)
+fn set_counter(db: &Connection, key: &str, value: u64) -> Result<()> {
+    execute(db, SET, params![key, int(value)]).map(drop)
 }
 
 /// Leases the ring's next vmid, those of tombstones last: their URLs should answer 410 for long.
-fn lease_vmid(db: &Connection, pools: &Pools, taken: &BTreeSet<Vmid>) -> Result<Vmid, Error> {
+fn lease_vmid(db: &Connection, pools: &Pools, taken: &BTreeSet<Vmid>) -> Result<Vmid> {
     let range = (pools.vmids.0.get(), pools.vmids.1.get());
     let cursor = counter(db, VMID_CURSOR).map_err(storage)?;
     let is_taken = |number: u32| Vmid::try_from(number).is_ok_and(|vmid| taken.contains(&vmid));
@@ -304,7 +264,7 @@ fn lease_address(
     pools: &Pools,
     taken: &BTreeSet<Ipv4Addr>,
     now_ms: u64,
-) -> Result<Ipv4Addr, Error> {
+) -> Result<Ipv4Addr> {
     let range = (u32::from(pools.addresses.0), u32::from(pools.addresses.1));
     let cursor = counter(db, ADDRESS_CURSOR).map_err(storage)?;
     let mut sql = db
@@ -324,7 +284,7 @@ fn lease_address(
     Ok(address.into())
 }
 
-fn at_revision(db: &Connection, record: &Record) -> Result<Record, Error> {
+fn at_revision(db: &Connection, record: &Record) -> Result<Record> {
     let found = get(db, &record.id)?;
     match found {
         Some(found) if found.revision == record.revision => Ok(found),
@@ -336,12 +296,13 @@ fn at_revision(db: &Connection, record: &Record) -> Result<Record, Error> {
     }
 }
 
-fn put(db: &Connection, mut record: Record) -> Result<Record, Error> {
+fn put(db: &Connection, mut record: Record) -> Result<Record> {
     let revision = revision(db)? + 1;
     set_counter(db, REVISION, revision)?;
     record.revision = revision;
     let body = merged(db, &record)?;
-    db.prepare_cached(
+    execute(
+        db,
         "INSERT INTO records
            (id, vmid, lease, team, request_id, ended, ended_ms, revision, body)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
@@ -349,9 +310,7 @@ fn put(db: &Connection, mut record: Record) -> Result<Record, Error> {
            vmid = excluded.vmid, lease = excluded.lease, team = excluded.team,
            request_id = excluded.request_id, ended = excluded.ended,
            ended_ms = excluded.ended_ms, revision = excluded.revision, body = excluded.body",
-    )
-    .and_then(|mut sql| {
-        sql.execute(params![
+        params![
             record.id.to_string(),
             record.vmid.get(),
             lease_of(&record),
@@ -361,20 +320,16 @@ fn put(db: &Connection, mut record: Record) -> Result<Record, Error> {
             int(record.ended_ms),
             int(revision),
             body,
-        ])
-    })
-    .map_err(storage)?;
+        ],
+    )?;
     Ok(record)
 }
 
 /// Returns the record as JSON, with the fields of a later version that the file has: a downgrade
 /// must not lose them.
-fn merged(db: &Connection, record: &Record) -> Result<String, Error> {
+fn merged(db: &Connection, record: &Record) -> Result<String> {
     let json = |error: serde_json::Error| Error::Storage(error.to_string());
-    let before: Option<String> = db
-        .prepare_cached("SELECT body FROM records WHERE id = ?1")
-        .and_then(|mut sql| sql.query_row([record.id.to_string()], |row| row.get(0)).optional())
-        .map_err(storage)?;
+    let before = body_of(db, &record.id)?;
     let mut body = serde_json::to_value(record).map_err(json)?;
     if let (Some(before), Some(body)) = (before, body.as_object_mut()) {
         let before: serde_json::Map<_, _> = serde_json::from_str(&before).map_err(json)?;
@@ -390,9 +345,30 @@ fn lease_of(record: &Record) -> Option<u32> {
     record.lease().map(u32::from)
 }
 
-fn record(body: &str) -> Result<Record, Error> {
+fn record(body: &str) -> Result<Record> {
     serde_json::from_str(body)
         .map_err(|error| Error::Storage(format!("a record cannot be read: {error}")))
+}
+
+fn body_of(db: &Connection, id: &SandboxId) -> Result<Option<String>> {
+    find(db, "SELECT body FROM records WHERE id = ?1", [id.to_string()])
+}
+
+/// Executes a statement; returns the number of its rows.
+fn execute(db: &Connection, sql: &str, params: impl Params) -> Result<usize> {
+    db.prepare_cached(sql).and_then(|mut sql| sql.execute(params)).map_err(storage)
+}
+
+/// Reads the one value that a query gives.
+fn value<T: FromSql>(db: &Connection, sql: &str, params: impl Params) -> Result<T> {
+    find(db, sql, params)?.ok_or_else(|| storage(rusqlite::Error::QueryReturnedNoRows))
+}
+
+/// Reads the value that a query gives, if it gives one.
+fn find<T: FromSql>(db: &Connection, sql: &str, params: impl Params) -> Result<Option<T>> {
+    db.prepare_cached(sql)
+        .and_then(|mut sql| sql.query_row(params, |row| row.get(0)).optional())
+        .map_err(storage)
 }
 
 fn body(row: &Row<'_>) -> Result<String, rusqlite::Error> {
@@ -401,7 +377,7 @@ fn body(row: &Row<'_>) -> Result<String, rusqlite::Error> {
 
 fn collect(
     rows: Result<impl Iterator<Item = Result<String, rusqlite::Error>>, rusqlite::Error>,
-) -> Result<Vec<Record>, Error> {
+) -> Result<Vec<Record>> {
     rows.map_err(storage)?.map(|row| record(&row.map_err(storage)?)).collect()
 }
 

@@ -10,7 +10,7 @@ fn open(path: &Path) -> SqliteJournal {
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_is_there_again() {
+async fn acknowledged_writes_survive_a_reopen() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("journal.sqlite");
     let (id, record) = {
@@ -42,7 +42,7 @@ async fn reopened(path: &Path) -> SqliteJournal {
 }
 
 #[tokio::test]
-async fn a_file_has_one_writer() {
+async fn journal_file_accepts_only_one_writer() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("journal.sqlite");
     let _first = open(&path);
@@ -51,7 +51,7 @@ async fn a_file_has_one_writer() {
 }
 
 #[tokio::test]
-async fn nobody_else_may_read_the_file() {
+async fn journal_files_are_readable_only_by_their_owner() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().expect("a directory");
     let journal = open(&dir.path().join("journal.sqlite"));
@@ -136,7 +136,7 @@ async fn files_of_every_schema_are_read() {
 
 /// Same schema, written by the first version that stores the node's number.
 #[tokio::test]
-async fn a_file_that_knows_its_node_is_read() {
+async fn file_with_a_node_number_is_read() {
     let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/journal-v1-node.sqlite");
     let node = Node { name: "pve2".parse().expect("a name"), number: 2 };
     let dir = tempfile::tempdir().expect("a directory");

@@ -1,28 +1,28 @@
-//! The writer thread: group commit.
+//! Writes: group commit, with space kept for what must succeed on a full disk.
 
-use std::fs::File;
+use std::{
+    fs::File,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use rusqlite::{Connection, ErrorCode};
-use tokio::sync::{mpsc, oneshot, watch};
+use daemon::group_commit::{Around, Bounds, Handle};
+use rusqlite::Connection;
+use tokio::sync::watch;
 
-use super::{connection::storage, reserve::Reserve, tables};
-use crate::journal::Error;
+use super::{connection::failed, reserve::Reserve, tables};
+use crate::journal::{Error, Result};
 
-/// Requests queued for the thread at most; further callers wait.
-const QUEUE_MAX: usize = 256;
-/// Requests in one transaction at most.
-const BATCH_MAX: usize = 128;
-
-/// Sends the result to the caller, once the transaction is on the disk or lost.
-type Answer = Box<dyn FnOnce(Option<Error>) + Send>;
-/// Does its work in the transaction, knowing whether there is space for new work; false rolls back
-/// its savepoint.
-type Request = Box<dyn FnOnce(&Connection, bool) -> (bool, Answer) + Send>;
+/// A transaction of this many requests is smaller than what the reserve holds.
+const BOUNDS: Bounds = Bounds { queue: 256, group: 128 };
 
 /// Handle of the writer thread. The thread ends when the handle is dropped.
 #[derive(Debug)]
 pub(super) struct Writer {
-    requests: mpsc::Sender<Request>,
+    thread: Handle,
+    room: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -31,111 +31,56 @@ impl Writer {
         lock: File,
         reserve: Reserve,
         changes: watch::Sender<u64>,
-    ) -> Result<Self, Error> {
-        let (requests, queue) = mpsc::channel(QUEUE_MAX);
-        std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || {
-                write(db, queue, reserve, &changes);
-                drop(lock);
-            })
+    ) -> Result<Self> {
+        let room = Arc::<AtomicBool>::default();
+        let around = Journaling { reserve, room: Arc::clone(&room), changes, _lock: lock };
+        let thread = Handle::writer("journal", db, BOUNDS, around)
             .map_err(|error| Error::Storage(format!("no thread for the journal: {error}")))?;
-        Ok(Self { requests })
+        Ok(Self { thread, room })
     }
 
     /// Writes an end, or something small; also when the disk is nearly full.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.submit(move |db, _| work(db)).await
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.thread.run(work).await.map_err(failed)?
     }
 
     /// Writes a beginning: refused while the remaining space is kept for ends.
     pub(super) async fn run_new<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.submit(move |db, room| if room { work(db) } else { Err(Error::Full) }).await
-    }
-
-    async fn submit<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Connection, bool) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let gone = || Error::Storage("the journal's thread has ended".into());
-        let (answer, answered) = oneshot::channel();
-        let request: Request = Box::new(move |db, room| {
-            let result = work(db, room);
-            let ok = result.is_ok();
-            let reply: Answer = Box::new(move |lost| {
-                // A caller that stopped waiting needs no answer, but its write counts.
-                drop(answer.send(match lost {
-                    Some(error) => Err(error),
-                    None => result,
-                }));
-            });
-            (ok, reply)
-        });
-        self.requests.send(request).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let room = Arc::clone(&self.room);
+        let new =
+            move |db: &_| if room.load(Ordering::Acquire) { work(db) } else { Err(Error::Full) };
+        self.run(new).await
     }
 }
 
-fn write(
-    mut db: Connection,
-    mut queue: mpsc::Receiver<Request>,
-    mut reserve: Reserve,
-    changes: &watch::Sender<u64>,
-) {
-    let mut batch = Vec::with_capacity(BATCH_MAX);
-    while queue.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
-        let mut answers = Vec::with_capacity(batch.len());
-        reserve.tend();
-        let lost = match transact(&mut db, batch.drain(..), reserve.held(), &mut answers) {
-            Ok(revision) => {
-                changes.send_if_modified(|known| std::mem::replace(known, revision) != revision);
-                None
-            }
-            Err(error) => Some(lost(error)),
-        };
-        for answer in answers {
-            answer(lost.clone());
-        }
-        // The closed channel tells the callers of unanswered requests.
-        batch.clear();
-    }
+/// Work around each transaction of the journal.
+struct Journaling {
+    reserve: Reserve,
+    room: Arc<AtomicBool>,
+    changes: watch::Sender<u64>,
+    _lock: File,
 }
 
-fn transact(
-    db: &mut Connection,
-    batch: impl Iterator<Item = Request>,
-    room: bool,
-    answers: &mut Vec<Answer>,
-) -> Result<u64, rusqlite::Error> {
-    let mut transaction = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    for request in batch {
-        let savepoint = transaction.savepoint()?;
-        let (ok, answer) = request(&savepoint, room);
-        answers.push(answer);
-        if ok {
-            savepoint.commit()?;
-        } else {
-            savepoint.finish()?;
-        }
-    }
-    let revision = tables::counter(&transaction, tables::REVISION)?;
-    transaction.commit()?;
-    Ok(revision)
-}
+impl Around for Journaling {
+    /// The revision.
+    type State = u64;
 
-/// Handles a lost transaction. After a failed fsync the disk's content is unknown, and a retry
-/// would report pages as synced that the kernel has dropped: only a restart, which reads the file
-/// anew, is safe.
-fn lost(error: rusqlite::Error) -> Error {
-    if error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) {
-        tracing::error!(%error, "journal could not be written, stopping at once");
-        std::process::abort();
+    fn before(&mut self) {
+        self.reserve.tend();
+        self.room.store(self.reserve.held(), Ordering::Release);
     }
-    storage(error)
+
+    fn state(&mut self, db: &Connection) -> rusqlite::Result<u64> {
+        tables::counter(db, tables::REVISION)
+    }
+
+    fn committed(&mut self, revision: u64) {
+        self.changes.send_if_modified(|known| std::mem::replace(known, revision) != revision);
+    }
 }

@@ -6,7 +6,7 @@ use proto::{
 };
 
 use super::{FakeCluster, FakePve, Op};
-use crate::pve::{Error, known::Init};
+use crate::pve::{Error, Init};
 
 /// Relation of a node to its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,14 +23,14 @@ pub enum Membership {
 impl FakeCluster {
     /// Sets the relation of a node to its cluster.
     pub fn set_membership(&self, node: &NodeName, cluster: Membership) {
-        if let Some(node) = self.0.world().nodes.get_mut(node) {
+        if let Some(node) = self.0.world.lock().nodes.get_mut(node) {
             node.cluster = cluster;
         }
     }
 
     /// Changes a node's number in its cluster.
     pub fn renumber(&self, node: &NodeName, number: u32) {
-        if let Some(node) = self.0.world().nodes.get_mut(node) {
+        if let Some(node) = self.0.world.lock().nodes.get_mut(node) {
             node.number = number;
         }
     }
@@ -38,18 +38,23 @@ impl FakeCluster {
 
 impl FakePve {
     /// Running init of a container, as `/proc` would show it.
-    pub(super) fn init(&self, vmid: Vmid) -> Option<Init> {
-        let world = self.shared.world();
+    pub(super) fn init_of(&self, vmid: Vmid) -> Option<Init> {
+        let world = self.shared.world.lock();
         let pid = world.container(&self.node, vmid)?.pid?;
-        Some(Init { pid, start: 0 })
+        Some(init_with(pid))
     }
 
     /// `Ok` while /etc/pve can be read, or when the container is known to be this owner's.
     pub(super) fn check_known(&self, op: Op, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
-        let known = || self.known.mark(vmid, self.init(vmid));
+        let known = || self.known.mark(vmid, self.init_of(vmid));
         if self.pmxcfs() || known().is_some_and(|mark| mark.sandbox_id == *owner) {
             return Ok(());
         }
         Err(Self::read_error(op.name(), vmid))
     }
+}
+
+/// Init with this pid. Each start of a container has another pid.
+pub(super) fn init_with(pid: u32) -> Init {
+    Init { pid, start: pid.into() }
 }

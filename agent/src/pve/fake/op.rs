@@ -13,6 +13,8 @@ pub enum Op {
     HandTo,
     /// `start`.
     Start,
+    /// `halt`.
+    Halt,
     /// `stop`.
     Stop,
     /// `destroy_owned`.
@@ -24,9 +26,9 @@ pub enum Op {
     /// `unmark`.
     Unmark,
     /// `hold`.
-    Hold,
+    PauseLock,
     /// `release`.
-    Release,
+    PauseUnlock,
     /// `freeze`.
     Freeze,
     /// `thaw`.
@@ -41,13 +43,14 @@ impl Op {
             Self::Resize => "resize",
             Self::HandTo => "hand over",
             Self::Start => "start",
+            Self::Halt => "halt",
             Self::Stop => "stop",
             Self::Destroy => "destroy",
             Self::Unlock => "unlock",
             Self::Mark => "mark",
             Self::Unmark => "unmark",
-            Self::Hold => "hold",
-            Self::Release => "release",
+            Self::PauseLock => "pause lock",
+            Self::PauseUnlock => "pause unlock",
             Self::Freeze => "freeze",
             Self::Thaw => "thaw",
         }

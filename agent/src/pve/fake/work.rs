@@ -8,6 +8,7 @@ use std::{
 use proto::{
     id::{SandboxId, Vmid},
     name::NodeName,
+    spec::Size,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -15,7 +16,7 @@ use super::{
     Mutation, Op, Shared, Trouble,
     world::{Remains, World, locked, missing},
 };
-use crate::pve::{CloneOrder, ErrorKind, Mark, OwnVolumes, Settings};
+use crate::pve::{CloneOrder, ErrorKind, Mark, OwnVolumes, Result, Settings};
 
 /// Operation under way. Its container is busy until it is dropped.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub(super) struct Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        self.shared.world().busy.remove(&self.vmid);
+        self.shared.world.lock().busy.remove(&self.vmid);
         self.shared.changed.notify_waiters();
     }
 }
@@ -49,10 +50,10 @@ impl Work {
         op: Op,
         vmid: Vmid,
         deadline: Instant,
-    ) -> Result<Self, ErrorKind> {
+    ) -> Result<Self> {
         loop {
             let changed = shared.changed.notified();
-            if shared.world().busy.insert(vmid) {
+            if shared.world.lock().busy.insert(vmid) {
                 break;
             }
             if timeout_at(deadline, changed).await.is_err() {
@@ -60,14 +61,14 @@ impl Work {
                 return Err(ErrorKind::Locked(format!("can't lock file '{file}' - got timeout")));
             }
         }
-        let life = shared.world().nodes.get(&node).map_or(0, |node| node.life);
+        let life = shared.world.lock().nodes.get(&node).map_or(0, |node| node.life);
         let trouble = shared.take_fault(op, &node, vmid);
         let mut work = Self { shared, node, op, vmid, life, deadline, trouble };
         work.fail_early().await?;
         Ok(work)
     }
 
-    async fn fail_early(&mut self) -> Result<(), ErrorKind> {
+    async fn fail_early(&mut self) -> Result<()> {
         match self.trouble.take() {
             Some(Trouble::Before(kind)) => Err(kind),
             Some(Trouble::Hangs) => {
@@ -83,11 +84,11 @@ impl Work {
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
-        self.shared.world()
+        self.shared.world.lock()
     }
 
     /// Waits; fails when the node dies meanwhile or the deadline passes.
-    async fn pass(&self, duration: Duration) -> Result<(), ErrorKind> {
+    async fn pass(&self, duration: Duration) -> Result<()> {
         let slow = self.world().nodes.get(&self.node).map_or(1, |node| node.slow);
         let end = Instant::now() + self.shared.vary(duration) * slow;
         let in_time = timeout_at(self.deadline, sleep_until(end)).await.is_ok();
@@ -101,12 +102,24 @@ impl Work {
         self.world().nodes.get(&self.node).is_some_and(|node| node.life == self.life)
     }
 
-    /// True when a planned kill is due.
-    fn killed(&self) -> bool {
-        self.trouble == Some(Trouble::Killed)
+    /// Fails when a planned kill is due.
+    fn survives(&self) -> Result<()> {
+        if self.trouble == Some(Trouble::Killed) { Err(cut_off()) } else { Ok(()) }
     }
 
-    fn end(&mut self) -> Result<(), ErrorKind> {
+    /// Works for this time, then makes the change unless it was killed meanwhile.
+    async fn act(
+        mut self,
+        time: Duration,
+        change: impl FnOnce(&mut World, &NodeName, Vmid) -> Result<()>,
+    ) -> Result<()> {
+        self.pass(time).await?;
+        self.survives()?;
+        change(&mut self.world(), &self.node, self.vmid)?;
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
         match self.trouble.take() {
             Some(Trouble::After(kind)) => Err(kind),
             Some(
@@ -120,7 +133,7 @@ impl Work {
         }
     }
 
-    pub(super) async fn clone_template(mut self, order: CloneOrder) -> Result<(), ErrorKind> {
+    pub(super) async fn clone_template(mut self, order: CloneOrder) -> Result<()> {
         self.world().check_quorum(&self.node)?;
         self.world().begin_clone(&self.node, &order)?;
         if self.trouble == Some(Trouble::KilledAtOnce) {
@@ -133,9 +146,7 @@ impl Work {
             Ok(()) => self.world().make_volume(&self.node, self.vmid),
             Err(kind) => Err(kind),
         };
-        if self.killed() {
-            return Err(cut_off());
-        }
+        self.survives()?;
         let done = match made {
             Ok(_) if self.trouble == Some(Trouble::RolledBack) => Err(cut_off()),
             Ok(volume) => self.pass(half).await.map(|()| volume),
@@ -156,113 +167,93 @@ impl Work {
         }
     }
 
-    pub(super) async fn configure(mut self, settings: Settings) -> Result<(), ErrorKind> {
+    pub(super) async fn configure(self, settings: Settings) -> Result<()> {
         self.world().check_quorum(&self.node)?;
-        self.pass(self.shared.pace().set).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
-        self.world().configure(&self.node, self.vmid, &settings)?;
-        self.end()
+        let time = self.shared.pace().set;
+        self.act(time, |world, node, vmid| world.configure(node, vmid, &settings)).await
     }
 
-    pub(super) async fn resize(mut self, gib: u32) -> Result<(), ErrorKind> {
+    pub(super) async fn resize(mut self, gib: u32) -> Result<()> {
         self.world().check_quorum(&self.node)?;
         let runs = self.world().container(&self.node, self.vmid).is_some_and(|g| g.pid.is_some());
         let pace = self.shared.pace();
-        self.pass(if runs { pace.resize } else { pace.resize_stopped }).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
+        let time = if runs { pace.resize } else { pace.resize_stopped };
+        self.pass(time).await?;
+        // As PVE does it: the volume and the config first, the file system last.
         self.world().resize(&self.node, self.vmid, gib)?;
+        self.survives()?;
         self.end()
     }
 
-    pub(super) async fn hand_to(
-        mut self,
-        owner: SandboxId,
-        target: NodeName,
-    ) -> Result<(), ErrorKind> {
+    pub(super) async fn set_limits(mut self, owner: SandboxId, size: Size) -> Result<()> {
         self.world().check_quorum(&self.node)?;
-        self.pass(self.shared.pace().write).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
-        self.world().hand_to(&self.node, self.vmid, &owner, &target)?;
+        self.pass(self.shared.pace().set).await?;
+        // As PVE does it: the running container first, its config last.
+        self.world().give_limits(&self.node, self.vmid, &owner, size)?;
+        self.survives()?;
+        self.world().set_limits(&self.node, self.vmid, &owner, size)?;
         self.end()
     }
 
-    pub(super) async fn start(mut self) -> Result<(), ErrorKind> {
+    pub(super) async fn hand_to(self, owner: SandboxId, target: NodeName) -> Result<()> {
         self.world().check_quorum(&self.node)?;
-        self.world().let_go(&self.node, self.vmid)?;
+        let time = self.shared.pace().write;
+        self.act(time, |world, node, vmid| world.hand_to(node, vmid, &owner, &target)).await
+    }
+
+    pub(super) async fn start(mut self) -> Result<()> {
+        self.world().check_quorum(&self.node)?;
+        self.world().end_pause(&self.node, self.vmid)?;
         if self.world().may_start(&self.node, self.vmid)? {
             return Ok(());
         }
         self.pass(self.shared.pace().start).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
+        self.survives()?;
         let up_at = Instant::now() + self.shared.vary(self.shared.pace().boot);
         self.world().start(&self.node, self.vmid, up_at)?;
         self.end()
     }
 
-    pub(super) async fn stop(mut self) -> Result<(), ErrorKind> {
-        self.world().let_go(&self.node, self.vmid)?;
+    /// Signals the init, which shuts down a moment later unless it ignores that.
+    pub(super) async fn halt(self, owner: SandboxId) -> Result<()> {
+        let time = self.shared.pace().write;
+        self.act(time, |world, node, vmid| world.halt(node, vmid, &owner)).await
+    }
+
+    pub(super) async fn stop(self) -> Result<()> {
+        self.world().end_pause(&self.node, self.vmid)?;
         if self.world().is_stopped(&self.node, self.vmid)? {
             return Ok(());
         }
-        self.pass(self.shared.pace().stop).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
-        self.world().stop(&self.node, self.vmid)?;
-        self.end()
+        let time = self.shared.pace().stop;
+        self.act(time, |world, node, vmid| world.stop(node, vmid)).await
     }
 
-    pub(super) async fn mark(mut self, mark: Mark) -> Result<(), ErrorKind> {
-        self.pass(self.shared.pace().write).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
-        self.world().mark(&self.node, &mark)?;
-        self.end()
+    pub(super) async fn mark(self, mark: Mark) -> Result<()> {
+        let time = self.shared.pace().write;
+        self.act(time, |world, node, _| world.mark(node, &mark)).await
     }
 
-    pub(super) async fn unmark(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
-        self.pass(self.shared.pace().write).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
-        self.world().unmark(&self.node, self.vmid, &owner)?;
-        self.end()
+    pub(super) async fn unmark(self, owner: SandboxId) -> Result<()> {
+        let time = self.shared.pace().write;
+        self.act(time, |world, node, vmid| world.unmark(node, vmid, &owner)).await
     }
 
-    pub(super) async fn hold(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
-        self.pass(self.shared.pace().write).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
-        self.world().hold(&self.node, self.vmid, &owner)?;
-        self.end()
+    pub(super) async fn acquire_pause_lock(self, owner: SandboxId) -> Result<()> {
+        let time = self.shared.pace().write;
+        self.act(time, |world, node, vmid| world.acquire_pause_lock(node, vmid, &owner)).await
     }
 
-    pub(super) async fn release(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
-        self.pass(self.shared.pace().write).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
-        self.world().release(&self.node, self.vmid, &owner)?;
-        self.end()
+    pub(super) async fn release_pause_lock(self, owner: SandboxId) -> Result<()> {
+        let time = self.shared.pace().write;
+        self.act(time, |world, node, vmid| world.release_pause_lock(node, vmid, &owner)).await
     }
 
     /// Freezes. When cut off, leaves the container frozen.
-    pub(super) async fn freeze(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
+    pub(super) async fn freeze(mut self, owner: SandboxId) -> Result<()> {
         self.pass(self.shared.pace().freeze).await?;
         self.world().freeze(&self.node, self.vmid, &owner, true)?;
-        if self.killed() {
-            return Err(cut_off());
-        }
+        self.survives()?;
         self.pass(self.shared.pace().freeze).await?;
         let done = self.end();
         if done.is_err() {
@@ -271,20 +262,12 @@ impl Work {
         done
     }
 
-    pub(super) async fn thaw(mut self, owner: SandboxId) -> Result<(), ErrorKind> {
-        self.pass(self.shared.pace().freeze).await?;
-        if self.killed() {
-            return Err(cut_off());
-        }
-        self.world().freeze(&self.node, self.vmid, &owner, false)?;
-        self.end()
+    pub(super) async fn thaw(self, owner: SandboxId) -> Result<()> {
+        let time = self.shared.pace().freeze;
+        self.act(time, |world, node, vmid| world.freeze(node, vmid, &owner, false)).await
     }
 
-    pub(super) async fn destroy(
-        mut self,
-        owner: SandboxId,
-        own: OwnVolumes,
-    ) -> Result<(), ErrorKind> {
+    pub(super) async fn destroy(mut self, owner: SandboxId, own: OwnVolumes) -> Result<()> {
         self.world().believes_in_quorum(&self.node)?;
         let quorum = self.world().check_quorum(&self.node);
         if self.world().has(Mutation::Destroy) {
@@ -295,7 +278,7 @@ impl Work {
             return Ok(());
         }
         if remains == Remains::Container {
-            self.world().let_go(&self.node, self.vmid)?;
+            self.world().end_pause(&self.node, self.vmid)?;
         }
         self.pass(self.shared.pace().destroy).await?;
         // PVE does not check the quorum here: it removes the volumes and fails at the config.
@@ -304,14 +287,12 @@ impl Work {
             return Err(kind);
         }
         self.world().half_destroy(&self.node, self.vmid, &own);
-        if self.killed() {
-            return Err(cut_off());
-        }
+        self.survives()?;
         self.world().guests.remove(&self.vmid);
         self.end()
     }
 
-    pub(super) async fn unlock_template(mut self) -> Result<(), ErrorKind> {
+    pub(super) async fn unlock_template(mut self) -> Result<()> {
         self.world().check_quorum(&self.node)?;
         self.pass(self.shared.pace().set).await?;
         if self.world().has(Mutation::Unlock) {

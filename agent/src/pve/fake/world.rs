@@ -12,10 +12,10 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::{Membership, Mutation};
+use super::{KernelLimits, Membership, Mutation};
 use crate::pve::{
-    CloneOrder, ContainerConfig, ErrorKind, Mark, OwnVolumes, Settings, StorageRoom,
-    cluster::Signs, config_file::Ip, hold, interface, ownership, tags, volume,
+    CloneOrder, ContainerConfig, ErrorKind, Mark, OwnVolumes, Result, Settings, StorageRoom,
+    cluster::Signs, config_file::Ip, interface, ownership, pause_lock, tags, volume,
 };
 
 /// Size of every clone's volume, bytes, for the space on storages.
@@ -38,12 +38,29 @@ pub struct Guest {
     pub connected: bool,
     /// Whether it is frozen.
     pub frozen: bool,
+    /// Whether its init ignores that it is asked to shut down.
+    pub stubborn: bool,
+    /// Memory that it uses while it runs, bytes.
+    pub memory_bytes: u64,
+    /// Limits that the kernel holds it to while it runs.
+    pub limits: KernelLimits,
 }
 
 impl Guest {
     /// Creates a stopped container.
     pub fn stopped(node: NodeName, config: ContainerConfig) -> Self {
-        Self { node, config, is_vm: false, pid: None, up_at: None, frozen: false, connected: false }
+        Self {
+            node,
+            config,
+            is_vm: false,
+            pid: None,
+            up_at: None,
+            connected: false,
+            frozen: false,
+            stubborn: false,
+            memory_bytes: 64 << 20,
+            limits: KernelLimits::default(),
+        }
     }
 }
 
@@ -85,7 +102,7 @@ pub(super) enum Remains {
 }
 
 impl World {
-    pub(super) fn check_quorum(&self, node: &NodeName) -> Result<(), ErrorKind> {
+    pub(super) fn check_quorum(&self, node: &NodeName) -> Result<()> {
         match self.nodes.get(node) {
             Some(node) if node.pmxcfs && self.holds(node) => Ok(()),
             Some(_) | None => Err(ErrorKind::NoQuorum("cluster not ready - no quorum?".to_owned())),
@@ -102,7 +119,7 @@ impl World {
     }
 
     /// Checks the quorum as the agent of this node sees it. Wrong only with a defect.
-    pub(super) fn believes_in_quorum(&self, node: &NodeName) -> Result<(), ErrorKind> {
+    pub(super) fn believes_in_quorum(&self, node: &NodeName) -> Result<()> {
         if self.has(Mutation::Alone) && self.nodes.get(node).is_some_and(|node| node.pmxcfs) {
             return Ok(());
         }
@@ -142,7 +159,7 @@ impl World {
         self.guests.get(&vmid).filter(|guest| guest.node == *node && !guest.is_vm)
     }
 
-    fn container_mut(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest, ErrorKind> {
+    fn container_mut(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest> {
         let found = self.guests.get_mut(&vmid).filter(|guest| guest.node == *node && !guest.is_vm);
         found.ok_or_else(|| missing(node, vmid))
     }
@@ -152,7 +169,7 @@ impl World {
     }
 
     /// Returns a container that may be changed: marked for its own vmid, and not locked.
-    fn ours(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest, ErrorKind> {
+    pub(super) fn ours(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest> {
         let unseen = self.has(Mutation::Ownership);
         let guest = self.container_mut(node, vmid)?;
         if !unseen {
@@ -173,11 +190,7 @@ impl World {
 
     /// Next writes of a clone: the template's lock, and a config that names its owner before there
     /// is a volume.
-    pub(super) fn begin_clone(
-        &mut self,
-        node: &NodeName,
-        order: &CloneOrder,
-    ) -> Result<(), ErrorKind> {
+    pub(super) fn begin_clone(&mut self, node: &NodeName, order: &CloneOrder) -> Result<()> {
         let template = self.container_mut(node, order.template)?;
         ownership::clonable(&template.config, order.template)?;
         if let Some(lock) = template.config.lock() {
@@ -203,7 +216,7 @@ impl World {
     }
 
     /// Snapshots the template's volume, under the first free name.
-    pub(super) fn make_volume(&mut self, node: &NodeName, vmid: Vmid) -> Result<String, ErrorKind> {
+    pub(super) fn make_volume(&mut self, node: &NodeName, vmid: Vmid) -> Result<String> {
         let room = self.nodes.get_mut(node).map(|node| &mut node.room);
         match room {
             Some(room) if room.free >= VOLUME_BYTES => room.free -= VOLUME_BYTES,
@@ -245,7 +258,7 @@ impl World {
         node: &NodeName,
         vmid: Vmid,
         settings: &Settings,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<()> {
         let guest = self.ours(node, vmid)?;
         if guest.pid.is_some() {
             return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
@@ -261,32 +274,8 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn resize(
-        &mut self,
-        node: &NodeName,
-        vmid: Vmid,
-        gib: u32,
-    ) -> Result<(), ErrorKind> {
-        let guest = self.ours(node, vmid)?;
-        if guest.config.rootfs_gib() >= gib {
-            return Ok(());
-        }
-        if guest.pid.is_some() && !guest.config.grows_running() {
-            return Err(ErrorKind::WrongState(format!(
-                "the root of CT {vmid} is mounted read-only"
-            )));
-        }
-        let Some(line) = guest.config.get("rootfs") else {
-            return Err(ErrorKind::Failed("missing 'rootfs' configuration".to_owned()));
-        };
-        let options = line.split(',').filter(|option| !option.starts_with("size="));
-        let line = options.collect::<Vec<_>>().join(",");
-        put(&mut guest.config, "rootfs", &format!("{line},size={gib}G"));
-        Ok(())
-    }
-
     /// True when the container runs already.
-    pub(super) fn may_start(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
+    pub(super) fn may_start(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool> {
         let guest = self.ours(node, vmid)?;
         if guest.config.rootfs().is_none() {
             return Err(ErrorKind::Failed("missing 'rootfs' configuration".to_owned()));
@@ -294,21 +283,17 @@ impl World {
         Ok(guest.pid.is_some())
     }
 
-    pub(super) fn start(
-        &mut self,
-        node: &NodeName,
-        vmid: Vmid,
-        up_at: Instant,
-    ) -> Result<(), ErrorKind> {
+    pub(super) fn start(&mut self, node: &NodeName, vmid: Vmid, up_at: Instant) -> Result<()> {
         let pid = self.next_pid;
         let guest = self.ours(node, vmid)?;
         guest.pid = Some(pid);
         guest.up_at = Some(up_at);
+        guest.limits = KernelLimits::of(&guest.config);
         self.next_pid += 1;
         Ok(())
     }
 
-    pub(super) fn is_stopped(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool, ErrorKind> {
+    pub(super) fn is_stopped(&mut self, node: &NodeName, vmid: Vmid) -> Result<bool> {
         let stopped = self.container_mut(node, vmid)?.pid.is_none();
         if stopped && !self.has(Mutation::Ownership) {
             ownership::marked(&self.container_mut(node, vmid)?.config, vmid)?;
@@ -316,11 +301,25 @@ impl World {
         if stopped { Ok(true) } else { self.ours(node, vmid).map(|_| false) }
     }
 
-    pub(super) fn stop(&mut self, node: &NodeName, vmid: Vmid) -> Result<(), ErrorKind> {
+    pub(super) fn stop(&mut self, node: &NodeName, vmid: Vmid) -> Result<()> {
         let guest = self.ours(node, vmid)?;
         guest.pid = None;
         guest.up_at = None;
         guest.frozen = false;
+        Ok(())
+    }
+
+    /// Asks the init of a container to shut down. A frozen one does not get to it.
+    pub(super) fn halt(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        owner: &SandboxId,
+    ) -> Result<(), ErrorKind> {
+        let guest = self.owned(node, vmid, owner)?;
+        if !guest.frozen && !guest.stubborn {
+            (guest.pid, guest.up_at) = (None, None);
+        }
         Ok(())
     }
 
@@ -349,7 +348,7 @@ impl World {
         vmid: Vmid,
         owner: &SandboxId,
         target: &NodeName,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<()> {
         let there = self.guests.get(&vmid).is_some_and(|guest| guest.node == *target);
         if there && target != node {
             return Ok(());
@@ -372,12 +371,12 @@ impl World {
     }
 
     /// Returns a container of this owner.
-    fn owned(
+    pub(super) fn owned(
         &mut self,
         node: &NodeName,
         vmid: Vmid,
         owner: &SandboxId,
-    ) -> Result<&mut Guest, ErrorKind> {
+    ) -> Result<&mut Guest> {
         let unseen = self.has(Mutation::Ownership);
         let guest = self.container_mut(node, vmid)?;
         if !unseen {
@@ -386,17 +385,12 @@ impl World {
         Ok(guest)
     }
 
-    pub(super) fn mark(&mut self, node: &NodeName, mark: &Mark) -> Result<(), ErrorKind> {
+    pub(super) fn mark(&mut self, node: &NodeName, mark: &Mark) -> Result<()> {
         self.check_quorum(node)?;
         ownership::mark(&mut self.container_mut(node, mark.vmid)?.config, mark)
     }
 
-    pub(super) fn unmark(
-        &mut self,
-        node: &NodeName,
-        vmid: Vmid,
-        owner: &SandboxId,
-    ) -> Result<(), ErrorKind> {
+    pub(super) fn unmark(&mut self, node: &NodeName, vmid: Vmid, owner: &SandboxId) -> Result<()> {
         self.check_quorum(node)?;
         if let Ok(guest) = self.container_mut(node, vmid) {
             ownership::unmark(&mut guest.config, owner);
@@ -404,33 +398,33 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn hold(
+    pub(super) fn acquire_pause_lock(
         &mut self,
         node: &NodeName,
         vmid: Vmid,
         owner: &SandboxId,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<()> {
         self.check_quorum(node)?;
-        if self.has(Mutation::Hold) {
+        if self.has(Mutation::PauseLock) {
             return Ok(());
         }
-        hold::take(&mut self.owned(node, vmid, owner)?.config)
+        pause_lock::acquire(&mut self.owned(node, vmid, owner)?.config)
     }
 
-    pub(super) fn release(
+    pub(super) fn release_pause_lock(
         &mut self,
         node: &NodeName,
         vmid: Vmid,
         owner: &SandboxId,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<()> {
         let quorum = self.check_quorum(node);
         if !self.nodes.get(node).is_some_and(|node| node.pmxcfs) {
             return quorum;
         }
         let guest = self.owned(node, vmid, owner)?;
-        if hold::leaves(&guest.config) {
+        if pause_lock::is_noted(&guest.config) {
             quorum?;
-            hold::give_back(&mut guest.config)?;
+            pause_lock::release(&mut guest.config)?;
         }
         Ok(())
     }
@@ -441,7 +435,7 @@ impl World {
         vmid: Vmid,
         owner: &SandboxId,
         frozen: bool,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<()> {
         let guest = self.owned(node, vmid, owner)?;
         if frozen && guest.pid.is_none() {
             return Err(ErrorKind::WrongState(format!("CT {vmid} not running")));
@@ -451,15 +445,15 @@ impl World {
     }
 
     /// Thaws a paused container and releases its lock, before a stop, a start or a destruction.
-    pub(super) fn let_go(&mut self, node: &NodeName, vmid: Vmid) -> Result<(), ErrorKind> {
+    pub(super) fn end_pause(&mut self, node: &NodeName, vmid: Vmid) -> Result<()> {
         let quorum = self.check_quorum(node);
         let Ok(guest) = self.container_mut(node, vmid) else { return Ok(()) };
         if ownership::marked(&guest.config, vmid).is_err() {
             return Ok(());
         }
-        if hold::leaves(&guest.config) {
+        if pause_lock::is_noted(&guest.config) {
             quorum?;
-            hold::give_back(&mut guest.config)?;
+            pause_lock::release(&mut guest.config)?;
         }
         guest.frozen = false;
         Ok(())
@@ -472,7 +466,7 @@ impl World {
         vmid: Vmid,
         owner: &SandboxId,
         own: &OwnVolumes,
-    ) -> Result<Remains, ErrorKind> {
+    ) -> Result<Remains> {
         let Some(guest) = self.guests.get(&vmid) else {
             let mut volumes = self.volumes.get(&(node.clone(), vmid)).into_iter().flatten();
             let some = volumes.any(|volume| own.owns(volume));
@@ -487,7 +481,7 @@ impl World {
         match guest.config.lock() {
             // No worker is busy with it, so the lock was left by a dead clone or destroy of ours.
             None | Some("create" | "destroyed") => Ok(Remains::Container),
-            Some(_) if hold::held(&guest.config) => Ok(Remains::Container),
+            Some(_) if pause_lock::is_held(&guest.config) => Ok(Remains::Container),
             Some(lock) => Err(locked(lock)),
         }
     }
@@ -569,7 +563,7 @@ pub(super) fn missing(node: &NodeName, vmid: Vmid) -> ErrorKind {
     ErrorKind::NotFound(format!("Configuration file 'nodes/{node}/lxc/{vmid}.conf' does not exist"))
 }
 
-fn put(config: &mut ContainerConfig, key: &str, text: &str) {
+pub(super) fn put(config: &mut ContainerConfig, key: &str, text: &str) {
     config.set(key, text).expect("the fake's own values are one line");
 }
 

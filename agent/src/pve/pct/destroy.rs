@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{Host, unread};
 use crate::{
     pve::{
-        ContainerConfig, ErrorKind, OwnVolumes, command::Command, hold, ownership, volume, worker,
+        ContainerConfig, ErrorKind, OwnVolumes, Result, command::Command, ownership, pause_lock,
+        volume, worker,
     },
     sys::{flock, pidfd, read},
 };
@@ -43,17 +44,17 @@ impl Host {
     pub(super) async fn destroy_owned(
         &self,
         vmid: Vmid,
-        owner: &SandboxId,
-        own: &OwnVolumes,
+        owner: SandboxId,
+        own: OwnVolumes,
         deadline: Instant,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<()> {
         let mut last = None;
         let mut seen_bare = None;
         for _ in 0..ROUNDS_MAX {
             self.check_quorum().await?;
             // A `pct` of an agent that died may still be about to create the container.
             self.wait_until_idle(vmid, deadline).await?;
-            let result = match self.look(vmid, owner, own, deadline).await? {
+            let result = match self.look(vmid, &owner, &own, deadline).await? {
                 Found::Nothing => {
                     self.sweep(vmid);
                     return Ok(());
@@ -69,7 +70,7 @@ impl Host {
                     seen_bare = Some(config);
                     continue;
                 }
-                Found::Container(config) => self.destroy(vmid, &config, own, deadline).await,
+                Found::Container(config) => self.destroy(vmid, &config, &own, deadline).await,
             };
             match result {
                 Ok(()) => {}
@@ -85,7 +86,7 @@ impl Host {
         Err(last.unwrap_or_else(|| ErrorKind::Failed(format!("something of CT {vmid} is left"))))
     }
 
-    async fn wait_until_idle(&self, vmid: Vmid, deadline: Instant) -> Result<(), ErrorKind> {
+    async fn wait_until_idle(&self, vmid: Vmid, deadline: Instant) -> Result<()> {
         loop {
             let busy = self.processes(move |all| worker::busy_with(all, vmid)).await?;
             let Some(&pid) = busy.first() else { return Ok(()) };
@@ -102,7 +103,7 @@ impl Host {
         owner: &SandboxId,
         own: &OwnVolumes,
         deadline: Instant,
-    ) -> Result<Found, ErrorKind> {
+    ) -> Result<Found> {
         if self.config(vmid).await?.is_none() {
             return self.look_for_volumes(vmid, own).await;
         }
@@ -115,13 +116,13 @@ impl Host {
             // No worker is alive, so these are left by a clone or a destroy of ours.
             None | Some("create" | "destroyed") => Ok(Found::Container(config)),
             // The lock of a pause, which `destroy` removes.
-            Some(_) if hold::held(&config) => Ok(Found::Container(config)),
+            Some(_) if pause_lock::is_held(&config) => Ok(Found::Container(config)),
             Some(lock) => Err(ErrorKind::Locked(format!("CT is locked ({lock})"))),
         }
     }
 
     /// Finds volumes without a config. Volumes of the vmid that the sandbox did not make stay.
-    async fn look_for_volumes(&self, vmid: Vmid, own: &OwnVolumes) -> Result<Found, ErrorKind> {
+    async fn look_for_volumes(&self, vmid: Vmid, own: &OwnVolumes) -> Result<Found> {
         if let Some(node) = self.cluster().await.guests.get(&vmid) {
             // Either another kind of guest has the vmid, or another node has the config.
             return Err(ErrorKind::NotOurs(format!("{vmid} is a guest of node {node}")));
@@ -145,7 +146,7 @@ impl Host {
         Ok(Found::Volumes(volumes))
     }
 
-    async fn free_all(&self, volumes: Vec<String>) -> Result<(), ErrorKind> {
+    async fn free_all(&self, volumes: Vec<String>) -> Result<()> {
         for volume in volumes {
             self.free(&volume).await?;
             tracing::info!(volume, "removed a volume that no config named");
@@ -159,9 +160,9 @@ impl Host {
         config: &ContainerConfig,
         own: &OwnVolumes,
         deadline: Instant,
-    ) -> Result<(), ErrorKind> {
-        if hold::leaves(config) {
-            self.let_go(vmid).await?;
+    ) -> Result<()> {
+        if pause_lock::is_noted(config) {
+            self.end_pause(vmid).await?;
         } else if config.lock().is_some() {
             self.unmount(vmid).await?;
             self.pct(Command::Unlock(vmid), deadline).await?;
@@ -191,7 +192,7 @@ impl Host {
         vmid: Vmid,
         config: &ContainerConfig,
         own: &OwnVolumes,
-    ) -> Result<bool, ErrorKind> {
+    ) -> Result<bool> {
         let (named, storages) = (config.own_volumes(vmid), config.storages());
         let storages = storages.iter().map(String::as_str).chain(own.storages());
         let seen = self.volumes_among(vmid, storages).await?;
@@ -205,7 +206,7 @@ impl Host {
         vmid: Vmid,
         config: &ContainerConfig,
         deadline: Instant,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<()> {
         let _lock = self.lock_config(vmid, deadline).await?;
         if self.config(vmid).await?.is_some_and(|now| now.rootfs() != config.rootfs()) {
             return Err(ErrorKind::Failed(format!("the config of CT {vmid} has changed")));
@@ -216,11 +217,7 @@ impl Host {
     }
 
     /// Takes PVE's own lock on a container's config.
-    pub(super) async fn lock_config(
-        &self,
-        vmid: Vmid,
-        deadline: Instant,
-    ) -> Result<Flock<File>, ErrorKind> {
+    pub(super) async fn lock_config(&self, vmid: Vmid, deadline: Instant) -> Result<Flock<File>> {
         let path = self.places.lock_dir.join(format!("pve-config-{vmid}.lock"));
         let lock = flock::lock(&path, deadline).await.map_err(|error| unread(&error))?;
         let late = || format!("can't lock file '{}' - got timeout", path.display());
@@ -228,7 +225,7 @@ impl Host {
     }
 
     /// Undoes the mounts of a clone that was killed while it wrote to the new volume.
-    async fn unmount(&self, vmid: Vmid) -> Result<(), ErrorKind> {
+    async fn unmount(&self, vmid: Vmid) -> Result<()> {
         let below = self.places.lxc_dir.join(vmid.to_string()).join("rootfs");
         let mountinfo = self.places.proc.join("self/mountinfo");
         let loops = self.files.blocking(move || {

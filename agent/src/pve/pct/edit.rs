@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{CALL, Host, unread};
 use crate::{
-    pve::{ContainerConfig, ErrorKind, Mark, ownership},
+    pve::{ContainerConfig, ErrorKind, Mark, Result, ownership},
     sys::read,
 };
 
@@ -15,11 +15,11 @@ use crate::{
 const LOCK: Duration = Duration::from_secs(10);
 
 impl Host {
-    pub(super) async fn mark(&self, mark: Mark) -> Result<(), ErrorKind> {
+    pub(super) async fn mark(&self, mark: Mark) -> Result<()> {
         self.edit(mark.vmid, move |config| ownership::mark(config, &mark)).await
     }
 
-    pub(super) async fn unmark(&self, vmid: Vmid, owner: SandboxId) -> Result<(), ErrorKind> {
+    pub(super) async fn unmark(&self, vmid: Vmid, owner: SandboxId) -> Result<()> {
         let edited = self.edit(vmid, move |config| {
             ownership::unmark(config, &owner);
             Ok(())
@@ -35,8 +35,8 @@ impl Host {
     pub(super) async fn edit(
         &self,
         vmid: Vmid,
-        change: impl FnOnce(&mut ContainerConfig) -> Result<(), ErrorKind> + Send + 'static,
-    ) -> Result<(), ErrorKind> {
+        change: impl FnOnce(&mut ContainerConfig) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
         // Reads of pmxcfs go through FUSE: no file is read twice, and they run in parallel.
         let until = Instant::now() + LOCK.min(CALL);
         let (quorum, lock) = tokio::join!(self.check_quorum(), self.lock_config(vmid, until));

@@ -9,20 +9,20 @@ use proto::{
 use tokio::time::Instant;
 
 use super::{CALL, Host, unread};
-use crate::pve::{ContainerConfig, ErrorKind, ownership};
+use crate::pve::{ContainerConfig, ErrorKind, Result, ownership, pmxcfs};
 
 impl Host {
     pub(super) async fn hand_to(
         &self,
         vmid: Vmid,
         owner: SandboxId,
-        target: &NodeName,
-    ) -> Result<(), ErrorKind> {
+        target: NodeName,
+    ) -> Result<()> {
         let cluster = self.check_quorum().await?;
-        if *target != self.node && cluster.guests.get(&vmid) == Some(target) {
+        if target != self.node && cluster.guests.get(&vmid) == Some(&target) {
             return Ok(());
         }
-        if *target == self.node || !cluster.members.get(target).is_some_and(|node| node.online) {
+        if target == self.node || !cluster.members.get(&target).is_some_and(|node| node.online) {
             let text = format!("{target} is no other node of the cluster that is online");
             return Err(ErrorKind::WrongState(text));
         }
@@ -32,10 +32,9 @@ impl Host {
         if self.running(vmid) {
             return Err(ErrorKind::WrongState(format!("CT {vmid} is running")));
         }
-        self.check_shared(&config, target).await?;
+        self.check_shared(&config, &target).await?;
         let from = self.config_path(vmid);
-        let dir = self.places.root.join("nodes").join(target.as_str()).join("lxc");
-        let to = dir.join(format!("{vmid}.conf"));
+        let to = self.places.root.join(pmxcfs::config(&target, vmid));
         let renamed = self.files.blocking(move || {
             // The lock belongs to the thread that writes, however long that takes.
             let _lock = lock;
@@ -44,11 +43,7 @@ impl Host {
         renamed.await.map_err(|error| unread(&error))
     }
 
-    async fn check_shared(
-        &self,
-        config: &ContainerConfig,
-        target: &NodeName,
-    ) -> Result<(), ErrorKind> {
+    async fn check_shared(&self, config: &ContainerConfig, target: &NodeName) -> Result<()> {
         let storages = self.storages().await?;
         let of = |volume: &str| {
             let (name, _) = volume.split_once(':').filter(|_| !volume.starts_with('/'))?;

@@ -4,18 +4,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
+use daemon::sync::Mutex;
 use futures_util::future::join_all;
+use nix::sys::statfs::{FsType, statfs};
 use proto::id::Vmid;
 use tokio::time::Instant;
 
 use super::{CALL, Host, unread};
 use crate::{
     pve::{
-        CloneSite, ErrorKind, StorageRoom,
+        CloneSite, ErrorKind, Result, StorageRoom, pmxcfs,
         storage::{self, Place, Storage},
         volume,
     },
@@ -26,27 +27,27 @@ const LVS: &str = "/usr/sbin/lvs";
 const ZFS: &str = "/usr/sbin/zfs";
 
 /// Magic number of ZFS in statfs(2), which counts a dataset, not its pool: ZFS is asked instead.
-const ZFS_MAGIC: u64 = 0x2FC1_2FC1;
+const ZFS_MAGIC: FsType = FsType(0x2FC1_2FC1);
 
 #[derive(Debug, Default)]
 pub(super) struct Rooms(Mutex<HashMap<String, (Instant, StorageRoom)>>);
 
 impl Rooms {
     fn get(&self, storage: &str) -> Option<StorageRoom> {
-        let rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rooms = self.0.lock();
         rooms.get(storage).filter(|(until, _)| *until > Instant::now()).map(|(_, room)| *room)
     }
 
     fn keep(&self, storage: &str, room: StorageRoom, age: Duration) {
-        let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rooms = self.0.lock();
         rooms.insert(storage.to_owned(), (Instant::now() + age, room));
     }
 }
 
 impl Host {
     /// Storages that can hold containers of this node.
-    pub(super) async fn storages(&self) -> Result<Vec<Storage>, ErrorKind> {
-        let path = self.places.root.join("storage.cfg");
+    pub(super) async fn storages(&self) -> Result<Vec<Storage>> {
+        let path = self.places.root.join(pmxcfs::STORAGES);
         let bytes = self.files.read(path).await.map_err(|error| unread(&error))?;
         let bytes =
             bytes.ok_or_else(|| ErrorKind::NoQuorum("there is no storage.cfg".to_owned()))?;
@@ -55,7 +56,7 @@ impl Host {
         Ok(storages)
     }
 
-    pub(super) async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, ErrorKind> {
+    pub(super) async fn storage_room(&self, template: Vmid) -> Result<StorageRoom> {
         let config = self.config(template).await?.ok_or_else(|| self.missing(template))?;
         let name = config.storage().unwrap_or("");
         if let Some(room) = self.rooms.get(name) {
@@ -92,7 +93,7 @@ impl Host {
         &self,
         storage: &Storage,
         path: &Path,
-    ) -> Result<(Option<StorageRoom>, Duration), ErrorKind> {
+    ) -> Result<(Option<StorageRoom>, Duration)> {
         let (room, kind) = self.file_system_room(path.to_owned()).await?;
         let pool = storage.properties.get("pool").filter(|_| kind == ZFS_MAGIC);
         let Some(pool) = pool else { return Ok((room, Duration::from_secs(1))) };
@@ -100,19 +101,16 @@ impl Host {
         Ok((storage::parse_zfs_room(&text), Duration::from_secs(5)))
     }
 
-    async fn file_system_room(
-        &self,
-        path: PathBuf,
-    ) -> Result<(Option<StorageRoom>, u64), ErrorKind> {
-        let read = self.files.blocking(move || Ok(rustix::fs::statfs(&path)?));
+    async fn file_system_room(&self, path: PathBuf) -> Result<(Option<StorageRoom>, FsType)> {
+        let read = self.files.blocking(move || Ok(statfs(&path)?));
         let found = read.await.map_err(|error| ErrorKind::Failed(format!("statfs: {error}")))?;
-        let block = u64::try_from(found.f_bsize).unwrap_or(0);
-        let room = StorageRoom::new(found.f_bavail * block, found.f_blocks * block);
-        Ok((Some(room), u64::try_from(found.f_type).unwrap_or(0)))
+        let block = u64::try_from(found.block_size()).unwrap_or(0);
+        let room = StorageRoom::new(found.blocks_available() * block, found.blocks() * block);
+        Ok((Some(room), found.filesystem_type()))
     }
 
     /// Volumes of this vmid, on any storage.
-    pub(super) async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, ErrorKind> {
+    pub(super) async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>> {
         let mut volumes = Vec::new();
         for storage in self.storages().await? {
             volumes.extend(self.volumes_on(storage, vmid).await?);
@@ -125,7 +123,7 @@ impl Host {
         &self,
         vmid: Vmid,
         names: impl Iterator<Item = &'a str>,
-    ) -> Result<Vec<String>, ErrorKind> {
+    ) -> Result<Vec<String>> {
         let names: BTreeSet<&str> = names.collect();
         if names.is_empty() {
             return Ok(Vec::new());
@@ -138,7 +136,7 @@ impl Host {
         Ok(volumes)
     }
 
-    pub(super) async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, ErrorKind> {
+    pub(super) async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>> {
         let mut all = BTreeMap::<Vmid, Vec<String>>::new();
         for storage in self.storages().await? {
             for (vmid, volumes) in self.all_volumes_on(storage).await? {
@@ -148,11 +146,7 @@ impl Host {
         Ok(all)
     }
 
-    pub(super) async fn clone_site(
-        &self,
-        template: Vmid,
-        vmid: Vmid,
-    ) -> Result<CloneSite, ErrorKind> {
+    pub(super) async fn clone_site(&self, template: Vmid, vmid: Vmid) -> Result<CloneSite> {
         let config = self.config(template).await?.ok_or_else(|| self.missing(template))?;
         let mut site = CloneSite { storages: config.storages(), volumes: Vec::new() };
         let looks = self.storages().await?.into_iter().map(async |storage| {
@@ -172,7 +166,7 @@ impl Host {
         Ok(site)
     }
 
-    async fn volumes_on(&self, storage: Storage, vmid: Vmid) -> Result<Vec<String>, ErrorKind> {
+    async fn volumes_on(&self, storage: Storage, vmid: Vmid) -> Result<Vec<String>> {
         match storage.place() {
             Place::Flat(_) | Place::Images(_) => {
                 let name = storage.name.clone();
@@ -192,10 +186,7 @@ impl Host {
         }
     }
 
-    async fn all_volumes_on(
-        &self,
-        storage: Storage,
-    ) -> Result<BTreeMap<Vmid, Vec<String>>, ErrorKind> {
+    async fn all_volumes_on(&self, storage: Storage) -> Result<BTreeMap<Vmid, Vec<String>>> {
         match storage.place() {
             Place::Flat(_) | Place::Images(_) => {
                 let name = storage.name.clone();
@@ -223,7 +214,7 @@ impl Host {
     }
 
     /// Removes a volume that no config names.
-    pub(super) async fn free(&self, volume: &str) -> Result<(), ErrorKind> {
+    pub(super) async fn free(&self, volume: &str) -> Result<()> {
         self.tool(self.places.pvesm.clone(), ["free", volume]).await.map(drop)
     }
 
@@ -231,7 +222,7 @@ impl Host {
         &self,
         path: impl Into<PathBuf>,
         arguments: impl IntoIterator<Item = &'a str>,
-    ) -> Result<String, ErrorKind> {
+    ) -> Result<String> {
         let arguments = arguments.into_iter().map(Into::into).collect();
         let program = Program { path: path.into(), arguments };
         self.run("tool", program, Instant::now() + CALL).await

@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use proto::id::{SandboxId, Vmid};
 
 use super::*;
+use crate::pve::Pve;
 
 const VMID: u32 = 1001;
 
@@ -53,7 +54,7 @@ fn node(dir: &Path, options: &str, running: bool, script: &str) -> Pct {
         proc: at("proc"),
         ..HostPaths::default()
     };
-    let runner = Runner::new(at("out"), at("proc"), 1).expect("a directory");
+    let runner = Runner::new(at("out"), at("proc"), worker::is_task, 1).expect("a directory");
     Pct::new("n1".parse().expect("valid"), places, runner)
 }
 
@@ -65,7 +66,7 @@ const SOON: Duration = Duration::from_secs(60);
 const GROW: &str = "sed -i s/size=2G/size=8G/ $CONF";
 
 #[tokio::test]
-async fn it_is_as_large_as_was_asked_or_it_is_an_error() {
+async fn resize_reaches_the_requested_size_or_fails() {
     for (running, options, script, expected) in [
         (true, "size=2G", GROW.to_owned(), None),
         (false, "size=2G", GROW.to_owned(), None),
@@ -94,7 +95,7 @@ async fn it_is_as_large_as_was_asked_or_it_is_an_error() {
 }
 
 #[tokio::test]
-async fn while_it_waits_others_have_their_turn() {
+async fn waiting_resize_gives_its_turn_to_others() {
     let dir = tempfile::tempdir().expect("tempdir");
     // With a single slot, the resize ends only if a stop gets the slot meanwhile.
     let script = format!(

@@ -6,7 +6,7 @@ use crate::{
         Failure,
         conformance::{id, record, vmid},
     },
-    sandbox::drift::Drift,
+    sandbox::drift::detect::Drift,
 };
 
 const TEMPLATE: u32 = 9000;
@@ -31,6 +31,8 @@ struct World {
     pauses: Vec<(bool, bool)>,
     /// Failures recorded by `Look`, by sandbox.
     noted: BTreeMap<SandboxId, Failure>,
+    /// Sandboxes with a change of their size that was cut short.
+    resizing: BTreeSet<u8>,
     quorate: bool,
     template_lock: Option<&'static str>,
     dead_clone: bool,
@@ -60,21 +62,25 @@ fn world() -> impl Strategy<Value = World> {
         prop::collection::vec((prop::sample::select(&PHASES[..]), any::<bool>()), 0..6),
         prop::collection::vec((stands, any::<bool>()), 0..8),
         prop::collection::vec(any::<(bool, bool)>(), 8),
+        prop::collection::btree_set(0u8..6, 0..3),
         any::<bool>(),
         prop::sample::select(&[None, Some("disk"), Some("backup")][..]),
         any::<bool>(),
     )
-        .prop_map(|(records, stands, pauses, quorate, template_lock, dead_clone)| World {
-            pauses,
-            noted: BTreeMap::new(),
-            records: (0u8..)
-                .zip(records)
-                .map(|(n, (phase, busy))| (n, 100 + u32::from(n), phase, busy))
-                .collect(),
-            stands: (100..).zip(stands).map(|(n, (stands, runs))| (n, stands, runs)).collect(),
-            quorate,
-            template_lock,
-            dead_clone,
+        .prop_map(|(records, stands, pauses, resizing, quorate, template_lock, dead_clone)| {
+            World {
+                pauses,
+                resizing,
+                noted: BTreeMap::new(),
+                records: (0u8..)
+                    .zip(records)
+                    .map(|(n, (phase, busy))| (n, 100 + u32::from(n), phase, busy))
+                    .collect(),
+                stands: (100..).zip(stands).map(|(n, (stands, runs))| (n, stands, runs)).collect(),
+                quorate,
+                template_lock,
+                dead_clone,
+            }
         })
 }
 
@@ -88,6 +94,7 @@ fn split(world: &World) -> (Intended, Observed) {
     for &(number, on, phase, busy) in &world.records {
         let mut record = of(number, on, phase);
         record.failure = world.noted.get(&record.id).cloned();
+        record.resizing = world.resizing.contains(&number).then_some(record.size);
         if busy {
             intended.busy.insert(record.id);
         }
@@ -162,17 +169,19 @@ fn apply(world: &mut World, actions: &[Action]) {
             Action::Undo(id) => set(id, Phase::Failed, true, false),
             Action::Delete(id) => set(id, Phase::Deleted, true, false),
             Action::Stop(id) => set(id, Phase::Stopped, false, false),
-            Action::Look(id_) => {
+            Action::RecordDrift(id_) => {
                 let (intended, observed) = split(world);
                 let record = intended.live.iter().find(|record| record.id == *id_);
                 let record = record.expect("it lives");
-                let seen = drift::detect_drift(record, &place(record, &observed), &intended.life);
+                let seen = detect_drift(record, &place(record, &observed), &intended.life);
                 let seen = seen.expect("something new");
                 let at = world.records.iter_mut().find(|r| id(r.0) == *id_).expect("a record");
                 match seen {
                     Drift::Up => at.2 = Phase::Running,
                     Drift::Fit => {}
-                    Drift::Rebooted | Drift::Expired(_) => panic!("the node was not rebooted"),
+                    Drift::Rebooted | Drift::RebootedItself | Drift::Expired(_) => {
+                        panic!("nothing was rebooted")
+                    }
                     Drift::Down(reason, message) | Drift::Unfit(reason, message) => {
                         at.2 = Phase::Stopped;
                         let rollback = String::new();
@@ -186,22 +195,26 @@ fn apply(world: &mut World, actions: &[Action]) {
             Action::Adopt(_) | Action::Release(_) | Action::Unmark { .. } => {
                 panic!("nobody adopted anything")
             }
+            Action::SettleSize(id_) => world.resizing.retain(|number| id(*number) != *id_),
             Action::Start(id) => set(id, Phase::Running, false, true),
-            Action::Sweep { id, .. } => set(id, Phase::Deleted, true, false),
-            Action::Clear(_) => panic!("every number has its tombstone"),
+            Action::DestroyOrphan { id, .. } => set(id, Phase::Deleted, true, false),
+            Action::RemoveRemnant(_) => panic!("every number has its tombstone"),
             Action::Unlock(_) => world.template_lock = None,
-            Action::Quarantine { .. } | Action::TooMany { .. } | Action::Forget { .. } => {}
+            Action::Quarantine { .. } | Action::TooManyOrphans { .. } | Action::Forget { .. } => {}
         }
     }
 }
 
 fn acts(action: &Action) -> bool {
-    !matches!(action, Action::Quarantine { .. } | Action::TooMany { .. } | Action::Forget { .. })
+    !matches!(
+        action,
+        Action::Quarantine { .. } | Action::TooManyOrphans { .. } | Action::Forget { .. }
+    )
 }
 
 proptest! {
     #[test]
-    fn after_what_was_planned_nothing_is_left_to_do(mut world in world()) {
+    fn plan_leaves_nothing_to_do_after_two_passes(mut world in world()) {
         let (intended, observed) = split(&world);
         apply(&mut world, &plan(&intended, &observed));
         // A record that was only observed may need more, now that the result is known.
@@ -219,14 +232,14 @@ proptest! {
     }
 
     #[test]
-    fn only_idle_sandboxes_of_the_journal_are_touched(world in world()) {
+    fn only_known_sandboxes_that_are_not_busy_are_touched(world in world()) {
         let (intended, observed) = split(&world);
         for action in plan(&intended, &observed) {
             let touched = match &action {
                 Action::Undo(id) | Action::Delete(id) | Action::Stop(id) | Action::Start(id)
-                | Action::Look(id) | Action::EnforcePause(id) | Action::Adopt(id)
-                | Action::Release(id) | Action::Unmark { id, .. } => *id,
-                Action::Sweep { id, vmid } => {
+                | Action::RecordDrift(id) | Action::EnforcePause(id) | Action::Adopt(id)
+                | Action::Release(id) | Action::SettleSize(id) | Action::Unmark { id, .. } => *id,
+                Action::DestroyOrphan { id, vmid } => {
                     // The mark, the vmid, and a tombstone with both must match.
                     let mark = observed.containers[vmid].mark.clone().expect("marked");
                     prop_assert_eq!((mark.sandbox_id, mark.vmid), (*id, *vmid));
@@ -237,9 +250,9 @@ proptest! {
                     prop_assert!(intended.dead_clones.contains(template));
                     continue;
                 }
-                Action::Clear(_)
+                Action::RemoveRemnant(_)
                 | Action::Quarantine { .. }
-                | Action::TooMany { .. }
+                | Action::TooManyOrphans { .. }
                 | Action::Forget { .. } => continue,
             };
             prop_assert!(!intended.busy.contains(&touched));
@@ -250,7 +263,7 @@ proptest! {
     }
 
     #[test]
-    fn only_a_lock_of_our_own_dead_clone_is_taken_off(world in world()) {
+    fn only_the_lock_of_our_own_dead_clone_is_removed(world in world()) {
         let (intended, observed) = split(&world);
         let unlocks = plan(&intended, &observed).contains(&Action::Unlock(vmid(TEMPLATE)));
         let may = world.quorate && world.dead_clone && world.template_lock == Some("disk");
@@ -259,7 +272,7 @@ proptest! {
 }
 
 #[test]
-fn a_pause_is_made_so_or_undone() {
+fn half_done_pause_or_resume_is_enforced() {
     let plan_of = |phase, runs, pause| {
         let world = World {
             records: vec![(0, 100, phase, false)],
@@ -282,11 +295,32 @@ fn a_pause_is_made_so_or_undone() {
     }
     assert_eq!(plan_of(Phase::Stopped, false, (false, true)), enforced);
     // After a reboot the container is down, and that comes first.
-    assert_eq!(plan_of(Phase::Paused, false, (false, true)), [Action::Look(id(0))]);
+    assert_eq!(plan_of(Phase::Paused, false, (false, true)), [Action::RecordDrift(id(0))]);
 }
 
 #[test]
-fn a_journal_that_looks_wrong_sweeps_nothing() {
+fn interrupted_change_of_size_is_settled_where_the_container_can_be_changed() {
+    for phase in [Phase::Running, Phase::Stopped, Phase::Paused, Phase::Deleting] {
+        let (runs, paused) = (phase.is_up(), phase == Phase::Paused);
+        let world = World {
+            records: vec![(0, 100, phase, false)],
+            stands: vec![(100, Stands::Ours(0), runs)],
+            pauses: vec![(paused, paused)],
+            quorate: true,
+            ..World::default()
+        };
+        let (mut intended, observed) = split(&world);
+        let record = Record::clone(&intended.live[0]);
+        intended.live[0] = Arc::new(Record { resizing: Some(record.size), ..record });
+        let settles = plan(&intended, &observed).contains(&Action::SettleSize(id(0)));
+        assert_eq!(settles, matches!(phase, Phase::Running | Phase::Stopped), "{phase:?}");
+        let nowhere = Observed { containers: BTreeMap::new(), ..observed };
+        assert!(!plan(&intended, &nowhere).contains(&Action::SettleSize(id(0))), "{phase:?}");
+    }
+}
+
+#[test]
+fn too_many_orphans_are_reported_and_not_destroyed() {
     let plan_of = |orphans: u8| {
         let world = World {
             records: (0..orphans).map(|n| (n, 100 + u32::from(n), Phase::Deleted, false)).collect(),
@@ -299,11 +333,11 @@ fn a_journal_that_looks_wrong_sweeps_nothing() {
         plan(&intended, &observed)
     };
     assert_eq!(plan_of(5).len(), 5);
-    assert_eq!(plan_of(6), [Action::TooMany { sweeps: 6, marked: 6 }]);
+    assert_eq!(plan_of(6), [Action::TooManyOrphans { orphans: 6, marked: 6 }]);
 }
 
 #[test]
-fn a_copy_of_ours_is_nobodys_business() {
+fn plan_ignores_a_container_with_a_copied_mark() {
     let world = World {
         records: vec![],
         stands: vec![(100, Stands::Copy(1), true)],
@@ -316,7 +350,7 @@ fn a_copy_of_ours_is_nobodys_business() {
 }
 
 #[test]
-fn what_is_left_of_attempts_that_are_over_is_swept() {
+fn remnants_of_ended_attempts_are_destroyed() {
     let seen = |on: u32, attempt: u32| {
         let mark = Mark { attempt, ..of(0, on, Phase::Running).mark() };
         (vmid(on), Container { mark: Some(mark), ..Container::default() })
@@ -334,12 +368,12 @@ fn what_is_left_of_attempts_that_are_over_is_swept() {
         plan(&intended, &observed)
     };
     let second = |on, phase| Record { attempt: 2, ..of(0, on, phase) };
-    let sweep = [Action::Sweep { id: id(0), vmid: vmid(100) }];
+    let orphan = [Action::DestroyOrphan { id: id(0), vmid: vmid(100) }];
     // A power cut brings back the first attempt's container, while the second lives and after it
     // ended.
     let lives = planned(second(101, Phase::Stopped), vec![seen(100, 1), seen(101, 2)]);
-    assert_eq!(lives, sweep);
-    assert_eq!(planned(second(101, Phase::Failed), vec![seen(100, 1)]), sweep);
+    assert_eq!(lives, orphan);
+    assert_eq!(planned(second(101, Phase::Failed), vec![seen(100, 1)]), orphan);
     // A later attempt, or the same one under another vmid, must not be swept.
     for attempt in [2, 3] {
         let odd = planned(second(101, Phase::Stopped), vec![seen(100, attempt), seen(101, 2)]);
@@ -348,15 +382,18 @@ fn what_is_left_of_attempts_that_are_over_is_swept() {
     // A sandbox that has moved to another node must not be harmed here; an earlier attempt is over.
     let moved = |on| Record { cause: proto::Cause::Moved, ..second(on, Phase::Deleted) };
     let back = planned(moved(101), vec![seen(100, 1), seen(101, 2)]);
-    assert!(matches!(back[..], [Action::Sweep { .. }, Action::Quarantine { .. }]), "{back:?}");
+    assert!(
+        matches!(back[..], [Action::DestroyOrphan { .. }, Action::Quarantine { .. }]),
+        "{back:?}"
+    );
     // An interrupted destruction leaves a vmid and a lock.
     let gutted = || (vmid(100), Container { gutted: true, ..Container::default() });
-    assert_eq!(planned(second(100, Phase::Deleted), vec![gutted()]), sweep);
+    assert_eq!(planned(second(100, Phase::Deleted), vec![gutted()]), orphan);
     assert_eq!(planned(second(101, Phase::Deleted), vec![gutted()]), [], "somebody else's");
 }
 
 #[test]
-fn the_rest_of_a_destruction_under_our_number_is_cleared_though_nobody_knows_it() {
+fn remnant_of_a_destruction_under_our_vmid_needs_no_record() {
     // A power cut brought back an earlier attempt's container, and its removal was interrupted,
     // while the later attempt has the record.
     let planned = |at: u32, record: Option<Record>| {
@@ -368,7 +405,7 @@ fn the_rest_of_a_destruction_under_our_number_is_cleared_though_nobody_knows_it(
         observed.containers.insert(vmid(at), gutted);
         plan(&intended, &observed)
     };
-    assert_eq!(planned(100, None), [Action::Clear(vmid(100))]);
+    assert_eq!(planned(100, None), [Action::RemoveRemnant(vmid(100))]);
     assert_eq!(planned(200, None), [], "not our number");
     let deleting = planned(100, Some(of(0, 100, Phase::Deleting)));
     assert_eq!(deleting, [Action::Delete(id(0))], "its record has it");

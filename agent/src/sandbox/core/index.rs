@@ -4,9 +4,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Bound,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::Arc,
 };
 
+use daemon::sync::RwLock;
 use proto::{
     Cause,
     id::{SandboxId, SandboxRef, Vmid},
@@ -76,7 +77,7 @@ pub enum Known {
 
 /// Index of all records; see the module.
 #[derive(Debug, Default)]
-pub(super) struct Index(RwLock<Maps>);
+pub(crate) struct Index(RwLock<Maps>);
 
 #[derive(Debug, Default)]
 struct Maps {
@@ -102,21 +103,23 @@ impl Index {
     /// Stores a record that the journal has written; ignores one that is older than the stored one.
     pub(super) fn apply(&self, record: Record) -> Arc<Record> {
         let record = Arc::new(record);
-        self.write().apply(Arc::clone(&record));
+        self.0.write().apply(Arc::clone(&record));
         record
     }
 
     /// Drops tombstones as `Journal::forget` does.
     pub(super) fn forget(&self, before_ms: u64) {
-        self.write().forget(before_ms);
+        self.0.write().forget(before_ms);
     }
 
-    pub(super) fn live(&self, id: &SandboxId) -> Option<Arc<Record>> {
-        self.read().live.get(id).cloned()
+    /// Returns the record of a sandbox that has not ended.
+    pub(crate) fn live(&self, id: &SandboxId) -> Option<Arc<Record>> {
+        self.0.read().live.get(id).cloned()
     }
 
-    pub(super) fn known(&self, name: &SandboxRef) -> Option<Known> {
-        let maps = self.read();
+    /// Returns the record or the tombstone of this name.
+    pub(crate) fn known(&self, name: &SandboxRef) -> Option<Known> {
+        let maps = self.0.read();
         let id = match name {
             SandboxRef::Id(id) => *id,
             SandboxRef::Vmid(vmid) => *maps.vmids.get(vmid)?,
@@ -124,21 +127,22 @@ impl Index {
         maps.known(&id)
     }
 
-    pub(super) fn by_request(&self, team: &Team, request: &RequestId) -> Option<Known> {
-        let maps = self.read();
+    /// Returns the record or the tombstone that was made for a request.
+    pub(crate) fn by_request(&self, team: &Team, request: &RequestId) -> Option<Known> {
+        let maps = self.0.read();
         let id = maps.requests.get(&(team.clone(), request.clone()))?;
         maps.known(id)
     }
 
-    /// Live sandboxes, ordered by id.
-    pub(super) fn all_live(&self) -> Vec<Arc<Record>> {
-        self.read().live.values().cloned().collect()
+    /// Returns the records of all sandboxes that have not ended, by id.
+    pub(crate) fn all_live(&self) -> Vec<Arc<Record>> {
+        self.0.read().live.values().cloned().collect()
     }
 
-    /// Lists ids after this one, live and ended, in order.
-    pub(super) fn ids_after(&self, after: Option<SandboxId>, limit: usize) -> Vec<SandboxId> {
+    /// Returns ids after this one, of living and ended sandboxes, in order.
+    pub(crate) fn ids_after(&self, after: Option<SandboxId>, limit: usize) -> Vec<SandboxId> {
         let from = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let maps = self.read();
+        let maps = self.0.read();
         let live = maps.live.range(from).map(|(id, _)| *id).take(limit);
         let ended = maps.ended.range(from).map(|(id, _)| *id).take(limit);
         let mut ids: Vec<SandboxId> = live.chain(ended).collect();
@@ -147,17 +151,9 @@ impl Index {
         ids
     }
 
-    /// Tombstones, ordered by id.
-    pub(super) fn ended(&self) -> Vec<Tombstone> {
-        self.read().ended.values().cloned().collect()
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, Maps> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Maps> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    /// Returns all tombstones, by id.
+    pub(crate) fn ended(&self) -> Vec<Tombstone> {
+        self.0.read().ended.values().cloned().collect()
     }
 }
 
@@ -236,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vmid_names_who_lives_there_else_who_did() {
+    fn vmid_resolves_to_the_live_sandbox_else_to_the_last_one() {
         let index = Index::new(vec![at(1, 100, Phase::Running, 1)]);
         assert_eq!(who(&index, 100), Some((id(1), true)));
         index.apply(at(1, 100, Phase::Deleted, 2));
@@ -251,20 +247,20 @@ mod tests {
     }
 
     #[test]
-    fn an_older_write_changes_nothing() {
+    fn older_revision_does_not_replace_a_newer_one() {
         let index = Index::new(vec![at(1, 100, Phase::Running, 5)]);
         index.apply(at(1, 100, Phase::Creating, 4));
         assert_eq!(index.live(&id(1)).map(|record| record.phase), Some(Phase::Running));
     }
 
     #[test]
-    fn forgetting_leaves_nothing_behind() {
+    fn forgotten_tombstones_leave_no_entries_behind() {
         let index = Index::new(vec![at(1, 100, Phase::Deleted, 5), at(2, 101, Phase::Running, 6)]);
         index.forget(5);
         assert_eq!(index.ended().len(), 1);
         index.forget(6);
         assert_eq!(who(&index, 100), None);
-        let maps = index.read();
+        let maps = index.0.read();
         assert_eq!((maps.ended.len(), maps.vmids.len(), maps.requests.len()), (0, 1, 1));
     }
 }

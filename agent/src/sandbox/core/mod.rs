@@ -1,7 +1,15 @@
-//! The records of the sandboxes: the only place that writes them.
+//! What every operation stands on: the records and the only place that writes them, the phases and
+//! what may follow what, the operations under way, and the options.
 
+pub(super) mod deadline;
+pub(super) mod error;
 mod index;
+pub(super) mod operations;
+pub(super) mod options;
+pub(super) mod phase;
+pub(super) mod queries;
 mod records;
+pub(super) mod transitions;
 
 pub use index::{Known, Tombstone};
 pub(super) use records::Records;

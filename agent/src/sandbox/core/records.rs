@@ -1,66 +1,49 @@
-//! Writes records: journal first, then the index in memory. Nothing else has the journal and the
-//! index in its hands, so a record that anybody can see is durable.
+//! Writes records: journal first, then the index in memory. Nothing else writes either of them, so
+//! a record that anybody can see is durable.
 
-use std::{
-    collections::{BTreeSet, hash_map::DefaultHasher},
-    hash::{Hash, Hasher},
-    net::Ipv4Addr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
-use proto::{
-    id::{SandboxId, SandboxRef, Vmid},
-    name::{RequestId, Team},
-};
-use tokio::sync::Mutex;
+use daemon::keyed_lock::KeyedLock;
+use proto::id::{SandboxId, SandboxRef, Vmid};
 
-use super::index::{Index, Known, Tombstone};
+use super::{index::Index, queries};
 use crate::{
-    journal::{self, Feed, Intent, Journal, Record, intake},
+    journal::{self, Feed, Intent, Journal, Record, scheduling},
     pve::OwnVolumes,
-    sandbox::{Error, reads},
+    sandbox::Result,
 };
-
-/// Locks for writes: two writes on one record take turns, on two records they mostly do not.
-const LOCKS: usize = 64;
 
 /// Records of all sandboxes of this node.
 #[derive(Debug)]
-pub(in crate::sandbox) struct Records {
+pub(crate) struct Records {
     journal: Arc<dyn Journal>,
-    index: Index,
-    locks: Vec<Mutex<()>>,
+    /// Reads of records; the journal is ahead of it only while a write is under way.
+    pub(crate) index: Index,
+    /// Two writes on one record take turns.
+    locks: KeyedLock<SandboxId>,
 }
 
 impl Records {
     /// Reads the journal.
-    pub(in crate::sandbox) async fn open(journal: Arc<dyn Journal>) -> Result<Self, Error> {
+    pub(crate) async fn open(journal: Arc<dyn Journal>) -> Result<Self> {
         let index = Index::new(journal.all().await?);
-        let locks = (0..LOCKS).map(|_| Mutex::default()).collect();
-        Ok(Self { journal, index, locks })
+        Ok(Self { journal, index, locks: KeyedLock::default() })
     }
 
     // Writes.
 
     /// Records the intent of a creation, with a vmid and an address of its own.
-    pub(in crate::sandbox) async fn begin(
-        &self,
-        intent: Intent,
-        now_ms: u64,
-    ) -> Result<Arc<Record>, Error> {
+    pub(crate) async fn begin(&self, intent: Intent, now_ms: u64) -> Result<Arc<Record>> {
         Ok(self.index.apply(self.journal.begin(intent, now_ms).await?))
     }
 
     /// Writes the first record of a container that existed before it.
-    pub(in crate::sandbox) async fn adopt(
-        &self,
-        record: &Record,
-    ) -> Result<Arc<Record>, journal::Error> {
+    pub(crate) async fn adopt(&self, record: &Record) -> Result<Arc<Record>, journal::Error> {
         Ok(self.index.apply(self.journal.adopt(record).await?))
     }
 
     /// Writes the record of a sandbox that came from another node.
-    pub(in crate::sandbox) async fn import(
+    pub(crate) async fn import(
         &self,
         record: &Record,
         taken: BTreeSet<Ipv4Addr>,
@@ -71,12 +54,12 @@ impl Records {
 
     /// Changes a record and returns it once the change is durable. No change, no write. `change` may
     /// run several times.
-    pub(in crate::sandbox) async fn amend(
+    pub(crate) async fn amend(
         &self,
         id: &SandboxId,
-        change: impl Fn(&mut Record) -> Result<(), Error>,
-    ) -> Result<Arc<Record>, Error> {
-        let _turn = self.locks[lock(id)].lock().await;
+        change: impl Fn(&mut Record) -> Result<()>,
+    ) -> Result<Arc<Record>> {
+        let _turn = self.locks.lock(*id).await;
         let mut current = match self.index.live(id) {
             Some(current) => current,
             None => self.reload(id).await?,
@@ -98,13 +81,26 @@ impl Records {
         }
     }
 
+    /// Changes a record in a way that cannot be refused; as `amend`.
+    pub(crate) async fn change(
+        &self,
+        id: &SandboxId,
+        change: impl Fn(&mut Record),
+    ) -> Result<Arc<Record>> {
+        self.amend(id, |record| {
+            change(record);
+            Ok(())
+        })
+        .await
+    }
+
     /// Gives a creation another vmid, because its first one turned out to be taken.
-    pub(in crate::sandbox) async fn renumber(
+    pub(crate) async fn renumber(
         &self,
         id: &SandboxId,
         taken: BTreeSet<Vmid>,
-    ) -> Result<Arc<Record>, Error> {
-        let _turn = self.locks[lock(id)].lock().await;
+    ) -> Result<Arc<Record>> {
+        let _turn = self.locks.lock(*id).await;
         // The known volumes are those of the old number.
         let volumes = OwnVolumes::default();
         let current = Record { volumes, ..Record::clone(&*self.reload(id).await?) };
@@ -112,87 +108,40 @@ impl Records {
     }
 
     /// Removes tombstones of sandboxes that ended before this time; returns their number.
-    pub(in crate::sandbox) async fn forget(&self, before_ms: u64) -> Result<usize, Error> {
+    pub(crate) async fn forget(&self, before_ms: u64) -> Result<usize> {
         let forgotten = self.journal.forget(before_ms).await?;
         self.index.forget(before_ms);
         Ok(forgotten)
     }
 
     /// Records that a creation is cancelled up to this attempt.
-    pub(in crate::sandbox) async fn cancel(
-        &self,
-        id: &SandboxId,
-        attempt: u32,
-        now_ms: u64,
-    ) -> Result<(), Error> {
+    pub(crate) async fn cancel(&self, id: &SandboxId, attempt: u32, now_ms: u64) -> Result<()> {
         Ok(self.journal.cancel(id, attempt, now_ms).await?)
     }
 
     /// Raises the highest epoch seen; returns the highest.
-    pub(in crate::sandbox) async fn epoch(&self, epoch: u64) -> Result<u64, Error> {
+    pub(crate) async fn epoch(&self, epoch: u64) -> Result<u64> {
         Ok(self.journal.epoch(epoch).await?)
     }
 
     /// Stores the operator's order for the node.
-    pub(in crate::sandbox) async fn set_intake(&self, order: &intake::Order) -> Result<(), Error> {
-        Ok(self.journal.set_intake(order).await?)
+    pub(crate) async fn set_scheduling(&self, order: &scheduling::Scheduling) -> Result<()> {
+        Ok(self.journal.set_scheduling(order).await?)
     }
 
     /// Stores which node the journal belongs to.
-    pub(in crate::sandbox) async fn set_node(&self, node: &journal::Node) -> Result<(), Error> {
+    pub(crate) async fn set_node(&self, node: &journal::Node) -> Result<()> {
         Ok(self.journal.set_node(node).await?)
     }
 
-    // Reads.
-
-    /// Returns the record of a sandbox that has not ended.
-    pub(in crate::sandbox) fn live(&self, id: &SandboxId) -> Option<Arc<Record>> {
-        self.index.live(id)
-    }
-
-    /// Returns the record or the tombstone of this name.
-    pub(in crate::sandbox) fn known(&self, name: &SandboxRef) -> Option<Known> {
-        self.index.known(name)
-    }
-
-    /// Returns the record or the tombstone that was made for a request.
-    pub(in crate::sandbox) fn by_request(&self, team: &Team, request: &RequestId) -> Option<Known> {
-        self.index.by_request(team, request)
-    }
-
-    /// Returns the records of all sandboxes that have not ended, by id.
-    pub(in crate::sandbox) fn all_live(&self) -> Vec<Arc<Record>> {
-        self.index.all_live()
-    }
-
-    /// Returns ids after this one, of living and ended sandboxes, in order.
-    pub(in crate::sandbox) fn ids_after(
-        &self,
-        after: Option<SandboxId>,
-        limit: usize,
-    ) -> Vec<SandboxId> {
-        self.index.ids_after(after, limit)
-    }
-
-    /// Returns all tombstones, by id.
-    pub(in crate::sandbox) fn ended(&self) -> Vec<Tombstone> {
-        self.index.ended()
-    }
-
     /// Reads what the journal holds, without the index and without a way to write it.
-    pub(in crate::sandbox) fn feed(&self) -> Feed {
-        Feed::of(Arc::clone(&self.journal))
+    pub(crate) fn feed(&self) -> Arc<dyn Feed> {
+        Arc::<dyn Journal>::clone(&self.journal)
     }
 
-    async fn reload(&self, id: &SandboxId) -> Result<Arc<Record>, Error> {
+    async fn reload(&self, id: &SandboxId) -> Result<Arc<Record>> {
         let record = self.journal.get(id).await?;
-        let record = record.ok_or_else(|| reads::not_found(&SandboxRef::Id(*id)))?;
+        let record = record.ok_or_else(|| queries::not_found(&SandboxRef::Id(*id)))?;
         Ok(self.index.apply(record))
     }
-}
-
-fn lock(id: &SandboxId) -> usize {
-    let mut hasher = DefaultHasher::new();
-    id.hash(&mut hasher);
-    usize::try_from(hasher.finish() % LOCKS as u64).unwrap_or_default()
 }

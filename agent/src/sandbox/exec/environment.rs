@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_caller_wins_over_the_sandbox_and_it_over_the_defaults() {
+    fn caller_env_overrides_sandbox_env_and_defaults() {
         let map = |pairs: &[(&str, &str)]| {
             pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<BTreeMap<_, _>>()
         };

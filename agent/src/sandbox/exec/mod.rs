@@ -17,13 +17,13 @@ pub mod shims;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::Duration,
 };
 
+use daemon::keyed_lock::KeyedLock;
 use proto::{
-    Reason,
+    Invariant, Reason, duration,
     id::{SandboxId, SandboxRef},
     sandbox::v1::{ExecInfo, WindowSize},
     shim::v1::{self as wire, request, response},
@@ -31,11 +31,11 @@ use proto::{
 use sha2::{Digest, Sha256};
 use tokio::{
     net::UnixStream,
-    sync::{Mutex, Semaphore, mpsc},
+    sync::{Semaphore, mpsc},
     time::{Instant, timeout_at},
 };
 
-use super::{Error, Sandboxes, Wake, check::Finding};
+use super::{Error, Sandboxes, Wake, drift::fsck::Finding};
 use crate::{
     journal::Record,
     shim::client::{self, Attachment, Refused},
@@ -50,8 +50,6 @@ const ATTACHED_MAX: usize = 2048;
 const OUTPUT_MESSAGES: usize = 8;
 /// Most characters of a command line that are shown.
 const TITLE_MAX: usize = 200;
-/// Number of locks: shims of one sandbox start one after another, others mostly in parallel.
-const LOCKS: usize = 64;
 
 /// Longest time from the request to the start of a command, including waking its sandbox. A start
 /// takes milliseconds, unless the node is under heavy load. The order carries this as its deadline.
@@ -78,7 +76,8 @@ struct Shared {
     sandboxes: Arc<Sandboxes>,
     shims: Arc<dyn Shims>,
     places: Arc<Semaphore>,
-    locks: Vec<Mutex<()>>,
+    /// Shims of one sandbox start one after another.
+    locks: KeyedLock<SandboxId>,
 }
 
 /// Output of a command, up to its exit or an error.
@@ -88,8 +87,7 @@ impl Execs {
     /// Creates the service for these sandboxes.
     pub fn new(sandboxes: Arc<Sandboxes>, shims: Arc<dyn Shims>) -> Self {
         let places = Arc::new(Semaphore::new(ATTACHED_MAX));
-        let locks = (0..LOCKS).map(|_| Mutex::default()).collect();
-        Self(Arc::new(Shared { sandboxes, shims, places, locks }))
+        Self(Arc::new(Shared { sandboxes, shims, places, locks: KeyedLock::default() }))
     }
 
     /// Checks I1: finds shims, and their cgroups, that have outlived their sandboxes for longer
@@ -99,7 +97,7 @@ impl Execs {
         let running = self.0.shims.running().await;
         let in_use = self.0.shims.sweep_cgroups().await;
         let (live, ended) = (sandboxes.live(), sandboxes.ended());
-        let bound = u64::try_from(LINGER.as_millis()).unwrap_or(u64::MAX);
+        let bound = daemon::clock::millis(LINGER);
         let lately = |ended_ms: u64| sandboxes.now_ms().saturating_sub(ended_ms) <= bound;
         let lately = ended.iter().filter(|one| lately(one.ended_ms));
         let (mut ids, mut vmids): (BTreeSet<_>, BTreeSet<_>) =
@@ -107,10 +105,15 @@ impl Execs {
         ids.extend(live.iter().map(|record| record.id));
         vmids.extend(live.iter().map(|record| record.vmid));
         let shims = running.into_iter().filter(|id| !ids.contains(id));
-        let shims = shims.map(|id| Finding::new("I1", id, "its shim runs, and it lives no more"));
+        let shims =
+            shims.map(|id| Finding::new(Invariant::I1, id, "its shim runs, and it lives no more"));
         let cgroups = in_use.into_iter().filter(|vmid| !vmids.contains(vmid));
         let cgroups = cgroups.map(|vmid| {
-            Finding::new("I1", vmid, "something runs in its shim's cgroup, and it lives no more")
+            Finding::new(
+                Invariant::I1,
+                vmid,
+                "something runs in its shim's cgroup, and it lives no more",
+            )
         });
         shims.chain(cgroups).collect()
     }
@@ -125,9 +128,11 @@ impl Execs {
     /// error nothing has run, and nothing will.
     pub async fn start(
         &self,
-        order: Order,
+        mut order: Order,
         input: mpsc::Receiver<Input>,
     ) -> Result<(Started, Outputs), Error> {
+        let timeout = order::timeout(order.timeout, self.0.sandboxes.options.limits.exec);
+        order.timeout = timeout.map_err(|why| Error::new(Reason::FieldInvalid, why.to_string()))?;
         let limits = self.limits();
         let record = in_time(limits.answer_by, self.awake(&order.sandbox)).await?;
         let start = start(&record, &order, self.0.sandboxes.now_ms())?;
@@ -255,11 +260,30 @@ impl Execs {
         }
     }
 
-    /// Lists the commands of the sandbox: those that run, and the last that have ended.
+    /// Lists the commands of the sandbox: those that run, and the last that have ended. Does not
+    /// list the agent's own access to files.
     ///
     /// # Errors
     /// When there is no such sandbox, or it is not up.
     pub async fn list(&self, sandbox: &SandboxRef) -> Result<Vec<ExecInfo>, Error> {
+        let mut execs = self.all(sandbox).await?;
+        execs.retain(|exec| exec.started_at.is_some_and(|at| at.seconds > 0));
+        Ok(execs)
+    }
+
+    /// Returns how long ago a command, or an access to files, was last active; `None` when nothing
+    /// runs. A command from a shim that does not know counts as active.
+    ///
+    /// # Errors
+    /// As `list`.
+    pub async fn inactive(&self, sandbox: &SandboxRef) -> Result<Option<Duration>, Error> {
+        let execs = self.all(sandbox).await?;
+        let running = execs.iter().filter(|exec| exec.exit.is_none() && exec.lost.is_empty());
+        let known = |exec: &ExecInfo| exec.inactive.and_then(duration::read);
+        Ok(running.map(|exec| known(exec).unwrap_or_default()).min())
+    }
+
+    async fn all(&self, sandbox: &SandboxRef) -> Result<Vec<ExecInfo>, Error> {
         let deadline = Instant::now() + LIST;
         let record = self.0.sandboxes.up(sandbox)?;
         // Without a shim nothing has run in this boot, or not for a long time.
@@ -293,7 +317,7 @@ impl Execs {
 impl Shared {
     /// Connects to the sandbox's shim; starts it if there is none.
     async fn connect(&self, record: &Record) -> Result<UnixStream, Error> {
-        let _lock = self.locks[lock(&record.id)].lock().await;
+        let _lock = self.locks.lock(record.id).await;
         if let Some(stream) = self.shims.find(record).await {
             return Ok(stream);
         }
@@ -322,12 +346,6 @@ impl Shared {
             (Ok(_), Refused::Lost(error)) => failed(format!("its shim was lost: {error}")),
         }
     }
-}
-
-fn lock(id: &SandboxId) -> usize {
-    let mut hasher = DefaultHasher::new();
-    id.hash(&mut hasher);
-    usize::try_from(hasher.finish() % LOCKS as u64).unwrap_or_default()
 }
 
 /// Converts the refusal of a shim, which may be newer or older than this agent.
@@ -399,7 +417,8 @@ fn start(record: &Record, order: &Order, now_ms: u64) -> Result<wire::Start, Err
         exec_id: order.exec_id.clone().unwrap_or(start.exec_id),
         keep: order.exec_id.is_some(),
         detached: order.detached,
-        timeout_ms: u64::try_from(order.timeout.as_millis()).unwrap_or(u64::MAX),
+        // The largest value means none.
+        timeout_ms: order.timeout.map_or(u64::MAX, daemon::clock::millis),
         window: order.tty.map(size),
         title: title.chars().filter(|c| !c.is_control()).take(TITLE_MAX).collect(),
         started_ms: now_ms,

@@ -15,8 +15,6 @@ pub use crate::shim::Window;
 const UID_MAX: u32 = 65_535;
 /// Most characters of a user's name.
 const USER_MAX: usize = 32;
-/// Timeout of a command that sets none.
-const TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// A command to run in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +29,8 @@ pub struct Order {
     pub env: BTreeMap<String, String>,
     /// User to run as.
     pub user: User,
-    /// Time after which everything that it started is ended.
-    pub timeout: Duration,
+    /// Time after which everything that it started is ended; `None`: no limit of the caller's.
+    pub timeout: Option<Duration>,
     /// Size of its terminal; `None`: no terminal.
     pub tty: Option<Window>,
     /// Name that the caller chose for this run.
@@ -217,15 +215,20 @@ pub fn exec_id(text: String) -> Result<String, Invalid> {
     Ok(text)
 }
 
-/// Checks a timeout; zero is the default.
+/// Applies the node's longest timeout, `max`: it is also that of a command that sets none.
 ///
 /// # Errors
-/// When it is longer than a day.
-pub fn timeout(timeout: Duration) -> Result<Duration, Invalid> {
-    match timeout {
-        Duration::ZERO => Ok(TIMEOUT),
-        timeout if timeout <= exec::TIMEOUT_MAX => Ok(timeout),
-        _ => Err(Invalid::new("timeout", "must be at most 24 h")),
+/// When the command asks for more.
+pub fn timeout(
+    asked: Option<Duration>,
+    max: Option<Duration>,
+) -> Result<Option<Duration>, Invalid> {
+    match (asked, max) {
+        (Some(asked), Some(max)) if asked > max => {
+            let why = format!("must be at most {} s: the node allows no more", max.as_secs());
+            Err(Invalid::new("timeout", why))
+        }
+        (asked, max) => Ok(asked.or(max)),
     }
 }
 
@@ -251,14 +254,22 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_absolute_and_time_is_bounded() {
+    fn directories_are_absolute() {
         assert_eq!(cwd(String::new()), Ok(None));
         assert_eq!(cwd("/a b".into()), Ok(Some("/a b".into())));
         for bad in ["a", "./a", "/a\0b", &format!("/{}", "x".repeat(4095))] {
             assert!(cwd(bad.into()).is_err());
         }
-        assert_eq!(timeout(Duration::ZERO), Ok(TIMEOUT));
-        assert_eq!(timeout(exec::TIMEOUT_MAX), Ok(exec::TIMEOUT_MAX));
-        assert!(timeout(exec::TIMEOUT_MAX + Duration::from_nanos(1)).is_err());
+    }
+
+    #[test]
+    fn node_may_limit_the_time_of_commands() {
+        let [short, long] = [60, 3600].map(|seconds| Some(Duration::from_secs(seconds)));
+        assert_eq!(timeout(None, None), Ok(None));
+        assert_eq!(timeout(long, None), Ok(long));
+        assert_eq!(timeout(None, long), Ok(long));
+        assert_eq!(timeout(short, long), Ok(short));
+        assert_eq!(timeout(long, long), Ok(long));
+        timeout(long, short).expect_err("too long");
     }
 }

@@ -118,14 +118,14 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_is_left_alone() {
+    fn outputs_within_the_budget_are_kept() {
         let fits = [held(400, &[(9, 400)]), held(400, &[])];
         assert_eq!(decide(&fits, BUDGET, 400), (400, vec![0, 0]));
         assert_eq!(decide(&[], BUDGET, 400), (400, vec![]));
     }
 
     #[test]
-    fn the_oldest_on_the_node_goes_first() {
+    fn oldest_output_on_the_node_is_dropped_first() {
         let all = [
             held(400, &[(5, 100), (50, 100), (500, 100)]),
             held(400, &[(40, 200)]),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn where_running_commands_are_too_much_each_sandbox_has_its_share() {
+    fn running_outputs_over_the_budget_get_equal_shares() {
         let all = [held(700, &[(5, 100)]), held(500, &[])];
         assert_eq!(decide(&all, Budget { node: 600, ..BUDGET }, 400), (300, vec![100, 0]));
         // Nearly full: the limit stays. With room again each may use what the configuration says.

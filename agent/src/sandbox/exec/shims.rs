@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 
 use crate::{
     journal::Record,
-    pve::{pct::HostPaths, shim_cgroup},
+    pve::{HostPaths, shim_cgroup},
     run,
     shim::{self, Options},
     sys::{image, proc},
@@ -134,19 +134,12 @@ impl ShimProcesses {
         self.sockets.join(format!("{}.{}.sock", record.id, record.boot))
     }
 
-    fn enter(&self, vmid: u32) -> Vec<String> {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let vmid = vmid.to_string();
-        match self.backend {
-            Backend::Lxc => {
-                let lxc_attach = text(&self.places.lxc_attach);
-                vec![lxc_attach, "-n".into(), vmid, "--clear-env".into(), "--".into()]
-            }
-            Backend::Pct => {
-                let keep = ["--keep-env", "0", "--"].map(String::from);
-                [vec![text(&self.places.pct), "exec".into(), vmid], keep.into()].concat()
-            }
-        }
+    fn enter(&self, vmid: Vmid) -> Vec<String> {
+        let argv = match self.backend {
+            Backend::Lxc => self.places.attach(vmid),
+            Backend::Pct => self.places.pct_exec(vmid),
+        };
+        argv.iter().map(|word| word.to_string_lossy().into_owned()).collect()
     }
 }
 
@@ -165,15 +158,14 @@ impl Shims for ShimProcesses {
         }
         // Bound here, so that there is something to connect to from the first moment on.
         let listener = UnixListener::bind(&socket)?;
-        let vmid = record.vmid.get();
         let options = Options {
-            vmid,
+            vmid: record.vmid.get(),
             socket: socket.clone(),
             dir: self.state.clone(),
             output_bytes_max: self.allowance.output_bytes_max,
             limits: Some(self.allowance.limits),
             ids: self.state.join(format!("{}.ids", record.id)),
-            enter: self.enter(vmid),
+            enter: self.enter(record.vmid),
             places: self.places.clone(),
         };
         let options = serde_json::to_string(&options)?;
@@ -219,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shim_is_told_by_its_command_line() {
+    fn shim_is_recognized_by_its_command_line() {
         let id = "pvelxc-01k8aaovkbf15qqshbais28viu";
         let options = Options {
             vmid: 100,

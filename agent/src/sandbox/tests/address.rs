@@ -2,11 +2,13 @@
 
 use std::{collections::HashMap, sync::Mutex};
 
+use proto::Invariant;
+
 use super::{
     adopt::{CMUX, adoption},
     *,
 };
-use crate::sandbox::address::{DhcpReplies, Mac, Reply};
+use crate::sandbox::lifecycle::address::{DhcpReplies, Mac, Reply};
 use tokio::time::Instant;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 1);
@@ -76,7 +78,7 @@ impl Node {
         record
     }
 
-    async fn finds(&self) -> Vec<&'static str> {
+    async fn finds(&self) -> Vec<Invariant> {
         let (findings, _) = self.sandboxes.check().await;
         findings.iter().map(|finding| finding.invariant).collect()
     }
@@ -95,7 +97,7 @@ impl Node {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dhcp_is_refused_unless_the_operator_allows_it_and_replies_are_seen() {
+async fn dhcp_is_refused_unless_allowed_and_replies_are_visible() {
     let (allows_none, _) = node(Dhcp::Refused).await;
     assert_eq!(allows_none.refuses(asks(1)).await, Reason::DhcpRefused);
     let (fails, server) = node(Dhcp::OnRequest).await;
@@ -131,7 +133,7 @@ async fn dhcp_is_refused_unless_the_operator_allows_it_and_replies_are_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_dhcp_the_lease_is_what_the_reply_of_this_boot_gave() {
+async fn dhcp_lease_is_the_address_given_in_this_boot() {
     let (mut node, server) = node(Dhcp::All).await;
     server.give(mac(100_000), ip(40));
     let record = node.sandboxes.create(order(1), LONG).await.expect("admitted");
@@ -140,7 +142,7 @@ async fn by_dhcp_the_lease_is_what_the_reply_of_this_boot_gave() {
     node.assert_sound().await;
     // A renewal with another address is reported, and not used.
     server.gave(mac(100_000), ip(41));
-    assert_eq!(node.finds().await, ["I5"]);
+    assert_eq!(node.finds().await, [Invariant::I5]);
     assert_eq!(node.record(1).await.lease(), Some(ip(40)));
     node.restart().await;
     node.sandboxes.watch_dhcp(Arc::clone(&server) as Arc<dyn DhcpReplies>);
@@ -160,7 +162,7 @@ async fn by_dhcp_the_lease_is_what_the_reply_of_this_boot_gave() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dhcp_gives_no_address_that_is_somebodys_or_outside_of_the_network() {
+async fn dhcp_address_in_use_or_outside_the_network_fails_the_creation() {
     let (node, server) = node(Dhcp::OnRequest).await;
     let fixed = node.running(1).await;
     server.give(mac(100_001), ip(40));
@@ -201,7 +203,7 @@ async fn dhcp_gives_no_address_that_is_somebodys_or_outside_of_the_network() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_an_older_version_believed_is_not_used() {
+async fn address_stored_by_an_older_version_is_no_lease() {
     let (node, server) = node(Dhcp::All).await;
     server.give(mac(100_000), ip(40));
     node.sandboxes.create(order(1), LONG).await.expect("admitted");
@@ -216,11 +218,12 @@ async fn what_an_older_version_believed_is_not_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_was_started_beside_us_gets_what_dhcp_gives_it() {
+async fn sandbox_started_by_an_operator_gets_its_lease_from_dhcp() {
     let (node, server) = node(Dhcp::All).await;
     server.give(mac(100_000), ip(40));
     node.sandboxes.create(order(1), LONG).await.expect("admitted");
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    node.clock.forward(Duration::from_secs(60));
     server.gives.lock().expect("no panic").clear();
     node.cluster.switch(vmid(100_000), true);
     node.reconcile().await;
@@ -240,7 +243,7 @@ async fn one_that_was_started_beside_us_gets_what_dhcp_gives_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_net0_that_an_operator_changed_is_found_and_not_started() {
+async fn sandbox_with_a_changed_net0_is_reported_and_not_started() {
     let to_another_address = |net0: &str| net0.replace("ip=10.100.1.2/", "ip=10.100.1.3/");
     let to_another_bridge = |net0: &str| net0.replace("vmbr0", "vmbr1");
     let to_another_mac = |net0: &str| net0.replace("hwaddr=02", "hwaddr=06");
@@ -254,7 +257,7 @@ async fn a_net0_that_an_operator_changed_is_found_and_not_started() {
         node.connect(record.vmid, change);
         let after = node.cluster.guests()[&record.vmid].config.clone();
         assert_ne!(before, after);
-        assert_eq!(node.finds().await, ["I5"]);
+        assert_eq!(node.finds().await, [Invariant::I5]);
         assert_eq!(node.reconcile().await, [], "it runs on");
         assert_eq!(node.record(1).await.lease(), record.ip, "at the address that it has leased");
         node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
@@ -272,7 +275,7 @@ async fn a_net0_that_an_operator_changed_is_found_and_not_started() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_container_of_an_operator_with_the_address_of_a_sandbox_is_found() {
+async fn foreign_container_with_the_address_of_a_sandbox_is_reported() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let clone = node.cluster.guests()[&record.vmid].config.clone();
@@ -281,7 +284,7 @@ async fn a_container_of_an_operator_with_the_address_of_a_sandbox_is_found() {
     let second = crate::pve::ContainerConfig::parse(second.as_bytes());
     for theirs in [clone.clone(), second] {
         node.cluster.add_guest(&node.name, vmid(500), theirs, false);
-        assert_eq!(node.finds().await, ["I3"]);
+        assert_eq!(node.finds().await, [Invariant::I3]);
         node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
         let error = node.sandboxes.start(&id(1), LONG).await.expect_err("it has its address");
         assert_eq!(error.reason, Reason::AddressConflict);
@@ -315,12 +318,12 @@ async fn a_container_with_dhcp_is_adopted_only_where_dhcp_is_allowed() {
         assert_eq!(error.reason, Reason::DhcpRefused);
         assert!(error.message.contains("pct set 207 --net0"), "{error}");
     }
-    refused.give_back(&before);
+    refused.assert_unchanged(&before);
     let (elsewhere, _) = node(Dhcp::OnRequest).await;
     let before = elsewhere.add_cmux(&by_dhcp().replace("vmbr0", "vmbr9"), true);
     let error = elsewhere.sandboxes.adopt(adoption(), false, LONG).await.expect_err("unseen");
     assert_eq!(error.reason, Reason::DhcpRefused);
-    elsewhere.give_back(&before);
+    elsewhere.assert_unchanged(&before);
 
     let (node, server) = node(Dhcp::OnRequest).await;
     node.add_cmux(&by_dhcp(), true);
@@ -340,14 +343,14 @@ async fn a_container_with_dhcp_is_adopted_only_where_dhcp_is_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_adopted_container_has_no_address_of_the_host_or_of_another_container() {
+async fn adopting_a_container_with_a_taken_address_is_refused() {
     let (node, _) = node(Dhcp::Refused).await;
     let with = |address: &str| CMUX.replace("10.9.0.7/24", address);
     let refused = async |text: &str, expected: Reason| {
         let before = node.add_cmux(text, true);
         let error = node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("refused");
         assert_eq!(error.reason, expected, "{error}");
-        node.give_back(&before);
+        node.assert_unchanged(&before);
     };
     refused(&with("10.100.1.1/24"), Reason::AddressConflict).await;
     refused(&with("10.100.1.200/24"), Reason::AddressConflict).await;

@@ -34,14 +34,14 @@ impl Node {
     }
 
     /// Asserts that the operator has the container back as it was before.
-    pub(super) fn give_back(&self, before: &ContainerConfig) {
+    pub(super) fn assert_unchanged(&self, before: &ContainerConfig) {
         assert_eq!(self.config_of_cmux(), *before, "byte for byte");
         self.cluster.remove(vmid(VMID));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_told_first_and_then_it_is_a_sandbox_like_any_other() {
+async fn adopted_container_is_a_full_sandbox_and_a_dry_run_adopts_nothing() {
     let mut node = Node::new().await;
     let before = node.add_cmux(CMUX, true);
     let (told, volumes) = node.sandboxes.adopt(adoption(), true, LONG).await.expect("could be");
@@ -74,7 +74,7 @@ async fn it_is_told_first_and_then_it_is_a_sandbox_like_any_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_can_be_given_back_from_every_phase() {
+async fn adopted_sandbox_can_be_released_in_every_phase() {
     for phase in [Phase::Running, Phase::Paused, Phase::Stopped] {
         let node = Node::new().await;
         let before = node.add_cmux(CMUX, true);
@@ -94,13 +94,13 @@ async fn it_can_be_given_back_from_every_phase() {
         let again = Adoption { id: id(2), ..adoption() };
         node.sandboxes.adopt(again, false, LONG).await.expect("adopted");
         node.sandboxes.release(&id(2), LONG).await.expect("given back");
-        node.give_back(&before);
+        node.assert_unchanged(&before);
         node.assert_clean().await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mark_that_a_power_cut_brings_back_is_taken_off_again() {
+async fn mark_restored_by_a_power_cut_after_a_release_is_removed() {
     let node = Node::new().await;
     let before = node.add_cmux(CMUX, true);
     node.adopted().await;
@@ -109,11 +109,11 @@ async fn a_mark_that_a_power_cut_brings_back_is_taken_off_again() {
     node.cluster.edit(&node.name, vmid(VMID), |config| *config = marked);
     let unmark = Action::Unmark { id: id(1), vmid: vmid(VMID) };
     assert_eq!(node.reconcile().await, [unmark], "and it is not destroyed");
-    node.give_back(&before);
+    node.assert_unchanged(&before);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_a_sandbox_is_refused_and_left_as_it_is() {
+async fn unfit_container_is_not_adopted_and_stays_unchanged() {
     let node = Node::new().await;
     let refused = async |change: &str, reason: Reason| {
         let before = node.add_cmux(&format!("{CMUX}{change}\n"), false);
@@ -121,7 +121,7 @@ async fn what_cannot_be_a_sandbox_is_refused_and_left_as_it_is() {
             let error = node.sandboxes.adopt(adoption(), dry_run, LONG).await.expect_err(change);
             assert_eq!(error.reason, reason, "{change}: {error}");
         }
-        node.give_back(&before);
+        node.assert_unchanged(&before);
     };
     refused("template: 1", Reason::ContainerUnfit).await;
     refused("protection: 1", Reason::ContainerUnfit).await;
@@ -146,7 +146,7 @@ async fn what_cannot_be_a_sandbox_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_marked_is_let_go_at_once() {
+async fn adoption_is_undone_if_the_mark_cannot_be_written() {
     let node = Node::new().await;
     let before = node.add_cmux(CMUX, true);
     let full = ErrorKind::Failed("no space left on device".into());
@@ -158,6 +158,6 @@ async fn what_cannot_be_marked_is_let_go_at_once() {
     let another = Adoption { id: id(2), ..adoption() };
     node.sandboxes.adopt(another, false, LONG).await.expect_err("is not known to be written");
     assert_eq!(node.reconcile().await, []);
-    node.give_back(&before);
+    node.assert_unchanged(&before);
     node.assert_clean().await;
 }

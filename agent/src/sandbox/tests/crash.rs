@@ -7,7 +7,7 @@ use crate::{pve::ErrorKind, saga::When};
 const STEP_MS: u64 = 150;
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_that_is_cut_short_is_undone() {
+async fn creation_interrupted_by_an_agent_restart_is_undone() {
     let mut cut_short = 0;
     for at in 0..40 {
         let mut node = Node::new().await;
@@ -32,7 +32,7 @@ async fn a_creation_that_is_cut_short_is_undone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_power_cut_in_the_middle_of_a_creation_leaves_nothing() {
+async fn creation_interrupted_by_a_power_cut_is_failed_or_stopped() {
     for at in 0..40 {
         let mut node = Node::new().await;
         node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
@@ -50,7 +50,7 @@ async fn a_power_cut_in_the_middle_of_a_creation_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crash_around_every_step_is_survived() {
+async fn creation_is_undone_after_a_crash_around_any_step() {
     for step in 0..faults::steps().await {
         for when in [When::Before, When::After] {
             let reached = Arc::new(tokio::sync::Notify::new());
@@ -79,7 +79,7 @@ async fn a_crash_around_every_step_is_survived() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn other_operations_that_are_cut_short_are_finished() {
+async fn interrupted_delete_stop_and_start_are_finished() {
     for at in 0..20 {
         let pause = Duration::from_millis(at * STEP_MS);
         let mut node = Node::new().await;
@@ -103,7 +103,7 @@ async fn other_operations_that_are_cut_short_are_finished() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_lock_of_a_dead_clone_is_taken_off_the_template() {
+async fn lock_of_a_dead_clone_is_removed_from_the_template() {
     let mut node = Node::new().await;
     node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -120,7 +120,7 @@ async fn the_lock_of_a_dead_clone_is_taken_off_the_template() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_lock_of_a_dead_clone_is_known_by_the_next_attempt_and_after_a_deletion() {
+async fn lock_of_a_dead_clone_is_removed_after_a_new_attempt_or_a_deletion() {
     for deleted in [false, true] {
         let mut node = Node::new().await;
         node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
@@ -145,7 +145,7 @@ async fn the_lock_of_a_dead_clone_is_known_by_the_next_attempt_and_after_a_delet
 }
 
 #[tokio::test(start_paused = true)]
-async fn somebody_elses_lock_on_the_template_stays() {
+async fn foreign_lock_on_the_template_stays() {
     let node = Node::with(|o| o.limits.create = Duration::from_secs(20), Faults::default()).await;
     node.cluster.edit(&node.name, vmid(TEMPLATE), |config| {
         config.set("lock", "disk").expect("fits");
@@ -164,7 +164,7 @@ async fn somebody_elses_lock_on_the_template_stays() {
 const PAUSE_STEP: Duration = Duration::from_micros(500);
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_and_a_resume_that_are_cut_short_are_made_so_or_undone() {
+async fn interrupted_pause_or_resume_is_finished_or_undone() {
     for (resumes, power_cut) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut phases = std::collections::BTreeSet::new();
         for at in 0..25 {
@@ -188,7 +188,10 @@ async fn a_pause_and_a_resume_that_are_cut_short_are_made_so_or_undone() {
             phases.insert(format!("{:?}", record.phase));
             let guest = &node.cluster.guests()[&record.vmid];
             let paused = record.phase == Phase::Paused;
-            assert_eq!((guest.frozen, crate::pve::hold::held(&guest.config)), (paused, paused));
+            assert_eq!(
+                (guest.frozen, crate::pve::pause_lock::is_held(&guest.config)),
+                (paused, paused)
+            );
             // The node works as before.
             if record.phase == Phase::Paused {
                 node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
@@ -207,8 +210,8 @@ async fn a_pause_and_a_resume_that_are_cut_short_are_made_so_or_undone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_that_is_cut_off_in_the_host_is_finished() {
-    for op in [Op::Hold, Op::Freeze] {
+async fn pause_killed_on_the_host_is_undone() {
+    for op in [Op::PauseLock, Op::Freeze] {
         let mut node = Node::new().await;
         let record = node.running(1).await;
         node.fault(op, Trouble::Killed);
@@ -222,18 +225,22 @@ async fn a_pause_that_is_cut_off_in_the_host_is_finished() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_removal_left_that_was_cut_off_goes_though_no_record_knows_it() {
+async fn remnant_of_an_interrupted_removal_is_removed_without_a_record() {
     let node = Node::new().await;
     let rest = || crate::pve::ContainerConfig::parse(b"lock: destroyed\n");
     node.cluster.add_guest(&node.name, vmid(100_050), rest(), false);
     node.cluster.add_guest(&node.name, vmid(555), rest(), false);
-    assert_eq!(node.reconcile().await, [Action::Clear(vmid(100_050))], "when it is seen twice");
+    assert_eq!(
+        node.reconcile().await,
+        [Action::RemoveRemnant(vmid(100_050))],
+        "when it is seen twice"
+    );
     assert_eq!(node.containers(), [555], "somebody else's number is not looked at");
     node.assert_sound().await;
     // A config with volumes is no remnant.
     node.cluster.add_guest(&node.name, vmid(100_051), rest(), false);
     node.cluster.add_volume(&node.name, vmid(100_051));
-    let error = node.sandboxes.clear(vmid(100_051)).await.expect_err("left alone");
+    let error = node.sandboxes.remove_remnant(vmid(100_051)).await.expect_err("left alone");
     assert_eq!(error.reason, proto::Reason::NotOurs);
     assert_eq!(node.containers(), [555, 100_051]);
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::pve::ErrorKind;
 
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_comes_up_with_all_that_its_order_says() {
+async fn created_sandbox_has_everything_that_its_order_requests() {
     let node = Node::new().await;
     let mut order = order(1);
     order.spec.size.memory_mib = 1024;
@@ -32,7 +32,7 @@ async fn a_sandbox_comes_up_with_all_that_its_order_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_disk_is_never_made_smaller_and_the_sandbox_says_what_it_has() {
+async fn smaller_disk_request_keeps_and_reports_the_templates_disk() {
     let node = Node::new().await;
     let mut small = order(1);
     small.spec.size.disk_gib = 1;
@@ -64,7 +64,7 @@ async fn steps_of(node: &Node) -> Vec<Progress> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_disk_grows_once_the_sandbox_runs_and_before_only_where_it_must() {
+async fn disk_grows_after_the_start_unless_its_root_is_read_only() {
     let node = Node::new().await;
     let start = tokio::time::Instant::now();
     assert_eq!(steps_of(&node).await, [Progress::Configure, Progress::Start, Progress::Resize]);
@@ -82,7 +82,7 @@ async fn a_disk_grows_once_the_sandbox_runs_and_before_only_where_it_must() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_disk_that_does_not_grow_fails_the_creation() {
+async fn failed_disk_growth_fails_the_creation() {
     let said = || ErrorKind::Failed("Failed to update the container's filesystem".into());
     for trouble in [Trouble::Before(said()), Trouble::After(said()), Trouble::Killed] {
         let node = Node::new().await;
@@ -94,7 +94,7 @@ async fn a_disk_that_does_not_grow_fails_the_creation() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_order_is_the_same_sandbox() {
+async fn repeated_order_returns_the_same_sandbox() {
     let node = Node::new().await;
     // Twice in parallel, and once more later.
     let (first, second) = tokio::join!(node.create(1), node.create(1));
@@ -118,7 +118,7 @@ async fn the_same_order_is_the_same_sandbox() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_orders_for_one_request_at_once_make_one_sandbox() {
+async fn parallel_orders_with_one_request_id_make_one_sandbox() {
     let node = Node::new().await;
     let mut twin = order(2);
     twin.spec.request_id = "r-1".parse().expect("valid");
@@ -143,7 +143,7 @@ async fn parallel_creations_of_one_template_all_come_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_seat_is_for_one_creation_and_not_for_long() {
+async fn reservation_holds_room_for_one_creation_and_expires() {
     let node = Node::with(|options| options.limits.clone_queue_max = 1, Faults::default()).await;
     let (snapshot, size) = ("base".parse().expect("valid"), Size::default());
     node.sandboxes.reserve(&id(1), &snapshot, size).await.expect("kept");
@@ -161,7 +161,7 @@ async fn a_seat_is_for_one_creation_and_not_for_long() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     node.running(3).await;
     node.sandboxes.reserve(&id(4), &snapshot, size).await.expect("kept");
-    node.sandboxes.give_back(&id(4));
+    node.sandboxes.cancel_reservation(&id(4));
     node.running(5).await;
     let other = "other".parse().expect("valid");
     let error = node.sandboxes.reserve(&id(6), &other, size).await.expect_err("not here");
@@ -170,7 +170,7 @@ async fn a_seat_is_for_one_creation_and_not_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_hangs_up_cancels_nothing() {
+async fn caller_hang_up_does_not_cancel_the_creation() {
     let node = Node::new().await;
     let patience = Duration::from_millis(500);
     timeout(patience, node.create(1)).await.expect_err("still being made");
@@ -181,7 +181,7 @@ async fn a_caller_that_hangs_up_cancels_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_wants_no_wait_hears_of_the_intent() {
+async fn creation_without_a_wait_returns_the_recorded_intent() {
     let node = Node::new().await;
     let record = node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
     assert_eq!((record.phase, record.boot), (Phase::Creating, 0));
@@ -190,7 +190,7 @@ async fn a_caller_that_wants_no_wait_hears_of_the_intent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_taken_vmid_is_passed_over() {
+async fn creation_skips_a_taken_vmid() {
     let node = Node::new().await;
     node.add_foreign();
     // A vmid that the cluster's list does not show yet.
@@ -202,7 +202,7 @@ async fn a_taken_vmid_is_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_locked_template_is_waited_for() {
+async fn creation_waits_for_a_locked_template() {
     let node = Node::new().await;
     let locked = || Trouble::Before(ErrorKind::Locked("CT is locked (disk)".into()));
     for _ in 0..5 {
@@ -213,7 +213,7 @@ async fn a_locked_template_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refusals_say_why() {
+async fn refused_creation_names_its_reason() {
     let node = Node::with(|options| options.limits.clone_queue_max = 2, Faults::default()).await;
     let refused = async |order: Order| {
         let error = node.sandboxes.create(order, LONG).await.expect_err("refused");
@@ -248,12 +248,12 @@ async fn refusals_say_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_that_is_called_off_is_undone() {
+async fn cancelled_creation_is_undone() {
     for ms in [0, 100, 1000, 2000, 3500] {
         let node = Node::new().await;
         node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
         tokio::time::sleep(Duration::from_millis(ms)).await;
-        let held = node.sandboxes.cancel(&id(1), 1, LONG).await.expect("called off");
+        let held = node.sandboxes.cancel(&id(1), 1, LONG).await.expect("cancelled");
         let held = held.expect("heard of");
         assert_eq!(held.phase, Phase::Failed, "after {ms} ms");
         let failure = held.failure.as_ref().expect("recorded");
@@ -268,13 +268,13 @@ async fn a_creation_that_is_called_off_is_undone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_can_be_called_off_before_it_comes_and_after_it_is_up() {
+async fn attempt_can_be_cancelled_before_it_arrives_and_while_it_runs() {
     let mut node = Node::new().await;
     assert_eq!(node.sandboxes.cancel(&id(1), 2, LONG).await, Ok(None));
     node.restart().await;
     for attempt in [1, 2] {
         let late = Order { attempt, ..order(1) };
-        let error = node.sandboxes.create(late, LONG).await.expect_err("called off");
+        let error = node.sandboxes.create(late, LONG).await.expect_err("cancelled");
         assert_eq!(error.reason, Reason::CreateCancelled);
     }
     let third = Order { attempt: 3, ..order(1) };
@@ -289,7 +289,7 @@ async fn an_attempt_can_be_called_off_before_it_comes_and_after_it_is_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_is_late_is_refused() {
+async fn attempt_out_of_order_is_refused() {
     let node = Node::new().await;
     let second = Order { attempt: 2, ..order(1) };
     node.sandboxes.create(second, LONG).await.expect("admitted");
@@ -304,7 +304,7 @@ async fn an_attempt_that_is_late_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stale_controller_is_fenced_after_a_restart_too() {
+async fn stale_epoch_is_refused_even_after_an_agent_restart() {
     let mut node = Node::new().await;
     node.sandboxes.fence(3).await.expect("first");
     assert_eq!(node.sandboxes.fence(2).await.expect_err("stale").reason, Reason::StaleEpoch);
@@ -315,7 +315,7 @@ async fn a_stale_controller_is_fenced_after_a_restart_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_finds_its_sandbox() {
+async fn vmid_lookup_tells_running_from_stopped_deleted_and_unknown() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let by_vmid = SandboxRef::Vmid(record.vmid);
@@ -329,7 +329,7 @@ async fn a_name_finds_its_sandbox() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_sandbox_carries_the_tag_beside_its_templates_own() {
+async fn created_sandbox_has_our_tag_and_its_templates_tags() {
     let node = Node::new().await;
     node.cluster
         .edit(&node.name, vmid(TEMPLATE), |config| config.set("tags", "web").expect("fits"));

@@ -1,5 +1,7 @@
 //! Saga of a creation under every fault: afterwards the world is as before.
 
+use proto::Invariant;
+
 use super::*;
 use crate::{pve::ErrorKind, saga::When};
 
@@ -19,7 +21,7 @@ pub(super) async fn steps() -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_at_any_step_leaves_nothing() {
+async fn creation_that_fails_at_any_step_leaves_nothing() {
     let steps = steps().await;
     assert!(steps >= 5, "clone, configure, resize, start, probe");
     for step in 0..steps {
@@ -39,7 +41,7 @@ async fn a_failure_at_any_step_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_action_can_be_repeated() {
+async fn every_step_of_a_creation_can_be_repeated() {
     let faults = Faults { twice: true, ..Faults::default() };
     let node = Node::with(|_| {}, faults).await;
     let record = node.running(1).await;
@@ -48,7 +50,7 @@ async fn every_action_can_be_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_pct_does_wrong_leaves_nothing() {
+async fn creation_leaves_nothing_after_any_pct_fault() {
     let said = || ErrorKind::Failed("startup for container '100000' failed".into());
     for op in [Op::Clone, Op::Set, Op::Resize, Op::Start] {
         for trouble in [Trouble::Before(said()), Trouble::After(said()), Trouble::Killed] {
@@ -68,7 +70,7 @@ async fn whatever_pct_does_wrong_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_failure_is_told_with_the_last_line_of_pct() {
+async fn failed_creation_reports_the_last_line_of_pct() {
     let node = Node::new().await;
     node.fault(
         Op::Start,
@@ -80,7 +82,7 @@ async fn the_first_failure_is_told_with_the_last_line_of_pct() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_that_hangs_is_ended_at_its_deadline() {
+async fn hanging_clone_is_ended_at_its_deadline() {
     let node = Node::new().await;
     node.fault(Op::Clone, Trouble::Hangs);
     let record = node.create(1).await;
@@ -90,7 +92,7 @@ async fn a_clone_that_hangs_is_ended_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_undo_that_fails_is_done_by_the_reconciler() {
+async fn failed_undo_is_finished_by_the_reconciler() {
     let node = Node::new().await;
     node.fault(Op::Start, Trouble::Before(ErrorKind::Failed("no".into())));
     node.fault(Op::Destroy, Trouble::Before(ErrorKind::Locked("CT is locked (backup)".into())));
@@ -100,7 +102,7 @@ async fn an_undo_that_fails_is_done_by_the_reconciler() {
     assert!(failure.rollback.contains("locked (backup)"), "{failure:?}");
     assert!(failure.message.contains("no"), "the first failure stays: {failure:?}");
     let (findings, _) = node.sandboxes.check().await;
-    assert_eq!(findings.first().map(|finding| finding.invariant), Some("I9"));
+    assert_eq!(findings.first().map(|finding| finding.invariant), Some(Invariant::I9));
     node.reconcile().await;
     let record = node.record(1).await;
     assert_eq!(record.phase, Phase::Failed);
@@ -110,7 +112,7 @@ async fn an_undo_that_fails_is_done_by_the_reconciler() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn quorum_that_is_lost_in_the_middle_delays_the_undo() {
+async fn undo_waits_until_quorum_is_back() {
     let node = Node::new().await;
     node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
     tokio::time::sleep(Duration::from_millis(1500)).await;

@@ -1,6 +1,6 @@
 //! Start, stop, delete, ports, and how the reconciler handles what it finds.
 
-use proto::{Reason, id::SandboxRef};
+use proto::{Invariant, Reason, id::SandboxRef};
 
 use super::*;
 use crate::{
@@ -26,7 +26,7 @@ async fn stop_and_start_are_idempotent_and_count_boots() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_that_fails_leaves_it_stopped() {
+async fn failed_start_leaves_the_sandbox_stopped() {
     let node = Node::new().await;
     node.running(1).await;
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
@@ -66,7 +66,7 @@ async fn delete_works_from_every_phase_and_is_idempotent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delete_that_fails_goes_on() {
+async fn failed_delete_is_finished_by_the_reconciler() {
     let node = Node::new().await;
     node.running(1).await;
     node.fault(Op::Destroy, Trouble::Before(ErrorKind::Locked("CT is locked (backup)".into())));
@@ -94,7 +94,7 @@ async fn a_container_that_lost_its_mark_is_never_destroyed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_container_that_is_somebody_elses_now_is_neither_stopped_nor_started() {
+async fn container_that_lost_its_mark_is_neither_stopped_nor_started() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.cluster.edit(&node.name, record.vmid, |config| {
@@ -112,7 +112,7 @@ async fn a_container_that_is_somebody_elses_now_is_neither_stopped_nor_started()
 }
 
 #[tokio::test(start_paused = true)]
-async fn ports_are_opened_and_closed_by_name() {
+async fn ports_are_exposed_and_hidden_by_name() {
     let mut node = Node::new().await;
     node.running(1).await;
     let (web, port) = ("web".parse::<proto::name::ServiceName>().expect("valid"), |n: u32| {
@@ -143,7 +143,7 @@ async fn ports_are_opened_and_closed_by_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hiding_closes_the_port_under_every_name_and_no_other_port() {
+async fn hiding_a_name_closes_its_port_under_all_names_and_no_other() {
     let name = |text: &str| text.parse::<proto::name::ServiceName>().expect("valid");
     let port = |number: u32| proto::name::Port::try_from(number).expect("a port");
     // By either name, and by a name that looks like the number of another one's port.
@@ -178,7 +178,7 @@ async fn hiding_closes_the_port_under_every_name_and_no_other_port() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_that_ended_by_itself_is_noted() {
+async fn sandbox_found_down_is_recorded_as_stopped() {
     let node = Node::new().await;
     node.running(1).await;
     node.running(2).await;
@@ -195,7 +195,7 @@ async fn a_sandbox_that_ended_by_itself_is_noted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stranger_with_a_mark_is_left_alone() {
+async fn marked_container_without_a_record_is_quarantined() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let mut mark = record.mark();
@@ -208,11 +208,11 @@ async fn a_stranger_with_a_mark_is_left_alone() {
     assert_eq!(actions, [Action::Quarantine { vmid: vmid(100_050), mark }]);
     assert_eq!(node.containers(), [100_000, 100_050]);
     let (findings, _) = node.sandboxes.check().await;
-    assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), ["I1"]);
+    assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), [Invariant::I1]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_container_that_comes_back_after_its_end_is_swept() {
+async fn container_that_returns_after_its_deletion_is_destroyed() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let config = node.cluster.guests()[&record.vmid].config.clone();
@@ -221,7 +221,7 @@ async fn a_container_that_comes_back_after_its_end_is_swept() {
     node.cluster.add_guest(&node.name, record.vmid, config, false);
     let mut reconciler = node.reconciler();
     assert_eq!(reconciler.pass().await, [], "once may be a moment's");
-    let sweep = Action::Sweep { id: record.id, vmid: record.vmid };
+    let sweep = Action::DestroyOrphan { id: record.id, vmid: record.vmid };
     assert_eq!(reconciler.pass().await, [sweep]);
     node.assert_clean().await;
 }
@@ -240,7 +240,7 @@ async fn tombstones_are_forgotten_after_a_day() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pages_hold_everything_once() {
+async fn pages_list_every_sandbox_once() {
     let node = Node::new().await;
     for number in 1..=5 {
         node.running(number).await;
@@ -280,12 +280,12 @@ impl Shims for Run {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shim_that_outlives_its_sandbox_is_found() {
+async fn shim_that_outlives_its_sandbox_is_reported() {
     let node = Node::new().await;
     node.running(1).await;
     let shims = Arc::new(Run([id(1), id(2)].into()));
     let execs = Execs::new(Arc::clone(&node.sandboxes), shims);
-    let subjects = |findings: Vec<super::super::check::Finding>| -> Vec<String> {
+    let subjects = |findings: Vec<crate::sandbox::drift::fsck::Finding>| -> Vec<String> {
         findings.into_iter().map(|finding| finding.subject).collect()
     };
     assert_eq!(subjects(execs.check().await), [id(2).to_string()], "nobody knows that one");

@@ -3,16 +3,16 @@
 use proto::{Cause, lifetime::Action};
 
 use super::*;
-use crate::{
-    expire::Expiry,
-    sandbox::exec::{Execs, shims::NoShims},
+use crate::sandbox::{
+    exec::{Execs, shims::NoShims},
+    lifetime::expiry_loop::Expiry,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn with(number: u8, wish: LifetimePatch) -> Order {
+fn with(number: u8, patch: LifetimePatch) -> Order {
     let mut order = order(number);
-    order.spec.lifetime = wish;
+    order.spec.lifetime = patch;
     order
 }
 
@@ -48,7 +48,7 @@ impl Node {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_expires_is_paused_stopped_or_deleted_and_says_why() {
+async fn expired_sandbox_is_paused_stopped_or_deleted_with_its_cause() {
     let node = Node::new().await;
     for (number, action) in [(1, Action::Pause), (2, Action::Stop), (3, Action::Delete)] {
         node.run(with(number, ttl(HOUR, action))).await;
@@ -68,7 +68,7 @@ async fn what_expires_is_paused_stopped_or_deleted_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_runs_again_gets_as_much_time_again() {
+async fn resumed_or_started_sandbox_gets_its_full_ttl_again() {
     let node = Node::new().await;
     node.run(with(1, ttl(HOUR, Action::Pause))).await;
     node.run(with(2, ttl(HOUR, Action::Stop))).await;
@@ -92,12 +92,12 @@ async fn what_runs_again_gets_as_much_time_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_extended_and_its_rules_are_changed() {
+async fn lifetime_can_be_extended_and_its_action_changed() {
     let node = Node::new().await;
     node.run(with(1, ttl(HOUR, Action::Delete))).await;
     let mut expiry = node.expiry();
     node.pass_time(HOUR - Duration::from_secs(1)).await;
-    node.sandboxes.set_lifetime(&id(1), ttl(HOUR, Action::Stop)).await.expect("extended");
+    node.sandboxes.update(&id(1), lives(ttl(HOUR, Action::Stop))).await.expect("extended");
     node.pass_time(HOUR - Duration::from_secs(1)).await;
     assert_eq!(expiry.pass().await, []);
     node.pass_time(Duration::from_secs(2)).await;
@@ -105,26 +105,26 @@ async fn it_is_extended_and_its_rules_are_changed() {
     assert_eq!(node.record(1).await.phase, Phase::Stopped);
     node.sandboxes.start(&id(1), LONG).await.expect("started");
     let for_ever = LifetimePatch { ttl: Some(Duration::ZERO), ..LifetimePatch::default() };
-    node.sandboxes.set_lifetime(&id(1), for_ever).await.expect("set");
+    node.sandboxes.update(&id(1), lives(for_ever)).await.expect("set");
     node.pass_time(HOUR * 99).await;
     assert_eq!(expiry.pass().await, []);
-    let error = node.sandboxes.set_lifetime(&id(9), for_ever).await.expect_err("nobody");
+    let error = node.sandboxes.update(&id(9), lives(for_ever)).await.expect_err("nobody");
     assert_eq!(error.reason, Reason::SandboxNotFound);
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_is_extended_at_the_last_moment_lives_on() {
+async fn sandbox_extended_at_the_last_moment_does_not_expire() {
     let node = Node::new().await;
     node.run(with(1, ttl(HOUR, Action::Delete))).await;
     node.pass_time(HOUR).await;
     let [(_, due)] = node.sandboxes.due()[..] else { panic!("one is due") };
-    node.sandboxes.set_lifetime(&id(1), ttl(HOUR, Action::Delete)).await.expect("extended");
+    node.sandboxes.update(&id(1), lives(ttl(HOUR, Action::Delete))).await.expect("extended");
     node.sandboxes.expire(&id(1), due, LONG).await.expect("nothing is to be done");
     assert_eq!(node.record(1).await.phase, Phase::Running);
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_is_what_nobody_uses_or_is_connected_to() {
+async fn sandbox_is_idle_without_use_and_without_connections() {
     let node = Node::new().await;
     let record = node.run(with(1, idle(HOUR, Action::Pause))).await;
     let mut expiry = node.expiry();
@@ -147,7 +147,7 @@ async fn idle_is_what_nobody_uses_or_is_connected_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restart_forgets_no_expiry_and_takes_nothing_for_idle() {
+async fn agent_restart_keeps_the_ttl_and_restarts_the_idle_time() {
     let mut node = Node::new().await;
     node.run(with(1, ttl(HOUR, Action::Stop))).await;
     node.run(with(2, idle(HOUR, Action::Stop))).await;
@@ -159,7 +159,7 @@ async fn a_restart_forgets_no_expiry_and_takes_nothing_for_idle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wall_clock_that_jumps_neither_ends_nor_spares() {
+async fn wall_clock_jump_neither_expires_nor_extends_a_sandbox() {
     let node = Node::new().await;
     node.run(with(1, ttl(HOUR, Action::Stop))).await;
     let mut expiry = node.expiry();
@@ -171,7 +171,7 @@ async fn a_wall_clock_that_jumps_neither_ends_nor_spares() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_kept_too_long_goes_and_what_is_exempt_stays() {
+async fn sandbox_kept_too_long_is_stopped_then_deleted_unless_exempt() {
     let change = |options: &mut Options| {
         options.lifetimes = Lifetimes {
             default: idle(HOUR, Action::Pause),
@@ -200,7 +200,7 @@ async fn what_is_kept_too_long_goes_and_what_is_exempt_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_cannot_be_paused_lives_on_and_is_tried_again() {
+async fn expired_sandbox_that_cannot_be_paused_is_retried_later() {
     let node = Node::new().await;
     node.run(with(1, ttl(HOUR, Action::Pause))).await;
     node.fault(Op::Freeze, Trouble::Hangs);

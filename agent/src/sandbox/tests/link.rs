@@ -21,7 +21,7 @@ impl Node {
 }
 
 #[tokio::test(start_paused = true)]
-async fn isolation_that_the_template_has_its_sandboxes_have() {
+async fn sandbox_keeps_the_isolation_settings_of_its_template() {
     let node = Node::new().await;
     let line = "name=eth0,bridge=vmbr3,firewall=1,gw=192.0.2.1,hwaddr=BC:24:11:00:00:01,\
         host-managed=1,ip=192.0.2.9/24,ip6=auto,mtu=1400,rate=5,tag=42,trunks=1;2,type=veth,new=1";
@@ -34,7 +34,7 @@ async fn isolation_that_the_template_has_its_sandboxes_have() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_snapshot_is_given_counts_more() {
+async fn snapshot_link_settings_override_those_of_the_template() {
     let change = |options: &mut Options| {
         let rate = Some(Rate::try_from(12.5).expect("a rate"));
         options.templates[0].link = Link { tag: Some(7), rate, firewall: Some(true) };
@@ -49,7 +49,7 @@ async fn what_the_snapshot_is_given_counts_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_template_whose_clones_would_share_an_address_is_refused_with_its_line() {
+async fn template_with_a_shared_address_is_refused_with_its_line() {
     for (key, line) in [
         ("net1", "name=eth1,bridge=vmbr1,hwaddr=BC:24:11:00:00:02,ip=10.0.0.5/24,type=veth"),
         ("net1", "name=eth1,bridge=vmbr1,ip=dhcp,ip6=fd00::5/64"),

@@ -3,8 +3,7 @@
 use proto::{Cause, Reason, lifetime::LifetimePatch};
 
 use super::*;
-use crate::pve::ErrorKind;
-use crate::sandbox::migrate::Exported;
+use crate::{pve::ErrorKind, sandbox::ownership::migrate::Exported};
 
 /// Two nodes of one cluster, each with an agent.
 struct Two {
@@ -57,12 +56,13 @@ impl Two {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_goes_over_with_all_that_it_was() {
+async fn moved_sandbox_keeps_its_record_and_gets_a_new_address() {
     let two = Two::new().await;
     let before = two.stopped().await;
     let exported = two.export().await;
     let after = two.there.import(exported, LONG).await.expect("taken over");
-    let released = two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
+    let released =
+        two.node.sandboxes.forget_moved(&id(1), &two.node.other(), LONG).await.expect("let go");
     assert_eq!((released.phase, released.cause), (Phase::Deleted, Cause::Moved));
 
     assert_eq!((after.phase, after.vmid, after.boot), (Phase::Stopped, before.vmid, before.boot));
@@ -82,13 +82,13 @@ async fn it_goes_over_with_all_that_it_was() {
     // Until it is taken back, a container with the mark of a sandbox that ended here is left alone.
     two.node.reconcile_some().await;
     two.node.sandboxes.import(exported, LONG).await.expect("taken back");
-    two.there.leave(&id(1), &two.node.name, LONG).await.expect("let go");
+    two.there.forget_moved(&id(1), &two.node.name, LONG).await.expect("let go");
     two.node.sandboxes.start(&id(1), LONG).await.expect("starts");
     two.assert_sound().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_step_can_be_repeated_and_cut_off() {
+async fn each_step_of_a_move_can_be_repeated_and_interrupted() {
     let mut two = Two::new().await;
     two.stopped().await;
     let first = two.export().await;
@@ -109,18 +109,18 @@ async fn each_step_can_be_repeated_and_cut_off() {
     let expected = up.ip.map(|ip| crate::pve::config_file::Ip::Static(ip, 24));
     assert_eq!(ip, expected);
     // A change that is requested meanwhile would be lost.
-    let extended = two.node.sandboxes.set_lifetime(&id(1), LifetimePatch::default()).await;
+    let extended = two.node.sandboxes.update(&id(1), lives(LifetimePatch::default())).await;
     assert_eq!(extended.expect_err("not here").reason, Reason::SandboxBusy);
     let started = two.node.sandboxes.start(&id(1), LONG).await;
     assert_eq!(started.expect_err("not here").reason, Reason::SandboxBusy);
     let taken = two.there.import(again, LONG).await.expect("it is there");
     assert_eq!(taken.phase, Phase::Running, "as it is by now");
-    two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
+    two.node.sandboxes.forget_moved(&id(1), &two.node.other(), LONG).await.expect("let go");
     two.assert_sound().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_go_stays() {
+async fn sandbox_that_cannot_move_stays() {
     let two = Two::new().await;
     let (node, other) = (&two.node, two.node.other());
     let refused = async |sandbox: u8, to: &NodeName| {
@@ -134,7 +134,7 @@ async fn what_cannot_go_stays() {
     node.cluster.set_shared(false);
     assert_eq!(refused(1, &other).await, Reason::NotMovable, "its disk is not seen there");
     assert_eq!(refused(9, &other).await, Reason::SandboxNotFound);
-    let error = node.sandboxes.leave(&id(1), &other, LONG).await.expect_err("it is here");
+    let error = node.sandboxes.forget_moved(&id(1), &other, LONG).await.expect_err("it is here");
     assert_eq!(error.reason, Reason::NotMovable);
     let here = Exported { record: Record::clone(&record), now: node.clock.moment() };
     let error = two.there.import(here, LONG).await.expect_err("is not there");
@@ -144,7 +144,7 @@ async fn what_cannot_go_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_deleted_on_its_way_is_deleted_where_it_went() {
+async fn sandbox_deleted_during_a_move_is_deleted_on_the_new_node() {
     let two = Two::new().await;
     two.stopped().await;
     two.export().await;
@@ -163,7 +163,7 @@ async fn what_is_deleted_on_its_way_is_deleted_where_it_went() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_failed_there_is_in_nobodys_way() {
+async fn failed_attempt_on_the_new_node_does_not_block_a_move() {
     let two = Two::new().await;
     // The first attempt was made there, and failed in the middle of its clone.
     let said = ErrorKind::Failed("lost its way".into());
@@ -175,6 +175,6 @@ async fn an_attempt_that_failed_there_is_in_nobodys_way() {
     two.node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
     let taken = two.there.import(two.export().await, LONG).await.expect("taken over");
     assert_eq!((taken.attempt, taken.phase), (2, Phase::Stopped));
-    two.node.sandboxes.leave(&id(1), &two.node.other(), LONG).await.expect("let go");
+    two.node.sandboxes.forget_moved(&id(1), &two.node.other(), LONG).await.expect("let go");
     two.assert_sound().await;
 }

@@ -2,7 +2,7 @@
 //! table in docs/cleanup.md. None may lose a sandbox, touch a container that is not ours, or end in
 //! a state without a way out.
 
-use proto::Cause;
+use proto::{Cause, Invariant};
 
 use super::*;
 use crate::pve::{ContainerConfig, ErrorKind};
@@ -44,7 +44,7 @@ fn because(reason: Reason) -> Option<Reason> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stopped_by_an_operator_it_is_stopped() {
+async fn sandbox_stopped_by_an_operator_is_recorded_as_stopped() {
     let (node, _) = Node::meddled(|node, record| node.cluster.switch(record.vmid, false)).await;
     assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::SandboxNotRunning)));
     assert_eq!(node.record(1).await.cause, Cause::FoundDown);
@@ -52,10 +52,11 @@ async fn stopped_by_an_operator_it_is_stopped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn started_by_an_operator_it_runs() {
+async fn sandbox_started_by_an_operator_is_recorded_as_running() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
+    node.clock.forward(Duration::from_secs(60));
     // It has another address than its lease: a neighbour's, for example.
     let net0 = node.cluster.guests()[&record.vmid].config.get("net0").expect("one").to_owned();
     node.change(&record, |config| {
@@ -68,13 +69,13 @@ async fn started_by_an_operator_it_runs() {
     assert_eq!((after.phase, after.boot), (Phase::Running, record.boot + 1), "another life");
     assert_eq!(after.cause, Cause::FoundUp);
     let (findings, _) = node.sandboxes.check().await;
-    assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), ["I5"]);
+    assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), [Invariant::I5]);
     node.change(&record, |config| config.set("net0", &net0).expect("fits"));
     node.assert_works().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn removed_by_an_operator_it_says_so_and_can_be_deleted() {
+async fn sandbox_with_a_removed_container_is_reported_and_can_be_deleted() {
     let (node, _) = Node::meddled(|node, record| node.cluster.remove(record.vmid)).await;
     assert_eq!(node.stands().await, (Phase::Stopped, because(Reason::ContainerGone)));
     let error = node.sandboxes.start(&id(1), LONG).await.expect_err("there is none");
@@ -84,7 +85,7 @@ async fn removed_by_an_operator_it_says_so_and_can_be_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn removed_while_it_was_stopped_or_paused_it_says_so_too() {
+async fn container_removed_while_stopped_or_paused_is_reported() {
     for pause in [false, true] {
         let node = Node::new().await;
         let record = node.running(1).await;
@@ -102,7 +103,7 @@ async fn removed_while_it_was_stopped_or_paused_it_says_so_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn renamed_and_resized_it_is_the_same_sandbox() {
+async fn renamed_and_resized_container_is_the_same_sandbox() {
     let (node, record) = Node::meddled(|node, record| {
         node.change(record, |config| {
             config.set("hostname", "web").expect("fits");
@@ -116,7 +117,7 @@ async fn renamed_and_resized_it_is_the_same_sandbox() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_a_line_more_in_its_description_it_is_the_same_sandbox() {
+async fn line_added_to_the_description_changes_nothing() {
     let (node, record) =
         Node::meddled(|node, record| node.change(record, |c| c.add_note("ask Jo before"))).await;
     assert_eq!(node.record(1).await, record);
@@ -124,7 +125,7 @@ async fn with_a_line_more_in_its_description_it_is_the_same_sandbox() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_its_mark_it_is_left_alone_until_the_mark_is_back() {
+async fn container_without_its_mark_is_left_alone_until_it_is_back() {
     let (node, record) = Node::meddled(|node, record| {
         node.change(record, |config| config.set_description("mine now").expect("fits"));
     })
@@ -138,7 +139,7 @@ async fn without_its_mark_it_is_left_alone_until_the_mark_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_its_mark_it_can_be_let_go_even_in_the_middle_of_its_deletion() {
+async fn sandbox_without_its_mark_can_be_released_even_while_deleting() {
     for delete in [false, true] {
         let (node, record) = Node::meddled(|node, record| {
             node.change(record, |config| config.set_description("mine now").expect("fits"));
@@ -158,7 +159,7 @@ async fn without_its_mark_it_can_be_let_go_even_in_the_middle_of_its_deletion() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_copy_that_an_operator_cloned_is_the_operators() {
+async fn ignores_cloned_container_with_copied_mark() {
     let (node, record) = Node::meddled(|node, record| {
         let mut config = node.cluster.guests()[&record.vmid].config.clone();
         // With the sandbox's address it would be a finding.
@@ -175,7 +176,7 @@ async fn a_copy_that_an_operator_cloned_is_the_operators() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn moved_to_another_node_it_is_told_where_and_neither_started_nor_deleted() {
+async fn container_moved_to_another_node_is_reported_and_left_alone() {
     let (node, record) = Node::meddled(|node, record| {
         node.cluster.switch(record.vmid, false);
         node.cluster.migrate(record.vmid, &node.other());
@@ -198,7 +199,7 @@ async fn moved_to_another_node_it_is_told_where_and_neither_started_nor_deleted(
 }
 
 #[tokio::test(start_paused = true)]
-async fn moved_there_and_back_it_is_as_before() {
+async fn container_moved_there_and_back_works_as_before() {
     let (node, record) = Node::meddled(|node, record| {
         node.cluster.switch(record.vmid, false);
         node.cluster.migrate(record.vmid, &node.other());
@@ -211,7 +212,7 @@ async fn moved_there_and_back_it_is_as_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_moved_here_is_quarantined_until_it_is_recovered() {
+async fn container_moved_to_this_node_is_quarantined_until_recovered() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let mut config = node.cluster.guests()[&record.vmid].config.clone();
@@ -239,7 +240,7 @@ async fn what_was_moved_here_is_quarantined_until_it_is_recovered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_changes_nothing() {
+async fn pve_snapshot_of_a_sandbox_changes_nothing() {
     let (node, record) = Node::meddled(|node, record| {
         node.change(record, |config| {
             let mut text = config.to_bytes();
@@ -254,7 +255,7 @@ async fn a_snapshot_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_a_snapshot_or_a_backup_is_made_what_would_disturb_it_waits() {
+async fn pause_is_refused_and_delete_waits_during_a_snapshot_or_backup() {
     for lock in ["snapshot", "backup"] {
         let (node, record) = Node::meddled(|node, record| {
             node.change(record, |config| config.set("lock", lock).expect("fits"));
@@ -273,7 +274,7 @@ async fn while_a_snapshot_or_a_backup_is_made_what_would_disturb_it_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn made_a_template_it_is_left_alone_and_can_be_let_go() {
+async fn sandbox_made_a_template_is_left_alone_and_can_be_released() {
     let (node, record) = Node::meddled(|node, record| {
         node.cluster.switch(record.vmid, false);
         node.change(record, |config| config.set("template", "1").expect("fits"));
@@ -289,7 +290,7 @@ async fn made_a_template_it_is_left_alone_and_can_be_let_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn protected_it_stays_until_the_protection_is_taken_off() {
+async fn protected_sandbox_is_deleted_once_the_protection_is_removed() {
     let (node, record) = Node::meddled(|node, record| {
         node.change(record, |config| config.set("protection", "1").expect("fits"));
     })
@@ -303,7 +304,7 @@ async fn protected_it_stays_until_the_protection_is_taken_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unlocked_or_thawed_while_it_is_paused_it_is_paused_again() {
+async fn paused_sandbox_is_repaused_after_an_operator_unlock_or_thaw() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
@@ -318,7 +319,7 @@ async fn unlocked_or_thawed_while_it_is_paused_it_is_paused_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_container_under_its_number_is_somebody_elses() {
+async fn another_container_under_the_vmid_is_left_alone() {
     let (node, record) = Node::meddled(|node, record| {
         node.cluster.remove(record.vmid);
         let config = ContainerConfig::parse(b"hostname: db\nrootfs: local-zfs:subvol-1-disk-9\n");
@@ -344,7 +345,7 @@ impl Node {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rebooted_it_runs_on() {
+async fn sandbox_rebooted_by_an_operator_keeps_running() {
     let (node, record) = Node::meddled(|node, record| {
         node.cluster.switch(record.vmid, false);
         node.cluster.switch(record.vmid, true);
@@ -355,7 +356,7 @@ async fn rebooted_it_runs_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rolled_back_or_restored_it_is_what_its_mark_says() {
+async fn rolled_back_container_is_still_the_sandbox_of_its_mark() {
     let (node, record) = Node::meddled(|node, record| {
         node.cluster.switch(record.vmid, false);
         node.change(record, |config| {
@@ -371,7 +372,7 @@ async fn rolled_back_or_restored_it_is_what_its_mark_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_that_a_lock_refuses_leaves_it_as_it_is() {
+async fn stop_refused_by_a_lock_changes_nothing() {
     for paused in [false, true] {
         let node = Node::new().await;
         let record = node.running(1).await;
@@ -404,11 +405,12 @@ async fn a_stop_that_a_lock_refuses_leaves_it_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_that_a_lock_overtakes_is_taken_back_and_says_so() {
+async fn stop_overtaken_by_a_lock_is_reverted_and_reported() {
     let node = Node::new().await;
     node.running(1).await;
     node.fault(Op::Stop, Trouble::Before(ErrorKind::Locked("CT is locked (snapshot)".into())));
-    let error = node.sandboxes.stop(&id(1), LONG).await.expect_err("locked");
+    let at_once = Duration::ZERO;
+    let error = node.sandboxes.stop_within(&id(1), at_once, LONG).await.expect_err("locked");
     assert_eq!(error.reason, Reason::ContainerLocked);
     assert!(error.message.contains("runs on"), "{error}");
     assert_eq!(node.stands().await, (Phase::Running, because(Reason::ContainerLocked)));
@@ -424,7 +426,7 @@ async fn a_stop_that_a_lock_overtakes_is_taken_back_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_while_pmxcfs_is_away_leaves_it_as_it_is() {
+async fn stop_without_pmxcfs_changes_nothing() {
     let node = Node::new().await;
     node.running(1).await;
     node.cluster.set_pmxcfs(&node.name, false);
@@ -437,7 +439,7 @@ async fn a_stop_while_pmxcfs_is_away_leaves_it_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_under_somebody_elses_lock_ends_at_once_and_says_why() {
+async fn start_under_a_foreign_lock_fails_at_once_with_its_reason() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");

@@ -1,11 +1,15 @@
 //! Pausing, resuming and waking, and everything that goes wrong on the way.
 
-use proto::{Reason, id::SandboxRef};
+use proto::{
+    Reason,
+    id::SandboxRef,
+    update::{Update, WakeOnPatch},
+};
 
 use super::*;
 use crate::{
     journal::WakeOn,
-    pve::{ErrorKind, fake::Guest, hold},
+    pve::{ErrorKind, fake::Guest, pause_lock},
     sandbox::Wake,
 };
 
@@ -33,13 +37,15 @@ impl Node {
         }
         self.reconcile().await;
         let guest = self.guest(record);
-        assert!(!guest.frozen && !hold::leaves(&guest.config) && guest.config.lock().is_none());
+        assert!(
+            !guest.frozen && !pause_lock::is_noted(&guest.config) && guest.config.lock().is_none()
+        );
         self.assert_sound().await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn pause_and_resume_are_idempotent_and_keep_its_init() {
+async fn pause_and_resume_are_idempotent_and_keep_the_init_process() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let pid = node.guest(&record).pid;
@@ -47,7 +53,7 @@ async fn pause_and_resume_are_idempotent_and_keep_its_init() {
         let paused = node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
         assert_eq!((paused.phase, paused.boot, &paused.failure), (Phase::Paused, 1, &None));
         let guest = node.guest(&record);
-        assert!(guest.frozen && hold::held(&guest.config));
+        assert!(guest.frozen && pause_lock::is_held(&guest.config));
     }
     assert_eq!(node.reconcile().await, [], "it is as it is to be");
     node.assert_sound().await;
@@ -63,7 +69,7 @@ async fn pause_and_resume_are_idempotent_and_keep_its_init() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_paused_is_refused_and_what_is_stopped_is_not_paused() {
+async fn start_is_refused_while_paused_and_pause_while_stopped() {
     let node = Node::new().await;
     node.paused(1).await;
     assert!(node.sandboxes.up(&SandboxRef::Id(id(1))).is_ok(), "it is booted");
@@ -82,7 +88,7 @@ async fn what_is_paused_is_refused_and_what_is_stopped_is_not_paused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_one_can_be_stopped_and_started_and_deleted() {
+async fn paused_sandbox_can_be_stopped_started_and_deleted() {
     let node = Node::new().await;
     let record = node.paused(1).await;
     let stopped = node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
@@ -96,7 +102,7 @@ async fn a_paused_one_can_be_stopped_and_started_and_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_freeze_runs_on() {
+async fn sandbox_that_does_not_freeze_keeps_running() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.fault(Op::Freeze, Trouble::Hangs);
@@ -112,7 +118,7 @@ async fn what_does_not_freeze_runs_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_freeze_is_stopped_if_that_was_asked() {
+async fn sandbox_that_does_not_freeze_is_stopped_if_requested() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.fault(Op::Freeze, Trouble::Hangs);
@@ -123,7 +129,7 @@ async fn what_does_not_freeze_is_stopped_if_that_was_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn somebody_elses_lock_and_container_are_left_alone() {
+async fn pause_leaves_a_foreign_lock_and_container_alone() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.cluster.edit(&node.name, record.vmid, |c| c.set("lock", "backup").expect("fits"));
@@ -144,16 +150,16 @@ async fn somebody_elses_lock_and_container_are_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_quorum_it_is_frozen_and_thawed_and_the_lock_follows() {
+async fn pause_and_resume_work_without_quorum_and_the_lock_follows() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.cluster.set_quorate(false);
     let paused = node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
     assert_eq!(paused.phase, Phase::Paused);
-    assert!(node.guest(&record).frozen && !hold::held(&node.guest(&record).config));
+    assert!(node.guest(&record).frozen && !pause_lock::is_held(&node.guest(&record).config));
     node.cluster.set_quorate(true);
     node.reconcile().await;
-    assert!(node.guest(&record).frozen && hold::held(&node.guest(&record).config));
+    assert!(node.guest(&record).frozen && pause_lock::is_held(&node.guest(&record).config));
     node.assert_sound().await;
     node.cluster.set_quorate(false);
     let resumed = node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
@@ -164,7 +170,7 @@ async fn without_quorum_it_is_frozen_and_thawed_and_the_lock_follows() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_survives_the_agent_and_not_its_node() {
+async fn pause_survives_an_agent_restart_but_not_a_node_reboot() {
     let mut node = Node::new().await;
     let record = node.paused(1).await;
     node.restart().await;
@@ -185,7 +191,7 @@ async fn it_survives_the_agent_and_not_its_node() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_wake_it_does_once_and_what_may_not_does_not() {
+async fn wake_rule_resumes_the_sandbox_once_and_refuses_other_causes() {
     let node = Node::new().await;
     let record = node.paused(1).await;
     assert_eq!(record.wake_on, WakeOn { http: true, ssh: false, exec: true });
@@ -203,7 +209,9 @@ async fn what_may_wake_it_does_once_and_what_may_not_does_not() {
     assert_eq!(node.record(1).await.revision, before + 1, "it was resumed once");
     node.assert_awake(&record).await;
     let off = WakeOn { http: false, ssh: true, exec: false };
-    assert_eq!(node.sandboxes.set_wake_on(&id(1), off).await.expect("set").wake_on, off);
+    let wake_on = WakeOnPatch { http: Some(false), ssh: Some(true), exec: Some(false) };
+    let change = Update { wake_on, ..Update::default() };
+    assert_eq!(node.sandboxes.update(&id(1), change).await.expect("set").wake_on, off);
     node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
     for by in [Wake::Http, Wake::Exec] {
         assert_eq!(node.wake(1, by).await.expect_err("off").reason, Reason::SandboxPaused);
@@ -212,7 +220,7 @@ async fn what_may_wake_it_does_once_and_what_may_not_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_comes_between_the_record_and_the_thaw_waits() {
+async fn wake_between_record_and_thaw_waits_for_the_thaw() {
     let node = Node::new().await;
     let record = node.paused(1).await;
     node.sandboxes.resume(&id(1), Duration::ZERO).await.expect("under way");
@@ -225,7 +233,7 @@ async fn whoever_comes_between_the_record_and_the_thaw_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_somebody_thawed_is_frozen_again_and_the_other_way_round() {
+async fn freeze_or_thaw_by_an_operator_is_reverted() {
     let node = Node::new().await;
     let (one, two) = (node.paused(1).await, node.running(2).await);
     let pve = node.cluster.node(&node.name);
@@ -239,7 +247,7 @@ async fn what_somebody_thawed_is_frozen_again_and_the_other_way_round() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thaw_that_fails_is_tried_again() {
+async fn failed_thaw_is_retried_by_the_reconciler() {
     let node = Node::new().await;
     let record = node.paused(1).await;
     node.fault(Op::Thaw, Trouble::Before(ErrorKind::Failed("simulated".into())));
@@ -249,10 +257,10 @@ async fn a_thaw_that_fails_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_told_that_it_is_paused_before_it_is() {
+async fn pause_is_answered_only_once_the_sandbox_is_frozen() {
     let node = Node::new().await;
     let record = node.running(1).await;
-    node.fault(Op::Hold, Trouble::Hangs);
+    node.fault(Op::PauseLock, Trouble::Hangs);
     let short = Duration::from_secs(5);
     let told = node.sandboxes.pause(&id(1), false, short).await.expect_err("it hangs");
     assert_eq!(told.reason, Reason::SandboxBusy);

@@ -5,7 +5,7 @@ use proto::Reason;
 use super::*;
 use crate::{
     journal,
-    pve::{fake::Membership, hold},
+    pve::{fake::Membership, pause_lock},
 };
 
 impl Node {
@@ -14,13 +14,13 @@ impl Node {
     }
 
     fn number(&self) -> Option<u32> {
-        let node = self.sandboxes.node.read().expect("no panic");
+        let node = self.sandboxes.node.read();
         node.as_ref().map(|node| node.number)
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_member_whose_corosync_is_down_makes_nothing_and_loses_no_volume() {
+async fn node_without_corosync_creates_nothing_and_keeps_its_volumes() {
     let mut node = Node::new().await;
     let record = node.running(1).await;
     let volumes = node.cluster.volumes();
@@ -44,7 +44,7 @@ async fn a_member_whose_corosync_is_down_makes_nothing_and_loses_no_volume() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_number_is_written_once_the_node_is_quorate_and_not_before() {
+async fn node_number_is_written_only_once_the_node_is_quorate() {
     let mut node = Node::new().await;
     let name = node.other();
     node.name = name;
@@ -67,7 +67,7 @@ async fn a_number_is_written_once_the_node_is_quorate_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_writes_the_number_before_it_leases_anything() {
+async fn first_creation_writes_the_node_number() {
     let node = Node::new().await;
     node.cluster.set_membership(&node.name, Membership::Alone);
     assert_eq!(node.number(), None);
@@ -76,7 +76,7 @@ async fn a_creation_writes_the_number_before_it_leases_anything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lone_node_that_joins_a_cluster_makes_nothing_until_that_is_confirmed() {
+async fn node_with_a_changed_number_creates_nothing_until_confirmed() {
     let mut node = Node::with(|options| options.number = Some(1), Faults::default()).await;
     node.cluster.set_membership(&node.name.clone(), Membership::Alone);
     node.running(1).await;
@@ -90,8 +90,8 @@ async fn a_lone_node_that_joins_a_cluster_makes_nothing_until_that_is_confirmed(
         assert_eq!(node.number(), Some(1), "only an operator can say so");
         assert_eq!(node.refused(2).await, Reason::NodeNumberChanged);
         let snapshot = "base".parse().expect("valid");
-        let seat = node.sandboxes.reserve(&id(3), &snapshot, Size::default()).await;
-        assert_eq!(seat.expect_err("no seat").reason, Reason::NodeNumberChanged);
+        let counted = node.sandboxes.reserve(&id(3), &snapshot, Size::default()).await;
+        assert_eq!(counted.expect_err("no counted").reason, Reason::NodeNumberChanged);
         let cluster = node.sandboxes.pve().cluster().await;
         let told = node.sandboxes.renumbered(&cluster).expect("another");
         assert_eq!((told.known, told.now), (1, 3));
@@ -113,7 +113,7 @@ async fn a_lone_node_that_joins_a_cluster_makes_nothing_until_that_is_confirmed(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_with_another_number_takes_no_sandbox_over() {
+async fn node_with_a_changed_number_refuses_an_import() {
     let node = Node::with(|options| options.number = Some(1), Faults::default()).await;
     node.cluster.renumber(&node.name, 4);
     node.cluster.set_shared(true);
@@ -121,7 +121,7 @@ async fn a_node_with_another_number_takes_no_sandbox_over() {
     let mut config = crate::pve::ContainerConfig::parse(b"rootfs: shared:x,size=1G\n");
     config.set_description(&record.mark().to_string()).expect("a mark is short");
     node.cluster.add_guest(&node.name, record.vmid, config, false);
-    let exported = crate::sandbox::migrate::Exported {
+    let exported = crate::sandbox::ownership::migrate::Exported {
         record: Record { phase: Phase::Stopped, ..record },
         now: node.clock.moment(),
     };
@@ -135,7 +135,7 @@ fn away(node: &Node, away: bool) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_runs_is_paused_and_resumed_while_pmxcfs_is_away() {
+async fn running_sandbox_is_paused_and_resumed_without_pmxcfs() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let guest = || node.cluster.guests()[&record.vmid].clone();
@@ -144,11 +144,11 @@ async fn what_runs_is_paused_and_resumed_while_pmxcfs_is_away() {
     node.sandboxes.check_ours(&record).await.expect("its init is the one that was started");
     let paused = node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
     assert_eq!((paused.phase, &paused.failure), (Phase::Paused, &None));
-    assert!(guest().frozen && !hold::held(&guest().config), "the lock follows");
+    assert!(guest().frozen && !pause_lock::is_held(&guest().config), "the lock follows");
     assert_eq!(node.reconcile().await, []);
     away(&node, false);
     node.reconcile().await;
-    assert!(guest().frozen && hold::held(&guest().config));
+    assert!(guest().frozen && pause_lock::is_held(&guest().config));
     away(&node, true);
     let woken = node.sandboxes.wake(&SandboxRef::Id(id(1)), Wake::Exec).await.expect("woken");
     assert_eq!(woken.phase, Phase::Running);
@@ -159,12 +159,12 @@ async fn what_runs_is_paused_and_resumed_while_pmxcfs_is_away() {
     }
     away(&node, false);
     node.reconcile().await;
-    assert!(!hold::leaves(&guest().config));
+    assert!(!pause_lock::is_noted(&guest().config));
     node.assert_sound().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_container_under_the_number_is_not_entered_while_pmxcfs_is_away() {
+async fn other_container_under_the_vmid_is_not_entered_without_pmxcfs() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.reconcile().await;
@@ -187,7 +187,7 @@ async fn another_container_under_the_number_is_not_entered_while_pmxcfs_is_away(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_lost_its_mark_before_pmxcfs_went_is_not_entered() {
+async fn container_that_lost_its_mark_is_not_entered_without_pmxcfs() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.cluster.edit(&node.name, record.vmid, |c| c.set_description("mine").expect("fits"));
@@ -201,7 +201,7 @@ async fn what_lost_its_mark_before_pmxcfs_went_is_not_entered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_is_new_and_has_no_pmxcfs_takes_a_pause_back() {
+async fn restarted_agent_without_pmxcfs_reverts_a_pause() {
     let mut node = Node::new().await;
     let record = node.running(1).await;
     away(&node, true);

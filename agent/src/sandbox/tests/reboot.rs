@@ -4,14 +4,18 @@
 use proto::{Cause, Reason};
 
 use super::*;
-use crate::{clock::Moment, expire::Expiry, pve::ErrorKind, sandbox::exec::shims::NoShims};
+use crate::{
+    clock::Moment,
+    pve::ErrorKind,
+    sandbox::{exec::shims::NoShims, lifetime::expiry_loop::Expiry},
+};
 
 fn pid(node: &Node, record: &Record) -> Option<u32> {
     node.cluster.guests()[&record.vmid].pid
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ran_runs_again_in_its_next_boot_and_keeps_its_lifetime() {
+async fn running_sandbox_restarts_after_a_reboot_with_its_lifetime() {
     let mut node = Node::new().await;
     let mut mortal = order(1);
     mortal.spec.lifetime.ttl = Some(Duration::from_secs(8 * 3600));
@@ -35,7 +39,7 @@ async fn what_ran_runs_again_in_its_next_boot_and_keeps_its_lifetime() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_paused_or_stopped_is_stopped_and_says_why() {
+async fn paused_or_stopped_sandbox_is_stopped_after_a_reboot() {
     let mut node = Node::new().await;
     node.running(1).await;
     node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
@@ -54,7 +58,7 @@ async fn what_was_paused_or_stopped_is_stopped_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_the_rule_says_keep_it_stays_stopped() {
+async fn sandbox_stays_stopped_after_a_reboot_if_the_rule_is_keep() {
     let keep = |options: &mut Options| options.on_reboot = OnReboot::Keep;
     let mut node = Node::with(keep, Faults::default()).await;
     node.running(1).await;
@@ -68,7 +72,7 @@ async fn where_the_rule_says_keep_it_stays_stopped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_expired_meanwhile_expires_and_does_not_start() {
+async fn sandbox_that_expired_during_a_reboot_does_not_start() {
     use proto::lifetime::Action;
     for (action, end) in [
         (Action::Delete, Phase::Deleted),
@@ -98,7 +102,7 @@ async fn what_expired_meanwhile_expires_and_does_not_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_that_fails_is_told_and_not_tried_for_ever() {
+async fn failed_start_after_a_reboot_is_recorded_and_not_retried() {
     let mut node = Node::new().await;
     node.running(1).await;
     node.running(2).await;
@@ -116,7 +120,7 @@ async fn a_start_that_fails_is_told_and_not_tried_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_quorum_they_wait_and_start_when_it_is_back() {
+async fn start_after_a_reboot_waits_for_quorum() {
     let mut node = Node::new().await;
     node.running(1).await;
     node.cluster.set_quorate(false);
@@ -133,7 +137,7 @@ async fn without_quorum_they_wait_and_start_when_it_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crash_between_the_reboot_and_the_start_is_gone_on_from() {
+async fn start_after_a_reboot_survives_a_crash_before_it() {
     let mut node = Node::new().await;
     let mut mortal = order(1);
     mortal.spec.lifetime.ttl = Some(Duration::from_secs(4000));
@@ -151,7 +155,7 @@ async fn a_crash_between_the_reboot_and_the_start_is_gone_on_from() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_pve_started_with_the_node_is_in_its_next_boot_too() {
+async fn sandbox_started_by_pve_after_a_reboot_is_in_its_next_boot() {
     let mut node = Node::new().await;
     let record = node.running(1).await;
     node.cluster.crash(&node.name);
@@ -166,7 +170,7 @@ async fn what_pve_started_with_the_node_is_in_its_next_boot_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ended_by_itself_is_no_reboot_and_an_old_record_says_nothing() {
+async fn sandbox_is_not_restarted_without_evidence_of_a_reboot() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.cluster.switch(record.vmid, false);
@@ -185,7 +189,7 @@ async fn what_ended_by_itself_is_no_reboot_and_an_old_record_says_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_start_a_few_at_a_time() {
+async fn only_a_few_sandboxes_start_at_once_after_a_reboot() {
     let few = |options: &mut Options| options.limits.starts_max = 2;
     let mut node = Node::with(few, Faults::default()).await;
     for number in 1..=12 {

@@ -1,5 +1,7 @@
 //! Lost journal: containers are left alone, keep their addresses, and can be recovered.
 
+use proto::Invariant;
+
 use super::*;
 
 impl Node {
@@ -20,7 +22,7 @@ impl Node {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_no_journal_knows_is_left_alone_until_it_is_recovered() {
+async fn container_unknown_to_the_journal_is_left_alone_until_recovered() {
     let mut node = Node::new().await;
     let before = node.running(1).await;
     node.lose_journal().await;
@@ -32,7 +34,7 @@ async fn what_no_journal_knows_is_left_alone_until_it_is_recovered() {
     }
     assert!(node.cluster.guests()[&before.vmid].pid.is_some(), "it runs on");
     let (findings, _) = node.sandboxes.check().await;
-    assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), ["I1"]);
+    assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), [Invariant::I1]);
 
     let told = node.sandboxes.recover(before.vmid, true).await.expect("could be");
     assert_eq!((told.id, told.phase, told.ip), (before.id, Phase::Running, before.ip));
@@ -55,7 +57,7 @@ async fn what_no_journal_knows_is_left_alone_until_it_is_recovered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_paused_or_stopped_is_recovered_as_that() {
+async fn paused_or_stopped_container_is_recovered_in_its_phase() {
     let mut node = Node::new().await;
     let (paused, stopped) = (node.running(1).await, node.running(2).await);
     node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
@@ -76,7 +78,7 @@ async fn what_was_paused_or_stopped_is_recovered_as_that() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_of_a_container_that_is_no_sandbox_is_given_to_none() {
+async fn address_of_an_unknown_container_is_not_leased() {
     let mut node = Node::new().await;
     let before = node.running(1).await;
     node.lose_journal().await;
@@ -88,7 +90,7 @@ async fn an_address_of_a_container_that_is_no_sandbox_is_given_to_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_ours_or_has_ended_is_not_recovered() {
+async fn foreign_or_ended_container_is_not_recovered() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let refused = async |number: u32| {

@@ -1,7 +1,7 @@
 //! Volumes with a sandbox's vmid that it did not make: an operator allocated them, or an
 //! interrupted restore left them. Their vmids are skipped; they are reported, never removed.
 
-use proto::Progress;
+use proto::{Invariant, Progress};
 
 use super::*;
 
@@ -22,12 +22,12 @@ impl Node {
         self.cluster.settle().await;
         let (findings, _) = self.sandboxes.check().await;
         let found: Vec<_> = findings.iter().map(|f| (f.invariant, f.subject.as_str())).collect();
-        assert_eq!(found, [("I1", volume)], "{findings:?}");
+        assert_eq!(found, [(Invariant::I1, volume)], "{findings:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_number_with_somebodys_volume_is_passed_over() {
+async fn vmid_with_a_foreign_volume_is_skipped() {
     let node = Node::new().await;
     let (first, second) = (node.stray(100_000), node.stray(100_001));
     let record = node.running(1).await;
@@ -40,7 +40,7 @@ async fn a_number_with_somebodys_volume_is_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn somebodys_volume_under_a_number_outlives_every_way_a_creation_fails() {
+async fn foreign_volume_survives_every_kind_of_failed_creation() {
     let failed = || crate::pve::ErrorKind::Failed("no".into());
     for trouble in [
         Trouble::Before(failed()),
@@ -62,7 +62,7 @@ async fn somebodys_volume_under_a_number_outlives_every_way_a_creation_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_volume_that_comes_to_a_living_sandbox_stays_when_that_is_deleted() {
+async fn foreign_volume_beside_a_live_sandbox_survives_its_deletion() {
     for phase in [Phase::Running, Phase::Paused, Phase::Stopped] {
         let mut node = Node::new().await;
         let record = node.running(1).await;
@@ -92,7 +92,7 @@ async fn a_volume_that_comes_to_a_living_sandbox_stays_when_that_is_deleted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_volume_that_the_config_names_goes_with_the_sandbox() {
+async fn volume_named_in_the_config_is_deleted_with_its_sandbox() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let volume = node.stray(record.vmid.get());
@@ -106,7 +106,7 @@ async fn a_volume_that_the_config_names_goes_with_the_sandbox() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_own_volume_goes_though_its_config_lost_the_name() {
+async fn own_volume_is_deleted_even_if_the_config_lost_its_name() {
     let node = Node::new().await;
     let record = node.running(1).await;
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
@@ -117,7 +117,7 @@ async fn its_own_volume_goes_though_its_config_lost_the_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_destruction_that_is_cut_off_spares_somebodys_volume_when_it_goes_on() {
+async fn interrupted_destruction_spares_a_foreign_volume() {
     let mut node = Node::new().await;
     let record = node.running(1).await;
     let stray = node.stray(record.vmid.get());
@@ -131,7 +131,7 @@ async fn a_destruction_that_is_cut_off_spares_somebodys_volume_when_it_goes_on()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_volume_that_comes_while_the_template_is_locked_is_somebodys() {
+async fn volume_made_while_the_template_is_locked_is_foreign() {
     for cancel in [false, true] {
         let node = Node::new().await;
         let lock =
@@ -141,7 +141,7 @@ async fn a_volume_that_comes_while_the_template_is_locked_is_somebodys() {
         assert_eq!(node.record(1).await.phase, Phase::Creating, "it waits");
         let stray = node.stray(100_000);
         if cancel {
-            node.sandboxes.delete(&id(1), LONG).await.expect("called off");
+            node.sandboxes.delete(&id(1), LONG).await.expect("cancelled");
         }
         node.cluster.edit(&node.name, vmid(TEMPLATE), |config| config.remove("lock"));
         if !cancel {
@@ -154,7 +154,7 @@ async fn a_volume_that_comes_while_the_template_is_locked_is_somebodys() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_volume_that_comes_behind_the_clone_is_somebodys() {
+async fn volume_made_after_the_clone_is_foreign() {
     let mut node = Node::new().await;
     node.sandboxes.create(order(1), Duration::ZERO).await.expect("admitted");
     while node.record(1).await.progress == Progress::Queued
@@ -171,7 +171,7 @@ async fn a_volume_that_comes_behind_the_clone_is_somebodys() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sandbox_that_comes_back_after_its_end_takes_no_volume_along() {
+async fn foreign_volume_survives_the_return_of_a_deleted_sandbox() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let config = node.cluster.guests()[&record.vmid].config.clone();
@@ -187,7 +187,7 @@ async fn a_sandbox_that_comes_back_after_its_end_takes_no_volume_along() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_number_that_is_free_of_volumes_a_creation_fails_and_leaves_nothing() {
+async fn creation_fails_if_every_vmid_has_a_foreign_volume() {
     let node = Node::new().await;
     for number in 100_000..100_100 {
         node.stray(number);
@@ -200,7 +200,7 @@ async fn without_a_number_that_is_free_of_volumes_a_creation_fails_and_leaves_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_adopted_takes_along_what_its_config_names_and_no_more() {
+async fn adopted_sandbox_owns_only_the_volumes_in_its_config() {
     let node = Node::new().await;
     let text = b"hostname: db\nunprivileged: 1\nrootfs: local-zfs:subvol-207-disk-0,size=2G\n";
     let config = crate::pve::ContainerConfig::parse(text);

@@ -48,7 +48,7 @@ impl OperatorService for Service {
 
     async fn fsck(&self, _: Request<FsckRequest>) -> Answer<FsckResponse> {
         let finding = Finding {
-            invariant: "I1".into(),
+            invariant: Invariant::I1.into(),
             node: "node1".into(),
             subject: "local-zfs:subvol-100009-disk-0".into(),
             detail: "a volume without a record".into(),
@@ -63,7 +63,7 @@ impl OperatorService for Service {
         let CollectGarbageRequest { node, .. } = request.into_inner();
         let item = GarbageItem {
             node: "node1".into(),
-            action: "quarantined".into(),
+            action: GarbageAction::Quarantined.into(),
             subject: "100017".into(),
             why: "this node's journal does not know it".into(),
         };

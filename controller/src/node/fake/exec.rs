@@ -4,12 +4,13 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
 use bytes::Bytes;
+use daemon::sync::Mutex;
 use proto::{
     Reason,
     agent::v1::{ControlExecRequest, ExecRequest, control_exec_request::Action},
@@ -63,12 +64,8 @@ struct State {
 }
 
 impl Session {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let changed = change(&mut self.state());
+        let changed = change(&mut self.state.lock());
         self.changed.send_modify(|n| *n += 1);
         changed
     }
@@ -76,7 +73,7 @@ impl Session {
     async fn until<T>(&self, mut reached: impl FnMut(&mut State) -> Option<T>) -> T {
         let mut changes = self.changed.subscribe();
         loop {
-            if let Some(value) = reached(&mut self.state()) {
+            if let Some(value) = reached(&mut self.state.lock()) {
                 return value;
             }
             // The sender belongs to this session.
@@ -274,18 +271,18 @@ impl Line {
 impl FakeAgent {
     /// Returns the number of commands that were started, whatever became of them.
     pub fn commands(&self) -> u32 {
-        self.world().execs.started
+        self.world.lock().execs.started
     }
 
     /// Breaks streams of commands: the next one after the first number of messages, and so on.
     pub fn break_streams(&self, after: impl IntoIterator<Item = u32>) {
-        self.world().breaks = after.into_iter().collect::<VecDeque<_>>();
+        self.world.lock().breaks = after.into_iter().collect::<VecDeque<_>>();
     }
 
     fn session(&self, id: &str, exec_id: &str) -> Result<Arc<Session>, Status> {
         let boot = self.get(id)?.boot;
         let key = (id.to_owned(), exec_id.to_owned());
-        match self.world().execs.sessions.get(&key) {
+        match self.world.lock().execs.sessions.get(&key) {
             Some(session) if session.boot == boot => Ok(session.clone()),
             Some(_) => refuse(Reason::ExecLost, "lost with its boot"),
             None => refuse(Reason::ExecNotFound, "no such command"),
@@ -301,7 +298,7 @@ impl FakeAgent {
                 Err(status) => return Err(status),
             }
         }
-        let execs = &mut self.world().execs;
+        let execs = &mut self.world.lock().execs;
         execs.started += 1;
         let exec_id = match start.exec_id.as_str() {
             "" => format!("made-up-{}", execs.started),
@@ -343,10 +340,10 @@ impl FakeAgent {
             Err(exec_id) => self.session(&id, &exec_id)?,
         };
         let (stdin_offset, stdout, stderr) = {
-            let state = session.state();
+            let state = session.state.lock();
             (state.taken, state.stdout.len() as u64, state.stderr.len() as u64)
         };
-        let forgets = self.world().faults.forgets_output;
+        let forgets = self.world.lock().faults.forgets_output;
         let kept = |from: u64, end: u64| if forgets { end } else { from.min(end) };
         let started = api::ExecStarted {
             node: self.name.to_string(),
@@ -356,11 +353,11 @@ impl FakeAgent {
             stdout_offset: kept(offsets.0, stdout),
             stderr_offset: kept(offsets.1, stderr),
         };
-        let left = self.world().breaks.pop_front().map(AtomicU32::new);
+        let left = self.world.lock().breaks.pop_front().map(AtomicU32::new);
         let line = Arc::new(Line { agent: self.clone(), left, broken: AtomicBool::new(false) });
         let (out, messages) = mpsc::channel(1);
         let hung_up = CancellationToken::new();
-        self.world().streams.insert(stream_id, hung_up.clone());
+        self.world.lock().streams.insert(stream_id, hung_up.clone());
         let receive = session.clone().receive(input, line.clone());
         tokio::spawn(hung_up.clone().run_until_cancelled_owned(receive));
         tokio::spawn(session.send(started, out, line, hung_up));
@@ -373,7 +370,7 @@ impl FakeAgent {
             Some(Action::Resize(resize)) => self.session(&resize.id, &resize.exec_id)?,
             Some(Action::Signal(signal)) => self.session(&signal.id, &signal.exec_id)?,
             Some(Action::HangUp(stream)) => {
-                if let Some(stream) = self.world().streams.remove(&stream.stream_id) {
+                if let Some(stream) = self.world.lock().streams.remove(&stream.stream_id) {
                     stream.cancel();
                 }
                 return Ok(0);
@@ -390,16 +387,16 @@ impl FakeAgent {
             }
             Some(Action::HangUp(_)) | None => {}
         }
-        let taken = session.state().taken;
+        let taken = session.state.lock().taken;
         Ok(taken)
     }
 
     pub(super) fn execs(&self, id: &str) -> Result<Vec<api::ExecInfo>, Status> {
         self.get(id)?;
-        let world = self.world();
+        let world = self.world.lock();
         let of_it = world.execs.sessions.iter().filter(|((of, _), _)| of == id);
         let info = of_it.map(|((_, exec_id), session)| {
-            let state = session.state();
+            let state = session.state.lock();
             api::ExecInfo {
                 exec_id: exec_id.clone(),
                 command: format!("{:?}", session.start.command),

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use daemon::status::{FILES_WRITTEN, Refusal};
 use proto::{
     Reason,
     agent::v1::{FilesRequest, files_request::Message as Ask, files_response::Message as Said},
@@ -11,6 +12,8 @@ use tonic::{Status, Streaming};
 
 use super::{FakeAgent, service::refuse};
 
+/// End of the paths that cannot be written.
+const UNWRITABLE: &str = "/unwritable";
 /// Bytes of one message.
 const CHUNK: usize = 64 * 1024;
 
@@ -41,9 +44,16 @@ impl FakeAgent {
         let said = match first {
             Some(Ask::Write(write)) => {
                 self.get(&write.id)?;
+                if let Some(reason) = self.world.lock().faults.refuse_files {
+                    return refuse(reason, "no");
+                }
                 let written = u32::try_from(write.files.len()).unwrap_or(u32::MAX);
-                let files = &mut self.world().files;
-                for file in write.files {
+                let files = &mut self.world.lock().files;
+                for (before, file) in write.files.into_iter().enumerate() {
+                    if file.path.ends_with(UNWRITABLE) {
+                        let refusal = Refusal::new(Reason::FileRefused, "no");
+                        return Err(refusal.with(FILES_WRITTEN, before.to_string()).into());
+                    }
                     let key = (write.id.clone(), file.path);
                     files.insert(key, (file.content.to_vec(), file.mode));
                 }
@@ -67,17 +77,17 @@ impl FakeAgent {
             Some(Ask::List(list)) => {
                 self.get(&list.id)?;
                 let below = format!("{}/", list.path.trim_end_matches('/'));
-                let world = self.world();
+                let world = self.world.lock();
                 let entries = world
                     .files
                     .iter()
                     .filter(|((id, path), _)| *id == list.id && path.starts_with(&below));
                 let entries = entries.map(|((_, path), file)| info(path, file)).collect();
-                vec![Said::List(api::ListDirResponse { entries, truncated: false })]
+                vec![Said::List(api::ListDirResponse { entries, ..Default::default() })]
             }
             Some(Ask::Remove(remove)) => {
                 self.get(&remove.id)?;
-                let existed = self.world().files.remove(&(remove.id, remove.path)).is_some();
+                let existed = self.world.lock().files.remove(&(remove.id, remove.path)).is_some();
                 vec![Said::Remove(api::RemoveFileResponse { existed })]
             }
             Some(Ask::Upload(start)) => {
@@ -91,7 +101,7 @@ impl FakeAgent {
                     };
                     archive.extend_from_slice(&bytes);
                 }
-                self.world().files.insert((start.id, start.path), (archive, 0));
+                self.world.lock().files.insert((start.id, start.path), (archive, 0));
                 vec![Said::Upload(api::UploadArchiveResponse { entries: 1 })]
             }
             Some(Ask::Download(download)) => {
@@ -116,7 +126,7 @@ impl FakeAgent {
 
     fn file(&self, id: &str, path: &str) -> Result<(Vec<u8>, u32), Status> {
         self.get(id)?;
-        match self.world().files.get(&(id.to_owned(), path.to_owned())) {
+        match self.world.lock().files.get(&(id.to_owned(), path.to_owned())) {
             Some(file) => Ok(file.clone()),
             None => refuse(Reason::FileNotFound, "no such file"),
         }

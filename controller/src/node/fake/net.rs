@@ -4,11 +4,11 @@ use std::{
     collections::BTreeMap,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use daemon::flow::Leg;
+use daemon::{flow::Leg, sync::Mutex};
 use proto::name::NodeName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
@@ -44,18 +44,14 @@ impl Net {
         Arc::new(Self::default())
     }
 
-    fn hosts(&self) -> MutexGuard<'_, BTreeMap<NodeName, Host>> {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn register(&self, name: &NodeName, dial: mpsc::Sender<io::Result<Pipe>>) {
         let cut = CancellationToken::new();
         let host = Host { dial, cut_bulk: cut.child_token(), cut, down: false };
-        self.hosts().insert(name.clone(), host);
+        self.hosts.lock().insert(name.clone(), host);
     }
 
     pub(super) fn set_down(&self, name: &NodeName, down: bool) {
-        if let Some(host) = self.hosts().get_mut(name) {
+        if let Some(host) = self.hosts.lock().get_mut(name) {
             host.down = down;
         }
         self.cut(name);
@@ -63,7 +59,7 @@ impl Net {
 
     /// Breaks every connection to a host.
     pub fn cut(&self, name: &NodeName) {
-        if let Some(host) = self.hosts().get_mut(name) {
+        if let Some(host) = self.hosts.lock().get_mut(name) {
             std::mem::take(&mut host.cut).cancel();
             host.cut_bulk = host.cut.child_token();
         }
@@ -71,14 +67,14 @@ impl Net {
 
     /// Breaks only its bulk connections.
     pub fn cut_bulk(&self, name: &NodeName) {
-        if let Some(host) = self.hosts().get_mut(name) {
+        if let Some(host) = self.hosts.lock().get_mut(name) {
             let fresh = host.cut.child_token();
             std::mem::replace(&mut host.cut_bulk, fresh).cancel();
         }
     }
 
     async fn dial(&self, name: &NodeName, lane: Lane) -> io::Result<Pipe> {
-        let (dial, cut) = match self.hosts().get(name) {
+        let (dial, cut) = match self.hosts.lock().get(name) {
             Some(host) if !host.down => {
                 let cut = if lane == Lane::Bulk { &host.cut_bulk } else { &host.cut };
                 (host.dial.clone(), cut.clone())

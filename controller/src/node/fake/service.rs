@@ -33,7 +33,7 @@ fn parse(id: &str) -> Result<SandboxId, Status> {
 
 impl FakeAgent {
     fn check_epoch(&self, epoch: u64) -> Result<(), Status> {
-        let mut world = self.world();
+        let mut world = self.world.lock();
         if epoch < world.epoch {
             return refuse(Reason::StaleEpoch, "a higher epoch was seen");
         }
@@ -43,7 +43,7 @@ impl FakeAgent {
 
     pub(super) fn get(&self, id: &str) -> Result<Sandbox, Status> {
         let id = parse(id)?;
-        match self.world().sandboxes.get(&id) {
+        match self.world.lock().sandboxes.get(&id) {
             Some(sandbox) => Ok(sandbox.clone()),
             None => refuse(Reason::SandboxNotFound, "not here"),
         }
@@ -52,9 +52,9 @@ impl FakeAgent {
     /// Admits, refuses, or continues a creation; returns the record after that.
     fn admit(&self, order: &CreateSandboxRequest, faults: &Faults) -> Result<Sandbox, Status> {
         let id = parse(&order.sandbox_id)?;
-        let mut world = self.world();
-        world.heard.push((id, order.attempt));
-        world.seats.remove(&id);
+        let mut world = self.world.lock();
+        world.received.push((id, order.attempt));
+        world.reservations.remove(&id);
         if world.cancelled.get(&id).is_some_and(|off| *off >= order.attempt) {
             return refuse(Reason::CreateCancelled, "it was called off");
         }
@@ -82,6 +82,7 @@ impl FakeAgent {
                 disk_gib: 0,
             })),
             services: spec.services,
+            name: spec.name,
             metadata: spec.metadata,
             attempt: order.attempt,
             request_id: order.request_id.clone(),
@@ -124,7 +125,7 @@ impl FakeAgent {
             sandbox.set_phase(phase);
             sandbox = self.put(sandbox);
         }
-        if self.world().faults.mute {
+        if self.world.lock().faults.mute {
             std::future::pending::<()>().await;
         }
         Ok(Some(sandbox))
@@ -151,7 +152,7 @@ impl FakeAgent {
     ) {
         let mut changes = self.changes.subscribe();
         let mut ticks = interval(Duration::from_secs(1));
-        let journal_id = self.world().journal_id.clone();
+        let journal_id = self.world.lock().journal_id.clone();
         let resumed = from.journal_id == journal_id;
         let mut last = if resumed { from.revision } else { 0 };
         let mut first = true;
@@ -161,7 +162,7 @@ impl FakeAgent {
                 batch.push(Message::Reset(WatchReset { journal_id: journal_id.clone() }));
             }
             {
-                let world = self.world();
+                let world = self.world.lock();
                 let mut news: Vec<_> =
                     world.sandboxes.values().filter(|s| s.revision > last).cloned().collect();
                 news.sort_by_key(|sandbox| sandbox.revision);
@@ -195,7 +196,7 @@ impl AgentService for Service {
         if epoch > 0 {
             self.0.check_epoch(epoch)?;
         }
-        let world = self.0.world();
+        let world = self.0.world.lock();
         Ok(Response::new(HelloResponse {
             node: self.0.name.to_string(),
             version: "fake".into(),
@@ -213,7 +214,7 @@ impl AgentService for Service {
     ) -> Answer<CreateSandboxResponse> {
         let order = request.into_inner();
         self.0.check_epoch(order.epoch)?;
-        let faults = self.0.world().faults.clone();
+        let faults = self.0.world.lock().faults.clone();
         if faults.hang {
             std::future::pending::<()>().await;
         }
@@ -238,7 +239,7 @@ impl AgentService for Service {
             std::future::pending::<()>().await;
         }
         let wait = order.wait.unwrap_or_default();
-        let wait = Duration::try_from(wait).unwrap_or_default();
+        let wait = proto::duration::read(wait).unwrap_or_default();
         self.0.until_created(&order.sandbox_id, wait).await;
         let sandbox = Some(self.0.get(&order.sandbox_id)?);
         Ok(Response::new(CreateSandboxResponse { sandbox, load: Some(self.0.report()) }))
@@ -252,7 +253,7 @@ impl AgentService for Service {
         self.0.check_epoch(request.epoch)?;
         let id = parse(&request.sandbox_id)?;
         {
-            let mut world = self.0.world();
+            let mut world = self.0.world.lock();
             let off = world.cancelled.entry(id).or_default();
             *off = (*off).max(request.attempt);
         }
@@ -344,23 +345,29 @@ impl AgentService for Service {
         Ok(Response::new(ResumeSandboxResponse { sandbox }))
     }
 
-    async fn set_wake_on(&self, request: Request<SetWakeOnRequest>) -> Answer<SetWakeOnResponse> {
-        let request = request.into_inner();
-        self.0.check_epoch(request.epoch)?;
-        let mut sandbox = self.0.get(&request.id)?;
-        sandbox.wake_on = request.wake_on;
-        Ok(Response::new(SetWakeOnResponse { sandbox: Some(self.0.put(sandbox)) }))
-    }
-
-    async fn set_lifetime(
+    async fn update_sandbox(
         &self,
-        request: Request<SetLifetimeRequest>,
-    ) -> Answer<SetLifetimeResponse> {
+        request: Request<UpdateSandboxRequest>,
+    ) -> Answer<UpdateSandboxResponse> {
         let request = request.into_inner();
         self.0.check_epoch(request.epoch)?;
         let mut sandbox = self.0.get(&request.id)?;
-        sandbox.lifetime = request.lifetime;
-        Ok(Response::new(SetLifetimeResponse { sandbox: Some(self.0.put(sandbox)) }))
+        let asked = request.update.unwrap_or_default();
+        let update =
+            proto::update::Update::try_from(&asked).map_err(daemon::status::Refusal::from)?;
+        let new = asked.sandbox.unwrap_or_default();
+        if let Some(name) = &update.name {
+            sandbox.name = name.as_ref().map(ToString::to_string).unwrap_or_default();
+        }
+        if let Some(size) = update.size {
+            sandbox.size = Some(size.or(sandbox.size.unwrap_or_default().into()).into());
+        }
+        let metadata = update.metadata_of(&sandbox.metadata);
+        sandbox.metadata = metadata.map_err(daemon::status::Refusal::from)?;
+        // Whole messages: the fake keeps no rules.
+        sandbox.lifetime = new.lifetime.or(sandbox.lifetime);
+        sandbox.wake_on = new.wake_on.or(sandbox.wake_on);
+        Ok(Response::new(UpdateSandboxResponse { sandbox: Some(self.0.put(sandbox)) }))
     }
 
     async fn control_exec(
@@ -450,27 +457,33 @@ impl AgentService for Service {
         refuse(Reason::NotOurs, "it carries no mark")
     }
 
-    async fn set_intake(&self, _request: Request<SetIntakeRequest>) -> Answer<SetIntakeResponse> {
-        Ok(Response::new(SetIntakeResponse::default()))
+    async fn set_scheduling(
+        &self,
+        _request: Request<SetSchedulingRequest>,
+    ) -> Answer<SetSchedulingResponse> {
+        Ok(Response::new(SetSchedulingResponse::default()))
     }
 
     async fn reserve(&self, request: Request<ReserveRequest>) -> Answer<ReserveResponse> {
         let request = request.into_inner();
         self.0.check_epoch(request.epoch)?;
-        let faults = self.0.world().faults.clone();
+        let faults = self.0.world.lock().faults.clone();
         if let Some(reason) = faults.refuse {
             return refuse(reason, "refused on purpose");
         }
         if faults.hang {
             std::future::pending::<()>().await;
         }
-        self.0.world().seats.insert(parse(&request.sandbox_id)?);
+        self.0.world.lock().reservations.insert(parse(&request.sandbox_id)?);
         Ok(Response::new(ReserveResponse { load: Some(self.0.report()) }))
     }
 
-    async fn give_back(&self, request: Request<GiveBackRequest>) -> Answer<GiveBackResponse> {
-        self.0.world().seats.remove(&parse(&request.into_inner().sandbox_id)?);
-        Ok(Response::new(GiveBackResponse {}))
+    async fn cancel_reservation(
+        &self,
+        request: Request<CancelReservationRequest>,
+    ) -> Answer<CancelReservationResponse> {
+        self.0.world.lock().reservations.remove(&parse(&request.into_inner().sandbox_id)?);
+        Ok(Response::new(CancelReservationResponse {}))
     }
 
     async fn export_sandbox(

@@ -12,9 +12,9 @@ use nix::unistd::sethostname;
 use super::root;
 use crate::cgroup::{Hierarchies, enable_v2};
 use crate::layout::{BOOT_ID, Layout, NODE_SERVICES, NODE_SOCKET, NodeId};
-use crate::net;
 use crate::settings::Settings;
 use crate::supervise::supervisor::{Place, Supervisor};
+use crate::{lxcfs, net, way_out};
 
 /// Path where the node sees its own cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -39,6 +39,9 @@ pub fn init(layout: &Layout, node: NodeId) -> Result<()> {
     sethostname(node.name()).context("cannot set the host name")?;
     // Before the root changes: the link's other end is in a namespace named on the machine.
     net::link_node(node)?;
+    if settings.way_out {
+        way_out::open_node(node)?;
+    }
     root::enter(layout, node, &cgroup)?;
 
     // Real nodes have their init there, and LXC uses it to find the root of the hierarchy.
@@ -81,6 +84,7 @@ fn files(node: NodeId, all: &[NodeId]) -> Result<()> {
         hosts.push_str(&format!("{} {other}\n", other.ip()));
     }
     fs::write("/etc/hosts", hosts)?;
+    lxcfs::configure_node()?;
     for dir in ["/run/lock/lxc", "/run/pve", "/var/log/pve/tasks", "/var/lib/lxc", "/var/lib/vz"] {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {dir}"))?;
     }

@@ -13,6 +13,7 @@ use nix::unistd::{chdir, chroot, fchdir, pivot_root};
 use crate::cgroup::NodeCgroup;
 use crate::disk::{POOL, UPPER, WORK};
 use crate::layout::{Layout, NODE_LOGS, NodeId};
+use crate::lxcfs;
 
 /// Directories that the node does not share: the machine's content must not show through.
 const OWN: [&str; 3] = ["var/lib/lxc", "var/lib/vz", "var/log/pve"];
@@ -63,6 +64,11 @@ pub(super) fn enter(layout: &Layout, node: NodeId, cgroup: &NodeCgroup) -> Resul
     bind_read_only(&cgroup.v2, &cgroups.join("unified"))?;
     for (controller, dir) in &cgroup.v1 {
         bind(dir, &cgroups.join(controller))?;
+    }
+    // Only where the lab has it. LXC's hook looks for it there, as on PVE.
+    let lxcfs = layout.lxcfs();
+    if lxcfs.join("proc").is_dir() {
+        bind(&lxcfs, &root.join(lxcfs::IN_NODE.trim_start_matches('/')))?;
     }
     let logs = layout.node_logs(node);
     fs::create_dir_all(&logs)?;

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn members_as_pmxcfs_writes_them() {
+    fn members_file_is_written_as_pmxcfs_writes_it() {
         let mut cluster = three();
         cluster.members.get_mut("node3").expect("node3").up = false;
         let text = cluster.members_file("node1");
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn quorum_follows_who_is_up_and_who_is_cut_off() {
+    fn quorum_counts_members_that_are_up_and_not_cut_off() {
         let mut cluster = three();
         cluster.members.get_mut("node2").expect("node2").cut = true;
         assert!(cluster.quorate("node1") && cluster.quorate("node3"));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_has_not_heard_of_corosync_shows_what_a_lone_node_does() {
+    fn member_that_has_not_heard_of_corosync_looks_like_a_lone_node() {
         let mut cluster = three();
         cluster.members.get_mut("node1").expect("node1").unheard = true;
         let text = cluster.members_file("node1");

@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_config_of_one_number_is_refused_anywhere() {
+    fn second_config_of_a_vmid_is_refused_on_every_node() {
         let (mut tree, one, two) = cluster();
         tree.create(one, "100.conf", T).expect("first");
         assert_eq!(tree.create(one, "100.conf", T), Err(Errno::EEXIST));
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_is_replaced_by_rename_and_counted() {
+    fn config_replaced_by_rename_gets_a_new_version() {
         let (mut tree, one, _) = cluster();
         let old = tree.create(one, "100.conf", T).expect("create");
         let before = tree.guests()[&100].version;
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_limited() {
+    fn file_sizes_are_limited() {
         let (mut tree, one, _) = cluster();
         let ino = tree.create(one, "big", T).expect("create");
         assert_eq!(tree.write(ino, 0, &vec![0; FILE_BYTES_MAX], T), Ok(FILE_BYTES_MAX));
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_stand_for_guests() {
+    fn config_paths_of_guests_are_recognized() {
         assert_eq!(guest_of("nodes/a/lxc/100.conf"), Some((100, "a".to_owned(), "lxc")));
         assert_eq!(guest_of("nodes/a/qemu-server/100.conf"), Some((100, "a".to_owned(), "qemu")));
         for path in [

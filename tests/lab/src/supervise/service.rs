@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_survives_the_disk() {
+    fn service_list_round_trips_through_its_file() {
         let dir = tempfile::tempdir().expect("tempdir");
         let file = dir.path().join("sub/services.toml");
         assert_eq!(load(&file).expect("missing is empty"), []);

@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_as_recorded() {
+    fn times_are_formatted_as_recorded() {
         assert_eq!(utc(1_795_446_858), "2026-11-23 15:14:18");
         assert_eq!(utc(0), "1970-01-01 00:00:00");
     }

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knows_the_names() {
+    fn subcommand_names_are_known() {
         assert!(is_command("clone") && is_command("remote-migrate") && !is_command("nosuch"));
         assert!(all().starts_with("USAGE: pct <COMMAND>"));
     }

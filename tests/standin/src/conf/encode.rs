@@ -45,14 +45,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_recorded() {
+    fn descriptions_are_encoded_as_recorded() {
         assert_eq!(encode("line2: x=1 % # äö"), "line2%3A x=1 %25 # %C3%A4%C3%B6");
         assert_eq!(encode("\ttab & <b>"), "%09tab & <b>");
         assert_eq!(encode(r#"{"k":"v"}"#), r#"{"k"%3A"v"}"#);
     }
 
     #[test]
-    fn there_and_back() {
+    fn description_encoding_round_trips() {
         for text in ["", "a%zz", "100%", "äöü 🙂", "{\"id\":\"x\"}", "\u{7f}\u{1}"] {
             assert_eq!(decode(&encode(text)), text);
         }

@@ -244,7 +244,7 @@ mod tests {
         \n[s1]\n#first snap\narch: amd64\nsnaptime: 1795446858\n\n[s2]\narch: amd64\nparent: s1\n";
 
     #[test]
-    fn a_file_comes_back_as_it_was() {
+    fn config_file_is_written_back_unchanged() {
         assert_eq!(Conf::parse(FILE).text(), FILE);
     }
 
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn pending_is_shown_and_applied() {
+    fn pending_changes_are_shown_and_applied() {
         let mut conf = Conf::parse(FILE);
         assert_eq!(conf.with_pending().get("memory"), Some("700"));
         assert_eq!(conf.with_pending().get("features"), None);

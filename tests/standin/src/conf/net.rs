@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn written_in_pves_order() {
+    fn properties_are_written_in_pves_order() {
         let given = "name=eth0,bridge=vmbr0,ip=10.99.2.1/16,gw=10.99.0.11,firewall=1,\
             hwaddr=bc:24:11:eb:a5:13";
         assert_eq!(
@@ -154,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_hwaddr_is_made_up_each_time() {
+    fn missing_hwaddr_is_generated_each_time() {
         let made = || Net::parse(&check("name=eth0,bridge=vmbr0").unwrap()).0["hwaddr"].clone();
         let (one, two) = (made(), made());
         assert!(one.starts_with("BC:24:11:") && one != two, "{one} {two}");
     }
 
     #[test]
-    fn refused() {
+    fn invalid_interface_lines_are_refused() {
         for bad in [
             "eth0",
             "bridge=vmbr0",

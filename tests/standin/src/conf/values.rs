@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn vmids() {
+    fn vmids_are_checked() {
         assert_eq!(vmid("100"), Ok(100));
         assert_eq!(vmid("999999999"), Ok(999_999_999));
         assert_eq!(vmid("abc").unwrap_err().text, "type check ('integer') failed - got 'abc'");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_names() {
+    fn sizes_and_names_are_checked() {
         assert!(check("description", &"x".repeat(8192)).is_ok());
         assert_eq!(
             check("description", &"x".repeat(8193)).unwrap_err().text,

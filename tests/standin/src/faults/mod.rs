@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn used_up_in_order_and_only_where_it_fits() {
+    fn rules_are_used_up_in_order_where_they_fit() {
         let dir = tempfile::tempdir().unwrap();
         let rules = [
             Rule::once("clone", "volume", Action::DieAfter).for_vmid(101),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_format() {
+    fn fault_plan_is_parsed() {
         let text = r#"[{"command":"clone","action":"sleep_ms","ms":5,"step":"volume"}]"#;
         let rules: Vec<Rule> = serde_json::from_str(text).unwrap();
         assert_eq!(

@@ -25,7 +25,8 @@ pub(crate) struct Limits {
 impl Limits {
     pub(crate) fn of(conf: &Section, cpus: usize) -> Self {
         let limit = conf.get("cpulimit").and_then(|v| v.parse::<f64>().ok()).filter(|v| *v > 0.0);
-        // PVE pins `cores` to CPUs; a quota of the same size bounds the sum the same way.
+        // PVE pins `cores` to CPUs, as `cpus_of` does. Without the controller for it, a quota of the same size
+        // bounds the sum the same way.
         let cores = conf.number("cores").filter(|c| usize::try_from(*c).is_ok_and(|c| c < cpus));
         let quota = limit.map(|l| l * 100_000.0).or_else(|| cores.map(|c| c as f64 * 100_000.0));
         Self {
@@ -50,8 +51,33 @@ pub(crate) fn has_controller(ctx: &Ctx, name: &str) -> bool {
     text.split_whitespace().any(|c| c == name)
 }
 
+/// Returns the CPUs that a container runs on: as many of the node's as it has cores. Containers begin at
+/// different CPUs, by their ids; PVE would move them later by their load. None without the controller.
+fn cpus_of(ctx: &Ctx, vmid: u32, conf: &Section) -> Option<String> {
+    let v2 = ctx.roots.cgroup.join("cpuset.cpus.effective");
+    let v1 = ctx.roots.lab_cgroup.join("cpuset/cpuset.cpus");
+    let node = [v2, v1].iter().find_map(|file| fs::read_to_string(file).ok())?;
+    let node = cpu_list(&node)?;
+    let cores = conf.number("cores").and_then(|cores| usize::try_from(cores).ok());
+    let own = node.iter().cycle().skip(usize::try_from(vmid).unwrap_or(0) % node.len());
+    let mut own: Vec<u32> =
+        own.take(cores.unwrap_or(node.len()).clamp(1, node.len())).copied().collect();
+    own.sort_unstable();
+    Some(own.iter().map(u32::to_string).collect::<Vec<_>>().join(","))
+}
+
+/// Parses a list of CPUs such as `0-2,5`; none if it is empty or not one.
+fn cpu_list(text: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<u32>().ok()?..=last.parse().ok()?);
+    }
+    (!cpus.is_empty()).then_some(cpus)
+}
+
 /// Returns the lines for the container's LXC configuration; none without controllers.
-pub(crate) fn lxc_lines(ctx: &Ctx, conf: &Section) -> Vec<(String, String)> {
+pub(crate) fn lxc_lines(ctx: &Ctx, vmid: u32, conf: &Section) -> Vec<(String, String)> {
     let limits = Limits::of(conf, cpus());
     let mut lines = Vec::new();
     let mut add = |key: &str, value: String| lines.push((format!("lxc.cgroup2.{key}"), value));
@@ -64,11 +90,14 @@ pub(crate) fn lxc_lines(ctx: &Ctx, conf: &Section) -> Vec<(String, String)> {
         add("cpu.max", format!("{quota} {PERIOD_US}"));
         add("cpu.weight", limits.shares.unwrap_or(100).clamp(1, 10_000).to_string());
     }
+    if let Some(cpus) = cpus_of(ctx, vmid, conf).filter(|_| has_controller(ctx, "cpuset")) {
+        add("cpuset.cpus", cpus);
+    }
     lines
 }
 
 /// v1 controllers under which containers are placed.
-pub(crate) const V1: [&str; 4] = ["memory", "cpu", "cpuacct", "pids"];
+pub(crate) const V1: [&str; 5] = ["memory", "cpu", "cpuacct", "pids", "cpuset"];
 
 /// Returns a container's cgroup under a v1 controller; none if the machine does not have it.
 pub(crate) fn leg(roots: &Roots, controller: &str, vmid: u32) -> Option<PathBuf> {
@@ -82,7 +111,14 @@ pub(crate) fn enter_v1(ctx: &Ctx, vmid: u32, pid: u32, conf: &Section) {
     for controller in V1 {
         let Some(dir) = leg(&ctx.roots, controller, vmid) else { continue };
         ignore(fs::create_dir_all(&dir));
-        ignore(fs::write(dir.join("cgroup.procs"), pid.to_string()));
+        if controller == "cpuset" {
+            // A new one takes no process before it has CPUs and memory nodes.
+            pin_v1(ctx, vmid, conf);
+        }
+        if fs::write(dir.join("cgroup.procs"), pid.to_string()).is_err() {
+            // Nothing else can join it either.
+            ignore(fs::remove_dir(&dir));
+        }
     }
     limit_v1(ctx, vmid, conf);
 }
@@ -109,6 +145,19 @@ fn limit_v1(ctx: &Ctx, vmid: u32, conf: &Section) {
     }
 }
 
+fn pin_v1(ctx: &Ctx, vmid: u32, conf: &Section) {
+    let Some(dir) = leg(&ctx.roots, "cpuset", vmid) else { return };
+    let Some(cpus) = cpus_of(ctx, vmid, conf) else { return };
+    let node = ctx.roots.lab_cgroup.join("cpuset");
+    // The parent of all containers is new, too, at the first of them.
+    let all = node.join("lxc");
+    for (file, own) in [("cpuset.cpus", Some(cpus)), ("cpuset.mems", None)] {
+        let nodes = fs::read_to_string(node.join(file)).unwrap_or_default();
+        ignore(fs::write(all.join(file), &nodes));
+        ignore(fs::write(dir.join(file), own.unwrap_or(nodes)));
+    }
+}
+
 fn put(dir: &Path, file: &str, value: u64) {
     let path = dir.join(file);
     if path.exists() {
@@ -119,8 +168,9 @@ fn put(dir: &Path, file: &str, value: u64) {
 /// Applies new limits to a running container.
 pub(crate) fn relimit(ctx: &Ctx, vmid: u32, conf: &Section) {
     limit_v1(ctx, vmid, conf);
+    pin_v1(ctx, vmid, conf);
     let dir = super::state::cgroup(ctx, vmid);
-    for (key, value) in lxc_lines(ctx, conf) {
+    for (key, value) in lxc_lines(ctx, vmid, conf) {
         if let Some(file) = key.strip_prefix("lxc.cgroup2.") {
             ignore(fs::write(dir.join(file), value));
         }
@@ -173,7 +223,14 @@ mod tests {
     use crate::conf::Conf;
 
     #[test]
-    fn limits_of_a_configuration() {
+    fn lists_of_cpus_are_parsed() {
+        assert_eq!(cpu_list("0-2,5\n"), Some(vec![0, 1, 2, 5]));
+        assert_eq!(cpu_list("3"), Some(vec![3]));
+        assert_eq!(cpu_list("\n"), None);
+    }
+
+    #[test]
+    fn limits_are_read_from_the_configuration() {
         let of = |text: &str| Limits::of(&Conf::parse(text).main, 4);
         let plain = of("memory: 512\nswap: 0\n");
         assert_eq!((plain.memory_bytes, plain.swap_bytes), (512 << 20, 0));

@@ -98,7 +98,7 @@ fn render(ctx: &Ctx, vmid: u32, conf: &Section) -> Result<String> {
         let entry = format!("{} {target} none bind{mode},create=dir 0 0", point.source);
         line("mount.entry", &entry);
     }
-    for (key, value) in cgroup::lxc_lines(ctx, conf) {
+    for (key, value) in cgroup::lxc_lines(ctx, vmid, conf) {
         line(key.trim_start_matches("lxc."), &value);
     }
     hooks(&mut line);

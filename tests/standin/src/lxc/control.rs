@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn log_lines_become_what_stderr_shows() {
+    fn log_lines_are_shown_as_on_stderr() {
         let line = "lxc-start 302 20261123150000.123 ERROR    sync - \
             ../src/lxc/sync.c:sync_wait:34 - An error occurred in another process";
         let told = error_line(line).unwrap();

@@ -140,7 +140,7 @@ mod tests {
     use crate::conf::Conf;
 
     #[test]
-    fn interfaces_of_a_guest() {
+    fn guest_interfaces_follow_the_configuration() {
         let conf = Conf::parse(
             "net0: name=eth0,bridge=vmbr0,gw=10.100.1.1,ip=10.100.1.9/24\nnet1: name=eth1,ip=dhcp\n",
         );

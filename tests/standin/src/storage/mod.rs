@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_format() {
+    fn storage_cfg_is_parsed() {
         let text = "dir: local\n\tpath /var/lib/vz\n\tcontent iso\n\nzfspool: local-zfs\n\
             \tpool rpool/data\n\tcontent rootdir,images\n\tsparse\n\tdisable\n";
         let storages = parse(text);

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn volume_ids() {
+    fn volume_ids_are_parsed() {
         let linked = Volume::parse("local-zfs:basevol-9000-disk-0/subvol-100000-disk-0").unwrap();
         assert_eq!(linked.owner(), Some(100_000));
         assert_eq!(linked.to_string(), "local-zfs:basevol-9000-disk-0/subvol-100000-disk-0");
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn rootfs_lines() {
+    fn rootfs_lines_are_parsed() {
         let point = MountPoint::parse("local-zfs:subvol-101-disk-0,size=2G,mountoptions=noatime");
         assert_eq!(point.size_bytes(), 2 << 30);
         let other = Volume::parse("local-zfs:subvol-102-disk-0").unwrap();

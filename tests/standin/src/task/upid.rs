@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_and_back() {
+    fn upid_round_trips() {
         let text = "UPID:pve1:00001476:0005B7B3:6B0456DF:vzclone:900:root@pam:";
         let upid = Upid::parse(text).unwrap();
         assert_eq!((upid.pid, upid.id.as_str()), (0x1476, "900"));
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_lives_and_another_start_does_not() {
+    fn task_is_alive_only_with_its_own_start_time() {
         let mut upid = Upid::of_this_process("n", "vzclone", "900");
         assert!(upid.is_alive());
         upid.pstart += 1;

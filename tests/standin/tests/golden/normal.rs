@@ -129,7 +129,7 @@ fn upid(text: &str) -> String {
 }
 
 #[test]
-fn both_sides_meet() {
+fn both_sides_normalize_to_the_same_line() {
     let dir = Path::new("/tmp/x");
     for (recorded, ours) in [
         (

@@ -65,7 +65,7 @@ fn wait_for<T>(look: impl Fn() -> Option<T>) -> Option<T> {
 }
 
 #[test]
-fn of_six_clones_at_once_those_that_find_the_lock_fail() {
+fn parallel_clones_that_find_the_lock_fail() {
     let cluster = cluster();
     let rule = Rule::once("clone", "volume", Action::SleepMs).after().lasting_ms(100).always();
     plan(&cluster, &[rule]);
@@ -80,7 +80,7 @@ fn of_six_clones_at_once_those_that_find_the_lock_fail() {
 }
 
 #[test]
-fn two_nodes_that_want_one_number_have_one_winner() {
+fn two_nodes_that_clone_to_one_vmid_have_one_winner() {
     let cluster = cluster();
     for vmid in 1101..1106 {
         let (one, two) = std::thread::scope(|scope| {
@@ -105,7 +105,7 @@ fn two_nodes_that_want_one_number_have_one_winner() {
 }
 
 #[test]
-fn a_clone_killed_whole_leaves_both_locks_and_its_volume() {
+fn clone_killed_with_its_worker_leaves_both_locks_and_its_volume() {
     let cluster = cluster();
     plan(&cluster, &[Rule::once("clone", "volume", Action::DieAfter).for_vmid(501)]);
     let said = pct(&cluster, "clone 900 501 --description mark");
@@ -138,7 +138,7 @@ fn a_worker_outlives_its_parent() {
 }
 
 #[test]
-fn a_worker_is_named_after_its_task_and_heads_a_session() {
+fn worker_is_named_after_its_task_and_leads_a_session() {
     let cluster = cluster();
     plan(&cluster, &[Rule::once("clone", "volume", Action::Hang).after()]);
     std::thread::scope(|scope| {
@@ -172,7 +172,7 @@ fn a_worker_killed_alone_ends_with_an_unexpected_status() {
 }
 
 #[test]
-fn a_plan_makes_a_call_lie_fail_or_leave_its_locks() {
+fn fault_plan_makes_a_call_lie_fail_or_leave_its_locks() {
     let cluster = cluster();
     plan(&cluster, &[Rule::once("clone", "end", Action::Exit).saying(7, "no")]);
     let said = pct(&cluster, "clone 900 501");
@@ -189,7 +189,7 @@ fn a_plan_makes_a_call_lie_fail_or_leave_its_locks() {
 }
 
 #[test]
-fn every_step_of_a_clone_can_be_its_last_and_is_undone_when_told_to_end() {
+fn clone_terminated_at_any_step_is_undone() {
     for step in ["volume", "write-rootfs", "mount", "mounted", "unlock-target"] {
         let cluster = cluster();
         plan(&cluster, &[Rule::once("clone", step, Action::Hang)]);
@@ -202,7 +202,7 @@ fn every_step_of_a_clone_can_be_its_last_and_is_undone_when_told_to_end() {
 }
 
 #[test]
-fn calls_cost_what_the_real_ones_cost() {
+fn calls_cost_as_much_cpu_time_as_the_real_pct() {
     let cluster = cluster();
     let cpu_s = |args: &str| {
         let said = cluster.run(&format!("TIMEFORMAT=%U; time pct {args} >/dev/null"), "pve1");
@@ -217,7 +217,7 @@ fn calls_cost_what_the_real_ones_cost() {
 }
 
 #[test]
-fn a_stopped_raw_volume_is_waited_for_when_it_grows() {
+fn resize_of_a_stopped_raw_volume_waits() {
     let cluster = cluster();
     assert_eq!(cluster.run("pct clone 900 501", "pve1").exit, Some(0));
     let said = cluster.run("pct resize 501 rootfs 5G", "pve1");
@@ -239,7 +239,7 @@ fn a_stopped_raw_volume_is_waited_for_when_it_grows() {
 }
 
 #[test]
-fn containers_that_run() {
+fn running_containers_behave_as_under_the_real_pct() {
     let Some(real) = RealLxc::from_env() else {
         println!("skipped: needs STANDIN_LXC=1 inside a lab node");
         return;

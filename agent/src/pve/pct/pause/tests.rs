@@ -11,7 +11,7 @@ use std::{
 
 use super::*;
 use crate::{
-    pve::{ContainerConfig, Mark, Pve, pct::HostPaths, pct::Pct},
+    pve::{ContainerConfig, HostPaths, Mark, Pve, pct::Pct, worker},
     run::Runner,
 };
 
@@ -85,10 +85,10 @@ impl Tree {
             let (inner, over) = (inner, Arc::clone(&over));
             std::thread::spawn(move || {
                 while !over.load(Ordering::Relaxed) {
-                    let wish = fs::read_to_string(inner.join("cgroup.freeze")).unwrap_or_default();
-                    if let Some(wish @ ('0' | '1')) = wish.chars().next() {
+                    let order = fs::read_to_string(inner.join("cgroup.freeze")).unwrap_or_default();
+                    if let Some(order @ ('0' | '1')) = order.chars().next() {
                         let fresh = inner.join("events.new");
-                        let text = format!("populated 1\nfrozen {wish}\n");
+                        let text = format!("populated 1\nfrozen {order}\n");
                         if fs::write(&fresh, text).is_ok() {
                             drop(fs::rename(&fresh, inner.join("cgroup.events")));
                         }
@@ -97,7 +97,7 @@ impl Tree {
                 }
             });
         }
-        let runner = Runner::new(at("out"), at("proc"), 1).expect("a directory");
+        let runner = Runner::new(at("out"), at("proc"), worker::is_task, 1).expect("a directory");
         let pct = Pct::new("n1".parse().expect("valid"), places, runner);
         Self { dir, pct, over, v1 }
     }
@@ -119,7 +119,7 @@ fn inner(root: &Path, v1: bool) -> PathBuf {
 }
 
 #[tokio::test]
-async fn it_is_frozen_and_thawed_by_files_alone() {
+async fn container_is_frozen_and_thawed_by_files_alone() {
     let tree = Tree::new(false, true);
     let (pct, owner) = (&tree.pct, mark().sandbox_id);
     assert!(!pct.frozen(vmid()).await);
@@ -133,7 +133,7 @@ async fn it_is_frozen_and_thawed_by_files_alone() {
 
 /// Sets each state by hand, because a plain file keeps the written text.
 #[tokio::test]
-async fn on_v1_the_state_is_asked_for_until_it_is_there() {
+async fn container_is_frozen_and_thawed_on_v1() {
     let tree = Tree::new(true, true);
     let (pct, owner) = (&tree.pct, mark().sandbox_id);
     pct.freeze(vmid(), &owner, THAW).await.expect("frozen");
@@ -143,7 +143,7 @@ async fn on_v1_the_state_is_asked_for_until_it_is_there() {
 }
 
 #[tokio::test]
-async fn what_does_not_freeze_is_thawed_again() {
+async fn container_that_does_not_freeze_is_thawed_again() {
     let tree = Tree::new(false, false);
     let short = Duration::from_millis(50);
     let error = tree.pct.freeze(vmid(), &mark().sandbox_id, short).await.expect_err("stuck");
@@ -152,15 +152,15 @@ async fn what_does_not_freeze_is_thawed_again() {
 }
 
 #[tokio::test]
-async fn only_its_owners_container_is_touched() {
+async fn pause_refuses_a_container_of_another_owner() {
     let tree = Tree::new(false, true);
     let (pct, other) = (&tree.pct, SandboxId::new(2, &[2; 10]));
     let before = tree.config().await;
     let results = [
         pct.freeze(vmid(), &other, THAW).await,
         pct.thaw(vmid(), &other).await,
-        pct.hold(vmid(), &other).await,
-        pct.release(vmid(), &other).await,
+        pct.acquire_pause_lock(vmid(), &other).await,
+        pct.release_pause_lock(vmid(), &other).await,
     ];
     for result in results {
         let error = result.expect_err("not its");
@@ -171,17 +171,17 @@ async fn only_its_owners_container_is_touched() {
 }
 
 #[tokio::test]
-async fn the_lock_is_one_write_and_leaves_the_rest_alone() {
+async fn hold_and_release_change_only_the_lock() {
     let tree = Tree::new(false, true);
     let (pct, owner) = (&tree.pct, mark().sandbox_id);
     let before = tree.config().await;
     for _ in 0..2 {
-        pct.hold(vmid(), &owner).await.expect("held");
-        assert!(hold::held(&tree.config().await));
+        pct.acquire_pause_lock(vmid(), &owner).await.expect("held");
+        assert!(pause_lock::is_held(&tree.config().await));
     }
     assert_eq!(tree.config().await.mark(), Some(mark()));
     for _ in 0..2 {
-        pct.release(vmid(), &owner).await.expect("given back");
+        pct.release_pause_lock(vmid(), &owner).await.expect("given back");
         assert_eq!(tree.config().await, before);
     }
     let dir = fs::read_dir(tree.dir.path().join("pve/nodes/n1/lxc")).expect("readable");
@@ -189,16 +189,16 @@ async fn the_lock_is_one_write_and_leaves_the_rest_alone() {
 }
 
 #[tokio::test]
-async fn without_quorum_it_is_frozen_and_not_locked() {
+async fn container_is_frozen_but_not_locked_without_quorum() {
     let tree = Tree::new(false, true);
     let (pct, owner) = (&tree.pct, mark().sandbox_id);
     let members = tree.dir.path().join("pve/.members");
     let quorate = fs::read_to_string(&members).expect("readable");
     fs::write(&members, quorate.replace("\"quorate\":1", "\"quorate\":0")).expect("written");
-    let error = pct.hold(vmid(), &owner).await.expect_err("no quorum");
+    let error = pct.acquire_pause_lock(vmid(), &owner).await.expect_err("no quorum");
     assert!(matches!(error.kind, ErrorKind::NoQuorum(_)), "{error}");
     pct.freeze(vmid(), &owner, THAW).await.expect("frozen");
-    pct.release(vmid(), &owner).await.expect("there is nothing to give back");
+    pct.release_pause_lock(vmid(), &owner).await.expect("there is nothing to give back");
     pct.thaw(vmid(), &owner).await.expect("thawed");
 }
 
@@ -262,7 +262,7 @@ impl Kernel {
 }
 
 #[tokio::test]
-async fn the_kernel_stops_a_process_and_lets_it_go_on() {
+async fn kernel_freezes_and_thaws_a_real_process() {
     for v1 in [false, true] {
         let dir = tempfile::tempdir().expect("tempdir");
         let file = dir.path().join("n");
@@ -299,7 +299,7 @@ async fn the_kernel_stops_a_process_and_lets_it_go_on() {
 /// A process that waits for a FUSE file system does not freeze, and must not stay half-frozen.
 #[expect(clippy::disallowed_methods, reason = "a test starts what gets stuck")]
 #[tokio::test]
-async fn what_the_kernel_does_not_freeze_is_thawed_again() {
+async fn process_that_the_kernel_cannot_freeze_is_thawed_again() {
     use std::{
         io::{Read as _, Write as _},
         os::fd::AsRawFd as _,
@@ -367,7 +367,7 @@ impl Tree {
 }
 
 #[tokio::test]
-async fn what_was_seen_to_run_is_frozen_and_entered_while_pmxcfs_is_away() {
+async fn known_container_is_frozen_and_entered_without_pmxcfs() {
     let tree = Tree::new(false, true);
     let (pct, owner) = (&tree.pct, mark().sandbox_id);
     tree.run_init(72, 5000);
@@ -379,7 +379,7 @@ async fn what_was_seen_to_run_is_frozen_and_entered_while_pmxcfs_is_away() {
     pct.freeze(vmid(), &owner, THAW).await.expect("frozen");
     assert!(pct.frozen(vmid()).await);
     pct.thaw(vmid(), &owner).await.expect("thawed");
-    let error = pct.hold(vmid(), &owner).await.expect_err("the lock is in /etc/pve");
+    let error = pct.acquire_pause_lock(vmid(), &owner).await.expect_err("the lock is in /etc/pve");
     assert!(matches!(error.kind, ErrorKind::NoQuorum(_)), "{error}");
     let another = SandboxId::new(2, &[2; 10]);
     let error = pct.freeze(vmid(), &another, THAW).await.expect_err("not this one's");
@@ -387,7 +387,7 @@ async fn what_was_seen_to_run_is_frozen_and_entered_while_pmxcfs_is_away() {
 }
 
 #[tokio::test]
-async fn another_init_under_the_number_is_nobodys_while_pmxcfs_is_away() {
+async fn unknown_init_is_refused_without_pmxcfs() {
     // Tries the same pid with another start, and another pid.
     for (pid, start) in [(72, 9000), (99, 5000)] {
         let tree = Tree::new(false, true);

@@ -21,7 +21,7 @@ impl Rig {
 }
 
 #[tokio::test]
-async fn an_agent_that_stops_leaves_its_commands_to_the_next() {
+async fn command_of_a_stopped_agent_is_attached_by_the_next_agent() {
     let rig = Rig::new().await;
     let line = "echo one; read x; echo $x; exit 6";
     let (started, input, mut outputs) = rig.start(shell(line)).await.expect("it starts");
@@ -45,7 +45,7 @@ async fn an_agent_that_stops_leaves_its_commands_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_named_command_runs_once_and_outlives_its_caller() {
+async fn command_with_an_exec_id_runs_once_and_outlives_its_caller() {
     let rig = Rig::new().await;
     let mark = tempfile::NamedTempFile::new().expect("a file");
     let line = format!("echo ran >>{}; read x; echo got $x", mark.path().display());
@@ -99,7 +99,7 @@ async fn until_it_runs_free(rig: &Rig, exec_id: &str) {
 }
 
 #[tokio::test]
-async fn a_detached_command_waits_for_no_reader_that_has_gone() {
+async fn detached_command_does_not_wait_for_readers_that_left() {
     let rig = Rig::new().await;
     let order = Order { detached: true, ..named("server", argv(&["yes"])) };
     let (_, _input, outputs) = rig.start(order).await.expect("it starts");
@@ -123,7 +123,7 @@ async fn a_detached_command_waits_for_no_reader_that_has_gone() {
 }
 
 #[tokio::test]
-async fn many_lives_of_an_agent_lose_and_double_nothing() {
+async fn repeated_attaches_lose_and_duplicate_no_output() {
     let rig = Rig::new().await;
     let line = "seq 3000000; read x; echo $x >&2; exit 9";
     let (_, _input, outputs) = rig.start(named("long", shell(line))).await.expect("it starts");
@@ -150,7 +150,7 @@ async fn many_lives_of_an_agent_lose_and_double_nothing() {
 }
 
 #[tokio::test]
-async fn stdin_is_taken_once_by_its_offset() {
+async fn repeated_stdin_is_accepted_once_by_its_offset() {
     let rig = Rig::new().await;
     let (_, _input, outputs) = rig.start(named("cat", argv(&["cat"]))).await.expect("it starts");
     let name = SandboxRef::Id(id(1));
@@ -173,9 +173,10 @@ async fn stdin_is_taken_once_by_its_offset() {
 }
 
 #[tokio::test]
-async fn time_stands_still_while_it_is_frozen() {
+async fn command_timeout_does_not_advance_while_frozen() {
     let rig = Rig::new().await;
-    let order = Order { timeout: Duration::from_secs(1), ..named("t", argv(&["sleep", "7900"])) };
+    let order =
+        Order { timeout: Some(Duration::from_secs(1)), ..named("t", argv(&["sleep", "7900"])) };
     let (_, _input, mut outputs) = rig.start(order).await.expect("it starts");
     rig.pve.frozen.store(true, std::sync::atomic::Ordering::Relaxed);
     let early = timeout(Duration::from_millis(2500), outputs.recv()).await;
@@ -185,7 +186,7 @@ async fn time_stands_still_while_it_is_frozen() {
 }
 
 #[tokio::test]
-async fn a_helper_that_was_killed_is_replaced() {
+async fn killed_helper_is_replaced_and_its_commands_are_lost() {
     let rig = Rig::new().await;
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
     let (_, _input, outputs) = rig.start(argv(&["sleep", "8000"])).await.expect("it starts");
@@ -195,4 +196,38 @@ async fn a_helper_that_was_killed_is_replaced() {
     assert_eq!(error.reason, Reason::ExecLost);
     rig.until_count("sleep 8000", 0).await;
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
+}
+
+#[tokio::test]
+async fn command_without_a_caller_is_in_use_only_while_it_is_active() {
+    let rig = Rig::new().await;
+    let name = SandboxRef::Id(id(1));
+    assert_eq!(rig.execs.inactive(&name).await.expect("listed"), None, "nothing runs");
+    let detached = |name, order| Order { detached: true, ..named(name, order) };
+    let waits = detached("waits", argv(&["sleep", "8600"]));
+    let works = detached("works", shell("while :; do :; done"));
+    for order in [waits, works] {
+        drop(rig.start(order).await.expect("it starts"));
+    }
+    let inactive = async |exec_id| {
+        let list = rig.execs.list(&name).await.expect("listed");
+        let exec = list.into_iter().find(|exec| exec.exec_id == exec_id).expect("listed");
+        duration::read(exec.inactive.expect("it runs")).expect("not negative")
+    };
+    // The shim looks at what they use every 5 s.
+    let enough = Duration::from_secs(12);
+    let begun = Instant::now();
+    while inactive("waits").await < enough {
+        assert!(begun.elapsed() < DEADLINE, "a command that waits counts as active");
+        sleep(Duration::from_millis(100)).await;
+    }
+    let works = inactive("works").await;
+    assert!(works < enough, "{works:?}");
+    let last = rig.execs.inactive(&name).await.expect("listed").expect("two run");
+    assert!(last < enough, "the active one counts: {last:?}");
+    for exec_id in ["waits", "works"] {
+        let kill = Control::Signal(9);
+        rig.execs.control(&name, exec_id.to_owned(), kill).await.expect("killed");
+    }
+    rig.until_no_place_is_taken().await;
 }

@@ -74,7 +74,7 @@ impl Rig {
 }
 
 #[tokio::test]
-async fn a_background_writer_outlives_its_command_and_holds_nobody_up() {
+async fn background_writer_outlives_its_command_without_delaying_it() {
     let (rig, marks) = (Rig::new().await, Marks::new());
     for (name, exec_id, tty) in [
         ("unnamed", None, None),
@@ -110,7 +110,7 @@ async fn a_background_writer_outlives_its_command_and_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn background_of_as_many_commands_as_may_run_holds_no_place() {
+async fn background_processes_do_not_count_as_running_commands() {
     let rig = Rig::new().await;
     // Another run of this test may be active in parallel.
     let sleep = format!("sleep 8400.{}", std::process::id());
@@ -121,7 +121,7 @@ async fn background_of_as_many_commands_as_may_run_holds_no_place() {
 }
 
 #[tokio::test]
-async fn the_oldest_background_writer_beyond_the_bound_is_read_no_more() {
+async fn oldest_background_writer_over_the_limit_is_cut_off() {
     let (rig, marks) = (Rig::new().await, Marks::new());
     let line = |name: &str| leaves_a_writer(&marks, name) + "true";
     assert_eq!(rig.run(named("first", shell(&line("first")))).await.code(), 0);
@@ -157,7 +157,7 @@ async fn until_it_stands(rig: &Rig, exec_id: &str) {
 }
 
 #[tokio::test]
-async fn a_killed_command_that_nobody_reads_has_ended_at_once() {
+async fn killed_command_without_a_reader_ends_at_once() {
     let rig = Rig::new().await;
     for (name, tty) in [("pipes", None), ("terminal", TTY)] {
         let order = Order { tty, ..named(name, argv(&["yes", name])) };
@@ -177,7 +177,8 @@ async fn a_killed_command_that_nobody_reads_has_ended_at_once() {
         assert_eq!((end.signal, ran.stdout.len() as u64), (9, wrote), "{name}");
     }
     // So does a command that reaches its timeout.
-    let order = Order { timeout: Duration::from_secs(2), ..named("late", argv(&["yes", "late"])) };
+    let order =
+        Order { timeout: Some(Duration::from_secs(2)), ..named("late", argv(&["yes", "late"])) };
     let (_, _input, outputs) = rig.start(order).await.expect("it starts");
     let begun = Instant::now();
     while rig.info("late").await.exit.is_none() {
@@ -188,7 +189,7 @@ async fn a_killed_command_that_nobody_reads_has_ended_at_once() {
 }
 
 #[tokio::test]
-async fn outputs_of_ended_commands_keep_their_budget() {
+async fn outputs_of_ended_commands_stay_within_the_sandbox_budget() {
     const MIB: u64 = 1024 * 1024;
     let rig = Rig::new().await;
     rig.shims.output_bytes_max.store(2 * MIB, std::sync::atomic::Ordering::Relaxed);
@@ -234,7 +235,7 @@ async fn outputs_of_ended_commands_keep_their_budget() {
 }
 
 #[tokio::test]
-async fn outputs_of_ended_commands_keep_the_budget_of_the_node() {
+async fn outputs_of_ended_commands_stay_within_the_node_budget() {
     let rig = Rig::new().await;
     for n in 0..4 {
         let order = named(&format!("n{n}"), shell("head -c 500000 /dev/zero; exit 7"));

@@ -23,12 +23,12 @@ async fn short_call(rig: &Rig, number: usize) -> Result<(), Error> {
             assert_eq!(ran.end?.code, 127);
         }
         2 => {
-            let entry = rig.execs.stat_file(&name, &root, "/etc/passwd".to_owned()).await?;
+            let entry = rig.execs.files(&name, &root).stat("/etc/passwd".to_owned()).await?;
             assert_eq!(entry.name, "passwd");
         }
         3 => {
             let path = "/etc/hostname".to_owned();
-            let (entry, mut flow) = rig.execs.read_file(&name, &root, path, (0, 0)).await?;
+            let (entry, mut flow) = rig.execs.files(&name, &root).read(path, (0, 0)).await?;
             let mut read = 0;
             while let Some(bytes) = flow.recv().await {
                 read += bytes?.len() as u64;
@@ -36,7 +36,8 @@ async fn short_call(rig: &Rig, number: usize) -> Result<(), Error> {
             assert_eq!(read, entry.size);
         }
         _ => {
-            let (entries, _) = rig.execs.list_dir(&name, &root, "/".to_owned()).await?;
+            let all = (5000, String::new());
+            let (entries, _) = rig.execs.files(&name, &root).list("/".to_owned(), all).await?;
             assert!(entries.iter().any(|entry| entry.name == "etc"));
         }
     }
@@ -44,7 +45,7 @@ async fn short_call(rig: &Rig, number: usize) -> Result<(), Error> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fast_commands_do_not_end_the_helper() {
+async fn helper_survives_many_short_commands() {
     let rig = Arc::new(Rig::new().await);
     let (_, input, outputs) = rig.start(shell("read x; exit 9")).await.expect("it starts");
     let mut callers = tokio::task::JoinSet::new();
@@ -65,7 +66,7 @@ async fn fast_commands_do_not_end_the_helper() {
 }
 
 #[tokio::test]
-async fn a_command_that_a_real_time_signal_ends_is_told_of() {
+async fn command_ended_by_a_real_time_signal_is_reported() {
     let rig = Rig::new().await;
     for signal in [34, 50, 64] {
         let ran = rig.run(shell(&format!("kill -{signal} $$"))).await;
@@ -74,7 +75,7 @@ async fn a_command_that_a_real_time_signal_ends_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_helper_that_may_name_no_pid_runs_and_ends_commands() {
+async fn helper_without_cap_sys_admin_runs_and_kills_commands() {
     let rig = Rig::new().await;
     let script = r#"exec setpriv --bounding-set=-sys_admin "$0""#;
     *rig.pve.lie.lock().expect("no panic") = Some(script.to_owned());
@@ -93,7 +94,7 @@ async fn a_helper_that_may_name_no_pid_runs_and_ends_commands() {
 }
 
 #[tokio::test]
-async fn a_helper_without_descriptors_refuses_one_command_and_lives() {
+async fn helper_without_free_descriptors_refuses_commands_and_survives() {
     let rig = Rig::new().await;
     let (_, input, outputs) = rig.start(shell("read x; exit 9")).await.expect("it starts");
     let [helper] = rig.helpers()[..] else { panic!("one helper: {:?}", rig.helpers()) };

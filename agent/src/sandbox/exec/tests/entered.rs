@@ -15,7 +15,8 @@ use std::{
 
 use proto::{
     id::{SandboxId, Vmid},
-    name::NodeName,
+    name::{NodeName, Port},
+    spec::Size,
 };
 
 use tokio::net::{UnixListener, UnixStream};
@@ -23,8 +24,8 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::{
     journal::Record,
     pve::{
-        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, Mark, OwnVolumes, Pve, Settings,
-        StorageRoom, Usage, fake::FakePve,
+        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, Init, Mark, OwnVolumes, Pve,
+        Settings, StorageRoom, Usage, fake::FakePve,
     },
     sandbox::exec::shims::Shims,
     shim::{Host, Parts, serve},
@@ -176,6 +177,10 @@ impl Pve for Entered {
         self.fake.connected(vmid).await
     }
 
+    async fn listens_on_loopback(&self, vmid: Vmid, port: Port) -> bool {
+        self.fake.listens_on_loopback(vmid, port).await
+    }
+
     async fn processes(&self, _: Vmid) -> Vec<u32> {
         self.pids()
     }
@@ -216,8 +221,8 @@ impl Pve for Entered {
         self.fake.running(vmid).await
     }
 
-    async fn init_pid(&self, vmid: Vmid) -> Option<u32> {
-        self.fake.init_pid(vmid).await
+    async fn init(&self, vmid: Vmid) -> Option<Init> {
+        self.fake.init(vmid).await
     }
 
     async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool {
@@ -252,6 +257,10 @@ impl Pve for Entered {
         self.fake.resize(vmid, gib, deadline).await
     }
 
+    async fn set_limits(&self, vmid: Vmid, owner: &SandboxId, size: Size) -> Result<(), Error> {
+        self.fake.set_limits(vmid, owner, size).await
+    }
+
     async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error> {
         self.fake.hand_to(vmid, owner, target).await
     }
@@ -268,6 +277,14 @@ impl Pve for Entered {
         self.fake.start(vmid, deadline).await
     }
 
+    async fn halt(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        self.fake.halt(vmid, owner).await
+    }
+
+    async fn recheck_ended(&self, init: Init) {
+        self.fake.recheck_ended(init).await;
+    }
+
     async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
         self.fake.stop(vmid, deadline).await
     }
@@ -282,12 +299,12 @@ impl Pve for Entered {
         self.fake.destroy_owned(vmid, owner, volumes, deadline).await
     }
 
-    async fn hold(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
-        self.fake.hold(vmid, owner).await
+    async fn acquire_pause_lock(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        self.fake.acquire_pause_lock(vmid, owner).await
     }
 
-    async fn release(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
-        self.fake.release(vmid, owner).await
+    async fn release_pause_lock(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        self.fake.release_pause_lock(vmid, owner).await
     }
 
     async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error> {

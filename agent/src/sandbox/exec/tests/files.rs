@@ -9,42 +9,53 @@ use std::{
 use helper::FileKind;
 
 use super::*;
-use crate::sandbox::files::{FileContent, Flow};
+use crate::sandbox::access::files::{FileContent, Flow, UnpackRules};
 
-const ROOT: User = User::Id(0);
+pub(super) const ROOT: User = User::Id(0);
 
-struct Place {
-    rig: Rig,
-    dir: tempfile::TempDir,
-    name: SandboxRef,
+pub(super) struct Place {
+    pub(super) rig: Rig,
+    pub(super) dir: tempfile::TempDir,
+    pub(super) name: SandboxRef,
 }
 
 impl Place {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("set");
         Self { rig: Rig::new().await, dir, name: SandboxRef::Id(id(1)) }
     }
 
-    fn at(&self, name: &str) -> String {
+    pub(super) fn at(&self, name: &str) -> String {
         format!("{}/{name}", self.dir.path().display())
     }
 
     fn file(&self, name: &str, content: &[u8], mode: u32) -> FileContent {
-        FileContent { path: self.at(name), content: Bytes::copy_from_slice(content), mode }
+        let content = Bytes::copy_from_slice(content);
+        FileContent { path: self.at(name), content, mode: Some(mode) }
     }
 
     async fn write(&self, files: Vec<FileContent>) -> Result<u32, Error> {
-        self.rig.execs.write_files(&self.name, &ROOT, files).await
+        self.rig.execs.files(&self.name, &ROOT).write(files).await
     }
 
     async fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let path = if name.starts_with('/') { name.to_owned() } else { self.at(name) };
-        let (_, flow) = self.rig.execs.read_file(&self.name, &ROOT, path, (0, 0)).await?;
+        let (_, flow) = self.rig.execs.files(&self.name, &ROOT).read(path, (0, 0)).await?;
         all(flow).await
     }
 
-    async fn upload(&self, name: &str, archive: Vec<u8>) -> Result<u64, Error> {
+    pub(super) async fn upload(&self, name: &str, archive: Vec<u8>) -> Result<u64, Error> {
+        self.upload_by(&ROOT, name, archive, UnpackRules::default()).await
+    }
+
+    pub(super) async fn upload_by(
+        &self,
+        user: &User,
+        name: &str,
+        archive: Vec<u8>,
+        rules: UnpackRules,
+    ) -> Result<u64, Error> {
         let (sender, bytes) = mpsc::channel(4);
         let feed = async move {
             for chunk in archive.chunks(100_000) {
@@ -53,12 +64,12 @@ impl Place {
                 }
             }
         };
-        let upload = self.rig.execs.upload(&self.name, &ROOT, self.at(name), bytes);
+        let upload = self.rig.execs.files(&self.name, user).upload(self.at(name), rules, bytes);
         tokio::join!(upload, feed).0
     }
 }
 
-async fn all(mut flow: Flow) -> Result<Vec<u8>, Error> {
+pub(super) async fn all(mut flow: Flow) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     while let Some(more) = timeout(DEADLINE, flow.recv()).await.expect("in time") {
         bytes.extend(more?);
@@ -66,12 +77,12 @@ async fn all(mut flow: Flow) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-fn mkfifo(path: &str) {
+pub(super) fn mkfifo(path: &str) {
     nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
 }
 
 #[tokio::test]
-async fn files_are_written_whole_and_come_back() {
+async fn files_are_replaced_in_one_step_and_read_back() {
     let place = Place::new().await;
     let big: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251).to_le_bytes()[0]).collect();
     let mut files: Vec<_> = (0..100).map(|n| place.file(&format!("d/{n}"), b"x", 0o600)).collect();
@@ -95,30 +106,65 @@ async fn files_are_written_whole_and_come_back() {
     );
     // A part of the file.
     let path = place.at("big");
-    let ranged = place.rig.execs.read_file(&place.name, &ROOT, path, (1, 1)).await;
+    let ranged = place.rig.execs.files(&place.name, &ROOT).read(path, (1, 1)).await;
     let (entry, flow) = ranged.expect("read");
     assert_eq!((entry.size, all(flow).await), (3, Ok(b"e".to_vec())));
 }
 
 #[tokio::test]
-async fn a_user_may_do_what_the_user_may() {
+async fn file_that_is_written_over_keeps_its_owner_and_without_a_mode_its_permissions() {
+    let place = Place::new().await;
+    let about = |name: &str| {
+        let about = fs::metadata(place.at(name)).expect("there");
+        (about.mode() & 0o7777, about.uid(), about.gid())
+    };
+    fs::write(place.at("tool"), "old").expect("written");
+    std::os::unix::fs::chown(place.at("tool"), Some(33), Some(70_000)).expect("chown");
+    fs::set_permissions(place.at("tool"), fs::Permissions::from_mode(0o4755)).expect("set");
+    let any = |name: &str| FileContent { mode: None, ..place.file(name, b"new", 0) };
+    assert_eq!(place.write(vec![any("tool"), any("d/fresh")]).await, Ok(2));
+    assert_eq!(fs::read(place.at("tool")).expect("read"), b"new");
+    assert_eq!((about("tool"), about("d/fresh")), ((0o4755, 33, 70_000), (0o644, 0, 0)));
+    assert_eq!(place.write(vec![place.file("tool", b"x", 0o600)]).await, Ok(1));
+    assert_eq!(about("tool"), (0o600, 33, 70_000));
+}
+
+#[tokio::test]
+async fn write_that_fails_midway_tells_what_is_written() {
+    let place = Place::new().await;
+    fs::create_dir(place.at("dir")).expect("made");
+    let files = ["a", "b", "dir", "c"].map(|name| place.file(name, b"x", 0o600));
+    let error = place.write(files.to_vec()).await.expect_err("a directory");
+    assert_eq!((error.reason, error.files_written), (Reason::FileRefused, Some(2)));
+    let told = format!("2 of 4 files are written, up to {}", place.at("b"));
+    let failed = format!("{}: ", place.at("dir"));
+    assert!(error.message.ends_with(&told) && error.message.starts_with(&failed), "{error}");
+    assert!(Path::new(&place.at("b")).exists() && !Path::new(&place.at("c")).exists());
+    let error = place.write(files[2..].to_vec()).await.expect_err("a directory");
+    assert_eq!(error.files_written, Some(0));
+    assert!(error.message.ends_with("none of the 2 files is written"), "{error}");
+    assert_eq!(place.read("nosuch").await.expect_err("nothing").files_written, None);
+}
+
+#[tokio::test]
+async fn file_access_follows_the_permissions_of_the_user() {
     let place = Place::new().await;
     let www = User::Name("www-data".into());
     let write = |name: &str| {
         let files = vec![place.file(name, b"x", 0o644)];
-        place.rig.execs.write_files(&place.name, &www, files)
+        place.rig.execs.files(&place.name, &www).write(files)
     };
     assert_eq!(write("no").await.expect_err("not theirs").reason, Reason::FileRefused);
     fs::set_permissions(place.dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
     assert_eq!(write("yes").await, Ok(1));
     assert_eq!(fs::metadata(place.at("yes")).expect("there").uid(), 33);
     let shadow = "/etc/shadow".to_owned();
-    let read = place.rig.execs.read_file(&place.name, &www, shadow, (0, 0)).await;
+    let read = place.rig.execs.files(&place.name, &www).read(shadow, (0, 0)).await;
     assert_eq!(read.map(drop).expect_err("not theirs").reason, Reason::FileRefused);
 }
 
 #[tokio::test]
-async fn what_is_no_file_is_refused_at_once() {
+async fn reading_a_special_file_is_refused_at_once() {
     let place = Place::new().await;
     mkfifo(&place.at("fifo"));
     symlink(place.at("fifo"), place.at("link")).expect("a link");
@@ -134,13 +180,15 @@ async fn what_is_no_file_is_refused_at_once() {
     assert!(place.read("loop").await.is_err());
     let error = place.read(&"x".repeat(300)).await.expect_err("too long a name");
     assert_eq!(error.reason, Reason::ExecFailed, "{error}");
-    // An obstacle to a write is replaced, and never followed or written into.
+    // A link is replaced and never followed; a pipe is neither replaced nor written into.
     fs::write(place.at("target"), "as it was").expect("written");
     symlink(place.at("target"), place.at("to-target")).expect("a link");
     let files = vec![place.file("to-target", b"new", 0o644), place.file("fifo", b"new", 0o644)];
-    assert_eq!(place.write(files).await, Ok(2));
+    let error = place.write(files).await.expect_err("a pipe");
+    assert_eq!((error.reason, error.files_written), (Reason::FileRefused, Some(1)), "{error}");
     assert_eq!(fs::read_to_string(place.at("target")).expect("read"), "as it was");
-    assert!(!fs::symlink_metadata(place.at("fifo")).expect("there").file_type().is_fifo());
+    assert!(fs::symlink_metadata(place.at("to-target")).expect("there").is_file());
+    assert!(fs::symlink_metadata(place.at("fifo")).expect("there").file_type().is_fifo());
     fs::create_dir(place.at("dir")).expect("made");
     let error = place.write(vec![place.file("dir", b"x", 0o644)]).await.expect_err("a directory");
     assert_eq!(error.reason, Reason::FileRefused, "{error}");
@@ -148,7 +196,7 @@ async fn what_is_no_file_is_refused_at_once() {
     fs::File::create(place.at("giant")).and_then(|f| f.set_len(1 << 43)).expect("made");
     let path = place.at("giant");
     let (entry, flow) =
-        place.rig.execs.read_file(&place.name, &ROOT, path, (1 << 42, 10)).await.expect("read");
+        place.rig.execs.files(&place.name, &ROOT).read(path, (1 << 42, 10)).await.expect("read");
     assert_eq!((entry.size, all(flow).await), (1 << 43, Ok(vec![0; 10])));
 }
 
@@ -159,14 +207,15 @@ async fn directories_are_listed_and_removed() {
     assert_eq!(place.write(files).await, Ok(2));
     symlink("/nowhere", place.at("d/c")).expect("a link");
     mkfifo(&place.at("d/d"));
-    let list = |path| place.rig.execs.list_dir(&place.name, &ROOT, path);
-    let (entries, more) = list(place.at("d")).await.expect("listed");
+    let list = |path| place.rig.execs.files(&place.name, &ROOT).list(path, (5000, String::new()));
+    let (entries, next) = list(place.at("d")).await.expect("listed");
     let seen: Vec<_> = entries.iter().map(|e| (e.name.as_str(), e.kind, e.size)).collect();
     assert_eq!(seen[..2], [("a", FileKind::File, 2), ("b", FileKind::File, 1)]);
-    assert_eq!((seen[2].1, seen[3].1, more), (FileKind::Symlink, FileKind::Special, false));
+    assert_eq!((seen[2].1, seen[3].1, next), (FileKind::Symlink, FileKind::Special, String::new()));
     assert_eq!(entries[2].target, "/nowhere");
     assert_eq!(list(place.at("d/a")).await.expect_err("a file").reason, Reason::FileRefused);
-    let remove = |path, recursive| place.rig.execs.remove_file(&place.name, &ROOT, path, recursive);
+    let remove =
+        |path, recursive| place.rig.execs.files(&place.name, &ROOT).remove(path, recursive);
     let error = remove(place.at("d"), false).await.expect_err("not empty");
     assert_eq!(error.reason, Reason::FileRefused, "{error}");
     assert_eq!(remove(place.at("d/a"), false).await, Ok(true));
@@ -174,78 +223,26 @@ async fn directories_are_listed_and_removed() {
     assert_eq!(remove(place.at("d"), true).await, Ok(false));
 }
 
-fn archive(entries: &[(&str, tar::EntryType, &str, &[u8])]) -> Vec<u8> {
-    let mut archive = tar::Builder::new(Vec::new());
-    for (path, kind, link, content) in entries {
-        let mut header = tar::Header::new_gnu();
-        // Set by hand: the crate itself refuses to write such paths.
-        let name = &mut header.as_old_mut().name;
-        name[..path.len()].copy_from_slice(path.as_bytes());
-        header.set_entry_type(*kind);
-        header.set_size(content.len() as u64);
-        header.set_mode(0o755);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(1_700_000_000);
-        if !link.is_empty() {
-            header.set_link_name_literal(link).expect("short");
+#[tokio::test]
+async fn pages_of_a_directory_hold_each_entry_once_whatever_its_name() {
+    use std::os::unix::ffi::OsStringExt;
+    let place = Place::new().await;
+    std::fs::create_dir(place.at("d")).expect("made");
+    let names = (0..7u8).map(|n| vec![b'n', 0xe0 + n, n + 1]).chain([b"plain".to_vec()]);
+    for name in names {
+        let path = std::path::Path::new(&place.at("d")).join(std::ffi::OsString::from_vec(name));
+        std::fs::write(path, "x").expect("written");
+    }
+    let (mut found, mut after) = (Vec::new(), String::new());
+    for page in 0.. {
+        let list = place.rig.execs.files(&place.name, &ROOT).list(place.at("d"), (3, after));
+        let (entries, next) = list.await.expect("listed");
+        assert!(entries.len() <= 3 && page < 3, "an end comes");
+        found.extend(entries.into_iter().map(|entry| entry.name));
+        after = next;
+        if after.is_empty() {
+            break;
         }
-        header.set_cksum();
-        archive.append(&header, *content).expect("appended");
     }
-    archive.into_inner().expect("finished")
-}
-
-#[tokio::test]
-async fn archives_go_up_and_down() {
-    let place = Place::new().await;
-    let big = vec![7; 3_000_000];
-    let up = archive(&[
-        ("src", tar::EntryType::Directory, "", b""),
-        ("src/a", tar::EntryType::Regular, "", &big),
-        ("src/l", tar::EntryType::Symlink, "a", b""),
-    ]);
-    assert_eq!(place.upload("into", up).await, Ok(3));
-    assert!(fs::read(place.at("into/src/a")).expect("there") == big);
-    mkfifo(&place.at("into/src/fifo"));
-    let path = place.at("into/src");
-    let flow = place.rig.execs.download(&place.name, &ROOT, path).await.expect("begun");
-    let bytes = all(flow).await.expect("whole");
-    let mut down = tar::Archive::new(&bytes[..]);
-    let mut names: Vec<_> = down
-        .entries()
-        .expect("an archive")
-        .map(|entry| entry.expect("an entry").path().expect("a path").display().to_string())
-        .collect();
-    names.sort();
-    assert_eq!(names, ["src", "src/a", "src/l"]);
-    let missing = place.rig.execs.download(&place.name, &ROOT, place.at("nosuch")).await;
-    assert_eq!(missing.map(drop).expect_err("nothing").reason, Reason::FileNotFound);
-}
-
-#[tokio::test]
-async fn no_archive_leads_out_of_its_directory() {
-    let place = Place::new().await;
-    use tar::EntryType as E;
-    let regular = |path| archive(&[(path, E::Regular, "", b"x")]);
-    for (name, bad) in [
-        ("absolute", regular("/tmp/pve-sandbox-out")),
-        ("climbs", regular("../out")),
-        ("climbs later", regular("a/../../out")),
-        ("hard link", archive(&[("l", E::Link, "../../etc/passwd", b"")])),
-        ("device", archive(&[("null", E::Char, "", b"")])),
-        ("pipe", archive(&[("pipe", E::Fifo, "", b"")])),
-        ("no archive", vec![b'x'; 2000]),
-    ] {
-        let error = place.upload("into", bad).await.expect_err(name);
-        assert_eq!(error.reason, Reason::FieldInvalid, "{name}: {error}");
-    }
-    let out = tempfile::tempdir().expect("tempdir");
-    let target = out.path().to_str().expect("UTF-8");
-    let through = archive(&[("l", E::Symlink, target, b""), ("l/out", E::Regular, "", b"x")]);
-    place.upload("into", through).await.expect_err("through a link");
-    assert!(fs::read_dir(out.path()).expect("there").next().is_none());
-    for never in [place.at("out"), "/tmp/pve-sandbox-out".to_owned()] {
-        assert!(!Path::new(&never).exists(), "{never}");
-    }
+    assert_eq!((found.len(), found.last().map(String::as_str)), (8, Some("plain")));
 }

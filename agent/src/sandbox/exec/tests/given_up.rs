@@ -6,7 +6,7 @@ use proto::shim::v1::request::Message;
 
 use super::{attach::named, *};
 use crate::{
-    sandbox::files::FileContent,
+    sandbox::access::files::FileContent,
     shim::client::{Refused, attach},
 };
 
@@ -44,18 +44,18 @@ fn freeze(rig: &Rig) {
 }
 
 #[tokio::test]
-async fn what_a_frozen_sandbox_was_asked_for_does_not_run_afterwards() {
+async fn request_given_up_while_frozen_never_runs() {
     let (rig, marks) = (Rig::new().await, Marks::new());
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
     freeze(&rig);
     let begun = Instant::now();
-    let content = FileContent { path: marks.path("file"), content: "x".into(), mode: 0o600 };
+    let content = FileContent { path: marks.path("file"), content: "x".into(), mode: Some(0o600) };
     let (nobody, one) = (User::Id(0), SandboxRef::Id(id(1)));
     let (unnamed, first, second, written) = tokio::join!(
         rig.start(marks.leave("unnamed")),
         rig.start(named("n", marks.leave("named"))),
         rig.start(named("n", marks.leave("named"))),
-        rig.execs.write_files(&one, &nobody, vec![content]),
+        rig.execs.files(&one, &nobody).write(vec![content]),
     );
     for error in [
         unnamed.expect_err("nobody started it"),
@@ -80,7 +80,7 @@ async fn what_a_frozen_sandbox_was_asked_for_does_not_run_afterwards() {
 }
 
 #[tokio::test]
-async fn an_order_that_comes_too_late_is_refused_and_uses_up_no_name() {
+async fn late_order_is_refused_and_leaves_its_exec_id_free() {
     let (rig, marks) = (Rig::new().await, Marks::new());
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
     let record = rig.sandboxes.up(&SandboxRef::Id(id(1))).expect("up");
@@ -109,7 +109,7 @@ async fn an_order_that_comes_too_late_is_refused_and_uses_up_no_name() {
 }
 
 #[tokio::test]
-async fn a_helper_that_dies_with_an_order_in_its_hands_leaves_it_lost() {
+async fn order_of_a_dying_helper_is_reported_as_lost() {
     let (rig, marks) = (Rig::new().await, Marks::new());
     assert_eq!(rig.run(argv(&["true"])).await.code(), 0);
     freeze(&rig);

@@ -25,7 +25,7 @@ async fn lies(messages: &[&str], order: Order) -> Error {
 }
 
 #[tokio::test]
-async fn what_a_helper_says_is_not_believed() {
+async fn malformed_helper_message_fails_the_command() {
     let long = "x".repeat(8000);
     for nonsense in ["junk", "{}", "{\"Exited\":{\"token\":0,\"code\":999,\"signal\":0}}", &long] {
         let error = lies(&[nonsense], argv(&["true"])).await;
@@ -43,7 +43,7 @@ async fn what_a_helper_says_is_not_believed() {
 }
 
 #[tokio::test]
-async fn nonsense_about_one_command_ends_that_one_alone() {
+async fn malformed_message_about_one_command_ends_only_that_command() {
     let rig = Rig::new().await;
     let spawned = "{\"Spawned\":{\"token\":0}}";
     let nonsense = [
@@ -79,7 +79,7 @@ async fn the_helpers_image_cannot_be_overwritten() {
 }
 
 #[tokio::test]
-async fn a_command_has_no_descriptor_but_its_own_three() {
+async fn command_has_only_its_three_descriptors() {
     let rig = Rig::new().await;
     for tty in [None, Some(Window { rows: 24, columns: 80 })] {
         let mut order = shell("ls -l /proc/self/fd | sed 1d; echo cwd=$(readlink /proc/self/cwd)");
@@ -94,10 +94,10 @@ async fn a_command_has_no_descriptor_but_its_own_three() {
 }
 
 #[tokio::test]
-async fn one_that_floods_or_forks_is_ended_by_its_time() {
+async fn flooding_or_forking_command_is_ended_by_its_timeout() {
     let rig = Rig::new().await;
     let mut order = shell("yes >&2 & yes");
-    order.timeout = Duration::from_millis(700);
+    order.timeout = Some(Duration::from_millis(700));
     let (_, _input, mut outputs) = rig.start(order).await.expect("it starts");
     // Reads only now and then.
     let mut bytes = 0;
@@ -113,7 +113,7 @@ async fn one_that_floods_or_forks_is_ended_by_its_time() {
     let bomb =
         "f() { sleep 8100 & [ $1 -gt 0 ] && { f $(($1-1)) & f $(($1-1)) & }; }; f 6; sleep 8100";
     let mut order = shell(bomb);
-    order.timeout = Duration::from_millis(900);
+    order.timeout = Some(Duration::from_millis(900));
     let ran = rig.run(order).await;
     assert_eq!(ran.code(), 124);
     rig.until_count("sleep 8100", 0).await;

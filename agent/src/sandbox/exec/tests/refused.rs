@@ -27,7 +27,7 @@ async fn run(rig: &Rig, order: Order) -> Ran {
 }
 
 #[tokio::test]
-async fn a_refused_exec_id_can_be_used_again() {
+async fn exec_id_of_a_refused_command_can_be_used_again() {
     let mut rig = Rig::new().await;
     let user = Order { user: User::Name("no-such-user".into()), ..shell("echo ran") };
     let cwd = Order { cwd: Some("/nosuch".into()), ..shell("echo ran") };
@@ -58,7 +58,7 @@ async fn a_refused_exec_id_can_be_used_again() {
 }
 
 #[tokio::test]
-async fn an_exec_id_of_what_is_no_program_can_be_used_again() {
+async fn exec_id_of_an_unrunnable_program_can_be_used_again() {
     let rig = Rig::new().await;
     let dir = tempfile::tempdir().expect("tempdir");
     let script = dir.path().join("script");
@@ -87,7 +87,7 @@ async fn an_exec_id_of_what_is_no_program_can_be_used_again() {
 }
 
 #[tokio::test]
-async fn an_exec_id_that_found_no_place_can_be_used_again() {
+async fn exec_id_refused_over_the_running_limit_can_be_used_again() {
     let rig = Rig::new().await;
     let mut held = Vec::new();
     let time = format!("8300.{}", std::process::id());
@@ -112,7 +112,7 @@ async fn an_exec_id_that_found_no_place_can_be_used_again() {
 }
 
 #[tokio::test]
-async fn an_exec_id_that_another_shim_has_taken_meanwhile_is_not_run() {
+async fn exec_id_taken_by_another_shim_is_refused() {
     let rig = Rig::new().await;
     // From now on this shim knows the exec_ids on the disk.
     assert_eq!(rig.run(named("first", argv(&["true"]))).await.code(), 0);

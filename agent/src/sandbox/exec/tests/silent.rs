@@ -1,7 +1,7 @@
 //! Shims that exist and never answer.
 
 use super::*;
-use crate::sandbox::files::FileContent;
+use crate::sandbox::access::files::{FileContent, UnpackRules};
 
 /// Accepts every connection, and says nothing.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ async fn ends<T>(
 }
 
 #[tokio::test]
-async fn calls_are_answered_below_the_controllers_deadlines() {
+async fn calls_to_a_silent_shim_end_before_controller_deadlines() {
     // The sandbox comes up in real time: its probe runs a process.
     let rig = Rig::new().await;
     tokio::time::pause();
@@ -66,13 +66,15 @@ async fn calls_are_answered_below_the_controllers_deadlines() {
     }
     ends("list", list, Reason::ExecFailed, execs.list(&name)).await;
 
-    ends("stat", files, unknown, execs.stat_file(&name, &root, path())).await;
-    ends("list a directory", files, unknown, execs.list_dir(&name, &root, path())).await;
-    ends("read", files, unknown, execs.read_file(&name, &root, path(), (0, 0))).await;
-    ends("download", files, unknown, execs.download(&name, &root, path())).await;
-    ends("remove", files, unknown, execs.remove_file(&name, &root, path(), false)).await;
-    let file = FileContent { path: path(), content: Bytes::from_static(b"x"), mode: 0o600 };
-    ends("write", files, unknown, execs.write_files(&name, &root, vec![file])).await;
+    ends("stat", files, unknown, execs.files(&name, &root).stat(path())).await;
+    let list = execs.files(&name, &root).list(path(), (9, String::new()));
+    ends("list a directory", files, unknown, list).await;
+    ends("read", files, unknown, execs.files(&name, &root).read(path(), (0, 0))).await;
+    ends("download", files, unknown, execs.files(&name, &root).download(path())).await;
+    ends("remove", files, unknown, execs.files(&name, &root).remove(path(), false)).await;
+    let file = FileContent { path: path(), content: Bytes::from_static(b"x"), mode: Some(0o600) };
+    ends("write", files, unknown, execs.files(&name, &root).write(vec![file])).await;
     let (_archive, bytes) = mpsc::channel(1);
-    ends("upload", files, unknown, execs.upload(&name, &root, path(), bytes)).await;
+    let upload = execs.files(&name, &root).upload(path(), UnpackRules::default(), bytes);
+    ends("upload", files, unknown, upload).await;
 }

@@ -6,7 +6,7 @@ use crate::sys::pidfd;
 const SIGSTOP: i32 = nix::libc::SIGSTOP;
 
 #[tokio::test]
-async fn a_helper_that_was_stopped_goes_on_and_loses_nothing() {
+async fn stopped_helper_is_continued_and_loses_nothing() {
     let rig = Rig::new().await;
     let (_, input, outputs) = rig.start(shell("read x; exit 9")).await.expect("it starts");
     let [helper] = rig.helpers()[..] else { panic!("one helper: {:?}", rig.helpers()) };
@@ -22,7 +22,7 @@ async fn a_helper_that_was_stopped_goes_on_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_helper_that_never_answers_is_replaced_and_its_commands_are_told() {
+async fn unresponsive_helper_is_replaced_and_its_commands_are_lost() {
     let rig = Rig::new().await;
     // Reports the start of one command, and never says anything again.
     let script = r#"printf '"Ready"' >&3; head -c 1 <&3 >/dev/null

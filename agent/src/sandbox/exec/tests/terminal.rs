@@ -72,10 +72,10 @@ async fn paste(input: &mpsc::Sender<Input>) {
 }
 
 #[tokio::test]
-async fn a_terminal_that_makes_its_reader_wait_holds_up_nothing_else() {
+async fn blocking_terminal_delays_no_other_command() {
     let rig = Rig::new().await;
     let line = "trap '' HUP; stty raw -echo; echo up; sleep 8300";
-    let stuck = on_terminal(Order { timeout: Duration::from_secs(6), ..shell(line) });
+    let stuck = on_terminal(Order { timeout: Some(Duration::from_secs(6)), ..shell(line) });
     let (_, input, mut outputs) = rig.start(stuck).await.expect("it starts");
     rig.until_said("up", &mut outputs).await;
     let (stolen, relays) = (rig.steal_terminal(), rig.relays());
@@ -110,11 +110,11 @@ async fn a_terminal_that_makes_its_reader_wait_holds_up_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_terminal_whose_output_is_stopped_holds_up_only_its_own() {
+async fn terminal_with_stopped_output_delays_only_its_own_command() {
     let rig = Rig::new().await;
     // `stty sane` waits until all that was written has been read: never, by now.
     let line = "echo up; read x; echo out; stty sane; echo drained; exit 6";
-    let order = on_terminal(Order { timeout: Duration::from_secs(3), ..shell(line) });
+    let order = on_terminal(Order { timeout: Some(Duration::from_secs(3)), ..shell(line) });
     let (_, input, mut outputs) = rig.start(order).await.expect("it starts");
     rig.until_said("up", &mut outputs).await;
     input.send(Input::Stdin(Bytes::from_static(b"\x13\n"))).await.expect("taken");
@@ -135,7 +135,7 @@ async fn a_terminal_whose_output_is_stopped_holds_up_only_its_own() {
 }
 
 #[tokio::test]
-async fn a_terminal_passes_bytes_as_they_are() {
+async fn raw_terminal_passes_bytes_unchanged() {
     let rig = Rig::new().await;
     let line = "stty raw -echo; echo up; head -c 300000 | md5sum | cut -d' ' -f1";
     let (_, input, mut outputs) = rig.start(on_terminal(shell(line))).await.expect("it starts");
@@ -155,7 +155,7 @@ async fn a_terminal_passes_bytes_as_they_are() {
 }
 
 #[tokio::test]
-async fn a_relay_that_is_killed_hangs_up_its_own_terminal() {
+async fn killed_relay_hangs_up_only_its_own_terminal() {
     let rig = Rig::new().await;
     let time = format!("8302.{}", std::process::id());
     let order = on_terminal(argv(&["sleep", &time]));

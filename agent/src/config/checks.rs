@@ -1,0 +1,62 @@
+//! Checks of what the configuration file says.
+
+use proto::{lifetime::GRACE_MAX, name::Label};
+
+use super::{Limits, Shim, Sources, Template, network};
+use crate::{detect::Roots, sandbox::Probe};
+
+const LABELS_MAX: usize = 16;
+/// VLAN tags that PVE accepts.
+const TAGS: std::ops::RangeInclusive<u16> = 1..=4094;
+
+pub(super) fn templates(from: &mut Sources<'_>, templates: &[Template], roots: Roots<'_>) {
+    for template in templates {
+        let Template { snapshot, vmid, cores, memory_mib, .. } = template;
+        let mut wrong = |why: &str| from.mistake("template", format!("{snapshot} ({vmid}): {why}"));
+        if *cores == 0 || *cores > proto::spec::limit::CORES_MAX {
+            wrong("cores must be 1 to 64");
+        }
+        if !proto::spec::limit::MEMORY_MIB.contains(memory_mib) {
+            wrong("memory_mib must be 64 to 524288");
+        }
+        match &template.probe {
+            Probe::Http { path, .. } if !path.starts_with('/') => {
+                wrong("probe.http.path must start with a slash");
+            }
+            Probe::Command(argv) if argv.is_empty() => wrong("probe.command must not be empty"),
+            Probe::None | Probe::Http { .. } | Probe::Command(_) => {}
+        }
+        if let Some(bridge) = &template.bridge
+            && !network::is_bridge(bridge, roots)
+        {
+            wrong(&format!("there is no interface {bridge:?}"));
+        }
+        if template.tag.is_some_and(|tag| !TAGS.contains(&tag)) {
+            wrong("tag must be 1 to 4094");
+        }
+        if templates.iter().filter(|other| other.vmid == *vmid).count() > 1 {
+            wrong("the vmid stands there twice");
+        }
+    }
+}
+
+pub(super) fn labels(from: &mut Sources<'_>, labels: &[Label]) {
+    from.must(labels.len() <= LABELS_MAX, "labels", "must be at most 16");
+}
+
+pub(super) fn limits(from: &mut Sources<'_>, limits: &Limits) {
+    let bounded = limits.memory_overcommit >= 0.1;
+    from.must(bounded, "limits.memory_overcommit", "must be 0.1 or more");
+    from.must(limits.grace_s <= GRACE_MAX.as_secs(), "limits.grace_s", "must be 0 to 600");
+    let share = (0.0..=1.0).contains(&limits.memory_used_max);
+    from.must(share, "limits.memory_used_max", "must be 0 to 1");
+}
+
+pub(super) fn shim(from: &mut Sources<'_>, shim: &Shim) {
+    let cores = (0.05..=1024.0).contains(&shim.cpu_cores);
+    from.must(cores, "shim.cpu_cores", "must be 0.05 to 1024");
+    from.must(shim.memory_mib >= 64, "shim.memory_mib", "must be 64 or more");
+    from.must(shim.output_mib >= 8, "shim.output_mib", "must be 8 or more");
+    let whole = shim.output_node_mib >= shim.output_mib;
+    from.must(whole, "shim.output_node_mib", "must not be less than shim.output_mib");
+}

@@ -1,0 +1,252 @@
+//! A real node, as the trait `Pve` asks for it.
+
+use std::{collections::BTreeMap, ffi::OsString, net::Ipv4Addr, time::Duration};
+
+use futures_util::FutureExt;
+use nix::{
+    sys::signal::Signal,
+    time::{ClockId, clock_gettime},
+};
+use proto::{
+    id::{SandboxId, Vmid},
+    name::{NodeName, Port},
+    spec::Size,
+};
+use tokio::time::Instant;
+
+use super::Pct;
+use crate::{
+    pve::{
+        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, HostPaths, Init, Mark, OwnVolumes,
+        Pve, Settings, StorageRoom, Usage, cgroup, container, pause_lock,
+    },
+    sys::{netns, pidfd, proc},
+};
+
+impl Pct {
+    /// Reads files of the host on a thread that may wait; `None` when there is none any more.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&HostPaths) -> T + Send + 'static,
+    ) -> Option<T> {
+        let places = self.0.places.clone();
+        tokio::task::spawn_blocking(move || look(&places)).await.ok()
+    }
+}
+
+#[async_trait::async_trait]
+impl Pve for Pct {
+    fn node(&self) -> &NodeName {
+        &self.0.node
+    }
+
+    async fn cluster(&self) -> Cluster {
+        self.0.cluster().await
+    }
+
+    async fn config(&self, vmid: Vmid) -> Result<Option<ContainerConfig>, Error> {
+        self.0.config(vmid).await.map_err(|kind| Error { op: "read", vmid, kind })
+    }
+
+    async fn configs(&self) -> Result<BTreeMap<Vmid, ContainerConfig>, Error> {
+        let error = |kind| Error { op: "list from", vmid: Vmid::MIN, kind };
+        self.0.configs().await.map_err(error)
+    }
+
+    async fn running(&self, vmid: Vmid) -> bool {
+        self.0.running(vmid)
+    }
+
+    async fn carries(&self, mark: &Mark) -> Result<bool, Error> {
+        let vmid = mark.vmid;
+        let found = self.0.mark_of(vmid).await.map_err(|kind| Error { op: "read", vmid, kind })?;
+        Ok(found.as_ref() == Some(mark))
+    }
+
+    async fn init(&self, vmid: Vmid) -> Option<Init> {
+        // A tenant may have put many processes before the init.
+        let found = self.look(move |at| container::init(&at.proc, &at.cgroup_root, vmid));
+        found.await.flatten()
+    }
+
+    async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool {
+        let asked = self.look(move |at| {
+            let pid = container::init_pid(&at.proc, &at.cgroup_root, vmid)?;
+            netns::has_address(&at.proc, pid, ip).ok()
+        });
+        asked.await.flatten().unwrap_or(false)
+    }
+
+    async fn storage_room(&self, template: Vmid) -> Result<StorageRoom, Error> {
+        let room = self.0.storage_room(template).await;
+        room.map_err(|kind| Error { op: "measure the storage of", vmid: template, kind })
+    }
+
+    async fn volumes(&self, vmid: Vmid) -> Result<Vec<String>, Error> {
+        let volumes = self.0.volumes(vmid).await;
+        volumes.map_err(|kind| Error { op: "find volumes of", vmid, kind })
+    }
+
+    async fn all_volumes(&self) -> Result<BTreeMap<Vmid, Vec<String>>, Error> {
+        let error = |kind| Error { op: "list volumes from", vmid: Vmid::MIN, kind };
+        self.0.all_volumes().await.map_err(error)
+    }
+
+    async fn clone_site(&self, template: Vmid, vmid: Vmid) -> Result<CloneSite, Error> {
+        let site = self.0.clone_site(template, vmid).await;
+        site.map_err(|kind| Error { op: "find volumes of", vmid, kind })
+    }
+
+    async fn clone_template(&self, order: &CloneOrder, deadline: Duration) -> Result<(), Error> {
+        let (order, deadline) = (order.clone(), Instant::now() + deadline);
+        self.change("clone", order.vmid, move |host| host.clone_template(order, deadline).boxed())
+            .await
+    }
+
+    async fn configure(&self, vmid: Vmid, settings: &Settings) -> Result<(), Error> {
+        let settings = settings.clone();
+        self.change("set", vmid, move |host| host.configure(vmid, settings).boxed()).await
+    }
+
+    async fn resize(&self, vmid: Vmid, gib: u32, deadline: Duration) -> Result<(), Error> {
+        let until = Instant::now() + deadline;
+        self.change("resize", vmid, move |host| host.resize(vmid, gib, until).boxed()).await
+    }
+
+    async fn set_limits(&self, vmid: Vmid, owner: &SandboxId, size: Size) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("set limits", vmid, move |host| host.set_limits(vmid, owner, size).boxed())
+            .await
+    }
+
+    async fn hand_to(&self, vmid: Vmid, owner: &SandboxId, target: &NodeName) -> Result<(), Error> {
+        let (owner, target) = (*owner, target.clone());
+        self.change("hand over", vmid, move |host| host.hand_to(vmid, owner, target).boxed()).await
+    }
+
+    async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + deadline;
+        self.change("start", vmid, move |host| host.start(vmid, deadline).boxed()).await
+    }
+
+    async fn halt(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("halt", vmid, move |host| host.halt(vmid, owner).boxed()).await
+    }
+
+    async fn recheck_ended(&self, init: Init) {
+        let told = self.look(move |at| {
+            let same = || proc::kin(&at.proc, init.pid).is_some_and(|now| now.start == init.start);
+            pidfd::signal(init.pid, Signal::SIGCHLD as i32, same)
+        });
+        if let Some(Err(error)) = told.await {
+            tracing::debug!(pid = init.pid, %error, "init could not be told of ended processes");
+        }
+    }
+
+    async fn stop(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + deadline;
+        self.change("stop", vmid, move |host| host.stop(vmid, deadline).boxed()).await
+    }
+
+    async fn destroy_owned(
+        &self,
+        vmid: Vmid,
+        owner: &SandboxId,
+        volumes: &OwnVolumes,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        let (owner, volumes, deadline) = (*owner, volumes.clone(), Instant::now() + deadline);
+        self.change("destroy", vmid, move |host| {
+            host.destroy_owned(vmid, owner, volumes, deadline).boxed()
+        })
+        .await
+    }
+
+    async fn unlock_template(&self, template: Vmid) -> Result<(), Error> {
+        self.change("unlock", template, move |host| host.unlock_template(template).boxed()).await
+    }
+
+    async fn mark(&self, mark: &Mark) -> Result<(), Error> {
+        let mark = mark.clone();
+        self.change("mark", mark.vmid, move |host| host.mark(mark).boxed()).await
+    }
+
+    async fn unmark(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("unmark", vmid, move |host| host.unmark(vmid, owner).boxed()).await
+    }
+
+    async fn acquire_pause_lock(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("pause lock", vmid, move |host| {
+            host.edit_pause_lock(vmid, owner, pause_lock::acquire).boxed()
+        })
+        .await
+    }
+
+    async fn release_pause_lock(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("pause unlock", vmid, move |host| {
+            host.edit_pause_lock(vmid, owner, pause_lock::release).boxed()
+        })
+        .await
+    }
+
+    async fn freeze(&self, vmid: Vmid, owner: &SandboxId, deadline: Duration) -> Result<(), Error> {
+        let (owner, deadline) = (*owner, Instant::now() + deadline);
+        self.change("freeze", vmid, move |host| host.freeze(vmid, owner, deadline).boxed()).await
+    }
+
+    async fn thaw(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {
+        let owner = *owner;
+        self.change("thaw", vmid, move |host| host.thaw(vmid, owner).boxed()).await
+    }
+
+    async fn reclaim(&self, vmid: Vmid, bytes: u64) -> bool {
+        // The write returns only when the kernel is done.
+        let done = self.look(move |at| {
+            cgroup::has_swap(&at.proc) && cgroup::reclaim(&at.cgroup_root, vmid, bytes)
+        });
+        done.await.unwrap_or(false)
+    }
+
+    async fn usage(&self, vmid: Vmid) -> Option<Usage> {
+        let read = self.look(move |at| {
+            let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);
+            let at_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+            Some(Usage { at_ns, ..cgroup::usage(&at.cgroup_root, &at.proc, vmid)? })
+        });
+        read.await.flatten()
+    }
+
+    async fn connected(&self, vmid: Vmid) -> bool {
+        let read = self.look(move |at| {
+            let pid = container::init_pid(&at.proc, &at.cgroup_root, vmid)?;
+            Some(container::connected(&at.proc, pid))
+        });
+        read.await.flatten().unwrap_or(false)
+    }
+
+    async fn listens_on_loopback(&self, vmid: Vmid, port: Port) -> bool {
+        let read = self.look(move |at| {
+            let pid = container::init_pid(&at.proc, &at.cgroup_root, vmid)?;
+            Some(container::listens_on_loopback(&at.proc, pid, port))
+        });
+        read.await.flatten().unwrap_or(false)
+    }
+
+    async fn processes(&self, vmid: Vmid) -> Vec<u32> {
+        // A container may hold thousands of cgroups.
+        let found = self.look(move |at| cgroup::processes(&at.cgroup_root, vmid)).await;
+        found.unwrap_or_default()
+    }
+
+    async fn frozen(&self, vmid: Vmid) -> bool {
+        cgroup::frozen(&self.0.places.cgroup_root, vmid)
+    }
+
+    fn enter(&self, vmid: Vmid) -> Option<Vec<OsString>> {
+        Some(self.0.places.attach(vmid))
+    }
+}

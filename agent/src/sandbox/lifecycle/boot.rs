@@ -1,0 +1,90 @@
+//! Boots a container and waits until it is ready, both for a creation and for a start.
+
+use proto::{Reason, spec::Network};
+use tokio::{
+    sync::SemaphorePermit,
+    time::{Instant, timeout_at},
+};
+
+use super::probe;
+use crate::{
+    journal::Record,
+    pve::ContainerConfig,
+    sandbox::{Error, Probe, Result, Sandboxes, core::deadline},
+};
+
+/// Container boot under way.
+pub(crate) struct Boot<'a> {
+    pub(crate) record: &'a Record,
+    /// Start of the boot: earlier DHCP replies belong to another boot.
+    pub(crate) begun: Instant,
+    pub(crate) probe: &'a Probe,
+    pub(crate) deadline: Instant,
+}
+
+impl Sandboxes {
+    /// Waits for one of the few slots for containers that boot at the same time.
+    pub(in crate::sandbox) async fn start_slot(
+        &self,
+        deadline: Instant,
+    ) -> Result<SemaphorePermit<'_>> {
+        let slot = timeout_at(deadline, self.starts.acquire()).await;
+        slot.ok()
+            .and_then(Result::ok)
+            .ok_or_else(|| Error::new(Reason::QueueFull, "no free slot for a start in time"))
+    }
+
+    pub(in crate::sandbox) async fn start_container(&self, boot: &Boot<'_>) -> Result<()> {
+        let config = self.config_of_ours(boot.record).await?;
+        self.check_connection(boot.record, &config).await?;
+        if boot.record.network == Network::Dhcp {
+            self.network_of(Network::Dhcp)?;
+            if let Some(net0) = config.net0() {
+                self.check_dhcp_bridge(&net0.bridge)?;
+            }
+        }
+        let left = deadline::left(boot.deadline, self.options.limits.start)?;
+        self.pve.start(boot.record.vmid, left).await.map_err(Error::from)
+    }
+
+    /// Reads the config of the container, which must carry this sandbox's mark: an operator may
+    /// have removed the mark, or made another container under the vmid.
+    ///
+    /// # Errors
+    /// NOT_OURS when it does not.
+    async fn config_of_ours(&self, record: &Record) -> Result<ContainerConfig> {
+        let config = self.pve.config(record.vmid).await?;
+        config.filter(|config| config.mark() == Some(record.mark())).ok_or_else(|| not_ours(record))
+    }
+
+    /// Checks that the container carries this sandbox's mark. While pmxcfs is unavailable, a
+    /// running container is recognised by its init.
+    ///
+    /// # Errors
+    /// NOT_OURS when it does not; NO_QUORUM when that cannot be decided.
+    pub(in crate::sandbox) async fn check_ours(&self, record: &Record) -> Result<()> {
+        if self.pve.carries(&record.mark()).await? {
+            return Ok(());
+        }
+        Err(not_ours(record))
+    }
+
+    /// Waits until the sandbox has its address, runs commands and passes its probe.
+    pub(in crate::sandbox) async fn until_it_answers(&self, boot: &Boot<'_>) -> Result<()> {
+        let until = boot.deadline.min(Instant::now() + self.options.limits.answer);
+        let Record { vmid, network, ip, .. } = *boot.record;
+        let ip = match network {
+            Network::Static => ip,
+            Network::Dhcp => Some(self.lease_from_dhcp(boot, until).await?),
+        };
+        probe::until_it_answers(&*self.pve, vmid, ip, boot.probe, until).await?;
+        // From now on its init identifies it, even if pmxcfs fails before the next check.
+        drop(self.pve.carries(&boot.record.mark()).await);
+        Ok(())
+    }
+}
+
+fn not_ours(record: &Record) -> Error {
+    let message = format!("CT {} does not carry the mark of {}", record.vmid, record.id);
+    Error::new(Reason::NotOurs, message)
+}

@@ -1,0 +1,93 @@
+//! The sandboxes that a verb names, all in one place, so that each can be named in every way.
+
+use super::{Operator, User, Verb, admin::Admin, cp};
+use crate::{client::Controller, failure::Failure, resolve};
+
+/// Replaces what the user typed by names that the API takes. `connect` is called only where that
+/// needs a controller.
+///
+/// # Errors
+/// When a name means no sandbox or several.
+pub(super) async fn resolve(
+    verb: &mut Verb,
+    connect: impl Fn() -> Result<Controller, Failure>,
+) -> Result<(), Failure> {
+    for id in of(verb) {
+        if resolve::is_needed(id) {
+            *id = resolve::resolve(&connect()?, id).await?;
+        }
+    }
+    Ok(())
+}
+
+fn of(verb: &mut Verb) -> Vec<&mut String> {
+    match verb {
+        Verb::User(verb) => of_user(verb),
+        Verb::Operator(verb) => of_operator(verb),
+    }
+}
+
+fn of_user(verb: &mut User) -> Vec<&mut String> {
+    match verb {
+        User::Get(args) => vec![&mut args.id],
+        User::Exec(args) => vec![&mut args.id],
+        User::Shell(args) => vec![&mut args.id],
+        User::Wait(args) => vec![&mut args.id],
+        User::Inspect(args) => args.ids.iter_mut().collect(),
+        User::Ps(args) => vec![&mut args.id],
+        User::Logs(args) => vec![&mut args.id],
+        User::Attach(args) => vec![&mut args.id],
+        User::Console(args) => vec![&mut args.id],
+        User::Kill(args) => vec![&mut args.id],
+        User::Cp(args) => {
+            let places = [&mut args.source, &mut args.destination];
+            places.into_iter().filter_map(cp::Place::sandbox).collect()
+        }
+        User::Start(args) => args.ids.iter_mut().collect(),
+        User::Stop(args) => args.many.ids.iter_mut().collect(),
+        User::Rename(args) => vec![&mut args.id],
+        User::Resize(args) => vec![&mut args.id],
+        User::Set(args) => vec![&mut args.id],
+        User::Rm(args) => args.ids.iter_mut().collect(),
+        User::Pause(args) => args.ids.iter_mut().collect(),
+        User::Resume(args) => args.ids.iter_mut().collect(),
+        User::Top(args) => args.ids.iter_mut().collect(),
+        User::WakeOn(args) => vec![&mut args.id],
+        User::Lifetime(args) => vec![&mut args.id],
+        User::Expose(args) => vec![&mut args.id],
+        User::Hide(args) => vec![&mut args.id],
+        User::Url(args) => vec![&mut args.id],
+        User::Watch(args) => vec![&mut args.id],
+        User::Use(args) => args.id.iter_mut().collect(),
+        User::Explain(args) => args.id.iter_mut().collect(),
+        User::Events(args) => args.id.iter_mut().collect(),
+        User::Run(_)
+        | User::Create(_)
+        | User::Ls(_)
+        | User::Snapshot(_)
+        | User::Prune(_)
+        | User::Compare(_)
+        | User::Login(_)
+        | User::Context(_)
+        | User::Version
+        | User::Completion(_)
+        | User::Complete(_)
+        | User::Man(_) => Vec::new(),
+    }
+}
+
+fn of_operator(verb: &mut Operator) -> Vec<&mut String> {
+    match verb {
+        Operator::Release(args) | Operator::Admin(Admin::Release(args)) => vec![&mut args.id],
+        Operator::Nodes(_)
+        | Operator::Fsck
+        | Operator::Gc(_)
+        | Operator::Recover(_)
+        | Operator::Adopt(_)
+        | Operator::Cordon(_)
+        | Operator::Uncordon(_)
+        | Operator::Drain(_)
+        | Operator::Node(_)
+        | Operator::Admin(_) => Vec::new(),
+    }
+}

@@ -1,0 +1,148 @@
+//! One node, as the registry knows it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use daemon::sync::Mutex;
+use proto::{id::SandboxId, name::NodeName, sandbox::v1::NodeLoad};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Client;
+
+/// One node.
+#[derive(Debug)]
+pub struct Node {
+    /// Name of the node.
+    pub name: NodeName,
+    /// Address of the agent.
+    pub address: String,
+    /// Calls to the agent.
+    pub client: Client,
+    /// Index in the fleet.
+    pub(super) slot: u32,
+    pub(super) state: Mutex<State>,
+    /// Cancelled when the watch on it ends.
+    pub(super) watch_stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Reason why it is down; `None` when it is connected and its inventory is whole.
+    pub(super) down: Option<String>,
+    pub(super) version: String,
+    /// Journal of its revisions, from the last connection.
+    journal_id: Arc<str>,
+    /// Journal and revision from which a watch can resume.
+    journal: Option<(String, u64)>,
+    pub(super) report: Option<(NodeLoad, Instant)>,
+    /// No report has come over this connection yet.
+    pub(super) first_report: bool,
+    /// Stale attempts that it holds because the store with their pending cancels was lost.
+    stale_attempts: BTreeMap<SandboxId, u32>,
+    /// Sandboxes that moved to other nodes, with the target: it must drop its records of them.
+    moved: BTreeMap<SandboxId, NodeName>,
+    /// Whether its inventory was whole at least once.
+    pub(super) synced: bool,
+    /// Whether it has answered us before; a higher epoch there then means that we were replaced.
+    handshaken: bool,
+}
+
+/// State of a node for operators.
+#[derive(Debug, Clone)]
+pub struct NodeStatus {
+    /// Name of the node.
+    pub name: NodeName,
+    /// Address of the agent.
+    pub address: String,
+    /// Reason why it gets no new work; `None` when it does.
+    pub not_ready: Option<String>,
+    /// Version of its agent; empty before the first contact.
+    pub version: String,
+    /// Last report and its age.
+    pub report: Option<(NodeLoad, Duration)>,
+    /// Number of living sandboxes on it.
+    pub sandboxes: u32,
+}
+
+impl Node {
+    pub(super) fn new(
+        name: NodeName,
+        address: &str,
+        (client, slot): (Client, u32),
+        watch_stop: CancellationToken,
+    ) -> Self {
+        let state = State {
+            down: Some("not connected yet".into()),
+            first_report: true,
+            ..State::default()
+        };
+        Self {
+            name,
+            address: address.to_owned(),
+            client,
+            slot,
+            state: Mutex::new(state),
+            watch_stop,
+        }
+    }
+
+    /// Returns why it cannot be called now; `None` when it can.
+    pub fn down(&self) -> Option<String> {
+        self.state.lock().down.clone()
+    }
+
+    pub(super) fn journal(&self) -> Option<(String, u64)> {
+        self.state.lock().journal.clone()
+    }
+
+    pub(super) fn set_journal(&self, journal: Option<(String, u64)>) {
+        self.state.lock().journal = journal;
+    }
+
+    /// Records a new connection; returns true when it is not the first.
+    pub(super) fn connected(&self, version: &str, journal_id: &str) -> bool {
+        let mut state = self.state.lock();
+        version.clone_into(&mut state.version);
+        state.journal_id = journal_id.into();
+        state.first_report = true;
+        std::mem::replace(&mut state.handshaken, true)
+    }
+
+    /// Returns the journal of its revisions.
+    pub(super) fn journal_id(&self) -> Arc<str> {
+        self.state.lock().journal_id.clone()
+    }
+
+    /// Records a stale attempt that must be cancelled on it.
+    pub(super) fn add_stale_attempt(&self, id: SandboxId, attempt: u32) {
+        self.state.lock().stale_attempts.insert(id, attempt);
+    }
+
+    /// Records a sandbox that it must drop, because `to` has imported it.
+    pub(super) fn add_moved(&self, id: SandboxId, to: NodeName) {
+        self.state.lock().moved.insert(id, to);
+    }
+
+    /// Takes one stale attempt that must be cancelled on it.
+    pub(super) fn next_stale_attempt(&self) -> Option<(SandboxId, u32)> {
+        self.state.lock().stale_attempts.pop_first()
+    }
+
+    /// Returns the sandboxes that it must drop, with the nodes that have imported them.
+    pub(super) fn moved(&self) -> BTreeMap<SandboxId, NodeName> {
+        self.state.lock().moved.clone()
+    }
+
+    /// Records that it has dropped a sandbox.
+    pub(super) fn has_dropped(&self, id: &SandboxId) {
+        self.state.lock().moved.remove(id);
+    }
+
+    pub(super) fn set_down(&self, down: Option<String>) -> bool {
+        let mut state = self.state.lock();
+        let changed = state.down.is_some() != down.is_some();
+        state.synced |= down.is_none();
+        state.down = down;
+        changed
+    }
+}

@@ -1,0 +1,86 @@
+//! Deletes a sandbox, at any point of its life. Final.
+
+use proto::{
+    Reason,
+    id::SandboxId,
+    sandbox::v1::{EventKind, Phase, Sandbox},
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::Change;
+use crate::{
+    inventory::Entry,
+    sandbox::{Caller, Error, RETRY, Result, Sandboxes, WAIT},
+};
+
+const DELETE: Change =
+    Change { asked: Some(EventKind::DeleteAsked), effects: &[EventKind::Deleted] };
+
+impl Sandboxes {
+    /// Deletes a sandbox. Deleting a deleted one succeeds; one that takes long is DELETING.
+    ///
+    /// # Errors
+    /// When there is none, or its node cannot be asked: it is not deleted then.
+    pub async fn delete(&self, caller: &Caller, id: &str) -> Result<Sandbox> {
+        let deadline = Instant::now() + WAIT;
+        let mut entry = self.find(&caller.team, id)?;
+        self.may_change()?;
+        if !entry.ended() {
+            self.log_request(caller, &entry, DELETE);
+        }
+        if entry.creating {
+            entry = self.cancel_creation(entry, deadline).await?;
+        }
+        if entry.ended() {
+            return Ok(self.nodes.cache.view(&entry));
+        }
+        let node = self.reachable(&entry)?;
+        let epoch = self.nodes.epoch.get();
+        let wait = deadline.saturating_duration_since(Instant::now());
+        let answer = match node.client.delete(epoch, &entry.id, wait).await {
+            // There is nothing to delete, and the owner no longer wants it.
+            Err(error) if error.is_not_found() => {
+                tracing::warn!(sandbox_id = %entry.id, node = %node.name,
+                    "sandbox deleted that its node does not know");
+                let mut sandbox = entry.sandbox.clone();
+                sandbox.set_phase(Phase::Deleted);
+                Ok(sandbox)
+            }
+            answer => answer,
+        };
+        self.finish_change(&entry, &node, DELETE, answer).await
+    }
+
+    /// Cancels a creation and waits until nothing of it is left, or until it turns out to be up.
+    async fn cancel_creation(&self, entry: Entry, deadline: Instant) -> Result<Entry> {
+        // Durable first: after a restart the creation must not be carried out.
+        self.store.cancel(&entry.id).await?;
+        if let Some(creation) = self.creations.lock().get(&entry.id) {
+            creation.cancel();
+        }
+        let mut changes = self.nodes.cache.watch(entry.id);
+        loop {
+            changes.mark_unchanged();
+            let entry = self.entry(&entry.id)?;
+            if !entry.creating {
+                return Ok(entry);
+            }
+            if entry.node.is_some() {
+                self.reachable(&entry)?;
+            }
+            let changed = tokio::select! {
+                changed = timeout_at(deadline, changes.changed()) => changed.is_ok(),
+                () = self.stop.cancelled() => false,
+            };
+            if !changed {
+                let message = format!("{} is being called off; ask again", entry.id);
+                return Err(Error::new(Reason::OutcomeUnknown, message).retry(RETRY));
+            }
+        }
+    }
+
+    fn entry(&self, id: &SandboxId) -> Result<Entry> {
+        let name = proto::id::SandboxRef::Id(*id);
+        self.nodes.cache.get(&name).ok_or_else(|| Error::not_found(&name))
+    }
+}

@@ -1,0 +1,93 @@
+//! Changes that callers ask for of a sandbox that exists. Its node carries them out.
+
+mod delete;
+mod expose;
+mod pause;
+mod start;
+mod stop;
+mod update;
+
+use proto::{
+    Progress,
+    id::SandboxId,
+    sandbox::v1::{EventKind, Sandbox},
+};
+
+use crate::{
+    inventory::Entry,
+    node::{self, Client, Node},
+    sandbox::{Caller, Result, Sandboxes},
+    store::Event,
+};
+
+/// Events of a change.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Change {
+    /// Event that records the request, if there is one.
+    pub(super) asked: Option<EventKind>,
+    /// Events of the node that are attributed to the caller.
+    pub(super) effects: &'static [EventKind],
+}
+
+impl Sandboxes {
+    /// Carries out a change of a sandbox of the caller's team that is neither being created nor
+    /// deleted. `call` is made with the epoch of this controller.
+    async fn change<F>(
+        &self,
+        caller: &Caller,
+        id: &str,
+        change: Change,
+        call: impl FnOnce(Client, u64, SandboxId) -> F,
+    ) -> Result<Sandbox>
+    where
+        F: Future<Output = Result<Sandbox, node::Error>>,
+    {
+        self.may_change()?;
+        let (entry, node) = self.on_node(&caller.team, id)?;
+        self.log_request(caller, &entry, change);
+        let answer = call(node.client.clone(), self.nodes.epoch.get(), entry.id).await;
+        self.finish_change(&entry, &node, change, answer).await
+    }
+
+    /// Records a requested change before its node receives it.
+    pub(super) fn log_request(&self, caller: &Caller, entry: &Entry, change: Change) {
+        self.log().ask(entry.id, change.effects, &caller.token);
+        if let Some(kind) = change.asked {
+            self.log().append(Event {
+                sandbox: Some(entry.id),
+                team: Some(entry.team.clone()),
+                node: entry.node.clone(),
+                ..self.log().event(kind, &caller.token)
+            });
+        }
+    }
+
+    /// Finishes a change: returns the known state, which is at least as new as the node's answer.
+    /// The change is logged before the caller gets the answer.
+    pub(super) async fn finish_change(
+        &self,
+        entry: &Entry,
+        node: &Node,
+        change: Change,
+        answer: Result<Sandbox, node::Error>,
+    ) -> Result<Sandbox> {
+        let may_follow = match &answer {
+            Ok(sandbox) => {
+                self.nodes.apply(&node.name, sandbox.clone());
+                sandbox.phase().is_changing() || sandbox.progress() == Progress::Resize
+            }
+            Err(node::Error::Refused { .. } | node::Error::Unreachable(_)) => false,
+            Err(node::Error::Unknown(_) | node::Error::Silent(_) | node::Error::Nonsense(_)) => {
+                true
+            }
+        };
+        if !may_follow {
+            self.log().unask(&entry.id, change.effects);
+        }
+        self.log_flushed().await;
+        match answer {
+            Ok(sandbox) => Ok(self.view(&entry.id).unwrap_or(sandbox)),
+            Err(error) => Err(self.node_error(node, error)),
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! One attempt of a creation on one node: sends it, follows it, and calls it off when it must end.
+
+use std::{ops::ControlFlow, time::Duration};
+
+use proto::{
+    Cause, Reason,
+    name::NodeName,
+    sandbox::v1::{Failure, NodeLoad, Phase, Sandbox},
+};
+use tokio::{
+    sync::watch::Receiver,
+    time::{Instant, sleep},
+};
+
+use super::{AttemptResult, Creation, POLL};
+use crate::{
+    node::{self, Node},
+    sandbox::{RETRY, Sandboxes, WAIT},
+};
+
+/// Pause between two requests to a node.
+const ASK: Duration = Duration::from_millis(500);
+
+/// Next request to the node of an attempt.
+enum Step {
+    Send,
+    Ask,
+    Follow,
+}
+
+impl Sandboxes {
+    /// Carries out one attempt on one node.
+    pub(super) async fn attempt(&self, creation: &mut Creation, name: &NodeName) -> AttemptResult {
+        let Some(node) = self.nodes.get(name) else {
+            if creation.maybe_sent {
+                // Not configured any more; a pending cancel waits for the node to come back.
+                sleep(RETRY).await;
+                return AttemptResult::Abandoned;
+            }
+            return AttemptResult::Refused("it is not in the configuration any more".into(), None);
+        };
+        let mut step = if creation.maybe_sent { Step::Ask } else { Step::Send };
+        let mut silent_since = Instant::now();
+        let mut news = self.nodes.news();
+        loop {
+            news.mark_unchanged();
+            if Instant::now() > creation.begun + self.options.deadline {
+                creation.expired = true;
+                creation.cancel.cancel();
+            }
+            let answer = tokio::select! {
+                biased;
+                () = creation.cancel.cancelled() => {
+                    return self.cancel_attempt(creation, &node).await;
+                }
+                answer = self.ask(creation, &node, &step) => answer,
+            };
+            let next = match answer {
+                Ok((sandbox, load)) => {
+                    if sandbox.attempt == creation.order.attempt {
+                        silent_since = Instant::now();
+                    }
+                    self.by_record(creation, &node, &step, sandbox, load).await
+                }
+                Err(error) => {
+                    let silent = silent_since.elapsed() > self.options.patience;
+                    self.by_error(creation, &node, (&step, silent), error, &mut news).await
+                }
+            };
+            match next {
+                ControlFlow::Continue(next) => step = next,
+                ControlFlow::Break(result) => return result,
+            }
+        }
+    }
+
+    /// Decides by the record that the node has sent.
+    async fn by_record(
+        &self,
+        creation: &mut Creation,
+        node: &Node,
+        step: &Step,
+        sandbox: Sandbox,
+        load: Option<NodeLoad>,
+    ) -> ControlFlow<AttemptResult, Step> {
+        // The node carried out this request before, under an id that our store has lost.
+        if sandbox.id != creation.order.id.to_string() {
+            self.nodes.apply(&node.name, sandbox.clone());
+            return ControlFlow::Break(AttemptResult::Permanent(Failure {
+                reason: Reason::RequestIdReused.into(),
+                message: format!("this request made {} before; use that", sandbox.id),
+                rollback: String::new(),
+            }));
+        }
+        // Our store is an old copy: the sandbox came up and has moved since.
+        if sandbox.cause() == Cause::Moved || sandbox.attempt > creation.order.attempt {
+            return ControlFlow::Break(AttemptResult::Superseded(Box::new(sandbox)));
+        }
+        // The tombstone of an earlier attempt: the node has not received this one.
+        if sandbox.attempt < creation.order.attempt {
+            sleep(ASK).await;
+            return ControlFlow::Continue(Step::Send);
+        }
+        if !matches!(step, Step::Follow) {
+            self.nodes.admitted(node, &creation.order.id, load);
+        }
+        creation.maybe_sent = true;
+        self.nodes.apply(&node.name, sandbox.clone());
+        match sandbox.phase() {
+            Phase::Creating | Phase::Unspecified => {
+                // A node that cannot continue now (just back, or without quorum) answers at once,
+                // however long it was asked to wait.
+                if matches!(step, Step::Follow) {
+                    sleep(ASK).await;
+                }
+                ControlFlow::Continue(Step::Follow)
+            }
+            Phase::Failed => {
+                let failure = sandbox.failure.unwrap_or_default();
+                ControlFlow::Break(by_failure(&node.name, failure, None))
+            }
+            // The creation may have been cancelled, with a later attempt up elsewhere.
+            Phase::Deleted if creation.resumed && self.nodes_may_know_more(creation) => {
+                sleep(POLL).await;
+                ControlFlow::Continue(Step::Ask)
+            }
+            // Even if it has been deleted since: it is never made again.
+            Phase::Running
+            | Phase::Paused
+            | Phase::Starting
+            | Phase::Stopping
+            | Phase::Stopped
+            | Phase::Deleting
+            | Phase::Deleted
+            | Phase::Unreachable => {
+                let over = creation.resumed && sandbox.phase() == Phase::Deleted;
+                let later = if over { self.later_attempt(creation) } else { None };
+                let running = || AttemptResult::Running(Box::new(sandbox));
+                ControlFlow::Break(later.map_or_else(running, AttemptResult::Superseded))
+            }
+        }
+    }
+
+    /// Decides by a refusal, or by the lack of an answer. `silent`: the node has not answered for
+    /// longer than this is put up with.
+    async fn by_error(
+        &self,
+        creation: &mut Creation,
+        node: &Node,
+        (step, silent): (&Step, bool),
+        error: node::Error,
+        news: &mut Receiver<u64>,
+    ) -> ControlFlow<AttemptResult, Step> {
+        self.nodes.fence_if_replaced(&error);
+        if self.nodes.epoch.fenced() {
+            return ControlFlow::Break(AttemptResult::Replaced);
+        }
+        match error {
+            ref unknown if unknown.is_not_found() && !matches!(step, Step::Send) => {
+                // The attempt never arrived. It may go to the same node again.
+                sleep(ASK).await;
+                ControlFlow::Continue(Step::Send)
+            }
+            node::Error::Refused { reason, message, retry_after, .. } => {
+                if reason == Reason::SandboxBusy {
+                    // An earlier, abandoned attempt is still there.
+                    self.cancel_earlier(creation, node).await;
+                }
+                let failure = Failure { reason: reason.into(), message, rollback: String::new() };
+                ControlFlow::Break(by_failure(&node.name, failure, retry_after))
+            }
+            // No earlier request has arrived anywhere.
+            node::Error::Unreachable(why) if !creation.maybe_sent => {
+                ControlFlow::Break(AttemptResult::Refused(why, Some(RETRY)))
+            }
+            node::Error::Unreachable(_)
+            | node::Error::Unknown(_)
+            | node::Error::Silent(_)
+            | node::Error::Nonsense(_) => {
+                if !creation.maybe_sent || matches!(step, Step::Send) {
+                    tracing::warn!(sandbox_id = %creation.order.id, node = %node.name, %error,
+                        "outcome of a creation is unknown, asking the node");
+                    self.nodes.trip(node);
+                }
+                creation.maybe_sent = true;
+                if silent && node.down().is_some() {
+                    return ControlFlow::Break(AttemptResult::Abandoned);
+                }
+                tokio::select! {
+                    () = creation.cancel.cancelled() => {}
+                    () = sleep(RETRY) => {}
+                    // The node may be back.
+                    _ = async { sleep(ASK).await; news.changed().await } => {}
+                }
+                ControlFlow::Continue(Step::Ask)
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        creation: &Creation,
+        node: &Node,
+        step: &Step,
+    ) -> Result<(Sandbox, Option<NodeLoad>), node::Error> {
+        let epoch = self.nodes.epoch.get();
+        match step {
+            // Answered as soon as the node has admitted it, which keeps the uncertain time short.
+            Step::Send => node.client.create(epoch, &creation.order, Duration::ZERO).await,
+            Step::Follow => node.client.create(epoch, &creation.order, WAIT).await,
+            Step::Ask => node.client.get(&creation.order.id).await.map(|sandbox| (sandbox, None)),
+        }
+    }
+
+    /// Cancels the earlier attempts. A failure here is repeated with the next try.
+    async fn cancel_earlier(&self, creation: &Creation, node: &Node) {
+        let (epoch, before) = (self.nodes.epoch.get(), creation.order.attempt - 1);
+        if let Err(error) = node.client.cancel_create(epoch, &creation.order.id, before).await {
+            tracing::warn!(sandbox_id = %creation.order.id, node = %node.name, %error,
+                "could not cancel an abandoned attempt");
+        }
+    }
+
+    /// Removes the attempt from the node. Retries for ever: a requested deletion stays wanted.
+    pub(in crate::sandbox::create) async fn cancel_attempt(
+        &self,
+        creation: &Creation,
+        node: &Node,
+    ) -> AttemptResult {
+        let id = &creation.order.id;
+        loop {
+            let epoch = self.nodes.epoch.get();
+            let left = match node.client.cancel_create(epoch, id, creation.order.attempt).await {
+                Ok(left) => left,
+                Err(error) if error.is_not_found() => None,
+                Err(error) => {
+                    self.nodes.fence_if_replaced(&error);
+                    if self.nodes.epoch.fenced() {
+                        return AttemptResult::Replaced;
+                    }
+                    tracing::warn!(sandbox_id = %id, node = %node.name, %error,
+                        "could not cancel a creation, trying again");
+                    sleep(RETRY).await;
+                    continue;
+                }
+            };
+            match left.as_ref().map(Sandbox::phase) {
+                None | Some(Phase::Failed | Phase::Deleted) => return AttemptResult::Cancelled,
+                // The sandbox had come up before.
+                Some(Phase::Running | Phase::Paused | Phase::Stopped) => {
+                    if let Err(error) = node.client.delete(epoch, id, WAIT).await {
+                        tracing::warn!(sandbox_id = %id, node = %node.name, %error,
+                            "could not delete a cancelled creation, trying again");
+                    }
+                }
+                Some(
+                    Phase::Unspecified
+                    | Phase::Creating
+                    | Phase::Starting
+                    | Phase::Stopping
+                    | Phase::Deleting
+                    | Phase::Unreachable,
+                ) => {}
+            }
+            sleep(ASK).await;
+        }
+    }
+}
+
+/// Classifies a node's refusal, or the failure that it recorded.
+fn by_failure(node: &NodeName, failure: Failure, retry_after: Option<Duration>) -> AttemptResult {
+    let failure = Failure { message: format!("node {node}: {}", failure.message), ..failure };
+    if failure.reason().is_node_refusal() {
+        return AttemptResult::Refused(
+            format!("{}: {}", failure.reason(), failure.message),
+            retry_after,
+        );
+    }
+    let reason_not_to_wait = matches!(
+        failure.reason(),
+        Reason::FieldInvalid | Reason::TooLarge | Reason::ScopeMissing | Reason::RequestIdReused
+    );
+    if reason_not_to_wait {
+        AttemptResult::Permanent(failure)
+    } else {
+        AttemptResult::Fault(failure)
+    }
+}

@@ -1,0 +1,512 @@
+//! Task behind a creation. It alone decides where the creation goes next and when it is over; after
+//! a restart it starts again from the store's row.
+//!
+//! ```text
+//!            +--------------------------- refused, failed (attempt + 1) <----------+
+//!            v                                                                     |
+//!  choose a node (durable) -> send -> follow until it runs -> files -> done (durable) -> RUNNING
+//!     |  no capacity: queue     |  ^
+//!     v                         v  | unknown there: send again, found: follow
+//!   FAILED                   UNKNOWN: ask that node, and only that node, by sandbox_id;
+//!                            after `patience`: pending cancel (durable), attempt + 1
+//! ```
+//! A sandbox that was seen running is never moved.
+
+mod attempt;
+
+use std::time::Duration;
+
+use prost::Message;
+use proto::{
+    Cause, Progress, Reason,
+    id::SandboxRef,
+    name::{NodeName, Team},
+    sandbox::v1::{EventKind, Failure, Phase, Sandbox},
+    spec::Spec,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    events as log,
+    node::{CreateOrder, registry::AttemptHistory},
+    placement::{Decision, Obstacle},
+    sandbox::{Error, RETRY, Sandboxes, read::explain},
+    store::{self, Choice, Event},
+};
+
+/// Most attempts that may fail for other reasons than a lack of capacity.
+const FAULTS_MAX: usize = 3;
+/// Time after the controller's start in which it waits for nodes that have not reported yet.
+const START_GRACE: Duration = Duration::from_secs(10);
+/// Time after which a node that refused is asked again, unless it names another.
+const REFUSAL: Duration = Duration::from_secs(1);
+/// Pause between two placement tries of a queued creation; load reports arrive in between.
+pub(super) const POLL: Duration = Duration::from_millis(100);
+
+/// A creation under way.
+#[derive(Debug)]
+pub(in crate::sandbox) struct Creation {
+    pub(in crate::sandbox) order: CreateOrder,
+    pub(super) team: Team,
+    spec: Spec,
+    /// Node of the current attempt.
+    node: Option<NodeName>,
+    /// Whether the node may already have received the attempt (the controller was restarted).
+    maybe_sent: bool,
+    /// Whether an earlier controller began the creation.
+    pub(super) resumed: bool,
+    /// False when the store has no files for it. Unknown, and so true, for one that an earlier
+    /// controller began.
+    pub(super) may_have_files: bool,
+    history: AttemptHistory,
+    faults: Vec<Failure>,
+    /// Attempt with unknown outcome that is abandoned; stored with the next choice of a node.
+    abandoned: Option<(NodeName, u32)>,
+    /// Later attempt that the current node reported.
+    found: Option<Box<Sandbox>>,
+    /// Failure of the previous attempt; logged with the next choice of a node.
+    last_failure: Option<Failure>,
+    /// Whether the deadline cancelled the creation, not its owner.
+    expired: bool,
+    pub(in crate::sandbox) cancel: CancellationToken,
+    pub(super) begun: Instant,
+}
+
+impl Creation {
+    pub(in crate::sandbox) fn new(
+        order: CreateOrder,
+        team: Team,
+        spec: Spec,
+        node: Option<NodeName>,
+    ) -> Self {
+        Self {
+            order,
+            team,
+            spec,
+            node,
+            maybe_sent: false,
+            resumed: false,
+            may_have_files: true,
+            history: AttemptHistory::default(),
+            faults: Vec::new(),
+            abandoned: None,
+            found: None,
+            last_failure: None,
+            expired: false,
+            cancel: CancellationToken::new(),
+            begun: Instant::now(),
+        }
+    }
+
+    pub(super) fn with_files(mut self, files: bool) -> Self {
+        self.may_have_files = files;
+        self
+    }
+
+    pub(in crate::sandbox) fn resumed(mut self, cancelled: bool) -> Self {
+        (self.maybe_sent, self.resumed) = (self.node.is_some(), true);
+        if cancelled {
+            self.cancel.cancel();
+        }
+        self
+    }
+}
+
+/// Outcome of a creation.
+enum Outcome {
+    Up(Box<Sandbox>),
+    Failed(Failure),
+    Cancelled,
+    /// The store says that the creation is already over.
+    Gone,
+    /// A later controller is in charge and continues the creation.
+    Replaced,
+}
+
+/// Outcome of one attempt.
+pub(super) enum AttemptResult {
+    Running(Box<Sandbox>),
+    /// Nothing was made; another node may make it, or this one later.
+    Refused(String, Option<Duration>),
+    /// Something was made, failed, and was rolled back.
+    Fault(Failure),
+    /// No other node can succeed.
+    Permanent(Failure),
+    /// The node has not answered for too long.
+    Abandoned,
+    Cancelled,
+    /// The node holds a later attempt: our store is an old copy.
+    Superseded(Box<Sandbox>),
+    /// A later controller is in charge.
+    Replaced,
+}
+
+impl Sandboxes {
+    /// Carries out a creation until it is over, and records the outcome. Dropped when the
+    /// controller stops; the row stays.
+    pub(in crate::sandbox) async fn make(&self, mut creation: Creation) {
+        let end = loop {
+            if let Some(node) = creation.node.clone() {
+                let attempt = self.attempt(&mut creation, &node).await;
+                let attempt = self.write_files_of(&creation, &node, attempt).await;
+                if let Some(end) = judge(&mut creation, node, attempt) {
+                    break end;
+                }
+                self.nodes.release(&creation.order.id);
+            } else if let Err(end) = self.next_node(&mut creation).await {
+                // Without another node the abandoned one is asked again: it may have the sandbox.
+                match (end, creation.abandoned.take()) {
+                    (Outcome::Failed(_) | Outcome::Cancelled, Some((node, _))) => {
+                        (creation.node, creation.maybe_sent) = (Some(node), true);
+                    }
+                    (end, _) => break end,
+                }
+            }
+        };
+        self.finish(&creation, end).await;
+    }
+
+    /// Chooses and records the next attempt's node; waits in the queue while all are full.
+    async fn next_node(&self, creation: &mut Creation) -> Result<(), Outcome> {
+        let id = creation.order.id;
+        let until = creation.begun + self.options.queue;
+        let mut place_in_queue = None;
+        let mut news = self.nodes.news();
+        loop {
+            news.mark_unchanged();
+            if creation.cancel.is_cancelled() {
+                return Err(Outcome::Cancelled);
+            }
+            if creation.faults.len() >= FAULTS_MAX {
+                return Err(Outcome::Failed(creation.faults[0].clone()));
+            }
+            if creation.resumed {
+                if let Some(later) = self.later_attempt(creation) {
+                    return self.continue_attempt(creation, &later).await;
+                }
+                if self.nodes_may_know_more(creation) {
+                    sleep(POLL).await;
+                    continue;
+                }
+            }
+            let next = creation.order.attempt + 1;
+            let decision =
+                self.place(id, &creation.team, &creation.spec, next, &creation.history).await;
+            if let Some(node) = decision.node() {
+                return self.choose(creation, node.clone(), &decision).await;
+            }
+            if let Some(error) = self.reason_not_to_wait(&decision, &creation.spec) {
+                let own = Failure {
+                    reason: error.reason.into(),
+                    message: error.message,
+                    ..Failure::default()
+                };
+                return Err(Outcome::Failed(creation.faults.first().cloned().unwrap_or(own)));
+            }
+            let full = |what: &str| {
+                let message = format!("{what}: {}", decision.why());
+                Failure { reason: Reason::NoCapacity.into(), message, rollback: String::new() }
+            };
+            if Instant::now() >= until {
+                return Err(Outcome::Failed(full("no node had room in time")));
+            }
+            if place_in_queue.is_none() {
+                let Ok(permit) = self.queue.try_acquire() else {
+                    return Err(Outcome::Failed(full("the queue for room is full")));
+                };
+                place_in_queue = Some(permit);
+                self.nodes.cache.placed(&id, None, creation.order.attempt, Progress::Queued);
+            }
+            let refusals = creation.history.refused.values().map(|(until, _)| *until);
+            let wake = refusals.filter(|at| *at > Instant::now()).min().unwrap_or(until).min(until);
+            tokio::select! {
+                () = creation.cancel.cancelled() => {}
+                () = sleep_until(wake) => {}
+                _ = async { sleep(POLL).await; news.changed().await } => {}
+            }
+        }
+    }
+
+    /// Returns true when nodes that have not reported yet may know more of the creation than the
+    /// store, which may be an old copy.
+    fn nodes_may_know_more(&self, creation: &Creation) -> bool {
+        let behind =
+            self.nodes.epoch.behind() && Instant::now() < creation.begun + self.options.queue;
+        (behind || self.started.elapsed() < START_GRACE) && self.has_unsynced()
+    }
+
+    /// Returns the latest of the nodes' attempts that are later than ours.
+    fn later_attempt(&self, creation: &mut Creation) -> Option<Box<Sandbox>> {
+        let reported =
+            self.nodes.cache.get(&SandboxRef::Id(creation.order.id)).and_then(|e| e.elsewhere);
+        let later =
+            creation.found.take().into_iter().chain(reported).max_by_key(|later| later.attempt)?;
+        let goes_on = later.attempt > creation.order.attempt || later.cause() == Cause::Moved;
+        goes_on.then_some(later)
+    }
+
+    /// Continues an attempt that a controller with a newer store began.
+    async fn continue_attempt(
+        &self,
+        creation: &mut Creation,
+        later: &Sandbox,
+    ) -> Result<(), Outcome> {
+        let (id, attempt) = (creation.order.id, later.attempt);
+        let Ok(node) = later.node.parse::<NodeName>() else { return Err(Outcome::Gone) };
+        tracing::warn!(sandbox_id = %id, %node, attempt, "node has a later attempt of a creation");
+        let (name, abandoned) = (node.clone(), creation.abandoned.take());
+        let choice = Choice { node: name, attempt, decision: String::new(), abandoned };
+        if !self.persist(|| self.store.choose(&id, choice.clone())).await {
+            return Err(Outcome::Gone);
+        }
+        creation.order.attempt = attempt;
+        self.nodes.cache.placed(&id, Some(&node), attempt, Progress::Placing);
+        (creation.node, creation.maybe_sent) = (Some(node), true);
+        Ok(())
+    }
+
+    async fn choose(
+        &self,
+        creation: &mut Creation,
+        node: NodeName,
+        decision: &Decision,
+    ) -> Result<(), Outcome> {
+        let id = creation.order.id;
+        let attempt = creation.order.attempt + 1;
+        let choice = Choice {
+            node: node.clone(),
+            attempt,
+            decision: explain::encode(decision),
+            abandoned: creation.abandoned.clone(),
+        };
+        if let Some(last_failure) = creation.last_failure.take() {
+            let (reason, message) = (last_failure.reason(), last_failure.message);
+            let kind = EventKind::AttemptMoved;
+            self.log().append(Event {
+                node: Some(node.clone()),
+                why: reason.into(),
+                detail: format!("attempt {attempt} goes there: {message}"),
+                once: Some(format!("{id} {attempt} {}", kind.as_str_name())),
+                ..self.event_of(creation, kind, log::CONTROLLER)
+            });
+        }
+        // The node must not receive the attempt before this is durable.
+        self.persist(|| self.log().flushed()).await;
+        let chosen = self.persist(|| self.store.choose(&id, choice.clone())).await;
+        if !chosen {
+            return Err(Outcome::Gone);
+        }
+        tracing::info!(sandbox_id = %id, %node, attempt, "node chosen");
+        creation.abandoned = None;
+        creation.order.attempt = attempt;
+        self.nodes.cache.placed(&id, Some(&node), attempt, Progress::Placing);
+        (creation.node, creation.maybe_sent) = (Some(node), false);
+        Ok(())
+    }
+
+    /// Records the outcome, then shows it.
+    async fn finish(&self, creation: &Creation, end: Outcome) {
+        let id = creation.order.id;
+        let now_ms = self.clock.now_ms();
+        let held = self.nodes.cache.get(&SandboxRef::Id(id)).map(|entry| entry.sandbox);
+        let mut sandbox = held.unwrap_or_default();
+        match end {
+            Outcome::Up(up) => {
+                sandbox = *up;
+                let last = sandbox.encode_to_vec();
+                let by = self.log().attributed_to(&id, EventKind::Created);
+                let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
+                let mut events = vec![Event {
+                    node: sandbox.node.parse().ok(),
+                    node_revision: sandbox.revision,
+                    ..self.once(creation, EventKind::Created, &by)
+                }];
+                events.extend(self.nodes.events_since_up(id, &creation.team, &sandbox));
+                // Durable before it is visible: a sandbox seen running is never moved.
+                let done = || self.store.done(&id, last.clone(), events.clone());
+                let revision = self.persist(done).await;
+                self.log().reached(revision);
+                tracing::info!(sandbox_id = %id, node = sandbox.node, vmid = sandbox.vmid,
+                    attempt = creation.order.attempt, "sandbox is up");
+            }
+            Outcome::Failed(failure) => {
+                tracing::warn!(sandbox_id = %id, reason = %failure.reason(), message = failure.message,
+                    rollback = failure.rollback, "creation failed");
+                let released = failure.reason().is_node_refusal();
+                self.ended(creation, EventKind::CreateFailed, &failure);
+                sandbox.set_phase(Phase::Failed);
+                sandbox.failure = Some(failure);
+                let last = sandbox.encode_to_vec();
+                self.persist(|| self.log().flushed()).await;
+                self.persist(|| self.store.failed(&id, last.clone(), released, now_ms)).await;
+                self.nodes.release(&id);
+            }
+            Outcome::Cancelled => {
+                tracing::info!(sandbox_id = %id, "creation cancelled");
+                sandbox.set_phase(Phase::Deleted);
+                let failure = Failure {
+                    reason: Reason::CreateCancelled.into(),
+                    message: "the creation was called off".into(),
+                    rollback: String::new(),
+                };
+                self.ended(creation, EventKind::Deleted, &failure);
+                sandbox.failure = Some(failure);
+                let last = sandbox.encode_to_vec();
+                self.persist(|| self.log().flushed()).await;
+                self.persist(|| self.store.failed(&id, last.clone(), false, now_ms)).await;
+                self.nodes.release(&id);
+            }
+            Outcome::Gone => self.nodes.release(&id),
+            // Our state of the sandbox may be outdated.
+            Outcome::Replaced => {
+                self.creations.lock().remove(&id);
+                return;
+            }
+        }
+        self.nodes.settle(&id, sandbox);
+        self.creations.lock().remove(&id);
+    }
+
+    /// Builds an event of a creation.
+    fn event_of(&self, creation: &Creation, kind: EventKind, actor: &str) -> Event {
+        Event {
+            sandbox: Some(creation.order.id),
+            team: Some(creation.team.clone()),
+            ..self.log().event(kind, actor)
+        }
+    }
+
+    /// As `event_of`, for a kind that occurs once per sandbox, even if a crash repeats the end.
+    fn once(&self, creation: &Creation, kind: EventKind, actor: &str) -> Event {
+        let once = Some(format!("{} {}", creation.order.id, kind.as_str_name()));
+        Event { once, ..self.event_of(creation, kind, actor) }
+    }
+
+    /// Logs that a creation failed or was cancelled.
+    fn ended(&self, creation: &Creation, kind: EventKind, failure: &Failure) {
+        let by = self.log().attributed_to(&creation.order.id, kind);
+        let by = by.unwrap_or_else(|| log::CONTROLLER.to_owned());
+        self.log().append(Event {
+            why: failure.reason().into(),
+            detail: failure.message.clone(),
+            ..self.once(creation, kind, &by)
+        });
+    }
+
+    /// Repeats a write until the store accepts it: the next step must not be taken without it.
+    /// Never returns once a later controller is in charge, which finishes the work under way.
+    async fn persist<T, F>(&self, write: impl Fn() -> F) -> T
+    where
+        F: Future<Output = Result<T, store::Error>>,
+    {
+        loop {
+            match write().await {
+                Ok(value) => return value,
+                Err(store::Error::Replaced) => {
+                    self.nodes.epoch.fence();
+                    std::future::pending().await
+                }
+                Err(store::Error::Failed(_)) if self.nodes.epoch.fenced() => {
+                    std::future::pending().await
+                }
+                Err(error @ store::Error::Failed(_)) => {
+                    tracing::error!(%error, "could not write to the store, trying again");
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Returns why waiting for capacity is useless; `None` when it is not.
+    pub(in crate::sandbox::create) fn reason_not_to_wait(
+        &self,
+        decision: &Decision,
+        spec: &Spec,
+    ) -> Option<Error> {
+        let why = decision.why();
+        match decision.obstacle(spec.node.as_ref()) {
+            Obstacle::Full => None,
+            // Another node may come back, but this one is asked for by name.
+            Obstacle::Withdrawn => spec.node.as_ref().map(|node| {
+                let message = format!("{node} takes no new sandboxes: {why}");
+                Error::new(Reason::NodeCordoned, message)
+            }),
+            Obstacle::Unreachable | Obstacle::UnknownNode | Obstacle::UnknownSnapshot
+                if self.started.elapsed() < START_GRACE && self.has_unsynced() =>
+            {
+                None
+            }
+            Obstacle::Unreachable => Some(
+                Error::new(Reason::NodeUnreachable, format!("no node can be asked: {why}"))
+                    .retry(RETRY),
+            ),
+            Obstacle::NoQuorum => Some(
+                Error::new(Reason::NoQuorum, format!("no node may create now: {why}")).retry(RETRY),
+            ),
+            Obstacle::UnknownNode => {
+                let asked = spec.node.as_ref().map(ToString::to_string).unwrap_or_default();
+                Some(Error::new(Reason::NodeNotFound, format!("there is no node {asked}")))
+            }
+            Obstacle::UnknownSnapshot => {
+                let message = format!("no node that may be chosen holds {}: {why}", spec.snapshot);
+                Some(Error::new(Reason::SnapshotNotFound, message))
+            }
+            Obstacle::Unfit => {
+                Some(Error::new(Reason::NeverFits, format!("no node can ever take it: {why}")))
+            }
+            Obstacle::Failed => {
+                Some(Error::new(Reason::NoCapacity, format!("no node can take it: {why}")))
+            }
+        }
+    }
+
+    fn has_unsynced(&self) -> bool {
+        self.nodes.is_empty() || self.nodes.unsynced().is_some()
+    }
+}
+
+/// Records the outcome of an attempt; `Some` when the creation is over with it.
+fn judge(creation: &mut Creation, node: NodeName, attempt: AttemptResult) -> Option<Outcome> {
+    (creation.node, creation.maybe_sent) = (None, false);
+    let id = creation.order.id;
+    match attempt {
+        AttemptResult::Running(sandbox) => return Some(Outcome::Up(sandbox)),
+        AttemptResult::Permanent(failure) => return Some(Outcome::Failed(failure)),
+        AttemptResult::Cancelled if creation.expired => {
+            return Some(Outcome::Failed(Failure {
+                reason: Reason::ProbeTimeout.into(),
+                message: format!("node {node}: it did not come up in time and was called off"),
+                rollback: "the node says that nothing of it is left".into(),
+            }));
+        }
+        AttemptResult::Cancelled => return Some(Outcome::Cancelled),
+        AttemptResult::Replaced => return Some(Outcome::Replaced),
+        AttemptResult::Superseded(later) => creation.found = Some(later),
+        AttemptResult::Refused(why, retry_after) => {
+            tracing::info!(sandbox_id = %id, %node, why, "node refused a creation");
+            let until = Instant::now() + retry_after.unwrap_or(REFUSAL);
+            creation.history.refused.insert(node, (until, why));
+        }
+        AttemptResult::Fault(failure) => {
+            tracing::warn!(sandbox_id = %id, %node, reason = %failure.reason(),
+                message = failure.message, rollback = failure.rollback, "node failed a creation");
+            creation.history.failed.insert(node, failure.reason().name().to_owned());
+            creation.last_failure = Some(failure.clone());
+            creation.faults.push(failure);
+        }
+        AttemptResult::Abandoned => {
+            tracing::warn!(sandbox_id = %id, %node, attempt = creation.order.attempt,
+                "node does not answer, its attempt is abandoned and cancelled when it is back");
+            let until = Instant::now() + RETRY;
+            creation.history.refused.insert(node.clone(), (until, "it does not answer".into()));
+            creation.last_failure = Some(Failure {
+                reason: Reason::NodeUnreachable.into(),
+                message: format!("node {node} does not answer"),
+                rollback: String::new(),
+            });
+            creation.abandoned = Some((node, creation.order.attempt));
+        }
+    }
+    None
+}

@@ -1,0 +1,79 @@
+//! Recovers a container that carries our mark and is in no journal: its node's journal was lost, or
+//! an operator moved the container from another node.
+
+use proto::{
+    id::{SandboxId, SandboxRef, Vmid},
+    name::Team,
+    sandbox::v1::{EventKind, Sandbox},
+};
+
+use crate::{
+    node::Node,
+    sandbox::{Caller, Result, Sandboxes},
+    store::Event,
+};
+
+impl Sandboxes {
+    /// Recovers the container as the sandbox that it was. When another node still has the sandbox
+    /// without its container, that node releases it first.
+    ///
+    /// # Errors
+    /// When there is no such node, it or the other one does not answer, or one of them refuses.
+    pub async fn recover(
+        &self,
+        caller: &Caller,
+        node: &str,
+        vmid: u32,
+        dry_run: bool,
+    ) -> Result<Sandbox> {
+        let vmid = Vmid::try_from(vmid)?;
+        if !dry_run {
+            self.may_change()?;
+        }
+        let node = self.node(node)?;
+        let epoch = self.nodes.epoch.get();
+        let found = node.client.recover(epoch, vmid.get(), true).await;
+        let found = found.map_err(|error| self.node_error(&node, error))?;
+        if dry_run {
+            return Ok(found);
+        }
+        let id = found.id.parse()?;
+        self.operator_wants(caller, EventKind::RecoverAsked, (id, found.team.parse()?), &node);
+        self.release_elsewhere(&id, &node).await?;
+        let recovered = node.client.recover(epoch, vmid.get(), false).await;
+        let sandbox = recovered.map_err(|error| self.node_error(&node, error))?;
+        self.nodes.apply(&node.name, sandbox.clone());
+        self.log_flushed().await;
+        Ok(self.view(&id).unwrap_or(sandbox))
+    }
+
+    async fn release_elsewhere(&self, id: &SandboxId, node: &Node) -> Result<()> {
+        let entry = self.nodes.cache.get(&SandboxRef::Id(*id));
+        let elsewhere = entry.filter(|entry| !entry.ended() && !entry.lost);
+        let Some(entry) = elsewhere.filter(|entry| entry.node.as_ref() != Some(&node.name)) else {
+            return Ok(());
+        };
+        let before = self.reachable(&entry)?;
+        let epoch = self.nodes.epoch.get();
+        let released = before.client.release(epoch, id, None).await;
+        let released = released.map_err(|error| self.node_error(&before, error))?;
+        self.nodes.apply(&before.name, released);
+        Ok(())
+    }
+
+    /// Logs an operator's request before it is carried out.
+    pub(super) fn operator_wants(
+        &self,
+        caller: &Caller,
+        kind: EventKind,
+        (id, team): (SandboxId, Team),
+        node: &Node,
+    ) {
+        self.log().append(Event {
+            sandbox: Some(id),
+            team: Some(team),
+            node: Some(node.name.clone()),
+            ..self.log().event(kind, &caller.token)
+        });
+    }
+}
