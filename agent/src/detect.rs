@@ -1,16 +1,23 @@
 //! Detects values on a PVE host that the configuration leaves open. Roots are parameters; no
 //! process is started, and ambiguity is an error that lists the candidates.
 
-use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::Ipv4Addr,
+    path::Path,
+};
 
 use nix::sys::statvfs::statvfs;
-use proto::name::NodeName;
+use proto::{id::Vmid, name::NodeName};
 
 use crate::{
     pve::{
+        ContainerConfig,
         cluster::{self, Identity, Signs},
         pmxcfs,
         storage::{self, Place},
+        template_mark::TemplateMark,
     },
     sys::read,
 };
@@ -135,6 +142,26 @@ pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
             Err(Undecided::Several { what: "the storage", candidates })
         }
     }
+}
+
+/// Lists the templates of this node that carry the mark of `template init`, by vmid.
+pub fn templates(roots: Roots<'_>, node: &NodeName) -> BTreeMap<Vmid, TemplateMark> {
+    let templates = configs(roots.pve, node).into_iter().filter_map(|(vmid, config)| {
+        let mark = TemplateMark::find(&config.description()?)?;
+        config.is_template().then_some((vmid, mark))
+    });
+    templates.collect()
+}
+
+/// Reads the configs of a node's containers below the root of pmxcfs; leaves out unreadable ones.
+pub fn configs(pve: &Path, node: &NodeName) -> BTreeMap<Vmid, ContainerConfig> {
+    let files = fs::read_dir(pve.join(pmxcfs::configs(node))).into_iter().flatten().flatten();
+    let configs = files.filter_map(|file| {
+        let vmid = file.file_name().to_str()?.strip_suffix(".conf")?.parse().ok()?;
+        let bytes = read::whole(&file.path(), read::LARGE).ok()?;
+        Some((vmid, ContainerConfig::parse(&bytes)))
+    });
+    configs.collect()
 }
 
 /// Finds this host's addresses in its own `fib_trie`: a leaf, and below it the mark that it is
@@ -274,6 +301,24 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
         with(&host, |roots| {
             let error = storage(roots, &node).expect_err("two").to_string();
             assert_eq!(error, "the storage is ambiguous: a, b");
+        });
+    }
+
+    #[test]
+    fn templates_are_found_by_their_mark() {
+        let host = Host::new();
+        let node: NodeName = "node3".parse().expect("valid");
+        with(&host, |roots| assert!(templates(roots, &node).is_empty(), "no directory"));
+        let mark = "#pve-sandbox-template%3Av1 snapshot=debian cores=1 memory_mib=512 http=8000/\n";
+        host.write("pve/nodes/node3/lxc/9000.conf", &format!("{mark}template: 1\n"));
+        host.write("pve/nodes/node3/lxc/100001.conf", &format!("{mark}hostname: a-clone\n"));
+        host.write("pve/nodes/node3/lxc/9001.conf", "#a note\ntemplate: 1\n");
+        host.write("pve/nodes/node3/lxc/9002.conf.tmp", &format!("{mark}template: 1\n"));
+        host.write("pve/nodes/node1/lxc/9003.conf", &format!("{mark}template: 1\n"));
+        with(&host, |roots| {
+            let found = templates(roots, &node);
+            let all: Vec<_> = found.iter().map(|(vmid, mark)| (vmid.get(), mark.cores)).collect();
+            assert_eq!(all, [(9000, 1)]);
         });
     }
 

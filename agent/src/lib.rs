@@ -39,5 +39,6 @@ pub mod sandbox;
 pub mod shim;
 pub mod sys;
 pub mod tasks;
+pub mod template;
 
 pub use agent::{Agent, Parts};

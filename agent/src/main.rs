@@ -2,12 +2,19 @@
 
 mod production;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use agent::config::{self, Config, Flags};
+use agent::{
+    config::{self, Config, Flags},
+    template::{self, Order, Source},
+};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use daemon::chain::Chain;
+use proto::{
+    id::Vmid,
+    name::{Port, SnapshotId},
+};
 
 /// Path where the package installs the configuration.
 const CONFIG: &str = "/etc/pve-sandbox/agent.toml";
@@ -30,6 +37,11 @@ enum Command {
     /// Accept the number that this node has in its cluster now, after it has changed; stop the agent
     /// first, and start it again after
     ConfirmNodeNumber(Common),
+    /// Make templates that sandboxes are cloned from
+    Template {
+        #[command(subcommand)]
+        command: TemplateCommand,
+    },
     /// Serve the commands of one sandbox; started by the agent
     #[command(hide = true)]
     Shim {
@@ -45,6 +57,59 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum TemplateCommand {
+    /// Make the first template: a small Debian with git, curl, an ssh client, python3 and a web server,
+    /// checked by starting a clone of it. Again: say that it is there
+    #[command(after_help = TEMPLATE_HELP)]
+    Init(TemplateInit),
+}
+
+const TEMPLATE_HELP: &str = "\
+Examples:
+  pve-sandbox-agent template init
+  pve-sandbox-agent template init --vmid 9001 --snapshot trixie --suite trixie --storage local-zfs
+
+The agent finds the template by a line in its description; no [[template]] is needed. A run that was
+interrupted is repeated: what it has left is removed first.";
+
+#[derive(Debug, Args)]
+struct TemplateInit {
+    /// Number of the template's container
+    #[arg(long, default_value = "9000")]
+    vmid: Vmid,
+    /// Name of the snapshot [default: debian-RELEASE]
+    #[arg(long)]
+    snapshot: Option<SnapshotId>,
+    /// Release of Debian [default: that of this node]
+    #[arg(long, value_parser = template::suite)]
+    suite: Option<String>,
+    /// Debian mirror
+    #[arg(long, default_value = "http://deb.debian.org/debian")]
+    mirror: String,
+    /// Use this archive instead of building one: a path, or a volume such as
+    /// local:vztmpl/debian-12-standard.tar.zst
+    #[arg(long, conflicts_with_all = ["suite", "mirror"], requires = "snapshot")]
+    archive: Option<String>,
+    /// Port and path of a web server in the archive that answers when it is ready, such as 8000/
+    #[arg(long, value_name = "PORT/PATH", requires = "archive", value_parser = template::http)]
+    http: Option<(Port, String)>,
+    /// Longest time until a clone of it is ready, seconds
+    #[arg(long, value_name = "SECONDS", default_value = "120")]
+    patience_s: u64,
+    /// Size of its disk, GiB; sandboxes have at least as much
+    #[arg(long, default_value = "4", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    disk_gib: u32,
+    /// Cores of a sandbox that asks for no number
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    cores: u32,
+    /// Memory of a sandbox that asks for none, MiB
+    #[arg(long, default_value = "512", value_parser = clap::value_parser!(u32).range(64..=524_288))]
+    memory_mib: u32,
+    #[command(flatten)]
+    common: Common,
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +132,40 @@ impl Common {
     }
 }
 
+impl TemplateInit {
+    fn order(&self, config: &Config) -> Result<Order> {
+        let storage = config.settings().iter().find(|setting| setting.name == "storage");
+        let storage = storage.context("no storage was detected: name one with --storage")?;
+        let (source, http, name) = match &self.archive {
+            Some(archive) => (Source::Archive(archive.clone()), self.http.clone(), String::new()),
+            None => {
+                let suite = self.suite.clone().or_else(template::release);
+                let suite = suite.context("cannot read the node's release; use --suite")?;
+                let name = format!("debian-{suite}");
+                let mirror = self.mirror.clone();
+                (
+                    Source::Debian { suite, mirror },
+                    Some(template::http("8000/").map_err(anyhow::Error::msg)?),
+                    name,
+                )
+            }
+        };
+        let snapshot = self.snapshot.clone().map_or_else(|| name.parse(), Ok)?;
+        Ok(Order {
+            vmid: self.vmid,
+            snapshot,
+            source,
+            http,
+            patience: Duration::from_secs(self.patience_s.min(3600)),
+            storage: storage.value.clone(),
+            disk_gib: self.disk_gib,
+            bridge: config.network.bridge.clone(),
+            cores: self.cores,
+            memory_mib: self.memory_mib,
+        })
+    }
+}
+
 fn main() -> ExitCode {
     agent::sys::heap::keep_small();
     match execute(&Cli::parse().command) {
@@ -85,10 +184,16 @@ fn execute(command: &Command) -> Result<()> {
             for setting in config.settings() {
                 println!("{setting}");
             }
+            production::show_unfit_templates(&config);
             production::check(&config)
         }
         Command::ConfirmNodeNumber(common) => production::confirm_number(&common.config()?),
         Command::RenderCaddy { common, print } => production::render(&common.config()?, *print),
+        Command::Template { command: TemplateCommand::Init(init) } => {
+            let config = init.common.config()?;
+            let order = init.order(&config)?;
+            production::make_template(&config, &order)
+        }
         Command::Shim { options } => {
             daemon::logs::init("info", false);
             Ok(agent::shim::process::run(options)?)

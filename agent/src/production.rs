@@ -1,6 +1,6 @@
 //! Builds the agent on a real node from its configuration.
 
-use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
+use std::{fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
 use agent::{
     Agent, Parts,
@@ -19,7 +19,7 @@ use agent::{
     },
     journal::{self, Journal, SqliteJournal},
     load::Sampler,
-    pve::{Pve, pct::Pct, shim_cgroup, worker},
+    pve::{ContainerConfig, Pve, pct::Pct, pmxcfs, shim_cgroup, worker},
     reconcile,
     run::Runner,
     saga::Faults,
@@ -31,7 +31,9 @@ use agent::{
         },
         lifecycle::address::DhcpReplies,
     },
+    sys::read,
     tasks::Tasks,
+    template,
 };
 use anyhow::{Context, Result};
 use daemon::{
@@ -255,6 +257,51 @@ pub(crate) fn check(config: &Config) -> Result<()> {
         Err(error) => found.push(format!("ingress: {error:#}")),
     }
     anyhow::ensure!(found.is_empty(), "the agent would not start:\n  {}", found.join("\n  "));
+    Ok(())
+}
+
+/// Prints the snapshots that the agent would not offer, with what is wrong with their templates.
+/// These do not keep it from starting.
+pub(crate) fn show_unfit_templates(config: &Config) {
+    for template in config.options().templates {
+        let path = config.pve.root.join(pmxcfs::config(&config.node.value, template.vmid));
+        let text = match read::whole(&path, read::LARGE) {
+            Ok(bytes) => Some(ContainerConfig::parse(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                println!("warning: {}: {error}", path.display());
+                continue;
+            }
+        };
+        if let Some(why) = template.obstacle(text.as_ref()) {
+            let (snapshot, vmid) = (&template.snapshot, template.vmid);
+            println!("warning: snapshot {snapshot} is not offered: its template {vmid} {why}");
+        }
+    }
+}
+
+/// Makes a template with progress on stdout, and lets a running agent find it.
+pub(crate) fn make_template(config: &Config, order: &template::Order) -> Result<()> {
+    let begun = tokio::time::Instant::now();
+    let say = |step: &str| println!("{:>4} s  {step}", begun.elapsed().as_secs());
+    let (node, work) = (&config.node.value, config.state_dir.join("template"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        let runner = Runner::new(work.join("output"), config.pve.proc.clone(), worker::is_task, 1)
+            .with_context(|| format!("directory {}", work.display()))?;
+        Ok::<_, anyhow::Error>(
+            template::init(order, node, &config.pve, runner, work.clone(), &say).await?,
+        )
+    })?;
+    let template::Order { vmid, snapshot, .. } = order;
+    match done {
+        template::Done::There => println!("template {vmid} is there already"),
+        template::Done::Made => {
+            say(&format!("template {vmid} is ready: snapshot {snapshot}"));
+            println!("An agent that runs offers it after `systemctl restart pve-sandbox-agent`;");
+            println!("sandboxes run on meanwhile.");
+        }
+    }
     Ok(())
 }
 

@@ -206,7 +206,7 @@ fn options() -> Result<Options> {
             size: Size { cpu_cores: 1, memory_mib: 128, disk_gib: 0 },
             probe: Probe::None,
             bridge: None,
-            privileged: false,
+            allowed: Default::default(),
             link: Default::default(),
         }],
         network: Bridge {

@@ -31,6 +31,7 @@ mod shims;
 mod stalls;
 mod stop;
 mod stuck;
+mod template;
 mod tools;
 mod verbs;
 mod world;

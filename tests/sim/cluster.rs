@@ -384,7 +384,7 @@ fn options(number: u8) -> Options {
             size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
             probe: Probe::None,
             bridge: None,
-            privileged: false,
+            allowed: Default::default(),
             link: Default::default(),
         }],
         network: Bridge {

@@ -22,6 +22,7 @@ const AGENT: &[Rule] = &[
     ("tasks", &[]),
     ("load", &["pve", "sys"]),
     ("detect", &["pve", "sys"]),
+    ("template", &["detect", "pve", "run", "sys"]),
     ("pve", &["run", "sys"]),
     ("clock", &["sys"]),
     ("run", &["sys"]),

@@ -17,7 +17,10 @@ const LISTS: &[(&str, &str)] = &[
     ("agent/src/pve/shim_cgroup.rs", "cgroups of shims, one a container"),
     ("agent/src/pve/pct/mod.rs", "configs of the node's containers in pmxcfs"),
     ("agent/src/pve/storage.rs", "volumes of a storage, which PVE makes"),
-    ("agent/src/detect.rs", "network interfaces of the host"),
+    (
+        "agent/src/detect.rs",
+        "network interfaces of the host, and configs of its containers in pmxcfs",
+    ),
     ("agent/src/dhcp/mod.rs", "network interfaces of the host"),
     ("agent/src/run/mod.rs", "the agent's own directory"),
     ("agent/src/sandbox/exec/shims.rs", "the agent's own directory"),

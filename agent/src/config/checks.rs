@@ -34,6 +34,9 @@ pub(super) fn templates(from: &mut Sources<'_>, templates: &[Template], roots: R
         if template.tag.is_some_and(|tag| !TAGS.contains(&tag)) {
             wrong("tag must be 1 to 4094");
         }
+        if template.read_only_caches.iter().any(|cache| !cache.is_absolute()) {
+            wrong("read_only_caches must be absolute paths");
+        }
         if templates.iter().filter(|other| other.vmid == *vmid).count() > 1 {
             wrong("the vmid stands there twice");
         }

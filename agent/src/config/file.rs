@@ -10,7 +10,7 @@ use proto::{
 use serde::Deserialize;
 
 use crate::{
-    pve::{HostPaths, interface::Rate},
+    pve::{HostPaths, interface::Rate, template_mark::TemplateMark},
     sandbox::{OnReboot, Probe, exec::shims::Backend},
 };
 
@@ -175,6 +175,35 @@ pub struct Template {
     /// Allows a privileged template: root in its sandboxes is close to root on the node.
     #[serde(default)]
     pub privileged: bool,
+    /// Allows every line of the template's config that is forbidden otherwise (bind mounts, devices,
+    /// hook scripts, features, raw LXC lines): root in its sandboxes may then harm the node.
+    #[serde(default)]
+    pub allow_unsafe: bool,
+    /// Directories of the node that the template may mount, read-only and with an id map.
+    #[serde(default)]
+    pub read_only_caches: Vec<PathBuf>,
+}
+
+impl Template {
+    /// Settings of a template that carries its mark itself.
+    pub fn marked(vmid: Vmid, mark: TemplateMark) -> Self {
+        let TemplateMark { snapshot, cores, memory_mib, http } = mark;
+        let probe = http.map_or(Probe::None, |(port, path)| Probe::Http { port, path });
+        Self {
+            snapshot,
+            vmid,
+            cores,
+            memory_mib,
+            probe,
+            bridge: None,
+            tag: None,
+            rate: None,
+            firewall: None,
+            privileged: false,
+            allow_unsafe: false,
+            read_only_caches: Vec::new(),
+        }
+    }
 }
 
 fn one() -> u32 {

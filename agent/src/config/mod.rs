@@ -287,7 +287,17 @@ impl Config {
         show_storage(&mut from, file.storage, node.as_ref(), roots);
         let mut ingress = file.ingress;
         ingress.domain = domain(&mut from, ingress.domain.take());
-        checks::templates(&mut from, &file.template, roots);
+        let mut templates = file.template;
+        if let Some(node) = &node {
+            for (vmid, mark) in detect::templates(roots, &node.value) {
+                if !templates.iter().any(|template| template.vmid == vmid) {
+                    let value = format!("{} is {vmid}", mark.snapshot);
+                    from.show("template", Some(&Sourced { value, source: Source::Detected }));
+                    templates.push(Template::marked(vmid, mark));
+                }
+            }
+        }
+        checks::templates(&mut from, &templates, roots);
         checks::labels(&mut from, &file.labels);
         checks::limits(&mut from, &file.limits);
         let lifetimes = lifetimes(&mut from, &file.lifetime);
@@ -314,7 +324,7 @@ impl Config {
             vmids,
             network,
             quarantine,
-            templates: file.template,
+            templates,
             limits: parallel(file.limits),
             lifetimes,
             on_reboot: file.on_reboot,

@@ -5,7 +5,11 @@ use std::time::Duration;
 use proto::spec::Size;
 
 use super::Config;
-use crate::{journal::Pools, pve::Link, sandbox};
+use crate::{
+    journal::Pools,
+    pve::{Link, forbidden::Allowed},
+    sandbox,
+};
 
 impl Config {
     /// Returns the options of the domain.
@@ -15,7 +19,11 @@ impl Config {
             vmid: template.vmid,
             size: Size { cpu_cores: template.cores, memory_mib: template.memory_mib, disk_gib: 0 },
             bridge: template.bridge.clone(),
-            privileged: template.privileged,
+            allowed: Allowed {
+                privileged: template.privileged,
+                unsafe_lines: template.allow_unsafe,
+                caches: template.read_only_caches.clone(),
+            },
             link: Link { tag: template.tag, rate: template.rate, firewall: template.firewall },
             probe: template.probe.clone(),
         });

@@ -12,6 +12,7 @@ pub mod config_file;
 pub mod container;
 pub mod fake;
 pub mod files;
+pub mod forbidden;
 #[cfg(test)]
 mod golden;
 pub mod host_paths;
@@ -26,6 +27,7 @@ pub mod pmxcfs;
 pub mod shim_cgroup;
 pub mod storage;
 pub mod tags;
+pub mod template_mark;
 pub mod volume;
 pub mod worker;
 

@@ -24,7 +24,7 @@ pub mod lifetime;
 mod ownership;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::{
         Arc, OnceLock,
@@ -82,8 +82,8 @@ pub struct Sandboxes {
     scheduling: RwLock<journal::scheduling::Scheduling>,
     /// Name and number of this node, from the journal.
     node: RwLock<Option<journal::Node>>,
-    /// Configured templates that are no templates on this node; `None` before the first check.
-    unfit_templates: RwLock<Option<BTreeSet<Vmid>>>,
+    /// Configured templates that are not offered, with the reason; `None` before the first check.
+    unfit_templates: RwLock<Option<BTreeMap<Vmid, String>>>,
     /// Changed node number that was logged last, so that each is logged once.
     logged_number: AtomicU32,
     /// Load of the host; empty until `watch_host` sets its source.

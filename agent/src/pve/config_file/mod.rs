@@ -76,6 +76,11 @@ impl ContainerConfig {
         self.lines[..self.main].iter().rev().find_map(|line| value(line, key))
     }
 
+    /// Lines of the main part with their line ends, the description's too.
+    pub(super) fn main_lines(&self) -> impl Iterator<Item = &[u8]> {
+        self.lines[..self.main].iter().map(Vec::as_slice)
+    }
+
     /// Settings of the main part, in the order of the file.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
         let lines = self.lines[..self.main].iter().filter(|line| !line.starts_with(b"#"));

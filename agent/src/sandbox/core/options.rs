@@ -11,7 +11,13 @@ use proto::{
 
 use serde::Deserialize;
 
-use crate::{journal::Record, pve::Link};
+use crate::{
+    journal::Record,
+    pve::{
+        ContainerConfig, Link,
+        forbidden::{self, Allowed},
+    },
+};
 
 /// Options that are fixed when the agent starts.
 #[derive(Debug, Clone)]
@@ -80,8 +86,21 @@ pub struct Template {
     pub bridge: Option<String>,
     /// Interface settings of its sandboxes; they override those of the template.
     pub link: Link,
-    /// True when the template may be privileged.
-    pub privileged: bool,
+    /// Lines of the template's config that the operator allows beyond the rules.
+    pub allowed: Allowed,
+}
+
+impl Template {
+    /// Reason for which no sandbox is made from the template, which has this config; `None`: it is
+    /// fit. Pure.
+    pub fn obstacle(&self, config: Option<&ContainerConfig>) -> Option<String> {
+        let Some(config) = config else { return Some("is missing on this node".to_owned()) };
+        if !config.is_template() {
+            return Some("is an ordinary container: `pct template` makes it a template".to_owned());
+        }
+        let found = forbidden::lines(config, &self.allowed);
+        (!found.is_empty()).then(|| format!("has forbidden lines: {}", forbidden::text(&found)))
+    }
 }
 
 /// Readiness probe, beyond that the sandbox has its address and runs `true`.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     journal::Record,
-    pve::{ContainerConfig, ErrorKind, Mark},
+    pve::{ContainerConfig, ErrorKind, Mark, forbidden},
     sandbox::{
         Error, Event, Known, Result, Sandboxes,
         core::{
@@ -173,9 +173,10 @@ fn fit(vmid: Vmid, config: &ContainerConfig) -> Result<()> {
     if config.description().is_some_and(|text| text.lines().any(Mark::resembles)) {
         return refused(Reason::NotOurs, "has a line in its description that resembles our mark");
     }
-    if !config.is_unprivileged() {
-        let why = "is privileged: root in it is too close to root on the node";
-        return refused(Reason::ContainerUnfit, why);
+    let found = forbidden::lines(config, &forbidden::Allowed::default());
+    if !found.is_empty() {
+        let why = format!("has forbidden lines: {}", forbidden::text(&found));
+        return refused(Reason::ContainerUnfit, &why);
     }
     if config.is_protected() {
         let why = "is protected: take the protection off, if it may be deleted one day";

@@ -126,6 +126,8 @@ async fn unfit_container_is_not_adopted_and_stays_unchanged() {
     refused("template: 1", Reason::ContainerUnfit).await;
     refused("protection: 1", Reason::ContainerUnfit).await;
     refused("lock: backup", Reason::ContainerLocked).await;
+    refused("hookscript: local:snippets/x.pl", Reason::ContainerUnfit).await;
+    refused("lxc.mount.entry: / host none bind", Reason::ContainerUnfit).await;
     refused("#pve-sandbox:v9 of a later version", Reason::NotOurs).await;
     let error = node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("none there");
     assert_eq!(error.reason, Reason::SandboxNotFound);
@@ -133,6 +135,7 @@ async fn unfit_container_is_not_adopted_and_stays_unchanged() {
     node.add_cmux(&privileged, true);
     let error = node.sandboxes.adopt(adoption(), false, LONG).await.expect_err("privileged");
     assert_eq!(error.reason, Reason::ContainerUnfit);
+    assert!(error.message.contains("pct restore"), "{error}");
     node.cluster.remove(vmid(VMID));
     // A container of a sandbox, and a copy of it.
     let ours = node.running(3).await;

@@ -341,7 +341,7 @@ async fn created_sandbox_has_our_tag_and_its_templates_tags() {
 #[tokio::test(start_paused = true)]
 async fn a_privileged_template_is_used_only_where_the_operator_allows_it() {
     let privileged = async |allowed: bool| {
-        let allow = |options: &mut Options| options.templates[0].privileged = allowed;
+        let allow = |options: &mut Options| options.templates[0].allowed.privileged = allowed;
         let node = Node::with(allow, Faults::default()).await;
         node.cluster.edit(&node.name, vmid(TEMPLATE), |config| {
             config.remove("unprivileged");
@@ -354,6 +354,28 @@ async fn a_privileged_template_is_used_only_where_the_operator_allows_it() {
     assert_eq!(error.reason, Reason::SnapshotNotFound);
     assert!(error.message.contains("privileged"), "{error}");
     privileged(true).await.running(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn template_with_a_forbidden_line_is_used_only_where_the_operator_allows_it() {
+    for (key, line) in
+        [("hookscript", "local:snippets/x"), ("mp0", "/etc,mp=/host"), ("lxc.idmap", "u 0 0 1")]
+    {
+        let with = async |allowed: bool| {
+            let allow = |options: &mut Options| options.templates[0].allowed.unsafe_lines = allowed;
+            let node = Node::with(allow, Faults::default()).await;
+            node.cluster.edit(&node.name, vmid(TEMPLATE), |config| {
+                config.set(key, line).expect("fits");
+            });
+            node
+        };
+        let refuses = with(false).await;
+        assert!(refuses.sandboxes.cloneable().await.is_empty(), "{key}");
+        let error = refuses.sandboxes.create(order(1), LONG).await.expect_err(key);
+        assert_eq!(error.reason, Reason::SnapshotNotFound, "{key}");
+        assert!(error.message.contains(&format!("{key}: {line}")), "{error}");
+        assert_eq!(with(true).await.sandboxes.cloneable().await.len(), 1, "{key}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -172,7 +172,7 @@ impl Node {
                 size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
                 probe: Probe::None,
                 bridge: None,
-                privileged: false,
+                allowed: Default::default(),
                 link: Default::default(),
             }],
             network: Bridge {

@@ -169,7 +169,7 @@ impl Rig {
                 size: proto::spec::Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
                 probe: Probe::None,
                 bridge: None,
-                privileged: false,
+                allowed: Default::default(),
                 link: Default::default(),
             }],
             network: Bridge {

@@ -1,0 +1,281 @@
+//! Makes the first template of a node: a small Debian with what agents need, checked by starting a
+//! clone of it.
+//!
+//! | step | after a crash |
+//! |---|---|
+//! | archive by mmdebstrap | the next run removes it |
+//! | `pct create`, with the line of an unfinished template | the next run destroys it |
+//! | `pct template` | the same |
+//! | a clone starts, and its web server answers; the clone is destroyed | the next run destroys both |
+//! | the mark that the agent looks for | done |
+//!
+//! Only containers whose line names their own vmid are ever destroyed.
+
+mod steps;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use proto::{
+    id::Vmid,
+    name::{NodeName, Port, SnapshotId},
+};
+use tokio::time::Instant;
+
+use self::steps::Host;
+use crate::{
+    detect,
+    pve::{
+        ContainerConfig, HostPaths,
+        template_mark::{self, TemplateMark},
+    },
+    run::Runner,
+    sys::{flock, read},
+};
+
+/// Packages beside Debian's essential ones.
+const PACKAGES: &str = "ca-certificates,curl,dbus,git,ifupdown,iproute2,less,openssh-client,procps,\
+                        python3,systemd-sysv";
+/// Program that is run on the finished root directory.
+const CUSTOMISE: &str = include_str!("customise.sh");
+/// Longest time for the archive: some 150 packages are loaded and unpacked.
+const BUILD: Duration = Duration::from_mins(30);
+/// Longest time of one `pct` command; `create` unpacks the archive.
+const PCT: Duration = Duration::from_mins(10);
+/// Vmids after the template's that are tried for the clone.
+const CLONE_VMIDS: u32 = 20;
+
+/// Settings of a new template.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Its vmid.
+    pub vmid: Vmid,
+    /// Name of the snapshot that it becomes.
+    pub snapshot: SnapshotId,
+    /// Source of its root directory.
+    pub source: Source,
+    /// Port and path of a web server in it that answers when it is ready, which `curl` in it checks.
+    pub http: Option<(Port, String)>,
+    /// Longest time until a clone of it is ready.
+    pub patience: Duration,
+    /// Storage of its root volume.
+    pub storage: String,
+    /// Size of its root volume, GiB.
+    pub disk_gib: u32,
+    /// Bridge of its interface; clones get their own.
+    pub bridge: String,
+    /// Default number of cores of a sandbox.
+    pub cores: u32,
+    /// Default memory of a sandbox, MiB.
+    pub memory_mib: u32,
+}
+
+/// Source of a template's root directory.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// Debian, built by mmdebstrap.
+    Debian {
+        /// Release: `bookworm`, `trixie`.
+        suite: String,
+        /// Mirror.
+        mirror: String,
+    },
+    /// An archive that is there: a path, or a volume such as `local:vztmpl/debian-12.tar.zst`.
+    Archive(String),
+}
+
+/// Result of [`init`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// The template was made.
+    Made,
+    /// The template was there already.
+    There,
+}
+
+/// Reason why no template was made. What was made until then is removed by the next run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The vmid belongs to something else.
+    #[error("container {0} is there and was not made by this command; choose another with --vmid")]
+    Taken(Vmid),
+    /// Another run of this command has not ended.
+    #[error("another `template init` is under way on this node")]
+    Busy,
+    /// No vmid is free for the clone that checks the template.
+    #[error("no vmid from {0} on is free for the clone that checks the template")]
+    NoVmid(Vmid),
+    /// A program failed.
+    #[error("{what} failed: {why}")]
+    Step {
+        /// The step.
+        what: &'static str,
+        /// Last line that the program printed, or why it could not be started.
+        why: String,
+    },
+    /// The clone did not get ready.
+    #[error(
+        "a clone of the template started, but did not get ready: {0}. Template {1} is kept and is not \
+         used; the next run makes it again"
+    )]
+    NoAnswer(String, Vmid),
+    /// A file could not be read or written.
+    #[error("{path}")]
+    File {
+        /// Path of the file.
+        path: PathBuf,
+        /// Reason.
+        source: io::Error,
+    },
+}
+
+/// Makes a template, or finds that it is there. `work` is a directory of its own; `say` gets a line
+/// before each step.
+///
+/// # Errors
+/// When a step fails, or the vmid is taken.
+pub async fn init(
+    order: &Order,
+    node: &NodeName,
+    paths: &HostPaths,
+    runner: Runner,
+    work: PathBuf,
+    say: &dyn Fn(&str),
+) -> Result<Done, Error> {
+    fs::create_dir_all(&work).map_err(|source| Error::File { path: work.clone(), source })?;
+    let lock_file = work.join("lock");
+    let lock = flock::lock(&lock_file, Instant::now()).await;
+    let lock = lock.map_err(|source| Error::File { path: lock_file, source })?;
+    let _lock = lock.ok_or(Error::Busy)?;
+    let host = Host { runner, pct: paths.pct.clone(), work };
+    let configs = detect::configs(&paths.root, node);
+    if let Some(config) = configs.get(&order.vmid) {
+        let mark = TemplateMark::find(&config.description().unwrap_or_default());
+        if config.is_template() && mark.is_some() {
+            return Ok(Done::There);
+        }
+        if !is_unfinished(config, order.vmid) {
+            return Err(Error::Taken(order.vmid));
+        }
+    }
+    // Clones first: a storage does not remove the base of a linked clone.
+    let (bases, clones): (Vec<_>, Vec<_>) = configs
+        .iter()
+        .filter(|(vmid, config)| is_unfinished(config, **vmid))
+        .partition(|(_, config)| config.is_template());
+    for (vmid, _) in clones.into_iter().chain(bases) {
+        say(&format!("removing container {vmid}, which an interrupted run has left"));
+        host.destroy(*vmid).await?;
+    }
+
+    let created = match &order.source {
+        Source::Debian { suite, mirror } => {
+            say(&format!("building Debian {suite} from {mirror}"));
+            let archive = host.build(suite, mirror).await?;
+            say(&format!("creating container {} on {}", order.vmid, order.storage));
+            let created = host.create(order, &archive.display().to_string()).await;
+            drop(fs::remove_file(&archive));
+            created
+        }
+        Source::Archive(archive) => {
+            say(&format!("creating container {} on {} from {archive}", order.vmid, order.storage));
+            host.create(order, archive).await
+        }
+    };
+    created?;
+    host.make_template(order.vmid).await?;
+    let made = detect::configs(&paths.root, node);
+    if !made.get(&order.vmid).is_some_and(ContainerConfig::is_template) {
+        let why = format!("container {} is no template afterwards", order.vmid);
+        return Err(Error::Step { what: "pct template", why });
+    }
+    say("starting a clone, to see that it works");
+    host.check_clone(order).await?;
+    host.describe(order).await?;
+    Ok(Done::Made)
+}
+
+/// Parses a port and a path, such as `8000/health`.
+///
+/// # Errors
+/// When the text is neither.
+pub fn http(text: &str) -> Result<(Port, String), &'static str> {
+    let at = text.find('/').ok_or("must be a port and a path, such as 8000/")?;
+    let (port, path) = text.split_at(at);
+    let port = port.parse().map_err(|_| "must begin with a port, 1 to 65535")?;
+    let plain = path.bytes().all(|b| b.is_ascii_graphic());
+    plain.then(|| (port, path.to_owned())).ok_or("must be a path of visible ASCII characters")
+}
+
+/// Parses the name of a release of Debian.
+///
+/// # Errors
+/// When it has other characters than such names have.
+pub fn suite(text: &str) -> Result<String, &'static str> {
+    let fits = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let fits = fits && !text.is_empty() && !text.starts_with('-');
+    fits.then(|| text.to_owned()).ok_or("must be the name of a release, such as bookworm")
+}
+
+/// Returns the code name of the node's Debian, such as `bookworm`; `None` when it does not say.
+pub fn release() -> Option<String> {
+    code_name(&read::whole_text(Path::new("/etc/os-release"), read::LARGE).ok()?)
+}
+
+fn code_name(os_release: &str) -> Option<String> {
+    let name = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    Some(name.trim_matches('"').to_owned())
+}
+
+/// Line of a container that this command has not finished.
+fn unfinished(vmid: Vmid) -> String {
+    format!("{} vmid={vmid}", template_mark::UNFINISHED)
+}
+
+/// True for a container that was made by this command and has not been finished. Pure.
+fn is_unfinished(config: &ContainerConfig, vmid: Vmid) -> bool {
+    config.has_note(&unfinished(vmid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn release_is_read_from_os_release() {
+        let debian = "ID=debian\nVERSION_CODENAME=bookworm\nNAME=\"Debian\"\n";
+        assert_eq!(code_name(debian).as_deref(), Some("bookworm"));
+        assert_eq!(code_name("VERSION_CODENAME=\"trixie\"\n").as_deref(), Some("trixie"));
+        assert_eq!(code_name("ID=debian\n"), None);
+    }
+
+    #[test]
+    fn port_with_path_and_release_are_parsed() {
+        let parsed = |text| http(text).map(|(port, path)| (port.get(), path));
+        assert_eq!(parsed("8000/"), Ok((8000, "/".to_owned())));
+        assert_eq!(parsed("1/a/b?c"), Ok((1, "/a/b?c".to_owned())));
+        for bad in ["", "/", "8000", "0/", "65536/", "8000/a b", "8000/\n", "-1/"] {
+            assert!(http(bad).is_err(), "{bad:?}");
+        }
+        assert!(suite("bookworm").is_ok());
+        for bad in ["", "-x", "a/b", "a b", "--help"] {
+            assert!(suite(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_container_that_names_its_own_vmid_is_unfinished() {
+        let vmid = |number: u32| Vmid::try_from(number).expect("in range");
+        let config =
+            |line: &str| ContainerConfig::parse(format!("#{line}\nhostname: x\n").as_bytes());
+        let ours = config("pve-sandbox-template%3Av1 unfinished vmid=9000");
+        assert!(is_unfinished(&ours, vmid(9000)));
+        assert!(!is_unfinished(&ours, vmid(9001)), "somebody cloned it");
+        for line in ["a note", "pve-sandbox-template%3Av1 snapshot=a cores=1 memory_mib=512", ""] {
+            assert!(!is_unfinished(&config(line), vmid(9000)), "{line}");
+        }
+    }
+}
