@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use daemon::peer::Validity;
 use futures_util::future::join_all;
 use proto::{
     Invariant,
-    name::{RequestId, Team},
+    name::{NodeName, RequestId, Team},
     sandbox::v1::Finding,
 };
 
@@ -45,7 +46,22 @@ impl Sandboxes {
             }
         }
         report.findings.extend(compare(&self.nodes.cache.all()));
+        report.findings.extend(self.nodes.overdue_certificates().into_iter().map(overdue));
         report
+    }
+}
+
+/// Finding of a certificate that should have been renewed.
+fn overdue((node, shown): (NodeName, Validity)) -> Finding {
+    Finding {
+        invariant: Invariant::Certificate.into(),
+        node: node.to_string(),
+        subject: format!("certificate {}", shown.serial),
+        detail: format!(
+            "its renewal is overdue; it ends {} s after 1970, and then the node is out of reach: see \
+             the controller's log, or join the node again",
+            shown.not_after_ms / 1000
+        ),
     }
 }
 
