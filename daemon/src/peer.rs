@@ -77,6 +77,11 @@ impl Validity {
         self.at(0.5)
     }
 
+    /// Whole hours until it ends; 0 when it has ended.
+    pub fn hours_left(&self, now_ms: u64) -> u64 {
+        self.not_after_ms.saturating_sub(now_ms) / 3_600_000
+    }
+
     /// Time from which its renewal is overdue, milliseconds since 1970: three quarters of its life.
     pub fn overdue_ms(&self) -> u64 {
         self.at(0.75)

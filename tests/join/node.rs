@@ -42,9 +42,9 @@ impl Node {
         }
         let members = format!("{{\"nodename\":\"{name}\",\"version\":0}}");
         fs::write(node.file("pve/.members"), members).expect("written");
-        let path = |file| node.file(file).display().to_string();
+        let path = |file: &str| node.file(file).display().to_string();
         let tls = |name: &str| {
-            let path = |file| path(&format!("tls/{name}{file}"));
+            let path = |file: &str| path(&format!("tls/{name}{file}"));
             let (ca, cert, key) = (path("ca.crt"), path("node.crt"), path("node.key"));
             format!("ca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"\n")
         };
@@ -99,7 +99,7 @@ impl Node {
         let agent = Agent::start(self.parts()).await.expect("an agent");
         let node = self.name.to_string();
         agent.renew(Arc::new(Certificates::new(node, (own, Some(hop)), ca, live)));
-        let listener = TcpListener::bind(self.address).await.expect("its port");
+        let listener = self.listen().await;
         let stop = CancellationToken::new();
         let incoming = daemon::listen::tls(listener, server, stop.clone());
         let controller = |conn: &std::io::Result<daemon::listen::Conn>| {
@@ -114,6 +114,17 @@ impl Node {
             }
         });
         stop.drop_guard()
+    }
+
+    /// Listens on the node's port, which the agent before may still be leaving.
+    async fn listen(&self) -> TcpListener {
+        for _ in 0..100 {
+            if let Ok(listener) = TcpListener::bind(self.address).await {
+                return listener;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("{} does not become free", self.address);
     }
 
     fn parts(&self) -> Parts {

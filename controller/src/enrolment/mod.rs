@@ -69,7 +69,8 @@ pub struct Enrolment {
     signer: Signer,
     clock: Arc<dyn Clock>,
     settings: Settings,
-    /// Held from the look at the pools of others until a node is stored with its own.
+    /// Held from the look at the pools of others until a node is stored and known with its own, and while
+    /// one is revoked.
     joining: tokio::sync::Mutex<()>,
 }
 
@@ -141,9 +142,9 @@ impl Enrolment {
         if !self.store.admit(admission).await? {
             return Err(token::invalid(&node));
         }
-        drop(turn);
         self.nodes.certificates().joined(&node, &agent.validity);
         self.nodes.joined(&node, &address);
+        drop(turn);
         tracing::info!(%node, address, pool, "node joined");
         self.log(EventKind::NodeJoined, JOIN, node, format!("its agent is at {address}"));
         Ok(JoinResponse {
@@ -170,6 +171,8 @@ impl Enrolment {
         if !joined && living == 0 && self.nodes.get(&node).is_none() {
             return Err(Error::new(Reason::NodeNotFound, format!("there is no node {node}")));
         }
+        // Not while the node joins: what counts last counts in the store and here.
+        let _turn = self.joining.lock().await;
         // The store first: after a crash in between, it is refused from the next start on.
         self.store.revoke_node(&node, self.clock.now_ms()).await?;
         self.nodes.certificates().revoke(&node);

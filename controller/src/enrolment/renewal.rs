@@ -54,8 +54,15 @@ impl Enrolment {
         };
         let due = self.nodes.all().into_iter().filter(due);
         let renewals = stream::iter(due).map(async |node| {
-            if let Err(error) = self.renew(&node).await {
-                tracing::warn!(node = %node.name, %error, "certificate not renewed");
+            match self.renew(&node).await {
+                Ok(()) => {}
+                // Left alone. An overdue renewal is told below.
+                Err(error @ Failure::TooOld) => {
+                    tracing::debug!(node = %node.name, %error, "certificate not renewed");
+                }
+                Err(error) => {
+                    tracing::warn!(node = %node.name, %error, "certificate not renewed");
+                }
             }
         });
         renewals.buffer_unordered(AT_ONCE).collect::<()>().await;
@@ -63,7 +70,7 @@ impl Enrolment {
             let log = &self.nodes.log;
             log.append(Event {
                 once: Some(format!("certificate {node} {}", shown.serial)),
-                detail: format!("it ends at {} s after 1970", shown.not_after_ms / 1000),
+                detail: format!("it ends in {} h", shown.hours_left(now_ms)),
                 node: Some(node),
                 ..log.event(EventKind::CertificateOverdue, crate::events::CONTROLLER)
             });

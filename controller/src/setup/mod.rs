@@ -105,10 +105,10 @@ impl Setup {
     pub async fn run(&self) -> Result<Report> {
         let mut report = Report { dry_run: self.dry_run, lines: Vec::new(), changed: false };
         let config = self.configuration(&mut report)?;
-        self.certificates(&config, &mut report)?;
+        let new_names = self.certificates(&config, &mut report)?;
         self.first_token(&config, &mut report).await?;
         self.owner(&config, &mut report)?;
-        self.unit(&mut report)?;
+        self.unit(new_names, &mut report)?;
         self.node(&config, &mut report).await?;
         if !report.changed {
             report.note("nothing to do: all of it is there");
@@ -150,8 +150,9 @@ impl Setup {
         Ok(config)
     }
 
-    /// Makes the CA, and a certificate with the names of this machine.
-    fn certificates(&self, config: &Config, report: &mut Report) -> Result<()> {
+    /// Makes the CA, and a certificate with the names of this machine. Returns true when a running
+    /// controller must be restarted to show new names.
+    fn certificates(&self, config: &Config, report: &mut Report) -> Result<bool> {
         let files = ca::Files::new(&config.data_dir);
         let known = ca::names(&config.data_dir)?;
         let wanted = machine::names().into_iter().chain(self.names.iter().cloned());
@@ -164,15 +165,17 @@ impl Setup {
                 dir.display(),
                 missing.join(", ")
             );
-            return report.step(&what, || Ok(ca::init(dir, &missing).map(drop)?));
+            report.step(&what, || Ok(ca::init(dir, &missing).map(drop)?))?;
+            return Ok(false);
         }
         // Addresses come and go; only a name that was asked for is worth a new certificate.
         let asked: Vec<String> = self.names.iter().filter(|name| is_new(name)).cloned().collect();
         if asked.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let what = format!("add {} to the controller's certificate", asked.join(", "));
-        report.step(&what, || Ok(ca::init(dir, &asked).map(drop)?))
+        report.step(&what, || Ok(ca::init(dir, &asked).map(drop)?))?;
+        Ok(true)
     }
 
     /// Makes the first token, and saves it for `sandboxctl`.
@@ -220,9 +223,16 @@ impl Setup {
         report.step(&what, || Ok(machine::give(&foreign, user)?))
     }
 
-    fn unit(&self, report: &mut Report) -> Result<()> {
-        let is_up = || systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
-        if self.no_start || !systemctl::is_there() || is_up() {
+    fn unit(&self, new_names: bool, report: &mut Report) -> Result<()> {
+        if self.no_start || !systemctl::is_there() {
+            return Ok(());
+        }
+        let is_up = systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
+        if is_up && new_names {
+            let what = format!("restart {UNIT}.service, which has new names");
+            return report.step(&what, || Ok(systemctl::run(&["restart", UNIT])?));
+        }
+        if is_up {
             return Ok(());
         }
         let what = format!("enable and start {UNIT}.service");

@@ -46,21 +46,22 @@ impl Sandboxes {
             }
         }
         report.findings.extend(compare(&self.nodes.cache.all()));
-        report.findings.extend(self.nodes.overdue_certificates().into_iter().map(overdue));
+        let (late, now_ms) = (self.nodes.overdue_certificates(), self.clock.now_ms());
+        report.findings.extend(late.into_iter().map(|late| overdue(late, now_ms)));
         report
     }
 }
 
 /// Finding of a certificate that should have been renewed.
-fn overdue((node, shown): (NodeName, Validity)) -> Finding {
+fn overdue((node, shown): (NodeName, Validity), now_ms: u64) -> Finding {
     Finding {
         invariant: Invariant::Certificate.into(),
         node: node.to_string(),
         subject: format!("certificate {}", shown.serial),
         detail: format!(
-            "its renewal is overdue; it ends {} s after 1970, and then the node is out of reach: see \
-             the controller's log, or join the node again",
-            shown.not_after_ms / 1000
+            "its renewal is overdue: it ends in {} h, and then the node is out of reach; see the \
+             controller's log, or join the node again",
+            shown.hours_left(now_ms)
         ),
     }
 }
