@@ -11,6 +11,7 @@ use tokio::{
 use tokio_stream::Stream;
 
 use crate::{
+    certificates::Certificates,
     clock::Clock,
     journal::Journal,
     load::HostLoad,
@@ -118,6 +119,11 @@ impl Agent {
     /// Adds a check to `fsck`.
     pub fn also_check(&self, check: Arc<dyn Check>) {
         self.rpc.also_check(check);
+    }
+
+    /// Lets the controller renew these certificates.
+    pub fn renew(&self, certificates: Arc<Certificates>) {
+        self.rpc.renew(certificates);
     }
 
     /// Returns the agent's tasks, so that others can end with them.

@@ -23,11 +23,13 @@
 //! - HTTP requests, lists and reads start no process and query no database.
 
 pub mod agent;
+pub mod certificates;
 pub mod clock;
 pub mod config;
 pub mod detect;
 pub mod dhcp;
 pub mod ingress;
+pub mod join;
 pub mod journal;
 pub mod load;
 pub mod pve;

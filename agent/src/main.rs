@@ -6,6 +6,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use agent::{
     config::{self, Config, Flags},
+    join::Line,
     template::{self, Order, Source},
 };
 use anyhow::{Context, Result};
@@ -34,6 +35,18 @@ enum Command {
     /// Show every value of the configuration and where it comes from, and what keeps the agent from
     /// starting
     CheckConfig(Common),
+    /// Join a controller: make this node's keys, get its certificates, write what is missing in the
+    /// configuration, and start the agent. `sandboxctl node token NODE` prints the line to run
+    Join {
+        #[command(flatten)]
+        line: Line,
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
+        /// Start nothing
+        #[arg(long)]
+        no_start: bool,
+    },
     /// Accept the number that this node has in its cluster now, after it has changed; stop the agent
     /// first, and start it again after
     ConfirmNodeNumber(Common),
@@ -193,6 +206,11 @@ fn execute(command: &Command) -> Result<()> {
             let config = init.common.config()?;
             let order = init.order(&config)?;
             production::make_template(&config, &order)
+        }
+        Command::Join { line, config, no_start } => {
+            daemon::logs::init("warn", false);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.context("no runtime")?.block_on(production::join(line, config, *no_start))
         }
         Command::Shim { options } => {
             daemon::logs::init("info", false);

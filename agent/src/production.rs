@@ -4,8 +4,9 @@ use std::{fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::Path, sync::Arc
 
 use agent::{
     Agent, Parts,
+    certificates::{Certificates, access_of},
     clock::{Clock, SystemClock},
-    config::{Config, Shim},
+    config::{self, Config, Flags, Shim},
     detect::{self, Roots},
     dhcp::{Replies, Server},
     ingress::{
@@ -17,6 +18,7 @@ use agent::{
         server::{self, Ingress},
         settings::{Peers, Settings},
     },
+    join::{self, Done, Line},
     journal::{self, Journal, SqliteJournal},
     load::Sampler,
     pve::{ContainerConfig, Pve, pct::Pct, pmxcfs, shim_cgroup, worker},
@@ -37,8 +39,11 @@ use agent::{
 };
 use anyhow::{Context, Result};
 use daemon::{
+    key_files::KeyFiles,
     peer::Peer,
-    tls::{ClientAuth, Identity},
+    replace::Access,
+    systemctl,
+    tls::{ClientAuth, Identity, LiveIdentity},
 };
 use tokio::{net::TcpListener, time::timeout};
 use tokio_stream::StreamExt as _;
@@ -50,6 +55,8 @@ const DRAIN: Duration = Duration::from_secs(40);
 const PEER_PORT: u16 = 8481;
 /// Interval between clean-ups of leftovers of shims.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Units of a node, the agent first.
+const UNITS: &[&str] = &["pve-sandbox-agent", "pve-sandbox-ingress"];
 /// Kernel's list of network interfaces.
 const NET: &str = "/sys/class/net";
 /// Longest wait for the last answers to be sent.
@@ -62,8 +69,16 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     }
     private_dir(&config.state_dir)?;
     let tls = &config.tls;
+    let (own, hop) = key_files(&config);
+    for files in [Some(&own), hop.as_ref()].into_iter().flatten() {
+        let path = files.certificate.display();
+        if files.recover().with_context(|| format!("certificate {path}"))? {
+            tracing::info!(%path, "finished an interrupted renewal");
+        }
+    }
     let identity = Identity::load(&tls.cert, &tls.key, &tls.ca).context("certificates")?;
-    let server = daemon::tls::server(&identity, ClientAuth::Required).context("certificates")?;
+    let live = LiveIdentity::new(&identity).context("certificates")?;
+    let server = live.server(ClientAuth::Required).context("certificates")?;
     let pve: Arc<dyn Pve> = Arc::new(pct(&config)?);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(&config.boot_id));
     let shims = ShimProcesses::new(
@@ -77,6 +92,8 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let mut parts = parts(&config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
     parts.dhcp = dhcp(&config, &stop);
     let agent = Agent::start(parts).await?;
+    let node = config.node.value.to_string();
+    agent.renew(Arc::new(Certificates::new(node, (own, hop), tls.ca.clone(), live)));
     agent.tasks().spawn(outputs::keep(
         Arc::clone(&shims) as Arc<dyn Shims>,
         outputs::Budget {
@@ -119,6 +136,45 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     if timeout(LAST_ANSWERS, edge.finish()).await.is_err() {
         tracing::warn!("the agent stopped with open route questions");
     }
+    Ok(())
+}
+
+/// Returns the files of the node's certificates: the agent's, and the ingress hop's if it has one.
+fn key_files(config: &Config) -> (KeyFiles, Option<KeyFiles>) {
+    let files = |tls: &agent::config::Tls, access| KeyFiles {
+        certificate: tls.cert.clone(),
+        key: tls.key.clone(),
+        access,
+    };
+    let ingress = &config.ingress;
+    // What keeps Caddy from starting must not keep the agent from it: `check` tells of a missing group.
+    let access = access_of(ingress.group.as_deref()).ok();
+    let hop = access.filter(|_| ingress.tls.cert.exists());
+    (files(&config.tls, Access::PRIVATE), hop.map(|access| files(&ingress.tls, access)))
+}
+
+/// Joins a controller, and starts the units.
+pub(crate) async fn join(line: &Line, path: &Path, no_start: bool) -> Result<()> {
+    let Done(done) = join::run(line, path, Path::new(NET)).await?;
+    for step in done {
+        println!("{step}");
+    }
+    let config = Config::load(Some(path), &Flags::default(), &config::environment);
+    let ready = config.map_err(anyhow::Error::from).and_then(|config| check(&config));
+    if let Err(error) = ready {
+        let path = path.display();
+        println!("this node is joined, and its agent is not started: {error:#}");
+        println!("complete {path}, then: systemctl enable --now {}", UNITS.join(" "));
+        return Ok(());
+    }
+    if no_start || !systemctl::is_there() {
+        println!("nothing was started; start {}", UNITS.join(" and "));
+        return Ok(());
+    }
+    systemctl::run(&[&["enable", "--quiet"], UNITS].concat())?;
+    // They may run with the certificates of before.
+    systemctl::run(&[&["restart"], UNITS].concat())?;
+    println!("started {}", UNITS.join(" and "));
     Ok(())
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proto::sandbox::v1::{
     GetSandboxRequest, ListSandboxesRequest, ListSnapshotsRequest, Phase, Sandbox, Snapshot,
-    WatchSandboxRequest, operator_service_client::OperatorServiceClient,
-    sandbox_service_client::SandboxServiceClient,
+    WatchSandboxRequest, enrolment_service_client::EnrolmentServiceClient,
+    operator_service_client::OperatorServiceClient, sandbox_service_client::SandboxServiceClient,
 };
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{
@@ -50,6 +50,10 @@ pub struct Controller {
     pub sandboxes: Sandboxes,
     /// Service for operators.
     pub operator: OperatorServiceClient<Authorized>,
+    /// Service that admits nodes.
+    pub enrolment: EnrolmentServiceClient<Authorized>,
+    /// Address of the controller, `host:port`.
+    pub address: String,
     /// Memory about the controller's sandboxes.
     pub state: State,
 }
@@ -94,7 +98,9 @@ impl Controller {
         let channel = Traced::new(channel, settings.debug);
         Ok(Self {
             sandboxes: SandboxServiceClient::with_interceptor(channel.clone(), bearer.clone()),
-            operator: OperatorServiceClient::with_interceptor(channel, bearer),
+            operator: OperatorServiceClient::with_interceptor(channel.clone(), bearer.clone()),
+            enrolment: EnrolmentServiceClient::with_interceptor(channel, bearer),
+            address: settings.address.clone(),
             state: State::of(&settings.address),
         })
     }

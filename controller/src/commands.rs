@@ -14,11 +14,14 @@ use proto::name::{NodeName, Team};
 use tokio::net::TcpListener;
 
 use crate::{
-    Controller, Parts, ca,
+    Controller, Parts,
+    ca::{self, Own, Signer},
     clock::{Clock, SystemClock, SystemRandom},
     config::Config,
+    enrolment::Settings,
     node::TlsConnector,
     rpc::scope,
+    setup::Setup,
     store::{Store, sqlite::Sqlite},
     token,
 };
@@ -44,6 +47,9 @@ pub enum Command {
         #[arg(long)]
         listen: Option<std::net::SocketAddr>,
     },
+    /// Make everything that a controller needs on this machine, and start it. What is there already
+    /// stays; a second run changes nothing.
+    Setup(Box<Setup>),
     /// Make the CA and the controller's certificate. Again: keep the CA, renew the certificate with
     /// the names that it has.
     Init {
@@ -115,6 +121,7 @@ impl Command {
     pub async fn execute(self) -> anyhow::Result<()> {
         match self {
             Self::Run { config, listen } => run(&config, listen).await,
+            Self::Setup(setup) => setup.run().await?.lines.iter().try_for_each(|line| say(line)),
             Self::Init { data_dir, names } => {
                 let (files, names) = ca::init(&data_dir, &names)?;
                 say(&format!("the CA is {}", files.ca().display()))?;
@@ -170,14 +177,15 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
     daemon::logs::init("info", config.log_json);
     let stop = daemon::stop::signal_token()?;
     let files = ca::Files::new(&config.data_dir);
-    let ours = daemon::tls::Identity::load(&files.certificate(), &files.key(), &files.ca())
-        .context("cannot load the controller's certificate; was `init` run?")?;
-    let api_identity = match (&config.tls.cert, &config.tls.key) {
-        (Some(cert), Some(key)) => Some(daemon::tls::Identity::load(cert, key, &files.ca())?),
-        _ => None,
+    let own = Own { life: config.lives().agent, files };
+    let live = own.load().context("cannot load the controller's certificate; was `init` run?")?;
+    let server = match (&config.tls.cert, &config.tls.key) {
+        (Some(cert), Some(key)) => {
+            let public = daemon::tls::Identity::load(cert, key, &own.files.ca())?;
+            live.server_beside(daemon::peer::CONTROLLER_NAME, &public)?
+        }
+        _ => live.server(daemon::tls::ClientAuth::None)?,
     };
-    let api = api_identity.as_ref().unwrap_or(&ours);
-    let server = daemon::tls::server(api, daemon::tls::ClientAuth::None)?;
     let store: Arc<dyn Store> = Arc::new(Sqlite::open(&config.database())?);
     let address = listen.unwrap_or(config.listen);
     let listener =
@@ -185,7 +193,7 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
 
     let controller = Controller::start(Parts {
         store,
-        connector: Arc::new(TlsConnector(daemon::tls::client(&ours)?)),
+        connector: Arc::new(TlsConnector::new(live.client()?)),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         nodes: config.node_options(),
@@ -195,6 +203,14 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
         urls: config.urls(),
     })
     .await?;
+    match Signer::load(&config.data_dir, config.lives()) {
+        Ok(signer) => controller.enrol(signer, enrolment_settings(&config)?),
+        Err(error) => {
+            let error = daemon::chain::Chain(&error);
+            tracing::error!(%error, "no node can join, and no certificate is renewed: no CA");
+        }
+    }
+    let renewal = tokio::spawn(own.keep(live, stop.clone()));
     let (ready, all) = controller.settled(FIRST_CONTACT).await;
     let epoch = controller.sandboxes().nodes().epoch.get();
     tracing::info!(%address, nodes = all, ready, epoch, "serving");
@@ -208,5 +224,15 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
         controller.stop().await;
     };
     let (served, ()) = tokio::join!(serve, drain);
+    renewal.await.context("the renewal of the controller's certificate failed")?;
     served.context("serving failed")
+}
+
+/// Returns what nodes that join are told.
+fn enrolment_settings(config: &Config) -> anyhow::Result<Settings> {
+    let own = [daemon::peer::CONTROLLER_NAME, "localhost", "127.0.0.1", "::1"];
+    let mut names = ca::names(&config.data_dir)?;
+    names.retain(|name| !own.contains(&name.as_str()));
+    let urls = config.urls();
+    Ok(Settings { domain: urls.domain(), https: urls.is_https(), names })
 }

@@ -14,6 +14,7 @@ use proto::{
 use serde::Deserialize;
 
 use crate::{
+    ca::Lives,
     events, node,
     placement::{BEST, Limits},
     sandbox,
@@ -85,7 +86,13 @@ pub struct Tls {
     pub cert: Option<PathBuf>,
     /// Private key of `cert`.
     pub key: Option<PathBuf>,
+    /// Life of the certificates that renew themselves, seconds: the controller's and the agents'. They
+    /// are renewed at half of it.
+    pub life_s: Option<u64>,
 }
+
+/// Lives of certificates that may be set, seconds. Hours are meant; tests use seconds.
+const LIVES_S: std::ops::RangeInclusive<u64> = 10..=365 * 24 * 3600;
 
 /// Bounds of the API.
 #[derive(Debug, Clone, Deserialize)]
@@ -212,9 +219,20 @@ impl Config {
     /// # Errors
     /// With all mistakes in it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let config: Self = daemon::config::load(path)?;
-        let mistakes = config.mistakes();
-        if mistakes.is_empty() { Ok(config) } else { Err(Error::Wrong(mistakes)) }
+        daemon::config::load::<Self>(path)?.checked()
+    }
+
+    /// Parses and checks a file's content.
+    ///
+    /// # Errors
+    /// With all mistakes in it.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        daemon::config::parse::<Self>(path, text)?.checked()
+    }
+
+    fn checked(self) -> Result<Self, Error> {
+        let mistakes = self.mistakes();
+        if mistakes.is_empty() { Ok(self) } else { Err(Error::Wrong(mistakes)) }
     }
 
     fn mistakes(&self) -> Vec<String> {
@@ -232,7 +250,10 @@ impl Config {
             self.tls.cert.is_some() == self.tls.key.is_some(),
             "tls.cert and tls.key must be given together".into(),
         );
-        must(!self.nodes.is_empty() || self.discover, "there must be at least one [[node]]".into());
+        must(
+            self.tls.life_s.is_none_or(|life| LIVES_S.contains(&life)),
+            "tls.life_s must be 10 to 31536000".into(),
+        );
         let mut names = std::collections::BTreeSet::new();
         for node in &self.nodes {
             must(names.insert(&node.name), format!("node {} is given twice", node.name));
@@ -321,6 +342,15 @@ impl Config {
     pub fn event_options(&self) -> events::Options {
         let keep = Duration::from_secs(u64::from(self.events_keep_days) * 24 * 3600);
         events::Options { keep, max: self.events_max }
+    }
+
+    /// Returns the lives of certificates.
+    pub fn lives(&self) -> Lives {
+        let mut lives = Lives::default();
+        if let Some(seconds) = self.tls.life_s {
+            lives.agent = Duration::from_secs(seconds);
+        }
+        lives
     }
 
     /// Returns the path of the database.

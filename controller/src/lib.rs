@@ -5,6 +5,7 @@
 //!    -> sandbox/ (domain, one file an operation)       -> placement (pure) -> store (durable)
 //!         -> placement/ (pure: where, and why)         -> sandbox/create/creation -> node/client.rs
 //!         -> node/ (agent.v1: calls, watch)
+//!         -> enrolment/ (nodes that join; ca/ signs)
 //!         -> inventory/ (all sandboxes, as the nodes report them)
 //!         -> events/ (the log of what happened; derivation is pure)
 //!         -> store/ (intent and the log: SQLite, or memory)
@@ -19,12 +20,14 @@ pub mod ca;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod enrolment;
 pub mod events;
 pub mod inventory;
 pub mod node;
 pub mod placement;
 pub mod rpc;
 pub mod sandbox;
+pub mod setup;
 pub mod store;
 pub mod token;
 pub mod url;
@@ -39,6 +42,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use clock::{Clock, Random};
 use config::ApiLimits;
+use enrolment::Enrolment;
 use node::{Connector, Nodes};
 use sandbox::Sandboxes;
 use store::Store;
@@ -76,6 +80,8 @@ pub struct Parts {
 pub struct Controller {
     sandboxes: Arc<Sandboxes>,
     api: rpc::Api,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -100,17 +106,27 @@ impl Controller {
             nodes,
             parts.store.clone(),
             (parts.creates, parts.events),
-            (clock, random),
+            (clock.clone(), random),
             (tasks.clone(), stop.clone()),
         )
         .await?;
-        let api = rpc::Api::new(sandboxes.clone(), parts.store, parts.urls, parts.limits).await;
-        Ok(Self { sandboxes, api, tasks, stop })
+        let store = parts.store;
+        let api = rpc::Api::new(sandboxes.clone(), store.clone(), parts.urls, parts.limits).await;
+        Ok(Self { sandboxes, api, store, clock, tasks, stop })
     }
 
     /// Returns the gRPC services, which can be served over any stream of connections.
     pub fn api(&self) -> rpc::Api {
         self.api.clone()
+    }
+
+    /// Lets nodes join, and keeps their certificates young.
+    pub fn enrol(&self, signer: ca::Signer, settings: enrolment::Settings) {
+        let (nodes, store) = (self.sandboxes.registry(), self.store.clone());
+        let clock = self.clock.clone();
+        let enrolment = Arc::new(Enrolment::new(nodes, store, signer, clock, settings));
+        self.tasks.spawn(enrolment.clone().keep(self.stop.clone()));
+        self.api.enrol(enrolment);
     }
 
     /// Returns the domain, for programs that run the controller in their own process.

@@ -57,7 +57,7 @@ pub fn verify(token: &store::Token, secret: &str) -> bool {
 }
 
 /// Compares in constant time: stopping at the first difference would reveal how much matches.
-fn same(a: &[u8], b: &[u8]) -> bool {
+pub fn same(a: &[u8], b: &[u8]) -> bool {
     if a.len() != b.len() {
         return false;
     }

@@ -25,6 +25,20 @@ impl UrlTemplate {
         Ok(Self(text.to_owned()))
     }
 
+    /// Returns whether the URLs are https.
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https:")
+    }
+
+    /// Returns the domain below which the host names are; `None` for the example of the package, and when
+    /// the first label is the whole name.
+    pub fn domain(&self) -> Option<String> {
+        let rest = self.0.split_once("://").map(|(_, rest)| rest)?;
+        let host = rest.split(':').next()?;
+        let (_, domain) = host.split_once('.')?;
+        (!domain.is_empty() && !domain.ends_with("example.com")).then(|| domain.to_owned())
+    }
+
     /// Returns the URL of a port.
     pub fn url(&self, port: u32, vmid: u32, id: &str) -> String {
         self.0
@@ -44,6 +58,12 @@ mod tests {
             UrlTemplate::new("http://port-{port}-vm-{vmid}.sandbox.localhost:8480").expect("good");
         let url = template.url(8000, 100_001, "pvelxc-x");
         assert_eq!(url, "http://port-8000-vm-100001.sandbox.localhost:8480");
+        assert_eq!(
+            (template.domain().as_deref(), template.is_https()),
+            (Some("sandbox.localhost"), false)
+        );
+        let example = UrlTemplate::new("https://port-{port}-vm-{vmid}.sandbox.example.com");
+        assert_eq!(example.expect("good").domain(), None);
         for bad in ["port-{port}-vm-{vmid}.x", "https://{port}.x", "https://{port}-{vmid}.x/path"] {
             assert!(UrlTemplate::new(bad).is_err(), "{bad}");
         }

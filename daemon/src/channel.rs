@@ -10,10 +10,14 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use crate::flow::{self, Leg};
+use crate::{
+    flow::{self, Leg},
+    sever::Severable,
+};
 
 /// Longest wait for TCP and TLS.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -43,14 +47,36 @@ pub fn tls(
     server_name: &str,
     config: Arc<ClientConfig>,
 ) -> io::Result<Channel> {
+    tls_checked(leg, address, server_name, config, Arc::new(|_| Ok(CancellationToken::new())))
+}
+
+/// Judges the verified certificate (DER) of a peer before anything is sent to it. The connection ends
+/// when the token is cancelled.
+pub type Check = Arc<dyn Fn(&[u8]) -> io::Result<CancellationToken> + Send + Sync>;
+
+/// Connects as `tls` does, to a peer that also passes a check.
+///
+/// # Errors
+/// When `server_name` is neither a DNS name nor an IP address.
+pub fn tls_checked(
+    leg: Leg,
+    address: &str,
+    server_name: &str,
+    config: Arc<ClientConfig>,
+    check: Check,
+) -> io::Result<Channel> {
     let name = ServerName::try_from(server_name.to_owned()).map_err(io::Error::other)?;
     let (address, connector) = (address.to_owned(), TlsConnector::from(config));
     Ok(endpoint(leg).connect_with_connector_lazy(service_fn(move |_| {
         let (address, name, connector) = (address.clone(), name.clone(), connector.clone());
+        let check = Arc::clone(&check);
         async move {
             let tcp = TcpStream::connect(&address).await?;
             tcp.set_nodelay(true)?;
-            connector.connect(name, tcp).await.map(TokioIo::new)
+            let stream = connector.connect(name, tcp).await?;
+            let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let cut = check(shown.map(AsRef::as_ref).unwrap_or_default())?;
+            Ok::<_, io::Error>(TokioIo::new(Severable::new(stream, cut)))
         }
     })))
 }

@@ -32,7 +32,15 @@ pub enum Error {
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    toml::from_str(&text).map_err(|source| Error::Parse { path: path.to_owned(), source })
+    parse(path, &text)
+}
+
+/// Parses the content of a configuration that is, or will be, at `path`.
+///
+/// # Errors
+/// When the content is not valid.
+pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, Error> {
+    toml::from_str(text).map_err(|source| Error::Parse { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

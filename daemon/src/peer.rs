@@ -1,6 +1,6 @@
 //! Identity of a connection's peer, from its certificate.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use proto::name::NodeName;
 use x509_parser::{extensions::GeneralName, prelude::*};
@@ -16,6 +16,8 @@ pub enum Peer {
     Agent(NodeName),
 }
 
+/// Name in the controller's own certificate, whatever other names it has.
+pub const CONTROLLER_NAME: &str = "controller.pve-sandbox.internal";
 /// URI of the controller's certificate.
 pub const CONTROLLER_URI: &str = "spiffe://pve-sandbox/controller";
 /// URI of an agent's certificate, without the node's name.
@@ -41,6 +43,64 @@ pub fn names(der: &[u8]) -> Result<Vec<String>, String> {
     };
     let names = names.map(|names| names.value.general_names.iter().filter_map(text).collect());
     Ok(names.unwrap_or_default())
+}
+
+/// Host name in the certificate of a node's agent.
+pub fn agent_name(node: &NodeName) -> String {
+    format!("{node}.agent.pve-sandbox.internal")
+}
+
+/// Number and life of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Validity {
+    /// Serial number, lower-case hex without leading zeros.
+    pub serial: String,
+    /// Begin of its life, milliseconds since 1970.
+    pub not_before_ms: u64,
+    /// End of its life, milliseconds since 1970.
+    pub not_after_ms: u64,
+}
+
+/// Backdating of every certificate of our CA: a node's clock may be behind by as much.
+pub const BACKDATED: Duration = Duration::from_hours(1);
+
+impl Validity {
+    /// Share of its life, from its issue to its end, milliseconds since 1970.
+    fn at(&self, share: f64) -> u64 {
+        let issued = self.not_before_ms + crate::clock::millis(BACKDATED);
+        let life = Duration::from_millis(self.not_after_ms.saturating_sub(issued));
+        issued + crate::clock::millis(life.mul_f64(share))
+    }
+
+    /// Time at which it is to be renewed, milliseconds since 1970: half of its life.
+    pub fn renew_ms(&self) -> u64 {
+        self.at(0.5)
+    }
+
+    /// Whole hours until it ends; 0 when it has ended.
+    pub fn hours_left(&self, now_ms: u64) -> u64 {
+        self.not_after_ms.saturating_sub(now_ms) / 3_600_000
+    }
+
+    /// Time from which its renewal is overdue, milliseconds since 1970: three quarters of its life.
+    pub fn overdue_ms(&self) -> u64 {
+        self.at(0.75)
+    }
+}
+
+/// Number and life of a DER certificate.
+///
+/// # Errors
+/// When it is no certificate.
+pub fn validity(der: &[u8]) -> Result<Validity, String> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
+    let ms = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0) * 1000;
+    let validity = certificate.validity();
+    Ok(Validity {
+        serial: certificate.serial.to_str_radix(16),
+        not_before_ms: ms(validity.not_before),
+        not_after_ms: ms(validity.not_after),
+    })
 }
 
 impl Peer {

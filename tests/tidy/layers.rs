@@ -9,11 +9,27 @@ type Rule = (&'static str, &'static [&'static str]);
 
 /// Rules of the agent, from the edge down to the host.
 const AGENT: &[Rule] = &[
-    ("agent", &["clock", "journal", "load", "pve", "reconcile", "rpc", "saga", "sandbox", "tasks"]),
-    ("rpc", &["journal", "load", "pve", "sandbox"]),
+    (
+        "agent",
+        &[
+            "certificates",
+            "clock",
+            "journal",
+            "load",
+            "pve",
+            "reconcile",
+            "rpc",
+            "saga",
+            "sandbox",
+            "tasks",
+        ],
+    ),
+    ("rpc", &["certificates", "journal", "load", "pve", "sandbox"]),
     ("ingress", &["clock", "journal", "pve", "sandbox", "sys"]),
     ("reconcile", &["journal", "pve", "sandbox"]),
+    ("certificates", &[]),
     ("dhcp", &["sandbox", "sys"]),
+    ("join", &["certificates", "config", "detect", "pve", "rpc"]),
     ("config", &["clock", "detect", "journal", "load", "pve", "sandbox"]),
     ("sandbox", &["clock", "journal", "load", "pve", "run", "saga", "shim", "sys", "tasks"]),
     ("shim", &["pve", "run", "sys"]),
@@ -32,9 +48,38 @@ const AGENT: &[Rule] = &[
 /// Rules of the controller: placement is pure, the store knows nobody, the nodes' client does not
 /// know who asks.
 const CONTROLLER: &[Rule] = &[
-    ("commands", &["ca", "clock", "config", "inventory", "node", "rpc", "store", "token"]),
-    ("config", &["events", "node", "placement", "sandbox", "url"]),
-    ("rpc", &["config", "inventory", "node", "placement", "sandbox", "store", "token", "url"]),
+    (
+        "commands",
+        &[
+            "ca",
+            "clock",
+            "config",
+            "enrolment",
+            "inventory",
+            "node",
+            "rpc",
+            "setup",
+            "store",
+            "token",
+        ],
+    ),
+    ("config", &["ca", "events", "node", "placement", "sandbox", "url"]),
+    (
+        "rpc",
+        &[
+            "config",
+            "enrolment",
+            "inventory",
+            "node",
+            "placement",
+            "sandbox",
+            "store",
+            "token",
+            "url",
+        ],
+    ),
+    ("enrolment", &["ca", "clock", "node", "sandbox", "store", "token"]),
+    ("setup", &["ca", "clock", "config", "enrolment", "rpc", "store", "token"]),
     ("sandbox", &["clock", "events", "inventory", "node", "placement", "store", "token"]),
     ("node", &["clock", "events", "inventory", "placement", "store"]),
     ("inventory", &["clock", "store"]),
@@ -49,7 +94,7 @@ const CONTROLLER: &[Rule] = &[
 
 /// Rules of what all daemons share.
 const DAEMON: &[Rule] = &[
-    ("channel", &["flow"]),
+    ("channel", &["flow", "sever"]),
     ("listen", &["peer"]),
     ("chain", &[]),
     ("clock", &[]),
@@ -57,16 +102,19 @@ const DAEMON: &[Rule] = &[
     ("disk", &[]),
     ("flow", &[]),
     ("group_commit", &[]),
+    ("key_files", &["replace", "tls"]),
     ("keyed_count", &["sync"]),
     ("keyed_lock", &["sync"]),
     ("logs", &[]),
-    ("peer", &[]),
+    ("peer", &["clock"]),
     ("replace", &[]),
+    ("sever", &[]),
     ("shares", &[]),
     ("status", &[]),
     ("stop", &[]),
     ("sync", &[]),
-    ("tls", &[]),
+    ("systemctl", &[]),
+    ("tls", &["sync"]),
 ];
 
 /// Files that put the modules of a crate together, and its tests.
@@ -207,7 +255,8 @@ fn only_the_edge_uses_tonic() {
 #[test]
 fn only_run_and_sys_start_processes() {
     // A build script is no program of ours; the helper becomes its commands, it starts none.
-    let allowed = ["agent/src/run/mod.rs", "agent/src/sys/"];
+    // Commands of an operator start units.
+    let allowed = ["agent/src/run/mod.rs", "agent/src/sys/", "daemon/src/systemctl.rs"];
     for file in ["agent/src", "controller/src", "daemon/src", "cli/src"]
         .iter()
         .flat_map(|dir| files(dir, &[".rs"]))

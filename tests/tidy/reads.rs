@@ -5,7 +5,7 @@ use crate::source::{files, shipped};
 /// Whoever reads a whole file, and why nobody else decides how large that is.
 const WHOLE: &[(&str, &str)] = &[
     ("daemon/src/config.rs", "the daemon's own configuration, which root of the host writes"),
-    ("daemon/src/tls.rs", "the daemon's own certificates, which root of the host writes"),
+    ("daemon/src/tls/mod.rs", "the daemon's own certificates, which root of the host writes"),
     ("controller/src/ca/mod.rs", "the controller's own certificates"),
 ];
 

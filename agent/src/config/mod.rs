@@ -21,7 +21,7 @@ use proto::{
 };
 
 pub use file::{File, Ingress, Limits, Load, Shim, Template, Tls};
-pub use network::Network;
+pub use network::{Network, pool_of_host};
 pub use pool::Pool;
 
 use crate::{

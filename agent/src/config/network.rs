@@ -136,6 +136,18 @@ fn by_default(
     }
 }
 
+/// Returns the pool that the file or this host decides; `None` when the controller may choose one.
+pub fn pool_of_host(file: &file::File, number: u32, roots: Roots<'_>) -> Option<Pool> {
+    if file.network.pool.is_some() {
+        return file.network.pool;
+    }
+    let bridge = file.network.bridge.clone().or_else(|| detect::bridge(roots).ok())?;
+    let host = detect::on_bridge(roots, &bridge)?;
+    let network = Ipv4Net::new(host.address, host.prefix).ok()?;
+    let shared = detect::uplink(roots, &bridge).is_some();
+    by_default(Some(network), Some(number).filter(|number| *number > 0), shared).ok()
+}
+
 /// Returns the smallest network that contains the pool and the gateway.
 fn smallest(pool: Pool, gateway: Ipv4Addr) -> Option<Ipv4Net> {
     let networks = (8..=30).rev().filter_map(|prefix| Ipv4Net::new(gateway, prefix).ok());

@@ -1,9 +1,11 @@
 //! The wire: `agent.v1` for the controller only. Handlers convert, make one call of the domain, and
 //! convert back. The only module that uses tonic; it does not depend on the reconciler.
 
+mod certificates;
 mod convert;
 mod exec;
 mod files;
+pub mod join;
 mod load;
 mod node;
 mod pause;
@@ -22,6 +24,7 @@ use proto::{
     MESSAGE_BYTES_MAX, Reason,
     agent::v1::{
         agent_service_server::{AgentService, AgentServiceServer},
+        certificate_service_server::CertificateServiceServer,
         *,
     },
 };
@@ -37,10 +40,13 @@ use tonic::{
     transport::server::Connected,
 };
 
-use crate::sandbox::{
-    Sandboxes,
-    drift::{fsck::Check, garbage::Garbage},
-    exec::Execs,
+use crate::{
+    certificates::Certificates,
+    sandbox::{
+        Sandboxes,
+        drift::{fsck::Check, garbage::Garbage},
+        exec::Execs,
+    },
 };
 pub use load::Reporter;
 use places::{About, Places};
@@ -75,6 +81,8 @@ pub struct Rpc {
     garbage: Arc<dyn Garbage>,
     /// Additional check of another component.
     checks: Arc<OnceLock<Arc<dyn Check>>>,
+    /// Certificates that the controller may renew.
+    certificates: Arc<OnceLock<Arc<Certificates>>>,
     places: Places,
     watches: Arc<Semaphore>,
     streams: exec::Streams,
@@ -90,6 +98,7 @@ impl Rpc {
         Self {
             garbage,
             checks: Arc::default(),
+            certificates: Arc::default(),
             execs,
             sandboxes,
             reporter,
@@ -115,6 +124,8 @@ impl Rpc {
     ) -> Result<(), Error> {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<AgentServiceServer<Self>>().await;
+        let certificates = CertificateServiceServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let service = AgentServiceServer::new(self)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -125,6 +136,7 @@ impl Rpc {
             .http2_max_header_list_size(16 * 1024)
             .add_service(InterceptedService::new(health_service, only_the_controller))
             .add_service(InterceptedService::new(service, only_the_controller))
+            .add_service(InterceptedService::new(certificates, only_the_controller))
             .serve_with_incoming_shutdown(incoming, async move {
                 stopped.cancelled().await;
                 health.set_not_serving::<AgentServiceServer<Self>>().await;

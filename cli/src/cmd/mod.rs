@@ -36,6 +36,8 @@ mod ls_watch;
 mod man;
 mod named;
 mod node;
+mod node_revoke;
+mod node_token;
 mod nodes;
 mod on_node;
 mod pause;
@@ -184,7 +186,7 @@ pub(crate) enum User {
 /// The verbs for operators of nodes.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Operator {
-    /// Nodes: list, cordon, uncordon, drain or forget them
+    /// Nodes: list, join, revoke, cordon, uncordon, drain or forget them
     #[command(subcommand)]
     Node(node::Node),
     /// The whole system: fsck, gc, prune, compare, adopt, recover, release

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use proto::sandbox::v1::ForgetNodeRequest;
 use serde_json::json;
 
-use super::{cordon, drain, nodes, on_node, uncordon};
+use super::{cordon, drain, node_revoke, node_token, nodes, on_node, uncordon};
 use crate::{
     client::{Controller, answer},
     failure::Failure,
@@ -18,6 +18,10 @@ pub(crate) enum Node {
     /// List the nodes and their load
     #[command(visible_alias = "list")]
     Ls(nodes::Nodes),
+    /// Make a one-time token, and print the line that joins a node
+    Token(node_token::NodeToken),
+    /// Turn a node away at once: its certificates are refused
+    Revoke(node_revoke::NodeRevoke),
     /// Give a node no new sandboxes
     Cordon(cordon::Cordon),
     /// Give a node new sandboxes again
@@ -48,6 +52,8 @@ configuration if it stands there.")]
 pub(super) async fn run(controller: Controller, verb: Node, output: Output) -> Result<u8, Failure> {
     match verb {
         Node::Ls(args) => nodes::run(controller, args, output).await,
+        Node::Token(args) => node_token::run(controller, args, output).await,
+        Node::Revoke(args) => node_revoke::run(controller, args, output).await,
         Node::Cordon(args) => cordon::run(controller, args, output).await,
         Node::Uncordon(args) => uncordon::run(controller, args, output).await,
         Node::Drain(args) => drain::run(controller, args, output).await,

@@ -24,7 +24,8 @@ Examples:
   sandboxctl node ls --sort -cpu                the busiest first
 
 STATE is `ready`, or says why a node gets no new sandboxes. PRESSURE is the share of time in which
-processes wait for CPU, memory or disk, the worst of the three.")]
+processes wait for CPU, memory or disk, the worst of the three. CERTIFICATE is the time until the one of
+the agent ends; it is renewed at half of its life.")]
 pub(crate) struct Nodes {
     /// Flags of the list.
     #[command(flatten)]
@@ -44,6 +45,7 @@ const COLUMNS: &[Column] = &[
     Column::new("SNAPSHOTS").rank(9).fit(Fit::Cut(12)),
     Column::new("AGENT").rank(10).fit(Fit::Cut(6)),
     Column::new("REPORT").rank(6),
+    Column::new("CERTIFICATE").rank(11),
     Column::new("REASON").rank(5).fit(Fit::Cut(11)),
 ];
 
@@ -58,7 +60,7 @@ pub(super) async fn run(
     };
     let nodes = read(call).await?.nodes;
     let values: Vec<_> = nodes.iter().map(json::node).collect();
-    let empty = "no nodes; name an agent in the controller's configuration";
+    let empty = "no nodes; `sandboxctl node token NODE` prints the line that joins one";
     listing.print(output, table(&nodes), &values, empty)?;
     Ok(0)
 }
@@ -108,6 +110,7 @@ fn row(node: &Node) -> Vec<Cell> {
         table::cell(load.snapshots.join(" ")),
         table::cell(&node.version),
         table::cell(report),
+        table::cell(time::left(node.certificate_expires_at)),
         table::cell(&node.reason),
     ]
 }

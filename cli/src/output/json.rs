@@ -198,6 +198,7 @@ pub struct Node<'a> {
     version: &'a str,
     sandboxes: u32,
     report_age_ms: Option<u64>,
+    certificate_expires_at: Option<String>,
     load: Option<Load<'a>>,
 }
 
@@ -251,6 +252,7 @@ pub fn node(node: &wire::Node) -> Node<'_> {
         version: &node.version,
         sandboxes: node.sandboxes,
         report_age_ms: millis(node.report_age),
+        certificate_expires_at: rfc3339(node.certificate_expires_at),
         load: node.load.as_ref().map(|load| Load {
             cores: load.cores,
             cpu_busy: load.cpu_busy,

@@ -26,6 +26,15 @@ pub fn age(time: Option<prost_types::Timestamp>) -> String {
     seconds(Timestamp::now().as_second().saturating_sub(time.seconds).max(0).unsigned_abs())
 }
 
+/// Time that is left until then, in one unit; empty when that is not known.
+pub fn left(until: Option<prost_types::Timestamp>) -> String {
+    let Some(until) = until else { return String::new() };
+    match u64::try_from(until.seconds.saturating_sub(Timestamp::now().as_second())) {
+        Ok(left) => seconds(left),
+        Err(_) => "ended".into(),
+    }
+}
+
 /// Duration in one unit.
 pub fn seconds(seconds: u64) -> String {
     match seconds {

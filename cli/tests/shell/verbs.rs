@@ -181,6 +181,30 @@ async fn adopt_needs_yes_and_forget_gives_up_a_node() {
 }
 
 #[tokio::test]
+async fn node_token_prints_one_line_and_revoke_turns_a_node_away() {
+    let fake = Fake::start(Behaviour::default()).await;
+    let ran = fake.run(&["node", "token", "pve3", "--ttl", "1h"]).await;
+    let line = format!(
+        "pve-sandbox-agent join https://controller.example:{} --token pvesj_pve3_3600 --ca-sha256 {}\n",
+        fake.port,
+        "ab".repeat(32)
+    );
+    assert_eq!((ran.code, ran.text()), (Some(0), line.as_str()));
+    let given = fake.run(&["node", "token", "pve3", "--controller", "10.0.0.9:7443"]).await;
+    assert!(
+        given
+            .text()
+            .starts_with("pve-sandbox-agent join https://10.0.0.9:7443 --token pvesj_pve3_900")
+    );
+    let json = fake.run(&["node", "token", "pve3", "--json"]).await.json();
+    assert_eq!(json["expires_at"], "2023-11-14T22:28:20Z");
+
+    let ran = fake.run(&["node", "revoke", "node2"]).await;
+    assert!(ran.text().contains("node2 is revoked; 3 sandboxes"), "{ran:?}");
+    assert_ne!(fake.run(&["node", "revoke", "node9"]).await.code, Some(0));
+}
+
+#[tokio::test]
 async fn cordon_and_drain_report_the_state_of_the_node() {
     let fake = fake().await;
     let ran = fake.run(&["cordon", "node2", "--why", "disks"]).await;

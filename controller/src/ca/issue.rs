@@ -2,16 +2,18 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use daemon::peer::BACKDATED;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, string::Ia5String,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, SanType, SerialNumber, string::Ia5String,
 };
 
 use super::Error;
 use crate::clock::{Clock, SystemClock};
 
-/// Backdating of certificates, because clocks of nodes may be behind.
-const SKEW: Duration = Duration::from_hours(1);
+/// Length of a serial number, bytes: random, so that no two are the same.
+const SERIAL_BYTES: usize = 16;
 
 /// A CA that can sign.
 pub(super) struct Authority {
@@ -57,9 +59,36 @@ impl Authority {
         self.key_pem.clone()
     }
 
-    /// Issues a leaf certificate for server and client authentication.
+    /// Issues a leaf certificate with a new key, for server and client authentication.
     pub(super) fn leaf(&self, usage: &Usage<'_>) -> Result<Leaf, Error> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = self.issue(usage, &key)?.pem();
+        Ok(Leaf { certificate, key: key.serialize_pem() })
+    }
+
+    /// Issues a leaf certificate for the key of a request (PEM). Nothing else of the request counts:
+    /// not its names, and not the uses that it asks for. Returns the key, too.
+    pub(super) fn sign(
+        &self,
+        usage: &Usage<'_>,
+        request: &str,
+    ) -> Result<(Certificate, Vec<u8>), Error> {
+        let request = CertificateSigningRequestParams::from_pem(request)
+            .map_err(|error| Error::Request(error.to_string()))?;
+        let key = request.public_key;
+        if PublicKeyData::algorithm(&key) != &PKCS_ECDSA_P256_SHA256 {
+            return Err(Error::Request("the key must be ECDSA on P-256".to_owned()));
+        }
+        Ok((self.issue(usage, &key)?, key.der_bytes().to_vec()))
+    }
+
+    fn issue(&self, usage: &Usage<'_>, key: &impl PublicKeyData) -> Result<Certificate, Error> {
         let mut params = params(usage.common, usage.life);
+        let mut serial = [0; SERIAL_BYTES];
+        getrandom::fill(&mut serial).expect("the kernel gives random bytes");
+        // A positive number without leading zeros.
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
@@ -70,9 +99,7 @@ impl Authority {
         if let Some(uri) = &usage.uri {
             params.subject_alt_names.push(SanType::URI(ascii(uri)?));
         }
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let certificate = params.signed_by(&key, &self.issuer)?.pem();
-        Ok(Leaf { certificate, key: key.serialize_pem() })
+        Ok(params.signed_by(key, &self.issuer)?)
     }
 }
 
@@ -81,7 +108,7 @@ fn params(common: &str, life: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common);
-    params.not_before = (now - SKEW).into();
+    params.not_before = (now - BACKDATED).into();
     params.not_after = (now + life).into();
     params
 }

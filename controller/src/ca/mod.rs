@@ -1,8 +1,11 @@
 //! The controller's own CA, and a second CA for the hop between the nodes' Caddys. They are
 //! separate on purpose: Caddy's key, which a network-facing program reads, must never open the
 //! agents' API. Both are files under the data directory; keys have mode 0600.
+//! `sign` is for nodes that make their keys themselves, `own` keeps the controller's certificate young.
 
 mod issue;
+mod own;
+mod sign;
 
 use std::{
     fs, io,
@@ -12,15 +15,20 @@ use std::{
     time::Duration,
 };
 
-use daemon::replace::{Access, replace};
+use daemon::{
+    key_files::KeyFiles,
+    replace::{Access, replace},
+};
 use proto::name::NodeName;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use issue::{Authority, Usage};
 
+pub use own::{Own, names, renew_own};
+pub use sign::{Lives, Signed, Signer};
 /// Life of CA certificates and of of all of the ingress hop, which Caddy reads at its start only.
 const LONG: Duration = Duration::from_hours(24 * 365 * 10);
-/// Life of the certificates of the controller and the agents.
+/// Life of the certificates of agents that get theirs by hand.
 const SHORT: Duration = Duration::from_hours(24 * 365);
 
 /// Result of making or reading certificates.
@@ -46,6 +54,9 @@ pub enum Error {
     /// A certificate cannot be made or parsed.
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
+    /// A certificate request that is refused.
+    #[error("cannot sign the certificate request: {0}")]
+    Request(String),
 }
 
 /// The files of the CA under a data directory.
@@ -71,6 +82,12 @@ impl Files {
     /// Returns the path of the controller's key.
     pub fn key(&self) -> PathBuf {
         self.0.join("controller.key")
+    }
+
+    /// Returns the controller's certificate and key, which are replaced as one.
+    pub fn pair(&self) -> KeyFiles {
+        let (certificate, key) = (self.certificate(), self.key());
+        KeyFiles { certificate, key, access: Access::PRIVATE }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -99,7 +116,7 @@ pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>)> {
             write(&files.path(&format!("{name}.key")), &authority.key(), 0o600)?;
         }
     }
-    let mut all = vec!["controller.pve-sandbox.internal".into(), "localhost".into()];
+    let mut all = vec![daemon::peer::CONTROLLER_NAME.to_owned(), "localhost".to_owned()];
     all.extend(["127.0.0.1".to_owned(), "::1".to_owned()]);
     for name in names_before(&files.certificate())?.iter().chain(names) {
         let known = |known: &String| known.eq_ignore_ascii_case(name);
@@ -107,28 +124,41 @@ pub fn init(data_dir: &Path, names: &[String]) -> Result<(Files, Vec<String>)> {
             all.push(name.clone());
         }
     }
-    let uri = Some(daemon::peer::CONTROLLER_URI.to_owned());
-    let usage = Usage { common: "pve-sandbox controller", names: &all, uri, life: SHORT };
-    let leaf = load(&files, "ca")?.leaf(&usage)?;
-    write(&files.certificate(), &leaf.certificate, 0o644)?;
-    write(&files.key(), &leaf.key, 0o600)?;
+    issue_own(&files, &all, Lives::default().agent)?;
     Ok((files, all))
+}
+
+/// Issues the controller's certificate. The pair is replaced as one.
+fn issue_own(files: &Files, names: &[String], life: Duration) -> Result<()> {
+    let uri = Some(daemon::peer::CONTROLLER_URI.to_owned());
+    let usage = Usage { common: "pve-sandbox controller", names, uri, life };
+    let leaf = load(files, "ca")?.leaf(&usage)?;
+    let pair = files.pair();
+    let put = || {
+        pair.prepare(&leaf.key)?;
+        pair.install(&leaf.certificate)
+    };
+    put().map_err(|source| Error::File { path: files.certificate(), source })
 }
 
 /// Returns the names in the certificate of an earlier `init`, or none without such a certificate.
 fn names_before(certificate: &Path) -> Result<Vec<String>> {
     let file = |source| Error::File { path: certificate.to_owned(), source };
-    let pem = match fs::read(certificate) {
-        Ok(pem) => pem,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(file(error)),
-    };
+    let Some(pem) = read_certificate(certificate)? else { return Ok(Vec::new()) };
     let invalid = |why: String| {
         let why = format!("its names cannot be read ({why}); remove it to begin without them");
         file(io::Error::new(io::ErrorKind::InvalidData, why))
     };
     let der = CertificateDer::from_pem_slice(&pem).map_err(|error| invalid(error.to_string()))?;
     daemon::peer::names(&der).map_err(invalid)
+}
+
+fn read_certificate(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(pem) => Ok(Some(pem)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::File { path: path.to_owned(), source }),
+    }
 }
 
 /// Writes the files that one node's agent needs into `out`: `ca.crt`, `node.crt`, `node.key` and
@@ -141,9 +171,7 @@ pub fn node(data_dir: &Path, node: &NodeName, address: Option<IpAddr>, out: &Pat
     fs::create_dir_all(out).map_err(|source| Error::File { path: out.to_owned(), source })?;
 
     let agent = load(&files, "ca")?;
-    let mut names =
-        vec![format!("{node}.agent.pve-sandbox.internal"), "agent.pve-sandbox.internal".into()];
-    names.extend(address.map(|address| address.to_string()));
+    let names = sign::agent_names(node, address);
     let uri = Some(format!("{}{node}", daemon::peer::AGENT_URI));
     let leaf = agent.leaf(&Usage { common: node.as_str(), names: &names, uri, life: SHORT })?;
     write(&out.join("ca.crt"), &agent.certificate, 0o644)?;
@@ -151,7 +179,7 @@ pub fn node(data_dir: &Path, node: &NodeName, address: Option<IpAddr>, out: &Pat
     write(&out.join("node.key"), &leaf.key, 0o600)?;
 
     let ingress = load(&files, "ingress-ca")?;
-    let names = [node.to_string(), "ingress.pve-sandbox.internal".into()];
+    let names = sign::ingress_names(node);
     let usage = Usage { common: node.as_str(), names: &names, uri: None, life: LONG };
     let leaf = ingress.leaf(&usage)?;
     write(&out.join("ingress-ca.crt"), &ingress.certificate, 0o644)?;

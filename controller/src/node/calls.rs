@@ -46,6 +46,8 @@ calls! {
     Reserve: Agent,
     CancelReservation: Agent,
     CreateSandbox: Agent,
+    RequestCertificates: Agent,
+    InstallCertificates: Agent,
     // Commands, files and measurements in a sandbox.
     Exec: Sandbox,
     ControlExec: Sandbox,
@@ -83,7 +85,8 @@ mod tests {
         let files =
             prost_types::FileDescriptorSet::decode(proto::DESCRIPTORS).expect("descriptors");
         let services = files.file.iter().flat_map(|file| &file.service);
-        let agent = services.filter(|service| service.name() == "AgentService");
+        let of_agent = ["AgentService", "CertificateService"];
+        let agent = services.filter(|service| of_agent.contains(&service.name()));
         let mut methods: Vec<_> =
             agent.flat_map(|service| &service.method).map(|m| m.name().to_owned()).collect();
         let mut known: Vec<_> = Call::ALL.iter().map(|call| format!("{call:?}")).collect();

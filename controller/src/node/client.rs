@@ -13,7 +13,8 @@ use futures_util::{Stream, StreamExt};
 use proto::{
     MESSAGE_BYTES_MAX,
     agent::v1::{
-        self as wire, agent_service_client::AgentServiceClient, files_request, files_response,
+        self as wire, agent_service_client::AgentServiceClient,
+        certificate_service_client::CertificateServiceClient, files_request, files_response,
     },
     id::SandboxId,
     name::{NodeName, Port, ServiceName, SnapshotId},
@@ -32,7 +33,7 @@ use super::{
 /// Time that a call may take beyond the wait that the agent was given.
 const MARGIN: Duration = Duration::from_secs(4);
 /// Deadline of a call that only reads or records.
-const QUICK: Duration = Duration::from_secs(5);
+pub(super) const QUICK: Duration = Duration::from_secs(5);
 /// Deadline of calls that roll back: the agent answers when an attempt is undone, or after 20 s.
 const UNDO: Duration = Duration::from_secs(24);
 /// Deadline of a call that acts on a command: its shim may have to be found first.
@@ -64,6 +65,8 @@ pub struct Client {
     agent: AgentServiceClient<Channel>,
     /// Client on the connection for the watch.
     watch: AgentServiceClient<Channel>,
+    /// Client for the node's certificates, on the connection for unary calls.
+    certificates: CertificateServiceClient<Channel>,
     bulk: Arc<Bulk>,
     /// Counter that numbers the streams of commands.
     streams: Arc<AtomicU64>,
@@ -76,22 +79,27 @@ impl Client {
     /// When the address can never work.
     pub fn new(connector: Arc<dyn Connector>, node: &NodeName, address: &str) -> io::Result<Self> {
         let (node, address) = (node.clone(), address.to_owned());
-        let open = move |lane| {
-            let channel = connector.channel(&node, &address, lane)?;
-            Ok::<_, io::Error>(
-                AgentServiceClient::new(channel)
-                    .max_decoding_message_size(MESSAGE_BYTES_MAX)
-                    .max_encoding_message_size(MESSAGE_BYTES_MAX),
-            )
+        let client = |channel| {
+            AgentServiceClient::new(channel)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX)
         };
-        let (agent, watch) = (open(Lane::Control)?, open(Lane::Watch)?);
-        let bulk = Bulk::new(Box::new(move || open(Lane::Bulk)));
-        Ok(Self { agent, watch, bulk, streams: Arc::default() })
+        let open = move |lane| connector.channel(&node, &address, lane);
+        let control = open(Lane::Control)?;
+        let certificates = CertificateServiceClient::new(control.clone());
+        let (agent, watch) = (client(control), client(open(Lane::Watch)?));
+        let bulk = Bulk::new(Box::new(move || open(Lane::Bulk).map(client)));
+        Ok(Self { agent, watch, certificates, bulk, streams: Arc::default() })
     }
 
     /// Connection of short calls. Clones share it.
     fn agent(&self) -> AgentServiceClient<Channel> {
         self.agent.clone()
+    }
+
+    /// Connection of the calls for the node's certificates.
+    pub(super) fn certificates(&self) -> CertificateServiceClient<Channel> {
+        self.certificates.clone()
     }
 
     /// Closes bulk connections that are idle.

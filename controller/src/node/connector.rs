@@ -6,6 +6,8 @@ use daemon::flow::Leg;
 use proto::name::NodeName;
 use tonic::transport::Channel;
 
+use super::NodeCertificates;
+
 /// Kind of calls with connections of its own, so that none waits for calls of another kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {
@@ -26,16 +28,38 @@ pub trait Connector: Send + Sync + Debug {
     /// # Errors
     /// When the address can never work.
     fn channel(&self, node: &NodeName, address: &str, lane: Lane) -> io::Result<Channel>;
+
+    /// Returns what is known of the nodes' certificates, where there are any.
+    fn certificates(&self) -> Option<Arc<NodeCertificates>> {
+        None
+    }
 }
 
 /// Mutual TLS over TCP. The agent's certificate must contain the node's name, so that a node cannot
-/// answer for another.
+/// answer for another, and must not be revoked.
 #[derive(Debug)]
-pub struct TlsConnector(pub Arc<rustls::ClientConfig>);
+pub struct TlsConnector {
+    config: Arc<rustls::ClientConfig>,
+    certificates: Arc<NodeCertificates>,
+}
+
+impl TlsConnector {
+    /// Creates a connector with this identity.
+    pub fn new(config: Arc<rustls::ClientConfig>) -> Self {
+        Self { config, certificates: Arc::default() }
+    }
+}
 
 impl Connector for TlsConnector {
     fn channel(&self, node: &NodeName, address: &str, _: Lane) -> io::Result<Channel> {
-        let server_name = format!("{node}.agent.pve-sandbox.internal");
-        daemon::channel::tls(Leg::Agent, address, &server_name, self.0.clone())
+        let server_name = daemon::peer::agent_name(node);
+        let (certificates, node) = (Arc::clone(&self.certificates), node.clone());
+        let check = move |der: &[u8]| certificates.check(&node, der);
+        let config = self.config.clone();
+        daemon::channel::tls_checked(Leg::Agent, address, &server_name, config, Arc::new(check))
+    }
+
+    fn certificates(&self) -> Option<Arc<NodeCertificates>> {
+        Some(Arc::clone(&self.certificates))
     }
 }

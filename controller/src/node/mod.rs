@@ -9,6 +9,7 @@
 mod answer;
 mod bulk;
 pub mod calls;
+mod certificates;
 pub mod client;
 mod connector;
 pub mod epoch;
@@ -16,6 +17,7 @@ pub mod fake;
 mod link;
 mod output;
 pub mod registry;
+mod renew;
 mod reports;
 mod state;
 
@@ -24,6 +26,7 @@ use std::time::Duration;
 use proto::Reason;
 
 pub use bulk::StreamOwner;
+pub use certificates::NodeCertificates;
 pub use client::{Client, CreateOrder};
 pub use connector::{Connector, Lane, TlsConnector};
 pub use registry::{Nodes, Options};

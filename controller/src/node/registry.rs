@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use daemon::sync::Mutex;
+use daemon::{peer::Validity, sync::Mutex};
 use proto::{
     agent::v1::Member,
     id::SandboxId,
@@ -16,7 +16,7 @@ use proto::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Client, Connector, Error, Node, NodeStatus, epoch::Epoch, link};
+use super::{Client, Connector, Error, Node, NodeCertificates, NodeStatus, epoch::Epoch, link};
 use crate::{
     clock::{Clock, Random},
     events::{Log, Source},
@@ -61,6 +61,8 @@ pub struct Nodes {
     pub(super) random: Arc<dyn Random>,
     options: Options,
     connector: Arc<dyn Connector>,
+    /// Certificates of the nodes; empty where connections have none.
+    certificates: Arc<NodeCertificates>,
     nodes: Mutex<BTreeMap<NodeName, Arc<Node>>>,
     /// Forgotten nodes. They are used again when they are online again.
     forgotten: Mutex<BTreeSet<NodeName>>,
@@ -99,6 +101,7 @@ impl Nodes {
             clock,
             random,
             options,
+            certificates: connector.certificates().unwrap_or_default(),
             connector,
             nodes: Mutex::default(),
             forgotten: Mutex::new(store.forgotten_nodes().await?.into_iter().collect()),
@@ -111,6 +114,12 @@ impl Nodes {
         });
         for (name, address) in nodes.options.seeds.clone() {
             nodes.add(&name, &address);
+        }
+        let enrolments = nodes.store.enrolments().await?;
+        nodes.certificates.load(&enrolments);
+        // A forgotten one has no address.
+        for joined in enrolments.iter().filter(|enrolment| !enrolment.address.is_empty()) {
+            nodes.add(&joined.node, &joined.address);
         }
         if nodes.options.discover {
             for (name, address) in nodes.store.nodes().await? {
@@ -145,6 +154,40 @@ impl Nodes {
             });
             stop.run_until_cancelled_owned(listen).await;
         });
+    }
+
+    /// Adds a node that has joined, or follows it to its new address. A configured address counts
+    /// more.
+    pub fn joined(self: &Arc<Self>, name: &NodeName, address: &str) {
+        self.forgotten.lock().remove(name);
+        if self.is_configured(name) {
+            return;
+        }
+        let moved = |node: &Arc<Node>| node.address != address;
+        if self.get(name).as_ref().is_some_and(moved)
+            && let Some(node) = self.nodes.lock().remove(name)
+        {
+            node.watch_stop.cancel();
+            self.drop_slot(&node);
+        }
+        self.add(name, address);
+        self.announce();
+    }
+
+    /// Returns what is known of the nodes' certificates.
+    pub fn certificates(&self) -> &NodeCertificates {
+        &self.certificates
+    }
+
+    /// Returns the nodes whose certificate should have been renewed by now.
+    pub fn overdue_certificates(&self) -> Vec<(NodeName, Validity)> {
+        let late = self.certificates.overdue(self.clock.now_ms());
+        late.into_iter().filter(|(node, _)| self.get(node).is_some()).collect()
+    }
+
+    /// Drops a node that was removed from the registry from placement, too.
+    fn drop_slot(&self, node: &Node) {
+        self.fleet.lock().remove(node.slot);
     }
 
     /// Adds the members of an agent's cluster when discovery is on.
@@ -200,7 +243,7 @@ impl Nodes {
         self.forgotten.lock().insert(name.clone());
         let node = self.nodes.lock().remove(name);
         if let Some(node) = node {
-            self.fleet.lock().remove(node.slot);
+            self.drop_slot(&node);
             node.watch_stop.cancel();
         }
         self.cache.set_up(name, false);
@@ -403,6 +446,7 @@ impl Nodes {
                 version,
                 report,
                 sandboxes: self.cache.count_on(&node.name),
+                certificate: self.certificates.shown(&node.name),
             }
         };
         self.all().into_iter().map(status).collect()

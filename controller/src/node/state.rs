@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use daemon::sync::Mutex;
+use daemon::{peer::Validity, sync::Mutex};
 use proto::{id::SandboxId, name::NodeName, sandbox::v1::NodeLoad};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +62,8 @@ pub struct NodeStatus {
     pub report: Option<(NodeLoad, Duration)>,
     /// Number of living sandboxes on it.
     pub sandboxes: u32,
+    /// Certificate of its agent, as its last connection showed it.
+    pub certificate: Option<Validity>,
 }
 
 impl Node {

@@ -87,6 +87,7 @@ pub(super) fn node(status: NodeStatus) -> wire::Node {
         load,
         report_age,
         sandboxes: status.sandboxes,
+        certificate_expires_at: status.certificate.map(|shown| timestamp(shown.not_after_ms)),
     }
 }
 

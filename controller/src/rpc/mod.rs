@@ -4,6 +4,7 @@
 mod auth;
 mod connections;
 mod convert;
+mod enrolment;
 mod guard;
 mod operator;
 mod permits;
@@ -11,11 +12,15 @@ mod sandbox;
 pub mod scope;
 mod status;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use proto::{
     MESSAGE_BYTES_MAX,
     sandbox::v1::{
+        enrolment_service_server::EnrolmentServiceServer,
         operator_service_server::OperatorServiceServer,
         sandbox_service_server::SandboxServiceServer,
     },
@@ -27,7 +32,9 @@ use tonic_web::GrpcWebLayer;
 
 use connections::Connections;
 
-use crate::{config::ApiLimits, sandbox::Sandboxes, store::Store, url::UrlTemplate};
+use crate::{
+    config::ApiLimits, enrolment::Enrolment, sandbox::Sandboxes, store::Store, url::UrlTemplate,
+};
 
 /// Time after which a silent caller is pinged; without an answer it is disconnected.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -40,6 +47,7 @@ pub struct Api {
     routes: Routes,
     guard: guard::GuardLayer,
     limits: ApiLimits,
+    enrolment: Arc<OnceLock<Arc<Enrolment>>>,
 }
 
 impl Api {
@@ -58,24 +66,34 @@ impl Api {
         let operator = OperatorServiceServer::new(operator::Rpc { sandboxes })
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let enrolment = Arc::<OnceLock<_>>::default();
+        let joins = EnrolmentServiceServer::new(enrolment::Rpc::new(enrolment.clone()))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<SandboxServiceServer<sandbox::Rpc>>().await;
         health.set_serving::<OperatorServiceServer<operator::Rpc>>().await;
         let mut routes = Routes::default();
-        routes = routes.add_service(sandbox).add_service(operator).add_service(health_service);
+        routes = routes.add_service(sandbox).add_service(operator).add_service(joins);
+        routes = routes.add_service(health_service);
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 .with_service_name("sandbox.v1.SandboxService")
                 .with_service_name("sandbox.v1.OperatorService")
+                .with_service_name("sandbox.v1.EnrolmentService")
                 .with_service_name("grpc.health.v1.Health")
         };
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         routes = routes.add_service(v1.expect("our own descriptors are whole"));
         routes = routes.add_service(v1alpha.expect("our own descriptors are whole"));
         let guard = guard::GuardLayer::new(store, &limits);
-        Self { routes, guard, limits }
+        Self { routes, guard, limits, enrolment }
+    }
+
+    /// Lets nodes join. Called once.
+    pub fn enrol(&self, enrolment: Arc<Enrolment>) {
+        drop(self.enrolment.set(enrolment));
     }
 
     /// Serves connections until `stop`, then lets the calls that are under way end.

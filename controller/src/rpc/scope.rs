@@ -4,7 +4,8 @@
 /// Required credentials of a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
-    /// None: the answer reveals nothing about anybody and is given at once.
+    /// None: the answer reveals nothing about anybody and is given at once, or the request itself brings
+    /// its authority.
     Open,
     /// Any valid token: the answer reveals nothing about anybody, but the call takes a permit for
     /// as long as the caller likes.
@@ -47,6 +48,10 @@ const TABLE: &[(&str, Need, Shape)] = &[
     ("/grpc.health.v1.Health/Watch", Token, Stream),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Token, Stream),
     ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Token, Stream),
+    // The one-time token in the request is the authority.
+    ("/sandbox.v1.EnrolmentService/Join", Open, Unary),
+    ("/sandbox.v1.EnrolmentService/CreateNodeToken", Scope(OPERATOR), Unary),
+    ("/sandbox.v1.EnrolmentService/RevokeNode", Scope(OPERATOR), Unary),
     ("/sandbox.v1.OperatorService/Fsck", Scope(OPERATOR), Unary),
     ("/sandbox.v1.OperatorService/GetVersion", Scope(SANDBOX), Unary),
     ("/sandbox.v1.OperatorService/ListNodes", Scope(OPERATOR), Unary),
@@ -130,7 +135,7 @@ mod tests {
         for (path, need, shape) in TABLE {
             let reflection = path.starts_with("/grpc.reflection.");
             assert!(reflection || methods.iter().any(|(known, _)| known == path), "{path} is none");
-            let ours = path.starts_with("/sandbox.v1.");
+            let ours = path.starts_with("/sandbox.v1.") && !path.ends_with("/Join");
             assert_eq!(matches!(need, Scope(_)), ours, "{path}");
             // A call that is open to everybody must end by itself.
             assert!(*need != Open || *shape == Unary, "{path}");
@@ -138,8 +143,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_health_check_needs_no_token() {
+    fn only_a_health_check_and_a_join_need_no_token() {
         let open = TABLE.iter().filter(|(_, need, _)| *need == Open).map(|(path, ..)| *path);
-        assert_eq!(open.collect::<Vec<_>>(), ["/grpc.health.v1.Health/Check"]);
+        assert_eq!(
+            open.collect::<Vec<_>>(),
+            ["/grpc.health.v1.Health/Check", "/sandbox.v1.EnrolmentService/Join"]
+        );
     }
 }

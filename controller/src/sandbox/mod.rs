@@ -243,6 +243,11 @@ impl Sandboxes {
         Ok(sandboxes)
     }
 
+    /// Returns the registry of nodes, to share it.
+    pub fn registry(&self) -> Arc<Nodes> {
+        Arc::clone(&self.nodes)
+    }
+
     /// Returns all nodes, for operators.
     pub fn nodes(&self) -> &Nodes {
         &self.nodes

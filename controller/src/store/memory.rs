@@ -21,13 +21,14 @@ use proto::{
 
 use super::{
     Begun, Choice, Error, Event, EventPage, FILES_BYTES_MAX, Filter, KnownState, Result, Row,
-    State, Store, Token,
+    State, Store, Token, enrolment_tables::Tables as Enrolled,
 };
 
 /// Store in maps with a fixed order.
 #[derive(Debug)]
 pub struct Memory {
     tables: Arc<Mutex<Tables>>,
+    pub(super) enrolments: Arc<Mutex<Enrolled>>,
     disk: Arc<dyn Disk>,
     mutation: Option<Mutation>,
     /// Epoch that this handle has claimed; 0: none.
@@ -105,20 +106,34 @@ impl Memory {
 
     /// Creates an empty store on this disk.
     pub fn on(disk: Arc<dyn Disk>) -> Self {
-        Self { tables: Arc::default(), disk, mutation: None, claimed: AtomicU64::new(0) }
+        Self {
+            tables: Arc::default(),
+            enrolments: Arc::default(),
+            disk,
+            mutation: None,
+            claimed: AtomicU64::new(0),
+        }
     }
 
     /// Returns another handle on the same store, as another process has.
     #[must_use]
     pub fn beside(&self) -> Self {
-        Self { tables: Arc::clone(&self.tables), ..self.like() }
+        Self {
+            tables: Arc::clone(&self.tables),
+            enrolments: Arc::clone(&self.enrolments),
+            ..self.like()
+        }
     }
 
     /// Returns a copy, as a backup is: later writes are not in it.
     #[must_use]
     pub fn copy(&self) -> Self {
-        let tables = self.tables.lock().clone();
-        Self { tables: Arc::new(Mutex::new(tables)), ..self.like() }
+        let (tables, enrolments) = (self.tables.lock().clone(), self.enrolments.lock().clone());
+        Self {
+            tables: Arc::new(Mutex::new(tables)),
+            enrolments: Arc::new(Mutex::new(enrolments)),
+            ..self.like()
+        }
     }
 
     /// Returns an empty store on the same disk, as after the loss of its data.
@@ -428,6 +443,7 @@ impl Store for Memory {
         let mut tables = self.tables.lock();
         tables.nodes.insert(name.clone(), String::new());
         tables.cancels.retain(|(pending_cancels, _), _| pending_cancels != name);
+        self.enrolments.lock().forget(name);
         Ok(())
     }
 

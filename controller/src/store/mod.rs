@@ -10,10 +10,14 @@
 //! `events` is the event log. A reported state is stored in the same write as its events, so that
 //! after a crash the node's next report yields exactly the missing ones.
 
+mod enrolment_tables;
+pub mod enrolments;
 mod events;
 pub mod memory;
+mod memory_enrolments;
 mod rows;
 pub mod sqlite;
+mod sqlite_enrolments;
 mod sqlite_events;
 
 use proto::{
@@ -153,7 +157,7 @@ pub struct Token {
 /// another handle claims it: of two controllers over one store only the later one writes, however
 /// long the other runs. Any handle can write tokens.
 #[async_trait::async_trait]
-pub trait Store: Send + Sync + std::fmt::Debug {
+pub trait Store: enrolments::Enrolments + Send + Sync + std::fmt::Debug {
     /// Adds a creation, its files and the event of its request, unless the team already uses the
     /// request_id.
     async fn begin(&self, row: Row, files: Option<Vec<u8>>, asked: Event) -> Result<Begun>;
@@ -257,5 +261,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn raise(&self, least: u64) -> Result<u64>;
 }
 
+#[cfg(test)]
+mod enrolments_suite;
 #[cfg(test)]
 mod suite;

@@ -27,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_start.sql"),
     include_str!("migrations/0002_events.sql"),
     include_str!("migrations/0003_files.sql"),
+    include_str!("migrations/0030_enrolments.sql"),
 ];
 /// Bounds of the queues.
 const BOUNDS: Bounds = Bounds { queue: 4096, group: 256 };
@@ -62,7 +63,7 @@ impl Sqlite {
         Ok(Self { write, read, claimed: Arc::default() })
     }
 
-    async fn write<T, F>(&self, work: F) -> Result<T>
+    pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -71,7 +72,7 @@ impl Sqlite {
     }
 
     /// Writes, unless another handle has claimed the store since this one did.
-    async fn write_as_claimed<T, F>(&self, work: F) -> Result<T>
+    pub(super) async fn write_as_claimed<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -85,7 +86,7 @@ impl Sqlite {
         written.await?.ok_or(Error::Replaced)
     }
 
-    async fn read<T, F>(&self, work: F) -> Result<T>
+    pub(super) async fn read<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -455,7 +456,8 @@ impl Store for Sqlite {
         self.write(move |db| {
             db.prepare_cached("INSERT OR REPLACE INTO nodes VALUES (?1, '')")?
                 .execute([name.as_str()])?;
-            db.prepare_cached("DELETE FROM cancels WHERE node = ?1")?
+            db.prepare_cached("DELETE FROM cancels WHERE node = ?1")?.execute([name.as_str()])?;
+            db.prepare_cached("UPDATE enrolments SET address = '', pool = '' WHERE node = ?1")?
                 .execute([name.as_str()])
                 .map(drop)
         })

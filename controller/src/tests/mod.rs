@@ -11,6 +11,7 @@ mod failover;
 mod files;
 mod first_files;
 mod flood;
+mod join;
 mod lists;
 mod names;
 mod nodes;

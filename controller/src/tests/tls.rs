@@ -35,7 +35,7 @@ async fn creation_works_over_our_certificates() {
     let red = token(&store, "red", "sandbox").await;
     let controller = Controller::start(Parts {
         store,
-        connector: Arc::new(TlsConnector(daemon::tls::client(&ours).expect("client"))),
+        connector: Arc::new(TlsConnector::new(daemon::tls::client(&ours).expect("client"))),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         nodes: node::Options {

@@ -1,5 +1,6 @@
 //! A fake controller with one sandbox, whose commands it plays, behind real TLS.
 
+mod enrolment;
 mod operator;
 mod user;
 
@@ -22,6 +23,7 @@ use daemon::{
 use proto::{
     Progress, Reason,
     sandbox::v1::{
+        enrolment_service_server::EnrolmentServiceServer,
         operator_service_server::OperatorServiceServer,
         sandbox_service_server::SandboxServiceServer, *,
     },
@@ -108,7 +110,8 @@ impl Fake {
         tokio::spawn(
             tonic::transport::Server::builder()
                 .add_service(SandboxServiceServer::with_interceptor(fake.clone(), authorized))
-                .add_service(OperatorServiceServer::with_interceptor(fake, authorized))
+                .add_service(OperatorServiceServer::with_interceptor(fake.clone(), authorized))
+                .add_service(EnrolmentServiceServer::with_interceptor(fake, authorized))
                 .serve_with_incoming(incoming),
         );
         Self { behaviour, port, dir, _stop: stop.drop_guard() }

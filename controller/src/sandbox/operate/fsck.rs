@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use daemon::peer::Validity;
 use futures_util::future::join_all;
 use proto::{
     Invariant,
-    name::{RequestId, Team},
+    name::{NodeName, RequestId, Team},
     sandbox::v1::Finding,
 };
 
@@ -45,7 +46,23 @@ impl Sandboxes {
             }
         }
         report.findings.extend(compare(&self.nodes.cache.all()));
+        let (late, now_ms) = (self.nodes.overdue_certificates(), self.clock.now_ms());
+        report.findings.extend(late.into_iter().map(|late| overdue(late, now_ms)));
         report
+    }
+}
+
+/// Finding of a certificate that should have been renewed.
+fn overdue((node, shown): (NodeName, Validity), now_ms: u64) -> Finding {
+    Finding {
+        invariant: Invariant::Certificate.into(),
+        node: node.to_string(),
+        subject: format!("certificate {}", shown.serial),
+        detail: format!(
+            "its renewal is overdue: it ends in {} h, and then the node is out of reach; see the \
+             controller's log, or join the node again",
+            shown.hours_left(now_ms)
+        ),
     }
 }
 

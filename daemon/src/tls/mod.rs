@@ -1,6 +1,9 @@
 //! TLS from PEM files. Between our own daemons, where both ends have certificates, only TLS 1.3;
 //! callers may use 1.2. No session resumption: a ticket must not outlive a withdrawn certificate or
-//! CA.
+//! CA. `live` replaces a certificate while it is in use, `pinned` trusts one CA by its fingerprint.
+
+mod live;
+mod pinned;
 
 use std::{
     path::{Path, PathBuf},
@@ -11,10 +14,13 @@ use rustls::{
     ClientConfig, DEFAULT_VERSIONS, RootCertStore, ServerConfig, SupportedProtocolVersion,
     client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    sign::CertifiedKey,
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+pub use live::LiveIdentity;
+pub use pinned::client_that_pins;
 
 /// Error in the key material.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +80,24 @@ impl Identity {
             roots: roots(ca, &read(ca)?)?,
         })
     }
+
+    /// Reads as `load` does, and sends the CA's certificates with the own one: so a peer that knows
+    /// only a CA's fingerprint can check it.
+    ///
+    /// # Errors
+    /// When one is missing or not PEM.
+    pub fn load_with_ca(certificate: &Path, key: &Path, ca: &Path) -> Result<Self, Error> {
+        let mut identity = Self::load(certificate, key, ca)?;
+        identity.chain.extend(certificates(ca, &read(ca)?)?);
+        Ok(identity)
+    }
+}
+
+/// Returns true when a certificate and a private key, both PEM, belong together.
+pub fn fits(certificate: &[u8], key: &[u8]) -> bool {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
+    let (Ok(chain), Ok(key)) = (chain, PrivateKeyDer::from_pem_slice(key)) else { return false };
+    !chain.is_empty() && CertifiedKey::from_der(chain, key, &provider()).is_ok()
 }
 
 fn file(path: &Path, why: String) -> Error {
@@ -136,23 +160,7 @@ fn unusable(error: impl std::fmt::Display) -> Error {
 /// # Errors
 /// When certificate and key do not belong together.
 pub fn server(identity: &Identity, clients: ClientAuth) -> Result<Arc<ServerConfig>, Error> {
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(clients.versions())
-        .map_err(unusable)?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots.clone(), provider());
-    let builder = match clients {
-        ClientAuth::None => builder.with_no_client_auth(),
-        ClientAuth::Required => {
-            builder.with_client_cert_verifier(verifier.build().map_err(unusable)?)
-        }
-    };
-    let mut config = builder
-        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
-        .map_err(unusable)?;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    LiveIdentity::new(identity)?.server(clients)
 }
 
 /// Client configuration with a certificate, for our own daemons: TLS 1.3.
@@ -160,13 +168,7 @@ pub fn server(identity: &Identity, clients: ClientAuth) -> Result<Arc<ServerConf
 /// # Errors
 /// When certificate and key do not belong together.
 pub fn client(identity: &Identity) -> Result<Arc<ClientConfig>, Error> {
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(OWN)
-        .map_err(unusable)?
-        .with_root_certificates(identity.roots.clone())
-        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
-        .map_err(unusable)?;
-    Ok(finish(config))
+    LiveIdentity::new(identity)?.client()
 }
 
 /// Client configuration without a certificate; trusts the CA in a PEM file.

@@ -1,0 +1,236 @@
+//! Joins a controller: one command on a bare node. The node makes its keys, shows a one-time token, and
+//! installs the certificates and the settings that it gets.
+//!
+//! ```text
+//!  keys (NAME.key.next, durable) -> Join -> CAs -> agent.toml -> certificates, the agent's last
+//! ```
+//! Every step can be repeated: a run after a crash has the same key, so the same token is good for it
+//! until it expires; a run with a new token replaces all.
+
+mod settings;
+
+use std::{
+    fs::DirBuilder,
+    io,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use daemon::{
+    key_files::KeyFiles,
+    replace::{Access, replace},
+};
+use proto::{name::NodeName, sandbox::v1::JoinRequest};
+
+use crate::{
+    certificates::{access_of, request},
+    config::{File, Pool, pool_of_host},
+    detect::{self, Roots},
+    rpc::join as call,
+};
+
+/// Default port of the agent.
+const PORT: u16 = 7445;
+/// Default port of a controller's API.
+const API_PORT: u16 = 7443;
+
+/// The line that joins a node, as an operator gives it.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Line {
+    /// Address of the controller: https://host:port
+    pub controller: String,
+    /// One-time token of this node, from `sandboxctl node token NODE`
+    #[arg(long)]
+    pub token: String,
+    /// SHA-256 of the CA certificate of the controller, hex
+    #[arg(long, value_name = "HEX")]
+    pub ca_sha256: String,
+    /// Address on which the controller reaches this node's agent [default: the one that leads to the
+    /// controller]
+    #[arg(long)]
+    pub address: Option<IpAddr>,
+    /// Addresses of this node's sandboxes: a network, or first-last [default: what the configuration or
+    /// the bridge says, else what the controller gives]
+    #[arg(long)]
+    pub pool: Option<Pool>,
+    /// PVE's name of this node [default: what pmxcfs says]
+    #[arg(long)]
+    pub node: Option<NodeName>,
+}
+
+/// Reason why a node could not join.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A word of the line is wrong.
+    #[error("{0}")]
+    Line(String),
+    /// The configuration cannot be read.
+    #[error("the configuration was not read")]
+    Config(#[from] daemon::config::Error),
+    /// The node's name is not known.
+    #[error("the name of this node is not known: give it with --node")]
+    Name(#[source] detect::Undecided),
+    /// The controller did not admit the node.
+    #[error(transparent)]
+    Call(#[from] call::Error),
+    /// A file cannot be read or written.
+    #[error("cannot use {}", .0.display())]
+    File(PathBuf, #[source] io::Error),
+}
+
+/// Done step, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done(pub Vec<String>);
+
+/// Fingerprint of a CA in hex, with or without colons.
+fn fingerprint(text: &str) -> Result<[u8; 32], Error> {
+    let invalid = || Error::Line("--ca-sha256 must be 64 hexadecimal digits".to_owned());
+    let digits: Vec<u32> =
+        text.chars().filter(|c| *c != ':').map_while(|c| c.to_digit(16)).collect();
+    let bytes = digits.chunks_exact(2).filter_map(|pair| match pair {
+        [high, low] => u8::try_from(high * 16 + low).ok(),
+        _ => None,
+    });
+    let whole = text.chars().filter(|c| *c != ':').count() == 64;
+    let bytes: Vec<u8> = bytes.collect();
+    bytes.try_into().ok().filter(|_| whole).ok_or_else(invalid)
+}
+
+/// Returns `host:port` of a controller's address.
+fn host_and_port(text: &str) -> Result<String, Error> {
+    let invalid = || Error::Line(format!("{text:?} is no address: https://host:port"));
+    let rest = text.strip_prefix("https://").unwrap_or(text).trim_end_matches('/');
+    if rest.is_empty() || rest.contains(['/', '@', ' ']) {
+        return Err(invalid());
+    }
+    let has_port = rest.rsplit_once(':').is_some_and(|(host, port)| {
+        port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
+    });
+    Ok(if has_port { rest.to_owned() } else { format!("{rest}:{API_PORT}") })
+}
+
+/// Joins the controller, and writes what the agent needs. `path` is the agent's configuration, which may
+/// be missing; `roots` is where this host is looked at.
+///
+/// # Errors
+/// When the controller refuses, or a file cannot be written. The line can be run again.
+pub async fn run(line: &Line, path: &Path, net: &Path) -> Result<Done, Error> {
+    let ca_sha256 = fingerprint(&line.ca_sha256)?;
+    let controller = host_and_port(&line.controller)?;
+    let config: File = if path.exists() { daemon::config::load(path)? } else { File::default() };
+    let pve = config.pve.clone();
+    let roots = Roots { pve: &pve.root, proc: &pve.proc, net };
+    let identity = detect::identity(roots);
+    let number = identity.as_ref().ok().and_then(|identity| identity.number).unwrap_or(0);
+    let name = match line.node.clone().or_else(|| config.node.clone()) {
+        Some(name) => name,
+        None => identity.map(|identity| identity.node).map_err(Error::Name)?,
+    };
+    let listen = config.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], PORT)));
+    let ip = match line.address {
+        Some(address) => address,
+        None if !listen.ip().is_unspecified() => listen.ip(),
+        None => call::own_address(&controller).await?,
+    };
+    let address = SocketAddr::new(ip, listen.port()).to_string();
+    let pool = line.pool.map(|pool| pool.to_string());
+    let pool = pool.or_else(|| pool_of_host(&config, number, roots).map(|pool| pool.to_string()));
+
+    let pairs = Pairs::of(&config)?;
+    let made = [&pairs.agent, &pairs.ingress].map(|files| {
+        request(files, name.as_str(), true).map_err(|error| Error::File(files.key.clone(), error))
+    });
+    let [agent_csr, ingress_csr] = made;
+    let answer = call::join(
+        &controller,
+        ca_sha256,
+        JoinRequest {
+            token: line.token.trim().to_owned(),
+            node: name.to_string(),
+            address: address.clone(),
+            agent_csr: agent_csr?,
+            ingress_csr: ingress_csr?,
+            pool: pool.unwrap_or_default(),
+            number,
+        },
+    )
+    .await?;
+
+    let mut done = vec![format!("{name} joined {controller}; its agent is to listen on {address}")];
+    for (ca, text) in [(&pairs.ca, &answer.ca), (&pairs.ingress_ca, &answer.ingress_ca)] {
+        let access = Access { mode: 0o644, group: None };
+        replace(ca, text.as_bytes(), access).map_err(|error| Error::File(ca.clone(), error))?;
+    }
+    // Before the certificates: with the agent's own, which comes last, the join is complete.
+    let written = settings::complete(path, &config, &answer, ip, line.pool.is_some());
+    done.extend(written.map_err(|error| Error::File(path.to_owned(), error))?);
+    let certificates =
+        [(&pairs.ingress, &answer.ingress_certificate), (&pairs.agent, &answer.agent_certificate)];
+    for (files, certificate) in certificates {
+        let failed = |error| Error::File(files.certificate.clone(), error);
+        files.install(certificate).map_err(failed)?;
+        done.push(format!("wrote {} and its key", files.certificate.display()));
+    }
+    Ok(Done(done))
+}
+
+/// Files of both certificates.
+struct Pairs {
+    agent: KeyFiles,
+    ca: PathBuf,
+    ingress: KeyFiles,
+    ingress_ca: PathBuf,
+}
+
+impl Pairs {
+    fn of(config: &File) -> Result<Self, Error> {
+        let (tls, hop) = (&config.tls, &config.ingress.tls);
+        for path in [&tls.key, &tls.cert, &tls.ca, &hop.key, &hop.cert, &hop.ca] {
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
+            made.map_err(|error| Error::File(dir.to_owned(), error))?;
+        }
+        let access = access_of(config.ingress.group.as_deref());
+        let access = access.map_err(|error| Error::File(hop.key.clone(), error))?;
+        let files = |cert: &Path, key: &Path, access| KeyFiles {
+            certificate: cert.to_owned(),
+            key: key.to_owned(),
+            access,
+        };
+        Ok(Self {
+            agent: files(&tls.cert, &tls.key, Access::PRIVATE),
+            ca: tls.ca.clone(),
+            ingress: files(&hop.cert, &hop.key, access),
+            ingress_ca: hop.ca.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_the_line_are_checked() {
+        let hex = "ab".repeat(32);
+        assert_eq!(fingerprint(&hex).expect("hex"), [0xab; 32]);
+        let colons = vec!["AB"; 32].join(":");
+        assert_eq!(fingerprint(&colons).expect("hex"), [0xab; 32]);
+        for bad in ["", "ab", &hex[1..], &format!("{hex}ab"), &format!("{}zz", &hex[2..])] {
+            fingerprint(bad).expect_err(bad);
+        }
+        for (text, expected) in [
+            ("https://10.0.0.1:7443", "10.0.0.1:7443"),
+            ("https://controller.example/", "controller.example:7443"),
+            ("10.0.0.1", "10.0.0.1:7443"),
+            ("https://[2001:db8::1]:7443", "[2001:db8::1]:7443"),
+            ("https://[2001:db8::1]", "[2001:db8::1]:7443"),
+        ] {
+            assert_eq!(host_and_port(text).expect(text), expected);
+        }
+        for bad in ["", "https://", "https://a/b", "https://u@h"] {
+            host_and_port(bad).expect_err(bad);
+        }
+    }
+}

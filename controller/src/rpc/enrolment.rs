@@ -1,0 +1,73 @@
+//! `EnrolmentService`: converts the request, calls the domain, converts the answer.
+
+use std::sync::{Arc, OnceLock};
+
+use daemon::status::Refusal;
+use proto::{
+    Reason,
+    sandbox::v1::{enrolment_service_server::EnrolmentService, *},
+};
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+
+use super::{
+    convert,
+    sandbox::{Answer, split},
+};
+use crate::enrolment::Enrolment;
+
+/// Most joins at once, of all callers: each may take signatures of the CA.
+const JOINS_MAX: usize = 4;
+
+/// Implementation of the service.
+#[derive(Debug)]
+pub(super) struct Rpc {
+    enrolment: Arc<OnceLock<Arc<Enrolment>>>,
+    joins: Semaphore,
+}
+
+impl Rpc {
+    pub(super) fn new(enrolment: Arc<OnceLock<Arc<Enrolment>>>) -> Self {
+        Self { enrolment, joins: Semaphore::new(JOINS_MAX) }
+    }
+
+    fn enrolment(&self) -> Result<&Enrolment, Status> {
+        self.enrolment.get().map(AsRef::as_ref).ok_or_else(|| {
+            let message = "this controller has no CA that it can use; its log says why";
+            Refusal::new(Reason::StoreFailed, message).into()
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl EnrolmentService for Rpc {
+    async fn join(&self, request: Request<JoinRequest>) -> Answer<JoinResponse> {
+        let Ok(_place) = self.joins.try_acquire() else {
+            let refusal = Refusal::new(Reason::TooManyCalls, "too many nodes join at this moment");
+            return Err(refusal.into());
+        };
+        Ok(Response::new(self.enrolment()?.join(request.into_inner()).await?))
+    }
+
+    async fn create_node_token(
+        &self,
+        request: Request<CreateNodeTokenRequest>,
+    ) -> Answer<CreateNodeTokenResponse> {
+        let (caller, CreateNodeTokenRequest { node, ttl_s }) = split(request)?;
+        let enrolment = self.enrolment()?;
+        let issue = enrolment.create_token(&caller, &node, ttl_s).await?;
+        Ok(Response::new(CreateNodeTokenResponse {
+            token: issue.text,
+            expires_at: Some(convert::timestamp(issue.expires_ms)),
+            ca_sha256: enrolment.fingerprint(),
+            names: enrolment.names().to_vec(),
+        }))
+    }
+
+    async fn revoke_node(&self, request: Request<RevokeNodeRequest>) -> Answer<RevokeNodeResponse> {
+        let (caller, RevokeNodeRequest { node }) = split(request)?;
+        let living = self.enrolment()?.revoke(&caller, &node).await?;
+        let sandboxes = u32::try_from(living).unwrap_or(u32::MAX);
+        Ok(Response::new(RevokeNodeResponse { sandboxes }))
+    }
+}

@@ -1,0 +1,376 @@
+//! `setup`: from an installed package to a controller that serves, in one command. Every step looks
+//! first and does only what is missing, so the command can be repeated; a dry run only looks.
+
+mod context;
+mod machine;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use daemon::{
+    replace::{Access, replace},
+    systemctl,
+};
+use proto::name::Team;
+use toml_edit::{DocumentMut, value};
+
+use crate::{
+    ca,
+    clock::{Clock, SystemClock},
+    config::Config,
+    enrolment,
+    rpc::scope,
+    store::{Store as _, enrolments::Enrolments as _, sqlite::Sqlite},
+    token,
+};
+
+/// Configuration that the package installs.
+const PACKAGED: &str = include_str!("../../../packaging/controller.toml");
+/// Unit of the controller, and the user that it runs as.
+const UNIT: &str = "pve-sandbox-controller";
+/// Program of a node's agent.
+const AGENT: &str = "/usr/sbin/pve-sandbox-agent";
+/// Name of the context that is saved.
+const CONTEXT: &str = "local";
+
+/// Arguments of `setup`.
+#[derive(Debug, Args)]
+pub struct Setup {
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
+    /// The configuration; written if it is missing.
+    #[arg(long, default_value = "/etc/pve-sandbox/controller.toml")]
+    config: PathBuf,
+    /// Domain of the sandboxes' host names, such as sandbox.example.com.
+    #[arg(long)]
+    domain: Option<String>,
+    /// Further names and addresses that callers use, beside those of this machine.
+    #[arg(long = "name")]
+    names: Vec<String>,
+    /// First team, whose token is saved for `sandboxctl`.
+    #[arg(long, default_value = "main")]
+    team: Team,
+    /// Also join the agent of this machine, if it is a PVE node.
+    #[arg(long)]
+    join: bool,
+    /// Start nothing.
+    #[arg(long)]
+    no_start: bool,
+    /// Configuration of `sandboxctl` that the token is saved in [default: the one in your home].
+    #[arg(long, hide = true)]
+    sandboxctl_config: Option<PathBuf>,
+    /// Directory of the database and the CA, for a configuration that is written now.
+    #[arg(long, hide = true)]
+    data_dir: Option<PathBuf>,
+}
+
+/// Lines for people, and whether anything changed.
+#[derive(Debug)]
+pub struct Report {
+    dry_run: bool,
+    /// What was done, or would be.
+    pub lines: Vec<String>,
+    /// Whether anything was missing.
+    pub changed: bool,
+}
+
+impl Report {
+    /// Does a step that is missing, unless this is a dry run. `what` begins with a verb.
+    fn step(&mut self, what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.changed = true;
+        if self.dry_run {
+            self.lines.push(format!("would {what}"));
+            return Ok(());
+        }
+        work().with_context(|| format!("could not {what}"))?;
+        self.lines.push(format!("done: {what}"));
+        Ok(())
+    }
+
+    fn note(&mut self, text: impl Into<String>) {
+        self.lines.push(text.into());
+    }
+}
+
+impl Setup {
+    /// Carries out what is missing.
+    ///
+    /// # Errors
+    /// When a step fails. The command can be run again.
+    pub async fn run(&self) -> Result<Report> {
+        let mut report = Report { dry_run: self.dry_run, lines: Vec::new(), changed: false };
+        let config = self.configuration(&mut report)?;
+        let new_names = self.certificates(&config, &mut report)?;
+        self.first_token(&config, &mut report).await?;
+        self.owner(&config, &mut report)?;
+        self.unit(new_names, &mut report)?;
+        self.node(&config, &mut report).await?;
+        if !report.changed {
+            report.note("nothing to do: all of it is there");
+        }
+        Ok(report)
+    }
+
+    /// Writes the configuration if it is missing, and the domain if one is given.
+    fn configuration(&self, report: &mut Report) -> Result<Config> {
+        let path = self.config.display();
+        let there = self.config.exists();
+        let before = if there { read(&self.config)? } else { PACKAGED.to_owned() };
+        let mut document: DocumentMut = before.parse().with_context(|| format!("{path}"))?;
+        if let Some(domain) = &self.domain {
+            let url = format!("https://port-{{port}}-vm-{{vmid}}.{domain}");
+            if !document.get("url_template").is_some_and(|old| old.as_str() == Some(&url)) {
+                document["url_template"] = value(url);
+            }
+        }
+        if let (false, Some(data_dir)) = (there, &self.data_dir) {
+            document["data_dir"] = value(data_dir.to_string_lossy().as_ref());
+        }
+        let text = document.to_string();
+        // Checked before it is written.
+        let config = Config::parse(&self.config, &text)?;
+        if !there || text != before {
+            report.step(&format!("write {path}"), || {
+                if let Some(dir) = self.config.parent() {
+                    fs::create_dir_all(dir)?;
+                }
+                Ok(replace(&self.config, text.as_bytes(), Access { mode: 0o644, group: None })?)
+            })?;
+        }
+        if config.url_template.contains("example.com") {
+            let hint =
+                "sandboxes have no domain yet: --domain sets url_template, which is an example";
+            report.note(hint);
+        }
+        Ok(config)
+    }
+
+    /// Makes the CA, and a certificate with the names of this machine. Returns true when a running
+    /// controller must be restarted to show new names.
+    fn certificates(&self, config: &Config, report: &mut Report) -> Result<bool> {
+        let files = ca::Files::new(&config.data_dir);
+        let known = ca::names(&config.data_dir)?;
+        let wanted = machine::names().into_iter().chain(self.names.iter().cloned());
+        let is_new = |name: &String| !known.iter().any(|old| old.eq_ignore_ascii_case(name));
+        let missing: Vec<String> = wanted.filter(is_new).collect();
+        let dir = &config.data_dir;
+        if !files.ca().exists() {
+            let what = format!(
+                "make a CA in {}, and a certificate for {}",
+                dir.display(),
+                missing.join(", ")
+            );
+            report.step(&what, || Ok(ca::init(dir, &missing).map(drop)?))?;
+            return Ok(false);
+        }
+        // Addresses come and go; only a name that was asked for is worth a new certificate.
+        let asked: Vec<String> = self.names.iter().filter(|name| is_new(name)).cloned().collect();
+        if asked.is_empty() {
+            return Ok(false);
+        }
+        let what = format!("add {} to the controller's certificate", asked.join(", "));
+        report.step(&what, || Ok(ca::init(dir, &asked).map(drop)?))?;
+        Ok(true)
+    }
+
+    /// Makes the first token, and saves it for `sandboxctl`.
+    async fn first_token(&self, config: &Config, report: &mut Report) -> Result<()> {
+        let path = config.database();
+        let store = match report.dry_run && !path.exists() {
+            true => None,
+            false => Some(
+                Sqlite::open(&path).with_context(|| format!("cannot open {}", path.display()))?,
+            ),
+        };
+        if let Some(store) = &store
+            && !store.tokens().await?.is_empty()
+        {
+            return Ok(());
+        }
+        let sandboxctl = self.sandboxctl_config.clone().or_else(context::usual);
+        let sandboxctl = sandboxctl.context("there is no home directory to save a token in")?;
+        let issued = token::issue(self.team.clone(), &scope::ALL.join(" "), SystemClock.now_ms());
+        let endpoint = format!("https://127.0.0.1:{}", config.listen.port());
+        let ca = ca::Files::new(&config.data_dir).ca();
+        let (team, file) = (&self.team, sandboxctl.display());
+        let what = format!(
+            "make a token of team {team} with all scopes, and save it as the context {CONTEXT} in {file}"
+        );
+        report.step(&what, || {
+            let saved = context::Saved { endpoint: &endpoint, ca: &ca, team, token: &issued.text };
+            Ok(context::save(&sandboxctl, CONTEXT, &saved)?)
+        })?;
+        if let (Some(store), false) = (&store, report.dry_run) {
+            // After it is saved: a crash in between only leaves a context without a valid token.
+            store.add_token(issued.token).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the state to the user that the unit runs as.
+    fn owner(&self, config: &Config, report: &mut Report) -> Result<()> {
+        let Some(user) = machine::user(UNIT)? else { return Ok(()) };
+        let foreign = machine::foreign_files(&config.data_dir, user)?;
+        if foreign.is_empty() {
+            return Ok(());
+        }
+        let what = format!("give {} to the user {UNIT}", config.data_dir.display());
+        report.step(&what, || Ok(machine::give(&foreign, user)?))
+    }
+
+    fn unit(&self, new_names: bool, report: &mut Report) -> Result<()> {
+        if self.no_start || !systemctl::is_there() {
+            return Ok(());
+        }
+        let is_up = systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
+        if is_up && new_names {
+            let what = format!("restart {UNIT}.service, which has new names");
+            return report.step(&what, || Ok(systemctl::run(&["restart", UNIT])?));
+        }
+        if is_up {
+            return Ok(());
+        }
+        let what = format!("enable and start {UNIT}.service");
+        report.step(&what, || Ok(systemctl::run(&["enable", "--now", "--quiet", UNIT])?))
+    }
+
+    /// Joins the agent of this machine, or says how.
+    async fn node(&self, config: &Config, report: &mut Report) -> Result<()> {
+        let Some(node) = machine::pve_node() else { return Ok(()) };
+        let path = config.database();
+        if path.exists() {
+            let enrolled = Sqlite::open(&path)?.enrolments().await?;
+            if enrolled.iter().any(|known| known.node == node && known.revoked_ms == 0) {
+                return Ok(());
+            }
+        }
+        if !self.join {
+            report.note(format!(
+                "this machine is the node {node} of PVE, which has not joined: `{UNIT} setup --join` \
+                 joins it, or the line that `sandboxctl node token {node}` prints"
+            ));
+            return Ok(());
+        }
+        let what = format!("join the agent of {node}");
+        if report.dry_run {
+            return report.step(&what, || Ok(()));
+        }
+        let (text, row) = enrolment::issue(&node, 0, SystemClock.now_ms())?;
+        Sqlite::open(&path)?.add_node_token(row).await?;
+        let signer = ca::Signer::load(&config.data_dir, ca::Lives::default())?;
+        let pin = token::hex(&signer.fingerprint());
+        let host = machine::names().into_iter().next().unwrap_or_else(|| "127.0.0.1".into());
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let controller = format!("https://{host}:{}", config.listen.port());
+        let words = ["join", &controller, "--token", &text, "--ca-sha256", &pin];
+        report.step(&what, || {
+            anyhow::ensure!(
+                Path::new(AGENT).exists(),
+                "the package pve-sandbox-agent is not installed"
+            );
+            Ok(systemctl::run_program(Path::new(AGENT), &words)?)
+        })
+    }
+}
+
+/// Reads a configuration, which is small.
+fn read(path: &Path) -> Result<String> {
+    use io::Read as _;
+    let mut text = String::new();
+    let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    file.take(1 << 20).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setup(dir: &Path, dry_run: bool) -> Setup {
+        Setup {
+            dry_run,
+            config: dir.join("etc/controller.toml"),
+            domain: Some("sandbox.test".into()),
+            names: vec!["api.test".into()],
+            team: "main".parse().expect("team"),
+            join: false,
+            no_start: true,
+            sandboxctl_config: Some(dir.join("home/config.toml")),
+            data_dir: Some(dir.join("data")),
+        }
+    }
+
+    fn entries(dir: &Path) -> usize {
+        fs::read_dir(dir).map_or(0, Iterator::count)
+    }
+
+    #[tokio::test]
+    async fn second_run_changes_nothing_and_a_dry_run_never_does() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dry = setup(dir.path(), true).run().await.expect("looked");
+        assert!(
+            dry.changed && dry.lines.iter().any(|line| line.contains("would make a CA")),
+            "{dry:?}"
+        );
+        assert_eq!(entries(dir.path()), 0, "a dry run writes nothing");
+
+        let first = setup(dir.path(), false).run().await.expect("set up");
+        assert!(first.changed, "{first:?}");
+        let config =
+            Config::load(&dir.path().join("etc/controller.toml")).expect("a configuration");
+        assert_eq!(config.urls().domain().as_deref(), Some("sandbox.test"));
+        let names = ca::names(&config.data_dir).expect("names");
+        assert!(names.contains(&"api.test".to_owned()) && names.len() > 5, "{names:?}");
+
+        // The token that is saved is good.
+        let saved = fs::read_to_string(dir.path().join("home/tokens/local")).expect("a token");
+        let (id, secret) = token::split(saved.trim()).expect("a token");
+        let store = Sqlite::open(&config.database()).expect("opened");
+        let known = store.token(id).await.expect("read").expect("it is there");
+        assert!(token::verify(&known, secret) && known.scopes.contains("operator"));
+        let context = fs::read_to_string(dir.path().join("home/config.toml")).expect("a context");
+        assert!(
+            context.contains("context = \"local\"") && context.contains("127.0.0.1:7443"),
+            "{context}"
+        );
+        drop(store);
+
+        let certificate = fs::read(dir.path().join("data/ca/controller.crt")).expect("there");
+        let second = setup(dir.path(), false).run().await.expect("again");
+        assert!(
+            !second.changed && second.lines.iter().any(|line| line.contains("nothing to do")),
+            "{second:?}"
+        );
+        assert_eq!(
+            fs::read(dir.path().join("data/ca/controller.crt")).expect("there"),
+            certificate
+        );
+
+        // A new name is added; the others stay.
+        let more = Setup { names: vec!["new.test".into()], ..setup(dir.path(), false) };
+        assert!(more.run().await.expect("added").changed);
+        let all = ca::names(&config.data_dir).expect("names");
+        assert_eq!(all.len(), names.len() + 1, "{all:?}");
+    }
+
+    #[tokio::test]
+    async fn configuration_of_the_operator_is_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("etc/controller.toml");
+        fs::create_dir_all(dir.path().join("etc")).expect("made");
+        let data = dir.path().join("elsewhere");
+        let mine = format!(
+            "# mine\nurl_template = \"https://port-{{port}}-vm-{{vmid}}.mine.test\"\ndata_dir = {data:?}\n"
+        );
+        fs::write(&path, &mine).expect("written");
+        let setup = Setup { domain: None, ..setup(dir.path(), false) };
+        setup.run().await.expect("set up");
+        assert_eq!(fs::read_to_string(&path).expect("read"), mine);
+        assert!(data.join("ca/ca.crt").exists());
+    }
+}

@@ -1,0 +1,160 @@
+//! A certificate and its key in two files, replaced as one.
+//!
+//! ```text
+//!  KEY.next (new key, durable) -> request, signed elsewhere -> CERT replaced -> KEY.next becomes KEY
+//! ```
+//! The certificate is the moment of the change: after a crash behind it, the certificate fits the key
+//! in `KEY.next`, and `recover` finishes the change. Before it, the old pair is whole.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    replace::{Access, replace},
+    tls,
+};
+
+/// Largest file that is read, bytes.
+const BYTES_MAX: u64 = 64 * 1024;
+
+/// Paths of a certificate and its key.
+#[derive(Debug, Clone)]
+pub struct KeyFiles {
+    /// File with the certificate, PEM; everybody may read it.
+    pub certificate: PathBuf,
+    /// File with its private key, PEM.
+    pub key: PathBuf,
+    /// Permissions of the key.
+    pub access: Access,
+}
+
+impl KeyFiles {
+    /// Path of a key whose certificate is not there yet.
+    fn next(&self) -> PathBuf {
+        let mut next = self.key.as_os_str().to_owned();
+        next.push(".next");
+        next.into()
+    }
+
+    /// Returns the key that waits for its certificate, PEM.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn waiting(&self) -> io::Result<Option<String>> {
+        read(&self.next())
+    }
+
+    /// Stores a new key, which waits for its certificate. Durable.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn prepare(&self, key: &str) -> io::Result<()> {
+        replace(&self.next(), key.as_bytes(), self.access)
+    }
+
+    /// Installs the certificate of the key that waits.
+    ///
+    /// # Errors
+    /// When it does not fit that key, or a file cannot be written: then the old pair is still there.
+    pub fn install(&self, certificate: &str) -> io::Result<()> {
+        let key = self.waiting()?.unwrap_or_default();
+        if !tls::fits(certificate.as_bytes(), key.as_bytes()) {
+            let why = "the certificate does not fit the key that was made for it";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let access = Access { mode: 0o644, group: None };
+        replace(&self.certificate, certificate.as_bytes(), access)?;
+        self.put_key()
+    }
+
+    /// Finishes what a crash has interrupted. Returns true when there was something to finish.
+    ///
+    /// # Errors
+    /// When a file cannot be read or renamed.
+    pub fn recover(&self) -> io::Result<bool> {
+        let (Some(certificate), Some(next)) = (read(&self.certificate)?, self.waiting()?) else {
+            return Ok(false);
+        };
+        let key = read(&self.key)?.unwrap_or_default();
+        let fits = |key: &str| tls::fits(certificate.as_bytes(), key.as_bytes());
+        if fits(&key) || !fits(&next) {
+            return Ok(false);
+        }
+        self.put_key()?;
+        Ok(true)
+    }
+
+    fn put_key(&self) -> io::Result<()> {
+        fs::rename(self.next(), &self.key)?;
+        let dir = self.key.parent().filter(|dir| !dir.as_os_str().is_empty());
+        File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<String>> {
+    let mut text = String::new();
+    match File::open(path) {
+        Ok(file) => file.take(BYTES_MAX).read_to_string(&mut text).map(|_| Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// Creates a key and its certificate, PEM.
+    fn pair() -> (String, String) {
+        let key = KeyPair::generate().expect("key");
+        let params = CertificateParams::new(vec!["test.internal".into()]).expect("params");
+        let certificate = params.self_signed(&key).expect("certificate").pem();
+        (key.serialize_pem(), certificate)
+    }
+
+    fn files(dir: &Path) -> KeyFiles {
+        let (certificate, key) = (dir.join("a.crt"), dir.join("a.key"));
+        KeyFiles { certificate, key, access: Access::PRIVATE }
+    }
+
+    fn fits(files: &KeyFiles) -> bool {
+        let read = |path: &Path| fs::read(path).expect("read");
+        tls::fits(&read(&files.certificate), &read(&files.key))
+    }
+
+    #[test]
+    fn pair_is_replaced_only_by_a_certificate_of_the_new_key() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let files = files(dir.path());
+        let ((first, its), (second, other)) = (pair(), pair());
+        files.prepare(&first).expect("stored");
+        files.install(&other).expect_err("of another key");
+        files.install(&its).expect("installed");
+        assert!(fits(&files) && files.waiting().expect("read").is_none());
+        // A new key alone changes nothing.
+        files.prepare(&second).expect("stored");
+        assert!(fits(&files) && !files.recover().expect("looked"));
+        assert_eq!(fs::read_to_string(&files.key).expect("read"), first);
+        files.install(&other).expect("installed");
+        assert_eq!(fs::read_to_string(&files.key).expect("read"), second);
+    }
+
+    #[test]
+    fn crash_between_certificate_and_key_is_finished_at_the_next_start() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let files = files(dir.path());
+        let ((first, its), (second, other)) = (pair(), pair());
+        files.prepare(&first).expect("stored");
+        files.install(&its).expect("installed");
+        files.prepare(&second).expect("stored");
+        fs::write(&files.certificate, &other).expect("the crash came after this");
+        assert!(!fits(&files));
+        assert!(files.recover().expect("finished"));
+        assert!(fits(&files) && !files.recover().expect("nothing is left"));
+    }
+}

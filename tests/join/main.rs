@@ -1,0 +1,212 @@
+//! From a bare node to a joined one, on the loopback: the shipped controller, the agent's join command,
+//! and an agent that serves with what the command wrote. Certificates of seconds renew themselves under
+//! open streams.
+
+mod node;
+mod world;
+
+use std::{path::Path, time::Duration};
+
+use agent::join::Error;
+use proto::{
+    Reason,
+    agent::v1::{WatchRequest, agent_service_client::AgentServiceClient, watch_response::Message},
+    sandbox::v1::{EventKind, Invariant},
+};
+use tokio::time::{sleep, timeout};
+
+use node::Node;
+use world::World;
+
+/// Life of certificates in these tests: each is renewed after half of it.
+const LIFE: Duration = Duration::from_secs(6);
+
+fn mode(path: &Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bare_node_joins_with_one_line_and_its_agent_is_found() {
+    let world = World::start(Duration::from_secs(3600)).await;
+    let node = Node::new("n1");
+    let line = world.line("n1").await;
+    let done = node.join(&line).await.expect("it joins");
+    assert!(done.iter().any(|step| step.contains("joined")), "{done:?}");
+    assert_eq!(mode(&node.file("tls/node.key")), 0o600);
+    assert_eq!(mode(&node.file("tls/ingress-node.key")), 0o600);
+    let config = node.config();
+    assert!(
+        config.contains("# the operator's own") && config.contains("pool = \"10.100.1.0/24\""),
+        "{config}"
+    );
+
+    let serving = node.serve().await;
+    world.until_ready("n1").await;
+    let end = world.certificate_end("n1").await.expect("its end is known");
+    assert!(end.seconds > 0);
+
+    // A second join with a new token replaces the certificates; without a token nothing changes.
+    let before = node.certificate();
+    match node.join(&line).await.expect_err("new keys, and a used token") {
+        Error::Call(error) => assert!(error.to_string().contains("token"), "{error}"),
+        error => panic!("{error}"),
+    }
+    assert_eq!(node.certificate(), before);
+    node.join(&world.line("n1").await).await.expect("it joins again");
+    assert_ne!(node.certificate(), before);
+    drop(serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_refuses_a_controller_with_another_ca() {
+    let (world, other) = (World::start(LIFE).await, World::start(LIFE).await);
+    let node = Node::new("n1");
+    let mut line = world.line("n1").await;
+    line.ca_sha256 = other.line("n1").await.ca_sha256;
+    let error = node.join(&line).await.expect_err("not the controller that was meant");
+    assert!(format!("{error}").contains("certificate"), "{error}");
+    assert!(!node.file("tls/node.crt").exists(), "nothing was written");
+    // The token was not shown to anybody: it is still good.
+    line.ca_sha256 = world.line_of_ca().await;
+    node.join(&line).await.expect("it joins");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn join_that_crashed_midway_works_with_the_same_line() {
+    let world = World::start(LIFE).await;
+    let node = Node::new("n1");
+    let line = world.line("n1").await;
+    // The answer never arrives: the certificates cannot be written.
+    std::fs::create_dir_all(node.file("tls/node.crt")).expect("in the way");
+    node.join(&line).await.expect_err("a directory is in the way");
+    std::fs::remove_dir(node.file("tls/node.crt")).expect("out of the way");
+    node.join(&line).await.expect("the same line again");
+    let serving = node.serve().await;
+    world.until_ready("n1").await;
+    drop(serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_renew_themselves_under_an_open_stream() {
+    let world = World::start(LIFE).await;
+    let node = Node::new("n1");
+    node.join(&world.line("n1").await).await.expect("it joins");
+    let serving = node.serve().await;
+    world.until_ready("n1").await;
+    // Before its agent was started, it was down.
+    let downs = async || {
+        let events = world.events().await;
+        events.iter().filter(|kind| **kind == EventKind::NodeDown).count()
+    };
+    let down_before = downs().await;
+
+    // A stream of reports, one each second, over one connection.
+    let mut client = AgentServiceClient::new(world.channel_to(&node));
+    let request = WatchRequest::default();
+    let mut stream = client.watch(request).await.expect("a watch").into_inner();
+    let begun = tokio::time::Instant::now();
+    let (mut reports, mut certificates) = (Vec::new(), vec![node.certificate()]);
+    let watched = async {
+        while let Some(message) = stream.message().await.expect("the stream goes on") {
+            if let Some(Message::Load(load)) = message.message {
+                reports.push(load.seq);
+            }
+            let now = node.certificate();
+            if certificates.last() != Some(&now) {
+                certificates.push(now);
+            }
+            if certificates.len() > 4 {
+                return;
+            }
+        }
+        panic!("the stream ended");
+    };
+    timeout(LIFE * 5, watched).await.expect("renewed in time");
+    // One each second, in order. Others ask for reports, too, so numbers are left out.
+    let seconds = usize::try_from(begun.elapsed().as_secs()).expect("a short test");
+    assert!(reports.len() + 2 >= seconds && seconds >= 9, "{seconds} s: {reports:?}");
+    assert!(reports.is_sorted(), "{reports:?}");
+    // The link of the controller stayed up all the time, and the first certificate is long over.
+    assert_eq!(downs().await, down_before);
+    // New connections work with the new certificates of both.
+    let mut fresh = AgentServiceClient::new(world.channel_to(&node));
+    fresh.get_load(proto::agent::v1::GetLoadRequest {}).await.expect("answered");
+    let findings = world.findings().await;
+    assert!(findings.is_empty(), "{findings:?}");
+    // What is on the disk is what it serves with: a restart finds it whole.
+    drop(serving);
+    let serving = node.serve().await;
+    world.until_ready("n1").await;
+    drop(serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overdue_renewal_is_an_event_and_a_finding() {
+    let world = World::start(LIFE).await;
+    let node = Node::new("n1");
+    node.join(&world.line("n1").await).await.expect("it joins");
+    let serving = node.serve().await;
+    // Its disk refuses new keys.
+    std::fs::create_dir_all(node.file("tls/node.key.next")).expect("in the way");
+    world.until_ready("n1").await;
+    sleep(LIFE.mul_f64(0.85)).await;
+    let findings = world.findings().await;
+    assert_eq!(findings, [Invariant::Certificate], "{findings:?}");
+    let events = world.events().await;
+    let overdue = events.iter().filter(|kind| **kind == EventKind::CertificateOverdue).count();
+    assert_eq!(overdue, 1, "{events:?}");
+    drop(serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revoked_node_is_cut_off_at_once_and_may_not_renew() {
+    let world = World::start(LIFE).await;
+    let node = Node::new("n1");
+    node.join(&world.line("n1").await).await.expect("it joins");
+    let serving = node.serve().await;
+    world.until_ready("n1").await;
+    world.revoke("n1").await.expect("revoked");
+    world.until_down("n1").await;
+    let before = node.certificate();
+    let refused = async {
+        while !world.reason_of("n1").await.contains("revoked") {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(3), refused).await.expect("it is refused, and told why");
+    sleep(LIFE.mul_f64(0.75)).await;
+    assert_eq!(node.certificate(), before, "nothing was renewed");
+    assert_eq!(world.revoke("n5").await, Err(Some(Reason::NodeNotFound)));
+    // It joins again with a new token, and is back.
+    node.join(&world.line("n1").await).await.expect("it joins again");
+    drop(serving);
+    let serving = node.serve().await;
+    world.until_ready("n1").await;
+    drop(serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn controllers_own_certificate_renews_itself_under_an_open_stream() {
+    let world = World::start(LIFE).await;
+    let first = world.own_certificate();
+    let mut stream = world.follow_events().await;
+    let renewed = async {
+        while world.own_certificate() == first {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(LIFE * 2, renewed).await.expect("renewed in time");
+    // The stream that was open before still brings what happens now.
+    world.line("n1").await;
+    let told = async {
+        loop {
+            let message = stream.message().await.expect("it goes on").expect("it has not ended");
+            let kind = message.event.map(|event| event.kind());
+            if kind == Some(EventKind::NodeTokenCreated) {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(10), told).await.expect("told");
+}
