@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use ipnet::Ipv4Net;
 use nix::sys::statvfs::statvfs;
 use proto::{id::Vmid, name::NodeName};
 
@@ -103,6 +104,16 @@ pub fn on_bridge(roots: Roots<'_>, bridge: &str) -> Option<OnBridge> {
 pub fn own_addresses(roots: Roots<'_>) -> Vec<Ipv4Addr> {
     let text = read::text(&roots.proc.join("net/fib_trie"), read::LARGE);
     local_addresses(&text).into_iter().collect()
+}
+
+/// Lists the networks that the host's interfaces are on.
+pub fn networks(roots: Roots<'_>) -> Vec<(String, Ipv4Net)> {
+    let text = read::text(&roots.proc.join("net/route"), read::LARGE);
+    let connected = routes_of(&text).filter(|r| r.gateway.is_unspecified() && r.prefix > 0);
+    let networks = connected.filter_map(|route| {
+        Some((route.interface.to_owned(), Ipv4Net::new(route.destination, route.prefix).ok()?))
+    });
+    networks.collect()
 }
 
 /// Returns the next hop of the host's default route, if it leaves by this bridge: then the bridge

@@ -23,6 +23,7 @@
 //! - HTTP requests, lists and reads start no process and query no database.
 
 pub mod agent;
+pub mod bridge;
 pub mod certificates;
 pub mod clock;
 pub mod config;

@@ -1,5 +1,6 @@
 //! `pve-sandbox-agent`: flags, configuration, logs, run.
 
+mod node_setup;
 mod production;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -12,6 +13,7 @@ use agent::{
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use daemon::chain::Chain;
+use ipnet::Ipv4Net;
 use proto::{
     id::Vmid,
     name::{Port, SnapshotId},
@@ -46,6 +48,14 @@ enum Command {
         /// Start nothing
         #[arg(long)]
         no_start: bool,
+        /// Make no template, also where the node has none
+        #[arg(long)]
+        no_template: bool,
+    },
+    /// Make the network of the sandboxes
+    Bridge {
+        #[command(subcommand)]
+        command: BridgeCommand,
     },
     /// Accept the number that this node has in its cluster now, after it has changed; stop the agent
     /// first, and start it again after
@@ -69,6 +79,24 @@ enum Command {
         /// Print it instead, without a proof
         #[arg(long)]
         print: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum BridgeCommand {
+    /// Make a bridge of the sandboxes alone, with addresses of its own, a way out and a name server;
+    /// touch no other bridge. Again: complete it
+    Init {
+        /// Network of the sandboxes [default: network.pool of the configuration, else 10.100.N.0/24
+        /// with the node's number in its cluster]
+        #[arg(long, value_name = "NETWORK")]
+        subnet: Option<Ipv4Net>,
+        /// Configuration file
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
+        /// Write the files only
+        #[arg(long)]
+        no_start: bool,
     },
 }
 
@@ -100,7 +128,7 @@ struct TemplateInit {
     #[arg(long, value_parser = template::suite)]
     suite: Option<String>,
     /// Debian mirror
-    #[arg(long, default_value = "http://deb.debian.org/debian")]
+    #[arg(long, default_value = template::MIRROR)]
     mirror: String,
     /// Use this archive instead of building one: a path, or a volume such as
     /// local:vztmpl/debian-12-standard.tar.zst
@@ -147,8 +175,6 @@ impl Common {
 
 impl TemplateInit {
     fn order(&self, config: &Config) -> Result<Order> {
-        let storage = config.settings().iter().find(|setting| setting.name == "storage");
-        let storage = storage.context("no storage was detected: name one with --storage")?;
         let (source, http, name) = match &self.archive {
             Some(archive) => (Source::Archive(archive.clone()), self.http.clone(), String::new()),
             None => {
@@ -170,9 +196,10 @@ impl TemplateInit {
             source,
             http,
             patience: Duration::from_secs(self.patience_s.min(3600)),
-            storage: storage.value.clone(),
+            storage: node_setup::storage(config)?,
             disk_gib: self.disk_gib,
             bridge: config.network.bridge.clone(),
+            name_server: node_setup::name_server(config),
             cores: self.cores,
             memory_mib: self.memory_mib,
         })
@@ -205,12 +232,14 @@ fn execute(command: &Command) -> Result<()> {
         Command::Template { command: TemplateCommand::Init(init) } => {
             let config = init.common.config()?;
             let order = init.order(&config)?;
-            production::make_template(&config, &order)
+            node_setup::make_template(&config, &order)
         }
-        Command::Join { line, config, no_start } => {
+        Command::Join { line, config, no_start, no_template } => {
             daemon::logs::init("warn", false);
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.context("no runtime")?.block_on(production::join(line, config, *no_start))
+            node_setup::join(line, config, !no_start, !no_template)
+        }
+        Command::Bridge { command: BridgeCommand::Init { subnet, config, no_start } } => {
+            node_setup::make_bridge(*subnet, config, !no_start)
         }
         Command::Shim { options } => {
             daemon::logs::init("info", false);

@@ -6,7 +6,7 @@ use agent::{
     Agent, Parts,
     certificates::{Certificates, access_of},
     clock::{Clock, SystemClock},
-    config::{self, Config, Flags, Shim},
+    config::{Config, Shim},
     detect::{self, Roots},
     dhcp::{Replies, Server},
     ingress::{
@@ -18,7 +18,6 @@ use agent::{
         server::{self, Ingress},
         settings::{Peers, Settings},
     },
-    join::{self, Done, Line},
     journal::{self, Journal, SqliteJournal},
     load::Sampler,
     pve::{ContainerConfig, Pve, pct::Pct, pmxcfs, shim_cgroup, worker},
@@ -35,14 +34,12 @@ use agent::{
     },
     sys::read,
     tasks::Tasks,
-    template,
 };
 use anyhow::{Context, Result};
 use daemon::{
     key_files::KeyFiles,
     peer::Peer,
     replace::Access,
-    systemctl,
     tls::{ClientAuth, Identity, LiveIdentity},
 };
 use tokio::{net::TcpListener, time::timeout};
@@ -55,10 +52,8 @@ const DRAIN: Duration = Duration::from_secs(40);
 const PEER_PORT: u16 = 8481;
 /// Interval between clean-ups of leftovers of shims.
 const SWEEP: Duration = Duration::from_secs(60);
-/// Units of a node, the agent first.
-const UNITS: &[&str] = &["pve-sandbox-agent", "pve-sandbox-ingress"];
 /// Kernel's list of network interfaces.
-const NET: &str = "/sys/class/net";
+pub(crate) const NET: &str = "/sys/class/net";
 /// Longest wait for the last answers to be sent.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
@@ -151,31 +146,6 @@ fn key_files(config: &Config) -> (KeyFiles, Option<KeyFiles>) {
     let access = access_of(ingress.group.as_deref()).ok();
     let hop = access.filter(|_| ingress.tls.cert.exists());
     (files(&config.tls, Access::PRIVATE), hop.map(|access| files(&ingress.tls, access)))
-}
-
-/// Joins a controller, and starts the units.
-pub(crate) async fn join(line: &Line, path: &Path, no_start: bool) -> Result<()> {
-    let Done(done) = join::run(line, path, Path::new(NET)).await?;
-    for step in done {
-        println!("{step}");
-    }
-    let config = Config::load(Some(path), &Flags::default(), &config::environment);
-    let ready = config.map_err(anyhow::Error::from).and_then(|config| check(&config));
-    if let Err(error) = ready {
-        let path = path.display();
-        println!("this node is joined, and its agent is not started: {error:#}");
-        println!("complete {path}, then: systemctl enable --now {}", UNITS.join(" "));
-        return Ok(());
-    }
-    if no_start || !systemctl::is_there() {
-        println!("nothing was started; start {}", UNITS.join(" and "));
-        return Ok(());
-    }
-    systemctl::run(&[&["enable", "--quiet"], UNITS].concat())?;
-    // They may run with the certificates of before.
-    systemctl::run(&[&["restart"], UNITS].concat())?;
-    println!("started {}", UNITS.join(" and "));
-    Ok(())
 }
 
 /// Starts watching the DHCP server's replies, if any sandbox may use DHCP.
@@ -334,31 +304,6 @@ pub(crate) fn show_unfit_templates(config: &Config) {
             println!("warning: snapshot {snapshot} is not offered: its template {vmid} {why}");
         }
     }
-}
-
-/// Makes a template with progress on stdout, and lets a running agent find it.
-pub(crate) fn make_template(config: &Config, order: &template::Order) -> Result<()> {
-    let begun = tokio::time::Instant::now();
-    let say = |step: &str| println!("{:>4} s  {step}", begun.elapsed().as_secs());
-    let (node, work) = (&config.node.value, config.state_dir.join("template"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(async {
-        let runner = Runner::new(work.join("output"), config.pve.proc.clone(), worker::is_task, 1)
-            .with_context(|| format!("directory {}", work.display()))?;
-        Ok::<_, anyhow::Error>(
-            template::init(order, node, &config.pve, runner, work.clone(), &say).await?,
-        )
-    })?;
-    let template::Order { vmid, snapshot, .. } = order;
-    match done {
-        template::Done::There => println!("template {vmid} is there already"),
-        template::Done::Made => {
-            say(&format!("template {vmid} is ready: snapshot {snapshot}"));
-            println!("An agent that runs offers it after `systemctl restart pve-sandbox-agent`;");
-            println!("sandboxes run on meanwhile.");
-        }
-    }
-    Ok(())
 }
 
 /// Writes or prints Caddy's configuration.

@@ -120,6 +120,7 @@ impl World {
             token: made.token,
             ca_sha256: made.ca_sha256,
             address: None,
+            no_bridge: true,
             pool: None,
             node: None,
         }

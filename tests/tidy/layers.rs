@@ -38,6 +38,7 @@ const AGENT: &[Rule] = &[
     ("tasks", &[]),
     ("load", &["pve", "sys"]),
     ("detect", &["pve", "sys"]),
+    ("bridge", &["config", "detect", "sys"]),
     ("template", &["detect", "pve", "run", "sys"]),
     ("pve", &["run", "sys"]),
     ("clock", &["sys"]),
@@ -118,7 +119,7 @@ const DAEMON: &[Rule] = &[
 ];
 
 /// Files that put the modules of a crate together, and its tests.
-const ROOTS: &[&str] = &["lib", "main", "production", "tests"];
+const ROOTS: &[&str] = &["lib", "main", "node_setup", "production", "tests"];
 
 /// The module right under the crate that a file belongs to.
 fn module(path: &str) -> &str {

@@ -117,6 +117,19 @@ fn network_facing_units_are_locked_down() {
 }
 
 #[test]
+fn name_server_of_the_sandboxes_is_locked_down() {
+    let unit = unit("pve-sandbox-dns");
+    for (key, expected) in [
+        ("DynamicUser", "yes"),
+        ("NoNewPrivileges", "yes"),
+        ("ProtectSystem", "strict"),
+        ("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE CAP_NET_RAW"),
+    ] {
+        assert_eq!(value(&unit, key).as_deref(), Some(expected), "{key}");
+    }
+}
+
+#[test]
 fn packages_install_binaries_where_the_units_start_them() {
     for (krate, name) in [("agent", "pve-sandbox-agent"), ("controller", "pve-sandbox-controller")]
     {

@@ -54,6 +54,9 @@ pub struct Line {
     /// the bridge says, else what the controller gives]
     #[arg(long)]
     pub pool: Option<Pool>,
+    /// Make no bridge for the sandboxes: they use the one that is there
+    #[arg(long)]
+    pub no_bridge: bool,
     /// PVE's name of this node [default: what pmxcfs says]
     #[arg(long)]
     pub node: Option<NodeName>,
@@ -135,7 +138,13 @@ pub async fn run(line: &Line, path: &Path, net: &Path) -> Result<Done, Error> {
     };
     let address = SocketAddr::new(ip, listen.port()).to_string();
     let pool = line.pool.map(|pool| pool.to_string());
-    let pool = pool.or_else(|| pool_of_host(&config, number, roots).map(|pool| pool.to_string()));
+    // A bridge that is still to be made has no addresses; those of the one that is there are not for it.
+    let has_bridge = line.no_bridge || config.network.bridge.is_some();
+    let of_host = || match has_bridge {
+        true => pool_of_host(&config, number, roots),
+        false => config.network.pool,
+    };
+    let pool = pool.or_else(|| of_host().map(|pool| pool.to_string()));
 
     let pairs = Pairs::of(&config)?;
     let made = [&pairs.agent, &pairs.ingress].map(|files| {

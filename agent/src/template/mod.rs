@@ -15,6 +15,7 @@ mod steps;
 
 use std::{
     fs, io,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -48,6 +49,11 @@ const PCT: Duration = Duration::from_mins(10);
 /// Vmids after the template's that are tried for the clone.
 const CLONE_VMIDS: u32 = 20;
 
+/// Debian mirror that Debian itself recommends.
+pub const MIRROR: &str = "http://deb.debian.org/debian";
+/// Longest time until a clone is ready, unless the order says otherwise.
+pub const PATIENCE: Duration = Duration::from_mins(2);
+
 /// Settings of a new template.
 #[derive(Debug, Clone)]
 pub struct Order {
@@ -67,6 +73,8 @@ pub struct Order {
     pub disk_gib: u32,
     /// Bridge of its interface; clones get their own.
     pub bridge: String,
+    /// Name server of its clones; `None`: that of the node.
+    pub name_server: Option<Ipv4Addr>,
     /// Default number of cores of a sandbox.
     pub cores: u32,
     /// Default memory of a sandbox, MiB.

@@ -90,6 +90,9 @@ impl Host {
         ] {
             arguments.extend([format!("--{name}"), value]);
         }
+        if let Some(address) = order.name_server {
+            arguments.extend(["--nameserver".into(), address.to_string()]);
+        }
         self.pct("pct create", arguments).await
     }
 

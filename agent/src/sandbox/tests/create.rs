@@ -359,7 +359,7 @@ async fn a_privileged_template_is_used_only_where_the_operator_allows_it() {
 #[tokio::test(start_paused = true)]
 async fn template_with_a_forbidden_line_is_used_only_where_the_operator_allows_it() {
     for (key, line) in
-        [("hookscript", "local:snippets/x"), ("mp0", "/etc,mp=/host"), ("lxc.idmap", "u 0 0 1")]
+        [("hookscript", "local:snippets/x"), ("mp0", "/etc,mp=/host"), ("dev0", "/dev/kvm")]
     {
         let with = async |allowed: bool| {
             let allow = |options: &mut Options| options.templates[0].allowed.unsafe_lines = allowed;

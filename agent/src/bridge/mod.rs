@@ -1,0 +1,220 @@
+//! Makes the sandboxes' own bridge on a bare node: `pve-sandbox-agent bridge init`.
+//!
+//! | file | what |
+//! |---|---|
+//! | `/etc/network/interfaces.d/pve-sandbox` | the bridge, for ifupdown2: no port, one address |
+//! | `/etc/pve-sandbox/nat.nft` | its addresses leave by the node's own, loaded when the bridge comes up |
+//! | `/etc/pve-sandbox/dns.conf` | the name server on that address, for `pve-sandbox-dns.service` |
+//! | `agent.toml` | `network.bridge` |
+//!
+//! Nothing of another bridge is touched. Every step can be repeated.
+
+mod render;
+
+use std::{
+    fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use daemon::replace::{Access, replace};
+use ipnet::Ipv4Net;
+use toml_edit::{DocumentMut, Item, Table, value};
+
+use crate::{
+    config::{File, Pool},
+    detect::{self, Roots},
+    sys::read,
+};
+
+/// Files that describe the network and the bridge. Below another root in tests.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// ifupdown2's own file, which must include those of `interfaces_d`.
+    pub interfaces: PathBuf,
+    /// Directory of further files of ifupdown2.
+    pub interfaces_d: PathBuf,
+    /// Directory for the rules and the name server's configuration.
+    pub etc: PathBuf,
+    /// The agent's configuration.
+    pub config: PathBuf,
+}
+
+impl Paths {
+    /// Paths on a PVE node.
+    pub fn of_host(config: &Path) -> Self {
+        Self {
+            interfaces: "/etc/network/interfaces".into(),
+            interfaces_d: "/etc/network/interfaces.d".into(),
+            etc: "/etc/pve-sandbox".into(),
+            config: config.to_owned(),
+        }
+    }
+
+    /// File of the bridge.
+    pub fn bridge(&self) -> PathBuf {
+        self.interfaces_d.join("pve-sandbox")
+    }
+
+    /// Rules of its way out.
+    pub fn nat(&self) -> PathBuf {
+        self.etc.join("nat.nft")
+    }
+
+    /// Configuration of its name server.
+    pub fn dns(&self) -> PathBuf {
+        self.etc.join("dns.conf")
+    }
+}
+
+/// A bridge of the sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// Name of the interface, `vmbr1`.
+    pub name: String,
+    /// The node's address on it, with the prefix length.
+    pub address: Ipv4Net,
+}
+
+/// Result of [`plan`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// The configuration names a bridge that this command did not make: it stays.
+    Named(String),
+    /// This bridge is made, or completed.
+    Make(Bridge),
+}
+
+/// Reason why no bridge can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration cannot be read.
+    #[error("the configuration was not read")]
+    Config(#[from] daemon::config::Error),
+    /// The network is in use.
+    #[error("{0} overlaps with {1}, which {2} leads to: choose another with --subnet")]
+    Used(Ipv4Net, Ipv4Net, String),
+    /// The network is no network for sandboxes.
+    #[error("{0} cannot be the sandboxes' network: it must be a private one of /8 to /29")]
+    Unfit(Ipv4Net),
+    /// No network is known.
+    #[error("the node's number in its cluster is not known now: name a network with --subnet")]
+    NoNumber,
+    /// ifupdown2 does not read the directory.
+    #[error("{0} does not include {1}: add the line `source {1}/*` at its end")]
+    NotIncluded(PathBuf, PathBuf),
+    /// A file cannot be read or written.
+    #[error("cannot use {0}")]
+    File(PathBuf, #[source] io::Error),
+}
+
+/// Decides which bridge is made. Changes nothing.
+///
+/// # Errors
+/// When the network is in use, or cannot be chosen.
+pub fn plan(subnet: Option<Ipv4Net>, paths: &Paths, net: &Path) -> Result<Plan, Error> {
+    let config: File = match paths.config.exists() {
+        true => daemon::config::load(&paths.config)?,
+        false => File::default(),
+    };
+    let roots = Roots { pve: &config.pve.root, proc: &config.pve.proc, net };
+    let made = render::name_in(&text(&paths.bridge())?);
+    match (&config.network.bridge, &made) {
+        (Some(named), Some(made)) if named == made => {}
+        (Some(named), _) => return Ok(Plan::Named(named.clone())),
+        (None, _) => {}
+    }
+    let interfaces = text(&paths.interfaces)?;
+    if !render::includes(&interfaces, &paths.interfaces_d) {
+        return Err(Error::NotIncluded(paths.interfaces.clone(), paths.interfaces_d.clone()));
+    }
+    let name = match made {
+        Some(made) => made,
+        None => free_name(&interfaces, paths, net)?,
+    };
+    let of_pool = || config.network.pool.and_then(network_of);
+    let by_number = || {
+        let number = detect::identity(roots).ok()?.number?;
+        let third = u8::try_from(number).ok()?;
+        Ipv4Net::new(Ipv4Addr::new(10, 100, third, 0), 24).ok()
+    };
+    let subnet = subnet.or_else(of_pool).or_else(by_number).ok_or(Error::NoNumber)?.trunc();
+    if !(8..=29).contains(&subnet.prefix_len()) || !subnet.network().is_private() {
+        return Err(Error::Unfit(subnet));
+    }
+    let overlaps = |other: &Ipv4Net| other.contains(&subnet) || subnet.contains(other);
+    let mut others = detect::networks(roots).into_iter();
+    if let Some((interface, other)) = others.find(|(on, other)| *on != name && overlaps(other)) {
+        return Err(Error::Used(subnet, other, interface));
+    }
+    let first = Ipv4Addr::from(u32::from(subnet.network()) + 1);
+    let address = Ipv4Net::new(first, subnet.prefix_len()).map_err(|_| Error::Unfit(subnet))?;
+    Ok(Plan::Make(Bridge { name, address }))
+}
+
+/// Writes the files of a bridge; returns those that are new or have changed.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write(bridge: &Bridge, paths: &Paths) -> Result<Vec<PathBuf>, Error> {
+    let mut changed = Vec::new();
+    let before = text(&paths.config)?;
+    let failed = |error| Error::File(paths.config.clone(), error);
+    let mut document: DocumentMut =
+        before.parse().map_err(|error| failed(io::Error::other::<toml_edit::TomlError>(error)))?;
+    let network = document.entry("network").or_insert_with(|| Item::Table(Table::new()));
+    if let Some(network) = network.as_table_like_mut() {
+        network.insert("bridge", value(bridge.name.as_str()));
+    }
+    for (path, now) in [
+        (paths.nat(), render::nat(bridge)),
+        (paths.dns(), render::dns(bridge)),
+        (paths.bridge(), render::interfaces(bridge, &paths.nat())),
+        // Last: the bridge that the configuration names has its files.
+        (paths.config.clone(), document.to_string()),
+    ] {
+        let failed = |error| Error::File(path.clone(), error);
+        if text(&path)? != now {
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir).map_err(failed)?;
+            }
+            replace(&path, now.as_bytes(), Access { mode: 0o644, group: None }).map_err(failed)?;
+            changed.push(path);
+        }
+    }
+    Ok(changed)
+}
+
+/// Returns the network that a pool is the whole of.
+fn network_of(pool: Pool) -> Option<Ipv4Net> {
+    (8..=29).find_map(|prefix| {
+        let network = Ipv4Net::new(pool.first, prefix).ok()?;
+        (Pool::of(network) == pool).then_some(network)
+    })
+}
+
+/// Finds a name that neither the kernel nor a file of ifupdown2 has.
+fn free_name(interfaces: &str, paths: &Paths, net: &Path) -> Result<String, Error> {
+    let mut texts = vec![interfaces.to_owned()];
+    for entry in fs::read_dir(&paths.interfaces_d).into_iter().flatten().flatten() {
+        texts.push(text(&entry.path())?);
+    }
+    let named = |name: &str| {
+        let mut words = texts.iter().flat_map(|text| text.split_whitespace());
+        words.any(|word| word == name)
+    };
+    let mut names = (1..4095).map(|number| format!("vmbr{number}"));
+    let free = names.find(|name| !net.join(name).exists() && !named(name));
+    Ok(free.unwrap_or_else(|| "vmbr4095".to_owned()))
+}
+
+fn text(path: &Path) -> Result<String, Error> {
+    match read::whole_text(path, read::LARGE) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(Error::File(path.to_owned(), error)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+use insta::assert_snapshot;
+
+use super::*;
+use crate::detect::tests::Host;
+
+fn net(text: &str) -> Ipv4Net {
+    text.parse().expect("a network")
+}
+
+/// Paths below a host of a test, whose configuration looks at that host.
+fn paths(host: &Host) -> Paths {
+    host.write("etc/interfaces", "auto lo\nsource /x\n");
+    let interfaces_d = host.path("etc/interfaces.d");
+    let interfaces = format!("auto vmbr1\nsource {}/*\n", interfaces_d.display());
+    host.write("etc/interfaces", &interfaces);
+    let (pve, proc) = (host.path("pve"), host.path("proc"));
+    host.write("agent.toml", &format!("# mine\n[pve]\nroot = {pve:?}\nproc = {proc:?}\n"));
+    Paths {
+        interfaces: host.path("etc/interfaces"),
+        interfaces_d,
+        etc: host.path("etc/pve-sandbox"),
+        config: host.path("agent.toml"),
+    }
+}
+
+fn planned(host: &Host, paths: &Paths, subnet: Option<&str>) -> Result<Plan, Error> {
+    plan(subnet.map(net), paths, &host.path("net"))
+}
+
+#[test]
+fn bridge_is_planned_written_and_then_complete() {
+    let host = Host::new();
+    let paths = paths(&host);
+    // The number of the node would give 10.100.3.0/24, which vmbr0 has.
+    let used = planned(&host, &paths, None).expect_err("in use").to_string();
+    assert!(used.contains("vmbr0") && used.contains("--subnet"), "{used}");
+    let plan = planned(&host, &paths, Some("10.200.3.7/24")).expect("a plan");
+    let bridge = Bridge { name: "vmbr2".to_owned(), address: net("10.200.3.1/24") };
+    assert_eq!(plan, Plan::Make(bridge.clone()), "vmbr0 is there, vmbr1 is in a file");
+
+    let written = write(&bridge, &paths).expect("written");
+    assert_eq!(written.len(), 4, "{written:?}");
+    assert_eq!(write(&bridge, &paths).expect("again"), Vec::<PathBuf>::new());
+    let config = fs::read_to_string(&paths.config).expect("read");
+    assert!(config.starts_with("# mine\n") && config.contains("bridge = \"vmbr2\""), "{config}");
+
+    host.write("net/vmbr2/bridge/x", "");
+    let again = planned(&host, &paths, Some("10.200.3.0/24")).expect("a plan");
+    assert_eq!(again, Plan::Make(bridge));
+}
+
+#[test]
+fn files_of_a_bridge_are_as_ifupdown2_nft_and_dnsmasq_read_them() {
+    let bridge = Bridge { name: "vmbr1".to_owned(), address: net("10.100.7.1/24") };
+    assert_snapshot!(render::interfaces(&bridge, Path::new("/etc/pve-sandbox/nat.nft")));
+    assert_snapshot!(render::nat(&bridge));
+    assert_snapshot!(render::dns(&bridge));
+    let text = render::interfaces(&bridge, Path::new("/x"));
+    assert_eq!(render::name_in(&text).as_deref(), Some("vmbr1"));
+}
+
+#[test]
+fn named_bridge_stays_and_a_pool_that_is_a_network_is_used() {
+    let host = Host::new();
+    let paths = paths(&host);
+    let before = fs::read_to_string(&paths.config).expect("read");
+    host.write("agent.toml", &format!("{before}[network]\npool = \"10.150.0.0/22\"\n"));
+    let plan = planned(&host, &paths, None).expect("a plan");
+    let address = net("10.150.0.1/22");
+    assert_eq!(plan, Plan::Make(Bridge { name: "vmbr2".to_owned(), address }));
+    host.write("agent.toml", &format!("{before}[network]\nbridge = \"vmbr0\"\n"));
+    let plan = planned(&host, &paths, None).expect("a plan");
+    assert_eq!(plan, Plan::Named("vmbr0".to_owned()));
+}
+
+#[test]
+fn unfit_networks_and_a_file_without_the_directory_are_refused() {
+    let host = Host::new();
+    let paths = paths(&host);
+    for bad in ["8.8.8.0/24", "10.0.0.0/7", "10.9.0.0/30", "0.0.0.0/0"] {
+        let error = planned(&host, &paths, Some(bad)).expect_err(bad);
+        assert!(matches!(error, Error::Unfit(_)), "{bad}: {error}");
+    }
+    for near in ["10.100.0.0/16", "10.100.3.128/25", "10.99.0.0/24"] {
+        let error = planned(&host, &paths, Some(near)).expect_err(near);
+        assert!(matches!(error, Error::Used(..)), "{near}: {error}");
+    }
+    host.write("etc/interfaces", "source /etc/network/other.d/*\n");
+    let error = planned(&host, &paths, Some("10.200.0.0/24")).expect_err("not included");
+    assert!(error.to_string().contains("add the line"), "{error}");
+}

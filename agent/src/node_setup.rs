@@ -1,0 +1,158 @@
+//! Commands that set a node up: `join`, `bridge init`, `template init`. They print what they do.
+
+use std::path::Path;
+
+use agent::{
+    bridge::{self, Plan},
+    config::{self, Config, Flags},
+    join::{self, Done, Line},
+    pve::worker,
+    run::Runner,
+    template::{self, Order, Source},
+};
+use anyhow::{Context, Result};
+use daemon::systemctl;
+use ipnet::Ipv4Net;
+use tokio::time::Instant;
+
+use crate::production::{self, NET};
+
+/// Units of a node, the agent first.
+const UNITS: &[&str] = &["pve-sandbox-agent", "pve-sandbox-ingress"];
+/// Unit of the name server on the sandboxes' bridge.
+const DNS_UNIT: &str = "pve-sandbox-dns";
+/// Program of ifupdown2 that brings one interface up.
+const IFUP: &str = "/usr/sbin/ifup";
+/// Vmid of the first template.
+pub(crate) const TEMPLATE: u32 = 9000;
+
+/// Joins a controller, makes what the node lacks, and starts the units.
+pub(crate) fn join(line: &Line, path: &Path, start: bool, template: bool) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let Done(done) = runtime.block_on(join::run(line, path, Path::new(NET)))?;
+    for step in done {
+        println!("{step}");
+    }
+    if !line.no_bridge {
+        make_bridge(None, path, start)?;
+    }
+    let config = Config::load(Some(path), &Flags::default(), &config::environment);
+    let ready = config.map_err(anyhow::Error::from).and_then(|config| {
+        production::check(&config)?;
+        Ok(config)
+    });
+    let config = match ready {
+        Ok(config) => config,
+        Err(error) => {
+            let path = path.display();
+            println!("this node is joined, and its agent is not started: {error:#}");
+            println!("complete {path}, then: systemctl enable --now {}", UNITS.join(" "));
+            return Ok(());
+        }
+    };
+    if template && config.templates.is_empty() {
+        let order = first_template(&config)?;
+        if let Err(error) = make_template(&config, &order) {
+            println!("no template was made: {error:#}");
+            println!("repeat it with: pve-sandbox-agent template init");
+        }
+    }
+    if !start || !systemctl::is_there() {
+        println!("nothing was started; start {}", UNITS.join(" and "));
+        return Ok(());
+    }
+    systemctl::run(&[&["enable", "--quiet"], UNITS].concat())?;
+    // They may run with the certificates of before.
+    systemctl::run(&[&["restart"], UNITS].concat())?;
+    println!("started {}", UNITS.join(" and "));
+    Ok(())
+}
+
+/// Makes the sandboxes' own bridge, unless the configuration names another.
+pub(crate) fn make_bridge(subnet: Option<Ipv4Net>, config: &Path, start: bool) -> Result<()> {
+    let paths = bridge::Paths::of_host(config);
+    let bridge = match bridge::plan(subnet, &paths, Path::new(NET))? {
+        Plan::Named(name) => {
+            println!("the bridge of the sandboxes is {name}, as {} says", config.display());
+            return Ok(());
+        }
+        Plan::Make(bridge) => bridge,
+    };
+    let changed = bridge::write(&bridge, &paths)?;
+    for path in &changed {
+        println!("wrote {}", path.display());
+    }
+    let there = Path::new(NET).join(&bridge.name).exists();
+    if there && changed.is_empty() {
+        println!("bridge {} with {} is there already", bridge.name, bridge.address);
+        return Ok(());
+    }
+    if !start {
+        println!("nothing was started: ifup {}; systemctl enable --now {DNS_UNIT}", bridge.name);
+        return Ok(());
+    }
+    systemctl::run_program(Path::new(IFUP), &["--force", &bridge.name])
+        .context("the bridge did not come up; is ifupdown2 installed?")?;
+    if systemctl::is_there() {
+        systemctl::run(&["enable", "--quiet", DNS_UNIT])?;
+        systemctl::run(&["restart", DNS_UNIT])?;
+    }
+    println!("bridge {} is up with {}", bridge.name, bridge.address);
+    Ok(())
+}
+
+/// Settings of the template that a node gets which has none.
+fn first_template(config: &Config) -> Result<Order> {
+    let suite = template::release().context("cannot read the node's release")?;
+    Ok(Order {
+        vmid: TEMPLATE.try_into()?,
+        snapshot: format!("debian-{suite}").parse()?,
+        source: Source::Debian { suite, mirror: template::MIRROR.to_owned() },
+        http: Some(template::http("8000/").map_err(anyhow::Error::msg)?),
+        patience: template::PATIENCE,
+        storage: storage(config)?,
+        disk_gib: 4,
+        bridge: config.network.bridge.clone(),
+        name_server: name_server(config),
+        cores: 1,
+        memory_mib: 512,
+    })
+}
+
+/// Returns the storage for new templates that the configuration says or this host shows.
+pub(crate) fn storage(config: &Config) -> Result<String> {
+    let storage = config.settings().iter().find(|setting| setting.name == "storage");
+    let storage = storage.context("no storage was detected: name one with --storage")?;
+    Ok(storage.value.clone())
+}
+
+/// Returns the address of the bridge's name server, where `bridge init` has made one.
+pub(crate) fn name_server(config: &Config) -> Option<std::net::Ipv4Addr> {
+    let paths = bridge::Paths::of_host(Path::new(""));
+    paths.dns().exists().then_some(config.network.gateway)
+}
+
+/// Makes a template with progress on stdout.
+pub(crate) fn make_template(config: &Config, order: &Order) -> Result<()> {
+    let begun = Instant::now();
+    let say = |step: &str| println!("{:>4} s  {step}", begun.elapsed().as_secs());
+    let (node, work) = (&config.node.value, config.state_dir.join("template"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        let runner = Runner::new(work.join("output"), config.pve.proc.clone(), worker::is_task, 1)
+            .with_context(|| format!("directory {}", work.display()))?;
+        Ok::<_, anyhow::Error>(
+            template::init(order, node, &config.pve, runner, work.clone(), &say).await?,
+        )
+    })?;
+    let Order { vmid, snapshot, .. } = order;
+    match done {
+        template::Done::There => println!("template {vmid} is there already"),
+        template::Done::Made => {
+            say(&format!("template {vmid} is ready: snapshot {snapshot}"));
+            println!("An agent that runs offers it after `systemctl restart pve-sandbox-agent`;");
+            println!("sandboxes run on meanwhile.");
+        }
+    }
+    Ok(())
+}
