@@ -79,7 +79,7 @@ const CONTROLLER: &[Rule] = &[
             "url",
         ],
     ),
-    ("enrolment", &["ca", "clock", "node", "sandbox", "store", "token"]),
+    ("enrolment", &["ca", "clock", "events", "node", "sandbox", "store", "token"]),
     ("setup", &["ca", "clock", "config", "enrolment", "rpc", "store", "token"]),
     ("sandbox", &["clock", "events", "inventory", "node", "placement", "store", "token"]),
     ("node", &["clock", "events", "inventory", "placement", "store"]),

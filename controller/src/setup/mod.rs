@@ -73,7 +73,7 @@ pub struct Setup {
 #[derive(Debug)]
 pub struct Report {
     dry_run: bool,
-    /// What was done, or would be.
+    /// Steps that were done, or would be.
     pub lines: Vec<String>,
     /// Whether anything was missing.
     pub changed: bool,

@@ -145,7 +145,7 @@ async fn two_nodes_with_one_pool_are_refused_and_the_token_stays_good() {
     let joined =
         lab.join(keys.request(&token, "n8", "10.8.0.0/16")).await.expect("other addresses");
     assert_eq!(joined.pool, "10.8.0.0/16");
-    // Without a wish a node keeps what it had; a new one gets what is free.
+    // A node that asks for none keeps what it had; a new one gets what is free.
     assert_eq!(join("n8", "").await.expect("again").pool, "10.8.0.0/16");
     assert_eq!(join("n9", "").await.expect("it joins").pool, "10.100.7.0/24");
     assert_eq!(join("n10", "").await.expect("it joins").pool, "10.100.1.0/24");
