@@ -9,14 +9,32 @@ type Rule = (&'static str, &'static [&'static str]);
 
 /// Rules of the agent, from the edge down to the host.
 const AGENT: &[Rule] = &[
-    ("agent", &["clock", "journal", "load", "pve", "reconcile", "rpc", "saga", "sandbox", "tasks"]),
+    (
+        "agent",
+        &[
+            "clock",
+            "firewall",
+            "journal",
+            "load",
+            "pve",
+            "reconcile",
+            "rpc",
+            "saga",
+            "sandbox",
+            "tasks",
+        ],
+    ),
     ("rpc", &["journal", "load", "pve", "sandbox"]),
     ("ingress", &["clock", "journal", "pve", "sandbox", "sys"]),
     ("reconcile", &["journal", "pve", "sandbox"]),
     ("dhcp", &["sandbox", "sys"]),
-    ("config", &["clock", "detect", "journal", "load", "pve", "sandbox"]),
-    ("sandbox", &["clock", "journal", "load", "pve", "run", "saga", "shim", "sys", "tasks"]),
+    ("config", &["clock", "detect", "firewall", "journal", "load", "pve", "sandbox"]),
+    (
+        "sandbox",
+        &["clock", "firewall", "journal", "load", "pve", "run", "saga", "shim", "sys", "tasks"],
+    ),
     ("shim", &["pve", "run", "sys"]),
+    ("firewall", &["run", "sys"]),
     ("journal", &["clock", "pve"]),
     ("saga", &[]),
     ("tasks", &[]),
