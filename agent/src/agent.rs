@@ -13,6 +13,7 @@ use tokio_stream::Stream;
 use crate::{
     certificates::Certificates,
     clock::Clock,
+    firewall::{Firewall, Grounds},
     journal::Journal,
     load::HostLoad,
     pve::Pve,
@@ -51,6 +52,8 @@ pub struct Parts {
     pub shims: Arc<dyn Shims>,
     /// Replies of the DHCP server, where the configuration allows DHCP.
     pub dhcp: Option<Arc<dyn DhcpReplies>>,
+    /// Isolation of the sandboxes, and the addresses that it is about; `None`: it is switched off.
+    pub isolation: Option<(Arc<dyn Firewall>, Grounds)>,
     /// Injected faults; none outside of tests.
     pub faults: Faults,
 }
@@ -75,11 +78,26 @@ impl Agent {
     /// # Errors
     /// When the journal cannot be read.
     pub async fn start(parts: Parts) -> Result<Self, sandbox::Error> {
-        let Parts { sandboxes, reconcile, pve, journal, clock, host_load, shims, dhcp, faults } =
-            parts;
+        let Parts {
+            sandboxes,
+            reconcile,
+            pve,
+            journal,
+            clock,
+            host_load,
+            shims,
+            dhcp,
+            isolation,
+            faults,
+        } = parts;
         let tasks = Tasks::default();
         let sandboxes =
             Sandboxes::open(sandboxes, pve, journal, clock, tasks.clone(), faults).await?;
+        // Before anything else: what runs is isolated from here on.
+        if let Some((firewall, grounds)) = isolation {
+            sandboxes.isolate_by(firewall, grounds);
+            sandboxes.enforce_isolation().await;
+        }
         // Before sandboxes that need it are started again.
         if let Some(dhcp) = dhcp {
             sandboxes.watch_dhcp(dhcp);

@@ -124,6 +124,15 @@ pub fn uplink(roots: Roots<'_>, bridge: &str) -> Option<Ipv4Addr> {
     Some(default.gateway)
 }
 
+/// Lists the name servers of IPv4 that the host asks, by its `resolv.conf`. One on its loopback is
+/// nothing to a container.
+pub fn name_servers(resolv_conf: &Path) -> Vec<Ipv4Addr> {
+    let text = read::text(resolv_conf, read::SMALL);
+    let named = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    let servers = named.filter_map(|rest| rest.split_whitespace().next()?.parse().ok());
+    servers.filter(|server: &Ipv4Addr| !server.is_loopback()).collect()
+}
+
 /// Detects the storage for new templates: the one with the most free space that holds containers.
 /// Clones go to the storage of their template.
 pub fn storage(roots: Roots<'_>, node: &NodeName) -> Result<String, Undecided> {
@@ -289,6 +298,17 @@ vmbr0\t0003640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
             assert_eq!(uplink(roots, "eth0"), Some(Ipv4Addr::new(10, 99, 0, 254)));
             assert_eq!(storage(roots, &node).as_deref(), Ok("local-zfs"));
         });
+    }
+
+    #[test]
+    fn name_servers_of_the_host_are_those_that_a_container_reaches() {
+        let host = Host::new();
+        let text = "# x\nsearch a\nnameserver 127.0.0.53\nnameserver 10.0.0.3\n\
+            nameserver fe80::1\n nameserver\t192.0.2.3 # y\n";
+        host.write("resolv.conf", text);
+        let found = name_servers(&host.path("resolv.conf"));
+        assert_eq!(found, [Ipv4Addr::new(10, 0, 0, 3), Ipv4Addr::new(192, 0, 2, 3)]);
+        assert!(name_servers(&host.path("none")).is_empty());
     }
 
     #[test]

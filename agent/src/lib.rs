@@ -6,7 +6,8 @@
 //! `sandbox`, the domain with one file per operation, and not on each other. `sandbox` depends on
 //! `journal` (durable state), `saga` (steps with undos), `pve` (the host: `pct`, its files) and
 //! `sys` (the kernel). It reaches into sandboxes through `shim`, one process per sandbox that
-//! outlives the agent; the process inside is the crate `helper`. `run` starts every process. `load`
+//! outlives the agent; the process inside is the crate `helper`. `firewall` isolates them from each
+//! other and from the host's networks. `run` starts every process. `load`
 //! and `detect` read the host, `config` records where each value comes from, `clock` is the time.
 //!
 //! # What must always hold
@@ -29,6 +30,7 @@ pub mod clock;
 pub mod config;
 pub mod detect;
 pub mod dhcp;
+pub mod firewall;
 pub mod ingress;
 pub mod join;
 pub mod journal;

@@ -9,6 +9,7 @@ use agent::{
     config::{Config, Shim},
     detect::{self, Roots},
     dhcp::{Replies, Server},
+    firewall::{Firewall, Grounds, nft::NftFirewall},
     ingress::{
         caddy::{self as files, Provided},
         check::IngressCheck,
@@ -54,6 +55,8 @@ const PEER_PORT: u16 = 8481;
 const SWEEP: Duration = Duration::from_secs(60);
 /// Kernel's list of network interfaces.
 pub(crate) const NET: &str = "/sys/class/net";
+/// File with the name servers of the host, which PVE copies into containers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Longest wait for the last answers to be sent.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
@@ -86,6 +89,7 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let shims = Arc::new(shims.context("the ways into sandboxes could not be made")?);
     let mut parts = parts(&config, Arc::clone(&pve), Arc::clone(&clock), Arc::clone(&shims))?;
     parts.dhcp = dhcp(&config, &stop);
+    parts.isolation = isolation(&config);
     let agent = Agent::start(parts).await?;
     let node = config.node.value.to_string();
     agent.renew(Arc::new(Certificates::new(node, (own, hop), tls.ca.clone(), live)));
@@ -161,6 +165,19 @@ fn dhcp(config: &Config, stop: &CancellationToken) -> Option<Arc<dyn DhcpReplies
         net: NET.into(),
     };
     Some(Replies::watch(server, stop.clone()))
+}
+
+/// Returns the firewall of this host, unless the operator has switched isolation off.
+fn isolation(config: &Config) -> Option<(Arc<dyn Firewall>, Grounds)> {
+    let Some(grounds) = config.grounds(&detect::name_servers(Path::new(RESOLV_CONF))) else {
+        tracing::warn!(
+            "network.isolation is false: sandboxes reach each other, this host and its networks"
+        );
+        return None;
+    };
+    let (name_servers, reach) = (&grounds.name_servers, &grounds.reach);
+    tracing::info!(?name_servers, ?reach, "sandboxes are isolated");
+    Some((Arc::new(NftFirewall::default()), grounds))
 }
 
 #[expect(
@@ -367,6 +384,7 @@ fn parts(
         host_load: Box::new(move |now, sandboxes| sampler.sample(now, sandboxes)),
         shims,
         dhcp: None,
+        isolation: None,
         faults: Faults::default(),
     })
 }

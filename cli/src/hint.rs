@@ -57,6 +57,10 @@ pub fn of(reason: Reason) -> Hint {
             exit::REFUSED,
             "ask for less memory, disk or cores, or for other labels; `sandboxctl nodes` shows what there is",
         ),
+        Reason::IsolationFailed => (
+            exit::NOT_NOW,
+            "an operator looks why nft fails there: `sandboxctl fsck`, and the log of the node's agent",
+        ),
         Reason::MemoryInUse => (
             exit::REFUSED,
             "`sandboxctl top ID` shows what it uses; give it more, or end something in it first",

@@ -74,9 +74,11 @@ impl Reason {
             | Self::TooLarge => Code::ResourceExhausted,
             Self::EventsGone => Code::OutOfRange,
             Self::StaleEpoch | Self::RevisionConflict | Self::ExecLost => Code::Aborted,
-            Self::NodeUnreachable | Self::NoQuorum | Self::ContainerLocked | Self::ShuttingDown => {
-                Code::Unavailable
-            }
+            Self::NodeUnreachable
+            | Self::NoQuorum
+            | Self::ContainerLocked
+            | Self::IsolationFailed
+            | Self::ShuttingDown => Code::Unavailable,
             Self::OutcomeUnknown | Self::ProbeTimeout => Code::DeadlineExceeded,
             Self::Unspecified
             | Self::PctFailed
@@ -112,6 +114,7 @@ impl Reason {
                 | Self::NodeUnreachable
                 | Self::NodeNotFound
                 | Self::ShuttingDown
+                | Self::IsolationFailed
                 | Self::SnapshotNotFound
         )
     }
@@ -156,7 +159,11 @@ mod tests {
         for reason in Reason::all() {
             assert_eq!(Reason::named(reason.name()), Some(reason));
         }
-        assert_eq!(Reason::all().last(), Some(Reason::MemoryInUse), "their numbers have no gap");
+        assert_eq!(
+            Reason::all().last(),
+            Some(Reason::IsolationFailed),
+            "their numbers have no gap"
+        );
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
     }
 

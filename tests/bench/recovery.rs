@@ -175,6 +175,7 @@ impl Stage {
             host_load: Box::new(move |_, _| load),
             shims: Arc::new(NoShims),
             dhcp: None,
+            isolation: None,
             faults,
         };
         Ok(Arc::new(Agent::start(parts).await?))

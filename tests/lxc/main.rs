@@ -19,6 +19,7 @@ mod history;
 mod http;
 mod ingress;
 mod inside;
+mod isolation;
 mod kills;
 mod lifetime;
 mod nodes;

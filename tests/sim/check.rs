@@ -138,6 +138,14 @@ fn on_the_hosts(cluster: &Cluster, living: &Living) -> Vec<String> {
             _ => wrong.push(format!("I2: {} has no container {}", record.id, record.vmid)),
         }
     }
+    for (node, record) in living.values() {
+        let host = cluster.hosts.iter().find(|host| host.name == *node);
+        let rules = host.and_then(|host| host.firewall.rules()).unwrap_or_else(|| panic!("{node}"));
+        let entry = rules.sandboxes.get(&record.vmid);
+        if entry.is_none_or(|entry| entry.ip != record.lease()) {
+            wrong.push(format!("I5: {} is not isolated on {node}: {entry:?}", record.id));
+        }
+    }
     let owned: BTreeSet<(NodeName, Vmid)> =
         living.values().map(|(node, record)| (node.clone(), record.vmid)).collect();
     let volumes = cluster.pve.volumes();

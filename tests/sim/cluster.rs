@@ -10,6 +10,7 @@ use std::{
 
 use agent::{
     Agent, Parts,
+    firewall::{Grounds, memory::MemoryFirewall},
     journal::{Feed, Phase, Pools, Record, memory::MemoryJournal},
     load::HostLoad,
     pve::{
@@ -64,6 +65,8 @@ pub(crate) struct Host {
     pub(crate) clock: SimClock,
     /// Factor by which the disk is slower than usual.
     pub(crate) slow: Arc<AtomicU32>,
+    /// Rules of the host; they outlive its agent, and end with its power.
+    pub(crate) firewall: Arc<MemoryFirewall>,
     agent: Option<(Arc<Agent>, JoinHandle<()>)>,
 }
 
@@ -129,7 +132,8 @@ impl Cluster {
                 Some(_) | None => journal,
             };
             let journal = Arc::new(journal);
-            hosts.push(Host { name, number, journal, clock, slow, agent: None });
+            let firewall = Arc::default();
+            hosts.push(Host { name, number, journal, clock, slow, firewall, agent: None });
         }
         let watch = Arc::new(Watch::default());
         watch.clones(&pve, hosts.iter().map(|h| (h.name.clone(), h.journal.clone())).collect());
@@ -314,6 +318,7 @@ impl Cluster {
                 mutation: self.mutation,
             }),
             dhcp: None,
+            isolation: Some((host.firewall.clone(), grounds(host.number))),
             faults: Faults {
                 skip_undos: self.mutation == Some(Mutation::SkippedUndo),
                 ignore_cancels: self.mutation == Some(Mutation::IgnoredCancel),
@@ -359,12 +364,23 @@ impl Cluster {
         let ran = records.expect("a journal").into_iter().filter(runs);
         self.rebooted.extend(ran.map(|record| record.id.to_string()));
         self.pve.crash(&self.hosts[index].name);
+        self.hosts[index].firewall = Arc::default();
         self.hosts[index].clock.boot();
     }
 }
 
 pub(crate) fn vmid(number: u32) -> Vmid {
     Vmid::try_from(number).expect("in range")
+}
+
+fn grounds(number: u8) -> Grounds {
+    Grounds {
+        gateway: [10, 100, number, 1].into(),
+        name_servers: Default::default(),
+        dhcp_server: None,
+        closed: Default::default(),
+        reach: Default::default(),
+    }
 }
 
 fn pools(number: u8) -> Pools {

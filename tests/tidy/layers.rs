@@ -14,6 +14,7 @@ const AGENT: &[Rule] = &[
         &[
             "certificates",
             "clock",
+            "firewall",
             "journal",
             "load",
             "pve",
@@ -30,9 +31,13 @@ const AGENT: &[Rule] = &[
     ("certificates", &[]),
     ("dhcp", &["sandbox", "sys"]),
     ("join", &["certificates", "config", "detect", "pve", "rpc"]),
-    ("config", &["clock", "detect", "journal", "load", "pve", "sandbox"]),
-    ("sandbox", &["clock", "journal", "load", "pve", "run", "saga", "shim", "sys", "tasks"]),
+    ("config", &["clock", "detect", "firewall", "journal", "load", "pve", "sandbox"]),
+    (
+        "sandbox",
+        &["clock", "firewall", "journal", "load", "pve", "run", "saga", "shim", "sys", "tasks"],
+    ),
     ("shim", &["pve", "run", "sys"]),
+    ("firewall", &["run", "sys"]),
     ("journal", &["clock", "pve"]),
     ("saga", &[]),
     ("tasks", &[]),

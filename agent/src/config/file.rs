@@ -122,6 +122,14 @@ pub struct Network {
     pub dhcp_server: Option<std::net::Ipv4Addr>,
     /// Time for which a released address is not leased to another sandbox, in seconds.
     pub quarantine_s: Option<u64>,
+    /// Whether sandboxes are isolated from each other, this host and its networks; they are by
+    /// default.
+    pub isolation: Option<bool>,
+    /// Name servers that sandboxes may ask; the gateway and the host's own by default.
+    pub name_servers: Option<Vec<std::net::Ipv4Addr>>,
+    /// Private networks that sandboxes may reach.
+    #[serde(default)]
+    pub reach: Vec<super::Reach>,
 }
 
 /// Setting of which sandboxes may ask a DHCP server: `false`, `true` or `"on_request"`.

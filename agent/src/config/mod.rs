@@ -3,6 +3,7 @@
 
 mod checks;
 mod file;
+mod isolation;
 mod network;
 mod options;
 mod pool;
@@ -21,6 +22,7 @@ use proto::{
 };
 
 pub use file::{File, Ingress, Limits, Load, Shim, Template, Tls};
+pub use isolation::{Isolation, Reach};
 pub use network::{Network, pool_of_host};
 pub use pool::Pool;
 
@@ -152,6 +154,8 @@ pub struct Config {
     pub vmids: Sourced<(Vmid, Vmid)>,
     /// Addresses of sandboxes.
     pub network: Network,
+    /// Isolation of the sandboxes.
+    pub isolation: Isolation,
     /// Time for which a released address is not leased to another sandbox.
     pub quarantine: Duration,
     /// Templates that can be cloned on this node.
@@ -284,6 +288,7 @@ impl Config {
         from.show("listen", Some(&listen));
         let vmids = vmids(&mut from, &file.vmids, number);
         let network = network::complete(&mut from, &file.network, number, roots);
+        let isolation = isolation::complete(&mut from, &file.network);
         show_storage(&mut from, file.storage, node.as_ref(), roots);
         let mut ingress = file.ingress;
         ingress.domain = domain(&mut from, ingress.domain.take());
@@ -323,6 +328,7 @@ impl Config {
             number,
             vmids,
             network,
+            isolation,
             quarantine,
             templates,
             limits: parallel(file.limits),

@@ -31,6 +31,7 @@ fn empty_configuration_is_completed_by_detection() {
     network.gateway = 10.100.3.1 (detected)
     network.pool = 10.100.3.2-10.100.3.254 (detected)
     network.dhcp = false (default)
+    network.isolation = true (default)
     storage = local-zfs (detected)
     ");
     assert_eq!(config.network.prefix, 24);
@@ -59,6 +60,7 @@ fn flag_overrides_file_and_file_overrides_variable() {
     network.pool = 10.100.3.128-10.100.3.254 (file)
     network.dhcp = true (file)
     network.dhcp_server = 10.100.3.9 (default)
+    network.isolation = true (default)
     storage = from-file (file)
     ingress.domain = flag.example (flag)
     ");

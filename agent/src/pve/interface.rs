@@ -124,6 +124,16 @@ pub fn shared_address(template: &ContainerConfig) -> Option<String> {
     })
 }
 
+/// Finds a line of a container for an interface beside `net0`, also one that PVE passes to LXC
+/// unchanged; `None` when there is none.
+pub fn further(container: &ContainerConfig) -> Option<String> {
+    let mut lines = container.settings().filter(|(key, _)| {
+        let number = key.strip_prefix("net").and_then(|number| number.parse::<u32>().ok());
+        number.is_some_and(|number| number > 0) || key.starts_with("lxc.net.")
+    });
+    lines.next().map(|(key, value)| format!("{key}: {value}"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;

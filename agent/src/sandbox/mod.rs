@@ -4,7 +4,7 @@
 //! - `lifecycle`: create, start, stop, pause, resume, delete
 //! - `drift`: how a container differs from its record; orphans, `fsck`, garbage
 //! - `ownership`: adopt, release, recover, move to another node
-//! - `access`: ports, files, wake-ups
+//! - `access`: ports, files, wake-ups, what a sandbox reaches
 //! - `admission`: whether the node takes another sandbox, and the queues
 //! - `lifetime`: expiry and idleness
 //! - `exec`: commands
@@ -90,6 +90,8 @@ pub struct Sandboxes {
     host: OnceLock<watch::Receiver<HostLoad>>,
     /// Replies of the DHCP server; empty where they cannot be seen.
     dhcp: OnceLock<Arc<dyn lifecycle::address::DhcpReplies>>,
+    /// Isolation from each other and the host; empty where it is switched off.
+    isolation: OnceLock<access::isolation::Isolation>,
     /// Addresses of containers that are not in this journal; `None` before the first observation.
     foreign_addresses: Mutex<Option<BTreeSet<Ipv4Addr>>>,
 }
@@ -129,6 +131,7 @@ impl Sandboxes {
             logged_number: AtomicU32::new(0),
             host: OnceLock::new(),
             dhcp: OnceLock::new(),
+            isolation: OnceLock::new(),
             foreign_addresses: Mutex::default(),
         }))
     }

@@ -16,6 +16,7 @@ use crate::{
     image::{IMAGES, TOOLS},
     lab::{Lab, Node},
     layout::{BOOT_ID, DOMAIN, HUB_IP, Layout, NodeId},
+    way_out::NAME_SERVER,
 };
 
 /// Team of `target/lab/env`; its token has the operator's scopes, too.
@@ -146,7 +147,9 @@ fn agent_config(node: NodeId, root: &Path) -> String {
          boot_id = \"{BOOT_ID}\"\n\n\
          [tls]\nca = \"{TLS}/ca.crt\"\ncert = \"{TLS}/node.crt\"\nkey = \"{TLS}/node.key\"\n\n\
          [network]\n# The end of the network is the DHCP server's, and the lab's own.\n\
-         pool = \"{net}.2-{net}.229\"\ndhcp = \"on_request\"\n\n\
+         pool = \"{net}.2-{net}.229\"\ndhcp = \"on_request\"\n\
+         # The lab's way out answers there; the node itself resolves as the machine does.\n\
+         name_servers = [\"{NAME_SERVER}\"]\n\n\
          {templates}[ingress]\ndomain = \"{DOMAIN}\"\nhttps = false\n\
          public = [\"127.0.0.1:8480\", \"{ip}:8480\"]\npeer = \"{ip}:8481\"\n\
          tls = {{ ca = \"{TLS}/ingress-ca.crt\", cert = \"{TLS}/ingress-node.crt\", \

@@ -246,6 +246,8 @@ impl Sandboxes {
                 Ok(())
             })
             .await?;
+        // Until then nothing gets through that it sends from its address.
+        self.isolate().await?;
         tracing::info!(sandbox_id = %id, %ip, "address leased from a DHCP reply");
         Ok(())
     }
@@ -360,7 +362,7 @@ pub(in crate::sandbox) fn differs(
 
 /// True when the agent did not choose bridge and MAC. The template of a recovered sandbox is
 /// unknown: its record has its own vmid there.
-fn was_found(record: &Record) -> bool {
+pub(in crate::sandbox) fn was_found(record: &Record) -> bool {
     record.adopted || record.template == record.vmid
 }
 
@@ -371,7 +373,7 @@ fn prefix(settings: &Settings) -> String {
     }
 }
 
-fn parse_mac(text: &str) -> Option<Mac> {
+pub(in crate::sandbox) fn parse_mac(text: &str) -> Option<Mac> {
     let mut mac = [0; 6];
     let mut words = text.split(':');
     for byte in &mut mac {

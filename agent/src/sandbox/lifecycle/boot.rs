@@ -43,8 +43,11 @@ impl Sandboxes {
                 self.check_dhcp_bridge(&net0.bridge)?;
             }
         }
+        self.isolate_before_start(boot.record, &config).await?;
         let left = deadline::left(boot.deadline, self.options.limits.start)?;
-        self.pve.start(boot.record.vmid, left).await.map_err(Error::from)
+        self.pve.start(boot.record.vmid, left).await?;
+        // Now it shows which bridge PVE made for its VLAN, if it did.
+        self.isolate().await
     }
 
     /// Reads the config of the container, which must carry this sandbox's mark: an operator may

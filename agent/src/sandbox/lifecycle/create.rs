@@ -116,6 +116,7 @@ impl Sandboxes {
         }
         let template = template?;
         fit?;
+        self.check_isolation_works()?;
         if self.network_of(order.spec.network)? == Network::Dhcp {
             let bridge = template.bridge.as_deref().unwrap_or(&self.options.network.name);
             self.check_dhcp_bridge(bridge)?;
@@ -164,7 +165,8 @@ impl Sandboxes {
         ownership::clonable(&config, template.vmid).map_err(|why| {
             let message = format!("snapshot {}: {why}", template.snapshot);
             Error::new(Reason::ContainerUnfit, message)
-        })
+        })?;
+        self.check_interfaces(template.vmid, &config)
     }
 
     async fn make(

@@ -92,7 +92,9 @@ impl Sandboxes {
             let message = format!("{}; that is tried again until {id} is gone", error.message);
             return Err(Error { message, ..error });
         }
-        self.advance(id, Event::Removed, |record| record.failure = None).await
+        let record = self.advance(id, Event::Removed, |record| record.failure = None).await?;
+        self.isolate_after_change(id).await;
+        Ok(record)
     }
 
     /// Cancels a creation or a start: undoing is faster than waiting for the end. A stop under way

@@ -71,7 +71,10 @@ impl Sandboxes {
         match outcome {
             Ok(rollback) => {
                 tracing::info!(sandbox_id = %id, rollback, "creation undone");
-                self.advance(id, Event::Undone, |record| note(record, rollback)).await
+                let record =
+                    self.advance(id, Event::Undone, |record| note(record, rollback)).await?;
+                self.isolate_after_change(id).await;
+                Ok(record)
             }
             Err(error) => {
                 tracing::error!(sandbox_id = %id, %error, "creation not undone, trying again later");

@@ -74,6 +74,7 @@ impl Sandboxes {
             return Err(Error::new(Reason::SandboxKnown, why));
         }
         fit(vmid, &config)?;
+        self.check_interfaces(vmid, &config)?;
         let request_id: RequestId = format!("adopt-{id}").parse()?;
         let mark = Mark { sandbox_id: id, vmid, attempt: 1, team, request_id };
         let record = Record {

@@ -76,7 +76,11 @@ impl Sandboxes {
         record: Record,
     ) -> Result<Arc<Record>> {
         let (sandboxes, vmid) = (Arc::clone(self), record.vmid);
-        let written = self.tasks.run(async move { sandboxes.records.adopt(&record).await });
+        let written = self.tasks.run(async move {
+            let record = sandboxes.records.adopt(&record).await?;
+            sandboxes.isolate_after_change(&record.id).await;
+            Ok(record)
+        });
         let written = written.await.ok_or_else(lost)?;
         written.map_err(|error| {
             if matches!(error, journal::Error::Conflict { .. }) {

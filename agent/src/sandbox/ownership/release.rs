@@ -61,8 +61,11 @@ impl Sandboxes {
             self.pve.unmark(record.vmid, id).await?;
         }
         tracing::warn!(sandbox_id = %id, vmid = %record.vmid, "sandbox released, container kept");
-        self.advance_because(id, Event::Released, Cause::Released, |record| record.failure = None)
-            .await
+        let record = self
+            .advance_because(id, Event::Released, Cause::Released, |record| record.failure = None)
+            .await?;
+        self.isolate_after_change(id).await;
+        Ok(record)
     }
 
     /// Finds a live sandbox, also one that is being deleted: that can be released, too.

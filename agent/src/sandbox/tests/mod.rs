@@ -6,6 +6,7 @@ mod boots;
 mod crash;
 mod create;
 mod faults;
+mod isolation;
 mod life;
 mod lifetime;
 mod link;

@@ -122,6 +122,7 @@ impl Sandboxes {
             }
         }
         findings.extend(self.against_the_journal(&all));
+        findings.extend(self.isolation_findings().await);
         findings.sort();
         (findings, looked_at)
     }

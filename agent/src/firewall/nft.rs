@@ -1,0 +1,231 @@
+//! Applies the rules to this host: by `nft`, and by one setting of each bridge.
+//!
+//! A bridge learns behind which port a MAC is from every frame that it takes. Frames to the reserved
+//! address of LLDP pass no hook of nftables, so one with a neighbour's MAC would draw the neighbour's
+//! traffic: `no_linklocal_learn` tells the bridge to learn nothing from them.
+
+use std::{collections::BTreeSet, ffi::OsString, fs, io, path::PathBuf, time::Duration};
+
+use nix::sys::signal::Signal;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    sync::Mutex,
+    time::timeout,
+};
+
+use super::{
+    Error, Firewall, Result, Rules,
+    listing::{self, Listing},
+    ports, render,
+};
+use crate::{
+    run::{self, Exit, Running},
+    sys::read,
+};
+
+/// Program of the Debian package `nftables`.
+const NFT: &str = "/usr/sbin/nft";
+/// Kernel's list of network interfaces.
+const NET: &str = "/sys/class/net";
+/// Longest run of `nft`: it takes milliseconds.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Longest listing of our tables: some hundred bytes a sandbox.
+const LISTING_MAX: u64 = 16 * 1024 * 1024;
+/// Longest error text that is kept.
+const ERROR_MAX: u64 = 2 * 1024;
+/// Most of an error text that is shown.
+const SHOWN_MAX: usize = 300;
+
+/// Rules of this host's network namespace.
+#[derive(Debug)]
+pub struct NftFirewall {
+    net: PathBuf,
+    /// Command line of nft, without arguments.
+    nft: Vec<OsString>,
+    /// Rules that were applied last; the lock also makes changes take turns.
+    applied: Mutex<Option<Applied>>,
+}
+
+#[derive(Debug)]
+struct Applied {
+    rules: Rules,
+    /// Our tables as `nft` listed them right after that.
+    listing: Listing,
+}
+
+impl Default for NftFirewall {
+    fn default() -> Self {
+        Self { net: NET.into(), nft: vec![NFT.into()], applied: Mutex::default() }
+    }
+}
+
+#[async_trait::async_trait]
+impl Firewall for NftFirewall {
+    fn can_filter(&self, bridge: &str) -> Result<()> {
+        if self.net.join(bridge).join("bridge").is_dir() {
+            return Ok(());
+        }
+        Err(Error::NotABridge(bridge.to_owned()))
+    }
+
+    async fn apply(&self, rules: &Rules) -> Result<()> {
+        let mut applied = self.applied.lock().await;
+        for bridge in self.bridges(rules) {
+            self.learn_nothing_reserved(&bridge)?;
+        }
+        // Taken out: if this future is dropped half-way, the next call replaces everything.
+        let before = applied.take();
+        if before.as_ref().is_some_and(|before| before.rules == *rules) {
+            *applied = before;
+            return Ok(());
+        }
+        let transaction = before.and_then(|before| render::change(&before.rules, rules));
+        let changed = match transaction {
+            None => false,
+            Some(transaction) => match self.transact(&transaction).await {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(%error, "isolation rules were not changed; replacing them all");
+                    false
+                }
+            },
+        };
+        if !changed {
+            self.transact(&render::whole(rules)).await?;
+        }
+        let listing = self.list().await?;
+        *applied = Some(Applied { rules: rules.clone(), listing });
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<Option<String>> {
+        let mut applied = self.applied.lock().await;
+        let Some(expected) = &*applied else { return Ok(None) };
+        let found = self.list().await?;
+        let mut differences = listing::differences(&expected.listing, &found);
+        if found.is_empty() {
+            differences = vec!["the tables are missing".to_owned()];
+        }
+        for bridge in self.bridges(&expected.rules) {
+            let setting = self.setting(&bridge);
+            if read::text(&setting, read::SMALL).trim() == "0" {
+                differences.push(setting.display().to_string());
+            }
+        }
+        if differences.is_empty() {
+            return Ok(None);
+        }
+        *applied = None;
+        Ok(Some(differences.join(", ")))
+    }
+}
+
+impl NftFirewall {
+    /// Creates the firewall of a host with these interfaces and this command line of nft.
+    #[cfg(test)]
+    pub(super) fn of(net: &std::path::Path, nft: &[String]) -> Self {
+        let nft = nft.iter().map(OsString::from).collect();
+        Self { net: net.to_owned(), nft, applied: Mutex::default() }
+    }
+
+    /// Finds the bridges of the sandboxes: those that the rules name, and those that their ports
+    /// hang on, as with a VLAN of a bridge, for which PVE makes another.
+    fn bridges(&self, rules: &Rules) -> BTreeSet<String> {
+        let ports = rules.sandboxes.keys().flat_map(|vmid| ports(*vmid));
+        let masters = ports.filter_map(|port| {
+            let master = fs::read_link(self.net.join(port).join("master")).ok()?;
+            Some(master.file_name()?.to_string_lossy().into_owned())
+        });
+        let all = masters.chain(rules.bridges.iter().cloned());
+        all.filter(|bridge| self.can_filter(bridge).is_ok()).collect()
+    }
+
+    fn setting(&self, bridge: &str) -> PathBuf {
+        self.net.join(bridge).join("bridge/no_linklocal_learn")
+    }
+
+    fn learn_nothing_reserved(&self, bridge: &str) -> Result<()> {
+        let setting = self.setting(bridge);
+        if read::text(&setting, read::SMALL).trim() == "1" {
+            return Ok(());
+        }
+        fs::write(&setting, "1").map_err(|error| Error::Bridge {
+            path: setting.display().to_string(),
+            why: error.to_string(),
+        })
+    }
+
+    async fn transact(&self, text: &str) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let ended = self.nft(&["-f", "-"], text).await?;
+        if ended.exit == Exit::Code(0) { Ok(()) } else { Err(ended.refusal()) }
+    }
+
+    /// Lists our tables; a table that is missing has no parts.
+    async fn list(&self) -> Result<Listing> {
+        let mut listing = Listing::new();
+        for family in render::FAMILIES {
+            let ended = self.nft(&["-j", "list", "table", family, render::TABLE], "").await?;
+            if ended.exit == Exit::Code(0) {
+                listing.extend(listing::parse(&ended.stdout));
+            } else if !ended.stderr.contains("No such file or directory") {
+                return Err(ended.refusal());
+            }
+        }
+        Ok(listing)
+    }
+
+    async fn nft(&self, arguments: &[&str], stdin: &str) -> Result<Ended> {
+        let argv: Vec<OsString> =
+            self.nft.iter().cloned().chain(arguments.iter().map(OsString::from)).collect();
+        let piped = run::spawn_piped(&argv, Vec::new()).map_err(failed)?;
+        let run::Piped { stdin: mut input, stdout, stderr, mut process } = piped;
+        let work = async {
+            let feed = async move {
+                // nft may end before it has read everything: its exit and its message tell why.
+                drop(input.write_all(stdin.as_bytes()).await);
+            };
+            let ((), stdout, stderr) =
+                tokio::join!(feed, all(stdout, LISTING_MAX), all(stderr, ERROR_MAX));
+            let exit = process.wait().await.map_err(failed)?;
+            Ok(Ended { exit, stdout: stdout.map_err(failed)?, stderr: stderr.map_err(failed)? })
+        };
+        if let Ok(ended) = timeout(DEADLINE, work).await {
+            return ended;
+        }
+        stop(&process);
+        Err(Error::Deadline)
+    }
+}
+
+/// Run of nft that has ended.
+struct Ended {
+    exit: Exit,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    fn refusal(&self) -> Error {
+        let line = self.stderr.lines().find(|line| !line.trim().is_empty()).unwrap_or("no message");
+        Error::Refused(line.chars().take(SHOWN_MAX).collect())
+    }
+}
+
+fn stop(process: &Running) {
+    if let Err(error) = process.signal(Signal::SIGKILL) {
+        tracing::warn!(%error, "nft was not stopped");
+    }
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::Run(error.to_string())
+}
+
+async fn all(pipe: impl AsyncRead + Unpin, max: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    pipe.take(max).read_to_end(&mut bytes).await?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,261 @@
+//! Text of the rules for `nft -f -`. Pure.
+//!
+//! Two tables. `bridge` sees every frame of a sandbox's port: what it may send as (MAC, ARP, address,
+//! DHCP), and where a frame may go that leaves by another port. `inet` sees what the host would take
+//! or route: there connections that the host opened into a sandbox are told from the sandbox's own.
+//! Sandboxes are elements of sets, so a change is one small transaction.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{Display, Write as _},
+};
+
+use proto::spec::Egress;
+
+use super::{Entry, Grounds, Rules, ports};
+
+/// Name of our tables; nobody else's are touched.
+pub const TABLE: &str = "pve_sandbox";
+
+/// Families of our tables.
+pub const FAMILIES: [&str; 2] = ["bridge", "inet"];
+
+/// Set of a table: family, name, and what its elements are.
+type Set = (&'static str, &'static str, &'static str);
+
+/// Offset and length of `chaddr` in a DHCP message behind its UDP header, in bits: the hardware
+/// address that the client claims.
+const CHADDR: &str = "@th,288,48";
+
+const PORTS: Set = ("bridge", "ports", "type ifname");
+const BOUND: Set = ("bridge", "bound", "type ifname . ether_addr . ipv4_addr");
+const DHCP: Set = ("bridge", "dhcp_clients", "typeof iifname . ether saddr . @th,288,48");
+const SEALED_PORTS: Set = ("bridge", "sealed", "type ifname");
+const ROUTERS: Set = ("bridge", "routers", "type ipv4_addr");
+const ADDRESSES: Set = ("inet", "addresses", "type ipv4_addr");
+const SEALED: Set = ("inet", "sealed", "type ipv4_addr");
+const SETS: [Set; 7] = [PORTS, BOUND, DHCP, SEALED_PORTS, ROUTERS, ADDRESSES, SEALED];
+
+/// Elements of each set.
+type Elements = BTreeMap<Set, BTreeSet<String>>;
+
+/// Returns the transaction that replaces our tables by these rules.
+pub fn whole(rules: &Rules) -> String {
+    let mut text = String::new();
+    for family in FAMILIES {
+        // Deleting a table that does not exist is an error; declaring one that does is none.
+        let _infallible = write!(text, "table {family} {TABLE}\ndelete table {family} {TABLE}\n");
+    }
+    let elements = elements(rules);
+    for (family, chains) in
+        [("bridge", bridge_chains(&rules.grounds)), ("inet", inet_chains(&rules.grounds))]
+    {
+        let _infallible = writeln!(text, "table {family} {TABLE} {{");
+        for set in SETS.iter().filter(|(of, ..)| *of == family) {
+            let (_, name, kind) = set;
+            let _infallible = writeln!(text, "\tset {name} {{\n\t\t{kind}");
+            if let Some(elements) = elements.get(set) {
+                let _infallible = writeln!(text, "\t\telements = {{ {} }}", list(elements));
+            }
+            text.push_str("\t}\n");
+        }
+        text.push_str(&fixed(&rules.grounds));
+        text.push_str(&chains);
+        text.push_str("}\n");
+    }
+    text
+}
+
+/// Returns the transaction from the first rules to the second, empty when nothing of the tables
+/// changes; `None` when only a replacement does it.
+pub fn change(old: &Rules, new: &Rules) -> Option<String> {
+    if old.grounds != new.grounds {
+        return None;
+    }
+    let (old, new) = (elements(old), elements(new));
+    let none = BTreeSet::new();
+    let mut text = String::new();
+    for set in SETS {
+        let (family, name, _) = set;
+        let (was, is) = (old.get(&set).unwrap_or(&none), new.get(&set).unwrap_or(&none));
+        for (word, elements) in [("delete", was - is), ("add", is - was)] {
+            if !elements.is_empty() {
+                let elements = list(&elements);
+                let _infallible =
+                    writeln!(text, "{word} element {family} {TABLE} {name} {{ {elements} }}");
+            }
+        }
+    }
+    Some(text)
+}
+
+fn elements(rules: &Rules) -> Elements {
+    let mut elements = Elements::new();
+    let mut add = |set, element| elements.entry(set).or_insert_with(BTreeSet::new).insert(element);
+    let Grounds { gateway, name_servers, dhcp_server, .. } = &rules.grounds;
+    let routers = name_servers.iter().chain([gateway]).chain(dhcp_server).chain(&rules.routers);
+    for router in routers {
+        add(ROUTERS, router.to_string());
+    }
+    for (vmid, entry) in &rules.sandboxes {
+        let Entry { mac, ip, dhcp, egress } = *entry;
+        for port in ports(*vmid) {
+            add(PORTS, format!("{port:?}"));
+            if egress == Egress::None {
+                add(SEALED_PORTS, format!("{port:?}"));
+            }
+            let Some(mac) = mac else { continue };
+            let bytes = mac.map(|byte| format!("{byte:02x}"));
+            if let Some(ip) = ip {
+                add(BOUND, format!("{port:?} . {} . {ip}", bytes.join(":")));
+            }
+            if dhcp {
+                add(DHCP, format!("{port:?} . {} . 0x{}", bytes.join(":"), bytes.concat()));
+            }
+        }
+        if let Some(ip) = ip {
+            add(ADDRESSES, ip.to_string());
+            if egress == Egress::None {
+                add(SEALED, ip.to_string());
+            }
+        }
+    }
+    elements
+}
+
+/// Returns the sets that depend on the node alone; both tables have them.
+fn fixed(grounds: &Grounds) -> String {
+    let set = |name: &str, kind: &str, elements: String| {
+        let elements = if elements.is_empty() {
+            String::new()
+        } else {
+            format!("\t\telements = {{ {elements} }}\n")
+        };
+        format!("\tset {name} {{\n\t\ttype ipv4_addr\n{kind}{elements}\t}}\n")
+    };
+    let flags = "\t\tflags interval\n";
+    [
+        set("name_servers", "", list(&grounds.name_servers)),
+        set("reach", flags, list(grounds.all_reach())),
+        set("closed", flags, list(grounds.all_closed())),
+    ]
+    .concat()
+}
+
+fn bridge_chains(grounds: &Grounds) -> String {
+    let (gateway, dhcp) = (grounds.gateway, dhcp(grounds));
+    format!(
+        "\tchain arriving {{
+		type filter hook prerouting priority -300; policy accept;
+		iifname @ports jump source
+	}}
+	chain source {{
+		ether type != {{ arp, ip }} drop
+		arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 iifname . ether saddr . arp saddr ip @bound iifname . arp saddr ether . arp saddr ip @bound accept
+		ether type != ip drop
+		udp sport 67 drop
+		udp sport 68 udp dport 67 iifname . ether saddr . {CHADDR} @dhcp_clients accept
+		udp dport 67 drop
+		iifname . ether saddr . ip saddr @bound accept
+		drop
+	}}
+	chain reserved {{
+		type filter hook input priority -300; policy accept;
+		iifname @ports ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop
+	}}
+	chain crossing {{
+		type filter hook forward priority -200; policy accept;
+		iifname @ports jump destination
+	}}
+	chain destination {{
+		oifname \"fwln*\" accept
+		oifname @ports drop
+		meta protocol arp arp daddr ip @routers accept
+		meta protocol arp arp daddr ip @reach accept
+		meta protocol != ip drop
+{dhcp}		iifname @sealed drop
+		ip daddr {gateway} icmp type echo-request accept
+		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
+		ip daddr @reach accept
+		ip daddr @closed drop
+	}}
+"
+    )
+}
+
+fn inet_chains(grounds: &Grounds) -> String {
+    let (gateway, dhcp) = (grounds.gateway, dhcp(grounds));
+    format!(
+        "\tchain arriving {{
+		type filter hook prerouting priority -150; policy accept;
+		iifname != \"lo\" ip saddr @addresses jump destination
+	}}
+	chain destination {{
+		ct state established,related accept
+		ip daddr @addresses drop
+{dhcp}		ip saddr @sealed drop
+		ip daddr {gateway} icmp type echo-request accept
+		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
+		ip daddr @reach accept
+		fib daddr type local drop
+		ip daddr @closed drop
+	}}
+"
+    )
+}
+
+fn dhcp(grounds: &Grounds) -> String {
+    grounds.dhcp_server.map_or_else(String::new, |server| {
+        format!("\t\tudp sport 68 udp dport 67 ip daddr {{ {server}, 255.255.255.255 }} accept\n")
+    })
+}
+
+fn list(elements: impl IntoIterator<Item = impl Display>) -> String {
+    let elements: Vec<String> = elements.into_iter().map(|element| element.to_string()).collect();
+    elements.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+    use crate::firewall::tests::{entry, grounds, rules};
+
+    #[test]
+    fn tables_of_three_sandboxes() {
+        let sealed = Entry { egress: Egress::None, ..entry(3) };
+        let unknown = Entry { ip: None, dhcp: true, ..entry(4) };
+        assert_snapshot!(whole(&rules([
+            (100_002, entry(2)),
+            (100_003, sealed),
+            (100_004, unknown)
+        ])));
+    }
+
+    #[test]
+    fn change_names_only_what_differs() {
+        let one = rules([(100_002, entry(2)), (100_003, entry(3))]);
+        assert_eq!(change(&one, &one).as_deref(), Some(""));
+        let sealed = Entry { egress: Egress::None, ..entry(2) };
+        let two = rules([(100_002, sealed), (100_004, entry(4))]);
+        assert_snapshot!(change(&one, &two).expect("the same node"), @r#"
+        delete element bridge pve_sandbox ports { "fwpr100003p0", "veth100003i0" }
+        add element bridge pve_sandbox ports { "fwpr100004p0", "veth100004i0" }
+        delete element bridge pve_sandbox bound { "fwpr100003p0" . 02:50:0a:64:01:03 . 10.100.1.3, "veth100003i0" . 02:50:0a:64:01:03 . 10.100.1.3 }
+        add element bridge pve_sandbox bound { "fwpr100004p0" . 02:50:0a:64:01:04 . 10.100.1.4, "veth100004i0" . 02:50:0a:64:01:04 . 10.100.1.4 }
+        add element bridge pve_sandbox sealed { "fwpr100002p0", "veth100002i0" }
+        delete element inet pve_sandbox addresses { 10.100.1.3 }
+        add element inet pve_sandbox addresses { 10.100.1.4 }
+        add element inet pve_sandbox sealed { 10.100.1.2 }
+        "#);
+        let moved = Rules { grounds: Grounds { dhcp_server: None, ..grounds() }, ..two };
+        assert_eq!(change(&one, &moved), None);
+    }
+
+    #[test]
+    fn sandbox_without_a_mac_or_an_address_sends_nothing() {
+        let text = whole(&rules([(100_002, Entry { mac: None, ..entry(2) })]));
+        assert!(text.contains("veth100002i0") && !text.contains("veth100002i0\" ."), "{text}");
+    }
+}

@@ -1,0 +1,151 @@
+//! Isolation: a sandbox has its rules before it starts, keeps them, and loses them with its end.
+
+use proto::{Cause, Reason};
+
+use super::*;
+use crate::{
+    firewall::{Grounds, Rules, memory::MemoryFirewall},
+    pve::ContainerConfig,
+};
+
+fn grounds() -> Grounds {
+    Grounds {
+        gateway: [10, 100, 1, 1].into(),
+        name_servers: Default::default(),
+        dhcp_server: None,
+        closed: Default::default(),
+        reach: Default::default(),
+    }
+}
+
+impl Node {
+    fn isolated(&self) -> Arc<MemoryFirewall> {
+        let firewall = Arc::new(MemoryFirewall::default());
+        let shared: Arc<dyn crate::firewall::Firewall> = firewall.clone();
+        self.sandboxes.isolate_by(shared, grounds());
+        firewall
+    }
+}
+
+fn vmids(rules: &Rules) -> Vec<u32> {
+    rules.sandboxes.keys().map(|vmid| vmid.get()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandbox_has_its_rules_from_its_start_to_its_end() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    let record = node.running(1).await;
+    let rules = firewall.rules().expect("applied");
+    assert_eq!(vmids(&rules), [record.vmid.get()]);
+    let entry = &rules.sandboxes[&record.vmid];
+    assert_eq!((entry.ip, entry.dhcp), (record.ip, false));
+    let [.., last] = record.ip.expect("an address").octets();
+    assert_eq!(entry.mac, Some([0x02, 0x50, 10, 100, 1, last]));
+
+    node.sandboxes.stop(&record.id, LONG).await.expect("stopped");
+    assert_eq!(vmids(&firewall.rules().expect("applied")), [record.vmid.get()]);
+    node.sandboxes.delete(&record.id, LONG).await.expect("deleted");
+    assert_eq!(vmids(&firewall.rules().expect("applied")), [] as [u32; 0]);
+    node.assert_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandbox_does_not_start_without_its_rules() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    let record = node.running(1).await;
+    node.sandboxes.stop(&record.id, LONG).await.expect("stopped");
+    firewall.set_failing(true);
+    let failed = node.create(2).await;
+    assert_eq!(failed.phase, Phase::Failed);
+    assert_eq!(failed.failure.as_ref().expect("why").reason, Reason::IsolationFailed);
+    // What runs goes on; a node that is known to be broken refuses at once.
+    node.sandboxes.enforce_isolation().await;
+    let refused = node.sandboxes.create(order(3), LONG).await.expect_err("refused");
+    assert_eq!(refused.reason, Reason::IsolationFailed);
+    let (findings, _) = node.sandboxes.check().await;
+    assert!(findings.iter().any(|f| f.detail.contains("not in force")), "{findings:?}");
+    // Rules that are missing need no change for a sandbox to be refused.
+    firewall.flush();
+    let refused = node.sandboxes.start(&record.id, LONG).await.expect_err("refused");
+    assert_eq!(refused.reason, Reason::IsolationFailed);
+    assert_eq!(node.record(1).await.phase, Phase::Stopped);
+
+    firewall.set_failing(false);
+    node.sandboxes.enforce_isolation().await;
+    node.sandboxes.start(&record.id, LONG).await.expect("started");
+    assert_eq!(node.running(3).await.phase, Phase::Running);
+    drop(node.sandboxes.check().await);
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_that_somebody_removed_are_put_back_and_told_once() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    let record = node.running(1).await;
+    firewall.flush();
+    node.reconcile().await;
+    assert_eq!(vmids(&firewall.rules().expect("put back")), [record.vmid.get()]);
+    let told = |findings: &[crate::sandbox::drift::fsck::Finding]| {
+        findings.iter().filter(|f| f.detail.contains("put back")).count()
+    };
+    assert_eq!(told(&node.sandboxes.check().await.0), 1);
+    assert_eq!(told(&node.sandboxes.check().await.0), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rules_are_there_again_after_a_restart_of_the_agent() {
+    let mut node = Node::new().await;
+    node.isolated();
+    let record = node.running(1).await;
+    node.restart().await;
+    let firewall = node.isolated();
+    node.sandboxes.enforce_isolation().await;
+    assert_eq!(vmids(&firewall.rules().expect("applied")), [record.vmid.get()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_under_a_number_that_is_not_cloned_yet_is_not_filtered() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    let taken = ContainerConfig::parse(b"hostname: somebody\nrootfs: local-zfs:subvol-x\n");
+    node.cluster.add_guest(&node.other(), vmid(100_000), taken, false);
+    let record = node.running(1).await;
+    assert_ne!(record.vmid, vmid(100_000));
+    assert_eq!(vmids(&firewall.rules().expect("applied")), [record.vmid.get()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn adopted_container_is_isolated_as_found_and_let_go_with_its_release() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    let line = "net0: name=eth0,bridge=vmbr7,gw=10.9.0.1,hwaddr=BC:24:11:00:00:07,ip=10.9.0.7/24";
+    let text = super::adopt::CMUX.replace("net0: name=eth0,bridge=vmbr0,ip=10.9.0.7/24", line);
+    node.add_cmux(&text, true);
+    let (record, _) =
+        node.sandboxes.adopt(super::adopt::adoption(), false, LONG).await.expect("adopted");
+    let rules = firewall.rules().expect("applied");
+    let entry = &rules.sandboxes[&record.vmid];
+    assert_eq!(entry.mac, Some([0xBC, 0x24, 0x11, 0, 0, 7]));
+    assert_eq!(entry.ip, Some(Ipv4Addr::new(10, 9, 0, 7)));
+    assert!(rules.bridges.contains("vmbr7") && rules.routers.contains(&[10, 9, 0, 1].into()));
+    let released = node.sandboxes.release(&record.id, LONG).await.expect("released");
+    assert_eq!(released.cause, Cause::Released);
+    assert_eq!(vmids(&firewall.rules().expect("applied")), [] as [u32; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn container_with_an_interface_that_is_not_filtered_is_refused() {
+    let node = Node::new().await;
+    let text = format!("{}net1: name=eth1,bridge=vmbr1,ip=dhcp\n", super::adopt::CMUX);
+    node.add_cmux(&text, true);
+    let could = node.sandboxes.adopt(super::adopt::adoption(), true, LONG).await;
+    assert!(could.is_ok(), "isolation is off");
+    node.isolated();
+    let refused = node.sandboxes.adopt(super::adopt::adoption(), true, LONG).await;
+    let refused = refused.expect_err("refused");
+    assert_eq!(refused.reason, Reason::ContainerUnfit);
+    assert!(refused.message.contains("net1"), "{}", refused.message);
+}
