@@ -25,7 +25,7 @@ pub fn of(reason: Reason) -> Hint {
         ),
         Reason::ScopeMissing => (
             exit::REFUSED,
-            "use a token with the scope that this needs (nodes and fsck need the operator's)",
+            "use a token with the scope that the message names; nodes, fsck and tokens need `admin`",
         ),
         Reason::SandboxNotFound => (
             exit::NOT_FOUND,

@@ -7,6 +7,7 @@
 //!         -> node/ (agent.v1: calls, watch)
 //!         -> inventory/ (all sandboxes, as the nodes report them)
 //!         -> events/ (the log of what happened; derivation is pure)
+//!    -> access/ (tokens: who may call)
 //!         -> store/ (intent and the log: SQLite, or memory)
 //! ```
 //! Invariants: only `rpc` serves and only `node` calls with tonic; only `store` knows SQL;
@@ -15,6 +16,7 @@
 //! never passed to a caller. Time and randomness are injected, so that all of this runs in a
 //! simulation on paused time with a seed.
 
+pub mod access;
 pub mod ca;
 pub mod clock;
 pub mod commands;
@@ -27,6 +29,7 @@ pub mod rpc;
 pub mod sandbox;
 pub mod store;
 pub mod token;
+mod token_command;
 pub mod url;
 
 #[cfg(test)]
@@ -37,6 +40,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use access::Access;
 use clock::{Clock, Random};
 use config::ApiLimits;
 use node::{Connector, Nodes};
@@ -88,6 +92,7 @@ impl Controller {
     pub async fn start(parts: Parts) -> Result<Self, store::Error> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (clock, random) = (parts.clock, parts.random);
+        let access = Arc::new(Access::new(parts.store.clone(), clock.clone()));
         let nodes = Nodes::start(
             parts.nodes,
             parts.connector,
@@ -98,13 +103,15 @@ impl Controller {
         .await?;
         let sandboxes = Sandboxes::start_up(
             nodes,
-            parts.store.clone(),
+            parts.store,
             (parts.creates, parts.events),
             (clock, random),
             (tasks.clone(), stop.clone()),
         )
         .await?;
-        let api = rpc::Api::new(sandboxes.clone(), parts.store, parts.urls, parts.limits).await;
+        let (uses, until) = (access.clone(), stop.clone());
+        tasks.spawn(async move { uses.write_uses(until).await });
+        let api = rpc::Api::new(sandboxes.clone(), access, parts.urls, parts.limits).await;
         Ok(Self { sandboxes, api, tasks, stop })
     }
 

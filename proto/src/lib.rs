@@ -4,7 +4,8 @@
 //! Code map: `id` has the identities, `name` the other names, `spec` the checked creation,
 //! `lifetime` its lifetime rules, `exec` the checks of a command, `phase` and `cause` questions
 //! about a phase, a cause and a step, `reason` the constants of `ErrorInfo.reason`, `reattach` the
-//! positions in a command's streams. Depends on no other crate of the workspace.
+//! positions in a command's streams, `scope` and `token` what a caller's token allows and looks like.
+//! Depends on no other crate of the workspace.
 
 pub mod cause;
 pub mod duration;
@@ -16,7 +17,9 @@ pub mod name;
 mod phase;
 pub mod reason;
 pub mod reattach;
+pub mod scope;
 pub mod spec;
+pub mod token;
 pub mod update;
 
 pub use cause::{Cause, Progress};

@@ -31,9 +31,13 @@ const AGENT: &[Rule] = &[
 /// Rules of the controller: placement is pure, the store knows nobody, the nodes' client does not
 /// know who asks.
 const CONTROLLER: &[Rule] = &[
-    ("commands", &["ca", "clock", "config", "inventory", "node", "rpc", "store", "token"]),
+    ("commands", &["ca", "clock", "config", "inventory", "node", "rpc", "store", "token_command"]),
+    ("access", &["clock", "store", "token"]),
     ("config", &["events", "node", "placement", "sandbox", "url"]),
-    ("rpc", &["config", "inventory", "node", "placement", "sandbox", "store", "token", "url"]),
+    (
+        "rpc",
+        &["access", "config", "inventory", "node", "placement", "sandbox", "store", "token", "url"],
+    ),
     ("sandbox", &["clock", "events", "inventory", "node", "placement", "store", "token"]),
     ("node", &["clock", "events", "inventory", "placement", "store"]),
     ("inventory", &["clock", "store"]),
@@ -43,6 +47,7 @@ const CONTROLLER: &[Rule] = &[
     ("ca", &["clock"]),
     ("clock", &[]),
     ("token", &["store"]),
+    ("token_command", &["clock", "store", "token"]),
     ("url", &[]),
 ];
 

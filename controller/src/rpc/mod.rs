@@ -8,7 +8,7 @@ mod guard;
 mod operator;
 mod permits;
 mod sandbox;
-pub mod scope;
+mod scope;
 mod status;
 
 use std::{sync::Arc, time::Duration};
@@ -27,7 +27,7 @@ use tonic_web::GrpcWebLayer;
 
 use connections::Connections;
 
-use crate::{config::ApiLimits, sandbox::Sandboxes, store::Store, url::UrlTemplate};
+use crate::{access::Access, config::ApiLimits, sandbox::Sandboxes, url::UrlTemplate};
 
 /// Time after which a silent caller is pinged; without an answer it is disconnected.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -46,7 +46,7 @@ impl Api {
     /// Builds the services over the domain.
     pub async fn new(
         sandboxes: Arc<Sandboxes>,
-        store: Arc<dyn Store>,
+        access: Arc<Access>,
         urls: UrlTemplate,
         limits: ApiLimits,
     ) -> Self {
@@ -74,7 +74,7 @@ impl Api {
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         routes = routes.add_service(v1.expect("our own descriptors are whole"));
         routes = routes.add_service(v1alpha.expect("our own descriptors are whole"));
-        let guard = guard::GuardLayer::new(store, &limits);
+        let guard = guard::GuardLayer::new(access, &limits);
         Self { routes, guard, limits }
     }
 

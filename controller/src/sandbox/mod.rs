@@ -18,7 +18,7 @@ use daemon::{keyed_lock::KeyedLock, shares::Shares, sync::Mutex};
 use proto::{
     Reason,
     id::{Invalid, SandboxId, SandboxRef},
-    name::{NodeName, Preset, Team},
+    name::{NodeName, Preset, Team, UserLabel},
     sandbox::v1::{Failure, Sandbox},
     spec::Size,
 };
@@ -57,6 +57,8 @@ pub struct Caller {
     pub team: Team,
     /// Public id of the token, for the event log.
     pub token: String,
+    /// Label of the person or program that the token was made for.
+    pub user: Option<UserLabel>,
 }
 
 /// Result of an operation, or of a part of one.

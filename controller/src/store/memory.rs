@@ -27,7 +27,7 @@ use super::{
 /// Store in maps with a fixed order.
 #[derive(Debug)]
 pub struct Memory {
-    tables: Arc<Mutex<Tables>>,
+    pub(super) tables: Arc<Mutex<Tables>>,
     disk: Arc<dyn Disk>,
     mutation: Option<Mutation>,
     /// Epoch that this handle has claimed; 0: none.
@@ -61,14 +61,14 @@ pub enum Mutation {
 }
 
 #[derive(Debug, Clone, Default)]
-struct Tables {
+pub(super) struct Tables {
     rows: BTreeMap<SandboxId, Row>,
     /// Files of creations under way, with their team.
     files: BTreeMap<SandboxId, (Team, Vec<u8>)>,
     cancels: BTreeMap<(NodeName, SandboxId), u32>,
     /// Delayed events of `Mutation::Behind`.
     unwritten: Vec<Event>,
-    tokens: BTreeMap<String, Token>,
+    pub(super) tokens: BTreeMap<String, Token>,
     nodes: BTreeMap<NodeName, String>,
     epoch: u64,
     events: BTreeMap<u64, Event>,
@@ -392,31 +392,6 @@ impl Store for Memory {
             }
         })
         .await
-    }
-
-    async fn add_token(&self, token: Token) -> Result<()> {
-        self.tables.lock().tokens.insert(token.id.clone(), token);
-        Ok(())
-    }
-
-    async fn token(&self, id: &str) -> Result<Option<Token>> {
-        Ok(self.tables.lock().tokens.get(id).cloned())
-    }
-
-    async fn tokens(&self) -> Result<Vec<Token>> {
-        let mut tokens: Vec<_> = self.tables.lock().tokens.values().cloned().collect();
-        tokens.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
-        Ok(tokens)
-    }
-
-    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool> {
-        let mut tables = self.tables.lock();
-        let token = tables.tokens.get_mut(id);
-        let found = token.is_some();
-        if let Some(token) = token.filter(|token| token.revoked_ms == 0) {
-            token.revoked_ms = now_ms;
-        }
-        Ok(found)
     }
 
     async fn put_node(&self, name: &NodeName, address: &str) -> Result<()> {

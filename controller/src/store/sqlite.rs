@@ -17,8 +17,8 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::{
     Begun, Choice, Error, Event, EventPage, FILES_BYTES_MAX, Filter, KnownState, Result, Row,
-    State, Store, Token,
-    rows::{parsed, state, to_row, to_token},
+    State, Store,
+    rows::{parsed, state, to_row},
     sqlite_events as events,
 };
 
@@ -27,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_start.sql"),
     include_str!("migrations/0002_events.sql"),
     include_str!("migrations/0003_files.sql"),
+    include_str!("migrations/0004_token_names.sql"),
 ];
 /// Bounds of the queues.
 const BOUNDS: Bounds = Bounds { queue: 4096, group: 256 };
@@ -62,7 +63,7 @@ impl Sqlite {
         Ok(Self { write, read, claimed: Arc::default() })
     }
 
-    async fn write<T, F>(&self, work: F) -> Result<T>
+    pub(super) async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -85,7 +86,7 @@ impl Sqlite {
         written.await?.ok_or(Error::Replaced)
     }
 
-    async fn read<T, F>(&self, work: F) -> Result<T>
+    pub(super) async fn read<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -219,8 +220,6 @@ fn put_states(connection: &Connection, seen: KnownState) -> rusqlite::Result<()>
         }
     }
 }
-
-const TOKEN_COLUMNS: &str = "id, hash, team, scopes, created_ms, revoked_ms";
 
 #[async_trait::async_trait]
 impl Store for Sqlite {
@@ -386,55 +385,6 @@ impl Store for Sqlite {
             db.prepare_cached("DELETE FROM cancels WHERE node = ?1 AND id = ?2 AND attempt <= ?3")?
                 .execute(params![node.as_str(), id, attempt])
                 .map(drop)
-        })
-        .await
-    }
-
-    async fn add_token(&self, token: Token) -> Result<()> {
-        self.write(move |db| {
-            db.prepare_cached("INSERT INTO tokens VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-                .execute(params![
-                    token.id,
-                    token.hash,
-                    token.team.as_str(),
-                    token.scopes,
-                    token.created_ms,
-                    token.revoked_ms
-                ])
-                .map(drop)
-        })
-        .await
-    }
-
-    async fn token(&self, id: &str) -> Result<Option<Token>> {
-        let id = id.to_owned();
-        self.read(move |db| {
-            db.prepare_cached(&format!("SELECT {TOKEN_COLUMNS} FROM tokens WHERE id = ?1"))?
-                .query_row([id], to_token)
-                .optional()
-        })
-        .await
-    }
-
-    async fn tokens(&self) -> Result<Vec<Token>> {
-        self.read(|db| {
-            db.prepare_cached(&format!(
-                "SELECT {TOKEN_COLUMNS} FROM tokens ORDER BY created_ms, id"
-            ))?
-            .query_map([], to_token)?
-            .collect()
-        })
-        .await
-    }
-
-    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool> {
-        let id = id.to_owned();
-        self.write(move |db| {
-            db.prepare_cached(
-                "UPDATE tokens SET revoked_ms = ?2 WHERE id = ?1 AND revoked_ms = 0",
-            )?
-            .execute(params![id, now_ms])?;
-            db.prepare_cached("SELECT 1 FROM tokens WHERE id = ?1")?.exists([id])
         })
         .await
     }

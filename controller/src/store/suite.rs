@@ -225,21 +225,6 @@ async fn memory_of_nodes(store: &dyn Store) -> Result<(), Error> {
 }
 
 async fn the_rest(store: &dyn Store) -> Result<(), Error> {
-    let token = Token {
-        id: "a".into(),
-        hash: vec![1; 32],
-        team: "red".parse().expect("team"),
-        scopes: "sandbox".into(),
-        created_ms: 1,
-        revoked_ms: 0,
-    };
-    store.add_token(token.clone()).await?;
-    assert_eq!(store.token("a").await?, Some(token));
-    assert_eq!(store.token("b").await?, None);
-    assert!(store.revoke_token("a", 9).await? && !store.revoke_token("b", 9).await?);
-    assert!(store.revoke_token("a", 10).await?, "twice is once");
-    assert_eq!(store.tokens().await?[0].revoked_ms, 9);
-
     store.put_node(&node("n2"), "b:1").await?;
     store.put_node(&node("n1"), "a:1").await?;
     store.put_node(&node("n2"), "c:1").await?;
@@ -309,14 +294,7 @@ async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
     ];
     assert_eq!(refused, [const { Err(Error::Replaced) }; 10]);
     assert_eq!(second.all().await.expect("all"), before);
-    let token = Token {
-        id: "t".into(),
-        hash: vec![1],
-        team: "red".parse().expect("team"),
-        scopes: "sandbox".into(),
-        created_ms: 1,
-        revoked_ms: 0,
-    };
+    let token = super::suite_access::token("red", 1);
     first.add_token(token).await.expect("a token is no change of the controller's");
     assert!(second.choose(&id(1), choice()).await.expect("written"));
 }

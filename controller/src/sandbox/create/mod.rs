@@ -171,8 +171,8 @@ impl Sandboxes {
         if let Some(accepted) = self.named_already(&checked).await? {
             return Ok((accepted, None));
         }
-        let Checked { caller: Caller { team, token }, request, spec, digest, files, or_get: _ } =
-            checked;
+        let Checked { caller, request, spec, digest, files, or_get: _ } = checked;
+        let Caller { team, token, user: _ } = caller;
         let has_files = files.is_some();
         let created_ms = self.clock.now_ms();
         let id = self.new_id(created_ms);
