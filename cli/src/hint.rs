@@ -21,7 +21,7 @@ pub fn of(reason: Reason) -> Hint {
         }
         Reason::TokenInvalid => (
             exit::USAGE,
-            "give a token that the controller knows (`sandboxctl login`, SANDBOXCTL_TOKEN or SANDBOXCTL_TOKEN_FILE); an operator makes one with `pve-sandbox-controller token`",
+            "give a token that the controller knows (`sandboxctl login`, SANDBOXCTL_TOKEN or SANDBOXCTL_TOKEN_FILE); an operator makes one with `sandboxctl token create`",
         ),
         Reason::ScopeMissing => (
             exit::REFUSED,
@@ -42,6 +42,10 @@ pub fn of(reason: Reason) -> Hint {
         Reason::ExecNotFound => {
             (exit::NOT_FOUND, "`sandboxctl ps ID` lists the commands that the sandbox runs and ran")
         }
+        Reason::TokenNotFound => (
+            exit::NOT_FOUND,
+            "`sandboxctl token ls -a` lists the tokens of all teams; a name needs the --team that it is in",
+        ),
         Reason::FileNotFound => {
             (exit::NOT_FOUND, "`sandboxctl exec ID -- ls -l DIRECTORY` lists a directory")
         }

@@ -39,6 +39,7 @@ impl Reason {
             | Self::ServiceNotFound
             | Self::NodeNotFound
             | Self::ExecNotFound
+            | Self::TokenNotFound
             | Self::FileNotFound => Code::NotFound,
             Self::RequestIdReused
             | Self::SandboxKnown
@@ -156,7 +157,7 @@ mod tests {
         for reason in Reason::all() {
             assert_eq!(Reason::named(reason.name()), Some(reason));
         }
-        assert_eq!(Reason::all().last(), Some(Reason::MemoryInUse), "their numbers have no gap");
+        assert_eq!(Reason::all().last(), Some(Reason::TokenNotFound), "their numbers have no gap");
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
     }
 

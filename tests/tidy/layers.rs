@@ -32,7 +32,7 @@ const AGENT: &[Rule] = &[
 /// know who asks.
 const CONTROLLER: &[Rule] = &[
     ("commands", &["ca", "clock", "config", "inventory", "node", "rpc", "store", "token_command"]),
-    ("access", &["clock", "store", "token"]),
+    ("access", &["clock", "sandbox", "store", "token"]),
     ("config", &["events", "node", "placement", "sandbox", "url"]),
     (
         "rpc",

@@ -20,6 +20,19 @@ pub fn now() -> String {
     Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now).to_string()
 }
 
+/// Present time, seconds since 1970.
+pub fn now_seconds() -> i64 {
+    Timestamp::now().as_second()
+}
+
+/// Time until a later one, in one unit; a dash when that is past.
+pub fn left(until: prost_types::Timestamp) -> String {
+    match until.seconds.saturating_sub(now_seconds()) {
+        left @ 1.. => seconds(left.unsigned_abs()),
+        _ => "-".into(),
+    }
+}
+
 /// Age in one unit: `12s`, `5m`, `3h`, `2d`.
 pub fn age(time: Option<prost_types::Timestamp>) -> String {
     let Some(time) = time else { return "-".into() };

@@ -1,7 +1,9 @@
-//! Who may call: looks up tokens, and records when each was last used.
+//! Who may call: looks up tokens, makes and revokes them, and records when each was last used.
 //!
 //! A use is noted in memory and written once a minute for all tokens together, so that no call
 //! waits for a write.
+
+mod manage;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

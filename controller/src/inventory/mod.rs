@@ -464,6 +464,11 @@ impl Cache {
         with(&|node| counts.and_then(|nodes| nodes.get(node)).copied().unwrap_or_default())
     }
 
+    /// Returns the teams that have living sandboxes, in no order.
+    pub fn teams(&self) -> Vec<Team> {
+        self.inner.lock().counts.keys().cloned().collect()
+    }
+
     /// Returns the number of living sandboxes on a node.
     pub fn count_on(&self, node: &NodeName) -> u32 {
         self.inner.lock().on.get(node).copied().unwrap_or_default()

@@ -10,6 +10,7 @@ mod permits;
 mod sandbox;
 mod scope;
 mod status;
+mod tokens;
 
 use std::{sync::Arc, time::Duration};
 
@@ -55,9 +56,10 @@ impl Api {
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let operator = OperatorServiceServer::new(operator::Rpc { sandboxes })
-            .accept_compressed(CompressionEncoding::Gzip)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let operator =
+            OperatorServiceServer::new(operator::Rpc { sandboxes, access: access.clone() })
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<SandboxServiceServer<sandbox::Rpc>>().await;
         health.set_serving::<OperatorServiceServer<operator::Rpc>>().await;

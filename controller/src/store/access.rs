@@ -8,9 +8,9 @@ use proto::{
 use super::Result;
 
 /// Time for which a token that is revoked or expired is kept, milliseconds: the event log names it.
-pub const DEAD_TOKENS_KEPT_MS: u64 = 90 * 24 * 3600 * 1000;
+pub(super) const DEAD_TOKENS_KEPT_MS: u64 = 90 * 24 * 3600 * 1000;
 /// Most tokens of a team that are neither revoked nor expired.
-pub const TOKENS_MAX: u32 = 1000;
+pub(super) const TOKENS_MAX: u32 = 1000;
 
 /// A bearer token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]

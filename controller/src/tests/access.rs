@@ -118,3 +118,77 @@ async fn libraries_of_e2b_send_a_token_in_their_header_and_form() {
     }
     assert_eq!(told, [false, false, true]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn operators_make_list_and_revoke_tokens_of_any_team() {
+    let lab = Lab::new().await;
+    let mut operator = lab.operator();
+    let ask = CreateTokenRequest {
+        team: "blue".into(),
+        name: "ci".into(),
+        user: "ada@example.com".into(),
+        scopes: vec![Scope::Manage.into()],
+        ttl: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+    };
+    let made = operator.create_token(ask.clone()).await.expect("made").into_inner();
+    let shown = made.token.expect("a token");
+    assert_eq!(shown.scopes().collect::<Vec<_>>(), [Scope::Read, Scope::Manage]);
+    assert_eq!((shown.team.as_str(), shown.user.as_str()), ("blue", "ada@example.com"));
+    let mut blue = lab.api_as(&made.text);
+    create(&mut blue, request("r1")).await.expect("made with it");
+
+    assert_eq!(reason(operator.create_token(ask.clone()).await), Reason::NameTaken);
+    let hour = prost_types::Duration { seconds: 3600 * 24 * 365 * 11, nanos: 0 };
+    for wrong in [
+        CreateTokenRequest { team: "a b".into(), ..ask.clone() },
+        CreateTokenRequest { name: "0123456789ab".into(), ..ask.clone() },
+        CreateTokenRequest { user: "a\nb".into(), ..ask.clone() },
+        CreateTokenRequest { scopes: vec![0], ..ask.clone() },
+        CreateTokenRequest { scopes: vec![99], ..ask.clone() },
+        CreateTokenRequest { ttl: Some(hour), ..ask.clone() },
+    ] {
+        assert_eq!(
+            reason(operator.create_token(wrong.clone()).await),
+            Reason::FieldInvalid,
+            "{wrong:?}"
+        );
+    }
+
+    for n in 0..5 {
+        let more = CreateTokenRequest { name: format!("t{n}"), ..ask.clone() };
+        operator.create_token(more).await.expect("made");
+    }
+    let (mut names, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let team = "blue".to_owned();
+        let ask = ListTokensRequest { team, page_size: 2, page_token, ..Default::default() };
+        let page = operator.list_tokens(ask).await.expect("a page").into_inner();
+        assert!(page.tokens.len() <= 2);
+        names.extend(page.tokens.into_iter().map(|token| token.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    names.sort_unstable();
+    assert_eq!(names, ["ci", "t0", "t1", "t2", "t3", "t4"]);
+    let wrong = ListTokensRequest { page_token: "x".into(), ..Default::default() };
+    assert_eq!(reason(operator.list_tokens(wrong).await), Reason::FieldInvalid);
+
+    // By name in its team, by id in any.
+    let by_name = |team: &str| RevokeTokenRequest { token: "ci".into(), team: team.into() };
+    assert_eq!(reason(operator.revoke_token(by_name("")).await), Reason::TokenNotFound);
+    let revoked = operator.revoke_token(by_name("blue")).await.expect("revoked").into_inner();
+    assert!(revoked.token.expect("a token").revoked_at.is_some());
+    assert_eq!(reason(look(&mut blue).await), Reason::TokenInvalid);
+    let by_id = RevokeTokenRequest { token: shown.id, team: String::new() };
+    operator.revoke_token(by_id).await.expect("twice is once");
+    operator.create_token(ask).await.expect("the name is free again");
+
+    let teams = operator.list_teams(ListTeamsRequest { page_size: 1, ..Default::default() });
+    let teams = teams.await.expect("a page").into_inner();
+    assert_eq!((teams.teams[0].name.as_str(), teams.next_page_token.as_str()), ("blue", "blue"));
+    let next = ListTeamsRequest { page_token: "blue".into(), ..Default::default() };
+    let teams = operator.list_teams(next).await.expect("a page").into_inner();
+    assert_eq!((teams.teams[0].name.as_str(), teams.next_page_token.as_str()), ("red", ""));
+}
