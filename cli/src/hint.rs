@@ -162,6 +162,14 @@ pub fn of(reason: Reason) -> Hint {
         Reason::TooManyCalls => {
             (exit::NOT_NOW, "make fewer calls at once, or try again in a few seconds")
         }
+        Reason::QuotaExceeded => (
+            exit::REFUSED,
+            "`sandboxctl team get` shows the limits and what is used; `sandboxctl rm` what is not needed",
+        ),
+        Reason::RateExceeded => (
+            exit::NOT_NOW,
+            "wait as the message says; `sandboxctl team get` shows the rate of your team",
+        ),
         Reason::TooLarge => (
             exit::REFUSED,
             "send less at once; large output and input go through `sandboxctl exec` as a stream",

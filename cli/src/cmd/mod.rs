@@ -195,7 +195,7 @@ pub(crate) enum Operator {
     /// Tokens of teams: create, list or revoke them
     #[command(subcommand)]
     Token(token::TokenVerb),
-    /// Teams that have tokens or sandboxes
+    /// Teams: what they have, what they may have, and how often they may create
     #[command(subcommand)]
     Team(team::TeamVerb),
     /// List the nodes and their load; short for `node ls`

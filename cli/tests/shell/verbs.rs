@@ -440,3 +440,33 @@ async fn token_is_shown_once_on_stdout_and_can_be_revoked() {
     let ran = fake.run(&["team", "ls", "-o", "name"]).await;
     assert_eq!(ran.text(), "acme\nlab\n", "{ran:?}");
 }
+
+#[tokio::test]
+async fn limits_of_a_team_are_shown_beside_their_use_and_set() {
+    let fake = fake().await;
+    let ran = fake.run(&["team", "get"]).await;
+    for part in ["team lab", "sandboxes", "3", "20", "6 GiB", "none", "10/hour", "the default"] {
+        assert!(ran.text().contains(part), "{part} in {ran:?}");
+    }
+    let words =
+        ["team", "set", "acme", "--memory", "80g", "--sandboxes", "none", "--creates", "5/30m"];
+    let ran = fake.run(&words).await;
+    for part in ["team acme", "80 GiB", "5/30m", "its own"] {
+        assert!(ran.text().contains(part), "{part} in {ran:?}");
+    }
+    let value = fake.run(&[&words[..], &["--json"]].concat()).await.json();
+    assert_eq!(value["own"], json!(["sandboxes", "memory_mib", "creates"]));
+    assert_eq!(
+        (&value["max"]["sandboxes"], &value["max"]["memory_mib"]),
+        (&json!(null), &json!(81_920))
+    );
+    assert_eq!(
+        (&value["used"]["sandboxes"], &value["max"]["creates"]),
+        (&json!(3), &json!("5/30m"))
+    );
+    let list = fake.run(&["team", "ls"]).await;
+    assert!(list.text().contains("3 of 20") && list.text().contains("2 of 10/hour"), "{list:?}");
+    for wrong in [&["team", "set", "acme"][..], &["team", "set", "acme", "--creates", "10"]] {
+        assert_eq!(fake.run(wrong).await.code, Some(2));
+    }
+}

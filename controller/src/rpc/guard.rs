@@ -25,7 +25,7 @@ use super::{
     scope::{self, Method, Need, Shape},
     status,
 };
-use crate::{access::Access, config::ApiLimits, sandbox::Caller};
+use crate::{access::Access, config::ApiLimits, sandbox::Caller, store};
 
 /// Longest call without a token, from its headers to its answer.
 const OPEN_TIME: Duration = Duration::from_secs(5);
@@ -215,7 +215,8 @@ impl Rules {
             Some(permit) => permit,
             None => self.permit(&token.team, method.shape)?,
         };
-        Ok((Caller { team: token.team, token: token.id, user: token.user }, permit))
+        let store::Token { team, id, user, scopes, .. } = token;
+        Ok((Caller { team, token: id, user, scopes }, permit))
     }
 
     fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Status> {

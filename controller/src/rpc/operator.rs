@@ -145,6 +145,16 @@ impl OperatorService for Rpc {
         Ok(Response::new(tokens::teams(&self.access, &self.sandboxes, request).await?))
     }
 
+    async fn get_team(&self, request: Request<GetTeamRequest>) -> Answer<GetTeamResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(tokens::get_team(&self.sandboxes, &caller, &request)?))
+    }
+
+    async fn update_team(&self, request: Request<UpdateTeamRequest>) -> Answer<UpdateTeamResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(tokens::update_team(&self.sandboxes, &caller, request).await?))
+    }
+
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let epoch = self.sandboxes.nodes().epoch.get();

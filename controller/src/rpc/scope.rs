@@ -81,6 +81,7 @@ const TABLE: &[(&str, Need, Shape)] = &[
     ("/sandbox.v1.SandboxService/StartSandbox", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/StopSandbox", of(Manage), Unary),
     ("/sandbox.v1.SandboxService/UpdateSandbox", of(Manage), Unary),
+    ("/sandbox.v1.OperatorService/GetTeam", of(Read), Unary),
     ("/sandbox.v1.OperatorService/GetVersion", of(Read), Unary),
     ("/sandbox.v1.OperatorService/AdoptSandbox", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/CollectGarbage", of(Admin), Unary),
@@ -96,6 +97,7 @@ const TABLE: &[(&str, Need, Shape)] = &[
     ("/sandbox.v1.OperatorService/ReleaseSandbox", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/RevokeToken", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/UncordonNode", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/UpdateTeam", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/WatchAllEvents", of(Admin), Stream),
 ];
 

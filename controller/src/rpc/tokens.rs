@@ -1,12 +1,12 @@
 //! Tokens and teams: converts the request, calls `access`, converts the answer.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use proto::{id::Invalid, name::Team as TeamName, sandbox::v1::*, scope::Scopes, token::Format};
 
 use crate::{
     access::Access,
-    sandbox::{Caller, Result, Sandboxes},
+    sandbox::{Caller, Error, Result, Sandboxes, TeamView},
     store,
     token::Order,
 };
@@ -79,15 +79,56 @@ pub(super) async fn teams(
 ) -> Result<ListTeamsResponse> {
     let size = page_size(ask.page_size)? as usize;
     let mut names: BTreeSet<TeamName> = access.teams().await?.into_iter().collect();
-    names.extend(sandboxes.nodes().cache.teams());
+    names.extend(sandboxes.teams());
     let after = ask.page_token.as_str();
     let mut rest = names.into_iter().filter(|name| name.as_str() > after);
     let page: Vec<_> = rest.by_ref().take(size).collect();
     let more = rest.next().is_some();
     let last = page.last().filter(|_| more);
     let next_page_token = last.map(ToString::to_string).unwrap_or_default();
-    let teams = page.into_iter().map(|name| Team { name: name.to_string() }).collect();
+    let teams = page.iter().map(|name| team(sandboxes.team(name))).collect();
     Ok(ListTeamsResponse { teams, next_page_token })
+}
+
+/// Returns a team: the caller's own, or any to an operator.
+pub(super) fn get_team(
+    sandboxes: &Sandboxes,
+    caller: &Caller,
+    ask: &GetTeamRequest,
+) -> Result<GetTeamResponse> {
+    let name = team_or_own(&ask.name, caller)?;
+    if name != caller.team && !caller.scopes.allow(Scope::Admin) {
+        let message = "a team other than your own needs the scope `admin`";
+        return Err(Error::new(Reason::ScopeMissing, message));
+    }
+    Ok(GetTeamResponse { team: Some(team(sandboxes.team(&name))) })
+}
+
+/// Changes the limits of a team.
+pub(super) async fn update_team(
+    sandboxes: &Arc<Sandboxes>,
+    caller: &Caller,
+    request: UpdateTeamRequest,
+) -> Result<UpdateTeamResponse> {
+    let changed = sandboxes.update_team(caller, request).await?;
+    Ok(UpdateTeamResponse { team: Some(team(changed)) })
+}
+
+fn team(view: TeamView) -> Team {
+    let TeamView { team, own, limits, usage, creates } = view;
+    let usage = TeamUsage {
+        sandboxes: usage.sandboxes,
+        cpu_cores: usage.cpu_cores,
+        memory_mib: usage.memory_mib,
+        disk_gib: usage.disk_gib,
+        creates,
+    };
+    Team {
+        name: team.to_string(),
+        limits: Some(own.into()),
+        effective: Some(limits.into()),
+        usage: Some(usage),
+    }
 }
 
 fn token(token: store::Token) -> Token {

@@ -1,6 +1,8 @@
-//! Stored tokens. Any handle can write them: a command makes a token beside a running controller.
+//! Stored tokens, and limits of teams. Any handle can write tokens: a command makes one beside a
+//! running controller.
 
 use proto::{
+    limits::TeamLimits,
     name::{Team, TokenName, UserLabel},
     scope::Scopes,
 };
@@ -80,7 +82,7 @@ impl TokenFilter {
     }
 }
 
-/// The part of the store about tokens. Every method is one transaction.
+/// The part of the store about tokens and teams. Every method is one transaction.
 #[async_trait::async_trait]
 pub trait AccessStore: Send + Sync + std::fmt::Debug {
     /// Adds a token, and removes those that have been revoked or expired for long.
@@ -110,6 +112,13 @@ pub trait AccessStore: Send + Sync + std::fmt::Debug {
 
     /// Records when tokens were last used; an earlier time than the known one changes nothing.
     async fn tokens_used(&self, used: Vec<(String, u64)>) -> Result<()>;
+
+    /// Stores the limits of a team that differ from the configuration's. Only the handle that has
+    /// claimed the store can.
+    async fn put_team_limits(&self, team: &Team, limits: TeamLimits) -> Result<()>;
+
+    /// Returns the stored limits of all teams, ordered by name.
+    async fn team_limits(&self) -> Result<Vec<(Team, TeamLimits)>>;
 
     /// Returns the teams that have tokens, ordered by name.
     async fn token_teams(&self) -> Result<Vec<Team>>;

@@ -15,6 +15,7 @@ use daemon::{
 };
 use proto::{
     id::SandboxId,
+    limits::TeamLimits,
     name::{NodeName, RequestId, Team},
     sandbox::v1::EventKind,
 };
@@ -69,6 +70,7 @@ pub(super) struct Tables {
     /// Delayed events of `Mutation::Behind`.
     unwritten: Vec<Event>,
     pub(super) tokens: BTreeMap<String, Token>,
+    pub(super) limits: BTreeMap<Team, TeamLimits>,
     nodes: BTreeMap<NodeName, String>,
     epoch: u64,
     events: BTreeMap<u64, Event>,
@@ -135,7 +137,7 @@ impl Memory {
     }
 
     /// Locks the tables for a write, unless another handle has claimed the store later.
-    fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>> {
+    pub(super) fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>> {
         let tables = self.tables.lock();
         let claimed = self.claimed.load(Ordering::Acquire);
         let replaced = claimed > 0 && tables.epoch > claimed && !self.has(Mutation::Claim);
@@ -298,6 +300,7 @@ impl Store for Memory {
                 Row {
                     id: seen.id,
                     team: seen.team,
+                    user: None,
                     request_id: seen.request_id,
                     digest: String::new(),
                     request: Vec::new(),

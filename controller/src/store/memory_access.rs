@@ -1,6 +1,9 @@
-//! Tokens in memory.
+//! Tokens and limits of teams in memory.
 
-use proto::name::{Team, TokenName};
+use proto::{
+    limits::TeamLimits,
+    name::{Team, TokenName},
+};
 
 use super::{
     Result,
@@ -77,6 +80,16 @@ impl AccessStore for Memory {
             }
         }
         Ok(())
+    }
+
+    async fn put_team_limits(&self, team: &Team, limits: TeamLimits) -> Result<()> {
+        self.claimed_tables()?.limits.insert(team.clone(), limits);
+        Ok(())
+    }
+
+    async fn team_limits(&self) -> Result<Vec<(Team, TeamLimits)>> {
+        let tables = self.tables.lock();
+        Ok(tables.limits.iter().map(|(team, limits)| (team.clone(), *limits)).collect())
     }
 
     async fn token_teams(&self) -> Result<Vec<Team>> {

@@ -21,7 +21,7 @@ mod sqlite_events;
 
 use proto::{
     id::SandboxId,
-    name::{NodeName, RequestId, Team},
+    name::{NodeName, RequestId, Team, UserLabel},
 };
 
 pub use access::{AccessStore, Added, Token, TokenFilter, TokenPlace};
@@ -62,6 +62,8 @@ pub struct Row {
     pub id: SandboxId,
     /// Team that owns it.
     pub team: Team,
+    /// User of the token that asked for it.
+    pub user: Option<UserLabel>,
     /// Idempotency key of the team.
     pub request_id: RequestId,
     /// SHA-256 of the request body, hex; empty when the row was rebuilt from a node.

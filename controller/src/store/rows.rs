@@ -27,10 +27,11 @@ where
 }
 
 pub(super) fn to_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    let node: Option<String> = row.get(6)?;
+    let (node, user): (Option<String>, String) = (row.get(6)?, row.get(14)?);
     Ok(Row {
         id: parsed(row, 0)?,
         team: parsed(row, 1)?,
+        user: (!user.is_empty()).then(|| parsed(row, 14)).transpose()?,
         request_id: parsed(row, 2)?,
         digest: row.get(3)?,
         request: row.get(4)?,

@@ -11,7 +11,7 @@ use std::{
 use daemon::group_commit::{self, Bounds, Handle};
 use proto::{
     id::SandboxId,
-    name::{NodeName, RequestId, Team},
+    name::{NodeName, RequestId, Team, UserLabel},
 };
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
@@ -28,6 +28,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_events.sql"),
     include_str!("migrations/0003_files.sql"),
     include_str!("migrations/0004_token_names.sql"),
+    include_str!("migrations/0005_quotas.sql"),
 ];
 /// Bounds of the queues.
 const BOUNDS: Bounds = Bounds { queue: 4096, group: 256 };
@@ -72,7 +73,7 @@ impl Sqlite {
     }
 
     /// Writes, unless another handle has claimed the store since this one did.
-    async fn write_as_claimed<T, F>(&self, work: F) -> Result<T>
+    pub(super) async fn write_as_claimed<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -129,15 +130,15 @@ fn migrate(connection: &mut Connection) -> Result<()> {
 }
 
 const COLUMNS: &str = "id, team, request_id, digest, request, state, node, attempt, decision, \
-                       cancelled, released, created_ms, ended_ms, last";
+                       cancelled, released, created_ms, ended_ms, last, user";
 
 fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
             "INSERT INTO sandboxes (id, team, request_id, digest, request, state, node, attempt, \
-             decision, cancelled, released, created_ms, ended_ms, last) VALUES (:id, :team, \
+             decision, cancelled, released, created_ms, ended_ms, last, user) VALUES (:id, :team, \
              :request_id, :digest, :request, :state, :node, :attempt, :decision, :cancelled, \
-             :released, :created_ms, :ended_ms, :last)",
+             :released, :created_ms, :ended_ms, :last, :user)",
         )?
         .execute(named_params! {
             ":id": row.id.to_string(), ":team": row.team.as_str(),
@@ -146,6 +147,7 @@ fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
             ":node": row.node.as_ref().map(NodeName::as_str), ":attempt": row.attempt,
             ":decision": row.decision, ":cancelled": row.cancelled, ":released": row.released,
             ":created_ms": row.created_ms, ":ended_ms": row.ended_ms, ":last": row.last,
+            ":user": row.user.as_ref().map_or("", UserLabel::as_str),
         })
         .map(drop)
 }
@@ -203,6 +205,7 @@ fn put_states(connection: &Connection, seen: KnownState) -> rusqlite::Result<()>
                 &Row {
                     id: seen.id,
                     team: seen.team,
+                    user: None,
                     request_id: seen.request_id,
                     digest: String::new(),
                     request: Vec::new(),

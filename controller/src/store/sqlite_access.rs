@@ -1,6 +1,9 @@
-//! Tokens in SQL.
+//! Tokens and limits of teams in SQL.
 
-use proto::name::{Team, TokenName, UserLabel};
+use proto::{
+    limits::TeamLimits,
+    name::{Team, TokenName, UserLabel},
+};
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::{
@@ -150,6 +153,27 @@ impl AccessStore for Sqlite {
             let mut update =
                 db.prepare_cached("UPDATE tokens SET used_ms = ?2 WHERE id = ?1 AND used_ms < ?2")?;
             used.iter().try_for_each(|(id, used_ms)| update.execute(params![id, used_ms]).map(drop))
+        })
+        .await
+    }
+
+    async fn put_team_limits(&self, team: &Team, limits: TeamLimits) -> Result<()> {
+        let team = team.clone();
+        self.write_as_claimed(move |db| {
+            db.prepare_cached("INSERT OR REPLACE INTO teams (name, limits) VALUES (?1, ?2)")?
+                .execute([team.as_str(), &limits.to_string()])
+                .map(drop)
+        })
+        .await
+    }
+
+    async fn team_limits(&self) -> Result<Vec<(Team, TeamLimits)>> {
+        self.read(|db| {
+            db.prepare_cached("SELECT name, limits FROM teams ORDER BY name")?
+                .query_map([], |row| {
+                    Ok((parsed(row, 0)?, TeamLimits::stored(&row.get::<_, String>(1)?)))
+                })?
+                .collect()
         })
         .await
     }

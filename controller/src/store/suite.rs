@@ -12,6 +12,7 @@ fn row(n: u8, request: &str) -> Row {
     Row {
         id: id(n),
         team: "red".parse().expect("team"),
+        user: n.is_multiple_of(2).then(|| "ada".parse().expect("user")),
         request_id: request.parse().expect("request"),
         digest: format!("d{n}"),
         request: vec![1, 2, 3],
@@ -291,8 +292,9 @@ async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
         first.forget(u64::MAX / 2).await.map(drop),
         first.cancel_delivered(&node("n1"), &id(1), 1).await,
         first.raise(1000).await.map(drop),
+        first.put_team_limits(&row(1, "r1").team, proto::limits::TeamLimits::default()).await,
     ];
-    assert_eq!(refused, [const { Err(Error::Replaced) }; 10]);
+    assert_eq!(refused, [const { Err(Error::Replaced) }; 11]);
     assert_eq!(second.all().await.expect("all"), before);
     let token = super::suite_access::token("red", 1);
     first.add_token(token).await.expect("a token is no change of the controller's");

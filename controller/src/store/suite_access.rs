@@ -111,11 +111,26 @@ async fn bounds_of_tokens(store: &dyn Store) -> Result<()> {
     Ok(())
 }
 
+async fn limits_of_teams(store: &dyn Store) -> Result<()> {
+    use proto::limits::TeamLimits;
+    assert_eq!(store.team_limits().await?, []);
+    let (red, blue): (Team, Team) = ("red".parse().expect("team"), "blue".parse().expect("team"));
+    let first = TeamLimits::stored("sandboxes=5 creates=10/hour");
+    store.put_team_limits(&red, first).await?;
+    store.put_team_limits(&blue, TeamLimits::stored("cpu_cores=none")).await?;
+    let second = TeamLimits::stored("sandboxes=6");
+    store.put_team_limits(&red, second).await?;
+    let all = store.team_limits().await?;
+    assert_eq!(all, [(blue, TeamLimits::stored("cpu_cores=none")), (red, second)]);
+    Ok(())
+}
+
 async fn suite(store: &dyn Store) {
     one_token(store).await.expect("one token");
     names_of_tokens(store).await.expect("names");
     pages_of_tokens(store).await.expect("pages");
     bounds_of_tokens(store).await.expect("bounds");
+    limits_of_teams(store).await.expect("limits");
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ mod lists;
 mod names;
 mod nodes;
 mod pause;
+mod quotas;
 mod resize;
 mod sessions;
 mod stalls;

@@ -1,11 +1,30 @@
 //! The fake's service for operators.
 
+use daemon::status::Refusal;
 use proto::sandbox::v1::{operator_service_server::OperatorService, *};
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status};
 
 use proto::{Progress, Reason};
 
 use super::{Answer, ID, Service, Streamed, known, refuse, sandbox};
+
+/// Team of the fake, with limits of its own.
+fn team(name: &str, own: Option<proto::limits::TeamLimits>) -> Team {
+    let own = own.unwrap_or_default();
+    let defaults = proto::limits::TeamLimits::stored("sandboxes=20 creates=10/hour");
+    Team {
+        name: name.into(),
+        limits: Some(own.into()),
+        effective: Some(own.or(defaults).into()),
+        usage: Some(TeamUsage {
+            sandboxes: 3,
+            cpu_cores: 6,
+            memory_mib: 6144,
+            disk_gib: 60,
+            creates: 2,
+        }),
+    }
+}
 
 /// Id of the fake's only token.
 const TOKEN_ID: &str = "0123456789ab";
@@ -188,8 +207,24 @@ impl OperatorService for Service {
     }
 
     async fn list_teams(&self, _: Request<ListTeamsRequest>) -> Answer<ListTeamsResponse> {
-        let teams = ["acme", "lab"].map(|name| Team { name: name.into() });
+        let teams = ["acme", "lab"].map(|name| team(name, None));
         Ok(Response::new(ListTeamsResponse { teams: teams.into(), ..Default::default() }))
+    }
+
+    async fn get_team(&self, request: Request<GetTeamRequest>) -> Answer<GetTeamResponse> {
+        let name = request.into_inner().name;
+        let name = if name.is_empty() { "lab" } else { &name };
+        Ok(Response::new(GetTeamResponse { team: Some(team(name, None)) }))
+    }
+
+    async fn update_team(&self, request: Request<UpdateTeamRequest>) -> Answer<UpdateTeamResponse> {
+        let UpdateTeamRequest { team: asked, update_mask } = request.into_inner();
+        let (asked, paths) = (asked.unwrap_or_default(), update_mask.unwrap_or_default().paths);
+        let limits = proto::limits::TeamLimits::default();
+        let limits = limits.updated(&asked.limits.unwrap_or_default(), &paths);
+        let limits = limits.map_err(|why| Status::from(Refusal::from(why)))?;
+        let team = team(&asked.name, Some(limits));
+        Ok(Response::new(UpdateTeamResponse { team: Some(team) }))
     }
 
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {

@@ -45,6 +45,15 @@ impl Sandboxes {
             }
         }
         report.findings.extend(compare(&self.nodes.cache.all()));
+        let miscounted = self.nodes.cache.miscounted().into_iter();
+        report.findings.extend(miscounted.map(|(team, counted, again)| Finding {
+            invariant: Invariant::I12.into(),
+            node: String::new(),
+            subject: team.to_string(),
+            detail: format!(
+                "the controller counts {counted:?} of this team, and there is {again:?}"
+            ),
+        }));
         report
     }
 }
