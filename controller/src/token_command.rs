@@ -28,13 +28,13 @@ pub enum TokenCommand {
         /// Whose sandboxes it is for.
         #[arg(long)]
         team: Team,
-        /// What it is called; its id, unless given. Unique among the team's living tokens.
+        /// Name of the token; its id, unless given. Unique among the team's living tokens.
         #[arg(long)]
         name: Option<TokenName>,
         /// The person or program that it is for.
         #[arg(long)]
         user: Option<UserLabel>,
-        /// What it allows; all of read, exec and manage, unless given. `operator` is as before:
+        /// Calls that it allows; those of read, exec and manage, unless given. `operator` is as before:
         /// everything.
         #[arg(long = "scope", value_parser = PossibleValuesParser::new(WORDS))]
         scopes: Vec<String>,

@@ -245,7 +245,7 @@ struct Row {
     /// Name in the API.
     name: &'static str,
     heading: &'static str,
-    /// What is used; `None` where that is told for no team as a whole.
+    /// Use at the moment; `None` where that is told for no team as a whole.
     used: Option<u64>,
     max: Option<u64>,
     /// Window of a rate, as it is written.

@@ -445,7 +445,7 @@ async fn token_is_shown_once_on_stdout_and_can_be_revoked() {
 async fn limits_of_a_team_are_shown_beside_their_use_and_set() {
     let fake = fake().await;
     let ran = fake.run(&["team", "get"]).await;
-    for part in ["team lab", "sandboxes", "3", "20", "6 GiB", "none", "10/hour", "the default"] {
+    for part in ["team lab", "sandboxes", "3", "20", "6.0 GiB", "none", "10/hour", "the default"] {
         assert!(ran.text().contains(part), "{part} in {ran:?}");
     }
     let words =

@@ -394,6 +394,24 @@ impl Cache {
         }
     }
 
+    /// Returns an entry of a team by id or vmid. What another team has is looked up as what nobody has:
+    /// it is not decoded, so the time tells nothing either. Of a vmid that is used again, the team
+    /// gets its own last sandbox that had it.
+    pub fn get_of(&self, team: &Team, name: &SandboxRef) -> Option<Entry> {
+        let inner = self.inner.lock();
+        let team = inner.teams.find(team);
+        let own = |id: &&SandboxId| inner.by_id.get(id).filter(|known| Some(known.team) == team);
+        let id = match name {
+            SandboxRef::Id(id) => Some(id).filter(|id| own(id).is_some()),
+            SandboxRef::Vmid(vmid) => {
+                let ids = inner.by_vmid.get(&vmid.get()).map(|ids| &**ids).unwrap_or_default();
+                let lives = |id: &&SandboxId| own(id).is_some_and(|known| !known.ended());
+                ids.iter().find(lives).or_else(|| ids.iter().rfind(|id| own(id).is_some()))
+            }
+        };
+        inner.get(id?)
+    }
+
     /// Returns the living sandboxes of a team with this name, ordered by id: one at most, unless the
     /// store was lost.
     pub fn named(&self, team: &Team, name: &SandboxName) -> Vec<SandboxId> {

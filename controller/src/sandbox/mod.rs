@@ -275,11 +275,7 @@ impl Sandboxes {
     /// Finds a sandbox of the team, by any form of its name. Those of other teams do not exist.
     fn find(&self, team: &Team, id: &str) -> Result<Entry> {
         let name = self.reference(team, id)?;
-        self.nodes
-            .cache
-            .get(&name)
-            .filter(|entry| entry.team == *team)
-            .ok_or_else(|| Error::not_found(&name))
+        self.nodes.cache.get_of(team, &name).ok_or_else(|| Error::not_found(&name))
     }
 
     /// Finds a sandbox that is neither being created nor deleted, with its node.

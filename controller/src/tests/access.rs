@@ -192,3 +192,78 @@ async fn operators_make_list_and_revoke_tokens_of_any_team() {
     let teams = operator.list_teams(next).await.expect("a page").into_inner();
     assert_eq!((teams.teams[0].name.as_str(), teams.next_page_token.as_str()), ("red", ""));
 }
+
+/// Status of a refusal without what differs by the request: everything that a caller can read.
+fn told<T: std::fmt::Debug>(answer: Result<T, Status>, id: &str) -> (i32, String, Vec<u8>, String) {
+    let status = answer.expect_err("refused");
+    let without = |text: &str| text.replace(id, "ID");
+    let details = String::from_utf8_lossy(status.details()).into_owned();
+    let metadata = format!("{:?}", status.metadata().clone().into_headers());
+    (status.code() as i32, without(status.message()), without(&details).into_bytes(), metadata)
+}
+
+#[tokio::test(start_paused = true)]
+async fn id_of_another_team_is_answered_as_one_that_nobody_has() {
+    let lab = Lab::new().await;
+    let theirs = CreateSandboxRequest { name: "web".into(), ..request("r1") };
+    let theirs = create(&mut lab.api(), theirs).await.expect("made");
+    let ended = lab.create("r2").await.expect("made");
+    let delete = DeleteSandboxRequest { id: ended.id.clone() };
+    lab.api().delete_sandbox(delete).await.expect("deleted");
+    let nobody = proto::id::SandboxId::new(1_600_000_000_000, &[7; 10]).to_string();
+    let mut api = lab.api_as(&token(&lab.store, "blue", "sandbox").await);
+    // Each pair: what another team has, and what nobody has, in the same form.
+    let vmid = theirs.vmid.to_string();
+    for (known, unknown) in [
+        (theirs.id.as_str(), nobody.as_str()),
+        (ended.id.as_str(), nobody.as_str()),
+        (vmid.as_str(), "299999"),
+        ("web", "wab"),
+    ] {
+        let mut answers = Vec::new();
+        for id in [known, unknown] {
+            let named = || id.to_owned();
+            let argv = Argv { args: vec!["true".into()] };
+            let command = Some(exec_start::Command::Argv(argv));
+            let start = Some(ExecStart { id: named(), command, ..ExecStart::default() });
+            let exec = ExecCommandRequest { start, ..ExecCommandRequest::default() };
+            let change = Sandbox { id: named(), ..Sandbox::default() };
+            let change = proto::update::request(change, &["wake_on"]);
+            let subject = Some(explain_placement_request::Subject::Id(named()));
+            let file = FileContent { path: "/a".into(), ..FileContent::default() };
+            let files = vec![file];
+            let write = WriteFilesRequest { id: named(), files, user: String::new() };
+            let stat = StatFileRequest { id: named(), path: "/a".into(), user: String::new() };
+            let events = WatchEventsRequest { id: named(), ..WatchEventsRequest::default() };
+            let expose = ExposeHttpServiceRequest { id: named(), name: String::new(), port: 80 };
+            let hide = HideHttpServiceRequest { id: named(), name: "port-80".into() };
+            let usage = GetUsageRequest { ids: vec![named()], ..GetUsageRequest::default() };
+            let execs = ListExecsRequest { id: named(), ..ListExecsRequest::default() };
+            let pause = PauseSandboxRequest { id: named(), or_stop: true };
+            answers.push([
+                told(api.get_sandbox(GetSandboxRequest { id: named() }).await, id),
+                told(api.delete_sandbox(DeleteSandboxRequest { id: named() }).await, id),
+                told(api.start_sandbox(StartSandboxRequest { id: named() }).await, id),
+                told(api.stop_sandbox(StopSandboxRequest { id: named(), grace: None }).await, id),
+                told(api.pause_sandbox(pause).await, id),
+                told(api.resume_sandbox(ResumeSandboxRequest { id: named() }).await, id),
+                told(api.watch_sandbox(WatchSandboxRequest { id: named() }).await, id),
+                told(api.explain_placement(ExplainPlacementRequest { subject }).await, id),
+                told(api.update_sandbox(change).await, id),
+                told(api.exec_command(exec).await, id),
+                told(api.list_execs(execs).await, id),
+                told(api.write_files(write).await, id),
+                told(api.stat_file(stat).await, id),
+                told(api.watch_events(events).await, id),
+                told(api.expose_http_service(expose).await, id),
+                told(api.hide_http_service(hide).await, id),
+                told(api.get_usage(usage).await, id),
+            ]);
+        }
+        assert_eq!(answers[0], answers[1], "{known}");
+        assert!(
+            answers[0].iter().all(|told| told.0 == tonic::Code::NotFound as i32),
+            "{answers:?}"
+        );
+    }
+}

@@ -55,7 +55,7 @@ struct State {
     histories: BTreeMap<Team, History>,
 }
 
-/// Who creates, and when.
+/// Team and user of a creation, and its time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Creator<'a> {
     pub(super) team: &'a Team,

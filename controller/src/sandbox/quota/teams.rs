@@ -23,7 +23,7 @@ pub struct TeamView {
     pub own: TeamLimits,
     /// Limits that count.
     pub limits: TeamLimits,
-    /// What its living sandboxes have.
+    /// Sums of its living sandboxes.
     pub usage: Usage,
     /// Creations in the window of its rate; 0 without a rate.
     pub creates: u32,
