@@ -102,8 +102,9 @@ impl Sandboxes {
                     }
                 }
             };
-            let ended = timeout(HELD_MAX, ended);
-            drop(this.stop.run_until_cancelled(ended).await);
+            // Whatever comes first: the end, the longest time, or the end of the controller.
+            let ended = async { timeout(HELD_MAX, ended).await.ok() };
+            this.stop.run_until_cancelled(ended).await;
         });
     }
 }
