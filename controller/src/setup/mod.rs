@@ -124,7 +124,7 @@ impl Setup {
         let mut document: DocumentMut = before.parse().with_context(|| format!("{path}"))?;
         if let Some(domain) = &self.domain {
             let url = format!("https://port-{{port}}-vm-{{vmid}}.{domain}");
-            if !document.get("url_template").is_some_and(|old| old.as_str() == Some(&url)) {
+            if document.get("url_template").is_none_or(|old| old.as_str() != Some(&url)) {
                 document["url_template"] = value(url);
             }
         }
