@@ -21,11 +21,11 @@ pub fn of(reason: Reason) -> Hint {
         }
         Reason::TokenInvalid => (
             exit::USAGE,
-            "give a token that the controller knows (`sandboxctl login`, SANDBOXCTL_TOKEN or SANDBOXCTL_TOKEN_FILE); an operator makes one with `pve-sandbox-controller token`",
+            "give a token that the controller knows (`sandboxctl login`, SANDBOXCTL_TOKEN or SANDBOXCTL_TOKEN_FILE); an operator makes one with `sandboxctl token create`",
         ),
         Reason::ScopeMissing => (
             exit::REFUSED,
-            "use a token with the scope that this needs (nodes and fsck need the operator's)",
+            "use a token with the scope that the message names; nodes, fsck and tokens need `admin`",
         ),
         Reason::SandboxNotFound => (
             exit::NOT_FOUND,
@@ -42,6 +42,10 @@ pub fn of(reason: Reason) -> Hint {
         Reason::ExecNotFound => {
             (exit::NOT_FOUND, "`sandboxctl ps ID` lists the commands that the sandbox runs and ran")
         }
+        Reason::TokenNotFound => (
+            exit::NOT_FOUND,
+            "`sandboxctl token ls -a` lists the tokens of all teams; a name needs the --team that it is in",
+        ),
         Reason::FileNotFound => {
             (exit::NOT_FOUND, "`sandboxctl exec ID -- ls -l DIRECTORY` lists a directory")
         }
@@ -162,6 +166,14 @@ pub fn of(reason: Reason) -> Hint {
         Reason::TooManyCalls => {
             (exit::NOT_NOW, "make fewer calls at once, or try again in a few seconds")
         }
+        Reason::QuotaExceeded => (
+            exit::REFUSED,
+            "`sandboxctl team get` shows the limits and what is used; `sandboxctl rm` what is not needed",
+        ),
+        Reason::RateExceeded => (
+            exit::NOT_NOW,
+            "wait as the message says; `sandboxctl team get` shows the rate of your team",
+        ),
         Reason::TooLarge => (
             exit::REFUSED,
             "send less at once; large output and input go through `sandboxctl exec` as a stream",

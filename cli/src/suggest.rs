@@ -5,8 +5,8 @@ use clap::error::{ContextKind, ContextValue};
 
 /// Verbs and flags that are never suggested.
 const DESTRUCTIVE: &[&str] = &[
-    "rm", "delete", "prune", "release", "forget", "kill", "stop", "gc", "drain", "--rm", "--force",
-    "--lost", "--yes", "--none",
+    "rm", "delete", "prune", "release", "forget", "kill", "stop", "gc", "drain", "revoke", "--rm",
+    "--force", "--lost", "--yes", "--none",
 ];
 
 /// Words of other programs, and the verb that does the same here.

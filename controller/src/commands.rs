@@ -10,20 +10,19 @@ use std::{
 
 use anyhow::Context;
 use clap::Subcommand;
-use proto::name::{NodeName, Team};
+use proto::name::NodeName;
 use tokio::net::TcpListener;
 
 use crate::{
     Controller, Parts,
     ca::{self, Own, Signer},
-    clock::{Clock, SystemClock, SystemRandom},
+    clock::{SystemClock, SystemRandom},
     config::Config,
     enrolment::Settings,
     node::TlsConnector,
-    rpc::scope,
     setup::Setup,
     store::{Store, sqlite::Sqlite},
-    token,
+    token_command::TokenCommand,
 };
 
 /// Default directory of the database, the CA and the certificates.
@@ -92,27 +91,6 @@ pub enum Command {
     },
 }
 
-/// Sub-commands that manage tokens.
-#[derive(Debug, Subcommand)]
-pub enum TokenCommand {
-    /// Make one and print it. It is shown this once only.
-    Create {
-        /// Whose sandboxes it is for.
-        #[arg(long)]
-        team: Team,
-        /// More than using the team's sandboxes.
-        #[arg(long = "scope", value_parser = clap::builder::PossibleValuesParser::new(scope::ALL))]
-        scopes: Vec<String>,
-    },
-    /// List them, without their secrets.
-    Ls,
-    /// Make one useless, at once.
-    Revoke {
-        /// Its id, as `ls` shows it.
-        id: String,
-    },
-}
-
 impl Command {
     /// Runs the command.
     ///
@@ -131,7 +109,7 @@ impl Command {
                 ca::node(&data_dir, &node, address, &out)?;
                 say(&format!("wrote the certificates of {node} to {}", out.display()))
             }
-            Self::Token { command, data_dir } => tokens(command, &data_dir).await,
+            Self::Token { command, data_dir } => command.run(&data_dir).await,
             Self::CheckConfig { config } => {
                 Config::load(&config)?;
                 say("the configuration is good")
@@ -142,34 +120,6 @@ impl Command {
 
 fn say(line: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to stdout")
-}
-
-async fn tokens(command: TokenCommand, data_dir: &Path) -> anyhow::Result<()> {
-    let path = data_dir.join("controller.db");
-    anyhow::ensure!(data_dir.is_dir(), "{} is not there: run `init` first", data_dir.display());
-    let store = Sqlite::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    let now_ms = SystemClock.now_ms();
-    match command {
-        TokenCommand::Create { team, scopes } => {
-            let mut all = vec![scope::SANDBOX.to_owned()];
-            all.extend(scopes.into_iter().filter(|scope| scope != scope::SANDBOX));
-            all.dedup();
-            let issued = token::issue(team, &all.join(" "), now_ms);
-            store.add_token(issued.token).await?;
-            say(&issued.text)
-        }
-        TokenCommand::Ls => {
-            for token in store.tokens().await? {
-                let state = if token.revoked_ms == 0 { "good" } else { "revoked" };
-                say(&format!("{}\t{}\t{}\t{state}", token.id, token.team, token.scopes))?;
-            }
-            Ok(())
-        }
-        TokenCommand::Revoke { id } => {
-            anyhow::ensure!(store.revoke_token(&id, now_ms).await?, "there is no token {id}");
-            say(&format!("revoked {id}"))
-        }
-    }
 }
 
 async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Result<()> {

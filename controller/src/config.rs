@@ -8,6 +8,7 @@ use std::{
 };
 
 use proto::{
+    limits::{Limit, Rate, TeamLimits},
     name::{NodeName, Preset},
     spec::{Size, limit},
 };
@@ -63,6 +64,12 @@ pub struct Config {
     /// Limits of how full nodes get.
     #[serde(default)]
     pub placement: Limits,
+    /// How much a team may have at once, unless it has limits of its own.
+    #[serde(default)]
+    pub quota: Quota,
+    /// How often a team may create, unless it has limits of its own.
+    #[serde(default)]
+    pub rates: Rates,
     /// Sizes by name, `[sizes.NAME]`.
     #[serde(default)]
     pub sizes: BTreeMap<Preset, Size>,
@@ -146,6 +153,30 @@ impl ApiLimits {
     pub fn team_streams(&self) -> usize {
         self.team_streams_max.unwrap_or_else(|| self.streams_max.div_ceil(2))
     }
+}
+
+/// How much a team may have at once; without a value as much as there is.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quota {
+    /// Most sandboxes that are not deleted.
+    pub sandboxes: Option<u64>,
+    /// Most cores of all of them.
+    pub cpu_cores: Option<u64>,
+    /// Most memory of all of them, MiB.
+    pub memory_mib: Option<u64>,
+    /// Most disk that was asked for of all of them, GiB.
+    pub disk_gib: Option<u64>,
+}
+
+/// How often a team may create; without a value as often as it likes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rates {
+    /// Creations of the team, such as `10/hour`.
+    pub creates: Option<String>,
+    /// Creations of each of its users.
+    pub user_creates: Option<String>,
 }
 
 /// Bounds of creations.
@@ -286,6 +317,13 @@ impl Config {
         must(self.create.patience_s > 0, "create.patience_s must be at least 1".into());
         must(self.create.deadline_s >= 30, "create.deadline_s must be at least 30".into());
         must((1..=BEST).contains(&self.create.bids), "create.bids must be 1 to 3".into());
+        for (name, rate) in
+            [("creates", &self.rates.creates), ("user_creates", &self.rates.user_creates)]
+        {
+            if let Some(Err(why)) = rate.as_ref().map(|rate| rate.parse::<Rate>()) {
+                must(false, why.named(format!("rates.{name}")).to_string());
+            }
+        }
         for (name, size) in &self.sizes {
             let fits = (1..=limit::CORES_MAX).contains(&size.cpu_cores)
                 && limit::MEMORY_MIB.contains(&size.memory_mib)
@@ -335,6 +373,24 @@ impl Config {
             deadline: Duration::from_secs(self.create.deadline_s),
             bids: self.create.bids,
             sizes: self.sizes.clone(),
+            limits: self.limits_of_teams(),
+        }
+    }
+
+    /// Returns the limits of teams without their own; `load` has checked them.
+    fn limits_of_teams(&self) -> TeamLimits {
+        let Quota { sandboxes, cpu_cores, memory_mib, disk_gib } = self.quota;
+        let rate = |rate: &Option<String>| {
+            let rate = rate.as_ref().map(|rate| rate.parse().expect("checked when it was loaded"));
+            rate.map(Limit::Max)
+        };
+        TeamLimits {
+            sandboxes: sandboxes.map(Limit::Max),
+            cpu_cores: cpu_cores.map(Limit::Max),
+            memory_mib: memory_mib.map(Limit::Max),
+            disk_gib: disk_gib.map(Limit::Max),
+            creates: rate(&self.rates.creates),
+            user_creates: rate(&self.rates.user_creates),
         }
     }
 
@@ -380,12 +436,14 @@ mod tests {
         let text = "url_template = \"x\"\ndata_dir = \"x\"\nevents_keep_days = 0\n\
                     events_max = 5\n[tls]\ncert = \"a\"\n\
                     [[node]]\nname = \"a\"\naddress = \"b\"\n[create]\npatience_s = 0\n\
-                    [limits]\ncalls_max = 10\nteam_calls_max = 10\nconnections_max = 1\n";
+                    [limits]\ncalls_max = 10\nteam_calls_max = 10\nconnections_max = 1\n\
+                    [rates]\ncreates = \"10/year\"\n";
         std::fs::write(&path, text).expect("write");
         let error = Config::load(&path).expect_err("wrong").to_string();
         let parts = ["url_template", "data_dir", "tls.cert", "node a", "patience_s"];
         let limits = ["limits.team_calls_max", "limits.connections_max"];
-        for part in parts.into_iter().chain(["events_keep_days", "events_max"]).chain(limits) {
+        let others = ["events_keep_days", "events_max", "rates.creates"];
+        for part in parts.into_iter().chain(others).chain(limits) {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

@@ -8,6 +8,7 @@
 //!         -> enrolment/ (nodes that join; ca/ signs)
 //!         -> inventory/ (all sandboxes, as the nodes report them)
 //!         -> events/ (the log of what happened; derivation is pure)
+//!    -> access/ (tokens: who may call)
 //!         -> store/ (intent and the log: SQLite, or memory)
 //! ```
 //! Invariants: only `rpc` serves and only `node` calls with tonic; only `store` knows SQL;
@@ -16,6 +17,7 @@
 //! never passed to a caller. Time and randomness are injected, so that all of this runs in a
 //! simulation on paused time with a seed.
 
+pub mod access;
 pub mod ca;
 pub mod clock;
 pub mod commands;
@@ -30,6 +32,7 @@ pub mod sandbox;
 pub mod setup;
 pub mod store;
 pub mod token;
+mod token_command;
 pub mod url;
 
 #[cfg(test)]
@@ -40,6 +43,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use access::Access;
 use clock::{Clock, Random};
 use config::ApiLimits;
 use enrolment::Enrolment;
@@ -94,6 +98,7 @@ impl Controller {
     pub async fn start(parts: Parts) -> Result<Self, store::Error> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let (clock, random) = (parts.clock, parts.random);
+        let access = Arc::new(Access::new(parts.store.clone(), clock.clone()));
         let nodes = Nodes::start(
             parts.nodes,
             parts.connector,
@@ -110,9 +115,10 @@ impl Controller {
             (tasks.clone(), stop.clone()),
         )
         .await?;
-        let store = parts.store;
-        let api = rpc::Api::new(sandboxes.clone(), store.clone(), parts.urls, parts.limits).await;
-        Ok(Self { sandboxes, api, store, clock, tasks, stop })
+        let (uses, until) = (access.clone(), stop.clone());
+        tasks.spawn(async move { uses.write_uses(until).await });
+        let api = rpc::Api::new(sandboxes.clone(), access, parts.urls, parts.limits).await;
+        Ok(Self { sandboxes, api, store: parts.store, clock, tasks, stop })
     }
 
     /// Returns the gRPC services, which can be served over any stream of connections.

@@ -1,59 +1,110 @@
-//! Bearer tokens: `pvesb_ID_SECRET`. The id finds the row and the secret is compared by its hash in
-//! constant time; only the hash is stored.
+//! Makes and verifies bearer tokens. The id finds the row and the secret is compared by its hash in
+//! constant time; only the hash is stored. `proto::token` has the forms of their text.
 
-use proto::name::Team;
+use proto::{
+    name::{Team, TokenName, UserLabel},
+    scope::Scopes,
+    token::{Format, ID_DIGITS, SECRET_DIGITS},
+};
 use sha2::{Digest, Sha256};
 
 use crate::store;
 
-const PREFIX: &str = "pvesb_";
-const ID_BYTES: usize = 6;
-const SECRET_BYTES: usize = 32;
+/// Order for a new token.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Team that it is for.
+    pub team: Team,
+    /// Name; without one it is named by its id.
+    pub name: Option<TokenName>,
+    /// Label of the person or program that it is for.
+    pub user: Option<UserLabel>,
+    /// Calls that it allows.
+    pub scopes: Scopes,
+    /// Time of its expiry, milliseconds since 1970; 0 when it never expires.
+    pub expires_ms: u64,
+}
 
-/// A new token. Its text is known only now.
-#[derive(Debug)]
+impl Order {
+    /// Orders a token without a name, a user and an expiry.
+    pub fn new(team: Team, scopes: Scopes) -> Self {
+        Self { team, name: None, user: None, scopes, expires_ms: 0 }
+    }
+}
+
+/// A new token. Its secret is known only now.
 pub struct Issued {
-    /// Text that the caller sends as `Authorization: Bearer ...`.
-    pub text: String,
+    secret: String,
     /// Row for the store.
     pub token: store::Token,
 }
 
-/// Makes a token for a team.
-pub fn issue(team: Team, scopes: &str, now_ms: u64) -> Issued {
-    let (mut id, mut secret) = ([0; ID_BYTES], [0; SECRET_BYTES]);
+impl Issued {
+    /// Returns the text that the caller sends, such as `Authorization: Bearer ...`.
+    pub fn text(&self, format: Format) -> String {
+        format.text(&self.token.id, &self.secret)
+    }
+}
+
+/// The secret is left out.
+impl std::fmt::Debug for Issued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issued").field("token", &self.token).finish_non_exhaustive()
+    }
+}
+
+/// Makes a token.
+pub fn issue(order: Order, now_ms: u64) -> Issued {
+    let (mut id, mut secret) = ([0; ID_DIGITS / 2], [0; SECRET_DIGITS / 2]);
     // Always the kernel's randomness: the random source of a simulation must never make a secret.
     getrandom::fill(&mut id).expect("the kernel gives random bytes");
     getrandom::fill(&mut secret).expect("the kernel gives random bytes");
     let (id, secret) = (hex(&id), hex(&secret));
+    let Order { team, name, user, scopes, expires_ms } = order;
+    let name = name.unwrap_or_else(|| id.parse().expect("hex digits are a name"));
+    let hash = Sha256::digest(secret.as_bytes()).to_vec();
     Issued {
-        text: format!("{PREFIX}{id}_{secret}"),
+        secret,
         token: store::Token {
-            hash: Sha256::digest(secret.as_bytes()).to_vec(),
             id,
+            hash,
             team,
-            scopes: scopes.to_owned(),
+            name,
+            user,
+            scopes,
             created_ms: now_ms,
+            expires_ms,
+            used_ms: 0,
             revoked_ms: 0,
         },
     }
 }
 
-/// Splits a token's text into id and secret; `None` when it does not have the form of one.
-pub fn split(text: &str) -> Option<(&str, &str)> {
-    let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
-    let hex = |text: &str, bytes: usize| {
-        text.len() == 2 * bytes
-            && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    (hex(id, ID_BYTES) && hex(secret, SECRET_BYTES)).then_some((id, secret))
+/// Result of checking a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The secret is right, and the token is living.
+    Valid,
+    /// The secret is another token's.
+    Wrong,
+    /// The secret is right, and the token was revoked.
+    Revoked,
+    /// The secret is right, and the token has expired.
+    Expired,
 }
 
-/// Returns true when the secret belongs to this token and the token is not revoked.
-pub fn verify(token: &store::Token, secret: &str) -> bool {
+/// Checks the secret, and whether the token may still be used.
+pub fn verify(token: &store::Token, secret: &str, now_ms: u64) -> Verdict {
     let hash = Sha256::digest(secret.as_bytes());
-    let same = same(&hash, &token.hash);
-    same && token.revoked_ms == 0
+    if !same(&hash, &token.hash) {
+        Verdict::Wrong
+    } else if token.revoked_ms != 0 {
+        Verdict::Revoked
+    } else if token.is_expired(now_ms) {
+        Verdict::Expired
+    } else {
+        Verdict::Valid
+    }
 }
 
 /// Compares in constant time: stopping at the first difference would reveal how much matches.
@@ -74,24 +125,31 @@ pub fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proto::token::split;
+
     use super::*;
 
     #[test]
-    fn token_is_valid_with_its_secret_until_it_is_revoked() {
-        let Issued { text, mut token } = issue("red".parse().expect("team"), "sandbox", 1);
-        let (id, secret) = split(&text).expect("a token");
-        assert_eq!(id, token.id);
-        assert!(verify(&token, secret));
-        assert!(!verify(&token, &"0".repeat(64)) && !verify(&token, ""));
-        token.revoked_ms = 2;
-        assert!(!verify(&token, secret));
-        assert!(!text.contains(&hex(&token.hash)), "the hash tells nothing of the secret");
-    }
-
-    #[test]
-    fn malformed_tokens_are_refused() {
-        for text in ["", "pvesb_", "pvesb_a_b", "Bearer x", "pvesb_00_00\n"] {
-            assert_eq!(split(text), None, "{text:?}");
+    fn token_is_valid_with_its_secret_until_it_ends() {
+        let order =
+            Order { expires_ms: 100, ..Order::new("red".parse().expect("team"), Scopes::ALL) };
+        let issued = issue(order, 1);
+        for format in Format::ALL {
+            let text = issued.text(format);
+            let (id, secret) = split(&text).expect("a token");
+            assert_eq!(id, issued.token.id);
+            assert_eq!(verify(&issued.token, secret, 99), Verdict::Valid);
+            assert_eq!(verify(&issued.token, secret, 100), Verdict::Expired);
+            let revoked = store::Token { revoked_ms: 2, ..issued.token.clone() };
+            assert_eq!(verify(&revoked, secret, 3), Verdict::Revoked);
+            // What has ended is told only to who has the secret.
+            assert_eq!(verify(&revoked, &"0".repeat(64), 200), Verdict::Wrong);
+            assert!(
+                !text.contains(&hex(&issued.token.hash)),
+                "the hash tells nothing of the secret"
+            );
+            assert!(!format!("{issued:?}").contains(secret));
         }
+        assert_eq!(verify(&issued.token, "", 1), Verdict::Wrong);
     }
 }

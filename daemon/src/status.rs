@@ -13,6 +13,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// Delay before a retry where a temporary refusal names none.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Header with the delay before a retry, seconds.
+pub const RETRY_AFTER: &str = "retry-after";
 /// Key of the metadata with the number of files that were written before one failed.
 pub const FILES_WRITTEN: &str = "files_written";
 /// Key of the metadata with the path of the file that could not be written.
@@ -79,7 +81,13 @@ impl From<Refusal> for Status {
         if let Some(delay) = refusal.retry_after.or(again) {
             details.set_retry_info(Some(delay));
         }
-        Self::with_error_details(refusal.reason.code(), refusal.message, details)
+        let mut status = Self::with_error_details(refusal.reason.code(), refusal.message, details);
+        if let Some(delay) = refusal.retry_after.or(again) {
+            // Whole seconds, as HTTP has it: for those that do not decode the details.
+            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+            status.metadata_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        status
     }
 }
 
@@ -115,6 +123,7 @@ mod tests {
         let (why, metadata) = info(&status).expect("ours");
         assert_eq!((why.as_str(), metadata["node"].as_str()), ("NO_CAPACITY", "n1"));
         assert_eq!(retry_after(&status), Some(Duration::from_millis(1500)));
+        assert_eq!(status.metadata().get(RETRY_AFTER).expect("a header"), "2");
         assert_eq!(reason(&Status::internal("x")), None);
     }
 
@@ -125,6 +134,7 @@ mod tests {
         assert_eq!(after(Reason::NoQuorum), Some(RETRY));
         for permanent in [Reason::TooLarge, Reason::NeverFits, Reason::SandboxNotFound] {
             assert_eq!(after(permanent), None);
+            assert!(Status::from(Refusal::new(permanent, "no")).metadata().is_empty());
         }
     }
 

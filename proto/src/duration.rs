@@ -11,6 +11,22 @@ pub fn read(duration: prost_types::Duration) -> Option<Duration> {
     Duration::from_secs(seconds).checked_add(Duration::from_nanos(nanos))
 }
 
+/// Parses a time of one unit, such as `90s`, `30m`, `12h` or `7d`; `None` for 0, and for any other
+/// text.
+pub fn parse(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return None,
+    };
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+    let number = number.parse::<u64>().ok().filter(|&number| digits && number > 0)?;
+    number.checked_mul(seconds).map(Duration::from_secs)
+}
+
 /// Converts a duration of a request; `None` when there is none.
 ///
 /// # Errors
@@ -34,6 +50,16 @@ mod tests {
         fn any_two_numbers_are_a_duration_or_refused(seconds: i64, nanos: i32) {
             let read = read(prost_types::Duration { seconds, nanos });
             prop_assert_eq!(read.is_some(), seconds >= 0 && nanos >= 0);
+        }
+    }
+
+    #[test]
+    fn times_of_one_unit_are_parsed() {
+        for (text, seconds) in [("90s", 90), ("30m", 1800), ("12h", 43_200), ("7d", 604_800)] {
+            assert_eq!(parse(text), Some(Duration::from_secs(seconds)));
+        }
+        for text in ["", "s", "0s", "5", "+5s", "-5s", "1.5h", "5 s", "5ä", "99999999999999999d"] {
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 

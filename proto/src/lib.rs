@@ -2,9 +2,10 @@
 //! ends of a call use.
 //!
 //! Code map: `id` has the identities, `name` the other names, `spec` the checked creation,
-//! `lifetime` its lifetime rules, `exec` the checks of a command, `phase` and `cause` questions
+//! `lifetime` its lifetime rules, `limits` those of a team, `exec` the checks of a command, `phase` and `cause` questions
 //! about a phase, a cause and a step, `reason` the constants of `ErrorInfo.reason`, `reattach` the
-//! positions in a command's streams. Depends on no other crate of the workspace.
+//! positions in a command's streams, `scope` and `token` what a caller's token allows and looks like.
+//! Depends on no other crate of the workspace.
 
 pub mod cause;
 pub mod duration;
@@ -12,11 +13,14 @@ mod enums;
 pub mod exec;
 pub mod id;
 pub mod lifetime;
+pub mod limits;
 pub mod name;
 mod phase;
 pub mod reason;
 pub mod reattach;
+pub mod scope;
 pub mod spec;
+pub mod token;
 pub mod update;
 
 pub use cause::{Cause, Progress};

@@ -110,6 +110,22 @@ name!(
     |text| word(text, b"._-")
 );
 name!(
+    /// Name of a token, unique among the team's tokens that are neither revoked nor expired.
+    TokenName,
+    "name",
+    63,
+    "must be 1 to 63 characters of A-Z a-z 0-9 . _ - and start with a letter or digit",
+    |text| word(text, b"._-")
+);
+name!(
+    /// Label of the person or program that a token was made for. No account: nobody logs in with it.
+    UserLabel,
+    "user",
+    63,
+    "must be 1 to 63 characters of A-Z a-z 0-9 . _ - + @ and start with a letter or digit",
+    |text| word(text, b"._-+@")
+);
+name!(
     /// Idempotency key of a caller, unique in its team.
     RequestId,
     "request_id",

@@ -165,6 +165,7 @@ impl Node {
             host_load: Box::new(move |_, _| load),
             shims: Arc::new(NoShims),
             dhcp: None,
+            isolation: None,
             faults: Faults::default(),
         }
     }

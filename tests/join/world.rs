@@ -23,6 +23,8 @@ use proto::{
         enrolment_service_client::EnrolmentServiceClient,
         operator_service_client::OperatorServiceClient,
     },
+    scope::Scopes,
+    token::Format,
 };
 use tokio::{net::TcpListener, time::sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -54,7 +56,9 @@ impl World {
         let own = Own { files, life };
         let live = own.load().expect("identity");
         let store: Arc<dyn Store> = Arc::new(Memory::new());
-        let issued = token::issue("ops".parse().expect("team"), "sandbox operator", 1);
+        let order = token::Order::new("ops".parse().expect("team"), Scopes::ALL);
+        let issued = token::issue(order, 1);
+        let token = issued.text(Format::default());
         store.add_token(issued.token).await.expect("stored");
         let controller = Controller::start(Parts {
             store,
@@ -84,7 +88,6 @@ impl World {
         let incoming = daemon::listen::tls(listener, server, stop.clone());
         tokio::spawn(controller.api().serve(incoming, stop.clone().cancelled_owned()));
         tokio::spawn(own.keep(live, stop.clone()));
-        let token = issued.text;
         Self { dir, address, token, _controller: controller, _stop: stop.drop_guard() }
     }
 

@@ -293,7 +293,7 @@ fn sandbox_reaches_the_world_and_nothing_beside_it() {
     world.shell("node1", "nft delete table bridge pve_sandbox; nft delete table inet pve_sandbox");
     world.shell("node1", "echo 0 >/sys/class/net/vmbr0/bridge/no_linklocal_learn");
     // Not at the first try: a kernel that has just found no neighbour waits before it asks again.
-    let through = |targets| {
+    let through = |targets: &BTreeMap<&str, String>| {
         wait("every probe to get through", || {
             probe(&world, own.vmid, targets).values().all(|reached| *reached)
         })

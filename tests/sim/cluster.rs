@@ -24,7 +24,9 @@ use controller::store::{Token, memory::Memory as Store};
 use proto::{
     id::{SandboxId, Vmid},
     name::NodeName,
+    scope::Scopes,
     spec::Size,
+    token::Format,
 };
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -142,14 +144,15 @@ impl Cluster {
             Some(Mutation::Store(mutation)) => store.lapsing(mutation),
             Some(_) | None => store,
         };
-        let issued = controller::token::issue("red".parse().expect("team"), "sandbox operator", 1);
+        let order = controller::token::Order::new("red".parse().expect("team"), Scopes::ALL);
+        let issued = controller::token::issue(order, 1);
         let mut cluster = Self {
             pve,
             net: Arc::new(Net::new(seed)),
             hosts,
             store,
             backup: None,
-            token: issued.text,
+            token: issued.text(Format::Plain),
             token_kept: issued.token,
             watch,
             foreign: BTreeMap::new(),

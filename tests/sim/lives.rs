@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use controller::{Controller, store::Store};
+use controller::{Controller, store::AccessStore as _};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 

@@ -66,13 +66,15 @@ const CONTROLLER: &[Rule] = &[
             "rpc",
             "setup",
             "store",
-            "token",
+            "token_command",
         ],
     ),
+    ("access", &["clock", "sandbox", "store", "token"]),
     ("config", &["ca", "events", "node", "placement", "sandbox", "url"]),
     (
         "rpc",
         &[
+            "access",
             "config",
             "enrolment",
             "inventory",
@@ -95,6 +97,7 @@ const CONTROLLER: &[Rule] = &[
     ("ca", &["clock"]),
     ("clock", &[]),
     ("token", &["store"]),
+    ("token_command", &["clock", "store", "token"]),
     ("url", &[]),
 ];
 

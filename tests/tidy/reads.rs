@@ -21,6 +21,7 @@ const LISTS: &[(&str, &str)] = &[
         "agent/src/detect.rs",
         "network interfaces of the host, and configs of its containers in pmxcfs",
     ),
+    ("agent/src/bridge/mod.rs", "files of ifupdown2 on the host"),
     ("agent/src/dhcp/mod.rs", "network interfaces of the host"),
     ("agent/src/run/mod.rs", "the agent's own directory"),
     ("agent/src/sandbox/exec/shims.rs", "the agent's own directory"),

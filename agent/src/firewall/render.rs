@@ -91,7 +91,7 @@ pub fn change(old: &Rules, new: &Rules) -> Option<String> {
 
 fn elements(rules: &Rules) -> Elements {
     let mut elements = Elements::new();
-    let mut add = |set, element| elements.entry(set).or_insert_with(BTreeSet::new).insert(element);
+    let mut add = |set, element| elements.entry(set).or_default().insert(element);
     let Grounds { gateway, name_servers, dhcp_server, .. } = &rules.grounds;
     let routers = name_servers.iter().chain([gateway]).chain(dhcp_server).chain(&rules.routers);
     for router in routers {

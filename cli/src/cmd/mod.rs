@@ -57,6 +57,8 @@ mod shell;
 mod snapshot;
 mod start;
 mod stop;
+mod team;
+mod token;
 mod top;
 mod uncordon;
 mod url;
@@ -192,6 +194,12 @@ pub(crate) enum Operator {
     /// The whole system: fsck, gc, prune, compare, adopt, recover, release
     #[command(subcommand)]
     Admin(admin::Admin),
+    /// Tokens of teams: create, list or revoke them
+    #[command(subcommand)]
+    Token(token::TokenVerb),
+    /// Teams: what they have, what they may have, and how often they may create
+    #[command(subcommand)]
+    Team(team::TeamVerb),
     /// List the nodes and their load; short for `node ls`
     #[command(hide = true)]
     Nodes(nodes::Nodes),
@@ -329,6 +337,8 @@ async fn operator(verb: Operator, controller: Controller, output: Output) -> Res
         Operator::Drain(args) => drain::run(controller, args, output).await,
         Operator::Node(verb) => node::run(controller, verb, output).await,
         Operator::Admin(verb) => admin::run(controller, verb, output).await,
+        Operator::Token(verb) => token::run(controller, verb, output).await,
+        Operator::Team(verb) => team::run(controller, verb, output).await,
     }
 }
 

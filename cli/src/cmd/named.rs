@@ -88,6 +88,8 @@ fn of_operator(verb: &mut Operator) -> Vec<&mut String> {
         | Operator::Uncordon(_)
         | Operator::Drain(_)
         | Operator::Node(_)
+        | Operator::Token(_)
+        | Operator::Team(_)
         | Operator::Admin(_) => Vec::new(),
     }
 }

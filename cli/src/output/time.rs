@@ -20,6 +20,11 @@ pub fn now() -> String {
     Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now).to_string()
 }
 
+/// Present time, seconds since 1970.
+pub fn now_seconds() -> i64 {
+    Timestamp::now().as_second()
+}
+
 /// Age in one unit: `12s`, `5m`, `3h`, `2d`.
 pub fn age(time: Option<prost_types::Timestamp>) -> String {
     let Some(time) = time else { return "-".into() };

@@ -15,6 +15,19 @@ fn help_texts_are_as_recorded() {
         root.find_subcommand_mut("node").and_then(|node| node.find_subcommand_mut("forget"));
     let forget = forget.expect("listed").render_long_help();
     text.push_str(&format!("\n\n=== node forget\n{forget}"));
+    for (name, verb) in [
+        ("token", "create"),
+        ("token", "ls"),
+        ("token", "revoke"),
+        ("team", "ls"),
+        ("team", "get"),
+        ("team", "set"),
+    ] {
+        let parent = root.find_subcommand_mut(name);
+        let verb = parent.and_then(|parent| parent.find_subcommand_mut(verb)).expect("listed");
+        let text_of_it = verb.render_long_help();
+        text.push_str(&format!("\n\n=== {name} {}\n{text_of_it}", verb.get_name()));
+    }
     let lines: Vec<_> = text.lines().map(str::trim_end).collect();
     insta::assert_snapshot!(lines.join("\n"));
 }

@@ -434,3 +434,63 @@ async fn wrong_token_and_wrong_ca_say_what_to_set() {
     let bare = fake.command(&["version"]).env_remove("SANDBOXCTL_ENDPOINT").spawn().expect("spawn");
     assert_eq!(finish(bare).await.code, Some(0), "our own version needs nobody");
 }
+
+#[tokio::test]
+async fn token_is_shown_once_on_stdout_and_can_be_revoked() {
+    let fake = fake().await;
+    let ran = fake.run(&["token", "create", "ci", "--scope", "exec,manage"]).await;
+    let plain = format!("pvesb_0123456789ab_{}\n", "f".repeat(64));
+    assert_eq!((ran.code, ran.text()), (Some(0), plain.as_str()), "{ran:?}");
+    assert!(ran.stderr.contains("token ci (0123456789ab) of team lab: exec manage"), "{ran:?}");
+    let ran = fake.run(&["token", "create", "--format", "e2b", "--expires", "30d"]).await;
+    assert_eq!(ran.text(), format!("e2b_0123456789ab{}\n", "f".repeat(64)), "{ran:?}");
+    let value = fake.run(&["token", "create", "--team", "acme", "--json"]).await.json();
+    assert_eq!((&value["team"], &value["id"]), (&json!("acme"), &json!("0123456789ab")));
+    assert!(value["token"].as_str().is_some_and(|text| text.starts_with("pvesb_")), "{value}");
+    let ran = fake.run(&["token", "create", "taken"]).await;
+    assert!(ran.code == Some(1) && ran.stderr.contains("NAME_TAKEN"), "{ran:?}");
+    let ran = fake.run(&["token", "create", "--scope", "all"]).await;
+    assert!(ran.code == Some(2) && ran.stderr.contains("read, exec, manage, admin"), "{ran:?}");
+
+    let ran = fake.run(&["token", "ls"]).await;
+    assert!(ran.text().contains("ci") && !ran.text().contains("revoked"), "{ran:?}");
+    let list = fake.run(&["token", "ls", "-a", "--json"]).await.json();
+    let states: Vec<_> = list.as_array().into_iter().flatten().map(|t| &t["state"]).collect();
+    assert_eq!(states, [&json!("good"), &json!("revoked")], "both pages");
+    let ran = fake.run(&["token", "revoke", "ci"]).await;
+    assert_eq!(ran.text(), "ci (0123456789ab) of team lab is revoked\n", "{ran:?}");
+    let ran = fake.run(&["token", "revoke", "other"]).await;
+    assert!(ran.code == Some(3) && ran.stderr.contains("token ls -a"), "{ran:?}");
+    let ran = fake.run(&["team", "ls", "-o", "name"]).await;
+    assert_eq!(ran.text(), "acme\nlab\n", "{ran:?}");
+}
+
+#[tokio::test]
+async fn limits_of_a_team_are_shown_beside_their_use_and_set() {
+    let fake = fake().await;
+    let ran = fake.run(&["team", "get"]).await;
+    for part in ["team lab", "sandboxes", "3", "20", "6.0 GiB", "none", "10/hour", "the default"] {
+        assert!(ran.text().contains(part), "{part} in {ran:?}");
+    }
+    let words =
+        ["team", "set", "acme", "--memory", "80g", "--sandboxes", "none", "--creates", "5/30m"];
+    let ran = fake.run(&words).await;
+    for part in ["team acme", "80 GiB", "5/30m", "its own"] {
+        assert!(ran.text().contains(part), "{part} in {ran:?}");
+    }
+    let value = fake.run(&[&words[..], &["--json"]].concat()).await.json();
+    assert_eq!(value["own"], json!(["sandboxes", "memory_mib", "creates"]));
+    assert_eq!(
+        (&value["max"]["sandboxes"], &value["max"]["memory_mib"]),
+        (&json!(null), &json!(81_920))
+    );
+    assert_eq!(
+        (&value["used"]["sandboxes"], &value["max"]["creates"]),
+        (&json!(3), &json!("5/30m"))
+    );
+    let list = fake.run(&["team", "ls"]).await;
+    assert!(list.text().contains("3 of 20") && list.text().contains("2 of 10/hour"), "{list:?}");
+    for wrong in [&["team", "set", "acme"][..], &["team", "set", "acme", "--creates", "10"]] {
+        assert_eq!(fake.run(wrong).await.code, Some(2));
+    }
+}

@@ -253,7 +253,10 @@ fn refused(error: ca::Error) -> Error {
             tracing::debug!(why, "certificate request refused");
             proto::id::Invalid::new("csr", "must be a request for an ECDSA key on P-256").into()
         }
-        error => {
+        error @ (ca::Error::File { .. }
+        | ca::Error::Missing(_)
+        | ca::Error::Name(_)
+        | ca::Error::Certificate(_)) => {
             tracing::error!(error = %daemon::chain::Chain(&error), "could not sign a certificate");
             Error::new(Reason::StoreFailed, "the controller's CA failed; see its log")
         }

@@ -9,6 +9,7 @@ use proto::{
     Cause, Reason,
     id::SandboxId,
     sandbox::v1::{Phase, Sandbox},
+    spec::Size,
 };
 
 /// Returns true for a deleted or failed sandbox.
@@ -81,6 +82,8 @@ pub(super) struct CompactSandbox {
     /// As in the message; `None` for no name.
     pub(super) name: Option<Box<str>>,
     /// As in the message.
+    pub(super) size: Size,
+    /// As in the message.
     pub(super) vmid: u32,
     /// As in the message.
     pub(super) attempt: u32,
@@ -106,6 +109,7 @@ impl CompactSandbox {
             team,
             node,
             name: (!sandbox.name.is_empty()).then(|| sandbox.name.as_str().into()),
+            size: sandbox.size.unwrap_or_default().into(),
             vmid: sandbox.vmid,
             attempt: sandbox.attempt,
             creating: false,

@@ -13,6 +13,7 @@ use super::{
     Entry,
     compact::{CompactSandbox, Interner, mask},
     merge::Known,
+    usage::Usage,
 };
 
 /// State behind the cache's lock. Changed by `put` and `remove`, which keep the indexes.
@@ -30,6 +31,8 @@ pub(super) struct Index {
     pub(super) by_name: BTreeMap<(u32, Box<str>), Vec<SandboxId>>,
     /// Number of living sandboxes, by team and by node.
     pub(super) counts: BTreeMap<Team, BTreeMap<NodeName, u32>>,
+    /// Sums of what the living sandboxes of each team have, by the number of the team.
+    pub(super) usage: BTreeMap<u32, Usage>,
     /// Number of living sandboxes by node.
     pub(super) on: BTreeMap<NodeName, u32>,
     /// Nodes that are up.
@@ -119,6 +122,14 @@ impl Index {
     }
 
     fn count(&mut self, known: &CompactSandbox, add: bool) {
+        if !known.ended() {
+            let sum = self.usage.entry(known.team).or_default();
+            let one = Usage::of(known.size);
+            *sum = if add { sum.plus(one) } else { sum.minus(one) };
+            if *sum == Usage::default() {
+                self.usage.remove(&known.team);
+            }
+        }
         let Some(node) = known.node.filter(|_| !known.ended()) else { return };
         let (node, team) = (self.nodes.name(node), self.teams.name(known.team));
         let change = |count: &mut u32| *count = if add { *count + 1 } else { *count - 1 };

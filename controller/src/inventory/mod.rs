@@ -13,8 +13,13 @@ mod compact;
 mod index;
 mod merge;
 mod moved;
+mod usage;
 
-use std::{collections::BTreeSet, fmt, ops::Bound};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    ops::Bound,
+};
 
 use daemon::sync::Mutex;
 use proto::{
@@ -22,6 +27,7 @@ use proto::{
     id::{SandboxId, SandboxRef},
     name::{NodeName, SandboxName, Team},
     sandbox::v1::{Phase, Sandbox},
+    spec::Size,
 };
 use tokio::sync::{
     Notify,
@@ -36,7 +42,7 @@ use self::{
 };
 use crate::store::Event;
 
-pub use self::merge::Applied;
+pub use self::{merge::Applied, usage::Usage};
 
 /// One sandbox.
 #[derive(Debug, Clone, PartialEq)]
@@ -388,6 +394,24 @@ impl Cache {
         }
     }
 
+    /// Returns an entry of a team by id or vmid. What another team has is looked up as what nobody has:
+    /// it is not decoded, so the time tells nothing either. Of a vmid that is used again, the team
+    /// gets its own last sandbox that had it.
+    pub fn get_of(&self, team: &Team, name: &SandboxRef) -> Option<Entry> {
+        let inner = self.inner.lock();
+        let team = inner.teams.find(team);
+        let own = |id: &&SandboxId| inner.by_id.get(id).filter(|known| Some(known.team) == team);
+        let id = match name {
+            SandboxRef::Id(id) => Some(id).filter(|id| own(id).is_some()),
+            SandboxRef::Vmid(vmid) => {
+                let ids = inner.by_vmid.get(&vmid.get()).map(|ids| &**ids).unwrap_or_default();
+                let lives = |id: &&SandboxId| own(id).is_some_and(|known| !known.ended());
+                ids.iter().find(lives).or_else(|| ids.iter().rfind(|id| own(id).is_some()))
+            }
+        };
+        inner.get(id?)
+    }
+
     /// Returns the living sandboxes of a team with this name, ordered by id: one at most, unless the
     /// store was lost.
     pub fn named(&self, team: &Team, name: &SandboxName) -> Vec<SandboxId> {
@@ -462,6 +486,43 @@ impl Cache {
         let inner = self.inner.lock();
         let counts = inner.counts.get(team);
         with(&|node| counts.and_then(|nodes| nodes.get(node)).copied().unwrap_or_default())
+    }
+
+    /// Returns the teams that have living sandboxes, in no order.
+    pub fn teams(&self) -> Vec<Team> {
+        let inner = self.inner.lock();
+        inner.usage.keys().map(|team| inner.teams.name(*team).clone()).collect()
+    }
+
+    /// Returns what the living sandboxes of a team have, together with what they are about to have:
+    /// `soon` names sandboxes, also new ones, and their sizes then.
+    pub fn usage(&self, team: &Team, soon: impl Iterator<Item = (SandboxId, Size)>) -> Usage {
+        let inner = self.inner.lock();
+        let team = inner.teams.find(team);
+        let now = team.and_then(|team| inner.usage.get(&team)).copied().unwrap_or_default();
+        soon.fold(now, |sum, (id, size)| match inner.by_id.get(&id) {
+            None => sum.plus(Usage::of(size)),
+            Some(known) if known.ended() => sum,
+            Some(known) => sum.plus(Usage::growth(known.size, size)),
+        })
+    }
+
+    /// Counts the use of all teams again; returns the teams whose counters differ, with both.
+    pub fn miscounted(&self) -> Vec<(Team, Usage, Usage)> {
+        let inner = self.inner.lock();
+        let mut recount: BTreeMap<u32, Usage> = BTreeMap::new();
+        for (id, known) in inner.by_id.iter().filter(|(_, known)| !known.ended()) {
+            let size = known.sandbox(id).size.unwrap_or_default();
+            let sum = recount.entry(known.team).or_default();
+            *sum = sum.plus(Usage::of(size.into()));
+        }
+        let teams: BTreeSet<_> = recount.keys().chain(inner.usage.keys()).copied().collect();
+        let of = |sums: &BTreeMap<u32, Usage>, team| sums.get(&team).copied().unwrap_or_default();
+        let both = teams.into_iter().map(|team| (team, of(&inner.usage, team), of(&recount, team)));
+        let wrong = both.filter(|(_, counted, recounted)| counted != recounted);
+        wrong
+            .map(|(team, counted, again)| (inner.teams.name(team).clone(), counted, again))
+            .collect()
     }
 
     /// Returns the number of living sandboxes on a node.

@@ -9,9 +9,9 @@ use daemon::{peer::Validity, sync::Mutex};
 use proto::{
     agent::v1::Member,
     id::SandboxId,
-    name::{NodeName, Team},
+    name::{NodeName, SnapshotId, Team},
     sandbox::v1::NodeLoad,
-    spec::Spec,
+    spec::{Size, Spec},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -340,6 +340,12 @@ impl Nodes {
         }
         let holders = u32::try_from(holders).unwrap_or(u32::MAX);
         Decision { attempt, decided_ms, holders, verdicts }
+    }
+
+    /// Returns the default size of a snapshot, as a node that holds it reports it; nothing, if none does.
+    pub fn default_size(&self, snapshot: &SnapshotId) -> Size {
+        let fleet = self.fleet.lock();
+        fleet.holders(snapshot).first().map(|holder| holder.size).unwrap_or_default()
     }
 
     /// Returns what is known about a node that refused, failed or is down, for the explanation.

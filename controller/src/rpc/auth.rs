@@ -7,21 +7,56 @@
 use std::{collections::HashMap, sync::Arc};
 
 use daemon::{status::Refusal, sync::Mutex};
-use http::HeaderValue;
-use proto::{Reason, name::Team};
+use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
+use proto::{Reason, name::Team, token::split};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::Status;
 
 use crate::{
-    sandbox,
-    store::{self, Store},
-    token,
+    access::Access,
+    sandbox, store,
+    token::{self, Verdict},
 };
 
 /// Concurrent look-ups of tokens that were not valid before.
 const TURNS: usize = 16;
 /// Most tokens in the cache of valid ones.
 const KNOWN_MAX: usize = 4096;
+/// Header in which the libraries of E2B send a token.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Headers that may have a token.
+#[derive(Debug, Clone)]
+pub(super) struct Credentials {
+    authorization: Option<HeaderValue>,
+    api_key: Option<HeaderValue>,
+}
+
+impl Credentials {
+    /// Copies them out of a request.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let copy = |name: &HeaderName| headers.get(name).cloned();
+        Self { authorization: copy(&AUTHORIZATION), api_key: copy(&API_KEY) }
+    }
+
+    /// Parses the token: a bearer token, else the one in `x-api-key`.
+    ///
+    /// # Errors
+    /// When there is none, or its text does not have the form of one.
+    pub(super) fn shown(&self) -> Result<Shown<'_>, Status> {
+        let bearer = text(self.authorization.as_ref())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .and_then(|(_, text)| split(text.trim()));
+        let key = || text(self.api_key.as_ref()).and_then(|text| split(text.trim()));
+        let (id, secret) = bearer.or_else(key).ok_or_else(|| invalid(SEND))?;
+        Ok(Shown { id, secret })
+    }
+}
+
+fn text(header: Option<&HeaderValue>) -> Option<&str> {
+    header.and_then(|value| value.to_str().ok())
+}
 
 /// Well-formed id and secret of a caller's token.
 #[derive(Debug, Clone, Copy)]
@@ -30,38 +65,28 @@ pub(super) struct Shown<'a> {
     secret: &'a str,
 }
 
-/// Parses the token in an `authorization` header.
-///
-/// # Errors
-/// When there is none, or its text does not have the form of one.
-pub(super) fn shown(header: Option<&HeaderValue>) -> Result<Shown<'_>, Status> {
-    let text = header
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, text)| text.trim());
-    let (id, secret) = text.and_then(token::split).ok_or_else(invalid)?;
-    Ok(Shown { id, secret })
-}
-
 /// Looks up tokens, and caches the valid ones.
 #[derive(Debug)]
 pub(super) struct Tokens {
-    store: Arc<dyn Store>,
+    access: Arc<Access>,
     turns: Semaphore,
     /// Tokens that were valid at their last look-up.
     known: Mutex<HashMap<String, store::Token>>,
 }
 
 impl Tokens {
-    pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, turns: Semaphore::new(TURNS), known: Mutex::default() }
+    pub(super) fn new(access: Arc<Access>) -> Self {
+        Self { access, turns: Semaphore::new(TURNS), known: Mutex::default() }
     }
 
     /// Returns the team of a token that was valid at its last look-up. It may be revoked since.
     pub(super) fn team(&self, shown: Shown<'_>) -> Option<Team> {
         let known = self.known.lock().get(shown.id).cloned()?;
-        token::verify(&known, shown.secret).then_some(known.team)
+        (self.judge(&known, shown) == Verdict::Valid).then_some(known.team)
+    }
+
+    fn judge(&self, token: &store::Token, shown: Shown<'_>) -> Verdict {
+        token::verify(token, shown.secret, self.access.now_ms())
     }
 
     /// Waits for the turn to look up a token that was not valid before.
@@ -72,28 +97,68 @@ impl Tokens {
     /// Looks up a token.
     ///
     /// # Errors
-    /// When there is no such token, it is revoked, or the store fails.
+    /// When there is no such token, it is revoked or has expired, or the store fails.
     pub(super) async fn verify(&self, shown: Shown<'_>) -> Result<store::Token, Status> {
-        let found = self.store.token(shown.id).await.map_err(sandbox::Error::from)?;
-        let valid = found.filter(|found| token::verify(found, shown.secret));
+        let found = self.access.token(shown.id).await.map_err(sandbox::Error::from)?;
+        let verdict = found.as_ref().map_or(Verdict::Wrong, |found| self.judge(found, shown));
         let mut known = self.known.lock();
-        let Some(token) = valid else {
-            // Another caller's wrong secret must not remove the right one from the cache.
-            if known.get(shown.id).is_some_and(|known| token::verify(known, shown.secret)) {
-                known.remove(shown.id);
+        let why = match (verdict, found) {
+            (Verdict::Valid, Some(token)) => {
+                if known.len() >= KNOWN_MAX && !known.contains_key(shown.id) {
+                    known.clear();
+                }
+                known.insert(shown.id.to_owned(), token.clone());
+                drop(known);
+                self.access.note_use(&token);
+                return Ok(token);
             }
-            return Err(invalid());
+            (Verdict::Revoked, _) => "this token was revoked; use another",
+            (Verdict::Expired, _) => "this token has expired; use another",
+            (Verdict::Valid | Verdict::Wrong, _) => SEND,
         };
-        if known.len() >= KNOWN_MAX && !known.contains_key(shown.id) {
-            known.clear();
+        // Another caller's wrong secret must not remove the right one from the cache.
+        if known.get(shown.id).is_some_and(|known| self.judge(known, shown) != Verdict::Wrong) {
+            known.remove(shown.id);
         }
-        known.insert(shown.id.to_owned(), token.clone());
-        Ok(token)
+        Err(invalid(why))
     }
 }
 
-fn invalid() -> Status {
-    let message = "send a valid token as `authorization: Bearer pvesb_...`; \
-                   `pve-sandbox-controller token create` makes one";
-    Refusal::new(Reason::TokenInvalid, message).into()
+const SEND: &str = "send a valid token as `authorization: Bearer pvesb_...`; an operator makes one \
+                    with `sandboxctl token create`, or `pve-sandbox-controller token create`";
+
+fn invalid(why: &str) -> Status {
+    Refusal::new(Reason::TokenInvalid, why).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::token::Format;
+
+    use super::*;
+
+    #[test]
+    fn token_is_taken_from_either_header() {
+        let (id, secret) = ("0123456789ab", "f".repeat(64));
+        let (plain, e2b) = (Format::Plain.text(id, &secret), Format::E2b.text(id, &secret));
+        let shown = |pairs: &[(&'static str, String)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.insert(*name, value.parse().expect("a value"));
+            }
+            Credentials::of(&headers).shown().map(|shown| shown.id.to_owned()).ok()
+        };
+        let known = Some(id.to_owned());
+        for text in [&plain, &e2b] {
+            assert_eq!(shown(&[("authorization", format!("Bearer {text}"))]), known);
+            assert_eq!(shown(&[("authorization", format!("bearer  {text} "))]), known);
+            assert_eq!(shown(&[("x-api-key", text.clone())]), known);
+            // What a proxy or a library adds beside it.
+            let basic = ("authorization", "Basic dXNlcjo=".to_owned());
+            assert_eq!(shown(&[basic, ("x-api-key", text.clone())]), known);
+            assert_eq!(shown(&[("authorization", format!("Basic {text}"))]), None);
+            assert_eq!(shown(&[("authorization", text.clone())]), None);
+        }
+        assert_eq!(shown(&[]), None);
+    }
 }

@@ -11,10 +11,7 @@ use std::{
 };
 
 use daemon::status::Refusal;
-use http::{
-    HeaderValue, Request, Response, Version,
-    header::{AUTHORIZATION, CONNECTION},
-};
+use http::{HeaderValue, Request, Response, Version, header::CONNECTION};
 use http_body_util::{BodyExt, Full, Limited};
 use proto::Reason;
 use tokio::time::timeout;
@@ -22,13 +19,13 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
-    auth::{self, Tokens},
+    auth::{Credentials, Tokens},
     connections::{Busy, RowHandle},
     permits::{Full as NoRoom, Permit, Permits},
     scope::{self, Method, Need, Shape},
     status,
 };
-use crate::{config::ApiLimits, sandbox::Caller, store::Store};
+use crate::{access::Access, config::ApiLimits, sandbox::Caller, store};
 
 /// Longest call without a token, from its headers to its answer.
 const OPEN_TIME: Duration = Duration::from_secs(5);
@@ -51,8 +48,8 @@ struct Rules {
 }
 
 impl GuardLayer {
-    pub(super) fn new(store: Arc<dyn Store>, limits: &ApiLimits) -> Self {
-        Self(Arc::new(Rules { tokens: Tokens::new(store), permits: Permits::new(limits) }))
+    pub(super) fn new(access: Arc<Access>, limits: &ApiLimits) -> Self {
+        Self(Arc::new(Rules { tokens: Tokens::new(access), permits: Permits::new(limits) }))
     }
 }
 
@@ -159,9 +156,9 @@ where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
     let version = request.version();
-    // Only the header, not the request: its body must not be shared between threads.
-    let header = request.headers().get(AUTHORIZATION).cloned();
-    let (caller, permit) = match rules.admit(method, row, header.as_ref()).await {
+    // Only the headers, not the request: its body must not be shared between threads.
+    let credentials = Credentials::of(request.headers());
+    let (caller, permit) = match rules.admit(method, row, &credentials).await {
         Ok(admitted) => admitted,
         Err(status) => return Ok(unread(status, version)),
     };
@@ -183,9 +180,9 @@ impl Rules {
         &self,
         method: Method,
         row: &RowHandle,
-        header: Option<&HeaderValue>,
+        credentials: &Credentials,
     ) -> Result<(Caller, Permit), Status> {
-        let shown = auth::shown(header)?;
+        let shown = credentials.shown()?;
         let early = match self.tokens.team(shown) {
             Some(team) => Some(self.permit(&team, method.shape)?),
             None => None,
@@ -204,9 +201,13 @@ impl Rules {
         drop(turn);
         row.belongs_to(&token.team);
         if let Need::Scope(needed) = method.need
-            && !token.scopes.split(' ').any(|scope| scope == needed)
+            && !token.scopes.allow(needed)
         {
-            let message = format!("this token has not the scope `{needed}`");
+            let message = format!(
+                "this call needs the scope `{}`, and this token has: {}",
+                needed.name(),
+                token.scopes
+            );
             return Err(Refusal::new(Reason::ScopeMissing, message).into());
         }
         // The team of a token never changes.
@@ -214,7 +215,8 @@ impl Rules {
             Some(permit) => permit,
             None => self.permit(&token.team, method.shape)?,
         };
-        Ok((Caller { team: token.team, token: token.id }, permit))
+        let store::Token { team, id, user, scopes, .. } = token;
+        Ok((Caller { team, token: id, user, scopes }, permit))
     }
 
     fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Status> {

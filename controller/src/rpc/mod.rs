@@ -9,8 +9,9 @@ mod guard;
 mod operator;
 mod permits;
 mod sandbox;
-pub mod scope;
+mod scope;
 mod status;
+mod tokens;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -33,7 +34,7 @@ use tonic_web::GrpcWebLayer;
 use connections::Connections;
 
 use crate::{
-    config::ApiLimits, enrolment::Enrolment, sandbox::Sandboxes, store::Store, url::UrlTemplate,
+    access::Access, config::ApiLimits, enrolment::Enrolment, sandbox::Sandboxes, url::UrlTemplate,
 };
 
 /// Time after which a silent caller is pinged; without an answer it is disconnected.
@@ -54,7 +55,7 @@ impl Api {
     /// Builds the services over the domain.
     pub async fn new(
         sandboxes: Arc<Sandboxes>,
-        store: Arc<dyn Store>,
+        access: Arc<Access>,
         urls: UrlTemplate,
         limits: ApiLimits,
     ) -> Self {
@@ -63,9 +64,10 @@ impl Api {
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let operator = OperatorServiceServer::new(operator::Rpc { sandboxes })
-            .accept_compressed(CompressionEncoding::Gzip)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let operator =
+            OperatorServiceServer::new(operator::Rpc { sandboxes, access: access.clone() })
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let enrolment = Arc::<OnceLock<_>>::default();
         let joins = EnrolmentServiceServer::new(enrolment::Rpc::new(enrolment.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -87,7 +89,7 @@ impl Api {
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         routes = routes.add_service(v1.expect("our own descriptors are whole"));
         routes = routes.add_service(v1alpha.expect("our own descriptors are whole"));
-        let guard = guard::GuardLayer::new(store, &limits);
+        let guard = guard::GuardLayer::new(access, &limits);
         Self { routes, guard, limits, enrolment }
     }
 

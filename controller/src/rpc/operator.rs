@@ -9,13 +9,18 @@ use tonic::{Request, Response};
 use super::{
     convert,
     sandbox::{Answer, Messages, split},
+    tokens,
 };
-use crate::sandbox::{EventItem, EventQuery, Sandboxes};
+use crate::{
+    access::Access,
+    sandbox::{EventItem, EventQuery, Sandboxes},
+};
 
 /// Implementation of the service.
 #[derive(Debug)]
 pub(super) struct Rpc {
     pub(super) sandboxes: Arc<Sandboxes>,
+    pub(super) access: Arc<Access>,
 }
 
 #[tonic::async_trait]
@@ -113,6 +118,41 @@ impl OperatorService for Rpc {
         let ForgetNodeRequest { node, lost, dry_run } = request;
         let sandboxes = self.sandboxes.forget_node(&caller, &node, lost, dry_run).await?;
         Ok(Response::new(ForgetNodeResponse { sandboxes }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Answer<CreateTokenResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(tokens::create(&self.access, &caller, request).await?))
+    }
+
+    async fn list_tokens(&self, request: Request<ListTokensRequest>) -> Answer<ListTokensResponse> {
+        Ok(Response::new(tokens::list(&self.access, request.into_inner()).await?))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<RevokeTokenRequest>,
+    ) -> Answer<RevokeTokenResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(tokens::revoke(&self.access, &caller, request).await?))
+    }
+
+    async fn list_teams(&self, request: Request<ListTeamsRequest>) -> Answer<ListTeamsResponse> {
+        let request = request.into_inner();
+        Ok(Response::new(tokens::teams(&self.access, &self.sandboxes, request).await?))
+    }
+
+    async fn get_team(&self, request: Request<GetTeamRequest>) -> Answer<GetTeamResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(tokens::get_team(&self.sandboxes, &caller, &request)?))
+    }
+
+    async fn update_team(&self, request: Request<UpdateTeamRequest>) -> Answer<UpdateTeamResponse> {
+        let (caller, request) = split(request)?;
+        Ok(Response::new(tokens::update_team(&self.sandboxes, &caller, request).await?))
     }
 
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {

@@ -1,6 +1,8 @@
 //! Access rules. Every method has an entry; one without is refused. A test compares this table with
 //! the descriptors, so that a new method cannot be forgotten.
 
+use proto::scope::Scope::{self, Admin, Exec, Manage, Read};
+
 /// Required credentials of a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
@@ -11,7 +13,7 @@ pub(super) enum Need {
     /// as long as the caller likes.
     Token,
     /// A token with this scope.
-    Scope(&'static str),
+    Scope(Scope),
 }
 
 /// Duration of a call. The two shapes have separate limits, so that the streams of a team leave
@@ -33,71 +35,75 @@ pub(super) struct Method {
     pub(super) shape: Shape,
 }
 
-/// Scope to use the sandboxes of the token's own team. Every token has it.
-pub const SANDBOX: &str = "sandbox";
-/// Scope to inspect and manage nodes.
-pub const OPERATOR: &str = "operator";
-/// All scopes.
-pub const ALL: &[&str] = &[SANDBOX, OPERATOR];
-
-use Need::{Open, Scope, Token};
+use Need::{Open, Token};
 use Shape::{Stream, Unary};
+
+/// Builds the need of a scope.
+const fn of(scope: Scope) -> Need {
+    Need::Scope(scope)
+}
 
 const TABLE: &[(&str, Need, Shape)] = &[
     ("/grpc.health.v1.Health/Check", Open, Unary),
     ("/grpc.health.v1.Health/Watch", Token, Stream),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Token, Stream),
     ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Token, Stream),
+    ("/sandbox.v1.SandboxService/CompareSandboxes", of(Read), Unary),
+    ("/sandbox.v1.SandboxService/ExplainPlacement", of(Read), Unary),
+    ("/sandbox.v1.SandboxService/GetSandbox", of(Read), Unary),
+    ("/sandbox.v1.SandboxService/GetUsage", of(Read), Unary),
+    ("/sandbox.v1.SandboxService/ListSandboxes", of(Read), Unary),
+    ("/sandbox.v1.SandboxService/ListSnapshots", of(Read), Unary),
+    ("/sandbox.v1.SandboxService/WatchEvents", of(Read), Stream),
+    ("/sandbox.v1.SandboxService/WatchSandbox", of(Read), Stream),
+    ("/sandbox.v1.SandboxService/WatchSandboxes", of(Read), Stream),
+    ("/sandbox.v1.SandboxService/DownloadArchive", of(Exec), Stream),
+    ("/sandbox.v1.SandboxService/Exec", of(Exec), Stream),
+    ("/sandbox.v1.SandboxService/ExecCommand", of(Exec), Unary),
+    ("/sandbox.v1.SandboxService/ListDir", of(Exec), Unary),
+    ("/sandbox.v1.SandboxService/ListExecs", of(Exec), Unary),
+    ("/sandbox.v1.SandboxService/ReadFile", of(Exec), Stream),
+    ("/sandbox.v1.SandboxService/RemoveFile", of(Exec), Unary),
+    ("/sandbox.v1.SandboxService/ResizeExec", of(Exec), Unary),
+    ("/sandbox.v1.SandboxService/SignalExec", of(Exec), Unary),
+    ("/sandbox.v1.SandboxService/StatFile", of(Exec), Unary),
+    ("/sandbox.v1.SandboxService/StreamExec", of(Exec), Stream),
+    ("/sandbox.v1.SandboxService/UploadArchive", of(Exec), Stream),
+    ("/sandbox.v1.SandboxService/WriteExecStdin", of(Exec), Unary),
+    ("/sandbox.v1.SandboxService/WriteFiles", of(Exec), Unary),
+    ("/sandbox.v1.SandboxService/CreateSandbox", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/DeleteSandbox", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/ExposeHttpService", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/GetOrCreateSandbox", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/HideHttpService", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/PauseSandbox", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/PruneSandboxes", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/ResumeSandbox", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/StartSandbox", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/StopSandbox", of(Manage), Unary),
+    ("/sandbox.v1.SandboxService/UpdateSandbox", of(Manage), Unary),
+    ("/sandbox.v1.OperatorService/GetTeam", of(Read), Unary),
+    ("/sandbox.v1.OperatorService/GetVersion", of(Read), Unary),
+    ("/sandbox.v1.OperatorService/AdoptSandbox", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/CollectGarbage", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/CordonNode", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/CreateToken", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/DrainNode", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/ForgetNode", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/Fsck", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/ListNodes", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/ListTeams", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/ListTokens", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/RecoverSandbox", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/ReleaseSandbox", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/RevokeToken", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/UncordonNode", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/UpdateTeam", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/WatchAllEvents", of(Admin), Stream),
     // The one-time token in the request is the authority.
     ("/sandbox.v1.EnrolmentService/Join", Open, Unary),
-    ("/sandbox.v1.EnrolmentService/CreateNodeToken", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.EnrolmentService/RevokeNode", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/Fsck", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/GetVersion", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.OperatorService/ListNodes", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/WatchAllEvents", Scope(OPERATOR), Stream),
-    ("/sandbox.v1.SandboxService/CreateSandbox", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/DeleteSandbox", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/DownloadArchive", Scope(SANDBOX), Stream),
-    ("/sandbox.v1.SandboxService/Exec", Scope(SANDBOX), Stream),
-    ("/sandbox.v1.SandboxService/ExecCommand", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/ExplainPlacement", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/ExposeHttpService", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/GetSandbox", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/GetUsage", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/HideHttpService", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/ListDir", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/ListExecs", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/ListSandboxes", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/ListSnapshots", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/PauseSandbox", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/ReadFile", Scope(SANDBOX), Stream),
-    ("/sandbox.v1.SandboxService/RemoveFile", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/ResizeExec", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/ResumeSandbox", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/UpdateSandbox", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/GetOrCreateSandbox", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/PruneSandboxes", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/CompareSandboxes", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.OperatorService/CollectGarbage", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/RecoverSandbox", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/AdoptSandbox", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/ReleaseSandbox", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/ForgetNode", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/CordonNode", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/UncordonNode", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.OperatorService/DrainNode", Scope(OPERATOR), Unary),
-    ("/sandbox.v1.SandboxService/SignalExec", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/StartSandbox", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/StatFile", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/StopSandbox", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/StreamExec", Scope(SANDBOX), Stream),
-    ("/sandbox.v1.SandboxService/UploadArchive", Scope(SANDBOX), Stream),
-    ("/sandbox.v1.SandboxService/WatchEvents", Scope(SANDBOX), Stream),
-    ("/sandbox.v1.SandboxService/WatchSandbox", Scope(SANDBOX), Stream),
-    ("/sandbox.v1.SandboxService/WatchSandboxes", Scope(SANDBOX), Stream),
-    ("/sandbox.v1.SandboxService/WriteExecStdin", Scope(SANDBOX), Unary),
-    ("/sandbox.v1.SandboxService/WriteFiles", Scope(SANDBOX), Unary),
+    ("/sandbox.v1.EnrolmentService/CreateNodeToken", of(Admin), Unary),
+    ("/sandbox.v1.EnrolmentService/RevokeNode", of(Admin), Unary),
 ];
 
 /// Returns the rules of a path; `None` when there is no such method.
@@ -136,7 +142,7 @@ mod tests {
             let reflection = path.starts_with("/grpc.reflection.");
             assert!(reflection || methods.iter().any(|(known, _)| known == path), "{path} is none");
             let ours = path.starts_with("/sandbox.v1.") && !path.ends_with("/Join");
-            assert_eq!(matches!(need, Scope(_)), ours, "{path}");
+            assert_eq!(matches!(need, Need::Scope(_)), ours, "{path}");
             // A call that is open to everybody must end by itself.
             assert!(*need != Open || *shape == Unary, "{path}");
         }

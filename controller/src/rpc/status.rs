@@ -14,6 +14,12 @@ impl From<sandbox::Error> for Status {
         if let Some(id) = error.sandbox_id {
             refusal = refusal.with("sandbox_id", id);
         }
+        if let Some(exceeded) = error.exceeded {
+            refusal = refusal
+                .with("limit", exceeded.limit)
+                .with("used", exceeded.used.to_string())
+                .with("max", exceeded.max.to_string());
+        }
         if let Some(partial) = error.partial {
             refusal = refusal.with(FILES_WRITTEN, partial.files_written.to_string());
             if let Some(path) = partial.failed_path {

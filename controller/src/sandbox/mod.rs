@@ -9,6 +9,7 @@ mod exec;
 mod files;
 mod names;
 mod operate;
+mod quota;
 mod read;
 mod startup;
 
@@ -18,8 +19,10 @@ use daemon::{keyed_lock::KeyedLock, shares::Shares, sync::Mutex};
 use proto::{
     Reason,
     id::{Invalid, SandboxId, SandboxRef},
-    name::{NodeName, Preset, Team},
+    limits::TeamLimits,
+    name::{NodeName, Preset, Team, UserLabel},
     sandbox::v1::{Failure, Sandbox},
+    scope::Scopes,
     spec::Size,
 };
 use tokio::{
@@ -28,6 +31,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::quota::Quotas;
 use crate::{
     clock::{Clock, Random},
     events::{self as log, Log},
@@ -39,6 +43,7 @@ use crate::{
 pub use exec::{Output, Responses};
 pub use files::Piece;
 pub use operate::Report;
+pub use quota::{Exceeded, TeamView};
 pub use read::{EventItem, EventQuery};
 
 /// Longest call to a node, so that no call of ours is silent for more than 20 s.
@@ -57,6 +62,10 @@ pub struct Caller {
     pub team: Team,
     /// Public id of the token, for the event log.
     pub token: String,
+    /// Label of the person or program that the token was made for.
+    pub user: Option<UserLabel>,
+    /// Scopes of the token.
+    pub scopes: Scopes,
 }
 
 /// Result of an operation, or of a part of one.
@@ -78,6 +87,8 @@ pub struct Error {
     pub sandbox_id: Option<String>,
     /// Files that were written before one failed.
     pub partial: Option<Box<PartialWrite>>,
+    /// Limit of the team that would be exceeded.
+    pub exceeded: Option<Box<Exceeded>>,
 }
 
 /// Part of several files that was written.
@@ -99,6 +110,7 @@ impl Error {
             retry_after: None,
             sandbox_id: None,
             partial: None,
+            exceeded: None,
         }
     }
 
@@ -148,6 +160,10 @@ impl From<store::Error> for Error {
     }
 }
 
+fn stopping() -> Error {
+    Error::new(Reason::ShuttingDown, "the controller is stopping").retry(RETRY)
+}
+
 fn replaced() -> Error {
     Error::new(Reason::StaleEpoch, "a later controller is in charge; ask that one")
 }
@@ -169,6 +185,8 @@ pub struct Options {
     pub bids: usize,
     /// Sizes by name.
     pub sizes: BTreeMap<Preset, Size>,
+    /// Limits of each team that has none of its own.
+    pub limits: TeamLimits,
 }
 
 impl Default for Options {
@@ -181,6 +199,7 @@ impl Default for Options {
             deadline: Duration::from_secs(600),
             bids: 1,
             sizes: BTreeMap::new(),
+            limits: TeamLimits::default(),
         }
     }
 }
@@ -205,6 +224,9 @@ pub struct Sandboxes {
     writers: Mutex<Shares<Team>>,
     /// Locks of names, by hash, held from the look at who has one until it is given.
     names: KeyedLock<u64>,
+    /// Locks of request_ids, by hash, held while a creation is admitted and recorded.
+    requests: KeyedLock<u64>,
+    quotas: Arc<Quotas>,
     started: Instant,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -232,6 +254,8 @@ impl Sandboxes {
             queue: Semaphore::new(options.queue_max),
             writers: Mutex::new(Shares::new(create::WRITERS)),
             names: KeyedLock::default(),
+            requests: KeyedLock::default(),
+            quotas: Arc::new(Quotas::new(options.limits)),
             options,
             retention,
             writing: tokio::sync::Mutex::default(),
@@ -256,11 +280,7 @@ impl Sandboxes {
     /// Finds a sandbox of the team, by any form of its name. Those of other teams do not exist.
     fn find(&self, team: &Team, id: &str) -> Result<Entry> {
         let name = self.reference(team, id)?;
-        self.nodes
-            .cache
-            .get(&name)
-            .filter(|entry| entry.team == *team)
-            .ok_or_else(|| Error::not_found(&name))
+        self.nodes.cache.get_of(team, &name).ok_or_else(|| Error::not_found(&name))
     }
 
     /// Finds a sandbox that is neither being created nor deleted, with its node.
@@ -348,7 +368,7 @@ impl Sandboxes {
             return Err(replaced());
         }
         if self.stop.is_cancelled() {
-            return Err(Error::new(Reason::ShuttingDown, "the controller is stopping").retry(RETRY));
+            return Err(stopping());
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Names that callers give their sandboxes. One is unique among the living sandboxes of a team; the
+//! Names that callers give their sandboxes, and locks of them and of request_ids. One is unique among the living sandboxes of a team; the
 //! controller sees to that, since a node knows its own sandboxes only.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -7,7 +7,7 @@ use daemon::keyed_lock::Guard;
 use proto::{
     Reason,
     id::{SandboxId, SandboxRef},
-    name::{SandboxName, Team},
+    name::{RequestId, SandboxName, Team},
 };
 
 use super::{Error, Sandboxes};
@@ -36,6 +36,13 @@ impl Sandboxes {
         let mut hasher = DefaultHasher::new();
         (team, name).hash(&mut hasher);
         self.names.lock(hasher.finish()).await
+    }
+
+    /// Locks a request_id of a team, in the same way.
+    pub(super) async fn lock_request(&self, team: &Team, request: &RequestId) -> Guard<u64> {
+        let mut hasher = DefaultHasher::new();
+        (team, request).hash(&mut hasher);
+        self.requests.lock(hasher.finish()).await
     }
 
     /// Reads a caller's name of a sandbox, in any form.

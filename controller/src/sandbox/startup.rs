@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{
     Sandboxes,
     create::{self, Creation},
+    quota::Creator,
 };
 use crate::{
     inventory::Entry,
@@ -36,6 +37,9 @@ impl Sandboxes {
             last = Some(row.id);
             rows.into_iter().for_each(|row| self.recall(row));
         }
+        for (team, limits) in self.store.team_limits().await? {
+            self.quotas.set_own(&team, limits);
+        }
         self.nodes.loaded();
         let (this, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
@@ -48,7 +52,18 @@ impl Sandboxes {
     fn recall(self: &Arc<Self>, row: Row) {
         let request = CreateSandboxRequest::decode(row.request.as_slice()).unwrap_or_default();
         let last = Sandbox::decode(row.last.as_slice()).ok().filter(|last| !last.id.is_empty());
-        let mut sandbox = last.unwrap_or_else(|| create::placeholder(&row, &request));
+        let size = last.as_ref().and_then(|last| last.size);
+        let mut sandbox = match last {
+            Some(last) if row.state != State::Placing => last,
+            // The row knows where the creation is now.
+            _ => create::placeholder(&row, &request),
+        };
+        sandbox.size = size.or(sandbox.size);
+        // A row without a digest was rebuilt from a node: nobody asked for it here.
+        if !row.digest.is_empty() {
+            let (team, user, at_ms) = (&row.team, row.user.as_ref(), row.created_ms);
+            self.quotas.recall(Creator { team, user, at_ms });
+        }
         match row.state {
             State::Placing => match create::check(&request) {
                 Ok(spec) => {

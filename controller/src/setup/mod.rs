@@ -15,7 +15,7 @@ use daemon::{
     replace::{Access, replace},
     systemctl,
 };
-use proto::name::Team;
+use proto::{name::Team, scope::Scopes, token::Format};
 use toml_edit::{DocumentMut, value};
 
 use crate::{
@@ -23,8 +23,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::Config,
     enrolment,
-    rpc::scope,
-    store::{Store as _, enrolments::Enrolments as _, sqlite::Sqlite},
+    store::{AccessStore as _, Added, TokenFilter, enrolments::Enrolments as _, sqlite::Sqlite},
     token,
 };
 
@@ -124,7 +123,7 @@ impl Setup {
         let mut document: DocumentMut = before.parse().with_context(|| format!("{path}"))?;
         if let Some(domain) = &self.domain {
             let url = format!("https://port-{{port}}-vm-{{vmid}}.{domain}");
-            if !document.get("url_template").is_some_and(|old| old.as_str() == Some(&url)) {
+            if document.get("url_template").is_none_or(|old| old.as_str() != Some(&url)) {
                 document["url_template"] = value(url);
             }
         }
@@ -188,13 +187,15 @@ impl Setup {
             ),
         };
         if let Some(store) = &store
-            && !store.tokens().await?.is_empty()
+            && !store.tokens(TokenFilter::default(), None, 1).await?.is_empty()
         {
             return Ok(());
         }
         let sandboxctl = self.sandboxctl_config.clone().or_else(context::usual);
         let sandboxctl = sandboxctl.context("there is no home directory to save a token in")?;
-        let issued = token::issue(self.team.clone(), &scope::ALL.join(" "), SystemClock.now_ms());
+        let order = token::Order::new(self.team.clone(), Scopes::ALL);
+        let issued = token::issue(order, SystemClock.now_ms());
+        let text = issued.text(Format::default());
         let endpoint = format!("https://127.0.0.1:{}", config.listen.port());
         let ca = ca::Files::new(&config.data_dir).ca();
         let (team, file) = (&self.team, sandboxctl.display());
@@ -202,12 +203,13 @@ impl Setup {
             "make a token of team {team} with all scopes, and save it as the context {CONTEXT} in {file}"
         );
         report.step(&what, || {
-            let saved = context::Saved { endpoint: &endpoint, ca: &ca, team, token: &issued.text };
+            let saved = context::Saved { endpoint: &endpoint, ca: &ca, team, token: &text };
             Ok(context::save(&sandboxctl, CONTEXT, &saved)?)
         })?;
         if let (Some(store), false) = (&store, report.dry_run) {
             // After it is saved: a crash in between only leaves a context without a valid token.
-            store.add_token(issued.token).await?;
+            let added = store.add_token(issued.token).await?;
+            anyhow::ensure!(added == Added::New, "the token was not stored: {added:?}");
         }
         Ok(())
     }
@@ -329,10 +331,11 @@ mod tests {
 
         // The token that is saved is good.
         let saved = fs::read_to_string(dir.path().join("home/tokens/local")).expect("a token");
-        let (id, secret) = token::split(saved.trim()).expect("a token");
+        let (id, secret) = proto::token::split(saved.trim()).expect("a token");
         let store = Sqlite::open(&config.database()).expect("opened");
         let known = store.token(id).await.expect("read").expect("it is there");
-        assert!(token::verify(&known, secret) && known.scopes.contains("operator"));
+        assert_eq!(token::verify(&known, secret, SystemClock.now_ms()), token::Verdict::Valid);
+        assert_eq!(known.scopes, Scopes::ALL);
         let context = fs::read_to_string(dir.path().join("home/config.toml")).expect("a context");
         assert!(
             context.contains("context = \"local\"") && context.contains("127.0.0.1:7443"),

@@ -15,6 +15,7 @@ use daemon::{
 };
 use proto::{
     id::SandboxId,
+    limits::TeamLimits,
     name::{NodeName, RequestId, Team},
     sandbox::v1::EventKind,
 };
@@ -27,7 +28,7 @@ use super::{
 /// Store in maps with a fixed order.
 #[derive(Debug)]
 pub struct Memory {
-    tables: Arc<Mutex<Tables>>,
+    pub(super) tables: Arc<Mutex<Tables>>,
     pub(super) enrolments: Arc<Mutex<Enrolled>>,
     disk: Arc<dyn Disk>,
     mutation: Option<Mutation>,
@@ -62,14 +63,15 @@ pub enum Mutation {
 }
 
 #[derive(Debug, Clone, Default)]
-struct Tables {
+pub(super) struct Tables {
     rows: BTreeMap<SandboxId, Row>,
     /// Files of creations under way, with their team.
     files: BTreeMap<SandboxId, (Team, Vec<u8>)>,
     cancels: BTreeMap<(NodeName, SandboxId), u32>,
     /// Delayed events of `Mutation::Behind`.
     unwritten: Vec<Event>,
-    tokens: BTreeMap<String, Token>,
+    pub(super) tokens: BTreeMap<String, Token>,
+    pub(super) limits: BTreeMap<Team, TeamLimits>,
     nodes: BTreeMap<NodeName, String>,
     epoch: u64,
     events: BTreeMap<u64, Event>,
@@ -150,7 +152,7 @@ impl Memory {
     }
 
     /// Locks the tables for a write, unless another handle has claimed the store later.
-    fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>> {
+    pub(super) fn claimed_tables(&self) -> Result<MutexGuard<'_, Tables>> {
         let tables = self.tables.lock();
         let claimed = self.claimed.load(Ordering::Acquire);
         let replaced = claimed > 0 && tables.epoch > claimed && !self.has(Mutation::Claim);
@@ -313,6 +315,7 @@ impl Store for Memory {
                 Row {
                     id: seen.id,
                     team: seen.team,
+                    user: None,
                     request_id: seen.request_id,
                     digest: String::new(),
                     request: Vec::new(),
@@ -407,31 +410,6 @@ impl Store for Memory {
             }
         })
         .await
-    }
-
-    async fn add_token(&self, token: Token) -> Result<()> {
-        self.tables.lock().tokens.insert(token.id.clone(), token);
-        Ok(())
-    }
-
-    async fn token(&self, id: &str) -> Result<Option<Token>> {
-        Ok(self.tables.lock().tokens.get(id).cloned())
-    }
-
-    async fn tokens(&self) -> Result<Vec<Token>> {
-        let mut tokens: Vec<_> = self.tables.lock().tokens.values().cloned().collect();
-        tokens.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
-        Ok(tokens)
-    }
-
-    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool> {
-        let mut tables = self.tables.lock();
-        let token = tables.tokens.get_mut(id);
-        let found = token.is_some();
-        if let Some(token) = token.filter(|token| token.revoked_ms == 0) {
-            token.revoked_ms = now_ms;
-        }
-        Ok(found)
     }
 
     async fn put_node(&self, name: &NodeName, address: &str) -> Result<()> {

@@ -10,21 +10,25 @@
 //! `events` is the event log. A reported state is stored in the same write as its events, so that
 //! after a crash the node's next report yields exactly the missing ones.
 
+mod access;
 mod enrolment_tables;
 pub mod enrolments;
 mod events;
 pub mod memory;
+mod memory_access;
 mod memory_enrolments;
 mod rows;
 pub mod sqlite;
+mod sqlite_access;
 mod sqlite_enrolments;
 mod sqlite_events;
 
 use proto::{
     id::SandboxId,
-    name::{NodeName, RequestId, Team},
+    name::{NodeName, RequestId, Team, UserLabel},
 };
 
+pub use access::{AccessStore, Added, Token, TokenFilter, TokenPlace};
 pub use events::{Event, EventPage, Filter, Why};
 
 /// Creations in one page.
@@ -62,6 +66,8 @@ pub struct Row {
     pub id: SandboxId,
     /// Team that owns it.
     pub team: Team,
+    /// User of the token that asked for it.
+    pub user: Option<UserLabel>,
     /// Idempotency key of the team.
     pub request_id: RequestId,
     /// SHA-256 of the request body, hex; empty when the row was rebuilt from a node.
@@ -136,28 +142,11 @@ pub struct KnownState {
     pub last: Vec<u8>,
 }
 
-/// A bearer token, without its secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Token {
-    /// Public id.
-    pub id: String,
-    /// SHA-256 of the secret.
-    pub hash: Vec<u8>,
-    /// Team that it belongs to.
-    pub team: Team,
-    /// Scopes, separated by spaces.
-    pub scopes: String,
-    /// Time of its issue, milliseconds since 1970.
-    pub created_ms: u64,
-    /// Time of its revocation; 0 while it is valid.
-    pub revoked_ms: u64,
-}
-
 /// The store. Every method is one transaction. A handle that has claimed the store can write until
 /// another handle claims it: of two controllers over one store only the later one writes, however
 /// long the other runs. Any handle can write tokens.
 #[async_trait::async_trait]
-pub trait Store: enrolments::Enrolments + Send + Sync + std::fmt::Debug {
+pub trait Store: AccessStore + enrolments::Enrolments {
     /// Adds a creation, its files and the event of its request, unless the team already uses the
     /// request_id.
     async fn begin(&self, row: Row, files: Option<Vec<u8>>, asked: Event) -> Result<Begun>;
@@ -229,18 +218,6 @@ pub trait Store: enrolments::Enrolments + Send + Sync + std::fmt::Debug {
     /// Removes a pending cancel that the node has acknowledged.
     async fn cancel_delivered(&self, node: &NodeName, id: &SandboxId, attempt: u32) -> Result<()>;
 
-    /// Adds a token.
-    async fn add_token(&self, token: Token) -> Result<()>;
-
-    /// Returns one token, revoked or not.
-    async fn token(&self, id: &str) -> Result<Option<Token>>;
-
-    /// Returns all tokens, ordered by the time of their issue.
-    async fn tokens(&self) -> Result<Vec<Token>>;
-
-    /// Revokes a token. False when there is none.
-    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool>;
-
     /// Stores the address of a node's agent.
     async fn put_node(&self, name: &NodeName, address: &str) -> Result<()>;
 
@@ -265,3 +242,5 @@ pub trait Store: enrolments::Enrolments + Send + Sync + std::fmt::Debug {
 mod enrolments_suite;
 #[cfg(test)]
 mod suite;
+#[cfg(test)]
+mod suite_access;

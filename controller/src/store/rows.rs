@@ -2,7 +2,7 @@
 
 use rusqlite::{Error::FromSqlConversionFailure, types::Type};
 
-use super::{Row, State, Token};
+use super::{Row, State};
 
 /// Returns the stored name of a state.
 pub(super) fn state(state: State) -> &'static str {
@@ -27,10 +27,11 @@ where
 }
 
 pub(super) fn to_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    let node: Option<String> = row.get(6)?;
+    let (node, user): (Option<String>, String) = (row.get(6)?, row.get(14)?);
     Ok(Row {
         id: parsed(row, 0)?,
         team: parsed(row, 1)?,
+        user: (!user.is_empty()).then(|| parsed(row, 14)).transpose()?,
         request_id: parsed(row, 2)?,
         digest: row.get(3)?,
         request: row.get(4)?,
@@ -47,16 +48,5 @@ pub(super) fn to_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         created_ms: row.get(11)?,
         ended_ms: row.get(12)?,
         last: row.get(13)?,
-    })
-}
-
-pub(super) fn to_token(row: &rusqlite::Row<'_>) -> rusqlite::Result<Token> {
-    Ok(Token {
-        id: row.get(0)?,
-        hash: row.get(1)?,
-        team: parsed(row, 2)?,
-        scopes: row.get(3)?,
-        created_ms: row.get(4)?,
-        revoked_ms: row.get(5)?,
     })
 }

@@ -11,14 +11,14 @@ use std::{
 use daemon::group_commit::{self, Bounds, Handle};
 use proto::{
     id::SandboxId,
-    name::{NodeName, RequestId, Team},
+    name::{NodeName, RequestId, Team, UserLabel},
 };
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::{
     Begun, Choice, Error, Event, EventPage, FILES_BYTES_MAX, Filter, KnownState, Result, Row,
-    State, Store, Token,
-    rows::{parsed, state, to_row, to_token},
+    State, Store,
+    rows::{parsed, state, to_row},
     sqlite_events as events,
 };
 
@@ -27,7 +27,9 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_start.sql"),
     include_str!("migrations/0002_events.sql"),
     include_str!("migrations/0003_files.sql"),
-    include_str!("migrations/0030_enrolments.sql"),
+    include_str!("migrations/0004_token_names.sql"),
+    include_str!("migrations/0005_quotas.sql"),
+    include_str!("migrations/0006_enrolments.sql"),
 ];
 /// Bounds of the queues.
 const BOUNDS: Bounds = Bounds { queue: 4096, group: 256 };
@@ -129,15 +131,15 @@ fn migrate(connection: &mut Connection) -> Result<()> {
 }
 
 const COLUMNS: &str = "id, team, request_id, digest, request, state, node, attempt, decision, \
-                       cancelled, released, created_ms, ended_ms, last";
+                       cancelled, released, created_ms, ended_ms, last, user";
 
 fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
             "INSERT INTO sandboxes (id, team, request_id, digest, request, state, node, attempt, \
-             decision, cancelled, released, created_ms, ended_ms, last) VALUES (:id, :team, \
+             decision, cancelled, released, created_ms, ended_ms, last, user) VALUES (:id, :team, \
              :request_id, :digest, :request, :state, :node, :attempt, :decision, :cancelled, \
-             :released, :created_ms, :ended_ms, :last)",
+             :released, :created_ms, :ended_ms, :last, :user)",
         )?
         .execute(named_params! {
             ":id": row.id.to_string(), ":team": row.team.as_str(),
@@ -146,6 +148,7 @@ fn insert(connection: &Connection, row: &Row) -> rusqlite::Result<()> {
             ":node": row.node.as_ref().map(NodeName::as_str), ":attempt": row.attempt,
             ":decision": row.decision, ":cancelled": row.cancelled, ":released": row.released,
             ":created_ms": row.created_ms, ":ended_ms": row.ended_ms, ":last": row.last,
+            ":user": row.user.as_ref().map_or("", UserLabel::as_str),
         })
         .map(drop)
 }
@@ -203,6 +206,7 @@ fn put_states(connection: &Connection, seen: KnownState) -> rusqlite::Result<()>
                 &Row {
                     id: seen.id,
                     team: seen.team,
+                    user: None,
                     request_id: seen.request_id,
                     digest: String::new(),
                     request: Vec::new(),
@@ -220,8 +224,6 @@ fn put_states(connection: &Connection, seen: KnownState) -> rusqlite::Result<()>
         }
     }
 }
-
-const TOKEN_COLUMNS: &str = "id, hash, team, scopes, created_ms, revoked_ms";
 
 #[async_trait::async_trait]
 impl Store for Sqlite {
@@ -387,55 +389,6 @@ impl Store for Sqlite {
             db.prepare_cached("DELETE FROM cancels WHERE node = ?1 AND id = ?2 AND attempt <= ?3")?
                 .execute(params![node.as_str(), id, attempt])
                 .map(drop)
-        })
-        .await
-    }
-
-    async fn add_token(&self, token: Token) -> Result<()> {
-        self.write(move |db| {
-            db.prepare_cached("INSERT INTO tokens VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-                .execute(params![
-                    token.id,
-                    token.hash,
-                    token.team.as_str(),
-                    token.scopes,
-                    token.created_ms,
-                    token.revoked_ms
-                ])
-                .map(drop)
-        })
-        .await
-    }
-
-    async fn token(&self, id: &str) -> Result<Option<Token>> {
-        let id = id.to_owned();
-        self.read(move |db| {
-            db.prepare_cached(&format!("SELECT {TOKEN_COLUMNS} FROM tokens WHERE id = ?1"))?
-                .query_row([id], to_token)
-                .optional()
-        })
-        .await
-    }
-
-    async fn tokens(&self) -> Result<Vec<Token>> {
-        self.read(|db| {
-            db.prepare_cached(&format!(
-                "SELECT {TOKEN_COLUMNS} FROM tokens ORDER BY created_ms, id"
-            ))?
-            .query_map([], to_token)?
-            .collect()
-        })
-        .await
-    }
-
-    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool> {
-        let id = id.to_owned();
-        self.write(move |db| {
-            db.prepare_cached(
-                "UPDATE tokens SET revoked_ms = ?2 WHERE id = ?1 AND revoked_ms = 0",
-            )?
-            .execute(params![id, now_ms])?;
-            db.prepare_cached("SELECT 1 FROM tokens WHERE id = ?1")?.exists([id])
         })
         .await
     }

@@ -12,6 +12,7 @@ fn row(n: u8, request: &str) -> Row {
     Row {
         id: id(n),
         team: "red".parse().expect("team"),
+        user: n.is_multiple_of(2).then(|| "ada".parse().expect("user")),
         request_id: request.parse().expect("request"),
         digest: format!("d{n}"),
         request: vec![1, 2, 3],
@@ -225,21 +226,6 @@ async fn memory_of_nodes(store: &dyn Store) -> Result<(), Error> {
 }
 
 async fn the_rest(store: &dyn Store) -> Result<(), Error> {
-    let token = Token {
-        id: "a".into(),
-        hash: vec![1; 32],
-        team: "red".parse().expect("team"),
-        scopes: "sandbox".into(),
-        created_ms: 1,
-        revoked_ms: 0,
-    };
-    store.add_token(token.clone()).await?;
-    assert_eq!(store.token("a").await?, Some(token));
-    assert_eq!(store.token("b").await?, None);
-    assert!(store.revoke_token("a", 9).await? && !store.revoke_token("b", 9).await?);
-    assert!(store.revoke_token("a", 10).await?, "twice is once");
-    assert_eq!(store.tokens().await?[0].revoked_ms, 9);
-
     store.put_node(&node("n2"), "b:1").await?;
     store.put_node(&node("n1"), "a:1").await?;
     store.put_node(&node("n2"), "c:1").await?;
@@ -306,17 +292,11 @@ async fn claimed_twice(first: &dyn Store, second: &dyn Store) {
         first.forget(u64::MAX / 2).await.map(drop),
         first.cancel_delivered(&node("n1"), &id(1), 1).await,
         first.raise(1000).await.map(drop),
+        first.put_team_limits(&row(1, "r1").team, proto::limits::TeamLimits::default()).await,
     ];
-    assert_eq!(refused, [const { Err(Error::Replaced) }; 10]);
+    assert_eq!(refused, [const { Err(Error::Replaced) }; 11]);
     assert_eq!(second.all().await.expect("all"), before);
-    let token = Token {
-        id: "t".into(),
-        hash: vec![1],
-        team: "red".parse().expect("team"),
-        scopes: "sandbox".into(),
-        created_ms: 1,
-        revoked_ms: 0,
-    };
+    let token = super::suite_access::token("red", 1);
     first.add_token(token).await.expect("a token is no change of the controller's");
     assert!(second.choose(&id(1), choice()).await.expect("written"));
 }

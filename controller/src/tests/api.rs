@@ -14,7 +14,7 @@ async fn calls_without_a_valid_token_are_refused() {
     let lab = Lab::new().await;
     let list = || ListSandboxesRequest::default();
     let revoked = token(&lab.store, "red", "sandbox").await;
-    let (id, _) = token::split(&revoked).expect("a token");
+    let (id, _) = proto::token::split(&revoked).expect("a token");
     lab.store.revoke_token(id, 5).await.expect("revoked");
     let other_secret = format!("{}{}", &lab.red[..lab.red.len() - 64], "0".repeat(64));
     for bad in ["", "x", "pvesb_000000000000_00", revoked.as_str(), other_secret.as_str()] {

@@ -53,7 +53,7 @@ pub(super) async fn settled(lab: &Lab) {
 
 impl Lab {
     fn actor(&self) -> String {
-        token::split(&self.red).expect("a token").0.to_owned()
+        proto::token::split(&self.red).expect("a token").0.to_owned()
     }
 
     async fn pause(&self, id: &str) {

@@ -69,7 +69,7 @@ async fn callers_without_a_token_take_nothing_from_teams() {
     let lab = Lab::new().await;
     let mut blue = lab.api_as(&token(&lab.store, "blue", "sandbox").await);
     list(&mut blue).await.expect("before");
-    let unknown = token::issue("red".parse().expect("team"), "sandbox", 1).text;
+    let unknown = issued("red", "sandbox").text(Format::Plain);
     let mut flood = JoinSet::new();
     let mut channels = Vec::new();
     for n in 0..200 {
@@ -276,7 +276,7 @@ async fn revoked_token_is_refused_at_once() {
     for _ in 0..3 {
         list(&mut api).await.expect("good");
     }
-    let (id, _) = token::split(&text).expect("a token");
+    let (id, _) = proto::token::split(&text).expect("a token");
     lab.store.revoke_token(id, 5).await.expect("revoked");
     for _ in 0..3 {
         assert_eq!(reason(list(&mut api).await), Reason::TokenInvalid);

@@ -1,6 +1,7 @@
 //! The whole controller over simulated agents: real services on both sides, streams in memory,
 //! paused time that jumps, randomness from a seed.
 
+mod access;
 mod api;
 mod breaker;
 mod crash;
@@ -16,6 +17,7 @@ mod lists;
 mod names;
 mod nodes;
 mod pause;
+mod quotas;
 mod resize;
 mod sessions;
 mod stalls;
@@ -38,6 +40,7 @@ use proto::{
         operator_service_client::OperatorServiceClient,
         sandbox_service_client::SandboxServiceClient,
     },
+    token::Format,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -103,6 +106,8 @@ struct Lab {
     options: sandbox::Options,
     events: crate::events::Options,
     limits: ApiLimits,
+    /// Beginning of the clock, which a restart does not set back.
+    born: tokio::time::Instant,
     /// Whether only the first node is configured and the others must be discovered.
     discover: bool,
 }
@@ -130,6 +135,7 @@ impl Lab {
             options: sandbox::Options::default(),
             events: crate::events::Options::default(),
             limits: ApiLimits::default(),
+            born: tokio::time::Instant::now(),
             discover: false,
         };
         lab.start().await;
@@ -146,7 +152,7 @@ impl Lab {
         let controller = Controller::start(Parts {
             store: self.store.clone(),
             connector: Arc::new(Dialler(self.net.clone())),
-            clock: Arc::new(PausedClock(tokio::time::Instant::now())),
+            clock: Arc::new(PausedClock(self.born)),
             random: Arc::new(Seeded(AtomicU64::new(self.starts))),
             nodes: node::Options {
                 seeds,
@@ -168,6 +174,10 @@ impl Lab {
         self.dial = dial;
         controller.settled(Duration::from_secs(8)).await;
         self.controller = Some(controller);
+    }
+
+    fn now_ms(&self) -> u64 {
+        PausedClock(self.born).now_ms()
     }
 
     fn channel(&self) -> Channel {
@@ -250,9 +260,14 @@ impl Lab {
 }
 
 async fn token(store: &Arc<dyn Store>, team: &str, scopes: &str) -> String {
-    let issued = token::issue(team.parse().expect("team"), scopes, 1);
-    store.add_token(issued.token).await.expect("stored");
-    issued.text
+    let issued = issued(team, scopes);
+    store.add_token(issued.token.clone()).await.expect("stored");
+    issued.text(Format::Plain)
+}
+
+fn issued(team: &str, scopes: &str) -> token::Issued {
+    let scopes = scopes.parse().expect("scopes");
+    token::issue(token::Order::new(team.parse().expect("team"), scopes), 1)
 }
 
 fn bearer(token: &str) -> Auth {

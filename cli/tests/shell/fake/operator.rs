@@ -1,11 +1,33 @@
 //! The fake's service for operators.
 
+use daemon::status::Refusal;
 use proto::sandbox::v1::{operator_service_server::OperatorService, *};
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status};
 
-use proto::Progress;
+use proto::{Progress, Reason};
 
-use super::{Answer, ID, Service, Streamed, known, sandbox};
+use super::{Answer, ID, Service, Streamed, known, refuse, sandbox};
+
+/// Team of the fake, with limits of its own.
+fn team(name: &str, own: Option<proto::limits::TeamLimits>) -> Team {
+    let own = own.unwrap_or_default();
+    let defaults = proto::limits::TeamLimits::stored("sandboxes=20 creates=10/hour");
+    Team {
+        name: name.into(),
+        limits: Some(own.into()),
+        effective: Some(own.or(defaults).into()),
+        usage: Some(TeamUsage {
+            sandboxes: 3,
+            cpu_cores: 6,
+            memory_mib: 6144,
+            disk_gib: 60,
+            creates: 2,
+        }),
+    }
+}
+
+/// Id of the fake's only token.
+const TOKEN_ID: &str = "0123456789ab";
 
 #[tonic::async_trait]
 impl OperatorService for Service {
@@ -119,6 +141,90 @@ impl OperatorService for Service {
     async fn forget_node(&self, _: Request<ForgetNodeRequest>) -> Answer<ForgetNodeResponse> {
         let sandboxes = known(ID, Phase::Unreachable)?.into_iter().collect();
         Ok(Response::new(ForgetNodeResponse { sandboxes }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Answer<CreateTokenResponse> {
+        let CreateTokenRequest { team, name, user, scopes, ttl } = request.into_inner();
+        if name == "taken" {
+            return Err(refuse(Reason::NameTaken));
+        }
+        let (created, later) = (1_700_000_000, ttl.map(|ttl| 1_700_000_000 + ttl.seconds));
+        let at = |seconds| prost_types::Timestamp { seconds, nanos: 0 };
+        let token = Token {
+            id: TOKEN_ID.into(),
+            name: if name.is_empty() { TOKEN_ID.into() } else { name },
+            team: if team.is_empty() { "lab".into() } else { team },
+            user,
+            scopes: if scopes.is_empty() { vec![1, 2, 3] } else { scopes },
+            created_at: Some(at(created)),
+            expires_at: later.map(at),
+            ..Token::default()
+        };
+        let text = format!("pvesb_{TOKEN_ID}_{}", "f".repeat(64));
+        Ok(Response::new(CreateTokenResponse { token: Some(token), text }))
+    }
+
+    async fn list_tokens(&self, request: Request<ListTokensRequest>) -> Answer<ListTokensResponse> {
+        let ListTokensRequest { include_ended, page_token, .. } = request.into_inner();
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let token = |name: &str, revoked_at| Token {
+            id: TOKEN_ID.into(),
+            name: name.into(),
+            team: "lab".into(),
+            scopes: vec![Scope::Read.into(), Scope::Exec.into()],
+            created_at: at(1_700_000_000),
+            revoked_at,
+            ..Token::default()
+        };
+        // Two pages, the second with what has ended.
+        let (tokens, next) = match page_token.as_str() {
+            "" if include_ended => (vec![token("ci", None)], "2".to_owned()),
+            "" => (vec![token("ci", None)], String::new()),
+            _ => (vec![token("old", at(1_700_000_100))], String::new()),
+        };
+        Ok(Response::new(ListTokensResponse { tokens, next_page_token: next }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<RevokeTokenRequest>,
+    ) -> Answer<RevokeTokenResponse> {
+        let RevokeTokenRequest { token: named, team } = request.into_inner();
+        if named != "ci" && named != TOKEN_ID {
+            return Err(refuse(Reason::TokenNotFound));
+        }
+        let token = Token {
+            id: TOKEN_ID.into(),
+            name: "ci".into(),
+            team: if team.is_empty() { "lab".into() } else { team },
+            revoked_at: Some(prost_types::Timestamp { seconds: 1_700_000_100, nanos: 0 }),
+            ..Token::default()
+        };
+        Ok(Response::new(RevokeTokenResponse { token: Some(token) }))
+    }
+
+    async fn list_teams(&self, _: Request<ListTeamsRequest>) -> Answer<ListTeamsResponse> {
+        let teams = ["acme", "lab"].map(|name| team(name, None));
+        Ok(Response::new(ListTeamsResponse { teams: teams.into(), ..Default::default() }))
+    }
+
+    async fn get_team(&self, request: Request<GetTeamRequest>) -> Answer<GetTeamResponse> {
+        let name = request.into_inner().name;
+        let name = if name.is_empty() { "lab" } else { &name };
+        Ok(Response::new(GetTeamResponse { team: Some(team(name, None)) }))
+    }
+
+    async fn update_team(&self, request: Request<UpdateTeamRequest>) -> Answer<UpdateTeamResponse> {
+        let UpdateTeamRequest { team: asked, update_mask } = request.into_inner();
+        let (asked, paths) = (asked.unwrap_or_default(), update_mask.unwrap_or_default().paths);
+        let limits = proto::limits::TeamLimits::default();
+        let limits = limits.updated(&asked.limits.unwrap_or_default(), &paths);
+        let limits = limits.map_err(|why| Status::from(Refusal::from(why)))?;
+        let team = team(&asked.name, Some(limits));
+        Ok(Response::new(UpdateTeamResponse { team: Some(team) }))
     }
 
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {

@@ -4,17 +4,20 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::{
-    Reason,
-    id::Invalid,
+    Progress, Reason,
+    id::{Invalid, SandboxId, SandboxRef},
     sandbox::v1::{self as wire, EventKind, Sandbox, UpdateSandboxRequest},
     spec::Size,
     update::Update,
 };
 
+use tokio::time::{sleep, timeout};
+
 use super::Change;
 use crate::{
+    inventory::Entry,
     node::Client,
-    sandbox::{Caller, Error, Result, Sandboxes, WAIT},
+    sandbox::{Caller, Result, Sandboxes, WAIT, quota::Admitted, stopping},
 };
 
 const UPDATE: Change = Change {
@@ -24,13 +27,16 @@ const UPDATE: Change = Change {
 
 /// Longest wait for a node that changes its record alone, which is quick; a new size has `WAIT`.
 const RECORD_WAIT: Duration = Duration::from_secs(2);
+/// Shortest and longest time for which a size counts whose change the node has not ended yet.
+const HELD_MIN: Duration = Duration::from_secs(5);
+const HELD_MAX: Duration = Duration::from_mins(5);
 
 impl Sandboxes {
     /// Changes the fields of a sandbox that the request's mask names.
     ///
     /// # Errors
     /// When the request is wrong; NAME_TAKEN when another sandbox of the team has the name;
-    /// REVISION_CONFLICT when the sandbox has another revision; when there is no such sandbox, or its
+    /// REVISION_CONFLICT when the sandbox has another revision; QUOTA_EXCEEDED when it would be too large; when there is no such sandbox, or its
     /// node does not do it.
     pub async fn update(
         self: &Arc<Self>,
@@ -42,8 +48,9 @@ impl Sandboxes {
         let named = named.filter(|id| !id.is_empty());
         let named = named.ok_or_else(|| Invalid::new("sandbox.id", "must be given"))?;
         let entry = self.find(&caller.team, named)?;
+        let has = entry.sandbox.size.unwrap_or_default();
         if let Some(size) = update.size {
-            check_disk(entry.sandbox.size.unwrap_or_default(), size)?;
+            check_disk(has, size)?;
         }
         // What it is called may change while this waits for a name.
         let id = entry.id;
@@ -56,15 +63,49 @@ impl Sandboxes {
                 Some(None) | None => None,
             };
             let wait = update.size.map_or(RECORD_WAIT, |_| WAIT);
+            let grows = update.size.map(|size| (Size::from(has), size.or(has.into())));
+            let admit = |sizes| this.quotas.admit_size(&this.nodes.cache, &caller.team, id, sizes);
+            let admitted = grows.map(admit).transpose()?;
             let change = |client: Client, epoch, id| async move {
                 client.update(epoch, &id, request, wait).await
             };
             let changed = this.change(&caller, &id.to_string(), UPDATE, change).await;
             drop(name);
+            // What the node still works on may end as asked for.
+            let under_way = match &changed {
+                Ok(sandbox) => sandbox.progress() == Progress::Resize,
+                Err(error) => error.reason == Reason::OutcomeUnknown,
+            };
+            if let Some(admitted) = admitted.filter(|_| under_way) {
+                this.count_until_resized(id, admitted);
+            }
             changed
         });
-        let gone = |_| Err(Error::new(Reason::ShuttingDown, "the controller is stopping"));
-        changed.await.unwrap_or_else(gone)
+        changed.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    /// Counts the size that a sandbox is to have until its node has ended the change.
+    fn count_until_resized(self: &Arc<Self>, id: SandboxId, admitted: Admitted) {
+        let this = self.clone();
+        self.tasks.spawn(async move {
+            let _counted = admitted;
+            let mut changes = this.nodes.cache.watch(id);
+            let ended = async {
+                // An outcome that is not known shows in a later report.
+                sleep(HELD_MIN).await;
+                loop {
+                    changes.mark_unchanged();
+                    let entry = this.nodes.cache.get(&SandboxRef::Id(id));
+                    let works = |entry: &Entry| entry.sandbox.progress() == Progress::Resize;
+                    if !entry.as_ref().is_some_and(works) || changes.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            // Whatever comes first: the end, the longest time, or the end of the controller.
+            let ended = async { timeout(HELD_MAX, ended).await.ok() };
+            this.stop.run_until_cancelled(ended).await;
+        });
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 pub(super) use self::{creation::Creation, first_files::WRITERS};
-use super::{Caller, Error, RETRY, Result, Sandboxes, WAIT_MAX, names::taken};
+use super::{Caller, Error, RETRY, Result, Sandboxes, WAIT_MAX, names::taken, quota::Creator};
 use crate::{
     node::{CreateOrder, registry::AttemptHistory},
     sandbox::read::explain,
@@ -124,9 +124,7 @@ impl Sandboxes {
             Ok(Ok(Accepted::Taken(row))) => self.replay(&row, &digest, deadline).await,
             Ok(Ok(Accepted::Named(id))) => self.settled(&id, deadline).await,
             Ok(Err(error)) => Err(error),
-            Err(_) => {
-                Err(Error::new(Reason::ShuttingDown, "the controller is stopping").retry(RETRY))
-            }
+            Err(_) => Err(super::stopping()),
         }
     }
 
@@ -163,6 +161,8 @@ impl Sandboxes {
 
     /// Places and records a creation. The returned creation does the rest.
     async fn accept(&self, checked: Checked) -> Result<(Accepted, Option<Creation>)> {
+        // Held until the creation is recorded: of several calls with one request_id one is admitted.
+        let _request = self.lock_request(&checked.caller.team, &checked.spec.request_id).await;
         // Held until the cache has the new sandbox: nobody else takes the name meanwhile.
         let name = match &checked.spec.name {
             Some(name) => Some(self.lock_name(&checked.caller.team, name).await),
@@ -171,11 +171,20 @@ impl Sandboxes {
         if let Some(accepted) = self.named_already(&checked).await? {
             return Ok((accepted, None));
         }
-        let Checked { caller: Caller { team, token }, request, spec, digest, files, or_get: _ } =
-            checked;
+        let Checked { caller, request, spec, digest, files, or_get: _ } = checked;
+        let Caller { team, token, user, scopes: _ } = caller;
+        // What is repeated does not count again, also where the first call is a moment older.
+        if self.quotas.is_limited(&team)
+            && let Some(row) = self.store.by_request(&team, &spec.request_id).await?
+        {
+            return Ok((Accepted::Taken(Box::new(row)), None));
+        }
         let has_files = files.is_some();
         let created_ms = self.clock.now_ms();
         let id = self.new_id(created_ms);
+        let size = spec.size.or(self.nodes.default_size(&spec.snapshot));
+        let creator = Creator { team: &team, user: user.as_ref(), at_ms: created_ms };
+        let admitted = self.quotas.admit_creation(&self.nodes.cache, creator, (id, size))?;
         let decision = self.place(id, &team, &spec, 1, &AttemptHistory::default()).await;
         if decision.node().is_none()
             && let Some(error) = self.reason_not_to_wait(&decision, &spec)
@@ -184,9 +193,10 @@ impl Sandboxes {
         }
         let node = decision.node().cloned();
         let attempt = u32::from(node.is_some());
-        let row = Row {
+        let mut row = Row {
             id,
             team: team.clone(),
+            user: user.clone(),
             request_id: spec.request_id.clone(),
             digest: digest.clone(),
             request: request.encode_to_vec(),
@@ -200,12 +210,15 @@ impl Sandboxes {
             ended_ms: 0,
             last: Vec::new(),
         };
-        let placeholder = placeholder(&row, &request);
+        // Also of the snapshot's size, which counts towards the limits of the team.
+        let placeholder = Sandbox { size: Some(size.into()), ..placeholder(&row, &request) };
+        row.last = placeholder.encode_to_vec();
+        let by = user.as_ref().map(|user| format!(", by {user}")).unwrap_or_default();
         let asked = Event {
             sandbox: Some(id),
             team: Some(team.clone()),
             node: node.clone(),
-            detail: format!("from {}", spec.snapshot),
+            detail: format!("from {}{by}", spec.snapshot),
             ..self.log().event(EventKind::CreateAsked, &token)
         };
         let begun =
@@ -226,6 +239,7 @@ impl Sandboxes {
         tracing::info!(sandbox_id = %id, %team, request_id = %spec.request_id,
             node = node.as_ref().map(tracing::field::display), "creation accepted");
         self.nodes.cache.begin(id, team.clone(), placeholder);
+        admitted.made();
         drop(name);
         let order = CreateOrder { id, team: team.to_string(), attempt, digest, request };
         let creation = Creation::new(order, team, spec, node).with_files(has_files);

@@ -48,6 +48,15 @@ impl Sandboxes {
         report.findings.extend(compare(&self.nodes.cache.all()));
         let (late, now_ms) = (self.nodes.overdue_certificates(), self.clock.now_ms());
         report.findings.extend(late.into_iter().map(|late| overdue(late, now_ms)));
+        let miscounted = self.nodes.cache.miscounted().into_iter();
+        report.findings.extend(miscounted.map(|(team, counted, again)| Finding {
+            invariant: Invariant::I12.into(),
+            node: String::new(),
+            subject: team.to_string(),
+            detail: format!(
+                "the controller counts {counted:?} of this team, and there is {again:?}"
+            ),
+        }));
         report
     }
 }

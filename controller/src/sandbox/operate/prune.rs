@@ -90,8 +90,9 @@ impl Sandboxes {
         let mut listed: BTreeSet<String> = BTreeSet::new();
         let mut missing = Vec::new();
         for text in known {
-            let entry = self.reference(team, text).ok().and_then(|name| cache.get(&name));
-            match entry.filter(|entry| entry.team == *team && !entry.ended()) {
+            let name = self.reference(team, text).ok();
+            let entry = name.and_then(|name| cache.get_of(team, &name));
+            match entry.filter(|entry| !entry.ended()) {
                 Some(entry) => drop(listed.insert(entry.id.to_string())),
                 None => missing.push(text.clone()),
             }

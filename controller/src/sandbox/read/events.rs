@@ -113,8 +113,9 @@ impl Sandboxes {
             Some(team) => self.reference(team, id)?,
             None => id.parse()?,
         };
-        let known = self.nodes.cache.get(&name);
-        if let Some(entry) = known.filter(|entry| team.is_none_or(|team| entry.team == *team)) {
+        let cache = &self.nodes.cache;
+        let known = team.map_or_else(|| cache.get(&name), |team| cache.get_of(team, &name));
+        if let Some(entry) = known {
             return Ok(entry.id);
         }
         let SandboxRef::Id(sandbox) = name else { return Err(Error::not_found(&name)) };

@@ -1,0 +1,128 @@
+//! Makes, lists and revokes tokens, and lists teams.
+
+use std::time::Duration;
+
+use proto::{
+    Reason,
+    id::Invalid,
+    name::{Team, TokenName},
+};
+
+use super::Access;
+use crate::{
+    sandbox::{Caller, Error, Result},
+    store::{Added, Token, TokenFilter},
+    token::{self, Issued, Order},
+};
+
+/// Longest time to live of a token: 10 years.
+const TTL_MAX: Duration = Duration::from_hours(10 * 365 * 24);
+/// Retry hint where a team has too many tokens, which only a revocation changes.
+const FULL: Duration = Duration::from_mins(1);
+
+impl Access {
+    /// Makes a token. `ttl`: the time after which it expires; `None`: never.
+    ///
+    /// # Errors
+    /// When the order is wrong, a living token of the team has the name, or the team has too many.
+    pub async fn create_token(
+        &self,
+        caller: &Caller,
+        order: Order,
+        ttl: Option<Duration>,
+    ) -> Result<Issued> {
+        let now_ms = self.now_ms();
+        if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1) || ttl > TTL_MAX) {
+            return Err(Invalid::new("ttl", "must be 1 s to 10 years").into());
+        }
+        if order.name.as_ref().is_some_and(is_like_an_id) {
+            return Err(Invalid::new("name", "must not be 12 hex digits, which are an id").into());
+        }
+        let expires_ms = ttl.map_or(0, |ttl| now_ms.saturating_add(daemon::clock::millis(ttl)));
+        let issued = token::issue(Order { expires_ms, ..order }, now_ms);
+        let Token { id, team, name, user, scopes, .. } = &issued.token;
+        match self.store.add_token(issued.token.clone()).await? {
+            Added::New => {}
+            Added::NameTaken => {
+                let message = format!("team {team} has a living token named {name}");
+                return Err(Error::new(Reason::NameTaken, message));
+            }
+            Added::Full => {
+                let message = format!("team {team} has too many living tokens; revoke some");
+                return Err(Error::new(Reason::TooManyCalls, message).retry(FULL));
+            }
+        }
+        tracing::info!(token = id, %team, %name, %scopes, by = caller.token,
+            user = user.as_ref().map(tracing::field::display), "token made");
+        Ok(issued)
+    }
+
+    /// Returns at most `limit` tokens after a page's last one, and the text that continues after
+    /// them, if there are more.
+    ///
+    /// # Errors
+    /// When `after` is not such a text, or the store fails.
+    pub async fn list_tokens(
+        &self,
+        team: Option<Team>,
+        include_ended: bool,
+        after: &str,
+        limit: u32,
+    ) -> Result<(Vec<Token>, String)> {
+        let living_ms = (!include_ended).then(|| self.now_ms());
+        let after = match after.split_once('-') {
+            None if after.is_empty() => None,
+            Some((created_ms, id)) if id.len() <= 64 => {
+                Some((created_ms.parse().map_err(|_| not_a_page())?, id.to_owned()))
+            }
+            None | Some(_) => return Err(not_a_page().into()),
+        };
+        let filter = TokenFilter { team, living_ms };
+        let mut tokens = self.store.tokens(filter, after, limit + 1).await?;
+        let more = tokens.len() > limit as usize;
+        tokens.truncate(limit as usize);
+        let last = tokens.last().filter(|_| more);
+        let next = last.map(|last| format!("{}-{}", last.created_ms, last.id));
+        Ok((tokens, next.unwrap_or_default()))
+    }
+
+    /// Revokes a token by its id, or a living one by its name in a team.
+    ///
+    /// # Errors
+    /// TOKEN_NOT_FOUND when there is none.
+    pub async fn revoke_token(&self, caller: &Caller, named: &str, team: &Team) -> Result<Token> {
+        let now_ms = self.now_ms();
+        let none = || {
+            let message =
+                format!("there is no token {named} in team {team}, and none with this id");
+            Error::new(Reason::TokenNotFound, message)
+        };
+        let by_id = self.store.token(named).await?;
+        let known = match (by_id, named.parse::<TokenName>()) {
+            (Some(token), _) => Some(token),
+            (None, Ok(name)) => self.store.token_named(team, &name, now_ms).await?,
+            (None, Err(invalid)) => return Err(invalid.into()),
+        };
+        let id = known.ok_or_else(none)?.id;
+        self.store.revoke_token(&id, now_ms).await?;
+        tracing::info!(token = id, by = caller.token, "token revoked");
+        self.store.token(&id).await?.ok_or_else(none)
+    }
+
+    /// Returns the teams that have tokens, ordered by name.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn teams(&self) -> Result<Vec<Team>> {
+        Ok(self.store.token_teams().await?)
+    }
+}
+
+fn is_like_an_id(name: &TokenName) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    name.as_str().len() == proto::token::ID_DIGITS && name.as_str().bytes().all(hex)
+}
+
+fn not_a_page() -> Invalid {
+    Invalid::new("page_token", "must be the next_page_token of an answer")
+}

@@ -1,0 +1,101 @@
+//! Tokens and limits of teams in memory.
+
+use proto::{
+    limits::TeamLimits,
+    name::{Team, TokenName},
+};
+
+use super::{
+    Result,
+    access::{AccessStore, Added, DEAD_TOKENS_KEPT_MS, TOKENS_MAX, Token, TokenFilter, TokenPlace},
+    memory::Memory,
+};
+
+#[async_trait::async_trait]
+impl AccessStore for Memory {
+    async fn add_token(&self, token: Token) -> Result<Added> {
+        let mut tables = self.tables.lock();
+        let now_ms = token.created_ms;
+        let before_ms = now_ms.saturating_sub(DEAD_TOKENS_KEPT_MS);
+        let old = |end_ms: u64| end_ms > 0 && end_ms < before_ms;
+        tables.tokens.retain(|_, known| !old(known.revoked_ms) && !old(known.expires_ms));
+        let of_team = |known: &&Token| known.team == token.team && known.is_living(now_ms);
+        let living = tables.tokens.values().filter(of_team);
+        if living.clone().any(|known| known.name == token.name) {
+            return Ok(Added::NameTaken);
+        }
+        if living.count() >= TOKENS_MAX as usize {
+            return Ok(Added::Full);
+        }
+        tables.tokens.insert(token.id.clone(), token);
+        Ok(Added::New)
+    }
+
+    async fn token(&self, id: &str) -> Result<Option<Token>> {
+        Ok(self.tables.lock().tokens.get(id).cloned())
+    }
+
+    async fn token_named(
+        &self,
+        team: &Team,
+        name: &TokenName,
+        now_ms: u64,
+    ) -> Result<Option<Token>> {
+        let tables = self.tables.lock();
+        let mut living = tables.tokens.values().filter(|known| known.is_living(now_ms));
+        Ok(living.find(|known| known.team == *team && known.name == *name).cloned())
+    }
+
+    async fn tokens(
+        &self,
+        filter: TokenFilter,
+        after: Option<TokenPlace>,
+        limit: u32,
+    ) -> Result<Vec<Token>> {
+        let tables = self.tables.lock();
+        let place = |token: &Token| (token.created_ms, token.id.clone());
+        let after = after.unwrap_or_default();
+        let found = tables.tokens.values().filter(|token| filter.admits(token));
+        let mut found: Vec<_> = found.filter(|token| place(token) > after).cloned().collect();
+        found.sort_by_key(place);
+        found.truncate(limit as usize);
+        Ok(found)
+    }
+
+    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool> {
+        let mut tables = self.tables.lock();
+        let token = tables.tokens.get_mut(id);
+        let found = token.is_some();
+        if let Some(token) = token.filter(|token| token.revoked_ms == 0) {
+            token.revoked_ms = now_ms;
+        }
+        Ok(found)
+    }
+
+    async fn tokens_used(&self, used: Vec<(String, u64)>) -> Result<()> {
+        let mut tables = self.tables.lock();
+        for (id, used_ms) in used {
+            if let Some(token) = tables.tokens.get_mut(&id) {
+                token.used_ms = token.used_ms.max(used_ms);
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_team_limits(&self, team: &Team, limits: TeamLimits) -> Result<()> {
+        self.claimed_tables()?.limits.insert(team.clone(), limits);
+        Ok(())
+    }
+
+    async fn team_limits(&self) -> Result<Vec<(Team, TeamLimits)>> {
+        let tables = self.tables.lock();
+        Ok(tables.limits.iter().map(|(team, limits)| (team.clone(), *limits)).collect())
+    }
+
+    async fn token_teams(&self) -> Result<Vec<Team>> {
+        let tables = self.tables.lock();
+        let teams: std::collections::BTreeSet<_> =
+            tables.tokens.values().map(|token| token.team.clone()).collect();
+        Ok(teams.into_iter().collect())
+    }
+}

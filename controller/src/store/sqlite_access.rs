@@ -1,0 +1,189 @@
+//! Tokens and limits of teams in SQL.
+
+use proto::{
+    limits::TeamLimits,
+    name::{Team, TokenName, UserLabel},
+};
+use rusqlite::{Connection, OptionalExtension, named_params, params};
+
+use super::{
+    Result,
+    access::{AccessStore, Added, DEAD_TOKENS_KEPT_MS, TOKENS_MAX, Token, TokenFilter, TokenPlace},
+    rows::parsed,
+    sqlite::Sqlite,
+};
+
+const COLUMNS: &str = "id, hash, team, scopes, created_ms, revoked_ms, name, user, expires_ms, \
+                       used_ms";
+/// Condition of a token that is living at `:now_ms`.
+const LIVING: &str = "revoked_ms = 0 AND (expires_ms = 0 OR expires_ms > :now_ms)";
+
+fn to_token(row: &rusqlite::Row<'_>) -> rusqlite::Result<Token> {
+    let user: String = row.get(7)?;
+    Ok(Token {
+        id: row.get(0)?,
+        hash: row.get(1)?,
+        team: parsed(row, 2)?,
+        scopes: proto::scope::Scopes::stored(&row.get::<_, String>(3)?),
+        created_ms: row.get(4)?,
+        revoked_ms: row.get(5)?,
+        name: parsed(row, 6)?,
+        user: (!user.is_empty()).then(|| parsed(row, 7)).transpose()?,
+        expires_ms: row.get(8)?,
+        used_ms: row.get(9)?,
+    })
+}
+
+fn named(db: &Connection, team: &str, name: &str, now_ms: u64) -> rusqlite::Result<Option<Token>> {
+    db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM tokens WHERE team = :team AND name = :name AND {LIVING}"
+    ))?
+    .query_row(named_params! { ":team": team, ":name": name, ":now_ms": now_ms }, to_token)
+    .optional()
+}
+
+fn add(db: &Connection, token: &Token) -> rusqlite::Result<Added> {
+    let (team, now_ms) = (token.team.as_str(), token.created_ms);
+    db.prepare_cached(
+        "DELETE FROM tokens WHERE (revoked_ms > 0 AND revoked_ms < ?1) \
+         OR (expires_ms > 0 AND expires_ms < ?1)",
+    )?
+    .execute([now_ms.saturating_sub(DEAD_TOKENS_KEPT_MS)])?;
+    if named(db, team, token.name.as_str(), now_ms)?.is_some() {
+        return Ok(Added::NameTaken);
+    }
+    let living: u32 = db
+        .prepare_cached(&format!("SELECT count(*) FROM tokens WHERE team = :team AND {LIVING}"))?
+        .query_row(named_params! { ":team": team, ":now_ms": now_ms }, |row| row.get(0))?;
+    if living >= TOKENS_MAX {
+        return Ok(Added::Full);
+    }
+    db.prepare_cached(&format!(
+        "INSERT INTO tokens ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+    ))?
+    .execute(params![
+        token.id,
+        token.hash,
+        team,
+        token.scopes.to_string(),
+        now_ms,
+        token.revoked_ms,
+        token.name.as_str(),
+        token.user.as_ref().map_or("", UserLabel::as_str),
+        token.expires_ms,
+        token.used_ms,
+    ])?;
+    Ok(Added::New)
+}
+
+fn page(
+    db: &Connection,
+    filter: &TokenFilter,
+    after: Option<TokenPlace>,
+    limit: u32,
+) -> rusqlite::Result<Vec<Token>> {
+    let mut text =
+        format!("SELECT {COLUMNS} FROM tokens WHERE (created_ms, id) > (:created_ms, :id)");
+    let (created_ms, id) = after.unwrap_or_default();
+    let mut values: Vec<(&str, &dyn rusqlite::ToSql)> =
+        vec![(":created_ms", &created_ms), (":id", &id), (":limit", &limit)];
+    let team = filter.team.as_ref().map(Team::as_str);
+    if let Some(team) = &team {
+        text.push_str(" AND team = :team");
+        values.push((":team", team));
+    }
+    if let Some(now_ms) = &filter.living_ms {
+        text.push_str(" AND ");
+        text.push_str(LIVING);
+        values.push((":now_ms", now_ms));
+    }
+    text.push_str(" ORDER BY created_ms, id LIMIT :limit");
+    db.prepare_cached(&text)?.query_map(values.as_slice(), to_token)?.collect()
+}
+
+#[async_trait::async_trait]
+impl AccessStore for Sqlite {
+    async fn add_token(&self, token: Token) -> Result<Added> {
+        self.write(move |db| add(db, &token)).await
+    }
+
+    async fn token(&self, id: &str) -> Result<Option<Token>> {
+        let id = id.to_owned();
+        self.read(move |db| {
+            db.prepare_cached(&format!("SELECT {COLUMNS} FROM tokens WHERE id = ?1"))?
+                .query_row([id], to_token)
+                .optional()
+        })
+        .await
+    }
+
+    async fn token_named(
+        &self,
+        team: &Team,
+        name: &TokenName,
+        now_ms: u64,
+    ) -> Result<Option<Token>> {
+        let (team, name) = (team.clone(), name.clone());
+        self.read(move |db| named(db, team.as_str(), name.as_str(), now_ms)).await
+    }
+
+    async fn tokens(
+        &self,
+        filter: TokenFilter,
+        after: Option<TokenPlace>,
+        limit: u32,
+    ) -> Result<Vec<Token>> {
+        self.read(move |db| page(db, &filter, after, limit)).await
+    }
+
+    async fn revoke_token(&self, id: &str, now_ms: u64) -> Result<bool> {
+        let id = id.to_owned();
+        self.write(move |db| {
+            db.prepare_cached(
+                "UPDATE tokens SET revoked_ms = ?2 WHERE id = ?1 AND revoked_ms = 0",
+            )?
+            .execute(params![id, now_ms])?;
+            db.prepare_cached("SELECT 1 FROM tokens WHERE id = ?1")?.exists([id])
+        })
+        .await
+    }
+
+    async fn tokens_used(&self, used: Vec<(String, u64)>) -> Result<()> {
+        self.write(move |db| {
+            let mut update =
+                db.prepare_cached("UPDATE tokens SET used_ms = ?2 WHERE id = ?1 AND used_ms < ?2")?;
+            used.iter().try_for_each(|(id, used_ms)| update.execute(params![id, used_ms]).map(drop))
+        })
+        .await
+    }
+
+    async fn put_team_limits(&self, team: &Team, limits: TeamLimits) -> Result<()> {
+        let team = team.clone();
+        self.write_as_claimed(move |db| {
+            db.prepare_cached("INSERT OR REPLACE INTO teams (name, limits) VALUES (?1, ?2)")?
+                .execute([team.as_str(), &limits.to_string()])
+                .map(drop)
+        })
+        .await
+    }
+
+    async fn team_limits(&self) -> Result<Vec<(Team, TeamLimits)>> {
+        self.read(|db| {
+            db.prepare_cached("SELECT name, limits FROM teams ORDER BY name")?
+                .query_map([], |row| {
+                    Ok((parsed(row, 0)?, TeamLimits::stored(&row.get::<_, String>(1)?)))
+                })?
+                .collect()
+        })
+        .await
+    }
+
+    async fn token_teams(&self) -> Result<Vec<Team>> {
+        self.read(|db| {
+            db.prepare_cached("SELECT DISTINCT team FROM tokens ORDER BY team")?
+                .query_map([], |row| parsed(row, 0))?
+                .collect()
+        })
+        .await
+    }
+}

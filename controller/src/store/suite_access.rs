@@ -1,0 +1,173 @@
+//! The suite's part about tokens, for both stores.
+
+use proto::scope::Scopes;
+
+use super::{access::TOKENS_MAX, memory::Memory, sqlite::Sqlite, *};
+
+/// Token number `n` of a team, issued at the time `n`.
+pub(super) fn token(team: &str, n: u64) -> Token {
+    Token {
+        id: format!("{team}{n:04}"),
+        hash: vec![1; 32],
+        team: team.parse().expect("team"),
+        name: format!("t{n}").parse().expect("name"),
+        user: None,
+        scopes: Scopes::SANDBOX,
+        created_ms: n,
+        expires_ms: 0,
+        used_ms: 0,
+        revoked_ms: 0,
+    }
+}
+
+async fn one_token(store: &dyn Store) -> Result<()> {
+    let first = Token {
+        user: Some("ada@example.com".parse().expect("user")),
+        scopes: "exec".parse().expect("scopes"),
+        expires_ms: 100,
+        ..token("red", 1)
+    };
+    assert_eq!(store.add_token(first.clone()).await?, Added::New);
+    assert_eq!(store.token(&first.id).await?, Some(first.clone()));
+    assert_eq!(store.token("none").await?, None);
+    let named = |now_ms| store.token_named(&first.team, &first.name, now_ms);
+    assert_eq!(named(99).await?, Some(first.clone()));
+    assert_eq!(named(100).await?, None, "expired");
+
+    // The time of use never goes back; an unknown token is passed over.
+    let used = |ms| vec![("none".to_owned(), 1), (first.id.clone(), ms)];
+    store.tokens_used(used(50)).await?;
+    store.tokens_used(used(40)).await?;
+    assert_eq!(store.token(&first.id).await?.expect("known").used_ms, 50);
+
+    assert!(store.revoke_token(&first.id, 9).await? && !store.revoke_token("none", 9).await?);
+    assert!(store.revoke_token(&first.id, 10).await?, "twice is once");
+    assert_eq!(store.token(&first.id).await?.expect("known").revoked_ms, 9);
+    assert_eq!(named(20).await?, None, "revoked");
+    Ok(())
+}
+
+async fn names_of_tokens(store: &dyn Store) -> Result<()> {
+    let again = |id: &str, created_ms| Token {
+        id: id.into(),
+        created_ms,
+        expires_ms: 300,
+        ..token("green", 1)
+    };
+    assert_eq!(store.add_token(again("a", 200)).await?, Added::New);
+    assert_eq!(store.add_token(again("b", 201)).await?, Added::NameTaken);
+    assert_eq!(store.token("b").await?, None);
+    let other_team = Token { id: "c".into(), ..token("blue", 1) };
+    assert_eq!(store.add_token(other_team).await?, Added::New, "a name is of one team");
+    // A name is free again after the expiry and after a revocation.
+    assert_eq!(store.add_token(Token { expires_ms: 0, ..again("d", 300) }).await?, Added::New);
+    assert_eq!(store.add_token(again("e", 301)).await?, Added::NameTaken);
+    store.revoke_token("d", 302).await?;
+    assert_eq!(store.add_token(again("e", 303)).await?, Added::New);
+    let teams = store.token_teams().await?;
+    let teams: Vec<_> = teams.iter().map(proto::name::Team::as_str).collect();
+    assert_eq!(teams, ["blue", "green", "red"]);
+    Ok(())
+}
+
+async fn pages_of_tokens(store: &dyn Store) -> Result<()> {
+    for n in 0..7 {
+        store.add_token(token("many", 1000 + n / 2 * 2 + n)).await?;
+    }
+    store.revoke_token("many1001", 2000).await?;
+    let team = Some("many".parse().expect("team"));
+    for (living_ms, count) in [(None, 7), (Some(3000), 6)] {
+        let filter = || TokenFilter { team: team.clone(), living_ms };
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.tokens(filter(), after.clone(), 2).await?;
+            assert!(page.len() <= 2);
+            let Some(last) = page.last() else { break };
+            after = Some((last.created_ms, last.id.clone()));
+            seen.extend(page);
+        }
+        let places: Vec<_> = seen.iter().map(|token| (token.created_ms, &token.id)).collect();
+        assert!(places.is_sorted() && seen.len() == count, "{places:?}");
+    }
+    let all = store.tokens(TokenFilter::default(), None, 1000).await?;
+    assert!(all.len() > 7 && all.iter().any(|token| token.team.as_str() == "red"));
+    Ok(())
+}
+
+async fn bounds_of_tokens(store: &dyn Store) -> Result<()> {
+    // At once, so that they share commits.
+    let adds = (0..u64::from(TOKENS_MAX)).map(|n| store.add_token(token("big", 5000 + n)));
+    let added = futures_util::future::join_all(adds).await;
+    assert!(added.iter().all(|added| *added == Ok(Added::New)));
+    assert_eq!(store.add_token(token("big", 9000)).await?, Added::Full);
+    store.revoke_token("big5000", 9001).await?;
+    assert_eq!(store.add_token(token("big", 9002)).await?, Added::New);
+    // Long after its end a token is removed by the next one that is made.
+    let later = 9001 + access::DEAD_TOKENS_KEPT_MS;
+    store.add_token(token("late", later)).await?;
+    assert!(store.token("big5000").await?.is_some());
+    store.add_token(token("late", later + 1)).await?;
+    assert_eq!(store.token("big5000").await?, None);
+    Ok(())
+}
+
+async fn limits_of_teams(store: &dyn Store) -> Result<()> {
+    use proto::limits::TeamLimits;
+    assert_eq!(store.team_limits().await?, []);
+    let (red, blue): (Team, Team) = ("red".parse().expect("team"), "blue".parse().expect("team"));
+    let first = TeamLimits::stored("sandboxes=5 creates=10/hour");
+    store.put_team_limits(&red, first).await?;
+    store.put_team_limits(&blue, TeamLimits::stored("cpu_cores=none")).await?;
+    let second = TeamLimits::stored("sandboxes=6");
+    store.put_team_limits(&red, second).await?;
+    let all = store.team_limits().await?;
+    assert_eq!(all, [(blue, TeamLimits::stored("cpu_cores=none")), (red, second)]);
+    Ok(())
+}
+
+async fn suite(store: &dyn Store) {
+    one_token(store).await.expect("one token");
+    names_of_tokens(store).await.expect("names");
+    pages_of_tokens(store).await.expect("pages");
+    bounds_of_tokens(store).await.expect("bounds");
+    limits_of_teams(store).await.expect("limits");
+}
+
+#[tokio::test]
+async fn memory_store_keeps_tokens_as_promised() {
+    suite(&Memory::new()).await;
+}
+
+#[tokio::test]
+async fn sqlite_store_keeps_tokens_as_promised() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("c.db");
+    let store = Sqlite::open(&path).expect("open");
+    suite(&store).await;
+    let all = |store: Sqlite| async move {
+        store.tokens(TokenFilter::default(), None, 10_000).await.expect("tokens")
+    };
+    let before = all(store).await;
+    assert_eq!(all(Sqlite::open(&path).expect("open again")).await, before);
+}
+
+#[tokio::test]
+async fn tokens_of_the_first_schema_keep_their_rights() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("c.db");
+    let raw = rusqlite::Connection::open(&path).expect("open");
+    raw.execute_batch(include_str!("migrations/0001_start.sql")).expect("made");
+    raw.pragma_update(None, "user_version", 1).expect("set");
+    raw.execute_batch(
+        "INSERT INTO tokens VALUES ('0a', x'01', 'red', 'sandbox', 5, 0), \
+         ('0b', x'02', 'red', 'sandbox operator', 6, 7)",
+    )
+    .expect("filled");
+    drop(raw);
+    let store = Sqlite::open(&path).expect("migrated");
+    let tokens = store.tokens(TokenFilter::default(), None, 10).await.expect("tokens");
+    let told: Vec<_> =
+        tokens.iter().map(|token| (token.name.as_str(), token.scopes, token.revoked_ms)).collect();
+    assert_eq!(told, [("0a", Scopes::SANDBOX, 0), ("0b", Scopes::ALL, 7)]);
+    assert!(tokens.iter().all(|token| token.expires_ms == 0 && token.user.is_none()));
+}

@@ -1,0 +1,269 @@
+//! Tokens: what each allows, until when, and in which forms.
+
+use std::collections::BTreeSet;
+
+use http::Request as HttpRequest;
+use proto::{Reason, sandbox::v1::*, scope::Scope};
+use tower::ServiceExt as _;
+
+use super::*;
+
+impl Lab {
+    /// Adds a token that expires after a time from now.
+    async fn token_for(&self, expires: Duration) -> String {
+        let order = token::Order {
+            expires_ms: self.now_ms() + daemon::clock::millis(expires),
+            ..token::Order::new("red".parse().expect("team"), proto::scope::Scopes::SANDBOX)
+        };
+        let issued = token::issue(order, self.now_ms());
+        self.store.add_token(issued.token.clone()).await.expect("stored");
+        issued.text(Format::Plain)
+    }
+
+    async fn used_ms(&self, text: &str) -> u64 {
+        let (id, _) = proto::token::split(text).expect("a token");
+        self.store.token(id).await.expect("store").expect("known").used_ms
+    }
+}
+
+async fn look(api: &mut Api) -> Result<(), Status> {
+    api.list_sandboxes(ListSandboxesRequest::default()).await.map(drop)
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_allows_the_calls_of_its_scopes_only() {
+    let lab = Lab::new().await;
+    let sandbox = lab.create("r1").await.expect("made");
+    for (scopes, may) in [
+        ("read", BTreeSet::from([Scope::Read])),
+        ("exec", BTreeSet::from([Scope::Read, Scope::Exec])),
+        ("manage", BTreeSet::from([Scope::Read, Scope::Manage])),
+        ("admin", BTreeSet::from([Scope::Read, Scope::Admin])),
+    ] {
+        let text = token(&lab.store, "red", scopes).await;
+        let mut api = lab.api_as(&text);
+        let mut operator = OperatorServiceClient::with_interceptor(lab.channel(), bearer(&text));
+        let id = sandbox.id.clone();
+        let stat = StatFileRequest { id: id.clone(), path: "/".into(), user: String::new() };
+        let update = proto::update::request(Sandbox { id, ..Sandbox::default() }, &["metadata"]);
+        let answers = [
+            (Scope::Read, look(&mut api).await),
+            (Scope::Exec, api.stat_file(stat).await.map(drop)),
+            (Scope::Manage, api.update_sandbox(update).await.map(drop)),
+            (Scope::Admin, operator.list_nodes(ListNodesRequest {}).await.map(drop)),
+        ];
+        for (needed, answer) in answers {
+            let told = answer.as_ref().err().and_then(daemon::status::reason);
+            let refused = told == Some(Reason::ScopeMissing);
+            assert_eq!(refused, !may.contains(&needed), "{scopes} {needed:?} {answer:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_token_is_refused_from_its_time_on() {
+    let lab = Lab::new().await;
+    let mut api = lab.api_as(&lab.token_for(Duration::from_secs(60)).await);
+    look(&mut api).await.expect("before");
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    look(&mut api).await.expect("just before");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for _ in 0..2 {
+        let status = look(&mut api).await.expect_err("over");
+        assert!(status.message().contains("expired"), "{status:?}");
+        assert_eq!(daemon::status::reason(&status), Some(Reason::TokenInvalid));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn last_use_is_written_once_a_minute_and_at_the_end() {
+    let mut lab = Lab::new().await;
+    let text = lab.token_for(Duration::from_hours(1)).await;
+    let mut api = lab.api_as(&text);
+    look(&mut api).await.expect("used");
+    assert_eq!(lab.used_ms(&text).await, 0, "no call waits for a write");
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let first = lab.used_ms(&text).await;
+    assert!(first > 0);
+    for _ in 0..10 {
+        look(&mut api).await.expect("used");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let second = lab.used_ms(&text).await;
+    assert!(second == first || second >= first + 60_000, "{first} {second}");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    look(&mut api).await.expect("used");
+    lab.controller.take().expect("a controller").stop().await;
+    assert!(lab.used_ms(&text).await >= first + 120_000, "written at the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn libraries_of_e2b_send_a_token_in_their_header_and_form() {
+    let lab = Lab::new().await;
+    let issued = issued("red", "read");
+    lab.store.add_token(issued.token.clone()).await.expect("stored");
+    let mut told = Vec::new();
+    for text in [issued.text(Format::E2b), issued.text(Format::Plain), "e2b_00".into()] {
+        let path = "/sandbox.v1.SandboxService/ListSandboxes";
+        let request = HttpRequest::post(format!("http://x{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("x-api-key", text)
+            .body(tonic::body::Body::empty())
+            .expect("a request");
+        let answer = lab.channel().oneshot(request).await.expect("an answer");
+        let status = Status::from_header_map(answer.headers());
+        told.push(status.as_ref().and_then(daemon::status::reason) == Some(Reason::TokenInvalid));
+    }
+    assert_eq!(told, [false, false, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn operators_make_list_and_revoke_tokens_of_any_team() {
+    let lab = Lab::new().await;
+    let mut operator = lab.operator();
+    let ask = CreateTokenRequest {
+        team: "blue".into(),
+        name: "ci".into(),
+        user: "ada@example.com".into(),
+        scopes: vec![Scope::Manage.into()],
+        ttl: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+    };
+    let made = operator.create_token(ask.clone()).await.expect("made").into_inner();
+    let shown = made.token.expect("a token");
+    assert_eq!(shown.scopes().collect::<Vec<_>>(), [Scope::Read, Scope::Manage]);
+    assert_eq!((shown.team.as_str(), shown.user.as_str()), ("blue", "ada@example.com"));
+    let mut blue = lab.api_as(&made.text);
+    create(&mut blue, request("r1")).await.expect("made with it");
+
+    assert_eq!(reason(operator.create_token(ask.clone()).await), Reason::NameTaken);
+    let hour = prost_types::Duration { seconds: 3600 * 24 * 365 * 11, nanos: 0 };
+    for wrong in [
+        CreateTokenRequest { team: "a b".into(), ..ask.clone() },
+        CreateTokenRequest { name: "0123456789ab".into(), ..ask.clone() },
+        CreateTokenRequest { user: "a\nb".into(), ..ask.clone() },
+        CreateTokenRequest { scopes: vec![0], ..ask.clone() },
+        CreateTokenRequest { scopes: vec![99], ..ask.clone() },
+        CreateTokenRequest { ttl: Some(hour), ..ask.clone() },
+    ] {
+        assert_eq!(
+            reason(operator.create_token(wrong.clone()).await),
+            Reason::FieldInvalid,
+            "{wrong:?}"
+        );
+    }
+
+    for n in 0..5 {
+        let more = CreateTokenRequest { name: format!("t{n}"), ..ask.clone() };
+        operator.create_token(more).await.expect("made");
+    }
+    let (mut names, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let team = "blue".to_owned();
+        let ask = ListTokensRequest { team, page_size: 2, page_token, ..Default::default() };
+        let page = operator.list_tokens(ask).await.expect("a page").into_inner();
+        assert!(page.tokens.len() <= 2);
+        names.extend(page.tokens.into_iter().map(|token| token.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    names.sort_unstable();
+    assert_eq!(names, ["ci", "t0", "t1", "t2", "t3", "t4"]);
+    let wrong = ListTokensRequest { page_token: "x".into(), ..Default::default() };
+    assert_eq!(reason(operator.list_tokens(wrong).await), Reason::FieldInvalid);
+
+    // By name in its team, by id in any.
+    let by_name = |team: &str| RevokeTokenRequest { token: "ci".into(), team: team.into() };
+    assert_eq!(reason(operator.revoke_token(by_name("")).await), Reason::TokenNotFound);
+    let revoked = operator.revoke_token(by_name("blue")).await.expect("revoked").into_inner();
+    assert!(revoked.token.expect("a token").revoked_at.is_some());
+    assert_eq!(reason(look(&mut blue).await), Reason::TokenInvalid);
+    let by_id = RevokeTokenRequest { token: shown.id, team: String::new() };
+    operator.revoke_token(by_id).await.expect("twice is once");
+    operator.create_token(ask).await.expect("the name is free again");
+
+    let teams = operator.list_teams(ListTeamsRequest { page_size: 1, ..Default::default() });
+    let teams = teams.await.expect("a page").into_inner();
+    assert_eq!((teams.teams[0].name.as_str(), teams.next_page_token.as_str()), ("blue", "blue"));
+    let next = ListTeamsRequest { page_token: "blue".into(), ..Default::default() };
+    let teams = operator.list_teams(next).await.expect("a page").into_inner();
+    assert_eq!((teams.teams[0].name.as_str(), teams.next_page_token.as_str()), ("red", ""));
+}
+
+/// Status of a refusal without what differs by the request: everything that a caller can read.
+fn told<T: std::fmt::Debug>(answer: Result<T, Status>, id: &str) -> (i32, String, Vec<u8>, String) {
+    let status = answer.expect_err("refused");
+    let without = |text: &str| text.replace(id, "ID");
+    let details = String::from_utf8_lossy(status.details()).into_owned();
+    let metadata = format!("{:?}", status.metadata().clone().into_headers());
+    (status.code() as i32, without(status.message()), without(&details).into_bytes(), metadata)
+}
+
+#[tokio::test(start_paused = true)]
+async fn id_of_another_team_is_answered_as_one_that_nobody_has() {
+    let lab = Lab::new().await;
+    let theirs = CreateSandboxRequest { name: "web".into(), ..request("r1") };
+    let theirs = create(&mut lab.api(), theirs).await.expect("made");
+    let ended = lab.create("r2").await.expect("made");
+    let delete = DeleteSandboxRequest { id: ended.id.clone() };
+    lab.api().delete_sandbox(delete).await.expect("deleted");
+    let nobody = proto::id::SandboxId::new(1_600_000_000_000, &[7; 10]).to_string();
+    let mut api = lab.api_as(&token(&lab.store, "blue", "sandbox").await);
+    // Each pair: what another team has, and what nobody has, in the same form.
+    let vmid = theirs.vmid.to_string();
+    for (known, unknown) in [
+        (theirs.id.as_str(), nobody.as_str()),
+        (ended.id.as_str(), nobody.as_str()),
+        (vmid.as_str(), "299999"),
+        ("web", "wab"),
+    ] {
+        let mut answers = Vec::new();
+        for id in [known, unknown] {
+            let named = || id.to_owned();
+            let argv = Argv { args: vec!["true".into()] };
+            let command = Some(exec_start::Command::Argv(argv));
+            let start = Some(ExecStart { id: named(), command, ..ExecStart::default() });
+            let exec = ExecCommandRequest { start, ..ExecCommandRequest::default() };
+            let change = Sandbox { id: named(), ..Sandbox::default() };
+            let change = proto::update::request(change, &["wake_on"]);
+            let subject = Some(explain_placement_request::Subject::Id(named()));
+            let file = FileContent { path: "/a".into(), ..FileContent::default() };
+            let files = vec![file];
+            let write = WriteFilesRequest { id: named(), files, user: String::new() };
+            let stat = StatFileRequest { id: named(), path: "/a".into(), user: String::new() };
+            let events = WatchEventsRequest { id: named(), ..WatchEventsRequest::default() };
+            let expose = ExposeHttpServiceRequest { id: named(), name: String::new(), port: 80 };
+            let hide = HideHttpServiceRequest { id: named(), name: "port-80".into() };
+            let usage = GetUsageRequest { ids: vec![named()], ..GetUsageRequest::default() };
+            let execs = ListExecsRequest { id: named(), ..ListExecsRequest::default() };
+            let pause = PauseSandboxRequest { id: named(), or_stop: true };
+            answers.push([
+                told(api.get_sandbox(GetSandboxRequest { id: named() }).await, id),
+                told(api.delete_sandbox(DeleteSandboxRequest { id: named() }).await, id),
+                told(api.start_sandbox(StartSandboxRequest { id: named() }).await, id),
+                told(api.stop_sandbox(StopSandboxRequest { id: named(), grace: None }).await, id),
+                told(api.pause_sandbox(pause).await, id),
+                told(api.resume_sandbox(ResumeSandboxRequest { id: named() }).await, id),
+                told(api.watch_sandbox(WatchSandboxRequest { id: named() }).await, id),
+                told(api.explain_placement(ExplainPlacementRequest { subject }).await, id),
+                told(api.update_sandbox(change).await, id),
+                told(api.exec_command(exec).await, id),
+                told(api.list_execs(execs).await, id),
+                told(api.write_files(write).await, id),
+                told(api.stat_file(stat).await, id),
+                told(api.watch_events(events).await, id),
+                told(api.expose_http_service(expose).await, id),
+                told(api.hide_http_service(hide).await, id),
+                told(api.get_usage(usage).await, id),
+            ]);
+        }
+        assert_eq!(answers[0], answers[1], "{known}");
+        assert!(
+            answers[0].iter().all(|told| told.0 == tonic::Code::NotFound as i32),
+            "{answers:?}"
+        );
+    }
+}
