@@ -32,17 +32,20 @@ pub fn access_of(group: Option<&str>) -> io::Result<Access> {
 }
 
 /// Makes a key, stores it as the one that waits for a certificate, and returns a request for it, PEM.
-/// With `again` a key that waits already is used: so a repeated call has the same one.
+/// A key that was made for the same purpose and waits already is used: so a repeated call has the same
+/// one. Without a purpose there is always a new key.
 ///
 /// # Errors
 /// When the key cannot be made or stored.
-pub fn request(files: &KeyFiles, node: &str, again: bool) -> io::Result<String> {
-    let waiting = if again { files.waiting()? } else { None };
+pub fn request(files: &KeyFiles, node: &str, purpose: Option<&str>) -> io::Result<String> {
+    // The key that waits may be that of the certificate which is installed.
+    files.recover()?;
+    let waiting = purpose.map(|purpose| files.waiting_for(purpose)).transpose()?.flatten();
     let key = match waiting.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
         Some(key) => key,
         None => {
             let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(io::Error::other)?;
-            files.prepare(&key.serialize_pem())?;
+            files.prepare_for(&key.serialize_pem(), purpose.unwrap_or_default())?;
             key
         }
     };
@@ -91,9 +94,9 @@ impl Certificates {
     /// When a file cannot be read or written.
     pub fn request(&self, now_ms: u64) -> io::Result<Requests> {
         let _turn = self.turn.lock();
-        let agent = request(&self.agent, &self.node, false)?;
+        let agent = request(&self.agent, &self.node, None)?;
         let due = self.ingress.as_ref().filter(|files| is_due(files, now_ms));
-        let ingress = due.map(|files| request(files, &self.node, false)).transpose()?;
+        let ingress = due.map(|files| request(files, &self.node, None)).transpose()?;
         Ok(Requests { agent, ingress })
     }
 

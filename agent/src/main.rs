@@ -118,9 +118,10 @@ interrupted is repeated: what it has left is removed first.";
 
 #[derive(Debug, Args)]
 struct TemplateInit {
-    /// Number of the template's container
-    #[arg(long, default_value = "9000")]
-    vmid: Vmid,
+    /// Number of the template's container [default: that of an earlier run, else the first from 9000
+    /// that nothing in the cluster has]
+    #[arg(long)]
+    vmid: Option<Vmid>,
     /// Name of the snapshot [default: debian-RELEASE]
     #[arg(long)]
     snapshot: Option<SnapshotId>,
@@ -191,7 +192,10 @@ impl TemplateInit {
         };
         let snapshot = self.snapshot.clone().map_or_else(|| name.parse(), Ok)?;
         Ok(Order {
-            vmid: self.vmid,
+            vmid: match self.vmid {
+                Some(vmid) => vmid,
+                None => template::vmid(&config.pve.root, &config.node.value)?,
+            },
             snapshot,
             source,
             http,

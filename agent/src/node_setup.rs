@@ -23,8 +23,6 @@ const UNITS: &[&str] = &["pve-sandbox-agent", "pve-sandbox-ingress"];
 const DNS_UNIT: &str = "pve-sandbox-dns";
 /// Program of ifupdown2 that brings one interface up.
 const IFUP: &str = "/usr/sbin/ifup";
-/// Vmid of the first template.
-pub(crate) const TEMPLATE: u32 = 9000;
 
 /// Joins a controller, makes what the node lacks, and starts the units.
 pub(crate) fn join(line: &Line, path: &Path, start: bool, template: bool) -> Result<()> {
@@ -33,8 +31,12 @@ pub(crate) fn join(line: &Line, path: &Path, start: bool, template: bool) -> Res
     for step in done {
         println!("{step}");
     }
-    if !line.no_bridge {
-        make_bridge(None, path, start)?;
+    // The node has joined, whatever becomes of the rest, and its token is used up.
+    if !line.no_bridge
+        && let Err(error) = make_bridge(None, path, start)
+    {
+        println!("no bridge was made: {error:#}");
+        println!("repeat it with: pve-sandbox-agent bridge init");
     }
     let config = Config::load(Some(path), &Flags::default(), &config::environment);
     let ready = config.map_err(anyhow::Error::from).and_then(|config| {
@@ -83,21 +85,25 @@ pub(crate) fn make_bridge(subnet: Option<Ipv4Net>, config: &Path, start: bool) -
         println!("wrote {}", path.display());
     }
     let there = Path::new(NET).join(&bridge.name).exists();
-    if there && changed.is_empty() {
+    let is_complete = there && changed.is_empty();
+    if is_complete {
         println!("bridge {} with {} is there already", bridge.name, bridge.address);
-        return Ok(());
     }
     if !start {
         println!("nothing was started: ifup {}; systemctl enable --now {DNS_UNIT}", bridge.name);
         return Ok(());
     }
-    systemctl::run_program(Path::new(IFUP), &["--force", &bridge.name])
-        .context("the bridge did not come up; is ifupdown2 installed?")?;
-    if systemctl::is_there() {
-        systemctl::run(&["enable", "--quiet", DNS_UNIT])?;
-        systemctl::run(&["restart", DNS_UNIT])?;
+    if !is_complete {
+        systemctl::run_program(Path::new(IFUP), &["--force", &bridge.name], &[])
+            .context("the bridge did not come up; is ifupdown2 installed?")?;
+        println!("bridge {} is up with {}", bridge.name, bridge.address);
     }
-    println!("bridge {} is up with {}", bridge.name, bridge.address);
+    if systemctl::is_there() {
+        let up = if is_complete { "start" } else { "restart" };
+        systemctl::run(&["enable", "--quiet", DNS_UNIT])
+            .and_then(|()| systemctl::run(&[up, DNS_UNIT]))
+            .context("the name server did not start; is dnsmasq-base installed?")?;
+    }
     Ok(())
 }
 
@@ -105,7 +111,7 @@ pub(crate) fn make_bridge(subnet: Option<Ipv4Net>, config: &Path, start: bool) -
 fn first_template(config: &Config) -> Result<Order> {
     let suite = template::release().context("cannot read the node's release")?;
     Ok(Order {
-        vmid: TEMPLATE.try_into()?,
+        vmid: template::vmid(&config.pve.root, &config.node.value)?,
         snapshot: format!("debian-{suite}").parse()?,
         source: Source::Debian { suite, mirror: template::MIRROR.to_owned() },
         http: Some(template::http("8000/").map_err(anyhow::Error::msg)?),

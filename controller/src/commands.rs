@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     enrolment::Settings,
     node::TlsConnector,
-    setup::Setup,
+    setup::{self, Setup},
     store::{Store, sqlite::Sqlite},
     token_command::TokenCommand,
 };
@@ -102,6 +102,7 @@ impl Command {
             Self::Setup(setup) => setup.run().await?.lines.iter().try_for_each(|line| say(line)),
             Self::Init { data_dir, names } => {
                 let (files, names) = ca::init(&data_dir, &names)?;
+                setup::give_to_owner(&data_dir)?;
                 say(&format!("the CA is {}", files.ca().display()))?;
                 say(&format!("the controller's certificate is for {}", names.join(", ")))
             }

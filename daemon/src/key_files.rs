@@ -39,6 +39,40 @@ impl KeyFiles {
         next.into()
     }
 
+    /// File that says what the key which waits was made for.
+    fn purpose(&self) -> PathBuf {
+        let mut purpose = self.key.as_os_str().to_owned();
+        purpose.push(".next.for");
+        purpose.into()
+    }
+
+    /// Returns the key that waits, PEM, if it was made for this purpose.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn waiting_for(&self, purpose: &str) -> io::Result<Option<String>> {
+        let same = !purpose.is_empty() && read(&self.purpose())?.as_deref() == Some(purpose);
+        if same { self.waiting() } else { Ok(None) }
+    }
+
+    /// Stores a new key for a purpose, so that a repeated call finds it. Durable.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn prepare_for(&self, key: &str, purpose: &str) -> io::Result<()> {
+        // After a crash in between, the key is for nothing, and is made again.
+        self.forget_purpose()?;
+        self.prepare(key)?;
+        replace(&self.purpose(), purpose.as_bytes(), Access::PRIVATE)
+    }
+
+    fn forget_purpose(&self) -> io::Result<()> {
+        match fs::remove_file(self.purpose()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Returns the key that waits for its certificate, PEM.
     ///
     /// # Errors

@@ -21,17 +21,21 @@ pub fn is_there() -> bool {
 /// # Errors
 /// When it cannot be started, or fails. Its own words go to stderr.
 pub fn run(words: &[&str]) -> io::Result<()> {
-    run_program(Path::new(PROGRAM), words)
+    run_program(Path::new(PROGRAM), words, &[])
 }
 
-/// Runs one of our own programs with these words, whose output goes where ours goes, and waits for
-/// its end.
+/// Runs a program with these words and variables, whose output goes where ours goes, and waits for its
+/// end. Secrets go into variables: everybody on the machine can read arguments.
 ///
 /// # Errors
 /// When it cannot be started, or fails.
-pub fn run_program(program: &Path, words: &[&str]) -> io::Result<()> {
+pub fn run_program(program: &Path, words: &[&str], env: &[(&str, &str)]) -> io::Result<()> {
     #[expect(clippy::disallowed_methods, reason = "only commands of an operator come here")]
-    let status = Command::new(program).args(words).stdin(Stdio::null()).status()?;
+    let status = Command::new(program)
+        .args(words)
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .status()?;
     if status.success() {
         return Ok(());
     }

@@ -39,7 +39,7 @@ for target, word in found.items():
 "#;
 
 /// Sends as somebody else: `MAC IP` are the neighbour's, `OWN` is the sender's MAC, `HOST` the
-/// gateway's MAC and `GATEWAY` its address.
+/// gateway's MAC and `GATEWAY` its address. The last argument is the sender's own address.
 const SPOOF: &str = r#"
 import socket, struct, sys, time
 mac, ip, own, host, gateway = sys.argv[1:6]
@@ -60,6 +60,9 @@ frames = {
             bytes.fromhex("0180c2000003") + mac + b"\x88\x8e" + bytes(60)],
     "ip": [host + own + b"\x08\x00" + udp(ip, gateway, 4242, 4242, b"x")],
     "dhcp": [every + own + b"\x08\x00" + udp(gateway, b"\xff" * 4, 67, 68, bytes(300))],
+    "lldp": [bytes.fromhex("0180c200000e") + own + b"\x08\x00" + udp(bytes(4), b"\xff" * 4, 4343, 4343, b"x")],
+    "broadcast": [host + own + b"\x08\x00"
+                  + udp(socket.inet_aton(sys.argv[7]), socket.inet_aton("203.0.113.255"), 4344, 4344, b"x")],
 }[sys.argv[6]]
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 s.bind(("eth0", 0))
@@ -177,7 +180,18 @@ fn seen(sandbox: &Value) -> Seen {
 fn spoofs(world: &World, from: &Seen, victim: &Seen) -> BTreeMap<&'static str, bool> {
     let port = |seen: &Seen| format!("veth{}i0", seen.vmid);
     let (own, other) = (port(from), port(victim));
-    world.shell("node1", "nft delete table bridge probe 2>/dev/null; true");
+    world.shell(
+        "node1",
+        "nft delete table bridge probe 2>/dev/null; nft delete table inet probe 2>/dev/null; true",
+    );
+    world.shell(
+        "node1",
+        "nft 'add table inet probe; \
+         add chain inet probe lldp { type filter hook input priority 300; }; \
+         add chain inet probe broadcast { type filter hook input priority 300; }; \
+         add rule inet probe lldp udp dport 4343 counter; \
+         add rule inet probe broadcast udp dport 4344 counter'",
+    );
     world.shell(
         "node1",
         &format!(
@@ -190,13 +204,13 @@ fn spoofs(world: &World, from: &Seen, victim: &Seen) -> BTreeMap<&'static str, b
         ),
     );
     let counted = |chain: &str| {
-        let text = world.shell("node1", &format!("nft list chain bridge probe {chain}"));
+        let text = world.shell("node1", &format!("nft list chain {chain}"));
         assert!(text.contains("counter"), "{text}");
         !text.contains("packets 0 ")
     };
     let host = world.shell("node1", "cat /sys/class/net/vmbr0/address").trim().to_owned();
     let send = |kind: &str| {
-        let args = [&victim.mac, &victim.ip, &from.mac, &host, "10.100.1.1", kind];
+        let args = [&victim.mac, &victim.ip, &from.mac, &host, "10.100.1.1", kind, &from.ip];
         python(world, from.vmid, SPOOF, &args.map(str::to_owned));
     };
     // The victim speaks first, so that host and bridge know where it is.
@@ -219,10 +233,15 @@ fn spoofs(world: &World, from: &Seen, victim: &Seen) -> BTreeMap<&'static str, b
     found.insert("mac", learnt.contains(&own));
     speak();
     send("ip");
-    found.insert("ip", counted("seen"));
+    found.insert("ip", counted("bridge probe seen"));
     send("dhcp");
-    found.insert("dhcp", counted("out"));
-    world.shell("node1", "nft delete table bridge probe");
+    found.insert("dhcp", counted("bridge probe out"));
+    // Frames that the bridge hands to the host without a look, and addresses that are no host's.
+    for kind in ["lldp", "broadcast"] {
+        send(kind);
+        found.insert(kind, counted(&format!("inet probe {kind}")));
+    }
+    world.shell("node1", "nft delete table bridge probe; nft delete table inet probe");
     speak();
     found
 }

@@ -97,6 +97,11 @@ pub enum Error {
     /// The network is no network for sandboxes.
     #[error("{0} cannot be the sandboxes' network: it must be a private one of /8 to /29")]
     Unfit(Ipv4Net),
+    /// The pool is a part of a network, which is then another bridge's.
+    #[error(
+        "network.pool is no whole network: name the bridge that it belongs to (network.bridge)"
+    )]
+    PartOfNetwork,
     /// No network is known.
     #[error("the node's number in its cluster is not known now: name a network with --subnet")]
     NoNumber,
@@ -122,7 +127,14 @@ pub fn plan(subnet: Option<Ipv4Net>, paths: &Paths, net: &Path) -> Result<Plan, 
     match (&config.network.bridge, &made) {
         (Some(named), Some(made)) if named == made => {}
         (Some(named), _) => return Ok(Plan::Named(named.clone())),
+        // An agent has run here with the bridge that it found: its sandboxes stay where they are.
+        (None, None) if config.journal().exists() => {
+            return Ok(Plan::Named(detect::bridge(roots).unwrap_or_else(|why| why.to_string())));
+        }
         (None, _) => {}
+    }
+    if subnet.is_none() && config.network.pool.is_some_and(|pool| network_of(pool).is_none()) {
+        return Err(Error::PartOfNetwork);
     }
     let interfaces = text(&paths.interfaces)?;
     if !render::includes(&interfaces, &paths.interfaces_d) {

@@ -1,6 +1,9 @@
 //! Format of the configuration file. Every field has a default; missing values are detected.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use proto::{
     id::Vmid,
@@ -190,6 +193,13 @@ pub struct Template {
     /// Directories of the node that the template may mount, read-only and with an id map.
     #[serde(default)]
     pub read_only_caches: Vec<PathBuf>,
+}
+
+impl File {
+    /// Returns the path of the journal.
+    pub fn journal(&self) -> PathBuf {
+        super::journal_in(self.state_dir.as_deref().unwrap_or(Path::new(super::STATE_DIR)))
+    }
 }
 
 impl Template {

@@ -274,7 +274,7 @@ impl Config {
         let pve = file.pve.clone();
         let roots = Roots { pve: &pve.root, proc: &pve.proc, net };
 
-        let state_dir = file.state_dir.unwrap_or_else(|| "/var/lib/pve-sandbox-agent".into());
+        let state_dir = file.state_dir.unwrap_or_else(|| STATE_DIR.into());
         let known = SqliteJournal::node_of(&journal_in(&state_dir)).unwrap_or_else(|error| {
             from.mistake("state_dir", error);
             None
@@ -413,6 +413,9 @@ fn lifetimes(from: &mut Sources<'_>, file: &file::Lifetime) -> Lifetimes {
 pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
+
+/// Directory for the journal, unless the file says otherwise.
+const STATE_DIR: &str = "/var/lib/pve-sandbox-agent";
 
 fn journal_in(state_dir: &Path) -> PathBuf {
     state_dir.join("journal.sqlite")

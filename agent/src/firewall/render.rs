@@ -2,7 +2,9 @@
 //!
 //! Two tables. `bridge` sees every frame of a sandbox's port: what it may send as (MAC, ARP, address,
 //! DHCP), and where a frame may go that leaves by another port. `inet` sees what the host would take
-//! or route: there connections that the host opened into a sandbox are told from the sandbox's own.
+//! or route: there connections that the host opened into a sandbox are told from the sandbox's own. A
+//! bridge hands some frames (to LLDP's address) to the host as if its port were no port: none of them is
+//! a sandbox's to send.
 //! Sandboxes are elements of sets, so a change is one small transaction.
 
 use std::{
@@ -32,9 +34,10 @@ const BOUND: Set = ("bridge", "bound", "type ifname . ether_addr . ipv4_addr");
 const DHCP: Set = ("bridge", "dhcp_clients", "typeof iifname . ether saddr . @th,288,48");
 const SEALED_PORTS: Set = ("bridge", "sealed", "type ifname");
 const ROUTERS: Set = ("bridge", "routers", "type ipv4_addr");
+const HOST_PORTS: Set = ("inet", "ports", "type ifname");
 const ADDRESSES: Set = ("inet", "addresses", "type ipv4_addr");
 const SEALED: Set = ("inet", "sealed", "type ipv4_addr");
-const SETS: [Set; 7] = [PORTS, BOUND, DHCP, SEALED_PORTS, ROUTERS, ADDRESSES, SEALED];
+const SETS: [Set; 8] = [PORTS, BOUND, DHCP, SEALED_PORTS, ROUTERS, HOST_PORTS, ADDRESSES, SEALED];
 
 /// Elements of each set.
 type Elements = BTreeMap<Set, BTreeSet<String>>;
@@ -101,6 +104,7 @@ fn elements(rules: &Rules) -> Elements {
         let Entry { mac, ip, dhcp, egress } = *entry;
         for port in ports(*vmid) {
             add(PORTS, format!("{port:?}"));
+            add(HOST_PORTS, format!("{port:?}"));
             if egress == Egress::None {
                 add(SEALED_PORTS, format!("{port:?}"));
             }
@@ -144,6 +148,13 @@ fn fixed(grounds: &Grounds) -> String {
 
 fn bridge_chains(grounds: &Grounds) -> String {
     let (gateway, dhcp) = (grounds.gateway, dhcp(grounds));
+    // With its lease a client asks the server, and towards its end everybody.
+    let renewal = grounds.dhcp_server.map_or_else(String::new, |server| {
+        format!(
+            "\t\tudp sport 68 udp dport 67 ip daddr {{ {server}, 255.255.255.255 }} iifname . ether saddr . ip \
+             saddr @bound iifname . ether saddr . {CHADDR} @dhcp_clients accept\n"
+        )
+    });
     format!(
         "\tchain arriving {{
 		type filter hook prerouting priority -300; policy accept;
@@ -154,8 +165,10 @@ fn bridge_chains(grounds: &Grounds) -> String {
 		arp htype 1 arp ptype 0x0800 arp hlen 6 arp plen 4 iifname . ether saddr . arp saddr ip @bound iifname . arp saddr ether . arp saddr ip @bound accept
 		ether type != ip drop
 		udp sport 67 drop
-		udp sport 68 udp dport 67 iifname . ether saddr . {CHADDR} @dhcp_clients accept
-		udp dport 67 drop
+		ip protocol igmp drop
+		ip daddr 224.0.0.0/4 drop
+		udp sport 68 udp dport 67 ip saddr 0.0.0.0 ip daddr 255.255.255.255 iifname . ether saddr . {CHADDR} @dhcp_clients accept
+{renewal}		udp dport 67 drop
 		iifname . ether saddr . ip saddr @bound accept
 		drop
 	}}
@@ -186,18 +199,23 @@ fn bridge_chains(grounds: &Grounds) -> String {
 fn inet_chains(grounds: &Grounds) -> String {
     let (gateway, dhcp) = (grounds.gateway, dhcp(grounds));
     format!(
-        "\tchain arriving {{
+        "\tchain past_the_bridge {{
+		type filter hook prerouting priority -310; policy accept;
+		iifname @ports drop
+	}}
+	chain arriving {{
 		type filter hook prerouting priority -150; policy accept;
+		iifname != \"lo\" ip daddr @addresses ct state new drop
 		iifname != \"lo\" ip saddr @addresses jump destination
 	}}
 	chain destination {{
-		ct state established,related accept
 		ip daddr @addresses drop
+		ct state established,related ct direction reply accept
 {dhcp}		ip saddr @sealed drop
 		ip daddr {gateway} icmp type echo-request accept
 		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
+		fib daddr type != unicast drop
 		ip daddr @reach accept
-		fib daddr type local drop
 		ip daddr @closed drop
 	}}
 "
@@ -245,6 +263,8 @@ mod tests {
         delete element bridge pve_sandbox bound { "fwpr100003p0" . 02:50:0a:64:01:03 . 10.100.1.3, "veth100003i0" . 02:50:0a:64:01:03 . 10.100.1.3 }
         add element bridge pve_sandbox bound { "fwpr100004p0" . 02:50:0a:64:01:04 . 10.100.1.4, "veth100004i0" . 02:50:0a:64:01:04 . 10.100.1.4 }
         add element bridge pve_sandbox sealed { "fwpr100002p0", "veth100002i0" }
+        delete element inet pve_sandbox ports { "fwpr100003p0", "veth100003i0" }
+        add element inet pve_sandbox ports { "fwpr100004p0", "veth100004i0" }
         delete element inet pve_sandbox addresses { 10.100.1.3 }
         add element inet pve_sandbox addresses { 10.100.1.4 }
         add element inet pve_sandbox sealed { 10.100.1.2 }

@@ -41,7 +41,7 @@ pub struct Line {
     /// Address of the controller: https://host:port
     pub controller: String,
     /// One-time token of this node, from `sandboxctl node token NODE`
-    #[arg(long)]
+    #[arg(long, env = "PVE_SANDBOX_JOIN_TOKEN", hide_env_values = true)]
     pub token: String,
     /// SHA-256 of the CA certificate of the controller, hex
     #[arg(long, value_name = "HEX")]
@@ -147,15 +147,19 @@ pub async fn run(line: &Line, path: &Path, net: &Path) -> Result<Done, Error> {
     let pool = pool.or_else(|| of_host().map(|pool| pool.to_string()));
 
     let pairs = Pairs::of(&config)?;
+    // The token without its secret: a new token gets new keys.
+    let token = line.token.trim();
+    let purpose = token.rsplit_once('_').map_or("", |(id, _)| id);
     let made = [&pairs.agent, &pairs.ingress].map(|files| {
-        request(files, name.as_str(), true).map_err(|error| Error::File(files.key.clone(), error))
+        request(files, name.as_str(), Some(purpose))
+            .map_err(|error| Error::File(files.key.clone(), error))
     });
     let [agent_csr, ingress_csr] = made;
     let answer = call::join(
         &controller,
         ca_sha256,
         JoinRequest {
-            token: line.token.trim().to_owned(),
+            token: token.to_owned(),
             node: name.to_string(),
             address: address.clone(),
             agent_csr: agent_csr?,

@@ -14,6 +14,7 @@
 mod steps;
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -30,7 +31,7 @@ use self::steps::Host;
 use crate::{
     detect,
     pve::{
-        ContainerConfig, HostPaths,
+        ContainerConfig, HostPaths, pmxcfs,
         template_mark::{self, TemplateMark},
     },
     run::Runner,
@@ -40,12 +41,19 @@ use crate::{
 /// Packages beside Debian's essential ones.
 const PACKAGES: &str = "ca-certificates,curl,dbus,git,ifupdown,iproute2,less,openssh-client,procps,\
                         python3,systemd-sysv";
+/// DHCP client, for sandboxes that ask for an address: of the releases that have this one, and of later
+/// ones.
+const DHCP_CLIENT: (&[&str], &str, &str) =
+    (&["bullseye", "bookworm"], "isc-dhcp-client", "dhcpcd-base");
 /// Program that is run on the finished root directory.
 const CUSTOMISE: &str = include_str!("customise.sh");
 /// Longest time for the archive: some 150 packages are loaded and unpacked.
 const BUILD: Duration = Duration::from_mins(30);
 /// Longest time of one `pct` command; `create` unpacks the archive.
 const PCT: Duration = Duration::from_mins(10);
+/// First vmid that is tried for a template, and how many are.
+const FIRST: u32 = 9000;
+const VMIDS: u32 = 900;
 /// Vmids after the template's that are tried for the clone.
 const CLONE_VMIDS: u32 = 20;
 
@@ -113,8 +121,8 @@ pub enum Error {
     /// Another run of this command has not ended.
     #[error("another `template init` is under way on this node")]
     Busy,
-    /// No vmid is free for the clone that checks the template.
-    #[error("no vmid from {0} on is free for the clone that checks the template")]
+    /// No vmid is free.
+    #[error("no vmid from {0} on is free for the template, or for the clone that checks it")]
     NoVmid(Vmid),
     /// A program failed.
     #[error("{what} failed: {why}")]
@@ -169,6 +177,9 @@ pub async fn init(
             return Err(Error::Taken(order.vmid));
         }
     }
+    if !configs.contains_key(&order.vmid) && taken(&paths.root).contains(&order.vmid) {
+        return Err(Error::Taken(order.vmid));
+    }
     // Clones first: a storage does not remove the base of a linked clone.
     let (bases, clones): (Vec<_>, Vec<_>) = configs
         .iter()
@@ -204,6 +215,36 @@ pub async fn init(
     host.check_clone(order).await?;
     host.describe(order).await?;
     Ok(Done::Made)
+}
+
+/// Chooses the vmid of the first template: that of an earlier run of this command on this node, else the
+/// first from 9000 that nothing in the cluster has.
+///
+/// # Errors
+/// When none is free.
+pub fn vmid(pve: &Path, node: &NodeName) -> Result<Vmid, Error> {
+    let first = Vmid::try_from(FIRST).expect("in range");
+    let taken = taken(pve);
+    let made = |(vmid, config): &(Vmid, ContainerConfig)| {
+        let text = config.description().unwrap_or_default();
+        let marked = config.is_template() && TemplateMark::find(&text).is_some();
+        *vmid >= first && (marked || (config.is_template() && is_unfinished(config, *vmid)))
+    };
+    let ours = detect::configs(pve, node).into_iter().find(made);
+    let free = || {
+        (FIRST..FIRST + VMIDS)
+            .filter_map(|number| Vmid::try_from(number).ok())
+            .find(|vmid| !taken.contains(vmid))
+    };
+    ours.map(|(vmid, _)| vmid).or_else(free).ok_or(Error::NoVmid(first))
+}
+
+/// Lists the vmids of all guests of the cluster.
+fn taken(pve: &Path) -> BTreeSet<Vmid> {
+    let text = read::whole_text(&pve.join(pmxcfs::GUESTS), read::LARGE).unwrap_or_default();
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let ids = list.get("ids").and_then(serde_json::Value::as_object);
+    ids.into_iter().flatten().filter_map(|(id, _)| id.parse().ok()).collect()
 }
 
 /// Parses a port and a path, such as `8000/health`.
@@ -272,6 +313,23 @@ mod tests {
         for bad in ["", "-x", "a/b", "a b", "--help"] {
             assert!(suite(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn vmid_of_the_first_template_is_free_in_the_whole_cluster() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let node: NodeName = "pve2".parse().expect("valid");
+        let lxc = dir.path().join("nodes/pve2/lxc");
+        fs::create_dir_all(&lxc).expect("made");
+        let chosen = || vmid(dir.path(), &node).expect("one is free").get();
+        assert_eq!(chosen(), 9000);
+        let list = r#"{"version":3,"ids":{"9000":{"node":"pve1","type":"lxc"},
+            "9001":{"node":"pve1","type":"qemu"}}}"#;
+        fs::write(dir.path().join(".vmlist"), list).expect("written");
+        assert_eq!(chosen(), 9002);
+        let mark = "#pve-sandbox-template%3Av1 snapshot=a cores=1 memory_mib=512\ntemplate: 1\n";
+        fs::write(lxc.join("9007.conf"), mark).expect("written");
+        assert_eq!(chosen(), 9007, "it is there already");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use proto::id::Vmid;
 use tokio::time::Instant;
 
-use super::{BUILD, CLONE_VMIDS, CUSTOMISE, Error, Order, PACKAGES, PCT, unfinished};
+use super::{BUILD, CLONE_VMIDS, CUSTOMISE, DHCP_CLIENT, Error, Order, PACKAGES, PCT, unfinished};
 use crate::{
     pve::{ErrorKind, outcome, template_mark::TemplateMark},
     run::{Exit, Finished, Program, Runner},
@@ -50,7 +50,7 @@ impl Host {
         let arguments = [
             "--mode=root".into(),
             "--variant=apt".into(),
-            format!("--include={PACKAGES}"),
+            format!("--include={PACKAGES},{}", dhcp_client(suite)),
             // What no sandbox reads and every clone would carry.
             "--dpkgopt=path-exclude=/usr/share/man/*".into(),
             "--dpkgopt=path-exclude=/usr/share/doc/*".into(),
@@ -199,4 +199,10 @@ impl Host {
         let run = self.runner.run(Program { path, arguments }, Instant::now() + limit).await;
         run.map_err(|error| Error::Step { what, why: daemon::chain::Chain(&error).to_string() })
     }
+}
+
+/// Returns the package with the DHCP client of a release.
+fn dhcp_client(suite: &str) -> &'static str {
+    let (old, old_client, client) = DHCP_CLIENT;
+    if old.contains(&suite) { old_client } else { client }
 }

@@ -88,8 +88,9 @@ impl Signer {
     ///
     /// # Errors
     /// When the request is refused.
-    pub fn agent(&self, node: &NodeName, address: Option<IpAddr>, request: &str) -> Result<Signed> {
-        let names = agent_names(node, address);
+    pub fn agent(&self, node: &NodeName, request: &str) -> Result<Signed> {
+        // No address: callers who trust this CA reach the controller by one, and a node chooses its own.
+        let names = agent_names(node, None);
         let uri = Some(format!("{}{node}", peer::AGENT_URI));
         let usage = Usage { common: node.as_str(), names: &names, uri, life: self.lives.agent };
         signed(self.agents.sign(&usage, request)?)
@@ -145,16 +146,15 @@ mod tests {
         let signer = Signer::load(dir.path(), Lives::default()).expect("signer");
         let n1: NodeName = "n1".parse().expect("name");
         let key = KeyPair::generate().expect("key");
-        let address = Some("10.0.0.1".parse().expect("address"));
-        let one = signer.agent(&n1, address, &request(&key)).expect("signed");
+        let one = signer.agent(&n1, &request(&key)).expect("signed");
         let der = CertificateDer::from_pem_slice(one.pem.as_bytes()).expect("PEM");
         assert_eq!(Peer::of_certificate(&der), Peer::Agent(n1.clone()));
-        let names = ["n1.agent.pve-sandbox.internal", "agent.pve-sandbox.internal", "10.0.0.1"];
+        let names = ["n1.agent.pve-sandbox.internal", "agent.pve-sandbox.internal"];
         assert_eq!(daemon::peer::names(&der).expect("names"), names);
         assert!(daemon::tls::fits(one.pem.as_bytes(), key.serialize_pem().as_bytes()));
         let days = (one.validity.not_after_ms - one.validity.not_before_ms) / 3_600_000;
         assert_eq!(days, 7 * 24 + 1);
-        let again = signer.agent(&n1, None, &request(&key)).expect("signed");
+        let again = signer.agent(&n1, &request(&key)).expect("signed");
         assert_ne!(again.validity.serial, one.validity.serial);
         let hop = signer.ingress(&n1, &request(&key)).expect("signed");
         let der = CertificateDer::from_pem_slice(hop.pem.as_bytes()).expect("PEM");
@@ -173,7 +173,7 @@ mod tests {
         let swapped = if good.as_bytes()[middle] == b'A' { "B" } else { "A" };
         let broken = format!("{}{swapped}{}", &good[..middle], &good[middle + 1..]);
         for bad in [request(&other), broken, String::new(), "x".repeat(4000)] {
-            let error = signer.agent(&n1, None, &bad).expect_err("refused");
+            let error = signer.agent(&n1, &bad).expect_err("refused");
             assert!(matches!(error, Error::Request(_)), "{error}");
         }
     }

@@ -119,8 +119,7 @@ impl Enrolment {
         let node: NodeName = request.node.parse()?;
         let address = checked_address(&request.address)?;
         let token = self.token(&request.token, &node).await?;
-        let ip = address.parse::<SocketAddr>().ok().map(|address| address.ip());
-        let agent = self.signer.agent(&node, ip, &request.agent_csr).map_err(refused)?;
+        let agent = self.signer.agent(&node, &request.agent_csr).map_err(refused)?;
         let hop = self.signer.ingress(&node, &request.ingress_csr).map_err(refused)?;
         // Of two keys this one is the node; a node that repeats its call may have made the other anew.
         let key = Sha256::digest(&agent.key);

@@ -82,8 +82,7 @@ impl Enrolment {
         let requests = node.client.request_certificates(epoch).await;
         let requests = requests.inspect_err(|error| self.nodes.fence_if_replaced(error))?;
         let requests = requests.ok_or(Failure::TooOld)?;
-        let ip = node.address.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());
-        let agent = self.signer.agent(name, ip, &requests.agent).map_err(refused)?;
+        let agent = self.signer.agent(name, &requests.agent).map_err(refused)?;
         let hop = requests.ingress.map(|csr| self.signer.ingress(name, &csr));
         let hop = hop.transpose().map_err(refused)?;
         let issued = Issued {

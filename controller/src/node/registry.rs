@@ -164,11 +164,13 @@ impl Nodes {
             return;
         }
         let moved = |node: &Arc<Node>| node.address != address;
-        if self.get(name).as_ref().is_some_and(moved)
-            && let Some(node) = self.nodes.lock().remove(name)
-        {
-            node.watch_stop.cancel();
-            self.drop_slot(&node);
+        if self.get(name).as_ref().is_some_and(moved) {
+            // In a statement of its own: `nodes` is never held while `fleet` is locked.
+            let removed = self.nodes.lock().remove(name);
+            if let Some(node) = removed {
+                node.watch_stop.cancel();
+                self.drop_slot(&node);
+            }
         }
         self.add(name, address);
         self.announce();

@@ -31,8 +31,8 @@ impl Rpc {
         Self { enrolment, joins: Semaphore::new(JOINS_MAX) }
     }
 
-    fn enrolment(&self) -> Result<&Enrolment, Status> {
-        self.enrolment.get().map(AsRef::as_ref).ok_or_else(|| {
+    fn enrolment(&self) -> Result<&Arc<Enrolment>, Status> {
+        self.enrolment.get().ok_or_else(|| {
             let message = "this controller has no CA that it can use; its log says why";
             Refusal::new(Reason::StoreFailed, message).into()
         })
@@ -42,11 +42,11 @@ impl Rpc {
 #[tonic::async_trait]
 impl EnrolmentService for Rpc {
     async fn join(&self, request: Request<JoinRequest>) -> Answer<JoinResponse> {
-        let Ok(_place) = self.joins.try_acquire() else {
-            let refusal = Refusal::new(Reason::TooManyCalls, "too many nodes join at this moment");
-            return Err(refusal.into());
-        };
-        Ok(Response::new(self.enrolment()?.join(request.into_inner()).await?))
+        let enrolment = self.enrolment()?.clone();
+        // Callers without a good token are refused soon, so a wait is short; the guard bounds it.
+        let _place = self.joins.acquire().await;
+        let join = async move { enrolment.join(request.into_inner()).await };
+        Ok(Response::new(to_its_end(join).await?))
     }
 
     async fn create_node_token(
@@ -66,8 +66,18 @@ impl EnrolmentService for Rpc {
 
     async fn revoke_node(&self, request: Request<RevokeNodeRequest>) -> Answer<RevokeNodeResponse> {
         let (caller, RevokeNodeRequest { node }) = split(request)?;
-        let living = self.enrolment()?.revoke(&caller, &node).await?;
+        let enrolment = self.enrolment()?.clone();
+        let living = to_its_end(async move { enrolment.revoke(&caller, &node).await }).await?;
         let sandboxes = u32::try_from(living).unwrap_or(u32::MAX);
         Ok(Response::new(RevokeNodeResponse { sandboxes }))
     }
+}
+
+/// Runs a change on a task of its own: a caller who hangs up must not leave it in the store alone.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = crate::sandbox::Result<T>> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::spawn(change).await;
+    let done = done.map_err(|_| Status::unavailable("the controller is stopping"))?;
+    Ok(done?)
 }

@@ -6,6 +6,7 @@ mod machine;
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -23,7 +24,11 @@ use crate::{
     clock::{Clock, SystemClock},
     config::Config,
     enrolment,
-    store::{AccessStore as _, Added, TokenFilter, enrolments::Enrolments as _, sqlite::Sqlite},
+    store::{
+        AccessStore as _, Added, TokenFilter,
+        enrolments::{Enrolment, Enrolments as _},
+        sqlite::Sqlite,
+    },
     token,
 };
 
@@ -33,6 +38,10 @@ const PACKAGED: &str = include_str!("../../../packaging/controller.toml");
 const UNIT: &str = "pve-sandbox-controller";
 /// Program of a node's agent.
 const AGENT: &str = "/usr/sbin/pve-sandbox-agent";
+/// Certificate of a node that has joined, where the packaged configuration has it.
+const AGENT_CERTIFICATE: &str = "/etc/pve-sandbox/tls/node.crt";
+/// Variable by which the agent's `join` takes a token that must not stand in its arguments.
+const JOIN_TOKEN: &str = "PVE_SANDBOX_JOIN_TOKEN";
 /// Name of the context that is saved.
 const CONTEXT: &str = "local";
 
@@ -158,7 +167,11 @@ impl Setup {
         let is_new = |name: &String| !known.iter().any(|old| old.eq_ignore_ascii_case(name));
         let missing: Vec<String> = wanted.filter(is_new).collect();
         let dir = &config.data_dir;
-        if !files.ca().exists() {
+        // All of them: an interrupted run may have made some, and `init` makes what is missing.
+        let all = [files.ca(), files.certificate(), files.key()];
+        let cas =
+            ["ca.key", "ingress-ca.crt", "ingress-ca.key"].map(|name| dir.join("ca").join(name));
+        if !all.iter().chain(&cas).all(|file| file.exists()) {
             let what = format!(
                 "make a CA in {}, and a certificate for {}",
                 dir.display(),
@@ -247,7 +260,11 @@ impl Setup {
         let path = config.database();
         if path.exists() {
             let enrolled = Sqlite::open(&path)?.enrolments().await?;
-            if enrolled.iter().any(|known| known.node == node && known.revoked_ms == 0) {
+            // The node has its certificate: else a join was interrupted, and is repeated.
+            let has_joined = |known: &Enrolment| {
+                known.node == node && known.revoked_ms == 0 && !known.address.is_empty()
+            };
+            if enrolled.iter().any(has_joined) && Path::new(AGENT_CERTIFICATE).exists() {
                 return Ok(());
             }
         }
@@ -269,15 +286,26 @@ impl Setup {
         let host = machine::names().into_iter().next().unwrap_or_else(|| "127.0.0.1".into());
         let host = if host.contains(':') { format!("[{host}]") } else { host };
         let controller = format!("https://{host}:{}", config.listen.port());
-        let words = ["join", &controller, "--token", &text, "--ca-sha256", &pin];
+        let words = ["join", &controller, "--ca-sha256", &pin];
         report.step(&what, || {
             anyhow::ensure!(
                 Path::new(AGENT).exists(),
                 "the package pve-sandbox-agent is not installed"
             );
-            Ok(systemctl::run_program(Path::new(AGENT), &words)?)
+            Ok(systemctl::run_program(Path::new(AGENT), &words, &[(JOIN_TOKEN, &text)])?)
         })
     }
+}
+
+/// Gives what is below a directory to the directory's owner: what root has made there, a service that is
+/// no root must be able to read.
+///
+/// # Errors
+/// When a file cannot be looked at or given away.
+pub fn give_to_owner(dir: &Path) -> io::Result<()> {
+    let about = fs::metadata(dir)?;
+    let owner = (about.uid(), about.gid());
+    machine::give(&machine::foreign_files(dir, owner)?, owner)
 }
 
 /// Reads a configuration, which is small.

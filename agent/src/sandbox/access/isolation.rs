@@ -72,7 +72,7 @@ impl Sandboxes {
     /// Isolates a sandbox whose container is about to start, and all others.
     ///
     /// # Errors
-    /// CONTAINER_UNFIT when an interface of its would not be filtered; ISOLATION_FAILED when the
+    /// CONTAINER_UNFIT when one of its interfaces would not be filtered; ISOLATION_FAILED when the
     /// rules are not in force: then it must not start.
     pub(in crate::sandbox) async fn isolate_before_start(
         &self,
@@ -81,9 +81,6 @@ impl Sandboxes {
     ) -> Result<()> {
         let Some(isolation) = self.isolation.get() else { return Ok(()) };
         self.check_interfaces(record.vmid, config)?;
-        if let Some(net0) = config.net0() {
-            isolation.firewall.can_filter(&net0.bridge).map_err(failed)?;
-        }
         isolation.memory.lock().starting.insert(record.id);
         self.isolate().await
     }
@@ -94,8 +91,9 @@ impl Sandboxes {
         vmid: Vmid,
         config: &ContainerConfig,
     ) -> Result<()> {
-        if self.isolation.get().is_none() {
-            return Ok(());
+        let Some(isolation) = self.isolation.get() else { return Ok(()) };
+        if let Some(net0) = config.net0() {
+            isolation.firewall.can_filter(&net0.bridge).map_err(failed)?;
         }
         interface::further(config).map_or(Ok(()), |line| {
             let message = format!(

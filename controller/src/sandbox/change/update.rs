@@ -63,6 +63,9 @@ impl Sandboxes {
                 Some(None) | None => None,
             };
             let wait = update.size.map_or(RECORD_WAIT, |_| WAIT);
+            // The size may have changed during that wait.
+            let entry = this.nodes.cache.get(&SandboxRef::Id(id));
+            let has = entry.and_then(|entry| entry.sandbox.size).unwrap_or(has);
             let grows = update.size.map(|size| (Size::from(has), size.or(has.into())));
             let admit = |sizes| this.quotas.admit_size(&this.nodes.cache, &caller.team, id, sizes);
             let admitted = grows.map(admit).transpose()?;
