@@ -21,6 +21,7 @@ SOAK_KILLS ?= 500
 MINUTES ?= 120
 
 .PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
+	lint-code lint-dependencies \
 	sim mutants soak soak-memory bench deb test-deb clients
 
 help: ## This list
@@ -62,13 +63,17 @@ test-client: build clients ## Backends in Node (gRPC and gRPC-Web) and Python (g
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || PVE_LAB_PACKAGES="python3 python3-venv" tests/lab/prepare
 	tests/lab/with-lab.sh bash -c 'clients/node-smoke/run.sh && clients/python-smoke/run.sh'
 
-ci: lint test ## What CI runs
+ci: lint-code test ## What CI runs
 
-lint: packages clients ## rustfmt, clippy, buf, cargo-deny, cargo-machete
+lint: lint-code lint-dependencies ## All lints
+
+lint-code: packages clients ## rustfmt, clippy, buf
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release --locked -- -D warnings
 	$(BUF) lint
 	$(BUF_BREAKING)
+
+lint-dependencies: ## cargo-deny and cargo-machete, which are compiled first where they are missing
 	@.ci/tools cargo-deny cargo-machete
 	cargo deny --all-features check bans licenses sources
 	cargo machete --skip-target-dir
