@@ -139,16 +139,16 @@ struct TemplateInit {
     #[arg(long, value_name = "PORT/PATH", requires = "archive", value_parser = template::http)]
     http: Option<(Port, String)>,
     /// Longest time until a clone of it is ready, seconds
-    #[arg(long, value_name = "SECONDS", default_value = "120")]
+    #[arg(long, value_name = "SECONDS", default_value_t = template::PATIENCE_S)]
     patience_s: u64,
     /// Size of its disk, GiB; sandboxes have at least as much
-    #[arg(long, default_value = "4", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, default_value_t = template::DISK_GIB, value_parser = clap::value_parser!(u32).range(1..=1024))]
     disk_gib: u32,
     /// Cores of a sandbox that asks for no number
-    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, default_value_t = template::CORES, value_parser = clap::value_parser!(u32).range(1..=64))]
     cores: u32,
     /// Memory of a sandbox that asks for none, MiB
-    #[arg(long, default_value = "512", value_parser = clap::value_parser!(u32).range(64..=524_288))]
+    #[arg(long, default_value_t = template::MEMORY_MIB, value_parser = clap::value_parser!(u32).range(64..=524_288))]
     memory_mib: u32,
     #[command(flatten)]
     common: Common,
@@ -185,7 +185,7 @@ impl TemplateInit {
                 let mirror = self.mirror.clone();
                 (
                     Source::Debian { suite, mirror },
-                    Some(template::http("8000/").map_err(anyhow::Error::msg)?),
+                    Some(template::http(template::WWW).map_err(anyhow::Error::msg)?),
                     name,
                 )
             }

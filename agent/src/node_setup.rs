@@ -1,6 +1,6 @@
 //! Commands that set a node up: `join`, `bridge init`, `template init`. They print what they do.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use agent::{
     bridge::{self, Plan},
@@ -75,7 +75,10 @@ pub(crate) fn make_bridge(subnet: Option<Ipv4Net>, config: &Path, start: bool) -
     let paths = bridge::Paths::of_host(config);
     let bridge = match bridge::plan(subnet, &paths, Path::new(NET))? {
         Plan::Named(name) => {
-            println!("the bridge of the sandboxes is {name}, as {} says", config.display());
+            println!(
+                "the bridge of the sandboxes is {name}; `network.bridge` in {} would name another",
+                config.display()
+            );
             return Ok(());
         }
         Plan::Make(bridge) => bridge,
@@ -114,14 +117,14 @@ fn first_template(config: &Config) -> Result<Order> {
         vmid: template::vmid(&config.pve.root, &config.node.value)?,
         snapshot: format!("debian-{suite}").parse()?,
         source: Source::Debian { suite, mirror: template::MIRROR.to_owned() },
-        http: Some(template::http("8000/").map_err(anyhow::Error::msg)?),
-        patience: template::PATIENCE,
+        http: Some(template::http(template::WWW).map_err(anyhow::Error::msg)?),
+        patience: Duration::from_secs(template::PATIENCE_S),
         storage: storage(config)?,
-        disk_gib: 4,
+        disk_gib: template::DISK_GIB,
         bridge: config.network.bridge.clone(),
         name_server: name_server(config),
-        cores: 1,
-        memory_mib: 512,
+        cores: template::CORES,
+        memory_mib: template::MEMORY_MIB,
     })
 }
 
@@ -134,8 +137,7 @@ pub(crate) fn storage(config: &Config) -> Result<String> {
 
 /// Returns the address of the bridge's name server, where `bridge init` has made one.
 pub(crate) fn name_server(config: &Config) -> Option<std::net::Ipv4Addr> {
-    let paths = bridge::Paths::of_host(Path::new(""));
-    paths.dns().exists().then_some(config.network.gateway)
+    bridge::has_name_server().then_some(config.network.gateway)
 }
 
 /// Makes a template with progress on stdout.

@@ -6,7 +6,7 @@ use agent::{
     Agent, Parts,
     certificates::{Certificates, access_of},
     clock::{Clock, SystemClock},
-    config::{Config, Shim},
+    config::{Config, PEER_PORT, Shim},
     detect::{self, Roots},
     dhcp::{Replies, Server},
     firewall::{Firewall, Grounds, nft::NftFirewall},
@@ -49,8 +49,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest wait for pending operations at a stop: systemd's stop timeout, minus our own needs.
 const DRAIN: Duration = Duration::from_secs(40);
-/// Default port where the Caddys of the nodes listen for their peers.
-const PEER_PORT: u16 = 8481;
 /// Interval between clean-ups of leftovers of shims.
 const SWEEP: Duration = Duration::from_secs(60);
 /// Kernel's list of network interfaces.

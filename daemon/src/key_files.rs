@@ -8,17 +8,15 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
 };
 
 use crate::{
     replace::{Access, replace},
+    text::read_if_there as read,
     tls,
 };
-
-/// Largest file that is read, bytes.
-const BYTES_MAX: u64 = 64 * 1024;
 
 /// Paths of a certificate and its key.
 #[derive(Debug, Clone)]
@@ -34,16 +32,12 @@ pub struct KeyFiles {
 impl KeyFiles {
     /// Path of a key whose certificate is not there yet.
     fn next(&self) -> PathBuf {
-        let mut next = self.key.as_os_str().to_owned();
-        next.push(".next");
-        next.into()
+        self.key.with_added_extension("next")
     }
 
     /// File that says what the key which waits was made for.
     fn purpose(&self) -> PathBuf {
-        let mut purpose = self.key.as_os_str().to_owned();
-        purpose.push(".next.for");
-        purpose.into()
+        self.key.with_added_extension("next.for")
     }
 
     /// Returns the key that waits, PEM, if it was made for this purpose.
@@ -123,17 +117,9 @@ impl KeyFiles {
 
     fn put_key(&self) -> io::Result<()> {
         fs::rename(self.next(), &self.key)?;
+        self.forget_purpose()?;
         let dir = self.key.parent().filter(|dir| !dir.as_os_str().is_empty());
         File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
-    }
-}
-
-fn read(path: &Path) -> io::Result<Option<String>> {
-    let mut text = String::new();
-    match File::open(path) {
-        Ok(file) => file.take(BYTES_MAX).read_to_string(&mut text).map(|_| Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }
 
@@ -176,6 +162,25 @@ mod tests {
         assert_eq!(fs::read_to_string(&files.key).expect("read"), first);
         files.install(&other).expect("installed");
         assert_eq!(fs::read_to_string(&files.key).expect("read"), second);
+    }
+
+    #[test]
+    fn waiting_key_is_found_again_only_for_its_purpose() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let files = files(dir.path());
+        let ((first, its), (second, _)) = (pair(), pair());
+        files.prepare_for(&first, "one").expect("stored");
+        let waiting = |purpose: &str| files.waiting_for(purpose).expect("read");
+        assert_eq!(waiting("one").as_deref(), Some(first.as_str()));
+        assert_eq!((waiting("two"), waiting("")), (None, None));
+        // Of a key for nothing, such as a renewal's, nobody says that it is for something.
+        files.prepare_for(&second, "").expect("stored");
+        assert_eq!((waiting("one"), waiting("")), (None, None));
+        files.prepare_for(&first, "one").expect("stored");
+        files.install(&its).expect("installed");
+        assert_eq!(waiting("one"), None);
+        let left = fs::read_dir(dir.path()).expect("listed").count();
+        assert_eq!(left, 2, "the certificate and its key");
     }
 
     #[test]

@@ -21,4 +21,5 @@ pub mod status;
 pub mod stop;
 pub mod sync;
 pub mod systemctl;
+pub mod text;
 pub mod tls;

@@ -90,17 +90,6 @@ pub enum Network {
     Dhcp,
 }
 
-/// Reach of a sandbox outside of itself, from the widest to the tightest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Egress {
-    /// Public addresses, and the name servers of its node.
-    #[default]
-    Open,
-    /// Nothing. Connections into the sandbox are answered.
-    None,
-}
-
 /// Checked creation request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {

@@ -43,7 +43,7 @@ const AGENT: &[Rule] = &[
     ("tasks", &[]),
     ("load", &["pve", "sys"]),
     ("detect", &["pve", "sys"]),
-    ("bridge", &["config", "detect", "sys"]),
+    ("bridge", &["config", "detect"]),
     ("template", &["detect", "pve", "run", "sys"]),
     ("pve", &["run", "sys"]),
     ("clock", &["sys"]),
@@ -111,7 +111,7 @@ const DAEMON: &[Rule] = &[
     ("disk", &[]),
     ("flow", &[]),
     ("group_commit", &[]),
-    ("key_files", &["replace", "tls"]),
+    ("key_files", &["replace", "text", "tls"]),
     ("keyed_count", &["sync"]),
     ("keyed_lock", &["sync"]),
     ("logs", &[]),
@@ -123,6 +123,7 @@ const DAEMON: &[Rule] = &[
     ("stop", &[]),
     ("sync", &[]),
     ("systemctl", &[]),
+    ("text", &[]),
     ("tls", &["sync"]),
 ];
 

@@ -24,8 +24,12 @@ use toml_edit::{DocumentMut, Item, Table, value};
 use crate::{
     config::{File, Pool},
     detect::{self, Roots},
-    sys::read,
 };
+
+/// Directory of our own files.
+const ETC: &str = "/etc/pve-sandbox";
+/// File with the configuration of the bridge's name server.
+const DNS: &str = "dns.conf";
 
 /// Files that describe the network and the bridge. Below another root in tests.
 #[derive(Debug, Clone)]
@@ -46,7 +50,7 @@ impl Paths {
         Self {
             interfaces: "/etc/network/interfaces".into(),
             interfaces_d: "/etc/network/interfaces.d".into(),
-            etc: "/etc/pve-sandbox".into(),
+            etc: ETC.into(),
             config: config.to_owned(),
         }
     }
@@ -63,8 +67,13 @@ impl Paths {
 
     /// Configuration of its name server.
     pub fn dns(&self) -> PathBuf {
-        self.etc.join("dns.conf")
+        self.etc.join(DNS)
     }
+}
+
+/// Returns true when a bridge of this node has a name server.
+pub fn has_name_server() -> bool {
+    Path::new(ETC).join(DNS).exists()
 }
 
 /// A bridge of the sandboxes.
@@ -79,7 +88,8 @@ pub struct Bridge {
 /// Result of [`plan`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
-    /// The configuration names a bridge that this command did not make: it stays.
+    /// The configuration names a bridge that this command did not make, or sandboxes have used one: it
+    /// stays.
     Named(String),
     /// This bridge is made, or completed.
     Make(Bridge),
@@ -128,8 +138,10 @@ pub fn plan(subnet: Option<Ipv4Net>, paths: &Paths, net: &Path) -> Result<Plan, 
         (Some(named), Some(made)) if named == made => {}
         (Some(named), _) => return Ok(Plan::Named(named.clone())),
         // An agent has run here with the bridge that it found: its sandboxes stay where they are.
-        (None, None) if config.journal().exists() => {
-            return Ok(Plan::Named(detect::bridge(roots).unwrap_or_else(|why| why.to_string())));
+        (None, None) if subnet.is_none() && config.journal().exists() => {
+            if let Ok(found) = detect::bridge(roots) {
+                return Ok(Plan::Named(found));
+            }
         }
         (None, _) => {}
     }
@@ -208,8 +220,9 @@ fn network_of(pool: Pool) -> Option<Ipv4Net> {
 /// Finds a name that neither the kernel nor a file of ifupdown2 has.
 fn free_name(interfaces: &str, paths: &Paths, net: &Path) -> Result<String, Error> {
     let mut texts = vec![interfaces.to_owned()];
-    for entry in fs::read_dir(&paths.interfaces_d).into_iter().flatten().flatten() {
-        texts.push(text(&entry.path())?);
+    let files = fs::read_dir(&paths.interfaces_d).into_iter().flatten().flatten();
+    for path in files.map(|entry| entry.path()).filter(|path| path.is_file()) {
+        texts.push(text(&path)?);
     }
     let named = |name: &str| {
         let mut words = texts.iter().flat_map(|text| text.split_whitespace());
@@ -221,11 +234,8 @@ fn free_name(interfaces: &str, paths: &Paths, net: &Path) -> Result<String, Erro
 }
 
 fn text(path: &Path) -> Result<String, Error> {
-    match read::whole_text(path, read::LARGE) {
-        Ok(text) => Ok(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(Error::File(path.to_owned(), error)),
-    }
+    let text = daemon::text::read_if_there(path);
+    text.map(Option::unwrap_or_default).map_err(|error| Error::File(path.to_owned(), error))
 }
 
 #[cfg(test)]

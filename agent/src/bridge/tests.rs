@@ -74,6 +74,31 @@ fn named_bridge_stays_and_a_pool_that_is_a_network_is_used() {
 }
 
 #[test]
+fn node_whose_agent_has_run_keeps_its_bridge_unless_a_network_is_named() {
+    let host = Host::new();
+    let paths = paths(&host);
+    let before = fs::read_to_string(&paths.config).expect("read");
+    let state = host.path("state");
+    host.write("agent.toml", &format!("state_dir = {state:?}\n{before}"));
+    host.write("state/journal.sqlite", "");
+    let plan = planned(&host, &paths, None).expect("a plan");
+    assert_eq!(plan, Plan::Named("vmbr0".to_owned()));
+    let plan = planned(&host, &paths, Some("10.200.0.0/24")).expect("a plan");
+    assert!(matches!(plan, Plan::Make(_)), "{plan:?}");
+}
+
+#[test]
+fn part_of_a_network_is_no_network_of_a_bridge() {
+    let host = Host::new();
+    let paths = paths(&host);
+    let before = fs::read_to_string(&paths.config).expect("read");
+    host.write("agent.toml", &format!("{before}[network]\npool = \"10.150.0.9-10.150.0.90\"\n"));
+    let error = planned(&host, &paths, None).expect_err("a part");
+    assert!(error.to_string().contains("network.bridge"), "{error}");
+    assert!(matches!(planned(&host, &paths, Some("10.200.0.0/24")), Ok(Plan::Make(_))));
+}
+
+#[test]
 fn unfit_networks_and_a_file_without_the_directory_are_refused() {
     let host = Host::new();
     let paths = paths(&host);

@@ -414,6 +414,9 @@ pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// Default port where the Caddys of the nodes listen for their peers.
+pub const PEER_PORT: u16 = 8481;
+
 /// Directory for the journal, unless the file says otherwise.
 const STATE_DIR: &str = "/var/lib/pve-sandbox-agent";
 

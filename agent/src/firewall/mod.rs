@@ -18,7 +18,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use proto::{id::Vmid, spec::Egress};
+use proto::id::Vmid;
 
 /// Networks that no sandbox reaches: private, link-local, shared, reserved and multicast ones.
 const NEVER_PUBLIC: [(Ipv4Addr, u8); 10] = [
@@ -104,8 +104,6 @@ pub struct Entry {
     pub ip: Option<Ipv4Addr>,
     /// Whether it may ask the DHCP server.
     pub dhcp: bool,
-    /// Reach outside.
-    pub egress: Egress,
 }
 
 /// Rules of a node: all that the tables are made from.

@@ -12,8 +12,6 @@ use std::{
     fmt::{Display, Write as _},
 };
 
-use proto::spec::Egress;
-
 use super::{Entry, Grounds, Rules, ports};
 
 /// Name of our tables; nobody else's are touched.
@@ -32,12 +30,10 @@ const CHADDR: &str = "@th,288,48";
 const PORTS: Set = ("bridge", "ports", "type ifname");
 const BOUND: Set = ("bridge", "bound", "type ifname . ether_addr . ipv4_addr");
 const DHCP: Set = ("bridge", "dhcp_clients", "typeof iifname . ether saddr . @th,288,48");
-const SEALED_PORTS: Set = ("bridge", "sealed", "type ifname");
 const ROUTERS: Set = ("bridge", "routers", "type ipv4_addr");
 const HOST_PORTS: Set = ("inet", "ports", "type ifname");
 const ADDRESSES: Set = ("inet", "addresses", "type ipv4_addr");
-const SEALED: Set = ("inet", "sealed", "type ipv4_addr");
-const SETS: [Set; 8] = [PORTS, BOUND, DHCP, SEALED_PORTS, ROUTERS, HOST_PORTS, ADDRESSES, SEALED];
+const SETS: [Set; 6] = [PORTS, BOUND, DHCP, ROUTERS, HOST_PORTS, ADDRESSES];
 
 /// Elements of each set.
 type Elements = BTreeMap<Set, BTreeSet<String>>;
@@ -101,13 +97,10 @@ fn elements(rules: &Rules) -> Elements {
         add(ROUTERS, router.to_string());
     }
     for (vmid, entry) in &rules.sandboxes {
-        let Entry { mac, ip, dhcp, egress } = *entry;
+        let Entry { mac, ip, dhcp } = *entry;
         for port in ports(*vmid) {
             add(PORTS, format!("{port:?}"));
             add(HOST_PORTS, format!("{port:?}"));
-            if egress == Egress::None {
-                add(SEALED_PORTS, format!("{port:?}"));
-            }
             let Some(mac) = mac else { continue };
             let bytes = mac.map(|byte| format!("{byte:02x}"));
             if let Some(ip) = ip {
@@ -119,9 +112,6 @@ fn elements(rules: &Rules) -> Elements {
         }
         if let Some(ip) = ip {
             add(ADDRESSES, ip.to_string());
-            if egress == Egress::None {
-                add(SEALED, ip.to_string());
-            }
         }
     }
     elements
@@ -186,8 +176,7 @@ fn bridge_chains(grounds: &Grounds) -> String {
 		meta protocol arp arp daddr ip @routers accept
 		meta protocol arp arp daddr ip @reach accept
 		meta protocol != ip drop
-{dhcp}		iifname @sealed drop
-		ip daddr {gateway} icmp type echo-request accept
+{dhcp}		ip daddr {gateway} icmp type echo-request accept
 		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
 		ip daddr @reach accept
 		ip daddr @closed drop
@@ -211,8 +200,7 @@ fn inet_chains(grounds: &Grounds) -> String {
 	chain destination {{
 		ip daddr @addresses drop
 		ct state established,related ct direction reply accept
-{dhcp}		ip saddr @sealed drop
-		ip daddr {gateway} icmp type echo-request accept
+{dhcp}		ip daddr {gateway} icmp type echo-request accept
 		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
 		fib daddr type != unicast drop
 		ip daddr @reach accept
@@ -242,11 +230,10 @@ mod tests {
 
     #[test]
     fn tables_of_three_sandboxes() {
-        let sealed = Entry { egress: Egress::None, ..entry(3) };
         let unknown = Entry { ip: None, dhcp: true, ..entry(4) };
         assert_snapshot!(whole(&rules([
             (100_002, entry(2)),
-            (100_003, sealed),
+            (100_003, entry(3)),
             (100_004, unknown)
         ])));
     }
@@ -255,19 +242,16 @@ mod tests {
     fn change_names_only_what_differs() {
         let one = rules([(100_002, entry(2)), (100_003, entry(3))]);
         assert_eq!(change(&one, &one).as_deref(), Some(""));
-        let sealed = Entry { egress: Egress::None, ..entry(2) };
-        let two = rules([(100_002, sealed), (100_004, entry(4))]);
+        let two = rules([(100_002, entry(2)), (100_004, entry(4))]);
         assert_snapshot!(change(&one, &two).expect("the same node"), @r#"
         delete element bridge pve_sandbox ports { "fwpr100003p0", "veth100003i0" }
         add element bridge pve_sandbox ports { "fwpr100004p0", "veth100004i0" }
         delete element bridge pve_sandbox bound { "fwpr100003p0" . 02:50:0a:64:01:03 . 10.100.1.3, "veth100003i0" . 02:50:0a:64:01:03 . 10.100.1.3 }
         add element bridge pve_sandbox bound { "fwpr100004p0" . 02:50:0a:64:01:04 . 10.100.1.4, "veth100004i0" . 02:50:0a:64:01:04 . 10.100.1.4 }
-        add element bridge pve_sandbox sealed { "fwpr100002p0", "veth100002i0" }
         delete element inet pve_sandbox ports { "fwpr100003p0", "veth100003i0" }
         add element inet pve_sandbox ports { "fwpr100004p0", "veth100004i0" }
         delete element inet pve_sandbox addresses { 10.100.1.3 }
         add element inet pve_sandbox addresses { 10.100.1.4 }
-        add element inet pve_sandbox sealed { 10.100.1.2 }
         "#);
         let moved = Rules { grounds: Grounds { dhcp_server: None, ..grounds() }, ..two };
         assert_eq!(change(&one, &moved), None);

@@ -5,8 +5,6 @@ use std::{
     time::Duration,
 };
 
-use proto::spec::Egress;
-
 use super::{Entry, Firewall as _, Grounds, Rules, nft::NftFirewall, render::TABLE};
 
 pub(super) fn grounds() -> Grounds {
@@ -24,7 +22,6 @@ pub(super) fn entry(last: u8) -> Entry {
         mac: Some([0x02, 0x50, 10, 100, 1, last]),
         ip: Some([10, 100, 1, last].into()),
         dhcp: false,
-        egress: Egress::Open,
     }
 }
 
@@ -104,7 +101,7 @@ async fn rules_are_applied_changed_and_put_back() {
 
     // A change is as good as a replacement.
     let dhcp = Entry { ip: None, dhcp: true, ..entry(3) };
-    let two = rules([(100_002, Entry { egress: Egress::None, ..entry(2) }), (100_003, dhcp)]);
+    let two = rules([(100_004, entry(4)), (100_003, dhcp)]);
     firewall.apply(&two).await.expect("changed");
     assert_eq!(firewall.check().await, Ok(None));
     let list = || namespace.run("list ruleset");

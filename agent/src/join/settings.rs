@@ -6,14 +6,14 @@ use std::{
     path::Path,
 };
 
-use daemon::replace::{Access, replace};
+use daemon::{
+    replace::{Access, replace},
+    text,
+};
 use proto::sandbox::v1::JoinResponse;
 use toml_edit::{DocumentMut, Item, Table, value};
 
-use crate::config::File;
-
-/// Default port where the Caddys of the nodes listen for their peers.
-const PEER_PORT: u16 = 8481;
+use crate::config::{File, PEER_PORT};
 
 /// Completes the configuration; returns what was done, for people. `pool_given`: the operator has named
 /// the pool just now, so it replaces the one in the file.
@@ -41,7 +41,7 @@ pub(super) fn complete(
             wanted.push(("ingress", "peer", value(peer)));
         }
     }
-    let before = text(path)?;
+    let before = text::read_if_there(path)?.unwrap_or_default();
     let mut document: DocumentMut = before.parse().map_err(io::Error::other)?;
     let mut done = Vec::new();
     for (table, key, item) in wanted {
@@ -59,16 +59,6 @@ pub(super) fn complete(
         replace(path, after.as_bytes(), Access { mode: 0o644, group: None })?;
     }
     Ok(done)
-}
-
-fn text(path: &Path) -> io::Result<String> {
-    use io::Read as _;
-    let mut text = String::new();
-    match fs::File::open(path) {
-        Ok(file) => file.take(1 << 20).read_to_string(&mut text).map(|_| text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(text),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

@@ -59,8 +59,14 @@ const CLONE_VMIDS: u32 = 20;
 
 /// Debian mirror that Debian itself recommends.
 pub const MIRROR: &str = "http://deb.debian.org/debian";
-/// Longest time until a clone is ready, unless the order says otherwise.
-pub const PATIENCE: Duration = Duration::from_mins(2);
+/// Port and path of the web server in a template that mmdebstrap has built.
+pub const WWW: &str = "8000/";
+/// Size of the root volume, cores and memory of a sandbox, and longest time until a clone is ready,
+/// unless the order says otherwise.
+pub const DISK_GIB: u32 = 4;
+pub const CORES: u32 = 1;
+pub const MEMORY_MIB: u32 = 512;
+pub const PATIENCE_S: u64 = 120;
 
 /// Settings of a new template.
 #[derive(Debug, Clone)]

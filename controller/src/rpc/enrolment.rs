@@ -23,12 +23,12 @@ const JOINS_MAX: usize = 4;
 #[derive(Debug)]
 pub(super) struct Rpc {
     enrolment: Arc<OnceLock<Arc<Enrolment>>>,
-    joins: Semaphore,
+    joins: Arc<Semaphore>,
 }
 
 impl Rpc {
     pub(super) fn new(enrolment: Arc<OnceLock<Arc<Enrolment>>>) -> Self {
-        Self { enrolment, joins: Semaphore::new(JOINS_MAX) }
+        Self { enrolment, joins: Arc::new(Semaphore::new(JOINS_MAX)) }
     }
 
     fn enrolment(&self) -> Result<&Arc<Enrolment>, Status> {
@@ -44,8 +44,12 @@ impl EnrolmentService for Rpc {
     async fn join(&self, request: Request<JoinRequest>) -> Answer<JoinResponse> {
         let enrolment = self.enrolment()?.clone();
         // Callers without a good token are refused soon, so a wait is short; the guard bounds it.
-        let _place = self.joins.acquire().await;
-        let join = async move { enrolment.join(request.into_inner()).await };
+        let place = self.joins.clone().acquire_owned().await;
+        let join = async move {
+            // Not the caller's: who hangs up and calls again has the work of both under way.
+            let _place = place;
+            enrolment.join(request.into_inner()).await
+        };
         Ok(Response::new(to_its_end(join).await?))
     }
 

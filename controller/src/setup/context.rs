@@ -1,13 +1,16 @@
 //! Context of `sandboxctl` that `setup` saves: its configuration, and the token in a file beside it.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::DirBuilder,
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
-use daemon::replace::{Access, replace};
+use daemon::{
+    replace::{Access, replace},
+    text,
+};
 use proto::name::Team;
 use toml_edit::{DocumentMut, Item, Table, value};
 
@@ -38,7 +41,8 @@ pub(super) fn save(config: &Path, name: &str, saved: &Saved<'_>) -> io::Result<(
     for dir in [config.parent(), token_file.parent()].into_iter().flatten() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
-    let mut document: DocumentMut = text(config)?.parse().map_err(io::Error::other)?;
+    let mut document: DocumentMut =
+        text::read_if_there(config)?.unwrap_or_default().parse().map_err(io::Error::other)?;
     let contexts = document.entry("contexts").or_insert_with(|| {
         let mut contexts = Table::new();
         contexts.set_implicit(true);
@@ -58,14 +62,4 @@ pub(super) fn save(config: &Path, name: &str, saved: &Saved<'_>) -> io::Result<(
     }
     replace(&token_file, format!("{}\n", saved.token).as_bytes(), Access::PRIVATE)?;
     replace(config, document.to_string().as_bytes(), Access::PRIVATE)
-}
-
-fn text(path: &Path) -> io::Result<String> {
-    use io::Read as _;
-    let mut text = String::new();
-    match fs::File::open(path) {
-        Ok(file) => file.take(1 << 20).read_to_string(&mut text).map(|_| text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(text),
-        Err(error) => Err(error),
-    }
 }

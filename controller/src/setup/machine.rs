@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use daemon::text;
 use nix::{ifaddrs::getifaddrs, unistd};
 use proto::name::NodeName;
 
@@ -25,7 +26,7 @@ pub(super) fn names() -> Vec<String> {
     let mut names: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let host = unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     if let Some(host) = host.filter(|host| !host.is_empty() && host != "localhost") {
-        let hosts = text(Path::new("/etc/hosts")).unwrap_or_default();
+        let hosts = text::read(Path::new("/etc/hosts")).unwrap_or_default();
         names.extend(aliases(&hosts, &host));
     }
     names
@@ -104,16 +105,9 @@ pub(super) fn give(files: &[PathBuf], (uid, gid): (u32, u32)) -> io::Result<()> 
 
 /// Returns the name of this machine in PVE; `None` when it is no node.
 pub(super) fn pve_node() -> Option<NodeName> {
-    let members = text(Path::new(MEMBERS)).ok()?;
+    let members = text::read(Path::new(MEMBERS)).ok()?;
     let members: serde_json::Value = serde_json::from_str(&members).ok()?;
     members.get("nodename")?.as_str()?.parse().ok()
-}
-
-fn text(path: &Path) -> io::Result<String> {
-    use io::Read as _;
-    let mut text = String::new();
-    fs::File::open(path)?.take(1 << 20).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]

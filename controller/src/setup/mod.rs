@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use daemon::{
     replace::{Access, replace},
-    systemctl,
+    systemctl, text,
 };
 use proto::{name::Team, scope::Scopes, token::Format};
 use toml_edit::{DocumentMut, value};
@@ -128,7 +128,7 @@ impl Setup {
     fn configuration(&self, report: &mut Report) -> Result<Config> {
         let path = self.config.display();
         let there = self.config.exists();
-        let before = if there { read(&self.config)? } else { PACKAGED.to_owned() };
+        let before = if there { text::read(&self.config)? } else { PACKAGED.to_owned() };
         let mut document: DocumentMut = before.parse().with_context(|| format!("{path}"))?;
         if let Some(domain) = &self.domain {
             let url = format!("https://port-{{port}}-vm-{{vmid}}.{domain}");
@@ -306,15 +306,6 @@ pub fn give_to_owner(dir: &Path) -> io::Result<()> {
     let about = fs::metadata(dir)?;
     let owner = (about.uid(), about.gid());
     machine::give(&machine::foreign_files(dir, owner)?, owner)
-}
-
-/// Reads a configuration, which is small.
-fn read(path: &Path) -> Result<String> {
-    use io::Read as _;
-    let mut text = String::new();
-    let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    file.take(1 << 20).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]

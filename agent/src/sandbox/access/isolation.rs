@@ -15,7 +15,7 @@ use ipnet::Ipv4Net;
 use proto::{
     Invariant, Reason,
     id::{SandboxId, Vmid},
-    spec::{Egress, Network},
+    spec::Network,
 };
 
 use crate::{
@@ -208,12 +208,7 @@ impl Sandboxes {
             let Connected { mac, bridge, router } = self.interface_of(isolation, record).await?;
             rules.bridges.insert(bridge);
             rules.routers.extend(router);
-            let entry = Entry {
-                mac,
-                ip: record.lease(),
-                dhcp: record.network == Network::Dhcp,
-                egress: Egress::Open,
-            };
+            let entry = Entry { mac, ip: record.lease(), dhcp: record.network == Network::Dhcp };
             rules.sandboxes.insert(record.vmid, entry);
         }
         Ok(rules)
