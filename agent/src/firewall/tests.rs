@@ -116,7 +116,7 @@ async fn rules_are_applied_changed_and_put_back() {
     assert_eq!(lines(&changed), lines(&list()));
 
     for tampering in [
-        format!("delete element inet {TABLE} addresses {{ 10.100.1.2 }}"),
+        format!("delete element inet {TABLE} addresses {{ 10.100.1.4 }}"),
         format!("flush chain bridge {TABLE} source"),
         format!("add element inet {TABLE} name_servers {{ 10.9.9.9 }}"),
         format!("delete table bridge {TABLE}"),
