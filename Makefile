@@ -7,7 +7,10 @@ MAKEFLAGS += --no-print-directory
 export LAB_DIR ?= $(CURDIR)/target/lab
 # The profile for the lab and the tests, and the one of what ships. Tests are always built from the whole
 # workspace: with other packages selected, their dependencies would have other features and be built again.
+# So where the tests run anyway, the programs are built together with them.
 CARGO_BUILD := cargo build --release --locked
+BUILT ?= -p agent -p controller -p cli -p lab -p standin
+test test-lab: export BUILT = --workspace --all-targets
 CARGO_DIST := cargo build --profile dist --locked
 NEXTEST := cargo nextest run --release --locked
 LAB := target/release/lab
@@ -22,7 +25,7 @@ MINUTES ?= 120
 
 .PHONY: baseline help ci packages build lab lab-down test test-fast test-ingress test-lab test-client lint \
 	lint-code lint-dependencies \
-	sim mutants soak soak-memory bench deb test-deb clients
+	sim mutants soak soak-memory bench deb sbom repo test-deb clients
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -ts $$'\t'
@@ -34,7 +37,7 @@ packages: ## Installs what the machine lacks (Debian packages, cargo-nextest); n
 	@.ci/tools cargo-nextest
 
 build: packages ## Builds the daemons, sandboxctl, the lab and the stand-in for pct
-	$(CARGO_BUILD) -p agent -p controller -p cli -p lab -p standin
+	$(CARGO_BUILD) $(BUILT)
 
 lab: build ## Starts three nodes with agents and a controller, and runs the main job before your eyes
 	$(LAB) up
@@ -111,5 +114,13 @@ deb: packages ## Builds the three Debian packages into target/debian
 	$(CARGO_DIST) -p agent -p controller -p cli
 	packaging/build-debs.sh
 
-test-deb: deb ## Installs, starts and removes each package in a Debian 12 root
+sbom: packages ## Writes what each program is made of (CycloneDX) beside its package
+	packaging/build-sbom.sh
+
+repo: deb sbom ## Signed apt repository of the packages in target/repo: make repo KEY=fingerprint
+	@PVE_LAB_PACKAGES="apt-utils gpg" tests/lab/prepare
+	packaging/build-repo.sh
+
+test-deb: deb ## Installs the packages in Debian 12 and 13 roots with their own systemd: from setup to purge
+	@PVE_LAB_PACKAGES="apt-utils gpg" tests/lab/prepare
 	PVE_SANDBOX_DEB_TESTS=1 $(NEXTEST) --workspace --test deb

@@ -99,7 +99,7 @@ impl Command {
     pub async fn execute(self) -> anyhow::Result<()> {
         match self {
             Self::Run { config, listen } => run(&config, listen).await,
-            Self::Setup(setup) => setup.run().await?.lines.iter().try_for_each(|line| say(line)),
+            Self::Setup(setup) => setup.run(&mut say).await.map(drop),
             Self::Init { data_dir, names } => {
                 let (files, names) = ca::init(&data_dir, &names)?;
                 setup::give_to_owner(&data_dir)?;

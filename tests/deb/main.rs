@@ -1,9 +1,12 @@
-//! Installs, starts and removes each Debian package once in its own Debian 12 root.
+//! Installs, starts and removes each Debian package in a Debian root of its own; and all of them together
+//! on a node of Debian 12 and one of Debian 13, from the first command to the last.
 //!
 //! Opt-in: PVE_SANDBOX_DEB_TESTS=1, as root, with the packages of `make deb` in target/debian.
 #![expect(clippy::disallowed_methods, reason = "dpkg and the daemons are processes")]
 
+mod booted;
 mod daemons;
+mod node;
 mod root;
 mod sandboxctl;
 
@@ -11,9 +14,7 @@ mod sandboxctl;
 fn wanted() -> bool {
     let wanted = std::env::var("PVE_SANDBOX_DEB_TESTS").is_ok_and(|value| value == "1");
     if !wanted {
-        eprintln!(
-            "skipped: set PVE_SANDBOX_DEB_TESTS=1 to install the packages in a Debian 12 root"
-        );
+        eprintln!("skipped: set PVE_SANDBOX_DEB_TESTS=1 to install the packages in Debian roots");
     }
     wanted
 }

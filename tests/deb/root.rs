@@ -1,5 +1,5 @@
-//! A Debian 12 root for the installation of packages. Its PID 1 is not systemd, and it has no
-//! network: everything that a package needs must be in it or in the base.
+//! A Debian root for the installation of packages. It has no network: everything that a package needs
+//! must be in it or in its base.
 
 use std::{
     fs,
@@ -10,8 +10,45 @@ use std::{
 
 /// Longest time of a step, in seconds.
 const DEADLINE_S: &str = "600";
-/// Packages that PVE hosts have and a minimal root has not.
-const INCLUDE: &str = "--include=systemd,caddy";
+/// Kinds of root. Each is built once, and copied for a test.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Base {
+    /// Debian 12 with the packages alone that PVE hosts have and a minimal root has not.
+    Bare,
+    /// Debian 12 as PVE 8 has it, which can be booted.
+    Bookworm,
+    /// Debian 13 as PVE 9 has it, which can be booted.
+    Trixie,
+}
+
+/// Packages of the bases that can be booted. `ifupdown2` and what it needs is PVE's way to set up a
+/// network; the others are what `pct`, the agent and the tests use.
+const BOOTED: &str = "systemd,systemd-sysv,dbus,udev,caddy,lxc,nftables,dnsmasq-base,ifupdown2,iproute2,\
+    btrfs-progs,uidmap,procps,ca-certificates";
+
+impl Base {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "base",
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+
+    const fn suite(self) -> &'static str {
+        match self {
+            Self::Bare | Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+        }
+    }
+
+    const fn include(self) -> &'static str {
+        match self {
+            Self::Bare => "systemd,caddy",
+            Self::Bookworm | Self::Trixie => BOOTED,
+        }
+    }
+}
 
 /// A root, which is removed at the end.
 pub(crate) struct Root {
@@ -19,16 +56,26 @@ pub(crate) struct Root {
 }
 
 impl Root {
-    /// Creates a copy of the base, which is built once.
+    /// Creates a copy of the bare base.
     pub(crate) fn new(name: &str) -> Self {
+        Self::of(Base::Bare, name)
+    }
+
+    /// Creates a copy of a base.
+    pub(crate) fn of(base: Base, name: &str) -> Self {
         let all = target().join("deb-root");
-        let base = base(&all);
+        let base = ensure(base, &all);
         let dir = all.join(name);
         remove(&dir);
         let copied =
             Command::new("cp").arg("-a").arg("--reflink=auto").arg(&base).arg(&dir).status();
         assert!(copied.expect("cp").success(), "cannot copy the base");
         Self { dir }
+    }
+
+    /// Returns the directory of the root.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Returns a path of the root, as seen from outside.
@@ -106,40 +153,40 @@ pub(crate) fn said(output: &Output) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is a folder of it");
     top.join("target")
 }
 
-fn base(all: &Path) -> PathBuf {
-    // The tests of one run share the base.
+fn ensure(base: Base, all: &Path) -> PathBuf {
+    // The tests of one run share the bases.
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock();
-    let (base, half) = (all.join("base"), all.join("base.new"));
-    if base.is_dir() {
-        return base;
+    let name = base.name();
+    let (made, half) = (all.join(name), all.join(format!("{name}.new")));
+    // A base with other packages is of another version of this file.
+    let stamp = all.join(format!("{name}.packages"));
+    if made.is_dir() && fs::read_to_string(&stamp).is_ok_and(|old| old == base.include()) {
+        return made;
     }
     remove(&half);
+    remove(&made);
     fs::create_dir_all(all).expect("folder");
-    eprintln!("making a Debian 12 root in {} (a minute or two)", base.display());
+    eprintln!("making a Debian root in {} (some minutes)", made.display());
     let mirror = lab::sources::mirror(Path::new("/etc/apt"));
-    let made = Command::new("timeout")
-        .args([
-            "--signal=KILL",
-            DEADLINE_S,
-            "debootstrap",
-            "--variant=minbase",
-            INCLUDE,
-            "bookworm",
-        ])
+    let include = format!("--include={}", base.include());
+    let output = Command::new("timeout")
+        .args(["--signal=KILL", DEADLINE_S, "debootstrap", "--variant=minbase", &include])
+        .arg(base.suite())
         .arg(&half)
         .arg(mirror)
         .output()
         .expect("debootstrap must be installed");
-    let (code, text) = said(&made);
+    let (code, text) = said(&output);
     assert_eq!(code, Some(0), "debootstrap: {text}");
-    fs::rename(&half, &base).expect("renamed");
-    base
+    fs::write(&stamp, base.include()).expect("written");
+    fs::rename(&half, &made).expect("renamed");
+    made
 }
 
 /// Removes a root, if nothing is mounted in it: the removal would delete files in the mount.

@@ -140,7 +140,7 @@ fn creations_go_where_there_is_room_and_even_out_later() {
         let (least, most) = (counts.values().min(), counts.values().max());
         most.zip(least).map_or(0, |(most, least)| most - least)
     };
-    for _ in 0..8 {
+    for _ in 0..16 {
         if apart(&made) > 2 {
             made.extend(create_at_rest(&world, &[4]));
         }

@@ -77,41 +77,37 @@ pub struct Setup {
     data_dir: Option<PathBuf>,
 }
 
-/// Lines for people, and whether anything changed.
-#[derive(Debug)]
-pub struct Report {
+/// Tells each step as soon as it is done: a later one may take minutes, or fail.
+struct Report<'a> {
     dry_run: bool,
-    /// Steps that were done, or would be.
-    pub lines: Vec<String>,
-    /// Whether anything was missing.
-    pub changed: bool,
+    say: &'a mut (dyn FnMut(&str) -> Result<()> + Send),
+    changed: bool,
 }
 
-impl Report {
+impl Report<'_> {
     /// Does a step that is missing, unless this is a dry run. `what` begins with a verb.
     fn step(&mut self, what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
         self.changed = true;
         if self.dry_run {
-            self.lines.push(format!("would {what}"));
-            return Ok(());
+            return self.note(&format!("would {what}"));
         }
         work().with_context(|| format!("could not {what}"))?;
-        self.lines.push(format!("done: {what}"));
-        Ok(())
+        self.note(&format!("done: {what}"))
     }
 
-    fn note(&mut self, text: impl Into<String>) {
-        self.lines.push(text.into());
+    fn note(&mut self, text: &str) -> Result<()> {
+        (self.say)(text)
     }
 }
 
 impl Setup {
-    /// Carries out what is missing.
+    /// Carries out what is missing, and passes a line for people to `say` after each step. Returns
+    /// whether anything was missing.
     ///
     /// # Errors
-    /// When a step fails. The command can be run again.
-    pub async fn run(&self) -> Result<Report> {
-        let mut report = Report { dry_run: self.dry_run, lines: Vec::new(), changed: false };
+    /// When a step fails, or `say`. The command can be run again.
+    pub async fn run(&self, say: &mut (dyn FnMut(&str) -> Result<()> + Send)) -> Result<bool> {
+        let mut report = Report { dry_run: self.dry_run, say, changed: false };
         let config = self.configuration(&mut report)?;
         let new_names = self.certificates(&config, &mut report)?;
         self.first_token(&config, &mut report).await?;
@@ -119,13 +115,13 @@ impl Setup {
         self.unit(new_names, &mut report)?;
         self.node(&config, &mut report).await?;
         if !report.changed {
-            report.note("nothing to do: all of it is there");
+            report.note("nothing to do: all of it is there")?;
         }
-        Ok(report)
+        Ok(report.changed)
     }
 
     /// Writes the configuration if it is missing, and the domain if one is given.
-    fn configuration(&self, report: &mut Report) -> Result<Config> {
+    fn configuration(&self, report: &mut Report<'_>) -> Result<Config> {
         let path = self.config.display();
         let there = self.config.exists();
         let before = if there { text::read(&self.config)? } else { PACKAGED.to_owned() };
@@ -153,14 +149,14 @@ impl Setup {
         if config.url_template.contains("example.com") {
             let hint =
                 "sandboxes have no domain yet: --domain sets url_template, which is an example";
-            report.note(hint);
+            report.note(hint)?;
         }
         Ok(config)
     }
 
     /// Makes the CA, and a certificate with the names of this machine. Returns true when a running
     /// controller must be restarted to show new names.
-    fn certificates(&self, config: &Config, report: &mut Report) -> Result<bool> {
+    fn certificates(&self, config: &Config, report: &mut Report<'_>) -> Result<bool> {
         let files = ca::Files::new(&config.data_dir);
         let known = ca::names(&config.data_dir)?;
         let wanted = machine::names().into_iter().chain(self.names.iter().cloned());
@@ -191,7 +187,7 @@ impl Setup {
     }
 
     /// Makes the first token, and saves it for `sandboxctl`.
-    async fn first_token(&self, config: &Config, report: &mut Report) -> Result<()> {
+    async fn first_token(&self, config: &Config, report: &mut Report<'_>) -> Result<()> {
         let path = config.database();
         let store = match report.dry_run && !path.exists() {
             true => None,
@@ -228,7 +224,7 @@ impl Setup {
     }
 
     /// Gives the state to the user that the unit runs as.
-    fn owner(&self, config: &Config, report: &mut Report) -> Result<()> {
+    fn owner(&self, config: &Config, report: &mut Report<'_>) -> Result<()> {
         let Some(user) = machine::user(UNIT)? else { return Ok(()) };
         let foreign = machine::foreign_files(&config.data_dir, user)?;
         if foreign.is_empty() {
@@ -238,24 +234,24 @@ impl Setup {
         report.step(&what, || Ok(machine::give(&foreign, user)?))
     }
 
-    fn unit(&self, new_names: bool, report: &mut Report) -> Result<()> {
+    fn unit(&self, new_names: bool, report: &mut Report<'_>) -> Result<()> {
         if self.no_start || !systemctl::is_there() {
             return Ok(());
         }
         let is_up = systemctl::run(&["is-active", "--quiet", UNIT]).is_ok();
         if is_up && new_names {
             let what = format!("restart {UNIT}.service, which has new names");
-            return report.step(&what, || Ok(systemctl::run(&["restart", UNIT])?));
+            return report.step(&what, || start(&["restart", UNIT]));
         }
         if is_up {
             return Ok(());
         }
         let what = format!("enable and start {UNIT}.service");
-        report.step(&what, || Ok(systemctl::run(&["enable", "--now", "--quiet", UNIT])?))
+        report.step(&what, || start(&["enable", "--now", "--quiet", UNIT]))
     }
 
     /// Joins the agent of this machine, or says how.
-    async fn node(&self, config: &Config, report: &mut Report) -> Result<()> {
+    async fn node(&self, config: &Config, report: &mut Report<'_>) -> Result<()> {
         let Some(node) = machine::pve_node() else { return Ok(()) };
         let path = config.database();
         if path.exists() {
@@ -269,11 +265,10 @@ impl Setup {
             }
         }
         if !self.join {
-            report.note(format!(
+            return report.note(&format!(
                 "this machine is the node {node} of PVE, which has not joined: `{UNIT} setup --join` \
                  joins it, or the line that `sandboxctl node token {node}` prints"
             ));
-            return Ok(());
         }
         let what = format!("join the agent of {node}");
         if report.dry_run {
@@ -295,6 +290,11 @@ impl Setup {
             Ok(systemctl::run_program(Path::new(AGENT), &words, &[(JOIN_TOKEN, &text)])?)
         })
     }
+}
+
+/// Starts the unit; systemd keeps to itself why one does not start.
+fn start(words: &[&str]) -> Result<()> {
+    systemctl::run(words).with_context(|| format!("`journalctl -u {UNIT} -n 20` shows why"))
 }
 
 /// Gives what is below a directory to the directory's owner: what root has made there, a service that is
@@ -326,6 +326,18 @@ mod tests {
         }
     }
 
+    /// Runs the setup; returns whether anything was missing, and what it said.
+    async fn run(setup: &Setup) -> (bool, String) {
+        let mut said = String::new();
+        let mut say = |line: &str| {
+            said.push_str(line);
+            said.push('\n');
+            Ok(())
+        };
+        let changed = setup.run(&mut say).await.expect("set up");
+        (changed, said)
+    }
+
     fn entries(dir: &Path) -> usize {
         fs::read_dir(dir).map_or(0, Iterator::count)
     }
@@ -333,15 +345,12 @@ mod tests {
     #[tokio::test]
     async fn second_run_changes_nothing_and_a_dry_run_never_does() {
         let dir = tempfile::tempdir().expect("a directory");
-        let dry = setup(dir.path(), true).run().await.expect("looked");
-        assert!(
-            dry.changed && dry.lines.iter().any(|line| line.contains("would make a CA")),
-            "{dry:?}"
-        );
+        let (missing, said) = run(&setup(dir.path(), true)).await;
+        assert!(missing && said.contains("would make a CA"), "{said}");
         assert_eq!(entries(dir.path()), 0, "a dry run writes nothing");
 
-        let first = setup(dir.path(), false).run().await.expect("set up");
-        assert!(first.changed, "{first:?}");
+        let (missing, said) = run(&setup(dir.path(), false)).await;
+        assert!(missing && said.contains("done: make a CA"), "{said}");
         let config =
             Config::load(&dir.path().join("etc/controller.toml")).expect("a configuration");
         assert_eq!(config.urls().domain().as_deref(), Some("sandbox.test"));
@@ -363,11 +372,8 @@ mod tests {
         drop(store);
 
         let certificate = fs::read(dir.path().join("data/ca/controller.crt")).expect("there");
-        let second = setup(dir.path(), false).run().await.expect("again");
-        assert!(
-            !second.changed && second.lines.iter().any(|line| line.contains("nothing to do")),
-            "{second:?}"
-        );
+        let (missing, said) = run(&setup(dir.path(), false)).await;
+        assert!(!missing && said.contains("nothing to do"), "{said}");
         assert_eq!(
             fs::read(dir.path().join("data/ca/controller.crt")).expect("there"),
             certificate
@@ -375,7 +381,7 @@ mod tests {
 
         // A new name is added; the others stay.
         let more = Setup { names: vec!["new.test".into()], ..setup(dir.path(), false) };
-        assert!(more.run().await.expect("added").changed);
+        assert!(run(&more).await.0);
         let all = ca::names(&config.data_dir).expect("names");
         assert_eq!(all.len(), names.len() + 1, "{all:?}");
     }
@@ -391,7 +397,7 @@ mod tests {
         );
         fs::write(&path, &mine).expect("written");
         let setup = Setup { domain: None, ..setup(dir.path(), false) };
-        setup.run().await.expect("set up");
+        run(&setup).await;
         assert_eq!(fs::read_to_string(&path).expect("read"), mine);
         assert!(data.join("ca/ca.crt").exists());
     }

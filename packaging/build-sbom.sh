@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Writes what each program is made of (a CycloneDX bill of materials) beside its package, as
+# target/debian/PACKAGE_VERSION.cdx.json. From one commit it is the same each time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+version=$(dpkg-parsechangelog -l packaging/changelog -S Version)
+SOURCE_DATE_EPOCH=$(dpkg-parsechangelog -l packaging/changelog -S Timestamp)
+export SOURCE_DATE_EPOCH
+
+.ci/tools cargo-cyclonedx
+PATH=$PWD/target/tools/bin:$PATH
+mkdir -p target/debian
+
+# The tool writes one file beside each Cargo.toml of the workspace.
+name=pve-sandbox-sbom
+clean() { find . -path ./target -prune -o -name "$name.json" -exec rm -f {} +; }
+trap clean EXIT
+cargo cyclonedx --quiet --format json --target "$(rustc -vV | sed -n 's/^host: //p')" \
+  --override-filename "$name"
+for package in agent:pve-sandbox-agent controller:pve-sandbox-controller cli:sandboxctl; do
+  mv "${package%:*}/$name.json" "target/debian/${package#*:}_$version.cdx.json"
+done
+ls -l target/debian/*.cdx.json
