@@ -8,6 +8,7 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "sandbox/v1/access.proto",
+        "sandbox/v1/audit.proto",
         "sandbox/v1/reason.proto",
         "sandbox/v1/state.proto",
         "sandbox/v1/sandbox.proto",

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     Controller, Parts,
+    audit::Audit,
     ca::{self, Own, Signer},
     clock::{SystemClock, SystemRandom},
     config::Config,
@@ -142,8 +143,11 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
 
+    let (dir, options) = (config.audit_dir(), config.audit_options());
+    let audit = Audit::open(&dir, Arc::new(SystemClock), options).await?;
     let controller = Controller::start(Parts {
         store,
+        audit: audit.clone(),
         connector: Arc::new(TlsConnector::new(live.client()?)),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
@@ -175,6 +179,8 @@ async fn run(path: &Path, listen: Option<std::net::SocketAddr>) -> anyhow::Resul
         controller.stop().await;
     };
     let (served, ()) = tokio::join!(serve, drain);
+    // After the last call.
+    audit.close().await;
     renewal.await.context("the renewal of the controller's certificate failed")?;
     served.context("serving failed")
 }

@@ -15,6 +15,7 @@ use proto::{
 use serde::Deserialize;
 
 use crate::{
+    audit,
     ca::Lives,
     events, node,
     placement::{BEST, Limits},
@@ -49,6 +50,9 @@ pub struct Config {
     /// Most events that are stored; the oldest are removed first.
     #[serde(default = "default_events_max")]
     pub events_max: u64,
+    /// Retention of the audit log.
+    #[serde(default)]
+    pub audit: Audit,
     /// Certificates that replace those of `init`.
     #[serde(default)]
     pub tls: Tls,
@@ -96,6 +100,22 @@ pub struct Tls {
     /// Life of the certificates that renew themselves, seconds: the controller's and the agents'. They
     /// are renewed at half of it.
     pub life_s: Option<u64>,
+}
+
+/// Retention of the audit log.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Time for which entries are kept, days.
+    pub retention_days: u32,
+    /// Most MiB of the log; the oldest entries are removed first, before their time.
+    pub max_mib: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { retention_days: 365, max_mib: 1024 }
+    }
 }
 
 /// Lives of certificates that may be set, seconds. Hours are meant; tests use seconds.
@@ -299,6 +319,14 @@ impl Config {
             (1000..=100_000_000).contains(&self.events_max),
             "events_max must be 1000 to 100000000".into(),
         );
+        must(
+            (1..=36_500).contains(&self.audit.retention_days),
+            "audit.retention_days must be 1 to 36500".into(),
+        );
+        must(
+            (64..=1024 * 1024).contains(&self.audit.max_mib),
+            "audit.max_mib must be 64 to 1048576".into(),
+        );
         let limits = &self.limits;
         for (name, team, all) in [
             ("calls_max", limits.team_calls_max, limits.calls_max),
@@ -400,6 +428,20 @@ impl Config {
         events::Options { keep, max: self.events_max }
     }
 
+    /// Returns the retention of the audit log.
+    pub fn audit_options(&self) -> audit::Options {
+        audit::Options {
+            keep: Duration::from_hours(u64::from(self.audit.retention_days) * 24),
+            bytes_max: self.audit.max_mib << 20,
+            ..audit::Options::default()
+        }
+    }
+
+    /// Returns the directory of the audit log.
+    pub fn audit_dir(&self) -> PathBuf {
+        self.data_dir.join("audit")
+    }
+
     /// Returns the lives of certificates.
     pub fn lives(&self) -> Lives {
         let mut lives = Lives::default();
@@ -426,6 +468,7 @@ mod tests {
         assert_eq!(config.listen, default_listen());
         assert_eq!(config.sandbox_options(), sandbox::Options::default());
         assert_eq!(config.event_options(), events::Options::default());
+        assert_eq!(config.audit_options(), audit::Options::default());
         assert_eq!(config.placement, Limits::default());
     }
 
@@ -437,13 +480,14 @@ mod tests {
                     events_max = 5\n[tls]\ncert = \"a\"\n\
                     [[node]]\nname = \"a\"\naddress = \"b\"\n[create]\npatience_s = 0\n\
                     [limits]\ncalls_max = 10\nteam_calls_max = 10\nconnections_max = 1\n\
-                    [rates]\ncreates = \"10/year\"\n";
+                    [rates]\ncreates = \"10/year\"\n[audit]\nretention_days = 0\nmax_mib = 1\n";
         std::fs::write(&path, text).expect("write");
         let error = Config::load(&path).expect_err("wrong").to_string();
         let parts = ["url_template", "data_dir", "tls.cert", "node a", "patience_s"];
         let limits = ["limits.team_calls_max", "limits.connections_max"];
         let others = ["events_keep_days", "events_max", "rates.creates"];
-        for part in parts.into_iter().chain(others).chain(limits) {
+        let audit = ["audit.retention_days", "audit.max_mib"];
+        for part in parts.into_iter().chain(others).chain(limits).chain(audit) {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

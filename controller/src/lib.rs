@@ -9,6 +9,7 @@
 //!         -> inventory/ (all sandboxes, as the nodes report them)
 //!         -> events/ (the log of what happened; derivation is pure)
 //!    -> access/ (tokens: who may call)
+//!    -> audit/ (the log of calls, a chain of hashes in files)
 //!         -> store/ (intent and the log: SQLite, or memory)
 //! ```
 //! Invariants: only `rpc` serves and only `node` calls with tonic; only `store` knows SQL;
@@ -18,6 +19,7 @@
 //! simulation on paused time with a seed.
 
 pub mod access;
+pub mod audit;
 pub mod ca;
 pub mod clock;
 pub mod commands;
@@ -44,6 +46,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use access::Access;
+use audit::Audit;
 use clock::{Clock, Random};
 use config::ApiLimits;
 use enrolment::Enrolment;
@@ -62,6 +65,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// Connections to agents.
     pub connector: Arc<dyn Connector>,
+    /// Log of calls. Its owner closes it, after the last call.
+    pub audit: Audit,
     /// Wall clock.
     pub clock: Arc<dyn Clock>,
     /// Randomness for ids and jitter.
@@ -117,7 +122,8 @@ impl Controller {
         .await?;
         let (uses, until) = (access.clone(), stop.clone());
         tasks.spawn(async move { uses.write_uses(until).await });
-        let api = rpc::Api::new(sandboxes.clone(), access, parts.urls, parts.limits).await;
+        let api =
+            rpc::Api::new(sandboxes.clone(), access, parts.audit, parts.urls, parts.limits).await;
         Ok(Self { sandboxes, api, store: parts.store, clock, tasks, stop })
     }
 

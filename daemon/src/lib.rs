@@ -1,6 +1,7 @@
 //! Infrastructure of every daemon: configuration, logs, TLS, listening, stopping, the form of errors
-//! on the wire, and what is written to the disk in groups or in one step. No domain.
+//! on the wire, and what is written to the disk in groups, in one step or in a chain of hashes. No domain.
 
+pub mod audit;
 pub mod chain;
 pub mod channel;
 pub mod clock;

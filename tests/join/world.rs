@@ -62,6 +62,7 @@ impl World {
         store.add_token(issued.token).await.expect("stored");
         let controller = Controller::start(Parts {
             store,
+            audit: controller::audit::Audit::off(),
             connector: Arc::new(TlsConnector::new(live.client().expect("client"))),
             clock: Arc::new(SystemClock),
             random: Arc::new(SystemRandom),

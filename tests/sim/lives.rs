@@ -112,6 +112,7 @@ impl Cluster {
         self.store.add_token(self.token_kept.clone()).await.expect("stored");
         let controller = Controller::start(controller::Parts {
             store: Arc::new(self.store.beside()),
+            audit: controller::audit::Audit::off(),
             connector: Arc::new(Dialler { net: self.net.clone(), by: self.begun }),
             clock: Arc::new(self.clock.clone()),
             random: Arc::new(Chance::new(self.seed, 1000 + self.begun)),

@@ -57,6 +57,7 @@ const CONTROLLER: &[Rule] = &[
     (
         "commands",
         &[
+            "audit",
             "ca",
             "clock",
             "config",
@@ -70,11 +71,13 @@ const CONTROLLER: &[Rule] = &[
         ],
     ),
     ("access", &["clock", "sandbox", "store", "token"]),
-    ("config", &["ca", "events", "node", "placement", "sandbox", "url"]),
+    ("audit", &["clock"]),
+    ("config", &["audit", "ca", "events", "node", "placement", "sandbox", "url"]),
     (
         "rpc",
         &[
             "access",
+            "audit",
             "config",
             "enrolment",
             "inventory",
@@ -104,6 +107,7 @@ const CONTROLLER: &[Rule] = &[
 /// Rules of what all daemons share.
 const DAEMON: &[Rule] = &[
     ("channel", &["flow", "sever"]),
+    ("audit", &[]),
     ("listen", &["peer"]),
     ("chain", &[]),
     ("clock", &[]),

@@ -25,6 +25,7 @@ const LISTS: &[(&str, &str)] = &[
     ("agent/src/dhcp/mod.rs", "network interfaces of the host"),
     ("agent/src/run/mod.rs", "the agent's own directory"),
     ("agent/src/sandbox/exec/shims.rs", "the agent's own directory"),
+    ("controller/src/audit/log.rs", "the controller's own directory, with a bound"),
     ("controller/src/setup/machine.rs", "the controller's own directory, with a bound"),
     ("agent/helper/src/files.rs", "runs inside, as the user who asked"),
     ("archive/src/pack.rs", "runs inside, or at the shell, as the user who asked"),

@@ -4,6 +4,7 @@
 mod admin;
 mod adopt;
 mod attach;
+mod audit;
 mod compare;
 mod complete;
 mod completion;
@@ -200,6 +201,9 @@ pub(crate) enum Operator {
     /// Teams: what they have, what they may have, and how often they may create
     #[command(subcommand)]
     Team(team::TeamVerb),
+    /// Audit log: list, export or verify it
+    #[command(subcommand)]
+    Audit(audit::AuditVerb),
     /// List the nodes and their load; short for `node ls`
     #[command(hide = true)]
     Nodes(nodes::Nodes),
@@ -252,6 +256,11 @@ pub(crate) async fn run(
     let ended = async {
         named::resolve(&mut verb, &connect).await?;
         match verb {
+            // A file is verified without a controller.
+            Verb::Operator(Operator::Audit(audit::AuditVerb::Verify(audit::Verify {
+                file: Some(file),
+                head,
+            }))) => audit::verify_file(&file, head, output),
             Verb::User(verb) => {
                 Box::pin(user(*verb, connect, connection, output, definition)).await
             }
@@ -339,6 +348,7 @@ async fn operator(verb: Operator, controller: Controller, output: Output) -> Res
         Operator::Admin(verb) => admin::run(controller, verb, output).await,
         Operator::Token(verb) => token::run(controller, verb, output).await,
         Operator::Team(verb) => team::run(controller, verb, output).await,
+        Operator::Audit(verb) => audit::run(controller, verb, output).await,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The sandboxes that a verb names, all in one place, so that each can be named in every way.
 
-use super::{Operator, User, Verb, admin::Admin, cp};
+use super::{Operator, User, Verb, admin::Admin, audit::AuditVerb, cp};
 use crate::{client::Controller, failure::Failure, resolve};
 
 /// Replaces what the user typed by names that the API takes. `connect` is called only where that
@@ -79,6 +79,7 @@ fn of_user(verb: &mut User) -> Vec<&mut String> {
 fn of_operator(verb: &mut Operator) -> Vec<&mut String> {
     match verb {
         Operator::Release(args) | Operator::Admin(Admin::Release(args)) => vec![&mut args.id],
+        Operator::Audit(AuditVerb::Ls(args)) => args.sandbox.iter_mut().collect(),
         Operator::Nodes(_)
         | Operator::Fsck
         | Operator::Gc(_)
@@ -90,6 +91,7 @@ fn of_operator(verb: &mut Operator) -> Vec<&mut String> {
         | Operator::Node(_)
         | Operator::Token(_)
         | Operator::Team(_)
+        | Operator::Audit(_)
         | Operator::Admin(_) => Vec::new(),
     }
 }

@@ -14,6 +14,7 @@ fn screens(room: usize) -> String {
         ("explain", super::explain::tests::screen()),
         ("top", super::top::tests::screen()),
         ("ps", super::ps::tests::screen()),
+        ("audit ls", super::audit::tests::screen()),
         ("context ls", super::context::tests::screen()),
     ];
     let mut screens: Vec<_> = tables

@@ -97,6 +97,16 @@ impl Output {
         self.raw(format!("{}\n", text.as_ref()))
     }
 
+    /// Prints bytes as they are, for a file.
+    ///
+    /// # Errors
+    /// When stdout is closed or cannot be written.
+    pub fn bytes(self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        Ok(out.flush()?)
+    }
+
     /// Prints text like [`Output::styled`], and leaves the cursor at its end.
     ///
     /// # Errors

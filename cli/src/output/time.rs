@@ -9,6 +9,12 @@ pub fn rfc3339(time: Option<prost_types::Timestamp>) -> Option<String> {
     Some(time.to_string())
 }
 
+/// Parses a time in RFC 3339; `None` for another text.
+pub fn parsed(text: &str) -> Option<prost_types::Timestamp> {
+    let time: Timestamp = text.parse().ok()?;
+    Some(prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() })
+}
+
 /// Day and time to the second of a time in RFC 3339: `11-14 22:13:20`.
 pub fn day_and_time(rfc3339: &str) -> String {
     rfc3339.get(5..19).unwrap_or(rfc3339).replace('T', " ")

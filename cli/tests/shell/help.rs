@@ -22,6 +22,9 @@ fn help_texts_are_as_recorded() {
         ("team", "ls"),
         ("team", "get"),
         ("team", "set"),
+        ("audit", "ls"),
+        ("audit", "export"),
+        ("audit", "verify"),
     ] {
         let parent = root.find_subcommand_mut(name);
         let verb = parent.and_then(|parent| parent.find_subcommand_mut(verb)).expect("listed");

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "the program under test is a process")]
 
 mod attach;
+mod audit;
 mod care;
 mod contexts;
 mod copying;

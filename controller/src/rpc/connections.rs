@@ -8,7 +8,7 @@ use std::{
     any::Any,
     collections::{BTreeMap, HashMap},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc, OnceLock,
@@ -104,7 +104,8 @@ impl Connections {
     pub(super) fn admit<IO: Connected>(&self, io: IO) -> Connection<IO> {
         let info = io.connect_info();
         let address = (&info as &dyn Any).downcast_ref::<ConnInfo>();
-        let address = address.map(|info| daemon::listen::network(info.address.ip()));
+        let peer = address.map(|info| info.address);
+        let address = peer.map(|peer| daemon::listen::network(peer.ip()));
         let (close, calls) = (CancellationToken::new(), Arc::<AtomicUsize>::default());
         let mut table = self.table.lock();
         while table.rows.len() >= self.max
@@ -121,6 +122,7 @@ impl Connections {
             io,
             row: RowHandle(Arc::new(Inner {
                 id,
+                peer,
                 connections: self.clone(),
                 team: OnceLock::new(),
                 calls,
@@ -151,6 +153,7 @@ pub(super) struct RowHandle(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     id: u64,
+    peer: Option<SocketAddr>,
     connections: Connections,
     team: OnceLock<Team>,
     calls: Arc<AtomicUsize>,
@@ -174,6 +177,11 @@ impl RowHandle {
         if self.0.team.set(team.clone()).is_ok() {
             self.0.connections.belongs_to(self.0.id, team.clone());
         }
+    }
+
+    /// Returns the address of the peer, where the connection has one.
+    pub(super) fn peer(&self) -> Option<SocketAddr> {
+        self.0.peer
     }
 
     /// Marks the connection as in use.

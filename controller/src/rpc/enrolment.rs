@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::{
+    calls::Call,
     convert,
     sandbox::{Answer, split},
 };
@@ -45,10 +46,19 @@ impl EnrolmentService for Rpc {
         let enrolment = self.enrolment()?.clone();
         // Callers without a good token are refused soon, so a wait is short; the guard bounds it.
         let place = self.joins.clone().acquire_owned().await;
+        let call = request.extensions().get::<Call>().cloned();
         let join = async move {
             // Not the caller's: who hangs up and calls again has the work of both under way.
             let _place = place;
-            enrolment.join(request.into_inner()).await
+            let request = request.into_inner();
+            if let Some(call) = &call {
+                call.about(&request);
+            }
+            let done = enrolment.join(request).await;
+            if let Some(call) = &call {
+                call.joined(&done);
+            }
+            done
         };
         Ok(Response::new(to_its_end(join).await?))
     }

@@ -20,6 +20,7 @@ use tower::{Layer, Service};
 
 use super::{
     auth::{Credentials, Tokens},
+    calls::{Made, Recorder, Ticket},
     connections::{Busy, RowHandle},
     permits::{Full as NoRoom, Permit, Permits},
     scope::{self, Method, Need, Shape},
@@ -45,11 +46,13 @@ pub(super) struct GuardLayer(Arc<Rules>);
 struct Rules {
     tokens: Tokens,
     permits: Permits,
+    recorder: Arc<Recorder>,
 }
 
 impl GuardLayer {
-    pub(super) fn new(access: Arc<Access>, limits: &ApiLimits) -> Self {
-        Self(Arc::new(Rules { tokens: Tokens::new(access), permits: Permits::new(limits) }))
+    pub(super) fn new(access: Arc<Access>, limits: &ApiLimits, recorder: Recorder) -> Self {
+        let (tokens, permits) = (Tokens::new(access), Permits::new(limits));
+        Self(Arc::new(Rules { tokens, permits, recorder: Arc::new(recorder) }))
     }
 }
 
@@ -100,7 +103,7 @@ where
                 return Ok(unread(Status::internal("a call came over no connection"), version));
             };
             match method.need {
-                Need::Open => open(&row, request, inner).await,
+                Need::Open | Need::OneTime => open(&rules, method, &row, request, inner).await,
                 Need::Token | Need::Scope(_) => known(&rules, method, &row, request, inner).await,
             }
         })
@@ -110,15 +113,22 @@ where
 /// Handles a call that needs no token: few per connection, short and with little to read. The whole
 /// answer is made before any of it is sent, so that a caller who does not read it holds no permit.
 async fn open<S>(
+    rules: &Rules,
+    method: Method,
     row: &RowHandle,
-    request: Request<Body>,
+    mut request: Request<Body>,
     mut inner: S,
 ) -> Result<Response<Body>, S::Error>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
     let version = request.version();
+    // The call writes its entry itself, when it knows whether its one-time token is good.
+    if let Some(call) = rules.recorder.begin(method, None, row.peer()) {
+        request.extensions_mut().insert(call);
+    }
     let Some(_place) = row.open() else {
+        rules.recorder.count_refused();
         let message = "too many calls without a token on this connection; try again in a moment";
         return Ok(unread(no_room(message.to_owned()), version));
     };
@@ -160,19 +170,49 @@ where
     let credentials = Credentials::of(request.headers());
     let (caller, permit) = match rules.admit(method, row, &credentials).await {
         Ok(admitted) => admitted,
-        Err(status) => return Ok(unread(status, version)),
+        Err(Denied { status, caller }) => {
+            match caller {
+                Some(caller) => {
+                    let call = rules.recorder.begin(method, Some(&caller), row.peer());
+                    Ticket::new(call).end(&status);
+                }
+                None => rules.recorder.count_refused(),
+            }
+            return Ok(unread(*status, version));
+        }
     };
+    let call = rules.recorder.begin(method, Some(&caller), row.peer());
+    if let Some(call) = &call {
+        request.extensions_mut().insert(call.clone());
+    }
     request.extensions_mut().insert(caller);
-    let held = Held { _permit: permit, _busy: row.busy() };
+    let ticket = Ticket::new(call);
+    let mut held = Held { _permit: permit, _busy: row.busy(), ticket };
     let answer = inner.call(request);
     let response = match method.shape {
         Shape::Stream => answer.await?,
         Shape::Unary => match timeout(UNARY_TIME, answer).await {
             Ok(response) => response?,
-            Err(_) => return Ok(unread(late(), version)),
+            Err(_) => {
+                let late = late();
+                held.ticket.end(&late);
+                return Ok(unread(late, version));
+            }
         },
     };
     Ok(finish(response, held))
+}
+
+/// Refusal of a call, with its caller where the token is good and the scope is missing.
+struct Denied {
+    status: Box<Status>,
+    caller: Option<Caller>,
+}
+
+impl From<Status> for Denied {
+    fn from(status: Status) -> Self {
+        Self { status: Box::new(status), caller: None }
+    }
 }
 
 impl Rules {
@@ -181,7 +221,7 @@ impl Rules {
         method: Method,
         row: &RowHandle,
         credentials: &Credentials,
-    ) -> Result<(Caller, Permit), Status> {
+    ) -> Result<(Caller, Permit), Denied> {
         let shown = credentials.shown()?;
         let early = match self.tokens.team(shown) {
             Some(team) => Some(self.permit(&team, method.shape)?),
@@ -200,23 +240,25 @@ impl Rules {
         let token = self.tokens.verify(shown).await?;
         drop(turn);
         row.belongs_to(&token.team);
+        let store::Token { team, id, user, scopes, .. } = token;
+        let caller = Caller { team, token: id, user, scopes };
         if let Need::Scope(needed) = method.need
-            && !token.scopes.allow(needed)
+            && !caller.scopes.allow(needed)
         {
             let message = format!(
                 "this call needs the scope `{}`, and this token has: {}",
                 needed.name(),
-                token.scopes
+                caller.scopes
             );
-            return Err(Refusal::new(Reason::ScopeMissing, message).into());
+            let status = Status::from(Refusal::new(Reason::ScopeMissing, message));
+            return Err(Denied { status: Box::new(status), caller: Some(caller) });
         }
         // The team of a token never changes.
         let permit = match early {
             Some(permit) => permit,
-            None => self.permit(&token.team, method.shape)?,
+            None => self.permit(&caller.team, method.shape)?,
         };
-        let store::Token { team, id, user, scopes, .. } = token;
-        Ok((Caller { team, token: id, user, scopes }, permit))
+        Ok((caller, permit))
     }
 
     fn permit(&self, team: &proto::name::Team, shape: Shape) -> Result<Permit, Status> {
@@ -255,26 +297,33 @@ fn unread(status: Status, version: Version) -> Response<Body> {
     response
 }
 
-/// Guards that a call with a token keeps until its last byte.
+/// Guards and audit entry that a call with a token keeps until its last byte.
 #[derive(Debug)]
 struct Held {
     _permit: Permit,
     _busy: Busy,
+    ticket: Ticket,
 }
 
 /// Keeps the permit until the last byte of the answer, and gives tonic's own errors our form.
-fn finish(response: Response<Body>, held: Held) -> Response<Body> {
+fn finish(response: Response<Body>, mut held: Held) -> Response<Body> {
     if let Some(status) = Status::from_header_map(response.headers())
         && status.code() != Code::Ok
     {
-        return match status::completed(&status) {
+        let ours = status::completed(&status);
+        held.ticket.end(ours.as_ref().unwrap_or(&status));
+        return match ours {
             Some(ours) => ours.into_http(),
             None => response,
         };
     }
+    held.ticket.answered(response.extensions().get::<Made>());
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            let _held = &held;
+            let held = &mut held;
+            if let Some(status) = frame.trailers_ref().and_then(Status::from_header_map) {
+                held.ticket.end(&status);
+            }
             frame
         }))
     })

@@ -1,7 +1,9 @@
 //! The API server, the only user of tonic as a server. gRPC and gRPC-Web on one port, health and
 //! reflection beside our services, and bounds on everything that a caller can make large.
 
+mod audit;
 mod auth;
+mod calls;
 mod connections;
 mod convert;
 mod enrolment;
@@ -11,6 +13,7 @@ mod permits;
 mod sandbox;
 mod scope;
 mod status;
+mod subject;
 mod tokens;
 
 use std::{
@@ -34,7 +37,8 @@ use tonic_web::GrpcWebLayer;
 use connections::Connections;
 
 use crate::{
-    access::Access, config::ApiLimits, enrolment::Enrolment, sandbox::Sandboxes, url::UrlTemplate,
+    access::Access, audit::Audit, config::ApiLimits, enrolment::Enrolment, sandbox::Sandboxes,
+    url::UrlTemplate,
 };
 
 /// Time after which a silent caller is pinged; without an answer it is disconnected.
@@ -56,6 +60,7 @@ impl Api {
     pub async fn new(
         sandboxes: Arc<Sandboxes>,
         access: Arc<Access>,
+        audit: Audit,
         urls: UrlTemplate,
         limits: ApiLimits,
     ) -> Self {
@@ -64,10 +69,11 @@ impl Api {
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let operator =
-            OperatorServiceServer::new(operator::Rpc { sandboxes, access: access.clone() })
-                .accept_compressed(CompressionEncoding::Gzip)
-                .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let recorder = calls::Recorder::new(audit.clone(), access.clone(), sandboxes.clone());
+        let operator = operator::Rpc { sandboxes, access: access.clone(), audit };
+        let operator = OperatorServiceServer::new(operator)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
         let enrolment = Arc::<OnceLock<_>>::default();
         let joins = EnrolmentServiceServer::new(enrolment::Rpc::new(enrolment.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -89,7 +95,7 @@ impl Api {
         let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
         routes = routes.add_service(v1.expect("our own descriptors are whole"));
         routes = routes.add_service(v1alpha.expect("our own descriptors are whole"));
-        let guard = guard::GuardLayer::new(access, &limits);
+        let guard = guard::GuardLayer::new(access, &limits, recorder);
         Self { routes, guard, limits, enrolment }
     }
 

@@ -7,12 +7,15 @@ use proto::sandbox::v1::{operator_service_server::OperatorService, *};
 use tonic::{Request, Response};
 
 use super::{
+    audit,
+    calls::Made,
     convert,
-    sandbox::{Answer, Messages, split},
+    sandbox::{Answer, Messages, made, split},
     tokens,
 };
 use crate::{
     access::Access,
+    audit::Audit,
     sandbox::{EventItem, EventQuery, Sandboxes},
 };
 
@@ -21,6 +24,7 @@ use crate::{
 pub(super) struct Rpc {
     pub(super) sandboxes: Arc<Sandboxes>,
     pub(super) access: Arc<Access>,
+    pub(super) audit: Audit,
 }
 
 #[tonic::async_trait]
@@ -36,7 +40,8 @@ impl OperatorService for Rpc {
         &self,
         request: Request<WatchAllEventsRequest>,
     ) -> Answer<Self::WatchAllEventsStream> {
-        let WatchAllEventsRequest { after_revision, id, follow, last } = request.into_inner();
+        let (_, request) = split(request)?;
+        let WatchAllEventsRequest { after_revision, id, follow, last } = request;
         let query = EventQuery { team: None, id, after_revision, last, follow };
         let stream = self.sandboxes.events(query).await?.map(|item| {
             let EventItem { event, revision } = item?;
@@ -46,7 +51,8 @@ impl OperatorService for Rpc {
     }
 
     async fn fsck(&self, _: Request<FsckRequest>) -> Answer<FsckResponse> {
-        let report = self.sandboxes.fsck().await;
+        let mut report = self.sandboxes.fsck().await;
+        report.findings.extend(audit::finding(&self.audit));
         Ok(Response::new(FsckResponse {
             findings: report.findings,
             sandboxes: report.sandboxes,
@@ -58,7 +64,7 @@ impl OperatorService for Rpc {
         &self,
         request: Request<CollectGarbageRequest>,
     ) -> Answer<CollectGarbageResponse> {
-        let CollectGarbageRequest { dry_run, node } = request.into_inner();
+        let (_, CollectGarbageRequest { dry_run, node }) = split(request)?;
         let (items, unreachable) = self.sandboxes.collect_garbage(&node, dry_run).await?;
         Ok(Response::new(CollectGarbageResponse { items, unreachable }))
     }
@@ -70,7 +76,8 @@ impl OperatorService for Rpc {
         let (caller, request) = split(request)?;
         let RecoverSandboxRequest { node, vmid, dry_run } = request;
         let sandbox = self.sandboxes.recover(&caller, &node, vmid, dry_run).await?;
-        Ok(Response::new(RecoverSandboxResponse { sandbox: Some(sandbox) }))
+        let id = Made(sandbox.id.clone());
+        Ok(made(id, RecoverSandboxResponse { sandbox: Some(sandbox) }))
     }
 
     async fn adopt_sandbox(
@@ -81,7 +88,8 @@ impl OperatorService for Rpc {
         let AdoptSandboxRequest { node, vmid, team, dry_run } = request;
         let adopted = self.sandboxes.adopt(&caller, &node, (vmid, &team), dry_run).await;
         let (sandbox, volumes) = adopted?;
-        Ok(Response::new(AdoptSandboxResponse { sandbox: Some(sandbox), volumes }))
+        let id = Made(sandbox.id.clone());
+        Ok(made(id, AdoptSandboxResponse { sandbox: Some(sandbox), volumes }))
     }
 
     async fn release_sandbox(
@@ -129,7 +137,8 @@ impl OperatorService for Rpc {
     }
 
     async fn list_tokens(&self, request: Request<ListTokensRequest>) -> Answer<ListTokensResponse> {
-        Ok(Response::new(tokens::list(&self.access, request.into_inner()).await?))
+        let (_, request) = split(request)?;
+        Ok(Response::new(tokens::list(&self.access, request).await?))
     }
 
     async fn revoke_token(
@@ -153,6 +162,34 @@ impl OperatorService for Rpc {
     async fn update_team(&self, request: Request<UpdateTeamRequest>) -> Answer<UpdateTeamResponse> {
         let (caller, request) = split(request)?;
         Ok(Response::new(tokens::update_team(&self.sandboxes, &caller, request).await?))
+    }
+
+    type ListAuditStream = Messages<ListAuditResponse>;
+
+    async fn list_audit(
+        &self,
+        request: Request<ListAuditRequest>,
+    ) -> Answer<Self::ListAuditStream> {
+        let (_, request) = split(request)?;
+        Ok(Response::new(audit::list(&self.audit, &self.sandboxes, request).await?))
+    }
+
+    type ExportAuditStream = Messages<ExportAuditResponse>;
+
+    async fn export_audit(
+        &self,
+        request: Request<ExportAuditRequest>,
+    ) -> Answer<Self::ExportAuditStream> {
+        let (_, request) = split(request)?;
+        Ok(Response::new(audit::export(&self.audit, request).await?))
+    }
+
+    async fn verify_audit(
+        &self,
+        request: Request<VerifyAuditRequest>,
+    ) -> Answer<VerifyAuditResponse> {
+        let (_, request) = split(request)?;
+        Ok(Response::new(audit::verify(&self.audit, request).await?))
     }
 
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {

@@ -7,9 +7,13 @@ use proto::{
     id::Invalid,
     sandbox::v1::{sandbox_service_server::SandboxService, *},
 };
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
-use super::convert;
+use super::{
+    calls::{Call, Made},
+    convert,
+    subject::Named,
+};
 use crate::{
     sandbox::{Caller, Error, EventItem, EventQuery, Sandboxes},
     url::UrlTemplate,
@@ -31,12 +35,42 @@ impl Rpc {
     }
 }
 
-/// Splits a request into the caller that the guard has set, and the message; fails without one.
-pub(super) fn split<T>(request: Request<T>) -> Result<(Caller, T), Status> {
+/// Splits a request into the caller that the guard has set, and the message, which the audit log is
+/// told of; fails without a caller.
+pub(super) fn split<T: Named>(request: Request<T>) -> Result<(Caller, T), Status> {
     let (_, extensions, message) = request.into_parts();
-    let caller = extensions.get::<Caller>().cloned();
+    if let Some(call) = extensions.get::<Call>() {
+        call.about(&message);
+    }
+    Ok((caller(&extensions)?, message))
+}
+
+/// Splits a request of many messages; the audit log is told of the first.
+fn split_stream<T: Named + 'static>(
+    request: Request<Streaming<T>>,
+) -> Result<(Caller, futures_util::stream::BoxStream<'static, Result<T, Error>>), Status> {
+    let (_, extensions, messages) = request.into_parts();
+    let caller = caller(&extensions)?;
+    let call = extensions.get::<Call>().cloned();
+    let messages = messages.map(move |message| {
+        if let (Some(call), Ok(message)) = (&call, &message) {
+            call.about(message);
+        }
+        message.map_err(broken)
+    });
+    Ok((caller, messages.boxed()))
+}
+
+fn caller(extensions: &Extensions) -> Result<Caller, Status> {
     let nobody = || Status::internal("a call came past the guard");
-    Ok((caller.ok_or_else(nobody)?, message))
+    extensions.get::<Caller>().cloned().ok_or_else(nobody)
+}
+
+/// Builds the answer of a call that has made a sandbox, which the audit log is told of.
+pub(super) fn made<T>(made: Made, answer: T) -> Response<T> {
+    let mut response = Response::new(answer);
+    response.extensions_mut().insert(made);
+    response
 }
 
 #[tonic::async_trait]
@@ -47,7 +81,8 @@ impl SandboxService for Rpc {
     ) -> Answer<CreateSandboxResponse> {
         let (caller, request) = split(request)?;
         let sandbox = self.sandboxes.create(&caller, request).await?;
-        Ok(Response::new(CreateSandboxResponse { sandbox: self.out(sandbox) }))
+        let id = Made(sandbox.id.clone());
+        Ok(made(id, CreateSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
     async fn get_sandbox(&self, request: Request<GetSandboxRequest>) -> Answer<GetSandboxResponse> {
@@ -143,8 +178,7 @@ impl SandboxService for Rpc {
     type ExecStream = Messages<ExecResponse>;
 
     async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Self::ExecStream> {
-        let (caller, input) = split(request)?;
-        let input = input.map(|message| message.map_err(broken)).boxed();
+        let (caller, input) = split_stream(request)?;
         let output = self.sandboxes.exec(&caller.team, input).await?;
         Ok(Response::new(output.map(|message| message.map_err(Status::from)).boxed()))
     }
@@ -203,7 +237,8 @@ impl SandboxService for Rpc {
         let missing = || Error::from(Invalid::new("create", "must be given"));
         let create = request.create.ok_or_else(missing)?;
         let sandbox = self.sandboxes.get_or_create(&caller, create).await?;
-        Ok(Response::new(GetOrCreateSandboxResponse { sandbox: self.out(sandbox) }))
+        let id = Made(sandbox.id.clone());
+        Ok(made(id, GetOrCreateSandboxResponse { sandbox: self.out(sandbox) }))
     }
 
     async fn prune_sandboxes(
@@ -300,8 +335,7 @@ impl SandboxService for Rpc {
         &self,
         request: Request<Streaming<UploadArchiveRequest>>,
     ) -> Answer<UploadArchiveResponse> {
-        let (caller, input) = split(request)?;
-        let input = input.map(|message| message.map_err(broken)).boxed();
+        let (caller, input) = split_stream(request)?;
         let entries = self.sandboxes.upload_archive(&caller.team, input).await?;
         Ok(Response::new(UploadArchiveResponse { entries }))
     }

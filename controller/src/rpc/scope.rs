@@ -6,9 +6,10 @@ use proto::scope::Scope::{self, Admin, Exec, Manage, Read};
 /// Required credentials of a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
-    /// None: the answer reveals nothing about anybody and is given at once, or the request itself brings
-    /// its authority.
+    /// None: the answer reveals nothing about anybody and is given at once.
     Open,
+    /// No token of a team: the request itself brings its authority, a one-time token.
+    OneTime,
     /// Any valid token: the answer reveals nothing about anybody, but the call takes a permit for
     /// as long as the caller likes.
     Token,
@@ -29,13 +30,25 @@ pub(super) enum Shape {
 /// Rules of a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Method {
+    /// Name without its service, which no other recorded method has.
+    pub(super) name: &'static str,
     /// Required credentials.
     pub(super) need: Need,
     /// Duration of a call.
     pub(super) shape: Shape,
 }
 
-use Need::{Open, Token};
+impl Method {
+    /// Whether the audit log records its calls: all that change or enter a sandbox, and all of operators.
+    pub(super) const fn is_recorded(self) -> bool {
+        match self.need {
+            Need::Open | Need::Token | Need::Scope(Read | Scope::Unspecified) => false,
+            Need::OneTime | Need::Scope(Exec | Manage | Admin) => true,
+        }
+    }
+}
+
+use Need::{OneTime, Open, Token};
 use Shape::{Stream, Unary};
 
 /// Builds the need of a scope.
@@ -89,8 +102,10 @@ const TABLE: &[(&str, Need, Shape)] = &[
     ("/sandbox.v1.OperatorService/CordonNode", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/CreateToken", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/DrainNode", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/ExportAudit", of(Admin), Stream),
     ("/sandbox.v1.OperatorService/ForgetNode", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/Fsck", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/ListAudit", of(Admin), Stream),
     ("/sandbox.v1.OperatorService/ListNodes", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/ListTeams", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/ListTokens", of(Admin), Unary),
@@ -99,9 +114,9 @@ const TABLE: &[(&str, Need, Shape)] = &[
     ("/sandbox.v1.OperatorService/RevokeToken", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/UncordonNode", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/UpdateTeam", of(Admin), Unary),
+    ("/sandbox.v1.OperatorService/VerifyAudit", of(Admin), Unary),
     ("/sandbox.v1.OperatorService/WatchAllEvents", of(Admin), Stream),
-    // The one-time token in the request is the authority.
-    ("/sandbox.v1.EnrolmentService/Join", Open, Unary),
+    ("/sandbox.v1.EnrolmentService/Join", OneTime, Unary),
     ("/sandbox.v1.EnrolmentService/CreateNodeToken", of(Admin), Unary),
     ("/sandbox.v1.EnrolmentService/RevokeNode", of(Admin), Unary),
 ];
@@ -109,7 +124,11 @@ const TABLE: &[(&str, Need, Shape)] = &[
 /// Returns the rules of a path; `None` when there is no such method.
 pub(super) fn method(path: &str) -> Option<Method> {
     let row = TABLE.iter().find(|(known, ..)| *known == path);
-    row.map(|(_, need, shape)| Method { need: *need, shape: *shape })
+    row.map(|(path, need, shape)| Method {
+        name: path.rsplit_once('/').map_or("", |(_, name)| name),
+        need: *need,
+        shape: *shape,
+    })
 }
 
 #[cfg(test)]
@@ -144,13 +163,38 @@ mod tests {
             let ours = path.starts_with("/sandbox.v1.") && !path.ends_with("/Join");
             assert_eq!(matches!(need, Need::Scope(_)), ours, "{path}");
             // A call that is open to everybody must end by itself.
-            assert!(*need != Open || *shape == Unary, "{path}");
+            assert!(!matches!(need, Open | OneTime) || *shape == Unary, "{path}");
         }
     }
 
     #[test]
+    fn calls_that_change_or_enter_and_those_of_operators_are_recorded() {
+        let mut names = std::collections::BTreeSet::new();
+        for (path, need, _) in TABLE {
+            let method = method(path).expect("an entry");
+            let (service, name) = path.rsplit_once('/').expect("a path");
+            let looks = ["Get", "List", "Watch", "Explain", "Compare", "Check", "ServerReflection"];
+            let looks = looks.iter().any(|start| name.starts_with(start));
+            // Whatever only looks, and does so from outside of a sandbox, for a team.
+            let outside = matches!(need, Open | Token | Need::Scope(Read));
+            assert_eq!(method.is_recorded(), !outside, "{path}");
+            assert!(looks && name != "GetOrCreateSandbox" || !outside, "{path} is not recorded");
+            assert!(!service.ends_with("EnrolmentService") || method.is_recorded(), "{path}");
+            assert!(!method.is_recorded() || names.insert(name), "two methods are named {name}");
+        }
+        let recorded = |path: &str| method(path).expect("an entry").is_recorded();
+        assert!(recorded("/sandbox.v1.EnrolmentService/Join"));
+        assert!(recorded("/sandbox.v1.SandboxService/ListDir"), "it enters a sandbox");
+        assert!(recorded("/sandbox.v1.OperatorService/ListAudit"));
+        assert!(!recorded("/sandbox.v1.SandboxService/ListSandboxes"));
+    }
+
+    #[test]
     fn only_a_health_check_and_a_join_need_no_token() {
-        let open = TABLE.iter().filter(|(_, need, _)| *need == Open).map(|(path, ..)| *path);
+        let open = TABLE
+            .iter()
+            .filter(|(_, need, _)| matches!(need, Open | OneTime))
+            .map(|(path, ..)| *path);
         assert_eq!(
             open.collect::<Vec<_>>(),
             ["/grpc.health.v1.Health/Check", "/sandbox.v1.EnrolmentService/Join"]

@@ -45,6 +45,17 @@ impl Sandboxes {
         self.requests.lock(hasher.finish()).await
     }
 
+    /// Returns id and owner of the sandbox that a caller names; `None`, where there is none or several
+    /// have the name. Without a team, the sandbox may be anybody's.
+    pub fn identify(&self, team: Option<&Team>, text: &str) -> Option<(SandboxId, Team)> {
+        let cache = &self.nodes.cache;
+        let entry = match team {
+            Some(team) => cache.get_of(team, &self.reference(team, text).ok()?),
+            None => cache.get(&text.parse().ok()?),
+        };
+        entry.map(|entry| (entry.id, entry.team))
+    }
+
     /// Reads a caller's name of a sandbox, in any form.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 mod access;
 mod api;
+mod audit;
 mod breaker;
 mod crash;
 mod creates;
@@ -51,6 +52,7 @@ use tonic::{
 
 use crate::{
     Controller, Parts,
+    audit::Audit,
     clock::{Clock, Random},
     config::ApiLimits,
     node::{
@@ -99,6 +101,7 @@ struct Lab {
     net: Arc<Net>,
     agents: Vec<Arc<FakeAgent>>,
     store: Arc<dyn Store>,
+    audit: Audit,
     controller: Option<Controller>,
     dial: mpsc::Sender<std::io::Result<tokio::io::DuplexStream>>,
     red: String,
@@ -128,6 +131,7 @@ impl Lab {
             net,
             agents,
             store,
+            audit: Audit::off(),
             controller: None,
             dial: mpsc::channel(1).0,
             red,
@@ -151,6 +155,7 @@ impl Lab {
         let seeds = self.agents[..configured].iter().map(seed).collect();
         let controller = Controller::start(Parts {
             store: self.store.clone(),
+            audit: self.audit.clone(),
             connector: Arc::new(Dialler(self.net.clone())),
             clock: Arc::new(PausedClock(self.born)),
             random: Arc::new(Seeded(AtomicU64::new(self.starts))),

@@ -8,7 +8,7 @@ use daemon::tls::{ClientAuth, Identity};
 
 use super::*;
 use crate::{
-    ca,
+    audit, ca,
     clock::{SystemClock, SystemRandom},
     node::TlsConnector,
 };
@@ -33,8 +33,12 @@ async fn creation_works_over_our_certificates() {
     let ours = Identity::load(&files.certificate(), &files.key(), &files.ca()).expect("identity");
     let store: Arc<dyn Store> = Arc::new(Memory::new());
     let red = token(&store, "red", "sandbox").await;
+    let log = dir.path().join("audit");
+    let audit = Audit::open(&log, Arc::new(SystemClock), audit::Options::default());
+    let audit = audit.await.expect("opened");
     let controller = Controller::start(Parts {
         store,
+        audit: audit.clone(),
         connector: Arc::new(TlsConnector::new(daemon::tls::client(&ours).expect("client"))),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
@@ -70,6 +74,10 @@ async fn creation_works_over_our_certificates() {
     let statuses = controller.sandboxes().nodes().statuses();
     let why = statuses[1].not_ready.as_deref().expect("n2 is not ready");
     assert!(why.contains("certificate"), "{why}");
+    let entries = super::audit::entries(&audit, audit::AuditQuery::default()).await;
+    let creation = entries.iter().find(|line| line.record.method == "CreateSandbox");
+    let peer = &creation.expect("an entry").record.peer;
+    assert!(peer.starts_with("127.0.0.1:"), "{peer}");
     stop.cancel();
     controller.stop().await;
 }

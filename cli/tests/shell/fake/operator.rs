@@ -6,6 +6,8 @@ use tonic::{Request, Response, Status};
 
 use proto::{Progress, Reason};
 
+use crate::audit;
+
 use super::{Answer, ID, Service, Streamed, known, refuse, sandbox};
 
 /// Team of the fake, with limits of its own.
@@ -225,6 +227,52 @@ impl OperatorService for Service {
         let limits = limits.map_err(|why| Status::from(Refusal::from(why)))?;
         let team = team(&asked.name, Some(limits));
         Ok(Response::new(UpdateTeamResponse { team: Some(team) }))
+    }
+
+    type ListAuditStream = Streamed<ListAuditResponse>;
+
+    async fn list_audit(
+        &self,
+        request: Request<ListAuditRequest>,
+    ) -> Answer<Self::ListAuditStream> {
+        let ListAuditRequest { team, last, .. } = request.into_inner();
+        let mut entries = audit::entries();
+        entries.retain(|entry| team.is_empty() || entry.team == team);
+        let entries = entries.split_off(entries.len().saturating_sub(last as usize));
+        let pages = entries.into_iter().map(|entry| Ok(ListAuditResponse { entries: vec![entry] }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(pages.collect::<Vec<_>>()))))
+    }
+
+    type ExportAuditStream = Streamed<ExportAuditResponse>;
+
+    async fn export_audit(
+        &self,
+        _: Request<ExportAuditRequest>,
+    ) -> Answer<Self::ExportAuditStream> {
+        let (lines, _) = audit::log();
+        let pages = vec![Ok(ExportAuditResponse { lines: lines.into() })];
+        Ok(Response::new(Box::pin(tokio_stream::iter(pages))))
+    }
+
+    async fn verify_audit(
+        &self,
+        request: Request<VerifyAuditRequest>,
+    ) -> Answer<VerifyAuditResponse> {
+        let (_, head) = audit::log();
+        let known = AuditHead { seq: head.seq, sha256: head.hash.to_string() };
+        let expected = request.into_inner().expected;
+        let broken = expected.filter(|expected| *expected != known).map(|expected| AuditFault {
+            seq: expected.seq,
+            detail: "the line has another hash than the one that was noted".into(),
+        });
+        Ok(Response::new(VerifyAuditResponse {
+            entries: 3,
+            first_seq: 1,
+            head: Some(known),
+            gaps: 1,
+            lost: 92,
+            broken,
+        }))
     }
 
     async fn get_version(&self, _: Request<GetVersionRequest>) -> Answer<GetVersionResponse> {

@@ -1,0 +1,199 @@
+//! Audit log: who called what, when, from where, and how it ended. Entries go through a bounded queue
+//! to one writer, which writes and syncs them in groups: no call waits for the disk.
+//!
+//! `log` has the files, `retention` decides what is removed, `writer` is the task, `read` lists,
+//! exports and verifies. Lines and their chain of hashes are `daemon::audit`.
+
+mod log;
+mod read;
+mod retention;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use daemon::{
+    audit::{Head, Record},
+    sync::Mutex,
+};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::clock::Clock;
+
+pub use log::OpenError;
+pub use read::{AuditError, AuditFilter, AuditQuery};
+
+/// Entries that wait for the writer at most. More are dropped and counted.
+const QUEUE: usize = 8192;
+/// Longest wait for the writer to write what it has.
+const FLUSH: Duration = Duration::from_secs(10);
+
+/// Retention and sizes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Time for which entries are kept.
+    pub keep: Duration,
+    /// Most bytes of all segments; the oldest go first.
+    pub bytes_max: u64,
+    /// Size at which a segment ends and the next one begins, bytes.
+    pub segment_bytes: u64,
+    /// Entries that wait for the writer at most.
+    pub queue: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            keep: Duration::from_hours(365 * 24),
+            bytes_max: 1 << 30,
+            segment_bytes: 16 << 20,
+            queue: QUEUE,
+        }
+    }
+}
+
+/// Message to the writer.
+#[derive(Debug)]
+enum Message {
+    Entry(Box<Record>),
+    /// Answers when everything before it is synced, or has failed.
+    Flush(oneshot::Sender<()>),
+    /// Writes the last entry and ends.
+    Close(oneshot::Sender<()>),
+}
+
+/// Segments and the last line that are safe on the disk: what readers see.
+#[derive(Debug, Clone, Default)]
+struct Visible {
+    /// Line before the first one that is kept.
+    before: Option<Head>,
+    segments: Vec<retention::Segment>,
+    head: Option<Head>,
+    /// Why nothing can be written now.
+    failing: Option<String>,
+}
+
+/// State that calls, the writer and readers share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Entries that were dropped since the last gap entry.
+    dropped: AtomicU64,
+    /// Entries that were ever dropped since the start.
+    lost: AtomicU64,
+    /// Calls that were only counted since the last entry about them.
+    refused: AtomicU64,
+    calls: AtomicU64,
+    visible: Mutex<Visible>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    queue: mpsc::Sender<Message>,
+    shared: Arc<Shared>,
+    /// One verification at a time: each reads the whole log.
+    verifying: Arc<Semaphore>,
+}
+
+/// Handle of the audit log. Dropping all handles without `close` is a crash: the next start notes a gap.
+#[derive(Debug, Clone)]
+pub struct Audit(Option<Arc<Inner>>);
+
+impl Audit {
+    /// Returns a log that keeps nothing, for controllers in simulations.
+    pub fn off() -> Self {
+        Self(None)
+    }
+
+    /// Opens the log of a directory, and starts its writer on the current runtime.
+    ///
+    /// # Errors
+    /// When the directory cannot be read, or another process writes to it.
+    pub async fn open(
+        dir: &Path,
+        clock: Arc<dyn Clock>,
+        options: Options,
+    ) -> Result<Self, OpenError> {
+        let (path, segment, queue) = (dir.to_owned(), options.clone(), options.queue);
+        let opened = log::wait_for_lock(dir).await?;
+        let opened = tokio::task::spawn_blocking(move || log::Log::open(&path, opened, segment));
+        let log = opened.await.map_err(|_| OpenError::Stopping)??;
+        let shared = Arc::new(Shared::default());
+        let (sender, receiver) = mpsc::channel(queue);
+        tokio::spawn(writer::run(log, receiver, shared.clone(), clock));
+        let verifying = Arc::new(Semaphore::new(1));
+        let inner = Inner { dir: dir.to_owned(), queue: sender, shared, verifying };
+        let audit = Self(Some(Arc::new(inner)));
+        audit.flush().await;
+        Ok(audit)
+    }
+
+    /// Adds an entry. Never waits: one too many is counted.
+    pub fn record(&self, record: Record) {
+        let Some(inner) = &self.0 else { return };
+        if inner.queue.try_send(Message::Entry(Box::new(record))).is_err() {
+            inner.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            inner.shared.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a call that was refused before its caller was known.
+    pub fn count_refused(&self) {
+        if let Some(inner) = &self.0 {
+            inner.shared.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns a number for a call.
+    pub fn number(&self) -> u64 {
+        let number = |inner: &Arc<Inner>| inner.shared.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        self.0.as_ref().map_or(0, number)
+    }
+
+    /// Waits until what was recorded before is on the disk, at most 10 s.
+    pub async fn flush(&self) {
+        self.ask(Message::Flush).await;
+    }
+
+    /// Writes what was recorded and that the controller stopped in order. Later entries are lost.
+    pub async fn close(&self) {
+        self.ask(Message::Close).await;
+    }
+
+    async fn ask(&self, message: impl FnOnce(oneshot::Sender<()>) -> Message) {
+        let Some(inner) = &self.0 else { return };
+        let (done, written) = oneshot::channel();
+        let asked = async {
+            if inner.queue.send(message(done)).await.is_ok() {
+                // An error is a writer that has ended: then there is nothing to wait for.
+                written.await.ok();
+            }
+        };
+        if tokio::time::timeout(FLUSH, asked).await.is_err() {
+            tracing::warn!("the audit log was not written in time");
+        }
+    }
+
+    /// Says what is wrong with the log now, in a sentence for `fsck`.
+    pub fn trouble(&self) -> Option<String> {
+        let inner = self.0.as_ref()?;
+        let lost = inner.shared.lost.load(Ordering::Relaxed);
+        let failing = inner.shared.visible.lock().failing.clone();
+        match (failing, lost) {
+            (Some(why), lost) => Some(format!(
+                "nothing can be written now, and {lost} entries are missing since the start: {why}"
+            )),
+            (None, 0) => None,
+            (None, lost) => Some(format!("{lost} entries are missing since the start")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,289 @@
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use daemon::audit::{Fault, GAP_IO, GAP_QUEUE, GAP_RESTART, Kind, Line, Report};
+use futures_util::TryStreamExt as _;
+
+use super::*;
+
+const START_MS: u64 = 1_700_000_000_000;
+const HOUR_MS: u64 = 3600 * 1000;
+
+#[derive(Debug)]
+struct SetClock(AtomicU64);
+
+impl Clock for SetClock {
+    fn now_ms(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+fn clock() -> Arc<SetClock> {
+    Arc::new(SetClock(AtomicU64::new(START_MS)))
+}
+
+async fn open(dir: &Path, options: &Options) -> Audit {
+    Audit::open(dir, clock(), options.clone()).await.expect("opened")
+}
+
+fn record(number: u64, at_ms: u64) -> Record {
+    let team = if number.is_multiple_of(2) { "red" } else { "blue" };
+    Record {
+        call: number,
+        team: team.into(),
+        method: "StatFile".into(),
+        sandbox: format!("s{}", number % 3),
+        ..Record::new(Kind::Call, at_ms)
+    }
+}
+
+fn add(audit: &Audit, numbers: std::ops::Range<u64>) {
+    numbers.for_each(|number| audit.record(record(number, START_MS + number)));
+}
+
+async fn list(audit: &Audit, query: AuditQuery) -> Vec<Record> {
+    let pages = audit.list(query).await.expect("readable");
+    let lines = pages.try_collect::<Vec<_>>().await.expect("read").concat();
+    lines.into_iter().map(|line: Line| line.record).collect()
+}
+
+async fn kinds(audit: &Audit) -> Vec<(Kind, String, u64)> {
+    let all = list(audit, AuditQuery::default()).await;
+    all.into_iter().map(|record| (record.kind, record.reason, record.count)).collect()
+}
+
+async fn right(audit: &Audit, wanted: Option<Head>) -> Report {
+    let report = audit.verify(wanted).await.expect("readable");
+    assert_eq!(report.broken, None, "{report:?}");
+    report
+}
+
+fn segments(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).expect("listed").map(|entry| entry.expect("read").path());
+    let mut found: Vec<_> = entries.filter(|path| path.extension().is_some()).collect();
+    found.sort();
+    found
+}
+
+const fn kind(kind: Kind) -> (Kind, String, u64) {
+    (kind, String::new(), 0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn log_goes_on_after_a_stop_in_order() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dir = dir.path().join("audit");
+    let audit = open(&dir, &Options::default()).await;
+    add(&audit, 0..2);
+    audit.close().await;
+    add(&audit, 2..3);
+    drop(audit);
+    let audit = open(&dir, &Options::default()).await;
+    add(&audit, 3..4);
+    use Kind::{Call, Closed, Opened};
+    let expected = [Opened, Call, Call, Closed, Opened, Call].map(kind);
+    assert_eq!(kinds(&audit).await, expected);
+    let report = right(&audit, None).await;
+    assert_eq!((report.entries, report.first, report.gaps), (6, 1, 0));
+    let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(&dir), 0o700);
+    assert!(segments(&dir).iter().all(|path| mode(path) == 0o600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn crash_is_marked_as_a_gap_and_a_torn_last_line_is_cut() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let audit = open(dir.path(), &Options::default()).await;
+    add(&audit, 0..2);
+    audit.flush().await;
+    let head = right(&audit, None).await.head;
+    drop(audit);
+    let gap = (Kind::Gap, GAP_RESTART.to_owned(), 0);
+    let mut expected = vec![kind(Kind::Opened), kind(Kind::Call), kind(Kind::Call)];
+    // Also where the controller had stopped in order, and something was written after that.
+    for torn in ["", "{\"seq\":4,\"pre", "\0\0\0\0"] {
+        let audit = open(dir.path(), &Options::default()).await;
+        expected.extend([gap.clone(), kind(Kind::Opened)]);
+        assert_eq!(kinds(&audit).await, expected);
+        let report = right(&audit, Some(head)).await;
+        assert_eq!(report.entries, expected.len() as u64);
+        audit.close().await;
+        drop(audit);
+        expected.push(kind(Kind::Closed));
+        let path = segments(dir.path()).pop().expect("a segment");
+        let mut bytes = fs::read(&path).expect("read");
+        bytes.extend_from_slice(if torn.is_empty() { b"{" } else { torn.as_bytes() });
+        fs::write(&path, bytes).expect("written");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_over_the_queue_are_counted_and_calls_do_not_wait() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let audit = open(dir.path(), &Options { queue: 8, ..Options::default() }).await;
+    // The writer has no turn meanwhile.
+    add(&audit, 0..100);
+    assert!(audit.trouble().expect("a finding").contains("92 entries"));
+    audit.flush().await;
+    let all = kinds(&audit).await;
+    let calls = all.iter().filter(|(kind, ..)| *kind == Kind::Call).count();
+    assert_eq!(calls, 8);
+    assert_eq!(all.last(), Some(&(Kind::Gap, GAP_QUEUE.to_owned(), 92)));
+    let report = right(&audit, None).await;
+    assert_eq!((report.gaps, report.lost), (1, 92));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rotation_and_retention_keep_the_rest_verifiable() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = Options { segment_bytes: 2000, bytes_max: 10_000, ..Options::default() };
+    let audit = open(dir.path(), &options).await;
+    let mut heads = Vec::new();
+    for round in 0..30 {
+        add(&audit, round * 10..round * 10 + 10);
+        audit.flush().await;
+        heads.push(right(&audit, heads.last().copied()).await.head);
+    }
+    let report = right(&audit, heads.last().copied()).await;
+    assert!(report.first > 100, "old segments are gone: {report:?}");
+    let bytes =
+        segments(dir.path()).into_iter().map(|path| fs::metadata(path).expect("there").len());
+    assert!(bytes.sum::<u64>() <= options.bytes_max);
+    // An older line is not there to be compared.
+    let old = audit.verify(Some(heads[0])).await.expect("readable").broken.expect("not there");
+    assert_eq!(old.fault, Fault::Missing);
+    // The line before the first one is known from `head`.
+    let before = fs::read_to_string(dir.path().join("head")).expect("read");
+    right(&audit, Some(before.trim().parse().expect("a head"))).await;
+    audit.close().await;
+    drop(audit);
+    let audit = open(dir.path(), &options).await;
+    let again = right(&audit, heads.last().copied()).await;
+    assert!(again.first >= report.first && again.gaps == 0, "{again:?}");
+    // Without a segment in the middle it is broken there.
+    let second = segments(dir.path()).remove(1);
+    fs::remove_file(&second).expect("removed");
+    let broken = audit.verify(None).await.expect("readable").broken.expect("broken");
+    assert!(second.to_string_lossy().contains(&format!("{:020}", broken.seq)), "{broken:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_entries_are_removed_a_day_at_a_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let clock = clock();
+    let keep = Duration::from_hours(10 * 24);
+    let options = Options { keep, ..Options::default() };
+    let audit = Audit::open(dir.path(), clock.clone(), options).await.expect("opened");
+    for day in 0..30 {
+        let now_ms = START_MS + day * 24 * HOUR_MS;
+        clock.0.store(now_ms, Ordering::Relaxed);
+        audit.record(record(day, now_ms));
+        audit.flush().await;
+    }
+    let days: Vec<_> = list(&audit, AuditQuery::default()).await;
+    let oldest = days.first().expect("entries").at_ms;
+    assert!((18..=20).contains(&((oldest - START_MS) / 24 / HOUR_MS)), "{oldest}");
+    assert_eq!(days.last().expect("entries").call, 29);
+    right(&audit, None).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn interrupted_removal_is_finished_at_the_next_start() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = Options { segment_bytes: 2000, ..Options::default() };
+    let audit = open(dir.path(), &options).await;
+    for round in 0..5 {
+        add(&audit, round * 20..round * 20 + 20);
+        audit.flush().await;
+    }
+    audit.close().await;
+    drop(audit);
+    // `head` is written, and the first segment is still there.
+    let before = segments(dir.path());
+    let first = fs::read(&before[0]).expect("read");
+    let last = first.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).expect("a line");
+    let seq = Line::parse(last).expect("an entry").seq;
+    let head = Head { seq, hash: daemon::audit::Hash::of(last) };
+    fs::write(dir.path().join("head"), format!("{head}\n")).expect("written");
+    let audit = open(dir.path(), &options).await;
+    assert!(!before[0].exists() && before[1].exists());
+    assert_eq!(right(&audit, None).await.first, seq + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn disk_that_fails_loses_nothing_up_to_the_queue_and_counts_the_rest() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (log, away) = (dir.path().join("audit"), dir.path().join("away"));
+    // Each sync ends a segment, so that the next write needs the directory.
+    let options = Options { segment_bytes: 1, queue: 50, ..Options::default() };
+    let audit = open(&log, &options).await;
+    fs::rename(&log, &away).expect("moved");
+    add(&audit, 0..10);
+    audit.flush().await;
+    assert!(audit.trouble().expect("a finding").contains("nothing can be written"));
+    // Until the entries in memory are as many as they may be.
+    for _ in 0..200 {
+        add(&audit, 10..60);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fs::rename(&away, &log).expect("back");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    audit.flush().await;
+    let all = kinds(&audit).await;
+    let calls = all.iter().filter(|(kind, ..)| *kind == Kind::Call).count() as u64;
+    let gaps = all.iter().filter(|(kind, reason, _)| *kind == Kind::Gap && reason == GAP_IO);
+    let lost: u64 = gaps.map(|(.., count)| count).sum();
+    assert!(calls > 4000 && lost > 0, "{calls} {lost}");
+    assert_eq!(calls + lost, 10 + 200 * 50);
+    right(&audit, None).await;
+    assert!(audit.trouble().expect("told until the next start").contains("missing"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn newest_entries_are_found_over_several_segments() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = Options { segment_bytes: 1500, ..Options::default() };
+    let audit = open(dir.path(), &options).await;
+    for round in 0..10 {
+        add(&audit, round * 10..round * 10 + 10);
+        audit.flush().await;
+    }
+    assert!(segments(dir.path()).len() > 5);
+    let calls = async |filter: AuditFilter, last: Option<usize>| {
+        let found = list(&audit, AuditQuery { filter, last }).await;
+        found.into_iter().map(|record| record.call).collect::<Vec<_>>()
+    };
+    let red = || AuditFilter { team: Some("red".into()), ..AuditFilter::default() };
+    let every: Vec<_> = (0..100).step_by(2).collect();
+    assert_eq!(calls(red(), None).await, every);
+    for last in [0, 1, 7, 49, 50, 51, 1000] {
+        let expected = &every[every.len().saturating_sub(last)..];
+        assert_eq!(calls(red(), Some(last)).await, expected, "{last}");
+    }
+    let filter = AuditFilter {
+        sandbox: Some("s1".into()),
+        since_ms: START_MS + 10,
+        until_ms: Some(START_MS + 20),
+        ..red()
+    };
+    assert_eq!(calls(filter, None).await, [10, 16]);
+    let export = audit.export(START_MS + 30, Some(START_MS + 59)).await.expect("readable");
+    let bytes = export.try_collect::<Vec<_>>().await.expect("read").concat();
+    let report = daemon::audit::verify(&mut bytes.as_slice(), None).expect("read");
+    assert_eq!((report.entries, report.broken), (30, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_never_write_one_log() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let audit = open(dir.path(), &Options::default()).await;
+    let second = Audit::open(dir.path(), clock(), Options::default()).await;
+    assert!(matches!(second, Err(OpenError::Locked(_))), "{second:?}");
+    drop(audit);
+    open(dir.path(), &Options::default()).await;
+}

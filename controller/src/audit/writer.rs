@@ -1,0 +1,160 @@
+//! Writer of the audit log: takes entries from the queue, writes them at once and syncs them in groups.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use daemon::audit::{GAP_IO, GAP_QUEUE, Kind, Record};
+use tokio::{
+    sync::{mpsc::Receiver, oneshot},
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{Message, Shared, Visible, log::Log};
+use crate::clock::Clock;
+
+/// Longest time from the write of an entry to its sync, but for the sync itself.
+const SYNC: Duration = Duration::from_millis(100);
+/// Entries that are synced before that time.
+const SYNC_ENTRIES: usize = 1024;
+/// Entries that are not synced at most; more wait in the queue.
+const PENDING_MAX: usize = 4096;
+/// Time between two tries while the disk fails.
+const RETRY: Duration = Duration::from_secs(1);
+/// Time between two entries about calls that were only counted.
+const REFUSED: Duration = Duration::from_mins(1);
+
+/// Runs until the log is closed, or all handles are gone.
+pub(super) async fn run(
+    log: Log,
+    mut queue: Receiver<Message>,
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+) {
+    let mut writer = Writer { shared, clock, failing: false, waiting: Vec::new() };
+    let (mut log, mut due) = (log, Some(Instant::now()));
+    let mut minutes = interval(REFUSED);
+    minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ended = false;
+    while !ended {
+        let mut batch = Vec::new();
+        let room = PENDING_MAX.saturating_sub(log.pending());
+        tokio::select! {
+            count = queue.recv_many(&mut batch, room), if room > 0 => ended = count == 0,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            _ = minutes.tick() => writer.note_refused(&mut log),
+        }
+        ended |= writer.take(batch, &mut log);
+        let now = Instant::now();
+        // While the disk fails, the next try has its time.
+        let may_try = !writer.failing || ended || due.is_some_and(|due| due <= now);
+        if !may_try {
+            continue;
+        }
+        let full = log.pending() >= SYNC_ENTRIES || !writer.waiting.is_empty() || ended;
+        let sync = full || due.is_some_and(|due| due <= now);
+        writer.note_dropped(&mut log);
+        let done;
+        (log, done) = match writer.step(log, sync).await {
+            Some(stepped) => stepped,
+            // The runtime ends.
+            None => return,
+        };
+        due = match (done, sync) {
+            (Err(_), _) => Some(now + RETRY),
+            (Ok(()), true) => None,
+            (Ok(()), false) if log.pending() > 0 => due.or(Some(now + SYNC)),
+            (Ok(()), false) => due,
+        };
+    }
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    failing: bool,
+    /// Callers of `flush` and `close`.
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+impl Writer {
+    /// Takes messages; true when the log is to be closed.
+    fn take(&mut self, batch: Vec<Message>, log: &mut Log) -> bool {
+        let mut closed = false;
+        for message in batch {
+            match message {
+                // What comes after the end has no place in the log.
+                Message::Entry(_) if closed => {}
+                Message::Entry(record) => log.add(*record),
+                Message::Flush(done) => self.waiting.push(done),
+                Message::Close(done) => {
+                    self.note_refused(log);
+                    self.note_dropped(log);
+                    log.add(Record::new(Kind::Closed, self.clock.now_ms()));
+                    self.waiting.push(done);
+                    closed = true;
+                }
+            }
+        }
+        closed
+    }
+
+    /// Adds an entry for those that were dropped.
+    fn note_dropped(&self, log: &mut Log) {
+        let count = self.shared.dropped.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            let reason = if self.failing { GAP_IO } else { GAP_QUEUE };
+            tracing::warn!(count, reason, "audit log: entries are missing");
+            let record = Record::new(Kind::Gap, self.clock.now_ms());
+            log.add(Record { count, reason: reason.into(), ..record });
+        }
+    }
+
+    /// Adds an entry for the calls that were only counted.
+    fn note_refused(&self, log: &mut Log) {
+        let count = self.shared.refused.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            log.add(Record { count, ..Record::new(Kind::Refused, self.clock.now_ms()) });
+        }
+    }
+
+    /// Writes, and syncs where it is time; `None` when the runtime ends.
+    async fn step(&mut self, mut log: Log, sync: bool) -> Option<(Log, io::Result<()>)> {
+        let now_ms = self.clock.now_ms();
+        let work = move || {
+            let mut done = log.write(now_ms);
+            if sync && done.is_ok() {
+                done = log.sync(now_ms);
+            }
+            (log, done)
+        };
+        let (log, done) = spawn_blocking(work).await.ok()?;
+        self.tell(&log, done.as_ref().err());
+        if sync || done.is_err() {
+            for waiting in self.waiting.drain(..) {
+                // Who does not wait any more needs no answer.
+                waiting.send(()).ok();
+            }
+        }
+        Some((log, done))
+    }
+
+    /// Shows readers what is on the disk, and logs when that begins or ends to fail.
+    fn tell(&mut self, log: &Log, error: Option<&io::Error>) {
+        match (self.failing, error) {
+            (false, Some(error)) => {
+                tracing::error!(%error, "audit log cannot be written; calls go on");
+            }
+            (true, None) => tracing::info!("audit log is written again"),
+            (true, Some(_)) | (false, None) => {}
+        }
+        self.failing = error.is_some();
+        let (before, segments, head) = log.visible();
+        let failing = error.map(ToString::to_string);
+        *self.shared.visible.lock() =
+            Visible { before: Some(before), segments, head: Some(head), failing };
+    }
+}

@@ -1,0 +1,220 @@
+//! Entries of calls in the audit log. A call has one entry, at its end; a stream has one more at its
+//! begin, so that a crash loses none that has entered a sandbox.
+
+use std::sync::{Arc, OnceLock};
+
+use daemon::audit::{Kind, Record, bounded, code_name};
+use proto::Reason;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use super::{
+    scope::{Method, Need, Shape},
+    subject::{Named, Subject},
+};
+use crate::{
+    access::Access,
+    audit::Audit,
+    sandbox::{Caller, Sandboxes},
+};
+
+/// Key of the metadata of an error with the sandbox that it is about.
+const SANDBOX_ID: &str = "sandbox_id";
+
+/// Makes entries.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    audit: Audit,
+    access: Arc<Access>,
+    sandboxes: Arc<Sandboxes>,
+}
+
+/// Sandbox that a call has made, in the extensions of its answer.
+#[derive(Debug, Clone)]
+pub(super) struct Made(pub(super) String);
+
+impl Recorder {
+    pub(super) fn new(audit: Audit, access: Arc<Access>, sandboxes: Arc<Sandboxes>) -> Self {
+        Self { audit, access, sandboxes }
+    }
+
+    /// Counts a call that is refused before its caller is known.
+    pub(super) fn count_refused(&self) {
+        self.audit.count_refused();
+    }
+
+    /// Begins an entry; `None` for a call that is not recorded.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        method: Method,
+        caller: Option<&Caller>,
+        peer: Option<std::net::SocketAddr>,
+    ) -> Option<Call> {
+        if !method.is_recorded() {
+            return None;
+        }
+        let mut record = Record::new(Kind::Call, 0);
+        record.call = self.audit.number();
+        record.method = method.name.to_owned();
+        record.peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
+        if let Some(caller) = caller {
+            record.team = caller.team.to_string();
+            record.token.clone_from(&caller.token);
+            record.user = caller.user.as_ref().map(ToString::to_string).unwrap_or_default();
+        }
+        let own = method.need != Need::Scope(proto::scope::Scope::Admin);
+        let team = caller.filter(|_| own).map(|caller| caller.team.clone());
+        Some(Call(Arc::new(Inner {
+            recorder: self.clone(),
+            record,
+            team,
+            shape: method.shape,
+            started: Instant::now(),
+            about: OnceLock::new(),
+        })))
+    }
+
+    /// Finds the sandbox that a subject names, and whose it is.
+    fn look_up(&self, call: &Inner, subject: Subject) -> About {
+        let Subject { sandbox, mut object, mut owner, request_id, token } = subject;
+        let found = Some(sandbox.as_str()).filter(|text| !text.is_empty());
+        let found = found.map(|text| self.sandboxes.identify(call.team.as_ref(), text));
+        let mut id = String::new();
+        match found {
+            Some(Some((known, team))) => {
+                id = known.to_string();
+                owner = team.to_string();
+            }
+            Some(None) => object = format!("sandbox:{sandbox}"),
+            None => {}
+        }
+        if owner == call.record.team {
+            owner.clear();
+        }
+        About { sandbox: id, object, owner, request_id, token }
+    }
+}
+
+/// Object of a call.
+#[derive(Debug, Clone, Default)]
+struct About {
+    sandbox: String,
+    object: String,
+    owner: String,
+    request_id: String,
+    token: String,
+}
+
+/// Call that is under way, in the extensions of its request.
+#[derive(Debug, Clone)]
+pub(super) struct Call(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    recorder: Arc<Recorder>,
+    record: Record,
+    /// Team whose sandboxes the call may name; `None`: those of all.
+    team: Option<proto::name::Team>,
+    shape: Shape,
+    started: Instant,
+    about: OnceLock<About>,
+}
+
+impl Call {
+    /// Notes what the call is about. Only the first message of a stream counts.
+    pub(super) fn about(&self, request: &impl Named) {
+        let inner = &*self.0;
+        if inner.about.get().is_some() {
+            return;
+        }
+        let about = inner.recorder.look_up(inner, request.subject());
+        if inner.about.set(about).is_ok() && inner.shape == Shape::Stream {
+            let mut record = self.filled();
+            record.kind = Kind::Begun;
+            inner.recorder.audit.record(record);
+        }
+    }
+
+    fn filled(&self) -> Record {
+        let inner = &*self.0;
+        let mut record = inner.record.clone();
+        record.at_ms = inner.recorder.access.now_ms();
+        if let Some(about) = inner.about.get().cloned() {
+            record.sandbox = about.sandbox;
+            record.object = about.object;
+            record.owner = about.owner;
+            record.request_id = about.request_id;
+            if record.token.is_empty() {
+                record.token = about.token;
+            }
+        }
+        record
+    }
+
+    /// Adds the entry of the end.
+    fn end(&self, code: Code, reason: Option<Reason>, sandbox: Option<&str>) {
+        let mut record = self.filled();
+        code_name(code.into()).clone_into(&mut record.code);
+        record.reason = reason.map(|reason| reason.name().to_owned()).unwrap_or_default();
+        record.duration_ms = Some(daemon::clock::millis(self.0.started.elapsed()));
+        if let Some(sandbox) = sandbox.filter(|_| record.sandbox.is_empty()) {
+            record.sandbox = bounded(sandbox);
+        }
+        self.0.recorder.audit.record(record);
+    }
+
+    /// Adds the entry of a join. One whose token was not good is only counted: whoever has none could
+    /// fill the log.
+    pub(super) fn joined<T>(&self, done: &crate::sandbox::Result<T>) {
+        match done {
+            Ok(_) => self.end(Code::Ok, None, None),
+            Err(error) if error.reason == Reason::AddressConflict => {
+                self.end(error.reason.code(), Some(error.reason), None);
+            }
+            Err(_) => self.0.recorder.count_refused(),
+        }
+    }
+}
+
+/// Writes the entry of a call's end, however that comes.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    /// Call; `None` once its entry is written, or when there is none.
+    call: Option<Call>,
+    /// Whether the answer of a unary call is made: it counts, even if the caller does not read it.
+    answered: bool,
+    made: Option<String>,
+}
+
+impl Ticket {
+    pub(super) fn new(call: Option<Call>) -> Self {
+        Self { call, answered: false, made: None }
+    }
+
+    /// Notes an answer whose body is still to be sent.
+    pub(super) fn answered(&mut self, made: Option<&Made>) {
+        self.made = made.map(|made| made.0.clone());
+        self.answered = self.call.as_ref().is_some_and(|call| call.0.shape == Shape::Unary);
+    }
+
+    /// Writes the entry with this status.
+    pub(super) fn end(&mut self, status: &Status) {
+        let Some(call) = self.call.take() else { return };
+        let (mut reason, mut sandbox) = (None, self.made.take());
+        if status.code() != Code::Ok
+            && let Some((name, metadata)) = daemon::status::info(status)
+        {
+            reason = Reason::named(&name);
+            sandbox = sandbox.or_else(|| metadata.get(SANDBOX_ID).cloned());
+        }
+        call.end(status.code(), reason, sandbox.as_deref());
+    }
+}
+
+impl Drop for Ticket {
+    /// Ends a call that nobody waits for any more.
+    fn drop(&mut self) {
+        let code = if self.answered { Code::Ok } else { Code::Cancelled };
+        self.end(&Status::new(code, ""));
+    }
+}
