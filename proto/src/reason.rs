@@ -81,6 +81,7 @@ impl Reason {
             | Self::NoQuorum
             | Self::ContainerLocked
             | Self::IsolationFailed
+            | Self::LimitsFailed
             | Self::ShuttingDown => Code::Unavailable,
             Self::OutcomeUnknown | Self::ProbeTimeout => Code::DeadlineExceeded,
             Self::Unspecified
@@ -163,7 +164,7 @@ mod tests {
         for reason in Reason::all() {
             assert_eq!(Reason::named(reason.name()), Some(reason));
         }
-        assert_eq!(Reason::all().last(), Some(Reason::RateExceeded), "their numbers have no gap");
+        assert_eq!(Reason::all().last(), Some(Reason::LimitsFailed), "their numbers have no gap");
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
     }
 

@@ -22,6 +22,7 @@ mod inside;
 mod isolation;
 mod kills;
 mod lifetime;
+mod limits;
 mod nodes;
 mod operator;
 mod parallel;

@@ -21,7 +21,9 @@ pub(super) const DIR: &str = "pve-sandbox";
 /// Cgroup for a shim that is about to end: a process cannot remove the cgroup that it is in.
 const LEAVING: &str = "leaving";
 /// Controllers that limit a shim or count its usage.
-const CONTROLLERS: [&str; 3] = ["cpu", "cpuacct", "memory"];
+const CONTROLLERS: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
+/// Most processes and threads of a shim and of the `lxc-attach`es that it runs: some dozen are usual.
+const PIDS_MAX: u32 = 1024;
 /// Period of a quota of CPU time, microseconds: the kernel's default.
 const PERIOD_US: u64 = 100_000;
 /// Attempts to join a cgroup, which the agent's sweep may remove in between.
@@ -76,7 +78,7 @@ fn join_one(hierarchy: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
     for parent in [hierarchy.to_owned(), hierarchy.join(DIR)] {
         let file = parent.join("cgroup.subtree_control");
         // Enabled one by one: the kernel takes all of a write or none.
-        for controller in ["+cpu", "+memory"] {
+        for controller in ["+cpu", "+memory", "+pids"] {
             if file.exists()
                 && let Err(error) = fs::write(&file, controller)
             {
@@ -90,6 +92,7 @@ fn join_one(hierarchy: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
         ("cpu.cfs_quota_us", quota_us),
         ("memory.max", limits.memory_bytes.to_string()),
         ("memory.limit_in_bytes", limits.memory_bytes.to_string()),
+        ("pids.max", PIDS_MAX.to_string()),
     ];
     for (file, value) in settings {
         let path = dir.join(file);
@@ -188,11 +191,13 @@ mod tests {
             ("lxc/100/ns/cgroup.procs", ""),
             ("pve-sandbox/100/cpu.max", "max 100000"),
             ("pve-sandbox/100/memory.max", "max"),
+            ("pve-sandbox/100/pids.max", "max"),
         ]);
         join(dir.path(), vmid(100), LIMITS).expect("joined");
         assert_eq!(text(&dir, "pve-sandbox/100/cgroup.procs"), "0");
         assert_eq!(text(&dir, "pve-sandbox/100/cpu.max"), "50000 100000");
         assert_eq!(text(&dir, "pve-sandbox/100/memory.max"), "1048576");
+        assert_eq!(text(&dir, "pve-sandbox/100/pids.max"), "1024");
         assert_eq!(text(&dir, "lxc/100/ns/cgroup.procs"), "", "not below the container's");
         assert!(!dir.path().join("memory").exists());
     }
@@ -202,15 +207,18 @@ mod tests {
         let dir = tree(&[
             ("cpu/cgroup.procs", ""),
             ("memory/cgroup.procs", ""),
+            ("pids/cgroup.procs", ""),
+            ("pids/pve-sandbox/100/pids.max", "max"),
             ("cpu/pve-sandbox/100/cpu.cfs_quota_us", "-1"),
             ("memory/pve-sandbox/100/memory.limit_in_bytes", "-1"),
         ]);
         join(dir.path(), vmid(100), LIMITS).expect("joined");
-        for controller in ["cpu", "memory"] {
+        for controller in ["cpu", "memory", "pids"] {
             assert_eq!(text(&dir, &format!("{controller}/pve-sandbox/100/cgroup.procs")), "0");
         }
         assert_eq!(text(&dir, "cpu/pve-sandbox/100/cpu.cfs_quota_us"), "50000");
         assert_eq!(text(&dir, "memory/pve-sandbox/100/memory.limit_in_bytes"), "1048576");
+        assert_eq!(text(&dir, "pids/pve-sandbox/100/pids.max"), "1024");
         assert!(!dir.path().join("pve-sandbox").exists(), "there is no cgroup2");
     }
 

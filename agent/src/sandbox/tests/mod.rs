@@ -13,6 +13,7 @@ mod link;
 mod migrate;
 mod operator;
 mod pause;
+mod process_limits;
 mod quorum;
 mod reboot;
 mod recover;
