@@ -54,6 +54,8 @@ pub(super) fn limits(from: &mut Sources<'_>, limits: &Limits) {
     from.must(bounded, "limits.memory_overcommit", "must be 0.1 or more");
     from.must(limits.grace_s <= GRACE_MAX.as_secs(), "limits.grace_s", "must be 0 to 600");
     from.must(PIDS.contains(&limits.pids), "limits.pids", "must be 64 to 4194304");
+    let counted = limits.connections >= 64;
+    from.must(counted, "limits.connections", "must be 64 or more");
     let share = (0.0..=1.0).contains(&limits.memory_used_max);
     from.must(share, "limits.memory_used_max", "must be 0 to 1");
 }

@@ -78,6 +78,8 @@ pub struct Grounds {
     pub closed: BTreeSet<Ipv4Net>,
     /// Networks within reach although they are private.
     pub reach: BTreeSet<Ipv4Net>,
+    /// Most connections that the host tracks for a sandbox; `None`: no limit.
+    pub connections: Option<u32>,
 }
 
 impl Grounds {

@@ -60,9 +60,20 @@ pub fn whole(rules: &Rules) -> String {
         }
         text.push_str(&fixed(&rules.grounds));
         text.push_str(&chains);
+        if family == "inet" {
+            text.push_str(&counting(&rules.grounds));
+        }
         text.push_str("}\n");
     }
     text
+}
+
+/// Returns a transaction that only a kernel that can count connections takes. Not to be applied.
+pub fn counting_probe() -> String {
+    let rule = counted("0.0.0.0/0", 1);
+    format!(
+        "table inet {TABLE}_probe {{\n{COUNTED_SET}\tchain {COUNTED} {{\n\t\t{COUNTED_HOOK}\n\t\t{rule}\n\t}}\n}}\n"
+    )
 }
 
 /// Returns the transaction from the first rules to the second, empty when nothing of the tables
@@ -134,6 +145,30 @@ fn fixed(grounds: &Grounds) -> String {
         set("closed", flags, list(grounds.all_closed())),
     ]
     .concat()
+}
+
+/// Set of the sandboxes' addresses with their connections, and the chain that adds to it.
+pub(super) const COUNTED: &str = "connections";
+/// The kernel adds elements and removes them with the last connection of an address. The size is that
+/// of the largest pool.
+const COUNTED_SET: &str =
+    "\tset connections {\n\t\ttype ipv4_addr\n\t\tsize 65535\n\t\tflags dynamic\n\t}\n";
+/// Behind the chain that drops: what goes nowhere is not tracked for long.
+const COUNTED_HOOK: &str = "type filter hook prerouting priority -140; policy accept;";
+
+/// Returns the set and the chain that bound what the host tracks for a sandbox: its table of
+/// connections is shared by all. Replies, and connections into a sandbox, are the host's.
+fn counting(grounds: &Grounds) -> String {
+    grounds.connections.map_or_else(String::new, |max| {
+        let rule = counted("@addresses", max);
+        format!("{COUNTED_SET}\tchain {COUNTED} {{\n\t\t{COUNTED_HOOK}\n\t\t{rule}\n\t}}\n")
+    })
+}
+
+fn counted(from: &str, max: u32) -> String {
+    format!(
+        "iifname != \"lo\" ip saddr {from} ct state new add @{COUNTED} {{ ip saddr ct count over {max} }} drop"
+    )
 }
 
 fn bridge_chains(grounds: &Grounds) -> String {

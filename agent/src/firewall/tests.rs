@@ -14,6 +14,7 @@ pub(super) fn grounds() -> Grounds {
         dhcp_server: Some([10, 100, 1, 1].into()),
         closed: ["10.100.1.0/24", "203.0.113.9/32"].map(|net| net.parse().expect("one")).into(),
         reach: ["10.7.0.0/24".parse().expect("one")].into(),
+        connections: Some(4096),
     }
 }
 
@@ -135,6 +136,45 @@ async fn rules_are_applied_changed_and_put_back() {
     std::fs::write(&setting, "0\n").expect("written");
     let found = fresh.check().await.expect("listed").expect("a difference");
     assert!(found.contains("no_linklocal_learn"), "{found}");
+}
+
+#[tokio::test]
+async fn rules_without_counting_are_applied_where_the_kernel_cannot_count() {
+    if !nix::unistd::geteuid().is_root() {
+        // Making a namespace requires root.
+        return;
+    }
+    let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
+    // Stands for the nft of such a kernel: it refuses every check.
+    let nft = namespace.nft().map(|word| format!("'{word}'")).join(" ");
+    let refusing =
+        format!("case $1 in -c) echo 'Error: not supported' >&2; exit 1;; esac; exec {nft} \"$@\"");
+    let argv = ["/bin/sh".to_owned(), "-c".to_owned(), refusing, "nft".to_owned()];
+    let firewall = NftFirewall::of(net.path(), &argv);
+    let one = rules([(100_002, entry(2))]);
+    firewall.apply(&one).await.expect("applied");
+    assert!(!namespace.run("list ruleset").contains("ct count"));
+    assert_eq!(firewall.check().await, Ok(None));
+    firewall.apply(&rules([(100_003, entry(3))])).await.expect("changed");
+    assert_eq!(firewall.check().await, Ok(None));
+}
+
+#[tokio::test]
+async fn connections_that_are_counted_are_no_difference() {
+    if !nix::unistd::geteuid().is_root() {
+        // Making a namespace requires root.
+        return;
+    }
+    let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
+    let firewall = NftFirewall::of(net.path(), &namespace.nft());
+    firewall.apply(&rules([(100_002, entry(2))])).await.expect("applied");
+    assert!(namespace.run("list ruleset").contains("ct count over 4096"), "this kernel can count");
+    namespace
+        .run(&format!("add element inet {TABLE} connections {{ 10.100.1.2 ct count over 4096 }}"));
+    assert_eq!(firewall.check().await, Ok(None));
+    namespace.run(&format!("flush chain inet {TABLE} connections"));
+    let found = firewall.check().await.expect("listed").expect("a difference");
+    assert!(found.contains("connections"), "{found}");
 }
 
 #[tokio::test]

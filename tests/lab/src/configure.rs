@@ -157,7 +157,7 @@ fn agent_config(node: NodeId, root: &Path) -> String {
          pool = \"{net}.2-{net}.229\"\ndhcp = \"on_request\"\n\
          # The lab's way out answers there; the node itself resolves as the machine does.\n\
          name_servers = [\"{NAME_SERVER}\"]\n\n\
-         # Low enough for a test to reach it.\n[limits]\npids = 512\n\n\
+         # Low enough for a test to reach them.\n[limits]\npids = 512\nconnections = 1024\n\n\
          {templates}[ingress]\ndomain = \"{DOMAIN}\"\nhttps = false\n\
          public = [\"127.0.0.1:8480\", \"{ip}:8480\"]\npeer = \"{ip}:8481\"\n\
          tls = {{ ca = \"{TLS}/ingress-ca.crt\", cert = \"{TLS}/ingress-node.crt\", \

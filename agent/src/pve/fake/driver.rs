@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::{FakePve, Guest, Mutation, Op, membership::init_with, work::Work, world::missing};
 use crate::pve::{
-    CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Init, Limited, Mark, OwnVolumes,
-    Pve, Settings, StorageRoom, Usage, cluster,
+    CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Init, Limited, Mark,
+    OwnVolumes, Pve, Settings, StorageRoom, Usage, cluster,
 };
 
 /// Deadline of the operations that take none.

@@ -17,9 +17,9 @@ use tokio::time::Instant;
 use super::Pct;
 use crate::{
     pve::{
-        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, HostPaths, Init, Limited,
-        Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cgroup, container, pause_lock,
-        process_limit,
+        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, HostPaths, Init,
+        Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cgroup, container,
+        pause_lock, process_limit,
     },
     sys::{netns, pidfd, proc},
 };

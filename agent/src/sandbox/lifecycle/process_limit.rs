@@ -62,8 +62,7 @@ impl Sandboxes {
     /// Limits the processes of all sandboxes that run.
     pub async fn enforce_process_limits(&self) {
         let (busy, live) = (self.busy(), self.live());
-        let quiet =
-            |record: &&Arc<Record>| record.phase.is_up() && !busy.contains(&record.id);
+        let quiet = |record: &&Arc<Record>| record.phase.is_up() && !busy.contains(&record.id);
         let mut failed = BTreeMap::new();
         for record in live.iter().filter(quiet) {
             if let Err(error) = self.limit_processes(record).await {

@@ -15,6 +15,7 @@ fn grounds() -> Grounds {
         dhcp_server: None,
         closed: Default::default(),
         reach: Default::default(),
+        connections: None,
     }
 }
 
