@@ -33,7 +33,7 @@ impl Reason {
         match self {
             Self::FieldInvalid => Code::InvalidArgument,
             Self::TokenInvalid => Code::Unauthenticated,
-            Self::ScopeMissing => Code::PermissionDenied,
+            Self::ScopeMissing | Self::EgressRefused => Code::PermissionDenied,
             Self::SandboxNotFound
             | Self::SnapshotNotFound
             | Self::ServiceNotFound
@@ -164,7 +164,7 @@ mod tests {
         for reason in Reason::all() {
             assert_eq!(Reason::named(reason.name()), Some(reason));
         }
-        assert_eq!(Reason::all().last(), Some(Reason::LimitsFailed), "their numbers have no gap");
+        assert_eq!(Reason::all().last(), Some(Reason::EgressRefused), "their numbers have no gap");
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
     }
 

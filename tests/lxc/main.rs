@@ -13,6 +13,7 @@ mod address;
 mod bad_input;
 mod crash;
 mod create_failure;
+mod egress;
 mod events;
 mod foreign;
 mod history;

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use proto::spec::Egress;
+
 use super::{Entry, Firewall as _, Grounds, Rules, nft::NftFirewall, render::TABLE};
 
 pub(super) fn grounds() -> Grounds {
@@ -23,6 +25,7 @@ pub(super) fn entry(last: u8) -> Entry {
         mac: Some([0x02, 0x50, 10, 100, 1, last]),
         ip: Some([10, 100, 1, last].into()),
         dhcp: false,
+        egress: Egress::Open,
     }
 }
 
@@ -102,7 +105,8 @@ async fn rules_are_applied_changed_and_put_back() {
 
     // A change is as good as a replacement.
     let dhcp = Entry { ip: None, dhcp: true, ..entry(3) };
-    let two = rules([(100_004, entry(4)), (100_003, dhcp)]);
+    let closed = Entry { egress: Egress::None, ..entry(2) };
+    let two = rules([(100_002, closed), (100_004, entry(4)), (100_003, dhcp)]);
     firewall.apply(&two).await.expect("changed");
     assert_eq!(firewall.check().await, Ok(None));
     let list = || namespace.run("list ruleset");
@@ -119,6 +123,7 @@ async fn rules_are_applied_changed_and_put_back() {
     for tampering in [
         format!("delete element inet {TABLE} addresses {{ 10.100.1.4 }}"),
         format!("flush chain bridge {TABLE} source"),
+        format!("delete element inet {TABLE} closed_egress {{ 10.100.1.2 }}"),
         format!("add element inet {TABLE} name_servers {{ 10.9.9.9 }}"),
         format!("delete table bridge {TABLE}"),
         "flush ruleset".to_owned(),

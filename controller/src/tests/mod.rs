@@ -6,6 +6,7 @@ mod api;
 mod breaker;
 mod crash;
 mod creates;
+mod egress;
 mod events;
 mod exec;
 mod failover;
