@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lab::supervise::AGENT;
+use lab::daemons::AGENT;
 use serde_json::Value;
 
 use crate::{

@@ -15,6 +15,7 @@ use proto::{
     Cause, Progress, Reason,
     id::{SandboxId, SandboxRef, Vmid},
     name::{RequestId, Team},
+    spec::Egress,
 };
 use tokio::time::Instant;
 
