@@ -33,7 +33,7 @@ use agent::{
         },
         lifecycle::address::DhcpReplies,
     },
-    sys::read,
+    sys::{apart, read},
     tasks::Tasks,
 };
 use anyhow::{Context, Result};
@@ -75,6 +75,7 @@ pub(crate) async fn run(config: Config, stop: CancellationToken) -> Result<()> {
     let identity = Identity::load(&tls.cert, &tls.key, &tls.ca).context("certificates")?;
     let live = LiveIdentity::new(&identity).context("certificates")?;
     let server = live.server(ClientAuth::Required).context("certificates")?;
+    apart::move_children(&shim_cgroup::of_work(&config.pve.cgroup_root))?;
     let pve: Arc<dyn Pve> = Arc::new(pct(&config)?);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new(&config.boot_id));
     let shims = ShimProcesses::new(

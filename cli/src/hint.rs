@@ -65,6 +65,14 @@ pub fn of(reason: Reason) -> Hint {
             exit::NOT_NOW,
             "an operator looks why nft fails there: `sandboxctl fsck`, and the log of the node's agent",
         ),
+        Reason::EgressRefused => (
+            exit::REFUSED,
+            "leave --egress out for what your team may; an operator raises it with `sandboxctl team set TEAM --egress open`",
+        ),
+        Reason::LimitsFailed => (
+            exit::NOT_NOW,
+            "an operator looks why the node cannot write the sandbox's cgroup: the log of its agent",
+        ),
         Reason::MemoryInUse => (
             exit::REFUSED,
             "`sandboxctl top ID` shows what it uses; give it more, or end something in it first",

@@ -10,7 +10,7 @@ use std::{
 use proto::{
     limits::{Limit, Rate, TeamLimits},
     name::{NodeName, Preset},
-    spec::{Size, limit},
+    spec::{Egress, Size, limit},
 };
 use serde::Deserialize;
 
@@ -74,6 +74,9 @@ pub struct Config {
     /// How often a team may create, unless it has limits of its own.
     #[serde(default)]
     pub rates: Rates,
+    /// Reach of a sandbox outside of itself.
+    #[serde(default)]
+    pub egress: EgressRules,
     /// Sizes by name, `[sizes.NAME]`.
     #[serde(default)]
     pub sizes: BTreeMap<Preset, Size>,
@@ -187,6 +190,16 @@ pub struct Quota {
     pub memory_mib: Option<u64>,
     /// Most disk that was asked for of all of them, GiB.
     pub disk_gib: Option<u64>,
+}
+
+/// Reach of a sandbox outside of itself: `open` or `none`.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EgressRules {
+    /// Egress of a sandbox whose creation says nothing.
+    pub default: Egress,
+    /// Most that a team may have, unless it has a maximum of its own.
+    pub max: Egress,
 }
 
 /// How often a team may create; without a value as often as it likes.
@@ -401,6 +414,7 @@ impl Config {
             deadline: Duration::from_secs(self.create.deadline_s),
             bids: self.create.bids,
             sizes: self.sizes.clone(),
+            egress: self.egress.default,
             limits: self.limits_of_teams(),
         }
     }
@@ -419,6 +433,7 @@ impl Config {
             disk_gib: disk_gib.map(Limit::Max),
             creates: rate(&self.rates.creates),
             user_creates: rate(&self.rates.user_creates),
+            egress: (self.egress.max < Egress::Open).then_some(self.egress.max),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use crate::{duration, id::Invalid, sandbox::v1 as wire};
+use crate::{duration, id::Invalid, sandbox::v1 as wire, spec::Egress};
 
 /// Most creations that a rate may allow in its window: so many times are remembered.
 pub const CREATES_MAX: u32 = 10_000;
@@ -122,6 +122,8 @@ pub struct TeamLimits {
     pub creates: Option<Limit<Rate>>,
     /// Creations of each of its users.
     pub user_creates: Option<Limit<Rate>>,
+    /// Most that a sandbox may reach.
+    pub egress: Option<Egress>,
 }
 
 impl TeamLimits {
@@ -135,6 +137,7 @@ impl TeamLimits {
             disk_gib: self.disk_gib.or(defaults.disk_gib),
             creates: self.creates.or(defaults.creates),
             user_creates: self.user_creates.or(defaults.user_creates),
+            egress: self.egress.or(defaults.egress),
         }
     }
 
@@ -149,6 +152,8 @@ impl TeamLimits {
                 "disk_gib" => limits.disk_gib = value.parse().ok(),
                 "creates" => limits.creates = value.parse().ok(),
                 "user_creates" => limits.user_creates = value.parse().ok(),
+                // What a later version wrote is a word for something tighter than open.
+                "egress" => limits.egress = Some(value.parse().unwrap_or(Egress::None)),
                 _ => {}
             }
         }
@@ -167,6 +172,7 @@ impl TeamLimits {
         for path in paths {
             let creates = || rate_of("limits.creates", asked.creates.as_ref());
             let user_creates = || rate_of("limits.user_creates", asked.user_creates.as_ref());
+            let egress = || Egress::read(asked.egress, "limits.egress");
             match path.as_str() {
                 "limits" => {
                     self = Self {
@@ -176,6 +182,7 @@ impl TeamLimits {
                         disk_gib: asked.disk_gib.map(limit_of),
                         creates: creates()?,
                         user_creates: user_creates()?,
+                        egress: egress()?,
                     };
                 }
                 "limits.sandboxes" => self.sandboxes = asked.sandboxes.map(limit_of),
@@ -184,6 +191,7 @@ impl TeamLimits {
                 "limits.disk_gib" => self.disk_gib = asked.disk_gib.map(limit_of),
                 "limits.creates" => self.creates = creates()?,
                 "limits.user_creates" => self.user_creates = user_creates()?,
+                "limits.egress" => self.egress = egress()?,
                 _ => return Err(Invalid::new("update_mask", FIELDS)),
             }
         }
@@ -192,7 +200,7 @@ impl TeamLimits {
 }
 
 const FIELDS: &str = "must name fields of: limits, limits.sandboxes, limits.cpu_cores, \
-                      limits.memory_mib, limits.disk_gib, limits.creates, limits.user_creates";
+                      limits.memory_mib, limits.disk_gib, limits.creates, limits.user_creates, limits.egress";
 
 fn limit_of(limit: wire::Limit) -> Limit<u64> {
     if limit.unlimited { Limit::Unlimited } else { Limit::Max(limit.max) }
@@ -223,6 +231,7 @@ impl fmt::Display for TeamLimits {
             ("disk_gib", text(self.disk_gib)),
             ("creates", rate(self.creates)),
             ("user_creates", rate(self.user_creates)),
+            ("egress", self.egress.map(|egress| egress.to_string())),
         ];
         let words = words.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)));
         f.write_str(&words.collect::<Vec<_>>().join(" "))
@@ -250,6 +259,7 @@ impl From<TeamLimits> for wire::TeamLimits {
             disk_gib: limits.disk_gib.map(limit),
             creates: limits.creates.map(rate),
             user_creates: limits.user_creates.map(rate),
+            egress: limits.egress.map(wire::Egress::from).unwrap_or_default().into(),
         }
     }
 }
@@ -288,16 +298,18 @@ mod tests {
             cpu_cores: Some(Limit::Unlimited),
             creates: Some(Limit::Max(rate(10, 3600))),
             user_creates: Some(Limit::Unlimited),
+            egress: Some(Egress::None),
             ..TeamLimits::default()
         };
         assert_eq!(
             limits.to_string(),
-            "sandboxes=5 cpu_cores=none creates=10/hour user_creates=none"
+            "sandboxes=5 cpu_cores=none creates=10/hour user_creates=none egress=none"
         );
         assert_eq!(TeamLimits::stored(&format!("{limits} later=3 disk_gib=?")), limits);
         assert_eq!(TeamLimits::stored(""), TeamLimits::default());
         let all = ["limits".to_owned()];
         assert_eq!(TeamLimits::default().updated(&limits.into(), &all), Ok(limits));
+        assert_eq!(TeamLimits::stored("egress=later").egress, Some(Egress::None));
         // Unset is the default again, and what is not named stays.
         let one = ["limits.sandboxes".to_owned()];
         let now = limits.updated(&wire::TeamLimits::default(), &one).expect("a mask");

@@ -33,7 +33,7 @@ impl Reason {
         match self {
             Self::FieldInvalid => Code::InvalidArgument,
             Self::TokenInvalid => Code::Unauthenticated,
-            Self::ScopeMissing => Code::PermissionDenied,
+            Self::ScopeMissing | Self::EgressRefused => Code::PermissionDenied,
             Self::SandboxNotFound
             | Self::SnapshotNotFound
             | Self::ServiceNotFound
@@ -81,6 +81,7 @@ impl Reason {
             | Self::NoQuorum
             | Self::ContainerLocked
             | Self::IsolationFailed
+            | Self::LimitsFailed
             | Self::ShuttingDown => Code::Unavailable,
             Self::OutcomeUnknown | Self::ProbeTimeout => Code::DeadlineExceeded,
             Self::Unspecified
@@ -163,7 +164,7 @@ mod tests {
         for reason in Reason::all() {
             assert_eq!(Reason::named(reason.name()), Some(reason));
         }
-        assert_eq!(Reason::all().last(), Some(Reason::RateExceeded), "their numbers have no gap");
+        assert_eq!(Reason::all().last(), Some(Reason::EgressRefused), "their numbers have no gap");
         assert_eq!((Reason::named("UNSPECIFIED"), Reason::named("")), (None, None));
     }
 

@@ -7,13 +7,13 @@ use crate::{
     lifetime::{Action, LifetimePatch},
     name::SandboxName,
     sandbox::v1 as wire,
-    spec::{Size, check_metadata, check_size},
+    spec::{Egress, Size, check_metadata, check_size},
 };
 
 /// Fields that can change, as the error of a wrong mask lists them.
 const FIELDS: &str = "must name fields of: name, metadata, metadata.KEY, lifetime, lifetime.ttl, \
     lifetime.ttl_action, lifetime.idle, lifetime.idle_action, wake_on, wake_on.http, wake_on.ssh, \
-    wake_on.exec, size, size.cpu_cores, size.memory_mib, size.disk_gib";
+    wake_on.exec, egress, size, size.cpu_cores, size.memory_mib, size.disk_gib";
 
 /// Change of a sandbox's fields. What is `None` stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Update {
     pub lifetime: LifetimePatch,
     /// Events that wake it.
     pub wake_on: WakeOnPatch,
+    /// Reach of a sandbox outside of itself; `Some(None)`: the default.
+    pub egress: Option<Option<Egress>>,
     /// Size, alone in its update; a field that is 0 stays as it is.
     pub size: Option<Size>,
     /// Revision that the sandbox must have.
@@ -119,6 +121,7 @@ impl TryFrom<&wire::UpdateSandboxRequest> for Update {
                 "wake_on.http" => update.wake_on.http = Some(wake_on.http),
                 "wake_on.ssh" => update.wake_on.ssh = Some(wake_on.ssh),
                 "wake_on.exec" => update.wake_on.exec = Some(wake_on.exec),
+                "egress" => update.egress = Some(Egress::read(sandbox.egress, "sandbox.egress")?),
                 "size" | "size.cpu_cores" | "size.memory_mib" | "size.disk_gib" => {
                     update.size = Some(size_of(&update, path, sandbox)?);
                 }

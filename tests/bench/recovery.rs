@@ -245,6 +245,7 @@ fn order(number: u32) -> Result<Order> {
             metadata: BTreeMap::new(),
             env: BTreeMap::new(),
             network: Network::Static,
+            egress: None,
             services: BTreeMap::new(),
             node: None,
             labels: Default::default(),

@@ -78,6 +78,7 @@ fn record(id: SandboxId) -> Result<Record> {
         snapshot: "base".parse()?,
         size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
         network: Network::Dhcp,
+        egress: Default::default(),
         ip: None,
         ip_granted: false,
         services: Default::default(),

@@ -74,10 +74,10 @@ for _ in range(5):
 
 /// Network beside node1, with a private and a public address, and the name server's. Its end is in a
 /// network namespace of the test's own.
-struct Lan<'a>(&'a World);
+pub(crate) struct Lan<'a>(&'a World);
 
 impl<'a> Lan<'a> {
-    fn new(world: &'a World) -> Self {
+    pub(crate) fn new(world: &'a World) -> Self {
         let lan = Self(world);
         lan.remove();
         world.shell(
@@ -106,10 +106,10 @@ impl Drop for Lan<'_> {
 }
 
 /// Process of the agent that is stopped while this lives: nothing puts the rules back.
-struct Held<'a>(&'a World);
+pub(crate) struct Held<'a>(&'a World);
 
 impl<'a> Held<'a> {
-    fn new(world: &'a World) -> Self {
+    pub(crate) fn new(world: &'a World) -> Self {
         world.shell("node1", "pkill -STOP -f '^/[^ ]*pve-sandbox-agent run'");
         Self(world)
     }
@@ -122,7 +122,7 @@ impl Drop for Held<'_> {
 }
 
 /// Runs a Python script in a container, without the agent.
-fn python(world: &World, vmid: u64, script: &str, args: &[String]) -> String {
+pub(crate) fn python(world: &World, vmid: u64, script: &str, args: &[String]) -> String {
     let vmid = vmid.to_string();
     let argv = ["/usr/bin/lxc-attach", "--clear-env", "-n", &vmid, "--"]
         .into_iter()
@@ -134,7 +134,11 @@ fn python(world: &World, vmid: u64, script: &str, args: &[String]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn probe(world: &World, vmid: u64, targets: &BTreeMap<&str, String>) -> BTreeMap<String, bool> {
+pub(crate) fn probe(
+    world: &World,
+    vmid: u64,
+    targets: &BTreeMap<&str, String>,
+) -> BTreeMap<String, bool> {
     let args: Vec<_> = targets.values().cloned().collect();
     let text = python(world, vmid, PROBE, &args);
     let words = |line: &str| {

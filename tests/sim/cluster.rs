@@ -383,6 +383,7 @@ fn grounds(number: u8) -> Grounds {
         dhcp_server: None,
         closed: Default::default(),
         reach: Default::default(),
+        connections: None,
     }
 }
 

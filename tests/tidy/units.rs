@@ -64,12 +64,21 @@ fn agent_unit_shares_host_mounts_and_does_not_end_its_children() {
         "ProtectClock",
         "ProtectHostname",
         "UMask",
-        "OOMScoreAdjust",
         "Nice",
     ];
     for key in banned {
         assert_eq!(value(&agent, key), None, "{key} in the agent's unit");
     }
+}
+
+#[test]
+fn agent_is_spared_and_limited_and_its_children_are_neither() {
+    let agent = unit("pve-sandbox-agent");
+    assert_eq!(value(&agent, "OOMScoreAdjust").as_deref(), Some("-500"));
+    assert_eq!(value(&agent, "MemoryMax").as_deref(), Some("1G"));
+    // Every child goes through there.
+    let child = read("agent/src/sys/child.rs");
+    assert!(child.contains("apart.leave()"), "children inherit what is the agent's");
 }
 
 #[test]

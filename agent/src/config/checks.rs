@@ -6,6 +6,8 @@ use super::{Limits, Shim, Sources, Template, network};
 use crate::{detect::Roots, sandbox::Probe};
 
 const LABELS_MAX: usize = 16;
+/// Limits on processes: systemd needs some dozen, and Linux knows no higher number.
+const PIDS: std::ops::RangeInclusive<u32> = 64..=4_194_304;
 /// VLAN tags that PVE accepts.
 const TAGS: std::ops::RangeInclusive<u16> = 1..=4094;
 
@@ -51,6 +53,9 @@ pub(super) fn limits(from: &mut Sources<'_>, limits: &Limits) {
     let bounded = limits.memory_overcommit >= 0.1;
     from.must(bounded, "limits.memory_overcommit", "must be 0.1 or more");
     from.must(limits.grace_s <= GRACE_MAX.as_secs(), "limits.grace_s", "must be 0 to 600");
+    from.must(PIDS.contains(&limits.pids), "limits.pids", "must be 64 to 4194304");
+    let counted = limits.connections >= 64;
+    from.must(counted, "limits.connections", "must be 64 or more");
     let share = (0.0..=1.0).contains(&limits.memory_used_max);
     from.must(share, "limits.memory_used_max", "must be 0 to 1");
 }

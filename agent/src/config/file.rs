@@ -249,6 +249,11 @@ pub struct Limits {
     /// Share of the memory that may be in use when a sandbox is admitted, half of its own memory
     /// included.
     pub memory_used_max: f64,
+    /// Most processes and threads of a sandbox, 64 or more. 4096 is what OpenShift gives a pod.
+    pub pids: u32,
+    /// Most connections that the node tracks for a sandbox, 64 or more. The node's table, which all
+    /// share, has 262144 places on most machines.
+    pub connections: u32,
     /// Creation, from its admission to its answer.
     pub create_s: u64,
     /// One `pct clone`.
@@ -279,6 +284,8 @@ impl Default for Limits {
             storage_reserve_mib: 1024,
             memory_overcommit: 2.0,
             memory_used_max: 0.97,
+            pids: 4096,
+            connections: 4096,
             create_s: 180,
             clone_s: 120,
             start_s: 90,

@@ -104,6 +104,7 @@ impl Config {
             dhcp_server: (*dhcp != crate::sandbox::Dhcp::Refused).then_some(*dhcp_server),
             closed: own.iter().copied().map(Ipv4Net::from).chain(network).collect(),
             reach: isolation.reach.iter().map(|reach| reach.0).collect(),
+            connections: Some(self.limits.connections),
         })
     }
 }

@@ -43,6 +43,7 @@ impl Config {
                 memory_overcommit: limits.memory_overcommit,
                 memory_used_max: limits.memory_used_max,
                 starts_max: limits.starts_max,
+                processes: limits.pids,
                 storage_reserve_bytes: limits.storage_reserve_mib << 20,
                 create: Duration::from_secs(limits.create_s),
                 clone: Duration::from_secs(limits.clone_s),

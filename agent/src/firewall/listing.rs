@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::render::COUNTED;
+
 /// Parts of our tables (table, sets, chains, rules) by kind and name, without what differs from one
 /// listing to the next. Empty for a text that is no listing.
 pub(super) type Listing = BTreeMap<String, String>;
@@ -21,6 +23,10 @@ pub(super) fn parse(text: &str) -> Listing {
         }
         let mut part = part.clone();
         canonical(&mut part);
+        if kind == "set" && part["name"] == COUNTED {
+            // The kernel adds to it and removes from it.
+            part["elem"].take();
+        }
         let word = |key: &str| part[key].as_str().unwrap_or_default().to_owned();
         let name = if kind == "rule" { word("chain") } else { word("name") };
         let key = format!("{kind} {} {name}", word("family"));

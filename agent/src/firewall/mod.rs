@@ -18,7 +18,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use proto::id::Vmid;
+use proto::{id::Vmid, spec::Egress};
 
 /// Networks that no sandbox reaches: private, link-local, shared, reserved and multicast ones.
 const NEVER_PUBLIC: [(Ipv4Addr, u8); 10] = [
@@ -78,6 +78,8 @@ pub struct Grounds {
     pub closed: BTreeSet<Ipv4Net>,
     /// Networks within reach although they are private.
     pub reach: BTreeSet<Ipv4Net>,
+    /// Most connections that the host tracks for a sandbox; `None`: no limit.
+    pub connections: Option<u32>,
 }
 
 impl Grounds {
@@ -104,6 +106,8 @@ pub struct Entry {
     pub ip: Option<Ipv4Addr>,
     /// Whether it may ask the DHCP server.
     pub dhcp: bool,
+    /// Reach of a sandbox outside of itself.
+    pub egress: Egress,
 }
 
 /// Rules of a node: all that the tables are made from.

@@ -44,6 +44,8 @@ pub struct NftFirewall {
     nft: Vec<OsString>,
     /// Rules that were applied last; the lock also makes changes take turns.
     applied: Mutex<Option<Applied>>,
+    /// Whether this kernel can count connections; `None`: not tried yet.
+    counts: daemon::sync::Mutex<Option<bool>>,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,12 @@ struct Applied {
 
 impl Default for NftFirewall {
     fn default() -> Self {
-        Self { net: NET.into(), nft: vec![NFT.into()], applied: Mutex::default() }
+        Self {
+            net: NET.into(),
+            nft: vec![NFT.into()],
+            applied: Mutex::default(),
+            counts: Default::default(),
+        }
     }
 }
 
@@ -70,6 +77,7 @@ impl Firewall for NftFirewall {
 
     async fn apply(&self, rules: &Rules) -> Result<()> {
         let mut applied = self.applied.lock().await;
+        let rules = &self.possible(rules).await?;
         for bridge in self.bridges(rules) {
             self.learn_nothing_reserved(&bridge)?;
         }
@@ -125,7 +133,7 @@ impl NftFirewall {
     #[cfg(test)]
     pub(super) fn of(net: &std::path::Path, nft: &[String]) -> Self {
         let nft = nft.iter().map(OsString::from).collect();
-        Self { net: net.to_owned(), nft, applied: Mutex::default() }
+        Self { net: net.to_owned(), nft, applied: Mutex::default(), counts: Default::default() }
     }
 
     /// Finds the bridges of the sandboxes: those that the rules name, and those that their ports
@@ -138,6 +146,33 @@ impl NftFirewall {
         });
         let all = masters.chain(rules.bridges.iter().cloned());
         all.filter(|bridge| self.can_filter(bridge).is_ok()).collect()
+    }
+
+    /// Returns the rules without what this kernel cannot do.
+    async fn possible(&self, rules: &Rules) -> Result<Rules> {
+        let mut rules = rules.clone();
+        if rules.grounds.connections.is_some() && !self.can_count().await? {
+            rules.grounds.connections = None;
+        }
+        Ok(rules)
+    }
+
+    /// Finds out once whether this kernel can count connections, by a check that changes nothing.
+    async fn can_count(&self) -> Result<bool> {
+        if let Some(known) = *self.counts.lock() {
+            return Ok(known);
+        }
+        let ended = self.nft(&["-c", "-f", "-"], &render::counting_probe()).await?;
+        let can = ended.exit == Exit::Code(0);
+        if !can {
+            let error = ended.refusal();
+            tracing::warn!(
+                %error,
+                "this kernel cannot count connections (nft_connlimit): limits.connections is not in force"
+            );
+        }
+        *self.counts.lock() = Some(can);
+        Ok(can)
     }
 
     fn setting(&self, bridge: &str) -> PathBuf {

@@ -12,6 +12,8 @@ use std::{
     fmt::{Display, Write as _},
 };
 
+use proto::spec::Egress;
+
 use super::{Entry, Grounds, Rules, ports};
 
 /// Name of our tables; nobody else's are touched.
@@ -31,9 +33,12 @@ const PORTS: Set = ("bridge", "ports", "type ifname");
 const BOUND: Set = ("bridge", "bound", "type ifname . ether_addr . ipv4_addr");
 const DHCP: Set = ("bridge", "dhcp_clients", "typeof iifname . ether saddr . @th,288,48");
 const ROUTERS: Set = ("bridge", "routers", "type ipv4_addr");
+const CLOSED_PORTS: Set = ("bridge", "closed_egress", "type ifname");
 const HOST_PORTS: Set = ("inet", "ports", "type ifname");
 const ADDRESSES: Set = ("inet", "addresses", "type ipv4_addr");
-const SETS: [Set; 6] = [PORTS, BOUND, DHCP, ROUTERS, HOST_PORTS, ADDRESSES];
+const CLOSED_ADDRESSES: Set = ("inet", "closed_egress", "type ipv4_addr");
+const SETS: [Set; 8] =
+    [PORTS, BOUND, DHCP, ROUTERS, CLOSED_PORTS, HOST_PORTS, ADDRESSES, CLOSED_ADDRESSES];
 
 /// Elements of each set.
 type Elements = BTreeMap<Set, BTreeSet<String>>;
@@ -60,9 +65,20 @@ pub fn whole(rules: &Rules) -> String {
         }
         text.push_str(&fixed(&rules.grounds));
         text.push_str(&chains);
+        if family == "inet" {
+            text.push_str(&counting(&rules.grounds));
+        }
         text.push_str("}\n");
     }
     text
+}
+
+/// Returns a transaction that only a kernel that can count connections takes. Not to be applied.
+pub fn counting_probe() -> String {
+    let rule = counted("0.0.0.0/0", 1);
+    format!(
+        "table inet {TABLE}_probe {{\n{COUNTED_SET}\tchain {COUNTED} {{\n\t\t{COUNTED_HOOK}\n\t\t{rule}\n\t}}\n}}\n"
+    )
 }
 
 /// Returns the transaction from the first rules to the second, empty when nothing of the tables
@@ -97,10 +113,13 @@ fn elements(rules: &Rules) -> Elements {
         add(ROUTERS, router.to_string());
     }
     for (vmid, entry) in &rules.sandboxes {
-        let Entry { mac, ip, dhcp } = *entry;
+        let Entry { mac, ip, dhcp, egress } = *entry;
         for port in ports(*vmid) {
             add(PORTS, format!("{port:?}"));
             add(HOST_PORTS, format!("{port:?}"));
+            if egress == Egress::None {
+                add(CLOSED_PORTS, format!("{port:?}"));
+            }
             let Some(mac) = mac else { continue };
             let bytes = mac.map(|byte| format!("{byte:02x}"));
             if let Some(ip) = ip {
@@ -112,6 +131,9 @@ fn elements(rules: &Rules) -> Elements {
         }
         if let Some(ip) = ip {
             add(ADDRESSES, ip.to_string());
+            if egress == Egress::None {
+                add(CLOSED_ADDRESSES, ip.to_string());
+            }
         }
     }
     elements
@@ -134,6 +156,30 @@ fn fixed(grounds: &Grounds) -> String {
         set("closed", flags, list(grounds.all_closed())),
     ]
     .concat()
+}
+
+/// Set of the sandboxes' addresses with their connections, and the chain that adds to it.
+pub(super) const COUNTED: &str = "connections";
+/// The kernel adds elements and removes them with the last connection of an address. The size is that
+/// of the largest pool.
+const COUNTED_SET: &str =
+    "\tset connections {\n\t\ttype ipv4_addr\n\t\tsize 65535\n\t\tflags dynamic\n\t}\n";
+/// Behind the chain that drops: what goes nowhere is not tracked for long.
+const COUNTED_HOOK: &str = "type filter hook prerouting priority -140; policy accept;";
+
+/// Returns the set and the chain that bound what the host tracks for a sandbox: its table of
+/// connections is shared by all. Replies, and connections into a sandbox, are the host's.
+fn counting(grounds: &Grounds) -> String {
+    grounds.connections.map_or_else(String::new, |max| {
+        let rule = counted("@addresses", max);
+        format!("{COUNTED_SET}\tchain {COUNTED} {{\n\t\t{COUNTED_HOOK}\n\t\t{rule}\n\t}}\n")
+    })
+}
+
+fn counted(from: &str, max: u32) -> String {
+    format!(
+        "iifname != \"lo\" ip saddr {from} ct state new add @{COUNTED} {{ ip saddr ct count over {max} }} drop"
+    )
 }
 
 fn bridge_chains(grounds: &Grounds) -> String {
@@ -176,7 +222,8 @@ fn bridge_chains(grounds: &Grounds) -> String {
 		meta protocol arp arp daddr ip @routers accept
 		meta protocol arp arp daddr ip @reach accept
 		meta protocol != ip drop
-{dhcp}		ip daddr {gateway} icmp type echo-request accept
+{dhcp}		iifname @closed_egress drop
+		ip daddr {gateway} icmp type echo-request accept
 		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
 		ip daddr @reach accept
 		ip daddr @closed drop
@@ -200,7 +247,8 @@ fn inet_chains(grounds: &Grounds) -> String {
 	chain destination {{
 		ip daddr @addresses drop
 		ct state established,related ct direction reply accept
-{dhcp}		ip daddr {gateway} icmp type echo-request accept
+{dhcp}		ip saddr @closed_egress drop
+		ip daddr {gateway} icmp type echo-request accept
 		ip daddr @name_servers meta l4proto {{ tcp, udp }} th dport 53 accept
 		fib daddr type != unicast drop
 		ip daddr @reach accept
@@ -230,10 +278,11 @@ mod tests {
 
     #[test]
     fn tables_of_three_sandboxes() {
+        let closed = Entry { egress: Egress::None, ..entry(3) };
         let unknown = Entry { ip: None, dhcp: true, ..entry(4) };
         assert_snapshot!(whole(&rules([
             (100_002, entry(2)),
-            (100_003, entry(3)),
+            (100_003, closed),
             (100_004, unknown)
         ])));
     }
@@ -242,16 +291,19 @@ mod tests {
     fn change_names_only_what_differs() {
         let one = rules([(100_002, entry(2)), (100_003, entry(3))]);
         assert_eq!(change(&one, &one).as_deref(), Some(""));
-        let two = rules([(100_002, entry(2)), (100_004, entry(4))]);
+        let closed = Entry { egress: Egress::None, ..entry(2) };
+        let two = rules([(100_002, closed), (100_004, entry(4))]);
         assert_snapshot!(change(&one, &two).expect("the same node"), @r#"
         delete element bridge pve_sandbox ports { "fwpr100003p0", "veth100003i0" }
         add element bridge pve_sandbox ports { "fwpr100004p0", "veth100004i0" }
         delete element bridge pve_sandbox bound { "fwpr100003p0" . 02:50:0a:64:01:03 . 10.100.1.3, "veth100003i0" . 02:50:0a:64:01:03 . 10.100.1.3 }
         add element bridge pve_sandbox bound { "fwpr100004p0" . 02:50:0a:64:01:04 . 10.100.1.4, "veth100004i0" . 02:50:0a:64:01:04 . 10.100.1.4 }
+        add element bridge pve_sandbox closed_egress { "fwpr100002p0", "veth100002i0" }
         delete element inet pve_sandbox ports { "fwpr100003p0", "veth100003i0" }
         add element inet pve_sandbox ports { "fwpr100004p0", "veth100004i0" }
         delete element inet pve_sandbox addresses { 10.100.1.3 }
         add element inet pve_sandbox addresses { 10.100.1.4 }
+        add element inet pve_sandbox closed_egress { 10.100.1.2 }
         "#);
         let moved = Rules { grounds: Grounds { dhcp_server: None, ..grounds() }, ..two };
         assert_eq!(change(&one, &moved), None);

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use proto::spec::Egress;
+
 use super::{Entry, Firewall as _, Grounds, Rules, nft::NftFirewall, render::TABLE};
 
 pub(super) fn grounds() -> Grounds {
@@ -14,6 +16,7 @@ pub(super) fn grounds() -> Grounds {
         dhcp_server: Some([10, 100, 1, 1].into()),
         closed: ["10.100.1.0/24", "203.0.113.9/32"].map(|net| net.parse().expect("one")).into(),
         reach: ["10.7.0.0/24".parse().expect("one")].into(),
+        connections: Some(4096),
     }
 }
 
@@ -22,6 +25,7 @@ pub(super) fn entry(last: u8) -> Entry {
         mac: Some([0x02, 0x50, 10, 100, 1, last]),
         ip: Some([10, 100, 1, last].into()),
         dhcp: false,
+        egress: Egress::Open,
     }
 }
 
@@ -101,7 +105,8 @@ async fn rules_are_applied_changed_and_put_back() {
 
     // A change is as good as a replacement.
     let dhcp = Entry { ip: None, dhcp: true, ..entry(3) };
-    let two = rules([(100_004, entry(4)), (100_003, dhcp)]);
+    let closed = Entry { egress: Egress::None, ..entry(2) };
+    let two = rules([(100_002, closed), (100_004, entry(4)), (100_003, dhcp)]);
     firewall.apply(&two).await.expect("changed");
     assert_eq!(firewall.check().await, Ok(None));
     let list = || namespace.run("list ruleset");
@@ -118,6 +123,7 @@ async fn rules_are_applied_changed_and_put_back() {
     for tampering in [
         format!("delete element inet {TABLE} addresses {{ 10.100.1.4 }}"),
         format!("flush chain bridge {TABLE} source"),
+        format!("delete element inet {TABLE} closed_egress {{ 10.100.1.2 }}"),
         format!("add element inet {TABLE} name_servers {{ 10.9.9.9 }}"),
         format!("delete table bridge {TABLE}"),
         "flush ruleset".to_owned(),
@@ -135,6 +141,45 @@ async fn rules_are_applied_changed_and_put_back() {
     std::fs::write(&setting, "0\n").expect("written");
     let found = fresh.check().await.expect("listed").expect("a difference");
     assert!(found.contains("no_linklocal_learn"), "{found}");
+}
+
+#[tokio::test]
+async fn rules_without_counting_are_applied_where_the_kernel_cannot_count() {
+    if !nix::unistd::geteuid().is_root() {
+        // Making a namespace requires root.
+        return;
+    }
+    let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
+    // Stands for the nft of such a kernel: it refuses every check.
+    let nft = namespace.nft().map(|word| format!("'{word}'")).join(" ");
+    let refusing =
+        format!("case $1 in -c) echo 'Error: not supported' >&2; exit 1;; esac; exec {nft} \"$@\"");
+    let argv = ["/bin/sh".to_owned(), "-c".to_owned(), refusing, "nft".to_owned()];
+    let firewall = NftFirewall::of(net.path(), &argv);
+    let one = rules([(100_002, entry(2))]);
+    firewall.apply(&one).await.expect("applied");
+    assert!(!namespace.run("list ruleset").contains("ct count"));
+    assert_eq!(firewall.check().await, Ok(None));
+    firewall.apply(&rules([(100_003, entry(3))])).await.expect("changed");
+    assert_eq!(firewall.check().await, Ok(None));
+}
+
+#[tokio::test]
+async fn connections_that_are_counted_are_no_difference() {
+    if !nix::unistd::geteuid().is_root() {
+        // Making a namespace requires root.
+        return;
+    }
+    let (namespace, net) = (Namespace::new(), tempfile::tempdir().expect("a directory"));
+    let firewall = NftFirewall::of(net.path(), &namespace.nft());
+    firewall.apply(&rules([(100_002, entry(2))])).await.expect("applied");
+    assert!(namespace.run("list ruleset").contains("ct count over 4096"), "this kernel can count");
+    namespace
+        .run(&format!("add element inet {TABLE} connections {{ 10.100.1.2 ct count over 4096 }}"));
+    assert_eq!(firewall.check().await, Ok(None));
+    namespace.run(&format!("flush chain inet {TABLE} connections"));
+    let found = firewall.check().await.expect("listed").expect("a difference");
+    assert!(found.contains("connections"), "{found}");
 }
 
 #[tokio::test]

@@ -45,6 +45,7 @@ pub(crate) fn record(number: u8) -> Record {
         snapshot: "base".parse().expect("valid"),
         size: Size { cpu_cores: 1, memory_mib: 512, disk_gib: 0 },
         network: Network::Static,
+        egress: Default::default(),
         ip: None,
         ip_granted: false,
         services: [("web".parse().expect("valid"), "80".parse().expect("valid"))].into(),

@@ -9,7 +9,7 @@ use proto::{
     lifetime::{Action, LifetimePatch},
     name::{Port, RequestId, SandboxName, ServiceName, SnapshotId, Team},
     sandbox::v1::StopResult,
-    spec::{Network, Size},
+    spec::{Egress, Network, Size},
 };
 use serde::{Deserialize, Serialize};
 
@@ -217,6 +217,9 @@ pub struct Record {
     /// versions believed the container itself: their addresses do not count.
     #[serde(default)]
     pub ip_granted: bool,
+    /// Reach of a sandbox outside of itself. Absent in older records, which are open.
+    #[serde(default, with = "super::words::egress")]
+    pub egress: Egress,
     /// Open ports.
     pub services: BTreeMap<ServiceName, Port>,
     /// Name that the caller gave it.

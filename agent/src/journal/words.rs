@@ -48,6 +48,20 @@ pub(super) mod stop_result {
     }
 }
 
+/// Reach of a sandbox, in a record. A word of a later version reads as the tightest.
+pub(super) mod egress {
+    use proto::spec::Egress;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(egress: &Egress, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(egress.word())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Egress, D::Error> {
+        Ok(String::deserialize(from)?.parse().unwrap_or(Egress::None))
+    }
+}
+
 /// A step in a record.
 pub(super) mod progress {
     use proto::Progress;

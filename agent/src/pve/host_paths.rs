@@ -25,6 +25,9 @@ pub struct HostPaths {
     pub lock_dir: PathBuf,
     /// Mount point of cgroup2.
     pub cgroup_root: PathBuf,
+    /// Directory with v1's hierarchies, each under the name of its controller, where they are not in
+    /// `cgroup_root`.
+    pub cgroup_v1: Option<PathBuf>,
     /// Mount point of procfs.
     pub proc: PathBuf,
 }
@@ -42,6 +45,7 @@ impl Default for HostPaths {
             lxc_dir: LXC_DIR.into(),
             lock_dir: "/run/lock/lxc".into(),
             cgroup_root: "/sys/fs/cgroup".into(),
+            cgroup_v1: None,
             proc: "/proc".into(),
         }
     }

@@ -24,6 +24,7 @@ pub mod ownership;
 pub mod pause_lock;
 pub mod pct;
 pub mod pmxcfs;
+pub mod process_limit;
 pub mod shim_cgroup;
 pub mod storage;
 pub mod tags;
@@ -44,6 +45,7 @@ pub use host_paths::HostPaths;
 pub use interface::Link;
 pub use known::Init;
 pub use mark::Mark;
+pub use process_limit::Limited;
 pub use volume::OwnVolumes;
 
 /// Reason of a failure, by what a caller can do about it; the text is `pct`'s last line or ours.
@@ -85,7 +87,7 @@ type Result<T, E = ErrorKind> = std::result::Result<T, E>;
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{op} {vmid} failed: {kind}")]
 pub struct Error {
-    /// Operation: clone, set, set limits, resize, hand over, start, stop, destroy, unlock, pause lock,
+    /// Operation: clone, set, set limits, limit, resize, hand over, start, stop, destroy, unlock, pause lock,
     /// pause unlock, freeze, thaw, read.
     pub op: &'static str,
     /// Container; for a clone, the new one.
@@ -303,6 +305,10 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// Starts a container. `Ok` when its init runs, also when it ran already. Removes the lock of a
     /// pause first.
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
+
+    /// Limits the processes and threads of a running container, whose cgroup is new at each of its
+    /// boots. Needs neither quorum nor /etc/pve.
+    async fn limit_processes(&self, vmid: Vmid, max: u32) -> Result<Limited, Error>;
 
     /// Asks the init of this sandbox's container to shut down, by the signal that `pct shutdown`
     /// sends, and does not wait. `Ok` when it does not run; WrongState while its init does not take

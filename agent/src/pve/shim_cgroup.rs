@@ -20,8 +20,15 @@ use crate::sys::read;
 pub(super) const DIR: &str = "pve-sandbox";
 /// Cgroup for a shim that is about to end: a process cannot remove the cgroup that it is in.
 const LEAVING: &str = "leaving";
+/// Cgroup of everything else that the agent starts: `pct`, its workers, `nft`, tools of storages. They
+/// outlive the agent, and what they use does not count as the agent's.
+const WORK: &str = "work";
+/// Most processes and threads of all of that.
+const WORK_PIDS_MAX: u32 = 8192;
 /// Controllers that limit a shim or count its usage.
-const CONTROLLERS: [&str; 3] = ["cpu", "cpuacct", "memory"];
+const CONTROLLERS: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
+/// Most processes and threads of a shim and of the `lxc-attach`es that it runs: some dozen are usual.
+const PIDS_MAX: u32 = 1024;
 /// Period of a quota of CPU time, microseconds: the kernel's default.
 const PERIOD_US: u64 = 100_000;
 /// Attempts to join a cgroup, which the agent's sweep may remove in between.
@@ -73,23 +80,14 @@ pub fn join(root: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
 fn join_one(hierarchy: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
     let dir = own(hierarchy, vmid);
     fs::create_dir_all(&dir)?;
-    for parent in [hierarchy.to_owned(), hierarchy.join(DIR)] {
-        let file = parent.join("cgroup.subtree_control");
-        // Enabled one by one: the kernel takes all of a write or none.
-        for controller in ["+cpu", "+memory"] {
-            if file.exists()
-                && let Err(error) = fs::write(&file, controller)
-            {
-                tracing::debug!(path = %file.display(), controller, %error, "could not enable a cgroup controller");
-            }
-        }
-    }
+    enable(hierarchy);
     let quota_us = (limits.cpu_millicores.max(10) * PERIOD_US / 1000).to_string();
     let settings = [
         ("cpu.max", format!("{quota_us} {PERIOD_US}")),
         ("cpu.cfs_quota_us", quota_us),
         ("memory.max", limits.memory_bytes.to_string()),
         ("memory.limit_in_bytes", limits.memory_bytes.to_string()),
+        ("pids.max", PIDS_MAX.to_string()),
     ];
     for (file, value) in settings {
         let path = dir.join(file);
@@ -100,6 +98,42 @@ fn join_one(hierarchy: &Path, vmid: Vmid, limits: Limits) -> io::Result<()> {
         }
     }
     fs::write(dir.join("cgroup.procs"), "0")
+}
+
+/// Makes the cgroup of what the agent starts. Returns its `cgroup.procs` in each hierarchy where there is
+/// one.
+pub fn of_work(root: &Path) -> Vec<PathBuf> {
+    let made = hierarchies(root).into_iter().filter_map(|hierarchy| {
+        let dir = hierarchy.join(DIR).join(WORK);
+        if let Err(error) = fs::create_dir_all(&dir) {
+            tracing::warn!(path = %dir.display(), %error, "could not make the cgroup of pct: what it uses counts as the agent's");
+            return None;
+        }
+        enable(&hierarchy);
+        let limit = dir.join("pids.max");
+        if limit.exists()
+            && let Err(error) = fs::write(&limit, WORK_PIDS_MAX.to_string())
+        {
+            tracing::warn!(path = %limit.display(), %error, "could not limit the processes of pct");
+        }
+        Some(dir.join("cgroup.procs"))
+    });
+    made.collect()
+}
+
+/// Enables the controllers for the cgroups of shims; on v1 there is nothing to do.
+fn enable(hierarchy: &Path) {
+    for parent in [hierarchy.to_owned(), hierarchy.join(DIR)] {
+        let file = parent.join("cgroup.subtree_control");
+        // Enabled one by one: the kernel takes all of a write or none.
+        for controller in ["+cpu", "+memory", "+pids"] {
+            if file.exists()
+                && let Err(error) = fs::write(&file, controller)
+            {
+                tracing::debug!(path = %file.display(), controller, %error, "could not enable a cgroup controller");
+            }
+        }
+    }
 }
 
 /// Moves this process out of its cgroup and removes the cgroup, if it is empty then.
@@ -188,11 +222,13 @@ mod tests {
             ("lxc/100/ns/cgroup.procs", ""),
             ("pve-sandbox/100/cpu.max", "max 100000"),
             ("pve-sandbox/100/memory.max", "max"),
+            ("pve-sandbox/100/pids.max", "max"),
         ]);
         join(dir.path(), vmid(100), LIMITS).expect("joined");
         assert_eq!(text(&dir, "pve-sandbox/100/cgroup.procs"), "0");
         assert_eq!(text(&dir, "pve-sandbox/100/cpu.max"), "50000 100000");
         assert_eq!(text(&dir, "pve-sandbox/100/memory.max"), "1048576");
+        assert_eq!(text(&dir, "pve-sandbox/100/pids.max"), "1024");
         assert_eq!(text(&dir, "lxc/100/ns/cgroup.procs"), "", "not below the container's");
         assert!(!dir.path().join("memory").exists());
     }
@@ -202,16 +238,36 @@ mod tests {
         let dir = tree(&[
             ("cpu/cgroup.procs", ""),
             ("memory/cgroup.procs", ""),
+            ("pids/cgroup.procs", ""),
+            ("pids/pve-sandbox/100/pids.max", "max"),
             ("cpu/pve-sandbox/100/cpu.cfs_quota_us", "-1"),
             ("memory/pve-sandbox/100/memory.limit_in_bytes", "-1"),
         ]);
         join(dir.path(), vmid(100), LIMITS).expect("joined");
-        for controller in ["cpu", "memory"] {
+        for controller in ["cpu", "memory", "pids"] {
             assert_eq!(text(&dir, &format!("{controller}/pve-sandbox/100/cgroup.procs")), "0");
         }
         assert_eq!(text(&dir, "cpu/pve-sandbox/100/cpu.cfs_quota_us"), "50000");
         assert_eq!(text(&dir, "memory/pve-sandbox/100/memory.limit_in_bytes"), "1048576");
+        assert_eq!(text(&dir, "pids/pve-sandbox/100/pids.max"), "1024");
         assert!(!dir.path().join("pve-sandbox").exists(), "there is no cgroup2");
+    }
+
+    #[test]
+    fn work_of_the_agent_has_a_cgroup_in_every_hierarchy() {
+        let dir = tree(&[
+            ("cgroup.procs", ""),
+            ("cgroup.subtree_control", ""),
+            ("pids/cgroup.procs", ""),
+            ("pids/pve-sandbox/work/pids.max", "max"),
+        ]);
+        let procs = of_work(dir.path());
+        let expected = ["pve-sandbox/work/cgroup.procs", "pids/pve-sandbox/work/cgroup.procs"];
+        assert_eq!(procs, expected.map(|path| dir.path().join(path)));
+        assert_eq!(text(&dir, "pids/pve-sandbox/work/pids.max"), "8192");
+        assert_eq!(text(&dir, "cgroup.subtree_control"), "+pids");
+        assert_eq!(sweep(dir.path()), BTreeSet::new());
+        assert!(dir.path().join("pve-sandbox/work").exists());
     }
 
     #[test]

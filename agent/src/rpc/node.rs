@@ -11,7 +11,7 @@ use proto::{
     spec,
 };
 
-use super::{Handled, Rpc, status::refusal};
+use super::{Handled, Rpc, convert, status::refusal};
 use crate::{journal::scheduling::SchedulingState, sandbox::Adoption};
 
 /// Longest reason of an operator, in bytes.
@@ -41,6 +41,7 @@ impl Rpc {
             members: members.collect(),
             vmid_first: first.get(),
             vmid_last: last.get(),
+            closes_egress: self.sandboxes.isolates(),
         })
     }
 
@@ -78,7 +79,9 @@ impl Rpc {
         if !request.dry_run {
             self.fence(request.epoch).await?;
         }
-        let record = self.sandboxes.recover(vmid, request.dry_run).await.map_err(refusal)?;
+        let egress = convert::egress(request.egress)?;
+        let record = self.sandboxes.recover(vmid, egress, request.dry_run).await;
+        let record = record.map_err(refusal)?;
         Ok(RecoverSandboxResponse { sandbox: Some(self.wire(&record)) })
     }
 
@@ -152,6 +155,7 @@ impl Rpc {
             id: request.id.parse()?,
             vmid: Vmid::try_from(request.vmid)?,
             team: request.team.parse()?,
+            egress: convert::egress(request.egress)?,
         };
         if !request.dry_run {
             self.fence(request.epoch).await?;

@@ -247,3 +247,35 @@ async fn too_many_descriptors_are_an_error() {
     let many = (0..9).map(|_| line("x\n")).collect();
     assert!(spawn_piped(&argv("true"), many).is_err());
 }
+
+#[tokio::test]
+async fn child_is_not_spared_when_the_agent_is() {
+    if !nix::unistd::geteuid().is_root() {
+        // Lowering the score requires root.
+        return;
+    }
+    let score = "/proc/self/oom_score_adj";
+    std::fs::write(score, "-500").expect("the score of this process alone");
+    let dir = tempfile::tempdir().expect("tempdir");
+    let done = runner(dir.path(), 1).run(shell("cat /proc/self/oom_score_adj"), soon()).await;
+    assert_eq!(done.expect("runs").stdout, "0\n");
+    let mut piped = spawn_piped(&argv("cat /proc/self/oom_score_adj"), Vec::new()).expect("runs");
+    let mut text = String::new();
+    piped.stdout.read_to_string(&mut text).await.expect("read");
+    assert_eq!(text, "0\n");
+    let own = std::fs::read_to_string(score).expect("read");
+    assert_eq!(own, "-500\n", "the agent's own stays");
+}
+
+#[tokio::test]
+async fn child_moves_to_the_cgroups_for_work_before_it_runs() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    // Files stand for cgroups; the kernel takes 0 for the process that writes it.
+    let [one, gone] = ["one", "gone"].map(|name| dir.path().join(name).join("cgroup.procs"));
+    std::fs::create_dir_all(one.parent().expect("a directory")).expect("mkdir");
+    std::fs::write(&one, "").expect("written");
+    sys::apart::move_children(&[&gone, &one]).expect("no NUL");
+    let script = format!("cat {}", one.display());
+    let done = runner(dir.path(), 1).run(shell(&script), soon()).await.expect("runs");
+    assert_eq!(done.stdout, "0", "moved, although one of the cgroups is away");
+}

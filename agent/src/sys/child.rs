@@ -12,6 +12,8 @@ use std::{
 use nix::libc;
 use tokio::process::Command;
 
+use super::apart::Apart;
+
 /// First descriptor number of the descriptors passed to a child.
 const FIRST: RawFd = 3;
 /// Descriptors passed to a child at most.
@@ -21,7 +23,8 @@ const FDS_MAX: usize = 8;
 /// agent's own terminal does not reach it, and it cannot type into that terminal. It inherits no
 /// descriptors of the agent without close-on-exec; it gets only `fds`, as its descriptors from 3
 /// on. The command's program and environment must be complete: they are read here, and nothing of
-/// the agent's own environment is added.
+/// the agent's own environment is added. It leaves the agent's cgroup, and is not spared by the OOM
+/// killer as the agent is.
 ///
 /// # Errors
 /// When there are more than 8 descriptors, or a NUL in an argument.
@@ -30,13 +33,15 @@ pub fn own_session(command: &mut Command, fds: Vec<OwnedFd>) -> io::Result<()> {
     if fds.len() > FDS_MAX {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    let apart = Apart::of_agent();
     let program = if fds.is_empty() { None } else { Some(Program::of(command)?) };
-    // SAFETY: the closure runs in the forked child and calls nothing but setsid(2), fcntl(2),
-    // dup2(2), close(2), close_range(2) and execve(2), all async-signal-safe; it neither allocates
+    // SAFETY: the closure runs in the forked child and calls nothing but setsid(2), open(2),
+    // write(2), fcntl(2), dup2(2), close(2), close_range(2) and execve(2), all async-signal-safe; it neither allocates
     // nor takes a lock.
     unsafe {
         command.pre_exec(move || {
             new_session()?;
+            apart.leave()?;
             close_on_exec()?;
             program.as_ref().map_or(Ok(()), |program| become_with(program, &fds))
         });

@@ -3,6 +3,7 @@
 //!
 //! Roots such as `/proc` are parameters, so that tests can use a tree in a tempdir.
 
+pub mod apart;
 pub mod child;
 pub mod flock;
 pub mod heap;

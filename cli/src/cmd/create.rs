@@ -278,7 +278,14 @@ mod tests {
         let line = "--env A=b=c --meta user=ada --expose web=8080 --expose 81 --dhcp";
         let create: Create = parse(line).expect(line);
         assert_eq!((create.count, create.wait), (1, Duration::from_secs(300)));
-        let wrong = ["--env A", "--env =b", "--expose web=0", "--expose x=y", "--expose 65536"];
+        let wrong = [
+            "--env A",
+            "--egress some",
+            "--env =b",
+            "--expose web=0",
+            "--expose x=y",
+            "--expose 65536",
+        ];
         for wrong in
             wrong.into_iter().chain(["--count 0", "--wait 5d", "--memory 2x", "--disk 512m"])
         {

@@ -15,6 +15,7 @@ mod cp;
 mod create;
 mod current;
 mod drain;
+mod egress;
 mod events;
 mod exec;
 mod exec_id;
@@ -134,6 +135,8 @@ pub(crate) enum User {
     Resume(resume::Resume),
     /// Say what wakes a sandbox when it is paused, or show it
     WakeOn(wake_on::WakeOn),
+    /// Say what a sandbox reaches outside of itself, or show it
+    Egress(egress::Egress),
     /// Give a sandbox another name
     Rename(rename::Rename),
     /// Give a sandbox other cores, memory or disk
@@ -309,6 +312,7 @@ async fn user(
         User::Pause(args) => pause::run(connect()?, args, output).await,
         User::Resume(args) => resume::run(connect()?, args, output).await,
         User::WakeOn(args) => wake_on::run(connect()?, args, output).await,
+        User::Egress(args) => egress::run(connect()?, args, output).await,
         User::Lifetime(args) => lifetime::run(connect()?, args, output).await,
         User::Top(args) => top::run(connect()?, args, output).await,
         User::Rm(args) => rm::run(connect()?, args, output).await,

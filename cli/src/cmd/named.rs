@@ -53,6 +53,7 @@ fn of_user(verb: &mut User) -> Vec<&mut String> {
         User::Resume(args) => args.ids.iter_mut().collect(),
         User::Top(args) => args.ids.iter_mut().collect(),
         User::WakeOn(args) => vec![&mut args.id],
+        User::Egress(args) => vec![&mut args.id],
         User::Lifetime(args) => vec![&mut args.id],
         User::Expose(args) => vec![&mut args.id],
         User::Hide(args) => vec![&mut args.id],

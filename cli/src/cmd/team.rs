@@ -6,6 +6,7 @@ use proto::{
     sandbox::v1::{
         self as wire, GetTeamRequest, ListTeamsRequest, Team, TeamLimits, UpdateTeamRequest,
     },
+    spec::Egress,
 };
 use serde_json::{Value, json};
 
@@ -57,9 +58,10 @@ Examples:
   sandboxctl team set acme --cores none         no limit, whatever the controller's default is
   sandboxctl team set acme --cores default      as the controller's configuration says
   sandboxctl team set acme --creates 100/30m --user-creates 5/hour
+  sandboxctl team set acme --egress none        its new sandboxes reach nothing outside
 
 A limit counts from the next creation on; it ends nothing that is there. 0 lets nothing more in.")]
-#[group(id = "limits", required = true, multiple = true, args = ["sandboxes", "cores", "memory", "disk", "creates", "user_creates"])]
+#[group(id = "limits", required = true, multiple = true, args = ["sandboxes", "cores", "memory", "disk", "creates", "user_creates", "egress"])]
 pub(crate) struct Set {
     /// Name of the team
     #[arg(value_name = "TEAM")]
@@ -82,6 +84,23 @@ pub(crate) struct Set {
     /// Creations of each user of the team
     #[arg(long, value_name = "RATE", value_parser = rate)]
     user_creates: Option<Wanted<Rate>>,
+    /// Most that its sandboxes reach outside of themselves: open or none, or default
+    #[arg(long, value_name = "open|none", value_parser = most)]
+    egress: Option<Most>,
+}
+
+/// Most that a team's sandboxes reach; `None`: as the controller's configuration says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Most(Option<Egress>);
+
+fn most(text: &str) -> Result<Most, String> {
+    match text {
+        "default" => Ok(Most(None)),
+        text => text
+            .parse()
+            .map(|egress| Most(Some(egress)))
+            .map_err(|_| "must be open, none or default".into()),
+    }
 }
 
 /// Limit as it is typed: a value, `none`, or `default`.
@@ -193,7 +212,7 @@ async fn ls(controller: Controller, listing: &Listing, output: Output) -> Result
 }
 
 async fn set(controller: Controller, args: Set, output: Output) -> Result<(), Failure> {
-    let Set { team_name, sandboxes, cores, memory, disk, creates, user_creates } = args;
+    let Set { team_name, sandboxes, cores, memory, disk, creates, user_creates, egress } = args;
     let named = [
         ("limits.sandboxes", sandboxes.is_some()),
         ("limits.cpu_cores", cores.is_some()),
@@ -201,6 +220,7 @@ async fn set(controller: Controller, args: Set, output: Output) -> Result<(), Fa
         ("limits.disk_gib", disk.is_some()),
         ("limits.creates", creates.is_some()),
         ("limits.user_creates", user_creates.is_some()),
+        ("limits.egress", egress.is_some()),
     ];
     let limits = proto::limits::TeamLimits {
         sandboxes: sandboxes.and_then(Wanted::own),
@@ -209,6 +229,7 @@ async fn set(controller: Controller, args: Set, output: Output) -> Result<(), Fa
         disk_gib: disk.and_then(Wanted::own),
         creates: creates.and_then(Wanted::own),
         user_creates: user_creates.and_then(Wanted::own),
+        egress: egress.and_then(|Most(egress)| egress),
     };
     let team = Team { name: team_name, limits: Some(limits.into()), ..Team::default() };
     let paths = named.iter().filter(|(_, set)| *set).map(|(path, _)| (*path).to_owned()).collect();
@@ -237,7 +258,20 @@ fn show(team: &Team, output: Output) -> Result<(), Failure> {
             table::cell(from),
         ]);
     }
+    let (most, own) = egress(team);
+    let from = if own { "its own" } else { "the default" };
+    table.row(vec![table::cell("egress"), table::cell(""), table::cell(most), table::cell(from)]);
     listing::table(output, table)
+}
+
+/// Most that the sandboxes of a team reach, in a word, and whether the team has it of its own.
+fn egress(team: &Team) -> (&'static str, bool) {
+    let (own, all) = (team.limits.unwrap_or_default(), team.effective.unwrap_or_default());
+    let most = match all.egress() {
+        wire::Egress::Unspecified | wire::Egress::Open => Egress::Open,
+        wire::Egress::None => Egress::None,
+    };
+    (most.word(), own.egress() != wire::Egress::Unspecified)
 }
 
 /// One limit of a team.
@@ -298,7 +332,7 @@ fn limits(team: &Team) -> [Row; 6] {
         });
         Row { name, heading, used, max: limit.map(|limit| limit.count.into()), rate: written, own }
     };
-    let TeamLimits { sandboxes, cpu_cores, memory_mib, disk_gib, creates, user_creates } = all;
+    let TeamLimits { sandboxes, cpu_cores, memory_mib, disk_gib, creates, user_creates, .. } = all;
     [
         sum("sandboxes", "sandboxes", usage.sandboxes, sandboxes, own.sandboxes),
         sum("cpu_cores", "cores", usage.cpu_cores, cpu_cores, own.cpu_cores),
@@ -323,6 +357,11 @@ fn value(team: &Team) -> Value {
         if row.own {
             own.push(row.name);
         }
+    }
+    let (most, has_own) = egress(team);
+    max.insert("egress".into(), most.into());
+    if has_own {
+        own.push("egress");
     }
     json!({ "id": team.name, "used": used, "max": max, "own": own })
 }

@@ -3,7 +3,10 @@
 use std::str::FromStr;
 
 use clap::Args;
-use proto::sandbox::v1::{CreateSandboxRequest, HttpService, NetworkMode, Placement, Size};
+use proto::{
+    sandbox::v1::{self as wire, CreateSandboxRequest, HttpService, NetworkMode, Placement, Size},
+    spec::Egress,
+};
 
 use super::{
     first_files::{self, FirstFile},
@@ -62,6 +65,9 @@ pub(crate) struct Wanted {
     /// Ask a DHCP server on the node's bridge for the address
     #[arg(long)]
     dhcp: bool,
+    /// Reach of a sandbox outside of itself: open or none [default: as the controller says]
+    #[arg(long, value_name = "open|none")]
+    egress: Option<Egress>,
     /// How long it lives.
     #[command(flatten)]
     lifetime: Lifetime,
@@ -154,6 +160,7 @@ pub(super) async fn request(
         name: wanted.name.unwrap_or_default(),
         files,
         files_user: String::new(),
+        egress: wanted.egress.map(wire::Egress::from).unwrap_or_default().into(),
     })
 }
 

@@ -34,6 +34,7 @@ pub struct Sandbox<'a> {
     stop_result: &'static str,
     expires_at: Option<String>,
     lifetime: Lifetime,
+    egress: &'static str,
 }
 
 /// JSON of a lifetime; seconds, 0 is for ever.
@@ -134,6 +135,16 @@ pub fn sandbox(sandbox: &wire::Sandbox) -> Sandbox<'_> {
         stop_result: stop_result(sandbox.stop_result()),
         expires_at: rfc3339(sandbox.expires_at),
         lifetime: lifetime(sandbox.lifetime),
+        egress: egress(sandbox.egress()),
+    }
+}
+
+/// Returns the reach of a sandbox in a word; empty when its node does not say it.
+pub fn egress(egress: wire::Egress) -> &'static str {
+    match egress {
+        wire::Egress::Unspecified => "",
+        wire::Egress::Open => "open",
+        wire::Egress::None => "none",
     }
 }
 

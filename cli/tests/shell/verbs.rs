@@ -135,6 +135,7 @@ async fn get_shows_all_details_of_a_sandbox() {
         "wake_on": { "http": true, "ssh": false, "exec": true },
         "cause": "", "stop_result": "", "expires_at": null,
         "lifetime": { "ttl_s": 0, "ttl_action": "pause", "idle_s": 0, "idle_action": "pause" },
+        "egress": "open",
     });
     assert_eq!(value, expected);
     assert!(fake.run(&["get", ID]).await.text().contains("node:       node2"));
@@ -272,7 +273,7 @@ async fn lifetime_shows_and_sets_the_rules() {
 }
 
 #[tokio::test]
-async fn pause_resume_and_wake_on_print_the_new_state() {
+async fn pause_resume_wake_on_and_egress_print_the_new_state() {
     let fake = fake().await;
     assert_eq!(fake.run(&["pause", ID]).await.text(), format!("{ID} paused\n"));
     assert_eq!(fake.run(&["pause", "--or-stop", ID]).await.text(), format!("{ID} stopped\n"));
@@ -283,6 +284,9 @@ async fn pause_resume_and_wake_on_print_the_new_state() {
     let value = fake.run(&["wake-on", "--json", ID, "--exec", "off"]).await.json();
     assert_eq!(value["wake_on"], json!({ "http": true, "ssh": false, "exec": false }));
     assert_eq!(fake.run(&["wake-on", ID, "--http", "maybe"]).await.code, Some(2));
+    assert_eq!(fake.run(&["egress", ID]).await.text(), format!("{ID} open\n"));
+    assert_eq!(fake.run(&["egress", ID, "none"]).await.text(), format!("{ID} none\n"));
+    assert_eq!(fake.run(&["egress", ID, "some"]).await.code, Some(2));
     assert!(fake.run(&["get", ID]).await.text().contains("wake on:    http, exec"));
 }
 
@@ -480,6 +484,9 @@ async fn limits_of_a_team_are_shown_beside_their_use_and_set() {
     }
     let value = fake.run(&[&words[..], &["--json"]].concat()).await.json();
     assert_eq!(value["own"], json!(["sandboxes", "memory_mib", "creates"]));
+    assert_eq!(value["max"]["egress"], "open");
+    let closed = fake.run(&["team", "set", "acme", "--egress", "none", "--json"]).await.json();
+    assert_eq!((&closed["own"], &closed["max"]["egress"]), (&json!(["egress"]), &json!("none")));
     assert_eq!(
         (&value["max"]["sandboxes"], &value["max"]["memory_mib"]),
         (&json!(null), &json!(81_920))
@@ -490,7 +497,11 @@ async fn limits_of_a_team_are_shown_beside_their_use_and_set() {
     );
     let list = fake.run(&["team", "ls"]).await;
     assert!(list.text().contains("3 of 20") && list.text().contains("2 of 10/hour"), "{list:?}");
-    for wrong in [&["team", "set", "acme"][..], &["team", "set", "acme", "--creates", "10"]] {
+    for wrong in [
+        &["team", "set", "acme"][..],
+        &["team", "set", "acme", "--creates", "10"],
+        &["team", "set", "acme", "--egress", "some"],
+    ] {
         assert_eq!(fake.run(wrong).await.code, Some(2));
     }
 }

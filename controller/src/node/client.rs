@@ -273,8 +273,14 @@ impl Client {
     }
 
     /// Recovers a container that carries our mark.
-    pub async fn recover(&self, epoch: u64, vmid: u32, dry_run: bool) -> Result<api::Sandbox> {
-        let request = wire::RecoverSandboxRequest { epoch, vmid, dry_run };
+    pub async fn recover(
+        &self,
+        epoch: u64,
+        (vmid, egress): (u32, api::Egress),
+        dry_run: bool,
+    ) -> Result<api::Sandbox> {
+        let egress = egress.into();
+        let request = wire::RecoverSandboxRequest { epoch, vmid, dry_run, egress };
         sandbox(
             call(Call::RecoverSandbox, QUICK, self.agent().recover_sandbox(request)).await?.sandbox,
         )

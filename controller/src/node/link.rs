@@ -94,7 +94,7 @@ async fn session(nodes: &Arc<Nodes>, node: &Node) -> Result<std::convert::Infall
     if hello.node != node.name.as_str() {
         return Err(Error::Nonsense(format!("it says that it is {}", hello.node)));
     }
-    let handshaken = nodes.connected(node, &hello.version, &hello.journal_id);
+    let handshaken = nodes.connected(node, &hello);
     let mut claimed = 0;
     nodes
         .epoch

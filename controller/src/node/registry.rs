@@ -7,7 +7,7 @@ use std::{
 
 use daemon::{peer::Validity, sync::Mutex};
 use proto::{
-    agent::v1::Member,
+    agent::v1::{HelloResponse, Member},
     id::SandboxId,
     name::{NodeName, SnapshotId, Team},
     sandbox::v1::NodeLoad,
@@ -384,10 +384,10 @@ impl Nodes {
     }
 
     /// Records a new connection; returns true when it is not this controller's first.
-    pub(super) fn connected(&self, node: &Node, version: &str, journal_id: &str) -> bool {
+    pub(super) fn connected(&self, node: &Node, hello: &HelloResponse) -> bool {
         // The agent has just answered, so the earlier problem was the connection.
         self.fleet.lock().answered(node.slot);
-        node.connected(version, journal_id)
+        node.connected(hello)
     }
 
     /// Marks a node as up or down; returns true when that is a change.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use daemon::{peer::Validity, sync::Mutex};
-use proto::{id::SandboxId, name::NodeName, sandbox::v1::NodeLoad};
+use proto::{agent::v1::HelloResponse, id::SandboxId, name::NodeName, sandbox::v1::NodeLoad};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +45,8 @@ pub(super) struct State {
     pub(super) synced: bool,
     /// Whether it has answered us before; a higher epoch there then means that we were replaced.
     handshaken: bool,
+    /// Whether it can keep a sandbox from reaching anything, by its last answer.
+    closes_egress: bool,
 }
 
 /// State of a node for operators.
@@ -102,12 +104,18 @@ impl Node {
     }
 
     /// Records a new connection; returns true when it is not the first.
-    pub(super) fn connected(&self, version: &str, journal_id: &str) -> bool {
+    pub(super) fn connected(&self, hello: &HelloResponse) -> bool {
         let mut state = self.state.lock();
-        version.clone_into(&mut state.version);
-        state.journal_id = journal_id.into();
+        hello.version.clone_into(&mut state.version);
+        state.journal_id = hello.journal_id.as_str().into();
+        state.closes_egress = hello.closes_egress;
         state.first_report = true;
         std::mem::replace(&mut state.handshaken, true)
+    }
+
+    /// Returns true when it can keep a sandbox from reaching anything.
+    pub fn closes_egress(&self) -> bool {
+        self.state.lock().closes_egress
     }
 
     /// Returns the journal of its revisions.

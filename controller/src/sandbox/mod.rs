@@ -23,7 +23,7 @@ use proto::{
     name::{NodeName, Preset, Team, UserLabel},
     sandbox::v1::{Failure, Sandbox},
     scope::Scopes,
-    spec::Size,
+    spec::{Egress, Size},
 };
 use tokio::{
     sync::Semaphore,
@@ -185,6 +185,8 @@ pub struct Options {
     pub bids: usize,
     /// Sizes by name.
     pub sizes: BTreeMap<Preset, Size>,
+    /// Reach of a sandbox outside of itself that asks for nothing, as far as its team may.
+    pub egress: Egress,
     /// Limits of each team that has none of its own.
     pub limits: TeamLimits,
 }
@@ -199,6 +201,7 @@ impl Default for Options {
             deadline: Duration::from_secs(600),
             bids: 1,
             sizes: BTreeMap::new(),
+            egress: Egress::default(),
             limits: TeamLimits::default(),
         }
     }

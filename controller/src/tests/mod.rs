@@ -7,6 +7,7 @@ mod audit;
 mod breaker;
 mod crash;
 mod creates;
+mod egress;
 mod events;
 mod exec;
 mod failover;

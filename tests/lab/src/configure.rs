@@ -129,6 +129,13 @@ pub fn node(lab: &Lab, node: &Node) -> Result<bool> {
 
 fn agent_config(node: NodeId, root: &Path) -> String {
     let (ip, net) = (node.ip(), node.containers_net());
+    let cgroups = root.join("run/lab/cgroup");
+    // On a machine with v1, what v2 lacks is there.
+    let v1 = if cgroups.join("pids").exists() {
+        "[pve]\ncgroup_v1 = \"/run/lab/cgroup\"\n\n"
+    } else {
+        ""
+    };
     let mut templates = String::new();
     for image in &IMAGES {
         // write! to a String cannot fail.
@@ -150,15 +157,16 @@ fn agent_config(node: NodeId, root: &Path) -> String {
          pool = \"{net}.2-{net}.229\"\ndhcp = \"on_request\"\n\
          # The lab's way out answers there; the node itself resolves as the machine does.\n\
          name_servers = [\"{NAME_SERVER}\"]\n\n\
+         # Low enough for a test to reach them.\n[limits]\npids = 512\nconnections = 1024\n\n\
          {templates}[ingress]\ndomain = \"{DOMAIN}\"\nhttps = false\n\
          public = [\"127.0.0.1:8480\", \"{ip}:8480\"]\npeer = \"{ip}:8481\"\n\
          tls = {{ ca = \"{TLS}/ingress-ca.crt\", cert = \"{TLS}/ingress-node.crt\", \
          key = \"{TLS}/ingress-node.key\" }}\n\n\
-         # The node is a cgroup of the machine, not a machine: its load is read from there.\n\
+         {v1}# The node is a cgroup of the machine, not a machine: its load is read from there.\n\
          [load.cgroup]\n",
     );
     for controller in ["unified", "cpu", "cpuacct", "memory"] {
-        if root.join("run/lab/cgroup").join(controller).exists() {
+        if cgroups.join(controller).exists() {
             config.push_str(&format!("{controller} = \"/run/lab/cgroup/{controller}\"\n"));
         }
     }

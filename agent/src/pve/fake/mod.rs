@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 pub use membership::Membership;
 pub use op::Op;
-pub use size::KernelLimits;
+pub use size::{KernelLimits, Limiting};
 pub use world::Guest;
 use world::{Node, World, template_config};
 
@@ -186,6 +186,7 @@ impl FakeCluster {
             busy: BTreeSet::new(),
             next_pid: 1000,
             mutation: None,
+            limiting: Limiting::default(),
         };
         Self(Arc::new(Shared {
             world: Mutex::new(world),
@@ -331,6 +332,11 @@ impl FakeCluster {
     /// Sets whether every node sees the volumes of every other.
     pub fn set_shared(&self, shared: bool) {
         self.0.world.lock().shared = shared;
+    }
+
+    /// Sets what the hosts' kernels do when a limit on processes is written.
+    pub fn set_limiting(&self, limiting: Limiting) {
+        self.0.world.lock().limiting = limiting;
     }
 
     /// Sets whether the cluster has quorum.

@@ -7,7 +7,7 @@ use proto::{
 };
 
 use super::world::{World, put};
-use crate::pve::{ContainerConfig, ErrorKind, Result};
+use crate::pve::{ContainerConfig, ErrorKind, Limited, Result};
 
 /// Limits of a container that runs, which its config need not show.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -18,6 +18,18 @@ pub struct KernelLimits {
     pub memory_mib: u32,
 }
 
+/// Behaviour of the fake host's kernel when a limit on processes is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Limiting {
+    /// The limit is in force then.
+    #[default]
+    Works,
+    /// The write fails.
+    Fails,
+    /// The kernel has no controller.
+    NoController,
+}
+
 impl KernelLimits {
     pub(super) fn of(config: &ContainerConfig) -> Self {
         Self { cores: config.cores(), memory_mib: config.memory_mib() }
@@ -25,6 +37,26 @@ impl KernelLimits {
 }
 
 impl World {
+    /// Limits the processes of a container that runs.
+    pub(super) fn limit_processes(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        max: u32,
+    ) -> Result<Limited> {
+        match self.limiting {
+            Limiting::Works => {}
+            Limiting::Fails => return Err(ErrorKind::Failed("told to fail".to_owned())),
+            Limiting::NoController => return Ok(Limited::NoController),
+        }
+        let guest = self.container_mut(node, vmid)?;
+        if guest.pid.is_none() {
+            return Err(ErrorKind::Failed("no such cgroup".to_owned()));
+        }
+        guest.processes_max = Some(max);
+        Ok(Limited::InForce)
+    }
+
     /// Gives a container that runs other limits than its config shows. As with PVE, equal ones are
     /// passed over.
     pub(super) fn give_limits(

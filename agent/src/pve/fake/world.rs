@@ -12,7 +12,7 @@ use proto::{
 };
 use tokio::time::Instant;
 
-use super::{KernelLimits, Membership, Mutation};
+use super::{KernelLimits, Limiting, Membership, Mutation};
 use crate::pve::{
     CloneOrder, ContainerConfig, ErrorKind, Mark, OwnVolumes, Result, Settings, StorageRoom,
     cluster::Signs, config_file::Ip, interface, ownership, pause_lock, tags, volume,
@@ -44,6 +44,8 @@ pub struct Guest {
     pub memory_bytes: u64,
     /// Limits that the kernel holds it to while it runs.
     pub limits: KernelLimits,
+    /// Limit on its processes, since it was started.
+    pub processes_max: Option<u32>,
 }
 
 impl Guest {
@@ -60,6 +62,7 @@ impl Guest {
             stubborn: false,
             memory_bytes: 64 << 20,
             limits: KernelLimits::default(),
+            processes_max: None,
         }
     }
 }
@@ -91,6 +94,8 @@ pub(super) struct World {
     pub busy: BTreeSet<Vmid>,
     pub next_pid: u32,
     pub mutation: Option<Mutation>,
+    /// Behaviour of the hosts' kernels when a limit on processes is written.
+    pub limiting: Limiting,
 }
 
 /// Remains that `destroy_owned` finds.
@@ -159,7 +164,7 @@ impl World {
         self.guests.get(&vmid).filter(|guest| guest.node == *node && !guest.is_vm)
     }
 
-    fn container_mut(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest> {
+    pub(super) fn container_mut(&mut self, node: &NodeName, vmid: Vmid) -> Result<&mut Guest> {
         let found = self.guests.get_mut(&vmid).filter(|guest| guest.node == *node && !guest.is_vm);
         found.ok_or_else(|| missing(node, vmid))
     }
@@ -289,6 +294,7 @@ impl World {
         guest.pid = Some(pid);
         guest.up_at = Some(up_at);
         guest.limits = KernelLimits::of(&guest.config);
+        guest.processes_max = None;
         self.next_pid += 1;
         Ok(())
     }
@@ -330,6 +336,7 @@ impl World {
         guest.pid = on.then_some(pid);
         guest.up_at = on.then(Instant::now);
         guest.frozen = false;
+        guest.processes_max = None;
         self.next_pid += u32::from(on);
     }
 

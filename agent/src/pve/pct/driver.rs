@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use super::Pct;
 use crate::{
     pve::{
-        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, HostPaths, Init, Mark, OwnVolumes,
-        Pve, Settings, StorageRoom, Usage, cgroup, container, pause_lock,
+        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, HostPaths, Init,
+        Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cgroup, container,
+        pause_lock, process_limit,
     },
     sys::{netns, pidfd, proc},
 };
@@ -127,6 +128,13 @@ impl Pve for Pct {
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + deadline;
         self.change("start", vmid, move |host| host.start(vmid, deadline).boxed()).await
+    }
+
+    async fn limit_processes(&self, vmid: Vmid, max: u32) -> Result<Limited, Error> {
+        let set = self.look(move |at| process_limit::set(at, vmid, max)).await;
+        let failed = |text| Error { op: "limit", vmid, kind: ErrorKind::Failed(text) };
+        let set = set.ok_or_else(|| failed("the agent is shutting down".to_owned()))?;
+        set.map_err(|error| failed(error.to_string()))
     }
 
     async fn halt(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use ipnet::Ipv4Net;
 use proto::{
     Invariant, Reason,
     id::{SandboxId, Vmid},
-    spec::Network,
+    spec::{Egress, Network},
 };
 
 use crate::{
@@ -79,6 +79,7 @@ impl Sandboxes {
         record: &Record,
         config: &ContainerConfig,
     ) -> Result<()> {
+        self.check_egress(record.egress)?;
         let Some(isolation) = self.isolation.get() else { return Ok(()) };
         self.check_interfaces(record.vmid, config)?;
         isolation.memory.lock().starting.insert(record.id);
@@ -160,6 +161,21 @@ impl Sandboxes {
         Ok(differences)
     }
 
+    /// Returns true when sandboxes of this node are isolated at all.
+    pub fn isolates(&self) -> bool {
+        self.isolation.get().is_some()
+    }
+
+    /// Refuses a sandbox that this node cannot keep from reaching what it shall not reach.
+    pub(in crate::sandbox) fn check_egress(&self, egress: Egress) -> Result<()> {
+        if egress == Egress::Open || self.isolates() {
+            return Ok(());
+        }
+        let message =
+            "sandboxes of this node are not isolated (network.isolation), so none can be closed";
+        Err(Error::new(Reason::IsolationFailed, message))
+    }
+
     /// Refuses creations while the rules are not in force.
     pub(in crate::sandbox) fn check_isolation_works(&self) -> Result<()> {
         let broken = self.isolation.get().and_then(|one| one.memory.lock().broken.clone());
@@ -168,7 +184,12 @@ impl Sandboxes {
 
     /// Returns what is or was wrong with the rules; what was put right is told once.
     pub(in crate::sandbox) async fn isolation_findings(&self) -> Vec<Finding> {
-        let Some(isolation) = self.isolation.get() else { return Vec::new() };
+        let Some(isolation) = self.isolation.get() else {
+            let live = self.live().into_iter();
+            let open = live.filter(|record| record.phase.is_up() && record.egress == Egress::None);
+            let detail = "its egress is `none`, and sandboxes of this node are not isolated";
+            return open.map(|record| Finding::new(Invariant::I5, record.id, detail)).collect();
+        };
         let subject = self.pve.node();
         let (restored, broken) = {
             let mut memory = isolation.memory.lock();
@@ -208,7 +229,12 @@ impl Sandboxes {
             let Connected { mac, bridge, router } = self.interface_of(isolation, record).await?;
             rules.bridges.insert(bridge);
             rules.routers.extend(router);
-            let entry = Entry { mac, ip: record.lease(), dhcp: record.network == Network::Dhcp };
+            let entry = Entry {
+                mac,
+                ip: record.lease(),
+                dhcp: record.network == Network::Dhcp,
+                egress: record.egress,
+            };
             rules.sandboxes.insert(record.vmid, entry);
         }
         Ok(rules)

@@ -160,6 +160,8 @@ pub struct Limits {
     pub clone_queue_max: usize,
     /// Most containers that boot at the same time.
     pub starts_max: usize,
+    /// Most processes and threads of a sandbox.
+    pub processes: u32,
     /// Bytes of the storage that no clone may use up.
     pub storage_reserve_bytes: u64,
     /// Largest sum of all memory limits, as a multiple of the host's memory. The controller's own
@@ -194,6 +196,7 @@ impl Default for Limits {
         Self {
             clone_queue_max: 64,
             starts_max: 4,
+            processes: 4096,
             storage_reserve_bytes: 1 << 30,
             memory_overcommit: 2.0,
             memory_used_max: 0.97,

@@ -117,6 +117,7 @@ impl Sandboxes {
         let template = template?;
         fit?;
         self.check_isolation_works()?;
+        self.check_egress(order.spec.egress.unwrap_or_default())?;
         if self.network_of(order.spec.network)? == Network::Dhcp {
             let bridge = template.bridge.as_deref().unwrap_or(&self.options.network.name);
             self.check_dhcp_bridge(bridge)?;
@@ -217,6 +218,7 @@ impl Sandboxes {
             network,
             ip: None,
             ip_granted: false,
+            egress: spec.egress.unwrap_or_default(),
             services: spec.services.clone(),
             name: spec.name.clone(),
             metadata: spec.metadata.clone(),

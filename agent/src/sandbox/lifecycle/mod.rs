@@ -11,6 +11,7 @@ pub(super) mod delete;
 pub(super) mod enforce_pause;
 pub(super) mod pause;
 pub(super) mod probe;
+pub(super) mod process_limit;
 pub mod resize;
 pub(super) mod resume;
 pub(super) mod start;

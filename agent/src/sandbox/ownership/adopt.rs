@@ -15,6 +15,7 @@ use proto::{
     Cause, Progress, Reason,
     id::{SandboxId, SandboxRef, Vmid},
     name::{RequestId, Team},
+    spec::Egress,
 };
 use tokio::time::Instant;
 
@@ -42,6 +43,8 @@ pub struct Adoption {
     pub vmid: Vmid,
     /// Team that will own the sandbox.
     pub team: Team,
+    /// Reach of a sandbox outside of itself.
+    pub egress: Egress,
 }
 
 impl Sandboxes {
@@ -51,7 +54,7 @@ impl Sandboxes {
     /// # Errors
     /// SANDBOX_NOT_FOUND when this node has no container with this vmid; NOT_OURS when it carries a
     /// mark already; CONTAINER_UNFIT when it is a template, privileged or protected;
-    /// CONTAINER_LOCKED; SANDBOX_KNOWN when a sandbox has its vmid or its address; DHCP_REFUSED and
+    /// CONTAINER_LOCKED; ISOLATION_FAILED when it shall be closed and nothing is isolated here; SANDBOX_KNOWN when a sandbox has its vmid or its address; DHCP_REFUSED and
     /// ADDRESS_CONFLICT as `address_of`.
     pub async fn adopt(
         self: &Arc<Self>,
@@ -59,7 +62,7 @@ impl Sandboxes {
         dry_run: bool,
         wait: Duration,
     ) -> Result<(Arc<Record>, Vec<String>)> {
-        let Adoption { id, vmid, team } = adoption;
+        let Adoption { id, vmid, team, egress } = adoption;
         if let Some(known) = self.known(&SandboxRef::Id(id)) {
             return match known {
                 Known::Live(record) if record.vmid == vmid => Ok((record, Vec::new())),
@@ -68,6 +71,7 @@ impl Sandboxes {
                 }
             };
         }
+        self.check_egress(egress)?;
         let config = self.container(vmid).await?;
         if let Some(Known::Live(record)) = self.known(&SandboxRef::Vmid(vmid)) {
             let why = format!("container {vmid} is {} already", record.id);
@@ -79,6 +83,7 @@ impl Sandboxes {
         let mark = Mark { sandbox_id: id, vmid, attempt: 1, team, request_id };
         let record = Record {
             adopted: true,
+            egress,
             progress: Progress::Adopt,
             ..self.record_of(&config, &mark, SNAPSHOT).await?
         };

@@ -11,7 +11,7 @@ use proto::{
     Cause, Progress, Reason,
     id::{SandboxRef, Vmid},
     sandbox::v1::StopResult,
-    spec::{Network, Size},
+    spec::{Egress, Network, Size},
 };
 
 use crate::{
@@ -30,8 +30,15 @@ impl Sandboxes {
     /// # Errors
     /// NOT_OURS when it carries no mark for its own vmid; CONTAINER_LOCKED when somebody works on
     /// it; SANDBOX_KNOWN when the journal has it, or another one with its vmid, address or request;
-    /// SANDBOX_DELETED when it has ended; DHCP_REFUSED and ADDRESS_CONFLICT as `address_of`.
-    pub async fn recover(self: &Arc<Self>, vmid: Vmid, dry_run: bool) -> Result<Arc<Record>> {
+    /// SANDBOX_DELETED when it has ended; ISOLATION_FAILED when it shall be closed and nothing is
+    /// isolated here; DHCP_REFUSED and ADDRESS_CONFLICT as `address_of`.
+    pub async fn recover(
+        self: &Arc<Self>,
+        vmid: Vmid,
+        egress: Egress,
+        dry_run: bool,
+    ) -> Result<Arc<Record>> {
+        self.check_egress(egress)?;
         let config = self.container(vmid).await?;
         let mark = config.mark().filter(|mark| mark.vmid == vmid && !config.is_template());
         let Some(mark) = mark else {
@@ -54,7 +61,7 @@ impl Sandboxes {
                 return Err(Error::new(Reason::SandboxDeleted, why));
             }
         }
-        let record = self.record_of(&config, &mark, UNKNOWN_SNAPSHOT).await?;
+        let record = Record { egress, ..self.record_of(&config, &mark, UNKNOWN_SNAPSHOT).await? };
         if dry_run {
             return Ok(Arc::new(record));
         }
@@ -128,6 +135,7 @@ impl Sandboxes {
             network,
             ip,
             ip_granted: network == Network::Dhcp && ip.is_some(),
+            egress: Egress::default(),
             services: BTreeMap::new(),
             name: None,
             metadata: BTreeMap::new(),

@@ -12,7 +12,12 @@ pub(super) const CMUX: &str = "#cmux-execd-auth-token=0123\n#made by hand\narch:
     onboot: 1\nrootfs: local-zfs:subvol-207-disk-0,size=32G\nunprivileged: 1\n";
 
 pub(super) fn adoption() -> Adoption {
-    Adoption { id: id(1), vmid: vmid(VMID), team: "acme".parse().expect("valid") }
+    Adoption {
+        id: id(1),
+        vmid: vmid(VMID),
+        team: "acme".parse().expect("valid"),
+        egress: Egress::Open,
+    }
 }
 
 impl Node {

@@ -15,6 +15,7 @@ fn grounds() -> Grounds {
         dhcp_server: None,
         closed: Default::default(),
         reach: Default::default(),
+        connections: None,
     }
 }
 
@@ -148,4 +149,78 @@ async fn container_with_an_interface_that_is_not_filtered_is_refused() {
     let refused = refused.expect_err("refused");
     assert_eq!(refused.reason, Reason::ContainerUnfit);
     assert!(refused.message.contains("net1"), "{}", refused.message);
+}
+
+impl Node {
+    /// Reach of the sandbox of the record by the rules.
+    fn lets_reach(&self, firewall: &MemoryFirewall, record: &Record) -> Option<Egress> {
+        let rules = firewall.rules()?;
+        rules.sandboxes.get(&record.vmid).map(|entry| entry.egress)
+    }
+}
+
+fn egress(egress: Egress) -> proto::update::Update {
+    proto::update::Update { egress: Some(Some(egress)), ..Default::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_sandbox_is_closed_from_its_start_and_after_a_restart_of_the_agent() {
+    let mut node = Node::new().await;
+    let firewall = node.isolated();
+    let mut closed = order(1);
+    closed.spec.egress = Some(Egress::None);
+    let record = node.sandboxes.create(closed, LONG).await.expect("made");
+    let open = node.running(2).await;
+    assert_eq!((record.phase, record.egress), (Phase::Running, Egress::None));
+    assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::None));
+    assert_eq!(node.lets_reach(&firewall, &open), Some(Egress::Open));
+
+    node.restart().await;
+    let firewall = node.isolated();
+    node.reconcile().await;
+    assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::None));
+    assert_eq!(node.lets_reach(&firewall, &open), Some(Egress::Open));
+    node.assert_sound().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn egress_of_a_running_sandbox_can_be_changed() {
+    let node = Node::new().await;
+    let firewall = node.isolated();
+    let record = node.running(1).await;
+    let closed = node.sandboxes.update(&record.id, egress(Egress::None)).await.expect("closed");
+    assert_eq!(closed.egress, Egress::None);
+    assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::None));
+    node.sandboxes.update(&record.id, egress(Egress::Open)).await.expect("open");
+    assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::Open));
+
+    // A change that does not take effect is an error, and is made by the next pass.
+    firewall.set_failing(true);
+    let error = node.sandboxes.update(&record.id, egress(Egress::None)).await.expect_err("failed");
+    assert_eq!(error.reason, Reason::IsolationFailed);
+    firewall.set_failing(false);
+    node.reconcile().await;
+    assert_eq!(node.lets_reach(&firewall, &record), Some(Egress::None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_without_isolation_closes_no_sandbox() {
+    let node = Node::new().await;
+    let mut closed = order(1);
+    closed.spec.egress = Some(Egress::None);
+    let error = node.sandboxes.create(closed, LONG).await.expect_err("refused");
+    assert_eq!(error.reason, Reason::IsolationFailed);
+    let record = node.running(2).await;
+    let error = node.sandboxes.update(&record.id, egress(Egress::None)).await.expect_err("refused");
+    assert_eq!(error.reason, Reason::IsolationFailed);
+
+    // One that was closed before isolation was switched off runs on, is told, and does not start.
+    let close = |record: &mut Record| record.egress = Egress::None;
+    node.sandboxes.records.change(&record.id, close).await.expect("written");
+    let (findings, _) = node.sandboxes.check().await;
+    let [finding] = &findings[..] else { panic!("{findings:?}") };
+    assert!(finding.detail.contains("egress"), "{finding:?}");
+    node.sandboxes.stop(&record.id, LONG).await.expect("stopped");
+    let error = node.sandboxes.start(&record.id, LONG).await.expect_err("refused");
+    assert_eq!(error.reason, Reason::IsolationFailed);
 }

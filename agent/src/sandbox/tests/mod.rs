@@ -13,6 +13,7 @@ mod link;
 mod migrate;
 mod operator;
 mod pause;
+mod process_limits;
 mod quorum;
 mod reboot;
 mod recover;
@@ -37,7 +38,7 @@ use proto::{
     id::{SandboxId, SandboxRef, Vmid},
     lifetime::LifetimePatch,
     name::NodeName,
-    spec::{Network, Size, Spec},
+    spec::{Egress, Network, Size, Spec},
 };
 
 use super::*;
@@ -80,6 +81,7 @@ pub(crate) fn order(number: u8) -> Order {
             metadata: BTreeMap::new(),
             env: BTreeMap::new(),
             network: Network::Static,
+            egress: None,
             services: BTreeMap::new(),
             node: None,
             labels: Default::default(),

@@ -230,7 +230,8 @@ async fn container_moved_to_this_node_is_quarantined_until_recovered() {
     node.cluster.migrate(mark.vmid, &node.name);
     let quarantine = Action::Quarantine { vmid: mark.vmid, mark: mark.clone() };
     assert_eq!(node.reconciler().pass().await, [quarantine]);
-    let recovered = node.sandboxes.recover(mark.vmid, false).await.expect("recovered");
+    let recovered =
+        node.sandboxes.recover(mark.vmid, Egress::Open, false).await.expect("recovered");
     assert_eq!((recovered.id, recovered.vmid), (id(2), mark.vmid), "a number of another node's");
     node.assert_sound().await;
     node.sandboxes.start(&id(2), LONG).await.expect("started");

@@ -36,10 +36,10 @@ async fn container_unknown_to_the_journal_is_left_alone_until_recovered() {
     let (findings, _) = node.sandboxes.check().await;
     assert_eq!(findings.iter().map(|f| f.invariant).collect::<Vec<_>>(), [Invariant::I1]);
 
-    let told = node.sandboxes.recover(before.vmid, true).await.expect("could be");
+    let told = node.sandboxes.recover(before.vmid, Egress::Open, true).await.expect("could be");
     assert_eq!((told.id, told.phase, told.ip), (before.id, Phase::Running, before.ip));
     assert!(node.sandboxes.live().is_empty(), "only told");
-    let after = node.sandboxes.recover(before.vmid, false).await.expect("recovered");
+    let after = node.sandboxes.recover(before.vmid, Egress::Open, false).await.expect("recovered");
     assert_eq!((after.id, after.vmid, &after.team), (before.id, before.vmid, &before.team));
     assert_eq!((after.size, after.ip), (before.size, before.ip));
     assert!(after.services.is_empty(), "its ports are closed");
@@ -50,7 +50,7 @@ async fn container_unknown_to_the_journal_is_left_alone_until_recovered() {
     assert_eq!(again.id, before.id);
     node.sandboxes.stop(&id(1), LONG).await.expect("stopped");
     node.sandboxes.start(&id(1), LONG).await.expect("started");
-    let error = node.sandboxes.recover(before.vmid, false).await.expect_err("known");
+    let error = node.sandboxes.recover(before.vmid, Egress::Open, false).await.expect_err("known");
     assert_eq!(error.reason, Reason::SandboxKnown);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");
     node.assert_clean().await;
@@ -63,9 +63,11 @@ async fn paused_or_stopped_container_is_recovered_in_its_phase() {
     node.sandboxes.pause(&id(1), false, LONG).await.expect("paused");
     node.sandboxes.stop(&id(2), LONG).await.expect("stopped");
     node.lose_journal().await;
-    let recovered = node.sandboxes.recover(paused.vmid, false).await.expect("its lock is ours");
+    let recovered =
+        node.sandboxes.recover(paused.vmid, Egress::Open, false).await.expect("its lock is ours");
     assert_eq!(recovered.phase, Phase::Paused);
-    let recovered = node.sandboxes.recover(stopped.vmid, false).await.expect("recovered");
+    let recovered =
+        node.sandboxes.recover(stopped.vmid, Egress::Open, false).await.expect("recovered");
     assert_eq!(recovered.phase, Phase::Stopped);
     assert_eq!(node.reconcile().await, [], "they are as they are to be");
     node.sandboxes.resume(&id(1), LONG).await.expect("resumed");
@@ -73,7 +75,8 @@ async fn paused_or_stopped_container_is_recovered_in_its_phase() {
     // The lock of a running backup is not ours.
     node.lose_journal().await;
     node.cluster.edit(&node.name, stopped.vmid, |c| c.set("lock", "backup").expect("fits"));
-    let error = node.sandboxes.recover(stopped.vmid, false).await.expect_err("locked");
+    let error =
+        node.sandboxes.recover(stopped.vmid, Egress::Open, false).await.expect_err("locked");
     assert_eq!(error.reason, Reason::ContainerLocked);
 }
 
@@ -94,7 +97,7 @@ async fn foreign_or_ended_container_is_not_recovered() {
     let node = Node::new().await;
     let record = node.running(1).await;
     let refused = async |number: u32| {
-        node.sandboxes.recover(vmid(number), false).await.expect_err("refused").reason
+        node.sandboxes.recover(vmid(number), Egress::Open, false).await.expect_err("refused").reason
     };
     assert_eq!(refused(100_050).await, Reason::SandboxNotFound);
     let mut config = node.cluster.guests()[&record.vmid].config.clone();

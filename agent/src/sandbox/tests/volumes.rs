@@ -207,7 +207,7 @@ async fn adopted_sandbox_owns_only_the_volumes_in_its_config() {
     node.cluster.add_guest(&node.name, vmid(207), config, false);
     node.cluster.add_volume(&node.name, vmid(207));
     let stray = node.stray(207);
-    let adoption = Adoption { id: id(1), vmid: vmid(207), team: "acme".parse().expect("valid") };
+    let adoption = Adoption { vmid: vmid(207), ..super::adopt::adoption() };
     let (_, told) = node.sandboxes.adopt(adoption, false, LONG).await.expect("adopted");
     assert_eq!(told, ["local-zfs:subvol-207-disk-0"]);
     node.sandboxes.delete(&id(1), LONG).await.expect("deleted");

@@ -237,6 +237,7 @@ fn sandbox(phase: Phase, progress: Progress) -> Sandbox {
         request_id: "r-1".into(),
         progress: progress.into(),
         wake_on: Some(WakeOn { http: true, ssh: false, exec: true }),
+        egress: Egress::Open.into(),
         ..Sandbox::default()
     }
 }

@@ -228,6 +228,9 @@ impl SandboxService for Service {
             let before = old.size.unwrap_or_default();
             old.size = update.size.map(|size| size.or(before.into()).into()).or(old.size);
             old.metadata = update.metadata_of(&old.metadata).unwrap_or_default();
+            if update.egress.is_some() {
+                old.egress = new.egress;
+            }
             if let Some(name) = update.name {
                 old.name = name.map(String::from).unwrap_or_default();
             }

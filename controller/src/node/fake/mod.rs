@@ -60,6 +60,8 @@ pub struct Faults {
     pub unanswered: Option<Call>,
     /// Reason with which files are not written.
     pub refuse_files: Option<Reason>,
+    /// Answers like a node that cannot close a sandbox, or whose version does not say so.
+    pub isolates_nothing: bool,
 }
 
 /// Point at which the connection breaks.

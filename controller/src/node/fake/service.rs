@@ -83,6 +83,7 @@ impl FakeAgent {
             })),
             services: spec.services,
             name: spec.name,
+            egress: spec.egress,
             metadata: spec.metadata,
             attempt: order.attempt,
             request_id: order.request_id.clone(),
@@ -205,6 +206,7 @@ impl AgentService for Service {
             members: world.members.clone(),
             vmid_first: 0,
             vmid_last: 0,
+            closes_egress: !world.faults.isolates_nothing,
         }))
     }
 
@@ -367,6 +369,9 @@ impl AgentService for Service {
         // Whole messages: the fake keeps no rules.
         sandbox.lifetime = new.lifetime.or(sandbox.lifetime);
         sandbox.wake_on = new.wake_on.or(sandbox.wake_on);
+        if update.egress.is_some() {
+            sandbox.egress = new.egress;
+        }
         Ok(Response::new(UpdateSandboxResponse { sandbox: Some(self.0.put(sandbox)) }))
     }
 

@@ -36,12 +36,13 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When the request is wrong; NAME_TAKEN when another sandbox of the team has the name;
-    /// REVISION_CONFLICT when the sandbox has another revision; QUOTA_EXCEEDED when it would be too large; when there is no such sandbox, or its
+    /// REVISION_CONFLICT when the sandbox has another revision; QUOTA_EXCEEDED when it would be too large;
+    /// EGRESS_REFUSED when it would reach more than its team may; when there is no such sandbox, or its
     /// node does not do it.
     pub async fn update(
         self: &Arc<Self>,
         caller: &Caller,
-        request: UpdateSandboxRequest,
+        mut request: UpdateSandboxRequest,
     ) -> Result<Sandbox> {
         let update = Update::try_from(&request)?;
         let named = request.sandbox.as_ref().map(|sandbox| sandbox.id.as_str());
@@ -51,6 +52,9 @@ impl Sandboxes {
         let has = entry.sandbox.size.unwrap_or_default();
         if let Some(size) = update.size {
             check_disk(has, size)?;
+        }
+        if let (Some(asked), Some(sandbox)) = (update.egress, &mut request.sandbox) {
+            sandbox.set_egress(self.egress(&entry.team, asked)?.into());
         }
         // What it is called may change while this waits for a name.
         let id = entry.id;

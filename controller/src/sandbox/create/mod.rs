@@ -12,7 +12,7 @@ use proto::{
     Progress, Reason,
     id::{Invalid, SandboxId},
     name::Preset,
-    sandbox::v1::{CreateSandboxRequest, EventKind, Phase, Sandbox},
+    sandbox::v1::{self as wire, CreateSandboxRequest, EventKind, Phase, Sandbox},
     spec::{Size, Spec},
 };
 use sha2::{Digest, Sha256};
@@ -171,7 +171,7 @@ impl Sandboxes {
         if let Some(accepted) = self.named_already(&checked).await? {
             return Ok((accepted, None));
         }
-        let Checked { caller, request, spec, digest, files, or_get: _ } = checked;
+        let Checked { caller, mut request, mut spec, digest, files, or_get: _ } = checked;
         let Caller { team, token, user, scopes: _ } = caller;
         // What is repeated does not count again, also where the first call is a moment older.
         if self.quotas.is_limited(&team)
@@ -179,6 +179,8 @@ impl Sandboxes {
         {
             return Ok((Accepted::Taken(Box::new(row)), None));
         }
+        let egress = self.egress(&team, spec.egress)?;
+        (request.egress, spec.egress) = (wire::Egress::from(egress).into(), Some(egress));
         let has_files = files.is_some();
         let created_ms = self.clock.now_ms();
         let id = self.new_id(created_ms);
@@ -353,6 +355,7 @@ fn differences(one: &CreateSandboxRequest, other: &CreateSandboxRequest) -> Vec<
         ("env", one.env != other.env),
         ("network", one.network != other.network),
         ("services", one.services != other.services),
+        ("egress", reaches_otherwise(one.egress, other.egress)),
         ("node", one.node != other.node),
         ("lifetime", one.lifetime.unwrap_or_default() != other.lifetime.unwrap_or_default()),
         (
@@ -374,9 +377,18 @@ fn known_differences(sandbox: &Sandbox, request: &CreateSandboxRequest) -> Vec<&
         ("snapshot_id", sandbox.snapshot_id != request.snapshot_id),
         ("size", wants.or(has) != has),
         ("metadata", sandbox.metadata != request.metadata),
+        ("egress", reaches_otherwise(sandbox.egress, request.egress)),
         ("node", !request.node.is_empty() && sandbox.node != request.node),
     ];
     fields.into_iter().filter(|(_, differ)| *differ).map(|(field, _)| field).collect()
+}
+
+/// Returns true when a request asks for an egress that a sandbox was not created with. Those of
+/// before had no other than OPEN.
+fn reaches_otherwise(has: i32, wants: i32) -> bool {
+    let (open, unspecified) = (i32::from(wire::Egress::Open), i32::from(wire::Egress::Unspecified));
+    let has = if has == unspecified { open } else { has };
+    wants != unspecified && wants != has
 }
 
 /// Turns a creation's result into an answer: its failure is an error, the sandbox's later life not.
@@ -407,6 +419,7 @@ pub(super) fn placeholder(row: &Row, request: &CreateSandboxRequest) -> Sandbox 
         team: row.team.to_string(),
         snapshot_id: request.snapshot_id.clone(),
         size: request.size,
+        egress: request.egress,
         metadata: request.metadata.clone(),
         created_at: Some(timestamp(row.created_ms)),
         attempt: row.attempt,

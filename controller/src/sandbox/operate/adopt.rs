@@ -8,7 +8,7 @@ use proto::{
     agent::v1::AdoptSandboxRequest,
     id::{Invalid, SandboxId, Vmid},
     name::Team,
-    sandbox::v1::{EventKind, Sandbox},
+    sandbox::v1::{self as wire, EventKind, Sandbox},
 };
 
 use crate::{
@@ -87,6 +87,7 @@ impl Sandboxes {
             vmid: vmid.get(),
             team: team.to_string(),
             dry_run,
+            egress: wire::Egress::from(self.default_egress(team)).into(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use proto::{
     id::{SandboxId, SandboxRef},
     name::NodeName,
-    sandbox::v1::{EventKind, Phase, Sandbox},
+    sandbox::v1::{self as wire, EventKind, Phase, Sandbox},
     spec::{Network, Spec},
 };
 use tokio::time::Instant;
@@ -102,7 +102,12 @@ impl Sandboxes {
         let decision =
             self.nodes.place(None, &entry.team, &spec, 1, &AttemptHistory::default(), None);
         let fit = decision.verdicts.iter().filter(|verdict| verdict.filtered.is_none());
-        let best = fit.map(|verdict| &verdict.node).find(|node| *node != from);
+        let closed = entry.sandbox.egress() == wire::Egress::None;
+        let closes =
+            |node: &NodeName| self.nodes.get(node).is_some_and(|node| node.closes_egress());
+        let best = fit
+            .map(|verdict| &verdict.node)
+            .find(|node| *node != from && (!closed || closes(node)));
         best.cloned().ok_or_else(|| {
             let why = format!("no other node has room for {}: {}", entry.id, decision.why());
             Error::new(proto::Reason::NoCapacity, why)
@@ -118,6 +123,7 @@ fn spec(id: SandboxId, sandbox: &Sandbox) -> Result<Spec> {
         metadata: Default::default(),
         env: Default::default(),
         network: Network::Static,
+        egress: None,
         services: Default::default(),
         name: None,
         node: None,

@@ -4,7 +4,7 @@
 use proto::{
     id::{SandboxId, SandboxRef, Vmid},
     name::Team,
-    sandbox::v1::{EventKind, Sandbox},
+    sandbox::v1::{self as wire, EventKind, Sandbox},
 };
 
 use crate::{
@@ -32,7 +32,8 @@ impl Sandboxes {
         }
         let node = self.node(node)?;
         let epoch = self.nodes.epoch.get();
-        let found = node.client.recover(epoch, vmid.get(), true).await;
+        let unspecified = (vmid.get(), wire::Egress::Unspecified);
+        let found = node.client.recover(epoch, unspecified, true).await;
         let found = found.map_err(|error| self.node_error(&node, error))?;
         if dry_run {
             return Ok(found);
@@ -40,11 +41,20 @@ impl Sandboxes {
         let id = found.id.parse()?;
         self.operator_wants(caller, EventKind::RecoverAsked, (id, found.team.parse()?), &node);
         self.release_elsewhere(&id, &node).await?;
-        let recovered = node.client.recover(epoch, vmid.get(), false).await;
+        let egress = self.egress_before(&id, &found.team.parse()?);
+        let recovered = node.client.recover(epoch, (vmid.get(), egress), false).await;
         let sandbox = recovered.map_err(|error| self.node_error(&node, error))?;
         self.nodes.apply(&node.name, sandbox.clone());
         self.log_flushed().await;
         Ok(self.view(&id).unwrap_or(sandbox))
+    }
+
+    /// Returns what a sandbox reached when it was last seen; without that, what a new one would.
+    fn egress_before(&self, id: &SandboxId, team: &Team) -> wire::Egress {
+        let entry = self.nodes.cache.get(&SandboxRef::Id(*id));
+        let known = entry.map(|entry| entry.sandbox.egress()).unwrap_or_default();
+        let known = Some(known).filter(|known| *known != wire::Egress::Unspecified);
+        known.unwrap_or_else(|| self.default_egress(team).into())
     }
 
     async fn release_elsewhere(&self, id: &SandboxId, node: &Node) -> Result<()> {

@@ -5,6 +5,7 @@
 //! parallel creations no more are admitted than fit. Times of creations are remembered, and after a
 //! restart are those of the store's rows.
 
+mod egress;
 mod history;
 mod teams;
 

@@ -123,6 +123,7 @@ impl Sandboxes {
         }
         findings.extend(self.against_the_journal(&all));
         findings.extend(self.isolation_findings().await);
+        findings.extend(self.process_limit_findings());
         findings.sort();
         (findings, looked_at)
     }

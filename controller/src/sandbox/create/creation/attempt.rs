@@ -6,6 +6,7 @@ use proto::{
     Cause, Reason,
     name::NodeName,
     sandbox::v1::{Failure, NodeLoad, Phase, Sandbox},
+    spec::Egress,
 };
 use tokio::{
     sync::watch::Receiver,
@@ -39,6 +40,13 @@ impl Sandboxes {
             }
             return AttemptResult::Refused("it is not in the configuration any more".into(), None);
         };
+        if creation.spec.egress == Some(Egress::None)
+            && !creation.maybe_sent
+            && !node.closes_egress()
+        {
+            let why = "it cannot close a sandbox: it does not isolate, or its agent is too old";
+            return AttemptResult::Refused(why.into(), None);
+        }
         let mut step = if creation.maybe_sent { Step::Ask } else { Step::Send };
         let mut silent_since = Instant::now();
         let mut news = self.nodes.news();

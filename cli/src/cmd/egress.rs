@@ -1,0 +1,51 @@
+//! `egress`: sets what a sandbox reaches outside of itself.
+
+use clap::Args;
+use proto::{sandbox::v1 as wire, spec, update};
+
+use crate::{
+    client::{Controller, fetch, patient, promised},
+    failure::Failure,
+    output::{Output, json},
+};
+
+/// Arguments of `egress`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sandboxctl egress ID                          show what it reaches
+  sandboxctl egress ID none                     nothing, not even a name server
+  sandboxctl egress ID open                     public addresses, as far as your team may
+
+Commands, files and web requests get into it in each case. Its open connections to outside end with `none`.")]
+pub(crate) struct Egress {
+    /// Sandbox: its id or a part of it from either end, a vmid, @current or @last
+    pub(super) id: String,
+    /// Reach from now on
+    #[arg(value_name = "open|none")]
+    egress: Option<spec::Egress>,
+}
+
+pub(super) async fn run(
+    controller: Controller,
+    args: Egress,
+    output: Output,
+) -> Result<u8, Failure> {
+    let mut sandbox = fetch(&controller, args.id).await?;
+    if let Some(egress) = args.egress {
+        let egress = wire::Egress::from(egress).into();
+        let change = wire::Sandbox { id: sandbox.id, egress, ..Default::default() };
+        let request = update::request(change, &["egress"]);
+        let call = || {
+            let (mut client, request) = (controller.sandboxes.clone(), request.clone());
+            async move { client.update_sandbox(request).await }
+        };
+        sandbox = promised(patient(call).await?.sandbox)?;
+    }
+    if output.json {
+        output.value(&json::sandbox(&sandbox))?;
+    } else {
+        output.line(format!("{} {}", sandbox.id, json::egress(sandbox.egress())))?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,126 @@
+//! What sandboxes reach: by default, by the caller's wish, and at most what their team may.
+
+use proto::{
+    Reason,
+    limits::TeamLimits,
+    sandbox::v1::{Team as TeamMessage, *},
+    spec, update,
+};
+
+use super::*;
+
+fn asking(request_id: &str, egress: Egress) -> CreateSandboxRequest {
+    CreateSandboxRequest { egress: egress.into(), ..request(request_id) }
+}
+
+fn named(request_id: &str, egress: Egress) -> GetOrCreateSandboxRequest {
+    let create = CreateSandboxRequest { name: "web".into(), ..asking(request_id, egress) };
+    GetOrCreateSandboxRequest { create: Some(create) }
+}
+
+impl Lab {
+    async fn egress(&self, request_id: &str, asked: Egress) -> Result<Egress, Status> {
+        Ok(create(&mut self.api(), asking(request_id, asked)).await?.egress())
+    }
+
+    /// Sets the most that the sandboxes of a team reach.
+    async fn set_most(&self, team: &str, most: Egress) {
+        let limits = proto::sandbox::v1::TeamLimits { egress: most.into(), ..Default::default() };
+        let team = TeamMessage { name: team.into(), limits: Some(limits), ..Default::default() };
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["limits.egress".into()] });
+        let request = UpdateTeamRequest { team: Some(team), update_mask };
+        self.operator().update_team(request).await.expect("set");
+    }
+
+    async fn change(&self, id: &str, egress: Egress) -> Result<Egress, Status> {
+        let change = Sandbox { id: id.into(), egress: egress.into(), ..Sandbox::default() };
+        let changed = self.api().update_sandbox(update::request(change, &["egress"])).await?;
+        Ok(changed.into_inner().sandbox.expect("a sandbox").egress())
+    }
+}
+
+fn reason(status: &Status) -> Option<Reason> {
+    daemon::status::reason(status)
+}
+
+#[tokio::test(start_paused = true)]
+async fn creation_gets_what_it_asks_for_and_the_default_otherwise() {
+    let mut lab = Lab::new().await;
+    assert_eq!(lab.egress("r1", Egress::Unspecified).await.expect("made"), Egress::Open);
+    assert_eq!(lab.egress("r2", Egress::None).await.expect("made"), Egress::None);
+    lab.options.egress = spec::Egress::None;
+    lab.start().await;
+    assert_eq!(lab.egress("r3", Egress::Unspecified).await.expect("made"), Egress::None);
+    assert_eq!(lab.egress("r4", Egress::Open).await.expect("made"), Egress::Open);
+    // A repetition is one by what the caller sent.
+    assert_eq!(lab.egress("r1", Egress::Unspecified).await.expect("repeated"), Egress::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn team_gets_no_more_than_its_maximum() {
+    let lab = Lab::new().await;
+    let open = create(&mut lab.api(), asking("r1", Egress::Open)).await.expect("made");
+    lab.set_most("red", Egress::None).await;
+    assert_eq!(lab.egress("r2", Egress::Unspecified).await.expect("made"), Egress::None);
+    let refused = lab.egress("r3", Egress::Open).await.expect_err("too much");
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert_eq!(reason(&refused), Some(Reason::EgressRefused));
+
+    // An older sandbox stays, may be tightened, and not be opened again.
+    let view =
+        lab.api().get_sandbox(GetSandboxRequest { id: open.id.clone() }).await.expect("read");
+    assert_eq!(view.into_inner().sandbox.expect("a sandbox").egress(), Egress::Open);
+    assert_eq!(lab.change(&open.id, Egress::None).await.expect("tighter"), Egress::None);
+    let refused = lab.change(&open.id, Egress::Open).await.expect_err("too much");
+    assert_eq!(reason(&refused), Some(Reason::EgressRefused));
+    assert_eq!(lab.change(&open.id, Egress::Unspecified).await.expect("the default"), Egress::None);
+
+    lab.set_most("red", Egress::Unspecified).await;
+    assert_eq!(lab.change(&open.id, Egress::Unspecified).await.expect("the default"), Egress::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn maximum_of_the_configuration_holds_for_teams_without_their_own() {
+    let mut lab = Lab::new().await;
+    lab.options.limits = TeamLimits::stored("egress=none");
+    lab.start().await;
+    lab.egress("r1", Egress::Open).await.expect_err("too much");
+    lab.set_most("red", Egress::Open).await;
+    assert_eq!(lab.egress("r2", Egress::Open).await.expect("made"), Egress::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn get_or_create_compares_the_egress_that_is_asked_for() {
+    let lab = Lab::new().await;
+    let get = async |request| lab.api().get_or_create_sandbox(request).await;
+    let id = |answer: tonic::Response<GetOrCreateSandboxResponse>| {
+        answer.into_inner().sandbox.expect("a sandbox").id
+    };
+    let made = id(get(named("r1", Egress::None)).await.expect("made"));
+    assert_eq!(id(get(named("r2", Egress::None)).await.expect("the same")), made);
+    assert_eq!(id(get(named("r3", Egress::Unspecified)).await.expect("any will do")), made);
+    let other = get(named("r4", Egress::Open)).await.expect_err("another one");
+    assert_eq!(reason(&other), Some(Reason::NameTaken));
+    assert!(other.message().contains("egress"), "{other}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_sandbox_goes_to_no_node_that_cannot_close_it() {
+    let mut lab = Lab::new().await;
+    let (last, others) = lab.agents.split_last().expect("some");
+    for agent in others {
+        agent.faults(|faults| faults.isolates_nothing = true);
+    }
+    let able = last.clone();
+    lab.start().await;
+    for number in 0..4 {
+        let name = format!("r{number}");
+        let sandbox = create(&mut lab.api(), asking(&name, Egress::None)).await.expect("made");
+        assert_eq!(sandbox.node, able.name().to_string());
+    }
+    for agent in &lab.agents {
+        if agent.name() != able.name() {
+            assert_eq!(agent.received(), [], "it was not even asked");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What one sandbox uses up is not used up for others.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    isolation::{Held, Lan, probe, python},
+    world::{id, node, vmid, wait, world},
+};
+
+/// Starts processes until it cannot, says so by ending, and leaves them running.
+const FORK_BOMB: &str = "(while :; do sleep 600 & done) 2>/dev/null; exec sleep 600";
+
+#[test]
+fn fork_bomb_reaches_the_limit_of_its_sandbox_and_no_other() {
+    let Some(world) = world() else { return };
+    let (bomb, other) = (world.create(&["--node", "node1"]), world.create(&["--node", "node1"]));
+    // A lab node sees the machine's v1 hierarchies there.
+    let dirs = ["/run/lab/cgroup/pids", "/sys/fs/cgroup"];
+    let number = |file: &str| {
+        let files = dirs.map(|dir| format!("{dir}/lxc/{}/{file}", vmid(&bomb)));
+        let script = format!("cat {} 2>/dev/null || cat {}", files[0], files[1]);
+        let said = world.node(node(&bomb)).exec(["/bin/sh", "-c", &script]).expect("cat");
+        String::from_utf8_lossy(&said.stdout).trim().parse::<u64>().ok()
+    };
+    let max = number("pids.max").expect("a limit in the cgroup");
+
+    let ran = world.ctl(&["exec", "--detach", id(&bomb), "--", "sh", "-c", FORK_BOMB]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    wait("the bomb to reach the limit", || number("pids.current").is_some_and(|now| now >= max));
+    // Its neighbour does not notice.
+    let ran = world.ctl(&["exec", id(&other), "--", "echo", "fine"]);
+    assert_eq!((ran.code, ran.text().trim()), (0, "fine"), "{}", ran.stderr);
+    // In the same sandbox nothing more can be started, and the error says so.
+    let begun = Instant::now();
+    let (reason, message) = world.refused(&["exec", id(&bomb), "--", "true"]);
+    assert_eq!(reason, "EXEC_FAILED", "{message}");
+    assert!(message.contains("too many processes"), "{message}");
+    assert!(begun.elapsed() < Duration::from_secs(15));
+    // It can be stopped, and its next boot is limited, too.
+    let ran = world.ctl(&["stop", id(&bomb)]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let ran = world.ctl(&["start", id(&bomb)]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(number("pids.max"), Some(max));
+    let ran = world.ctl(&["exec", id(&bomb), "--", "echo", "again"]);
+    assert_eq!((ran.code, ran.text().trim()), (0, "again"), "{}", ran.stderr);
+    world.finish();
+}
+
+/// Sends a datagram to each port of a public address, from the first to the last argument.
+const FLOOD: &str = r#"
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for port in range(int(sys.argv[1]), int(sys.argv[2])):
+    try:
+        s.sendto(b"x", ("203.0.113.2", port))
+    except OSError:
+        pass
+"#;
+
+#[test]
+fn flood_of_connections_reaches_the_limit_of_its_sandbox_and_no_other() {
+    let Some(world) = world() else { return };
+    let lan = Lan::new(&world);
+    let (flood, other) = (world.create(&["--node", "node1"]), world.create(&["--node", "node1"]));
+    let rules = || world.shell("node1", "nft list table inet pve_sandbox");
+    let limit = rules()
+        .split_once("ct count over ")
+        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse::<u64>().ok());
+    let limit = limit.expect("this kernel counts connections");
+    let tracked = || -> u64 {
+        let text = world.shell("node1", "cat /proc/sys/net/netfilter/nf_conntrack_count");
+        text.trim().parse().expect("a number")
+    };
+    let send = |from: u64| {
+        let ports = [from, from + 3 * limit].map(|port| port.to_string());
+        python(&world, vmid(&flood), FLOOD, &ports);
+    };
+    let others = 200;
+    send(10_000);
+    let bounded = tracked();
+    assert!((limit / 2..limit + others).contains(&bounded), "{bounded} of {limit}");
+    let public = BTreeMap::from([("public network", "203.0.113.2/80".to_owned())]);
+    assert!(probe(&world, vmid(&other), &public)["public network"], "the neighbour");
+    // What comes in is not counted.
+    let ran = world.ctl(&["exec", id(&flood), "--", "true"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+
+    // Without the rule all of them are tracked, so the count above proves something.
+    let held = Held::new(&world);
+    world.shell("node1", "nft flush chain inet pve_sandbox connections");
+    send(20_000);
+    assert!(tracked() > 2 * limit, "{} of {limit}", tracked());
+    drop(held);
+    wait("the rule again", || rules().contains("ct count over"));
+    drop(lan);
+    world.finish();
+}
