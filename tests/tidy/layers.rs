@@ -44,6 +44,23 @@ const AGENT: &[Rule] = &[
     ("load", &["pve", "sys"]),
     ("detect", &["pve", "sys"]),
     ("bridge", &["config", "detect"]),
+    ("caddy_settings", &["config", "ingress"]),
+    ("commands", &["config", "join", "template"]),
+    (
+        "doctor",
+        &[
+            "bridge",
+            "caddy_settings",
+            "clock",
+            "config",
+            "detect",
+            "firewall",
+            "ingress",
+            "pve",
+            "sandbox",
+            "sys",
+        ],
+    ),
     ("template", &["detect", "pve", "run", "sys"]),
     ("pve", &["run", "sys"]),
     ("clock", &["sys"]),
@@ -60,6 +77,7 @@ const CONTROLLER: &[Rule] = &[
             "ca",
             "clock",
             "config",
+            "doctor",
             "enrolment",
             "inventory",
             "node",
@@ -70,6 +88,7 @@ const CONTROLLER: &[Rule] = &[
         ],
     ),
     ("access", &["clock", "sandbox", "store", "token"]),
+    ("doctor", &["ca", "clock", "config", "setup", "store"]),
     ("config", &["ca", "events", "node", "placement", "sandbox", "url"]),
     (
         "rpc",
@@ -109,6 +128,7 @@ const DAEMON: &[Rule] = &[
     ("clock", &[]),
     ("config", &[]),
     ("disk", &[]),
+    ("doctor", &["peer", "systemctl", "text", "tls"]),
     ("flow", &[]),
     ("group_commit", &[]),
     ("key_files", &["replace", "text", "tls"]),
@@ -124,7 +144,7 @@ const DAEMON: &[Rule] = &[
     ("sync", &[]),
     ("systemctl", &[]),
     ("text", &[]),
-    ("tls", &["sync"]),
+    ("tls", &["peer", "sync"]),
 ];
 
 /// Files that put the modules of a crate together, and its tests.
