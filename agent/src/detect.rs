@@ -14,7 +14,7 @@ use proto::{id::Vmid, name::NodeName};
 
 use crate::{
     pve::{
-        ContainerConfig,
+        Cluster, ContainerConfig,
         cluster::{self, Identity, Signs},
         pmxcfs,
         storage::{self, Place},
@@ -61,6 +61,12 @@ pub fn identity(roots: Roots<'_>) -> Result<Identity, Undecided> {
         let path = path.display();
         Undecided::None(format!("{path} does not name this node: is pve-cluster running?"))
     })
+}
+
+/// Reads the cluster as this node sees it; without members: pmxcfs is down.
+pub fn cluster(roots: Roots<'_>) -> Cluster {
+    let members = read::whole(&roots.pve.join(pmxcfs::MEMBERS), read::LARGE).ok();
+    cluster::cluster(members.as_deref(), None, None, Signs::read(roots.pve))
 }
 
 /// Detects the bridge for sandboxes: vmbr0, else the only bridge of PVE.

@@ -25,11 +25,14 @@
 
 pub mod agent;
 pub mod bridge;
+pub mod caddy_settings;
 pub mod certificates;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod detect;
 pub mod dhcp;
+pub mod doctor;
 pub mod firewall;
 pub mod ingress;
 pub mod join;

@@ -1,14 +1,15 @@
 //! Builds the agent on a real node from its configuration.
 
-use std::{fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
+use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 
 use agent::{
-    Agent, Parts,
+    Agent, Parts, caddy_settings,
     certificates::{Certificates, access_of},
     clock::{Clock, SystemClock},
     config::{Config, PEER_PORT, Shim},
     detect::{self, Roots},
     dhcp::{Replies, Server},
+    doctor,
     firewall::{Firewall, Grounds, nft::NftFirewall},
     ingress::{
         caddy::{self as files, Provided},
@@ -17,11 +18,10 @@ use agent::{
         probe::Probe,
         routes::NodeRoutes,
         server::{self, Ingress},
-        settings::{Peers, Settings},
     },
     journal::{self, Journal, SqliteJournal},
     load::Sampler,
-    pve::{ContainerConfig, Pve, pct::Pct, pmxcfs, shim_cgroup, worker},
+    pve::{Pve, pct::Pct, shim_cgroup, worker},
     reconcile,
     run::Runner,
     saga::Faults,
@@ -33,11 +33,12 @@ use agent::{
         },
         lifecycle::address::DhcpReplies,
     },
-    sys::{apart, read},
+    sys::apart,
     tasks::Tasks,
 };
 use anyhow::{Context, Result};
 use daemon::{
+    doctor::State,
     key_files::KeyFiles,
     peer::Peer,
     replace::Access,
@@ -209,7 +210,7 @@ fn ingress(
     clock: Arc<dyn Clock>,
     tasks: &Tasks,
 ) -> Result<()> {
-    let Some(settings) = caddy(config)? else {
+    let Some(settings) = caddy_settings::of(config)? else {
         tracing::info!("ingress.domain is not set: there is no ingress from the web");
         return Ok(());
     };
@@ -232,7 +233,7 @@ fn ingress(
     };
     let owners = Arc::new(Owners::new(pve, clock, sources));
     let routes = NodeRoutes::new(Arc::clone(agent.sandboxes()), Arc::clone(&owners));
-    let socket = socket(config);
+    let socket = caddy_settings::socket(config);
     agent.also_check(Arc::new(IngressCheck {
         socket: socket.clone(),
         domain: settings.domain.clone(),
@@ -252,79 +253,21 @@ fn ingress(
     Ok(())
 }
 
-fn socket(config: &Config) -> std::path::PathBuf {
-    config.ingress.socket.clone().unwrap_or_else(|| config.run_dir.join("ingress.sock"))
-}
-
-/// Builds the settings of Caddy's configuration; `None` without a domain.
-///
-/// # Errors
-/// When a value must not appear in Caddy's configuration.
-fn caddy(config: &Config) -> Result<Option<Settings>> {
-    let ingress = &config.ingress;
-    let Some(domain) = &ingress.domain else { return Ok(None) };
-    let path = |path: &Path| path.try_into().with_context(|| path.display().to_string());
-    let peers = |listen| -> Result<Peers> {
-        let tls = &ingress.tls;
-        Ok(Peers { listen, ca: path(&tls.ca)?, cert: path(&tls.cert)?, key: path(&tls.key)? })
-    };
-    Ok(Some(Settings {
-        domain: domain.parse().context("ingress.domain")?,
-        public: ingress.public.clone(),
-        route_socket: path(&socket(config))?,
-        https: ingress.https,
-        peers: ingress.peer.map(peers).transpose()?,
-    }))
-}
-
 /// Checks for problems that would stop `run`, beyond those in the configuration itself.
 ///
 /// # Errors
 /// Lists all problems.
 pub(crate) fn check(config: &Config) -> Result<()> {
-    let tls = &config.tls;
-    let mut found = Vec::new();
-    let identity = Identity::load(&tls.cert, &tls.key, &tls.ca);
-    let server = identity.and_then(|own| daemon::tls::server(&own, ClientAuth::Required));
-    if let Err(error) = server {
-        found.push(format!("tls: {error}"));
-    }
-    match caddy(config) {
-        Ok(None) => {}
-        Ok(Some(settings)) => {
-            let ingress = &config.ingress;
-            let (path, group) = (&ingress.caddy_config, ingress.group.as_deref());
-            found.extend(files::obstacles(&settings, path, group));
-        }
-        Err(error) => found.push(format!("ingress: {error:#}")),
-    }
-    anyhow::ensure!(found.is_empty(), "the agent would not start:\n  {}", found.join("\n  "));
+    let found = doctor::of_start(config);
+    let failed = found.iter().filter(|check| check.state == State::Failed);
+    let lines: Vec<_> = failed.map(|check| format!("{}: {}", check.subject, check.found)).collect();
+    anyhow::ensure!(lines.is_empty(), "the agent would not start:\n  {}", lines.join("\n  "));
     Ok(())
-}
-
-/// Prints the snapshots that the agent would not offer, with what is wrong with their templates.
-/// These do not keep it from starting.
-pub(crate) fn show_unfit_templates(config: &Config) {
-    for template in config.options().templates {
-        let path = config.pve.root.join(pmxcfs::config(&config.node.value, template.vmid));
-        let text = match read::whole(&path, read::LARGE) {
-            Ok(bytes) => Some(ContainerConfig::parse(&bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                println!("warning: {}: {error}", path.display());
-                continue;
-            }
-        };
-        if let Some(why) = template.obstacle(text.as_ref()) {
-            let (snapshot, vmid) = (&template.snapshot, template.vmid);
-            println!("warning: snapshot {snapshot} is not offered: its template {vmid} {why}");
-        }
-    }
 }
 
 /// Writes or prints Caddy's configuration.
 pub(crate) fn render(config: &Config, print: bool) -> Result<()> {
-    let settings = caddy(config)?
+    let settings = caddy_settings::of(config)?
         .context("ingress.domain is not set: without it there is no way in from the web")?;
     if print {
         print!("{}", files::show(&settings));

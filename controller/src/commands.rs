@@ -4,6 +4,7 @@ use std::{
     io::Write,
     net::IpAddr,
     path::{Path, PathBuf},
+    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +19,8 @@ use crate::{
     audit::Audit,
     ca::{self, Own, Signer},
     clock::{SystemClock, SystemRandom},
-    config::Config,
+    config::{Config, DATA_DIR},
+    doctor,
     enrolment::Settings,
     node::TlsConnector,
     setup::{self, Setup},
@@ -26,8 +28,6 @@ use crate::{
     token_command::TokenCommand,
 };
 
-/// Default directory of the database, the CA and the certificates.
-const DATA_DIR: &str = "/var/lib/pve-sandbox-controller";
 /// Longest wait for the nodes at the start, before the service reports readiness.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
 
@@ -90,33 +90,55 @@ pub enum Command {
         #[arg(default_value = "/etc/pve-sandbox/controller.toml")]
         config: PathBuf,
     },
+    /// Look at the controller on this machine: what is wrong, and what mends it; exit 1 if something
+    /// does not work. It changes nothing.
+    Doctor {
+        /// The configuration.
+        #[arg(
+            long,
+            env = "PVE_SANDBOX_CONTROLLER_CONFIG",
+            default_value = "/etc/pve-sandbox/controller.toml"
+        )]
+        config: PathBuf,
+        /// Print one object in JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl Command {
-    /// Runs the command.
+    /// Runs the command; returns its exit code.
     ///
     /// # Errors
     /// When the command fails.
-    pub async fn execute(self) -> anyhow::Result<()> {
+    pub async fn execute(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::Run { config, listen } => run(&config, listen).await,
-            Self::Setup(setup) => setup.run(&mut say).await.map(drop),
+            Self::Run { config, listen } => run(&config, listen).await?,
+            Self::Setup(setup) => setup.run(&mut say).await.map(drop)?,
             Self::Init { data_dir, names } => {
                 let (files, names) = ca::init(&data_dir, &names)?;
                 setup::give_to_owner(&data_dir)?;
                 say(&format!("the CA is {}", files.ca().display()))?;
-                say(&format!("the controller's certificate is for {}", names.join(", ")))
+                say(&format!("the controller's certificate is for {}", names.join(", ")))?;
             }
             Self::NodeCert { node, address, out, data_dir } => {
                 ca::node(&data_dir, &node, address, &out)?;
-                say(&format!("wrote the certificates of {node} to {}", out.display()))
+                say(&format!("wrote the certificates of {node} to {}", out.display()))?;
             }
-            Self::Token { command, data_dir } => command.run(&data_dir).await,
+            Self::Token { command, data_dir } => command.run(&data_dir).await?,
             Self::CheckConfig { config } => {
                 Config::load(&config)?;
-                say("the configuration is good")
+                say("the configuration is good")?;
+            }
+            Self::Doctor { config, json } => {
+                let report = doctor::run(&config).await;
+                say(&if json { report.json().to_string() } else { report.text() })?;
+                if report.has_failed() {
+                    return Ok(ExitCode::FAILURE);
+                }
             }
         }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -250,8 +250,11 @@ fn default_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 7443))
 }
 
+/// Usual directory of the database, the CA and the certificates.
+pub(crate) const DATA_DIR: &str = "/var/lib/pve-sandbox-controller";
+
 fn default_data_dir() -> PathBuf {
-    "/var/lib/pve-sandbox-controller".into()
+    DATA_DIR.into()
 }
 
 const fn default_agent_port() -> u16 {

@@ -24,6 +24,7 @@ pub mod ca;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod doctor;
 pub mod enrolment;
 pub mod events;
 pub mod inventory;

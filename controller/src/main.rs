@@ -1,5 +1,7 @@
 //! `pve-sandbox-controller`.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use controller::commands::Command;
 
@@ -17,6 +19,6 @@ struct Arguments {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> anyhow::Result<ExitCode> {
     Arguments::parse().command.execute().await
 }

@@ -7,6 +7,7 @@ pub mod channel;
 pub mod clock;
 pub mod config;
 pub mod disk;
+pub mod doctor;
 pub mod flow;
 pub mod group_commit;
 pub mod key_files;

@@ -4,12 +4,51 @@ use std::{
     io,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
+
+use tokio::{io::AsyncReadExt as _, time::timeout};
 
 /// Directory that is there when systemd runs this machine.
 const RUNNING: &str = "/run/systemd/system";
 /// Path of the program.
 const PROGRAM: &str = "/usr/bin/systemctl";
+
+/// Longest output of a program that is asked, bytes.
+const ANSWER_MAX: u64 = 256 * 1024;
+
+/// End of a program that was asked.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Whether it ended with exit code 0.
+    pub success: bool,
+    /// Its output, the first 256 KiB.
+    pub stdout: String,
+}
+
+/// Runs a program that only tells something, such as `nft list tables`. Ends it when the time is over.
+///
+/// # Errors
+/// When it cannot be started, or does not end in time.
+pub async fn ask(program: &Path, words: &[&str], limit: Duration) -> io::Result<Answer> {
+    #[expect(clippy::disallowed_methods, reason = "only commands of an operator come here")]
+    let mut child = tokio::process::Command::new(program)
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let pipe = child.stdout.take().ok_or_else(|| io::Error::other("a pipe was not made"))?;
+    let work = async {
+        let mut bytes = Vec::new();
+        pipe.take(ANSWER_MAX).read_to_end(&mut bytes).await?;
+        let status = child.wait().await?;
+        let stdout = String::from_utf8_lossy(&bytes).into_owned();
+        Ok(Answer { success: status.success(), stdout })
+    };
+    timeout(limit, work).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
 
 /// Returns true when systemd runs this machine.
 pub fn is_there() -> bool {

@@ -7,6 +7,7 @@
 
 mod bodies;
 mod dead;
+mod doctor;
 mod hide;
 mod hosts;
 mod http;

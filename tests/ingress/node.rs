@@ -288,6 +288,18 @@ impl Node {
         self.agent = Agent::start(&self.dir, Arc::clone(&self.table));
     }
 
+    /// Ends Caddy.
+    pub(crate) fn kill_caddy(&mut self) {
+        self.caddy.kill().expect("a child");
+        self.caddy.wait().expect("ended");
+    }
+
+    /// Starts Caddy again.
+    pub(crate) async fn start_caddy(&mut self) {
+        self.caddy = run_caddy(&self.dir.join("caddy.json"), &self.dir);
+        self.listens().await;
+    }
+
     /// Returns true while Caddy runs.
     pub(crate) fn caddy_runs(&mut self) -> bool {
         self.caddy.try_wait().expect("a child").is_none()
@@ -300,6 +312,11 @@ impl Drop for Node {
         drop(self.caddy.kill());
         drop(self.caddy.wait());
     }
+}
+
+/// Speaks first, as a server does that is none of HTTP.
+pub(crate) async fn greet(mut stream: TcpStream) {
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"SSH-2.0-x\r\n").await.expect("sent");
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests start Caddy themselves")]

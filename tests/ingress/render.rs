@@ -62,7 +62,7 @@ fn controller_certificates_and_agent_files_make_a_valid_ingress() {
     };
     let path = dir.path().join("caddy.json");
     // `check-config` finds no obstacle, and the agent creates what is missing.
-    assert_eq!(caddy::obstacles(&settings, &path, None), [] as [&str; 0]);
+    assert_eq!(caddy::obstacles(&settings, &path, None), []);
     let (proof, provided) = caddy::provide(&settings, &path, None).expect("provided");
     assert_eq!(provided, Provided::New);
     node::validate(&path).expect("valid");

@@ -1,8 +1,15 @@
 //! From a bare node to a joined one, on the loopback: the shipped controller, the agent's join command,
 //! and an agent that serves with what the command wrote. Certificates of seconds renew themselves under
-//! open streams.
+//! open streams. And `doctor` of both, which looks at what they have made.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "remedies are run as processes, and nft beside them"
+)]
 
+mod controller;
+mod doctor;
 mod node;
+mod sick;
 mod world;
 
 use std::{path::Path, time::Duration};

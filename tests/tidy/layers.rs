@@ -44,6 +44,23 @@ const AGENT: &[Rule] = &[
     ("load", &["pve", "sys"]),
     ("detect", &["pve", "sys"]),
     ("bridge", &["config", "detect"]),
+    ("caddy_settings", &["config", "ingress"]),
+    ("commands", &["config", "join", "template"]),
+    (
+        "doctor",
+        &[
+            "bridge",
+            "caddy_settings",
+            "clock",
+            "config",
+            "detect",
+            "firewall",
+            "ingress",
+            "pve",
+            "sandbox",
+            "sys",
+        ],
+    ),
     ("template", &["detect", "pve", "run", "sys"]),
     ("pve", &["run", "sys"]),
     ("clock", &["sys"]),
@@ -61,6 +78,7 @@ const CONTROLLER: &[Rule] = &[
             "ca",
             "clock",
             "config",
+            "doctor",
             "enrolment",
             "inventory",
             "node",
@@ -72,6 +90,7 @@ const CONTROLLER: &[Rule] = &[
     ),
     ("access", &["clock", "sandbox", "store", "token"]),
     ("audit", &["clock"]),
+    ("doctor", &["ca", "clock", "config", "setup", "store"]),
     ("config", &["audit", "ca", "events", "node", "placement", "sandbox", "url"]),
     (
         "rpc",
@@ -113,6 +132,7 @@ const DAEMON: &[Rule] = &[
     ("clock", &[]),
     ("config", &[]),
     ("disk", &[]),
+    ("doctor", &["peer", "systemctl", "text", "tls"]),
     ("flow", &[]),
     ("group_commit", &[]),
     ("key_files", &["replace", "text", "tls"]),
@@ -128,7 +148,7 @@ const DAEMON: &[Rule] = &[
     ("sync", &[]),
     ("systemctl", &[]),
     ("text", &[]),
-    ("tls", &["sync"]),
+    ("tls", &["peer", "sync"]),
 ];
 
 /// Files that put the modules of a crate together, and its tests.

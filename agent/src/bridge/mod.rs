@@ -21,6 +21,8 @@ use daemon::replace::{Access, replace};
 use ipnet::Ipv4Net;
 use toml_edit::{DocumentMut, Item, Table, value};
 
+pub use render::NAT_TABLE;
+
 use crate::{
     config::{File, Pool},
     detect::{self, Roots},
@@ -69,6 +71,11 @@ impl Paths {
     pub fn dns(&self) -> PathBuf {
         self.etc.join(DNS)
     }
+}
+
+/// Returns the bridge that this command has made; `None` also when its file cannot be read.
+pub fn made(paths: &Paths) -> Option<String> {
+    render::name_in(&text(&paths.bridge()).ok()?)
 }
 
 /// Returns true when a bridge of this node has a name server.

@@ -4,6 +4,9 @@ use std::path::Path;
 
 use super::Bridge;
 
+/// Table of the way out.
+pub const NAT_TABLE: &str = "pve_sandbox_nat";
+
 /// First line of each file.
 const HEAD: &str = "# Written by `pve-sandbox-agent bridge init`, which writes it again.";
 
@@ -22,7 +25,7 @@ pub(super) fn interfaces(bridge: &Bridge, nat: &Path) -> String {
          \tbridge-fd 0\n\
          \tpost-up echo 1 > /proc/sys/net/ipv4/ip_forward\n\
          \tpost-up nft -f {nat}\n\
-         \tpost-down nft delete table ip pve_sandbox_nat || true\n"
+         \tpost-down nft delete table ip {NAT_TABLE} || true\n"
     )
 }
 
@@ -33,9 +36,9 @@ pub(super) fn nat(bridge: &Bridge) -> String {
     format!(
         "{HEAD}\n\
          # Adding it first makes the removal work also where there is none; the whole file is one change.\n\
-         table ip pve_sandbox_nat\n\
-         delete table ip pve_sandbox_nat\n\
-         table ip pve_sandbox_nat {{\n\
+         table ip {NAT_TABLE}\n\
+         delete table ip {NAT_TABLE}\n\
+         table ip {NAT_TABLE} {{\n\
          \tchain postrouting {{\n\
          \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
          \t\tip saddr {network} oifname != \"{name}\" masquerade\n\

@@ -140,53 +140,112 @@ pub fn provide(
     }
 }
 
-/// Lists everything that would prevent the ingress from starting with these settings, each with the
-/// remedy.
-pub fn obstacles(settings: &Settings, path: &Path, group: Option<&str>) -> Vec<String> {
+/// Returns true when Caddy's configuration has these settings and the agent's current proof.
+///
+/// # Errors
+/// When the configuration or the proof cannot be read.
+pub fn is_current(settings: &Settings, path: &Path) -> io::Result<bool> {
+    let there = read::whole_text(path, read::LARGE)?;
+    Ok(there == pretty(settings, Proof::read(path)?.newest()))
+}
+
+/// Reason why the ingress would not start. Its certificates are checked elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    /// There is no such group.
+    #[error("there is no group {0}")]
+    NoGroup(String),
+    /// The group cannot be looked up.
+    #[error("the group {0} cannot be looked up: {1}")]
+    Group(String, String),
+    /// The folder of Caddy's configuration is missing.
+    #[error("there is no folder {}", .0.display())]
+    NoFolder(PathBuf),
+    /// The file of the proof has something else in it.
+    #[error("{why}; remove {}", .path.display())]
+    Proof {
+        /// File.
+        path: PathBuf,
+        /// Error of its content.
+        why: String,
+    },
+    /// Caddy's group cannot read a file.
+    #[error("Caddy cannot read {}: give it to ingress.group, mode 0640", .path.display())]
+    Unreadable {
+        /// File.
+        path: PathBuf,
+        /// Caddy's group.
+        group: String,
+    },
+}
+
+impl Obstacle {
+    /// Returns the setting that it is about.
+    pub const fn setting(&self) -> &'static str {
+        match self {
+            Self::NoGroup(_) | Self::Group(..) => "ingress.group",
+            Self::NoFolder(_) | Self::Proof { .. } => "ingress.caddy_config",
+            Self::Unreadable { .. } => "ingress.tls",
+        }
+    }
+
+    /// Returns the command that takes it out of the way.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::NoGroup(group) => format!("groupadd --system {group}"),
+            Self::Group(group, _) => format!("getent group {group}"),
+            Self::NoFolder(path) => format!("mkdir -p {}", path.display()),
+            Self::Proof { path, .. } => format!("rm {}", path.display()),
+            Self::Unreadable { path, group } => {
+                let path = path.display();
+                format!("chgrp {group} {path}; chmod 0640 {path}")
+            }
+        }
+    }
+}
+
+/// Lists what would prevent the ingress from starting with these settings, but for its certificates.
+pub fn obstacles(settings: &Settings, path: &Path, group: Option<&str>) -> Vec<Obstacle> {
     let mut found = Vec::new();
     let gid = match group.map(|name| (name, nix::unistd::Group::from_name(name))) {
         None => None,
-        Some((_, Ok(Some(group)))) => Some(group.gid),
+        Some((name, Ok(Some(group)))) => Some((name, group.gid)),
         Some((name, Ok(None))) => {
-            found.push(format!("ingress.group: there is no group {name}"));
+            found.push(Obstacle::NoGroup(name.to_owned()));
             None
         }
         Some((name, Err(error))) => {
-            found.push(format!("ingress.group: {name}: {error}"));
+            found.push(Obstacle::Group(name.to_owned(), error.to_string()));
             None
         }
     };
     let folder = path.parent().unwrap_or(Path::new("/"));
     if !folder.is_dir() {
-        found.push(format!("ingress.caddy_config: there is no folder {}", folder.display()));
+        found.push(Obstacle::NoFolder(folder.to_owned()));
     }
     if let Err(error) = Proof::read(path)
         && error.kind() != io::ErrorKind::NotFound
     {
-        found.push(format!("ingress.caddy_config: {error}; remove that file"));
+        found.push(Obstacle::Proof { path: proof_path(path), why: error.to_string() });
     }
-    if let Some(peers) = &settings.peers {
-        let [ca, cert, key] = [&peers.ca, &peers.cert, &peers.key].map(|p| Path::new(p.as_str()));
-        if let Err(error) = daemon::tls::Identity::load(cert, key, ca) {
-            found.push(format!("ingress.tls: {error}"));
-        }
-        for file in [ca, cert, key] {
-            found.extend(gid.and_then(|gid| unreadable(file, gid)));
-        }
+    if let (Some(peers), Some((group, gid))) = (&settings.peers, gid) {
+        let files = [&peers.ca, &peers.cert, &peers.key].map(|path| Path::new(path.as_str()));
+        let unreadable = files.into_iter().filter(|path| !may_read(path, gid));
+        let obstacle = |path: &Path| {
+            let (path, group) = (path.to_owned(), group.to_owned());
+            Obstacle::Unreadable { path, group }
+        };
+        found.extend(unreadable.map(obstacle));
     }
     found
 }
 
-/// Explains why a group cannot read a file; `None` when it can, or when the file does not exist.
-fn unreadable(path: &Path, group: nix::unistd::Gid) -> Option<String> {
+/// Returns true when a group can read a file, or the file does not exist.
+fn may_read(path: &Path, group: nix::unistd::Gid) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    let about = std::fs::metadata(path).ok()?;
+    let Ok(about) = std::fs::metadata(path) else { return true };
     let all = about.mode() & 0o004 != 0;
-    let of_group = about.mode() & 0o040 != 0 && about.gid() == group.as_raw();
-    (!all && !of_group).then(|| {
-        let path = path.display();
-        format!("ingress.tls: Caddy cannot read {path}: give it to ingress.group, mode 0640")
-    })
+    all || (about.mode() & 0o040 != 0 && about.gid() == group.as_raw())
 }
 
 fn pretty(settings: &Settings, proof: &str) -> String {
@@ -303,24 +362,26 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("caddy.json");
         let alone = Settings { peers: None, ..settings() };
-        assert_eq!(obstacles(&alone, &path, None), [] as [&str; 0]);
-        assert_eq!(obstacles(&alone, &path, Some("root")), [] as [&str; 0]);
-        let told =
-            |settings: &Settings, path: &Path, group| obstacles(settings, path, group).join("\n");
+        assert_eq!(obstacles(&alone, &path, None), []);
+        assert_eq!(obstacles(&alone, &path, Some("root")), []);
+        let told = |settings: &Settings, path: &Path, group| {
+            let all = obstacles(settings, path, group);
+            all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
         assert!(told(&alone, &path, Some("no-such-group")).contains("no group no-such-group"));
         let nowhere = dir.path().join("nowhere/caddy.json");
         assert!(told(&alone, &nowhere, None).contains("no folder"));
         std::fs::write(path.with_extension("proof"), "short").expect("written");
-        assert!(told(&alone, &path, None).contains("remove that file"));
+        assert!(told(&alone, &path, None).contains("remove "));
         std::fs::remove_file(path.with_extension("proof")).expect("removed");
 
-        // Certificates that do not exist, and a key that only its owner can read.
+        // A key that only its owner can read.
         let file = |name: &str| dir.path().join(name);
         let plain = |name: &str| PlainPath::try_from(file(name).as_path()).expect("a path");
         let listen = "10.99.0.1:8481".parse().expect("an address");
         let peers = Peers { listen, ca: plain("ca"), cert: plain("crt"), key: plain("key") };
         let settings = Settings { peers: Some(peers), ..alone };
-        assert!(told(&settings, &path, None).contains("ingress.tls: cannot use"));
+        assert_eq!(obstacles(&settings, &path, Some("root")), [], "nothing is there yet");
         for name in ["ca", "crt", "key"] {
             std::fs::write(file(name), "x").expect("written");
         }

@@ -1,6 +1,9 @@
 //! Paths on the host, and the command lines that enter a container.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use proto::id::Vmid;
 use serde::{Deserialize, Serialize};
@@ -52,6 +55,15 @@ impl Default for HostPaths {
 }
 
 impl HostPaths {
+    /// Programs of PVE that the agent runs, each with the Debian package that has it.
+    pub fn programs(&self) -> [(&Path, &'static str); 3] {
+        [
+            (&self.pct, "pve-container"),
+            (&self.pvesm, "libpve-storage-perl"),
+            (&self.lxc_attach, "lxc-pve"),
+        ]
+    }
+
     /// Command line of `lxc-attach`, as `pct exec` uses it; the program to start inside follows it.
     pub fn attach(&self, vmid: Vmid) -> Vec<OsString> {
         let mut argv = vec![self.lxc_attach.clone().into(), "-n".into(), vmid.to_string().into()];

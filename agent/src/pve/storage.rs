@@ -71,6 +71,11 @@ impl Storage {
             && listed("nodes", node.as_str()).unwrap_or(true)
     }
 
+    /// True when a container's template on this storage is cloned linked: the clone shares its volume.
+    pub fn links_clones(&self) -> bool {
+        matches!(self.kind.as_str(), "zfspool" | "lvmthin" | "rbd" | "btrfs")
+    }
+
     /// True when all nodes with this storage see the same volumes on it.
     pub fn is_shared(&self) -> bool {
         // PVE treats these types as shared, whatever the config says.
@@ -227,6 +232,13 @@ pub fn parse_pvesm_room(text: &str, name: &str) -> Option<StorageRoom> {
     Some(StorageRoom::new(bytes(5)?, bytes(3)?))
 }
 
+/// Whether a storage is active, from `pvesm status`; `None` when it is not listed.
+pub fn is_active(text: &str, name: &str) -> Option<bool> {
+    let mut rows = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row.first() == Some(&name))?;
+    row.get(2).map(|state| *state == "active")
+}
+
 /// Volumes in the output of `pvesm list STORAGE --vmid ID`.
 pub fn parse_pvesm_volumes(text: &str, name: &str) -> Vec<String> {
     let first = text.lines().filter_map(|line| line.split_ascii_whitespace().next());
@@ -295,6 +307,8 @@ rbd: ceph
     fn storage_is_shared_by_its_kind_or_its_setting() {
         let shared: Vec<_> = parse(CONFIG).iter().map(Storage::is_shared).collect();
         assert_eq!(shared, [false, false, false, false, true]);
+        let linked: Vec<_> = parse(CONFIG).iter().map(Storage::links_clones).collect();
+        assert_eq!(linked, [false, true, true, true, true]);
         let marked =
             |value| parse(&format!("dir: d\n\tpath /d\n\tshared {value}\n"))[0].is_shared();
         assert_eq!((marked("1"), marked("0")), (true, false));
@@ -369,6 +383,8 @@ rbd: ceph
             tiny        btrfs   inactive               0               0               0    0.00%\n";
         assert_eq!(parse_pvesm_room(status, "btr"), room(19_956_576 << 10, 20_971_520 << 10));
         assert_eq!(parse_pvesm_room(status, "tiny"), None);
+        let active = ["btr", "tiny", "none"].map(|name| is_active(status, name));
+        assert_eq!(active, [Some(true), Some(false), None]);
         let list = "Volid                            Format  Type            Size VMID\n\
             btr:502/vm-502-disk-0.raw        raw     images    2147483648 502\n";
         assert_eq!(parse_pvesm_volumes(list, "btr"), ["btr:502/vm-502-disk-0.raw"]);

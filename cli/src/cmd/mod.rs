@@ -14,6 +14,7 @@ mod cordon;
 mod cp;
 mod create;
 mod current;
+mod doctor;
 mod drain;
 mod egress;
 mod events;
@@ -178,6 +179,16 @@ pub(crate) enum User {
     /// Contexts: controllers with a token, one of which is used
     #[command(subcommand)]
     Context(context::ContextVerb),
+    /// Say what is wrong with connection and token, and for operators with the nodes; exit 1 if something
+    /// does not work
+    #[command(after_help = "\
+Examples:
+  sandboxctl doctor                             each check, and what mends what is wrong
+  sandboxctl doctor --json | jq '.checks[] | select(.state != \"ok\")'
+
+It changes nothing. On a node: `pve-sandbox-agent doctor`; on the controller's machine:
+`pve-sandbox-controller doctor`.")]
+    Doctor,
     /// Print the versions of this program and of the controller
     Version,
     /// Print a completion script for a shell
@@ -330,6 +341,7 @@ async fn user(
         User::Use(args) => current::run(connect()?, args, output).await,
         User::Login(args) => login::run(connection, args, output).await,
         User::Context(verb) => context::run(connection, verb, output),
+        User::Doctor => Box::pin(doctor::run(connection, output)).await,
         User::Version => version::run(connect(), output).await,
         User::Completion(args) => completion::run(definition(), args, output),
         User::Complete(args) => complete::run(definition(), connection, args, output).await,

@@ -70,6 +70,7 @@ fn of_user(verb: &mut User) -> Vec<&mut String> {
         | User::Compare(_)
         | User::Login(_)
         | User::Context(_)
+        | User::Doctor
         | User::Version
         | User::Completion(_)
         | User::Complete(_)

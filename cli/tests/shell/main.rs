@@ -8,6 +8,7 @@ mod care;
 mod contexts;
 mod copying;
 mod cp;
+mod doctor;
 mod events;
 mod exec;
 mod fake;

@@ -308,6 +308,23 @@ pub fn give_to_owner(dir: &Path) -> io::Result<()> {
     machine::give(&machine::foreign_files(dir, owner)?, owner)
 }
 
+/// Returns the host names of this machine, without its addresses.
+pub(crate) fn host_names() -> Vec<String> {
+    let names = machine::names().into_iter();
+    names.filter(|name| name.parse::<std::net::IpAddr>().is_err()).collect()
+}
+
+/// Lists what is below a directory and not the service's; with the numbers of the service's user, or of the
+/// directory's owner where there is no such user.
+///
+/// # Errors
+/// When the directory cannot be looked at.
+pub(crate) fn foreign(dir: &Path) -> io::Result<(Vec<PathBuf>, (u32, u32))> {
+    let about = fs::metadata(dir)?;
+    let owner = machine::user(UNIT)?.unwrap_or((about.uid(), about.gid()));
+    Ok((machine::foreign_files(dir, owner)?, owner))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,7 @@ pub mod sqlite;
 mod sqlite_access;
 mod sqlite_enrolments;
 mod sqlite_events;
+pub mod sqlite_look;
 
 use proto::{
     id::SandboxId,

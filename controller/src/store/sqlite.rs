@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Schema changes in order; the file's `user_version` is the number of those applied.
-const MIGRATIONS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_start.sql"),
     include_str!("migrations/0002_events.sql"),
     include_str!("migrations/0003_files.sql"),
@@ -106,7 +106,7 @@ fn raise(db: &Connection, least: u64) -> rusqlite::Result<u64> {
         .query_row([least], |row| row.get(0))
 }
 
-fn failed(error: impl std::fmt::Display) -> Error {
+pub(super) fn failed(error: impl std::fmt::Display) -> Error {
     Error::Failed(error.to_string())
 }
 

@@ -16,7 +16,7 @@ use super::{
 const COLUMNS: &str = "id, hash, team, scopes, created_ms, revoked_ms, name, user, expires_ms, \
                        used_ms";
 /// Condition of a token that is living at `:now_ms`.
-const LIVING: &str = "revoked_ms = 0 AND (expires_ms = 0 OR expires_ms > :now_ms)";
+pub(super) const LIVING: &str = "revoked_ms = 0 AND (expires_ms = 0 OR expires_ms > :now_ms)";
 
 fn to_token(row: &rusqlite::Row<'_>) -> rusqlite::Result<Token> {
     let user: String = row.get(7)?;

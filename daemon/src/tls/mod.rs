@@ -8,16 +8,17 @@ mod pinned;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use rustls::{
     ClientConfig, DEFAULT_VERSIONS, RootCertStore, ServerConfig, SupportedProtocolVersion,
-    client::Resumption,
+    client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier as _},
     crypto::{CryptoProvider, aws_lc_rs},
     sign::CertifiedKey,
     version::TLS13,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 
 pub use live::LiveIdentity;
 pub use pinned::client_that_pins;
@@ -98,6 +99,33 @@ pub fn fits(certificate: &[u8], key: &[u8]) -> bool {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
     let (Ok(chain), Ok(key)) = (chain, PrivateKeyDer::from_pem_slice(key)) else { return false };
     !chain.is_empty() && CertifiedKey::from_der(chain, key, &provider()).is_ok()
+}
+
+/// Checks that a CA has signed a certificate, both PEM, whatever the time is now.
+///
+/// # Errors
+/// With the reason why not.
+pub fn signed_by(certificate: &[u8], ca: &[u8]) -> Result<(), String> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate)
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())?;
+    let (leaf, others) = chain.split_first().ok_or("it holds no certificate")?;
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(ca) {
+        let root = root.map_err(|error| error.to_string())?;
+        roots.add(root).map_err(|error| error.to_string())?;
+    }
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+    let verifier = verifier.build().map_err(|error| error.to_string())?;
+    // Time and name are checked elsewhere: here a time within its life, and a name that it has.
+    let validity = crate::peer::validity(leaf)?;
+    let within = validity.not_before_ms.midpoint(validity.not_after_ms);
+    let within = UnixTime::since_unix_epoch(Duration::from_millis(within));
+    let names = crate::peer::names(leaf)?;
+    let name = names.first().ok_or("it has no name")?.to_owned();
+    let name = ServerName::try_from(name).map_err(|error| error.to_string())?;
+    let verified = verifier.verify_server_cert(leaf, others, &name, &[], within);
+    verified.map(drop).map_err(|error| error.to_string())
 }
 
 fn file(path: &Path, why: String) -> Error {

@@ -1,0 +1,36 @@
+//! Settings of Caddy, from the agent's configuration.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    config::Config,
+    ingress::settings::{Peers, Settings},
+};
+
+/// Builds the settings of Caddy's configuration; `None` without a domain.
+///
+/// # Errors
+/// When a value must not appear in Caddy's configuration.
+pub fn of(config: &Config) -> Result<Option<Settings>> {
+    let ingress = &config.ingress;
+    let Some(domain) = &ingress.domain else { return Ok(None) };
+    let path = |path: &Path| path.try_into().with_context(|| path.display().to_string());
+    let peers = |listen| -> Result<Peers> {
+        let tls = &ingress.tls;
+        Ok(Peers { listen, ca: path(&tls.ca)?, cert: path(&tls.cert)?, key: path(&tls.key)? })
+    };
+    Ok(Some(Settings {
+        domain: domain.parse().context("ingress.domain")?,
+        public: ingress.public.clone(),
+        route_socket: path(&socket(config))?,
+        https: ingress.https,
+        peers: ingress.peer.map(peers).transpose()?,
+    }))
+}
+
+/// Returns the path of the agent's socket for route questions.
+pub fn socket(config: &Config) -> std::path::PathBuf {
+    config.ingress.socket.clone().unwrap_or_else(|| config.run_dir.join("ingress.sock"))
+}

@@ -1,0 +1,175 @@
+//! What was seen of this node.
+
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
+
+use daemon::doctor::{certificate, reach::Listener};
+use proto::{id::Vmid, name::SnapshotId};
+
+use crate::{detect::OnBridge, ingress::caddy::Obstacle, pve::Cluster};
+
+/// Observations that need no configuration, and those that do.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Time, milliseconds since 1970.
+    pub now_ms: u64,
+    /// Whether this process is root.
+    pub is_root: bool,
+    /// Whether the clock is synchronised; `None` where nothing knows.
+    pub synchronised: Option<bool>,
+    /// Cluster, as pmxcfs shows it; without members: pmxcfs is down.
+    pub cluster: Cluster,
+    /// Name in the file of the bridge that `bridge init` has made.
+    pub made_bridge: Option<String>,
+    /// Observations of a node whose configuration is complete.
+    pub node: Option<Node>,
+}
+
+/// Observations of a node whose configuration is complete.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Programs that are needed.
+    pub programs: Vec<Program>,
+    /// Certificate of the agent.
+    pub certificate: certificate::Facts,
+    /// Certificate of the hop between the nodes' Caddys, where one is needed.
+    pub hop: Option<certificate::Facts>,
+    /// Bridge of the sandboxes.
+    pub bridge: Bridge,
+    /// Tables of nftables, such as `inet pve_sandbox`; `None` when they cannot be listed.
+    pub tables: Option<BTreeSet<String>>,
+    /// Storages that are used, or that new templates go to.
+    pub storages: Vec<Storage>,
+    /// Names of storages that linked clones can be made on.
+    pub fit_storages: Vec<String>,
+    /// Templates that are configured, or carry the mark.
+    pub templates: Vec<Template>,
+    /// Ingress, where it is configured.
+    pub ingress: Option<Ingress>,
+    /// Free space of the agent's directory, bytes.
+    pub room: Option<u64>,
+    /// The agent that should run.
+    pub agent: Agent,
+}
+
+/// A program that is needed.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// Path.
+    pub path: PathBuf,
+    /// Debian package that has it.
+    pub package: &'static str,
+    /// Whether it is there and can be run.
+    pub is_there: bool,
+}
+
+/// Bridge of the sandboxes.
+#[derive(Debug, Clone, Default)]
+pub struct Bridge {
+    /// Whether it is a Linux bridge.
+    pub is_bridge: bool,
+    /// Address of this node on it.
+    pub address: Option<OnBridge>,
+    /// Whether `bridge init` has made it: then its gateway, NAT and name server are this node's.
+    pub is_ours: bool,
+    /// Whether the kernel forwards packets.
+    pub forwards: bool,
+    /// Whether its name server answers; `None` where it has none.
+    pub answers: Option<bool>,
+}
+
+/// A storage.
+#[derive(Debug, Clone)]
+pub struct Storage {
+    /// Name.
+    pub name: String,
+    /// Type; `None` when it is not in `storage.cfg`.
+    pub kind: Option<String>,
+    /// Whether it holds containers of this node.
+    pub holds_containers: bool,
+    /// Whether it clones a template linked.
+    pub links_clones: bool,
+    /// Whether PVE says that it is active; `None` when PVE did not answer.
+    pub is_active: Option<bool>,
+}
+
+/// A template.
+#[derive(Debug, Clone)]
+pub struct Template {
+    /// Snapshot that it is for.
+    pub snapshot: SnapshotId,
+    /// Vmid.
+    pub vmid: Vmid,
+    /// File with its config.
+    pub path: PathBuf,
+    /// State.
+    pub state: TemplateState,
+}
+
+/// State of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplateState {
+    /// Sandboxes can be made from it; the storage of its root volume.
+    Fit(Option<String>),
+    /// There is no such container.
+    Missing,
+    /// The container is no template.
+    Ordinary,
+    /// The container has lines that are forbidden: their keys, and the whole sentence.
+    Forbidden(Vec<String>, String),
+    /// Its config cannot be read.
+    Unreadable(String),
+}
+
+/// Ingress.
+#[derive(Debug, Clone)]
+pub struct Ingress {
+    /// Reasons why Caddy or the agent's route server would not start, or why the settings are no good.
+    pub obstacles: Result<Vec<Obstacle>, String>,
+    /// Caddy's configuration.
+    pub written: Written,
+    /// Time of its last change, milliseconds since 1970.
+    pub written_ms: Option<u64>,
+    /// Start of the Caddy that runs with it, milliseconds since 1970; `None` when no process is found.
+    pub started_ms: Option<u64>,
+    /// Answers of the addresses where clients reach Caddy.
+    pub public: Vec<(SocketAddr, WebAnswer)>,
+    /// Whether the agent's route server answers.
+    pub routes: bool,
+}
+
+/// Caddy's configuration on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// None is there.
+    Missing,
+    /// The file has the settings and the proof of the agent.
+    Current,
+    /// The file has others.
+    Other,
+}
+
+/// Answer of an address to a request for a sandbox that cannot exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WebAnswer {
+    /// Nobody listens there.
+    Nobody,
+    /// Somebody listens, and gives no answer in time: Caddy waits for the agent.
+    Silent,
+    /// The agent's answer, passed on by Caddy.
+    Ours,
+    /// Caddy does not know the domain: it runs with another configuration.
+    OtherDomain,
+    /// Not an answer of this ingress.
+    Other,
+}
+
+/// The agent that should run.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// Listener where the agent should be; `None` when that cannot be asked without a certificate.
+    pub listener: Option<Listener>,
+    /// Certificate on the disk, DER.
+    pub on_disk: Vec<u8>,
+    /// Whether the program of the agent that runs was replaced since it was started.
+    pub is_replaced: bool,
+}

@@ -1,0 +1,100 @@
+//! Judges the ingress: what Caddy reads, whether it runs with the agent's proof, and what it answers. Pure.
+
+use daemon::doctor::{Check, reach::local};
+
+use super::{
+    facts::{Ingress, Node, WebAnswer, Written},
+    listeners_of,
+};
+use crate::config::Config;
+
+const AGENT: &str = "systemctl restart pve-sandbox-agent";
+const CADDY: &str = "systemctl restart pve-sandbox-ingress";
+const BOTH: &str = "systemctl restart pve-sandbox-agent; systemctl restart pve-sandbox-ingress";
+
+/// Difference between two clocks of the kernel, milliseconds: the start of a process is known less exactly.
+const SLACK_MS: u64 = 2000;
+
+/// Judges what Caddy and the agent's route server need to start.
+pub(super) fn files(config: &Config, node: &Node) -> Vec<Check> {
+    let Some(ingress) = &node.ingress else { return Vec::new() };
+    match &ingress.obstacles {
+        Ok(obstacles) => obstacles
+            .iter()
+            .map(|obstacle| {
+                Check::failed(
+                    "ingress-files",
+                    obstacle.setting(),
+                    obstacle.to_string(),
+                    obstacle.remedy(),
+                )
+            })
+            .collect(),
+        Err(why) => {
+            let domain = config.ingress.domain.clone().unwrap_or_default();
+            let remedy = "mend [ingress] in agent.toml, then: pve-sandbox-agent check-config";
+            vec![Check::failed("ingress-files", domain, why.clone(), remedy)]
+        }
+    }
+}
+
+/// Judges Caddy, and its way to the agent.
+pub(super) fn caddy(config: &Config, node: &Node) -> Vec<Check> {
+    let Some(ingress) = &node.ingress else { return Vec::new() };
+    let mut checks: Vec<_> = ingress
+        .public
+        .iter()
+        .map(|(address, answer)| {
+            let (subject, local) = (address.to_string(), local(*address));
+            let failed = |found: &str, remedy: String| {
+                Check::failed("caddy", subject.clone(), found, remedy)
+            };
+            match answer {
+                WebAnswer::Ours => {
+                    Check::ok("caddy", subject, "it answers, with the agent behind it")
+                }
+                WebAnswer::Nobody => failed(
+                    "nothing listens: Caddy does not run",
+                    "systemctl enable pve-sandbox-ingress; systemctl start pve-sandbox-ingress"
+                        .to_owned(),
+                ),
+                WebAnswer::Silent => {
+                    failed("Caddy gets no answer from the agent", AGENT.to_owned())
+                }
+                WebAnswer::OtherDomain => {
+                    failed("Caddy runs with the configuration of another domain", CADDY.to_owned())
+                }
+                WebAnswer::Other => failed("something else listens there", listeners_of(local)),
+            }
+        })
+        .collect();
+    checks.push(proof(config, ingress));
+    let socket = config.ingress.socket.as_deref().map(|path| path.display().to_string());
+    let socket = socket.unwrap_or_default();
+    checks.push(match ingress.routes {
+        true => Check::ok("route-socket", socket, "the agent answers"),
+        false => Check::failed("route-socket", socket, "the agent does not answer", AGENT),
+    });
+    checks
+}
+
+fn proof(config: &Config, ingress: &Ingress) -> Check {
+    let path = config.ingress.caddy_config.display().to_string();
+    let is_older = |written: u64, started: u64| written > started + SLACK_MS;
+    match (ingress.written, ingress.written_ms, ingress.started_ms) {
+        (Written::Missing, ..) => {
+            Check::failed("caddy-config", path, "missing: the agent writes it at its start", BOTH)
+        }
+        (Written::Other, ..) => Check::failed(
+            "caddy-config",
+            path,
+            "not that of the agent's settings and proof: the agent writes it at its start",
+            BOTH,
+        ),
+        (Written::Current, Some(written), Some(started)) if is_older(written, started) => {
+            let found = "newer than the Caddy that runs: its proof may not be accepted any more";
+            Check::warning("caddy-config", path, found, CADDY)
+        }
+        (Written::Current, ..) => Check::ok("caddy-config", path, "it has the agent's proof"),
+    }
+}

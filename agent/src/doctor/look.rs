@@ -1,0 +1,318 @@
+//! Sees this node: reads files, and asks programs and servers at once. Changes nothing.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
+
+use daemon::{
+    doctor::{
+        certificate,
+        reach::{self, Listener, PATIENCE},
+    },
+    systemctl,
+    tls::Identity,
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+
+use super::{
+    Host, contact,
+    facts::{
+        Agent, Bridge, Facts, Ingress, Node, Program, Storage, Template, TemplateState, Written,
+    },
+    hop, own,
+};
+use crate::{
+    bridge, caddy_settings,
+    clock::{Clock as _, SystemClock},
+    config::Config,
+    detect::{self, Roots},
+    ingress::caddy,
+    pve::{ContainerConfig, HostPaths, forbidden, pmxcfs, storage},
+    sandbox,
+    sys::{proc, read},
+};
+
+/// Name of the agent's program and its command, as its processes show them.
+const AGENT: [&str; 2] = ["pve-sandbox-agent", "run"];
+/// Ticks of the kernel's clock for processes, milliseconds each (USER_HZ, proc(5)).
+const TICK_MS: u64 = 10;
+
+/// Returns the time, milliseconds since 1970.
+pub(super) fn now_ms(config: &Config) -> u64 {
+    SystemClock::new(&config.boot_id).now_ms()
+}
+
+/// Sees everything, at once where it takes time.
+pub(super) async fn all(config: Option<&Config>, pve: &HostPaths, host: &Host) -> Facts {
+    let roots = Roots { pve: &pve.root, proc: &pve.proc, net: &host.net };
+    let node = async {
+        match config {
+            Some(config) => Some(Box::pin(node(config, host)).await),
+            None => None,
+        }
+    };
+    let (synchronised, node) = tokio::join!(reach::is_synchronised(), node);
+    Facts {
+        now_ms: SystemClock::default().now_ms(),
+        is_root: nix::unistd::geteuid().is_root(),
+        synchronised,
+        cluster: detect::cluster(roots),
+        made_bridge: bridge::made(&host.bridge),
+        node,
+    }
+}
+
+async fn node(config: &Config, host: &Host) -> Node {
+    let files = files(config);
+    let (storages, fit_storages) = storages(config, &files.templates);
+    let (tables, bridge, storages, ingress, listener) = tokio::join!(
+        tables(host),
+        bridge(config, host),
+        active(config, storages),
+        ingress(config, files.ingress),
+        listener(config),
+    );
+    Node {
+        programs: programs(config, host, bridge.is_ours),
+        bridge,
+        tables,
+        storages,
+        fit_storages,
+        ingress,
+        room: room(&config.state_dir),
+        agent: Agent { listener, on_disk: der(&config.tls.cert), is_replaced: is_replaced(config) },
+        ..files
+    }
+}
+
+/// Sees the files that the configuration names; nothing that runs.
+pub(super) fn files(config: &Config) -> Node {
+    let settings = caddy_settings::of(config);
+    let ingress = match &settings {
+        Ok(None) => None,
+        Ok(Some(settings)) => Some(caddy_files(config, settings)),
+        Err(error) => Some(no_ingress(format!("{error:#}"))),
+    };
+    Node {
+        programs: Vec::new(),
+        certificate: certificate::look(&own(config)),
+        hop: hop(config).as_ref().map(certificate::look),
+        bridge: Bridge::default(),
+        tables: None,
+        storages: Vec::new(),
+        fit_storages: Vec::new(),
+        templates: templates(config),
+        ingress,
+        room: None,
+        agent: Agent { listener: None, on_disk: Vec::new(), is_replaced: false },
+    }
+}
+
+fn no_ingress(why: String) -> Ingress {
+    Ingress {
+        obstacles: Err(why),
+        written: Written::Missing,
+        written_ms: None,
+        started_ms: None,
+        public: Vec::new(),
+        routes: false,
+    }
+}
+
+fn caddy_files(config: &Config, settings: &crate::ingress::settings::Settings) -> Ingress {
+    let (path, group) = (&config.ingress.caddy_config, config.ingress.group.as_deref());
+    let written = match caddy::is_current(settings, path) {
+        Ok(true) => Written::Current,
+        Ok(false) => Written::Other,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.exists() => Written::Missing,
+        Err(_) => Written::Other,
+    };
+    let changed = fs::metadata(path).and_then(|about| about.modified()).ok();
+    let since = changed.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    Ingress {
+        obstacles: Ok(caddy::obstacles(settings, path, group)),
+        written,
+        written_ms: since.map(daemon::clock::millis),
+        ..no_ingress(String::new())
+    }
+}
+
+async fn ingress(config: &Config, files: Option<Ingress>) -> Option<Ingress> {
+    let (mut ingress, domain) = (files?, config.ingress.domain.as_deref()?);
+    let mut public = Vec::new();
+    for address in config.ingress.public.iter().take(4) {
+        public.push((*address, contact::web(*address, domain).await));
+    }
+    ingress.public = public;
+    if let Some(socket) = &config.ingress.socket {
+        ingress.routes = contact::routes(socket, domain).await;
+    }
+    ingress.started_ms = caddy_started(config);
+    Some(ingress)
+}
+
+/// Returns the start of the Caddy that runs with our configuration.
+fn caddy_started(config: &Config) -> Option<u64> {
+    let proc = &config.pve.proc;
+    let ours = config.ingress.caddy_config.to_str()?;
+    let mut processes = proc::host_processes(proc).into_iter();
+    let caddy = processes.find(|process| process.argv.iter().any(|word| word == ours))?;
+    let stat = read::text(&proc.join("stat"), read::LARGE);
+    let boot: u64 = stat.lines().find_map(|line| line.strip_prefix("btime ")?.parse().ok())?;
+    Some(boot * 1000 + caddy.start * TICK_MS)
+}
+
+fn is_replaced(config: &Config) -> bool {
+    let proc = &config.pve.proc;
+    let is_agent = |process: &proc::Process| {
+        let [program, command] = AGENT;
+        let mut words = process.argv.iter();
+        words.next().is_some_and(|word| word.ends_with(program))
+            && words.next().is_some_and(|word| word == command)
+    };
+    let mut agents = proc::host_processes(proc).into_iter().filter(is_agent);
+    agents.any(|agent| {
+        let exe = fs::read_link(proc.join(agent.pid.to_string()).join("exe"));
+        exe.is_ok_and(|exe| exe.to_string_lossy().ends_with(" (deleted)"))
+    })
+}
+
+fn programs(config: &Config, host: &Host, has_own_bridge: bool) -> Vec<Program> {
+    let mut needed: Vec<(PathBuf, &'static str)> =
+        config.pve.programs().map(|(path, package)| (path.to_owned(), package)).into();
+    if config.isolation.enabled || has_own_bridge {
+        needed.extend(host.nft.first().map(|nft| (PathBuf::from(nft), "nftables")));
+    }
+    if has_own_bridge {
+        needed.push((host.dnsmasq.clone(), "dnsmasq-base"));
+    }
+    if config.ingress.domain.is_some() {
+        needed.push((host.caddy.clone(), "caddy"));
+    }
+    let runs = |path: &Path| {
+        let about = fs::metadata(path);
+        about.is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+    };
+    let program = |(path, package): (PathBuf, _)| Program { is_there: runs(&path), path, package };
+    needed.into_iter().map(program).collect()
+}
+
+async fn bridge(config: &Config, host: &Host) -> Bridge {
+    let name = &config.network.bridge;
+    let roots = Roots { pve: &config.pve.root, proc: &config.pve.proc, net: &host.net };
+    let is_ours = bridge::made(&host.bridge).as_ref() == Some(name);
+    let answers = match is_ours && host.bridge.dns().exists() {
+        true => Some(contact::name_server(super::name_server(config, host)).await),
+        false => None,
+    };
+    let forwards = config.pve.proc.join("sys/net/ipv4/ip_forward");
+    Bridge {
+        is_bridge: host.net.join(name).join("bridge").is_dir(),
+        address: detect::on_bridge(roots, name),
+        is_ours,
+        forwards: read::text(&forwards, read::SMALL).trim() == "1",
+        answers,
+    }
+}
+
+async fn tables(host: &Host) -> Option<BTreeSet<String>> {
+    let (nft, first) = host.nft.split_first()?;
+    let words: Vec<&str> = first.iter().map(String::as_str).chain(["list", "tables"]).collect();
+    let listed = systemctl::ask(Path::new(nft), &words, PATIENCE).await.ok()?;
+    let tables = listed.stdout.lines().filter_map(|line| line.trim().strip_prefix("table "));
+    listed.success.then(|| tables.map(str::to_owned).collect())
+}
+
+/// Sees the storages of the templates and the one for new templates; and the names of those that are fit.
+fn storages(config: &Config, templates: &[Template]) -> (Vec<Storage>, Vec<String>) {
+    let text = read::text(&config.pve.root.join(pmxcfs::STORAGES), read::LARGE);
+    let (known, node) = (storage::parse(&text), &config.node.value);
+    let of_templates = templates.iter().filter_map(|template| match &template.state {
+        TemplateState::Fit(storage) => storage.clone(),
+        TemplateState::Missing
+        | TemplateState::Ordinary
+        | TemplateState::Forbidden(..)
+        | TemplateState::Unreadable(_) => None,
+    });
+    let settings = config.settings().iter().filter(|setting| setting.name == "storage");
+    let mut names: Vec<_> = settings.map(|setting| setting.value.clone()).collect();
+    names.extend(of_templates);
+    names.sort();
+    names.dedup();
+    let see = |name: String| {
+        let found = known.iter().find(|storage| storage.name == name);
+        Storage {
+            kind: found.map(|storage| storage.kind.clone()),
+            holds_containers: found.is_some_and(|storage| storage.holds_containers(node)),
+            links_clones: found.is_some_and(storage::Storage::links_clones),
+            is_active: None,
+            name,
+        }
+    };
+    let fit = known.iter().filter(|one| one.holds_containers(node) && one.links_clones());
+    (names.into_iter().map(see).collect(), fit.map(|one| one.name.clone()).collect())
+}
+
+/// Asks PVE which storages are active, in one call.
+async fn active(config: &Config, mut storages: Vec<Storage>) -> Vec<Storage> {
+    let Ok(listed) = systemctl::ask(&config.pve.pvesm, &["status"], PATIENCE).await else {
+        return storages;
+    };
+    for storage in &mut storages {
+        storage.is_active = storage::is_active(&listed.stdout, &storage.name);
+    }
+    storages
+}
+
+/// Sees the templates that are configured or carry the mark.
+pub(super) fn templates(config: &Config) -> Vec<Template> {
+    let of_one = |template: &sandbox::Template| {
+        let path = config.pve.root.join(pmxcfs::config(&config.node.value, template.vmid));
+        let state = match read::whole(&path, read::LARGE) {
+            Ok(bytes) => template_state(template, &ContainerConfig::parse(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => TemplateState::Missing,
+            Err(error) => TemplateState::Unreadable(error.to_string()),
+        };
+        Template { snapshot: template.snapshot.clone(), vmid: template.vmid, path, state }
+    };
+    config.options().templates.iter().map(of_one).collect()
+}
+
+fn template_state(template: &sandbox::Template, config: &ContainerConfig) -> TemplateState {
+    if !config.is_template() {
+        return TemplateState::Ordinary;
+    }
+    match template.obstacle(Some(config)) {
+        None => TemplateState::Fit(config.storage().map(str::to_owned)),
+        Some(text) => {
+            let lines = forbidden::lines(config, &template.allowed);
+            let key =
+                |line: &str| line.split([':', '=']).next().unwrap_or_default().trim().to_owned();
+            TemplateState::Forbidden(lines.iter().map(|line| key(&line.line)).collect(), text)
+        }
+    }
+}
+
+/// Returns the free space of a directory, or of the first above it that is there.
+fn room(dir: &Path) -> Option<u64> {
+    let there = dir.ancestors().find(|dir| dir.exists())?;
+    let found = nix::sys::statvfs::statvfs(there).ok()?;
+    Some(found.blocks_available() * found.fragment_size())
+}
+
+async fn listener(config: &Config) -> Option<Listener> {
+    let tls = &config.tls;
+    let identity = Identity::load(&tls.cert, &tls.key, &tls.ca).ok()?;
+    let client = daemon::tls::client(&identity).ok()?;
+    let name = daemon::peer::agent_name(&config.node.value);
+    Some(reach::listener(reach::local(config.listen.value), &name, client).await)
+}
+
+fn der(path: &Path) -> Vec<u8> {
+    let pem = read::whole(path, read::LARGE).unwrap_or_default();
+    CertificateDer::from_pem_slice(&pem).map(|der| der.to_vec()).unwrap_or_default()
+}

@@ -1,0 +1,170 @@
+//! `doctor`: looks at this node and says what is wrong, each finding with its remedy.
+//!
+//! `look` and `contact` see: all effects are there, each with a deadline. `facts` holds what was seen.
+//! `configuration`, `network`, `storage`, `ingress` and `node` decide from the facts and are pure.
+
+mod configuration;
+mod contact;
+pub mod facts;
+mod ingress;
+mod look;
+mod network;
+mod node;
+mod storage;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use daemon::doctor::{Check, Report, certificate};
+
+use self::facts::Facts;
+use crate::{
+    bridge,
+    config::{self, Config, File, Flags},
+    ingress::render::PEER_NAME,
+};
+
+/// Where this host is looked at, beside what the configuration says. Below another root in tests.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Kernel's list of network interfaces.
+    pub net: PathBuf,
+    /// Files of the sandboxes' bridge, and the agent's configuration.
+    pub bridge: bridge::Paths,
+    /// Command line of `nft`, without arguments.
+    pub nft: Vec<String>,
+    /// Program of the ingress.
+    pub caddy: PathBuf,
+    /// Program of the name server.
+    pub dnsmasq: PathBuf,
+    /// Address of the name server, if it is not port 53 of the gateway.
+    pub name_server: Option<SocketAddr>,
+}
+
+impl Host {
+    /// Paths on a PVE node whose agent has this configuration.
+    pub fn of_node(config: &Path) -> Self {
+        Self {
+            net: "/sys/class/net".into(),
+            bridge: bridge::Paths::of_host(config),
+            nft: vec!["/usr/sbin/nft".to_owned()],
+            caddy: "/usr/bin/caddy".into(),
+            dnsmasq: "/usr/sbin/dnsmasq".into(),
+            name_server: None,
+        }
+    }
+}
+
+/// Looks at everything.
+pub async fn run(
+    path: Option<&Path>,
+    flags: &Flags,
+    env: &dyn Fn(&str) -> Option<String>,
+    host: &Host,
+) -> Report {
+    let file = path.map(daemon::config::load::<File>).transpose();
+    let pve = file.as_ref().ok().and_then(Option::as_ref).map(|file| file.pve.clone());
+    let config = file
+        .map_err(config::Error::File)
+        .and_then(|file| Config::complete(file.unwrap_or_default(), flags, env, &host.net));
+    let facts = look::all(config.as_ref().ok(), &pve.unwrap_or_default(), host).await;
+    Report::new(checks(&config, &facts, host))
+}
+
+/// Judges everything. Pure.
+fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) -> Vec<Check> {
+    let mut checks = configuration::check(config, facts, host);
+    checks.push(node::privileges(facts.is_root));
+    checks.push(node::quorum(&facts.cluster));
+    checks.push(daemon::doctor::reach::clock(facts.synchronised));
+    if let (Ok(config), Some(node)) = (config, &facts.node) {
+        checks.extend(node::programs(&node.programs));
+        checks.extend(node::number(config.number, &facts.cluster));
+        checks.extend(certificates(config, node, facts.now_ms));
+        checks.extend(network::check(config, node, host));
+        checks.extend(storage::check(config, node));
+        checks.extend(storage::templates(config, &node.templates));
+        checks.extend(ingress::files(config, node));
+        checks.extend(ingress::caddy(config, node));
+        checks.push(node::room(config, node.room));
+        checks.extend(node::agent(config, &node.agent));
+    }
+    checks
+}
+
+/// Looks at the files that the agent and Caddy need to start: certificates, and what Caddy reads. The
+/// commands `check-config` and `join` do not look further.
+pub fn of_start(config: &Config) -> Vec<Check> {
+    let node = look::files(config);
+    let mut checks = certificates(config, &node, look::now_ms(config));
+    checks.extend(ingress::files(config, &node));
+    checks
+}
+
+/// Looks at the templates, without the storage that they are on.
+pub fn of_templates(config: &Config) -> Vec<Check> {
+    storage::templates(config, &look::templates(config))
+}
+
+/// Says what is wrong with the configuration itself.
+pub fn of_mistakes(error: config::Error, host: &Host) -> Report {
+    Report::new(configuration::check(&Err(error), &Facts::default(), host))
+}
+
+fn certificates(config: &Config, node: &facts::Node, now_ms: u64) -> Vec<Check> {
+    let mut checks = certificate::check(&own(config), &node.certificate, now_ms);
+    if let (Some(expected), Some(facts)) = (hop(config), &node.hop) {
+        checks.extend(certificate::check(&expected, facts, now_ms));
+    }
+    checks
+}
+
+/// Certificate of the agent.
+fn own(config: &Config) -> certificate::Expected {
+    let (tls, node) = (&config.tls, &config.node.value);
+    let join =
+        format!("sandboxctl node token {node}; then run the line that it prints on this node");
+    certificate::Expected {
+        name: "certificate",
+        certificate: tls.cert.clone(),
+        key: tls.key.clone(),
+        ca: Some(tls.ca.clone()),
+        for_group: false,
+        names: vec![daemon::peer::agent_name(node)],
+        replace: join.clone(),
+        rename: join,
+        overdue: Some(
+            "sandboxctl node ls: the controller renews it, while it reaches this node's agent"
+                .to_owned(),
+        ),
+        restart: "systemctl restart pve-sandbox-agent".to_owned(),
+    }
+}
+
+/// Certificate of the hop between the nodes' Caddys, where there is one.
+fn hop(config: &Config) -> Option<certificate::Expected> {
+    let (tls, own) = (&config.ingress.tls, own(config));
+    (config.ingress.domain.is_some() && config.ingress.peer.is_some()).then(|| {
+        certificate::Expected {
+            name: "ingress-certificate",
+            certificate: tls.cert.clone(),
+            key: tls.key.clone(),
+            ca: Some(tls.ca.clone()),
+            for_group: config.ingress.group.is_some(),
+            names: vec![PEER_NAME.to_owned()],
+            ..own
+        }
+    })
+}
+
+/// Address of the name server of the sandboxes.
+fn name_server(config: &Config, host: &Host) -> SocketAddr {
+    host.name_server.unwrap_or_else(|| SocketAddr::from((config.network.gateway, 53)))
+}
+
+/// Address as `ss` filters it.
+fn listeners_of(address: SocketAddr) -> String {
+    format!("ss -ltnp 'sport = :{}' shows what does", address.port())
+}

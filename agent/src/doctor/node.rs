@@ -1,0 +1,179 @@
+//! Judges the node itself: privileges, programs, cluster, disk, and the agent that runs. Pure.
+
+use daemon::doctor::{
+    Check,
+    reach::{Listener, local},
+};
+
+use super::{
+    facts::{Agent, Program},
+    listeners_of,
+};
+use crate::{config::Config, pve::Cluster};
+
+/// Free space of the agent's directory below which the journal is in danger, and below which it soon is.
+const ROOM_MIN: u64 = 64 << 20;
+const ROOM_LOW: u64 = 512 << 20;
+
+pub(super) fn privileges(is_root: bool) -> Check {
+    match is_root {
+        true => Check::ok("privileges", "", "root"),
+        false => Check::warning(
+            "privileges",
+            "",
+            "not root: keys, nftables and storages cannot be looked at",
+            "run it again as root",
+        ),
+    }
+}
+
+pub(super) fn programs(programs: &[Program]) -> Vec<Check> {
+    let missing = programs.iter().filter(|program| !program.is_there).map(|program| {
+        let (path, package) = (program.path.display().to_string(), program.package);
+        Check::failed("program", path, "not there", format!("apt-get install {package}"))
+    });
+    let missing: Vec<_> = missing.collect();
+    if !missing.is_empty() {
+        return missing;
+    }
+    let paths: Vec<_> = programs.iter().map(|program| program.path.display().to_string()).collect();
+    vec![Check::ok("program", "", format!("all are there: {}", paths.join(", ")))]
+}
+
+pub(super) fn quorum(cluster: &Cluster) -> Check {
+    let online = cluster.members.values().filter(|member| member.online).count();
+    let all = cluster.members.len();
+    match (all, cluster.quorate) {
+        (0, _) => Check::failed(
+            "quorum",
+            "pmxcfs",
+            "it does not say which node this is: it is down",
+            "systemctl restart pve-cluster",
+        ),
+        (_, false) => Check::failed(
+            "quorum",
+            "",
+            format!("/etc/pve is read-only here: {online} of {all} nodes are online"),
+            "pvecm status; start the nodes that are missing, or mend their network",
+        ),
+        (_, true) if cluster.maintenance => Check::warning(
+            "quorum",
+            "",
+            "PVE's HA has this node in maintenance: it gets no new sandboxes",
+            "ha-manager crm-command node-maintenance disable $(hostname)",
+        ),
+        (_, true) => Check::ok("quorum", "", format!("{online} of {all} nodes are online")),
+    }
+}
+
+/// Compares the number that the node's ranges follow from with the one that its cluster gives it.
+pub(super) fn number(kept: Option<u32>, cluster: &Cluster) -> Option<Check> {
+    let (kept, now) = (kept?, cluster.number?);
+    Some(match kept == now {
+        true => Check::ok("node-number", "", format!("{now}")),
+        false => Check::failed(
+            "node-number",
+            "",
+            format!("the cluster says {now} and the journal {kept}: the node makes no sandboxes"),
+            "systemctl stop pve-sandbox-agent; pve-sandbox-agent confirm-node-number; systemctl start \
+             pve-sandbox-agent",
+        ),
+    })
+}
+
+pub(super) fn room(config: &Config, free: Option<u64>) -> Check {
+    let path = config.state_dir.display().to_string();
+    let remedy = "free space on its file system: apt-get clean; journalctl --vacuum-size=200M";
+    match free {
+        None => Check::warning("disk", path.clone(), "cannot be looked at", format!("df {path}")),
+        Some(free) if free < ROOM_MIN => {
+            Check::failed("disk", path, format!("{} MiB are free", free >> 20), remedy)
+        }
+        Some(free) if free < ROOM_LOW => {
+            Check::warning("disk", path, format!("{} MiB are free", free >> 20), remedy)
+        }
+        Some(free) => Check::ok("disk", path, format!("{} MiB are free", free >> 20)),
+    }
+}
+
+pub(super) fn agent(config: &Config, agent: &Agent) -> Option<Check> {
+    let address = local(config.listen.value);
+    let subject = address.to_string();
+    let restart = "systemctl restart pve-sandbox-agent";
+    Some(match agent.listener.as_ref()? {
+        Listener::Nobody => Check::failed(
+            "agent",
+            subject,
+            "nothing listens: the agent does not run",
+            "systemctl start pve-sandbox-agent; why it ended: journalctl -u pve-sandbox-agent -n 20",
+        ),
+        Listener::Other(why) => Check::failed(
+            "agent",
+            subject,
+            format!("something listens that is not this node's agent, or has another CA: {why}"),
+            listeners_of(address),
+        ),
+        Listener::Accepted(shown) if *shown != agent.on_disk => Check::failed(
+            "agent",
+            subject,
+            "it serves with another certificate than the one on the disk",
+            restart,
+        ),
+        Listener::Accepted(_) if agent.is_replaced => Check::warning(
+            "agent",
+            subject,
+            "an older version runs: its program was replaced after it was started",
+            restart,
+        ),
+        Listener::Accepted(_) => {
+            let version = env!("CARGO_PKG_VERSION");
+            Check::ok("agent", subject, format!("it answers; this program is {version}"))
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use daemon::doctor::State;
+
+    use super::*;
+    use crate::pve::Member;
+
+    fn cluster(quorate: bool) -> Cluster {
+        let member = |online| Member { ip: None, online };
+        let name = |text: &str| text.parse().expect("a name");
+        let members = [(name("pve1"), member(true)), (name("pve2"), member(false))].into();
+        Cluster { quorate, number: Some(2), members, ..Cluster::default() }
+    }
+
+    #[test]
+    fn quorum_is_lost_with_pmxcfs_and_with_the_majority() {
+        assert_eq!(quorum(&cluster(true)).found, "1 of 2 nodes are online");
+        let lost = quorum(&cluster(false));
+        assert!(lost.state == State::Failed && lost.remedy.is_some_and(|r| r.contains("pvecm")));
+        let down = quorum(&Cluster::default()).remedy;
+        assert_eq!(down.as_deref(), Some("systemctl restart pve-cluster"));
+        let maintained = quorum(&Cluster { maintenance: true, ..cluster(true) });
+        assert_eq!(maintained.state, State::Warning);
+    }
+
+    #[test]
+    fn number_of_the_node_is_that_of_the_journal() {
+        let state = |kept| number(kept, &cluster(true)).map(|check| check.state);
+        assert_eq!(state(Some(2)), Some(State::Ok));
+        assert_eq!(state(Some(3)), Some(State::Failed));
+        assert_eq!(state(None), None);
+    }
+
+    #[test]
+    fn missing_program_is_told_with_its_package() {
+        let program =
+            |path: &str, is_there| Program { path: path.into(), package: "nftables", is_there };
+        let all = programs(&[program("/a", true), program("/b", true)]);
+        assert_eq!((all.len(), all[0].state), (1, State::Ok));
+        let one = programs(&[program("/a", true), program("/b", false)]);
+        assert_eq!((one.len(), one[0].subject.as_str()), (1, "/b"));
+        assert_eq!(one[0].remedy.as_deref(), Some("apt-get install nftables"));
+        assert_eq!(privileges(false).state, State::Warning);
+    }
+}

@@ -1,0 +1,301 @@
+//! `doctor`: looks at the controller's machine and says what is wrong, each finding with its remedy. `look`
+//! sees, and has all effects; `checks` decides and is pure.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use daemon::{
+    doctor::{
+        Check, Report, certificate,
+        reach::{self, Listener, listener, local},
+    },
+    peer::CONTROLLER_NAME,
+};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+
+use crate::{
+    ca,
+    clock::{Clock, SystemClock},
+    config::{Config, DATA_DIR, Error},
+    setup,
+    store::sqlite_look::{self, Looked},
+};
+
+const RESTART: &str = "systemctl restart pve-sandbox-controller";
+
+/// Observations of a controller whose configuration can be used.
+#[derive(Debug)]
+struct Facts {
+    now_ms: u64,
+    /// Certificates with what is expected of them.
+    certificates: Vec<(certificate::Expected, certificate::Facts)>,
+    /// Names in the controller's certificate.
+    names: Vec<String>,
+    /// Host names of this machine.
+    host_names: Vec<String>,
+    /// Database; `None` when it is not there.
+    database: Option<Result<Looked, String>>,
+    /// Files below the data directory that the service's user does not own, and that user's numbers.
+    foreign: Result<(Vec<PathBuf>, (u32, u32)), String>,
+    /// Listener where the API should be; `None` without a CA.
+    listener: Option<Listener>,
+    /// Certificate on the disk, DER.
+    on_disk: Vec<u8>,
+}
+
+/// Looks at everything.
+pub async fn run(path: &Path) -> Report {
+    let (config, synchronised) = (Config::load(path), reach::is_synchronised().await);
+    let mut checks = configuration(path, &config);
+    checks.push(reach::clock(synchronised));
+    if let Ok(config) = &config {
+        let facts = look(config).await;
+        checks.extend(self::checks(path, config, &facts));
+    }
+    Report::new(checks)
+}
+
+async fn look(config: &Config) -> Facts {
+    let files = ca::Files::new(&config.data_dir);
+    let host_names = setup::host_names();
+    let expected = certificates(config, &host_names);
+    let seen = expected.into_iter().map(|expected| {
+        let facts = certificate::look(&expected);
+        (expected, facts)
+    });
+    let now_ms = SystemClock.now_ms();
+    let tls = daemon::tls::client_with_roots(&files.ca()).ok();
+    let listener = match tls {
+        Some(tls) => Some(listener(local(config.listen), CONTROLLER_NAME, tls).await),
+        None => None,
+    };
+    let pem = daemon::text::read(&files.certificate()).unwrap_or_default();
+    let on_disk = CertificateDer::from_pem_slice(pem.as_bytes());
+    Facts {
+        now_ms,
+        certificates: seen.collect(),
+        names: ca::names(&config.data_dir).unwrap_or_default(),
+        host_names,
+        database: config.database().exists().then(|| {
+            sqlite_look::look(&config.database(), now_ms).map_err(|error| error.to_string())
+        }),
+        foreign: setup::foreign(&config.data_dir).map_err(|error| error.to_string()),
+        listener,
+        on_disk: on_disk.map(|der| der.to_vec()).unwrap_or_default(),
+    }
+}
+
+/// Option that names a data directory which is not the usual one.
+fn data_dir(config: &Config) -> String {
+    let dir = &config.data_dir;
+    match dir == Path::new(DATA_DIR) {
+        true => String::new(),
+        false => format!(" --data-dir {}", dir.display()),
+    }
+}
+
+fn certificates(config: &Config, host_names: &[String]) -> Vec<certificate::Expected> {
+    let (files, option) = (ca::Files::new(&config.data_dir), data_dir(config));
+    let names: String = host_names.iter().map(|name| format!(" --name {name}")).collect();
+    let init = format!("pve-sandbox-controller init{names}{option}");
+    let own = certificate::Expected {
+        name: "certificate",
+        certificate: files.certificate(),
+        key: files.key(),
+        ca: Some(files.ca()),
+        for_group: false,
+        names: vec![CONTROLLER_NAME.to_owned(), "localhost".to_owned()],
+        replace: format!("{init}; {RESTART}"),
+        rename: format!("{init}; {RESTART}"),
+        overdue: Some(format!("{RESTART}; it renews it at its start")),
+        restart: RESTART.to_owned(),
+    };
+    let of_a_ca = |name: &'static str, file: &str| certificate::Expected {
+        name,
+        certificate: config.data_dir.join("ca").join(format!("{file}.crt")),
+        key: config.data_dir.join("ca").join(format!("{file}.key")),
+        ca: None,
+        names: Vec::new(),
+        replace: format!("restore it from a backup; without one: {init}, and join all nodes again"),
+        overdue: None,
+        ..own.clone()
+    };
+    let public = match (&config.tls.cert, &config.tls.key) {
+        (Some(cert), Some(key)) => Some(certificate::Expected {
+            name: "public-certificate",
+            certificate: cert.clone(),
+            key: key.clone(),
+            ca: None,
+            for_group: true,
+            names: Vec::new(),
+            replace: format!("renew it where it comes from; then: {RESTART}"),
+            overdue: None,
+            ..own.clone()
+        }),
+        (Some(_) | None, _) => None,
+    };
+    [of_a_ca("ca", "ca"), of_a_ca("ingress-ca", "ingress-ca"), own]
+        .into_iter()
+        .chain(public)
+        .collect()
+}
+
+fn configuration(path: &Path, config: &Result<Config, Error>) -> Vec<Check> {
+    let path = path.display().to_string();
+    let failed = |subject: &str, found: String, remedy: String| {
+        vec![Check::failed("configuration", subject, found, remedy)]
+    };
+    match config {
+        Ok(_) => vec![Check::ok("configuration", path, "complete and valid")],
+        Err(Error::Load(daemon::config::Error::Read { source, .. }))
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            failed(&path, "not there".to_owned(), "pve-sandbox-controller setup".to_owned())
+        }
+        Err(Error::Load(error)) => {
+            let found = daemon::chain::Chain(error).to_string();
+            failed(&path, found, format!("edit {path}"))
+        }
+        Err(Error::Wrong(mistakes)) => {
+            let remedy = || format!("edit it, then: pve-sandbox-controller check-config {path}");
+            mistakes.iter().flat_map(|why| failed(&path, why.clone(), remedy())).collect()
+        }
+    }
+}
+
+/// Judges everything. Pure.
+fn checks(path: &Path, config: &Config, facts: &Facts) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for (expected, seen) in &facts.certificates {
+        checks.extend(certificate::check(expected, seen, facts.now_ms));
+    }
+    checks.push(names(config, facts));
+    checks.extend(database(config, facts));
+    checks.push(owner(config, facts));
+    checks.push(domain(path, config));
+    checks.extend(listening(config, facts));
+    checks
+}
+
+/// Names by which callers and nodes reach this machine.
+fn names(config: &Config, facts: &Facts) -> Check {
+    if config.tls.cert.is_some() {
+        return Check::ok("names", "", "callers see tls.cert; nodes need no name of this machine");
+    }
+    let ip = config.listen.ip();
+    let listen = (!ip.is_unspecified() && !ip.is_loopback()).then(|| ip.to_string());
+    let wanted: Vec<_> = facts.host_names.iter().cloned().chain(listen).collect();
+    let has = |name: &&String| facts.names.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let missing: Vec<_> = wanted.iter().filter(|name| !has(name)).map(String::as_str).collect();
+    if missing.is_empty() {
+        return Check::ok("names", "", format!("the certificate is for {}", wanted.join(", ")));
+    }
+    let options: Vec<_> = missing.iter().map(|name| format!("--name {name}")).collect();
+    let (options, option) = (options.join(" "), data_dir(config));
+    Check::warning(
+        "names",
+        missing.join(", "),
+        "callers that use this name are refused: it is not in the certificate",
+        format!("pve-sandbox-controller init {options}{option}; {RESTART}"),
+    )
+}
+
+fn database(config: &Config, facts: &Facts) -> Vec<Check> {
+    let path = config.database().display().to_string();
+    let failed = |found: String, remedy: String| {
+        vec![Check::failed("database", path.clone(), found, remedy)]
+    };
+    let restore = "stop the controller, and restore a backup: docs/operations.md";
+    let looked = match &facts.database {
+        Some(Ok(looked)) => looked,
+        None => return failed("not there".to_owned(), "pve-sandbox-controller setup".to_owned()),
+        Some(Err(why)) => return failed(why.clone(), restore.to_owned()),
+    };
+    if !looked.flaws.is_empty() {
+        return failed(format!("damaged: {}", looked.flaws.join("; ")), restore.to_owned());
+    }
+    let Looked { version, newest, .. } = looked;
+    if version > newest {
+        let found = format!("schema {version}, and this program knows {newest}");
+        return failed(found, "install a later pve-sandbox-controller".to_owned());
+    }
+    if version < newest {
+        let found = format!("schema {version}; the next start makes {newest} of it");
+        return vec![Check::warning("database", path, found, RESTART)];
+    }
+    let token = match looked.operators {
+        Some(0) | None => {
+            let option = data_dir(config);
+            Check::failed(
+                "tokens",
+                "",
+                "no token has the scope admin: nobody can manage nodes, teams and tokens",
+                format!("pve-sandbox-controller token create --team main --scope admin{option}"),
+            )
+        }
+        Some(count) => Check::ok("tokens", "", format!("{count} with the scope admin")),
+    };
+    vec![Check::ok("database", path, format!("sound, schema {version}")), token]
+}
+
+fn owner(config: &Config, facts: &Facts) -> Check {
+    let dir = config.data_dir.display().to_string();
+    match &facts.foreign {
+        Ok((files, _)) if files.is_empty() => {
+            Check::ok("owner", dir, "all files are the service's")
+        }
+        Ok((files, (uid, gid))) => {
+            let first = files.first().map(|path| path.display().to_string()).unwrap_or_default();
+            let count = files.len();
+            let found = format!("{count} files are not the service's, {first} among them");
+            Check::failed("owner", dir.clone(), found, format!("chown -R {uid}:{gid} {dir}"))
+        }
+        Err(why) => Check::failed("owner", dir, why.clone(), "pve-sandbox-controller setup"),
+    }
+}
+
+fn domain(path: &Path, config: &Config) -> Check {
+    let template = &config.url_template;
+    if template.contains("example.com") {
+        let option = match path == Path::new("/etc/pve-sandbox/controller.toml") {
+            true => String::new(),
+            false => format!(" --config {}", path.display()),
+        };
+        return Check::warning(
+            "url-template",
+            template,
+            "the package's example: the addresses of open ports lead nowhere",
+            format!("pve-sandbox-controller setup{option} --domain sandbox.example.org; {RESTART}"),
+        );
+    }
+    Check::ok("url-template", template, "addresses of open ports are made from it")
+}
+
+fn listening(config: &Config, facts: &Facts) -> Option<Check> {
+    let address: SocketAddr = local(config.listen);
+    let subject = address.to_string();
+    Some(match facts.listener.as_ref()? {
+        Listener::Nobody => Check::failed(
+            "api",
+            subject,
+            "nothing listens: the controller does not run",
+            "systemctl start pve-sandbox-controller; why it ended: journalctl -u \
+             pve-sandbox-controller -n 20",
+        ),
+        Listener::Other(why) => Check::failed(
+            "api",
+            subject,
+            format!("something listens that is not this controller, or has another CA: {why}"),
+            format!("ss -ltnp 'sport = :{}' shows what does", address.port()),
+        ),
+        Listener::Accepted(shown) if *shown != facts.on_disk => Check::warning(
+            "api",
+            subject,
+            "it serves with another certificate than the one on the disk",
+            RESTART,
+        ),
+        Listener::Accepted(_) => Check::ok("api", subject, "it answers"),
+    })
+}

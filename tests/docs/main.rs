@@ -1,0 +1,131 @@
+//! The command lines in docs are command lines of the programs: a flag that is renamed, or a verb that is
+//! gone, is found here. What they do is tested elsewhere.
+
+use std::{collections::BTreeMap, path::Path};
+
+use clap::{Command, CommandFactory as _, Subcommand as _};
+
+/// Programs of others that docs name, whose words are not checked.
+const OTHERS: &[&str] = &["apt", "chown", "cp", "pct", "systemctl", "tar", "vzdump"];
+
+/// Pages with blocks of commands for operators.
+const PAGES: &[&str] = &["install.md", "operations.md", "templates.md"];
+
+fn read(page: &str) -> String {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    std::fs::read_to_string(docs.join(page)).expect(page)
+}
+
+/// Lines of the blocks of a page that are in this language.
+fn blocks<'a>(text: &'a str, language: &'a str) -> impl Iterator<Item = &'a str> {
+    let mut inside = false;
+    text.lines().filter(move |line| {
+        if let Some(fence) = line.strip_prefix("```") {
+            inside = !inside && fence == language;
+            return false;
+        }
+        inside
+    })
+}
+
+/// Words of the commands of a line: quotes hold words together, and a comment ends it. What a command reads
+/// from, or is read by, is left out.
+fn commands(line: &str) -> Vec<Vec<String>> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars().chain([' ']) {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (None, ' ') => words.extend(word.take()),
+            (None, '#') if word.is_none() => break,
+            (Some(_) | None, c) => word.get_or_insert_default().push(c),
+        }
+    }
+    let of_one = |words: &[String]| {
+        let own = words.iter().take_while(|word| !["|", "<"].contains(&word.as_str()));
+        own.cloned().collect()
+    };
+    words
+        .split(|word| word == "&&")
+        .map(of_one)
+        .filter(|words: &Vec<_>| !words.is_empty())
+        .collect()
+}
+
+fn programs() -> BTreeMap<&'static str, Command> {
+    let controller = controller::commands::Command::augment_subcommands(
+        Command::new("pve-sandbox-controller").subcommand_required(true),
+    );
+    [
+        ("sandboxctl", cli::args::Args::command()),
+        ("pve-sandbox-agent", agent::commands::Cli::command()),
+        ("pve-sandbox-controller", controller),
+    ]
+    .into()
+}
+
+/// Says what of a line cannot be run; nothing when it is fine.
+fn mistakes(line: &str, programs: &BTreeMap<&str, Command>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for words in commands(line) {
+        let first = words.first().map(String::as_str).unwrap_or_default();
+        match programs.get(first) {
+            Some(program) => {
+                let parsed = program.clone().try_get_matches_from(&words);
+                wrong.extend(parsed.err().map(|error| format!("{line}\n{error}")));
+            }
+            None if OTHERS.contains(&first) => {}
+            None => wrong.push(format!("{line}\n{first} is no program that is known here")),
+        }
+    }
+    wrong
+}
+
+#[test]
+fn every_command_of_an_operator_in_docs_is_parsed_by_its_program() {
+    let programs = programs();
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for page in PAGES {
+        let text = read(page);
+        // Lines with a prompt are commands, the others are their output.
+        for line in blocks(&text, "console").filter_map(|line| line.strip_prefix("# ")) {
+            seen += 1;
+            let mistakes = mistakes(line, &programs).into_iter();
+            wrong.extend(mistakes.map(|why| format!("docs/{page}: {why}")));
+        }
+    }
+    assert!(seen > 50, "the pages were misread: {seen} lines");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_line_of_the_tour_of_sandboxctl_is_parsed() {
+    let (programs, text) = (programs(), read("sandboxctl.md"));
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for line in blocks(&text, "sh").filter(|line| line.starts_with("sandboxctl ")) {
+        seen += 1;
+        wrong.extend(mistakes(line, &programs));
+    }
+    assert!(seen > 50, "the page was misread: {seen} lines");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn renamed_flag_in_docs_would_be_found() {
+    let programs = programs();
+    for bad in [
+        "sandboxctl node drain pve2 --wiat",
+        "sandboxctl nod ls",
+        "sandboxctl node drain",
+        "pve-sandbox-agent doctor --jsn",
+        "pve-sandbox-controller token create --scope admin",
+        "sandboxclt ls",
+    ] {
+        assert_eq!(mistakes(bad, &programs).len(), 1, "{bad}");
+    }
+    let good = "sandboxctl node cordon pve2 --why 'new disks'   # a comment";
+    assert_eq!(mistakes(good, &programs), [""; 0]);
+}

@@ -1,0 +1,126 @@
+//! `pve-sandbox-agent doctor` beside a real Caddy: what is broken is found, and is gone after its remedy.
+
+use std::{fs, time::Duration};
+
+use agent::{
+    bridge,
+    config::Flags,
+    doctor::{self, Host},
+    ingress::{
+        caddy,
+        settings::{PlainPath, Settings},
+    },
+};
+use daemon::doctor::{Check, State};
+
+use crate::node::{self, DOMAIN, Node, need_caddy};
+
+/// Looks at the ingress of a node; returns what is wrong with it.
+async fn findings(node: &Node) -> Vec<Check> {
+    let config = node.dir.join("agent.toml");
+    let paths = bridge::Paths {
+        interfaces: node.dir.join("interfaces"),
+        interfaces_d: node.dir.join("interfaces.d"),
+        etc: node.dir.join("etc"),
+        config: config.clone(),
+    };
+    let host = Host { net: node.dir.join("net"), bridge: paths, ..Host::of_node(&config) };
+    let report = doctor::run(Some(&config), &Flags::default(), &|_| None, &host).await;
+    let ours = ["configuration", "caddy", "caddy-config", "route-socket", "ingress-files"];
+    let all = report.checks.into_iter().filter(|check| ours.contains(&check.name));
+    let all: Vec<_> = all.collect();
+    assert!(all.len() >= 4, "{all:?}");
+    all.into_iter().filter(|check| check.state != State::Ok).collect()
+}
+
+fn settings(node: &Node) -> Settings {
+    let socket = node.dir.join("route.sock");
+    Settings {
+        domain: DOMAIN.parse().expect("a domain"),
+        public: vec![node.public],
+        route_socket: PlainPath::try_from(socket.as_path()).expect("a plain path"),
+        https: true,
+        peers: None,
+    }
+}
+
+#[track_caller]
+fn names(findings: &[Check]) -> Vec<&str> {
+    findings.iter().map(|check| check.name).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_sees_what_is_wrong_with_caddy_until_its_remedy_is_run() {
+    need_caddy!();
+    let mut node = Node::start(1).await;
+    for dir in ["pve/nodes/n1/lxc", "net/vmbr1/bridge"] {
+        fs::create_dir_all(node.dir.join(dir)).expect("made");
+    }
+    fs::write(node.dir.join("pve/.members"), "{\"nodename\":\"n1\",\"version\":0}")
+        .expect("written");
+    let path = |file: &str| node.dir.join(file).display().to_string();
+    let text = format!(
+        "state_dir = \"{}\"\n[pve]\nroot = \"{}\"\n[network]\nbridge = \"vmbr1\"\n\
+         gateway = \"10.100.1.1\"\npool = \"10.100.1.0/24\"\n[ingress]\ndomain = \"{DOMAIN}\"\n\
+         public = [\"{}\"]\ncaddy_config = \"{}\"\nsocket = \"{}\"\n",
+        path("state"),
+        path("pve"),
+        node.public,
+        path("caddy.json"),
+        path("route.sock"),
+    );
+    fs::write(node.dir.join("agent.toml"), text).expect("written");
+    let config = node.dir.join("caddy.json");
+
+    // The test's node has written it in a form of its own: the agent's start replaces it.
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["caddy-config"], "{found:?}");
+    assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("restart")), "{found:?}");
+    caddy::provide(&settings(&node), &config, None).expect("as the agent does at its start");
+    assert_eq!(findings(&node).await, []);
+
+    // The agent is gone: Caddy waits for it.
+    node.kill_agent();
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["caddy", "route-socket"], "{found:?}");
+    assert_eq!(found[0].remedy.as_deref(), Some("systemctl restart pve-sandbox-agent"));
+    node.start_agent();
+    assert_eq!(findings(&node).await, []);
+
+    // Caddy is gone.
+    node.kill_caddy();
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["caddy"], "{found:?}");
+    assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("pve-sandbox-ingress")));
+    node.start_caddy().await;
+    assert_eq!(findings(&node).await, []);
+
+    // A configuration that is newer than the Caddy that runs: that has another proof.
+    caddy::write(&settings(&node), &config, None).expect("written");
+    let later = fs::metadata(&config).and_then(|about| about.modified()).expect("a time");
+    let file = fs::File::options().write(true).open(&config).expect("opened");
+    file.set_modified(later + Duration::from_secs(30)).expect("set");
+    let found = findings(&node).await;
+    assert_eq!(names(&found), ["caddy-config"], "{found:?}");
+    assert_eq!(found[0].remedy.as_deref(), Some("systemctl restart pve-sandbox-ingress"));
+    file.set_modified(later).expect("set");
+    node.kill_caddy();
+    node.start_caddy().await;
+    assert_eq!(findings(&node).await, []);
+
+    // Another server on its port.
+    node.kill_caddy();
+    let other = tokio::net::TcpListener::bind(node.public).await.expect("free");
+    let serving = tokio::spawn(async move {
+        let (stream, _) = other.accept().await.expect("somebody");
+        node::greet(stream).await;
+    });
+    let found = findings(&node).await;
+    assert!(
+        found[0].remedy.as_deref().is_some_and(|text| text.starts_with("ss -ltnp")),
+        "{found:?}"
+    );
+    serving.await.expect("ended");
+    node.start_caddy().await;
+    assert_eq!(findings(&node).await, []);
+}

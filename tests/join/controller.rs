@@ -1,0 +1,177 @@
+//! `pve-sandbox-controller doctor`: each finding comes with what was broken, and goes with its remedy, which
+//! is run by the program's own commands.
+
+use std::{
+    fs, os::unix::fs::MetadataExt as _, path::PathBuf, process::Command as Process, time::Duration,
+};
+
+use clap::{FromArgMatches as _, Subcommand as _};
+use controller::{ca, commands::Command, doctor};
+use daemon::doctor::{Check, State};
+
+struct Controller {
+    dir: tempfile::TempDir,
+    port: u16,
+}
+
+impl Controller {
+    /// Sets a controller up as an operator does, and starts nothing.
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let controller = Self { dir, port };
+        let [config, data, home] =
+            ["controller.toml", "data", "home/config.toml"].map(|name| controller.text(name));
+        let setup = format!(
+            "pve-sandbox-controller setup --config {config} --data-dir {data} --domain sandbox.test \
+             --no-start --sandboxctl-config {home}"
+        );
+        controller.run(&setup).await;
+        let file = controller.file("controller.toml");
+        let text = fs::read_to_string(&file).expect("read");
+        fs::write(&file, format!("listen = \"127.0.0.1:{port}\"\n{text}")).expect("written");
+        controller
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.file(name).display().to_string()
+    }
+
+    /// Runs a remedy: commands between semicolons, of the controller or of the shell. What systemd does is
+    /// left out.
+    async fn run(&self, remedy: &str) {
+        for line in remedy.split("; ") {
+            if line.starts_with("systemctl ") {
+                continue;
+            }
+            if !line.starts_with("pve-sandbox-controller ") {
+                let done = Process::new("/bin/sh").args(["-ec", line]).status().expect("a shell");
+                assert!(done.success(), "{line}");
+                continue;
+            }
+            command(line).execute().await.expect(line);
+        }
+    }
+
+    /// Returns what is wrong. The clock of the machine that tests run on is left out, and that nothing
+    /// listens.
+    async fn findings(&self) -> Vec<Check> {
+        let report = doctor::run(&self.file("controller.toml")).await;
+        let wrong = report.checks.into_iter().filter(|check| check.state != State::Ok);
+        wrong.filter(|check| !["clock", "api"].contains(&check.name)).collect()
+    }
+
+    async fn is_mended(&self, name: &str, breaks: &str) {
+        let breaks = breaks.replace("$DATA", &self.text("data"));
+        let done = Process::new("/bin/sh").args(["-ec", &breaks]).status().expect("a shell");
+        assert!(done.success(), "{breaks}");
+        let found = self.findings().await;
+        let finding = found.iter().find(|check| check.name == name);
+        let finding = finding.unwrap_or_else(|| panic!("{name} after {breaks}: {found:?}"));
+        let remedy = finding.remedy.clone().expect("a remedy");
+        self.run(&remedy).await;
+        assert_eq!(self.findings().await, [], "{name} after {breaks}, and {remedy}");
+    }
+}
+
+fn command(line: &str) -> Command {
+    let definition = Command::augment_subcommands(clap::Command::new("pve-sandbox-controller"));
+    let matches = definition.try_get_matches_from(line.split_whitespace());
+    Command::from_arg_matches(&matches.expect(line)).expect(line)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_flaw_of_a_controller_is_found_and_mended() {
+    let controller = Controller::new().await;
+    assert_eq!(controller.findings().await, []);
+    controller.is_mended("ca", "chmod 644 $DATA/ca/ca.key").await;
+    controller.is_mended("certificate", "rm $DATA/ca/controller.crt").await;
+    controller.is_mended("certificate", "cp $DATA/ca/ca.key $DATA/ca/controller.key").await;
+    controller.is_mended("ca", "chmod 640 $DATA/ca/ca.key").await;
+
+    // The only token with all scopes is revoked.
+    let token = fs::read_to_string(controller.file("home/tokens/local")).expect("a token");
+    let (id, _) = proto::token::split(token.trim()).expect("a token");
+    let data = controller.text("data");
+    controller.run(&format!("pve-sandbox-controller token revoke {id} --data-dir {data}")).await;
+    controller.is_mended("tokens", "true").await;
+
+    if nix::unistd::geteuid().is_root() {
+        let about = fs::metadata(controller.file("data")).expect("there");
+        controller.is_mended("owner", "chown 12345 $DATA/ca/ca.crt").await;
+        let now = fs::metadata(controller.file("data/ca/ca.crt")).expect("there");
+        assert_eq!(now.uid(), about.uid());
+    }
+
+    // A damaged database: the backup of before is put back.
+    let (database, backup) = (controller.text("data/controller.db"), controller.text("backup"));
+    controller.run(&format!("cp -a {data} {backup}; rm -f {database}-wal {database}-shm")).await;
+    controller.run(&format!("printf nonsense | dd of={database} conv=notrunc status=none")).await;
+    let found = controller.findings().await;
+    assert_eq!((found.len(), found[0].name), (1, "database"), "{found:?}");
+    assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("restore a backup")));
+    controller.run(&format!("rm -r {data}; cp -a {backup} {data}")).await;
+    assert_eq!(controller.findings().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_name_and_example_domain_are_warnings_with_a_remedy() {
+    let controller = Controller::new().await;
+    let data = controller.file("data");
+    let host = nix::unistd::gethostname().expect("a name").into_string().expect("text");
+    if host != "localhost" {
+        // A certificate without the names of this machine, as `init` makes it.
+        fs::remove_file(data.join("ca/controller.crt")).expect("removed");
+        ca::init(&data, &[]).expect("made");
+        let found = controller.findings().await;
+        assert_eq!((found.len(), found[0].name), (1, "names"), "{found:?}");
+        controller.is_mended("names", "true").await;
+    }
+    let file = controller.file("controller.toml");
+    let text = fs::read_to_string(&file).expect("read");
+    fs::write(&file, text.replace("sandbox.test", "sandbox.example.com")).expect("written");
+    let found = controller.findings().await;
+    assert_eq!((found.len(), found[0].name), (1, "url-template"), "{found:?}");
+    assert!(found[0].remedy.as_deref().is_some_and(|text| text.contains("--domain")));
+    fs::write(&file, &text).expect("written");
+    assert_eq!(controller.findings().await, []);
+    fs::write(&file, format!("{text}\n[create]\nbids = 9\n")).expect("written");
+    let found = controller.findings().await;
+    assert_eq!((found.len(), found[0].name), (1, "configuration"), "{found:?}");
+    assert!(found[0].found.contains("bids"), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_controller_is_found_until_it_is_started() {
+    let controller = Controller::new().await;
+    let file = controller.file("controller.toml");
+    let api = async || {
+        let checks = doctor::run(&file).await.checks;
+        checks.into_iter().find(|check| check.name == "api").expect("looked at")
+    };
+    let stopped = api().await;
+    assert_eq!(stopped.state, State::Failed);
+    assert!(stopped.remedy.is_some_and(|text| text.starts_with("systemctl start")));
+    // Something else on its port.
+    let other = tokio::net::TcpListener::bind(("127.0.0.1", controller.port)).await.expect("free");
+    let silent = tokio::spawn(async move { other.accept().await.map(drop) });
+    let taken = api().await;
+    assert!(taken.remedy.as_deref().is_some_and(|text| text.starts_with("ss -ltnp")), "{taken:?}");
+    silent.await.expect("ended").expect("accepted");
+    let run = command(&format!("pve-sandbox-controller run --config {}", file.display()));
+    let serves = async {
+        while api().await.state != State::Ok {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let served = tokio::time::timeout(Duration::from_secs(20), serves);
+    tokio::select! {
+        ended = run.execute() => panic!("it ended: {ended:?}"),
+        served = served => served.expect("it serves"),
+    }
+}

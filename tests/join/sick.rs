@@ -1,0 +1,264 @@
+//! A node with all that `doctor` looks at, in a root of its own: real certificates of a real controller, the
+//! real nft in a network namespace, the real dnsmasq; small programs in place of PVE's and of systemctl.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use agent::{
+    bridge,
+    config::Flags,
+    doctor::{self, Host},
+};
+use daemon::doctor::{Check, Report, State};
+use tokio_util::sync::DropGuard;
+
+use crate::{node::Node, world::World};
+
+/// Programs of the root: what a remedy runs.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("lxc-attach", ""),
+    ("caddy", ""),
+    (
+        "pct",
+        "conf=$ROOT/pve/nodes/n1/lxc/$2.conf\n\
+         case \"$1 $3\" in\n\
+         'template ') echo 'template: 1' >> $conf;;\n\
+         'set --delete') for key in $(echo $4 | tr , ' '); do sed -i \"/^$key:/d\" $conf; done;;\n\
+         *) exit 1;; esac",
+    ),
+    (
+        "pvesm",
+        "case $1 in\n\
+         status) echo 'Name Type Status'; state=active; test -e $ROOT/off && state=inactive\n\
+         sed -n \"s/^\\([a-z]*\\): \\([a-z]*\\)/\\2 \\1 $state/p\" $ROOT/pve/storage.cfg;;\n\
+         set) sed -i \"/: $2\\$/,/^\\$/s/content .*/content $4/\" $ROOT/pve/storage.cfg;;\n\
+         esac",
+    ),
+    ("sysctl", "echo ${2#*=} > $ROOT/proc/sys/net/ipv4/ip_forward"),
+    (
+        "ifup",
+        "mkdir -p $ROOT/net/$2/bridge\n\
+         printf '|-- 10.100.1.1\\n/32 host LOCAL\\n' > $ROOT/proc/net/fib_trie",
+    ),
+    ("apt-get", "test $1 = install && cp $ROOT/bin/caddy $ROOT/bin/lxc-attach"),
+    (
+        "systemctl",
+        "case \"$1 $2\" in\n\
+         'restart pve-cluster') echo '{\"nodename\":\"n1\",\"version\":0}' > $ROOT/pve/.members;;\n\
+         'restart pve-sandbox-agent') for family in inet bridge; do\n\
+         nft add table $family pve_sandbox; done;;\n\
+         'restart pve-sandbox-dns') $DNSMASQ --conf-file=/dev/null --port=$DNS_PORT --user=root \\\n\
+         --listen-address=127.0.0.1 --bind-interfaces --no-resolv --no-hosts \\\n\
+         --pid-file=$ROOT/dns.pid;;\n\
+         esac",
+    ),
+];
+
+const DNSMASQ: &str = "/usr/sbin/dnsmasq";
+
+/// A joined node whose agent runs.
+pub(crate) struct Sick {
+    pub(crate) world: World,
+    pub(crate) node: Node,
+    serving: Option<DropGuard>,
+    /// Network namespace of nft.
+    namespace: Child,
+    dns_port: u16,
+}
+
+impl Sick {
+    /// Makes a node with which nothing is wrong.
+    pub(crate) async fn start() -> Self {
+        let world = World::start(Duration::from_secs(3600)).await;
+        let node = Node::new("n1");
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let dns_port = udp.local_addr().expect("bound").port();
+        drop(udp);
+        let mut sick = Self { world, node, serving: None, namespace: namespace(), dns_port };
+        sick.files();
+        let line = sick.world.line("n1").await;
+        sick.node.join(&line).await.expect("it joins");
+        sick.start_agent().await;
+        let up = "systemctl restart pve-sandbox-agent; systemctl restart pve-sandbox-dns; \
+                  nft -f $ROOT/etc/nat.nft";
+        sick.sh(up);
+        sick
+    }
+
+    /// Writes the files of the root.
+    fn files(&self) {
+        let file = |name: &str| self.node.file(name);
+        let write = |name: &str, text: &str| {
+            let path = file(name);
+            fs::create_dir_all(path.parent().expect("in the root")).expect("made");
+            fs::write(path, text).expect("written");
+        };
+        let pid = self.namespace.id();
+        let nft = format!("exec nsenter --net=/proc/{pid}/ns/net /usr/sbin/nft \"$@\"");
+        let dnsmasq = format!("exec {DNSMASQ} \"$@\"");
+        let own = [("nft", nft.as_str()), ("dnsmasq", dnsmasq.as_str())];
+        for (name, text) in PROGRAMS.iter().copied().chain(own) {
+            let name = format!("bin/{name}");
+            write(&name, &format!("#!/bin/sh\nROOT={}\n{text}\n", self.root().display()));
+            let mode = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(file(&name), mode).expect("executable");
+        }
+        write("net/vmbr1/bridge/x", "");
+        write("proc/sys/net/ipv4/ip_forward", "1\n");
+        write(
+            "proc/net/route",
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\n\
+             vmbr1\t0001640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n",
+        );
+        write("proc/net/fib_trie", "|-- 10.100.1.1\n/32 host LOCAL\n");
+        write(
+            "pve/storage.cfg",
+            "zfspool: fast\n\tpool tank\n\tcontent images,rootdir\n\n\
+             dir: slow\n\tpath /slow\n\tcontent iso\n\n",
+        );
+        write(
+            "pve/nodes/n1/lxc/9000.conf",
+            "hostname: t\nrootfs: fast:basevol-9000-disk-0,size=4G\nunprivileged: 1\ntemplate: 1\n",
+        );
+        let path = |name: &str| file(name).display().to_string();
+        let config = self.node.config();
+        let programs = format!(
+            "state_dir = \"{}\"\nrun_dir = \"{}\"\n[pve]\npct = \"{}\"\npvesm = \"{}\"\nlxc_attach = \"{}\"\n",
+            path("state"),
+            path("run"),
+            path("bin/pct"),
+            path("bin/pvesm"),
+            path("bin/lxc-attach"),
+        );
+        let config = config.replacen("[pve]\n", &programs, 1);
+        let network = "[network]\ngateway = \"10.100.1.1\"\npool = \"10.100.1.0/24\"\n\
+                       [[template]]\nsnapshot = \"debian\"\nvmid = 9000\n";
+        fs::write(file("agent.toml"), format!("{config}{network}")).expect("written");
+        let address = "10.100.1.1/24".parse().expect("a network");
+        let bridge = bridge::Bridge { name: "vmbr1".into(), address };
+        bridge::write(&bridge, &self.host().bridge).expect("written");
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.node.file("")
+    }
+
+    fn host(&self) -> Host {
+        let (file, config) = (|name: &str| self.node.file(name), self.node.file("agent.toml"));
+        Host {
+            net: file("net"),
+            bridge: bridge::Paths {
+                interfaces: file("interfaces"),
+                interfaces_d: file("interfaces.d"),
+                etc: file("etc"),
+                config,
+            },
+            nft: vec![file("bin/nft").display().to_string()],
+            caddy: file("bin/caddy"),
+            dnsmasq: file("bin/dnsmasq"),
+            name_server: Some(([127, 0, 0, 1], self.dns_port).into()),
+        }
+    }
+
+    pub(crate) async fn start_agent(&mut self) {
+        self.serving = Some(self.node.serve().await);
+        self.world.until_ready("n1").await;
+    }
+
+    /// Stops the agent, and waits until nothing listens any more.
+    pub(crate) async fn stop_agent(&mut self) {
+        self.serving = None;
+        let closed = async {
+            while tokio::net::TcpStream::connect(self.node.address).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), closed).await.expect("it stops");
+    }
+
+    pub(crate) async fn report(&self) -> Report {
+        let path = self.node.file("agent.toml");
+        doctor::run(Some(&path), &Flags::default(), &|_| None, &self.host()).await
+    }
+
+    /// Returns what is wrong. The clock of the machine that tests run on is left out.
+    pub(crate) async fn findings(&self) -> Vec<Check> {
+        let findings = self.report().await.checks.into_iter();
+        findings.filter(|check| check.state != State::Ok && check.name != "clock").collect()
+    }
+
+    /// Runs a line of the shell in the root, as an operator does.
+    #[track_caller]
+    pub(crate) fn sh(&self, line: &str) {
+        let bin = self.node.file("bin").display().to_string();
+        let done = Command::new("/bin/sh")
+            .args(["-ec", line])
+            .env("PATH", format!("{bin}:/usr/sbin:/usr/bin:/sbin:/bin"))
+            .env("ROOT", self.root())
+            .env("DNS_PORT", self.dns_port.to_string())
+            .env("DNSMASQ", DNSMASQ)
+            .stdin(Stdio::null())
+            .status()
+            .expect("a shell");
+        assert!(done.success(), "{line}");
+    }
+
+    /// Breaks something, sees the one finding, runs its remedy word for word, and sees it gone.
+    pub(crate) async fn is_mended(&self, name: &str, breaks: &str) {
+        let line = breaks.replace("$ROOT", &self.root().display().to_string());
+        self.sh(&line);
+        let found = self.findings().await;
+        let finding = found.iter().find(|check| check.name == name);
+        let finding = finding.unwrap_or_else(|| panic!("{name} after {breaks}: {found:?}"));
+        let remedy = finding.remedy.clone().expect("a remedy");
+        self.sh(&remedy);
+        let left = self.findings().await;
+        assert_eq!(left, [], "{name} after {breaks}, and {remedy}");
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.node.file(name).display().to_string()
+    }
+}
+
+impl Drop for Sick {
+    fn drop(&mut self) {
+        drop(self.namespace.kill());
+        drop(self.namespace.wait());
+        let pid = fs::read_to_string(self.node.file("dns.pid")).unwrap_or_default();
+        if let Ok(pid) = pid.trim().parse() {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).ok();
+        }
+    }
+}
+
+/// Starts a network namespace, which lives as long as its process.
+fn namespace() -> Child {
+    let child =
+        Command::new("unshare").args(["--net", "sleep", "300"]).stdin(Stdio::null()).spawn();
+    let child = child.expect("unshare");
+    let path = format!("/proc/{}/ns/net", child.id());
+    let own = fs::read_link("/proc/self/ns/net").expect("proc");
+    // Until `unshare` has become `sleep`, the namespace is the test's.
+    while !fs::read_link(&path).is_ok_and(|other| other != own) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
+/// Returns true when these tests can run here, and says so if not.
+pub(crate) fn is_possible() -> bool {
+    let programs = [DNSMASQ, "/usr/sbin/nft", "/usr/bin/unshare", "/usr/bin/nsenter"];
+    let missing: Vec<_> = programs.iter().filter(|path| !Path::new(path).exists()).collect();
+    let is_root = nix::unistd::geteuid().is_root();
+    if !missing.is_empty() || !is_root {
+        eprintln!("skipped: this needs root, and {missing:?}");
+    }
+    missing.is_empty() && is_root
+}
