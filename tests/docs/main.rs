@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 use clap::{Command, CommandFactory as _, Subcommand as _};
 
 /// Programs of others that docs name, whose words are not checked.
-const OTHERS: &[&str] = &["apt", "chown", "cp", "pct", "systemctl", "tar", "vzdump"];
+const OTHERS: &[&str] = &["apt", "chown", "cp", "mv", "pct", "systemctl", "tar", "vzdump"];
 
 /// Pages with blocks of commands for operators.
 const PAGES: &[&str] = &["install.md", "operations.md", "templates.md"];

@@ -67,20 +67,27 @@ async fn each_flaw_of_storage_template_and_programs_is_found_and_mended() {
     }
     let sick = Sick::start().await;
     sick.is_mended("program", "rm $ROOT/bin/lxc-attach").await;
-    sick.is_mended("template", "sed -i /^template/d $ROOT/pve/nodes/n1/lxc/9000.conf").await;
     let hook = "echo 'hookscript: local:snippets/x' >> $ROOT/pve/nodes/n1/lxc/9000.conf";
     sick.is_mended("template", hook).await;
-    let holds_none = "sed -i 's/content images,rootdir/content images/' $ROOT/pve/storage.cfg";
-    sick.is_mended("storage", holds_none).await;
     // The remedies of these are done by hand, or on a real PVE.
-    let found = async |breaks: &str, text: &str, mends: &str| {
+    let found_of = async |name: &str, breaks: &str, text: &str, mends: &str| {
         sick.sh(breaks);
         let found = sick.findings().await;
-        let storage = found.iter().find(|check| check.name == "storage").expect("a finding");
-        assert!(storage.remedy.as_deref().is_some_and(|remedy| remedy.contains(text)), "{found:?}");
+        let one = found.iter().find(|check| check.name == name).expect("a finding");
+        assert!(one.remedy.as_deref().is_some_and(|remedy| remedy.contains(text)), "{found:?}");
         sick.sh(mends);
         assert_eq!(sick.findings().await, [], "{mends}");
     };
+    let ordinary = "sed -i /^template/d $ROOT/pve/nodes/n1/lxc/9000.conf";
+    // Another container's number by mistake must not end as a template.
+    let by_hand = "only if 9000 is meant to be a template: pct template 9000";
+    found_of("template", ordinary, by_hand, "pct template 9000").await;
+    let found = async |breaks: &str, text: &str, mends: &str| {
+        found_of("storage", breaks, text, mends).await
+    };
+    let holds_none = "sed -i 's/content images,rootdir/content images/' $ROOT/pve/storage.cfg";
+    let holds = "sed -i 's/content images/content images,rootdir/' $ROOT/pve/storage.cfg";
+    found(holds_none, "`rootdir` must be in its content", holds).await;
     found("touch $ROOT/off", "pvesm status --storage fast", "rm $ROOT/off").await;
     let to_dir = "sed -i 's/^zfspool: fast/dir: fast/' $ROOT/pve/storage.cfg";
     let back = "sed -i 's/^dir: fast/zfspool: fast/' $ROOT/pve/storage.cfg";

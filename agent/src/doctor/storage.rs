@@ -7,7 +7,8 @@ use crate::config::Config;
 
 pub(super) fn check(config: &Config, node: &Node) -> Vec<Check> {
     if node.storages.is_empty() {
-        let remedy = "pvesm set STORAGE --content rootdir,images; or set storage in agent.toml";
+        let remedy = "add rootdir to the content of a storage: pvesm set STORAGE --content ...,rootdir; or set storage in \
+                      agent.toml";
         let found = "no storage holds containers of this node";
         return vec![Check::failed("storage", "storage.cfg", found, remedy)];
     }
@@ -29,12 +30,16 @@ fn one(config: &Config, storage: &Storage, fit: &[String]) -> Check {
         let node = &config.node.value;
         return failed(format!("{node} has no storage of this name"), instead);
     };
-    if !storage.holds_containers {
-        let found = "it does not hold containers of this node, or is disabled".to_owned();
-        return failed(found, format!("pvesm set {name} --content rootdir,images --disable 0"));
-    }
     if !storage.links_clones {
         return failed(format!("type {kind} clones no template linked"), instead);
+    }
+    if !storage.holds_containers {
+        let found = "it does not hold containers of this node, or is disabled".to_owned();
+        let remedy = format!(
+            "see {name} in storage.cfg: `rootdir` must be in its content, this node in its nodes, \
+             and it must not be disabled"
+        );
+        return failed(found, remedy);
     }
     match storage.is_active {
         Some(true) => Check::ok("storage", name, format!("type {kind}, active")),
@@ -81,7 +86,11 @@ fn template(config: &Config, template: &Template) -> Check {
             not_offered(&format!("is missing on {node}"), remedy)
         }
         TemplateState::Ordinary => {
-            not_offered("is an ordinary container", format!("pct template {vmid}"))
+            let remedy = format!(
+                "set the right vmid in agent.toml; only if {vmid} is meant to be a template: pct template {vmid} \
+                 (cannot be undone)"
+            );
+            not_offered("is an ordinary container", remedy)
         }
         TemplateState::Forbidden(keys, text) => {
             let (raw, settable): (Vec<_>, Vec<_>) =

@@ -166,6 +166,11 @@ impl NftFirewall {
         let can = ended.exit == Exit::Code(0);
         if !can {
             let error = ended.refusal();
+            let lacks = ["No such file or directory", "not supported"];
+            if !lacks.iter().any(|why| ended.stderr.contains(why)) {
+                // Busy, or short of memory: it may be otherwise the next time.
+                return Err(error);
+            }
             tracing::warn!(
                 %error,
                 "this kernel cannot count connections (nft_connlimit): limits.connections is not in force"

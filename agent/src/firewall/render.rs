@@ -160,10 +160,12 @@ fn fixed(grounds: &Grounds) -> String {
 
 /// Set of the sandboxes' addresses with their connections, and the chain that adds to it.
 pub(super) const COUNTED: &str = "connections";
-/// The kernel adds elements and removes them with the last connection of an address. The size is that
-/// of the largest pool.
-const COUNTED_SET: &str =
-    "\tset connections {\n\t\ttype ipv4_addr\n\t\tsize 65535\n\t\tflags dynamic\n\t}\n";
+/// Set of the sandboxes' addresses with the rate of their new connections.
+pub(super) const ARRIVALS: &str = "arrivals";
+/// The kernel adds elements, and removes them with the last connection of an address or after a minute
+/// without a new one. The size is that of the largest pool.
+const COUNTED_SET: &str = "\tset connections {\n\t\ttype ipv4_addr\n\t\tsize 65535\n\t\tflags dynamic\n\t}\n\
+     \tset arrivals {\n\t\ttype ipv4_addr\n\t\tsize 65535\n\t\tflags dynamic,timeout\n\t\ttimeout 1m\n\t}\n";
 /// Behind the chain that drops: what goes nowhere is not tracked for long.
 const COUNTED_HOOK: &str = "type filter hook prerouting priority -140; policy accept;";
 
@@ -176,9 +178,14 @@ fn counting(grounds: &Grounds) -> String {
     })
 }
 
+/// Only the first packet of a connection counts: the kernel would count each further one again until there
+/// is a reply. It looks at its list for each, and cleans it up at a bounded speed, so a rate comes first.
 fn counted(from: &str, max: u32) -> String {
+    let first =
+        format!("iifname != \"lo\" ip saddr {from} ct state new ct status & confirmed == 0");
     format!(
-        "iifname != \"lo\" ip saddr {from} ct state new add @{COUNTED} {{ ip saddr ct count over {max} }} drop"
+        "{first} update @{ARRIVALS} {{ ip saddr limit rate over 1000/second burst 4096 packets }} drop\n\t\t\
+         {first} add @{COUNTED} {{ ip saddr ct count over {max} }} drop"
     )
 }
 

@@ -22,7 +22,7 @@ pub(super) const DIR: &str = "pve-sandbox";
 const LEAVING: &str = "leaving";
 /// Cgroup of everything else that the agent starts: `pct`, its workers, `nft`, tools of storages. They
 /// outlive the agent, and what they use does not count as the agent's.
-const WORK: &str = "work";
+const WORK: &str = "workers";
 /// Most processes and threads of all of that.
 const WORK_PIDS_MAX: u32 = 8192;
 /// Controllers that limit a shim or count its usage.
@@ -259,15 +259,16 @@ mod tests {
             ("cgroup.procs", ""),
             ("cgroup.subtree_control", ""),
             ("pids/cgroup.procs", ""),
-            ("pids/pve-sandbox/work/pids.max", "max"),
+            ("pids/pve-sandbox/workers/pids.max", "max"),
         ]);
         let procs = of_work(dir.path());
-        let expected = ["pve-sandbox/work/cgroup.procs", "pids/pve-sandbox/work/cgroup.procs"];
+        let expected =
+            ["pve-sandbox/workers/cgroup.procs", "pids/pve-sandbox/workers/cgroup.procs"];
         assert_eq!(procs, expected.map(|path| dir.path().join(path)));
-        assert_eq!(text(&dir, "pids/pve-sandbox/work/pids.max"), "8192");
+        assert_eq!(text(&dir, "pids/pve-sandbox/workers/pids.max"), "8192");
         assert_eq!(text(&dir, "cgroup.subtree_control"), "+pids");
         assert_eq!(sweep(dir.path()), BTreeSet::new());
-        assert!(dir.path().join("pve-sandbox/work").exists());
+        assert!(dir.path().join("pve-sandbox/workers").exists());
     }
 
     #[test]

@@ -249,13 +249,10 @@ async fn too_many_descriptors_are_an_error() {
 }
 
 #[tokio::test]
-async fn child_is_not_spared_when_the_agent_is() {
-    if !nix::unistd::geteuid().is_root() {
-        // Lowering the score requires root.
-        return;
-    }
+async fn child_does_not_inherit_the_agents_score() {
     let score = "/proc/self/oom_score_adj";
-    std::fs::write(score, "-500").expect("the score of this process alone");
+    // Raising it needs no privilege.
+    std::fs::write(score, "200").expect("the score of this process alone");
     let dir = tempfile::tempdir().expect("tempdir");
     let done = runner(dir.path(), 1).run(shell("cat /proc/self/oom_score_adj"), soon()).await;
     assert_eq!(done.expect("runs").stdout, "0\n");
@@ -264,7 +261,7 @@ async fn child_is_not_spared_when_the_agent_is() {
     piped.stdout.read_to_string(&mut text).await.expect("read");
     assert_eq!(text, "0\n");
     let own = std::fs::read_to_string(score).expect("read");
-    assert_eq!(own, "-500\n", "the agent's own stays");
+    assert_eq!(own, "200\n", "the agent's own stays");
 }
 
 #[tokio::test]

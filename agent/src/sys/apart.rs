@@ -1,5 +1,5 @@
-//! What children do not share with the agent: its memory limit, and that the kernel spares it when the
-//! host runs out of memory.
+//! What children do not share with the agent: its memory limit, and its score for when the host runs out
+//! of memory.
 
 use std::{ffi::CString, io, os::unix::ffi::OsStrExt as _, path::Path, sync::OnceLock};
 
@@ -35,7 +35,7 @@ pub fn move_children(procs: &[impl AsRef<Path>]) -> io::Result<()> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Apart {
     cgroups: &'static [CString],
-    /// Whether this process is spared, and the child shall not be.
+    /// Whether this process has a score of its own, which the child shall not have.
     resets_score: bool,
 }
 
@@ -45,7 +45,7 @@ impl Apart {
         let score = read::text(Path::new(SCORE), read::SMALL).trim().parse::<i32>();
         Self {
             cgroups: CGROUPS.get().map_or(&[], Vec::as_slice),
-            resets_score: score.is_ok_and(|score| score < 0),
+            resets_score: score.is_ok_and(|score| score != 0),
         }
     }
 

@@ -302,6 +302,6 @@ mod tests {
         assert_eq!(judged(own(None)).found, "good, with the scopes read admin");
         assert_eq!(judged(own(at(1000 + 8 * 24 * 3600))).state, State::Ok);
         let soon = judged(own(at(1000 + 3600)));
-        assert_eq!((soon.state, soon.found.as_str()), (State::Warning, "it expires in 1h"));
+        assert_eq!((soon.state, soon.found.as_str()), (State::Warning, "it expires in 60m"));
     }
 }

@@ -113,7 +113,8 @@ impl Log {
             look(dir, segment)?;
         }
         let mut head = before;
-        let (mut clean, mut cut) = (true, false);
+        // After the first line there is always a segment, unless somebody has removed it.
+        let (mut clean, mut cut) = (before == Head::START || !segments.is_empty(), false);
         if let Some(last) = segments.last().copied() {
             let tail = scan(&last.path(dir))?;
             cut = tail.bytes < last.bytes;

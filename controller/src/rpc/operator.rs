@@ -76,7 +76,8 @@ impl OperatorService for Rpc {
         let (caller, request) = split(request)?;
         let RecoverSandboxRequest { node, vmid, dry_run } = request;
         let sandbox = self.sandboxes.recover(&caller, &node, vmid, dry_run).await?;
-        let id = Made(sandbox.id.clone());
+        // A look is recorded by its vmid alone.
+        let id = Made(if dry_run { String::new() } else { sandbox.id.clone() });
         Ok(made(id, RecoverSandboxResponse { sandbox: Some(sandbox) }))
     }
 
@@ -88,7 +89,7 @@ impl OperatorService for Rpc {
         let AdoptSandboxRequest { node, vmid, team, dry_run } = request;
         let adopted = self.sandboxes.adopt(&caller, &node, (vmid, &team), dry_run).await;
         let (sandbox, volumes) = adopted?;
-        let id = Made(sandbox.id.clone());
+        let id = Made(if dry_run { String::new() } else { sandbox.id.clone() });
         Ok(made(id, AdoptSandboxResponse { sandbox: Some(sandbox), volumes }))
     }
 

@@ -94,6 +94,16 @@ nodes! {
     CreateNodeTokenRequest RevokeNodeRequest
 }
 
+/// Returns what may be logged of a text that should name a token: somebody may have put a whole token there.
+fn without_secret(text: &str) -> &str {
+    let prefixes = ["pvesb_", "e2b_", "pvesj_"];
+    match proto::token::split(text) {
+        Some((id, _)) => id,
+        None if prefixes.iter().any(|prefix| text.starts_with(prefix)) => "",
+        None => text,
+    }
+}
+
 nothing! {
     ListSandboxesRequest WatchSandboxesRequest PruneSandboxesRequest CompareSandboxesRequest
     GetUsageRequest ListSnapshotsRequest ExplainPlacementRequest ListNodesRequest FsckRequest
@@ -133,9 +143,9 @@ named! {
     AdoptSandboxRequest, this => {
         Subject::other("vmid", &this.vmid.to_string()).of_team(&this.team)
     };
-    CreateTokenRequest, this => Subject::other("token", &this.name).of_team(&this.team);
+    CreateTokenRequest, this => Subject::other("token", without_secret(&this.name)).of_team(&this.team);
     ListTokensRequest, this => Subject::other("team", &this.team).of_team(&this.team);
-    RevokeTokenRequest, this => Subject::other("token", &this.token).of_team(&this.team);
+    RevokeTokenRequest, this => Subject::other("token", without_secret(&this.token)).of_team(&this.team);
     GetTeamRequest, this => Subject::other("team", &this.name).of_team(&this.name);
     UpdateTeamRequest, this => {
         let name = this.team.as_ref().map(|team| team.name.as_str()).unwrap_or_default();
@@ -168,6 +178,13 @@ mod tests {
         };
         let command = ExecCommandRequest { start: Some(start), stdin: "secret".into() };
         assert_eq!(command.subject(), Subject::sandbox("web"));
+        let whole = format!("pvesb_0123456789ab_{}", "f".repeat(64));
+        for (text, object) in
+            [(whole.as_str(), "token:0123456789ab"), ("e2b_12", ""), ("ci", "token:ci")]
+        {
+            let revoke = RevokeTokenRequest { token: text.into(), ..RevokeTokenRequest::default() };
+            assert_eq!(revoke.subject().object, object);
+        }
         let long = DeleteSandboxRequest { id: "x".repeat(1 << 20) };
         assert!(long.subject().sandbox.len() < 200);
     }

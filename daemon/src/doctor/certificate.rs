@@ -166,7 +166,10 @@ pub fn check(expected: &Expected, facts: &Facts, now_ms: u64) -> Vec<Check> {
             Some(remedy) if validity.overdue_ms() <= now_ms => {
                 Some(("its renewal is overdue; ", remedy))
             }
-            None if left < SOON_MS => Some(("", &expected.replace)),
+            // A public certificate lives for 90 days in all.
+            None if left < SOON_MS.min((validity.not_after_ms - validity.not_before_ms) / 4) => {
+                Some(("", &expected.replace))
+            }
             Some(_) | None => None,
         };
         found.extend(why.map(|(why, remedy)| {
@@ -282,7 +285,7 @@ mod tests {
         assert_eq!(at(3), (overdue.0, overdue.1, "see why".into()));
         assert_eq!(at(5), (State::Failed, "it ended 24 h ago".into(), "replace it".into()));
         let by_hand = Expected { overdue: None, ..expected() };
-        let warned = check(&by_hand, &good(), DAY_MS).remove(0);
+        let warned = check(&by_hand, &good(), HOUR_MS + 3 * DAY_MS + HOUR_MS).remove(0);
         assert_eq!((warned.state, warned.remedy.as_deref()), (State::Warning, Some("replace it")));
         let ahead =
             Validity { serial: "1".into(), not_before_ms: 9 * DAY_MS, not_after_ms: 20 * DAY_MS };

@@ -5,12 +5,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use daemon::sync::Mutex;
-use proto::{Invariant, Reason, id::SandboxId};
+use proto::{Reason, id::SandboxId};
 
 use crate::{
     journal::Record,
     pve::Limited,
-    sandbox::{Error, Result, Sandboxes, drift::fsck::Finding},
+    sandbox::{Error, Result, Sandboxes},
 };
 
 /// Facts about the limits on this host.
@@ -65,6 +65,10 @@ impl Sandboxes {
         let quiet = |record: &&Arc<Record>| record.phase.is_up() && !busy.contains(&record.id);
         let mut failed = BTreeMap::new();
         for record in live.iter().filter(quiet) {
+            // By now, somebody else's container may have its number.
+            if !matches!(self.pve.carries(&record.mark()).await, Ok(true)) {
+                continue;
+            }
             if let Err(error) = self.limit_processes(record).await {
                 failed.insert(record.id, error.message);
             }
@@ -76,16 +80,10 @@ impl Sandboxes {
         memory.failed = failed;
     }
 
-    /// Returns what is not limited.
-    pub(in crate::sandbox) fn process_limit_findings(&self) -> Vec<Finding> {
+    /// Returns whether the kernel has no controller for the limit, and the sandboxes that run without it,
+    /// each with the reason.
+    pub(in crate::sandbox) fn unlimited(&self) -> (bool, BTreeMap<SandboxId, String>) {
         let memory = self.process_limits.0.lock();
-        let none = memory.no_controller.then(|| {
-            let detail = "the kernel has no cgroup controller `pids`: the processes of sandboxes \
-                          are not limited";
-            Finding::new(Invariant::Unchecked, self.pve.node(), detail)
-        });
-        let failed = memory.failed.iter();
-        let failed = failed.map(|(id, why)| Finding::new(Invariant::Unchecked, id, why));
-        failed.chain(none).collect()
+        (memory.no_controller, memory.failed.clone())
     }
 }

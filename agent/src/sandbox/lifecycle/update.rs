@@ -4,11 +4,15 @@
 
 use std::sync::Arc;
 
-use proto::{id::SandboxId, update::Update};
+use proto::{
+    id::{SandboxId, SandboxRef},
+    spec::Egress,
+    update::Update,
+};
 
 use crate::{
     journal::Record,
-    sandbox::{Error, Sandboxes, core::queries},
+    sandbox::{Error, Known, Sandboxes, core::queries},
 };
 
 impl Sandboxes {
@@ -27,6 +31,12 @@ impl Sandboxes {
         let egress = update.egress.map(Option::unwrap_or_default);
         if let Some(egress) = egress {
             self.check_egress(egress)?;
+            if egress == Egress::None
+                && let Some(Known::Live(record)) = self.known(&SandboxRef::Id(*id))
+                && let Some(config) = self.pve.config(record.vmid).await?
+            {
+                self.check_interfaces(record.vmid, &config)?;
+            }
         }
         let record = self
             .amend_living(id, move |record| {

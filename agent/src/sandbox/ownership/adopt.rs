@@ -71,8 +71,8 @@ impl Sandboxes {
                 }
             };
         }
-        self.check_egress(egress)?;
         let config = self.container(vmid).await?;
+        self.check_egress(egress)?;
         if let Some(Known::Live(record)) = self.known(&SandboxRef::Vmid(vmid)) {
             let why = format!("container {vmid} is {} already", record.id);
             return Err(Error::new(Reason::SandboxKnown, why));

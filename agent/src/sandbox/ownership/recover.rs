@@ -38,8 +38,11 @@ impl Sandboxes {
         egress: Egress,
         dry_run: bool,
     ) -> Result<Arc<Record>> {
-        self.check_egress(egress)?;
         let config = self.container(vmid).await?;
+        self.check_egress(egress)?;
+        if egress == Egress::None {
+            self.check_interfaces(vmid, &config)?;
+        }
         let mark = config.mark().filter(|mark| mark.vmid == vmid && !config.is_template());
         let Some(mark) = mark else {
             let why = format!("container {vmid} does not carry a mark of ours for its number");
@@ -89,6 +92,10 @@ impl Sandboxes {
             Ok(record)
         });
         let written = written.await.ok_or_else(lost)?;
+        if written.as_ref().is_ok_and(|record| record.egress == Egress::None) {
+            // The record stands: if this fails, each pass of the reconciler tries again.
+            self.isolate().await?;
+        }
         written.map_err(|error| {
             if matches!(error, journal::Error::Conflict { .. }) {
                 let why = "another sandbox has its number, its address or its request";

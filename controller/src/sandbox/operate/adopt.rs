@@ -11,6 +11,7 @@ use proto::{
     sandbox::v1::{self as wire, EventKind, Sandbox},
 };
 
+use super::can_close;
 use crate::{
     node::{self, Node},
     sandbox::{Caller, Error, Result, Sandboxes},
@@ -38,6 +39,7 @@ impl Sandboxes {
         };
         let id = self.new_id(self.clock.now_ms());
         if !dry_run {
+            can_close(&node, self.default_egress(&team).into())?;
             let who = (id, team.clone());
             self.operator_wants(caller, EventKind::AdoptAsked, who, &node);
         }

@@ -12,6 +12,7 @@ use proto::{
 };
 use tokio::time::Instant;
 
+use super::can_close;
 use crate::{
     inventory::Entry,
     node::{Node, registry::AttemptHistory},
@@ -78,6 +79,8 @@ impl Sandboxes {
         let exported = from.client.export_sandbox(epoch, &id, &to).await;
         let (to, record) = exported.map_err(|error| self.node_error(from, error))?;
         let to = self.node(&to)?;
+        // An interrupted move goes on to its target, which may have another agent by now.
+        can_close(&to, entry.sandbox.egress())?;
         let imported = to.client.import_sandbox(epoch, record).await;
         let sandbox = imported.map_err(|error| self.node_error(&to, error))?;
         let revision = sandbox.revision;

@@ -7,6 +7,7 @@ use proto::{
     sandbox::v1::{self as wire, EventKind, Sandbox},
 };
 
+use super::can_close;
 use crate::{
     node::Node,
     sandbox::{Caller, Result, Sandboxes},
@@ -40,8 +41,9 @@ impl Sandboxes {
         }
         let id = found.id.parse()?;
         self.operator_wants(caller, EventKind::RecoverAsked, (id, found.team.parse()?), &node);
-        self.release_elsewhere(&id, &node).await?;
         let egress = self.egress_before(&id, &found.team.parse()?);
+        can_close(&node, egress)?;
+        self.release_elsewhere(&id, &node).await?;
         let recovered = node.client.recover(epoch, (vmid.get(), egress), false).await;
         let sandbox = recovered.map_err(|error| self.node_error(&node, error))?;
         self.nodes.apply(&node.name, sandbox.clone());

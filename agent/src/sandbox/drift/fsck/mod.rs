@@ -123,7 +123,14 @@ impl Sandboxes {
         }
         findings.extend(self.against_the_journal(&all));
         findings.extend(self.isolation_findings().await);
-        findings.extend(self.process_limit_findings());
+        let (no_controller, unlimited) = self.unlimited();
+        if no_controller {
+            let detail = "the kernel has no cgroup controller `pids`: the processes of sandboxes \
+                          are not limited";
+            findings.push(Finding::new(Invariant::Unchecked, self.pve.node(), detail));
+        }
+        let unlimited = unlimited.iter();
+        findings.extend(unlimited.map(|(id, why)| Finding::new(Invariant::Unchecked, id, why)));
         findings.sort();
         (findings, looked_at)
     }

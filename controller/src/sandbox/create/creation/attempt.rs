@@ -52,6 +52,11 @@ impl Sandboxes {
         let mut news = self.nodes.news();
         loop {
             news.mark_unchanged();
+            // Its agent may have been replaced by an older one since, which would make it open.
+            let closed = creation.spec.egress == Some(Egress::None);
+            if matches!(step, Step::Send) && closed && !node.closes_egress() {
+                creation.cancel.cancel();
+            }
             if Instant::now() > creation.begun + self.options.deadline {
                 creation.expired = true;
                 creation.cancel.cancel();
