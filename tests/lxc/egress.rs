@@ -57,13 +57,13 @@ impl<'a> Counters<'a> {
             "node1",
             &format!(
                 "nft 'add table inet probe; \
-                 add chain inet probe host {{ type filter hook input priority 300; }}; \
-                 add chain inet probe world {{ type filter hook forward priority 300; }}; \
-                 add rule inet probe host ip saddr {ip} ct direction original counter; \
-                 add rule inet probe world ip saddr {ip} counter; \
+                 add chain inet probe to_host {{ type filter hook input priority 300; }}; \
+                 add chain inet probe through {{ type filter hook forward priority 300; }}; \
+                 add rule inet probe to_host ip saddr {ip} ct direction original counter; \
+                 add rule inet probe through ip saddr {ip} counter; \
                  add table bridge probe; \
-                 add chain bridge probe bridge {{ type filter hook forward priority 300; }}; \
-                 add rule bridge probe bridge iifname \"{port}\" ether type != arp counter'"
+                 add chain bridge probe over {{ type filter hook forward priority 300; }}; \
+                 add rule bridge probe over iifname \"{port}\" ether type != arp counter'"
             ),
         );
         counters
@@ -71,7 +71,7 @@ impl<'a> Counters<'a> {
 
     /// Returns which of the counters are above 0.
     fn above_zero(&self) -> Vec<&'static str> {
-        let all = [("inet", "host"), ("inet", "world"), ("bridge", "bridge")];
+        let all = [("inet", "to_host"), ("inet", "through"), ("bridge", "over")];
         let counted = |(family, chain): &(&str, &str)| {
             let text = self.0.shell("node1", &format!("nft list chain {family} probe {chain}"));
             assert!(text.contains("counter"), "{text}");
@@ -123,7 +123,7 @@ fn nothing_leaves_a_closed_sandbox_and_its_callers_get_in() {
     assert_eq!((ran.code, ran.text().trim()), (0, "in"), "{}", ran.stderr);
     // The same probes get out of an open one, so they prove something.
     assert_eq!(reached(&open).len(), 2);
-    assert_eq!(sent(&open), ["host", "world"]);
+    assert_eq!(sent(&open), ["to_host", "through"]);
 
     // It stays closed without the agent, with another one, and after a boot.
     let services = world.node("node1").services().expect("services");

@@ -10,7 +10,7 @@ use crate::{
     world::{id, node, vmid, wait, world},
 };
 
-/// Starts processes until it cannot, says so by ending, and leaves them running.
+/// Starts processes until it cannot, and leaves them running.
 const FORK_BOMB: &str = "(while :; do sleep 600 & done) 2>/dev/null; exec sleep 600";
 
 #[test]
@@ -29,7 +29,13 @@ fn fork_bomb_reaches_the_limit_of_its_sandbox_and_no_other() {
 
     let ran = world.ctl(&["exec", "--detach", id(&bomb), "--", "sh", "-c", FORK_BOMB]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    wait("the bomb to reach the limit", || number("pids.current").is_some_and(|now| now >= max));
+    // The shell that could not start another has ended.
+    wait("the bomb to reach the limit", || {
+        number("pids.current").is_some_and(|now| now + 2 >= max)
+    });
+    wait("what is left to be filled up", || {
+        world.ctl(&["exec", "--detach", id(&bomb), "--", "sleep", "600"]).code != 0
+    });
     // Its neighbour does not notice.
     let ran = world.ctl(&["exec", id(&other), "--", "echo", "fine"]);
     assert_eq!((ran.code, ran.text().trim()), (0, "fine"), "{}", ran.stderr);
