@@ -100,8 +100,8 @@ fn make_a_template(node: &Booted) {
     let init = [AGENT, "template", "init", "--snapshot", "debian", "--archive", archive];
     node.ok(&init);
     node.ok(&["systemctl", "restart", AGENT]);
-    let ready = || node.ok(&[CLI, "node", "ls"]).contains(" ready ");
-    assert!((0..100).any(|_| ready() || wait()), "{}", node.ok(&[CLI, "node", "ls"]));
+    let offered = || node.ok(&[CLI, "snapshot", "ls"]).contains("debian");
+    assert!((0..100).any(|_| offered() || wait()), "{}", node.ok(&[CLI, "node", "ls"]));
 }
 
 /// Waits a little; false, for use in a loop.
