@@ -45,16 +45,20 @@ done
 # Paths in the index are relative to the repository.
 (cd "$REPO" && apt-ftparchive packages pool) >"$dists/$binary/Packages"
 gzip --keep --force --no-name "$dists/$binary/Packages"
-rm -f "$dists"/Release "$dists"/Release.gpg "$dists"/InRelease
-release=$(mktemp)
-trap 'rm -f "$release"' EXIT
+# The three files are made and signed elsewhere first: a repository that is served is never without a
+# signature, and a failure leaves the last one.
+new=$(mktemp -d)
+trap 'rm -rf "$new"' EXIT
+# Release lists the other files, and neither itself nor its signatures.
+cp -r "$dists" "$new/dists"
+rm -f "$new"/dists/{Release,Release.gpg,InRelease}
 apt-ftparchive \
   -o APT::FTPArchive::Release::Origin=pve-sandbox -o APT::FTPArchive::Release::Suite="$SUITE" \
   -o APT::FTPArchive::Release::Codename="$SUITE" -o APT::FTPArchive::Release::Components=main \
-  -o APT::FTPArchive::Release::Architectures="$architecture" release "$dists" >"$release"
-install -m 0644 "$release" "$dists/Release"
-gpg --batch --yes --local-user "$KEY" --clearsign --output "$dists/InRelease" "$dists/Release"
-gpg --batch --yes --local-user "$KEY" --armor --detach-sign --output "$dists/Release.gpg" "$dists/Release"
+  -o APT::FTPArchive::Release::Architectures="$architecture" release "$new/dists" >"$new/Release"
+gpg --batch --yes --local-user "$KEY" --clearsign --output "$new/InRelease" "$new/Release"
+gpg --batch --yes --local-user "$KEY" --armor --detach-sign --output "$new/Release.gpg" "$new/Release"
+install -m 0644 "$new/Release" "$new/Release.gpg" "$new/InRelease" "$dists/"
 gpg --batch --yes --export "$KEY" >"$REPO/pve-sandbox.gpg"
 echo "$REPO is an apt repository; pve-sandbox.gpg is its public key. On a machine that installs from it:"
 echo "  /etc/apt/sources.list.d/pve-sandbox.list:"
