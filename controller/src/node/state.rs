@@ -45,8 +45,9 @@ pub(super) struct State {
     pub(super) synced: bool,
     /// Whether it has answered us before; a higher epoch there then means that we were replaced.
     handshaken: bool,
-    /// Whether it can keep a sandbox from reaching anything, by its last answer.
-    closes_egress: bool,
+    /// Whether it can keep a sandbox from reaching anything, by its first answer over this connection;
+    /// `None` without a connection: it may come back with an older agent.
+    closes_egress: Option<bool>,
 }
 
 /// State of a node for operators.
@@ -108,13 +109,13 @@ impl Node {
         let mut state = self.state.lock();
         hello.version.clone_into(&mut state.version);
         state.journal_id = hello.journal_id.as_str().into();
-        state.closes_egress = hello.closes_egress;
+        state.closes_egress = Some(hello.closes_egress);
         state.first_report = true;
         std::mem::replace(&mut state.handshaken, true)
     }
 
-    /// Returns true when it can keep a sandbox from reaching anything.
-    pub fn closes_egress(&self) -> bool {
+    /// Returns whether it can keep a sandbox from reaching anything; `None` while it is not connected.
+    pub fn closes_egress(&self) -> Option<bool> {
         self.state.lock().closes_egress
     }
 
@@ -152,6 +153,9 @@ impl Node {
         let mut state = self.state.lock();
         let changed = state.down.is_some() != down.is_some();
         state.synced |= down.is_none();
+        if down.is_some() {
+            state.closes_egress = None;
+        }
         state.down = down;
         changed
     }

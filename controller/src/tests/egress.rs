@@ -8,6 +8,7 @@ use proto::{
 };
 
 use super::*;
+use crate::node::fake::Cut;
 
 fn asking(request_id: &str, egress: Egress) -> CreateSandboxRequest {
     CreateSandboxRequest { egress: egress.into(), ..request(request_id) }
@@ -123,4 +124,94 @@ async fn closed_sandbox_goes_to_no_node_that_cannot_close_it() {
             assert_eq!(agent.received(), [], "it was not even asked");
         }
     }
+}
+
+impl Lab {
+    /// Makes the first node the best one; only it and `able` others can close a sandbox.
+    async fn prefer_first(&self, able: usize) {
+        for (at, agent) in self.agents.iter().enumerate().skip(1) {
+            agent.load(|load| load.memory_available = 20 << 30);
+            agent.faults(|faults| faults.isolates_nothing = at > able);
+            // They say so when they connect again.
+            agent.down();
+            agent.up();
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+
+    /// Begins a closed creation, whose request is lost on its way to the first node, which then goes down.
+    async fn begin_lost(&self) -> tokio::task::JoinHandle<Result<Sandbox, Status>> {
+        let first = &self.agents[0];
+        first.faults(|faults| faults.cut = Some(Cut::Before));
+        let mut api = self.api();
+        let answer =
+            tokio::spawn(async move { create(&mut api, asking("r1", Egress::None)).await });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        first.down();
+        first.faults(|faults| faults.cut = None);
+        answer
+    }
+
+    /// Lets the first node come back, with an agent that cannot close a sandbox.
+    fn return_with_an_older_agent(&self) {
+        self.agents[0].faults(|faults| faults.isolates_nothing = true);
+        self.agents[0].up();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_creation_waits_for_what_its_node_says_after_a_restart_of_the_controller() {
+    let memory = Arc::new(Memory::new());
+    let mut lab = Lab::over(memory).await;
+    lab.prefer_first(0).await;
+    let answer = lab.begin_lost().await;
+    let back = lab.agents[0].clone();
+    let back = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        back.up();
+    });
+    lab.start().await;
+    drop(answer);
+    back.await.expect("it came back");
+    let made = lab.egress("r1", Egress::None).await.expect("made");
+    assert_eq!(made, Egress::None);
+    assert_eq!((lab.agents[0].living().len(), lab.living().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_creation_leaves_a_node_that_returns_with_an_older_agent() {
+    let lab = Lab::new().await;
+    lab.prefer_first(1).await;
+    let answer = lab.begin_lost().await;
+    lab.return_with_an_older_agent();
+    let made = answer.await.expect("answered").expect("made");
+    assert_eq!((made.node.as_str(), made.egress()), ("n2", Egress::None));
+    assert_eq!(lab.agents[0].received(), [], "it would have made it open");
+    assert_eq!(lab.living().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_creation_that_no_node_can_close_any_more_says_so() {
+    let mut lab = Lab::new().await;
+    lab.options.queue = Duration::from_secs(10);
+    lab.start().await;
+    lab.prefer_first(0).await;
+    let answer = lab.begin_lost().await;
+    lab.return_with_an_older_agent();
+    let refused = answer.await.expect("answered").expect_err("no node");
+    assert_eq!(reason(&refused), Some(Reason::NoCapacity), "{refused}");
+    assert!(refused.message().contains("cannot close a sandbox"), "{refused}");
+    assert_eq!(lab.living(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempt_that_a_node_makes_open_is_taken_back() {
+    let lab = Lab::new().await;
+    lab.prefer_first(1).await;
+    // Replaced so fast that the controller asks before it notices.
+    lab.agents[0].faults(|faults| (faults.opens, faults.boot) = (true, Duration::from_secs(2)));
+    let made = create(&mut lab.api(), asking("r1", Egress::None)).await.expect("made");
+    assert_eq!((made.node.as_str(), made.egress()), ("n2", Egress::None));
+    assert_eq!(lab.agents[0].received().len(), 1);
+    assert_eq!(lab.living().len(), 1);
 }

@@ -62,6 +62,8 @@ pub struct Faults {
     pub refuse_files: Option<Reason>,
     /// Answers like a node that cannot close a sandbox, or whose version does not say so.
     pub isolates_nothing: bool,
+    /// Makes every sandbox open, like an agent of a version that knows of nothing else.
+    pub opens: bool,
 }
 
 /// Point at which the connection breaks.

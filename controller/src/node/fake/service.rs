@@ -83,7 +83,7 @@ impl FakeAgent {
             })),
             services: spec.services,
             name: spec.name,
-            egress: spec.egress,
+            egress: if faults.opens { api::Egress::Unspecified.into() } else { spec.egress },
             metadata: spec.metadata,
             attempt: order.attempt,
             request_id: order.request_id.clone(),

@@ -106,8 +106,9 @@ impl Sandboxes {
             self.nodes.place(None, &entry.team, &spec, 1, &AttemptHistory::default(), None);
         let fit = decision.verdicts.iter().filter(|verdict| verdict.filtered.is_none());
         let closed = entry.sandbox.egress() == wire::Egress::None;
-        let closes =
-            |node: &NodeName| self.nodes.get(node).is_some_and(|node| node.closes_egress());
+        let closes = |node: &NodeName| {
+            self.nodes.get(node).and_then(|node| node.closes_egress()) == Some(true)
+        };
         let best = fit
             .map(|verdict| &verdict.node)
             .find(|node| *node != from && (!closed || closes(node)));

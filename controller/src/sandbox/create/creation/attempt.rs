@@ -5,12 +5,12 @@ use std::{ops::ControlFlow, time::Duration};
 use proto::{
     Cause, Reason,
     name::NodeName,
-    sandbox::v1::{Failure, NodeLoad, Phase, Sandbox},
+    sandbox::v1::{self as wire, Failure, NodeLoad, Phase, Sandbox},
     spec::Egress,
 };
 use tokio::{
     sync::watch::Receiver,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{AttemptResult, Creation, POLL};
@@ -21,6 +21,10 @@ use crate::{
 
 /// Pause between two requests to a node.
 const ASK: Duration = Duration::from_millis(500);
+
+/// Reason why a node gets no closed sandbox.
+const CANNOT_CLOSE: &str =
+    "it cannot close a sandbox: it does not isolate, or its agent is too old";
 
 /// Next request to the node of an attempt.
 enum Step {
@@ -40,26 +44,26 @@ impl Sandboxes {
             }
             return AttemptResult::Refused("it is not in the configuration any more".into(), None);
         };
-        if creation.spec.egress == Some(Egress::None)
-            && !creation.maybe_sent
-            && !node.closes_egress()
-        {
-            let why = "it cannot close a sandbox: it does not isolate, or its agent is too old";
-            return AttemptResult::Refused(why.into(), None);
-        }
         let mut step = if creation.maybe_sent { Step::Ask } else { Step::Send };
         let mut silent_since = Instant::now();
         let mut news = self.nodes.news();
         loop {
             news.mark_unchanged();
-            // Its agent may have been replaced by an older one since, which would make it open.
-            let closed = creation.spec.egress == Some(Egress::None);
-            if matches!(step, Step::Send) && closed && !node.closes_egress() {
-                creation.cancel.cancel();
-            }
             if Instant::now() > creation.begun + self.options.deadline {
                 creation.expired = true;
                 creation.cancel.cancel();
+            }
+            if !creation.cancel.is_cancelled() && matches!(step, Step::Send) && is_closed(creation)
+            {
+                let silent = silent_since.elapsed() > self.options.patience;
+                match self.before_closed(creation, &node, silent, &mut news).await {
+                    ControlFlow::Continue(None) => {}
+                    ControlFlow::Continue(Some(next)) => {
+                        step = next;
+                        continue;
+                    }
+                    ControlFlow::Break(result) => return result,
+                }
             }
             let answer = tokio::select! {
                 biased;
@@ -84,6 +88,52 @@ impl Sandboxes {
                 ControlFlow::Continue(next) => step = next,
                 ControlFlow::Break(result) => return result,
             }
+        }
+    }
+
+    /// Decides before a closed sandbox is sent: a node that cannot close it would make it open. The node
+    /// may have come back with an older agent since it was chosen, or not have said yet what it can.
+    /// Continues with another step; `None`: it can be sent.
+    async fn before_closed(
+        &self,
+        creation: &Creation,
+        node: &Node,
+        silent: bool,
+        news: &mut Receiver<u64>,
+    ) -> ControlFlow<AttemptResult, Option<Step>> {
+        match node.closes_egress() {
+            Some(true) => ControlFlow::Continue(None),
+            Some(false) if !creation.maybe_sent => {
+                ControlFlow::Break(AttemptResult::Refused(CANNOT_CLOSE.into(), None))
+            }
+            Some(false) => ControlFlow::Break(self.leave(creation, node).await),
+            None if !creation.maybe_sent => {
+                let why = "it is not connected any more";
+                ControlFlow::Break(AttemptResult::Refused(why.into(), Some(RETRY)))
+            }
+            None if silent => ControlFlow::Break(AttemptResult::Abandoned),
+            None => {
+                tokio::select! {
+                    () = creation.cancel.cancelled() => {}
+                    () = sleep(RETRY) => {}
+                    _ = async { sleep(ASK).await; news.changed().await } => {}
+                }
+                ControlFlow::Continue(Some(Step::Ask))
+            }
+        }
+    }
+
+    /// Takes an attempt back from a node that cannot close its sandbox, so that it goes to another: a
+    /// request that is still on its way there is then refused.
+    async fn leave(&self, creation: &Creation, node: &Node) -> AttemptResult {
+        let cancelled = self.cancel_attempt(creation, node);
+        match timeout(self.options.patience, cancelled).await {
+            Ok(AttemptResult::Cancelled) if creation.cancel.is_cancelled() => {
+                AttemptResult::Cancelled
+            }
+            Ok(AttemptResult::Cancelled) => AttemptResult::Refused(CANNOT_CLOSE.into(), None),
+            Ok(other) => other,
+            Err(_) => AttemptResult::Abandoned,
         }
     }
 
@@ -120,6 +170,12 @@ impl Sandboxes {
         creation.maybe_sent = true;
         self.nodes.apply(&node.name, sandbox.clone());
         match sandbox.phase() {
+            // Its agent was replaced by one that does not know of it, and this was not noticed before.
+            Phase::Creating if is_closed(creation) && sandbox.egress() != wire::Egress::None => {
+                tracing::error!(sandbox_id = %creation.order.id, node = %node.name,
+                    "node makes a closed sandbox open; the attempt is taken back");
+                ControlFlow::Break(self.leave(creation, node).await)
+            }
             Phase::Creating | Phase::Unspecified => {
                 // A node that cannot continue now (just back, or without quorum) answers at once,
                 // however long it was asked to wait.
@@ -278,6 +334,11 @@ impl Sandboxes {
             sleep(ASK).await;
         }
     }
+}
+
+/// True when the sandbox must reach nothing.
+fn is_closed(creation: &Creation) -> bool {
+    creation.spec.egress == Some(Egress::None)
 }
 
 /// Classifies a node's refusal, or the failure that it recorded.
