@@ -2,7 +2,9 @@
 //! sees, and has all effects; `checks` decides and is pure.
 
 use std::{
+    fs,
     net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +15,7 @@ use daemon::{
     },
     peer::CONTROLLER_NAME,
 };
+use nix::unistd;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use crate::{
@@ -47,7 +50,12 @@ struct Facts {
 
 /// Looks at everything.
 pub async fn run(path: &Path) -> Report {
-    let (config, synchronised) = (Config::load(path), reach::is_synchronised().await);
+    let config = Config::load(path);
+    if let Some(check) = privileges(unistd::Uid::effective(), &owners(&config)) {
+        // Of what it may not read, it would say that it is not there.
+        return Report::new(vec![check]);
+    }
+    let synchronised = reach::is_synchronised().await;
     let mut checks = configuration(path, &config);
     checks.push(reach::clock(synchronised));
     if let Ok(config) = &config {
@@ -55,6 +63,26 @@ pub async fn run(path: &Path) -> Report {
         checks.extend(self::checks(path, config, &facts));
     }
     Report::new(checks)
+}
+
+/// Returns the users who may read the controller's files: the service's, and the owner of the directory.
+fn owners(config: &Result<Config, Error>) -> Vec<unistd::Uid> {
+    let dir = config.as_ref().map_or(Path::new(DATA_DIR), |config| &config.data_dir);
+    let owner = fs::metadata(dir).ok().map(|about| unistd::Uid::from_raw(about.uid()));
+    setup::service_user().into_iter().chain(owner).collect()
+}
+
+/// Refuses to judge for a user who may not read what is judged. Pure.
+fn privileges(own: unistd::Uid, owners: &[unistd::Uid]) -> Option<Check> {
+    if own.is_root() || owners.is_empty() || owners.contains(&own) {
+        return None;
+    }
+    Some(Check::failed(
+        "privileges",
+        format!("uid {own}"),
+        "neither root nor the service's user: it may not read the controller's files, so nothing was looked at",
+        "run it again as root",
+    ))
 }
 
 async fn look(config: &Config) -> Facts {
@@ -298,4 +326,19 @@ fn listening(config: &Config, facts: &Facts) -> Option<Check> {
         ),
         Listener::Accepted(_) => Check::ok("api", subject, "it answers"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_root_and_the_owners_are_given_a_verdict() {
+        let uid = unistd::Uid::from_raw;
+        assert_eq!(privileges(uid(0), &[uid(990)]), None);
+        assert_eq!(privileges(uid(990), &[uid(990), uid(0)]), None);
+        assert_eq!(privileges(uid(1000), &[]), None, "a machine without a controller");
+        let refused = privileges(uid(1000), &[uid(990)]).expect("refused");
+        assert_eq!((refused.name, refused.subject.as_str()), ("privileges", "uid 1000"));
+    }
 }

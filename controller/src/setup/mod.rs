@@ -314,6 +314,11 @@ pub(crate) fn host_names() -> Vec<String> {
     names.filter(|name| name.parse::<std::net::IpAddr>().is_err()).collect()
 }
 
+/// Returns the user that the service runs as, if there is one on this machine.
+pub(crate) fn service_user() -> Option<nix::unistd::Uid> {
+    nix::unistd::User::from_name(UNIT).ok().flatten().map(|user| user.uid)
+}
+
 /// Lists what is below a directory and not the service's; with the numbers of the service's user, or of the
 /// directory's owner where there is no such user.
 ///
