@@ -49,7 +49,7 @@ pub(super) async fn ls(
         ]);
     }
     let values: Vec<_> = snapshots.iter().map(json::snapshot).collect();
-    let empty = "no snapshots; name a template in `[[template]]` of an agent's configuration";
+    let empty = "no snapshots; on a node: `pve-sandbox-agent template init`";
     listing.print(output, table, &values, empty)?;
     Ok(0)
 }

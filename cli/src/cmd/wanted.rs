@@ -170,7 +170,7 @@ async fn only_snapshot(controller: &Controller) -> Result<String, Failure> {
     match ids.as_slice() {
         [only] => Ok(only.clone()),
         [] => Err(Failure::local("no node has a snapshot to create from")
-            .hint("name a template in `[[template]]` of an agent's configuration; `sandboxctl nodes` shows whether the agents answer")
+            .hint("on a node: `pve-sandbox-agent template init`, then `systemctl restart pve-sandbox-agent`; `sandboxctl nodes` shows whether the agents answer")
             .exit(exit::NOT_FOUND)),
         several => Err(Failure::usage(
             format!("there are {} snapshots: {}", several.len(), several.join(", ")),
