@@ -56,6 +56,56 @@ fn fork_bomb_reaches_the_limit_of_its_sandbox_and_no_other() {
     world.finish();
 }
 
+/// Limits on the use of disks that agents set unless they are told otherwise, as cgroup files write them.
+const IO_V1: [(&str, &str); 4] = [
+    ("blkio.throttle.read_bps_device", "268435456"),
+    ("blkio.throttle.write_bps_device", "134217728"),
+    ("blkio.throttle.read_iops_device", "20000"),
+    ("blkio.throttle.write_iops_device", "10000"),
+];
+const IO_V2: &str = "rbps=268435456 wbps=134217728 riops=20000 wiops=10000";
+
+#[test]
+fn use_of_disks_is_limited_in_each_boot_or_fsck_says_that_it_is_not() {
+    let Some(world) = world() else { return };
+    let sandbox = world.create(&["--node", "node1"]);
+    // A lab node sees the machine's v1 hierarchies there.
+    let v1 = format!("/run/lab/cgroup/blkio/lxc/{}", vmid(&sandbox));
+    let v2 = format!("/sys/fs/cgroup/lxc/{}/io.max", vmid(&sandbox));
+    let shell = |script: &str| world.shell("node1", script);
+    // On both, a line begins with the number of the device.
+    let values = |file: &str| -> Vec<String> {
+        let text = shell(&format!("cat {file}"));
+        text.lines().filter_map(|line| Some(line.split_once(' ')?.1.trim().to_owned())).collect()
+    };
+    let has_v1 = shell("test -e /run/lab/cgroup/blkio && echo yes; true").contains("yes");
+    let has_v2 =
+        || shell("cat /sys/fs/cgroup/cgroup.controllers").split_whitespace().any(|c| c == "io");
+    let check = |when: &str| {
+        if has_v1 {
+            for (file, value) in IO_V1 {
+                assert_eq!(values(&format!("{v1}/{file}")), [value], "{when}: {file}");
+            }
+        } else if has_v2() {
+            assert_eq!(values(&v2), [IO_V2], "{when}");
+        } else {
+            let ran = world.ctl(&["fsck"]);
+            assert!(ran.text().contains("no cgroup controller `io`"), "{when}: {}", ran.text());
+        }
+    };
+    check("after its creation");
+    for verb in ["stop", "start"] {
+        let ran = world.ctl(&[verb, id(&sandbox)]);
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+    check("after a restart");
+    let ran = world.ctl(&["exec", id(&sandbox), "--", "echo", "fine"]);
+    assert_eq!((ran.code, ran.text().trim()), (0, "fine"), "{}", ran.stderr);
+    if has_v1 || has_v2() {
+        world.finish();
+    }
+}
+
 /// Sends a datagram to each port of a public address, from the first to the last argument.
 const FLOOD: &str = r#"
 import socket, sys

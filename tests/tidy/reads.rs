@@ -13,6 +13,7 @@ const WHOLE: &[(&str, &str)] = &[
 /// inside of the container alone.
 const LISTS: &[(&str, &str)] = &[
     ("agent/src/sys/proc.rs", "/proc, where each entry is one process"),
+    ("agent/src/pve/block_device.rs", "file systems of btrfs in sysfs, and the disks of each"),
     ("agent/src/pve/cgroup.rs", "cgroups of a container, with a bound"),
     ("agent/src/pve/shim_cgroup.rs", "cgroups of shims, one a container"),
     ("agent/src/pve/pct/mod.rs", "configs of the node's containers in pmxcfs"),

@@ -8,6 +8,10 @@ use crate::{detect::Roots, sandbox::Probe};
 const LABELS_MAX: usize = 16;
 /// Limits on processes: systemd needs some dozen, and Linux knows no higher number.
 const PIDS: std::ops::RangeInclusive<u32> = 64..=4_194_304;
+/// Limit on MiB a second beyond which it means nothing.
+const MIBPS_MAX: u64 = 1 << 20;
+/// Limits on requests to a disk: with fewer a container does not stop in time, and v1 takes 32 bits.
+const IOPS: std::ops::RangeInclusive<u64> = 16..=4_294_967_294;
 /// VLAN tags that PVE accepts.
 const TAGS: std::ops::RangeInclusive<u16> = 1..=4094;
 
@@ -54,6 +58,18 @@ pub(super) fn limits(from: &mut Sources<'_>, limits: &Limits) {
     from.must(bounded, "limits.memory_overcommit", "must be 0.1 or more");
     from.must(limits.grace_s <= GRACE_MAX.as_secs(), "limits.grace_s", "must be 0 to 600");
     from.must(PIDS.contains(&limits.pids), "limits.pids", "must be 64 to 4194304");
+    for (name, value) in [
+        ("limits.io_read_mibps", limits.io_read_mibps),
+        ("limits.io_write_mibps", limits.io_write_mibps),
+    ] {
+        from.must(value <= MIBPS_MAX, name, "must be 0 to 1048576");
+    }
+    for (name, value) in [
+        ("limits.io_read_iops", limits.io_read_iops),
+        ("limits.io_write_iops", limits.io_write_iops),
+    ] {
+        from.must(value == 0 || IOPS.contains(&value), name, "must be 0, or 16 to 4294967294");
+    }
     let counted = limits.connections >= 64;
     from.must(counted, "limits.connections", "must be 64 or more");
     let share = (0.0..=1.0).contains(&limits.memory_used_max);

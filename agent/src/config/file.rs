@@ -251,6 +251,15 @@ pub struct Limits {
     pub memory_used_max: f64,
     /// Most processes and threads of a sandbox, 64 or more. 4096 is what OpenShift gives a pod.
     pub pids: u32,
+    /// Most that a sandbox reads from a disk, MiB a second; 0 means no limit. So for the next three.
+    /// The defaults leave a boot and a build alone, and half of a SATA SSD to others.
+    pub io_read_mibps: u64,
+    /// Most that a sandbox writes to a disk, MiB a second.
+    pub io_write_mibps: u64,
+    /// Most requests of a sandbox to read from a disk, a second.
+    pub io_read_iops: u64,
+    /// Most requests of a sandbox to write to a disk, a second.
+    pub io_write_iops: u64,
     /// Most connections that the node tracks for a sandbox, 64 or more. The node's table, which all
     /// share, has 262144 places on most machines.
     pub connections: u32,
@@ -285,6 +294,10 @@ impl Default for Limits {
             memory_overcommit: 2.0,
             memory_used_max: 0.97,
             pids: 4096,
+            io_read_mibps: 256,
+            io_write_mibps: 128,
+            io_read_iops: 20_000,
+            io_write_iops: 10_000,
             connections: 4096,
             create_s: 180,
             clone_s: 120,

@@ -7,7 +7,7 @@ use proto::spec::Size;
 use super::Config;
 use crate::{
     journal::Pools,
-    pve::{Link, forbidden::Allowed},
+    pve::{IoMax, Link, forbidden::Allowed},
     sandbox,
 };
 
@@ -29,6 +29,7 @@ impl Config {
         });
         let network = &self.network;
         let limits = &self.limits;
+        let bounded = |limit: u64| (limit > 0).then_some(limit);
         sandbox::Options {
             templates: templates.collect(),
             network: sandbox::Bridge {
@@ -44,6 +45,12 @@ impl Config {
                 memory_used_max: limits.memory_used_max,
                 starts_max: limits.starts_max,
                 processes: limits.pids,
+                io: IoMax {
+                    read_bytes: bounded(limits.io_read_mibps.saturating_mul(1 << 20)),
+                    write_bytes: bounded(limits.io_write_mibps.saturating_mul(1 << 20)),
+                    reads: bounded(limits.io_read_iops),
+                    writes: bounded(limits.io_write_iops),
+                },
                 storage_reserve_bytes: limits.storage_reserve_mib << 20,
                 create: Duration::from_secs(limits.create_s),
                 clone: Duration::from_secs(limits.clone_s),

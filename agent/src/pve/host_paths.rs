@@ -33,6 +33,8 @@ pub struct HostPaths {
     pub cgroup_v1: Option<PathBuf>,
     /// Mount point of procfs.
     pub proc: PathBuf,
+    /// Mount point of sysfs.
+    pub sys: PathBuf,
 }
 
 /// Directory that LXC's programs use unless they are given another.
@@ -50,6 +52,7 @@ impl Default for HostPaths {
             cgroup_root: "/sys/fs/cgroup".into(),
             cgroup_v1: None,
             proc: "/proc".into(),
+            sys: "/sys".into(),
         }
     }
 }

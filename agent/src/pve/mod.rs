@@ -5,11 +5,13 @@
 //! `fake::FakePve` keeps a cluster in memory for the simulation; one contract suite holds both to
 //! the same behaviour.
 
+pub mod block_device;
 pub mod cgroup;
 pub mod cluster;
 pub mod command;
 pub mod config_file;
 pub mod container;
+mod controller;
 pub mod fake;
 pub mod files;
 pub mod forbidden;
@@ -17,6 +19,7 @@ pub mod forbidden;
 mod golden;
 pub mod host_paths;
 pub mod interface;
+pub mod io_limit;
 pub mod known;
 pub mod mark;
 pub mod outcome;
@@ -43,6 +46,7 @@ use proto::{
 pub use config_file::ContainerConfig;
 pub use host_paths::HostPaths;
 pub use interface::Link;
+pub use io_limit::{IoLimited, IoMax};
 pub use known::Init;
 pub use mark::Mark;
 pub use process_limit::Limited;
@@ -306,9 +310,13 @@ pub trait Pve: Send + Sync + std::fmt::Debug {
     /// pause first.
     async fn start(&self, vmid: Vmid, deadline: Duration) -> Result<(), Error>;
 
-    /// Limits the processes and threads of a running container, whose cgroup is new at each of its
+    /// Limits the processes, threads and cgroups of a running container, whose own cgroup is new at each of its
     /// boots. Needs neither quorum nor /etc/pve.
     async fn limit_processes(&self, vmid: Vmid, max: u32) -> Result<Limited, Error>;
+
+    /// Limits what a running container reads from and writes to the disks under its volumes; like the
+    /// limit on processes, its cgroup forgets it at each boot. Needs neither quorum nor /etc/pve.
+    async fn limit_io(&self, vmid: Vmid, max: IoMax) -> Result<IoLimited, Error>;
 
     /// Asks the init of this sandbox's container to shut down, by the signal that `pct shutdown`
     /// sends, and does not wait. `Ok` when it does not run; WrongState while its init does not take

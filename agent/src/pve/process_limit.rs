@@ -1,25 +1,27 @@
-//! Limit on the processes and threads of a container, for which `pct` has no option. It is written to
-//! the container's own cgroup once that exists: a raw `lxc.*` line in its config would be another way
-//! into the host.
-//!
-//! The outer cgroup, `lxc/ID`, is limited. Root in the container manages what is below `lxc/ID/ns` and
-//! cannot raise the limit. Works on cgroup2, and on v1 where the controller has a hierarchy of its own.
+//! Limit on the processes and threads of a container, and on the cgroups that root in it makes, for which
+//! `pct` has no option. It is written to the container's own cgroup once that exists: a raw `lxc.*` line in
+//! its config would be another way into the host.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-};
+use std::{io, path::Path};
 
 use proto::id::Vmid;
 
-use super::HostPaths;
+use super::{
+    HostPaths,
+    controller::{self, Hierarchy},
+};
 use crate::sys::read;
 
 /// Name of the controller.
 const CONTROLLER: &str = "pids";
 /// File with the limit.
 const FILE: &str = "pids.max";
+
+/// File of cgroup2 with the limit on the cgroups below.
+const CGROUPS_FILE: &str = "cgroup.max.descendants";
+/// Most cgroups of a container. systemd makes some dozen, and Docker one for each container; the kernel has
+/// numbers for 65535 with the controller `memory`, which all containers and the host share.
+const CGROUPS_MAX: u32 = 1024;
 
 /// Result of limiting a container's processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,54 +32,43 @@ pub enum Limited {
     NoController,
 }
 
-/// Limits the processes and threads of a running container to `max`. Writes nothing where that is the
-/// limit already.
+/// Limits the processes and threads of a running container to `max`, and its cgroups. Writes nothing where
+/// that is the limit already.
 ///
 /// # Errors
 /// When the host has the controller and the limit is not in force.
 pub fn set(at: &HostPaths, vmid: Vmid, max: u32) -> io::Result<Limited> {
-    let Some(hierarchy) = hierarchy(at) else { return Ok(Limited::NoController) };
-    let parent = hierarchy.join("lxc");
-    let file = parent.join(vmid.to_string()).join(FILE);
-    if !file.exists() {
-        // On cgroup2 a controller must be enabled on the way down; on v1 there is no such file.
-        for dir in [&hierarchy, &parent] {
-            let control = dir.join("cgroup.subtree_control");
-            if control.exists()
-                && let Err(error) = write(&control, &format!("+{CONTROLLER}"))
-            {
-                tracing::debug!(path = %control.display(), %error, "could not enable a cgroup controller");
-            }
-        }
+    // v1 has no such limit; there, an unprivileged container makes no cgroups.
+    let cgroups = Hierarchy::V2(at.cgroup_root.clone()).of_container(vmid).join(CGROUPS_FILE);
+    if cgroups.exists() {
+        put(&cgroups, CGROUPS_MAX)?;
     }
-    let text = max.to_string();
-    if read::text(&file, read::SMALL).trim() == text {
-        return Ok(Limited::InForce);
-    }
-    write(&file, &text)
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
+    let Some(hierarchy) = Hierarchy::find(at, CONTROLLER, CONTROLLER) else {
+        return Ok(Limited::NoController);
+    };
+    let file = hierarchy.of_container(vmid).join(FILE);
+    hierarchy.enable(CONTROLLER, &file);
+    put(&file, max)?;
     Ok(Limited::InForce)
 }
 
-/// Finds the hierarchy that has the controller: one of v1, or else cgroup2.
-fn hierarchy(at: &HostPaths) -> Option<PathBuf> {
-    let v1 = [at.cgroup_v1.as_ref(), Some(&at.cgroup_root)];
-    let v1 = v1.into_iter().flatten().map(|root| root.join(CONTROLLER));
-    let mut v1 = v1.filter(|dir| dir.join("cgroup.procs").exists());
-    v1.next().or_else(|| {
-        let controllers = read::text(&at.cgroup_root.join("cgroup.controllers"), read::SMALL);
-        let has = controllers.split_whitespace().any(|name| name == CONTROLLER);
-        has.then(|| at.cgroup_root.clone())
-    })
+fn put(file: &Path, max: u32) -> io::Result<()> {
+    let text = max.to_string();
+    if read::text(file, read::SMALL).trim() == text {
+        return Ok(());
+    }
+    controller::write(file, &text)
 }
 
-/// Writes an existing cgroup file; never creates one.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+/// True when the kernel of this host has the controller.
+pub fn can_limit(at: &HostPaths) -> bool {
+    Hierarchy::find(at, CONTROLLER, CONTROLLER).is_some()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// Directories stand for cgroups; the kernel would create their files.
@@ -106,12 +97,14 @@ mod tests {
             ("cg/cgroup.controllers", "cpu memory pids\n"),
             ("cg/lxc/100/pids.max", "max"),
             ("cg/lxc/100/ns/pids.max", "max"),
+            ("cg/lxc/100/cgroup.max.descendants", "max"),
             ("cg/lxc/101/pids.max", "max"),
         ]);
         assert_eq!(set(&at, vmid(), 4096).expect("set"), Limited::InForce);
         // A file keeps the end of a longer text; the kernel's does not.
         assert_eq!(text(&dir, "cg/lxc/100/pids.max"), "4096");
         assert_eq!(text(&dir, "cg/lxc/100/ns/pids.max"), "max");
+        assert_eq!(text(&dir, "cg/lxc/100/cgroup.max.descendants"), "1024");
         assert_eq!(text(&dir, "cg/lxc/101/pids.max"), "max");
     }
 

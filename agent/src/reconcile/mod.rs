@@ -111,7 +111,7 @@ impl Reconciler {
     /// Runs one pass. Returns the actions taken.
     pub async fn pass(&mut self) -> Vec<Action> {
         self.sandboxes.enforce_isolation().await;
-        self.sandboxes.enforce_process_limits().await;
+        self.sandboxes.enforce_cgroup_limits().await;
         let observed = match observe::observe(&**self.sandboxes.pve()).await {
             Ok(observed) => observed,
             Err(error) => {

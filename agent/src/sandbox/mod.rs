@@ -92,8 +92,8 @@ pub struct Sandboxes {
     dhcp: OnceLock<Arc<dyn lifecycle::address::DhcpReplies>>,
     /// Isolation from each other and the host; empty where it is switched off.
     isolation: OnceLock<access::isolation::Isolation>,
-    /// Limits on the processes of sandboxes.
-    process_limits: lifecycle::process_limit::ProcessLimits,
+    /// Limits that are in the cgroups of sandboxes.
+    cgroup_limits: lifecycle::cgroup_limits::CgroupLimits,
     /// Addresses of containers that are not in this journal; `None` before the first observation.
     foreign_addresses: Mutex<Option<BTreeSet<Ipv4Addr>>>,
 }
@@ -134,7 +134,7 @@ impl Sandboxes {
             host: OnceLock::new(),
             dhcp: OnceLock::new(),
             isolation: OnceLock::new(),
-            process_limits: Default::default(),
+            cgroup_limits: Default::default(),
             foreign_addresses: Mutex::default(),
         }))
     }

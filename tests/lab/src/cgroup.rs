@@ -16,7 +16,7 @@ use crate::process::wait_until;
 use crate::settings::Limits;
 
 /// v1 controllers under which each node is placed.
-const V1: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
+const V1: [&str; 6] = ["blkio", "cpu", "cpuacct", "cpuset", "memory", "pids"];
 /// v2 controllers that containers get, where v2 has them.
 const V2: [&str; 5] = ["cpu", "cpuset", "memory", "io", "pids"];
 const PERIOD_US: u64 = 100_000;

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::{FakePve, Guest, Mutation, Op, membership::init_with, work::Work, world::missing};
 use crate::pve::{
-    CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Init, Limited, Mark,
-    OwnVolumes, Pve, Settings, StorageRoom, Usage, cluster,
+    CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, Init, IoLimited, IoMax,
+    Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cluster,
 };
 
 /// Deadline of the operations that take none.
@@ -178,6 +178,11 @@ impl Pve for FakePve {
 
     async fn limit_processes(&self, vmid: Vmid, max: u32) -> Result<Limited, Error> {
         let limited = self.shared.world.lock().limit_processes(&self.node, vmid, max);
+        limited.map_err(|kind| Error { op: "limit", vmid, kind })
+    }
+
+    async fn limit_io(&self, vmid: Vmid, max: IoMax) -> Result<IoLimited, Error> {
+        let limited = self.shared.world.lock().limit_io(&self.node, vmid, max);
         limited.map_err(|kind| Error { op: "limit", vmid, kind })
     }
 

@@ -334,7 +334,7 @@ impl FakeCluster {
         self.0.world.lock().shared = shared;
     }
 
-    /// Sets what the hosts' kernels do when a limit on processes is written.
+    /// Sets what the hosts' kernels do when a limit is written to a cgroup.
     pub fn set_limiting(&self, limiting: Limiting) {
         self.0.world.lock().limiting = limiting;
     }

@@ -7,7 +7,7 @@ use proto::{
 };
 
 use super::world::{World, put};
-use crate::pve::{ContainerConfig, ErrorKind, Limited, Result};
+use crate::pve::{ContainerConfig, ErrorKind, IoLimited, IoMax, Limited, Result};
 
 /// Limits of a container that runs, which its config need not show.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct KernelLimits {
     pub memory_mib: u32,
 }
 
-/// Behaviour of the fake host's kernel when a limit on processes is written.
+/// Behaviour of the fake host's kernel when a limit is written to a cgroup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Limiting {
     /// The limit is in force then.
@@ -28,6 +28,8 @@ pub enum Limiting {
     Fails,
     /// The kernel has no controller.
     NoController,
+    /// The kernel cannot limit the use of the containers' volumes.
+    NoDevice,
 }
 
 impl KernelLimits {
@@ -45,7 +47,7 @@ impl World {
         max: u32,
     ) -> Result<Limited> {
         match self.limiting {
-            Limiting::Works => {}
+            Limiting::Works | Limiting::NoDevice => {}
             Limiting::Fails => return Err(ErrorKind::Failed("told to fail".to_owned())),
             Limiting::NoController => return Ok(Limited::NoController),
         }
@@ -55,6 +57,30 @@ impl World {
         }
         guest.processes_max = Some(max);
         Ok(Limited::InForce)
+    }
+
+    /// Limits the use of disks of a container that runs.
+    pub(super) fn limit_io(
+        &mut self,
+        node: &NodeName,
+        vmid: Vmid,
+        max: IoMax,
+    ) -> Result<IoLimited> {
+        match self.limiting {
+            Limiting::Works => {}
+            Limiting::Fails => return Err(ErrorKind::Failed("told to fail".to_owned())),
+            Limiting::NoController => return Ok(IoLimited::NoController),
+            Limiting::NoDevice => {
+                let why = "zfs has no block device that the kernel could limit";
+                return Ok(IoLimited::Partly([why.to_owned()].into()));
+            }
+        }
+        let guest = self.container_mut(node, vmid)?;
+        if guest.pid.is_none() {
+            return Err(ErrorKind::Failed("no such cgroup".to_owned()));
+        }
+        guest.io_max = Some(max);
+        Ok(IoLimited::InForce)
     }
 
     /// Gives a container that runs other limits than its config shows. As with PVE, equal ones are

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{KernelLimits, Limiting, Membership, Mutation};
 use crate::pve::{
-    CloneOrder, ContainerConfig, ErrorKind, Mark, OwnVolumes, Result, Settings, StorageRoom,
+    CloneOrder, ContainerConfig, ErrorKind, IoMax, Mark, OwnVolumes, Result, Settings, StorageRoom,
     cluster::Signs, config_file::Ip, interface, ownership, pause_lock, tags, volume,
 };
 
@@ -46,6 +46,8 @@ pub struct Guest {
     pub limits: KernelLimits,
     /// Limit on its processes, since it was started.
     pub processes_max: Option<u32>,
+    /// Limits on its use of disks, since it was started.
+    pub io_max: Option<IoMax>,
 }
 
 impl Guest {
@@ -63,6 +65,7 @@ impl Guest {
             memory_bytes: 64 << 20,
             limits: KernelLimits::default(),
             processes_max: None,
+            io_max: None,
         }
     }
 }
@@ -94,7 +97,7 @@ pub(super) struct World {
     pub busy: BTreeSet<Vmid>,
     pub next_pid: u32,
     pub mutation: Option<Mutation>,
-    /// Behaviour of the hosts' kernels when a limit on processes is written.
+    /// Behaviour of the hosts' kernels when a limit is written to a cgroup.
     pub limiting: Limiting,
 }
 
@@ -294,7 +297,7 @@ impl World {
         guest.pid = Some(pid);
         guest.up_at = Some(up_at);
         guest.limits = KernelLimits::of(&guest.config);
-        guest.processes_max = None;
+        (guest.processes_max, guest.io_max) = (None, None);
         self.next_pid += 1;
         Ok(())
     }
@@ -336,7 +339,7 @@ impl World {
         guest.pid = on.then_some(pid);
         guest.up_at = on.then(Instant::now);
         guest.frozen = false;
-        guest.processes_max = None;
+        (guest.processes_max, guest.io_max) = (None, None);
         self.next_pid += u32::from(on);
     }
 

@@ -1,6 +1,6 @@
 //! A real node, as the trait `Pve` asks for it.
 
-use std::{collections::BTreeMap, ffi::OsString, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, io, net::Ipv4Addr, time::Duration};
 
 use futures_util::FutureExt;
 use nix::{
@@ -18,8 +18,8 @@ use super::Pct;
 use crate::{
     pve::{
         CloneOrder, CloneSite, Cluster, ContainerConfig, Error, ErrorKind, HostPaths, Init,
-        Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cgroup, container,
-        pause_lock, process_limit,
+        IoLimited, IoMax, Limited, Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, cgroup,
+        container, io_limit, pause_lock, process_limit,
     },
     sys::{netns, pidfd, proc},
 };
@@ -32,6 +32,18 @@ impl Pct {
     ) -> Option<T> {
         let places = self.0.places.clone();
         tokio::task::spawn_blocking(move || look(&places)).await.ok()
+    }
+
+    /// Writes a limit to the cgroup of a container.
+    async fn limit<T: Send + 'static>(
+        &self,
+        vmid: Vmid,
+        set: impl FnOnce(&HostPaths) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let failed = |text| Error { op: "limit", vmid, kind: ErrorKind::Failed(text) };
+        let set = self.look(set).await;
+        let set = set.ok_or_else(|| failed("the agent is shutting down".to_owned()))?;
+        set.map_err(|error| failed(error.to_string()))
     }
 }
 
@@ -131,10 +143,11 @@ impl Pve for Pct {
     }
 
     async fn limit_processes(&self, vmid: Vmid, max: u32) -> Result<Limited, Error> {
-        let set = self.look(move |at| process_limit::set(at, vmid, max)).await;
-        let failed = |text| Error { op: "limit", vmid, kind: ErrorKind::Failed(text) };
-        let set = set.ok_or_else(|| failed("the agent is shutting down".to_owned()))?;
-        set.map_err(|error| failed(error.to_string()))
+        self.limit(vmid, move |at| process_limit::set(at, vmid, max)).await
+    }
+
+    async fn limit_io(&self, vmid: Vmid, max: IoMax) -> Result<IoLimited, Error> {
+        self.limit(vmid, move |at| io_limit::set(at, vmid, max)).await
     }
 
     async fn halt(&self, vmid: Vmid, owner: &SandboxId) -> Result<(), Error> {

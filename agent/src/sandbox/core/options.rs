@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::{
     journal::Record,
     pve::{
-        ContainerConfig, Link,
+        ContainerConfig, IoMax, Link,
         forbidden::{self, Allowed},
     },
 };
@@ -162,6 +162,8 @@ pub struct Limits {
     pub starts_max: usize,
     /// Most processes and threads of a sandbox.
     pub processes: u32,
+    /// Most that a sandbox reads from and writes to a disk.
+    pub io: IoMax,
     /// Bytes of the storage that no clone may use up.
     pub storage_reserve_bytes: u64,
     /// Largest sum of all memory limits, as a multiple of the host's memory. The controller's own
@@ -197,6 +199,7 @@ impl Default for Limits {
             clone_queue_max: 64,
             starts_max: 4,
             processes: 4096,
+            io: IoMax::default(),
             storage_reserve_bytes: 1 << 30,
             memory_overcommit: 2.0,
             memory_used_max: 0.97,

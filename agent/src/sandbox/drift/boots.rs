@@ -109,7 +109,7 @@ impl Sandboxes {
     /// Counts a boot that nobody asked for. Its time to live is not renewed: a tenant could go on for
     /// ever.
     pub(super) async fn record_reboot(&self, record: &Record) -> Result<Arc<Record>> {
-        self.limit_processes_of_found(record).await;
+        self.limit_found_in_cgroup(record).await;
         let now = self.clock.moment();
         let dhcp = record.network == Network::Dhcp;
         let given = if dhcp { self.found_by_dhcp(record).await } else { None };

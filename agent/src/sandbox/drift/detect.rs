@@ -216,7 +216,7 @@ impl Sandboxes {
             Drift::RebootedItself => self.record_reboot(&record).await,
             Drift::Up if self.rebooted_out_of_a_stop(&record) => self.stop_again(&record).await,
             Drift::Up => {
-                self.limit_processes_of_found(&record).await;
+                self.limit_found_in_cgroup(&record).await;
                 let now = self.clock.moment();
                 // A tenant controls everything inside, so nothing of it is read.
                 let dhcp = record.network == Network::Dhcp;

@@ -323,7 +323,7 @@ impl Shared {
         }
         // An operator may have made another container under the vmid.
         self.sandboxes.check_ours(record).await?;
-        self.sandboxes.limit_processes(record).await?;
+        self.sandboxes.limit_in_cgroup(record).await?;
         let started = self.shims.start(record).await;
         started.map_err(|error| failed(format!("its shim was not started: {error}")))
     }

@@ -46,7 +46,7 @@ impl Sandboxes {
         self.isolate_before_start(boot.record, &config).await?;
         let left = deadline::left(boot.deadline, self.options.limits.start)?;
         self.pve.start(boot.record.vmid, left).await?;
-        self.limit_processes(boot.record).await?;
+        self.limit_in_cgroup(boot.record).await?;
         // Now it shows which bridge PVE made for its VLAN, if it did.
         self.isolate().await
     }

@@ -5,13 +5,13 @@
 pub mod address;
 pub(super) mod boot;
 pub(super) mod cancel;
+pub(super) mod cgroup_limits;
 mod clone;
 pub(super) mod create;
 pub(super) mod delete;
 pub(super) mod enforce_pause;
 pub(super) mod pause;
 pub(super) mod probe;
-pub(super) mod process_limit;
 pub mod resize;
 pub(super) mod resume;
 pub(super) mod start;

@@ -3,6 +3,7 @@
 mod address;
 mod adopt;
 mod boots;
+mod cgroup_limits;
 mod crash;
 mod create;
 mod faults;
@@ -13,7 +14,6 @@ mod link;
 mod migrate;
 mod operator;
 mod pause;
-mod process_limits;
 mod quorum;
 mod reboot;
 mod recover;

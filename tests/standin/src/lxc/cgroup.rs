@@ -97,7 +97,7 @@ pub(crate) fn lxc_lines(ctx: &Ctx, vmid: u32, conf: &Section) -> Vec<(String, St
 }
 
 /// v1 controllers under which containers are placed.
-pub(crate) const V1: [&str; 5] = ["memory", "cpu", "cpuacct", "pids", "cpuset"];
+pub(crate) const V1: [&str; 6] = ["memory", "cpu", "cpuacct", "pids", "blkio", "cpuset"];
 
 /// Returns a container's cgroup under a v1 controller; none if the machine does not have it.
 pub(crate) fn leg(roots: &Roots, controller: &str, vmid: u32) -> Option<PathBuf> {

@@ -123,14 +123,11 @@ impl Sandboxes {
         }
         findings.extend(self.against_the_journal(&all));
         findings.extend(self.isolation_findings().await);
-        let (no_controller, unlimited) = self.unlimited();
-        if no_controller {
-            let detail = "the kernel has no cgroup controller `pids`: the processes of sandboxes \
-                          are not limited";
-            findings.push(Finding::new(Invariant::Unchecked, self.pve.node(), detail));
-        }
-        let unlimited = unlimited.iter();
-        findings.extend(unlimited.map(|(id, why)| Finding::new(Invariant::Unchecked, id, why)));
+        let node = self.pve.node();
+        findings.extend(self.unlimited().into_iter().map(|(id, why)| {
+            let subject = id.map_or_else(|| node.to_string(), |id| id.to_string());
+            Finding::new(Invariant::Unchecked, subject, why)
+        }));
         findings.sort();
         (findings, looked_at)
     }

@@ -24,8 +24,8 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::{
     journal::Record,
     pve::{
-        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, Init, Limited, Mark, OwnVolumes,
-        Pve, Settings, StorageRoom, Usage, fake::FakePve,
+        CloneOrder, CloneSite, Cluster, ContainerConfig, Error, Init, IoLimited, IoMax, Limited,
+        Mark, OwnVolumes, Pve, Settings, StorageRoom, Usage, fake::FakePve,
     },
     sandbox::exec::shims::Shims,
     shim::{Host, Parts, serve},
@@ -227,6 +227,10 @@ impl Pve for Entered {
 
     async fn limit_processes(&self, vmid: Vmid, max: u32) -> Result<Limited, Error> {
         self.fake.limit_processes(vmid, max).await
+    }
+
+    async fn limit_io(&self, vmid: Vmid, max: IoMax) -> Result<IoLimited, Error> {
+        self.fake.limit_io(vmid, max).await
     }
 
     async fn has_address(&self, vmid: Vmid, ip: Ipv4Addr) -> bool {

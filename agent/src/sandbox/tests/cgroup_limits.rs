@@ -1,11 +1,19 @@
-//! Limits on processes: in force before anything runs in a sandbox, and again after each boot.
+//! Limits in cgroups: in force before anything runs in a sandbox, and again after each boot.
 
 use proto::{Invariant, Reason};
 
 use super::*;
-use crate::pve::fake::Limiting;
+use crate::pve::{IoMax, fake::Limiting};
+
+const IO: IoMax =
+    IoMax { read_bytes: Some(1 << 20), write_bytes: None, reads: None, writes: Some(100) };
 
 impl Node {
+    /// Limits on the use of disks that the kernel holds the container of the record to.
+    fn io_max(&self, record: &Record) -> Option<IoMax> {
+        self.cluster.guests()[&record.vmid].io_max
+    }
+
     /// Limit that the kernel holds the container of the record to.
     fn processes_max(&self, record: &Record) -> Option<u32> {
         self.cluster.guests()[&record.vmid].processes_max
@@ -15,31 +23,37 @@ impl Node {
     fn reboots(&self, record: &Record) {
         self.cluster.switch(record.vmid, false);
         self.cluster.switch(record.vmid, true);
-        assert_eq!(self.processes_max(record), None, "the kernel has forgotten it");
+        let forgotten = (self.processes_max(record), self.io_max(record));
+        assert_eq!(forgotten, (None, None), "the kernel has forgotten them");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_boot_is_limited() {
-    let node = Node::with(|options| options.limits.processes = 77, Faults::default()).await;
+    let set = |options: &mut Options| {
+        (options.limits.processes, options.limits.io) = (77, IO);
+    };
+    let node = Node::with(set, Faults::default()).await;
     let record = node.running(1).await;
-    assert_eq!(node.processes_max(&record), Some(77));
+    let limits = || (node.processes_max(&record), node.io_max(&record));
+    let ours = (Some(77), Some(IO));
+    assert_eq!(limits(), ours);
 
     node.sandboxes.stop(&record.id, LONG).await.expect("stopped");
     node.sandboxes.start(&record.id, LONG).await.expect("started");
-    assert_eq!(node.processes_max(&record), Some(77), "a start");
+    assert_eq!(limits(), ours, "a start");
 
     node.reboots(&record);
     assert_eq!(node.sandboxes.look_at_boots().await, [id(1)]);
     node.idle().await;
-    assert_eq!(node.processes_max(&record), Some(77), "a reboot from inside");
+    assert_eq!(limits(), ours, "a reboot from inside");
 
     node.sandboxes.stop(&record.id, LONG).await.expect("stopped");
     node.cluster.switch(record.vmid, true);
     node.clock.forward(Duration::from_secs(60));
     node.reconcile().await;
     node.idle().await;
-    assert_eq!(node.processes_max(&record), Some(77), "a start by an operator");
+    assert_eq!(limits(), ours, "a start by an operator");
     node.assert_sound().await;
 }
 
@@ -88,13 +102,31 @@ async fn sandbox_that_runs_without_its_limit_is_a_finding() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn kernel_without_the_controller_starts_sandboxes_and_is_a_finding() {
+async fn kernel_without_the_controllers_starts_sandboxes_and_is_a_finding() {
     let node = Node::new().await;
     node.cluster.set_limiting(Limiting::NoController);
     let record = node.running(1).await;
-    assert_eq!(node.processes_max(&record), None);
+    assert_eq!((node.processes_max(&record), node.io_max(&record)), (None, None));
+    let (findings, _) = node.sandboxes.check().await;
+    let [io, pids] = &findings[..] else { panic!("{findings:?}") };
+    assert_eq!((io.invariant, pids.invariant), (Invariant::Unchecked, Invariant::Unchecked));
+    assert!(io.detail.contains("`io`") && pids.detail.contains("`pids`"), "{findings:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_without_a_device_are_one_finding_until_their_sandboxes_stop() {
+    let node = Node::new().await;
+    node.cluster.set_limiting(Limiting::NoDevice);
+    let (one, two) = (node.running(1).await, node.running(2).await);
     let (findings, _) = node.sandboxes.check().await;
     let [finding] = &findings[..] else { panic!("{findings:?}") };
-    assert_eq!(finding.invariant, Invariant::Unchecked);
-    assert!(finding.detail.contains("pids"), "{finding:?}");
+    assert!(
+        finding.detail.contains("of 2 sandboxes") && finding.detail.contains("zfs"),
+        "{finding:?}"
+    );
+    for record in [one, two] {
+        node.sandboxes.stop(&record.id, LONG).await.expect("stopped");
+    }
+    node.reconcile().await;
+    node.assert_sound().await;
 }
