@@ -129,6 +129,11 @@ pub fn ports(vmid: Vmid) -> [String; 2] {
     [format!("veth{vmid}i0"), format!("fwpr{vmid}p0")]
 }
 
+/// Name of the bridge that PVE's firewall puts between a container and the node's bridge.
+pub fn firewall_bridge(vmid: Vmid) -> String {
+    format!("fwbr{vmid}i0")
+}
+
 /// The host's rules. No method has a default body: a fake that forgets one would filter the real
 /// host.
 #[async_trait::async_trait]

@@ -14,7 +14,7 @@ use std::{
 
 use proto::spec::Egress;
 
-use super::{Entry, Grounds, Rules, ports};
+use super::{Entry, Grounds, Rules, firewall_bridge, ports};
 
 /// Name of our tables; nobody else's are touched.
 pub const TABLE: &str = "pve_sandbox";
@@ -35,10 +35,14 @@ const DHCP: Set = ("bridge", "dhcp_clients", "typeof iifname . ether saddr . @th
 const ROUTERS: Set = ("bridge", "routers", "type ipv4_addr");
 const CLOSED_PORTS: Set = ("bridge", "closed_egress", "type ifname");
 const HOST_PORTS: Set = ("inet", "ports", "type ifname");
+/// Frames of the host on the last part of their way to a sandbox, behind the bridge of PVE's firewall. With
+/// `bridge-nf-call-iptables`, which that firewall switches on, the kernel shows them to `inet` once more, as
+/// if they had come from outside. A frame for the sandbox's own MAC is bridged, and never the host's to route.
+const BEHIND: Set = ("inet", "behind_firewall", "type ifname . ether_addr . ipv4_addr");
 const ADDRESSES: Set = ("inet", "addresses", "type ipv4_addr");
 const CLOSED_ADDRESSES: Set = ("inet", "closed_egress", "type ipv4_addr");
-const SETS: [Set; 8] =
-    [PORTS, BOUND, DHCP, ROUTERS, CLOSED_PORTS, HOST_PORTS, ADDRESSES, CLOSED_ADDRESSES];
+const SETS: [Set; 9] =
+    [PORTS, BOUND, DHCP, ROUTERS, CLOSED_PORTS, HOST_PORTS, BEHIND, ADDRESSES, CLOSED_ADDRESSES];
 
 /// Elements of each set.
 type Elements = BTreeMap<Set, BTreeSet<String>>;
@@ -128,6 +132,10 @@ fn elements(rules: &Rules) -> Elements {
             if dhcp {
                 add(DHCP, format!("{port:?} . {} . 0x{}", bytes.join(":"), bytes.concat()));
             }
+        }
+        if let (Some(mac), Some(ip)) = (mac, ip) {
+            let (bridge, bytes) = (firewall_bridge(*vmid), mac.map(|byte| format!("{byte:02x}")));
+            add(BEHIND, format!("{bridge:?} . {} . {ip}", bytes.join(":")));
         }
         if let Some(ip) = ip {
             add(ADDRESSES, ip.to_string());
@@ -248,6 +256,7 @@ fn inet_chains(grounds: &Grounds) -> String {
 	}}
 	chain arriving {{
 		type filter hook prerouting priority -150; policy accept;
+		iifname . ether daddr . ip daddr @behind_firewall ip saddr != @addresses accept
 		iifname != \"lo\" ip daddr @addresses ct state new drop
 		iifname != \"lo\" ip saddr @addresses jump destination
 	}}
@@ -308,6 +317,8 @@ mod tests {
         add element bridge pve_sandbox closed_egress { "fwpr100002p0", "veth100002i0" }
         delete element inet pve_sandbox ports { "fwpr100003p0", "veth100003i0" }
         add element inet pve_sandbox ports { "fwpr100004p0", "veth100004i0" }
+        delete element inet pve_sandbox behind_firewall { "fwbr100003i0" . 02:50:0a:64:01:03 . 10.100.1.3 }
+        add element inet pve_sandbox behind_firewall { "fwbr100004i0" . 02:50:0a:64:01:04 . 10.100.1.4 }
         delete element inet pve_sandbox addresses { 10.100.1.3 }
         add element inet pve_sandbox addresses { 10.100.1.4 }
         add element inet pve_sandbox closed_egress { 10.100.1.2 }

@@ -1,5 +1,7 @@
 //! The rules on a kernel: in a network namespace of the test's own.
 
+mod firewall_bridge;
+
 use std::{
     process::{Child, Command, Stdio},
     time::Duration,

@@ -1,0 +1,258 @@
+//! The rules where PVE's own firewall puts a bridge between a container and the node's bridge: real
+//! interfaces, and probes of which each succeeds once the rules are away.
+//!
+//! ```text
+//!  sandbox --- veth100002i0 [fwbr100002i0] fwln100002i0 --- fwpr100002p0 [vmbr0] veth100003i0 --- neighbour
+//!                                                                           |  \ nic0 --- machine
+//!                                                             10.100.1.1: host --- up0 --- public
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::Path,
+    process::Command,
+    thread,
+};
+
+use nix::sched::{CloneFlags, setns};
+
+use super::*;
+
+/// Longest wait for an answer; one that comes takes a millisecond.
+const WAIT: Duration = Duration::from_secs(1);
+/// Port of every server here.
+const PORT: u16 = 8000;
+/// Switch of the kernel that shows bridged packets to `inet`; PVE's firewall turns it on.
+const CALL_INET: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+const HOST: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 1);
+const SANDBOX: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 2);
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 3);
+/// Address of nobody, which the sandbox takes.
+const TAKEN: Ipv4Addr = Ipv4Addr::new(10, 100, 1, 9);
+/// MAC of nobody, which the sandbox takes.
+const TAKEN_MAC: &str = "02:50:0a:64:01:63";
+const OWN_MAC: &str = "02:50:0a:64:01:02";
+const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+
+impl Namespace {
+    /// Runs something on a thread inside.
+    fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        let path = self.path();
+        thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                let namespace = File::open(path).expect("the namespace");
+                setns(namespace, CloneFlags::CLONE_NEWNET).expect("entered");
+                run()
+            });
+            inside.join().expect("no panic")
+        })
+    }
+
+    /// Runs lines of iproute2, and returns what the last one printed.
+    #[expect(clippy::disallowed_methods, reason = "a test is somebody else on the host")]
+    fn ip(&self, lines: &str) -> String {
+        let [nsenter, namespace, _] = self.nft();
+        let mut said = String::new();
+        for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let words = line.split_whitespace();
+            let output = Command::new(&nsenter).arg(&namespace).args(words).output().expect("ran");
+            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            said = String::from_utf8_lossy(&output.stdout).into_owned();
+        }
+        said
+    }
+
+    fn listen(&self) -> TcpListener {
+        self.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("a port"))
+    }
+
+    fn reaches(&self, ip: Ipv4Addr) -> bool {
+        let address = SocketAddr::from((ip, PORT));
+        self.inside(|| TcpStream::connect_timeout(&address, WAIT).is_ok())
+    }
+
+    /// Sends frames for `ip` to a MAC.
+    fn resolve(&self, ip: Ipv4Addr, mac: &str) {
+        self.ip(&format!("ip neigh replace {ip} lladdr {mac} dev eth0 nud permanent"));
+    }
+}
+
+/// Host with a sandbox behind PVE's firewall, a neighbour without it, a machine on the same bridge, and a
+/// public network.
+struct Wired {
+    host: Namespace,
+    sandbox: Namespace,
+    neighbour: Namespace,
+    machine: Namespace,
+    public: Namespace,
+    /// MAC of the bridge of PVE's firewall.
+    inner: String,
+    _listeners: Vec<TcpListener>,
+}
+
+impl Wired {
+    fn new() -> Self {
+        let new = Namespace::new;
+        let (host, sandbox, neighbour, machine, public) = (new(), new(), new(), new(), new());
+        let [a, b, m, p] = [&sandbox, &neighbour, &machine, &public].map(|one| one.0.id());
+        host.ip(&format!(
+            "ip link set lo up
+             ip link add vmbr0 type bridge forward_delay 0
+             ip addr add {HOST}/24 dev vmbr0
+             ip link add fwbr100002i0 type bridge forward_delay 0
+             ip link add veth100002i0 type veth peer name eth0 address {OWN_MAC} netns {a}
+             ip link add fwpr100002p0 type veth peer name fwln100002i0
+             ip link add veth100003i0 type veth peer name eth0 address 02:50:0a:64:01:03 netns {b}
+             ip link add nic0 type veth peer name eth0 netns {m}
+             ip link add up0 type veth peer name eth0 netns {p}
+             ip link set veth100002i0 master fwbr100002i0 up
+             ip link set fwln100002i0 master fwbr100002i0 up
+             ip link set fwpr100002p0 master vmbr0 up
+             ip link set veth100003i0 master vmbr0 up
+             ip link set nic0 master vmbr0 up
+             ip link set fwbr100002i0 up
+             ip link set vmbr0 up
+             ip addr add 203.0.113.1/24 dev up0
+             ip link set up0 up
+             ip route add 198.51.100.7 dev vmbr0"
+        ));
+        for (namespace, address, route) in [
+            (&sandbox, "10.100.1.2/24", "default via 10.100.1.1"),
+            (&neighbour, "10.100.1.3/24", "default via 10.100.1.1"),
+            (&machine, "198.51.100.7/32", "10.100.1.0/24 dev eth0"),
+            (&public, "203.0.113.2/24", "default via 203.0.113.1"),
+        ] {
+            namespace.ip(&format!(
+                "ip link set eth0 up\nip addr add {address} dev eth0\nip route add {route}"
+            ));
+        }
+        host.inside(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("it forwards"));
+        let link = host.ip("ip -o link show fwbr100002i0");
+        let words = link.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next());
+        let inner = words.expect("a MAC").to_owned();
+        let listening = [&host, &sandbox, &neighbour, &public].map(Namespace::listen);
+        Self { host, sandbox, neighbour, machine, public, inner, _listeners: listening.into() }
+    }
+
+    /// Returns what may not work, each with whether it does.
+    fn forbidden(&self) -> BTreeMap<&'static str, bool> {
+        let Self { sandbox, neighbour, machine, inner, .. } = self;
+        self.forget();
+        let mut found = BTreeMap::from([
+            ("a neighbour", sandbox.reaches(NEIGHBOUR)),
+            ("the sandbox, by its neighbour", neighbour.reaches(SANDBOX)),
+            ("the host", sandbox.reaches(HOST)),
+            ("the spoofed source", self.spoofs()),
+            ("ARP for another address", self.answers_for_another()),
+            ("another MAC", self.takes_a_mac()),
+        ]);
+        // The bridge in between has a MAC of its own, and what is sent there is the host's to route.
+        for (ip, what) in
+            [(HOST, "the host, past its bridge"), (NEIGHBOUR, "a neighbour, by the host")]
+        {
+            sandbox.resolve(ip, inner);
+            found.insert(what, sandbox.reaches(ip));
+        }
+        machine.resolve(SANDBOX, inner);
+        found.insert("the sandbox, from another machine, by the host", machine.reaches(SANDBOX));
+        self.forget();
+        found
+    }
+
+    /// Returns what must work, each with whether it does.
+    fn allowed(&self) -> BTreeMap<&'static str, bool> {
+        self.forget();
+        BTreeMap::from([
+            ("a public address", self.sandbox.reaches(PUBLIC)),
+            ("a public address, by a datagram", self.datagram_arrives(SANDBOX)),
+            ("the sandbox, by its host", self.host.reaches(SANDBOX)),
+            ("the neighbour, by its host", self.host.reaches(NEIGHBOUR)),
+        ])
+    }
+
+    /// Forgets all neighbours and their MACs, and what the bridges have learned.
+    fn forget(&self) {
+        self.host.ip("ip link set vmbr0 type bridge fdb_flush
+             ip link set fwbr100002i0 type bridge fdb_flush");
+        for namespace in [&self.host, &self.sandbox, &self.neighbour, &self.machine] {
+            namespace.ip("ip neigh flush all nud all");
+        }
+    }
+
+    /// Sends a datagram from an address of the sandbox to the public network.
+    fn datagram_arrives(&self, from: Ipv4Addr) -> bool {
+        let receiver = self.public.inside(|| UdpSocket::bind((PUBLIC, PORT)).expect("a port"));
+        receiver.set_read_timeout(Some(WAIT)).expect("set");
+        self.sandbox.inside(|| {
+            let sender = UdpSocket::bind((from, 0)).expect("its address");
+            sender.send_to(b"x", (PUBLIC, PORT)).expect("sent");
+        });
+        receiver.recv_from(&mut [0; 16]).is_ok()
+    }
+
+    fn spoofs(&self) -> bool {
+        self.sandbox.ip(&format!("ip addr add {TAKEN}/32 dev eth0"));
+        let arrives = self.datagram_arrives(TAKEN);
+        self.sandbox.ip(&format!("ip addr del {TAKEN}/32 dev eth0"));
+        arrives
+    }
+
+    /// Lets the host ask who has an address that the sandbox took.
+    fn answers_for_another(&self) -> bool {
+        self.sandbox.ip(&format!("ip addr add {TAKEN}/32 dev eth0"));
+        self.host.reaches(TAKEN);
+        let known = self.host.ip(&format!("ip neigh show {TAKEN}"));
+        self.sandbox.ip(&format!("ip addr del {TAKEN}/32 dev eth0"));
+        known.contains(OWN_MAC)
+    }
+
+    /// Lets the sandbox send as another MAC; true when a bridge has learned it.
+    fn takes_a_mac(&self) -> bool {
+        self.sandbox.ip(&format!("ip link set eth0 address {TAKEN_MAC}"));
+        self.datagram_arrives(SANDBOX);
+        let learned = ["vmbr0", "fwbr100002i0"].map(|bridge| {
+            self.host.ip(&format!("bridge fdb show br {bridge}")).contains(TAKEN_MAC)
+        });
+        // The address goes with the route, which goes with the change of the MAC on some kernels.
+        self.sandbox.ip(&format!(
+            "ip link set eth0 address {OWN_MAC}\nip route replace default via {HOST}"
+        ));
+        learned.contains(&true)
+    }
+}
+
+#[tokio::test]
+async fn rules_hold_behind_the_bridge_of_pves_firewall() {
+    if !nix::unistd::geteuid().is_root() {
+        // Making a namespace requires root.
+        return;
+    }
+    let wired = Wired::new();
+    let net = tempfile::tempdir().expect("a directory");
+    let firewall = NftFirewall::of(net.path(), &wired.host.nft());
+    let all = |probes: BTreeMap<&'static str, bool>, expected: bool| {
+        let other: Vec<_> = probes.iter().filter(|(_, works)| **works != expected).collect();
+        assert!(other.is_empty(), "not {expected}: {other:?}");
+    };
+    // Without the switch, the kernel was built without it, or nobody has loaded br_netfilter.
+    let switch = wired.host.inside(|| Path::new(CALL_INET).exists());
+    let values: &[&str] = if switch { &["0", "1"] } else { &["0"] };
+    for value in values {
+        if switch {
+            wired.host.inside(|| fs::write(CALL_INET, value).expect("switched"));
+        }
+        firewall.apply(&rules([(100_002, entry(2)), (100_003, entry(3))])).await.expect("applied");
+        all(wired.allowed(), true);
+        all(wired.forbidden(), false);
+        // Each probe proves something only if the rules are what stops it.
+        for family in super::super::render::FAMILIES {
+            wired.host.run(&format!("delete table {family} {TABLE}"));
+        }
+        all(wired.allowed(), true);
+        all(wired.forbidden(), true);
+        assert!(firewall.check().await.expect("listed").is_some(), "the next call replaces them");
+    }
+}
