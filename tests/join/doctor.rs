@@ -30,6 +30,7 @@ async fn nothing_is_wrong_with_a_whole_node() {
         "isolation",
         "storage",
         "template",
+        "limits",
         "disk",
         "agent",
     ] {
@@ -97,6 +98,55 @@ async fn each_flaw_of_storage_template_and_programs_is_found_and_mended() {
     let names: Vec<_> = missing.iter().map(|check| check.name).collect();
     assert_eq!(names, ["template", "template"], "the template, and that no snapshot is offered");
     sick.sh("mv $ROOT/9000.conf $ROOT/pve/nodes/n1/lxc/9000.conf");
+    assert_eq!(sick.findings().await, []);
+    // A storage for new templates that no sandbox is on.
+    sick.sh("sed -i '1i storage = \"slow\"' $ROOT/agent.toml");
+    let found = sick.findings().await;
+    let [unused] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((unused.name, unused.subject.as_str()), ("storage", "slow"));
+    assert_eq!(unused.state, State::Warning, "what runs does not need it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kernel_cannot_limit_is_a_warning() {
+    if !is_possible() {
+        return;
+    }
+    let sick = Sick::start().await;
+    let found = async |breaks: &str| {
+        sick.sh(breaks);
+        let found = sick.findings().await;
+        let warns =
+            |check: &daemon::doctor::Check| (check.name, check.state) == ("limits", State::Warning);
+        assert!(found.iter().all(warns), "{found:?}");
+        found.into_iter().map(|check| check.subject).collect::<Vec<_>>()
+    };
+    assert_eq!(found("sed -i '/^io_/d' $ROOT/agent.toml").await, ["storage fast"], "ZFS");
+    let controllers = "echo cpu memory > $ROOT/cgroup/cgroup.controllers";
+    assert_eq!(found(controllers).await, ["cgroup controller pids", "cgroup controller io"]);
+    // v1 has them under names of its own.
+    let v1 = "for name in pids blkio; do mkdir $ROOT/cgroup/$name; : > $ROOT/cgroup/$name/cgroup.procs; done";
+    assert_eq!(found(v1).await, ["storage fast"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stuck_pmxcfs_is_found_without_getting_stuck() {
+    if !is_possible() {
+        return;
+    }
+    let mut sick = Sick::start().await;
+    sick.stop_agent().await;
+    // A read waits for a writer that never comes, as it waits for a pmxcfs that is stuck.
+    sick.sh("rm $ROOT/pve/.members; mkfifo $ROOT/pve/.members");
+    let found = tokio::time::timeout(std::time::Duration::from_secs(20), sick.findings()).await;
+    let found = found.expect("it ends");
+    let [stuck] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((stuck.name, stuck.state), ("quorum", State::Failed));
+    assert!(stuck.found.contains("does not answer"), "{stuck:?}");
+    let remedy = stuck.remedy.as_deref().unwrap_or_default();
+    assert!(remedy.starts_with("systemctl restart pve-cluster"), "{remedy}");
+    sick.sh("rm $ROOT/pve/.members; systemctl restart pve-cluster");
+    sick.start_agent().await;
     assert_eq!(sick.findings().await, []);
 }
 

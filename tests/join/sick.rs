@@ -36,7 +36,6 @@ const PROGRAMS: &[(&str, &str)] = &[
         "case $1 in\n\
          status) echo 'Name Type Status'; state=active; test -e $ROOT/off && state=inactive\n\
          sed -n \"s/^\\([a-z]*\\): \\([a-z]*\\)/\\2 \\1 $state/p\" $ROOT/pve/storage.cfg;;\n\
-         set) sed -i \"/: $2\\$/,/^\\$/s/content .*/content $4/\" $ROOT/pve/storage.cfg;;\n\
          esac",
     ),
     ("sysctl", "echo ${2#*=} > $ROOT/proc/sys/net/ipv4/ip_forward"),
@@ -109,6 +108,7 @@ impl Sick {
             fs::set_permissions(file(&name), mode).expect("executable");
         }
         write("net/vmbr1/bridge/x", "");
+        write("cgroup/cgroup.controllers", "cpu io memory pids\n");
         write("proc/sys/net/ipv4/ip_forward", "1\n");
         write(
             "proc/net/route",
@@ -128,15 +128,18 @@ impl Sick {
         let path = |name: &str| file(name).display().to_string();
         let config = self.node.config();
         let programs = format!(
-            "state_dir = \"{}\"\nrun_dir = \"{}\"\n[pve]\npct = \"{}\"\npvesm = \"{}\"\nlxc_attach = \"{}\"\n",
+            "state_dir = \"{}\"\nrun_dir = \"{}\"\n[pve]\npct = \"{}\"\npvesm = \"{}\"\nlxc_attach = \"{}\"\n\
+             cgroup_root = \"{}\"\n",
             path("state"),
             path("run"),
             path("bin/pct"),
             path("bin/pvesm"),
             path("bin/lxc-attach"),
+            path("cgroup"),
         );
         let config = config.replacen("[pve]\n", &programs, 1);
         let network = "[network]\ngateway = \"10.100.1.1\"\npool = \"10.100.1.0/24\"\n\
+                       [limits]\nio_read_mibps = 0\nio_write_mibps = 0\nio_read_iops = 0\nio_write_iops = 0\n\
                        [[template]]\nsnapshot = \"debian\"\nvmid = 9000\n";
         fs::write(file("agent.toml"), format!("{config}{network}")).expect("written");
         let address = "10.100.1.1/24".parse().expect("a network");

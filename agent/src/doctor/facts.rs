@@ -43,6 +43,8 @@ pub struct Node {
     pub fit_storages: Vec<String>,
     /// Templates that are configured, or carry the mark.
     pub templates: Vec<Template>,
+    /// Limits that the kernel can hold sandboxes to.
+    pub limits: Limits,
     /// Ingress, where it is configured.
     pub ingress: Option<Ingress>,
     /// Free space of the agent's directory, bytes.
@@ -77,6 +79,17 @@ pub struct Bridge {
     pub answers: Option<bool>,
 }
 
+/// Limits that the kernel can hold sandboxes to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Whether it can limit processes.
+    pub processes: bool,
+    /// Whether it can limit the use of disks.
+    pub io: bool,
+    /// Whether it can count connections; `None` when it cannot be asked.
+    pub connections: Option<bool>,
+}
+
 /// A storage.
 #[derive(Debug, Clone)]
 pub struct Storage {
@@ -88,6 +101,8 @@ pub struct Storage {
     pub holds_containers: bool,
     /// Whether it clones a template linked.
     pub links_clones: bool,
+    /// Whether a template is on it.
+    pub has_template: bool,
     /// Whether PVE says that it is active; `None` when PVE did not answer.
     pub is_active: Option<bool>,
 }

@@ -21,7 +21,8 @@ use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use super::{
     Host, contact,
     facts::{
-        Agent, Bridge, Facts, Ingress, Node, Program, Storage, Template, TemplateState, Written,
+        Agent, Bridge, Facts, Ingress, Limits, Node, Program, Storage, Template, TemplateState,
+        Written,
     },
     hop, own,
 };
@@ -30,20 +31,32 @@ use crate::{
     clock::{Clock as _, SystemClock},
     config::Config,
     detect::{self, Roots},
+    firewall::render,
     ingress::caddy,
-    pve::{ContainerConfig, HostPaths, forbidden, pmxcfs, storage},
+    pve::{ContainerConfig, HostPaths, forbidden, io_limit, pmxcfs, process_limit, storage},
     sandbox,
     sys::{proc, read},
 };
 
 /// Name of the agent's program and its command, as its processes show them.
 const AGENT: [&str; 2] = ["pve-sandbox-agent", "run"];
+/// Program that reads a file of pmxcfs.
+const CAT: &str = "/bin/cat";
 /// Ticks of the kernel's clock for processes, milliseconds each (USER_HZ, proc(5)).
 const TICK_MS: u64 = 10;
 
 /// Returns the time, milliseconds since 1970.
 pub(super) fn now_ms(config: &Config) -> u64 {
     SystemClock::new(&config.boot_id).now_ms()
+}
+
+/// Returns false when pmxcfs gives no answer: it is mounted, and stuck. A child asks, since nothing ends a
+/// read of it then: our own would keep this process, too.
+pub(super) async fn pmxcfs_answers(pve: &HostPaths) -> bool {
+    let members = pve.root.join(pmxcfs::MEMBERS);
+    let Some(members) = members.to_str() else { return true };
+    let asked = systemctl::ask(Path::new(CAT), &["--", members], PATIENCE).await;
+    !asked.is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Sees everything, at once where it takes time.
@@ -69,8 +82,9 @@ pub(super) async fn all(config: Option<&Config>, pve: &HostPaths, host: &Host) -
 async fn node(config: &Config, host: &Host) -> Node {
     let files = files(config);
     let (storages, fit_storages) = storages(config, &files.templates);
-    let (tables, bridge, storages, ingress, listener) = tokio::join!(
+    let (tables, connections, bridge, storages, ingress, listener) = tokio::join!(
         tables(host),
+        counts(host),
         bridge(config, host),
         active(config, storages),
         ingress(config, files.ingress),
@@ -79,6 +93,12 @@ async fn node(config: &Config, host: &Host) -> Node {
     Node {
         programs: programs(config, host, bridge.is_ours),
         bridge,
+        limits: Limits {
+            processes: process_limit::can_limit(&config.pve),
+            io: io_limit::can_limit(&config.pve),
+            // Without the right to list tables, a refusal says nothing.
+            connections: connections.filter(|_| tables.is_some()),
+        },
         tables,
         storages,
         fit_storages,
@@ -106,6 +126,7 @@ pub(super) fn files(config: &Config) -> Node {
         storages: Vec::new(),
         fit_storages: Vec::new(),
         templates: templates(config),
+        limits: Limits::default(),
         ingress,
         room: None,
         agent: Agent { listener: None, on_disk: Vec::new(), is_replaced: false },
@@ -227,6 +248,15 @@ async fn tables(host: &Host) -> Option<BTreeSet<String>> {
     listed.success.then(|| tables.map(str::to_owned).collect())
 }
 
+/// Returns whether the kernel can count connections, by a check of nft that changes nothing.
+async fn counts(host: &Host) -> Option<bool> {
+    let (nft, first) = host.nft.split_first()?;
+    let probe = render::counting_probe();
+    let words: Vec<&str> = first.iter().map(String::as_str).chain(["-c", probe.as_str()]).collect();
+    let checked = systemctl::ask(Path::new(nft), &words, PATIENCE).await.ok()?;
+    Some(checked.success)
+}
+
 /// Sees the storages of the templates and the one for new templates; and the names of those that are fit.
 fn storages(config: &Config, templates: &[Template]) -> (Vec<Storage>, Vec<String>) {
     let text = read::text(&config.pve.root.join(pmxcfs::STORAGES), read::LARGE);
@@ -239,8 +269,9 @@ fn storages(config: &Config, templates: &[Template]) -> (Vec<Storage>, Vec<Strin
         | TemplateState::Unreadable(_) => None,
     });
     let settings = config.settings().iter().filter(|setting| setting.name == "storage");
+    let of_templates: BTreeSet<String> = of_templates.collect();
     let mut names: Vec<_> = settings.map(|setting| setting.value.clone()).collect();
-    names.extend(of_templates);
+    names.extend(of_templates.iter().cloned());
     names.sort();
     names.dedup();
     let see = |name: String| {
@@ -249,6 +280,7 @@ fn storages(config: &Config, templates: &[Template]) -> (Vec<Storage>, Vec<Strin
             kind: found.map(|storage| storage.kind.clone()),
             holds_containers: found.is_some_and(|storage| storage.holds_containers(node)),
             links_clones: found.is_some_and(storage::Storage::links_clones),
+            has_template: of_templates.contains(&name),
             is_active: None,
             name,
         }

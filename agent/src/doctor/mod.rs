@@ -1,12 +1,13 @@
 //! `doctor`: looks at this node and says what is wrong, each finding with its remedy.
 //!
 //! `look` and `contact` see: all effects are there, each with a deadline. `facts` holds what was seen.
-//! `configuration`, `network`, `storage`, `ingress` and `node` decide from the facts and are pure.
+//! `configuration`, `network`, `storage`, `limits`, `ingress` and `node` decide from the facts and are pure.
 
 mod configuration;
 mod contact;
 pub mod facts;
 mod ingress;
+mod limits;
 mod look;
 mod network;
 mod node;
@@ -66,10 +67,18 @@ pub async fn run(
 ) -> Report {
     let file = path.map(daemon::config::load::<File>).transpose();
     let pve = file.as_ref().ok().and_then(Option::as_ref).map(|file| file.pve.clone());
+    let pve = pve.unwrap_or_default();
+    if !look::pmxcfs_answers(&pve).await {
+        // The configuration is completed from pmxcfs, too, so nothing else of the node can be judged.
+        let stuck = node::stuck(&pve);
+        let is_root = nix::unistd::geteuid().is_root();
+        let clock = daemon::doctor::reach::clock(daemon::doctor::reach::is_synchronised().await);
+        return Report::new(vec![stuck, node::privileges(is_root), clock]);
+    }
     let config = file
         .map_err(config::Error::File)
         .and_then(|file| Config::complete(file.unwrap_or_default(), flags, env, &host.net));
-    let facts = look::all(config.as_ref().ok(), &pve.unwrap_or_default(), host).await;
+    let facts = look::all(config.as_ref().ok(), &pve, host).await;
     Report::new(checks(&config, &facts, host))
 }
 
@@ -86,6 +95,7 @@ fn checks(config: &Result<Config, config::Error>, facts: &Facts, host: &Host) ->
         checks.extend(network::check(config, node, host));
         checks.extend(storage::check(config, node));
         checks.extend(storage::templates(config, &node.templates));
+        checks.extend(limits::check(config, node));
         checks.extend(ingress::files(config, node));
         checks.extend(ingress::caddy(config, node));
         checks.push(node::room(config, node.room));

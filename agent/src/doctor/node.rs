@@ -9,7 +9,10 @@ use super::{
     facts::{Agent, Program},
     listeners_of,
 };
-use crate::{config::Config, pve::Cluster};
+use crate::{
+    config::Config,
+    pve::{Cluster, HostPaths},
+};
 
 /// Free space of the agent's directory below which the journal is in danger, and below which it soon is.
 const ROOM_MIN: u64 = 64 << 20;
@@ -38,6 +41,14 @@ pub(super) fn programs(programs: &[Program]) -> Vec<Check> {
     }
     let paths: Vec<_> = programs.iter().map(|program| program.path.display().to_string()).collect();
     vec![Check::ok("program", "", format!("all are there: {}", paths.join(", ")))]
+}
+
+/// Says that pmxcfs is mounted and does not answer.
+pub(super) fn stuck(pve: &HostPaths) -> Check {
+    let root = pve.root.display().to_string();
+    let found = "pmxcfs does not answer within 3 s: it is stuck, so PVE and the agent can change nothing, and \
+                 the rest of this node was not looked at";
+    Check::failed("quorum", root, found, "systemctl restart pve-cluster; then run this again")
 }
 
 pub(super) fn quorum(cluster: &Cluster) -> Check {

@@ -12,7 +12,18 @@ pub(super) fn check(config: &Config, node: &Node) -> Vec<Check> {
         let found = "no storage holds containers of this node";
         return vec![Check::failed("storage", "storage.cfg", found, remedy)];
     }
-    let of_one = |storage: &Storage| one(config, storage, &node.fit_storages);
+    let of_one = |storage: &Storage| {
+        let check = one(config, storage, &node.fit_storages);
+        match check.state {
+            // Sandboxes are made elsewhere; only `template init` would choose it.
+            State::Failed if !storage.has_template => Check {
+                state: State::Warning,
+                found: format!("{}; no template is on it", check.found),
+                ..check
+            },
+            State::Failed | State::Warning | State::Ok => check,
+        }
+    };
     node.storages.iter().map(of_one).collect()
 }
 
